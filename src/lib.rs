@@ -1,0 +1,25 @@
+//! vmsnap makes incremental backups of libvirt domains and brings them back.
+//!
+//! The data's way:
+//!
+//! ```text
+//! domain ─ libvirt job + checkpoint ─► NBD export ─► dirty extents ─► blocks ─► qcow2 writer ─► restore point ─► chain ─► period
+//!                                                                                                                 │
+//!             disk or new domain ◄── qcow2/raw writer ◄── blocks ◄── extents of the chain (newest wins) ◄─────────┘
+//! ```
+
+pub mod model;
+
+pub mod host;
+pub mod nbd;
+
+pub mod image;
+
+pub mod repo;
+
+pub mod ops;
+
+pub mod cli;
+
+#[cfg(feature = "testkit")]
+pub mod testkit;

@@ -1,0 +1,242 @@
+//! Which restore points stand upon which, and what the next one can stand upon.
+
+use super::checkpoint::Checkpoint;
+use super::restore_point::{Level, RestorePoint};
+
+/// A restore point as the repository holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptPoint {
+    /// What its manifest says.
+    pub point: RestorePoint,
+    /// What is wrong with its own files; empty when they are all there with the recorded sizes.
+    pub faults: Vec<String>,
+}
+
+/// The restore points of one domain that were read, with the questions one asks of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chains {
+    points: Vec<KeptPoint>,
+}
+
+impl Chains {
+    /// Takes the restore points in any order.
+    pub fn new(mut points: Vec<KeptPoint>) -> Self {
+        points.sort_by(|a, b| {
+            let key = |kept: &KeptPoint| (kept.point.sequence, kept.point.time);
+            key(a).cmp(&key(b)).then_with(|| a.point.id.cmp(&b.point.id))
+        });
+        Chains { points }
+    }
+
+    /// All of them, in the order they were committed.
+    pub fn points(&self) -> &[KeptPoint] {
+        &self.points
+    }
+
+    /// The one with this id.
+    pub fn get(&self, id: &str) -> Option<&KeptPoint> {
+        self.points.iter().find(|kept| kept.point.id == id)
+    }
+
+    /// The newest one.
+    pub fn latest(&self) -> Option<&KeptPoint> {
+        self.points.last()
+    }
+
+    /// The restore points whose images make up this disk at `id`, newest first, or what breaks the chain.
+    pub fn lineage(&self, id: &str, target: &str) -> Result<Vec<&KeptPoint>, String> {
+        let mut line = Vec::new();
+        let mut wanted = id.to_owned();
+        loop {
+            let kept = self
+                .get(&wanted)
+                .ok_or_else(|| format!("restore point {wanted} is missing"))?;
+            if let Some(fault) = kept.faults.first() {
+                return Err(fault.clone());
+            }
+            let disk = kept
+                .point
+                .disk(target)
+                .ok_or_else(|| format!("restore point {wanted} does not hold disk {target}"))?;
+            if line.len() >= self.points.len() {
+                return Err(format!("the parents of restore point {id} form a circle"));
+            }
+            line.push(kept);
+            match (disk.level, &disk.parent) {
+                (Level::Full, None) => return Ok(line),
+                (Level::Incremental, Some(parent)) => wanted = parent.clone(),
+                (Level::Full, Some(_)) => {
+                    return Err(format!("disk {target} of {wanted} is full but names a parent"));
+                }
+                (Level::Incremental, None) => {
+                    return Err(format!(
+                        "disk {target} of {wanted} is incremental but names no parent"
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Why this restore point cannot be given back whole; empty when it can.
+    pub fn faults(&self, id: &str) -> Vec<String> {
+        let Some(kept) = self.get(id) else {
+            return vec![format!("restore point {id} is missing")];
+        };
+        let mut faults = kept.faults.clone();
+        for disk in &kept.point.disks {
+            if let Err(fault) = self.lineage(id, &disk.target)
+                && !faults.contains(&fault)
+            {
+                faults.push(fault);
+            }
+        }
+        faults
+    }
+}
+
+/// A disk about to be backed up, as far as its level depends on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskNow {
+    /// The disk's target.
+    pub target: String,
+    /// `Some` when the disk can only be backed up in full, with the reason.
+    pub full_only: Option<String>,
+    /// Its size now, in bytes, where it is known before the job.
+    pub virtual_size: Option<u64>,
+}
+
+/// The level of one disk, with the reason that stands in manifest and output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskLevel {
+    /// The disk's target.
+    pub target: String,
+    /// Upon what it stands; `None` for a full.
+    pub parent: Option<Parent>,
+    /// Why.
+    pub reason: String,
+}
+
+impl DiskLevel {
+    /// Full or incremental.
+    pub fn level(&self) -> Level {
+        match self.parent {
+            Some(_) => Level::Incremental,
+            None => Level::Full,
+        }
+    }
+}
+
+/// What an incremental image stands upon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parent {
+    /// The restore point.
+    pub id: String,
+    /// The checkpoint made with it, whose bitmap knows what was written since.
+    pub checkpoint: String,
+    /// The disk's size then, in bytes.
+    pub virtual_size: u64,
+}
+
+/// Decides the level of one disk: incremental upon the newest restore point of the period that is whole, and whose
+/// checkpoint is still there and sound for this disk; full otherwise.
+///
+/// `uuid` is the domain's, `period` the folder that the new restore point goes to, `checkpoints` what the hypervisor lists now.
+pub fn decide(
+    disk: &DiskNow,
+    uuid: &str,
+    period: &str,
+    chains: &Chains,
+    checkpoints: &[Checkpoint],
+) -> DiskLevel {
+    let full = |reason: String| DiskLevel {
+        target: disk.target.clone(),
+        parent: None,
+        reason,
+    };
+    if let Some(reason) = &disk.full_only {
+        return full(reason.clone());
+    }
+    let mut why_not = None;
+    let candidates = chains
+        .points()
+        .iter()
+        .rev()
+        .filter(|kept| kept.point.period == period);
+    for kept in candidates {
+        match usable_parent(disk, uuid, kept, chains, checkpoints) {
+            Ok(parent) => {
+                let reason = match &why_not {
+                    None => format!("changes since {}", parent.id),
+                    Some(why_not) => format!("changes since {} ({why_not})", parent.id),
+                };
+                return DiskLevel {
+                    target: disk.target.clone(),
+                    parent: Some(parent),
+                    reason,
+                };
+            }
+            // The newest candidate's trouble is what the user wants to hear of.
+            Err(reason) => {
+                why_not.get_or_insert(reason);
+            }
+        }
+    }
+    full(why_not.unwrap_or_else(|| "first of the period".to_owned()))
+}
+
+fn usable_parent(
+    disk: &DiskNow,
+    uuid: &str,
+    kept: &KeptPoint,
+    chains: &Chains,
+    checkpoints: &[Checkpoint],
+) -> Result<Parent, String> {
+    let point = &kept.point;
+    let id = &point.id;
+    if point.uuid != uuid {
+        return Err(format!(
+            "restore point {id} is of another domain of that name (UUID {})",
+            point.uuid
+        ));
+    }
+    let Some(before) = point.disk(&disk.target) else {
+        return Err(format!("disk {} is new since {id}", disk.target));
+    };
+    let (Some(recorded), true) = (&point.checkpoint, before.checkpointed) else {
+        return Err(format!(
+            "no checkpoint was made of disk {} with {id}",
+            disk.target
+        ));
+    };
+    if let Some(now) = disk.virtual_size
+        && now < before.virtual_size
+    {
+        return Err(format!("disk {} has shrunk since {id}", disk.target));
+    }
+    let Some(checkpoint) = checkpoints
+        .iter()
+        .find(|checkpoint| checkpoint.name == recorded.name)
+    else {
+        return Err(format!("checkpoint {} is gone", recorded.name));
+    };
+    if !checkpoint.is(recorded) {
+        return Err(format!(
+            "checkpoint {} was made anew by somebody else",
+            recorded.name
+        ));
+    }
+    if !checkpoint.is_sound_for(&disk.target) {
+        return Err(format!(
+            "the bitmap {} of disk {} is lost or inconsistent",
+            recorded.name, disk.target
+        ));
+    }
+    chains
+        .lineage(id, &disk.target)
+        .map_err(|fault| format!("the chain to {id} is not whole: {fault}"))?;
+    Ok(Parent {
+        id: id.clone(),
+        checkpoint: recorded.name.clone(),
+        virtual_size: before.virtual_size,
+    })
+}

@@ -1,0 +1,102 @@
+//! libvirt's named points in time, and the names of ours.
+
+use serde::{Deserialize, Serialize};
+
+/// The prefix of our checkpoints' names: the classic one, so that status and scrub know them.
+const PREFIX: &str = "virtnbdbackup.";
+
+/// A checkpoint as libvirt lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Its name.
+    pub name: String,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+    /// The disks it covers with a bitmap.
+    pub disks: Vec<CheckpointDisk>,
+}
+
+impl Checkpoint {
+    /// Whether the bitmap of this disk is there and sound.
+    pub fn is_sound_for(&self, target: &str) -> bool {
+        self.disks
+            .iter()
+            .any(|disk| disk.target == target && disk.bitmap == Bitmap::Sound)
+    }
+
+    /// The same moment as the one recorded: name and time of creation agree. A name alone can have been used again.
+    pub fn is(&self, recorded: &CheckpointId) -> bool {
+        self.name == recorded.name && self.created == recorded.created
+    }
+}
+
+/// One disk of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointDisk {
+    /// The disk's target.
+    pub target: String,
+    /// What is known of its bitmap.
+    pub bitmap: Bitmap,
+    /// Bytes written since, where the hypervisor can tell.
+    pub dirty_bytes: Option<u64>,
+}
+
+/// What is known of a checkpoint's bitmap on one disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bitmap {
+    /// It is there and records.
+    Sound,
+    /// It is missing, or marked inconsistent since QEMU was killed.
+    Broken,
+}
+
+/// What a manifest keeps of a checkpoint, to know it again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointId {
+    /// Its name.
+    pub name: String,
+    /// When it was made, in seconds since 1970, as libvirt says.
+    pub created: i64,
+}
+
+/// The number in one of our checkpoints' names; `None` for a foreign name.
+pub fn own_number(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix(PREFIX)?;
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok()
+}
+
+/// The next name of ours that none of `taken` uses or has overtaken.
+pub fn next_name<'a>(taken: impl IntoIterator<Item = &'a str>) -> String {
+    let next = taken
+        .into_iter()
+        .filter_map(own_number)
+        .max()
+        .map_or(0, |highest| highest.saturating_add(1));
+    format!("{PREFIX}{next}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_name_is_number_zero_and_gaps_are_not_filled() {
+        assert_eq!(next_name([]), "virtnbdbackup.0");
+        assert_eq!(
+            next_name(["virtnbdbackup.0", "virtnbdbackup.7"]),
+            "virtnbdbackup.8"
+        );
+    }
+
+    #[test]
+    fn foreign_names_do_not_count() {
+        for foreign in ["mine.3", "virtnbdbackup.", "virtnbdbackup.1a", "xvirtnbdbackup.4"] {
+            assert_eq!(own_number(foreign), None, "{foreign}");
+        }
+        assert_eq!(next_name(["mine.3"]), "virtnbdbackup.0");
+    }
+}

@@ -1,0 +1,11 @@
+//! The nouns: plain data and pure functions. No I/O, no clock, no libvirt.
+
+pub mod block;
+pub mod buffer;
+pub mod chain;
+pub mod checkpoint;
+pub mod domain;
+pub mod finding;
+pub mod period;
+pub mod restore_point;
+pub mod stop;

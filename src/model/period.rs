@@ -1,0 +1,165 @@
+//! The calendar spans whose restore points share a folder.
+
+use jiff::civil::{Date, date};
+
+/// How restore points are grouped into periods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum GroupBy {
+    /// A calendar month.
+    #[default]
+    Month,
+    /// Three months from January, April, July or October.
+    Quarter,
+    /// Half a year from January or July.
+    BiAnnual,
+    /// A calendar year.
+    Year,
+}
+
+impl GroupBy {
+    /// All of them, shortest first.
+    pub const ALL: [GroupBy; 4] = [GroupBy::Month, GroupBy::Quarter, GroupBy::BiAnnual, GroupBy::Year];
+
+    /// The word on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            GroupBy::Month => "month",
+            GroupBy::Quarter => "quarter",
+            GroupBy::BiAnnual => "bi-annual",
+            GroupBy::Year => "year",
+        }
+    }
+
+    /// The grouping that this word of the command line means.
+    pub fn from_word(word: &str) -> Option<GroupBy> {
+        GroupBy::ALL.into_iter().find(|by| by.word() == word)
+    }
+
+    /// Whole days from the period's start to its middle mark, from which pruning may delete the period before.
+    pub fn middle_mark_days(self) -> i32 {
+        match self {
+            GroupBy::Month => 15,
+            GroupBy::Quarter => 45,
+            GroupBy::BiAnnual => 90,
+            GroupBy::Year => 180,
+        }
+    }
+
+    fn months(self) -> i8 {
+        match self {
+            GroupBy::Month => 1,
+            GroupBy::Quarter => 3,
+            GroupBy::BiAnnual => 6,
+            GroupBy::Year => 12,
+        }
+    }
+}
+
+/// One period: a grouping and the day it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period {
+    group_by: GroupBy,
+    start: Date,
+}
+
+impl Period {
+    /// The period in which `day` lies (local time, by the classic rule).
+    pub fn containing(group_by: GroupBy, day: Date) -> Period {
+        let months = group_by.months();
+        let first_month = (day.month() - 1) / months * months + 1;
+        Period {
+            group_by,
+            start: date(day.year(), first_month, 1),
+        }
+    }
+
+    /// The period just before this one, of the same grouping. `None` only at the calendar's beginning.
+    pub fn previous(self) -> Option<Period> {
+        let day_before = self.start.yesterday().ok()?;
+        Some(Period::containing(self.group_by, day_before))
+    }
+
+    /// The first day.
+    pub fn start(self) -> Date {
+        self.start
+    }
+
+    /// Whether `day` has reached the middle mark.
+    pub fn is_past_middle(self, day: Date) -> bool {
+        let days = (day - self.start).get_days();
+        days >= self.group_by.middle_mark_days()
+    }
+
+    /// The folder's name, as the classic program spells it.
+    pub fn folder(self) -> String {
+        let year = self.start.year();
+        let month = self.start.month();
+        let suffix = match self.group_by {
+            GroupBy::Month => format!("{year:04}-{month:02}"),
+            GroupBy::Quarter => format!("{year:04}-Q{}", (month - 1) / 3 + 1),
+            GroupBy::BiAnnual => format!("{year:04}-p{}", (month - 1) / 6 + 1),
+            GroupBy::Year => format!("{year:04}"),
+        };
+        let stem = match self.group_by {
+            GroupBy::BiAnnual => "bi-annually".to_owned(),
+            other => format!("{}ly", other.word()),
+        };
+        format!("{FOLDER_PREFIX}{stem}-{suffix}")
+    }
+}
+
+/// What the name of every period folder begins with.
+pub const FOLDER_PREFIX: &str = "vmsnap-backup-";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_spelt_the_classic_way() {
+        let day = date(2024, 11, 17);
+        let folders: Vec<String> = GroupBy::ALL
+            .into_iter()
+            .map(|by| Period::containing(by, day).folder())
+            .collect();
+        assert_eq!(
+            folders,
+            [
+                "vmsnap-backup-monthly-2024-11",
+                "vmsnap-backup-quarterly-2024-Q4",
+                "vmsnap-backup-bi-annually-2024-p2",
+                "vmsnap-backup-yearly-2024",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_period_before_is_right_on_every_day_of_four_years() {
+        let mut day = date(2023, 1, 1);
+        while day < date(2027, 1, 1) {
+            for by in GroupBy::ALL {
+                let period = Period::containing(by, day);
+                assert!(period.start() <= day);
+                let previous = period.previous().expect("far from the calendar's beginning");
+                assert_eq!(Period::containing(by, previous.start()), previous);
+                let last_day = period.start().yesterday().expect("in range");
+                assert_eq!(Period::containing(by, last_day), previous, "{by:?} {day}");
+            }
+            day = day.tomorrow().expect("in range");
+        }
+    }
+
+    #[test]
+    fn the_middle_mark_counts_whole_days_from_the_start() {
+        let period = Period::containing(GroupBy::Month, date(2024, 2, 3));
+        assert!(!period.is_past_middle(date(2024, 2, 15)));
+        assert!(period.is_past_middle(date(2024, 2, 16)));
+        let half = Period::containing(GroupBy::BiAnnual, date(2024, 6, 30));
+        assert_eq!(
+            half.previous().expect("in range").folder(),
+            "vmsnap-backup-bi-annually-2023-p2"
+        );
+        assert!(half.is_past_middle(date(2024, 3, 31)));
+        assert!(!half.is_past_middle(date(2024, 3, 30)));
+    }
+}

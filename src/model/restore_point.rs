@@ -1,0 +1,116 @@
+//! One moment of one domain, as its manifest records it.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::CheckpointId;
+use super::finding::Finding;
+
+/// Whether an image holds the whole disk or what changed since its parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// The whole disk.
+    Full,
+    /// What changed since the parent.
+    Incremental,
+}
+
+impl Level {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Level::Full => "full",
+            Level::Incremental => "incremental",
+        }
+    }
+}
+
+/// In which state the guest's file systems are in a restore point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Consistency {
+    /// The guest agent froze the file systems around the moment.
+    Filesystem,
+    /// As after a power cut: the guest ran and was not asked, or did not answer.
+    Crash,
+    /// The domain was shut off.
+    Offline,
+}
+
+impl Consistency {
+    /// The word for it, with what it means.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Consistency::Filesystem => "file systems frozen",
+            Consistency::Crash => "crash-consistent",
+            Consistency::Offline => "shut off",
+        }
+    }
+}
+
+/// One moment of one domain: the content of `manifest.json`, without what only the files concern.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestorePoint {
+    /// Its name within the domain; also the stem of its folder's name.
+    pub id: String,
+    /// Counts the domain's restore points in the order they were committed, from 1. Unlike the time it never goes back.
+    pub sequence: u64,
+    /// The domain's name.
+    pub domain: String,
+    /// The domain's UUID.
+    pub uuid: String,
+    /// The moment the disks were frozen at.
+    pub time: Timestamp,
+    /// Name of the period's folder.
+    pub period: String,
+    /// Incremental as soon as one disk is.
+    pub level: Level,
+    /// The restore point that an incremental one stands upon (the newest of its disks' parents).
+    pub parent: Option<String>,
+    /// The checkpoint that the next restore point can start from.
+    pub checkpoint: Option<CheckpointId>,
+    /// In which state the guest's file systems are.
+    pub consistency: Consistency,
+    /// The disks, in the order of the domain's XML.
+    pub disks: Vec<DiskPoint>,
+    /// What was worth telling.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
+}
+
+impl RestorePoint {
+    /// The disk of that target.
+    pub fn disk(&self, target: &str) -> Option<&DiskPoint> {
+        self.disks.iter().find(|disk| disk.target == target)
+    }
+}
+
+/// One disk of a restore point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskPoint {
+    /// The disk's target (`vda`).
+    pub target: String,
+    /// Whether the image stands alone.
+    pub level: Level,
+    /// Why it has this level, in a few words.
+    pub reason: String,
+    /// The restore point whose image of the same disk this one stands upon.
+    pub parent: Option<String>,
+    /// Whether the checkpoint covers this disk, so that an incremental image can follow.
+    pub checkpointed: bool,
+    /// Size of the disk, in bytes.
+    pub virtual_size: u64,
+    /// Where the disk's content lay on the host.
+    pub source: String,
+    /// The disk's own format (`qcow2`, `raw`).
+    pub source_format: String,
+    /// File name of the image within the restore point.
+    pub image: String,
+    /// Bytes of data in the image.
+    pub data_bytes: u64,
+    /// Bytes that the image holds as explicit zeroes.
+    pub zero_bytes: u64,
+}
