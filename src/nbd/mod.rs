@@ -1,8 +1,26 @@
 //! The reader: an NBD client that turns an export into extents and blocks.
 
+mod client;
+mod coverage;
 mod error;
+#[cfg(test)]
+mod fake;
 mod negotiate;
+mod reply;
 mod socket;
+mod source;
+mod transmit;
 pub mod wire;
 
+pub use client::{Client, ConnectOptions};
 pub use error::{Error, Result};
+pub use negotiate::{Context, Export};
+pub use source::{ExportSource, Mode, SourceOptions};
+pub use wire::BlockSizes;
+
+/// Entries for the fuzz targets: the parsers without a socket.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use super::negotiate::negotiate_with_script;
+    pub use super::reply::decode_script;
+}
