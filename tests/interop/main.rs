@@ -1,0 +1,4 @@
+//! vmsnap against the programs of others: qemu-img, qemu-io, qemu-nbd, nbdkit. A program that is missing fails its tests.
+
+mod nbd;
+mod support;
