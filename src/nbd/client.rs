@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::error::{Error, Result};
 use super::negotiate::{Context, Export, negotiate};
-use super::reply::Body;
+use super::options::BlockSizes;
+use super::pending::Body;
 use super::socket::{Patience, Socket};
 use super::transmit::Connection;
-use super::wire::{self, BlockSizes};
+use super::wire;
 use crate::model::buffer::Buffer;
 use crate::model::extents::Run;
 use crate::model::stop::Stop;

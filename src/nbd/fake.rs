@@ -10,6 +10,9 @@ use std::time::Duration;
 use super::wire::*;
 use crate::model::extents::Run;
 
+/// Flags, command, offset and length of a request.
+pub(super) type Seen = (u16, u16, u64, u32);
+
 /// An export and the manners of its server.
 #[derive(Clone, Debug)]
 pub(super) struct FakeExport {
@@ -35,8 +38,8 @@ pub(super) struct FakeExport {
     pub silent_after: usize,
     /// Most requests that were in flight together when it answered.
     pub most_together: Arc<AtomicUsize>,
-    /// All requests that came, as flags, command, offset and length.
-    pub seen: Arc<Mutex<Vec<(u16, u16, u64, u32)>>>,
+    /// All requests that came.
+    pub seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl FakeExport {

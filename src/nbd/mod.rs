@@ -6,6 +6,8 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod negotiate;
+mod options;
+mod pending;
 mod reply;
 mod socket;
 mod source;
@@ -15,8 +17,8 @@ pub mod wire;
 pub use client::{Client, ConnectOptions};
 pub use error::{Error, Result};
 pub use negotiate::{Context, Export};
+pub use options::BlockSizes;
 pub use source::{ExportSource, Mode, SourceOptions};
-pub use wire::BlockSizes;
 
 /// Entries for the fuzz targets: the parsers without a socket.
 #[doc(hidden)]

@@ -1,8 +1,9 @@
 //! The handshake: fixed newstyle, from the server's greeting to the first moment of transmission.
 
 use super::error::{Error, Result};
+use super::options::{self, BlockSizes, Info, OptionReply};
 use super::socket::Channel;
-use super::wire::{self, BlockSizes, Info, OptionReply};
+use super::wire;
 
 /// Most replies that one option may get. QEMU sends at most one for each context or kind of information.
 const MAX_REPLIES: usize = 64;
@@ -49,7 +50,7 @@ pub(super) fn negotiate(channel: &mut impl Channel, export: &str, contexts: &[&s
     let outcome = haggle(channel, export, contexts, no_zeroes);
     if matches!(outcome, Err(Error::Refused { .. })) {
         // The protocol asks for a goodbye. The server is left whether or not it hears it.
-        let _ = channel.send(&wire::encode_option(wire::OPT_ABORT, &[]));
+        let _ = channel.send(&options::encode_option(wire::OPT_ABORT, &[]));
     }
     outcome
 }
@@ -58,7 +59,7 @@ pub(super) fn negotiate(channel: &mut impl Channel, export: &str, contexts: &[&s
 fn greet(channel: &mut impl Channel) -> Result<bool> {
     let mut greeting = [0; 18];
     channel.receive_exact(&mut greeting)?;
-    let flags = wire::parse_greeting(&greeting)?;
+    let flags = options::parse_greeting(&greeting)?;
     if flags & wire::FLAG_FIXED_NEWSTYLE == 0 {
         return Err(Error::Unsupported {
             what: "it does not speak the fixed newstyle handshake".to_owned(),
@@ -103,7 +104,7 @@ fn haggle(channel: &mut impl Channel, name: &str, contexts: &[&str], no_zeroes: 
 /// Asks for structured replies. A server that does not know them says so.
 fn structured_replies(channel: &mut impl Channel, export: &str) -> Result<bool> {
     let option = wire::OPT_STRUCTURED_REPLY;
-    channel.send(&wire::encode_option(option, &[]))?;
+    channel.send(&options::encode_option(option, &[]))?;
     let (reply, payload) = option_reply(channel, option)?;
     match reply.kind {
         wire::REP_ACK => Ok(true),
@@ -116,9 +117,9 @@ fn structured_replies(channel: &mut impl Channel, export: &str) -> Result<bool> 
 /// Asks for contexts; the result are those that the server grants. One that refuses the option grants none.
 fn set_meta_contexts(channel: &mut impl Channel, export: &str, wanted: &[&str]) -> Result<Vec<Context>> {
     let option = wire::OPT_SET_META_CONTEXT;
-    channel.send(&wire::encode_option(
+    channel.send(&options::encode_option(
         option,
-        &wire::encode_set_meta_context(export, wanted),
+        &options::encode_set_meta_context(export, wanted),
     ))?;
     let mut granted: Vec<Context> = Vec::new();
     loop {
@@ -126,7 +127,7 @@ fn set_meta_contexts(channel: &mut impl Channel, export: &str, wanted: &[&str]) 
         match reply.kind {
             wire::REP_ACK => return Ok(granted),
             wire::REP_META_CONTEXT => {
-                let (id, name) = wire::parse_meta_context(&payload)?;
+                let (id, name) = options::parse_meta_context(&payload)?;
                 if !wanted.contains(&name) {
                     return Err(Error::protocol("it grants a context that was not asked for"));
                 }
@@ -150,14 +151,14 @@ fn set_meta_contexts(channel: &mut impl Channel, export: &str, wanted: &[&str]) 
 /// Opens the export; `false` when the server does not know how to do it this way.
 fn go(channel: &mut impl Channel, export: &mut Export) -> Result<bool> {
     let option = wire::OPT_GO;
-    channel.send(&wire::encode_option(option, &wire::encode_go(&export.name)))?;
+    channel.send(&options::encode_option(option, &options::encode_go(&export.name)))?;
     let mut told = false;
     for _ in 0..MAX_REPLIES {
         let (reply, payload) = option_reply(channel, option)?;
         match reply.kind {
             wire::REP_ACK if told => return Ok(true),
             wire::REP_ACK => return Err(Error::protocol("it opens the export without telling its size")),
-            wire::REP_INFO => match wire::parse_info(&payload)? {
+            wire::REP_INFO => match options::parse_info(&payload)? {
                 Info::Export { size, flags } => {
                     (export.size, export.flags) = (size, flags);
                     told = true;
@@ -177,13 +178,13 @@ fn go(channel: &mut impl Channel, export: &mut Export) -> Result<bool> {
 
 /// Opens the export the old way, where a server says no by hanging up.
 fn export_name(channel: &mut impl Channel, export: &mut Export, no_zeroes: bool) -> Result<()> {
-    channel.send(&wire::encode_option(
+    channel.send(&options::encode_option(
         wire::OPT_EXPORT_NAME,
         export.name.as_bytes(),
     ))?;
     let mut reply = [0; 10];
     channel.receive_exact(&mut reply)?;
-    (export.size, export.flags) = wire::parse_export_name_reply(&reply)?;
+    (export.size, export.flags) = options::parse_export_name_reply(&reply)?;
     if !no_zeroes {
         channel.receive_exact(&mut [0; 124])?;
     }
@@ -194,7 +195,7 @@ fn export_name(channel: &mut impl Channel, export: &mut Export, no_zeroes: bool)
 fn option_reply(channel: &mut impl Channel, option: u32) -> Result<(OptionReply, Vec<u8>)> {
     let mut head = [0; 20];
     channel.receive_exact(&mut head)?;
-    let reply = wire::parse_option_reply(&head)?;
+    let reply = options::parse_option_reply(&head)?;
     if reply.option != option {
         return Err(Error::protocol(format!(
             "it answers option {} instead of {option}",
@@ -209,7 +210,7 @@ fn option_reply(channel: &mut impl Channel, option: u32) -> Result<(OptionReply,
 fn refused(export: &str, kind: u32, payload: &[u8]) -> Error {
     Error::Refused {
         export: export.to_owned(),
-        reason: wire::option_error_words(kind, payload),
+        reason: options::option_error_words(kind, payload),
     }
 }
 

@@ -1,104 +1,14 @@
-//! What comes back: takes the server's bytes apart and puts replies together. No I/O in here, so that any bytes can be tried on it.
+//! Takes the server's bytes apart and puts replies together. No I/O in here, so that any bytes can be tried on it.
 //!
 //! Replies come in any order, and the chunks of one reply between those of others. Payload of reads is received straight into the buffer of its
 //! request: [`Decoder::direct`] tells where the next bytes belong.
 
 use std::collections::VecDeque;
 
-use super::coverage::Coverage;
 use super::error::{Error, Result};
+use super::pending::{Answer, Asked, Pending};
 use super::wire::{self, Chunk, ErrorChunk};
 use crate::model::buffer::Buffer;
-use crate::model::extents::Run;
-
-/// Most runs of one context that are kept of a reply: as many as QEMU sends. What is beyond them is asked for again.
-const MAX_RUNS: usize = 131_072;
-
-/// Most error chunks that one reply may bring. Real servers send one.
-const MAX_ERRORS: u32 = 1024;
-
-/// What was asked for.
-#[derive(Debug)]
-pub(super) enum Asked {
-    /// Bytes, into the beginning of this buffer.
-    Read(Buffer),
-    /// The status of a range in every negotiated context.
-    Status,
-}
-
-/// A request that was answered in full.
-#[derive(Debug)]
-pub(super) struct Answer {
-    /// The request's.
-    pub cookie: u64,
-    /// Where it began, in bytes.
-    pub offset: u64,
-    /// Its length, in bytes.
-    pub length: u32,
-    /// What came.
-    pub body: Body,
-    /// Set when the server answered with an error; then the body is worth nothing.
-    pub error: Option<ErrorChunk>,
-}
-
-/// What an answer brings.
-#[derive(Debug)]
-pub(super) enum Body {
-    /// The buffer of the read, filled.
-    Read(Buffer),
-    /// For every context, in the order of the negotiation, its runs from the request's offset on; they may end before the request does, and never behind it.
-    Status(Vec<Vec<Run>>),
-}
-
-impl Answer {
-    /// The body, or the server's error.
-    pub fn into_body(self) -> Result<Body> {
-        let command = match &self.body {
-            Body::Read(_) => "read",
-            Body::Status(_) => "tell the status of",
-        };
-        match self.error {
-            None => Ok(self.body),
-            Some(error) => Err(Error::Server {
-                command,
-                offset: error.offset.unwrap_or(self.offset),
-                length: self.length,
-                errno: error.errno,
-                message: error.message,
-            }),
-        }
-    }
-}
-
-/// A request that waits for its reply or the rest of it.
-#[derive(Debug)]
-struct Pending {
-    cookie: u64,
-    offset: u64,
-    length: u32,
-    parts: Parts,
-    error: Option<ErrorChunk>,
-    errors: u32,
-}
-
-/// What of a reply has come.
-#[derive(Debug)]
-enum Parts {
-    Read { buffer: Buffer, coverage: Coverage },
-    Status(Vec<StatusParts>),
-}
-
-/// What one context has told.
-#[derive(Debug, Default)]
-struct StatusParts {
-    runs: Vec<Run>,
-    /// How much of the request the runs cover, in bytes.
-    told: u64,
-    /// The server has begun this context's chunk, which comes once.
-    begun: bool,
-    /// Too many runs: what follows is left out.
-    cut: bool,
-}
 
 /// What the next bytes of the stream are. A `slot` is an index into the pending requests; none is removed while a stage names it.
 #[derive(Clone, Copy, Debug)]
@@ -163,21 +73,8 @@ impl Decoder {
 
     /// A request was sent. Its cookie is not in use, and a read's buffer has room for `length` bytes.
     pub fn expect(&mut self, cookie: u64, offset: u64, length: u32, asked: Asked) {
-        let parts = match asked {
-            Asked::Read(buffer) => Parts::Read {
-                buffer,
-                coverage: Coverage::default(),
-            },
-            Asked::Status => Parts::Status(self.contexts.iter().map(|_| StatusParts::default()).collect()),
-        };
-        self.pending.push(Pending {
-            cookie,
-            offset,
-            length,
-            parts,
-            error: None,
-            errors: 0,
-        });
+        self.pending
+            .push(Pending::new(cookie, offset, length, asked, self.contexts.len()));
     }
 
     /// How many requests wait for their reply.
@@ -195,10 +92,7 @@ impl Decoder {
         match self.stage {
             Stage::Data {
                 slot, position, end, ..
-            } => match &mut self.pending[slot].parts {
-                Parts::Read { buffer, .. } => Some(&mut buffer[position..end]),
-                Parts::Status(_) => None,
-            },
+            } => self.pending[slot].room(position, end),
             _ => None,
         }
     }
@@ -274,7 +168,8 @@ impl Decoder {
             Stage::Simple => self.simple(bytes),
             Stage::ChunkHead => self.chunk_head(bytes),
             Stage::DataOffset { chunk, slot } => {
-                let (position, end) = self.cover(slot, wire::parse_offset(bytes)?, chunk.length - 8)?;
+                let offset = wire::parse_offset(bytes)?;
+                let (position, end) = self.pending[slot].cover(offset, chunk.length - 8)?;
                 self.stage = Stage::Data {
                     slot,
                     position,
@@ -285,9 +180,9 @@ impl Decoder {
             }
             Stage::Hole { chunk, slot } => {
                 let (offset, length) = wire::parse_hole(bytes)?;
-                let (start, end) = self.cover(slot, offset, length)?;
-                if let Parts::Read { buffer, .. } = &mut self.pending[slot].parts {
-                    buffer[start..end].fill(0);
+                let (start, end) = self.pending[slot].cover(offset, length)?;
+                if let Some(room) = self.pending[slot].room(start, end) {
+                    room.fill(0);
                 }
                 self.chunk_ends(slot, chunk.done)
             }
@@ -298,7 +193,8 @@ impl Decoder {
                 left,
                 done,
             } => {
-                self.descriptor(bytes, slot, context)?;
+                let (length, flags) = wire::parse_descriptor(bytes)?;
+                self.pending[slot].tell(context, length, flags);
                 if left > 8 {
                     self.stage = Stage::Descriptors {
                         slot,
@@ -311,15 +207,7 @@ impl Decoder {
                 self.chunk_ends(slot, done)
             }
             Stage::ErrorPayload { chunk, slot } => {
-                let error = wire::parse_error_chunk(chunk.kind, bytes)?;
-                let pending = &mut self.pending[slot];
-                pending.error.get_or_insert(error);
-                pending.errors += 1;
-                if pending.errors > MAX_ERRORS {
-                    return Err(Error::protocol(format!(
-                        "one reply brings over {MAX_ERRORS} errors"
-                    )));
-                }
+                self.pending[slot].fail(wire::parse_error_chunk(chunk.kind, bytes)?)?;
                 self.chunk_ends(slot, chunk.done)
             }
             // Payload goes through `direct` and `advance`.
@@ -355,35 +243,32 @@ impl Decoder {
         let slot = self.slot(reply.cookie)?;
         let pending = &mut self.pending[slot];
         if reply.errno != 0 {
-            pending.error = Some(ErrorChunk {
+            pending.fail(ErrorChunk {
                 errno: reply.errno,
                 message: String::new(),
                 offset: None,
-            });
+            })?;
             return self.chunk_ends(slot, true);
         }
-        match &mut pending.parts {
-            Parts::Read { coverage, .. } if !self.structured => {
-                let end = pending.length as usize;
-                coverage.add(0, end)?;
-                self.stage = Stage::Data {
-                    slot,
-                    position: 0,
-                    end,
-                    done: true,
-                };
-                Ok(())
-            }
-            _ => Err(Error::protocol(
+        if self.structured || !pending.is_read() {
+            return Err(Error::protocol(
                 "a simple reply where only a structured one is allowed",
-            )),
+            ));
         }
+        let (position, end) = pending.cover_whole()?;
+        self.stage = Stage::Data {
+            slot,
+            position,
+            end,
+            done: true,
+        };
+        Ok(())
     }
 
     fn chunk_head(&mut self, bytes: &[u8]) -> Result<()> {
         let chunk = wire::parse_chunk(bytes)?;
         let slot = self.slot(chunk.cookie)?;
-        let is_read = matches!(self.pending[slot].parts, Parts::Read { .. });
+        let is_read = self.pending[slot].is_read();
         self.stage = match chunk.kind {
             wire::REPLY_NONE => return self.chunk_ends(slot, true),
             wire::REPLY_OFFSET_DATA if is_read => Stage::DataOffset { chunk, slot },
@@ -399,25 +284,6 @@ impl Decoder {
         Ok(())
     }
 
-    /// A content chunk covers `length` bytes from `offset` on. Returns where these are in the request's buffer.
-    fn cover(&mut self, slot: usize, offset: u64, length: u32) -> Result<(usize, usize)> {
-        let pending = &mut self.pending[slot];
-        let start = offset.checked_sub(pending.offset);
-        let end = start.and_then(|start| start.checked_add(u64::from(length)));
-        match (start, end, &mut pending.parts) {
-            (Some(start), Some(end), Parts::Read { coverage, .. })
-                if length > 0 && end <= u64::from(pending.length) =>
-            {
-                coverage.add(start as usize, end as usize)?;
-                Ok((start as usize, end as usize))
-            }
-            _ => Err(Error::protocol(format!(
-                "a chunk of {length} bytes at offset {offset} answers a read of {} at {}",
-                pending.length, pending.offset
-            ))),
-        }
-    }
-
     fn context_id(&mut self, bytes: &[u8], chunk: Chunk, slot: usize) -> Result<()> {
         let id = wire::parse_context_id(bytes)?;
         let Some(context) = self.contexts.iter().position(|known| *known == id) else {
@@ -425,13 +291,7 @@ impl Decoder {
                 "the status of context {id}, which was not agreed upon"
             )));
         };
-        if let Parts::Status(contexts) = &mut self.pending[slot].parts
-            && std::mem::replace(&mut contexts[context].begun, true)
-        {
-            return Err(Error::protocol(format!(
-                "the status of context {id} comes twice in one reply"
-            )));
-        }
+        self.pending[slot].begin_context(context)?;
         self.stage = Stage::Descriptors {
             slot,
             context,
@@ -441,70 +301,14 @@ impl Decoder {
         Ok(())
     }
 
-    /// One descriptor of a status chunk. The last one may reach beyond the request, and more may follow: only what was asked for is kept.
-    fn descriptor(&mut self, bytes: &[u8], slot: usize, context: usize) -> Result<()> {
-        let (length, flags) = wire::parse_descriptor(bytes)?;
-        let pending = &mut self.pending[slot];
-        let Parts::Status(contexts) = &mut pending.parts else {
-            return Ok(());
-        };
-        let parts = &mut contexts[context];
-        let length = u64::from(length).min(u64::from(pending.length) - parts.told);
-        if length == 0 || parts.cut {
-            return Ok(());
-        }
-        let full = parts.runs.len() == MAX_RUNS;
-        match parts.runs.last_mut() {
-            Some(last) if last.flags == flags => last.length += length,
-            _ if full => {
-                parts.cut = true;
-                return Ok(());
-            }
-            _ => parts.runs.push(Run { length, flags }),
-        }
-        parts.told += length;
-        Ok(())
-    }
-
     /// A chunk is over; with the last one its request is answered.
     fn chunk_ends(&mut self, slot: usize, done: bool) -> Result<()> {
         self.stage = Stage::Magic;
         if !done {
             return Ok(());
         }
-        let Pending {
-            cookie,
-            offset,
-            length,
-            parts,
-            error,
-            ..
-        } = self.pending.swap_remove(slot);
-        let body = match parts {
-            Parts::Read { buffer, coverage } => {
-                if error.is_none() && !coverage.complete(length as usize) {
-                    return Err(Error::protocol(format!(
-                        "the reply to a read of {length} bytes at offset {offset} is not whole"
-                    )));
-                }
-                Body::Read(buffer)
-            }
-            Parts::Status(contexts) => {
-                if error.is_none() && contexts.iter().any(|context| !context.begun) {
-                    return Err(Error::protocol(format!(
-                        "the status at offset {offset} lacks a context that was agreed upon"
-                    )));
-                }
-                Body::Status(contexts.into_iter().map(|context| context.runs).collect())
-            }
-        };
-        self.answers.push_back(Answer {
-            cookie,
-            offset,
-            length,
-            body,
-            error,
-        });
+        let answer = self.pending.swap_remove(slot).finish()?;
+        self.answers.push_back(answer);
         Ok(())
     }
 }

@@ -1,7 +1,9 @@
 //! Replies put together out of bytes.
 
+use super::super::pending::{Body, MAX_RUNS};
 use super::wire::*;
 use super::*;
+use crate::model::extents::Run;
 use proptest::prelude::*;
 
 fn chunk(done: bool, kind: u16, cookie: u64, payload: &[u8]) -> Vec<u8> {

@@ -12,7 +12,7 @@ use rustix::event::PollFlags;
 
 use super::client::{Client, ConnectOptions};
 use super::error::{Error, Result};
-use super::reply::{Answer, Body};
+use super::pending::{Answer, Body};
 use super::transmit::Connection;
 use super::wire;
 use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content, ExtentKind};

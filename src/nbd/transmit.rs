@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::error::{Result, errno};
 use super::negotiate::Export;
-use super::reply::{Answer, Asked, Body, Decoder};
+use super::pending::{Answer, Asked, Body};
+use super::reply::Decoder;
 use super::socket::{Channel, Patience, Socket};
 use super::wire::{self, Request};
 use crate::model::buffer::Buffer;

@@ -111,7 +111,7 @@ pub const MAX_OPTION_PAYLOAD: u32 = MAX_STRING as u32 + 64;
 pub const MAX_STATUS_PAYLOAD: u32 = 64 << 20;
 
 /// Takes integers off the front of a message.
-struct Fields<'a>(&'a [u8]);
+pub(super) struct Fields<'a>(pub &'a [u8]);
 
 impl Fields<'_> {
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
@@ -123,19 +123,19 @@ impl Fields<'_> {
         Ok(*head)
     }
 
-    fn u16(&mut self) -> Result<u16> {
+    pub fn u16(&mut self) -> Result<u16> {
         self.array().map(u16::from_be_bytes)
     }
 
-    fn u32(&mut self) -> Result<u32> {
+    pub fn u32(&mut self) -> Result<u32> {
         self.array().map(u32::from_be_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64> {
+    pub fn u64(&mut self) -> Result<u64> {
         self.array().map(u64::from_be_bytes)
     }
 
-    fn end(&self, what: &str) -> Result<()> {
+    pub fn end(&self, what: &str) -> Result<()> {
         if self.0.is_empty() {
             Ok(())
         } else {
@@ -148,7 +148,7 @@ impl Fields<'_> {
 }
 
 /// A server's words, made safe to print: UTF-8 without control characters, at most 512 characters.
-fn printable(words: &[u8]) -> String {
+pub(super) fn printable(words: &[u8]) -> String {
     String::from_utf8_lossy(words)
         .chars()
         .take(512)
@@ -156,218 +156,6 @@ fn printable(words: &[u8]) -> String {
         .collect::<String>()
         .trim()
         .to_owned()
-}
-
-/// Parses the first 18 bytes of a server; the result are its handshake flags.
-pub fn parse_greeting(bytes: &[u8]) -> Result<u16> {
-    let mut fields = Fields(bytes);
-    if fields.u64()? != INIT_MAGIC {
-        return Err(Error::protocol("it does not greet as an NBD server"));
-    }
-    match fields.u64()? {
-        OPTION_MAGIC => {}
-        OLDSTYLE_MAGIC => {
-            return Err(Error::Unsupported {
-                what: "it speaks the oldstyle handshake".to_owned(),
-            });
-        }
-        magic => {
-            return Err(Error::protocol(format!(
-                "its greeting has the unknown magic {magic:#018x}"
-            )));
-        }
-    }
-    fields.u16()
-}
-
-/// An option as the client sends it.
-pub fn encode_option(option: u32, data: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(16 + data.len());
-    bytes.extend(OPTION_MAGIC.to_be_bytes());
-    bytes.extend(option.to_be_bytes());
-    bytes.extend((data.len() as u32).to_be_bytes());
-    bytes.extend(data);
-    bytes
-}
-
-fn put_string(bytes: &mut Vec<u8>, string: &str) {
-    bytes.extend((string.len() as u32).to_be_bytes());
-    bytes.extend(string.as_bytes());
-}
-
-/// The data of [`OPT_GO`], asking for block sizes.
-pub fn encode_go(export: &str) -> Vec<u8> {
-    let mut data = Vec::with_capacity(export.len() + 8);
-    put_string(&mut data, export);
-    data.extend(1u16.to_be_bytes());
-    data.extend(INFO_BLOCK_SIZE.to_be_bytes());
-    data
-}
-
-/// The data of [`OPT_SET_META_CONTEXT`].
-pub fn encode_set_meta_context(export: &str, contexts: &[&str]) -> Vec<u8> {
-    let mut data = Vec::new();
-    put_string(&mut data, export);
-    data.extend((contexts.len() as u32).to_be_bytes());
-    for context in contexts {
-        put_string(&mut data, context);
-    }
-    data
-}
-
-/// The head of a reply to an option.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OptionReply {
-    /// The option that is answered.
-    pub option: u32,
-    /// One of the `REP_` numbers.
-    pub kind: u32,
-    /// Length of the payload that follows, in bytes; at most [`MAX_OPTION_PAYLOAD`].
-    pub length: u32,
-}
-
-/// Parses the 20 bytes before the payload of a reply to an option.
-pub fn parse_option_reply(bytes: &[u8]) -> Result<OptionReply> {
-    let mut fields = Fields(bytes);
-    let magic = fields.u64()?;
-    if magic != OPTION_REPLY_MAGIC {
-        return Err(Error::protocol(format!(
-            "an option reply has the unknown magic {magic:#018x}"
-        )));
-    }
-    let reply = OptionReply {
-        option: fields.u32()?,
-        kind: fields.u32()?,
-        length: fields.u32()?,
-    };
-    if reply.length > MAX_OPTION_PAYLOAD {
-        return Err(Error::protocol(format!(
-            "an option reply is {} bytes long",
-            reply.length
-        )));
-    }
-    Ok(reply)
-}
-
-/// What an error reply to an option says: the server's words, or the name of the error.
-pub fn option_error_words(kind: u32, payload: &[u8]) -> String {
-    let name = match kind & !REP_ERROR_BIT {
-        1 => "the option is not supported",
-        2 => "its policy forbids it",
-        3 => "the option is invalid",
-        4 => "its platform does not support it",
-        5 => "it wants TLS, which this client does not speak",
-        6 => "there is no such export",
-        7 => "it is shutting down",
-        8 => "it wants the client to negotiate block sizes",
-        9 => "the option is too big",
-        number => {
-            return format!("unknown error {number} {}", printable(payload))
-                .trim_end()
-                .to_owned();
-        }
-    };
-    match printable(payload) {
-        words if words.is_empty() => name.to_owned(),
-        words => format!("{name} ({words})"),
-    }
-}
-
-/// One [`REP_INFO`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Info {
-    /// Size of the export in bytes, and its transmission flags.
-    Export {
-        /// Size, in bytes.
-        size: u64,
-        /// `FLAG_` bits.
-        flags: u16,
-    },
-    /// The block sizes as the server sent them.
-    BlockSize(BlockSizes),
-    /// Something that was not asked for.
-    Other,
-}
-
-/// What a server says about the lengths of requests, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockSizes {
-    /// Offset and length of every request are multiples of this: a power of two, at most 65,536.
-    pub minimum: u32,
-    /// Multiples of this are fast.
-    pub preferred: u32,
-    /// Reads are at most this long.
-    pub maximum: u32,
-}
-
-impl Default for BlockSizes {
-    /// What the protocol lets a client assume of a server that tells nothing: it serves single bytes, and reads of 32 MiB.
-    fn default() -> Self {
-        BlockSizes {
-            minimum: 1,
-            preferred: 4096,
-            maximum: MAX_READ,
-        }
-    }
-}
-
-impl BlockSizes {
-    /// Refuses sizes that break the protocol's rules, and those that leave no room for a 64 KiB read.
-    pub fn checked(self) -> Result<Self> {
-        let BlockSizes {
-            minimum,
-            preferred,
-            maximum,
-        } = self;
-        let told = || format!("block sizes of {minimum}, {preferred} and {maximum} bytes");
-        if !minimum.is_power_of_two() || minimum > 65536 || maximum < minimum || preferred < minimum {
-            return Err(Error::protocol(told()));
-        }
-        if maximum < 65536 {
-            return Err(Error::Unsupported {
-                what: format!("{}: reads of 64 KiB must be allowed", told()),
-            });
-        }
-        Ok(self)
-    }
-}
-
-/// Parses the payload of [`REP_INFO`].
-pub fn parse_info(payload: &[u8]) -> Result<Info> {
-    let mut fields = Fields(payload);
-    match fields.u16()? {
-        INFO_EXPORT => {
-            let info = Info::Export {
-                size: fields.u64()?,
-                flags: fields.u16()?,
-            };
-            fields.end("the export information").map(|()| info)
-        }
-        INFO_BLOCK_SIZE => {
-            let sizes = BlockSizes {
-                minimum: fields.u32()?,
-                preferred: fields.u32()?,
-                maximum: fields.u32()?,
-            };
-            fields.end("the block size information")?;
-            sizes.checked().map(Info::BlockSize)
-        }
-        _ => Ok(Info::Other),
-    }
-}
-
-/// Parses the 10 bytes with which [`OPT_EXPORT_NAME`] is answered: size and transmission flags.
-pub fn parse_export_name_reply(bytes: &[u8]) -> Result<(u64, u16)> {
-    let mut fields = Fields(bytes);
-    Ok((fields.u64()?, fields.u16()?))
-}
-
-/// Parses the payload of [`REP_META_CONTEXT`]: id and name.
-pub fn parse_meta_context(payload: &[u8]) -> Result<(u32, &str)> {
-    let mut fields = Fields(payload);
-    let id = fields.u32()?;
-    let name = str::from_utf8(fields.0).map_err(|_| Error::protocol("a context's name is not UTF-8"))?;
-    Ok((id, name))
 }
 
 /// A request as the client sends it.
@@ -525,139 +313,5 @@ pub fn parse_error_chunk(kind: u16, payload: &[u8]) -> Result<ErrorChunk> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn an_oldstyle_server_is_told_apart() {
-        let mut greeting = Vec::from(INIT_MAGIC.to_be_bytes());
-        greeting.extend(OLDSTYLE_MAGIC.to_be_bytes());
-        greeting.extend([0, 3]);
-        assert!(matches!(
-            parse_greeting(&greeting),
-            Err(Error::Unsupported { .. })
-        ));
-    }
-
-    #[test]
-    fn a_request_is_laid_out_as_the_protocol_says() {
-        let request = Request {
-            flags: CMD_FLAG_DF,
-            command: CMD_BLOCK_STATUS,
-            cookie: 0x0102_0304_0506_0708,
-            offset: 0x1112_1314_1516_1718,
-            length: 0x2122_2324,
-        };
-        assert_eq!(
-            request.encode(),
-            [
-                0x25, 0x60, 0x95, 0x13, 0, 4, 0, 7, 1, 2, 3, 4, 5, 6, 7, 8, 0x11, 0x12, 0x13, 0x14, 0x15,
-                0x16, 0x17, 0x18, 0x21, 0x22, 0x23, 0x24
-            ]
-        );
-    }
-
-    fn chunk(flags: u16, kind: u16, length: u32) -> Vec<u8> {
-        let mut bytes = Vec::from(flags.to_be_bytes());
-        bytes.extend(kind.to_be_bytes());
-        bytes.extend(7u64.to_be_bytes());
-        bytes.extend(length.to_be_bytes());
-        bytes
-    }
-
-    #[test]
-    fn a_chunk_has_a_length_that_fits_its_kind() {
-        for (flags, kind, length) in [
-            (1, REPLY_NONE, 0),
-            (0, REPLY_OFFSET_DATA, 9),
-            (1, REPLY_OFFSET_HOLE, 12),
-            (0, REPLY_BLOCK_STATUS, 12),
-            (0, REPLY_BLOCK_STATUS, 4 + 8 * 131_072),
-            (0, REPLY_ERROR, 6),
-            (0, REPLY_ERROR_OFFSET, 14),
-            (0, REPLY_ERROR_BIT | 99, 6),
-        ] {
-            assert!(
-                parse_chunk(&chunk(flags, kind, length)).is_ok(),
-                "{kind} {length}"
-            );
-        }
-        for (flags, kind, length) in [
-            (0, REPLY_NONE, 0),
-            (1, REPLY_NONE, 1),
-            (0, REPLY_OFFSET_DATA, 8),
-            (0, REPLY_OFFSET_HOLE, 13),
-            (0, REPLY_BLOCK_STATUS, 4),
-            (0, REPLY_BLOCK_STATUS, 13),
-            (0, REPLY_BLOCK_STATUS, u32::MAX - 3),
-            (0, REPLY_ERROR, 5),
-            (0, REPLY_ERROR, u32::MAX),
-            (0, REPLY_ERROR_OFFSET, 13),
-            (0, 3, 8),
-        ] {
-            assert!(
-                parse_chunk(&chunk(flags, kind, length)).is_err(),
-                "{kind} {length}"
-            );
-        }
-    }
-
-    #[test]
-    fn an_error_message_is_cut_where_its_length_says() {
-        let mut payload = vec![0, 0, 0, 5, 0, 3];
-        payload.extend(b"bad");
-        payload.extend(4096u64.to_be_bytes());
-        let error = parse_error_chunk(REPLY_ERROR_OFFSET, &payload).expect("a valid error");
-        assert_eq!(
-            (error.errno, error.message.as_str(), error.offset),
-            (5, "bad", Some(4096))
-        );
-        payload[5] = 200;
-        assert!(parse_error_chunk(REPLY_ERROR_OFFSET, &payload).is_err());
-    }
-
-    #[test]
-    fn a_servers_words_cannot_steer_the_terminal() {
-        assert_eq!(printable(b"\x1b[2Jgone\n\xff"), "[2Jgone \u{fffd}");
-    }
-
-    #[test]
-    fn block_sizes_that_make_no_sense_are_refused() {
-        let sizes = |minimum, preferred, maximum| {
-            BlockSizes {
-                minimum,
-                preferred,
-                maximum,
-            }
-            .checked()
-        };
-        assert!(sizes(1, 4096, 32 << 20).is_ok());
-        assert!(sizes(65536, 65536, 65536).is_ok());
-        assert!(matches!(sizes(0, 4096, 1 << 20), Err(Error::Protocol { .. })));
-        assert!(matches!(sizes(3, 4096, 1 << 20), Err(Error::Protocol { .. })));
-        assert!(matches!(
-            sizes(131_072, 131_072, 1 << 20),
-            Err(Error::Protocol { .. })
-        ));
-        assert!(matches!(sizes(4096, 512, 1 << 20), Err(Error::Protocol { .. })));
-        assert!(matches!(sizes(512, 4096, 4096), Err(Error::Unsupported { .. })));
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_a_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), kind: u16, reply: u32) {
-            let _ = parse_greeting(&bytes);
-            let _ = parse_option_reply(&bytes);
-            let _ = parse_info(&bytes);
-            let _ = parse_meta_context(&bytes);
-            let _ = parse_export_name_reply(&bytes);
-            let _ = parse_simple_reply(&bytes);
-            let _ = parse_chunk(&bytes);
-            let _ = parse_hole(&bytes);
-            let _ = parse_descriptor(&bytes);
-            let _ = parse_error_chunk(kind, &bytes);
-            prop_assert!(option_error_words(reply, &bytes).chars().count() < 600);
-        }
-    }
-}
+#[path = "wire_tests.rs"]
+mod tests;
