@@ -1,0 +1,4 @@
+//! Our readers and writers beside those of the peers.
+#![allow(clippy::disallowed_methods, reason = "tests start the peers' programs")]
+
+mod qcow2;
