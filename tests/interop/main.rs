@@ -2,3 +2,4 @@
 #![allow(clippy::disallowed_methods, reason = "tests start the peers' programs")]
 
 mod qcow2;
+mod qcow2_memory;

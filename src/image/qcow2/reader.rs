@@ -4,7 +4,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::layout::{ENTRY_BYTES, Fault, Header, L2Entry, parse_l1_entry};
+use super::header::Header;
+use super::layout::{ENTRY_BYTES, Fault, L2Entry, parse_l1_entry};
 use crate::image::{Error, Result, read_exact_at};
 
 /// So many bytes of an L2 table are kept in memory by [`Image::open`].

@@ -7,29 +7,22 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::layout::{ENTRY_BYTES, HEADER_LENGTH, Header, L2Entry, MAX_BACKING_NAME, MAX_L1_BYTES, l1_entry};
-use crate::image::behind::{Piece, WriteBehind};
-use crate::image::digest::FileDigest;
+use super::header::Header;
+use super::layout::{ENTRY_BYTES, L2Entry, MAX_BACKING_NAME, MAX_L1_BYTES, l1_entry};
+use super::log::Log;
 use crate::image::order::Order;
 use crate::image::{Error, Result, zero};
 use crate::model::block::{Block, BlockError, BlockSink, CLUSTER, Content, ImageFile, Written};
-use crate::model::buffer::{Buffer, BufferPool};
+use crate::model::buffer::Buffer;
 use crate::model::stop::Stop;
 
-const CLUSTER_BYTES: usize = CLUSTER as usize;
-const TABLE_ENTRIES: usize = CLUSTER_BYTES / ENTRY_BYTES as usize;
+const TABLE_ENTRIES: usize = (CLUSTER / ENTRY_BYTES) as usize;
 /// Bytes of the disk that one L2 table maps: 512 MiB.
 const TABLE_SPAN: u64 = CLUSTER * TABLE_ENTRIES as u64;
 /// Refcounts are 16 bits wide, as QEMU's own are.
 const REFCOUNT_ORDER: u32 = 4;
 const REFCOUNTS_PER_BLOCK: u64 = CLUSTER * 8 / (1 << REFCOUNT_ORDER);
-/// Runs of this length are written from where they are; shorter ones are gathered first.
-const DIRECT_RUN: usize = 256 * 1024;
-const STAGING: usize = 1024 * 1024;
-/// One is filled while one is written and one waits.
-const STAGING_BUFFERS: usize = 3;
 
 /// What image is to be written.
 #[derive(Clone, Debug)]
@@ -92,7 +85,7 @@ impl Qcow2Writer {
         }
         Ok(Qcow2Writer {
             order: Order::new(options.size),
-            log: Log::start(file, &options)?,
+            log: Log::start(file, &options.path, &options.stop)?,
             l1: vec![[0; 8]; tables as usize],
             table: None,
             written: Written::default(),
@@ -256,160 +249,6 @@ fn refcount_clusters(before: u64) -> (u64, u64) {
             return (blocks, table);
         }
         (blocks, table) = (needed, needed_table);
-    }
-}
-
-/// The file behind its first cluster, as something that only grows: hashes what is appended, gathers what is small.
-#[derive(Debug)]
-struct Log {
-    /// Gone after the end or a failure.
-    file: Option<WriteBehind>,
-    path: PathBuf,
-    stop: Stop,
-    digest: FileDigest,
-    pool: BufferPool,
-    staging: Option<Buffer>,
-    /// How much of the staging buffer is filled.
-    staged: usize,
-    /// Where in the file the staging buffer begins.
-    staged_at: u64,
-}
-
-impl Log {
-    fn start(file: Box<dyn ImageFile>, options: &Qcow2Options) -> Result<Self> {
-        Ok(Log {
-            file: Some(WriteBehind::start(file, &options.path)?),
-            path: options.path.clone(),
-            stop: options.stop.clone(),
-            digest: FileDigest::new(),
-            pool: BufferPool::new(STAGING_BUFFERS, STAGING),
-            staging: None,
-            staged: 0,
-            staged_at: CLUSTER,
-        })
-    }
-
-    /// Where the next byte goes.
-    fn end(&self) -> u64 {
-        self.staged_at + self.staged as u64
-    }
-
-    /// Appends part of a buffer: from where it is when it is long.
-    fn append_part(&mut self, buffer: &Arc<Buffer>, part: std::ops::Range<usize>) -> Result<()> {
-        let whole = part.len() - part.len() % CLUSTER_BYTES;
-        if whole < DIRECT_RUN {
-            return self.append(&buffer[part]);
-        }
-        self.flush()?;
-        let (now, rest) = (part.start..part.start + whole, part.start + whole..part.end);
-        self.digest.update(&buffer[now.clone()]);
-        let offset = self.staged_at;
-        self.staged_at += whole as u64;
-        self.send(Piece {
-            buffer: Arc::clone(buffer),
-            range: now,
-            offset,
-        })?;
-        self.append(&buffer[rest])
-    }
-
-    fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            let staged = self.staged;
-            let staging = self.staging()?;
-            let (now, later) = bytes.split_at(bytes.len().min(STAGING - staged));
-            staging[staged..staged + now.len()].copy_from_slice(now);
-            self.staged += now.len();
-            if self.staged == STAGING {
-                self.flush()?;
-            }
-            bytes = later;
-        }
-        Ok(())
-    }
-
-    /// Fills the last cluster up with zeroes.
-    fn pad_cluster(&mut self) -> Result<()> {
-        const ZEROES: [u8; 4096] = [0; 4096];
-        let mut missing = self.end().next_multiple_of(CLUSTER) - self.end();
-        while missing > 0 {
-            let now = missing.min(ZEROES.len() as u64);
-            self.append(&ZEROES[..now as usize])?;
-            missing -= now;
-        }
-        Ok(())
-    }
-
-    /// The staging buffer; waits for one while all are on their way to the file.
-    fn staging(&mut self) -> Result<&mut Buffer> {
-        while self.staging.is_none() {
-            if self.stop.requested() {
-                return Err(Error::Stopped);
-            }
-            self.staging = self.pool.take_within(Duration::from_millis(100));
-        }
-        self.staging.as_mut().ok_or(Error::Stopped)
-    }
-
-    /// Sends what is gathered: whole clusters, because everything appended is padded to them before.
-    fn flush(&mut self) -> Result<()> {
-        if self.staged == 0 {
-            return Ok(());
-        }
-        let Some(buffer) = self.staging.take() else {
-            return Ok(());
-        };
-        self.digest.update(&buffer[..self.staged]);
-        let piece = Piece {
-            buffer: Arc::new(buffer),
-            range: 0..self.staged,
-            offset: self.staged_at,
-        };
-        self.staged_at += self.staged as u64;
-        self.staged = 0;
-        self.send(piece)
-    }
-
-    fn send(&mut self, piece: Piece) -> Result<()> {
-        if self.stop.requested() {
-            return Err(Error::Stopped);
-        }
-        let path = &self.path;
-        let file = self
-            .file
-            .as_mut()
-            .ok_or_else(|| Error::Closed { path: path.clone() })?;
-        file.send(piece)
-    }
-
-    fn check_open(&self) -> Result<()> {
-        match self.file {
-            Some(_) => Ok(()),
-            None => Err(Error::Closed {
-                path: self.path.clone(),
-            }),
-        }
-    }
-
-    /// Writes the header, waits until all is on stable storage, and tells the file's digest.
-    fn finish(&mut self, header: &Header) -> Result<String> {
-        self.flush()?;
-        let mut first = Buffer::alone(CLUSTER_BYTES);
-        let header = header.encode();
-        debug_assert!(header.len() <= HEADER_LENGTH + 64 + MAX_BACKING_NAME);
-        first[..header.len()].copy_from_slice(&header);
-        let mut cluster = [0; CLUSTER_BYTES];
-        cluster.copy_from_slice(&first);
-        let digest = std::mem::take(&mut self.digest).finish(&cluster);
-        self.send(Piece {
-            buffer: Arc::new(first),
-            range: 0..CLUSTER_BYTES,
-            offset: 0,
-        })?;
-        if let Some(file) = self.file.take() {
-            file.finish()?;
-        }
-        Ok(digest.to_hex().to_string())
     }
 }
 
