@@ -3,4 +3,6 @@
 mod nbd;
 mod nbd_nbdkit;
 mod nbd_qemu;
+mod qcow2;
+mod qcow2_memory;
 mod support;

@@ -1,0 +1,235 @@
+//! A thread that writes while the next bytes are being read and hashed.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{Builder, JoinHandle};
+
+use super::{Error, Result};
+use crate::model::block::ImageFile;
+use crate::model::buffer::Buffer;
+
+/// Pieces that may wait for the disk. Two keep it busy; more would only hold the reader's buffers.
+const QUEUE: usize = 2;
+
+/// A part of a buffer on its way to a place in the file. The buffer goes home when its last piece is written.
+pub(super) struct Piece {
+    pub(super) buffer: Arc<Buffer>,
+    pub(super) range: Range<usize>,
+    pub(super) offset: u64,
+}
+
+/// An image file with a thread of its own that writes pieces in the order they were sent.
+/// Dropped without [`WriteBehind::finish`] it writes no more than it has begun.
+pub(super) struct WriteBehind {
+    path: PathBuf,
+    sender: Option<SyncSender<Piece>>,
+    thread: Option<JoinHandle<std::result::Result<Box<dyn ImageFile>, Failure>>>,
+    cancelled: Arc<AtomicBool>,
+}
+
+struct Failure {
+    offset: u64,
+    error: io::Error,
+}
+
+impl WriteBehind {
+    /// `path` is for messages only.
+    pub(super) fn start(file: Box<dyn ImageFile>, path: &Path) -> Result<Self> {
+        let (sender, receiver) = sync_channel(QUEUE);
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&cancelled);
+        let thread = Builder::new()
+            .name("image-writer".into())
+            .spawn(move || write_all(file, &receiver, &seen))
+            .map_err(|error| Error::io("start a thread for", path, 0, error))?;
+        Ok(WriteBehind {
+            path: path.to_owned(),
+            sender: Some(sender),
+            thread: Some(thread),
+            cancelled,
+        })
+    }
+
+    /// Hands over a piece; waits while too many are on their way. A failure of an earlier piece is told here.
+    pub(super) fn send(&mut self, piece: Piece) -> Result<()> {
+        let sent = self
+            .sender
+            .as_ref()
+            .is_some_and(|sender| sender.send(piece).is_ok());
+        if sent {
+            return Ok(());
+        }
+        // The thread hangs up only when it has failed.
+        self.join()?;
+        Err(Error::Closed {
+            path: self.path.clone(),
+        })
+    }
+
+    /// Waits until everything is written, and brings it to stable storage.
+    pub(super) fn finish(mut self) -> Result<()> {
+        match self.join()? {
+            Some(mut file) => file
+                .sync()
+                .map_err(|error| Error::io("sync", &self.path, 0, error)),
+            None => Err(Error::Closed {
+                path: self.path.clone(),
+            }),
+        }
+    }
+
+    fn join(&mut self) -> Result<Option<Box<dyn ImageFile>>> {
+        self.sender = None;
+        let Some(thread) = self.thread.take() else {
+            return Ok(None);
+        };
+        match thread.join() {
+            Ok(Ok(file)) => Ok(Some(file)),
+            Ok(Err(Failure { offset, error })) => Err(Error::io("write", &self.path, offset, error)),
+            Err(_) => Err(Error::io(
+                "write",
+                &self.path,
+                0,
+                io::Error::other("the writing thread panicked"),
+            )),
+        }
+    }
+}
+
+impl Drop for WriteBehind {
+    fn drop(&mut self) {
+        self.cancelled.store(true, Ordering::SeqCst);
+        let _ = self.join();
+    }
+}
+
+impl fmt::Debug for WriteBehind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WriteBehind({})", self.path.display())
+    }
+}
+
+fn write_all(
+    mut file: Box<dyn ImageFile>,
+    pieces: &Receiver<Piece>,
+    cancelled: &AtomicBool,
+) -> std::result::Result<Box<dyn ImageFile>, Failure> {
+    for piece in pieces {
+        if cancelled.load(Ordering::SeqCst) {
+            break;
+        }
+        let offset = piece.offset;
+        file.write_at(&piece.buffer[piece.range], offset)
+            .map_err(|error| Failure { offset, error })?;
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Offset and length of each write.
+    type Writes = Arc<Mutex<Vec<(u64, usize)>>>;
+
+    struct Recorder {
+        writes: Writes,
+        fail_from: u64,
+    }
+
+    impl ImageFile for Recorder {
+        fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+            if offset >= self.fail_from {
+                return Err(io::Error::from(io::ErrorKind::StorageFull));
+            }
+            self.writes
+                .lock()
+                .expect("no test panics with it")
+                .push((offset, bytes.len()));
+            Ok(())
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            self.writes
+                .lock()
+                .expect("no test panics with it")
+                .push((u64::MAX, 0));
+            Ok(())
+        }
+    }
+
+    fn start(fail_from: u64) -> (WriteBehind, Writes) {
+        let writes = Arc::new(Mutex::new(Vec::new()));
+        let file = Recorder {
+            writes: Arc::clone(&writes),
+            fail_from,
+        };
+        (
+            WriteBehind::start(Box::new(file), Path::new("x.qcow2")).expect("a thread"),
+            writes,
+        )
+    }
+
+    fn piece(offset: u64) -> Piece {
+        Piece {
+            buffer: Arc::new(Buffer::alone(4096)),
+            range: 0..4096,
+            offset,
+        }
+    }
+
+    #[test]
+    fn pieces_arrive_in_order_and_the_sync_comes_last() {
+        let (mut behind, writes) = start(u64::MAX);
+        for offset in 0..10 {
+            behind.send(piece(offset * 4096)).expect("it writes");
+        }
+        behind.finish().expect("it finishes");
+        let writes = writes.lock().expect("no test panics with it");
+        let expected: Vec<_> = (0..10).map(|n| (n * 4096, 4096)).chain([(u64::MAX, 0)]).collect();
+        assert_eq!(*writes, expected);
+    }
+
+    #[test]
+    fn a_failed_write_is_told_with_its_offset() {
+        let (mut behind, _) = start(8192);
+        let failed = (0..100).find_map(|n| behind.send(piece(n * 4096)).err());
+        match failed {
+            Some(Error::Io { offset, source, .. }) => {
+                assert_eq!((offset, source.kind()), (8192, io::ErrorKind::StorageFull));
+            }
+            other => panic!("expected the write's error, got {other:?}"),
+        }
+        assert!(matches!(behind.send(piece(0)), Err(Error::Closed { .. })));
+    }
+
+    #[test]
+    fn a_failure_of_the_last_write_is_told_by_the_finish() {
+        let (mut behind, writes) = start(4096);
+        behind.send(piece(4096)).expect("nobody has looked yet");
+        assert!(matches!(behind.finish(), Err(Error::Io { offset: 4096, .. })));
+        assert!(
+            writes.lock().expect("no test panics with it").is_empty(),
+            "a failed file is not synced"
+        );
+    }
+
+    #[test]
+    fn dropped_unfinished_it_does_not_sync() {
+        let (mut behind, writes) = start(u64::MAX);
+        behind.send(piece(0)).expect("it writes");
+        drop(behind);
+        assert!(
+            !writes
+                .lock()
+                .expect("no test panics with it")
+                .contains(&(u64::MAX, 0))
+        );
+    }
+}

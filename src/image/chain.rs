@@ -1,0 +1,379 @@
+//! A chain of images as one disk: each byte from the newest image that has it, each image checked as a whole.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::qcow2::{Image, Mapping, Run};
+use super::sequential::Sequential;
+use super::{Error, Result};
+use crate::model::block::{Block, BlockError, BlockSource, CLUSTER, Content};
+use crate::model::buffer::{Buffer, BufferPool};
+use crate::model::stop::Stop;
+
+/// Memory for all images of a chain together, in bytes; the same again for their tables.
+const WINDOWS: usize = 32 * 1024 * 1024;
+/// Bounds of one image's share of it. Very long chains take the lower one and exceed the sum.
+const WINDOW: std::ops::RangeInclusive<usize> = 64 * 1024..=1024 * 1024;
+const TABLE_WINDOW: std::ops::RangeInclusive<usize> = 16 * 1024..=64 * 1024;
+
+/// An image of a chain, opened for reading.
+#[derive(Debug)]
+pub struct ChainImage {
+    /// The open file.
+    pub file: File,
+    /// Its path, for messages only.
+    pub path: PathBuf,
+    /// What was recorded about it. Without it the image is read, but not checked.
+    pub recorded: Option<Recorded>,
+}
+
+/// What was recorded about an image when it was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// Length of the file in bytes.
+    pub bytes: u64,
+    /// BLAKE3 of the whole file, in hexadecimal.
+    pub blake3: String,
+}
+
+/// The disk that a chain of images holds, as blocks that cover all of it in order.
+///
+/// What no image says anything about is zero, and so is what lies behind the end of a smaller image in the middle: older
+/// images do not show through there, as in QEMU. Images whose length and digest were recorded are read front to back,
+/// once, and the digests are compared before the source ends: only a source that has given `None` vouches for
+/// its blocks. To verify a chain without writing it, take all blocks and drop them.
+#[derive(Debug)]
+pub struct ChainSource {
+    /// Newest first.
+    layers: Vec<Layer>,
+    pool: BufferPool,
+    stop: Stop,
+    position: u64,
+    ended: bool,
+}
+
+/// What a place of the disk holds, after all images were asked.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Data { layer: usize, host_offset: u64 },
+    Zero,
+}
+
+impl ChainSource {
+    /// Opens a chain, newest image first. Buffers of `pool` bound the blocks; their capacity has to be at least
+    /// [`CLUSTER`].
+    ///
+    /// # Errors
+    /// When there is no image, one cannot be read as such, or has not its recorded length.
+    ///
+    /// # Panics
+    /// When the pool's buffers are smaller than a cluster.
+    pub fn open(images: Vec<ChainImage>, pool: BufferPool, stop: Stop) -> Result<Self> {
+        assert!(
+            pool.buffer_capacity() as u64 >= CLUSTER,
+            "a buffer holds at least a cluster"
+        );
+        if images.is_empty() {
+            return Err(Error::EmptyChain);
+        }
+        let share = WINDOWS / images.len();
+        let window = share.clamp(*WINDOW.start(), *WINDOW.end());
+        let table_window = share.clamp(*TABLE_WINDOW.start(), *TABLE_WINDOW.end());
+        let layers = images
+            .into_iter()
+            .map(|image| {
+                if stop.requested() {
+                    Err(Error::Stopped)
+                } else {
+                    Layer::open(image, window, table_window, &stop)
+                }
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(ChainSource {
+            layers,
+            pool,
+            stop,
+            position: 0,
+            ended: false,
+        })
+    }
+
+    fn disk_size(&self) -> u64 {
+        self.layers.first().map_or(0, |layer| layer.image.size())
+    }
+
+    /// What the disk holds at `offset`, and for how many bytes at least.
+    fn place_at(&mut self, offset: u64) -> Result<(Place, u64)> {
+        let mut length = self.disk_size() - offset;
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let Some(run) = layer.run_at(offset)? else {
+                // Behind the end of this image: zero, whatever the older ones hold.
+                break;
+            };
+            length = length.min(run.length);
+            match run.mapping {
+                Mapping::Data { host_offset } => {
+                    let layer = index;
+                    return Ok((Place::Data { layer, host_offset }, length));
+                }
+                Mapping::Zero => break,
+                Mapping::Unallocated => {}
+            }
+        }
+        Ok((Place::Zero, length))
+    }
+
+    fn next(&mut self) -> Result<Option<Block>> {
+        let offset = self.position;
+        if offset >= self.disk_size() {
+            self.check_digests()?;
+            return Ok(None);
+        }
+        let zeroes = self.zeroes_from(offset)?;
+        let content = if zeroes > 0 {
+            Content::Zero(zeroes)
+        } else {
+            Content::Data(self.data_from(offset)?)
+        };
+        let block = Block { offset, content };
+        self.position += block.length();
+        Ok(Some(block))
+    }
+
+    /// How many bytes of zero there are from the start of a cluster on, in whole clusters or up to the disk's end.
+    fn zeroes_from(&mut self, offset: u64) -> Result<u64> {
+        let size = self.disk_size();
+        let mut end = offset;
+        while end < size {
+            self.check_stop()?;
+            match self.place_at(end)? {
+                (Place::Zero, length) => end += length,
+                (Place::Data { .. }, _) => {
+                    end -= end % CLUSTER;
+                    break;
+                }
+            }
+        }
+        Ok(end - offset)
+    }
+
+    /// A buffer full of data from the start of a cluster on. It ends before the next whole cluster of zero.
+    fn data_from(&mut self, offset: u64) -> Result<Buffer> {
+        let mut buffer = self.buffer()?;
+        let whole = buffer.capacity() as u64 / CLUSTER * CLUSTER;
+        let limit = whole.min(self.disk_size() - offset) as usize;
+        buffer.set_len(limit);
+        let mut filled = 0;
+        while filled < limit {
+            self.check_stop()?;
+            let here = offset + filled as u64;
+            let to_boundary = CLUSTER - here % CLUSTER;
+            match self.place_at(here)? {
+                (Place::Data { layer, host_offset }, length) => {
+                    let count = clip(length, limit - filled);
+                    self.layers[layer].read(&mut buffer[filled..filled + count], host_offset)?;
+                    filled += count;
+                }
+                (Place::Zero, length) => {
+                    // A foreign image may have clusters smaller than ours: a block does not end within one of ours.
+                    let at_boundary = to_boundary == CLUSTER;
+                    if filled > 0 && at_boundary && length >= CLUSTER.min((limit - filled) as u64) {
+                        break;
+                    }
+                    let count = clip(length.min(to_boundary), limit - filled);
+                    buffer[filled..filled + count].fill(0);
+                    filled += count;
+                }
+            }
+        }
+        buffer.set_len(filled);
+        Ok(buffer)
+    }
+
+    fn buffer(&self) -> Result<Buffer> {
+        loop {
+            self.check_stop()?;
+            if let Some(buffer) = self.pool.take_within(Duration::from_millis(100)) {
+                return Ok(buffer);
+            }
+        }
+    }
+
+    fn check_digests(&mut self) -> Result<()> {
+        self.layers
+            .iter_mut()
+            .filter_map(|layer| layer.whole.as_mut())
+            .try_for_each(Sequential::finish)
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        if self.stop.requested() {
+            Err(Error::Stopped)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl BlockSource for ChainSource {
+    fn size(&self) -> u64 {
+        self.disk_size()
+    }
+
+    fn next_block(&mut self) -> std::result::Result<Option<Block>, BlockError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let next = self.next();
+        self.ended = !matches!(next, Ok(Some(_)));
+        Ok(next?)
+    }
+}
+
+/// One image with what was last asked of it.
+#[derive(Debug)]
+struct Layer {
+    image: Image,
+    /// Reads and checks the whole file, if it is to be checked.
+    whole: Option<Sequential>,
+    /// Where the last run started, and the run.
+    run: Option<(u64, Run)>,
+}
+
+impl Layer {
+    fn open(source: ChainImage, window: usize, table_window: usize, stop: &Stop) -> Result<Layer> {
+        let ChainImage { file, path, recorded } = source;
+        // A wrong length explains whatever is wrong with the rest, so it is told first.
+        if let Some(recorded) = &recorded {
+            let actual = file
+                .metadata()
+                .map_err(|error| Error::io("examine", &path, 0, error))?
+                .len();
+            if actual != recorded.bytes {
+                return Err(Error::Length {
+                    path,
+                    actual,
+                    expected: recorded.bytes,
+                });
+            }
+        }
+        let image = Image::open_with(file, path, table_window)?;
+        let whole = recorded.map(|recorded| {
+            let (file, path) = (image.file().clone(), image.path().to_owned());
+            Sequential::new(file, path, recorded.bytes, recorded.blake3, window, stop.clone())
+        });
+        Ok(Layer {
+            image,
+            whole,
+            run: None,
+        })
+    }
+
+    /// What this image says from `offset` on; `None` behind its end.
+    fn run_at(&mut self, offset: u64) -> Result<Option<Run>> {
+        if let Some((start, run)) = self.run
+            && let Some(passed) = offset.checked_sub(start)
+            && passed < run.length
+        {
+            let mapping = match run.mapping {
+                Mapping::Data { host_offset } => Mapping::Data {
+                    host_offset: host_offset + passed,
+                },
+                same => same,
+            };
+            return Ok(Some(Run {
+                mapping,
+                length: run.length - passed,
+            }));
+        }
+        let run = self.image.run_at(offset)?;
+        self.run = run.map(|run| (offset, run));
+        Ok(run)
+    }
+
+    fn read(&mut self, out: &mut [u8], host_offset: u64) -> Result<()> {
+        match &mut self.whole {
+            Some(whole) => whole.read_at(out, host_offset),
+            None => self.image.read_at(out, host_offset),
+        }
+    }
+}
+
+fn clip(length: u64, limit: usize) -> usize {
+    usize::try_from(length).unwrap_or(usize::MAX).min(limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::samples::{C, data, image, link, options, read_chain};
+    use crate::model::block::BlockErrorKind;
+
+    #[test]
+    fn old_content_does_not_show_through_a_smaller_image() {
+        let ones = vec![1; 3 * C];
+        let (oldest, first) = image(options(3 * CLUSTER, None), [data(0, &ones)]);
+        let (middle, second) = image(options(CLUSTER + 512, Some("oldest")), []);
+        let (newest, third) = image(options(3 * CLUSTER, Some("middle")), []);
+        let links = vec![
+            link(&newest, Some(&third)),
+            link(&middle, Some(&second)),
+            link(&oldest, Some(&first)),
+        ];
+        let disk = read_chain(links).expect("a sound chain");
+        assert!(disk[..C + 512].iter().all(|&byte| byte == 1));
+        assert!(disk[C + 512..].iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn a_wish_to_stop_ends_it_also_while_all_buffers_are_in_use() {
+        let (file, written) = image(options(CLUSTER, None), [data(0, &[1; C])]);
+        let pool = BufferPool::new(1, C);
+        let stop = Stop::default();
+        let mut source = ChainSource::open(vec![link(&file, Some(&written))], pool.clone(), stop.clone())
+            .expect("it opens");
+        let _held = pool.try_take().expect("one buffer is free");
+        let asker = std::thread::spawn(move || stop.request(2));
+        assert_eq!(
+            source.next_block().expect_err("it was asked to stop").kind,
+            BlockErrorKind::Stopped
+        );
+        assert!(source.next_block().expect("it has ended").is_none());
+        asker.join().expect("it asks");
+    }
+
+    #[test]
+    fn another_digest_is_told_with_the_path_after_the_last_block() {
+        let (file, mut written) = image(options(CLUSTER, None), [data(0, &[1; C])]);
+        let right = written.blake3.replace("00".repeat(32));
+        let mut source = ChainSource::open(
+            vec![link(&file, Some(&written))],
+            BufferPool::new(1, C),
+            Stop::default(),
+        )
+        .expect("it opens");
+        assert!(
+            source
+                .next_block()
+                .expect("the data itself is readable")
+                .is_some()
+        );
+        let error = source.next_block().expect_err("the digest differs");
+        assert_eq!(error.kind, BlockErrorKind::Damaged);
+        let right = right.expect("images have digests");
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "sample.qcow2 has the digest {right}, recorded was {}",
+                "00".repeat(32)
+            )
+        );
+    }
+
+    #[test]
+    fn no_image_is_no_chain() {
+        let result = ChainSource::open(Vec::new(), BufferPool::new(1, C), Stop::default());
+        assert!(matches!(result, Err(Error::EmptyChain)));
+    }
+}

@@ -1,0 +1,72 @@
+//! The order in which a sink takes its blocks.
+
+use super::{Error, Result};
+use crate::model::block::CLUSTER;
+
+/// Watches that blocks come in the disk's order, do not overlap, and fit it.
+#[derive(Debug)]
+pub(super) struct Order {
+    size: u64,
+    position: u64,
+}
+
+impl Order {
+    /// For a disk of `size` bytes.
+    pub(super) fn new(size: u64) -> Self {
+        Order { size, position: 0 }
+    }
+
+    /// The first byte behind the last block.
+    pub(super) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Takes note of a block.
+    pub(super) fn accept(&mut self, offset: u64, length: u64) -> Result<()> {
+        let refuse = |why| Err(Error::Block { offset, length, why });
+        let Some(end) = offset.checked_add(length).filter(|&end| end <= self.size) else {
+            return refuse("it reaches beyond the end of the disk");
+        };
+        if offset < self.position {
+            return refuse("it lies before the end of the last one");
+        }
+        if !offset.is_multiple_of(CLUSTER) {
+            return refuse("it does not start on a cluster");
+        }
+        if end != self.size && !length.is_multiple_of(CLUSTER) {
+            return refuse("it does not end on a cluster");
+        }
+        self.position = end;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_out_of_place_are_refused() {
+        let mut order = Order::new(3 * CLUSTER + 512);
+        order
+            .accept(CLUSTER, CLUSTER)
+            .expect("the first one may leave a gap");
+        for (offset, length) in [
+            (0, CLUSTER),
+            (CLUSTER, CLUSTER),
+            (2 * CLUSTER + 512, CLUSTER),
+            (2 * CLUSTER, 512),
+            (2 * CLUSTER, 2 * CLUSTER),
+            (u64::MAX - CLUSTER + 1, CLUSTER),
+        ] {
+            assert!(
+                matches!(order.accept(offset, length), Err(Error::Block { .. })),
+                "{length} bytes at {offset}"
+            );
+        }
+        order
+            .accept(3 * CLUSTER, 512)
+            .expect("the last cluster may be short");
+        assert_eq!(order.position(), 3 * CLUSTER + 512);
+    }
+}

@@ -1,0 +1,185 @@
+//! Chains of random images against a plain disk in memory, sound and damaged.
+
+use std::fs::File;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::qcow2::Image;
+use super::samples::{C, bytes_of, data, image, link, memory_file, options, read_chain, zero};
+use crate::model::block::{Block, BlockErrorKind, Written};
+
+/// What one backup does to the disk: its new size, and blocks with gaps between them.
+#[derive(Clone, Debug)]
+struct Layer {
+    sectors: usize,
+    blocks: Vec<(usize, usize, Vec<Option<u8>>)>,
+    detect_zeroes: bool,
+}
+
+fn layer() -> impl Strategy<Value = Layer> {
+    // A gap in clusters, then a run of clusters: zero blocks are lists of `None`, data blocks may hold zeroes as well.
+    let cluster = prop_oneof![1 => Just(Some(0)), 3 => (1..=255u8).prop_map(Some)];
+    let clusters = prop_oneof![
+        1 => (1..6usize).prop_map(|count| vec![None; count]),
+        2 => vec(cluster, 1..9),
+    ];
+    (
+        1..3000usize,
+        vec((0..5usize, 0..C, clusters), 0..7),
+        any::<bool>(),
+    )
+        .prop_map(|(sectors, blocks, detect_zeroes)| Layer {
+            sectors,
+            blocks,
+            detect_zeroes,
+        })
+}
+
+/// The blocks of a layer, done to a plain disk as well.
+fn apply(layer: &Layer, disk: &mut Vec<u8>) -> Vec<Block> {
+    disk.resize(layer.sectors * 512, 0);
+    let mut blocks = Vec::new();
+    let mut at = 0;
+    for (gap, seed, clusters) in &layer.blocks {
+        at += gap * C;
+        if at >= disk.len() {
+            break;
+        }
+        let end = (at + clusters.len() * C).min(disk.len());
+        for (cluster, kind) in disk[at..end].chunks_mut(C).zip(clusters) {
+            cluster.fill(0);
+            let place = seed % cluster.len();
+            cluster[place] = kind.unwrap_or(0);
+        }
+        blocks.push(match clusters[0] {
+            None => zero(at as u64, (end - at) as u64),
+            Some(_) => data(at as u64, &disk[at..end]),
+        });
+        at = end;
+    }
+    blocks
+}
+
+/// A chain of images, oldest first, and what the disk is after the last one.
+fn chain(layers: &[Layer]) -> (Vec<(File, Written)>, Vec<u8>) {
+    let mut disk = Vec::new();
+    let images = layers
+        .iter()
+        .enumerate()
+        .map(|(index, layer)| {
+            let blocks = apply(layer, &mut disk);
+            let backing = (index > 0).then_some("../before/vda.qcow2");
+            let mut options = options(layer.sectors as u64 * 512, backing);
+            options.detect_zeroes = layer.detect_zeroes;
+            image(options, blocks)
+        })
+        .collect();
+    (images, disk)
+}
+
+fn read(images: &[(File, Written)], with_digests: bool) -> Result<Vec<u8>, BlockErrorKind> {
+    let newest_first = images.iter().rev();
+    read_chain(
+        newest_first
+            .map(|(file, written)| link(file, with_digests.then_some(written)))
+            .collect(),
+    )
+    .map_err(|error| error.kind)
+}
+
+/// Reads everything an image says, at most so many runs of it.
+fn walk(file: File) {
+    if let Ok(mut image) = Image::open(file, "hostile.qcow2") {
+        let mut offset = 0;
+        for _ in 0..10_000 {
+            match image.run_at(offset) {
+                Ok(Some(run)) => {
+                    assert!(run.length > 0 && run.length <= image.size() - offset);
+                    offset += run.length;
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn a_chain_gives_back_the_disk(layers in vec(layer(), 1..=5)) {
+        let (images, disk) = chain(&layers);
+        for with_digests in [true, false] {
+            let found = read(&images, with_digests).expect("a sound chain");
+            prop_assert!(found == disk, "the bytes differ, digests {}", with_digests);
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_always_told(layers in vec(layer(), 1..=3), which: prop::sample::Index, place: prop::sample::Index, bit in 0..8u8) {
+        let (mut images, _) = chain(&layers);
+        let (file, _) = &mut images[which.index(layers.len())];
+        let mut bytes = bytes_of(file);
+        let place = place.index(bytes.len());
+        bytes[place] ^= 1u8 << bit;
+        *file = memory_file(&bytes);
+        prop_assert!(read(&images, true).is_err(), "byte {} of {}", place, bytes.len());
+        let _ = read(&images, false);
+    }
+
+    #[test]
+    fn a_file_of_another_length_is_always_told(layers in vec(layer(), 1..=3), which: prop::sample::Index, length: prop::sample::Index, grown in 1..10_000usize) {
+        let (mut images, _) = chain(&layers);
+        let (file, _) = &mut images[which.index(layers.len())];
+        let whole = bytes_of(file);
+        let mut longer = whole.clone();
+        longer.resize(whole.len() + grown, 0);
+        for bytes in [&whole[..length.index(whole.len())], &longer] {
+            images[which.index(layers.len())].0 = memory_file(bytes);
+            prop_assert_eq!(read(&images, true), Err(BlockErrorKind::Damaged));
+            let _ = read(&images, false);
+        }
+    }
+
+    #[test]
+    fn damaged_headers_and_tables_never_panic(
+        layer in layer(),
+        damage in vec((0..400usize, any::<u8>()), 0..12),
+        tail in vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+    ) {
+        let (images, _) = chain(&[layer]);
+        let mut bytes = bytes_of(&images[0].0);
+        for (place, value) in damage {
+            bytes[place] = value;
+        }
+        // Tables lie at the end.
+        let tables = bytes.len().saturating_sub(5 * C);
+        for (place, value) in tail {
+            let place = tables + place.index(bytes.len() - tables);
+            bytes[place] = value;
+        }
+        walk(memory_file(&bytes));
+    }
+
+    #[test]
+    fn headers_of_random_fields_never_panic(
+        fields in vec(prop_oneof![Just(0u32), Just(1), Just(16), Just(0x10000), any::<u32>()], 30),
+        cluster_bits in 0..24u32,
+        zero_l1: bool,
+    ) {
+        let mut bytes: Vec<u8> = fields.iter().flat_map(|field| field.to_be_bytes()).collect();
+        bytes[..4].copy_from_slice(b"QFI\xfb");
+        bytes[4..8].copy_from_slice(&3u32.to_be_bytes());
+        bytes[20..24].copy_from_slice(&cluster_bits.to_be_bytes());
+        bytes[32..36].fill(0);
+        bytes[72..80].fill(0);
+        bytes[96..100].copy_from_slice(&4u32.to_be_bytes());
+        bytes[100..104].copy_from_slice(&104u32.to_be_bytes());
+        if zero_l1 {
+            bytes[40..48].fill(0);
+        }
+        bytes.resize(3 * C, 0x80);
+        walk(memory_file(&bytes));
+    }
+}

@@ -1,0 +1,352 @@
+//! The header of an image: "Header" and "Header extensions" in QEMU's `docs/interop/qcow2.txt`. Numbers are big-endian.
+
+use super::layout::{
+    CLUSTER_BITS, ENTRY_BYTES, Fault, HEADER_LENGTH, MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES, VERSION,
+};
+
+const EXTENSION_END: u32 = 0;
+const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+
+const DIRTY: u64 = 1;
+const CORRUPT: u64 = 1 << 1;
+const EXTERNAL_DATA: u64 = 1 << 2;
+const COMPRESSION_TYPE: u64 = 1 << 3;
+const EXTENDED_L2: u64 = 1 << 4;
+
+/// What a header says. Offsets and sizes are in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Binary logarithm of the cluster size.
+    pub cluster_bits: u32,
+    /// Size of the disk.
+    pub size: u64,
+    /// Where the L1 table starts.
+    pub l1_offset: u64,
+    /// How many entries it has.
+    pub l1_entries: u32,
+    /// Where the refcount table starts.
+    pub refcount_table_offset: u64,
+    /// How many clusters it has.
+    pub refcount_table_clusters: u32,
+    /// Binary logarithm of the width of a refcount in bits.
+    pub refcount_order: u32,
+    /// How many internal snapshots there are. Their content is not looked at.
+    pub snapshots: u32,
+    /// The backing image's name, as it stands there. It is never opened from here.
+    pub backing_name: Option<String>,
+    /// The backing image's format.
+    pub backing_format: Option<String>,
+}
+
+impl Header {
+    /// Bytes of a cluster.
+    pub fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Entries of an L2 table.
+    pub fn table_entries(&self) -> u64 {
+        self.cluster_size() / ENTRY_BYTES
+    }
+
+    /// Bytes of the disk that one L2 table maps.
+    pub fn table_span(&self) -> u64 {
+        self.cluster_size() * self.table_entries()
+    }
+
+    /// The size of a cluster by the fixed part of a header: so many bytes are to be given to [`Header::parse`].
+    ///
+    /// # Errors
+    /// When it is no header of a version 3 image.
+    pub fn probe_cluster_size(bytes: &[u8]) -> Result<u64, Fault> {
+        let field = Fields(bytes);
+        if field.u32(0).map_err(|_| Fault::Magic)? != MAGIC {
+            return Err(Fault::Magic);
+        }
+        match field.u32(4)? {
+            VERSION => {}
+            other => return Err(Fault::Version(other)),
+        }
+        let cluster_bits = field.u32(20)?;
+        if !CLUSTER_BITS.contains(&cluster_bits) {
+            return Err(Fault::ClusterBits(cluster_bits));
+        }
+        Ok(1 << cluster_bits)
+    }
+
+    /// Reads the header from the image's first cluster (or what there is of it), for a file of `file_length` bytes.
+    ///
+    /// # Errors
+    /// When something in it is not allowed, not supported, or does not fit the file.
+    pub fn parse(first_cluster: &[u8], file_length: u64) -> Result<Header, Fault> {
+        let cluster_size = Header::probe_cluster_size(first_cluster)?;
+        let visible = first_cluster
+            .len()
+            .min(usize::try_from(cluster_size).unwrap_or(usize::MAX));
+        let field = Fields(&first_cluster[..visible]);
+        let header_length = field.u32(100)?;
+        if header_length < HEADER_LENGTH as u32
+            || u64::from(header_length) > cluster_size
+            || !header_length.is_multiple_of(8)
+        {
+            return Err(Fault::HeaderLength(header_length));
+        }
+        check_features(field.u64(72)?)?;
+        match field.u32(32)? {
+            0 => {}
+            method => return Err(Fault::Encrypted(method)),
+        }
+        let refcount_order = field.u32(96)?;
+        if refcount_order > 6 {
+            return Err(Fault::RefcountOrder(refcount_order));
+        }
+        let header = Header {
+            cluster_bits: field.u32(20)?,
+            size: field.u64(24)?,
+            l1_offset: field.u64(40)?,
+            l1_entries: field.u32(36)?,
+            refcount_table_offset: field.u64(48)?,
+            refcount_table_clusters: field.u32(56)?,
+            refcount_order,
+            snapshots: field.u32(60)?,
+            backing_name: backing_name(field)?,
+            backing_format: backing_format(field, header_length)?,
+        };
+        header.check_l1(file_length)?;
+        Ok(header)
+    }
+
+    fn check_l1(&self, file_length: u64) -> Result<(), Fault> {
+        let bytes = u64::from(self.l1_entries) * ENTRY_BYTES;
+        let needed = self.size.div_ceil(self.table_span());
+        let aligned = self.l1_offset.is_multiple_of(self.cluster_size());
+        let outside = |end: Option<u64>| end.is_none_or(|end| end > file_length);
+        if bytes > MAX_L1_BYTES
+            || needed > u64::from(self.l1_entries)
+            || !aligned
+            || outside(self.l1_offset.checked_add(bytes))
+        {
+            return Err(Fault::L1 {
+                entries: self.l1_entries,
+                offset: self.l1_offset,
+                size: self.size,
+            });
+        }
+        Ok(())
+    }
+
+    /// The header's bytes with its extensions and the backing name, shorter than a cluster of 64 KiB.
+    /// The backing name must have at most [`MAX_BACKING_NAME`] bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let name = self.backing_name.as_deref().unwrap_or_default().as_bytes();
+        let mut extensions = Vec::new();
+        if let Some(format) = &self.backing_format {
+            extensions.extend(EXTENSION_BACKING_FORMAT.to_be_bytes());
+            extensions.extend((format.len() as u32).to_be_bytes());
+            extensions.extend(format.as_bytes());
+            extensions.resize(extensions.len().next_multiple_of(8), 0);
+        }
+        extensions.extend([0; 8]);
+        let name_offset = if name.is_empty() {
+            0
+        } else {
+            (HEADER_LENGTH + extensions.len()) as u64
+        };
+
+        let mut bytes = Vec::with_capacity(HEADER_LENGTH + extensions.len() + name.len());
+        bytes.extend(MAGIC.to_be_bytes());
+        bytes.extend(VERSION.to_be_bytes());
+        bytes.extend(name_offset.to_be_bytes());
+        bytes.extend((name.len() as u32).to_be_bytes());
+        bytes.extend(self.cluster_bits.to_be_bytes());
+        bytes.extend(self.size.to_be_bytes());
+        bytes.extend(0u32.to_be_bytes());
+        bytes.extend(self.l1_entries.to_be_bytes());
+        bytes.extend(self.l1_offset.to_be_bytes());
+        bytes.extend(self.refcount_table_offset.to_be_bytes());
+        bytes.extend(self.refcount_table_clusters.to_be_bytes());
+        bytes.extend(self.snapshots.to_be_bytes());
+        // Offset of the snapshots; incompatible, compatible and autoclear features: none of them.
+        bytes.extend([0; 4 * 8]);
+        bytes.extend(self.refcount_order.to_be_bytes());
+        bytes.extend((HEADER_LENGTH as u32).to_be_bytes());
+        bytes.extend(extensions);
+        bytes.extend(name);
+        bytes
+    }
+}
+
+fn check_features(incompatible: u64) -> Result<(), Fault> {
+    // A dirty image has unreliable refcounts, which a reader does not use. The compression type
+    // matters to compressed clusters only, and those are refused where they are met.
+    let known = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION_TYPE | EXTENDED_L2;
+    if incompatible & !known != 0 {
+        return Err(Fault::Features(incompatible & !known));
+    }
+    if incompatible & EXTERNAL_DATA != 0 {
+        return Err(Fault::ExternalData);
+    }
+    if incompatible & EXTENDED_L2 != 0 {
+        return Err(Fault::ExtendedL2);
+    }
+    if incompatible & CORRUPT != 0 {
+        return Err(Fault::Corrupt);
+    }
+    Ok(())
+}
+
+fn backing_name(field: Fields<'_>) -> Result<Option<String>, Fault> {
+    let (offset, length) = (field.u64(8)?, field.u32(16)?);
+    if offset == 0 {
+        return Ok(None);
+    }
+    let bytes = (length as usize <= MAX_BACKING_NAME)
+        .then(|| field.bytes(usize::try_from(offset).ok()?, length as usize).ok())
+        .flatten()
+        .ok_or(Fault::BackingName { offset, length })?;
+    Ok(Some(String::from_utf8_lossy(bytes).into_owned()))
+}
+
+/// Walks "Header extensions" for the name of the backing format. They end with one of type 0, or where the backing name
+/// starts, or with the cluster.
+fn backing_format(field: Fields<'_>, header_length: u32) -> Result<Option<String>, Fault> {
+    let end = match field.u64(8)? {
+        0 => field.0.len(),
+        name => usize::try_from(name).unwrap_or(usize::MAX).min(field.0.len()),
+    };
+    let field = Fields(&field.0[..end]);
+    let mut at = header_length as usize;
+    while at.saturating_add(8) <= end {
+        let (kind, length) = (field.u32(at)?, field.u32(at + 4)? as usize);
+        if kind == EXTENSION_END {
+            break;
+        }
+        let data = field.bytes(at + 8, length).map_err(|_| Fault::Extension)?;
+        if kind == EXTENSION_BACKING_FORMAT {
+            return Ok(Some(String::from_utf8_lossy(data).into_owned()));
+        }
+        at += 8 + length.next_multiple_of(8);
+    }
+    Ok(None)
+}
+
+/// Big-endian fields at given offsets.
+#[derive(Clone, Copy)]
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn bytes(self, at: usize, length: usize) -> Result<&'a [u8], Fault> {
+        let end = at.checked_add(length).ok_or(Fault::ShortHeader(self.0.len()))?;
+        self.0.get(at..end).ok_or(Fault::ShortHeader(self.0.len()))
+    }
+
+    fn array<const N: usize>(self, at: usize) -> Result<[u8; N], Fault> {
+        self.bytes(at, N)?
+            .try_into()
+            .map_err(|_| Fault::ShortHeader(self.0.len()))
+    }
+
+    fn u32(self, at: usize) -> Result<u32, Fault> {
+        self.array(at).map(u32::from_be_bytes)
+    }
+
+    fn u64(self, at: usize) -> Result<u64, Fault> {
+        self.array(at).map(u64::from_be_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: u64 = 10 * 65536;
+
+    fn sample() -> Header {
+        Header {
+            cluster_bits: 16,
+            size: 3 << 30,
+            l1_offset: 5 * 65536,
+            l1_entries: 6,
+            refcount_table_offset: 7 * 65536,
+            refcount_table_clusters: 1,
+            refcount_order: 4,
+            snapshots: 0,
+            backing_name: Some("../2026-11-01T02-00-03Z.full/vda.qcow2".into()),
+            backing_format: Some("qcow2".into()),
+        }
+    }
+
+    /// The sample's first cluster with some of its bytes replaced, parsed.
+    fn parse_with(offset: usize, bytes: &[u8]) -> Result<Header, Fault> {
+        let mut cluster = sample().encode();
+        cluster.resize(65536, 0);
+        cluster[offset..offset + bytes.len()].copy_from_slice(bytes);
+        Header::parse(&cluster, FILE)
+    }
+
+    #[test]
+    fn what_is_encoded_is_read_back() {
+        assert_eq!(parse_with(0, b"QFI"), Ok(sample()));
+        let mut alone = sample();
+        (alone.backing_name, alone.backing_format) = (None, None);
+        assert_eq!(Header::parse(&alone.encode(), FILE), Ok(alone));
+    }
+
+    #[test]
+    fn the_longest_backing_name_fits_and_is_read_back() {
+        let mut header = sample();
+        header.backing_name = Some("n".repeat(MAX_BACKING_NAME));
+        assert_eq!(Header::parse(&header.encode(), FILE), Ok(header));
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        let feature = |bit: u32| parse_with(72, &(1u64 << bit).to_be_bytes());
+        assert_eq!(parse_with(0, b"KDMV"), Err(Fault::Magic));
+        assert_eq!(Header::parse(b"QF", FILE), Err(Fault::Magic));
+        assert_eq!(parse_with(4, &2u32.to_be_bytes()), Err(Fault::Version(2)));
+        assert_eq!(parse_with(20, &22u32.to_be_bytes()), Err(Fault::ClusterBits(22)));
+        assert_eq!(parse_with(20, &8u32.to_be_bytes()), Err(Fault::ClusterBits(8)));
+        assert_eq!(parse_with(32, &2u32.to_be_bytes()), Err(Fault::Encrypted(2)));
+        assert_eq!(feature(1), Err(Fault::Corrupt));
+        assert_eq!(feature(2), Err(Fault::ExternalData));
+        assert_eq!(feature(4), Err(Fault::ExtendedL2));
+        assert_eq!(feature(40), Err(Fault::Features(1 << 40)));
+        assert!(feature(0).is_ok(), "refcounts may be stale, they are not used");
+        assert_eq!(parse_with(96, &7u32.to_be_bytes()), Err(Fault::RefcountOrder(7)));
+        for length in [0u32, 72, 103, 105, 65544] {
+            assert_eq!(
+                parse_with(100, &length.to_be_bytes()),
+                Err(Fault::HeaderLength(length))
+            );
+        }
+    }
+
+    #[test]
+    fn an_l1_table_has_to_fit_disk_and_file() {
+        let refused = |offset, bytes: &[u8]| matches!(parse_with(offset, bytes), Err(Fault::L1 { .. }));
+        assert!(refused(36, &5u32.to_be_bytes()), "too few entries for the disk");
+        assert!(refused(36, &u32::MAX.to_be_bytes()), "more than 32 MiB");
+        assert!(refused(40, &(5 * 65536u64 + 8).to_be_bytes()), "not aligned");
+        assert!(refused(40, &FILE.to_be_bytes()), "behind the file");
+        assert!(refused(40, &(u64::MAX << 16).to_be_bytes()), "the sum overflows");
+        assert!(refused(24, &u64::MAX.to_be_bytes()), "a disk of 16 EiB");
+    }
+
+    #[test]
+    fn a_backing_name_has_to_lie_in_the_first_cluster() {
+        let refused =
+            |offset, bytes: &[u8]| matches!(parse_with(offset, bytes), Err(Fault::BackingName { .. }));
+        assert!(refused(16, &1024u32.to_be_bytes()));
+        assert!(refused(8, &65535u64.to_be_bytes()));
+        assert!(refused(8, &u64::MAX.to_be_bytes()));
+    }
+
+    #[test]
+    fn an_extension_beyond_its_room_is_refused() {
+        assert_eq!(
+            parse_with(HEADER_LENGTH + 4, &u32::MAX.to_be_bytes()),
+            Err(Fault::Extension)
+        );
+    }
+}

@@ -1,0 +1,177 @@
+//! The file of an image that is being written, as something that only grows.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::header::Header;
+use crate::image::behind::{Piece, WriteBehind};
+use crate::image::digest::FileDigest;
+use crate::image::{Error, Result};
+use crate::model::block::{CLUSTER, ImageFile};
+use crate::model::buffer::{Buffer, BufferPool};
+use crate::model::stop::Stop;
+
+const CLUSTER_BYTES: usize = CLUSTER as usize;
+/// Runs of this length are written from where they are; shorter ones are gathered first.
+const DIRECT_RUN: usize = 256 * 1024;
+const STAGING: usize = 1024 * 1024;
+/// One is filled while one is written and one waits.
+const STAGING_BUFFERS: usize = 3;
+
+/// The file behind its first cluster, as something that only grows: hashes what is appended, gathers what is small.
+#[derive(Debug)]
+pub(super) struct Log {
+    /// Gone after the end or a failure.
+    file: Option<WriteBehind>,
+    path: PathBuf,
+    stop: Stop,
+    digest: FileDigest,
+    pool: BufferPool,
+    staging: Option<Buffer>,
+    /// How much of the staging buffer is filled.
+    staged: usize,
+    /// Where in the file the staging buffer begins.
+    staged_at: u64,
+}
+
+impl Log {
+    pub(super) fn start(file: Box<dyn ImageFile>, path: &Path, stop: &Stop) -> Result<Self> {
+        Ok(Log {
+            file: Some(WriteBehind::start(file, path)?),
+            path: path.to_owned(),
+            stop: stop.clone(),
+            digest: FileDigest::new(),
+            pool: BufferPool::new(STAGING_BUFFERS, STAGING),
+            staging: None,
+            staged: 0,
+            staged_at: CLUSTER,
+        })
+    }
+
+    /// Where the next byte goes.
+    pub(super) fn end(&self) -> u64 {
+        self.staged_at + self.staged as u64
+    }
+
+    /// Appends part of a buffer: from where it is when it is long.
+    pub(super) fn append_part(&mut self, buffer: &Arc<Buffer>, part: std::ops::Range<usize>) -> Result<()> {
+        let whole = part.len() - part.len() % CLUSTER_BYTES;
+        if whole < DIRECT_RUN {
+            return self.append(&buffer[part]);
+        }
+        self.flush()?;
+        let (now, rest) = (part.start..part.start + whole, part.start + whole..part.end);
+        self.digest.update(&buffer[now.clone()]);
+        let offset = self.staged_at;
+        self.staged_at += whole as u64;
+        self.send(Piece {
+            buffer: Arc::clone(buffer),
+            range: now,
+            offset,
+        })?;
+        self.append(&buffer[rest])
+    }
+
+    pub(super) fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let staged = self.staged;
+            let staging = self.staging()?;
+            let (now, later) = bytes.split_at(bytes.len().min(STAGING - staged));
+            staging[staged..staged + now.len()].copy_from_slice(now);
+            self.staged += now.len();
+            if self.staged == STAGING {
+                self.flush()?;
+            }
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    /// Fills the last cluster up with zeroes.
+    pub(super) fn pad_cluster(&mut self) -> Result<()> {
+        const ZEROES: [u8; 4096] = [0; 4096];
+        let mut missing = self.end().next_multiple_of(CLUSTER) - self.end();
+        while missing > 0 {
+            let now = missing.min(ZEROES.len() as u64);
+            self.append(&ZEROES[..now as usize])?;
+            missing -= now;
+        }
+        Ok(())
+    }
+
+    /// The staging buffer; waits for one while all are on their way to the file.
+    fn staging(&mut self) -> Result<&mut Buffer> {
+        let mut taken = self.staging.take();
+        let buffer = loop {
+            if let Some(buffer) = taken {
+                break buffer;
+            }
+            if self.stop.requested() {
+                return Err(Error::Stopped);
+            }
+            taken = self.pool.take_within(Duration::from_millis(100));
+        };
+        Ok(self.staging.insert(buffer))
+    }
+
+    /// Sends what is gathered: whole clusters, because everything appended is padded to them before.
+    fn flush(&mut self) -> Result<()> {
+        if self.staged == 0 {
+            return Ok(());
+        }
+        let Some(buffer) = self.staging.take() else {
+            return Ok(());
+        };
+        self.digest.update(&buffer[..self.staged]);
+        let piece = Piece {
+            buffer: Arc::new(buffer),
+            range: 0..self.staged,
+            offset: self.staged_at,
+        };
+        self.staged_at += self.staged as u64;
+        self.staged = 0;
+        self.send(piece)
+    }
+
+    fn send(&mut self, piece: Piece) -> Result<()> {
+        if self.stop.requested() {
+            return Err(Error::Stopped);
+        }
+        let path = &self.path;
+        let file = self
+            .file
+            .as_mut()
+            .ok_or_else(|| Error::Closed { path: path.clone() })?;
+        file.send(piece)
+    }
+
+    pub(super) fn check_open(&self) -> Result<()> {
+        match self.file {
+            Some(_) => Ok(()),
+            None => Err(Error::Closed {
+                path: self.path.clone(),
+            }),
+        }
+    }
+
+    /// Writes the header, waits until all is on stable storage, and tells the file's digest.
+    pub(super) fn finish(&mut self, header: &Header) -> Result<String> {
+        self.flush()?;
+        let mut first = Buffer::alone(CLUSTER_BYTES);
+        let header = header.encode();
+        first[..header.len()].copy_from_slice(&header);
+        let mut cluster = [0; CLUSTER_BYTES];
+        cluster.copy_from_slice(&first);
+        let digest = std::mem::take(&mut self.digest).finish(&cluster);
+        self.send(Piece {
+            buffer: Arc::new(first),
+            range: 0..CLUSTER_BYTES,
+            offset: 0,
+        })?;
+        if let Some(file) = self.file.take() {
+            file.finish()?;
+        }
+        Ok(digest.to_hex().to_string())
+    }
+}

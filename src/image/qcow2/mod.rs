@@ -1,0 +1,12 @@
+//! The qcow2 format, version 3: what its bytes mean, a writer that only appends, and a reader that trusts nothing.
+
+pub mod header;
+pub mod layout;
+pub mod reader;
+pub mod writer;
+
+mod log;
+
+pub use header::Header;
+pub use reader::{Image, Mapping, Run};
+pub use writer::{Qcow2Options, Qcow2Writer};

@@ -1,0 +1,291 @@
+//! Reads one image: which part of the disk lies where in the file.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::header::Header;
+use super::layout::{ENTRY_BYTES, Fault, L2Entry, parse_l1_entry};
+use crate::image::{Error, Result, read_exact_at};
+
+/// So many bytes of an L2 table are kept in memory by [`Image::open`].
+const TABLE_WINDOW: usize = 64 * 1024;
+/// So many bytes of the L1 table are kept in memory: enough for 256 GiB of disk.
+const L1_WINDOW: usize = 4096;
+
+/// What an image says about a place of its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mapping {
+    /// The bytes lie in the file, from this offset on.
+    Data {
+        /// Where in the file.
+        host_offset: u64,
+    },
+    /// Reads as zero.
+    Zero,
+    /// Nothing: the backing image's content, or zero without one.
+    Unallocated,
+}
+
+/// A mapping that holds for some bytes. For data the bytes of the file follow each other as those of the disk do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// What the image says.
+    pub mapping: Mapping,
+    /// For how many bytes; never 0.
+    pub length: u64,
+}
+
+/// An open image. Nothing that it merely names is ever opened: a backing image is the caller's affair.
+///
+/// Its tables are read piece by piece, so the memory it takes is fixed whatever the image says.
+#[derive(Debug)]
+pub struct Image {
+    file: Arc<File>,
+    path: PathBuf,
+    file_length: u64,
+    header: Header,
+    l1: Window,
+    l2: Window,
+}
+
+impl Image {
+    /// Reads the header of an image. `path` is for messages only.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no qcow2 image of version 3, or uses what is not supported.
+    pub fn open(file: File, path: impl Into<PathBuf>) -> Result<Image> {
+        Image::open_with(file, path, TABLE_WINDOW)
+    }
+
+    /// The same with `table_window` bytes of memory for L2 tables: for chains of very many images. It is rounded to whole
+    /// entries; below 4096 it only makes reading slow.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn open_with(file: File, path: impl Into<PathBuf>, table_window: usize) -> Result<Image> {
+        let path = path.into();
+        let file_length = file
+            .metadata()
+            .map_err(|error| Error::io("examine", &path, 0, error))?
+            .len();
+        let header = read_header(&file, &path, file_length)?;
+        Ok(Image {
+            file: Arc::new(file),
+            path,
+            file_length,
+            header,
+            l1: Window::new(L1_WINDOW),
+            l2: Window::new(table_window),
+        })
+    }
+
+    /// Size of the disk in bytes.
+    pub fn size(&self) -> u64 {
+        self.header.size
+    }
+
+    /// What the header says.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The backing image's name as the header has it.
+    pub fn backing_name(&self) -> Option<&str> {
+        self.header.backing_name.as_deref()
+    }
+
+    /// Length of the file in bytes.
+    pub fn file_length(&self) -> u64 {
+        self.file_length
+    }
+
+    /// The path given when it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file itself.
+    pub(in crate::image) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Reads bytes of the file, as a [`Mapping::Data`] tells where they lie.
+    ///
+    /// # Errors
+    /// When the file cannot be read there or ends before.
+    pub fn read_at(&self, out: &mut [u8], host_offset: u64) -> Result<()> {
+        read_exact_at(&self.file, &self.path, out, host_offset)
+    }
+
+    /// What the image says about the disk from `offset` on, and for how many bytes: as many as one look into its tables
+    /// tells, so that the next run may say the same. `None` at the end of the disk and beyond.
+    ///
+    /// # Errors
+    /// When a table cannot be read or says what is not allowed.
+    pub fn run_at(&mut self, offset: u64) -> Result<Option<Run>> {
+        let left = match self.size().checked_sub(offset) {
+            None | Some(0) => return Ok(None),
+            Some(left) => left,
+        };
+        let span = self.header.table_span();
+        let mut index = offset / span;
+        if let Some(table) = self.table(index)? {
+            return self.run_in_table(table, offset, left).map(Some);
+        }
+        // No table: the whole span is unallocated, and so are the spans behind it that have none either.
+        let tables = self.size().div_ceil(span);
+        index += 1;
+        while index < tables && self.table(index)?.is_none() {
+            index += 1;
+        }
+        let end = index.saturating_mul(span).min(self.size());
+        Ok(Some(Run {
+            mapping: Mapping::Unallocated,
+            length: end - offset,
+        }))
+    }
+
+    /// Where the L2 table of that number starts, if there is one.
+    fn table(&mut self, index: u64) -> Result<Option<u64>> {
+        let start = self.header.l1_offset;
+        let bytes = u64::from(self.header.l1_entries) * ENTRY_BYTES;
+        let at = index * ENTRY_BYTES;
+        let entry = self.l1.entry(&self.file, &self.path, start, bytes, at)?;
+        let cluster = self.header.cluster_size();
+        match parse_l1_entry(entry, cluster) {
+            Ok(Some(table))
+                if table
+                    .checked_add(cluster)
+                    .is_none_or(|end| end > self.file_length) =>
+            {
+                Err(self.fault(start + at, "L1", entry, "points outside the file"))
+            }
+            Ok(table) => Ok(table),
+            Err(source) => Err(self.format(start + at, source)),
+        }
+    }
+
+    /// The run from `offset` on as far as this L2 table goes. `left` is what remains of the disk.
+    fn run_in_table(&mut self, table: u64, offset: u64, left: u64) -> Result<Run> {
+        let cluster = self.header.cluster_size();
+        let entries = self.header.table_entries();
+        let within = offset % cluster;
+        let mut index = (offset / cluster) % entries;
+        let mut cluster_start = offset - within;
+        let first = self.l2_entry(table, index, cluster_start)?;
+        let mapping = match first {
+            L2Entry::Unallocated => Mapping::Unallocated,
+            L2Entry::Zero => Mapping::Zero,
+            L2Entry::Data(host) => Mapping::Data {
+                host_offset: host + within,
+            },
+        };
+        let mut length = cluster - within;
+        let mut expected = first;
+        while length < left && index + 1 < entries {
+            index += 1;
+            cluster_start += cluster;
+            expected = match expected {
+                L2Entry::Data(host) => L2Entry::Data(host + cluster),
+                same => same,
+            };
+            if self.l2_entry(table, index, cluster_start)? != expected {
+                break;
+            }
+            length += cluster;
+        }
+        Ok(Run {
+            mapping,
+            length: length.min(left),
+        })
+    }
+
+    /// The entry of the cluster that starts at `cluster_start` on the disk.
+    fn l2_entry(&mut self, table: u64, index: u64, cluster_start: u64) -> Result<L2Entry> {
+        let cluster = self.header.cluster_size();
+        let at = index * ENTRY_BYTES;
+        let entry = self.l2.entry(&self.file, &self.path, table, cluster, at)?;
+        match L2Entry::parse(entry, cluster) {
+            // QEMU may leave out the part of the last cluster that lies behind the disk's end.
+            Ok(L2Entry::Data(host))
+                if host
+                    .checked_add(cluster.min(self.size() - cluster_start))
+                    .is_none_or(|end| end > self.file_length) =>
+            {
+                Err(self.fault(table + at, "L2", entry, "points outside the file"))
+            }
+            Ok(parsed) => Ok(parsed),
+            Err(source) => Err(self.format(table + at, source)),
+        }
+    }
+
+    fn format(&self, offset: u64, source: Fault) -> Error {
+        Error::Format {
+            path: self.path.clone(),
+            offset,
+            source,
+        }
+    }
+
+    fn fault(&self, offset: u64, table: &'static str, entry: u64, why: &'static str) -> Error {
+        self.format(offset, Fault::Entry { table, entry, why })
+    }
+}
+
+fn read_header(file: &File, path: &Path, file_length: u64) -> Result<Header> {
+    let refuse = |source| Error::Format {
+        path: path.to_owned(),
+        offset: 0,
+        source,
+    };
+    let read = |length: u64| {
+        let mut bytes = vec![0; usize::try_from(length.min(file_length)).unwrap_or(0)];
+        read_exact_at(file, path, &mut bytes, 0).map(|()| bytes)
+    };
+    // A cluster has at most 2 MiB; its size has to be known before it is read.
+    let cluster_size = Header::probe_cluster_size(&read(512)?).map_err(refuse)?;
+    Header::parse(&read(cluster_size)?, file_length).map_err(refuse)
+}
+
+/// A piece of a table as it lies in the file.
+struct Window {
+    start: u64,
+    bytes: Vec<u8>,
+    capacity: u64,
+}
+
+impl Window {
+    fn new(capacity: usize) -> Self {
+        Window {
+            start: 0,
+            bytes: Vec::new(),
+            capacity: (capacity as u64).next_multiple_of(ENTRY_BYTES).max(ENTRY_BYTES),
+        }
+    }
+
+    /// The entry `at` bytes into a table that has `length` bytes and starts at `table`, all of it within the file.
+    fn entry(&mut self, file: &File, path: &Path, table: u64, length: u64, at: u64) -> Result<u64> {
+        let place = table + at;
+        if place < self.start || place + ENTRY_BYTES > self.start + self.bytes.len() as u64 {
+            let from = at - at % self.capacity;
+            let count = self.capacity.min(length - from);
+            self.bytes.resize(usize::try_from(count).unwrap_or(0), 0);
+            self.start = table + from;
+            if let Err(error) = read_exact_at(file, path, &mut self.bytes, self.start) {
+                self.bytes.clear();
+                return Err(error);
+            }
+        }
+        let index = usize::try_from(place - self.start).unwrap_or(usize::MAX);
+        let mut entry = [0; ENTRY_BYTES as usize];
+        entry.copy_from_slice(&self.bytes[index..index + ENTRY_BYTES as usize]);
+        Ok(u64::from_be_bytes(entry))
+    }
+}
+
+impl std::fmt::Debug for Window {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Window({} bytes at {})", self.bytes.len(), self.start)
+    }
+}

@@ -1,0 +1,457 @@
+//! Writes one image by appending only.
+//!
+//! The file in the order it is written: a hole for the header; clusters of data in the disk's order, each L2 table
+//! right behind the last data it maps; the L1 table; refcount blocks; the refcount table. The header comes last, so a
+//! file that was not finished is no qcow2 image. Every cluster of the file is used exactly once, so all refcounts are
+//! one and need not be kept. In memory are the L1 table, one L2 table and a few fixed buffers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::header::Header;
+use super::layout::{ENTRY_BYTES, L2Entry, MAX_BACKING_NAME, MAX_L1_BYTES, l1_entry};
+use super::log::Log;
+use crate::image::order::Order;
+use crate::image::{Error, Result, zero};
+use crate::model::block::{Block, BlockError, BlockSink, CLUSTER, Content, ImageFile, Written};
+use crate::model::buffer::Buffer;
+use crate::model::stop::Stop;
+
+const TABLE_ENTRIES: usize = (CLUSTER / ENTRY_BYTES) as usize;
+/// Bytes of the disk that one L2 table maps: 512 MiB.
+const TABLE_SPAN: u64 = CLUSTER * TABLE_ENTRIES as u64;
+/// Refcounts are 16 bits wide, as QEMU's own are.
+const REFCOUNT_ORDER: u32 = 4;
+const REFCOUNTS_PER_BLOCK: u64 = CLUSTER * 8 / (1 << REFCOUNT_ORDER);
+
+/// What image is to be written.
+#[derive(Clone, Debug)]
+pub struct Qcow2Options {
+    /// The file's path, for messages only.
+    pub path: PathBuf,
+    /// Size of the disk in bytes: a multiple of 512, at most 2 PiB.
+    pub size: u64,
+    /// Name of the backing image, a qcow2 image too, as it is to stand in the header: relative to the new image's
+    /// folder, 1 to 1023 bytes.
+    pub backing: Option<String>,
+    /// Whether clusters of data that are all zero are stored like zero blocks.
+    pub detect_zeroes: bool,
+    /// Asked for by the user's Ctrl-C.
+    pub stop: Stop,
+}
+
+/// Writes blocks as a qcow2 image of version 3 with clusters of 64 KiB, and computes the file's BLAKE3 digest on the way.
+///
+/// With a backing image zero blocks become zero clusters, so that old content does not show through; without one they
+/// take no room. Errors of the file may be told by a later call than the one that caused them.
+#[derive(Debug)]
+pub struct Qcow2Writer {
+    options: Qcow2Options,
+    order: Order,
+    log: Log,
+    /// Entries as they are to stand in the file.
+    l1: Vec<[u8; 8]>,
+    /// The L2 table that is being filled, with its place in the L1 table.
+    table: Option<(usize, Vec<[u8; 8]>)>,
+    written: Written,
+}
+
+impl Qcow2Writer {
+    /// Begins an image in a file that is new and empty.
+    ///
+    /// # Errors
+    /// When the size or the backing name cannot be put into a header, or no thread can be started.
+    pub fn new(file: Box<dyn ImageFile>, options: Qcow2Options) -> Result<Self> {
+        let refuse = |why| Error::Size {
+            size: options.size,
+            why,
+        };
+        if !options.size.is_multiple_of(512) {
+            return Err(refuse(
+                "it is not a multiple of 512, and QEMU would cut the rest off",
+            ));
+        }
+        let tables = options.size.div_ceil(TABLE_SPAN).max(1);
+        if tables > MAX_L1_BYTES / ENTRY_BYTES {
+            return Err(refuse("its L1 table would be larger than 32 MiB"));
+        }
+        if let Some(name) = &options.backing
+            && !(1..=MAX_BACKING_NAME).contains(&name.len())
+        {
+            return Err(Error::BackingName {
+                length: name.len(),
+                limit: MAX_BACKING_NAME,
+            });
+        }
+        Ok(Qcow2Writer {
+            order: Order::new(options.size),
+            log: Log::start(file, &options.path, &options.stop)?,
+            l1: vec![[0; 8]; tables as usize],
+            table: None,
+            written: Written::default(),
+            options,
+        })
+    }
+
+    fn take(&mut self, block: Block) -> Result<()> {
+        self.log.check_open()?;
+        self.order.accept(block.offset, block.length())?;
+        match block.content {
+            Content::Zero(length) => self.store_zero(block.offset, length),
+            Content::Data(buffer) => self.store_data(block.offset, buffer),
+        }
+    }
+
+    fn store_data(&mut self, offset: u64, buffer: Buffer) -> Result<()> {
+        let buffer = Arc::new(buffer);
+        if !self.options.detect_zeroes {
+            return self.store_run(offset, &buffer, 0, buffer.len());
+        }
+        for (zero, start, end) in zero::runs(&buffer) {
+            if zero {
+                self.store_zero(offset + start as u64, (end - start) as u64)?;
+            } else {
+                self.store_run(offset, &buffer, start, end)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores bytes `start..end` of a buffer whose first byte belongs to `offset` on the disk.
+    fn store_run(&mut self, offset: u64, buffer: &Arc<Buffer>, mut start: usize, end: usize) -> Result<()> {
+        while start < end {
+            let guest = offset + start as u64;
+            // Data goes no further than its L2 table, which has to follow it in the file.
+            let room = usize::try_from(TABLE_SPAN - guest % TABLE_SPAN).unwrap_or(usize::MAX);
+            let part = start..start + (end - start).min(room);
+            self.turn_to_table_of(guest)?;
+            let host = self.log.end();
+            self.set_entries(guest, part.len() as u64, |n| L2Entry::Data(host + n * CLUSTER));
+            self.written.data_bytes += part.len() as u64;
+            start = part.end;
+            self.log.append_part(buffer, part)?;
+            self.log.pad_cluster()?;
+        }
+        Ok(())
+    }
+
+    fn store_zero(&mut self, mut offset: u64, length: u64) -> Result<()> {
+        if self.options.backing.is_none() {
+            return Ok(());
+        }
+        self.written.zero_bytes += length;
+        let end = offset + length;
+        while offset < end {
+            let part = (end - offset).min(TABLE_SPAN - offset % TABLE_SPAN);
+            self.turn_to_table_of(offset)?;
+            self.set_entries(offset, part, |_| L2Entry::Zero);
+            offset += part;
+        }
+        Ok(())
+    }
+
+    /// Appends the current L2 table to the file unless this place of the disk belongs to it.
+    fn turn_to_table_of(&mut self, guest: u64) -> Result<()> {
+        match &self.table {
+            Some((index, _)) if *index != table_index(guest) => self.append_table(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets the entries for `length` bytes of the disk, which belong to one L2 table: the current one or a new one.
+    fn set_entries(&mut self, guest: u64, length: u64, entry: impl Fn(u64) -> L2Entry) {
+        let (_, entries) = self
+            .table
+            .get_or_insert_with(|| (table_index(guest), vec![[0; 8]; TABLE_ENTRIES]));
+        let first = (guest % TABLE_SPAN / CLUSTER) as usize;
+        let clusters = length.div_ceil(CLUSTER);
+        for (place, n) in entries[first..].iter_mut().zip(0..clusters) {
+            *place = entry(n).encode().to_be_bytes();
+        }
+    }
+
+    fn append_table(&mut self) -> Result<()> {
+        if let Some((index, entries)) = self.table.take() {
+            self.l1[index] = l1_entry(self.log.end()).to_be_bytes();
+            self.log.append(entries.as_flattened())?;
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self) -> Result<Written> {
+        self.log.check_open()?;
+        self.append_table()?;
+        let l1_offset = self.log.end();
+        let l1 = std::mem::take(&mut self.l1);
+        self.log.append(l1.as_flattened())?;
+        self.log.pad_cluster()?;
+        let (refcount_table_offset, refcount_table_clusters) = self.append_refcounts()?;
+        let header = Header {
+            cluster_bits: CLUSTER.trailing_zeros(),
+            size: self.options.size,
+            l1_offset,
+            l1_entries: l1.len() as u32,
+            refcount_table_offset,
+            refcount_table_clusters,
+            refcount_order: REFCOUNT_ORDER,
+            snapshots: 0,
+            backing_name: self.options.backing.clone(),
+            backing_format: self.options.backing.as_ref().map(|_| "qcow2".to_owned()),
+        };
+        self.written.file_bytes = self.log.end();
+        self.written.blake3 = Some(self.log.finish(&header)?);
+        Ok(self.written.clone())
+    }
+
+    /// Appends refcount blocks and the refcount table, and tells where the table is and how many clusters it has.
+    fn append_refcounts(&mut self) -> Result<(u64, u32)> {
+        let before = self.log.end() / CLUSTER;
+        let (blocks, table_clusters) = refcount_clusters(before);
+        let total = before + blocks + table_clusters;
+        let first_block = self.log.end();
+        for block in 0..blocks {
+            let counted = (total - block * REFCOUNTS_PER_BLOCK).min(REFCOUNTS_PER_BLOCK);
+            self.log.append(&1u16.to_be_bytes().repeat(counted as usize))?;
+            self.log.pad_cluster()?;
+        }
+        let table_offset = self.log.end();
+        for block in 0..blocks {
+            self.log.append(&(first_block + block * CLUSTER).to_be_bytes())?;
+        }
+        self.log.pad_cluster()?;
+        Ok((table_offset, table_clusters as u32))
+    }
+}
+
+impl BlockSink for Qcow2Writer {
+    fn write(&mut self, block: Block) -> std::result::Result<(), BlockError> {
+        Ok(self.take(block)?)
+    }
+
+    fn finish(&mut self) -> std::result::Result<Written, BlockError> {
+        Ok(self.complete()?)
+    }
+}
+
+/// Which L2 table maps this place of the disk.
+fn table_index(guest: u64) -> usize {
+    (guest / TABLE_SPAN) as usize
+}
+
+/// How many refcount blocks and how many clusters of refcount table a file needs that has `before` clusters without
+/// them: they count themselves as well.
+fn refcount_clusters(before: u64) -> (u64, u64) {
+    let (mut blocks, mut table) = (0, 0);
+    loop {
+        let needed = (before + blocks + table).div_ceil(REFCOUNTS_PER_BLOCK);
+        let needed_table = (needed * ENTRY_BYTES).div_ceil(CLUSTER);
+        if (needed, needed_table) == (blocks, table) {
+            return (blocks, table);
+        }
+        (blocks, table) = (needed, needed_table);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::qcow2::{Image, Mapping};
+    use crate::image::samples::{C, data, image, memory_file, options, zero};
+    use crate::model::block::BlockErrorKind;
+    use std::io;
+    use std::path::Path;
+
+    /// What an image says about each cluster of its first bytes: d for data, 0 for zero, - for nothing.
+    fn clusters(file: std::fs::File, count: u64) -> String {
+        let mut image = Image::open(file, "x").expect("it is an image");
+        let kind = |run: crate::image::qcow2::Run| match run.mapping {
+            Mapping::Data { .. } => 'd',
+            Mapping::Zero => '0',
+            Mapping::Unallocated => '-',
+        };
+        (0..count)
+            .map(|n| {
+                image
+                    .run_at(n * CLUSTER)
+                    .expect("it can be read")
+                    .map_or('.', kind)
+            })
+            .collect()
+    }
+
+    fn mixed() -> Vec<Block> {
+        let mut bytes = vec![0; 4 * C];
+        bytes[C] = 1;
+        bytes[4 * C - 1] = 1;
+        vec![
+            zero(0, 2 * CLUSTER),
+            data(3 * CLUSTER, &bytes),
+            zero(9 * CLUSTER, 512),
+        ]
+    }
+
+    #[test]
+    fn zeroes_are_explicit_upon_a_backing_image_only() {
+        let size = 9 * CLUSTER + 512;
+        let (alone, written) = image(options(size, None), mixed());
+        assert_eq!(clusters(alone, 11), "----d-d---.");
+        assert_eq!((written.data_bytes, written.zero_bytes), (2 * CLUSTER, 0));
+        let (upon, written) = image(options(size, Some("base.qcow2")), mixed());
+        assert_eq!(clusters(upon, 11), "00-0d0d--0.");
+        assert_eq!(
+            (written.data_bytes, written.zero_bytes),
+            (2 * CLUSTER, 4 * CLUSTER + 512)
+        );
+    }
+
+    #[test]
+    fn zero_detection_can_be_turned_off() {
+        let mut options = options(9 * CLUSTER + 512, Some("base.qcow2"));
+        options.detect_zeroes = false;
+        let (file, written) = image(options, mixed());
+        assert_eq!(clusters(file, 11), "00-dddd--0.");
+        assert_eq!(written.data_bytes, 4 * CLUSTER);
+    }
+
+    #[test]
+    fn an_empty_disk_is_an_image_too() {
+        for size in [0, 512] {
+            let (file, _) = image(options(size, None), []);
+            assert_eq!(Image::open(file, "x").expect("it is an image").size(), size);
+        }
+    }
+
+    #[test]
+    fn long_runs_short_runs_and_tables_keep_their_order() {
+        // The sample file asserts rising offsets and the digest; two runs cross the end of a table.
+        let ones = vec![1; 20 * C];
+        let blocks = [
+            data(0, &ones[..3 * C]),
+            data(TABLE_SPAN - 10 * CLUSTER, &ones),
+            data(2 * TABLE_SPAN - CLUSTER, &ones[..2 * C]),
+            data(5 * TABLE_SPAN, &ones[..17 * C]),
+            data(6 * TABLE_SPAN, &ones[..512]),
+        ];
+        let (file, written) = image(options(6 * TABLE_SPAN + 512, None), blocks);
+        assert_eq!(written.data_bytes, 42 * CLUSTER + 512);
+        let mut image = Image::open(file, "x").expect("it is an image");
+        let run = image
+            .run_at(TABLE_SPAN - 9 * CLUSTER)
+            .expect("it can be read")
+            .expect("it is on the disk");
+        assert_eq!(run.length, 9 * CLUSTER, "a table ends here");
+        let run = image
+            .run_at(2 * TABLE_SPAN + CLUSTER)
+            .expect("it can be read")
+            .expect("it is on the disk");
+        assert_eq!(
+            (run.mapping, run.length),
+            (Mapping::Unallocated, TABLE_SPAN - CLUSTER)
+        );
+        let run = image
+            .run_at(3 * TABLE_SPAN + 5)
+            .expect("it can be read")
+            .expect("it is on the disk");
+        assert_eq!(
+            (run.mapping, run.length),
+            (Mapping::Unallocated, 2 * TABLE_SPAN - 5)
+        );
+    }
+
+    #[test]
+    fn refcount_clusters_count_themselves() {
+        for before in (1..200_000).chain([1 << 28, (1 << 28) + 1, 1 << 40]) {
+            let (blocks, table) = refcount_clusters(before);
+            assert!(
+                blocks * REFCOUNTS_PER_BLOCK >= before + blocks + table,
+                "{before} clusters are covered"
+            );
+            assert!(
+                (blocks - 1) * REFCOUNTS_PER_BLOCK < before + blocks + table,
+                "{before}: no block too many"
+            );
+            assert_eq!(table, (blocks * 8).div_ceil(CLUSTER));
+        }
+    }
+
+    #[test]
+    fn impossible_disks_and_names_are_refused() {
+        let begin = |options| Qcow2Writer::new(Box::new(Full), options).map(|_| ());
+        assert!(matches!(begin(options(1000, None)), Err(Error::Size { .. })));
+        assert!(matches!(
+            begin(options((2 << 50) + 512, None)),
+            Err(Error::Size { .. })
+        ));
+        assert!(matches!(
+            begin(options(512, Some(""))),
+            Err(Error::BackingName { .. })
+        ));
+        assert!(matches!(
+            begin(options(512, Some(&"n".repeat(1024)))),
+            Err(Error::BackingName { .. })
+        ));
+    }
+
+    /// A full file system.
+    struct Full;
+
+    impl ImageFile for Full {
+        fn write_at(&mut self, _: &[u8], _: u64) -> io::Result<()> {
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_file_system_is_told_as_such() {
+        let mut writer = Qcow2Writer::new(Box::new(Full), options(100 * CLUSTER, None)).expect("it begins");
+        let ones = vec![1; 8 * C];
+        let failed = (0..12).find_map(|n| writer.write(data(n * 8 * CLUSTER, &ones)).err());
+        let error = failed
+            .or_else(|| writer.finish().err())
+            .expect("nothing can be written");
+        assert_eq!(error.kind, BlockErrorKind::NoSpace);
+        assert!(writer.finish().is_err(), "after a failure there is no image");
+    }
+
+    #[test]
+    fn an_unfinished_file_is_no_image() {
+        let file = memory_file(&[]);
+        let second = file.try_clone().expect("a second handle");
+        let direct = crate::image::file::DirectFile::new(second);
+        let mut writer = Qcow2Writer::new(Box::new(direct), options(100 * CLUSTER, None)).expect("it begins");
+        for n in 0..12 {
+            writer
+                .write(data(n * 8 * CLUSTER, &vec![1; 8 * C]))
+                .expect("it takes the block");
+        }
+        drop(writer);
+        assert!(
+            file.metadata().expect("it has a length").len() > CLUSTER,
+            "something was written"
+        );
+        assert!(matches!(
+            Image::open(file, Path::new("x")),
+            Err(Error::Format { .. })
+        ));
+    }
+
+    #[test]
+    fn nothing_is_written_after_the_end_or_a_wish_to_stop() {
+        let mut writer = Qcow2Writer::new(Box::new(Full), options(CLUSTER, None)).expect("it begins");
+        writer.options.stop.request(2);
+        assert_eq!(
+            writer.finish().expect_err("it was asked to stop").kind,
+            BlockErrorKind::Stopped
+        );
+
+        let direct = crate::image::file::DirectFile::new(memory_file(&[]));
+        let mut writer = Qcow2Writer::new(Box::new(direct), options(CLUSTER, None)).expect("it begins");
+        writer.finish().expect("it finishes");
+        assert!(writer.write(data(0, &[1; C])).is_err());
+        assert!(writer.finish().is_err());
+    }
+}
