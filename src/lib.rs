@@ -14,6 +14,7 @@ pub mod host;
 pub mod nbd;
 
 pub mod image;
+pub mod io;
 
 pub mod repo;
 

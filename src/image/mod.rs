@@ -12,7 +12,6 @@ use crate::model::block::{BlockError, BlockErrorKind};
 
 pub mod chain;
 pub mod digest;
-pub mod file;
 pub mod qcow2;
 pub mod raw;
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::file::DirectFile;
+use crate::io::DirectFile;
 use super::order::Order;
 use super::{Error, Result, zero};
 use crate::model::block::{Block, BlockError, BlockSink, Content, ImageFile, Written};

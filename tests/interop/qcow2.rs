@@ -9,7 +9,7 @@ use std::process::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 use vmsnap::image::chain::{ChainImage, ChainSource, Recorded};
-use vmsnap::image::file::DirectFile;
+use vmsnap::io::DirectFile;
 use vmsnap::image::file_digest;
 use vmsnap::image::qcow2::{Image, Qcow2Options, Qcow2Writer};
 use vmsnap::image::raw::{RawTarget, RawWriter};

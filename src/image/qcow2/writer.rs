@@ -421,7 +421,7 @@ mod tests {
     fn an_unfinished_file_is_no_image() {
         let file = memory_file(&[]);
         let second = file.try_clone().expect("a second handle");
-        let direct = crate::image::file::DirectFile::new(second);
+        let direct = crate::io::DirectFile::new(second);
         let mut writer = Qcow2Writer::new(Box::new(direct), options(100 * CLUSTER, None)).expect("it begins");
         for n in 0..12 {
             writer
@@ -448,7 +448,7 @@ mod tests {
             BlockErrorKind::Stopped
         );
 
-        let direct = crate::image::file::DirectFile::new(memory_file(&[]));
+        let direct = crate::io::DirectFile::new(memory_file(&[]));
         let mut writer = Qcow2Writer::new(Box::new(direct), options(CLUSTER, None)).expect("it begins");
         writer.finish().expect("it finishes");
         assert!(writer.write(data(0, &[1; C])).is_err());

@@ -130,7 +130,6 @@ fn set_direct(file: &File, direct: bool) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::samples::bytes_of;
     use crate::model::buffer::Buffer;
     use std::path::Path;
 
