@@ -2,6 +2,18 @@
 //!
 //! `libvirt` is the real one, `crate::testkit` has a simulated one.
 
+pub mod qemu;
+pub mod xml;
+
+mod patience;
+
+#[cfg(feature = "libvirt")]
+mod export;
+#[cfg(feature = "libvirt")]
+mod ffi;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
