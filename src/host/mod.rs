@@ -139,6 +139,8 @@ pub struct BackupRequest {
     pub places: Places,
     /// How long the guest agent may take to freeze the file systems; `None` does not ask it.
     pub freeze: Option<Duration>,
+    /// The time now, in seconds since 1970: the date of a shut-off domain's new checkpoint. libvirt dates the others itself.
+    pub now: i64,
     /// Asked for by the user's Ctrl-C.
     pub stop: Stop,
 }

@@ -392,7 +392,7 @@ pub fn end_stray_reader(socket: &Path) -> Result<()> {
     // The process may have ended since it was looked at; that is what is wanted.
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     let gone = patience::until(Duration::from_secs(5), Duration::from_millis(10), || {
-        (!serves(pid, socket)).then_some(())
+        has_ended(pid).then_some(())
     });
     gone.ok_or_else(|| {
         failed(
@@ -403,7 +403,22 @@ pub fn end_stray_reader(socket: &Path) -> Result<()> {
     })
 }
 
-/// Whether the process is a `qemu-nbd` with this socket among its arguments. A process that has ended has none.
+/// Whether the process is gone, or waits for nothing but its parent's notice: only then are its files closed.
+fn has_ended(pid: rustix::process::Pid) -> bool {
+    let folder = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let Ok(stat) = std::fs::read_to_string(folder.join("stat")) else {
+        return true;
+    };
+    // `pid (name) state …` (proc_pid_stat(5)); the name may hold brackets itself.
+    let dead = stat
+        .rsplit_once(") ")
+        .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']));
+    // The first thread may be dead while others still close the files.
+    let threads = std::fs::read_dir(folder.join("task")).map_or(0, Iterator::count);
+    dead && threads <= 1
+}
+
+/// Whether the process is a `qemu-nbd` with this socket among its arguments.
 fn serves(pid: rustix::process::Pid, socket: &Path) -> bool {
     let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
     let mut arguments = line.split(|byte| *byte == 0);
