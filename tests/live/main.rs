@@ -4,3 +4,4 @@ mod embed;
 mod host;
 mod host_define;
 mod host_offline;
+mod host_repair;

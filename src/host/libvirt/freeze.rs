@@ -1,10 +1,10 @@
 //! Freezes the guest's file systems around the beginning of a job, and thaws them whatever happens.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use virt::domain::Domain as Handle;
 use virt::error::ErrorNumber;
@@ -17,24 +17,33 @@ use crate::model::stop::Stop;
 /// How often waiting looks at the user's wish to stop.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How often thawing is tried.
-const ATTEMPTS: u32 = 5;
+/// How long one attempt to thaw may take, in seconds, and how many there are: a guest that stays frozen is worse than
+/// a backup that ends late.
+const THAW_SECONDS: u16 = 5;
+const THAW_ATTEMPTS: usize = 5;
+
+/// What the thread is at. Only one of both sides can leave [`GREETING`].
+const GREETING: u8 = 0;
+const FREEZING: u8 = 1;
+const CALLED_OFF: u8 = 2;
 
 /// A guest that was asked to freeze.
 pub struct Freeze {
     debt: Debt,
     answers: Receiver<Answer>,
     frozen: bool,
-    patience: Duration,
     finding: Option<Finding>,
 }
 
-/// The thaw that the guest is owed. A thread of its own talks to the agent: it thaws when it is told to, when this is
-/// dropped, and at once when freezing failed, for a freeze that was not answered in time may still come. Dropping
-/// waits for it.
+/// The thaw that the guest is owed.
+///
+/// A thread of its own talks to the agent. It greets it with a harmless question first: an agent that does not answer
+/// is never told to freeze, so nothing is owed to it. Once told, the guest is thawed when [`Freeze::thaw`] is called, when
+/// this is dropped, and at once when freezing failed, for a freeze that was not answered in time may still come.
+/// Dropping waits for the thaw.
 pub struct Debt {
     go: Option<Sender<()>>,
-    closing: Arc<AtomicBool>,
+    phase: Arc<AtomicU8>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -45,57 +54,61 @@ enum Answer {
 
 impl Freeze {
     /// Asks the guest agent to freeze and waits for its answer, at most `deadline`, or until the user wants to stop.
-    ///
-    /// An agent question is a greeting and then the command, each with its own time limit.
     pub fn start(handle: &Handle, deadline: Duration, stop: &Stop) -> Freeze {
-        let seconds = (deadline.as_secs().saturating_sub(1) / 2).clamp(1, u64::from(u16::MAX)) as u16;
         let (go, wait_for_go) = mpsc::channel();
         let (tell, answers) = mpsc::channel();
-        let closing = Arc::new(AtomicBool::new(false));
-        let work = Work {
+        let phase = Arc::new(AtomicU8::new(GREETING));
+        let talk = Talk {
             handle: handle.clone(),
-            seconds,
-            closing: Arc::clone(&closing),
-            stop: stop.clone(),
+            deadline,
+            started: Instant::now(),
+            phase: Arc::clone(&phase),
         };
         let thread = thread::Builder::new()
             .name("guest-agent".to_owned())
-            .spawn(move || work.run(&wait_for_go, &tell));
+            .spawn(move || talk.run(&wait_for_go, &tell));
         let mut freeze = Freeze {
+            finding: thread
+                .as_ref()
+                .err()
+                .map(|error| not_frozen("freeze-failed", &error.to_string())),
             debt: Debt {
                 go: Some(go),
-                closing,
-                thread: None,
+                phase,
+                thread: thread.ok(),
             },
             answers,
             frozen: false,
-            patience: Duration::from_secs(2 * u64::from(seconds) + 1),
-            finding: None,
         };
-        match thread {
-            Ok(thread) => freeze.debt.thread = Some(thread),
-            Err(error) => freeze.finding = Some(not_frozen("agent-not-answering", &error.to_string())),
+        if freeze.debt.thread.is_some() {
+            freeze.wait_until_frozen(deadline, stop);
         }
-        freeze.wait_until_frozen(stop);
         freeze
     }
 
-    fn wait_until_frozen(&mut self, stop: &Stop) {
-        while self.debt.thread.is_some() && !stop.requested() {
+    fn wait_until_frozen(&mut self, deadline: Duration, stop: &Stop) {
+        let started = Instant::now();
+        while !stop.requested() {
             let finding = match self.answers.recv_timeout(LOOK) {
-                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Timeout) if started.elapsed() < deadline => continue,
+                Err(_) => not_frozen("agent-not-answering", "the guest agent does not answer in time"),
                 Ok(Answer::Frozen(Ok(0))) => {
                     not_frozen("nothing-frozen", "the guest has none that can be frozen")
                 }
-                Ok(Answer::Frozen(Ok(_))) => {
+                Ok(Answer::Frozen(Ok(_)) | Answer::Thawed(Ok(_))) => {
                     self.frozen = true;
                     return;
                 }
                 Ok(Answer::Frozen(Err(error)) | Answer::Thawed(Err(error))) => {
-                    not_frozen(code(&error), &error.message)
-                }
-                Ok(Answer::Thawed(Ok(_))) | Err(RecvTimeoutError::Disconnected) => {
-                    not_frozen("agent-not-answering", "the guest agent's thread has ended")
+                    let silent = does_not_answer(&error);
+                    not_frozen(
+                        if silent {
+                            "agent-not-answering"
+                        } else {
+                            "freeze-failed"
+                        },
+                        &error.message,
+                    )
                 }
             };
             self.finding = Some(finding);
@@ -107,15 +120,15 @@ impl Freeze {
     pub fn thaw(mut self) -> (Consistency, Vec<Finding>, Debt) {
         self.debt.go = None;
         if self.frozen {
-            match self.answers.recv_timeout(self.patience) {
+            // An agent that has just frozen answers at once; the greeting and the thaw have their limits all the same.
+            let patience = Duration::from_secs(2 * u64::from(THAW_SECONDS) + 1);
+            let why = match self.answers.recv_timeout(patience) {
                 Ok(Answer::Thawed(Ok(_))) => return (Consistency::Filesystem, Vec::new(), self.debt),
-                Ok(Answer::Thawed(Err(error)) | Answer::Frozen(Err(error))) => {
-                    self.finding = Some(not_thawed(&error.message));
-                }
-                Ok(Answer::Frozen(Ok(_))) | Err(_) => {
-                    self.finding = Some(not_thawed("the agent does not answer"))
-                }
-            }
+                Ok(Answer::Thawed(Err(error)) | Answer::Frozen(Err(error))) => error.message,
+                Ok(Answer::Frozen(Ok(_))) | Err(_) => "the guest agent does not answer".to_owned(),
+            };
+            let message = format!("the guest's file systems may still be frozen: {why}");
+            self.finding = Some(Finding::new("thaw-failed", message));
         }
         (Consistency::Crash, self.finding.into_iter().collect(), self.debt)
     }
@@ -123,19 +136,16 @@ impl Freeze {
 
 impl Drop for Debt {
     fn drop(&mut self) {
-        self.closing.store(true, Ordering::SeqCst);
         self.go = None;
-        if let Some(thread) = self.thread.take() {
+        let called_off =
+            self.phase
+                .compare_exchange(GREETING, CALLED_OFF, Ordering::SeqCst, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take()
+            && called_off.is_err()
+        {
             // It has told all that it had to tell.
             let _ = thread.join();
         }
-    }
-}
-
-fn code(error: &CallError) -> &'static str {
-    match error.number {
-        ErrorNumber::AgentUnresponsive | ErrorNumber::AgentCommandTimeout => "agent-not-answering",
-        _ => "freeze-failed",
     }
 }
 
@@ -143,49 +153,73 @@ fn not_frozen(code: &str, why: &str) -> Finding {
     Finding::new(code, format!("the guest's file systems were not frozen: {why}"))
 }
 
-fn not_thawed(why: &str) -> Finding {
-    Finding::new(
-        "thaw-failed",
-        format!("the guest's file systems may still be frozen: {why}"),
+/// Whether the agent said nothing, as opposed to "no".
+fn does_not_answer(error: &CallError) -> bool {
+    matches!(
+        error.number,
+        ErrorNumber::AgentUnresponsive | ErrorNumber::AgentCommandTimeout
     )
 }
 
-/// What the thread needs.
-struct Work {
+/// The thread's side.
+struct Talk {
     handle: Handle,
-    seconds: u16,
-    closing: Arc<AtomicBool>,
-    stop: Stop,
+    deadline: Duration,
+    started: Instant,
+    phase: Arc<AtomicU8>,
 }
 
-impl Work {
+impl Talk {
     fn run(&self, wait_for_go: &Receiver<()>, tell: &Sender<Answer>) {
-        let limited = ffi::set_agent_timeout(&self.handle, Some(self.seconds));
-        let frozen = limited.and_then(|()| ffi::freeze(&self.handle));
-        let was_sent = frozen.as_ref().err().is_none_or(may_have_reached_the_agent);
-        let froze = frozen.is_ok();
-        // The other side may have given up: the thaw is owed all the same.
-        let _ = tell.send(Answer::Frozen(frozen));
-        if froze {
-            // Nothing is ever sent: the sender's end is the sign.
-            let _ = wait_for_go.recv();
-        }
-        if was_sent {
-            let _ = tell.send(Answer::Thawed(self.thaw()));
-        } else if !self.stop.requested() {
-            // libvirt says that it sent nothing. One more attempt costs nobody anything.
-            let _ = ffi::thaw(&self.handle);
+        // Whoever listened may have given up: what is owed is done all the same.
+        match self.greet() {
+            Err(error) => drop(tell.send(Answer::Frozen(Err(error)))),
+            Ok(()) if self.may_freeze() => self.freeze_and_thaw(wait_for_go, tell),
+            Ok(()) => {}
         }
         // Best effort: the domain may be gone.
         let _ = ffi::set_agent_timeout(&self.handle, None);
     }
 
-    /// Tries until it succeeds, but once the job is over no longer than it takes to try twice.
+    fn may_freeze(&self) -> bool {
+        let changed = self
+            .phase
+            .compare_exchange(GREETING, FREEZING, Ordering::SeqCst, Ordering::SeqCst);
+        changed.is_ok()
+    }
+
+    /// Asks the guest for its time. An agent that refuses to tell is awake as well.
+    ///
+    /// libvirt 9.0 gives one and the same error for an agent that never answers and for one that is slow to freeze, so
+    /// the two have to be told apart before there is anything to thaw.
+    fn greet(&self) -> Result<(), CallError> {
+        ffi::set_agent_timeout(&self.handle, Some(whole_seconds(self.deadline / 2)))?;
+        match self.handle.get_time(0).map_err(CallError::from) {
+            Err(error) if does_not_answer(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn freeze_and_thaw(&self, wait_for_go: &Receiver<()>, tell: &Sender<Answer>) {
+        let left = self.deadline.saturating_sub(self.started.elapsed());
+        let limited = ffi::set_agent_timeout(&self.handle, Some(whole_seconds(left)));
+        let frozen = limited.and_then(|()| ffi::freeze(&self.handle));
+        let is_frozen = frozen.is_ok();
+        let _ = tell.send(Answer::Frozen(frozen));
+        if is_frozen {
+            // Nothing is ever sent: the sender's end is the sign.
+            let _ = wait_for_go.recv();
+        }
+        let _ = tell.send(Answer::Thawed(self.thaw()));
+    }
+
     fn thaw(&self) -> Result<u32, CallError> {
+        // With the limit of the freeze, should this fail.
+        let _ = ffi::set_agent_timeout(&self.handle, Some(THAW_SECONDS));
         let mut thawed = ffi::thaw(&self.handle);
-        for attempt in 2..=ATTEMPTS {
-            let enough = attempt > 2 && self.closing.load(Ordering::SeqCst);
-            if thawed.is_ok() || enough || !self.handle.is_active().unwrap_or(false) {
+        for _ in 1..THAW_ATTEMPTS {
+            // Only silence can end: an agent that says no, or a domain that is gone, says the same again.
+            if !thawed.as_ref().is_err_and(does_not_answer) || !self.handle.is_active().unwrap_or(false) {
                 break;
             }
             thawed = ffi::thaw(&self.handle);
@@ -194,11 +228,9 @@ impl Work {
     }
 }
 
-/// Whether the command may have been sent. libvirt greets the agent first, and says so when that is not answered
-/// (qemuAgentGuestSyncSend in src/qemu/qemu_agent.c); an agent that is not connected is told by the same number.
-fn may_have_reached_the_agent(error: &CallError) -> bool {
-    let greeting = error.message.contains("synchroniz") || error.message.contains("not connected");
-    !(error.number == ErrorNumber::AgentUnresponsive && greeting)
+/// libvirt counts in whole seconds, from 1.
+fn whole_seconds(duration: Duration) -> u16 {
+    u16::try_from(duration.as_secs()).unwrap_or(u16::MAX).max(1)
 }
 
 #[cfg(test)]
@@ -206,25 +238,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_greeting_without_answer_is_no_freeze() {
-        let error = |number, message: &str| CallError {
+    fn limits_are_whole_seconds_and_never_none() {
+        let seconds = [0, 999, 1000, 2999, 100_000_000].map(|ms| whole_seconds(Duration::from_millis(ms)));
+        assert_eq!(seconds, [1, 1, 1, 2, u16::MAX]);
+    }
+
+    #[test]
+    fn silence_is_not_a_refusal() {
+        let error = |number| CallError {
             number,
-            message: message.to_owned(),
+            message: String::new(),
         };
-        let deaf =
-            "Guest agent is not responding: guest agent didn't respond to synchronization within '4' seconds";
-        assert!(!may_have_reached_the_agent(&error(
-            ErrorNumber::AgentUnresponsive,
-            deaf
-        )));
-        let slow = "guest agent didn't respond to command within '4' seconds";
-        assert!(may_have_reached_the_agent(&error(
-            ErrorNumber::AgentCommandTimeout,
-            slow
-        )));
-        assert!(may_have_reached_the_agent(&error(
-            ErrorNumber::AgentUnresponsive,
-            "Guest agent disappeared"
-        )));
+        assert!(does_not_answer(&error(ErrorNumber::AgentUnresponsive)));
+        assert!(does_not_answer(&error(ErrorNumber::AgentCommandTimeout)));
+        assert!(!does_not_answer(&error(ErrorNumber::AgentCommandFailed)));
+    }
+
+    #[test]
+    fn a_freeze_that_was_called_off_never_begins() {
+        let phase = Arc::new(AtomicU8::new(GREETING));
+        drop(Debt {
+            go: None,
+            phase: Arc::clone(&phase),
+            thread: None,
+        });
+        let late = phase.compare_exchange(GREETING, FREEZING, Ordering::SeqCst, Ordering::SeqCst);
+        assert_eq!(late, Err(CALLED_OFF));
     }
 }

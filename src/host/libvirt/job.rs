@@ -141,7 +141,7 @@ fn begin_error(mut error: CallError) -> HostError {
             name: name.trim().to_owned(),
         };
     }
-    let hint = if error.message.contains("Failed to bind socket") {
+    let hint = if error.message.contains("nbd-server-start") {
         "; QEMU may not use this folder: name another place for the socket"
     } else if error.message.contains("Permission denied")
         || error.message.contains("failed to create image file")

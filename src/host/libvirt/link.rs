@@ -124,8 +124,11 @@ impl Location {
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let is_local = matches!(transport, None | Some("unix")) && authority.is_empty();
+        // For root libvirt's session is the system (remoteConnectOpen in src/remote/remote_driver.c).
+        let we_are_root = rustix::process::geteuid().is_root();
         let state_dir = match path {
             "/system" => Some(PathBuf::from("/var/lib/libvirt/qemu")),
+            "/session" if we_are_root => Some(PathBuf::from("/var/lib/libvirt/qemu")),
             "/session" => config_home().map(|home| home.join("libvirt/qemu/lib")),
             "/embed" => {
                 let root = query.split('&').find_map(|pair| pair.strip_prefix("root="));
