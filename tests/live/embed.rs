@@ -5,6 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -53,6 +54,11 @@ impl Lab {
             .keep();
         let watcher = watch(&root);
         fs::create_dir(root.join("etc")).expect("it is made");
+        // libvirt asks each QEMU for seconds what it can do, and keeps the answers here; it knows when they are stale.
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libvirt-cache");
+        fs::create_dir_all(&cache)
+            .and_then(|()| symlink(&cache, root.join("cache")))
+            .expect("it is made");
         let is_root = rustix::process::geteuid().is_root();
         let conf = format!("{QEMU_CONF}{}", if is_root { AS_ROOT } else { "" });
         fs::write(root.join("etc/qemu.conf"), conf).expect("it is written");

@@ -319,6 +319,21 @@ fn an_aborted_job_leaves_nothing_and_tells_nothing() {
 }
 
 #[test]
+fn a_running_guest_without_an_agent_is_not_asked_to_freeze() {
+    let domain = TestDomain::paused("agent ", &[Kind::Qcow2]);
+    domain.handle().resume().expect("it runs");
+    let (job, places) = begin(&domain, "c0", &[("vda", None)]).expect("it begins");
+    assert_eq!(
+        (job.consistency(), job.findings()),
+        (Consistency::Crash, Vec::new())
+    );
+    assert_eq!(domain.seen().state, DomainState::Running);
+    job.finish().expect("it ends");
+    assert_nothing_left(&domain, &places);
+    assert_eq!(domain.seen().state, DomainState::Running);
+}
+
+#[test]
 fn a_job_that_somebody_else_ends_is_gone() {
     let domain = TestDomain::paused("gone ", &[Kind::Qcow2]);
     let (job, places) = begin(&domain, "c0", &[("vda", None)]).expect("it begins");
