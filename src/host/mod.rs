@@ -2,6 +2,18 @@
 //!
 //! `libvirt` is the real one, `crate::testkit` has a simulated one.
 
+pub mod qemu;
+pub mod xml;
+
+mod patience;
+
+#[cfg(feature = "libvirt")]
+mod export;
+#[cfg(feature = "libvirt")]
+mod ffi;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -58,7 +70,8 @@ pub trait Host: Send + Sync {
 
     /// Freezes the guest's file systems if that is wished and possible, makes the checkpoint and begins the job in one step, thaws.
     ///
-    /// When this fails there is neither job nor checkpoint nor a frozen file system left.
+    /// When this fails there is neither job nor checkpoint nor a frozen file system left. The folders among the places
+    /// stay for another attempt: [`Host::clear_places`] removes them.
     fn begin_backup(&self, domain: &Domain, request: &BackupRequest) -> Result<Box<dyn BackupJob>>;
 
     /// The bytes of the domain's UEFI variables, if it has any.
@@ -127,6 +140,8 @@ pub struct BackupRequest {
     pub places: Places,
     /// How long the guest agent may take to freeze the file systems; `None` does not ask it.
     pub freeze: Option<Duration>,
+    /// The time now, in seconds since 1970: the date of a shut-off domain's new checkpoint. libvirt dates the others itself.
+    pub now: i64,
     /// Asked for by the user's Ctrl-C.
     pub stop: Stop,
 }

@@ -1,0 +1,268 @@
+//! Freezes the guest's file systems around the beginning of a job, and thaws them whatever happens.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use virt::domain::Domain as Handle;
+use virt::error::ErrorNumber;
+
+use super::{CallError, ffi};
+use crate::model::finding::Finding;
+use crate::model::restore_point::Consistency;
+use crate::model::stop::Stop;
+
+/// How often waiting looks at the user's wish to stop.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long one attempt to thaw may take, in seconds, and how many there are: a guest that stays frozen is worse than
+/// a backup that ends late.
+const THAW_SECONDS: u16 = 5;
+const THAW_ATTEMPTS: usize = 5;
+
+/// What the thread is at. Only one of both sides can leave [`GREETING`].
+const GREETING: u8 = 0;
+const FREEZING: u8 = 1;
+const CALLED_OFF: u8 = 2;
+
+/// A guest that was asked to freeze.
+pub struct Freeze {
+    debt: Debt,
+    answers: Receiver<Answer>,
+    frozen: bool,
+    finding: Option<Finding>,
+}
+
+/// The thaw that the guest is owed.
+///
+/// A thread of its own talks to the agent. It greets it with a harmless question first: an agent that does not answer
+/// is never told to freeze, so nothing is owed to it. Once told, the guest is thawed when [`Freeze::thaw`] is called, when
+/// this is dropped, and at once when freezing failed, for a freeze that was not answered in time may still come.
+/// Dropping waits for the thaw.
+pub struct Debt {
+    go: Option<Sender<()>>,
+    phase: Arc<AtomicU8>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum Answer {
+    Frozen(Result<u32, CallError>),
+    Thawed(Result<u32, CallError>),
+}
+
+impl Freeze {
+    /// Asks the guest agent to freeze and waits for its answer, at most `deadline`, or until the user wants to stop.
+    pub fn start(handle: &Handle, deadline: Duration, stop: &Stop) -> Freeze {
+        let (go, wait_for_go) = mpsc::channel();
+        let (tell, answers) = mpsc::channel();
+        let phase = Arc::new(AtomicU8::new(GREETING));
+        let talk = Talk {
+            handle: handle.clone(),
+            deadline,
+            started: Instant::now(),
+            phase: Arc::clone(&phase),
+        };
+        let thread = thread::Builder::new()
+            .name("guest-agent".to_owned())
+            .spawn(move || talk.run(&wait_for_go, &tell));
+        let mut freeze = Freeze {
+            finding: thread
+                .as_ref()
+                .err()
+                .map(|error| not_frozen("freeze-failed", &error.to_string())),
+            debt: Debt {
+                go: Some(go),
+                phase,
+                thread: thread.ok(),
+            },
+            answers,
+            frozen: false,
+        };
+        if freeze.debt.thread.is_some() {
+            freeze.wait_until_frozen(deadline, stop);
+        }
+        freeze
+    }
+
+    fn wait_until_frozen(&mut self, deadline: Duration, stop: &Stop) {
+        let started = Instant::now();
+        while !stop.requested() {
+            let finding = match self.answers.recv_timeout(LOOK) {
+                Err(RecvTimeoutError::Timeout) if started.elapsed() < deadline => continue,
+                Err(_) => not_frozen("agent-not-answering", "the guest agent does not answer in time"),
+                Ok(Answer::Frozen(Ok(0))) => {
+                    not_frozen("nothing-frozen", "the guest has none that can be frozen")
+                }
+                Ok(Answer::Frozen(Ok(_)) | Answer::Thawed(Ok(_))) => {
+                    self.frozen = true;
+                    return;
+                }
+                Ok(Answer::Frozen(Err(error)) | Answer::Thawed(Err(error))) => {
+                    let silent = does_not_answer(&error);
+                    not_frozen(
+                        if silent {
+                            "agent-not-answering"
+                        } else {
+                            "freeze-failed"
+                        },
+                        &error.message,
+                    )
+                }
+            };
+            self.finding = Some(finding);
+            return;
+        }
+    }
+
+    /// Thaws, and tells what the moment in between is worth. A guest that did not freeze is not waited for.
+    pub fn thaw(mut self) -> (Consistency, Vec<Finding>, Debt) {
+        self.debt.go = None;
+        if self.frozen {
+            // An agent that has just frozen answers at once; the greeting and the thaw have their limits all the same.
+            let patience = Duration::from_secs(2 * u64::from(THAW_SECONDS) + 1);
+            let why = match self.answers.recv_timeout(patience) {
+                Ok(Answer::Thawed(Ok(_))) => return (Consistency::Filesystem, Vec::new(), self.debt),
+                Ok(Answer::Thawed(Err(error)) | Answer::Frozen(Err(error))) => error.message,
+                Ok(Answer::Frozen(Ok(_))) | Err(_) => "the guest agent does not answer".to_owned(),
+            };
+            let message = format!("the guest's file systems may still be frozen: {why}");
+            self.finding = Some(Finding::new("thaw-failed", message));
+        }
+        (Consistency::Crash, self.finding.into_iter().collect(), self.debt)
+    }
+}
+
+impl Drop for Debt {
+    fn drop(&mut self) {
+        self.go = None;
+        let called_off =
+            self.phase
+                .compare_exchange(GREETING, CALLED_OFF, Ordering::SeqCst, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take()
+            && called_off.is_err()
+        {
+            // It has told all that it had to tell.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn not_frozen(code: &str, why: &str) -> Finding {
+    Finding::new(code, format!("the guest's file systems were not frozen: {why}"))
+}
+
+/// Whether the agent said nothing, as opposed to "no".
+fn does_not_answer(error: &CallError) -> bool {
+    matches!(
+        error.number,
+        ErrorNumber::AgentUnresponsive | ErrorNumber::AgentCommandTimeout
+    )
+}
+
+/// The thread's side.
+struct Talk {
+    handle: Handle,
+    deadline: Duration,
+    started: Instant,
+    phase: Arc<AtomicU8>,
+}
+
+impl Talk {
+    fn run(&self, wait_for_go: &Receiver<()>, tell: &Sender<Answer>) {
+        // Whoever listened may have given up: what is owed is done all the same.
+        match self.greet() {
+            Err(error) => drop(tell.send(Answer::Frozen(Err(error)))),
+            Ok(()) if self.may_freeze() => self.freeze_and_thaw(wait_for_go, tell),
+            Ok(()) => {}
+        }
+        // Best effort: the domain may be gone.
+        let _ = ffi::set_agent_timeout(&self.handle, None);
+    }
+
+    fn may_freeze(&self) -> bool {
+        let changed = self
+            .phase
+            .compare_exchange(GREETING, FREEZING, Ordering::SeqCst, Ordering::SeqCst);
+        changed.is_ok()
+    }
+
+    /// Asks the guest for its time. An agent that refuses to tell is awake as well.
+    ///
+    /// libvirt 9.0 gives one and the same error for an agent that never answers and for one that is slow to freeze, so
+    /// the two have to be told apart before there is anything to thaw.
+    fn greet(&self) -> Result<(), CallError> {
+        ffi::set_agent_timeout(&self.handle, Some(whole_seconds(self.deadline / 2)))?;
+        match self.handle.get_time(0).map_err(CallError::from) {
+            Err(error) if does_not_answer(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn freeze_and_thaw(&self, wait_for_go: &Receiver<()>, tell: &Sender<Answer>) {
+        let left = self.deadline.saturating_sub(self.started.elapsed());
+        let limited = ffi::set_agent_timeout(&self.handle, Some(whole_seconds(left)));
+        let frozen = limited.and_then(|()| ffi::freeze(&self.handle));
+        let is_frozen = frozen.is_ok();
+        let _ = tell.send(Answer::Frozen(frozen));
+        if is_frozen {
+            // Nothing is ever sent: the sender's end is the sign.
+            let _ = wait_for_go.recv();
+        }
+        let _ = tell.send(Answer::Thawed(self.thaw()));
+    }
+
+    fn thaw(&self) -> Result<u32, CallError> {
+        // With the limit of the freeze, should this fail.
+        let _ = ffi::set_agent_timeout(&self.handle, Some(THAW_SECONDS));
+        let mut thawed = ffi::thaw(&self.handle);
+        for _ in 1..THAW_ATTEMPTS {
+            // Only silence can end: an agent that says no, or a domain that is gone, says the same again.
+            if !thawed.as_ref().is_err_and(does_not_answer) || !self.handle.is_active().unwrap_or(false) {
+                break;
+            }
+            thawed = ffi::thaw(&self.handle);
+        }
+        thawed
+    }
+}
+
+/// libvirt counts in whole seconds, from 1.
+fn whole_seconds(duration: Duration) -> u16 {
+    u16::try_from(duration.as_secs()).unwrap_or(u16::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_whole_seconds_and_never_none() {
+        let seconds = [0, 999, 1000, 2999, 100_000_000].map(|ms| whole_seconds(Duration::from_millis(ms)));
+        assert_eq!(seconds, [1, 1, 1, 2, u16::MAX]);
+    }
+
+    #[test]
+    fn silence_is_not_a_refusal() {
+        let error = |number| CallError {
+            number,
+            message: String::new(),
+        };
+        assert!(does_not_answer(&error(ErrorNumber::AgentUnresponsive)));
+        assert!(does_not_answer(&error(ErrorNumber::AgentCommandTimeout)));
+        assert!(!does_not_answer(&error(ErrorNumber::AgentCommandFailed)));
+    }
+
+    #[test]
+    fn a_freeze_that_was_called_off_never_begins() {
+        let phase = Arc::new(AtomicU8::new(GREETING));
+        drop(Debt {
+            go: None,
+            phase: Arc::clone(&phase),
+            thread: None,
+        });
+        let late = phase.compare_exchange(GREETING, FREEZING, Ordering::SeqCst, Ordering::SeqCst);
+        assert_eq!(late, Err(CALLED_OFF));
+    }
+}

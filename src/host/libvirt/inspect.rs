@@ -1,0 +1,335 @@
+//! What a domain is like now. Nothing here changes anything.
+
+use std::cmp::Ordering;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+
+use virt::domain::Domain as Handle;
+use virt::error::ErrorNumber;
+use virt_sys as sys;
+
+use super::link::Link;
+use super::{ActiveJob, Capabilities, DiskSizes, HostError, Result, failed, ffi};
+use crate::host::xml::{DomainDescription, backup_socket, read_domain};
+use crate::model::domain::{Agent, DiskFormat, Domain, DomainState};
+
+/// The largest file of UEFI variables that is taken, in bytes. The usual ones have 128 KiB to 4 MiB.
+const LARGEST_NVRAM: u64 = 64 << 20;
+
+/// libvirt 7.6.0 and QEMU 6.1.0 in libvirt's counting: major × 1,000,000 + minor × 1,000 + release.
+const OLDEST_LIBVIRT: u32 = 7_006_000;
+const OLDEST_QEMU: u32 = 6_001_000;
+
+pub fn capabilities(link: &Link) -> Result<Capabilities> {
+    let connection = link.connection()?;
+    let libvirt = connection.get_lib_version().map_err(failed("tell its version"))?;
+    // Without a QEMU for this machine's kind libvirt knows no version; its domains then tell for themselves.
+    let qemu = connection.get_hyp_version().unwrap_or(0);
+    Ok(judge_versions(libvirt, qemu))
+}
+
+fn judge_versions(libvirt: u32, qemu: u32) -> Capabilities {
+    let text = |version: u32| {
+        format!(
+            "{}.{}.{}",
+            version / 1_000_000,
+            version / 1000 % 1000,
+            version % 1000
+        )
+    };
+    let qemu_text = if qemu == 0 {
+        "QEMU of unknown version".to_owned()
+    } else {
+        format!("QEMU {}", text(qemu))
+    };
+    let incremental = if libvirt < OLDEST_LIBVIRT {
+        Err(format!(
+            "libvirt {} is too old for checkpoints: 7.6.0 is needed",
+            text(libvirt)
+        ))
+    } else if qemu != 0 && qemu < OLDEST_QEMU {
+        Err(format!("{qemu_text} is too old for checkpoints: 6.1.0 is needed"))
+    } else {
+        Ok(())
+    };
+    Capabilities {
+        incremental,
+        versions: format!("libvirt {}, {qemu_text}", text(libvirt)),
+    }
+}
+
+pub fn domain_names(link: &Link) -> Result<Vec<String>> {
+    let handles = link
+        .connection()?
+        .list_all_domains(0)
+        .map_err(failed("list the domains"))?;
+    let mut listed = Vec::with_capacity(handles.len());
+    for handle in &handles {
+        listed.push((
+            handle.get_id(),
+            handle.get_name().map_err(failed("tell a domain's name"))?,
+        ));
+    }
+    listed.sort_by(listing_order);
+    Ok(listed.into_iter().map(|(_, name)| name).collect())
+}
+
+/// The order of `virsh list --all` (vshDomainSorter in tools/virsh-domain-monitor.c).
+fn listing_order(a: &(Option<u32>, String), b: &(Option<u32>, String)) -> Ordering {
+    let by_name = || {
+        a.1.to_ascii_lowercase()
+            .cmp(&b.1.to_ascii_lowercase())
+            .then_with(|| a.1.cmp(&b.1))
+    };
+    match (a.0, b.0) {
+        (Some(a), Some(b)) => a.cmp(&b),
+        (Some(_), None) => Ordering::Less,
+        (None, Some(_)) => Ordering::Greater,
+        (None, None) => by_name(),
+    }
+}
+
+pub fn domain(link: &Link, name: &str) -> Result<Domain> {
+    let handle = link.by_name(name)?.ok_or_else(|| HostError::NoSuchDomain {
+        name: name.to_owned(),
+    })?;
+    domain_of(link, &handle)
+}
+
+/// The domain behind a handle, as it is now.
+pub fn domain_of(link: &Link, handle: &Handle) -> Result<Domain> {
+    let (state, _) = state(handle)?;
+    let inactive_xml = inactive_xml(handle)?;
+    // The live XML names the layers that are open now, disks that were plugged in since the start, and the agent's state.
+    let description = match state.is_active() {
+        true => live(handle)?,
+        false => read_domain(&inactive_xml)?,
+    };
+    let mut disks = description.disks;
+    for disk in disks
+        .iter_mut()
+        .filter(|disk| disk.format == DiskFormat::Qcow2 && link.location().is_local)
+    {
+        if disk.source.path().is_some_and(|path| is_qcow2_version_2(path)) {
+            disk.format = DiskFormat::Qcow2V2;
+        }
+    }
+    Ok(Domain {
+        name: handle.get_name().map_err(failed("tell the domain's name"))?,
+        uuid: handle
+            .get_uuid_string()
+            .map_err(failed("tell the domain's UUID"))?,
+        state,
+        persistent: handle
+            .is_persistent()
+            .map_err(failed("tell whether the domain is persistent"))?,
+        id: handle.get_id().filter(|_| state.is_active()),
+        disks,
+        nvram: description.nvram,
+        has_tpm_state: description.has_tpm_state,
+        agent: if state.is_active() {
+            description.agent
+        } else {
+            no_listener(description.agent)
+        },
+        inactive_xml,
+    })
+}
+
+fn no_listener(agent: Agent) -> Agent {
+    match agent {
+        Agent::None => Agent::None,
+        Agent::Disconnected | Agent::Connected => Agent::Disconnected,
+    }
+}
+
+/// The domain's state, and libvirt's number for the reason.
+pub fn state(handle: &Handle) -> Result<(DomainState, i32)> {
+    let (state, reason) = handle.get_state().map_err(failed("tell the domain's state"))?;
+    let active = is_active(handle)?;
+    let state = match state {
+        _ if !active => DomainState::ShutOff,
+        // A crashed domain that is still active stands still with its disks open.
+        sys::VIR_DOMAIN_PAUSED | sys::VIR_DOMAIN_CRASHED => DomainState::Paused,
+        _ => DomainState::Running,
+    };
+    Ok((state, reason))
+}
+
+pub fn is_active(handle: &Handle) -> Result<bool> {
+    handle
+        .is_active()
+        .map_err(failed("tell whether the domain is active"))
+}
+
+/// What the XML of a running domain tells.
+pub fn live(handle: &Handle) -> Result<DomainDescription> {
+    let xml = handle.get_xml_desc(0).map_err(failed("describe the domain"))?;
+    read_domain(&xml)
+}
+
+/// The XML to define the domain again, with its passwords where we may see them.
+fn inactive_xml(handle: &Handle) -> Result<String> {
+    let inactive = sys::VIR_DOMAIN_XML_INACTIVE;
+    match handle.get_xml_desc(inactive | sys::VIR_DOMAIN_XML_SECURE) {
+        Ok(xml) => Ok(xml),
+        Err(error) => match error.code() {
+            ErrorNumber::OperationDenied | ErrorNumber::AccessDenied | ErrorNumber::AuthFailed => handle
+                .get_xml_desc(inactive)
+                .map_err(failed("describe the domain")),
+            _ => Err(failed("describe the domain")(error)),
+        },
+    }
+}
+
+/// Whether the image begins like a qcow2 file of version 2 (`docs/interop/qcow2.txt` in QEMU: magic, then the version,
+/// both big-endian). One that cannot be read counts as newer: QEMU will tell if it is not.
+fn is_qcow2_version_2(image: &Path) -> bool {
+    let mut head = [0; 8];
+    let is_plain = fs::metadata(image).is_ok_and(|meta| !meta.is_dir());
+    is_plain
+        && File::open(image)
+            .and_then(|mut file| file.read_exact(&mut head))
+            .is_ok()
+        && head == *b"QFI\xfb\0\0\0\x02"
+}
+
+pub fn disk_sizes(link: &Link, domain: &Domain, target: &str) -> Result<DiskSizes> {
+    let operation = format!("tell the size of disk {target}");
+    ffi::c_string(target).map_err(failed(operation.as_str()))?;
+    let info = link
+        .find(domain)?
+        .get_block_info(target, 0)
+        .map_err(failed(operation))?;
+    Ok(DiskSizes {
+        virtual_size: info.capacity,
+        actual_size: info.allocation,
+    })
+}
+
+/// The job that holds the domain now.
+pub fn active_job(handle: &Handle) -> Result<Option<ActiveJob>> {
+    let operation = match ffi::job_operation(handle) {
+        Ok(None) => return Ok(None),
+        Ok(Some(operation)) => operation,
+        // Shut off, or a driver without jobs.
+        Err(error)
+            if matches!(
+                error.number,
+                ErrorNumber::OperationInvalid | ErrorNumber::NoSupport
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(failed("tell whether a job is active")(error)),
+    };
+    let socket = match operation {
+        sys::VIR_DOMAIN_JOB_OPERATION_BACKUP => socket_of_job(handle)?,
+        _ => None,
+    };
+    Ok(Some(ActiveJob {
+        operation: operation_word(operation).to_owned(),
+        socket,
+    }))
+}
+
+/// The socket of the backup job that is under way, if there is one.
+pub fn socket_of_job(handle: &Handle) -> Result<Option<std::path::PathBuf>> {
+    match ffi::backup_xml(handle) {
+        Ok(xml) => backup_socket(&xml),
+        // It ended just now.
+        Err(error)
+            if matches!(
+                error.number,
+                ErrorNumber::NoDomainBackup | ErrorNumber::OperationInvalid
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(failed("describe the backup job")(error)),
+    }
+}
+
+/// The words of `virsh domjobinfo`, in lower case.
+fn operation_word(operation: u32) -> &'static str {
+    match operation {
+        sys::VIR_DOMAIN_JOB_OPERATION_START => "start",
+        sys::VIR_DOMAIN_JOB_OPERATION_SAVE => "save",
+        sys::VIR_DOMAIN_JOB_OPERATION_RESTORE => "restore",
+        sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN => "incoming migration",
+        sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT => "outgoing migration",
+        sys::VIR_DOMAIN_JOB_OPERATION_SNAPSHOT => "snapshot",
+        sys::VIR_DOMAIN_JOB_OPERATION_SNAPSHOT_REVERT => "snapshot revert",
+        sys::VIR_DOMAIN_JOB_OPERATION_SNAPSHOT_DELETE => "snapshot delete",
+        sys::VIR_DOMAIN_JOB_OPERATION_DUMP => "dump",
+        sys::VIR_DOMAIN_JOB_OPERATION_BACKUP => "backup",
+        _ => "unknown",
+    }
+}
+
+pub fn nvram(link: &Link, domain: &Domain) -> Result<Option<Vec<u8>>> {
+    let Some(path) = &domain.nvram else {
+        return Ok(None);
+    };
+    if !link.location().is_local {
+        return Err(not_here("its UEFI variables"));
+    }
+    let meta = match fs::metadata(path) {
+        Ok(meta) => meta,
+        // libvirt makes the file at the first start.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(HostError::io("look at", path, error)),
+    };
+    let unusable = |why: String| HostError::Unsupported {
+        what: format!("the UEFI variables in {} cannot be taken: {why}", path.display()),
+    };
+    if !meta.is_file() {
+        return Err(unusable("it is no file".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| HostError::io("open", path, error))?;
+    let read = file.take(LARGEST_NVRAM + 1).read_to_end(&mut bytes);
+    read.map_err(|error| HostError::io("read", path, error))?;
+    if bytes.len() as u64 > LARGEST_NVRAM {
+        return Err(unusable(format!("it has more than {} MiB", LARGEST_NVRAM >> 20)));
+    }
+    Ok(Some(bytes))
+}
+
+/// What is asked for lies on another machine.
+pub fn not_here(what: &str) -> HostError {
+    HostError::Unsupported {
+        what: format!("the domain runs on another machine, where {what} cannot be reached: run there"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_versions_are_told_apart_by_name() {
+        assert!(judge_versions(7_006_000, 6_001_000).incremental.is_ok());
+        assert!(judge_versions(9_000_000, 0).incremental.is_ok());
+        let old = judge_versions(7_005_000, 7_002_022);
+        assert_eq!(old.versions, "libvirt 7.5.0, QEMU 7.2.22");
+        assert!(old.incremental.expect_err("too old").contains("libvirt 7.5.0"));
+        let old = judge_versions(9_000_000, 6_000_001);
+        assert!(old.incremental.expect_err("too old").contains("QEMU 6.0.1"));
+    }
+
+    #[test]
+    fn domains_are_listed_as_virsh_lists_them() {
+        let mut listed = [
+            (None, "b"),
+            (Some(7), "z"),
+            (None, "A"),
+            (Some(12), "a"),
+            (None, "a"),
+        ]
+        .map(|(id, name)| (id, name.to_owned()));
+        listed.sort_by(listing_order);
+        assert_eq!(listed.map(|(_, name)| name), ["z", "a", "A", "a", "b"]);
+    }
+}

@@ -1,0 +1,212 @@
+//! The connection, and how domains are found by it.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use virt::connect::Connect;
+use virt::domain::Domain as Handle;
+use virt::error::ErrorNumber;
+
+use super::{CallError, HostError, Result, failed, ffi};
+use crate::model::domain::Domain;
+
+/// A connection to libvirt. It is opened anew when the daemon has been restarted: jobs and checkpoints outlive that.
+pub struct Link {
+    uri: Option<String>,
+    connection: Mutex<Connect>,
+    location: Location,
+}
+
+impl Link {
+    /// Opens the connection.
+    pub fn open(uri: Option<&str>) -> Result<Link> {
+        let connection = open(uri)?;
+        let full = connection.get_uri().map_err(failed("tell its URI"))?;
+        Ok(Link {
+            uri: uri.map(str::to_owned),
+            connection: Mutex::new(connection),
+            location: Location::of(&full),
+        })
+    }
+
+    /// Where the hypervisor keeps what.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// The connection, opened again if it was lost.
+    pub fn connection(&self) -> Result<Connect> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if !connection.is_alive().unwrap_or(false) {
+            *connection = open(self.uri.as_deref())?;
+        }
+        Ok(connection.clone())
+    }
+
+    /// The domain of that name, if there is one.
+    pub fn by_name(&self, name: &str) -> Result<Option<Handle>> {
+        check_name(name)?;
+        found(
+            Handle::lookup_by_name(&self.connection()?, name),
+            "look for the domain",
+        )
+    }
+
+    /// The domain of that UUID, if there is one.
+    pub fn by_uuid(&self, uuid: &str) -> Result<Option<Handle>> {
+        ffi::c_string(uuid).map_err(failed("look for the domain"))?;
+        found(
+            Handle::lookup_by_uuid_string(&self.connection()?, uuid),
+            "look for the domain",
+        )
+    }
+
+    /// The domain that was looked at before: by its UUID, since it may have been renamed since.
+    pub fn find(&self, domain: &Domain) -> Result<Handle> {
+        self.by_uuid(&domain.uuid)?
+            .ok_or_else(|| HostError::NoSuchDomain {
+                name: domain.name.clone(),
+            })
+    }
+}
+
+fn open(uri: Option<&str>) -> Result<Connect> {
+    let refused = |error: CallError| HostError::Connect {
+        uri: uri.unwrap_or_default().to_owned(),
+        message: error.message,
+    };
+    ffi::prepare().map_err(refused)?;
+    if let Some(uri) = uri {
+        ffi::c_string(uri).map_err(refused)?;
+    }
+    let connection = Connect::open(uri).map_err(|error| refused(error.into()))?;
+    // Notices a daemon that hangs. The embedded driver knows no such thing, and needs none.
+    let _ = connection.set_keep_alive(5, 6);
+    Ok(connection)
+}
+
+fn found(
+    looked_up: std::result::Result<Handle, virt::error::Error>,
+    operation: &str,
+) -> Result<Option<Handle>> {
+    match looked_up {
+        Ok(handle) => Ok(Some(handle)),
+        Err(error) if error.code() == ErrorNumber::NoDomain => Ok(None),
+        Err(error) => Err(failed(operation)(error)),
+    }
+}
+
+/// Refuses names that no domain can have. libvirt 9.0 deletes the state of **all** domains when one named `.` or `..` is defined.
+pub fn check_name(name: &str) -> Result<()> {
+    if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
+        return Err(HostError::Unsupported {
+            what: format!("no domain can have the name {name:?}"),
+        });
+    }
+    Ok(())
+}
+
+/// Where the hypervisor behind a URI runs and keeps its sockets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Whether it runs on this machine: only then can its images, sockets and scratch files be reached.
+    pub is_local: bool,
+    /// The folder in which libvirt makes a private folder for each running domain (`domain-<id>-<name>`).
+    pub state_dir: Option<PathBuf>,
+}
+
+impl Location {
+    /// Reads a full URI, as <https://libvirt.org/uri.html> describes it.
+    pub fn of(uri: &str) -> Location {
+        let (scheme, rest) = uri.split_once("://").unwrap_or(("", uri));
+        let transport = scheme.split_once('+').map(|(_, transport)| transport);
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let is_local = matches!(transport, None | Some("unix")) && authority.is_empty();
+        // For root libvirt's session is the system (remoteConnectOpen in src/remote/remote_driver.c).
+        let we_are_root = rustix::process::geteuid().is_root();
+        let state_dir = match path {
+            "/system" => Some(PathBuf::from("/var/lib/libvirt/qemu")),
+            "/session" if we_are_root => Some(PathBuf::from("/var/lib/libvirt/qemu")),
+            "/session" => config_home().map(|home| home.join("libvirt/qemu/lib")),
+            "/embed" => {
+                let root = query.split('&').find_map(|pair| pair.strip_prefix("root="));
+                root.map(|root| Path::new(&unescape(root)).join("lib/qemu"))
+            }
+            _ => None,
+        };
+        Location {
+            is_local,
+            state_dir: state_dir.filter(|_| is_local),
+        }
+    }
+}
+
+fn config_home() -> Option<PathBuf> {
+    let set = |name| {
+        env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")))
+}
+
+/// Resolves `%XX`; what is no such escape stays as it is.
+fn unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, behind)) = rest.split_first() {
+        let digits = behind
+            .get(..2)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        let escaped =
+            digits.filter(|digits| first == b'%' && digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let value = escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(value.unwrap_or(first));
+        rest = if value.is_some() { &behind[2..] } else { behind };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_harm_libvirt_never_reach_it() {
+        for name in ["", ".", "..", "a/b", "/", "a\0b"] {
+            assert!(check_name(name).is_err(), "{name:?}");
+        }
+        for name in ["...", " ", "-rf", "a b", "\u{e4}\u{1f600}", "it's \"x\" <&>", "*"] {
+            assert!(check_name(name).is_ok(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_uri_tells_where_the_hypervisor_is() {
+        let local = |uri: &str| Location::of(uri).is_local;
+        assert!(local("qemu:///system") && local("qemu+unix:///system") && local("qemu:///embed?root=/r"));
+        for remote in [
+            "qemu+ssh://host/system",
+            "qemu://host/system",
+            "qemu+tls:///system",
+            "qemu+ssh:///system",
+        ] {
+            assert!(!local(remote), "{remote}");
+            assert_eq!(Location::of(remote).state_dir, None);
+        }
+    }
+
+    #[test]
+    fn a_uri_tells_where_running_domains_have_their_folders() {
+        let state = |uri: &str| Location::of(uri).state_dir;
+        assert_eq!(state("qemu:///system"), Some("/var/lib/libvirt/qemu".into()));
+        assert_eq!(
+            state("qemu:///embed?a=b&root=/a%20b%zz"),
+            Some("/a b%zz/lib/qemu".into())
+        );
+        assert_eq!(state("qemu:///embed"), None);
+        assert_eq!(state("test:///default"), None);
+    }
+}

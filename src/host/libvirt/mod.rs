@@ -1,0 +1,129 @@
+//! The real hypervisor: libvirt's QEMU driver, spoken to through its official bindings.
+
+mod checkpoints;
+mod freeze;
+mod inspect;
+mod job;
+mod link;
+mod offline;
+mod places;
+
+use std::sync::Arc;
+
+use crate::host::xml::read_domain;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::domain::Domain;
+
+use super::ffi::{self, CallError};
+use super::{
+    ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, Host, HostError, PlaceWishes, Places,
+    Result,
+};
+use link::Link;
+
+/// libvirt, reached by one connection that is opened anew when it is lost.
+pub struct LibvirtHost {
+    link: Arc<Link>,
+}
+
+impl LibvirtHost {
+    /// Connects to `uri`; `None` leaves the choice to libvirt, as `virsh` does.
+    ///
+    /// Starts libvirt's event loop on a thread of its own, once per process.
+    pub fn connect(uri: Option<&str>) -> Result<LibvirtHost> {
+        let link = Link::open(uri)?;
+        Ok(LibvirtHost { link: Arc::new(link) })
+    }
+}
+
+impl Host for LibvirtHost {
+    fn capabilities(&self) -> Result<Capabilities> {
+        inspect::capabilities(&self.link)
+    }
+
+    fn domain_names(&self) -> Result<Vec<String>> {
+        inspect::domain_names(&self.link)
+    }
+
+    fn domain(&self, name: &str) -> Result<Domain> {
+        inspect::domain(&self.link, name)
+    }
+
+    fn disk_sizes(&self, domain: &Domain, target: &str) -> Result<DiskSizes> {
+        inspect::disk_sizes(&self.link, domain, target)
+    }
+
+    fn checkpoints(&self, domain: &Domain) -> Result<Vec<Checkpoint>> {
+        checkpoints::list(&self.link, domain)
+    }
+
+    fn bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>> {
+        checkpoints::bitmap_names(&self.link, domain, target)
+    }
+
+    fn delete_checkpoint(&self, domain: &Domain, name: &str) -> Result<()> {
+        checkpoints::delete(&self.link, domain, name)
+    }
+
+    fn active_job(&self, domain: &Domain) -> Result<Option<ActiveJob>> {
+        inspect::active_job(&self.link.find(domain)?)
+    }
+
+    fn abort_job(&self, domain: &Domain) -> Result<()> {
+        let handle = self.link.find(domain)?;
+        job::end(&handle)
+    }
+
+    fn places(&self, domain: &Domain, targets: &[String], wishes: &PlaceWishes, run: &str) -> Result<Places> {
+        places::choose(&self.link, domain, targets, wishes, run)
+    }
+
+    fn clear_places(&self, places: &Places) -> Result<()> {
+        places::clear(places)
+    }
+
+    fn begin_backup(&self, domain: &Domain, request: &BackupRequest) -> Result<Box<dyn BackupJob>> {
+        let handle = self.link.find(domain)?;
+        if inspect::is_active(&handle)? {
+            job::begin(&self.link, &handle, request)
+        } else {
+            offline::begin(&self.link, &handle, request)
+        }
+    }
+
+    fn nvram(&self, domain: &Domain) -> Result<Option<Vec<u8>>> {
+        inspect::nvram(&self.link, domain)
+    }
+
+    fn define(&self, xml: &str) -> Result<()> {
+        let description = read_domain(xml)?;
+        link::check_name(&description.name)?;
+        let taken = |what: String| HostError::Unsupported {
+            what: format!("a domain {what} exists already"),
+        };
+        if self.link.by_name(&description.name)?.is_some() {
+            return Err(taken(format!("named '{}'", description.name)));
+        }
+        if !description.uuid.is_empty() && self.link.by_uuid(&description.uuid)?.is_some() {
+            return Err(taken(format!("with the UUID {}", description.uuid)));
+        }
+        // The bindings cannot take a NUL byte, and XML cannot hold one.
+        ffi::c_string(xml).map_err(failed("define the domain"))?;
+        let connection = self.link.connection()?;
+        virt::domain::Domain::define_xml(&connection, xml).map_err(failed("define the domain"))?;
+        Ok(())
+    }
+}
+
+/// Makes an error of this room from one of libvirt's. `operation` is a verb phrase.
+fn failed<E: Into<CallError>>(operation: impl Into<String>) -> impl FnOnce(E) -> HostError {
+    let operation = operation.into();
+    move |error| {
+        let error = error.into();
+        HostError::Libvirt {
+            operation,
+            code: i32::try_from(error.number.to_raw()).unwrap_or(1),
+            message: error.message,
+        }
+    }
+}

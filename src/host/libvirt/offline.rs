@@ -1,0 +1,323 @@
+//! The backup of a shut-off domain: nothing is started, its images are read by `qemu-nbd`.
+//!
+//! The new bitmaps are added before the readers open the images, because a reader keeps everybody else from writing to
+//! them, us included. What is written in between (by a domain that was started and stopped) is in the new bitmap too,
+//! and so is saved once more next time: too much, never too little.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use virt::domain::Domain as Handle;
+
+use super::link::Link;
+use super::{
+    BackupJob, BackupRequest, HostError, Places, Result, checkpoints, failed, ffi, inspect, job, places,
+};
+use crate::host::export::Export;
+use crate::host::qemu::{self, Offer, Patience, Reader};
+use crate::host::xml::{KnownCheckpoint, write_known_checkpoint};
+use crate::host::{DiskRequest, JobHealth, NewCheckpoint, ReadOptions};
+use crate::model::block::BlockSource;
+use crate::model::domain::{Disk, DiskFormat, Domain};
+use crate::model::finding::Finding;
+use crate::model::restore_point::Consistency;
+use crate::model::stop::Stop;
+
+/// Begins the reading of a shut-off domain.
+pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Result<Box<dyn BackupJob>> {
+    if !link.location().is_local {
+        return Err(inspect::not_here("its disks"));
+    }
+    let domain = inspect::domain_of(link, handle)?;
+    let plans = plan(&domain, request)?;
+    let (consistency, findings) = moment(handle)?;
+    let mut job = OfflineJob {
+        link: Arc::clone(link),
+        domain: domain.clone(),
+        places: request.places.clone(),
+        readers: Mutex::new(Vec::new()),
+        disks: Vec::new(),
+        new_name: None,
+        checkpoint: None,
+        consistency,
+        findings,
+        ended: false,
+    };
+    // From here on a return drops the job, which undoes what has been done so far.
+    if let Some(name) = &request.checkpoint {
+        refuse_taken_name(&domain, handle, name)?;
+        job.new_name = Some(name.clone());
+        add_bitmaps(&plans, name, &request.stop)?;
+        job.checkpoint = Some(make_known(handle, &domain, request, name)?);
+    }
+    for plan in &plans {
+        let reader = Reader::start(&plan.offer(), &request.stop)?;
+        job.readers
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((plan.disk.target.clone(), reader));
+        job.disks.push((
+            plan.disk.target.clone(),
+            plan.request.since.clone(),
+            plan.socket.clone(),
+        ));
+    }
+    if inspect::is_active(handle)? {
+        return Err(unsupported("the domain was started meanwhile".to_owned()));
+    }
+    Ok(Box::new(job))
+}
+
+/// One disk to be read.
+struct Plan<'a> {
+    request: &'a DiskRequest,
+    disk: &'a Disk,
+    image: &'a PathBuf,
+    format: &'static str,
+    socket: PathBuf,
+}
+
+impl Plan<'_> {
+    fn offer(&self) -> Offer<'_> {
+        Offer {
+            image: self.image,
+            format: self.format,
+            export: &self.disk.target,
+            bitmap: self.request.since.as_deref(),
+            socket: &self.socket,
+        }
+    }
+}
+
+fn plan<'a>(domain: &'a Domain, request: &'a BackupRequest) -> Result<Vec<Plan<'a>>> {
+    let [folder] = request.places.own_dirs.as_slice() else {
+        return Err(unsupported(
+            "a shut-off domain needs a folder for its readers".to_owned(),
+        ));
+    };
+    let mut plans = Vec::with_capacity(request.disks.len());
+    for wanted in &request.disks {
+        let disk = domain.disk(&wanted.target);
+        let disk = disk.ok_or_else(|| unsupported(format!("the domain has no disk {}", wanted.target)))?;
+        let format = match disk.format {
+            DiskFormat::Qcow2 | DiskFormat::Qcow2V2 => "qcow2",
+            DiskFormat::Raw => "raw",
+            DiskFormat::Other(ref other) => {
+                return Err(unsupported(format!(
+                    "disk {} has the format {other}",
+                    disk.target
+                )));
+            }
+        };
+        let image = disk.source.path();
+        let image =
+            image.ok_or_else(|| unsupported(format!("disk {} has no image on this machine", disk.target)))?;
+        if let Some(since) = &wanted.since
+            && !checkpoints::has_usable_bitmap(disk, since, &request.stop)?
+        {
+            return Err(unsupported(format!(
+                "the bitmap {since} of disk {} is missing or broken",
+                disk.target
+            )));
+        }
+        let socket = places::reader_socket(folder, &disk.target);
+        places::check_socket(&socket)?;
+        plans.push(Plan {
+            request: wanted,
+            disk,
+            image,
+            format,
+            socket,
+        });
+    }
+    Ok(plans)
+}
+
+fn unsupported(what: String) -> HostError {
+    HostError::Unsupported { what }
+}
+
+/// What the disks of this domain are worth as they lie there: with a saved memory image they are those of a machine in mid-flight.
+fn moment(handle: &Handle) -> Result<(Consistency, Vec<Finding>)> {
+    if !handle
+        .has_managed_save(0)
+        .map_err(failed("look for a saved memory image"))?
+    {
+        return Ok((Consistency::Offline, Vec::new()));
+    }
+    let message = "the domain's memory was saved (managed save) and is not in the backup: \
+                   its disks are those of a machine whose power was cut";
+    Ok((Consistency::Crash, vec![Finding::new("managed-save", message)]))
+}
+
+/// As libvirt does for an active domain: a name that is taken is an error before anything has changed. Undoing then
+/// never removes what somebody else has made.
+fn refuse_taken_name(domain: &Domain, handle: &Handle, name: &str) -> Result<()> {
+    if ffi::Checkpoint::lookup(handle, name).is_ok() {
+        return Err(unsupported(format!("a checkpoint named '{name}' exists already")));
+    }
+    for disk in &domain.disks {
+        if checkpoints::has_bitmap(disk, name)? {
+            return Err(HostError::BitmapExists {
+                name: name.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn add_bitmaps(plans: &[Plan], name: &str, stop: &Stop) -> Result<()> {
+    let patience = Patience {
+        deadline: checkpoints::IMAGE_DEADLINE,
+        stop: stop.clone(),
+    };
+    for plan in plans.iter().filter(|plan| plan.request.checkpointed) {
+        if plan.disk.format != DiskFormat::Qcow2 {
+            return Err(unsupported(format!(
+                "disk {} cannot carry a bitmap",
+                plan.disk.target
+            )));
+        }
+        qemu::add_bitmap(plan.image, name, &patience)?;
+    }
+    Ok(())
+}
+
+/// Tells libvirt of the checkpoint whose bitmaps are in the images now.
+fn make_known(
+    handle: &Handle,
+    domain: &Domain,
+    request: &BackupRequest,
+    name: &str,
+) -> Result<NewCheckpoint> {
+    let parent = checkpoints::newest(handle)?;
+    let covered = |target: &str| {
+        request
+            .disks
+            .iter()
+            .any(|disk| disk.target == target && disk.checkpointed)
+    };
+    let disks: Vec<(&str, bool)> = domain
+        .disks
+        .iter()
+        .map(|disk| (disk.target.as_str(), covered(&disk.target)))
+        .collect();
+    let xml = write_known_checkpoint(&KnownCheckpoint {
+        name,
+        created: request.now,
+        parent: parent.as_deref(),
+        disks: &disks,
+    })?;
+    ffi::Checkpoint::redefine(handle, &xml).map_err(failed(format!("make the checkpoint {name} known")))?;
+    job::record(handle, name)
+}
+
+struct OfflineJob {
+    link: Arc<Link>,
+    domain: Domain,
+    places: Places,
+    readers: Mutex<Vec<(String, Reader)>>,
+    /// The disks being read: target, bitmap, socket.
+    disks: Vec<(String, Option<String>, PathBuf)>,
+    /// The checkpoint's name, as soon as something of it may exist.
+    new_name: Option<String>,
+    checkpoint: Option<NewCheckpoint>,
+    consistency: Consistency,
+    findings: Vec<Finding>,
+    ended: bool,
+}
+
+impl OfflineJob {
+    fn export(&self, target: &str) -> Result<Export<'_>> {
+        let disk = self.disks.iter().find(|(disk, ..)| disk == target);
+        let (name, bitmap, socket) =
+            disk.ok_or_else(|| unsupported(format!("the job has no disk {target}")))?;
+        Ok(Export {
+            socket,
+            name,
+            bitmap: bitmap.clone(),
+        })
+    }
+
+    fn end_readers(&self) {
+        self.readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
+    fn delete_checkpoint(&self) -> Result<()> {
+        let Some(name) = &self.new_name else {
+            return Ok(());
+        };
+        match checkpoints::delete(&self.link, &self.domain, name) {
+            Err(HostError::NoSuchCheckpoint { .. }) => Ok(()),
+            deleted => deleted,
+        }
+    }
+
+    /// The readers hold the images, so they go first.
+    fn undo(&mut self) -> Vec<Finding> {
+        self.ended = true;
+        self.end_readers();
+        let steps = [
+            ("checkpoint-not-removed", self.delete_checkpoint()),
+            ("files-not-removed", places::clear(&self.places)),
+        ];
+        let finding =
+            |(code, step): (&str, Result<()>)| step.err().map(|error| Finding::new(code, job::chain(&error)));
+        steps.into_iter().filter_map(finding).collect()
+    }
+}
+
+impl BackupJob for OfflineJob {
+    fn checkpoint(&self) -> Option<&NewCheckpoint> {
+        self.checkpoint.as_ref()
+    }
+
+    fn consistency(&self) -> Consistency {
+        self.consistency
+    }
+
+    fn findings(&self) -> Vec<Finding> {
+        self.findings.clone()
+    }
+
+    fn disk_size(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<u64> {
+        self.export(target)?.size(deadline, stop)
+    }
+
+    fn open(&self, target: &str, options: &ReadOptions) -> Result<Box<dyn BlockSource>> {
+        self.export(target)?.open(options)
+    }
+
+    fn health(&self) -> Result<JobHealth> {
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = readers
+            .iter_mut()
+            .find_map(|(target, reader)| Some((target, reader.ended()?)));
+        Ok(match ended {
+            None => JobHealth::Good,
+            Some((target, how)) => JobHealth::Gone(format!("the reader of disk {target} has ended: {how}")),
+        })
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<()> {
+        self.ended = true;
+        self.end_readers();
+        places::clear(&self.places)
+    }
+
+    fn abort(mut self: Box<Self>) -> Vec<Finding> {
+        self.undo()
+    }
+}
+
+impl Drop for OfflineJob {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.undo();
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Where socket and scratch files of a job go, such that QEMU may create them there.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use virt::domain::Domain as Handle;
+
+use super::inspect;
+use super::link::Link;
+use super::{HostError, PlaceWishes, Places, Result};
+use crate::host::{libvirt::link, qemu};
+use crate::model::domain::{Domain, Source};
+
+/// A unix socket's path can have 107 bytes; the rest is room for what is put behind it.
+const LONGEST_SOCKET: usize = 100;
+
+/// What all folders of ours begin with.
+const PREFIX: &str = "vmsnap-";
+
+/// Where temporary files of any size may lie that outlive a restart.
+const TEMPORARY: &str = "/var/tmp";
+
+pub fn choose(
+    link: &Link,
+    domain: &Domain,
+    targets: &[String],
+    wishes: &PlaceWishes,
+    run: &str,
+) -> Result<Places> {
+    if !link.location().is_local {
+        return Err(inspect::not_here("its disks"));
+    }
+    link::check_name(&domain.name)?;
+    let safe = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if !(1..=36).contains(&run.len()) || !run.bytes().all(safe) {
+        return Err(refusal(format!("{run:?} cannot be the name of a run")));
+    }
+    let handle = link.find(domain)?;
+    if !inspect::is_active(&handle)? {
+        return for_readers(targets, run);
+    }
+    let mut scratch = Vec::with_capacity(targets.len());
+    for target in targets {
+        scratch.push((target.clone(), scratch_file(domain, target, wishes, run)?));
+    }
+    let mut places = Places {
+        scratch,
+        ..Places::default()
+    };
+    let private = || private_folder(link, &handle).map(|folder| folder.join(format!("{PREFIX}{run}")));
+    let socket = match &wishes.socket {
+        Some(socket) => socket.clone(),
+        None => match private().filter(|socket| socket.as_os_str().len() <= LONGEST_SOCKET) {
+            Some(socket) => socket,
+            None => {
+                let folder = own_folder(&handle, run)?;
+                places.own_dirs.push(folder.clone());
+                folder.join("nbd")
+            }
+        },
+    };
+    let free = check_socket(&socket);
+    places.sockets.push(socket);
+    if let Err(error) = free {
+        // Nothing is in the folder yet, and a folder that stays behind is found by its name.
+        let _ = clear(&Places {
+            scratch: Vec::new(),
+            sockets: Vec::new(),
+            ..places
+        });
+        return Err(error);
+    }
+    Ok(places)
+}
+
+fn refusal(what: String) -> HostError {
+    HostError::Unsupported { what }
+}
+
+/// For a shut-off domain: the readers are our own children, so the folder is for us alone. The wish for a socket is
+/// about what QEMU may reach, and does not concern them.
+fn for_readers(targets: &[String], run: &str) -> Result<Places> {
+    let runtime = [Path::new("/run"), Path::new(TEMPORARY)];
+    let mut last = None;
+    for parent in runtime {
+        let folder = parent.join(format!("{PREFIX}{run}"));
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            Ok(()) => {
+                return Ok(Places {
+                    sockets: targets
+                        .iter()
+                        .map(|target| reader_socket(&folder, target))
+                        .collect(),
+                    scratch: Vec::new(),
+                    own_dirs: vec![folder],
+                });
+            }
+            Err(error) => last = Some(HostError::io("make the folder", &folder, error)),
+        }
+    }
+    Err(last.unwrap_or_else(|| refusal("there is no folder for sockets".to_owned())))
+}
+
+/// The socket of one disk's reader in the folder of a run.
+pub fn reader_socket(folder: &Path, target: &str) -> PathBuf {
+    folder.join(format!("{target}.sock"))
+}
+
+/// The folder that libvirt makes for each run of a domain, for QEMU's own sockets: QEMU may write there whatever
+/// security driver confines it.
+fn private_folder(link: &Link, handle: &Handle) -> Option<PathBuf> {
+    let prefix = format!("domain-{}-", handle.get_id()?);
+    let entries = fs::read_dir(link.location().state_dir.as_ref()?).ok()?;
+    let is_it = |entry: &fs::DirEntry| {
+        entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(prefix.as_bytes())
+    };
+    let folder = entries.flatten().find(is_it)?.path();
+    // One that cannot be listed cannot be reached either.
+    fs::read_dir(&folder).ok()?;
+    Some(folder)
+}
+
+/// A fresh folder that QEMU may write to and nobody else may look into.
+fn own_folder(handle: &Handle, run: &str) -> Result<PathBuf> {
+    let we_are_root = rustix::process::geteuid().is_root();
+    let owner = if we_are_root {
+        inspect::live(handle)?.owner
+    } else {
+        None
+    };
+    let mut name = format!("{PREFIX}{run}");
+    if we_are_root && owner.is_none() {
+        // Anybody can write to it then, so nobody must be able to guess it.
+        name = format!("{name}-{}", uuid::Uuid::new_v4().simple());
+    }
+    let folder = Path::new(TEMPORARY).join(name);
+    let made = DirBuilder::new().mode(0o700).create(&folder);
+    made.map_err(|error| HostError::io("make the folder", &folder, error))?;
+    let opened = match owner {
+        Some((user, group)) => chown(&folder, Some(user), Some(group)),
+        None if we_are_root => fs::set_permissions(&folder, fs::Permissions::from_mode(0o733)),
+        None => Ok(()),
+    };
+    opened.map_err(|error| {
+        // Empty, and made just now.
+        let _ = fs::remove_dir(&folder);
+        HostError::io("open the folder for QEMU", &folder, error)
+    })?;
+    Ok(folder)
+}
+
+/// Beside the image by default, as libvirt itself would do: that folder has the right permissions, and usually the room.
+fn scratch_file(domain: &Domain, target: &str, wishes: &PlaceWishes, run: &str) -> Result<PathBuf> {
+    let disk = domain.disk(target);
+    let disk = disk.ok_or_else(|| refusal(format!("the domain has no disk {target}")))?;
+    let folder = match (&wishes.scratch_dir, &disk.source) {
+        (Some(folder), _) => {
+            let meta = fs::metadata(folder)
+                .map_err(|error| HostError::io("use the scratch folder", folder, error))?;
+            if !meta.is_dir() || !folder.is_absolute() {
+                return Err(refusal(format!(
+                    "{} is no folder with an absolute path",
+                    folder.display()
+                )));
+            }
+            folder
+        }
+        (None, Source::File(image)) => image.parent().unwrap_or(Path::new(TEMPORARY)),
+        (None, _) => Path::new(TEMPORARY),
+    };
+    Ok(folder.join(format!(".{PREFIX}{target}-{run}.scratch")))
+}
+
+/// Makes sure that nothing is lost when QEMU makes its socket: it removes whatever lies at the path. A socket that
+/// nobody listens on any more may go.
+pub fn check_socket(socket: &Path) -> Result<()> {
+    if !socket.is_absolute() {
+        return Err(refusal(format!(
+            "the path of the socket is not absolute: {}",
+            socket.display()
+        )));
+    }
+    if socket.as_os_str().len() > 107 {
+        return Err(refusal(format!(
+            "the path of the socket has more than 107 bytes: {}",
+            socket.display()
+        )));
+    }
+    match fs::symlink_metadata(socket) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(HostError::io("use the socket", socket, error)),
+        Ok(meta) if !meta.file_type().is_socket() => Err(refusal(format!(
+            "something that is no socket lies at {}",
+            socket.display()
+        ))),
+        Ok(_) => match UnixStream::connect(socket) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+            _ => Err(refusal(format!(
+                "somebody listens on the socket {}",
+                socket.display()
+            ))),
+        },
+    }
+}
+
+/// libvirt refuses a scratch file that is there already, in words that do not say what to do about it.
+pub fn check_scratch(file: &Path) -> Result<()> {
+    match fs::symlink_metadata(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(HostError::io("use the scratch file", file, error)),
+        Ok(_) => Err(refusal(format!(
+            "something lies at the place of the scratch file {}",
+            file.display()
+        ))),
+    }
+}
+
+pub fn clear(places: &Places) -> Result<()> {
+    for socket in &places.sockets {
+        qemu::end_stray_reader(socket)?;
+        remove_if(socket, |meta| meta.file_type().is_socket())?;
+        remove_if(&qemu::pid_file(socket), fs::Metadata::is_file)?;
+    }
+    for (_, file) in &places.scratch {
+        if is_scratch_name(file) {
+            remove_if(file, fs::Metadata::is_file)?;
+        }
+    }
+    for folder in &places.own_dirs {
+        let name = folder.file_name().unwrap_or_default();
+        if !name.as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+            continue;
+        }
+        match fs::remove_dir(folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(HostError::io("remove the folder", folder, error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn is_scratch_name(file: &Path) -> bool {
+    let name = file.file_name().unwrap_or_default().as_encoded_bytes();
+    name.starts_with(format!(".{PREFIX}").as_bytes()) && name.ends_with(b".scratch")
+}
+
+fn remove_if(path: &Path, is_ours: impl Fn(&fs::Metadata) -> bool) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if is_ours(&meta) => match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(HostError::io("remove", path, error))
+            }
+            _ => Ok(()),
+        },
+        Ok(_) => Ok(()),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(HostError::io("look at", path, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn only_a_dead_socket_may_be_replaced() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let socket = dir.path().join("s");
+        check_socket(&socket).expect("nothing is there");
+        let listener = UnixListener::bind(&socket).expect("it binds");
+        assert!(check_socket(&socket).is_err(), "somebody listens");
+        drop(listener);
+        check_socket(&socket).expect("nobody listens");
+        let file = dir.path().join("precious");
+        fs::write(&file, "data").expect("it is written");
+        assert!(check_socket(&file).is_err());
+        assert!(check_socket(Path::new("relative")).is_err());
+        assert!(check_socket(&dir.path().join("x".repeat(107))).is_err());
+    }
+
+    #[test]
+    fn clearing_removes_what_is_ours_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let own = dir.path().join("vmsnap-run");
+        let foreign = dir.path().join("precious");
+        fs::create_dir(&own)
+            .and_then(|()| fs::create_dir(&foreign))
+            .expect("they are made");
+        let scratch = dir.path().join(".vmsnap-vda-run.scratch");
+        let file = dir.path().join("disk.qcow2");
+        fs::write(&scratch, "s")
+            .and_then(|()| fs::write(&file, "d"))
+            .expect("they are written");
+        let socket = own.join("nbd");
+        drop(UnixListener::bind(&socket).expect("it binds"));
+        let places = Places {
+            sockets: vec![socket, file.clone(), dir.path().join("never/there")],
+            scratch: vec![("vda".into(), scratch.clone()), ("vdb".into(), file.clone())],
+            own_dirs: vec![own.clone(), foreign.clone()],
+        };
+        clear(&places).expect("it is cleared");
+        assert!(!own.exists() && !scratch.exists());
+        assert!(file.exists() && foreign.exists());
+        clear(&places).expect("there is nothing left to do");
+    }
+}

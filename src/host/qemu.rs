@@ -1,0 +1,254 @@
+//! The only child processes: `qemu-img` and `qemu-nbd`, for the disks of shut-off domains.
+//!
+//! Arguments go as they are, never through a shell. Every image is opened with its format named, so that what a guest
+//! wrote into a raw disk is never taken for an image header.
+
+mod reader;
+
+pub use reader::{Offer, Reader, end_stray_reader, pid_file};
+
+use std::ffi::OsString;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use super::{HostError, Result};
+use crate::model::stop::Stop;
+
+/// How much of a program's output is kept, in bytes. `qemu-img info` of a chain of 1200 images takes some 2 MiB.
+const OUTPUT_LIMIT: u64 = 64 << 20;
+
+/// How much of a program's complaints is kept, in bytes.
+const COMPLAINT_LIMIT: u64 = 16 << 10;
+
+/// How often a waiting loop looks at the user's wish to stop.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long a program may take.
+#[derive(Clone, Debug)]
+pub struct Patience {
+    /// At most so long.
+    pub deadline: Duration,
+    /// Asked for by the user's Ctrl-C.
+    pub stop: Stop,
+}
+
+#[allow(clippy::disallowed_methods, reason = "the one home of child processes")]
+fn command(program: &str, arguments: &[OsString]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null());
+    command
+}
+
+fn start(mut command: Command, program: &str) -> Result<Child> {
+    command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => HostError::MissingProgram {
+            program: program.to_owned(),
+            package: "qemu-utils (Debian), qemu-img (Fedora)".to_owned(),
+        },
+        _ => failed(program, "be started", error.to_string()),
+    })
+}
+
+fn failed(program: &str, operation: &str, message: impl Into<String>) -> HostError {
+    HostError::Program {
+        program: program.to_owned(),
+        operation: operation.to_owned(),
+        message: message.into(),
+    }
+}
+
+/// Reads a child's stream to its end on a thread of its own, so that the child never waits for us; keeps the first `limit` bytes.
+fn drain(stream: Option<impl Read + Send + 'static>, limit: u64) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut kept = Vec::new();
+        if let Some(mut stream) = stream {
+            // A stream that breaks ends like one that is closed: the exit status tells whether all went well.
+            let _ = stream.by_ref().take(limit).read_to_end(&mut kept);
+            let _ = io::copy(&mut stream, &mut io::sink());
+        }
+        // The receiver may be gone already, when nobody wants to know any more.
+        let _ = sender.send(kept);
+    });
+    receiver
+}
+
+/// Runs `qemu-img` to its end and gives what it printed.
+fn qemu_img(operation: &str, arguments: &[OsString], patience: &Patience) -> Result<Vec<u8>> {
+    const PROGRAM: &str = "qemu-img";
+    let mut command = command(PROGRAM, arguments);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = start(command, PROGRAM)?;
+    let output = drain(child.stdout.take(), OUTPUT_LIMIT);
+    let complaints = drain(child.stderr.take(), COMPLAINT_LIMIT);
+    let finished = wait_for_end(&output, patience);
+    if finished.is_err() {
+        // It may have ended by itself just now: either way it is gone after the wait.
+        let _ = child.kill();
+    }
+    let status = child
+        .wait()
+        .map_err(|error| failed(PROGRAM, operation, error.to_string()))?;
+    let output = finished.map_err(|end| match end {
+        Unfinished::Stopped => HostError::Stopped,
+        Unfinished::TooLong => failed(
+            PROGRAM,
+            operation,
+            format!("no end after {} s", patience.deadline.as_secs()),
+        ),
+    })?;
+    if !status.success() {
+        let complaints = complaints.recv().unwrap_or_default();
+        return Err(failed(PROGRAM, operation, complaint(&complaints, status)));
+    }
+    Ok(output)
+}
+
+enum Unfinished {
+    Stopped,
+    TooLong,
+}
+
+/// Waits until the child has closed its output, which it does when it ends.
+fn wait_for_end(output: &Receiver<Vec<u8>>, patience: &Patience) -> std::result::Result<Vec<u8>, Unfinished> {
+    let started = Instant::now();
+    loop {
+        match output.recv_timeout(LOOK) {
+            Ok(output) => return Ok(output),
+            Err(RecvTimeoutError::Disconnected) => return Ok(Vec::new()),
+            Err(RecvTimeoutError::Timeout) if patience.stop.requested() => return Err(Unfinished::Stopped),
+            Err(RecvTimeoutError::Timeout) if started.elapsed() >= patience.deadline => {
+                return Err(Unfinished::TooLong);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+/// What a program said last, or how it ended if it said nothing.
+fn complaint(said: &[u8], status: ExitStatus) -> String {
+    let said = String::from_utf8_lossy(said);
+    match said
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
+    {
+        silent if silent.is_empty() => status.to_string(),
+        said => said,
+    }
+}
+
+/// A path that a QEMU program takes for nothing else: an absolute one is neither an option nor `protocol:address`.
+fn image_argument(image: &Path) -> Result<OsString> {
+    if image.is_absolute() {
+        return Ok(image.as_os_str().to_owned());
+    }
+    Err(HostError::Unsupported {
+        what: format!("the path of the image is not absolute: {}", image.display()),
+    })
+}
+
+fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
+    words.into_iter().map(OsString::from).collect()
+}
+
+/// One image of a chain, as `qemu-img info --output=json` tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Its path.
+    pub path: PathBuf,
+    /// The bitmaps that it carries itself.
+    pub bitmaps: Vec<ImageBitmap>,
+}
+
+/// A bitmap in an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageBitmap {
+    /// Its name.
+    pub name: String,
+    /// Whether it is whole and records: it was closed properly and is loaded when the image is opened.
+    pub sound: bool,
+}
+
+#[derive(Deserialize)]
+struct RawInfo {
+    filename: PathBuf,
+    #[serde(rename = "format-specific", default)]
+    specific: RawSpecific,
+}
+
+#[derive(Deserialize, Default)]
+struct RawSpecific {
+    #[serde(default)]
+    data: RawData,
+}
+
+#[derive(Deserialize, Default)]
+struct RawData {
+    #[serde(default)]
+    bitmaps: Vec<RawBitmap>,
+}
+
+#[derive(Deserialize)]
+struct RawBitmap {
+    name: String,
+    flags: Vec<String>,
+}
+
+/// The images of a chain, the topmost first. Only for images that no running domain has open: of those it would show an old state.
+pub fn image_chain(image: &Path, format: &str, patience: &Patience) -> Result<Vec<ImageInfo>> {
+    let operation = format!("inspect {}", image.display());
+    let mut arguments = words(["info", "--output=json", "--backing-chain", "-f", format, "--"]);
+    arguments.push(image_argument(image)?);
+    let output = qemu_img(&operation, &arguments, patience)?;
+    let chain = parse_chain(&output).map_err(|error| failed("qemu-img", &operation, error.to_string()))?;
+    if chain.is_empty() {
+        return Err(failed("qemu-img", &operation, "it told nothing"));
+    }
+    Ok(chain)
+}
+
+fn parse_chain(json: &[u8]) -> serde_json::Result<Vec<ImageInfo>> {
+    let images: Vec<RawInfo> = serde_json::from_slice(json)?;
+    let bitmap = |raw: RawBitmap| {
+        let has = |flag: &str| raw.flags.iter().any(|given| given == flag);
+        ImageBitmap {
+            // "in-use": QEMU was killed while it was open. Without "auto" nobody has let it record.
+            sound: has("auto") && !has("in-use"),
+            name: raw.name,
+        }
+    };
+    let image = |raw: RawInfo| ImageInfo {
+        path: raw.filename,
+        bitmaps: raw.specific.data.bitmaps.into_iter().map(bitmap).collect(),
+    };
+    Ok(images.into_iter().map(image).collect())
+}
+
+/// Adds a bitmap to a qcow2 image. It records from the moment that the image is next opened.
+pub fn add_bitmap(image: &Path, name: &str, patience: &Patience) -> Result<()> {
+    edit_bitmap("--add", "add a bitmap to", image, name, patience)
+}
+
+/// Removes a bitmap from a qcow2 image, a broken one as well.
+pub fn remove_bitmap(image: &Path, name: &str, patience: &Patience) -> Result<()> {
+    edit_bitmap("--remove", "remove a bitmap from", image, name, patience)
+}
+
+fn edit_bitmap(action: &str, verb: &str, image: &Path, name: &str, patience: &Patience) -> Result<()> {
+    let mut arguments = words(["bitmap", action, "-f", "qcow2", "--"]);
+    arguments.push(image_argument(image)?);
+    arguments.push(name.into());
+    qemu_img(&format!("{verb} {}", image.display()), &arguments, patience).map(drop)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+//! `qemu-nbd`, which offers an image of a shut-off domain.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::super::{HostError, Result, patience};
+use super::{COMPLAINT_LIMIT, command, complaint, drain, failed, image_argument, start, words};
+use crate::model::stop::Stop;
+
+/// A disk to be offered by `qemu-nbd`.
+#[derive(Clone, Debug)]
+pub struct Offer<'a> {
+    /// The image.
+    pub image: &'a Path,
+    /// Its format (`qcow2`, `raw`).
+    pub format: &'a str,
+    /// The export's name.
+    pub export: &'a str,
+    /// The bitmap whose dirty ranges the export tells, as context `qemu:dirty-bitmap:<name>`.
+    pub bitmap: Option<&'a str>,
+    /// The unix socket to make.
+    pub socket: &'a Path,
+}
+
+/// How many connections one reader takes at once.
+const CONNECTIONS: &str = "8";
+
+/// How long `qemu-nbd` may take to open an image and listen.
+const OPENING: Duration = Duration::from_secs(30);
+
+/// A `qemu-nbd` that offers one image read-only. It ends, and its socket goes, when this is dropped.
+///
+/// While it runs no domain can start that writes to the image: QEMU's own locks see to that. It would outlive us if
+/// we were killed; its process id then lies beside the socket, for the next run to end it.
+#[derive(Debug)]
+pub struct Reader {
+    child: Child,
+    complaints: Receiver<Vec<u8>>,
+    socket: PathBuf,
+}
+
+/// The file beside a reader's socket that holds its process id.
+pub fn pid_file(socket: &Path) -> PathBuf {
+    let mut name = socket.as_os_str().to_owned();
+    name.push(".pid");
+    name.into()
+}
+
+impl Reader {
+    /// Starts a reader and waits until it listens.
+    pub fn start(offer: &Offer<'_>, stop: &Stop) -> Result<Reader> {
+        const PROGRAM: &str = "qemu-nbd";
+        let operation = format!("offer {}", offer.image.display());
+        let mut arguments = words([
+            "--read-only",
+            "--persistent",
+            "--shared",
+            CONNECTIONS,
+            "--format",
+            offer.format,
+        ]);
+        if let Some(bitmap) = offer.bitmap {
+            arguments.extend(words(["--bitmap", bitmap]));
+        }
+        arguments.extend(words(["--export-name", offer.export, "--socket"]));
+        arguments.push(offer.socket.into());
+        arguments.push("--pid-file".into());
+        arguments.push(pid_file(offer.socket).into());
+        arguments.push("--".into());
+        arguments.push(image_argument(offer.image)?);
+
+        let mut command = command(PROGRAM, &arguments);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = start(command, PROGRAM)?;
+        let complaints = drain(child.stderr.take(), COMPLAINT_LIMIT);
+        let mut reader = Reader {
+            child,
+            complaints,
+            socket: offer.socket.to_owned(),
+        };
+        match reader.wait_until_listening(stop) {
+            Some(Opening::Listening) => Ok(reader),
+            Some(Opening::Stopped) => Err(HostError::Stopped),
+            Some(Opening::Ended(message)) => Err(failed(PROGRAM, &operation, message)),
+            None => Err(failed(
+                PROGRAM,
+                &operation,
+                format!("it does not listen after {} s", OPENING.as_secs()),
+            )),
+        }
+    }
+
+    fn wait_until_listening(&mut self, stop: &Stop) -> Option<Opening> {
+        let pid_file = pid_file(&self.socket);
+        patience::until(OPENING, Duration::from_millis(5), || {
+            if stop.requested() {
+                return Some(Opening::Stopped);
+            }
+            if let Some(message) = self.ended() {
+                return Some(Opening::Ended(message));
+            }
+            // qemu-nbd writes the file after it has begun to listen (qemu-nbd.c).
+            let written = std::fs::metadata(&pid_file).is_ok_and(|file| file.len() > 0);
+            written.then_some(Opening::Listening)
+        })
+    }
+
+    /// How it has ended, if it has.
+    pub fn ended(&mut self) -> Option<String> {
+        match self.child.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => {
+                let said = self
+                    .complaints
+                    .recv_timeout(Duration::from_secs(1))
+                    .unwrap_or_default();
+                Some(complaint(&said, status))
+            }
+            Err(error) => Some(error.to_string()),
+        }
+    }
+}
+
+enum Opening {
+    Listening,
+    Stopped,
+    Ended(String),
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // It holds nothing that could be lost: it only reads.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for file in [self.socket.clone(), pid_file(&self.socket)] {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+/// Ends a `qemu-nbd` that a killed run has left behind, if the process of that id still is the one that serves `socket`.
+pub fn end_stray_reader(socket: &Path) -> Result<()> {
+    let file = pid_file(socket);
+    let text = match std::fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(HostError::io("read", &file, error)),
+    };
+    let pid = text.trim().parse().ok().and_then(Pid::from_raw);
+    let Some(pid) = pid.filter(|pid| serves(*pid, socket)) else {
+        return Ok(());
+    };
+    // The process may have ended since it was looked at; that is what is wanted.
+    let _ = kill_process(pid, Signal::KILL);
+    let gone = patience::until(Duration::from_secs(5), Duration::from_millis(10), || {
+        has_ended(pid).then_some(())
+    });
+    gone.ok_or_else(|| {
+        failed(
+            "qemu-nbd",
+            "be ended",
+            format!("process {} stays", pid.as_raw_nonzero()),
+        )
+    })
+}
+
+/// Whether the process is gone, or waits for nothing but its parent's notice: only then are its files closed.
+fn has_ended(pid: Pid) -> bool {
+    let folder = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let Ok(stat) = std::fs::read_to_string(folder.join("stat")) else {
+        return true;
+    };
+    // `pid (name) state …` (proc_pid_stat(5)); the name may hold brackets itself.
+    let dead = stat
+        .rsplit_once(") ")
+        .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']));
+    // The first thread may be dead while others still close the files.
+    let threads = std::fs::read_dir(folder.join("task")).map_or(0, Iterator::count);
+    dead && threads <= 1
+}
+
+/// Whether the process is a `qemu-nbd` with this socket among its arguments.
+fn serves(pid: Pid, socket: &Path) -> bool {
+    let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+    let mut arguments = line.split(|byte| *byte == 0);
+    let program = arguments.next().unwrap_or_default();
+    let socket: &OsStr = socket.as_os_str();
+    program.ends_with(b"qemu-nbd") && arguments.any(|argument| argument == socket.as_encoded_bytes())
+}

@@ -1,0 +1,274 @@
+//! Reads and writes `<domaincheckpoint>`.
+
+use quick_xml::Writer;
+use quick_xml::events::BytesText;
+use roxmltree::Node;
+
+use super::{bad, child, children, is_valid_target, parse, text, written};
+use crate::host::Result;
+
+const WHAT: &str = "checkpoint XML";
+
+/// What a checkpoint's XML tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointDescription {
+    /// Its name.
+    pub name: String,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+    /// The checkpoint before it: bookkeeping only, no bitmap depends on another.
+    pub parent: Option<String>,
+    /// The disks that it covers with a bitmap.
+    pub disks: Vec<CoveredDisk>,
+}
+
+/// One disk that a checkpoint covers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoveredDisk {
+    /// The disk's target.
+    pub target: String,
+    /// The bitmap's name.
+    pub bitmap: String,
+    /// Bytes written since, if the hypervisor was asked and could tell: it cannot for a bitmap that is missing or inconsistent.
+    pub dirty_bytes: Option<u64>,
+}
+
+/// Reads a checkpoint's XML.
+pub fn read_checkpoint(xml: &str) -> Result<CheckpointDescription> {
+    let document = parse(xml, WHAT, "domaincheckpoint")?;
+    let checkpoint = document.root_element();
+    let name = child(checkpoint, "name")
+        .map(text)
+        .filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| bad(WHAT, "it has no name"))?;
+    let created = child(checkpoint, "creationTime").map(text);
+    let created = created.and_then(|seconds| seconds.trim().parse().ok());
+    let created = created.ok_or_else(|| bad(WHAT, format!("{name} has no time of creation")))?;
+    let parent = child(checkpoint, "parent")
+        .and_then(|parent| child(parent, "name"))
+        .map(text);
+    let mut disks = Vec::new();
+    for list in children(checkpoint, "disks") {
+        for disk in children(list, "disk") {
+            disks.extend(covered_disk(disk, &name)?);
+        }
+    }
+    Ok(CheckpointDescription {
+        name,
+        created,
+        parent,
+        disks,
+    })
+}
+
+fn covered_disk(disk: Node, checkpoint: &str) -> Result<Option<CoveredDisk>> {
+    if disk.attribute("checkpoint") != Some("bitmap") {
+        return Ok(None);
+    }
+    let target = disk.attribute("name").unwrap_or_default();
+    if !is_valid_target(target) {
+        return Err(bad(WHAT, format!("{checkpoint} covers a disk named {target:?}")));
+    }
+    let dirty_bytes = match disk.attribute("size") {
+        None => None,
+        Some(size) => {
+            let size = size
+                .parse()
+                .map_err(|_| bad(WHAT, format!("{checkpoint} tells the size {size:?} of {target}")))?;
+            Some(size)
+        }
+    };
+    Ok(Some(CoveredDisk {
+        target: target.to_owned(),
+        bitmap: disk.attribute("bitmap").unwrap_or(checkpoint).to_owned(),
+        dirty_bytes,
+    }))
+}
+
+/// Writes the checkpoint that a job is to make. `disks` are **all** disks of the domain with whether it covers them:
+/// libvirt takes in those that are not listed.
+pub fn write_new_checkpoint(name: &str, disks: &[(&str, bool)]) -> Result<String> {
+    write(name, None, None, disks)
+}
+
+/// A checkpoint whose bitmaps are there already, to be made known to libvirt (`VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownCheckpoint<'a> {
+    /// Its name, which is also the name of its bitmaps.
+    pub name: &'a str,
+    /// When it was made, in seconds since 1970; libvirt demands it.
+    pub created: i64,
+    /// The checkpoint before it. libvirt refuses one that it does not know.
+    pub parent: Option<&'a str>,
+    /// All disks of the domain, with whether it covers them.
+    pub disks: &'a [(&'a str, bool)],
+}
+
+/// Writes the XML that makes a checkpoint known again.
+pub fn write_known_checkpoint(checkpoint: &KnownCheckpoint<'_>) -> Result<String> {
+    write(
+        checkpoint.name,
+        Some(checkpoint.created),
+        checkpoint.parent,
+        checkpoint.disks,
+    )
+}
+
+fn write(name: &str, created: Option<i64>, parent: Option<&str>, disks: &[(&str, bool)]) -> Result<String> {
+    let mut writer = Writer::new(Vec::new());
+    let result = writer
+        .create_element("domaincheckpoint")
+        .write_inner_content(|checkpoint| {
+            checkpoint
+                .create_element("name")
+                .write_text_content(BytesText::new(name))?;
+            if let Some(parent) = parent {
+                checkpoint
+                    .create_element("parent")
+                    .write_inner_content(|element| {
+                        element
+                            .create_element("name")
+                            .write_text_content(BytesText::new(parent))?;
+                        Ok(())
+                    })?;
+            }
+            if let Some(created) = created {
+                let seconds = created.to_string();
+                checkpoint
+                    .create_element("creationTime")
+                    .write_text_content(BytesText::new(&seconds))?;
+            }
+            checkpoint.create_element("disks").write_inner_content(|list| {
+                for &(target, covered) in disks {
+                    let disk = list.create_element("disk").with_attribute(("name", target));
+                    let disk = if covered {
+                        disk.with_attributes([("checkpoint", "bitmap"), ("bitmap", name)])
+                    } else {
+                        disk.with_attribute(("checkpoint", "no"))
+                    };
+                    disk.write_empty()?;
+                }
+                Ok(())
+            })?;
+            Ok(())
+        });
+    let result = result.map(drop);
+    written(result, writer.into_inner(), WHAT)
+}
+
+/// Puts checkpoints in the order they were made: parents before children, and by time where that leaves a choice.
+/// A clock that was set back does not change the order within a line of parents.
+pub fn oldest_first(mut checkpoints: Vec<CheckpointDescription>) -> Vec<CheckpointDescription> {
+    checkpoints.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+    let mut ordered: Vec<CheckpointDescription> = Vec::with_capacity(checkpoints.len());
+    while !checkpoints.is_empty() {
+        let waits_for = |parent: &String| checkpoints.iter().any(|other| other.name == *parent);
+        let ready = checkpoints
+            .iter()
+            .position(|one| !one.parent.as_ref().is_some_and(waits_for));
+        // Parents that go in a circle cannot come from libvirt; the oldest by time then opens it.
+        ordered.push(checkpoints.remove(ready.unwrap_or(0)));
+    }
+    ordered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_checkpoint_lists_every_disk() {
+        let xml = write_new_checkpoint("virtnbdbackup.4", &[("vda", true), ("sda", false)]).expect("plain");
+        assert_eq!(
+            xml,
+            "<domaincheckpoint><name>virtnbdbackup.4</name><disks>\
+             <disk name=\"vda\" checkpoint=\"bitmap\" bitmap=\"virtnbdbackup.4\"/>\
+             <disk name=\"sda\" checkpoint=\"no\"/></disks></domaincheckpoint>"
+        );
+    }
+
+    #[test]
+    fn what_is_written_to_be_known_again_reads_the_same() {
+        let known = KnownCheckpoint {
+            name: "virtnbdbackup.4",
+            created: 1_700_000_000,
+            parent: Some("virtnbdbackup.3"),
+            disks: &[("vda", true), ("vdb", false), ("vdc", true)],
+        };
+        let read = read_checkpoint(&write_known_checkpoint(&known).expect("plain")).expect("it is ours");
+        assert_eq!(
+            (read.name.as_str(), read.created),
+            ("virtnbdbackup.4", 1_700_000_000)
+        );
+        assert_eq!(read.parent.as_deref(), Some("virtnbdbackup.3"));
+        let covered: Vec<&str> = read.disks.iter().map(|disk| disk.target.as_str()).collect();
+        assert_eq!(covered, ["vda", "vdc"]);
+    }
+
+    #[test]
+    fn a_size_tells_a_sound_bitmap() {
+        let xml = "<domaincheckpoint><name>c1</name><creationTime>1700000000</creationTime><disks>\
+                   <disk name='vda' checkpoint='bitmap' bitmap='c1' size='1048576'/>\
+                   <disk name='vdb' checkpoint='bitmap' bitmap='c1'/>\
+                   <disk name='sda' checkpoint='no'/></disks></domaincheckpoint>";
+        let read = read_checkpoint(xml).expect("well-formed");
+        let sizes: Vec<(&str, Option<u64>)> = read
+            .disks
+            .iter()
+            .map(|disk| (disk.target.as_str(), disk.dirty_bytes))
+            .collect();
+        assert_eq!(sizes, [("vda", Some(1_048_576)), ("vdb", None)]);
+    }
+
+    #[test]
+    fn hostile_checkpoints_are_refused() {
+        for xml in [
+            "<domaincheckpoint/>",
+            "<domaincheckpoint><name>a</name></domaincheckpoint>",
+            "<domaincheckpoint><name>a</name><creationTime>soon</creationTime></domaincheckpoint>",
+            "<domaincheckpoint><name>a</name><creationTime>1</creationTime><disks>\
+             <disk name='../x' checkpoint='bitmap'/></disks></domaincheckpoint>",
+            "<domaincheckpoint><name>a</name><creationTime>1</creationTime><disks>\
+             <disk name='vda' checkpoint='bitmap' size='-1'/></disks></domaincheckpoint>",
+        ] {
+            assert!(read_checkpoint(xml).is_err(), "{xml}");
+        }
+    }
+
+    fn description(name: &str, created: i64, parent: Option<&str>) -> CheckpointDescription {
+        CheckpointDescription {
+            name: name.to_owned(),
+            created,
+            parent: parent.map(str::to_owned),
+            disks: Vec::new(),
+        }
+    }
+
+    fn names(checkpoints: Vec<CheckpointDescription>) -> Vec<String> {
+        checkpoints
+            .into_iter()
+            .map(|checkpoint| checkpoint.name)
+            .collect()
+    }
+
+    #[test]
+    fn parents_stand_before_children_though_the_clock_went_back() {
+        let ordered = oldest_first(vec![
+            description("c2", 50, Some("c1")),
+            description("c1", 200, Some("c0")),
+            description("c0", 100, None),
+            description("other", 150, None),
+        ]);
+        assert_eq!(names(ordered), ["c0", "other", "c1", "c2"]);
+    }
+
+    #[test]
+    fn a_lost_parent_and_a_circle_hold_nothing_up() {
+        let ordered = oldest_first(vec![
+            description("b", 2, Some("a")),
+            description("a", 1, Some("b")),
+            description("orphan", 3, Some("gone")),
+        ]);
+        assert_eq!(names(ordered).len(), 3);
+    }
+}

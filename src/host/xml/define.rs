@@ -1,0 +1,329 @@
+//! Changes what has to change in a domain's XML before it is defined again, and leaves every other byte as it was.
+//!
+//! The edits are byte ranges of the original, found by roxmltree and spliced: unknown elements, namespaces, comments,
+//! CDATA and the order of attributes stay, which no XML writer promises.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use roxmltree::{Attribute, Node};
+
+use super::{bad, child, children, parse, path_text, text};
+use crate::host::Result;
+
+const WHAT: &str = "domain XML";
+
+/// What is to change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Edits {
+    /// The new name.
+    pub name: Option<String>,
+    /// The new UUID; the copy of it that firmware tables may carry follows.
+    pub uuid: Option<String>,
+    /// Where the content of disks lies now, by target.
+    pub disks: BTreeMap<String, NewSource>,
+    /// Where the UEFI variables are kept now.
+    pub nvram: Option<PathBuf>,
+    /// Whether to leave out the addresses of network interfaces: libvirt then makes new ones (52:54:00:…).
+    pub drop_macs: bool,
+}
+
+/// Where a disk's content lies now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewSource {
+    /// A file or a block device.
+    pub path: PathBuf,
+    /// How it is laid out.
+    pub format: ImageFormat,
+    /// Whether the path is a block device.
+    pub is_block: bool,
+}
+
+/// The layouts in which disks are brought back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// A qcow2 image.
+    Qcow2,
+    /// The bytes themselves.
+    Raw,
+}
+
+impl ImageFormat {
+    /// QEMU's word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            ImageFormat::Qcow2 => "qcow2",
+            ImageFormat::Raw => "raw",
+        }
+    }
+}
+
+/// The domain's XML with these edits, every other byte unchanged. A disk that the domain does not have is an error.
+pub fn redefine(xml: &str, edits: &Edits) -> Result<String> {
+    let document = parse(xml, WHAT, "domain")?;
+    let domain = document.root_element();
+    let mut splice = Splice {
+        xml,
+        edits: Vec::new(),
+    };
+
+    if let Some(name) = &edits.name {
+        let node = child(domain, "name").ok_or_else(|| bad(WHAT, "it has no name"))?;
+        splice.set_text(node, name);
+    }
+    if let Some(uuid) = &edits.uuid {
+        set_uuid(&mut splice, domain, uuid)?;
+    }
+    if let Some(nvram) = &edits.nvram {
+        set_nvram(&mut splice, domain, path_text(nvram, "UEFI variables")?)?;
+    }
+    let mut wanted = edits.disks.clone();
+    for devices in children(domain, "devices") {
+        for disk in children(devices, "disk") {
+            let target = child(disk, "target").and_then(|target| target.attribute("dev"));
+            if let Some(source) = target.and_then(|target| wanted.remove(target)) {
+                set_disk(&mut splice, disk, &source)?;
+            }
+        }
+        for mac in children(devices, "interface").filter_map(|interface| child(interface, "mac")) {
+            if edits.drop_macs {
+                splice.remove(mac);
+            }
+        }
+    }
+    if let Some(target) = wanted.into_keys().next() {
+        return Err(bad(WHAT, format!("it has no disk {target}")));
+    }
+    let edited = splice.apply()?;
+    parse(&edited, WHAT, "domain")?;
+    Ok(edited)
+}
+
+fn set_uuid(splice: &mut Splice, domain: Node, uuid: &str) -> Result<()> {
+    match child(domain, "uuid") {
+        Some(node) => splice.set_text(node, uuid),
+        None => {
+            let name = child(domain, "name").ok_or_else(|| bad(WHAT, "it has no name"))?;
+            splice.insert(name.range().end, format!("<uuid>{}</uuid>", escape(uuid)));
+        }
+    }
+    // libvirt refuses a domain whose SMBIOS tables name another UUID than its own.
+    let tables = children(domain, "sysinfo").flat_map(|sysinfo| children(sysinfo, "system"));
+    let entries = tables.flat_map(|system| children(system, "entry"));
+    for entry in entries.filter(|entry| entry.attribute("name") == Some("uuid")) {
+        splice.set_text(entry, uuid);
+    }
+    Ok(())
+}
+
+fn set_nvram(splice: &mut Splice, domain: Node, path: &str) -> Result<()> {
+    let os = child(domain, "os").ok_or_else(|| bad(WHAT, "it has no <os>"))?;
+    let Some(nvram) = child(os, "nvram") else {
+        let end = splice.inner(os).end;
+        if end == os.range().end {
+            return Err(bad(WHAT, "its <os> is empty"));
+        }
+        splice.insert(end, format!("<nvram>{}</nvram>", escape(path)));
+        return Ok(());
+    };
+    match child(nvram, "source").and_then(|source| source.attribute_node("file")) {
+        Some(file) => splice.set_value(file, path),
+        None if text(nvram).trim() == path => {}
+        None => splice.set_text(nvram, path),
+    }
+    Ok(())
+}
+
+fn set_disk(splice: &mut Splice, disk: Node, new: &NewSource) -> Result<()> {
+    let path = path_text(&new.path, "restored disk")?;
+    let (kind, attribute) = if new.is_block {
+        ("block", "dev")
+    } else {
+        ("file", "file")
+    };
+    match disk.attribute_node("type") {
+        Some(node) => splice.set_value(node, kind),
+        None => splice.insert(name_end(disk), format!(" type='{kind}'")),
+    }
+    let first = disk
+        .first_element_child()
+        .ok_or_else(|| bad(WHAT, "a disk has no content"))?;
+    match child(disk, "driver") {
+        None => splice.insert(
+            first.range().start,
+            format!("<driver name='qemu' type='{}'/>", new.format.word()),
+        ),
+        Some(driver) => set_driver(splice, driver, new.format),
+    }
+    match child(disk, "source") {
+        None => splice.insert(
+            first.range().start,
+            format!("<source {attribute}='{}'/>", escape(path)),
+        ),
+        Some(source) => set_source(splice, source, attribute, path),
+    }
+    // What described the old image's depth, its encryption, or a job that was under way.
+    for name in ["backingStore", "encryption", "mirror"] {
+        children(disk, name).for_each(|node| splice.remove(node));
+    }
+    Ok(())
+}
+
+fn set_driver(splice: &mut Splice, driver: Node, format: ImageFormat) {
+    match driver.attribute_node("type") {
+        Some(node) => splice.set_value(node, format.word()),
+        None => splice.insert(name_end(driver), format!(" type='{}'", format.word())),
+    }
+    if format == ImageFormat::Raw {
+        // Settings of the qcow2 layer, which libvirt refuses on any other.
+        children(driver, "metadata_cache").for_each(|node| splice.remove(node));
+        if let Some(node) = driver.attribute_node("discard_no_unref") {
+            splice.remove_attribute(node);
+        }
+    }
+}
+
+/// Points the source at `path`. Attributes and children that belong to the path's new kind as to its old one
+/// (`startupPolicy`, `<seclabel>`) stay, the others described where and what the old content was.
+fn set_source(splice: &mut Splice, source: Node, attribute: &str, path: &str) {
+    match source.attribute_node(attribute) {
+        Some(node) => splice.set_value(node, path),
+        None => splice.insert(name_end(source), format!(" {attribute}='{}'", escape(path))),
+    }
+    for node in source.attributes() {
+        if node.name() != attribute && node.name() != "startupPolicy" {
+            splice.remove_attribute(node);
+        }
+    }
+    for node in source.children().filter(Node::is_element) {
+        if node.tag_name().name() != "seclabel" {
+            splice.remove(node);
+        }
+    }
+}
+
+/// Edits of a text, collected and then applied at once.
+struct Splice<'x> {
+    xml: &'x str,
+    edits: Vec<(Range<usize>, String)>,
+}
+
+impl Splice<'_> {
+    fn replace(&mut self, range: Range<usize>, text: String) {
+        if self.xml[range.clone()] != text {
+            self.edits.push((range, text));
+        }
+    }
+
+    fn insert(&mut self, at: usize, text: String) {
+        self.edits.push((at..at, text));
+    }
+
+    /// Removes an element with the blanks before it, so that no empty line stays behind.
+    fn remove(&mut self, node: Node) {
+        let range = node.range();
+        let start = self.xml[..range.start].trim_end().len();
+        self.edits.push((start..range.end, String::new()));
+    }
+
+    fn remove_attribute(&mut self, attribute: Attribute) {
+        let range = attribute.range();
+        let start = self.xml[..range.start].trim_end().len();
+        self.edits.push((start..range.end, String::new()));
+    }
+
+    fn set_value(&mut self, attribute: Attribute, value: &str) {
+        if attribute.value() != value {
+            self.replace(attribute.range_value(), escape(value));
+        }
+    }
+
+    fn set_text(&mut self, node: Node, value: &str) {
+        let inner = self.inner(node);
+        let whole = node.range();
+        if inner.end == whole.end {
+            // `<name/>`: the slash goes, an end tag comes.
+            let slash = self.xml[..whole.end - 1].trim_end().len() - 1;
+            let name = &self.xml[whole.start + 1..name_end(node)];
+            self.replace(slash..whole.end, format!(">{}</{name}>", escape(value)));
+        } else {
+            self.replace(inner, escape(value));
+        }
+    }
+
+    /// The range between an element's start and end tags; empty at the element's end if it has no end tag.
+    fn inner(&self, node: Node) -> Range<usize> {
+        let whole = node.range();
+        let attributes_end = node.attributes().map(|attribute| attribute.range().end).max();
+        let tag = attributes_end.unwrap_or_else(|| name_end(node));
+        // Behind the last attribute only blanks, a slash and the bracket can follow. A namespace declaration is no
+        // attribute to roxmltree, but its value may hold a bracket; none of the elements edited here carries one.
+        let start = self.xml[tag..whole.end]
+            .find('>')
+            .map_or(whole.end, |at| tag + at + 1);
+        if start == whole.end {
+            return start..start;
+        }
+        let end = self.xml[start..whole.end]
+            .rfind("</")
+            .map_or(whole.end, |at| start + at);
+        start..end
+    }
+
+    fn apply(mut self) -> Result<String> {
+        self.edits.sort_by_key(|(range, _)| (range.start, range.end));
+        let mut edited = String::with_capacity(self.xml.len() + 256);
+        let mut done = 0;
+        for (range, text) in &self.edits {
+            if range.start < done {
+                return Err(bad(WHAT, "two changes meet in the same place"));
+            }
+            edited.push_str(&self.xml[done..range.start]);
+            edited.push_str(text);
+            done = range.end;
+        }
+        edited.push_str(&self.xml[done..]);
+        Ok(edited)
+    }
+}
+
+/// Where the name in an element's start tag ends.
+fn name_end(node: Node) -> usize {
+    let range = node.range();
+    let source = &node.document().input_text()[range.clone()];
+    let end = source.find(|c: char| c.is_whitespace() || c == '/' || c == '>');
+    end.map_or(range.end, |at| range.start + at)
+}
+
+/// Escapes for both text and attribute values in either kind of quotes.
+fn escape(value: &str) -> String {
+    let mut escaped = String::with_capacity(value.len());
+    for character in value.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '\'' => escaped.push_str("&apos;"),
+            '"' => escaped.push_str("&quot;"),
+            '\t' | '\n' | '\r' => escaped.push_str(&format!("&#{};", u32::from(character))),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+impl NewSource {
+    /// A restored image file.
+    pub fn file(path: &Path, format: ImageFormat) -> Self {
+        NewSource {
+            path: path.to_owned(),
+            format,
+            is_block: false,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "define_tests.rs"]
+mod tests;

@@ -1,0 +1,286 @@
+//! Reads what a domain's XML tells about its disks and what else a backup has to know.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use roxmltree::Node;
+
+use super::{bad, child, children, parse, text};
+use crate::host::Result;
+use crate::model::domain::{Agent, Device, Disk, DiskFormat, Source};
+
+const WHAT: &str = "domain XML";
+
+/// The name of the guest agent's channel, as qemu-ga opens it in the guest.
+const AGENT_CHANNEL: &str = "org.qemu.guest_agent.0";
+
+/// What a domain's XML tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainDescription {
+    /// Its name.
+    pub name: String,
+    /// Its UUID, in libvirt's spelling; empty in a document that leaves it to libvirt.
+    pub uuid: String,
+    /// Its drives, in the document's order.
+    pub disks: Vec<Disk>,
+    /// Where its UEFI variables are kept.
+    pub nvram: Option<PathBuf>,
+    /// Whether it has an emulated TPM.
+    pub has_tpm_state: bool,
+    /// What is known of its guest agent. Only the XML of a running domain tells whether it is connected.
+    pub agent: Agent,
+    /// User and group that QEMU runs as, where the XML of a running domain tells it in numbers.
+    pub owner: Option<(u32, u32)>,
+}
+
+/// Reads a domain's XML, live or inactive.
+pub fn read_domain(xml: &str) -> Result<DomainDescription> {
+    let document = parse(xml, WHAT, "domain")?;
+    let domain = document.root_element();
+    let name = child(domain, "name").map(text).filter(|name| !name.is_empty());
+    let devices: Vec<Node> = children(domain, "devices").collect();
+    let each = |kind: &'static str| devices.iter().flat_map(move |devices| children(*devices, kind));
+
+    let disks = each("disk").map(read_disk).collect::<Result<Vec<Disk>>>()?;
+    let mut seen = HashSet::new();
+    if let Some(twice) = disks.iter().find(|disk| !seen.insert(disk.target.as_str())) {
+        return Err(bad(WHAT, format!("two disks have the target '{}'", twice.target)));
+    }
+    Ok(DomainDescription {
+        name: name.ok_or_else(|| bad(WHAT, "it has no name"))?,
+        uuid: child(domain, "uuid")
+            .map(text)
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
+        nvram: child(domain, "os")
+            .and_then(|os| child(os, "nvram"))
+            .and_then(nvram_path),
+        has_tpm_state: each("tpm")
+            .filter_map(|tpm| child(tpm, "backend"))
+            .any(|backend| backend.attribute("type") == Some("emulator")),
+        agent: each("channel")
+            .filter_map(agent_state)
+            .next()
+            .unwrap_or(Agent::None),
+        owner: children(domain, "seclabel").find_map(dac_label),
+        disks,
+    })
+}
+
+/// Whether a disk's target is one that can safely become part of a file name and an export name: letters, digits,
+/// `_`, `-` and `.`, not beginning with `.` or `-`, at most 64 long. libvirt's own schema is narrower still.
+pub fn is_valid_target(target: &str) -> bool {
+    let safe = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    (1..=64).contains(&target.len()) && target.bytes().all(safe) && !target.starts_with(['.', '-'])
+}
+
+fn read_disk(disk: Node) -> Result<Disk> {
+    let target = child(disk, "target").and_then(|target| target.attribute("dev"));
+    let target = target.ok_or_else(|| bad(WHAT, "a disk has no target"))?;
+    if !is_valid_target(target) {
+        return Err(bad(WHAT, format!("a disk has the target {target:?}")));
+    }
+    let device = match disk.attribute("device").unwrap_or("disk") {
+        "disk" => Device::Disk,
+        "cdrom" => Device::Cdrom,
+        "floppy" => Device::Floppy,
+        "lun" => Device::Lun,
+        other => return Err(bad(WHAT, format!("disk {target} is a device of kind {other:?}"))),
+    };
+    let driver = child(disk, "driver").and_then(|driver| driver.attribute("type"));
+    let format = match driver.unwrap_or("raw") {
+        "qcow2" => DiskFormat::Qcow2,
+        "raw" => DiskFormat::Raw,
+        other => DiskFormat::Other(other.to_owned()),
+    };
+    Ok(Disk {
+        target: target.to_owned(),
+        device,
+        source: read_source(disk),
+        format,
+        readonly: child(disk, "readonly").is_some(),
+        shareable: child(disk, "shareable").is_some(),
+        transient: child(disk, "transient").is_some(),
+    })
+}
+
+fn read_source(disk: Node) -> Source {
+    let kind = disk.attribute("type").unwrap_or("file");
+    let Some(source) = child(disk, "source") else {
+        return Source::Empty;
+    };
+    // A slice is a window into a file: the file's own bytes are not the disk's.
+    if child(source, "slices").is_some() {
+        return Source::Other("slice".to_owned());
+    }
+    let path = |attribute| {
+        source
+            .attribute(attribute)
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    };
+    match kind {
+        "file" => path("file").map_or(Source::Empty, Source::File),
+        "block" => path("dev").map_or(Source::Empty, Source::Block),
+        other => Source::Other(other.to_owned()),
+    }
+}
+
+/// Both spellings: the path as the element's text, and since libvirt 8.5 a `<source file=…>` in it.
+fn nvram_path(nvram: Node) -> Option<PathBuf> {
+    let source = child(nvram, "source").and_then(|source| source.attribute("file"));
+    let path = source.map_or_else(|| text(nvram).trim().to_owned(), str::to_owned);
+    (!path.is_empty()).then(|| PathBuf::from(path))
+}
+
+fn agent_state(channel: Node) -> Option<Agent> {
+    let target = child(channel, "target")?;
+    if target.attribute("name") != Some(AGENT_CHANNEL) {
+        return None;
+    }
+    Some(match target.attribute("state") {
+        Some("connected") => Agent::Connected,
+        _ => Agent::Disconnected,
+    })
+}
+
+/// `+64055:+64055` of a `<seclabel model='dac'>`; names instead of numbers are not resolved.
+fn dac_label(seclabel: Node) -> Option<(u32, u32)> {
+    if seclabel.attribute("model") != Some("dac") {
+        return None;
+    }
+    let label = child(seclabel, "label").map(text)?;
+    let (user, group) = label.trim().split_once(':')?;
+    let number = |word: &str| word.strip_prefix('+').unwrap_or(word).parse().ok();
+    Some((number(user)?, number(group)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RICH: &str = r#"<?xml version="1.0"?>
+<domain type='kvm' id='7' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <!-- <name>not this</name> -->
+  <name>a&amp;b "c" <![CDATA[<d>]]></name>
+  <uuid>5c3f3e8a-0f0d-4d8e-9a0e-0f4c1f6f2b11</uuid>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <nvram template='/usr/share/OVMF/OVMF_VARS.fd'>/var/lib/libvirt/qemu/nvram/a_VARS.fd</nvram>
+  </os>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' cache='none'/>
+      <source file='/images/it&apos;s &lt;a&gt;.qcow2' index='3'/>
+      <backingStore/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <disk type="block" device="disk">
+      <driver name="qemu" type="raw"/>
+      <source dev="/dev/vg/lv"/>
+      <target dev="vdb" bus="virtio"/>
+      <readonly/><shareable/><transient/>
+    </disk>
+    <disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>
+    <disk type='network' device='disk'>
+      <driver type='raw'/><source protocol='rbd' name='pool/image'/><target dev='vdc'/>
+    </disk>
+    <disk type='file'><driver type='vmdk'/><source file='/x'/><target dev='vdd'/></disk>
+    <disk type='file'>
+      <driver type='raw'/>
+      <source file='/x'><slices><slice type='storage' offset='0' size='4096'/></slices></source>
+      <target dev='vde'/>
+    </disk>
+    <channel type='unix'>
+      <target type='virtio' name='org.qemu.guest_agent.0' state='connected'/>
+    </channel>
+    <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>
+  </devices>
+  <seclabel type='dynamic' model='apparmor'><label>libvirt-5c3f</label></seclabel>
+  <seclabel type='dynamic' model='dac' relabel='yes'><label>+64055:+108</label></seclabel>
+  <qemu:commandline><qemu:arg value='-S'/></qemu:commandline>
+</domain>"#;
+
+    #[test]
+    fn a_rich_document_is_read_in_full() {
+        let domain = read_domain(RICH).expect("it is well-formed");
+        assert_eq!(domain.name, "a&b \"c\" <d>");
+        assert_eq!(domain.uuid, "5c3f3e8a-0f0d-4d8e-9a0e-0f4c1f6f2b11");
+        assert_eq!(domain.nvram, Some("/var/lib/libvirt/qemu/nvram/a_VARS.fd".into()));
+        assert!(domain.has_tpm_state);
+        assert_eq!(domain.agent, Agent::Connected);
+        assert_eq!(domain.owner, Some((64055, 108)));
+
+        let disk = |target: &str| {
+            domain
+                .disks
+                .iter()
+                .find(|disk| disk.target == target)
+                .expect("it is listed")
+        };
+        assert_eq!(disk("vda").source, Source::File("/images/it's <a>.qcow2".into()));
+        assert_eq!(disk("vda").format, DiskFormat::Qcow2);
+        assert_eq!(disk("vdb").source, Source::Block("/dev/vg/lv".into()));
+        assert!(disk("vdb").readonly && disk("vdb").shareable && disk("vdb").transient);
+        assert_eq!(
+            (disk("sda").device, &disk("sda").source),
+            (Device::Cdrom, &Source::Empty)
+        );
+        assert_eq!(disk("vdc").source, Source::Other("network".into()));
+        assert_eq!(disk("vdd").format, DiskFormat::Other("vmdk".into()));
+        assert_eq!(disk("vde").source, Source::Other("slice".into()));
+        let order: Vec<&str> = domain.disks.iter().map(|disk| disk.target.as_str()).collect();
+        assert_eq!(order, ["vda", "vdb", "sda", "vdc", "vdd", "vde"]);
+    }
+
+    #[test]
+    fn a_bare_document_has_no_agent_no_firmware_no_tpm() {
+        let domain = read_domain("<domain><name>x</name></domain>").expect("it is well-formed");
+        assert_eq!(domain.agent, Agent::None);
+        assert!(domain.disks.is_empty() && domain.nvram.is_none() && !domain.has_tpm_state);
+        assert_eq!(domain.owner, None);
+    }
+
+    #[test]
+    fn the_newer_spelling_of_the_firmware_path_is_read() {
+        let xml = "<domain><name>x</name><os><nvram type='file'><source file='/n.fd'/></nvram></os></domain>";
+        assert_eq!(read_domain(xml).expect("well-formed").nvram, Some("/n.fd".into()));
+    }
+
+    #[test]
+    fn an_agent_channel_without_a_listener_is_disconnected() {
+        let xml = "<domain><name>x</name><devices><channel type='unix'>\
+                   <target type='virtio' name='org.qemu.guest_agent.0'/></channel></devices></domain>";
+        assert_eq!(read_domain(xml).expect("well-formed").agent, Agent::Disconnected);
+    }
+
+    #[test]
+    fn hostile_documents_are_refused() {
+        let disk = |target: &str| {
+            format!(
+                "<domain><name>x</name><devices><disk type='file'><target dev='{target}'/></disk></devices></domain>"
+            )
+        };
+        let twice = disk("vda").replace("</devices>", "<disk><target dev='vda'/></disk></devices>");
+        let cases = [
+            String::new(),
+            "<domain>".to_owned(),
+            "<network><name>x</name></network>".to_owned(),
+            "<domain/>".to_owned(),
+            "<domain><name/></domain>".to_owned(),
+            "<!DOCTYPE d [<!ENTITY a 'b'>]><domain><name>&a;</name></domain>".to_owned(),
+            disk("../../etc"),
+            disk("a/b"),
+            disk(""),
+            disk(".."),
+            disk("-x"),
+            disk("vd\u{e4}"),
+            disk(&"v".repeat(65)),
+            twice,
+        ];
+        for case in cases {
+            assert!(read_domain(&case).is_err(), "{case}");
+        }
+    }
+}

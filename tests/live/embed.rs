@@ -1,0 +1,318 @@
+//! A hypervisor inside the test process (`qemu:///embed`), and throw-away domains without a guest system on it.
+//!
+//! libvirt allows one root folder per process, so all tests share it. What is left when the process ends, however it
+//! ends, a watcher removes.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use virt::connect::Connect;
+use virt::domain::Domain as Handle;
+use virt_sys as sys;
+use vmsnap::host::Host;
+use vmsnap::host::libvirt::LibvirtHost;
+use vmsnap::model::domain::Domain;
+
+/// Size of every disk, in bytes.
+pub const DISK: u64 = 32 << 20;
+
+/// Settings under which QEMU runs as us, in a container as well, and without any libvirt daemon.
+const QEMU_CONF: &str =
+    "stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\ncgroup_controllers = []\n";
+const AS_ROOT: &str = "user = \"+0\"\ngroup = \"+0\"\ndynamic_ownership = 0\nremember_owner = 0\n";
+
+/// Ends the QEMUs that the process has left and removes its root, as soon as it is gone.
+const WATCHER: &str = "tail --pid=\"$0\" -f /dev/null; \
+    for file in \"$1\"/run/qemu/*.pid; do [ -f \"$file\" ] && kill -9 \"$(cat \"$file\")\"; done; rm -rf \"$1\"";
+
+/// The hypervisor of this process.
+pub struct Lab {
+    pub host: LibvirtHost,
+    pub uri: String,
+    pub connection: Connect,
+    root: PathBuf,
+    _watcher: Child,
+}
+
+impl Lab {
+    pub fn get() -> &'static Lab {
+        static LAB: OnceLock<Lab> = OnceLock::new();
+        LAB.get_or_init(Lab::start)
+    }
+
+    fn start() -> Lab {
+        let root = tempfile::Builder::new()
+            .prefix("vmsnap-live-")
+            .tempdir()
+            .expect("a folder")
+            .keep();
+        let watcher = watch(&root);
+        fs::create_dir(root.join("etc")).expect("it is made");
+        // libvirt asks each QEMU for seconds what it can do, and keeps the answers here; it knows when they are stale.
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libvirt-cache");
+        fs::create_dir_all(&cache)
+            .and_then(|()| symlink(&cache, root.join("cache")))
+            .expect("it is made");
+        let is_root = rustix::process::geteuid().is_root();
+        let conf = format!("{QEMU_CONF}{}", if is_root { AS_ROOT } else { "" });
+        fs::write(root.join("etc/qemu.conf"), conf).expect("it is written");
+        let uri = format!("qemu:///embed?root={}", root.display());
+        let host = LibvirtHost::connect(Some(&uri)).expect("the embedded driver opens");
+        let connection = Connect::open(Some(&uri)).expect("it opens again");
+        Lab {
+            host,
+            uri,
+            connection,
+            root,
+            _watcher: watcher,
+        }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+}
+
+fn watch(root: &Path) -> Child {
+    let pid = std::process::id().to_string();
+    #[allow(clippy::disallowed_methods, reason = "tests start programs")]
+    let mut watcher = Command::new("sh");
+    watcher.args(["-c", WATCHER, &pid]).arg(root).process_group(0);
+    watcher
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    watcher.spawn().expect("the watcher starts")
+}
+
+/// Runs a program to its end.
+pub fn run(program: &str, arguments: &[&OsStr]) -> Output {
+    #[allow(clippy::disallowed_methods, reason = "tests start programs")]
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output();
+    output.unwrap_or_else(|error| panic!("{program}: {error}"))
+}
+
+/// Runs a program that has to succeed; gives what it printed.
+pub fn run_ok<const N: usize>(program: &str, arguments: [&dyn AsRef<OsStr>; N]) -> String {
+    let arguments = arguments.map(AsRef::as_ref);
+    let output = run(program, &arguments);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+/// How a disk is made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Qcow2,
+    Qcow2Version2,
+    Raw,
+}
+
+impl Kind {
+    fn format(self) -> &'static str {
+        match self {
+            Kind::Qcow2 | Kind::Qcow2Version2 => "qcow2",
+            Kind::Raw => "raw",
+        }
+    }
+}
+
+/// A domain with disks `vda`, `vdb` …, destroyed and undefined when it is dropped.
+pub struct TestDomain {
+    pub name: String,
+    pub dir: tempfile::TempDir,
+    handle: Handle,
+}
+
+impl TestDomain {
+    /// Defines a domain; it is shut off. A number makes the name unique.
+    pub fn define(name: &str, disks: &[Kind]) -> TestDomain {
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        let name = format!("{name}{}", NUMBER.fetch_add(1, Ordering::SeqCst));
+        let dir = tempfile::Builder::new()
+            .prefix("vmsnap disks ")
+            .tempdir()
+            .expect("a folder");
+        let mut devices = String::new();
+        for (index, kind) in disks.iter().enumerate() {
+            let target = target(index);
+            create(&image_in(dir.path(), &target), *kind);
+            devices.push_str(&disk_xml(dir.path(), &target, *kind));
+        }
+        let virt = if Path::new("/dev/kvm").exists() {
+            "kvm"
+        } else {
+            "qemu"
+        };
+        let xml = format!(
+            "<domain type='{virt}'><name>{}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64'>hvm</type></os><features><acpi/></features>\
+             <devices>{devices}<interface type='user'><mac address='52:54:00:aa:bb:cc'/></interface></devices>\
+             <seclabel type='none'/></domain>",
+            escape(&name)
+        );
+        let handle = Handle::define_xml(&Lab::get().connection, &xml).expect("libvirt takes it");
+        TestDomain { name, dir, handle }
+    }
+
+    /// Defines a domain and starts it paused: without a guest system it would only burn time.
+    pub fn paused(name: &str, disks: &[Kind]) -> TestDomain {
+        let domain = TestDomain::define(name, disks);
+        domain.start();
+        domain
+    }
+
+    pub fn start(&self) {
+        self.handle
+            .create_with_flags(sys::VIR_DOMAIN_START_PAUSED)
+            .expect("it starts");
+    }
+
+    pub fn destroy(&self) {
+        self.handle.destroy().expect("it ends");
+    }
+
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// The domain as the host under test sees it.
+    pub fn seen(&self) -> Domain {
+        Lab::get().host.domain(&self.name).expect("it is there")
+    }
+
+    pub fn image(&self, target: &str) -> PathBuf {
+        image_in(self.dir.path(), target)
+    }
+
+    /// Plugs in another disk.
+    pub fn attach(&self, target: &str) {
+        create(&self.image(target), Kind::Qcow2);
+        self.handle
+            .attach_device(&disk_xml(self.dir.path(), target, Kind::Qcow2))
+            .expect("it is plugged in");
+    }
+
+    /// A qemu-io command on a disk, as if the guest did it (`write -P 0x41 0 1M`, `write -z …`, `discard …`).
+    pub fn io(&self, target: &str, command: &str) {
+        if !self.handle.is_active().expect("it is known") {
+            run_ok("qemu-io", [&"-f", &"qcow2", &"-c", &command, &self.image(target)]);
+            return;
+        }
+        let index = u32::from(*target.as_bytes().last().expect("a letter") - b'a');
+        let device = format!("/machine/peripheral/virtio-disk{index}/virtio-backend");
+        let said = self.monitor(&format!("qemu-io -d {device} \"{command}\""));
+        assert_eq!(said.trim(), "", "qemu-io {command}");
+    }
+
+    /// A human monitor command.
+    pub fn monitor(&self, command: &str) -> String {
+        let hmp = sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP;
+        self.handle
+            .qemu_monitor_command(command, hmp)
+            .expect("the monitor answers")
+    }
+
+    /// Ends QEMU as a power cut would.
+    pub fn kill(&self) {
+        let files = fs::read_dir(Lab::get().root().join("run/qemu")).expect("libvirt keeps ids there");
+        let file = files.flatten().map(|file| file.path());
+        let file = file
+            .into_iter()
+            .find(|file| file.file_name() == Some(OsStr::new(&format!("{}.pid", self.name))));
+        let pid = fs::read_to_string(file.expect("it runs")).expect("it is readable");
+        let pid = rustix::process::Pid::from_raw(pid.trim().parse().expect("a number")).expect("not zero");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is killed");
+        wait_for("libvirt to notice", || {
+            !self.handle.is_active().expect("it is known")
+        });
+    }
+
+    /// The names in the folder of the images, without the images.
+    pub fn strangers(&self) -> Vec<OsString> {
+        let entries = fs::read_dir(self.dir.path()).expect("it is readable").flatten();
+        let name = |entry: fs::DirEntry| entry.file_name();
+        entries
+            .map(name)
+            .filter(|name| !name.as_encoded_bytes().ends_with(b".img"))
+            .collect()
+    }
+}
+
+impl Drop for TestDomain {
+    fn drop(&mut self) {
+        // Whatever the test has made of it: running or not, defined or not.
+        let _ = self.handle.destroy();
+        let flags = sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE;
+        let _ = self.handle.undefine_flags(flags);
+    }
+}
+
+/// Waits until something happens, half a minute at most.
+pub fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
+    let started = std::time::Instant::now();
+    while !happened() {
+        assert!(started.elapsed().as_secs() < 30, "waited in vain for {what}");
+        std::thread::park_timeout(std::time::Duration::from_millis(10));
+    }
+}
+
+fn target(index: usize) -> String {
+    format!("vd{}", char::from(b'a' + u8::try_from(index).expect("few disks")))
+}
+
+fn image_in(dir: &Path, target: &str) -> PathBuf {
+    dir.join(format!("{target} it's.img"))
+}
+
+fn create(image: &Path, kind: Kind) {
+    let size = DISK.to_string();
+    match kind {
+        Kind::Raw => run_ok("qemu-img", [&"create", &"-q", &"-f", &"raw", &image, &size]),
+        Kind::Qcow2 => run_ok("qemu-img", [&"create", &"-q", &"-f", &"qcow2", &image, &size]),
+        Kind::Qcow2Version2 => run_ok(
+            "qemu-img",
+            [
+                &"create",
+                &"-q",
+                &"-f",
+                &"qcow2",
+                &"-o",
+                &"compat=0.10",
+                &image,
+                &size,
+            ],
+        ),
+    };
+}
+
+fn disk_xml(dir: &Path, target: &str, kind: Kind) -> String {
+    let image = image_in(dir, target);
+    format!(
+        "<disk type='file' device='disk'><driver name='qemu' type='{}' discard='unmap'/>\
+         <source file='{}'/><target dev='{target}' bus='virtio'/></disk>",
+        kind.format(),
+        escape(&image.display().to_string())
+    )
+}
+
+/// Escapes for XML text and attributes.
+pub fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('\'', "&apos;")
+}
