@@ -5,6 +5,7 @@ pub mod buffer;
 pub mod chain;
 pub mod checkpoint;
 pub mod domain;
+pub mod extents;
 pub mod finding;
 pub mod period;
 pub mod restore_point;

@@ -1,10 +1,28 @@
 //! The reader: an NBD client that turns an export into extents and blocks.
 
-/// What can go wrong between us and an NBD server.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The user asked to stop.
-    #[error("stopped on request")]
-    Stopped,
+mod client;
+mod coverage;
+mod error;
+#[cfg(test)]
+mod fake;
+mod negotiate;
+mod options;
+mod pending;
+mod reply;
+mod socket;
+mod source;
+mod transmit;
+pub mod wire;
+
+pub use client::{Client, ConnectOptions};
+pub use error::{Error, Result};
+pub use negotiate::{Context, Export};
+pub use options::BlockSizes;
+pub use source::{ExportSource, Mode, SourceOptions};
+
+/// Entries for the fuzz targets: the parsers without a socket.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use super::negotiate::negotiate_with_script;
+    pub use super::reply::decode_script;
 }

@@ -1,0 +1,9 @@
+//! Any bytes as a server's side of the handshake.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use vmsnap::nbd::fuzzing::negotiate_with_script;
+
+fuzz_target!(|bytes: &[u8]| {
+    let _ = negotiate_with_script(bytes, "vda", &["base:allocation", "qemu:dirty-bitmap:b"]);
+});

@@ -1,0 +1,220 @@
+//! The messages of the handshake: pure encoding and parsing, like [`super::wire`].
+
+use super::error::{Error, Result};
+use super::wire::*;
+
+/// Parses the first 18 bytes of a server; the result are its handshake flags.
+pub fn parse_greeting(bytes: &[u8]) -> Result<u16> {
+    let mut fields = Fields(bytes);
+    if fields.u64()? != INIT_MAGIC {
+        return Err(Error::protocol("it does not greet as an NBD server"));
+    }
+    match fields.u64()? {
+        OPTION_MAGIC => {}
+        OLDSTYLE_MAGIC => {
+            return Err(Error::Unsupported {
+                what: "it speaks the oldstyle handshake".to_owned(),
+            });
+        }
+        magic => {
+            return Err(Error::protocol(format!(
+                "its greeting has the unknown magic {magic:#018x}"
+            )));
+        }
+    }
+    fields.u16()
+}
+
+/// An option as the client sends it.
+pub fn encode_option(option: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(16 + data.len());
+    bytes.extend(OPTION_MAGIC.to_be_bytes());
+    bytes.extend(option.to_be_bytes());
+    bytes.extend((data.len() as u32).to_be_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+fn put_string(bytes: &mut Vec<u8>, string: &str) {
+    bytes.extend((string.len() as u32).to_be_bytes());
+    bytes.extend(string.as_bytes());
+}
+
+/// The data of [`OPT_GO`], asking for block sizes.
+pub fn encode_go(export: &str) -> Vec<u8> {
+    let mut data = Vec::with_capacity(export.len() + 8);
+    put_string(&mut data, export);
+    data.extend(1u16.to_be_bytes());
+    data.extend(INFO_BLOCK_SIZE.to_be_bytes());
+    data
+}
+
+/// The data of [`OPT_SET_META_CONTEXT`].
+pub fn encode_set_meta_context(export: &str, contexts: &[&str]) -> Vec<u8> {
+    let mut data = Vec::new();
+    put_string(&mut data, export);
+    data.extend((contexts.len() as u32).to_be_bytes());
+    for context in contexts {
+        put_string(&mut data, context);
+    }
+    data
+}
+
+/// The head of a reply to an option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptionReply {
+    /// The option that is answered.
+    pub option: u32,
+    /// One of the `REP_` numbers.
+    pub kind: u32,
+    /// Length of the payload that follows, in bytes; at most [`MAX_OPTION_PAYLOAD`].
+    pub length: u32,
+}
+
+/// Parses the 20 bytes before the payload of a reply to an option.
+pub fn parse_option_reply(bytes: &[u8]) -> Result<OptionReply> {
+    let mut fields = Fields(bytes);
+    let magic = fields.u64()?;
+    if magic != OPTION_REPLY_MAGIC {
+        return Err(Error::protocol(format!(
+            "an option reply has the unknown magic {magic:#018x}"
+        )));
+    }
+    let reply = OptionReply {
+        option: fields.u32()?,
+        kind: fields.u32()?,
+        length: fields.u32()?,
+    };
+    if reply.length > MAX_OPTION_PAYLOAD {
+        return Err(Error::protocol(format!(
+            "an option reply is {} bytes long",
+            reply.length
+        )));
+    }
+    Ok(reply)
+}
+
+/// What an error reply to an option says: the server's words, or the name of the error.
+pub fn option_error_words(kind: u32, payload: &[u8]) -> String {
+    let name = match kind & !REP_ERROR_BIT {
+        1 => "the option is not supported",
+        2 => "its policy forbids it",
+        3 => "the option is invalid",
+        4 => "its platform does not support it",
+        5 => "it wants TLS, which this client does not speak",
+        6 => "there is no such export",
+        7 => "it is shutting down",
+        8 => "it wants the client to negotiate block sizes",
+        9 => "the option is too big",
+        number => {
+            return format!("unknown error {number} {}", printable(payload))
+                .trim_end()
+                .to_owned();
+        }
+    };
+    match printable(payload) {
+        words if words.is_empty() => name.to_owned(),
+        words => format!("{name} ({words})"),
+    }
+}
+
+/// One [`REP_INFO`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Info {
+    /// Size of the export in bytes, and its transmission flags.
+    Export {
+        /// Size, in bytes.
+        size: u64,
+        /// `FLAG_` bits.
+        flags: u16,
+    },
+    /// The block sizes as the server sent them.
+    BlockSize(BlockSizes),
+    /// Something that was not asked for.
+    Other,
+}
+
+/// What a server says about the lengths of requests, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSizes {
+    /// Offset and length of every request are multiples of this: a power of two, at most 65,536.
+    pub minimum: u32,
+    /// Multiples of this are fast.
+    pub preferred: u32,
+    /// Reads are at most this long.
+    pub maximum: u32,
+}
+
+impl Default for BlockSizes {
+    /// What the protocol lets a client assume of a server that tells nothing: it serves single bytes, and reads of 32 MiB.
+    fn default() -> Self {
+        BlockSizes {
+            minimum: 1,
+            preferred: 4096,
+            maximum: MAX_READ,
+        }
+    }
+}
+
+impl BlockSizes {
+    /// Refuses sizes that break the protocol's rules, and those that leave no room for a 64 KiB read.
+    pub fn checked(self) -> Result<Self> {
+        let BlockSizes {
+            minimum,
+            preferred,
+            maximum,
+        } = self;
+        let told = || format!("block sizes of {minimum}, {preferred} and {maximum} bytes");
+        if !minimum.is_power_of_two() || minimum > 65536 || maximum < minimum || preferred < minimum {
+            return Err(Error::protocol(told()));
+        }
+        if maximum < 65536 {
+            return Err(Error::Unsupported {
+                what: format!("{}: reads of 64 KiB must be allowed", told()),
+            });
+        }
+        Ok(self)
+    }
+}
+
+/// Parses the payload of [`REP_INFO`].
+pub fn parse_info(payload: &[u8]) -> Result<Info> {
+    let mut fields = Fields(payload);
+    match fields.u16()? {
+        INFO_EXPORT => {
+            let info = Info::Export {
+                size: fields.u64()?,
+                flags: fields.u16()?,
+            };
+            fields.end("the export information").map(|()| info)
+        }
+        INFO_BLOCK_SIZE => {
+            let sizes = BlockSizes {
+                minimum: fields.u32()?,
+                preferred: fields.u32()?,
+                maximum: fields.u32()?,
+            };
+            fields.end("the block size information")?;
+            sizes.checked().map(Info::BlockSize)
+        }
+        _ => Ok(Info::Other),
+    }
+}
+
+/// Parses the 10 bytes with which [`OPT_EXPORT_NAME`] is answered: size and transmission flags.
+pub fn parse_export_name_reply(bytes: &[u8]) -> Result<(u64, u16)> {
+    let mut fields = Fields(bytes);
+    Ok((fields.u64()?, fields.u16()?))
+}
+
+/// Parses the payload of [`REP_META_CONTEXT`]: id and name.
+pub fn parse_meta_context(payload: &[u8]) -> Result<(u32, &str)> {
+    let mut fields = Fields(payload);
+    let id = fields.u32()?;
+    let name = str::from_utf8(fields.0).map_err(|_| Error::protocol("a context's name is not UTF-8"))?;
+    Ok((id, name))
+}
+
+#[cfg(test)]
+#[path = "options_tests.rs"]
+mod tests;

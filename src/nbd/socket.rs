@@ -1,0 +1,287 @@
+//! A socket that never waits longer than it may, and never waits deaf.
+
+use std::io::{self, IoSliceMut, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
+};
+
+use super::error::{Error, Result};
+use crate::model::stop::Stop;
+
+/// How long a wait may go without a look at [`Stop`].
+const SLICE: Duration = Duration::from_millis(100);
+
+/// For how long, and until which wish, one waits for a server.
+#[derive(Clone, Debug)]
+pub(super) struct Patience {
+    /// How long the other side may keep silent.
+    pub deadline: Duration,
+    /// The user's wish to stop.
+    pub stop: Stop,
+}
+
+impl Patience {
+    /// Waits until one of `sockets` has one of `events`.
+    pub fn wait(&self, sockets: &[BorrowedFd<'_>], events: PollFlags, phase: &'static str) -> Result<()> {
+        let begin = Instant::now();
+        let mut polled: Vec<PollFd<'_>> = sockets
+            .iter()
+            .map(|socket| PollFd::from_borrowed_fd(*socket, events))
+            .collect();
+        loop {
+            if self.stop.requested() {
+                return Err(Error::Stopped);
+            }
+            let left = self.deadline.saturating_sub(begin.elapsed());
+            if left.is_zero() {
+                return Err(Error::TimedOut {
+                    phase,
+                    deadline: self.deadline,
+                });
+            }
+            match poll(&mut polled, Some(&timespec(left.min(SLICE)))) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => {
+                    return Err(Error::Io {
+                        phase,
+                        source: errno.into(),
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: duration.as_secs().cast_signed(),
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}
+
+/// What the handshake needs of a connection.
+pub(super) trait Channel {
+    /// Sends all of `bytes`.
+    fn send(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Fills `bytes`.
+    fn receive_exact(&mut self, bytes: &mut [u8]) -> Result<()>;
+}
+
+/// A connected unix stream socket that does not block.
+#[derive(Debug)]
+pub(super) struct Socket {
+    stream: UnixStream,
+    patience: Patience,
+    phase: &'static str,
+}
+
+impl Socket {
+    /// Connects to a listening unix socket.
+    pub fn connect(path: &Path, patience: &Patience) -> Result<Self> {
+        let failed = |source: io::Error| Error::Connect {
+            path: path.to_owned(),
+            source,
+        };
+        let address = SocketAddrUnix::new(path).map_err(|errno| failed(errno.into()))?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+            .map_err(|errno| failed(errno.into()))?;
+        let begin = Instant::now();
+        loop {
+            if patience.stop.requested() {
+                return Err(Error::Stopped);
+            }
+            match connect(&socket, &address) {
+                Ok(()) => break,
+                Err(Errno::INTR) => {}
+                // The server's queue of connections is full. Nothing tells when there is room again.
+                Err(Errno::AGAIN) if begin.elapsed() < patience.deadline => {
+                    let _ = poll(&mut [], Some(&timespec(SLICE / 5)));
+                }
+                Err(Errno::AGAIN) => {
+                    return Err(Error::TimedOut {
+                        phase: "the connecting",
+                        deadline: patience.deadline,
+                    });
+                }
+                Err(errno) => return Err(failed(errno.into())),
+            }
+        }
+        Self::from_stream(socket.into(), patience)
+    }
+
+    /// Takes a connected stream.
+    pub fn from_stream(stream: UnixStream, patience: &Patience) -> Result<Self> {
+        let phase = "the handshake";
+        stream
+            .set_nonblocking(true)
+            .map_err(|source| Error::Io { phase, source })?;
+        Ok(Socket {
+            stream,
+            patience: patience.clone(),
+            phase,
+        })
+    }
+
+    /// The handshake is over.
+    pub fn enter_transmission(&mut self) {
+        self.phase = "the transmission";
+    }
+
+    /// How long this socket waits.
+    pub fn patience(&self) -> &Patience {
+        &self.patience
+    }
+
+    /// Receives what is there, at least one byte, or `None` when nothing is there now.
+    pub fn receive_now(&self, buffers: &mut [IoSliceMut<'_>]) -> Result<Option<usize>> {
+        loop {
+            return match (&self.stream).read_vectored(buffers) {
+                Ok(0) => Err(Error::Disconnected { phase: self.phase }),
+                Ok(count) => Ok(Some(count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => Err(self.broken(error)),
+            };
+        }
+    }
+
+    /// Waits until there is something to receive.
+    pub fn wait_readable(&self) -> Result<()> {
+        self.patience.wait(&[self.as_fd()], PollFlags::IN, self.phase)
+    }
+
+    /// Sends `bytes` if there is room for all of them now. For a last word that nobody waits for.
+    pub fn try_send(&self, bytes: &[u8]) {
+        let _ = send(&self.stream, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    }
+
+    fn broken(&self, source: io::Error) -> Error {
+        let phase = self.phase;
+        match source.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Error::Disconnected { phase },
+            _ => Error::Io { phase, source },
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl Channel for Socket {
+    fn send(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            match send(&self.stream, bytes, SendFlags::NOSIGNAL) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    self.patience.wait(&[self.as_fd()], PollFlags::OUT, self.phase)?;
+                }
+                Err(errno) => return Err(self.broken(errno.into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn receive_exact(&mut self, bytes: &mut [u8]) -> Result<()> {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match self.receive_now(&mut [IoSliceMut::new(&mut bytes[filled..])])? {
+                Some(count) => filled += count,
+                None => self.wait_readable()?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::block::BlockErrorKind;
+
+    fn patience(milliseconds: u64) -> Patience {
+        Patience {
+            deadline: Duration::from_millis(milliseconds),
+            stop: Stop::default(),
+        }
+    }
+
+    #[test]
+    fn a_missing_socket_is_a_lost_server() {
+        let error =
+            Socket::connect(Path::new("/nonexistent/nbd.sock"), &patience(1000)).expect_err("nobody there");
+        assert_eq!(error.kind(), BlockErrorKind::Lost);
+        assert_eq!(
+            error.to_string(),
+            "cannot connect to the NBD server at /nonexistent/nbd.sock"
+        );
+    }
+
+    #[test]
+    fn a_path_longer_than_the_kernel_takes_is_refused() {
+        let path = format!("/tmp/{}", "x".repeat(120));
+        let error = Socket::connect(Path::new(&path), &patience(1000)).expect_err("too long");
+        assert!(matches!(error, Error::Connect { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_full_send_queue_is_waited_for_until_the_deadline() {
+        let (ours, _theirs) = UnixStream::pair().expect("a pair");
+        let mut socket = Socket::from_stream(ours, &patience(50)).expect("a socket");
+        let error = socket.send(&vec![0; 16 << 20]).expect_err("nobody reads");
+        assert!(
+            matches!(
+                error,
+                Error::TimedOut {
+                    phase: "the handshake",
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn a_stop_ends_the_waiting() {
+        let (ours, _theirs) = UnixStream::pair().expect("a pair");
+        let patience = patience(60_000);
+        let mut socket = Socket::from_stream(ours, &patience).expect("a socket");
+        let waiting = std::thread::spawn(move || socket.receive_exact(&mut [0]));
+        patience.stop.request(2);
+        assert!(matches!(waiting.join().expect("no panic"), Err(Error::Stopped)));
+    }
+
+    #[test]
+    fn a_server_that_does_not_accept_is_given_up() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("s");
+        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).expect("a socket");
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&path).expect("an address")).expect("bound");
+        rustix::net::listen(&socket, 0).expect("listening");
+        let _first = Socket::connect(&path, &patience(50)).expect("fits into the queue");
+        let error = Socket::connect(&path, &patience(50)).expect_err("the queue is full");
+        assert!(
+            matches!(
+                error,
+                Error::TimedOut {
+                    phase: "the connecting",
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+    }
+}

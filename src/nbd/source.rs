@@ -1,0 +1,431 @@
+//! An export as the beginning of the pump: its blocks in the disk's order, read ahead with many requests in flight.
+//!
+//! The way of a range: the status tells its extents (`planner`); each extent is cut into requests, one buffer of the pool each, which take their place
+//! in a queue in the disk's order (`slots`); answers fill their places as they come; the front of the queue is handed out. The next status is asked for while the reads of the last one are under way.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::PollFlags;
+
+use super::client::{Client, ConnectOptions};
+use super::error::{Error, Result};
+use super::pending::{Answer, Body};
+use super::transmit::Connection;
+use super::wire;
+use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content, ExtentKind};
+use crate::model::buffer::{Buffer, BufferPool};
+use crate::model::extents::{ExtentPlanner, Run, Runs};
+use crate::model::stop::Stop;
+
+/// Most requests in flight on one connection: QEMU looks at no more (`MAX_NBD_REQUESTS` in its `nbd/server.c`).
+const MAX_IN_FLIGHT: usize = 16;
+/// Most places in the queue. Zeroes need a place but no buffer.
+const MAX_SLOTS: usize = 256;
+/// The status of further ranges is asked for while fewer extents than this are planned.
+const PLAN_AHEAD: usize = 4096;
+/// Longest range whose status is asked for at once, in bytes: fits a signed 32-bit number.
+const LONGEST_STATUS: u64 = (2 << 30) - CLUSTER;
+/// Cookie of a status request; the cookies of reads are the numbers of their slots.
+const STATUS_COOKIE: u64 = u64::MAX >> 1;
+/// How long to wait for a buffer before looking at [`Stop`].
+const BUFFER_PATIENCE: Duration = Duration::from_millis(100);
+
+/// What of an export is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The whole disk.
+    Full,
+    /// The clusters that a dirty bitmap tells.
+    Changes {
+        /// The bitmap's context (`qemu:dirty-bitmap:NAME`).
+        bitmap_context: String,
+    },
+}
+
+/// How an export is to be read.
+#[derive(Clone, Debug)]
+pub struct SourceOptions {
+    /// What of it is wanted.
+    pub mode: Mode,
+    /// From the cluster of this offset on everything counts as changed, in bytes.
+    pub all_from: Option<u64>,
+    /// The memory to read into. One buffer is one request; its capacity is at least [`CLUSTER`].
+    pub pool: BufferPool,
+    /// How many connections to use, at least 1; more than one only if the server says that it can.
+    pub connections: usize,
+    /// Length of the first range whose status is asked for, in bytes; later ones double up to 2 GiB. A short one lets the first read start soon.
+    pub first_status: u64,
+    /// How long the server may keep silent while we wait for it.
+    pub deadline: Duration,
+    /// The user's wish to stop.
+    pub stop: Stop,
+}
+
+impl SourceOptions {
+    /// The usual way: one connection, status from 64 MiB on.
+    pub fn new(mode: Mode, pool: BufferPool, deadline: Duration, stop: Stop) -> Self {
+        SourceOptions {
+            mode,
+            all_from: None,
+            pool,
+            connections: 1,
+            first_status: 64 << 20,
+            deadline,
+            stop,
+        }
+    }
+}
+
+/// The blocks of an export.
+///
+/// In [`Mode::Full`] every byte of the disk is in a block; ranges known to read as zero come as [`Content::Zero`]. In [`Mode::Changes`] only changed clusters come, always whole.
+#[derive(Debug)]
+pub struct ExportSource {
+    name: String,
+    size: u64,
+    connections: Vec<Connection>,
+    planner: ExtentPlanner,
+    status: Status,
+    slots: VecDeque<Slot>,
+    /// The number of the slot at the queue's front.
+    first_slot: u64,
+    pool: BufferPool,
+    /// A buffer that was waited for.
+    spare: Option<Buffer>,
+    /// Length of the longest read, in bytes: whole clusters.
+    longest_read: u64,
+    stop: Stop,
+    /// End of the last block that was handed out, in bytes.
+    delivered: u64,
+    failed: bool,
+}
+
+/// How the status is asked for.
+#[derive(Debug)]
+struct Status {
+    /// Which of the negotiated contexts tells what is dirty.
+    dirty: Option<usize>,
+    /// Which of the negotiated contexts tells what reads as zero.
+    zero: Option<usize>,
+    /// Length of the next range, in bytes.
+    length: u64,
+    /// Ranges start on multiples of this, in bytes.
+    alignment: u64,
+    in_flight: bool,
+}
+
+/// A place in the queue of blocks.
+#[derive(Debug)]
+enum Slot {
+    Waiting,
+    Ready(Block),
+}
+
+impl ExportSource {
+    /// Connects to a unix socket and begins to read `export`.
+    ///
+    /// # Errors
+    /// [`Error::ContextMissing`] when changes are wanted and the server does not grant the bitmap; otherwise as [`Client::connect_unix`].
+    pub fn open(path: &Path, export: &str, options: SourceOptions) -> Result<Self> {
+        let connect = ConnectOptions {
+            deadline: options.deadline,
+            stop: options.stop.clone(),
+        };
+        let mut wanted = vec![wire::BASE_ALLOCATION];
+        if let Mode::Changes { bitmap_context } = &options.mode {
+            wanted.push(bitmap_context);
+        }
+        let first = Client::connect_unix(path, export, &wanted, &connect)?;
+        let further = if first.multi_conn() {
+            options.connections.saturating_sub(1)
+        } else {
+            0
+        };
+        let mut clients = vec![first];
+        for _ in 0..further {
+            clients.push(Client::connect_unix(path, export, &[], &connect)?);
+        }
+        Self::from_clients(clients, options)
+    }
+
+    /// Reads through these connections to one export. The first one, which there has to be, is asked for the status.
+    pub fn from_clients(clients: Vec<Client>, options: SourceOptions) -> Result<Self> {
+        let Some(first) = clients.first() else {
+            return Err(Error::Unsupported {
+                what: "there is no connection to it".to_owned(),
+            });
+        };
+        let export = first.export.clone();
+        if clients.iter().any(|client| client.size() != export.size) {
+            return Err(Error::protocol(
+                "its connections tell different sizes of one export",
+            ));
+        }
+        let alignment = u64::from(export.block_sizes.minimum);
+        if !export.size.is_multiple_of(alignment) {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "the end of an export of {} bytes cannot be read in blocks of {alignment}",
+                    export.size
+                ),
+            });
+        }
+        let capacity = options.pool.buffer_capacity() as u64;
+        let shortest = clients
+            .iter()
+            .map(Client::longest_read)
+            .min()
+            .unwrap_or(wire::MAX_READ);
+        let longest_read = capacity.min(u64::from(shortest)) / CLUSTER * CLUSTER;
+        if longest_read == 0 {
+            return Err(Error::BadRequest {
+                offset: 0,
+                length: capacity,
+                what: format!("a buffer must hold a cluster of {CLUSTER} bytes"),
+            });
+        }
+        let context = |name: &str| export.contexts.iter().position(|context| context.name == name);
+        let dirty = match &options.mode {
+            Mode::Full => None,
+            Mode::Changes { bitmap_context } => {
+                Some(context(bitmap_context).ok_or_else(|| Error::ContextMissing {
+                    export: export.name.clone(),
+                    context: bitmap_context.clone(),
+                })?)
+            }
+        };
+        let status = Status {
+            dirty,
+            zero: context(wire::BASE_ALLOCATION),
+            length: options.first_status.clamp(CLUSTER, LONGEST_STATUS) / CLUSTER * CLUSTER,
+            alignment,
+            in_flight: false,
+        };
+        let mut planner = ExtentPlanner::new(export.size, options.all_from);
+        if status.dirty.is_none() && status.zero.is_none() {
+            planner.tell(None, None, export.size);
+        }
+        Ok(ExportSource {
+            name: export.name,
+            size: export.size,
+            connections: clients.into_iter().map(|client| client.connection).collect(),
+            planner,
+            status,
+            slots: VecDeque::new(),
+            first_slot: 0,
+            pool: options.pool,
+            spare: None,
+            longest_read,
+            stop: options.stop,
+            delivered: 0,
+            failed: false,
+        })
+    }
+
+    /// How many connections are used.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    fn advance(&mut self) -> Result<Option<Block>> {
+        loop {
+            if self.stop.requested() {
+                return Err(Error::Stopped);
+            }
+            self.ask()?;
+            if let Some(block) = self.take_ready() {
+                return Ok(Some(block));
+            }
+            if self.slots.is_empty() && self.planner.complete() && self.planner.planned() == 0 {
+                return Ok(None);
+            }
+            self.wait()?;
+        }
+    }
+
+    /// Sends as many requests as there are extents, buffers and places for.
+    fn ask(&mut self) -> Result<()> {
+        self.ask_for_status();
+        while self.slots.len() < MAX_SLOTS {
+            match self.planner.next_kind() {
+                None => break,
+                Some(ExtentKind::Zero) => {
+                    if let Some(extent) = self.planner.take(u64::MAX / CLUSTER * CLUSTER) {
+                        let content = Content::Zero(extent.length);
+                        self.slots.push_back(Slot::Ready(Block {
+                            offset: extent.offset,
+                            content,
+                        }));
+                    }
+                }
+                Some(ExtentKind::Data) if !self.ask_for_data() => break,
+                Some(ExtentKind::Data) => {}
+            }
+        }
+        self.connections.iter_mut().try_for_each(Connection::flush)
+    }
+
+    fn ask_for_status(&mut self) {
+        if self.status.in_flight || self.planner.complete() || self.planner.planned() >= PLAN_AHEAD {
+            return;
+        }
+        let offset = self.planner.position();
+        let length = self.status.length.min(self.size - offset);
+        self.connections[0].status(STATUS_COOKIE, offset, length as u32);
+        self.status.in_flight = true;
+        self.status.length = (self.status.length * 2).min(LONGEST_STATUS);
+    }
+
+    /// Queues the read of the next extent, or of its beginning; `false` when no connection or no buffer is free.
+    fn ask_for_data(&mut self) -> bool {
+        // The status must not have to wait behind the reads that it is to keep going.
+        let reserved = usize::from(!self.status.in_flight && !self.planner.complete());
+        let free = self
+            .connections
+            .iter()
+            .enumerate()
+            .filter_map(|(index, connection)| {
+                let reserved = if index == 0 { reserved } else { 0 };
+                let in_flight = connection.in_flight();
+                (in_flight + reserved < MAX_IN_FLIGHT).then_some((in_flight, index))
+            });
+        let Some((_, index)) = free.min() else {
+            return false;
+        };
+        let Some(buffer) = self.spare.take().or_else(|| self.pool.try_take()) else {
+            return false;
+        };
+        let Some(extent) = self.planner.take(self.longest_read) else {
+            return false;
+        };
+        let cookie = self.first_slot + self.slots.len() as u64;
+        self.connections[index].read(cookie, extent.offset, extent.length as u32, buffer);
+        self.slots.push_back(Slot::Waiting);
+        true
+    }
+
+    fn take_ready(&mut self) -> Option<Block> {
+        match self.slots.pop_front()? {
+            Slot::Ready(block) => {
+                self.first_slot += 1;
+                self.delivered = block.offset + block.length();
+                Some(block)
+            }
+            waiting @ Slot::Waiting => {
+                self.slots.push_front(waiting);
+                None
+            }
+        }
+    }
+
+    /// Receives what is there, or waits until something is; with nothing in flight it waits for a buffer, which is the writer's to give and has no deadline.
+    fn wait(&mut self) -> Result<()> {
+        if self
+            .connections
+            .iter()
+            .all(|connection| connection.in_flight() == 0)
+        {
+            self.spare = self.pool.take_within(BUFFER_PATIENCE);
+            return Ok(());
+        }
+        let mut received = false;
+        for index in 0..self.connections.len() {
+            if self.connections[index].in_flight() > 0 && self.connections[index].receive_now()? {
+                received = true;
+                while let Some(answer) = self.connections[index].answer() {
+                    self.take_answer(answer)?;
+                }
+            }
+        }
+        if received {
+            return Ok(());
+        }
+        let busy: Vec<BorrowedFd<'_>> = self
+            .connections
+            .iter()
+            .filter(|connection| connection.in_flight() > 0)
+            .map(AsFd::as_fd)
+            .collect();
+        self.connections[0]
+            .patience()
+            .wait(&busy, PollFlags::IN, "the transmission")
+    }
+
+    fn take_answer(&mut self, answer: Answer) -> Result<()> {
+        let (cookie, offset, length) = (answer.cookie, answer.offset, answer.length);
+        match answer.into_body()? {
+            Body::Status(contexts) => {
+                self.status.in_flight = false;
+                self.take_status(&contexts, offset + u64::from(length))
+            }
+            Body::Read(mut buffer) => {
+                buffer.set_len(length as usize);
+                let content = Content::Data(buffer);
+                if let Some(slot) = self.slots.get_mut((cookie - self.first_slot) as usize) {
+                    *slot = Slot::Ready(Block { offset, content });
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Plans what the contexts tell in common; the rest is asked for again.
+    fn take_status(&mut self, contexts: &[Vec<Run>], asked_to: u64) -> Result<()> {
+        let runs = |context: Option<usize>, flag| {
+            context.map(|index| Runs {
+                runs: &contexts[index],
+                flag,
+            })
+        };
+        let dirty = runs(self.status.dirty, wire::STATE_DIRTY);
+        let zero = runs(self.status.zero, wire::STATE_ZERO);
+        let told = |runs: &Option<Runs<'_>>| {
+            runs.as_ref()
+                .map_or(u64::MAX, |told| told.runs.iter().map(|run| run.length).sum())
+        };
+        let position = self.planner.position();
+        let end = position
+            .saturating_add(told(&dirty).min(told(&zero)))
+            .min(asked_to);
+        // A server of large blocks takes no question that starts within one of them.
+        let end = if end == self.size {
+            end
+        } else {
+            end - end % self.status.alignment
+        };
+        if end <= position {
+            return Err(Error::protocol(format!(
+                "the status at offset {position} tells less than one block"
+            )));
+        }
+        self.planner.tell(dirty, zero, end);
+        Ok(())
+    }
+}
+
+impl BlockSource for ExportSource {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn next_block(&mut self) -> std::result::Result<Option<Block>, BlockError> {
+        if self.failed {
+            let what = format!("export '{}' has failed before", self.name);
+            return Err(BlockError::new(BlockErrorKind::Lost, what));
+        }
+        self.advance().map_err(|error| {
+            self.failed = true;
+            error.into_block_error(format!(
+                "cannot read export '{}' on from offset {}",
+                self.name, self.delivered
+            ))
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "source_tests.rs"]
+mod tests;

@@ -1,0 +1,317 @@
+//! Numbers and messages of the NBD protocol: pure encoding and parsing.
+//!
+//! Source: <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>. Names are the document's without `NBD_`. All integers are big-endian.
+
+use super::error::{Error, Result};
+
+/// First eight bytes of every server (`NBDMAGIC`).
+pub const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
+/// Begins every option, and is the second magic of a newstyle server (`IHAVEOPT`).
+pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
+/// The second magic of an oldstyle server.
+pub const OLDSTYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
+/// Begins every reply to an option.
+pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+/// Begins every request.
+pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// Begins a simple reply.
+pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+/// Begins a chunk of a structured reply.
+pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+
+/// Handshake flag of server and client: fixed newstyle negotiation.
+pub const FLAG_FIXED_NEWSTYLE: u16 = 1 << 0;
+/// Handshake flag of server and client: no 124 zeroes after `OPT_EXPORT_NAME`.
+pub const FLAG_NO_ZEROES: u16 = 1 << 1;
+
+/// Transmission flag that every server sets.
+pub const FLAG_HAS_FLAGS: u16 = 1 << 0;
+/// Transmission flag: the export cannot be written.
+pub const FLAG_READ_ONLY: u16 = 1 << 1;
+/// Transmission flag: [`CMD_FLAG_DF`] may be used.
+pub const FLAG_SEND_DF: u16 = 1 << 7;
+/// Transmission flag: several connections see one export.
+pub const FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
+
+/// Option: choose the export without any reply but its size (for servers without [`OPT_GO`]).
+pub const OPT_EXPORT_NAME: u32 = 1;
+/// Option: end the session.
+pub const OPT_ABORT: u32 = 2;
+/// Option: choose the export and begin transmission.
+pub const OPT_GO: u32 = 7;
+/// Option: use structured replies.
+pub const OPT_STRUCTURED_REPLY: u32 = 8;
+/// Option: choose metadata contexts.
+pub const OPT_SET_META_CONTEXT: u32 = 10;
+
+/// Option reply: done.
+pub const REP_ACK: u32 = 1;
+/// Option reply: something about the export.
+pub const REP_INFO: u32 = 3;
+/// Option reply: a metadata context and its id.
+pub const REP_META_CONTEXT: u32 = 4;
+/// The bit that all error replies to options have.
+pub const REP_ERROR_BIT: u32 = 1 << 31;
+/// Option reply: the server does not know the option.
+pub const REP_ERR_UNSUP: u32 = REP_ERROR_BIT | 1;
+/// Option reply: the server wants TLS.
+pub const REP_ERR_TLS_REQD: u32 = REP_ERROR_BIT | 5;
+/// Option reply: the server is about to go away.
+pub const REP_ERR_SHUTDOWN: u32 = REP_ERROR_BIT | 7;
+
+/// Kind of [`REP_INFO`]: size and transmission flags.
+pub const INFO_EXPORT: u16 = 0;
+/// Kind of [`REP_INFO`]: block sizes.
+pub const INFO_BLOCK_SIZE: u16 = 3;
+
+/// Command: read.
+pub const CMD_READ: u16 = 0;
+/// Command: disconnect.
+pub const CMD_DISC: u16 = 2;
+/// Command: tell the status of a range.
+pub const CMD_BLOCK_STATUS: u16 = 7;
+/// Command flag: answer a read in one piece. QEMU then spares itself a look at the allocation of every range.
+pub const CMD_FLAG_DF: u16 = 1 << 2;
+
+/// Reply flag: last chunk.
+pub const REPLY_FLAG_DONE: u16 = 1 << 0;
+/// Chunk: nothing.
+pub const REPLY_NONE: u16 = 0;
+/// Chunk: data at an offset.
+pub const REPLY_OFFSET_DATA: u16 = 1;
+/// Chunk: zeroes at an offset.
+pub const REPLY_OFFSET_HOLE: u16 = 2;
+/// Chunk: status of a range in one context.
+pub const REPLY_BLOCK_STATUS: u16 = 5;
+/// The bit that all error chunks have.
+pub const REPLY_ERROR_BIT: u16 = 1 << 15;
+/// Chunk: an error.
+pub const REPLY_ERROR: u16 = REPLY_ERROR_BIT | 1;
+/// Chunk: an error with the offset where it was met.
+pub const REPLY_ERROR_OFFSET: u16 = REPLY_ERROR_BIT | 2;
+
+/// The context that tells holes and zeroes.
+pub const BASE_ALLOCATION: &str = "base:allocation";
+/// Flag of [`BASE_ALLOCATION`]: not allocated. Alone it says nothing about the content.
+pub const STATE_HOLE: u32 = 1 << 0;
+/// Flag of [`BASE_ALLOCATION`]: reads as zero.
+pub const STATE_ZERO: u32 = 1 << 1;
+/// Flag of QEMU's `qemu:dirty-bitmap:NAME` contexts: written since the bitmap was made (QEMU's `docs/interop/nbd.txt`).
+pub const STATE_DIRTY: u32 = 1 << 0;
+
+/// Longest string that the protocol allows, in bytes.
+pub const MAX_STRING: usize = 4096;
+/// Longest read that every server without block sizes can be expected to take, in bytes.
+pub const MAX_READ: u32 = 32 << 20;
+/// Longest payload of an error chunk that is looked at, in bytes: a message (its length has 16 bits) and what may follow it.
+pub const MAX_ERROR_PAYLOAD: u32 = 65536 + 64;
+/// Longest payload of a reply to an option that is looked at, in bytes: a string and what may stand before it.
+pub const MAX_OPTION_PAYLOAD: u32 = MAX_STRING as u32 + 64;
+/// Longest payload of a status chunk that is looked at, in bytes. QEMU sends at most 131,072 descriptors (1 MiB) for each context.
+pub const MAX_STATUS_PAYLOAD: u32 = 64 << 20;
+
+/// Takes integers off the front of a message.
+pub(super) struct Fields<'a>(pub &'a [u8]);
+
+impl Fields<'_> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let (head, rest) = self
+            .0
+            .split_first_chunk::<N>()
+            .ok_or_else(|| Error::protocol("a message is shorter than its kind demands"))?;
+        self.0 = rest;
+        Ok(*head)
+    }
+
+    pub fn u16(&mut self) -> Result<u16> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    pub fn u32(&mut self) -> Result<u32> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    pub fn u64(&mut self) -> Result<u64> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    pub fn end(&self, what: &str) -> Result<()> {
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::protocol(format!(
+                "{what} is {} bytes too long",
+                self.0.len()
+            )))
+        }
+    }
+}
+
+/// A server's words, made safe to print: UTF-8 without control characters, at most 512 characters.
+pub(super) fn printable(words: &[u8]) -> String {
+    String::from_utf8_lossy(words)
+        .chars()
+        .take(512)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect::<String>()
+        .trim()
+        .to_owned()
+}
+
+/// A request as the client sends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// `CMD_FLAG_` bits.
+    pub flags: u16,
+    /// One of the `CMD_` numbers.
+    pub command: u16,
+    /// Comes back in the reply.
+    pub cookie: u64,
+    /// In bytes.
+    pub offset: u64,
+    /// In bytes.
+    pub length: u32,
+}
+
+impl Request {
+    /// The request's 28 bytes.
+    pub fn encode(&self) -> [u8; 28] {
+        let mut bytes = [0; 28];
+        bytes[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
+        bytes[6..8].copy_from_slice(&self.command.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        bytes[16..24].copy_from_slice(&self.offset.to_be_bytes());
+        bytes[24..28].copy_from_slice(&self.length.to_be_bytes());
+        bytes
+    }
+}
+
+/// A simple reply, without its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SimpleReply {
+    /// 0 for success.
+    pub errno: u32,
+    /// The request's.
+    pub cookie: u64,
+}
+
+/// Parses what follows the magic of a simple reply (12 bytes).
+pub fn parse_simple_reply(bytes: &[u8]) -> Result<SimpleReply> {
+    let mut fields = Fields(bytes);
+    Ok(SimpleReply {
+        errno: fields.u32()?,
+        cookie: fields.u64()?,
+    })
+}
+
+/// The head of a chunk of a structured reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Whether it is the reply's last one.
+    pub done: bool,
+    /// One of the `REPLY_` numbers.
+    pub kind: u16,
+    /// The request's.
+    pub cookie: u64,
+    /// Length of the payload, in bytes; checked against what the kind allows.
+    pub length: u32,
+}
+
+/// Parses what follows the magic of a chunk (16 bytes), and holds its length against its kind.
+pub fn parse_chunk(bytes: &[u8]) -> Result<Chunk> {
+    let mut fields = Fields(bytes);
+    let flags = fields.u16()?;
+    let chunk = Chunk {
+        done: flags & REPLY_FLAG_DONE != 0,
+        kind: fields.u16()?,
+        cookie: fields.u64()?,
+        length: fields.u32()?,
+    };
+    let allowed = match chunk.kind {
+        REPLY_NONE => chunk.length == 0 && chunk.done,
+        REPLY_OFFSET_DATA => chunk.length > 8,
+        REPLY_OFFSET_HOLE => chunk.length == 12,
+        REPLY_BLOCK_STATUS => {
+            chunk.length >= 12 && chunk.length % 8 == 4 && chunk.length <= MAX_STATUS_PAYLOAD + 4
+        }
+        REPLY_ERROR_OFFSET => (14..=MAX_ERROR_PAYLOAD).contains(&chunk.length),
+        kind if kind & REPLY_ERROR_BIT != 0 => (6..=MAX_ERROR_PAYLOAD).contains(&chunk.length),
+        kind => {
+            return Err(Error::protocol(format!(
+                "a reply chunk is of the unknown kind {kind}"
+            )));
+        }
+    };
+    if !allowed {
+        return Err(Error::protocol(format!(
+            "a reply chunk of kind {} has {} bytes and flags {flags:#x}",
+            chunk.kind, chunk.length
+        )));
+    }
+    Ok(chunk)
+}
+
+/// Parses the offset before the data of [`REPLY_OFFSET_DATA`] (8 bytes).
+pub fn parse_offset(bytes: &[u8]) -> Result<u64> {
+    Fields(bytes).u64()
+}
+
+/// Parses the payload of [`REPLY_OFFSET_HOLE`] (12 bytes): offset and length.
+pub fn parse_hole(bytes: &[u8]) -> Result<(u64, u32)> {
+    let mut fields = Fields(bytes);
+    Ok((fields.u64()?, fields.u32()?))
+}
+
+/// Parses the context id before the descriptors of [`REPLY_BLOCK_STATUS`] (4 bytes).
+pub fn parse_context_id(bytes: &[u8]) -> Result<u32> {
+    Fields(bytes).u32()
+}
+
+/// Parses a descriptor of [`REPLY_BLOCK_STATUS`] (8 bytes): length, which is never 0, and flags.
+pub fn parse_descriptor(bytes: &[u8]) -> Result<(u32, u32)> {
+    let mut fields = Fields(bytes);
+    match (fields.u32()?, fields.u32()?) {
+        (0, _) => Err(Error::protocol("a block status descriptor has length 0")),
+        descriptor => Ok(descriptor),
+    }
+}
+
+/// What an error chunk says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ErrorChunk {
+    /// Never 0.
+    pub errno: u32,
+    /// The server's words, made safe to print.
+    pub message: String,
+    /// Where the error was met, in bytes, if that was told.
+    pub offset: Option<u64>,
+}
+
+/// Parses the payload of an error chunk; also of unknown kinds, which all begin alike.
+pub fn parse_error_chunk(kind: u16, payload: &[u8]) -> Result<ErrorChunk> {
+    let mut fields = Fields(payload);
+    let errno = fields.u32()?;
+    let length = usize::from(fields.u16()?);
+    let Some((message, rest)) = fields.0.split_at_checked(length) else {
+        return Err(Error::protocol(format!(
+            "an error message of {length} bytes does not fit into its chunk"
+        )));
+    };
+    if errno == 0 {
+        return Err(Error::protocol("an error chunk carries no error"));
+    }
+    let offset = match kind {
+        REPLY_ERROR_OFFSET => Some(Fields(rest).u64()?),
+        _ => None,
+    };
+    Ok(ErrorChunk {
+        errno,
+        message: printable(message),
+        offset,
+    })
+}
+
+#[cfg(test)]
+#[path = "wire_tests.rs"]
+mod tests;

@@ -1,0 +1,6 @@
+//! vmsnap against the programs of others: qemu-img, qemu-io, qemu-nbd, nbdkit. A program that is missing fails its tests.
+
+mod nbd;
+mod nbd_nbdkit;
+mod nbd_qemu;
+mod support;

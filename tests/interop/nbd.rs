@@ -1,0 +1,86 @@
+//! What the tests of the NBD client share.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use vmsnap::model::block::{BlockError, BlockSource, CLUSTER, Content};
+use vmsnap::model::buffer::BufferPool;
+use vmsnap::model::stop::Stop;
+use vmsnap::nbd::{ConnectOptions, ExportSource, Mode, SourceOptions};
+
+/// Bytes of a cluster.
+pub const C: usize = CLUSTER as usize;
+
+/// The usual options, with eight buffers of 256 KiB.
+pub fn options(mode: Mode) -> SourceOptions {
+    SourceOptions::new(
+        mode,
+        BufferPool::new(8, 256 << 10),
+        Duration::from_secs(30),
+        Stop::default(),
+    )
+}
+
+/// Patience enough for a busy machine.
+pub fn connect_options() -> ConnectOptions {
+    ConnectOptions {
+        deadline: Duration::from_secs(30),
+        stop: Stop::default(),
+    }
+}
+
+/// The clusters that a bitmap tells.
+pub fn changes(bitmap: &str) -> Mode {
+    Mode::Changes {
+        bitmap_context: format!("qemu:dirty-bitmap:{bitmap}"),
+    }
+}
+
+/// What came of an export: its bytes (0 where nothing came), and which clusters came as data and as zero.
+pub struct Got {
+    pub bytes: Vec<u8>,
+    pub data: BTreeSet<usize>,
+    pub zero: BTreeSet<usize>,
+}
+
+impl Got {
+    pub fn all(&self) -> BTreeSet<usize> {
+        self.data.union(&self.zero).copied().collect()
+    }
+}
+
+/// Reads a source to its end and looks at the shape of its blocks.
+pub fn drain(source: &mut ExportSource) -> Result<Got, BlockError> {
+    let size = source.size() as usize;
+    let mut got = Got {
+        bytes: vec![0; size],
+        data: BTreeSet::new(),
+        zero: BTreeSet::new(),
+    };
+    let mut end = 0;
+    while let Some(block) = source.next_block()? {
+        let offset = block.offset as usize;
+        assert!(
+            offset >= end && offset.is_multiple_of(C),
+            "blocks come in order, on clusters"
+        );
+        end = offset + block.length() as usize;
+        assert!(end.is_multiple_of(C) || end == size, "blocks are whole clusters");
+        let clusters = offset / C..end.div_ceil(C);
+        match block.content {
+            Content::Data(buffer) => {
+                got.bytes[offset..end].copy_from_slice(&buffer);
+                got.data.extend(clusters);
+            }
+            Content::Zero(_) => got.zero.extend(clusters),
+        }
+    }
+    Ok(got)
+}
+
+/// Reads an export that has to be readable.
+pub fn read(socket: &Path, options: SourceOptions) -> Got {
+    let mut source = ExportSource::open(socket, "", options).expect("an export");
+    drain(&mut source).expect("a read")
+}

@@ -1,0 +1,206 @@
+//! The NBD client against qemu-nbd.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use vmsnap::model::block::CLUSTER;
+use vmsnap::nbd::{Client, Error, ExportSource, Mode};
+
+use crate::nbd::{C, changes, connect_options, drain, options, read};
+use crate::support::{Server, qemu_io, run, temp_dir};
+
+/// What qemu-img makes of the same image.
+fn raw_bytes(folder: &Path, image: &Path) -> Vec<u8> {
+    let raw = folder.join("reference.raw");
+    let _ = std::fs::remove_file(&raw);
+    let paths = [image.to_str().expect("plain"), raw.to_str().expect("plain")];
+    run(
+        "qemu-img",
+        &["convert", "-f", "qcow2", "-O", "raw", paths[0], paths[1]],
+    );
+    std::fs::read(&raw).expect("the reference")
+}
+
+/// A stream of numbers that is the same in every run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+/// Random qemu-io commands, and the ranges that they touch in bytes.
+fn random_writes(numbers: &mut Numbers, size: u64, count: usize) -> (Vec<String>, Vec<(u64, u64)>) {
+    let mut ranges = Vec::new();
+    let commands = (0..count)
+        .map(|_| {
+            let offset = numbers.below(size / 512) * 512;
+            let length = ((numbers.below(400) + 1) * 512).min(size - offset);
+            ranges.push((offset, length));
+            match numbers.below(4) {
+                0 => format!("write -z -u {offset} {length}"),
+                1 => format!("discard {offset} {length}"),
+                _ => format!("write -P {} {offset} {length}", numbers.below(255) + 1),
+            }
+        })
+        .collect();
+    (commands, ranges)
+}
+
+#[test]
+fn a_full_read_of_qemu_nbd_is_what_qemu_img_reads() {
+    let folder = temp_dir();
+    let image = folder.path().join("disk.qcow2");
+    let size = (24 << 20) + 5 * 512;
+    run(
+        "qemu-img",
+        &[
+            "create",
+            "-f",
+            "qcow2",
+            image.to_str().expect("plain"),
+            &size.to_string(),
+        ],
+    );
+    let (commands, _) = random_writes(&mut Numbers(1), size, 120);
+    qemu_io(&image, "qcow2", &commands);
+    let expected = raw_bytes(folder.path(), &image);
+    let server = Server::qemu_nbd(folder.path(), &image, "qcow2", &[]);
+    for connections in [1, 3] {
+        let mut options = options(Mode::Full);
+        options.connections = connections;
+        options.first_status = 1 << 20;
+        let mut source = ExportSource::open(server.socket(), "", options).expect("an export");
+        assert_eq!(
+            source.connections(),
+            connections,
+            "qemu-nbd --shared says multi-conn"
+        );
+        let got = drain(&mut source).expect("a read");
+        assert!(got.bytes == expected, "{connections} connections");
+        assert_eq!(got.all().len(), expected.len().div_ceil(C), "every cluster comes");
+        assert!(!got.zero.is_empty(), "what was never written comes as zero");
+    }
+}
+
+#[test]
+fn changes_of_qemu_nbd_are_the_clusters_written_since_the_bitmap() {
+    let mut numbers = Numbers(7);
+    for granularity in ["512", "4096", "64k", "1M"] {
+        let folder = temp_dir();
+        let image = folder.path().join("disk.qcow2");
+        let path = image.to_str().expect("plain");
+        let size = (16 << 20) + 3 * 512;
+        run("qemu-img", &["create", "-f", "qcow2", path, &size.to_string()]);
+        qemu_io(&image, "qcow2", &random_writes(&mut numbers, size, 60).0);
+        run("qemu-img", &["bitmap", "--add", "-g", granularity, path, "b0"]);
+        let (commands, ranges) = random_writes(&mut numbers, size, 25);
+        qemu_io(&image, "qcow2", &commands);
+        let expected = raw_bytes(folder.path(), &image);
+        let server = Server::qemu_nbd(folder.path(), &image, "qcow2", &["-B", "b0"]);
+        let got = read(server.socket(), options(changes("b0")));
+
+        let written: BTreeSet<usize> = ranges
+            .iter()
+            .flat_map(|(offset, length)| *offset as usize / C..(*offset + *length).div_ceil(CLUSTER) as usize)
+            .collect();
+        let came = got.all();
+        assert!(
+            written.is_subset(&came),
+            "{granularity}: every written cluster comes"
+        );
+        if granularity != "1M" {
+            assert_eq!(written, came, "{granularity}: no other cluster comes");
+        }
+        for cluster in came {
+            let range = cluster * C..((cluster + 1) * C).min(expected.len());
+            assert!(
+                got.bytes[range.clone()] == expected[range],
+                "{granularity}: cluster {cluster}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_grown_part_counts_as_changed() {
+    let folder = temp_dir();
+    let image = folder.path().join("disk.qcow2");
+    let path = image.to_str().expect("plain");
+    run("qemu-img", &["create", "-f", "qcow2", path, "1049088"]);
+    run("qemu-img", &["bitmap", "--add", path, "b0"]);
+    run("qemu-img", &["resize", path, "2M"]);
+    let server = Server::qemu_nbd(folder.path(), &image, "qcow2", &["-B", "b0"]);
+    let mut options = options(changes("b0"));
+    options.all_from = Some(1_049_088);
+    let got = read(server.socket(), options);
+    assert_eq!(
+        got.all(),
+        (16..32).collect(),
+        "from the cluster of the old end on"
+    );
+}
+
+#[test]
+fn a_status_reply_that_ends_early_is_asked_on() {
+    let folder = temp_dir();
+    let qcow2 = folder.path().join("disk.qcow2");
+    let path = qcow2.to_str().expect("plain");
+    // QEMU tells at most 131,072 extents at once. Every other 512 bytes of 72 MiB are dirty.
+    let size: u64 = 72 << 20;
+    run("qemu-img", &["create", "-f", "qcow2", path, &size.to_string()]);
+    run("qemu-img", &["bitmap", "--add", "-g", "512", path, "b0"]);
+    let commands: Vec<String> = (0..size / 1024)
+        .map(|at| format!("write -q -P 1 {} 512", at * 1024))
+        .collect();
+    qemu_io(&qcow2, "qcow2", &commands);
+    let server = Server::qemu_nbd(folder.path(), &qcow2, "qcow2", &["-B", "b0"]);
+    let context = "qemu:dirty-bitmap:b0";
+    let mut client = Client::connect_unix(
+        server.socket(),
+        "",
+        &["base:allocation", context],
+        &connect_options(),
+    )
+    .expect("a client");
+    let told = client.block_status(0, size).expect("a status");
+    let lengths: Vec<u64> = told
+        .iter()
+        .map(|runs| runs.iter().map(|run| run.length).sum())
+        .collect();
+    assert_eq!(lengths, [size, 64 << 20], "QEMU counts every context apart");
+    let got = read(server.socket(), options(changes("b0")));
+    assert_eq!(got.data.len() as u64, size / CLUSTER, "every cluster is dirty");
+    assert!(
+        got.bytes
+            .chunks(512)
+            .enumerate()
+            .all(|(at, bytes)| bytes[0] == u8::from(at % 2 == 0))
+    );
+}
+
+#[test]
+fn a_bitmap_that_qemu_nbd_does_not_offer_is_an_error() {
+    let folder = temp_dir();
+    let image = folder.path().join("disk.qcow2");
+    run(
+        "qemu-img",
+        &["create", "-f", "qcow2", image.to_str().expect("plain"), "1M"],
+    );
+    let server = Server::qemu_nbd(folder.path(), &image, "qcow2", &[]);
+    let outcome = ExportSource::open(server.socket(), "", options(changes("b0")));
+    assert!(
+        matches!(outcome, Err(Error::ContextMissing { .. })),
+        "{outcome:?}"
+    );
+    let outcome = ExportSource::open(server.socket(), "vdz", options(Mode::Full));
+    assert!(
+        matches!(&outcome, Err(Error::Refused { export, .. }) if export == "vdz"),
+        "{outcome:?}"
+    );
+}

@@ -1,0 +1,138 @@
+//! Runs the programs of others.
+
+#![allow(clippy::disallowed_methods, reason = "tests start programs and wait for them")]
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A folder that is removed at the end of the test.
+pub fn temp_dir() -> tempfile::TempDir {
+    tempfile::Builder::new()
+        .prefix("vmsnap-interop-")
+        .tempdir()
+        .expect("a temporary folder")
+}
+
+/// Runs a program to its end and gives its standard output. A missing or failing program fails the test.
+pub fn run<A: AsRef<OsStr>>(program: &str, arguments: &[A]) -> String {
+    run_with_input(program, arguments, "")
+}
+
+/// The same with something on its standard input.
+pub fn run_with_input<A: AsRef<OsStr>>(program: &str, arguments: &[A], input: &str) -> String {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program} must be installed: {error}"));
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let input = input.to_owned();
+    // From a thread: a program that writes while it reads must not wait for us.
+    let feeder = std::thread::spawn(move || {
+        let _ = stdin.write_all(input.as_bytes());
+    });
+    let output = child.wait_with_output().expect("it ends");
+    feeder.join().expect("no panic");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{program} failed: {}\n{}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}
+
+/// Runs qemu-io commands on an image. qemu-io reports most failures on its output only.
+pub fn qemu_io(image: &Path, format: &str, commands: &[String]) {
+    let mut script = commands.join("\n");
+    script.push_str("\nquit\n");
+    let arguments = [
+        "-f",
+        format,
+        "-t",
+        "unsafe",
+        "-d",
+        "unmap",
+        image.to_str().expect("a plain path"),
+    ];
+    let output = run_with_input("qemu-io", &arguments, &script);
+    assert!(
+        !output.contains("failed") && !output.contains("invalid"),
+        "qemu-io: {output}"
+    );
+}
+
+/// A server on a unix socket. It is killed when dropped.
+pub struct Server {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Server {
+    /// qemu-nbd, read-only, for up to 8 clients.
+    pub fn qemu_nbd(folder: &Path, image: &Path, format: &str, arguments: &[&str]) -> Self {
+        let socket = folder.join("qemu-nbd.sock");
+        let mut command = Command::new("qemu-nbd");
+        command.args(["--read-only", "--persistent", "--shared=8", "-f", format, "-k"]);
+        command.arg(&socket).args(arguments).arg(image);
+        Self::start(command, socket)
+    }
+
+    /// nbdkit with these filters, plugin and parameters.
+    pub fn nbdkit(folder: &Path, arguments: &[&str]) -> Self {
+        let socket = folder.join("nbdkit.sock");
+        let mut command = Command::new("nbdkit");
+        command.args(["--exit-with-parent", "--foreground", "--readonly", "-U"]);
+        command.arg(&socket).args(arguments);
+        Self::start(command, socket)
+    }
+
+    /// Starts it and waits until it takes connections.
+    fn start(mut command: Command, socket: PathBuf) -> Self {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let log = socket.with_extension("log");
+        let child = command
+            .stdin(Stdio::null())
+            .stderr(std::fs::File::create(&log).expect("a log"))
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program} must be installed: {error}"));
+        let mut server = Server { child, socket };
+        let begin = Instant::now();
+        while UnixStream::connect(&server.socket).is_err() {
+            let ended = server.child.try_wait().expect("a child");
+            let words = || std::fs::read_to_string(&log).unwrap_or_default();
+            assert!(ended.is_none(), "{program} ended by itself: {}", words());
+            assert!(
+                begin.elapsed() < Duration::from_secs(20),
+                "{program} does not listen"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        server
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Kills it at once.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
