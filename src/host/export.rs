@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{HostError, ReadOptions, Result};
 use crate::model::block::BlockSource;
 use crate::model::stop::Stop;
+use crate::nbd::{self, Client, ConnectOptions, ExportSource, Mode, SourceOptions};
 
 /// Where a disk of a job can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,30 +21,46 @@ pub struct Export<'a> {
 
 impl Export<'_> {
     /// The disk's size in bytes.
-    pub fn size(&self, _deadline: Duration, _stop: &Stop) -> Result<u64> {
-        Err(self.not_wired())
+    pub fn size(&self, deadline: Duration, stop: &Stop) -> Result<u64> {
+        let options = ConnectOptions {
+            deadline,
+            stop: stop.clone(),
+        };
+        let client = Client::connect_unix(self.socket, self.name, &[], &options);
+        Ok(client.map_err(|error| self.error(error))?.size())
     }
 
     /// Opens the disk for reading.
     pub fn open(&self, options: &ReadOptions) -> Result<Box<dyn BlockSource>> {
-        if options.changes_only && self.bitmap.is_none() {
-            return Err(HostError::Unsupported {
-                what: format!(
-                    "disk {} was requested in full: its changes are not known",
-                    self.name
-                ),
-            });
-        }
-        Err(self.not_wired())
+        let mode = match (&self.bitmap, options.changes_only) {
+            (_, false) => Mode::Full,
+            (Some(bitmap), true) => Mode::Changes {
+                bitmap_context: format!("qemu:dirty-bitmap:{bitmap}"),
+            },
+            (None, true) => {
+                return Err(HostError::Unsupported {
+                    what: format!(
+                        "disk {} was requested in full: its changes are not known",
+                        self.name
+                    ),
+                });
+            }
+        };
+        let source = SourceOptions {
+            all_from: options.all_from,
+            ..SourceOptions::new(mode, options.pool.clone(), options.deadline, options.stop.clone())
+        };
+        let opened = ExportSource::open(self.socket, self.name, source);
+        Ok(Box::new(opened.map_err(|error| self.error(error))?))
     }
 
-    fn not_wired(&self) -> HostError {
-        HostError::Unsupported {
-            what: format!(
-                "the export {} on {} cannot be read: no NBD client is built in",
-                self.name,
-                self.socket.display()
-            ),
+    fn error(&self, source: nbd::Error) -> HostError {
+        match source {
+            nbd::Error::Stopped => HostError::Stopped,
+            source => HostError::Export {
+                disk: self.name.to_owned(),
+                source,
+            },
         }
     }
 }

@@ -4,4 +4,5 @@ mod embed;
 mod host;
 mod host_define;
 mod host_offline;
+mod host_read;
 mod host_repair;
