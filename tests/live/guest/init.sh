@@ -75,7 +75,8 @@ start_agent() {
     none) return ;;
     deaf)
         wait_until "no agent port" link_agent_port
-        cat /dev/virtio-ports/org.qemu.guest_agent.0 >/dev/null &
+        # While the host is not connected reading ends at once; the port has to stay open all the same.
+        { while :; do cat >/dev/null; sleep 0.5; done; } </dev/virtio-ports/org.qemu.guest_agent.0 &
         ;;
     *)
         wait_until "no agent port" link_agent_port

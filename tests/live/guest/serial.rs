@@ -52,10 +52,11 @@ impl SerialLog {
 fn last_round(text: &str) -> u64 {
     // A line that is not whole yet may miss digits.
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    let rounds = whole
+    let newest = whole
         .lines()
-        .filter_map(|line| line.trim().strip_prefix("round ")?.parse().ok());
-    rounds.last().unwrap_or(0)
+        .rev()
+        .find_map(|line| line.trim().strip_prefix("round ")?.parse().ok());
+    newest.unwrap_or(0)
 }
 
 #[test]
