@@ -25,7 +25,8 @@ pub fn boot(
     deadline: Duration,
 ) -> Option<Finished> {
     let image = GuestImage::build_or_cached();
-    let words = "-nodefaults -no-user-config -no-reboot -display none -machine q35";
+    // It ends with this process, should that be killed.
+    let words = "--pdeathsig KILL qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -machine q35";
     let mut args: Vec<String> = words.split(' ').map(String::from).collect();
     let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
     option("-accel", accelerator.to_owned());
@@ -41,7 +42,7 @@ pub fn boot(
         );
         option("-device", "virtio-blk-pci,drive=data".to_owned());
     }
-    let (finished, ended) = run_within(command("qemu-system-x86_64", &args), deadline);
+    let (finished, ended) = run_within(command("setpriv", &args), deadline);
     if !finished.stderr.is_empty() {
         eprintln!("qemu-system-x86_64 said: {}", finished.stderr);
     }
