@@ -1,8 +1,19 @@
-//! Tests against real domains. They fail, and never skip, where QEMU or libvirt's driver is missing.
+//! Tests on real domains: in an embedded hypervisor, on a libvirtd of our own where none runs, and with a small Linux guest.
+//!
+//! They fail, and never skip, where something is missing. `README.md` beside this file tells what they need and what they leave (nothing).
 
+#![cfg(feature = "libvirt")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the lab starts programs, waits for other processes, and keeps its own cache"
+)]
+
+mod daemon;
 mod embed;
+mod guest;
 mod host;
 mod host_define;
 mod host_offline;
 mod host_read;
 mod host_repair;
+mod process;

@@ -1,0 +1,55 @@
+# What there is to do with vmsnap's sources. `make help` lists it.
+
+CARGO ?= cargo
+FUZZ_SECONDS ?= 30
+export CARGO
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check fmt lint tidy unit live fuzz
+
+# One target after the other: they share cargo's lock and the machine's cores.
+.NOTPARALLEL:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## the program, target/release/vmsnap
+	@scripts/setup.sh build
+	$(CARGO) build --release --locked
+
+demo: ## a full and an incremental backup of a throw-away domain, restored and compared
+	@scripts/setup.sh build demo
+	$(CARGO) run --release --locked -- demo
+
+test: ## everything: format, lints, all tests, those on real domains included (as root)
+	@scripts/setup.sh build demo test
+	@$(MAKE) --no-print-directory fmt lint
+	$(CARGO) test --locked --no-default-features
+	$(CARGO) test --locked
+
+check: fmt lint tidy unit ## format, lints, house rules and unit tests: minutes, no domain is started
+
+fmt: ## whether the sources are formatted
+	$(CARGO) fmt --check
+
+lint: ## clippy, with and without libvirt
+	@scripts/setup.sh build
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --no-default-features -- -D warnings
+
+tidy: ## the house rules: who may import whom, unsafe in one file, file sizes
+	$(CARGO) test --locked --test tidy
+
+unit: ## the tests beside the code
+	@scripts/setup.sh build
+	$(CARGO) test --locked --lib --bins
+
+live: ## the tests on real domains alone (as root)
+	@scripts/setup.sh build demo test
+	$(CARGO) test --locked --test live
+
+fuzz: ## each fuzz target for FUZZ_SECONDS (30); needs cargo-fuzz and a nightly Rust
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 1; }
+	@for target in $$($(CARGO) +nightly fuzz list); do \
+		$(CARGO) +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done

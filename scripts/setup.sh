@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Installs what is missing: Debian packages when run by root where apt-get is, otherwise it tells what is missing and fails.
+#
+#   scripts/setup.sh build|demo|test...
+#
+#   build  the compiler's needs            demo  libvirt's QEMU driver and QEMU, no daemon
+#   test   the demo's, a daemon, and the tools and packages of the test guest
+set -euo pipefail
+
+declare -A DEBIAN=(
+    [build]="build-essential pkg-config libvirt-dev"
+    [demo]="libvirt0 libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils"
+    [test]="libvirt-daemon-system libvirt-clients nbdkit e2fsprogs util-linux xz-utils"
+)
+declare -A FEDORA=(
+    [build]="gcc make pkgconf-pkg-config libvirt-devel"
+    [demo]="libvirt-libs libvirt-daemon-driver-qemu qemu-kvm-core qemu-img"
+    [test]="libvirt-daemon libvirt-daemon-log libvirt-client nbdkit e2fsprogs util-linux xz"
+)
+
+# Only downloaded and taken apart, by the tests: they have to be in the package lists.
+GUEST_PACKAGES="linux-image-cloud-amd64 busybox-static qemu-guest-agent"
+
+# The QEMU packages are built from one source and install only in one version.
+QEMU_PACKAGES=" qemu-system-x86 qemu-utils "
+
+usage() {
+    echo "usage: $0 build|demo|test..." >&2
+    exit 64
+}
+
+# Fails with advice: Rust comes from rustup, not from packages that may be too old.
+need_cargo() {
+    local cargo=${CARGO:-cargo}
+    command -v "$cargo" >/dev/null && return
+    cat >&2 <<TEXT
+There is no '$cargo'. Rust comes from https://rustup.rs:
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh
+or say where it is: make CARGO=/path/to/cargo ...
+TEXT
+    exit 1
+}
+
+# Those of the packages that are installed, one a line.
+installed() {
+    dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null | sed -n 's/^installed //p'
+}
+
+candidate() {
+    apt-cache policy "$1" | awk '/Candidate:/ { print $2 }'
+}
+
+# Whether the package lists know all of these.
+lists_know() {
+    local known
+    known=$(apt-cache policy "$@" | awk '/Candidate:/ && $2 != "(none)"' | wc -l)
+    [ "$known" -eq $# ]
+}
+
+tell_missing() {
+    echo "Please install these packages (as root), then try again:" >&2
+    echo "    Debian, Ubuntu: apt-get install --no-install-recommends $1" >&2
+    echo "    Fedora, RHEL:   dnf install $2" >&2
+    exit 1
+}
+
+# Installs Debian packages. QEMU's in the version that the system emulator has as its candidate: where a newer
+# qemu-utils is there already (from backports), the emulator of the release would not install beside it.
+install() {
+    local version package words=()
+    version=$(candidate qemu-system-x86)
+    for package in "$@"; do
+        case $QEMU_PACKAGES in
+        *" $package "*) words+=("$package=$version") ;;
+        *) words+=("$package") ;;
+        esac
+    done
+    # The two of one source go together, also when only one is missing.
+    case " $* " in
+    *" qemu-system-x86 "*) [ -n "$(installed qemu-utils)" ] && words+=("qemu-utils=$version") ;;
+    esac
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends --allow-downgrades "${words[@]}"
+}
+
+[ $# -gt 0 ] || usage
+debian='' fedora='' guest=''
+for level in "$@"; do
+    [ -n "${DEBIAN[$level]+known}" ] || usage
+    debian="$debian ${DEBIAN[$level]}"
+    fedora="$fedora ${FEDORA[$level]}"
+    [ "$level" = test ] && guest=$GUEST_PACKAGES
+done
+debian=${debian# } fedora=${fedora# }
+
+need_cargo
+
+if ! command -v dpkg-query >/dev/null; then
+    if command -v rpm >/dev/null; then
+        # shellcheck disable=SC2086 # a list of words
+        rpm -q --quiet $fedora || tell_missing "$debian" "$fedora"
+        [ -z "$guest" ] || echo "note: the tests with a Linux guest need Debian's apt-get and dpkg-deb" >&2
+        exit 0
+    fi
+    tell_missing "$debian" "$fedora"
+fi
+
+# shellcheck disable=SC2086 # a list of words
+present=" $(installed $debian | tr '\n' ' ') "
+missing=()
+for package in $debian; do
+    case $present in
+    *" $package "*) ;;
+    *) missing+=("$package") ;;
+    esac
+done
+# shellcheck disable=SC2086 # a list of words
+if [ ${#missing[@]} -eq 0 ] && { [ -z "$guest" ] || lists_know $guest; }; then
+    exit 0
+fi
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    tell_missing "${missing[*]:-$guest}" "$fedora"
+fi
+# shellcheck disable=SC2086 # a list of words
+lists_know "${missing[@]}" $guest || apt-get update -q
+if [ ${#missing[@]} -gt 0 ]; then
+    # Lists can be there and be too old: the mirror then no longer has what they name.
+    install "${missing[@]}" || { apt-get update -q && install "${missing[@]}"; }
+fi

@@ -1,0 +1,176 @@
+//! A running system libvirtd for the tests: the machine's own where one answers, else one that lives as long as its users.
+//!
+//! Users are counted by file locks, so that test threads and test processes share one daemon, and a test
+//! process that is killed takes its share with it. There are two files: who holds the lease file's lock
+//! (shared, or alone) may use the daemon; who holds the gate file's lock may start and stop it. The lease
+//! is always taken before the gate, and nobody waits for a lease while holding the gate.
+
+mod domain;
+mod home;
+#[cfg(test)]
+mod proofs;
+mod start;
+
+use std::fs::{File, TryLockError};
+use std::path::Path;
+use std::sync::{Arc, Once, OnceLock};
+use std::time::Duration;
+
+pub use domain::TestDomain;
+
+use crate::process::{Finished, command, try_run, wait_until};
+
+/// The connection to the daemon.
+pub const URI: &str = "qemu:///system";
+
+/// How long one user may wait for others: longer than any test runs.
+const LEASE_DEADLINE: Duration = Duration::from_secs(1200);
+
+/// How long one virsh call may take. The first call that looks into QEMU takes many seconds.
+const VIRSH_DEADLINE: Duration = Duration::from_secs(180);
+
+/// The right to use the daemon. The last one that is dropped, over all test processes, stops the daemon if the lab has started it.
+#[derive(Clone)]
+pub struct Daemon {
+    lease: Arc<Lease>,
+}
+
+struct Lease {
+    file: File,
+    exclusive: bool,
+}
+
+impl Daemon {
+    /// A daemon to be shared with other tests. Panics when none can be had.
+    pub fn acquire() -> Daemon {
+        Daemon::lease(false)
+    }
+
+    /// A daemon that no other test uses, for those that restart or stop it; waits for the others to end.
+    /// A test that holds another lease waits for itself.
+    pub fn exclusive() -> Daemon {
+        Daemon::lease(true)
+    }
+
+    /// Whether the lab has started the daemon: only then may it be restarted and stopped.
+    pub fn is_ours(&self) -> bool {
+        start::is_ours()
+    }
+
+    /// Stops the daemon and starts it again. Domains and their jobs go on. Panics without an exclusive lease or when the
+    /// daemon is not the lab's.
+    pub fn restart(&self) {
+        self.stop();
+        self.start();
+    }
+
+    /// Starts it after [`Daemon::stop`].
+    pub fn start(&self) {
+        let _gate = gate();
+        start::ensure_running();
+    }
+
+    /// Stops the daemon. Panics as [`Daemon::restart`] does.
+    pub fn stop(&self) {
+        assert!(self.lease.exclusive, "other tests may be using the daemon");
+        let _gate = gate();
+        assert!(
+            start::is_ours(),
+            "the libvirtd of this machine is not the lab's to stop"
+        );
+        start::stop().expect("the daemon stops");
+    }
+
+    /// `kvm` where the QEMU of this daemon can use it, else `qemu` (TCG): the `type` of a domain.
+    pub fn virt_type(&self) -> &'static str {
+        static VIRT_TYPE: OnceLock<&str> = OnceLock::new();
+        VIRT_TYPE.get_or_init(|| if domain::kvm_works(self) { "kvm" } else { "qemu" })
+    }
+
+    /// Runs virsh on this daemon, whatever comes of it.
+    pub fn try_virsh<A: AsRef<str>>(&self, args: &[A]) -> Finished {
+        virsh(args)
+    }
+
+    /// Runs virsh on this daemon and gives its output; panics when it fails.
+    pub fn virsh<A: AsRef<str> + std::fmt::Debug>(&self, args: &[A]) -> String {
+        let finished = virsh(args);
+        assert!(finished.ok(), "virsh {args:?} failed: {finished:#?}");
+        finished.stdout
+    }
+
+    fn lease(exclusive: bool) -> Daemon {
+        static SWEPT: Once = Once::new();
+        let file = lock_file("lease");
+        let mut error = None;
+        let got = wait_until(LEASE_DEADLINE, || {
+            let lock = if exclusive {
+                file.try_lock()
+            } else {
+                file.try_lock_shared()
+            };
+            match lock {
+                Ok(()) => true,
+                Err(TryLockError::WouldBlock) => false,
+                Err(TryLockError::Error(problem)) => {
+                    error = Some(problem);
+                    true
+                }
+            }
+        });
+        assert!(error.is_none(), "cannot lock the lab: {error:?}");
+        assert!(got, "another test run has kept the lab for {LEASE_DEADLINE:?}");
+        // From here on a panic gives the lease back.
+        let daemon = Daemon {
+            lease: Arc::new(Lease { file, exclusive }),
+        };
+        let gate = gate();
+        start::ensure_running();
+        SWEPT.call_once(|| domain::sweep(&daemon));
+        drop(gate);
+        daemon
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let _gate = gate();
+        // One open file has one lock: this turns our shared one into an exclusive one if nobody else has one.
+        let last = self.file.unlock().is_ok() && self.file.try_lock().is_ok();
+        if last
+            && start::is_ours()
+            && let Err(message) = start::stop()
+        {
+            // Not a panic: this may run while a test panics. The daemon ends by its own timeout.
+            eprintln!("the lab's daemon could not be stopped: {message}");
+        }
+    }
+}
+
+fn virsh<A: AsRef<str>>(args: &[A]) -> Finished {
+    let mut words = vec!["--connect", URI];
+    words.extend(args.iter().map(AsRef::as_ref));
+    try_run(command("virsh", &words), VIRSH_DEADLINE)
+}
+
+/// The right to start and stop; given back when the file is closed.
+fn gate() -> File {
+    let file = lock_file("gate");
+    file.lock().expect("the gate can be locked");
+    file
+}
+
+fn lock_file(name: &str) -> File {
+    assert!(
+        rustix::process::getuid().is_root(),
+        "the live tests on libvirtd have to be run by root"
+    );
+    let dir = Path::new(start::LAB_DIR);
+    std::fs::create_dir_all(dir).expect("the lab's folder can be made");
+    let open = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(dir.join(name));
+    open.expect("the lab's lock file can be opened")
+}

@@ -1,0 +1,181 @@
+//! Domains of tests: made in a folder of their own and gone with it, also after a panic.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use super::Daemon;
+use super::home::{self, Home};
+use crate::process::{Finished, processes_with};
+
+/// A domain on the lab's daemon. Dropping it destroys and undefines it and removes its folder.
+pub struct TestDomain {
+    // Dropped in this order: the folder before the right to use the daemon.
+    home: Home,
+    name: String,
+    daemon: Daemon,
+}
+
+impl TestDomain {
+    /// A name and a folder; nothing is defined yet. The label ends the name and may hold whatever libvirt allows.
+    pub fn new(daemon: &Daemon, label: &str) -> TestDomain {
+        let home = Home::new();
+        let name = format!("{}-{label}", home.name());
+        TestDomain {
+            home,
+            name,
+            daemon: daemon.clone(),
+        }
+    }
+
+    /// The domain's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its folder, which QEMU's user can reach. QEMU may not write there unless libvirt has given it the file.
+    pub fn dir(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// A path in its folder.
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.home.path().join(file)
+    }
+
+    /// The XML of a small domain of this name with a clock, a pc that has ACPI, and the given pieces.
+    /// `virt_type` is the daemon's, or `qemu`; `os` stands within `<os>`, `devices` within `<devices>`.
+    pub fn xml(&self, virt_type: &str, memory_mib: u32, os: &str, devices: &str) -> String {
+        let name = escape(&self.name);
+        format!(
+            "<domain type='{virt_type}'>\n\
+             <name>{name}</name>\n\
+             <memory unit='MiB'>{memory_mib}</memory>\n\
+             <vcpu>1</vcpu>\n\
+             <os><type arch='x86_64' machine='q35'>hvm</type>{os}</os>\n\
+             <features><acpi/></features>\n\
+             <on_crash>destroy</on_crash>\n\
+             <devices>\n{devices}\n<memballoon model='none'/>\n</devices>\n\
+             </domain>\n"
+        )
+    }
+
+    /// Defines it from its XML.
+    pub fn define(&self, xml: &str) {
+        let file = self.path("domain.xml");
+        std::fs::write(&file, xml).expect("the folder is ours");
+        self.daemon
+            .virsh(&["define", "--validate", &file.display().to_string()]);
+    }
+
+    /// Starts it.
+    pub fn start(&self) {
+        self.virsh(&["start"]);
+    }
+
+    /// Starts it without running it: no guest is needed.
+    pub fn start_paused(&self) {
+        self.virsh(&["start", "--paused"]);
+    }
+
+    /// Pulls the plug.
+    pub fn destroy(&self) {
+        self.virsh(&["destroy"]);
+    }
+
+    /// Its state in virsh's words: `running`, `paused`, `shut off`.
+    pub fn state(&self) -> String {
+        self.virsh(&["domstate"]).trim().to_owned()
+    }
+
+    /// Runs a virsh command whose first option is the domain: `&["blockresize", "vda", "1G"]`. Panics when it fails.
+    pub fn virsh(&self, args: &[&str]) -> String {
+        let finished = self.try_virsh(args);
+        assert!(
+            finished.ok(),
+            "virsh {args:?} of {:?} failed: {finished:#?}",
+            self.name
+        );
+        finished.stdout
+    }
+
+    /// The same, whatever comes of it.
+    pub fn try_virsh(&self, args: &[&str]) -> Finished {
+        let (verb, rest) = args.split_first().expect("a virsh command has a name");
+        let mut words = vec![*verb, "--domain", &self.name];
+        words.extend(rest);
+        self.daemon.try_virsh(&words)
+    }
+}
+
+impl Drop for TestDomain {
+    fn drop(&mut self) {
+        let left = remove(&self.daemon, &self.name);
+        if left.is_some() && !thread::panicking() {
+            panic!("the domain {:?} could not be removed: {left:#?}", self.name);
+        }
+    }
+}
+
+/// Whether QEMU under this daemon can use KVM; found out by starting a domain.
+pub fn kvm_works(daemon: &Daemon) -> bool {
+    if !Path::new("/dev/kvm").exists() {
+        return false;
+    }
+    let home = Home::new();
+    let name = format!("{}-kvm", home.name());
+    let file = home.path().join("domain.xml").display().to_string();
+    let xml = format!(
+        "<domain type='kvm'><name>{name}</name><memory unit='MiB'>32</memory>\
+         <os><type arch='x86_64' machine='q35'>hvm</type></os></domain>"
+    );
+    std::fs::write(&file, xml).expect("the folder is ours");
+    let started = daemon.try_virsh(&["create", "--paused", &file]);
+    let left = remove(daemon, &name);
+    assert!(
+        left.is_none(),
+        "the domain that tries KVM could not be removed: {left:#?}"
+    );
+    if !started.ok() {
+        eprintln!(
+            "KVM does not work under libvirtd here, domains will be slow: {}",
+            started.stderr
+        );
+    }
+    started.ok()
+}
+
+/// Removes the domains and folders of test processes that were killed.
+pub fn sweep(daemon: &Daemon) {
+    let names = daemon.virsh(&["list", "--all", "--name"]);
+    for name in names.lines().filter(|name| home::is_orphan(name)) {
+        remove(daemon, name);
+    }
+    home::sweep();
+}
+
+/// Destroys and undefines; gives virsh's words if the domain is still there afterwards.
+fn remove(daemon: &Daemon, name: &str) -> Option<Vec<Finished>> {
+    let exists = || daemon.try_virsh(&["dominfo", "--domain", name]).ok();
+    if !exists() {
+        return None;
+    }
+    let metadata = [
+        "--checkpoints-metadata",
+        "--snapshots-metadata",
+        "--managed-save",
+        "--nvram",
+    ];
+    let undefine = [&["undefine", "--domain", name][..], &metadata].concat();
+    // Destroying a transient domain is all it takes; undefining an active one would leave a transient one.
+    let said = vec![
+        daemon.try_virsh(&["destroy", "--domain", name]),
+        daemon.try_virsh(&undefine),
+    ];
+    let running = processes_with(&format!("guest={name},"));
+    (exists() || !running.is_empty()).then_some(said)
+}
+
+/// A name as XML text.
+fn escape(text: &str) -> String {
+    quick_xml::escape::escape(text).into_owned()
+}

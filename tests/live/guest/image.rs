@@ -1,0 +1,223 @@
+//! Kernel and initramfs of the test guest, made from Debian packages and kept for later runs.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+
+use super::cpio::CpioWriter;
+use crate::process::{COMMAND_DEADLINE, command, run, try_run};
+
+const INIT: &str = include_str!("init.sh");
+
+/// To be changed when the images are made in another way: kept ones are then made anew.
+const RECIPE: &str = "1";
+
+/// The package that depends on the newest kernel for virtual machines.
+const KERNEL_METAPACKAGE: &str = "linux-image-cloud-amd64";
+
+/// What is taken from packages beside the kernel: the package, the file in it, and where it goes.
+const PROGRAMS: [(&str, &str, &str); 2] = [
+    ("busybox-static", "bin/busybox", "bin/busybox"),
+    ("qemu-guest-agent", "usr/sbin/qemu-ga", "usr/sbin/qemu-ga"),
+];
+
+/// The drivers, each after those that it needs. ext4 is part of the kernel.
+const MODULES: [&str; 7] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_console",
+];
+
+const DIRECTORIES: [&str; 11] = [
+    "bin", "sbin", "dev", "proc", "sys", "run", "tmp", "usr", "usr/sbin", "modules", "lib64",
+];
+
+/// The guest's system: a kernel and a first root file system that stays the only one.
+#[derive(Clone, Debug)]
+pub struct GuestImage {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initrd: PathBuf,
+}
+
+impl GuestImage {
+    /// The images kept by an earlier run, or new ones (30 MB of Debian packages). Panics when they cannot be made.
+    pub fn build_or_cached() -> GuestImage {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .parent()
+            .expect("a folder of cargo's target folder");
+        let digest = blake3::hash(format!("{RECIPE}\n{INIT}\n{PROGRAMS:?}\n{MODULES:?}").as_bytes());
+        let dir = target.join(format!("guest-{}", &digest.to_hex()[..16]));
+        let images = GuestImage {
+            kernel: dir.join("vmlinuz"),
+            initrd: dir.join("initrd"),
+        };
+        // Test threads and other test processes wait for the one that builds.
+        let lock = File::create(target.join("guest.lock")).expect("cargo's target folder can be written to");
+        lock.lock().expect("a lock file can be locked");
+        if !dir.exists() {
+            let work = tempfile::tempdir_in(target).expect("cargo's target folder can be written to");
+            build(work.path());
+            fs::rename(work.path().join("images"), &dir).expect("both are in the target folder");
+        }
+        images
+    }
+}
+
+/// Makes `images/vmlinuz` and `images/initrd` in the folder.
+fn build(work: &Path) {
+    let kernel_package = kernel_package();
+    let mut packages = vec![kernel_package.as_str()];
+    packages.extend(PROGRAMS.map(|(package, ..)| package));
+    download(work, &packages);
+    let root = work.join("root");
+    for entry in fs::read_dir(work).expect("it is ours").flatten() {
+        if entry
+            .path()
+            .extension()
+            .is_some_and(|extension| extension == "deb")
+        {
+            run(command("dpkg-deb", &[Path::new("-x"), &entry.path(), &root]));
+        }
+    }
+    let images = work.join("images");
+    fs::create_dir(&images).expect("it is new");
+    let version = kernel_package.trim_start_matches("linux-image-");
+    fs::copy(
+        root.join("boot").join(format!("vmlinuz-{version}")),
+        images.join("vmlinuz"),
+    )
+    .expect("the kernel package holds a kernel");
+    write_initrd(&root, version, &images.join("initrd"));
+}
+
+/// The newest kernel's package, by what the metapackage depends on.
+fn kernel_package() -> String {
+    let listing = run(command(
+        "apt-cache",
+        &["depends", "--important", KERNEL_METAPACKAGE],
+    ));
+    let package = listing
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: "));
+    package
+        .unwrap_or_else(|| panic!("{KERNEL_METAPACKAGE} depends on no kernel: {listing}"))
+        .to_owned()
+}
+
+/// Downloads packages into the folder, without installing them.
+fn download(dir: &Path, packages: &[&str]) {
+    let mut words = vec!["download"];
+    words.extend(packages);
+    let download = || {
+        let mut command = command("apt-get", &words);
+        command.current_dir(dir);
+        try_run(command, COMMAND_DEADLINE * 2)
+    };
+    let first = download();
+    if first.ok() {
+        return;
+    }
+    // Old package lists name versions that the mirrors no longer have.
+    let update = try_run(command("apt-get", &["update", "-q"]), COMMAND_DEADLINE * 2);
+    let second = download();
+    assert!(
+        second.ok(),
+        "cannot download {packages:?}: {first:#?}\n{update:#?}\n{second:#?}"
+    );
+}
+
+fn write_initrd(root: &Path, version: &str, initrd: &Path) {
+    let out = File::create(initrd).expect("its folder is new");
+    let mut archive = CpioWriter::new(BufWriter::new(out));
+    for path in DIRECTORIES {
+        archive.directory(path).unwrap();
+    }
+    // The kernel opens it for /init before anything is mounted.
+    archive.char_device("dev/console", 5, 1).unwrap();
+    archive.file("init", INIT.as_bytes()).unwrap();
+    archive.symlink("bin/sh", "busybox").unwrap();
+    for (_, from, to) in PROGRAMS {
+        archive.file(to, &read(&root.join(from))).unwrap();
+    }
+    for library in libraries(&root.join("usr/sbin/qemu-ga")) {
+        // Where the program wants its loader; /init tells it to look there for the others.
+        let name = library
+            .file_name()
+            .and_then(|name| name.to_str())
+            .expect("libraries have plain names");
+        archive.file(&format!("lib64/{name}"), &read(&library)).unwrap();
+    }
+    let modules = modules(root, version);
+    let order: String = modules.iter().map(|(name, _)| format!("{name}\n")).collect();
+    archive.file("modules/order", order.as_bytes()).unwrap();
+    for (name, data) in modules {
+        archive.file(&format!("modules/{name}"), &data).unwrap();
+    }
+    archive.finish().unwrap();
+}
+
+/// The shared libraries of a program, and its loader, as this machine has them: every QEMU needs the same ones.
+fn libraries(program: &Path) -> Vec<PathBuf> {
+    let listing = run(command("ldd", &[program]));
+    assert!(
+        !listing.contains("not found"),
+        "libraries of {} are missing:\n{listing}",
+        program.display()
+    );
+    let paths = listing
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    paths.map(PathBuf::from).collect()
+}
+
+/// The drivers that are not part of the kernel: file name and bytes.
+fn modules(root: &Path, version: &str) -> Vec<(String, Vec<u8>)> {
+    // Where /lib is a link to /usr/lib, packages have begun to use the latter name.
+    let tops = ["lib/modules", "usr/lib/modules"].map(|top| root.join(top).join(version));
+    let top = tops
+        .iter()
+        .find(|top| top.exists())
+        .expect("the kernel package holds modules");
+    let builtin =
+        fs::read_to_string(top.join("modules.builtin")).expect("the kernel package lists what is built in");
+    let mut found = Vec::new();
+    for name in MODULES {
+        if builtin.lines().any(|line| line.ends_with(&format!("/{name}.ko"))) {
+            continue;
+        }
+        let file =
+            find_module(top, name).unwrap_or_else(|| panic!("the kernel {version} has no module {name}"));
+        let compressed = file.extension().is_some_and(|extension| extension == "xz");
+        if compressed {
+            run(command("xz", &[Path::new("--decompress"), &file]));
+        }
+        let file = if compressed { file.with_extension("") } else { file };
+        found.push((format!("{name}.ko"), read(&file)));
+    }
+    found
+}
+
+fn find_module(top: &Path, name: &str) -> Option<PathBuf> {
+    let names = [format!("{name}.ko"), format!("{name}.ko.xz")];
+    let mut folders = vec![top.join("kernel")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).ok()?.flatten() {
+            if entry.file_type().ok()?.is_dir() {
+                folders.push(entry.path());
+            } else if names.iter().any(|name| entry.file_name() == name.as_str()) {
+                return Some(entry.path());
+            }
+        }
+    }
+    None
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+}

@@ -1,0 +1,92 @@
+//! The guest's system on a QEMU of the test's own, without libvirt.
+
+use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use super::image::GuestImage;
+use super::{MEMORY_MIB, SerialLog};
+use crate::process::{Finished, command, run_within};
+
+/// Kernel options of every guest: the console is for the guest's own words, and what is serious.
+pub const KERNEL_OPTIONS: &str = "console=ttyS0 quiet loglevel=3 panic=-1";
+
+/// A kernel that KVM really runs has booted in a fraction of this, also on a busy machine.
+const HELLO_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Boots the guest's system with an accelerator (`kvm`, `tcg`), options on the kernel command line and perhaps a raw disk, waits until it
+/// powers off, and leaves its console in a file. `None` when it was ended at the deadline.
+pub fn boot(
+    accelerator: &str,
+    options: &str,
+    disk: Option<&Path>,
+    console: &Path,
+    deadline: Duration,
+) -> Option<Finished> {
+    let image = GuestImage::build_or_cached();
+    // It ends with this process, should that be killed.
+    let words = "--pdeathsig KILL qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -machine q35";
+    let mut args: Vec<String> = words.split(' ').map(String::from).collect();
+    let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
+    option("-accel", accelerator.to_owned());
+    option("-m", MEMORY_MIB.to_string());
+    option("-kernel", image.kernel.display().to_string());
+    option("-initrd", image.initrd.display().to_string());
+    option("-append", format!("{KERNEL_OPTIONS} {options}"));
+    option("-serial", format!("file:{}", console.display()));
+    if let Some(disk) = disk {
+        option(
+            "-drive",
+            format!("if=none,id=data,format=raw,file={}", disk.display()),
+        );
+        option("-device", "virtio-blk-pci,drive=data".to_owned());
+    }
+    let (finished, ended) = run_within(command("setpriv", &args), deadline);
+    if !finished.stderr.is_empty() {
+        eprintln!("qemu-system-x86_64 said: {}", finished.stderr);
+    }
+    ended.then_some(finished)
+}
+
+/// Whether KVM, used by this user, runs the guest's kernel. Tried once per boot of this machine.
+pub fn boots_with_kvm() -> bool {
+    static BOOTS: OnceLock<bool> = OnceLock::new();
+    *BOOTS.get_or_init(|| {
+        if fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_err()
+        {
+            return false;
+        }
+        let boot_id =
+            fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("Linux tells its boot's id");
+        let image = GuestImage::build_or_cached();
+        let kept = image
+            .kernel
+            .with_file_name(format!("boots-with-kvm-{}", boot_id.trim()));
+        if let Ok(answer) = fs::read_to_string(&kept) {
+            return answer == "yes";
+        }
+        let boots = says_hello("kvm");
+        // When it cannot be kept the next run tries again.
+        let _ = fs::write(&kept, if boots { "yes" } else { "no" });
+        boots
+    })
+}
+
+fn says_hello(accelerator: &str) -> bool {
+    let work = tempfile::tempdir().expect("there is a folder for temporary files");
+    let console = SerialLog::new(work.path().join("console"));
+    let finished = boot(
+        accelerator,
+        "vmsnap.mode=hello",
+        None,
+        console.path(),
+        HELLO_DEADLINE,
+    );
+    finished.is_some_and(|finished| finished.ok())
+        && console.text().lines().any(|line| line.trim() == "hello")
+}

@@ -1,0 +1,134 @@
+//! What the lab promises about its guest and its check of disks.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::panic::catch_unwind;
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Agent, BOOT_DEADLINE, Expect, Guest, check_disk};
+use crate::daemon::Daemon;
+use crate::process::{command, run, wait_until};
+
+/// Enough rounds for files that were rewritten in place, replaced and deleted, and for a trim.
+const ROUNDS: u64 = 40;
+
+fn convert(from: &Path, to: &Path, format: &str) {
+    let words = ["convert", "-U", "-O", format].map(Path::new);
+    run(command("qemu-img", &[&words[..], &[from, to]].concat()));
+}
+
+fn debugfs(disk: &Path, request: &str) -> String {
+    run(command("debugfs", &[Path::new("-R"), Path::new(request), disk]))
+}
+
+/// The offset of the first byte of one of the guest's files, in bytes; the file system has blocks of 4 KiB.
+fn offset_of_a_file(raw: &Path) -> u64 {
+    let listing = debugfs(raw, "ls -p /");
+    // /inode/mode/uid/gid/name/size/
+    let line = listing
+        .lines()
+        .find(|line| line.contains("/slot-") && line.contains(".sha256-"));
+    let inode = line
+        .and_then(|line| line.split('/').nth(1))
+        .expect("there is a file on the disk");
+    let blocks = debugfs(raw, &format!("blocks <{inode}>"));
+    let block: u64 = blocks
+        .split_whitespace()
+        .next()
+        .and_then(|block| block.parse().ok())
+        .expect("a file has blocks");
+    block * 4096
+}
+
+#[test]
+fn after_a_loss_of_power_every_file_is_whole_and_none_that_was_reported_is_lost() {
+    let daemon = Daemon::acquire();
+    let guest = Guest::start(&daemon, "power", Agent::Absent);
+    guest.wait_for_round(ROUNDS, BOOT_DEADLINE);
+    assert!(!guest.agent_is_connected());
+    guest.domain.destroy();
+    let reported = guest.last_round();
+
+    let report = check_disk(&guest.files.disk, Expect::Crash);
+    assert_eq!(report.bad, 0, "{report:?}");
+    assert!(report.files > 0, "{report:?}");
+    assert!(report.last_round >= reported, "{report:?}, reported {reported}");
+    assert!(report.needs_recovery, "{report:?}");
+
+    // The checks have to be able to fail.
+    let disk = guest.files.disk.clone();
+    assert!(
+        catch_unwind(|| check_disk(&disk, Expect::Frozen)).is_err(),
+        "it was not frozen"
+    );
+
+    // The replayed journal would bring old blocks back over the damage: damage a file of a disk that needs no replay.
+    let raw = guest.domain.path("damaged.raw");
+    convert(&guest.files.disk, &raw, "raw");
+    run(command(
+        "sh",
+        &[
+            "-c",
+            "e2fsck -fy \"$0\" >/dev/null || test $? -eq 1",
+            &raw.display().to_string(),
+        ],
+    ));
+    let file = File::options().write(true).open(&raw).expect("the copy is ours");
+    file.write_all_at(b"damaged", offset_of_a_file(&raw))
+        .expect("the copy is ours");
+    let damaged = check_disk(&raw, Expect::Frozen);
+    assert_eq!((damaged.files, damaged.bad), (report.files, 1));
+}
+
+#[test]
+fn a_disk_copied_while_frozen_needs_no_replay_and_thaw_lets_the_guest_go_on() {
+    let daemon = Daemon::acquire();
+    let guest = Guest::start(&daemon, "freeze", Agent::Answering);
+    guest.wait_for_round(ROUNDS, BOOT_DEADLINE);
+    guest.wait_for_agent(BOOT_DEADLINE);
+
+    let frozen = guest.domain.virsh(&["domfsfreeze"]);
+    assert!(frozen.contains("Froze 1 filesystem"), "{frozen}");
+    let reported = guest.last_round();
+    let copy = guest.domain.path("copy.qcow2");
+    convert(&guest.files.disk, &copy, "qcow2");
+    let thawed = guest.domain.virsh(&["domfsthaw"]);
+    assert!(thawed.contains("Thawed 1 filesystem"), "{thawed}");
+    guest.wait_for_round(reported + 5, BOOT_DEADLINE);
+
+    let report = check_disk(&copy, Expect::Frozen);
+    assert_eq!((report.bad, report.needs_recovery), (0, false), "{report:?}");
+    assert!(report.files > 0, "{report:?}");
+    assert!(report.last_round >= reported, "{report:?}, reported {reported}");
+}
+
+#[test]
+fn a_deaf_agent_is_connected_and_never_answers() {
+    let daemon = Daemon::acquire();
+    let guest = Guest::start(&daemon, "deaf", Agent::Deaf);
+    guest.wait_for_round(1, BOOT_DEADLINE);
+    assert!(
+        wait_until(Duration::from_secs(30), || guest.agent_is_connected()),
+        "the port was opened"
+    );
+
+    guest.domain.virsh(&["guest-agent-timeout", "--timeout", "1"]);
+    let refused = guest.domain.try_virsh(&["domfsfreeze"]);
+    assert!(!refused.ok());
+    assert!(refused.stderr.contains("agent"), "{refused:?}");
+
+    let reported = guest.last_round();
+    guest.wait_for_round(reported + 5, BOOT_DEADLINE);
+}
+
+#[test]
+fn a_guest_that_starts_again_goes_on_where_it_was() {
+    let daemon = Daemon::acquire();
+    let guest = Guest::start(&daemon, "again", Agent::Answering);
+    guest.wait_for_round(5, BOOT_DEADLINE);
+    guest.domain.destroy();
+    let before = guest.last_round();
+    guest.domain.start();
+    guest.wait_for_round(before + 5, BOOT_DEADLINE);
+}

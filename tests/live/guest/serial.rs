@@ -1,0 +1,69 @@
+//! What a guest says on its console, read from the file that QEMU or virtlogd writes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::process::wait_until;
+
+/// A console's log.
+#[derive(Clone, Debug)]
+pub struct SerialLog {
+    path: PathBuf,
+}
+
+impl SerialLog {
+    /// The log at that path, which need not exist yet.
+    pub fn new(path: PathBuf) -> SerialLog {
+        SerialLog { path }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Everything said so far.
+    pub fn text(&self) -> String {
+        let bytes = fs::read(&self.path).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The last round reported; 0 before the first.
+    pub fn last_round(&self) -> u64 {
+        last_round(&self.text())
+    }
+
+    /// Waits until a round is reported; panics with the log at the deadline, or when the guest reports a failure.
+    pub fn wait_for_round(&self, round: u64, deadline: Duration) {
+        let reached = wait_until(deadline, || {
+            let text = self.text();
+            assert!(!text.contains("FAILED:"), "the guest has failed:\n{text}");
+            last_round(&text) >= round
+        });
+        assert!(
+            reached,
+            "the guest did not reach round {round} in {deadline:?}:\n{}",
+            self.text()
+        );
+    }
+}
+
+fn last_round(text: &str) -> u64 {
+    // A line that is not whole yet may miss digits.
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let newest = whole
+        .lines()
+        .rev()
+        .find_map(|line| line.trim().strip_prefix("round ")?.parse().ok());
+    newest.unwrap_or(0)
+}
+
+#[test]
+fn the_last_whole_line_tells_the_round() {
+    assert_eq!(last_round(""), 0);
+    assert_eq!(last_round("booting\r\nround 7\r\n"), 7);
+    assert_eq!(last_round("round 7\r\nround 8\r\nround 1"), 8);
+    assert_eq!(last_round("round 9"), 0);
+    assert_eq!(last_round("round x\nround 3\nwriting from round 4 on\n"), 3);
+}
