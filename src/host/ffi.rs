@@ -67,6 +67,18 @@ fn owned_text(text: *mut c_char) -> Call<String> {
     Ok(copy)
 }
 
+/// Keeps libvirt's driver from writing its log to stderr when it runs inside this process (`qemu:///embed`): errors reach us
+/// as errors, and the rest concerns nobody. Who has set the variable wants to see it.
+///
+/// To be called before the program starts its first thread.
+pub fn quiet_driver() {
+    const OUTPUTS: &str = "LIBVIRT_LOG_OUTPUTS";
+    if std::env::var_os(OUTPUTS).is_none() {
+        // SAFETY: the caller promises that there is no other thread yet, so nobody reads the environment meanwhile.
+        unsafe { std::env::set_var(OUTPUTS, "4:stderr") };
+    }
+}
+
 /// Starts libvirt's event loop once per process and makes libvirt print nothing by itself. The embedded driver
 /// demands the loop, keepalive messages need it, and it has to be there before the first connection is opened.
 pub fn prepare() -> Call<()> {

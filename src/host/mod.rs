@@ -55,6 +55,9 @@ pub trait Host: Send + Sync {
     /// a checkpoint that is not there is one.
     fn delete_checkpoint(&self, domain: &Domain, name: &str) -> Result<()>;
 
+    /// Removes the bitmaps of that name that no checkpoint owns, from every disk, running or shut off. None there is no error.
+    fn delete_bitmap(&self, domain: &Domain, name: &str) -> Result<()>;
+
     /// The job that holds the domain now.
     fn active_job(&self, domain: &Domain) -> Result<Option<ActiveJob>>;
 
@@ -76,6 +79,9 @@ pub trait Host: Send + Sync {
 
     /// The bytes of the domain's UEFI variables, if it has any.
     fn nvram(&self, domain: &Domain) -> Result<Option<Vec<u8>>>;
+
+    /// Whether a domain of that name and whether one of that UUID is defined.
+    fn is_defined(&self, name: &str, uuid: &str) -> Result<(bool, bool)>;
 
     /// Defines a domain. One that has the same name or UUID is an error, never redefined.
     fn define(&self, xml: &str) -> Result<()>;
@@ -132,8 +138,8 @@ pub struct Places {
 /// What a job is to do.
 #[derive(Clone, Debug)]
 pub struct BackupRequest {
-    /// The name of the checkpoint to make; `None` makes none.
-    pub checkpoint: Option<String>,
+    /// The checkpoint to make; `None` makes none.
+    pub checkpoint: Option<CheckpointRequest>,
     /// The disks to read. Disks of the domain that are not here are left out of the job.
     pub disks: Vec<DiskRequest>,
     /// Where socket and scratch files go.
@@ -144,6 +150,15 @@ pub struct BackupRequest {
     pub now: i64,
     /// Asked for by the user's Ctrl-C.
     pub stop: Stop,
+}
+
+/// The checkpoint that a job is to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointRequest {
+    /// Its name.
+    pub name: String,
+    /// Its description, by which the run that made it is known again.
+    pub mark: String,
 }
 
 /// One disk of a job.

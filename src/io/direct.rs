@@ -133,6 +133,12 @@ mod tests {
     use crate::model::buffer::Buffer;
     use std::path::Path;
 
+    fn bytes_of(file: &File) -> Vec<u8> {
+        let mut bytes = vec![0; file.metadata().expect("it has a length").len() as usize];
+        file.read_exact_at(&mut bytes, 0).expect("it can be read");
+        bytes
+    }
+
     fn file_in(dir: &Path) -> (File, File) {
         let file = tempfile::tempfile_in(dir).expect("a temporary file");
         (file.try_clone().expect("a second handle"), file)

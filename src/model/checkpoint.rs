@@ -12,6 +12,8 @@ pub struct Checkpoint {
     pub name: String,
     /// When it was made, in seconds since 1970.
     pub created: i64,
+    /// Its description; a run of ours leaves its mark there.
+    pub mark: Option<String>,
     /// The disks it covers with a bitmap.
     pub disks: Vec<CheckpointDisk>,
 }

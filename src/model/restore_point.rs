@@ -81,6 +81,14 @@ pub struct RestorePoint {
 }
 
 impl RestorePoint {
+    /// Name of its folder within the period's.
+    pub fn folder(&self) -> String {
+        match self.level {
+            Level::Full => format!("{}.full", self.id),
+            Level::Incremental => format!("{}.inc", self.id),
+        }
+    }
+
     /// The disk of that target.
     pub fn disk(&self, target: &str) -> Option<&DiskPoint> {
         self.disks.iter().find(|disk| disk.target == target)

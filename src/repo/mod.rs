@@ -1,1 +1,236 @@
-//! What is kept.
+//! What is kept: a folder per domain, in it a folder per period, in it a folder per restore point.
+//!
+//! * `layout`: which name stands for what.
+//! * `manifest`: the commit record.
+//! * `history`: reads what is there, and what is wrong with it.
+//! * `pending`: a restore point being written, until it is committed.
+//! * `lock`: one writer per domain.
+//! * `store`: the only door to durable files.
+
+pub mod history;
+pub mod layout;
+mod lock;
+pub mod manifest;
+pub mod pending;
+pub mod store;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use history::{History, Leftover};
+pub use lock::DomainLock;
+pub use manifest::{FileEntry, Manifest};
+pub use pending::Pending;
+pub use store::{DiskStore, Store};
+
+/// Result of everything in this room.
+pub type Result<T> = std::result::Result<T, RepoError>;
+
+/// What can go wrong in the repository.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepoError {
+    /// A file or folder could not be used.
+    #[error("cannot {operation} {}", path.display())]
+    Io {
+        /// What was being done, as a verb.
+        operation: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The repository's folder is not there, or is none.
+    #[error("the repository {} cannot be used", path.display())]
+    Unusable {
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A domain's name gives a folder name that is too long.
+    #[error("the name of domain '{name}' makes a folder name of more than 255 bytes")]
+    NameTooLong {
+        /// The domain's name.
+        name: String,
+    },
+    /// Another run writes to the domain's folder.
+    #[error("{} is locked by another run ({holder})", path.display())]
+    Locked {
+        /// The lock's path.
+        path: PathBuf,
+        /// Who holds it, as it wrote itself down.
+        holder: String,
+    },
+    /// A manifest could not be made.
+    #[error("cannot write down the manifest of {id}")]
+    Manifest {
+        /// Id of the restore point.
+        id: String,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl RepoError {
+    fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RepoError {
+        let path = path.to_owned();
+        move |source| RepoError::Io {
+            operation,
+            path,
+            source,
+        }
+    }
+
+    /// Whether the target is full.
+    pub fn is_no_space(&self) -> bool {
+        let (RepoError::Io { source, .. } | RepoError::Unusable { source, .. }) = self else {
+            return false;
+        };
+        matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    }
+}
+
+/// The root of everything kept.
+#[derive(Clone)]
+pub struct Repository {
+    root: PathBuf,
+    store: Arc<dyn Store>,
+}
+
+impl Repository {
+    /// Opens a repository that must be there.
+    pub fn open(root: &Path, store: Arc<dyn Store>) -> Result<Repository> {
+        let unusable = |source| RepoError::Unusable {
+            path: root.to_owned(),
+            source,
+        };
+        // Images name their backing files by relative paths, but what we print and hand to QEMU has to be absolute.
+        let root = root.canonicalize().map_err(unusable)?;
+        if !root.is_dir() {
+            return Err(unusable(io::ErrorKind::NotADirectory.into()));
+        }
+        Ok(Repository { root, store })
+    }
+
+    /// Opens a repository to write to; its last folder is created if its parent is there. A deeper path that is missing is
+    /// more likely a file system that is not mounted.
+    pub fn open_or_create(root: &Path, store: Arc<dyn Store>) -> Result<Repository> {
+        match store.create_dir(root) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => {
+                return Err(RepoError::Unusable {
+                    path: root.to_owned(),
+                    source,
+                });
+            }
+        }
+        Repository::open(root, store)
+    }
+
+    /// Its folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The names of the domains that have restore points here, or had.
+    pub fn domain_names(&self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = history::folder_names(&self.root)?
+            .into_iter()
+            .filter(|folder| history::holds_periods(&self.root.join(folder)))
+            .filter_map(|folder| layout::unescape(&folder))
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// One domain's part of the repository. It need not be there yet.
+    pub fn domain(&self, name: &str) -> Result<DomainRepository> {
+        let folder = layout::escape(name).ok_or_else(|| RepoError::NameTooLong {
+            name: name.to_owned(),
+        })?;
+        Ok(DomainRepository {
+            name: name.to_owned(),
+            dir: self.root.join(folder),
+            store: Arc::clone(&self.store),
+        })
+    }
+}
+
+/// One domain's part of a repository: readable by everybody at any time.
+#[derive(Clone)]
+pub struct DomainRepository {
+    name: String,
+    dir: PathBuf,
+    store: Arc<dyn Store>,
+}
+
+impl DomainRepository {
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Reads what is there, and what is wrong with it. Waits for nobody: a run in progress is invisible until it commits.
+    pub fn history(&self) -> Result<History> {
+        history::read(&self.dir, &self.name)
+    }
+
+    /// Takes the right to write, or says at once who has it. Creates the domain's folder if need be.
+    pub fn lock(&self) -> Result<LockedDomain> {
+        match self.store.create_dir(&self.dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(RepoError::io("create the folder", &self.dir)(error)),
+        }
+        let path = self.dir.join(layout::LOCK);
+        match lock::acquire(&path) {
+            Ok(lock) => Ok(LockedDomain {
+                repository: self.clone(),
+                _lock: lock,
+            }),
+            Err(lock::LockError::Held(holder)) => Err(RepoError::Locked { path, holder }),
+            Err(lock::LockError::Io(path, source)) => Err(RepoError::Io {
+                operation: "lock",
+                path,
+                source,
+            }),
+        }
+    }
+}
+
+/// One domain's part of a repository, with the right to write to it.
+pub struct LockedDomain {
+    repository: DomainRepository,
+    _lock: DomainLock,
+}
+
+impl LockedDomain {
+    /// Reads what is there. Nobody else can change it meanwhile.
+    pub fn history(&self) -> Result<History> {
+        self.repository.history()
+    }
+
+    /// Begins a restore point of this moment in a period's folder.
+    pub fn begin(&self, period: &str, time: jiff::Timestamp) -> Result<Pending> {
+        Pending::create(
+            Arc::clone(&self.repository.store),
+            &self.repository.dir,
+            period,
+            time,
+        )
+    }
+
+    /// Removes what an unfinished run left.
+    pub fn remove_leftover(&self, leftover: &Leftover) -> Result<()> {
+        pending::remove_partial(self.repository.store.as_ref(), &leftover.dir)
+    }
+}

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use vmsnap::host::{BackupJob, BackupRequest, DiskRequest, Host, HostError, JobHealth, PlaceWishes, Places};
+use vmsnap::host::{
+    BackupJob, BackupRequest, CheckpointRequest, DiskRequest, Host, HostError, JobHealth, PlaceWishes, Places,
+};
 use vmsnap::model::checkpoint::Bitmap;
 use vmsnap::model::domain::{Agent, DiskFormat, DomainState, Source};
 use vmsnap::model::restore_point::Consistency;
@@ -27,7 +29,10 @@ pub fn request(places: &Places, checkpoint: &str, disks: &[(&str, Option<&str>)]
         checkpointed: true,
     };
     BackupRequest {
-        checkpoint: Some(checkpoint.to_owned()),
+        checkpoint: Some(CheckpointRequest {
+            name: checkpoint.to_owned(),
+            mark: "a test".to_owned(),
+        }),
         disks: disks.iter().map(disk).collect(),
         places: places.clone(),
         freeze: Some(Duration::from_secs(10)),

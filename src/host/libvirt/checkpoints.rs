@@ -89,6 +89,7 @@ fn judge(description: CheckpointDescription, told_by_qemu: bool, images: &mut Im
     Ok(Checkpoint {
         name: description.name,
         created: description.created,
+        mark: description.description,
         disks,
     })
 }
@@ -239,11 +240,11 @@ fn remove_bitmaps(disks: &[Disk], name: &str) -> Result<bool> {
 /// disk after the other: where the bitmap is there it goes with it.
 fn delete_active(handle: &Handle, checkpoint: &ffi::Checkpoint, name: &str) -> Result<()> {
     let operation = format!("delete the checkpoint {name}");
-    let refused = match checkpoint.delete(false) {
+    match checkpoint.delete(false) {
         Ok(()) => return Ok(()),
-        Err(error) if is_lost_bitmap(&error) => error,
+        Err(error) if is_lost_bitmap(&error) => {}
         Err(error) => return Err(failed(operation)(error)),
-    };
+    }
     let xml = checkpoint.xml(false).map_err(failed("describe a checkpoint"))?;
     let description = read_checkpoint(&xml)?;
     checkpoint.delete(true).map_err(failed(operation.as_str()))?;
@@ -252,31 +253,61 @@ fn delete_active(handle: &Handle, checkpoint: &ffi::Checkpoint, name: &str) -> R
     }
     let live = inspect::live(handle)?;
     for covered in &description.disks {
-        if !live.disks.iter().any(|disk| disk.target == covered.target) {
-            continue;
-        }
-        let disks: Vec<(&str, bool)> = live
-            .disks
-            .iter()
-            .map(|disk| (disk.target.as_str(), disk.target == covered.target))
-            .collect();
-        let known = KnownCheckpoint {
-            name,
-            created: description.created,
-            parent: None,
-            disks: &disks,
-        };
-        let again = ffi::Checkpoint::redefine(handle, &write_known_checkpoint(&known)?);
-        let again = again.map_err(failed(operation.as_str()))?;
-        match again.delete(false) {
-            Ok(()) => {}
-            Err(error) if error == refused || is_lost_bitmap(&error) => {
-                again.delete(true).map_err(failed(operation.as_str()))?;
-            }
-            Err(error) => return Err(failed(operation)(error)),
+        if live.disks.iter().any(|disk| disk.target == covered.target) {
+            delete_of_disk(handle, &live.disks, &covered.target, name)?;
         }
     }
     Ok(())
+}
+
+/// Removes a bitmap that libvirt has no record of from one disk: it gets a record, with which it goes.
+fn delete_of_disk(handle: &Handle, live: &[Disk], target: &str, name: &str) -> Result<()> {
+    let operation = || failed(format!("remove the bitmap {name} of disk {target}"));
+    let disks: Vec<(&str, bool)> = live
+        .iter()
+        .map(|disk| (disk.target.as_str(), disk.target == target))
+        .collect();
+    let known = KnownCheckpoint {
+        name,
+        // libvirt wants a time, and nobody will ever see this one.
+        created: 1,
+        description: None,
+        parent: None,
+        disks: &disks,
+    };
+    let record = ffi::Checkpoint::redefine(handle, &write_known_checkpoint(&known)?).map_err(operation())?;
+    match record.delete(false) {
+        Ok(()) => Ok(()),
+        Err(error) if is_lost_bitmap(&error) => record.delete(true).map_err(operation()),
+        Err(error) => Err(operation()(error)),
+    }
+}
+
+/// Removes the bitmaps of this name that no checkpoint owns.
+pub fn delete_bitmap(link: &Link, domain: &Domain, name: &str) -> Result<()> {
+    let handle = link.find(domain)?;
+    match ffi::Checkpoint::lookup(&handle, name) {
+        // They are not without an owner.
+        Ok(_) => return Ok(()),
+        Err(error) if error.number == ErrorNumber::NoDomainCheckpoint => {}
+        Err(error) => return Err(failed(format!("look for the checkpoint {name}"))(error)),
+    }
+    if inspect::is_active(&handle)? {
+        let live = inspect::live(&handle)?;
+        let carries = |disk: &&Disk| disk.format == DiskFormat::Qcow2 && !disk.readonly;
+        let carrying = live
+            .disks
+            .iter()
+            .filter(carries)
+            .filter(|disk| disk.source.path().is_some());
+        return carrying
+            .into_iter()
+            .try_for_each(|disk| delete_of_disk(&handle, &live.disks, &disk.target, name));
+    }
+    if !link.location().is_local {
+        return Err(inspect::not_here("its images"));
+    }
+    remove_bitmaps(&domain.disks, name).map(drop)
 }
 
 /// libvirt's words since 7.x (qemuBlockBitmapsHandle… in src/qemu/qemu_checkpoint.c); the number is that of any internal error.

@@ -57,15 +57,15 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
             .collect(),
         socket,
         places: request.places.clone(),
-        wanted_checkpoint: request.checkpoint.clone(),
+        wanted_checkpoint: request.checkpoint.as_ref().map(|wanted| wanted.name.clone()),
         checkpoint: None,
         consistency,
         findings,
         thaw,
         ended: false,
     };
-    if let Some(name) = &request.checkpoint {
-        job.checkpoint = Some(record(handle, name)?);
+    if let Some(wanted) = &request.checkpoint {
+        job.checkpoint = Some(record(handle, &wanted.name)?);
     }
     Ok(Box::new(job))
 }
@@ -104,8 +104,8 @@ fn documents(live: &Domain, request: &BackupRequest) -> Result<(PathBuf, String,
         .collect();
     let checkpoint = request
         .checkpoint
-        .as_deref()
-        .map(|name| xml::write_new_checkpoint(name, &covered));
+        .as_ref()
+        .map(|wanted| xml::write_new_checkpoint(&wanted.name, &wanted.mark, &covered));
     Ok((
         socket.clone(),
         xml::write_backup(socket, &disks)?,

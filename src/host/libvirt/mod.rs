@@ -36,6 +36,11 @@ impl LibvirtHost {
     }
 }
 
+/// Keeps the driver's log off stderr when it runs inside this process. To be called before the program starts its first thread.
+pub fn quiet_driver() {
+    ffi::quiet_driver();
+}
+
 impl Host for LibvirtHost {
     fn capabilities(&self) -> Result<Capabilities> {
         inspect::capabilities(&self.link)
@@ -63,6 +68,10 @@ impl Host for LibvirtHost {
 
     fn delete_checkpoint(&self, domain: &Domain, name: &str) -> Result<()> {
         checkpoints::delete(&self.link, domain, name)
+    }
+
+    fn delete_bitmap(&self, domain: &Domain, name: &str) -> Result<()> {
+        checkpoints::delete_bitmap(&self.link, domain, name)
     }
 
     fn active_job(&self, domain: &Domain) -> Result<Option<ActiveJob>> {
@@ -93,6 +102,14 @@ impl Host for LibvirtHost {
 
     fn nvram(&self, domain: &Domain) -> Result<Option<Vec<u8>>> {
         inspect::nvram(&self.link, domain)
+    }
+
+    fn is_defined(&self, name: &str, uuid: &str) -> Result<(bool, bool)> {
+        link::check_name(name)?;
+        Ok((
+            self.link.by_name(name)?.is_some(),
+            self.link.by_uuid(uuid)?.is_some(),
+        ))
     }
 
     fn define(&self, xml: &str) -> Result<()> {

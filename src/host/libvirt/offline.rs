@@ -17,7 +17,7 @@ use super::{
 use crate::host::export::Export;
 use crate::host::qemu::{self, Offer, Patience, Reader};
 use crate::host::xml::{KnownCheckpoint, write_known_checkpoint};
-use crate::host::{DiskRequest, JobHealth, NewCheckpoint, ReadOptions};
+use crate::host::{CheckpointRequest, DiskRequest, JobHealth, NewCheckpoint, ReadOptions};
 use crate::model::block::BlockSource;
 use crate::model::domain::{Disk, DiskFormat, Domain};
 use crate::model::finding::Finding;
@@ -45,11 +45,11 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
         ended: false,
     };
     // From here on a return drops the job, which undoes what has been done so far.
-    if let Some(name) = &request.checkpoint {
-        refuse_taken_name(&domain, handle, name)?;
-        job.new_name = Some(name.clone());
-        add_bitmaps(&plans, name, &request.stop)?;
-        job.checkpoint = Some(make_known(handle, &domain, request, name)?);
+    if let Some(wanted) = &request.checkpoint {
+        refuse_taken_name(&domain, handle, &wanted.name)?;
+        job.new_name = Some(wanted.name.clone());
+        add_bitmaps(&plans, &wanted.name, &request.stop)?;
+        job.checkpoint = Some(make_known(handle, &domain, request, wanted)?);
     }
     for plan in &plans {
         let reader = Reader::start(&plan.offer(), &request.stop)?;
@@ -189,8 +189,9 @@ fn make_known(
     handle: &Handle,
     domain: &Domain,
     request: &BackupRequest,
-    name: &str,
+    wanted: &CheckpointRequest,
 ) -> Result<NewCheckpoint> {
+    let name = &wanted.name;
     let parent = checkpoints::newest(handle)?;
     let covered = |target: &str| {
         request
@@ -206,6 +207,7 @@ fn make_known(
     let xml = write_known_checkpoint(&KnownCheckpoint {
         name,
         created: request.now,
+        description: Some(&wanted.mark),
         parent: parent.as_deref(),
         disks: &disks,
     })?;

@@ -1,3 +1,5 @@
+//! Tests of the programs' wrappers, on images made here.
+
 use super::*;
 use std::os::unix::net::UnixStream;
 

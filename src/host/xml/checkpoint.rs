@@ -16,6 +16,8 @@ pub struct CheckpointDescription {
     pub name: String,
     /// When it was made, in seconds since 1970.
     pub created: i64,
+    /// What whoever made it wrote down about it.
+    pub description: Option<String>,
     /// The checkpoint before it: bookkeeping only, no bitmap depends on another.
     pub parent: Option<String>,
     /// The disks that it covers with a bitmap.
@@ -47,6 +49,7 @@ pub fn read_checkpoint(xml: &str) -> Result<CheckpointDescription> {
     let parent = child(checkpoint, "parent")
         .and_then(|parent| child(parent, "name"))
         .map(text);
+    let description = child(checkpoint, "description").map(text);
     let mut disks = Vec::new();
     for list in children(checkpoint, "disks") {
         for disk in children(list, "disk") {
@@ -56,6 +59,7 @@ pub fn read_checkpoint(xml: &str) -> Result<CheckpointDescription> {
     Ok(CheckpointDescription {
         name,
         created,
+        description,
         parent,
         disks,
     })
@@ -87,8 +91,8 @@ fn covered_disk(disk: Node, checkpoint: &str) -> Result<Option<CoveredDisk>> {
 
 /// Writes the checkpoint that a job is to make. `disks` are **all** disks of the domain with whether it covers them:
 /// libvirt takes in those that are not listed.
-pub fn write_new_checkpoint(name: &str, disks: &[(&str, bool)]) -> Result<String> {
-    write(name, None, None, disks)
+pub fn write_new_checkpoint(name: &str, description: &str, disks: &[(&str, bool)]) -> Result<String> {
+    write(name, Some(description), None, None, disks)
 }
 
 /// A checkpoint whose bitmaps are there already, to be made known to libvirt (`VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE`).
@@ -98,6 +102,8 @@ pub struct KnownCheckpoint<'a> {
     pub name: &'a str,
     /// When it was made, in seconds since 1970; libvirt demands it.
     pub created: i64,
+    /// What is to be known about it.
+    pub description: Option<&'a str>,
     /// The checkpoint before it. libvirt refuses one that it does not know.
     pub parent: Option<&'a str>,
     /// All disks of the domain, with whether it covers them.
@@ -108,13 +114,20 @@ pub struct KnownCheckpoint<'a> {
 pub fn write_known_checkpoint(checkpoint: &KnownCheckpoint<'_>) -> Result<String> {
     write(
         checkpoint.name,
+        checkpoint.description,
         Some(checkpoint.created),
         checkpoint.parent,
         checkpoint.disks,
     )
 }
 
-fn write(name: &str, created: Option<i64>, parent: Option<&str>, disks: &[(&str, bool)]) -> Result<String> {
+fn write(
+    name: &str,
+    description: Option<&str>,
+    created: Option<i64>,
+    parent: Option<&str>,
+    disks: &[(&str, bool)],
+) -> Result<String> {
     let mut writer = Writer::new(Vec::new());
     let result = writer
         .create_element("domaincheckpoint")
@@ -122,6 +135,11 @@ fn write(name: &str, created: Option<i64>, parent: Option<&str>, disks: &[(&str,
             checkpoint
                 .create_element("name")
                 .write_text_content(BytesText::new(name))?;
+            if let Some(description) = description {
+                checkpoint
+                    .create_element("description")
+                    .write_text_content(BytesText::new(description))?;
+            }
             if let Some(parent) = parent {
                 checkpoint
                     .create_element("parent")
@@ -178,10 +196,10 @@ mod tests {
 
     #[test]
     fn a_new_checkpoint_lists_every_disk() {
-        let xml = write_new_checkpoint("virtnbdbackup.4", &[("vda", true), ("sda", false)]).expect("plain");
+        let xml = write_new_checkpoint("virtnbdbackup.4", "run <1>", &[("vda", true), ("sda", false)]);
         assert_eq!(
-            xml,
-            "<domaincheckpoint><name>virtnbdbackup.4</name><disks>\
+            xml.expect("plain"),
+            "<domaincheckpoint><name>virtnbdbackup.4</name><description>run &lt;1&gt;</description><disks>\
              <disk name=\"vda\" checkpoint=\"bitmap\" bitmap=\"virtnbdbackup.4\"/>\
              <disk name=\"sda\" checkpoint=\"no\"/></disks></domaincheckpoint>"
         );
@@ -192,6 +210,7 @@ mod tests {
         let known = KnownCheckpoint {
             name: "virtnbdbackup.4",
             created: 1_700_000_000,
+            description: Some("run <1>"),
             parent: Some("virtnbdbackup.3"),
             disks: &[("vda", true), ("vdb", false), ("vdc", true)],
         };
@@ -200,6 +219,7 @@ mod tests {
             (read.name.as_str(), read.created),
             ("virtnbdbackup.4", 1_700_000_000)
         );
+        assert_eq!(read.description.as_deref(), Some("run <1>"));
         assert_eq!(read.parent.as_deref(), Some("virtnbdbackup.3"));
         let covered: Vec<&str> = read.disks.iter().map(|disk| disk.target.as_str()).collect();
         assert_eq!(covered, ["vda", "vdc"]);
@@ -239,6 +259,7 @@ mod tests {
         CheckpointDescription {
             name: name.to_owned(),
             created,
+            description: None,
             parent: parent.map(str::to_owned),
             disks: Vec::new(),
         }

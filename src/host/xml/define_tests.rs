@@ -1,3 +1,5 @@
+//! Tests of the edits, on a rich domain.
+
 use super::*;
 use crate::host::xml::read_domain;
 use crate::model::domain::{DiskFormat, Source};

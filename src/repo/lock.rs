@@ -1,0 +1,68 @@
+//! One writer per domain. The kernel frees the lock when its owner dies, however it dies.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+/// The right to write to one domain's folder, until dropped.
+#[derive(Debug)]
+pub struct DomainLock {
+    _file: File,
+}
+
+/// Why the lock could not be had.
+#[derive(Debug)]
+pub(super) enum LockError {
+    /// Another run holds it; who, as it wrote itself down.
+    Held(String),
+    /// The lock's file cannot be used.
+    Io(PathBuf, io::Error),
+}
+
+/// Takes the lock, or says at once who holds it.
+pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
+    let failed = |error| LockError::Io(path.to_owned(), error);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // Who holds it is told as far as it can be read; that it is held is certain.
+            let _ = Read::by_ref(&mut file).take(200).read_to_string(&mut holder);
+            return Err(LockError::Held(holder.trim().to_owned()));
+        }
+        Err(TryLockError::Error(error)) => return Err(failed(error)),
+    }
+    let note = format!("process {}\n", std::process::id());
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| file.write_all(note.as_bytes()))
+        .map_err(failed)?;
+    Ok(DomainLock { _file: file })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_taker_is_told_who_holds_it_and_a_third_gets_it_after_the_drop() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join(".lock");
+        let first = acquire(&path).expect("nobody holds it");
+        match acquire(&path) {
+            Err(LockError::Held(holder)) => {
+                assert_eq!(holder, format!("process {}", std::process::id()));
+            }
+            other => panic!("{other:?}"),
+        }
+        drop(first);
+        acquire(&path).expect("it is free again");
+    }
+}

@@ -1,0 +1,261 @@
+//! The commit record of a restore point: what it is, and which files with which digests belong to it.
+//!
+//! The manifest carries the digest of its own text: the BLAKE3 of the file with the digest's 64 digits replaced by zeroes.
+//! So one flipped byte anywhere in a restore point is found.
+
+use serde::{Deserialize, Serialize};
+
+use super::layout;
+use crate::model::restore_point::RestorePoint;
+
+/// The version of the format that this program writes. Older ones stay readable; a newer one is refused.
+pub const FORMAT: u32 = 1;
+
+/// The largest manifest that is read, in bytes.
+pub const MAX_BYTES: u64 = 16 << 20;
+
+const NO_DIGEST: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// The content of `manifest.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Version of the format.
+    pub format: u32,
+    /// Digest of this text with zeroes in this place.
+    pub digest: String,
+    /// The program that wrote it, with its version.
+    pub tool: String,
+    /// The versions of the hypervisor.
+    pub host: String,
+    /// What the restore point is.
+    #[serde(flatten)]
+    pub point: RestorePoint,
+    /// The files in the restore point's folder, the manifest itself excepted.
+    pub files: Vec<FileEntry>,
+    /// The checkpoint's XML in the period's `checkpoints` folder.
+    pub checkpoint_file: Option<FileEntry>,
+}
+
+/// A file that belongs to a restore point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FileEntry {
+    /// Its name within its folder.
+    pub name: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its BLAKE3 digest in hexadecimal.
+    pub blake3: String,
+}
+
+/// Why a manifest cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// It is no JSON, or lacks something.
+    #[error("it is not a manifest: {0}")]
+    NotAManifest(String),
+    /// It was written by a newer program.
+    #[error("it has format {0}, and this vmsnap reads formats up to {FORMAT}: use a newer vmsnap")]
+    TooNew(u32),
+    /// Its text is not what was written.
+    #[error("it is damaged: its digest does not match its text")]
+    Digest,
+    /// It says something that cannot be.
+    #[error("it is damaged or forged: {0}")]
+    Impossible(String),
+}
+
+impl Manifest {
+    /// A manifest of this program for a restore point.
+    pub fn new(
+        host: &str,
+        point: RestorePoint,
+        files: Vec<FileEntry>,
+        checkpoint_file: Option<FileEntry>,
+    ) -> Self {
+        Manifest {
+            format: FORMAT,
+            digest: NO_DIGEST.to_owned(),
+            tool: concat!("vmsnap ", env!("CARGO_PKG_VERSION")).to_owned(),
+            host: host.to_owned(),
+            point,
+            files,
+            checkpoint_file,
+        }
+    }
+
+    /// The text to be written, with its digest in it.
+    pub fn to_text(&self) -> serde_json::Result<String> {
+        let blank = Manifest {
+            digest: NO_DIGEST.to_owned(),
+            ..self.clone()
+        };
+        let mut text = serde_json::to_string_pretty(&blank)?;
+        text.push('\n');
+        let digest = blake3::hash(text.as_bytes()).to_hex();
+        // The first run of 64 zeroes is the digest's place: only the format number stands before it.
+        Ok(text.replacen(NO_DIGEST, digest.as_str(), 1))
+    }
+
+    /// Reads what [`Manifest::to_text`] wrote, and checks everything that can be checked without looking at other files.
+    pub fn parse(text: &[u8]) -> Result<Manifest, ManifestError> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let not = |error: serde_json::Error| ManifestError::NotAManifest(error.to_string());
+        let version: Version = serde_json::from_slice(text).map_err(not)?;
+        if version.format > FORMAT {
+            return Err(ManifestError::TooNew(version.format));
+        }
+        let manifest: Manifest = serde_json::from_slice(text).map_err(not)?;
+        manifest.check_digest(text)?;
+        manifest.check_names().map_err(ManifestError::Impossible)?;
+        Ok(manifest)
+    }
+
+    fn check_digest(&self, text: &[u8]) -> Result<(), ManifestError> {
+        if !is_digest(&self.digest) {
+            return Err(ManifestError::Digest);
+        }
+        let text = std::str::from_utf8(text).map_err(|_| ManifestError::Digest)?;
+        let blank = text.replacen(&self.digest, NO_DIGEST, 1);
+        let found = blake3::hash(blank.as_bytes()).to_hex();
+        if found.as_str() == self.digest {
+            Ok(())
+        } else {
+            Err(ManifestError::Digest)
+        }
+    }
+
+    /// Names from a manifest become paths: none may lead out of its folder.
+    fn check_names(&self) -> Result<(), String> {
+        let point = &self.point;
+        let mut names = vec![("id", &point.id), ("period", &point.period)];
+        names.extend(point.parent.iter().map(|parent| ("parent", parent)));
+        for disk in &point.disks {
+            names.push(("disk", &disk.target));
+            names.push(("image", &disk.image));
+            names.extend(disk.parent.iter().map(|parent| ("parent", parent)));
+            if !self.files.iter().any(|file| file.name == disk.image) {
+                return Err(format!(
+                    "the image of disk {} is not in its list of files",
+                    disk.target
+                ));
+            }
+        }
+        for file in self.files.iter().chain(&self.checkpoint_file) {
+            names.push(("file", &file.name));
+            if !is_digest(&file.blake3) {
+                return Err(format!("the digest of file '{}' is none", file.name));
+            }
+        }
+        match names.into_iter().find(|(_, name)| !layout::is_plain_name(name)) {
+            Some((what, name)) => Err(format!(
+                "the name '{}' of its {what} is not allowed",
+                name.escape_debug()
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// The entry of a file of this restore point.
+    pub fn file(&self, name: &str) -> Option<&FileEntry> {
+        self.files.iter().find(|file| file.name == name)
+    }
+}
+
+fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::restore_point::{Consistency, DiskPoint, Level};
+
+    fn sample() -> Manifest {
+        let point = RestorePoint {
+            id: "2026-11-01T02-00-03Z".into(),
+            sequence: 1,
+            domain: "vm \"1\"".into(),
+            uuid: "c7a5fdbd-edaf-9455-926a-d65c16db1809".into(),
+            time: "2026-11-01T02:00:03Z".parse().expect("a time"),
+            period: "vmsnap-backup-monthly-2026-11".into(),
+            level: Level::Full,
+            parent: None,
+            checkpoint: None,
+            consistency: Consistency::Crash,
+            disks: vec![DiskPoint {
+                target: "vda".into(),
+                level: Level::Full,
+                reason: "first of the period".into(),
+                parent: None,
+                checkpointed: false,
+                virtual_size: 1 << 20,
+                source: "/images/vm1.qcow2".into(),
+                source_format: "qcow2".into(),
+                image: "vda.qcow2".into(),
+                data_bytes: 65536,
+                zero_bytes: 0,
+            }],
+            findings: vec![],
+        };
+        let file = FileEntry {
+            name: "vda.qcow2".into(),
+            size: 327_680,
+            blake3: blake3::hash(b"x").to_hex().to_string(),
+        };
+        Manifest::new("libvirt 9.0.0, QEMU 7.2.22", point, vec![file], None)
+    }
+
+    #[test]
+    fn what_is_written_reads_back_the_same() {
+        let text = sample().to_text().expect("it serialises");
+        let read = Manifest::parse(text.as_bytes()).expect("it parses");
+        assert_eq!(read.point, sample().point);
+        assert_eq!(read.to_text().expect("it serialises"), text);
+    }
+
+    #[test]
+    fn one_flipped_bit_anywhere_is_found() {
+        let text = sample().to_text().expect("it serialises").into_bytes();
+        for index in 0..text.len() {
+            for bit in 0..8 {
+                let mut damaged = text.clone();
+                damaged[index] ^= 1 << bit;
+                assert!(Manifest::parse(&damaged).is_err(), "byte {index} bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_by_its_number() {
+        let text = sample()
+            .to_text()
+            .expect("it serialises")
+            .replace("\"format\": 1", "\"format\": 2");
+        assert!(matches!(
+            Manifest::parse(text.as_bytes()),
+            Err(ManifestError::TooNew(2))
+        ));
+    }
+
+    #[test]
+    fn names_that_lead_out_of_the_folder_are_refused() {
+        for name in ["../x.qcow2", "..", "a/b", ""] {
+            let mut forged = sample();
+            forged.point.disks[0].image = name.into();
+            forged.files[0].name = name.into();
+            let text = forged.to_text().expect("it serialises");
+            assert!(
+                matches!(
+                    Manifest::parse(text.as_bytes()),
+                    Err(ManifestError::Impossible(_))
+                ),
+                "{name}"
+            );
+        }
+    }
+}
