@@ -1,1 +1,71 @@
-//! The verbs.
+//! The verbs. Each is a plain function: `verb(subject, context, options) -> Result<Outcome>`.
+//!
+//! * `copy`: the pump that every verb uses.
+//! * `plan`: decides a backup, before anything is done.
+//! * `heal`: ends what an unfinished run left.
+//! * `backup`, `restore`, `define`, `list`, `status`: the verbs.
+//! * `monitor`: whom the verbs tell how they are getting on.
+//! * `error`: what can go wrong, with its class and its hint.
+
+pub mod backup;
+pub mod copy;
+pub mod define;
+pub mod error;
+pub mod heal;
+pub mod list;
+pub mod monitor;
+pub mod plan;
+pub mod restore;
+pub mod status;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Zoned;
+
+use crate::model::stop::Stop;
+use crate::repo::DiskStore;
+
+pub use crate::host::{Host, PlaceWishes};
+pub use crate::repo::Repository;
+pub use error::{Cause, Class, Error, Result};
+pub use monitor::{Event, Monitor};
+
+/// What every verb that changes something works with.
+pub struct Context<'a> {
+    /// The hypervisor.
+    pub host: &'a dyn Host,
+    /// Where restore points are kept.
+    pub repo: &'a Repository,
+    /// The moment the verb began, in the local time zone: periods are local.
+    pub now: Zoned,
+    /// Whom to tell.
+    pub monitor: &'a dyn Monitor,
+    /// Asked for by the user's Ctrl-C.
+    pub stop: Stop,
+}
+
+/// Connects to a hypervisor; without a URI to the one that `virsh` would choose.
+#[cfg(feature = "libvirt")]
+pub fn connect(uri: Option<&str>) -> Result<Box<dyn Host>> {
+    let host = crate::host::libvirt::LibvirtHost::connect(uri).map_err(|error| Error::of("", error))?;
+    Ok(Box::new(host))
+}
+
+/// This program was built without libvirt, so there is nothing to connect to.
+#[cfg(not(feature = "libvirt"))]
+pub fn connect(_uri: Option<&str>) -> Result<Box<dyn Host>> {
+    let what =
+        "this vmsnap was built without libvirt: it lists and restores disks, and nothing else".to_owned();
+    Err(Error::of("", crate::host::HostError::Unsupported { what }))
+}
+
+/// Opens a repository that must be there.
+pub fn open_repository(root: &Path) -> Result<Repository> {
+    Repository::open(root, Arc::new(DiskStore)).map_err(|error| Error::of("", error))
+}
+
+/// Opens a repository to write to, creating its last folder if need be.
+pub fn open_or_create_repository(root: &Path) -> Result<Repository> {
+    Repository::open_or_create(root, Arc::new(DiskStore)).map_err(|error| Error::of("", error))
+}

@@ -5,4 +5,5 @@ mod nbd_nbdkit;
 mod nbd_qemu;
 mod qcow2;
 mod qcow2_memory;
+mod stories;
 mod support;

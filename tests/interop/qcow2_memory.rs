@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::process::Command;
 
 use vmsnap::image::chain::{ChainImage, ChainSource, Recorded};
-use vmsnap::io::DirectFile;
 use vmsnap::image::qcow2::{Qcow2Options, Qcow2Writer};
+use vmsnap::io::DirectFile;
 use vmsnap::model::block::{Block, BlockSink, BlockSource, CLUSTER, Content};
 use vmsnap::model::buffer::BufferPool;
 use vmsnap::model::stop::Stop;

@@ -1,0 +1,302 @@
+//! Copies the disks of a begun job into images, several at a time, and watches the job meanwhile.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::host::{BackupJob, JobHealth, ReadOptions};
+use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
+use crate::model::block::{BlockError, Written};
+use crate::model::domain::{DiskFormat, Domain};
+use crate::model::restore_point::{DiskPoint, Level};
+use crate::model::stop::Stop;
+use crate::ops::copy::{self, DEADLINE, Progress};
+use crate::ops::error::Cause;
+use crate::ops::monitor::Event;
+use crate::ops::plan::{BackupPlan, PlannedDisk};
+use crate::ops::{Context, Error, Result};
+use crate::repo::{FileEntry, Pending};
+
+/// Disks copied at the same time: each has a reader and a writer thread and its own buffers.
+const AT_ONCE: usize = 4;
+
+/// How long a look at the user's wish to stop may be away.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// Every so many glances the job's health is asked for.
+const GLANCES_PER_HEALTH_CHECK: u32 = 10;
+
+/// A disk that is in its image now.
+pub struct CopiedDisk {
+    /// What the manifest says of it.
+    pub point: DiskPoint,
+    /// Its file.
+    pub file: FileEntry,
+}
+
+/// Copies every disk of the plan. The first failure ends all of them.
+pub fn copy_all(
+    domain: &Domain,
+    plan: &BackupPlan,
+    pending: &Pending,
+    job: &dyn BackupJob,
+    context: &Context,
+) -> Result<Vec<CopiedDisk>> {
+    let stop = context.stop.child();
+    let queue: Mutex<VecDeque<usize>> = Mutex::new((0..plan.disks.len()).collect());
+    let worker = Worker {
+        domain,
+        plan,
+        pending,
+        job,
+        context,
+        stop: &stop,
+        queue: &queue,
+    };
+    let (sender, results) = channel();
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(plan.disks.len()) {
+            let sender = sender.clone();
+            let worker = &worker;
+            scope.spawn(move || worker.work(&sender));
+        }
+        drop(sender);
+        let mut copied: Vec<Option<CopiedDisk>> = plan.disks.iter().map(|_| None).collect();
+        let mut failure: Option<Error> = None;
+        let mut glances = 0;
+        loop {
+            match results.recv_timeout(GLANCE) {
+                Ok((index, Ok(disk))) => copied[index] = Some(disk),
+                Ok((_, Err(error))) => {
+                    stop.request(1);
+                    // The others then only say that they were stopped.
+                    if failure.as_ref().is_none_or(Error::is_stopped) {
+                        failure = Some(error);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    glances += 1;
+                    if let Some(trouble) = look(domain, job, context, glances)
+                        && failure.is_none()
+                    {
+                        stop.request(1);
+                        failure = Some(trouble);
+                    }
+                }
+            }
+        }
+        match failure {
+            Some(error) => Err(reason_of(error, domain, job, context)),
+            None => Ok(copied.into_iter().flatten().collect()),
+        }
+    })
+}
+
+/// What else has happened: the user wants to stop, or the job is in trouble.
+fn look(domain: &Domain, job: &dyn BackupJob, context: &Context, glances: u32) -> Option<Error> {
+    if let Some(signal) = context.stop.signal() {
+        return Some(Error::of(&domain.name, Cause::Stopped(signal)));
+    }
+    if !glances.is_multiple_of(GLANCES_PER_HEALTH_CHECK) {
+        return None;
+    }
+    trouble(domain, job)
+}
+
+fn trouble(domain: &Domain, job: &dyn BackupJob) -> Option<Error> {
+    match job.health() {
+        Ok(JobHealth::Good) => None,
+        Ok(JobHealth::ScratchFull(disk)) => Some(Error::of(&domain.name, Cause::ScratchFull(disk))),
+        Ok(JobHealth::Gone(why)) => Some(Error::of(&domain.name, Cause::JobLost(why))),
+        // A question that could not be asked says nothing about the job: the data path tells by itself.
+        Err(_) => None,
+    }
+}
+
+/// A connection that broke often has a better explanation: the user's signal, or a job that has ended.
+fn reason_of(error: Error, domain: &Domain, job: &dyn BackupJob, context: &Context) -> Error {
+    if let Some(signal) = context.stop.signal() {
+        return Error::of(&domain.name, Cause::Stopped(signal));
+    }
+    match &error.cause {
+        Cause::Copy(_) | Cause::Host(_) => trouble(domain, job).unwrap_or(error),
+        _ => error,
+    }
+}
+
+struct Worker<'a> {
+    domain: &'a Domain,
+    plan: &'a BackupPlan,
+    pending: &'a Pending,
+    job: &'a dyn BackupJob,
+    context: &'a Context<'a>,
+    stop: &'a Stop,
+    queue: &'a Mutex<VecDeque<usize>>,
+}
+
+impl Worker<'_> {
+    fn work(&self, results: &Sender<(usize, Result<CopiedDisk>)>) {
+        loop {
+            let next = self
+                .queue
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop_front();
+            let Some(index) = next.filter(|_| !self.stop.requested()) else {
+                return;
+            };
+            let copied = self.copy_disk(&self.plan.disks[index]);
+            if results.send((index, copied)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn copy_disk(&self, planned: &PlannedDisk) -> Result<CopiedDisk> {
+        let domain = &self.domain.name;
+        let target = &planned.disk.target;
+        let failed = |cause: Cause| Error::of_disk(domain, target, cause);
+        let size = self
+            .job
+            .disk_size(target, DEADLINE, self.stop)
+            .map_err(|error| failed(error.into()))?;
+        let level = Settled::of(planned, size);
+        self.context.monitor.event(Event::DiskBegins {
+            domain,
+            disk: target,
+            level: Some(level.level()),
+            reason: &level.reason,
+            size,
+        });
+        let image = format!("{target}.qcow2");
+        let written = self.copy_image(planned, &level, size, &image)?;
+        self.context.monitor.event(Event::DiskEnds {
+            domain,
+            disk: target,
+            copied: written.data_bytes,
+        });
+        Ok(CopiedDisk {
+            point: DiskPoint {
+                target: target.clone(),
+                level: level.level(),
+                reason: level.reason,
+                parent: level.parent.map(|parent| parent.id),
+                checkpointed: planned.checkpointed,
+                virtual_size: size,
+                source: planned
+                    .disk
+                    .source
+                    .path()
+                    .map_or_else(String::new, |path| path.display().to_string()),
+                source_format: format_word(&planned.disk.format).to_owned(),
+                image: image.clone(),
+                data_bytes: written.data_bytes,
+                zero_bytes: written.zero_bytes,
+            },
+            file: FileEntry {
+                name: image,
+                size: written.file_bytes,
+                blake3: written.blake3.unwrap_or_default(),
+            },
+        })
+    }
+
+    fn copy_image(&self, planned: &PlannedDisk, level: &Settled, size: u64, image: &str) -> Result<Written> {
+        let domain = &self.domain.name;
+        let target = &planned.disk.target;
+        let options = ReadOptions {
+            changes_only: level.parent.is_some(),
+            all_from: level
+                .parent
+                .as_ref()
+                .map(|parent| parent.virtual_size)
+                .filter(|before| *before < size),
+            pool: copy::pool(),
+            deadline: DEADLINE,
+            stop: self.stop.clone(),
+        };
+        let mut source = self
+            .job
+            .open(target, &options)
+            .map_err(|error| Error::of_disk(domain, target, error))?;
+        let file = self
+            .pending
+            .create_image(image)
+            .map_err(|error| Error::of_disk(domain, target, error))?;
+        let image = Qcow2Options {
+            path: self.pending.dir().join(image),
+            size,
+            backing: level.parent.as_ref().map(|parent| parent.backing.clone()),
+            detect_zeroes: true,
+            stop: self.stop.clone(),
+        };
+        let mut sink = Qcow2Writer::new(file, image)
+            .map_err(|error| Error::of_disk(domain, target, BlockError::from(error)))?;
+        let mut progress = |at: Progress| {
+            self.context.monitor.event(Event::DiskAt {
+                domain,
+                disk: target,
+                position: at.position,
+                copied: at.copied,
+            });
+        };
+        copy::copy(source.as_mut(), &mut sink, self.stop, &mut progress)
+            .map_err(|error| Error::of_disk(domain, target, Cause::Copy(error)))
+    }
+}
+
+/// The level of a disk once its size is certain: a disk that has shrunk meanwhile is read in full from the same export.
+struct Settled {
+    parent: Option<SettledParent>,
+    reason: String,
+}
+
+struct SettledParent {
+    id: String,
+    virtual_size: u64,
+    backing: String,
+}
+
+impl Settled {
+    fn of(planned: &PlannedDisk, size: u64) -> Settled {
+        let planned = &planned.level;
+        let Some(parent) = &planned.parent else {
+            return Settled {
+                parent: None,
+                reason: planned.reason.clone(),
+            };
+        };
+        if size < parent.virtual_size {
+            return Settled {
+                parent: None,
+                reason: format!("disk {} has shrunk since {}", planned.target, parent.id),
+            };
+        }
+        Settled {
+            parent: Some(SettledParent {
+                id: parent.id.clone(),
+                virtual_size: parent.virtual_size,
+                backing: parent.backing.clone(),
+            }),
+            reason: planned.reason.clone(),
+        }
+    }
+
+    fn level(&self) -> Level {
+        match self.parent {
+            Some(_) => Level::Incremental,
+            None => Level::Full,
+        }
+    }
+}
+
+fn format_word(format: &DiskFormat) -> &str {
+    match format {
+        DiskFormat::Qcow2 | DiskFormat::Qcow2V2 => "qcow2",
+        DiskFormat::Raw => "raw",
+        DiskFormat::Other(word) => word,
+    }
+}

@@ -1,0 +1,198 @@
+//! What can go wrong in a verb: the facts, the class from which the exit code follows, and a hint what to do.
+
+use std::fmt;
+
+use crate::host::HostError;
+use crate::model::block::{BlockError, BlockErrorKind};
+use crate::repo::RepoError;
+
+/// Result of every verb.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What kind of failure it is; `cli` makes an exit code of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The domain or restore point asked for is not there.
+    NotFound,
+    /// The repository's folder cannot be used.
+    Repository,
+    /// What is stored is damaged.
+    Damaged,
+    /// A program or library is missing.
+    Missing,
+    /// The user asked to stop, by this signal.
+    Stopped(i32),
+    /// What was asked makes no sense.
+    Usage,
+    /// Anything else.
+    Failed,
+}
+
+/// A failure of a verb.
+#[derive(Debug)]
+pub struct Error {
+    /// The domain it concerns.
+    pub domain: String,
+    /// The disk it concerns, if it is one.
+    pub disk: Option<String>,
+    /// What happened.
+    pub cause: Cause,
+}
+
+/// What happened.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// At the hypervisor.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// In the repository.
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+    /// While copying.
+    #[error(transparent)]
+    Copy(#[from] BlockError),
+    /// The domain has no disk that could be backed up.
+    #[error("there is nothing to back up: no disk of the domain is eligible")]
+    NothingToBackUp,
+    /// Somebody else's job holds the domain.
+    #[error("another job ({operation}) is active on the domain")]
+    Busy {
+        /// libvirt's word for it.
+        operation: String,
+    },
+    /// The job ended under our hands.
+    #[error("the backup job is lost: {0}")]
+    JobLost(String),
+    /// The scratch space is full.
+    #[error(
+        "the scratch space of {0} is full, so the guest stood still; the job was aborted and the guest goes on"
+    )]
+    ScratchFull(String),
+    /// The restore point asked for is not there.
+    #[error("{0}")]
+    NoSuchRestorePoint(String),
+    /// The restore point cannot be given back.
+    #[error("restore point {id} cannot be given back whole: {fault}")]
+    NotWhole {
+        /// Its id.
+        id: String,
+        /// The first thing that is wrong with it.
+        fault: String,
+    },
+    /// Something is where we would write.
+    #[error("{} exists already, and nothing is ever overwritten", .0.display())]
+    Exists(std::path::PathBuf),
+    /// A file outside the repository could not be used.
+    #[error("cannot {operation} {}", path.display())]
+    Io {
+        /// What was being done, as a verb.
+        operation: &'static str,
+        /// To which path.
+        path: std::path::PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What was asked makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// The user asked to stop.
+    #[error("stopped on request")]
+    Stopped(i32),
+}
+
+impl Error {
+    /// A failure that concerns a whole domain.
+    pub fn of(domain: &str, cause: impl Into<Cause>) -> Error {
+        Error {
+            domain: domain.to_owned(),
+            disk: None,
+            cause: cause.into(),
+        }
+    }
+
+    /// A failure that concerns one disk.
+    pub fn of_disk(domain: &str, disk: &str, cause: impl Into<Cause>) -> Error {
+        Error {
+            disk: Some(disk.to_owned()),
+            ..Error::of(domain, cause)
+        }
+    }
+
+    /// What kind of failure it is.
+    pub fn class(&self) -> Class {
+        match &self.cause {
+            Cause::Host(HostError::NoSuchDomain { .. }) | Cause::NoSuchRestorePoint(_) => Class::NotFound,
+            Cause::Host(HostError::MissingProgram { .. }) => Class::Missing,
+            Cause::Repo(RepoError::Unusable { .. }) => Class::Repository,
+            Cause::Copy(error) if error.kind == BlockErrorKind::Damaged => Class::Damaged,
+            Cause::NotWhole { .. } => Class::Damaged,
+            Cause::Stopped(signal) => Class::Stopped(*signal),
+            Cause::Usage(_) => Class::Usage,
+            _ => Class::Failed,
+        }
+    }
+
+    /// Whether it only says that the user asked to stop.
+    pub fn is_stopped(&self) -> bool {
+        match &self.cause {
+            Cause::Stopped(_) | Cause::Host(HostError::Stopped) => true,
+            Cause::Copy(error) => error.kind == BlockErrorKind::Stopped,
+            _ => false,
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match &self.cause {
+            Cause::Host(HostError::MissingProgram { program, package }) => {
+                return Some(format!("install {program} (package {package})"));
+            }
+            Cause::Host(HostError::NoSuchDomain { .. }) => "`virsh list --all` shows the domains",
+            Cause::Host(HostError::Connect { .. }) => {
+                "is libvirtd running, and may this user connect? --connect URI names another hypervisor"
+            }
+            Cause::Repo(RepoError::Locked { .. }) => {
+                "wait for that run to end; a run that was killed holds no lock"
+            }
+            Cause::Repo(RepoError::Unusable { .. }) => {
+                "create the folder, or mount the file system it belongs to"
+            }
+            Cause::Repo(error) if error.is_no_space() => NO_SPACE,
+            Cause::Copy(error) if error.kind == BlockErrorKind::NoSpace => NO_SPACE,
+            Cause::Copy(error) if error.kind == BlockErrorKind::Damaged => {
+                "this restore point cannot be trusted; `vmsnap list` shows the others"
+            }
+            Cause::NotWhole { .. } => "`vmsnap list` shows which restore points are whole",
+            Cause::NothingToBackUp => "the findings say why each disk was left out; --raw includes raw disks",
+            Cause::Busy { .. } => {
+                "wait for it to end (`virsh domjobinfo` shows it), or end it with `virsh domjobabort`"
+            }
+            Cause::ScratchFull(_) => "give a folder with more room with --scratch-dir",
+            Cause::NoSuchRestorePoint(_) => "`vmsnap list` shows what there is",
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+const NO_SPACE: &str = "make room in the target and run again: nothing that was kept before is lost";
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.domain.is_empty() {
+            write!(f, "domain '{}'", self.domain.escape_debug())?;
+            if let Some(disk) = &self.disk {
+                write!(f, ", disk {disk}")?;
+            }
+            write!(f, ": ")?;
+        }
+        write!(f, "{}", self.cause)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.source()
+    }
+}

@@ -1,0 +1,62 @@
+//! Lists restore points, and whether each can be given back. Needs no hypervisor.
+
+use super::{Error, Result};
+use crate::model::finding::Finding;
+use crate::model::restore_point::RestorePoint;
+use crate::repo::Repository;
+
+/// The restore points of one domain.
+#[derive(Clone, Debug)]
+pub struct DomainList {
+    /// The domain's name.
+    pub domain: String,
+    /// Its restore points, in the order they were made.
+    pub points: Vec<Listed>,
+    /// What is wrong with its folder.
+    pub findings: Vec<Finding>,
+}
+
+/// One restore point.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// What its manifest says.
+    pub point: RestorePoint,
+    /// Why it cannot be given back whole; empty when it can, as far as names and sizes of its files and its parents' tell.
+    pub faults: Vec<String>,
+    /// Bytes of its files.
+    pub size: u64,
+}
+
+impl Listed {
+    /// Whether it and the chain to it are all there.
+    pub fn is_whole(&self) -> bool {
+        self.faults.is_empty()
+    }
+}
+
+/// Lists the restore points of these domains. A domain without any is listed with none.
+pub fn list(repo: &Repository, domains: &[String]) -> Result<Vec<DomainList>> {
+    domains.iter().map(|domain| list_domain(repo, domain)).collect()
+}
+
+fn list_domain(repo: &Repository, domain: &str) -> Result<DomainList> {
+    let failed = |error| Error::of(domain, super::error::Cause::Repo(error));
+    let mut history = repo.domain(domain).map_err(failed)?.history().map_err(failed)?;
+    let points = history.kept.iter().map(|kept| Listed {
+        point: kept.manifest.point.clone(),
+        faults: history.chains.faults(&kept.manifest.point.id),
+        size: kept.manifest.files.iter().map(|file| file.size).sum(),
+    });
+    let points = points.collect();
+    for leftover in &history.leftovers {
+        history.findings.push(Finding::new(
+            "unfinished-run",
+            format!("{} is of a run that has not finished", leftover.dir.display()),
+        ));
+    }
+    Ok(DomainList {
+        domain: domain.to_owned(),
+        points,
+        findings: history.findings,
+    })
+}

@@ -1,0 +1,91 @@
+//! A disk in memory, with dirty bitmaps that behave like QEMU's.
+
+use std::collections::BTreeMap;
+
+use crate::model::block::CLUSTER;
+
+/// A disk in memory: its bytes, and per bitmap the clusters written since it was made.
+#[derive(Clone, Debug, Default)]
+pub struct MemDisk {
+    bytes: Vec<u8>,
+    bitmaps: BTreeMap<String, Vec<bool>>,
+}
+
+impl MemDisk {
+    /// A disk of zeroes, of so many bytes.
+    pub fn new(size: usize) -> Self {
+        MemDisk {
+            bytes: vec![0; size],
+            bitmaps: BTreeMap::new(),
+        }
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The guest writes.
+    pub fn write(&mut self, offset: usize, bytes: &[u8]) {
+        self.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self.mark(offset, bytes.len());
+    }
+
+    /// The guest writes zeroes, or discards on a disk where that makes zeroes.
+    pub fn zero(&mut self, offset: usize, length: usize) {
+        self.bytes[offset..offset + length].fill(0);
+        self.mark(offset, length);
+    }
+
+    /// Somebody resizes the disk: what is new is zero and dirty, what is gone is gone from the bitmaps too.
+    pub fn resize(&mut self, size: usize) {
+        let old = self.bytes.len();
+        self.bytes.resize(size, 0);
+        for bitmap in self.bitmaps.values_mut() {
+            bitmap.resize(clusters(size), false);
+        }
+        if size > old {
+            self.mark(old, size - old);
+        }
+    }
+
+    fn mark(&mut self, offset: usize, length: usize) {
+        if length == 0 {
+            return;
+        }
+        let first = offset / CLUSTER as usize;
+        let last = (offset + length - 1) / CLUSTER as usize;
+        for bitmap in self.bitmaps.values_mut() {
+            bitmap[first..=last].fill(true);
+        }
+    }
+
+    /// Begins a bitmap; one of that name that is there is an error.
+    pub fn add_bitmap(&mut self, name: &str) -> Result<(), String> {
+        if self.bitmaps.contains_key(name) {
+            return Err(name.to_owned());
+        }
+        self.bitmaps
+            .insert(name.to_owned(), vec![false; clusters(self.bytes.len())]);
+        Ok(())
+    }
+
+    /// Ends a bitmap; whether it was there.
+    pub fn remove_bitmap(&mut self, name: &str) -> bool {
+        self.bitmaps.remove(name).is_some()
+    }
+
+    /// The names of its bitmaps.
+    pub fn bitmap_names(&self) -> Vec<String> {
+        self.bitmaps.keys().cloned().collect()
+    }
+
+    /// The clusters written since a bitmap was made.
+    pub fn dirty(&self, name: &str) -> Option<&[bool]> {
+        self.bitmaps.get(name).map(Vec::as_slice)
+    }
+}
+
+fn clusters(size: usize) -> usize {
+    size.div_ceil(CLUSTER as usize)
+}

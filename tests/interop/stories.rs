@@ -1,0 +1,232 @@
+//! Random stories of writes, zeroes, discards, growth and backups on a qcow2 image whose bitmaps `qemu-img` makes and whose exports `qemu-nbd`
+//! offers: the whole data's way but for libvirt, against a plain byte model.
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use vmsnap::image::chain::{ChainImage, ChainSource, Recorded};
+use vmsnap::image::qcow2::{Qcow2Options, Qcow2Writer};
+use vmsnap::io::DirectFile;
+use vmsnap::model::block::{BlockSource, Content, Written};
+use vmsnap::model::stop::Stop;
+use vmsnap::nbd::{ExportSource, Mode, SourceOptions};
+use vmsnap::ops::copy::{copy, pool};
+
+use crate::support::{Server, qemu_io, run, temp_dir};
+
+const CLUSTER: usize = 65536;
+const SIZE: usize = 5 * 1024 * 1024 + 512 * 37;
+
+#[derive(Clone, Debug)]
+enum Act {
+    Write { at: usize, length: usize, byte: u8 },
+    Zero { at: usize, length: usize },
+    Discard { at: usize, length: usize },
+    Grow(usize),
+    Backup,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    // qemu-io takes any offset for writes; zeroes and discards are kept to sectors, as a guest's are.
+    let at = 0..SIZE - 1;
+    let sectors = 0..SIZE / 512 - 1;
+    prop_oneof![
+        8 => (at, 1..200_000usize, 1..=255u8).prop_map(|(at, length, byte)| Act::Write { at, length, byte }),
+        3 => (sectors, 1..600usize).prop_map(|(at, length)| Act::Zero { at: at * 512, length: length * 512 }),
+        3 => (0..SIZE / CLUSTER, 1..5usize).prop_map(|(at, length)| Act::Discard { at: at * CLUSTER, length: length * CLUSTER }),
+        1 => (1..300usize).prop_map(|sectors| Act::Grow(sectors * 512)),
+        4 => Just(Act::Backup),
+    ]
+}
+
+/// One image under test, with what it has to hold and the restore points made of it.
+struct Story {
+    folder: tempfile::TempDir,
+    image: PathBuf,
+    model: Vec<u8>,
+    /// What the guest did since the last look at the image.
+    waiting: Vec<String>,
+    points: Vec<Point>,
+}
+
+struct Point {
+    path: PathBuf,
+    written: Written,
+    model: Vec<u8>,
+}
+
+impl Story {
+    fn begin() -> Story {
+        let folder = temp_dir();
+        let image = folder.path().join("disk.qcow2");
+        let size = SIZE.to_string();
+        run(
+            "qemu-img",
+            &["create", "-q", "-f", "qcow2", text(&image), size.as_str()],
+        );
+        Story {
+            folder,
+            image,
+            model: vec![0; SIZE],
+            waiting: Vec::new(),
+            points: Vec::new(),
+        }
+    }
+
+    fn act(&mut self, act: &Act) {
+        let end = |at: usize, length: usize| (at + length).min(self.model.len());
+        match *act {
+            Act::Write { at, length, byte } => {
+                let end = end(at, length);
+                self.waiting.push(format!("write -P {byte} {at} {}", end - at));
+                self.model[at..end].fill(byte);
+            }
+            Act::Zero { at, length } => {
+                let end = end(at, length);
+                self.waiting.push(format!("write -z {at} {}", end - at));
+                self.model[at..end].fill(0);
+            }
+            Act::Discard { at, length } => {
+                // Whole clusters only: what is left of a cluster that is discarded in part is the image's affair.
+                let end = end(at, length) / CLUSTER * CLUSTER;
+                if end > at {
+                    self.waiting.push(format!("discard {at} {}", end - at));
+                    self.model[at..end].fill(0);
+                }
+            }
+            Act::Grow(by) => {
+                self.settle();
+                self.model.resize(self.model.len() + by, 0);
+                let size = self.model.len().to_string();
+                run(
+                    "qemu-img",
+                    &["resize", "-q", "-f", "qcow2", text(&self.image), size.as_str()],
+                );
+            }
+            Act::Backup => self.backup(),
+        }
+    }
+
+    fn settle(&mut self) {
+        if !self.waiting.is_empty() {
+            qemu_io(&self.image, "qcow2", &std::mem::take(&mut self.waiting));
+        }
+    }
+
+    fn backup(&mut self) {
+        self.settle();
+        let number = self.points.len();
+        let bitmap = format!("b{number}");
+        run(
+            "qemu-img",
+            &["bitmap", "--add", text(&self.image), bitmap.as_str()],
+        );
+        let since = number.checked_sub(1).map(|parent| format!("b{parent}"));
+        let bitmap_arguments: Vec<&str> = since.iter().flat_map(|name| ["-B", name.as_str()]).collect();
+        let mut arguments = vec!["-x", "vda"];
+        arguments.extend(bitmap_arguments);
+        let server = Server::qemu_nbd(self.folder.path(), &self.image, "qcow2", &arguments);
+        let stop = Stop::default();
+        let mode = match &since {
+            None => Mode::Full,
+            Some(name) => Mode::Changes {
+                bitmap_context: format!("qemu:dirty-bitmap:{name}"),
+            },
+        };
+        let mut options = SourceOptions::new(mode, pool(), Duration::from_secs(30), stop.clone());
+        options.all_from = self
+            .points
+            .last()
+            .map(|point| point.model.len() as u64)
+            .filter(|before| *before < self.model.len() as u64);
+        let mut source = ExportSource::open(server.socket(), "vda", options).expect("an export");
+        let path = self.folder.path().join(format!("point-{number}.qcow2"));
+        let options = Qcow2Options {
+            path: path.clone(),
+            size: source.size(),
+            backing: number
+                .checked_sub(1)
+                .map(|parent| format!("point-{parent}.qcow2")),
+            detect_zeroes: true,
+            stop: stop.clone(),
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .expect("a new file");
+        let mut sink = Qcow2Writer::new(Box::new(DirectFile::new(file)), options).expect("an image");
+        let written = copy(&mut source, &mut sink, &stop, &mut |_| {}).expect("copied");
+        self.points.push(Point {
+            path,
+            written,
+            model: self.model.clone(),
+        });
+    }
+
+    /// Every point gives back its moment through our reader, and the newest one through qemu-img too.
+    fn check(&self) {
+        for number in 0..self.points.len() {
+            let found = self.read_back(number);
+            assert!(
+                found == self.points[number].model,
+                "restore point {number} of {}",
+                self.points.len()
+            );
+        }
+        if let Some(newest) = self.points.last() {
+            run("qemu-img", &["check", "-q", text(&newest.path)]);
+            let raw = self.folder.path().join("newest.raw");
+            run(
+                "qemu-img",
+                &["convert", "-O", "raw", text(&newest.path), text(&raw)],
+            );
+            assert!(
+                std::fs::read(raw).expect("converted") == newest.model,
+                "qemu-img reads something else"
+            );
+        }
+    }
+
+    fn read_back(&self, number: usize) -> Vec<u8> {
+        let images = self.points[..=number].iter().rev().map(|point| ChainImage {
+            file: File::open(&point.path).expect("an image"),
+            path: point.path.clone(),
+            recorded: Some(Recorded {
+                bytes: point.written.file_bytes,
+                blake3: point.written.blake3.clone().expect("a digest"),
+            }),
+        });
+        let mut source = ChainSource::open(images.collect(), pool(), Stop::default()).expect("a chain");
+        let mut bytes = vec![0xee; source.size() as usize];
+        while let Some(block) = source.next_block().expect("a sound chain") {
+            let at = block.offset as usize;
+            match block.content {
+                Content::Data(data) => bytes[at..at + data.len()].copy_from_slice(&data),
+                Content::Zero(length) => bytes[at..at + length as usize].fill(0),
+            }
+        }
+        bytes
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, max_shrink_iters: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_restore_point_gives_back_its_moment(acts in prop::collection::vec(act(), 20..60)) {
+        let mut story = Story::begin();
+        for act in &acts {
+            story.act(act);
+        }
+        story.backup();
+        story.check();
+    }
+}

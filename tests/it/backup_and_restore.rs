@@ -1,0 +1,347 @@
+//! What is backed up comes back, at the level that was due, whatever the guest did.
+
+use vmsnap::model::domain::{Device, DiskFormat, DomainState};
+use vmsnap::model::period::GroupBy;
+use vmsnap::model::restore_point::Level;
+use vmsnap::ops::backup::Options;
+use vmsnap::ops::{Cause, Class};
+
+use crate::lab::{CLUSTER, Lab, tree};
+
+#[test]
+fn the_first_backup_is_full_and_the_next_are_incremental() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 10 * CLUSTER + 512)]);
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(CLUSTER, &[7; 3 * CLUSTER]));
+    let first = lab.backup("vm1").expect("a full backup");
+    assert_eq!(first.point.level, Level::Full);
+    assert_eq!(first.point.disks[0].reason, "first of the period");
+    assert_eq!(first.point.id, "2026-11-03T01-00-00Z");
+    assert_eq!(first.point.period, "vmsnap-backup-monthly-2026-11");
+    assert_eq!(first.point.disks[0].data_bytes, 3 * CLUSTER as u64);
+    let at_first = lab.disk("vm1", "vda");
+
+    lab.host.disk("vm1", "vda", |disk| {
+        disk.write(5, &[1; 10]);
+        disk.zero(2 * CLUSTER, CLUSTER);
+        disk.write(10 * CLUSTER, &[9; 512]);
+    });
+    let second = lab.backup("vm1").expect("an incremental backup");
+    assert_eq!(second.point.level, Level::Incremental);
+    assert_eq!(second.point.parent.as_deref(), Some(first.point.id.as_str()));
+    assert_eq!(
+        second.point.disks[0].zero_bytes, CLUSTER as u64,
+        "what became zero is kept as zero"
+    );
+    let at_second = lab.disk("vm1", "vda");
+
+    let third = lab.backup("vm1").expect("an idle backup");
+    assert_eq!(third.point.disks[0].data_bytes, 0);
+
+    assert_eq!(
+        lab.restored("vm1", &first.point.id, "vda").expect("restored"),
+        at_first
+    );
+    assert_eq!(
+        lab.restored("vm1", &second.point.id, "vda").expect("restored"),
+        at_second
+    );
+    assert_eq!(lab.restored("vm1", "latest", "vda").expect("restored"), at_second);
+}
+
+#[test]
+fn a_new_month_begins_with_a_full_and_retires_the_old_checkpoints_only_then() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
+    lab.backup("vm1").expect("full");
+    lab.backup("vm1").expect("incremental");
+    let names = |lab: &Lab| lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
+    assert_eq!(names(&lab), ["virtnbdbackup.0", "virtnbdbackup.1"]);
+
+    lab.pass(jiff::Span::new().months(1));
+    lab.host.fail_reads_after(Some(0));
+    lab.host.disk("vm1", "vda", |disk| disk.write(0, &[1]));
+    lab.backup("vm1").expect_err("the export breaks");
+    assert_eq!(
+        names(&lab),
+        ["virtnbdbackup.0", "virtnbdbackup.1"],
+        "nothing is retired for a failure"
+    );
+
+    lab.host.fail_reads_after(None);
+    let full = lab.backup("vm1").expect("full");
+    assert_eq!(full.point.level, Level::Full);
+    assert_eq!(full.point.period, "vmsnap-backup-monthly-2026-12");
+    assert_eq!(names(&lab), ["virtnbdbackup.2"], "a number is never used twice");
+}
+
+#[test]
+fn a_hot_added_disk_gets_a_full_while_the_others_go_on() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
+    lab.backup("vm1").expect("full");
+    lab.host.attach("vm1", "vdb", 2 * CLUSTER);
+    lab.host.disk("vm1", "vdb", |disk| disk.write(0, &[5; 100]));
+    let mixed = lab.backup("vm1").expect("mixed");
+    assert_eq!(mixed.point.level, Level::Incremental);
+    let levels: Vec<Level> = mixed.point.disks.iter().map(|disk| disk.level).collect();
+    assert_eq!(levels, [Level::Incremental, Level::Full]);
+    assert!(
+        mixed.point.disks[1].reason.contains("vdb is new since"),
+        "{}",
+        mixed.point.disks[1].reason
+    );
+    lab.host.disk("vm1", "vdb", |disk| disk.write(CLUSTER, &[6; 100]));
+    let next = lab.backup("vm1").expect("incremental");
+    assert!(
+        next.point
+            .disks
+            .iter()
+            .all(|disk| disk.level == Level::Incremental)
+    );
+    assert_eq!(
+        lab.restored("vm1", "latest", "vdb").expect("restored"),
+        lab.disk("vm1", "vdb")
+    );
+}
+
+#[test]
+fn a_grown_disk_stays_incremental_and_a_shrunk_one_gets_a_full() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 3 * CLUSTER + 1024)]);
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(0, &[3; 3 * CLUSTER + 1024]));
+    lab.backup("vm1").expect("full");
+    lab.host.disk("vm1", "vda", |disk| {
+        disk.resize(6 * CLUSTER);
+        disk.write(5 * CLUSTER, &[4; 10]);
+    });
+    let grown = lab.backup("vm1").expect("incremental");
+    assert_eq!(grown.point.level, Level::Incremental);
+    assert_eq!(
+        lab.restored("vm1", "latest", "vda").expect("restored"),
+        lab.disk("vm1", "vda")
+    );
+    lab.host.disk("vm1", "vda", |disk| disk.resize(2 * CLUSTER));
+    let shrunk = lab.backup("vm1").expect("full");
+    assert_eq!(shrunk.point.level, Level::Full);
+    assert!(
+        shrunk.point.disks[0].reason.contains("shrunk"),
+        "{}",
+        shrunk.point.disks[0].reason
+    );
+    assert_eq!(
+        lab.restored("vm1", "latest", "vda").expect("restored"),
+        lab.disk("vm1", "vda")
+    );
+}
+
+#[test]
+fn a_lost_bitmap_of_one_disk_costs_a_smaller_loss_before_a_bigger_one() {
+    let mut lab = Lab::new();
+    lab.host
+        .add_domain("vm1", &[("vda", 4 * CLUSTER), ("vdb", 4 * CLUSTER)]);
+    let first = lab.backup("vm1").expect("full");
+    lab.host.disk("vm1", "vdb", |disk| disk.write(0, &[1]));
+    lab.backup("vm1").expect("incremental");
+    lab.host.disk("vm1", "vdb", |disk| {
+        disk.remove_bitmap("virtnbdbackup.1");
+        disk.write(CLUSTER, &[2]);
+    });
+    let third = lab.backup("vm1").expect("incremental");
+    let vdb = &third.point.disks[1];
+    assert_eq!(
+        vdb.parent.as_deref(),
+        Some(first.point.id.as_str()),
+        "the older checkpoint still serves"
+    );
+    assert!(vdb.reason.contains("lost or inconsistent"), "{}", vdb.reason);
+    assert_eq!(
+        lab.restored("vm1", "latest", "vdb").expect("restored"),
+        lab.disk("vm1", "vdb")
+    );
+}
+
+#[test]
+fn a_domain_made_anew_under_the_same_name_gets_a_full() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
+    lab.backup("vm1").expect("full");
+    lab.host.change("vm1", |domain| {
+        domain.uuid = "11111111-0000-4000-8000-000000000001".into()
+    });
+    let again = lab.backup("vm1").expect("full");
+    assert_eq!(again.point.level, Level::Full);
+    assert!(
+        again.point.disks[0]
+            .reason
+            .contains("another domain of that name")
+    );
+}
+
+#[test]
+fn skipped_disks_are_told_and_nothing_eligible_is_a_failure() {
+    let mut lab = Lab::new();
+    lab.host
+        .add_domain("vm1", &[("vda", CLUSTER), ("sda", CLUSTER), ("vdc", CLUSTER)]);
+    lab.host.change("vm1", |domain| {
+        domain.disks[1].device = Device::Cdrom;
+        domain.disks[2].format = DiskFormat::Raw;
+    });
+    let outcome = lab.backup("vm1").expect("vda is eligible");
+    assert_eq!(outcome.point.disks.len(), 1);
+    let codes: Vec<&str> = outcome
+        .findings
+        .iter()
+        .map(|finding| finding.code.as_str())
+        .collect();
+    assert_eq!(codes, ["disk-skipped", "disk-skipped"]);
+    assert_eq!(
+        outcome.point.findings, outcome.findings,
+        "the manifest says it too"
+    );
+
+    let raw = Options {
+        raw: true,
+        ..Lab::options()
+    };
+    let with_raw = lab.backup_with("vm1", &raw).expect("two disks");
+    assert_eq!(with_raw.point.disks[1].level, Level::Full);
+    assert!(!with_raw.point.disks[1].checkpointed);
+
+    lab.host.change("vm1", |domain| domain.disks.truncate(0));
+    let error = lab.backup("vm1").expect_err("nothing to back up");
+    assert!(matches!(error.cause, Cause::NothingToBackUp), "{error}");
+}
+
+#[test]
+fn a_failed_first_backup_leaves_nothing_and_the_next_one_works() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(0, &[1; 4 * CLUSTER]));
+    lab.host.fail_reads_after(Some(2 * CLUSTER as u64));
+    let error = lab.backup("vm1").expect_err("the export breaks");
+    assert_eq!(error.disk.as_deref(), Some("vda"));
+    assert_eq!(tree(lab.repo.root()), ["vm1", "vm1/.lock"]);
+    assert!(!lab.host.has_job("vm1"));
+    assert!(lab.host.disk("vm1", "vda", |disk| disk.bitmap_names()).is_empty());
+    lab.host.fail_begin(true);
+    lab.host.fail_reads_after(None);
+    lab.backup("vm1").expect_err("libvirt refuses");
+    assert_eq!(tree(lab.repo.root()), ["vm1", "vm1/.lock"]);
+    lab.host.fail_begin(false);
+    lab.backup("vm1").expect("full");
+    assert_eq!(
+        lab.restored("vm1", "latest", "vda").expect("restored"),
+        lab.disk("vm1", "vda")
+    );
+}
+
+#[test]
+fn periods_of_different_groupings_keep_chains_of_their_own() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
+    let year = Options {
+        group_by: GroupBy::Year,
+        ..Lab::options()
+    };
+    lab.backup("vm1").expect("full of the month");
+    lab.backup_with("vm1", &year).expect("full of the year");
+    let month = lab.backup("vm1").expect("incremental of the month");
+    let year = lab.backup_with("vm1", &year).expect("incremental of the year");
+    assert_eq!(
+        (month.point.level, year.point.level),
+        (Level::Incremental, Level::Incremental)
+    );
+}
+
+#[test]
+fn checkpoints_beyond_the_bound_are_retired_and_the_chain_goes_on() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
+    let two = Options {
+        keep_checkpoints: 2,
+        ..Lab::options()
+    };
+    for round in 0..5u8 {
+        lab.host.disk("vm1", "vda", |disk| {
+            disk.write(usize::from(round % 4) * CLUSTER, &[round + 1])
+        });
+        let point = lab.backup_with("vm1", &two).expect("a backup").point;
+        assert_eq!(point.level == Level::Full, round == 0);
+        assert_eq!(
+            lab.restored("vm1", &point.id, "vda").expect("restored"),
+            lab.disk("vm1", "vda")
+        );
+    }
+    let names = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
+    assert_eq!(names, ["virtnbdbackup.3", "virtnbdbackup.4"]);
+}
+
+#[test]
+fn bitmaps_without_a_checkpoint_are_stepped_over_and_left_alone() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
+    for name in ["virtnbdbackup.0", "virtnbdbackup.1"] {
+        lab.host
+            .disk("vm1", "vda", |disk| disk.add_bitmap(name))
+            .expect("a new bitmap");
+    }
+    let outcome = lab.backup("vm1").expect("full");
+    assert_eq!(
+        outcome.point.checkpoint.expect("a checkpoint").name,
+        "virtnbdbackup.2"
+    );
+    assert_eq!(
+        outcome
+            .findings
+            .iter()
+            .filter(|finding| finding.code == "bitmap-without-checkpoint")
+            .count(),
+        2
+    );
+    assert_eq!(lab.host.disk("vm1", "vda", |disk| disk.bitmap_names()).len(), 3);
+}
+
+#[test]
+fn a_job_of_somebody_else_is_left_alone() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
+    lab.host.begin_foreign_job("vm1");
+    let error = lab.backup("vm1").expect_err("the domain is busy");
+    assert!(matches!(error.cause, Cause::Busy { .. }), "{error}");
+    assert!(lab.host.has_job("vm1"));
+    assert_eq!(tree(lab.repo.root()), ["vm1", "vm1/.lock"]);
+}
+
+#[test]
+fn a_stop_ends_the_job_and_leaves_nothing() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(0, &[1; 4 * CLUSTER]));
+    lab.stop.request(15);
+    let error = lab.backup("vm1").expect_err("stopped");
+    assert_eq!(error.class(), Class::Stopped(15));
+    assert!(!lab.host.has_job("vm1"));
+    assert_eq!(tree(lab.repo.root()), ["vm1", "vm1/.lock"]);
+}
+
+#[test]
+fn a_shut_off_domain_is_backed_up_as_it_is() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
+    lab.host
+        .change("vm1", |domain| domain.state = DomainState::ShutOff);
+    lab.host
+        .disk("vm1", "vda", |disk| disk.add_bitmap("virtnbdbackup.4"))
+        .expect("a new bitmap");
+    let outcome = lab.backup("vm1").expect("full");
+    assert_eq!(
+        outcome.point.checkpoint.expect("a checkpoint").name,
+        "virtnbdbackup.5",
+        "known before, so no second try"
+    );
+}

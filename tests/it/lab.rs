@@ -1,0 +1,123 @@
+//! A simulated hypervisor, a repository in a temporary folder, and a calendar that the test turns.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jiff::{Span, Zoned};
+use vmsnap::model::stop::Stop;
+use vmsnap::ops::backup::{self, Options, Outcome};
+use vmsnap::ops::restore::{self, Format};
+use vmsnap::ops::{Context, Result};
+use vmsnap::repo::{DiskStore, History, Repository, Store};
+use vmsnap::testkit::{Recorder, SimHost};
+
+pub const CLUSTER: usize = 65536;
+
+pub struct Lab {
+    pub host: SimHost,
+    pub folder: tempfile::TempDir,
+    pub repo: Repository,
+    pub now: Zoned,
+    pub recorder: Recorder,
+    pub stop: Stop,
+}
+
+impl Lab {
+    pub fn new() -> Lab {
+        Lab::with_store(Arc::new(DiskStore))
+    }
+
+    pub fn with_store(store: Arc<dyn Store>) -> Lab {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let root = folder.path().join("backups");
+        let repo = Repository::open_or_create(&root, store).expect("a new repository");
+        Lab {
+            host: SimHost::default(),
+            folder,
+            repo,
+            now: "2026-11-03T02:00:00+01:00[Europe/Berlin]"
+                .parse()
+                .expect("a time"),
+            recorder: Recorder::default(),
+            stop: Stop::default(),
+        }
+    }
+
+    pub fn options() -> Options {
+        Options {
+            freeze: None,
+            ..Options::default()
+        }
+    }
+
+    pub fn backup(&mut self, domain: &str) -> Result<Outcome> {
+        self.backup_with(domain, &Lab::options())
+    }
+
+    pub fn backup_with(&mut self, domain: &str, options: &Options) -> Result<Outcome> {
+        let context = Context {
+            host: &self.host,
+            repo: &self.repo,
+            now: self.now.clone(),
+            monitor: &self.recorder,
+            stop: self.stop.clone(),
+        };
+        let outcome = backup::backup(domain, &context, options);
+        self.pass(Span::new().minutes(10));
+        outcome
+    }
+
+    pub fn pass(&mut self, time: Span) {
+        self.now = self.now.checked_add(time).expect("in range");
+    }
+
+    pub fn history(&self, domain: &str) -> History {
+        let repository = self.repo.domain(domain).expect("a name that fits");
+        repository.history().expect("a readable folder")
+    }
+
+    /// The bytes of a disk at a restore point, restored as a raw file.
+    pub fn restored(&self, domain: &str, at: &str, disk: &str) -> Result<Vec<u8>> {
+        let to = self.free_path();
+        let options = restore::Options {
+            at: at.to_owned(),
+            to: to.clone(),
+            disks: vec![disk.to_owned()],
+            format: Format::Raw,
+            define: None,
+        };
+        let plan = restore::plan(domain, &self.repo, None, &options)?;
+        restore::restore(domain, plan, None, &self.recorder, &Stop::default())?;
+        let bytes = std::fs::read(to.join(format!("{disk}.raw"))).expect("the restored file");
+        std::fs::remove_dir_all(to).expect("it goes again");
+        Ok(bytes)
+    }
+
+    pub fn free_path(&self) -> PathBuf {
+        let path = self.folder.path().join("restored");
+        assert!(!path.exists(), "one restore at a time");
+        path
+    }
+
+    /// The disk's bytes now.
+    pub fn disk(&self, domain: &str, disk: &str) -> Vec<u8> {
+        self.host.disk(domain, disk, |disk| disk.bytes().to_vec())
+    }
+}
+
+/// The paths of everything below a folder, relative to it, sorted.
+pub fn tree(root: &std::path::Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            found.push(path.strip_prefix(root).expect("below").display().to_string());
+            if path.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}

@@ -1,0 +1,9 @@
+//! The verbs, hermetically: on a simulated hypervisor, with real files in a temporary folder.
+
+#![allow(clippy::disallowed_methods, reason = "tests damage repositories by hand")]
+
+mod backup_and_restore;
+mod lab;
+mod list;
+mod repository;
+mod stories;

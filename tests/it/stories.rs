@@ -1,0 +1,74 @@
+//! Random stories of writes, zeroes, resizes, restarts and backups: every restore point gives back the bytes of its moment.
+
+use proptest::prelude::*;
+
+use crate::lab::{CLUSTER, Lab};
+
+#[derive(Clone, Debug)]
+enum Act {
+    Write { at: usize, length: usize, byte: u8 },
+    Zero { at: usize, length: usize },
+    Grow(usize),
+    LoseBitmap(usize),
+    FailAfter(usize),
+    NextMonth,
+    Backup,
+}
+
+const SIZE: usize = 12 * CLUSTER + 1536;
+
+fn act() -> impl Strategy<Value = Act> {
+    let at = 0..SIZE - 1;
+    prop_oneof![
+        6 => (at.clone(), 1..3 * CLUSTER, 1..=255u8).prop_map(|(at, length, byte)| Act::Write { at, length, byte }),
+        3 => (at, 1..4 * CLUSTER).prop_map(|(at, length)| Act::Zero { at, length }),
+        1 => (1..5usize).prop_map(|sectors| Act::Grow(sectors * 512 * 77)),
+        1 => (0..4usize).prop_map(Act::LoseBitmap),
+        1 => (0..12usize).prop_map(|clusters| Act::FailAfter(clusters * CLUSTER)),
+        1 => Just(Act::NextMonth),
+        6 => Just(Act::Backup),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_restore_point_gives_back_its_moment(story in prop::collection::vec(act(), 1..40)) {
+        let mut lab = Lab::new();
+        lab.host.add_domain("vm1", &[("vda", SIZE)]);
+        let mut kept: Vec<(String, Vec<u8>)> = Vec::new();
+        for act in story {
+            match act {
+                Act::Write { at, length, byte } => lab.host.disk("vm1", "vda", |disk| {
+                    let length = length.min(disk.bytes().len() - at);
+                    disk.write(at, &vec![byte; length]);
+                }),
+                Act::Zero { at, length } => lab.host.disk("vm1", "vda", |disk| {
+                    disk.zero(at, length.min(disk.bytes().len() - at));
+                }),
+                Act::Grow(by) => lab.host.disk("vm1", "vda", |disk| disk.resize(disk.bytes().len() + by)),
+                Act::LoseBitmap(number) => lab.host.disk("vm1", "vda", |disk| {
+                    disk.remove_bitmap(&format!("virtnbdbackup.{number}"));
+                }),
+                Act::NextMonth => lab.pass(jiff::Span::new().months(1)),
+                Act::FailAfter(bytes) => {
+                    lab.host.fail_reads_after(Some(bytes as u64));
+                    // It succeeds when nothing lies behind the place where reading breaks.
+                    if let Ok(outcome) = lab.backup("vm1") {
+                        kept.push((outcome.point.id, lab.disk("vm1", "vda")));
+                    }
+                    lab.host.fail_reads_after(None);
+                }
+                Act::Backup => {
+                    let outcome = lab.backup("vm1").expect("a backup");
+                    kept.push((outcome.point.id, lab.disk("vm1", "vda")));
+                }
+            }
+        }
+        prop_assert_eq!(lab.history("vm1").kept.len(), kept.len());
+        for (id, bytes) in kept {
+            prop_assert!(lab.restored("vm1", &id, "vda").expect("restored") == bytes, "{}", id);
+        }
+    }
+}
