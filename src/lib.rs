@@ -21,6 +21,8 @@ pub mod repo;
 pub mod ops;
 
 pub mod cli;
+#[cfg(feature = "libvirt")]
+pub mod demo;
 
 #[cfg(feature = "testkit")]
 pub mod testkit;

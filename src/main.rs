@@ -1,2 +1,5 @@
-//! Parse, run, print the error, exit code.
-fn main() {}
+//! vmsnap: see the library for everything.
+
+fn main() {
+    std::process::exit(vmsnap::cli::main(std::env::args_os()));
+}

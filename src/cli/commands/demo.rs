@@ -1,0 +1,223 @@
+//! `vmsnap demo`: the main job end to end on a throw-away domain, every byte compared. It is the demonstration and the smoke test.
+
+use std::path::Path;
+
+use super::{CommandResult, Refusal, now};
+use crate::cli::args::DemoArgs;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::progress::Progress;
+use crate::cli::report;
+use crate::cli::{answer, pretty};
+use crate::demo::{self, Embed, Machine, Write};
+use crate::model::period::GroupBy;
+use crate::model::restore_point::Level;
+use crate::model::stop::Stop;
+use crate::ops::backup::{Options, Outcome, backup};
+use crate::ops::{self, Context, Repository, restore};
+
+const DOMAIN: &str = "vmsnap-demo";
+const MIB: usize = 1 << 20;
+const SIZE: usize = 64 * MIB;
+
+/// Runs the demonstration. Exit code 0 only if every comparison held.
+pub fn run(args: &DemoArgs, stop: &Stop) -> CommandResult {
+    say(
+        "Starting libvirt's driver in this process, with a folder of its own (the first start takes some seconds) ...",
+    );
+    let embed = Embed::start(&args.dir).map_err(failed)?;
+    let result = story(&embed, stop);
+    let folder = embed.folder();
+    drop(embed);
+    if result.is_ok() {
+        let left = if folder.exists() {
+            "could not be removed"
+        } else {
+            "is gone again"
+        };
+        say(&format!("\nEverything of it {left}: {}", folder.display()));
+    }
+    match (result, stop.signal()) {
+        (_, Some(signal)) => Ok(ExitCode::Signal(signal)),
+        (result, None) => result,
+    }
+}
+
+fn story(embed: &Embed, stop: &Stop) -> CommandResult {
+    let mut machine = Machine::start(embed, DOMAIN, SIZE).map_err(failed)?;
+    say(&format!(
+        "A throw-away domain '{DOMAIN}' runs (paused, no guest system), with a disk of {}.\n",
+        pretty::bytes(SIZE as u64)
+    ));
+    let repo = ops::open_or_create_repository(&embed.folder().join("backups"))?;
+
+    say("The guest writes 24 MiB here and there.");
+    guest(&mut machine, stop, &FIRST)?;
+    let first = make_point(embed, &repo, stop, Level::Full)?;
+    let at_first = machine.model().to_vec();
+
+    say(
+        "\nThe guest overwrites 2 MiB, writes zeroes over 4 MiB, discards 3 MiB, and writes 64 KiB elsewhere.",
+    );
+    guest(&mut machine, stop, &THEN)?;
+    let second = make_point(embed, &repo, stop, Level::Incremental)?;
+    let at_second = machine.model().to_vec();
+
+    say("\nThe guest goes on; no restore point holds this.");
+    guest(&mut machine, stop, &LAST)?;
+
+    say("\nvmsnap list:");
+    let listed = ops::list::list(&repo, &[DOMAIN.to_owned()])?;
+    say(report::list::text(&listed, repo.root()).trim_end());
+    say("\nvmsnap status:");
+    let status = ops::status::status(DOMAIN, embed.host(), Some(&repo), GroupBy::Month, now().date())?;
+    say(report::status::text(&[status]).trim_end());
+
+    say("");
+    for (outcome, expected) in [(&first, &at_first), (&second, &at_second)] {
+        compare(embed, &repo, stop, &outcome.point.id, expected)?;
+    }
+    say("\nBoth restore points gave back every byte.");
+    Ok(ExitCode::Ok)
+}
+
+const FIRST: [Write; 3] = [
+    Write::Data {
+        offset: 0,
+        length: 8 * MIB,
+        byte: 0xa1,
+    },
+    Write::Data {
+        offset: 20 * MIB,
+        length: 12 * MIB,
+        byte: 0xb2,
+    },
+    Write::Data {
+        offset: 60 * MIB,
+        length: 4 * MIB,
+        byte: 0xc3,
+    },
+];
+
+const THEN: [Write; 4] = [
+    Write::Data {
+        offset: MIB,
+        length: 2 * MIB,
+        byte: 0xd4,
+    },
+    Write::Zero {
+        offset: 22 * MIB,
+        length: 4 * MIB,
+    },
+    Write::Discard {
+        offset: 28 * MIB,
+        length: 3 * MIB,
+    },
+    Write::Data {
+        offset: 40 * MIB + 4096,
+        length: 65536,
+        byte: 0xe5,
+    },
+];
+
+const LAST: [Write; 1] = [Write::Data {
+    offset: 0,
+    length: SIZE,
+    byte: 0xff,
+}];
+
+fn guest(machine: &mut Machine, stop: &Stop, writes: &[Write]) -> Result<(), Refusal> {
+    for write in writes {
+        go_on(stop)?;
+        machine.write(*write).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn make_point(embed: &Embed, repo: &Repository, stop: &Stop, expected: Level) -> Result<Outcome, Refusal> {
+    go_on(stop)?;
+    let context = Context {
+        host: embed.host(),
+        repo,
+        now: now(),
+        monitor: &Progress::new(true),
+        stop: stop.clone(),
+    };
+    let outcome = backup(DOMAIN, &context, &Options::default())?;
+    let point = &outcome.point;
+    if point.level != expected {
+        return Err(wrong(format!(
+            "the backup is {} and has to be {}",
+            point.level.word(),
+            expected.word()
+        )));
+    }
+    let disk = &point.disks[0];
+    say(&format!(
+        "Restore point {} ({}): {} of data, {} of zeroes.",
+        point.id,
+        point.level.word(),
+        pretty::bytes(disk.data_bytes),
+        pretty::bytes(disk.zero_bytes)
+    ));
+    Ok(outcome)
+}
+
+/// Restores a point and holds it against what the disk was at that moment.
+fn compare(embed: &Embed, repo: &Repository, stop: &Stop, id: &str, expected: &[u8]) -> Result<(), Refusal> {
+    go_on(stop)?;
+    let to = embed.folder().join(format!("restored-{id}.raw"));
+    let options = restore::Options {
+        at: id.to_owned(),
+        to: to.clone(),
+        disks: vec![],
+        format: restore::Format::Raw,
+        define: None,
+    };
+    let plan = restore::plan(DOMAIN, repo, None, &options)?;
+    restore::restore(DOMAIN, plan, None, &Progress::new(true), stop)?;
+    match first_difference(&to, expected)
+        .map_err(|error| wrong(format!("cannot read {}: {error}", to.display())))?
+    {
+        None => {
+            say(&format!(
+                "Restored {id}: all {} bytes are what the disk was then.",
+                expected.len()
+            ));
+            Ok(())
+        }
+        Some(offset) => Err(wrong(format!(
+            "restore point {id} differs from the disk at offset {offset}"
+        ))),
+    }
+}
+
+fn first_difference(path: &Path, expected: &[u8]) -> std::io::Result<Option<usize>> {
+    let found = std::fs::read(path)?;
+    let differs = found.iter().zip(expected).position(|(a, b)| a != b);
+    Ok(differs.or((found.len() != expected.len()).then(|| found.len().min(expected.len()))))
+}
+
+fn go_on(stop: &Stop) -> Result<(), Refusal> {
+    match stop.signal() {
+        Some(signal) => Err(Refusal::new(ExitCode::Signal(signal), "stopped on request")),
+        None => Ok(()),
+    }
+}
+
+fn failed(error: demo::Error) -> Refusal {
+    let mut message = error.to_string();
+    let mut below = std::error::Error::source(&error);
+    while let Some(source) = below {
+        message.push_str(&format!(": {source}"));
+        below = source.source();
+    }
+    Refusal::new(ExitCode::Failed, message)
+}
+
+fn wrong(message: String) -> Refusal {
+    Refusal::new(ExitCode::Damaged, message)
+}
+
+fn say(line: &str) {
+    answer(&format!("{line}\n"));
+}

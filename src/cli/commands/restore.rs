@@ -1,0 +1,49 @@
+//! `vmsnap restore`.
+
+use std::time::Instant;
+
+use super::{CommandResult, repository_path};
+use crate::cli::answer;
+use crate::cli::args::{FormatArg, RestoreArgs};
+use crate::cli::exit_code::ExitCode;
+use crate::cli::progress::Progress;
+use crate::cli::report::restore as shown;
+use crate::model::stop::Stop;
+use crate::ops;
+use crate::ops::restore::{DefineOptions, Format, Options, plan, restore};
+
+/// Brings back what is meant. The hypervisor is only asked when the domain is to be defined.
+pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
+    let repo = ops::open_repository(repository_path(args.repository.as_ref())?)?;
+    let host = match args.define {
+        true => Some(ops::connect(args.connect.connect.as_deref())?),
+        false => None,
+    };
+    let options = Options {
+        at: args.at.clone(),
+        to: args.to.clone(),
+        disks: args.disks.clone(),
+        format: match args.format {
+            FormatArg::Qcow2 => Format::Qcow2,
+            FormatArg::Raw => Format::Raw,
+        },
+        define: args.define.then(|| DefineOptions {
+            name: args.name.clone(),
+        }),
+    };
+    let plan = plan(&args.domain, &repo, host.as_deref(), &options)?;
+    if args.dry_run {
+        answer(&shown::plan_text(&args.domain, &plan));
+        return Ok(ExitCode::Ok);
+    }
+    let progress = Progress::new(args.output_args.quiet);
+    let began = Instant::now();
+    let outcome = restore(&args.domain, plan, host.as_deref(), &progress, stop)?;
+    let text = if args.output_args.json {
+        shown::json(&args.domain, &outcome)
+    } else {
+        shown::text(&args.domain, &outcome, began.elapsed())
+    };
+    answer(&text);
+    Ok(ExitCode::Ok)
+}

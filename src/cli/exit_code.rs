@@ -1,0 +1,128 @@
+//! Every exit code, in one place.
+
+use crate::ops::{Class, Error};
+
+/// How the program ends. The numbers up to 10 are the classic ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitCode {
+    /// All that was asked is done.
+    Ok,
+    /// No domains were named where they are required, or none matched.
+    NoDomains,
+    /// No repository was named where one is required, or it cannot be used.
+    NoRepository,
+    /// Anything else that failed, a lock held by another run included.
+    Failed,
+    /// A program or library is missing.
+    Missing,
+    /// The backup of at least one domain failed; the others were still backed up.
+    BackupFailed,
+    /// `--group-by` names no grouping.
+    GroupBy,
+    /// What is stored is damaged.
+    Damaged,
+    /// An unknown switch, or a value that does not parse.
+    Usage,
+    /// Stopped by a signal.
+    Signal(i32),
+}
+
+impl ExitCode {
+    /// All codes but those of signals, in the order of their numbers.
+    pub const ALL: [ExitCode; 9] = [
+        ExitCode::Ok,
+        ExitCode::NoDomains,
+        ExitCode::NoRepository,
+        ExitCode::Failed,
+        ExitCode::Missing,
+        ExitCode::BackupFailed,
+        ExitCode::GroupBy,
+        ExitCode::Damaged,
+        ExitCode::Usage,
+    ];
+
+    /// The number that the shell sees.
+    pub fn number(self) -> i32 {
+        match self {
+            ExitCode::Ok => 0,
+            ExitCode::NoDomains => 1,
+            ExitCode::NoRepository => 2,
+            ExitCode::Failed => 3,
+            ExitCode::Missing => 4,
+            ExitCode::BackupFailed => 9,
+            ExitCode::GroupBy => 10,
+            ExitCode::Damaged => 11,
+            ExitCode::Usage => 64,
+            ExitCode::Signal(signal) => 128 + signal,
+        }
+    }
+
+    /// What it means.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            ExitCode::Ok => "all that was asked is done",
+            ExitCode::NoDomains => "no domains were named where they are required, or none matched",
+            ExitCode::NoRepository => "no repository was named where one is required, or it cannot be used",
+            ExitCode::Failed => "anything else failed, a lock held by another run included",
+            ExitCode::Missing => "a required program or library is missing",
+            ExitCode::BackupFailed => {
+                "the backup of at least one domain failed; the others were still backed up"
+            }
+            ExitCode::GroupBy => "--group-by names no grouping",
+            ExitCode::Damaged => "what is stored is damaged",
+            ExitCode::Usage => "an unknown switch, or a value that does not parse",
+            ExitCode::Signal(_) => "stopped by a signal (130 SIGINT, 143 SIGTERM)",
+        }
+    }
+
+    /// The code for a failure of a verb other than backup.
+    pub fn of_error(error: &Error) -> ExitCode {
+        match error.class() {
+            Class::NotFound => ExitCode::NoDomains,
+            Class::Repository => ExitCode::NoRepository,
+            Class::Damaged => ExitCode::Damaged,
+            Class::Missing => ExitCode::Missing,
+            Class::Stopped(signal) => ExitCode::Signal(signal),
+            Class::Usage => ExitCode::Usage,
+            Class::Failed => ExitCode::Failed,
+        }
+    }
+
+    /// The code for a failed backup of one domain.
+    pub fn of_backup_error(error: &Error) -> ExitCode {
+        match ExitCode::of_error(error) {
+            ExitCode::Failed | ExitCode::Damaged | ExitCode::Usage => ExitCode::BackupFailed,
+            other => other,
+        }
+    }
+
+    /// Of several codes the one to end with: a signal before everything, then the first in the order of the numbers.
+    pub fn worst(codes: impl IntoIterator<Item = ExitCode>) -> ExitCode {
+        let failures = codes.into_iter().filter(|code| *code != ExitCode::Ok);
+        failures
+            .min_by_key(|code| (!matches!(code, ExitCode::Signal(_)), code.number()))
+            .unwrap_or(ExitCode::Ok)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_different_and_each_has_a_meaning() {
+        let mut numbers: Vec<i32> = ExitCode::ALL.iter().map(|code| code.number()).collect();
+        assert!(numbers.is_sorted());
+        numbers.dedup();
+        assert_eq!(numbers.len(), ExitCode::ALL.len());
+        assert!(ExitCode::ALL.iter().all(|code| !code.meaning().is_empty()));
+    }
+
+    #[test]
+    fn the_worst_code_wins() {
+        use ExitCode::{BackupFailed, Failed, NoDomains, Ok, Signal};
+        assert_eq!(ExitCode::worst([]), Ok);
+        assert_eq!(ExitCode::worst([Ok, BackupFailed, NoDomains]), NoDomains);
+        assert_eq!(ExitCode::worst([Failed, Signal(2)]), Signal(2));
+    }
+}

@@ -1,0 +1,105 @@
+//! What `vmsnap list` shows.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::{PointJson, document, table};
+use crate::cli::pretty;
+use crate::model::finding::Finding;
+use crate::ops::list::DomainList;
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ListJson<'a> {
+    schema: u32,
+    domains: Vec<DomainJson<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DomainJson<'a> {
+    domain: &'a str,
+    restore_points: Vec<PointJson<'a>>,
+    findings: &'a [Finding],
+}
+
+/// The list as one JSON document.
+pub fn json(domains: &[DomainList]) -> String {
+    let domains = domains.iter().map(|domain| DomainJson {
+        domain: &domain.domain,
+        restore_points: domain
+            .points
+            .iter()
+            .map(|listed| {
+                PointJson::of(
+                    &listed.point,
+                    listed.size,
+                    Some(listed.is_whole()),
+                    &listed.faults,
+                )
+            })
+            .collect(),
+        findings: &domain.findings,
+    });
+    document(&ListJson {
+        schema: 1,
+        domains: domains.collect(),
+    })
+}
+
+/// The list as tables, a table per domain; restore points of one chain stand together.
+pub fn text(domains: &[DomainList], root: &Path) -> String {
+    if domains.is_empty() {
+        return format!("No restore points in {}\n", root.display());
+    }
+    let mut blocks = Vec::new();
+    for domain in domains {
+        let mut block = format!("Restore points of {}:\n", domain.domain.escape_debug());
+        let mut rows = vec![header()];
+        rows.extend(domain.points.iter().map(|listed| {
+            let point = &listed.point;
+            vec![
+                format!("  {}", point.id),
+                point.level.word().to_owned(),
+                pretty::bytes(listed.size),
+                point
+                    .checkpoint
+                    .as_ref()
+                    .map_or("-", |checkpoint| &checkpoint.name)
+                    .to_owned(),
+                point.consistency.sentence().to_owned(),
+                if listed.is_whole() { "whole" } else { "NOT WHOLE" }.to_owned(),
+                point.period.clone(),
+            ]
+        }));
+        if domain.points.is_empty() {
+            block.push_str("  none\n");
+        } else {
+            block.push_str(&table(&rows, &[2]));
+        }
+        for listed in domain.points.iter().filter(|listed| !listed.is_whole()) {
+            for fault in &listed.faults {
+                block.push_str(&format!("  {}: {fault}\n", listed.point.id));
+            }
+        }
+        for finding in &domain.findings {
+            block.push_str(&format!("  note: {}\n", finding.message));
+        }
+        blocks.push(block);
+    }
+    blocks.join("\n")
+}
+
+fn header() -> Vec<String> {
+    let titles = [
+        "  ID (UTC)",
+        "LEVEL",
+        "SIZE",
+        "CHECKPOINT",
+        "CONSISTENCY",
+        "CHAIN",
+        "PERIOD",
+    ];
+    titles.iter().map(|title| (*title).to_owned()).collect()
+}

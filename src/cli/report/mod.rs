@@ -1,0 +1,133 @@
+//! What the verbs' outcomes look like, as text and as JSON.
+
+pub mod backup;
+pub mod list;
+pub mod restore;
+pub mod status;
+
+use serde::Serialize;
+
+use crate::model::restore_point::RestorePoint;
+use crate::ops::Error;
+
+/// An error with everything beneath it, and the hint on a line of its own.
+pub fn error_text(error: &Error) -> String {
+    let mut text = causes(error);
+    if let Some(hint) = error.hint() {
+        text.push_str(&format!("\nhint: {hint}"));
+    }
+    text
+}
+
+/// An error with everything beneath it, in one line.
+pub fn causes(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut below = std::error::Error::source(error);
+    while let Some(source) = below {
+        text.push_str(&format!(": {source}"));
+        below = source.source();
+    }
+    text
+}
+
+/// A document as JSON with a line end.
+fn document(value: &impl Serialize) -> String {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => text + "\n",
+        // Nothing we serialise has keys that are no strings; were it so, an empty answer would be a lie.
+        Err(error) => format!("{{\"error\": \"the answer cannot be written as JSON: {error}\"}}\n"),
+    }
+}
+
+/// A restore point as `list` and `backup` show it in JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PointJson<'a> {
+    id: &'a str,
+    time: String,
+    period: &'a str,
+    level: &'static str,
+    parent: Option<&'a str>,
+    checkpoint: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    whole: Option<bool>,
+    size: u64,
+    consistency: crate::model::restore_point::Consistency,
+    disks: Vec<DiskJson<'a>>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    faults: &'a [String],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DiskJson<'a> {
+    disk: &'a str,
+    level: &'static str,
+    reason: &'a str,
+    parent: Option<&'a str>,
+    virtual_size: u64,
+    data_bytes: u64,
+    zero_bytes: u64,
+    image: &'a str,
+}
+
+impl<'a> PointJson<'a> {
+    fn of(point: &'a RestorePoint, size: u64, whole: Option<bool>, faults: &'a [String]) -> Self {
+        PointJson {
+            id: &point.id,
+            time: point.time.to_string(),
+            period: &point.period,
+            level: point.level.word(),
+            parent: point.parent.as_deref(),
+            checkpoint: point
+                .checkpoint
+                .as_ref()
+                .map(|checkpoint| checkpoint.name.as_str()),
+            whole,
+            size,
+            consistency: point.consistency,
+            disks: point.disks.iter().map(DiskJson::of).collect(),
+            faults,
+        }
+    }
+}
+
+impl<'a> DiskJson<'a> {
+    fn of(disk: &'a crate::model::restore_point::DiskPoint) -> Self {
+        DiskJson {
+            disk: &disk.target,
+            level: disk.level.word(),
+            reason: &disk.reason,
+            parent: disk.parent.as_deref(),
+            virtual_size: disk.virtual_size,
+            data_bytes: disk.data_bytes,
+            zero_bytes: disk.zero_bytes,
+            image: &disk.image,
+        }
+    }
+}
+
+/// Columns of equal width, two blanks between them; `right` names the columns whose cells end at the right.
+fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().enumerate().map(|(column, cell)| {
+            let width = widths[column];
+            if right.contains(&column) {
+                format!("{cell:>width$}")
+            } else {
+                format!("{cell:<width$}")
+            }
+        });
+        let line = cells.collect::<Vec<_>>().join("  ");
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}

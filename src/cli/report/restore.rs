@@ -1,0 +1,122 @@
+//! What `vmsnap restore` shows.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::document;
+use crate::cli::pretty;
+use crate::ops::restore::{Outcome, RestorePlan};
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RestoreJson<'a> {
+    schema: u32,
+    domain: &'a str,
+    restore_point: &'a str,
+    time: String,
+    disks: Vec<DiskJson<'a>>,
+    defined: Option<DefinedJson<'a>>,
+    findings: &'a [crate::model::finding::Finding],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DiskJson<'a> {
+    disk: &'a str,
+    path: String,
+    format: &'static str,
+    virtual_size: u64,
+    data_bytes: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DefinedJson<'a> {
+    name: &'a str,
+    new_uuid: Option<&'a str>,
+}
+
+/// What was brought back, as one JSON document.
+pub fn json(domain: &str, outcome: &Outcome) -> String {
+    let plan = &outcome.plan;
+    let disks = plan
+        .disks
+        .iter()
+        .zip(&outcome.written)
+        .map(|(disk, written)| DiskJson {
+            disk: &disk.target,
+            path: disk.to.display().to_string(),
+            format: disk.format.word(),
+            virtual_size: disk.size,
+            data_bytes: written.data_bytes,
+        });
+    document(&RestoreJson {
+        schema: 1,
+        domain,
+        restore_point: &plan.point.id,
+        time: plan.point.time.to_string(),
+        disks: disks.collect(),
+        defined: plan.define.as_ref().map(|define| DefinedJson {
+            name: &define.name,
+            new_uuid: define.new_uuid.as_deref(),
+        }),
+        findings: &plan.findings,
+    })
+}
+
+/// What was brought back, for a person.
+pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
+    let plan = &outcome.plan;
+    let copied: u64 = outcome.written.iter().map(|written| written.data_bytes).sum();
+    let rate = copied as f64 / took.as_secs_f64().max(0.001);
+    let mut text = format!(
+        "{}: restore point {} ({}), {} in {} ({}/s)\n",
+        domain.escape_debug(),
+        plan.point.id,
+        plan.point.consistency.sentence(),
+        pretty::bytes(copied),
+        pretty::seconds(took),
+        pretty::bytes(rate as u64),
+    );
+    for disk in &plan.disks {
+        text.push_str(&format!("  disk {}: {}\n", disk.target, disk.to.display()));
+    }
+    if let Some(define) = &plan.define {
+        let identity = match &define.new_uuid {
+            Some(uuid) => format!("new UUID {uuid}, new network addresses"),
+            None => "its old identity".to_owned(),
+        };
+        text.push_str(&format!(
+            "  defined domain {} with {identity}\n",
+            define.name.escape_debug()
+        ));
+    }
+    text
+}
+
+/// What a dry run would do.
+pub fn plan_text(domain: &str, plan: &RestorePlan) -> String {
+    let mut text = format!(
+        "{}: restore point {} would be restored\n",
+        domain.escape_debug(),
+        plan.point.id
+    );
+    for disk in &plan.disks {
+        text.push_str(&format!(
+            "  disk {}: {} to {} ({}), from {} image(s)\n",
+            disk.target,
+            pretty::bytes(disk.size),
+            disk.to.display(),
+            disk.format.word(),
+            disk.images.len()
+        ));
+    }
+    if let Some(define) = &plan.define {
+        text.push_str(&format!("  define domain {}\n", define.name.escape_debug()));
+    }
+    for finding in &plan.findings {
+        text.push_str(&format!("  note: {}\n", finding.message));
+    }
+    text
+}

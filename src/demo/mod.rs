@@ -1,0 +1,67 @@
+//! A throw-away domain for `vmsnap demo` and the live tests: no daemon, no configuration, no guest system.
+//!
+//! libvirt's driver runs inside this process (`qemu:///embed`), QEMU is started paused, and "the guest" writes through QEMU's own block device. What
+//! was written is kept as a plain model, so that restored bytes can be compared with what they have to be.
+
+mod embed;
+mod machine;
+
+pub use crate::host::libvirt::quiet_driver;
+pub use embed::Embed;
+pub use machine::{Machine, Write};
+
+/// What can go wrong while the throw-away domain is made and used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder could not be used.
+    #[error("cannot {operation} {}", path.display())]
+    Io {
+        /// What was being done, as a verb.
+        operation: &'static str,
+        /// To which path.
+        path: std::path::PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// libvirt refused.
+    #[error("libvirt could not {operation}: {message}")]
+    Libvirt {
+        /// What was being done, as a verb phrase.
+        operation: &'static str,
+        /// libvirt's words.
+        message: String,
+    },
+    /// The disk's image could not be made.
+    #[error("cannot make the disk's image")]
+    Image(#[from] crate::model::block::BlockError),
+    /// The simulated guest could not write.
+    #[error("the simulated guest could not '{command}': {answer}")]
+    Guest {
+        /// The command.
+        command: String,
+        /// QEMU's answer.
+        answer: String,
+    },
+}
+
+/// Result of everything in this room.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    fn io(operation: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.to_owned();
+        move |source| Error::Io {
+            operation,
+            path,
+            source,
+        }
+    }
+
+    fn libvirt(operation: &'static str) -> impl FnOnce(virt::error::Error) -> Error {
+        move |error| Error::Libvirt {
+            operation,
+            message: error.message().to_owned(),
+        }
+    }
+}
