@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use crate::io::DirectFile;
 use super::order::Order;
 use super::{Error, Result, zero};
+use crate::io::DirectFile;
 use crate::model::block::{Block, BlockError, BlockSink, Content, ImageFile, Written};
 use crate::model::buffer::Buffer;
 use crate::model::stop::Stop;

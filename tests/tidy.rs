@@ -1,0 +1,155 @@
+//! Keeps what ARCHITECTURE.md promises: who imports whom, where `unsafe` is, the list of files, their sizes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A room and the rooms whose names may stand in its files. `crate` alone (the root) is nobody's.
+const MAY_IMPORT: [(&str, &[&str]); 10] = [
+    ("model", &[]),
+    ("io", &["model"]),
+    ("nbd", &["model"]),
+    ("image", &["model", "io"]),
+    ("repo", &["model", "io"]),
+    ("host", &["model", "nbd"]),
+    ("ops", &["model", "io", "nbd", "image", "repo", "host"]),
+    ("cli", &["model", "ops", "demo"]),
+    ("demo", &["model", "ops", "host", "repo", "image", "io"]),
+    ("testkit", &["model", "io", "nbd", "image", "repo", "host", "ops"]),
+];
+
+/// No file has more lines than this.
+const MOST_LINES: usize = 800;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files(dir: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    collect(&root().join(dir), &mut found);
+    found.sort();
+    assert!(!found.is_empty(), "no Rust files in {dir}");
+    found
+}
+
+fn collect(dir: &Path, found: &mut Vec<(String, String)>) {
+    for entry in fs::read_dir(dir).expect("a folder of the project") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            if path.file_name().is_some_and(|name| name != "target") {
+                collect(&path, found);
+            }
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            let name = path
+                .strip_prefix(root())
+                .expect("below the root")
+                .to_string_lossy()
+                .into_owned();
+            let text = fs::read_to_string(&path).expect("a text file");
+            found.push((name, text));
+        }
+    }
+}
+
+/// The code of a line, without its comment.
+fn code(line: &str) -> &str {
+    line.split("//").next().unwrap_or("")
+}
+
+#[test]
+fn every_room_imports_only_what_it_may() {
+    let mut wrong = Vec::new();
+    for (file, text) in rust_files("src") {
+        let inside = file.strip_prefix("src/").expect("a source file");
+        let Some((room, _)) = inside.split_once('/').or_else(|| inside.split_once('.')) else {
+            continue;
+        };
+        if room == "lib" || room == "main" {
+            continue;
+        }
+        let allowed = MAY_IMPORT.iter().find(|(name, _)| *name == room);
+        let (_, allowed) =
+            allowed.unwrap_or_else(|| panic!("{file} is in a room that the table does not know"));
+        for (number, line) in text.lines().enumerate() {
+            for rest in code(line).split("crate::").skip(1) {
+                let word: String = rest
+                    .chars()
+                    .take_while(|c| c.is_ascii_lowercase() || *c == '_')
+                    .collect();
+                if word != room && !allowed.contains(&word.as_str()) {
+                    wrong.push(format!("{file}:{}: {room} must not import {word}", number + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn unsafe_code_is_in_one_file() {
+    let mut wrong = Vec::new();
+    for (file, text) in rust_files("src") {
+        let lines = text.lines().enumerate();
+        let words = lines.filter(|(_, line)| {
+            code(line)
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+                .any(|word| word == "unsafe")
+        });
+        if file != "src/host/ffi.rs" {
+            wrong.extend(words.map(|(number, _)| format!("{file}:{}", number + 1)));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "unsafe outside src/host/ffi.rs: {}",
+        wrong.join(", ")
+    );
+}
+
+#[test]
+fn architecture_names_every_file_and_no_other() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
+    let named: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .filter_map(|line| line.split('`').next())
+        .filter(|name| name.ends_with(".rs"))
+        .collect();
+    for dir in ["src", "tests"] {
+        for (file, _) in rust_files(dir) {
+            assert!(
+                named.contains(&file.as_str()),
+                "ARCHITECTURE.md does not name {file}"
+            );
+        }
+    }
+    for name in named {
+        assert!(
+            root().join(name).is_file(),
+            "ARCHITECTURE.md names {name}, which is not there"
+        );
+    }
+}
+
+#[test]
+fn no_file_is_too_long_to_read() {
+    for dir in ["src", "tests"] {
+        for (file, text) in rust_files(dir) {
+            let lines = text.lines().count();
+            assert!(
+                lines <= MOST_LINES,
+                "{file} has {lines} lines, more than {MOST_LINES}"
+            );
+        }
+    }
+}
+
+#[test]
+fn tests_are_never_switched_off() {
+    for dir in ["src", "tests"] {
+        for (file, text) in rust_files(dir) {
+            let off = concat!("#[", "ignore");
+            assert!(!text.contains(off), "{file} switches a test off");
+        }
+    }
+}
