@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::pretty;
+use crate::model::text::shown;
 use crate::ops::{Event, Monitor};
 
 /// Percent between two lines.
@@ -107,7 +108,7 @@ impl Progress {
 impl Monitor for Progress {
     fn event(&self, event: Event<'_>) {
         let key = |domain: &str, disk: &str| format!("{domain}/{disk}");
-        let label = |domain: &str, disk: &str| format!("{} {disk}", domain.escape_debug());
+        let label = |domain: &str, disk: &str| format!("{} {disk}", shown(domain));
         match event {
             Event::Step { .. } => {}
             Event::DiskBegins {
@@ -133,7 +134,7 @@ impl Monitor for Progress {
                 self.end(&key(domain, disk), &label(domain, disk), copied)
             }
             Event::Found { domain, finding } => {
-                self.line(&format!("{}: note: {}", domain.escape_debug(), finding.message));
+                self.line(&format!("{}: note: {}", shown(domain), finding.message));
             }
         }
     }

@@ -10,3 +10,4 @@ pub mod finding;
 pub mod period;
 pub mod restore_point;
 pub mod stop;
+pub mod text;

@@ -12,6 +12,7 @@ use crate::host::xml::{Edits, ImageFormat, NewSource, redefine};
 use crate::model::domain::Source;
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
+use crate::model::text::shown;
 use crate::repo::{DiskStore, FileEntry, History, Store, layout};
 
 /// A domain about to be defined.
@@ -48,7 +49,7 @@ pub(super) fn plan(
     if name_taken {
         let what = format!(
             "a domain named '{}' is defined; give another name with --name",
-            name.escape_debug()
+            shown(&name)
         );
         return Err(failed(Cause::Usage(what)));
     }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::host::HostError;
 use crate::model::block::{BlockError, BlockErrorKind};
+use crate::model::text::shown;
 use crate::repo::RepoError;
 
 /// Result of every verb.
@@ -181,7 +182,7 @@ const NO_SPACE: &str = "make room in the target and run again: nothing that was 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.domain.is_empty() {
-            write!(f, "domain '{}'", self.domain.escape_debug())?;
+            write!(f, "domain '{}'", shown(&self.domain))?;
             if let Some(disk) = &self.disk {
                 write!(f, ", disk {disk}")?;
             }

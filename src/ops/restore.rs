@@ -24,6 +24,7 @@ use crate::model::chain::KeptPoint;
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::stop::Stop;
+use crate::model::text::shown;
 use crate::repo::{DiskStore, History, Repository, Store, layout};
 
 /// How a restored disk is laid out.
@@ -219,7 +220,7 @@ pub fn restore(
             .map_err(|cause| Error::of_disk(domain, &disk.target, cause))?;
     }
     if let (Some(define), Some(host)) = (&plan.define, host) {
-        let what = format!("defining domain '{}'", define.name.escape_debug());
+        let what = format!("defining domain '{}'", shown(&define.name));
         monitor.event(Event::Step { domain, what: &what });
         define::carry_out(domain, define, host)?;
     }
@@ -261,7 +262,7 @@ fn choose<'a>(domain: &str, history: &'a History, at: &str) -> Result<&'a KeptPo
     }
     Err(none(format!(
         "'{}' is neither the id of a restore point, nor a checkpoint of one, nor a time like 2026-11-01T02:00:00Z",
-        at.escape_debug()
+        shown(at)
     )))
 }
 

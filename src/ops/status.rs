@@ -119,7 +119,7 @@ pub fn status(
     })
 }
 
-/// The sound bitmaps of a disk. While the domain runs only those of checkpoints can be known.
+/// The bitmaps of a disk: those of checkpoints in their order, then the others. While the domain runs only those of checkpoints can be known.
 fn bitmaps(
     host: &dyn Host,
     domain: &Domain,
@@ -127,7 +127,10 @@ fn bitmaps(
     checkpoints: &[Checkpoint],
 ) -> std::result::Result<Vec<String>, HostError> {
     if !domain.state.is_active() {
-        return host.bitmap_names(domain, target);
+        let mut names = host.bitmap_names(domain, target)?;
+        let place = |name: &String| checkpoints.iter().position(|found| found.name == *name);
+        names.sort_by_key(|name| (place(name).unwrap_or(usize::MAX), name.clone()));
+        return Ok(names);
     }
     let sound = checkpoints
         .iter()

@@ -10,6 +10,7 @@ use super::{RepoError, Result};
 use crate::model::chain::{Chains, KeptPoint};
 use crate::model::finding::Finding;
 use crate::model::period::FOLDER_PREFIX;
+use crate::model::text::shown;
 
 /// What a domain's folder holds.
 #[derive(Debug, Default)]
@@ -123,8 +124,8 @@ fn read_point(
             return Err(format!(
                 "{} does not belong here: it is of {what} '{}' and lies where '{}' is expected",
                 path.display(),
-                said.escape_debug(),
-                expected.escape_debug()
+                shown(said),
+                shown(expected)
             ));
         }
     }

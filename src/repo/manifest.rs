@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout;
 use crate::model::restore_point::RestorePoint;
+use crate::model::text::shown;
 
 /// The version of the format that this program writes. Older ones stay readable; a newer one is refused.
 pub const FORMAT: u32 = 1;
@@ -152,10 +153,7 @@ impl Manifest {
             }
         }
         match names.into_iter().find(|(_, name)| !layout::is_plain_name(name)) {
-            Some((what, name)) => Err(format!(
-                "the name '{}' of its {what} is not allowed",
-                name.escape_debug()
-            )),
+            Some((what, name)) => Err(format!("the name '{}' of its {what} is not allowed", shown(name))),
             None => Ok(()),
         }
     }

@@ -14,6 +14,7 @@ use super::exit_code::ExitCode;
 use super::{report, tell};
 use crate::model::period::GroupBy;
 use crate::model::stop::Stop;
+use crate::model::text::shown;
 use crate::ops::Error;
 
 /// How a command ends early: with words for the user.
@@ -77,7 +78,7 @@ fn repository_path(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
 fn group_by(word: &str) -> Result<GroupBy, Refusal> {
     GroupBy::from_word(word).ok_or_else(|| {
         let words = GroupBy::ALL.map(GroupBy::word).join(", ");
-        let message = format!("Invalid groupBy: {}. It is one of {words}", word.escape_debug());
+        let message = format!("Invalid groupBy: {}. It is one of {words}", shown(word));
         Refusal::new(ExitCode::GroupBy, message)
     })
 }
@@ -87,7 +88,7 @@ fn tell_unmatched(unmatched: &[String]) -> Option<ExitCode> {
     for pattern in unmatched {
         tell(&format!(
             "vmsnap: No matching domains found for: {}",
-            pattern.escape_debug()
+            shown(pattern)
         ));
     }
     (!unmatched.is_empty()).then_some(ExitCode::NoDomains)

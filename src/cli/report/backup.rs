@@ -8,6 +8,7 @@ use super::{PointJson, causes, document, error_text};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::finding::Finding;
+use crate::model::text::shown;
 use crate::ops::backup::Outcome;
 use crate::ops::plan::BackupPlan;
 use crate::ops::{Error, Result};
@@ -33,7 +34,7 @@ impl Done {
                 let rate = copied as f64 / self.took.as_secs_f64().max(0.001);
                 format!(
                     "{}: {} backup {}, {}, {} in {} ({}/s), {}\n",
-                    self.domain.escape_debug(),
+                    shown(&self.domain),
                     point.level.word(),
                     point.id,
                     disks_word(point.disks.len()),
@@ -124,7 +125,7 @@ fn error_json(error: &Error) -> ErrorJson {
 pub fn plan_text(domain: &str, plan: &BackupPlan) -> String {
     let mut text = format!(
         "{}: a {} backup into {}\n",
-        domain.escape_debug(),
+        shown(domain),
         plan.level().word(),
         plan.period
     );

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{PointJson, document, table};
 use crate::cli::pretty;
 use crate::model::finding::Finding;
+use crate::model::text::shown;
 use crate::ops::list::DomainList;
 
 #[derive(Serialize)]
@@ -55,7 +56,7 @@ pub fn text(domains: &[DomainList], root: &Path) -> String {
     }
     let mut blocks = Vec::new();
     for domain in domains {
-        let mut block = format!("Restore points of {}:\n", domain.domain.escape_debug());
+        let mut block = format!("Restore points of {}:\n", shown(&domain.domain));
         let mut rows = vec![header()];
         rows.extend(domain.points.iter().map(|listed| {
             let point = &listed.point;

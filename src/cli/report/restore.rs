@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::document;
 use crate::cli::pretty;
+use crate::model::text::shown;
 use crate::ops::restore::{Outcome, RestorePlan};
 
 #[derive(Serialize)]
@@ -72,7 +73,7 @@ pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
     let rate = copied as f64 / took.as_secs_f64().max(0.001);
     let mut text = format!(
         "{}: restore point {} ({}), {} in {} ({}/s)\n",
-        domain.escape_debug(),
+        shown(domain),
         plan.point.id,
         plan.point.consistency.sentence(),
         pretty::bytes(copied),
@@ -89,7 +90,7 @@ pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
         };
         text.push_str(&format!(
             "  defined domain {} with {identity}\n",
-            define.name.escape_debug()
+            shown(&define.name)
         ));
     }
     text
@@ -99,7 +100,7 @@ pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
 pub fn plan_text(domain: &str, plan: &RestorePlan) -> String {
     let mut text = format!(
         "{}: restore point {} would be restored\n",
-        domain.escape_debug(),
+        shown(domain),
         plan.point.id
     );
     for disk in &plan.disks {
@@ -113,7 +114,7 @@ pub fn plan_text(domain: &str, plan: &RestorePlan) -> String {
         ));
     }
     if let Some(define) = &plan.define {
-        text.push_str(&format!("  define domain {}\n", define.name.escape_debug()));
+        text.push_str(&format!("  define domain {}\n", shown(&define.name)));
     }
     for finding in &plan.findings {
         text.push_str(&format!("  note: {}\n", finding.message));
