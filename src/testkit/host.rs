@@ -27,6 +27,7 @@ struct State {
     clock: i64,
     fail_reads_after: Option<u64>,
     fail_begin: bool,
+    no_incremental: Option<String>,
 }
 
 struct SimDomain {
@@ -108,6 +109,11 @@ impl SimHost {
         self.state().fail_reads_after = bytes;
     }
 
+    /// Makes the hypervisor too old for checkpoints, for this reason.
+    pub fn forget_checkpoints(&self, reason: &str) {
+        self.state().no_incremental = Some(reason.to_owned());
+    }
+
     /// Whether beginning a job fails.
     pub fn fail_begin(&self, fail: bool) {
         self.state().fail_begin = fail;
@@ -175,7 +181,7 @@ fn sim_disk(target: &str) -> Disk {
 impl Host for SimHost {
     fn capabilities(&self) -> Result<Capabilities> {
         Ok(Capabilities {
-            incremental: Ok(()),
+            incremental: self.state().no_incremental.clone().map_or(Ok(()), Err),
             versions: "simulated".to_owned(),
         })
     }

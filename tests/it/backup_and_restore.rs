@@ -216,6 +216,38 @@ fn skipped_disks_are_told_and_nothing_eligible_is_a_failure() {
 }
 
 #[test]
+fn an_old_hypervisor_gets_full_backups_and_is_told_why() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
+    lab.host.forget_checkpoints("libvirt 7.0.0 is older than 7.6.0");
+    for _ in 0..2 {
+        let outcome = lab.backup("vm1").expect("a full backup");
+        assert_eq!(outcome.point.level, Level::Full);
+        assert_eq!(outcome.point.checkpoint, None);
+        assert_eq!(outcome.point.disks[0].reason, "libvirt 7.0.0 is older than 7.6.0");
+        assert_eq!(outcome.findings[0].code, "no-incremental");
+    }
+    assert_eq!(
+        lab.restored("vm1", "latest", "vda").expect("restored"),
+        lab.disk("vm1", "vda")
+    );
+}
+
+#[test]
+fn a_disk_of_qcow2_version_2_is_full_each_time_beside_incremental_ones() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", CLUSTER), ("vdb", CLUSTER)]);
+    lab.host
+        .change("vm1", |domain| domain.disks[1].format = DiskFormat::Qcow2V2);
+    lab.backup("vm1").expect("full");
+    let second = lab.backup("vm1").expect("mixed");
+    assert_eq!(second.point.level, Level::Incremental);
+    let old = &second.point.disks[1];
+    assert_eq!((old.level, old.checkpointed), (Level::Full, false));
+    assert!(old.reason.contains("version 2"), "{}", old.reason);
+}
+
+#[test]
 fn a_failed_first_backup_leaves_nothing_and_the_next_one_works() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
