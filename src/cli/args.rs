@@ -98,6 +98,10 @@ pub struct BackupArgs {
     #[arg(long)]
     pub raw: bool,
 
+    /// Delete the previous period once the current one is past its middle and holds a whole full
+    #[arg(long)]
+    pub prune: bool,
+
     /// Tell what would be done, and do nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,

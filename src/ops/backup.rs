@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::monitor::Event;
 use super::plan::{self, BackupPlan};
+use super::prune::{self, PrunePlan};
 use super::{Context, Error, Result, heal};
 use crate::host::{
     BackupJob, BackupRequest, CheckpointRequest, DiskRequest, Host, HostError, PlaceWishes, Places,
@@ -17,7 +18,7 @@ use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
 use crate::model::restore_point::{Consistency, DiskPoint, Level, RestorePoint};
-use crate::repo::{History, LockedDomain, Manifest, Pending, layout};
+use crate::repo::{DomainRepository, History, LockedDomain, Manifest, Pending, layout};
 
 mod disks;
 
@@ -36,6 +37,8 @@ pub struct Options {
     pub places: PlaceWishes,
     /// How many checkpoints of the active chain stay in the domain.
     pub keep_checkpoints: usize,
+    /// Whether the previous period may be deleted once this one has come far enough.
+    pub prune: bool,
 }
 
 impl Default for Options {
@@ -46,6 +49,7 @@ impl Default for Options {
             freeze: Some(Duration::from_secs(10)),
             places: PlaceWishes::default(),
             keep_checkpoints: plan::KEPT_CHECKPOINTS,
+            prune: false,
         }
     }
 }
@@ -59,8 +63,21 @@ pub struct Outcome {
     pub dir: PathBuf,
     /// Bytes of its images.
     pub file_bytes: u64,
+    /// What pruning did, if it was asked for.
+    pub prune: Option<PruneOutcome>,
     /// Everything worth telling: what the manifest says, what was healed before, and trouble after the commit.
     pub findings: Vec<Finding>,
+}
+
+/// What pruning did after a backup that succeeded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PruneOutcome {
+    /// This period is gone.
+    Deleted(String),
+    /// Nothing was deleted, for this reason.
+    Kept(String),
+    /// The period should have been deleted, and is not, or not wholly.
+    Failed(String),
 }
 
 /// How often a number is skipped because bitmaps without a checkpoint use it.
@@ -111,14 +128,51 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
             Ok(mut outcome) => {
                 findings.append(&mut outcome.findings);
                 outcome.findings = findings;
+                if options.prune {
+                    outcome.prune = Some(prune_after(name, &repository, &locked, context, options));
+                }
                 return Ok(outcome);
             }
         }
     }
 }
 
-/// What a dry run of a backup shows: the plan, and what would be healed before.
-pub fn preview(name: &str, context: &Context, options: &Options) -> Result<BackupPlan> {
+/// Prunes now that the domain's new restore point exists. The backup has succeeded whatever comes of this.
+fn prune_after(
+    name: &str,
+    repository: &DomainRepository,
+    locked: &LockedDomain,
+    context: &Context,
+    options: &Options,
+) -> PruneOutcome {
+    let pruned = locked
+        .history()
+        .map_err(|error| Error::of(name, error))
+        .and_then(|history| {
+            let plan = prune::plan(repository, &history.chains, options.group_by, context.now.date());
+            prune::carry_out(name, locked, &plan)?;
+            Ok(plan)
+        });
+    match pruned {
+        Ok(PrunePlan::Delete { period, .. }) => PruneOutcome::Deleted(period),
+        Ok(PrunePlan::Keep(why)) => PruneOutcome::Kept(why),
+        Err(error) => PruneOutcome::Failed(with_sources(&error)),
+    }
+}
+
+/// What a dry run shows.
+#[derive(Clone, Debug)]
+pub struct Preview {
+    /// The backup that would be made.
+    pub backup: BackupPlan,
+    /// Folders of unfinished runs that would be removed before, with what those runs began.
+    pub leftovers: Vec<PathBuf>,
+    /// What would be pruned after it, if that was asked for.
+    pub prune: Option<PrunePlan>,
+}
+
+/// Tells what a backup would do, and does nothing.
+pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Preview> {
     let domain = context
         .host
         .domain(name)
@@ -128,7 +182,18 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Backu
         .domain(name)
         .map_err(|error| Error::of(name, error))?;
     let history = repository.history().map_err(|error| Error::of(name, error))?;
-    make_plan(&domain, &history, &[], context, options)
+    let backup = make_plan(&domain, &history, &[], context, options)?;
+    let today = context.now.date();
+    let prune = || prune::plan(&repository, &history.chains, options.group_by, today);
+    Ok(Preview {
+        prune: options.prune.then(prune),
+        leftovers: history
+            .leftovers
+            .into_iter()
+            .map(|leftover| leftover.dir)
+            .collect(),
+        backup,
+    })
 }
 
 fn make_plan(
@@ -333,6 +398,7 @@ impl Run<'_> {
             point: manifest.point,
             dir,
             file_bytes,
+            prune: None,
             findings,
         })
     }

@@ -3,7 +3,7 @@
 //! * `copy`: the pump that every verb uses.
 //! * `plan`: decides a backup, before anything is done.
 //! * `heal`: ends what an unfinished run left.
-//! * `backup`, `restore`, `define`, `list`, `status`: the verbs.
+//! * `backup`, `prune`, `restore`, `define`, `list`, `status`: the verbs.
 //! * `monitor`: whom the verbs tell how they are getting on.
 //! * `error`: what can go wrong, with its class and its hint.
 
@@ -15,6 +15,7 @@ pub mod heal;
 pub mod list;
 pub mod monitor;
 pub mod plan;
+pub mod prune;
 pub mod restore;
 pub mod status;
 

@@ -4,6 +4,7 @@
 //! * `manifest`: the commit record.
 //! * `history`: reads what is there, and what is wrong with it.
 //! * `pending`: a restore point being written, until it is committed.
+//! * `remove`: deletes a period.
 //! * `lock`: one writer per domain.
 //! * `store`: the only door to durable files.
 
@@ -12,6 +13,7 @@ pub mod layout;
 mod lock;
 pub mod manifest;
 pub mod pending;
+mod remove;
 pub mod store;
 
 use std::io;
@@ -184,6 +186,12 @@ impl DomainRepository {
         history::read(&self.dir, &self.name)
     }
 
+    /// The folder of a period, if it is there.
+    pub fn period_dir(&self, period: &str) -> Option<PathBuf> {
+        let dir = self.dir.join(period);
+        dir.is_dir().then_some(dir)
+    }
+
     /// Takes the right to write, or says at once who has it. Creates the domain's folder if need be.
     pub fn lock(&self) -> Result<LockedDomain> {
         match self.store.create_dir(&self.dir) {
@@ -227,6 +235,13 @@ impl LockedDomain {
             period,
             time,
         )
+    }
+
+    /// Removes a whole period with everything in its folder, and what an interrupted removal left.
+    ///
+    /// The folder is renamed first: from then on nothing in it counts, however much of it is left.
+    pub fn remove_period(&self, period: &str) -> Result<()> {
+        remove::period(self.repository.store.as_ref(), &self.repository.dir, period)
     }
 
     /// Removes what an unfinished run left.

@@ -5,5 +5,6 @@
 mod backup_and_restore;
 mod lab;
 mod list;
+mod prune;
 mod repository;
 mod stories;

@@ -24,6 +24,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
             scratch_dir: args.scratch_dir.clone(),
         },
         keep_checkpoints: args.keep_checkpoints as usize,
+        prune: args.prune,
     };
     let typed = args.domains.all();
     if typed.iter().all(|item| item.trim().is_empty()) {
@@ -67,8 +68,8 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
         };
         if !args.output_args.json {
             match &domain.result {
-                Ok(_) => answer(&domain.line()),
-                Err(_) => tell(domain.line().trim_end()),
+                Ok(_) => answer(&domain.lines()),
+                Err(_) => tell(domain.lines().trim_end()),
             }
         }
         done.push(domain);
@@ -78,6 +79,9 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
             .filter_map(|done| done.result.as_ref().err())
             .map(ExitCode::of_backup_error),
     );
+    if done.iter().any(shown::Done::prune_failed) {
+        codes.push(ExitCode::Failed);
+    }
     codes.extend(stop.signal().map(ExitCode::Signal));
     let code = ExitCode::worst(codes);
     if args.output_args.json {
@@ -98,7 +102,7 @@ fn tell_summary(done: &[shown::Done]) {
             done.len()
         ));
         for domain in failed {
-            tell(&format!("  {}", domain.line().trim_end()));
+            tell(&format!("  {}", domain.lines().trim_end()));
         }
     }
 }

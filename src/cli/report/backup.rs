@@ -9,8 +9,8 @@ use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::finding::Finding;
 use crate::model::text::shown;
-use crate::ops::backup::Outcome;
-use crate::ops::plan::BackupPlan;
+use crate::ops::backup::{Outcome, Preview, PruneOutcome};
+use crate::ops::prune::PrunePlan;
 use crate::ops::{Error, Result};
 
 /// A domain that had its turn.
@@ -24,16 +24,30 @@ pub struct Done {
 }
 
 impl Done {
-    /// The line that a person reads.
-    pub fn line(&self) -> String {
+    /// Whether the backup succeeded, but not the pruning that was asked for.
+    pub fn prune_failed(&self) -> bool {
+        let prune = self
+            .result
+            .as_ref()
+            .ok()
+            .and_then(|outcome| outcome.prune.as_ref());
+        matches!(prune, Some(PruneOutcome::Failed(_)))
+    }
+
+    /// The lines that a person reads.
+    pub fn lines(&self) -> String {
         match &self.result {
             Err(error) => format!("vmsnap: {}\n", error_text(error)),
             Ok(outcome) => {
                 let point = &outcome.point;
                 let copied: u64 = point.disks.iter().map(|disk| disk.data_bytes).sum();
                 let rate = copied as f64 / self.took.as_secs_f64().max(0.001);
+                let pruned = outcome
+                    .prune
+                    .as_ref()
+                    .map(|prune| prune_line(&self.domain, prune));
                 format!(
-                    "{}: {} backup {}, {}, {} in {} ({}/s), {}\n",
+                    "{}: {} backup {}, {}, {} in {} ({}/s), {}\n{}",
                     shown(&self.domain),
                     point.level.word(),
                     point.id,
@@ -42,9 +56,20 @@ impl Done {
                     pretty::seconds(self.took),
                     pretty::bytes(rate as u64),
                     point.consistency.sentence(),
+                    pruned.unwrap_or_default(),
                 )
             }
         }
+    }
+}
+
+/// What is said of pruning, behind what is said of the backup.
+fn prune_line(domain: &str, prune: &PruneOutcome) -> String {
+    let domain = shown(domain);
+    match prune {
+        PruneOutcome::Deleted(period) => format!("{domain}: pruned {period}\n"),
+        PruneOutcome::Kept(why) => format!("{domain}: pruned nothing: {why}\n"),
+        PruneOutcome::Failed(why) => format!("{domain}: PRUNING FAILED: {why}\n"),
     }
 }
 
@@ -72,8 +97,30 @@ struct DomainJson<'a> {
     seconds: f64,
     restore_point: Option<PointJson<'a>>,
     path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prune: Option<PruneJson<'a>>,
     error: Option<ErrorJson>,
     findings: &'a [Finding],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PruneJson<'a> {
+    deleted: Option<&'a str>,
+    kept: Option<&'a str>,
+    error: Option<&'a str>,
+}
+
+impl<'a> PruneJson<'a> {
+    fn of(prune: &'a PruneOutcome) -> Self {
+        let (mut deleted, mut kept, mut error) = (None, None, None);
+        match prune {
+            PruneOutcome::Deleted(period) => deleted = Some(period.as_str()),
+            PruneOutcome::Kept(why) => kept = Some(why.as_str()),
+            PruneOutcome::Failed(why) => error = Some(why.as_str()),
+        }
+        PruneJson { deleted, kept, error }
+    }
 }
 
 #[derive(Serialize)]
@@ -92,6 +139,7 @@ pub fn json(done: &[Done], unmatched: &[String], code: ExitCode) -> String {
             seconds: done.took.as_secs_f64(),
             restore_point: Some(PointJson::of(&outcome.point, outcome.file_bytes, None, &[])),
             path: Some(outcome.dir.display().to_string()),
+            prune: outcome.prune.as_ref().map(PruneJson::of),
             error: None,
             findings: &outcome.findings,
         },
@@ -101,6 +149,7 @@ pub fn json(done: &[Done], unmatched: &[String], code: ExitCode) -> String {
             seconds: done.took.as_secs_f64(),
             restore_point: None,
             path: None,
+            prune: None,
             error: Some(error_json(error)),
             findings: &[],
         },
@@ -122,7 +171,8 @@ fn error_json(error: &Error) -> ErrorJson {
 }
 
 /// What a dry run would do with a domain.
-pub fn plan_text(domain: &str, plan: &BackupPlan) -> String {
+pub fn plan_text(domain: &str, preview: &Preview) -> String {
+    let plan = &preview.backup;
     let mut text = format!(
         "{}: a {} backup into {}\n",
         shown(domain),
@@ -142,8 +192,19 @@ pub fn plan_text(domain: &str, plan: &BackupPlan) -> String {
     for finding in &plan.findings {
         text.push_str(&format!("  note: {}\n", finding.message));
     }
+    for leftover in &preview.leftovers {
+        text.push_str(&format!(
+            "  end what an unfinished run left: {}\n",
+            leftover.display()
+        ));
+    }
     if plan.disks.is_empty() {
         text.push_str("  there is nothing to back up\n");
+    }
+    match &preview.prune {
+        Some(PrunePlan::Delete { dir, .. }) => text.push_str(&format!("  delete {}\n", dir.display())),
+        Some(PrunePlan::Keep(why)) => text.push_str(&format!("  prune nothing: {why}\n")),
+        None => {}
     }
     text
 }

@@ -1,0 +1,160 @@
+//! What pruning deletes, and above all what it does not.
+
+use vmsnap::model::period::GroupBy;
+use vmsnap::ops::backup::{Options, PruneOutcome, preview};
+use vmsnap::ops::prune::PrunePlan;
+use vmsnap::ops::{Context, monitor::Silent};
+
+use crate::lab::{CLUSTER, Lab, tree};
+
+fn lab() -> Lab {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 2 * CLUSTER)]);
+    lab.at("2026-10-20T02:00:00+02:00[Europe/Berlin]");
+    lab.backup("vm1").expect("October's full");
+    lab.at("2026-09-20T02:00:00+02:00[Europe/Berlin]");
+    lab.backup("vm1").expect("September's full");
+    lab
+}
+
+fn pruning() -> Options {
+    Options {
+        prune: true,
+        ..Lab::options()
+    }
+}
+
+fn periods(lab: &Lab) -> Vec<String> {
+    let all = tree(&lab.repo.root().join("vm1"));
+    all.into_iter()
+        .filter(|path| path.starts_with("vmsnap-backup") && !path.contains('/'))
+        .collect()
+}
+
+const SEPTEMBER: &str = "vmsnap-backup-monthly-2026-09";
+const OCTOBER: &str = "vmsnap-backup-monthly-2026-10";
+const NOVEMBER: &str = "vmsnap-backup-monthly-2026-11";
+
+#[test]
+fn before_the_middle_of_the_period_nothing_goes() {
+    let mut lab = lab();
+    lab.at("2026-11-15T23:59:00+01:00[Europe/Berlin]");
+    let outcome = lab.backup_with("vm1", &pruning()).expect("a full");
+    assert!(
+        matches!(outcome.prune, Some(PruneOutcome::Kept(_))),
+        "{:?}",
+        outcome.prune
+    );
+    assert_eq!(periods(&lab), [SEPTEMBER, OCTOBER, NOVEMBER]);
+}
+
+#[test]
+fn from_the_middle_on_exactly_the_previous_period_goes() {
+    let mut lab = lab();
+    lab.at("2026-11-16T00:00:00+01:00[Europe/Berlin]");
+    let outcome = lab.backup_with("vm1", &pruning()).expect("a full");
+    assert_eq!(outcome.prune, Some(PruneOutcome::Deleted(OCTOBER.to_owned())));
+    assert_eq!(periods(&lab), [SEPTEMBER, NOVEMBER]);
+    let again = lab.backup_with("vm1", &pruning()).expect("an incremental");
+    assert!(
+        matches!(again.prune, Some(PruneOutcome::Kept(_))),
+        "there is none left"
+    );
+}
+
+#[test]
+fn without_the_switch_nothing_goes() {
+    let mut lab = lab();
+    lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
+    let outcome = lab.backup("vm1").expect("a full");
+    assert_eq!(outcome.prune, None);
+    assert_eq!(periods(&lab), [SEPTEMBER, OCTOBER, NOVEMBER]);
+}
+
+#[test]
+fn a_failed_backup_prunes_nothing() {
+    let mut lab = lab();
+    lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
+    lab.host.disk("vm1", "vda", |disk| disk.write(0, &[1]));
+    lab.host.fail_reads_after(Some(0));
+    lab.backup_with("vm1", &pruning()).expect_err("the export breaks");
+    assert_eq!(periods(&lab), [SEPTEMBER, OCTOBER]);
+}
+
+#[test]
+fn a_period_whose_full_is_damaged_is_no_reason_to_delete_the_one_before() {
+    let mut lab = lab();
+    lab.at("2026-11-10T02:00:00+01:00[Europe/Berlin]");
+    lab.backup("vm1").expect("November's full");
+    lab.backup("vm1").expect("an incremental");
+    let full = lab
+        .history("vm1")
+        .kept
+        .last()
+        .expect("points")
+        .dir
+        .parent()
+        .expect("a folder")
+        .join("2026-11-10T01-00-00Z.full");
+    // The newest chain of the period is broken; what the next backup makes is whole, so it may go then.
+    std::fs::remove_file(full.join("vda.qcow2")).expect("it was there");
+    let repository = lab.repo.domain("vm1").expect("a name");
+    let today = jiff::civil::date(2026, 11, 20);
+    let plan = vmsnap::ops::prune::plan(&repository, &lab.history("vm1").chains, GroupBy::Month, today);
+    assert!(matches!(plan, PrunePlan::Keep(_)), "{plan:?}");
+    lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
+    let outcome = lab.backup_with("vm1", &pruning()).expect("a new full");
+    assert_eq!(outcome.prune, Some(PruneOutcome::Deleted(OCTOBER.to_owned())));
+}
+
+#[test]
+fn a_dry_run_tells_and_deletes_nothing() {
+    let mut lab = lab();
+    lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
+    lab.backup("vm1").expect("November's full");
+    let before = tree(lab.repo.root());
+    let context = Context {
+        host: &lab.host,
+        repo: &lab.repo,
+        now: lab.now.clone(),
+        monitor: &Silent,
+        stop: lab.stop.clone(),
+    };
+    let preview = preview("vm1", &context, &pruning()).expect("a plan");
+    match preview.prune {
+        Some(PrunePlan::Delete { dir, .. }) => assert!(dir.ends_with(OCTOBER)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(tree(lab.repo.root()), before);
+}
+
+#[test]
+fn an_interrupted_removal_counts_for_nothing_and_is_finished_by_the_next() {
+    let mut lab = lab();
+    let half = lab.repo.root().join("vm1").join(format!(".removing-{SEPTEMBER}"));
+    std::fs::create_dir(&half).expect("new");
+    std::fs::write(half.join("x"), b"x").expect("written");
+    assert!(lab.history("vm1").findings.is_empty());
+    lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
+    lab.backup_with("vm1", &pruning()).expect("a full");
+    assert!(!half.exists());
+}
+
+#[test]
+fn a_link_in_the_place_of_a_period_is_not_followed() {
+    let mut lab = lab();
+    let elsewhere = lab.folder.path().join("precious");
+    std::fs::create_dir(&elsewhere).expect("new");
+    std::fs::write(elsewhere.join("file"), b"x").expect("written");
+    let october = lab.repo.root().join("vm1").join(OCTOBER);
+    std::fs::remove_dir_all(&october).expect("it was there");
+    std::os::unix::fs::symlink(&elsewhere, &october).expect("linked");
+    lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
+    let outcome = lab.backup_with("vm1", &pruning()).expect("a full");
+    assert!(
+        matches!(outcome.prune, Some(PruneOutcome::Failed(_))),
+        "{:?}",
+        outcome.prune
+    );
+    assert!(elsewhere.join("file").exists());
+}
