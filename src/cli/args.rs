@@ -103,7 +103,7 @@ pub struct BackupArgs {
     pub prune: bool,
 
     /// Tell what would be done, and do nothing
-    #[arg(short = 'n', long)]
+    #[arg(short = 'n', long, conflicts_with = "json")]
     pub dry_run: bool,
 
     /// How long the guest agent may take to freeze the file systems; 0 does not ask it
@@ -154,9 +154,9 @@ pub struct RestoreArgs {
     #[arg(long = "disk", value_name = "TARGET")]
     pub disks: Vec<String>,
 
-    /// How the disks are laid out
-    #[arg(long, value_enum, default_value_t = FormatArg::Qcow2)]
-    pub format: FormatArg,
+    /// How the disks are laid out [default: by the ending of a file's name, otherwise qcow2]
+    #[arg(long, value_enum)]
+    pub format: Option<FormatArg>,
 
     /// Define the domain with the restored disks
     #[arg(long)]
@@ -167,7 +167,7 @@ pub struct RestoreArgs {
     pub name: Option<String>,
 
     /// Tell what would be done, and do nothing
-    #[arg(short = 'n', long)]
+    #[arg(short = 'n', long, conflicts_with = "json")]
     pub dry_run: bool,
 
     /// Which hypervisor.

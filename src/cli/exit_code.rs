@@ -90,6 +90,9 @@ impl ExitCode {
 
     /// The code for a failed backup of one domain.
     pub fn of_backup_error(error: &Error) -> ExitCode {
+        if error.is_locked() {
+            return ExitCode::Failed;
+        }
         match ExitCode::of_error(error) {
             ExitCode::Failed | ExitCode::Damaged | ExitCode::Usage => ExitCode::BackupFailed,
             other => other,

@@ -1,8 +1,8 @@
 //! Ctrl-C and SIGTERM: the first asks the work to stop and clean up, the second ends the program at once.
 
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -12,10 +12,18 @@ use crate::model::stop::Stop;
 /// How long the work may take to clean up. What it leaves after that, the next run ends.
 const PATIENCE: Duration = Duration::from_millis(4500);
 
+/// How much longer, at most, for what must not be left to the next run: a guest whose file systems are frozen.
+const FOR_DEBTS: Duration = Duration::from_secs(60);
+
 /// Begins to listen. The wish to stop arrives in what is returned.
 pub fn listen() -> Stop {
     let stop = Stop::default();
-    match Signals::new([SIGINT, SIGTERM, SIGHUP]) {
+    let mut wanted = vec![SIGINT, SIGTERM];
+    // Who starts us with nohup wants us to outlive the terminal.
+    if !is_ignored(SIGHUP) {
+        wanted.push(SIGHUP);
+    }
+    match Signals::new(wanted) {
         Ok(signals) => {
             let asked = stop.clone();
             thread::spawn(move || pass_on(signals, &asked));
@@ -27,21 +35,42 @@ pub fn listen() -> Stop {
     stop
 }
 
+/// Whether this process was started with a signal ignored, as the kernel tells (proc(5), `SigIgn`).
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
+}
+
 fn pass_on(mut signals: Signals, stop: &Stop) {
-    let mut last_resort: Option<Sender<()>> = None;
+    let mut again: Option<Sender<()>> = None;
     for signal in signals.forever() {
-        if last_resort.is_some() {
-            std::process::exit(128 + signal);
+        if let Some(again) = &again {
+            // The thread that waits has gone only with the program.
+            let _ = again.send(());
+            continue;
         }
         stop.request(signal);
-        super::tell("vmsnap: stopping; the job is being ended (again to end at once)");
-        let (alive, end) = channel::<()>();
-        last_resort = Some(alive);
-        thread::spawn(move || {
-            if end.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                super::tell("vmsnap: cleaning up takes too long; the next backup will finish it");
-                std::process::exit(128 + signal);
-            }
-        });
+        super::tell("vmsnap: stopping; what was begun is being ended (again to end at once)");
+        let (sender, receiver) = channel();
+        again = Some(sender);
+        let stop = stop.clone();
+        thread::spawn(move || end_by_force(&receiver, &stop, 128 + signal));
     }
+}
+
+/// Ends the program when the work does not end by itself in time, or the user asks again.
+fn end_by_force(again: &Receiver<()>, stop: &Stop, code: i32) {
+    let asked = Instant::now();
+    if again.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) && !stop.is_owing() {
+        super::tell("vmsnap: cleaning up takes too long; what a backup has left, the next one ends");
+    }
+    if stop.is_owing() {
+        super::tell("vmsnap: the guest's file systems are being thawed");
+    }
+    while stop.is_owing() && asked.elapsed() < FOR_DEBTS {
+        let _ = again.recv_timeout(Duration::from_millis(100));
+    }
+    std::process::exit(code);
 }

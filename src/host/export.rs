@@ -48,6 +48,7 @@ impl Export<'_> {
         };
         let source = SourceOptions {
             all_from: options.all_from,
+            beneath: options.beneath.clone(),
             ..SourceOptions::new(mode, options.pool.clone(), options.deadline, options.stop.clone())
         };
         let opened = ExportSource::open(self.socket, self.name, source);

@@ -17,9 +17,10 @@ pub mod libvirt;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::block::BlockSource;
+use crate::model::block::{Beneath, BlockSource};
 use crate::model::buffer::BufferPool;
 use crate::model::checkpoint::{Checkpoint, CheckpointId};
 use crate::model::domain::Domain;
@@ -58,10 +59,13 @@ pub trait Host: Send + Sync {
     /// Removes the bitmaps of that name that no checkpoint owns, from every disk, running or shut off. None there is no error.
     fn delete_bitmap(&self, domain: &Domain, name: &str) -> Result<()>;
 
+    /// Thaws the guest's file systems, in case a run that froze them was killed. A guest that is not frozen, or has no agent, is no error.
+    fn thaw(&self, domain: &Domain) -> Result<()>;
+
     /// The job that holds the domain now.
     fn active_job(&self, domain: &Domain) -> Result<Option<ActiveJob>>;
 
-    /// Ends the domain's active backup job, whoever began it.
+    /// Ends the domain's active backup job, whoever began it, and lets the guest go on if that job's full scratch space had stopped it.
     fn abort_job(&self, domain: &Domain) -> Result<()>;
 
     /// Chooses where socket and scratch files of a job go, such that QEMU may create them there. Creates nothing but private folders of its own.
@@ -179,6 +183,9 @@ pub struct ReadOptions {
     pub changes_only: bool,
     /// From this offset on everything counts as changed, in bytes: the part by which the disk has grown.
     pub all_from: Option<u64>,
+    /// What the changes will be put upon, so that zeroes that no bitmap knows of are noticed: the source then ends with
+    /// [`crate::model::block::BlockErrorKind::Distrusted`].
+    pub beneath: Option<Arc<dyn Beneath>>,
     /// The memory to read into. One buffer is one request.
     pub pool: BufferPool,
     /// How long the other side may keep silent.
@@ -207,8 +214,8 @@ pub trait BackupJob: Send + Sync {
     /// Whether the job is still good. Called about once a second while disks are being read.
     fn health(&self) -> Result<JobHealth>;
 
-    /// Ends the job and keeps the checkpoint.
-    fn finish(self: Box<Self>) -> Result<()>;
+    /// Ends the job and keeps the checkpoint. What could not be cleared away is told, and costs nothing.
+    fn finish(self: Box<Self>) -> Result<Vec<Finding>>;
 
     /// Ends the job and removes its checkpoint, and tells what could not be undone. Dropping does the same, silently.
     fn abort(self: Box<Self>) -> Vec<Finding>;
@@ -241,7 +248,7 @@ pub enum HostError {
     /// The connection could not be made.
     #[error("cannot connect to {uri}: {message}")]
     Connect {
-        /// The URI; empty for the default one.
+        /// The URI, or words for the default one.
         uri: String,
         /// libvirt's words.
         message: String,

@@ -9,6 +9,7 @@ pub use reader::{Offer, Reader, end_stray_reader, pid_file};
 
 use std::ffi::OsString;
 use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -42,6 +43,8 @@ pub struct Patience {
 fn command(program: &str, arguments: &[OsString]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null());
+    // The terminal's Ctrl-C is for us: we end what we have started, in our order.
+    command.process_group(0);
     command
 }
 

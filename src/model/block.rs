@@ -15,6 +15,9 @@ pub enum ExtentKind {
     Data,
     /// Reads as zero; no need to read it.
     Zero,
+    /// Reads as zero, and nobody says that it has changed. Worth a look at what lies beneath: a disk that was made smaller and larger
+    /// again has lost both its bytes and the bits that would tell of it.
+    CleanZero,
 }
 
 /// A range of a disk with its kind. `offset` and `length` are in bytes; `length` is never 0.
@@ -73,6 +76,13 @@ pub trait BlockSource: Send {
     fn next_block(&mut self) -> Result<Option<Block>, BlockError>;
 }
 
+/// What an incremental image will stand upon, as far as a source has to know it.
+pub trait Beneath: Send + Sync + std::fmt::Debug {
+    /// The first place of a range, in bytes, at which the disk beneath may hold something else than zero. What cannot be known counts as
+    /// something else.
+    fn other_than_zero(&self, offset: u64, length: u64) -> Option<u64>;
+}
+
 /// Where blocks go: an image, a raw file, a block device.
 pub trait BlockSink: Send {
     /// Takes the next block. Blocks come in the disk's order and never overlap; what is never written
@@ -116,6 +126,8 @@ pub enum BlockErrorKind {
     Invalid,
     /// What is stored is not what was stored: a digest or a structure is wrong.
     Damaged,
+    /// What tells the changes is proved wrong: only a full read gives the disk.
+    Distrusted,
     /// The target is full.
     NoSpace,
     /// Anything else that reading or writing came upon.

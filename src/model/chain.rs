@@ -103,6 +103,8 @@ pub struct DiskNow {
     pub full_only: Option<String>,
     /// Its size now, in bytes, where it is known before the job.
     pub virtual_size: Option<u64>,
+    /// Where its content lies now, and the images beneath, as the manifest would write them.
+    pub sources: Vec<String>,
 }
 
 /// The level of one disk, with the reason that stands in manifest and output.
@@ -204,6 +206,10 @@ fn usable_parent(
     let Some(before) = point.disk(&disk.target) else {
         return Err(format!("disk {} is new since {id}", disk.target));
     };
+    // Every disk carries bitmaps of the same names: another disk under this target would pass for this one.
+    if !disk.sources.contains(&before.source) {
+        return Err(format!("disk {} lay at {} with {id}", disk.target, before.source));
+    }
     let (Some(recorded), true) = (&point.checkpoint, before.checkpointed) else {
         return Err(format!(
             "no checkpoint was made of disk {} with {id}",

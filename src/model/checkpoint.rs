@@ -81,6 +81,14 @@ pub fn next_name<'a>(taken: impl IntoIterator<Item = &'a str>) -> String {
     format!("{PREFIX}{next}")
 }
 
+/// The name of ours that stands `steps` behind this one; a foreign name stays as it is.
+pub fn further_name(name: &str, steps: u64) -> String {
+    own_number(name).map_or_else(
+        || name.to_owned(),
+        |number| format!("{PREFIX}{}", number.saturating_add(steps)),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

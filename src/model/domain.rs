@@ -140,6 +140,8 @@ pub struct Disk {
     pub shareable: bool,
     /// Whether its writes are thrown away when the domain stops.
     pub transient: bool,
+    /// The images beneath its source, topmost first, as far as the XML of a running domain tells them.
+    pub beneath: Vec<PathBuf>,
 }
 
 /// What a backup does with a drive.
@@ -212,6 +214,7 @@ mod tests {
             readonly: false,
             shareable: false,
             transient: false,
+            beneath: vec![],
         }
     }
 

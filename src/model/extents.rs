@@ -25,12 +25,13 @@ pub struct Runs<'a> {
 /// Turns what metadata contexts tell into the extents to copy.
 ///
 /// A cluster with any dirty byte is copied whole. It is [`ExtentKind::Zero`] when all of it is known to read as zero,
-/// [`ExtentKind::Data`] otherwise. Clean clusters are left out. What is told may end anywhere, also within a cluster: the planner keeps what it knows of
+/// [`ExtentKind::Data`] otherwise. Clean clusters are left out, but for those that read as zero where these are wanted. What is told may end anywhere, also within a cluster: the planner keeps what it knows of
 /// that cluster until the rest is told. Neighbours of one kind are one extent.
 #[derive(Clone, Debug)]
 pub struct ExtentPlanner {
     size: u64,
     all_from: u64,
+    clean_zeroes: bool,
     position: u64,
     cluster: ClusterSoFar,
     planned: VecDeque<Extent>,
@@ -51,11 +52,13 @@ const UNTOLD: ClusterSoFar = ClusterSoFar {
 
 impl ExtentPlanner {
     /// For a disk of `size` bytes. From the cluster of `all_from` on, everything counts as dirty.
-    pub fn new(size: u64, all_from: Option<u64>) -> Self {
+    /// With `clean_zeroes`, clean clusters that read as zero are told too.
+    pub fn new(size: u64, all_from: Option<u64>, clean_zeroes: bool) -> Self {
         let all_from = all_from.unwrap_or(u64::MAX);
         ExtentPlanner {
             size,
             all_from: all_from - all_from % CLUSTER,
+            clean_zeroes,
             position: 0,
             cluster: UNTOLD,
             planned: VecDeque::new(),
@@ -157,8 +160,13 @@ impl ExtentPlanner {
 
     /// Whole clusters (or the disk's last one) of one kind follow what is planned. Returns their length.
     fn plan(&mut self, offset: u64, length: u64, dirty: bool, zero: bool) -> u64 {
-        if dirty {
-            let kind = if zero { ExtentKind::Zero } else { ExtentKind::Data };
+        let kind = match (dirty, zero) {
+            (true, false) => Some(ExtentKind::Data),
+            (true, true) => Some(ExtentKind::Zero),
+            (false, true) => self.clean_zeroes.then_some(ExtentKind::CleanZero),
+            (false, false) => None,
+        };
+        if let Some(kind) = kind {
             match self.planned.back_mut() {
                 Some(last) if last.kind == kind && last.end() == offset => last.length += length,
                 _ => self.planned.push_back(Extent { offset, length, kind }),
@@ -232,7 +240,7 @@ mod tests {
 
     #[test]
     fn without_contexts_the_whole_disk_is_data() {
-        let mut planner = ExtentPlanner::new(3 * CLUSTER + 512, None);
+        let mut planner = ExtentPlanner::new(3 * CLUSTER + 512, None, false);
         assert_eq!(planner.tell(None, None, u64::MAX), 3 * CLUSTER + 512);
         assert!(planner.complete());
         assert_eq!(
@@ -248,14 +256,14 @@ mod tests {
     #[test]
     fn a_hole_that_does_not_read_as_zero_is_data() {
         const HOLE: u32 = 1;
-        let mut planner = ExtentPlanner::new(CLUSTER, None);
+        let mut planner = ExtentPlanner::new(CLUSTER, None, false);
         planner.tell(None, zero(&[run(CLUSTER, HOLE)]), u64::MAX);
         assert_eq!(planner.next_kind(), Some(ExtentKind::Data));
     }
 
     #[test]
     fn one_dirty_byte_makes_its_cluster_dirty() {
-        let mut planner = ExtentPlanner::new(4 * CLUSTER, None);
+        let mut planner = ExtentPlanner::new(4 * CLUSTER, None, false);
         let runs = [run(2 * CLUSTER - 1, 0), run(1, DIRTY), run(2 * CLUSTER, 0)];
         assert_eq!(planner.tell(dirty(&runs), None, u64::MAX), 4 * CLUSTER);
         assert_eq!(
@@ -270,7 +278,7 @@ mod tests {
 
     #[test]
     fn only_what_both_contexts_tell_is_used() {
-        let mut planner = ExtentPlanner::new(4 * CLUSTER, None);
+        let mut planner = ExtentPlanner::new(4 * CLUSTER, None, false);
         let told = planner.tell(
             dirty(&[run(4 * CLUSTER, DIRTY)]),
             zero(&[run(CLUSTER + 512, ZERO)]),
@@ -303,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_long_extent_is_taken_in_pieces() {
-        let mut planner = ExtentPlanner::new(5 * CLUSTER, None);
+        let mut planner = ExtentPlanner::new(5 * CLUSTER, None, false);
         planner.tell(None, None, u64::MAX);
         let lengths: Vec<u64> = std::iter::from_fn(|| planner.take(2 * CLUSTER))
             .map(|extent| extent.length)
@@ -366,7 +374,7 @@ mod tests {
             longest in 1u64..40,
         ) {
             let size = units as u64 * 512;
-            let mut planner = ExtentPlanner::new(size, all_from);
+            let mut planner = ExtentPlanner::new(size, all_from, false);
             let mut extents = Vec::new();
             for (dirty_most, dirty_longest, zero_most, zero_longest) in cuts.iter().cycle() {
                 let from = (planner.position() / 512) as usize;
@@ -389,6 +397,20 @@ mod tests {
                 }
             }
             prop_assert_eq!(clusters, naive(&dirty_map, &zero_map, all_from));
+        }
+    }
+
+    #[test]
+    fn clean_zeroes_are_told_where_they_are_wanted() {
+        let dirty_runs = [run(CLUSTER, DIRTY), run(2 * CLUSTER, 0)];
+        let zero_runs = [run(2 * CLUSTER, ZERO), run(CLUSTER, 0)];
+        for wanted in [false, true] {
+            let mut planner = ExtentPlanner::new(3 * CLUSTER, None, wanted);
+            planner.tell(dirty(&dirty_runs), zero(&zero_runs), u64::MAX);
+            let kinds: Vec<ExtentKind> = taken(&mut planner).iter().map(|extent| extent.kind).collect();
+            let mut expected = vec![ExtentKind::Zero];
+            expected.extend(wanted.then_some(ExtentKind::CleanZero));
+            assert_eq!(kinds, expected);
         }
     }
 }

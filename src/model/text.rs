@@ -1,4 +1,4 @@
-//! Names as they are shown to people.
+//! Names and errors as they are shown to people.
 
 /// A name for a message: as it is, but for characters that would break the line or play with the terminal, which are escaped.
 pub fn shown(name: &str) -> String {
@@ -9,6 +9,17 @@ pub fn shown(name: &str) -> String {
         } else {
             text.push(character);
         }
+    }
+    text
+}
+
+/// An error with everything beneath it, in one line.
+pub fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut below = error.source();
+    while let Some(source) = below {
+        text.push_str(&format!(": {source}"));
+        below = source.source();
     }
     text
 }

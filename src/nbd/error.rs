@@ -76,6 +76,12 @@ pub enum Error {
         /// The context's name.
         context: String,
     },
+    /// The disk reads as zero where it did not before, and the bitmap does not know of it: whatever else has changed, it may not know either.
+    #[error("the bitmap does not know that the disk has become zero at offset {offset}")]
+    Distrusted {
+        /// Where, in bytes.
+        offset: u64,
+    },
     /// The server answered a request with an error.
     #[error("the NBD server could not {command} {length} bytes at offset {offset}: {}", errno_words(*errno, message))]
     Server {
@@ -145,6 +151,7 @@ impl Error {
             | Error::Io { .. } => BlockErrorKind::Lost,
             Error::Server { errno, .. } if *errno == errno::ESHUTDOWN => BlockErrorKind::Lost,
             Error::Protocol { .. } => BlockErrorKind::Invalid,
+            Error::Distrusted { .. } => BlockErrorKind::Distrusted,
             Error::Unsupported { .. }
             | Error::Refused { .. }
             | Error::ContextMissing { .. }

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::PollFlags;
@@ -15,7 +16,9 @@ use super::error::{Error, Result};
 use super::pending::{Answer, Body};
 use super::transmit::Connection;
 use super::wire;
-use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content, ExtentKind};
+use crate::model::block::{
+    Beneath, Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content, Extent, ExtentKind,
+};
 use crate::model::buffer::{Buffer, BufferPool};
 use crate::model::extents::{ExtentPlanner, Run, Runs};
 use crate::model::stop::Stop;
@@ -60,6 +63,9 @@ pub struct SourceOptions {
     pub first_status: u64,
     /// How long the server may keep silent while we wait for it.
     pub deadline: Duration,
+    /// What the changes will be put upon. Given it, ranges that read as zero and that the bitmap does not call changed are looked up there;
+    /// where something else lies beneath, the bitmap is wrong, and the source ends with [`Error::Distrusted`].
+    pub beneath: Option<Arc<dyn Beneath>>,
     /// The user's wish to stop.
     pub stop: Stop,
 }
@@ -74,6 +80,7 @@ impl SourceOptions {
             connections: 1,
             first_status: 64 << 20,
             deadline,
+            beneath: None,
             stop,
         }
     }
@@ -95,6 +102,7 @@ pub struct ExportSource {
     pool: BufferPool,
     /// A buffer that was waited for.
     spare: Option<Buffer>,
+    beneath: Option<Arc<dyn Beneath>>,
     /// Length of the longest read, in bytes: whole clusters.
     longest_read: u64,
     stop: Stop,
@@ -204,7 +212,7 @@ impl ExportSource {
             alignment,
             in_flight: false,
         };
-        let mut planner = ExtentPlanner::new(export.size, options.all_from);
+        let mut planner = ExtentPlanner::new(export.size, options.all_from, options.beneath.is_some());
         if status.dirty.is_none() && status.zero.is_none() {
             planner.tell(None, None, export.size);
         }
@@ -218,6 +226,7 @@ impl ExportSource {
             first_slot: 0,
             pool: options.pool,
             spare: None,
+            beneath: options.beneath,
             longest_read,
             stop: options.stop,
             delivered: 0,
@@ -261,11 +270,25 @@ impl ExportSource {
                         }));
                     }
                 }
+                Some(ExtentKind::CleanZero) => {
+                    if let Some(extent) = self.planner.take(u64::MAX / CLUSTER * CLUSTER) {
+                        self.look_beneath(extent)?;
+                    }
+                }
                 Some(ExtentKind::Data) if !self.ask_for_data() => break,
                 Some(ExtentKind::Data) => {}
             }
         }
         self.connections.iter_mut().try_for_each(Connection::flush)
+    }
+
+    /// Zeroes that no bitmap calls changed have to be zeroes beneath as well.
+    fn look_beneath(&self, extent: Extent) -> Result<()> {
+        let beneath = self.beneath.as_ref();
+        match beneath.and_then(|beneath| beneath.other_than_zero(extent.offset, extent.length)) {
+            Some(offset) => Err(Error::Distrusted { offset }),
+            None => Ok(()),
+        }
     }
 
     fn ask_for_status(&mut self) {

@@ -1,6 +1,5 @@
 //! Defines the domain of a restore point: its XML as it was, with the paths of the restored disks, and a new identity where the old one is taken.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,8 +7,8 @@ use super::error::Cause;
 use super::restore::{DefineOptions, Format, PlannedDisk};
 use super::{Error, Result};
 use crate::host::Host;
-use crate::host::xml::{Edits, ImageFormat, NewSource, redefine};
-use crate::model::domain::Source;
+use crate::host::xml::{DomainDescription, Edits, ImageFormat, NewSource, read_domain, redefine};
+use crate::model::domain::{Device, Disk, Source};
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::text::shown;
@@ -24,8 +23,17 @@ pub struct DefinePlan {
     pub new_uuid: Option<String>,
     /// Its XML.
     pub xml: String,
-    /// Its UEFI variables, and where they go.
-    pub nvram: Option<(PathBuf, Vec<u8>)>,
+    /// Its UEFI variables.
+    pub nvram: Option<NvramPlan>,
+}
+
+/// The UEFI variables of a domain about to be defined.
+#[derive(Clone, Debug)]
+pub struct NvramPlan {
+    /// Where they go.
+    pub path: PathBuf,
+    /// What they are; without it libvirt makes fresh ones.
+    pub content: Option<Vec<u8>>,
 }
 
 /// Decides how the domain of a restore point would be defined with these disks. Small files go into `dir`.
@@ -54,32 +62,38 @@ pub(super) fn plan(
         return Err(failed(Cause::Usage(what)));
     }
     let new_uuid = uuid_taken.then(|| uuid::Uuid::new_v4().to_string());
-    let nvram = match history
-        .get(&point.id)
-        .and_then(|kept| kept.manifest.file(layout::NVRAM))
-    {
-        None => None,
-        Some(_) => {
-            let folder = layout::escape(&name).unwrap_or_else(|| point.uuid.clone());
-            let path = dir.join(format!("{folder}_VARS.fd"));
-            if path.symlink_metadata().is_ok() {
-                return Err(failed(Cause::Exists(path)));
-            }
-            Some((path, read_verified(history, point, layout::NVRAM)?))
-        }
-    };
+    let described = read_domain(&xml).map_err(|error| failed(error.into()))?;
+    let left = disks_left_alone(&described, disks);
+    if uuid_taken && let Some(shared) = left.iter().find(|disk| !disk.readonly) {
+        let what = format!(
+            "disk {} is not in the restore point, so the new domain would write to the old one's disk; \
+             restore without --define, and define it by hand from domain.xml",
+            shared.target
+        );
+        return Err(failed(Cause::Usage(what)));
+    }
+    findings.extend(left.into_iter().map(left_alone));
+    let nvram = plan_nvram(history, point, &described, &name, dir, findings)?;
+    let is_described = |disk: &&PlannedDisk| described.disks.iter().any(|found| found.target == disk.target);
     let edits = Edits {
         name: options.name.clone(),
         uuid: new_uuid.clone(),
         disks: disks
             .iter()
+            .filter(is_described)
             .map(|disk| (disk.target.clone(), new_source(disk)))
-            .collect::<BTreeMap<_, _>>(),
-        nvram: nvram.as_ref().map(|(path, _)| path.clone()),
+            .collect(),
+        nvram: nvram.as_ref().map(|nvram| nvram.path.clone()),
         drop_macs: uuid_taken,
     };
+    for disk in disks.iter().filter(|disk| !is_described(disk)) {
+        let what = format!(
+            "disk {} was plugged in while the domain ran: its definition does not name it",
+            disk.target
+        );
+        findings.push(Finding::of_disk("disk-not-defined", &disk.target, what));
+    }
     let edited = redefine(&xml, &edits).map_err(|error| failed(error.into()))?;
-    findings.extend(disks_left_alone(&xml, disks));
     Ok(DefinePlan {
         name,
         new_uuid,
@@ -88,9 +102,42 @@ pub(super) fn plan(
     })
 }
 
+/// Where the UEFI variables of the new domain go. Never where those of the old one are.
+fn plan_nvram(
+    history: &History,
+    point: &RestorePoint,
+    described: &DomainDescription,
+    name: &str,
+    dir: &Path,
+    findings: &mut Vec<Finding>,
+) -> Result<Option<NvramPlan>> {
+    let is_kept = history
+        .get(&point.id)
+        .is_some_and(|kept| kept.manifest.file(layout::NVRAM).is_some());
+    if !is_kept && described.nvram.is_none() {
+        return Ok(None);
+    }
+    let file = layout::escape(name).unwrap_or_else(|| point.uuid.clone());
+    let path = dir.join(format!("{file}_VARS.fd"));
+    if path.symlink_metadata().is_ok() {
+        return Err(Error::of(&point.domain, Cause::Exists(path)));
+    }
+    if !is_kept {
+        let what = "the restore point holds no UEFI variables: the new domain begins with fresh ones";
+        findings.push(Finding::new("nvram-fresh", what));
+        return Ok(Some(NvramPlan { path, content: None }));
+    }
+    let content = Some(read_verified(history, point, layout::NVRAM)?);
+    Ok(Some(NvramPlan { path, content }))
+}
+
 /// Puts the UEFI variables in place and defines the domain.
 pub(super) fn carry_out(domain: &str, plan: &DefinePlan, host: &dyn Host) -> Result<()> {
-    if let Some((path, bytes)) = &plan.nvram {
+    if let Some(NvramPlan {
+        path,
+        content: Some(bytes),
+    }) = &plan.nvram
+    {
         DiskStore.create_file(path, bytes).map_err(|source| {
             Error::of(
                 domain,
@@ -116,29 +163,26 @@ fn new_source(disk: &PlannedDisk) -> NewSource {
     }
 }
 
-/// Disks that the restore point does not hold keep their old paths: if the old domain is still there, both would write to them.
-fn disks_left_alone(xml: &str, restored: &[PlannedDisk]) -> Vec<Finding> {
-    let Ok(described) = crate::host::xml::read_domain(xml) else {
-        return Vec::new();
+/// Disks that the restore point does not hold keep their old sources: if the old domain is still there, both would use them.
+fn disks_left_alone<'a>(described: &'a DomainDescription, restored: &[PlannedDisk]) -> Vec<&'a Disk> {
+    let is_left = |disk: &&Disk| {
+        let is_drive = matches!(disk.device, Device::Cdrom | Device::Floppy);
+        let is_restored = restored.iter().any(|restored| restored.target == disk.target);
+        !is_restored && !is_drive && disk.source != Source::Empty
     };
-    let left = described.disks.iter().filter(|disk| {
-        !restored.iter().any(|restored| restored.target == disk.target) && disk.source != Source::Empty
-    });
-    left.map(|disk| {
-        let path = disk
-            .source
-            .path()
-            .map_or_else(String::new, |path| format!(" ({})", path.display()));
-        Finding::of_disk(
-            "disk-not-restored",
-            &disk.target,
-            format!(
-                "disk {} is not in the restore point: the new domain names its old source{path}",
-                disk.target
-            ),
-        )
-    })
-    .collect()
+    described.disks.iter().filter(is_left).collect()
+}
+
+fn left_alone(disk: &Disk) -> Finding {
+    let path = disk
+        .source
+        .path()
+        .map_or_else(String::new, |path| format!(" ({})", path.display()));
+    let what = format!(
+        "disk {} is not in the restore point: the domain names its old source{path}",
+        disk.target
+    );
+    Finding::of_disk("disk-not-restored", &disk.target, what)
 }
 
 /// A small file of a restore point, if it is what the manifest says.

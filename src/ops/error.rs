@@ -143,6 +143,11 @@ impl Error {
         }
     }
 
+    /// Whether another run holds the domain's lock.
+    pub fn is_locked(&self) -> bool {
+        matches!(self.cause, Cause::Repo(RepoError::Locked { .. }))
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match &self.cause {

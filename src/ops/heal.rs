@@ -24,6 +24,16 @@ pub struct Intent {
     pub checkpoint: Option<String>,
     /// Where its socket and scratch files are.
     pub places: Places,
+    /// Whether the guest's file systems may have been frozen.
+    #[serde(default)]
+    pub freezes: bool,
+}
+
+impl Intent {
+    /// Whether the domain was shut off: then nothing needs scratch space.
+    fn is_offline(&self) -> bool {
+        self.places.scratch.is_empty()
+    }
 }
 
 /// Ends what unfinished runs left. Each thing that was done is a finding.
@@ -36,11 +46,11 @@ pub fn heal(
     let mut findings = Vec::new();
     for leftover in leftovers {
         let folder = leftover.dir.display();
-        let intent = leftover
-            .intent
-            .as_deref()
-            .and_then(|bytes| serde_json::from_slice::<Intent>(bytes).ok());
-        if let Some(intent) = intent {
+        // The intent is on the disk before anything is begun: one that is not whole is of a run that began nothing.
+        let bytes = leftover
+            .intent()
+            .map_err(|error| Error::of(&domain.name, error))?;
+        if let Some(intent) = bytes.and_then(|bytes| serde_json::from_slice::<Intent>(&bytes).ok()) {
             undo(domain, &intent, context)?;
         }
         locked
@@ -58,33 +68,42 @@ pub fn heal(
     Ok(findings)
 }
 
-fn undo(domain: &Domain, intent: &Intent, context: &Context) -> Result<()> {
+/// Ends what a run noted down. The guest comes first, and whatever holds the images goes before what changes them.
+pub(super) fn undo(domain: &Domain, intent: &Intent, context: &Context) -> Result<()> {
+    let host = context.host;
     let failed = |error: HostError| Error::of(&domain.name, error);
     // A domain made anew under the same name has nothing of that run.
-    if intent.uuid == domain.uuid {
-        if let Some(job) = context.host.active_job(domain).map_err(failed)?
+    let is_same = intent.uuid == domain.uuid;
+    if is_same {
+        if let Some(job) = host.active_job(domain).map_err(failed)?
             && job
                 .socket
                 .is_some_and(|socket| intent.places.sockets.contains(&socket))
         {
-            context.host.abort_job(domain).map_err(failed)?;
+            host.abort_job(domain).map_err(failed)?;
         }
-        if let Some(name) = &intent.checkpoint {
-            remove_own_checkpoint(domain, name, &intent.mark, context)?;
+        if intent.freezes {
+            host.thaw(domain).map_err(failed)?;
         }
     }
-    context.host.clear_places(&intent.places).map_err(failed)
+    host.clear_places(&intent.places).map_err(failed)?;
+    match &intent.checkpoint {
+        Some(name) if is_same => remove_own_checkpoint(domain, name, intent, context),
+        _ => Ok(()),
+    }
 }
 
 /// Removes the checkpoint of a dead run, known by its mark: the name alone could be another's by now.
-fn remove_own_checkpoint(domain: &Domain, name: &str, mark: &str, context: &Context) -> Result<()> {
+fn remove_own_checkpoint(domain: &Domain, name: &str, intent: &Intent, context: &Context) -> Result<()> {
     let failed = |error: HostError| Error::of(&domain.name, error);
     let checkpoints = context.host.checkpoints(domain).map_err(failed)?;
     match checkpoints.iter().find(|checkpoint| checkpoint.name == name) {
-        Some(checkpoint) if checkpoint.mark.as_deref() == Some(mark) => {
+        Some(checkpoint) if checkpoint.mark.as_deref() == Some(&intent.mark) => {
             context.host.delete_checkpoint(domain, name).map_err(failed)
         }
         Some(_) => Ok(()),
-        None => context.host.delete_bitmap(domain, name).map_err(failed),
+        // Only the checkpoint of a shut-off domain is made in two steps, bitmaps first.
+        None if intent.is_offline() => context.host.delete_bitmap(domain, name).map_err(failed),
+        None => Ok(()),
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! * `copy`: the pump that every verb uses.
 //! * `plan`: decides a backup, before anything is done.
+//! * `lineage`: the images that make up a disk.
 //! * `heal`: ends what an unfinished run left.
 //! * `backup`, `prune`, `restore`, `define`, `list`, `status`: the verbs.
 //! * `monitor`: whom the verbs tell how they are getting on.
@@ -12,6 +13,7 @@ pub mod copy;
 pub mod define;
 pub mod error;
 pub mod heal;
+pub mod lineage;
 pub mod list;
 pub mod monitor;
 pub mod plan;

@@ -79,6 +79,13 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
             target: disk.target.clone(),
             full_only,
             virtual_size: size_of(inputs.sizes, &disk.target),
+            sources: disk
+                .source
+                .path()
+                .into_iter()
+                .chain(&disk.beneath)
+                .map(|path| path.display().to_string())
+                .collect(),
         };
         let uuid = &inputs.domain.uuid;
         disks.push(PlannedDisk {

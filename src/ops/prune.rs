@@ -6,7 +6,6 @@ use jiff::civil::Date;
 
 use crate::model::chain::Chains;
 use crate::model::period::{GroupBy, Period};
-use crate::model::restore_point::Level;
 use crate::ops::{Error, Result};
 use crate::repo::{DomainRepository, LockedDomain};
 
@@ -25,7 +24,8 @@ pub enum PrunePlan {
 }
 
 /// Decides what pruning may delete on the day `today`: exactly the previous period of this grouping, and only when the current one has
-/// reached its middle mark and holds a full restore point that is whole.
+/// reached its middle mark and its newest restore point is whole, of the same domain, and holds every disk that the newest of the previous
+/// period holds. (A restore point that is whole has a whole full beneath it.)
 pub fn plan(repository: &DomainRepository, chains: &Chains, group_by: GroupBy, today: Date) -> PrunePlan {
     let current = Period::containing(group_by, today);
     let Some(previous) = current.previous().map(Period::folder) else {
@@ -34,7 +34,7 @@ pub fn plan(repository: &DomainRepository, chains: &Chains, group_by: GroupBy, t
     let Some(dir) = repository.period_dir(&previous) else {
         return PrunePlan::Keep(format!("there is no {previous}"));
     };
-    if let Err(why) = may_go(chains, current, today) {
+    if let Err(why) = may_go(chains, current, &previous, today) {
         return PrunePlan::Keep(format!("{previous} stays: {why}"));
     }
     PrunePlan::Delete {
@@ -44,17 +44,43 @@ pub fn plan(repository: &DomainRepository, chains: &Chains, group_by: GroupBy, t
 }
 
 /// Why the period before `current` has to stay.
-fn may_go(chains: &Chains, current: Period, today: Date) -> std::result::Result<(), String> {
+fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std::result::Result<(), String> {
     let folder = current.folder();
     if !current.is_past_middle(today) {
         return Err(format!("the middle of {folder} has not come yet"));
     }
-    let in_current = chains.points().iter().filter(|kept| kept.point.period == folder);
-    let mut full = in_current.filter(|kept| kept.point.level == Level::Full);
-    if full.any(|kept| chains.faults(&kept.point.id).is_empty()) {
-        Ok(())
-    } else {
-        Err(format!("{folder} holds no full restore point that is whole"))
+    let newest_of = |period: &str| {
+        chains
+            .points()
+            .iter()
+            .rev()
+            .find(|kept| kept.point.period == *period)
+    };
+    let Some(newest) = newest_of(&folder) else {
+        return Err(format!("{folder} holds no restore point"));
+    };
+    if let Some(fault) = chains.faults(&newest.point.id).first() {
+        return Err(format!(
+            "the newest restore point of {folder} is not whole: {fault}"
+        ));
+    }
+    let Some(before) = newest_of(previous) else {
+        return Ok(());
+    };
+    if before.point.uuid != newest.point.uuid {
+        return Err(format!(
+            "it is of another domain of that name (UUID {})",
+            before.point.uuid
+        ));
+    }
+    match before
+        .point
+        .disks
+        .iter()
+        .find(|disk| newest.point.disk(&disk.target).is_none())
+    {
+        Some(disk) => Err(format!("disk {} is in no newer restore point", disk.target)),
+        None => Ok(()),
     }
 }
 

@@ -9,14 +9,16 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use rustix::fs::OFlags;
 
 use super::copy::{self, Progress};
 use super::define::{self, DefinePlan};
 use super::error::Cause;
+use super::lineage::{self, PlannedImage};
 use super::monitor::{Event, Monitor};
 use super::{Error, Result};
 use crate::host::Host;
-use crate::image::chain::{ChainImage, ChainSource, Recorded};
+use crate::image::chain::ChainSource;
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
 use crate::image::raw::{RawTarget, RawWriter};
 use crate::model::block::{BlockError, BlockSink, BlockSource, Written};
@@ -56,8 +58,8 @@ pub struct Options {
     pub to: PathBuf,
     /// The disks wanted, by target; empty for all.
     pub disks: Vec<String>,
-    /// How the disks are laid out.
-    pub format: Format,
+    /// How the disks are laid out; `None` goes by the ending of a file's name, and is qcow2 otherwise.
+    pub format: Option<Format>,
     /// Whether to define the domain too, and under which name.
     pub define: Option<DefineOptions>,
 }
@@ -99,31 +101,6 @@ pub struct PlannedDisk {
     pub format: Format,
     /// The images it is read from, newest first.
     pub images: Vec<PlannedImage>,
-}
-
-/// An image that a restore reads.
-#[derive(Clone, Debug)]
-pub struct PlannedImage {
-    /// Its path.
-    pub path: PathBuf,
-    /// Its length in bytes, as the manifest says.
-    pub size: u64,
-    /// Its BLAKE3 digest in hexadecimal, as the manifest says.
-    pub blake3: String,
-}
-
-impl PlannedImage {
-    fn open(&self) -> std::result::Result<ChainImage, Cause> {
-        let file = File::open(&self.path).map_err(|source| io_cause("open", &self.path, source))?;
-        Ok(ChainImage {
-            file,
-            path: self.path.clone(),
-            recorded: Some(Recorded {
-                bytes: self.size,
-                blake3: self.blake3.clone(),
-            }),
-        })
-    }
 }
 
 /// A restore that is done.
@@ -172,12 +149,16 @@ pub fn plan(
                 let what = "--define needs all disks of the restore point, so it does not go with --disk";
                 return Err(failed(Cause::Usage(what.to_owned())));
             }
+            let Place::Dir { dir, .. } = &place else {
+                let what = "--define needs a folder for the domain's files: name one with --to";
+                return Err(failed(Cause::Usage(what.to_owned())));
+            };
             Some(define::plan(
                 host,
                 &history,
                 point,
                 &disks,
-                &place.dir(),
+                dir,
                 wanted,
                 &mut findings,
             )?)
@@ -294,29 +275,13 @@ fn plan_disk(
     point: &RestorePoint,
     target: &str,
     place: &Place,
-    format: Format,
+    format: Option<Format>,
 ) -> Result<PlannedDisk> {
     let not_whole = |fault: String| {
         let id = point.id.clone();
         Error::of_disk(domain, target, Cause::NotWhole { id, fault })
     };
-    let line = history.chains.lineage(&point.id, target).map_err(not_whole)?;
-    let mut images = Vec::new();
-    for step in &line {
-        // `lineage` only names restore points that are in the history, each with this disk.
-        let (Some(kept), Some(disk)) = (history.get(&step.point.id), step.point.disk(target)) else {
-            return Err(not_whole(format!("restore point {} is missing", step.point.id)));
-        };
-        let path = kept.dir.join(&disk.image);
-        let Some(file) = kept.manifest.file(&disk.image) else {
-            return Err(not_whole(format!("its manifest names no {}", path.display())));
-        };
-        images.push(PlannedImage {
-            path,
-            size: file.size,
-            blake3: file.blake3.clone(),
-        });
-    }
+    let images = lineage::images(history, &point.id, target).map_err(not_whole)?;
     let size = point.disk(target).map_or(0, |disk| disk.virtual_size);
     let (to, device, format) = place.of_disk(target, format);
     if !device && to.symlink_metadata().is_ok() {
@@ -375,18 +340,17 @@ impl Place {
         }
     }
 
-    /// The folder for what comes beside the disks.
-    fn dir(&self) -> PathBuf {
+    fn of_disk(&self, target: &str, format: Option<Format>) -> (PathBuf, bool, Format) {
         match self {
-            Place::Dir { dir, .. } => dir.clone(),
-            Place::File(path) | Place::Device(path) => path.parent().unwrap_or(Path::new("/")).to_owned(),
-        }
-    }
-
-    fn of_disk(&self, target: &str, format: Format) -> (PathBuf, bool, Format) {
-        match self {
-            Place::Dir { dir, .. } => (dir.join(format!("{target}.{}", format.word())), false, format),
-            Place::File(path) => (path.clone(), false, format),
+            Place::Dir { dir, .. } => {
+                let format = format.unwrap_or_default();
+                (dir.join(format!("{target}.{}", format.word())), false, format)
+            }
+            Place::File(path) => {
+                let is_qcow2 = path.extension().is_some_and(|ending| ending == "qcow2");
+                let by_name = if is_qcow2 { Format::Qcow2 } else { Format::Raw };
+                (path.clone(), false, format.unwrap_or(by_name))
+            }
             Place::Device(path) => (path.clone(), true, Format::Raw),
         }
     }
@@ -444,10 +408,15 @@ fn restore_disk(
 }
 
 fn open_chain(disk: &PlannedDisk, stop: &Stop) -> std::result::Result<ChainSource, Cause> {
+    let open = |image: &PlannedImage| {
+        image
+            .open()
+            .map_err(|source| io_cause("open", &image.path, source))
+    };
     let images = disk
         .images
         .iter()
-        .map(PlannedImage::open)
+        .map(open)
         .collect::<std::result::Result<Vec<_>, _>>()?;
     let source = ChainSource::open(images, copy::pool(), stop.clone()).map_err(BlockError::from)?;
     Ok(source)
@@ -475,6 +444,8 @@ impl Unfinished {
             let device = OpenOptions::new()
                 .read(true)
                 .write(true)
+                // A device that is mounted, or otherwise in use, is refused by the kernel.
+                .custom_flags(OFlags::EXCL.bits() as i32)
                 .open(path)
                 .map_err(create)?;
             return raw_sink(device, path, disk.size, RawTarget::Device, stop);

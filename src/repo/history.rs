@@ -46,8 +46,18 @@ pub struct Kept {
 pub struct Leftover {
     /// Its folder.
     pub dir: PathBuf,
-    /// What it noted down before it began, if it came so far.
-    pub intent: Option<Vec<u8>>,
+}
+
+impl Leftover {
+    /// What it noted down before it began, if it came so far. A note that cannot be read is an error: what it tells must not be lost.
+    pub fn intent(&self) -> Result<Option<Vec<u8>>> {
+        let path = self.dir.join(layout::INTENT);
+        match read_bounded(&path, manifest::MAX_BYTES) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(RepoError::io("read", &path)(error)),
+        }
+    }
 }
 
 /// Reads a domain's folder. A folder that is not there holds nothing.
@@ -62,11 +72,7 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
         for folder in folder_names(&period_dir)? {
             let point_dir = period_dir.join(&folder);
             if folder.ends_with(layout::PARTIAL) {
-                let intent = read_bounded(&point_dir.join(layout::INTENT), manifest::MAX_BYTES).ok();
-                history.leftovers.push(Leftover {
-                    dir: point_dir,
-                    intent,
-                });
+                history.leftovers.push(Leftover { dir: point_dir });
             } else if let Some((id, _)) = split_finished(&folder) {
                 match read_point(&point_dir, id, domain, &period, &folder) {
                     Ok(manifest) => {
@@ -170,11 +176,15 @@ pub(super) fn folder_names(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in entries {
         let entry = entry.map_err(RepoError::io("read the folder", dir))?;
-        // A link to a folder counts as one: people spread large domains over disks.
-        if entry.path().is_dir()
-            && let Ok(name) = entry.file_name().into_string()
-        {
-            names.push(name);
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        // A link to a folder counts as one: people spread large domains over disks. One that leads nowhere does not.
+        match fs::metadata(entry.path()) {
+            Ok(found) if found.is_dir() => names.push(name),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(RepoError::io("look at", &entry.path())(error)),
         }
     }
     names.sort();

@@ -4,7 +4,7 @@
 //! * `manifest`: the commit record.
 //! * `history`: reads what is there, and what is wrong with it.
 //! * `pending`: a restore point being written, until it is committed.
-//! * `remove`: deletes a period.
+//! * `remove`: deletes folders.
 //! * `lock`: one writer per domain.
 //! * `store`: the only door to durable files.
 
@@ -195,7 +195,10 @@ impl DomainRepository {
     /// Takes the right to write, or says at once who has it. Creates the domain's folder if need be.
     pub fn lock(&self) -> Result<LockedDomain> {
         match self.store.create_dir(&self.dir) {
-            Ok(()) => {}
+            Ok(()) => {
+                let root = self.dir.parent().unwrap_or(&self.dir);
+                self.store.sync_dir(root).map_err(RepoError::io("sync", root))?;
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(RepoError::io("create the folder", &self.dir)(error)),
         }
@@ -237,7 +240,12 @@ impl LockedDomain {
         )
     }
 
-    /// Removes a whole period with everything in its folder, and what an interrupted removal left.
+    /// Ends the removal of periods that an earlier run had begun.
+    pub fn finish_removals(&self) -> Result<()> {
+        remove::finish(self.repository.store.as_ref(), &self.repository.dir)
+    }
+
+    /// Removes a whole period with everything in its folder.
     ///
     /// The folder is renamed first: from then on nothing in it counts, however much of it is left.
     pub fn remove_period(&self, period: &str) -> Result<()> {

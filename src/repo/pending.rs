@@ -3,7 +3,6 @@
 //! Order of a commit: the files, each synced as it is finished; the manifest, synced; the folder, synced; the folder renamed to its
 //! final name; its parent synced. What a crash leaves before the rename is a `.partial` folder, which counts for nothing.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use jiff::Timestamp;
 
 use super::layout;
 use super::manifest::{FileEntry, Manifest};
+use super::remove;
 use super::store::Store;
 use super::{RepoError, Result};
 use crate::model::block::ImageFile;
@@ -22,7 +22,7 @@ pub struct Pending {
     id: String,
     period_dir: PathBuf,
     dir: PathBuf,
-    committed: bool,
+    kept: bool,
 }
 
 impl Pending {
@@ -47,7 +47,7 @@ impl Pending {
             id,
             period_dir,
             dir,
-            committed: false,
+            kept: false,
         })
     }
 
@@ -81,6 +81,14 @@ impl Pending {
         self.store
             .create_image(&path)
             .map_err(RepoError::io("create", &path))
+    }
+
+    /// Removes the file of an image that is to be made anew.
+    pub fn remove_image(&self, name: &str) -> Result<()> {
+        let path = self.dir.join(name);
+        self.store
+            .remove_file(&path)
+            .map_err(RepoError::io("remove", &path))
     }
 
     /// Writes a small file.
@@ -118,7 +126,9 @@ impl Pending {
     }
 
     /// Makes it a restore point. After this it exists, whole; before it, nothing does.
-    pub fn commit(mut self, manifest: &Manifest) -> Result<PathBuf> {
+    ///
+    /// After an error it may be there nevertheless, when only its survival of a crash is uncertain.
+    pub fn commit(&self, manifest: &Manifest) -> Result<PathBuf> {
         let id = &self.id;
         let text = manifest.to_text().map_err(|source| RepoError::Manifest {
             id: id.clone(),
@@ -135,7 +145,6 @@ impl Pending {
         self.store
             .rename(&self.dir, &dir)
             .map_err(RepoError::io("commit", &dir))?;
-        self.committed = true;
         self.store
             .sync_dir(&self.period_dir)
             .map_err(RepoError::io("sync", &self.period_dir))?;
@@ -144,16 +153,21 @@ impl Pending {
         Ok(dir)
     }
 
-    /// Removes it.
-    pub fn discard(mut self) -> Result<()> {
-        self.committed = true;
-        remove_partial(self.store.as_ref(), &self.dir)
+    /// It is committed: nothing of it is to be removed.
+    pub fn done(mut self) {
+        self.kept = true;
+    }
+
+    /// Leaves the folder with its intent as it is, for the next run to end what was begun. Gives the folder.
+    pub fn leave(mut self) -> PathBuf {
+        self.kept = true;
+        self.dir.clone()
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if !self.committed {
+        if !self.kept {
             // Best effort: what stays is a `.partial`, which the next run removes.
             let _ = remove_partial(self.store.as_ref(), &self.dir);
         }
@@ -162,17 +176,8 @@ impl Drop for Pending {
 
 /// Removes the folder of an unfinished run, and its period's folder where that run had only just created it.
 pub(super) fn remove_partial(store: &dyn Store, dir: &Path) -> Result<()> {
-    let entries = fs::read_dir(dir).map_err(RepoError::io("read the folder", dir))?;
-    let mut files = Vec::new();
-    for entry in entries {
-        files.push(entry.map_err(RepoError::io("read the folder", dir))?.path());
-    }
     // The intent goes last: as long as something of the run is left, so is the note of what it began.
-    files.sort_by_key(|path| path.ends_with(layout::INTENT));
-    for path in files {
-        store.remove_file(&path).map_err(RepoError::io("remove", &path))?;
-    }
-    store.remove_dir(dir).map_err(RepoError::io("remove", dir))?;
+    remove::tree(store, dir, |path| path.ends_with(layout::INTENT))?;
     if let Some(period_dir) = dir.parent() {
         // These fail, as they should, as soon as anything is in the folders.
         let _ = store.remove_dir(&period_dir.join(layout::CHECKPOINTS));

@@ -49,6 +49,16 @@ impl MemDisk {
         }
     }
 
+    /// The disk is made smaller and larger again: what was behind is zero, and no bitmap knows.
+    pub fn shrink_and_grow(&mut self, size: usize) {
+        let before = self.bytes.len();
+        self.bytes.truncate(size);
+        self.bytes.resize(before, 0);
+        for bitmap in self.bitmaps.values_mut() {
+            bitmap[size.div_ceil(CLUSTER as usize)..].fill(false);
+        }
+    }
+
     fn mark(&mut self, offset: usize, length: usize) {
         if length == 0 {
             return;

@@ -28,6 +28,8 @@ struct State {
     fail_reads_after: Option<u64>,
     fail_begin: bool,
     no_incremental: Option<String>,
+    fail_end: bool,
+    stop_in_begin: Option<Stop>,
 }
 
 struct SimDomain {
@@ -149,6 +151,16 @@ impl SimHost {
         });
     }
 
+    /// Whether the daemon goes away as soon as a job has begun, so that nothing can be ended.
+    pub fn fail_end(&self, fail: bool) {
+        self.state().fail_end = fail;
+    }
+
+    /// The user asks to stop while the next job is being begun.
+    pub fn stop_in_begin(&self, stop: &Stop) {
+        self.state().stop_in_begin = Some(stop.clone());
+    }
+
     /// Whether a domain has an active job.
     pub fn has_job(&self, name: &str) -> bool {
         self.state()
@@ -175,6 +187,7 @@ fn sim_disk(target: &str) -> Disk {
         readonly: false,
         shareable: false,
         transient: false,
+        beneath: vec![],
     }
 }
 
@@ -241,7 +254,19 @@ impl Host for SimHost {
         })
     }
 
+    fn thaw(&self, _domain: &Domain) -> Result<()> {
+        Ok(())
+    }
+
     fn active_job(&self, domain: &Domain) -> Result<Option<ActiveJob>> {
+        let fails = self.state().fail_end;
+        if fails && self.has_job(&domain.name) {
+            return Err(HostError::Libvirt {
+                operation: "look for jobs".to_owned(),
+                code: 38,
+                message: "simulated".to_owned(),
+            });
+        }
         self.with(&domain.name, |found| {
             Ok(found.job.clone().map(|socket| ActiveJob {
                 operation: "backup".to_owned(),
@@ -282,6 +307,9 @@ impl Host for SimHost {
                 code: 1,
                 message: "simulated".to_owned(),
             });
+        }
+        if let Some(stop) = state.stop_in_begin.take() {
+            stop.request(2);
         }
         state.clock += 1;
         let clock = state.clock;
@@ -460,12 +488,24 @@ impl BackupJob for SimJob {
         })
     }
 
-    fn finish(mut self: Box<Self>) -> Result<()> {
+    fn finish(mut self: Box<Self>) -> Result<Vec<Finding>> {
+        let fails = self.host.state().fail_end;
+        if fails {
+            return Err(HostError::Libvirt {
+                operation: "end the job".to_owned(),
+                code: 38,
+                message: "simulated".to_owned(),
+            });
+        }
         self.end(true);
-        Ok(())
+        Ok(Vec::new())
     }
 
     fn abort(mut self: Box<Self>) -> Vec<Finding> {
+        if self.host.state().fail_end {
+            self.ended = true;
+            return vec![Finding::new("job-not-ended", "simulated")];
+        }
         self.end(false);
         Vec::new()
     }
@@ -486,6 +526,31 @@ struct SimSource {
     fail_after: Option<u64>,
 }
 
+impl SimSource {
+    /// As the real source: clean clusters of zero have to be zero beneath.
+    fn look_beneath(&self, first: usize, end: usize) -> std::result::Result<(), BlockError> {
+        let Some(beneath) = &self.options.beneath else {
+            return Ok(());
+        };
+        for cluster in first..end {
+            let start = cluster * CLUSTER as usize;
+            let bytes = &self.bytes[start..self.bytes.len().min(start + CLUSTER as usize)];
+            let is_zero = bytes.iter().all(|byte| *byte == 0);
+            if is_zero
+                && beneath
+                    .other_than_zero(start as u64, bytes.len() as u64)
+                    .is_some()
+            {
+                return Err(BlockError::new(
+                    BlockErrorKind::Distrusted,
+                    "the simulated bitmap is wrong",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl BlockSource for SimSource {
     fn size(&self) -> u64 {
         self.bytes.len() as u64
@@ -493,8 +558,10 @@ impl BlockSource for SimSource {
 
     fn next_block(&mut self) -> std::result::Result<Option<Block>, BlockError> {
         let Some(ahead) = self.wanted[self.next..].iter().position(|wanted| *wanted) else {
+            self.look_beneath(self.next, self.wanted.len())?;
             return Ok(None);
         };
+        self.look_beneath(self.next, self.next + ahead)?;
         let cluster = self.next + ahead;
         self.next = cluster + 1;
         let offset = cluster * CLUSTER as usize;

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use vmsnap::image::chain::{ChainImage, ChainSource, Recorded};
+use vmsnap::image::chain::{ChainImage, ChainMap, ChainSource, Recorded};
 use vmsnap::image::qcow2::{Qcow2Options, Qcow2Writer};
 use vmsnap::io::DirectFile;
-use vmsnap::model::block::{BlockSource, Content, Written};
+use vmsnap::model::block::{BlockError, BlockErrorKind, BlockSource, Content, Written};
 use vmsnap::model::stop::Stop;
 use vmsnap::nbd::{ExportSource, Mode, SourceOptions};
 use vmsnap::ops::copy::{copy, pool};
@@ -25,6 +25,7 @@ enum Act {
     Zero { at: usize, length: usize },
     Discard { at: usize, length: usize },
     Grow(usize),
+    ShrinkAndGrow(usize),
     Backup,
 }
 
@@ -37,6 +38,7 @@ fn act() -> impl Strategy<Value = Act> {
         3 => (sectors, 1..600usize).prop_map(|(at, length)| Act::Zero { at: at * 512, length: length * 512 }),
         3 => (0..SIZE / CLUSTER, 1..5usize).prop_map(|(at, length)| Act::Discard { at: at * CLUSTER, length: length * CLUSTER }),
         1 => (1..300usize).prop_map(|sectors| Act::Grow(sectors * 512)),
+        1 => (1..60usize).prop_map(|clusters| Act::ShrinkAndGrow(clusters * CLUSTER)),
         4 => Just(Act::Backup),
     ]
 }
@@ -54,6 +56,8 @@ struct Story {
 struct Point {
     path: PathBuf,
     written: Written,
+    /// The point it stands upon.
+    upon: Option<usize>,
     model: Vec<u8>,
 }
 
@@ -105,6 +109,26 @@ impl Story {
                     &["resize", "-q", "-f", "qcow2", text(&self.image), size.as_str()],
                 );
             }
+            Act::ShrinkAndGrow(by) => {
+                self.settle();
+                let size = self.model.len();
+                // Whole clusters: what is cut off within one leaves no trace at all.
+                let less = size.saturating_sub(by).max(CLUSTER) / CLUSTER * CLUSTER;
+                self.model.truncate(less);
+                self.model.resize(size, 0);
+                for size in [less.to_string(), size.to_string()] {
+                    let arguments = [
+                        "resize",
+                        "-q",
+                        "--shrink",
+                        "-f",
+                        "qcow2",
+                        text(&self.image),
+                        size.as_str(),
+                    ];
+                    run("qemu-img", &arguments);
+                }
+            }
             Act::Backup => self.backup(),
         }
     }
@@ -128,27 +152,52 @@ impl Story {
         let mut arguments = vec!["-x", "vda"];
         arguments.extend(bitmap_arguments);
         let server = Server::qemu_nbd(self.folder.path(), &self.image, "qcow2", &arguments);
+        let path = self.folder.path().join(format!("point-{number}.qcow2"));
+        let (written, upon) = match self.copy(&server, &path, since.as_deref()) {
+            Ok(written) => (written, number.checked_sub(1)),
+            Err(error) => {
+                assert_eq!(error.kind, BlockErrorKind::Distrusted, "{error}");
+                std::fs::remove_file(&path).expect("it was begun");
+                (self.copy(&server, &path, None).expect("a full copy"), None)
+            }
+        };
+        self.points.push(Point {
+            path,
+            written,
+            upon,
+            model: self.model.clone(),
+        });
+    }
+
+    fn copy(&self, server: &Server, path: &Path, since: Option<&str>) -> Result<Written, BlockError> {
         let stop = Stop::default();
-        let mode = match &since {
+        let mode = match since {
             None => Mode::Full,
             Some(name) => Mode::Changes {
                 bitmap_context: format!("qemu:dirty-bitmap:{name}"),
             },
         };
         let mut options = SourceOptions::new(mode, pool(), Duration::from_secs(30), stop.clone());
-        options.all_from = self
-            .points
-            .last()
-            .map(|point| point.model.len() as u64)
-            .filter(|before| *before < self.model.len() as u64);
+        let parent = self.points.last().filter(|_| since.is_some());
+        if let Some(parent) = parent {
+            let before = parent.model.len() as u64;
+            options.all_from = Some(before).filter(|before| *before < self.model.len() as u64);
+            let beneath = ChainMap::open(self.chain(self.points.len() - 1), stop.clone()).expect("a chain");
+            options.beneath = Some(std::sync::Arc::new(beneath));
+        }
         let mut source = ExportSource::open(server.socket(), "vda", options).expect("an export");
-        let path = self.folder.path().join(format!("point-{number}.qcow2"));
-        let options = Qcow2Options {
-            path: path.clone(),
+        let name = |parent: &Point| {
+            parent
+                .path
+                .file_name()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned()
+        };
+        let image = Qcow2Options {
+            path: path.to_owned(),
             size: source.size(),
-            backing: number
-                .checked_sub(1)
-                .map(|parent| format!("point-{parent}.qcow2")),
+            backing: parent.map(name),
             detect_zeroes: true,
             stop: stop.clone(),
         };
@@ -156,15 +205,10 @@ impl Story {
             .read(true)
             .write(true)
             .create_new(true)
-            .open(&path)
+            .open(path)
             .expect("a new file");
-        let mut sink = Qcow2Writer::new(Box::new(DirectFile::new(file)), options).expect("an image");
-        let written = copy(&mut source, &mut sink, &stop, &mut |_| {}).expect("copied");
-        self.points.push(Point {
-            path,
-            written,
-            model: self.model.clone(),
-        });
+        let mut sink = Qcow2Writer::new(Box::new(DirectFile::new(file)), image).expect("an image");
+        copy(&mut source, &mut sink, &stop, &mut |_| {})
     }
 
     /// Every point gives back its moment through our reader, and the newest one through qemu-img too.
@@ -191,8 +235,9 @@ impl Story {
         }
     }
 
-    fn read_back(&self, number: usize) -> Vec<u8> {
-        let images = self.points[..=number].iter().rev().map(|point| ChainImage {
+    fn chain(&self, number: usize) -> Vec<ChainImage> {
+        let line = std::iter::successors(Some(number), |number| self.points[*number].upon);
+        let images = line.map(|number| &self.points[number]).map(|point| ChainImage {
             file: File::open(&point.path).expect("an image"),
             path: point.path.clone(),
             recorded: Some(Recorded {
@@ -200,7 +245,11 @@ impl Story {
                 blake3: point.written.blake3.clone().expect("a digest"),
             }),
         });
-        let mut source = ChainSource::open(images.collect(), pool(), Stop::default()).expect("a chain");
+        images.collect()
+    }
+
+    fn read_back(&self, number: usize) -> Vec<u8> {
+        let mut source = ChainSource::open(self.chain(number), pool(), Stop::default()).expect("a chain");
         let mut bytes = vec![0xee; source.size() as usize];
         while let Some(block) = source.next_block().expect("a sound chain") {
             let at = block.offset as usize;

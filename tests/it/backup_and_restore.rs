@@ -1,6 +1,6 @@
 //! What is backed up comes back, at the level that was due, whatever the guest did.
 
-use vmsnap::model::domain::{Device, DiskFormat, DomainState};
+use vmsnap::model::domain::{Device, DiskFormat, DomainState, Source};
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::Options;
@@ -130,6 +130,28 @@ fn a_grown_disk_stays_incremental_and_a_shrunk_one_gets_a_full() {
         shrunk.point.disks[0].reason.contains("shrunk"),
         "{}",
         shrunk.point.disks[0].reason
+    );
+    assert_eq!(
+        lab.restored("vm1", "latest", "vda").expect("restored"),
+        lab.disk("vm1", "vda")
+    );
+}
+
+#[test]
+fn a_disk_made_smaller_and_larger_again_gets_a_full_because_its_bitmap_is_wrong() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 6 * CLUSTER)]);
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(0, &[7; 6 * CLUSTER]));
+    lab.backup("vm1").expect("full");
+    lab.host
+        .disk("vm1", "vda", |disk| disk.shrink_and_grow(2 * CLUSTER + 512));
+    let outcome = lab.backup("vm1").expect("a full");
+    assert_eq!(outcome.point.level, Level::Full);
+    assert!(
+        outcome.point.disks[0].reason.contains("the bitmap is wrong"),
+        "{}",
+        outcome.point.disks[0].reason
     );
     assert_eq!(
         lab.restored("vm1", "latest", "vda").expect("restored"),
@@ -324,7 +346,8 @@ fn bitmaps_without_a_checkpoint_are_stepped_over_and_left_alone() {
     let outcome = lab.backup("vm1").expect("full");
     assert_eq!(
         outcome.point.checkpoint.expect("a checkpoint").name,
-        "virtnbdbackup.2"
+        "virtnbdbackup.3",
+        "the steps grow"
     );
     assert_eq!(
         outcome
@@ -359,6 +382,77 @@ fn a_stop_ends_the_job_and_leaves_nothing() {
     assert_eq!(error.class(), Class::Stopped(15));
     assert!(!lab.host.has_job("vm1"));
     assert_eq!(tree(lab.repo.root()), ["vm1", "vm1/.lock"]);
+}
+
+#[test]
+fn a_stop_while_the_job_begins_commits_nothing() {
+    for disks in [1, 6] {
+        let mut lab = Lab::new();
+        let names: Vec<String> = (0..disks).map(|number| format!("vd{number}")).collect();
+        let targets: Vec<(&str, usize)> = names.iter().map(|name| (name.as_str(), CLUSTER)).collect();
+        lab.host.add_domain("vm1", &targets);
+        lab.host.stop_in_begin(&lab.stop);
+        let error = lab.backup("vm1").expect_err("stopped");
+        assert_eq!(error.class(), Class::Stopped(2), "{error}");
+        assert!(!lab.host.has_job("vm1"));
+        assert_eq!(tree(lab.repo.root()), ["vm1", "vm1/.lock"]);
+    }
+}
+
+#[test]
+fn disks_that_have_changed_places_get_a_full_though_their_bitmaps_have_the_same_names() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", CLUSTER), ("vdb", CLUSTER)]);
+    lab.backup("vm1").expect("full");
+    lab.host.change("vm1", |domain| {
+        let source = domain.disks[0].source.clone();
+        domain.disks[0].source = std::mem::replace(&mut domain.disks[1].source, source);
+    });
+    let swapped = lab.backup("vm1").expect("full");
+    assert_eq!(swapped.point.level, Level::Full);
+    let reason = &swapped.point.disks[0].reason;
+    assert!(reason.contains("vda lay at /images/vda.qcow2"), "{reason}");
+}
+
+#[test]
+fn a_disk_with_a_snapshot_upon_it_is_still_the_same_disk() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
+    lab.backup("vm1").expect("full");
+    lab.host.change("vm1", |domain| {
+        let before = domain.disks[0].source.path().cloned();
+        domain.disks[0].beneath.extend(before);
+        domain.disks[0].source = Source::File("/images/overlay.qcow2".into());
+    });
+    assert_eq!(
+        lab.backup("vm1").expect("incremental").point.level,
+        Level::Incremental
+    );
+}
+
+#[test]
+fn what_could_not_be_ended_stays_noted_and_the_next_run_ends_it() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 2 * CLUSTER)]);
+    lab.host.disk("vm1", "vda", |disk| disk.write(0, &[1; CLUSTER]));
+    lab.host.fail_end(true);
+    lab.host.fail_reads_after(Some(0));
+    lab.backup("vm1")
+        .expect_err("the export breaks, and the daemon is gone");
+    assert!(lab.host.has_job("vm1"), "nobody could end it");
+    assert!(
+        tree(lab.repo.root())
+            .iter()
+            .any(|path| path.ends_with(".partial/intent.json"))
+    );
+    lab.host.fail_end(false);
+    lab.host.fail_reads_after(None);
+    let outcome = lab.backup("vm1").expect("healed and backed up");
+    assert_eq!(outcome.findings[0].code, "healed-partial");
+    assert_eq!(
+        lab.host.disk("vm1", "vda", |disk| disk.bitmap_names()),
+        ["virtnbdbackup.0"]
+    );
 }
 
 #[test]

@@ -87,7 +87,7 @@ impl Lab {
             at: at.to_owned(),
             to: to.clone(),
             disks: vec![disk.to_owned()],
-            format: Format::Raw,
+            format: Some(Format::Raw),
             define: None,
         };
         let plan = restore::plan(domain, &self.repo, None, &options)?;

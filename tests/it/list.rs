@@ -11,7 +11,7 @@ fn options(lab: &Lab, at: &str) -> Options {
         at: at.to_owned(),
         to: lab.free_path(),
         disks: vec![],
-        format: Format::Qcow2,
+        format: Some(Format::Qcow2),
         define: None,
     }
 }
@@ -79,7 +79,7 @@ fn options_to(to: std::path::PathBuf) -> Options {
         at: "latest".into(),
         to,
         disks: vec![],
-        format: Format::Qcow2,
+        format: Some(Format::Qcow2),
         define: None,
     }
 }

@@ -108,6 +108,38 @@ fn a_period_whose_full_is_damaged_is_no_reason_to_delete_the_one_before() {
 }
 
 #[test]
+fn a_period_that_holds_more_disks_than_the_newest_point_stays() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", CLUSTER), ("vdb", CLUSTER)]);
+    lab.at("2026-10-20T02:00:00+02:00[Europe/Berlin]");
+    lab.backup("vm1").expect("October's full");
+    lab.host.change("vm1", |domain| domain.disks.truncate(1));
+    lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
+    let outcome = lab.backup_with("vm1", &pruning()).expect("a full");
+    match outcome.prune {
+        Some(PruneOutcome::Kept(why)) => {
+            assert!(why.contains("disk vdb is in no newer restore point"), "{why}")
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_period_of_another_domain_of_that_name_stays() {
+    let mut lab = lab();
+    lab.host.change("vm1", |domain| {
+        domain.uuid = "11111111-0000-4000-8000-000000000001".into()
+    });
+    lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
+    let outcome = lab.backup_with("vm1", &pruning()).expect("a full");
+    assert!(
+        matches!(outcome.prune, Some(PruneOutcome::Kept(_))),
+        "{:?}",
+        outcome.prune
+    );
+}
+
+#[test]
 fn a_dry_run_tells_and_deletes_nothing() {
     let mut lab = lab();
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
@@ -134,10 +166,15 @@ fn an_interrupted_removal_counts_for_nothing_and_is_finished_by_the_next() {
     let half = lab.repo.root().join("vm1").join(format!(".removing-{SEPTEMBER}"));
     std::fs::create_dir(&half).expect("new");
     std::fs::write(half.join("x"), b"x").expect("written");
+    let elsewhere = lab.folder.path().join("precious");
+    std::fs::create_dir(&elsewhere).expect("new");
+    std::fs::write(elsewhere.join("file"), b"x").expect("written");
+    std::os::unix::fs::symlink(&elsewhere, half.join("link")).expect("linked");
     assert!(lab.history("vm1").findings.is_empty());
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
     lab.backup_with("vm1", &pruning()).expect("a full");
     assert!(!half.exists());
+    assert!(elsewhere.join("file").exists(), "what a link points to stays");
 }
 
 #[test]

@@ -55,6 +55,7 @@ fn what_a_killed_run_left_is_ended_by_the_next_one() {
             sockets: vec!["/run/dead.sock".into()],
             ..Places::default()
         },
+        freezes: false,
     };
     fs::write(
         partial.join("intent.json"),
@@ -91,6 +92,7 @@ fn a_checkpoint_that_another_run_made_under_the_same_name_is_not_removed() {
         mark: "vmsnap run 1".into(),
         checkpoint: Some("virtnbdbackup.2".into()),
         places: Places::default(),
+        freezes: true,
     };
     fs::write(
         partial.join("intent.json"),
@@ -103,6 +105,19 @@ fn a_checkpoint_that_another_run_made_under_the_same_name_is_not_removed() {
     assert!(matches!(error.cause, Cause::Busy { .. }), "{error}");
     let names = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
     assert!(names.contains(&"virtnbdbackup.2".to_owned()));
+}
+
+#[test]
+fn a_link_that_calls_itself_unfinished_or_doomed_is_not_followed() {
+    for name in ["vmsnap-backup-monthly-2026-11/x.partial", ".removing-x"] {
+        let mut lab = lab_with_two_points();
+        let elsewhere = lab.folder.path().join("precious");
+        fs::create_dir(&elsewhere).expect("new");
+        fs::write(elsewhere.join("file"), b"x").expect("written");
+        std::os::unix::fs::symlink(&elsewhere, lab.repo.root().join("vm1").join(name)).expect("linked");
+        lab.backup("vm1").expect_err("somebody has meddled");
+        assert!(elsewhere.join("file").exists(), "{name}");
+    }
 }
 
 #[test]

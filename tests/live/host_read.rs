@@ -17,6 +17,7 @@ fn blocks(job: &dyn BackupJob, target: &str, changes_only: bool) -> Vec<(u64, u6
     let options = ReadOptions {
         changes_only,
         all_from: None,
+        beneath: None,
         pool: BufferPool::new(8, 1 << 20),
         deadline: DEADLINE,
         stop: Stop::default(),
@@ -77,6 +78,7 @@ fn check_changes(domain: &TestDomain) {
     let options = ReadOptions {
         changes_only: true,
         all_from: None,
+        beneath: None,
         pool: BufferPool::new(1, 1 << 20),
         deadline: DEADLINE,
         stop: Stop::default(),

@@ -43,14 +43,16 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
     let mut codes: Vec<ExitCode> = tell_unmatched(&selection.unmatched).into_iter().collect();
     if args.dry_run {
         let repo = ops::open_repository(path)?;
-        return dry_run(&selection.domains, host.as_ref(), &repo, &options, stop);
+        codes.extend(dry_run(&selection.domains, host.as_ref(), &repo, &options, stop));
+        return Ok(ExitCode::worst(codes));
     }
     let repo = ops::open_or_create_repository(path)?;
     let progress = Progress::new(args.output_args.quiet);
     let mut done = Vec::new();
     for domain in &selection.domains {
-        if stop.requested() {
-            break;
+        if let Some(signal) = stop.signal() {
+            done.push(shown::Done::not_reached(domain, signal));
+            continue;
         }
         let began = Instant::now();
         let context = Context {
@@ -113,7 +115,7 @@ fn dry_run(
     repo: &Repository,
     options: &Options,
     stop: &Stop,
-) -> CommandResult {
+) -> Vec<ExitCode> {
     let mut codes = Vec::new();
     for domain in domains {
         let context = Context {
@@ -124,12 +126,17 @@ fn dry_run(
             stop: stop.clone(),
         };
         match preview(domain, &context, options) {
-            Ok(plan) => answer(&shown::plan_text(domain, &plan)),
+            Ok(preview) => {
+                answer(&shown::plan_text(domain, &preview));
+                if preview.backup.disks.is_empty() {
+                    codes.push(ExitCode::BackupFailed);
+                }
+            }
             Err(error) => {
                 tell(&format!("vmsnap: {}", report::error_text(&error)));
                 codes.push(ExitCode::of_backup_error(&error));
             }
         }
     }
-    Ok(ExitCode::worst(codes))
+    codes
 }

@@ -170,7 +170,7 @@ fn compare(embed: &Embed, repo: &Repository, stop: &Stop, id: &str, expected: &[
         at: id.to_owned(),
         to: to.clone(),
         disks: vec![],
-        format: restore::Format::Raw,
+        format: Some(restore::Format::Raw),
         define: None,
     };
     let plan = restore::plan(DOMAIN, repo, None, &options)?;

@@ -23,10 +23,10 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
         at: args.at.clone(),
         to: args.to.clone(),
         disks: args.disks.clone(),
-        format: match args.format {
+        format: args.format.map(|format| match format {
             FormatArg::Qcow2 => Format::Qcow2,
             FormatArg::Raw => Format::Raw,
-        },
+        }),
         define: args.define.then(|| DefineOptions {
             name: args.name.clone(),
         }),

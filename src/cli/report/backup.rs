@@ -11,7 +11,7 @@ use crate::model::finding::Finding;
 use crate::model::text::shown;
 use crate::ops::backup::{Outcome, Preview, PruneOutcome};
 use crate::ops::prune::PrunePlan;
-use crate::ops::{Error, Result};
+use crate::ops::{Cause, Error, Result};
 
 /// A domain that had its turn.
 pub struct Done {
@@ -24,6 +24,15 @@ pub struct Done {
 }
 
 impl Done {
+    /// A domain whose turn did not come.
+    pub fn not_reached(domain: &str, signal: i32) -> Done {
+        Done {
+            domain: domain.to_owned(),
+            took: Duration::ZERO,
+            result: Err(Error::of(domain, Cause::Stopped(signal))),
+        }
+    }
+
     /// Whether the backup succeeded, but not the pruning that was asked for.
     pub fn prune_failed(&self) -> bool {
         let prune = self

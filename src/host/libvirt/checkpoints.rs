@@ -20,8 +20,12 @@ use crate::model::checkpoint::{Bitmap, Checkpoint, CheckpointDisk};
 use crate::model::domain::{Disk, DiskFormat, Domain};
 use crate::model::stop::Stop;
 
-/// How long `qemu-img` may take to read or change what an image says of itself.
+/// How long `qemu-img` may take to read what an image says of itself.
 pub const IMAGE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long `qemu-img` may take to add or remove a bitmap: much longer than it ever needs, because ending it half-way breaks all bitmaps of
+/// the image.
+pub const EDIT_DEADLINE: Duration = Duration::from_secs(600);
 
 pub fn list(link: &Link, domain: &Domain) -> Result<Vec<Checkpoint>> {
     let handle = link.find(domain)?;
@@ -229,7 +233,11 @@ fn remove_bitmaps(disks: &[Disk], name: &str) -> Result<bool> {
             continue;
         };
         if top.bitmaps.iter().any(|bitmap| bitmap.name == name) {
-            qemu::remove_bitmap(path, name, &patience(&stop))?;
+            let patience = Patience {
+                deadline: EDIT_DEADLINE,
+                stop: Stop::default(),
+            };
+            qemu::remove_bitmap(path, name, &patience)?;
             removed = true;
         }
     }

@@ -22,6 +22,13 @@ const LOOK: Duration = Duration::from_millis(100);
 const THAW_SECONDS: u16 = 5;
 const THAW_ATTEMPTS: usize = 5;
 
+/// Thaws a guest that a dead run may have left frozen. An agent that does not answer has frozen nothing that we could thaw.
+pub fn thaw_now(handle: &Handle) {
+    let _ = ffi::set_agent_timeout(handle, Some(THAW_SECONDS));
+    let _ = ffi::thaw(handle);
+    let _ = ffi::set_agent_timeout(handle, None);
+}
+
 /// What the thread is at. Only one of both sides can leave [`GREETING`].
 const GREETING: u8 = 0;
 const FREEZING: u8 = 1;
@@ -64,9 +71,14 @@ impl Freeze {
             started: Instant::now(),
             phase: Arc::clone(&phase),
         };
+        let owed = stop.owe();
         let thread = thread::Builder::new()
             .name("guest-agent".to_owned())
-            .spawn(move || talk.run(&wait_for_go, &tell));
+            .spawn(move || {
+                // Nobody ends the program by force before this thread has thawed what it froze.
+                let _owed = owed;
+                talk.run(&wait_for_go, &tell);
+            });
         let mut freeze = Freeze {
             finding: thread
                 .as_ref()
@@ -123,6 +135,12 @@ impl Freeze {
             // An agent that has just frozen answers at once; the greeting and the thaw have their limits all the same.
             let patience = Duration::from_secs(2 * u64::from(THAW_SECONDS) + 1);
             let why = match self.answers.recv_timeout(patience) {
+                Ok(Answer::Thawed(Ok(0))) => {
+                    let message =
+                        "the guest had thawed its file systems by itself before the moment of the backup";
+                    let finding = Finding::new("freeze-expired", message);
+                    return (Consistency::Crash, vec![finding], self.debt);
+                }
                 Ok(Answer::Thawed(Ok(_))) => return (Consistency::Filesystem, Vec::new(), self.debt),
                 Ok(Answer::Thawed(Err(error)) | Answer::Frozen(Err(error))) => error.message,
                 Ok(Answer::Frozen(Ok(_))) | Err(_) => "the guest agent does not answer".to_owned(),

@@ -22,6 +22,7 @@ use crate::model::domain::{Agent, Domain, DomainState};
 use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
 use crate::model::stop::Stop;
+use crate::model::text::with_sources;
 
 /// How long QEMU may take to close what belonged to a job.
 const ENDING: Duration = Duration::from_secs(15);
@@ -234,10 +235,10 @@ impl ActiveDomainJob {
     /// Lets a guest run on that stands still because the scratch space was full.
     fn resume(&self) -> Result<()> {
         let handle = self.link.find(&self.domain)?;
-        if !self.paused_before && is_stuck(&handle)? {
-            handle.resume().map_err(failed("resume the domain"))?;
+        if self.paused_before {
+            return Ok(());
         }
-        Ok(())
+        resume_if_stuck(&handle)
     }
 
     fn delete_checkpoint(&self) -> Result<()> {
@@ -262,20 +263,17 @@ impl ActiveDomainJob {
         self.thaw = None;
         steps
             .into_iter()
-            .filter_map(|(code, step)| step.err().map(|error| Finding::new(code, chain(&error))))
+            .filter_map(|(code, step)| step.err().map(|error| Finding::new(code, with_sources(&error))))
             .collect()
     }
 }
 
-/// An error with what lies beneath it, on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(beneath) = source {
-        text.push_str(&format!(": {beneath}"));
-        source = beneath.source();
+/// Lets a guest run on that a full scratch space had stopped.
+pub fn resume_if_stuck(handle: &Handle) -> Result<()> {
+    if is_stuck(handle)? {
+        handle.resume().map_err(failed("resume the domain"))?;
     }
-    text
+    Ok(())
 }
 
 /// Whether the domain was paused because a disk could not be written to.
@@ -336,11 +334,11 @@ impl BackupJob for ActiveDomainJob {
         }
     }
 
-    fn finish(mut self: Box<Self>) -> Result<()> {
+    fn finish(mut self: Box<Self>) -> Result<Vec<Finding>> {
         self.end_job()?;
         self.ended = true;
         self.thaw = None;
-        places::clear(&self.places)
+        Ok(places::clear_finding(&self.places))
     }
 
     fn abort(mut self: Box<Self>) -> Vec<Finding> {

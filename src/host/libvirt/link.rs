@@ -73,7 +73,7 @@ impl Link {
 
 fn open(uri: Option<&str>) -> Result<Connect> {
     let refused = |error: CallError| HostError::Connect {
-        uri: uri.unwrap_or_default().to_owned(),
+        uri: uri.unwrap_or("the default hypervisor").to_owned(),
         message: error.message,
     };
     ffi::prepare().map_err(refused)?;

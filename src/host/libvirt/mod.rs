@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::host::xml::read_domain;
 use crate::model::checkpoint::Checkpoint;
-use crate::model::domain::Domain;
+use crate::model::domain::{Agent, Domain};
 
 use super::ffi::{self, CallError};
 use super::{
@@ -80,7 +80,16 @@ impl Host for LibvirtHost {
 
     fn abort_job(&self, domain: &Domain) -> Result<()> {
         let handle = self.link.find(domain)?;
-        job::end(&handle)
+        job::end(&handle)?;
+        job::resume_if_stuck(&handle)
+    }
+
+    fn thaw(&self, domain: &Domain) -> Result<()> {
+        let handle = self.link.find(domain)?;
+        if domain.agent == Agent::Connected && inspect::is_active(&handle)? {
+            freeze::thaw_now(&handle);
+        }
+        Ok(())
     }
 
     fn places(&self, domain: &Domain, targets: &[String], wishes: &PlaceWishes, run: &str) -> Result<Places> {

@@ -23,6 +23,7 @@ use crate::model::domain::{Disk, DiskFormat, Domain};
 use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
 use crate::model::stop::Stop;
+use crate::model::text::with_sources;
 
 /// Begins the reading of a shut-off domain.
 pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Result<Box<dyn BackupJob>> {
@@ -168,11 +169,15 @@ fn refuse_taken_name(domain: &Domain, handle: &Handle, name: &str) -> Result<()>
 }
 
 fn add_bitmaps(plans: &[Plan], name: &str, stop: &Stop) -> Result<()> {
+    // Never stopped in the middle: a program that is killed while it writes to an image leaves all bitmaps in it broken.
     let patience = Patience {
-        deadline: checkpoints::IMAGE_DEADLINE,
-        stop: stop.clone(),
+        deadline: checkpoints::EDIT_DEADLINE,
+        stop: Stop::default(),
     };
     for plan in plans.iter().filter(|plan| plan.request.checkpointed) {
+        if stop.requested() {
+            return Err(HostError::Stopped);
+        }
         if plan.disk.format != DiskFormat::Qcow2 {
             return Err(unsupported(format!(
                 "disk {} cannot carry a bitmap",
@@ -267,8 +272,9 @@ impl OfflineJob {
             ("checkpoint-not-removed", self.delete_checkpoint()),
             ("files-not-removed", places::clear(&self.places)),
         ];
-        let finding =
-            |(code, step): (&str, Result<()>)| step.err().map(|error| Finding::new(code, job::chain(&error)));
+        let finding = |(code, step): (&str, Result<()>)| {
+            step.err().map(|error| Finding::new(code, with_sources(&error)))
+        };
         steps.into_iter().filter_map(finding).collect()
     }
 }
@@ -305,10 +311,10 @@ impl BackupJob for OfflineJob {
         })
     }
 
-    fn finish(mut self: Box<Self>) -> Result<()> {
+    fn finish(mut self: Box<Self>) -> Result<Vec<Finding>> {
         self.ended = true;
         self.end_readers();
-        places::clear(&self.places)
+        Ok(places::clear_finding(&self.places))
     }
 
     fn abort(mut self: Box<Self>) -> Vec<Finding> {

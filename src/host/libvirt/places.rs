@@ -13,6 +13,8 @@ use super::link::Link;
 use super::{HostError, PlaceWishes, Places, Result};
 use crate::host::{libvirt::link, qemu};
 use crate::model::domain::{Domain, Source};
+use crate::model::finding::Finding;
+use crate::model::text::with_sources;
 
 /// A unix socket's path can have 107 bytes; the rest is room for what is put behind it.
 const LONGEST_SOCKET: usize = 100;
@@ -221,8 +223,18 @@ pub fn check_scratch(file: &Path) -> Result<()> {
     }
 }
 
+/// The same at the end of a job that went well: what stays is worth telling, no more.
+pub fn clear_finding(places: &Places) -> Vec<Finding> {
+    let trouble = clear(places).err();
+    trouble
+        .map(|error| Finding::new("files-not-removed", with_sources(&error)))
+        .into_iter()
+        .collect()
+}
+
+/// Removes what a run has left at these places, as far as the names are ours: a list of places may come from a file.
 pub fn clear(places: &Places) -> Result<()> {
-    for socket in &places.sockets {
+    for socket in places.sockets.iter().filter(|socket| is_socket_name(socket)) {
         qemu::end_stray_reader(socket)?;
         remove_if(socket, |meta| meta.file_type().is_socket())?;
         remove_if(&qemu::pid_file(socket), fs::Metadata::is_file)?;
@@ -245,6 +257,13 @@ pub fn clear(places: &Places) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A socket whose name, or whose folder's name, is of our making. One that the user has named is QEMU's to remove.
+fn is_socket_name(socket: &Path) -> bool {
+    let is_ours = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(PREFIX.as_bytes());
+    let folder = socket.parent().and_then(Path::file_name);
+    socket.file_name().is_some_and(is_ours) || folder.is_some_and(is_ours)
 }
 
 fn is_scratch_name(file: &Path) -> bool {

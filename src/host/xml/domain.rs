@@ -102,7 +102,21 @@ fn read_disk(disk: Node) -> Result<Disk> {
         readonly: child(disk, "readonly").is_some(),
         shareable: child(disk, "shareable").is_some(),
         transient: child(disk, "transient").is_some(),
+        beneath: read_beneath(disk),
     })
+}
+
+/// The chain of `<backingStore>` elements, each within the one above it.
+fn read_beneath(disk: Node) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut above = disk;
+    while let Some(store) = child(above, "backingStore") {
+        let source = child(store, "source");
+        let path = source.and_then(|source| source.attribute("file").or_else(|| source.attribute("dev")));
+        found.extend(path.map(PathBuf::from));
+        above = store;
+    }
+    found
 }
 
 fn read_source(disk: Node) -> Source {

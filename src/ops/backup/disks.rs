@@ -2,22 +2,25 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use crate::host::{BackupJob, JobHealth, ReadOptions};
+use crate::image::chain::ChainMap;
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
-use crate::model::block::{BlockError, Written};
+use crate::model::block::{Beneath, BlockError, BlockErrorKind, Written};
 use crate::model::domain::{DiskFormat, Domain};
 use crate::model::restore_point::{DiskPoint, Level};
 use crate::model::stop::Stop;
+use crate::model::text::with_sources;
 use crate::ops::copy::{self, DEADLINE, Progress};
 use crate::ops::error::Cause;
+use crate::ops::lineage;
 use crate::ops::monitor::Event;
 use crate::ops::plan::{BackupPlan, PlannedDisk};
 use crate::ops::{Context, Error, Result};
-use crate::repo::{FileEntry, Pending};
+use crate::repo::{FileEntry, History, Pending};
 
 /// Disks copied at the same time: each has a reader and a writer thread and its own buffers.
 const AT_ONCE: usize = 4;
@@ -40,6 +43,7 @@ pub struct CopiedDisk {
 pub fn copy_all(
     domain: &Domain,
     plan: &BackupPlan,
+    history: &History,
     pending: &Pending,
     job: &dyn BackupJob,
     context: &Context,
@@ -49,6 +53,7 @@ pub fn copy_all(
     let worker = Worker {
         domain,
         plan,
+        history,
         pending,
         job,
         context,
@@ -90,9 +95,19 @@ pub fn copy_all(
         }
         match failure {
             Some(error) => Err(reason_of(error, domain, job, context)),
-            None => Ok(copied.into_iter().flatten().collect()),
+            None => all_of(copied).ok_or_else(|| stopped(domain, context)),
         }
     })
+}
+
+/// The disks, if every one of them was copied. One that nobody took from the queue, because of a wish to stop, is missing without any
+/// failure.
+fn all_of(copied: Vec<Option<CopiedDisk>>) -> Option<Vec<CopiedDisk>> {
+    copied.into_iter().collect()
+}
+
+fn stopped(domain: &Domain, context: &Context) -> Error {
+    Error::of(&domain.name, Cause::Stopped(context.stop.signal().unwrap_or(1)))
 }
 
 /// What else has happened: the user wants to stop, or the job is in trouble.
@@ -130,6 +145,7 @@ fn reason_of(error: Error, domain: &Domain, job: &dyn BackupJob, context: &Conte
 struct Worker<'a> {
     domain: &'a Domain,
     plan: &'a BackupPlan,
+    history: &'a History,
     pending: &'a Pending,
     job: &'a dyn BackupJob,
     context: &'a Context<'a>,
@@ -163,16 +179,21 @@ impl Worker<'_> {
             .job
             .disk_size(target, DEADLINE, self.stop)
             .map_err(|error| failed(error.into()))?;
-        let level = Settled::of(planned, size);
-        self.context.monitor.event(Event::DiskBegins {
-            domain,
-            disk: target,
-            level: Some(level.level()),
-            reason: &level.reason,
-            size,
-        });
+        let level = Settled::of(planned, size, self.history, self.stop);
+        self.begins(target, &level, size);
         let image = format!("{target}.qcow2");
-        let written = self.copy_image(planned, &level, size, &image)?;
+        let (level, written) = match self.copy_image(planned, &level, size, &image) {
+            Err(error) if is_distrusted(&error) => {
+                let level = level.distrusted(&error);
+                self.pending
+                    .remove_image(&image)
+                    .map_err(|error| failed(error.into()))?;
+                self.begins(target, &level, size);
+                let written = self.copy_image(planned, &level, size, &image)?;
+                (level, written)
+            }
+            copied => (level, copied?),
+        };
         self.context.monitor.event(Event::DiskEnds {
             domain,
             disk: target,
@@ -204,6 +225,16 @@ impl Worker<'_> {
         })
     }
 
+    fn begins(&self, disk: &str, level: &Settled, size: u64) {
+        self.context.monitor.event(Event::DiskBegins {
+            domain: &self.domain.name,
+            disk,
+            level: Some(level.level()),
+            reason: &level.reason,
+            size,
+        });
+    }
+
     fn copy_image(&self, planned: &PlannedDisk, level: &Settled, size: u64, image: &str) -> Result<Written> {
         let domain = &self.domain.name;
         let target = &planned.disk.target;
@@ -214,6 +245,7 @@ impl Worker<'_> {
                 .as_ref()
                 .map(|parent| parent.virtual_size)
                 .filter(|before| *before < size),
+            beneath: level.parent.as_ref().map(|parent| Arc::clone(&parent.beneath)),
             pool: copy::pool(),
             deadline: DEADLINE,
             stop: self.stop.clone(),
@@ -258,10 +290,11 @@ struct SettledParent {
     id: String,
     virtual_size: u64,
     backing: String,
+    beneath: Arc<dyn Beneath>,
 }
 
 impl Settled {
-    fn of(planned: &PlannedDisk, size: u64) -> Settled {
+    fn of(planned: &PlannedDisk, size: u64, history: &History, stop: &Stop) -> Settled {
         let planned = &planned.level;
         let Some(parent) = &planned.parent else {
             return Settled {
@@ -275,13 +308,31 @@ impl Settled {
                 reason: format!("disk {} has shrunk since {}", planned.target, parent.id),
             };
         }
+        match open_beneath(history, &parent.id, &planned.target, stop) {
+            Ok(beneath) => Settled {
+                parent: Some(SettledParent {
+                    id: parent.id.clone(),
+                    virtual_size: parent.virtual_size,
+                    backing: parent.backing.clone(),
+                    beneath: Arc::new(beneath),
+                }),
+                reason: planned.reason.clone(),
+            },
+            Err(fault) => Settled {
+                parent: None,
+                reason: format!("the chain to {} is not whole: {fault}", parent.id),
+            },
+        }
+    }
+
+    /// The bitmap was proved wrong: the disk is read in full, from the same export.
+    fn distrusted(&self, error: &Error) -> Settled {
         Settled {
-            parent: Some(SettledParent {
-                id: parent.id.clone(),
-                virtual_size: parent.virtual_size,
-                backing: parent.backing.clone(),
-            }),
-            reason: planned.reason.clone(),
+            parent: None,
+            reason: format!(
+                "the bitmap is wrong ({}): was the disk made smaller and larger again?",
+                with_sources(&error.cause)
+            ),
         }
     }
 
@@ -291,6 +342,24 @@ impl Settled {
             None => Level::Full,
         }
     }
+}
+
+fn is_distrusted(error: &Error) -> bool {
+    matches!(&error.cause, Cause::Copy(error) if error.kind == BlockErrorKind::Distrusted)
+}
+
+fn open_beneath(
+    history: &History,
+    id: &str,
+    target: &str,
+    stop: &Stop,
+) -> std::result::Result<ChainMap, String> {
+    let mut images = Vec::new();
+    for image in lineage::images(history, id, target)? {
+        let opened = image.open();
+        images.push(opened.map_err(|error| format!("{} cannot be opened: {error}", image.path.display()))?);
+    }
+    ChainMap::open(images, stop.clone()).map_err(|error| with_sources(&error))
 }
 
 fn format_word(format: &DiskFormat) -> &str {

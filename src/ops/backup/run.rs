@@ -1,0 +1,216 @@
+//! One attempt at a backup, from the plan to the copied disks; everything it began is taken back when it fails.
+
+use super::disks::{self, CopiedDisk};
+use super::{Options, Outcome, make_plan, tell};
+use crate::host::{
+    BackupJob, BackupRequest, CheckpointRequest, DiskRequest, Host, HostError, NewCheckpoint, Places,
+};
+use crate::model::domain::{Domain, DomainState};
+use crate::model::finding::Finding;
+use crate::model::restore_point::Consistency;
+use crate::ops::heal::{self, Intent};
+use crate::ops::monitor::Event;
+use crate::ops::plan::BackupPlan;
+use crate::ops::{Cause, Context, Error, Result};
+use crate::repo::{History, LockedDomain, Pending, RepoError};
+
+/// One backup with everything it works on.
+pub(super) struct Run<'a> {
+    pub(super) domain: &'a Domain,
+    pub(super) locked: &'a LockedDomain,
+    pub(super) history: &'a History,
+    pub(super) context: &'a Context<'a>,
+    pub(super) options: &'a Options,
+}
+
+/// What a job has given, once it has ended well.
+pub(super) struct Copied {
+    pub(super) disks: Vec<CopiedDisk>,
+    pub(super) checkpoint: Option<NewCheckpoint>,
+    pub(super) consistency: Consistency,
+    pub(super) findings: Vec<Finding>,
+}
+
+impl Run<'_> {
+    /// Plans, copies and commits. `taken` are names that the checkpoint must not have.
+    pub(super) fn attempt(&self, taken: &[String]) -> Result<Outcome> {
+        let plan = make_plan(self.domain, self.history, taken, self.context, self.options)?;
+        for finding in &plan.findings {
+            self.tell(finding);
+        }
+        if plan.disks.is_empty() {
+            return Err(self.failed(Cause::NothingToBackUp));
+        }
+        if let Some(signal) = self.context.stop.signal() {
+            return Err(self.failed(Cause::Stopped(signal)));
+        }
+        let begun = self.locked.begin(&plan.period, self.context.now.timestamp());
+        let pending = begun.map_err(|error| self.failed(error))?;
+        let mark = format!("vmsnap run {}", uuid::Uuid::new_v4());
+        let request = self.request(&plan, &mark)?;
+        let intent = self.intent(&plan, &mark, &request.places);
+        if let Err(error) = self.note(&intent, &pending) {
+            // Nothing but the places was begun; they are empty folders.
+            let _ = self.host().clear_places(&request.places);
+            return Err(error);
+        }
+        match self.copy(&plan, &pending, &request) {
+            Ok(copied) => {
+                let outcome = self.commit(&plan, pending, copied)?;
+                Ok(self.retire_checkpoints(outcome))
+            }
+            Err(Failure { error, is_undone }) => {
+                if !is_undone && let Err(trouble) = heal::undo(self.domain, &intent, self.context) {
+                    self.leave(pending, &trouble);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn request(&self, plan: &BackupPlan, mark: &str) -> Result<BackupRequest> {
+        let targets: Vec<String> = plan.disks.iter().map(|disk| disk.disk.target.clone()).collect();
+        let run = mark.rsplit(' ').next().unwrap_or(mark);
+        let places = self
+            .host()
+            .places(self.domain, &targets, &self.options.places, run);
+        let disks = plan.disks.iter().map(|disk| DiskRequest {
+            target: disk.disk.target.clone(),
+            since: disk.level.parent.as_ref().map(|parent| parent.checkpoint.clone()),
+            checkpointed: disk.checkpointed,
+        });
+        Ok(BackupRequest {
+            checkpoint: plan.checkpoint.as_ref().map(|name| CheckpointRequest {
+                name: name.clone(),
+                mark: mark.to_owned(),
+            }),
+            disks: disks.collect(),
+            places: places.map_err(|error| self.failed(error))?,
+            freeze: self.options.freeze,
+            now: self.context.now.timestamp().as_second(),
+            stop: self.context.stop.clone(),
+        })
+    }
+
+    fn intent(&self, plan: &BackupPlan, mark: &str, places: &Places) -> Intent {
+        Intent {
+            uuid: self.domain.uuid.clone(),
+            mark: mark.to_owned(),
+            checkpoint: plan.checkpoint.clone(),
+            places: places.clone(),
+            freezes: self.options.freeze.is_some() && self.domain.state == DomainState::Running,
+        }
+    }
+
+    fn note(&self, intent: &Intent, pending: &Pending) -> Result<()> {
+        let text = serde_json::to_vec_pretty(intent).map_err(|source| {
+            self.failed(RepoError::Manifest {
+                id: pending.id().to_owned(),
+                source,
+            })
+        })?;
+        pending.write_intent(&text).map_err(|error| self.failed(error))
+    }
+
+    /// Begins the job, copies the disks, ends the job.
+    fn copy(
+        &self,
+        plan: &BackupPlan,
+        pending: &Pending,
+        request: &BackupRequest,
+    ) -> std::result::Result<Copied, Failure> {
+        self.step("making the checkpoint");
+        let job = self
+            .host()
+            .begin_backup(self.domain, request)
+            .map_err(|error| Failure {
+                // The hypervisor that says why it began nothing has begun nothing. One whose answer was lost may have.
+                is_undone: matches!(error, HostError::BitmapExists { .. }) && self.clear(&request.places),
+                error: self.failed(error),
+            })?;
+        for finding in job.findings() {
+            self.tell(&finding);
+        }
+        let disks = match disks::copy_all(
+            self.domain,
+            plan,
+            self.history,
+            pending,
+            job.as_ref(),
+            self.context,
+        ) {
+            Ok(disks) => disks,
+            Err(error) => {
+                // The job first: until it has ended the guest pays for it.
+                let trouble = job.abort();
+                trouble.iter().for_each(|finding| self.tell(finding));
+                return Err(Failure {
+                    error,
+                    is_undone: trouble.is_empty(),
+                });
+            }
+        };
+        self.end(job, disks)
+    }
+
+    fn end(&self, job: Box<dyn BackupJob>, disks: Vec<CopiedDisk>) -> std::result::Result<Copied, Failure> {
+        let checkpoint = job.checkpoint().cloned();
+        let consistency = job.consistency();
+        let mut findings = job.findings();
+        let left = job.finish().map_err(|error| Failure {
+            error: self.failed(error),
+            is_undone: false,
+        })?;
+        left.iter().for_each(|finding| self.tell(finding));
+        findings.extend(left);
+        Ok(Copied {
+            disks,
+            checkpoint,
+            consistency,
+            findings,
+        })
+    }
+
+    fn clear(&self, places: &Places) -> bool {
+        self.host().clear_places(places).is_ok()
+    }
+
+    /// Leaves the partial folder with its intent to the next run, which ends what this one could not.
+    pub(super) fn leave(&self, pending: Pending, trouble: &dyn std::error::Error) {
+        let folder = pending.leave();
+        let trouble = crate::model::text::with_sources(trouble);
+        let what = format!(
+            "what this run began could not be ended ({trouble}); the next one will, by {}",
+            folder.display()
+        );
+        self.tell(&Finding::new("left-to-heal", what));
+    }
+
+    pub(super) fn host(&self) -> &dyn Host {
+        self.context.host
+    }
+
+    pub(super) fn failed(&self, cause: impl Into<Cause>) -> Error {
+        let error = Error::of(&self.domain.name, cause);
+        match self.context.stop.signal() {
+            // What fails because the user asked to stop is no failure of its own.
+            Some(signal) if error.is_stopped() => Error::of(&self.domain.name, Cause::Stopped(signal)),
+            _ => error,
+        }
+    }
+
+    pub(super) fn tell(&self, finding: &Finding) {
+        tell(&self.domain.name, finding, self.context);
+    }
+
+    fn step(&self, what: &str) {
+        let domain = &self.domain.name;
+        self.context.monitor.event(Event::Step { domain, what });
+    }
+}
+
+/// An attempt that failed, and whether nothing of it is left at the hypervisor.
+struct Failure {
+    error: Error,
+    is_undone: bool,
+}
