@@ -8,9 +8,14 @@
     reason = "the lab starts programs, waits for other processes, and keeps its own cache"
 )]
 
+mod cli_backup;
+mod cli_lab;
+mod cli_refusals;
+mod cli_stop;
 mod daemon;
 mod embed;
 mod guest;
+mod guest_backup;
 mod host;
 mod host_define;
 mod host_offline;

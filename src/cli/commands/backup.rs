@@ -7,7 +7,7 @@ use crate::cli::args::BackupArgs;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::progress::Progress;
 use crate::cli::report::{self, backup as shown};
-use crate::cli::select::select;
+use crate::cli::select::{patterns, select};
 use crate::cli::{answer, tell};
 use crate::model::stop::Stop;
 use crate::ops::backup::{Options, backup, preview};
@@ -27,7 +27,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
         prune: args.prune,
     };
     let typed = args.domains.all();
-    if typed.iter().all(|item| item.trim().is_empty()) {
+    if patterns(&typed, &[]).is_empty() {
         return Err(Refusal::new(ExitCode::NoDomains, "No domains specified"));
     }
     let path = repository_path(args.output.as_ref())?;

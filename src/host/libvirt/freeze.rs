@@ -49,6 +49,7 @@ pub struct Freeze {
 /// this is dropped, and at once when freezing failed, for a freeze that was not answered in time may still come.
 /// Dropping waits for the thaw.
 pub struct Debt {
+    handle: Option<Handle>,
     go: Option<Sender<()>>,
     phase: Arc<AtomicU8>,
     thread: Option<JoinHandle<()>>,
@@ -85,6 +86,7 @@ impl Freeze {
                 .err()
                 .map(|error| not_frozen("freeze-failed", &error.to_string())),
             debt: Debt {
+                handle: Some(handle.clone()),
                 go: Some(go),
                 phase,
                 thread: thread.ok(),
@@ -158,11 +160,17 @@ impl Drop for Debt {
         let called_off =
             self.phase
                 .compare_exchange(GREETING, CALLED_OFF, Ordering::SeqCst, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take()
-            && called_off.is_err()
-        {
+        match (called_off, self.thread.take()) {
             // It has told all that it had to tell.
-            let _ = thread.join();
+            (Err(_), Some(thread)) => drop(thread.join()),
+            // It still waits for an answer to its greeting, and may not live long enough to take back the limit that it has set.
+            (Ok(_), Some(_)) => {
+                let _ = self
+                    .handle
+                    .as_ref()
+                    .map(|handle| ffi::set_agent_timeout(handle, None));
+            }
+            (_, None) => {}
         }
     }
 }
@@ -276,6 +284,7 @@ mod tests {
     fn a_freeze_that_was_called_off_never_begins() {
         let phase = Arc::new(AtomicU8::new(GREETING));
         drop(Debt {
+            handle: None,
             go: None,
             phase: Arc::clone(&phase),
             thread: None,

@@ -330,7 +330,10 @@ impl BackupJob for ActiveDomainJob {
         }
         match inspect::active_job(&handle)? {
             Some(job) if job.socket.as_ref() == Some(&self.socket) => Ok(JobHealth::Good),
-            _ => Ok(JobHealth::Gone("somebody has ended the job".to_owned())),
+            // A domain that is being stopped loses its job before it is gone itself.
+            _ => Ok(JobHealth::Gone(
+                "somebody has ended it, or the domain is being stopped".to_owned(),
+            )),
         }
     }
 

@@ -13,7 +13,7 @@ mod serial;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use check::{Expect, check_disk};
+pub use check::{CheckReport, Expect, check_disk};
 pub use image::GuestImage;
 pub use serial::SerialLog;
 
