@@ -1,8 +1,9 @@
 //! A running system libvirtd for the tests: the machine's own where one answers, else one that lives as long as its users.
 //!
 //! Users are counted by file locks, so that test threads and test processes share one daemon, and a test
-//! process that is killed takes its share with it. There are two files: who holds the lease file's lock
-//! (shared, or alone) may use the daemon; who holds the gate file's lock may start and stop it. The lease
+//! process that is killed takes its share with it. There are three files: who holds the lease file's lock
+//! (shared, or alone) may use the daemon; who holds the gate file's lock may start and stop it; who holds the turn
+//! file's lock is the next to get a lease, so that one who wants it alone is not overtaken for ever. The lease
 //! is always taken before the gate, and nobody waits for a lease while holding the gate.
 
 mod domain;
@@ -41,7 +42,8 @@ struct Lease {
 }
 
 impl Daemon {
-    /// A daemon to be shared with other tests. Panics when none can be had.
+    /// A daemon to be shared with other tests. Panics when none can be had. One lease is enough for a test: a second one would wait for
+    /// whoever waits for the first one to end.
     pub fn acquire() -> Daemon {
         Daemon::lease(false)
     }
@@ -101,25 +103,14 @@ impl Daemon {
 
     fn lease(exclusive: bool) -> Daemon {
         static SWEPT: Once = Once::new();
+        let turn = lock_file("turn");
+        wait_for_lock(|| turn.try_lock());
         let file = lock_file("lease");
-        let mut error = None;
-        let got = wait_until(LEASE_DEADLINE, || {
-            let lock = if exclusive {
-                file.try_lock()
-            } else {
-                file.try_lock_shared()
-            };
-            match lock {
-                Ok(()) => true,
-                Err(TryLockError::WouldBlock) => false,
-                Err(TryLockError::Error(problem)) => {
-                    error = Some(problem);
-                    true
-                }
-            }
-        });
-        assert!(error.is_none(), "cannot lock the lab: {error:?}");
-        assert!(got, "another test run has kept the lab for {LEASE_DEADLINE:?}");
+        match exclusive {
+            true => wait_for_lock(|| file.try_lock()),
+            false => wait_for_lock(|| file.try_lock_shared()),
+        }
+        drop(turn);
         // From here on a panic gives the lease back.
         let daemon = Daemon {
             lease: Arc::new(Lease { file, exclusive }),
@@ -151,6 +142,16 @@ fn virsh<A: AsRef<str>>(args: &[A]) -> Finished {
     let mut words = vec!["--connect", URI];
     words.extend(args.iter().map(AsRef::as_ref));
     try_run(command("virsh", &words), VIRSH_DEADLINE)
+}
+
+/// Tries until it is there; panics at the deadline.
+fn wait_for_lock(mut attempt: impl FnMut() -> Result<(), TryLockError>) {
+    let got = wait_until(LEASE_DEADLINE, || match attempt() {
+        Ok(()) => true,
+        Err(TryLockError::WouldBlock) => false,
+        Err(TryLockError::Error(error)) => panic!("cannot lock the lab: {error}"),
+    });
+    assert!(got, "another test run has kept the lab for {LEASE_DEADLINE:?}");
 }
 
 /// The right to start and stop; given back when the file is closed.

@@ -124,8 +124,9 @@ impl Run<'_> {
             .host()
             .begin_backup(self.domain, request)
             .map_err(|error| Failure {
-                // The hypervisor that says why it began nothing has begun nothing. One whose answer was lost may have.
-                is_undone: matches!(error, HostError::BitmapExists { .. }) && self.clear(&request.places),
+                // Who refuses has begun nothing; behind an error of libvirt's the answer may have been lost.
+                is_undone: !matches!(error, HostError::Libvirt { .. } | HostError::Connect { .. })
+                    && self.clear(&request.places),
                 error: self.failed(error),
             })?;
         for finding in job.findings() {
