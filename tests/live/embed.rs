@@ -131,6 +131,19 @@ impl Kind {
     }
 }
 
+/// What a domain is to be like beyond the usual.
+#[derive(Clone, Copy, Default)]
+pub struct Shape<'a> {
+    /// Its disks `vda`, `vdb` …, each with its size in bytes.
+    pub disks: &'a [(Kind, u64)],
+    /// XML behind the domain's name.
+    pub head: &'a str,
+    /// XML within `<os>`.
+    pub os: &'a str,
+    /// XML of further devices.
+    pub devices: &'a str,
+}
+
 /// A domain with disks `vda`, `vdb` …, destroyed and undefined when it is dropped.
 pub struct TestDomain {
     pub name: String,
@@ -141,6 +154,18 @@ pub struct TestDomain {
 impl TestDomain {
     /// Defines a domain; it is shut off. A number makes the name unique.
     pub fn define(name: &str, disks: &[Kind]) -> TestDomain {
+        let disks: Vec<(Kind, u64)> = disks.iter().map(|kind| (*kind, DISK)).collect();
+        TestDomain::shaped(
+            name,
+            &Shape {
+                disks: &disks,
+                ..Shape::default()
+            },
+        )
+    }
+
+    /// Defines a domain of this shape; it is shut off. A number makes the name unique.
+    pub fn shaped(name: &str, shape: &Shape) -> TestDomain {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let name = format!("{name}{}", NUMBER.fetch_add(1, Ordering::SeqCst));
         let dir = tempfile::Builder::new()
@@ -148,9 +173,9 @@ impl TestDomain {
             .tempdir()
             .expect("a folder");
         let mut devices = String::new();
-        for (index, kind) in disks.iter().enumerate() {
+        for (index, (kind, size)) in shape.disks.iter().enumerate() {
             let target = target(index);
-            create(&image_in(dir.path(), &target), *kind);
+            create(&image_in(dir.path(), &target), *kind, *size);
             devices.push_str(&disk_xml(dir.path(), &target, *kind));
         }
         let virt = if Path::new("/dev/kvm").exists() {
@@ -159,13 +184,23 @@ impl TestDomain {
             "qemu"
         };
         let xml = format!(
-            "<domain type='{virt}'><name>{}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>\
-             <os><type arch='x86_64'>hvm</type></os><features><acpi/></features>\
-             <devices>{devices}<interface type='user'><mac address='52:54:00:aa:bb:cc'/></interface></devices>\
+            "<domain type='{virt}'><name>{}</name>{}<memory unit='MiB'>32</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64'>hvm</type>{}</os><features><acpi/></features>\
+             <devices>{devices}{}<interface type='user'><mac address='52:54:00:aa:bb:cc'/></interface></devices>\
              <seclabel type='none'/></domain>",
-            escape(&name)
+            escape(&name),
+            shape.head,
+            shape.os,
+            shape.devices,
         );
         let handle = Handle::define_xml(&Lab::get().connection, &xml).expect("libvirt takes it");
+        TestDomain { name, dir, handle }
+    }
+
+    /// A domain that somebody else has defined, with images in this folder.
+    pub fn adopted(name: &str, dir: tempfile::TempDir) -> TestDomain {
+        let handle = Handle::lookup_by_name(&Lab::get().connection, name).expect("it is there");
+        let name = name.to_owned();
         TestDomain { name, dir, handle }
     }
 
@@ -199,24 +234,51 @@ impl TestDomain {
         image_in(self.dir.path(), target)
     }
 
+    /// Where a disk's content lies now: an overlay, or wherever the domain was told to look.
+    pub fn image_now(&self, target: &str) -> PathBuf {
+        let seen = self.seen();
+        let path = seen.disk(target).and_then(|disk| disk.source.path());
+        path.expect("it has an image").clone()
+    }
+
     /// Plugs in another disk.
     pub fn attach(&self, target: &str) {
-        create(&self.image(target), Kind::Qcow2);
+        create(&self.image(target), Kind::Qcow2, DISK);
         self.handle
-            .attach_device(&disk_xml(self.dir.path(), target, Kind::Qcow2))
+            .attach_device(&self.disk_xml(target))
             .expect("it is plugged in");
+    }
+
+    /// The XML of a qcow2 disk whose image lies at its usual place.
+    pub fn disk_xml(&self, target: &str) -> String {
+        disk_xml(self.dir.path(), target, Kind::Qcow2)
     }
 
     /// A qemu-io command on a disk, as if the guest did it (`write -P 0x41 0 1M`, `write -z …`, `discard …`).
     pub fn io(&self, target: &str, command: &str) {
         if !self.handle.is_active().expect("it is known") {
-            run_ok("qemu-io", [&"-f", &"qcow2", &"-c", &command, &self.image(target)]);
+            let (image, format) = (self.image_now(target), self.format(target));
+            run_ok(
+                "qemu-io",
+                [&"-d", &"unmap", &"-f", &format, &"-c", &command, &image],
+            );
             return;
         }
         let index = u32::from(*target.as_bytes().last().expect("a letter") - b'a');
         let device = format!("/machine/peripheral/virtio-disk{index}/virtio-backend");
         let said = self.monitor(&format!("qemu-io -d {device} \"{command}\""));
         assert_eq!(said.trim(), "", "qemu-io {command}");
+    }
+
+    /// The format of a disk's image, as its first bytes tell.
+    pub fn format(&self, target: &str) -> &'static str {
+        let mut magic = [0; 4];
+        let image = fs::File::open(self.image_now(target)).expect("it is there");
+        let read = std::os::unix::fs::FileExt::read_at(&image, &mut magic, 0).expect("it is readable");
+        match read == 4 && magic == *b"QFI\xfb" {
+            true => "qcow2",
+            false => "raw",
+        }
     }
 
     /// A human monitor command.
@@ -279,25 +341,17 @@ fn image_in(dir: &Path, target: &str) -> PathBuf {
     dir.join(format!("{target} it's.img"))
 }
 
-fn create(image: &Path, kind: Kind) {
-    let size = DISK.to_string();
-    match kind {
-        Kind::Raw => run_ok("qemu-img", [&"create", &"-q", &"-f", &"raw", &image, &size]),
-        Kind::Qcow2 => run_ok("qemu-img", [&"create", &"-q", &"-f", &"qcow2", &image, &size]),
-        Kind::Qcow2Version2 => run_ok(
-            "qemu-img",
-            [
-                &"create",
-                &"-q",
-                &"-f",
-                &"qcow2",
-                &"-o",
-                &"compat=0.10",
-                &image,
-                &size,
-            ],
-        ),
+fn create(image: &Path, kind: Kind, size: u64) {
+    let (format, size) = (kind.format(), size.to_string());
+    let compat = match kind {
+        Kind::Qcow2 => "compat=1.1",
+        Kind::Qcow2Version2 => "compat=0.10",
+        Kind::Raw => "preallocation=off",
     };
+    run_ok(
+        "qemu-img",
+        [&"create", &"-q", &"-f", &format, &"-o", &compat, &image, &size],
+    );
 }
 
 fn disk_xml(dir: &Path, target: &str, kind: Kind) -> String {

@@ -22,3 +22,4 @@ mod host_offline;
 mod host_read;
 mod host_repair;
 mod process;
+mod verbs;

@@ -1,0 +1,12 @@
+//! The verbs on real domains: whatever happens between the backups, every restore point gives back its moment.
+
+mod by_hand;
+mod define;
+mod disks;
+mod interrupted;
+mod kinds;
+mod names;
+mod random;
+mod restarts;
+mod rng;
+mod story;

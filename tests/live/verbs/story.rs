@@ -1,0 +1,375 @@
+//! A domain, a repository, and what every disk held at every backup.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::{Span, Zoned};
+use vmsnap::host::Host;
+use vmsnap::model::finding::Finding;
+use vmsnap::model::restore_point::{DiskPoint, Level};
+use vmsnap::model::stop::Stop;
+use vmsnap::ops::backup::{self, Options, Outcome};
+use vmsnap::ops::list::{self, DomainList};
+use vmsnap::ops::restore::{self, DefineOptions, Format};
+use vmsnap::ops::{Context, Repository, Result};
+use vmsnap::repo::DiskStore;
+use vmsnap::testkit::Recorder;
+
+use crate::embed::{Lab, TestDomain, run_ok};
+use crate::verbs::rng::Rng;
+
+const CLUSTER: u64 = 65536;
+
+/// What happens to a disk.
+#[derive(Clone, Copy, Debug)]
+pub enum Act {
+    /// So many bytes of one value are written.
+    Write { at: u64, length: u64, byte: u8 },
+    /// Zeroes are written, in the way that lets an image forget the range.
+    Zero { at: u64, length: u64 },
+    /// The range is discarded. Whole clusters then read as zero, and so does the rest of the disk's end.
+    Discard { at: u64, length: u64 },
+}
+
+/// What was backed up at one moment: per disk a file with its bytes.
+struct Moment {
+    id: String,
+    disks: Vec<(String, PathBuf)>,
+}
+
+/// A domain with a repository. Each backup keeps a reference copy of each disk, taken while nothing writes; [`Story::prove`] compares all of
+/// them with what is restored.
+pub struct Story {
+    pub domain: TestDomain,
+    pub repo: Repository,
+    pub options: Options,
+    pub folder: tempfile::TempDir,
+    pub recorder: Recorder,
+    now: Zoned,
+    /// What each disk holds, as the acts tell.
+    models: BTreeMap<String, Vec<u8>>,
+    moments: Vec<Moment>,
+}
+
+impl Story {
+    pub fn of(domain: TestDomain) -> Story {
+        let folder = tempfile::Builder::new()
+            .prefix("vmsnap story ")
+            .tempdir()
+            .expect("a folder");
+        let root = folder.path().join("the repository");
+        let repo = Repository::open_or_create(&root, Arc::new(DiskStore)).expect("a new repository");
+        let mut story = Story {
+            domain,
+            repo,
+            options: Options::default(),
+            folder,
+            recorder: Recorder::default(),
+            now: "2026-11-03T02:00:00+01:00[Europe/Berlin]"
+                .parse()
+                .expect("a time"),
+            models: BTreeMap::new(),
+            moments: Vec::new(),
+        };
+        for disk in story.domain.seen().disks {
+            if disk.source.path().is_some() && disk.target.starts_with("vd") {
+                story.learn(&disk.target);
+            }
+        }
+        story
+    }
+
+    /// Takes what a disk holds as known.
+    pub fn learn(&mut self, target: &str) {
+        let copy = self.copy(target, "learnt");
+        let bytes = fs::read(&copy).expect("it is readable");
+        fs::remove_file(copy).expect("it is there");
+        self.models.insert(target.to_owned(), bytes);
+    }
+
+    /// The disk is not the domain's any more.
+    pub fn forget(&mut self, target: &str) -> Vec<u8> {
+        self.models.remove(target).expect("it was known")
+    }
+
+    pub fn targets(&self) -> Vec<String> {
+        self.models.keys().cloned().collect()
+    }
+
+    pub fn bytes(&self, target: &str) -> &[u8] {
+        &self.models[target]
+    }
+
+    pub fn act(&mut self, target: &str, act: Act) {
+        let command = match act {
+            Act::Write { at, length, byte } => format!("write -P {byte} {at} {length}"),
+            Act::Zero { at, length } => format!("write -z -u {at} {length}"),
+            Act::Discard { at, length } => format!("discard {at} {length}"),
+        };
+        self.domain.io(target, &command);
+        let model = self.models.get_mut(target).expect("it is known");
+        let size = model.len() as u64;
+        let (from, to, byte) = match act {
+            Act::Write { at, length, byte } => (at, at + length, byte),
+            Act::Zero { at, length } => (at, at + length, 0),
+            Act::Discard { at, length } => {
+                let end = at + length;
+                let to = if end == size { end } else { end - end % CLUSTER };
+                (at.next_multiple_of(CLUSTER), to, 0)
+            }
+        };
+        if from < to {
+            model[from as usize..to as usize].fill(byte);
+        }
+    }
+
+    pub fn write(&mut self, target: &str, at: u64, length: u64, byte: u8) {
+        self.act(target, Act::Write { at, length, byte });
+    }
+
+    /// So many random acts on random disks.
+    pub fn scribble(&mut self, rng: &mut Rng, acts: usize) {
+        for _ in 0..acts {
+            let target = rng.pick(&self.targets()).clone();
+            let act = self.random_act(rng, &target);
+            self.act(&target, act);
+        }
+    }
+
+    fn random_act(&self, rng: &mut Rng, target: &str) -> Act {
+        let sectors = self.models[target].len() as u64 / 512;
+        let at = rng.below(sectors);
+        let longest = *rng.pick(&[1, 8, 127, 128, 513, 2048]);
+        let length = (1 + rng.below(longest)).min(sectors - at);
+        let (at, length) = (at * 512, length * 512);
+        // A raw file may forget parts of clusters, as the file system likes.
+        let kinds = if self.domain.format(target) == "raw" { 6 } else { 8 };
+        match rng.below(kinds) {
+            0..4 => Act::Write {
+                at,
+                length,
+                byte: rng.next() as u8,
+            },
+            4 | 5 => Act::Zero { at, length },
+            _ => Act::Discard { at, length },
+        }
+    }
+
+    /// The disk gets another size: while it runs by libvirt, otherwise by `qemu-img`.
+    pub fn resize(&mut self, target: &str, size: u64) {
+        let handle = self.domain.handle();
+        let model = self.models.get_mut(target).expect("it is known");
+        if handle.is_active().expect("it is known") {
+            let in_bytes = virt_sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES;
+            handle
+                .block_resize(target, size, in_bytes)
+                .expect("it is resized");
+        } else {
+            let (image, bytes) = (self.domain.image_now(target), size.to_string());
+            let shrink = if size < model.len() as u64 {
+                "--shrink"
+            } else {
+                "--preallocation=off"
+            };
+            run_ok(
+                "qemu-img",
+                [&"resize", &"-q", &"-f", &"qcow2", &shrink, &image, &bytes],
+            );
+        }
+        model.resize(size as usize, 0);
+    }
+
+    /// The bytes of a disk as a file of its own, taken from the image itself. Nobody may write meanwhile.
+    fn copy(&self, target: &str, name: &str) -> PathBuf {
+        let to = self.folder.path().join(format!("{name}.{target}.raw"));
+        if self.domain.handle().is_active().expect("it is known") {
+            self.domain.io(target, "flush");
+        }
+        let (image, format) = (self.domain.image_now(target), self.domain.format(target));
+        run_ok(
+            "qemu-img",
+            [&"convert", &"-U", &"-f", &format, &"-O", &"raw", &image, &to],
+        );
+        to
+    }
+
+    pub fn context(&self) -> Context<'_> {
+        Context {
+            host: &Lab::get().host,
+            repo: &self.repo,
+            now: self.now.clone(),
+            monitor: &self.recorder,
+            stop: Stop::default(),
+        }
+    }
+
+    pub fn pass(&mut self, time: Span) {
+        self.now = self.now.checked_add(time).expect("in range");
+    }
+
+    pub fn try_back_up(&mut self) -> Result<Outcome> {
+        let outcome = backup::backup(&self.domain.name, &self.context(), &self.options);
+        self.pass(Span::new().minutes(10));
+        outcome
+    }
+
+    /// Backs up, and keeps what every disk of the restore point holds now. The domain stays as it was, and nothing of the job is left.
+    pub fn back_up(&mut self) -> Outcome {
+        let before = self.domain.seen();
+        let outcome = self.try_back_up().expect("a backup");
+        let after = self.domain.seen();
+        assert_eq!(
+            (after.state, after.id),
+            (before.state, before.id),
+            "it stays as it was"
+        );
+        assert_eq!(Lab::get().host.active_job(&after).expect("it is known"), None);
+        let mut scratch = self.domain.strangers();
+        scratch.retain(|name| name.as_encoded_bytes().starts_with(b".vmsnap-"));
+        assert!(scratch.is_empty(), "{scratch:?}");
+        let history = self.history();
+        assert!(history.leftovers.is_empty(), "{:?}", history.leftovers);
+
+        let id = outcome.point.id.clone();
+        let mut disks = Vec::new();
+        for disk in &outcome.point.disks {
+            let copy = self.copy(&disk.target, &id);
+            let bytes = fs::read(&copy).expect("it is readable");
+            assert!(
+                bytes == self.models[&disk.target],
+                "the reference of {} is right",
+                disk.target
+            );
+            assert_eq!(disk.virtual_size, bytes.len() as u64, "{}", disk.target);
+            disks.push((disk.target.clone(), copy));
+        }
+        self.moments.push(Moment { id, disks });
+        outcome
+    }
+
+    pub fn history(&self) -> vmsnap::repo::History {
+        let repository = self.repo.domain(&self.domain.name).expect("a name that fits");
+        repository.history().expect("a readable folder")
+    }
+
+    pub fn list(&self) -> DomainList {
+        let names = [self.domain.name.clone()];
+        let mut lists = list::list(&self.repo, &names).expect("it is listed");
+        lists.pop().expect("one domain, one list")
+    }
+
+    /// Restores every restore point, raw and qcow2 by turns, and compares each disk with what it held.
+    pub fn prove(&self) {
+        let list = self.list();
+        assert_eq!(list.findings, [], "nothing is wrong with the folder");
+        let listed: Vec<&str> = list.points.iter().map(|one| one.point.id.as_str()).collect();
+        let kept: Vec<&str> = self.moments.iter().map(|moment| moment.id.as_str()).collect();
+        assert_eq!(listed, kept, "every restore point, in order, and no other");
+        for (number, moment) in self.moments.iter().enumerate() {
+            assert!(list.points[number].is_whole(), "{:?}", list.points[number].faults);
+            let format = [Format::Raw, Format::Qcow2][number % 2];
+            let to = self.folder.path().join("restored");
+            self.restore(&moment.id, &to, format, None)
+                .expect("it is restored");
+            for (target, reference) in &moment.disks {
+                let restored = to.join(format!("{target}.{}", format.word()));
+                assert_same(
+                    &restored,
+                    format.word(),
+                    reference,
+                    &format!("{target} of {}", moment.id),
+                );
+            }
+            let restored = fs::read_dir(&to).expect("it is readable").count();
+            assert_eq!(restored, moment.disks.len(), "the disks and nothing else");
+            fs::remove_dir_all(&to).expect("it goes again");
+        }
+    }
+
+    /// Restores all disks into a folder.
+    pub fn restore(
+        &self,
+        at: &str,
+        to: &Path,
+        format: Format,
+        define: Option<DefineOptions>,
+    ) -> Result<restore::Outcome> {
+        let host: Option<&dyn Host> = match define {
+            Some(_) => Some(&Lab::get().host),
+            None => None,
+        };
+        let options = restore::Options {
+            at: at.to_owned(),
+            to: to.to_owned(),
+            disks: Vec::new(),
+            format: Some(format),
+            define,
+        };
+        let name = &self.domain.name;
+        let plan = restore::plan(name, &self.repo, host, &options)?;
+        restore::restore(name, plan, host, &self.recorder, &Stop::default())
+    }
+
+    /// The file with what a disk held at a backup, counted from 0.
+    pub fn reference(&self, number: usize, target: &str) -> &Path {
+        let disks = &self.moments[number].disks;
+        let found = disks.iter().find(|(of, _)| of == target);
+        &found.expect("it was backed up").1
+    }
+
+    /// The restore points' ids, oldest first.
+    pub fn ids(&self) -> Vec<&str> {
+        self.moments.iter().map(|moment| moment.id.as_str()).collect()
+    }
+}
+
+/// Whether an image holds the bytes of a raw file, as QEMU sees it and byte for byte.
+pub fn assert_same(image: &Path, format: &str, reference: &Path, what: &str) {
+    println!("comparing {what}");
+    run_ok(
+        "qemu-img",
+        [&"compare", &"-f", &format, &"-F", &"raw", &image, &reference],
+    );
+    let expected = fs::read(reference).expect("it is readable");
+    if format == "raw" {
+        assert!(
+            fs::read(image).expect("it is readable") == expected,
+            "{what} differs"
+        );
+        return;
+    }
+    run_ok("qemu-img", [&"check", &"-q", &"-f", &format, &image]);
+    let raw = image.with_extension("as-raw");
+    run_ok(
+        "qemu-img",
+        [&"convert", &"-f", &format, &"-O", &"raw", &image, &raw],
+    );
+    assert!(
+        fs::read(&raw).expect("it is readable") == expected,
+        "{what} differs"
+    );
+    fs::remove_file(raw).expect("it is there");
+}
+
+/// The level of each disk: `(target, level)`.
+pub fn levels(outcome: &Outcome) -> Vec<(&str, Level)> {
+    let level = |disk: &'_ DiskPoint| disk.level;
+    outcome
+        .point
+        .disks
+        .iter()
+        .map(|disk| (disk.target.as_str(), level(disk)))
+        .collect()
+}
+
+/// Why a disk has its level.
+pub fn reason<'a>(outcome: &'a Outcome, target: &str) -> &'a str {
+    &outcome.point.disk(target).expect("it was backed up").reason
+}
+
+/// The codes of findings.
+pub fn codes(findings: &[Finding]) -> Vec<&str> {
+    findings.iter().map(|finding| finding.code.as_str()).collect()
+}
