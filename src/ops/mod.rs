@@ -3,7 +3,7 @@
 //! * `copy`: the pump that every verb uses.
 //! * `plan`: decides a backup, before anything is done.
 //! * `heal`: ends what an unfinished run left.
-//! * `backup`, `prune`, `restore`, `define`, `list`, `status`: the verbs.
+//! * `backup`, `prune`, `restore`, `define`, `list`, `status`, `scrub`: the verbs.
 //! * `monitor`: whom the verbs tell how they are getting on.
 //! * `error`: what can go wrong, with its class and its hint.
 
@@ -17,6 +17,7 @@ pub mod monitor;
 pub mod plan;
 pub mod prune;
 pub mod restore;
+pub mod scrub;
 pub mod status;
 
 use std::path::Path;
