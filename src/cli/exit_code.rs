@@ -15,6 +15,10 @@ pub enum ExitCode {
     Failed,
     /// A program or library is missing.
     Missing,
+    /// The scrub of at least one domain failed; the others were still scrubbed.
+    ScrubFailed,
+    /// `--scrub-type` is missing or names no type.
+    ScrubType,
     /// The backup of at least one domain failed; the others were still backed up.
     BackupFailed,
     /// `--group-by` names no grouping.
@@ -29,12 +33,14 @@ pub enum ExitCode {
 
 impl ExitCode {
     /// All codes but those of signals, in the order of their numbers.
-    pub const ALL: [ExitCode; 9] = [
+    pub const ALL: [ExitCode; 11] = [
         ExitCode::Ok,
         ExitCode::NoDomains,
         ExitCode::NoRepository,
         ExitCode::Failed,
         ExitCode::Missing,
+        ExitCode::ScrubFailed,
+        ExitCode::ScrubType,
         ExitCode::BackupFailed,
         ExitCode::GroupBy,
         ExitCode::Damaged,
@@ -49,6 +55,8 @@ impl ExitCode {
             ExitCode::NoRepository => 2,
             ExitCode::Failed => 3,
             ExitCode::Missing => 4,
+            ExitCode::ScrubFailed => 5,
+            ExitCode::ScrubType => 8,
             ExitCode::BackupFailed => 9,
             ExitCode::GroupBy => 10,
             ExitCode::Damaged => 11,
@@ -65,6 +73,10 @@ impl ExitCode {
             ExitCode::NoRepository => "no repository was named where one is required, or it cannot be used",
             ExitCode::Failed => "anything else failed, a lock held by another run included",
             ExitCode::Missing => "a required program or library is missing",
+            ExitCode::ScrubFailed => {
+                "the scrub of at least one domain failed; the others were still scrubbed"
+            }
+            ExitCode::ScrubType => "--scrub-type is missing or names no type",
             ExitCode::BackupFailed => {
                 "the backup of at least one domain failed; the others were still backed up"
             }
@@ -95,6 +107,14 @@ impl ExitCode {
         }
         match ExitCode::of_error(error) {
             ExitCode::Failed | ExitCode::Damaged | ExitCode::Usage => ExitCode::BackupFailed,
+            other => other,
+        }
+    }
+
+    /// The code for a failed scrub of one domain.
+    pub fn of_scrub_error(error: &Error) -> ExitCode {
+        match ExitCode::of_error(error) {
+            ExitCode::Failed | ExitCode::Damaged | ExitCode::Usage => ExitCode::ScrubFailed,
             other => other,
         }
     }

@@ -62,6 +62,17 @@ pub trait Host: Send + Sync {
     /// Thaws the guest's file systems, in case a run that froze them was killed. A guest that is not frozen, or has no agent, is no error.
     fn thaw(&self, domain: &Domain) -> Result<()>;
 
+    /// Names of the bitmaps that the image of an **active** domain's disk holds: those that were there when the domain was started and have
+    /// not been removed since. Bitmaps that were made since are not among them, and nobody lists those that no checkpoint owns.
+    fn stored_bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>>;
+
+    /// Removes the record of a checkpoint and nothing else, running or shut off. Its bitmaps stay, and go on recording.
+    fn forget_checkpoint(&self, domain: &Domain, name: &str) -> Result<()>;
+
+    /// Removes the bitmaps of that name from every disk, running or shut off, and keeps the record of the checkpoint that owns them, if
+    /// there is one. Returns the targets of the disks that had one; none is no error.
+    fn remove_bitmaps(&self, domain: &Domain, name: &str) -> Result<Vec<String>>;
+
     /// The job that holds the domain now.
     fn active_job(&self, domain: &Domain) -> Result<Option<ActiveJob>>;
 

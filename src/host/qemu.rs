@@ -219,6 +219,19 @@ pub fn image_chain(image: &Path, format: &str, patience: &Patience) -> Result<Ve
     Ok(chain)
 }
 
+/// The bitmaps that the image of a running domain's disk holds, by name: those that were there when it was opened and have not been removed
+/// since. QEMU writes the others into it when it closes it. The image is read past QEMU's lock, so an answer is no proof of anything else.
+pub fn stored_bitmaps(image: &Path, patience: &Patience) -> Result<Vec<String>> {
+    let operation = format!("look into {}", image.display());
+    let mut arguments = words(["info", "--force-share", "--output=json", "-f", "qcow2", "--"]);
+    arguments.push(image_argument(image)?);
+    let output = qemu_img(&operation, &arguments, patience)?;
+    let info: RawInfo =
+        serde_json::from_slice(&output).map_err(|error| failed("qemu-img", &operation, error.to_string()))?;
+    let bitmaps = info.specific.data.bitmaps.into_iter();
+    Ok(bitmaps.map(|bitmap| bitmap.name).collect())
+}
+
 fn parse_chain(json: &[u8]) -> serde_json::Result<Vec<ImageInfo>> {
     let images: Vec<RawInfo> = serde_json::from_slice(json)?;
     let bitmap = |raw: RawBitmap| {

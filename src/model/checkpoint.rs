@@ -62,6 +62,12 @@ pub struct CheckpointId {
     pub created: i64,
 }
 
+/// Whether a name is one of ours: `virtnbdbackup.` and digits, however many.
+pub fn is_own(name: &str) -> bool {
+    let digits = name.strip_prefix(PREFIX);
+    digits.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// The number in one of our checkpoints' names; `None` for a foreign name.
 pub fn own_number(name: &str) -> Option<u64> {
     let digits = name.strip_prefix(PREFIX)?;
@@ -104,9 +110,21 @@ mod tests {
 
     #[test]
     fn foreign_names_do_not_count() {
-        for foreign in ["mine.3", "virtnbdbackup.", "virtnbdbackup.1a", "xvirtnbdbackup.4"] {
+        let foreign = [
+            "",
+            "mine.3",
+            "virtnbdbackup.",
+            "virtnbdbackup.1a",
+            "xvirtnbdbackup.4",
+            "virtnbdbackup.4\n",
+            "virtnbdbackup.\u{661}",
+            "VIRTNBDBACKUP.1",
+        ];
+        for foreign in foreign {
             assert_eq!(own_number(foreign), None, "{foreign}");
+            assert!(!is_own(foreign), "{foreign}");
         }
         assert_eq!(next_name(["mine.3"]), "virtnbdbackup.0");
+        assert!(is_own("virtnbdbackup.0") && is_own("virtnbdbackup.99999999999999999999999"));
     }
 }

@@ -80,6 +80,26 @@ pub enum Cause {
         /// The first thing that is wrong with it.
         fault: String,
     },
+    /// A name that a scrub must not touch.
+    #[error(
+        "'{}' is none of vmsnap's names (virtnbdbackup.0, virtnbdbackup.1 …), and those of others are never touched",
+        shown(name)
+    )]
+    NotOurs {
+        /// The name asked for.
+        name: String,
+    },
+    /// What a scrub was to remove is not there.
+    #[error("there is no {what} named '{}'", shown(name))]
+    NotThere {
+        /// `checkpoint`, `bitmap` or both.
+        what: &'static str,
+        /// The name asked for.
+        name: String,
+    },
+    /// What was removed without an error is there all the same.
+    #[error("{0} is still there after its removal")]
+    StillThere(String),
     /// Something is where we would write.
     #[error("{} exists already, and nothing is ever overwritten", .0.display())]
     Exists(std::path::PathBuf),
@@ -176,6 +196,7 @@ impl Error {
             }
             Cause::ScratchFull(_) => "give a folder with more room with --scratch-dir",
             Cause::NoSuchRestorePoint(_) => "`vmsnap list` shows what there is",
+            Cause::NotThere { .. } => "`vmsnap status` shows the checkpoints and bitmaps that can be listed",
             _ => return None,
         };
         Some(hint.to_owned())

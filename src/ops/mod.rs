@@ -4,7 +4,7 @@
 //! * `plan`: decides a backup, before anything is done.
 //! * `lineage`: the images that make up a disk.
 //! * `heal`: ends what an unfinished run left.
-//! * `backup`, `prune`, `restore`, `define`, `list`, `status`: the verbs.
+//! * `backup`, `prune`, `restore`, `define`, `list`, `status`, `scrub`: the verbs.
 //! * `monitor`: whom the verbs tell how they are getting on.
 //! * `error`: what can go wrong, with its class and its hint.
 
@@ -19,6 +19,7 @@ pub mod monitor;
 pub mod plan;
 pub mod prune;
 pub mod restore;
+pub mod scrub;
 pub mod status;
 
 use std::path::Path;

@@ -27,6 +27,7 @@ struct State {
     clock: i64,
     fail_reads_after: Option<u64>,
     fail_begin: bool,
+    fail_removal_of: Option<String>,
     no_incremental: Option<String>,
     fail_end: bool,
     stop_in_begin: Option<Stop>,
@@ -36,6 +37,8 @@ struct SimDomain {
     domain: Domain,
     disks: BTreeMap<String, MemDisk>,
     checkpoints: Vec<SimCheckpoint>,
+    /// Per disk the bitmaps that were there when the domain was last shut off.
+    stored: BTreeMap<String, Vec<String>>,
     job: Option<PathBuf>,
 }
 
@@ -73,16 +76,47 @@ impl SimHost {
             domain,
             disks: disks.collect(),
             checkpoints: Vec::new(),
+            stored: BTreeMap::new(),
             job: None,
         };
         state.domains.insert(name.to_owned(), domain);
     }
 
-    /// Changes what the domain is: its state, its drives, its UUID.
+    /// Changes what the domain is: its state, its drives, its UUID. Shutting it off stores its bitmaps in its images.
     pub fn change(&self, name: &str, change: impl FnOnce(&mut Domain)) {
         if let Some(found) = self.state().domains.get_mut(name) {
             change(&mut found.domain);
+            if !found.domain.state.is_active() {
+                let names = |(target, disk): (&String, &MemDisk)| (target.clone(), disk.bitmap_names());
+                found.stored = found.disks.iter().map(names).collect();
+            }
         }
+    }
+
+    /// Somebody else makes a checkpoint on all disks.
+    pub fn make_foreign_checkpoint(&self, domain: &str, name: &str) {
+        let mut state = self.state();
+        state.clock += 1;
+        let created = state.clock;
+        if let Some(found) = state.domains.get_mut(domain) {
+            found.add_checkpoint(name, created, "not ours");
+        }
+    }
+
+    /// The removal of bitmaps of this name fails; `None` ends it.
+    pub fn fail_removal_of(&self, name: Option<&str>) {
+        self.state().fail_removal_of = name.map(str::to_owned);
+    }
+
+    fn refuse_removal(&self, name: &str) -> Result<()> {
+        if self.state().fail_removal_of.as_deref() == Some(name) {
+            return Err(HostError::Libvirt {
+                operation: format!("remove {name}"),
+                code: 1,
+                message: "simulated".to_owned(),
+            });
+        }
+        Ok(())
     }
 
     /// Adds a disk to a domain, as hot-plugging does.
@@ -137,18 +171,7 @@ impl SimHost {
             return;
         };
         found.job = Some(socket.into());
-        for disk in found.disks.values_mut() {
-            let _ = disk.add_bitmap(checkpoint);
-        }
-        let targets = found.disks.keys().cloned().collect();
-        found.checkpoints.push(SimCheckpoint {
-            id: CheckpointId {
-                name: checkpoint.to_owned(),
-                created,
-            },
-            mark: mark.to_owned(),
-            targets,
-        });
+        found.add_checkpoint(checkpoint, created, mark);
     }
 
     /// Whether the daemon goes away as soon as a job has begun, so that nothing can be ended.
@@ -226,21 +249,52 @@ impl Host for SimHost {
     }
 
     fn bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>> {
-        Ok(self.disk(&domain.name, target, |disk| disk.bitmap_names()))
+        self.with(&domain.name, |found| {
+            let disk = found.disks.get(target);
+            let mut names = disk.map(MemDisk::bitmap_names).unwrap_or_default();
+            if found.domain.state.is_active() {
+                // As with libvirt: nobody lists those that no checkpoint owns.
+                let is_owned = |name: &String| found.checkpoints.iter().any(|one| one.id.name == *name);
+                names.retain(is_owned);
+            }
+            Ok(names)
+        })
+    }
+
+    fn stored_bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>> {
+        self.with(&domain.name, |found| {
+            let is_there = |name: &&String| {
+                let disk = found.disks.get(target);
+                disk.is_some_and(|disk| disk.dirty(name).is_some())
+            };
+            let stored = found.stored.get(target).into_iter().flatten();
+            Ok(stored.filter(is_there).cloned().collect())
+        })
+    }
+
+    fn forget_checkpoint(&self, domain: &Domain, name: &str) -> Result<()> {
+        self.refuse_removal(name)?;
+        self.with(&domain.name, |found| found.forget(name).map(drop))
+    }
+
+    fn remove_bitmaps(&self, domain: &Domain, name: &str) -> Result<Vec<String>> {
+        self.refuse_removal(name)?;
+        self.with(&domain.name, |found| {
+            let disks = found.disks.iter_mut();
+            let removed = disks.filter_map(|(target, disk)| disk.remove_bitmap(name).then(|| target.clone()));
+            Ok(removed.collect())
+        })
     }
 
     fn delete_checkpoint(&self, domain: &Domain, name: &str) -> Result<()> {
+        self.refuse_removal(name)?;
         self.with(&domain.name, |found| {
-            let before = found.checkpoints.len();
-            found.checkpoints.retain(|checkpoint| checkpoint.id.name != name);
-            if found.checkpoints.len() == before {
-                return Err(HostError::NoSuchCheckpoint {
-                    name: name.to_owned(),
-                });
-            }
-            found.disks.values_mut().for_each(|disk| {
+            let targets = found.forget(name)?;
+            // As with libvirt: of an active domain the bitmaps that the checkpoint covers, of a shut-off one all.
+            let goes = |target: &String| !found.domain.state.is_active() || targets.contains(target);
+            for (_, disk) in found.disks.iter_mut().filter(|(target, _)| goes(target)) {
                 disk.remove_bitmap(name);
-            });
+            }
             Ok(())
         })
     }
@@ -350,6 +404,32 @@ impl Host for SimHost {
 }
 
 impl SimDomain {
+    fn add_checkpoint(&mut self, name: &str, created: i64, mark: &str) {
+        for disk in self.disks.values_mut() {
+            let _ = disk.add_bitmap(name);
+        }
+        self.checkpoints.push(SimCheckpoint {
+            id: CheckpointId {
+                name: name.to_owned(),
+                created,
+            },
+            mark: mark.to_owned(),
+            targets: self.disks.keys().cloned().collect(),
+        });
+    }
+
+    /// Removes the record of a checkpoint; returns the disks that it covered.
+    fn forget(&mut self, name: &str) -> Result<Vec<String>> {
+        let place = self
+            .checkpoints
+            .iter()
+            .position(|checkpoint| checkpoint.id.name == name);
+        let place = place.ok_or_else(|| HostError::NoSuchCheckpoint {
+            name: name.to_owned(),
+        })?;
+        Ok(self.checkpoints.remove(place).targets)
+    }
+
     fn describe(&self, checkpoint: &SimCheckpoint) -> Checkpoint {
         let disks = checkpoint.targets.iter().map(|target| {
             let name = &checkpoint.id.name;

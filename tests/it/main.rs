@@ -7,4 +7,5 @@ mod lab;
 mod list;
 mod prune;
 mod repository;
+mod scrub;
 mod stories;

@@ -22,4 +22,6 @@ mod host_offline;
 mod host_read;
 mod host_repair;
 mod process;
+mod scrub;
+mod scrub_command;
 mod verbs;

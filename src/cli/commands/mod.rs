@@ -5,6 +5,7 @@ mod backup;
 mod demo;
 mod list;
 mod restore;
+mod scrub;
 mod status;
 
 use std::path::{Path, PathBuf};
@@ -47,6 +48,7 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
         Command::Restore(args) => restore::run(args, stop),
         Command::List(args) => list::run(args),
         Command::Status(args) => status::run(args),
+        Command::Scrub(args) => scrub::run(args, stop),
         #[cfg(feature = "libvirt")]
         Command::Demo(args) => demo::run(args, stop),
         #[cfg(not(feature = "libvirt"))]

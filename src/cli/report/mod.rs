@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod list;
 pub mod restore;
+pub mod scrub;
 pub mod status;
 
 use serde::Serialize;

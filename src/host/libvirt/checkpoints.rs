@@ -1,4 +1,4 @@
-//! Checkpoints and their bitmaps: listed, judged, removed.
+//! Checkpoints with their bitmaps: listed, judged, removed.
 //!
 //! Of an active domain libvirt tells the state of each bitmap: what QEMU holds in memory is not in the image yet. Of a
 //! shut-off one it tells nothing, and the images are asked.
@@ -9,13 +9,10 @@ use std::time::Duration;
 use virt::domain::Domain as Handle;
 use virt::error::ErrorNumber;
 
-use super::inspect;
 use super::link::Link;
-use super::{CallError, HostError, Result, failed, ffi};
+use super::{CallError, HostError, Result, bitmaps, failed, ffi, inspect};
 use crate::host::qemu::{self, ImageInfo, Patience};
-use crate::host::xml::{
-    CheckpointDescription, KnownCheckpoint, oldest_first, read_checkpoint, write_known_checkpoint,
-};
+use crate::host::xml::{CheckpointDescription, oldest_first, read_checkpoint};
 use crate::model::checkpoint::{Bitmap, Checkpoint, CheckpointDisk};
 use crate::model::domain::{Disk, DiskFormat, Domain};
 use crate::model::stop::Stop;
@@ -70,8 +67,7 @@ fn all(handle: &Handle) -> Result<Vec<ffi::Checkpoint>> {
 pub fn newest(handle: &Handle) -> Result<Option<String>> {
     let mut descriptions = Vec::new();
     for checkpoint in all(handle)? {
-        let xml = checkpoint.xml(false).map_err(failed("describe a checkpoint"))?;
-        descriptions.push(read_checkpoint(&xml)?);
+        descriptions.push(describe(&checkpoint)?);
     }
     Ok(oldest_first(descriptions).pop().map(|newest| newest.name))
 }
@@ -128,7 +124,7 @@ impl<'a> Images<'a> {
 }
 
 /// The chain of images beneath a disk, topmost first. Empty for disks that carry no bitmaps and for images that are not there.
-fn chain(disk: &Disk, stop: &Stop) -> Result<Vec<ImageInfo>> {
+pub fn chain(disk: &Disk, stop: &Stop) -> Result<Vec<ImageInfo>> {
     match disk.source.path() {
         Some(path) if disk.format == DiskFormat::Qcow2 && path.exists() => {
             qemu::image_chain(path, "qcow2", &patience(stop))
@@ -137,7 +133,7 @@ fn chain(disk: &Disk, stop: &Stop) -> Result<Vec<ImageInfo>> {
     }
 }
 
-fn patience(stop: &Stop) -> Patience {
+pub fn patience(stop: &Stop) -> Patience {
     Patience {
         deadline: IMAGE_DEADLINE,
         stop: stop.clone(),
@@ -172,154 +168,89 @@ pub fn has_usable_bitmap(disk: &Disk, name: &str, stop: &Stop) -> Result<bool> {
     Ok(is_usable(&chain(disk, stop)?, name))
 }
 
-pub fn bitmap_names(link: &Link, domain: &Domain, target: &str) -> Result<Vec<String>> {
-    let disk = domain.disk(target).ok_or_else(|| HostError::Unsupported {
-        what: format!("the domain has no disk {target}"),
-    })?;
-    if inspect::is_active(&link.find(domain)?)? {
-        let covers = |checkpoint: &Checkpoint| checkpoint.disks.iter().any(|disk| disk.target == target);
-        let checkpoints = list(link, domain)?;
-        return Ok(checkpoints
-            .into_iter()
-            .filter(covers)
-            .map(|checkpoint| checkpoint.name)
-            .collect());
-    }
-    if !link.location().is_local {
-        return Err(inspect::not_here("its images"));
-    }
-    let top = chain(disk, &Stop::default())?.into_iter().next();
-    let bitmaps = top.map(|image| image.bitmaps).unwrap_or_default();
-    Ok(bitmaps.into_iter().map(|bitmap| bitmap.name).collect())
-}
-
 pub fn delete(link: &Link, domain: &Domain, name: &str) -> Result<()> {
     let handle = link.find(domain)?;
-    let checkpoint = match ffi::Checkpoint::lookup(&handle, name) {
-        Ok(checkpoint) => Some(checkpoint),
-        Err(error) if error.number == ErrorNumber::NoDomainCheckpoint => None,
-        Err(error) => return Err(failed(format!("look for the checkpoint {name}"))(error)),
-    };
+    let checkpoint = lookup(&handle, name)?;
     if inspect::is_active(&handle)? {
         let checkpoint = checkpoint.ok_or_else(|| HostError::NoSuchCheckpoint {
             name: name.to_owned(),
         })?;
-        return delete_active(&handle, &checkpoint, name);
+        return delete_active(&handle, &checkpoint, name).map(drop);
     }
     if !link.location().is_local {
         return Err(inspect::not_here("its images"));
     }
-    let removed = remove_bitmaps(&domain.disks, name)?;
+    // The bitmaps go before libvirt's record of them: if this is interrupted, the record still says what is left to do.
+    let removed = bitmaps::remove_from_images(&domain.disks, name)?;
     match checkpoint {
         Some(checkpoint) => checkpoint
             .delete(true)
             .map_err(failed(format!("delete the checkpoint {name}"))),
-        None if removed => Ok(()),
+        None if !removed.is_empty() => Ok(()),
         None => Err(HostError::NoSuchCheckpoint {
             name: name.to_owned(),
         }),
     }
 }
 
-/// Removes the bitmap of this name from the disks of a shut-off domain, and tells whether there was one.
+/// Removes the record of a checkpoint alone. libvirt does that in every state of the domain.
+pub fn forget(link: &Link, domain: &Domain, name: &str) -> Result<()> {
+    let handle = link.find(domain)?;
+    let checkpoint = lookup(&handle, name)?.ok_or_else(|| HostError::NoSuchCheckpoint {
+        name: name.to_owned(),
+    })?;
+    checkpoint
+        .delete(true)
+        .map_err(failed(format!("forget the checkpoint {name}")))
+}
+
+/// The checkpoint of this name, if there is one.
+pub fn lookup(handle: &Handle, name: &str) -> Result<Option<ffi::Checkpoint>> {
+    match ffi::Checkpoint::lookup(handle, name) {
+        Ok(checkpoint) => Ok(Some(checkpoint)),
+        Err(error) if error.number == ErrorNumber::NoDomainCheckpoint => Ok(None),
+        Err(error) => Err(failed(format!("look for the checkpoint {name}"))(error)),
+    }
+}
+
+/// What libvirt has recorded of a checkpoint.
+pub fn describe(checkpoint: &ffi::Checkpoint) -> Result<CheckpointDescription> {
+    read_checkpoint(&checkpoint.xml(false).map_err(failed("describe a checkpoint"))?)
+}
+
+/// Deletes a checkpoint of an active domain with its bitmaps, and tells on which disks it had one.
 ///
-/// The bitmaps go before libvirt's record of them: if this is interrupted, the record still says what is left to do.
-fn remove_bitmaps(disks: &[Disk], name: &str) -> Result<bool> {
-    let stop = Stop::default();
-    let mut removed = false;
-    for disk in disks {
-        let chain = chain(disk, &stop)?;
-        let (Some(top), Some(path)) = (chain.first(), disk.source.path()) else {
-            continue;
-        };
-        if top.bitmaps.iter().any(|bitmap| bitmap.name == name) {
-            let patience = Patience {
-                deadline: EDIT_DEADLINE,
-                stop: Stop::default(),
-            };
-            qemu::remove_bitmap(path, name, &patience)?;
-            removed = true;
+/// libvirt deletes nothing at all if one of the bitmaps is lost. The record then goes alone, and comes back for one
+/// disk after the other: where the bitmap is there it goes with it.
+pub fn delete_active(handle: &Handle, checkpoint: &ffi::Checkpoint, name: &str) -> Result<Vec<String>> {
+    let operation = format!("delete the checkpoint {name}");
+    let live = inspect::live(handle)?.disks;
+    let mut covered: Vec<String> = describe(checkpoint)?
+        .disks
+        .into_iter()
+        .map(|disk| disk.target)
+        .collect();
+    covered.retain(|target| live.iter().any(|disk| disk.target == *target));
+    match checkpoint.delete(false) {
+        Ok(()) => return Ok(covered),
+        Err(error) if is_lost_bitmap(&error) => {}
+        Err(error) => return Err(failed(operation)(error)),
+    }
+    checkpoint.delete(true).map_err(failed(operation.as_str()))?;
+    if covered.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let mut removed = Vec::new();
+    for target in covered {
+        if bitmaps::remove_of_disk(handle, &live, &target, name)? {
+            removed.push(target);
         }
     }
     Ok(removed)
 }
 
-/// libvirt deletes nothing at all if one of the bitmaps is lost. The record then goes alone, and comes back for one
-/// disk after the other: where the bitmap is there it goes with it.
-fn delete_active(handle: &Handle, checkpoint: &ffi::Checkpoint, name: &str) -> Result<()> {
-    let operation = format!("delete the checkpoint {name}");
-    match checkpoint.delete(false) {
-        Ok(()) => return Ok(()),
-        Err(error) if is_lost_bitmap(&error) => {}
-        Err(error) => return Err(failed(operation)(error)),
-    }
-    let xml = checkpoint.xml(false).map_err(failed("describe a checkpoint"))?;
-    let description = read_checkpoint(&xml)?;
-    checkpoint.delete(true).map_err(failed(operation.as_str()))?;
-    if description.disks.len() < 2 {
-        return Ok(());
-    }
-    let live = inspect::live(handle)?;
-    for covered in &description.disks {
-        if live.disks.iter().any(|disk| disk.target == covered.target) {
-            delete_of_disk(handle, &live.disks, &covered.target, name)?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes a bitmap that libvirt has no record of from one disk: it gets a record, with which it goes.
-fn delete_of_disk(handle: &Handle, live: &[Disk], target: &str, name: &str) -> Result<()> {
-    let operation = || failed(format!("remove the bitmap {name} of disk {target}"));
-    let disks: Vec<(&str, bool)> = live
-        .iter()
-        .map(|disk| (disk.target.as_str(), disk.target == target))
-        .collect();
-    let known = KnownCheckpoint {
-        name,
-        // libvirt wants a time, and nobody will ever see this one.
-        created: 1,
-        description: None,
-        parent: None,
-        disks: &disks,
-    };
-    let record = ffi::Checkpoint::redefine(handle, &write_known_checkpoint(&known)?).map_err(operation())?;
-    match record.delete(false) {
-        Ok(()) => Ok(()),
-        Err(error) if is_lost_bitmap(&error) => record.delete(true).map_err(operation()),
-        Err(error) => Err(operation()(error)),
-    }
-}
-
-/// Removes the bitmaps of this name that no checkpoint owns.
-pub fn delete_bitmap(link: &Link, domain: &Domain, name: &str) -> Result<()> {
-    let handle = link.find(domain)?;
-    match ffi::Checkpoint::lookup(&handle, name) {
-        // They are not without an owner.
-        Ok(_) => return Ok(()),
-        Err(error) if error.number == ErrorNumber::NoDomainCheckpoint => {}
-        Err(error) => return Err(failed(format!("look for the checkpoint {name}"))(error)),
-    }
-    if inspect::is_active(&handle)? {
-        let live = inspect::live(&handle)?;
-        let carries = |disk: &&Disk| disk.format == DiskFormat::Qcow2 && !disk.readonly;
-        let carrying = live
-            .disks
-            .iter()
-            .filter(carries)
-            .filter(|disk| disk.source.path().is_some());
-        return carrying
-            .into_iter()
-            .try_for_each(|disk| delete_of_disk(&handle, &live.disks, &disk.target, name));
-    }
-    if !link.location().is_local {
-        return Err(inspect::not_here("its images"));
-    }
-    remove_bitmaps(&domain.disks, name).map(drop)
-}
-
 /// libvirt's words since 7.x (qemuBlockBitmapsHandle… in src/qemu/qemu_checkpoint.c); the number is that of any internal error.
-fn is_lost_bitmap(error: &CallError) -> bool {
+pub fn is_lost_bitmap(error: &CallError) -> bool {
     error.message.contains("not found in backing chain")
 }
 

@@ -1,5 +1,6 @@
 //! The real hypervisor: libvirt's QEMU driver, spoken to through its official bindings.
 
+mod bitmaps;
 mod checkpoints;
 mod freeze;
 mod inspect;
@@ -63,7 +64,7 @@ impl Host for LibvirtHost {
     }
 
     fn bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>> {
-        checkpoints::bitmap_names(&self.link, domain, target)
+        bitmaps::names(&self.link, domain, target)
     }
 
     fn delete_checkpoint(&self, domain: &Domain, name: &str) -> Result<()> {
@@ -71,7 +72,19 @@ impl Host for LibvirtHost {
     }
 
     fn delete_bitmap(&self, domain: &Domain, name: &str) -> Result<()> {
-        checkpoints::delete_bitmap(&self.link, domain, name)
+        bitmaps::delete(&self.link, domain, name)
+    }
+
+    fn stored_bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>> {
+        bitmaps::stored_names(&self.link, domain, target)
+    }
+
+    fn forget_checkpoint(&self, domain: &Domain, name: &str) -> Result<()> {
+        checkpoints::forget(&self.link, domain, name)
+    }
+
+    fn remove_bitmaps(&self, domain: &Domain, name: &str) -> Result<Vec<String>> {
+        bitmaps::remove(&self.link, domain, name)
     }
 
     fn active_job(&self, domain: &Domain) -> Result<Option<ActiveJob>> {

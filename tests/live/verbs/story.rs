@@ -131,21 +131,28 @@ impl Story {
 
     /// So many random acts on random disks.
     pub fn scribble(&mut self, rng: &mut Rng, acts: usize) {
+        // QEMU drops a guest's discards while a job's copy-before-write filter lies on the disk, as it may.
+        let job = Lab::get().host.active_job(&self.domain.seen());
+        let may_discard = job.expect("it is known").is_none();
         for _ in 0..acts {
             let target = rng.pick(&self.targets()).clone();
-            let act = self.random_act(rng, &target);
+            let act = self.random_act(rng, &target, may_discard);
             self.act(&target, act);
         }
     }
 
-    fn random_act(&self, rng: &mut Rng, target: &str) -> Act {
+    fn random_act(&self, rng: &mut Rng, target: &str, may_discard: bool) -> Act {
         let sectors = self.models[target].len() as u64 / 512;
         let at = rng.below(sectors);
         let longest = *rng.pick(&[1, 8, 127, 128, 513, 2048]);
         let length = (1 + rng.below(longest)).min(sectors - at);
         let (at, length) = (at * 512, length * 512);
         // A raw file may forget parts of clusters, as the file system likes.
-        let kinds = if self.domain.format(target) == "raw" { 6 } else { 8 };
+        let kinds = if may_discard && self.domain.format(target) == "qcow2" {
+            8
+        } else {
+            6
+        };
         match rng.below(kinds) {
             0..4 => Act::Write {
                 at,
@@ -237,11 +244,9 @@ impl Story {
         for disk in &outcome.point.disks {
             let copy = self.copy(&disk.target, &id);
             let bytes = fs::read(&copy).expect("it is readable");
-            assert!(
-                bytes == self.models[&disk.target],
-                "the reference of {} is right",
-                disk.target
-            );
+            let model = &self.models[&disk.target];
+            let differs = (0..bytes.len().min(model.len())).find(|at| bytes[*at] != model[*at]);
+            assert_eq!(differs, None, "the reference of {} is right", disk.target);
             assert_eq!(disk.virtual_size, bytes.len() as u64, "{}", disk.target);
             disks.push((disk.target.clone(), copy));
         }

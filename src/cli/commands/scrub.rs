@@ -1,0 +1,114 @@
+//! `vmsnap scrub`.
+
+use super::{CommandResult, Refusal, group_by, now, tell_unmatched};
+use crate::cli::args::ScrubArgs;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::report::{error_text, scrub as shown};
+use crate::cli::select::select;
+use crate::cli::{answer, tell};
+use crate::model::stop::Stop;
+use crate::model::text;
+use crate::ops;
+use crate::ops::scrub::{Means, Options, ScrubType, preview, scrub};
+
+/// Removes checkpoints and bitmaps of ours from each domain meant. One that fails does not stop the others.
+pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
+    let typed = args.domains.all();
+    if typed.iter().all(|item| item.trim().is_empty()) {
+        return Err(Refusal::new(ExitCode::NoDomains, "No domains specified"));
+    }
+    let options = Options {
+        kind: scrub_type(args.scrub_type.as_deref().unwrap_or_default())?,
+        name: args.checkpoint_name.clone(),
+        group_by: group_by(&args.group_by)?,
+    };
+    // An empty path is an unset variable, as everywhere.
+    let path = args.output.as_deref().filter(|path| !path.as_os_str().is_empty());
+    let repo = path.map(ops::open_repository).transpose()?;
+    let host = ops::connect(args.connect.connect.as_deref())?;
+    let names = host.domain_names().map_err(|error| ops::Error::of("", error))?;
+    let selection = select(&typed, &names);
+    let mut codes: Vec<ExitCode> = tell_unmatched(&selection.unmatched).into_iter().collect();
+    let mut done = Vec::new();
+    for domain in &selection.domains {
+        if stop.requested() {
+            break;
+        }
+        let means = Means {
+            host: host.as_ref(),
+            repo: repo.as_ref(),
+            today: now().date(),
+            stop: stop.clone(),
+        };
+        let result = match args.dry_run {
+            true => preview(domain, &means, &options).map(shown::Result::Planned),
+            false => scrub(domain, &means, &options).map(shown::Result::Done),
+        };
+        let domain = shown::Scrubbed {
+            domain: domain.clone(),
+            result,
+        };
+        if !args.output_args.json {
+            answer(&domain.lines());
+        }
+        if let Some(error) = domain.failure() {
+            codes.push(ExitCode::of_scrub_error(error));
+            tell(&format!("vmsnap: {}", error_text(error)));
+        }
+        done.push(domain);
+    }
+    codes.extend(stop.signal().map(ExitCode::Signal));
+    let code = ExitCode::worst(codes);
+    if args.output_args.json {
+        answer(&shown::json(&done, &selection.unmatched, code));
+    } else {
+        tell_summary(&done);
+    }
+    Ok(code)
+}
+
+/// With several domains the failures are named again at the end, where one looks.
+fn tell_summary(done: &[shown::Scrubbed]) {
+    let failed: Vec<&ops::Error> = done.iter().filter_map(shown::Scrubbed::failure).collect();
+    if done.len() > 1 && !failed.is_empty() {
+        let (failures, all) = (failed.len(), done.len());
+        tell(&format!("vmsnap: {failures} of {all} domains failed:"));
+        for error in failed {
+            tell(&format!("  {}", error_text(error)));
+        }
+    }
+}
+
+fn scrub_type(word: &str) -> Result<ScrubType, Refusal> {
+    ScrubType::from_word(word).ok_or_else(|| {
+        let mut message = format!("Invalid scrub type: {}", text::shown(word));
+        if word.is_empty() {
+            let words = ScrubType::ALL.map(ScrubType::word).join(", ");
+            message.push_str(&format!("none given, it is one of {words}"));
+        }
+        Refusal::new(ExitCode::ScrubType, message)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_is_known_by_its_word_and_no_other_is() {
+        for kind in ScrubType::ALL {
+            assert_eq!(scrub_type(kind.word()).ok(), Some(kind));
+        }
+        for word in ["", "Both", "bitmaps", " both", "**"] {
+            let refusal = scrub_type(word).expect_err("no type");
+            assert_eq!(refusal.code, ExitCode::ScrubType);
+            assert!(
+                refusal
+                    .message
+                    .starts_with(&format!("Invalid scrub type: {word}")),
+                "{}",
+                refusal.message
+            );
+        }
+    }
+}

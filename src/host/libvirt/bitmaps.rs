@@ -1,0 +1,184 @@
+//! Bitmaps by themselves: named, and removed with or without a checkpoint that owns them.
+//!
+//! libvirt lists and removes bitmaps only through checkpoints. One without an owner gets a record, with which it goes; one whose owner is
+//! to stay goes with its record, which is then made anew.
+
+use virt::domain::Domain as Handle;
+
+use super::checkpoints::{self, chain, is_lost_bitmap, patience};
+use super::link::Link;
+use super::{HostError, Result, failed, ffi, inspect};
+use crate::host::qemu::{self, Patience};
+use crate::host::xml::{CheckpointDescription, KnownCheckpoint, write_known_checkpoint};
+use crate::model::checkpoint::Checkpoint;
+use crate::model::domain::{Disk, DiskFormat, Domain};
+use crate::model::stop::Stop;
+
+/// The bitmaps that can be known for certain: all of a shut-off domain's disk, those of checkpoints of an active one's.
+pub fn names(link: &Link, domain: &Domain, target: &str) -> Result<Vec<String>> {
+    let disk = disk_of(domain, target)?;
+    if inspect::is_active(&link.find(domain)?)? {
+        let covers = |checkpoint: &Checkpoint| checkpoint.disks.iter().any(|disk| disk.target == target);
+        let checkpoints = checkpoints::list(link, domain)?;
+        return Ok(checkpoints
+            .into_iter()
+            .filter(covers)
+            .map(|checkpoint| checkpoint.name)
+            .collect());
+    }
+    if !link.location().is_local {
+        return Err(inspect::not_here("its images"));
+    }
+    let top = chain(disk, &Stop::default())?.into_iter().next();
+    let bitmaps = top.map(|image| image.bitmaps).unwrap_or_default();
+    Ok(bitmaps.into_iter().map(|bitmap| bitmap.name).collect())
+}
+
+/// The bitmaps that the image of an active domain's disk holds.
+pub fn stored_names(link: &Link, domain: &Domain, target: &str) -> Result<Vec<String>> {
+    let disk = disk_of(domain, target)?;
+    if !link.location().is_local {
+        return Err(inspect::not_here("its images"));
+    }
+    match disk.source.path() {
+        Some(path) if disk.format == DiskFormat::Qcow2 => {
+            qemu::stored_bitmaps(path, &patience(&Stop::default()))
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn disk_of<'a>(domain: &'a Domain, target: &str) -> Result<&'a Disk> {
+    domain.disk(target).ok_or_else(|| HostError::Unsupported {
+        what: format!("the domain has no disk {target}"),
+    })
+}
+
+/// Removes the bitmaps of this name that no checkpoint owns.
+pub fn delete(link: &Link, domain: &Domain, name: &str) -> Result<()> {
+    let handle = link.find(domain)?;
+    if checkpoints::lookup(&handle, name)?.is_some() {
+        return Ok(());
+    }
+    remove(link, domain, name).map(drop)
+}
+
+/// Removes the bitmaps of this name from every disk, keeps the record of the checkpoint that owns them, and tells which disks had one.
+pub fn remove(link: &Link, domain: &Domain, name: &str) -> Result<Vec<String>> {
+    let handle = link.find(domain)?;
+    if inspect::is_active(&handle)? {
+        return match checkpoints::lookup(&handle, name)? {
+            Some(checkpoint) => remove_keeping_record(&handle, &checkpoint, name),
+            None => remove_orphans(&handle, name, &[]),
+        };
+    }
+    if !link.location().is_local {
+        return Err(inspect::not_here("its images"));
+    }
+    remove_from_images(&domain.disks, name)
+}
+
+/// The record goes with the bitmaps, and is made anew whatever came of that.
+fn remove_keeping_record(handle: &Handle, checkpoint: &ffi::Checkpoint, name: &str) -> Result<Vec<String>> {
+    let record = checkpoints::describe(checkpoint)?;
+    let covered: Vec<&str> = record.disks.iter().map(|disk| disk.target.as_str()).collect();
+    let removed = checkpoints::delete_active(handle, checkpoint, name).and_then(|mut removed| {
+        removed.extend(remove_orphans(handle, name, &covered)?);
+        Ok(removed)
+    });
+    if checkpoints::lookup(handle, name)?.is_none() {
+        make_known_again(handle, &record)?;
+    }
+    removed
+}
+
+fn make_known_again(handle: &Handle, record: &CheckpointDescription) -> Result<()> {
+    let name = &record.name;
+    // libvirt refuses a parent that has gone, and a disk that has been unplugged.
+    let parent = record.parent.as_deref();
+    let parent = parent.filter(|parent| ffi::Checkpoint::lookup(handle, parent).is_ok());
+    let live = inspect::live(handle)?.disks;
+    let covered = |target: &str| record.disks.iter().any(|disk| disk.target == target);
+    let disks: Vec<(&str, bool)> = live
+        .iter()
+        .map(|disk| (disk.target.as_str(), covered(&disk.target)))
+        .collect();
+    let xml = write_known_checkpoint(&KnownCheckpoint {
+        name,
+        created: record.created,
+        description: record.description.as_deref(),
+        parent,
+        disks: &disks,
+    })?;
+    let made = ffi::Checkpoint::redefine(handle, &xml);
+    made.map(drop).map_err(failed(format!(
+        "keep the checkpoint {name}, whose bitmaps are gone"
+    )))
+}
+
+/// Removes the bitmaps of this name from the disks of an active domain that are not among `covered`.
+fn remove_orphans(handle: &Handle, name: &str, covered: &[&str]) -> Result<Vec<String>> {
+    let live = inspect::live(handle)?.disks;
+    let carries =
+        |disk: &&Disk| disk.format == DiskFormat::Qcow2 && !disk.readonly && disk.source.path().is_some();
+    let mut removed = Vec::new();
+    for disk in live.iter().filter(carries) {
+        let target = &disk.target;
+        if !covered.contains(&target.as_str()) && remove_of_disk(handle, &live, target, name)? {
+            removed.push(target.clone());
+        }
+    }
+    Ok(removed)
+}
+
+/// Removes a bitmap that libvirt has no record of from one disk of an active domain, and tells whether there was one.
+pub fn remove_of_disk(handle: &Handle, live: &[Disk], target: &str, name: &str) -> Result<bool> {
+    let operation = || failed(format!("remove the bitmap {name} of disk {target}"));
+    let disks: Vec<(&str, bool)> = live
+        .iter()
+        .map(|disk| (disk.target.as_str(), disk.target == target))
+        .collect();
+    let known = KnownCheckpoint {
+        name,
+        // libvirt wants a time, and nobody will ever see this one.
+        created: 1,
+        description: None,
+        parent: None,
+        disks: &disks,
+    };
+    let record = ffi::Checkpoint::redefine(handle, &write_known_checkpoint(&known)?).map_err(operation())?;
+    match record.delete(false) {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            // Whatever it was, the record of our own making does not stay.
+            record.delete(true).map_err(operation())?;
+            if is_lost_bitmap(&error) {
+                Ok(false)
+            } else {
+                Err(operation()(error))
+            }
+        }
+    }
+}
+
+/// Removes the bitmap of this name from the disks of a shut-off domain, and tells which disks had one.
+pub fn remove_from_images(disks: &[Disk], name: &str) -> Result<Vec<String>> {
+    let stop = Stop::default();
+    let mut removed = Vec::new();
+    for disk in disks {
+        let chain = chain(disk, &stop)?;
+        let (Some(top), Some(path)) = (chain.first(), disk.source.path()) else {
+            continue;
+        };
+        if top.bitmaps.iter().any(|bitmap| bitmap.name == name) {
+            // Never ended half-way: that would break every bitmap of the image.
+            let patience = Patience {
+                deadline: checkpoints::EDIT_DEADLINE,
+                stop: Stop::default(),
+            };
+            qemu::remove_bitmap(path, name, &patience)?;
+            removed.push(disk.target.clone());
+        }
+    }
+    Ok(removed)
+}

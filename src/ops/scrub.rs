@@ -1,0 +1,311 @@
+//! Removes our checkpoints and bitmaps from a domain, and tells what the next backup will therefore be. Names of others are never touched.
+//!
+//! What is removed is decided first, as plain data (`plan`), and looked for again when it is done: a scrub says yes only to what is gone.
+
+use jiff::civil::Date;
+
+use super::error::Cause;
+use super::{Error, Result, heal};
+use crate::host::{Host, HostError};
+use crate::model::domain::Domain;
+use crate::model::finding::Finding;
+use crate::model::period::{GroupBy, Period};
+use crate::model::stop::Stop;
+use crate::repo::{History, Repository};
+
+mod next;
+mod plan;
+
+pub use next::NextBackup;
+pub use plan::{DiskBitmap, ScrubPlan, ScrubType};
+
+use next::{Kept, Outlook, next_backup};
+use plan::{Found, Step};
+
+/// What a scrub is to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What kind of thing goes.
+    pub kind: ScrubType,
+    /// Only what has this name; `None` is all of ours.
+    pub name: Option<String>,
+    /// Which restore points share a folder: with a repository the level of the next backup depends on it.
+    pub group_by: GroupBy,
+}
+
+/// What a scrub works with.
+pub struct Means<'a> {
+    /// The hypervisor.
+    pub host: &'a dyn Host,
+    /// Where restore points are kept, if the user has said. Then its lock keeps backups of the domain away.
+    pub repo: Option<&'a Repository>,
+    /// The day, in the local time zone.
+    pub today: Date,
+    /// Asked for by the user's Ctrl-C.
+    pub stop: Stop,
+}
+
+/// What a scrub has done.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The checkpoints whose records are gone.
+    pub checkpoints: Vec<String>,
+    /// The bitmaps that are gone.
+    pub bitmaps: Vec<DiskBitmap>,
+    /// The bitmaps that stayed behind without a checkpoint.
+    pub left: Vec<DiskBitmap>,
+    /// What the next backup will be.
+    pub next: NextBackup,
+    /// What else there is to know.
+    pub findings: Vec<Finding>,
+    /// What ended it before all was done; what is above is done all the same.
+    pub failure: Option<Error>,
+}
+
+/// Tells what a scrub of the domain would do, and does nothing.
+pub fn preview(name: &str, means: &Means, options: &Options) -> Result<ScrubPlan> {
+    let history = match means.repo {
+        Some(repo) => {
+            let history = repo.domain(name).and_then(|repository| repository.history());
+            Some(history.map_err(|error| Error::of(name, error))?)
+        }
+        None => None,
+    };
+    Ok(Scrub::begin(name, means, options, history)?.plan)
+}
+
+/// Removes what the options mean from the domain of that name.
+pub fn scrub(name: &str, means: &Means, options: &Options) -> Result<Outcome> {
+    let locked = match means.repo {
+        Some(repo) => {
+            let locked = repo.domain(name).and_then(|repository| repository.lock());
+            Some(locked.map_err(|error| Error::of(name, error))?)
+        }
+        None => None,
+    };
+    let history = locked.as_ref().map(|locked| locked.history()).transpose();
+    let history = history.map_err(|error| Error::of(name, error))?;
+    Ok(Scrub::begin(name, means, options, history)?.carry_out())
+}
+
+/// One scrub with everything it works on.
+struct Scrub<'a> {
+    means: &'a Means<'a>,
+    options: &'a Options,
+    domain: Domain,
+    history: Option<History>,
+    found: Found,
+    outlook: Outlook,
+    plan: ScrubPlan,
+}
+
+impl<'a> Scrub<'a> {
+    fn begin(
+        name: &str,
+        means: &'a Means<'a>,
+        options: &'a Options,
+        history: Option<History>,
+    ) -> Result<Scrub<'a>> {
+        let failed = |error: HostError| Error::of(name, error);
+        let host = means.host;
+        let domain = host.domain(name).map_err(failed)?;
+        if let Some(job) = host.active_job(&domain).map_err(failed)? {
+            let operation = job.operation;
+            return Err(Error::of(name, Cause::Busy { operation }));
+        }
+        let (found, unknown) = look(host, &domain, options.kind, history.as_ref()).map_err(failed)?;
+        let outlook = Outlook {
+            capabilities: host.capabilities().map_err(failed)?,
+            kept: history.as_ref().map(|history| Kept {
+                chains: history.chains.clone(),
+                period: Period::containing(options.group_by, means.today).folder(),
+                sizes: sizes(host, &domain),
+            }),
+        };
+        let plan = plan::plan(&domain, &found, options.kind, options.name.as_deref(), &outlook);
+        let mut plan = plan.map_err(|cause| Error::of(name, cause))?;
+        plan.findings.splice(0..0, unknown);
+        Ok(Scrub {
+            means,
+            options,
+            domain,
+            history,
+            found,
+            outlook,
+            plan,
+        })
+    }
+
+    fn carry_out(self) -> Outcome {
+        let mut outcome = Outcome {
+            checkpoints: Vec::new(),
+            bitmaps: Vec::new(),
+            left: Vec::new(),
+            next: self.plan.next.clone(),
+            findings: self.plan.findings.clone(),
+            failure: None,
+        };
+        let done = self.take_steps(&mut outcome);
+        let is_done = |name: &String| outcome.checkpoints.contains(name);
+        let left = self.plan.left.iter().filter(|bitmap| is_done(&bitmap.name));
+        outcome.left = left.cloned().collect();
+        let verified = self.verify(&mut outcome.next);
+        outcome.failure = done.and(verified).err();
+        outcome
+    }
+
+    /// Stops at the first failure: what comes after it would most likely fail for the same reason, after a long wait.
+    fn take_steps(&self, outcome: &mut Outcome) -> Result<()> {
+        let host = self.means.host;
+        for step in &self.plan.steps {
+            if let Some(signal) = self.means.stop.signal() {
+                return Err(self.failed(Cause::Stopped(signal)));
+            }
+            let done = match step {
+                Step::Forget(name) => host
+                    .forget_checkpoint(&self.domain, name)
+                    .map(|()| outcome.checkpoints.push(name.clone())),
+                Step::Delete(name) => host.delete_checkpoint(&self.domain, name).map(|()| {
+                    outcome.checkpoints.push(name.clone());
+                    outcome.bitmaps.extend(self.gone_with(name));
+                }),
+                Step::RemoveBitmaps(name) => host.remove_bitmaps(&self.domain, name).map(|targets| {
+                    let bitmap = |disk| DiskBitmap {
+                        disk,
+                        name: name.clone(),
+                    };
+                    outcome.bitmaps.extend(targets.into_iter().map(bitmap));
+                }),
+            };
+            done.map_err(|error| self.failed(error))?;
+        }
+        match &self.options.name {
+            // Only now it is known that nothing had this name.
+            Some(name) if outcome.checkpoints.is_empty() && outcome.bitmaps.is_empty() => {
+                match self.options.kind {
+                    ScrubType::All => Ok(()),
+                    kind => Err(self.failed(plan::not_there(kind, name))),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The known bitmaps that go with the checkpoint of this name.
+    fn gone_with(&self, name: &str) -> Vec<DiskBitmap> {
+        let checkpoint = self.found.checkpoints.iter().find(|one| one.name == name);
+        let goes = |bitmap: &&DiskBitmap| {
+            bitmap.name == name
+                && (!self.domain.state.is_active()
+                    || checkpoint.is_some_and(|checkpoint| plan::covers(checkpoint, &bitmap.disk)))
+        };
+        self.plan.bitmaps.iter().filter(goes).cloned().collect()
+    }
+
+    /// Looks again: what should be gone has to be gone, and what is there now decides the next backup.
+    fn verify(&self, next: &mut NextBackup) -> Result<()> {
+        let looked = look(
+            self.means.host,
+            &self.domain,
+            self.options.kind,
+            self.history.as_ref(),
+        );
+        let (now, _) = looked.map_err(|error| self.failed(error))?;
+        *next = next_backup(&self.domain, &now.checkpoints, &self.outlook);
+        let is_listed = |name: &&String| now.checkpoints.iter().any(|one| one.name == **name);
+        if let Some(name) = self.plan.checkpoints.iter().find(is_listed) {
+            return Err(self.failed(Cause::StillThere(format!("checkpoint {name}"))));
+        }
+        let is_there = |bitmap: &&DiskBitmap| now.bitmaps.contains(bitmap);
+        if let Some(bitmap) = self.plan.bitmaps.iter().find(is_there) {
+            let what = format!("bitmap {} of disk {}", bitmap.name, bitmap.disk);
+            return Err(self.failed(Cause::StillThere(what)));
+        }
+        Ok(())
+    }
+
+    fn failed(&self, cause: impl Into<Cause>) -> Error {
+        Error::of(&self.domain.name, cause)
+    }
+}
+
+/// What the domain has. Of an active one that is what its checkpoints and its images tell; the findings name what could not be asked.
+fn look(
+    host: &dyn Host,
+    domain: &Domain,
+    kind: ScrubType,
+    history: Option<&History>,
+) -> std::result::Result<(Found, Vec<Finding>), HostError> {
+    let mut found = Found {
+        checkpoints: host.checkpoints(domain)?,
+        bitmaps: Vec::new(),
+        recorded: history
+            .map(|history| recorded(history, &domain.uuid))
+            .unwrap_or_default(),
+        images_told: true,
+    };
+    let mut unknown = Vec::new();
+    for disk in domain.disks.iter().filter(|disk| disk.source.path().is_some()) {
+        let target = &disk.target;
+        let mut names: Vec<String> = Vec::new();
+        if domain.state.is_active() {
+            let sound = found.checkpoints.iter().filter(|one| one.is_sound_for(target));
+            names.extend(sound.map(|one| one.name.clone()));
+        }
+        let listed = match domain.state.is_active() {
+            true => host.stored_bitmap_names(domain, target),
+            false => host.bitmap_names(domain, target),
+        };
+        match listed {
+            Ok(listed) => names.extend(listed),
+            // Where bitmaps are to go it has to be known which there are; a running domain's checkpoints tell most of them.
+            Err(error) if !domain.state.is_active() && kind != ScrubType::Checkpoint => return Err(error),
+            Err(error) => {
+                found.images_told = false;
+                unknown.push(Finding::of_disk(
+                    "bitmaps-unknown",
+                    target,
+                    format!("the bitmaps in the image of disk {target} could not be listed: {error}"),
+                ));
+            }
+        }
+        for name in names {
+            let bitmap = DiskBitmap {
+                disk: target.clone(),
+                name,
+            };
+            if !found.bitmaps.contains(&bitmap) {
+                found.bitmaps.push(bitmap);
+            }
+        }
+    }
+    Ok((found, unknown))
+}
+
+/// The names of checkpoints that restore points and unfinished runs of this domain recorded.
+fn recorded(history: &History, uuid: &str) -> Vec<String> {
+    let points = history.chains.points().iter().map(|kept| &kept.point);
+    let committed = points
+        .filter(|point| point.uuid == uuid)
+        .filter_map(|point| point.checkpoint.as_ref())
+        .map(|checkpoint| checkpoint.name.clone());
+    let intents = history
+        .leftovers
+        .iter()
+        .filter_map(|leftover| leftover.intent().ok().flatten())
+        .filter_map(|intent| serde_json::from_slice::<heal::Intent>(&intent).ok());
+    let begun = intents
+        .filter(|intent| intent.uuid == uuid)
+        .filter_map(|intent| intent.checkpoint);
+    committed.chain(begun).collect()
+}
+
+fn sizes(host: &dyn Host, domain: &Domain) -> Vec<(String, u64)> {
+    let disks = domain.disks.iter().filter(|disk| disk.source.path().is_some());
+    // A size that cannot be told now is looked at again by the backup.
+    let sized = disks.filter_map(|disk| {
+        let sizes = host.disk_sizes(domain, &disk.target).ok()?;
+        Some((disk.target.clone(), sizes.virtual_size))
+    });
+    sized.collect()
+}

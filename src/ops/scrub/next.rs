@@ -1,0 +1,119 @@
+//! Tells what the next backup will be, from the checkpoints that there are then. Pure.
+
+use crate::host::Capabilities;
+use crate::model::chain::Chains;
+use crate::model::checkpoint::{Checkpoint, is_own};
+use crate::model::domain::{Domain, Eligibility};
+use crate::model::restore_point::Level;
+use crate::ops::plan;
+
+/// What the level of the next backup depends on, besides the checkpoints.
+#[derive(Clone, Debug)]
+pub struct Outlook {
+    /// What the hypervisor can do.
+    pub capabilities: Capabilities,
+    /// What is kept, where the repository was named.
+    pub kept: Option<Kept>,
+}
+
+/// What is kept of a domain.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Its restore points.
+    pub chains: Chains,
+    /// The folder of the current period.
+    pub period: String,
+    /// Sizes of the domain's disks in bytes, by target, as far as they are known.
+    pub sizes: Vec<(String, u64)>,
+}
+
+/// What the next backup will be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextBackup {
+    /// Its level; `None` where that depends on a repository that was not named.
+    pub level: Option<Level>,
+    /// Why, or upon what it depends.
+    pub reason: String,
+}
+
+/// What the next backup will be when the domain has these checkpoints.
+pub fn next_backup(domain: &Domain, checkpoints: &[Checkpoint], outlook: &Outlook) -> NextBackup {
+    match &outlook.kept {
+        Some(kept) => next_in_repository(domain, checkpoints, &outlook.capabilities, kept),
+        None => next_anywhere(domain, checkpoints, &outlook.capabilities),
+    }
+}
+
+fn full(reason: impl Into<String>) -> NextBackup {
+    NextBackup {
+        level: Some(Level::Full),
+        reason: reason.into(),
+    }
+}
+
+fn next_in_repository(
+    domain: &Domain,
+    checkpoints: &[Checkpoint],
+    capabilities: &Capabilities,
+    kept: &Kept,
+) -> NextBackup {
+    let backup = plan::plan(&plan::Inputs {
+        domain,
+        sizes: &kept.sizes,
+        capabilities,
+        chains: &kept.chains,
+        checkpoints,
+        taken: &[],
+        period: &kept.period,
+        raw: false,
+    });
+    let Some((first, others)) = backup.disks.split_first() else {
+        return full("no disk of the domain can be incremental");
+    };
+    let same = |disk: &plan::PlannedDisk| disk.level.reason == first.level.reason;
+    let reason = if others.iter().all(same) {
+        first.level.reason.clone()
+    } else {
+        let disks = backup.disks.iter().map(|disk| {
+            let level = disk.level.level().word();
+            format!("disk {} {level}, {}", disk.disk.target, disk.level.reason)
+        });
+        disks.collect::<Vec<_>>().join("; ")
+    };
+    NextBackup {
+        level: Some(backup.level()),
+        reason,
+    }
+}
+
+/// Without a repository it is certain only that what has no bitmap is saved in full.
+fn next_anywhere(domain: &Domain, checkpoints: &[Checkpoint], capabilities: &Capabilities) -> NextBackup {
+    if let Err(reason) = &capabilities.incremental {
+        return full(reason);
+    }
+    let able = domain
+        .disks
+        .iter()
+        .filter(|disk| disk.eligibility(false) == Eligibility::Incremental);
+    let (mut bases, mut without) = (Vec::new(), Vec::new());
+    for disk in able {
+        let ours = checkpoints.iter().rev().filter(|one| is_own(&one.name));
+        match ours.into_iter().find(|one| one.is_sound_for(&disk.target)) {
+            Some(newest) if bases.contains(&newest.name.as_str()) => {}
+            Some(newest) => bases.push(&newest.name),
+            None => without.push(disk.target.as_str()),
+        }
+    }
+    if bases.is_empty() {
+        return full("the domain has no checkpoint of ours with a sound bitmap");
+    }
+    let mut reason = format!(
+        "{} {} left, and it depends on whether the repository has its restore point in this period (--output tells)",
+        bases.join(", "),
+        if bases.len() == 1 { "is" } else { "are" },
+    );
+    if !without.is_empty() {
+        reason.push_str(&format!("; disk {} in full in any case", without.join(", ")));
+    }
+    NextBackup { level: None, reason }
+}

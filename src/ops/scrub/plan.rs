@@ -1,0 +1,415 @@
+//! Decides a scrub before anything is done: what goes, what stays behind, and what the next backup will then be. Pure.
+
+use super::next::{NextBackup, Outlook, next_backup};
+use crate::model::checkpoint::{Bitmap, Checkpoint, is_own, own_number};
+use crate::model::domain::Domain;
+use crate::model::finding::Finding;
+use crate::ops::error::Cause;
+
+/// What kind of thing a scrub removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScrubType {
+    /// The records of our checkpoints; their bitmaps stay.
+    Checkpoint,
+    /// Our bitmaps; the records of their checkpoints stay.
+    Bitmap,
+    /// Checkpoints and bitmaps.
+    Both,
+    /// Checkpoints and bitmaps, all of ours, whichever was named.
+    All,
+}
+
+impl ScrubType {
+    /// All of them, in the order of the documentation.
+    pub const ALL: [ScrubType; 4] = [
+        ScrubType::Checkpoint,
+        ScrubType::Bitmap,
+        ScrubType::Both,
+        ScrubType::All,
+    ];
+
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            ScrubType::Checkpoint => "checkpoint",
+            ScrubType::Bitmap => "bitmap",
+            ScrubType::Both => "both",
+            ScrubType::All => "*",
+        }
+    }
+
+    /// The one that this word means.
+    pub fn from_word(word: &str) -> Option<ScrubType> {
+        ScrubType::ALL.into_iter().find(|kind| kind.word() == word)
+    }
+
+    /// What it removes, for a sentence.
+    fn what(self) -> &'static str {
+        match self {
+            ScrubType::Checkpoint => "checkpoint",
+            ScrubType::Bitmap => "bitmap",
+            ScrubType::Both | ScrubType::All => "checkpoint or bitmap",
+        }
+    }
+}
+
+/// A bitmap of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskBitmap {
+    /// The disk's target.
+    pub disk: String,
+    /// The bitmap's name.
+    pub name: String,
+}
+
+/// What a domain has, as far as that can be known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Its checkpoints, oldest first.
+    pub checkpoints: Vec<Checkpoint>,
+    /// The bitmaps that are known to be there, in the order of the disks.
+    pub bitmaps: Vec<DiskBitmap>,
+    /// Names that further bitmaps may have, of which nobody lists them: what restore points and unfinished runs recorded.
+    pub recorded: Vec<String>,
+    /// Whether all images have told their bitmaps. If so, a checkpoint has no others than the known ones.
+    pub images_told: bool,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Removes the record of this checkpoint.
+    Forget(String),
+    /// Removes this checkpoint with its bitmaps.
+    Delete(String),
+    /// Removes the bitmaps of this name.
+    RemoveBitmaps(String),
+}
+
+/// What a scrub will do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScrubPlan {
+    /// What is done, in this order.
+    pub steps: Vec<Step>,
+    /// The checkpoints whose records go.
+    pub checkpoints: Vec<String>,
+    /// The bitmaps that go and are known to be there.
+    pub bitmaps: Vec<DiskBitmap>,
+    /// Names of bitmaps that go if they are there: it cannot be known before.
+    pub tried: Vec<String>,
+    /// The bitmaps that stay behind without a checkpoint.
+    pub left: Vec<DiskBitmap>,
+    /// What the next backup will be after it.
+    pub next: NextBackup,
+    /// What else there is to know.
+    pub findings: Vec<Finding>,
+}
+
+/// Decides what a scrub of this kind does, of one name or of all of ours.
+pub fn plan(
+    domain: &Domain,
+    found: &Found,
+    kind: ScrubType,
+    name: Option<&str>,
+    outlook: &Outlook,
+) -> Result<ScrubPlan, Cause> {
+    let mut findings = Vec::new();
+    let name = match (name, kind) {
+        (Some(name), ScrubType::All) => {
+            findings.push(Finding::new(
+                "checkpoint-name-ignored",
+                format!("the name '{name}' has no effect: the type * removes all of ours"),
+            ));
+            None
+        }
+        (Some(name), _) if !is_own(name) => {
+            return Err(Cause::NotOurs {
+                name: name.to_owned(),
+            });
+        }
+        (name, _) => name,
+    };
+    let targets = Targets::of(domain, found, name);
+    let mut plan = ScrubPlan {
+        steps: Vec::new(),
+        checkpoints: Vec::new(),
+        bitmaps: Vec::new(),
+        tried: Vec::new(),
+        left: Vec::new(),
+        next: next_backup(domain, &found.checkpoints, outlook),
+        findings,
+    };
+    match kind {
+        ScrubType::Checkpoint => targets.forget(&mut plan),
+        ScrubType::Bitmap => targets.remove_bitmaps(&mut plan),
+        ScrubType::Both | ScrubType::All => targets.remove_both(&mut plan),
+    }
+    if let Some(name) = name
+        && plan.steps.is_empty()
+    {
+        return Err(not_there(kind, name));
+    }
+    plan.next = next_backup(domain, &after(&plan.steps, &found.checkpoints), outlook);
+    if kind != ScrubType::Checkpoint && name.is_none() && domain.state.is_active() && outlook.kept.is_none() {
+        plan.findings.push(Finding::new(
+            "bitmaps-not-listed",
+            "while a domain runs nobody lists bitmaps that were made since its start and belong to no checkpoint; where there may be some, \
+             name them with --checkpoint-name, or the repository with --output, or scrub when the domain is shut off",
+        ));
+    }
+    Ok(plan)
+}
+
+/// What is said when nothing has the name asked for.
+pub fn not_there(kind: ScrubType, name: &str) -> Cause {
+    Cause::NotThere {
+        what: kind.what(),
+        name: name.to_owned(),
+    }
+}
+
+/// What of ours is meant.
+struct Targets<'a> {
+    is_active: bool,
+    checkpoints: Vec<&'a Checkpoint>,
+    bitmaps: Vec<&'a DiskBitmap>,
+    /// Names that bitmaps may have which cannot be listed.
+    suspected: Vec<&'a str>,
+}
+
+impl<'a> Targets<'a> {
+    fn of(domain: &Domain, found: &'a Found, name: Option<&'a str>) -> Self {
+        let is_meant = |of: &str| is_own(of) && name.is_none_or(|name| name == of);
+        let is_active = domain.state.is_active();
+        let mut suspected: Vec<&str> = Vec::new();
+        if is_active {
+            let listed = found.checkpoints.iter().map(|checkpoint| &checkpoint.name);
+            suspected.extend(listed.clone().chain(&found.recorded).map(String::as_str));
+            let is_known = |of: &str| found.bitmaps.iter().any(|known| known.name == of);
+            let is_lost = |of: &str| found.images_told && listed.clone().any(|name| name == of);
+            suspected.retain(|of| is_meant(of) && !is_known(of) && !is_lost(of));
+            suspected.extend(name.filter(|name| !is_known(name)));
+            sort_names(&mut suspected);
+        }
+        let checkpoints = found.checkpoints.iter();
+        let bitmaps = found.bitmaps.iter();
+        Targets {
+            is_active,
+            checkpoints: checkpoints
+                .filter(|checkpoint| is_meant(&checkpoint.name))
+                .collect(),
+            bitmaps: bitmaps.filter(|bitmap| is_meant(&bitmap.name)).collect(),
+            suspected,
+        }
+    }
+
+    fn checkpoint(&self, name: &str) -> Option<&Checkpoint> {
+        let mut checkpoints = self.checkpoints.iter();
+        checkpoints.find(|checkpoint| checkpoint.name == name).copied()
+    }
+
+    /// The names of the known bitmaps, each once.
+    fn bitmap_names(&self) -> Vec<&'a str> {
+        let mut names: Vec<&str> = self.bitmaps.iter().map(|bitmap| bitmap.name.as_str()).collect();
+        sort_names(&mut names);
+        names
+    }
+
+    fn all_bitmaps(&self) -> Vec<DiskBitmap> {
+        self.bitmaps.iter().copied().cloned().collect()
+    }
+
+    fn forget(&self, plan: &mut ScrubPlan) {
+        for checkpoint in &self.checkpoints {
+            plan.steps.push(Step::Forget(checkpoint.name.clone()));
+            plan.checkpoints.push(checkpoint.name.clone());
+        }
+        let orphaned = |bitmap: &&&DiskBitmap| self.checkpoint(&bitmap.name).is_some();
+        let left = self.bitmaps.iter().filter(orphaned);
+        plan.left = left.map(|bitmap| (*bitmap).clone()).collect();
+        if !plan.left.is_empty() {
+            let how = match self.is_active {
+                true => {
+                    "the type bitmap removes each by its name, or all of them when the domain is shut off"
+                }
+                false => "the type bitmap removes them",
+            };
+            plan.findings.push(Finding::new(
+                "bitmaps-left",
+                format!(
+                    "the bitmaps stay and go on recording: no backup uses them any more, each costs memory and room in its image and \
+                     a little of every write, and its number stays taken; {how}"
+                ),
+            ));
+        }
+    }
+
+    fn remove_bitmaps(&self, plan: &mut ScrubPlan) {
+        plan.bitmaps = self.all_bitmaps();
+        plan.tried = owned(&self.suspected);
+        let known = self.bitmap_names();
+        for name in known.iter().chain(&self.suspected) {
+            plan.steps.push(Step::RemoveBitmaps((*name).to_owned()));
+        }
+        let bare = self
+            .checkpoints
+            .iter()
+            .filter(|checkpoint| known.contains(&checkpoint.name.as_str()));
+        let bare: Vec<&str> = bare.map(|checkpoint| checkpoint.name.as_str()).collect();
+        if !bare.is_empty() {
+            plan.findings.push(Finding::new(
+                "checkpoints-left",
+                format!(
+                    "{} without bitmaps: no incremental backup can start there; the type checkpoint removes the records",
+                    match bare.as_slice() {
+                        [one] => format!("checkpoint {one} stays"),
+                        several => format!("checkpoints {} stay", several.join(", ")),
+                    }
+                ),
+            ));
+        }
+    }
+
+    fn remove_both(&self, plan: &mut ScrubPlan) {
+        plan.bitmaps = self.all_bitmaps();
+        for checkpoint in &self.checkpoints {
+            plan.steps.push(Step::Delete(checkpoint.name.clone()));
+            plan.checkpoints.push(checkpoint.name.clone());
+        }
+        let without_record = |name: &&&str| self.checkpoint(name).is_none();
+        plan.tried = self
+            .suspected
+            .iter()
+            .filter(without_record)
+            .map(|name| (*name).to_owned())
+            .collect();
+        // Of an active domain a checkpoint takes only the bitmaps of its own disks with it.
+        let is_missed = |bitmap: &&&DiskBitmap| match self.checkpoint(&bitmap.name) {
+            None => true,
+            Some(checkpoint) => self.is_active && !covers(checkpoint, &bitmap.disk),
+        };
+        let mut missed: Vec<&str> = self
+            .bitmaps
+            .iter()
+            .filter(is_missed)
+            .map(|bitmap| bitmap.name.as_str())
+            .collect();
+        sort_names(&mut missed);
+        let bitmaps = owned(&missed).into_iter().chain(plan.tried.clone());
+        plan.steps.extend(bitmaps.map(Step::RemoveBitmaps));
+    }
+}
+
+/// Whether a checkpoint covers this disk.
+pub fn covers(checkpoint: &Checkpoint, target: &str) -> bool {
+    checkpoint.disks.iter().any(|disk| disk.target == target)
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// Each name once, in the order of the numbers.
+fn sort_names(names: &mut Vec<&str>) {
+    names.sort_by_key(|name| (own_number(name).unwrap_or(u64::MAX), *name));
+    names.dedup();
+}
+
+/// The checkpoints as they are after these steps.
+fn after(steps: &[Step], checkpoints: &[Checkpoint]) -> Vec<Checkpoint> {
+    let mut left = checkpoints.to_vec();
+    for step in steps {
+        match step {
+            Step::Forget(name) | Step::Delete(name) => left.retain(|checkpoint| checkpoint.name != *name),
+            Step::RemoveBitmaps(name) => {
+                let bare = left.iter_mut().filter(|checkpoint| checkpoint.name == *name);
+                for disk in bare.flat_map(|checkpoint| &mut checkpoint.disks) {
+                    disk.bitmap = Bitmap::Broken;
+                }
+            }
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Capabilities;
+    use crate::model::checkpoint::CheckpointDisk;
+    use crate::model::domain::{Agent, DomainState};
+
+    fn domain(state: DomainState) -> Domain {
+        Domain {
+            name: "vm1".into(),
+            uuid: String::new(),
+            state,
+            persistent: true,
+            id: None,
+            disks: Vec::new(),
+            nvram: None,
+            has_tpm_state: false,
+            agent: Agent::None,
+            inactive_xml: String::new(),
+        }
+    }
+
+    /// A checkpoint whose bitmap nobody has seen.
+    fn found(images_told: bool) -> Found {
+        let disk = CheckpointDisk {
+            target: "vda".into(),
+            bitmap: Bitmap::Broken,
+            dirty_bytes: None,
+        };
+        let checkpoint = |name: &str| Checkpoint {
+            name: name.into(),
+            created: 1,
+            mark: None,
+            disks: vec![disk.clone()],
+        };
+        Found {
+            checkpoints: vec![checkpoint("virtnbdbackup.10"), checkpoint("mine")],
+            bitmaps: Vec::new(),
+            recorded: ["mine", "virtnbdbackup.10", "virtnbdbackup.9"]
+                .map(str::to_owned)
+                .to_vec(),
+            images_told,
+        }
+    }
+
+    fn bitmaps_tried(state: DomainState, images_told: bool) -> Vec<String> {
+        let outlook = Outlook {
+            capabilities: Capabilities {
+                incremental: Ok(()),
+                versions: String::new(),
+            },
+            kept: None,
+        };
+        let plan = plan(
+            &domain(state),
+            &found(images_told),
+            ScrubType::Bitmap,
+            None,
+            &outlook,
+        );
+        plan.expect("it can be planned").tried
+    }
+
+    #[test]
+    fn bitmaps_are_looked_for_by_trial_only_where_nobody_could_list_them() {
+        assert_eq!(bitmaps_tried(DomainState::ShutOff, true), [""; 0]);
+        assert_eq!(bitmaps_tried(DomainState::Running, true), ["virtnbdbackup.9"]);
+        assert_eq!(
+            bitmaps_tried(DomainState::Running, false),
+            ["virtnbdbackup.9", "virtnbdbackup.10"],
+            "its bitmap may be there and inconsistent"
+        );
+    }
+
+    #[test]
+    fn names_are_in_the_order_of_their_numbers_and_each_is_there_once() {
+        let mut names = vec!["virtnbdbackup.10", "virtnbdbackup.9", "virtnbdbackup.10"];
+        sort_names(&mut names);
+        assert_eq!(names, ["virtnbdbackup.9", "virtnbdbackup.10"]);
+    }
+}

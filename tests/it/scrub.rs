@@ -1,0 +1,512 @@
+//! What a scrub removes, what it leaves, and that the next backup is what it has announced.
+
+use vmsnap::host::Host;
+use vmsnap::model::domain::DomainState;
+use vmsnap::model::period::GroupBy;
+use vmsnap::model::restore_point::Level;
+use vmsnap::ops::scrub::{self, Means, Options, Outcome, ScrubPlan, ScrubType};
+use vmsnap::ops::{Cause, Error, Repository, Result};
+use vmsnap::repo::RepoError;
+
+use crate::lab::{CLUSTER, Lab, tree};
+
+const OURS: [&str; 2] = ["virtnbdbackup.0", "virtnbdbackup.1"];
+
+/// A domain with two disks, two restore points, and a checkpoint of somebody else.
+fn lab() -> Lab {
+    let mut lab = Lab::new();
+    lab.host
+        .add_domain("vm1", &[("vda", 2 * CLUSTER), ("vdb", CLUSTER)]);
+    lab.backup("vm1").expect("a full");
+    lab.backup("vm1").expect("an incremental");
+    lab.host.make_foreign_checkpoint("vm1", "mine");
+    lab
+}
+
+fn options(kind: ScrubType, name: Option<&str>) -> Options {
+    Options {
+        kind,
+        name: name.map(str::to_owned),
+        group_by: GroupBy::Month,
+    }
+}
+
+fn means<'a>(lab: &'a Lab, repo: Option<&'a Repository>) -> Means<'a> {
+    Means {
+        host: &lab.host,
+        repo,
+        today: lab.now.date(),
+        stop: lab.stop.clone(),
+    }
+}
+
+fn run(lab: &Lab, kind: ScrubType, name: Option<&str>) -> Result<Outcome> {
+    scrub::scrub("vm1", &means(lab, None), &options(kind, name))
+}
+
+fn plan(lab: &Lab, repo: Option<&Repository>, kind: ScrubType, name: Option<&str>) -> ScrubPlan {
+    scrub::preview("vm1", &means(lab, repo), &options(kind, name)).expect("a plan")
+}
+
+/// A scrub that has to succeed.
+fn done(lab: &Lab, kind: ScrubType, name: Option<&str>) -> Outcome {
+    let outcome = run(lab, kind, name).expect("it begins");
+    if let Some(failure) = &outcome.failure {
+        panic!("{failure}");
+    }
+    outcome
+}
+
+fn checkpoints(lab: &Lab) -> Vec<String> {
+    let domain = lab.host.domain("vm1").expect("it is there");
+    let listed = lab.host.checkpoints(&domain).expect("they are listed");
+    listed.into_iter().map(|checkpoint| checkpoint.name).collect()
+}
+
+fn bitmaps(lab: &Lab, disk: &str) -> Vec<String> {
+    lab.host.disk("vm1", disk, |disk| disk.bitmap_names())
+}
+
+fn shut_off(lab: &Lab) {
+    lab.host
+        .change("vm1", |domain| domain.state = DomainState::ShutOff);
+}
+
+fn start(lab: &Lab) {
+    lab.host
+        .change("vm1", |domain| domain.state = DomainState::Running);
+}
+
+fn pairs(bitmaps: &[scrub::DiskBitmap]) -> Vec<(String, String)> {
+    let mut pairs: Vec<_> = bitmaps
+        .iter()
+        .map(|bitmap| (bitmap.name.clone(), bitmap.disk.clone()))
+        .collect();
+    pairs.sort();
+    pairs
+}
+
+/// The bitmaps of these names on both disks.
+fn on_both(names: &[&str]) -> Vec<(String, String)> {
+    let pair = |name: &&str| ["vda", "vdb"].map(|disk| ((*name).to_owned(), disk.to_owned()));
+    names.iter().flat_map(pair).collect()
+}
+
+fn cause(result: Result<Outcome>) -> Cause {
+    match result {
+        Err(Error { cause, .. }) => cause,
+        Ok(outcome) => outcome.failure.expect("it fails").cause,
+    }
+}
+
+const STATES: [DomainState; 3] = [DomainState::Running, DomainState::Paused, DomainState::ShutOff];
+
+/// The lab's domain in each state.
+fn in_every_state(check: impl Fn(&mut Lab, DomainState)) {
+    for state in STATES {
+        let mut lab = lab();
+        lab.host.change("vm1", |domain| domain.state = state);
+        check(&mut lab, state);
+        let now = lab.host.domain("vm1").expect("it is there").state;
+        assert_eq!(now, state, "a scrub changes no state");
+    }
+}
+
+#[test]
+fn both_removes_all_of_ours_and_nothing_else_and_the_next_backup_is_full() {
+    for kind in [ScrubType::Both, ScrubType::All] {
+        in_every_state(|lab, state| {
+            let outcome = done(lab, kind, None);
+            assert_eq!(outcome.checkpoints, OURS, "{state:?}");
+            assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS), "{state:?}");
+            assert!(outcome.left.is_empty());
+            assert_eq!(checkpoints(lab), ["mine"]);
+            for disk in ["vda", "vdb"] {
+                assert_eq!(bitmaps(lab, disk), ["mine"], "{state:?}");
+            }
+            assert_eq!(outcome.next.level, Some(Level::Full));
+            let next = lab.backup("vm1").expect("it is backed up");
+            assert_eq!(next.point.level, Level::Full, "as announced");
+            assert_eq!(lab.backup("vm1").expect("again").point.level, Level::Incremental);
+        });
+    }
+}
+
+#[test]
+fn checkpoint_removes_the_records_only_and_says_what_that_costs_and_the_next_full_works() {
+    in_every_state(|lab, state| {
+        let outcome = done(lab, ScrubType::Checkpoint, None);
+        assert_eq!(outcome.checkpoints, OURS, "{state:?}");
+        assert!(outcome.bitmaps.is_empty());
+        assert_eq!(pairs(&outcome.left), on_both(&OURS), "{state:?}");
+        let said = outcome.findings.iter().find(|found| found.code == "bitmaps-left");
+        let said = &said.expect("it is said").message;
+        assert!(
+            said.contains("memory") && said.contains("the type bitmap"),
+            "{said}"
+        );
+        assert_eq!(checkpoints(lab), ["mine"]);
+        assert_eq!(bitmaps(lab, "vda"), ["mine", OURS[0], OURS[1]]);
+        assert_eq!(outcome.next.level, Some(Level::Full));
+        let next = lab.backup("vm1").expect("no bitmap is in the way");
+        assert_eq!(next.point.level, Level::Full);
+    });
+}
+
+#[test]
+fn bitmap_removes_the_bitmaps_only_and_the_records_stay() {
+    in_every_state(|lab, state| {
+        let outcome = done(lab, ScrubType::Bitmap, None);
+        assert!(outcome.checkpoints.is_empty());
+        assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS), "{state:?}");
+        assert_eq!(checkpoints(lab), [OURS[0], OURS[1], "mine"]);
+        assert_eq!(bitmaps(lab, "vda"), ["mine"]);
+        let said = &outcome
+            .findings
+            .iter()
+            .find(|found| found.code == "checkpoints-left");
+        assert!(said.expect("it is said").message.contains("virtnbdbackup.1"));
+        assert_eq!(outcome.next.level, Some(Level::Full));
+        assert_eq!(lab.backup("vm1").expect("backed up").point.level, Level::Full);
+    });
+}
+
+#[test]
+fn a_named_one_goes_alone() {
+    in_every_state(|lab, state| {
+        let outcome = done(lab, ScrubType::Both, Some(OURS[0]));
+        assert_eq!(outcome.checkpoints, [OURS[0]]);
+        assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS[..1]), "{state:?}");
+        assert_eq!(checkpoints(lab), [OURS[1], "mine"]);
+        assert_eq!(bitmaps(lab, "vda"), ["mine", OURS[1]]);
+    });
+    in_every_state(|lab, state| {
+        let outcome = done(lab, ScrubType::Bitmap, Some(OURS[1]));
+        assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS[1..]), "{state:?}");
+        assert_eq!(checkpoints(lab).len(), 3);
+        assert_eq!(bitmaps(lab, "vdb"), ["mine", OURS[0]]);
+    });
+    in_every_state(|lab, state| {
+        let outcome = done(lab, ScrubType::Checkpoint, Some(OURS[1]));
+        assert_eq!(outcome.checkpoints, [OURS[1]]);
+        assert_eq!(pairs(&outcome.left), on_both(&OURS[1..]), "{state:?}");
+        assert_eq!(checkpoints(lab), [OURS[0], "mine"]);
+        assert_eq!(bitmaps(lab, "vda").len(), 3);
+    });
+}
+
+#[test]
+fn the_star_takes_all_whatever_is_named() {
+    for name in [OURS[0], "virtnbdbackup.77", "mine", ""] {
+        let lab = lab();
+        let outcome = done(&lab, ScrubType::All, Some(name));
+        assert_eq!(outcome.checkpoints, OURS);
+        assert_eq!(checkpoints(&lab), ["mine"]);
+        let codes: Vec<&str> = outcome.findings.iter().map(|found| found.code.as_str()).collect();
+        assert!(codes.contains(&"checkpoint-name-ignored"), "{codes:?}");
+    }
+}
+
+#[test]
+fn foreign_names_are_refused_also_when_they_are_asked_for() {
+    let kinds = [ScrubType::Checkpoint, ScrubType::Bitmap, ScrubType::Both];
+    for kind in kinds {
+        for name in [
+            "mine",
+            "",
+            "virtnbdbackup.",
+            "virtnbdbackup.1 ",
+            "virtnbdbackup.1;x",
+            "*",
+        ] {
+            in_every_state(|lab, state| {
+                let cause = cause(run(lab, kind, Some(name)));
+                assert!(
+                    matches!(&cause, Cause::NotOurs { name: told } if told == name),
+                    "{state:?}: {cause}"
+                );
+                assert_eq!(checkpoints(lab).len(), 3);
+                assert_eq!(bitmaps(lab, "vda").len(), 3);
+            });
+        }
+    }
+}
+
+#[test]
+fn what_is_not_there_is_said_and_nothing_else_goes() {
+    let kinds = [
+        (ScrubType::Checkpoint, "checkpoint"),
+        (ScrubType::Bitmap, "bitmap"),
+        (ScrubType::Both, "checkpoint or bitmap"),
+    ];
+    for (kind, what) in kinds {
+        in_every_state(|lab, state| {
+            let cause = cause(run(lab, kind, Some("virtnbdbackup.7")));
+            assert_eq!(
+                cause.to_string(),
+                format!("there is no {what} named 'virtnbdbackup.7'"),
+                "{state:?}"
+            );
+            assert_eq!(checkpoints(lab).len(), 3);
+            assert_eq!(bitmaps(lab, "vda").len(), 3);
+        });
+    }
+}
+
+#[test]
+fn a_domain_without_anything_of_ours_is_no_failure() {
+    for kind in ScrubType::ALL {
+        in_every_state(|lab, _| {
+            done(lab, ScrubType::All, None);
+            let outcome = done(lab, kind, None);
+            assert!(outcome.checkpoints.is_empty() && outcome.bitmaps.is_empty());
+            assert_eq!(outcome.next.level, Some(Level::Full));
+        });
+    }
+}
+
+#[test]
+fn a_dry_run_tells_what_would_go_and_changes_nothing() {
+    for kind in ScrubType::ALL {
+        in_every_state(|lab, state| {
+            let before = tree(lab.folder.path());
+            let plan = plan(lab, Some(&lab.repo), kind, None);
+            assert_eq!(checkpoints(lab).len(), 3);
+            assert_eq!(bitmaps(lab, "vda").len(), 3);
+            assert_eq!(tree(lab.folder.path()), before, "no lock, no folder");
+            let outcome = done(lab, kind, None);
+            assert_eq!(outcome.checkpoints, plan.checkpoints, "{state:?}");
+            assert_eq!(pairs(&outcome.bitmaps), pairs(&plan.bitmaps), "{state:?}");
+            assert_eq!(outcome.left, plan.left);
+            assert_eq!(outcome.next.level, plan.next.level);
+        });
+    }
+}
+
+#[test]
+fn bitmaps_without_a_checkpoint_go_from_a_shut_off_domain() {
+    for kind in [ScrubType::Bitmap, ScrubType::Both, ScrubType::All] {
+        let lab = lab();
+        shut_off(&lab);
+        done(&lab, ScrubType::Checkpoint, None);
+        let outcome = done(&lab, kind, None);
+        assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS));
+        assert_eq!(bitmaps(&lab, "vda"), ["mine"]);
+    }
+}
+
+#[test]
+fn bitmaps_without_a_checkpoint_go_from_a_running_domain_if_they_were_there_at_its_start() {
+    let lab = lab();
+    done(&lab, ScrubType::Checkpoint, None);
+    shut_off(&lab);
+    start(&lab);
+    let plan = plan(&lab, None, ScrubType::Bitmap, None);
+    assert_eq!(pairs(&plan.bitmaps), on_both(&OURS));
+    let outcome = done(&lab, ScrubType::Bitmap, None);
+    assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS));
+    assert_eq!(bitmaps(&lab, "vdb"), ["mine"]);
+}
+
+#[test]
+fn those_made_since_its_start_go_when_they_are_named_or_the_repository_is() {
+    let lab = lab();
+    done(&lab, ScrubType::Checkpoint, None);
+    let outcome = done(&lab, ScrubType::Bitmap, None);
+    assert!(outcome.bitmaps.is_empty(), "nobody lists them");
+    let said = outcome
+        .findings
+        .iter()
+        .find(|found| found.code == "bitmaps-not-listed");
+    assert!(said.expect("it is said").message.contains("--checkpoint-name"));
+
+    let named = plan(&lab, None, ScrubType::Bitmap, Some(OURS[0]));
+    assert_eq!(
+        (named.tried.as_slice(), named.bitmaps.len()),
+        (&[OURS[0].to_owned()][..], 0)
+    );
+    let outcome = done(&lab, ScrubType::Bitmap, Some(OURS[0]));
+    assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS[..1]));
+
+    let plan = plan(&lab, Some(&lab.repo), ScrubType::Both, None);
+    assert_eq!(plan.tried, OURS);
+    let means = means(&lab, Some(&lab.repo));
+    let outcome = scrub::scrub("vm1", &means, &options(ScrubType::Both, None)).expect("it begins");
+    assert!(outcome.failure.is_none());
+    assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS[1..]));
+    assert!(
+        !outcome
+            .findings
+            .iter()
+            .any(|found| found.code == "bitmaps-not-listed")
+    );
+    assert_eq!(bitmaps(&lab, "vda"), ["mine"]);
+}
+
+#[test]
+fn a_bitmap_on_a_disk_that_its_checkpoint_does_not_cover_goes_too() {
+    let lab = lab();
+    lab.host.attach("vm1", "vdc", CLUSTER);
+    lab.host
+        .disk("vm1", "vdc", |disk| disk.add_bitmap(OURS[0]))
+        .expect("it is new");
+    shut_off(&lab);
+    start(&lab);
+    let outcome = done(&lab, ScrubType::Both, None);
+    assert_eq!(outcome.bitmaps.len(), 5);
+    assert!(bitmaps(&lab, "vdc").is_empty());
+}
+
+#[test]
+fn with_the_repository_the_level_of_the_next_backup_is_told_exactly() {
+    let cases = [
+        // The older restore point can be built upon still, or the newer one.
+        (
+            ScrubType::Both,
+            Some(OURS[1]),
+            Level::Incremental,
+            "checkpoint virtnbdbackup.1 is gone",
+        ),
+        (
+            ScrubType::Checkpoint,
+            Some(OURS[0]),
+            Level::Incremental,
+            "changes since",
+        ),
+        (
+            ScrubType::Bitmap,
+            Some(OURS[1]),
+            Level::Incremental,
+            "lost or inconsistent",
+        ),
+        (
+            ScrubType::Both,
+            None,
+            Level::Full,
+            "checkpoint virtnbdbackup.1 is gone",
+        ),
+    ];
+    for (kind, name, level, reason) in cases {
+        let mut lab = lab();
+        let announced = plan(&lab, Some(&lab.repo), kind, name).next;
+        let outcome = scrub::scrub("vm1", &means(&lab, Some(&lab.repo)), &options(kind, name));
+        let outcome = outcome.expect("it begins");
+        assert!(outcome.failure.is_none());
+        assert_eq!(outcome.next, announced);
+        assert_eq!(outcome.next.level, Some(level), "{kind:?} {name:?}");
+        assert!(outcome.next.reason.contains(reason), "{}", outcome.next.reason);
+        let next = lab.backup("vm1").expect("it is backed up");
+        assert_eq!(next.point.level, level, "{kind:?} {name:?}");
+        for disk in &next.point.disks {
+            assert!(
+                outcome.next.reason.contains(&disk.reason),
+                "{}",
+                outcome.next.reason
+            );
+        }
+        assert_eq!(
+            lab.restored("vm1", "latest", "vda").expect("restored"),
+            lab.disk("vm1", "vda")
+        );
+    }
+}
+
+#[test]
+fn without_the_repository_it_says_upon_what_the_level_depends() {
+    let lab = lab();
+    let next = done(&lab, ScrubType::Both, Some(OURS[1])).next;
+    assert_eq!(next.level, None);
+    assert!(
+        next.reason.contains(OURS[0]) && next.reason.contains("--output"),
+        "{}",
+        next.reason
+    );
+}
+
+#[test]
+fn an_old_hypervisor_makes_full_backups_only() {
+    let lab = lab();
+    lab.host.forget_checkpoints("libvirt 4.0.0 is too old");
+    let next = done(&lab, ScrubType::Both, Some(OURS[1])).next;
+    assert_eq!(
+        (next.level, next.reason.as_str()),
+        (Some(Level::Full), "libvirt 4.0.0 is too old")
+    );
+}
+
+#[test]
+fn beside_a_job_nothing_is_touched() {
+    let lab = lab();
+    lab.host.begin_foreign_job("vm1");
+    for kind in ScrubType::ALL {
+        assert!(matches!(cause(run(&lab, kind, None)), Cause::Busy { .. }));
+        let planned = scrub::preview("vm1", &means(&lab, None), &options(kind, None));
+        assert!(matches!(
+            planned.map(drop).expect_err("busy").cause,
+            Cause::Busy { .. }
+        ));
+    }
+    assert_eq!(checkpoints(&lab).len(), 3);
+    assert!(lab.host.has_job("vm1"));
+}
+
+#[test]
+fn beside_a_backup_into_the_same_repository_it_says_who_holds_the_lock() {
+    let lab = lab();
+    let repository = lab.repo.domain("vm1").expect("a name");
+    let held = repository.lock().expect("it is free");
+    let means = means(&lab, Some(&lab.repo));
+    let refused = scrub::scrub("vm1", &means, &options(ScrubType::Both, None));
+    assert!(matches!(cause(refused), Cause::Repo(RepoError::Locked { .. })));
+    assert_eq!(checkpoints(&lab).len(), 3);
+    drop(held);
+    let outcome = scrub::scrub("vm1", &means, &options(ScrubType::Both, None)).expect("it begins");
+    assert!(outcome.failure.is_none());
+}
+
+#[test]
+fn a_failure_halfway_tells_what_is_gone_and_what_the_next_backup_will_be() {
+    let lab = lab();
+    lab.host.fail_removal_of(Some(OURS[1]));
+    let outcome = run(&lab, ScrubType::Both, None).expect("it begins");
+    assert_eq!(outcome.checkpoints, [OURS[0]]);
+    assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS[..1]));
+    let failure = outcome.failure.expect("it fails");
+    assert!(failure.to_string().contains("simulated"), "{failure}");
+    assert_eq!(checkpoints(&lab), [OURS[1], "mine"]);
+    assert_eq!(outcome.next.level, None, "{}", outcome.next.reason);
+    lab.host.fail_removal_of(None);
+    assert_eq!(done(&lab, ScrubType::Both, None).checkpoints, [OURS[1]]);
+}
+
+#[test]
+fn a_stop_ends_it_between_two_names() {
+    let lab = lab();
+    lab.stop.request(2);
+    let outcome = run(&lab, ScrubType::Both, None).expect("it begins");
+    assert!(matches!(
+        outcome.failure.expect("stopped").cause,
+        Cause::Stopped(2)
+    ));
+    assert_eq!(checkpoints(&lab).len(), 3);
+}
+
+#[test]
+fn what_a_killed_run_left_without_a_record_is_known_by_its_note() {
+    let lab = lab();
+    let note = r#"{"uuid":"00000000-0000-4000-8000-000000000001","mark":"m","checkpoint":"virtnbdbackup.9",
+        "places":{"sockets":[],"scratch":[],"ownDirs":[]}}"#;
+    let folder = lab
+        .repo
+        .root()
+        .join("vm1/vmsnap-backup-monthly-2026-11/x.partial");
+    std::fs::create_dir(&folder).expect("new");
+    std::fs::write(folder.join("intent.json"), note).expect("written");
+    lab.host
+        .disk("vm1", "vda", |disk| disk.add_bitmap("virtnbdbackup.9"))
+        .expect("it is new");
+    let means = means(&lab, Some(&lab.repo));
+    let outcome = scrub::scrub("vm1", &means, &options(ScrubType::Both, None)).expect("it begins");
+    assert!(outcome.failure.is_none());
+    assert_eq!(bitmaps(&lab, "vda"), ["mine"]);
+}
