@@ -88,7 +88,8 @@ pub trait Host: Send + Sync {
 
     /// Freezes the guest's file systems if that is wished and possible, makes the checkpoint and begins the job in one step, thaws.
     ///
-    /// When this fails there is neither job nor checkpoint nor a frozen file system left. The folders among the places
+    /// When this fails there is neither job nor checkpoint nor a frozen file system left, unless libvirt's answer itself was lost
+    /// ([`HostError::Libvirt`]: then see what is there). The folders among the places
     /// stay for another attempt: [`Host::clear_places`] removes them.
     fn begin_backup(&self, domain: &Domain, request: &BackupRequest) -> Result<Box<dyn BackupJob>>;
 

@@ -36,8 +36,8 @@ pub struct Progress {
 
 /// Copies everything that the source has, and finishes the sink.
 ///
-/// `stop` must be the one that the source looks at too, and nobody else's: it is asked for when the writer fails, so that a waiting
-/// reader ends.
+/// `stop` must be the one that the source looks at too: it is asked for when the writer fails, so that a waiting reader ends. Whoever else
+/// shares it (the other disks of a job) ends as well.
 pub fn copy(
     source: &mut dyn BlockSource,
     sink: &mut dyn BlockSink,
