@@ -15,6 +15,10 @@ pub enum ExitCode {
     Failed,
     /// A program or library is missing.
     Missing,
+    /// The lock could not be released.
+    LockNotReleased,
+    /// More than one command.
+    SeveralCommands,
     /// The backup of at least one domain failed; the others were still backed up.
     BackupFailed,
     /// `--group-by` names no grouping.
@@ -29,12 +33,14 @@ pub enum ExitCode {
 
 impl ExitCode {
     /// All codes but those of signals, in the order of their numbers.
-    pub const ALL: [ExitCode; 9] = [
+    pub const ALL: [ExitCode; 11] = [
         ExitCode::Ok,
         ExitCode::NoDomains,
         ExitCode::NoRepository,
         ExitCode::Failed,
         ExitCode::Missing,
+        ExitCode::LockNotReleased,
+        ExitCode::SeveralCommands,
         ExitCode::BackupFailed,
         ExitCode::GroupBy,
         ExitCode::Damaged,
@@ -49,6 +55,8 @@ impl ExitCode {
             ExitCode::NoRepository => 2,
             ExitCode::Failed => 3,
             ExitCode::Missing => 4,
+            ExitCode::LockNotReleased => 6,
+            ExitCode::SeveralCommands => 7,
             ExitCode::BackupFailed => 9,
             ExitCode::GroupBy => 10,
             ExitCode::Damaged => 11,
@@ -65,6 +73,10 @@ impl ExitCode {
             ExitCode::NoRepository => "no repository was named where one is required, or it cannot be used",
             ExitCode::Failed => "anything else failed, a lock held by another run included",
             ExitCode::Missing => "a required program or library is missing",
+            ExitCode::LockNotReleased => {
+                "the lock could not be released (unused: the kernel releases it with the process)"
+            }
+            ExitCode::SeveralCommands => "more than one command was given",
             ExitCode::BackupFailed => {
                 "the backup of at least one domain failed; the others were still backed up"
             }
@@ -84,12 +96,15 @@ impl ExitCode {
             Class::Missing => ExitCode::Missing,
             Class::Stopped(signal) => ExitCode::Signal(signal),
             Class::Usage => ExitCode::Usage,
-            Class::Failed => ExitCode::Failed,
+            Class::Failed | Class::Locked => ExitCode::Failed,
         }
     }
 
-    /// The code for a failed backup of one domain.
+    /// The code for a failed backup of one domain. That another run is at it is no failure of the backup itself.
     pub fn of_backup_error(error: &Error) -> ExitCode {
+        if error.class() == Class::Locked {
+            return ExitCode::Failed;
+        }
         match ExitCode::of_error(error) {
             ExitCode::Failed | ExitCode::Damaged | ExitCode::Usage => ExitCode::BackupFailed,
             other => other,

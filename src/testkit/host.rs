@@ -28,6 +28,7 @@ struct State {
     fail_reads_after: Option<u64>,
     fail_begin: bool,
     no_incremental: Option<String>,
+    is_elsewhere: bool,
 }
 
 struct SimDomain {
@@ -112,6 +113,11 @@ impl SimHost {
     /// Makes the hypervisor too old for checkpoints, for this reason.
     pub fn forget_checkpoints(&self, reason: &str) {
         self.state().no_incremental = Some(reason.to_owned());
+    }
+
+    /// Puts the hypervisor on another machine: the images of shut-off domains cannot be looked at.
+    pub fn move_away(&self) {
+        self.state().is_elsewhere = true;
     }
 
     /// Whether beginning a job fails.
@@ -203,16 +209,29 @@ impl Host for SimHost {
     }
 
     fn checkpoints(&self, domain: &Domain) -> Result<Vec<Checkpoint>> {
+        let is_hidden = self.state().is_elsewhere && !domain.state.is_active();
         self.with(&domain.name, |found| {
-            Ok(found
+            let mut checkpoints: Vec<Checkpoint> = found
                 .checkpoints
                 .iter()
                 .map(|checkpoint| found.describe(checkpoint))
-                .collect())
+                .collect();
+            if is_hidden {
+                let disks = checkpoints
+                    .iter_mut()
+                    .flat_map(|checkpoint| &mut checkpoint.disks);
+                disks.for_each(|disk| (disk.bitmap, disk.dirty_bytes) = (Bitmap::Unknown, None));
+            }
+            Ok(checkpoints)
         })
     }
 
     fn bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>> {
+        if self.state().is_elsewhere && !domain.state.is_active() {
+            return Err(HostError::NotHere {
+                what: "its images".to_owned(),
+            });
+        }
         Ok(self.disk(&domain.name, target, |disk| disk.bitmap_names()))
     }
 

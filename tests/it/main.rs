@@ -3,8 +3,10 @@
 #![allow(clippy::disallowed_methods, reason = "tests damage repositories by hand")]
 
 mod backup_and_restore;
+mod classic;
 mod lab;
 mod list;
 mod prune;
 mod repository;
+mod status;
 mod stories;

@@ -17,3 +17,5 @@ mod host_offline;
 mod host_read;
 mod host_repair;
 mod process;
+mod status;
+mod test_driver;
