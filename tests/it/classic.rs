@@ -164,7 +164,7 @@ fn switches_that_do_not_concern_the_command_are_taken_and_ignored() {
             "status",
         ),
         (
-            "--scrub --scrubType=both --groupBy=nonsense --prune",
+            "--scrub --scrubType=both --raw --prune --pretty",
             "scrub --scrub-type=both",
         ),
     ]);
