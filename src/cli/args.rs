@@ -2,21 +2,42 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 /// Incremental backups of libvirt/KVM domains: made, kept, proved, brought back.
 #[derive(Debug, Parser)]
 #[command(name = "vmsnap", version, max_term_width = 100, propagate_version = true)]
 #[command(after_help = "Examples:
-  vmsnap backup vm1 --output /backups           a restore point of vm1: the first is full, the next are incremental
-  vmsnap list --repository /backups             what there is
+  vmsnap                                       how all domains stand
+  vmsnap backup vm1 --output /backups          a full backup, then what has changed
+  vmsnap list --repository /backups            what there is
   vmsnap restore vm1 --repository /backups --to /tmp/drill
-                                                the newest restore point, as files, without touching vm1
-  vmsnap demo                                   all of it on a throw-away domain, every byte compared")]
+  vmsnap demo                                  all of it on a throw-away domain
+
+The spelling of the Node.js VMSnap works too:
+  vmsnap --domains=vm1 --backup --output=/backups --groupBy=quarter --prune")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+
+    /// What to tell on the way.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// A path; an empty one (`--output=$UNSET`) is judged by the command, which knows the right words and the right exit code.
+fn path_or_empty() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// The whole command line, with everything that clap adds to it.
+pub fn grammar() -> clap::Command {
+    let mut grammar = Cli::command();
+    grammar.build();
+    grammar
 }
 
 /// The verbs.
@@ -34,13 +55,71 @@ pub enum Command {
     Scrub(ScrubArgs),
     /// Shows the whole job on a throw-away domain and compares every byte; needs no configuration and no daemon
     Demo(DemoArgs),
+    /// Prints the completions of a shell, as packages install them
+    Completions(CompletionsArgs),
+    /// Prints the manual page of vmsnap or of one of its commands, as packages install them
+    Man(ManArgs),
+}
+
+/// What goes to stderr besides the answer.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Messages on stderr")]
+pub struct LogArgs {
+    /// Tell more; twice: still more
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+
+    /// Tell only what went wrong
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+
+    /// How messages are written: text or json
+    #[arg(
+        hide_possible_values = true,long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text, global = true, env = "VMSNAP_LOG_FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// How messages are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people; with fields where stderr is the systemd journal
+    Text,
+    /// A JSON object per line
+    Json,
+}
+
+/// Arguments of `vmsnap completions`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  vmsnap completions bash > /usr/share/bash-completion/completions/vmsnap")]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+/// Arguments of `vmsnap man`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap man | man -l -
+  vmsnap man backup > vmsnap-backup.1")]
+pub struct ManArgs {
+    /// The command [default: vmsnap itself]
+    #[arg(value_name = "COMMAND")]
+    pub command: Option<String>,
 }
 
 /// Which hypervisor.
 #[derive(Debug, Args)]
 pub struct ConnectArgs {
     /// The hypervisor [default: as virsh chooses]
-    #[arg(short, long, value_name = "URI", env = "VMSNAP_CONNECT")]
+    #[arg(
+        help_heading = "At the hypervisor",
+        short,
+        long,
+        value_name = "URI",
+        env = "VMSNAP_CONNECT"
+    )]
     pub connect: Option<String>,
 }
 
@@ -69,14 +148,14 @@ pub struct OutputArgs {
     /// One JSON document on stdout
     #[arg(long)]
     pub json: bool,
-
-    /// No progress on stderr
-    #[arg(short, long)]
-    pub quiet: bool,
 }
 
 /// Arguments of `vmsnap backup`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap backup vm1 --output /backups                  full, then what has changed
+  vmsnap backup 'web-*' db --output /backups --prune   several, and rotate
+  vmsnap backup vm1 --output /backups --dry-run        what would be done, and why")]
 pub struct BackupArgs {
     /// Which domains.
     #[command(flatten)]
@@ -88,16 +167,23 @@ pub struct BackupArgs {
         long,
         alias = "repository",
         value_name = "DIR",
-        env = "VMSNAP_REPOSITORY"
+        env = "VMSNAP_REPOSITORY",
+        value_parser = path_or_empty()
     )]
     pub output: Option<PathBuf>,
 
     /// The span whose restore points share a folder and a chain: month, quarter, bi-annual, year
-    #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]
+    #[arg(
+        help_heading = "What is saved",
+        long,
+        alias = "groupBy",
+        value_name = "SPAN",
+        default_value = "month"
+    )]
     pub group_by: String,
 
     /// Save raw disks too, always in full
-    #[arg(long)]
+    #[arg(help_heading = "What is saved", long)]
     pub raw: bool,
 
     /// Delete the previous period once the current one is past its middle and holds a whole full
@@ -109,19 +195,29 @@ pub struct BackupArgs {
     pub dry_run: bool,
 
     /// How long the guest agent may take to freeze the file systems; 0 does not ask it
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(
+        help_heading = "At the hypervisor",
+        long,
+        value_name = "SECONDS",
+        default_value_t = 10
+    )]
     pub freeze_timeout: u64,
 
     /// Where QEMU keeps what the guest overwrites during the backup [default: beside each disk]
-    #[arg(long, value_name = "DIR")]
+    #[arg(help_heading = "At the hypervisor", long, value_name = "DIR")]
     pub scratch_dir: Option<PathBuf>,
 
     /// The NBD unix socket, rarely needed
-    #[arg(long, alias = "socket-file", value_name = "PATH")]
+    #[arg(
+        help_heading = "At the hypervisor",
+        long,
+        alias = "socket-file",
+        value_name = "PATH"
+    )]
     pub socketfile: Option<PathBuf>,
 
     /// Checkpoints of the active chain that stay in the domain
-    #[arg(long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(help_heading = "At the hypervisor", long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_checkpoints: u32,
 
     /// Which hypervisor.
@@ -135,13 +231,18 @@ pub struct BackupArgs {
 
 /// Arguments of `vmsnap restore`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap restore vm1 --repository /backups --to /var/tmp/drill
+  vmsnap restore vm1 --repository /backups --to /tmp/a.raw --disk vda --format raw
+  vmsnap restore vm1 --repository /backups --to /images/drill --define --name drill")]
 pub struct RestoreArgs {
     /// The domain, as it was named when it was backed up
     #[arg(value_name = "DOMAIN")]
     pub domain: String,
 
     /// The repository
-    #[arg(short, long, alias = "output", value_name = "DIR", env = "VMSNAP_REPOSITORY")]
+    #[arg(short, long, alias = "output", value_name = "DIR", env = "VMSNAP_REPOSITORY",
+        value_parser = path_or_empty())]
     pub repository: Option<PathBuf>,
 
     /// A folder for the disks; for a single disk also a file name or a block device
@@ -156,8 +257,8 @@ pub struct RestoreArgs {
     #[arg(long = "disk", value_name = "TARGET")]
     pub disks: Vec<String>,
 
-    /// How the disks are laid out [default: by the ending of a file's name, otherwise qcow2]
-    #[arg(long, value_enum)]
+    /// How the disks are laid out: qcow2 or raw [default: by the ending of a file's name, otherwise qcow2]
+    #[arg(long, value_enum, hide_possible_values = true)]
     pub format: Option<FormatArg>,
 
     /// Define the domain with the restored disks
@@ -192,13 +293,17 @@ pub enum FormatArg {
 
 /// Arguments of `vmsnap list`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap list --repository /backups              every domain's restore points
+  vmsnap list vm1 --repository /backups --json")]
 pub struct ListArgs {
     /// Which domains.
     #[command(flatten)]
     pub domains: DomainArgs,
 
     /// The repository
-    #[arg(short, long, alias = "output", value_name = "DIR", env = "VMSNAP_REPOSITORY")]
+    #[arg(short, long, alias = "output", value_name = "DIR", env = "VMSNAP_REPOSITORY",
+        value_parser = path_or_empty())]
     pub repository: Option<PathBuf>,
 
     /// One JSON document on stdout
@@ -213,6 +318,10 @@ pub struct ListArgs {
 
 /// Arguments of `vmsnap status`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap status                                 all domains
+  vmsnap status vm1 --output /backups --pretty  and what the next backup will be
+  vmsnap status --machine --json                one line for monitoring")]
 pub struct StatusArgs {
     /// Which domains.
     #[command(flatten)]
@@ -224,7 +333,8 @@ pub struct StatusArgs {
         long,
         alias = "repository",
         value_name = "DIR",
-        env = "VMSNAP_REPOSITORY"
+        env = "VMSNAP_REPOSITORY",
+        value_parser = path_or_empty()
     )]
     pub output: Option<PathBuf>,
 
@@ -232,13 +342,25 @@ pub struct StatusArgs {
     #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]
     pub group_by: String,
 
-    /// One JSON document on stdout
-    #[arg(long)]
-    pub json: bool,
-
     /// Which hypervisor.
     #[command(flatten)]
     pub connect: ConnectArgs,
+
+    /// As JSON
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+
+    /// As YAML; wins over --json
+    #[arg(long, alias = "yml", help_heading = "Output")]
+    pub yaml: bool,
+
+    /// JSON on one line, JSON and YAML without a frame
+    #[arg(long, help_heading = "Output")]
+    pub machine: bool,
+
+    /// Sizes for people: 14.3 GB
+    #[arg(long, help_heading = "Output")]
+    pub pretty: bool,
 }
 
 /// Arguments of `vmsnap scrub`.

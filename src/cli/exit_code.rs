@@ -15,6 +15,10 @@ pub enum ExitCode {
     Failed,
     /// A program or library is missing.
     Missing,
+    /// The lock could not be released.
+    LockNotReleased,
+    /// More than one command.
+    SeveralCommands,
     /// The scrub of at least one domain failed; the others were still scrubbed.
     ScrubFailed,
     /// `--scrub-type` is missing or names no type.
@@ -33,13 +37,15 @@ pub enum ExitCode {
 
 impl ExitCode {
     /// All codes but those of signals, in the order of their numbers.
-    pub const ALL: [ExitCode; 11] = [
+    pub const ALL: [ExitCode; 13] = [
         ExitCode::Ok,
         ExitCode::NoDomains,
         ExitCode::NoRepository,
         ExitCode::Failed,
         ExitCode::Missing,
         ExitCode::ScrubFailed,
+        ExitCode::LockNotReleased,
+        ExitCode::SeveralCommands,
         ExitCode::ScrubType,
         ExitCode::BackupFailed,
         ExitCode::GroupBy,
@@ -55,6 +61,8 @@ impl ExitCode {
             ExitCode::NoRepository => 2,
             ExitCode::Failed => 3,
             ExitCode::Missing => 4,
+            ExitCode::LockNotReleased => 6,
+            ExitCode::SeveralCommands => 7,
             ExitCode::ScrubFailed => 5,
             ExitCode::ScrubType => 8,
             ExitCode::BackupFailed => 9,
@@ -73,6 +81,10 @@ impl ExitCode {
             ExitCode::NoRepository => "no repository was named where one is required, or it cannot be used",
             ExitCode::Failed => "anything else failed, a lock held by another run included",
             ExitCode::Missing => "a required program or library is missing",
+            ExitCode::LockNotReleased => {
+                "the lock could not be released (unused: the kernel releases it with the process)"
+            }
+            ExitCode::SeveralCommands => "more than one command was given",
             ExitCode::ScrubFailed => {
                 "the scrub of at least one domain failed; the others were still scrubbed"
             }
@@ -96,13 +108,13 @@ impl ExitCode {
             Class::Missing => ExitCode::Missing,
             Class::Stopped(signal) => ExitCode::Signal(signal),
             Class::Usage => ExitCode::Usage,
-            Class::Failed => ExitCode::Failed,
+            Class::Failed | Class::Locked => ExitCode::Failed,
         }
     }
 
-    /// The code for a failed backup of one domain.
+    /// The code for a failed backup of one domain. That another run is at it is no failure of the backup itself.
     pub fn of_backup_error(error: &Error) -> ExitCode {
-        if error.is_locked() {
+        if error.class() == Class::Locked {
             return ExitCode::Failed;
         }
         match ExitCode::of_error(error) {

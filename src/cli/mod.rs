@@ -3,11 +3,13 @@
 //! stdout carries the answer only; progress, findings and errors go to stderr.
 
 pub mod args;
+pub mod classic;
 mod commands;
 pub mod exit_code;
+pub mod log;
 pub mod pretty;
 mod progress;
-mod report;
+pub mod report;
 pub mod select;
 mod signals;
 
@@ -19,13 +21,22 @@ use clap::error::ErrorKind;
 
 use args::Cli;
 use exit_code::ExitCode;
+use log::{Entry, Level};
 
 /// Runs the program with these arguments (the program's name first) and returns its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> i32 {
-    let cli = match Cli::try_parse_from(arguments) {
+    let words = match classic::translate(arguments.into_iter().collect(), &args::grammar()) {
+        Ok(words) => words,
+        Err(misuse) => {
+            log::tell(&Entry::new(Level::Error, misuse.message()));
+            return misuse.code().number();
+        }
+    };
+    let cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
         Err(error) => return usage(&error).number(),
     };
+    log::start(&cli.log);
     #[cfg(feature = "libvirt")]
     if matches!(cli.command, args::Command::Demo(_)) {
         crate::demo::quiet_driver();
@@ -49,7 +60,18 @@ fn answer(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// Prints a line for the person at the terminal.
-fn tell(line: &str) {
-    let _ = writeln!(anstream::stderr().lock(), "{line}");
+/// Prints an answer with colours in it, which are taken out where stdout is no terminal, or as `NO_COLOR` and `CLICOLOR_FORCE` say.
+fn answer_in_colour(text: &str) {
+    let mut out = anstream::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Tells on stderr what went wrong.
+fn tell_error(message: &str) {
+    log::tell(&Entry::new(Level::Error, message));
+}
+
+/// Tells on stderr what the user should read in any case.
+fn tell(message: &str) {
+    log::tell(&Entry::new(Level::Notice, message));
 }

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::log::{self, Entry, Level};
 use super::pretty;
 use crate::model::text::shown;
 use crate::ops::{Event, Monitor};
 
-/// Percent between two lines.
+/// Percent between two lines, and with `-vv`.
 const STEP: u64 = 10;
+const SMALL_STEP: u64 = 1;
 
 /// Time after which a line comes in any case.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -20,7 +22,9 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// The monitor of the terminal.
 pub struct Progress {
     bars: Option<MultiProgress>,
-    quiet: bool,
+    silent: bool,
+    /// Percent between two lines.
+    step: u64,
     disks: Mutex<HashMap<String, Disk>>,
 }
 
@@ -32,14 +36,29 @@ struct Disk {
 }
 
 impl Progress {
-    /// Bars where stderr is a terminal, lines elsewhere, only findings when `quiet`.
-    pub fn new(quiet: bool) -> Self {
-        let bars = (!quiet && std::io::stderr().is_terminal())
-            .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)));
+    /// Bars where stderr is a terminal, lines elsewhere; only findings where the user wants quiet.
+    pub fn new() -> Self {
+        let wants_bars = log::tells(Level::Info) && !log::has_fields() && std::io::stderr().is_terminal();
+        let bars = wants_bars.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)));
         Progress {
             bars,
-            quiet,
+            silent: false,
+            step: if log::tells(Level::Trace) {
+                SMALL_STEP
+            } else {
+                STEP
+            },
             disks: Mutex::default(),
+        }
+    }
+
+    /// Only findings.
+    #[cfg(feature = "libvirt")]
+    pub fn silent() -> Self {
+        Progress {
+            bars: None,
+            silent: true,
+            ..Progress::new()
         }
     }
 
@@ -47,36 +66,48 @@ impl Progress {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A line, above the bars if there are any.
-    pub fn line(&self, text: &str) {
+    /// Tells an entry, above the bars if there are any.
+    pub fn tell(&self, entry: &Entry<'_>) {
         match &self.bars {
-            Some(bars) => bars.suspend(|| super::tell(text)),
-            None => super::tell(text),
+            Some(bars) => bars.suspend(|| log::tell(entry)),
+            None => log::tell(entry),
         }
     }
 
-    fn begin(&self, key: String, label: String, size: u64, what: &str) {
+    fn line(&self, (domain, disk): (&str, &str), message: &str) {
+        if !self.silent {
+            let entry = Entry::of(Level::Info, domain, message);
+            self.tell(&Entry {
+                disk: Some(disk),
+                ..entry
+            });
+        }
+    }
+
+    fn begin(&self, of: (&str, &str), size: u64, what: &str) {
         let bar = self.bars.as_ref().map(|bars| {
             let style = ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3} % {msg}");
             let bar = ProgressBar::new(size.max(1));
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bars.add(bar.with_prefix(label.clone()))
+            bars.add(bar.with_prefix(format!("{} {}", shown(of.0), of.1)))
         });
-        if bar.is_none() && !self.quiet {
-            self.line(&format!("{label}: {what}"));
+        if bar.is_none() {
+            self.line(of, what);
         }
         let disk = Disk {
             bar,
             size,
-            next_percent: STEP,
+            next_percent: self.step,
             last_line: Instant::now(),
         };
-        self.disks().insert(key, disk);
+        self.disks().insert(key(of), disk);
     }
 
-    fn advance(&self, key: &str, label: &str, position: u64, copied: u64) {
+    fn advance(&self, of: (&str, &str), position: u64, copied: u64) {
         let mut disks = self.disks();
-        let Some(disk) = disks.get_mut(key) else { return };
+        let Some(disk) = disks.get_mut(&key(of)) else {
+            return;
+        };
         if let Some(bar) = &disk.bar {
             bar.set_message(pretty::bytes(copied));
             bar.set_position(position);
@@ -84,33 +115,34 @@ impl Progress {
         }
         let percent = u64::try_from(u128::from(position) * 100 / u128::from(disk.size.max(1))).unwrap_or(100);
         let is_due = percent >= disk.next_percent || disk.last_line.elapsed() >= PAUSE;
-        if self.quiet || !is_due || percent >= 100 {
+        if !is_due || percent >= 100 {
             return;
         }
-        disk.next_percent = percent / STEP * STEP + STEP;
+        disk.next_percent = percent / self.step * self.step + self.step;
         disk.last_line = Instant::now();
         drop(disks);
-        self.line(&format!("{label}: {percent} %, {} copied", pretty::bytes(copied)));
+        self.line(of, &format!("{percent} %, {} copied", pretty::bytes(copied)));
     }
 
-    fn end(&self, key: &str, label: &str, copied: u64) {
-        let Some(disk) = self.disks().remove(key) else {
+    fn end(&self, of: (&str, &str), copied: u64) {
+        let Some(disk) = self.disks().remove(&key(of)) else {
             return;
         };
         match disk.bar {
             Some(bar) => bar.finish_and_clear(),
-            None if self.quiet => {}
-            None => self.line(&format!("{label}: done, {} copied", pretty::bytes(copied))),
+            None => self.line(of, &format!("done, {} copied", pretty::bytes(copied))),
         }
     }
 }
 
+fn key((domain, disk): (&str, &str)) -> String {
+    format!("{domain}/{disk}")
+}
+
 impl Monitor for Progress {
     fn event(&self, event: Event<'_>) {
-        let key = |domain: &str, disk: &str| format!("{domain}/{disk}");
-        let label = |domain: &str, disk: &str| format!("{} {disk}", shown(domain));
         match event {
-            Event::Step { .. } => {}
+            Event::Step { domain, what } => self.tell(&Entry::of(Level::Debug, domain, what)),
             Event::DiskBegins {
                 domain,
                 disk,
@@ -122,19 +154,18 @@ impl Monitor for Progress {
                     Some(level) => format!("{}, {reason}", level.word()),
                     None => pretty::bytes(size),
                 };
-                self.begin(key(domain, disk), label(domain, disk), size, &what);
+                self.begin((domain, disk), size, &what);
             }
             Event::DiskAt {
                 domain,
                 disk,
                 position,
                 copied,
-            } => self.advance(&key(domain, disk), &label(domain, disk), position, copied),
-            Event::DiskEnds { domain, disk, copied } => {
-                self.end(&key(domain, disk), &label(domain, disk), copied)
-            }
+            } => self.advance((domain, disk), position, copied),
+            Event::DiskEnds { domain, disk, copied } => self.end((domain, disk), copied),
             Event::Found { domain, finding } => {
-                self.line(&format!("{}: note: {}", shown(domain), finding.message));
+                let entry = Entry::of(Level::Warning, domain, &finding.message);
+                self.tell(&entry);
             }
         }
     }

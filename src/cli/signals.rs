@@ -28,8 +28,8 @@ pub fn listen() -> Stop {
             let asked = stop.clone();
             thread::spawn(move || pass_on(signals, &asked));
         }
-        Err(error) => super::tell(&format!(
-            "vmsnap: signals cannot be caught ({error}): Ctrl-C will end it at once"
+        Err(error) => super::tell_error(&format!(
+            "signals cannot be caught ({error}): Ctrl-C will end it at once"
         )),
     }
     stop

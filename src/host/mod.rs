@@ -49,7 +49,7 @@ pub trait Host: Send + Sync {
     fn checkpoints(&self, domain: &Domain) -> Result<Vec<Checkpoint>>;
 
     /// Names of the bitmaps that the image of a disk of a **shut-off** domain carries, those without a checkpoint included.
-    /// For an active domain only those of its checkpoints can be known.
+    /// For an active domain only those of its checkpoints can be known, for a shut-off one on another machine none ([`HostError::NotHere`]).
     fn bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>>;
 
     /// Removes a checkpoint with its bitmaps, running or shut off. Bitmaps that are lost already are no error;
@@ -299,6 +299,15 @@ pub enum HostError {
         /// What, and why not.
         what: String,
     },
+    /// What is asked for lies on another machine.
+    #[error("the domain runs on another machine, where {what} cannot be reached: run there")]
+    NotHere {
+        /// What, in words (`its images`).
+        what: String,
+    },
+    /// This program was built without libvirt.
+    #[error("this vmsnap was built without libvirt: it lists and restores disks, and nothing else")]
+    NoLibvirt,
     /// XML from the hypervisor or a file that cannot be understood.
     #[error("cannot read the {what}: {message}")]
     Xml {

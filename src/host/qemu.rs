@@ -9,6 +9,7 @@ pub use reader::{Offer, Reader, end_stray_reader, pid_file};
 
 use std::ffi::OsString;
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -56,6 +57,16 @@ fn start(mut command: Command, program: &str) -> Result<Child> {
         },
         _ => failed(program, "be started", error.to_string()),
     })
+}
+
+/// Whether a program can be found where programs are looked for.
+pub fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_program = |file: PathBuf| {
+        let found = file.metadata();
+        found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    std::env::split_paths(&path).any(|folder| is_program(folder.join(program)))
 }
 
 fn failed(program: &str, operation: &str, message: impl Into<String>) -> HostError {

@@ -233,6 +233,12 @@ fn usable_parent(
             recorded.name
         ));
     }
+    if checkpoint.is_unknown_for(&disk.target) {
+        return Err(format!(
+            "the bitmap {} of disk {} cannot be seen from here",
+            recorded.name, disk.target
+        ));
+    }
     if !checkpoint.is_sound_for(&disk.target) {
         return Err(format!(
             "the bitmap {} of disk {} is lost or inconsistent",

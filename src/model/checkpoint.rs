@@ -26,6 +26,19 @@ impl Checkpoint {
             .any(|disk| disk.target == target && disk.bitmap == Bitmap::Sound)
     }
 
+    /// Bytes written to this disk since, where the hypervisor can tell.
+    pub fn dirty_bytes(&self, target: &str) -> Option<u64> {
+        let disk = self.disks.iter().find(|disk| disk.target == target);
+        disk.and_then(|disk| disk.dirty_bytes)
+    }
+
+    /// Whether the bitmap of this disk cannot be looked at from here.
+    pub fn is_unknown_for(&self, target: &str) -> bool {
+        self.disks
+            .iter()
+            .any(|disk| disk.target == target && disk.bitmap == Bitmap::Unknown)
+    }
+
     /// The same moment as the one recorded: name and time of creation agree. A name alone can have been used again.
     pub fn is(&self, recorded: &CheckpointId) -> bool {
         self.name == recorded.name && self.created == recorded.created
@@ -50,6 +63,8 @@ pub enum Bitmap {
     Sound,
     /// It is missing, or marked inconsistent since QEMU was killed.
     Broken,
+    /// It cannot be looked at from here: the domain is shut off, and its images are on another machine.
+    Unknown,
 }
 
 /// What a manifest keeps of a checkpoint, to know it again.

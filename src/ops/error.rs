@@ -17,6 +17,8 @@ pub enum Class {
     NotFound,
     /// The repository's folder cannot be used.
     Repository,
+    /// Another run writes to the domain's folder.
+    Locked,
     /// What is stored is damaged.
     Damaged,
     /// A program or library is missing.
@@ -144,13 +146,22 @@ impl Error {
     pub fn class(&self) -> Class {
         match &self.cause {
             Cause::Host(HostError::NoSuchDomain { .. }) | Cause::NoSuchRestorePoint(_) => Class::NotFound,
-            Cause::Host(HostError::MissingProgram { .. }) => Class::Missing,
+            Cause::Host(HostError::MissingProgram { .. } | HostError::NoLibvirt) => Class::Missing,
             Cause::Repo(RepoError::Unusable { .. }) => Class::Repository,
+            Cause::Repo(RepoError::Locked { .. }) => Class::Locked,
             Cause::Copy(error) if error.kind == BlockErrorKind::Damaged => Class::Damaged,
             Cause::NotWhole { .. } => Class::Damaged,
             Cause::Stopped(signal) => Class::Stopped(*signal),
             Cause::Usage(_) => Class::Usage,
             _ => Class::Failed,
+        }
+    }
+
+    /// The program that is not installed, if that is what happened.
+    pub fn missing(&self) -> Option<&str> {
+        match &self.cause {
+            Cause::Host(HostError::MissingProgram { program, .. }) => Some(program),
+            _ => None,
         }
     }
 
@@ -172,7 +183,10 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match &self.cause {
             Cause::Host(HostError::MissingProgram { program, package }) => {
-                return Some(format!("install {program} (package {package})"));
+                return Some(format!("install {program}: {package}"));
+            }
+            Cause::Host(HostError::NoLibvirt) => {
+                "on Debian libvirt0, on Fedora libvirt-libs, and a vmsnap that was built with them"
             }
             Cause::Host(HostError::NoSuchDomain { .. }) => "`virsh list --all` shows the domains",
             Cause::Host(HostError::Connect { .. }) => {

@@ -59,9 +59,13 @@ pub fn connect(uri: Option<&str>) -> Result<Box<dyn Host>> {
 /// This program was built without libvirt, so there is nothing to connect to.
 #[cfg(not(feature = "libvirt"))]
 pub fn connect(_uri: Option<&str>) -> Result<Box<dyn Host>> {
-    let what =
-        "this vmsnap was built without libvirt: it lists and restores disks, and nothing else".to_owned();
-    Err(Error::of("", crate::host::HostError::Unsupported { what }))
+    Err(Error::of("", crate::host::HostError::NoLibvirt))
+}
+
+/// Those of these programs that are not installed.
+pub fn missing_programs(programs: &[&'static str]) -> Vec<&'static str> {
+    let is_missing = |program: &&&'static str| !crate::host::qemu::is_installed(program);
+    programs.iter().filter(is_missing).copied().collect()
 }
 
 /// Opens a repository that must be there.

@@ -60,6 +60,28 @@ impl BackupPlan {
             Level::Full
         }
     }
+
+    /// Why it has this level, in one line: each reason once, with the disks it holds for where they differ.
+    pub fn reason(&self) -> String {
+        let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+        for planned in &self.disks {
+            let (target, why) = (planned.disk.target.as_str(), planned.level.reason.as_str());
+            match reasons.iter_mut().find(|(reason, _)| *reason == why) {
+                Some((_, targets)) => targets.push(target),
+                None => reasons.push((why, vec![target])),
+            }
+        }
+        match reasons.as_slice() {
+            [] => "there is nothing to back up".to_owned(),
+            [(reason, _)] => (*reason).to_owned(),
+            several => {
+                let of_disks = several
+                    .iter()
+                    .map(|(reason, targets)| format!("{}: {reason}", targets.join(", ")));
+                of_disks.collect::<Vec<_>>().join("; ")
+            }
+        }
+    }
 }
 
 /// Decides what a backup of the domain would do now.

@@ -4,10 +4,15 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
+use jiff::Timestamp;
 use jiff::civil::Date;
 
 use super::error::Cause;
+use super::plan::{self, BackupPlan};
 use super::{Error, Result};
 use crate::host::{Host, HostError};
 use crate::model::chain::KeptPoint;
@@ -15,6 +20,7 @@ use crate::model::checkpoint::{Bitmap, Checkpoint, own_number};
 use crate::model::domain::{Domain, DomainState, Eligibility};
 use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
+use crate::model::stop::Stop;
 use crate::repo::{History, Repository};
 
 /// How a domain stands.
@@ -26,16 +32,44 @@ pub struct DomainStatus {
     pub state: DomainState,
     /// Names of its checkpoints, oldest first.
     pub checkpoints: Vec<String>,
+    /// The newest checkpoint of ours.
+    pub newest: Option<Newest>,
     /// Its eligible disks.
     pub disks: Vec<DiskStatus>,
     /// What disagrees; empty when all is well.
     pub inconsistencies: Vec<String>,
     /// The folder of the current period.
     pub dir: Option<DirStats>,
-    /// The newest restore point: its id.
-    pub latest: Option<String>,
+    /// The newest restore point: its id and its time.
+    pub latest: Option<(String, Timestamp)>,
+    /// What a backup would do now; `None` without a repository, and where it cannot be known from here.
+    pub next: Option<BackupPlan>,
     /// What is worth telling.
     pub findings: Vec<Finding>,
+}
+
+impl DomainStatus {
+    /// Whether nothing that is known disagrees.
+    pub fn is_consistent(&self) -> bool {
+        self.inconsistencies.is_empty()
+    }
+
+    /// Bytes written since the newest checkpoint of ours, where every eligible disk's are known.
+    pub fn changed_bytes(&self) -> Option<u64> {
+        let changed = self.disks.iter().filter(|disk| disk.can_be_incremental);
+        let mut changed = changed.map(|disk| disk.changed_bytes).peekable();
+        changed.peek()?;
+        changed.try_fold(0u64, |sum, bytes| Some(sum.saturating_add(bytes?)))
+    }
+}
+
+/// The newest checkpoint of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// Its name.
+    pub name: String,
+    /// When it was made.
+    pub created: Option<Timestamp>,
 }
 
 /// How a disk stands.
@@ -49,6 +83,12 @@ pub struct DiskStatus {
     pub actual_size: u64,
     /// Names of its sound bitmaps.
     pub bitmaps: Vec<String>,
+    /// Whether its bitmaps could be looked at; if not, `bitmaps` is empty and means nothing.
+    pub bitmaps_known: bool,
+    /// Bytes written since the newest checkpoint of ours, where the hypervisor can tell.
+    pub changed_bytes: Option<u64>,
+    /// Whether it can carry bitmaps at all.
+    pub can_be_incremental: bool,
 }
 
 /// What the folder of a period holds.
@@ -64,59 +104,173 @@ pub struct DirStats {
     pub checkpoints: u64,
 }
 
-/// Tells how the domain of that name stands. With a repository, also what the current period (at `today`) holds.
-pub fn status(
-    name: &str,
-    host: &dyn Host,
-    repo: Option<&Repository>,
-    group_by: GroupBy,
-    today: Date,
-) -> Result<DomainStatus> {
+/// What a status is asked of.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// The hypervisor.
+    pub host: &'a dyn Host,
+    /// With a repository it is also told what the current period holds, and what the next backup will be.
+    pub repo: Option<&'a Repository>,
+    /// Which period folder is looked at.
+    pub group_by: GroupBy,
+    /// The day, in local time.
+    pub today: Date,
+}
+
+/// How many domains are looked at at the same time: each may run a `qemu-img`.
+const AT_ONCE: usize = 8;
+
+/// Tells how the domains stand, several at a time, in the order of `names`. One that fails does not stop the others.
+pub fn statuses(names: &[String], subject: &Subject<'_>, stop: &Stop) -> Vec<Result<DomainStatus>> {
+    let results: Vec<OnceLock<Result<DomainStatus>>> = names.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            let place = next.fetch_add(1, Ordering::Relaxed);
+            let Some(name) = names.get(place) else { return };
+            let result = match stop.signal() {
+                Some(signal) => Err(Error::of(name, Cause::Stopped(signal))),
+                None => status(name, subject),
+            };
+            // Each place is filled by one thread only.
+            let _ = results[place].set(result);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..names.len().min(AT_ONCE) {
+            scope.spawn(work);
+        }
+    });
+    results.into_iter().filter_map(OnceLock::into_inner).collect()
+}
+
+/// Tells how the domain of that name stands.
+pub fn status(name: &str, subject: &Subject<'_>) -> Result<DomainStatus> {
+    let host = subject.host;
     let failed = |error: HostError| Error::of(name, error);
     let domain = host.domain(name).map_err(failed)?;
     let checkpoints = host.checkpoints(&domain).map_err(failed)?;
+    let newest = checkpoints
+        .iter()
+        .rev()
+        .find(|found| own_number(&found.name).is_some());
     let mut findings = Vec::new();
     let mut disks = Vec::new();
     for disk in &domain.disks {
         // Raw disks have no bitmaps to show, but are there to be seen when they could be backed up.
-        if let Eligibility::Skipped(finding) = disk.eligibility(true) {
+        let eligibility = disk.eligibility(true);
+        if let Eligibility::Skipped(finding) = eligibility {
             findings.push(finding);
             continue;
         }
-        let sizes = host.disk_sizes(&domain, &disk.target).map_err(failed)?;
+        let target = &disk.target;
+        let sizes = host.disk_sizes(&domain, target).map_err(failed)?;
+        let bitmaps = match bitmaps(host, &domain, target, &checkpoints) {
+            Ok(bitmaps) => Some(bitmaps),
+            Err(HostError::NotHere { .. }) => {
+                let message = format!(
+                    "the bitmaps of disk {target} cannot be seen: the domain is shut off, and its images are on another machine"
+                );
+                findings.push(Finding::of_disk("bitmaps-not-seen", target, message));
+                None
+            }
+            Err(error) => return Err(failed(error)),
+        };
         disks.push(DiskStatus {
-            target: disk.target.clone(),
+            target: target.clone(),
             virtual_size: sizes.virtual_size,
             actual_size: sizes.actual_size,
-            bitmaps: bitmaps(host, &domain, &disk.target, &checkpoints).map_err(failed)?,
+            bitmaps_known: bitmaps.is_some(),
+            bitmaps: bitmaps.unwrap_or_default(),
+            changed_bytes: newest.and_then(|newest| newest.dirty_bytes(target)),
+            can_be_incremental: eligibility == Eligibility::Incremental,
         });
     }
-    let mut inconsistencies = disagreeing_bitmaps(&disks, &checkpoints);
-    let mut dir = None;
-    let mut latest = None;
-    if let Some(repo) = repo {
-        let failed = |error| Error::of(name, Cause::Repo(error));
-        let repository = repo.domain(name).map_err(failed)?;
-        let history = repository.history().map_err(failed)?;
-        let period = Period::containing(group_by, today).folder();
-        inconsistencies.extend(disagreeing_period(&history, &period, &domain.uuid, &checkpoints));
-        latest = history.chains.latest().map(|kept| kept.point.id.clone());
-        dir = Some(dir_stats(repository.dir().join(&period), &history, &period));
-        findings.extend(history.findings);
-    }
-    Ok(DomainStatus {
-        domain: domain.name,
+    let mut status = DomainStatus {
+        domain: domain.name.clone(),
         state: domain.state,
-        checkpoints: checkpoints
-            .into_iter()
-            .map(|checkpoint| checkpoint.name)
-            .collect(),
+        newest: newest.map(|newest| Newest {
+            name: newest.name.clone(),
+            created: Timestamp::from_second(newest.created).ok(),
+        }),
+        inconsistencies: disagreeing_bitmaps(&disks, &checkpoints),
         disks,
-        inconsistencies,
-        dir,
-        latest,
+        dir: None,
+        latest: None,
+        next: None,
         findings,
-    })
+        checkpoints: Vec::new(),
+    };
+    if let Some(repo) = subject.repo {
+        compare_with(repo, &domain, &checkpoints, subject, &mut status)?;
+    }
+    status.checkpoints = checkpoints
+        .into_iter()
+        .map(|checkpoint| checkpoint.name)
+        .collect();
+    Ok(status)
+}
+
+/// Adds what the repository tells.
+fn compare_with(
+    repo: &Repository,
+    domain: &Domain,
+    checkpoints: &[Checkpoint],
+    subject: &Subject<'_>,
+    status: &mut DomainStatus,
+) -> Result<()> {
+    let failed = |error| Error::of(&domain.name, Cause::Repo(error));
+    let repository = repo.domain(&domain.name).map_err(failed)?;
+    let history = repository.history().map_err(failed)?;
+    let period = Period::containing(subject.group_by, subject.today).folder();
+    let disagreeing = disagreeing_period(&history, &period, &domain.uuid, checkpoints);
+    status.inconsistencies.extend(disagreeing);
+    let latest = history
+        .chains
+        .latest()
+        .map(|kept| (kept.point.id.clone(), kept.point.time));
+    status.latest = latest;
+    status.dir = Some(dir_stats(repository.dir().join(&period), &history, &period));
+    if status.disks.iter().all(|disk| disk.bitmaps_known) {
+        status.next = Some(next_backup(
+            domain,
+            checkpoints,
+            &history,
+            &period,
+            subject,
+            status,
+        )?);
+    }
+    status.findings.extend(history.findings);
+    Ok(())
+}
+
+/// What a backup without further switches would do now.
+fn next_backup(
+    domain: &Domain,
+    checkpoints: &[Checkpoint],
+    history: &History,
+    period: &str,
+    subject: &Subject<'_>,
+    status: &DomainStatus,
+) -> Result<BackupPlan> {
+    let capabilities = subject.host.capabilities();
+    let capabilities = capabilities.map_err(|error| Error::of(&domain.name, error))?;
+    let sizes = status
+        .disks
+        .iter()
+        .map(|disk| (disk.target.clone(), disk.virtual_size));
+    let taken = status.disks.iter().flat_map(|disk| disk.bitmaps.iter().cloned());
+    Ok(plan::plan(&plan::Inputs {
+        domain,
+        sizes: &sizes.collect::<Vec<_>>(),
+        capabilities: &capabilities,
+        chains: &history.chains,
+        checkpoints,
+        taken: &taken.collect::<Vec<_>>(),
+        period,
+        raw: false,
+    }))
 }
 
 /// The bitmaps of a disk: those of checkpoints in their order, then the others. While the domain runs only those of checkpoints can be known.
@@ -142,7 +296,7 @@ fn bitmaps(
 fn disagreeing_bitmaps(disks: &[DiskStatus], checkpoints: &[Checkpoint]) -> Vec<String> {
     let mut found = Vec::new();
     let is_own = |name: &&String| own_number(name).is_some();
-    for disk in disks {
+    for disk in disks.iter().filter(|disk| disk.bitmaps_known) {
         let target = &disk.target;
         let there: BTreeSet<&String> = disk.bitmaps.iter().filter(is_own).collect();
         let covering = checkpoints

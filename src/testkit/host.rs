@@ -31,6 +31,7 @@ struct State {
     no_incremental: Option<String>,
     fail_end: bool,
     stop_in_begin: Option<Stop>,
+    is_elsewhere: bool,
 }
 
 struct SimDomain {
@@ -150,6 +151,11 @@ impl SimHost {
         self.state().no_incremental = Some(reason.to_owned());
     }
 
+    /// Puts the hypervisor on another machine: the images of shut-off domains cannot be looked at.
+    pub fn move_away(&self) {
+        self.state().is_elsewhere = true;
+    }
+
     /// Whether beginning a job fails.
     pub fn fail_begin(&self, fail: bool) {
         self.state().fail_begin = fail;
@@ -239,16 +245,29 @@ impl Host for SimHost {
     }
 
     fn checkpoints(&self, domain: &Domain) -> Result<Vec<Checkpoint>> {
+        let is_hidden = self.state().is_elsewhere && !domain.state.is_active();
         self.with(&domain.name, |found| {
-            Ok(found
+            let mut checkpoints: Vec<Checkpoint> = found
                 .checkpoints
                 .iter()
                 .map(|checkpoint| found.describe(checkpoint))
-                .collect())
+                .collect();
+            if is_hidden {
+                let disks = checkpoints
+                    .iter_mut()
+                    .flat_map(|checkpoint| &mut checkpoint.disks);
+                disks.for_each(|disk| (disk.bitmap, disk.dirty_bytes) = (Bitmap::Unknown, None));
+            }
+            Ok(checkpoints)
         })
     }
 
     fn bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>> {
+        if self.state().is_elsewhere && !domain.state.is_active() {
+            return Err(HostError::NotHere {
+                what: "its images".to_owned(),
+            });
+        }
         self.with(&domain.name, |found| {
             let disk = found.disks.get(target);
             let mut names = disk.map(MemDisk::bitmap_names).unwrap_or_default();

@@ -3,9 +3,11 @@
 #![allow(clippy::disallowed_methods, reason = "tests damage repositories by hand")]
 
 mod backup_and_restore;
+mod classic;
 mod lab;
 mod list;
 mod prune;
 mod repository;
 mod scrub;
+mod status;
 mod stories;

@@ -24,4 +24,6 @@ mod host_repair;
 mod process;
 mod scrub;
 mod scrub_command;
+mod status;
+mod test_driver;
 mod verbs;

@@ -2,16 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use super::{CommandResult, Refusal, group_by, now, repository_path, tell_unmatched};
+use super::{CommandResult, Refusal, Tally, group_by, now, repository_path, unmatched_text};
 use crate::cli::args::BackupArgs;
 use crate::cli::exit_code::ExitCode;
+use crate::cli::log::{self, Entry, Level};
 use crate::cli::progress::Progress;
-use crate::cli::report::{self, backup as shown};
-use crate::cli::select::{patterns, select};
+use crate::cli::report::backup as shown;
+use crate::cli::select::{Selection, patterns, select};
 use crate::cli::{answer, tell};
 use crate::model::stop::Stop;
-use crate::ops::backup::{Options, backup, preview};
+use crate::ops::backup::{Options, Outcome, backup, preview};
 use crate::ops::{self, Context, Host, PlaceWishes, Repository};
+
+/// The programs that the backup of a shut-off domain needs.
+const PROGRAMS: [&str; 2] = ["qemu-img", "qemu-nbd"];
 
 /// Makes a restore point of each domain meant. One that fails does not stop the others.
 pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
@@ -40,14 +44,23 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
             "--socketfile is for the backup of one domain",
         ));
     }
-    let mut codes: Vec<ExitCode> = tell_unmatched(&selection.unmatched).into_iter().collect();
+    let mut tally = Tally::default();
+    tally.unmatched(&selection.unmatched);
     if args.dry_run {
         let repo = ops::open_repository(path)?;
-        codes.extend(dry_run(&selection.domains, host.as_ref(), &repo, &options, stop));
-        return Ok(ExitCode::worst(codes));
+        let json = args.output_args.json;
+        return Ok(dry_run(
+            &selection,
+            host.as_ref(),
+            &repo,
+            &options,
+            stop,
+            json,
+            tally,
+        ));
     }
     let repo = ops::open_or_create_repository(path)?;
-    let progress = Progress::new(args.output_args.quiet);
+    let progress = Progress::new();
     let mut done = Vec::new();
     for domain in &selection.domains {
         if let Some(signal) = stop.signal() {
@@ -63,61 +76,72 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
             stop: stop.clone(),
         };
         let result = backup(domain, &context, &options);
+        match &result {
+            Ok(outcome) => tell_success(domain, outcome),
+            Err(error) => tally.failed(error, ExitCode::of_backup_error(error)),
+        }
         let domain = shown::Done {
             domain: domain.clone(),
             took: began.elapsed(),
             result,
         };
+        if domain.prune_failed() {
+            tally.count(ExitCode::Failed);
+        }
         if !args.output_args.json {
-            match &domain.result {
-                Ok(_) => answer(&domain.lines()),
-                Err(_) => tell(domain.lines().trim_end()),
-            }
+            answer(&domain.lines());
         }
         done.push(domain);
     }
-    codes.extend(
-        done.iter()
-            .filter_map(|done| done.result.as_ref().err())
-            .map(ExitCode::of_backup_error),
-    );
-    if done.iter().any(shown::Done::prune_failed) {
-        codes.push(ExitCode::Failed);
+    if let Some(signal) = stop.signal() {
+        tally.count(ExitCode::Signal(signal));
     }
-    codes.extend(stop.signal().map(ExitCode::Signal));
-    let code = ExitCode::worst(codes);
+    tell_summary(&done, &selection);
+    let code = tally.end(&PROGRAMS);
     if args.output_args.json {
         answer(&shown::json(&done, &selection.unmatched, code));
-    } else {
-        tell_summary(&done);
     }
     Ok(code)
 }
 
-/// With several domains the failures are named again at the end, where one looks.
-fn tell_summary(done: &[shown::Done]) {
-    let failed: Vec<&shown::Done> = done.iter().filter(|done| done.result.is_err()).collect();
-    if done.len() > 1 && !failed.is_empty() {
-        tell(&format!(
-            "vmsnap: {} of {} domains failed:",
-            failed.len(),
-            done.len()
-        ));
-        for domain in failed {
-            tell(&format!("  {}", domain.lines().trim_end()));
-        }
+/// For a journal or a log file of its own: a person reads it on stdout.
+fn tell_success(domain: &str, outcome: &Outcome) {
+    if log::has_fields() {
+        let point = &outcome.point;
+        let message = format!("{} backup {}", point.level.word(), point.id);
+        log::tell(&Entry {
+            restore_point: Some(&point.id),
+            ..Entry::of(Level::Info, domain, &message)
+        });
+    }
+}
+
+/// With several domains every failure is named again at the end, where one looks.
+fn tell_summary(done: &[shown::Done], selection: &Selection) {
+    let asked = selection.domains.len() + selection.unmatched.len();
+    let mut failures: Vec<String> = selection
+        .unmatched
+        .iter()
+        .map(|pattern| unmatched_text(pattern))
+        .collect();
+    failures.extend(done.iter().filter_map(shown::Done::failure));
+    if asked > 1 && !failures.is_empty() {
+        let lines: String = failures.iter().map(|failure| format!("\n  {failure}")).collect();
+        tell(&format!("vmsnap: {} of {asked} failed:{lines}", failures.len()));
     }
 }
 
 fn dry_run(
-    domains: &[String],
+    selection: &Selection,
     host: &dyn Host,
     repo: &Repository,
     options: &Options,
     stop: &Stop,
-) -> Vec<ExitCode> {
-    let mut codes = Vec::new();
-    for domain in domains {
+    json: bool,
+    mut tally: Tally,
+) -> ExitCode {
+    let mut plans = Vec::new();
+    for domain in &selection.domains {
         let context = Context {
             host,
             repo,
@@ -127,16 +151,21 @@ fn dry_run(
         };
         match preview(domain, &context, options) {
             Ok(preview) => {
-                answer(&shown::plan_text(domain, &preview));
                 if preview.backup.disks.is_empty() {
-                    codes.push(ExitCode::BackupFailed);
+                    tally.count(ExitCode::BackupFailed);
+                }
+                if json {
+                    plans.push((domain.clone(), preview));
+                } else {
+                    answer(&shown::plan_text(domain, &preview));
                 }
             }
-            Err(error) => {
-                tell(&format!("vmsnap: {}", report::error_text(&error)));
-                codes.push(ExitCode::of_backup_error(&error));
-            }
+            Err(error) => tally.failed(&error, ExitCode::of_backup_error(&error)),
         }
     }
-    codes
+    let code = tally.end(&PROGRAMS);
+    if json {
+        answer(&shown::plan_json(&plans, &selection.unmatched, code));
+    }
+    code
 }

@@ -7,7 +7,7 @@ use crate::cli::args::DemoArgs;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::progress::Progress;
 use crate::cli::report;
-use crate::cli::{answer, pretty};
+use crate::cli::{answer, answer_in_colour, pretty};
 use crate::demo::{self, Embed, Machine, Write};
 use crate::model::period::GroupBy;
 use crate::model::restore_point::Level;
@@ -69,8 +69,14 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
     let listed = ops::list::list(&repo, &[DOMAIN.to_owned()])?;
     say(report::list::text(&listed, repo.root()).trim_end());
     say("\nvmsnap status:");
-    let status = ops::status::status(DOMAIN, embed.host(), Some(&repo), GroupBy::Month, now().date())?;
-    say(report::status::text(&[status]).trim_end());
+    let subject = ops::status::Subject {
+        host: embed.host(),
+        repo: Some(&repo),
+        group_by: GroupBy::Month,
+        today: now().date(),
+    };
+    let status = ops::status::status(DOMAIN, &subject)?;
+    answer_in_colour(&report::status::text(&status, false));
 
     say("");
     for (outcome, expected) in [(&first, &at_first), (&second, &at_second)] {
@@ -139,7 +145,7 @@ fn make_point(embed: &Embed, repo: &Repository, stop: &Stop, expected: Level) ->
         host: embed.host(),
         repo,
         now: now(),
-        monitor: &Progress::new(true),
+        monitor: &Progress::silent(),
         stop: stop.clone(),
     };
     let outcome = backup(DOMAIN, &context, &Options::default())?;
@@ -174,7 +180,7 @@ fn compare(embed: &Embed, repo: &Repository, stop: &Stop, id: &str, expected: &[
         define: None,
     };
     let plan = restore::plan(DOMAIN, repo, None, &options)?;
-    restore::restore(DOMAIN, plan, None, &Progress::new(true), stop)?;
+    restore::restore(DOMAIN, plan, None, &Progress::silent(), stop)?;
     match first_difference(&to, expected)
         .map_err(|error| wrong(format!("cannot read {}: {error}", to.display())))?
     {

@@ -1,9 +1,11 @@
 //! One file per verb: from what was typed to what is meant, the call, and what is shown of its outcome.
 
 mod backup;
+mod completions;
 #[cfg(feature = "libvirt")]
 mod demo;
 mod list;
+mod man;
 mod restore;
 mod scrub;
 mod status;
@@ -12,16 +14,18 @@ use std::path::{Path, PathBuf};
 
 use super::args::{Cli, Command};
 use super::exit_code::ExitCode;
-use super::{report, tell};
+use super::log::{self, Entry, Level};
+use super::{report, tell_error};
 use crate::model::period::GroupBy;
 use crate::model::stop::Stop;
 use crate::model::text::shown;
-use crate::ops::Error;
+use crate::ops::{self, Class, Error};
 
 /// How a command ends early: with words for the user.
 pub(super) struct Refusal {
     code: ExitCode,
     message: String,
+    hint: Option<String>,
 }
 
 impl Refusal {
@@ -29,13 +33,21 @@ impl Refusal {
         Refusal {
             code,
             message: message.into(),
+            hint: None,
         }
     }
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Refusal {
-        Refusal::new(ExitCode::of_error(&error), report::error_text(&error))
+        Refusal {
+            code: ExitCode::of_error(&error),
+            message: match error.class() {
+                Class::Missing => missing_text(&[missing_of(&error)]),
+                _ => report::causes(&error),
+            },
+            hint: error.hint(),
+        }
     }
 }
 
@@ -47,8 +59,10 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
         Command::Backup(args) => backup::run(args, stop),
         Command::Restore(args) => restore::run(args, stop),
         Command::List(args) => list::run(args),
-        Command::Status(args) => status::run(args),
+        Command::Status(args) => status::run(args, stop),
         Command::Scrub(args) => scrub::run(args, stop),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
         #[cfg(feature = "libvirt")]
         Command::Demo(args) => demo::run(args, stop),
         #[cfg(not(feature = "libvirt"))]
@@ -59,7 +73,10 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(refusal) => {
-            tell(&format!("vmsnap: {}", refusal.message));
+            log::tell(&Entry {
+                hint: refusal.hint.as_deref(),
+                ..Entry::new(Level::Error, &refusal.message)
+            });
             refusal.code
         }
     }
@@ -67,7 +84,7 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
 
 /// The moment a verb begins: the only place where the clock is read.
 #[allow(clippy::disallowed_methods, reason = "this is the one place")]
-fn now() -> jiff::Zoned {
+pub(super) fn now() -> jiff::Zoned {
     jiff::Zoned::now()
 }
 
@@ -85,13 +102,79 @@ fn group_by(word: &str) -> Result<GroupBy, Refusal> {
     })
 }
 
+/// What a command over several domains has met with so far.
+#[derive(Default)]
+struct Tally {
+    codes: Vec<ExitCode>,
+    missing: Vec<String>,
+    hint: Option<String>,
+}
+
+impl Tally {
+    /// Tells which patterns matched nothing.
+    fn unmatched(&mut self, patterns: &[String]) {
+        for pattern in patterns {
+            tell_error(&unmatched_text(pattern));
+            self.codes.push(ExitCode::NoDomains);
+        }
+    }
+
+    /// Tells of a domain's failure.
+    fn failed(&mut self, error: &Error, code: ExitCode) {
+        let message = report::cause_chain(error);
+        let hint = error.hint();
+        // What is missing is said once, at the end.
+        let said_here = hint.as_deref().filter(|_| error.class() != Class::Missing);
+        log::tell(&Entry {
+            disk: error.disk.as_deref(),
+            hint: said_here,
+            ..Entry::of(Level::Error, &error.domain, &message)
+        });
+        if error.class() == Class::Missing {
+            self.missing.push(missing_of(error));
+            self.hint = hint;
+        }
+        self.codes.push(code);
+    }
+
+    /// Counts an end that has been told of already.
+    fn count(&mut self, code: ExitCode) {
+        self.codes.push(code);
+    }
+
+    /// How the program ends. `programs` are those that the command may need: when one was missed, all that are missing are named.
+    fn end(mut self, programs: &[&'static str]) -> ExitCode {
+        if !self.missing.is_empty() {
+            self.missing
+                .extend(ops::missing_programs(programs).into_iter().map(str::to_owned));
+            self.missing.sort();
+            self.missing.dedup();
+            log::tell(&Entry {
+                hint: self.hint.as_deref(),
+                ..Entry::new(Level::Error, &missing_text(&self.missing))
+            });
+        }
+        ExitCode::worst(self.codes)
+    }
+}
+
+fn unmatched_text(pattern: &str) -> String {
+    format!("No matching domains found for: {}", shown(pattern))
+}
+
+fn missing_text(names: &[String]) -> String {
+    format!("Missing dependencies ({})", names.join(", "))
+}
+
+/// The program or library that an error misses.
+fn missing_of(error: &Error) -> String {
+    error.missing().unwrap_or("libvirt").to_owned()
+}
+
 /// Tells which patterns matched nothing, and the code for it.
 fn tell_unmatched(unmatched: &[String]) -> Option<ExitCode> {
     for pattern in unmatched {
-        tell(&format!(
-            "vmsnap: No matching domains found for: {}",
-            shown(pattern)
-        ));
+        tell_error(&unmatched_text(pattern));
     }
     (!unmatched.is_empty()).then_some(ExitCode::NoDomains)
 }

@@ -36,7 +36,7 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
         answer(&shown::plan_text(&args.domain, &plan));
         return Ok(ExitCode::Ok);
     }
-    let progress = Progress::new(args.output_args.quiet);
+    let progress = Progress::new();
     let began = Instant::now();
     let outcome = restore(&args.domain, plan, host.as_deref(), &progress, stop)?;
     let text = if args.output_args.json {

@@ -1,9 +1,9 @@
 //! `vmsnap scrub`.
 
-use super::{CommandResult, Refusal, group_by, now, tell_unmatched};
+use super::{CommandResult, Refusal, Tally, group_by, now};
 use crate::cli::args::ScrubArgs;
 use crate::cli::exit_code::ExitCode;
-use crate::cli::report::{error_text, scrub as shown};
+use crate::cli::report::{self, scrub as shown};
 use crate::cli::select::select;
 use crate::cli::{answer, tell};
 use crate::model::stop::Stop;
@@ -28,7 +28,8 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
     let host = ops::connect(args.connect.connect.as_deref())?;
     let names = host.domain_names().map_err(|error| ops::Error::of("", error))?;
     let selection = select(&typed, &names);
-    let mut codes: Vec<ExitCode> = tell_unmatched(&selection.unmatched).into_iter().collect();
+    let mut tally = Tally::default();
+    tally.unmatched(&selection.unmatched);
     let mut done = Vec::new();
     for domain in &selection.domains {
         if stop.requested() {
@@ -52,13 +53,14 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
             answer(&domain.lines());
         }
         if let Some(error) = domain.failure() {
-            codes.push(ExitCode::of_scrub_error(error));
-            tell(&format!("vmsnap: {}", error_text(error)));
+            tally.failed(error, ExitCode::of_scrub_error(error));
         }
         done.push(domain);
     }
-    codes.extend(stop.signal().map(ExitCode::Signal));
-    let code = ExitCode::worst(codes);
+    if let Some(signal) = stop.signal() {
+        tally.count(ExitCode::Signal(signal));
+    }
+    let code = tally.end(&["qemu-img"]);
     if args.output_args.json {
         answer(&shown::json(&done, &selection.unmatched, code));
     } else {
@@ -74,7 +76,7 @@ fn tell_summary(done: &[shown::Scrubbed]) {
         let (failures, all) = (failed.len(), done.len());
         tell(&format!("vmsnap: {failures} of {all} domains failed:"));
         for error in failed {
-            tell(&format!("  {}", error_text(error)));
+            tell(&format!("  {}", report::cause_chain(error)));
         }
     }
 }

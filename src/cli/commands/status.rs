@@ -1,40 +1,124 @@
 //! `vmsnap status`.
 
-use super::{CommandResult, group_by, now, tell_unmatched};
+use std::path::Path;
+
+use super::{CommandResult, Refusal, Tally, group_by, now, repository_path};
 use crate::cli::args::StatusArgs;
 use crate::cli::exit_code::ExitCode;
-use crate::cli::report::{self, status as shown};
+use crate::cli::log::{self, Entry, Level};
+use crate::cli::report::status::{Form, Look, write};
 use crate::cli::select::select;
-use crate::cli::{answer, tell};
-use crate::ops;
+use crate::cli::{answer, answer_in_colour};
+use crate::model::stop::Stop;
+use crate::ops::status::{DomainStatus, Subject, statuses};
+use crate::ops::{self, Repository};
 
 /// Shows how the domains meant stand: all of them when none is named.
-pub fn run(args: &StatusArgs) -> CommandResult {
+pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
     let group_by = group_by(&args.group_by)?;
-    let repo = args.output.as_deref().map(ops::open_repository).transpose()?;
+    let typed = domains_asked_for(args)?;
+    let path = args
+        .output
+        .as_ref()
+        .map(|path| repository_path(Some(path)))
+        .transpose()?;
+    let repo = path.map(ops::open_repository).transpose()?;
     let host = ops::connect(args.connect.connect.as_deref())?;
     let names = host.domain_names().map_err(|error| ops::Error::of("", error))?;
-    let mut typed = args.domains.all();
-    if typed.is_empty() && !names.is_empty() {
-        typed.push("*".to_owned());
+    // Of a host without domains all are asked for, and told.
+    let selection = match typed {
+        Some(typed) => select(&typed, &names),
+        None => select(&names, &names),
+    };
+    let mut tally = Tally::default();
+    tally.unmatched(&selection.unmatched);
+    if let Ok(capabilities) = host.capabilities() {
+        let versions = format!(
+            "{} of {} domains, {}",
+            selection.domains.len(),
+            names.len(),
+            capabilities.versions
+        );
+        log::tell(&Entry::new(Level::Debug, &versions));
     }
-    let selection = select(&typed, &names);
-    let mut codes: Vec<ExitCode> = tell_unmatched(&selection.unmatched).into_iter().collect();
-    let mut statuses = Vec::new();
-    for domain in &selection.domains {
-        match ops::status::status(domain, host.as_ref(), repo.as_ref(), group_by, now().date()) {
-            Ok(status) => statuses.push(status),
-            Err(error) => {
-                tell(&format!("vmsnap: {}", report::error_text(&error)));
-                codes.push(ExitCode::of_error(&error));
+    let subject = Subject {
+        host: host.as_ref(),
+        repo: repo.as_ref(),
+        group_by,
+        today: now().date(),
+    };
+    let mut found = Vec::new();
+    for result in statuses(&selection.domains, &subject, stop) {
+        match result {
+            Ok(mut status) => {
+                tell_details(&status);
+                if let (Some(repo), Some(typed)) = (&repo, &args.output) {
+                    show_as_typed(&mut status, repo, typed);
+                }
+                found.push(status);
             }
+            Err(error) => tally.failed(&error, ExitCode::of_error(&error)),
         }
     }
-    let text = if args.json {
-        shown::json(&statuses)
-    } else {
-        shown::text(&statuses)
+    let look = Look {
+        form: match (args.yaml, args.json) {
+            (true, _) => Form::Yaml,
+            (false, true) => Form::Json,
+            (false, false) => Form::Text,
+        },
+        machine: args.machine,
+        pretty: args.pretty,
     };
-    answer(&text);
-    Ok(ExitCode::worst(codes))
+    let text = write(&found, look);
+    match look.form {
+        Form::Text => answer_in_colour(&text),
+        Form::Json | Form::Yaml => answer(&text),
+    }
+    Ok(tally.end(&["qemu-img"]))
+}
+
+/// What was typed; `None` when nothing was. A switch with nothing in it (`--domains=$UNSET`) is no wish for all domains.
+fn domains_asked_for(args: &StatusArgs) -> Result<Option<Vec<String>>, Refusal> {
+    let typed = args.domains.all();
+    if typed.is_empty() {
+        return Ok(None);
+    }
+    if typed.iter().all(|item| item.trim_matches([' ', ',']).is_empty()) {
+        return Err(Refusal::new(ExitCode::NoDomains, "No domains specified"));
+    }
+    Ok(Some(typed))
+}
+
+/// The repository's own path has no links and no `..`; a script compares with what it gave.
+fn show_as_typed(status: &mut DomainStatus, repo: &Repository, typed: &Path) {
+    if let Some(dir) = &mut status.dir
+        && let Ok(below) = dir.path.strip_prefix(repo.root())
+    {
+        dir.path = typed.join(below);
+    }
+}
+
+/// What `--verbose` adds.
+fn tell_details(status: &DomainStatus) {
+    let what = format!(
+        "{}, checkpoints: {}, eligible disks: {}, inconsistencies: {}",
+        status.state.word(),
+        status.checkpoints.len(),
+        status.disks.len(),
+        status.inconsistencies.len()
+    );
+    log::tell(&Entry::of(Level::Debug, &status.domain, &what));
+    for disk in &status.disks {
+        let changed = disk
+            .changed_bytes
+            .map_or("not known".to_owned(), |bytes| bytes.to_string());
+        let what = format!(
+            "{} bytes, changed since the newest checkpoint: {changed}",
+            disk.virtual_size
+        );
+        log::tell(&Entry {
+            disk: Some(&disk.target),
+            ..Entry::of(Level::Trace, &status.domain, &what)
+        });
+    }
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{PointJson, causes, document, error_text};
+use super::tree::Tree;
+use super::{PointJson, causes, document, failure, finding_tree};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::finding::Finding;
@@ -43,10 +44,23 @@ impl Done {
         matches!(prune, Some(PruneOutcome::Failed(_)))
     }
 
-    /// The lines that a person reads.
+    /// What failed, with domain, disk and reason.
+    pub fn failure(&self) -> Option<String> {
+        match &self.result {
+            Err(error) => Some(failure(error)),
+            Ok(outcome) => match &outcome.prune {
+                Some(PruneOutcome::Failed(why)) => {
+                    Some(format!("{}: saved, but not pruned: {why}", shown(&self.domain)))
+                }
+                _ => None,
+            },
+        }
+    }
+
+    /// The lines that a person reads of a success; none of a failure, which is told elsewhere.
     pub fn lines(&self) -> String {
         match &self.result {
-            Err(error) => format!("vmsnap: {}\n", error_text(error)),
+            Err(_) => String::new(),
             Ok(outcome) => {
                 let point = &outcome.point;
                 let copied: u64 = point.disks.iter().map(|disk| disk.data_bytes).sum();
@@ -177,6 +191,53 @@ fn error_json(error: &Error) -> ErrorJson {
         disk: error.disk.clone(),
         hint: error.hint(),
     }
+}
+
+/// What a dry run would do, as one JSON document.
+pub fn plan_json(plans: &[(String, Preview)], unmatched: &[String], code: ExitCode) -> String {
+    let domains = plans.iter().map(|(domain, preview)| plan_tree(domain, preview));
+    let document = Tree::map([
+        ("schema", Tree::Number(1)),
+        ("dryRun", Tree::Bool(true)),
+        ("domains", Tree::List(domains.collect())),
+        ("unmatched", Tree::texts(unmatched)),
+        ("exitCode", Tree::Number(code.number().unsigned_abs().into())),
+    ]);
+    document.json(false) + "\n"
+}
+
+fn plan_tree(domain: &str, preview: &Preview) -> Tree {
+    let plan = &preview.backup;
+    let disks = plan.disks.iter().map(|disk| {
+        Tree::map([
+            ("disk", Tree::text(&disk.disk.target)),
+            ("level", Tree::text(disk.level.level().word())),
+            ("reason", Tree::text(&disk.level.reason)),
+        ])
+    });
+    let prune = match &preview.prune {
+        Some(PrunePlan::Delete { dir, .. }) => ("delete", Tree::text(dir.display().to_string())),
+        Some(PrunePlan::Keep(why)) => ("keep", Tree::text(why)),
+        None => ("keep", Tree::Null),
+    };
+    let leftovers = preview
+        .leftovers
+        .iter()
+        .map(|dir| Tree::text(dir.display().to_string()));
+    Tree::map([
+        ("domain", Tree::text(domain)),
+        ("level", Tree::text(plan.level().word())),
+        ("reason", Tree::text(plan.reason())),
+        ("period", Tree::text(&plan.period)),
+        ("checkpoint", Tree::text_or_null(plan.checkpoint.as_deref())),
+        ("disks", Tree::List(disks.collect())),
+        ("leftovers", Tree::List(leftovers.collect())),
+        ("prune", Tree::map([prune])),
+        (
+            "findings",
+            Tree::List(plan.findings.iter().map(finding_tree).collect()),
+        ),
+    ])
 }
 
 /// What a dry run would do with a domain.

@@ -5,10 +5,15 @@ pub mod list;
 pub mod restore;
 pub mod scrub;
 pub mod status;
+pub mod tree;
 
 use serde::Serialize;
 
+use tree::Tree;
+
+use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
+use crate::model::text::shown;
 use crate::ops::Error;
 
 /// An error with everything beneath it, and the hint on a line of its own.
@@ -22,8 +27,28 @@ pub fn error_text(error: &Error) -> String {
 
 /// An error with everything beneath it, in one line.
 pub fn causes(error: &Error) -> String {
+    chain(error)
+}
+
+/// The same without domain and disk, for where they stand beside it.
+pub fn cause_chain(error: &Error) -> String {
+    chain(&error.cause)
+}
+
+/// The domain and disk of an error, and why, in one line.
+pub fn failure(error: &Error) -> String {
+    let disk = error.disk.as_ref().map(|disk| format!(", disk {}", shown(disk)));
+    format!(
+        "{}{}: {}",
+        shown(&error.domain),
+        disk.unwrap_or_default(),
+        cause_chain(error)
+    )
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut below = std::error::Error::source(error);
+    let mut below = error.source();
     while let Some(source) = below {
         text.push_str(&format!(": {source}"));
         below = source.source();
@@ -131,4 +156,12 @@ fn table(rows: &[Vec<String>], right: &[usize]) -> String {
         text.push('\n');
     }
     text
+}
+
+fn finding_tree(finding: &Finding) -> Tree {
+    Tree::map([
+        ("code", Tree::text(&finding.code)),
+        ("disk", Tree::text_or_null(finding.disk.as_deref())),
+        ("message", Tree::text(&finding.message)),
+    ])
 }

@@ -1,144 +1,249 @@
-//! What `vmsnap status` shows: the classic lines first, ours below them.
+//! What `vmsnap status` shows: the classic lines and keys first, ours below and behind them.
 
-use serde::{Serialize, Serializer};
+use anstyle::{AnsiColor, Style};
+use jiff::Timestamp;
 
-use super::document;
-use crate::model::finding::Finding;
-use crate::ops::status::DomainStatus;
+use super::finding_tree;
+use super::tree::Tree;
+use crate::cli::pretty;
+use crate::model::text::shown;
+use crate::ops::plan::BackupPlan;
+use crate::ops::status::{DirStats, DiskStatus, DomainStatus};
 
-/// The classic text.
-pub fn text(statuses: &[DomainStatus]) -> String {
-    statuses.iter().map(domain_text).collect::<Vec<_>>().join("\n")
+/// How a status is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Lines for people.
+    Text,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
 }
 
-fn domain_text(status: &DomainStatus) -> String {
-    let name = &status.domain;
-    let mut text = format!("Status for {name}:\n");
-    let overall = if status.inconsistencies.is_empty() {
-        "OK"
-    } else {
-        "INCONSISTENT"
+/// What was asked of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// How it is written.
+    pub form: Form,
+    /// JSON on one line, JSON and YAML without a frame.
+    pub machine: bool,
+    /// Sizes for people.
+    pub pretty: bool,
+}
+
+const DOMAIN: Style = AnsiColor::Magenta.on_default().bold();
+const OK: Style = AnsiColor::Green.on_default().bold();
+const INCONSISTENT: Style = AnsiColor::Yellow.on_default().bold();
+
+/// The answer, with colours in it if it is text.
+pub fn write(statuses: &[DomainStatus], look: Look) -> String {
+    match look.form {
+        Form::Text => statuses.iter().map(|status| text(status, look.pretty)).collect(),
+        Form::Json if look.machine => tree(statuses, look.pretty).json(true) + "\n",
+        Form::Json => frame("JSON", &(tree(statuses, look.pretty).json(false) + "\n")),
+        Form::Yaml if look.machine => tree(statuses, look.pretty).yaml(),
+        Form::Yaml => frame("YAML", &tree(statuses, look.pretty).yaml()),
+    }
+}
+
+fn frame(title: &str, lines: &str) -> String {
+    let rule = "-".repeat(80);
+    format!("{title}:\n{rule}\n{lines}{rule}\n")
+}
+
+/// The classic text of one domain, with colours.
+pub fn text(status: &DomainStatus, pretty: bool) -> String {
+    let size = |bytes: u64| match pretty {
+        true => pretty::bytes(bytes),
+        false => bytes.to_string(),
     };
-    text.push_str(&format!("  Overall status: {overall}\n"));
+    let name = shown(&status.domain);
+    let (style, overall) = match status.is_consistent() {
+        true => (OK, "OK"),
+        false => (INCONSISTENT, "INCONSISTENT"),
+    };
+    let mut lines = vec![
+        format!("Status for {DOMAIN}{name}{DOMAIN:#}:"),
+        format!("  Overall status: {style}{overall}{style:#}"),
+    ];
     if status.checkpoints.is_empty() {
-        text.push_str(&format!("  No checkpoints found for {name}\n"));
+        lines.push(format!("  No checkpoints found for {name}"));
     } else {
-        text.push_str(&format!("  Checkpoints found for {name}:\n"));
-        for checkpoint in &status.checkpoints {
-            text.push_str(&format!("    {checkpoint}\n"));
-        }
+        lines.push(format!("  Checkpoints found for {name}:"));
+        lines.extend(
+            status
+                .checkpoints
+                .iter()
+                .map(|name| format!("    {}", shown(name))),
+        );
     }
     if status.disks.is_empty() {
-        text.push_str(&format!("  No eligible disks found for {name}\n"));
+        lines.push(format!("  No eligible disks found for {name}"));
     } else {
-        text.push_str(&format!("  Eligible disks found for {name}:\n"));
+        lines.push(format!("  Eligible disks found for {name}:"));
     }
     for disk in &status.disks {
-        let target = &disk.target;
-        text.push_str(&format!("    {target}\n"));
-        text.push_str(&format!("      Virtual size: {}\n", disk.virtual_size));
-        text.push_str(&format!("      Actual size: {}\n", disk.actual_size));
-        if disk.bitmaps.is_empty() {
-            text.push_str(&format!("      No bitmaps found for {target}\n"));
-        } else {
-            text.push_str(&format!("      Bitmaps found for {target}:\n"));
-            for bitmap in &disk.bitmaps {
-                text.push_str(&format!("          {bitmap}\n"));
-            }
-        }
+        disk_lines(disk, &size, &mut lines);
     }
     if let Some(dir) = &status.dir {
-        text.push_str(&format!("  Backup directory stats for {name}:\n"));
-        text.push_str(&format!("    Path: {}\n", dir.path.display()));
-        text.push_str(&format!("    Total files: {}\n", dir.total_files));
-        text.push_str(&format!("    Total size: {}\n", dir.total_size));
-        text.push_str(&format!("    Checkpoints: {}\n", dir.checkpoints));
+        lines.push(format!("  Backup directory stats for {name}:"));
+        lines.push(format!("    Path: {}", shown(&dir.path.display().to_string())));
+        lines.push(format!("    Total files: {}", dir.total_files));
+        lines.push(format!("    Total size: {}", size(dir.total_size)));
+        lines.push(format!("    Checkpoints: {}", dir.checkpoints));
     }
-    text.push_str(&format!("  State: {}\n", status.state.word()));
-    if let Some(latest) = &status.latest {
-        text.push_str(&format!("  Last restore point: {latest}\n"));
-    }
-    for line in &status.inconsistencies {
-        text.push_str(&format!("  Inconsistent: {line}\n"));
-    }
-    for finding in &status.findings {
-        text.push_str(&format!("  Note: {}\n", finding.message));
-    }
-    text
+    lines.extend(further_lines(status, &size));
+    lines.join("\n") + "\n"
 }
 
-/// The classic JSON: an object with a key per domain, ours after the known keys.
-pub fn json(statuses: &[DomainStatus]) -> String {
-    document(&Domains(statuses))
-}
-
-/// Keeps the order of the domains, which a map of JSON values would not.
-struct Domains<'a>(&'a [DomainStatus]);
-
-impl Serialize for Domains<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(
-            self.0
+fn disk_lines(disk: &DiskStatus, size: &dyn Fn(u64) -> String, lines: &mut Vec<String>) {
+    let target = &disk.target;
+    lines.push(format!("    {target}"));
+    lines.push(format!("      Virtual size: {}", size(disk.virtual_size)));
+    lines.push(format!("      Actual size: {}", size(disk.actual_size)));
+    if disk.bitmaps.is_empty() {
+        lines.push(format!("      No bitmaps found for {target}"));
+    } else {
+        lines.push(format!("      Bitmaps found for {target}:"));
+        lines.extend(
+            disk.bitmaps
                 .iter()
-                .map(|status| (&status.domain, DomainJson::of(status))),
-        )
+                .map(|name| format!("          {}", shown(name))),
+        );
     }
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct DomainJson<'a> {
-    checkpoints: &'a [String],
-    disks: Vec<DiskJson<'a>>,
-    overall_status: u8,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    backup_dir_stats: Option<DirJson>,
-    state: &'static str,
-    last_restore_point: Option<&'a str>,
-    inconsistencies: &'a [String],
-    findings: &'a [Finding],
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct DiskJson<'a> {
-    disk: &'a str,
-    virtual_size: u64,
-    actual_size: u64,
-    bitmaps: &'a [String],
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct DirJson {
-    path: String,
-    total_files: u64,
-    checkpoints: u64,
-    total_size: u64,
-}
-
-impl<'a> DomainJson<'a> {
-    fn of(status: &'a DomainStatus) -> Self {
-        let disks = status.disks.iter().map(|disk| DiskJson {
-            disk: &disk.target,
-            virtual_size: disk.virtual_size,
-            actual_size: disk.actual_size,
-            bitmaps: &disk.bitmaps,
-        });
-        DomainJson {
-            checkpoints: &status.checkpoints,
-            disks: disks.collect(),
-            overall_status: u8::from(!status.inconsistencies.is_empty()),
-            backup_dir_stats: status.dir.as_ref().map(|dir| DirJson {
-                path: dir.path.display().to_string(),
-                total_files: dir.total_files,
-                checkpoints: dir.checkpoints,
-                total_size: dir.total_size,
-            }),
-            state: status.state.word(),
-            last_restore_point: status.latest.as_deref(),
-            inconsistencies: &status.inconsistencies,
-            findings: &status.findings,
+/// The lines that the Node program does not have.
+fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<String> {
+    let mut lines = vec![format!("  State: {}", status.state.word())];
+    if let Some(newest) = &status.newest {
+        let name = shown(&newest.name);
+        let time = newest
+            .created
+            .map_or_else(String::new, |time| format!(", of {time}"));
+        lines.push(format!("  Newest checkpoint: {name}{time}"));
+        if let Some(bytes) = status.changed_bytes() {
+            lines.push(format!("  Changed since {name}: {}", size(bytes)));
         }
     }
+    match (&status.latest, &status.dir) {
+        (Some((id, _)), _) => lines.push(format!("  Last restore point: {id}")),
+        (None, Some(_)) => lines.push("  Last restore point: none".to_owned()),
+        (None, None) => {}
+    }
+    match &status.next {
+        Some(plan) if plan.disks.is_empty() => lines.push(format!("  Next backup: none, {}", plan.reason())),
+        Some(plan) => lines.push(format!(
+            "  Next backup: {}, {}",
+            plan.level().word(),
+            plan.reason()
+        )),
+        None => {}
+    }
+    lines.extend(
+        status
+            .inconsistencies
+            .iter()
+            .map(|what| format!("  Inconsistent: {what}")),
+    );
+    lines.extend(
+        status
+            .findings
+            .iter()
+            .map(|finding| format!("  Note: {}", finding.message)),
+    );
+    lines
+}
+
+/// The document: a key per domain; in each object the known keys first, in their order.
+pub fn tree(statuses: &[DomainStatus], pretty: bool) -> Tree {
+    let entries = statuses
+        .iter()
+        .map(|status| (status.domain.clone(), domain_tree(status, pretty)));
+    Tree::Map(entries.collect())
+}
+
+fn size_tree(bytes: u64, pretty: bool) -> Tree {
+    match pretty {
+        true => Tree::text(pretty::bytes(bytes)),
+        false => Tree::Number(bytes),
+    }
+}
+
+fn domain_tree(status: &DomainStatus, pretty: bool) -> Tree {
+    let disks = status.disks.iter().map(|disk| {
+        Tree::map([
+            ("disk", Tree::text(&disk.target)),
+            ("virtualSize", size_tree(disk.virtual_size, pretty)),
+            ("actualSize", size_tree(disk.actual_size, pretty)),
+            ("bitmaps", Tree::texts(&disk.bitmaps)),
+            ("bitmapsKnown", Tree::Bool(disk.bitmaps_known)),
+            ("changedBytes", Tree::number_or_null(disk.changed_bytes)),
+        ])
+    });
+    let mut entries = vec![
+        ("checkpoints", Tree::texts(&status.checkpoints)),
+        ("disks", Tree::List(disks.collect())),
+        ("overallStatus", Tree::Number(u64::from(!status.is_consistent()))),
+    ];
+    entries.extend(
+        status
+            .dir
+            .as_ref()
+            .map(|dir| ("backupDirStats", dir_tree(dir, pretty))),
+    );
+    let newest = status.newest.as_ref();
+    let time = |time: Option<Timestamp>| Tree::text_or_null(time.map(|time| time.to_string()));
+    let findings = status.findings.iter().map(finding_tree);
+    entries.extend([
+        ("state", Tree::text(status.state.word())),
+        (
+            "newestCheckpoint",
+            Tree::text_or_null(newest.map(|newest| newest.name.as_str())),
+        ),
+        (
+            "newestCheckpointTime",
+            time(newest.and_then(|newest| newest.created)),
+        ),
+        ("changedBytes", Tree::number_or_null(status.changed_bytes())),
+        (
+            "lastRestorePoint",
+            Tree::text_or_null(status.latest.as_ref().map(|(id, _)| id.as_str())),
+        ),
+        (
+            "lastRestorePointTime",
+            time(status.latest.as_ref().map(|(_, time)| *time)),
+        ),
+        ("nextBackup", status.next.as_ref().map_or(Tree::Null, plan_tree)),
+        ("inconsistencies", Tree::texts(&status.inconsistencies)),
+        ("findings", Tree::List(findings.collect())),
+    ]);
+    Tree::Map(
+        entries
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
+    )
+}
+
+fn dir_tree(dir: &DirStats, pretty: bool) -> Tree {
+    Tree::map([
+        ("path", Tree::text(dir.path.display().to_string())),
+        ("totalFiles", Tree::Number(dir.total_files)),
+        ("checkpoints", Tree::Number(dir.checkpoints)),
+        ("totalSize", size_tree(dir.total_size, pretty)),
+    ])
+}
+
+fn plan_tree(plan: &BackupPlan) -> Tree {
+    let level = match plan.disks.as_slice() {
+        [] => Tree::Null,
+        _ => Tree::text(plan.level().word()),
+    };
+    Tree::map([
+        ("level", level),
+        ("reason", Tree::text(plan.reason())),
+        ("period", Tree::text(&plan.period)),
+    ])
 }

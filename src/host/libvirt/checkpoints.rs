@@ -76,13 +76,14 @@ fn judge(description: CheckpointDescription, told_by_qemu: bool, images: &mut Im
     let mut disks = Vec::with_capacity(description.disks.len());
     for disk in description.disks {
         // QEMU gives a size for each bitmap that is there and consistent, and for no other.
-        let sound = match told_by_qemu {
-            true => disk.dirty_bytes.is_some(),
-            false => images.have_sound_bitmap(&disk.target, &disk.bitmap)?,
+        let bitmap = match (told_by_qemu, disk.dirty_bytes) {
+            (true, Some(_)) => Bitmap::Sound,
+            (true, None) => Bitmap::Broken,
+            (false, _) => images.bitmap(&disk.target, &disk.bitmap)?,
         };
         disks.push(CheckpointDisk {
             target: disk.target,
-            bitmap: if sound { Bitmap::Sound } else { Bitmap::Broken },
+            bitmap,
             dirty_bytes: disk.dirty_bytes,
         });
     }
@@ -110,16 +111,20 @@ impl<'a> Images<'a> {
         }
     }
 
-    fn have_sound_bitmap(&mut self, target: &str, name: &str) -> Result<bool> {
+    fn bitmap(&mut self, target: &str, name: &str) -> Result<Bitmap> {
+        if !self.are_here {
+            return Ok(Bitmap::Unknown);
+        }
         if !self.chains.contains_key(target) {
-            let disk = self.domain.disk(target).filter(|_| self.are_here);
+            let disk = self.domain.disk(target);
             let chain = disk.map_or(Ok(Vec::new()), |disk| chain(disk, &Stop::default()))?;
             self.chains.insert(target.to_owned(), chain);
         }
-        Ok(self
-            .chains
-            .get(target)
-            .is_some_and(|chain| is_usable(chain, name)))
+        let chain = self.chains.get(target);
+        Ok(match chain.is_some_and(|chain| is_usable(chain, name)) {
+            true => Bitmap::Sound,
+            false => Bitmap::Broken,
+        })
     }
 }
 
@@ -267,6 +272,51 @@ mod tests {
         ImageInfo {
             path: "/x".into(),
             bitmaps: bitmaps.iter().map(bitmap).collect(),
+        }
+    }
+
+    #[test]
+    fn images_on_another_machine_are_never_looked_for_here() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("same-name-here.qcow2");
+        std::fs::write(&path, b"no image: looking at it would be an error").expect("written");
+        let domain = domain_with(&path);
+        let ask = |are_here| {
+            let chains = BTreeMap::new();
+            let mut images = Images {
+                domain: &domain,
+                are_here,
+                chains,
+            };
+            images.bitmap("vda", "a")
+        };
+        assert_eq!(ask(false).expect("nothing is asked"), Bitmap::Unknown);
+        ask(true).expect_err("that is no qcow2 image");
+    }
+
+    fn domain_with(image: &std::path::Path) -> Domain {
+        use crate::model::domain::{Agent, Device, DomainState, Source};
+        let disk = Disk {
+            target: "vda".to_owned(),
+            device: Device::Disk,
+            source: Source::File(image.to_owned()),
+            format: DiskFormat::Qcow2,
+            readonly: false,
+            shareable: false,
+            transient: false,
+            beneath: vec![],
+        };
+        Domain {
+            name: "vm1".to_owned(),
+            uuid: String::new(),
+            state: DomainState::ShutOff,
+            persistent: true,
+            id: None,
+            disks: vec![disk],
+            nvram: None,
+            has_tpm_state: false,
+            agent: Agent::None,
+            inactive_xml: String::new(),
         }
     }
 

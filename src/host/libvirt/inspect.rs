@@ -299,8 +299,8 @@ pub fn nvram(link: &Link, domain: &Domain) -> Result<Option<Vec<u8>>> {
 
 /// What is asked for lies on another machine.
 pub fn not_here(what: &str) -> HostError {
-    HostError::Unsupported {
-        what: format!("the domain runs on another machine, where {what} cannot be reached: run there"),
+    HostError::NotHere {
+        what: what.to_owned(),
     }
 }
 

@@ -1,0 +1,112 @@
+//! `vmsnap man`: the manual pages, made from the command line itself.
+
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
+
+use super::{CommandResult, Refusal};
+use crate::cli::answer;
+use crate::cli::args::{self, ManArgs};
+use crate::cli::exit_code::ExitCode;
+use crate::model::text::shown;
+
+/// Prints the manual page of vmsnap or of one of its commands.
+pub fn run(args: &ManArgs) -> CommandResult {
+    let grammar = args::grammar();
+    let command = match &args.command {
+        None => grammar,
+        Some(name) => {
+            let found = grammar.find_subcommand(name).cloned();
+            let found = found.ok_or_else(|| {
+                let names = grammar.get_subcommands().map(|sub| sub.get_name().to_owned());
+                let names = names.filter(|name| name != "help").collect::<Vec<_>>().join(", ");
+                let message = format!("there is no command '{}': it is one of {names}", shown(name));
+                Refusal::new(ExitCode::Usage, message)
+            })?;
+            found.display_name(format!("vmsnap-{name}"))
+        }
+    };
+    let page = page(command).map_err(|error| Refusal::new(ExitCode::Failed, error.to_string()))?;
+    answer(&String::from_utf8_lossy(&page));
+    Ok(ExitCode::Ok)
+}
+
+fn page(command: clap::Command) -> std::io::Result<Vec<u8>> {
+    let has_subcommands = command.has_subcommands();
+    let examples = command.get_after_help().map(ToString::to_string);
+    let source = concat!("vmsnap ", env!("CARGO_PKG_VERSION"));
+    let man = Man::new(command).source(source).manual("vmsnap");
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if has_subcommands {
+        man.render_subcommands_section(&mut page)?;
+    }
+    if let Some(examples) = examples {
+        verbatim("EXAMPLES", &examples).to_writer(&mut page)?;
+    }
+    exit_status().to_writer(&mut page)?;
+    Ok(page)
+}
+
+/// A section whose lines stay as they are.
+fn verbatim(title: &str, text: &str) -> Roff {
+    let mut roff = Roff::new();
+    roff.control("SH", [title]);
+    roff.control("nf", []);
+    let lines = text.lines().filter(|line| !line.starts_with("Example"));
+    for line in lines {
+        roff.text([roman(line)]);
+    }
+    roff.control("fi", []);
+    roff
+}
+
+fn exit_status() -> Roff {
+    let mut roff = Roff::new();
+    roff.control("SH", ["EXIT STATUS"]);
+    let mut entry = |number: String, meaning: &str| {
+        roff.control("TP", ["6"]);
+        roff.text([bold(number)]);
+        roff.text([roman(meaning)]);
+    };
+    for code in ExitCode::ALL {
+        entry(code.number().to_string(), code.meaning());
+    }
+    let signal = ExitCode::Signal(0);
+    entry("128+N".to_owned(), signal.meaning());
+    roff
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(command: clap::Command) -> String {
+        String::from_utf8(page(command).expect("written to memory")).expect("UTF-8")
+    }
+
+    #[test]
+    fn every_command_has_a_page_with_every_exit_code() {
+        let grammar = args::grammar();
+        for command in grammar.get_subcommands().chain([&grammar]) {
+            let page = text(command.clone());
+            assert!(page.contains(".SH NAME\n"), "{page}");
+            for code in ExitCode::ALL {
+                let entry = format!("\n.TP 6\n\\fB{}\\fR\n", code.number());
+                assert!(page.contains(&entry), "{} lacks {entry}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn examples_stay_line_by_line() {
+        let grammar = args::grammar();
+        let backup = grammar.find_subcommand("backup").expect("it is there");
+        let page = text(backup.clone());
+        assert!(page.contains(".SH EXAMPLES\n.nf\n"), "{page}");
+        assert!(page.contains("vmsnap backup vm1 \\-\\-output /backups"), "{page}");
+    }
+}

@@ -1,0 +1,232 @@
+//! The classic spelling, word for word: what was typed, and the subcommand's words that it means.
+
+use std::ffi::OsString;
+
+use vmsnap::cli::args;
+use vmsnap::cli::classic::{Misuse, translate};
+use vmsnap::cli::exit_code::ExitCode;
+
+fn words(line: &str) -> Vec<OsString> {
+    line.split_whitespace().map(OsString::from).collect()
+}
+
+fn translated(line: &str) -> Result<String, Misuse> {
+    let translated = translate(words(&format!("vmsnap {line}")), &args::grammar())?;
+    let words: Vec<String> = translated
+        .into_iter()
+        .map(|word| word.into_string().expect("UTF-8"))
+        .collect();
+    assert_eq!(words[0], "vmsnap");
+    Ok(words[1..].join(" "))
+}
+
+fn means(cases: &[(&str, &str)]) {
+    for (typed, expected) in cases {
+        assert_eq!(translated(typed).as_deref(), Ok(*expected), "{typed}");
+    }
+}
+
+#[test]
+fn the_classic_words_mean_the_subcommands_words() {
+    means(&[
+        ("", "status"),
+        ("--status", "status"),
+        ("--domains=vm1", "status --domains=vm1"),
+        (
+            "--domains vm1,vm2 --domains=*",
+            "status --domains=vm1,vm2 --domains=*",
+        ),
+        (
+            "--domains=vm1 --backup --output=/b --groupBy=quarter --prune",
+            "backup --domains=vm1 --output=/b --group-by=quarter --prune",
+        ),
+        (
+            "--backup --domains=vm1 --output /b --raw",
+            "backup --domains=vm1 --output=/b --raw",
+        ),
+        (
+            "--output=/b --group-by year --status",
+            "status --output=/b --group-by=year",
+        ),
+        (
+            "--machine --json --yml --pretty --verbose",
+            "status --machine --json --yaml --pretty --verbose",
+        ),
+        (
+            "--domains=vm1 --scrub --scrubType=bitmap --checkpointName=virtnbdbackup.17",
+            "scrub --domains=vm1 --scrub-type=bitmap --checkpoint-name=virtnbdbackup.17",
+        ),
+        (
+            "--domains=vm1 --scrub --scrubType=*",
+            "scrub --domains=vm1 --scrub-type=*",
+        ),
+        ("--connect=qemu:///session", "status --connect=qemu:///session"),
+        ("--backup --socketfile=/run/x", "backup --socketfile=/run/x"),
+        ("--domains=a=b", "status --domains=a=b"),
+        ("--domains=", "status --domains="),
+    ]);
+}
+
+#[test]
+fn the_subcommands_words_stay() {
+    means(&[
+        ("status", "status"),
+        (
+            "backup vm1 --output /b --group-by quarter --prune",
+            "backup vm1 --output=/b --group-by=quarter --prune",
+        ),
+        (
+            "backup vm1 vm2 -o /b -nq",
+            "backup vm1 vm2 --output=/b --dry-run --quiet",
+        ),
+        (
+            "-c test:///default status vm1",
+            "status --connect=test:///default vm1",
+        ),
+        ("-ctest:///default list", "list --connect=test:///default"),
+        (
+            "--connect test:///default -vv status",
+            "status --connect=test:///default --verbose --verbose",
+        ),
+        (
+            "restore vm1 --repository=/b --to /x",
+            "restore vm1 --repository=/b --to=/x",
+        ),
+        (
+            "backup --repository /b -- --odd-name",
+            "backup --output=/b -- --odd-name",
+        ),
+        ("backup --status=false vm1", "backup vm1"),
+        ("backup --backup vm1", "backup vm1"),
+        ("man backup", "man backup"),
+        ("help backup", "help backup"),
+        ("--help", "--help"),
+        ("-V", "--version"),
+        ("--backup -h", "backup --help"),
+    ]);
+}
+
+/// Fault 15: `--prune=false` prunes, `--backup=false` backs up.
+#[test]
+fn a_boolean_means_what_it_says_and_the_last_one_wins() {
+    means(&[
+        ("--backup --prune=true", "backup --prune"),
+        ("--backup --prune=false", "backup"),
+        ("--backup --no-prune", "backup"),
+        ("--backup --prune --no-prune", "backup"),
+        ("--backup --no-prune --prune", "backup --prune"),
+        ("--backup --prune --prune", "backup --prune"),
+        ("--backup=false --output=/b", "status --output=/b"),
+        ("--no-backup", "status"),
+        ("--backup --backup=false", "status"),
+        ("--backup=false --scrub", "scrub"),
+        ("--json=true --json=false", "status"),
+        ("--verbose=true --verbose", "status --verbose --verbose"),
+        ("-vv --no-verbose", "status"),
+        (
+            "backup vm1 --prune=false --raw=true --no-dry-run",
+            "backup vm1 --raw",
+        ),
+        ("restore vm1 --define=false", "restore vm1"),
+    ]);
+    for wrong in [
+        "--prune=maybe",
+        "--backup=1",
+        "--json=",
+        "backup --prune false",
+        "--backup true",
+    ] {
+        let misuse = translated(wrong).expect_err("neither true nor false");
+        assert_eq!(misuse.code(), ExitCode::Usage, "{wrong}");
+    }
+}
+
+/// Fault 15: `--domains=101` matches nothing.
+#[test]
+fn a_number_is_a_name() {
+    means(&[
+        ("--domains=101", "status --domains=101"),
+        ("--domains 007,1e3", "status --domains=007,1e3"),
+        ("status 101", "status 101"),
+    ]);
+}
+
+#[test]
+fn switches_that_do_not_concern_the_command_are_taken_and_ignored() {
+    means(&[
+        (
+            "--domains=vm1 --backup --output=/b --pretty --machine --yaml --scrubType=x",
+            "backup --domains=vm1 --output=/b",
+        ),
+        ("backup vm1 --output /b --pretty", "backup vm1 --output=/b"),
+        (
+            "--status --raw --prune --checkpointName=x --socketfile=/s",
+            "status",
+        ),
+        (
+            "--scrub --scrubType=both --raw --prune --pretty",
+            "scrub --scrub-type=both",
+        ),
+    ]);
+    for strict in ["list --pretty", "restore vm1 --raw", "demo --json"] {
+        assert_eq!(
+            translated(strict).expect_err("no such switch").code(),
+            ExitCode::Usage,
+            "{strict}"
+        );
+    }
+}
+
+#[test]
+fn two_commands_are_one_too_many() {
+    for line in [
+        "--backup --scrub",
+        "--status --backup",
+        "--status --backup --scrub",
+        "backup --scrub vm1",
+        "list --status",
+    ] {
+        let misuse = translated(line).expect_err("several commands");
+        assert_eq!(misuse, Misuse::SeveralCommands, "{line}");
+        assert_eq!(misuse.code().number(), 7);
+        assert_eq!(misuse.message(), "Only one command can be run at a time");
+    }
+}
+
+#[test]
+fn a_misspelt_word_is_refused_with_the_nearest() {
+    let cases = [
+        ("--bakcup --domains=vm1", "did you mean '--backup'?"),
+        ("--domain=vm1", "did you mean '--domains'?"),
+        ("--dommains vm1 --backup", "did you mean '--domains'?"),
+        ("--backup --grupBy=year", "did you mean '--group-by'?"),
+        ("--backup --GroupBy2=year", "did you mean '--group-by'?"),
+        ("--scrub --scrubTyp=both", "did you mean '--scrub-type'?"),
+        ("backup vm1 --dryrun", "did you mean '--dry-run'?"),
+        ("--no-prun --backup", "there is no switch '--no-prun'"),
+        ("--zzz", "`vmsnap status --help` lists them"),
+        ("-z", "there is no switch '-z'"),
+        ("bakup vm1", "did you mean `vmsnap backup`?"),
+        ("vm1", "there is no command 'vm1'"),
+        ("--backup vm1 --output=/b", "there is no command 'vm1'"),
+        ("--backup -- vm1", "there is no command 'vm1'"),
+    ];
+    for (line, expected) in cases {
+        let misuse = translated(line).expect_err("a mistake");
+        assert!(
+            misuse.message().contains(expected),
+            "{line}: {}",
+            misuse.message()
+        );
+        assert_eq!(misuse.code().number(), 64, "{line}");
+    }
+}
+
+#[test]
+fn what_is_no_utf_8_goes_through_untouched() {
+    use std::os::unix::ffi::OsStringExt;
+    let path = OsString::from_vec(b"--output=/b\xff".to_vec());
+    let typed = vec!["vmsnap".into(), "--backup".into(), path.clone()];
+    let translated = translate(typed, &args::grammar()).expect("understood");
+    assert_eq!(translated[2], path);
+}
