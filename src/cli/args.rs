@@ -191,7 +191,7 @@ pub struct BackupArgs {
     pub prune: bool,
 
     /// Tell what would be done, and do nothing
-    #[arg(short = 'n', long, conflicts_with = "json")]
+    #[arg(short = 'n', long)]
     pub dry_run: bool,
 
     /// How long the guest agent may take to freeze the file systems; 0 does not ask it

@@ -307,7 +307,16 @@ fn stdout_is_the_answer_and_stderr_everything_else() {
     let as_json = repo.backup(&[name], &["--json"]);
     assert_eq!(outcome_of(&as_json, name)["outcome"], "ok");
 
-    let status = repo.run(&["status", name, "--output", &root, "--connect", URI, "--json"]);
+    let status = repo.run(&[
+        "status",
+        name,
+        "--output",
+        &root,
+        "--connect",
+        URI,
+        "--json",
+        "--machine",
+    ]);
     let status = &json(&status)[name];
     assert_eq!(
         status["checkpoints"],
