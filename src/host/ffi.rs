@@ -75,7 +75,7 @@ pub fn quiet_driver() {
     const OUTPUTS: &str = "LIBVIRT_LOG_OUTPUTS";
     if std::env::var_os(OUTPUTS).is_none() {
         // SAFETY: the caller promises that there is no other thread yet, so nobody reads the environment meanwhile.
-        unsafe { std::env::set_var(OUTPUTS, "4:stderr") };
+        unsafe { std::env::set_var(OUTPUTS, "4:file:/dev/null") };
     }
 }
 

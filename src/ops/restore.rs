@@ -447,7 +447,7 @@ impl Unfinished {
                 // A device that is mounted, or otherwise in use, is refused by the kernel.
                 .custom_flags(OFlags::EXCL.bits() as i32)
                 .open(path)
-                .map_err(create)?;
+                .map_err(|source| io_cause("use", path, source))?;
             return raw_sink(device, path, disk.size, RawTarget::Device, stop);
         }
         match disk.format {
