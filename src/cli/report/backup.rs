@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::tree::Tree;
-use super::{PointJson, causes, document, failure, finding_tree};
+use super::{ErrorJson, PointJson, document, failure, finding_tree};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::finding::Finding;
@@ -146,13 +146,6 @@ impl<'a> PruneJson<'a> {
     }
 }
 
-#[derive(Serialize)]
-struct ErrorJson {
-    message: String,
-    disk: Option<String>,
-    hint: Option<String>,
-}
-
 /// The outcome of every domain as one JSON document.
 pub fn json(done: &[Done], unmatched: &[String], code: ExitCode) -> String {
     let domains = done.iter().map(|done| match &done.result {
@@ -173,7 +166,7 @@ pub fn json(done: &[Done], unmatched: &[String], code: ExitCode) -> String {
             restore_point: None,
             path: None,
             prune: None,
-            error: Some(error_json(error)),
+            error: Some(ErrorJson::of(error)),
             findings: &[],
         },
     });
@@ -183,14 +176,6 @@ pub fn json(done: &[Done], unmatched: &[String], code: ExitCode) -> String {
         unmatched,
         exit_code: code.number(),
     })
-}
-
-fn error_json(error: &Error) -> ErrorJson {
-    ErrorJson {
-        message: causes(error),
-        disk: error.disk.clone(),
-        hint: error.hint(),
-    }
 }
 
 /// What a dry run would do, as one JSON document.

@@ -65,6 +65,24 @@ fn document(value: &impl Serialize) -> String {
     }
 }
 
+/// A failure as every command shows it in JSON.
+#[derive(Serialize)]
+struct ErrorJson {
+    message: String,
+    disk: Option<String>,
+    hint: Option<String>,
+}
+
+impl ErrorJson {
+    fn of(error: &Error) -> Self {
+        ErrorJson {
+            message: causes(error),
+            disk: error.disk.clone(),
+            hint: error.hint(),
+        }
+    }
+}
+
 /// A restore point as `list` and `backup` show it in JSON.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]

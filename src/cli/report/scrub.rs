@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{causes, document};
+use super::{ErrorJson, document};
 use crate::cli::exit_code::ExitCode;
 use crate::model::finding::Finding;
 use crate::model::text::shown;
@@ -155,12 +155,6 @@ struct NextJson<'a> {
     reason: &'a str,
 }
 
-#[derive(Serialize)]
-struct ErrorJson {
-    message: String,
-    hint: Option<String>,
-}
-
 /// The outcome of every domain as one JSON document. `outcome` is `planned`, `ok` or `failed`; what a failed one removed before it failed
 /// is told all the same.
 pub fn json(done: &[Scrubbed], unmatched: &[String], code: ExitCode) -> String {
@@ -191,10 +185,7 @@ fn domain_json(done: &Scrubbed) -> DomainJson<'_> {
             level: view.next.level.map(|level| level.word()),
             reason: &view.next.reason,
         }),
-        error: failure.map(|error| ErrorJson {
-            message: causes(error),
-            hint: error.hint(),
-        }),
+        error: failure.map(ErrorJson::of),
         findings: view.map_or(&[], |view| view.findings),
     }
 }
