@@ -25,7 +25,7 @@ use crate::model::buffer::BufferPool;
 use crate::model::checkpoint::{Checkpoint, CheckpointId};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
-use crate::model::restore_point::Consistency;
+use crate::model::restore_point::{Consistency, FileId};
 use crate::model::stop::Stop;
 
 /// Result of everything in this room.
@@ -44,6 +44,10 @@ pub trait Host: Send + Sync {
 
     /// Size and allocation of a disk, in bytes.
     fn disk_sizes(&self, domain: &Domain, target: &str) -> Result<DiskSizes>;
+
+    /// Which file a path of a disk names; `None` where that cannot be known: it is on another machine, no file, or its file system does not
+    /// tell when it was created.
+    fn file_id(&self, path: &Path) -> Option<FileId>;
 
     /// The domain's checkpoints, oldest first, with the state of each bitmap (running or shut off).
     fn checkpoints(&self, domain: &Domain) -> Result<Vec<Checkpoint>>;

@@ -1,7 +1,7 @@
 //! Which restore points stand upon which, and what the next one can stand upon.
 
 use super::checkpoint::Checkpoint;
-use super::restore_point::{Level, RestorePoint};
+use super::restore_point::{FileId, Level, RestorePoint};
 
 /// A restore point as the repository holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,8 +103,17 @@ pub struct DiskNow {
     pub full_only: Option<String>,
     /// Its size now, in bytes, where it is known before the job.
     pub virtual_size: Option<u64>,
-    /// Where its content lies now, and the images beneath, as the manifest would write them.
-    pub sources: Vec<String>,
+    /// Where its content lies now, and the images beneath.
+    pub sources: Vec<SourceNow>,
+}
+
+/// An image of a disk about to be backed up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceNow {
+    /// Its path, as the manifest would write it.
+    pub path: String,
+    /// Which file that is, where it can be known.
+    pub file: Option<FileId>,
 }
 
 /// The level of one disk, with the reason that stands in manifest and output.
@@ -207,8 +216,13 @@ fn usable_parent(
         return Err(format!("disk {} is new since {id}", disk.target));
     };
     // Every disk carries bitmaps of the same names: another disk under this target would pass for this one.
-    if !disk.sources.contains(&before.source) {
+    let Some(source) = disk.sources.iter().find(|now| now.path == before.source) else {
         return Err(format!("disk {} lay at {} with {id}", disk.target, before.source));
+    };
+    if let (Some(file), Some(before_file)) = (source.file, before.source_file)
+        && file != before_file
+    {
+        return Err(format!("{} is another file than it was with {id}", before.source));
     }
     let (Some(recorded), true) = (&point.checkpoint, before.checkpointed) else {
         return Err(format!(

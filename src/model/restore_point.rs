@@ -95,6 +95,16 @@ impl RestorePoint {
     }
 }
 
+/// Which file a path named. A path can name another file tomorrow, and the number of an inode be given again; both with the same birth cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FileId {
+    /// The inode's number.
+    pub inode: u64,
+    /// When the file was created, as its file system says.
+    pub born: Timestamp,
+}
+
 /// One disk of a restore point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -113,6 +123,9 @@ pub struct DiskPoint {
     pub virtual_size: u64,
     /// Where the disk's content lay on the host.
     pub source: String,
+    /// Which file that was, where the file system tells; older manifests do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_file: Option<FileId>,
     /// The disk's own format (`qcow2`, `raw`).
     pub source_format: String,
     /// File name of the image within the restore point.

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::monitor::Event;
-use super::plan::{self, BackupPlan};
 use super::prune::{self, PrunePlan};
-use super::{Cause, Context, Error, Result, heal};
+use super::reconcile::{self, Reconciliation, Wishes};
+use super::{Cause, Context, Error, Result, heal, plan, survey};
 use crate::host::{HostError, PlaceWishes};
 use crate::model::checkpoint;
 use crate::model::domain::Domain;
@@ -87,49 +87,55 @@ const MOST_TRIES: usize = 12;
 
 /// Makes a restore point of the domain of that name.
 pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
-    let failed = |error: HostError| Error::of(name, error);
     let repo_failed = |error: RepoError| Error::of(name, error);
-    let domain = context.host.domain(name).map_err(failed)?;
     let repository = context.repo.domain(name).map_err(repo_failed)?;
+    // Before anything is created for it, the domain has to be there.
+    context
+        .host
+        .domain(name)
+        .map_err(|error| Error::of(name, error))?;
     let locked = repository.lock().map_err(repo_failed)?;
-    locked.finish_removals().map_err(repo_failed)?;
-    let history = locked.history().map_err(repo_failed)?;
-    let mut findings = heal::heal(&domain, &locked, &history.leftovers, context)?;
+    let mut history = locked.history().map_err(repo_failed)?;
+    let mut findings = Vec::new();
     for finding in &history.findings {
         tell(name, finding, context);
         findings.push(finding.clone());
     }
-    if let Some(job) = context.host.active_job(&domain).map_err(failed)? {
-        return Err(Error::of(
-            name,
-            Cause::Busy {
-                operation: job.operation,
-            },
-        ));
-    }
-    // Healing may have resumed or thawed it.
-    let domain = context.host.domain(name).map_err(failed)?;
-
     let mut taken: Vec<String> = Vec::new();
-    let run = Run {
-        domain: &domain,
-        locked: &locked,
-        history: &history,
-        context,
-        options,
-    };
+    let mut tries = 0;
     loop {
-        match run.attempt(&taken) {
+        let (domain, planned) = loop {
+            let (domain, planned) = look(&repository, &history, &taken, context, options)?;
+            if planned.repairs.is_empty() {
+                break (domain, planned);
+            }
+            findings.extend(heal::carry_out(&planned.repairs, &domain, &locked, context)?);
+            // What there is now is looked at anew: repairs change it.
+            history = locked.history().map_err(repo_failed)?;
+        };
+        if let Some(operation) = planned.obstacle {
+            return Err(Error::of(name, Cause::Busy { operation }));
+        }
+        let run = Run {
+            domain: &domain,
+            locked: &locked,
+            history: &history,
+            context,
+            options,
+        };
+        match run.attempt(&planned) {
             Err(Error {
                 cause: Cause::Host(HostError::BitmapExists { name: bitmap }),
                 ..
-            }) if taken.len() < MOST_TRIES => {
+            }) if tries < MOST_TRIES => {
                 let what = format!("bitmap {bitmap} belongs to no checkpoint; its number is left out");
                 let finding = Finding::new("bitmap-without-checkpoint", what);
                 tell(name, &finding, context);
                 findings.push(finding);
                 // Where there is one there may be many, and each try disturbs the guest: the steps grow.
-                taken.push(checkpoint::further_name(&bitmap, (1 << taken.len()) - 1));
+                let further = checkpoint::further_name(&bitmap, (1 << tries) - 1);
+                tries += 1;
+                taken.extend([bitmap, further]);
             }
             Err(error) => return Err(error),
             Ok(mut outcome) => {
@@ -142,6 +148,36 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
             }
         }
     }
+}
+
+/// Looks at the domain and decides what a backup does now.
+fn look(
+    repository: &DomainRepository,
+    history: &History,
+    taken: &[String],
+    context: &Context,
+    options: &Options,
+) -> Result<(Domain, Reconciliation)> {
+    let name = repository.name();
+    let domain = context
+        .host
+        .domain(name)
+        .map_err(|error| Error::of(name, error))?;
+    let survey = survey::survey(domain, repository, history, context.host)?;
+    let wishes = Wishes {
+        period: &Period::containing(options.group_by, context.now.date()).folder(),
+        current: &current_periods(context),
+        raw: options.raw,
+        keep_checkpoints: options.keep_checkpoints,
+        taken,
+    };
+    let planned = reconcile::reconcile(&survey, &history.chains, &wishes);
+    Ok((survey.domain, planned))
+}
+
+/// The folders of the periods that go on now, one per grouping: a domain may be backed up by several.
+fn current_periods(context: &Context) -> [String; 4] {
+    GroupBy::ALL.map(|by| Period::containing(by, context.now.date()).folder())
 }
 
 /// Prunes now that the domain's new restore point exists. The backup has succeeded whatever comes of this.
@@ -170,72 +206,27 @@ fn prune_after(
 /// What a dry run shows.
 #[derive(Clone, Debug)]
 pub struct Preview {
-    /// The backup that would be made.
-    pub backup: BackupPlan,
-    /// Folders of unfinished runs that would be removed before, with what those runs began.
-    pub leftovers: Vec<PathBuf>,
+    /// What would be repaired, backed up and retired.
+    pub planned: Reconciliation,
     /// What would be pruned after it, if that was asked for.
     pub prune: Option<PrunePlan>,
+    /// The run that writes to the domain's folder now, as it wrote itself down: until it has ended, what it has begun looks like something left.
+    pub writer: Option<String>,
 }
 
 /// Tells what a backup would do, and does nothing.
 pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Preview> {
-    let domain = context
-        .host
-        .domain(name)
-        .map_err(|error| Error::of(name, error))?;
-    let repository = context
-        .repo
-        .domain(name)
-        .map_err(|error| Error::of(name, error))?;
-    let history = repository.history().map_err(|error| Error::of(name, error))?;
-    let backup = make_plan(&domain, &history, &[], context, options)?;
+    let failed = |error: RepoError| Error::of(name, error);
+    let repository = context.repo.domain(name).map_err(failed)?;
+    let history = repository.history().map_err(failed)?;
+    let (_, planned) = look(&repository, &history, &[], context, options)?;
     let today = context.now.date();
     let prune = || prune::plan(&repository, &history.chains, options.group_by, today);
     Ok(Preview {
+        planned,
         prune: options.prune.then(prune),
-        leftovers: history
-            .leftovers
-            .into_iter()
-            .map(|leftover| leftover.dir)
-            .collect(),
-        backup,
+        writer: repository.writer(),
     })
-}
-
-fn make_plan(
-    domain: &Domain,
-    history: &History,
-    taken: &[String],
-    context: &Context,
-    options: &Options,
-) -> Result<BackupPlan> {
-    let failed = |error: HostError| Error::of(&domain.name, error);
-    let host = context.host;
-    let capabilities = host.capabilities().map_err(failed)?;
-    let checkpoints = host.checkpoints(domain).map_err(failed)?;
-    let mut sizes = Vec::new();
-    let mut taken = taken.to_vec();
-    for disk in domain.disks.iter().filter(|disk| disk.source.path().is_some()) {
-        // A disk whose size cannot be told now is looked at again when its export is open.
-        if let Ok(found) = host.disk_sizes(domain, &disk.target) {
-            sizes.push((disk.target.clone(), found.virtual_size));
-        }
-        if !domain.state.is_active() {
-            taken.extend(host.bitmap_names(domain, &disk.target).unwrap_or_default());
-        }
-    }
-    let period = Period::containing(options.group_by, context.now.date()).folder();
-    Ok(plan::plan(&plan::Inputs {
-        domain,
-        sizes: &sizes,
-        capabilities: &capabilities,
-        chains: &history.chains,
-        checkpoints: &checkpoints,
-        taken: &taken,
-        period: &period,
-        raw: options.raw,
-    }))
 }
 
 fn tell(domain: &str, finding: &Finding, context: &Context) {

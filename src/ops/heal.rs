@@ -1,4 +1,4 @@
-//! Ends what an unfinished run left: its job, its checkpoint, its sockets and scratch files, its partial folder.
+//! Carries out repairs: ends what an unfinished run left, its job, its checkpoint, its sockets and scratch files, its partial folder.
 //!
 //! A run notes down what it is about to begin before it begins it. Whoever holds the domain's lock knows that the run which wrote the
 //! note is dead.
@@ -6,11 +6,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::monitor::Event;
+use super::reconcile::{self, Repair};
 use super::{Context, Error, Result};
 use crate::host::{HostError, Places};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
-use crate::repo::{Leftover, LockedDomain};
+use crate::repo::LockedDomain;
 
 /// What a run notes down before it begins a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,35 +32,37 @@ pub struct Intent {
 
 impl Intent {
     /// Whether the domain was shut off: then nothing needs scratch space.
-    fn is_offline(&self) -> bool {
+    pub(super) fn is_offline(&self) -> bool {
         self.places.scratch.is_empty()
     }
 }
 
-/// Ends what unfinished runs left. Each thing that was done is a finding.
-pub fn heal(
+/// Carries the repairs out, in their order. Each run that was ended is a finding, with what there was to end.
+pub fn carry_out(
+    repairs: &[Repair],
     domain: &Domain,
     locked: &LockedDomain,
-    leftovers: &[Leftover],
     context: &Context,
 ) -> Result<Vec<Finding>> {
+    let failed = |error| Error::of(&domain.name, error);
     let mut findings = Vec::new();
-    for leftover in leftovers {
-        let folder = leftover.dir.display();
-        // The intent is on the disk before anything is begun: one that is not whole is of a run that began nothing.
-        let bytes = leftover
-            .intent()
-            .map_err(|error| Error::of(&domain.name, error))?;
-        if let Some(intent) = bytes.and_then(|bytes| serde_json::from_slice::<Intent>(&bytes).ok()) {
-            undo(domain, &intent, context)?;
+    let mut ended = Vec::new();
+    for repair in repairs {
+        match repair {
+            Repair::FinishRemoval(dir) => {
+                locked.finish_removal(dir).map_err(failed)?;
+                let what = format!(
+                    "removed what an interrupted removal had left of {}",
+                    dir.display()
+                );
+                findings.push(Finding::new("removal-finished", what));
+            }
+            Repair::RemovePartial(dir) => {
+                locked.remove_partial(dir).map_err(failed)?;
+                findings.push(healed(dir, &std::mem::take(&mut ended)));
+            }
+            of_host => ended.extend(carry_out_at_host(of_host, domain, context)?),
         }
-        locked
-            .remove_leftover(leftover)
-            .map_err(|error| Error::of(&domain.name, error))?;
-        findings.push(Finding::new(
-            "healed-partial",
-            format!("removed {folder}, left by a run that did not finish"),
-        ));
     }
     for finding in &findings {
         let domain = &domain.name;
@@ -68,42 +71,42 @@ pub fn heal(
     Ok(findings)
 }
 
-/// Ends what a run noted down. The guest comes first, and whatever holds the images goes before what changes them.
-pub(super) fn undo(domain: &Domain, intent: &Intent, context: &Context) -> Result<()> {
-    let host = context.host;
-    let failed = |error: HostError| Error::of(&domain.name, error);
-    // A domain made anew under the same name has nothing of that run.
-    let is_same = intent.uuid == domain.uuid;
-    if is_same {
-        if let Some(job) = host.active_job(domain).map_err(failed)?
-            && job
-                .socket
-                .is_some_and(|socket| intent.places.sockets.contains(&socket))
-        {
-            host.abort_job(domain).map_err(failed)?;
-        }
-        if intent.freezes {
-            host.thaw(domain).map_err(failed)?;
-        }
-    }
-    host.clear_places(&intent.places).map_err(failed)?;
-    match &intent.checkpoint {
-        Some(name) if is_same => remove_own_checkpoint(domain, name, intent, context),
-        _ => Ok(()),
-    }
+fn healed(dir: &std::path::Path, ended: &[String]) -> Finding {
+    let dir = dir.display();
+    let what = match ended {
+        [] => format!("removed {dir}, left by a run that did not finish"),
+        [.., _] => format!(
+            "removed {dir}, left by a run that did not finish, and ended {}",
+            ended.join(" and ")
+        ),
+    };
+    Finding::new("healed-partial", what)
 }
 
-/// Removes the checkpoint of a dead run, known by its mark: the name alone could be another's by now.
-fn remove_own_checkpoint(domain: &Domain, name: &str, intent: &Intent, context: &Context) -> Result<()> {
+/// Carries out what concerns the hypervisor, and tells what was ended, if that is worth telling.
+fn carry_out_at_host(repair: &Repair, domain: &Domain, context: &Context) -> Result<Option<String>> {
+    let host = context.host;
+    let (done, told) = match repair {
+        Repair::AbortJob => (host.abort_job(domain), Some("its backup job".to_owned())),
+        Repair::Thaw => (host.thaw(domain), None),
+        Repair::ClearPlaces(places) => (host.clear_places(places), None),
+        Repair::DeleteCheckpoint(name) => (
+            host.delete_checkpoint(domain, name),
+            Some(format!("its checkpoint {name}")),
+        ),
+        Repair::DeleteBitmaps(name) => (host.delete_bitmap(domain, name), None),
+        Repair::FinishRemoval(_) | Repair::RemovePartial(_) => (Ok(()), None),
+    };
+    done.map(|()| told)
+        .map_err(|error| Error::of(&domain.name, error))
+}
+
+/// Ends what this run noted down, when it fails.
+pub(super) fn undo(domain: &Domain, intent: &Intent, context: &Context) -> Result<()> {
     let failed = |error: HostError| Error::of(&domain.name, error);
+    let job = context.host.active_job(domain).map_err(failed)?;
     let checkpoints = context.host.checkpoints(domain).map_err(failed)?;
-    match checkpoints.iter().find(|checkpoint| checkpoint.name == name) {
-        Some(checkpoint) if checkpoint.mark.as_deref() == Some(&intent.mark) => {
-            context.host.delete_checkpoint(domain, name).map_err(failed)
-        }
-        Some(_) => Ok(()),
-        // Only the checkpoint of a shut-off domain is made in two steps, bitmaps first.
-        None if intent.is_offline() => context.host.delete_bitmap(domain, name).map_err(failed),
-        None => Ok(()),
-    }
+    reconcile::ending(intent, &domain.uuid, job.as_ref(), &checkpoints)
+        .iter()
+        .try_for_each(|repair| carry_out_at_host(repair, domain, context).map(drop))
 }

@@ -3,7 +3,7 @@
 //! * `copy`: the pump that every verb uses.
 //! * `plan`: decides a backup, before anything is done.
 //! * `lineage`: the images that make up a disk.
-//! * `heal`: ends what an unfinished run left.
+//! * `survey`: reads how a domain stands; `reconcile`: decides what to repair, back up and retire; `heal`: carries repairs out.
 //! * `backup`, `prune`, `restore`, `define`, `list`, `status`, `scrub`: the verbs.
 //! * `monitor`: whom the verbs tell how they are getting on.
 //! * `error`: what can go wrong, with its class and its hint.
@@ -18,9 +18,11 @@ pub mod list;
 pub mod monitor;
 pub mod plan;
 pub mod prune;
+pub mod reconcile;
 pub mod restore;
 pub mod scrub;
 pub mod status;
+pub mod survey;
 
 use std::path::Path;
 use std::sync::Arc;

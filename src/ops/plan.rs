@@ -1,25 +1,28 @@
 //! Decides a backup before anything is done: which disks, at which level, why, and under which checkpoint. Pure.
 
+use std::path::PathBuf;
+
+use super::survey::DiskFacts;
 use crate::host::Capabilities;
-use crate::model::chain::{Chains, DiskLevel, DiskNow, KeptPoint, decide};
-use crate::model::checkpoint::{Checkpoint, next_name, own_number};
+use crate::model::chain::{Chains, DiskLevel, DiskNow, SourceNow, decide};
+use crate::model::checkpoint::{Checkpoint, next_name};
 use crate::model::domain::{Disk, Domain, Eligibility};
 use crate::model::finding::Finding;
-use crate::model::restore_point::Level;
+use crate::model::restore_point::{FileId, Level};
 
 /// Everything that a plan follows from.
 pub struct Inputs<'a> {
     /// The domain as it is now.
     pub domain: &'a Domain,
-    /// Sizes of its disks in bytes, by target, as far as they are known.
-    pub sizes: &'a [(String, u64)],
+    /// What is known of its disks.
+    pub disks: &'a [DiskFacts],
     /// What the hypervisor can do.
     pub capabilities: &'a Capabilities,
     /// The domain's restore points.
     pub chains: &'a Chains,
     /// The domain's checkpoints.
     pub checkpoints: &'a [Checkpoint],
-    /// Names that a new checkpoint must not have: bitmaps without a checkpoint.
+    /// Names that a new checkpoint must not have, besides those of known bitmaps.
     pub taken: &'a [String],
     /// The folder of the current period.
     pub period: &'a str,
@@ -49,6 +52,8 @@ pub struct PlannedDisk {
     pub level: DiskLevel,
     /// Whether the new checkpoint covers it.
     pub checkpointed: bool,
+    /// Which file its source is, where that can be known.
+    pub source_file: Option<FileId>,
 }
 
 impl BackupPlan {
@@ -97,23 +102,14 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
             Eligibility::FullOnly(reason) => Some(reason),
             Eligibility::Incremental => inputs.capabilities.incremental.clone().err(),
         };
-        let now = DiskNow {
-            target: disk.target.clone(),
-            full_only,
-            virtual_size: size_of(inputs.sizes, &disk.target),
-            sources: disk
-                .source
-                .path()
-                .into_iter()
-                .chain(&disk.beneath)
-                .map(|path| path.display().to_string())
-                .collect(),
-        };
+        let facts = inputs.disks.iter().find(|facts| facts.target == disk.target);
+        let now = disk_now(disk, full_only, facts);
         let uuid = &inputs.domain.uuid;
         disks.push(PlannedDisk {
             disk: disk.clone(),
             level: decide(&now, uuid, inputs.period, inputs.chains, inputs.checkpoints),
             checkpointed: now.full_only.is_none(),
+            source_file: now.sources.first().and_then(|source| source.file),
         });
     }
     if let Err(reason) = &inputs.capabilities.incremental {
@@ -140,8 +136,23 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
     }
 }
 
-fn size_of(sizes: &[(String, u64)], target: &str) -> Option<u64> {
-    sizes.iter().find(|(of, _)| of == target).map(|(_, size)| *size)
+fn disk_now(disk: &Disk, full_only: Option<String>, facts: Option<&DiskFacts>) -> DiskNow {
+    let file = |path: &PathBuf| {
+        let mut files = facts?.files.iter();
+        files.find(|(of, _)| of == path).map(|(_, file)| *file)
+    };
+    let images = disk.source.path().into_iter().chain(&disk.beneath);
+    DiskNow {
+        target: disk.target.clone(),
+        full_only,
+        virtual_size: facts.and_then(|facts| facts.size),
+        sources: images
+            .map(|path| SourceNow {
+                path: path.display().to_string(),
+                file: file(path),
+            })
+            .collect(),
+    }
 }
 
 /// A number that no checkpoint, no bitmap and no restore point has had: a name once written into a manifest is not used again.
@@ -157,47 +168,10 @@ fn next_checkpoint(inputs: &Inputs<'_>) -> String {
         .filter(|kept| kept.point.period == inputs.period || kept.point.uuid == inputs.domain.uuid)
         .filter_map(|kept| kept.point.checkpoint.as_ref())
         .map(|checkpoint| checkpoint.name.as_str());
-    let taken = inputs.taken.iter().map(String::as_str);
+    let known = inputs.disks.iter().flat_map(|facts| &facts.bitmaps);
+    let taken = inputs.taken.iter().chain(known).map(String::as_str);
     next_name(listed.chain(recorded).chain(taken))
 }
 
 /// How many checkpoints of the active chain are kept in the domain.
 pub const KEPT_CHECKPOINTS: usize = 32;
-
-/// The checkpoints that a new restore point has made superfluous: those that restore points of this repository recorded, unless they
-/// belong to the newest chain of a period in `current` (the folders of the periods that go on now), and there to its newest `keep`.
-/// Checkpoints that nobody here recorded are not ours to remove.
-pub fn superfluous(
-    chains: &Chains,
-    uuid: &str,
-    checkpoints: &[Checkpoint],
-    current: &[String],
-    keep: usize,
-) -> Vec<String> {
-    let mut wanted = Vec::new();
-    let mut recorded_here = Vec::new();
-    for period in current {
-        let mut left = keep.max(1);
-        let of_period = |kept: &&KeptPoint| kept.point.uuid == uuid && kept.point.period == *period;
-        for kept in chains.points().iter().rev().filter(of_period) {
-            if left == 0 {
-                break;
-            }
-            wanted.extend(&kept.point.checkpoint);
-            left -= 1;
-            if kept.point.level == Level::Full {
-                break;
-            }
-        }
-    }
-    for kept in chains.points().iter().filter(|kept| kept.point.uuid == uuid) {
-        recorded_here.extend(&kept.point.checkpoint);
-    }
-    checkpoints
-        .iter()
-        .filter(|checkpoint| own_number(&checkpoint.name).is_some())
-        .filter(|checkpoint| recorded_here.iter().any(|recorded| checkpoint.is(recorded)))
-        .filter(|checkpoint| !wanted.iter().any(|recorded| checkpoint.is(recorded)))
-        .map(|checkpoint| checkpoint.name.clone())
-        .collect()
-}

@@ -5,7 +5,7 @@
 use jiff::civil::Date;
 
 use super::error::Cause;
-use super::{Error, Result, heal};
+use super::{Error, Result, heal, survey};
 use crate::host::{Host, HostError};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
@@ -119,7 +119,7 @@ impl<'a> Scrub<'a> {
             kept: history.as_ref().map(|history| Kept {
                 chains: history.chains.clone(),
                 period: Period::containing(options.group_by, means.today).folder(),
-                sizes: sizes(host, &domain),
+                disks: survey::disk_facts(&domain, &history.chains, &found.checkpoints, host),
             }),
         };
         let plan = plan::plan(&domain, &found, options.kind, options.name.as_deref(), &outlook);
@@ -298,14 +298,4 @@ fn recorded(history: &History, uuid: &str) -> Vec<String> {
         .filter(|intent| intent.uuid == uuid)
         .filter_map(|intent| intent.checkpoint);
     committed.chain(begun).collect()
-}
-
-fn sizes(host: &dyn Host, domain: &Domain) -> Vec<(String, u64)> {
-    let disks = domain.disks.iter().filter(|disk| disk.source.path().is_some());
-    // A size that cannot be told now is looked at again by the backup.
-    let sized = disks.filter_map(|disk| {
-        let sizes = host.disk_sizes(domain, &disk.target).ok()?;
-        Some((disk.target.clone(), sizes.virtual_size))
-    });
-    sized.collect()
 }

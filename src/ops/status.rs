@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 
 use super::error::Cause;
-use super::plan::{self, BackupPlan};
-use super::{Error, Result};
+use super::reconcile::{self, Reconciliation, Wishes};
+use super::{Error, Result, plan, survey};
 use crate::host::{Host, HostError};
 use crate::model::chain::KeptPoint;
 use crate::model::checkpoint::{Bitmap, Checkpoint, own_number};
@@ -21,6 +21,7 @@ use crate::model::domain::{Domain, DomainState, Eligibility};
 use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
+use crate::model::text::with_sources;
 use crate::repo::{History, Repository};
 
 /// How a domain stands.
@@ -43,7 +44,9 @@ pub struct DomainStatus {
     /// The newest restore point: its id and its time.
     pub latest: Option<(String, Timestamp)>,
     /// What a backup would do now; `None` without a repository, and where it cannot be known from here.
-    pub next: Option<BackupPlan>,
+    pub next: Option<Reconciliation>,
+    /// The run that writes to the domain's folder now, as it wrote itself down.
+    pub writer: Option<String>,
     /// What is worth telling.
     pub findings: Vec<Finding>,
 }
@@ -198,6 +201,7 @@ pub fn status(name: &str, subject: &Subject<'_>) -> Result<DomainStatus> {
         dir: None,
         latest: None,
         next: None,
+        writer: None,
         findings,
         checkpoints: Vec::new(),
     };
@@ -231,46 +235,30 @@ fn compare_with(
         .map(|kept| (kept.point.id.clone(), kept.point.time));
     status.latest = latest;
     status.dir = Some(dir_stats(repository.dir().join(&period), &history, &period));
+    status.writer = repository.writer();
     if status.disks.iter().all(|disk| disk.bitmaps_known) {
-        status.next = Some(next_backup(
-            domain,
-            checkpoints,
-            &history,
-            &period,
-            subject,
-            status,
-        )?);
+        match survey::survey(domain.clone(), &repository, &history, subject.host) {
+            Ok(survey) => {
+                let wishes = Wishes {
+                    period: &period,
+                    current: &GroupBy::ALL.map(|by| Period::containing(by, subject.today).folder()),
+                    raw: false,
+                    keep_checkpoints: plan::KEPT_CHECKPOINTS,
+                    taken: &[],
+                };
+                status.next = Some(reconcile::reconcile(&survey, &history.chains, &wishes));
+            }
+            Err(error) => status.findings.push(Finding::new(
+                "next-backup-unknown",
+                format!(
+                    "what the next backup would be cannot be told: {}",
+                    with_sources(&error)
+                ),
+            )),
+        }
     }
     status.findings.extend(history.findings);
     Ok(())
-}
-
-/// What a backup without further switches would do now.
-fn next_backup(
-    domain: &Domain,
-    checkpoints: &[Checkpoint],
-    history: &History,
-    period: &str,
-    subject: &Subject<'_>,
-    status: &DomainStatus,
-) -> Result<BackupPlan> {
-    let capabilities = subject.host.capabilities();
-    let capabilities = capabilities.map_err(|error| Error::of(&domain.name, error))?;
-    let sizes = status
-        .disks
-        .iter()
-        .map(|disk| (disk.target.clone(), disk.virtual_size));
-    let taken = status.disks.iter().flat_map(|disk| disk.bitmaps.iter().cloned());
-    Ok(plan::plan(&plan::Inputs {
-        domain,
-        sizes: &sizes.collect::<Vec<_>>(),
-        capabilities: &capabilities,
-        chains: &history.chains,
-        checkpoints,
-        taken: &taken.collect::<Vec<_>>(),
-        period,
-        raw: false,
-    }))
 }
 
 /// The bitmaps of a disk: those of checkpoints in their order, then the others. While the domain runs only those of checkpoints can be known.

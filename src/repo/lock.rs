@@ -3,6 +3,8 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 /// The right to write to one domain's folder, until dropped.
 #[derive(Debug)]
@@ -19,6 +21,10 @@ pub(super) enum LockError {
     Io(PathBuf, io::Error),
 }
 
+/// How often and how long somebody who only looks may be in the way of one who wants the lock: looking takes microseconds.
+const LOOKS: u32 = 10;
+const LOOK: Duration = Duration::from_millis(10);
+
 /// Takes the lock, or says at once who holds it.
 pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
     let failed = |error| LockError::Io(path.to_owned(), error);
@@ -29,15 +35,17 @@ pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
         .truncate(false)
         .open(path)
         .map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            // Who holds it is told as far as it can be read; that it is held is certain.
-            let _ = Read::by_ref(&mut file).take(200).read_to_string(&mut holder);
-            return Err(LockError::Held(holder.trim().to_owned()));
+    let mut looks = 0;
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if looks < LOOKS => {
+                looks += 1;
+                thread::park_timeout(LOOK);
+            }
+            Err(TryLockError::WouldBlock) => return Err(LockError::Held(read_holder(&mut file))),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        Err(TryLockError::Error(error)) => return Err(failed(error)),
     }
     let note = format!("process {}\n", std::process::id());
     file.set_len(0)
@@ -45,6 +53,22 @@ pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
         .and_then(|()| file.write_all(note.as_bytes()))
         .map_err(failed)?;
     Ok(DomainLock { _file: file })
+}
+
+/// Who holds the lock, if somebody does.
+pub(super) fn holder(path: &Path) -> Option<String> {
+    let mut file = File::open(path).ok()?;
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Some(read_holder(&mut file)),
+        Ok(()) | Err(TryLockError::Error(_)) => None,
+    }
+}
+
+/// Who holds it is told as far as it can be read; that it is held is certain.
+fn read_holder(file: &mut File) -> String {
+    let mut holder = String::new();
+    let _ = file.take(200).read_to_string(&mut holder);
+    holder.trim().to_owned()
 }
 
 #[cfg(test)]
@@ -62,7 +86,9 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+        assert!(holder(&path).is_some_and(|holder| holder.starts_with("process ")));
         drop(first);
+        assert_eq!(holder(&path), None);
         acquire(&path).expect("it is free again");
     }
 }

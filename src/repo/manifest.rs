@@ -193,6 +193,7 @@ mod tests {
                 checkpointed: false,
                 virtual_size: 1 << 20,
                 source: "/images/vm1.qcow2".into(),
+                source_file: None,
                 source_format: "qcow2".into(),
                 image: "vda.qcow2".into(),
                 data_bytes: 65536,

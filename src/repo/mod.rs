@@ -176,6 +176,11 @@ pub struct DomainRepository {
 }
 
 impl DomainRepository {
+    /// The domain's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its folder.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -184,6 +189,16 @@ impl DomainRepository {
     /// Reads what is there, and what is wrong with it. Waits for nobody: a run in progress is invisible until it commits.
     pub fn history(&self) -> Result<History> {
         history::read(&self.dir, &self.name)
+    }
+
+    /// The folders of periods whose removal was begun and not ended.
+    pub fn interrupted_removals(&self) -> Result<Vec<PathBuf>> {
+        remove::interrupted(&self.dir)
+    }
+
+    /// Who writes here now, as it wrote itself down; `None` when nobody does. Waits for nobody, and is in nobody's way.
+    pub fn writer(&self) -> Option<String> {
+        lock::holder(&self.dir.join(layout::LOCK))
     }
 
     /// The folder of a period, if it is there.
@@ -240,9 +255,9 @@ impl LockedDomain {
         )
     }
 
-    /// Ends the removal of periods that an earlier run had begun.
-    pub fn finish_removals(&self) -> Result<()> {
-        remove::finish(self.repository.store.as_ref(), &self.repository.dir)
+    /// Ends the removal of a period that an earlier run had begun: one of [`DomainRepository::interrupted_removals`].
+    pub fn finish_removal(&self, dir: &Path) -> Result<()> {
+        remove::finish(self.repository.store.as_ref(), dir)
     }
 
     /// Removes a whole period with everything in its folder.
@@ -252,8 +267,8 @@ impl LockedDomain {
         remove::period(self.repository.store.as_ref(), &self.repository.dir, period)
     }
 
-    /// Removes what an unfinished run left.
-    pub fn remove_leftover(&self, leftover: &Leftover) -> Result<()> {
-        pending::remove_partial(self.repository.store.as_ref(), &leftover.dir)
+    /// Removes the folder of a run that did not finish: that of a [`Leftover`].
+    pub fn remove_partial(&self, dir: &Path) -> Result<()> {
+        pending::remove_partial(self.repository.store.as_ref(), dir)
     }
 }

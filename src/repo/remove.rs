@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::store::Store;
 use super::{RepoError, Result};
@@ -24,13 +24,16 @@ pub(super) fn period(store: &dyn Store, domain_dir: &Path, period: &str) -> Resu
     tree(store, &doomed, |_| false)
 }
 
-/// Deletes what an interrupted run had begun to delete.
-pub(super) fn finish(store: &dyn Store, domain_dir: &Path) -> Result<()> {
+/// The folders that an interrupted run had begun to delete.
+pub(super) fn interrupted(domain_dir: &Path) -> Result<Vec<PathBuf>> {
     let names = super::history::folder_names(domain_dir)?;
     let doomed = names.into_iter().filter(|name| name.starts_with(DOOMED));
-    doomed
-        .map(|name| domain_dir.join(name))
-        .try_for_each(|dir| tree(store, &dir, |_| false))
+    Ok(doomed.map(|name| domain_dir.join(name)).collect())
+}
+
+/// Deletes the rest of one of them.
+pub(super) fn finish(store: &dyn Store, dir: &Path) -> Result<()> {
+    tree(store, dir, |_| false)
 }
 
 /// What a link points to was put there by hand, and belongs to whoever did so.

@@ -59,6 +59,11 @@ impl MemDisk {
         }
     }
 
+    /// Another image takes its place, one that carries bitmaps of the same names: none of them knows what is different.
+    pub fn swap_content(&mut self, offset: usize, bytes: &[u8]) {
+        self.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
     fn mark(&mut self, offset: usize, length: usize) {
         if length == 0 {
             return;

@@ -1,7 +1,7 @@
 //! A simulated hypervisor: domains and checkpoints like libvirt's, disks in memory, failures on demand.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTE
 use crate::model::checkpoint::{Bitmap, Checkpoint, CheckpointDisk, CheckpointId};
 use crate::model::domain::{Agent, Device, Disk, DiskFormat, Domain, DomainState, Source};
 use crate::model::finding::Finding;
-use crate::model::restore_point::Consistency;
+use crate::model::restore_point::{Consistency, FileId};
 use crate::model::stop::Stop;
 
 /// A simulated hypervisor. Clones share one state.
@@ -32,6 +32,7 @@ struct State {
     fail_end: bool,
     stop_in_begin: Option<Stop>,
     is_elsewhere: bool,
+    files: BTreeMap<PathBuf, FileId>,
 }
 
 struct SimDomain {
@@ -156,6 +157,11 @@ impl SimHost {
         self.state().is_elsewhere = true;
     }
 
+    /// Says which file the image of every disk of this target is; without that nobody knows.
+    pub fn set_file(&self, target: &str, file: FileId) {
+        self.state().files.insert(sim_path(target), file);
+    }
+
     /// Whether beginning a job fails.
     pub fn fail_begin(&self, fail: bool) {
         self.state().fail_begin = fail;
@@ -207,11 +213,15 @@ impl SimHost {
     }
 }
 
+fn sim_path(target: &str) -> PathBuf {
+    format!("/images/{target}.qcow2").into()
+}
+
 fn sim_disk(target: &str) -> Disk {
     Disk {
         target: target.to_owned(),
         device: Device::Disk,
-        source: Source::File(format!("/images/{target}.qcow2").into()),
+        source: Source::File(sim_path(target)),
         format: DiskFormat::Qcow2,
         readonly: false,
         shareable: false,
@@ -242,6 +252,10 @@ impl Host for SimHost {
             virtual_size: size,
             actual_size: size,
         })
+    }
+
+    fn file_id(&self, path: &Path) -> Option<FileId> {
+        self.state().files.get(path).copied()
     }
 
     fn checkpoints(&self, domain: &Domain) -> Result<Vec<Checkpoint>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::{Span, Zoned};
 use vmsnap::model::stop::Stop;
-use vmsnap::ops::backup::{self, Options, Outcome};
+use vmsnap::ops::backup::{self, Options, Outcome, Preview};
 use vmsnap::ops::restore::{self, Format};
 use vmsnap::ops::{Context, Result};
 use vmsnap::repo::{DiskStore, History, Repository, Store};
@@ -65,6 +65,18 @@ impl Lab {
         let outcome = backup::backup(domain, &context, options);
         self.pass(Span::new().minutes(10));
         outcome
+    }
+
+    /// What a backup would do now.
+    pub fn preview(&self, domain: &str) -> Result<Preview> {
+        let context = Context {
+            host: &self.host,
+            repo: &self.repo,
+            now: self.now.clone(),
+            monitor: &self.recorder,
+            stop: self.stop.clone(),
+        };
+        backup::preview(domain, &context, &Lab::options())
     }
 
     pub fn at(&mut self, time: &str) {

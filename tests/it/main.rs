@@ -7,6 +7,7 @@ mod classic;
 mod lab;
 mod list;
 mod prune;
+mod reconcile;
 mod repository;
 mod scrub;
 mod status;

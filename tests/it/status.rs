@@ -56,6 +56,7 @@ fn sample() -> DomainStatus {
             total_size: 2_147_483_648,
             checkpoints: 2,
         }),
+        writer: None,
         latest: Some((
             "2024-11-02T02-00-02Z".to_owned(),
             "2024-11-02T02:00:02Z".parse().expect("a time"),
@@ -167,7 +168,7 @@ const CLASSIC_JSON: &str = "{\"vm1\":{\"checkpoints\":[\"virtnbdbackup.0\",\"vir
     \"totalFiles\":23,\"checkpoints\":2,\"totalSize\":2147483648},\"state\":\"running\",\
     \"newestCheckpoint\":\"virtnbdbackup.1\",\"newestCheckpointTime\":\"2024-11-02T02:00:02Z\",\
     \"changedBytes\":1048576,\"lastRestorePoint\":\"2024-11-02T02-00-02Z\",\
-    \"lastRestorePointTime\":\"2024-11-02T02:00:02Z\",\"nextBackup\":null,\"inconsistencies\":[],\"findings\":[]}}\n";
+    \"lastRestorePointTime\":\"2024-11-02T02:00:02Z\",\"nextBackup\":null,\"inconsistencies\":[],\"findings\":[],\"repairs\":[],\"writer\":null}}\n";
 
 #[test]
 fn json_for_machines_is_one_line_with_the_classic_keys_first() {
@@ -260,7 +261,7 @@ fn status_tells_what_changed_and_what_the_next_backup_will_be() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
     let before = ask(&lab, "vm1").expect("a status");
-    let plan = before.next.as_ref().expect("there is a repository");
+    let plan = &before.next.as_ref().expect("there is a repository").backup;
     assert_eq!(
         (plan.level(), plan.reason().as_str()),
         (Level::Full, "first of the period")
@@ -276,7 +277,7 @@ fn status_tells_what_changed_and_what_the_next_backup_will_be() {
     assert!(after.is_consistent(), "{:?}", after.inconsistencies);
     assert_eq!(after.changed_bytes(), Some(CLUSTER as u64));
     assert_eq!(after.latest, Some((point.id.clone(), point.time)));
-    let plan = after.next.expect("there is a repository");
+    let plan = after.next.expect("there is a repository").backup;
     assert_eq!(
         (plan.level(), plan.reason()),
         (Level::Incremental, format!("changes since {}", point.id))
@@ -293,8 +294,8 @@ fn disks_that_differ_are_each_given_their_reason() {
     let id = lab.backup("vm1").expect("a full").point.id;
     lab.host.attach("vm1", "vdb", CLUSTER);
     lab.host.attach("vm1", "vdc", CLUSTER);
-    let plan = ask(&lab, "vm1").expect("a status").next.expect("a repository");
-    let reason = plan.reason();
+    let status = ask(&lab, "vm1").expect("a status");
+    let reason = status.next.expect("a repository").backup.reason();
     assert!(
         reason.starts_with(&format!("vda: changes since {id}; vdb: ")),
         "{reason}"

@@ -2,6 +2,9 @@
 
 use proptest::prelude::*;
 
+use vmsnap::host::Host;
+use vmsnap::ops::reconcile::Retired;
+
 use crate::lab::{CLUSTER, Lab};
 
 #[derive(Clone, Debug)]
@@ -28,6 +31,12 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::NextMonth),
         6 => Just(Act::Backup),
     ]
+}
+
+fn checkpoints(lab: &Lab) -> Vec<String> {
+    let domain = lab.host.domain("vm1").expect("it is there");
+    let listed = lab.host.checkpoints(&domain).expect("they are listed");
+    listed.into_iter().map(|checkpoint| checkpoint.name).collect()
 }
 
 proptest! {
@@ -61,7 +70,16 @@ proptest! {
                     lab.host.fail_reads_after(None);
                 }
                 Act::Backup => {
+                    let announced = lab.preview("vm1").expect("a plan").planned;
+                    let before = checkpoints(&lab);
                     let outcome = lab.backup("vm1").expect("a backup");
+                    prop_assert_eq!(announced.backup.level(), outcome.point.level);
+                    let made = outcome.point.checkpoint.as_ref().map(|made| made.name.clone());
+                    prop_assert_eq!(&announced.backup.checkpoint, &made);
+                    let mut expected = before;
+                    expected.retain(|name| !announced.retired.contains(&Retired::Checkpoint(name.clone())));
+                    expected.extend(made);
+                    prop_assert_eq!(checkpoints(&lab), expected);
                     kept.push((outcome.point.id, lab.disk("vm1", "vda")));
                 }
             }

@@ -64,7 +64,7 @@ fn a_running_domain_shows_its_disks_bitmaps_and_changes() {
     assert_eq!(running.disks[0].bitmaps, ["virtnbdbackup.0"]);
     assert!(running.disks[1].bitmaps.is_empty());
     assert_eq!(running.changed_bytes(), Some(1 << 20));
-    let next = running.next.expect("there is a repository");
+    let next = running.next.expect("there is a repository").backup;
     assert_eq!(
         (next.level(), next.reason()),
         (Level::Incremental, format!("changes since {}", point.id))
@@ -80,6 +80,6 @@ fn a_running_domain_shows_its_disks_bitmaps_and_changes() {
     domain.kill();
     let killed = ask(&domain, &repo);
     assert!(!killed.is_consistent(), "a bitmap that was in use is broken");
-    let next = killed.next.expect("there is a repository");
+    let next = killed.next.expect("there is a repository").backup;
     assert_eq!(next.level(), Level::Full, "{}", next.reason());
 }

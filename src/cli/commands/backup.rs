@@ -151,7 +151,9 @@ fn dry_run(
         };
         match preview(domain, &context, options) {
             Ok(preview) => {
-                if preview.backup.disks.is_empty() {
+                if preview.writer.is_some() {
+                    tally.count(ExitCode::Failed);
+                } else if preview.planned.obstacle.is_some() || preview.planned.backup.disks.is_empty() {
                     tally.count(ExitCode::BackupFailed);
                 }
                 if json {

@@ -6,6 +6,7 @@ use super::{CommandResult, Refusal, Tally, group_by, now, repository_path};
 use crate::cli::args::StatusArgs;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::log::{self, Entry, Level};
+use crate::cli::report::backup::plan_lines;
 use crate::cli::report::status::{Form, Look, write};
 use crate::cli::select::select;
 use crate::cli::{answer, answer_in_colour};
@@ -108,6 +109,12 @@ fn tell_details(status: &DomainStatus) {
         status.inconsistencies.len()
     );
     log::tell(&Entry::of(Level::Debug, &status.domain, &what));
+    let next = status.next.as_ref();
+    let steps = next.map(|next| plan_lines(next, status.writer.as_deref()));
+    for step in steps.into_iter().flatten() {
+        let what = format!("the next backup: {step}");
+        log::tell(&Entry::of(Level::Debug, &status.domain, &what));
+    }
     for disk in &status.disks {
         let changed = disk
             .changed_bytes

@@ -12,6 +12,7 @@ use crate::model::finding::Finding;
 use crate::model::text::shown;
 use crate::ops::backup::{Outcome, Preview, PruneOutcome};
 use crate::ops::prune::PrunePlan;
+use crate::ops::reconcile::Reconciliation;
 use crate::ops::{Cause, Error, Result};
 
 /// A domain that had its turn.
@@ -192,7 +193,8 @@ pub fn plan_json(plans: &[(String, Preview)], unmatched: &[String], code: ExitCo
 }
 
 fn plan_tree(domain: &str, preview: &Preview) -> Tree {
-    let plan = &preview.backup;
+    let planned = &preview.planned;
+    let plan = &planned.backup;
     let disks = plan.disks.iter().map(|disk| {
         Tree::map([
             ("disk", Tree::text(&disk.disk.target)),
@@ -205,10 +207,6 @@ fn plan_tree(domain: &str, preview: &Preview) -> Tree {
         Some(PrunePlan::Keep(why)) => ("keep", Tree::text(why)),
         None => ("keep", Tree::Null),
     };
-    let leftovers = preview
-        .leftovers
-        .iter()
-        .map(|dir| Tree::text(dir.display().to_string()));
     Tree::map([
         ("domain", Tree::text(domain)),
         ("level", Tree::text(plan.level().word())),
@@ -216,8 +214,11 @@ fn plan_tree(domain: &str, preview: &Preview) -> Tree {
         ("period", Tree::text(&plan.period)),
         ("checkpoint", Tree::text_or_null(plan.checkpoint.as_deref())),
         ("disks", Tree::List(disks.collect())),
-        ("leftovers", Tree::List(leftovers.collect())),
+        ("repairs", sentences(&planned.repairs)),
+        ("retired", sentences(&planned.retired)),
         ("prune", Tree::map([prune])),
+        ("obstacle", Tree::text_or_null(planned.obstacle.as_deref())),
+        ("writer", Tree::text_or_null(preview.writer.as_deref())),
         (
             "findings",
             Tree::List(plan.findings.iter().map(finding_tree).collect()),
@@ -225,41 +226,63 @@ fn plan_tree(domain: &str, preview: &Preview) -> Tree {
     ])
 }
 
+/// Steps as a list of sentences.
+pub fn sentences(steps: &[impl ToString]) -> Tree {
+    Tree::List(steps.iter().map(|step| Tree::text(step.to_string())).collect())
+}
+
 /// What a dry run would do with a domain.
 pub fn plan_text(domain: &str, preview: &Preview) -> String {
-    let plan = &preview.backup;
+    let plan = &preview.planned.backup;
     let mut text = format!(
         "{}: a {} backup into {}\n",
         shown(domain),
         plan.level().word(),
         plan.period
     );
-    if let Some(checkpoint) = &plan.checkpoint {
-        text.push_str(&format!("  checkpoint {checkpoint}\n"));
+    let mut lines = plan_lines(&preview.planned, preview.writer.as_deref());
+    match &preview.prune {
+        Some(PrunePlan::Delete { dir, .. }) => lines.push(format!("delete {}", dir.display())),
+        Some(PrunePlan::Keep(why)) => lines.push(format!("prune nothing: {why}")),
+        None => {}
     }
+    for line in lines {
+        text.push_str(&format!("  {line}\n"));
+    }
+    text
+}
+
+/// What a backup would do now, step by step.
+pub fn plan_lines(planned: &Reconciliation, writer: Option<&str>) -> Vec<String> {
+    let plan = &planned.backup;
+    let mut lines = Vec::new();
+    if let Some(writer) = writer {
+        lines.push(format!(
+            "refused while another run ({writer}) is at work on this domain; what it has begun looks unfinished here"
+        ));
+    }
+    if let Some(operation) = &planned.obstacle {
+        lines.push(format!(
+            "refused while another job ({operation}) is active on the domain"
+        ));
+    }
+    lines.extend(planned.repairs.iter().map(|repair| format!("first: {repair}")));
+    lines.extend(plan.checkpoint.iter().map(|name| format!("checkpoint {name}")));
     for disk in &plan.disks {
         let level = disk.level.level().word();
-        text.push_str(&format!(
-            "  disk {}: {level}, {}\n",
+        lines.push(format!(
+            "disk {}: {level}, {}",
             disk.disk.target, disk.level.reason
         ));
     }
-    for finding in &plan.findings {
-        text.push_str(&format!("  note: {}\n", finding.message));
-    }
-    for leftover in &preview.leftovers {
-        text.push_str(&format!(
-            "  end what an unfinished run left: {}\n",
-            leftover.display()
-        ));
-    }
     if plan.disks.is_empty() {
-        text.push_str("  there is nothing to back up\n");
+        lines.push("there is nothing to back up".to_owned());
     }
-    match &preview.prune {
-        Some(PrunePlan::Delete { dir, .. }) => text.push_str(&format!("  delete {}\n", dir.display())),
-        Some(PrunePlan::Keep(why)) => text.push_str(&format!("  prune nothing: {why}\n")),
-        None => {}
-    }
-    text
+    lines.extend(
+        plan.findings
+            .iter()
+            .map(|finding| format!("note: {}", finding.message)),
+    );
+    lines.extend(planned.retired.iter().map(|retired| format!("then: {retired}")));
+    lines
 }

@@ -3,6 +3,7 @@
 use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
 
+use super::backup::sentences;
 use super::finding_tree;
 use super::tree::Tree;
 use crate::cli::pretty;
@@ -132,7 +133,10 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
         (None, Some(_)) => lines.push("  Last restore point: none".to_owned()),
         (None, None) => {}
     }
-    match &status.next {
+    if let Some(writer) = &status.writer {
+        lines.push(format!("  At work now: {writer}"));
+    }
+    match status.next.as_ref().map(|next| &next.backup) {
         Some(plan) if plan.disks.is_empty() => lines.push(format!("  Next backup: none, {}", plan.reason())),
         Some(plan) => lines.push(format!(
             "  Next backup: {}, {}",
@@ -141,6 +145,7 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
         )),
         None => {}
     }
+    lines.extend(left_line(status));
     lines.extend(
         status
             .inconsistencies
@@ -154,6 +159,14 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
             .map(|finding| format!("  Note: {}", finding.message)),
     );
     lines
+}
+
+/// What a dead run left is no inconsistency: the next backup ends it. While a run is at work nothing is known to be left.
+fn left_line(status: &DomainStatus) -> Option<String> {
+    let next = status.next.as_ref().filter(|_| status.writer.is_none())?;
+    (!next.repairs.is_empty()).then(|| {
+        "  Left by a run that did not finish: the next backup ends it (--verbose tells how)".to_owned()
+    })
 }
 
 /// The document: a key per domain; in each object the known keys first, in their order.
@@ -215,9 +228,23 @@ fn domain_tree(status: &DomainStatus, pretty: bool) -> Tree {
             "lastRestorePointTime",
             time(status.latest.as_ref().map(|(_, time)| *time)),
         ),
-        ("nextBackup", status.next.as_ref().map_or(Tree::Null, plan_tree)),
+        (
+            "nextBackup",
+            status
+                .next
+                .as_ref()
+                .map_or(Tree::Null, |next| plan_tree(&next.backup)),
+        ),
         ("inconsistencies", Tree::texts(&status.inconsistencies)),
         ("findings", Tree::List(findings.collect())),
+        (
+            "repairs",
+            status
+                .next
+                .as_ref()
+                .map_or(Tree::List(vec![]), |next| sentences(&next.repairs)),
+        ),
+        ("writer", Tree::text_or_null(status.writer.as_deref())),
     ]);
     Tree::Map(
         entries

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use virt::domain::Domain as Handle;
@@ -13,6 +14,7 @@ use super::link::Link;
 use super::{ActiveJob, Capabilities, DiskSizes, HostError, Result, failed, ffi};
 use crate::host::xml::{DomainDescription, backup_socket, read_domain};
 use crate::model::domain::{Agent, DiskFormat, Domain, DomainState};
+use crate::model::restore_point::FileId;
 
 /// The largest file of UEFI variables that is taken, in bytes. The usual ones have 128 KiB to 4 MiB.
 const LARGEST_NVRAM: u64 = 64 << 20;
@@ -205,6 +207,18 @@ pub fn disk_sizes(link: &Link, domain: &Domain, target: &str) -> Result<DiskSize
     Ok(DiskSizes {
         virtual_size: info.capacity,
         actual_size: info.allocation,
+    })
+}
+
+/// Which file a path on this machine names.
+pub fn file_id(link: &Link, path: &Path) -> Option<FileId> {
+    if !link.location().is_local {
+        return None;
+    }
+    let found = path.metadata().ok().filter(|found| found.is_file())?;
+    Some(FileId {
+        inode: found.ino(),
+        born: found.created().ok()?.try_into().ok()?,
     })
 }
 

@@ -9,11 +9,13 @@ mod link;
 mod offline;
 mod places;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::host::xml::read_domain;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::domain::{Agent, Domain};
+use crate::model::restore_point::FileId;
 
 use super::ffi::{self, CallError};
 use super::{
@@ -57,6 +59,10 @@ impl Host for LibvirtHost {
 
     fn disk_sizes(&self, domain: &Domain, target: &str) -> Result<DiskSizes> {
         inspect::disk_sizes(&self.link, domain, target)
+    }
+
+    fn file_id(&self, path: &Path) -> Option<FileId> {
+        inspect::file_id(&self.link, path)
     }
 
     fn checkpoints(&self, domain: &Domain) -> Result<Vec<Checkpoint>> {

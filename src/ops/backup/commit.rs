@@ -1,13 +1,13 @@
 //! From copied disks to a restore point that exists; and what may go once it does.
 
 use super::run::{Copied, Run};
-use super::{Outcome, plan};
+use super::{Outcome, current_periods};
 use crate::host::NewCheckpoint;
 use crate::model::finding::Finding;
-use crate::model::period::{GroupBy, Period};
 use crate::model::restore_point::{Consistency, DiskPoint, Level, RestorePoint};
 use crate::model::text::with_sources;
 use crate::ops::plan::BackupPlan;
+use crate::ops::reconcile::{self, Retired};
 use crate::ops::{Cause, Error, Result};
 use crate::repo::{Manifest, Pending, RepoError, layout};
 
@@ -122,27 +122,27 @@ impl Run<'_> {
         }
     }
 
-    /// The restore point exists: now the checkpoints before it may go. Trouble here is told, and costs nothing.
-    pub(super) fn retire_checkpoints(&self, mut outcome: Outcome) -> Outcome {
+    /// The restore point exists: now what it has made superfluous may go. What was planned is decided again by what is there now: a disk
+    /// whose level changed while it was copied is part of that. Trouble here is told, and costs nothing.
+    pub(super) fn retire(&self, planned: &[Retired], mut outcome: Outcome) -> Outcome {
         let trouble = |what: String| Finding::new("checkpoints-not-retired", what);
         let retired = self
-            .locked
-            .history()
-            .map_err(|error| trouble(error.to_string()))
-            .and_then(|history| {
-                let checkpoints = self
-                    .host()
-                    .checkpoints(self.domain)
-                    .map_err(|error| trouble(error.to_string()))?;
-                let today = self.context.now.date();
-                let current = GroupBy::ALL.map(|by| Period::containing(by, today).folder());
-                let keep = self.options.keep_checkpoints;
-                let names =
-                    plan::superfluous(&history.chains, &self.domain.uuid, &checkpoints, &current, keep);
-                for name in names {
+            .superfluous()
+            .map_err(|error| trouble(with_sources(&error)))
+            .and_then(|checkpoints| {
+                for name in checkpoints {
                     self.host()
                         .delete_checkpoint(self.domain, &name)
-                        .map_err(|error| trouble(format!("checkpoint {name}: {error}")))?;
+                        .map_err(|error| trouble(format!("checkpoint {name}: {}", with_sources(&error))))?;
+                }
+                let bitmaps = planned.iter().filter_map(|retired| match retired {
+                    Retired::Bitmaps(name) => Some(name),
+                    Retired::Checkpoint(_) => None,
+                });
+                for name in bitmaps {
+                    self.host()
+                        .delete_bitmap(self.domain, name)
+                        .map_err(|error| trouble(format!("bitmap {name}: {}", with_sources(&error))))?;
                 }
                 Ok(())
             });
@@ -151,5 +151,23 @@ impl Run<'_> {
             outcome.findings.push(finding);
         }
         outcome
+    }
+
+    /// The checkpoints that are superfluous now.
+    fn superfluous(&self) -> Result<Vec<String>> {
+        let history = self.locked.history().map_err(|error| self.failed(error))?;
+        let checkpoints = self.host().checkpoints(self.domain);
+        let checkpoints = checkpoints.map_err(|error| self.failed(error))?;
+        let current = current_periods(self.context);
+        let keep = self.options.keep_checkpoints;
+        let uuid = &self.domain.uuid;
+        Ok(reconcile::superfluous(
+            &history.chains,
+            uuid,
+            &checkpoints,
+            &current,
+            keep,
+            None,
+        ))
     }
 }

@@ -212,6 +212,7 @@ impl Worker<'_> {
                     .source
                     .path()
                     .map_or_else(String::new, |path| path.display().to_string()),
+                source_file: planned.source_file,
                 source_format: format_word(&planned.disk.format).to_owned(),
                 image: image.clone(),
                 data_bytes: written.data_bytes,

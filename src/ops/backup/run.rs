@@ -1,7 +1,7 @@
 //! One attempt at a backup, from the plan to the copied disks; everything it began is taken back when it fails.
 
 use super::disks::{self, CopiedDisk};
-use super::{Options, Outcome, make_plan, tell};
+use super::{Options, Outcome, tell};
 use crate::host::{
     BackupJob, BackupRequest, CheckpointRequest, DiskRequest, Host, HostError, NewCheckpoint, Places,
 };
@@ -11,6 +11,7 @@ use crate::model::restore_point::Consistency;
 use crate::ops::heal::{self, Intent};
 use crate::ops::monitor::Event;
 use crate::ops::plan::BackupPlan;
+use crate::ops::reconcile::Reconciliation;
 use crate::ops::{Cause, Context, Error, Result};
 use crate::repo::{History, LockedDomain, Pending, RepoError};
 
@@ -32,9 +33,9 @@ pub(super) struct Copied {
 }
 
 impl Run<'_> {
-    /// Plans, copies and commits. `taken` are names that the checkpoint must not have.
-    pub(super) fn attempt(&self, taken: &[String]) -> Result<Outcome> {
-        let plan = make_plan(self.domain, self.history, taken, self.context, self.options)?;
+    /// Copies and commits what was planned, and retires what it makes superfluous.
+    pub(super) fn attempt(&self, planned: &Reconciliation) -> Result<Outcome> {
+        let plan = &planned.backup;
         for finding in &plan.findings {
             self.tell(finding);
         }
@@ -47,17 +48,17 @@ impl Run<'_> {
         let begun = self.locked.begin(&plan.period, self.context.now.timestamp());
         let pending = begun.map_err(|error| self.failed(error))?;
         let mark = format!("vmsnap run {}", uuid::Uuid::new_v4());
-        let request = self.request(&plan, &mark)?;
-        let intent = self.intent(&plan, &mark, &request.places);
+        let request = self.request(plan, &mark)?;
+        let intent = self.intent(plan, &mark, &request.places);
         if let Err(error) = self.note(&intent, &pending) {
             // Nothing but the places was begun; they are empty folders.
             let _ = self.host().clear_places(&request.places);
             return Err(error);
         }
-        match self.copy(&plan, &pending, &request) {
+        match self.copy(plan, &pending, &request) {
             Ok(copied) => {
-                let outcome = self.commit(&plan, pending, copied)?;
-                Ok(self.retire_checkpoints(outcome))
+                let outcome = self.commit(plan, pending, copied)?;
+                Ok(self.retire(&planned.retired, outcome))
             }
             Err(Failure { error, is_undone }) => {
                 if !is_undone && let Err(trouble) = heal::undo(self.domain, &intent, self.context) {

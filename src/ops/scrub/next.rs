@@ -6,6 +6,7 @@ use crate::model::checkpoint::{Checkpoint, is_own};
 use crate::model::domain::{Domain, Eligibility};
 use crate::model::restore_point::Level;
 use crate::ops::plan;
+use crate::ops::survey::DiskFacts;
 
 /// What the level of the next backup depends on, besides the checkpoints.
 #[derive(Clone, Debug)]
@@ -23,8 +24,8 @@ pub struct Kept {
     pub chains: Chains,
     /// The folder of the current period.
     pub period: String,
-    /// Sizes of the domain's disks in bytes, by target, as far as they are known.
-    pub sizes: Vec<(String, u64)>,
+    /// What is known of the domain's disks.
+    pub disks: Vec<DiskFacts>,
 }
 
 /// What the next backup will be.
@@ -59,7 +60,7 @@ fn next_in_repository(
 ) -> NextBackup {
     let backup = plan::plan(&plan::Inputs {
         domain,
-        sizes: &kept.sizes,
+        disks: &kept.disks,
         capabilities,
         chains: &kept.chains,
         checkpoints,

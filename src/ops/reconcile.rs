@@ -1,0 +1,274 @@
+//! Reconciles three views of a domain: the hypervisor's checkpoints, the bitmaps of its disks, and the repository's restore points. Pure:
+//! state in, plan out. The plan is carried out by `heal` and `backup`, and printed by dry runs and by `status --verbose`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::heal::Intent;
+use super::plan::{self, BackupPlan};
+use super::survey::Survey;
+use crate::host::{ActiveJob, Places};
+use crate::model::chain::{Chains, KeptPoint};
+use crate::model::checkpoint::{Checkpoint, own_number};
+use crate::model::restore_point::Level;
+
+/// Everything that a reconciliation follows from, besides the survey.
+#[derive(Clone, Debug)]
+pub struct Wishes<'a> {
+    /// The folder of the period that the next restore point goes to.
+    pub period: &'a str,
+    /// The folders of the periods that go on now, one per grouping.
+    pub current: &'a [String],
+    /// Whether raw disks are wanted.
+    pub raw: bool,
+    /// How many checkpoints of the active chain stay in the domain.
+    pub keep_checkpoints: usize,
+    /// Names that a new checkpoint must not have: bitmaps found to be in the way.
+    pub taken: &'a [String],
+}
+
+/// What a backup does now, in three parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reconciliation {
+    /// What has to be put right first, in this order.
+    pub repairs: Vec<Repair>,
+    /// Somebody else's job that keeps the backup from beginning; libvirt's word for it.
+    pub obstacle: Option<String>,
+    /// The backup: the level of each disk, and why.
+    pub backup: BackupPlan,
+    /// What goes once the new restore point exists, and not before.
+    pub retired: Vec<Retired>,
+}
+
+/// One thing that is put right before a backup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// Removes the rest of a period whose removal was interrupted.
+    FinishRemoval(PathBuf),
+    /// Ends the job of a dead run, and lets the guest go on if that job's full scratch space had stopped it.
+    AbortJob,
+    /// Thaws the guest's file systems, which a dead run may have left frozen.
+    Thaw,
+    /// Removes the sockets and scratch files of a dead run, and ends what still reads the images for it.
+    ClearPlaces(Places),
+    /// Removes the checkpoint that a dead run made, known by its mark, with its bitmaps.
+    DeleteCheckpoint(String),
+    /// Removes the bitmaps that a dead run made for a checkpoint that it did not come to make.
+    DeleteBitmaps(String),
+    /// Removes the folder of a dead run. It goes last: until then the next run knows what there is to end.
+    RemovePartial(PathBuf),
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Repair::FinishRemoval(dir) => write!(f, "finish the removal of {}", dir.display()),
+            Repair::AbortJob => write!(f, "end the backup job of a run that did not finish"),
+            Repair::Thaw => write!(
+                f,
+                "thaw the guest's file systems, in case that run left them frozen"
+            ),
+            Repair::ClearPlaces(places) => {
+                let files = places.sockets.len() + places.scratch.len();
+                write!(f, "remove that run's sockets and scratch files, up to {files}")
+            }
+            Repair::DeleteCheckpoint(name) => write!(f, "remove its checkpoint {name}"),
+            Repair::DeleteBitmaps(name) => write!(f, "remove its bitmaps {name}, if there are any"),
+            Repair::RemovePartial(dir) => write!(f, "remove {}", dir.display()),
+        }
+    }
+}
+
+/// Something that a new restore point has made superfluous.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Retired {
+    /// A checkpoint with its bitmaps.
+    Checkpoint(String),
+    /// Bitmaps that lost the checkpoint a restore point recorded.
+    Bitmaps(String),
+}
+
+impl fmt::Display for Retired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Retired::Checkpoint(name) => write!(f, "remove checkpoint {name}"),
+            Retired::Bitmaps(name) => write!(f, "remove bitmap {name}, which has lost its checkpoint"),
+        }
+    }
+}
+
+/// Reconciles what the survey found with the domain's restore points.
+pub fn reconcile(survey: &Survey, chains: &Chains, wishes: &Wishes<'_>) -> Reconciliation {
+    let repairs = repairs(survey);
+    let aborts = repairs.contains(&Repair::AbortJob);
+    let obstacle = survey.job.as_ref().filter(|_| !aborts);
+    let is_left =
+        |checkpoint: &&Checkpoint| !repairs.contains(&Repair::DeleteCheckpoint(checkpoint.name.clone()));
+    let checkpoints: Vec<Checkpoint> = survey.checkpoints.iter().filter(is_left).cloned().collect();
+    let backup = plan::plan(&plan::Inputs {
+        domain: &survey.domain,
+        disks: &survey.disks,
+        capabilities: &survey.capabilities,
+        chains,
+        checkpoints: &checkpoints,
+        taken: wishes.taken,
+        period: wishes.period,
+        raw: wishes.raw,
+    });
+    Reconciliation {
+        obstacle: obstacle.map(|job| job.operation.clone()),
+        retired: retired(survey, chains, &checkpoints, &backup, wishes),
+        repairs,
+        backup,
+    }
+}
+
+/// What has to be put right before a backup.
+fn repairs(survey: &Survey) -> Vec<Repair> {
+    let removals = survey.removals.iter().cloned().map(Repair::FinishRemoval);
+    let mut repairs: Vec<Repair> = removals.collect();
+    for run in &survey.leftovers {
+        if let Some(intent) = &run.intent {
+            let uuid = &survey.domain.uuid;
+            repairs.extend(ending(intent, uuid, survey.job.as_ref(), &survey.checkpoints));
+        }
+        repairs.push(Repair::RemovePartial(run.dir.clone()));
+    }
+    repairs
+}
+
+/// Ends what a run noted down. The guest comes first, and whatever holds the images goes before what changes them.
+///
+/// `uuid` is the domain's, `job` the one that holds it now, `checkpoints` those that it has now.
+pub fn ending(
+    intent: &Intent,
+    uuid: &str,
+    job: Option<&ActiveJob>,
+    checkpoints: &[Checkpoint],
+) -> Vec<Repair> {
+    let mut repairs = Vec::new();
+    // A domain made anew under the same name has nothing of that run.
+    let is_same = intent.uuid == uuid;
+    let is_its_job = |job: &ActiveJob| {
+        let socket = job.socket.as_ref();
+        socket.is_some_and(|socket| intent.places.sockets.contains(socket))
+    };
+    if is_same && job.is_some_and(is_its_job) {
+        repairs.push(Repair::AbortJob);
+    }
+    if is_same && intent.freezes {
+        repairs.push(Repair::Thaw);
+    }
+    repairs.push(Repair::ClearPlaces(intent.places.clone()));
+    if let (true, Some(name)) = (is_same, &intent.checkpoint) {
+        match checkpoints.iter().find(|checkpoint| checkpoint.name == *name) {
+            Some(checkpoint) if checkpoint.mark.as_deref() == Some(&intent.mark) => {
+                repairs.push(Repair::DeleteCheckpoint(name.clone()));
+            }
+            // The name is another's by now.
+            Some(_) => {}
+            // Only the checkpoint of a shut-off domain is made in two steps, bitmaps first.
+            None if intent.is_offline() => repairs.push(Repair::DeleteBitmaps(name.clone())),
+            None => {}
+        }
+    }
+    repairs
+}
+
+/// What goes once the planned restore point exists.
+fn retired(
+    survey: &Survey,
+    chains: &Chains,
+    checkpoints: &[Checkpoint],
+    backup: &BackupPlan,
+    wishes: &Wishes<'_>,
+) -> Vec<Retired> {
+    let uuid = &survey.domain.uuid;
+    let next = Next {
+        period: &backup.period,
+        is_full: backup.level() == Level::Full,
+    };
+    let keep = wishes.keep_checkpoints;
+    let superfluous = superfluous(chains, uuid, checkpoints, wishes.current, keep, Some(next));
+    let orphans = orphans(survey, chains, wishes.taken);
+    let checkpoints = superfluous.into_iter().map(Retired::Checkpoint);
+    checkpoints
+        .chain(orphans.into_iter().map(Retired::Bitmaps))
+        .collect()
+}
+
+/// Bitmaps without a checkpoint that a restore point of this domain recorded: nobody can use them any more. Those that nobody here recorded
+/// are not ours to remove.
+fn orphans(survey: &Survey, chains: &Chains, taken: &[String]) -> Vec<String> {
+    let of_domain = chains
+        .points()
+        .iter()
+        .filter(|kept| kept.point.uuid == survey.domain.uuid);
+    let recorded: Vec<&String> = of_domain
+        .filter_map(|kept| kept.point.checkpoint.as_ref())
+        .map(|checkpoint| &checkpoint.name)
+        .collect();
+    let on_disks = survey.disks.iter().flat_map(|disk| &disk.bitmaps);
+    let mut orphans: Vec<String> = Vec::new();
+    for name in on_disks.chain(taken) {
+        let is_owned = survey
+            .checkpoints
+            .iter()
+            .any(|checkpoint| checkpoint.name == *name);
+        if recorded.contains(&name) && !is_owned && !orphans.contains(name) {
+            orphans.push(name.clone());
+        }
+    }
+    orphans
+}
+
+/// A restore point that does not exist yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Next<'a> {
+    /// The folder of its period.
+    pub period: &'a str,
+    /// Whether it begins a new chain.
+    pub is_full: bool,
+}
+
+/// The checkpoints that are superfluous, or will be once `next` exists: those that restore points of this repository recorded, unless they
+/// belong to the newest chain of a period in `current` (the folders of the periods that go on now), and there to its newest `keep`.
+/// Checkpoints that nobody here recorded are not ours to remove.
+pub fn superfluous(
+    chains: &Chains,
+    uuid: &str,
+    checkpoints: &[Checkpoint],
+    current: &[String],
+    keep: usize,
+    next: Option<Next<'_>>,
+) -> Vec<String> {
+    let mut wanted = Vec::new();
+    let mut recorded_here = Vec::new();
+    for period in current {
+        let mut left = keep.max(1);
+        if let Some(next) = next.filter(|next| next.period == period) {
+            left = if next.is_full { 0 } else { left - 1 };
+        }
+        let of_period = |kept: &&KeptPoint| kept.point.uuid == uuid && kept.point.period == *period;
+        for kept in chains.points().iter().rev().filter(of_period) {
+            if left == 0 {
+                break;
+            }
+            wanted.extend(&kept.point.checkpoint);
+            left -= 1;
+            if kept.point.level == Level::Full {
+                break;
+            }
+        }
+    }
+    for kept in chains.points().iter().filter(|kept| kept.point.uuid == uuid) {
+        recorded_here.extend(&kept.point.checkpoint);
+    }
+    checkpoints
+        .iter()
+        .filter(|checkpoint| own_number(&checkpoint.name).is_some())
+        .filter(|checkpoint| recorded_here.iter().any(|recorded| checkpoint.is(recorded)))
+        .filter(|checkpoint| !wanted.iter().any(|recorded| checkpoint.is(recorded)))
+        .map(|checkpoint| checkpoint.name.clone())
+        .collect()
+}

@@ -1,0 +1,134 @@
+//! Reads how a domain stands: what the hypervisor says of it, what its disks carry, and what unfinished runs noted down. Changes nothing.
+
+use std::path::{Path, PathBuf};
+
+use super::heal::Intent;
+use super::{Error, Result};
+use crate::host::{ActiveJob, Capabilities, Host, HostError};
+use crate::model::chain::Chains;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::domain::{Disk, Domain};
+use crate::model::restore_point::FileId;
+use crate::repo::{DomainRepository, History, RepoError};
+
+/// How a domain stands.
+#[derive(Clone, Debug)]
+pub struct Survey {
+    /// The domain.
+    pub domain: Domain,
+    /// What its hypervisor can do.
+    pub capabilities: Capabilities,
+    /// The job that holds it now.
+    pub job: Option<ActiveJob>,
+    /// Its checkpoints, oldest first.
+    pub checkpoints: Vec<Checkpoint>,
+    /// What is known of its disks, in the order of its XML.
+    pub disks: Vec<DiskFacts>,
+    /// What unfinished runs left in the repository.
+    pub leftovers: Vec<LeftoverRun>,
+    /// Folders of periods whose removal was begun.
+    pub removals: Vec<PathBuf>,
+}
+
+/// What is known of a disk before a backup begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskFacts {
+    /// Its target.
+    pub target: String,
+    /// Its size in bytes, where it can be told; it is looked at again when its export is open.
+    pub size: Option<u64>,
+    /// Which files its images are, as far as that can be known.
+    pub files: Vec<(PathBuf, FileId)>,
+    /// The bitmaps that its image is known to carry, whoever made them.
+    pub bitmaps: Vec<String>,
+}
+
+/// A run that did not finish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftoverRun {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// What it noted down; `None` when it had begun nothing outside its folder.
+    pub intent: Option<Intent>,
+}
+
+/// Reads how the domain stands.
+pub fn survey(
+    domain: Domain,
+    repository: &DomainRepository,
+    history: &History,
+    host: &dyn Host,
+) -> Result<Survey> {
+    let name = domain.name.clone();
+    let failed = |error: HostError| Error::of(&name, error);
+    let repo_failed = |error: RepoError| Error::of(&name, error);
+    let checkpoints = host.checkpoints(&domain).map_err(failed)?;
+    Ok(Survey {
+        capabilities: host.capabilities().map_err(failed)?,
+        job: host.active_job(&domain).map_err(failed)?,
+        disks: disk_facts(&domain, &history.chains, &checkpoints, host),
+        leftovers: leftover_runs(history).map_err(repo_failed)?,
+        removals: repository.interrupted_removals().map_err(repo_failed)?,
+        checkpoints,
+        domain,
+    })
+}
+
+/// What is known of the domain's disks. What cannot be told now is left out: it is looked at again when it matters.
+pub fn disk_facts(
+    domain: &Domain,
+    chains: &Chains,
+    checkpoints: &[Checkpoint],
+    host: &dyn Host,
+) -> Vec<DiskFacts> {
+    let asks_images = !domain.state.is_active() || is_record_lost(&domain.uuid, chains, checkpoints);
+    let disks = domain.disks.iter().filter(|disk| disk.source.path().is_some());
+    let facts = disks.map(|disk| DiskFacts {
+        target: disk.target.clone(),
+        size: host
+            .disk_sizes(domain, &disk.target)
+            .ok()
+            .map(|found| found.virtual_size),
+        files: images(disk)
+            .filter_map(|path| Some((path.to_owned(), host.file_id(path)?)))
+            .collect(),
+        bitmaps: match (asks_images, domain.state.is_active()) {
+            (false, _) => Vec::new(),
+            (true, true) => host.stored_bitmap_names(domain, &disk.target).unwrap_or_default(),
+            (true, false) => host.bitmap_names(domain, &disk.target).unwrap_or_default(),
+        },
+    });
+    facts.collect()
+}
+
+/// The paths of a disk's images: its source, and those beneath.
+fn images(disk: &Disk) -> impl Iterator<Item = &Path> {
+    let beneath = disk.beneath.iter();
+    disk.source
+        .path()
+        .into_iter()
+        .chain(beneath)
+        .map(PathBuf::as_path)
+}
+
+/// Whether the newest restore point's checkpoint has lost its record: its bitmaps may be there still. Looking for them costs a running
+/// domain's backup some time, so it is not done without a reason.
+fn is_record_lost(uuid: &str, chains: &Chains, checkpoints: &[Checkpoint]) -> bool {
+    let mut newest_first = chains.points().iter().rev().map(|kept| &kept.point);
+    let newest = newest_first.find(|point| point.uuid == uuid);
+    let recorded = newest.and_then(|point| point.checkpoint.as_ref());
+    recorded.is_some_and(|recorded| !checkpoints.iter().any(|listed| listed.name == recorded.name))
+}
+
+/// The runs that did not finish, with what they noted down.
+fn leftover_runs(history: &History) -> std::result::Result<Vec<LeftoverRun>, RepoError> {
+    let runs = history.leftovers.iter().map(|leftover| {
+        let noted = leftover.intent()?;
+        Ok(LeftoverRun {
+            dir: leftover.dir.clone(),
+            // The note is on the disk before anything is begun: one that is not whole is of a run that began nothing.
+            intent: noted.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
+        })
+    });
+    runs.collect()
+}

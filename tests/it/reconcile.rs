@@ -1,0 +1,313 @@
+//! Reconciliation: state in, plan out; what a dry run announces is what a backup does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use vmsnap::host::{ActiveJob, Host, Places};
+use vmsnap::model::checkpoint::Checkpoint;
+use vmsnap::model::domain::DomainState;
+use vmsnap::model::restore_point::{FileId, Level};
+use vmsnap::ops::heal::Intent;
+use vmsnap::ops::reconcile::{Reconciliation, Repair, Retired, Wishes, reconcile};
+use vmsnap::ops::survey::{LeftoverRun, Survey, survey};
+
+use crate::lab::{CLUSTER, Lab};
+
+const PERIOD: &str = "vmsnap-backup-monthly-2026-11";
+
+fn lab_with_points(count: usize) -> Lab {
+    let mut lab = Lab::new();
+    lab.host
+        .add_domain("vm1", &[("vda", 4 * CLUSTER), ("vdb", CLUSTER)]);
+    for number in 0..count {
+        let byte = number as u8 + 1;
+        lab.host
+            .disk("vm1", "vda", |disk| disk.write(number * CLUSTER, &[byte; 100]));
+        lab.backup("vm1").expect("a restore point");
+    }
+    lab
+}
+
+/// The domain as it is, to be changed by the test.
+fn seen(lab: &Lab) -> Survey {
+    let repository = lab.repo.domain("vm1").expect("a name");
+    let domain = lab.host.domain("vm1").expect("it is there");
+    survey(domain, &repository, &lab.history("vm1"), &lab.host).expect("it can be surveyed")
+}
+
+fn planned(lab: &Lab, survey: &Survey) -> Reconciliation {
+    let wishes = Wishes {
+        period: PERIOD,
+        current: &[PERIOD.to_owned()],
+        raw: false,
+        keep_checkpoints: 32,
+        taken: &[],
+    };
+    reconcile(survey, &lab.history("vm1").chains, &wishes)
+}
+
+fn dead_run(uuid: &str) -> (LeftoverRun, Checkpoint) {
+    let intent = Intent {
+        uuid: uuid.to_owned(),
+        mark: "vmsnap run 1".to_owned(),
+        checkpoint: Some("virtnbdbackup.2".to_owned()),
+        places: Places {
+            sockets: vec!["/run/dead.sock".into()],
+            scratch: vec![("vda".to_owned(), "/run/dead.scratch".into())],
+            own_dirs: vec![],
+        },
+        freezes: true,
+    };
+    let run = LeftoverRun {
+        dir: PathBuf::from("/backups/vm1/x.partial"),
+        intent: Some(intent),
+    };
+    let checkpoint = Checkpoint {
+        name: "virtnbdbackup.2".to_owned(),
+        created: 99,
+        mark: Some("vmsnap run 1".to_owned()),
+        disks: vec![],
+    };
+    (run, checkpoint)
+}
+
+fn job(socket: &str) -> ActiveJob {
+    ActiveJob {
+        operation: "backup".to_owned(),
+        socket: Some(socket.into()),
+    }
+}
+
+#[test]
+fn what_is_in_order_needs_no_repair() {
+    let lab = lab_with_points(2);
+    let plan = planned(&lab, &seen(&lab));
+    assert_eq!(plan.repairs, []);
+    assert_eq!(plan.retired, []);
+    assert_eq!(plan.obstacle, None);
+    assert_eq!(plan.backup.level(), Level::Incremental);
+    assert_eq!(plan.backup.checkpoint.as_deref(), Some("virtnbdbackup.2"));
+}
+
+#[test]
+fn a_dead_run_is_ended_guest_first_folder_last_and_its_number_is_free_again() {
+    let lab = lab_with_points(2);
+    let mut survey = seen(&lab);
+    let (run, checkpoint) = dead_run(&survey.domain.uuid);
+    let places = run.intent.as_ref().expect("it noted").places.clone();
+    survey.leftovers.push(run);
+    survey.checkpoints.push(checkpoint);
+    survey.job = Some(job("/run/dead.sock"));
+    survey.removals.push("/backups/vm1/.removing-x".into());
+    let plan = planned(&lab, &survey);
+    assert_eq!(
+        plan.repairs,
+        [
+            Repair::FinishRemoval("/backups/vm1/.removing-x".into()),
+            Repair::AbortJob,
+            Repair::Thaw,
+            Repair::ClearPlaces(places),
+            Repair::DeleteCheckpoint("virtnbdbackup.2".to_owned()),
+            Repair::RemovePartial("/backups/vm1/x.partial".into()),
+        ]
+    );
+    assert_eq!(plan.obstacle, None);
+    assert_eq!(plan.backup.level(), Level::Incremental);
+    assert_eq!(plan.backup.checkpoint.as_deref(), Some("virtnbdbackup.2"));
+    for repair in &plan.repairs {
+        assert!(!repair.to_string().is_empty());
+    }
+}
+
+#[test]
+fn the_job_and_the_checkpoint_of_somebody_else_are_let_be() {
+    let lab = lab_with_points(2);
+    let mut survey = seen(&lab);
+    let (run, mut checkpoint) = dead_run(&survey.domain.uuid);
+    checkpoint.mark = Some("vmsnap run 2".to_owned());
+    survey.leftovers.push(run);
+    survey.checkpoints.push(checkpoint);
+    survey.job = Some(job("/run/another.sock"));
+    let plan = planned(&lab, &survey);
+    assert_eq!(plan.obstacle.as_deref(), Some("backup"));
+    assert!(!plan.repairs.contains(&Repair::AbortJob));
+    let deletes = |repair: &Repair| matches!(repair, Repair::DeleteCheckpoint(_) | Repair::DeleteBitmaps(_));
+    assert!(!plan.repairs.iter().any(deletes), "{:?}", plan.repairs);
+    assert_eq!(plan.backup.checkpoint.as_deref(), Some("virtnbdbackup.3"));
+}
+
+#[test]
+fn half_a_checkpoint_of_a_shut_off_domain_is_removed_by_its_bitmaps() {
+    let lab = lab_with_points(2);
+    let mut survey = seen(&lab);
+    let (mut run, _) = dead_run(&survey.domain.uuid);
+    let intent = run.intent.as_mut().expect("it noted");
+    intent.places.scratch.clear();
+    survey.leftovers.push(run);
+    let plan = planned(&lab, &survey);
+    let repair = Repair::DeleteBitmaps("virtnbdbackup.2".to_owned());
+    assert!(plan.repairs.contains(&repair), "{:?}", plan.repairs);
+}
+
+#[test]
+fn of_a_domain_made_anew_only_files_are_cleared_and_the_backup_is_full() {
+    let lab = lab_with_points(2);
+    let mut survey = seen(&lab);
+    let (run, checkpoint) = dead_run(&survey.domain.uuid);
+    survey.leftovers.push(run);
+    survey.checkpoints.push(checkpoint);
+    survey.domain.uuid = "00000000-0000-4000-8000-00000000ffff".to_owned();
+    let plan = planned(&lab, &survey);
+    assert!(matches!(
+        plan.repairs[..],
+        [Repair::ClearPlaces(_), Repair::RemovePartial(_)]
+    ));
+    assert_eq!(plan.backup.level(), Level::Full);
+    assert!(plan.backup.reason().contains("another domain of that name"));
+    assert_eq!(
+        plan.retired,
+        [],
+        "checkpoints of another domain are not ours to remove"
+    );
+}
+
+#[test]
+fn a_run_that_noted_nothing_had_begun_nothing() {
+    let mut lab = lab_with_points(1);
+    let partial = lab
+        .repo
+        .root()
+        .join("vm1")
+        .join(PERIOD)
+        .join("2026-11-03T05-00-00Z.partial");
+    fs::create_dir(&partial).expect("new");
+    fs::write(partial.join("intent.json"), b"{\"uuid\": \"0").expect("half a note");
+    let survey = seen(&lab);
+    assert_eq!(
+        planned(&lab, &survey).repairs,
+        [Repair::RemovePartial(partial.clone())]
+    );
+    lab.backup("vm1").expect("repaired and backed up");
+    assert!(!partial.exists());
+    assert_eq!(
+        planned(&lab, &seen(&lab)).repairs,
+        [],
+        "nothing is left to repair"
+    );
+}
+
+#[test]
+fn bitmaps_that_lost_a_checkpoint_we_recorded_go_after_the_commit_and_others_stay() {
+    for off in [false, true] {
+        let mut lab = lab_with_points(3);
+        lab.host.disk("vm1", "vda", |disk| {
+            disk.add_bitmap("virtnbdbackup.90").expect("new");
+        });
+        // What is shut off and started again has its bitmaps in its images.
+        lab.host
+            .change("vm1", |domain| domain.state = DomainState::ShutOff);
+        if !off {
+            lab.host
+                .change("vm1", |domain| domain.state = DomainState::Running);
+        }
+        let domain = lab.host.domain("vm1").expect("it is there");
+        for name in ["virtnbdbackup.1", "virtnbdbackup.2"] {
+            lab.host.forget_checkpoint(&domain, name).expect("it was there");
+        }
+        let plan = planned(&lab, &seen(&lab));
+        let lost = ["virtnbdbackup.1", "virtnbdbackup.2"].map(|name| Retired::Bitmaps(name.to_owned()));
+        assert_eq!(plan.retired, lost, "off: {off}");
+        let outcome = lab.backup("vm1").expect("a restore point");
+        assert_eq!(
+            outcome.point.level,
+            Level::Incremental,
+            "an older checkpoint is good"
+        );
+        assert_eq!(
+            outcome.point.disk("vda").expect("it is there").parent,
+            lab.history("vm1")
+                .kept
+                .first()
+                .map(|kept| kept.manifest.point.id.clone()),
+        );
+        let left = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
+        let made = outcome.point.checkpoint.expect("it was made").name;
+        assert_eq!(
+            left,
+            ["virtnbdbackup.0", "virtnbdbackup.90", made.as_str()],
+            "off: {off}"
+        );
+        assert_eq!(
+            lab.restored("vm1", "latest", "vda").expect("restored"),
+            lab.disk("vm1", "vda")
+        );
+    }
+}
+
+#[test]
+fn another_file_under_the_same_path_is_noticed_whatever_its_bitmaps_are_called() {
+    let file = |inode, born: &str| FileId {
+        inode,
+        born: born.parse().expect("a time"),
+    };
+    let mut lab = Lab::new();
+    lab.host
+        .add_domain("vm1", &[("vda", 4 * CLUSTER), ("vdb", CLUSTER)]);
+    lab.host
+        .set_file("vda", file(7, "2026-01-01T00:00:00.000000001Z"));
+    lab.backup("vm1").expect("full");
+    assert_eq!(
+        lab.backup("vm1").expect("same file").point.level,
+        Level::Incremental
+    );
+    // The number of an inode can be given again; its birth cannot.
+    for other in [
+        file(7, "2026-01-01T00:00:00.000000002Z"),
+        file(8, "2026-01-01T00:00:00.000000002Z"),
+    ] {
+        lab.host.set_file("vda", other);
+        lab.host
+            .disk("vm1", "vda", |disk| disk.swap_content(0, &[7; CLUSTER]));
+        let point = lab.backup("vm1").expect("healed").point;
+        let level = |target| point.disk(target).expect("it is there").level;
+        assert_eq!((level("vda"), level("vdb")), (Level::Full, Level::Incremental));
+        let reason = &point.disk("vda").expect("it is there").reason;
+        assert!(reason.contains("another file than it was"), "{reason}");
+        assert_eq!(
+            lab.restored("vm1", "latest", "vda").expect("restored"),
+            lab.disk("vm1", "vda")
+        );
+        assert_eq!(
+            lab.backup("vm1").expect("same file").point.level,
+            Level::Incremental
+        );
+    }
+}
+
+#[test]
+fn a_dry_run_names_what_will_go_and_does_nothing() {
+    let mut lab = lab_with_points(2);
+    lab.at("2026-12-01T02:00:00+01:00[Europe/Berlin]");
+    let before = crate::lab::tree(lab.folder.path());
+    let preview = lab.preview("vm1").expect("a plan");
+    assert_eq!(
+        preview.planned.retired,
+        ["virtnbdbackup.0", "virtnbdbackup.1"].map(|name| Retired::Checkpoint(name.to_owned()))
+    );
+    assert_eq!(crate::lab::tree(lab.folder.path()), before);
+    let outcome = lab.backup("vm1").expect("a new month");
+    assert_eq!(outcome.point.level, Level::Full);
+    let names = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
+    assert_eq!(names, ["virtnbdbackup.2"]);
+}
+
+#[test]
+fn a_dry_run_beside_a_run_says_who_is_at_work() {
+    let lab = lab_with_points(1);
+    assert_eq!(lab.preview("vm1").expect("a plan").writer, None);
+    let locked = lab.repo.domain("vm1").expect("a name").lock().expect("free");
+    let writer = lab.preview("vm1").expect("it waits for nobody").writer;
+    assert_eq!(writer, Some(format!("process {}", std::process::id())));
+    drop(locked);
+    assert!(Path::new(&lab.repo.root().join("vm1/.lock")).exists());
+}
