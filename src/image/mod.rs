@@ -18,6 +18,7 @@ pub mod raw;
 mod behind;
 mod order;
 mod sequential;
+mod whole;
 mod zero;
 
 #[cfg(test)]
@@ -26,6 +27,7 @@ mod properties;
 mod samples;
 
 pub use digest::file_digest;
+pub use whole::verify_file;
 
 /// Result of everything in this room.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -113,6 +113,14 @@ impl Sequential {
         Ok(())
     }
 
+    /// Reads the next bytes and tells how many were passed so far; the same number again at the end of the file.
+    pub(super) fn pass_piece(&mut self) -> Result<u64> {
+        if self.cursor < self.length {
+            self.pass_some(u64::MAX, self.length)?;
+        }
+        Ok(self.cursor)
+    }
+
     /// Whether so many bytes are worth a read of their own, without a copy.
     fn is_long(&self, bytes: usize) -> bool {
         bytes >= self.window_size.div_ceil(4)

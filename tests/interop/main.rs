@@ -1,5 +1,6 @@
 //! vmsnap against the programs of others: qemu-img, qemu-io, qemu-nbd, nbdkit. A program that is missing fails its tests.
 
+mod check;
 mod nbd;
 mod nbd_nbdkit;
 mod nbd_qemu;

@@ -1,0 +1,343 @@
+//! Checks the structure of an image: that every table lies in the file, that no cluster is used twice, and that the counts of their
+//! references tell so. Sections "Clusters", "Reference counts" and "Cluster mapping" of QEMU's `docs/interop/qcow2.txt`.
+//!
+//! It reads tables only: what the data are worth, the digest of the file tells.
+
+use super::layout::{ENTRY_BYTES, parse_l1_entry};
+use super::reader::Image;
+use crate::image::{Error, Result};
+use crate::model::stop::Stop;
+
+/// So many faults of one image are told; what is wrong in so many places is wrong as a whole.
+pub const MOST_FAULTS: usize = 20;
+
+/// So much of a table is read at once, in bytes.
+const WINDOW: usize = 64 * 1024;
+
+const REFCOUNT_OFFSET_MASK: u64 = !0x1ff;
+const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+const L2_OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// One thing that is wrong with the structure of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StructureFault {
+    /// Where in the file it was seen, in bytes.
+    pub offset: u64,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// Checks an image whose header could be read. Returns at most [`MOST_FAULTS`] faults, none for a sound image.
+///
+/// Memory: one bit per cluster of the file.
+///
+/// # Errors
+/// When the file cannot be read, or the wish to stop came.
+pub fn check(image: &Image, stop: &Stop) -> Result<Vec<StructureFault>> {
+    let mut check = Check {
+        image,
+        stop,
+        cluster: image.header().cluster_size(),
+        used: Bits::new(image.file_length().div_ceil(image.header().cluster_size())),
+        faults: Vec::new(),
+    };
+    check.header();
+    check.mapping()?;
+    // Counts are compared with the uses once all uses are known: first the tables of the counts use clusters too.
+    let blocks = check.refcount_table()?;
+    check.refcounts(&blocks)?;
+    Ok(check.faults)
+}
+
+struct Check<'a> {
+    image: &'a Image,
+    stop: &'a Stop,
+    cluster: u64,
+    used: Bits,
+    faults: Vec<StructureFault>,
+}
+
+impl Check<'_> {
+    fn fault(&mut self, offset: u64, what: impl Into<String>) {
+        if self.faults.len() < MOST_FAULTS {
+            self.faults.push(StructureFault {
+                offset,
+                what: what.into(),
+            });
+        }
+    }
+
+    fn is_enough(&self) -> bool {
+        self.faults.len() >= MOST_FAULTS
+    }
+
+    /// Takes the clusters from `start` on for one use; `at` is where they are named. Tells whether they lie in the file.
+    fn take(&mut self, start: u64, bytes: u64, what: &str, at: u64) -> bool {
+        let end = start.checked_add(bytes);
+        if !start.is_multiple_of(self.cluster) {
+            self.fault(at, format!("{what} at {start} is not aligned to a cluster"));
+            return false;
+        }
+        let file = self.image.file_length().next_multiple_of(self.cluster);
+        if end.is_none_or(|end| end > file) {
+            self.fault(at, format!("{what} at {start} lies outside the file"));
+            return false;
+        }
+        for index in start / self.cluster..(start + bytes).div_ceil(self.cluster) {
+            if self.used.set(index) {
+                let place = index * self.cluster;
+                self.fault(
+                    at,
+                    format!("the cluster at {place} is used twice, now for {what}"),
+                );
+                return false;
+            }
+        }
+        true
+    }
+
+    fn header(&mut self) {
+        let header = self.image.header();
+        if header.snapshots != 0 {
+            let what = format!("it holds {} internal snapshots", header.snapshots);
+            self.fault(60, what);
+        }
+        self.take(0, self.cluster, "the header", 0);
+    }
+
+    /// The L1 table, the L2 tables, the data.
+    fn mapping(&mut self) -> Result<()> {
+        let header = self.image.header();
+        let (start, entries) = (header.l1_offset, u64::from(header.l1_entries));
+        let tables = header.size.div_ceil(header.table_span());
+        if entries == 0 || !self.take(start, entries * ENTRY_BYTES, "the L1 table", 40) {
+            return Ok(());
+        }
+        let mut window = Table::new(self.image, start, entries);
+        for index in 0..entries {
+            let at = start + index * ENTRY_BYTES;
+            let entry = window.entry(index, self.stop)?;
+            match parse_l1_entry(entry, self.cluster) {
+                Ok(None) => continue,
+                Ok(Some(_)) if entry & COPIED == 0 => {
+                    self.fault(at, "an L1 entry does not say that its table is used once");
+                }
+                Ok(Some(_)) if index >= tables => {
+                    self.fault(at, "an L1 entry lies behind the end of the disk");
+                }
+                Ok(Some(table)) => {
+                    if self.take(table, self.cluster, "an L2 table", at) {
+                        self.l2_table(table)?;
+                    }
+                }
+                Err(fault) => self.fault(at, fault.to_string()),
+            }
+            if self.is_enough() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn l2_table(&mut self, start: u64) -> Result<()> {
+        let entries = self.image.header().table_entries();
+        let mut window = Table::new(self.image, start, entries);
+        for index in 0..entries {
+            let entry = window.entry(index, self.stop)?;
+            let at = start + index * ENTRY_BYTES;
+            if entry & COMPRESSED != 0 {
+                self.fault(at, "a compressed cluster, which vmsnap does not write");
+            } else if entry & !(COPIED | L2_OFFSET_MASK | 1) != 0 {
+                self.fault(at, format!("L2 entry {entry:#018x} has reserved bits set"));
+            } else if entry & L2_OFFSET_MASK != 0 {
+                if entry & COPIED == 0 {
+                    self.fault(at, "an L2 entry does not say that its cluster is used once");
+                }
+                self.take(entry & L2_OFFSET_MASK, self.cluster, "data", at);
+            }
+            if self.is_enough() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The refcount table and its blocks; returns where the blocks are.
+    fn refcount_table(&mut self) -> Result<Vec<u64>> {
+        let header = self.image.header();
+        let start = header.refcount_table_offset;
+        let Some(bytes) = u64::from(header.refcount_table_clusters).checked_mul(self.cluster) else {
+            self.fault(56, "the refcount table is larger than any file");
+            return Ok(Vec::new());
+        };
+        if !self.take(start, bytes, "the refcount table", 48) {
+            return Ok(Vec::new());
+        }
+        // Only so many blocks can concern a file of this length: entries behind them have to be empty, and are not kept.
+        let needed = self.used.count.div_ceil(self.counts_per_block());
+        let mut blocks = Vec::new();
+        let entries = bytes / ENTRY_BYTES;
+        let mut window = Table::new(self.image, start, entries);
+        for index in 0..entries {
+            let block = window.entry(index, self.stop)?;
+            let at = start + index * ENTRY_BYTES;
+            if block & !REFCOUNT_OFFSET_MASK != 0 {
+                self.fault(
+                    at,
+                    format!("refcount table entry {block:#018x} has reserved bits set"),
+                );
+            } else if block != 0 && index >= needed {
+                self.fault(at, "a refcount block for clusters behind the end of the file");
+            } else if block != 0 {
+                self.take(block, self.cluster, "a refcount block", at);
+            }
+            if index < needed {
+                blocks.push(block);
+            }
+            if self.is_enough() {
+                break;
+            }
+        }
+        Ok(blocks)
+    }
+
+    fn counts_per_block(&self) -> u64 {
+        (self.cluster * 8) >> self.image.header().refcount_order
+    }
+
+    /// Every cluster's count has to be 1 if it is used, and 0 otherwise.
+    fn refcounts(&mut self, blocks: &[u64]) -> Result<()> {
+        // A table that is wrong itself says nothing about the clusters.
+        if !self.faults.is_empty() {
+            return Ok(());
+        }
+        let per_block = self.counts_per_block();
+        let order = self.image.header().refcount_order;
+        let mut bytes = vec![0; WINDOW.min(usize::try_from(self.cluster).unwrap_or(WINDOW))];
+        for index in 0..self.used.count {
+            let place = index % per_block;
+            let block = blocks
+                .get(usize::try_from(index / per_block).unwrap_or(usize::MAX))
+                .copied()
+                .unwrap_or(0);
+            let bit = place << order;
+            let within = usize::try_from(bit / 8 % bytes.len() as u64).unwrap_or(0);
+            let at = block + bit / 8;
+            if block != 0 && within == 0 && bit.is_multiple_of(8) {
+                self.stopped()?;
+                self.image.read_at(&mut bytes, at)?;
+            }
+            let stored = match block {
+                0 => 0,
+                _ => count_at(&bytes, within, order, bit),
+            };
+            let expected = u64::from(self.used.get(index));
+            if stored != expected {
+                let cluster = index * self.cluster;
+                let what =
+                    format!("the cluster at {cluster} has the refcount {stored} instead of {expected}");
+                self.fault(if block == 0 { cluster } else { at }, what);
+                if self.is_enough() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stopped(&self) -> Result<()> {
+        match self.stop.requested() {
+            true => Err(Error::Stopped),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A count of `1 << order` bits. Counts smaller than a byte stand in it from the lowest bit on.
+fn count_at(bytes: &[u8], within: usize, order: u32, bit: u64) -> u64 {
+    let width = 1usize << order;
+    if width < 8 {
+        let shift = bit % 8;
+        return u64::from(bytes[within] >> shift) & ((1 << width) - 1);
+    }
+    bytes[within..within + width / 8]
+        .iter()
+        .fold(0, |count, byte| count << 8 | u64::from(*byte))
+}
+
+/// A table of the file, read through a small window.
+struct Table<'a> {
+    image: &'a Image,
+    start: u64,
+    entries: u64,
+    bytes: Vec<u8>,
+    first: u64,
+}
+
+impl<'a> Table<'a> {
+    fn new(image: &'a Image, start: u64, entries: u64) -> Self {
+        Table {
+            image,
+            start,
+            entries,
+            bytes: Vec::new(),
+            first: 0,
+        }
+    }
+
+    /// The entry of that index, which has to be below the number of entries.
+    fn entry(&mut self, index: u64, stop: &Stop) -> Result<u64> {
+        let per_window = (WINDOW as u64) / ENTRY_BYTES;
+        let held = self.bytes.len() as u64 / ENTRY_BYTES;
+        if index < self.first || index >= self.first + held {
+            if stop.requested() {
+                return Err(Error::Stopped);
+            }
+            self.first = index - index % per_window;
+            let count = per_window.min(self.entries - self.first) * ENTRY_BYTES;
+            self.bytes.resize(usize::try_from(count).unwrap_or(0), 0);
+            self.image
+                .read_at(&mut self.bytes, self.start + self.first * ENTRY_BYTES)?;
+        }
+        let at = usize::try_from((index - self.first) * ENTRY_BYTES).unwrap_or(usize::MAX);
+        let mut entry = [0; ENTRY_BYTES as usize];
+        entry.copy_from_slice(&self.bytes[at..at + ENTRY_BYTES as usize]);
+        Ok(u64::from_be_bytes(entry))
+    }
+}
+
+/// A bit per cluster.
+struct Bits {
+    words: Vec<u64>,
+    count: u64,
+}
+
+impl Bits {
+    fn new(count: u64) -> Self {
+        Bits {
+            words: vec![0; usize::try_from(count.div_ceil(64)).unwrap_or(0)],
+            count,
+        }
+    }
+
+    /// Sets a bit and tells whether it was set before. What lies outside was never set.
+    fn set(&mut self, index: u64) -> bool {
+        let mask = 1 << (index % 64);
+        let word = usize::try_from(index / 64)
+            .ok()
+            .and_then(|word| self.words.get_mut(word));
+        word.is_some_and(|word| {
+            let before = *word & mask != 0;
+            *word |= mask;
+            before
+        })
+    }
+
+    fn get(&self, index: u64) -> bool {
+        let word = usize::try_from(index / 64)
+            .ok()
+            .and_then(|word| self.words.get(word));
+        word.is_some_and(|word| word & (1 << (index % 64)) != 0)
+    }
+}

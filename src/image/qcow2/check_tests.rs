@@ -1,0 +1,120 @@
+//! The checker on sound images and on images with one thing wrong.
+
+use std::fs::File;
+
+use super::check::{StructureFault, check};
+use super::layout::ENTRY_BYTES;
+use super::{Image, Qcow2Options};
+use crate::image::samples::{C, data, image, memory_file, options, zero};
+use crate::model::stop::Stop;
+
+const SIZE: u64 = 40 * 1024 * 1024 + 1536;
+
+/// Data, a hole, zeroes, and a last cluster that the disk's end cuts.
+fn sample(backing: Option<&str>) -> Vec<u8> {
+    let last = SIZE - SIZE % C as u64;
+    let blocks = [
+        data(0, &[1; 3 * C]),
+        zero(10 * C as u64, 2 * C as u64),
+        data(20 * C as u64, &[2; C]),
+        data(last, &[3; 1536]),
+    ];
+    let options: Qcow2Options = options(SIZE, backing);
+    let (file, _) = image(options, blocks);
+    crate::image::samples::bytes_of(&file)
+}
+
+fn faults_of(bytes: &[u8]) -> Vec<StructureFault> {
+    let file: File = memory_file(bytes);
+    let image = Image::open(file, "sample.qcow2").expect("its header can be read");
+    check(&image, &Stop::default()).expect("it can be read")
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+fn put(bytes: &mut [u8], at: usize, number: u64) {
+    bytes[at..at + 8].copy_from_slice(&number.to_be_bytes());
+}
+
+/// Where the L1 table, the first L2 table, the refcount table and the first refcount block are.
+fn places(bytes: &[u8]) -> [usize; 4] {
+    let l1 = number(bytes, 40) as usize;
+    let l2 = (number(bytes, l1) & 0x00ff_ffff_ffff_fe00) as usize;
+    let refcounts = number(bytes, 48) as usize;
+    [l1, l2, refcounts, number(bytes, refcounts) as usize]
+}
+
+#[test]
+fn what_the_writer_writes_is_sound() {
+    assert_eq!(faults_of(&sample(None)), []);
+    assert_eq!(faults_of(&sample(Some("../a/vda.qcow2"))), []);
+}
+
+#[test]
+fn every_kind_of_fault_is_told_with_its_place() {
+    let sound = sample(Some("../a/vda.qcow2"));
+    let [l1, l2, refcounts, block] = places(&sound);
+    let entry = |index: usize| l2 + index * ENTRY_BYTES as usize;
+    let second = number(&sound, entry(1));
+    let cases: [(&str, usize, u64, &str); 9] = [
+        ("two uses of a cluster", entry(0), second, "used twice"),
+        ("data outside", entry(0), 1 << 63 | 1 << 40, "outside the file"),
+        (
+            "no copied flag",
+            entry(0),
+            number(&sound, entry(0)) & !(1 << 63),
+            "used once",
+        ),
+        ("reserved bits", entry(0), second | 2, "reserved bits"),
+        ("compressed", entry(0), second | 1 << 62, "compressed"),
+        ("a lost table", l1, 0, "refcount 1 instead of 0"),
+        ("a table outside", l1, 1 << 63 | 1 << 40, "outside the file"),
+        ("a lost block", refcounts, 0, "refcount 0 instead of 1"),
+        (
+            "counts of four clusters",
+            block,
+            0x0001_0002_0001_0001,
+            "refcount 2 instead of 1",
+        ),
+    ];
+    for (what, at, number, expected) in cases {
+        let mut bytes = sound.clone();
+        put(&mut bytes, at, number);
+        let faults = faults_of(&bytes);
+        let told = faults.first().unwrap_or_else(|| panic!("{what} is not told"));
+        assert!(told.what.contains(expected), "{what}: {faults:?}");
+    }
+    let mut bytes = sound;
+    bytes[60..64].copy_from_slice(&1u32.to_be_bytes());
+    assert!(faults_of(&bytes)[0].what.contains("snapshots"));
+}
+
+#[test]
+fn a_flipped_bit_in_any_used_place_of_a_table_is_found() {
+    let sound = sample(None);
+    let [l1, l2, refcounts, block] = places(&sound);
+    let clusters = sound.len() / C;
+    let used_entries = [0, 1, 2, 20].map(|index| l2 + index * 8);
+    let tables = [l1, refcounts].into_iter().chain(used_entries);
+    let mut bits: Vec<usize> = tables.flat_map(|at| at * 8..(at + 8) * 8).collect();
+    bits.extend(block * 8..(block + 2 * clusters) * 8);
+    for bit in bits {
+        let mut bytes = sound.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        // The flag for zeroes on a cluster of data leaves a sound image of another disk: the digest finds that.
+        let is_zero_flag = used_entries.iter().any(|at| bit == (at + 7) * 8);
+        let faults = faults_of(&bytes);
+        assert_eq!(faults.is_empty(), is_zero_flag, "bit {bit}: {faults:?}");
+    }
+}
+
+#[test]
+fn a_wish_to_stop_ends_it() {
+    let file = memory_file(&sample(None));
+    let image = Image::open(file, "sample.qcow2").expect("it is one");
+    let stop = Stop::default();
+    stop.request(2);
+    assert!(check(&image, &stop).is_err());
+}

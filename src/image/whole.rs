@@ -1,0 +1,53 @@
+//! Verifies a file as a whole: its length and its digest.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::chain::Recorded;
+use super::sequential::Sequential;
+use super::{Error, Result};
+use crate::model::stop::Stop;
+
+/// So much is read at once, in bytes.
+const PIECE: usize = 1024 * 1024;
+
+/// Reads the whole file once, without filling the page cache, and compares it with what was recorded. `progress` is told how many bytes have been
+/// read, about once a MiB.
+///
+/// # Errors
+/// [`Error::Length`] and [`Error::Digest`] when the file is not what was recorded; others when it cannot be read, or the wish to stop came.
+pub fn verify_file(
+    file: File,
+    path: &Path,
+    recorded: &Recorded,
+    stop: &Stop,
+    progress: &mut dyn FnMut(u64),
+) -> Result<()> {
+    let found = file
+        .metadata()
+        .map_err(|error| Error::io("examine", path, 0, error))?;
+    if found.len() != recorded.bytes {
+        return Err(Error::Length {
+            path: path.to_owned(),
+            actual: found.len(),
+            expected: recorded.bytes,
+        });
+    }
+    let digest = recorded.blake3.clone();
+    let stop = stop.clone();
+    let mut whole = Sequential::new(
+        Arc::new(file),
+        path.to_owned(),
+        recorded.bytes,
+        digest,
+        PIECE,
+        stop,
+    );
+    let mut passed = 0;
+    while passed < recorded.bytes {
+        passed = whole.pass_piece()?;
+        progress(passed);
+    }
+    whole.finish()
+}
