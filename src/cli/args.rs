@@ -49,6 +49,8 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Lists restore points; needs no hypervisor
     List(ListArgs),
+    /// Proves restore points: digests, structure and chain; with --deep every byte as a restore would read it
+    Verify(VerifyArgs),
     /// Shows how domains stand: checkpoints, disks, bitmaps, and whether they agree
     Status(StatusArgs),
     /// Removes our checkpoints and bitmaps from domains, and tells what the next backup will therefore be
@@ -314,6 +316,49 @@ pub struct ListArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub connect: ConnectArgs,
+}
+
+/// Arguments of `vmsnap verify`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap verify --repository /backups                     every domain's newest restore point and its chain
+  vmsnap verify vm1 --repository /backups --all --deep    everything, read as restores would
+  vmsnap verify --repository /backups --all --older-than 7d
+                                                          from cron: what was not proved for a week")]
+pub struct VerifyArgs {
+    /// Which domains.
+    #[command(flatten)]
+    pub domains: DomainArgs,
+
+    /// The repository
+    #[arg(short, long, alias = "output", value_name = "DIR", env = "VMSNAP_REPOSITORY",
+        value_parser = path_or_empty())]
+    pub repository: Option<PathBuf>,
+
+    /// The restore point: its id, its checkpoint, a time like 2026-11-01T02:00:00Z, or latest
+    #[arg(
+        help_heading = "What is proved",
+        long,
+        value_name = "POINT",
+        default_value = "latest"
+    )]
+    pub at: String,
+
+    /// Every restore point
+    #[arg(help_heading = "What is proved", long, conflicts_with = "at")]
+    pub all: bool,
+
+    /// Read every disk from end to end too, as a restore would
+    #[arg(help_heading = "What is proved", long)]
+    pub deep: bool,
+
+    /// Skip restore points that were found sound within this time (7d, 12h, 2w)
+    #[arg(help_heading = "What is proved", long, value_name = "TIME")]
+    pub older_than: Option<String>,
+
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `vmsnap status`.

@@ -19,6 +19,9 @@ const SMALL_STEP: u64 = 1;
 /// Time after which a line comes in any case.
 const PAUSE: Duration = Duration::from_secs(30);
 
+/// A file that is smaller than this is read before a line about it could be, in bytes.
+const WORTH_A_LINE: u64 = 64 << 20;
+
 /// The monitor of the terminal.
 pub struct Progress {
     bars: Option<MultiProgress>,
@@ -103,7 +106,7 @@ impl Progress {
         self.disks().insert(key(of), disk);
     }
 
-    fn advance(&self, of: (&str, &str), position: u64, copied: u64) {
+    fn advance(&self, of: (&str, &str), position: u64, copied: u64, what: &str) {
         let mut disks = self.disks();
         let Some(disk) = disks.get_mut(&key(of)) else {
             return;
@@ -121,7 +124,14 @@ impl Progress {
         disk.next_percent = percent / self.step * self.step + self.step;
         disk.last_line = Instant::now();
         drop(disks);
-        self.line(of, &format!("{percent} %, {} copied", pretty::bytes(copied)));
+        self.line(of, &format!("{percent} %, {} {what}", pretty::bytes(copied)));
+    }
+
+    /// Ends what has its result told elsewhere.
+    fn forget(&self, of: (&str, &str)) {
+        if let Some(bar) = self.disks().remove(&key(of)).and_then(|disk| disk.bar) {
+            bar.finish_and_clear();
+        }
     }
 
     fn end(&self, of: (&str, &str), copied: u64) {
@@ -161,8 +171,21 @@ impl Monitor for Progress {
                 disk,
                 position,
                 copied,
-            } => self.advance((domain, disk), position, copied),
+            } => self.advance((domain, disk), position, copied, "copied"),
             Event::DiskEnds { domain, disk, copied } => self.end((domain, disk), copied),
+            Event::FileBegins { domain, file, size } => {
+                let what = pretty::bytes(size);
+                match size >= WORTH_A_LINE {
+                    true => self.begin((domain, file), size, &what),
+                    false => self.tell(&Entry::of(Level::Debug, domain, &format!("{file}: {what}"))),
+                }
+            }
+            Event::FileAt {
+                domain,
+                file,
+                position,
+            } => self.advance((domain, file), position, position, "read"),
+            Event::FileEnds { domain, file } => self.forget((domain, file)),
             Event::Found { domain, finding } => {
                 let entry = Entry::of(Level::Warning, domain, &finding.message);
                 self.tell(&entry);

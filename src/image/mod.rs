@@ -164,7 +164,8 @@ impl Error {
         }
     }
 
-    fn io(operation: &'static str, path: &Path, offset: u64, source: io::Error) -> Self {
+    /// An I/O error with its place.
+    pub fn io(operation: &'static str, path: &Path, offset: u64, source: io::Error) -> Self {
         Error::Io {
             operation,
             path: path.to_owned(),

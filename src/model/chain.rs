@@ -10,6 +10,8 @@ pub struct KeptPoint {
     pub point: RestorePoint,
     /// What is wrong with its own files; empty when they are all there with the recorded sizes.
     pub faults: Vec<String>,
+    /// What the last verification found damaged. Nothing new is to rely on it; giving it back may be tried all the same.
+    pub doubt: Option<String>,
 }
 
 /// The restore points of one domain that were read, with the questions one asks of them.
@@ -75,6 +77,12 @@ impl Chains {
                 }
             }
         }
+    }
+
+    /// What the last verification found damaged in the images that make up this disk at `id`.
+    pub fn doubt(&self, id: &str, target: &str) -> Option<String> {
+        let line = self.lineage(id, target).ok()?;
+        line.into_iter().find_map(|kept| kept.doubt.clone())
     }
 
     /// Why this restore point cannot be given back whole; empty when it can.
@@ -262,6 +270,9 @@ fn usable_parent(
     chains
         .lineage(id, &disk.target)
         .map_err(|fault| format!("the chain to {id} is not whole: {fault}"))?;
+    if let Some(doubt) = chains.doubt(id, &disk.target) {
+        return Err(format!("the chain to {id} is damaged: {doubt}"));
+    }
     Ok(Parent {
         id: id.clone(),
         checkpoint: recorded.name.clone(),

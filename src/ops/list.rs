@@ -3,7 +3,7 @@
 use super::{Error, Result};
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
-use crate::repo::Repository;
+use crate::repo::{Proof, Repository};
 
 /// The restore points of one domain.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct Listed {
     pub faults: Vec<String>,
     /// Bytes of its files.
     pub size: u64,
+    /// When it was last verified, and with what result.
+    pub proof: Option<Proof>,
 }
 
 impl Listed {
@@ -46,6 +48,7 @@ fn list_domain(repo: &Repository, domain: &str) -> Result<DomainList> {
         point: kept.manifest.point.clone(),
         faults: history.chains.faults(&kept.manifest.point.id),
         size: kept.manifest.files.iter().map(|file| file.size).sum(),
+        proof: kept.proof.clone(),
     });
     let points = points.collect();
     for leftover in &history.leftovers {

@@ -4,7 +4,7 @@
 //! * `plan`: decides a backup, before anything is done.
 //! * `lineage`: the images that make up a disk.
 //! * `survey`: reads how a domain stands; `reconcile`: decides what to repair, back up and retire; `heal`: carries repairs out.
-//! * `backup`, `prune`, `restore`, `define`, `list`, `status`, `scrub`: the verbs.
+//! * `backup`, `prune`, `restore`, `define`, `list`, `status`, `scrub`, `verify`: the verbs.
 //! * `monitor`: whom the verbs tell how they are getting on.
 //! * `error`: what can go wrong, with its class and its hint.
 
@@ -23,6 +23,7 @@ pub mod restore;
 pub mod scrub;
 pub mod status;
 pub mod survey;
+pub mod verify;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -46,6 +46,31 @@ pub enum Event<'a> {
         /// Bytes of data copied.
         copied: u64,
     },
+    /// A file is about to be read.
+    FileBegins {
+        /// The domain.
+        domain: &'a str,
+        /// Its path within the domain's folder.
+        file: &'a str,
+        /// Its size, in bytes.
+        size: u64,
+    },
+    /// A file is so far.
+    FileAt {
+        /// The domain.
+        domain: &'a str,
+        /// Its path within the domain's folder.
+        file: &'a str,
+        /// Everything before this offset is read, in bytes.
+        position: u64,
+    },
+    /// A file is done.
+    FileEnds {
+        /// The domain.
+        domain: &'a str,
+        /// Its path within the domain's folder.
+        file: &'a str,
+    },
     /// Something that did not stop the work.
     Found {
         /// The domain.

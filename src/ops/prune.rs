@@ -64,6 +64,15 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
             "the newest restore point of {folder} is not whole: {fault}"
         ));
     }
+    let doubts = newest.point.disks.iter();
+    if let Some(doubt) = doubts
+        .filter_map(|disk| chains.doubt(&newest.point.id, &disk.target))
+        .next()
+    {
+        return Err(format!(
+            "the newest restore point of {folder} is damaged: {doubt}"
+        ));
+    }
     let Some(before) = newest_of(previous) else {
         return Ok(());
     };

@@ -209,7 +209,7 @@ pub fn restore(
 }
 
 /// The restore point that the user means.
-fn choose<'a>(domain: &str, history: &'a History, at: &str) -> Result<&'a KeptPoint> {
+pub(super) fn choose<'a>(domain: &str, history: &'a History, at: &str) -> Result<&'a KeptPoint> {
     let chains = &history.chains;
     let none = |what: String| Error::of(domain, Cause::NoSuchRestorePoint(what));
     if chains.points().is_empty() {

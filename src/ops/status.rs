@@ -22,7 +22,7 @@ use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
 use crate::model::text::with_sources;
-use crate::repo::{History, Repository};
+use crate::repo::{History, Proof, Repository};
 
 /// How a domain stands.
 #[derive(Clone, Debug)]
@@ -43,6 +43,8 @@ pub struct DomainStatus {
     pub dir: Option<DirStats>,
     /// The newest restore point: its id and its time.
     pub latest: Option<(String, Timestamp)>,
+    /// When the newest restore point was last verified, and with what result.
+    pub proof: Option<Proof>,
     /// What a backup would do now; `None` without a repository, and where it cannot be known from here.
     pub next: Option<Reconciliation>,
     /// The run that writes to the domain's folder now, as it wrote itself down.
@@ -200,6 +202,7 @@ pub fn status(name: &str, subject: &Subject<'_>) -> Result<DomainStatus> {
         disks,
         dir: None,
         latest: None,
+        proof: None,
         next: None,
         writer: None,
         findings,
@@ -234,6 +237,7 @@ fn compare_with(
         .latest()
         .map(|kept| (kept.point.id.clone(), kept.point.time));
     status.latest = latest;
+    status.proof = history.kept.last().and_then(|kept| kept.proof.clone());
     status.dir = Some(dir_stats(repository.dir().join(&period), &history, &period));
     status.writer = repository.writer();
     if status.disks.iter().all(|disk| disk.bitmaps_known) {

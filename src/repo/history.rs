@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::layout::{self, split_finished};
 use super::manifest::{self, Manifest};
+use super::proof::{Proof, Proofs};
 use super::{RepoError, Result};
 use crate::model::chain::{Chains, KeptPoint};
 use crate::model::finding::Finding;
@@ -39,6 +40,8 @@ pub struct Kept {
     pub dir: PathBuf,
     /// Its manifest.
     pub manifest: Manifest,
+    /// When it was last verified, and with what result.
+    pub proof: Option<Proof>,
 }
 
 /// What an unfinished run left.
@@ -64,6 +67,7 @@ impl Leftover {
 pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
     let mut history = History::default();
     let mut points = Vec::new();
+    let proofs = Proofs::read(dir);
     for period in folder_names(dir)? {
         if !period.starts_with(FOLDER_PREFIX) {
             continue;
@@ -76,13 +80,16 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
             } else if let Some((id, _)) = split_finished(&folder) {
                 match read_point(&point_dir, id, domain, &period, &folder) {
                     Ok(manifest) => {
+                        let proof = proofs.of(&manifest);
                         points.push(KeptPoint {
                             point: manifest.point.clone(),
                             faults: file_faults(&point_dir, &manifest),
+                            doubt: proof.as_ref().and_then(Proof::doubt),
                         });
                         history.kept.push(Kept {
                             dir: point_dir,
                             manifest,
+                            proof,
                         });
                     }
                     Err(what) => history
@@ -191,7 +198,7 @@ pub(super) fn folder_names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+pub(super) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {

@@ -4,6 +4,7 @@
 //! * `manifest`: the commit record.
 //! * `history`: reads what is there, and what is wrong with it.
 //! * `pending`: a restore point being written, until it is committed.
+//! * `proof`: when each restore point was last verified.
 //! * `remove`: deletes folders.
 //! * `lock`: one writer per domain.
 //! * `store`: the only door to durable files.
@@ -13,6 +14,7 @@ pub mod layout;
 mod lock;
 pub mod manifest;
 pub mod pending;
+pub mod proof;
 mod remove;
 pub mod store;
 
@@ -24,6 +26,7 @@ pub use history::{History, Leftover};
 pub use lock::DomainLock;
 pub use manifest::{FileEntry, Manifest};
 pub use pending::Pending;
+pub use proof::Proof;
 pub use store::{DiskStore, Store};
 
 /// Result of everything in this room.
@@ -194,6 +197,11 @@ impl DomainRepository {
     /// The folders of periods whose removal was begun and not ended.
     pub fn interrupted_removals(&self) -> Result<Vec<PathBuf>> {
         remove::interrupted(&self.dir)
+    }
+
+    /// Remembers the result of a verification, and forgets those of restore points that are not among `there`.
+    pub fn keep_proof(&self, proof: &Proof, there: &[String]) -> Result<()> {
+        proof::keep(self.store.as_ref(), &self.dir, proof, there)
     }
 
     /// Who writes here now, as it wrote itself down; `None` when nobody does. Waits for nobody, and is in nobody's way.

@@ -4,6 +4,7 @@
 
 mod backup_and_restore;
 mod classic;
+mod cli_verify;
 mod lab;
 mod list;
 mod prune;
@@ -12,3 +13,4 @@ mod repository;
 mod scrub;
 mod status;
 mod stories;
+mod verify;

@@ -56,6 +56,7 @@ fn sample() -> DomainStatus {
             total_size: 2_147_483_648,
             checkpoints: 2,
         }),
+        proof: None,
         writer: None,
         latest: Some((
             "2024-11-02T02-00-02Z".to_owned(),
@@ -106,6 +107,7 @@ const OURS: &str = "  State: running
   Newest checkpoint: virtnbdbackup.1, of 2024-11-02T02:00:02Z
   Changed since virtnbdbackup.1: 1048576
   Last restore point: 2024-11-02T02-00-02Z
+  Last verified: never
 ";
 
 #[test]
@@ -168,7 +170,7 @@ const CLASSIC_JSON: &str = "{\"vm1\":{\"checkpoints\":[\"virtnbdbackup.0\",\"vir
     \"totalFiles\":23,\"checkpoints\":2,\"totalSize\":2147483648},\"state\":\"running\",\
     \"newestCheckpoint\":\"virtnbdbackup.1\",\"newestCheckpointTime\":\"2024-11-02T02:00:02Z\",\
     \"changedBytes\":1048576,\"lastRestorePoint\":\"2024-11-02T02-00-02Z\",\
-    \"lastRestorePointTime\":\"2024-11-02T02:00:02Z\",\"nextBackup\":null,\"inconsistencies\":[],\"findings\":[],\"repairs\":[],\"writer\":null}}\n";
+    \"lastRestorePointTime\":\"2024-11-02T02:00:02Z\",\"nextBackup\":null,\"inconsistencies\":[],\"findings\":[],\"repairs\":[],\"lastVerifiedTime\":null,\"lastVerifiedDamage\":[],\"writer\":null}}\n";
 
 #[test]
 fn json_for_machines_is_one_line_with_the_classic_keys_first() {

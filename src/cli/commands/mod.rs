@@ -9,6 +9,7 @@ mod man;
 mod restore;
 mod scrub;
 mod status;
+mod verify;
 
 use std::path::{Path, PathBuf};
 
@@ -59,6 +60,7 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
         Command::Backup(args) => backup::run(args, stop),
         Command::Restore(args) => restore::run(args, stop),
         Command::List(args) => list::run(args),
+        Command::Verify(args) => verify::run(args, stop),
         Command::Status(args) => status::run(args, stop),
         Command::Scrub(args) => scrub::run(args, stop),
         Command::Completions(args) => completions::run(args),

@@ -9,6 +9,7 @@ use crate::cli::pretty;
 use crate::model::finding::Finding;
 use crate::model::text::shown;
 use crate::ops::list::DomainList;
+use crate::ops::verify::Proof;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -21,8 +22,24 @@ struct ListJson<'a> {
 #[serde(rename_all = "camelCase")]
 struct DomainJson<'a> {
     domain: &'a str,
-    restore_points: Vec<PointJson<'a>>,
+    restore_points: Vec<ListedJson<'a>>,
     findings: &'a [Finding],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ListedJson<'a> {
+    #[serde(flatten)]
+    point: PointJson<'a>,
+    verified: Option<VerifiedJson<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct VerifiedJson<'a> {
+    time: String,
+    deep: bool,
+    damage: &'a [String],
 }
 
 /// The list as one JSON document.
@@ -32,13 +49,18 @@ pub fn json(domains: &[DomainList]) -> String {
         restore_points: domain
             .points
             .iter()
-            .map(|listed| {
-                PointJson::of(
+            .map(|listed| ListedJson {
+                point: PointJson::of(
                     &listed.point,
                     listed.size,
                     Some(listed.is_whole()),
                     &listed.faults,
-                )
+                ),
+                verified: listed.proof.as_ref().map(|proof| VerifiedJson {
+                    time: proof.time.to_string(),
+                    deep: proof.deep,
+                    damage: &proof.damage,
+                }),
             })
             .collect(),
         findings: &domain.findings,
@@ -71,6 +93,7 @@ pub fn text(domains: &[DomainList], root: &Path) -> String {
                     .to_owned(),
                 point.consistency.sentence().to_owned(),
                 if listed.is_whole() { "whole" } else { "NOT WHOLE" }.to_owned(),
+                listed.proof.as_ref().map_or("-".to_owned(), proof_word),
                 point.period.clone(),
             ]
         }));
@@ -84,12 +107,31 @@ pub fn text(domains: &[DomainList], root: &Path) -> String {
                 block.push_str(&format!("  {}: {fault}\n", listed.point.id));
             }
         }
+        for (listed, proof) in domain
+            .points
+            .iter()
+            .filter_map(|listed| Some((listed, listed.proof.as_ref()?)))
+        {
+            for damage in &proof.damage {
+                block.push_str(&format!("  {}: {damage}\n", listed.point.id));
+            }
+        }
         for finding in &domain.findings {
             block.push_str(&format!("  note: {}\n", finding.message));
         }
         blocks.push(block);
     }
     blocks.join("\n")
+}
+
+/// When it was proved (UTC), and whether as a restore would read it.
+fn proof_word(proof: &Proof) -> String {
+    let day = proof.time.strftime("%Y-%m-%d");
+    match (proof.is_sound(), proof.deep) {
+        (false, _) => format!("{day} DAMAGED"),
+        (true, true) => format!("{day} deep"),
+        (true, false) => day.to_string(),
+    }
 }
 
 fn header() -> Vec<String> {
@@ -100,6 +142,7 @@ fn header() -> Vec<String> {
         "CHECKPOINT",
         "CONSISTENCY",
         "CHAIN",
+        "VERIFIED",
         "PERIOD",
     ];
     titles.iter().map(|title| (*title).to_owned()).collect()

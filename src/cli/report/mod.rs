@@ -6,6 +6,7 @@ pub mod restore;
 pub mod scrub;
 pub mod status;
 pub mod tree;
+pub mod verify;
 
 use serde::Serialize;
 

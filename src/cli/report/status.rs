@@ -133,6 +133,15 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
         (None, Some(_)) => lines.push("  Last restore point: none".to_owned()),
         (None, None) => {}
     }
+    if status.latest.is_some() {
+        lines.push(match &status.proof {
+            None => "  Last verified: never".to_owned(),
+            Some(proof) => match proof.damage.first() {
+                None => format!("  Last verified: {}, sound", proof.time),
+                Some(damage) => format!("  Last verified: {}, DAMAGED: {damage}", proof.time),
+            },
+        });
+    }
     if let Some(writer) = &status.writer {
         lines.push(format!("  At work now: {writer}"));
     }
@@ -243,6 +252,14 @@ fn domain_tree(status: &DomainStatus, pretty: bool) -> Tree {
                 .next
                 .as_ref()
                 .map_or(Tree::List(vec![]), |next| sentences(&next.repairs)),
+        ),
+        (
+            "lastVerifiedTime",
+            time(status.proof.as_ref().map(|proof| proof.time)),
+        ),
+        (
+            "lastVerifiedDamage",
+            Tree::texts(status.proof.as_ref().map_or(&[][..], |proof| &proof.damage)),
         ),
         ("writer", Tree::text_or_null(status.writer.as_deref())),
     ]);

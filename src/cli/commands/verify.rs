@@ -1,0 +1,95 @@
+//! `vmsnap verify`.
+
+use std::time::Instant;
+
+use jiff::{Span, Timestamp, Zoned};
+
+use super::{CommandResult, Refusal, Tally, now, repository_path};
+use crate::cli::answer;
+use crate::cli::args::VerifyArgs;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::progress::Progress;
+use crate::cli::report::verify as shown;
+use crate::cli::select::select;
+use crate::model::stop::Stop;
+use crate::model::text::shown as as_shown;
+use crate::ops;
+use crate::ops::verify::{Options, Which, verify};
+
+/// Proves restore points of the domains meant: of all that are in the repository when none is named. One that is damaged stops no other.
+pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
+    let now = now();
+    let options = Options {
+        which: match (args.all, args.at.as_str()) {
+            (true, _) => Which::All,
+            (false, "latest") => Which::Latest,
+            (false, at) => Which::At(at.to_owned()),
+        },
+        deep: args.deep,
+        not_since: args
+            .older_than
+            .as_deref()
+            .map(|age| before(&now, age))
+            .transpose()?,
+        now: now.timestamp(),
+    };
+    let repo = ops::open_repository(repository_path(args.repository.as_ref())?)?;
+    let names = repo.domain_names().map_err(|error| ops::Error::of("", error))?;
+    let mut typed = args.domains.all();
+    if typed.is_empty() {
+        if names.is_empty() {
+            let what = format!("there is nothing to verify in {}", repo.root().display());
+            return Err(Refusal::new(ExitCode::NoDomains, what));
+        }
+        typed.push("*".to_owned());
+    }
+    let selection = select(&typed, &names);
+    let mut tally = Tally::default();
+    tally.unmatched(&selection.unmatched);
+    let progress = Progress::new();
+    let mut done = Vec::new();
+    for domain in &selection.domains {
+        if stop.requested() {
+            break;
+        }
+        let began = Instant::now();
+        match verify(domain, &repo, &options, &progress, stop) {
+            Ok(outcome) => {
+                if !outcome.is_sound() {
+                    tally.count(ExitCode::Damaged);
+                }
+                let proved = shown::Proved {
+                    domain: domain.clone(),
+                    took: began.elapsed(),
+                    outcome,
+                };
+                if !args.json {
+                    answer(&proved.lines());
+                }
+                done.push(proved);
+            }
+            Err(error) => tally.failed(&error, ExitCode::of_error(&error)),
+        }
+    }
+    if let Some(signal) = stop.signal() {
+        tally.count(ExitCode::Signal(signal));
+    }
+    let code = tally.end(&[]);
+    if args.json {
+        answer(&shown::json(&done, &selection.unmatched, code));
+    }
+    Ok(code)
+}
+
+/// The moment that lies this long before now.
+fn before(now: &Zoned, age: &str) -> Result<Timestamp, Refusal> {
+    let span: Option<Span> = age.parse().ok().filter(|span: &Span| !span.is_negative());
+    let moment = span.and_then(|span| now.checked_sub(span).ok());
+    moment.map(|moment| moment.timestamp()).ok_or_else(|| {
+        let what = format!(
+            "--older-than takes a time like 7d or 12h, not '{}'",
+            as_shown(age)
+        );
+        Refusal::new(ExitCode::Usage, what)
+    })
+}

@@ -1,0 +1,124 @@
+//! What `vmsnap verify` shows.
+
+use std::time::Duration;
+
+use super::finding_tree;
+use super::tree::Tree;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::pretty;
+use crate::model::text::shown;
+use crate::ops::verify::{Damage, Outcome, ProvedPoint};
+
+/// A domain whose restore points were looked at.
+pub struct Proved {
+    /// Its name.
+    pub domain: String,
+    /// How long it took.
+    pub took: Duration,
+    /// What was found.
+    pub outcome: Outcome,
+}
+
+impl Proved {
+    /// The lines that a person reads: the damage, then the sum.
+    pub fn lines(&self) -> String {
+        let domain = shown(&self.domain);
+        let mut text = String::new();
+        for damage in self.outcome.all_damage() {
+            text.push_str(&format!("{domain}: DAMAGED: {}\n", damage.what));
+        }
+        let points = &self.outcome.points;
+        let skipped = points.iter().filter(|point| point.skipped.is_some()).count();
+        let damaged = points.iter().filter(|point| !point.damage.is_empty()).count();
+        let mut parts = vec![format!("{} sound", points_word(points.len() - skipped - damaged))];
+        if damaged > 0 {
+            parts.push(format!("{damaged} DAMAGED"));
+        }
+        if skipped > 0 {
+            parts.push(format!("{skipped} proved before"));
+        }
+        let rate = self.outcome.bytes as f64 / self.took.as_secs_f64().max(0.001);
+        text.push_str(&format!(
+            "{domain}: {}, {} read in {} ({}/s)\n",
+            parts.join(", "),
+            pretty::bytes(self.outcome.bytes),
+            pretty::seconds(self.took),
+            pretty::bytes(rate as u64),
+        ));
+        text
+    }
+}
+
+fn points_word(count: usize) -> String {
+    match count {
+        1 => "1 restore point".to_owned(),
+        more => format!("{more} restore points"),
+    }
+}
+
+/// The outcome of every domain as one JSON document.
+pub fn json(done: &[Proved], unmatched: &[String], code: ExitCode) -> String {
+    let domains = done.iter().map(|proved| {
+        let outcome = &proved.outcome;
+        Tree::map([
+            ("domain", Tree::text(&proved.domain)),
+            (
+                "outcome",
+                Tree::text(if outcome.is_sound() { "sound" } else { "damaged" }),
+            ),
+            ("bytesRead", Tree::Number(outcome.bytes)),
+            (
+                "milliseconds",
+                Tree::Number(u64::try_from(proved.took.as_millis()).unwrap_or(u64::MAX)),
+            ),
+            (
+                "restorePoints",
+                Tree::List(outcome.points.iter().map(point_tree).collect()),
+            ),
+            (
+                "damage",
+                Tree::List(outcome.damage.iter().map(damage_tree).collect()),
+            ),
+            (
+                "findings",
+                Tree::List(outcome.findings.iter().map(finding_tree).collect()),
+            ),
+        ])
+    });
+    let document = Tree::map([
+        ("schema", Tree::Number(1)),
+        ("domains", Tree::List(domains.collect())),
+        ("unmatched", Tree::texts(unmatched)),
+        ("exitCode", Tree::Number(code.number().unsigned_abs().into())),
+    ]);
+    document.json(false) + "\n"
+}
+
+fn point_tree(point: &ProvedPoint) -> Tree {
+    let outcome = match (&point.skipped, point.damage.is_empty()) {
+        (Some(_), _) => "skipped",
+        (None, true) => "sound",
+        (None, false) => "damaged",
+    };
+    Tree::map([
+        ("id", Tree::text(&point.id)),
+        ("outcome", Tree::text(outcome)),
+        (
+            "provedBefore",
+            Tree::text_or_null(point.skipped.map(|time| time.to_string())),
+        ),
+        (
+            "damage",
+            Tree::List(point.damage.iter().map(damage_tree).collect()),
+        ),
+    ])
+}
+
+fn damage_tree(damage: &Damage) -> Tree {
+    let path = damage.path.as_ref().map(|path| path.display().to_string());
+    Tree::map([
+        ("path", Tree::text_or_null(path)),
+        ("offset", Tree::number_or_null(damage.offset)),
+        ("what", Tree::text(&damage.what)),
+    ])
+}

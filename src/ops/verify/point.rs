@@ -1,0 +1,282 @@
+//! Proves one restore point: the files it is made of, and on request its disks from end to end.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+use super::Damage;
+use crate::image::chain::{ChainSource, Recorded};
+use crate::image::qcow2::Image;
+use crate::image::qcow2::check::check;
+use crate::image::{self, verify_file};
+use crate::model::block::{BlockErrorKind, BlockSource, Content};
+use crate::model::restore_point::DiskPoint;
+use crate::model::stop::Stop;
+use crate::model::text::with_sources;
+use crate::ops::monitor::{Event, Monitor};
+use crate::ops::{Cause, Error, Result, copy, lineage};
+use crate::repo::history::Kept;
+use crate::repo::{DomainRepository, FileEntry, History, layout};
+
+/// Proves restore points of one domain.
+pub(super) struct Prover<'a> {
+    domain: &'a str,
+    repository: &'a DomainRepository,
+    history: &'a History,
+    monitor: &'a dyn Monitor,
+    stop: &'a Stop,
+    bytes: u64,
+}
+
+impl<'a> Prover<'a> {
+    pub(super) fn new(
+        domain: &'a str,
+        repository: &'a DomainRepository,
+        history: &'a History,
+        monitor: &'a dyn Monitor,
+        stop: &'a Stop,
+    ) -> Self {
+        Prover {
+            domain,
+            repository,
+            history,
+            monitor,
+            stop,
+            bytes: 0,
+        }
+    }
+
+    /// Bytes that were read so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Everything that is damaged of a restore point. An error only when the user asked to stop.
+    pub(super) fn prove(&mut self, kept: &Kept, deep: bool) -> Result<Vec<Damage>> {
+        let mut damage = Vec::new();
+        for file in &kept.manifest.files {
+            let path = kept.dir.join(&file.name);
+            if let Some(found) = self.prove_file(&path, file)? {
+                // What is not what was written need not be looked into.
+                damage.push(found);
+                continue;
+            }
+            let disks = kept.manifest.point.disks.iter();
+            for disk in disks.filter(|disk| disk.image == file.name) {
+                damage.extend(self.prove_image(&path, disk)?);
+            }
+        }
+        if let (Some(file), Some(period)) = (&kept.manifest.checkpoint_file, kept.dir.parent()) {
+            let path = period.join(layout::CHECKPOINTS).join(&file.name);
+            damage.extend(self.prove_file(&path, file)?);
+        }
+        for disk in &kept.manifest.point.disks {
+            let id = &kept.manifest.point.id;
+            match self.history.chains.lineage(id, &disk.target) {
+                // Its own files are told above, those of its parents with the parents.
+                Err(fault) if kept_faults(self.history, id).is_empty() => {
+                    let what = format!("disk {} of {id} cannot be given back: {fault}", disk.target);
+                    push_new(&mut damage, what);
+                }
+                Err(_) => {}
+                Ok(_) if deep && damage.is_empty() => damage.extend(self.prove_disk(id, disk)?),
+                Ok(_) => {}
+            }
+        }
+        Ok(damage)
+    }
+
+    /// Length and digest.
+    fn prove_file(&mut self, path: &Path, entry: &FileEntry) -> Result<Option<Damage>> {
+        let name = self.name_of(path);
+        let domain = self.domain;
+        let (file, size) = (name.as_str(), entry.size);
+        self.monitor.event(Event::FileBegins { domain, file, size });
+        let recorded = Recorded {
+            bytes: entry.size,
+            blake3: entry.blake3.clone(),
+        };
+        let mut read = 0;
+        let mut progress = |position| {
+            read = position;
+            self.monitor.event(Event::FileAt {
+                domain,
+                file,
+                position,
+            });
+        };
+        let opened = open_file(path).map_err(|error| image::Error::io("open", path, 0, error));
+        let proved = opened.and_then(|opened| verify_file(opened, path, &recorded, self.stop, &mut progress));
+        self.bytes += read;
+        self.monitor.event(Event::FileEnds { domain, file });
+        match proved {
+            Ok(()) => Ok(None),
+            Err(error) => self.damage(path, error).map(Some),
+        }
+    }
+
+    /// The structure of an image, and that it says of itself what the manifest says.
+    fn prove_image(&self, path: &Path, disk: &DiskPoint) -> Result<Vec<Damage>> {
+        let opened = open_file(path).map_err(|error| image::Error::io("open", path, 0, error));
+        let image = match opened.and_then(|file| Image::open(file, path)) {
+            Ok(image) => image,
+            Err(error) => return self.damage(path, error).map(|damage| vec![damage]),
+        };
+        let faults = match check(&image, self.stop) {
+            Ok(faults) => faults,
+            Err(error) => return self.damage(path, error).map(|damage| vec![damage]),
+        };
+        let of_structure = faults.into_iter().map(|fault| Damage {
+            path: Some(path.to_owned()),
+            offset: Some(fault.offset),
+            what: format!("{}: at offset {}: {}", path.display(), fault.offset, fault.what),
+        });
+        let mut damage: Vec<Damage> = of_structure.collect();
+        let mut disagree = |what: String| {
+            damage.push(Damage {
+                path: Some(path.to_owned()),
+                offset: None,
+                what: format!("{}: {what}", path.display()),
+            });
+        };
+        if image.size() != disk.virtual_size {
+            disagree(format!(
+                "it is an image of {} bytes, the manifest says {}",
+                image.size(),
+                disk.virtual_size
+            ));
+        }
+        let expected = disk
+            .parent
+            .as_ref()
+            .and_then(|parent| self.backing_of(parent, &disk.target));
+        if disk.parent.is_some() == expected.is_some() && image.backing_name() != expected.as_deref() {
+            disagree(format!(
+                "its backing file is {}, by the manifests it is {}",
+                image.backing_name().unwrap_or("none"),
+                expected.as_deref().unwrap_or("none")
+            ));
+        }
+        Ok(damage)
+    }
+
+    /// The name by which an image names that of its parent.
+    fn backing_of(&self, parent: &str, target: &str) -> Option<String> {
+        let point = &self.history.chains.get(parent)?.point;
+        let image = &point.disk(target)?.image;
+        Some(format!("../{}/{image}", point.folder()))
+    }
+
+    /// Reads a disk from end to end, as a restore would.
+    fn prove_disk(&mut self, id: &str, disk: &DiskPoint) -> Result<Option<Damage>> {
+        let target = &disk.target;
+        let name = format!("disk {target} of {id}");
+        let domain = self.domain;
+        let (file, size) = (name.as_str(), disk.virtual_size);
+        self.monitor.event(Event::FileBegins { domain, file, size });
+        let read = self.read_disk(id, disk, |position| {
+            self.monitor.event(Event::FileAt {
+                domain,
+                file,
+                position,
+            });
+        });
+        self.monitor.event(Event::FileEnds { domain, file });
+        match read {
+            Ok(bytes) => {
+                self.bytes += bytes;
+                Ok(None)
+            }
+            Err(Cause::Copy(error)) if error.kind == BlockErrorKind::Stopped => Err(self.stopped()),
+            Err(cause) => Ok(Some(Damage {
+                what: format!("{name} cannot be given back: {}", with_sources(&cause)),
+                ..Damage::from(cause)
+            })),
+        }
+    }
+
+    fn read_disk(
+        &self,
+        id: &str,
+        disk: &DiskPoint,
+        mut progress: impl FnMut(u64),
+    ) -> std::result::Result<u64, Cause> {
+        let fault = |fault: String| Cause::NotWhole {
+            id: id.to_owned(),
+            fault,
+        };
+        let mut images = Vec::new();
+        for image in lineage::images(self.history, id, &disk.target).map_err(fault)? {
+            let opened = image.open();
+            images.push(opened.map_err(|error| fault(format!("{}: {error}", image.path.display())))?);
+        }
+        let mut source = ChainSource::open(images, copy::pool(), self.stop.clone())
+            .map_err(|error| Cause::Copy(error.into()))?;
+        let mut bytes = 0;
+        while let Some(block) = source.next_block().map_err(Cause::Copy)? {
+            if matches!(block.content, Content::Data(_)) {
+                bytes += block.length();
+            }
+            progress(block.offset + block.length());
+        }
+        Ok(bytes)
+    }
+
+    fn damage(&self, path: &Path, error: image::Error) -> Result<Damage> {
+        if matches!(error, image::Error::Stopped) {
+            return Err(self.stopped());
+        }
+        let offset = match &error {
+            image::Error::Io { offset, .. }
+            | image::Error::Truncated { offset, .. }
+            | image::Error::Format { offset, .. } => Some(*offset),
+            _ => None,
+        };
+        Ok(Damage {
+            path: Some(path.to_owned()),
+            offset,
+            what: with_sources(&error),
+        })
+    }
+
+    fn stopped(&self) -> Error {
+        Error::of(self.domain, Cause::Stopped(self.stop.signal().unwrap_or(2)))
+    }
+
+    /// The file's path within the domain's folder.
+    fn name_of(&self, path: &Path) -> String {
+        let within = path.strip_prefix(self.repository.dir()).unwrap_or(path);
+        within.display().to_string()
+    }
+}
+
+/// Opens a file that has to be one: what a link leads to is no part of the repository, and a pipe would be waited for.
+fn open_file(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is not a file")),
+    }
+}
+
+fn kept_faults(history: &History, id: &str) -> Vec<String> {
+    let kept = history.chains.get(id);
+    kept.map(|kept| kept.faults.clone()).unwrap_or_default()
+}
+
+fn push_new(damage: &mut Vec<Damage>, what: String) {
+    if !damage.iter().any(|found| found.what == what) {
+        damage.push(Damage {
+            path: None::<PathBuf>,
+            offset: None,
+            what,
+        });
+    }
+}

@@ -1,0 +1,115 @@
+//! `vmsnap verify` as it is typed: what it says, and how it ends.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::lab::{CLUSTER, Lab};
+
+fn lab() -> Lab {
+    let mut lab = Lab::new();
+    for domain in ["vm1", "a b"] {
+        lab.host.add_domain(domain, &[("vda", 2 * CLUSTER)]);
+        lab.host.disk(domain, "vda", |disk| disk.write(0, &[1; 100]));
+        lab.backup(domain).expect("a full");
+        lab.backup(domain).expect("an increment");
+    }
+    lab
+}
+
+fn vmsnap(lab: &Lab, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vmsnap"))
+        .arg("verify")
+        .args(arguments)
+        .arg("--repository")
+        .arg(lab.repo.root())
+        .output()
+        .expect("the program runs")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+fn damage(lab: &Lab) -> String {
+    let image = lab.history("vm1").kept[0].dir.join("vda.qcow2");
+    let mut bytes = fs::read(&image).expect("it can be read");
+    bytes[70_000] ^= 1;
+    fs::write(&image, bytes).expect("it can be written");
+    image.display().to_string()
+}
+
+#[test]
+fn every_domain_has_its_line_and_the_end_is_zero_when_all_is_sound() {
+    let lab = lab();
+    let output = vmsnap(&lab, &["--all", "--deep"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let lines = stdout(&output);
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!(lines.len(), 2);
+    assert!(lines[0].starts_with("a b: 2 restore points sound, "), "{lines:?}");
+    assert!(lines[1].starts_with("vm1: 2 restore points sound, "), "{lines:?}");
+    let again = vmsnap(&lab, &["vm1", "--all", "--older-than", "7d"]);
+    assert!(
+        stdout(&again).starts_with("vm1: 0 restore points sound, 2 proved before, 0 B read in "),
+        "{again:?}"
+    );
+}
+
+#[test]
+fn damage_is_named_ends_with_eleven_and_stops_no_other_domain() {
+    let lab = lab();
+    let image = damage(&lab);
+    let output = vmsnap(&lab, &["vm1", "a*"]);
+    assert_eq!(output.status.code(), Some(11), "{output:?}");
+    let lines = stdout(&output);
+    let lines: Vec<&str> = lines.lines().collect();
+    assert!(
+        lines[0].starts_with(&format!("vm1: DAMAGED: {image} has the digest ")),
+        "{lines:?}"
+    );
+    assert!(
+        lines[1].starts_with("vm1: 1 restore point sound, 1 DAMAGED, "),
+        "{lines:?}"
+    );
+    assert!(lines[2].starts_with("a b: 2 restore points sound, "), "{lines:?}");
+}
+
+#[test]
+fn the_json_names_file_and_outcome_of_every_restore_point() {
+    let lab = lab();
+    let image = damage(&lab);
+    let output = vmsnap(&lab, &["vm1", "--json"]);
+    assert_eq!(output.status.code(), Some(11), "{output:?}");
+    let json: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    assert_eq!(json["exitCode"], 11);
+    let domain = &json["domains"][0];
+    assert_eq!(
+        (&domain["domain"], &domain["outcome"]),
+        (&"vm1".into(), &"damaged".into())
+    );
+    let points = domain["restorePoints"].as_array().expect("a list");
+    assert_eq!(points[0]["outcome"], "damaged");
+    assert_eq!(points[0]["damage"][0]["path"], image.as_str());
+    assert_eq!(points[1]["outcome"], "sound");
+}
+
+#[test]
+fn what_makes_no_sense_is_told_and_nothing_is_called_sound() {
+    let lab = lab();
+    let cases: [(&[&str], i32, &str); 5] = [
+        (&["--older-than", "soon"], 64, "--older-than takes a time like 7d"),
+        (&["--older-than=-7d"], 64, "--older-than takes a time like 7d"),
+        (&["vm9"], 1, "No matching domains found for: vm9"),
+        (&["vm1", "--at", "nonsense"], 1, "'nonsense' is neither"),
+        (&["--all", "--at", "latest"], 64, "cannot be used with"),
+    ];
+    for (arguments, code, words) in cases {
+        let output = vmsnap(&lab, arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(words), "{arguments:?}: {stderr}");
+        assert_eq!(stdout(&output), "", "{arguments:?}");
+    }
+}
