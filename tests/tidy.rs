@@ -153,3 +153,64 @@ fn tests_are_never_switched_off() {
         }
     }
 }
+
+/// The words between backticks that have the shape of a path to a test.
+fn named_tests(text: &str) -> Vec<String> {
+    let words = text.split('`').skip(1).step_by(2);
+    let is_path = |word: &&str| {
+        let mut parts = word.split("::");
+        let is_name = |part: &str| {
+            !part.is_empty()
+                && part
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        };
+        word.contains("::") && parts.all(is_name)
+    };
+    words.filter(is_path).map(str::to_owned).collect()
+}
+
+/// Whether `live::status::name` is a test in `tests/live/status.rs`, `repo::lock::tests::name` one beside `src/repo/lock.rs`.
+fn is_test(path: &str) -> bool {
+    let mut parts: Vec<&str> = path.split("::").filter(|part| *part != "tests").collect();
+    let dir = if matches!(parts[0], "it" | "live" | "interop") {
+        "tests"
+    } else {
+        "src"
+    };
+    let function = format!("fn {}(", parts.pop().unwrap_or_default());
+    let module = parts.join("/");
+    let files =
+        [".rs", "/mod.rs", "_tests.rs", "/tests.rs"].map(|end| root().join(format!("{dir}/{module}{end}")));
+    let mut texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
+    // The tests of a whole file.
+    let whole = root().join(format!("{dir}/{}.rs", path.replace("::", "/")));
+    whole.is_file() || texts.any(|text| text.contains(&function))
+}
+
+#[test]
+fn every_test_that_the_safety_page_names_is_there() {
+    let text = fs::read_to_string(root().join("docs/safety.md")).expect("docs/safety.md");
+    let named = named_tests(&text);
+    assert!(named.len() > 40, "{named:?}");
+    let gone: Vec<&String> = named.iter().filter(|path| !is_test(path)).collect();
+    assert!(
+        gone.is_empty(),
+        "docs/safety.md names tests that are not there: {gone:#?}"
+    );
+}
+
+#[test]
+fn each_fault_of_the_node_program_has_a_test() {
+    let text = fs::read_to_string(root().join("docs/safety.md")).expect("docs/safety.md");
+    let (_, section) = text
+        .split_once("## What the Node program gets wrong")
+        .expect("the section");
+    for fault in 1..=15 {
+        let row = section
+            .lines()
+            .find(|line| line.starts_with(&format!("| {fault} |")));
+        let row = row.unwrap_or_else(|| panic!("there is no row for fault {fault}"));
+        assert!(!named_tests(row).is_empty(), "fault {fault} has no test: {row}");
+    }
+}

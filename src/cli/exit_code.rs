@@ -79,7 +79,9 @@ impl ExitCode {
             ExitCode::Ok => "all that was asked is done",
             ExitCode::NoDomains => "no domains were named where they are required, or none matched",
             ExitCode::NoRepository => "no repository was named where one is required, or it cannot be used",
-            ExitCode::Failed => "anything else failed, a lock held by another run included",
+            ExitCode::Failed => {
+                "anything else failed, a lock held by another run and an answer that could not be written included"
+            }
             ExitCode::Missing => "a required program or library is missing",
             ExitCode::LockNotReleased => {
                 "the lock could not be released (unused: the kernel releases it with the process)"

@@ -76,7 +76,7 @@ impl<'a> Entry<'a> {
     /// The lines that a person reads.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        if self.level == Level::Error {
+        if matches!(self.level, Level::Error | Level::Notice) {
             text.push_str("vmsnap: ");
         }
         if let Some(domain) = self.domain {

@@ -12,9 +12,9 @@ mod progress;
 pub mod report;
 pub mod select;
 mod signals;
+mod stdout;
 
 use std::ffi::OsString;
-use std::io::Write;
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -22,19 +22,35 @@ use clap::error::ErrorKind;
 use args::Cli;
 use exit_code::ExitCode;
 use log::{Entry, Level};
+use stdout::{answer, answer_in_colour};
 
 /// Runs the program with these arguments (the program's name first) and returns its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> i32 {
-    let words = match classic::translate(arguments.into_iter().collect(), &args::grammar()) {
+    let code = run(arguments.into_iter().collect());
+    let Some(error) = stdout::unwritten() else {
+        return code.number();
+    };
+    tell_error(&format!("the answer could not be written to stdout: {error}"));
+    ExitCode::worst([code, ExitCode::Failed]).number()
+}
+
+fn run(arguments: Vec<OsString>) -> ExitCode {
+    let words = match classic::translate(arguments, &args::grammar()) {
         Ok(words) => words,
         Err(misuse) => {
-            log::tell(&Entry::new(Level::Error, misuse.message()));
-            return misuse.code().number();
+            tell_error(misuse.message());
+            return misuse.code();
         }
     };
     let cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error).number(),
+        Err(error) => {
+            stdout::answer_of_parser(&error);
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::Ok,
+                _ => ExitCode::Usage,
+            };
+        }
     };
     log::start(&cli.log);
     #[cfg(feature = "libvirt")]
@@ -42,28 +58,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> i32 {
         crate::demo::quiet_driver();
     }
     let stop = signals::listen();
-    commands::run(&cli, &stop).number()
-}
-
-fn usage(error: &clap::Error) -> ExitCode {
-    // When the text cannot be printed there is nobody to tell.
-    let _ = error.print();
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::Ok,
-        _ => ExitCode::Usage,
-    }
-}
-
-/// Prints the answer. A reader that has gone away (`vmsnap list | head`) is no error.
-fn answer(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-}
-
-/// Prints an answer with colours in it, which are taken out where stdout is no terminal, or as `NO_COLOR` and `CLICOLOR_FORCE` say.
-fn answer_in_colour(text: &str) {
-    let mut out = anstream::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    commands::run(&cli, &stop)
 }
 
 /// Tells on stderr what went wrong.

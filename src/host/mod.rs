@@ -358,12 +358,30 @@ pub enum HostError {
         #[source]
         source: crate::nbd::Error,
     },
+    /// Something that concerns one disk.
+    #[error("disk {disk}")]
+    OfDisk {
+        /// The disk's target.
+        disk: String,
+        /// What.
+        #[source]
+        source: Box<HostError>,
+    },
     /// The user asked to stop.
     #[error("stopped on request")]
     Stopped,
 }
 
 impl HostError {
+    /// Says of an error which disk it concerns.
+    pub fn of_disk(disk: &str) -> impl FnOnce(HostError) -> HostError {
+        let disk = disk.to_owned();
+        move |error| HostError::OfDisk {
+            disk,
+            source: Box::new(error),
+        }
+    }
+
     /// An I/O error with its path.
     pub fn io(operation: impl fmt::Display, path: &Path, source: io::Error) -> Self {
         HostError::Io {

@@ -84,7 +84,8 @@ impl Period {
         self.start
     }
 
-    /// Whether `day` has reached the middle mark.
+    /// Whether `day` has reached the middle mark. The days of the calendar are counted, not hours: where clocks are put forward or
+    /// back, or a midnight or a whole day is left out, the mark stands on the same date all the same.
     pub fn is_past_middle(self, day: Date) -> bool {
         let days = (day - self.start).get_days();
         days >= self.group_by.middle_mark_days()
@@ -112,54 +113,5 @@ impl Period {
 pub const FOLDER_PREFIX: &str = "vmsnap-backup-";
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn folders_are_spelt_the_classic_way() {
-        let day = date(2024, 11, 17);
-        let folders: Vec<String> = GroupBy::ALL
-            .into_iter()
-            .map(|by| Period::containing(by, day).folder())
-            .collect();
-        assert_eq!(
-            folders,
-            [
-                "vmsnap-backup-monthly-2024-11",
-                "vmsnap-backup-quarterly-2024-Q4",
-                "vmsnap-backup-bi-annually-2024-p2",
-                "vmsnap-backup-yearly-2024",
-            ]
-        );
-    }
-
-    #[test]
-    fn the_period_before_is_right_on_every_day_of_four_years() {
-        let mut day = date(2023, 1, 1);
-        while day < date(2027, 1, 1) {
-            for by in GroupBy::ALL {
-                let period = Period::containing(by, day);
-                assert!(period.start() <= day);
-                let previous = period.previous().expect("far from the calendar's beginning");
-                assert_eq!(Period::containing(by, previous.start()), previous);
-                let last_day = period.start().yesterday().expect("in range");
-                assert_eq!(Period::containing(by, last_day), previous, "{by:?} {day}");
-            }
-            day = day.tomorrow().expect("in range");
-        }
-    }
-
-    #[test]
-    fn the_middle_mark_counts_whole_days_from_the_start() {
-        let period = Period::containing(GroupBy::Month, date(2024, 2, 3));
-        assert!(!period.is_past_middle(date(2024, 2, 15)));
-        assert!(period.is_past_middle(date(2024, 2, 16)));
-        let half = Period::containing(GroupBy::BiAnnual, date(2024, 6, 30));
-        assert_eq!(
-            half.previous().expect("in range").folder(),
-            "vmsnap-backup-bi-annually-2023-p2"
-        );
-        assert!(half.is_past_middle(date(2024, 3, 31)));
-        assert!(!half.is_past_middle(date(2024, 3, 30)));
-    }
-}
+#[path = "period_tests.rs"]
+mod tests;

@@ -125,12 +125,16 @@ pub enum Cause {
 }
 
 impl Error {
-    /// A failure that concerns a whole domain.
+    /// A failure that concerns a whole domain, unless the cause says which disk.
     pub fn of(domain: &str, cause: impl Into<Cause>) -> Error {
+        let (disk, cause) = match cause.into() {
+            Cause::Host(HostError::OfDisk { disk, source }) => (Some(disk), Cause::Host(*source)),
+            cause => (None, cause),
+        };
         Error {
             domain: domain.to_owned(),
-            disk: None,
-            cause: cause.into(),
+            disk,
+            cause,
         }
     }
 

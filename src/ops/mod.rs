@@ -76,6 +76,20 @@ pub fn open_repository(root: &Path) -> Result<Repository> {
     Repository::open(root, Arc::new(DiskStore)).map_err(|error| Error::of("", error))
 }
 
+/// Opens a repository to look at; one that is not there holds nothing.
+pub fn open_or_empty_repository(root: &Path) -> Result<Repository> {
+    Repository::open_or_empty(root, Arc::new(DiskStore)).map_err(|error| Error::of("", error))
+}
+
+/// Opens a repository as [`open_or_create_repository`] does, and creates nothing: for a dry run.
+pub fn open_as_if_created_repository(root: &Path) -> Result<Repository> {
+    let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty());
+    match parent.is_none_or(Path::is_dir) {
+        true => open_or_empty_repository(root),
+        false => open_repository(root),
+    }
+}
+
 /// Opens a repository to write to, creating its last folder if need be.
 pub fn open_or_create_repository(root: &Path) -> Result<Repository> {
     Repository::open_or_create(root, Arc::new(DiskStore)).map_err(|error| Error::of("", error))

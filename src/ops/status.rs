@@ -21,7 +21,7 @@ use crate::model::domain::{Domain, DomainState, Eligibility};
 use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
-use crate::model::text::with_sources;
+use crate::model::text::{shown, with_sources};
 use crate::repo::{History, Proof, Repository};
 
 /// How a domain stands.
@@ -169,7 +169,8 @@ pub fn status(name: &str, subject: &Subject<'_>) -> Result<DomainStatus> {
             continue;
         }
         let target = &disk.target;
-        let sizes = host.disk_sizes(&domain, target).map_err(failed)?;
+        let of_disk = |error: HostError| Error::of_disk(name, target, error);
+        let sizes = host.disk_sizes(&domain, target).map_err(of_disk)?;
         let bitmaps = match bitmaps(host, &domain, target, &checkpoints) {
             Ok(bitmaps) => Some(bitmaps),
             Err(HostError::NotHere { .. }) => {
@@ -179,7 +180,7 @@ pub fn status(name: &str, subject: &Subject<'_>) -> Result<DomainStatus> {
                 findings.push(Finding::of_disk("bitmaps-not-seen", target, message));
                 None
             }
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(of_disk(error)),
         };
         disks.push(DiskStatus {
             target: target.clone(),
@@ -229,6 +230,13 @@ fn compare_with(
     let failed = |error| Error::of(&domain.name, Cause::Repo(error));
     let repository = repo.domain(&domain.name).map_err(failed)?;
     let history = repository.history().map_err(failed)?;
+    if !repo.exists() {
+        let message = format!(
+            "there is no folder {}: nothing was backed up there yet, or its file system is not mounted",
+            shown(&repo.root().display().to_string())
+        );
+        status.findings.push(Finding::new("no-repository", message));
+    }
     let period = Period::containing(subject.group_by, subject.today).folder();
     let disagreeing = disagreeing_period(&history, &period, &domain.uuid, checkpoints);
     status.inconsistencies.extend(disagreeing);

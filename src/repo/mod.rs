@@ -141,9 +141,26 @@ impl Repository {
         Repository::open(root, store)
     }
 
+    /// Opens a repository to look at. One that nobody has made yet holds nothing.
+    pub fn open_or_empty(root: &Path, store: Arc<dyn Store>) -> Result<Repository> {
+        match Repository::open(root, Arc::clone(&store)) {
+            Err(RepoError::Unusable { path, source }) if source.kind() == io::ErrorKind::NotFound => {
+                let root =
+                    std::path::absolute(root).map_err(|source| RepoError::Unusable { path, source })?;
+                Ok(Repository { root, store })
+            }
+            opened => opened,
+        }
+    }
+
     /// Its folder.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Whether its folder is there.
+    pub fn exists(&self) -> bool {
+        self.root.is_dir()
     }
 
     /// The names of the domains that have restore points here, or had.

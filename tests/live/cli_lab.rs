@@ -48,9 +48,13 @@ impl Repo {
     /// Runs the program with exactly these arguments.
     pub fn run(&self, args: &[&str]) -> Finished {
         let finished = try_run(self.command(args), RUN_DEADLINE);
-        let home = self.beside("home");
-        assert_eq!(names_in(&home), [""; 0], "nothing is kept outside the repository");
+        self.assert_nothing_beside();
         finished
+    }
+
+    /// Asserts that the program has kept nothing outside the repository.
+    pub fn assert_nothing_beside(&self) {
+        assert_eq!(names_in(&self.beside("home")), [""; 0]);
     }
 
     /// Runs `vmsnap backup` of these domains on the lab's daemon into this repository, with more switches.
@@ -122,7 +126,8 @@ impl Repo {
         words.into_iter().map(String::from).collect()
     }
 
-    fn command(&self, args: &[&str]) -> std::process::Command {
+    /// The program with exactly these arguments, to be run.
+    pub fn command(&self, args: &[&str]) -> std::process::Command {
         let mut command = command(env!("CARGO_BIN_EXE_vmsnap"), args);
         let home = self.beside("home");
         command.current_dir(&home).env("HOME", &home);
@@ -342,7 +347,11 @@ pub struct Machine {
 impl Machine {
     /// Defines it with disks of these sizes in bytes; it is shut off.
     pub fn define(daemon: &Daemon, label: &str, sizes: &[usize]) -> Machine {
-        let domain = TestDomain::new(daemon, label);
+        Machine::of(TestDomain::new(daemon, label), daemon, sizes)
+    }
+
+    /// The same for a domain that is not defined yet.
+    pub fn of(domain: TestDomain, daemon: &Daemon, sizes: &[usize]) -> Machine {
         let mut devices = String::new();
         for (disk, size) in sizes.iter().enumerate() {
             let image = domain.path(&format!("{}.qcow2", target(disk)));

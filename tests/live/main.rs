@@ -9,9 +9,14 @@
 )]
 
 mod cli_backup;
+mod cli_classic;
+mod cli_classic_scrub;
 mod cli_lab;
 mod cli_refusals;
+mod cli_remote;
 mod cli_stop;
+mod cli_user;
+mod clock;
 mod daemon;
 mod embed;
 mod guest;

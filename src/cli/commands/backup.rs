@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::{CommandResult, Refusal, Tally, group_by, now, repository_path, unmatched_text};
+use super::{CommandResult, Refusal, Tally, group_by, now, repository_path, tell_summary, tell_versions};
+use crate::cli::answer;
 use crate::cli::args::BackupArgs;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::log::{self, Entry, Level};
 use crate::cli::progress::Progress;
 use crate::cli::report::backup as shown;
 use crate::cli::select::{Selection, patterns, select};
-use crate::cli::{answer, tell};
 use crate::model::stop::Stop;
 use crate::ops::backup::{Options, Outcome, backup, preview};
 use crate::ops::{self, Context, Host, PlaceWishes, Repository};
@@ -46,8 +46,9 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
     }
     let mut tally = Tally::default();
     tally.unmatched(&selection.unmatched);
+    tell_versions(host.as_ref(), selection.domains.len(), names.len());
     if args.dry_run {
-        let repo = ops::open_repository(path)?;
+        let repo = ops::open_as_if_created_repository(path)?;
         let json = args.output_args.json;
         return Ok(dry_run(
             &selection,
@@ -96,7 +97,11 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
     if let Some(signal) = stop.signal() {
         tally.count(ExitCode::Signal(signal));
     }
-    tell_summary(&done, &selection);
+    tell_summary(
+        &selection.unmatched,
+        done.iter().filter_map(shown::Done::failure),
+        done.len(),
+    );
     let code = tally.end(&PROGRAMS);
     if args.output_args.json {
         answer(&shown::json(&done, &selection.unmatched, code));
@@ -113,21 +118,6 @@ fn tell_success(domain: &str, outcome: &Outcome) {
             restore_point: Some(&point.id),
             ..Entry::of(Level::Info, domain, &message)
         });
-    }
-}
-
-/// With several domains every failure is named again at the end, where one looks.
-fn tell_summary(done: &[shown::Done], selection: &Selection) {
-    let asked = selection.domains.len() + selection.unmatched.len();
-    let mut failures: Vec<String> = selection
-        .unmatched
-        .iter()
-        .map(|pattern| unmatched_text(pattern))
-        .collect();
-    failures.extend(done.iter().filter_map(shown::Done::failure));
-    if asked > 1 && !failures.is_empty() {
-        let lines: String = failures.iter().map(|failure| format!("\n  {failure}")).collect();
-        tell(&format!("vmsnap: {} of {asked} failed:{lines}", failures.len()));
     }
 }
 

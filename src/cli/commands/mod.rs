@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 use super::args::{Cli, Command};
 use super::exit_code::ExitCode;
 use super::log::{self, Entry, Level};
-use super::{report, tell_error};
+use super::{report, tell, tell_error};
 use crate::model::period::GroupBy;
 use crate::model::stop::Stop;
 use crate::model::text::shown;
-use crate::ops::{self, Class, Error};
+use crate::ops::{self, Class, Error, Host};
 
 /// How a command ends early: with words for the user.
 pub(super) struct Refusal {
@@ -157,6 +157,28 @@ impl Tally {
             });
         }
         ExitCode::worst(self.codes)
+    }
+}
+
+/// What `--verbose` adds to every command: how many domains are meant, and what they run on.
+fn tell_versions(host: &dyn Host, meant: usize, all: usize) {
+    if log::tells(Level::Debug)
+        && let Ok(capabilities) = host.capabilities()
+    {
+        let versions = format!("{meant} of {all} domains, {}", capabilities.versions);
+        log::tell(&Entry::new(Level::Debug, &versions));
+    }
+}
+
+/// With several domains every failure is named again at the end, where one looks. `failures` are those of domains, each with its domain,
+/// its disk and its reason; `domains` is how many had their turn.
+fn tell_summary(unmatched: &[String], failures: impl IntoIterator<Item = String>, domains: usize) {
+    let asked = domains + unmatched.len();
+    let unmatched = unmatched.iter().map(|pattern| unmatched_text(pattern));
+    let failures: Vec<String> = unmatched.chain(failures).collect();
+    if asked > 1 && !failures.is_empty() {
+        let lines: String = failures.iter().map(|failure| format!("\n  {failure}")).collect();
+        tell(&format!("{} of {asked} failed:{lines}", failures.len()));
     }
 }
 

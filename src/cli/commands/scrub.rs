@@ -1,11 +1,11 @@
 //! `vmsnap scrub`.
 
-use super::{CommandResult, Refusal, Tally, group_by, now};
+use super::{CommandResult, Refusal, Tally, group_by, now, tell_summary, tell_versions};
+use crate::cli::answer;
 use crate::cli::args::ScrubArgs;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::report::{self, scrub as shown};
 use crate::cli::select::select;
-use crate::cli::{answer, tell};
 use crate::model::stop::Stop;
 use crate::model::text;
 use crate::ops;
@@ -30,6 +30,7 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
     let selection = select(&typed, &names);
     let mut tally = Tally::default();
     tally.unmatched(&selection.unmatched);
+    tell_versions(host.as_ref(), selection.domains.len(), names.len());
     let mut done = Vec::new();
     for domain in &selection.domains {
         if stop.requested() {
@@ -60,25 +61,13 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
     if let Some(signal) = stop.signal() {
         tally.count(ExitCode::Signal(signal));
     }
+    let failures = done.iter().filter_map(shown::Scrubbed::failure);
+    tell_summary(&selection.unmatched, failures.map(report::failure), done.len());
     let code = tally.end(&["qemu-img"]);
     if args.output_args.json {
         answer(&shown::json(&done, &selection.unmatched, code));
-    } else {
-        tell_summary(&done);
     }
     Ok(code)
-}
-
-/// With several domains the failures are named again at the end, where one looks.
-fn tell_summary(done: &[shown::Scrubbed]) {
-    let failed: Vec<&ops::Error> = done.iter().filter_map(shown::Scrubbed::failure).collect();
-    if done.len() > 1 && !failed.is_empty() {
-        let (failures, all) = (failed.len(), done.len());
-        tell(&format!("vmsnap: {failures} of {all} domains failed:"));
-        for error in failed {
-            tell(&format!("  {}", report::cause_chain(error)));
-        }
-    }
 }
 
 fn scrub_type(word: &str) -> Result<ScrubType, Refusal> {

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use super::{CommandResult, Refusal, Tally, group_by, now, repository_path};
+use super::{CommandResult, Refusal, Tally, group_by, now, repository_path, tell_summary, tell_versions};
 use crate::cli::args::StatusArgs;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::log::{self, Entry, Level};
+use crate::cli::report;
 use crate::cli::report::backup::plan_lines;
 use crate::cli::report::status::{Form, Look, write};
 use crate::cli::select::select;
@@ -23,7 +24,7 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
         .as_ref()
         .map(|path| repository_path(Some(path)))
         .transpose()?;
-    let repo = path.map(ops::open_repository).transpose()?;
+    let repo = path.map(ops::open_or_empty_repository).transpose()?;
     let host = ops::connect(args.connect.connect.as_deref())?;
     let names = host.domain_names().map_err(|error| ops::Error::of("", error))?;
     // Of a host without domains all are asked for, and told.
@@ -33,15 +34,7 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
     };
     let mut tally = Tally::default();
     tally.unmatched(&selection.unmatched);
-    if let Ok(capabilities) = host.capabilities() {
-        let versions = format!(
-            "{} of {} domains, {}",
-            selection.domains.len(),
-            names.len(),
-            capabilities.versions
-        );
-        log::tell(&Entry::new(Level::Debug, &versions));
-    }
+    tell_versions(host.as_ref(), selection.domains.len(), names.len());
     let subject = Subject {
         host: host.as_ref(),
         repo: repo.as_ref(),
@@ -49,6 +42,7 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
         today: now().date(),
     };
     let mut found = Vec::new();
+    let mut failures = Vec::new();
     for result in statuses(&selection.domains, &subject, stop) {
         match result {
             Ok(mut status) => {
@@ -58,7 +52,10 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
                 }
                 found.push(status);
             }
-            Err(error) => tally.failed(&error, ExitCode::of_error(&error)),
+            Err(error) => {
+                tally.failed(&error, ExitCode::of_error(&error));
+                failures.push(report::failure(&error));
+            }
         }
     }
     let look = Look {
@@ -75,6 +72,7 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
         Form::Text => answer_in_colour(&text),
         Form::Json | Form::Yaml => answer(&text),
     }
+    tell_summary(&selection.unmatched, failures, selection.domains.len());
     Ok(tally.end(&["qemu-img"]))
 }
 

@@ -53,7 +53,8 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
         job.checkpoint = Some(make_known(handle, &domain, request, wanted)?);
     }
     for plan in &plans {
-        let reader = Reader::start(&plan.offer(), &request.stop)?;
+        let reader = Reader::start(&plan.offer(), &request.stop);
+        let reader = reader.map_err(HostError::of_disk(&plan.disk.target))?;
         job.readers
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner)
@@ -184,7 +185,7 @@ fn add_bitmaps(plans: &[Plan], name: &str, stop: &Stop) -> Result<()> {
                 plan.disk.target
             )));
         }
-        qemu::add_bitmap(plan.image, name, &patience)?;
+        qemu::add_bitmap(plan.image, name, &patience).map_err(HostError::of_disk(&plan.disk.target))?;
     }
     Ok(())
 }

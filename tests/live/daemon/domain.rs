@@ -27,6 +27,13 @@ impl TestDomain {
         }
     }
 
+    /// The same under exactly this name. One that a killed test leaves is not recognised, and stays.
+    pub fn named(daemon: &Daemon, name: &str) -> TestDomain {
+        let mut domain = TestDomain::new(daemon, "");
+        domain.name = name.to_owned();
+        domain
+    }
+
     /// The domain's name.
     pub fn name(&self) -> &str {
         &self.name

@@ -1,0 +1,54 @@
+//! What is said of a word that has no place: the nearest one that has.
+
+use std::ffi::OsStr;
+
+use clap::Command;
+
+use super::Misuse;
+use super::switches::{COMMANDS, SWITCHES, every_arg, kebab};
+use crate::model::text::shown;
+
+pub(super) fn no_command(word: &OsStr, grammar: &Command) -> Misuse {
+    let text = shown(&word.to_string_lossy());
+    let names = grammar.get_subcommands().map(|sub| sub.get_name().to_owned());
+    let advice = match nearest(&text, names) {
+        Some(name) => format!("did you mean `vmsnap {name}`?"),
+        None => format!("`--domains={text}` names a domain, `vmsnap --help` lists the commands"),
+    };
+    Misuse::Word(format!("there is no command '{text}': {advice}"))
+}
+
+pub(super) fn unknown_to(command: &str, own: Option<&Command>, name: &str) -> Misuse {
+    let of_command = own.into_iter().flat_map(Command::get_arguments);
+    let names = of_command.filter_map(|arg| arg.get_long().map(str::to_owned));
+    let classic = COMMANDS.contains(&command).then(classic_switches);
+    unknown(name, names.chain(classic.into_iter().flatten()), Some(command))
+}
+
+fn classic_switches() -> impl Iterator<Item = String> {
+    let switches = SWITCHES.iter().map(|(name, ..)| *name);
+    switches.chain(COMMANDS).map(str::to_owned)
+}
+
+pub(super) fn all_switches(grammar: &Command) -> impl Iterator<Item = String> {
+    let longs = every_arg(grammar).filter_map(|arg| arg.get_long().map(str::to_owned));
+    longs.chain(classic_switches())
+}
+
+pub(super) fn unknown(name: &str, names: impl Iterator<Item = String>, command: Option<&str>) -> Misuse {
+    let of = command.map_or_else(String::new, |command| format!(" for `vmsnap {command}`"));
+    let help = command.map_or_else(String::new, |command| format!(" {command}"));
+    let advice = match nearest(&kebab(name), names) {
+        Some(name) => format!("did you mean '--{name}'?"),
+        None => format!("`vmsnap{help} --help` lists them"),
+    };
+    Misuse::Word(format!("there is no switch '--{}'{of}: {advice}", shown(name)))
+}
+
+/// The name most like what was typed, unless none is like it.
+fn nearest(typed: &str, names: impl Iterator<Item = String>) -> Option<String> {
+    const LIKE: f64 = 0.7;
+    let rated = names.map(|name| (strsim::jaro_winkler(typed, &name), name));
+    let like = rated.filter(|(likeness, _)| *likeness >= LIKE);
+    like.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, name)| name)
+}

@@ -1,0 +1,164 @@
+//! Takes the typed words apart: which are switches, with which value, and which are plain.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use clap::Command;
+
+use super::Misuse;
+use super::switches::{Kind, every_arg, kebab, kind, kind_of};
+use crate::model::text::shown;
+
+/// One typed word, or two that belong together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Token {
+    Switch {
+        name: String,
+        kind: Kind,
+        /// Of a flag: whether it is on.
+        on: bool,
+        value: Option<OsString>,
+    },
+    /// A switch that no command has, as it was typed.
+    Unknown(String),
+    Plain(OsString),
+    /// `--` and everything behind it.
+    Rest(Vec<OsString>),
+}
+
+/// Takes the words apart.
+pub(super) fn read(words: &[OsString], grammar: &Command) -> Result<Vec<Token>, Misuse> {
+    let mut tokens: Vec<Token> = Vec::new();
+    let mut words = words.iter().peekable();
+    let mut behind_flag = None;
+    while let Some(word) = words.next() {
+        let bytes = word.as_bytes();
+        if bytes == b"--" {
+            tokens.push(Token::Rest(words.cloned().collect()));
+            break;
+        }
+        let flag: Option<String> = behind_flag.take();
+        if !bytes.starts_with(b"-") || bytes == b"-" {
+            if let (Some(flag), b"true" | b"false") = (flag, bytes) {
+                let value = word.to_string_lossy();
+                let advice = format!("write --{flag}={value}");
+                return Err(Misuse::Word(format!(
+                    "--{flag} takes no word behind it: {advice}"
+                )));
+            }
+            tokens.push(Token::Plain(word.clone()));
+            continue;
+        }
+        let mut next = || words.next_if(|next| !is_switch(next)).cloned();
+        if let Some(long) = bytes.strip_prefix(b"--") {
+            let token = long_switch(long, grammar, &mut next)?;
+            if let Token::Switch {
+                name,
+                kind,
+                value: None,
+                ..
+            } = &token
+                && *kind != Kind::Value
+            {
+                behind_flag = Some(name.clone());
+            }
+            tokens.push(token);
+        } else {
+            short_switches(word, grammar, &mut next, &mut tokens)?;
+        }
+    }
+    Ok(tokens)
+}
+
+/// Whether a word cannot be the value of the switch before it.
+fn is_switch(word: &OsStr) -> bool {
+    word.len() > 1 && word.as_bytes().starts_with(b"-")
+}
+
+fn long_switch(
+    typed: &[u8],
+    grammar: &Command,
+    next: &mut dyn FnMut() -> Option<OsString>,
+) -> Result<Token, Misuse> {
+    let (name, value) = match typed.iter().position(|byte| *byte == b'=') {
+        Some(place) => (
+            &typed[..place],
+            Some(OsString::from_vec(typed[place + 1..].to_vec())),
+        ),
+        None => (typed, None),
+    };
+    let spelling = String::from_utf8_lossy(name).into_owned();
+    let name = kebab(&spelling);
+    let negated = name
+        .strip_prefix("no-")
+        .and_then(|name| Some((name, kind_of(name, grammar)?)));
+    let (name, kind, positive) = match (kind_of(&name, grammar), negated) {
+        (Some(kind), _) => (name, kind, true),
+        (None, Some((negated, kind))) if kind != Kind::Value && value.is_none() => {
+            (negated.to_owned(), kind, false)
+        }
+        _ => return Ok(Token::Unknown(spelling)),
+    };
+    if kind == Kind::Value {
+        let value = value.or_else(next);
+        return Ok(Token::Switch {
+            name,
+            kind,
+            on: true,
+            value,
+        });
+    }
+    let on = match value.as_deref().map(OsStr::as_bytes) {
+        None | Some(b"true") => positive,
+        Some(b"false") => false,
+        Some(other) => {
+            let other = shown(&String::from_utf8_lossy(other));
+            return Err(Misuse::Word(format!("--{name} is true or false, not '{other}'")));
+        }
+    };
+    Ok(Token::Switch {
+        name,
+        kind,
+        on,
+        value,
+    })
+}
+
+/// `-nq`, `-c URI`, `-cURI`.
+fn short_switches(
+    word: &OsStr,
+    grammar: &Command,
+    next: &mut dyn FnMut() -> Option<OsString>,
+    tokens: &mut Vec<Token>,
+) -> Result<(), Misuse> {
+    let bytes = word.as_bytes();
+    for place in 1..bytes.len() {
+        let short = char::from(bytes[place]);
+        let arg = every_arg(grammar).find(|arg| arg.get_short() == Some(short));
+        let Some((name, kind)) = arg.and_then(|arg| Some((arg.get_long()?.to_owned(), kind(arg)))) else {
+            let word = shown(&word.to_string_lossy());
+            return Err(Misuse::Word(format!(
+                "there is no switch '-{short}' (in '{word}')"
+            )));
+        };
+        let mut value = None;
+        if kind == Kind::Value {
+            let rest = &bytes[place + 1..];
+            let rest = rest.strip_prefix(b"=").unwrap_or(rest);
+            value = match rest {
+                [] => next(),
+                rest => Some(OsString::from_vec(rest.to_vec())),
+            };
+        }
+        tokens.push(Token::Switch {
+            name,
+            kind,
+            on: true,
+            value,
+        });
+        if kind == Kind::Value {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! The switches that there are: those of the Node program by name, those of the subcommands from the command line itself.
+
+use clap::builder::ArgAction;
+use clap::{Arg, Command};
+
+/// The commands of the Node program, each of which is also a switch of it.
+pub(super) const COMMANDS: [&str; 3] = ["status", "backup", "scrub"];
+
+/// What follows a switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Nothing, or `=true` or `=false`.
+    Flag,
+    /// The same, and it counts how often.
+    Count,
+    /// A value.
+    Value,
+}
+
+/// The switches of the Node program, with the commands that they mean something to. The others of its commands take and ignore them.
+pub(super) const SWITCHES: [(&str, Kind, &[&str]); 15] = [
+    ("domains", Kind::Value, &COMMANDS),
+    ("output", Kind::Value, &COMMANDS),
+    ("verbose", Kind::Count, &COMMANDS),
+    ("machine", Kind::Flag, &["status"]),
+    ("json", Kind::Flag, &COMMANDS),
+    ("yaml", Kind::Flag, &["status"]),
+    ("yml", Kind::Flag, &["status"]),
+    ("raw", Kind::Flag, &["backup"]),
+    ("group-by", Kind::Value, &["status", "backup"]),
+    ("prune", Kind::Flag, &["backup"]),
+    ("pretty", Kind::Flag, &["status"]),
+    ("checkpoint-name", Kind::Value, &["scrub"]),
+    ("scrub-type", Kind::Value, &["scrub"]),
+    ("connect", Kind::Value, &COMMANDS),
+    ("socketfile", Kind::Value, &["backup"]),
+];
+
+/// `groupBy` as `group-by`.
+pub(super) fn kebab(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for character in name.chars() {
+        if character.is_ascii_uppercase() && !text.is_empty() {
+            text.push('-');
+        }
+        text.push(character.to_ascii_lowercase());
+    }
+    text
+}
+
+pub(super) fn kind(arg: &Arg) -> Kind {
+    match arg.get_action() {
+        ArgAction::SetTrue
+        | ArgAction::Help
+        | ArgAction::HelpShort
+        | ArgAction::HelpLong
+        | ArgAction::Version => Kind::Flag,
+        ArgAction::Count => Kind::Count,
+        _ => Kind::Value,
+    }
+}
+
+/// What follows the switch of this name, whatever the command.
+pub(super) fn kind_of(name: &str, grammar: &Command) -> Option<Kind> {
+    if COMMANDS.contains(&name) {
+        return Some(Kind::Flag);
+    }
+    if let Some((_, kind, _)) = SWITCHES.iter().find(|(switch, ..)| *switch == name) {
+        return Some(*kind);
+    }
+    every_arg(grammar).find(|arg| goes_by(arg, name)).map(kind)
+}
+
+pub(super) fn every_arg(grammar: &Command) -> impl Iterator<Item = &Arg> {
+    let of_commands = grammar.get_subcommands().flat_map(Command::get_arguments);
+    grammar.get_arguments().chain(of_commands)
+}
+
+pub(super) fn goes_by(arg: &Arg, name: &str) -> bool {
+    let is_alias = || {
+        arg.get_all_aliases()
+            .is_some_and(|aliases| aliases.contains(&name))
+    };
+    arg.get_long().is_some_and(|long| long == name || is_alias())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args;
+
+    #[test]
+    fn every_switch_of_the_node_program_is_known_to_the_commands_it_concerns() {
+        let grammar = args::grammar();
+        for (name, expected, concerned) in SWITCHES {
+            for command in concerned {
+                let Some(own) = grammar.find_subcommand(command) else {
+                    continue;
+                };
+                let arg = own.get_arguments().find(|arg| goes_by(arg, name));
+                let arg = arg.unwrap_or_else(|| panic!("vmsnap {command} lacks --{name}"));
+                assert_eq!(kind(arg), expected, "{command} --{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_switch_means_the_same_to_every_command() {
+        let grammar = args::grammar();
+        for arg in every_arg(&grammar).filter(|arg| arg.get_long().is_some()) {
+            let name = arg.get_long().expect("just asked");
+            assert_eq!(kind_of(name, &grammar), Some(kind(arg)), "--{name}");
+        }
+        let shorts = every_arg(&grammar).filter_map(|arg| Some((arg.get_short()?, arg)));
+        for (short, arg) in shorts {
+            let first = every_arg(&grammar).find(|arg| arg.get_short() == Some(short));
+            assert_eq!(first.map(kind), Some(kind(arg)), "-{short}");
+        }
+    }
+}

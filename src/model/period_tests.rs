@@ -1,0 +1,294 @@
+//! Periods against a calendar of the test's own, day by day and, in zones that change their clocks, half hour by half hour.
+
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp, Zoned};
+use proptest::prelude::*;
+
+use super::*;
+
+/// Years of every kind: leap, not leap, a century that is one and one that is none.
+const YEARS: [std::ops::RangeInclusive<i16>; 3] = [1999..=2001, 2010..=2030, 2099..=2101];
+
+/// Zones that put their clocks forward and back, one that has left out a whole day (30 December 2011), two in which some days have no
+/// midnight, the two ends of the day, and one whose changes are half an hour.
+const ZONES: [(&str, i16); 9] = [
+    ("Europe/Berlin", 2024),
+    ("America/New_York", 2024),
+    ("Pacific/Apia", 2011),
+    ("America/Sao_Paulo", 2018),
+    ("Asia/Beirut", 2023),
+    ("Pacific/Kiritimati", 2024),
+    ("Etc/GMT+12", 2024),
+    ("Australia/Lord_Howe", 2024),
+    ("UTC", 2000),
+];
+
+/// What the names of the folders must be, by the classic page and nothing else.
+fn naive_folder(by: GroupBy, year: i16, month: i8) -> String {
+    match by {
+        GroupBy::Month => format!("vmsnap-backup-monthly-{year}-{month:02}"),
+        GroupBy::Quarter => {
+            let quarter = ["Q1", "Q2", "Q3", "Q4"][usize::try_from(month - 1).expect("a month") / 3];
+            format!("vmsnap-backup-quarterly-{year}-{quarter}")
+        }
+        GroupBy::BiAnnual => {
+            let half = if month <= 6 { "p1" } else { "p2" };
+            format!("vmsnap-backup-bi-annually-{year}-{half}")
+        }
+        GroupBy::Year => format!("vmsnap-backup-yearly-{year}"),
+    }
+}
+
+fn naive_mark(by: GroupBy) -> u32 {
+    match by {
+        GroupBy::Month => 15,
+        GroupBy::Quarter => 45,
+        GroupBy::BiAnnual => 90,
+        GroupBy::Year => 180,
+    }
+}
+
+fn naive_month_length(year: i16, month: i8) -> i8 {
+    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    match month {
+        2 if is_leap => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+/// Somebody who looks at the calendar every day: which folder it is, which one it was before, and how many days have gone by since
+/// that changed.
+struct Watcher {
+    by: GroupBy,
+    folder: String,
+    before: Option<String>,
+    days: u32,
+    /// Whether the first day of the folder was seen: only then are the days right.
+    counts: bool,
+}
+
+impl Watcher {
+    fn all(year: i16, month: i8) -> [Watcher; 4] {
+        GroupBy::ALL.map(|by| Watcher {
+            by,
+            folder: naive_folder(by, year, month),
+            before: None,
+            days: 0,
+            counts: false,
+        })
+    }
+
+    fn next_day(&mut self, year: i16, month: i8) {
+        let folder = naive_folder(self.by, year, month);
+        self.days += 1;
+        if folder != self.folder {
+            self.before = Some(std::mem::replace(&mut self.folder, folder));
+            self.days = 0;
+            self.counts = true;
+        }
+    }
+
+    fn agrees(&self, day: Date) {
+        let period = Period::containing(self.by, day);
+        assert_eq!(period.folder(), self.folder, "{day}");
+        if let Some(before) = &self.before {
+            let previous = period.previous().expect("far from the calendar's beginning");
+            assert_eq!(&previous.folder(), before, "{day}");
+        }
+        if self.counts {
+            let past = self.days >= naive_mark(self.by);
+            assert_eq!(period.is_past_middle(day), past, "{:?} {day}", self.by);
+        }
+    }
+}
+
+fn zone(name: &str) -> TimeZone {
+    TimeZone::get(name).expect("tzdata is installed")
+}
+
+#[test]
+fn folders_are_spelt_the_classic_way() {
+    let day = date(2024, 11, 17);
+    let folders = GroupBy::ALL.map(|by| Period::containing(by, day).folder());
+    assert_eq!(
+        folders,
+        [
+            "vmsnap-backup-monthly-2024-11",
+            "vmsnap-backup-quarterly-2024-Q4",
+            "vmsnap-backup-bi-annually-2024-p2",
+            "vmsnap-backup-yearly-2024",
+        ]
+    );
+}
+
+#[test]
+fn every_day_of_many_years_has_its_folder_the_one_before_and_its_side_of_the_middle() {
+    let mut days = 0;
+    for years in YEARS {
+        // From December on, so that each watcher sees the first of January.
+        let mut watchers = Watcher::all(years.start() - 1, 12);
+        for year in years {
+            for month in 1..=12 {
+                for number in 1..=naive_month_length(year, month) {
+                    let day = date(year, month, number);
+                    for watcher in &mut watchers {
+                        watcher.next_day(year, month);
+                        watcher.agrees(day);
+                    }
+                    days += 1;
+                }
+            }
+        }
+    }
+    // 27 years; leap days in 2000, 2012, 2016, 2020, 2024 and 2028, none in 2100.
+    assert_eq!(days, 27 * 365 + 6);
+}
+
+#[test]
+fn the_middle_mark_is_reached_on_these_days() {
+    let first_past = |by: GroupBy, start: Date| {
+        let period = Period::containing(by, start);
+        assert_eq!(period.start(), start);
+        let mut days = start.series(jiff::Span::new().days(1));
+        days.find(|day| period.is_past_middle(*day)).expect("it comes")
+    };
+    for (by, start, mark) in [
+        (GroupBy::Month, date(2024, 2, 1), date(2024, 2, 16)),
+        (GroupBy::Month, date(2023, 2, 1), date(2023, 2, 16)),
+        (GroupBy::Quarter, date(2024, 1, 1), date(2024, 2, 15)),
+        (GroupBy::Quarter, date(2024, 10, 1), date(2024, 11, 15)),
+        (GroupBy::BiAnnual, date(2024, 1, 1), date(2024, 3, 31)),
+        (GroupBy::BiAnnual, date(2023, 1, 1), date(2023, 4, 1)),
+        (GroupBy::BiAnnual, date(2100, 1, 1), date(2100, 4, 1)),
+        (GroupBy::BiAnnual, date(2023, 7, 1), date(2023, 9, 29)),
+        (GroupBy::Year, date(2024, 1, 1), date(2024, 6, 29)),
+        (GroupBy::Year, date(2023, 1, 1), date(2023, 6, 30)),
+        (GroupBy::Year, date(2000, 1, 1), date(2000, 6, 29)),
+    ] {
+        assert_eq!(first_past(by, start), mark, "{by:?}");
+    }
+}
+
+/// Fault 3: the half's middle mark is always passed, and at 28 to 30 June the previous folder is computed wrong.
+#[test]
+fn a_young_half_is_past_no_mark_and_the_end_of_june_has_the_right_half_before_it() {
+    let half = |day| Period::containing(GroupBy::BiAnnual, day);
+    for day in [
+        date(2024, 1, 1),
+        date(2024, 3, 30),
+        date(2024, 7, 1),
+        date(2024, 9, 28),
+    ] {
+        assert!(!half(day).is_past_middle(day), "{day}");
+    }
+    for number in 26..=30 {
+        let day = date(2024, 6, number);
+        assert!(half(day).is_past_middle(day), "{day}");
+        let before = half(day).previous().expect("in range");
+        assert_eq!(before.folder(), "vmsnap-backup-bi-annually-2023-p2", "{day}");
+    }
+    let after = half(date(2024, 7, 1)).previous().expect("in range");
+    assert_eq!(after.folder(), "vmsnap-backup-bi-annually-2024-p1");
+}
+
+/// Half hour by half hour through a year before and after: the folder follows the clock on the wall, and days are counted by the dates
+/// that it has shown, however many hours they had.
+#[test]
+fn in_zones_that_change_their_clocks_the_folder_follows_the_wall() {
+    for (name, year) in ZONES {
+        let zone = zone(name);
+        let mut now = date(year - 1, 12, 31)
+            .at(12, 0, 0, 0)
+            .to_zoned(zone)
+            .expect("a moment");
+        let mut watchers = Watcher::all(now.year(), now.month());
+        let mut shown = now.date();
+        while now.year() <= year + 1 {
+            // The wall's own words, which know nothing of periods.
+            let wall = now.strftime("%Y %m").to_string();
+            let (wall_year, wall_month) = wall.split_once(' ').expect("two numbers");
+            let wall_year = wall_year.parse().expect("a year");
+            let wall_month = wall_month.parse().expect("a month");
+            if now.date() != shown {
+                shown = now.date();
+                for watcher in &mut watchers {
+                    watcher.next_day(wall_year, wall_month);
+                }
+            }
+            for watcher in &watchers {
+                watcher.agrees(now.date());
+            }
+            now = now.checked_add(SignedDuration::from_mins(30)).expect("in range");
+        }
+    }
+}
+
+#[test]
+fn days_without_a_midnight_and_days_that_never_were_are_no_trouble() {
+    let folder = |by, text: &str| {
+        let now: Zoned = text.parse().expect("a time");
+        Period::containing(by, now.date()).folder()
+    };
+    // 4 November 2018 began at 01:00.
+    assert_eq!(
+        folder(GroupBy::Month, "2018-11-04T01:00:00-02:00[America/Sao_Paulo]"),
+        "vmsnap-backup-monthly-2018-11"
+    );
+    let before: Zoned = "2018-11-03T23:59:59-03:00[America/Sao_Paulo]"
+        .parse()
+        .expect("a time");
+    let after = before
+        .checked_add(SignedDuration::from_secs(1))
+        .expect("in range");
+    assert_eq!(after.date(), date(2018, 11, 4));
+    // 29 December 2011 was followed by the 31st, and that by a new year.
+    let eve: Zoned = "2011-12-29T23:59:59-10:00[Pacific/Apia]".parse().expect("a time");
+    let next = eve.checked_add(SignedDuration::from_secs(1)).expect("in range");
+    assert_eq!(next.date(), date(2011, 12, 31));
+    for by in GroupBy::ALL {
+        assert_eq!(
+            Period::containing(by, next.date()),
+            Period::containing(by, eve.date())
+        );
+        let new_year = next
+            .checked_add(SignedDuration::from_hours(24))
+            .expect("in range");
+        let period = Period::containing(by, new_year.date());
+        assert_eq!(period.start(), date(2012, 1, 1));
+        assert_eq!(period.previous(), Some(Period::containing(by, eve.date())));
+    }
+}
+
+#[test]
+fn at_the_same_moment_zones_may_be_in_different_periods() {
+    let moment: Timestamp = "2024-12-31T11:00:00Z".parse().expect("a time");
+    let year = |name| {
+        let now = moment.to_zoned(zone(name));
+        Period::containing(GroupBy::Year, now.date()).folder()
+    };
+    assert_eq!(year("Pacific/Kiritimati"), "vmsnap-backup-yearly-2025");
+    assert_eq!(year("Europe/Berlin"), "vmsnap-backup-yearly-2024");
+    assert_eq!(year("Etc/GMT+12"), "vmsnap-backup-yearly-2024");
+}
+
+proptest! {
+    /// Whatever the moment and the zone: the day lies in its period and in no other, and periods follow each other without a gap.
+    #[test]
+    fn periods_tile_the_calendar(seconds in 0_i64..7_000_000_000, place in 0..ZONES.len()) {
+        let now = Timestamp::from_second(seconds).expect("in range").to_zoned(zone(ZONES[place].0));
+        let day = now.date();
+        for by in GroupBy::ALL {
+            let period = Period::containing(by, day);
+            let previous = period.previous().expect("in range");
+            prop_assert!(period.start() <= day);
+            prop_assert_eq!(period.folder(), naive_folder(by, day.year(), day.month()));
+            prop_assert_eq!(Period::containing(by, period.start()), period);
+            prop_assert_eq!(Period::containing(by, period.start().yesterday().expect("in range")), previous);
+            prop_assert!(previous.start() < period.start());
+            prop_assert!(!period.is_past_middle(period.start()));
+            prop_assert!(previous.is_past_middle(day) , "the middle of the period before lies behind");
+        }
+    }
+}

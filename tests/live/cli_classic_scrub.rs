@@ -1,0 +1,304 @@
+//! Scrubs in the classic spelling on real domains, word for word, and what is left of the domain's checkpoints and bitmaps.
+
+use std::path::Path;
+
+use crate::cli_lab::{Machine, json};
+use crate::cli_user::{User, golden, says};
+use crate::daemon::Daemon;
+use crate::process::{command, run};
+
+const MIB: usize = 1 << 20;
+
+/// The bitmaps in an image that no QEMU has open, by name.
+fn bitmaps(image: &Path) -> Vec<String> {
+    let image = image.display().to_string();
+    let info = run(command("qemu-img", &["info", "--output=json", &image]));
+    let info: serde_json::Value = serde_json::from_str(&info).expect("JSON");
+    let bitmaps = info["format-specific"]["data"]["bitmaps"].as_array();
+    let names = bitmaps
+        .into_iter()
+        .flatten()
+        .map(|bitmap| bitmap["name"].as_str());
+    let mut names: Vec<String> = names.map(|name| name.expect("a name").to_owned()).collect();
+    names.sort();
+    names
+}
+
+fn ours(numbers: &[u32]) -> Vec<String> {
+    numbers
+        .iter()
+        .map(|number| format!("virtnbdbackup.{number}"))
+        .collect()
+}
+
+/// Three restore points with their checkpoints, and a checkpoint of somebody else's where the domain runs.
+fn prepare(user: &User, machine: &Machine) {
+    let domains = format!("--domains={}", machine.name());
+    for day in ["2026-11-02", "2026-11-03", "2026-11-04"] {
+        let made = user.on(day, &[&domains, "--backup", "--output=OUT", "-q"]);
+        assert_eq!(made.code, Some(0), "{made:#?}");
+    }
+    if machine.domain.state() != "shut off" {
+        machine.domain.virsh(&["checkpoint-create-as", "mine"]);
+    }
+}
+
+#[test]
+fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
+    let daemon = Daemon::acquire();
+    let machine = Machine::paused(&daemon, "scrubbed; touch x", &[MIB]);
+    let user = User::new();
+    prepare(&user, &machine);
+    let domains = format!("--domains={}", machine.name());
+    let scrub = |words: &[&str]| user.on("2026-11-05", &[&["--scrub", domains.as_str()], words].concat());
+    let all = |numbers: &[u32]| [vec!["mine".to_owned()], ours(numbers)].concat();
+
+    says(
+        &scrub(&["--scrubType=checkpoint", "--checkpointName=virtnbdbackup.2"]),
+        &[&machine],
+        0,
+        "VM1: removed 1 checkpoint and no bitmaps\n  \
+         checkpoint virtnbdbackup.2\n  \
+         left: bitmap virtnbdbackup.2 of disk vda\n  \
+         note: the bitmaps stay and go on recording: no backup uses them any more, each costs memory and room in its image and a \
+         little of every write, and its number stays taken; the type bitmap removes each by its name, or all of them when the domain \
+         is shut off\n  \
+         the next backup of VM1 will be full or incremental (virtnbdbackup.1 is left, and it depends on whether the repository has \
+         its restore point in this period (--output tells))\n",
+        "",
+    );
+    assert_eq!(machine.checkpoints(), all(&[0, 1]));
+    says(
+        &scrub(&["--scrub-type=bitmap", "--checkpoint-name=virtnbdbackup.2"]),
+        &[&machine],
+        0,
+        "VM1: removed no checkpoints and 1 bitmap\n  \
+         bitmap virtnbdbackup.2 of disk vda\n  \
+         the next backup of VM1 will be full or incremental (virtnbdbackup.1 is left, and it depends on whether the repository has \
+         its restore point in this period (--output tells))\n",
+        "",
+    );
+    says(
+        &scrub(&["--scrub-type", "both", "--checkpoint-name", "virtnbdbackup.1"]),
+        &[&machine],
+        0,
+        "VM1: removed 1 checkpoint and 1 bitmap\n  \
+         checkpoint virtnbdbackup.1\n  \
+         bitmap virtnbdbackup.1 of disk vda\n  \
+         the next backup of VM1 will be full or incremental (virtnbdbackup.0 is left, and it depends on whether the repository has \
+         its restore point in this period (--output tells))\n",
+        "",
+    );
+    assert_eq!(machine.checkpoints(), all(&[0]));
+    let missing = scrub(&["--scrubType=both", "--checkpointName=virtnbdbackup.9"]);
+    says(
+        &missing,
+        &[&machine],
+        5,
+        "VM1: removed no checkpoints and no bitmaps\n  \
+         the next backup of VM1 will be full or incremental (virtnbdbackup.0 is left, and it depends on whether the repository has \
+         its restore point in this period (--output tells))\n",
+        "vmsnap: VM1: there is no checkpoint or bitmap named 'virtnbdbackup.9'\n\
+         hint: `vmsnap status` shows the checkpoints and bitmaps that can be listed\n",
+    );
+    // Named or not, everything of ours goes, and nothing of anybody else's.
+    says(
+        &scrub(&[
+            "--scrubType=*",
+            "--checkpointName=virtnbdbackup.9",
+            "--output=OUT",
+        ]),
+        &[&machine],
+        0,
+        "VM1: removed 1 checkpoint and 1 bitmap\n  \
+         checkpoint virtnbdbackup.0\n  \
+         bitmap virtnbdbackup.0 of disk vda\n  \
+         note: the name 'virtnbdbackup.9' has no effect: the type * removes all of ours\n  \
+         the next backup of VM1 will be full (checkpoint virtnbdbackup.2 is gone)\n",
+        "",
+    );
+    assert_eq!(machine.checkpoints(), all(&[]));
+    let made = user.on("2026-11-06", &[&domains, "--backup", "--output=OUT", "-q"]);
+    assert!(
+        golden(&made.stdout, &[&machine]).starts_with("VM1: full backup ID,"),
+        "{made:#?}"
+    );
+    machine.domain.destroy();
+    assert_eq!(bitmaps(&machine.image(0)), ["mine", "virtnbdbackup.3"]);
+}
+
+/// Fault 6: checkpoints are removed as metadata only, the bitmaps stay, and the next full fails with `Bitmap already exists`.
+#[test]
+fn bitmaps_without_their_checkpoints_are_in_no_full_backups_way() {
+    let daemon = Daemon::acquire();
+    let running = Machine::paused(&daemon, "left-running", &[MIB]);
+    let off = Machine::define(&daemon, "left-off", &[MIB]);
+    let user = User::new();
+    for machine in [&running, &off] {
+        prepare(&user, machine);
+    }
+    let domains = format!("--domains={},{}", running.name(), off.name());
+    let with_gone = format!("{domains},gone");
+    let words = [
+        "--scrub",
+        &with_gone,
+        "--scrubType=checkpoint",
+        "--checkpointName=virtnbdbackup.9",
+    ];
+    let failed = user.on("2026-11-05", &words);
+    let hint = "hint: `vmsnap status` shows the checkpoints and bitmaps that can be listed";
+    says(
+        &failed,
+        &[&running, &off],
+        1,
+        "",
+        &format!(
+            "vmsnap: No matching domains found for: gone\n\
+             vmsnap: VM1: there is no checkpoint named 'virtnbdbackup.9'\n{hint}\n\
+             vmsnap: VM2: there is no checkpoint named 'virtnbdbackup.9'\n{hint}\n\
+             vmsnap: 3 of 3 failed:\n  \
+             No matching domains found for: gone\n  \
+             VM1: there is no checkpoint named 'virtnbdbackup.9'\n  \
+             VM2: there is no checkpoint named 'virtnbdbackup.9'\n"
+        ),
+    );
+
+    let scrubbed = user.on("2026-11-05", &["--scrub", &domains, "--scrubType=checkpoint"]);
+    says(
+        &scrubbed,
+        &[&running, &off],
+        0,
+        "VM1: removed 3 checkpoints and no bitmaps\n  \
+         checkpoint virtnbdbackup.0\n  checkpoint virtnbdbackup.1\n  checkpoint virtnbdbackup.2\n  \
+         left: bitmap virtnbdbackup.0 of disk vda\n  left: bitmap virtnbdbackup.1 of disk vda\n  \
+         left: bitmap virtnbdbackup.2 of disk vda\n  \
+         note: the bitmaps stay and go on recording: no backup uses them any more, each costs memory and room in its image and a \
+         little of every write, and its number stays taken; the type bitmap removes each by its name, or all of them when the domain \
+         is shut off\n  \
+         the next backup of VM1 will be full (the domain has no checkpoint of ours with a sound bitmap)\n\
+         VM2: removed 3 checkpoints and no bitmaps\n  \
+         checkpoint virtnbdbackup.0\n  checkpoint virtnbdbackup.1\n  checkpoint virtnbdbackup.2\n  \
+         left: bitmap virtnbdbackup.0 of disk vda\n  left: bitmap virtnbdbackup.1 of disk vda\n  \
+         left: bitmap virtnbdbackup.2 of disk vda\n  \
+         note: the bitmaps stay and go on recording: no backup uses them any more, each costs memory and room in its image and a \
+         little of every write, and its number stays taken; the type bitmap removes them\n  \
+         the next backup of VM2 will be full (the domain has no checkpoint of ours with a sound bitmap)\n",
+        "",
+    );
+    assert_eq!(running.checkpoints(), ["mine"]);
+    assert_eq!(off.checkpoints(), [""; 0]);
+    assert_eq!(bitmaps(&off.image(0)), ours(&[0, 1, 2]));
+
+    let made = user.on("2026-11-06", &["--backup", &domains, "--output=OUT", "--quiet"]);
+    says(
+        &made,
+        &[&running, &off],
+        0,
+        "VM1: full backup ID, 1 disk, 0 B in TIME (RATE), crash-consistent\n\
+         VM2: full backup ID, 1 disk, 0 B in TIME (RATE), shut off\n",
+        "",
+    );
+    for machine in [&running, &off] {
+        let words = ["--output=OUT", "--machine", "--json", "--domains", machine.name()];
+        let status = json(&user.on("2026-11-06", &words));
+        let next = &status[machine.name()]["nextBackup"];
+        assert_eq!(next["level"], "incremental", "{status:#}");
+    }
+}
+
+#[test]
+fn a_shut_off_domain_is_scrubbed_too_and_stays_shut_off() {
+    let daemon = Daemon::acquire();
+    let off = Machine::define(&daemon, "off", &[MIB, MIB]);
+    let user = User::new();
+    prepare(&user, &off);
+    let domains = format!("--domains={}", off.name());
+    let words = [
+        "--scrub",
+        &domains,
+        "--scrubType=bitmap",
+        "--checkpointName=virtnbdbackup.1",
+    ];
+    says(
+        &user.on("2026-11-05", &words),
+        &[&off],
+        0,
+        "VM1: removed no checkpoints and 2 bitmaps\n  \
+         bitmap virtnbdbackup.1 of disk vda\n  bitmap virtnbdbackup.1 of disk vdb\n  \
+         note: checkpoint virtnbdbackup.1 stays without bitmaps: no incremental backup can start there; the type checkpoint removes \
+         the records\n  \
+         the next backup of VM1 will be full or incremental (virtnbdbackup.2 is left, and it depends on whether the repository has \
+         its restore point in this period (--output tells))\n",
+        "",
+    );
+    assert_eq!(off.checkpoints(), ours(&[0, 1, 2]));
+    assert_eq!(bitmaps(&off.image(1)), ours(&[0, 2]));
+    let status = user.on("2026-11-05", &[&domains]);
+    let expected = "Status for VM1:\n  Overall status: INCONSISTENT\n";
+    assert!(
+        golden(&status.stdout, &[&off]).starts_with(expected),
+        "{status:#?}"
+    );
+    says(
+        &user.on("2026-11-05", &["--scrub", &domains, "--scrubType=both"]),
+        &[&off],
+        0,
+        "VM1: removed 3 checkpoints and 4 bitmaps\n  \
+         checkpoint virtnbdbackup.0\n  checkpoint virtnbdbackup.1\n  checkpoint virtnbdbackup.2\n  \
+         bitmap virtnbdbackup.0 of disk vda\n  bitmap virtnbdbackup.0 of disk vdb\n  \
+         bitmap virtnbdbackup.2 of disk vda\n  bitmap virtnbdbackup.2 of disk vdb\n  \
+         the next backup of VM1 will be full (the domain has no checkpoint of ours with a sound bitmap)\n",
+        "",
+    );
+    assert_eq!(off.checkpoints(), [""; 0]);
+    assert_eq!(
+        (bitmaps(&off.image(0)), bitmaps(&off.image(1))),
+        (ours(&[]), ours(&[]))
+    );
+    assert_eq!(off.domain.state(), "shut off");
+}
+
+#[test]
+fn what_is_not_said_is_not_scrubbed() {
+    let daemon = Daemon::acquire();
+    let machine = Machine::define(&daemon, "unsaid", &[MIB]);
+    let user = User::new();
+    prepare(&user, &machine);
+    let domains = format!("--domains={}", machine.name());
+    let cases: [(&[&str], i32, &str); 5] = [
+        (
+            &["--scrub", &domains],
+            8,
+            "vmsnap: Invalid scrub type: none given, it is one of checkpoint, bitmap, both, *\n",
+        ),
+        (
+            &["--scrub", &domains, "--scrubType=everything"],
+            8,
+            "vmsnap: Invalid scrub type: everything\n",
+        ),
+        (
+            &["--scrub", "--scrubType=both"],
+            1,
+            "vmsnap: No domains specified\n",
+        ),
+        (
+            &["--scrub", "--scrubType=both", "--domains=gone"],
+            1,
+            "vmsnap: No matching domains found for: gone\n",
+        ),
+        (
+            &["--scrub", "--backup", &domains, "--scrubType=both"],
+            7,
+            "vmsnap: Only one command can be run at a time\n",
+        ),
+    ];
+    for (words, code, stderr) in cases {
+        says(&user.on("2026-11-05", words), &[&machine], code, "", stderr);
+    }
+    let no_scrub = user.on("2026-11-05", &["--scrub=false", "--scrubType=both", &domains]);
+    assert!(
+        golden(&no_scrub.stdout, &[&machine]).starts_with("Status for VM1:\n  Overall status: OK\n"),
+        "{no_scrub:#?}"
+    );
+    assert_eq!(machine.checkpoints(), ours(&[0, 1, 2]));
+}

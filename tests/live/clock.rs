@@ -1,0 +1,59 @@
+//! A clock for the program: it shows the time that a test wants, and goes on from there. Deadlines, which run by another clock, stay as they are.
+//!
+//! The program asks the C library what time it is; a library of a few lines, put before it, adds as many seconds as the environment says.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use jiff::{Timestamp, Zoned};
+
+use crate::process::{command, run};
+
+const SHIFT: &str = "VMSNAP_TEST_CLOCK_SHIFT";
+
+const SOURCE: &str = r#"
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    long result = syscall(SYS_clock_gettime, clock, now);
+    const char *shift = getenv("VMSNAP_TEST_CLOCK_SHIFT");
+    if (result == 0 && clock == CLOCK_REALTIME && shift)
+        now->tv_sec += atoll(shift);
+    return (int) result;
+}
+"#;
+
+/// Makes it this time for a command, in this time zone: `2026-08-20T02:00:00+02:00[Europe/Berlin]`.
+pub fn set(command: &mut Command, time: &str) {
+    let time: Zoned = time.parse().expect("a time with its zone");
+    let shift = time.timestamp().as_second() - Timestamp::now().as_second();
+    let zone = time.time_zone().iana_name().expect("a zone with a name");
+    command
+        .env("TZ", zone)
+        .env(SHIFT, shift.to_string())
+        .env("LD_PRELOAD", library());
+}
+
+/// Compiles it, once for each test process.
+fn library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let mine = |ending: &str| folder.join(format!("clock-{}.{ending}", std::process::id()));
+        let (source, made, library) = (mine("c"), mine("so"), folder.join("clock.so"));
+        fs::write(&source, SOURCE).expect("the folder is ours");
+        let files = [Path::new("-o"), &made, &source].map(Path::to_owned);
+        let mut compile = command("cc", &["-shared", "-fPIC", "-O1"]);
+        compile.args(files);
+        run(compile);
+        // Other test processes may be using the one that is there.
+        fs::rename(&made, &library).expect("the folder is ours");
+        fs::remove_file(&source).expect("it was written");
+        library
+    })
+}
