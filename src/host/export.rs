@@ -1,10 +1,12 @@
 //! The one place where an NBD export becomes a [`BlockSource`].
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{HostError, ReadOptions, Result};
 use crate::model::block::BlockSource;
+use crate::model::clusters::DiskMap;
 use crate::model::stop::Stop;
 use crate::nbd::{self, Client, ConnectOptions, ExportSource, Mode, SourceOptions};
 
@@ -30,14 +32,29 @@ impl Export<'_> {
         Ok(client.map_err(|error| self.error(error))?.size())
     }
 
+    /// What is known of the disk without reading it.
+    pub fn map(&self, deadline: Duration, stop: &Stop) -> Result<DiskMap> {
+        let options = ConnectOptions {
+            deadline,
+            stop: stop.clone(),
+        };
+        let context = self.bitmap_context();
+        let map = nbd::disk_map(self.socket, self.name, context.as_deref(), &options);
+        map.map_err(|error| self.error(error))
+    }
+
+    fn bitmap_context(&self) -> Option<String> {
+        let bitmap = self.bitmap.as_ref()?;
+        Some(format!("qemu:dirty-bitmap:{bitmap}"))
+    }
+
     /// Opens the disk for reading.
     pub fn open(&self, options: &ReadOptions) -> Result<Box<dyn BlockSource>> {
-        let mode = match (&self.bitmap, options.changes_only) {
-            (_, false) => Mode::Full,
-            (Some(bitmap), true) => Mode::Changes {
-                bitmap_context: format!("qemu:dirty-bitmap:{bitmap}"),
-            },
-            (None, true) => {
+        let mode = match (&options.only, self.bitmap_context(), options.changes_only) {
+            (Some(clusters), ..) => Mode::Only(Arc::clone(clusters)),
+            (None, _, false) => Mode::Full,
+            (None, Some(bitmap_context), true) => Mode::Changes { bitmap_context },
+            (None, None, true) => {
                 return Err(HostError::Unsupported {
                     what: format!(
                         "disk {} was requested in full: its changes are not known",

@@ -23,6 +23,7 @@ use std::time::Duration;
 use crate::model::block::{Beneath, BlockSource};
 use crate::model::buffer::BufferPool;
 use crate::model::checkpoint::{Checkpoint, CheckpointId};
+use crate::model::clusters::{ClusterSet, DiskMap};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::restore_point::{Consistency, FileId};
@@ -197,6 +198,8 @@ pub struct DiskRequest {
 pub struct ReadOptions {
     /// Whether to read changes only (the disk was requested with `since`), or everything.
     pub changes_only: bool,
+    /// Only these clusters, whatever is known of them; the other wishes then say nothing.
+    pub only: Option<Arc<ClusterSet>>,
     /// From this offset on everything counts as changed, in bytes: the part by which the disk has grown.
     pub all_from: Option<u64>,
     /// What the changes will be put upon, so that zeroes that no bitmap knows of are noticed: the source then ends with
@@ -223,6 +226,9 @@ pub trait BackupJob: Send + Sync {
 
     /// Size of a disk of the job in bytes, as its export tells.
     fn disk_size(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<u64>;
+
+    /// What is known of a disk of the job without reading it. A disk that was requested in full has no changes.
+    fn map(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<DiskMap>;
 
     /// Opens a disk of the job for reading.
     fn open(&self, target: &str, options: &ReadOptions) -> Result<Box<dyn BlockSource>>;

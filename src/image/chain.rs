@@ -12,6 +12,10 @@ use crate::model::block::{Beneath, Block, BlockError, BlockSource, CLUSTER, Cont
 use crate::model::buffer::{Buffer, BufferPool};
 use crate::model::stop::Stop;
 
+mod disk;
+
+pub use disk::ChainDisk;
+
 /// Memory for all images of a chain together, in bytes; the same again for their tables.
 const WINDOWS: usize = 32 * 1024 * 1024;
 /// Bounds of one image's share of it. Very long chains take the lower one and exceed the sum.

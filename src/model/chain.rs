@@ -12,6 +12,9 @@ pub struct KeptPoint {
     pub faults: Vec<String>,
     /// What the last verification found damaged. Nothing new is to rely on it; giving it back may be tried all the same.
     pub doubt: Option<String>,
+    /// Disks of which a comparison with the running domain found that a bitmap had missed a write: nothing new may rely on what any bitmap knew
+    /// then.
+    pub missed: Vec<String>,
 }
 
 /// The restore points of one domain that were read, with the questions one asks of them.
@@ -184,6 +187,14 @@ pub fn decide(
         .rev()
         .filter(|kept| kept.point.period == period);
     for kept in candidates {
+        if kept.missed.contains(&disk.target) {
+            let id = &kept.point.id;
+            let what = format!(
+                "a bitmap of disk {} had missed a write when {id} was compared with it",
+                disk.target
+            );
+            return full(what);
+        }
         match usable_parent(disk, uuid, kept, chains, checkpoints) {
             Ok(parent) => {
                 let reason = match &why_not {

@@ -4,6 +4,7 @@ pub mod block;
 pub mod buffer;
 pub mod chain;
 pub mod checkpoint;
+pub mod clusters;
 pub mod domain;
 pub mod extents;
 pub mod finding;

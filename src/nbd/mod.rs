@@ -5,6 +5,7 @@ mod coverage;
 mod error;
 #[cfg(test)]
 mod fake;
+mod map;
 mod negotiate;
 mod options;
 mod pending;
@@ -16,6 +17,7 @@ pub mod wire;
 
 pub use client::{Client, ConnectOptions};
 pub use error::{Error, Result};
+pub use map::disk_map;
 pub use negotiate::{Context, Export};
 pub use options::BlockSizes;
 pub use source::{ExportSource, Mode, SourceOptions};

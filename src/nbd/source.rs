@@ -20,6 +20,7 @@ use crate::model::block::{
     Beneath, Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content, Extent, ExtentKind,
 };
 use crate::model::buffer::{Buffer, BufferPool};
+use crate::model::clusters::{ClusterSet, WANTED};
 use crate::model::extents::{ExtentPlanner, Run, Runs};
 use crate::model::stop::Stop;
 
@@ -46,6 +47,8 @@ pub enum Mode {
         /// The bitmap's context (`qemu:dirty-bitmap:NAME`).
         bitmap_context: String,
     },
+    /// These clusters, whatever is known of them.
+    Only(Arc<ClusterSet>),
 }
 
 /// How an export is to be read.
@@ -88,7 +91,8 @@ impl SourceOptions {
 
 /// The blocks of an export.
 ///
-/// In [`Mode::Full`] every byte of the disk is in a block; ranges known to read as zero come as [`Content::Zero`]. In [`Mode::Changes`] only changed clusters come, always whole.
+/// In [`Mode::Full`] every byte of the disk is in a block; ranges known to read as zero come as [`Content::Zero`]. In [`Mode::Changes`] only changed
+/// clusters come, always whole, and in [`Mode::Only`] only those of the set, always as data.
 #[derive(Debug)]
 pub struct ExportSource {
     name: String,
@@ -142,10 +146,11 @@ impl ExportSource {
             deadline: options.deadline,
             stop: options.stop.clone(),
         };
-        let mut wanted = vec![wire::BASE_ALLOCATION];
-        if let Mode::Changes { bitmap_context } = &options.mode {
-            wanted.push(bitmap_context);
-        }
+        let wanted = match &options.mode {
+            Mode::Full => vec![wire::BASE_ALLOCATION],
+            Mode::Changes { bitmap_context } => vec![wire::BASE_ALLOCATION, bitmap_context],
+            Mode::Only(_) => vec![],
+        };
         let first = Client::connect_unix(path, export, &wanted, &connect)?;
         let further = if first.multi_conn() {
             options.connections.saturating_sub(1)
@@ -197,7 +202,7 @@ impl ExportSource {
         }
         let context = |name: &str| export.contexts.iter().position(|context| context.name == name);
         let dirty = match &options.mode {
-            Mode::Full => None,
+            Mode::Full | Mode::Only(_) => None,
             Mode::Changes { bitmap_context } => {
                 Some(context(bitmap_context).ok_or_else(|| Error::ContextMissing {
                     export: export.name.clone(),
@@ -213,7 +218,24 @@ impl ExportSource {
             in_flight: false,
         };
         let mut planner = ExtentPlanner::new(export.size, options.all_from, options.beneath.is_some());
-        if status.dirty.is_none() && status.zero.is_none() {
+        if let Mode::Only(clusters) = &options.mode {
+            let runs = clusters.runs();
+            let wanted = Runs {
+                runs: &runs,
+                flag: WANTED,
+            };
+            planner.tell(Some(wanted), None, export.size);
+            // What the set does not reach is not wanted.
+            let rest = [Run {
+                length: u64::MAX,
+                flags: 0,
+            }];
+            let rest = Runs {
+                runs: &rest,
+                flag: WANTED,
+            };
+            planner.tell(Some(rest), None, export.size);
+        } else if status.dirty.is_none() && status.zero.is_none() {
             planner.tell(None, None, export.size);
         }
         Ok(ExportSource {

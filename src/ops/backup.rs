@@ -10,10 +10,10 @@ use std::time::Duration;
 use super::monitor::Event;
 use super::prune::{self, PrunePlan};
 use super::reconcile::{self, Reconciliation, Wishes};
-use super::{Cause, Context, Error, Result, heal, plan, survey};
+use super::survey::{self, Survey};
+use super::{Cause, Context, Error, Result, heal, plan};
 use crate::host::{HostError, PlaceWishes};
 use crate::model::checkpoint;
-use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
 use crate::model::restore_point::RestorePoint;
@@ -95,31 +95,26 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
         .domain(name)
         .map_err(|error| Error::of(name, error))?;
     let locked = repository.lock().map_err(repo_failed)?;
-    let mut history = locked.history().map_err(repo_failed)?;
     let mut findings = Vec::new();
-    for finding in &history.findings {
-        tell(name, finding, context);
-        findings.push(finding.clone());
-    }
     let mut taken: Vec<String> = Vec::new();
     let mut tries = 0;
     loop {
-        let (domain, planned) = loop {
-            let (domain, planned) = look(&repository, &history, &taken, context, options)?;
-            if planned.repairs.is_empty() {
-                break (domain, planned);
-            }
-            findings.extend(heal::carry_out(&planned.repairs, &domain, &locked, context)?);
-            // What there is now is looked at anew: repairs change it.
-            history = locked.history().map_err(repo_failed)?;
-        };
+        let mut settled = heal::settle(&repository, &locked, context)?;
+        findings.append(&mut settled.findings);
+        let planned = decide(&settled.survey, &settled.history, &taken, context, options);
         if let Some(operation) = planned.obstacle {
             return Err(Error::of(name, Cause::Busy { operation }));
         }
+        if tries == 0 {
+            for finding in &settled.history.findings {
+                tell(name, finding, context);
+                findings.push(finding.clone());
+            }
+        }
         let run = Run {
-            domain: &domain,
+            domain: &settled.survey.domain,
             locked: &locked,
-            history: &history,
+            history: &settled.history,
             context,
             options,
         };
@@ -150,20 +145,14 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
     }
 }
 
-/// Looks at the domain and decides what a backup does now.
-fn look(
-    repository: &DomainRepository,
+/// Decides what a backup does now.
+fn decide(
+    survey: &Survey,
     history: &History,
     taken: &[String],
     context: &Context,
     options: &Options,
-) -> Result<(Domain, Reconciliation)> {
-    let name = repository.name();
-    let domain = context
-        .host
-        .domain(name)
-        .map_err(|error| Error::of(name, error))?;
-    let survey = survey::survey(domain, repository, history, context.host)?;
+) -> Reconciliation {
     let wishes = Wishes {
         period: &Period::containing(options.group_by, context.now.date()).folder(),
         current: &current_periods(context),
@@ -171,8 +160,7 @@ fn look(
         keep_checkpoints: options.keep_checkpoints,
         taken,
     };
-    let planned = reconcile::reconcile(&survey, &history.chains, &wishes);
-    Ok((survey.domain, planned))
+    reconcile::reconcile(survey, &history.chains, &wishes)
 }
 
 /// The folders of the periods that go on now, one per grouping: a domain may be backed up by several.
@@ -219,7 +207,12 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
     let failed = |error: RepoError| Error::of(name, error);
     let repository = context.repo.domain(name).map_err(failed)?;
     let history = repository.history().map_err(failed)?;
-    let (_, planned) = look(&repository, &history, &[], context, options)?;
+    let domain = context
+        .host
+        .domain(name)
+        .map_err(|error| Error::of(name, error))?;
+    let survey = survey::survey(domain, &repository, &history, context.host)?;
+    let planned = decide(&survey, &history, &[], context, options);
     let today = context.now.date();
     let prune = || prune::plan(&repository, &history.chains, options.group_by, today);
     Ok(Preview {

@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::monitor::Event;
 use super::reconcile::{self, Repair};
+use super::survey::{self, Survey};
 use super::{Context, Error, Result};
 use crate::host::{HostError, Places};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
-use crate::repo::LockedDomain;
+use crate::repo::{DomainRepository, History, LockedDomain};
 
 /// What a run notes down before it begins a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,8 +38,45 @@ impl Intent {
     }
 }
 
+/// A domain with nothing left to repair.
+pub struct Settled {
+    /// How it stands now.
+    pub survey: Survey,
+    /// What the repository holds of it.
+    pub history: History,
+    /// What was repaired.
+    pub findings: Vec<Finding>,
+}
+
+/// Looks at the domain and repairs what has to be repaired, until nothing is left.
+pub(super) fn settle(
+    repository: &DomainRepository,
+    locked: &LockedDomain,
+    context: &Context,
+) -> Result<Settled> {
+    let name = repository.name();
+    let mut findings = Vec::new();
+    loop {
+        let history = locked.history().map_err(|error| Error::of(name, error))?;
+        let domain = context
+            .host
+            .domain(name)
+            .map_err(|error| Error::of(name, error))?;
+        let survey = survey::survey(domain, repository, &history, context.host)?;
+        let repairs = reconcile::repairs(&survey);
+        if repairs.is_empty() {
+            return Ok(Settled {
+                survey,
+                history,
+                findings,
+            });
+        }
+        findings.extend(carry_out(&repairs, &survey.domain, locked, context)?);
+    }
+}
+
 /// Carries the repairs out, in their order. Each run that was ended is a finding, with what there was to end.
-pub fn carry_out(
+fn carry_out(
     repairs: &[Repair],
     domain: &Domain,
     locked: &LockedDomain,

@@ -4,11 +4,12 @@
 //! * `plan`: decides a backup, before anything is done.
 //! * `lineage`: the images that make up a disk.
 //! * `survey`: reads how a domain stands; `reconcile`: decides what to repair, back up and retire; `heal`: carries repairs out.
-//! * `backup`, `prune`, `restore`, `define`, `list`, `status`, `scrub`, `verify`: the verbs.
+//! * `backup`, `prune`, `restore`, `define`, `list`, `status`, `scrub`, `verify`, `compare`: the verbs.
 //! * `monitor`: whom the verbs tell how they are getting on.
 //! * `error`: what can go wrong, with its class and its hint.
 
 pub mod backup;
+pub mod compare;
 pub mod copy;
 pub mod define;
 pub mod error;

@@ -123,8 +123,8 @@ pub fn reconcile(survey: &Survey, chains: &Chains, wishes: &Wishes<'_>) -> Recon
     }
 }
 
-/// What has to be put right before a backup.
-fn repairs(survey: &Survey) -> Vec<Repair> {
+/// What has to be put right before a backup, or anything else that begins a job.
+pub fn repairs(survey: &Survey) -> Vec<Repair> {
     let removals = survey.removals.iter().cloned().map(Repair::FinishRemoval);
     let mut repairs: Vec<Repair> = removals.collect();
     for run in &survey.leftovers {

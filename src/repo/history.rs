@@ -85,6 +85,7 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
                             point: manifest.point.clone(),
                             faults: file_faults(&point_dir, &manifest),
                             doubt: proof.as_ref().and_then(Proof::doubt),
+                            missed: proofs.missed(&manifest),
                         });
                         history.kept.push(Kept {
                             dir: point_dir,

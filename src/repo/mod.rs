@@ -26,7 +26,7 @@ pub use history::{History, Leftover};
 pub use lock::DomainLock;
 pub use manifest::{FileEntry, Manifest};
 pub use pending::Pending;
-pub use proof::Proof;
+pub use proof::{Missed, Proof};
 pub use store::{DiskStore, Store};
 
 /// Result of everything in this room.
@@ -219,6 +219,11 @@ impl DomainRepository {
     /// Remembers the result of a verification, and forgets those of restore points that are not among `there`.
     pub fn keep_proof(&self, proof: &Proof, there: &[String]) -> Result<()> {
         proof::keep(self.store.as_ref(), &self.dir, proof, there)
+    }
+
+    /// Remembers that bitmaps had missed writes, so that nothing new relies on them.
+    pub fn keep_missed(&self, missed: &Missed) -> Result<()> {
+        proof::keep_missed(self.store.as_ref(), &self.dir, missed)
     }
 
     /// Who writes here now, as it wrote itself down; `None` when nobody does. Waits for nobody, and is in nobody's way.

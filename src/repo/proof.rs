@@ -4,7 +4,8 @@
 //! counts as none: the worst that follows is one more verification.
 
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,9 @@ use super::{RepoError, Result};
 
 /// The folder of a domain's proofs, in the domain's folder.
 const FOLDER: &str = ".verified";
+
+/// What the name of a file ends with that tells of missed writes.
+const MISSED: &str = ".missed.json";
 
 /// The largest proof that is read, in bytes, and the most damage that is written into one.
 const MAX_BYTES: u64 = 64 << 10;
@@ -38,6 +42,20 @@ pub struct Proof {
     pub damage: Vec<String>,
 }
 
+/// What a comparison of a restore point with its domain found: disks of which a bitmap had missed a write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Missed {
+    /// The restore point's id.
+    pub id: String,
+    /// The digest in its manifest.
+    pub manifest: String,
+    /// When they were compared.
+    pub time: Timestamp,
+    /// The disks' targets.
+    pub disks: Vec<String>,
+}
+
 impl Proof {
     /// Whether all was sound.
     pub fn is_sound(&self) -> bool {
@@ -51,59 +69,105 @@ impl Proof {
     }
 }
 
-/// The newest proof of each restore point of a domain.
-pub(super) struct Proofs(Vec<Proof>);
+/// What is remembered of the restore points of a domain.
+pub(super) struct Proofs {
+    /// Oldest first.
+    proofs: Vec<Proof>,
+    missed: Vec<Missed>,
+}
 
 impl Proofs {
     /// Reads what there is.
     pub(super) fn read(domain_dir: &Path) -> Proofs {
+        let mut found = Proofs {
+            proofs: Vec::new(),
+            missed: Vec::new(),
+        };
         let entries = fs::read_dir(domain_dir.join(FOLDER))
             .into_iter()
             .flatten()
             .flatten();
-        let mut proofs: Vec<Proof> = entries
-            .filter_map(|entry| read_bounded(&entry.path(), MAX_BYTES).ok())
-            .filter_map(|text| serde_json::from_slice(&text).ok())
-            .collect();
-        proofs.sort_by_key(|proof| proof.time);
-        Proofs(proofs)
+        for text in entries.filter_map(|entry| read_bounded(&entry.path(), MAX_BYTES).ok()) {
+            if let Ok(proof) = serde_json::from_slice(&text) {
+                found.proofs.push(proof);
+            } else if let Ok(missed) = serde_json::from_slice(&text) {
+                found.missed.push(missed);
+            }
+        }
+        found.proofs.sort_by_key(|proof| proof.time);
+        found
     }
 
     /// The newest proof of the restore point with this manifest.
     pub(super) fn of(&self, manifest: &Manifest) -> Option<Proof> {
         let of_manifest = |proof: &&Proof| proof.id == manifest.point.id && proof.manifest == manifest.digest;
-        self.0.iter().rev().find(of_manifest).cloned()
+        self.proofs.iter().rev().find(of_manifest).cloned()
+    }
+
+    /// The disks of which a bitmap was found to have missed a write when they were compared with this restore point.
+    pub(super) fn missed(&self, manifest: &Manifest) -> Vec<String> {
+        let of_manifest =
+            |missed: &&Missed| missed.id == manifest.point.id && missed.manifest == manifest.digest;
+        let disks = self
+            .missed
+            .iter()
+            .filter(of_manifest)
+            .flat_map(|missed| &missed.disks);
+        disks.cloned().collect()
     }
 }
 
 /// Remembers a proof, and forgets the older ones of the same restore point, and those of restore points that are not among `there`.
 pub(super) fn keep(store: &dyn Store, domain_dir: &Path, proof: &Proof, there: &[String]) -> Result<()> {
+    let mut proof = proof.clone();
+    proof.damage.truncate(MOST_DAMAGE);
+    let name = format!("{}.{}.json", proof.id, layout::id_of(proof.time));
+    let dir = write(store, domain_dir, &name, &proof.id, &proof)?;
+    forget_others(store, &dir, &proof.id, &name, there);
+    Ok(())
+}
+
+/// Remembers what a comparison found. It is forgotten with the restore point only.
+pub(super) fn keep_missed(store: &dyn Store, domain_dir: &Path, missed: &Missed) -> Result<()> {
+    let name = format!("{}.{}{MISSED}", missed.id, layout::id_of(missed.time));
+    let dir = write(store, domain_dir, &name, &missed.id, missed)?;
+    // Unlike a proof it has to outlive a crash: the next backup relies on it.
+    store.sync_dir(&dir).map_err(RepoError::io("sync", &dir))?;
+    store
+        .sync_dir(domain_dir)
+        .map_err(RepoError::io("sync", domain_dir))
+}
+
+/// Writes a file into the folder of proofs, which it returns.
+fn write(
+    store: &dyn Store,
+    domain_dir: &Path,
+    name: &str,
+    id: &str,
+    content: &impl Serialize,
+) -> Result<PathBuf> {
     let dir = domain_dir.join(FOLDER);
     match store.create_dir(&dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(RepoError::io("create the folder", &dir)(error));
         }
         _ => {}
     }
-    let mut proof = proof.clone();
-    proof.damage.truncate(MOST_DAMAGE);
-    let text = serde_json::to_vec_pretty(&proof).map_err(|source| RepoError::Manifest {
-        id: proof.id.clone(),
+    let text = serde_json::to_vec_pretty(content).map_err(|source| RepoError::Manifest {
+        id: id.to_owned(),
         source,
     })?;
-    let name = format!("{}.{}.json", proof.id, layout::id_of(proof.time));
-    let path = dir.join(&name);
+    let path = dir.join(name);
     let written = match store.create_file(&path, &text) {
-        // Two verifications within one second: the later one counts.
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+        // Two within one second: the later one counts.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let removed = store.remove_file(&path);
             removed.and_then(|()| store.create_file(&path, &text))
         }
         written => written,
     };
     written.map_err(RepoError::io("write", &path))?;
-    forget_others(store, &dir, &proof.id, &name, there);
-    Ok(())
+    Ok(dir)
 }
 
 /// Best effort: an old proof too many does no harm.
@@ -112,7 +176,8 @@ fn forget_others(store: &dyn Store, dir: &Path, id: &str, kept: &str, there: &[S
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let is_stale = name.to_str().is_some_and(|name| {
-            name != kept && (is_of(name, id) || !there.iter().any(|there| is_of(name, there)))
+            let is_older = is_of(name, id) && !name.ends_with(MISSED);
+            name != kept && (is_older || !there.iter().any(|there| is_of(name, there)))
         });
         if is_stale {
             let _ = store.remove_file(&entry.path());

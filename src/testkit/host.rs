@@ -12,6 +12,7 @@ use crate::host::{
 };
 use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content};
 use crate::model::checkpoint::{Bitmap, Checkpoint, CheckpointDisk, CheckpointId};
+use crate::model::clusters::{ClusterSet, DiskMap};
 use crate::model::domain::{Agent, Device, Disk, DiskFormat, Domain, DomainState, Source};
 use crate::model::finding::Finding;
 use crate::model::restore_point::{Consistency, FileId};
@@ -567,6 +568,27 @@ impl BackupJob for SimJob {
         Ok(self.frozen(target)?.bytes().len() as u64)
     }
 
+    fn map(&self, target: &str, _deadline: Duration, _stop: &Stop) -> Result<DiskMap> {
+        let disk = self.frozen(target)?;
+        let size = disk.bytes().len() as u64;
+        let mut map = DiskMap {
+            changed: ClusterSet::new(size),
+            data: ClusterSet::new(size),
+        };
+        let since = self.request.disks.iter().find(|disk| disk.target == target);
+        let dirty = since.and_then(|since| disk.dirty(since.since.as_deref()?));
+        for (index, bytes) in disk.bytes().chunks(CLUSTER as usize).enumerate() {
+            let offset = index as u64 * CLUSTER;
+            if bytes.iter().any(|byte| *byte != 0) {
+                map.data.add(offset, CLUSTER);
+            }
+            if dirty.is_some_and(|dirty| dirty[index]) {
+                map.changed.add(offset, CLUSTER);
+            }
+        }
+        Ok(map)
+    }
+
     fn open(&self, target: &str, options: &ReadOptions) -> Result<Box<dyn BlockSource>> {
         let disk = self.frozen(target)?;
         let since = self.request.disks.iter().find(|disk| disk.target == target);
@@ -580,6 +602,11 @@ impl BackupJob for SimJob {
             }
             (false, _) => vec![true; disk.bytes().len().div_ceil(CLUSTER as usize)],
         };
+        if let Some(only) = &options.only {
+            wanted.fill(false);
+            only.offsets()
+                .for_each(|offset| wanted[(offset / CLUSTER) as usize] = true);
+        }
         if let Some(from) = options.all_from {
             let first = (from / CLUSTER) as usize;
             wanted[first..].fill(true);

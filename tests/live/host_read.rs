@@ -16,6 +16,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 fn blocks(job: &dyn BackupJob, target: &str, changes_only: bool) -> Vec<(u64, u64, Option<u8>)> {
     let options = ReadOptions {
         changes_only,
+        only: None,
         all_from: None,
         beneath: None,
         pool: BufferPool::new(8, 1 << 20),
@@ -77,6 +78,7 @@ fn check_changes(domain: &TestDomain) {
     let (job, _) = begin(domain, "c2", &[("vda", None)]).expect("it begins");
     let options = ReadOptions {
         changes_only: true,
+        only: None,
         all_from: None,
         beneath: None,
         pool: BufferPool::new(1, 1 << 20),

@@ -18,6 +18,7 @@ use crate::host::xml::{self, BackupDisk};
 use crate::host::{DiskRequest, JobHealth, NewCheckpoint, ReadOptions, patience};
 use crate::model::block::BlockSource;
 use crate::model::checkpoint::CheckpointId;
+use crate::model::clusters::DiskMap;
 use crate::model::domain::{Agent, Domain, DomainState};
 use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
@@ -297,6 +298,10 @@ impl BackupJob for ActiveDomainJob {
 
     fn disk_size(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<u64> {
         self.export(target)?.size(deadline, stop)
+    }
+
+    fn map(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<DiskMap> {
+        self.export(target)?.map(deadline, stop)
     }
 
     fn open(&self, target: &str, options: &ReadOptions) -> Result<Box<dyn BlockSource>> {

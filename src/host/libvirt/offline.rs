@@ -19,6 +19,7 @@ use crate::host::qemu::{self, Offer, Patience, Reader};
 use crate::host::xml::{KnownCheckpoint, write_known_checkpoint};
 use crate::host::{CheckpointRequest, DiskRequest, JobHealth, NewCheckpoint, ReadOptions};
 use crate::model::block::BlockSource;
+use crate::model::clusters::DiskMap;
 use crate::model::domain::{Disk, DiskFormat, Domain};
 use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
@@ -295,6 +296,10 @@ impl BackupJob for OfflineJob {
 
     fn disk_size(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<u64> {
         self.export(target)?.size(deadline, stop)
+    }
+
+    fn map(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<DiskMap> {
+        self.export(target)?.map(deadline, stop)
     }
 
     fn open(&self, target: &str, options: &ReadOptions) -> Result<Box<dyn BlockSource>> {

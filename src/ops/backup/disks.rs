@@ -241,6 +241,7 @@ impl Worker<'_> {
         let target = &planned.disk.target;
         let options = ReadOptions {
             changes_only: level.parent.is_some(),
+            only: None,
             all_from: level
                 .parent
                 .as_ref()

@@ -1,0 +1,99 @@
+//! What an export tells of a disk without reading it: which clusters changed, and which are not zero.
+
+use std::path::Path;
+
+use super::client::{Client, ConnectOptions};
+use super::error::{Error, Result};
+use super::wire;
+use crate::model::block::CLUSTER;
+use crate::model::clusters::{ClusterSet, DiskMap};
+use crate::model::extents::Run;
+
+/// The longest range whose status is asked for at once, in bytes: fits a signed 32-bit number.
+const LONGEST: u64 = (2 << 30) - CLUSTER;
+
+/// Asks for the status of the whole export. `bitmap_context` is `qemu:dirty-bitmap:NAME`; without it nothing counts as changed.
+///
+/// # Errors
+/// [`Error::ContextMissing`] when the server does not grant the bitmap; otherwise as [`Client::connect_unix`].
+pub fn disk_map(
+    path: &Path,
+    export: &str,
+    bitmap_context: Option<&str>,
+    options: &ConnectOptions,
+) -> Result<DiskMap> {
+    let mut wanted = vec![wire::BASE_ALLOCATION];
+    wanted.extend(bitmap_context);
+    let mut client = Client::connect_unix(path, export, &wanted, options)?;
+    let context = |name: &str| client.contexts().iter().position(|context| context.name == name);
+    let zero = context(wire::BASE_ALLOCATION);
+    let dirty = match bitmap_context {
+        None => None,
+        Some(name) => Some(context(name).ok_or_else(|| Error::ContextMissing {
+            export: export.to_owned(),
+            context: name.to_owned(),
+        })?),
+    };
+    let size = client.size();
+    if size > ClusterSet::LARGEST_DISK {
+        return Err(Error::Unsupported {
+            what: format!("a disk of {size} bytes is too large to be compared"),
+        });
+    }
+    let mut map = DiskMap {
+        changed: ClusterSet::new(size),
+        data: ClusterSet::new(size),
+    };
+    if zero.is_none() {
+        map.data.add(0, size);
+    }
+    if zero.is_none() && dirty.is_none() {
+        return Ok(map);
+    }
+    let alignment = u64::from(client.block_sizes().minimum);
+    let mut position = 0;
+    while position < size {
+        let length = LONGEST.min(size - position);
+        let told = client.block_status(position, length)?;
+        // Contexts may tell of ranges of different lengths: what all of them tell is taken, the rest asked for again.
+        let told_by = |runs: &[Run]| runs.iter().map(|run| run.length).sum::<u64>();
+        let common = told
+            .iter()
+            .map(|runs| told_by(runs))
+            .min()
+            .unwrap_or(0)
+            .min(length);
+        let mut end = position + common;
+        if end != size {
+            end -= end % alignment;
+        }
+        if end <= position {
+            return Err(Error::protocol(format!(
+                "the status at offset {position} tells less than one block"
+            )));
+        }
+        if let Some(zero) = zero {
+            add(&mut map.data, &told[zero], position, end, |flags| {
+                flags & wire::STATE_ZERO == 0
+            });
+        }
+        if let Some(dirty) = dirty {
+            add(&mut map.changed, &told[dirty], position, end, |flags| {
+                flags & wire::STATE_DIRTY != 0
+            });
+        }
+        position = end;
+    }
+    Ok(map)
+}
+
+fn add(set: &mut ClusterSet, runs: &[Run], start: u64, end: u64, is_in: impl Fn(u32) -> bool) {
+    let mut at = start;
+    for run in runs {
+        let stop = at.saturating_add(run.length).min(end);
+        if is_in(run.flags) && stop > at {
+            set.add(at, stop - at);
+        }
+        at = stop;
+    }
+}

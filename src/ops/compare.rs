@@ -1,0 +1,414 @@
+//! Compares a domain's disks with its newest restore point: what no bitmap calls changed since has to be the same. It takes no restore point.
+//!
+//! A job without a checkpoint shows the disks frozen at one moment. Clusters that the bitmap since the restore point calls unchanged, and that hold
+//! data on either side, are read from both sides, a random sample of them or all. One that differs tells of a bitmap that has missed a write, or of a
+//! damaged restore point; either way nothing new may rely on it, which the repository remembers: the next backup of that disk is full.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::heal::{self, Intent};
+use super::monitor::Event;
+use super::plan::{self, PlannedDisk};
+use super::{Cause, Context, Error, Result, copy, lineage};
+use crate::host::{BackupJob, BackupRequest, DiskRequest, HostError, PlaceWishes, ReadOptions};
+use crate::image::chain::ChainDisk;
+use crate::model::block::{BlockError, CLUSTER, Content};
+use crate::model::chain::Parent;
+use crate::model::clusters::ClusterSet;
+use crate::model::finding::Finding;
+use crate::model::stop::Stop;
+use crate::model::text::with_sources;
+use crate::repo::{History, Missed, Pending, RepoError};
+
+/// How long QEMU may keep silent.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// So many places of a disk that differ are told.
+const MOST_PLACES: usize = 20;
+
+/// What a comparison is to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many clusters of each disk are compared; `None` for all.
+    pub sample: Option<u64>,
+    /// Which clusters a sample takes: another seed takes others.
+    pub seed: u64,
+    /// Where socket and scratch files are to be.
+    pub places: PlaceWishes,
+}
+
+/// What a comparison has found.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The disks that could be compared.
+    pub disks: Vec<ComparedDisk>,
+    /// What else is worth telling: disks that could not be compared, and what was healed before.
+    pub findings: Vec<Finding>,
+}
+
+impl Outcome {
+    /// Whether all that was compared was the same.
+    pub fn is_same(&self) -> bool {
+        self.disks.iter().all(|disk| disk.differing == 0)
+    }
+}
+
+/// A disk that was compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ComparedDisk {
+    /// Its target.
+    pub target: String,
+    /// The restore point that it was compared with.
+    pub point: String,
+    /// How many clusters with data had to be unchanged.
+    pub unchanged: u64,
+    /// How many of them were compared.
+    pub compared: u64,
+    /// How many of those differ.
+    pub differing: u64,
+    /// Where the first of those are on the disk, in bytes.
+    pub places: Vec<u64>,
+}
+
+/// Compares the disks of the domain of that name with what they have to be by its newest restore point.
+///
+/// # Errors
+/// When there is nothing to compare with, the job cannot be begun, or the user asked to stop. A difference is no error: it is in the outcome.
+pub fn compare(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
+    let failed = |error: RepoError| Error::of(name, error);
+    let repository = context.repo.domain(name).map_err(failed)?;
+    context
+        .host
+        .domain(name)
+        .map_err(|error| Error::of(name, error))?;
+    let history = repository.history().map_err(failed)?;
+    let Some(latest) = history.chains.latest() else {
+        let what = "there are no restore points of this domain in the repository";
+        return Err(Error::of(name, Cause::NoSuchRestorePoint(what.to_owned())));
+    };
+    let period = latest.point.period.clone();
+    let locked = repository.lock().map_err(failed)?;
+    let settled = heal::settle(&repository, &locked, context)?;
+    if let Some(job) = &settled.survey.job {
+        let operation = job.operation.clone();
+        return Err(Error::of(name, Cause::Busy { operation }));
+    }
+    let (disks, mut findings) = comparable(&settled, &period);
+    findings.splice(0..0, settled.findings.iter().cloned());
+    if disks.is_empty() {
+        let why = findings
+            .last()
+            .map_or_else(String::new, |finding| finding.message.clone());
+        let what = format!("nothing of this domain can be compared: {why}");
+        return Err(Error::of(name, Cause::NoSuchRestorePoint(what)));
+    }
+    let pending = locked
+        .begin(&period, context.now.timestamp())
+        .map_err(|error| Error::of(name, error))?;
+    let comparison = Comparison {
+        settled: &settled,
+        context,
+        options,
+    };
+    let compared = comparison.run(&disks, pending, &mut findings)?;
+    for missed in missed_writes(&compared, &settled.history, context) {
+        repository.keep_missed(&missed).map_err(failed)?;
+    }
+    Ok(Outcome {
+        disks: compared,
+        findings,
+    })
+}
+
+/// The disks with a restore point to compare with, as a backup would find it; the findings tell why the others have none.
+fn comparable(settled: &heal::Settled, period: &str) -> (Vec<(PlannedDisk, Parent)>, Vec<Finding>) {
+    let survey = &settled.survey;
+    let planned = plan::plan(&plan::Inputs {
+        domain: &survey.domain,
+        disks: &survey.disks,
+        capabilities: &survey.capabilities,
+        chains: &settled.history.chains,
+        checkpoints: &survey.checkpoints,
+        taken: &[],
+        period,
+        raw: false,
+    });
+    let mut disks = Vec::new();
+    let mut findings = Vec::new();
+    for disk in planned.disks {
+        match disk.level.parent.clone() {
+            Some(parent) => disks.push((disk, parent)),
+            None => {
+                let target = &disk.disk.target;
+                let what = format!("disk {target} is not compared: {}", disk.level.reason);
+                findings.push(Finding::of_disk("not-compared", target, what));
+            }
+        }
+    }
+    (disks, findings)
+}
+
+/// What has to be remembered: per restore point the disks that differ from it.
+fn missed_writes(compared: &[ComparedDisk], history: &History, context: &Context) -> Vec<Missed> {
+    let mut found: Vec<Missed> = Vec::new();
+    for disk in compared.iter().filter(|disk| disk.differing > 0) {
+        let Some(kept) = history.get(&disk.point) else {
+            continue;
+        };
+        match found.iter_mut().find(|missed| missed.id == disk.point) {
+            Some(missed) => missed.disks.push(disk.target.clone()),
+            None => found.push(Missed {
+                id: disk.point.clone(),
+                manifest: kept.manifest.digest.clone(),
+                time: context.now.timestamp(),
+                disks: vec![disk.target.clone()],
+            }),
+        }
+    }
+    found
+}
+
+struct Comparison<'a> {
+    settled: &'a heal::Settled,
+    context: &'a Context<'a>,
+    options: &'a Options,
+}
+
+impl Comparison<'_> {
+    /// Begins the job, compares the disks, ends the job. What is begun is noted down before, as for a backup: the next run ends what a kill leaves.
+    fn run(
+        &self,
+        disks: &[(PlannedDisk, Parent)],
+        pending: Pending,
+        findings: &mut Vec<Finding>,
+    ) -> Result<Vec<ComparedDisk>> {
+        let request = self.request(disks)?;
+        let intent = Intent {
+            uuid: self.settled.survey.domain.uuid.clone(),
+            mark: "vmsnap comparison".to_owned(),
+            checkpoint: None,
+            places: request.places.clone(),
+            freezes: false,
+        };
+        let noted = serde_json::to_vec_pretty(&intent).map_err(|source| {
+            self.failed(RepoError::Manifest {
+                id: pending.id().to_owned(),
+                source,
+            })
+        })?;
+        if let Err(error) = pending.write_intent(&noted) {
+            let _ = self.context.host.clear_places(&request.places);
+            return Err(self.failed(error));
+        }
+        let compared = self.with_job(disks, &request, findings);
+        // An answer of libvirt's can have been lost: what is there is looked at, and ended.
+        if compared.is_err()
+            && let Err(trouble) = heal::undo(&self.settled.survey.domain, &intent, self.context)
+        {
+            let folder = pending.leave();
+            let what = format!(
+                "what the comparison began could not be ended ({}); the next backup will, by {}",
+                with_sources(&trouble),
+                folder.display()
+            );
+            self.tell(&Finding::new("left-to-heal", what));
+        }
+        compared
+    }
+
+    fn with_job(
+        &self,
+        disks: &[(PlannedDisk, Parent)],
+        request: &BackupRequest,
+        findings: &mut Vec<Finding>,
+    ) -> Result<Vec<ComparedDisk>> {
+        let host = self.context.host;
+        let job = host
+            .begin_backup(&self.settled.survey.domain, request)
+            .map_err(|error| self.failed(error))?;
+        let mut compared = Vec::new();
+        for (disk, parent) in disks {
+            match self.disk(&disk.disk.target, parent, job.as_ref()) {
+                Ok(disk) => compared.push(disk),
+                Err(error) => {
+                    // The guest pays for the job until it has ended.
+                    findings.extend(job.abort());
+                    return Err(error);
+                }
+            }
+        }
+        findings.extend(job.finish().map_err(|error| self.failed(error))?);
+        Ok(compared)
+    }
+
+    fn request(&self, disks: &[(PlannedDisk, Parent)]) -> Result<BackupRequest> {
+        let targets: Vec<String> = disks.iter().map(|(disk, _)| disk.disk.target.clone()).collect();
+        let run = uuid::Uuid::new_v4().to_string();
+        let domain = &self.settled.survey.domain;
+        let places = self
+            .context
+            .host
+            .places(domain, &targets, &self.options.places, &run);
+        let disks = disks.iter().map(|(disk, parent)| DiskRequest {
+            target: disk.disk.target.clone(),
+            since: Some(parent.checkpoint.clone()),
+            checkpointed: false,
+        });
+        Ok(BackupRequest {
+            checkpoint: None,
+            disks: disks.collect(),
+            places: places.map_err(|error| self.failed(error))?,
+            freeze: None,
+            now: self.context.now.timestamp().as_second(),
+            stop: self.context.stop.clone(),
+        })
+    }
+
+    /// Compares one disk.
+    fn disk(&self, target: &str, parent: &Parent, job: &dyn BackupJob) -> Result<ComparedDisk> {
+        let domain = &self.settled.survey.domain.name;
+        let failed = |cause: Cause| match (self.context.stop.signal(), cause) {
+            (Some(signal), _) => Error::of(domain, Cause::Stopped(signal)),
+            (None, cause) => Error::of_disk(domain, target, cause),
+        };
+        let stop = &self.context.stop;
+        let kept = self.open_chain(&parent.id, target).map_err(failed)?;
+        let mut differences =
+            Differences::of(job, target, kept, parent.virtual_size, stop).map_err(failed)?;
+        let unchanged = differences.unchanged.count();
+        if let Some(sample) = self.options.sample {
+            differences.unchanged = differences.unchanged.sample(sample, self.options.seed);
+        }
+        let compared = differences.unchanged.count();
+        let size = compared * CLUSTER;
+        self.context.monitor.event(Event::FileBegins {
+            domain,
+            file: target,
+            size,
+        });
+        let mut done = 0;
+        let mut differing = 0;
+        let mut places = Vec::new();
+        let ended = differences.each(job, target, stop, |offset, is_same| {
+            done += CLUSTER;
+            if !is_same {
+                differing += 1;
+                if places.len() < MOST_PLACES {
+                    places.push(offset);
+                }
+            }
+            self.context.monitor.event(Event::FileAt {
+                domain,
+                file: target,
+                position: done,
+            });
+        });
+        self.context
+            .monitor
+            .event(Event::FileEnds { domain, file: target });
+        ended.map_err(failed)?;
+        Ok(ComparedDisk {
+            target: target.to_owned(),
+            point: parent.id.clone(),
+            unchanged,
+            compared,
+            differing,
+            places,
+        })
+    }
+
+    fn open_chain(&self, id: &str, target: &str) -> std::result::Result<ChainDisk, Cause> {
+        let fault = |fault: String| Cause::NotWhole {
+            id: id.to_owned(),
+            fault,
+        };
+        let mut images = Vec::new();
+        for image in lineage::images(&self.settled.history, id, target).map_err(fault)? {
+            let opened = image.open();
+            images.push(opened.map_err(|error| fault(format!("{}: {error}", image.path.display())))?);
+        }
+        ChainDisk::open(images, self.context.stop.clone()).map_err(|error| Cause::Copy(error.into()))
+    }
+
+    fn failed(&self, cause: impl Into<Cause>) -> Error {
+        let error = Error::of(&self.settled.survey.domain.name, cause);
+        match self.context.stop.signal() {
+            Some(signal) => Error::of(&error.domain, Cause::Stopped(signal)),
+            None => error,
+        }
+    }
+
+    fn tell(&self, finding: &Finding) {
+        let domain = &self.settled.survey.domain.name;
+        self.context.monitor.event(Event::Found { domain, finding });
+    }
+}
+
+/// The clusters of a disk that have to be the same on both sides.
+pub(super) struct Differences {
+    /// Those of them that hold data on either side.
+    pub(super) unchanged: ClusterSet,
+    kept: ChainDisk,
+}
+
+impl Differences {
+    /// `size_then` is the disk's size with the restore point, in bytes: what has grown since is new.
+    pub(super) fn of(
+        job: &dyn BackupJob,
+        target: &str,
+        mut kept: ChainDisk,
+        size_then: u64,
+        stop: &Stop,
+    ) -> std::result::Result<Differences, Cause> {
+        let map = job.map(target, DEADLINE, stop).map_err(Cause::Host)?;
+        let mut unchanged = map.data;
+        unchanged.add_all(&kept.data().map_err(|error| Cause::Copy(error.into()))?);
+        unchanged.remove_all(&map.changed);
+        let mut grown = ClusterSet::new(unchanged.disk_size());
+        if size_then < grown.disk_size() {
+            grown.add(size_then, u64::MAX);
+        }
+        unchanged.remove_all(&grown);
+        Ok(Differences { unchanged, kept })
+    }
+
+    /// Reads each cluster from both sides, and tells its offset and whether they are the same.
+    pub(super) fn each(
+        &mut self,
+        job: &dyn BackupJob,
+        target: &str,
+        stop: &Stop,
+        mut tell: impl FnMut(u64, bool),
+    ) -> std::result::Result<(), Cause> {
+        let options = ReadOptions {
+            changes_only: false,
+            only: Some(Arc::new(self.unchanged.clone())),
+            all_from: None,
+            beneath: None,
+            pool: copy::pool(),
+            deadline: DEADLINE,
+            stop: stop.clone(),
+        };
+        let mut live = job
+            .open(target, &options)
+            .map_err(|error: HostError| Cause::Host(error))?;
+        let mut kept = vec![0; CLUSTER as usize];
+        let zeroes = vec![0; CLUSTER as usize];
+        while let Some(block) = live.next_block().map_err(Cause::Copy)? {
+            let length = usize::try_from(block.length()).unwrap_or(usize::MAX);
+            for start in (0..length).step_by(CLUSTER as usize) {
+                let count = (length - start).min(CLUSTER as usize);
+                let now = match &block.content {
+                    Content::Data(bytes) => &bytes[start..start + count],
+                    Content::Zero(_) => &zeroes[..count],
+                };
+                let offset = block.offset + start as u64;
+                let read = self.kept.read(&mut kept[..count], offset);
+                read.map_err(|error| Cause::Copy(BlockError::from(error)))?;
+                tell(offset, now == &kept[..count]);
+            }
+        }
+        Ok(())
+    }
+}
