@@ -2,7 +2,10 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 /// The right to write to one domain's folder, until dropped.
 #[derive(Debug)]
@@ -27,8 +30,16 @@ pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
         .write(true)
         .create(true)
         .truncate(false)
+        // Through a link somebody else's file would be emptied, and to open a pipe could take for ever.
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
         .open(path)
         .map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a file",
+        )));
+    }
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -64,5 +75,15 @@ mod tests {
         }
         drop(first);
         acquire(&path).expect("it is free again");
+    }
+
+    #[test]
+    fn what_a_link_points_to_is_not_emptied() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (path, precious) = (folder.path().join(".lock"), folder.path().join("precious"));
+        std::fs::write(&precious, "x").expect("written");
+        std::os::unix::fs::symlink(&precious, &path).expect("linked");
+        assert!(matches!(acquire(&path), Err(LockError::Io(..))));
+        assert_eq!(std::fs::read(&precious).expect("it is there"), b"x");
     }
 }
