@@ -16,7 +16,9 @@ pub mod pending;
 mod remove;
 pub mod store;
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -105,6 +107,8 @@ impl RepoError {
 pub struct Repository {
     root: PathBuf,
     store: Arc<dyn Store>,
+    /// The folder itself, whatever comes to lie under its path. While it is open, its file system cannot be unmounted in passing.
+    opened: Option<Arc<File>>,
 }
 
 impl Repository {
@@ -119,7 +123,12 @@ impl Repository {
         if !root.is_dir() {
             return Err(unusable(io::ErrorKind::NotADirectory.into()));
         }
-        Ok(Repository { root, store })
+        let opened = File::open(&root).map_err(unusable)?;
+        Ok(Repository {
+            root,
+            store,
+            opened: Some(Arc::new(opened)),
+        })
     }
 
     /// Opens a repository to write to; its last folder is created if its parent is there. A deeper path that is missing is
@@ -154,6 +163,26 @@ impl Repository {
         Ok(names)
     }
 
+    /// Whether the folder that was opened is still the one under this path: a target may be unmounted in mid-run, and the folder beneath is
+    /// not where backups belong.
+    fn check_still_there(&self) -> Result<()> {
+        let unusable = |source| RepoError::Unusable {
+            path: self.root.clone(),
+            source,
+        };
+        let Some(opened) = &self.opened else {
+            return Ok(());
+        };
+        let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
+        let before = opened.metadata().map(identity).map_err(unusable)?;
+        let now = self.root.metadata().map(identity).map_err(unusable)?;
+        if before == now {
+            return Ok(());
+        }
+        let what = "another folder is there now than when it was opened: was its file system unmounted?";
+        Err(unusable(io::Error::other(what)))
+    }
+
     /// One domain's part of the repository. It need not be there yet.
     pub fn domain(&self, name: &str) -> Result<DomainRepository> {
         let folder = layout::escape(name).ok_or_else(|| RepoError::NameTooLong {
@@ -162,7 +191,7 @@ impl Repository {
         Ok(DomainRepository {
             name: name.to_owned(),
             dir: self.root.join(folder),
-            store: Arc::clone(&self.store),
+            repository: self.clone(),
         })
     }
 }
@@ -172,13 +201,17 @@ impl Repository {
 pub struct DomainRepository {
     name: String,
     dir: PathBuf,
-    store: Arc<dyn Store>,
+    repository: Repository,
 }
 
 impl DomainRepository {
     /// Its folder.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    fn store(&self) -> &Arc<dyn Store> {
+        &self.repository.store
     }
 
     /// Reads what is there, and what is wrong with it. Waits for nobody: a run in progress is invisible until it commits.
@@ -194,10 +227,12 @@ impl DomainRepository {
 
     /// Takes the right to write, or says at once who has it. Creates the domain's folder if need be.
     pub fn lock(&self) -> Result<LockedDomain> {
-        match self.store.create_dir(&self.dir) {
+        self.repository.check_still_there()?;
+        let store = self.store();
+        match store.create_dir(&self.dir) {
             Ok(()) => {
                 let root = self.dir.parent().unwrap_or(&self.dir);
-                self.store.sync_dir(root).map_err(RepoError::io("sync", root))?;
+                store.sync_dir(root).map_err(RepoError::io("sync", root))?;
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(RepoError::io("create the folder", &self.dir)(error)),
@@ -233,7 +268,7 @@ impl LockedDomain {
     /// Begins a restore point of this moment in a period's folder.
     pub fn begin(&self, period: &str, time: jiff::Timestamp) -> Result<Pending> {
         Pending::create(
-            Arc::clone(&self.repository.store),
+            Arc::clone(self.repository.store()),
             &self.repository.dir,
             period,
             time,
@@ -242,18 +277,18 @@ impl LockedDomain {
 
     /// Ends the removal of periods that an earlier run had begun.
     pub fn finish_removals(&self) -> Result<()> {
-        remove::finish(self.repository.store.as_ref(), &self.repository.dir)
+        remove::finish(self.repository.store().as_ref(), &self.repository.dir)
     }
 
     /// Removes a whole period with everything in its folder.
     ///
     /// The folder is renamed first: from then on nothing in it counts, however much of it is left.
     pub fn remove_period(&self, period: &str) -> Result<()> {
-        remove::period(self.repository.store.as_ref(), &self.repository.dir, period)
+        remove::period(self.repository.store().as_ref(), &self.repository.dir, period)
     }
 
     /// Removes what an unfinished run left.
     pub fn remove_leftover(&self, leftover: &Leftover) -> Result<()> {
-        pending::remove_partial(self.repository.store.as_ref(), &leftover.dir)
+        pending::remove_partial(self.repository.store().as_ref(), &leftover.dir)
     }
 }
