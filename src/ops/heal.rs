@@ -10,6 +10,7 @@ use super::{Context, Error, Result};
 use crate::host::{HostError, Places};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
+use crate::repo::history::Note;
 use crate::repo::{Leftover, LockedDomain};
 
 /// What a run notes down before it begins a job.
@@ -46,12 +47,16 @@ pub fn heal(
     let mut findings = Vec::new();
     for leftover in leftovers {
         let folder = leftover.dir.display();
-        // The intent is on the disk before anything is begun: one that is not whole is of a run that began nothing.
-        let bytes = leftover
-            .intent()
-            .map_err(|error| Error::of(&domain.name, error))?;
-        if let Some(intent) = bytes.and_then(|bytes| serde_json::from_slice::<Intent>(&bytes).ok()) {
-            undo(domain, &intent, context)?;
+        let note = leftover.intent();
+        match note.map_err(|error| Error::of(&domain.name, error))? {
+            Note::None => {}
+            // The intent is on the disk before anything is begun: one that is not whole is of a run that began nothing.
+            Note::Text(bytes) => {
+                if let Ok(intent) = serde_json::from_slice::<Intent>(&bytes) {
+                    undo(domain, &intent, context)?;
+                }
+            }
+            Note::Unusable(what) => findings.push(Finding::new("note-unusable", what)),
         }
         locked
             .remove_leftover(leftover)
