@@ -12,7 +12,7 @@ use super::plan::{self, BackupPlan};
 use super::prune::{self, PrunePlan};
 use super::{Cause, Context, Error, Result, heal};
 use crate::host::{HostError, PlaceWishes};
-use crate::model::checkpoint;
+use crate::model::checkpoint::{self, Checkpoint};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
@@ -95,9 +95,9 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
     locked.finish_removals().map_err(repo_failed)?;
     let history = locked.history().map_err(repo_failed)?;
     let mut findings = heal::heal(&domain, &locked, &history.leftovers, context)?;
-    for finding in &history.findings {
-        tell(name, finding, context);
-        findings.push(finding.clone());
+    for finding in history.findings.iter().cloned().chain(history.damage()) {
+        tell(name, &finding, context);
+        findings.push(finding);
     }
     if let Some(job) = context.host.active_job(&domain).map_err(failed)? {
         return Err(Error::of(
@@ -109,6 +109,10 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
     }
     // Healing may have resumed or thawed it.
     let domain = context.host.domain(name).map_err(failed)?;
+    if let Some(finding) = without_its_past(&domain, &repository, &history, context)? {
+        tell(name, &finding, context);
+        findings.push(finding);
+    }
 
     let mut taken: Vec<String> = Vec::new();
     let run = Run {
@@ -142,6 +146,31 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
             }
         }
     }
+}
+
+/// A repository that holds nothing of a domain which has checkpoints of ours is another one than before, or its file system is not mounted.
+/// Which of them it is cannot be known.
+fn without_its_past(
+    domain: &Domain,
+    repository: &DomainRepository,
+    history: &History,
+    context: &Context,
+) -> Result<Option<Finding>> {
+    let has_past = !history.kept.is_empty() || !history.findings.is_empty() || !history.leftovers.is_empty();
+    if has_past {
+        return Ok(None);
+    }
+    let checkpoints = context.host.checkpoints(domain);
+    let checkpoints = checkpoints.map_err(|error| Error::of(&domain.name, error))?;
+    let is_own = |found: &Checkpoint| checkpoint::own_number(&found.name).is_some();
+    Ok(checkpoints.iter().any(is_own).then(|| {
+        let what = format!(
+            "the domain has checkpoints of earlier backups, but {} holds no restore point: if there should be some, is the file system \
+             mounted?",
+            repository.dir().display()
+        );
+        Finding::new("repository-without-its-past", what)
+    }))
 }
 
 /// Prunes now that the domain's new restore point exists. The backup has succeeded whatever comes of this.
@@ -189,7 +218,10 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
         .domain(name)
         .map_err(|error| Error::of(name, error))?;
     let history = repository.history().map_err(|error| Error::of(name, error))?;
-    let backup = make_plan(&domain, &history, &[], context, options)?;
+    let mut backup = make_plan(&domain, &history, &[], context, options)?;
+    backup
+        .findings
+        .extend(without_its_past(&domain, &repository, &history, context)?);
     let today = context.now.date();
     let prune = || prune::plan(&repository, &history.chains, options.group_by, today);
     Ok(Preview {
@@ -216,6 +248,7 @@ fn make_plan(
     let checkpoints = host.checkpoints(domain).map_err(failed)?;
     let mut sizes = Vec::new();
     let mut taken = taken.to_vec();
+    taken.extend(history.unclear_checkpoints.iter().cloned());
     for disk in domain.disks.iter().filter(|disk| disk.source.path().is_some()) {
         // A disk whose size cannot be told now is looked at again when its export is open.
         if let Ok(found) = host.disk_sizes(domain, &disk.target) {

@@ -241,7 +241,8 @@ fn compare_with(
             status,
         )?);
     }
-    status.findings.extend(history.findings);
+    let damage = history.damage();
+    status.findings.extend(history.findings.into_iter().chain(damage));
     Ok(())
 }
 
