@@ -4,6 +4,8 @@
 
 mod backup_and_restore;
 mod classic;
+mod damage;
+mod environment;
 mod lab;
 mod list;
 mod prune;
