@@ -9,7 +9,7 @@ pub struct KeptPoint {
     /// What its manifest says.
     pub point: RestorePoint,
     /// What is wrong with its own files; empty when they are all there with the recorded sizes.
-    pub faults: Vec<String>,
+    pub faults: Vec<FileFault>,
     /// What the last verification found damaged. Nothing new is to rely on it; giving it back may be tried all the same.
     pub doubt: Option<String>,
     /// Disks of which a comparison with the running domain found that a bitmap had missed a write: nothing new may rely on what any bitmap knew
@@ -17,10 +17,29 @@ pub struct KeptPoint {
     pub missed: Vec<String>,
 }
 
+/// What is wrong with a file of a restore point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileFault {
+    /// The file's name within the restore point.
+    pub file: String,
+    /// A sentence that names its path.
+    pub what: String,
+}
+
+/// A restore point whose manifest cannot be used: of its content nothing is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostPoint {
+    /// Its id, as its folder's name has it.
+    pub id: String,
+    /// A sentence that names its manifest.
+    pub what: String,
+}
+
 /// The restore points of one domain that were read, with the questions one asks of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chains {
     points: Vec<KeptPoint>,
+    lost: Vec<LostPoint>,
 }
 
 impl Chains {
@@ -30,7 +49,37 @@ impl Chains {
             let key = |kept: &KeptPoint| (kept.point.sequence, kept.point.time);
             key(a).cmp(&key(b)).then_with(|| a.point.id.cmp(&b.point.id))
         });
-        Chains { points }
+        Chains {
+            points,
+            lost: Vec::new(),
+        }
+    }
+
+    /// The same, beside restore points that could not be read.
+    pub fn beside(self, lost: Vec<LostPoint>) -> Self {
+        Chains { lost, ..self }
+    }
+
+    /// The restore point of this id that could not be read, if there is none of that id that could.
+    pub fn lost(&self, id: &str) -> Option<&LostPoint> {
+        self.lost
+            .iter()
+            .find(|lost| lost.id == id && self.get(id).is_none())
+    }
+
+    /// A restore point that could not be read and that may be of a later moment than `after`, both by their ids. Names decide nothing, but
+    /// warn.
+    pub fn lost_after(&self, after: &str) -> impl Iterator<Item = &LostPoint> {
+        self.lost
+            .iter()
+            .filter(move |lost| lost.id.as_str() > after && self.get(&lost.id).is_none())
+    }
+
+    fn missing(&self, id: &str) -> String {
+        self.lost(id).map_or_else(
+            || format!("restore point {id} is missing"),
+            |lost| lost.what.clone(),
+        )
     }
 
     /// All of them, in the order they were committed.
@@ -53,16 +102,15 @@ impl Chains {
         let mut line = Vec::new();
         let mut wanted = id.to_owned();
         loop {
-            let kept = self
-                .get(&wanted)
-                .ok_or_else(|| format!("restore point {wanted} is missing"))?;
-            if let Some(fault) = kept.faults.first() {
-                return Err(fault.clone());
-            }
+            let kept = self.get(&wanted).ok_or_else(|| self.missing(&wanted))?;
             let disk = kept
                 .point
                 .disk(target)
                 .ok_or_else(|| format!("restore point {wanted} does not hold disk {target}"))?;
+            // What is wrong with other files is no hindrance to this disk.
+            if let Some(fault) = kept.faults.iter().find(|fault| fault.file == disk.image) {
+                return Err(fault.what.clone());
+            }
             if line.len() >= self.points.len() {
                 return Err(format!("the parents of restore point {id} form a circle"));
             }
@@ -91,9 +139,9 @@ impl Chains {
     /// Why this restore point cannot be given back whole; empty when it can.
     pub fn faults(&self, id: &str) -> Vec<String> {
         let Some(kept) = self.get(id) else {
-            return vec![format!("restore point {id} is missing")];
+            return vec![self.missing(id)];
         };
-        let mut faults = kept.faults.clone();
+        let mut faults: Vec<String> = kept.faults.iter().map(|fault| fault.what.clone()).collect();
         for disk in &kept.point.disks {
             if let Err(fault) = self.lineage(id, &disk.target)
                 && !faults.contains(&fault)

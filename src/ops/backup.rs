@@ -106,9 +106,10 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
             return Err(Error::of(name, Cause::Busy { operation }));
         }
         if tries == 0 {
-            for finding in &settled.history.findings {
-                tell(name, finding, context);
-                findings.push(finding.clone());
+            let of_history = settled.history.findings.iter().cloned();
+            for finding in of_history.chain(settled.history.damage()) {
+                tell(name, &finding, context);
+                findings.push(finding);
             }
         }
         let run = Run {
@@ -212,7 +213,8 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
         .domain(name)
         .map_err(|error| Error::of(name, error))?;
     let survey = survey::survey(domain, &repository, &history, context.host)?;
-    let planned = decide(&survey, &history, &[], context, options);
+    let mut planned = decide(&survey, &history, &[], context, options);
+    planned.backup.findings.extend(survey.findings);
     let today = context.now.date();
     let prune = || prune::plan(&repository, &history.chains, options.group_by, today);
     Ok(Preview {

@@ -1,6 +1,5 @@
 //! Defines the domain of a restore point: its XML as it was, with the paths of the restored disks, and a new identity where the old one is taken.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::error::Cause;
@@ -12,7 +11,7 @@ use crate::model::domain::{Device, Disk, Source};
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::text::shown;
-use crate::repo::{DiskStore, FileEntry, History, Store, layout};
+use crate::repo::{DiskStore, History, Store, layout};
 
 /// A domain about to be defined.
 #[derive(Clone, Debug)]
@@ -187,38 +186,10 @@ fn left_alone(disk: &Disk) -> Finding {
 
 /// A small file of a restore point, if it is what the manifest says.
 fn read_verified(history: &History, point: &RestorePoint, name: &str) -> Result<Vec<u8>> {
-    let found = history
-        .get(&point.id)
-        .and_then(|kept| Some((kept, kept.manifest.file(name)?)));
-    let Some((kept, entry)) = found else {
-        return Err(not_whole(point, format!("its manifest names no {name}")));
+    let Some(kept) = history.get(&point.id) else {
+        return Err(not_whole(point, "it is missing".to_owned()));
     };
-    let path = kept.dir.join(name);
-    let bytes = fs::read(&path).map_err(|source| {
-        Error::of(
-            &point.domain,
-            Cause::Io {
-                operation: "read",
-                path: path.clone(),
-                source,
-            },
-        )
-    })?;
-    if !is_as_recorded(&bytes, entry) {
-        return Err(not_whole(
-            point,
-            format!(
-                "{} is damaged: its digest is not the recorded one",
-                path.display()
-            ),
-        ));
-    }
-    Ok(bytes)
-}
-
-fn is_as_recorded(bytes: &[u8], entry: &FileEntry) -> bool {
-    bytes.len() as u64 == entry.size
-        && blake3::hash(bytes).to_hex().as_str() == entry.blake3.to_ascii_lowercase()
+    kept.read(name).map_err(|fault| not_whole(point, fault))
 }
 
 fn not_whole(point: &RestorePoint, fault: String) -> Error {

@@ -63,6 +63,15 @@ pub(super) fn settle(
             .domain(name)
             .map_err(|error| Error::of(name, error))?;
         let survey = survey::survey(domain, repository, &history, context.host)?;
+        for finding in &survey.findings {
+            if !findings.contains(finding) {
+                context.monitor.event(Event::Found {
+                    domain: name,
+                    finding,
+                });
+                findings.push(finding.clone());
+            }
+        }
         let repairs = reconcile::repairs(&survey);
         if repairs.is_empty() {
             return Ok(Settled {

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use jiff::civil::Date;
+use jiff::tz::TimeZone;
 
-use crate::model::chain::Chains;
+use crate::model::chain::{Chains, KeptPoint};
 use crate::model::period::{GroupBy, Period};
 use crate::ops::{Error, Result};
 use crate::repo::{DomainRepository, LockedDomain};
@@ -49,6 +50,12 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     if !current.is_past_middle(today) {
         return Err(format!("the middle of {folder} has not come yet"));
     }
+    if let Some(later) = chains.points().iter().find(|kept| is_later(kept, today)) {
+        return Err(format!(
+            "restore point {} is of a later day than today: the clock is wrong, or was then",
+            later.point.id
+        ));
+    }
     let newest_of = |period: &str| {
         chains
             .points()
@@ -91,6 +98,12 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
         Some(disk) => Err(format!("disk {} is in no newer restore point", disk.target)),
         None => Ok(()),
     }
+}
+
+/// Whether it is of a later day, wherever on earth it was made.
+fn is_later(kept: &KeptPoint, today: Date) -> bool {
+    let day = kept.point.time.to_zoned(TimeZone::UTC).date();
+    today.tomorrow().is_ok_and(|tomorrow| day > tomorrow)
 }
 
 /// Carries a plan out, under the lock under which it was made.

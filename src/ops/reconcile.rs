@@ -105,13 +105,14 @@ pub fn reconcile(survey: &Survey, chains: &Chains, wishes: &Wishes<'_>) -> Recon
     let is_left =
         |checkpoint: &&Checkpoint| !repairs.contains(&Repair::DeleteCheckpoint(checkpoint.name.clone()));
     let checkpoints: Vec<Checkpoint> = survey.checkpoints.iter().filter(is_left).cloned().collect();
+    let taken = wishes.taken.iter().chain(&survey.unclear_checkpoints);
     let backup = plan::plan(&plan::Inputs {
         domain: &survey.domain,
         disks: &survey.disks,
         capabilities: &survey.capabilities,
         chains,
         checkpoints: &checkpoints,
-        taken: wishes.taken,
+        taken: &taken.cloned().collect::<Vec<_>>(),
         period: wishes.period,
         raw: wishes.raw,
     });

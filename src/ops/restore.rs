@@ -22,7 +22,7 @@ use crate::image::chain::ChainSource;
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
 use crate::image::raw::{RawTarget, RawWriter};
 use crate::model::block::{BlockError, BlockSink, BlockSource, Written};
-use crate::model::chain::KeptPoint;
+use crate::model::chain::{KeptPoint, LostPoint};
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::stop::Stop;
@@ -212,19 +212,25 @@ pub fn restore(
 pub(super) fn choose<'a>(domain: &str, history: &'a History, at: &str) -> Result<&'a KeptPoint> {
     let chains = &history.chains;
     let none = |what: String| Error::of(domain, Cause::NoSuchRestorePoint(what));
-    if chains.points().is_empty() {
+    if chains.points().is_empty() && chains.lost_after("").next().is_none() {
         return Err(none(
             "there are no restore points of this domain in the repository".to_owned(),
         ));
     }
     let newest_first = || chains.points().iter().rev();
     if at == "latest" {
-        return chains
-            .latest()
-            .ok_or_else(|| none("there are no restore points".to_owned()));
+        let latest = chains.latest();
+        let mut lost = chains.lost_after(latest.map_or("", |kept| &kept.point.id));
+        return match lost.next() {
+            Some(lost) => Err(cannot_be_read(domain, lost)),
+            None => latest.ok_or_else(|| none("there are no restore points".to_owned())),
+        };
     }
     if let Some(kept) = chains.get(at) {
         return Ok(kept);
+    }
+    if let Some(lost) = chains.lost(at) {
+        return Err(cannot_be_read(domain, lost));
     }
     let has_checkpoint = |kept: &&KeptPoint| {
         kept.point
@@ -236,15 +242,27 @@ pub(super) fn choose<'a>(domain: &str, history: &'a History, at: &str) -> Result
         return Ok(kept);
     }
     if let Ok(time) = at.parse::<Timestamp>() {
-        return newest_first()
+        let nearest = newest_first()
             .filter(|kept| kept.point.time <= time)
             .max_by_key(|kept| kept.point.time)
-            .ok_or_else(|| none(format!("there is no restore point from {at} or before")));
+            .ok_or_else(|| none(format!("there is no restore point from {at} or before")))?;
+        let until = layout::id_of(time);
+        let mut lost = chains.lost_after(&nearest.point.id);
+        return match lost.find(|lost| lost.id <= until) {
+            Some(lost) => Err(cannot_be_read(domain, lost)),
+            None => Ok(nearest),
+        };
     }
     Err(none(format!(
         "'{}' is neither the id of a restore point, nor a checkpoint of one, nor a time like 2026-11-01T02:00:00Z",
         shown(at)
     )))
+}
+
+/// Not even an older one is given instead: who asks for a moment gets that one or hears why not.
+fn cannot_be_read(domain: &str, lost: &LostPoint) -> Error {
+    let (id, fault) = (lost.id.clone(), lost.what.clone());
+    Error::of(domain, Cause::NotWhole { id, fault })
 }
 
 fn chosen_targets(domain: &str, point: &RestorePoint, wanted: &[String]) -> Result<Vec<String>> {

@@ -292,7 +292,7 @@ fn recorded(history: &History, uuid: &str) -> Vec<String> {
     let intents = history
         .leftovers
         .iter()
-        .filter_map(|leftover| leftover.intent().ok().flatten())
+        .filter_map(|leftover| leftover.intent().ok()?.text())
         .filter_map(|intent| serde_json::from_slice::<heal::Intent>(&intent).ok());
     let begun = intents
         .filter(|intent| intent.uuid == uuid)

@@ -269,7 +269,8 @@ fn compare_with(
             )),
         }
     }
-    status.findings.extend(history.findings);
+    let damage = history.damage();
+    status.findings.extend(history.findings.into_iter().chain(damage));
     Ok(())
 }
 

@@ -6,9 +6,11 @@ use super::heal::Intent;
 use super::{Error, Result};
 use crate::host::{ActiveJob, Capabilities, Host, HostError};
 use crate::model::chain::Chains;
-use crate::model::checkpoint::Checkpoint;
+use crate::model::checkpoint::{self, Checkpoint};
 use crate::model::domain::{Disk, Domain};
+use crate::model::finding::Finding;
 use crate::model::restore_point::FileId;
+use crate::repo::history::Note;
 use crate::repo::{DomainRepository, History, RepoError};
 
 /// How a domain stands.
@@ -28,6 +30,10 @@ pub struct Survey {
     pub leftovers: Vec<LeftoverRun>,
     /// Folders of periods whose removal was begun.
     pub removals: Vec<PathBuf>,
+    /// Names that a manifest which cannot be read may have recorded.
+    pub unclear_checkpoints: Vec<String>,
+    /// What is odd about it.
+    pub findings: Vec<Finding>,
 }
 
 /// What is known of a disk before a backup begins.
@@ -63,12 +69,16 @@ pub fn survey(
     let failed = |error: HostError| Error::of(&name, error);
     let repo_failed = |error: RepoError| Error::of(&name, error);
     let checkpoints = host.checkpoints(&domain).map_err(failed)?;
+    let mut findings = Vec::new();
+    findings.extend(without_its_past(repository, history, &checkpoints));
     Ok(Survey {
         capabilities: host.capabilities().map_err(failed)?,
         job: host.active_job(&domain).map_err(failed)?,
         disks: disk_facts(&domain, &history.chains, &checkpoints, host),
-        leftovers: leftover_runs(history).map_err(repo_failed)?,
+        leftovers: leftover_runs(history, &mut findings).map_err(repo_failed)?,
         removals: repository.interrupted_removals().map_err(repo_failed)?,
+        unclear_checkpoints: history.unclear_checkpoints.clone(),
+        findings,
         checkpoints,
         domain,
     })
@@ -121,14 +131,44 @@ fn is_record_lost(uuid: &str, chains: &Chains, checkpoints: &[Checkpoint]) -> bo
 }
 
 /// The runs that did not finish, with what they noted down.
-fn leftover_runs(history: &History) -> std::result::Result<Vec<LeftoverRun>, RepoError> {
-    let runs = history.leftovers.iter().map(|leftover| {
-        let noted = leftover.intent()?;
-        Ok(LeftoverRun {
-            dir: leftover.dir.clone(),
+fn leftover_runs(
+    history: &History,
+    findings: &mut Vec<Finding>,
+) -> std::result::Result<Vec<LeftoverRun>, RepoError> {
+    let mut runs = Vec::new();
+    for leftover in &history.leftovers {
+        let intent = match leftover.intent()? {
             // The note is on the disk before anything is begun: one that is not whole is of a run that began nothing.
-            intent: noted.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
-        })
-    });
-    runs.collect()
+            Note::Text(bytes) => serde_json::from_slice(&bytes).ok(),
+            Note::Unusable(what) => {
+                findings.push(Finding::new("note-unusable", what));
+                None
+            }
+            Note::None => None,
+        };
+        runs.push(LeftoverRun {
+            dir: leftover.dir.clone(),
+            intent,
+        });
+    }
+    Ok(runs)
+}
+
+/// A repository that holds nothing of a domain which has checkpoints of ours is another one than before, or its file system is not mounted.
+/// Which of them it is cannot be known.
+fn without_its_past(
+    repository: &DomainRepository,
+    history: &History,
+    checkpoints: &[Checkpoint],
+) -> Option<Finding> {
+    let has_past = !history.kept.is_empty() || !history.findings.is_empty() || !history.leftovers.is_empty();
+    let is_own = |found: &Checkpoint| checkpoint::own_number(&found.name).is_some();
+    (!has_past && checkpoints.iter().any(is_own)).then(|| {
+        let what = format!(
+            "the domain has checkpoints of earlier backups, but {} holds no restore point: if there should be some, is the file system \
+             mounted?",
+            repository.dir().display()
+        );
+        Finding::new("repository-without-its-past", what)
+    })
 }

@@ -1,14 +1,18 @@
 //! Reads what a domain's folder holds: restore points, what is wrong with them, and what unfinished runs left.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
 use super::layout::{self, split_finished};
-use super::manifest::{self, Manifest};
+use super::manifest::{self, FileEntry, Manifest};
 use super::proof::{Proof, Proofs};
 use super::{RepoError, Result};
-use crate::model::chain::{Chains, KeptPoint};
+use crate::model::chain::{Chains, FileFault, KeptPoint, LostPoint};
 use crate::model::finding::Finding;
 use crate::model::period::FOLDER_PREFIX;
 use crate::model::text::shown;
@@ -24,12 +28,22 @@ pub struct History {
     pub findings: Vec<Finding>,
     /// What unfinished runs left.
     pub leftovers: Vec<Leftover>,
+    /// The checkpoints whose XML lies beside restore points that cannot be read: nobody can tell which of them those recorded.
+    pub unclear_checkpoints: Vec<String>,
 }
 
 impl History {
     /// Manifest and folder of a restore point.
     pub fn get(&self, id: &str) -> Option<&Kept> {
         self.kept.iter().find(|kept| kept.manifest.point.id == id)
+    }
+
+    /// What is wrong with the files of restore points, as far as names and sizes tell: `list` tells it beside each, the others by this.
+    pub fn damage(&self) -> Vec<Finding> {
+        let faults = self.chains.points().iter().flat_map(|kept| &kept.faults);
+        faults
+            .map(|fault| Finding::new("restore-point-damaged", fault.what.clone()))
+            .collect()
     }
 }
 
@@ -44,6 +58,32 @@ pub struct Kept {
     pub proof: Option<Proof>,
 }
 
+impl Kept {
+    /// The content of a small file of this restore point, if it is what the manifest says; otherwise a sentence that names it.
+    pub fn read(&self, name: &str) -> std::result::Result<Vec<u8>, String> {
+        let path = self.dir.join(name);
+        let Some(entry) = self.manifest.file(name) else {
+            return Err(format!("its manifest names no {}", path.display()));
+        };
+        if let Some(fault) = fault_of(&path, entry) {
+            return Err(fault);
+        }
+        let bytes = read_bounded(&path, MAX_SMALL_FILE)
+            .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+        let digest = blake3::hash(&bytes).to_hex();
+        if !digest.as_str().eq_ignore_ascii_case(&entry.blake3) {
+            return Err(format!(
+                "{} is damaged: its digest is not the recorded one",
+                path.display()
+            ));
+        }
+        Ok(bytes)
+    }
+}
+
+/// The largest file that is read into memory as a whole, in bytes: UEFI variables and XML are far smaller.
+const MAX_SMALL_FILE: u64 = 256 << 20;
+
 /// What an unfinished run left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
@@ -51,13 +91,37 @@ pub struct Leftover {
     pub dir: PathBuf,
 }
 
+/// What an unfinished run noted down before it began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// Nothing: it did not come so far.
+    None,
+    /// This text.
+    Text(Vec<u8>),
+    /// In its place is something that is no note, and will never be one; a sentence that names it.
+    Unusable(String),
+}
+
+impl Note {
+    /// Its text, if it has one.
+    pub fn text(self) -> Option<Vec<u8>> {
+        match self {
+            Note::Text(bytes) => Some(bytes),
+            Note::None | Note::Unusable(_) => None,
+        }
+    }
+}
+
 impl Leftover {
-    /// What it noted down before it began, if it came so far. A note that cannot be read is an error: what it tells must not be lost.
-    pub fn intent(&self) -> Result<Option<Vec<u8>>> {
+    /// What it noted down before it began. A note that cannot be read now is an error: what it tells must not be lost.
+    pub fn intent(&self) -> Result<Note> {
         let path = self.dir.join(layout::INTENT);
         match read_bounded(&path, manifest::MAX_BYTES) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Ok(bytes) => Ok(Note::Text(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Note::None),
+            Err(error) if is_of_another_kind(&error) => {
+                Ok(Note::Unusable(format!("{} is no note: {error}", path.display())))
+            }
             Err(error) => Err(RepoError::io("read", &path)(error)),
         }
     }
@@ -68,11 +132,13 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
     let mut history = History::default();
     let mut points = Vec::new();
     let proofs = Proofs::read(dir);
+    let mut lost = Vec::new();
     for period in folder_names(dir)? {
         if !period.starts_with(FOLDER_PREFIX) {
             continue;
         }
         let period_dir = dir.join(&period);
+        let lost_before = lost.len();
         for folder in folder_names(&period_dir)? {
             let point_dir = period_dir.join(&folder);
             if folder.ends_with(layout::PARTIAL) {
@@ -81,6 +147,7 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
                 match read_point(&point_dir, id, domain, &period, &folder) {
                     Ok(manifest) => {
                         let proof = proofs.of(&manifest);
+                        history.findings.extend(checkpoint_fault(&period_dir, &manifest));
                         points.push(KeptPoint {
                             point: manifest.point.clone(),
                             faults: file_faults(&point_dir, &manifest),
@@ -93,14 +160,22 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
                             proof,
                         });
                     }
-                    Err(what) => history
-                        .findings
-                        .push(Finding::new("restore-point-unreadable", what)),
+                    Err(what) => {
+                        history
+                            .findings
+                            .push(Finding::new("restore-point-unreadable", what.clone()));
+                        let id = id.to_owned();
+                        lost.push(LostPoint { id, what });
+                    }
                 }
             }
         }
+        if lost.len() > lost_before {
+            let names = checkpoint_names(&period_dir.join(layout::CHECKPOINTS));
+            history.unclear_checkpoints.extend(names);
+        }
     }
-    history.chains = Chains::new(points);
+    history.chains = Chains::new(points).beside(lost);
     let order: Vec<&str> = history
         .chains
         .points()
@@ -147,26 +222,45 @@ fn read_point(
 }
 
 /// What is wrong with the files of a restore point, as far as a look at names and sizes tells.
-fn file_faults(dir: &Path, manifest: &Manifest) -> Vec<String> {
-    let mut faults = Vec::new();
-    for file in &manifest.files {
-        let path = dir.join(&file.name);
-        match path.symlink_metadata() {
-            Ok(found) if !found.is_file() => faults.push(format!("{} is not a file", path.display())),
-            Ok(found) if found.len() != file.size => faults.push(format!(
-                "{} has {} bytes instead of {}",
-                path.display(),
-                found.len(),
-                file.size
-            )),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                faults.push(format!("{} is missing", path.display()));
-            }
-            Err(error) => faults.push(format!("{} cannot be read: {error}", path.display())),
-        }
+fn file_faults(dir: &Path, manifest: &Manifest) -> Vec<FileFault> {
+    let fault = |file: &FileEntry| {
+        Some(FileFault {
+            file: file.name.clone(),
+            what: fault_of(&dir.join(&file.name), file)?,
+        })
+    };
+    manifest.files.iter().filter_map(fault).collect()
+}
+
+/// What is wrong with the XML of a restore point's checkpoint. No restore needs it, so it is told and no more.
+fn checkpoint_fault(period_dir: &Path, manifest: &Manifest) -> Option<Finding> {
+    let file = manifest.checkpoint_file.as_ref()?;
+    let path = period_dir.join(layout::CHECKPOINTS).join(&file.name);
+    fault_of(&path, file).map(|what| Finding::new("checkpoint-file-damaged", what))
+}
+
+fn fault_of(path: &Path, file: &FileEntry) -> Option<String> {
+    let shown = path.display();
+    match path.symlink_metadata() {
+        Ok(found) if !found.is_file() => Some(format!("{shown} is not a file")),
+        Ok(found) if found.len() != file.size => Some(format!(
+            "{shown} has {} bytes instead of {}",
+            found.len(),
+            file.size
+        )),
+        Ok(_) => None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(format!("{shown} is missing")),
+        Err(error) => Some(format!("{shown} cannot be read: {error}")),
     }
-    faults
+}
+
+/// The checkpoints whose XML is in a folder, as far as it can be read.
+fn checkpoint_names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names
+        .filter_map(|name| name.strip_suffix(".xml").map(str::to_owned))
+        .collect()
 }
 
 /// Whether a folder has the folder of a period in it.
@@ -187,11 +281,11 @@ pub(super) fn folder_names(dir: &Path) -> Result<Vec<String>> {
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
-        // A link to a folder counts as one: people spread large domains over disks. One that leads nowhere does not.
+        // A link to a folder counts as one: people spread large domains over disks. One that leads nowhere, or in a circle, does not.
         match fs::metadata(entry.path()) {
             Ok(found) if found.is_dir() => names.push(name),
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound || is_circle(&error) => {}
             Err(error) => return Err(RepoError::io("look at", &entry.path())(error)),
         }
     }
@@ -199,9 +293,35 @@ pub(super) fn folder_names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+fn is_circle(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
+}
+
+/// Whether what is there is no file, or none that could be ours: to read it once more would not help.
+fn is_of_another_kind(error: &io::Error) -> bool {
+    let kinds = [
+        io::ErrorKind::IsADirectory,
+        io::ErrorKind::InvalidInput,
+        io::ErrorKind::FileTooLarge,
+    ];
+    kinds.contains(&error.kind()) || is_circle(error)
+}
+
 pub(super) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new()
+        .read(true)
+        // To open a pipe would wait for somebody who writes to it.
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(path)?;
+    let found = file.metadata()?;
+    if found.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if !found.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+    }
     let mut bytes = Vec::new();
-    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    file.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,

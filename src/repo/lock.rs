@@ -2,9 +2,12 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
+
+use rustix::fs::OFlags;
 
 /// The right to write to one domain's folder, until dropped.
 #[derive(Debug)]
@@ -33,8 +36,16 @@ pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
         .write(true)
         .create(true)
         .truncate(false)
+        // Through a link somebody else's file would be emptied, and to open a pipe could take for ever.
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
         .open(path)
         .map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a file",
+        )));
+    }
     let mut looks = 0;
     loop {
         match file.try_lock() {
@@ -57,7 +68,12 @@ pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
 
 /// Who holds the lock, if somebody does.
 pub(super) fn holder(path: &Path) -> Option<String> {
-    let mut file = File::open(path).ok()?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
+        .open(path)
+        .ok()
+        .filter(|file| file.metadata().is_ok_and(|found| found.is_file()))?;
     match file.try_lock_shared() {
         Err(TryLockError::WouldBlock) => Some(read_holder(&mut file)),
         Ok(()) | Err(TryLockError::Error(_)) => None,
@@ -90,5 +106,15 @@ mod tests {
         drop(first);
         assert_eq!(holder(&path), None);
         acquire(&path).expect("it is free again");
+    }
+
+    #[test]
+    fn what_a_link_points_to_is_not_emptied() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (path, precious) = (folder.path().join(".lock"), folder.path().join("precious"));
+        std::fs::write(&precious, "x").expect("written");
+        std::os::unix::fs::symlink(&precious, &path).expect("linked");
+        assert!(matches!(acquire(&path), Err(LockError::Io(..))));
+        assert_eq!(std::fs::read(&precious).expect("it is there"), b"x");
     }
 }

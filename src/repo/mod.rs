@@ -18,7 +18,9 @@ pub mod proof;
 mod remove;
 pub mod store;
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -108,6 +110,8 @@ impl RepoError {
 pub struct Repository {
     root: PathBuf,
     store: Arc<dyn Store>,
+    /// The folder itself, whatever comes to lie under its path. While it is open, its file system cannot be unmounted in passing.
+    opened: Option<Arc<File>>,
 }
 
 impl Repository {
@@ -122,7 +126,12 @@ impl Repository {
         if !root.is_dir() {
             return Err(unusable(io::ErrorKind::NotADirectory.into()));
         }
-        Ok(Repository { root, store })
+        let opened = File::open(&root).map_err(unusable)?;
+        Ok(Repository {
+            root,
+            store,
+            opened: Some(Arc::new(opened)),
+        })
     }
 
     /// Opens a repository to write to; its last folder is created if its parent is there. A deeper path that is missing is
@@ -147,7 +156,11 @@ impl Repository {
             Err(RepoError::Unusable { path, source }) if source.kind() == io::ErrorKind::NotFound => {
                 let root =
                     std::path::absolute(root).map_err(|source| RepoError::Unusable { path, source })?;
-                Ok(Repository { root, store })
+                Ok(Repository {
+                    root,
+                    store,
+                    opened: None,
+                })
             }
             opened => opened,
         }
@@ -174,6 +187,26 @@ impl Repository {
         Ok(names)
     }
 
+    /// Whether the folder that was opened is still the one under this path: a target may be unmounted in mid-run, and the folder beneath is
+    /// not where backups belong.
+    fn check_still_there(&self) -> Result<()> {
+        let unusable = |source| RepoError::Unusable {
+            path: self.root.clone(),
+            source,
+        };
+        let Some(opened) = &self.opened else {
+            return Ok(());
+        };
+        let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
+        let before = opened.metadata().map(identity).map_err(unusable)?;
+        let now = self.root.metadata().map(identity).map_err(unusable)?;
+        if before == now {
+            return Ok(());
+        }
+        let what = "another folder is there now than when it was opened: was its file system unmounted?";
+        Err(unusable(io::Error::other(what)))
+    }
+
     /// One domain's part of the repository. It need not be there yet.
     pub fn domain(&self, name: &str) -> Result<DomainRepository> {
         let folder = layout::escape(name).ok_or_else(|| RepoError::NameTooLong {
@@ -182,7 +215,7 @@ impl Repository {
         Ok(DomainRepository {
             name: name.to_owned(),
             dir: self.root.join(folder),
-            store: Arc::clone(&self.store),
+            repository: self.clone(),
         })
     }
 }
@@ -192,7 +225,7 @@ impl Repository {
 pub struct DomainRepository {
     name: String,
     dir: PathBuf,
-    store: Arc<dyn Store>,
+    repository: Repository,
 }
 
 impl DomainRepository {
@@ -204,6 +237,10 @@ impl DomainRepository {
     /// Its folder.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    fn store(&self) -> &Arc<dyn Store> {
+        &self.repository.store
     }
 
     /// Reads what is there, and what is wrong with it. Waits for nobody: a run in progress is invisible until it commits.
@@ -218,12 +255,12 @@ impl DomainRepository {
 
     /// Remembers the result of a verification, and forgets those of restore points that are not among `there`.
     pub fn keep_proof(&self, proof: &Proof, there: &[String]) -> Result<()> {
-        proof::keep(self.store.as_ref(), &self.dir, proof, there)
+        proof::keep(self.store().as_ref(), &self.dir, proof, there)
     }
 
     /// Remembers that bitmaps had missed writes, so that nothing new relies on them.
     pub fn keep_missed(&self, missed: &Missed) -> Result<()> {
-        proof::keep_missed(self.store.as_ref(), &self.dir, missed)
+        proof::keep_missed(self.store().as_ref(), &self.dir, missed)
     }
 
     /// Who writes here now, as it wrote itself down; `None` when nobody does. Waits for nobody, and is in nobody's way.
@@ -239,10 +276,12 @@ impl DomainRepository {
 
     /// Takes the right to write, or says at once who has it. Creates the domain's folder if need be.
     pub fn lock(&self) -> Result<LockedDomain> {
-        match self.store.create_dir(&self.dir) {
+        self.repository.check_still_there()?;
+        let store = self.store();
+        match store.create_dir(&self.dir) {
             Ok(()) => {
                 let root = self.dir.parent().unwrap_or(&self.dir);
-                self.store.sync_dir(root).map_err(RepoError::io("sync", root))?;
+                store.sync_dir(root).map_err(RepoError::io("sync", root))?;
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(RepoError::io("create the folder", &self.dir)(error)),
@@ -278,7 +317,7 @@ impl LockedDomain {
     /// Begins a restore point of this moment in a period's folder.
     pub fn begin(&self, period: &str, time: jiff::Timestamp) -> Result<Pending> {
         Pending::create(
-            Arc::clone(&self.repository.store),
+            Arc::clone(self.repository.store()),
             &self.repository.dir,
             period,
             time,
@@ -287,18 +326,18 @@ impl LockedDomain {
 
     /// Ends the removal of a period that an earlier run had begun: one of [`DomainRepository::interrupted_removals`].
     pub fn finish_removal(&self, dir: &Path) -> Result<()> {
-        remove::finish(self.repository.store.as_ref(), dir)
+        remove::finish(self.repository.store().as_ref(), dir)
     }
 
     /// Removes a whole period with everything in its folder.
     ///
     /// The folder is renamed first: from then on nothing in it counts, however much of it is left.
     pub fn remove_period(&self, period: &str) -> Result<()> {
-        remove::period(self.repository.store.as_ref(), &self.repository.dir, period)
+        remove::period(self.repository.store().as_ref(), &self.repository.dir, period)
     }
 
     /// Removes the folder of a run that did not finish: that of a [`Leftover`].
     pub fn remove_partial(&self, dir: &Path) -> Result<()> {
-        pending::remove_partial(self.repository.store.as_ref(), dir)
+        pending::remove_partial(self.repository.store().as_ref(), dir)
     }
 }

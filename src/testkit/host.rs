@@ -42,7 +42,8 @@ struct SimDomain {
     checkpoints: Vec<SimCheckpoint>,
     /// Per disk the bitmaps that were there when the domain was last shut off.
     stored: BTreeMap<String, Vec<String>>,
-    job: Option<PathBuf>,
+    job: Option<ActiveJob>,
+    nvram: Option<Vec<u8>>,
 }
 
 struct SimCheckpoint {
@@ -81,8 +82,21 @@ impl SimHost {
             checkpoints: Vec::new(),
             stored: BTreeMap::new(),
             job: None,
+            nvram: None,
         };
         state.domains.insert(name.to_owned(), domain);
+    }
+
+    /// The domain goes away, with its disks and its job: undefined, or migrated to another machine.
+    pub fn remove_domain(&self, name: &str) {
+        self.state().domains.remove(name);
+    }
+
+    /// Gives the domain UEFI variables.
+    pub fn set_nvram(&self, name: &str, content: &[u8]) {
+        if let Some(found) = self.state().domains.get_mut(name) {
+            found.nvram = Some(content.to_vec());
+        }
     }
 
     /// Changes what the domain is: its state, its drives, its UUID. Shutting it off stores its bitmaps in its images.
@@ -171,7 +185,17 @@ impl SimHost {
     /// Somebody else begins a job.
     pub fn begin_foreign_job(&self, name: &str) {
         if let Some(found) = self.state().domains.get_mut(name) {
-            found.job = Some("/run/somebody/else.sock".into());
+            found.job = Some(backup_job("/run/somebody/else.sock".into()));
+        }
+    }
+
+    /// Somebody begins to migrate the domain.
+    pub fn begin_migration(&self, name: &str) {
+        if let Some(found) = self.state().domains.get_mut(name) {
+            found.job = Some(ActiveJob {
+                operation: "outgoing migration".to_owned(),
+                socket: None,
+            });
         }
     }
 
@@ -183,7 +207,7 @@ impl SimHost {
         let Some(found) = state.domains.get_mut(name) else {
             return;
         };
-        found.job = Some(socket.into());
+        found.job = Some(backup_job(socket.into()));
         found.add_checkpoint(checkpoint, created, mark);
     }
 
@@ -216,6 +240,13 @@ impl SimHost {
 
 fn sim_path(target: &str) -> PathBuf {
     format!("/images/{target}.qcow2").into()
+}
+
+fn backup_job(socket: PathBuf) -> ActiveJob {
+    ActiveJob {
+        operation: "backup".to_owned(),
+        socket: Some(socket),
+    }
 }
 
 fn sim_disk(target: &str) -> Disk {
@@ -355,12 +386,7 @@ impl Host for SimHost {
                 message: "simulated".to_owned(),
             });
         }
-        self.with(&domain.name, |found| {
-            Ok(found.job.clone().map(|socket| ActiveJob {
-                operation: "backup".to_owned(),
-                socket: Some(socket),
-            }))
-        })
+        self.with(&domain.name, |found| Ok(found.job.clone()))
     }
 
     fn abort_job(&self, domain: &Domain) -> Result<()> {
@@ -408,7 +434,7 @@ impl Host for SimHost {
         })?;
         let frozen = found.disks.clone();
         let checkpoint = found.make_checkpoint(request, clock)?;
-        found.job = request.places.sockets.first().cloned();
+        found.job = request.places.sockets.first().cloned().map(backup_job);
         Ok(Box::new(SimJob {
             host: self.clone(),
             domain: domain.clone(),
@@ -420,8 +446,8 @@ impl Host for SimHost {
         }))
     }
 
-    fn nvram(&self, _domain: &Domain) -> Result<Option<Vec<u8>>> {
-        Ok(None)
+    fn nvram(&self, domain: &Domain) -> Result<Option<Vec<u8>>> {
+        self.with(&domain.name, |found| Ok(found.nvram.clone()))
     }
 
     fn is_defined(&self, name: &str, uuid: &str) -> Result<(bool, bool)> {
@@ -637,6 +663,8 @@ impl BackupJob for SimJob {
                 message: "simulated".to_owned(),
             });
         }
+        // As with libvirt: who is gone cannot be asked.
+        self.host.active_job(&self.domain)?;
         self.end(true);
         Ok(Vec::new())
     }

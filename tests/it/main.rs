@@ -5,6 +5,8 @@
 mod backup_and_restore;
 mod classic;
 mod cli_verify;
+mod damage;
+mod environment;
 mod lab;
 mod list;
 mod prune;

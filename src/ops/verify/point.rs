@@ -77,7 +77,7 @@ impl<'a> Prover<'a> {
             let id = &kept.manifest.point.id;
             match self.history.chains.lineage(id, &disk.target) {
                 // Its own files are told above, those of its parents with the parents.
-                Err(fault) if kept_faults(self.history, id).is_empty() => {
+                Err(fault) if !has_own_faults(self.history, id) => {
                     let what = format!("disk {} of {id} cannot be given back: {fault}", disk.target);
                     push_new(&mut damage, what);
                 }
@@ -266,9 +266,9 @@ fn open_file(path: &Path) -> io::Result<File> {
     }
 }
 
-fn kept_faults(history: &History, id: &str) -> Vec<String> {
+fn has_own_faults(history: &History, id: &str) -> bool {
     let kept = history.chains.get(id);
-    kept.map(|kept| kept.faults.clone()).unwrap_or_default()
+    kept.is_some_and(|kept| !kept.faults.is_empty())
 }
 
 fn push_new(damage: &mut Vec<Damage>, what: String) {

@@ -1,0 +1,111 @@
+//! Damage with a story of its own: what is newest is lost, a note is lost while its job goes on, a number is lost with its manifest.
+
+use std::fs;
+
+use vmsnap::host::Host;
+use vmsnap::ops::restore::{Format, Options, plan};
+use vmsnap::ops::{Cause, Class};
+
+use super::stage::{POINTS, Stage};
+
+fn ask(stage: &Stage, at: &str) -> Options {
+    Options {
+        at: at.to_owned(),
+        to: stage.lab.free_path(),
+        disks: vec!["vda".to_owned()],
+        format: Some(Format::Raw),
+        define: None,
+    }
+}
+
+#[test]
+fn no_older_moment_is_given_for_one_that_cannot_be_read() {
+    let stage = Stage::new();
+    let lost = &stage.points[2];
+    let manifest = lost.dir.join("manifest.json");
+    fs::write(&manifest, "{").expect("written");
+    let refused = |at: &str| {
+        let error = plan("vm1", &stage.lab.repo, None, &ask(&stage, at)).expect_err("it is lost");
+        assert_eq!(error.class(), Class::Damaged, "{at}: {error}");
+        assert!(
+            error.to_string().contains(&manifest.display().to_string()),
+            "{at}: {error}"
+        );
+    };
+    refused(&lost.id);
+    refused("2026-11-03T01:20:05Z");
+    fs::remove_dir_all(&stage.points[3].dir).expect("it was there");
+    refused("latest");
+    let before = plan("vm1", &stage.lab.repo, None, &ask(&stage, "2026-11-03T01:19:59Z"));
+    assert_eq!(
+        before.expect("a moment before the lost one").point.id,
+        stage.points[1].id
+    );
+}
+
+#[test]
+fn a_checkpoints_file_of_a_manifest_that_cannot_be_read_is_not_overwritten() {
+    let mut stage = Stage::new();
+    let manifest = stage.points[3].dir.join("manifest.json");
+    fs::write(&manifest, "{").expect("written");
+    let domain = stage.lab.host.domain("vm1").expect("it is there");
+    for name in ["virtnbdbackup.3", "virtnbdbackup.4"] {
+        stage
+            .lab
+            .host
+            .delete_checkpoint(&domain, name)
+            .expect("it was there");
+    }
+    let before = stage.contents();
+    let outcome = stage.lab.backup("vm1").expect("a backup");
+    assert_eq!(
+        outcome.point.checkpoint.expect("a checkpoint").name,
+        "virtnbdbackup.4",
+        "3 is in use by what cannot be read"
+    );
+    let after = stage.contents();
+    assert!(before.iter().all(|(path, bytes)| after.get(path) == Some(bytes)));
+}
+
+#[test]
+fn a_job_whose_note_is_lost_is_not_taken_for_ours() {
+    let mut stage = Stage::new();
+    fs::write(stage.leftover.join("intent.json"), "{").expect("written");
+    stage
+        .lab
+        .host
+        .leave_job("vm1", "/run/dead.sock", "virtnbdbackup.5", "vmsnap run dead");
+    let error = stage.lab.backup("vm1").expect_err("a job holds the domain");
+    assert!(matches!(error.cause, Cause::Busy { .. }), "{error}");
+    let domain = stage.lab.host.domain("vm1").expect("it is there");
+    stage.lab.host.abort_job(&domain).expect("somebody ends it");
+    let outcome = stage.lab.backup("vm1").expect("free again");
+    assert_eq!(
+        outcome.point.parent.as_deref(),
+        Some(stage.points[POINTS - 1].id.as_str())
+    );
+}
+
+#[test]
+fn one_disks_image_is_no_other_disks_trouble() {
+    let mut stage = Stage::new();
+    let image = stage.points[1].dir.join("vda.qcow2");
+    fs::remove_file(&image).expect("it was there");
+    let last = stage.points.last().expect("points");
+    let restored = stage.lab.restored("vm1", &last.id, "vdb").expect("restored");
+    assert!(restored == last.disks[1]);
+    let outcome = stage.lab.backup("vm1").expect("a backup");
+    let parents: Vec<Option<&str>> = outcome
+        .point
+        .disks
+        .iter()
+        .map(|disk| disk.parent.as_deref())
+        .collect();
+    assert_eq!(
+        parents,
+        [
+            Some(stage.points[0].id.as_str()),
+            Some(stage.points[3].id.as_str())
+        ]
+    );
+}

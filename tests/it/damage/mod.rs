@@ -1,0 +1,108 @@
+//! The damage matrix: every kind of damage to every kind of file, under every verb.
+//!
+//! What is to be expected follows from one rule: a verb fails, or tells, exactly when it needs the file; and then it names it.
+
+mod cell;
+mod kinds;
+mod lone;
+mod random;
+mod stage;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use cell::Cell;
+use kinds::Kind;
+
+/// The files of a repository. Restore points are counted from 0, which is full; each stands upon the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    Manifest(usize),
+    /// The image of `vda`.
+    Image(usize),
+    DomainXml(usize),
+    Nvram(usize),
+    CheckpointXml(usize),
+    Intent,
+    Lock,
+}
+
+const TARGETS: [Target; 13] = [
+    Target::Manifest(0),
+    Target::Manifest(1),
+    Target::Manifest(3),
+    Target::Image(0),
+    Target::Image(1),
+    Target::Image(3),
+    Target::DomainXml(1),
+    Target::DomainXml(3),
+    Target::Nvram(1),
+    Target::CheckpointXml(1),
+    Target::CheckpointXml(3),
+    Target::Intent,
+    Target::Lock,
+];
+
+/// More than any verb takes for these small disks by far: who needs longer waits for something that never comes.
+const HANGS: Duration = Duration::from_secs(60);
+
+#[test]
+fn whatever_is_damaged_each_verb_gives_the_right_bytes_or_names_the_file() {
+    let cells: Vec<(Target, Kind)> = TARGETS
+        .into_iter()
+        .flat_map(|target| Kind::ALL.map(|kind| (target, kind)))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let failures = Mutex::new(Vec::new());
+    let run = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while let Some(&(target, kind)) = cells.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    match in_time(target, kind) {
+                        Ok(applies) => run.fetch_add(usize::from(applies), Ordering::Relaxed),
+                        Err(what) => {
+                            failures
+                                .lock()
+                                .expect("no poison")
+                                .push(format!("{kind:?} of {target:?}: {what}"));
+                            0
+                        }
+                    };
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("no poison");
+    assert!(
+        failures.is_empty(),
+        "{} cells fail:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
+    assert!(run.into_inner() > 200, "most kinds make sense for most files");
+}
+
+/// Plays a cell on a thread of its own: one that panics or hangs is a failure like others. `Ok(false)` where the kind makes no sense for
+/// the file.
+fn in_time(target: Target, kind: Kind) -> Result<bool, String> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let played = catch_unwind(AssertUnwindSafe(|| match Cell::new(target, kind) {
+            Some(mut cell) => cell.play().map(|()| true),
+            None => Ok(false),
+        }));
+        let _ = sender.send(played.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Err(format!("a panic: {}", text.unwrap_or_default()))
+        }));
+    });
+    receiver
+        .recv_timeout(HANGS)
+        .unwrap_or_else(|_| Err("it hangs".to_owned()))
+}

@@ -1,0 +1,167 @@
+//! A repository with a story, in which one file at a time is to be damaged: four restore points of two disks, another domain, a dead run.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use vmsnap::host::{Host, Places};
+use vmsnap::ops::heal::Intent;
+
+use crate::lab::{CLUSTER, Lab, tree};
+
+pub const DISKS: [&str; 2] = ["vda", "vdb"];
+/// How many restore points there are: a full one, and incremental ones each upon the one before.
+pub const POINTS: usize = 4;
+
+/// One moment of the domain.
+pub struct Moment {
+    pub id: String,
+    pub dir: PathBuf,
+    /// The bytes of each disk then, in the order of [`DISKS`].
+    pub disks: [Vec<u8>; 2],
+}
+
+pub struct Stage {
+    pub lab: Lab,
+    pub points: Vec<Moment>,
+    /// The folders of the same story of another domain, where it was asked for.
+    pub foreign: Vec<PathBuf>,
+    /// What a run that was killed has left.
+    pub leftover: PathBuf,
+}
+
+impl Stage {
+    pub fn new() -> Stage {
+        Stage::beside_another(false)
+    }
+
+    /// The stage, on request with another domain that has the same story.
+    pub fn beside_another(has_other: bool) -> Stage {
+        let mut lab = Lab::new();
+        let points = story(&mut lab, "vm1", 1);
+        let foreign = if has_other {
+            story(&mut lab, "vm2", 100)
+        } else {
+            Vec::new()
+        };
+        let leftover = leave_a_dead_run(&lab);
+        Stage {
+            lab,
+            points,
+            foreign: foreign.into_iter().map(|moment| moment.dir).collect(),
+            leftover,
+        }
+    }
+
+    /// The folder of the period in which everything of the domain lies.
+    pub fn period(&self) -> PathBuf {
+        self.points[0].dir.parent().expect("a period").to_owned()
+    }
+
+    /// The guest writes.
+    pub fn write(&self, byte: u8) {
+        for disk in DISKS {
+            self.lab
+                .host
+                .disk("vm1", disk, |disk| disk.write(CLUSTER + 7, &[byte; 100]));
+        }
+    }
+
+    /// The content of every kept file of the domain: what a later run may change none of.
+    pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {
+        let root = self.lab.repo.root().join("vm1");
+        let is_kept = |path: &String| {
+            let found = root.join(path).symlink_metadata().expect("it is there");
+            found.is_file() && found.len() < 1 << 30 && !path.contains(".partial") && path != ".lock"
+        };
+        let files = tree(&root).into_iter().filter(is_kept);
+        files
+            .map(|path| {
+                let content = fs::read(root.join(&path)).expect("readable");
+                (path, content)
+            })
+            .collect()
+    }
+}
+
+fn story(lab: &mut Lab, domain: &str, seed: u8) -> Vec<Moment> {
+    lab.host
+        .add_domain(domain, &[(DISKS[0], 4 * CLUSTER + 512), (DISKS[1], 2 * CLUSTER)]);
+    lab.host.change(domain, |found| {
+        found.inactive_xml = definition(domain, &found.uuid);
+    });
+    let mut points = Vec::new();
+    for number in 0..POINTS as u8 {
+        let byte = seed + number;
+        // Other variables each time, as other XML: what is exchanged is then to be seen.
+        lab.host.set_nvram(domain, &[byte; 300]);
+        lab.host.disk(domain, DISKS[0], |disk| {
+            let start = usize::from(number) * CLUSTER;
+            disk.write(start, &[byte; CLUSTER]);
+            disk.zero(start, 100);
+        });
+        lab.host.disk(domain, DISKS[1], |disk| {
+            disk.write(usize::from(number) * 1000, &[byte; 1000]);
+        });
+        let outcome = lab.backup(domain).expect("a backup");
+        assert_eq!(
+            outcome.point.parent,
+            points.last().map(|last: &Moment| last.id.clone())
+        );
+        points.push(Moment {
+            id: outcome.point.id,
+            dir: outcome.dir,
+            disks: DISKS.map(|disk| lab.disk(domain, disk)),
+        });
+    }
+    points
+}
+
+fn definition(name: &str, uuid: &str) -> String {
+    let disks = DISKS.map(|disk| {
+        format!(
+            "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>\
+             <source file='/images/{disk}.qcow2'/><target dev='{disk}' bus='virtio'/></disk>"
+        )
+    });
+    format!(
+        "<domain type='kvm'><name>{name}</name><uuid>{uuid}</uuid><memory>65536</memory>\
+         <os><type arch='x86_64'>hvm</type><nvram>/vars/{name}.fd</nvram></os>\
+         <devices>{}</devices></domain>\n",
+        disks.join("")
+    )
+}
+
+/// A run was killed; its job has ended since, as when QEMU was started again. Its checkpoint is still there.
+fn leave_a_dead_run(lab: &Lab) -> PathBuf {
+    let domain = lab.host.domain("vm1").expect("it is there");
+    let period = lab.history("vm1").kept[0]
+        .dir
+        .parent()
+        .expect("a period")
+        .to_owned();
+    let leftover = period.join("2026-11-03T20-00-00Z.partial");
+    fs::create_dir(&leftover).expect("new");
+    fs::write(leftover.join("vda.qcow2"), b"half an image").expect("written");
+    let intent = Intent {
+        uuid: domain.uuid.clone(),
+        mark: "vmsnap run dead".into(),
+        checkpoint: Some("virtnbdbackup.4".into()),
+        places: Places {
+            sockets: vec!["/run/dead.sock".into()],
+            ..Places::default()
+        },
+        freezes: false,
+    };
+    let text = serde_json::to_vec_pretty(&intent).expect("JSON");
+    fs::write(leftover.join("intent.json"), text).expect("written");
+    lab.host
+        .leave_job("vm1", "/run/dead.sock", "virtnbdbackup.4", "vmsnap run dead");
+    lab.host.abort_job(&domain).expect("it ends");
+    leftover
+}
+
+/// Whether a path is that of a restore point's own file.
+pub fn is_below(path: &Path, dir: &Path) -> bool {
+    path.parent() == Some(dir)
+}

@@ -1,0 +1,147 @@
+//! The world fails: the target, the clock, the domain, the export, another run. Nothing kept is lost, and the next run heals the rest.
+
+mod domain;
+mod store;
+mod target;
+mod time;
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use vmsnap::host::Host;
+use vmsnap::model::text::with_sources;
+use vmsnap::ops::backup::{Options, Outcome, backup};
+use vmsnap::ops::{Context, Error, Event, Monitor, Result};
+
+use crate::lab::{CLUSTER, Lab, tree};
+
+/// A monitor that meddles while a verb works.
+struct Watch<F>(F);
+
+impl<F: Fn(&Event<'_>) + Send + Sync> Monitor for Watch<F> {
+    fn event(&self, event: Event<'_>) {
+        (self.0)(&event);
+    }
+}
+
+/// Does something as soon as the first disk is being copied.
+fn once_copying(act: impl Fn() + Send + Sync) -> impl Fn(&Event<'_>) + Send + Sync {
+    let done = std::sync::Once::new();
+    move |event| {
+        if matches!(event, Event::DiskBegins { .. }) {
+            done.call_once(&act);
+        }
+    }
+}
+
+fn watched(
+    lab: &Lab,
+    domain: &str,
+    options: &Options,
+    watch: impl Fn(&Event<'_>) + Send + Sync,
+) -> Result<Outcome> {
+    let monitor = Watch(watch);
+    let context = Context {
+        host: &lab.host,
+        repo: &lab.repo,
+        now: lab.now.clone(),
+        monitor: &monitor,
+        stop: lab.stop.clone(),
+    };
+    backup(domain, &context, options)
+}
+
+/// Adds a domain with one disk, and makes a full and an incremental restore point of it.
+fn two_points(lab: &mut Lab, domain: &str) {
+    lab.host.add_domain(domain, &[("vda", 4 * CLUSTER)]);
+    lab.host
+        .disk(domain, "vda", |disk| disk.write(0, &[1; 4 * CLUSTER]));
+    lab.backup(domain).expect("full");
+    lab.host
+        .disk(domain, "vda", |disk| disk.write(CLUSTER, &[2; CLUSTER]));
+    lab.backup(domain).expect("incremental");
+    lab.host
+        .disk(domain, "vda", |disk| disk.write(2 * CLUSTER, &[3; CLUSTER]));
+}
+
+/// The content of every committed file below the repository's root, or another folder.
+fn kept_files(root: &std::path::Path) -> BTreeMap<String, Vec<u8>> {
+    let is_kept = |path: &String| {
+        let is_finished = path.contains(".full/") || path.contains(".inc/") || path.contains("/checkpoints/");
+        is_finished && root.join(path).is_file()
+    };
+    let files = tree(root).into_iter().filter(is_kept);
+    files
+        .map(|path| {
+            let content = fs::read(root.join(&path)).expect("readable");
+            (path, content)
+        })
+        .collect()
+}
+
+/// All that was there before is there as it was.
+fn assert_unchanged(before: &BTreeMap<String, Vec<u8>>, after: &BTreeMap<String, Vec<u8>>, case: &str) {
+    for (path, content) in before {
+        assert!(
+            after.get(path) == Some(content),
+            "{case}: {path} is not what it was"
+        );
+    }
+}
+
+/// No job is active, and every checkpoint of ours is one of a restore point.
+fn assert_nothing_left(lab: &Lab, domain: &str, case: &str) {
+    assert!(!lab.host.has_job(domain), "{case}: a job is left");
+    let history = lab.history(domain);
+    let recorded: Vec<&str> = history
+        .chains
+        .points()
+        .iter()
+        .filter_map(|kept| kept.point.checkpoint.as_ref())
+        .map(|checkpoint| checkpoint.name.as_str())
+        .collect();
+    let found = lab.host.domain(domain).expect("it is there");
+    for checkpoint in lab.host.checkpoints(&found).expect("they are listed") {
+        assert!(
+            recorded.contains(&checkpoint.name.as_str()),
+            "{case}: {} is left",
+            checkpoint.name
+        );
+    }
+    assert!(
+        history.leftovers.is_empty(),
+        "{case}: {:?} is left",
+        history.leftovers
+    );
+}
+
+/// The next ordinary run goes well, gives back what the disk holds, and leaves nothing of the failure.
+fn assert_next_run_heals(lab: &mut Lab, domain: &str, case: &str) -> Outcome {
+    lab.host
+        .disk(domain, "vda", |disk| disk.write(3 * CLUSTER + 5, &[0x77; 50]));
+    let outcome = lab
+        .backup(domain)
+        .unwrap_or_else(|error| panic!("{case}: the next run: {}", with_sources(&error)));
+    assert_nothing_left(lab, domain, case);
+    assert_whole(lab, domain, case);
+    let restored = lab
+        .restored(domain, &outcome.point.id, "vda")
+        .expect("the new point");
+    assert!(restored == lab.disk(domain, "vda"), "{case}: wrong bytes");
+    outcome
+}
+
+/// Every restore point that is listed is whole.
+fn assert_whole(lab: &Lab, domain: &str, case: &str) {
+    let history = lab.history(domain);
+    assert!(history.findings.is_empty(), "{case}: {:?}", history.findings);
+    for kept in history.chains.points() {
+        let faults = history.chains.faults(&kept.point.id);
+        assert!(faults.is_empty(), "{case}: {}: {faults:?}", kept.point.id);
+    }
+}
+
+fn assert_names(error: &Error, what: &str, case: &str) {
+    let text = with_sources(error);
+    assert!(text.contains(what), "{case}: '{what}' is not named: {text}");
+}

@@ -1,0 +1,226 @@
+//! Every write, sync, rename and removal fails, one after the other, in every way a file system fails.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::io::Errno;
+use vmsnap::model::block::ImageFile;
+use vmsnap::model::text::with_sources;
+use vmsnap::ops::backup::Options;
+use vmsnap::repo::{DiskStore, Store};
+
+use super::{assert_next_run_heals, assert_unchanged, kept_files, two_points};
+use crate::lab::{CLUSTER, Lab};
+
+/// A file system that begins to fail at one of its calls.
+struct FailingStore(Arc<Plan>);
+
+struct Plan {
+    calls: AtomicUsize,
+    /// The first call that fails; `usize::MAX` for none.
+    first: AtomicUsize,
+    /// How many calls fail.
+    count: usize,
+    errno: Errno,
+}
+
+impl Plan {
+    fn new(errno: Errno, count: usize) -> Arc<Plan> {
+        Arc::new(Plan {
+            calls: AtomicUsize::new(0),
+            first: AtomicUsize::new(usize::MAX),
+            count,
+            errno,
+        })
+    }
+
+    fn fail_from(&self, first: usize) {
+        self.calls.store(0, Ordering::SeqCst);
+        self.first.store(first, Ordering::SeqCst);
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    fn call(&self) -> io::Result<()> {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        let first = self.first.load(Ordering::SeqCst);
+        if call >= first && call - first < self.count {
+            return Err(self.errno.into());
+        }
+        Ok(())
+    }
+}
+
+impl Store for FailingStore {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.call()?;
+        DiskStore.create_dir(path)
+    }
+
+    fn create_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>> {
+        self.0.call()?;
+        let file = DiskStore.create_image(path)?;
+        Ok(Box::new(FailingImage(file, Arc::clone(&self.0))))
+    }
+
+    fn create_file(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        if let Err(error) = self.0.call() {
+            // What a full disk leaves is a file with a part of it.
+            if self.0.errno == Errno::NOSPC {
+                fs::write(path, &content[..content.len() / 2])?;
+            }
+            return Err(error);
+        }
+        DiskStore.create_file(path, content)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.call()?;
+        DiskStore.rename(from, to)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.call()?;
+        DiskStore.sync_dir(path)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.0.call()?;
+        DiskStore.remove_file(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.call()?;
+        DiskStore.remove_dir(path)
+    }
+}
+
+struct FailingImage(Box<dyn ImageFile>, Arc<Plan>);
+
+impl ImageFile for FailingImage {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.1.call()?;
+        self.0.write_at(bytes, offset)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.1.call()?;
+        self.0.sync()
+    }
+}
+
+/// What is being done when the file system fails.
+#[derive(Clone, Copy, Debug)]
+enum Scene {
+    FirstBackup,
+    Incremental,
+    /// The first of a new period, which deletes the one before.
+    NewPeriodWithPrune,
+}
+
+fn options(scene: Scene) -> Options {
+    Options {
+        prune: matches!(scene, Scene::NewPeriodWithPrune),
+        ..Lab::options()
+    }
+}
+
+fn staged(scene: Scene, plan: &Arc<Plan>) -> Lab {
+    let mut lab = Lab::with_store(Arc::new(FailingStore(Arc::clone(plan))));
+    match scene {
+        Scene::FirstBackup => {
+            lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
+            lab.host.disk("vm1", "vda", |disk| disk.write(0, &[1; CLUSTER]));
+        }
+        Scene::Incremental => two_points(&mut lab, "vm1"),
+        Scene::NewPeriodWithPrune => {
+            two_points(&mut lab, "vm1");
+            lab.at("2026-12-20T02:00:00+01:00[Europe/Berlin]");
+        }
+    }
+    lab
+}
+
+/// Plays a scene once per call of the store, each time with another call failing, and the run after it.
+fn every_call_fails(scene: Scene, errno: Errno, count: usize) {
+    let rehearsal = Plan::new(errno, count);
+    let mut lab = staged(scene, &rehearsal);
+    rehearsal.fail_from(usize::MAX);
+    lab.backup_with("vm1", &options(scene)).expect("all goes well");
+    let calls = rehearsal.calls();
+    assert!(calls > 12, "{calls} calls are fewer than a backup takes");
+    for call in 0..calls {
+        let case = format!("{scene:?}, {errno:?} at call {call} of {calls}, {count} times");
+        let plan = Plan::new(errno, count);
+        let mut lab = staged(scene, &plan);
+        let before = kept_files(lab.repo.root());
+        let points = lab.history("vm1").kept.len();
+        plan.fail_from(call);
+        let result = lab.backup_with("vm1", &options(scene));
+        plan.fail_from(usize::MAX);
+        let after = kept_files(lab.repo.root());
+        let history = lab.history("vm1");
+        match result {
+            // What fails after the commit costs no more than a finding, and pruning may have begun.
+            Ok(outcome) => {
+                let restored = lab.restored("vm1", &outcome.point.id, "vda");
+                assert!(restored.expect("it exists") == lab.disk("vm1", "vda"), "{case}");
+            }
+            Err(error) => {
+                assert_unchanged(&before, &after, &case);
+                let text = with_sources(&error);
+                assert!(text.starts_with("domain 'vm1'"), "{case}: {text}");
+                assert!(
+                    text.contains(&lab.repo.root().display().to_string()),
+                    "{case}: no path in {text}"
+                );
+                let reason = io::Error::from(errno).to_string();
+                assert!(text.contains(&reason), "{case}: {text}");
+                assert_eq!(
+                    error.hint().is_some(),
+                    errno == Errno::NOSPC,
+                    "{case}: {:?}",
+                    error.hint()
+                );
+                assert!(
+                    history.kept.len() <= points + 1,
+                    "{case}: at most the one whose name is not yet safe from a crash"
+                );
+            }
+        }
+        assert!(!lab.host.has_job("vm1"), "{case}: a job is left");
+        // Without room, even the note may not be written, or not be removed: nothing but the folder is left then.
+        lab.history("vm1").kept.iter().for_each(|kept| {
+            let id = &kept.manifest.point.id;
+            assert!(history.chains.faults(id).is_empty(), "{case}: {id}");
+            lab.restored("vm1", id, "vda").expect("it is whole");
+        });
+        assert_next_run_heals(&mut lab, "vm1", &case);
+    }
+}
+
+#[test]
+fn a_target_that_is_full_at_any_write_costs_nothing_that_was_kept() {
+    for scene in [Scene::FirstBackup, Scene::Incremental, Scene::NewPeriodWithPrune] {
+        every_call_fails(scene, Errno::NOSPC, 1);
+    }
+}
+
+#[test]
+fn a_target_that_becomes_read_only_at_any_moment_costs_nothing_that_was_kept() {
+    for scene in [Scene::FirstBackup, Scene::Incremental, Scene::NewPeriodWithPrune] {
+        every_call_fails(scene, Errno::ROFS, usize::MAX);
+    }
+}
+
+#[test]
+fn a_target_that_fails_or_vanishes_at_any_moment_costs_nothing_that_was_kept() {
+    every_call_fails(Scene::Incremental, Errno::IO, 1);
+    every_call_fails(Scene::Incremental, Errno::IO, 3);
+    every_call_fails(Scene::Incremental, Errno::NOENT, usize::MAX);
+}

@@ -1,0 +1,142 @@
+//! The clock goes wrong.
+
+use vmsnap::model::restore_point::Level;
+use vmsnap::ops::backup::{Options, PruneOutcome};
+
+use super::{assert_next_run_heals, assert_unchanged, assert_whole, kept_files, two_points};
+use crate::lab::{CLUSTER, Lab};
+
+fn pruning() -> Options {
+    Options {
+        prune: true,
+        ..Lab::options()
+    }
+}
+
+#[test]
+fn a_clock_set_back_within_the_month_changes_neither_order_nor_chain() {
+    let mut lab = Lab::new();
+    two_points(&mut lab, "vm1");
+    let before = kept_files(lab.repo.root());
+    for time in ["2026-11-01T00:00:30+01:00", "2026-11-03T02:00:00+01:00"] {
+        lab.at(&format!("{time}[Europe/Berlin]"));
+        let newest = lab
+            .history("vm1")
+            .chains
+            .latest()
+            .expect("points")
+            .point
+            .id
+            .clone();
+        let outcome = assert_next_run_heals(&mut lab, "vm1", time);
+        assert_eq!(outcome.point.parent, Some(newest), "{time}");
+        let latest = lab
+            .history("vm1")
+            .chains
+            .latest()
+            .expect("points")
+            .point
+            .id
+            .clone();
+        assert_eq!(latest, outcome.point.id, "{time}");
+    }
+    assert_unchanged(&before, &kept_files(lab.repo.root()), "set back");
+}
+
+#[test]
+fn a_clock_set_back_over_the_turn_of_the_month_and_right_again_leaves_whole_chains() {
+    let mut lab = Lab::new();
+    two_points(&mut lab, "vm1");
+    lab.at("2026-12-05T02:00:00+01:00[Europe/Berlin]");
+    let december = lab.backup("vm1").expect("December's full");
+    assert_eq!(december.point.level, Level::Full);
+    let before = kept_files(lab.repo.root());
+    lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
+    let outcome = assert_next_run_heals(&mut lab, "vm1", "set back");
+    assert!(
+        outcome.point.period.ends_with("2026-11"),
+        "{}",
+        outcome.point.period
+    );
+    assert_eq!(outcome.point.sequence, december.point.sequence + 1);
+    lab.at("2026-12-06T02:00:00+01:00[Europe/Berlin]");
+    let outcome = assert_next_run_heals(&mut lab, "vm1", "right again");
+    assert!(
+        outcome.point.period.ends_with("2026-12"),
+        "{}",
+        outcome.point.period
+    );
+    let latest = lab
+        .history("vm1")
+        .chains
+        .latest()
+        .expect("points")
+        .point
+        .id
+        .clone();
+    assert_eq!(latest, outcome.point.id, "order stays by sequence");
+    assert_unchanged(&before, &kept_files(lab.repo.root()), "right again");
+}
+
+#[test]
+fn a_wrong_clock_deletes_nothing_that_is_newer_than_what_it_takes_for_the_present() {
+    let mut lab = Lab::new();
+    two_points(&mut lab, "vm1");
+    lab.at("2026-12-05T02:00:00+01:00[Europe/Berlin]");
+    lab.backup("vm1").expect("December's full");
+    let before = kept_files(lab.repo.root());
+    // A battery is empty, or somebody has mistyped the month.
+    for time in ["2000-01-20T02:00:00+01:00", "2026-11-20T02:00:00+01:00"] {
+        lab.at(&format!("{time}[Europe/Berlin]"));
+        lab.host.disk("vm1", "vda", |disk| disk.write(0, &[9; CLUSTER]));
+        let outcome = lab.backup_with("vm1", &pruning()).expect("a backup");
+        assert!(
+            matches!(outcome.prune, Some(PruneOutcome::Kept(_))),
+            "{time}: {:?}",
+            outcome.prune
+        );
+    }
+    assert_unchanged(&before, &kept_files(lab.repo.root()), "wrong clocks");
+    assert_whole(&lab, "vm1", "wrong clocks");
+}
+
+#[test]
+fn a_clock_set_back_deletes_no_period_whatever_it_takes_for_the_previous_one() {
+    let mut lab = Lab::new();
+    lab.at("2026-10-20T02:00:00+02:00[Europe/Berlin]");
+    two_points(&mut lab, "vm1");
+    lab.at("2026-12-05T02:00:00+01:00[Europe/Berlin]");
+    lab.backup("vm1").expect("December's full");
+    let before = kept_files(lab.repo.root());
+    lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
+    let outcome = lab.backup_with("vm1", &pruning()).expect("a backup");
+    match outcome.prune {
+        Some(PruneOutcome::Kept(why)) => assert!(why.contains("the clock is wrong"), "{why}"),
+        other => panic!("October is gone: {other:?}"),
+    }
+    assert_unchanged(&before, &kept_files(lab.repo.root()), "set back");
+    lab.at("2026-12-06T02:00:00+01:00[Europe/Berlin]");
+    assert_next_run_heals(&mut lab, "vm1", "right again");
+}
+
+#[test]
+fn a_period_that_a_wrong_clock_has_written_to_goes_like_others_once_a_newer_point_stands() {
+    let mut lab = Lab::new();
+    two_points(&mut lab, "vm1");
+    lab.at("2026-12-20T02:00:00+01:00[Europe/Berlin]");
+    lab.backup("vm1").expect("December's full");
+    lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
+    let newest = lab.backup("vm1").expect("the newest, by a wrong clock");
+    lab.at("2026-12-21T02:00:00+01:00[Europe/Berlin]");
+    let outcome = lab.backup_with("vm1", &pruning()).expect("a backup");
+    // December's newest is now newer than what lies in November: it may go.
+    assert!(outcome.point.sequence > newest.point.sequence);
+    assert!(
+        matches!(outcome.prune, Some(PruneOutcome::Deleted(_))),
+        "{:?}",
+        outcome.prune
+    );
+    assert_whole(&lab, "vm1", "pruned");
+    let restored = lab.restored("vm1", "latest", "vda").expect("restored");
+    assert!(restored == lab.disk("vm1", "vda"));
+}
