@@ -24,7 +24,7 @@ pub use history::{History, Leftover};
 pub use lock::DomainLock;
 pub use manifest::{FileEntry, Manifest};
 pub use pending::Pending;
-pub use store::{DiskStore, Store};
+pub use store::{Claim, DiskStore, Store};
 
 /// Result of everything in this room.
 pub type Result<T> = std::result::Result<T, RepoError>;
@@ -141,6 +141,11 @@ impl Repository {
     /// Its folder.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The door to durable files through which it is written to.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// The names of the domains that have restore points here, or had.

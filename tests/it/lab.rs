@@ -91,7 +91,7 @@ impl Lab {
             define: None,
         };
         let plan = restore::plan(domain, &self.repo, None, &options)?;
-        restore::restore(domain, plan, None, &self.recorder, &Stop::default())?;
+        restore::restore(domain, &self.repo, plan, None, &self.recorder, &Stop::default())?;
         let bytes = std::fs::read(to.join(format!("{disk}.raw"))).expect("the restored file");
         std::fs::remove_dir_all(to).expect("it goes again");
         Ok(bytes)

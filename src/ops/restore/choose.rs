@@ -1,0 +1,71 @@
+//! Which restore point and which of its disks the user means.
+
+use jiff::Timestamp;
+
+use crate::model::chain::KeptPoint;
+use crate::model::restore_point::RestorePoint;
+use crate::model::text::shown;
+use crate::ops::{Cause, Error, Result};
+use crate::repo::History;
+
+/// The restore point that the user means.
+pub(super) fn choose<'a>(domain: &str, history: &'a History, at: &str) -> Result<&'a KeptPoint> {
+    let chains = &history.chains;
+    let none = |what: String| Error::of(domain, Cause::NoSuchRestorePoint(what));
+    if chains.points().is_empty() {
+        return Err(none(
+            "there are no restore points of this domain in the repository".to_owned(),
+        ));
+    }
+    let newest_first = || chains.points().iter().rev();
+    if at == "latest" {
+        return chains
+            .latest()
+            .ok_or_else(|| none("there are no restore points".to_owned()));
+    }
+    if let Some(kept) = chains.get(at) {
+        return Ok(kept);
+    }
+    let has_checkpoint = |kept: &&KeptPoint| {
+        kept.point
+            .checkpoint
+            .as_ref()
+            .is_some_and(|found| found.name == at)
+    };
+    if let Some(kept) = newest_first().find(has_checkpoint) {
+        return Ok(kept);
+    }
+    if let Ok(time) = at.parse::<Timestamp>() {
+        return newest_first()
+            .filter(|kept| kept.point.time <= time)
+            .max_by_key(|kept| kept.point.time)
+            .ok_or_else(|| none(format!("there is no restore point from {at} or before")));
+    }
+    Err(none(format!(
+        "'{}' is neither the id of a restore point, nor a checkpoint of one, nor a time like 2026-11-01T02:00:00Z",
+        shown(at)
+    )))
+}
+
+/// The disks that the user means, each once.
+pub(super) fn chosen_targets(domain: &str, point: &RestorePoint, wanted: &[String]) -> Result<Vec<String>> {
+    if wanted.is_empty() {
+        return Ok(point.disks.iter().map(|disk| disk.target.clone()).collect());
+    }
+    let mut targets = Vec::new();
+    for target in wanted {
+        if point.disk(target).is_none() {
+            let there: Vec<&str> = point.disks.iter().map(|disk| disk.target.as_str()).collect();
+            let what = format!(
+                "restore point {} holds no disk {target}, only {}",
+                point.id,
+                there.join(", ")
+            );
+            return Err(Error::of(domain, Cause::NoSuchRestorePoint(what)));
+        }
+        if !targets.contains(target) {
+            targets.push(target.clone());
+        }
+    }
+    Ok(targets)
+}
