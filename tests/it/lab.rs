@@ -1,6 +1,6 @@
 //! A simulated hypervisor, a repository in a temporary folder, and a calendar that the test turns.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::{Span, Zoned};
@@ -28,7 +28,30 @@ impl Lab {
     }
 
     pub fn with_store(store: Arc<dyn Store>) -> Lab {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        Lab::in_folder(tempfile::tempdir().expect("a temporary folder"), store)
+    }
+
+    /// A lab in memory where there is such a file system: for tests that sync thousands of times.
+    pub fn in_memory() -> Lab {
+        Lab::in_folder(folder_in_memory(), Arc::new(DiskStore))
+    }
+
+    /// Another lab in the same state, which goes its own way from now on.
+    pub fn fork(&self) -> Lab {
+        let folder = folder_in_memory();
+        copy_tree(self.folder.path(), folder.path());
+        let root = folder.path().join("backups");
+        Lab {
+            host: self.host.fork(),
+            repo: Repository::open(&root, Arc::new(DiskStore)).expect("the copied repository"),
+            folder,
+            now: self.now.clone(),
+            recorder: Recorder::default(),
+            stop: Stop::default(),
+        }
+    }
+
+    fn in_folder(folder: tempfile::TempDir, store: Arc<dyn Store>) -> Lab {
         let root = folder.path().join("backups");
         let repo = Repository::open_or_create(&root, store).expect("a new repository");
         Lab {
@@ -109,8 +132,27 @@ impl Lab {
     }
 }
 
+fn folder_in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .expect("a temporary folder")
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let copy = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            std::fs::create_dir(&copy).expect("a new folder");
+            copy_tree(&entry.path(), &copy);
+        } else {
+            std::fs::copy(entry.path(), copy).expect("copied");
+        }
+    }
+}
+
 /// The paths of everything below a folder, relative to it, sorted.
-pub fn tree(root: &std::path::Path) -> Vec<String> {
+pub fn tree(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {

@@ -4,6 +4,7 @@
 
 mod backup_and_restore;
 mod classic;
+mod crash;
 mod lab;
 mod list;
 mod prune;

@@ -11,6 +11,9 @@ use crate::ops::plan::BackupPlan;
 use crate::ops::{Cause, Error, Result};
 use crate::repo::{Manifest, Pending, RepoError, layout};
 
+/// The code of the finding that superfluous checkpoints are left.
+pub(super) const NOT_RETIRED: &str = "checkpoints-not-retired";
+
 impl Run<'_> {
     /// Makes the restore point exist, or takes the checkpoint back.
     pub(super) fn commit(&self, plan: &BackupPlan, pending: Pending, copied: Copied) -> Result<Outcome> {
@@ -124,7 +127,7 @@ impl Run<'_> {
 
     /// The restore point exists: now the checkpoints before it may go. Trouble here is told, and costs nothing.
     pub(super) fn retire_checkpoints(&self, mut outcome: Outcome) -> Outcome {
-        let trouble = |what: String| Finding::new("checkpoints-not-retired", what);
+        let trouble = |what: String| Finding::new(NOT_RETIRED, what);
         let retired = self
             .locked
             .history()

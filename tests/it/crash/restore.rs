@@ -1,0 +1,1 @@
+//! Restores that end at any of their steps.
