@@ -100,6 +100,16 @@ impl RepoError {
     }
 }
 
+/// Makes the name of a new folder survive a crash. Without it everything within could be lost however well that was synced.
+fn sync_name(store: &dyn Store, dir: &Path) -> Result<()> {
+    let parent = match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) => Path::new("."),
+        None => return Ok(()),
+    };
+    store.sync_dir(parent).map_err(RepoError::io("sync", parent))
+}
+
 /// The root of everything kept.
 #[derive(Clone)]
 pub struct Repository {
@@ -126,7 +136,7 @@ impl Repository {
     /// more likely a file system that is not mounted.
     pub fn open_or_create(root: &Path, store: Arc<dyn Store>) -> Result<Repository> {
         match store.create_dir(root) {
-            Ok(()) => {}
+            Ok(()) => sync_name(store.as_ref(), root)?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(source) => {
                 return Err(RepoError::Unusable {
@@ -200,10 +210,7 @@ impl DomainRepository {
     /// Takes the right to write, or says at once who has it. Creates the domain's folder if need be.
     pub fn lock(&self) -> Result<LockedDomain> {
         match self.store.create_dir(&self.dir) {
-            Ok(()) => {
-                let root = self.dir.parent().unwrap_or(&self.dir);
-                self.store.sync_dir(root).map_err(RepoError::io("sync", root))?;
-            }
+            Ok(()) => sync_name(self.store.as_ref(), &self.dir)?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(RepoError::io("create the folder", &self.dir)(error)),
         }

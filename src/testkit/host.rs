@@ -78,6 +78,11 @@ impl SimHost {
         }
     }
 
+    /// Forgets a domain.
+    pub fn undefine(&self, name: &str) {
+        self.state().domains.remove(name);
+    }
+
     /// The hypervisor's machine loses its power: no job survives, and every bitmap of an active domain is broken.
     pub fn lose_power(&self) {
         for found in self.state().domains.values_mut() {

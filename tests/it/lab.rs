@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::{Span, Zoned};
+use vmsnap::image::chain::{ChainImage, ChainSource};
+use vmsnap::model::block::{BlockSource, Content};
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::backup::{self, Options, Outcome};
 use vmsnap::ops::restore::{self, Format};
-use vmsnap::ops::{Context, Result};
+use vmsnap::ops::{Context, Result, copy};
 use vmsnap::repo::{DiskStore, History, Repository, Store};
 use vmsnap::testkit::{Recorder, SimHost};
 
@@ -132,6 +134,25 @@ impl Lab {
     }
 }
 
+/// The disk in a qcow2 image without a backing file.
+pub fn read_qcow2(path: &Path) -> Vec<u8> {
+    let image = ChainImage {
+        file: std::fs::File::open(path).expect("an image"),
+        path: path.to_owned(),
+        recorded: None,
+    };
+    let mut source =
+        ChainSource::open(vec![image], copy::pool(), Stop::default()).expect("an image that can be read");
+    let mut disk = vec![0; source.size() as usize];
+    while let Some(block) = source.next_block().expect("a whole image") {
+        if let Content::Data(bytes) = block.content {
+            let start = block.offset as usize;
+            disk[start..start + bytes.len()].copy_from_slice(&bytes);
+        }
+    }
+    disk
+}
+
 fn folder_in_memory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
@@ -145,6 +166,9 @@ fn copy_tree(from: &Path, to: &Path) {
         if entry.path().is_dir() {
             std::fs::create_dir(&copy).expect("a new folder");
             copy_tree(&entry.path(), &copy);
+        } else if copy.extension().is_some_and(|ending| ending == "qcow2") {
+            // No image is ever written to again.
+            std::fs::hard_link(entry.path(), copy).expect("linked");
         } else {
             std::fs::copy(entry.path(), copy).expect("copied");
         }

@@ -9,7 +9,7 @@ use vmsnap::host::Host;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{self, Options, Outcome};
 use vmsnap::ops::{Context, Error, Result};
-use vmsnap::repo::{History, Repository};
+use vmsnap::repo::{DiskStore, History, Repository};
 use vmsnap::testkit::{Blow, CrashHost, CrashStore, Fuse};
 
 use crate::lab::{CLUSTER, Lab, tree};
@@ -32,7 +32,7 @@ pub struct World {
 pub struct Moment {
     pub id: String,
     period: String,
-    disks: Disks,
+    pub disks: Disks,
     /// The files of its folder.
     files: BTreeMap<String, Vec<u8>>,
 }
@@ -126,6 +126,11 @@ impl World {
     ///
     /// A restore point of `doomed`, the period that the run was to delete, may be gone with all others of it.
     pub fn assert_kept(&mut self, doomed: Option<&str>) {
+        if !self.root().exists() {
+            // A first backup may be interrupted before there is a repository.
+            assert!(self.moments.is_empty());
+            return;
+        }
         let history = self.lab.history(DOMAIN);
         assert!(history.findings.is_empty(), "{:?}", history.findings);
         self.drop_doomed(&history, doomed);
@@ -191,6 +196,8 @@ impl World {
     /// The next ordinary backup succeeds, is right, and leaves nothing of what the crash left.
     pub fn assert_next_backup_heals(&mut self, options: &Options) -> Level {
         self.guest_writes();
+        // As the program does it.
+        Repository::open_or_create(&self.root(), Arc::new(DiskStore)).expect("it is there or made");
         let outcome = self.backup(options);
         let latest = self.moments.last().expect("it was made");
         self.assert_gives_back(latest);
@@ -244,7 +251,7 @@ fn ids(history: &History) -> impl Iterator<Item = &str> {
 }
 
 /// The files of a folder with their bytes.
-pub fn files_of(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+fn files_of(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(dir).expect("a folder");
     let files = entries.map(|entry| entry.expect("an entry")).map(|entry| {
         let bytes = fs::read(entry.path()).expect("a file");
@@ -253,10 +260,9 @@ pub fn files_of(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     files.collect()
 }
 
-/// The steps of a run, and every number and way at which it can be ended.
-pub fn every_end(steps: &[String]) -> impl Iterator<Item = (usize, Blow)> {
-    let all = steps.len();
-    (0..all).flat_map(|number| Blow::ALL.map(|blow| (number, blow)))
+/// Every number of these steps with each of these ways to end there.
+pub fn every_end<'a>(steps: &[String], blows: &'a [Blow]) -> impl Iterator<Item = (usize, Blow)> + 'a {
+    (0..steps.len()).flat_map(move |number| blows.iter().map(move |blow| (number, *blow)))
 }
 
 /// Says where the run was when an assertion of the work fails.
