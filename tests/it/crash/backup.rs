@@ -5,20 +5,10 @@ use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::Options;
 use vmsnap::testkit::{Blow, CrashStore, Fuse};
 
-use super::world::{DOMAIN, World, at_step, every_end};
+use super::world::{DOMAIN, World, at_step, every_end, steps_of};
 use crate::lab::Lab;
 
 const OCTOBER: &str = "vmsnap-backup-monthly-2026-10";
-
-/// The steps of an undisturbed run.
-fn steps_of(world: &World, options: &Options) -> Vec<String> {
-    let fuse = Fuse::default();
-    let mut world = world.fork();
-    world
-        .crash(options, &fuse, CrashStore::new(&fuse))
-        .expect("nothing happens to it");
-    fuse.steps()
-}
 
 /// To be killed after a step is to be killed before the next one, and a lost answer matters where something is begun: these two are enough
 /// where the way there has been walked before.
@@ -31,7 +21,7 @@ fn end_everywhere(
     doomed: Option<&str>,
     blows: &[Blow],
 ) -> Vec<(usize, Blow, Level)> {
-    let steps = steps_of(world, options);
+    let steps = steps_of(world.fork(), options);
     let mut levels = Vec::new();
     for (number, blow) in every_end(&steps, blows) {
         at_step(&steps, number, &blow, || {
@@ -92,14 +82,18 @@ fn a_backup_that_retires_checkpoints_ends_anywhere() {
         keep_checkpoints: 1,
         ..Lab::options()
     };
-    for state in [DomainState::Running, DomainState::ShutOff] {
+    let cases: [(DomainState, &[Blow]); 2] = [
+        (DomainState::Running, &FEWER),
+        (DomainState::ShutOff, &[Blow::KilledAfter]),
+    ];
+    for (state, blows) in cases {
         let mut world = World::new();
         world.lab.host.change(DOMAIN, |domain| domain.state = state);
         for _ in 0..3 {
             world.backup(&Lab::options());
         }
         assert_eq!(world.checkpoints(), 3);
-        end_everywhere(&world, &options, None, &FEWER);
+        end_everywhere(&world, &options, None, blows);
     }
 }
 
@@ -124,7 +118,7 @@ fn a_healing_ends_anywhere() {
         world.backup(&Lab::options());
         world.lab.host.change(DOMAIN, |domain| domain.state = state);
         let options = Lab::options();
-        let steps = steps_of(&world, &options);
+        let steps = steps_of(world.fork(), &options);
         let number = |name: &str| {
             let found = steps.iter().position(|step| step.starts_with(name));
             found.unwrap_or_else(|| panic!("no step {name} in {steps:#?}"))
@@ -143,7 +137,7 @@ fn a_healing_ends_anywhere() {
                 .crash(&options, &fuse, CrashStore::new(&fuse))
                 .expect_err("it was killed");
             at_step(&steps, number, &"the first run", || {
-                end_everywhere(&world, &options, None, &FEWER)
+                end_everywhere(&world, &options, None, &[Blow::KilledAfter])
             });
         }
     }

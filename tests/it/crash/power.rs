@@ -4,7 +4,7 @@ use vmsnap::model::domain::DomainState;
 use vmsnap::ops::backup::Options;
 use vmsnap::testkit::{Blow, CrashStore, Fuse};
 
-use super::world::{DOMAIN, World, at_step};
+use super::world::{DOMAIN, World, at_step, steps_of};
 use crate::lab::Lab;
 
 /// Which machine loses its power.
@@ -18,11 +18,7 @@ enum Cut {
 
 /// Cuts the power before every step and behind the last, and looks at what is there, and at what the next run makes of it.
 fn cut_everywhere(world: &World, options: &Options, doomed: Option<&str>, cut: Cut) {
-    let fuse = Fuse::default();
-    begin(world)
-        .crash(options, &fuse, CrashStore::new(&fuse))
-        .expect("nothing happens to it");
-    let steps = fuse.steps();
+    let steps = steps_of(begin(world), options);
     for number in 0..=steps.len() {
         // When the run was told that all is well, nothing may be missing, whatever the dice say.
         let seeds = match cut {
@@ -104,4 +100,21 @@ fn the_power_fails_in_a_backup_that_prunes() {
         Some("vmsnap-backup-monthly-2026-10"),
         Cut::Repository,
     );
+}
+
+#[test]
+fn the_power_fails_in_a_healing() {
+    let mut world = World::new();
+    world.backup(&Lab::options());
+    world
+        .lab
+        .host
+        .change(DOMAIN, |domain| domain.state = DomainState::ShutOff);
+    let steps = steps_of(world.fork(), &Lab::options());
+    let rename = steps.iter().position(|step| step.starts_with("rename"));
+    let fuse = Fuse::at(rename.expect("a commit renames"), Blow::KilledBefore);
+    world
+        .crash(&Lab::options(), &fuse, CrashStore::new(&fuse))
+        .expect_err("it was killed");
+    cut_everywhere(&world, &Lab::options(), None, Cut::Both);
 }

@@ -260,6 +260,15 @@ fn files_of(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     files.collect()
 }
 
+/// The steps of an undisturbed run.
+pub fn steps_of(mut world: World, options: &Options) -> Vec<String> {
+    let fuse = Fuse::default();
+    world
+        .crash(options, &fuse, CrashStore::new(&fuse))
+        .expect("nothing happens to it");
+    fuse.steps()
+}
+
 /// Every number of these steps with each of these ways to end there.
 pub fn every_end<'a>(steps: &[String], blows: &'a [Blow]) -> impl Iterator<Item = (usize, Blow)> + 'a {
     (0..steps.len()).flat_map(move |number| blows.iter().map(move |blow| (number, *blow)))
