@@ -97,8 +97,8 @@ fn a_backup_that_retires_checkpoints_ends_anywhere() {
     }
 }
 
-#[test]
-fn a_backup_that_prunes_ends_anywhere() {
+/// A world whose next backup begins a new period and prunes the one before, and the options for that.
+fn due_for_pruning() -> (World, Options) {
     let mut world = World::new();
     world.lab.at("2026-10-20T02:00:00+02:00[Europe/Berlin]");
     world.backup(&Lab::options());
@@ -108,7 +108,27 @@ fn a_backup_that_prunes_ends_anywhere() {
         prune: true,
         ..Lab::options()
     };
+    (world, options)
+}
+
+#[test]
+fn a_backup_that_prunes_ends_anywhere() {
+    let (world, options) = due_for_pruning();
     end_everywhere(&world, &options, Some(OCTOBER), &FEWER);
+}
+
+#[test]
+fn the_end_of_an_interrupted_removal_ends_anywhere() {
+    let (mut world, options) = due_for_pruning();
+    let steps = steps_of(world.fork(), &options);
+    let removes = |step: &String| step.starts_with("remove_file") && step.contains(".removing-");
+    let number = steps.iter().position(removes).expect("it prunes");
+    let fuse = Fuse::at(number, Blow::KilledAfter);
+    let _ = world.crash(&options, &fuse, CrashStore::new(&fuse));
+    assert!(fuse.is_dead());
+    world.assert_kept(Some(OCTOBER));
+    world.guest_writes();
+    end_everywhere(&world, &options, Some(OCTOBER), &[Blow::KilledAfter]);
 }
 
 #[test]
