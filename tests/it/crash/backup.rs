@@ -38,7 +38,7 @@ fn end_everywhere(
             }
             levels.push((number, blow, world.assert_next_backup_heals(options)));
             world.assert_kept(doomed);
-            if number % 8 == 0 {
+            if number % 16 == 0 {
                 world.assert_all_give_back();
             }
         });

@@ -16,7 +16,7 @@ use crate::lab::{CLUSTER, Lab, tree};
 
 pub const DOMAIN: &str = "vm1";
 const DISKS: [&str; 2] = ["vda", "vdb"];
-const SIZE: usize = 3 * CLUSTER + 1536;
+const SIZE: usize = 2 * CLUSTER + 1536;
 
 /// The bytes of each disk.
 pub type Disks = BTreeMap<&'static str, Vec<u8>>;
@@ -65,12 +65,12 @@ impl World {
     /// The guest writes some and zeroes some on every disk.
     pub fn guest_writes(&mut self) {
         self.writes += 1;
-        let (byte, place) = (self.writes, usize::from(self.writes) % 3 * CLUSTER);
+        let (byte, place) = (self.writes, usize::from(self.writes) % 2 * CLUSTER);
         for disk in DISKS {
             self.lab.host.disk(DOMAIN, disk, |disk| {
                 disk.write(place, &vec![byte; CLUSTER]);
                 disk.write(SIZE - 600, &[byte; 600]);
-                disk.zero((place + 5000) % SIZE, 3000.min(SIZE - (place + 5000) % SIZE));
+                disk.zero(place + 5000, 3000);
             });
         }
     }
