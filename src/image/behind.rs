@@ -155,6 +155,10 @@ mod tests {
             Ok(())
         }
 
+        fn set_len(&mut self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
         fn sync(&mut self) -> io::Result<()> {
             self.writes
                 .lock()

@@ -101,14 +101,6 @@ pub enum Error {
         /// The disk's size in bytes.
         needed: u64,
     },
-    /// A target that was to be new holds bytes already.
-    #[error("{} is not empty: it holds {length} bytes", path.display())]
-    NotEmpty {
-        /// The target.
-        path: PathBuf,
-        /// Its length in bytes.
-        length: u64,
-    },
     /// A disk of this size cannot be written as such an image.
     #[error("cannot make an image for a disk of {size} bytes: {why}")]
     Size {
@@ -160,7 +152,7 @@ impl Error {
             Error::Size { .. } | Error::BackingName { .. } | Error::Block { .. } | Error::EmptyChain => {
                 BlockErrorKind::Invalid
             }
-            Error::NotEmpty { .. } | Error::Closed { .. } => BlockErrorKind::Io,
+            Error::Closed { .. } => BlockErrorKind::Io,
         }
     }
 

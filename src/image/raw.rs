@@ -1,7 +1,8 @@
 //! Writes a disk byte by byte as the guest sees it: into a sparse file, or onto a block device.
 
+use std::fmt;
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::path::PathBuf;
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -19,21 +20,34 @@ const ZERO_STEP: u64 = 64 * 1024 * 1024;
 const ZERO_WRITE: usize = 1024 * 1024;
 
 /// What a raw disk is written to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RawTarget {
+enum Target {
     /// A new, empty file. What is zero stays a hole.
-    File,
+    File(Box<dyn ImageFile>),
     /// A block device with some content. Every byte of the disk is written or zeroed; what lies behind the disk's end stays.
-    Device,
+    Device(DirectFile),
+}
+
+impl Target {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        match self {
+            Target::File(file) => file.write_at(bytes, offset),
+            Target::Device(file) => file.write_any(bytes, offset),
+        }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        match self {
+            Target::File(file) => file.sync(),
+            Target::Device(file) => file.sync(),
+        }
+    }
 }
 
 /// Writes blocks as a raw disk.
-#[derive(Debug)]
 pub struct RawWriter {
     /// Gone after the end.
-    file: Option<DirectFile>,
+    target: Option<Target>,
     path: PathBuf,
-    target: RawTarget,
     size: u64,
     order: Order,
     /// Memory for zeroes, once it is known that the device cannot zero by itself.
@@ -43,42 +57,47 @@ pub struct RawWriter {
 }
 
 impl RawWriter {
-    /// Begins a disk of `size` bytes in a file that may be read and written. `path` is for messages only.
+    /// Begins a disk of `size` bytes in a new, empty file. `path` is for messages only.
     ///
     /// # Errors
-    /// When a device is too small or a file is not empty; nothing has been written then.
-    pub fn new(
-        mut file: File,
+    /// When the file cannot become so long.
+    pub fn into_file(
+        mut file: Box<dyn ImageFile>,
         path: impl Into<PathBuf>,
         size: u64,
-        target: RawTarget,
         stop: Stop,
     ) -> Result<Self> {
         let path = path.into();
+        file.set_len(size)
+            .map_err(|error| Error::io("set the length of", &path, 0, error))?;
+        Ok(RawWriter::new(Target::File(file), path, size, size, stop))
+    }
+
+    /// Begins a disk of `size` bytes on a block device that may be read and written. `path` is for messages only.
+    ///
+    /// # Errors
+    /// When the device is too small; nothing has been written then.
+    pub fn onto_device(mut device: File, path: impl Into<PathBuf>, size: u64, stop: Stop) -> Result<Self> {
+        let path = path.into();
         // The length of a block device is where its end is; its metadata says 0.
-        let length = file
+        let length = device
             .seek(SeekFrom::End(0))
             .map_err(|error| Error::io("examine", &path, 0, error))?;
-        let file_bytes = match target {
-            RawTarget::File if length > 0 => return Err(Error::NotEmpty { path, length }),
-            RawTarget::File => {
-                file.set_len(size)
-                    .map_err(|error| Error::io("set the length of", &path, 0, error))?;
-                size
-            }
-            RawTarget::Device if length < size => {
-                return Err(Error::TooSmall {
-                    path,
-                    actual: length,
-                    needed: size,
-                });
-            }
-            RawTarget::Device => length,
-        };
-        Ok(RawWriter {
-            file: Some(DirectFile::new(file)),
+        if length < size {
+            return Err(Error::TooSmall {
+                path,
+                actual: length,
+                needed: size,
+            });
+        }
+        let target = Target::Device(DirectFile::new(device));
+        Ok(RawWriter::new(target, path, size, length, stop))
+    }
+
+    fn new(target: Target, path: PathBuf, size: u64, file_bytes: u64, stop: Stop) -> Self {
+        RawWriter {
+            target: Some(target),
             path,
-            target,
             size,
             order: Order::new(size),
             zeroes: None,
@@ -87,7 +106,7 @@ impl RawWriter {
                 ..Written::default()
             },
             stop,
-        })
+        }
     }
 
     fn take(&mut self, block: Block) -> Result<()> {
@@ -96,7 +115,7 @@ impl RawWriter {
         self.zero(gap, block.offset)?;
         match block.content {
             Content::Zero(length) => self.zero(block.offset, block.offset + length),
-            Content::Data(buffer) if self.target == RawTarget::Device => self.store(block.offset, &buffer),
+            Content::Data(buffer) if self.device().is_some() => self.store(block.offset, &buffer),
             Content::Data(buffer) => zero::runs(&buffer)
                 .filter(|&(zero, _, _)| !zero)
                 .try_for_each(|(_, start, end)| self.store(block.offset + start as u64, &buffer[start..end])),
@@ -111,7 +130,7 @@ impl RawWriter {
 
     /// Makes a range read as zero: in a new file it does.
     fn zero(&mut self, mut start: u64, end: u64) -> Result<()> {
-        if self.target == RawTarget::File {
+        if self.device().is_none() {
             return Ok(());
         }
         self.written.zero_bytes += end.saturating_sub(start);
@@ -132,7 +151,10 @@ impl RawWriter {
         }
         let now = length.min(ZERO_STEP);
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        match fallocate(self.open()?.file(), flags, start, now) {
+        let Some(device) = self.device() else {
+            return Ok(now);
+        };
+        match fallocate(device.file(), flags, start, now) {
             Ok(()) => Ok(now),
             Err(rustix::io::Errno::INTR) => Ok(0),
             Err(error @ (rustix::io::Errno::NOSPC | rustix::io::Errno::IO)) => {
@@ -149,13 +171,20 @@ impl RawWriter {
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let written = self.open()?.write_any(bytes, offset);
+        let written = self.open()?.write_at(bytes, offset);
         written.map_err(|error| Error::io("write", &self.path, offset, error))
     }
 
-    fn open(&mut self) -> Result<&mut DirectFile> {
+    fn device(&self) -> Option<&DirectFile> {
+        match &self.target {
+            Some(Target::Device(device)) => Some(device),
+            _ => None,
+        }
+    }
+
+    fn open(&mut self) -> Result<&mut Target> {
         let path = &self.path;
-        self.file
+        self.target
             .as_mut()
             .ok_or_else(|| Error::Closed { path: path.clone() })
     }
@@ -173,8 +202,14 @@ impl RawWriter {
         self.zero(self.order.position(), self.size)?;
         let synced = self.open()?.sync();
         synced.map_err(|error| Error::io("sync", &self.path, 0, error))?;
-        self.file = None;
+        self.target = None;
         Ok(self.written.clone())
+    }
+}
+
+impl fmt::Debug for RawWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RawWriter({})", self.path.display())
     }
 }
 
@@ -220,9 +255,15 @@ mod tests {
 
     type Outcome = std::result::Result<Written, BlockError>;
 
-    fn write(file: &File, target: RawTarget, size: u64, blocks: Vec<Block>) -> Outcome {
+    fn onto_device(file: &File, size: u64, blocks: Vec<Block>) -> Outcome {
         let second = file.try_clone().expect("a second handle");
-        let mut writer = RawWriter::new(second, "disk.raw", size, target, Stop::default())?;
+        write(
+            RawWriter::onto_device(second, "disk.raw", size, Stop::default())?,
+            blocks,
+        )
+    }
+
+    fn write(mut writer: RawWriter, blocks: Vec<Block>) -> Outcome {
         blocks.into_iter().try_for_each(|block| writer.write(block))?;
         writer.finish()
     }
@@ -231,7 +272,9 @@ mod tests {
     fn a_file_holds_the_disk_and_stays_sparse() {
         let file = tempfile::tempfile().expect("a temporary file");
         let (blocks, disk) = blocks();
-        let written = write(&file, RawTarget::File, SIZE, blocks).expect("it is written");
+        let second = Box::new(DirectFile::new(file.try_clone().expect("a second handle")));
+        let writer = RawWriter::into_file(second, "disk.raw", SIZE, Stop::default()).expect("it begins");
+        let written = write(writer, blocks).expect("it is written");
         assert!(bytes_of(&file) == disk);
         assert_eq!(
             (written.data_bytes, written.file_bytes),
@@ -251,7 +294,7 @@ mod tests {
             memory_file(&vec![0xaa; SIZE as usize + 5000]),
         ] {
             let (blocks, mut disk) = blocks();
-            let written = write(&file, RawTarget::Device, SIZE, blocks).expect("it is written");
+            let written = onto_device(&file, SIZE, blocks).expect("it is written");
             disk.resize(SIZE as usize + 5000, 0xaa);
             assert!(bytes_of(&file) == disk);
             assert_eq!(written.data_bytes + written.zero_bytes, SIZE);
@@ -262,20 +305,15 @@ mod tests {
     #[test]
     fn a_device_that_nothing_is_written_to_reads_as_zero() {
         let file = old_content(SIZE);
-        write(&file, RawTarget::Device, SIZE, Vec::new()).expect("it is written");
+        onto_device(&file, SIZE, Vec::new()).expect("it is written");
         assert!(bytes_of(&file).iter().all(|&byte| byte == 0));
     }
 
     #[test]
-    fn targets_that_do_not_fit_are_left_alone() {
+    fn a_device_that_is_too_small_is_left_alone() {
         let file = old_content(SIZE - 1);
-        let error = write(&file, RawTarget::Device, SIZE, Vec::new()).expect_err("it is too small");
+        let error = onto_device(&file, SIZE, Vec::new()).expect_err("it is too small");
         assert_eq!(error.kind, BlockErrorKind::NoSpace);
-        let error = write(&file, RawTarget::File, SIZE, Vec::new()).expect_err("it is not empty");
-        assert_eq!(
-            error.to_string(),
-            format!("disk.raw is not empty: it holds {} bytes", SIZE - 1)
-        );
         assert!(bytes_of(&file).iter().all(|&byte| byte == 0xaa));
     }
 
@@ -283,8 +321,7 @@ mod tests {
     fn a_wish_to_stop_ends_the_zeroing() {
         let stop = Stop::default();
         let file = old_content(SIZE);
-        let mut writer =
-            RawWriter::new(file, "disk.raw", SIZE, RawTarget::Device, stop.clone()).expect("it begins");
+        let mut writer = RawWriter::onto_device(file, "disk.raw", SIZE, stop.clone()).expect("it begins");
         stop.request(15);
         assert_eq!(
             writer.finish().expect_err("it was asked to stop").kind,

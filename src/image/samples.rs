@@ -54,6 +54,10 @@ impl ImageFile for Checked {
         self.file.write_all_at(bytes, offset)
     }
 
+    fn set_len(&mut self, _: u64) -> io::Result<()> {
+        unreachable!("an image only grows")
+    }
+
     fn sync(&mut self) -> io::Result<()> {
         assert_eq!(self.end, u64::MAX, "the header is there before the sync");
         Ok(())

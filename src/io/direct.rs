@@ -103,6 +103,10 @@ impl ImageFile for DirectFile {
         self.write_any(bytes, offset)
     }
 
+    fn set_len(&mut self, length: u64) -> io::Result<()> {
+        self.file.set_len(length)
+    }
+
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync_data()?;
         if !self.direct {

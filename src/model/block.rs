@@ -108,8 +108,12 @@ pub struct Written {
 
 /// A file that an image is being written to. The store decides how it reaches the disk (past the page cache where it can).
 pub trait ImageFile: Send {
-    /// Writes all of `bytes` at `offset`. Address, length and offset are multiples of [`super::buffer::ALIGNMENT`].
+    /// Writes all of `bytes` at `offset`. Address, length and offset are multiples of [`super::buffer::ALIGNMENT`], but for the end of a raw
+    /// disk.
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes the file so many bytes long; what is new reads as zero and takes no space.
+    fn set_len(&mut self, length: u64) -> io::Result<()>;
 
     /// Brings everything written so far to stable storage.
     fn sync(&mut self) -> io::Result<()>;

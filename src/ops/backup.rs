@@ -85,6 +85,9 @@ pub enum PruneOutcome {
 /// How often another number is tried because a bitmap without a checkpoint has it. The steps between them double.
 const MOST_TRIES: usize = 12;
 
+/// Why nothing is pruned while checkpoints that are superfluous could not be removed.
+const STILL_NEEDED: &str = "checkpoints could not be retired, and the manifests of the previous period may be all that tells which are ours";
+
 /// Makes a restore point of the domain of that name.
 pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
     let repo_failed = |error: RepoError| Error::of(name, error);
@@ -136,10 +139,14 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
             Err(error) => return Err(error),
             Ok(mut outcome) => {
                 findings.append(&mut outcome.findings);
-                outcome.findings = findings;
                 if options.prune {
-                    outcome.prune = Some(prune_after(name, &repository, &locked, context, options));
+                    let is_retired = !findings.iter().any(|finding| finding.code == commit::NOT_RETIRED);
+                    outcome.prune = Some(match is_retired {
+                        true => prune_after(name, &repository, &locked, context, options),
+                        false => PruneOutcome::Kept(STILL_NEEDED.to_owned()),
+                    });
                 }
+                outcome.findings = findings;
                 return Ok(outcome);
             }
         }

@@ -11,7 +11,7 @@ use crate::model::domain::{Device, Disk, Source};
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::text::shown;
-use crate::repo::{DiskStore, History, Store, layout};
+use crate::repo::{History, layout};
 
 /// A domain about to be defined.
 #[derive(Clone, Debug)]
@@ -24,6 +24,14 @@ pub struct DefinePlan {
     pub xml: String,
     /// Its UEFI variables.
     pub nvram: Option<NvramPlan>,
+}
+
+impl DefinePlan {
+    /// The file of UEFI variables that has to be there before the domain is defined.
+    pub(super) fn nvram_content(&self) -> Option<(&Path, &[u8])> {
+        let nvram = self.nvram.as_ref()?;
+        Some((nvram.path.as_path(), nvram.content.as_deref()?))
+    }
 }
 
 /// The UEFI variables of a domain about to be defined.
@@ -128,27 +136,6 @@ fn plan_nvram(
     }
     let content = Some(read_verified(history, point, layout::NVRAM)?);
     Ok(Some(NvramPlan { path, content }))
-}
-
-/// Puts the UEFI variables in place and defines the domain.
-pub(super) fn carry_out(domain: &str, plan: &DefinePlan, host: &dyn Host) -> Result<()> {
-    if let Some(NvramPlan {
-        path,
-        content: Some(bytes),
-    }) = &plan.nvram
-    {
-        DiskStore.create_file(path, bytes).map_err(|source| {
-            Error::of(
-                domain,
-                Cause::Io {
-                    operation: "create",
-                    path: path.clone(),
-                    source,
-                },
-            )
-        })?;
-    }
-    host.define(&plan.xml).map_err(|error| Error::of(domain, error))
 }
 
 fn new_source(disk: &PlannedDisk) -> NewSource {

@@ -22,6 +22,9 @@ pub const CHECKPOINTS: &str = "checkpoints";
 /// The lock of a domain's folder.
 pub const LOCK: &str = ".lock";
 
+/// What the name of a file begins with that is being restored; a word of its own and [`PARTIAL`] follow.
+pub const RESTORING: &str = ".vmsnap-restore-";
+
 /// The longest file name that Linux file systems take, in bytes.
 const NAME_MAX: usize = 255;
 
@@ -88,6 +91,20 @@ pub fn split_finished(folder: &str) -> Option<(&str, &'static str)> {
         .filter(|(id, _)| !id.is_empty())
 }
 
+/// The name of a file that is being restored: it says whose it is, and is short whatever the file's final name.
+pub fn restoring(run: uuid::Uuid) -> String {
+    format!("{RESTORING}{}{PARTIAL}", run.simple())
+}
+
+/// Whether [`restoring`] made this name.
+pub fn is_restoring(name: &str) -> bool {
+    name.strip_prefix(RESTORING)
+        .and_then(|rest| rest.strip_suffix(PARTIAL))
+        .is_some_and(|word| {
+            word.len() == 32 && word.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +144,21 @@ mod tests {
             Some(("2026-11-01T02-00-03Z", INCREMENTAL))
         );
         assert_eq!(split_finished("2026-11-01T02-00-03Z.partial"), None);
+    }
+
+    #[test]
+    fn a_file_that_is_being_restored_is_known_by_its_name() {
+        let name = restoring(uuid::Uuid::from_u128(7));
+        assert!(is_restoring(&name) && is_plain_name(&name), "{name}");
+        for other in [
+            ".vmsnap-restore-.partial",
+            ".vmsnap-restore-7.partial",
+            "vda.qcow2",
+            &name[1..],
+            &name.to_uppercase(),
+        ] {
+            assert!(!is_restoring(other), "{other}");
+        }
     }
 
     proptest! {

@@ -29,7 +29,7 @@ pub use lock::DomainLock;
 pub use manifest::{FileEntry, Manifest};
 pub use pending::Pending;
 pub use proof::{Missed, Proof};
-pub use store::{DiskStore, Store};
+pub use store::{Claim, DiskStore, Store};
 
 /// Result of everything in this room.
 pub type Result<T> = std::result::Result<T, RepoError>;
@@ -105,6 +105,16 @@ impl RepoError {
     }
 }
 
+/// Makes the name of a new folder survive a crash. Without it everything within could be lost however well that was synced.
+fn sync_name(store: &dyn Store, dir: &Path) -> Result<()> {
+    let parent = match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) => Path::new("."),
+        None => return Ok(()),
+    };
+    store.sync_dir(parent).map_err(RepoError::io("sync", parent))
+}
+
 /// The root of everything kept.
 #[derive(Clone)]
 pub struct Repository {
@@ -138,7 +148,7 @@ impl Repository {
     /// more likely a file system that is not mounted.
     pub fn open_or_create(root: &Path, store: Arc<dyn Store>) -> Result<Repository> {
         match store.create_dir(root) {
-            Ok(()) => {}
+            Ok(()) => sync_name(store.as_ref(), root)?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(source) => {
                 return Err(RepoError::Unusable {
@@ -174,6 +184,11 @@ impl Repository {
     /// Whether its folder is there.
     pub fn exists(&self) -> bool {
         self.root.is_dir()
+    }
+
+    /// The door to durable files through which it is written to.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// The names of the domains that have restore points here, or had.
@@ -279,10 +294,7 @@ impl DomainRepository {
         self.repository.check_still_there()?;
         let store = self.store();
         match store.create_dir(&self.dir) {
-            Ok(()) => {
-                let root = self.dir.parent().unwrap_or(&self.dir);
-                store.sync_dir(root).map_err(RepoError::io("sync", root))?;
-            }
+            Ok(()) => sync_name(store.as_ref(), &self.dir)?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(RepoError::io("create the folder", &self.dir)(error)),
         }

@@ -1,22 +1,37 @@
 //! The only door to durable files. Everything that has to outlive a crash is created, synced, renamed and deleted here.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
 use crate::io::DirectFile;
 use crate::model::block::ImageFile;
 
-/// What the repository does to durable storage. Tests put a store here that crashes at the n-th call.
+/// What is done to durable storage. Tests put a store here that crashes at the n-th call.
 pub trait Store: Send + Sync {
-    /// Creates a folder; one that exists is an error.
+    /// Creates a folder that only its owner may look into; one that exists is an error.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Creates a folder as the umask has it: QEMU, which runs as a user of its own, may have to reach what lies in it. One that exists is
+    /// an error.
+    fn create_open_dir(&self, path: &Path) -> io::Result<()>;
 
     /// Creates a file for an image; one that exists is an error.
     fn create_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>>;
+
+    /// Creates a file that means nothing until it is renamed, and claims it: until the claim is dropped, or its owner dies,
+    /// [`Store::remove_unclaimed`] leaves it alone. One that exists is an error.
+    ///
+    /// # Errors
+    /// `WouldBlock` when somebody has taken the new file for a dead one's and removes it: another name will do.
+    fn create_claimed(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)>;
+
+    /// Removes a file that [`Store::create_claimed`] made and whose owner is dead. Tells whether it has removed it: not what is claimed, nor
+    /// what is no file, nor anything where the file system knows no locks.
+    fn remove_unclaimed(&self, path: &Path) -> io::Result<bool>;
 
     /// Creates a small file with this content and syncs it; one that exists is an error. Only its owner may read it.
     fn create_file(&self, path: &Path, content: &[u8]) -> io::Result<()>;
@@ -34,6 +49,29 @@ pub trait Store: Send + Sync {
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
 }
 
+/// The proof that the owner of an unfinished file lives: a lock of the kernel's (`flock`), which no dead process holds.
+#[derive(Debug)]
+pub struct Claim {
+    _file: Option<File>,
+}
+
+impl Claim {
+    /// Locks a file that has just been created. Where the file system knows no locks there is none, and nobody can take the file for
+    /// abandoned either.
+    fn take(file: &File) -> io::Result<Claim> {
+        match file.try_lock() {
+            // Between its creation and the lock, somebody may have locked and removed it.
+            Ok(()) if file.metadata()?.nlink() == 0 => Err(io::ErrorKind::WouldBlock.into()),
+            // The lock belongs to the open file, which the copy shares: it lasts until both are closed.
+            Ok(()) => Ok(Claim {
+                _file: Some(file.try_clone()?),
+            }),
+            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(TryLockError::Error(_)) => Ok(Claim { _file: None }),
+        }
+    }
+}
+
 /// The real thing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DiskStore;
@@ -44,8 +82,40 @@ impl Store for DiskStore {
         DirBuilder::new().mode(0o700).create(path)
     }
 
+    fn create_open_dir(&self, path: &Path) -> io::Result<()> {
+        DirBuilder::new().create(path)
+    }
+
     fn create_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>> {
         Ok(Box::new(DirectFile::new(create_new(path)?)))
+    }
+
+    fn create_claimed(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)> {
+        let file = create_new(path)?;
+        let claim = Claim::take(&file)?;
+        Ok((Box::new(DirectFile::new(file)), claim))
+    }
+
+    fn remove_unclaimed(&self, path: &Path) -> io::Result<bool> {
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = OpenOptions::new()
+            .read(true)
+            // Some network file systems lock only what may be written.
+            .write(true)
+            .custom_flags(flags.bits() as i32)
+            .open(path)?;
+        let found = file.metadata()?;
+        if !found.is_file() || file.try_lock().is_err() {
+            return Ok(false);
+        }
+        // Until it was locked, its owner could rename it and somebody else put another one there. From now on nobody can: an owner holds the
+        // lock for as long as the file has this name.
+        let there = path.symlink_metadata()?;
+        if (there.dev(), there.ino()) != (found.dev(), found.ino()) {
+            return Ok(false);
+        }
+        std::fs::remove_file(path)?;
+        Ok(true)
     }
 
     fn create_file(&self, path: &Path, content: &[u8]) -> io::Result<()> {
@@ -105,11 +175,56 @@ mod tests {
             DiskStore.create_file(&a, b"x"),
             DiskStore.rename(&a, &b),
             DiskStore.create_dir(&a),
+            DiskStore.create_open_dir(&a),
             DiskStore.create_image(&b).map(drop),
+            DiskStore.create_claimed(&b).map(drop),
         ] {
             let error = refused.expect_err("it exists");
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         }
         assert_eq!(std::fs::read(&b).expect("it is there"), b"b");
+    }
+
+    #[test]
+    fn only_what_nobody_claims_is_removed() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("x");
+        let (mut file, claim) = DiskStore.create_claimed(&path).expect("new");
+        file.write_at(b"some", 0).expect("written");
+        assert!(
+            !DiskStore.remove_unclaimed(&path).expect("looked at"),
+            "it is open"
+        );
+        drop(file);
+        assert!(
+            !DiskStore.remove_unclaimed(&path).expect("looked at"),
+            "it is claimed"
+        );
+        drop(claim);
+        assert!(DiskStore.remove_unclaimed(&path).expect("looked at"));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_removed() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [dir, link, target, pipe] =
+            ["dir", "link", "target", "pipe"].map(|name| folder.path().join(name));
+        DiskStore.create_dir(&dir).expect("new");
+        DiskStore.create_file(&target, b"x").expect("new");
+        std::os::unix::fs::symlink(&target, &link).expect("linked");
+        rustix::fs::mknodat(
+            CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        )
+        .expect("a pipe");
+        for path in [&dir, &link, &pipe] {
+            assert!(!DiskStore.remove_unclaimed(path).unwrap_or(false));
+            assert!(path.symlink_metadata().is_ok(), "{} is there", path.display());
+        }
+        assert!(target.exists());
     }
 }

@@ -3,26 +3,26 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
+use super::crash::Fuse;
 use super::disk::MemDisk;
+use super::job::SimJob;
+use crate::host::xml::read_domain;
 use crate::host::{
-    ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, Host, HostError, JobHealth, NewCheckpoint,
-    PlaceWishes, Places, ReadOptions, Result,
+    ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, Host, HostError, NewCheckpoint,
+    PlaceWishes, Places, Result,
 };
-use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content};
+use crate::model::block::CLUSTER;
 use crate::model::checkpoint::{Bitmap, Checkpoint, CheckpointDisk, CheckpointId};
-use crate::model::clusters::{ClusterSet, DiskMap};
 use crate::model::domain::{Agent, Device, Disk, DiskFormat, Domain, DomainState, Source};
-use crate::model::finding::Finding;
-use crate::model::restore_point::{Consistency, FileId};
+use crate::model::restore_point::FileId;
 use crate::model::stop::Stop;
 
 /// A simulated hypervisor. Clones share one state.
 #[derive(Clone, Default)]
 pub struct SimHost(Arc<Mutex<State>>);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct State {
     domains: BTreeMap<String, SimDomain>,
     clock: i64,
@@ -34,18 +34,21 @@ struct State {
     stop_in_begin: Option<Stop>,
     is_elsewhere: bool,
     files: BTreeMap<PathBuf, FileId>,
+    fuse: Option<Fuse>,
 }
 
+#[derive(Clone)]
 struct SimDomain {
     domain: Domain,
+    nvram: Option<Vec<u8>>,
     disks: BTreeMap<String, MemDisk>,
     checkpoints: Vec<SimCheckpoint>,
     /// Per disk the bitmaps that were there when the domain was last shut off.
     stored: BTreeMap<String, Vec<String>>,
     job: Option<ActiveJob>,
-    nvram: Option<Vec<u8>>,
 }
 
+#[derive(Clone)]
 struct SimCheckpoint {
     id: CheckpointId,
     mark: String,
@@ -55,6 +58,40 @@ struct SimCheckpoint {
 impl SimHost {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another hypervisor in the same state, which goes its own way from now on.
+    pub fn fork(&self) -> SimHost {
+        SimHost(Arc::new(Mutex::new(State {
+            fuse: None,
+            ..self.state().clone()
+        })))
+    }
+
+    /// What the client itself does in several steps (the bitmaps of a shut-off domain) can be interrupted between them; `None` ends it.
+    pub fn die_with(&self, fuse: Option<&Fuse>) {
+        self.state().fuse = fuse.cloned();
+    }
+
+    /// Gives a domain UEFI variables.
+    pub fn set_nvram(&self, name: &str, bytes: &[u8]) {
+        if let Some(found) = self.state().domains.get_mut(name) {
+            found.nvram = Some(bytes.to_owned());
+        }
+    }
+
+    /// The hypervisor's machine loses its power: no job survives, and every bitmap of an active domain is broken.
+    pub fn lose_power(&self) {
+        for found in self.state().domains.values_mut() {
+            found.job = None;
+            if found.domain.state.is_active() {
+                for disk in found.disks.values_mut() {
+                    for name in disk.bitmap_names() {
+                        disk.remove_bitmap(&name);
+                    }
+                }
+            }
+        }
     }
 
     /// Adds a running domain with disks of these targets and sizes in bytes.
@@ -71,18 +108,22 @@ impl SimHost {
             nvram: None,
             has_tpm_state: false,
             agent: Agent::None,
-            inactive_xml: format!("<domain><name>{name}</name></domain>\n"),
+            inactive_xml: String::new(),
+        };
+        let domain = Domain {
+            inactive_xml: sim_xml(&domain),
+            ..domain
         };
         let disks = disks
             .iter()
             .map(|(target, size)| ((*target).to_owned(), MemDisk::new(*size)));
         let domain = SimDomain {
             domain,
+            nvram: None,
             disks: disks.collect(),
             checkpoints: Vec::new(),
             stored: BTreeMap::new(),
             job: None,
-            nvram: None,
         };
         state.domains.insert(name.to_owned(), domain);
     }
@@ -90,13 +131,6 @@ impl SimHost {
     /// The domain goes away, with its disks and its job: undefined, or migrated to another machine.
     pub fn remove_domain(&self, name: &str) {
         self.state().domains.remove(name);
-    }
-
-    /// Gives the domain UEFI variables.
-    pub fn set_nvram(&self, name: &str, content: &[u8]) {
-        if let Some(found) = self.state().domains.get_mut(name) {
-            found.nvram = Some(content.to_vec());
-        }
     }
 
     /// Changes what the domain is: its state, its drives, its UUID. Shutting it off stores its bitmaps in its images.
@@ -229,6 +263,15 @@ impl SimHost {
             .is_some_and(|found| found.job.is_some())
     }
 
+    /// Whether the daemon is away by the end of a job.
+    pub(super) fn fails_to_end(&self) -> bool {
+        self.state().fail_end
+    }
+
+    fn fuse(&self) -> Option<Fuse> {
+        self.state().fuse.clone()
+    }
+
     fn with<T>(&self, name: &str, work: impl FnOnce(&mut SimDomain) -> Result<T>) -> Result<T> {
         let mut state = self.state();
         let found = state.domains.get_mut(name);
@@ -247,6 +290,23 @@ fn backup_job(socket: PathBuf) -> ActiveJob {
         operation: "backup".to_owned(),
         socket: Some(socket),
     }
+}
+
+/// The definition of a domain, as far as a restore looks at it. It has UEFI variables, whether or not there is something in them.
+fn sim_xml(domain: &Domain) -> String {
+    let disk = |disk: &Disk| {
+        format!(
+            "    <disk type='file' device='disk'>\n      <driver name='qemu' type='qcow2'/>\n      \
+             <source file='/images/{target}.qcow2'/>\n      <target dev='{target}' bus='virtio'/>\n    </disk>\n",
+            target = disk.target
+        )
+    };
+    let disks: String = domain.disks.iter().map(disk).collect();
+    format!(
+        "<domain type='kvm'>\n  <name>{}</name>\n  <uuid>{}</uuid>\n  <os>\n    <nvram>/nvram/VARS.fd</nvram>\n  </os>\n  \
+         <devices>\n{disks}  </devices>\n</domain>\n",
+        domain.name, domain.uuid
+    )
 }
 
 fn sim_disk(target: &str) -> Disk {
@@ -353,19 +413,32 @@ impl Host for SimHost {
 
     fn delete_checkpoint(&self, domain: &Domain, name: &str) -> Result<()> {
         self.refuse_removal(name)?;
+        let fuse = self.fuse();
         self.with(&domain.name, |found| {
-            let targets = found.forget(name)?;
-            // As with libvirt: of an active domain the bitmaps that the checkpoint covers, of a shut-off one all.
-            let goes = |target: &String| !found.domain.state.is_active() || targets.contains(target);
-            for (_, disk) in found.disks.iter_mut().filter(|(target, _)| goes(target)) {
-                disk.remove_bitmap(name);
+            if !found.domain.state.is_active() {
+                // As with libvirt: the bitmaps of all disks, then the record.
+                let removed = found.remove_stored_bitmaps(name, &fuse)?;
+                let forgotten = step(&fuse, "forget the checkpoint", || found.forget(name))?;
+                return match forgotten {
+                    Err(HostError::NoSuchCheckpoint { .. }) if removed => Ok(()),
+                    forgotten => forgotten.map(drop),
+                };
+            }
+            for target in found.forget(name)? {
+                if let Some(disk) = found.disks.get_mut(&target) {
+                    disk.remove_bitmap(name);
+                }
             }
             Ok(())
         })
     }
 
     fn delete_bitmap(&self, domain: &Domain, name: &str) -> Result<()> {
+        let fuse = self.fuse();
         self.with(&domain.name, |found| {
+            if !found.domain.state.is_active() {
+                return found.remove_stored_bitmaps(name, &fuse).map(drop);
+            }
             found.disks.values_mut().for_each(|disk| {
                 disk.remove_bitmap(name);
             });
@@ -386,7 +459,10 @@ impl Host for SimHost {
                 message: "simulated".to_owned(),
             });
         }
-        self.with(&domain.name, |found| Ok(found.job.clone()))
+        self.with(&domain.name, |found| {
+            // The readers of a shut-off domain are none of libvirt's jobs.
+            Ok(found.job.clone().filter(|_| found.domain.state.is_active()))
+        })
     }
 
     fn abort_job(&self, domain: &Domain) -> Result<()> {
@@ -398,18 +474,34 @@ impl Host for SimHost {
 
     fn places(
         &self,
-        _domain: &Domain,
-        _targets: &[String],
+        domain: &Domain,
+        targets: &[String],
         _wishes: &PlaceWishes,
         run: &str,
     ) -> Result<Places> {
+        let scratch = |target: &String| (target.clone(), format!("/scratch/{run}.{target}").into());
         Ok(Places {
             sockets: vec![format!("/run/{run}.sock").into()],
+            scratch: match domain.state.is_active() {
+                true => targets.iter().map(scratch).collect(),
+                false => Vec::new(),
+            },
             ..Places::default()
         })
     }
 
-    fn clear_places(&self, _places: &Places) -> Result<()> {
+    fn clear_places(&self, places: &Places) -> Result<()> {
+        // The readers of a shut-off domain end with their sockets.
+        for found in self.state().domains.values_mut() {
+            let is_meant = found
+                .job
+                .as_ref()
+                .and_then(|job| job.socket.as_ref())
+                .is_some_and(|socket| places.sockets.contains(socket));
+            if is_meant && !found.domain.state.is_active() {
+                found.job = None;
+            }
+        }
         Ok(())
     }
 
@@ -428,12 +520,16 @@ impl Host for SimHost {
         state.clock += 1;
         let clock = state.clock;
         let fail_reads_after = state.fail_reads_after;
+        let fuse = state.fuse.clone();
         let found = state.domains.get_mut(&domain.name);
         let found = found.ok_or_else(|| HostError::NoSuchDomain {
             name: domain.name.clone(),
         })?;
+        if found.job.is_some() {
+            return Err(simulated("begin the backup", "another job is active"));
+        }
         let frozen = found.disks.clone();
-        let checkpoint = found.make_checkpoint(request, clock)?;
+        let checkpoint = found.make_checkpoint(request, clock, &fuse)?;
         found.job = request.places.sockets.first().cloned().map(backup_job);
         Ok(Box::new(SimJob {
             host: self.clone(),
@@ -456,10 +552,52 @@ impl Host for SimHost {
         Ok((state.domains.contains_key(name), by_uuid))
     }
 
-    fn define(&self, _xml: &str) -> Result<()> {
-        Err(HostError::Unsupported {
-            what: "the simulated hypervisor defines no domains".to_owned(),
-        })
+    fn define(&self, xml: &str) -> Result<()> {
+        let described = read_domain(xml)?;
+        let (name, uuid) = self.is_defined(&described.name, &described.uuid)?;
+        if name || uuid {
+            return Err(simulated("define the domain", "it is defined"));
+        }
+        let domain = Domain {
+            name: described.name.clone(),
+            uuid: described.uuid,
+            state: DomainState::ShutOff,
+            persistent: true,
+            id: None,
+            disks: described.disks,
+            nvram: described.nvram,
+            has_tpm_state: false,
+            agent: Agent::None,
+            inactive_xml: xml.to_owned(),
+        };
+        let found = SimDomain {
+            domain,
+            nvram: None,
+            disks: BTreeMap::new(),
+            checkpoints: Vec::new(),
+            stored: BTreeMap::new(),
+            job: None,
+        };
+        self.state().domains.insert(described.name, found);
+        Ok(())
+    }
+}
+
+fn simulated(operation: &str, message: &str) -> HostError {
+    HostError::Libvirt {
+        operation: operation.to_owned(),
+        code: 1,
+        message: message.to_owned(),
+    }
+}
+
+/// A step of the client's own, at which it may die.
+fn step<T>(fuse: &Option<Fuse>, name: &str, work: impl FnOnce() -> T) -> Result<T> {
+    match fuse {
+        None => Ok(work()),
+        Some(fuse) => fuse
+            .step(|| name.to_owned(), work)
+            .map_err(|_| simulated(name, "simulated: this is where it ends")),
     }
 }
 
@@ -512,7 +650,37 @@ impl SimDomain {
         }
     }
 
-    fn make_checkpoint(&mut self, request: &BackupRequest, clock: i64) -> Result<Option<NewCheckpoint>> {
+    /// Removes bitmaps from the images of a shut-off domain, one by one, as the client does; whether there were any.
+    fn remove_stored_bitmaps(&mut self, name: &str, fuse: &Option<Fuse>) -> Result<bool> {
+        if self.job.is_some() {
+            return Err(simulated("remove the bitmap", "a reader holds the image"));
+        }
+        let mut removed = false;
+        for disk in self.disks.values_mut() {
+            removed |= step(fuse, "remove the bitmap from an image", || {
+                disk.remove_bitmap(name)
+            })?;
+        }
+        Ok(removed)
+    }
+
+    /// Adds the bitmaps: to the images of a shut-off domain one by one, as the client does.
+    fn add_bitmaps(&mut self, name: &str, covered: &[String], fuse: &Option<Fuse>) -> Result<()> {
+        let fuse = fuse.as_ref().filter(|_| !self.domain.state.is_active()).cloned();
+        for target in covered {
+            if let Some(disk) = self.disks.get_mut(target) {
+                let _ = step(&fuse, "add the bitmap to an image", || disk.add_bitmap(name))?;
+            }
+        }
+        step(&fuse, "make the checkpoint known", || ())
+    }
+
+    fn make_checkpoint(
+        &mut self,
+        request: &BackupRequest,
+        clock: i64,
+        fuse: &Option<Fuse>,
+    ) -> Result<Option<NewCheckpoint>> {
         let Some(wanted) = &request.checkpoint else {
             return Ok(None);
         };
@@ -530,10 +698,10 @@ impl SimDomain {
         }) {
             return Err(HostError::BitmapExists { name: name.clone() });
         }
-        for target in &covered {
-            if let Some(disk) = self.disks.get_mut(target) {
-                let _ = disk.add_bitmap(name);
-            }
+        if let Err(error) = self.add_bitmaps(name, &covered, fuse) {
+            // Who lives undoes it.
+            self.remove_stored_bitmaps(name, fuse)?;
+            return Err(error);
         }
         let id = CheckpointId {
             name: name.clone(),
@@ -546,220 +714,5 @@ impl SimDomain {
         });
         let xml = format!("<domaincheckpoint><name>{name}</name></domaincheckpoint>\n");
         Ok(Some(NewCheckpoint { id, xml }))
-    }
-}
-
-struct SimJob {
-    host: SimHost,
-    domain: Domain,
-    request: BackupRequest,
-    frozen: BTreeMap<String, MemDisk>,
-    checkpoint: Option<NewCheckpoint>,
-    fail_reads_after: Option<u64>,
-    ended: bool,
-}
-
-impl SimJob {
-    fn end(&mut self, keep_checkpoint: bool) {
-        if std::mem::replace(&mut self.ended, true) {
-            return;
-        }
-        let _ = self.host.abort_job(&self.domain);
-        if let (false, Some(checkpoint)) = (keep_checkpoint, &self.checkpoint) {
-            let _ = self.host.delete_checkpoint(&self.domain, &checkpoint.id.name);
-        }
-    }
-
-    fn frozen(&self, target: &str) -> Result<&MemDisk> {
-        self.frozen.get(target).ok_or_else(|| HostError::Unsupported {
-            what: format!("the job has no disk {target}"),
-        })
-    }
-}
-
-impl BackupJob for SimJob {
-    fn checkpoint(&self) -> Option<&NewCheckpoint> {
-        self.checkpoint.as_ref()
-    }
-
-    fn consistency(&self) -> Consistency {
-        Consistency::Crash
-    }
-
-    fn findings(&self) -> Vec<Finding> {
-        Vec::new()
-    }
-
-    fn disk_size(&self, target: &str, _deadline: Duration, _stop: &Stop) -> Result<u64> {
-        Ok(self.frozen(target)?.bytes().len() as u64)
-    }
-
-    fn map(&self, target: &str, _deadline: Duration, _stop: &Stop) -> Result<DiskMap> {
-        let disk = self.frozen(target)?;
-        let size = disk.bytes().len() as u64;
-        let mut map = DiskMap {
-            changed: ClusterSet::new(size),
-            data: ClusterSet::new(size),
-        };
-        let since = self.request.disks.iter().find(|disk| disk.target == target);
-        let dirty = since.and_then(|since| disk.dirty(since.since.as_deref()?));
-        for (index, bytes) in disk.bytes().chunks(CLUSTER as usize).enumerate() {
-            let offset = index as u64 * CLUSTER;
-            if bytes.iter().any(|byte| *byte != 0) {
-                map.data.add(offset, CLUSTER);
-            }
-            if dirty.is_some_and(|dirty| dirty[index]) {
-                map.changed.add(offset, CLUSTER);
-            }
-        }
-        Ok(map)
-    }
-
-    fn open(&self, target: &str, options: &ReadOptions) -> Result<Box<dyn BlockSource>> {
-        let disk = self.frozen(target)?;
-        let since = self.request.disks.iter().find(|disk| disk.target == target);
-        let since = since.and_then(|disk| disk.since.as_deref());
-        let mut wanted = match (options.changes_only, since) {
-            (true, Some(bitmap)) => disk.dirty(bitmap).unwrap_or_default().to_vec(),
-            (true, None) => {
-                return Err(HostError::Unsupported {
-                    what: format!("disk {target} was requested in full"),
-                });
-            }
-            (false, _) => vec![true; disk.bytes().len().div_ceil(CLUSTER as usize)],
-        };
-        if let Some(only) = &options.only {
-            wanted.fill(false);
-            only.offsets()
-                .for_each(|offset| wanted[(offset / CLUSTER) as usize] = true);
-        }
-        if let Some(from) = options.all_from {
-            let first = (from / CLUSTER) as usize;
-            wanted[first..].fill(true);
-        }
-        Ok(Box::new(SimSource {
-            bytes: disk.bytes().to_vec(),
-            wanted,
-            next: 0,
-            options: options.clone(),
-            fail_after: self.fail_reads_after,
-        }))
-    }
-
-    fn health(&self) -> Result<JobHealth> {
-        Ok(if self.host.has_job(&self.domain.name) {
-            JobHealth::Good
-        } else {
-            JobHealth::Gone("it was aborted".to_owned())
-        })
-    }
-
-    fn finish(mut self: Box<Self>) -> Result<Vec<Finding>> {
-        let fails = self.host.state().fail_end;
-        if fails {
-            return Err(HostError::Libvirt {
-                operation: "end the job".to_owned(),
-                code: 38,
-                message: "simulated".to_owned(),
-            });
-        }
-        // As with libvirt: who is gone cannot be asked.
-        self.host.active_job(&self.domain)?;
-        self.end(true);
-        Ok(Vec::new())
-    }
-
-    fn abort(mut self: Box<Self>) -> Vec<Finding> {
-        if self.host.state().fail_end {
-            self.ended = true;
-            return vec![Finding::new("job-not-ended", "simulated")];
-        }
-        self.end(false);
-        Vec::new()
-    }
-}
-
-impl Drop for SimJob {
-    fn drop(&mut self) {
-        self.end(false);
-    }
-}
-
-/// Reads the wanted clusters of a frozen disk one by one.
-struct SimSource {
-    bytes: Vec<u8>,
-    wanted: Vec<bool>,
-    next: usize,
-    options: ReadOptions,
-    fail_after: Option<u64>,
-}
-
-impl SimSource {
-    /// As the real source: clean clusters of zero have to be zero beneath.
-    fn look_beneath(&self, first: usize, end: usize) -> std::result::Result<(), BlockError> {
-        let Some(beneath) = &self.options.beneath else {
-            return Ok(());
-        };
-        for cluster in first..end {
-            let start = cluster * CLUSTER as usize;
-            let bytes = &self.bytes[start..self.bytes.len().min(start + CLUSTER as usize)];
-            let is_zero = bytes.iter().all(|byte| *byte == 0);
-            if is_zero
-                && beneath
-                    .other_than_zero(start as u64, bytes.len() as u64)
-                    .is_some()
-            {
-                return Err(BlockError::new(
-                    BlockErrorKind::Distrusted,
-                    "the simulated bitmap is wrong",
-                ));
-            }
-        }
-        Ok(())
-    }
-}
-
-impl BlockSource for SimSource {
-    fn size(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
-    fn next_block(&mut self) -> std::result::Result<Option<Block>, BlockError> {
-        let Some(ahead) = self.wanted[self.next..].iter().position(|wanted| *wanted) else {
-            self.look_beneath(self.next, self.wanted.len())?;
-            return Ok(None);
-        };
-        self.look_beneath(self.next, self.next + ahead)?;
-        let cluster = self.next + ahead;
-        self.next = cluster + 1;
-        let offset = cluster * CLUSTER as usize;
-        if self.fail_after.is_some_and(|limit| offset as u64 >= limit) {
-            return Err(BlockError::new(
-                BlockErrorKind::Lost,
-                "the simulated export is gone",
-            ));
-        }
-        let end = self.bytes.len().min(offset + CLUSTER as usize);
-        let bytes = &self.bytes[offset..end];
-        if bytes.iter().all(|byte| *byte == 0) {
-            return Ok(Some(Block {
-                offset: offset as u64,
-                content: Content::Zero(bytes.len() as u64),
-            }));
-        }
-        let mut buffer = loop {
-            if self.options.stop.requested() {
-                return Err(BlockError::stopped());
-            }
-            if let Some(buffer) = self.options.pool.take_within(Duration::from_millis(50)) {
-                break buffer;
-            }
-        };
-        buffer.set_len(bytes.len());
-        buffer.copy_from_slice(bytes);
-        Ok(Some(Block {
-            offset: offset as u64,
-            content: Content::Data(buffer),
-        }))
     }
 }

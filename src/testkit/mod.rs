@@ -1,9 +1,13 @@
-//! Doubles for the tests: a whole simulated hypervisor whose disks are memory, and a monitor that records.
+//! Doubles for the tests: a whole simulated hypervisor whose disks are memory, a monitor that records, and the death of the process or the
+//! machine at any step.
 
+mod crash;
 mod disk;
 mod host;
+mod job;
 mod recorder;
 
+pub use crash::{Blow, CrashHost, CrashStore, Fuse};
 pub use disk::MemDisk;
 pub use host::SimHost;
 pub use recorder::Recorder;

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use vmsnap::image::chain::{ChainImage, ChainSource, Recorded};
 use vmsnap::image::file_digest;
 use vmsnap::image::qcow2::{Image, Qcow2Options, Qcow2Writer};
-use vmsnap::image::raw::{RawTarget, RawWriter};
+use vmsnap::image::raw::RawWriter;
 use vmsnap::io::DirectFile;
 use vmsnap::model::block::{Block, BlockError, BlockSink, BlockSource, CLUSTER, Content, Written};
 use vmsnap::model::buffer::{Buffer, BufferPool};
@@ -193,14 +193,8 @@ fn pull(images: Vec<ChainImage>, sink: &mut dyn BlockSink) -> Result<Written, Bl
 }
 
 fn pull_raw(images: Vec<ChainImage>, path: &Path, size: usize) -> Vec<u8> {
-    let mut sink = RawWriter::new(
-        new_file(path),
-        path,
-        size as u64,
-        RawTarget::File,
-        Stop::default(),
-    )
-    .expect("a new raw file");
+    let file = Box::new(DirectFile::new(new_file(path)));
+    let mut sink = RawWriter::into_file(file, path, size as u64, Stop::default()).expect("a new raw file");
     pull(images, &mut sink).expect("the chain can be read");
     fs::read(path).expect("it can be read")
 }
@@ -440,8 +434,8 @@ fn a_block_device_holds_the_disk_to_the_last_byte() {
     let file = new_file(&path);
     file.write_all_at(&vec![0xaa; disk.len() + 4096], 0)
         .expect("it can be written");
-    let mut sink = RawWriter::new(file, &path, disk.len() as u64, RawTarget::Device, Stop::default())
-        .expect("it is large enough");
+    let mut sink =
+        RawWriter::onto_device(file, &path, disk.len() as u64, Stop::default()).expect("it is large enough");
     pull(sample.chain(1), &mut sink).expect("the chain can be read");
     let found = fs::read(&path).expect("it can be read");
     assert_same(&found[..disk.len()], disk, "device");

@@ -1,13 +1,15 @@
 //! A simulated hypervisor, a repository in a temporary folder, and a calendar that the test turns.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::{Span, Zoned};
+use vmsnap::image::chain::{ChainImage, ChainSource};
+use vmsnap::model::block::{BlockSource, Content};
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::backup::{self, Options, Outcome, Preview};
 use vmsnap::ops::restore::{self, Format};
-use vmsnap::ops::{Context, Result};
+use vmsnap::ops::{Context, Result, copy};
 use vmsnap::repo::{DiskStore, History, Repository, Store};
 use vmsnap::testkit::{Recorder, SimHost};
 
@@ -28,7 +30,30 @@ impl Lab {
     }
 
     pub fn with_store(store: Arc<dyn Store>) -> Lab {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        Lab::in_folder(tempfile::tempdir().expect("a temporary folder"), store)
+    }
+
+    /// A lab in memory where there is such a file system: for tests that sync thousands of times.
+    pub fn in_memory() -> Lab {
+        Lab::in_folder(folder_in_memory(), Arc::new(DiskStore))
+    }
+
+    /// Another lab in the same state, which goes its own way from now on.
+    pub fn fork(&self) -> Lab {
+        let folder = folder_in_memory();
+        copy_tree(self.folder.path(), folder.path());
+        let root = folder.path().join("backups");
+        Lab {
+            host: self.host.fork(),
+            repo: Repository::open(&root, Arc::new(DiskStore)).expect("the copied repository"),
+            folder,
+            now: self.now.clone(),
+            recorder: Recorder::default(),
+            stop: Stop::default(),
+        }
+    }
+
+    fn in_folder(folder: tempfile::TempDir, store: Arc<dyn Store>) -> Lab {
         let root = folder.path().join("backups");
         let repo = Repository::open_or_create(&root, store).expect("a new repository");
         Lab {
@@ -103,7 +128,7 @@ impl Lab {
             define: None,
         };
         let plan = restore::plan(domain, &self.repo, None, &options)?;
-        restore::restore(domain, plan, None, &self.recorder, &Stop::default())?;
+        restore::restore(domain, &self.repo, plan, None, &self.recorder, &Stop::default())?;
         let bytes = std::fs::read(to.join(format!("{disk}.raw"))).expect("the restored file");
         std::fs::remove_dir_all(to).expect("it goes again");
         Ok(bytes)
@@ -121,8 +146,49 @@ impl Lab {
     }
 }
 
+/// The disk in a qcow2 image without a backing file.
+pub fn read_qcow2(path: &Path) -> Vec<u8> {
+    let image = ChainImage {
+        file: std::fs::File::open(path).expect("an image"),
+        path: path.to_owned(),
+        recorded: None,
+    };
+    let mut source =
+        ChainSource::open(vec![image], copy::pool(), Stop::default()).expect("an image that can be read");
+    let mut disk = vec![0; source.size() as usize];
+    while let Some(block) = source.next_block().expect("a whole image") {
+        if let Content::Data(bytes) = block.content {
+            let start = block.offset as usize;
+            disk[start..start + bytes.len()].copy_from_slice(&bytes);
+        }
+    }
+    disk
+}
+
+fn folder_in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .expect("a temporary folder")
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let copy = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            std::fs::create_dir(&copy).expect("a new folder");
+            copy_tree(&entry.path(), &copy);
+        } else if copy.extension().is_some_and(|ending| ending == "qcow2") {
+            // No image is ever written to again.
+            std::fs::hard_link(entry.path(), copy).expect("linked");
+        } else {
+            std::fs::copy(entry.path(), copy).expect("copied");
+        }
+    }
+}
+
 /// The paths of everything below a folder, relative to it, sorted.
-pub fn tree(root: &std::path::Path) -> Vec<String> {
+pub fn tree(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {

@@ -93,7 +93,15 @@ impl Scene {
             define: None,
         };
         let plan = restore::plan(&self.domain.name, &self.repo, None, &options).expect("a plan");
-        restore::restore(&self.domain.name, plan, None, &Silent, &Stop::default()).expect("it is restored");
+        restore::restore(
+            &self.domain.name,
+            &self.repo,
+            plan,
+            None,
+            &Silent,
+            &Stop::default(),
+        )
+        .expect("it is restored");
         let bytes = std::fs::read(to.join(format!("{disk}.raw"))).expect("it is there");
         assert_eq!(bytes.len() as u64, DISK);
         std::fs::remove_dir_all(to).expect("it goes again");

@@ -180,7 +180,7 @@ fn compare(embed: &Embed, repo: &Repository, stop: &Stop, id: &str, expected: &[
         define: None,
     };
     let plan = restore::plan(DOMAIN, repo, None, &options)?;
-    restore::restore(DOMAIN, plan, None, &Progress::silent(), stop)?;
+    restore::restore(DOMAIN, repo, plan, None, &Progress::silent(), stop)?;
     match first_difference(&to, expected)
         .map_err(|error| wrong(format!("cannot read {}: {error}", to.display())))?
     {

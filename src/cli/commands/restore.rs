@@ -38,7 +38,7 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     }
     let progress = Progress::new();
     let began = Instant::now();
-    let outcome = restore(&args.domain, plan, host.as_deref(), &progress, stop)?;
+    let outcome = restore(&args.domain, &repo, plan, host.as_deref(), &progress, stop)?;
     let text = if args.output_args.json {
         shown::json(&args.domain, &outcome)
     } else {

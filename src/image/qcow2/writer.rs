@@ -400,6 +400,10 @@ mod tests {
             Err(io::Error::from(io::ErrorKind::StorageFull))
         }
 
+        fn set_len(&mut self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
         fn sync(&mut self) -> io::Result<()> {
             Ok(())
         }

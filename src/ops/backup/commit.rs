@@ -11,6 +11,9 @@ use crate::ops::reconcile::{self, Retired};
 use crate::ops::{Cause, Error, Result};
 use crate::repo::{Manifest, Pending, RepoError, layout};
 
+/// The code of the finding that superfluous checkpoints are left.
+pub(super) const NOT_RETIRED: &str = "checkpoints-not-retired";
+
 impl Run<'_> {
     /// Makes the restore point exist, or takes the checkpoint back.
     pub(super) fn commit(&self, plan: &BackupPlan, pending: Pending, copied: Copied) -> Result<Outcome> {
@@ -125,7 +128,7 @@ impl Run<'_> {
     /// The restore point exists: now what it has made superfluous may go. What was planned is decided again by what is there now: a disk
     /// whose level changed while it was copied is part of that. Trouble here is told, and costs nothing.
     pub(super) fn retire(&self, planned: &[Retired], mut outcome: Outcome) -> Outcome {
-        let trouble = |what: String| Finding::new("checkpoints-not-retired", what);
+        let trouble = |what: String| Finding::new(NOT_RETIRED, what);
         let retired = self
             .superfluous()
             .map_err(|error| trouble(with_sources(&error)))

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use vmsnap::model::block::ImageFile;
 use vmsnap::model::text::with_sources;
 use vmsnap::ops::backup::Options;
-use vmsnap::repo::{DiskStore, Store};
+use vmsnap::repo::{Claim, DiskStore, Store};
 
 use super::{assert_next_run_heals, assert_unchanged, kept_files, two_points};
 use crate::lab::{CLUSTER, Lab};
@@ -57,6 +57,22 @@ impl Plan {
 }
 
 impl Store for FailingStore {
+    fn create_open_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.call()?;
+        DiskStore.create_open_dir(path)
+    }
+
+    fn create_claimed(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)> {
+        self.0.call()?;
+        let (image, claim) = DiskStore.create_claimed(path)?;
+        Ok((Box::new(FailingImage(image, Arc::clone(&self.0))), claim))
+    }
+
+    fn remove_unclaimed(&self, path: &Path) -> io::Result<bool> {
+        self.0.call()?;
+        DiskStore.remove_unclaimed(path)
+    }
+
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         self.0.call()?;
         DiskStore.create_dir(path)
@@ -103,6 +119,11 @@ impl Store for FailingStore {
 struct FailingImage(Box<dyn ImageFile>, Arc<Plan>);
 
 impl ImageFile for FailingImage {
+    fn set_len(&mut self, length: u64) -> io::Result<()> {
+        self.1.call()?;
+        self.0.set_len(length)
+    }
+
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.1.call()?;
         self.0.write_at(bytes, offset)

@@ -314,7 +314,7 @@ impl Story {
         };
         let name = &self.domain.name;
         let plan = restore::plan(name, &self.repo, host, &options)?;
-        restore::restore(name, plan, host, &self.recorder, &Stop::default())
+        restore::restore(name, &self.repo, plan, host, &self.recorder, &Stop::default())
     }
 
     /// The file with what a disk held at a backup, counted from 0.

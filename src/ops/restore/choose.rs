@@ -1,0 +1,89 @@
+//! Which restore point and which of its disks the user means.
+
+use jiff::Timestamp;
+
+use crate::model::chain::{KeptPoint, LostPoint};
+use crate::model::restore_point::RestorePoint;
+use crate::model::text::shown;
+use crate::ops::{Cause, Error, Result};
+use crate::repo::{History, layout};
+
+/// The restore point that the user means.
+pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -> Result<&'a KeptPoint> {
+    let chains = &history.chains;
+    let none = |what: String| Error::of(domain, Cause::NoSuchRestorePoint(what));
+    if chains.points().is_empty() && chains.lost_after("").next().is_none() {
+        return Err(none(
+            "there are no restore points of this domain in the repository".to_owned(),
+        ));
+    }
+    let newest_first = || chains.points().iter().rev();
+    if at == "latest" {
+        let latest = chains.latest();
+        let mut lost = chains.lost_after(latest.map_or("", |kept| &kept.point.id));
+        return match lost.next() {
+            Some(lost) => Err(cannot_be_read(domain, lost)),
+            None => latest.ok_or_else(|| none("there are no restore points".to_owned())),
+        };
+    }
+    if let Some(kept) = chains.get(at) {
+        return Ok(kept);
+    }
+    if let Some(lost) = chains.lost(at) {
+        return Err(cannot_be_read(domain, lost));
+    }
+    let has_checkpoint = |kept: &&KeptPoint| {
+        kept.point
+            .checkpoint
+            .as_ref()
+            .is_some_and(|found| found.name == at)
+    };
+    if let Some(kept) = newest_first().find(has_checkpoint) {
+        return Ok(kept);
+    }
+    if let Ok(time) = at.parse::<Timestamp>() {
+        let nearest = newest_first()
+            .filter(|kept| kept.point.time <= time)
+            .max_by_key(|kept| kept.point.time)
+            .ok_or_else(|| none(format!("there is no restore point from {at} or before")))?;
+        let until = layout::id_of(time);
+        let mut lost = chains.lost_after(&nearest.point.id);
+        return match lost.find(|lost| lost.id <= until) {
+            Some(lost) => Err(cannot_be_read(domain, lost)),
+            None => Ok(nearest),
+        };
+    }
+    Err(none(format!(
+        "'{}' is neither the id of a restore point, nor a checkpoint of one, nor a time like 2026-11-01T02:00:00Z",
+        shown(at)
+    )))
+}
+
+/// Not even an older one is given instead: who asks for a moment gets that one or hears why not.
+fn cannot_be_read(domain: &str, lost: &LostPoint) -> Error {
+    let (id, fault) = (lost.id.clone(), lost.what.clone());
+    Error::of(domain, Cause::NotWhole { id, fault })
+}
+
+/// The disks that the user means, each once.
+pub(super) fn chosen_targets(domain: &str, point: &RestorePoint, wanted: &[String]) -> Result<Vec<String>> {
+    if wanted.is_empty() {
+        return Ok(point.disks.iter().map(|disk| disk.target.clone()).collect());
+    }
+    let mut targets = Vec::new();
+    for target in wanted {
+        if point.disk(target).is_none() {
+            let there: Vec<&str> = point.disks.iter().map(|disk| disk.target.as_str()).collect();
+            let what = format!(
+                "restore point {} holds no disk {target}, only {}",
+                point.id,
+                there.join(", ")
+            );
+            return Err(Error::of(domain, Cause::NoSuchRestorePoint(what)));
+        }
+        if !targets.contains(target) {
+            targets.push(target.clone());
+        }
+    }
+    Ok(targets)
+}

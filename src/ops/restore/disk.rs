@@ -1,0 +1,135 @@
+//! Brings one disk back: reads its chain, writes a file or a block device.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+
+use rustix::fs::OFlags;
+
+use super::unfinished::Unfinished;
+use super::{Format, PlannedDisk, io_cause};
+use crate::image::chain::ChainSource;
+use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
+use crate::image::raw::RawWriter;
+use crate::model::block::{BlockError, BlockSink, BlockSource, ImageFile, Written};
+use crate::model::stop::Stop;
+use crate::ops::copy::{self, Progress};
+use crate::ops::lineage::PlannedImage;
+use crate::ops::monitor::{Event, Monitor};
+use crate::ops::{Cause, Error, Result};
+use crate::repo::Store;
+
+/// Brings one disk back, onto its device or into a file that has no name yet, which is given too.
+pub(super) fn restore_disk<'a>(
+    domain: &str,
+    disk: &PlannedDisk,
+    store: &'a dyn Store,
+    monitor: &dyn Monitor,
+    stop: &Stop,
+) -> Result<(Written, Option<Unfinished<'a>>)> {
+    let target = disk.target.as_str();
+    let own_stop = stop.child();
+    let failed = |cause: Cause| match (stop.signal(), &cause) {
+        (Some(signal), Cause::Copy(error)) if copy::is_stop(error) => {
+            Error::of(domain, Cause::Stopped(signal))
+        }
+        _ => Error::of_disk(domain, target, cause),
+    };
+    monitor.event(Event::DiskBegins {
+        domain,
+        disk: target,
+        level: None,
+        reason: "",
+        size: disk.size,
+    });
+    if disk.device {
+        // What is on the device is lost with the first write: so be sure of the images first.
+        let mut rehearsal = open_chain(disk, &own_stop).map_err(&failed)?;
+        while rehearsal
+            .next_block()
+            .map_err(|error| failed(error.into()))?
+            .is_some()
+        {}
+    }
+    let mut source = open_chain(disk, &own_stop).map_err(&failed)?;
+    let (mut sink, unfinished) = open_sink(disk, store, &own_stop).map_err(&failed)?;
+    let mut progress = |at: Progress| {
+        monitor.event(Event::DiskAt {
+            domain,
+            disk: target,
+            position: at.position,
+            copied: at.copied,
+        });
+    };
+    let written = copy::copy(&mut source, sink.as_mut(), &own_stop, &mut progress)
+        .map_err(|error| failed(error.into()))?;
+    monitor.event(Event::DiskEnds {
+        domain,
+        disk: target,
+        copied: written.data_bytes,
+    });
+    Ok((written, unfinished))
+}
+
+fn open_chain(disk: &PlannedDisk, stop: &Stop) -> std::result::Result<ChainSource, Cause> {
+    let open = |image: &PlannedImage| {
+        image
+            .open()
+            .map_err(|source| io_cause("open", &image.path, source))
+    };
+    let images = disk
+        .images
+        .iter()
+        .map(open)
+        .collect::<std::result::Result<Vec<_>, _>>()?;
+    let source = ChainSource::open(images, copy::pool(), stop.clone()).map_err(BlockError::from)?;
+    Ok(source)
+}
+
+type Sink<'a> = (Box<dyn BlockSink>, Option<Unfinished<'a>>);
+
+fn open_sink<'a>(
+    disk: &PlannedDisk,
+    store: &'a dyn Store,
+    stop: &Stop,
+) -> std::result::Result<Sink<'a>, Cause> {
+    if disk.device {
+        return Ok((open_device(disk, stop)?, None));
+    }
+    let (unfinished, file) = Unfinished::create(store, &disk.to)?;
+    let sink = begin_file(disk, file, stop).map_err(BlockError::from)?;
+    Ok((sink, Some(unfinished)))
+}
+
+fn begin_file(
+    disk: &PlannedDisk,
+    file: Box<dyn ImageFile>,
+    stop: &Stop,
+) -> crate::image::Result<Box<dyn BlockSink>> {
+    // In messages it has the name that it is to get.
+    let path = disk.to.clone();
+    Ok(match disk.format {
+        Format::Qcow2 => {
+            let options = Qcow2Options {
+                path,
+                size: disk.size,
+                backing: None,
+                detect_zeroes: true,
+                stop: stop.clone(),
+            };
+            Box::new(Qcow2Writer::new(file, options)?)
+        }
+        Format::Raw => Box::new(RawWriter::into_file(file, path, disk.size, stop.clone())?),
+    })
+}
+
+fn open_device(disk: &PlannedDisk, stop: &Stop) -> std::result::Result<Box<dyn BlockSink>, Cause> {
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        // A device that is mounted, or otherwise in use, is refused by the kernel.
+        .custom_flags(OFlags::EXCL.bits() as i32)
+        .open(&disk.to)
+        .map_err(|source| io_cause("use", &disk.to, source))?;
+    let sink = RawWriter::onto_device(device, &disk.to, disk.size, stop.clone()).map_err(BlockError::from)?;
+    Ok(Box::new(sink))
+}

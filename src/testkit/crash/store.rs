@@ -1,0 +1,191 @@
+//! A store that dies with its process, and knows what of the files a power cut would leave.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::disk::CrashDisk;
+use super::fuse::Fuse;
+use crate::model::block::ImageFile;
+use crate::repo::{Claim, DiskStore, Store};
+
+/// The real store behind a [`Fuse`].
+#[derive(Clone)]
+pub struct CrashStore {
+    fuse: Fuse,
+    disk: Option<Arc<Mutex<CrashDisk>>>,
+}
+
+impl CrashStore {
+    /// A store whose process can be killed.
+    pub fn new(fuse: &Fuse) -> CrashStore {
+        CrashStore {
+            fuse: fuse.clone(),
+            disk: None,
+        }
+    }
+
+    /// A store below `root` whose machine can lose its power. What is below `root` now counts as durable; whatever is done through the store
+    /// lies below it.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn with_power(fuse: &Fuse, root: &Path) -> io::Result<CrashStore> {
+        Ok(CrashStore {
+            fuse: fuse.clone(),
+            disk: Some(Arc::new(Mutex::new(CrashDisk::read(root)?))),
+        })
+    }
+
+    /// Cuts the power: puts in the place of the files what would be found after it. What was synced is there; of the rest as the seed says,
+    /// nothing, all or some.
+    ///
+    /// # Errors
+    /// When the files cannot be written, or the store was not made for this.
+    pub fn cut_power(&self, seed: u64) -> io::Result<()> {
+        match self.disk() {
+            Some(disk) => disk.cut_power(seed),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    fn disk(&self) -> Option<MutexGuard<'_, CrashDisk>> {
+        let disk = self.disk.as_ref()?;
+        Some(disk.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A step at the real store, and when it has succeeded, in the model of what survives.
+    fn step<T>(
+        &self,
+        name: &str,
+        path: &Path,
+        real: impl FnOnce() -> io::Result<T>,
+        model: impl FnOnce(&mut CrashDisk, &T),
+    ) -> io::Result<T> {
+        let done = self.fuse.step(
+            || format!("{name} {}", path.display()),
+            || {
+                let mut disk = self.disk();
+                let done = real()?;
+                if let Some(disk) = &mut disk {
+                    model(disk, &done);
+                }
+                Ok(done)
+            },
+        );
+        done.unwrap_or_else(|_| Err(died()))
+    }
+
+    fn image(&self, file: Box<dyn ImageFile>, path: &Path) -> Box<dyn ImageFile> {
+        let node = self.disk().map_or(0, |disk| disk.node(path));
+        Box::new(CrashImage {
+            store: self.clone(),
+            file,
+            node,
+            path: path.to_owned(),
+        })
+    }
+}
+
+fn died() -> io::Error {
+    io::Error::other("simulated: this is where it ends")
+}
+
+impl Store for CrashStore {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let real = || DiskStore.create_dir(path);
+        self.step("create_dir", path, real, |disk, ()| disk.add_dir(path))
+    }
+
+    fn create_open_dir(&self, path: &Path) -> io::Result<()> {
+        let real = || DiskStore.create_open_dir(path);
+        self.step("create_open_dir", path, real, |disk, ()| disk.add_dir(path))
+    }
+
+    fn create_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>> {
+        let real = || DiskStore.create_image(path);
+        let file = self.step("create_image", path, real, |disk, _| disk.add_file(path, &[]))?;
+        Ok(self.image(file, path))
+    }
+
+    fn create_claimed(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)> {
+        let real = || DiskStore.create_claimed(path);
+        let (file, claim) = self.step("create_claimed", path, real, |disk, _| disk.add_file(path, &[]))?;
+        Ok((self.image(file, path), claim))
+    }
+
+    fn remove_unclaimed(&self, path: &Path) -> io::Result<bool> {
+        let real = || DiskStore.remove_unclaimed(path);
+        self.step("remove_unclaimed", path, real, |disk, removed| {
+            if *removed {
+                disk.remove(path);
+            }
+        })
+    }
+
+    fn create_file(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        // In three steps, as it is: whoever is killed in between leaves an empty or an unsynced file.
+        self.step(
+            "create",
+            path,
+            || DiskStore.create_file(path, &[]),
+            |disk, ()| disk.add_file(path, &[]),
+        )?;
+        let node = self.disk().map_or(0, |disk| disk.node(path));
+        self.step(
+            "write",
+            path,
+            || std::fs::write(path, content),
+            |disk, ()| disk.write(node, content, 0),
+        )?;
+        self.step("sync", path, || Ok(()), |disk, ()| disk.sync_file(node))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let real = || DiskStore.rename(from, to);
+        self.step("rename", from, real, |disk, ()| disk.rename(from, to))
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        // The model stands for the disk; whether the folder is there is all that the real call could tell.
+        let real = || std::fs::metadata(path).map(drop);
+        self.step("sync_dir", path, real, |disk, ()| disk.sync_dir(path))
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let real = || DiskStore.remove_file(path);
+        self.step("remove_file", path, real, |disk, ()| disk.remove(path))
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let real = || DiskStore.remove_dir(path);
+        self.step("remove_dir", path, real, |disk, ()| disk.remove(path))
+    }
+}
+
+struct CrashImage {
+    store: CrashStore,
+    file: Box<dyn ImageFile>,
+    node: usize,
+    path: std::path::PathBuf,
+}
+
+impl ImageFile for CrashImage {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let real = || self.file.write_at(bytes, offset);
+        let model = |disk: &mut CrashDisk, _: &()| disk.write(self.node, bytes, offset);
+        self.store.step("write_at", &self.path, real, model)
+    }
+
+    fn set_len(&mut self, length: u64) -> io::Result<()> {
+        let real = || self.file.set_len(length);
+        let model = |disk: &mut CrashDisk, _: &()| disk.set_len(self.node, length);
+        self.store.step("set_len", &self.path, real, model)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        // The model stands for the disk.
+        let model = |disk: &mut CrashDisk, _: &()| disk.sync_file(self.node);
+        self.store.step("sync", &self.path, || Ok(()), model)
+    }
+}

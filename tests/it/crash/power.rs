@@ -1,0 +1,120 @@
+//! Backups whose machine loses its power at any of their steps.
+
+use vmsnap::model::domain::DomainState;
+use vmsnap::ops::backup::Options;
+use vmsnap::testkit::{Blow, CrashStore, Fuse};
+
+use super::world::{DOMAIN, World, at_step, steps_of};
+use crate::lab::Lab;
+
+/// Which machine loses its power.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    /// That of the repository: the domain runs on.
+    Repository,
+    /// Both: the domain, if it ran, has lost its bitmaps and its job.
+    Both,
+}
+
+/// Cuts the power before every step and behind the last, and looks at what is there, and at what the next run makes of it.
+fn cut_everywhere(world: &World, options: &Options, doomed: Option<&str>, cut: Cut) {
+    let steps = steps_of(begin(world), options);
+    for number in 0..=steps.len() {
+        // When the run was told that all is well, nothing may be missing, whatever the dice say.
+        let seeds = match cut {
+            _ if number == steps.len() => 10,
+            Cut::Repository => 2,
+            Cut::Both => 1,
+        };
+        for seed in 0..seeds {
+            at_step(&steps, number, &(cut, seed), || {
+                let mut world = begin(world);
+                let fuse = Fuse::at(number, Blow::KilledBefore);
+                let store = CrashStore::with_power(&fuse, world.lab.folder.path()).expect("it can be read");
+                let outcome = world.crash(options, &fuse, store.clone());
+                store
+                    .cut_power(seed * 1000 + number as u64)
+                    .expect("files are written");
+                if let Cut::Both = cut {
+                    world.lab.host.lose_power();
+                }
+                world.assert_kept(doomed);
+                if !fuse.is_dead() {
+                    let promised = outcome.expect("nothing happened to it").point.id;
+                    assert_eq!(
+                        world.moments.last().map(|moment| moment.id.as_str()),
+                        Some(&*promised)
+                    );
+                }
+                world.assert_next_backup_heals(options);
+                world.assert_kept(doomed);
+            });
+        }
+    }
+}
+
+/// The world before the run; without any restore point there is no repository either.
+fn begin(world: &World) -> World {
+    let world = world.fork();
+    if world.moments.is_empty() {
+        std::fs::remove_dir(world.root()).expect("it is empty");
+    }
+    world
+}
+
+#[test]
+fn the_power_fails_in_a_first_full_backup() {
+    let world = World::new();
+    cut_everywhere(&world, &Lab::options(), None, Cut::Repository);
+}
+
+#[test]
+fn the_power_fails_in_an_incremental_backup() {
+    for (state, cut) in [
+        (DomainState::Running, Cut::Repository),
+        (DomainState::Running, Cut::Both),
+        (DomainState::ShutOff, Cut::Both),
+    ] {
+        let mut world = World::new();
+        world.backup(&Lab::options());
+        world.backup(&Lab::options());
+        world.lab.host.change(DOMAIN, |domain| domain.state = state);
+        cut_everywhere(&world, &Lab::options(), None, cut);
+    }
+}
+
+#[test]
+fn the_power_fails_in_a_backup_that_prunes() {
+    let mut world = World::new();
+    world.lab.at("2026-10-20T02:00:00+02:00[Europe/Berlin]");
+    world.backup(&Lab::options());
+    world.backup(&Lab::options());
+    world.lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
+    let options = Options {
+        prune: true,
+        ..Lab::options()
+    };
+    cut_everywhere(
+        &world,
+        &options,
+        Some("vmsnap-backup-monthly-2026-10"),
+        Cut::Repository,
+    );
+}
+
+#[test]
+fn the_power_fails_in_a_healing() {
+    let mut world = World::new();
+    world.backup(&Lab::options());
+    world
+        .lab
+        .host
+        .change(DOMAIN, |domain| domain.state = DomainState::ShutOff);
+    let steps = steps_of(world.fork(), &Lab::options());
+    let rename = steps.iter().position(|step| step.starts_with("rename"));
+    let fuse = Fuse::at(rename.expect("a commit renames"), Blow::KilledBefore);
+    world
+        .crash(&Lab::options(), &fuse, CrashStore::new(&fuse))
+        .expect_err("it was killed");
+    cut_everywhere(&world, &Lab::options(), None, Cut::Both);
+}

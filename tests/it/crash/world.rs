@@ -1,0 +1,300 @@
+//! A domain with restore points, and what no crash may do to them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use vmsnap::host::Host;
+use vmsnap::model::restore_point::Level;
+use vmsnap::ops::backup::{self, Options, Outcome};
+use vmsnap::ops::{Context, Error, Result};
+use vmsnap::repo::{DiskStore, History, Repository};
+use vmsnap::testkit::{Blow, CrashHost, CrashStore, Fuse};
+
+use crate::lab::{CLUSTER, Lab, tree};
+
+pub const DOMAIN: &str = "vm1";
+const DISKS: [&str; 2] = ["vda", "vdb"];
+const SIZE: usize = 2 * CLUSTER + 1536;
+
+/// The bytes of each disk.
+pub type Disks = BTreeMap<&'static str, Vec<u8>>;
+
+pub struct World {
+    pub lab: Lab,
+    /// The restore points that were made, and what they have to give back.
+    pub moments: Vec<Moment>,
+    writes: u8,
+}
+
+#[derive(Clone)]
+pub struct Moment {
+    pub id: String,
+    period: String,
+    pub disks: Disks,
+    /// The files of its folder.
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl World {
+    /// A domain with two disks, and no restore point.
+    pub fn new() -> World {
+        let lab = Lab::in_memory();
+        let disks = DISKS.map(|disk| (disk, SIZE));
+        lab.host.add_domain(DOMAIN, &disks);
+        lab.host.set_nvram(DOMAIN, b"variables");
+        let mut world = World {
+            lab,
+            moments: Vec::new(),
+            writes: 0,
+        };
+        world.guest_writes();
+        world
+    }
+
+    /// The same world once more, to be changed alone.
+    pub fn fork(&self) -> World {
+        World {
+            lab: self.lab.fork(),
+            moments: self.moments.clone(),
+            writes: self.writes,
+        }
+    }
+
+    /// The guest writes some and zeroes some on every disk.
+    pub fn guest_writes(&mut self) {
+        self.writes += 1;
+        let (byte, place) = (self.writes, usize::from(self.writes) % 2 * CLUSTER);
+        for disk in DISKS {
+            self.lab.host.disk(DOMAIN, disk, |disk| {
+                disk.write(place, &vec![byte; CLUSTER]);
+                disk.write(SIZE - 600, &[byte; 600]);
+                disk.zero(place + 5000, 3000);
+            });
+        }
+    }
+
+    /// What the disks hold now.
+    pub fn disks(&self) -> Disks {
+        DISKS.map(|disk| (disk, self.lab.disk(DOMAIN, disk))).into()
+    }
+
+    /// A backup that nothing happens to, and then the guest goes on writing.
+    pub fn backup(&mut self, options: &Options) -> Outcome {
+        self.reopen();
+        let disks = self.disks();
+        let outcome = self
+            .lab
+            .backup_with(DOMAIN, options)
+            .expect("nothing happens to it");
+        self.moments.push(Moment {
+            id: outcome.point.id.clone(),
+            period: outcome.point.period.clone(),
+            disks,
+            files: files_of(&outcome.dir),
+        });
+        self.guest_writes();
+        outcome
+    }
+
+    /// A backup by a process that dies with the fuse.
+    pub fn crash(&mut self, options: &Options, fuse: &Fuse, store: CrashStore) -> Result<Outcome> {
+        self.lab.host.die_with(Some(fuse));
+        let host = CrashHost::new(self.lab.host.clone(), fuse);
+        let outcome = Repository::open_or_create(&self.root(), Arc::new(store))
+            .map_err(|error| Error::of(DOMAIN, error))
+            .and_then(|repo| {
+                let context = Context {
+                    host: &host,
+                    repo: &repo,
+                    now: self.lab.now.clone(),
+                    monitor: &self.lab.recorder,
+                    stop: self.lab.stop.clone(),
+                };
+                backup::backup(DOMAIN, &context, options)
+            });
+        self.lab.host.die_with(None);
+        self.lab.pass(jiff::Span::new().minutes(10));
+        outcome
+    }
+
+    /// The next process opens the repository anew: what is there may be another folder than before the power was cut.
+    pub fn reopen(&mut self) {
+        let opened = Repository::open_or_create(&self.root(), Arc::new(DiskStore));
+        self.lab.repo = opened.expect("it can be opened");
+    }
+
+    pub fn root(&self) -> std::path::PathBuf {
+        self.lab.folder.path().join("backups")
+    }
+
+    /// Holds the repository against what was there before the crash; adds the restore point of the crashed run if it exists.
+    ///
+    /// A restore point of `doomed`, the period that the run was to delete, may be gone with all others of it.
+    pub fn assert_kept(&mut self, doomed: Option<&str>) {
+        if !self.root().exists() {
+            // A first backup may be interrupted before there is a repository.
+            assert!(self.moments.is_empty());
+            return;
+        }
+        let history = self.lab.history(DOMAIN);
+        assert!(history.findings.is_empty(), "{:?}", history.findings);
+        self.drop_doomed(&history, doomed);
+        let listed: BTreeSet<&str> = ids(&history).collect();
+        for moment in &self.moments {
+            assert!(listed.contains(moment.id.as_str()), "{} is lost", moment.id);
+        }
+        let is_new = |id: &&str| !self.moments.iter().any(|moment| moment.id == **id);
+        let new: Vec<String> = listed.into_iter().filter(is_new).map(str::to_owned).collect();
+        assert!(new.len() <= 1, "{new:?}");
+        let is_new = !new.is_empty();
+        if let Some(id) = new.into_iter().next() {
+            let kept = history.get(&id).expect("it is listed");
+            let disks = self.disks();
+            self.moments.push(Moment {
+                id,
+                period: kept.manifest.point.period.clone(),
+                disks,
+                files: files_of(&kept.dir),
+            });
+        }
+        for moment in &self.moments {
+            let kept = history.get(&moment.id).expect("it is listed");
+            // The note of a run means nothing once its restore point exists.
+            let mut files = files_of(&kept.dir);
+            files.remove("intent.json");
+            let mut before = moment.files.clone();
+            before.remove("intent.json");
+            assert!(files == before, "the files of {} have changed", moment.id);
+            assert_eq!(history.chains.faults(&moment.id), [] as [String; 0]);
+        }
+        // The others have been held against their moments before, and their files are the same.
+        if let Some(moment) = self.moments.last().filter(|_| is_new) {
+            self.assert_gives_back(moment);
+        }
+    }
+
+    fn drop_doomed(&mut self, history: &History, doomed: Option<&str>) {
+        let (of_doomed, others): (Vec<Moment>, Vec<Moment>) = std::mem::take(&mut self.moments)
+            .into_iter()
+            .partition(|moment| Some(moment.period.as_str()) == doomed);
+        self.moments = others;
+        if of_doomed.iter().any(|moment| history.get(&moment.id).is_some()) {
+            self.moments.splice(0..0, of_doomed);
+        }
+    }
+
+    fn assert_gives_back(&self, moment: &Moment) {
+        for (disk, bytes) in &moment.disks {
+            let restored = self.lab.restored(DOMAIN, &moment.id, disk);
+            let restored = restored.unwrap_or_else(|error| panic!("{} {disk}: {error}", moment.id));
+            assert!(restored == *bytes, "{disk} of {} is not what it was", moment.id);
+        }
+    }
+
+    /// Every restore point gives back its moment.
+    pub fn assert_all_give_back(&self) {
+        self.moments
+            .iter()
+            .for_each(|moment| self.assert_gives_back(moment));
+    }
+
+    /// The next ordinary backup succeeds, is right, and leaves nothing of what the crash left.
+    pub fn assert_next_backup_heals(&mut self, options: &Options) -> Level {
+        self.guest_writes();
+        // As the program does it.
+        Repository::open_or_create(&self.root(), Arc::new(DiskStore)).expect("it is there or made");
+        let outcome = self.backup(options);
+        let latest = self.moments.last().expect("it was made");
+        self.assert_gives_back(latest);
+        assert_eq!(
+            outcome.prune.as_ref().map(is_failed),
+            options.prune.then_some(false)
+        );
+
+        let lab = &self.lab;
+        assert!(!lab.host.has_job(DOMAIN), "a job is left");
+        let history = lab.history(DOMAIN);
+        let recorded: BTreeSet<&str> = history
+            .kept
+            .iter()
+            .filter_map(|kept| kept.manifest.point.checkpoint.as_ref())
+            .map(|checkpoint| checkpoint.name.as_str())
+            .collect();
+        let domain = lab.host.domain(DOMAIN).expect("it is there");
+        let checkpoints = lab.host.checkpoints(&domain).expect("they are listed");
+        let names: BTreeSet<&str> = checkpoints.iter().map(|found| found.name.as_str()).collect();
+        assert!(names.is_subset(&recorded), "{names:?} besides {recorded:?}");
+        for disk in DISKS {
+            let bitmaps = lab.host.disk(DOMAIN, disk, |disk| disk.bitmap_names());
+            let bitmaps: BTreeSet<&str> = bitmaps.iter().map(String::as_str).collect();
+            assert_eq!(
+                bitmaps, names,
+                "the bitmaps of {disk} are those of the checkpoints"
+            );
+        }
+        let left: Vec<String> = tree(lab.folder.path())
+            .into_iter()
+            .filter(|path| path.contains(".partial") || path.contains(".removing-"))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+        outcome.point.level
+    }
+
+    /// How many checkpoints the domain has.
+    pub fn checkpoints(&self) -> usize {
+        let domain = self.lab.host.domain(DOMAIN).expect("it is there");
+        self.lab.host.checkpoints(&domain).expect("they are listed").len()
+    }
+}
+
+fn is_failed(outcome: &backup::PruneOutcome) -> bool {
+    matches!(outcome, backup::PruneOutcome::Failed(_))
+}
+
+fn ids(history: &History) -> impl Iterator<Item = &str> {
+    history.kept.iter().map(|kept| kept.manifest.point.id.as_str())
+}
+
+/// The files of a folder with their bytes.
+fn files_of(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(dir).expect("a folder");
+    let files = entries.map(|entry| entry.expect("an entry")).map(|entry| {
+        let bytes = fs::read(entry.path()).expect("a file");
+        (entry.file_name().to_string_lossy().into_owned(), bytes)
+    });
+    files.collect()
+}
+
+/// The steps of an undisturbed run.
+pub fn steps_of(mut world: World, options: &Options) -> Vec<String> {
+    let fuse = Fuse::default();
+    world
+        .crash(options, &fuse, CrashStore::new(&fuse))
+        .expect("nothing happens to it");
+    fuse.steps()
+}
+
+/// Every number of these steps with each of these ways to end there.
+pub fn every_end<'a>(steps: &[String], blows: &'a [Blow]) -> impl Iterator<Item = (usize, Blow)> + 'a {
+    (0..steps.len()).flat_map(move |number| blows.iter().map(move |blow| (number, *blow)))
+}
+
+/// Says where the run was when an assertion of the work fails.
+pub fn at_step<T>(steps: &[String], number: usize, how: &dyn std::fmt::Debug, work: impl FnOnce() -> T) -> T {
+    struct Told(String);
+    impl Drop for Told {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("{}", self.0);
+            }
+        }
+    }
+    let step = steps.get(number).map_or("after the last", String::as_str);
+    let _told = Told(format!(
+        "this was step {number} of {} ({step}), {how:?}",
+        steps.len()
+    ));
+    work()
+}
