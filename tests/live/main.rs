@@ -21,6 +21,7 @@ mod host_define;
 mod host_offline;
 mod host_read;
 mod host_repair;
+mod mount;
 mod process;
 mod scrub;
 mod scrub_command;

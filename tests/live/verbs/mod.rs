@@ -1,5 +1,6 @@
 //! The verbs on real domains: whatever happens between the backups, every restore point gives back its moment.
 
+mod broken;
 mod by_hand;
 mod define;
 mod disks;
