@@ -8,6 +8,7 @@
     reason = "the lab starts programs, waits for other processes, and keeps its own cache"
 )]
 
+mod chaos;
 mod cli_backup;
 mod cli_lab;
 mod cli_refusals;
