@@ -33,6 +33,7 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
     let (socket, backup, checkpoint) = documents(&domain, request)?;
     check_places(&request.places)?;
     let stuck_before = is_stuck(handle)?;
+    places::make_for_qemu(&request.places, handle)?;
 
     // A guest that stands still cannot freeze anything, and its disks do not change either.
     let can_freeze = domain.state == DomainState::Running && domain.agent == Agent::Connected;

@@ -1,10 +1,12 @@
 //! QEMU is killed, and the domain destroyed, at random moments of a run.
 
+use rustix::process::{Pid, Signal, kill_process};
+use vmsnap::model::restore_point::Consistency;
+
 use super::{Chaos, DISKS};
 use crate::cli_lab::STOP_DEADLINE;
 use crate::daemon::Daemon;
-use crate::process::{processes_with, wait_until};
-use rustix::process::{Pid, Signal, kill_process};
+use crate::process::wait_until;
 
 const ROUNDS: usize = 20;
 
@@ -25,11 +27,16 @@ fn round(chaos: &mut Chaos, number: usize, end: End) {
     }
     let finished = run.wait(STOP_DEADLINE * 8);
     assert!(matches!(finished.code, Some(0 | 9)), "{finished:#?}");
-    chaos.take_stock();
-    // What QEMU had not written yet is lost with it.
+    // What QEMU had not written yet is lost with it, for a run as well that came later and has found the domain shut off.
+    let history = chaos.history();
+    let newest = &history.chains.latest().expect("there are some").point;
+    if newest.consistency != Consistency::Offline {
+        chaos.take_stock();
+    }
     for disk in 0..DISKS.len() {
         chaos.machine.learn(disk);
     }
+    chaos.take_stock();
     if number % 2 == 0 {
         chaos.scribble();
         chaos.run_well();
@@ -44,14 +51,11 @@ fn round(chaos: &mut Chaos, number: usize, end: End) {
 }
 
 fn kill_qemu(chaos: &Chaos) {
-    let found = processes_with(&format!("guest={},", chaos.machine.name()));
-    let [(pid, _)] = found.as_slice() else {
-        panic!("one QEMU: {found:?}");
-    };
-    let pid = Pid::from_raw(*pid as i32).expect("a process id is not zero");
+    let pid = chaos.qemu().expect("it runs");
+    let pid = Pid::from_raw(pid as i32).expect("a process id is not zero");
     kill_process(pid, Signal::KILL).expect("it is there");
-    let noticed = wait_until(STOP_DEADLINE, || !chaos.is_active());
-    assert!(noticed, "libvirt notices");
+    let is_off = || chaos.machine.domain.state() == "shut off";
+    assert!(wait_until(STOP_DEADLINE, is_off), "libvirt notices");
 }
 
 #[test]

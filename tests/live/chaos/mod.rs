@@ -11,7 +11,7 @@ use vmsnap::repo::{DiskStore, History};
 
 use crate::cli_lab::{Change, Machine, Repo, has_job};
 use crate::daemon::Daemon;
-use crate::process::{command, run};
+use crate::process::{command, processes_with, run};
 use crate::verbs::rng::Rng;
 
 mod daemons;
@@ -72,7 +72,7 @@ impl Chaos {
             // What a killed run has started has to end first.
             self.machine.wait_for_readers_to_end();
         }
-        for _ in 0..2 {
+        for _ in 0..1 + self.rng.below(2) {
             let disk = self.rng.below(DISKS.len() as u64) as usize;
             let sectors = (DISKS[disk] / 512) as u64;
             let at = self.rng.below(sectors);
@@ -92,8 +92,15 @@ impl Chaos {
         thread::sleep(Duration::from_micros(self.rng.below(longest)));
     }
 
+    /// The domain's QEMU. Looking for it is quicker than asking libvirt.
+    fn qemu(&self) -> Option<u32> {
+        let mut found = processes_with(&format!("guest={},", self.machine.name()));
+        assert!(found.len() <= 1, "{found:?}");
+        Some(found.pop()?.0)
+    }
+
     fn is_active(&self) -> bool {
-        self.machine.domain.state() != "shut off"
+        self.qemu().is_some()
     }
 
     fn history(&self) -> History {
