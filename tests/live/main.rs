@@ -26,6 +26,7 @@ mod mount;
 mod process;
 mod scrub;
 mod scrub_command;
+mod snapshots;
 mod status;
 mod test_driver;
 mod verbs;

@@ -37,7 +37,7 @@ fn round(chaos: &mut Chaos, number: usize, end: End) {
         chaos.machine.learn(disk);
     }
     chaos.take_stock();
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         chaos.scribble();
         chaos.run_well();
         chaos.machine.domain.start_paused();

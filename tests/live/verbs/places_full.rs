@@ -121,7 +121,7 @@ impl Monitor for At<'_> {
 }
 
 /// A backup with something happening at its n-th event, and whether there was such an event.
-fn back_up_at(story: &Story, number: usize, act: &(dyn Fn() + Sync)) -> (Result<Outcome>, bool) {
+pub(super) fn back_up_at(story: &Story, number: usize, act: &(dyn Fn() + Sync)) -> (Result<Outcome>, bool) {
     let at = At {
         number,
         seen: AtomicUsize::new(0),
