@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{assert_next, begun, bring, copy, off};
-use crate::embed::{Lab, escape, run_ok};
+use super::{DISKS, assert_next, begun, bring, copy, off};
+use crate::embed::{Lab, Shape, TestDomain, escape, run_ok};
+use crate::process::processes_with;
+use crate::verbs::places_full::back_up_at;
 use crate::verbs::rng::Rng;
 use crate::verbs::story::Story;
 
@@ -170,4 +172,70 @@ fn a_layer_of_libvirts_that_is_thrown_away_takes_its_restore_points_bitmaps_with
         assert_next(&mut story, &mut rng, [Some(1), Some(1)]);
         story.prove();
     }
+}
+
+/// A story with two restore points of a shut-off domain, whose disk `vda` holds nothing but data: where zeroes show that a bitmap is wrong,
+/// it would not be the bitmap's name that is put to the proof.
+fn filled(name: &str, byte: u8) -> Story {
+    let shape = Shape {
+        disks: &DISKS,
+        ..Shape::default()
+    };
+    let mut story = Story::of(TestDomain::shaped(name, &shape));
+    story.write("vda", 0, 4 << 20, byte);
+    story.back_up();
+    story.write("vda", 0, 4096, byte + 1);
+    story.back_up();
+    story
+}
+
+/// The bitmaps of another domain's image have the same names, and tell of other moments.
+#[test]
+fn a_disk_replaced_by_another_domains_image_with_bitmaps_of_the_same_names_gets_a_full_alone() {
+    let mut rng = Rng::new();
+    for active in [true, false] {
+        let other = filled("other ", 0x31);
+        let mut story = filled("replaced ", 0x41);
+        let (image, moved) = (story.domain.image("vda"), kept(&story, "moved"));
+        copy(&other.domain.image("vda"), &moved);
+        run_ok("mv", [&moved, &image]);
+        story.learn("vda");
+        bring(&story, active);
+        assert_next(&mut story, &mut rng, [None, Some(1)]);
+        story.prove();
+    }
+}
+
+/// The storage's snapshot was taken in mid-run, and holds that run's bitmap. The run failed, and another one made a checkpoint later.
+#[test]
+fn a_disk_set_back_to_the_middle_of_a_failed_run_does_not_go_on_from_that_runs_bitmap() {
+    let mut story = filled("set back in mid-run ", 0x51);
+    let (image, early) = (story.domain.image("vda"), kept(&story, "early"));
+    let images = story.domain.dir.path().display().to_string();
+    let fail = || {
+        // The first event behind the beginning of the job: the bitmaps are in the images.
+        for (pid, line) in processes_with(&images) {
+            if line.starts_with("qemu-nbd") {
+                copy(&image, &early);
+                run_ok("kill", [&"-KILL", &pid.to_string()]);
+            }
+        }
+    };
+    for number in 0.. {
+        let (outcome, happened) = back_up_at(&story, number, &fail);
+        story.pass(jiff::Span::new().minutes(10));
+        assert!(happened, "there was a reader");
+        match outcome {
+            Err(_) => break,
+            // Too early: that restore point is of no interest here.
+            Ok(outcome) => std::fs::remove_dir_all(outcome.dir).expect("it goes"),
+        }
+    }
+    assert!(early.exists());
+    story.write("vda", 1 << 20, 1 << 20, 0x72);
+    story.back_up();
+    copy(&early, &image);
+    story.learn("vda");
+    story.back_up();
+    story.prove();
 }
