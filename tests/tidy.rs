@@ -185,7 +185,8 @@ fn is_test(path: &str) -> bool {
     let mut texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
     // The tests of a whole file.
     let whole = root().join(format!("{dir}/{}.rs", path.replace("::", "/")));
-    whole.is_file() || texts.any(|text| text.contains(&function))
+    let folder = whole.with_extension("").join("mod.rs");
+    whole.is_file() || folder.is_file() || texts.any(|text| text.contains(&function))
 }
 
 #[test]

@@ -1,8 +1,13 @@
-//! The libvirt calls that the crate `virt` lacks, behind safe functions. The only unsafe code of the program.
+//! The calls that have to be unsafe, behind safe functions. The only unsafe code of the program.
+//!
+//! They are those to libvirt that the crate `virt` lacks, and one to the kernel.
 //!
 //! Strings cross as `CString` and come back copied; what libvirt allocates is freed here; handles free themselves.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 use std::thread;
@@ -77,6 +82,22 @@ pub fn quiet_driver() {
         // SAFETY: the caller promises that there is no other thread yet, so nobody reads the environment meanwhile.
         unsafe { std::env::set_var(OUTPUTS, "4:file:/dev/null") };
     }
+}
+
+/// Has the kernel kill the command's process when the **thread** that starts it ends, however that comes to pass.
+pub fn tie_to_this_thread(command: &mut Command) {
+    let us = rustix::process::Pid::from_raw(std::process::id().cast_signed());
+    let tie = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // We may have died before that: then nobody would ever send the signal.
+        match rustix::process::getppid() == us {
+            true => Ok(()),
+            false => Err(io::ErrorKind::NotFound.into()),
+        }
+    };
+    // SAFETY: between fork and exec only calls are allowed that neither allocate nor lock. These are two system calls, made directly, and
+    // an error that holds nothing but its kind.
+    unsafe { command.pre_exec(tie) };
 }
 
 /// Starts libvirt's event loop once per process and makes libvirt print nothing by itself. The embedded driver

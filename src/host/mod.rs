@@ -84,7 +84,8 @@ pub trait Host: Send + Sync {
     /// Ends the domain's active backup job, whoever began it, and lets the guest go on if that job's full scratch space had stopped it.
     fn abort_job(&self, domain: &Domain) -> Result<()>;
 
-    /// Chooses where socket and scratch files of a job go, such that QEMU may create them there. Creates nothing but private folders of its own.
+    /// Chooses where socket and scratch files of a job go, such that QEMU may create them there. Creates nothing: what a job begins is noted
+    /// down before.
     /// `run` is a word of at most 36 safe characters that makes the names unique.
     fn places(&self, domain: &Domain, targets: &[String], wishes: &PlaceWishes, run: &str) -> Result<Places>;
 
@@ -94,8 +95,8 @@ pub trait Host: Send + Sync {
     /// Freezes the guest's file systems if that is wished and possible, makes the checkpoint and begins the job in one step, thaws.
     ///
     /// When this fails there is neither job nor checkpoint nor a frozen file system left, unless libvirt's answer itself was lost
-    /// ([`HostError::Libvirt`]: then see what is there). The folders among the places
-    /// stay for another attempt: [`Host::clear_places`] removes them.
+    /// ([`HostError::Libvirt`]: then see what is there). The folders among the places, which it makes, may stay: [`Host::clear_places`]
+    /// removes them.
     fn begin_backup(&self, domain: &Domain, request: &BackupRequest) -> Result<Box<dyn BackupJob>>;
 
     /// The bytes of the domain's UEFI variables, if it has any.

@@ -120,6 +120,11 @@ impl Repo {
             .collect()
     }
 
+    /// What the run that did not finish has noted down, if there is one.
+    pub fn unfinished(&self) -> Option<Begun> {
+        partial_in(&self.root()).and_then(|partial| read_intent(&partial))
+    }
+
     fn backup_args(&self, domains: &[&str], more: &[&str]) -> Vec<String> {
         let root = self.root().display().to_string();
         let words = [&["backup"], domains, &["--output", &root, "--connect", URI], more].concat();
@@ -464,9 +469,33 @@ impl Machine {
         checkpoints(&self.domain)
     }
 
+    /// Takes what a disk holds as known; nobody may write meanwhile.
+    pub fn learn(&mut self, disk: usize) {
+        let raw = self.domain.path("learnt.raw");
+        let (image, to) = (self.image(disk).display().to_string(), raw.display().to_string());
+        run(command(
+            "qemu-img",
+            &["convert", "-U", "-f", "qcow2", "-O", "raw", &image, &to],
+        ));
+        self.disks[disk] = fs::read(&raw).expect("it was made");
+        fs::remove_file(raw).expect("it was made");
+    }
+
+    /// Waits until nobody uses the images of a shut-off domain any more: the kernel ends the readers of a run that is killed, and a bitmap
+    /// that was being changed is done at once.
+    pub fn wait_for_readers_to_end(&self) {
+        let ended = wait_until(STOP_DEADLINE, || readers_of(&self.domain).is_empty());
+        assert!(ended, "{:?} are left", readers_of(&self.domain));
+    }
+
     /// Asserts that nothing of any run is left: no job, reader, partial folder, scratch file, nor what the run has noted down.
     pub fn assert_nothing_left(&self, repo: &Repo, begun: &Begun) {
         assert_nothing_left(&self.domain, repo, begun);
+    }
+
+    /// Asserts that no file of any run is left, be the job as it may, nor a reader: none of these places, no partial folder, no scratch file.
+    pub fn assert_no_files_left(&self, repo: &Repo, places: &[PathBuf]) {
+        assert_no_files_left(&self.domain, repo, places);
     }
 }
 
@@ -487,19 +516,26 @@ pub fn assert_nothing_left(domain: &TestDomain, repo: &Repo, begun: &Begun) {
     if domain.state() != "shut off" {
         assert!(!has_job(domain), "a job is left");
     }
+    assert_no_files_left(domain, repo, &begun.places);
+}
+
+fn assert_no_files_left(domain: &TestDomain, repo: &Repo, places: &[PathBuf]) {
     assert_eq!(repo.partials(), [] as [PathBuf; 0]);
-    for place in &begun.places {
+    for place in places {
         assert!(!place.exists(), "{} is left", place.display());
     }
     let hidden = names_in(domain.dir())
         .into_iter()
         .filter(|name| name.starts_with('.'));
     assert_eq!(hidden.collect::<Vec<_>>(), [""; 0]);
-    let readers = processes_with(&domain.dir().display().to_string());
-    let readers = readers
-        .into_iter()
-        .filter(|(_, line)| line.starts_with("qemu-nbd"));
-    assert_eq!(readers.collect::<Vec<_>>(), []);
+    assert_eq!(readers_of(domain), []);
+}
+
+/// The programs that use a shut-off domain's images for a run.
+fn readers_of(domain: &TestDomain) -> Vec<(u32, String)> {
+    let mut found = processes_with(&domain.dir().display().to_string());
+    found.retain(|(_, line)| line.starts_with("qemu-nbd") || line.starts_with("qemu-img"));
+    found
 }
 
 fn target(disk: usize) -> String {

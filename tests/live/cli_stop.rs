@@ -153,6 +153,20 @@ fn what_a_killed_run_leaves_of_a_shut_off_domain_the_next_one_ends() {
     machine.domain.start_paused();
 }
 
+/// Its readers hold the images, and nobody would come to end them before the next backup.
+#[test]
+fn a_killed_run_does_not_keep_a_shut_off_domain_from_starting() {
+    let daemon = Daemon::acquire();
+    let mut machine = Machine::define(&daemon, "killed-start", &[BIG]);
+    machine.fill(0, 1);
+    let repo = Repo::new();
+    let begun = killed(&repo, &machine);
+    machine.wait_for_readers_to_end();
+    machine.domain.start_paused();
+    machine.change(0, 3 * MIB, MIB, Change::Zero);
+    assert_heals(&repo, &machine, &begun, "full");
+}
+
 #[test]
 fn a_domain_that_is_stopped_in_mid_copy_costs_this_run_and_no_more() {
     let daemon = Daemon::acquire();

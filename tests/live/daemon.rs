@@ -83,6 +83,17 @@ impl Daemon {
         start::stop().expect("the daemon stops");
     }
 
+    /// Kills the daemon. Panics as [`Daemon::restart`] does.
+    pub fn kill(&self) {
+        assert!(self.lease.exclusive, "other tests may be using the daemon");
+        let _gate = gate();
+        assert!(
+            start::is_ours(),
+            "the libvirtd of this machine is not the lab's to kill"
+        );
+        start::kill();
+    }
+
     /// `kvm` where the QEMU of this daemon can use it, else `qemu` (TCG): the `type` of a domain.
     pub fn virt_type(&self) -> &'static str {
         static VIRT_TYPE: OnceLock<&str> = OnceLock::new();

@@ -221,6 +221,11 @@ impl TestDomain {
         self.handle.destroy().expect("it ends");
     }
 
+    /// The domain that has the name now.
+    pub fn look_again(&mut self) {
+        self.handle = Handle::lookup_by_name(&Lab::get().connection, &self.name).expect("it is there");
+    }
+
     pub fn handle(&self) -> &Handle {
         &self.handle
     }

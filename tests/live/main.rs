@@ -8,6 +8,7 @@
     reason = "the lab starts programs, waits for other processes, and keeps its own cache"
 )]
 
+mod chaos;
 mod cli_backup;
 mod cli_classic;
 mod cli_classic_scrub;
@@ -26,9 +27,11 @@ mod host_define;
 mod host_offline;
 mod host_read;
 mod host_repair;
+mod mount;
 mod process;
 mod scrub;
 mod scrub_command;
+mod snapshots;
 mod status;
 mod test_driver;
 mod verbs;

@@ -236,6 +236,7 @@ pub fn active_job(handle: &Handle) -> Result<Option<ActiveJob>> {
         {
             return Ok(None);
         }
+        Err(error) if is_lost_job(&error) => return Err(lost_job()),
         Err(error) => return Err(failed("tell whether a job is active")(error)),
     };
     let socket = match operation {
@@ -246,6 +247,22 @@ pub fn active_job(handle: &Handle) -> Result<Option<ActiveJob>> {
         operation: operation_word(operation).to_owned(),
         socket,
     }))
+}
+
+/// libvirt's words (qemuBackupGetJobInfoStats in src/qemu/qemu_backup.c) for a job that its status file tells of
+/// and whose description it never came to write down. Seen with 9.0.0; neither `virsh domjobabort` nor a restart of libvirtd ends it while the domain runs,
+/// and the domain cannot start again in the same libvirtd.
+fn is_lost_job(error: &ffi::CallError) -> bool {
+    error.message.contains("backup job data missing")
+}
+
+fn lost_job() -> HostError {
+    HostError::Unsupported {
+        what:
+            "libvirtd was killed while it began a backup job, and now can neither go on with it nor end it, \
+               until the domain has been shut off (`virsh destroy`) and libvirtd has been restarted after that"
+                .to_owned(),
+    }
 }
 
 /// The socket of the backup job that is under way, if there is one.
@@ -321,6 +338,20 @@ pub fn not_here(what: &str) -> HostError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_that_libvirt_has_lost_is_told_with_what_ends_it() {
+        let error = ffi::CallError {
+            number: ErrorNumber::InternalError,
+            message: "internal error: backup job data missing".to_owned(),
+        };
+        assert!(is_lost_job(&error));
+        assert!(
+            lost_job()
+                .to_string()
+                .contains("libvirtd has been restarted after that")
+        );
+    }
 
     #[test]
     fn old_versions_are_told_apart_by_name() {

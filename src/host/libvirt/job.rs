@@ -33,6 +33,8 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
     let domain = inspect::domain_of(link, handle)?;
     let (socket, backup, checkpoint) = documents(&domain, request)?;
     check_places(&request.places)?;
+    let stuck_before = is_stuck(handle)?;
+    places::make_for_qemu(&request.places, handle)?;
 
     // A guest that stands still cannot freeze anything, and its disks do not change either.
     let can_freeze = domain.state == DomainState::Running && domain.agent == Agent::Connected;
@@ -50,7 +52,7 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
 
     let mut job = ActiveDomainJob {
         link: Arc::clone(link),
-        paused_before: domain.state == DomainState::Paused,
+        stuck_before,
         domain,
         bitmaps: request
             .disks
@@ -197,7 +199,8 @@ pub fn end(handle: &Handle) -> Result<()> {
 struct ActiveDomainJob {
     link: Arc<Link>,
     domain: Domain,
-    paused_before: bool,
+    /// Whether the guest stood still because of a disk before the job: then it is not for the job to let it go on.
+    stuck_before: bool,
     /// The disks of the job, with whether each tells its changes.
     bitmaps: Vec<(String, bool)>,
     socket: PathBuf,
@@ -233,13 +236,26 @@ impl ActiveDomainJob {
         }
     }
 
-    /// Lets a guest run on that stands still because the scratch space was full.
-    fn resume(&self) -> Result<()> {
+    /// Lets a guest run on that stands still because the scratch space was full, and tells whether it did.
+    fn resume(&self) -> Result<bool> {
         let handle = self.link.find(&self.domain)?;
-        if self.paused_before {
-            return Ok(());
+        if self.stuck_before {
+            return Ok(false);
         }
         resume_if_stuck(&handle)
+    }
+
+    /// The scratch space may have become full since the job's health was last asked for. What was read is right all the same.
+    fn resume_finding(&self) -> Option<Finding> {
+        match self.resume() {
+            Ok(false) => None,
+            Ok(true) => Some(Finding::new(
+                "guest-stood-still",
+                "the scratch space was full before the copy was done, and the guest stood still until then; \
+                 --scratch-dir names a folder with more room",
+            )),
+            Err(error) => Some(Finding::new("guest-not-resumed", with_sources(&error))),
+        }
     }
 
     fn delete_checkpoint(&self) -> Result<()> {
@@ -257,7 +273,7 @@ impl ActiveDomainJob {
         self.ended = true;
         let steps = [
             ("job-not-ended", self.end_job()),
-            ("guest-not-resumed", self.resume()),
+            ("guest-not-resumed", self.resume().map(drop)),
             ("checkpoint-not-removed", self.delete_checkpoint()),
             ("files-not-removed", places::clear(&self.places)),
         ];
@@ -269,12 +285,13 @@ impl ActiveDomainJob {
     }
 }
 
-/// Lets a guest run on that a full scratch space had stopped.
-pub fn resume_if_stuck(handle: &Handle) -> Result<()> {
-    if is_stuck(handle)? {
+/// Lets a guest run on that a full scratch space had stopped, and tells whether one had.
+pub fn resume_if_stuck(handle: &Handle) -> Result<bool> {
+    let was_stuck = is_stuck(handle)?;
+    if was_stuck {
         handle.resume().map_err(failed("resume the domain"))?;
     }
-    Ok(())
+    Ok(was_stuck)
 }
 
 /// Whether the domain was paused because a disk could not be written to.
@@ -320,7 +337,7 @@ impl BackupJob for ActiveDomainJob {
         if !inspect::is_active(&handle)? || handle.get_id() != self.domain.id {
             return Ok(JobHealth::Gone("the domain was stopped".to_owned()));
         }
-        if !self.paused_before && is_stuck(&handle)? {
+        if !self.stuck_before && is_stuck(&handle)? {
             let errors = ffi::disk_errors(&handle).map_err(failed("tell the disks' errors"))?;
             let words = |error: &ffi::DiskError| {
                 format!(
@@ -346,7 +363,9 @@ impl BackupJob for ActiveDomainJob {
         self.end_job()?;
         self.ended = true;
         self.thaw = None;
-        Ok(places::clear_finding(&self.places))
+        let mut findings: Vec<Finding> = self.resume_finding().into_iter().collect();
+        findings.extend(places::clear_finding(&self.places));
+        Ok(findings)
     }
 
     fn abort(mut self: Box<Self>) -> Vec<Finding> {

@@ -100,7 +100,7 @@ impl Host for LibvirtHost {
     fn abort_job(&self, domain: &Domain) -> Result<()> {
         let handle = self.link.find(domain)?;
         job::end(&handle)?;
-        job::resume_if_stuck(&handle)
+        job::resume_if_stuck(&handle).map(drop)
     }
 
     fn thaw(&self, domain: &Domain) -> Result<()> {

@@ -47,6 +47,7 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
         ended: false,
     };
     // From here on a return drops the job, which undoes what has been done so far.
+    places::make_for_readers(&request.places)?;
     if let Some(wanted) = &request.checkpoint {
         refuse_taken_name(&domain, handle, &wanted.name)?;
         job.new_name = Some(wanted.name.clone());

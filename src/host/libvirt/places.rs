@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, access};
 use virt::domain::Domain as Handle;
 
 use super::inspect;
@@ -48,34 +49,25 @@ pub fn choose(
     for target in targets {
         scratch.push((target.clone(), scratch_file(domain, target, wishes, run)?));
     }
-    let mut places = Places {
-        scratch,
-        ..Places::default()
-    };
     let private = || private_folder(link, &handle).map(|folder| folder.join(format!("{PREFIX}{run}")));
+    let mut own_dirs = Vec::new();
     let socket = match &wishes.socket {
         Some(socket) => socket.clone(),
         None => match private().filter(|socket| socket.as_os_str().len() <= LONGEST_SOCKET) {
             Some(socket) => socket,
             None => {
                 let folder = own_folder(&handle, run)?;
-                places.own_dirs.push(folder.clone());
+                own_dirs.push(folder.clone());
                 folder.join("nbd")
             }
         },
     };
-    let free = check_socket(&socket);
-    places.sockets.push(socket);
-    if let Err(error) = free {
-        // Nothing is in the folder yet, and a folder that stays behind is found by its name.
-        let _ = clear(&Places {
-            scratch: Vec::new(),
-            sockets: Vec::new(),
-            ..places
-        });
-        return Err(error);
-    }
-    Ok(places)
+    check_socket(&socket)?;
+    Ok(Places {
+        sockets: vec![socket],
+        scratch,
+        own_dirs,
+    })
 }
 
 fn refusal(what: String) -> HostError {
@@ -86,24 +78,18 @@ fn refusal(what: String) -> HostError {
 /// about what QEMU may reach, and does not concern them.
 fn for_readers(targets: &[String], run: &str) -> Result<Places> {
     let runtime = [Path::new("/run"), Path::new(TEMPORARY)];
-    let mut last = None;
-    for parent in runtime {
-        let folder = parent.join(format!("{PREFIX}{run}"));
-        match DirBuilder::new().mode(0o700).create(&folder) {
-            Ok(()) => {
-                return Ok(Places {
-                    sockets: targets
-                        .iter()
-                        .map(|target| reader_socket(&folder, target))
-                        .collect(),
-                    scratch: Vec::new(),
-                    own_dirs: vec![folder],
-                });
-            }
-            Err(error) => last = Some(HostError::io("make the folder", &folder, error)),
-        }
-    }
-    Err(last.unwrap_or_else(|| refusal("there is no folder for sockets".to_owned())))
+    let may_write = |parent: &&Path| access(*parent, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+    let parent = runtime.into_iter().find(may_write);
+    let parent = parent.ok_or_else(|| refusal("there is no folder for sockets".to_owned()))?;
+    let folder = parent.join(format!("{PREFIX}{run}"));
+    Ok(Places {
+        sockets: targets
+            .iter()
+            .map(|target| reader_socket(&folder, target))
+            .collect(),
+        scratch: Vec::new(),
+        own_dirs: vec![folder],
+    })
 }
 
 /// The socket of one disk's reader in the folder of a run.
@@ -128,33 +114,54 @@ fn private_folder(link: &Link, handle: &Handle) -> Option<PathBuf> {
     Some(folder)
 }
 
-/// A fresh folder that QEMU may write to and nobody else may look into.
+/// A folder of a name that is not taken.
 fn own_folder(handle: &Handle, run: &str) -> Result<PathBuf> {
-    let we_are_root = rustix::process::geteuid().is_root();
-    let owner = if we_are_root {
-        inspect::live(handle)?.owner
-    } else {
-        None
-    };
     let mut name = format!("{PREFIX}{run}");
-    if we_are_root && owner.is_none() {
-        // Anybody can write to it then, so nobody must be able to guess it.
+    if is_open_to_all(qemu_user(handle)?) {
+        // Nobody must be able to guess it.
         name = format!("{name}-{}", uuid::Uuid::new_v4().simple());
     }
-    let folder = Path::new(TEMPORARY).join(name);
-    let made = DirBuilder::new().mode(0o700).create(&folder);
-    made.map_err(|error| HostError::io("make the folder", &folder, error))?;
-    let opened = match owner {
-        Some((user, group)) => chown(&folder, Some(user), Some(group)),
-        None if we_are_root => fs::set_permissions(&folder, fs::Permissions::from_mode(0o733)),
-        None => Ok(()),
-    };
-    opened.map_err(|error| {
-        // Empty, and made just now.
-        let _ = fs::remove_dir(&folder);
-        HostError::io("open the folder for QEMU", &folder, error)
-    })?;
-    Ok(folder)
+    Ok(Path::new(TEMPORARY).join(name))
+}
+
+/// Whom the folder is to belong to: QEMU's user and group, where we can know them and give it away.
+fn qemu_user(handle: &Handle) -> Result<Option<(u32, u32)>> {
+    match rustix::process::geteuid().is_root() {
+        true => Ok(inspect::live(handle)?.owner),
+        false => Ok(None),
+    }
+}
+
+/// Whether everybody has to be let in, because QEMU is somebody whom we do not know.
+fn is_open_to_all(owner: Option<(u32, u32)>) -> bool {
+    rustix::process::geteuid().is_root() && owner.is_none()
+}
+
+/// Makes the folders of an active domain's job: QEMU may write to them, and nobody else may look into them.
+pub fn make_for_qemu(places: &Places, handle: &Handle) -> Result<()> {
+    if places.own_dirs.is_empty() {
+        return Ok(());
+    }
+    let owner = qemu_user(handle)?;
+    places.own_dirs.iter().try_for_each(|folder| {
+        make_own(folder)?;
+        let opened = match owner {
+            Some((user, group)) => chown(folder, Some(user), Some(group)),
+            None if is_open_to_all(owner) => fs::set_permissions(folder, fs::Permissions::from_mode(0o733)),
+            None => Ok(()),
+        };
+        opened.map_err(|error| HostError::io("open the folder for QEMU", folder, error))
+    })
+}
+
+/// Makes the folders of a shut-off domain's readers, for us alone.
+pub fn make_for_readers(places: &Places) -> Result<()> {
+    places.own_dirs.iter().try_for_each(|folder| make_own(folder))
+}
+
+fn make_own(folder: &Path) -> Result<()> {
+    let made = DirBuilder::new().mode(0o700).create(folder);
+    made.map_err(|error| HostError::io("make the folder", folder, error))
 }
 
 /// Beside the image by default, as libvirt itself would do: that folder has the right permissions, and usually the room.

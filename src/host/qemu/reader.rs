@@ -3,8 +3,9 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::sync::mpsc::Receiver;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -36,11 +37,13 @@ const OPENING: Duration = Duration::from_secs(30);
 
 /// A `qemu-nbd` that offers one image read-only. It ends, and its socket goes, when this is dropped.
 ///
-/// While it runs no domain can start that writes to the image: QEMU's own locks see to that. It would outlive us if
-/// we were killed; its process id then lies beside the socket, for the next run to end it.
+/// While it runs no domain can start that writes to the image: QEMU's own locks see to that. When we are killed the kernel kills it too.
+/// Its process id lies beside the socket, for the next run to end one that is left all the same.
 #[derive(Debug)]
 pub struct Reader {
     child: Child,
+    /// Keeps the thread alive that the child's life hangs on.
+    _parent: Sender<()>,
     complaints: Receiver<Vec<u8>>,
     socket: PathBuf,
 }
@@ -77,10 +80,11 @@ impl Reader {
 
         let mut command = command(PROGRAM, &arguments);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = start(command, PROGRAM)?;
+        let (mut child, parent) = start_tied(command, PROGRAM)?;
         let complaints = drain(child.stderr.take(), COMPLAINT_LIMIT);
         let mut reader = Reader {
             child,
+            _parent: parent,
             complaints,
             socket: offer.socket.to_owned(),
         };
@@ -125,6 +129,42 @@ impl Reader {
             Err(error) => Some(error.to_string()),
         }
     }
+}
+
+/// Starts a child that does not outlive us. The kernel's promise is about the thread that starts it, so that thread has nothing else to do,
+/// and ends when the other end of its channel is dropped.
+fn start_tied(command: Command, program: &'static str) -> Result<(Child, Sender<()>)> {
+    let (started, result) = mpsc::channel();
+    let (parent, until_dropped) = mpsc::channel::<()>();
+    let spawned = thread::Builder::new()
+        .name("reader's parent".to_owned())
+        .spawn(move || {
+            // Nobody ever sends anything: both calls fail when the other end is gone, which is all that is waited for.
+            if started.send(start(tied(command), program)).is_ok() {
+                let _ = until_dropped.recv();
+            }
+        });
+    spawned.map_err(|error| failed(program, "be started", error.to_string()))?;
+    let child = result.recv().unwrap_or_else(|_| {
+        Err(failed(
+            program,
+            "be started",
+            "the thread that starts it has ended",
+        ))
+    })?;
+    Ok((child, parent))
+}
+
+#[cfg(feature = "libvirt")]
+fn tied(mut command: Command) -> Command {
+    super::super::ffi::tie_to_this_thread(&mut command);
+    command
+}
+
+/// Without libvirt there is no domain whose start could be in the way.
+#[cfg(not(feature = "libvirt"))]
+fn tied(command: Command) -> Command {
+    command
 }
 
 enum Opening {

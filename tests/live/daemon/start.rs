@@ -77,6 +77,18 @@ pub fn stop() -> Result<(), String> {
     Ok(())
 }
 
+/// Kills libvirtd, as the kernel does when memory is short, and waits until it is gone.
+pub fn kill() {
+    let pid = our_pid(LIBVIRTD).expect("it is ours");
+    let process = Pid::from_raw(pid as i32).expect("a process id is not zero");
+    kill_process(process, Signal::KILL).expect("it is ours");
+    assert!(
+        wait_until(STOP_DEADLINE, || !is_alive(pid)),
+        "a killed process ends"
+    );
+    fs::remove_file(pid_file(LIBVIRTD)).expect("it is ours");
+}
+
 fn answers() -> bool {
     virsh(&["version"]).ok()
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use vmsnap::host::{BackupRequest, CheckpointRequest, DiskRequest, Host, PlaceWishes, Places};
+use vmsnap::host::{BackupRequest, CheckpointRequest, DiskRequest, Host, Places};
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::heal::Intent;
 use vmsnap::repo::Pending;
@@ -106,13 +106,13 @@ fn after_qemu_was_killed_a_shut_off_domain_gets_a_full_backup_too() {
 
 /// How far the killed run had come.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Until {
+pub(super) enum Until {
     Noted,
     Begun,
 }
 
 /// Does what a backup does, up to a point at which it is killed: nothing of it is ended. `since` is the parent's checkpoint.
-fn killed_run(story: &Story, since: Option<&str>, until: Until) -> (Places, String) {
+pub(super) fn killed_run(story: &Story, since: Option<&str>, until: Until) -> (Places, String) {
     let host = &Lab::get().host;
     let domain = story.domain.seen();
     let context = story.context();
@@ -124,7 +124,7 @@ fn killed_run(story: &Story, since: Option<&str>, until: Until) -> (Places, Stri
         .expect("it begins");
     let run = uuid::Uuid::new_v4().to_string();
     let places = host
-        .places(&domain, &story.targets(), &PlaceWishes::default(), &run)
+        .places(&domain, &story.targets(), &story.options.places, &run)
         .expect("there are places");
     let intent = Intent {
         uuid: domain.uuid.clone(),

@@ -270,10 +270,17 @@ impl Story {
         let list = self.list();
         assert_eq!(list.findings, [], "nothing is wrong with the folder");
         let listed: Vec<&str> = list.points.iter().map(|one| one.point.id.as_str()).collect();
-        let kept: Vec<&str> = self.moments.iter().map(|moment| moment.id.as_str()).collect();
-        assert_eq!(listed, kept, "every restore point, in order, and no other");
+        assert_eq!(listed, self.ids(), "every restore point, in order, and no other");
+        self.prove_those_left();
+    }
+
+    /// The same for those that are left, where restore points were lost, which the list may tell.
+    pub fn prove_those_left(&self) {
+        let list = self.list();
         for (number, moment) in self.moments.iter().enumerate() {
-            assert!(list.points[number].is_whole(), "{:?}", list.points[number].faults);
+            let listed = list.points.iter().find(|one| one.point.id == moment.id);
+            let listed = listed.unwrap_or_else(|| panic!("{} is listed", moment.id));
+            assert!(listed.is_whole(), "{:?}", listed.faults);
             let format = [Format::Raw, Format::Qcow2][number % 2];
             let to = self.folder.path().join("restored");
             self.restore(&moment.id, &to, format, None)
@@ -291,6 +298,13 @@ impl Story {
             assert_eq!(restored, moment.disks.len(), "the disks and nothing else");
             fs::remove_dir_all(&to).expect("it goes again");
         }
+    }
+
+    /// The restore point with this id cannot be given back any more.
+    pub fn lose(&mut self, id: &str) {
+        let before = self.moments.len();
+        self.moments.retain(|moment| moment.id != id);
+        assert_eq!(self.moments.len(), before - 1, "{id} was kept");
     }
 
     /// Restores all disks into a folder.

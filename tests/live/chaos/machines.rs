@@ -1,0 +1,79 @@
+//! QEMU is killed, and the domain destroyed, at random moments of a run.
+
+use rustix::process::{Pid, Signal, kill_process};
+use vmsnap::model::restore_point::Consistency;
+
+use super::{Chaos, DISKS};
+use crate::cli_lab::STOP_DEADLINE;
+use crate::daemon::Daemon;
+use crate::process::wait_until;
+
+const ROUNDS: usize = 20;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Killed,
+    Destroyed,
+}
+
+/// A run during which the domain comes to an end, and an ordinary one after it, shut off and started by turns.
+fn round(chaos: &mut Chaos, number: usize, end: End) {
+    chaos.scribble();
+    let run = chaos.repo.begin_backup(&[chaos.machine.name()], &[]);
+    chaos.wait_a_moment();
+    match end {
+        End::Killed => kill_qemu(chaos),
+        End::Destroyed => chaos.machine.domain.destroy(),
+    }
+    let finished = run.wait(STOP_DEADLINE * 8);
+    assert!(matches!(finished.code, Some(0 | 9)), "{finished:#?}");
+    // What QEMU had not written yet is lost with it, for a run as well that came later and has found the domain shut off.
+    let history = chaos.history();
+    let newest = &history.chains.latest().expect("there are some").point;
+    if newest.consistency != Consistency::Offline {
+        chaos.take_stock();
+    }
+    for disk in 0..DISKS.len() {
+        chaos.machine.learn(disk);
+    }
+    chaos.take_stock();
+    if number.is_multiple_of(2) {
+        chaos.scribble();
+        chaos.run_well();
+        chaos.machine.domain.start_paused();
+    } else {
+        chaos.machine.domain.start_paused();
+        chaos.scribble();
+        chaos.run_well();
+    }
+    chaos.assert_clean();
+    chaos.prove();
+}
+
+fn kill_qemu(chaos: &Chaos) {
+    let pid = chaos.qemu().expect("it runs");
+    let pid = Pid::from_raw(pid as i32).expect("a process id is not zero");
+    kill_process(pid, Signal::KILL).expect("it is there");
+    let is_off = || chaos.machine.domain.state() == "shut off";
+    assert!(wait_until(STOP_DEADLINE, is_off), "libvirt notices");
+}
+
+#[test]
+fn a_qemu_killed_in_any_moment_of_a_run_costs_that_run_at_most() {
+    let daemon = Daemon::acquire();
+    let mut chaos = Chaos::new(&daemon, "killed-qemu");
+    for number in 0..ROUNDS {
+        round(&mut chaos, number, End::Killed);
+    }
+    chaos.assert_no_strange_bitmaps();
+}
+
+#[test]
+fn a_domain_destroyed_in_any_moment_of_a_run_costs_that_run_at_most() {
+    let daemon = Daemon::acquire();
+    let mut chaos = Chaos::new(&daemon, "destroyed");
+    for number in 0..ROUNDS {
+        round(&mut chaos, number, End::Destroyed);
+    }
+    chaos.assert_no_strange_bitmaps();
+}

@@ -1,0 +1,198 @@
+//! Everything that takes part in a backup is killed at random moments: what was kept stays, and the next ordinary run puts the rest right.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vmsnap::ops::Repository;
+use vmsnap::repo::{DiskStore, History};
+
+use crate::cli_lab::{Change, Machine, Repo, has_job};
+use crate::daemon::Daemon;
+use crate::process::{command, processes_with, run};
+use crate::verbs::rng::Rng;
+
+mod daemons;
+mod machines;
+mod runs;
+
+const MIB: usize = 1 << 20;
+
+/// Small disks, with one that ends within a cluster.
+const DISKS: [usize; 2] = [4 * MIB, MIB + 512];
+
+/// What a disk holds, as a digest of each 64 KiB.
+type Clusters = Vec<blake3::Hash>;
+
+fn clusters(bytes: &[u8]) -> Clusters {
+    bytes.chunks(65536).map(blake3::hash).collect()
+}
+
+/// A domain, a repository, and what the disks held at each restore point.
+struct Chaos {
+    machine: Machine,
+    repo: Repo,
+    rng: Rng,
+    /// Per restore point the digests of the disks' clusters at that moment.
+    moments: BTreeMap<String, Vec<Clusters>>,
+    /// The restore points that were proved already.
+    proved: Vec<String>,
+    /// Sockets, scratch files and folders of runs that did not finish.
+    places: Vec<PathBuf>,
+    /// How long a whole run takes.
+    length: Duration,
+}
+
+impl Chaos {
+    fn new(daemon: &Daemon, label: &str) -> Chaos {
+        let mut chaos = Chaos {
+            machine: Machine::paused(daemon, label, &DISKS),
+            repo: Repo::new(),
+            rng: Rng::new(),
+            moments: BTreeMap::new(),
+            proved: Vec::new(),
+            places: Vec::new(),
+            length: Duration::ZERO,
+        };
+        chaos.machine.fill(0, 1);
+        chaos.machine.fill(1, 2);
+        chaos.run_well();
+        chaos.scribble();
+        let started = Instant::now();
+        chaos.run_well();
+        chaos.length = started.elapsed();
+        chaos
+    }
+
+    /// The guest writes here and there.
+    fn scribble(&mut self) {
+        if !self.is_active() {
+            // What a killed run has started has to end first.
+            self.machine.wait_for_readers_to_end();
+        }
+        for _ in 0..1 + self.rng.below(2) {
+            let disk = self.rng.below(DISKS.len() as u64) as usize;
+            let sectors = (DISKS[disk] / 512) as u64;
+            let at = self.rng.below(sectors);
+            let length = (1 + self.rng.below(300)).min(sectors - at);
+            let change = match self.rng.below(4) {
+                0 => Change::Zero,
+                _ => Change::Data(self.rng.next() as u8),
+            };
+            self.machine
+                .change(disk, at as usize * 512, length as usize * 512, change);
+        }
+    }
+
+    /// Sleeps for a random part of a run, sometimes a little longer.
+    fn wait_a_moment(&mut self) {
+        let longest = self.length.as_micros() as u64 * 11 / 10;
+        thread::sleep(Duration::from_micros(self.rng.below(longest)));
+    }
+
+    /// The domain's QEMU. Looking for it is quicker than asking libvirt.
+    fn qemu(&self) -> Option<u32> {
+        let mut found = processes_with(&format!("guest={},", self.machine.name()));
+        assert!(found.len() <= 1, "{found:?}");
+        Some(found.pop()?.0)
+    }
+
+    fn is_active(&self) -> bool {
+        self.qemu().is_some()
+    }
+
+    fn history(&self) -> History {
+        let repo = Repository::open(&self.repo.root(), Arc::new(DiskStore)).expect("it is there");
+        let domain = repo.domain(self.machine.name()).expect("a name that fits");
+        domain.history().expect("it is readable")
+    }
+
+    /// Looks what the run that has just ended has left: a restore point, whole and of now; or a note of what it had begun; or nothing.
+    fn take_stock(&mut self) {
+        let history = self.history();
+        assert_eq!(history.findings, [], "the folder is in order");
+        for kept in history.chains.points() {
+            let id = &kept.point.id;
+            assert_eq!(history.chains.faults(id), [""; 0], "{id} is whole");
+            let now = || self.machine.disks.iter().map(|disk| clusters(disk)).collect();
+            self.moments.entry(id.clone()).or_insert_with(now);
+        }
+        let listed = history.chains.points().len();
+        assert_eq!(self.moments.len(), listed, "nothing that was kept is gone");
+        assert!(history.leftovers.len() <= 1, "{:?}", history.leftovers);
+        self.places
+            .extend(self.repo.unfinished().into_iter().flat_map(|begun| begun.places));
+    }
+
+    /// An ordinary run, which has to succeed.
+    fn run_well(&mut self) {
+        self.repo.back_up(self.machine.name(), &[]);
+        let before = self.moments.len();
+        self.take_stock();
+        assert_eq!(self.moments.len(), before + 1);
+    }
+
+    /// Restores every restore point that has not been restored yet.
+    fn prove(&mut self) {
+        let history = self.history();
+        for (id, expected) in &self.moments {
+            if self.proved.contains(id) {
+                continue;
+            }
+            let disks = &history.chains.get(id).expect("it is kept").point.disks;
+            let folder = self.repo.restore(self.machine.name(), id, "raw");
+            for (disk, expected) in ["vda", "vdb"].iter().zip(expected) {
+                let bytes = std::fs::read(folder.join(format!("{disk}.raw"))).expect("it was restored");
+                let found = clusters(&bytes);
+                assert_eq!(found.len(), expected.len(), "{disk} of {id}");
+                let differ: Vec<usize> = (0..found.len())
+                    .filter(|at| found[*at] != expected[*at])
+                    .collect();
+                assert!(
+                    differ.is_empty(),
+                    "clusters {differ:?} of {disk} of {id} differ: {disks:#?}"
+                );
+            }
+            std::fs::remove_dir_all(folder).expect("it goes again");
+            self.proved.push(id.clone());
+        }
+    }
+
+    /// Everything is in order after an ordinary run: nothing of the runs that were killed is left anywhere.
+    fn assert_clean(&self) {
+        let machine = &self.machine;
+        assert!(!self.is_active() || !has_job(&machine.domain), "a job is left");
+        machine.assert_no_files_left(&self.repo, &self.places);
+        let history = self.history();
+        let points = history.chains.points().iter();
+        let recorded: Vec<&str> = points
+            .filter_map(|kept| Some(kept.point.checkpoint.as_ref()?.name.as_str()))
+            .collect();
+        for checkpoint in machine.checkpoints() {
+            assert!(
+                recorded.contains(&checkpoint.as_str()),
+                "{checkpoint} is nobody's"
+            );
+        }
+    }
+
+    /// Shuts the domain off and looks for bitmaps in its images that no restore point knows.
+    fn assert_no_strange_bitmaps(&self) {
+        if self.is_active() {
+            self.machine.domain.destroy();
+        }
+        let known = self.machine.checkpoints();
+        for disk in 0..DISKS.len() {
+            let image = self.machine.image(disk).display().to_string();
+            let info = run(command("qemu-img", &["info", "--output=json", &image]));
+            let info: serde_json::Value = serde_json::from_str(&info).expect("it is JSON");
+            let bitmaps = info["format-specific"]["data"]["bitmaps"].as_array().cloned();
+            for bitmap in bitmaps.unwrap_or_default() {
+                let name = bitmap["name"].as_str().expect("it has a name").to_owned();
+                assert!(known.contains(&name), "{name} belongs to no checkpoint");
+            }
+        }
+    }
+}

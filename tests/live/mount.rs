@@ -1,0 +1,99 @@
+//! Small file systems of a test's own, gone with it.
+
+use std::path::Path;
+
+use crate::embed::{run, run_ok};
+
+/// A folder with a file system in memory of so many bytes. Unmounted when dropped, also by a panic.
+pub struct Mount {
+    dir: tempfile::TempDir,
+    /// The same file system once more: it stays when the folder is empty.
+    kept: tempfile::TempDir,
+}
+
+impl Mount {
+    pub fn of(bytes: u64) -> Mount {
+        let mount = Mount {
+            dir: folder(),
+            kept: folder(),
+        };
+        let options = format!("size={bytes},mode=0777");
+        run_ok(
+            "mount",
+            [
+                &"-t",
+                &"tmpfs",
+                &"-o",
+                &options,
+                &"vmsnap-test",
+                &mount.kept.path(),
+            ],
+        );
+        mount.come_back();
+        mount
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Leaves so many bytes free for others.
+    pub fn leave(&self, bytes: u64) {
+        let file = self.filler();
+        let _ = std::fs::remove_file(&file);
+        let free = rustix::fs::statvfs(self.path()).expect("it is mounted");
+        let free = free.f_bavail * free.f_frsize;
+        let filler = std::fs::File::create(&file).expect("a file takes no room");
+        rustix::fs::fallocate(
+            filler,
+            rustix::fs::FallocateFlags::empty(),
+            0,
+            free.saturating_sub(bytes),
+        )
+        .expect("there is so much room");
+    }
+
+    /// Gives back what [`Mount::leave`] took.
+    pub fn make_room(&self) {
+        std::fs::remove_file(self.filler()).expect("it was made");
+    }
+
+    fn filler(&self) -> std::path::PathBuf {
+        self.path().join("filler")
+    }
+
+    pub fn make_read_only(&self) {
+        run_ok("mount", [&"-o", &"remount,ro", &self.kept.path()]);
+    }
+
+    pub fn make_writable(&self) {
+        run_ok("mount", [&"-o", &"remount,rw", &self.kept.path()]);
+    }
+
+    /// Takes it away while it is used: who has files open keeps them, and the empty folder beneath shows.
+    pub fn vanish(&self) {
+        run_ok("umount", [&"--lazy", &self.path()]);
+    }
+
+    /// Mounts it again with all it held.
+    pub fn come_back(&self) {
+        run_ok("mount", [&"--bind", &self.kept.path(), &self.path()]);
+    }
+}
+
+fn folder() -> tempfile::TempDir {
+    // Everybody may pass: QEMU may run as somebody else.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    let mut named = tempfile::Builder::new();
+    let folder = named.prefix("vmsnap mount ").permissions(open);
+    folder.tempdir_in("/var/tmp").expect("a folder")
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        for dir in [self.dir.path(), self.kept.path()] {
+            // It may have vanished already.
+            run("umount", &["--lazy".as_ref(), dir.as_os_str()]);
+        }
+    }
+}

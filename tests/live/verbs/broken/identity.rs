@@ -1,0 +1,92 @@
+//! Domains that are not the ones they were, under the same name or another.
+
+use virt::domain::Domain as Handle;
+use virt_sys as sys;
+use vmsnap::model::restore_point::Level;
+
+use super::{assert_next, begun, bring, off};
+use crate::embed::Lab;
+use crate::verbs::rng::Rng;
+use crate::verbs::story::Story;
+
+/// Undefines a shut-off domain as `virsh undefine --checkpoints-metadata` does, and gives its XML. The bitmaps stay in the images.
+fn undefine(story: &Story) -> String {
+    let xml = story.domain.seen().inactive_xml;
+    let flags = sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
+    story
+        .domain
+        .handle()
+        .undefine_flags(flags)
+        .expect("it is undefined");
+    xml
+}
+
+fn define(xml: &str) {
+    Handle::define_xml(&Lab::get().connection, xml).expect("it is defined");
+}
+
+#[test]
+fn a_domain_defined_again_begins_a_new_chain_beside_the_bitmaps_that_it_left() {
+    let mut rng = Rng::new();
+    for active in [true, false] {
+        let mut story = begun("defined again ", &mut rng);
+        let xml = undefine(&story);
+        define(&xml);
+        assert_eq!(crate::host::names(&story.domain), [""; 0]);
+        bring(&story, active);
+        assert_next(&mut story, &mut rng, [None, None]);
+        story.prove();
+    }
+}
+
+#[test]
+fn another_domain_of_the_same_name_and_images_begins_a_chain_of_its_own() {
+    let mut rng = Rng::new();
+    for active in [true, false] {
+        let mut story = begun("other uuid ", &mut rng);
+        let old = story.domain.seen().uuid;
+        let xml = undefine(&story);
+        define(&xml.replace(&old, &uuid::Uuid::new_v4().to_string()));
+        story.domain.look_again();
+        assert_ne!(story.domain.seen().uuid, old);
+        bring(&story, active);
+        assert_next(&mut story, &mut rng, [None, None]);
+        story.prove();
+    }
+}
+
+/// libvirt takes the checkpoints along: no manifest in the new folder names them, those in the old one still do.
+#[test]
+fn a_renamed_domain_begins_a_folder_of_its_own_and_goes_on_in_the_old_one_under_its_old_name() {
+    let mut rng = Rng::new();
+    for active in [true, false] {
+        let mut story = begun("renamed ", &mut rng);
+        let old = story.domain.name.clone();
+        rename(&mut story, &format!("{old} anew"));
+        bring(&story, active);
+        let ids: Vec<String> = story.ids().into_iter().map(str::to_owned).collect();
+        for _ in 0..2 {
+            story.scribble(&mut rng, 5);
+            story.try_back_up().expect("a backup under the new name");
+        }
+        let points = story.list().points;
+        let whole = points.iter().filter(|point| point.is_whole());
+        assert_eq!(whole.count(), 2);
+        assert_eq!(points[0].point.level, Level::Full);
+        assert_eq!(points[1].point.parent.as_ref(), Some(&points[0].point.id));
+
+        off(&story);
+        rename(&mut story, &old);
+        bring(&story, active);
+        assert_eq!(story.ids(), ids);
+        assert_next(&mut story, &mut rng, [Some(1), Some(1)]);
+        story.prove();
+    }
+}
+
+/// Renames a shut-off domain.
+fn rename(story: &mut Story, to: &str) {
+    story.domain.handle().rename(to, 0).expect("it is renamed");
+    story.domain.name = to.to_owned();
+    story.domain.look_again();
+}

@@ -1,0 +1,217 @@
+//! Targets that are full, read-only or gone, and readers that die: the run says so and leaves nothing, and the next one succeeds.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use vmsnap::host::Host;
+use vmsnap::model::restore_point::Level;
+use vmsnap::ops::backup::{self, Outcome};
+use vmsnap::ops::monitor::{Event, Monitor};
+use vmsnap::ops::{Class, Context, Error, Repository, Result};
+use vmsnap::repo::DiskStore;
+
+use crate::embed::{Kind, Lab, Shape, TestDomain, run_ok};
+use crate::host::names;
+use crate::mount::Mount;
+use crate::process::processes_with;
+use crate::verbs::rng::Rng;
+use crate::verbs::story::{Story, codes, levels};
+
+const MIB: u64 = 1 << 20;
+const DISKS: [(Kind, u64); 2] = [(Kind::Qcow2, 4 * MIB), (Kind::Qcow2, 2 * MIB + 512)];
+const INCREMENTAL: [(&str, Level); 2] = [("vda", Level::Incremental), ("vdb", Level::Incremental)];
+
+/// A story with one restore point in a repository of its own file system.
+fn story_on(mount: &Mount, name: &str, active: bool, rng: &mut Rng) -> Story {
+    let shape = Shape {
+        disks: &DISKS,
+        ..Shape::default()
+    };
+    let mut story = Story::of(TestDomain::shaped(name, &shape));
+    story.repo =
+        Repository::open_or_create(&mount.path().join("repository"), Arc::new(DiskStore)).expect("it is new");
+    if active {
+        story.domain.start();
+    }
+    story.scribble(rng, 15);
+    story.back_up();
+    story
+}
+
+/// A run that failed has left nothing at the domain, but for what could not be removed from the repository.
+fn assert_taken_back(story: &Story, checkpoints: &[String], error: &Error) {
+    let job = Lab::get().host.active_job(&story.domain.seen());
+    assert_eq!(job.expect("it is known"), None, "{error}");
+    assert_eq!(names(&story.domain), checkpoints, "{error}");
+    assert!(
+        story.domain.strangers().is_empty(),
+        "{:?}",
+        story.domain.strangers()
+    );
+    let images = story.domain.dir.path().display().to_string();
+    let mut readers = processes_with(&images);
+    readers.retain(|(_, line)| line.starts_with("qemu-nbd"));
+    assert_eq!(readers, [], "{error}");
+}
+
+#[test]
+fn a_target_that_is_full_costs_the_run_and_says_what_to_do_however_full_it_is() {
+    let mut rng = Rng::new();
+    for active in [true, false] {
+        let mount = Mount::of(64 * MIB);
+        let mut story = story_on(&mount, "full target ", active, &mut rng);
+        story.write("vda", 0, 4 * MIB, 0x41);
+        let before = names(&story.domain);
+        let kib = [0, 4, 8, 12, 16, 20, 28, 64, 256, 1024, 4096, 4200];
+        for left in kib {
+            mount.leave(left * 1024);
+            let error = story.try_back_up().map(drop).expect_err("there is no room");
+            assert_eq!(error.class(), Class::Failed, "{left} KiB left: {error}");
+            let hint = error.hint().unwrap_or_default();
+            assert!(hint.contains("make room"), "{left} KiB left: {error} ({hint})");
+            assert_taken_back(&story, &before, &error);
+            let history = story.history();
+            assert!(history.leftovers.is_empty(), "{left} KiB left: {error}");
+            assert_eq!(history.kept.len(), 1);
+            // What was kept can still be given back.
+            assert!(story.list().points[0].is_whole());
+        }
+        mount.make_room();
+        assert_eq!(levels(&story.back_up()), INCREMENTAL);
+        story.prove();
+    }
+}
+
+#[test]
+fn a_target_that_is_read_only_is_told_before_anything_begins() {
+    let mut rng = Rng::new();
+    for active in [true, false] {
+        let mount = Mount::of(64 * MIB);
+        let mut story = story_on(&mount, "read-only ", active, &mut rng);
+        let before = names(&story.domain);
+        mount.make_read_only();
+        let error = story.try_back_up().map(drop).expect_err("it is read-only");
+        let said = vmsnap::model::text::with_sources(&error);
+        assert!(said.contains("Read-only file system"), "{said}");
+        assert_taken_back(&story, &before, &error);
+        // What is there can be listed and given back.
+        story.prove();
+        mount.make_writable();
+        story.scribble(&mut rng, 5);
+        assert_eq!(levels(&story.back_up()), INCREMENTAL);
+        story.prove();
+    }
+}
+
+/// Does something at the n-th event of a run.
+struct At<'a> {
+    number: usize,
+    seen: AtomicUsize,
+    act: &'a (dyn Fn() + Sync),
+}
+
+impl Monitor for At<'_> {
+    fn event(&self, event: Event<'_>) {
+        // Findings come when all is over.
+        if !matches!(event, Event::Found { .. }) && self.seen.fetch_add(1, Ordering::SeqCst) == self.number {
+            (self.act)();
+        }
+    }
+}
+
+/// A backup with something happening at its n-th event, and whether there was such an event.
+pub(super) fn back_up_at(story: &Story, number: usize, act: &(dyn Fn() + Sync)) -> (Result<Outcome>, bool) {
+    let at = At {
+        number,
+        seen: AtomicUsize::new(0),
+        act,
+    };
+    let context = Context {
+        monitor: &at,
+        ..story.context()
+    };
+    let outcome = backup::backup(&story.domain.name, &context, &story.options);
+    let happened = at.seen.load(Ordering::SeqCst) > number;
+    (outcome, happened)
+}
+
+#[test]
+fn a_target_that_vanishes_in_any_moment_of_a_run_costs_that_run_and_no_more() {
+    let mut rng = Rng::new();
+    for active in [true, false] {
+        let mount = Mount::of(64 * MIB);
+        let mut story = story_on(&mount, "vanished ", active, &mut rng);
+        for number in 0.. {
+            story.scribble(&mut rng, 5);
+            let before = names(&story.domain);
+            let (outcome, happened) = back_up_at(&story, number, &|| mount.vanish());
+            story.pass(jiff::Span::new().minutes(10));
+            if !happened {
+                outcome.map(drop).expect("nothing has happened");
+                break;
+            }
+            let error = outcome.map(drop).expect_err("the target is gone");
+            assert_taken_back(&story, &before, &error);
+            let beneath = fs::read_dir(mount.path()).expect("it is readable").count();
+            assert_eq!(beneath, 0, "nothing is written beneath: {error}");
+            mount.come_back();
+            assert_eq!(levels(&story.back_up()), INCREMENTAL);
+        }
+        story.prove_those_left();
+    }
+}
+
+#[test]
+fn a_reader_of_a_shut_off_domain_that_is_killed_costs_the_run_and_no_more() {
+    let mut rng = Rng::new();
+    let mount = Mount::of(64 * MIB);
+    let mut story = story_on(&mount, "dead reader ", false, &mut rng);
+    let images = story.domain.dir.path().display().to_string();
+    let kill = || {
+        for (pid, line) in processes_with(&images) {
+            if line.starts_with("qemu-nbd") {
+                run_ok("kill", [&"-KILL", &pid.to_string()]);
+            }
+        }
+    };
+    assert_costs_one_run(&mut story, &mut rng, &kill);
+}
+
+#[test]
+fn a_server_in_qemu_that_dies_costs_the_run_and_no_more() {
+    let mut rng = Rng::new();
+    let mount = Mount::of(64 * MIB);
+    let mut story = story_on(&mount, "dead server ", true, &mut rng);
+    let handle = story.domain.handle().clone();
+    let stop = || {
+        let hmp = virt_sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP;
+        // When it happens before the job there is none yet.
+        let _ = handle.qemu_monitor_command("nbd_server_stop", hmp);
+    };
+    assert_costs_one_run(&mut story, &mut rng, &stop);
+}
+
+/// Whenever it happens: the run fails and leaves nothing, or it has what it needs already.
+fn assert_costs_one_run(story: &mut Story, rng: &mut Rng, act: &(dyn Fn() + Sync)) {
+    let mut failed = 0;
+    for number in 0.. {
+        story.scribble(rng, 5);
+        let before = names(&story.domain);
+        let (outcome, happened) = back_up_at(story, number, act);
+        story.pass(jiff::Span::new().minutes(10));
+        match &outcome {
+            Ok(_) if !happened => break,
+            Ok(outcome) => assert_eq!(codes(&outcome.findings), [""; 0]),
+            Err(error) => {
+                failed += 1;
+                assert_eq!(error.class(), Class::Failed, "{error}");
+                assert_taken_back(story, &before, error);
+            }
+        }
+        assert!(story.history().leftovers.is_empty());
+        assert_eq!(levels(&story.back_up()), INCREMENTAL);
+    }
+    assert!(failed > 0, "it never mattered");
+    story.prove_those_left();
+}
