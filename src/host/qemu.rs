@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
+use super::patience::until;
 use super::{HostError, Result};
 use crate::model::stop::Stop;
 
@@ -217,12 +218,37 @@ struct RawBitmap {
     flags: Vec<String>,
 }
 
+/// How long an image may be locked, and how often that is looked at. A `qemu-img` that writes to it is not killed with the run that started it, but needs
+/// milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_STEP: Duration = Duration::from_millis(50);
+
+/// Does the work again while QEMU's lock on the image is somebody else's.
+fn once_unlocked<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
+    let is_locked =
+        |error: &HostError| matches!(error, HostError::Program { message, .. } if message.contains(" lock"));
+    let mut last = None;
+    let done = until(LOCK_PATIENCE, LOCK_STEP, || match work() {
+        Err(error) if is_locked(&error) => {
+            last = Some(error);
+            None
+        }
+        done => Some(done),
+    });
+    match (done, last) {
+        (Some(done), _) => done,
+        (None, Some(error)) => Err(error),
+        // It is asked at least once, so there is an answer.
+        (None, None) => work(),
+    }
+}
+
 /// The images of a chain, the topmost first. Only for images that no running domain has open: of those it would show an old state.
 pub fn image_chain(image: &Path, format: &str, patience: &Patience) -> Result<Vec<ImageInfo>> {
     let operation = format!("inspect {}", image.display());
     let mut arguments = words(["info", "--output=json", "--backing-chain", "-f", format, "--"]);
     arguments.push(image_argument(image)?);
-    let output = qemu_img(&operation, &arguments, patience)?;
+    let output = once_unlocked(|| qemu_img(&operation, &arguments, patience))?;
     let chain = parse_chain(&output).map_err(|error| failed("qemu-img", &operation, error.to_string()))?;
     if chain.is_empty() {
         return Err(failed("qemu-img", &operation, "it told nothing"));

@@ -23,6 +23,7 @@ use crate::repo::{DomainRepository, History, LockedDomain, RepoError};
 mod commit;
 mod disks;
 mod run;
+mod spot;
 
 use run::Run;
 
@@ -215,11 +216,8 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
     let failed = |error: RepoError| Error::of(name, error);
     let repository = context.repo.domain(name).map_err(failed)?;
     let history = repository.history().map_err(failed)?;
-    let domain = context
-        .host
-        .domain(name)
-        .map_err(|error| Error::of(name, error))?;
-    let survey = survey::survey(domain, &repository, &history, context.host)?;
+    let look = |domain| survey::survey(domain, &repository, &history, context.host);
+    let survey = survey::steadily(name, context.host, look)?;
     let mut planned = decide(&survey, &history, &[], context, options);
     planned.backup.findings.extend(survey.findings);
     let today = context.now.date();

@@ -319,15 +319,10 @@ impl Comparison<'_> {
     }
 
     fn open_chain(&self, id: &str, target: &str) -> std::result::Result<ChainDisk, Cause> {
-        let fault = |fault: String| Cause::NotWhole {
+        let images = lineage::open(&self.settled.history, id, target).map_err(|fault| Cause::NotWhole {
             id: id.to_owned(),
             fault,
-        };
-        let mut images = Vec::new();
-        for image in lineage::images(&self.settled.history, id, target).map_err(fault)? {
-            let opened = image.open();
-            images.push(opened.map_err(|error| fault(format!("{}: {error}", image.path.display())))?);
-        }
+        })?;
         ChainDisk::open(images, self.context.stop.clone()).map_err(|error| Cause::Copy(error.into()))
     }
 
@@ -346,15 +341,15 @@ impl Comparison<'_> {
 }
 
 /// The clusters of a disk that have to be the same on both sides.
-pub(super) struct Differences {
+struct Differences {
     /// Those of them that hold data on either side.
-    pub(super) unchanged: ClusterSet,
+    unchanged: ClusterSet,
     kept: ChainDisk,
 }
 
 impl Differences {
     /// `size_then` is the disk's size with the restore point, in bytes: what has grown since is new.
-    pub(super) fn of(
+    fn of(
         job: &dyn BackupJob,
         target: &str,
         mut kept: ChainDisk,
@@ -374,7 +369,7 @@ impl Differences {
     }
 
     /// Reads each cluster from both sides, and tells its offset and whether they are the same.
-    pub(super) fn each(
+    fn each(
         &mut self,
         job: &dyn BackupJob,
         target: &str,

@@ -58,11 +58,8 @@ pub(super) fn settle(
     let mut findings = Vec::new();
     loop {
         let history = locked.history().map_err(|error| Error::of(name, error))?;
-        let domain = context
-            .host
-            .domain(name)
-            .map_err(|error| Error::of(name, error))?;
-        let survey = survey::survey(domain, repository, &history, context.host)?;
+        let look = |domain| survey::survey(domain, repository, &history, context.host);
+        let survey = survey::steadily(name, context.host, look)?;
         for finding in &survey.findings {
             if !findings.contains(finding) {
                 context.monitor.event(Event::Found {
@@ -108,6 +105,7 @@ fn carry_out(
                 locked.remove_partial(dir).map_err(failed)?;
                 findings.push(healed(dir, &std::mem::take(&mut ended)));
             }
+            Repair::Spend(name) => locked.spend(name).map_err(failed)?,
             of_host => ended.extend(carry_out_at_host(of_host, domain, context)?),
         }
     }
@@ -142,7 +140,8 @@ fn carry_out_at_host(repair: &Repair, domain: &Domain, context: &Context) -> Res
             Some(format!("its checkpoint {name}")),
         ),
         Repair::DeleteBitmaps(name) => (host.delete_bitmap(domain, name), None),
-        Repair::FinishRemoval(_) | Repair::RemovePartial(_) => (Ok(()), None),
+        // Those of the repository; a failed run sees to them itself.
+        Repair::FinishRemoval(_) | Repair::RemovePartial(_) | Repair::Spend(_) => (Ok(()), None),
     };
     done.map(|()| told)
         .map_err(|error| Error::of(&domain.name, error))

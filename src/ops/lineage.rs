@@ -52,3 +52,12 @@ pub fn images(history: &History, id: &str, target: &str) -> Result<Vec<PlannedIm
     }
     Ok(images)
 }
+
+/// The images of a disk at a restore point, newest first and open, or what is wrong with the chain.
+pub fn open(history: &History, id: &str, target: &str) -> Result<Vec<ChainImage>, String> {
+    let opened = images(history, id, target)?.into_iter().map(|image| {
+        let opened = image.open();
+        opened.map_err(|error| format!("{} cannot be opened: {error}", image.path.display()))
+    });
+    opened.collect()
+}

@@ -49,6 +49,8 @@ pub enum Repair {
     AbortJob,
     /// Thaws the guest's file systems, which a dead run may have left frozen.
     Thaw,
+    /// Remembers the name of the checkpoint that a dead run had begun, so that it is not given again.
+    Spend(String),
     /// Removes the sockets and scratch files of a dead run, and ends what still reads the images for it.
     ClearPlaces(Places),
     /// Removes the checkpoint that a dead run made, known by its mark, with its bitmaps.
@@ -68,6 +70,7 @@ impl fmt::Display for Repair {
                 f,
                 "thaw the guest's file systems, in case that run left them frozen"
             ),
+            Repair::Spend(name) => write!(f, "remember that {name} was begun, so that no other has its name"),
             Repair::ClearPlaces(places) => {
                 let files = places.sockets.len() + places.scratch.len();
                 write!(f, "remove that run's sockets and scratch files, up to {files}")
@@ -105,7 +108,12 @@ pub fn reconcile(survey: &Survey, chains: &Chains, wishes: &Wishes<'_>) -> Recon
     let is_left =
         |checkpoint: &&Checkpoint| !repairs.contains(&Repair::DeleteCheckpoint(checkpoint.name.clone()));
     let checkpoints: Vec<Checkpoint> = survey.checkpoints.iter().filter(is_left).cloned().collect();
-    let taken = wishes.taken.iter().chain(&survey.unclear_checkpoints);
+    let spent = repairs.iter().filter_map(|repair| match repair {
+        Repair::Spend(name) => Some(name),
+        _ => None,
+    });
+    let unclear = survey.unclear_checkpoints.iter();
+    let taken = wishes.taken.iter().chain(unclear).chain(spent);
     let backup = plan::plan(&plan::Inputs {
         domain: &survey.domain,
         disks: &survey.disks,
@@ -159,6 +167,9 @@ pub fn ending(
     }
     if is_same && intent.freezes {
         repairs.push(Repair::Thaw);
+    }
+    if let (true, Some(name)) = (is_same, &intent.checkpoint) {
+        repairs.push(Repair::Spend(name.clone()));
     }
     repairs.push(Repair::ClearPlaces(intent.places.clone()));
     if let (true, Some(name)) = (is_same, &intent.checkpoint) {

@@ -151,9 +151,13 @@ pub fn statuses(names: &[String], subject: &Subject<'_>, stop: &Stop) -> Vec<Res
 
 /// Tells how the domain of that name stands.
 pub fn status(name: &str, subject: &Subject<'_>) -> Result<DomainStatus> {
+    survey::steadily(name, subject.host, |domain| status_of(domain, subject))
+}
+
+fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
     let host = subject.host;
+    let name = &domain.name;
     let failed = |error: HostError| Error::of(name, error);
-    let domain = host.domain(name).map_err(failed)?;
     let checkpoints = host.checkpoints(&domain).map_err(failed)?;
     let newest = checkpoints
         .iter()

@@ -30,7 +30,7 @@ pub struct Survey {
     pub leftovers: Vec<LeftoverRun>,
     /// Folders of periods whose removal was begun.
     pub removals: Vec<PathBuf>,
-    /// Names that a manifest which cannot be read may have recorded.
+    /// Names that failed runs had begun, and those that a manifest which cannot be read may have recorded.
     pub unclear_checkpoints: Vec<String>,
     /// What is odd about it.
     pub findings: Vec<Finding>,
@@ -56,6 +56,27 @@ pub struct LeftoverRun {
     pub dir: PathBuf,
     /// What it noted down; `None` when it had begun nothing outside its folder.
     pub intent: Option<Intent>,
+}
+
+/// How often a domain is looked at again that was started or stopped while it was being looked at.
+const MOST_LOOKS: usize = 4;
+
+/// Looks at the domain of that name. What fails because it was started or stopped meanwhile is done again.
+pub fn steadily<T>(name: &str, host: &dyn Host, mut look: impl FnMut(Domain) -> Result<T>) -> Result<T> {
+    let mut looks = 1;
+    loop {
+        let domain = host.domain(name).map_err(|error| Error::of(name, error))?;
+        let before = (domain.state.is_active(), domain.id);
+        let error = match look(domain) {
+            Ok(seen) => return Ok(seen),
+            Err(error) => error,
+        };
+        let is_other = |now: Domain| (now.state.is_active(), now.id) != before;
+        if looks == MOST_LOOKS || !host.domain(name).is_ok_and(is_other) {
+            return Err(error);
+        }
+        looks += 1;
+    }
 }
 
 /// Reads how the domain stands.

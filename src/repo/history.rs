@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::layout::{self, split_finished};
 use super::manifest::{self, FileEntry, Manifest};
 use super::proof::{Proof, Proofs};
-use super::{RepoError, Result};
+use super::{RepoError, Result, spent};
 use crate::model::chain::{Chains, FileFault, KeptPoint, LostPoint};
 use crate::model::finding::Finding;
 use crate::model::period::FOLDER_PREFIX;
@@ -175,6 +175,7 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
             history.unclear_checkpoints.extend(names);
         }
     }
+    history.unclear_checkpoints.extend(spent::read(dir));
     history.chains = Chains::new(points).beside(lost);
     let order: Vec<&str> = history
         .chains

@@ -5,6 +5,7 @@
 //! * `history`: reads what is there, and what is wrong with it.
 //! * `pending`: a restore point being written, until it is committed.
 //! * `proof`: when each restore point was last verified.
+//! * `spent`: numbers that must not be given again.
 //! * `remove`: deletes folders.
 //! * `lock`: one writer per domain.
 //! * `store`: the only door to durable files.
@@ -16,6 +17,7 @@ pub mod manifest;
 pub mod pending;
 pub mod proof;
 mod remove;
+mod spent;
 pub mod store;
 
 use std::fs::File;
@@ -339,6 +341,11 @@ impl LockedDomain {
     /// Ends the removal of a period that an earlier run had begun: one of [`DomainRepository::interrupted_removals`].
     pub fn finish_removal(&self, dir: &Path) -> Result<()> {
         remove::finish(self.repository.store().as_ref(), dir)
+    }
+
+    /// Remembers the name of a checkpoint that a failed run had made: it is not given again.
+    pub fn spend(&self, checkpoint: &str) -> Result<()> {
+        spent::remember(self.repository.store().as_ref(), &self.repository.dir, checkpoint)
     }
 
     /// Removes a whole period with everything in its folder.

@@ -73,7 +73,7 @@ fn a_new_month_begins_with_a_full_and_retires_the_old_checkpoints_only_then() {
     let full = lab.backup("vm1").expect("full");
     assert_eq!(full.point.level, Level::Full);
     assert_eq!(full.point.period, "vmsnap-backup-monthly-2026-12");
-    assert_eq!(names(&lab), ["virtnbdbackup.2"], "a number is never used twice");
+    assert_eq!(names(&lab), ["virtnbdbackup.3"], "a number is never given twice");
 }
 
 #[test]
@@ -269,6 +269,9 @@ fn a_disk_of_qcow2_version_2_is_full_each_time_beside_incremental_ones() {
     assert!(old.reason.contains("version 2"), "{}", old.reason);
 }
 
+/// What a failed first run leaves: the number of its checkpoint is not given again.
+const NOTHING_BUT_THE_NUMBER: [&str; 4] = ["vm1", "vm1/.lock", "vm1/.spent", "vm1/.spent/virtnbdbackup.0"];
+
 #[test]
 fn a_failed_first_backup_leaves_nothing_and_the_next_one_works() {
     let mut lab = Lab::new();
@@ -278,13 +281,14 @@ fn a_failed_first_backup_leaves_nothing_and_the_next_one_works() {
     lab.host.fail_reads_after(Some(2 * CLUSTER as u64));
     let error = lab.backup("vm1").expect_err("the export breaks");
     assert_eq!(error.disk.as_deref(), Some("vda"));
-    assert_eq!(tree(lab.repo.root()), ["vm1", "vm1/.lock"]);
+    assert_eq!(tree(lab.repo.root()), NOTHING_BUT_THE_NUMBER);
     assert!(!lab.host.has_job("vm1"));
     assert!(lab.host.disk("vm1", "vda", |disk| disk.bitmap_names()).is_empty());
     lab.host.fail_begin(true);
     lab.host.fail_reads_after(None);
     lab.backup("vm1").expect_err("libvirt refuses");
-    assert_eq!(tree(lab.repo.root()), ["vm1", "vm1/.lock"]);
+    let left = ["vm1", "vm1/.lock", "vm1/.spent", "vm1/.spent/virtnbdbackup.1"];
+    assert_eq!(tree(lab.repo.root()), left, "the highest number is enough");
     lab.host.fail_begin(false);
     lab.backup("vm1").expect("full");
     assert_eq!(
@@ -395,7 +399,7 @@ fn a_stop_while_the_job_begins_commits_nothing() {
         let error = lab.backup("vm1").expect_err("stopped");
         assert_eq!(error.class(), Class::Stopped(2), "{error}");
         assert!(!lab.host.has_job("vm1"));
-        assert_eq!(tree(lab.repo.root()), ["vm1", "vm1/.lock"]);
+        assert_eq!(tree(lab.repo.root()), NOTHING_BUT_THE_NUMBER);
     }
 }
 
@@ -451,7 +455,8 @@ fn what_could_not_be_ended_stays_noted_and_the_next_run_ends_it() {
     assert_eq!(outcome.findings[0].code, "healed-partial");
     assert_eq!(
         lab.host.disk("vm1", "vda", |disk| disk.bitmap_names()),
-        ["virtnbdbackup.0"]
+        ["virtnbdbackup.1"],
+        "the number of the failed run is not given again"
     );
 }
 

@@ -5,6 +5,7 @@
 mod backup_and_restore;
 mod classic;
 mod cli_verify;
+mod compare;
 mod crash;
 mod damage;
 mod environment;

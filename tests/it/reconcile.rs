@@ -90,7 +90,7 @@ fn what_is_in_order_needs_no_repair() {
 }
 
 #[test]
-fn a_dead_run_is_ended_guest_first_folder_last_and_its_number_is_free_again() {
+fn a_dead_run_is_ended_guest_first_folder_last_and_its_number_is_not_given_again() {
     let lab = lab_with_points(2);
     let mut survey = seen(&lab);
     let (run, checkpoint) = dead_run(&survey.domain.uuid);
@@ -106,6 +106,7 @@ fn a_dead_run_is_ended_guest_first_folder_last_and_its_number_is_free_again() {
             Repair::FinishRemoval("/backups/vm1/.removing-x".into()),
             Repair::AbortJob,
             Repair::Thaw,
+            Repair::Spend("virtnbdbackup.2".to_owned()),
             Repair::ClearPlaces(places),
             Repair::DeleteCheckpoint("virtnbdbackup.2".to_owned()),
             Repair::RemovePartial("/backups/vm1/x.partial".into()),
@@ -113,7 +114,7 @@ fn a_dead_run_is_ended_guest_first_folder_last_and_its_number_is_free_again() {
     );
     assert_eq!(plan.obstacle, None);
     assert_eq!(plan.backup.level(), Level::Incremental);
-    assert_eq!(plan.backup.checkpoint.as_deref(), Some("virtnbdbackup.2"));
+    assert_eq!(plan.backup.checkpoint.as_deref(), Some("virtnbdbackup.3"));
     for repair in &plan.repairs {
         assert!(!repair.to_string().is_empty());
     }

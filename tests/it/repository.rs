@@ -72,8 +72,8 @@ fn what_a_killed_run_left_is_ended_by_the_next_one() {
     assert!(!partial.exists());
     assert_eq!(
         lab.host.disk("vm1", "vda", |disk| disk.bitmap_names()),
-        ["virtnbdbackup.0", "virtnbdbackup.1", "virtnbdbackup.2"],
-        "the dead run's checkpoint went, and its number could be used"
+        ["virtnbdbackup.0", "virtnbdbackup.1", "virtnbdbackup.3"],
+        "the dead run's checkpoint went, and its number is not given again"
     );
     assert_eq!(
         lab.restored("vm1", "latest", "vda").expect("restored"),

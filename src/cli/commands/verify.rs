@@ -10,14 +10,17 @@ use crate::cli::args::VerifyArgs;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::progress::Progress;
 use crate::cli::report::verify as shown;
-use crate::cli::select::select;
+use crate::cli::select::{patterns, select};
 use crate::model::stop::Stop;
 use crate::model::text::shown as as_shown;
-use crate::ops;
 use crate::ops::verify::{Options, Which, verify};
+use crate::ops::{self, Context, PlaceWishes, compare};
 
 /// Proves restore points of the domains meant: of all that are in the repository when none is named. One that is damaged stops no other.
 pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
+    if args.compare_live {
+        return compare_live(args, stop);
+    }
     let now = now();
     let options = Options {
         which: match (args.all, args.at.as_str()) {
@@ -77,6 +80,63 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     let code = tally.end(&[]);
     if args.json {
         answer(&shown::json(&done, &selection.unmatched, code));
+    }
+    Ok(code)
+}
+
+/// Compares the domains meant with their newest restore points. One that differs stops no other.
+fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
+    let typed = args.domains.all();
+    if patterns(&typed, &[]).is_empty() {
+        return Err(Refusal::new(ExitCode::NoDomains, "No domains specified"));
+    }
+    let repo = ops::open_repository(repository_path(args.repository.as_ref())?)?;
+    let host = ops::connect(args.connect.connect.as_deref())?;
+    let names = host.domain_names().map_err(|error| ops::Error::of("", error))?;
+    let selection = select(&typed, &names);
+    let (seed, _) = uuid::Uuid::new_v4().as_u64_pair();
+    let options = compare::Options {
+        sample: (!args.full).then_some(u64::from(args.sample)),
+        seed,
+        places: PlaceWishes {
+            socket: None,
+            scratch_dir: args.scratch_dir.clone(),
+        },
+    };
+    let mut tally = Tally::default();
+    tally.unmatched(&selection.unmatched);
+    let progress = Progress::new();
+    let mut done = Vec::new();
+    for domain in &selection.domains {
+        if stop.requested() {
+            break;
+        }
+        let context = Context {
+            host: host.as_ref(),
+            repo: &repo,
+            now: now(),
+            monitor: &progress,
+            stop: stop.clone(),
+        };
+        match compare::compare(domain, &context, &options) {
+            Ok(outcome) => {
+                if !outcome.is_same() {
+                    tally.count(ExitCode::Damaged);
+                }
+                if !args.json {
+                    answer(&shown::comparison_lines(domain, &outcome));
+                }
+                done.push((domain.clone(), outcome));
+            }
+            Err(error) => tally.failed(&error, ExitCode::of_error(&error)),
+        }
+    }
+    if let Some(signal) = stop.signal() {
+        tally.count(ExitCode::Signal(signal));
+    }
+    let code = tally.end(&["qemu-img", "qemu-nbd"]);
+    if args.json {
+        answer(&shown::comparison_json(&done, &selection.unmatched, code));
     }
     Ok(code)
 }

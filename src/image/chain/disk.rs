@@ -48,6 +48,22 @@ impl ChainDisk {
         Ok(data)
     }
 
+    /// The first cluster from that of `offset` on of which some image holds data, by its offset in bytes.
+    ///
+    /// # Errors
+    /// When a table cannot be read, or the wish to stop came.
+    pub fn data_from(&mut self, offset: u64) -> Result<Option<u64>> {
+        let mut at = offset - offset % CLUSTER;
+        while at < self.size() {
+            self.0.check_stop()?;
+            match self.0.place_at(at)? {
+                (Place::Data { .. }, _) => return Ok(Some(at - at % CLUSTER)),
+                (Place::Zero, length) => at += length,
+            }
+        }
+        Ok(None)
+    }
+
     /// Fills `out` with what the disk holds from `offset` on; what lies behind its end is zero.
     ///
     /// # Errors

@@ -34,10 +34,15 @@ impl Run<'_> {
             })
         });
         if committed.is_err() {
-            if let Some(name) = checkpoint
-                && let Err(error) = self.host().delete_checkpoint(self.domain, &name)
+            let name = checkpoint.as_deref();
+            let is_spent = self.spend(name);
+            if let Some(name) = name
+                && let Err(error) = self.host().delete_checkpoint(self.domain, name)
             {
                 self.leave(pending, &error);
+            } else {
+                drop(pending);
+                self.spend_at_last(name, is_spent);
             }
         } else {
             pending.done();

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::spot::SpotCheck;
 use crate::host::{BackupJob, JobHealth, ReadOptions};
 use crate::image::chain::ChainMap;
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
@@ -277,8 +278,18 @@ impl Worker<'_> {
                 copied: at.copied,
             });
         };
-        copy::copy(source.as_mut(), &mut sink, self.stop, &mut progress)
-            .map_err(|error| Error::of_disk(domain, target, Cause::Copy(error)))
+        let failed = |cause: Cause| Error::of_disk(domain, target, cause);
+        let Some(parent) = &level.parent else {
+            let copied = copy::copy(source.as_mut(), &mut sink, self.stop, &mut progress);
+            return copied.map_err(|error| failed(Cause::Copy(error)));
+        };
+        let spots = SpotCheck::choose(self.history, parent, target, self.stop);
+        let mut spots = spots.map_err(|error| failed(Cause::Copy(error)))?;
+        let mut watched = spots.watch(source.as_mut());
+        let copied = copy::copy(&mut watched, &mut sink, self.stop, &mut progress);
+        let written = copied.map_err(|error| failed(Cause::Copy(error)))?;
+        spots.compare(self.job, target, self.stop).map_err(failed)?;
+        Ok(written)
     }
 }
 
@@ -288,9 +299,9 @@ struct Settled {
     reason: String,
 }
 
-struct SettledParent {
-    id: String,
-    virtual_size: u64,
+pub(super) struct SettledParent {
+    pub(super) id: String,
+    pub(super) virtual_size: u64,
     backing: String,
     beneath: Arc<dyn Beneath>,
 }
@@ -332,7 +343,7 @@ impl Settled {
         Settled {
             parent: None,
             reason: format!(
-                "the bitmap is wrong ({}): was the disk made smaller and larger again?",
+                "the bitmap is wrong ({}): was the disk made smaller and larger again, or replaced?",
                 with_sources(&error.cause)
             ),
         }
@@ -356,11 +367,7 @@ fn open_beneath(
     target: &str,
     stop: &Stop,
 ) -> std::result::Result<ChainMap, String> {
-    let mut images = Vec::new();
-    for image in lineage::images(history, id, target)? {
-        let opened = image.open();
-        images.push(opened.map_err(|error| format!("{} cannot be opened: {error}", image.path.display()))?);
-    }
+    let images = lineage::open(history, id, target)?;
     ChainMap::open(images, stop.clone()).map_err(|error| with_sources(&error))
 }
 

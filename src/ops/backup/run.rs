@@ -60,12 +60,39 @@ impl Run<'_> {
                 let outcome = self.commit(plan, pending, copied)?;
                 Ok(self.retire(&planned.retired, outcome))
             }
-            Err(Failure { error, is_undone }) => {
+            Err(Failure {
+                error,
+                is_undone,
+                has_begun,
+            }) => {
+                let name = plan.checkpoint.as_deref().filter(|_| has_begun);
+                let is_spent = self.spend(name);
                 if !is_undone && let Err(trouble) = heal::undo(self.domain, &intent, self.context) {
                     self.leave(pending, &trouble);
+                } else {
+                    drop(pending);
+                    self.spend_at_last(name, is_spent);
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Remembers the name of a checkpoint that is no more. A full target may have no room for that before the partial folder has gone.
+    pub(super) fn spend(&self, name: Option<&str>) -> bool {
+        name.is_none_or(|name| self.locked.spend(name).is_ok())
+    }
+
+    /// Tries that once more, behind the partial folder.
+    pub(super) fn spend_at_last(&self, name: Option<&str>, is_spent: bool) {
+        if let (Some(name), false) = (name, is_spent)
+            && let Err(error) = self.locked.spend(name)
+        {
+            let what = format!(
+                "it cannot be remembered that {name} was begun: {}",
+                crate::model::text::with_sources(&error)
+            );
+            self.tell(&Finding::new("number-not-remembered", what));
         }
     }
 
@@ -121,15 +148,15 @@ impl Run<'_> {
         request: &BackupRequest,
     ) -> std::result::Result<Copied, Failure> {
         self.step("making the checkpoint");
-        let job = self
-            .host()
-            .begin_backup(self.domain, request)
-            .map_err(|error| Failure {
-                // Who refuses has begun nothing; behind an error of libvirt's the answer may have been lost.
-                is_undone: !matches!(error, HostError::Libvirt { .. } | HostError::Connect { .. })
-                    && self.clear(&request.places),
+        let job = self.host().begin_backup(self.domain, request).map_err(|error| {
+            // Who refuses has begun nothing; behind an error of libvirt's the answer may have been lost.
+            let has_begun = matches!(error, HostError::Libvirt { .. } | HostError::Connect { .. });
+            Failure {
+                has_begun,
+                is_undone: !has_begun && self.clear(&request.places),
                 error: self.failed(error),
-            })?;
+            }
+        })?;
         for finding in job.findings() {
             self.tell(&finding);
         }
@@ -149,6 +176,7 @@ impl Run<'_> {
                 return Err(Failure {
                     error,
                     is_undone: trouble.is_empty(),
+                    has_begun: true,
                 });
             }
         };
@@ -162,6 +190,7 @@ impl Run<'_> {
         let left = job.finish().map_err(|error| Failure {
             error: self.failed(error),
             is_undone: false,
+            has_begun: true,
         })?;
         left.iter().for_each(|finding| self.tell(finding));
         findings.extend(left);
@@ -211,8 +240,11 @@ impl Run<'_> {
     }
 }
 
-/// An attempt that failed, and whether nothing of it is left at the hypervisor.
+/// An attempt that failed.
 struct Failure {
     error: Error,
+    /// Whether nothing of it is left at the hypervisor.
     is_undone: bool,
+    /// Whether its checkpoint may have been made.
+    has_begun: bool,
 }

@@ -208,11 +208,7 @@ impl<'a> Prover<'a> {
             id: id.to_owned(),
             fault,
         };
-        let mut images = Vec::new();
-        for image in lineage::images(self.history, id, &disk.target).map_err(fault)? {
-            let opened = image.open();
-            images.push(opened.map_err(|error| fault(format!("{}: {error}", image.path.display())))?);
-        }
+        let images = lineage::open(self.history, id, &disk.target).map_err(fault)?;
         let mut source = ChainSource::open(images, copy::pool(), self.stop.clone())
             .map_err(|error| Cause::Copy(error.into()))?;
         let mut bytes = 0;

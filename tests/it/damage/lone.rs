@@ -60,8 +60,8 @@ fn a_checkpoints_file_of_a_manifest_that_cannot_be_read_is_not_overwritten() {
     let outcome = stage.lab.backup("vm1").expect("a backup");
     assert_eq!(
         outcome.point.checkpoint.expect("a checkpoint").name,
-        "virtnbdbackup.4",
-        "3 is in use by what cannot be read"
+        "virtnbdbackup.5",
+        "3 is in use by what cannot be read, 4 was begun by the dead run"
     );
     let after = stage.contents();
     assert!(before.iter().all(|(path, bytes)| after.get(path) == Some(bytes)));

@@ -2,6 +2,7 @@
 
 mod broken;
 mod by_hand;
+mod compare;
 mod define;
 mod disks;
 mod interrupted;

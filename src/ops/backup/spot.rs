@@ -1,0 +1,154 @@
+//! Looks at a few places that the bitmap calls unchanged: they have to be what the parent holds.
+//!
+//! A bitmap cannot tell whose it is: every disk carries bitmaps of the same names. An image that was overwritten with another domain's, or a bitmap
+//! that somebody cleared, would make an incremental image that fits nothing. A few clusters that hold data are read from both sides, behind the
+//! copy and from the same export; where one differs, nothing that the bitmap says is trusted.
+
+use std::sync::Arc;
+
+use super::disks::SettledParent;
+use crate::host::{BackupJob, ReadOptions};
+use crate::image;
+use crate::image::chain::ChainDisk;
+use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content};
+use crate::model::buffer::BufferPool;
+use crate::model::clusters::ClusterSet;
+use crate::model::stop::Stop;
+use crate::model::text::with_sources;
+use crate::ops::copy::DEADLINE;
+use crate::ops::{Cause, lineage};
+use crate::repo::History;
+
+/// How many places are looked at. Another disk differs nearly everywhere, and each costs a read from the slowest of storages.
+const PLACES: u64 = 8;
+
+/// The places to be looked at.
+pub(super) struct SpotCheck {
+    kept: ChainDisk,
+    /// Offsets of clusters on the disk, in bytes.
+    places: Vec<u64>,
+}
+
+impl SpotCheck {
+    /// Chooses places at random where the parent's chain holds data.
+    ///
+    /// # Errors
+    /// [`BlockErrorKind::Distrusted`] when the chain cannot be read: nothing can stand upon it.
+    pub(super) fn choose(
+        history: &History,
+        parent: &SettledParent,
+        target: &str,
+        stop: &Stop,
+    ) -> Result<SpotCheck, BlockError> {
+        let images = lineage::open(history, &parent.id, target)
+            .map_err(|fault| BlockError::new(BlockErrorKind::Distrusted, fault))?;
+        let opened = ChainDisk::open(images, stop.clone()).map_err(unreadable);
+        opened.and_then(|kept| SpotCheck::in_chain(kept, parent.virtual_size))
+    }
+
+    /// `size_then` is the disk's size with the parent, in bytes.
+    fn in_chain(mut kept: ChainDisk, size_then: u64) -> Result<SpotCheck, BlockError> {
+        // What stands in the cluster of the end may have grown since.
+        let clusters = size_then / CLUSTER;
+        let (seed, _) = uuid::Uuid::new_v4().as_u64_pair();
+        let mut places = Vec::new();
+        for number in 0..PLACES.min(clusters) {
+            // The places lie in equal parts of the disk, all as far behind the part's beginning: one random number is enough.
+            let part = u128::from(clusters) * u128::from(number) / u128::from(PLACES);
+            let start = (part + u128::from(seed) % u128::from(clusters.div_ceil(PLACES))) as u64;
+            let found = match kept
+                .data_from(start.min(clusters - 1) * CLUSTER)
+                .map_err(unreadable)?
+            {
+                Some(place) => Some(place),
+                None => kept.data_from(0).map_err(unreadable)?,
+            };
+            let found = found.filter(|place| place / CLUSTER < clusters);
+            places.extend(found.filter(|place| !places.contains(place)));
+        }
+        Ok(SpotCheck { kept, places })
+    }
+
+    /// The source, watched: what it gives is changed, so it is no place to look at.
+    pub(super) fn watch<'a>(&'a mut self, source: &'a mut dyn BlockSource) -> Watched<'a> {
+        Watched {
+            source,
+            places: &mut self.places,
+        }
+    }
+
+    /// Compares the places that have turned out to be unchanged.
+    ///
+    /// # Errors
+    /// [`BlockErrorKind::Distrusted`] when one differs; others when a side cannot be read.
+    pub(super) fn compare(mut self, job: &dyn BackupJob, target: &str, stop: &Stop) -> Result<(), Cause> {
+        if self.places.is_empty() {
+            return Ok(());
+        }
+        let mut only = ClusterSet::new(self.kept.size());
+        self.places.iter().for_each(|place| only.add(*place, CLUSTER));
+        let options = ReadOptions {
+            changes_only: false,
+            only: Some(Arc::new(only)),
+            all_from: None,
+            beneath: None,
+            pool: BufferPool::new(PLACES as usize, CLUSTER as usize),
+            deadline: DEADLINE,
+            stop: stop.clone(),
+        };
+        let mut live = job.open(target, &options).map_err(Cause::Host)?;
+        let mut kept = vec![0; CLUSTER as usize];
+        while let Some(block) = live.next_block().map_err(Cause::Copy)? {
+            let kept = &mut kept[..usize::try_from(block.length().min(CLUSTER)).unwrap_or(0)];
+            let read = self.kept.read(kept, block.offset);
+            read.map_err(|error| Cause::Copy(unreadable(error)))?;
+            let is_same = match &block.content {
+                Content::Data(now) => now[..] == *kept,
+                Content::Zero(_) => kept.iter().all(|byte| *byte == 0),
+            };
+            if !is_same {
+                let what = format!(
+                    "what lies at {} is not what the restore point before holds there, and the bitmap calls it unchanged",
+                    block.offset
+                );
+                return Err(Cause::Copy(BlockError::new(BlockErrorKind::Distrusted, what)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What cannot be read is nothing to stand upon.
+fn unreadable(error: image::Error) -> BlockError {
+    match error {
+        image::Error::Stopped => BlockError::stopped(),
+        error => {
+            let what = format!(
+                "the restore point before cannot be read: {}",
+                with_sources(&error)
+            );
+            BlockError::new(BlockErrorKind::Distrusted, what)
+        }
+    }
+}
+
+/// A source of changes with somebody who looks which places they cover.
+pub(super) struct Watched<'a> {
+    source: &'a mut dyn BlockSource,
+    places: &'a mut Vec<u64>,
+}
+
+impl BlockSource for Watched<'_> {
+    fn size(&self) -> u64 {
+        self.source.size()
+    }
+
+    fn next_block(&mut self) -> Result<Option<Block>, BlockError> {
+        let block = self.source.next_block()?;
+        if let Some(block) = &block {
+            let covered = block.offset..block.offset + block.length();
+            self.places.retain(|place| !covered.contains(place));
+        }
+        Ok(block)
+    }
+}

@@ -1,0 +1,197 @@
+//! A domain beside its newest restore point: what no bitmap calls changed is the same, or it is told.
+
+use vmsnap::model::restore_point::Level;
+use vmsnap::ops::compare::{Options, Outcome, compare};
+use vmsnap::ops::{Cause, Class, Context, PlaceWishes, Result};
+
+use crate::lab::{CLUSTER, Lab, tree};
+
+const SIZE: usize = 40 * CLUSTER + 512;
+
+fn lab() -> Lab {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", SIZE), ("vdb", 2 * CLUSTER)]);
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(0, &[1; 30 * CLUSTER]));
+    lab.host.disk("vm1", "vdb", |disk| disk.write(0, &[2; CLUSTER]));
+    lab.backup("vm1").expect("a full");
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(5 * CLUSTER, &[3; CLUSTER]));
+    lab.backup("vm1").expect("an increment");
+    lab
+}
+
+fn run(lab: &mut Lab, sample: Option<u64>) -> Result<Outcome> {
+    let options = Options {
+        sample,
+        seed: 7,
+        places: PlaceWishes::default(),
+    };
+    let context = Context {
+        host: &lab.host,
+        repo: &lab.repo,
+        now: lab.now.clone(),
+        monitor: &lab.recorder,
+        stop: lab.stop.clone(),
+    };
+    let outcome = compare("vm1", &context, &options);
+    lab.pass(jiff::Span::new().minutes(1));
+    outcome
+}
+
+#[test]
+fn what_the_bitmap_calls_changed_is_left_out_and_the_rest_is_the_same() {
+    let mut lab = lab();
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(7 * CLUSTER, &[9; 3 * CLUSTER]));
+    lab.host
+        .disk("vm1", "vda", |disk| disk.zero(20 * CLUSTER, CLUSTER));
+    let before = tree(lab.repo.root());
+    let outcome = run(&mut lab, None).expect("compared");
+    assert!(outcome.is_same(), "{:?}", outcome.disks);
+    let compared: Vec<(u64, u64)> = outcome
+        .disks
+        .iter()
+        .map(|disk| (disk.unchanged, disk.compared))
+        .collect();
+    assert_eq!(compared, [(26, 26), (1, 1)], "of 30 and 1 clusters with data");
+    assert_eq!(
+        tree(lab.repo.root()),
+        before,
+        "no restore point was made, and nothing is left"
+    );
+    assert!(!lab.host.has_job("vm1"));
+    let names = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
+    assert_eq!(names, ["virtnbdbackup.0", "virtnbdbackup.1"]);
+    assert_eq!(
+        lab.backup("vm1").expect("as ever").point.level,
+        Level::Incremental
+    );
+}
+
+#[test]
+fn a_write_that_the_bitmap_missed_is_found_and_the_next_backup_of_that_disk_is_full() {
+    // Into data, into a hole, and zeroes over data.
+    let cases: [(usize, u8); 3] = [(12, 77), (35, 77), (12, 0)];
+    for (cluster, byte) in cases {
+        let mut lab = lab();
+        lab.host.disk("vm1", "vda", |disk| {
+            disk.swap_content(cluster * CLUSTER + 1000, &[byte; 10]);
+        });
+        let outcome = run(&mut lab, None).expect("compared");
+        let [vda, vdb] = &outcome.disks[..] else {
+            panic!("{:?}", outcome.disks)
+        };
+        assert_eq!((vda.differing, vdb.differing), (1, 0), "cluster {cluster}");
+        assert_eq!(vda.places, [(cluster * CLUSTER) as u64]);
+        let point = lab.backup("vm1").expect("healed").point;
+        let level = |target| point.disk(target).expect("it is there").level;
+        assert_eq!((level("vda"), level("vdb")), (Level::Full, Level::Incremental));
+        let reason = &point.disk("vda").expect("it is there").reason;
+        assert!(reason.contains("had missed a write"), "{reason}");
+        assert_eq!(
+            lab.restored("vm1", "latest", "vda").expect("restored"),
+            lab.disk("vm1", "vda")
+        );
+        assert_eq!(lab.backup("vm1").expect("and on").point.level, Level::Incremental);
+        assert!(run(&mut lab, None).expect("compared").is_same());
+    }
+}
+
+#[test]
+fn a_sample_compares_no_more_than_was_asked_for() {
+    let mut lab = lab();
+    let outcome = run(&mut lab, Some(5)).expect("compared");
+    assert_eq!((outcome.disks[0].unchanged, outcome.disks[0].compared), (30, 5));
+    lab.host
+        .disk("vm1", "vda", |disk| disk.swap_content(0, &[99; 30 * CLUSTER]));
+    let outcome = run(&mut lab, Some(5)).expect("compared");
+    assert_eq!(outcome.disks[0].differing, 5, "another disk differs everywhere");
+}
+
+#[test]
+fn what_has_grown_since_is_not_compared() {
+    let mut lab = lab();
+    lab.host
+        .disk("vm1", "vda", |disk| disk.resize(SIZE + 10 * CLUSTER));
+    lab.host.disk("vm1", "vda", |disk| {
+        disk.swap_content(SIZE + 3 * CLUSTER, &[5; CLUSTER])
+    });
+    assert!(run(&mut lab, None).expect("compared").is_same());
+}
+
+#[test]
+fn a_shut_off_domain_is_compared_too_and_what_cannot_be_is_told() {
+    let mut lab = lab();
+    lab.host.change("vm1", |domain| {
+        domain.state = vmsnap::model::domain::DomainState::ShutOff;
+    });
+    assert!(run(&mut lab, None).expect("compared").is_same());
+    lab.host.disk("vm1", "vda", |disk| {
+        disk.remove_bitmap("virtnbdbackup.0");
+        disk.remove_bitmap("virtnbdbackup.1");
+    });
+    let outcome = run(&mut lab, None).expect("compared");
+    assert_eq!(outcome.disks.len(), 1);
+    assert!(
+        outcome
+            .findings
+            .iter()
+            .any(|finding| finding.code == "not-compared")
+    );
+    lab.host.disk("vm1", "vdb", |disk| {
+        disk.remove_bitmap("virtnbdbackup.0");
+        disk.remove_bitmap("virtnbdbackup.1");
+    });
+    let error = run(&mut lab, None).expect_err("there is nothing to compare");
+    assert_eq!(error.class(), Class::NotFound, "{error}");
+}
+
+#[test]
+fn somebody_elses_job_and_an_export_that_breaks_leave_nothing() {
+    let mut lab = lab();
+    let before = tree(lab.repo.root());
+    lab.host.fail_reads_after(Some(0));
+    run(&mut lab, None).expect_err("the export breaks");
+    lab.host.fail_reads_after(None);
+    assert!(!lab.host.has_job("vm1"));
+    assert_eq!(tree(lab.repo.root()), before);
+    lab.host.begin_foreign_job("vm1");
+    let error = run(&mut lab, None).expect_err("it is busy");
+    assert!(matches!(error.cause, Cause::Busy { .. }), "{error}");
+    assert_eq!(tree(lab.repo.root()), before);
+}
+
+#[test]
+fn what_a_comparison_could_not_end_the_next_backup_ends() {
+    let mut lab = lab();
+    lab.host.fail_reads_after(Some(0));
+    lab.host.fail_end(true);
+    run(&mut lab, None).expect_err("the export breaks, and the daemon is gone");
+    lab.host.fail_end(false);
+    lab.host.fail_reads_after(None);
+    assert!(lab.host.has_job("vm1"));
+    let outcome = lab.backup("vm1").expect("healed and backed up");
+    assert_eq!(outcome.findings[0].code, "healed-partial");
+    assert_eq!(outcome.point.level, Level::Incremental);
+}
+
+#[test]
+fn a_disk_overwritten_in_place_with_another_one_is_noticed_by_the_backup_itself() {
+    let mut lab = lab();
+    // Its bitmaps have the right names and know nothing of what is different.
+    lab.host
+        .disk("vm1", "vda", |disk| disk.swap_content(0, &[99; 30 * CLUSTER]));
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(2 * CLUSTER, &[7; CLUSTER]));
+    let point = lab.backup("vm1").expect("healed").point;
+    let level = |target| point.disk(target).expect("it is there").level;
+    assert_eq!((level("vda"), level("vdb")), (Level::Full, Level::Incremental));
+    let reason = &point.disk("vda").expect("it is there").reason;
+    assert!(reason.contains("the bitmap calls it unchanged"), "{reason}");
+    assert_eq!(
+        lab.restored("vm1", "latest", "vda").expect("restored"),
+        lab.disk("vm1", "vda")
+    );
+    assert_eq!(lab.backup("vm1").expect("and on").point.level, Level::Incremental);
+}
