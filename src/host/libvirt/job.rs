@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use virt::domain::Domain as Handle;
 use virt::error::ErrorNumber;
@@ -42,7 +44,7 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
     let freeze = freeze.map(|deadline| Freeze::start(handle, deadline, &request.stop));
     let begun = match request.stop.requested() {
         true => Err(HostError::Stopped),
-        false => ffi::backup_begin(handle, &backup, checkpoint.as_deref()).map_err(begin_error),
+        false => begin_within_reason(handle, backup, checkpoint),
     };
     let (consistency, findings, thaw) = match freeze.map(Freeze::thaw) {
         None => (Consistency::Crash, Vec::new(), None),
@@ -72,6 +74,45 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
         job.checkpoint = Some(record(handle, &wanted.name)?);
     }
     Ok(Box::new(job))
+}
+
+/// How long libvirt may take to begin a job, and how long for a domain that is gone.
+const BEGINNING: Duration = Duration::from_secs(300);
+const BEGINNING_OF_NOTHING: Duration = Duration::from_secs(10);
+
+/// Begins the job on a thread of its own. libvirt 9.0 waits for ever, and keeps the domain locked, when QEMU goes away while it makes a scratch file.
+fn begin_within_reason(handle: &Handle, backup: String, checkpoint: Option<String>) -> Result<()> {
+    let (sender, receiver) = channel();
+    let on_thread = handle.clone();
+    thread::spawn(move || {
+        let begun = ffi::backup_begin(&on_thread, &backup, checkpoint.as_deref());
+        // Who has given up does not listen.
+        let _ = sender.send(begun);
+    });
+    let id = handle.get_id();
+    let started = Instant::now();
+    let mut last_alive = Instant::now();
+    loop {
+        match receiver.recv_timeout(Duration::from_millis(200)) {
+            Ok(begun) => return begun.map_err(begin_error),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        // What cannot be asked now is taken for alive: only the long deadline ends that.
+        if handle.get_id() == id && inspect::is_active(handle).unwrap_or(true) {
+            last_alive = Instant::now();
+        }
+        if last_alive.elapsed() > BEGINNING_OF_NOTHING || started.elapsed() > BEGINNING {
+            break;
+        }
+    }
+    Err(HostError::Libvirt {
+        operation: "begin the backup".to_owned(),
+        code: 0,
+        message: "it does not answer; the domain was stopped meanwhile, or QEMU hangs. If the domain cannot be started now, libvirtd (or \
+                  virtqemud) has to be restarted"
+            .to_owned(),
+    })
 }
 
 /// The socket, and the documents for the job and its checkpoint. They name every disk that the domain has at this

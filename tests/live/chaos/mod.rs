@@ -109,6 +109,14 @@ impl Chaos {
         domain.history().expect("it is readable")
     }
 
+    /// Whether a run's job has begun: it has an image.
+    fn is_copying(&self) -> bool {
+        let leftovers = self.history().leftovers;
+        leftovers
+            .iter()
+            .any(|leftover| leftover.dir.join("vda.qcow2").exists())
+    }
+
     /// Looks what the run that has just ended has left: a restore point, whole and of now; or a note of what it had begun; or nothing.
     fn take_stock(&mut self) {
         let history = self.history();
