@@ -136,6 +136,12 @@ impl Chains {
         line.into_iter().find_map(|kept| kept.doubt.clone())
     }
 
+    /// The same for any disk of it.
+    pub fn doubts(&self, id: &str) -> Option<String> {
+        let disks = &self.get(id)?.point.disks;
+        disks.iter().find_map(|disk| self.doubt(id, &disk.target))
+    }
+
     /// Why this restore point cannot be given back whole; empty when it can.
     pub fn faults(&self, id: &str) -> Vec<String> {
         let Some(kept) = self.get(id) else {

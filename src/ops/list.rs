@@ -27,6 +27,8 @@ pub struct Listed {
     pub size: u64,
     /// When it was last verified, and with what result.
     pub proof: Option<Proof>,
+    /// What verifications found damaged of what it is made of, parents included.
+    pub doubt: Option<String>,
 }
 
 impl Listed {
@@ -49,6 +51,7 @@ fn list_domain(repo: &Repository, domain: &str) -> Result<DomainList> {
         faults: history.chains.faults(&kept.manifest.point.id),
         size: kept.manifest.files.iter().map(|file| file.size).sum(),
         proof: kept.proof.clone(),
+        doubt: history.chains.doubts(&kept.manifest.point.id),
     });
     let points = points.collect();
     for leftover in &history.leftovers {

@@ -71,11 +71,7 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
             "the newest restore point of {folder} is not whole: {fault}"
         ));
     }
-    let doubts = newest.point.disks.iter();
-    if let Some(doubt) = doubts
-        .filter_map(|disk| chains.doubt(&newest.point.id, &disk.target))
-        .next()
-    {
+    if let Some(doubt) = chains.doubts(&newest.point.id) {
         return Err(format!(
             "the newest restore point of {folder} is damaged: {doubt}"
         ));

@@ -45,6 +45,8 @@ pub struct DomainStatus {
     pub latest: Option<(String, Timestamp)>,
     /// When the newest restore point was last verified, and with what result.
     pub proof: Option<Proof>,
+    /// What verifications found damaged of what the newest restore point is made of, parents included.
+    pub doubt: Option<String>,
     /// What a backup would do now; `None` without a repository, and where it cannot be known from here.
     pub next: Option<Reconciliation>,
     /// The run that writes to the domain's folder now, as it wrote itself down.
@@ -208,6 +210,7 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
         dir: None,
         latest: None,
         proof: None,
+        doubt: None,
         next: None,
         writer: None,
         findings,
@@ -249,6 +252,8 @@ fn compare_with(
         .latest()
         .map(|kept| (kept.point.id.clone(), kept.point.time));
     status.latest = latest;
+    let newest = history.chains.latest();
+    status.doubt = newest.and_then(|kept| history.chains.doubts(&kept.point.id));
     status.proof = history.kept.last().and_then(|kept| kept.proof.clone());
     status.dir = Some(dir_stats(repository.dir().join(&period), &history, &period));
     status.writer = repository.writer();

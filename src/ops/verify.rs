@@ -13,6 +13,7 @@ use super::error::Cause;
 use super::monitor::{Event, Monitor};
 use super::{Error, Result, restore};
 use crate::model::finding::Finding;
+use crate::model::restore_point::RestorePoint;
 use crate::model::stop::Stop;
 use crate::model::text::with_sources;
 use crate::repo::{DomainRepository, History, RepoError, Repository};
@@ -136,10 +137,14 @@ pub fn verify(
     let needed = with_parents(&history, &chosen);
     let there: Vec<String> = ids(&history).map(str::to_owned).collect();
     let mut prover = Prover::new(domain, &repository, &history, monitor, stop);
+    // Parents come before what stands upon them.
+    let mut damaged: BTreeSet<String> = BTreeSet::new();
     for id in ids(&history).filter(|id| needed.contains(*id)) {
         let deep = options.deep && chosen.iter().any(|chosen| chosen == id);
         let Some(kept) = history.get(id) else { continue };
-        if let Some(time) = proved_before(kept.proof.as_ref(), options, deep) {
+        let inherited = inherited(&kept.manifest.point, &damaged);
+        if let Some(time) = proved_before(kept.proof.as_ref(), options, deep).filter(|_| inherited.is_empty())
+        {
             outcome.points.push(ProvedPoint {
                 id: id.to_owned(),
                 skipped: Some(time),
@@ -147,7 +152,8 @@ pub fn verify(
             });
             continue;
         }
-        let damage = prover.prove(kept, deep)?;
+        let mut damage = prover.prove(kept, deep && inherited.is_empty())?;
+        damage.extend(inherited);
         if !kept.dir.is_dir() {
             let what = format!("restore point {id} was removed while it was being verified");
             let finding = Finding::new("removed-meanwhile", what);
@@ -157,6 +163,9 @@ pub fn verify(
             });
             outcome.findings.push(finding);
             continue;
+        }
+        if !damage.is_empty() {
+            damaged.insert(id.to_owned());
         }
         let proof = Proof {
             id: id.to_owned(),
@@ -225,6 +234,22 @@ fn with_parents(history: &History, chosen: &[String]) -> BTreeSet<String> {
         needed.insert(id);
     }
     needed
+}
+
+/// What is damaged of a restore point because of what it stands upon.
+fn inherited(point: &RestorePoint, damaged: &BTreeSet<String>) -> Vec<Damage> {
+    let hurt = point.disks.iter().filter_map(|disk| {
+        let parent = disk.parent.as_ref().filter(|parent| damaged.contains(*parent))?;
+        Some(Damage {
+            path: None,
+            offset: None,
+            what: format!(
+                "disk {} of {} stands upon {parent}, which is damaged",
+                disk.target, point.id
+            ),
+        })
+    });
+    hurt.collect()
 }
 
 /// When it had been proved before, if that is enough.

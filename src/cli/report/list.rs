@@ -32,6 +32,7 @@ struct ListedJson<'a> {
     #[serde(flatten)]
     point: PointJson<'a>,
     verified: Option<VerifiedJson<'a>>,
+    doubt: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -61,6 +62,7 @@ pub fn json(domains: &[DomainList]) -> String {
                     deep: proof.deep,
                     damage: &proof.damage,
                 }),
+                doubt: listed.doubt.as_deref(),
             })
             .collect(),
         findings: &domain.findings,
@@ -92,7 +94,12 @@ pub fn text(domains: &[DomainList], root: &Path) -> String {
                     .map_or("-", |checkpoint| &checkpoint.name)
                     .to_owned(),
                 point.consistency.sentence().to_owned(),
-                if listed.is_whole() { "whole" } else { "NOT WHOLE" }.to_owned(),
+                match (listed.is_whole(), &listed.doubt) {
+                    (false, _) => "NOT WHOLE",
+                    (true, Some(_)) => "DAMAGED",
+                    (true, None) => "whole",
+                }
+                .to_owned(),
                 listed.proof.as_ref().map_or("-".to_owned(), proof_word),
                 point.period.clone(),
             ]

@@ -134,9 +134,10 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
         (None, None) => {}
     }
     if status.latest.is_some() {
-        lines.push(match &status.proof {
-            None => "  Last verified: never".to_owned(),
-            Some(proof) => match proof.damage.first() {
+        lines.push(match (&status.doubt, &status.proof) {
+            (Some(doubt), _) => format!("  Last verified: DAMAGED: {doubt}"),
+            (None, None) => "  Last verified: never".to_owned(),
+            (None, Some(proof)) => match proof.damage.first() {
                 None => format!("  Last verified: {}, sound", proof.time),
                 Some(damage) => format!("  Last verified: {}, DAMAGED: {damage}", proof.time),
             },
@@ -261,6 +262,7 @@ fn domain_tree(status: &DomainStatus, pretty: bool) -> Tree {
             "lastVerifiedDamage",
             Tree::texts(status.proof.as_ref().map_or(&[][..], |proof| &proof.damage)),
         ),
+        ("doubt", Tree::text_or_null(status.doubt.as_deref())),
         ("writer", Tree::text_or_null(status.writer.as_deref())),
     ]);
     Tree::Map(
