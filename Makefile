@@ -5,7 +5,7 @@ FUZZ_SECONDS ?= 30
 export CARGO
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check fmt lint tidy unit live fuzz
+.PHONY: help build demo test check fmt lint tidy unit live bench fuzz
 
 # One target after the other: they share cargo's lock and the machine's cores.
 .NOTPARALLEL:
@@ -47,6 +47,11 @@ unit: ## the tests beside the code
 live: ## the tests on real domains alone (as root)
 	@scripts/setup.sh build demo test
 	$(CARGO) test --locked --test live
+
+bench: ## vmsnap beside virtnbdbackup, qemu-img and nbdcopy on throw-away domains (as root); BENCH_SIZE (GiB, 4), BENCH_ROUNDS (3), BENCH_WORK
+	@scripts/setup.sh build demo test
+	@scripts/setup.sh bench || echo "What is missing is left out." >&2
+	$(CARGO) bench --locked --bench peers
 
 fuzz: ## each fuzz target for FUZZ_SECONDS (30); needs cargo-fuzz and a nightly Rust
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 1; }

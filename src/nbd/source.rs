@@ -26,6 +26,8 @@ use crate::model::stop::Stop;
 
 /// Most requests in flight on one connection: QEMU looks at no more (`MAX_NBD_REQUESTS` in its `nbd/server.c`).
 const MAX_IN_FLIGHT: usize = 16;
+/// Most bytes in flight: the server has as much memory for them. More makes no disk quicker, and the caches of the processor hold less of it.
+const MAX_BYTES_IN_FLIGHT: u64 = 16 << 20;
 /// Most places in the queue. Zeroes need a place but no buffer.
 const MAX_SLOTS: usize = 256;
 /// The status of further ranges is asked for while fewer extents than this are planned.
@@ -110,6 +112,8 @@ pub struct ExportSource {
     /// Length of the longest read, in bytes: whole clusters.
     longest_read: u64,
     stop: Stop,
+    /// How much was asked for and has not come, in bytes.
+    in_flight: u64,
     /// End of the last block that was handed out, in bytes.
     delivered: u64,
     failed: bool,
@@ -251,6 +255,7 @@ impl ExportSource {
             beneath: options.beneath,
             longest_read,
             stop: options.stop,
+            in_flight: 0,
             delivered: 0,
             failed: false,
         })
@@ -326,6 +331,9 @@ impl ExportSource {
 
     /// Queues the read of the next extent, or of its beginning; `false` when no connection or no buffer is free.
     fn ask_for_data(&mut self) -> bool {
+        if self.in_flight >= MAX_BYTES_IN_FLIGHT {
+            return false;
+        }
         // The status must not have to wait behind the reads that it is to keep going.
         let reserved = usize::from(!self.status.in_flight && !self.planner.complete());
         let free = self
@@ -348,6 +356,7 @@ impl ExportSource {
         };
         let cookie = self.first_slot + self.slots.len() as u64;
         self.connections[index].read(cookie, extent.offset, extent.length as u32, buffer);
+        self.in_flight += extent.length;
         self.slots.push_back(Slot::Waiting);
         true
     }
@@ -376,9 +385,15 @@ impl ExportSource {
             self.spare = self.pool.take_within(BUFFER_PATIENCE);
             return Ok(());
         }
+        let alone = self.connections.len() == 1;
         let mut received = false;
         for index in 0..self.connections.len() {
-            if self.connections[index].in_flight() > 0 && self.connections[index].receive_now()? {
+            let connection = &mut self.connections[index];
+            if connection.in_flight() == 0 {
+                continue;
+            }
+            // Several connections must not wait for one of them.
+            if (alone && connection.receive_long()?) || connection.receive_now()? {
                 received = true;
                 while let Some(answer) = self.connections[index].answer() {
                     self.take_answer(answer)?;
@@ -407,6 +422,7 @@ impl ExportSource {
                 self.take_status(&contexts, offset + u64::from(length))
             }
             Body::Read(mut buffer) => {
+                self.in_flight -= u64::from(length);
                 buffer.set_len(length as usize);
                 let content = Content::Data(buffer);
                 if let Some(slot) = self.slots.get_mut((cookie - self.first_slot) as usize) {

@@ -14,6 +14,9 @@ use crate::model::buffer::Buffer;
 /// Bytes that are received beyond the payload at hand: the heads of the next replies come along with the end of a payload in one call, and little payload is copied.
 const AHEAD: usize = 8 * 1024;
 
+/// Payload of so many bytes is worth a call of its own that waits for all of it.
+const LONG: usize = 128 * 1024;
+
 /// A connection after the handshake.
 ///
 /// Requests are queued by [`Self::read`] and [`Self::status`] and leave with [`Self::flush`]. They are so small (28 bytes, few in flight) that
@@ -125,6 +128,18 @@ impl Connection {
         };
         self.decoder.advance(count.min(direct))?;
         self.decoder.feed(&self.ahead[..count.saturating_sub(direct)])?;
+        Ok(true)
+    }
+
+    /// Receives the payload that an answer still lacks, if it is long, and waits for it a while; `false` when nothing has come or nothing long is due.
+    pub fn receive_long(&mut self) -> Result<bool> {
+        let Some(room) = self.decoder.direct().filter(|room| room.len() >= LONG) else {
+            return Ok(false);
+        };
+        let Some(count) = self.socket.receive_filling(room)? else {
+            return Ok(false);
+        };
+        self.decoder.advance(count)?;
         Ok(true)
     }
 

@@ -2,6 +2,7 @@
 
 mod check;
 mod nbd;
+mod nbd_memory;
 mod nbd_nbdkit;
 mod nbd_qemu;
 mod qcow2;

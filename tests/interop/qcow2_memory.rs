@@ -83,7 +83,8 @@ fn a_disk_of_ten_tebibytes_with_many_extents_takes_little_memory() {
     assert!(grown < 64 * 1024, "{grown} KiB more than at the start");
 }
 
-fn status_kib(field: &str) -> u64 {
+/// A field of procfs about this process, in KiB.
+pub fn status_kib(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("procfs");
     let line = status
         .lines()

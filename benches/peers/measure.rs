@@ -1,0 +1,123 @@
+//! One program run once: what it took.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use wait4::Wait4;
+
+/// Clock ticks in a second, as procfs counts them (`USER_HZ`): 100 wherever KVM runs.
+const TICKS: u64 = 100;
+
+/// What a run took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sample {
+    /// From its start until everything it wrote is on stable storage.
+    pub wall: Duration,
+    /// Processor time of the program and of the programs that it started and waited for.
+    pub cpu: Duration,
+    /// Processor time of the domain's QEMU meanwhile.
+    pub qemu_cpu: Duration,
+    /// Largest resident memory of one of its processes, in bytes.
+    pub peak: u64,
+    /// What its output takes on the disk, in bytes.
+    pub written: u64,
+}
+
+/// Ctrl-C ends the programs that run, and thereby the benchmark, which then removes what it has made.
+pub fn end_children_first() {
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, stop()).expect("a handler can be set");
+    }
+}
+
+fn stop() -> Arc<AtomicBool> {
+    static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    Arc::clone(STOP.get_or_init(Arc::default))
+}
+
+/// Runs programs one after the other, which have to succeed and leave their output in `output`, and syncs what they have not.
+/// `qemu` is the process whose time counts as QEMU's.
+pub fn run(commands: Vec<Command>, qemu: Option<u32>, output: &Path) -> Sample {
+    let qemu_before = qemu.map(cpu_of).unwrap_or_default();
+    let mut sample = Sample::default();
+    let start = Instant::now();
+    for command in commands {
+        run_one(command, output, &mut sample);
+    }
+    let files = files_below(output);
+    for file in &files {
+        File::open(file)
+            .and_then(|file| file.sync_all())
+            .expect("what was written can be synced");
+    }
+    sample.wall = start.elapsed();
+    sample.qemu_cpu = qemu.map(cpu_of).unwrap_or_default().saturating_sub(qemu_before);
+    sample.written = written(output);
+    sample
+}
+
+fn run_one(mut command: Command, output: &Path, sample: &mut Sample) {
+    let said = output.with_extension("said");
+    let log = File::create(&said).expect("the folder is ours");
+    let second = log.try_clone().expect("a second handle");
+    command.stdin(Stdio::null()).stdout(log).stderr(second);
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let used = child.wait4().expect("a child can be waited for");
+    assert!(!stop().load(Ordering::SeqCst), "stopped");
+    assert!(
+        used.status.success(),
+        "{command:?} failed: {}",
+        fs::read_to_string(&said).unwrap_or_default()
+    );
+    sample.cpu += used.rusage.utime + used.rusage.stime;
+    sample.peak = sample.peak.max(used.rusage.maxrss);
+}
+
+/// Processor time that a living process has used so far.
+fn cpu_of(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Fields 14 and 15 of proc(5); the name, which is the second one, may hold blanks.
+    let fields = stat
+        .rsplit_once(") ")
+        .map(|(_, rest)| rest.split(' '))
+        .into_iter()
+        .flatten();
+    let ticks: u64 = fields
+        .skip(11)
+        .take(2)
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum();
+    Duration::from_millis(ticks * 1000 / TICKS)
+}
+
+/// What the files below a folder take on the disk, in bytes.
+pub fn written(folder: &Path) -> u64 {
+    files_below(folder).iter().map(|file| on_disk(file)).sum()
+}
+
+/// All files below a folder.
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()) {
+        if path.is_dir() && !path.is_symlink() {
+            found.extend(files_below(&path));
+        } else if path.is_file() {
+            found.push(path);
+        }
+    }
+    found
+}
+
+fn on_disk(file: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(file).map_or(0, |metadata| metadata.blocks() * 512)
+}

@@ -1,0 +1,148 @@
+//! The programs that are compared.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::daemon::URI;
+use crate::domain::Source;
+use crate::process::{command, run};
+
+/// A program with the way it is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tool {
+    Vmsnap,
+    Virtnbdbackup,
+    QemuImg,
+    Nbdcopy,
+    /// The calls that a comparison is held against.
+    Virsh,
+}
+
+impl Tool {
+    /// Its name in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tool::Vmsnap => "vmsnap",
+            Tool::Virtnbdbackup => "virtnbdbackup",
+            Tool::QemuImg => "qemu-img convert -W -m 16 -t none",
+            Tool::Nbdcopy => "nbdcopy, 4 × 64 × 1 MiB",
+            Tool::Virsh => "virsh",
+        }
+    }
+
+    /// Those of the tools that are installed.
+    pub fn installed<const N: usize>(tools: [Tool; N]) -> Vec<Tool> {
+        tools.into_iter().filter(|tool| tool.is_installed()).collect()
+    }
+
+    fn is_installed(self) -> bool {
+        let program = match self {
+            Tool::Vmsnap => return true,
+            Tool::Virtnbdbackup => "virtnbdbackup",
+            Tool::QemuImg => "qemu-img",
+            Tool::Nbdcopy => "nbdcopy",
+            Tool::Virsh => "virsh",
+        };
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
+        if !found {
+            eprintln!("  {program} is not installed and left out");
+        }
+        found
+    }
+}
+
+/// vmsnap with these words.
+pub fn vmsnap(words: &[&str]) -> Command {
+    let mut command = command(env!("CARGO_BIN_EXE_vmsnap"), words);
+    for name in ["VMSNAP_CONNECT", "VMSNAP_REPOSITORY", "LIBVIRT_DEFAULT_URI"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A backup of a domain into a repository.
+pub fn vmsnap_backup(source: &Source, repository: &Path) -> Command {
+    let repository = repository.display().to_string();
+    vmsnap(&[
+        "backup",
+        source.name(),
+        "--output",
+        &repository,
+        "--connect",
+        URI,
+        "--quiet",
+    ])
+}
+
+/// Takes what vmsnap has made out of a domain, so that the next backup is full.
+pub fn vmsnap_scrub(source: &Source) {
+    let words = [
+        "scrub",
+        source.name(),
+        "--scrub-type",
+        "*",
+        "--connect",
+        URI,
+        "--quiet",
+    ];
+    run(vmsnap(&words));
+}
+
+/// A backup of a domain by virtnbdbackup; `level` in its words.
+pub fn virtnbdbackup(source: &Source, level: &str, output: &Path) -> Command {
+    let output = output.display().to_string();
+    let scratch = source.dir().display().to_string();
+    let words = [
+        "-U",
+        URI,
+        "-d",
+        source.name(),
+        "-l",
+        level,
+        "-o",
+        &output,
+        "-S",
+        &scratch,
+        "-n",
+    ];
+    let mut command = command("virtnbdbackup", &words);
+    command.env("HOME", source.dir()).current_dir(source.dir());
+    command
+}
+
+/// A restore of all that virtnbdbackup has made.
+pub fn virtnbdrestore(source: &Source, input: &Path, output: &Path) -> Command {
+    let (input, output) = (input.display().to_string(), output.display().to_string());
+    let log = source.dir().join("virtnbdrestore.log").display().to_string();
+    let words = [
+        "-U", URI, "-a", "restore", "-i", &input, "-o", &output, "-n", "-L", &log,
+    ];
+    let mut command = command("virtnbdrestore", &words);
+    command.env("HOME", source.dir()).current_dir(source.dir());
+    command
+}
+
+/// A copy to a qcow2 image by `qemu-img`; `format` is the input's.
+pub fn qemu_img(format: &str, input: &str, output: &Path) -> Command {
+    let output = output.display().to_string();
+    let words = [
+        "convert", "-W", "-m", "16", "-t", "none", "-f", format, "-O", "qcow2", input, &output,
+    ];
+    command("qemu-img", &words)
+}
+
+/// A copy to a raw file by `nbdcopy`, with the settings that are quickest on a disk that is not in the page cache.
+pub fn nbdcopy(uri: &str, output: &Path) -> Command {
+    let output = output.display().to_string();
+    let words = [
+        "--connections=4",
+        "--threads=4",
+        "--requests=64",
+        "--request-size=1048576",
+        "--flush",
+        uri,
+        &output,
+    ];
+    command("nbdcopy", &words)
+}

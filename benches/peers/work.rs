@@ -1,0 +1,319 @@
+//! The works: what is made ready, and what each tool does with it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use vmsnap::model::block::CLUSTER;
+
+use crate::daemon::{Daemon, URI};
+use crate::disk::{self, Fill};
+use crate::domain::Source;
+use crate::measure::{self, Sample};
+use crate::process::{command, run};
+use crate::table::Table;
+use crate::tools::{self, Tool};
+
+const GIB: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
+/// How many domains a status is asked for.
+const DOMAINS: usize = 50;
+/// How many incremental restore points are restored upon the full one.
+const INCREMENTS: u8 = 5;
+
+/// What all works need.
+pub struct Bench {
+    pub daemon: Daemon,
+    /// How much data there is, in GiB.
+    pub gib: u64,
+    /// How often each tool does each work.
+    pub rounds: usize,
+}
+
+type Work = fn(&Bench) -> Table;
+
+/// Every work with its name in `BENCH_WORK`.
+pub const ALL: [(&str, Work); 7] = [
+    ("full-warm", full_warm),
+    ("full-cold", full_cold),
+    ("full-mixed", full_mixed),
+    ("scattered", scattered),
+    ("smallest", smallest),
+    ("restore", restore),
+    ("status", status),
+];
+
+impl Bench {
+    /// Runs every tool `rounds` times, each round beginning with another one.
+    fn compare(&self, title: String, tools: &[Tool], mut once: impl FnMut(Tool) -> Sample) -> Table {
+        let mut table = Table::new(title, tools.iter().map(|tool| tool.name().to_owned()));
+        for round in 0..self.rounds {
+            for turn in 0..tools.len() {
+                let row = (round + turn) % tools.len();
+                let sample = once(tools[row]);
+                table.add(row, sample);
+            }
+        }
+        table
+    }
+
+    fn full(&self, title: String, size: u64, fill: Fill, prepare: fn(&Path)) -> Table {
+        let source = Source::start(&self.daemon, "full", size, fill);
+        let tools = Tool::installed([Tool::Vmsnap, Tool::Virtnbdbackup, Tool::QemuImg, Tool::Nbdcopy]);
+        self.compare(title, &tools, |tool| {
+            prepare(&source.image());
+            let output = new_folder(&source, "output");
+            let sample = full_backup(tool, &source, &output);
+            tools::vmsnap_scrub(&source);
+            remove(&output);
+            sample
+        })
+    }
+}
+
+/// A full backup by one tool; nothing of ours is in the domain before.
+fn full_backup(tool: Tool, source: &Source, output: &Path) -> Sample {
+    let job = match tool {
+        Tool::QemuImg | Tool::Nbdcopy => Some(source.begin_job()),
+        _ => None,
+    };
+    let uri = job.as_ref().map(|job| job.uri()).unwrap_or_default();
+    let command = match tool {
+        Tool::Virtnbdbackup => tools::virtnbdbackup(source, "full", output),
+        Tool::QemuImg => tools::qemu_img("raw", &uri, &output.join("vda.qcow2")),
+        Tool::Nbdcopy => tools::nbdcopy(&uri, &output.join("vda.raw")),
+        Tool::Vmsnap | Tool::Virsh => tools::vmsnap_backup(source, output),
+    };
+    measure::run(vec![command], Some(source.qemu()), output)
+}
+
+fn full_warm(bench: &Bench) -> Table {
+    let title = format!(
+        "full-warm: {} GiB of incompressible data, in the page cache",
+        bench.gib
+    );
+    bench.full(title, bench.gib * GIB, Fill::Random, disk::warm)
+}
+
+fn full_cold(bench: &Bench) -> Table {
+    let title = format!(
+        "full-cold: {} GiB of incompressible data, not in the page cache",
+        bench.gib
+    );
+    bench.full(title, bench.gib * GIB, Fill::Random, disk::cool)
+}
+
+fn full_mixed(bench: &Bench) -> Table {
+    let title = format!(
+        "full-mixed: a disk of {} GiB, of which 3/8 are incompressible, 1/8 is text, 1/4 is written zeroes and 1/4 holes, in the page cache",
+        2 * bench.gib
+    );
+    bench.full(title, 2 * bench.gib * GIB, Fill::Mixed, disk::warm)
+}
+
+/// A domain for each of the tools that make incremental backups, with the folder of its backups and a full one in it.
+struct Pair {
+    ours: Source,
+    theirs: Option<Source>,
+}
+
+impl Pair {
+    fn start(bench: &Bench, size: u64, fill: Fill) -> Pair {
+        let tools = Tool::installed([Tool::Vmsnap, Tool::Virtnbdbackup]);
+        let start = |label| Source::start(&bench.daemon, label, size, fill);
+        let pair = Pair {
+            ours: start("ours"),
+            theirs: tools.contains(&Tool::Virtnbdbackup).then(|| start("theirs")),
+        };
+        for tool in pair.tools() {
+            let source = pair.source(tool);
+            full_backup(tool, source, &new_folder(source, "backups"));
+        }
+        pair
+    }
+
+    fn tools(&self) -> Vec<Tool> {
+        let theirs = self.theirs.as_ref().map(|_| Tool::Virtnbdbackup);
+        [Tool::Vmsnap].into_iter().chain(theirs).collect()
+    }
+
+    fn source(&self, tool: Tool) -> &Source {
+        match (&self.theirs, tool) {
+            (Some(theirs), Tool::Virtnbdbackup) => theirs,
+            _ => &self.ours,
+        }
+    }
+
+    fn backups(&self, tool: Tool) -> PathBuf {
+        self.source(tool).dir().join("backups")
+    }
+
+    fn increment(&self, tool: Tool) -> Sample {
+        let (source, output) = (self.source(tool), self.backups(tool));
+        let command = match tool {
+            Tool::Virtnbdbackup => tools::virtnbdbackup(source, "inc", &output),
+            _ => tools::vmsnap_backup(source, &output),
+        };
+        let before: u64 = measure::written(&output);
+        let mut sample = measure::run(vec![command], Some(source.qemu()), &output);
+        sample.written = sample.written.saturating_sub(before);
+        sample
+    }
+}
+
+/// Offsets of `count` clusters, evenly scattered over a disk.
+fn scatter(size: u64, count: u64, phase: u64) -> impl Iterator<Item = u64> {
+    let stride = size / count / CLUSTER * CLUSTER;
+    (0..count).map(move |n| n * stride + phase * CLUSTER % stride)
+}
+
+fn scattered(bench: &Bench) -> Table {
+    let count = 2048 * bench.gib;
+    let title = format!(
+        "scattered: incremental, {} MiB in {count} scattered clusters of a disk of {} GiB",
+        count * CLUSTER / MIB,
+        bench.gib
+    );
+    let pair = Pair::start(bench, bench.gib * GIB, Fill::Random);
+    let mut byte = 0;
+    bench.compare(title, &pair.tools(), |tool| {
+        let source = pair.source(tool);
+        byte = byte % 250 + 1;
+        source.write(scatter(source.size, count, 0), CLUSTER, byte);
+        disk::warm(&source.image());
+        pair.increment(tool)
+    })
+}
+
+fn smallest(bench: &Bench) -> Table {
+    let title = "smallest: incremental, 1 MiB of a sparse disk of 100 GiB; beside it, only the calls of libvirt that begin and end a job with a checkpoint";
+    let pair = Pair::start(bench, 100 * GIB, Fill::Nothing);
+    let calls = Source::start(&bench.daemon, "calls", 100 * GIB, Fill::Nothing);
+    let mut tools = pair.tools();
+    tools.push(Tool::Virsh);
+    let mut byte = 0;
+    bench.compare(title.to_owned(), &tools, |tool| {
+        byte = byte % 250 + 1;
+        if tool == Tool::Virsh {
+            return libvirt_calls(&calls);
+        }
+        pair.source(tool).write([GIB].into_iter(), MIB, byte);
+        pair.increment(tool)
+    })
+}
+
+/// What no tool can do without: one connection, a job with a checkpoint begun and ended.
+fn libvirt_calls(source: &Source) -> Sample {
+    let (name, job) = (source.name(), source.job_document());
+    let checkpoint = source.dir().join("checkpoint.xml").display().to_string();
+    let xml = "<domaincheckpoint><name>bench</name><disks><disk name='vda' checkpoint='bitmap'/></disks></domaincheckpoint>";
+    fs::write(&checkpoint, xml).expect("the folder is ours");
+    let words = format!("backup-begin {name} {job} {checkpoint}; domjobabort {name}");
+    let sample = measure::run(
+        vec![command("virsh", &["--connect", URI, &words])],
+        Some(source.qemu()),
+        &source.dir().join("nothing"),
+    );
+    run(command(
+        "virsh",
+        &["--connect", URI, "checkpoint-delete", name, "bench"],
+    ));
+    sample
+}
+
+fn restore(bench: &Bench) -> Table {
+    let count = 512 * bench.gib;
+    let title = format!(
+        "restore: a full restore point of {} GiB and {INCREMENTS} incremental ones of {} MiB in scattered clusters, to qcow2, not in the page cache",
+        bench.gib,
+        count * CLUSTER / MIB
+    );
+    let pair = Pair::start(bench, bench.gib * GIB, Fill::Random);
+    for tool in pair.tools() {
+        let source = pair.source(tool);
+        for number in 1..=INCREMENTS {
+            source.write(scatter(source.size, count, u64::from(number)), CLUSTER, number);
+            pair.increment(tool);
+        }
+    }
+    let mut tools = pair.tools();
+    tools.extend(Tool::installed([Tool::QemuImg]));
+    bench.compare(title, &tools, |tool| {
+        let (source, backups) = (pair.source(tool), pair.backups(tool));
+        measure::files_below(&backups)
+            .iter()
+            .for_each(|file| disk::cool(file));
+        let output = new_folder(source, "restored");
+        let command = match tool {
+            Tool::Virtnbdbackup => tools::virtnbdrestore(source, &backups, &output),
+            Tool::QemuImg => {
+                let newest = newest_image(&backups).display().to_string();
+                tools::qemu_img("qcow2", &newest, &output.join("vda.qcow2"))
+            }
+            _ => {
+                let (from, to) = (backups.display().to_string(), output.display().to_string());
+                tools::vmsnap(&[
+                    "restore",
+                    source.name(),
+                    "--repository",
+                    &from,
+                    "--to",
+                    &to,
+                    "--quiet",
+                ])
+            }
+        };
+        let sample = measure::run(vec![command], None, &output);
+        remove(&output);
+        sample
+    })
+}
+
+/// The image of the newest restore point: the names of their folders sort by time.
+fn newest_image(repository: &Path) -> PathBuf {
+    let files = measure::files_below(repository).into_iter();
+    let images = files.filter(|file| file.ends_with("vda.qcow2"));
+    images.max().expect("there are restore points")
+}
+
+fn status(bench: &Bench) -> Table {
+    let title = format!(
+        "status: {DOMAINS} domains that are shut off; beside it, the calls of virsh and qemu-img that a program without libvirt's API makes for it"
+    );
+    let define = |_| Source::define(&bench.daemon, "status", GIB, Fill::Nothing);
+    let sources: Vec<Source> = (0..DOMAINS).map(define).collect();
+    bench.compare(title, &[Tool::Vmsnap, Tool::Virsh], |tool| {
+        let commands = match tool {
+            Tool::Virsh => status_calls(&sources),
+            _ => {
+                let mut words = vec!["status", "--json", "--connect", URI];
+                words.extend(sources.iter().map(Source::name));
+                vec![tools::vmsnap(&words)]
+            }
+        };
+        measure::run(commands, None, &sources[0].dir().join("nothing"))
+    })
+}
+
+fn status_calls(sources: &[Source]) -> Vec<Command> {
+    let virsh = |words: &[&str]| command("virsh", &[&["--connect", URI], words].concat());
+    let mut commands = vec![virsh(&["list", "--all", "--name"])];
+    for source in sources {
+        let image = source.image().display().to_string();
+        commands.push(virsh(&["domstate", source.name()]));
+        commands.push(virsh(&["checkpoint-list", source.name(), "--name"]));
+        commands.push(virsh(&["domblklist", source.name(), "--details"]));
+        commands.push(command("qemu-img", &["info", "--output=json", &image]));
+    }
+    commands
+}
+
+fn new_folder(source: &Source, name: &str) -> PathBuf {
+    let folder = source.dir().join(name);
+    fs::create_dir(&folder).expect("the folder is ours");
+    folder
+}
+
+fn remove(folder: &Path) {
+    fs::remove_dir_all(folder).expect("the folder is ours");
+}

@@ -1,0 +1,104 @@
+//! The memory that the backup of a vast disk in many pieces takes.
+#![allow(clippy::disallowed_methods, reason = "tests start programs and wait for them")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use vmsnap::image::qcow2::{Qcow2Options, Qcow2Writer};
+use vmsnap::io::DirectFile;
+use vmsnap::model::block::CLUSTER;
+use vmsnap::model::stop::Stop;
+use vmsnap::nbd::{ExportSource, Mode, SourceOptions};
+use vmsnap::ops::copy;
+
+use crate::qcow2::new_file;
+use crate::qcow2_memory::status_kib;
+use crate::support::{Server, temp_dir};
+
+const TEN_TEBIBYTES: u64 = 10 << 40;
+const CHILD: &str = "VMSNAP_NBD_MEMORY_TEST_CHILD";
+
+/// Entries of an L1 or L2 table in a cluster.
+const ENTRIES: u64 = CLUSTER / 8;
+const TABLES: u64 = TEN_TEBIBYTES / CLUSTER / ENTRIES;
+/// Every so many L2 tables one maps anything.
+const EVERY: u64 = 160;
+const USED_TABLES: u64 = TABLES / EVERY;
+/// In such a table data and holes alternate.
+const EXTENTS: u64 = USED_TABLES * ENTRIES;
+
+/// A peak is a matter of the whole process, so the test runs once more, alone, in a process of its own.
+#[test]
+fn the_backup_of_ten_tebibytes_in_a_million_pieces_takes_little_memory() {
+    if std::env::var_os(CHILD).is_none() {
+        let name = "nbd_memory::the_backup_of_ten_tebibytes_in_a_million_pieces_takes_little_memory";
+        let itself = std::env::current_exe().expect("the test's own program");
+        let status = Command::new(itself)
+            .args(["--exact", name])
+            .env(CHILD, "1")
+            .status();
+        assert!(status.expect("it starts").success(), "the child failed");
+        return;
+    }
+    const { assert!(EXTENTS > 1_000_000) };
+    let folder = temp_dir();
+    let (vast, path) = (folder.path().join("vast.qcow2"), folder.path().join("copy.qcow2"));
+    write_vast_image(&vast);
+    let server = Server::qemu_nbd(folder.path(), &vast, "qcow2", &[]);
+    let before = status_kib("VmRSS:");
+
+    let stop = Stop::default();
+    let options = SourceOptions::new(Mode::Full, copy::pool(), Duration::from_secs(60), stop.clone());
+    let mut source = ExportSource::open(server.socket(), "", options).expect("the export opens");
+    let options = Qcow2Options {
+        path: path.clone(),
+        size: TEN_TEBIBYTES,
+        // Zeroes have to be noted down then.
+        backing: Some("../older/vda.qcow2".into()),
+        detect_zeroes: true,
+        stop: stop.clone(),
+    };
+    let mut sink = Qcow2Writer::new(Box::new(DirectFile::new(new_file(&path))), options).expect("it begins");
+    let mut copied = 0;
+    let written = copy::copy(&mut source, &mut sink, &stop, &mut |at| copied = at.copied);
+    let written = written.expect("it is copied");
+    assert_eq!(copied, EXTENTS / 2 * CLUSTER, "every second piece was read");
+    assert_eq!((written.data_bytes, written.zero_bytes), (0, TEN_TEBIBYTES));
+
+    let grown = status_kib("VmHWM:") - before;
+    assert!(grown < 64 * 1024, "{grown} KiB more than at the start");
+    let all = status_kib("VmHWM:");
+    assert!(all < 128 * 1024, "{all} KiB in all");
+}
+
+/// An image of 10 TiB with all its data in one cluster, which every second entry of one L2 table names; so do many entries of the L1 table name
+/// this L2 table. Read-only, QEMU does not mind. The data is zeroes, which nothing but reading them can tell.
+fn write_vast_image(path: &Path) {
+    let l1_clusters = TABLES.div_ceil(ENTRIES);
+    let (l1, refcounts) = (CLUSTER, CLUSTER * (1 + l1_clusters));
+    let (l2, data) = (refcounts + CLUSTER, refcounts + 2 * CLUSTER);
+    let mut image = vec![0; (data + CLUSTER) as usize];
+    let mut put = |offset: u64, bytes: &[u8]| {
+        let start = offset as usize;
+        image[start..start + bytes.len()].copy_from_slice(bytes);
+    };
+    // The header's fields stand in QEMU's docs/interop/qcow2.txt.
+    put(0, b"QFI\xfb\0\0\0\x03");
+    put(20, &CLUSTER.trailing_zeros().to_be_bytes());
+    put(24, &TEN_TEBIBYTES.to_be_bytes());
+    put(36, &(TABLES as u32).to_be_bytes());
+    put(40, &l1.to_be_bytes());
+    put(48, &refcounts.to_be_bytes());
+    put(56, &1u32.to_be_bytes());
+    put(96, &4u32.to_be_bytes());
+    put(100, &104u32.to_be_bytes());
+    for table in 0..USED_TABLES {
+        put(l1 + table * EVERY * 8, &l2.to_be_bytes());
+    }
+    for entry in (0..ENTRIES).step_by(2) {
+        put(l2 + entry * 8, &data.to_be_bytes());
+    }
+    fs::write(path, image).expect("there is room");
+}
