@@ -26,7 +26,8 @@ fn a_daemon_killed_or_restarted_in_any_moment_of_a_run_costs_that_run_at_most() 
         }
         daemon.start();
         let finished = run.wait(DEADLINE);
-        assert!(matches!(finished.code, Some(0 | 9)), "{finished:#?}");
+        // Who begins while there is no daemon cannot begin at all (3).
+        assert!(matches!(finished.code, Some(0 | 3 | 9)), "{finished:#?}");
         chaos.take_stock();
         if has_lost_its_job(&chaos) {
             assert_tells_what_to_do(&chaos);
