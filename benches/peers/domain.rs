@@ -10,6 +10,7 @@ use virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP;
 
 use crate::daemon::{Daemon, TestDomain, URI};
 use crate::disk::{self, Fill};
+use crate::process::{COMMAND_DEADLINE, wait_until};
 
 /// A domain and the folder in which all that belongs to it lies. Both go when it is dropped.
 pub struct Source {
@@ -92,6 +93,12 @@ impl Source {
         Job { source: self }
     }
 
+    /// Waits until no job is active: some programs leave before the job that they have ended is gone.
+    pub fn wait_until_idle(&self) {
+        let idle = || self.domain.virsh(&["domjobinfo"]).contains("None");
+        assert!(wait_until(COMMAND_DEADLINE, idle), "a job does not end");
+    }
+
     /// The file with the document that begins such a job.
     pub fn job_document(&self) -> String {
         let (sockets, file) = (self.sockets(), self.domain.path("job.xml"));
@@ -125,5 +132,8 @@ impl Drop for Job<'_> {
     fn drop(&mut self) {
         // A job that has failed by itself is gone already.
         let _ = self.source.domain.try_virsh(&["domjobabort"]);
+        if !std::thread::panicking() {
+            self.source.wait_until_idle();
+        }
     }
 }

@@ -44,11 +44,17 @@ pub const ALL: [(&str, Work); 7] = [
 ];
 
 impl Bench {
-    /// Runs every tool `rounds` times, each round beginning with another one.
+    /// Runs every tool `rounds` times, each round beginning with another one and every second one backwards: what a tool leaves in the machine's
+    /// memory is not always the same one's advantage.
     fn compare(&self, title: String, tools: &[Tool], mut once: impl FnMut(Tool) -> Sample) -> Table {
         let mut table = Table::new(title, tools.iter().map(|tool| tool.name().to_owned()));
         for round in 0..self.rounds {
             for turn in 0..tools.len() {
+                let turn = if round % 2 == 0 {
+                    turn
+                } else {
+                    tools.len() - 1 - turn
+                };
                 let row = (round + turn) % tools.len();
                 let sample = once(tools[row]);
                 table.add(row, sample);
@@ -64,6 +70,7 @@ impl Bench {
             prepare(&source.image());
             let output = new_folder(&source, "output");
             let sample = full_backup(tool, &source, &output);
+            source.wait_until_idle();
             tools::vmsnap_scrub(&source);
             remove(&output);
             sample
@@ -154,7 +161,8 @@ impl Pair {
             Tool::Virtnbdbackup => tools::virtnbdbackup(source, "inc", &output),
             _ => tools::vmsnap_backup(source, &output),
         };
-        let before: u64 = measure::written(&output);
+        source.wait_until_idle();
+        let before = measure::written(&output);
         let mut sample = measure::run(vec![command], Some(source.qemu()), &output);
         sample.written = sample.written.saturating_sub(before);
         sample
