@@ -170,17 +170,61 @@ fn write(
     Ok(dir)
 }
 
-/// Best effort: an old proof too many does no harm.
+/// Best effort: an old proof too many does no harm. Only files of ours go, and none behind a link that somebody has put there.
 fn forget_others(store: &dyn Store, dir: &Path, id: &str, kept: &str, there: &[String]) {
-    let is_of = |name: &str, id: &str| name.strip_prefix(id).is_some_and(|rest| rest.starts_with('.'));
+    if !dir.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        return;
+    }
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let is_stale = name.to_str().is_some_and(|name| {
-            let is_older = is_of(name, id) && !name.ends_with(MISSED);
-            name != kept && (is_older || !there.iter().any(|there| is_of(name, there)))
+        let is_stale = name.to_str().filter(|name| *name != kept).is_some_and(|name| {
+            let is_missed = name.ends_with(MISSED);
+            id_in(name).is_some_and(|of| (of == id && !is_missed) || !there.iter().any(|there| there == of))
         });
         if is_stale {
             let _ = store.remove_file(&entry.path());
+        }
+    }
+}
+
+/// The restore point's id in the name of a file of ours: `ID.TIME.json` or `ID.TIME.missed.json`.
+fn id_in(name: &str) -> Option<&str> {
+    let stem = name.strip_suffix(MISSED).or_else(|| name.strip_suffix(".json"))?;
+    let (id, time) = stem.rsplit_once('.')?;
+    let is_time = time.len() == "2026-11-01T02-00-03Z".len()
+        && time
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || b"-TZ".contains(&byte));
+    (is_time && !id.is_empty()).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_ours_have_an_id() {
+        let of = [
+            (
+                "2026-11-01T02-00-03Z.2026-11-02T02-00-03Z.json",
+                "2026-11-01T02-00-03Z",
+            ),
+            (
+                "2026-11-01T02-00-03Z-2.2026-11-02T02-00-03Z.missed.json",
+                "2026-11-01T02-00-03Z-2",
+            ),
+        ];
+        for (name, id) in of {
+            assert_eq!(id_in(name), Some(id), "{name}");
+        }
+        for name in [
+            "notes.json",
+            "a.b.json",
+            "precious",
+            ".2026-11-02T02-00-03Z.json",
+            "x.missed.json",
+        ] {
+            assert_eq!(id_in(name), None, "{name}");
         }
     }
 }

@@ -32,8 +32,7 @@ pub(super) fn remember(store: &dyn Store, domain_dir: &Path, name: &str) -> Resu
         return Ok(());
     };
     let before = read(domain_dir);
-    let is_higher = |other: &&String| own_number(other).is_some_and(|other| other >= number);
-    if before.iter().any(|other| is_higher(&other)) {
+    if before.iter().any(|other| own_number(other) >= Some(number)) {
         return Ok(());
     }
     let dir = domain_dir.join(FOLDER);
@@ -51,9 +50,11 @@ pub(super) fn remember(store: &dyn Store, domain_dir: &Path, name: &str) -> Resu
         }
         _ => store.sync_dir(&dir).map_err(RepoError::io("sync", &dir))?,
     }
-    for lower in before {
-        // One too many does no harm.
-        let _ = store.remove_file(&dir.join(lower));
+    // One too many does no harm; what lies behind a link is somebody else's.
+    if dir.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        for lower in before {
+            let _ = store.remove_file(&dir.join(lower));
+        }
     }
     Ok(())
 }

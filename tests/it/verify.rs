@@ -384,6 +384,30 @@ fn proofs_that_are_damaged_forged_or_stale_count_for_nothing() {
     assert_eq!(fs::read_dir(&dir).expect("it is there").count(), 1);
 }
 
+#[test]
+fn what_others_have_put_beside_the_proofs_stays_and_no_link_is_followed() {
+    let mut lab = lab();
+    let dir = lab.repo.root().join("vm1/.verified");
+    fs::create_dir(&dir).expect("new");
+    fs::write(dir.join("notes.json"), b"mine").expect("written");
+    assert!(all(&lab).is_sound());
+    assert!(dir.join("notes.json").exists());
+
+    let precious = lab.folder.path().join("precious");
+    fs::create_dir(&precious).expect("new");
+    let theirs = precious.join("2020-01-01T00-00-00Z.2020-01-02T00-00-00Z.json");
+    fs::write(&theirs, b"mine").expect("written");
+    fs::write(precious.join("virtnbdbackup.0"), b"mine").expect("written");
+    fs::remove_dir_all(&dir).expect("it was there");
+    std::os::unix::fs::symlink(&precious, &dir).expect("linked");
+    std::os::unix::fs::symlink(&precious, lab.repo.root().join("vm1/.spent")).expect("linked");
+    assert!(all(&lab).is_sound());
+    lab.host.fail_reads_after(Some(0));
+    lab.host.disk("vm1", "vda", |disk| disk.write(0, &[99; 10]));
+    lab.backup("vm1").expect_err("the export breaks");
+    assert!(theirs.exists() && precious.join("virtnbdbackup.0").exists());
+}
+
 /// Removes a period as soon as one of its files is being read.
 struct Pruner(Mutex<Option<PathBuf>>);
 
