@@ -28,6 +28,9 @@ struct State {
     clock: i64,
     fail_reads_after: Option<u64>,
     fail_begin: bool,
+    /// The next job is begun when nobody waits for it any more.
+    begin_late: bool,
+    late: Option<(String, BackupRequest)>,
     fail_removal_of: Option<String>,
     no_incremental: Option<String>,
     fail_end: bool,
@@ -214,6 +217,21 @@ impl SimHost {
     /// Whether beginning a job fails.
     pub fn fail_begin(&self, fail: bool) {
         self.state().fail_begin = fail;
+    }
+
+    /// The next call that begins a job is not answered.
+    pub fn begin_late(&self) {
+        self.state().begin_late = true;
+    }
+
+    /// The job that nobody waits for any more begins.
+    pub fn begin_now(&self) {
+        let late = self.state().late.take();
+        if let Some((name, request)) = late
+            && let (Some(socket), Some(made)) = (request.places.sockets.first(), &request.checkpoint)
+        {
+            self.leave_job(&name, &socket.to_string_lossy(), &made.name, &made.mark);
+        }
     }
 
     /// Somebody else begins a job.
@@ -512,6 +530,12 @@ impl Host for SimHost {
                 operation: "begin the backup".to_owned(),
                 code: 1,
                 message: "simulated".to_owned(),
+            });
+        }
+        if std::mem::take(&mut state.begin_late) {
+            state.late = Some((domain.name.clone(), request.clone()));
+            return Err(HostError::NoAnswer {
+                operation: "begin the backup".to_owned(),
             });
         }
         if let Some(stop) = state.stop_in_begin.take() {
