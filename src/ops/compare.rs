@@ -273,7 +273,8 @@ impl Comparison<'_> {
             (None, cause) => Error::of_disk(domain, target, cause),
         };
         let stop = &self.context.stop;
-        let kept = self.open_chain(&parent.id, target).map_err(failed)?;
+        let history = &self.settled.history;
+        let kept = lineage::open_disk(history, &parent.id, target, stop).map_err(failed)?;
         let mut differences =
             Differences::of(job, target, kept, parent.virtual_size, stop).map_err(failed)?;
         let unchanged = differences.unchanged.count();
@@ -318,14 +319,6 @@ impl Comparison<'_> {
         })
     }
 
-    fn open_chain(&self, id: &str, target: &str) -> std::result::Result<ChainDisk, Cause> {
-        let images = lineage::open(&self.settled.history, id, target).map_err(|fault| Cause::NotWhole {
-            id: id.to_owned(),
-            fault,
-        })?;
-        ChainDisk::open(images, self.context.stop.clone()).map_err(|error| Cause::Copy(error.into()))
-    }
-
     fn failed(&self, cause: impl Into<Cause>) -> Error {
         let error = Error::of(&self.settled.survey.domain.name, cause);
         match self.context.stop.signal() {
@@ -352,7 +345,7 @@ impl Differences {
     fn of(
         job: &dyn BackupJob,
         target: &str,
-        mut kept: ChainDisk,
+        kept: ChainDisk,
         size_then: u64,
         stop: &Stop,
     ) -> std::result::Result<Differences, Cause> {
@@ -370,7 +363,7 @@ impl Differences {
 
     /// Reads each cluster from both sides, and tells its offset and whether they are the same.
     fn each(
-        &mut self,
+        &self,
         job: &dyn BackupJob,
         target: &str,
         stop: &Stop,
