@@ -6,13 +6,17 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use memmap2::{Advice, MmapMut};
+
 /// Start address and length of every buffer are multiples of this, in bytes, so that files can be read and written past the page cache.
 pub const ALIGNMENT: usize = 4096;
 
+/// Length of a huge page in bytes, with the usual pages of 4 KiB beneath it.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// Memory of a fixed capacity whose start is aligned to [`ALIGNMENT`]. It goes back to its pool when dropped.
 pub struct Buffer {
-    memory: Vec<u8>,
-    start: usize,
+    memory: Memory,
     length: usize,
     home: Option<Arc<Shelf>>,
 }
@@ -21,11 +25,8 @@ impl Buffer {
     /// A buffer that belongs to no pool. `capacity` is in bytes and is rounded up to [`ALIGNMENT`].
     pub fn alone(capacity: usize) -> Self {
         let capacity = capacity.next_multiple_of(ALIGNMENT);
-        let memory = vec![0; capacity + ALIGNMENT];
-        let start = memory.as_ptr().align_offset(ALIGNMENT);
         Buffer {
-            memory,
-            start,
+            memory: Memory::new(capacity),
             length: capacity,
             home: None,
         }
@@ -33,7 +34,7 @@ impl Buffer {
 
     /// How many bytes it can hold.
     pub fn capacity(&self) -> usize {
-        self.memory.len() - ALIGNMENT
+        self.memory.capacity
     }
 
     /// Sets how many bytes it holds.
@@ -50,13 +51,13 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.length]
+        &self.memory.bytes()[..self.length]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.length]
+        &mut self.memory.bytes_mut()[..self.length]
     }
 }
 
@@ -69,23 +70,84 @@ impl fmt::Debug for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(home) = self.home.take() {
-            let memory = std::mem::take(&mut self.memory);
-            home.put((memory, self.start));
+            home.put(std::mem::take(&mut self.memory));
+        }
+    }
+}
+
+/// Aligned memory, taken from the system as it is first used.
+#[derive(Default)]
+struct Memory {
+    room: Room,
+    /// Where in the room it starts, and how much it holds, in bytes.
+    start: usize,
+    capacity: usize,
+}
+
+/// More memory than is used: the start in it is what is aligned.
+enum Room {
+    /// In huge pages, if the kernel has some: a large buffer is filled by the kernel, hashed, and written from where it lies, and each of them has
+    /// to look up every page.
+    Mapped(MmapMut),
+    Plain(Vec<u8>),
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Room::Plain(Vec::new())
+    }
+}
+
+impl Memory {
+    /// `capacity` is a multiple of [`ALIGNMENT`].
+    fn new(capacity: usize) -> Memory {
+        let is_large = capacity >= HUGE_PAGE;
+        let mapped = is_large.then(|| MmapMut::map_anon(capacity + HUGE_PAGE).ok());
+        let (mut room, alignment) = match mapped.flatten() {
+            Some(mapped) => {
+                // Where the kernel knows no huge pages the usual ones do.
+                let _ = mapped.advise(Advice::HugePage);
+                (Room::Mapped(mapped), HUGE_PAGE)
+            }
+            None => (Room::Plain(vec![0; capacity + ALIGNMENT]), ALIGNMENT),
+        };
+        let start = room.bytes_mut().as_ptr().align_offset(alignment);
+        Memory { room, start, capacity }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        let bytes = match &self.room {
+            Room::Mapped(mapped) => &mapped[..],
+            Room::Plain(plain) => plain,
+        };
+        &bytes[self.start..self.start + self.capacity]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.room.bytes_mut()[self.start..self.start + self.capacity]
+    }
+}
+
+impl Room {
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Room::Mapped(mapped) => mapped,
+            Room::Plain(plain) => plain,
         }
     }
 }
 
 struct Shelf {
-    free: Mutex<VecDeque<(Vec<u8>, usize)>>,
+    free: Mutex<VecDeque<Memory>>,
     returned: Condvar,
 }
 
 impl Shelf {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(Vec<u8>, usize)>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Memory>> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, memory: (Vec<u8>, usize)) {
+    fn put(&self, memory: Memory) {
         self.lock().push_back(memory);
         self.returned.notify_one();
     }
@@ -107,7 +169,7 @@ impl BufferPool {
         let capacity = capacity.next_multiple_of(ALIGNMENT);
         let mut free = VecDeque::with_capacity(count);
         for _ in 0..count {
-            free.push_back((Vec::new(), 0));
+            free.push_back(Memory::default());
         }
         BufferPool {
             shelf: Arc::new(Shelf {
@@ -148,14 +210,10 @@ impl BufferPool {
         taken.map(|memory| self.dress(memory))
     }
 
-    fn dress(&self, (mut memory, mut start): (Vec<u8>, usize)) -> Buffer {
-        if memory.is_empty() {
-            memory = vec![0; self.capacity + ALIGNMENT];
-            start = memory.as_ptr().align_offset(ALIGNMENT);
-        }
+    fn dress(&self, memory: Memory) -> Buffer {
+        let is_new = memory.capacity == 0;
         Buffer {
-            memory,
-            start,
+            memory: if is_new { Memory::new(self.capacity) } else { memory },
             length: self.capacity,
             home: Some(Arc::clone(&self.shelf)),
         }
@@ -180,6 +238,19 @@ mod tests {
         assert!(pool.try_take().is_none(), "the pool is bounded");
         drop(first);
         assert!(pool.take_within(Duration::ZERO).is_some());
+    }
+
+    #[test]
+    fn a_large_buffer_is_aligned_to_huge_pages_and_holds_what_is_written() {
+        for capacity in [HUGE_PAGE, HUGE_PAGE + ALIGNMENT, 3 * HUGE_PAGE] {
+            let mut buffer = Buffer::alone(capacity);
+            assert_eq!(buffer.as_ptr().align_offset(HUGE_PAGE), 0);
+            assert_eq!(buffer.len(), capacity);
+            assert!(buffer.iter().all(|byte| *byte == 0), "nobody else's bytes");
+            buffer.fill(7);
+            buffer.set_len(10);
+            assert_eq!(*buffer, [7; 10]);
+        }
     }
 
     #[test]
