@@ -1,5 +1,6 @@
 //! The world fails: the target, the clock, the domain, the export, another run. Nothing kept is lost, and the next run heals the rest.
 
+mod beside;
 mod domain;
 mod store;
 mod target;
