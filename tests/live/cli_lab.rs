@@ -393,7 +393,7 @@ impl Machine {
         self.domain.path(&format!("{}.qcow2", target(disk)))
     }
 
-    /// Changes a disk as its guest would; offset and length in bytes, multiples of 512. What is discarded has whole
+    /// Changes a disk as its guest would; offset and length in bytes. What is discarded has whole
     /// clusters of 64 KiB, and reads as zero afterwards; not while a backup job is active, when QEMU ignores it.
     pub fn change(&mut self, disk: usize, offset: usize, length: usize, change: Change) {
         let (words, byte) = match change {

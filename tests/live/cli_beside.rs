@@ -1,0 +1,85 @@
+//! The program on a libvirtd: what can be asked while a backup of the same domain is being made.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::cli_lab::{Change, Machine, Repo, json, text_of};
+use crate::daemon::{Daemon, URI};
+
+const MIB: usize = 1 << 20;
+
+/// A restore point is kept, a backup stands still in the middle of its copy, and nobody waits for it.
+fn assert_readers_do_not_wait(mut machine: Machine) {
+    machine.fill(0, 1);
+    let repo = Repo::new();
+    let name = machine.name().to_owned();
+    let first = repo.back_up(&name, &[]);
+    let moment = machine.disks.clone();
+    machine.fill(0, 2);
+    machine.change(0, 3 * MIB, MIB, Change::Zero);
+    let state = machine.domain.state();
+
+    // The process stands still: whoever waits for it waits for ever.
+    let mut run = repo.begin_backup(&[&name], &["--json"]);
+    let begun = run.hold_in_mid_copy();
+    let root = repo.root().display().to_string();
+    let ask = |words: &[&str]| {
+        let finished = repo.run(&[words, &[&name, "--repository", &root, "--json"]].concat());
+        assert_eq!(
+            (finished.code, finished.stderr.as_str()),
+            (Some(0), ""),
+            "{words:?}"
+        );
+        json(&finished)
+    };
+
+    let listed = ask(&["list"])["domains"][0].clone();
+    assert_eq!(listed["findings"], Value::Array(Vec::new()));
+    let points = listed["restorePoints"].as_array().expect("a list");
+    assert_eq!(points.len(), 1, "the one that is being made is not one yet");
+    assert_eq!(points[0]["id"], first["restorePoint"]["id"]);
+
+    let status = ask(&["status", "--connect", URI]);
+    let holder = format!("process {}", run.id());
+    assert!(
+        status.to_string().contains(&holder),
+        "it tells who is at work: {status:#}"
+    );
+
+    for words in [&["verify", "--all"][..], &["verify", "--all", "--deep"]] {
+        let verified = ask(words)["domains"][0].clone();
+        assert_eq!(verified["outcome"], "sound", "{verified:#}");
+        assert_eq!(verified["findings"], Value::Array(Vec::new()), "{verified:#}");
+        assert_eq!(verified["restorePoints"].as_array().map(Vec::len), Some(1));
+    }
+    machine.assert_restored(&repo.restore(&name, "latest", "raw"), &moment);
+    assert!(run.is_running());
+    assert_eq!(machine.domain.state(), state);
+
+    run.go_on();
+    let finished = run.wait(Duration::from_secs(60));
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    machine.assert_nothing_left(&repo, &begun);
+    let listed = repo.list(&name);
+    assert_eq!(listed.len(), 2, "{listed:#?}");
+    let proof = &listed[0]["verified"];
+    assert_eq!(
+        (&proof["deep"], &proof["damage"]),
+        (&true.into(), &Value::Array(Vec::new()))
+    );
+    let id = text_of(&listed[1]["id"]);
+    machine.assert_restored(&repo.restore(&name, id, "raw"), &machine.disks);
+}
+
+#[test]
+fn list_status_verify_and_restore_do_not_wait_for_a_backup_of_the_same_domain() {
+    let daemon = Daemon::acquire();
+    assert_readers_do_not_wait(Machine::paused(&daemon, "read-beside", &[128 * MIB]));
+}
+
+#[test]
+fn nor_while_a_shut_off_domain_is_being_read() {
+    let daemon = Daemon::acquire();
+    assert_readers_do_not_wait(Machine::define(&daemon, "read-beside-off", &[128 * MIB]));
+}
