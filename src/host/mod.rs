@@ -292,6 +292,12 @@ pub enum HostError {
         /// libvirt's words.
         message: String,
     },
+    /// A call to libvirt did not come back in time. It may still be carried out.
+    #[error("libvirt does not answer: it was to {operation}")]
+    NoAnswer {
+        /// What was being done, as a verb phrase.
+        operation: String,
+    },
     /// The name of the new checkpoint is taken by a bitmap that no checkpoint owns.
     #[error("a bitmap named '{name}' without a checkpoint is in the way")]
     BitmapExists {

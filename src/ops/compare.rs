@@ -202,14 +202,20 @@ impl Comparison<'_> {
             return Err(self.failed(error));
         }
         let compared = self.with_job(disks, &request, findings);
-        // An answer of libvirt's can have been lost: what is there is looked at, and ended.
-        if compared.is_err()
-            && let Err(trouble) = heal::undo(&self.settled.survey.domain, &intent, self.context)
-        {
+        let trouble = match &compared {
+            Ok(_) => None,
+            // It may yet begin, whatever is undone now.
+            Err(error) if error.is_unanswered() => Some("libvirt may still begin it".to_owned()),
+            // An answer of libvirt's can have been lost: what is there is looked at, and ended.
+            Err(_) => {
+                let undone = heal::undo(&self.settled.survey.domain, &intent, self.context);
+                undone.err().map(|trouble| with_sources(&trouble))
+            }
+        };
+        if let Some(trouble) = trouble {
             let folder = pending.leave();
             let what = format!(
-                "what the comparison began could not be ended ({}); the next backup will, by {}",
-                with_sources(&trouble),
+                "what the comparison began could not be ended ({trouble}); the next backup will, by {}",
                 folder.display()
             );
             self.tell(&Finding::new("left-to-heal", what));

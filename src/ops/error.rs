@@ -183,6 +183,11 @@ impl Error {
         matches!(self.cause, Cause::Repo(RepoError::Locked { .. }))
     }
 
+    /// Whether a call was given up that may still be carried out.
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self.cause, Cause::Host(HostError::NoAnswer { .. }))
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match &self.cause {
@@ -195,6 +200,9 @@ impl Error {
             Cause::Host(HostError::NoSuchDomain { .. }) => "`virsh list --all` shows the domains",
             Cause::Host(HostError::Connect { .. }) => {
                 "is libvirtd running, and may this user connect? --connect URI names another hypervisor"
+            }
+            Cause::Host(HostError::NoAnswer { .. }) => {
+                "the domain was stopped meanwhile, or QEMU hangs; if the domain cannot be started now, restart libvirtd (or virtqemud)"
             }
             Cause::Repo(RepoError::Locked { .. }) => {
                 "wait for that run to end; a run that was killed holds no lock"

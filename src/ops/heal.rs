@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::monitor::Event;
 use super::reconcile::{self, Repair};
 use super::survey::{self, Survey};
-use super::{Context, Error, Result};
+use super::{Cause, Context, Error, Result};
 use crate::host::{HostError, Places};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
-use crate::repo::{DomainRepository, History, LockedDomain};
+use crate::repo::{DomainRepository, History, LockedDomain, RepoError};
 
 /// What a run notes down before it begins a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,10 @@ impl Intent {
     }
 }
 
+/// How often a domain is looked at and repaired. One round does, unless something comes up meanwhile; a repair that changes nothing must not
+/// be tried for ever.
+const ROUNDS: usize = 5;
+
 /// A domain with nothing left to repair.
 pub struct Settled {
     /// How it stands now.
@@ -56,7 +60,8 @@ pub(super) fn settle(
 ) -> Result<Settled> {
     let name = repository.name();
     let mut findings = Vec::new();
-    loop {
+    let mut unfinished = Vec::new();
+    for _ in 0..ROUNDS {
         let history = locked.history().map_err(|error| Error::of(name, error))?;
         let look = |domain| survey::survey(domain, repository, &history, context.host);
         let survey = survey::steadily(name, context.host, look)?;
@@ -78,7 +83,14 @@ pub(super) fn settle(
             });
         }
         findings.extend(carry_out(&repairs, &survey.domain, locked, context)?);
+        unfinished = repairs;
     }
+    let unfinished: Vec<String> = unfinished.iter().map(Repair::to_string).collect();
+    let what = format!(
+        "what a run that did not finish had left ({})",
+        unfinished.join("; ")
+    );
+    Err(Error::of(name, Cause::StillThere(what)))
 }
 
 /// Carries the repairs out, in their order. Each run that was ended is a finding, with what there was to end.
@@ -105,7 +117,7 @@ fn carry_out(
                 locked.remove_partial(dir).map_err(failed)?;
                 findings.push(healed(dir, &std::mem::take(&mut ended)));
             }
-            Repair::Spend(name) => locked.spend(name).map_err(failed)?,
+            Repair::Spend(name) => spend(name, repairs, locked).map_err(failed)?,
             of_host => ended.extend(carry_out_at_host(of_host, domain, context)?),
         }
     }
@@ -114,6 +126,21 @@ fn carry_out(
         context.monitor.event(Event::Found { domain, finding });
     }
     Ok(findings)
+}
+
+/// Remembers a name. Where a dead run has filled the target, what it had copied makes room, and its note stays until all else is done.
+fn spend(name: &str, repairs: &[Repair], locked: &LockedDomain) -> std::result::Result<(), RepoError> {
+    match locked.spend(name) {
+        Err(error) if error.is_no_space() => {
+            for repair in repairs {
+                if let Repair::RemovePartial(dir) = repair {
+                    locked.empty_partial(dir)?;
+                }
+            }
+            locked.spend(name)
+        }
+        done => done,
+    }
 }
 
 fn healed(dir: &std::path::Path, ended: &[String]) -> Finding {

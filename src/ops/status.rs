@@ -258,7 +258,8 @@ fn compare_with(
     status.dir = Some(dir_stats(repository.dir().join(&period), &history, &period));
     status.writer = repository.writer();
     if status.disks.iter().all(|disk| disk.bitmaps_known) {
-        match survey::survey(domain.clone(), &repository, &history, subject.host) {
+        let checkpoints = checkpoints.to_vec();
+        match survey::survey_with(checkpoints, domain.clone(), &repository, &history, subject.host) {
             Ok(survey) => {
                 let wishes = Wishes {
                     period: &period,

@@ -86,10 +86,22 @@ pub fn survey(
     history: &History,
     host: &dyn Host,
 ) -> Result<Survey> {
+    let checkpoints = host.checkpoints(&domain);
+    let checkpoints = checkpoints.map_err(|error| Error::of(&domain.name, error))?;
+    survey_with(checkpoints, domain, repository, history, host)
+}
+
+/// The same for checkpoints that have just been read.
+pub(super) fn survey_with(
+    checkpoints: Vec<Checkpoint>,
+    domain: Domain,
+    repository: &DomainRepository,
+    history: &History,
+    host: &dyn Host,
+) -> Result<Survey> {
     let name = domain.name.clone();
     let failed = |error: HostError| Error::of(&name, error);
     let repo_failed = |error: RepoError| Error::of(&name, error);
-    let checkpoints = host.checkpoints(&domain).map_err(failed)?;
     let mut findings = Vec::new();
     findings.extend(without_its_past(repository, history, &checkpoints));
     Ok(Survey {

@@ -364,4 +364,9 @@ impl LockedDomain {
     pub fn remove_partial(&self, dir: &Path) -> Result<()> {
         pending::remove_partial(self.repository.store().as_ref(), dir)
     }
+
+    /// Removes what a run that did not finish had copied, and leaves the note of what it began.
+    pub fn empty_partial(&self, dir: &Path) -> Result<()> {
+        pending::empty_partial(self.repository.store().as_ref(), dir)
+    }
 }

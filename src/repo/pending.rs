@@ -177,13 +177,22 @@ impl Drop for Pending {
 /// Removes the folder of an unfinished run, and its period's folder where that run had only just created it.
 pub(super) fn remove_partial(store: &dyn Store, dir: &Path) -> Result<()> {
     // The intent goes last: as long as something of the run is left, so is the note of what it began.
-    remove::tree(store, dir, |path| path.ends_with(layout::INTENT))?;
+    remove::tree(store, dir, is_intent)?;
     if let Some(period_dir) = dir.parent() {
         // These fail, as they should, as soon as anything is in the folders.
         let _ = store.remove_dir(&period_dir.join(layout::CHECKPOINTS));
         let _ = store.remove_dir(period_dir);
     }
     Ok(())
+}
+
+/// Removes what an unfinished run had copied, and leaves the note of what it began.
+pub(super) fn empty_partial(store: &dyn Store, dir: &Path) -> Result<()> {
+    remove::all_but(store, dir, is_intent)
+}
+
+fn is_intent(path: &Path) -> bool {
+    path.ends_with(layout::INTENT)
 }
 
 fn ensure_dir(store: &dyn Store, dir: &Path) -> Result<()> {

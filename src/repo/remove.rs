@@ -47,6 +47,31 @@ fn refuse_link(dir: &Path) -> Result<()> {
 
 /// Deletes a folder with all below it: links themselves, never what they point to. Files for which `last` says so go after the others.
 pub(super) fn tree(store: &dyn Store, dir: &Path, last: fn(&Path) -> bool) -> Result<()> {
+    for (path, is_dir) in content(dir, last)? {
+        remove(store, &path, is_dir, last)?;
+    }
+    store.remove_dir(dir).map_err(RepoError::io("remove", dir))
+}
+
+/// Deletes what lies in a folder, but neither the folder nor files for which `kept` says so.
+pub(super) fn all_but(store: &dyn Store, dir: &Path, kept: fn(&Path) -> bool) -> Result<()> {
+    for (path, is_dir) in content(dir, kept)? {
+        if !kept(&path) {
+            remove(store, &path, is_dir, kept)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove(store: &dyn Store, path: &Path, is_dir: bool, last: fn(&Path) -> bool) -> Result<()> {
+    match is_dir {
+        true => tree(store, path, last),
+        false => store.remove_file(path).map_err(RepoError::io("remove", path)),
+    }
+}
+
+/// What lies in a folder, and whether that is a folder itself; those at the end for which `last` says so.
+fn content(dir: &Path, last: fn(&Path) -> bool) -> Result<Vec<(PathBuf, bool)>> {
     refuse_link(dir)?;
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir).map_err(RepoError::io("read the folder", dir))? {
@@ -57,12 +82,5 @@ pub(super) fn tree(store: &dyn Store, dir: &Path, last: fn(&Path) -> bool) -> Re
         paths.push((entry.path(), kind.is_dir()));
     }
     paths.sort_by_key(|(path, _)| last(path));
-    for (path, is_dir) in paths {
-        if is_dir {
-            tree(store, &path, last)?;
-        } else {
-            store.remove_file(&path).map_err(RepoError::io("remove", &path))?;
-        }
-    }
-    store.remove_dir(dir).map_err(RepoError::io("remove", dir))
+    Ok(paths)
 }

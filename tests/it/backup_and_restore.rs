@@ -461,6 +461,22 @@ fn what_could_not_be_ended_stays_noted_and_the_next_run_ends_it() {
 }
 
 #[test]
+fn a_job_that_begins_when_nobody_waits_for_it_any_more_is_ended_by_the_next_run() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 2 * CLUSTER)]);
+    lab.backup("vm1").expect("a full");
+    lab.host.begin_late();
+    let given_up = lab.backup("vm1").expect_err("no answer");
+    assert!(given_up.is_unanswered(), "{given_up}");
+    lab.host.begin_now();
+    assert!(lab.host.has_job("vm1"), "libvirt has come round");
+    let outcome = lab.backup("vm1").expect("ended and backed up");
+    assert_eq!(outcome.findings[0].code, "healed-partial");
+    let made = outcome.point.checkpoint.expect("a checkpoint").name;
+    assert_eq!(made, "virtnbdbackup.2", "the number was begun with");
+}
+
+#[test]
 fn a_shut_off_domain_is_backed_up_as_it_is() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);

@@ -76,8 +76,8 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
     Ok(Box::new(job))
 }
 
-/// How long libvirt may take to begin a job, and how long for a domain that is gone.
-const BEGINNING: Duration = Duration::from_secs(300);
+/// How long libvirt may take to begin a job, with the guest's file systems frozen, and how long for a domain that is gone.
+const BEGINNING: Duration = Duration::from_secs(120);
 const BEGINNING_OF_NOTHING: Duration = Duration::from_secs(10);
 
 /// Begins the job on a thread of its own. libvirt 9.0 waits for ever, and keeps the domain locked, when QEMU goes away while it makes a scratch file.
@@ -106,12 +106,8 @@ fn begin_within_reason(handle: &Handle, backup: String, checkpoint: Option<Strin
             break;
         }
     }
-    Err(HostError::Libvirt {
+    Err(HostError::NoAnswer {
         operation: "begin the backup".to_owned(),
-        code: 0,
-        message: "it does not answer; the domain was stopped meanwhile, or QEMU hangs. If the domain cannot be started now, libvirtd (or \
-                  virtqemud) has to be restarted"
-            .to_owned(),
     })
 }
 

@@ -39,7 +39,7 @@ impl Run<'_> {
             if let Some(name) = name
                 && let Err(error) = self.host().delete_checkpoint(self.domain, name)
             {
-                self.leave(pending, &error);
+                self.leave(pending, &with_sources(&error));
             } else {
                 drop(pending);
                 self.spend_at_last(name, is_spent);

@@ -8,6 +8,7 @@ use crate::host::{
 use crate::model::domain::{Domain, DomainState};
 use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
+use crate::model::text::with_sources;
 use crate::ops::heal::{self, Intent};
 use crate::ops::monitor::Event;
 use crate::ops::plan::BackupPlan;
@@ -67,8 +68,11 @@ impl Run<'_> {
             }) => {
                 let name = plan.checkpoint.as_deref().filter(|_| has_begun);
                 let is_spent = self.spend(name);
-                if !is_undone && let Err(trouble) = heal::undo(self.domain, &intent, self.context) {
-                    self.leave(pending, &trouble);
+                if error.is_unanswered() {
+                    // It may yet begin, whatever is undone now.
+                    self.leave(pending, "libvirt may still begin it");
+                } else if !is_undone && let Err(trouble) = heal::undo(self.domain, &intent, self.context) {
+                    self.leave(pending, &with_sources(&trouble));
                 } else {
                     drop(pending);
                     self.spend_at_last(name, is_spent);
@@ -90,7 +94,7 @@ impl Run<'_> {
         {
             let what = format!(
                 "it cannot be remembered that {name} was begun: {}",
-                crate::model::text::with_sources(&error)
+                with_sources(&error)
             );
             self.tell(&Finding::new("number-not-remembered", what));
         }
@@ -150,7 +154,10 @@ impl Run<'_> {
         self.step("making the checkpoint");
         let job = self.host().begin_backup(self.domain, request).map_err(|error| {
             // Who refuses has begun nothing; behind an error of libvirt's the answer may have been lost.
-            let has_begun = matches!(error, HostError::Libvirt { .. } | HostError::Connect { .. });
+            let has_begun = matches!(
+                error,
+                HostError::Libvirt { .. } | HostError::Connect { .. } | HostError::NoAnswer { .. }
+            );
             Failure {
                 has_begun,
                 is_undone: !has_begun && self.clear(&request.places),
@@ -207,9 +214,8 @@ impl Run<'_> {
     }
 
     /// Leaves the partial folder with its intent to the next run, which ends what this one could not.
-    pub(super) fn leave(&self, pending: Pending, trouble: &dyn std::error::Error) {
+    pub(super) fn leave(&self, pending: Pending, trouble: &str) {
         let folder = pending.leave();
-        let trouble = crate::model::text::with_sources(trouble);
         let what = format!(
             "what this run began could not be ended ({trouble}); the next one will, by {}",
             folder.display()

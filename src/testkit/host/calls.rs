@@ -208,6 +208,12 @@ impl Host for SimHost {
                 message: "simulated".to_owned(),
             });
         }
+        if std::mem::take(&mut state.begin_late) {
+            state.late = Some((domain.name.clone(), request.clone()));
+            return Err(HostError::NoAnswer {
+                operation: "begin the backup".to_owned(),
+            });
+        }
         if let Some(stop) = state.stop_in_begin.take() {
             stop.request(2);
         }

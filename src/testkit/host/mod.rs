@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::crash::Fuse;
-use crate::host::{ActiveJob, HostError, Result};
+use crate::host::{ActiveJob, BackupRequest, HostError, Result};
 use crate::model::restore_point::FileId;
 use crate::model::stop::Stop;
 
@@ -26,6 +26,9 @@ struct State {
     clock: i64,
     fail_reads_after: Option<u64>,
     fail_begin: bool,
+    /// The next job is begun when nobody waits for it any more.
+    begin_late: bool,
+    late: Option<(String, BackupRequest)>,
     fail_removal_of: Option<String>,
     no_incremental: Option<String>,
     fail_end: bool,

@@ -66,6 +66,21 @@ impl SimHost {
         found.add_checkpoint(checkpoint, created, mark);
     }
 
+    /// The next call that begins a job is not answered.
+    pub fn begin_late(&self) {
+        self.state().begin_late = true;
+    }
+
+    /// The job that nobody waits for any more begins.
+    pub fn begin_now(&self) {
+        let late = self.state().late.take();
+        if let Some((name, request)) = late
+            && let (Some(socket), Some(made)) = (request.places.sockets.first(), &request.checkpoint)
+        {
+            self.leave_job(&name, &socket.to_string_lossy(), &made.name, &made.mark);
+        }
+    }
+
     /// Somebody else begins a job.
     pub fn begin_foreign_job(&self, name: &str) {
         if let Some(found) = self.state().domains.get_mut(name) {

@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::io::Errno;
+use vmsnap::host::{Host, Places};
 use vmsnap::model::block::ImageFile;
 use vmsnap::model::text::with_sources;
 use vmsnap::ops::backup::Options;
+use vmsnap::ops::heal::Intent;
 use vmsnap::repo::{Claim, DiskStore, Store};
 
 use super::{assert_next_run_heals, assert_unchanged, kept_files, two_points};
@@ -25,6 +27,10 @@ struct Plan {
     /// How many calls fail.
     count: usize,
     errno: Errno,
+    /// As long as this file is there, there is no room for anything new.
+    hog: OnceLock<PathBuf>,
+    /// Folders stay, whatever is said about it.
+    keeps_dirs: AtomicBool,
 }
 
 impl Plan {
@@ -34,6 +40,8 @@ impl Plan {
             first: AtomicUsize::new(usize::MAX),
             count,
             errno,
+            hog: OnceLock::new(),
+            keeps_dirs: AtomicBool::new(false),
         })
     }
 
@@ -56,14 +64,26 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// A call that needs room, unless something is there already.
+    fn call_for_room(&self, path: &Path) -> io::Result<()> {
+        self.call()?;
+        let is_full = self.hog.get().is_some_and(|hog| hog.exists());
+        match is_full && !path.exists() {
+            true => Err(Errno::NOSPC.into()),
+            false => Ok(()),
+        }
+    }
+}
+
 impl Store for FailingStore {
     fn create_open_dir(&self, path: &Path) -> io::Result<()> {
-        self.0.call()?;
+        self.0.call_for_room(path)?;
         DiskStore.create_open_dir(path)
     }
 
     fn create_claimed(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)> {
-        self.0.call()?;
+        self.0.call_for_room(path)?;
         let (image, claim) = DiskStore.create_claimed(path)?;
         Ok((Box::new(FailingImage(image, Arc::clone(&self.0))), claim))
     }
@@ -74,18 +94,18 @@ impl Store for FailingStore {
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.0.call()?;
+        self.0.call_for_room(path)?;
         DiskStore.create_dir(path)
     }
 
     fn create_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>> {
-        self.0.call()?;
+        self.0.call_for_room(path)?;
         let file = DiskStore.create_image(path)?;
         Ok(Box::new(FailingImage(file, Arc::clone(&self.0))))
     }
 
     fn create_file(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        if let Err(error) = self.0.call() {
+        if let Err(error) = self.0.call_for_room(path) {
             // What a full disk leaves is a file with a part of it.
             if self.0.errno == Errno::NOSPC {
                 fs::write(path, &content[..content.len() / 2])?;
@@ -112,6 +132,9 @@ impl Store for FailingStore {
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         self.0.call()?;
+        if self.0.keeps_dirs.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         DiskStore.remove_dir(path)
     }
 }
@@ -223,6 +246,59 @@ fn every_call_fails(scene: Scene, errno: Errno, count: usize) {
         });
         assert_next_run_heals(&mut lab, "vm1", &case);
     }
+}
+
+#[test]
+fn what_a_dead_run_has_filled_the_target_with_is_removed_though_there_is_room_for_nothing() {
+    let plan = Plan::new(Errno::NOSPC, 0);
+    let mut lab = staged(Scene::Incremental, &plan);
+    let partial = lab
+        .repo
+        .root()
+        .join("vm1/vmsnap-backup-monthly-2026-11/2026-11-03T05-00-00Z.partial");
+    fs::create_dir(&partial).expect("new");
+    let intent = Intent {
+        uuid: lab.host.domain("vm1").expect("it is there").uuid,
+        mark: "vmsnap run 1".into(),
+        checkpoint: Some("virtnbdbackup.2".into()),
+        places: Places {
+            sockets: vec!["/run/dead.sock".into()],
+            ..Places::default()
+        },
+        freezes: false,
+    };
+    let note = serde_json::to_vec(&intent).expect("JSON");
+    fs::write(partial.join("intent.json"), note).expect("written");
+    let hog = partial.join("vda.qcow2");
+    fs::write(&hog, b"all the room there is").expect("written");
+    lab.host
+        .leave_job("vm1", "/run/dead.sock", "virtnbdbackup.2", "vmsnap run 1");
+    plan.hog.set(hog).expect("once");
+
+    let outcome = lab.backup("vm1").expect("healed and backed up");
+    assert!(!partial.exists());
+    let made = outcome.point.checkpoint.expect("it was made").name;
+    assert_eq!(
+        made, "virtnbdbackup.3",
+        "the number of the dead run is remembered all the same"
+    );
+    assert!(lab.restored("vm1", "latest", "vda").expect("restored") == lab.disk("vm1", "vda"));
+}
+
+#[test]
+fn a_repair_that_changes_nothing_is_given_up_and_told() {
+    let plan = Plan::new(Errno::IO, 0);
+    let mut lab = staged(Scene::Incremental, &plan);
+    let partial = "vm1/vmsnap-backup-monthly-2026-11/2026-11-03T05-00-00Z.partial";
+    fs::create_dir(lab.repo.root().join(partial)).expect("new");
+    plan.keeps_dirs.store(true, Ordering::SeqCst);
+    let error = with_sources(&lab.backup("vm1").expect_err("it is there for ever"));
+    assert!(
+        error.contains(partial) && error.contains("is still there after"),
+        "{error}"
+    );
+    plan.keeps_dirs.store(false, Ordering::SeqCst);
+    lab.backup("vm1").expect("healed and backed up");
 }
 
 #[test]

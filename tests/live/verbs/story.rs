@@ -276,28 +276,27 @@ impl Story {
 
     /// The same for those that are left, where restore points were lost, which the list may tell.
     pub fn prove_those_left(&self) {
-        let list = self.list();
-        for (number, moment) in self.moments.iter().enumerate() {
-            let listed = list.points.iter().find(|one| one.point.id == moment.id);
-            let listed = listed.unwrap_or_else(|| panic!("{} is listed", moment.id));
-            assert!(listed.is_whole(), "{:?}", listed.faults);
-            let format = [Format::Raw, Format::Qcow2][number % 2];
-            let to = self.folder.path().join("restored");
-            self.restore(&moment.id, &to, format, None)
-                .expect("it is restored");
-            for (target, reference) in &moment.disks {
-                let restored = to.join(format!("{target}.{}", format.word()));
-                assert_same(
-                    &restored,
-                    format.word(),
-                    reference,
-                    &format!("{target} of {}", moment.id),
-                );
-            }
-            let restored = fs::read_dir(&to).expect("it is readable").count();
-            assert_eq!(restored, moment.disks.len(), "the disks and nothing else");
-            fs::remove_dir_all(&to).expect("it goes again");
+        (0..self.moments.len()).for_each(|number| self.prove_one(number));
+    }
+
+    /// A restore point is whole, and gives back every disk as it was.
+    pub fn prove_one(&self, number: usize) {
+        let (list, moment) = (self.list(), &self.moments[number]);
+        let listed = list.points.iter().find(|one| one.point.id == moment.id);
+        let listed = listed.unwrap_or_else(|| panic!("{} is listed", moment.id));
+        assert!(listed.is_whole(), "{:?}", listed.faults);
+        let format = [Format::Raw, Format::Qcow2][number % 2];
+        let to = self.folder.path().join("restored");
+        self.restore(&moment.id, &to, format, None)
+            .expect("it is restored");
+        for (target, reference) in &moment.disks {
+            let restored = to.join(format!("{target}.{}", format.word()));
+            let what = format!("{target} of {}", moment.id);
+            assert_same(&restored, format.word(), reference, &what);
         }
+        let restored = fs::read_dir(&to).expect("it is readable").count();
+        assert_eq!(restored, moment.disks.len(), "the disks and nothing else");
+        fs::remove_dir_all(&to).expect("it goes again");
     }
 
     /// The restore point with this id cannot be given back any more.

@@ -85,7 +85,7 @@ fn a_period_whose_full_was_deleted_begins_with_a_full_again() {
     }
 }
 
-/// A byte of data that has changed is found by whoever reads all of it: a backup does not, a restore does.
+/// A byte of data that has changed is found by whoever reads all of it: a restore does, a backup only by luck.
 #[test]
 fn a_flipped_byte_in_a_parent_is_told_by_every_restore_that_needs_it_and_by_no_wrong_byte() {
     let mut rng = Rng::new();
@@ -102,8 +102,15 @@ fn a_flipped_byte_in_a_parent_is_told_by_every_restore_that_needs_it_and_by_no_w
         .expect("it is changed");
     story.domain.start();
     story.scribble(&mut rng, 5);
-    story.back_up();
-    for id in story.ids() {
+    let outcome = story.back_up();
+    // Unless one of the few places that every backup compares is the one with that byte: then it stands alone, and is right.
+    let stands_alone = super::upon(&story, &outcome, "vda").is_none();
+    let newest = story.ids().len() - 1;
+    if stands_alone {
+        story.prove_one(newest);
+    }
+    let without_it = story.ids().len() - usize::from(stands_alone);
+    for id in &story.ids()[..without_it] {
         let to = story.folder.path().join("damaged");
         let refused = story.restore(id, &to, Format::Raw, None).map(drop);
         let refused = refused.expect_err("its digest is wrong");
