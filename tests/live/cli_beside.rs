@@ -25,7 +25,7 @@ fn assert_readers_do_not_wait(mut machine: Machine) {
     let begun = run.hold_in_mid_copy();
     let root = repo.root().display().to_string();
     let ask = |words: &[&str]| {
-        let finished = repo.run(&[words, &[&name, "--repository", &root, "--json"]].concat());
+        let finished = repo.run(&[words, &[&name, "--repository", &root, "--json", "--quiet"]].concat());
         assert_eq!(
             (finished.code, finished.stderr.as_str()),
             (Some(0), ""),
@@ -40,12 +40,15 @@ fn assert_readers_do_not_wait(mut machine: Machine) {
     assert_eq!(points.len(), 1, "the one that is being made is not one yet");
     assert_eq!(points[0]["id"], first["restorePoint"]["id"]);
 
-    let status = ask(&["status", "--connect", URI]);
+    // QEMU tells nothing of bitmaps until the reader has taken what is on its way, so this one has to move.
+    let status = run.slowly(|| ask(&["status", "--machine", "--connect", URI]))[&name].clone();
     let holder = format!("process {}", run.id());
-    assert!(
-        status.to_string().contains(&holder),
-        "it tells who is at work: {status:#}"
+    assert_eq!(status["writer"], holder.as_str(), "{status:#}");
+    assert_eq!(
+        (&status["overallStatus"], &status["inconsistencies"]),
+        (&0.into(), &Value::Array(Vec::new()))
     );
+    assert_eq!(status["lastRestorePoint"], first["restorePoint"]["id"]);
 
     for words in [&["verify", "--all"][..], &["verify", "--all", "--deep"]] {
         let verified = ask(words)["domains"][0].clone();
@@ -75,11 +78,11 @@ fn assert_readers_do_not_wait(mut machine: Machine) {
 #[test]
 fn list_status_verify_and_restore_do_not_wait_for_a_backup_of_the_same_domain() {
     let daemon = Daemon::acquire();
-    assert_readers_do_not_wait(Machine::paused(&daemon, "read-beside", &[128 * MIB]));
+    assert_readers_do_not_wait(Machine::paused(&daemon, "read-beside", &[256 * MIB]));
 }
 
 #[test]
 fn nor_while_a_shut_off_domain_is_being_read() {
     let daemon = Daemon::acquire();
-    assert_readers_do_not_wait(Machine::define(&daemon, "read-beside-off", &[128 * MIB]));
+    assert_readers_do_not_wait(Machine::define(&daemon, "read-beside-off", &[256 * MIB]));
 }

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -226,6 +227,24 @@ impl Running {
     /// Lets the process go on.
     pub fn go_on(&self) {
         self.signal(Signal::CONT);
+    }
+
+    /// Does something while the process goes on, a twentieth of the time only; it stands still afterwards.
+    pub fn slowly<T>(&self, work: impl FnOnce() -> T) -> T {
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    self.go_on();
+                    std::thread::sleep(Duration::from_millis(1));
+                    self.signal(Signal::STOP);
+                    std::thread::sleep(Duration::from_millis(19));
+                }
+            });
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            is_done.store(true, Ordering::Relaxed);
+            done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// Its process id.

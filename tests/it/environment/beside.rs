@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use jiff::Span;
+use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
 use vmsnap::model::text::with_sources;
-use vmsnap::ops::backup::{Options, PruneOutcome};
+use vmsnap::ops::backup::PruneOutcome;
 use vmsnap::ops::list::list;
 use vmsnap::ops::restore::{self, Format, restore};
+use vmsnap::ops::status::{Subject, status};
 use vmsnap::ops::verify::{self, Which, verify};
 use vmsnap::ops::{Event, Result};
 use vmsnap::repo::{Missed, Proof};
@@ -44,11 +46,7 @@ fn due_for_pruning() -> (Lab, [Vec<u8>; 2]) {
 
 /// Another run backs the domain up and prunes October.
 fn prune_october(lab: &Lab) {
-    let options = Options {
-        prune: true,
-        ..Lab::options()
-    };
-    let outcome = watched(lab, "vm1", &options, |_| {}).expect("it has nothing to do with who reads");
+    let outcome = watched(lab, "vm1", &Lab::pruning(), |_| {}).expect("it has nothing to do with who reads");
     assert_eq!(outcome.prune, Some(PruneOutcome::Deleted(OCTOBER.to_owned())));
 }
 
@@ -247,6 +245,34 @@ fn a_list_and_a_verification_take_no_running_backup_for_an_unfinished_one() {
     fs::remove_dir_all(&lab.history("vm1").kept[2].dir).expect("by hand");
     fs::create_dir(period.join("2026-11-03T20-00-00Z.partial")).expect("new");
     assert_eq!(look(&lab).expect("both work"), ["unfinished-run"; 2]);
+}
+
+#[test]
+fn the_checkpoint_of_a_running_backup_is_no_inconsistency_and_that_of_a_dead_one_is() {
+    let mut lab = Lab::new();
+    two_points(&mut lab, "vm1");
+    let look = |lab: &Lab| {
+        let subject = Subject {
+            host: &lab.host,
+            repo: Some(&lab.repo),
+            group_by: GroupBy::Month,
+            today: lab.now.date(),
+        };
+        status("vm1", &subject).expect("nobody has to wait")
+    };
+    let during = Mutex::new(None);
+    let watch = super::once_copying(|| *during.lock().expect("no panic") = Some(look(&lab)));
+    watched(&lab, "vm1", &Lab::options(), watch).expect("readers are in nobody's way");
+    let during = during.into_inner().expect("no panic").expect("it copied");
+    assert!(during.writer.is_some() && during.checkpoints.len() == 3);
+    assert_eq!(during.inconsistencies, [""; 0]);
+    let after = look(&lab);
+    assert_eq!((after.writer, after.inconsistencies), (None, Vec::new()));
+
+    lab.host
+        .leave_job("vm1", "/run/dead.sock", "virtnbdbackup.3", "a dead run");
+    let dead = look(&lab).inconsistencies;
+    assert!(dead.len() == 1 && dead[0].contains("virtnbdbackup.3"), "{dead:?}");
 }
 
 #[test]
