@@ -87,7 +87,14 @@ pub struct LogArgs {
 
     /// How messages are written: text or json
     #[arg(
-        hide_possible_values = true,long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text, global = true, env = "VMSNAP_LOG_FORMAT")]
+        long,
+        value_enum,
+        hide_possible_values = true,
+        value_name = "FORMAT",
+        default_value_t = LogFormat::Text,
+        global = true,
+        env = "VMSNAP_LOG_FORMAT"
+    )]
     pub log_format: LogFormat,
 }
 
