@@ -6,6 +6,7 @@ pub mod args;
 pub mod classic;
 mod commands;
 pub mod exit_code;
+mod limits;
 pub mod log;
 pub mod pretty;
 mod progress;
@@ -53,6 +54,7 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
         }
     };
     log::start(&cli.log);
+    limits::raise_open_files();
     #[cfg(feature = "libvirt")]
     if matches!(cli.command, args::Command::Demo(_)) {
         crate::demo::quiet_driver();

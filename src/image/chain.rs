@@ -2,13 +2,12 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::qcow2::{Image, Mapping, Run};
 use super::sequential::Sequential;
 use super::{Error, Result};
-use crate::model::block::{Beneath, Block, BlockError, BlockSource, CLUSTER, Content};
+use crate::model::block::{Block, BlockError, BlockSource, CLUSTER, Content};
 use crate::model::buffer::{Buffer, BufferPool};
 use crate::model::stop::Stop;
 
@@ -233,45 +232,6 @@ impl BlockSource for ChainSource {
         let next = self.next();
         self.ended = !matches!(next, Ok(Some(_)));
         Ok(next?)
-    }
-}
-
-/// What a chain of images holds, by its tables alone: no data is read and no digest checked.
-#[derive(Debug)]
-pub struct ChainMap(Mutex<ChainSource>);
-
-impl ChainMap {
-    /// Opens a chain, newest image first.
-    ///
-    /// # Errors
-    /// When there is no image, or one cannot be read as such.
-    pub fn open(images: Vec<ChainImage>, stop: Stop) -> Result<Self> {
-        let unchecked = images.into_iter().map(|image| ChainImage {
-            recorded: None,
-            ..image
-        });
-        let pool = BufferPool::new(0, CLUSTER as usize);
-        Ok(ChainMap(Mutex::new(ChainSource::open(
-            unchecked.collect(),
-            pool,
-            stop,
-        )?)))
-    }
-}
-
-impl Beneath for ChainMap {
-    fn other_than_zero(&self, offset: u64, length: u64) -> Option<u64> {
-        let mut chain = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let end = offset.saturating_add(length).min(chain.disk_size());
-        let mut at = offset;
-        while at < end {
-            match chain.place_at(at) {
-                Ok((Place::Zero, run)) => at = at.saturating_add(run),
-                // A table that cannot be read hides what lies there.
-                Ok((Place::Data { .. }, _)) | Err(_) => return Some(at),
-            }
-        }
-        None
     }
 }
 

@@ -23,6 +23,7 @@ use crate::repo::{DomainRepository, History, LockedDomain, RepoError};
 mod commit;
 mod disks;
 mod run;
+mod settled;
 mod spot;
 
 use run::Run;

@@ -4,22 +4,22 @@
 //! data on either side, are read from both sides, a random sample of them or all. One that differs tells of a bitmap that has missed a write, or of a
 //! damaged restore point; either way nothing new may rely on it, which the repository remembers: the next backup of that disk is full.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::heal::{self, Intent};
 use super::monitor::Event;
 use super::plan::{self, PlannedDisk};
-use super::{Cause, Context, Error, Result, copy, lineage};
-use crate::host::{BackupJob, BackupRequest, DiskRequest, HostError, PlaceWishes, ReadOptions};
-use crate::image::chain::ChainDisk;
-use crate::model::block::{BlockError, CLUSTER, Content};
+use super::{Cause, Context, Error, Result, lineage};
+use crate::host::{BackupJob, BackupRequest, DiskRequest, PlaceWishes};
+use crate::model::block::CLUSTER;
 use crate::model::chain::Parent;
-use crate::model::clusters::ClusterSet;
 use crate::model::finding::Finding;
-use crate::model::stop::Stop;
 use crate::model::text::with_sources;
-use crate::repo::{History, Missed, Pending, RepoError};
+use crate::repo::{DomainRepository, History, Missed, Pending, RepoError};
+
+mod differences;
+
+use differences::Differences;
 
 /// How long QEMU may keep silent.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -107,14 +107,12 @@ pub fn compare(name: &str, context: &Context, options: &Options) -> Result<Outco
         .begin(&period, context.now.timestamp())
         .map_err(|error| Error::of(name, error))?;
     let comparison = Comparison {
+        repository: &repository,
         settled: &settled,
         context,
         options,
     };
     let compared = comparison.run(&disks, pending, &mut findings)?;
-    for missed in missed_writes(&compared, &settled.history, context) {
-        repository.keep_missed(&missed).map_err(failed)?;
-    }
     Ok(Outcome {
         disks: compared,
         findings,
@@ -170,6 +168,7 @@ fn missed_writes(compared: &[ComparedDisk], history: &History, context: &Context
 }
 
 struct Comparison<'a> {
+    repository: &'a DomainRepository,
     settled: &'a heal::Settled,
     context: &'a Context<'a>,
     options: &'a Options,
@@ -234,18 +233,39 @@ impl Comparison<'_> {
             .begin_backup(&self.settled.survey.domain, request)
             .map_err(|error| self.failed(error))?;
         let mut compared = Vec::new();
-        for (disk, parent) in disks {
-            match self.disk(&disk.disk.target, parent, job.as_ref()) {
-                Ok(disk) => compared.push(disk),
-                Err(error) => {
-                    // The guest pays for the job until it has ended.
-                    findings.extend(job.abort());
-                    return Err(error);
-                }
+        let all = disks
+            .iter()
+            .try_for_each(|(disk, parent)| self.disk(&disk.disk.target, parent, job.as_ref(), &mut compared));
+        // The guest pays for the job until it has ended.
+        let ended = match all {
+            Ok(()) => job.finish().map_err(|error| self.failed(error)),
+            Err(error) => {
+                findings.extend(job.abort());
+                Err(error)
             }
-        }
-        findings.extend(job.finish().map_err(|error| self.failed(error))?);
+        };
+        // Whatever has failed: a write that was missed stays missed.
+        let remembered = self.remember(&compared, ended.is_err());
+        findings.extend(ended?);
+        remembered?;
         Ok(compared)
+    }
+
+    /// Remembers the disks that differ. Where there will be no outcome they are told here.
+    fn remember(&self, compared: &[ComparedDisk], is_failing: bool) -> Result<()> {
+        for disk in compared.iter().filter(|disk| is_failing && disk.differing > 0) {
+            let (target, point) = (&disk.target, &disk.point);
+            let what = format!(
+                "disk {target} differs from {point} in {} clusters that no bitmap calls changed; its next backup is full",
+                disk.differing
+            );
+            self.tell(&Finding::of_disk("missed-write", target, what));
+        }
+        for missed in missed_writes(compared, &self.settled.history, self.context) {
+            let kept = self.repository.keep_missed(&missed);
+            kept.map_err(|error| self.failed(error))?;
+        }
+        Ok(())
     }
 
     fn request(&self, disks: &[(PlannedDisk, Parent)]) -> Result<BackupRequest> {
@@ -271,23 +291,30 @@ impl Comparison<'_> {
         })
     }
 
-    /// Compares one disk.
-    fn disk(&self, target: &str, parent: &Parent, job: &dyn BackupJob) -> Result<ComparedDisk> {
+    /// Compares one disk. What was found before a failure is in `compared` too, where it matters.
+    fn disk(
+        &self,
+        target: &str,
+        parent: &Parent,
+        job: &dyn BackupJob,
+        compared: &mut Vec<ComparedDisk>,
+    ) -> Result<()> {
         let domain = &self.settled.survey.domain.name;
         let failed = |cause: Cause| match (self.context.stop.signal(), cause) {
             (Some(signal), _) => Error::of(domain, Cause::Stopped(signal)),
             (None, cause) => Error::of_disk(domain, target, cause),
         };
         let stop = &self.context.stop;
-        let kept = self.open_chain(&parent.id, target).map_err(failed)?;
+        let history = &self.settled.history;
+        let kept = lineage::open_disk(history, &parent.id, target, stop).map_err(failed)?;
         let mut differences =
             Differences::of(job, target, kept, parent.virtual_size, stop).map_err(failed)?;
         let unchanged = differences.unchanged.count();
         if let Some(sample) = self.options.sample {
             differences.unchanged = differences.unchanged.sample(sample, self.options.seed);
         }
-        let compared = differences.unchanged.count();
-        let size = compared * CLUSTER;
+        let chosen = differences.unchanged.count();
+        let size = chosen * CLUSTER;
         self.context.monitor.event(Event::FileBegins {
             domain,
             file: target,
@@ -313,23 +340,17 @@ impl Comparison<'_> {
         self.context
             .monitor
             .event(Event::FileEnds { domain, file: target });
-        ended.map_err(failed)?;
-        Ok(ComparedDisk {
-            target: target.to_owned(),
-            point: parent.id.clone(),
-            unchanged,
-            compared,
-            differing,
-            places,
-        })
-    }
-
-    fn open_chain(&self, id: &str, target: &str) -> std::result::Result<ChainDisk, Cause> {
-        let images = lineage::open(&self.settled.history, id, target).map_err(|fault| Cause::NotWhole {
-            id: id.to_owned(),
-            fault,
-        })?;
-        ChainDisk::open(images, self.context.stop.clone()).map_err(|error| Cause::Copy(error.into()))
+        if ended.is_ok() || differing > 0 {
+            compared.push(ComparedDisk {
+                target: target.to_owned(),
+                point: parent.id.clone(),
+                unchanged,
+                compared: done / CLUSTER,
+                differing,
+                places,
+            });
+        }
+        ended.map_err(failed)
     }
 
     fn failed(&self, cause: impl Into<Cause>) -> Error {
@@ -343,73 +364,5 @@ impl Comparison<'_> {
     fn tell(&self, finding: &Finding) {
         let domain = &self.settled.survey.domain.name;
         self.context.monitor.event(Event::Found { domain, finding });
-    }
-}
-
-/// The clusters of a disk that have to be the same on both sides.
-struct Differences {
-    /// Those of them that hold data on either side.
-    unchanged: ClusterSet,
-    kept: ChainDisk,
-}
-
-impl Differences {
-    /// `size_then` is the disk's size with the restore point, in bytes: what has grown since is new.
-    fn of(
-        job: &dyn BackupJob,
-        target: &str,
-        mut kept: ChainDisk,
-        size_then: u64,
-        stop: &Stop,
-    ) -> std::result::Result<Differences, Cause> {
-        let map = job.map(target, DEADLINE, stop).map_err(Cause::Host)?;
-        let mut unchanged = map.data;
-        unchanged.add_all(&kept.data().map_err(|error| Cause::Copy(error.into()))?);
-        unchanged.remove_all(&map.changed);
-        let mut grown = ClusterSet::new(unchanged.disk_size());
-        if size_then < grown.disk_size() {
-            grown.add(size_then, u64::MAX);
-        }
-        unchanged.remove_all(&grown);
-        Ok(Differences { unchanged, kept })
-    }
-
-    /// Reads each cluster from both sides, and tells its offset and whether they are the same.
-    fn each(
-        &mut self,
-        job: &dyn BackupJob,
-        target: &str,
-        stop: &Stop,
-        mut tell: impl FnMut(u64, bool),
-    ) -> std::result::Result<(), Cause> {
-        let options = ReadOptions {
-            changes_only: false,
-            only: Some(Arc::new(self.unchanged.clone())),
-            all_from: None,
-            beneath: None,
-            pool: copy::pool(),
-            deadline: DEADLINE,
-            stop: stop.clone(),
-        };
-        let mut live = job
-            .open(target, &options)
-            .map_err(|error: HostError| Cause::Host(error))?;
-        let mut kept = vec![0; CLUSTER as usize];
-        let zeroes = vec![0; CLUSTER as usize];
-        while let Some(block) = live.next_block().map_err(Cause::Copy)? {
-            let length = usize::try_from(block.length()).unwrap_or(usize::MAX);
-            for start in (0..length).step_by(CLUSTER as usize) {
-                let count = (length - start).min(CLUSTER as usize);
-                let now = match &block.content {
-                    Content::Data(bytes) => &bytes[start..start + count],
-                    Content::Zero(_) => &zeroes[..count],
-                };
-                let offset = block.offset + start as u64;
-                let read = self.kept.read(&mut kept[..count], offset);
-                read.map_err(|error| Cause::Copy(BlockError::from(error)))?;
-                tell(offset, now == &kept[..count]);
-            }
-        }
-        Ok(())
     }
 }

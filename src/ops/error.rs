@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use rustix::io::Errno;
+
 use crate::host::HostError;
 use crate::model::block::{BlockError, BlockErrorKind};
 use crate::model::text::shown;
@@ -124,6 +126,23 @@ pub enum Cause {
     Stopped(i32),
 }
 
+impl Cause {
+    /// Whether this process, or the whole machine, may have no more files open. That says nothing about what is stored.
+    pub fn lacks_files(&self) -> bool {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            let errno = error
+                .downcast_ref::<std::io::Error>()
+                .and_then(Errno::from_io_error);
+            if matches!(errno, Some(Errno::MFILE | Errno::NFILE)) {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
+}
+
 impl Error {
     /// A failure that concerns a whole domain, unless the cause says which disk.
     pub fn of(domain: &str, cause: impl Into<Cause>) -> Error {
@@ -191,6 +210,7 @@ impl Error {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match &self.cause {
+            cause if cause.lacks_files() => LACKS_FILES,
             Cause::Host(HostError::MissingProgram { program, package }) => {
                 return Some(format!("install {program}: {package}"));
             }
@@ -228,6 +248,8 @@ impl Error {
         Some(hint.to_owned())
     }
 }
+
+const LACKS_FILES: &str = "raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of systemd): each image of a chain takes one";
 
 const NO_SPACE: &str = "make room in the target and run again: nothing that was kept before is lost";
 

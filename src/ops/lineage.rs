@@ -1,10 +1,12 @@
 //! The images that make up a disk at a restore point, as restores, backups and checks read them.
 
 use std::fs::File;
-use std::io;
 use std::path::PathBuf;
 
-use crate::image::chain::{ChainImage, Recorded};
+use super::Cause;
+use crate::image::chain::{ChainDisk, ChainImage, Recorded};
+use crate::model::block::BlockError;
+use crate::model::stop::Stop;
 use crate::repo::History;
 
 /// An image of a chain, with what its manifest says of it.
@@ -20,9 +22,14 @@ pub struct PlannedImage {
 
 impl PlannedImage {
     /// Opens it for reading.
-    pub fn open(&self) -> io::Result<ChainImage> {
+    fn open(&self) -> Result<ChainImage, Cause> {
+        let opened = File::open(&self.path);
         Ok(ChainImage {
-            file: File::open(&self.path)?,
+            file: opened.map_err(|source| Cause::Io {
+                operation: "open",
+                path: self.path.clone(),
+                source,
+            })?,
             path: self.path.clone(),
             recorded: Some(Recorded {
                 bytes: self.size,
@@ -53,11 +60,28 @@ pub fn images(history: &History, id: &str, target: &str) -> Result<Vec<PlannedIm
     Ok(images)
 }
 
-/// The images of a disk at a restore point, newest first and open, or what is wrong with the chain.
-pub fn open(history: &History, id: &str, target: &str) -> Result<Vec<ChainImage>, String> {
-    let opened = images(history, id, target)?.into_iter().map(|image| {
-        let opened = image.open();
-        opened.map_err(|error| format!("{} cannot be opened: {error}", image.path.display()))
-    });
-    opened.collect()
+/// These images, open for reading.
+pub fn open(images: &[PlannedImage]) -> Result<Vec<ChainImage>, Cause> {
+    images.iter().map(PlannedImage::open).collect()
+}
+
+/// The images of a disk at a restore point, newest first and open.
+///
+/// # Errors
+/// [`Cause::NotWhole`] when something is wrong with the chain; others when a file cannot be opened.
+pub fn open_at(history: &History, id: &str, target: &str) -> Result<Vec<ChainImage>, Cause> {
+    let images = images(history, id, target).map_err(|fault| Cause::NotWhole {
+        id: id.to_owned(),
+        fault,
+    })?;
+    open(&images)
+}
+
+/// The disk that they make up, to be read anywhere.
+///
+/// # Errors
+/// As [`open_at`], and when an image cannot be read as such.
+pub fn open_disk(history: &History, id: &str, target: &str, stop: &Stop) -> Result<ChainDisk, Cause> {
+    let images = open_at(history, id, target)?;
+    ChainDisk::open(images, stop.clone()).map_err(|error| Cause::Copy(BlockError::from(error)))
 }

@@ -83,12 +83,15 @@ impl Pending {
             .map_err(RepoError::io("create", &path))
     }
 
-    /// Removes the file of an image that is to be made anew.
+    /// Removes the file of an image that is to be made anew, if there is one yet.
     pub fn remove_image(&self, name: &str) -> Result<()> {
         let path = self.dir.join(name);
-        self.store
-            .remove_file(&path)
-            .map_err(RepoError::io("remove", &path))
+        match self.store.remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(RepoError::io("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes a small file.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use vmsnap::image::chain::{ChainImage, ChainMap, ChainSource, Recorded};
+use vmsnap::image::chain::{ChainDisk, ChainImage, ChainSource, Recorded};
 use vmsnap::image::qcow2::{Qcow2Options, Qcow2Writer};
 use vmsnap::io::DirectFile;
 use vmsnap::model::block::{BlockError, BlockErrorKind, BlockSource, Content, Written};
@@ -182,7 +182,7 @@ impl Story {
         if let Some(parent) = parent {
             let before = parent.model.len() as u64;
             options.all_from = Some(before).filter(|before| *before < self.model.len() as u64);
-            let beneath = ChainMap::open(self.chain(self.points.len() - 1), stop.clone()).expect("a chain");
+            let beneath = ChainDisk::open(self.chain(self.points.len() - 1), stop.clone()).expect("a chain");
             options.beneath = Some(std::sync::Arc::new(beneath));
         }
         let mut source = ExportSource::open(server.socket(), "vda", options).expect("an export");

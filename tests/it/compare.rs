@@ -174,6 +174,46 @@ fn what_a_comparison_could_not_end_the_next_backup_ends() {
 }
 
 #[test]
+fn a_missed_write_is_remembered_also_when_the_comparison_fails_behind_it() {
+    // The job cannot be ended; the export breaks on the same disk; on the next one.
+    let failures: [&dyn Fn(&Lab); 3] = [
+        &|lab| lab.host.fail_end(true),
+        &|lab| lab.host.fail_reads_after(Some((20 * CLUSTER) as u64)),
+        &|lab| {
+            let image = lab.history("vm1").kept[0].dir.join("vdb.qcow2");
+            let size = image.metadata().expect("it is there").len();
+            std::fs::write(&image, vec![0; size as usize]).expect("overwritten");
+        },
+    ];
+    for (case, fail) in failures.iter().enumerate() {
+        let mut lab = lab();
+        lab.host
+            .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
+        fail(&lab);
+        run(&mut lab, None).expect_err("it fails");
+        lab.host.fail_end(false);
+        lab.host.fail_reads_after(None);
+        let told = lab.recorder.findings();
+        assert!(
+            told.iter().any(|finding| finding.code == "missed-write"),
+            "case {case}: {told:?}"
+        );
+        let point = lab.backup("vm1").expect("healed").point;
+        let disk = point.disk("vda").expect("it is there");
+        assert_eq!(disk.level, Level::Full, "case {case}");
+        assert!(
+            disk.reason.contains("had missed a write"),
+            "case {case}: {}",
+            disk.reason
+        );
+        assert_eq!(
+            lab.restored("vm1", "latest", "vda").expect("restored"),
+            lab.disk("vm1", "vda")
+        );
+    }
+}
+
+#[test]
 fn a_disk_overwritten_in_place_with_another_one_is_noticed_by_the_backup_itself() {
     let mut lab = lab();
     // Its bitmaps have the right names and know nothing of what is different.

@@ -11,6 +11,7 @@ mod damage;
 mod environment;
 mod lab;
 mod list;
+mod open_files;
 mod prune;
 mod reconcile;
 mod repository;

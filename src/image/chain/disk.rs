@@ -1,15 +1,20 @@
 //! A chain of images as one disk, read anywhere. No digest is checked: what is read is compared with something else.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use super::{ChainImage, ChainSource, Place, clip};
 use crate::image::Result;
-use crate::model::block::CLUSTER;
+use crate::model::block::{Beneath, CLUSTER};
 use crate::model::buffer::BufferPool;
 use crate::model::clusters::ClusterSet;
 use crate::model::stop::Stop;
 
-/// The disk that a chain of images holds.
+/// The disk that a chain of images holds. Each image takes an open file, so it is shared where several want to look at one disk.
 #[derive(Debug)]
-pub struct ChainDisk(ChainSource);
+pub struct ChainDisk {
+    chain: Mutex<ChainSource>,
+    size: u64,
+}
 
 impl ChainDisk {
     /// Opens a chain, newest image first.
@@ -22,24 +27,33 @@ impl ChainDisk {
             ..image
         });
         let pool = BufferPool::new(0, CLUSTER as usize);
-        Ok(ChainDisk(ChainSource::open(unchecked.collect(), pool, stop)?))
+        let chain = ChainSource::open(unchecked.collect(), pool, stop)?;
+        Ok(ChainDisk {
+            size: chain.disk_size(),
+            chain: Mutex::new(chain),
+        })
     }
 
     /// The disk's size in bytes.
     pub fn size(&self) -> u64 {
-        self.0.disk_size()
+        self.size
+    }
+
+    fn chain(&self) -> MutexGuard<'_, ChainSource> {
+        self.chain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The clusters of which some image holds data.
     ///
     /// # Errors
     /// When a table cannot be read, or the wish to stop came.
-    pub fn data(&mut self) -> Result<ClusterSet> {
-        let mut data = ClusterSet::new(self.size());
+    pub fn data(&self) -> Result<ClusterSet> {
+        let mut chain = self.chain();
+        let mut data = ClusterSet::new(self.size);
         let mut at = 0;
-        while at < data.disk_size() {
-            self.0.check_stop()?;
-            let (place, length) = self.0.place_at(at)?;
+        while at < self.size {
+            chain.check_stop()?;
+            let (place, length) = chain.place_at(at)?;
             if let Place::Data { .. } = place {
                 data.add(at, length);
             }
@@ -52,11 +66,12 @@ impl ChainDisk {
     ///
     /// # Errors
     /// When a table cannot be read, or the wish to stop came.
-    pub fn data_from(&mut self, offset: u64) -> Result<Option<u64>> {
+    pub fn data_from(&self, offset: u64) -> Result<Option<u64>> {
+        let mut chain = self.chain();
         let mut at = offset - offset % CLUSTER;
-        while at < self.size() {
-            self.0.check_stop()?;
-            match self.0.place_at(at)? {
+        while at < self.size {
+            chain.check_stop()?;
+            match chain.place_at(at)? {
                 (Place::Data { .. }, _) => return Ok(Some(at - at % CLUSTER)),
                 (Place::Zero, length) => at += length,
             }
@@ -68,24 +83,41 @@ impl ChainDisk {
     ///
     /// # Errors
     /// When an image cannot be read.
-    pub fn read(&mut self, out: &mut [u8], offset: u64) -> Result<()> {
+    pub fn read(&self, out: &mut [u8], offset: u64) -> Result<()> {
+        let mut chain = self.chain();
         let mut filled = 0;
         while filled < out.len() {
             let here = offset + filled as u64;
-            if here >= self.size() {
+            if here >= self.size {
                 out[filled..].fill(0);
                 break;
             }
-            let (place, length) = self.0.place_at(here)?;
+            let (place, length) = chain.place_at(here)?;
             let end = filled + clip(length, out.len() - filled);
             match place {
                 Place::Data { layer, host_offset } => {
-                    self.0.layers[layer].read(&mut out[filled..end], host_offset)?;
+                    chain.layers[layer].read(&mut out[filled..end], host_offset)?;
                 }
                 Place::Zero => out[filled..end].fill(0),
             }
             filled = end;
         }
         Ok(())
+    }
+}
+
+impl Beneath for ChainDisk {
+    fn other_than_zero(&self, offset: u64, length: u64) -> Option<u64> {
+        let mut chain = self.chain();
+        let end = offset.saturating_add(length).min(self.size);
+        let mut at = offset;
+        while at < end {
+            match chain.place_at(at) {
+                Ok((Place::Zero, run)) => at = at.saturating_add(run),
+                // A table that cannot be read hides what lies there.
+                Ok((Place::Data { .. }, _)) | Err(_) => return Some(at),
+            }
+        }
+        None
     }
 }

@@ -59,6 +59,7 @@ impl Run<'_> {
         let mut disks = Vec::new();
         for disk in copied.disks {
             files.push(disk.file);
+            findings.extend(disk.finding);
             disks.push(disk.point);
         }
         let is_all = plan.disks.len() == disks.len();

@@ -6,18 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::settled::{Settled, reason_for_full};
 use super::spot::SpotCheck;
 use crate::host::{BackupJob, JobHealth, ReadOptions};
-use crate::image::chain::ChainMap;
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
-use crate::model::block::{Beneath, BlockError, BlockErrorKind, Written};
+use crate::model::block::{Beneath, BlockError, Written};
 use crate::model::domain::{DiskFormat, Domain};
-use crate::model::restore_point::{DiskPoint, Level};
+use crate::model::finding::Finding;
+use crate::model::restore_point::DiskPoint;
 use crate::model::stop::Stop;
-use crate::model::text::with_sources;
 use crate::ops::copy::{self, DEADLINE, Progress};
 use crate::ops::error::Cause;
-use crate::ops::lineage;
 use crate::ops::monitor::Event;
 use crate::ops::plan::{BackupPlan, PlannedDisk};
 use crate::ops::{Context, Error, Result};
@@ -38,6 +37,8 @@ pub struct CopiedDisk {
     pub point: DiskPoint,
     /// Its file.
     pub file: FileEntry,
+    /// That it is full though it was planned as incremental, and why.
+    pub finding: Option<Finding>,
 }
 
 /// Copies every disk of the plan. The first failure ends all of them.
@@ -180,21 +181,26 @@ impl Worker<'_> {
             .job
             .disk_size(target, DEADLINE, self.stop)
             .map_err(|error| failed(error.into()))?;
-        let level = Settled::of(planned, size, self.history, self.stop);
+        let mut level = Settled::of(planned, size, self.history, self.stop).map_err(failed)?;
         self.begins(target, &level, size);
         let image = format!("{target}.qcow2");
-        let (level, written) = match self.copy_image(planned, &level, size, &image) {
-            Err(error) if is_distrusted(&error) => {
-                let level = level.distrusted(&error);
-                self.pending
-                    .remove_image(&image)
-                    .map_err(|error| failed(error.into()))?;
-                self.begins(target, &level, size);
-                let written = self.copy_image(planned, &level, size, &image)?;
-                (level, written)
-            }
-            copied => (level, copied?),
-        };
+        let mut copied = self.copy_image(planned, &level, size, &image);
+        if let Err(error) = &copied
+            && let Some(reason) = reason_for_full(&error.cause).filter(|_| level.parent.is_some())
+        {
+            // The chain is closed before the second try: its files may be what the first one lacked.
+            level = Settled::full(reason);
+            self.pending
+                .remove_image(&image)
+                .map_err(|error| failed(error.into()))?;
+            self.begins(target, &level, size);
+            copied = self.copy_image(planned, &level, size, &image);
+        }
+        let written = copied?;
+        let finding = level.finding(planned);
+        if let Some(finding) = &finding {
+            self.context.monitor.event(Event::Found { domain, finding });
+        }
         self.context.monitor.event(Event::DiskEnds {
             domain,
             disk: target,
@@ -224,6 +230,7 @@ impl Worker<'_> {
                 size: written.file_bytes,
                 blake3: written.blake3.unwrap_or_default(),
             },
+            finding,
         })
     }
 
@@ -248,7 +255,10 @@ impl Worker<'_> {
                 .as_ref()
                 .map(|parent| parent.virtual_size)
                 .filter(|before| *before < size),
-            beneath: level.parent.as_ref().map(|parent| Arc::clone(&parent.beneath)),
+            beneath: level
+                .parent
+                .as_ref()
+                .map(|parent| Arc::clone(&parent.disk) as Arc<dyn Beneath>),
             pool: copy::pool(),
             deadline: DEADLINE,
             stop: self.stop.clone(),
@@ -283,7 +293,7 @@ impl Worker<'_> {
             let copied = copy::copy(source.as_mut(), &mut sink, self.stop, &mut progress);
             return copied.map_err(|error| failed(Cause::Copy(error)));
         };
-        let spots = SpotCheck::choose(self.history, parent, target, self.stop);
+        let spots = SpotCheck::choose(Arc::clone(&parent.disk), parent.virtual_size);
         let mut spots = spots.map_err(|error| failed(Cause::Copy(error)))?;
         let mut watched = spots.watch(source.as_mut());
         let copied = copy::copy(&mut watched, &mut sink, self.stop, &mut progress);
@@ -291,84 +301,6 @@ impl Worker<'_> {
         spots.compare(self.job, target, self.stop).map_err(failed)?;
         Ok(written)
     }
-}
-
-/// The level of a disk once its size is certain: a disk that has shrunk meanwhile is read in full from the same export.
-struct Settled {
-    parent: Option<SettledParent>,
-    reason: String,
-}
-
-pub(super) struct SettledParent {
-    pub(super) id: String,
-    pub(super) virtual_size: u64,
-    backing: String,
-    beneath: Arc<dyn Beneath>,
-}
-
-impl Settled {
-    fn of(planned: &PlannedDisk, size: u64, history: &History, stop: &Stop) -> Settled {
-        let planned = &planned.level;
-        let Some(parent) = &planned.parent else {
-            return Settled {
-                parent: None,
-                reason: planned.reason.clone(),
-            };
-        };
-        if size < parent.virtual_size {
-            return Settled {
-                parent: None,
-                reason: format!("disk {} has shrunk since {}", planned.target, parent.id),
-            };
-        }
-        match open_beneath(history, &parent.id, &planned.target, stop) {
-            Ok(beneath) => Settled {
-                parent: Some(SettledParent {
-                    id: parent.id.clone(),
-                    virtual_size: parent.virtual_size,
-                    backing: parent.backing.clone(),
-                    beneath: Arc::new(beneath),
-                }),
-                reason: planned.reason.clone(),
-            },
-            Err(fault) => Settled {
-                parent: None,
-                reason: format!("the chain to {} is not whole: {fault}", parent.id),
-            },
-        }
-    }
-
-    /// The bitmap was proved wrong: the disk is read in full, from the same export.
-    fn distrusted(&self, error: &Error) -> Settled {
-        Settled {
-            parent: None,
-            reason: format!(
-                "the bitmap is wrong ({}): was the disk made smaller and larger again, or replaced?",
-                with_sources(&error.cause)
-            ),
-        }
-    }
-
-    fn level(&self) -> Level {
-        match self.parent {
-            Some(_) => Level::Incremental,
-            None => Level::Full,
-        }
-    }
-}
-
-fn is_distrusted(error: &Error) -> bool {
-    matches!(&error.cause, Cause::Copy(error) if error.kind == BlockErrorKind::Distrusted)
-}
-
-fn open_beneath(
-    history: &History,
-    id: &str,
-    target: &str,
-    stop: &Stop,
-) -> std::result::Result<ChainMap, String> {
-    let images = lineage::open(history, id, target)?;
-    ChainMap::open(images, stop.clone()).map_err(|error| with_sources(&error))
 }
 
 fn format_word(format: &DiskFormat) -> &str {

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use super::disks::SettledParent;
 use crate::host::{BackupJob, ReadOptions};
 use crate::image;
 use crate::image::chain::ChainDisk;
@@ -15,39 +14,25 @@ use crate::model::buffer::BufferPool;
 use crate::model::clusters::ClusterSet;
 use crate::model::stop::Stop;
 use crate::model::text::with_sources;
+use crate::ops::Cause;
 use crate::ops::copy::DEADLINE;
-use crate::ops::{Cause, lineage};
-use crate::repo::History;
 
 /// How many places are looked at. Another disk differs nearly everywhere, and each costs a read from the slowest of storages.
 const PLACES: u64 = 8;
 
 /// The places to be looked at.
 pub(super) struct SpotCheck {
-    kept: ChainDisk,
+    kept: Arc<ChainDisk>,
     /// Offsets of clusters on the disk, in bytes.
     places: Vec<u64>,
 }
 
 impl SpotCheck {
-    /// Chooses places at random where the parent's chain holds data.
+    /// Chooses places at random where the parent's chain holds data. `size_then` is the disk's size with the parent, in bytes.
     ///
     /// # Errors
     /// [`BlockErrorKind::Distrusted`] when the chain cannot be read: nothing can stand upon it.
-    pub(super) fn choose(
-        history: &History,
-        parent: &SettledParent,
-        target: &str,
-        stop: &Stop,
-    ) -> Result<SpotCheck, BlockError> {
-        let images = lineage::open(history, &parent.id, target)
-            .map_err(|fault| BlockError::new(BlockErrorKind::Distrusted, fault))?;
-        let opened = ChainDisk::open(images, stop.clone()).map_err(unreadable);
-        opened.and_then(|kept| SpotCheck::in_chain(kept, parent.virtual_size))
-    }
-
-    /// `size_then` is the disk's size with the parent, in bytes.
-    fn in_chain(mut kept: ChainDisk, size_then: u64) -> Result<SpotCheck, BlockError> {
+    pub(super) fn choose(kept: Arc<ChainDisk>, size_then: u64) -> Result<SpotCheck, BlockError> {
         // What stands in the cluster of the end may have grown since.
         let clusters = size_then / CLUSTER;
         let (seed, _) = uuid::Uuid::new_v4().as_u64_pair();
@@ -81,7 +66,7 @@ impl SpotCheck {
     ///
     /// # Errors
     /// [`BlockErrorKind::Distrusted`] when one differs; others when a side cannot be read.
-    pub(super) fn compare(mut self, job: &dyn BackupJob, target: &str, stop: &Stop) -> Result<(), Cause> {
+    pub(super) fn compare(self, job: &dyn BackupJob, target: &str, stop: &Stop) -> Result<(), Cause> {
         if self.places.is_empty() {
             return Ok(());
         }

@@ -13,9 +13,8 @@ use crate::image::raw::RawWriter;
 use crate::model::block::{BlockError, BlockSink, BlockSource, ImageFile, Written};
 use crate::model::stop::Stop;
 use crate::ops::copy::{self, Progress};
-use crate::ops::lineage::PlannedImage;
 use crate::ops::monitor::{Event, Monitor};
-use crate::ops::{Cause, Error, Result};
+use crate::ops::{Cause, Error, Result, lineage};
 use crate::repo::Store;
 
 /// Brings one disk back, onto its device or into a file that has no name yet, which is given too.
@@ -71,16 +70,7 @@ pub(super) fn restore_disk<'a>(
 }
 
 fn open_chain(disk: &PlannedDisk, stop: &Stop) -> std::result::Result<ChainSource, Cause> {
-    let open = |image: &PlannedImage| {
-        image
-            .open()
-            .map_err(|source| io_cause("open", &image.path, source))
-    };
-    let images = disk
-        .images
-        .iter()
-        .map(open)
-        .collect::<std::result::Result<Vec<_>, _>>()?;
+    let images = lineage::open(&disk.images)?;
     let source = ChainSource::open(images, copy::pool(), stop.clone()).map_err(BlockError::from)?;
     Ok(source)
 }

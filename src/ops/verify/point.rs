@@ -54,7 +54,8 @@ impl<'a> Prover<'a> {
         self.bytes
     }
 
-    /// Everything that is damaged of a restore point. An error only when the user asked to stop.
+    /// Everything that is damaged of a restore point. An error only when the user asked to stop, or no more files can be open: that is no
+    /// verdict on the restore point.
     pub(super) fn prove(&mut self, kept: &Kept, deep: bool) -> Result<Vec<Damage>> {
         let mut damage = Vec::new();
         for file in &kept.manifest.files {
@@ -191,6 +192,7 @@ impl<'a> Prover<'a> {
                 Ok(None)
             }
             Err(Cause::Copy(error)) if error.kind == BlockErrorKind::Stopped => Err(self.stopped()),
+            Err(cause) if cause.lacks_files() => Err(Error::of_disk(domain, target, cause)),
             Err(cause) => Ok(Some(Damage {
                 what: format!("{name} cannot be given back: {}", with_sources(&cause)),
                 ..Damage::from(cause)
@@ -204,11 +206,7 @@ impl<'a> Prover<'a> {
         disk: &DiskPoint,
         mut progress: impl FnMut(u64),
     ) -> std::result::Result<u64, Cause> {
-        let fault = |fault: String| Cause::NotWhole {
-            id: id.to_owned(),
-            fault,
-        };
-        let images = lineage::open(self.history, id, &disk.target).map_err(fault)?;
+        let images = lineage::open_at(self.history, id, &disk.target)?;
         let mut source = ChainSource::open(images, copy::pool(), self.stop.clone())
             .map_err(|error| Cause::Copy(error.into()))?;
         let mut bytes = 0;
@@ -231,10 +229,14 @@ impl<'a> Prover<'a> {
             | image::Error::Format { offset, .. } => Some(*offset),
             _ => None,
         };
+        let cause = Cause::Copy(error.into());
+        if cause.lacks_files() {
+            return Err(Error::of(self.domain, cause));
+        }
         Ok(Damage {
             path: Some(path.to_owned()),
             offset,
-            what: with_sources(&error),
+            ..Damage::from(cause)
         })
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use vmsnap::model::period::GroupBy;
-use vmsnap::model::restore_point::Level;
+use vmsnap::model::restore_point::{DiskPoint, Level};
 use vmsnap::model::text::with_sources;
 use vmsnap::ops::list::list;
 use vmsnap::ops::restore::{DefineOptions, Options, plan};
@@ -249,7 +249,7 @@ impl Cell {
         for finding in outcome
             .findings
             .iter()
-            .filter(|found| found.code != "healed-partial")
+            .filter(|found| !["healed-partial", "full-instead"].contains(&found.code.as_str()))
         {
             told.push_str(&format!("{}\n", finding.message));
         }
@@ -261,7 +261,11 @@ impl Cell {
         }
         for (number, disk) in outcome.point.disks.iter().enumerate() {
             told.push_str(&disk.reason);
-            self.stands_on_something_sound(number, disk.parent.as_deref(), &disk.reason)?;
+            let is_told = outcome
+                .findings
+                .iter()
+                .any(|found| found.code == "full-instead" && found.disk.as_deref() == Some(&disk.target));
+            self.stands_on_something_sound(number, disk, is_told)?;
         }
         if outcome.point.level == Level::Full
             && !self
@@ -297,20 +301,24 @@ impl Cell {
         }
     }
 
-    /// An image that names and sizes show to be damaged is stood upon by nobody; one that is none, where only its bytes are wrong, by chance.
-    fn stands_on_something_sound(&self, disk: usize, parent: Option<&str>, reason: &str) -> Checked {
+    /// An image that names and sizes show to be damaged is stood upon by nobody; one that is none, where only its bytes are wrong, by chance:
+    /// that a full was made instead is told then.
+    fn stands_on_something_sound(&self, disk: usize, saved: &DiskPoint, is_told: bool) -> Checked {
         let is_usable = |point: &usize| {
             let ways = self.in_the_way(*point, disk);
             ways.iter().all(|(_, found)| *found != State::Visible)
         };
         let best = (0..POINTS).rev().find(is_usable);
-        let parent = parent.map(|id| self.number(id)).transpose()?;
+        let parent = saved.parent.as_deref().map(|id| self.number(id)).transpose()?;
         let ways = self.in_the_way(POINTS - 1, disk);
         let is_altered = ways.iter().any(|(_, found)| *found == State::Altered);
-        if parent == best || (parent.is_none() && is_altered) {
+        if (parent == best && !is_told) || (parent.is_none() && is_altered && is_told) {
             return Ok(());
         }
-        Err(format!("it stands upon {parent:?} instead of {best:?}: {reason}"))
+        let reason = &saved.reason;
+        Err(format!(
+            "it stands upon {parent:?} instead of {best:?}, told: {is_told}: {reason}"
+        ))
     }
 
     fn is_lock_unusable(&self) -> bool {

@@ -1,0 +1,100 @@
+//! The level of a disk once its export can be looked at: a chain that cannot be read, or a bitmap that is wrong, makes a full of it.
+
+use std::sync::Arc;
+
+use crate::image::chain::ChainDisk;
+use crate::model::block::BlockErrorKind;
+use crate::model::finding::Finding;
+use crate::model::restore_point::Level;
+use crate::model::stop::Stop;
+use crate::model::text::with_sources;
+use crate::ops::plan::PlannedDisk;
+use crate::ops::{Cause, copy, lineage};
+use crate::repo::History;
+
+/// The level of a disk once its size is certain: a disk that has shrunk meanwhile is read in full from the same export.
+pub(super) struct Settled {
+    pub(super) parent: Option<SettledParent>,
+    pub(super) reason: String,
+}
+
+pub(super) struct SettledParent {
+    pub(super) id: String,
+    pub(super) virtual_size: u64,
+    pub(super) backing: String,
+    /// What it holds: looked at where the disk reads as zero, and by the spot check.
+    pub(super) disk: Arc<ChainDisk>,
+}
+
+impl Settled {
+    /// An error only when somebody asked to stop: whatever else is wrong with the parent's chain, a full needs nothing of it.
+    pub(super) fn of(
+        planned: &PlannedDisk,
+        size: u64,
+        history: &History,
+        stop: &Stop,
+    ) -> std::result::Result<Settled, Cause> {
+        let planned = &planned.level;
+        let Some(parent) = &planned.parent else {
+            return Ok(Settled::full(planned.reason.clone()));
+        };
+        if size < parent.virtual_size {
+            let reason = format!("disk {} has shrunk since {}", planned.target, parent.id);
+            return Ok(Settled::full(reason));
+        }
+        match lineage::open_disk(history, &parent.id, &planned.target, stop) {
+            Ok(disk) => Ok(Settled {
+                parent: Some(SettledParent {
+                    id: parent.id.clone(),
+                    virtual_size: parent.virtual_size,
+                    backing: parent.backing.clone(),
+                    disk: Arc::new(disk),
+                }),
+                reason: planned.reason.clone(),
+            }),
+            Err(Cause::Copy(error)) if copy::is_stop(&error) => Err(Cause::Copy(error)),
+            Err(Cause::NotWhole { fault, .. }) => {
+                let reason = format!("the chain to {} is not whole: {fault}", parent.id);
+                Ok(Settled::full(reason))
+            }
+            Err(cause) => {
+                let why = with_sources(&cause);
+                let reason = format!("the chain to {} cannot be read: {why}", parent.id);
+                Ok(Settled::full(reason))
+            }
+        }
+    }
+
+    pub(super) fn full(reason: String) -> Settled {
+        Settled { parent: None, reason }
+    }
+
+    /// What is told of a disk that is not what was planned: a full costs room and time that nobody expects.
+    pub(super) fn finding(&self, planned: &PlannedDisk) -> Option<Finding> {
+        let target = &planned.disk.target;
+        let is_other = planned.level.parent.is_some() && self.parent.is_none();
+        is_other.then(|| {
+            let what = format!("disk {target} is saved in full: {}", self.reason);
+            Finding::of_disk("full-instead", target, what)
+        })
+    }
+
+    pub(super) fn level(&self) -> Level {
+        match self.parent {
+            Some(_) => Level::Incremental,
+            None => Level::Full,
+        }
+    }
+}
+
+/// Why a disk is read in full, from the same export, after this has happened to an incremental copy.
+pub(super) fn reason_for_full(cause: &Cause) -> Option<String> {
+    let what = with_sources(cause);
+    match cause {
+        Cause::Copy(error) if error.kind == BlockErrorKind::Distrusted => Some(format!(
+            "the bitmap is wrong ({what}): was the disk made smaller and larger again, or replaced?"
+        )),
+        cause if cause.lacks_files() => Some(format!("the chain takes too many open files ({what})")),
+        _ => None,
+    }
+}

@@ -1,0 +1,79 @@
+//! What has to be the same on both sides of a comparison, and whether it is.
+
+use std::sync::Arc;
+
+use super::DEADLINE;
+use crate::host::{BackupJob, HostError, ReadOptions};
+use crate::image::chain::ChainDisk;
+use crate::model::block::{BlockError, CLUSTER, Content};
+use crate::model::clusters::ClusterSet;
+use crate::model::stop::Stop;
+use crate::ops::{Cause, copy};
+
+/// The clusters of a disk that have to be the same on both sides.
+pub(super) struct Differences {
+    /// Those of them that hold data on either side.
+    pub(super) unchanged: ClusterSet,
+    kept: ChainDisk,
+}
+
+impl Differences {
+    /// `size_then` is the disk's size with the restore point, in bytes: what has grown since is new.
+    pub(super) fn of(
+        job: &dyn BackupJob,
+        target: &str,
+        kept: ChainDisk,
+        size_then: u64,
+        stop: &Stop,
+    ) -> std::result::Result<Differences, Cause> {
+        let map = job.map(target, DEADLINE, stop).map_err(Cause::Host)?;
+        let mut unchanged = map.data;
+        unchanged.add_all(&kept.data().map_err(|error| Cause::Copy(error.into()))?);
+        unchanged.remove_all(&map.changed);
+        let mut grown = ClusterSet::new(unchanged.disk_size());
+        if size_then < grown.disk_size() {
+            grown.add(size_then, u64::MAX);
+        }
+        unchanged.remove_all(&grown);
+        Ok(Differences { unchanged, kept })
+    }
+
+    /// Reads each cluster from both sides, and tells its offset and whether they are the same.
+    pub(super) fn each(
+        &self,
+        job: &dyn BackupJob,
+        target: &str,
+        stop: &Stop,
+        mut tell: impl FnMut(u64, bool),
+    ) -> std::result::Result<(), Cause> {
+        let options = ReadOptions {
+            changes_only: false,
+            only: Some(Arc::new(self.unchanged.clone())),
+            all_from: None,
+            beneath: None,
+            pool: copy::pool(),
+            deadline: DEADLINE,
+            stop: stop.clone(),
+        };
+        let mut live = job
+            .open(target, &options)
+            .map_err(|error: HostError| Cause::Host(error))?;
+        let mut kept = vec![0; CLUSTER as usize];
+        let zeroes = vec![0; CLUSTER as usize];
+        while let Some(block) = live.next_block().map_err(Cause::Copy)? {
+            let length = usize::try_from(block.length()).unwrap_or(usize::MAX);
+            for start in (0..length).step_by(CLUSTER as usize) {
+                let count = (length - start).min(CLUSTER as usize);
+                let now = match &block.content {
+                    Content::Data(bytes) => &bytes[start..start + count],
+                    Content::Zero(_) => &zeroes[..count],
+                };
+                let offset = block.offset + start as u64;
+                let read = self.kept.read(&mut kept[..count], offset);
+                read.map_err(|error| Cause::Copy(BlockError::from(error)))?;
+                tell(offset, now == &kept[..count]);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,186 @@
+//! Chains with more images than a process may have files open.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::process::{Command, Output};
+
+use vmsnap::model::restore_point::Level;
+use vmsnap::ops::backup::Outcome;
+
+use crate::lab::{CLUSTER, Lab};
+
+const SIZE: usize = 4 * CLUSTER;
+
+/// Set in a process that is limited, so that a test knows in which of the two it runs.
+const LIMITED: &str = "VMSNAP_TEST_LIMITED";
+
+fn lab() -> Lab {
+    let lab = Lab::in_memory();
+    lab.host.add_domain("vm1", &[("vda", SIZE)]);
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(0, &[1; 3 * CLUSTER]));
+    lab
+}
+
+/// Writes something and backs it up.
+fn next(lab: &mut Lab, number: usize) -> Outcome {
+    let byte = number as u8 + 2;
+    lab.host.disk("vm1", "vda", |disk| {
+        disk.write(number % 3 * CLUSTER + number, &[byte; 100]);
+    });
+    lab.backup("vm1").expect("a backup")
+}
+
+/// A domain with a chain of so many images.
+fn long_chain(images: usize) -> Lab {
+    let mut lab = lab();
+    for number in 0..images {
+        next(&mut lab, number);
+    }
+    let history = lab.history("vm1");
+    let newest = &history.chains.latest().expect("the newest").point;
+    let chain = history.chains.lineage(&newest.id, "vda").expect("a chain");
+    assert_eq!(chain.len(), images);
+    lab
+}
+
+/// Runs a program that may have so many files open: a soft limit, and a hard one, as `prlimit` (util-linux) takes them.
+fn limited(limits: &str, program: impl AsRef<OsStr>, arguments: &[&str]) -> Output {
+    Command::new("prlimit")
+        .arg(format!("--nofile={limits}"))
+        .arg(program)
+        .args(arguments)
+        .env(LIMITED, "1")
+        .output()
+        .expect("prlimit runs")
+}
+
+/// Runs a test of this module by itself in a process that may have so many files open. Gives whether this is that process.
+fn is_limited(limits: &str, test: &str) -> bool {
+    if env::var_os(LIMITED).is_some() {
+        return true;
+    }
+    let name = format!("open_files::{test}");
+    let this = env::current_exe().expect("this program");
+    let output = limited(limits, this, &["--exact", &name]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    let is_passed = output.status.success() && said.contains("1 passed");
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(is_passed, "with the limits {limits}: {said}{complaints}");
+    false
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Says that files could not be opened, and which was the first.
+fn names_the_file_and_the_limit(text: &str) -> bool {
+    text.contains("/vda.qcow2") && text.contains("Too many open files")
+}
+
+#[test]
+fn a_backup_needs_few_more_files_than_its_parents_chain_has_images() {
+    if !is_limited(
+        "128",
+        "a_backup_needs_few_more_files_than_its_parents_chain_has_images",
+    ) {
+        return;
+    }
+    let mut lab = lab();
+    for number in 0..100 {
+        let point = next(&mut lab, number).point;
+        let disk = point.disk("vda").expect("it is there");
+        assert_eq!(
+            point.level == Level::Full,
+            number == 0,
+            "{number}: {}",
+            disk.reason
+        );
+    }
+    assert!(lab.restored("vm1", "latest", "vda").expect("restored") == lab.disk("vm1", "vda"));
+}
+
+#[test]
+fn where_a_chain_cannot_be_opened_the_backup_is_full_and_says_why() {
+    if !is_limited(
+        "64",
+        "where_a_chain_cannot_be_opened_the_backup_is_full_and_says_why",
+    ) {
+        return;
+    }
+    let mut lab = lab();
+    next(&mut lab, 0);
+    let outcomes = (1..80).map(|number| next(&mut lab, number));
+    let full = { outcomes }.find(|outcome| outcome.point.level == Level::Full);
+    let full = full.expect("80 images cannot be opened");
+    let told = |finding: &&vmsnap::model::finding::Finding| finding.code == "full-instead";
+    let finding = full.findings.iter().find(told).expect("it is told");
+    assert!(
+        names_the_file_and_the_limit(&finding.message),
+        "{}",
+        finding.message
+    );
+    assert_eq!(finding.disk.as_deref(), Some("vda"));
+    assert_eq!(full.point.findings.iter().find(told), Some(finding), "and kept");
+    assert!(names_the_file_and_the_limit(
+        &full.point.disk("vda").expect("it is there").reason
+    ));
+    assert_eq!(
+        next(&mut lab, 80).point.level,
+        Level::Incremental,
+        "upon the new full"
+    );
+    assert!(lab.restored("vm1", "latest", "vda").expect("restored") == lab.disk("vm1", "vda"));
+}
+
+#[test]
+fn a_chain_longer_than_the_soft_limit_is_verified_and_restored() {
+    let lab = long_chain(80);
+    let root = lab.repo.root().display().to_string();
+    let to = lab.free_path();
+    let words = ["verify", "vm1", "--deep", "--repository", &root];
+    let verified = limited("64:4096", env!("CARGO_BIN_EXE_vmsnap"), &words);
+    assert_eq!(verified.status.code(), Some(0), "{}", stderr(&verified));
+    let file = to.display().to_string();
+    let words = [
+        "restore",
+        "vm1",
+        "--format",
+        "raw",
+        "--to",
+        &file,
+        "--repository",
+        &root,
+    ];
+    let restored = limited("64:4096", env!("CARGO_BIN_EXE_vmsnap"), &words);
+    assert_eq!(restored.status.code(), Some(0), "{}", stderr(&restored));
+    assert!(fs::read(to.join("vda.raw")).expect("restored") == lab.disk("vm1", "vda"));
+}
+
+#[test]
+fn a_file_too_many_is_named_with_a_hint_and_is_no_damage() {
+    let lab = long_chain(80);
+    let root = lab.repo.root().display().to_string();
+    let to = lab.free_path().display().to_string();
+    let verify = ["verify", "vm1", "--deep", "--repository", &root];
+    let restore = ["restore", "vm1", "--to", &to, "--repository", &root];
+    for words in [&verify[..], &restore[..]] {
+        let output = limited("64:64", env!("CARGO_BIN_EXE_vmsnap"), words);
+        assert_eq!(output.status.code(), Some(3), "{words:?}: {output:?}");
+        let told = stderr(&output);
+        assert!(names_the_file_and_the_limit(&told), "{words:?}: {told}");
+        assert!(told.contains("hint: ") && told.contains("LimitNOFILE"), "{told}");
+        assert!(
+            !String::from_utf8_lossy(&output.stdout).contains("DAMAGED"),
+            "{output:?}"
+        );
+    }
+    let history = lab.history("vm1");
+    assert!(history.chains.points().iter().all(|kept| kept.doubt.is_none()));
+    assert!(
+        !lab.free_path().join("vda.qcow2").exists(),
+        "nothing is half restored"
+    );
+}
