@@ -3,7 +3,7 @@
 use super::{Error, Result};
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
-use crate::repo::{Proof, Repository};
+use crate::repo::{DomainRepository, History, Proof, Repository};
 
 /// The restore points of one domain.
 #[derive(Clone, Debug)]
@@ -45,7 +45,8 @@ pub fn list(repo: &Repository, domains: &[String]) -> Result<Vec<DomainList>> {
 
 fn list_domain(repo: &Repository, domain: &str) -> Result<DomainList> {
     let failed = |error| Error::of(domain, super::error::Cause::Repo(error));
-    let mut history = repo.domain(domain).map_err(failed)?.history().map_err(failed)?;
+    let repository = repo.domain(domain).map_err(failed)?;
+    let mut history = repository.history().map_err(failed)?;
     let points = history.kept.iter().map(|kept| Listed {
         point: kept.manifest.point.clone(),
         faults: history.chains.faults(&kept.manifest.point.id),
@@ -54,15 +55,24 @@ fn list_domain(repo: &Repository, domain: &str) -> Result<DomainList> {
         doubt: history.chains.doubts(&kept.manifest.point.id),
     });
     let points = points.collect();
-    for leftover in &history.leftovers {
-        history.findings.push(Finding::new(
-            "unfinished-run",
-            format!("{} is of a run that has not finished", leftover.dir.display()),
-        ));
-    }
+    history.findings.extend(unfinished(&repository, &history));
     Ok(DomainList {
         domain: domain.to_owned(),
         points,
         findings: history.findings,
     })
+}
+
+/// What is not wrong, but no restore point either. While somebody writes, what looks unfinished is theirs and told by nobody.
+pub(super) fn unfinished(repository: &DomainRepository, history: &History) -> Vec<Finding> {
+    if history.leftovers.is_empty() || repository.writer().is_some() {
+        return Vec::new();
+    }
+    // Who has written until now may have finished it since it was seen.
+    let left = history.leftovers.iter().filter(|leftover| leftover.dir.exists());
+    left.map(|leftover| {
+        let what = format!("{} is of a run that has not finished", leftover.dir.display());
+        Finding::new("unfinished-run", what)
+    })
+    .collect()
 }

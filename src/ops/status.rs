@@ -236,6 +236,8 @@ fn compare_with(
 ) -> Result<()> {
     let failed = |error| Error::of(&domain.name, Cause::Repo(error));
     let repository = repo.domain(&domain.name).map_err(failed)?;
+    // Before its folder is read: whoever is done in between has left nothing unfinished.
+    status.writer = repository.writer();
     let history = repository.history().map_err(failed)?;
     if !repo.exists() {
         let message = format!(
@@ -245,7 +247,11 @@ fn compare_with(
         status.findings.push(Finding::new("no-repository", message));
     }
     let period = Period::containing(subject.group_by, subject.today).folder();
-    let disagreeing = disagreeing_period(&history, &period, &domain.uuid, checkpoints);
+    let begun = match status.writer {
+        Some(_) => survey::begun_checkpoints(&history),
+        None => BTreeSet::new(),
+    };
+    let disagreeing = disagreeing_period(&history, &period, &domain.uuid, checkpoints, &begun);
     status.inconsistencies.extend(disagreeing);
     let latest = history
         .chains
@@ -256,7 +262,6 @@ fn compare_with(
     status.doubt = newest.and_then(|kept| history.chains.doubts(&kept.point.id));
     status.proof = history.kept.last().and_then(|kept| kept.proof.clone());
     status.dir = Some(dir_stats(repository.dir().join(&period), &history, &period));
-    status.writer = repository.writer();
     if status.disks.iter().all(|disk| disk.bitmaps_known) {
         let checkpoints = checkpoints.to_vec();
         match survey::survey_with(checkpoints, domain.clone(), &repository, &history, subject.host) {
@@ -340,12 +345,13 @@ fn disagreeing_bitmaps(disks: &[DiskStatus], checkpoints: &[Checkpoint]) -> Vec<
 }
 
 /// The checkpoints that the period's newest chain recorded must be those of the domain, except that the oldest may have been retired.
-/// Before the first restore point of a period there is nothing to disagree with.
+/// Before the first restore point of a period there is nothing to disagree with. What a run at work has `begun` will belong to one.
 fn disagreeing_period(
     history: &History,
     period: &str,
     uuid: &str,
     checkpoints: &[Checkpoint],
+    begun: &BTreeSet<String>,
 ) -> Vec<String> {
     let is_own = |name: &&str| own_number(name).is_some();
     let there: BTreeSet<&str> = checkpoints
@@ -377,7 +383,9 @@ fn disagreeing_period(
         .iter()
         .filter(|name| !there.contains(*name));
     let lost = lost.map(|name| format!("checkpoint {name} of a restore point is not in the domain"));
-    let unknown = there.iter().filter(|name| !recorded.contains(name));
+    let unknown = there
+        .iter()
+        .filter(|name| !recorded.contains(name) && !begun.contains(**name));
     let unknown =
         unknown.map(|name| format!("checkpoint {name} belongs to no restore point of this period's chain"));
     lost.chain(unknown).collect()

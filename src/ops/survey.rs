@@ -1,5 +1,6 @@
 //! Reads how a domain stands: what the hypervisor says of it, what its disks carry, and what unfinished runs noted down. Changes nothing.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::heal::Intent;
@@ -185,6 +186,13 @@ fn leftover_runs(
         });
     }
     Ok(runs)
+}
+
+/// The names of the checkpoints that unfinished runs have noted down, as far as that can be read.
+pub fn begun_checkpoints(history: &History) -> BTreeSet<String> {
+    let runs = leftover_runs(history, &mut Vec::new()).unwrap_or_default();
+    let intents = runs.into_iter().filter_map(|run| run.intent);
+    intents.filter_map(|intent| intent.checkpoint).collect()
 }
 
 /// A repository that holds nothing of a domain which has checkpoints of ours is another one than before, or its file system is not mounted.

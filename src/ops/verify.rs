@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use super::error::Cause;
 use super::monitor::{Event, Monitor};
-use super::{Error, Result, restore};
+use super::{Error, Result, list, restore};
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::stop::Stop;
@@ -111,7 +111,7 @@ pub fn verify(
     let repository = repo.domain(domain).map_err(failed)?;
     let history = repository.history().map_err(failed)?;
     let mut outcome = Outcome {
-        findings: unfinished(&history),
+        findings: list::unfinished(&repository, &history),
         ..Outcome::default()
     };
     for finding in &history.findings {
@@ -135,7 +135,6 @@ pub fn verify(
         monitor.event(Event::Found { domain, finding });
     }
     let needed = with_parents(&history, &chosen);
-    let there: Vec<String> = ids(&history).map(str::to_owned).collect();
     let mut prover = Prover::new(domain, &repository, &history, monitor, stop);
     // Parents come before what stands upon them.
     let mut damaged: BTreeSet<String> = BTreeSet::new();
@@ -179,7 +178,7 @@ pub fn verify(
             .findings
             .iter()
             .any(|finding| finding.code == "proof-not-kept");
-        if let Some(finding) = remember(&repository, &proof, &there)
+        if let Some(finding) = remember(&repository, &proof, kept.proof.as_ref())
             && !is_told
         {
             monitor.event(Event::Found {
@@ -194,21 +193,14 @@ pub fn verify(
             damage,
         });
     }
+    // Of what has gone nothing needs to be known; that it is still known does no harm.
+    let _ = repository.forget_removed();
     outcome.bytes = prover.bytes();
     Ok(outcome)
 }
 
 fn ids(history: &History) -> impl Iterator<Item = &str> {
     history.chains.points().iter().map(|kept| kept.point.id.as_str())
-}
-
-/// What is not wrong, but not a restore point either.
-fn unfinished(history: &History) -> Vec<Finding> {
-    let leftovers = history.leftovers.iter().map(|leftover| {
-        let what = format!("{} is of a run that has not finished", leftover.dir.display());
-        Finding::new("unfinished-run", what)
-    });
-    leftovers.collect()
 }
 
 fn chosen(domain: &str, history: &History, which: &Which) -> Result<Vec<String>> {
@@ -263,8 +255,8 @@ fn proved_before(proof: Option<&Proof>, options: &Options, deep: bool) -> Option
 }
 
 /// A result that cannot be remembered is a result all the same.
-fn remember(repository: &DomainRepository, proof: &Proof, there: &[String]) -> Option<Finding> {
-    let error = repository.keep_proof(proof, there).err()?;
+fn remember(repository: &DomainRepository, proof: &Proof, known: Option<&Proof>) -> Option<Finding> {
+    let error = repository.keep_proof(proof, known).err()?;
     let what = format!("the result cannot be remembered: {}", with_sources(&error));
     Some(Finding::new("proof-not-kept", what))
 }

@@ -1,5 +1,6 @@
 //! Reads what a domain's folder holds: restore points, what is wrong with them, and what unfinished runs left.
 
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -129,52 +130,21 @@ impl Leftover {
 
 /// Reads a domain's folder. A folder that is not there holds nothing.
 pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
-    let mut history = History::default();
-    let mut points = Vec::new();
     let proofs = Proofs::read(dir);
-    let mut lost = Vec::new();
-    for period in folder_names(dir)? {
-        if !period.starts_with(FOLDER_PREFIX) {
-            continue;
-        }
+    let mut found = Found::default();
+    for period in period_names(dir)? {
         let period_dir = dir.join(&period);
-        let lost_before = lost.len();
-        for folder in folder_names(&period_dir)? {
-            let point_dir = period_dir.join(&folder);
-            if folder.ends_with(layout::PARTIAL) {
-                history.leftovers.push(Leftover { dir: point_dir });
-            } else if let Some((id, _)) = split_finished(&folder) {
-                match read_point(&point_dir, id, domain, &period, &folder) {
-                    Ok(manifest) => {
-                        let proof = proofs.of(&manifest);
-                        history.findings.extend(checkpoint_fault(&period_dir, &manifest));
-                        points.push(KeptPoint {
-                            point: manifest.point.clone(),
-                            faults: file_faults(&point_dir, &manifest),
-                            doubt: proof.as_ref().and_then(Proof::doubt),
-                            missed: proofs.missed(&manifest),
-                        });
-                        history.kept.push(Kept {
-                            dir: point_dir,
-                            manifest,
-                            proof,
-                        });
-                    }
-                    Err(what) => {
-                        history
-                            .findings
-                            .push(Finding::new("restore-point-unreadable", what.clone()));
-                        let id = id.to_owned();
-                        lost.push(LostPoint { id, what });
-                    }
-                }
-            }
-        }
-        if lost.len() > lost_before {
-            let names = checkpoint_names(&period_dir.join(layout::CHECKPOINTS));
-            history.unclear_checkpoints.extend(names);
+        let of_period = read_period(&period_dir, domain, &period, &proofs)?;
+        // A period loses its name before its files: one that is being removed meanwhile has not lost some of them, it is not there.
+        if !is_gone(&period_dir) {
+            found.take(of_period);
         }
     }
+    let Found {
+        mut history,
+        points,
+        lost,
+    } = found;
     history.unclear_checkpoints.extend(spent::read(dir));
     history.chains = Chains::new(points).beside(lost);
     let order: Vec<&str> = history
@@ -187,6 +157,91 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
         .kept
         .sort_by_key(|kept| order.iter().position(|id| *id == kept.manifest.point.id));
     Ok(history)
+}
+
+/// What was found before it is put in order.
+#[derive(Default)]
+struct Found {
+    history: History,
+    points: Vec<KeptPoint>,
+    lost: Vec<LostPoint>,
+}
+
+impl Found {
+    fn take(&mut self, other: Found) {
+        self.history.kept.extend(other.history.kept);
+        self.history.findings.extend(other.history.findings);
+        self.history.leftovers.extend(other.history.leftovers);
+        let unclear = other.history.unclear_checkpoints;
+        self.history.unclear_checkpoints.extend(unclear);
+        self.points.extend(other.points);
+        self.lost.extend(other.lost);
+    }
+}
+
+fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -> Result<Found> {
+    let mut found = Found::default();
+    let history = &mut found.history;
+    for folder in folder_names(period_dir)? {
+        let point_dir = period_dir.join(&folder);
+        if folder.ends_with(layout::PARTIAL) {
+            history.leftovers.push(Leftover { dir: point_dir });
+        } else if let Some((id, _)) = split_finished(&folder) {
+            match read_point(&point_dir, id, domain, period, &folder) {
+                Ok(manifest) => {
+                    let proof = proofs.of(&manifest);
+                    history.findings.extend(checkpoint_fault(period_dir, &manifest));
+                    found.points.push(KeptPoint {
+                        point: manifest.point.clone(),
+                        faults: file_faults(&point_dir, &manifest),
+                        doubt: proof.as_ref().and_then(Proof::doubt),
+                        missed: proofs.missed(&manifest),
+                    });
+                    history.kept.push(Kept {
+                        dir: point_dir,
+                        manifest,
+                        proof,
+                    });
+                }
+                Err(what) => {
+                    history
+                        .findings
+                        .push(Finding::new("restore-point-unreadable", what.clone()));
+                    let id = id.to_owned();
+                    found.lost.push(LostPoint { id, what });
+                }
+            }
+        }
+    }
+    if !found.lost.is_empty() {
+        history.unclear_checkpoints = checkpoint_names(&period_dir.join(layout::CHECKPOINTS));
+    }
+    Ok(found)
+}
+
+/// The ids of the restore points that are there, whatever their manifests are like.
+pub(super) fn finished_ids(dir: &Path) -> Result<BTreeSet<String>> {
+    let mut ids = BTreeSet::new();
+    for period in period_names(dir)? {
+        let folders = folder_names(&dir.join(period))?;
+        ids.extend(
+            folders
+                .iter()
+                .filter_map(|folder| Some(split_finished(folder)?.0.to_owned())),
+        );
+    }
+    Ok(ids)
+}
+
+fn period_names(dir: &Path) -> Result<Vec<String>> {
+    let mut names = folder_names(dir)?;
+    names.retain(|name| name.starts_with(FOLDER_PREFIX));
+    Ok(names)
+}
+
+fn is_gone(dir: &Path) -> bool {
+    dir.symlink_metadata()
+        .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Reads one manifest; the error is a sentence that names the file.
@@ -266,7 +321,7 @@ fn checkpoint_names(dir: &Path) -> Vec<String> {
 
 /// Whether a folder has the folder of a period in it.
 pub(super) fn holds_periods(dir: &Path) -> bool {
-    folder_names(dir).is_ok_and(|names| names.iter().any(|name| name.starts_with(FOLDER_PREFIX)))
+    period_names(dir).is_ok_and(|names| !names.is_empty())
 }
 
 /// The names of the folders in a folder, sorted; those that are no UTF-8 are none of ours. No folder, no names.

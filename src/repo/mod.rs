@@ -270,9 +270,14 @@ impl DomainRepository {
         remove::interrupted(&self.dir)
     }
 
-    /// Remembers the result of a verification, and forgets those of restore points that are not among `there`.
-    pub fn keep_proof(&self, proof: &Proof, there: &[String]) -> Result<()> {
-        proof::keep(self.store().as_ref(), &self.dir, proof, there)
+    /// Remembers the result of a verification, and forgets the older ones of the same restore point, also the one `known` when it began.
+    pub fn keep_proof(&self, proof: &Proof, known: Option<&Proof>) -> Result<()> {
+        proof::keep(self.store().as_ref(), &self.dir, proof, known)
+    }
+
+    /// Forgets what is remembered of restore points that are not there any more.
+    pub fn forget_removed(&self) -> Result<()> {
+        proof::forget_removed(self.store().as_ref(), &self.dir)
     }
 
     /// Remembers that bitmaps had missed writes, so that nothing new relies on them.

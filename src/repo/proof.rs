@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::history::read_bounded;
+use super::history::{self, read_bounded};
 use super::layout;
 use super::manifest::Manifest;
 use super::store::Store;
@@ -117,13 +117,33 @@ impl Proofs {
     }
 }
 
-/// Remembers a proof, and forgets the older ones of the same restore point, and those of restore points that are not among `there`.
-pub(super) fn keep(store: &dyn Store, domain_dir: &Path, proof: &Proof, there: &[String]) -> Result<()> {
+/// Remembers a proof, and forgets the older ones of the same restore point, and `known`: the newest when the verification began, whatever
+/// time a clock that was wrong has given it. What somebody else has found since stays.
+pub(super) fn keep(store: &dyn Store, domain_dir: &Path, proof: &Proof, known: Option<&Proof>) -> Result<()> {
     let mut proof = proof.clone();
     proof.damage.truncate(MOST_DAMAGE);
-    let name = format!("{}.{}.json", proof.id, layout::id_of(proof.time));
+    let name = name_of(&proof);
     let dir = write(store, domain_dir, &name, &proof.id, &proof)?;
-    forget_others(store, &dir, &proof.id, &name, there);
+    // The names of one restore point's proofs are in the order of their times.
+    let newest = known.map_or_else(|| name.clone(), |known| name_of(known).max(name.clone()));
+    let is_replaced = |other: &str| other <= newest.as_str() && other != name && !other.ends_with(MISSED);
+    forget(store, names_in(&dir), &dir, |other, id| {
+        id == proof.id && is_replaced(other)
+    });
+    Ok(())
+}
+
+fn name_of(proof: &Proof) -> String {
+    format!("{}.{}.json", proof.id, layout::id_of(proof.time))
+}
+
+/// Forgets what is remembered of restore points that are not there any more.
+pub(super) fn forget_removed(store: &dyn Store, domain_dir: &Path) -> Result<()> {
+    let dir = domain_dir.join(FOLDER);
+    // In this order: a restore point is there before anything is remembered of it, so one that is made meanwhile keeps what was found of it.
+    let names = names_in(&dir);
+    let there = history::finished_ids(domain_dir)?;
+    forget(store, names, &dir, |_, id| !there.contains(id));
     Ok(())
 }
 
@@ -170,19 +190,21 @@ fn write(
     Ok(dir)
 }
 
-/// Best effort: an old proof too many does no harm. Only files of ours go, and none behind a link that somebody has put there.
-fn forget_others(store: &dyn Store, dir: &Path, id: &str, kept: &str, there: &[String]) {
+/// The names of the files in the folder of proofs. There are none behind a link that somebody has put there.
+fn names_in(dir: &Path) -> Vec<String> {
     if !dir.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-        return;
+        return Vec::new();
     }
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let is_stale = name.to_str().filter(|name| *name != kept).is_some_and(|name| {
-            let is_missed = name.ends_with(MISSED);
-            id_in(name).is_some_and(|of| (of == id && !is_missed) || !there.iter().any(|there| there == of))
-        });
-        if is_stale {
-            let _ = store.remove_file(&entry.path());
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.collect()
+}
+
+/// Best effort: an old proof too many does no harm. Only files of ours go: those that `is_stale`, by name and restore point.
+fn forget(store: &dyn Store, names: Vec<String>, dir: &Path, is_stale: impl Fn(&str, &str) -> bool) {
+    for name in names {
+        if id_in(&name).is_some_and(|id| is_stale(&name, id)) {
+            let _ = store.remove_file(&dir.join(&name));
         }
     }
 }

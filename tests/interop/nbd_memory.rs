@@ -1,9 +1,7 @@
 //! The memory that the backup of a vast disk in many pieces takes.
-#![allow(clippy::disallowed_methods, reason = "tests start programs and wait for them")]
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use vmsnap::image::qcow2::{Qcow2Options, Qcow2Writer};
@@ -14,11 +12,9 @@ use vmsnap::nbd::{ExportSource, Mode, SourceOptions};
 use vmsnap::ops::copy;
 
 use crate::qcow2::new_file;
-use crate::qcow2_memory::status_kib;
-use crate::support::{Server, temp_dir};
+use crate::support::{Server, is_alone, status_kib, temp_dir};
 
 const TEN_TEBIBYTES: u64 = 10 << 40;
-const CHILD: &str = "VMSNAP_NBD_MEMORY_TEST_CHILD";
 
 /// Entries of an L1 or L2 table in a cluster.
 const ENTRIES: u64 = CLUSTER / 8;
@@ -29,17 +25,9 @@ const USED_TABLES: u64 = TABLES / EVERY;
 /// In such a table data and holes alternate.
 const EXTENTS: u64 = USED_TABLES * ENTRIES;
 
-/// A peak is a matter of the whole process, so the test runs once more, alone, in a process of its own.
 #[test]
 fn the_backup_of_ten_tebibytes_in_a_million_pieces_takes_little_memory() {
-    if std::env::var_os(CHILD).is_none() {
-        let name = "nbd_memory::the_backup_of_ten_tebibytes_in_a_million_pieces_takes_little_memory";
-        let itself = std::env::current_exe().expect("the test's own program");
-        let status = Command::new(itself)
-            .args(["--exact", name])
-            .env(CHILD, "1")
-            .status();
-        assert!(status.expect("it starts").success(), "the child failed");
+    if !is_alone("nbd_memory::the_backup_of_ten_tebibytes_in_a_million_pieces_takes_little_memory") {
         return;
     }
     const { assert!(EXTENTS > 1_000_000) };

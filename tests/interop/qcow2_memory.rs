@@ -1,8 +1,6 @@
 //! The memory that a vast disk takes.
-#![allow(clippy::disallowed_methods, reason = "tests start programs and wait for them")]
 
-use std::fs::{self, File};
-use std::process::Command;
+use std::fs::File;
 
 use vmsnap::image::chain::{ChainImage, ChainSource, Recorded};
 use vmsnap::image::qcow2::{Qcow2Options, Qcow2Writer};
@@ -12,21 +10,13 @@ use vmsnap::model::buffer::BufferPool;
 use vmsnap::model::stop::Stop;
 
 use crate::qcow2::{data, new_file};
+use crate::support::{is_alone, status_kib};
 
 const TEN_TEBIBYTES: u64 = 10 << 40;
-const CHILD: &str = "VMSNAP_MEMORY_TEST_CHILD";
 
-/// A peak is a matter of the whole process, so the test runs once more, alone, in a process of its own.
 #[test]
 fn a_disk_of_ten_tebibytes_with_many_extents_takes_little_memory() {
-    if std::env::var_os(CHILD).is_none() {
-        let name = "qcow2_memory::a_disk_of_ten_tebibytes_with_many_extents_takes_little_memory";
-        let itself = std::env::current_exe().expect("the test's own program");
-        let status = Command::new(itself)
-            .args(["--exact", name])
-            .env(CHILD, "1")
-            .status();
-        assert!(status.expect("it starts").success(), "the child failed");
+    if !is_alone("qcow2_memory::a_disk_of_ten_tebibytes_with_many_extents_takes_little_memory") {
         return;
     }
     let dir = tempfile::tempdir().expect("a folder");
@@ -81,17 +71,4 @@ fn a_disk_of_ten_tebibytes_with_many_extents_takes_little_memory() {
 
     let grown = status_kib("VmHWM:") - before;
     assert!(grown < 64 * 1024, "{grown} KiB more than at the start");
-}
-
-/// A field of procfs about this process, in KiB.
-pub fn status_kib(field: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("procfs");
-    let line = status
-        .lines()
-        .find(|line| line.starts_with(field))
-        .expect("the field");
-    line.split_whitespace()
-        .nth(1)
-        .and_then(|number| number.parse().ok())
-        .expect("a number")
 }

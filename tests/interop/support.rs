@@ -136,3 +136,32 @@ impl Drop for Server {
         self.kill();
     }
 }
+
+/// Whether this is the process of its own in which a test measures memory: a peak is a matter of the whole process. Everywhere else the test
+/// is run there, and has to succeed.
+pub fn is_alone(test: &str) -> bool {
+    const ALONE: &str = "VMSNAP_TEST_RUNS_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let itself = std::env::current_exe().expect("the test's own program");
+    let status = Command::new(itself)
+        .args(["--exact", test])
+        .env(ALONE, "1")
+        .status();
+    assert!(status.expect("it starts").success(), "the child failed");
+    false
+}
+
+/// A field of procfs about this process, in KiB.
+pub fn status_kib(field: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
+    let line = status
+        .lines()
+        .find(|line| line.starts_with(field))
+        .expect("the field");
+    line.split_whitespace()
+        .nth(1)
+        .and_then(|number| number.parse().ok())
+        .expect("a number")
+}

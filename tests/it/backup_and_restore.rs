@@ -100,10 +100,7 @@ fn a_hot_added_disk_gets_a_full_while_the_others_go_on() {
             .iter()
             .all(|disk| disk.level == Level::Incremental)
     );
-    assert_eq!(
-        lab.restored("vm1", "latest", "vdb").expect("restored"),
-        lab.disk("vm1", "vdb")
-    );
+    lab.assert_gives_back("vm1", "vdb");
 }
 
 #[test]
@@ -119,10 +116,7 @@ fn a_grown_disk_stays_incremental_and_a_shrunk_one_gets_a_full() {
     });
     let grown = lab.backup("vm1").expect("incremental");
     assert_eq!(grown.point.level, Level::Incremental);
-    assert_eq!(
-        lab.restored("vm1", "latest", "vda").expect("restored"),
-        lab.disk("vm1", "vda")
-    );
+    lab.assert_gives_back("vm1", "vda");
     lab.host.disk("vm1", "vda", |disk| disk.resize(2 * CLUSTER));
     let shrunk = lab.backup("vm1").expect("full");
     assert_eq!(shrunk.point.level, Level::Full);
@@ -131,10 +125,7 @@ fn a_grown_disk_stays_incremental_and_a_shrunk_one_gets_a_full() {
         "{}",
         shrunk.point.disks[0].reason
     );
-    assert_eq!(
-        lab.restored("vm1", "latest", "vda").expect("restored"),
-        lab.disk("vm1", "vda")
-    );
+    lab.assert_gives_back("vm1", "vda");
 }
 
 #[test]
@@ -153,10 +144,7 @@ fn a_disk_made_smaller_and_larger_again_gets_a_full_because_its_bitmap_is_wrong(
         "{}",
         outcome.point.disks[0].reason
     );
-    assert_eq!(
-        lab.restored("vm1", "latest", "vda").expect("restored"),
-        lab.disk("vm1", "vda")
-    );
+    lab.assert_gives_back("vm1", "vda");
 }
 
 #[test]
@@ -179,10 +167,7 @@ fn a_lost_bitmap_of_one_disk_costs_a_smaller_loss_before_a_bigger_one() {
         "the older checkpoint still serves"
     );
     assert!(vdb.reason.contains("lost or inconsistent"), "{}", vdb.reason);
-    assert_eq!(
-        lab.restored("vm1", "latest", "vdb").expect("restored"),
-        lab.disk("vm1", "vdb")
-    );
+    lab.assert_gives_back("vm1", "vdb");
 }
 
 #[test]
@@ -249,10 +234,7 @@ fn an_old_hypervisor_gets_full_backups_and_is_told_why() {
         assert_eq!(outcome.point.disks[0].reason, "libvirt 7.0.0 is older than 7.6.0");
         assert_eq!(outcome.findings[0].code, "no-incremental");
     }
-    assert_eq!(
-        lab.restored("vm1", "latest", "vda").expect("restored"),
-        lab.disk("vm1", "vda")
-    );
+    lab.assert_gives_back("vm1", "vda");
 }
 
 #[test]
@@ -291,10 +273,7 @@ fn a_failed_first_backup_leaves_nothing_and_the_next_one_works() {
     assert_eq!(tree(lab.repo.root()), left, "the highest number is enough");
     lab.host.fail_begin(false);
     lab.backup("vm1").expect("full");
-    assert_eq!(
-        lab.restored("vm1", "latest", "vda").expect("restored"),
-        lab.disk("vm1", "vda")
-    );
+    lab.assert_gives_back("vm1", "vda");
 }
 
 #[test]

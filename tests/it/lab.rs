@@ -4,16 +4,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::{Span, Zoned};
+use vmsnap::host::{Host, Places};
 use vmsnap::image::chain::{ChainImage, ChainSource};
 use vmsnap::model::block::{BlockSource, Content};
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::backup::{self, Options, Outcome, Preview};
+use vmsnap::ops::heal::Intent;
 use vmsnap::ops::restore::{self, Format};
-use vmsnap::ops::{Context, Result, copy};
+use vmsnap::ops::{Context, Monitor, Result, copy};
 use vmsnap::repo::{DiskStore, History, Repository, Store};
 use vmsnap::testkit::{Recorder, SimHost};
 
 pub const CLUSTER: usize = 65536;
+
+/// Where the job of a run that was killed offers its disks.
+const DEAD_SOCKET: &str = "/run/dead.sock";
 
 pub struct Lab {
     pub host: SimHost,
@@ -75,33 +80,38 @@ impl Lab {
         }
     }
 
+    /// The same with `--prune`.
+    pub fn pruning() -> Options {
+        Options {
+            prune: true,
+            ..Lab::options()
+        }
+    }
+
+    /// All that a verb needs, watched by this monitor.
+    pub fn context<'a>(&'a self, monitor: &'a dyn Monitor) -> Context<'a> {
+        Context {
+            host: &self.host,
+            repo: &self.repo,
+            now: self.now.clone(),
+            monitor,
+            stop: self.stop.clone(),
+        }
+    }
+
     pub fn backup(&mut self, domain: &str) -> Result<Outcome> {
         self.backup_with(domain, &Lab::options())
     }
 
     pub fn backup_with(&mut self, domain: &str, options: &Options) -> Result<Outcome> {
-        let context = Context {
-            host: &self.host,
-            repo: &self.repo,
-            now: self.now.clone(),
-            monitor: &self.recorder,
-            stop: self.stop.clone(),
-        };
-        let outcome = backup::backup(domain, &context, options);
+        let outcome = backup::backup(domain, &self.context(&self.recorder), options);
         self.pass(Span::new().minutes(10));
         outcome
     }
 
     /// What a backup would do now.
     pub fn preview(&self, domain: &str) -> Result<Preview> {
-        let context = Context {
-            host: &self.host,
-            repo: &self.repo,
-            now: self.now.clone(),
-            monitor: &self.recorder,
-            stop: self.stop.clone(),
-        };
-        backup::preview(domain, &context, &Lab::options())
+        backup::preview(domain, &self.context(&self.recorder), &Lab::options())
     }
 
     pub fn at(&mut self, time: &str) {
@@ -115,6 +125,56 @@ impl Lab {
     pub fn history(&self, domain: &str) -> History {
         let repository = self.repo.domain(domain).expect("a name that fits");
         repository.history().expect("a readable folder")
+    }
+
+    /// The id of the newest restore point.
+    pub fn latest(&self, domain: &str) -> String {
+        let history = self.history(domain);
+        let latest = history.chains.latest().expect("there are some");
+        latest.point.id.clone()
+    }
+
+    /// Asserts that the newest restore point gives back what the disk holds now.
+    pub fn assert_gives_back(&self, domain: &str, disk: &str) {
+        let restored = self.restored(domain, "latest", disk).expect("it can be restored");
+        let held = self.disk(domain, disk);
+        assert_eq!(restored.len(), held.len(), "{domain} {disk}");
+        let differs = restored.iter().zip(&held).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "{domain} {disk} differs at this offset");
+    }
+
+    /// What a run that was killed has noted down.
+    pub fn intent_of_a_dead_run(&self, domain: &str, checkpoint: &str) -> Intent {
+        Intent {
+            uuid: self.host.domain(domain).expect("it is there").uuid,
+            mark: "vmsnap run dead".into(),
+            checkpoint: Some(checkpoint.into()),
+            places: Places {
+                sockets: vec![DEAD_SOCKET.into()],
+                ..Places::default()
+            },
+            freezes: false,
+        }
+    }
+
+    /// The folder of a run that was killed, with its note, in the newest period.
+    pub fn leave_partial(&self, domain: &str, intent: &Intent) -> PathBuf {
+        let newest = self.history(domain).kept.pop().expect("there are some");
+        let period = newest.dir.parent().expect("a period");
+        let partial = period.join("2026-11-03T20-00-00Z.partial");
+        std::fs::create_dir(&partial).expect("a new folder");
+        let note = serde_json::to_vec(intent).expect("JSON");
+        std::fs::write(partial.join("intent.json"), note).expect("written");
+        partial
+    }
+
+    /// A run was killed: its job goes on, and its checkpoint and its folder, which is given, are there.
+    pub fn leave_dead_run(&self, domain: &str, checkpoint: &str) -> PathBuf {
+        let intent = self.intent_of_a_dead_run(domain, checkpoint);
+        let partial = self.leave_partial(domain, &intent);
+        std::fs::write(partial.join("vda.qcow2"), b"half an image").expect("written");
+        self.host.leave_job(domain, DEAD_SOCKET, checkpoint, &intent.mark);
+        partial
     }
 
     /// The bytes of a disk at a restore point, restored as a raw file.

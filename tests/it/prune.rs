@@ -1,7 +1,7 @@
 //! What pruning deletes, and above all what it does not.
 
 use vmsnap::model::period::GroupBy;
-use vmsnap::ops::backup::{Options, PruneOutcome, preview};
+use vmsnap::ops::backup::{PruneOutcome, preview};
 use vmsnap::ops::prune::PrunePlan;
 use vmsnap::ops::{Context, monitor::Silent};
 
@@ -15,13 +15,6 @@ fn lab() -> Lab {
     lab.at("2026-09-20T02:00:00+02:00[Europe/Berlin]");
     lab.backup("vm1").expect("September's full");
     lab
-}
-
-fn pruning() -> Options {
-    Options {
-        prune: true,
-        ..Lab::options()
-    }
 }
 
 fn periods(lab: &Lab) -> Vec<String> {
@@ -39,7 +32,7 @@ const NOVEMBER: &str = "vmsnap-backup-monthly-2026-11";
 fn before_the_middle_of_the_period_nothing_goes() {
     let mut lab = lab();
     lab.at("2026-11-15T23:59:00+01:00[Europe/Berlin]");
-    let outcome = lab.backup_with("vm1", &pruning()).expect("a full");
+    let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("a full");
     assert!(
         matches!(outcome.prune, Some(PruneOutcome::Kept(_))),
         "{:?}",
@@ -52,10 +45,10 @@ fn before_the_middle_of_the_period_nothing_goes() {
 fn from_the_middle_on_exactly_the_previous_period_goes() {
     let mut lab = lab();
     lab.at("2026-11-16T00:00:00+01:00[Europe/Berlin]");
-    let outcome = lab.backup_with("vm1", &pruning()).expect("a full");
+    let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("a full");
     assert_eq!(outcome.prune, Some(PruneOutcome::Deleted(OCTOBER.to_owned())));
     assert_eq!(periods(&lab), [SEPTEMBER, NOVEMBER]);
-    let again = lab.backup_with("vm1", &pruning()).expect("an incremental");
+    let again = lab.backup_with("vm1", &Lab::pruning()).expect("an incremental");
     assert!(
         matches!(again.prune, Some(PruneOutcome::Kept(_))),
         "there is none left"
@@ -77,7 +70,8 @@ fn a_failed_backup_prunes_nothing() {
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
     lab.host.disk("vm1", "vda", |disk| disk.write(0, &[1]));
     lab.host.fail_reads_after(Some(0));
-    lab.backup_with("vm1", &pruning()).expect_err("the export breaks");
+    lab.backup_with("vm1", &Lab::pruning())
+        .expect_err("the export breaks");
     assert_eq!(periods(&lab), [SEPTEMBER, OCTOBER]);
 }
 
@@ -103,7 +97,7 @@ fn a_period_whose_full_is_damaged_is_no_reason_to_delete_the_one_before() {
     let plan = vmsnap::ops::prune::plan(&repository, &lab.history("vm1").chains, GroupBy::Month, today);
     assert!(matches!(plan, PrunePlan::Keep(_)), "{plan:?}");
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
-    let outcome = lab.backup_with("vm1", &pruning()).expect("a new full");
+    let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("a new full");
     assert_eq!(outcome.prune, Some(PruneOutcome::Deleted(OCTOBER.to_owned())));
 }
 
@@ -115,7 +109,7 @@ fn a_period_that_holds_more_disks_than_the_newest_point_stays() {
     lab.backup("vm1").expect("October's full");
     lab.host.change("vm1", |domain| domain.disks.truncate(1));
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
-    let outcome = lab.backup_with("vm1", &pruning()).expect("a full");
+    let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("a full");
     match outcome.prune {
         Some(PruneOutcome::Kept(why)) => {
             assert!(why.contains("disk vdb is in no newer restore point"), "{why}")
@@ -131,7 +125,7 @@ fn a_period_of_another_domain_of_that_name_stays() {
         domain.uuid = "11111111-0000-4000-8000-000000000001".into()
     });
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
-    let outcome = lab.backup_with("vm1", &pruning()).expect("a full");
+    let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("a full");
     assert!(
         matches!(outcome.prune, Some(PruneOutcome::Kept(_))),
         "{:?}",
@@ -152,7 +146,7 @@ fn a_dry_run_tells_and_deletes_nothing() {
         monitor: &Silent,
         stop: lab.stop.clone(),
     };
-    let preview = preview("vm1", &context, &pruning()).expect("a plan");
+    let preview = preview("vm1", &context, &Lab::pruning()).expect("a plan");
     match preview.prune {
         Some(PrunePlan::Delete { dir, .. }) => assert!(dir.ends_with(OCTOBER)),
         other => panic!("{other:?}"),
@@ -172,7 +166,7 @@ fn an_interrupted_removal_counts_for_nothing_and_is_finished_by_the_next() {
     std::os::unix::fs::symlink(&elsewhere, half.join("link")).expect("linked");
     assert!(lab.history("vm1").findings.is_empty());
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
-    lab.backup_with("vm1", &pruning()).expect("a full");
+    lab.backup_with("vm1", &Lab::pruning()).expect("a full");
     assert!(!half.exists());
     assert!(elsewhere.join("file").exists(), "what a link points to stays");
 }
@@ -187,7 +181,7 @@ fn a_link_in_the_place_of_a_period_is_not_followed() {
     std::fs::remove_dir_all(&october).expect("it was there");
     std::os::unix::fs::symlink(&elsewhere, &october).expect("linked");
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
-    let outcome = lab.backup_with("vm1", &pruning()).expect("a full");
+    let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("a full");
     assert!(
         matches!(outcome.prune, Some(PruneOutcome::Failed(_))),
         "{:?}",

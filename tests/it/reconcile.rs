@@ -238,10 +238,7 @@ fn bitmaps_that_lost_a_checkpoint_we_recorded_go_after_the_commit_and_others_sta
             ["virtnbdbackup.0", "virtnbdbackup.90", made.as_str()],
             "off: {off}"
         );
-        assert_eq!(
-            lab.restored("vm1", "latest", "vda").expect("restored"),
-            lab.disk("vm1", "vda")
-        );
+        lab.assert_gives_back("vm1", "vda");
     }
 }
 
@@ -274,10 +271,7 @@ fn another_file_under_the_same_path_is_noticed_whatever_its_bitmaps_are_called()
         assert_eq!((level("vda"), level("vdb")), (Level::Full, Level::Incremental));
         let reason = &point.disk("vda").expect("it is there").reason;
         assert!(reason.contains("another file than it was"), "{reason}");
-        assert_eq!(
-            lab.restored("vm1", "latest", "vda").expect("restored"),
-            lab.disk("vm1", "vda")
-        );
+        lab.assert_gives_back("vm1", "vda");
         assert_eq!(
             lab.backup("vm1").expect("same file").point.level,
             Level::Incremental

@@ -2,9 +2,7 @@
 
 use std::fs;
 
-use vmsnap::host::Places;
 use vmsnap::model::restore_point::Level;
-use vmsnap::ops::heal::Intent;
 use vmsnap::ops::{Cause, Class};
 use vmsnap::repo::RepoError;
 
@@ -43,27 +41,7 @@ fn a_second_run_on_the_same_domain_is_told_at_once_who_holds_the_lock() {
 #[test]
 fn what_a_killed_run_left_is_ended_by_the_next_one() {
     let mut lab = lab_with_two_points();
-    let period = lab.repo.root().join("vm1/vmsnap-backup-monthly-2026-11");
-    let partial = period.join("2026-11-03T05-00-00Z.partial");
-    fs::create_dir(&partial).expect("a new folder");
-    fs::write(partial.join("vda.qcow2"), b"half an image").expect("written");
-    let intent = Intent {
-        uuid: "00000000-0000-4000-8000-000000000001".into(),
-        mark: "vmsnap run 1".into(),
-        checkpoint: Some("virtnbdbackup.2".into()),
-        places: Places {
-            sockets: vec!["/run/dead.sock".into()],
-            ..Places::default()
-        },
-        freezes: false,
-    };
-    fs::write(
-        partial.join("intent.json"),
-        serde_json::to_vec(&intent).expect("JSON"),
-    )
-    .expect("written");
-    lab.host
-        .leave_job("vm1", "/run/dead.sock", "virtnbdbackup.2", "vmsnap run 1");
+    let partial = lab.leave_dead_run("vm1", "virtnbdbackup.2");
     lab.host.disk("vm1", "vda", |disk| disk.write(0, &[9; 10]));
 
     let outcome = lab.backup("vm1").expect("healed and backed up");
@@ -75,30 +53,13 @@ fn what_a_killed_run_left_is_ended_by_the_next_one() {
         ["virtnbdbackup.0", "virtnbdbackup.1", "virtnbdbackup.3"],
         "the dead run's checkpoint went, and its number is not given again"
     );
-    assert_eq!(
-        lab.restored("vm1", "latest", "vda").expect("restored"),
-        lab.disk("vm1", "vda")
-    );
+    lab.assert_gives_back("vm1", "vda");
 }
 
 #[test]
 fn a_checkpoint_that_another_run_made_under_the_same_name_is_not_removed() {
     let mut lab = lab_with_two_points();
-    let period = lab.repo.root().join("vm1/vmsnap-backup-monthly-2026-11");
-    let partial = period.join("2026-11-03T05-00-00Z.partial");
-    fs::create_dir(&partial).expect("a new folder");
-    let intent = Intent {
-        uuid: "00000000-0000-4000-8000-000000000001".into(),
-        mark: "vmsnap run 1".into(),
-        checkpoint: Some("virtnbdbackup.2".into()),
-        places: Places::default(),
-        freezes: true,
-    };
-    fs::write(
-        partial.join("intent.json"),
-        serde_json::to_vec(&intent).expect("JSON"),
-    )
-    .expect("written");
+    lab.leave_partial("vm1", &lab.intent_of_a_dead_run("vm1", "virtnbdbackup.2"));
     lab.host
         .leave_job("vm1", "/run/other.sock", "virtnbdbackup.2", "vmsnap run 2");
     let error = lab.backup("vm1").expect_err("the other's job is active");
@@ -135,10 +96,7 @@ fn a_missing_parent_image_makes_the_next_backup_full_and_the_restore_fail_loudly
         "{}",
         next.point.disks[0].reason
     );
-    assert_eq!(
-        lab.restored("vm1", "latest", "vda").expect("restored"),
-        lab.disk("vm1", "vda")
-    );
+    lab.assert_gives_back("vm1", "vda");
 }
 
 #[test]
@@ -167,10 +125,7 @@ fn one_flipped_byte_in_any_image_is_never_restored() {
         }
         fs::write(&path, &good).expect("written");
     }
-    assert_eq!(
-        lab.restored("vm1", "latest", "vda").expect("restored"),
-        lab.disk("vm1", "vda")
-    );
+    lab.assert_gives_back("vm1", "vda");
 }
 
 #[test]
@@ -297,8 +252,5 @@ fn a_clock_set_back_does_not_change_the_order() {
         lab.history("vm1").chains.latest().expect("three points").point.id,
         third.point.id
     );
-    assert_eq!(
-        lab.restored("vm1", "latest", "vda").expect("restored"),
-        lab.disk("vm1", "vda")
-    );
+    lab.assert_gives_back("vm1", "vda");
 }

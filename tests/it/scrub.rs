@@ -404,10 +404,7 @@ fn with_the_repository_the_level_of_the_next_backup_is_told_exactly() {
                 outcome.next.reason
             );
         }
-        assert_eq!(
-            lab.restored("vm1", "latest", "vda").expect("restored"),
-            lab.disk("vm1", "vda")
-        );
+        lab.assert_gives_back("vm1", "vda");
     }
 }
 

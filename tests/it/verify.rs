@@ -222,20 +222,14 @@ fn what_was_found_damaged_is_remembered_and_nothing_new_relies_on_it() {
         "{}",
         disk("vda").reason
     );
-    assert_eq!(
-        lab.restored("vm1", "latest", "vda").expect("restored"),
-        lab.disk("vm1", "vda")
-    );
+    lab.assert_gives_back("vm1", "vda");
 
     let first = lab.history("vm1").kept[0].dir.join("vda.qcow2");
     flip(&first, 70_000, 0);
     assert!(!all(&lab).is_sound());
     let outcome = lab.backup("vm1").expect("a restore point");
     assert_eq!(outcome.point.disk("vda").expect("it is there").level, Level::Full);
-    assert_eq!(
-        lab.restored("vm1", "latest", "vda").expect("restored"),
-        lab.disk("vm1", "vda")
-    );
+    lab.assert_gives_back("vm1", "vda");
 
     // Mended by hand, and proved: the word of the last verification counts.
     flip(&first, 70_000, 0);

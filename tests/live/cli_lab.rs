@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -228,6 +229,24 @@ impl Running {
         self.signal(Signal::CONT);
     }
 
+    /// Does something while the process goes on, a twentieth of the time only; it stands still afterwards.
+    pub fn slowly<T>(&self, work: impl FnOnce() -> T) -> T {
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    self.go_on();
+                    std::thread::sleep(Duration::from_millis(1));
+                    self.signal(Signal::STOP);
+                    std::thread::sleep(Duration::from_millis(19));
+                }
+            });
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            is_done.store(true, Ordering::Relaxed);
+            done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
@@ -393,7 +412,7 @@ impl Machine {
         self.domain.path(&format!("{}.qcow2", target(disk)))
     }
 
-    /// Changes a disk as its guest would; offset and length in bytes, multiples of 512. What is discarded has whole
+    /// Changes a disk as its guest would; offset and length in bytes. What is discarded has whole
     /// clusters of 64 KiB, and reads as zero afterwards; not while a backup job is active, when QEMU ignores it.
     pub fn change(&mut self, disk: usize, offset: usize, length: usize, change: Change) {
         let (words, byte) = match change {

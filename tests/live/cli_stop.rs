@@ -6,9 +6,11 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::cli_lab::{Begun, Change, Machine, Repo, STOP_DEADLINE, codes, has_job, outcome_of, text_of};
+use crate::cli_lab::{
+    Begun, Change, Machine, Repo, Running, STOP_DEADLINE, codes, has_job, outcome_of, text_of,
+};
 use crate::daemon::Daemon;
-use crate::process::Finished;
+use crate::process::{Finished, wait_until};
 
 const MIB: usize = 1 << 20;
 
@@ -167,17 +169,43 @@ fn a_killed_run_does_not_keep_a_shut_off_domain_from_starting() {
     assert_heals(&repo, &machine, &begun, "full");
 }
 
-#[test]
-fn a_domain_that_is_stopped_in_mid_copy_costs_this_run_and_no_more() {
-    let daemon = Daemon::acquire();
-    let mut machine = Machine::paused(&daemon, "pulled", &[BIG]);
-    machine.fill(0, 1);
+/// Ends the domain in the middle of an incremental backup, which fails; it is started again before that run is over, or not before the next.
+fn assert_an_end_costs_one_run(machine: &mut Machine, end: impl Fn(&Machine, &Running)) {
     let repo = Repo::new();
     repo.back_up(machine.name(), &[]);
     for starts_again in [false, true] {
-        machine.fill(0, 2 + u8::from(starts_again));
+        let place = 8 * MIB * (1 + usize::from(starts_again));
+        machine.change(0, place, MIB, Change::Data(0xd1));
+        machine.fill(1, 2 + u8::from(starts_again));
+        let kept = repo.list(machine.name());
         let mut run = repo.begin_backup(&[machine.name()], &["--json"]);
         let begun = run.hold_in_mid_copy();
+        end(machine, &run);
+        if starts_again {
+            machine.domain.start_paused();
+        }
+        let failed = run.wait(Duration::from_secs(60));
+        assert_eq!(failed.code, Some(9), "{failed:#?}");
+        let outcome = outcome_of(&failed, machine.name());
+        assert_eq!(
+            (&outcome["outcome"], &outcome["restorePoint"].is_null()),
+            (&"failed".into(), &true)
+        );
+        assert_eq!(repo.list(machine.name()), kept, "what was kept is as it was");
+        // How much could be cleaned up depends on how far the domain was in its ending.
+        assert_next_is_right(&repo, machine, &begun, "incremental");
+        if !starts_again {
+            machine.domain.start_paused();
+        }
+    }
+}
+
+#[test]
+fn a_domain_that_is_stopped_in_mid_copy_costs_this_run_and_no_more() {
+    let daemon = Daemon::acquire();
+    let mut machine = Machine::paused(&daemon, "pulled", &[64 * MIB, BIG]);
+    machine.fill(0, 1);
+    assert_an_end_costs_one_run(&mut machine, |machine, run| {
         thread::scope(|scope| {
             scope.spawn(|| machine.domain.destroy());
             // QEMU ends when it has sent what was asked for. A reader that stands still would keep it until it is killed, and its
@@ -185,18 +213,37 @@ fn a_domain_that_is_stopped_in_mid_copy_costs_this_run_and_no_more() {
             thread::sleep(Duration::from_secs(1));
             run.go_on();
         });
-        if starts_again {
-            machine.domain.start_paused();
-        }
-        let failed = run.wait(Duration::from_secs(60));
-        assert_eq!(failed.code, Some(9), "{failed:#?}");
-        assert_eq!(outcome_of(&failed, machine.name())["outcome"], "failed");
-        // How much could be cleaned up depends on how far the domain was in its ending.
-        assert_next_is_right(&repo, &machine, &begun, "incremental");
-        if !starts_again {
-            machine.domain.start_paused();
-        }
+    });
+}
+
+/// A boot sector that switches the machine off, as an operating system does at the end of its shutdown: S5 (sleep type 0 and SLP_EN) in the
+/// ACPI register PM1a_CNT, which SeaBIOS puts at port 0x604 of a q35.
+const POWER_OFF: [u8; 10] = [
+    0xba, 0x04, 0x06, // mov dx, 0x604
+    0xb8, 0x00, 0x20, // mov ax, 0x2000
+    0xef, // out dx, ax
+    0xf4, 0xeb, 0xfd, // hlt, again and again
+];
+
+#[test]
+fn a_domain_that_its_guest_shuts_down_in_mid_copy_costs_this_run_and_no_more() {
+    let daemon = Daemon::acquire();
+    let mut machine = Machine::paused(&daemon, "powers-off", &[64 * MIB, BIG]);
+    machine.fill(0, 1);
+    let signature = [(510, 0x55), (511, 0xaa)];
+    for (offset, byte) in POWER_OFF.into_iter().enumerate().chain(signature) {
+        machine.change(0, offset, 1, Change::Data(byte));
     }
+    assert_an_end_costs_one_run(&mut machine, |machine, run| {
+        machine.domain.virsh(&["resume"]);
+        let is = |state: &str| machine.domain.state() == state;
+        let begins_to_end = wait_until(STOP_DEADLINE * 4, || is("in shutdown") || is("shut off"));
+        assert!(begins_to_end, "the guest goes on: {}", machine.domain.state());
+        run.go_on();
+        assert!(wait_until(STOP_DEADLINE * 4, || is("shut off")), "it ends");
+        let why = machine.domain.virsh(&["domstate", "--reason"]);
+        assert_eq!(why.trim(), "shut off (shutdown)", "by its guest");
+    });
 }
 
 #[test]

@@ -10,6 +10,7 @@
 
 mod chaos;
 mod cli_backup;
+mod cli_beside;
 mod cli_classic;
 mod cli_classic_scrub;
 mod cli_lab;

@@ -10,7 +10,7 @@ use crate::ops;
 
 /// Lists the restore points of the domains meant: all that are in the repository when none is named.
 pub fn run(args: &ListArgs) -> CommandResult {
-    let repo = ops::open_repository(repository_path(args.repository.as_ref())?)?;
+    let repo = ops::open_repository(repository_path(args.repository.dir.as_ref())?)?;
     let names = repo.domain_names().map_err(|error| ops::Error::of("", error))?;
     let mut typed = args.domains.all();
     if typed.is_empty() && !names.is_empty() {

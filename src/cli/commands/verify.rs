@@ -36,7 +36,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
             .transpose()?,
         now: now.timestamp(),
     };
-    let repo = ops::open_repository(repository_path(args.repository.as_ref())?)?;
+    let repo = ops::open_repository(repository_path(args.repository.dir.as_ref())?)?;
     let names = repo.domain_names().map_err(|error| ops::Error::of("", error))?;
     let mut typed = args.domains.all();
     if typed.is_empty() {
@@ -90,7 +90,7 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     if patterns(&typed, &[]).is_empty() {
         return Err(Refusal::new(ExitCode::NoDomains, "No domains specified"));
     }
-    let repo = ops::open_repository(repository_path(args.repository.as_ref())?)?;
+    let repo = ops::open_repository(repository_path(args.repository.dir.as_ref())?)?;
     let host = ops::connect(args.connect.connect.as_deref())?;
     let names = host.domain_names().map_err(|error| ops::Error::of("", error))?;
     let selection = select(&typed, &names);

@@ -5,10 +5,8 @@ use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::Options;
 use vmsnap::testkit::{Blow, CrashStore, Fuse};
 
-use super::world::{DOMAIN, World, at_step, every_end, steps_of};
+use super::world::{DOMAIN, OCTOBER, World, at_step, every_end, steps_of};
 use crate::lab::Lab;
-
-const OCTOBER: &str = "vmsnap-backup-monthly-2026-10";
 
 /// To be killed after a step is to be killed before the next one, and a lost answer matters where something is begun: these two are enough
 /// where the way there has been walked before.
@@ -97,29 +95,15 @@ fn a_backup_that_retires_checkpoints_ends_anywhere() {
     }
 }
 
-/// A world whose next backup begins a new period and prunes the one before, and the options for that.
-fn due_for_pruning() -> (World, Options) {
-    let mut world = World::new();
-    world.lab.at("2026-10-20T02:00:00+02:00[Europe/Berlin]");
-    world.backup(&Lab::options());
-    world.backup(&Lab::options());
-    world.lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
-    let options = Options {
-        prune: true,
-        ..Lab::options()
-    };
-    (world, options)
-}
-
 #[test]
 fn a_backup_that_prunes_ends_anywhere() {
-    let (world, options) = due_for_pruning();
-    end_everywhere(&world, &options, Some(OCTOBER), &FEWER);
+    let world = World::due_for_pruning();
+    end_everywhere(&world, &Lab::pruning(), Some(OCTOBER), &FEWER);
 }
 
 #[test]
 fn the_end_of_an_interrupted_removal_ends_anywhere() {
-    let (mut world, options) = due_for_pruning();
+    let (mut world, options) = (World::due_for_pruning(), Lab::pruning());
     let steps = steps_of(world.fork(), &options);
     let removes = |step: &String| step.starts_with("remove_file") && step.contains(".removing-");
     let number = steps.iter().position(removes).expect("it prunes");

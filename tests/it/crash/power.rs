@@ -4,7 +4,7 @@ use vmsnap::model::domain::DomainState;
 use vmsnap::ops::backup::Options;
 use vmsnap::testkit::{Blow, CrashStore, Fuse};
 
-use super::world::{DOMAIN, World, at_step, steps_of};
+use super::world::{DOMAIN, OCTOBER, World, at_step, steps_of};
 use crate::lab::Lab;
 
 /// Which machine loses its power.
@@ -85,21 +85,8 @@ fn the_power_fails_in_an_incremental_backup() {
 
 #[test]
 fn the_power_fails_in_a_backup_that_prunes() {
-    let mut world = World::new();
-    world.lab.at("2026-10-20T02:00:00+02:00[Europe/Berlin]");
-    world.backup(&Lab::options());
-    world.backup(&Lab::options());
-    world.lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
-    let options = Options {
-        prune: true,
-        ..Lab::options()
-    };
-    cut_everywhere(
-        &world,
-        &options,
-        Some("vmsnap-backup-monthly-2026-10"),
-        Cut::Repository,
-    );
+    let world = World::due_for_pruning();
+    cut_everywhere(&world, &Lab::pruning(), Some(OCTOBER), Cut::Repository);
 }
 
 #[test]

@@ -15,6 +15,8 @@ use vmsnap::testkit::{Blow, CrashHost, CrashStore, Fuse};
 use crate::lab::{CLUSTER, Lab, tree};
 
 pub const DOMAIN: &str = "vm1";
+/// The period that a world due for pruning loses.
+pub const OCTOBER: &str = "vmsnap-backup-monthly-2026-10";
 const DISKS: [&str; 2] = ["vda", "vdb"];
 const SIZE: usize = 2 * CLUSTER + 1536;
 
@@ -50,6 +52,16 @@ impl World {
             writes: 0,
         };
         world.guest_writes();
+        world
+    }
+
+    /// One whose next backup begins a new period and may prune the one before.
+    pub fn due_for_pruning() -> World {
+        let mut world = World::new();
+        world.lab.at("2026-10-20T02:00:00+02:00[Europe/Berlin]");
+        world.backup(&Lab::options());
+        world.backup(&Lab::options());
+        world.lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
         world
     }
 

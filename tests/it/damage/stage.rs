@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use vmsnap::host::{Host, Places};
-use vmsnap::ops::heal::Intent;
+use vmsnap::host::Host;
 
 use crate::lab::{CLUSTER, Lab, tree};
 
@@ -134,29 +133,8 @@ fn definition(name: &str, uuid: &str) -> String {
 
 /// A run was killed; its job has ended since, as when QEMU was started again. Its checkpoint is still there.
 fn leave_a_dead_run(lab: &Lab) -> PathBuf {
+    let leftover = lab.leave_dead_run("vm1", "virtnbdbackup.4");
     let domain = lab.host.domain("vm1").expect("it is there");
-    let period = lab.history("vm1").kept[0]
-        .dir
-        .parent()
-        .expect("a period")
-        .to_owned();
-    let leftover = period.join("2026-11-03T20-00-00Z.partial");
-    fs::create_dir(&leftover).expect("new");
-    fs::write(leftover.join("vda.qcow2"), b"half an image").expect("written");
-    let intent = Intent {
-        uuid: domain.uuid.clone(),
-        mark: "vmsnap run dead".into(),
-        checkpoint: Some("virtnbdbackup.4".into()),
-        places: Places {
-            sockets: vec!["/run/dead.sock".into()],
-            ..Places::default()
-        },
-        freezes: false,
-    };
-    let text = serde_json::to_vec_pretty(&intent).expect("JSON");
-    fs::write(leftover.join("intent.json"), text).expect("written");
-    lab.host
-        .leave_job("vm1", "/run/dead.sock", "virtnbdbackup.4", "vmsnap run dead");
     lab.host.abort_job(&domain).expect("it ends");
     leftover
 }

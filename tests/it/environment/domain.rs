@@ -1,12 +1,11 @@
 //! The domain goes away or is busy, its export breaks, and two runs meet.
 
-use std::fs;
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use vmsnap::host::{Host, Places};
+use vmsnap::host::Host;
 use vmsnap::ops::heal::Intent;
 use vmsnap::ops::{Cause, Class};
 
@@ -88,8 +87,7 @@ fn runs_of_two_domains_at_once_both_succeed() {
     });
     lab.pass(jiff::Span::new().minutes(10));
     for domain in ["vm1", "vm2"] {
-        let restored = lab.restored(domain, "latest", "vda").expect("restored");
-        assert!(restored == lab.disk(domain, "vda"), "{domain}");
+        lab.assert_gives_back(domain, "vda");
         assert_next_run_heals(&mut lab, domain, domain);
     }
 }
@@ -146,23 +144,11 @@ fn a_domain_that_goes_away_in_mid_run_is_an_error_that_names_it() {
 fn a_dead_run_of_a_domain_made_anew_has_no_claim_on_the_new_one() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
-    let old = lab.host.domain("vm1").expect("it is there");
-    let period = lab.history("vm1").kept[0]
-        .dir
-        .parent()
-        .expect("a period")
-        .to_owned();
-    let leftover = period.join("2026-11-03T20-00-00Z.partial");
-    fs::create_dir(&leftover).expect("new");
     let intent = Intent {
-        uuid: old.uuid,
-        mark: "vmsnap run dead".into(),
-        checkpoint: Some("virtnbdbackup.2".into()),
-        places: Places::default(),
         freezes: true,
+        ..lab.intent_of_a_dead_run("vm1", "virtnbdbackup.2")
     };
-    let text = serde_json::to_vec(&intent).expect("JSON");
-    fs::write(leftover.join("intent.json"), text).expect("written");
+    let leftover = lab.leave_partial("vm1", &intent);
     lab.host.remove_domain("vm1");
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
     lab.host.change("vm1", |domain| {

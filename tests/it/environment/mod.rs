@@ -1,5 +1,6 @@
 //! The world fails: the target, the clock, the domain, the export, another run. Nothing kept is lost, and the next run heals the rest.
 
+mod beside;
 mod domain;
 mod store;
 mod target;
@@ -11,7 +12,7 @@ use std::fs;
 use vmsnap::host::Host;
 use vmsnap::model::text::with_sources;
 use vmsnap::ops::backup::{Options, Outcome, backup};
-use vmsnap::ops::{Context, Error, Event, Monitor, Result};
+use vmsnap::ops::{Error, Event, Monitor, Result};
 
 use crate::lab::{CLUSTER, Lab, tree};
 
@@ -41,14 +42,7 @@ fn watched(
     watch: impl Fn(&Event<'_>) + Send + Sync,
 ) -> Result<Outcome> {
     let monitor = Watch(watch);
-    let context = Context {
-        host: &lab.host,
-        repo: &lab.repo,
-        now: lab.now.clone(),
-        monitor: &monitor,
-        stop: lab.stop.clone(),
-    };
-    backup(domain, &context, options)
+    backup(domain, &lab.context(&monitor), options)
 }
 
 /// Adds a domain with one disk, and makes a full and an incremental restore point of it.

@@ -7,11 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rustix::io::Errno;
-use vmsnap::host::{Host, Places};
 use vmsnap::model::block::ImageFile;
 use vmsnap::model::text::with_sources;
 use vmsnap::ops::backup::Options;
-use vmsnap::ops::heal::Intent;
 use vmsnap::repo::{Claim, DiskStore, Store};
 
 use super::{assert_next_run_heals, assert_unchanged, kept_files, two_points};
@@ -252,27 +250,9 @@ fn every_call_fails(scene: Scene, errno: Errno, count: usize) {
 fn what_a_dead_run_has_filled_the_target_with_is_removed_though_there_is_room_for_nothing() {
     let plan = Plan::new(Errno::NOSPC, 0);
     let mut lab = staged(Scene::Incremental, &plan);
-    let partial = lab
-        .repo
-        .root()
-        .join("vm1/vmsnap-backup-monthly-2026-11/2026-11-03T05-00-00Z.partial");
-    fs::create_dir(&partial).expect("new");
-    let intent = Intent {
-        uuid: lab.host.domain("vm1").expect("it is there").uuid,
-        mark: "vmsnap run 1".into(),
-        checkpoint: Some("virtnbdbackup.2".into()),
-        places: Places {
-            sockets: vec!["/run/dead.sock".into()],
-            ..Places::default()
-        },
-        freezes: false,
-    };
-    let note = serde_json::to_vec(&intent).expect("JSON");
-    fs::write(partial.join("intent.json"), note).expect("written");
+    let partial = lab.leave_dead_run("vm1", "virtnbdbackup.2");
     let hog = partial.join("vda.qcow2");
     fs::write(&hog, b"all the room there is").expect("written");
-    lab.host
-        .leave_job("vm1", "/run/dead.sock", "virtnbdbackup.2", "vmsnap run 1");
     plan.hog.set(hog).expect("once");
 
     let outcome = lab.backup("vm1").expect("healed and backed up");

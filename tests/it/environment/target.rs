@@ -61,8 +61,7 @@ fn a_target_removed_in_mid_run_is_an_error_that_names_it_and_is_not_made_anew() 
 fn assert_full_after_loss(lab: &mut Lab) -> Vec<String> {
     let outcome = lab.backup("vm1").expect("a full");
     assert_eq!(outcome.point.parent, None);
-    let restored = lab.restored("vm1", "latest", "vda").expect("restored");
-    assert!(restored == lab.disk("vm1", "vda"));
+    lab.assert_gives_back("vm1", "vda");
     outcome.findings.into_iter().map(|found| found.code).collect()
 }
 
@@ -126,8 +125,7 @@ fn a_target_that_is_not_mounted_when_a_run_begins_is_told_as_far_as_it_can_be_kn
     lab.repo = Repository::open(&root, Arc::new(DiskStore)).expect("it is back");
     let outcome = lab.backup("vm1").expect("an incremental");
     assert!(outcome.point.parent.is_some(), "the old checkpoints still serve");
-    let restored = lab.restored("vm1", "latest", "vda").expect("restored");
-    assert!(restored == lab.disk("vm1", "vda"));
+    lab.assert_gives_back("vm1", "vda");
 }
 
 /// Those of the repository that is away are left alone.

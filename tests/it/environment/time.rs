@@ -1,17 +1,10 @@
 //! The clock goes wrong.
 
 use vmsnap::model::restore_point::Level;
-use vmsnap::ops::backup::{Options, PruneOutcome};
+use vmsnap::ops::backup::PruneOutcome;
 
 use super::{assert_next_run_heals, assert_unchanged, assert_whole, kept_files, two_points};
 use crate::lab::{CLUSTER, Lab};
-
-fn pruning() -> Options {
-    Options {
-        prune: true,
-        ..Lab::options()
-    }
-}
 
 #[test]
 fn a_clock_set_back_within_the_month_changes_neither_order_nor_chain() {
@@ -20,25 +13,10 @@ fn a_clock_set_back_within_the_month_changes_neither_order_nor_chain() {
     let before = kept_files(lab.repo.root());
     for time in ["2026-11-01T00:00:30+01:00", "2026-11-03T02:00:00+01:00"] {
         lab.at(&format!("{time}[Europe/Berlin]"));
-        let newest = lab
-            .history("vm1")
-            .chains
-            .latest()
-            .expect("points")
-            .point
-            .id
-            .clone();
+        let newest = lab.latest("vm1");
         let outcome = assert_next_run_heals(&mut lab, "vm1", time);
         assert_eq!(outcome.point.parent, Some(newest), "{time}");
-        let latest = lab
-            .history("vm1")
-            .chains
-            .latest()
-            .expect("points")
-            .point
-            .id
-            .clone();
-        assert_eq!(latest, outcome.point.id, "{time}");
+        assert_eq!(lab.latest("vm1"), outcome.point.id, "{time}");
     }
     assert_unchanged(&before, &kept_files(lab.repo.root()), "set back");
 }
@@ -66,14 +44,7 @@ fn a_clock_set_back_over_the_turn_of_the_month_and_right_again_leaves_whole_chai
         "{}",
         outcome.point.period
     );
-    let latest = lab
-        .history("vm1")
-        .chains
-        .latest()
-        .expect("points")
-        .point
-        .id
-        .clone();
+    let latest = lab.latest("vm1");
     assert_eq!(latest, outcome.point.id, "order stays by sequence");
     assert_unchanged(&before, &kept_files(lab.repo.root()), "right again");
 }
@@ -89,7 +60,7 @@ fn a_wrong_clock_deletes_nothing_that_is_newer_than_what_it_takes_for_the_presen
     for time in ["2000-01-20T02:00:00+01:00", "2026-11-20T02:00:00+01:00"] {
         lab.at(&format!("{time}[Europe/Berlin]"));
         lab.host.disk("vm1", "vda", |disk| disk.write(0, &[9; CLUSTER]));
-        let outcome = lab.backup_with("vm1", &pruning()).expect("a backup");
+        let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("a backup");
         assert!(
             matches!(outcome.prune, Some(PruneOutcome::Kept(_))),
             "{time}: {:?}",
@@ -109,7 +80,7 @@ fn a_clock_set_back_deletes_no_period_whatever_it_takes_for_the_previous_one() {
     lab.backup("vm1").expect("December's full");
     let before = kept_files(lab.repo.root());
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
-    let outcome = lab.backup_with("vm1", &pruning()).expect("a backup");
+    let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("a backup");
     match outcome.prune {
         Some(PruneOutcome::Kept(why)) => assert!(why.contains("the clock is wrong"), "{why}"),
         other => panic!("October is gone: {other:?}"),
@@ -128,7 +99,7 @@ fn a_period_that_a_wrong_clock_has_written_to_goes_like_others_once_a_newer_poin
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
     let newest = lab.backup("vm1").expect("the newest, by a wrong clock");
     lab.at("2026-12-21T02:00:00+01:00[Europe/Berlin]");
-    let outcome = lab.backup_with("vm1", &pruning()).expect("a backup");
+    let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("a backup");
     // December's newest is now newer than what lies in November: it may go.
     assert!(outcome.point.sequence > newest.point.sequence);
     assert!(
@@ -137,6 +108,5 @@ fn a_period_that_a_wrong_clock_has_written_to_goes_like_others_once_a_newer_poin
         outcome.prune
     );
     assert_whole(&lab, "vm1", "pruned");
-    let restored = lab.restored("vm1", "latest", "vda").expect("restored");
-    assert!(restored == lab.disk("vm1", "vda"));
+    lab.assert_gives_back("vm1", "vda");
 }

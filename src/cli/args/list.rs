@@ -1,0 +1,29 @@
+//! What is typed for `vmsnap list`.
+
+use clap::Args;
+
+use super::shared::{ConnectArgs, DomainArgs, RepositoryArgs};
+
+/// Arguments of `vmsnap list`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap list --repository /backups              every domain's restore points
+  vmsnap list vm1 --repository /backups --json")]
+pub struct ListArgs {
+    /// Which domains.
+    #[command(flatten)]
+    pub domains: DomainArgs,
+
+    /// Where the restore points are.
+    #[command(flatten)]
+    pub repository: RepositoryArgs,
+
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+
+    // Accepted so that a script can give every command the same switches; a list asks no hypervisor.
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub connect: ConnectArgs,
+}

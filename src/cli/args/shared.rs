@@ -1,0 +1,68 @@
+//! What several commands take.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+
+/// A path; an empty one (`--output=$UNSET`) is judged by the command, which knows the right words and the right exit code.
+pub(super) fn path_or_empty() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// Which repository is read.
+#[derive(Debug, Args)]
+pub struct RepositoryArgs {
+    /// The repository
+    #[arg(
+        id = "repository",
+        long = "repository",
+        short = 'r',
+        alias = "output",
+        value_name = "DIR",
+        env = "VMSNAP_REPOSITORY",
+        value_parser = path_or_empty()
+    )]
+    pub dir: Option<PathBuf>,
+}
+
+/// Which hypervisor.
+#[derive(Debug, Args)]
+pub struct ConnectArgs {
+    /// The hypervisor [default: as virsh chooses]
+    #[arg(
+        help_heading = "At the hypervisor",
+        short,
+        long,
+        value_name = "URI",
+        env = "VMSNAP_CONNECT"
+    )]
+    pub connect: Option<String>,
+}
+
+/// Which domains.
+#[derive(Debug, Args)]
+pub struct DomainArgs {
+    /// Domains: names, globs (* and ?), comma lists
+    #[arg(value_name = "DOMAIN")]
+    pub names: Vec<String>,
+
+    /// The same as a switch; may be given several times
+    #[arg(long, value_name = "LIST")]
+    pub domains: Vec<String>,
+}
+
+impl DomainArgs {
+    /// All that was typed, in one list.
+    pub fn all(&self) -> Vec<String> {
+        self.names.iter().chain(&self.domains).cloned().collect()
+    }
+}
+
+/// How to tell.
+#[derive(Debug, Args)]
+pub struct OutputArgs {
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}

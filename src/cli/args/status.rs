@@ -1,0 +1,54 @@
+//! What is typed for `vmsnap status`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::shared::{ConnectArgs, DomainArgs, path_or_empty};
+
+/// Arguments of `vmsnap status`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap status                                 all domains
+  vmsnap status vm1 --output /backups --pretty  and what the next backup will be
+  vmsnap status --machine --json                one line for monitoring")]
+pub struct StatusArgs {
+    /// Which domains.
+    #[command(flatten)]
+    pub domains: DomainArgs,
+
+    /// The repository: adds what the current period holds, and the check against it
+    #[arg(
+        short,
+        long,
+        alias = "repository",
+        value_name = "DIR",
+        env = "VMSNAP_REPOSITORY",
+        value_parser = path_or_empty()
+    )]
+    pub output: Option<PathBuf>,
+
+    /// Which period folder is looked at: month, quarter, bi-annual, year
+    #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]
+    pub group_by: String,
+
+    /// Which hypervisor.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+
+    /// As JSON
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+
+    /// As YAML; wins over --json
+    #[arg(long, alias = "yml", help_heading = "Output")]
+    pub yaml: bool,
+
+    /// JSON on one line, JSON and YAML without a frame
+    #[arg(long, help_heading = "Output")]
+    pub machine: bool,
+
+    /// Sizes for people: 14.3 GB
+    #[arg(long, help_heading = "Output")]
+    pub pretty: bool,
+}

@@ -1,0 +1,87 @@
+//! What is typed for `vmsnap verify`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::shared::{ConnectArgs, DomainArgs, RepositoryArgs};
+
+/// Arguments of `vmsnap verify`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap verify --repository /backups                     every domain's newest restore point and its chain
+  vmsnap verify vm1 --repository /backups --all --deep    everything, read as restores would
+  vmsnap verify --repository /backups --all --older-than 7d
+                                                          from cron: what was not proved for a week
+  vmsnap verify --compare-live vm1 --repository /backups  whether a bitmap has missed a write")]
+pub struct VerifyArgs {
+    /// Which domains.
+    #[command(flatten)]
+    pub domains: DomainArgs,
+
+    /// Where the restore points are.
+    #[command(flatten)]
+    pub repository: RepositoryArgs,
+
+    /// The restore point: its id, its checkpoint, a time like 2026-11-01T02:00:00Z, or latest
+    #[arg(
+        help_heading = "What is proved",
+        long,
+        value_name = "POINT",
+        default_value = "latest"
+    )]
+    pub at: String,
+
+    /// Every restore point
+    #[arg(help_heading = "What is proved", long, conflicts_with = "at")]
+    pub all: bool,
+
+    /// Read every disk from end to end too, as a restore would
+    #[arg(help_heading = "What is proved", long)]
+    pub deep: bool,
+
+    /// Skip restore points that were found sound within this time (7d, 12h, 2w)
+    #[arg(help_heading = "What is proved", long, value_name = "TIME")]
+    pub older_than: Option<String>,
+
+    /// Compare the domains' disks as they are now with their newest restore points: what no bitmap calls changed has to be the same
+    #[arg(
+        help_heading = "Comparison with the domain",
+        long,
+        conflicts_with_all = ["at", "all", "deep", "older_than"]
+    )]
+    pub compare_live: bool,
+
+    /// Compare all of it, and not a random sample
+    #[arg(help_heading = "Comparison with the domain", long, requires = "compare_live")]
+    pub full: bool,
+
+    /// How many clusters of 64 KiB of each disk a sample has
+    #[arg(
+        help_heading = "Comparison with the domain",
+        long,
+        value_name = "COUNT",
+        requires = "compare_live",
+        conflicts_with = "full",
+        default_value_t = 4096,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub sample: u32,
+
+    /// Where QEMU keeps what the guest overwrites meanwhile [default: beside each disk]
+    #[arg(
+        help_heading = "Comparison with the domain",
+        long,
+        value_name = "DIR",
+        requires = "compare_live"
+    )]
+    pub scratch_dir: Option<PathBuf>,
+
+    /// Which hypervisor.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}

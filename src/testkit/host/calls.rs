@@ -1,0 +1,284 @@
+//! The calls of a hypervisor, as libvirt answers them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::domain::SimDomain;
+use super::{SimHost, backup_job, simulated, step};
+use crate::host::xml::read_domain;
+use crate::host::{
+    ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, Host, HostError, PlaceWishes, Places,
+    Result,
+};
+use crate::model::checkpoint::{Bitmap, Checkpoint};
+use crate::model::domain::{Agent, Domain, DomainState};
+use crate::model::restore_point::FileId;
+use crate::testkit::disk::MemDisk;
+use crate::testkit::job::SimJob;
+
+impl Host for SimHost {
+    fn capabilities(&self) -> Result<Capabilities> {
+        Ok(Capabilities {
+            incremental: self.state().no_incremental.clone().map_or(Ok(()), Err),
+            versions: "simulated".to_owned(),
+        })
+    }
+
+    fn domain_names(&self) -> Result<Vec<String>> {
+        Ok(self.state().domains.keys().cloned().collect())
+    }
+
+    fn domain(&self, name: &str) -> Result<Domain> {
+        self.with(name, |found| Ok(found.domain.clone()))
+    }
+
+    fn disk_sizes(&self, domain: &Domain, target: &str) -> Result<DiskSizes> {
+        let size = self.disk(&domain.name, target, |disk| disk.bytes().len() as u64);
+        Ok(DiskSizes {
+            virtual_size: size,
+            actual_size: size,
+        })
+    }
+
+    fn file_id(&self, path: &Path) -> Option<FileId> {
+        self.state().files.get(path).copied()
+    }
+
+    fn checkpoints(&self, domain: &Domain) -> Result<Vec<Checkpoint>> {
+        let is_hidden = self.state().is_elsewhere && !domain.state.is_active();
+        self.with(&domain.name, |found| {
+            let mut checkpoints: Vec<Checkpoint> = found
+                .checkpoints
+                .iter()
+                .map(|checkpoint| found.describe(checkpoint))
+                .collect();
+            if is_hidden {
+                let disks = checkpoints
+                    .iter_mut()
+                    .flat_map(|checkpoint| &mut checkpoint.disks);
+                disks.for_each(|disk| (disk.bitmap, disk.dirty_bytes) = (Bitmap::Unknown, None));
+            }
+            Ok(checkpoints)
+        })
+    }
+
+    fn bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>> {
+        if self.state().is_elsewhere && !domain.state.is_active() {
+            return Err(HostError::NotHere {
+                what: "its images".to_owned(),
+            });
+        }
+        self.with(&domain.name, |found| {
+            let disk = found.disks.get(target);
+            let mut names = disk.map(MemDisk::bitmap_names).unwrap_or_default();
+            if found.domain.state.is_active() {
+                // As with libvirt: nobody lists those that no checkpoint owns.
+                let is_owned = |name: &String| found.checkpoints.iter().any(|one| one.id.name == *name);
+                names.retain(is_owned);
+            }
+            Ok(names)
+        })
+    }
+
+    fn stored_bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>> {
+        self.with(&domain.name, |found| {
+            let is_there = |name: &&String| {
+                let disk = found.disks.get(target);
+                disk.is_some_and(|disk| disk.dirty(name).is_some())
+            };
+            let stored = found.stored.get(target).into_iter().flatten();
+            Ok(stored.filter(is_there).cloned().collect())
+        })
+    }
+
+    fn forget_checkpoint(&self, domain: &Domain, name: &str) -> Result<()> {
+        self.refuse_removal(name)?;
+        self.with(&domain.name, |found| found.forget(name).map(drop))
+    }
+
+    fn remove_bitmaps(&self, domain: &Domain, name: &str) -> Result<Vec<String>> {
+        self.refuse_removal(name)?;
+        self.with(&domain.name, |found| {
+            let disks = found.disks.iter_mut();
+            let removed = disks.filter_map(|(target, disk)| disk.remove_bitmap(name).then(|| target.clone()));
+            Ok(removed.collect())
+        })
+    }
+
+    fn delete_checkpoint(&self, domain: &Domain, name: &str) -> Result<()> {
+        self.refuse_removal(name)?;
+        let fuse = self.fuse();
+        self.with(&domain.name, |found| {
+            if !found.domain.state.is_active() {
+                // As with libvirt: the bitmaps of all disks, then the record.
+                let removed = found.remove_stored_bitmaps(name, &fuse)?;
+                let forgotten = step(&fuse, "forget the checkpoint", || found.forget(name))?;
+                return match forgotten {
+                    Err(HostError::NoSuchCheckpoint { .. }) if removed => Ok(()),
+                    forgotten => forgotten.map(drop),
+                };
+            }
+            for target in found.forget(name)? {
+                if let Some(disk) = found.disks.get_mut(&target) {
+                    disk.remove_bitmap(name);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn delete_bitmap(&self, domain: &Domain, name: &str) -> Result<()> {
+        let fuse = self.fuse();
+        self.with(&domain.name, |found| {
+            if !found.domain.state.is_active() {
+                return found.remove_stored_bitmaps(name, &fuse).map(drop);
+            }
+            found.disks.values_mut().for_each(|disk| {
+                disk.remove_bitmap(name);
+            });
+            Ok(())
+        })
+    }
+
+    fn thaw(&self, _domain: &Domain) -> Result<()> {
+        Ok(())
+    }
+
+    fn active_job(&self, domain: &Domain) -> Result<Option<ActiveJob>> {
+        let fails = self.state().fail_end;
+        if fails && self.has_job(&domain.name) {
+            return Err(HostError::Libvirt {
+                operation: "look for jobs".to_owned(),
+                code: 38,
+                message: "simulated".to_owned(),
+            });
+        }
+        self.with(&domain.name, |found| {
+            // The readers of a shut-off domain are none of libvirt's jobs.
+            Ok(found.job.clone().filter(|_| found.domain.state.is_active()))
+        })
+    }
+
+    fn abort_job(&self, domain: &Domain) -> Result<()> {
+        self.with(&domain.name, |found| {
+            found.job = None;
+            Ok(())
+        })
+    }
+
+    fn places(
+        &self,
+        domain: &Domain,
+        targets: &[String],
+        _wishes: &PlaceWishes,
+        run: &str,
+    ) -> Result<Places> {
+        let scratch = |target: &String| (target.clone(), format!("/scratch/{run}.{target}").into());
+        Ok(Places {
+            sockets: vec![format!("/run/{run}.sock").into()],
+            scratch: match domain.state.is_active() {
+                true => targets.iter().map(scratch).collect(),
+                false => Vec::new(),
+            },
+            ..Places::default()
+        })
+    }
+
+    fn clear_places(&self, places: &Places) -> Result<()> {
+        // The readers of a shut-off domain end with their sockets.
+        for found in self.state().domains.values_mut() {
+            let is_meant = found
+                .job
+                .as_ref()
+                .and_then(|job| job.socket.as_ref())
+                .is_some_and(|socket| places.sockets.contains(socket));
+            if is_meant && !found.domain.state.is_active() {
+                found.job = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_backup(&self, domain: &Domain, request: &BackupRequest) -> Result<Box<dyn BackupJob>> {
+        let mut state = self.state();
+        if state.fail_begin {
+            return Err(HostError::Libvirt {
+                operation: "begin the backup".to_owned(),
+                code: 1,
+                message: "simulated".to_owned(),
+            });
+        }
+        if std::mem::take(&mut state.begin_late) {
+            state.late = Some((domain.name.clone(), request.clone()));
+            return Err(HostError::NoAnswer {
+                operation: "begin the backup".to_owned(),
+            });
+        }
+        if let Some(stop) = state.stop_in_begin.take() {
+            stop.request(2);
+        }
+        state.clock += 1;
+        let clock = state.clock;
+        let fail_reads_after = state.fail_reads_after;
+        let fuse = state.fuse.clone();
+        let found = state.domains.get_mut(&domain.name);
+        let found = found.ok_or_else(|| HostError::NoSuchDomain {
+            name: domain.name.clone(),
+        })?;
+        if found.job.is_some() {
+            return Err(simulated("begin the backup", "another job is active"));
+        }
+        let frozen = found.disks.clone();
+        let checkpoint = found.make_checkpoint(request, clock, &fuse)?;
+        found.job = request.places.sockets.first().cloned().map(backup_job);
+        Ok(Box::new(SimJob {
+            host: self.clone(),
+            domain: domain.clone(),
+            request: request.clone(),
+            frozen,
+            checkpoint,
+            fail_reads_after,
+            ended: false,
+        }))
+    }
+
+    fn nvram(&self, domain: &Domain) -> Result<Option<Vec<u8>>> {
+        self.with(&domain.name, |found| Ok(found.nvram.clone()))
+    }
+
+    fn is_defined(&self, name: &str, uuid: &str) -> Result<(bool, bool)> {
+        let state = self.state();
+        let by_uuid = state.domains.values().any(|found| found.domain.uuid == uuid);
+        Ok((state.domains.contains_key(name), by_uuid))
+    }
+
+    fn define(&self, xml: &str) -> Result<()> {
+        let described = read_domain(xml)?;
+        let (name, uuid) = self.is_defined(&described.name, &described.uuid)?;
+        if name || uuid {
+            return Err(simulated("define the domain", "it is defined"));
+        }
+        let domain = Domain {
+            name: described.name.clone(),
+            uuid: described.uuid,
+            state: DomainState::ShutOff,
+            persistent: true,
+            id: None,
+            disks: described.disks,
+            nvram: described.nvram,
+            has_tpm_state: false,
+            agent: Agent::None,
+            inactive_xml: xml.to_owned(),
+        };
+        let found = SimDomain {
+            domain,
+            nvram: None,
+            disks: BTreeMap::new(),
+            checkpoints: Vec::new(),
+            stored: BTreeMap::new(),
+            job: None,
+        };
+        self.state().domains.insert(described.name, found);
+        Ok(())
+    }
+}

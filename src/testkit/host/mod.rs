@@ -1,0 +1,111 @@
+//! A simulated hypervisor: domains and checkpoints like libvirt's, disks in memory, failures on demand.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::crash::Fuse;
+use crate::host::{ActiveJob, BackupRequest, HostError, Result};
+use crate::model::restore_point::FileId;
+use crate::model::stop::Stop;
+
+mod calls;
+mod domain;
+mod trouble;
+mod world;
+
+use domain::SimDomain;
+
+/// A simulated hypervisor. Clones share one state.
+#[derive(Clone, Default)]
+pub struct SimHost(Arc<Mutex<State>>);
+
+#[derive(Clone, Default)]
+struct State {
+    domains: BTreeMap<String, SimDomain>,
+    clock: i64,
+    fail_reads_after: Option<u64>,
+    fail_begin: bool,
+    /// The next job is begun when nobody waits for it any more.
+    begin_late: bool,
+    late: Option<(String, BackupRequest)>,
+    fail_removal_of: Option<String>,
+    no_incremental: Option<String>,
+    fail_end: bool,
+    stop_in_begin: Option<Stop>,
+    is_elsewhere: bool,
+    files: BTreeMap<PathBuf, FileId>,
+    fuse: Option<Fuse>,
+}
+
+impl SimHost {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another hypervisor in the same state, which goes its own way from now on.
+    pub fn fork(&self) -> SimHost {
+        SimHost(Arc::new(Mutex::new(State {
+            fuse: None,
+            ..self.state().clone()
+        })))
+    }
+
+    /// What the client itself does in several steps (the bitmaps of a shut-off domain) can be interrupted between them; `None` ends it.
+    pub fn die_with(&self, fuse: Option<&Fuse>) {
+        self.state().fuse = fuse.cloned();
+    }
+
+    fn fuse(&self) -> Option<Fuse> {
+        self.state().fuse.clone()
+    }
+
+    fn with<T>(&self, name: &str, work: impl FnOnce(&mut SimDomain) -> Result<T>) -> Result<T> {
+        let mut state = self.state();
+        let found = state.domains.get_mut(name);
+        work(found.ok_or_else(|| HostError::NoSuchDomain {
+            name: name.to_owned(),
+        })?)
+    }
+
+    fn refuse_removal(&self, name: &str) -> Result<()> {
+        if self.state().fail_removal_of.as_deref() == Some(name) {
+            return Err(HostError::Libvirt {
+                operation: format!("remove {name}"),
+                code: 1,
+                message: "simulated".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether the daemon is away by the end of a job.
+    pub(in crate::testkit) fn fails_to_end(&self) -> bool {
+        self.state().fail_end
+    }
+}
+
+fn backup_job(socket: PathBuf) -> ActiveJob {
+    ActiveJob {
+        operation: "backup".to_owned(),
+        socket: Some(socket),
+    }
+}
+
+fn simulated(operation: &str, message: &str) -> HostError {
+    HostError::Libvirt {
+        operation: operation.to_owned(),
+        code: 1,
+        message: message.to_owned(),
+    }
+}
+
+/// A step of the client's own, at which it may die.
+fn step<T>(fuse: &Option<Fuse>, name: &str, work: impl FnOnce() -> T) -> Result<T> {
+    match fuse {
+        None => Ok(work()),
+        Some(fuse) => fuse
+            .step(|| name.to_owned(), work)
+            .map_err(|_| simulated(name, "simulated: this is where it ends")),
+    }
+}

@@ -1,0 +1,110 @@
+//! Failures on demand, and what other people and dead runs do.
+
+use super::{SimHost, backup_job};
+use crate::host::ActiveJob;
+use crate::model::stop::Stop;
+
+impl SimHost {
+    /// The removal of bitmaps of this name fails; `None` ends it.
+    pub fn fail_removal_of(&self, name: Option<&str>) {
+        self.state().fail_removal_of = name.map(str::to_owned);
+    }
+
+    /// The next reads fail when so many bytes of a disk have been read; `None` ends it.
+    pub fn fail_reads_after(&self, bytes: Option<u64>) {
+        self.state().fail_reads_after = bytes;
+    }
+
+    /// Whether beginning a job fails.
+    pub fn fail_begin(&self, fail: bool) {
+        self.state().fail_begin = fail;
+    }
+
+    /// Whether the daemon goes away as soon as a job has begun, so that nothing can be ended.
+    pub fn fail_end(&self, fail: bool) {
+        self.state().fail_end = fail;
+    }
+
+    /// The user asks to stop while the next job is being begun.
+    pub fn stop_in_begin(&self, stop: &Stop) {
+        self.state().stop_in_begin = Some(stop.clone());
+    }
+
+    /// Makes the hypervisor too old for checkpoints, for this reason.
+    pub fn forget_checkpoints(&self, reason: &str) {
+        self.state().no_incremental = Some(reason.to_owned());
+    }
+
+    /// Puts the hypervisor on another machine: the images of shut-off domains cannot be looked at.
+    pub fn move_away(&self) {
+        self.state().is_elsewhere = true;
+    }
+
+    /// The hypervisor's machine loses its power: no job survives, and every bitmap of an active domain is broken.
+    pub fn lose_power(&self) {
+        for found in self.state().domains.values_mut() {
+            found.job = None;
+            if found.domain.state.is_active() {
+                for disk in found.disks.values_mut() {
+                    for name in disk.bitmap_names() {
+                        disk.remove_bitmap(&name);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A run began a job and made a checkpoint, noted it down, and was killed.
+    pub fn leave_job(&self, name: &str, socket: &str, checkpoint: &str, mark: &str) {
+        let mut state = self.state();
+        state.clock += 1;
+        let created = state.clock;
+        let Some(found) = state.domains.get_mut(name) else {
+            return;
+        };
+        found.job = Some(backup_job(socket.into()));
+        found.add_checkpoint(checkpoint, created, mark);
+    }
+
+    /// The next call that begins a job is not answered.
+    pub fn begin_late(&self) {
+        self.state().begin_late = true;
+    }
+
+    /// The job that nobody waits for any more begins.
+    pub fn begin_now(&self) {
+        let late = self.state().late.take();
+        if let Some((name, request)) = late
+            && let (Some(socket), Some(made)) = (request.places.sockets.first(), &request.checkpoint)
+        {
+            self.leave_job(&name, &socket.to_string_lossy(), &made.name, &made.mark);
+        }
+    }
+
+    /// Somebody else begins a job.
+    pub fn begin_foreign_job(&self, name: &str) {
+        if let Some(found) = self.state().domains.get_mut(name) {
+            found.job = Some(backup_job("/run/somebody/else.sock".into()));
+        }
+    }
+
+    /// Somebody begins to migrate the domain.
+    pub fn begin_migration(&self, name: &str) {
+        if let Some(found) = self.state().domains.get_mut(name) {
+            found.job = Some(ActiveJob {
+                operation: "outgoing migration".to_owned(),
+                socket: None,
+            });
+        }
+    }
+
+    /// Somebody else makes a checkpoint on all disks.
+    pub fn make_foreign_checkpoint(&self, domain: &str, name: &str) {
+        let mut state = self.state();
+        state.clock += 1;
+        let created = state.clock;
+        if let Some(found) = state.domains.get_mut(domain) {
+            found.add_checkpoint(name, created, "not ours");
+        }
+    }
+}

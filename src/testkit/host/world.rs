@@ -1,0 +1,137 @@
+//! What a test makes of domains and their disks.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::SimHost;
+use super::domain::SimDomain;
+use crate::model::domain::{Agent, Device, Disk, DiskFormat, Domain, DomainState, Source};
+use crate::model::restore_point::FileId;
+use crate::testkit::disk::MemDisk;
+
+impl SimHost {
+    /// Gives a domain UEFI variables.
+    pub fn set_nvram(&self, name: &str, bytes: &[u8]) {
+        if let Some(found) = self.state().domains.get_mut(name) {
+            found.nvram = Some(bytes.to_owned());
+        }
+    }
+
+    /// Adds a running domain with disks of these targets and sizes in bytes.
+    pub fn add_domain(&self, name: &str, disks: &[(&str, usize)]) {
+        let mut state = self.state();
+        let uuid = format!("00000000-0000-4000-8000-{:012}", state.domains.len() + 1);
+        let domain = Domain {
+            name: name.to_owned(),
+            uuid,
+            state: DomainState::Running,
+            persistent: true,
+            id: Some(1),
+            disks: disks.iter().map(|(target, _)| sim_disk(target)).collect(),
+            nvram: None,
+            has_tpm_state: false,
+            agent: Agent::None,
+            inactive_xml: String::new(),
+        };
+        let domain = Domain {
+            inactive_xml: sim_xml(&domain),
+            ..domain
+        };
+        let disks = disks
+            .iter()
+            .map(|(target, size)| ((*target).to_owned(), MemDisk::new(*size)));
+        let domain = SimDomain {
+            domain,
+            nvram: None,
+            disks: disks.collect(),
+            checkpoints: Vec::new(),
+            stored: BTreeMap::new(),
+            job: None,
+        };
+        state.domains.insert(name.to_owned(), domain);
+    }
+
+    /// The domain goes away, with its disks and its job: undefined, or migrated to another machine.
+    pub fn remove_domain(&self, name: &str) {
+        self.state().domains.remove(name);
+    }
+
+    /// Changes what the domain is: its state, its drives, its UUID. Shutting it off stores its bitmaps in its images.
+    pub fn change(&self, name: &str, change: impl FnOnce(&mut Domain)) {
+        if let Some(found) = self.state().domains.get_mut(name) {
+            change(&mut found.domain);
+            if !found.domain.state.is_active() {
+                let names = |(target, disk): (&String, &MemDisk)| (target.clone(), disk.bitmap_names());
+                found.stored = found.disks.iter().map(names).collect();
+            }
+        }
+    }
+
+    /// Adds a disk to a domain, as hot-plugging does.
+    pub fn attach(&self, name: &str, target: &str, size: usize) {
+        if let Some(found) = self.state().domains.get_mut(name) {
+            found.domain.disks.push(sim_disk(target));
+            found.disks.insert(target.to_owned(), MemDisk::new(size));
+        }
+    }
+
+    /// Works on a disk as its guest does.
+    ///
+    /// # Panics
+    /// When there is no such disk: a mistake of the test.
+    pub fn disk<T>(&self, name: &str, target: &str, work: impl FnOnce(&mut MemDisk) -> T) -> T {
+        let mut state = self.state();
+        let disk = state
+            .domains
+            .get_mut(name)
+            .and_then(|found| found.disks.get_mut(target));
+        work(disk.expect("the test has made this disk"))
+    }
+
+    /// Says which file the image of every disk of this target is; without that nobody knows.
+    pub fn set_file(&self, target: &str, file: FileId) {
+        self.state().files.insert(sim_path(target), file);
+    }
+
+    /// Whether a domain has an active job.
+    pub fn has_job(&self, name: &str) -> bool {
+        self.state()
+            .domains
+            .get(name)
+            .is_some_and(|found| found.job.is_some())
+    }
+}
+
+fn sim_path(target: &str) -> PathBuf {
+    format!("/images/{target}.qcow2").into()
+}
+
+/// The definition of a domain, as far as a restore looks at it. It has UEFI variables, whether or not there is something in them.
+fn sim_xml(domain: &Domain) -> String {
+    let disk = |disk: &Disk| {
+        format!(
+            "    <disk type='file' device='disk'>\n      <driver name='qemu' type='qcow2'/>\n      \
+             <source file='/images/{target}.qcow2'/>\n      <target dev='{target}' bus='virtio'/>\n    </disk>\n",
+            target = disk.target
+        )
+    };
+    let disks: String = domain.disks.iter().map(disk).collect();
+    format!(
+        "<domain type='kvm'>\n  <name>{}</name>\n  <uuid>{}</uuid>\n  <os>\n    <nvram>/nvram/VARS.fd</nvram>\n  </os>\n  \
+         <devices>\n{disks}  </devices>\n</domain>\n",
+        domain.name, domain.uuid
+    )
+}
+
+fn sim_disk(target: &str) -> Disk {
+    Disk {
+        target: target.to_owned(),
+        device: Device::Disk,
+        source: Source::File(sim_path(target)),
+        format: DiskFormat::Qcow2,
+        readonly: false,
+        shareable: false,
+        transient: false,
+        beneath: vec![],
+    }
+}

@@ -1,0 +1,376 @@
+//! Who reads while another run writes and prunes: a right answer or a clear error, never a false alarm and never wrong bytes.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use jiff::Span;
+use vmsnap::model::period::GroupBy;
+use vmsnap::model::restore_point::Level;
+use vmsnap::model::stop::Stop;
+use vmsnap::model::text::with_sources;
+use vmsnap::ops::backup::PruneOutcome;
+use vmsnap::ops::list::list;
+use vmsnap::ops::restore::{self, Format, restore};
+use vmsnap::ops::status::{Subject, status};
+use vmsnap::ops::verify::{self, Which, verify};
+use vmsnap::ops::{Event, Result};
+use vmsnap::repo::{Missed, Proof};
+
+use super::{Watch, two_points, watched};
+use crate::lab::{CLUSTER, Lab, tree};
+
+const OCTOBER: &str = "vmsnap-backup-monthly-2026-10";
+
+/// A domain of two disks with a full and an incremental restore point in October, whose next backup prunes them; and what the disks held then.
+fn due_for_pruning() -> (Lab, [Vec<u8>; 2]) {
+    let mut lab = Lab::in_memory();
+    lab.at("2026-10-20T02:00:00+02:00[Europe/Berlin]");
+    lab.host
+        .add_domain("vm1", &[("vda", 6 * CLUSTER), ("vdb", 3 * CLUSTER)]);
+    for round in 1..=2 {
+        lab.host
+            .disk("vm1", "vda", |disk| disk.write(CLUSTER, &[round; 3 * CLUSTER]));
+        lab.host
+            .disk("vm1", "vdb", |disk| disk.write(0, &[round + 10; CLUSTER]));
+        lab.backup("vm1").expect("October's");
+    }
+    let disks = [lab.disk("vm1", "vda"), lab.disk("vm1", "vdb")];
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(0, &[99; 2 * CLUSTER]));
+    lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
+    (lab, disks)
+}
+
+/// Another run backs the domain up and prunes October.
+fn prune_october(lab: &Lab) {
+    let outcome = watched(lab, "vm1", &Lab::pruning(), |_| {}).expect("it has nothing to do with who reads");
+    assert_eq!(outcome.prune, Some(PruneOutcome::Deleted(OCTOBER.to_owned())));
+}
+
+/// Prunes at the event of this number; whether it came so far.
+struct PruneAt<'a> {
+    lab: &'a Lab,
+    moment: usize,
+    seen: AtomicUsize,
+}
+
+impl<'a> PruneAt<'a> {
+    fn new(lab: &'a Lab, moment: usize) -> Self {
+        PruneAt {
+            lab,
+            moment,
+            seen: AtomicUsize::new(0),
+        }
+    }
+
+    fn watch(&self, _: &Event<'_>) {
+        if self.seen.fetch_add(1, Ordering::SeqCst) == self.moment {
+            prune_october(self.lab);
+        }
+    }
+
+    fn has_pruned(&self) -> bool {
+        self.seen.load(Ordering::SeqCst) > self.moment
+    }
+}
+
+fn restored_files(to: &Path) -> Vec<String> {
+    match to.exists() {
+        true => tree(to),
+        false => Vec::new(),
+    }
+}
+
+#[test]
+fn a_restore_of_what_is_pruned_meanwhile_gives_right_bytes_or_a_clear_error() {
+    let (base, disks) = due_for_pruning();
+    let (mut given, mut refused) = (0, 0);
+    for moment in 0.. {
+        let lab = base.fork();
+        let to = lab.free_path();
+        let options = restore::Options {
+            at: "latest".to_owned(),
+            to: to.clone(),
+            disks: Vec::new(),
+            format: Some(Format::Raw),
+            define: None,
+        };
+        let plan = restore::plan("vm1", &lab.repo, None, &options).expect("it is all there");
+        // The very first moment lies between the plan and the restore.
+        let pruner = PruneAt::new(&lab, usize::wrapping_sub(moment, 1));
+        if moment == 0 {
+            prune_october(&lab);
+        }
+        let monitor = Watch(|event: &Event<'_>| pruner.watch(event));
+        let outcome = restore("vm1", &lab.repo, plan, None, &monitor, &Stop::default());
+        match outcome {
+            Ok(_) => {
+                given += 1;
+                for (name, expected) in [("vda.raw", &disks[0]), ("vdb.raw", &disks[1])] {
+                    let found = fs::read(to.join(name)).expect("it was restored");
+                    assert!(found == *expected, "moment {moment}: {name} has wrong bytes");
+                }
+            }
+            Err(error) => {
+                refused += 1;
+                let text = with_sources(&error);
+                assert!(
+                    text.contains(OCTOBER) && text.contains(".qcow2"),
+                    "moment {moment}: the missing image is not named: {text}"
+                );
+                assert_eq!(restored_files(&to), [""; 0], "moment {moment}");
+            }
+        }
+        if moment > 0 && !pruner.has_pruned() {
+            break;
+        }
+    }
+    assert!(given > 1 && refused > 1, "{given} were given, {refused} refused");
+}
+
+#[test]
+fn a_verification_beside_a_prune_calls_nothing_damaged_whenever_it_happens() {
+    let (base, _) = due_for_pruning();
+    let mut left_out = 0;
+    for which in [Which::All, Which::Latest] {
+        for moment in 0.. {
+            let lab = base.fork();
+            let pruner = PruneAt::new(&lab, moment);
+            let monitor = Watch(|event: &Event<'_>| pruner.watch(event));
+            let options = verify::Options {
+                which: which.clone(),
+                deep: true,
+                not_since: None,
+                now: lab.now.timestamp(),
+            };
+            let outcome = verify("vm1", &lab.repo, &options, &monitor, &Stop::default())
+                .expect("there were restore points");
+            let told: Vec<_> = outcome.all_damage().collect();
+            assert!(outcome.is_sound(), "{which:?}, moment {moment}: {told:#?}");
+            left_out += 2 - outcome.points.len();
+            if !pruner.has_pruned() {
+                break;
+            }
+        }
+    }
+    assert!(left_out > 2, "{left_out} were left out");
+}
+
+/// The folder of a period goes at some moment while it is being read, hundreds of times.
+#[test]
+fn a_period_that_is_pruned_while_it_is_listed_is_listed_whole_or_not_at_all() {
+    let mut base = Lab::in_memory();
+    base.host.add_domain("vm1", &[("vda", CLUSTER)]);
+    for _ in 0..12 {
+        base.backup("vm1").expect("a restore point");
+    }
+    let mut gone_in_time = 0;
+    for round in 0..60 {
+        let lab = base.fork();
+        let repository = lab.repo.domain("vm1").expect("a name that fits");
+        let is_gone = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // At another place of the reading each time.
+                for _ in 0..round % 7 {
+                    let _ = repository.history();
+                }
+                let locked = repository.lock().expect("nobody else writes");
+                locked
+                    .remove_period("vmsnap-backup-monthly-2026-11")
+                    .expect("it goes");
+                is_gone.store(true, Ordering::SeqCst);
+            });
+            loop {
+                let was_gone = is_gone.load(Ordering::SeqCst);
+                let history = repository.history().expect("it can be read");
+                let faults = history.damage();
+                assert!(
+                    history.findings.is_empty() && faults.is_empty(),
+                    "round {round}: {:?} {faults:?}",
+                    history.findings
+                );
+                let count = history.kept.len();
+                assert!(matches!(count, 0 | 12), "round {round}: {count} of 12 are listed");
+                if was_gone {
+                    break;
+                }
+                gone_in_time += usize::from(count == 0);
+            }
+        });
+    }
+    assert!(gone_in_time > 0, "some were read while the removal went on");
+}
+
+#[test]
+fn a_list_and_a_verification_take_no_running_backup_for_an_unfinished_one() {
+    let mut lab = Lab::new();
+    two_points(&mut lab, "vm1");
+    let told: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let look = |lab: &Lab| -> Result<Vec<String>> {
+        let options = verify::Options {
+            which: Which::All,
+            deep: false,
+            not_since: None,
+            now: lab.now.timestamp(),
+        };
+        let monitor = Watch(|_: &Event<'_>| {});
+        let outcome = verify("vm1", &lab.repo, &options, &monitor, &Stop::default())?;
+        assert!(outcome.is_sound() && outcome.points.len() == 2);
+        let listed = list(&lab.repo, &["vm1".to_owned()])?.remove(0);
+        assert!(listed.points.len() == 2 && listed.points.iter().all(|point| point.is_whole()));
+        let findings = outcome.findings.into_iter().chain(listed.findings);
+        Ok(findings.map(|finding| finding.code.to_owned()).collect())
+    };
+    watched(
+        &lab,
+        "vm1",
+        &Lab::options(),
+        super::once_copying(|| {
+            let found = look(&lab).expect("nobody has to wait");
+            told.lock().expect("no panic").extend(found);
+        }),
+    )
+    .expect("readers are in nobody's way");
+    assert_eq!(*told.lock().expect("no panic"), [""; 0]);
+
+    let period = lab.history("vm1").kept[0]
+        .dir
+        .parent()
+        .expect("a period")
+        .to_owned();
+    fs::remove_dir_all(&lab.history("vm1").kept[2].dir).expect("by hand");
+    fs::create_dir(period.join("2026-11-03T20-00-00Z.partial")).expect("new");
+    assert_eq!(look(&lab).expect("both work"), ["unfinished-run"; 2]);
+}
+
+#[test]
+fn the_checkpoint_of_a_running_backup_is_no_inconsistency_and_that_of_a_dead_one_is() {
+    let mut lab = Lab::new();
+    two_points(&mut lab, "vm1");
+    let look = |lab: &Lab| {
+        let subject = Subject {
+            host: &lab.host,
+            repo: Some(&lab.repo),
+            group_by: GroupBy::Month,
+            today: lab.now.date(),
+        };
+        status("vm1", &subject).expect("nobody has to wait")
+    };
+    let during = Mutex::new(None);
+    let watch = super::once_copying(|| *during.lock().expect("no panic") = Some(look(&lab)));
+    watched(&lab, "vm1", &Lab::options(), watch).expect("readers are in nobody's way");
+    let during = during.into_inner().expect("no panic").expect("it copied");
+    assert!(during.writer.is_some() && during.checkpoints.len() == 3);
+    assert_eq!(during.inconsistencies, [""; 0]);
+    let after = look(&lab);
+    assert_eq!((after.writer, after.inconsistencies), (None, Vec::new()));
+
+    lab.host
+        .leave_job("vm1", "/run/dead.sock", "virtnbdbackup.3", "a dead run");
+    let dead = look(&lab).inconsistencies;
+    assert!(dead.len() == 1 && dead[0].contains("virtnbdbackup.3"), "{dead:?}");
+}
+
+#[test]
+fn what_a_later_verification_has_found_is_not_forgotten_for_an_earlier_one_that_ends_after_it() {
+    let mut lab = Lab::new();
+    two_points(&mut lab, "vm1");
+    let options = |lab: &Lab| verify::Options {
+        which: Which::All,
+        deep: false,
+        not_since: None,
+        now: lab.now.timestamp(),
+    };
+    let earlier = options(&lab);
+    let newest = lab.history("vm1").kept[1].dir.join("vda.qcow2");
+    lab.pass(Span::new().minutes(10));
+    let later = std::sync::Once::new();
+    let monitor = Watch(|event: &Event<'_>| {
+        // The last file: the images have been read.
+        if matches!(event, Event::FileEnds { file, .. } if file.ends_with("virtnbdbackup.1.xml")) {
+            later.call_once(|| {
+                let mut bytes = fs::read(&newest).expect("it can be read");
+                bytes[70_000] ^= 1;
+                fs::write(&newest, bytes).expect("it can be written");
+                let silent = Watch(|_: &Event<'_>| {});
+                let found = verify("vm1", &lab.repo, &options(&lab), &silent, &Stop::default());
+                assert!(!found.expect("there are some").is_sound());
+            });
+        }
+    });
+    let outcome = verify("vm1", &lab.repo, &earlier, &monitor, &Stop::default()).expect("some");
+    assert!(later.is_completed() && outcome.is_sound());
+    let history = lab.history("vm1");
+    assert!(history.chains.latest().expect("two").doubt.is_some());
+    let proofs = tree(&lab.repo.root().join("vm1/.verified"));
+    assert_eq!(
+        proofs.len(),
+        3,
+        "both of the newest, one of the other: {proofs:?}"
+    );
+}
+
+/// What one reader remembers, no other one forgets: the next backup relies on it.
+#[test]
+fn a_verification_forgets_nothing_that_was_found_of_a_restore_point_made_meanwhile() {
+    let mut lab = Lab::new();
+    two_points(&mut lab, "vm1");
+    let options = verify::Options {
+        which: Which::All,
+        deep: false,
+        not_since: None,
+        now: lab.now.timestamp(),
+    };
+    let meanwhile = std::sync::Once::new();
+    let monitor = Watch(|event: &Event<'_>| {
+        if let Event::FileBegins { .. } = event {
+            meanwhile.call_once(|| {
+                let made = watched(&lab, "vm1", &Lab::options(), |_| {}).expect("a restore point");
+                let (id, time) = (made.point.id, lab.now.timestamp());
+                let history = lab.history("vm1");
+                let manifest = history.get(&id).expect("it is there").manifest.digest.clone();
+                let repository = lab.repo.domain("vm1").expect("a name that fits");
+                let missed = Missed {
+                    id: id.clone(),
+                    manifest: manifest.clone(),
+                    time,
+                    disks: vec!["vda".to_owned()],
+                };
+                repository.keep_missed(&missed).expect("it is remembered");
+                let proof = Proof {
+                    id,
+                    manifest,
+                    time,
+                    deep: false,
+                    damage: vec!["a flipped bit".to_owned()],
+                };
+                repository.keep_proof(&proof, None).expect("it is remembered");
+            });
+        }
+    });
+    let outcome = verify("vm1", &lab.repo, &options, &monitor, &Stop::default()).expect("sound");
+    assert_eq!(outcome.points.len(), 2);
+    let history = lab.history("vm1");
+    let newest = history.chains.latest().expect("three");
+    assert_eq!(newest.missed, ["vda"]);
+    assert!(
+        newest
+            .doubt
+            .as_ref()
+            .is_some_and(|doubt| doubt.contains("a flipped bit")),
+        "{:?}",
+        newest.doubt
+    );
+    lab.pass(Span::new().minutes(10));
+    let next = lab.backup("vm1").expect("it goes on");
+    assert_eq!(
+        next.point.disks[0].level,
+        Level::Full,
+        "{}",
+        next.point.disks[0].reason
+    );
+}

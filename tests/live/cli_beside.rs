@@ -1,0 +1,88 @@
+//! The program on a libvirtd: what can be asked while a backup of the same domain is being made.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::cli_lab::{Change, Machine, Repo, json, text_of};
+use crate::daemon::{Daemon, URI};
+
+const MIB: usize = 1 << 20;
+
+/// A restore point is kept, a backup stands still in the middle of its copy, and nobody waits for it.
+fn assert_readers_do_not_wait(mut machine: Machine) {
+    machine.fill(0, 1);
+    let repo = Repo::new();
+    let name = machine.name().to_owned();
+    let first = repo.back_up(&name, &[]);
+    let moment = machine.disks.clone();
+    machine.fill(0, 2);
+    machine.change(0, 3 * MIB, MIB, Change::Zero);
+    let state = machine.domain.state();
+
+    // The process stands still: whoever waits for it waits for ever.
+    let mut run = repo.begin_backup(&[&name], &["--json"]);
+    let begun = run.hold_in_mid_copy();
+    let root = repo.root().display().to_string();
+    let ask = |words: &[&str]| {
+        let finished = repo.run(&[words, &[&name, "--repository", &root, "--json", "--quiet"]].concat());
+        assert_eq!(
+            (finished.code, finished.stderr.as_str()),
+            (Some(0), ""),
+            "{words:?}"
+        );
+        json(&finished)
+    };
+
+    let listed = ask(&["list"])["domains"][0].clone();
+    assert_eq!(listed["findings"], Value::Array(Vec::new()));
+    let points = listed["restorePoints"].as_array().expect("a list");
+    assert_eq!(points.len(), 1, "the one that is being made is not one yet");
+    assert_eq!(points[0]["id"], first["restorePoint"]["id"]);
+
+    // QEMU tells nothing of bitmaps until the reader has taken what is on its way, so this one has to move.
+    let status = run.slowly(|| ask(&["status", "--machine", "--connect", URI]))[&name].clone();
+    let holder = format!("process {}", run.id());
+    assert_eq!(status["writer"], holder.as_str(), "{status:#}");
+    assert_eq!(
+        (&status["overallStatus"], &status["inconsistencies"]),
+        (&0.into(), &Value::Array(Vec::new()))
+    );
+    assert_eq!(status["lastRestorePoint"], first["restorePoint"]["id"]);
+
+    for words in [&["verify", "--all"][..], &["verify", "--all", "--deep"]] {
+        let verified = ask(words)["domains"][0].clone();
+        assert_eq!(verified["outcome"], "sound", "{verified:#}");
+        assert_eq!(verified["findings"], Value::Array(Vec::new()), "{verified:#}");
+        assert_eq!(verified["restorePoints"].as_array().map(Vec::len), Some(1));
+    }
+    machine.assert_restored(&repo.restore(&name, "latest", "raw"), &moment);
+    assert!(run.is_running());
+    assert_eq!(machine.domain.state(), state);
+
+    run.go_on();
+    let finished = run.wait(Duration::from_secs(60));
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    machine.assert_nothing_left(&repo, &begun);
+    let listed = repo.list(&name);
+    assert_eq!(listed.len(), 2, "{listed:#?}");
+    let proof = &listed[0]["verified"];
+    assert_eq!(
+        (&proof["deep"], &proof["damage"]),
+        (&true.into(), &Value::Array(Vec::new()))
+    );
+    let id = text_of(&listed[1]["id"]);
+    machine.assert_restored(&repo.restore(&name, id, "raw"), &machine.disks);
+}
+
+#[test]
+fn list_status_verify_and_restore_do_not_wait_for_a_backup_of_the_same_domain() {
+    let daemon = Daemon::acquire();
+    assert_readers_do_not_wait(Machine::paused(&daemon, "read-beside", &[256 * MIB]));
+}
+
+#[test]
+fn nor_while_a_shut_off_domain_is_being_read() {
+    let daemon = Daemon::acquire();
+    assert_readers_do_not_wait(Machine::define(&daemon, "read-beside-off", &[256 * MIB]));
+}
