@@ -87,7 +87,7 @@ struct Memory {
 /// More memory than is used: the start in it is what is aligned.
 enum Room {
     /// In huge pages, if the kernel has some: a large buffer is filled by the kernel, hashed, and written from where it lies, and each of them has
-    /// to look up every page.
+    /// to look up every page. Such a page counts as resident in whole.
     Mapped(MmapMut),
     Plain(Vec<u8>),
 }
@@ -101,8 +101,9 @@ impl Default for Room {
 impl Memory {
     /// `capacity` is a multiple of [`ALIGNMENT`].
     fn new(capacity: usize) -> Memory {
-        let is_large = capacity >= HUGE_PAGE;
-        let mapped = is_large.then(|| MmapMut::map_anon(capacity + HUGE_PAGE).ok());
+        let is_large = capacity > HUGE_PAGE / 2;
+        let length = capacity.next_multiple_of(HUGE_PAGE) + HUGE_PAGE;
+        let mapped = is_large.then(|| MmapMut::map_anon(length).ok());
         let (mut room, alignment) = match mapped.flatten() {
             Some(mapped) => {
                 // Where the kernel knows no huge pages the usual ones do.
@@ -112,7 +113,11 @@ impl Memory {
             None => (Room::Plain(vec![0; capacity + ALIGNMENT]), ALIGNMENT),
         };
         let start = room.bytes_mut().as_ptr().align_offset(alignment);
-        Memory { room, start, capacity }
+        Memory {
+            room,
+            start,
+            capacity,
+        }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -213,7 +218,11 @@ impl BufferPool {
     fn dress(&self, memory: Memory) -> Buffer {
         let is_new = memory.capacity == 0;
         Buffer {
-            memory: if is_new { Memory::new(self.capacity) } else { memory },
+            memory: if is_new {
+                Memory::new(self.capacity)
+            } else {
+                memory
+            },
             length: self.capacity,
             home: Some(Arc::clone(&self.shelf)),
         }
@@ -242,7 +251,12 @@ mod tests {
 
     #[test]
     fn a_large_buffer_is_aligned_to_huge_pages_and_holds_what_is_written() {
-        for capacity in [HUGE_PAGE, HUGE_PAGE + ALIGNMENT, 3 * HUGE_PAGE] {
+        for capacity in [
+            HUGE_PAGE - ALIGNMENT,
+            HUGE_PAGE,
+            HUGE_PAGE + ALIGNMENT,
+            3 * HUGE_PAGE,
+        ] {
             let mut buffer = Buffer::alone(capacity);
             assert_eq!(buffer.as_ptr().align_offset(HUGE_PAGE), 0);
             assert_eq!(buffer.len(), capacity);
