@@ -1,6 +1,6 @@
-//! The pump: one thread reads blocks, one writes them, a bounded pool of buffers between them.
+//! The pump: takes blocks from a source and puts them into a sink, with a bounded pool of buffers between them.
 
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub const BUFFERS: usize = 16;
 /// How long the other side may keep silent before it is given up.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
-/// The signal that a copy asks its own reader to stop with, when the writer has failed.
+/// The signal that a copy asks readers to stop with, when the writer has failed.
 const WRITER_FAILED: i32 = i32::MAX;
 
 /// The memory for one disk.
@@ -37,16 +37,33 @@ pub struct Progress {
     pub copied: u64,
 }
 
-/// Copies everything that the source has, and finishes the sink.
+/// Copies an export, and finishes the sink, both on this thread: the export reads ahead by itself, the image writes behind, and what has just been
+/// received is hashed while it is in this processor's cache.
 ///
-/// `stop` must be the one that the source looks at too: it is asked for when the writer fails, so that a waiting reader ends. Whoever else
-/// shares it (the other disks of a job) ends as well.
-pub fn copy(
+/// `stop` is asked for when the sink fails: whoever shares it (the other disks of a job) ends as well.
+pub fn copy_export(
     source: &mut dyn BlockSource,
     sink: &mut dyn BlockSink,
     stop: &Stop,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Written, BlockError> {
+    let mut pump = Pump::new(sink, stop, progress);
+    while let Some(block) = source.next_block()? {
+        pump.write(block)?;
+    }
+    pump.finish()
+}
+
+/// Copies a chain of images, and finishes the sink. The images are read and hashed on a thread of their own.
+///
+/// `stop` must be the one that the source looks at too: it is asked for when the sink fails, so that a waiting reader ends.
+pub fn copy_chain(
+    source: &mut dyn BlockSource,
+    sink: &mut dyn BlockSink,
+    stop: &Stop,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Written, BlockError> {
+    let mut pump = Pump::new(sink, stop, progress);
     // The pool of buffers is the real bound; zero blocks need none, so the channel has one of its own.
     let (sender, receiver) = sync_channel(2 * BUFFERS);
     thread::scope(|scope| {
@@ -58,43 +75,60 @@ pub fn copy(
             }
             Ok(())
         });
-        let written = write_blocks(&receiver, sink, stop, progress);
-        if written.is_err() {
-            stop.request(WRITER_FAILED);
-        }
+        let written = receiver.iter().try_for_each(|block| pump.write(block));
         drop(receiver);
         let read = match reader.join() {
             Ok(read) => read,
             Err(panic) => std::panic::resume_unwind(panic),
         };
         written?;
-        read?;
-        if stop.requested() {
-            return Err(BlockError::stopped());
-        }
-        sink.finish()
-    })
+        read
+    })?;
+    pump.finish()
 }
 
-fn write_blocks(
-    receiver: &Receiver<Block>,
-    sink: &mut dyn BlockSink,
-    stop: &Stop,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<(), BlockError> {
-    let mut copied = 0;
-    for block in receiver {
-        if stop.requested() {
+/// What puts blocks into a sink, and tells how far it is.
+struct Pump<'a> {
+    sink: &'a mut dyn BlockSink,
+    stop: &'a Stop,
+    progress: &'a mut dyn FnMut(Progress),
+    /// Bytes of data so far.
+    copied: u64,
+}
+
+impl<'a> Pump<'a> {
+    fn new(sink: &'a mut dyn BlockSink, stop: &'a Stop, progress: &'a mut dyn FnMut(Progress)) -> Self {
+        Pump {
+            sink,
+            stop,
+            progress,
+            copied: 0,
+        }
+    }
+
+    fn write(&mut self, block: Block) -> Result<(), BlockError> {
+        if self.stop.requested() {
             return Err(BlockError::stopped());
         }
         let position = block.offset + block.length();
         if let Content::Data(bytes) = &block.content {
-            copied += bytes.len() as u64;
+            self.copied += bytes.len() as u64;
         }
-        sink.write(block)?;
-        progress(Progress { position, copied });
+        if let Err(error) = self.sink.write(block) {
+            self.stop.request(WRITER_FAILED);
+            return Err(error);
+        }
+        let copied = self.copied;
+        (self.progress)(Progress { position, copied });
+        Ok(())
     }
-    Ok(())
+
+    fn finish(self) -> Result<Written, BlockError> {
+        if self.stop.requested() {
+            return Err(BlockError::stopped());
+        }
+        self.sink.finish()
+    }
 }
 
 /// Whether an error only tells that somebody asked to stop: another one is the reason then.

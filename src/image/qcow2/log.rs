@@ -13,13 +13,10 @@ use crate::model::buffer::{Buffer, BufferPool};
 use crate::model::stop::Stop;
 
 const CLUSTER_BYTES: usize = CLUSTER as usize;
-/// Runs of this length are written from where they are; shorter ones are gathered first.
-const DIRECT_RUN: usize = 256 * 1024;
-const STAGING: usize = 1024 * 1024;
-/// One is filled while one is written and one waits.
-const STAGING_BUFFERS: usize = 3;
+/// How many clusters of tables may be on their way to the file. In mid copy they are as many as the buffers of data there at the most, two for each.
+const STAGING_BUFFERS: usize = 64;
 
-/// The file behind its first cluster, as something that only grows: hashes what is appended, gathers what is small.
+/// The file behind its first cluster, as something that only grows: hashes what is appended.
 #[derive(Debug)]
 pub(super) struct Log {
     /// Gone after the end or a failure.
@@ -28,6 +25,7 @@ pub(super) struct Log {
     stop: Stop,
     digest: FileDigest,
     pool: BufferPool,
+    /// The cluster that is being filled with what is no part of a buffer.
     staging: Option<Buffer>,
     /// How much of the staging buffer is filled.
     staged: usize,
@@ -42,7 +40,7 @@ impl Log {
             path: path.to_owned(),
             stop: stop.clone(),
             digest: FileDigest::new(),
-            pool: BufferPool::new(STAGING_BUFFERS, STAGING),
+            pool: BufferPool::new(STAGING_BUFFERS, CLUSTER_BYTES),
             staging: None,
             staged: 0,
             staged_at: CLUSTER,
@@ -54,33 +52,27 @@ impl Log {
         self.staged_at + self.staged as u64
     }
 
-    /// Appends part of a buffer: from where it is when it is long.
+    /// Appends part of a buffer, which stays where it is.
     pub(super) fn append_part(&mut self, buffer: &Arc<Buffer>, part: std::ops::Range<usize>) -> Result<()> {
-        let whole = part.len() - part.len() % CLUSTER_BYTES;
-        if whole < DIRECT_RUN {
-            return self.append(&buffer[part]);
-        }
         self.flush()?;
-        let (now, rest) = (part.start..part.start + whole, part.start + whole..part.end);
-        self.digest.update(&buffer[now.clone()]);
+        self.digest.update(&buffer[part.clone()]);
         let offset = self.staged_at;
-        self.staged_at += whole as u64;
+        self.staged_at += part.len() as u64;
         self.send(Piece {
             buffer: Arc::clone(buffer),
-            range: now,
+            range: part,
             offset,
-        })?;
-        self.append(&buffer[rest])
+        })
     }
 
     pub(super) fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             let staged = self.staged;
             let staging = self.staging()?;
-            let (now, later) = bytes.split_at(bytes.len().min(STAGING - staged));
+            let (now, later) = bytes.split_at(bytes.len().min(CLUSTER_BYTES - staged));
             staging[staged..staged + now.len()].copy_from_slice(now);
             self.staged += now.len();
-            if self.staged == STAGING {
+            if self.staged == CLUSTER_BYTES {
                 self.flush()?;
             }
             bytes = later;
@@ -115,7 +107,7 @@ impl Log {
         Ok(self.staging.insert(buffer))
     }
 
-    /// Sends what is gathered: whole clusters, because everything appended is padded to them before.
+    /// Sends what is staged.
     fn flush(&mut self) -> Result<()> {
         if self.staged == 0 {
             return Ok(());
