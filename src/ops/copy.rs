@@ -135,3 +135,121 @@ impl<'a> Pump<'a> {
 pub fn is_stop(error: &BlockError) -> bool {
     error.kind == BlockErrorKind::Stopped
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Condvar, Mutex};
+
+    use super::*;
+    use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
+    use crate::model::block::ImageFile;
+
+    /// Bytes of the disk that one table of the image maps.
+    const TABLE_SPAN: u64 = 512 << 20;
+    const BLOCKS: u64 = 40;
+
+    /// Shut until it is opened.
+    #[derive(Clone, Default)]
+    struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+    impl Gate {
+        fn open(&self) {
+            *self.0.0.lock().expect("no test panics with it") = true;
+            self.0.1.notify_all();
+        }
+
+        /// Whether it was opened within a minute.
+        fn pass(&self) -> bool {
+            let (is_open, turned) = &*self.0;
+            let shut = is_open.lock().expect("no test panics with it");
+            let minute = Duration::from_secs(60);
+            let waited = turned.wait_timeout_while(shut, minute, |open| !*open);
+            *waited.expect("no test panics with it").0
+        }
+    }
+
+    /// A disk that writes nothing until somebody opens it.
+    struct Stuck(Gate);
+
+    impl ImageFile for Stuck {
+        fn write_at(&mut self, _: &[u8], _: u64) -> io::Result<()> {
+            match self.0.pass() {
+                true => Ok(()),
+                false => Err(io::ErrorKind::TimedOut.into()),
+            }
+        }
+
+        fn set_len(&mut self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Clusters of data so far apart that each has a table of its own.
+    struct Scattered {
+        pool: BufferPool,
+        given: u64,
+        disk: Gate,
+        /// How many blocks were taken before the disk wrote anything.
+        taken_at_first: Option<u64>,
+    }
+
+    impl BlockSource for Scattered {
+        fn size(&self) -> u64 {
+            BLOCKS * TABLE_SPAN
+        }
+
+        fn next_block(&mut self) -> Result<Option<Block>, BlockError> {
+            if self.given == BLOCKS {
+                return Ok(None);
+            }
+            let taken = self.pool.try_take().or_else(|| {
+                self.taken_at_first.get_or_insert(self.given);
+                self.disk.open();
+                self.pool.take_within(Duration::from_secs(60))
+            });
+            let mut buffer = taken.expect("the disk gives them back");
+            buffer.set_len(CLUSTER as usize);
+            buffer.fill(1);
+            let offset = self.given * TABLE_SPAN;
+            self.given += 1;
+            Ok(Some(Block {
+                offset,
+                content: Content::Data(buffer),
+            }))
+        }
+    }
+
+    #[test]
+    fn a_disk_that_stands_still_keeps_no_answer_of_the_server_waiting() {
+        let disk = Gate::default();
+        let mut source = Scattered {
+            pool: pool(),
+            given: 0,
+            disk: disk.clone(),
+            taken_at_first: None,
+        };
+        let stop = Stop::default();
+        let options = Qcow2Options {
+            path: "stuck.qcow2".into(),
+            size: source.size(),
+            backing: None,
+            detect_zeroes: true,
+            stop: stop.clone(),
+        };
+        let mut sink = Qcow2Writer::new(Box::new(Stuck(disk)), options).expect("it begins");
+        let copied = copy_export(&mut source, &mut sink, &stop, &mut |_| {});
+        assert_eq!(copied.expect("it goes on").data_bytes, BLOCKS * CLUSTER);
+        let taken = source
+            .taken_at_first
+            .expect("a disk that writes nothing fills the buffers");
+        assert!(
+            taken >= BUFFERS as u64,
+            "{taken}: everything for which there was a buffer"
+        );
+    }
+}
