@@ -1,4 +1,4 @@
-//! The pump: takes blocks from a source and puts them into a sink, with a bounded pool of buffers between them.
+//! The pump: one thread takes blocks from a source, one puts them into a sink, a bounded pool of buffers between them.
 
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -20,7 +20,7 @@ pub const BUFFERS: usize = 16;
 /// How long the other side may keep silent before it is given up.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
-/// The signal that a copy asks readers to stop with, when the writer has failed.
+/// The signal that a copy asks its own reader to stop with, when the writer has failed.
 const WRITER_FAILED: i32 = i32::MAX;
 
 /// The memory for one disk.
@@ -37,27 +37,12 @@ pub struct Progress {
     pub copied: u64,
 }
 
-/// Copies an export, and finishes the sink, both on this thread: the export reads ahead by itself, the image writes behind, and what has just been
-/// received is hashed while it is in this processor's cache.
+/// Copies everything that the source has, and finishes the sink. The source is read on a thread of its own: an export's answers are taken as they come,
+/// whatever the sink, or whoever is told of the progress, waits for.
 ///
-/// `stop` is asked for when the sink fails: whoever shares it (the other disks of a job) ends as well.
-pub fn copy_export(
-    source: &mut dyn BlockSource,
-    sink: &mut dyn BlockSink,
-    stop: &Stop,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Written, BlockError> {
-    let mut pump = Pump::new(sink, stop, progress);
-    while let Some(block) = source.next_block()? {
-        pump.write(block)?;
-    }
-    pump.finish()
-}
-
-/// Copies a chain of images, and finishes the sink. The images are read and hashed on a thread of their own.
-///
-/// `stop` must be the one that the source looks at too: it is asked for when the sink fails, so that a waiting reader ends.
-pub fn copy_chain(
+/// `stop` must be the one that the source looks at too: it is asked for when the sink fails, so that a waiting reader ends. Whoever else
+/// shares it (the other disks of a job) ends as well.
+pub fn copy(
     source: &mut dyn BlockSource,
     sink: &mut dyn BlockSink,
     stop: &Stop,
@@ -242,7 +227,7 @@ mod tests {
             stop: stop.clone(),
         };
         let mut sink = Qcow2Writer::new(Box::new(Stuck(disk)), options).expect("it begins");
-        let copied = copy_export(&mut source, &mut sink, &stop, &mut |_| {});
+        let copied = copy(&mut source, &mut sink, &stop, &mut |_| {});
         assert_eq!(copied.expect("it goes on").data_bytes, BLOCKS * CLUSTER);
         let taken = source
             .taken_at_first
