@@ -44,9 +44,9 @@ TEXT
     exit 1
 }
 
-# Those of the packages that are installed, one a line.
+# Those of the packages that are installed, one a line. dpkg-query fails where it has never heard of one of them, as on a new machine.
 installed() {
-    dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null | sed -n 's/^installed //p'
+    { dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null || true; } | sed -n 's/^installed //p'
 }
 
 candidate() {

@@ -16,6 +16,7 @@ mod prune;
 mod reconcile;
 mod repository;
 mod scrub;
+mod setup;
 mod status;
 mod stories;
 mod verify;
