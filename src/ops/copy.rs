@@ -1,7 +1,8 @@
-//! The pump: one thread takes blocks from a source, one puts them into a sink, a bounded pool of buffers between them.
+//! The pump: takes blocks from a source and puts them into a sink, with a bounded pool of buffers between them.
 
 use std::sync::mpsc::sync_channel;
-use std::thread;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use crate::model::block::{
@@ -20,7 +21,7 @@ pub const BUFFERS: usize = 16;
 /// How long the other side may keep silent before it is given up.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
-/// The signal that a copy asks its own reader to stop with, when the writer has failed.
+/// The signal that a copy asks readers to stop with, when the writer has failed.
 const WRITER_FAILED: i32 = i32::MAX;
 
 /// The memory for one disk.
@@ -37,18 +38,51 @@ pub struct Progress {
     pub copied: u64,
 }
 
-/// Copies everything that the source has, and finishes the sink. The source is read on a thread of its own: an export's answers are taken as they come,
-/// whatever the sink, or whoever is told of the progress, waits for.
+/// Copies an export, and finishes the sink. One thread takes the export's answers, hashes them while they are in its processor's cache, and hands them
+/// on to the image, which is written behind it: that thread waits for nothing but a buffer. This one tells the progress, so whoever is told may take
+/// his time: what he has missed meanwhile is not told to him later.
 ///
-/// `stop` must be the one that the source looks at too: it is asked for when the sink fails, so that a waiting reader ends. Whoever else
-/// shares it (the other disks of a job) ends as well.
-pub fn copy(
+/// `stop` is asked for when the sink fails: whoever shares it (the other disks of a job) ends as well.
+///
+/// # Errors
+/// Whatever the source or the sink met first; a stop.
+pub fn copy_export(
     source: &mut dyn BlockSource,
     sink: &mut dyn BlockSink,
     stop: &Stop,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Written, BlockError> {
-    let mut pump = Pump::new(sink, stop, progress);
+    let board = Board::default();
+    thread::scope(|scope| {
+        let copier = scope.spawn(|| -> Result<Written, BlockError> {
+            // However the copying ends, a panic included, nobody waits for its progress any longer.
+            let _end = EndOfBoard(&board);
+            let mut pump = Pump::new(sink, stop);
+            while let Some(block) = source.next_block()? {
+                board.put(pump.write(block)?);
+            }
+            pump.finish()
+        });
+        while let Some(at) = board.take() {
+            progress(at);
+        }
+        join(copier)
+    })
+}
+
+/// Copies a chain of images, and finishes the sink. The images are read and hashed on a thread of their own.
+///
+/// `stop` must be the one that the source looks at too: it is asked for when the sink fails, so that a waiting reader ends.
+///
+/// # Errors
+/// Whatever the source or the sink met first; a stop.
+pub fn copy_chain(
+    source: &mut dyn BlockSource,
+    sink: &mut dyn BlockSink,
+    stop: &Stop,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Written, BlockError> {
+    let mut pump = Pump::new(sink, stop);
     // The pool of buffers is the real bound; zero blocks need none, so the channel has one of its own.
     let (sender, receiver) = sync_channel(2 * BUFFERS);
     thread::scope(|scope| {
@@ -60,38 +94,84 @@ pub fn copy(
             }
             Ok(())
         });
-        let written = receiver.iter().try_for_each(|block| pump.write(block));
+        let written = receiver
+            .iter()
+            .try_for_each(|block| pump.write(block).map(&mut *progress));
         drop(receiver);
-        let read = match reader.join() {
-            Ok(read) => read,
-            Err(panic) => std::panic::resume_unwind(panic),
-        };
+        let read = join(reader);
         written?;
         read
     })?;
     pump.finish()
 }
 
-/// What puts blocks into a sink, and tells how far it is.
+/// What a thread came to; its panic goes on here.
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    match thread.join() {
+        Ok(end) => end,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Where one thread writes down how far it is, over what stood there, and another one looks.
+#[derive(Default)]
+struct Board {
+    news: Mutex<News>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct News {
+    at: Option<Progress>,
+    ended: bool,
+}
+
+impl Board {
+    fn put(&self, at: Progress) {
+        self.news().at = Some(at);
+        self.changed.notify_one();
+    }
+
+    /// Waits for something new; `None` when nothing will come any more.
+    fn take(&self) -> Option<Progress> {
+        let nothing_new = |news: &mut News| news.at.is_none() && !news.ended;
+        let waited = self.changed.wait_while(self.news(), nothing_new);
+        waited.unwrap_or_else(PoisonError::into_inner).at.take()
+    }
+
+    fn news(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells the end when it goes.
+struct EndOfBoard<'a>(&'a Board);
+
+impl Drop for EndOfBoard<'_> {
+    fn drop(&mut self) {
+        self.0.news().ended = true;
+        self.0.changed.notify_one();
+    }
+}
+
+/// What puts blocks into a sink, and knows how far it is.
 struct Pump<'a> {
     sink: &'a mut dyn BlockSink,
     stop: &'a Stop,
-    progress: &'a mut dyn FnMut(Progress),
     /// Bytes of data so far.
     copied: u64,
 }
 
 impl<'a> Pump<'a> {
-    fn new(sink: &'a mut dyn BlockSink, stop: &'a Stop, progress: &'a mut dyn FnMut(Progress)) -> Self {
+    fn new(sink: &'a mut dyn BlockSink, stop: &'a Stop) -> Self {
         Pump {
             sink,
             stop,
-            progress,
             copied: 0,
         }
     }
 
-    fn write(&mut self, block: Block) -> Result<(), BlockError> {
+    fn write(&mut self, block: Block) -> Result<Progress, BlockError> {
         if self.stop.requested() {
             return Err(BlockError::stopped());
         }
@@ -103,9 +183,10 @@ impl<'a> Pump<'a> {
             self.stop.request(WRITER_FAILED);
             return Err(error);
         }
-        let copied = self.copied;
-        (self.progress)(Progress { position, copied });
-        Ok(())
+        Ok(Progress {
+            position,
+            copied: self.copied,
+        })
     }
 
     fn finish(self) -> Result<Written, BlockError> {
@@ -227,7 +308,7 @@ mod tests {
             stop: stop.clone(),
         };
         let mut sink = Qcow2Writer::new(Box::new(Stuck(disk)), options).expect("it begins");
-        let copied = copy(&mut source, &mut sink, &stop, &mut |_| {});
+        let copied = copy_export(&mut source, &mut sink, &stop, &mut |_| {});
         assert_eq!(copied.expect("it goes on").data_bytes, BLOCKS * CLUSTER);
         let taken = source
             .taken_at_first
@@ -236,5 +317,76 @@ mod tests {
             taken >= BUFFERS as u64,
             "{taken}: everything for which there was a buffer"
         );
+    }
+
+    /// Blocks of zeroes; opens its gate when the last one was taken.
+    struct Zeroes {
+        given: u64,
+        all_given: Gate,
+        panics: bool,
+    }
+
+    impl Zeroes {
+        fn new() -> Zeroes {
+            Zeroes {
+                given: 0,
+                all_given: Gate::default(),
+                panics: false,
+            }
+        }
+    }
+
+    impl BlockSource for Zeroes {
+        fn size(&self) -> u64 {
+            BLOCKS * CLUSTER
+        }
+
+        fn next_block(&mut self) -> Result<Option<Block>, BlockError> {
+            assert!(!self.panics, "the source panics");
+            if self.given == BLOCKS {
+                self.all_given.open();
+                return Ok(None);
+            }
+            self.given += 1;
+            Ok(Some(Block {
+                offset: (self.given - 1) * CLUSTER,
+                content: Content::Zero(CLUSTER),
+            }))
+        }
+    }
+
+    /// Takes everything.
+    struct Void;
+
+    impl BlockSink for Void {
+        fn write(&mut self, _: Block) -> Result<(), BlockError> {
+            Ok(())
+        }
+
+        fn finish(&mut self) -> Result<Written, BlockError> {
+            Ok(Written::default())
+        }
+    }
+
+    #[test]
+    fn whoever_is_told_of_the_progress_keeps_no_answer_waiting_and_hears_of_the_end() {
+        let mut source = Zeroes::new();
+        let gate = source.all_given.clone();
+        let mut told = Vec::new();
+        let copied = copy_export(&mut source, &mut Void, &Stop::default(), &mut |at| {
+            assert!(gate.pass(), "the copying waits for who is told of it");
+            told.push(at.position);
+        });
+        copied.expect("it ends");
+        assert_eq!(told.last(), Some(&(BLOCKS * CLUSTER)));
+        assert!(told.len() <= 2, "what was missed is not told later: {told:?}");
+    }
+
+    #[test]
+    #[should_panic(expected = "the source panics")]
+    fn a_panic_of_the_source_is_passed_on_and_leaves_nobody_waiting() {
+        let mut source = Zeroes::new();
+        source.panics = true;
+        let _ = copy_export(&mut source, &mut Void, &Stop::default(), &mut |_| {});
     }
 }

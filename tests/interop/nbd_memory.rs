@@ -50,7 +50,7 @@ fn the_backup_of_ten_tebibytes_in_a_million_pieces_takes_little_memory() {
     };
     let mut sink = Qcow2Writer::new(Box::new(DirectFile::new(new_file(&path))), options).expect("it begins");
     let mut copied = 0;
-    let written = copy::copy(&mut source, &mut sink, &stop, &mut |at| copied = at.copied);
+    let written = copy::copy_export(&mut source, &mut sink, &stop, &mut |at| copied = at.copied);
     let written = written.expect("it is copied");
     assert_eq!(copied, EXTENTS / 2 * CLUSTER, "every second piece was read");
     assert_eq!((written.data_bytes, written.zero_bytes), (0, TEN_TEBIBYTES));

@@ -12,7 +12,7 @@ use vmsnap::io::DirectFile;
 use vmsnap::model::block::{BlockError, BlockErrorKind, BlockSource, Content, Written};
 use vmsnap::model::stop::Stop;
 use vmsnap::nbd::{ExportSource, Mode, SourceOptions};
-use vmsnap::ops::copy::{copy, pool};
+use vmsnap::ops::copy::{copy_export, pool};
 
 use crate::support::{Server, qemu_io, run, temp_dir};
 
@@ -208,7 +208,7 @@ impl Story {
             .open(path)
             .expect("a new file");
         let mut sink = Qcow2Writer::new(Box::new(DirectFile::new(file)), image).expect("an image");
-        copy(&mut source, &mut sink, &stop, &mut |_| {})
+        copy_export(&mut source, &mut sink, &stop, &mut |_| {})
     }
 
     /// Every point gives back its moment through our reader, and the newest one through qemu-img too.

@@ -290,13 +290,13 @@ impl Worker<'_> {
         };
         let failed = |cause: Cause| Error::of_disk(domain, target, cause);
         let Some(parent) = &level.parent else {
-            let copied = copy::copy(source.as_mut(), &mut sink, self.stop, &mut progress);
+            let copied = copy::copy_export(source.as_mut(), &mut sink, self.stop, &mut progress);
             return copied.map_err(|error| failed(Cause::Copy(error)));
         };
         let spots = SpotCheck::choose(Arc::clone(&parent.disk), parent.virtual_size);
         let mut spots = spots.map_err(|error| failed(Cause::Copy(error)))?;
         let mut watched = spots.watch(source.as_mut());
-        let copied = copy::copy(&mut watched, &mut sink, self.stop, &mut progress);
+        let copied = copy::copy_export(&mut watched, &mut sink, self.stop, &mut progress);
         let written = copied.map_err(|error| failed(Cause::Copy(error)))?;
         spots.compare(self.job, target, self.stop).map_err(failed)?;
         Ok(written)

@@ -59,7 +59,7 @@ pub(super) fn restore_disk<'a>(
             copied: at.copied,
         });
     };
-    let written = copy::copy(&mut source, sink.as_mut(), &own_stop, &mut progress)
+    let written = copy::copy_chain(&mut source, sink.as_mut(), &own_stop, &mut progress)
         .map_err(|error| failed(error.into()))?;
     monitor.event(Event::DiskEnds {
         domain,
