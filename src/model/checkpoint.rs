@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 /// The prefix of our checkpoints' names: the classic one, so that status and scrub know them.
 const PREFIX: &str = "virtnbdbackup.";
 
+/// The mark of a record that is made only to remove the bitmaps of its name with it.
+pub const REMOVAL_MARK: &str = "vmsnap removes these bitmaps";
+
 /// A checkpoint as libvirt lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {

@@ -31,13 +31,6 @@ pub struct Intent {
     pub freezes: bool,
 }
 
-impl Intent {
-    /// Whether the domain was shut off: then nothing needs scratch space.
-    pub(super) fn is_offline(&self) -> bool {
-        self.places.scratch.is_empty()
-    }
-}
-
 /// How often a domain is looked at and repaired. One round does, unless something comes up meanwhile; a repair that changes nothing must not
 /// be tried for ever.
 const ROUNDS: usize = 5;
@@ -166,7 +159,11 @@ fn carry_out_at_host(repair: &Repair, domain: &Domain, context: &Context) -> Res
             host.delete_checkpoint(domain, name),
             Some(format!("its checkpoint {name}")),
         ),
-        Repair::DeleteBitmaps(name) => (host.delete_bitmap(domain, name), None),
+        Repair::DeleteBitmaps(name) => match host.delete_bitmap(domain, name) {
+            // Bitmaps of a shut-off domain elsewhere: that is no reason not to go on, and whether there are any nobody knows.
+            Err(HostError::NotHere { .. }) => (Ok(()), None),
+            done => (done, None),
+        },
         // Those of the repository; a failed run sees to them itself.
         Repair::FinishRemoval(_) | Repair::RemovePartial(_) | Repair::Spend(_) => (Ok(()), None),
     };

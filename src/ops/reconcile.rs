@@ -9,7 +9,7 @@ use super::plan::{self, BackupPlan};
 use super::survey::Survey;
 use crate::host::{ActiveJob, Places};
 use crate::model::chain::{Chains, KeptPoint};
-use crate::model::checkpoint::{Checkpoint, own_number};
+use crate::model::checkpoint::{Checkpoint, REMOVAL_MARK, own_number};
 use crate::model::restore_point::Level;
 
 /// Everything that a reconciliation follows from, besides the survey.
@@ -174,17 +174,23 @@ pub fn ending(
     repairs.push(Repair::ClearPlaces(intent.places.clone()));
     if let (true, Some(name)) = (is_same, &intent.checkpoint) {
         match checkpoints.iter().find(|checkpoint| checkpoint.name == *name) {
-            Some(checkpoint) if checkpoint.mark.as_deref() == Some(&intent.mark) => {
+            Some(checkpoint) if is_of_run(checkpoint, intent) => {
                 repairs.push(Repair::DeleteCheckpoint(name.clone()));
             }
             // The name is another's by now.
             Some(_) => {}
-            // Only the checkpoint of a shut-off domain is made in two steps, bitmaps first.
-            None if intent.is_offline() => repairs.push(Repair::DeleteBitmaps(name.clone())),
-            None => {}
+            // A checkpoint is made in two steps, bitmaps first: by us where the domain is shut off, else by libvirt, which may have died between
+            // them as well.
+            None => repairs.push(Repair::DeleteBitmaps(name.clone())),
         }
     }
     repairs
+}
+
+/// Whether a checkpoint of that run's name is that run's, or a record with which its bitmaps were being removed.
+fn is_of_run(checkpoint: &Checkpoint, intent: &Intent) -> bool {
+    let mark = checkpoint.mark.as_deref();
+    mark == Some(&intent.mark) || mark == Some(REMOVAL_MARK)
 }
 
 /// What goes once the planned restore point exists.

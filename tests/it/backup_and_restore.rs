@@ -456,6 +456,22 @@ fn a_job_that_begins_when_nobody_waits_for_it_any_more_is_ended_by_the_next_run(
 }
 
 #[test]
+fn bitmaps_of_a_checkpoint_that_a_dying_daemon_kept_no_record_of_are_removed() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 2 * CLUSTER)]);
+    lab.backup("vm1").expect("a full");
+    lab.host.begin_half();
+    lab.backup("vm1").expect_err("the daemon dies");
+    lab.backup("vm1").expect("incremental");
+    let bitmaps = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
+    assert_eq!(
+        bitmaps,
+        ["virtnbdbackup.0", "virtnbdbackup.2"],
+        "nobody else could ever remove it"
+    );
+}
+
+#[test]
 fn a_shut_off_domain_is_backed_up_as_it_is() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use vmsnap::host::{ActiveJob, Host, Places};
-use vmsnap::model::checkpoint::Checkpoint;
+use vmsnap::model::checkpoint::{Checkpoint, REMOVAL_MARK};
 use vmsnap::model::domain::DomainState;
 use vmsnap::model::restore_point::{FileId, Level};
 use vmsnap::ops::heal::Intent;
@@ -138,15 +138,25 @@ fn the_job_and_the_checkpoint_of_somebody_else_are_let_be() {
 }
 
 #[test]
-fn half_a_checkpoint_of_a_shut_off_domain_is_removed_by_its_bitmaps() {
+fn half_a_checkpoint_is_removed_by_its_bitmaps() {
     let lab = lab_with_points(2);
     let mut survey = seen(&lab);
-    let (mut run, _) = dead_run(&survey.domain.uuid);
-    let intent = run.intent.as_mut().expect("it noted");
-    intent.places.scratch.clear();
-    survey.leftovers.push(run);
+    survey.leftovers.push(dead_run(&survey.domain.uuid).0);
     let plan = planned(&lab, &survey);
     let repair = Repair::DeleteBitmaps("virtnbdbackup.2".to_owned());
+    assert!(plan.repairs.contains(&repair), "{:?}", plan.repairs);
+}
+
+#[test]
+fn a_removal_of_bitmaps_that_was_interrupted_is_finished() {
+    let lab = lab_with_points(2);
+    let mut survey = seen(&lab);
+    let (run, mut checkpoint) = dead_run(&survey.domain.uuid);
+    checkpoint.mark = Some(REMOVAL_MARK.to_owned());
+    survey.leftovers.push(run);
+    survey.checkpoints.push(checkpoint);
+    let plan = planned(&lab, &survey);
+    let repair = Repair::DeleteCheckpoint("virtnbdbackup.2".to_owned());
     assert!(plan.repairs.contains(&repair), "{:?}", plan.repairs);
 }
 

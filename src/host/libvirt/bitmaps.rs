@@ -10,7 +10,7 @@ use super::link::Link;
 use super::{HostError, Result, failed, ffi, inspect};
 use crate::host::qemu::{self, Patience};
 use crate::host::xml::{CheckpointDescription, KnownCheckpoint, write_known_checkpoint};
-use crate::model::checkpoint::Checkpoint;
+use crate::model::checkpoint::{Checkpoint, REMOVAL_MARK};
 use crate::model::domain::{Disk, DiskFormat, Domain};
 use crate::model::stop::Stop;
 
@@ -142,7 +142,7 @@ pub fn remove_of_disk(handle: &Handle, live: &[Disk], target: &str, name: &str) 
         name,
         // libvirt wants a time, and nobody will ever see this one.
         created: 1,
-        description: None,
+        description: Some(REMOVAL_MARK),
         parent: None,
         disks: &disks,
     };

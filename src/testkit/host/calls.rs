@@ -221,6 +221,7 @@ impl Host for SimHost {
         let clock = state.clock;
         let fail_reads_after = state.fail_reads_after;
         let fuse = state.fuse.clone();
+        let dies = std::mem::take(&mut state.begin_half);
         let found = state.domains.get_mut(&domain.name);
         let found = found.ok_or_else(|| HostError::NoSuchDomain {
             name: domain.name.clone(),
@@ -230,6 +231,10 @@ impl Host for SimHost {
         }
         let frozen = found.disks.clone();
         let checkpoint = found.make_checkpoint(request, clock, &fuse)?;
+        if dies {
+            found.checkpoints.pop();
+            return Err(simulated("begin the backup", "the connection was closed"));
+        }
         found.job = request.places.sockets.first().cloned().map(backup_job);
         Ok(Box::new(SimJob {
             host: self.clone(),

@@ -71,6 +71,11 @@ impl SimHost {
         self.state().begin_late = true;
     }
 
+    /// The daemon dies in the next call that begins a job: the bitmaps are made, and no record of the checkpoint is kept.
+    pub fn begin_half(&self) {
+        self.state().begin_half = true;
+    }
+
     /// The job that nobody waits for any more begins.
     pub fn begin_now(&self) {
         let late = self.state().late.take();
