@@ -11,10 +11,41 @@ pub struct KeptPoint {
     /// What is wrong with its own files; empty when they are all there with the recorded sizes.
     pub faults: Vec<FileFault>,
     /// What the last verification found damaged. Nothing new is to rely on it; giving it back may be tried all the same.
-    pub doubt: Option<String>,
+    pub doubts: Vec<Doubt>,
     /// Disks of which a comparison with the running domain found that a bitmap had missed a write: nothing new may rely on what any bitmap knew
     /// then.
     pub missed: Vec<String>,
+}
+
+/// Something that a verification found damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// A sentence that names the file.
+    pub what: String,
+    /// What of the restore point it concerns.
+    pub concerns: Concern,
+}
+
+/// What of a restore point a damage concerns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Concern {
+    /// The disk of this target.
+    Disk(String),
+    /// Files that belong to none of its disks.
+    Files,
+    /// All of it, as far as anybody knows.
+    All,
+}
+
+impl Concern {
+    /// Whether the disk of this target is concerned.
+    pub fn is_of_disk(&self, target: &str) -> bool {
+        match self {
+            Concern::Disk(disk) => disk == target,
+            Concern::Files => false,
+            Concern::All => true,
+        }
+    }
 }
 
 /// What is wrong with a file of a restore point.
@@ -133,13 +164,17 @@ impl Chains {
     /// What the last verification found damaged in the images that make up this disk at `id`.
     pub fn doubt(&self, id: &str, target: &str) -> Option<String> {
         let line = self.lineage(id, target).ok()?;
-        line.into_iter().find_map(|kept| kept.doubt.clone())
+        let mut doubts = line.into_iter().flat_map(|kept| &kept.doubts);
+        let found = doubts.find(|doubt| doubt.concerns.is_of_disk(target));
+        found.map(|doubt| doubt.what.clone())
     }
 
-    /// The same for any disk of it.
+    /// The same for any disk of it, and for its other files.
     pub fn doubts(&self, id: &str) -> Option<String> {
-        let disks = &self.get(id)?.point.disks;
-        disks.iter().find_map(|disk| self.doubt(id, &disk.target))
+        let kept = self.get(id)?;
+        let mut disks = kept.point.disks.iter();
+        let of_disk = disks.find_map(|disk| self.doubt(id, &disk.target));
+        of_disk.or_else(|| kept.doubts.first().map(|doubt| doubt.what.clone()))
     }
 
     /// Why this restore point cannot be given back whole; empty when it can.

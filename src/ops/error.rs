@@ -129,17 +129,32 @@ pub enum Cause {
 impl Cause {
     /// Whether this process, or the whole machine, may have no more files open. That says nothing about what is stored.
     pub fn lacks_files(&self) -> bool {
-        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = next {
-            let errno = error
-                .downcast_ref::<std::io::Error>()
-                .and_then(Errno::from_io_error);
-            if matches!(errno, Some(Errno::MFILE | Errno::NFILE)) {
-                return true;
-            }
-            next = error.source();
-        }
-        false
+        self.errnos()
+            .any(|errno| matches!(errno, Errno::MFILE | Errno::NFILE))
+    }
+
+    /// Whether something could not be read for a reason that says nothing of what is stored: a right, memory or open files that are missing, or a
+    /// server of files that is away.
+    pub fn is_no_verdict(&self) -> bool {
+        let of_reader = [
+            Errno::ACCESS,
+            Errno::PERM,
+            Errno::NOMEM,
+            Errno::INTR,
+            Errno::STALE,
+            Errno::TIMEDOUT,
+            Errno::HOSTDOWN,
+            Errno::HOSTUNREACH,
+            Errno::NOTCONN,
+        ];
+        self.lacks_files() || self.errnos().any(|errno| of_reader.contains(&errno))
+    }
+
+    /// What the kernel said, in this error and all beneath it.
+    fn errnos(&self) -> impl Iterator<Item = Errno> {
+        let first: &(dyn std::error::Error + 'static) = self;
+        let errors = std::iter::successors(Some(first), |error| error.source());
+        errors.filter_map(|error| error.downcast_ref().and_then(Errno::from_io_error))
     }
 }
 

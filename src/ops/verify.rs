@@ -9,14 +9,15 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
-use super::error::Cause;
 use super::monitor::{Event, Monitor};
 use super::{Error, Result, list, restore};
+use crate::model::chain::Concern;
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::stop::Stop;
 use crate::model::text::with_sources;
-use crate::repo::{DomainRepository, History, RepoError, Repository};
+use crate::repo::history::{self, Kept};
+use crate::repo::{DamageNote, DomainRepository, History, RepoError, Repository};
 
 pub use crate::repo::Proof;
 
@@ -49,7 +50,7 @@ pub struct Options {
 }
 
 /// What a verification has found.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Outcome {
     /// The restore points, in the order they were made.
     pub points: Vec<ProvedPoint>,
@@ -59,6 +60,8 @@ pub struct Outcome {
     pub bytes: u64,
     /// What else is worth telling.
     pub findings: Vec<Finding>,
+    /// What ended it before all was looked at: a wish to stop, or files that could not be read for a reason that is no verdict on them.
+    pub ended: Option<Error>,
 }
 
 impl Outcome {
@@ -92,14 +95,39 @@ pub struct Damage {
     pub path: Option<PathBuf>,
     /// Where in the file, in bytes, where that is known.
     pub offset: Option<u64>,
+    /// The target of the disk that it concerns; `None` for files that belong to no disk.
+    pub disk: Option<String>,
+    /// The restore point that is damaged, where this one only stands upon it.
+    pub upon: Option<String>,
     /// What is wrong, in words that name the file.
     pub what: String,
+}
+
+impl Damage {
+    /// Damage that is known by its words only.
+    fn told(what: impl Into<String>) -> Damage {
+        Damage {
+            path: None,
+            offset: None,
+            disk: None,
+            upon: None,
+            what: what.into(),
+        }
+    }
+
+    fn of_disk(self, target: &str) -> Damage {
+        Damage {
+            disk: Some(target.to_owned()),
+            ..self
+        }
+    }
 }
 
 /// Proves restore points of the domain of that name.
 ///
 /// # Errors
-/// When there is nothing to prove, the repository cannot be read, or the user asked to stop. Damage is no error: it is in the outcome.
+/// When there is nothing to prove, the repository cannot be read, or the user asked to stop before anything was looked at. Damage is no error: it
+/// is in the outcome, and so is what ended the work after it was found.
 pub fn verify(
     domain: &str,
     repo: &Repository,
@@ -115,14 +143,12 @@ pub fn verify(
         ..Outcome::default()
     };
     for finding in &history.findings {
-        // A manifest that cannot be used may be that of the newest restore point, so it concerns whoever did not name another.
         match options.which {
+            // What is told of a file that is read here anyway is told with what is found there.
+            _ if finding.code == history::CHECKPOINT_DAMAGED => {}
+            // A manifest that cannot be used may be that of the newest restore point, so it concerns whoever did not name another.
             Which::At(_) => outcome.findings.push(finding.clone()),
-            Which::Latest | Which::All => outcome.damage.push(Damage {
-                path: None,
-                offset: None,
-                what: finding.message.clone(),
-            }),
+            Which::Latest | Which::All => outcome.damage.push(Damage::told(&finding.message)),
         }
     }
     let chosen = match chosen(domain, &history, &options.which) {
@@ -134,69 +160,133 @@ pub fn verify(
     for finding in &outcome.findings {
         monitor.event(Event::Found { domain, finding });
     }
-    let needed = with_parents(&history, &chosen);
-    let mut prover = Prover::new(domain, &repository, &history, monitor, stop);
-    // Parents come before what stands upon them.
-    let mut damaged: BTreeSet<String> = BTreeSet::new();
-    for id in ids(&history).filter(|id| needed.contains(*id)) {
-        let deep = options.deep && chosen.iter().any(|chosen| chosen == id);
-        let Some(kept) = history.get(id) else { continue };
-        let inherited = inherited(&kept.manifest.point, &damaged);
-        if let Some(time) = proved_before(kept.proof.as_ref(), options, deep).filter(|_| inherited.is_empty())
+    Verification {
+        domain,
+        history: &history,
+        options,
+        monitor,
+        needed: with_parents(&history, &chosen),
+        chosen,
+        damaged: BTreeSet::new(),
+        prover: Prover::new(domain, &repository, &history, monitor, stop),
+        repository: &repository,
+        outcome,
+    }
+    .run()
+}
+
+/// A verification on its way.
+struct Verification<'a> {
+    domain: &'a str,
+    repository: &'a DomainRepository,
+    history: &'a History,
+    options: &'a Options,
+    monitor: &'a dyn Monitor,
+    /// The ids of the restore points that are meant.
+    chosen: Vec<String>,
+    /// The same with all that they stand upon.
+    needed: BTreeSet<String>,
+    /// The disks that were found damaged, each with its restore point's id.
+    damaged: BTreeSet<(String, String)>,
+    prover: Prover<'a>,
+    outcome: Outcome,
+}
+
+impl Verification<'_> {
+    fn run(mut self) -> Result<Outcome> {
+        let history = self.history;
+        // Parents come before what stands upon them.
+        for id in ids(history)
+            .filter(|id| self.needed.contains(*id))
+            .collect::<Vec<_>>()
         {
-            outcome.points.push(ProvedPoint {
-                id: id.to_owned(),
+            let Some(kept) = history.get(id) else { continue };
+            if let Err(error) = self.prove(kept) {
+                if self.outcome.points.is_empty() && self.outcome.is_sound() {
+                    return Err(error);
+                }
+                self.outcome.ended = Some(error);
+                break;
+            }
+        }
+        // Of what has gone nothing needs to be known; that it is still known does no harm.
+        let _ = self.repository.forget_removed();
+        self.outcome.bytes = self.prover.bytes();
+        Ok(self.outcome)
+    }
+
+    /// Proves one restore point and remembers what was found, also when an error ends it.
+    fn prove(&mut self, kept: &Kept) -> Result<()> {
+        let id = &kept.manifest.point.id;
+        let deep = self.options.deep && self.chosen.contains(id);
+        let inherited = inherited(&kept.manifest.point, &self.damaged);
+        if let Some(time) = proved_before(kept.proof.as_ref(), self.options, deep)
+            && inherited.is_empty()
+            && self.history.chains.faults(id).is_empty()
+            && point::has_checkpoint(kept)
+        {
+            self.outcome.points.push(ProvedPoint {
+                id: id.clone(),
                 skipped: Some(time),
                 damage: Vec::new(),
             });
-            continue;
+            return Ok(());
         }
-        let mut damage = prover.prove(kept, deep && inherited.is_empty())?;
-        damage.extend(inherited);
+        let mut damage = inherited;
+        let proved = self.prover.prove(kept, deep, &mut damage);
         if !kept.dir.is_dir() {
             let what = format!("restore point {id} was removed while it was being verified");
-            let finding = Finding::new("removed-meanwhile", what);
-            monitor.event(Event::Found {
-                domain,
-                finding: &finding,
-            });
-            outcome.findings.push(finding);
-            continue;
+            self.tell(Finding::new("removed-meanwhile", what));
+            return proved;
         }
-        if !damage.is_empty() {
-            damaged.insert(id.to_owned());
+        if proved.is_err() && damage.is_empty() {
+            return proved;
         }
-        let proof = Proof {
-            id: id.to_owned(),
-            manifest: kept.manifest.digest.clone(),
-            time: options.now,
-            deep,
-            damage: damage.iter().map(|damage| damage.what.clone()).collect(),
-        };
-        // Why the first result cannot be kept is why the others cannot.
-        let is_told = outcome
-            .findings
-            .iter()
-            .any(|finding| finding.code == "proof-not-kept");
-        if let Some(finding) = remember(&repository, &proof, kept.proof.as_ref())
-            && !is_told
-        {
-            monitor.event(Event::Found {
-                domain,
-                finding: &finding,
-            });
-            outcome.findings.push(finding);
-        }
-        outcome.points.push(ProvedPoint {
-            id: id.to_owned(),
+        let disks = damage.iter().filter_map(|damage| damage.disk.as_ref());
+        self.damaged.extend(disks.map(|disk| (id.clone(), disk.clone())));
+        self.remember(kept, deep && proved.is_ok(), &damage);
+        self.outcome.points.push(ProvedPoint {
+            id: id.clone(),
             skipped: None,
             damage,
         });
+        proved
     }
-    // Of what has gone nothing needs to be known; that it is still known does no harm.
-    let _ = repository.forget_removed();
-    outcome.bytes = prover.bytes();
-    Ok(outcome)
+
+    /// A result that cannot be remembered is a result all the same.
+    fn remember(&mut self, kept: &Kept, deep: bool, damage: &[Damage]) {
+        let known = kept.proof.as_ref();
+        // What a restore point only inherits is remembered where it comes from.
+        let own = damage.iter().filter(|damage| damage.upon.is_none());
+        let notes: Vec<DamageNote> = own.map(DamageNote::from).collect();
+        let proof = Proof {
+            id: kept.manifest.point.id.clone(),
+            manifest: kept.manifest.digest.clone(),
+            time: self.options.now,
+            deep: deep && damage.is_empty(),
+            deep_time: known
+                .and_then(Proof::last_deep)
+                .filter(|_| damage.is_empty() && !deep),
+            damage: notes,
+        };
+        let Err(error) = self.repository.keep_proof(&proof, known) else {
+            return;
+        };
+        // Why the first result cannot be kept is why the others cannot.
+        let told = &mut self.outcome.findings.iter();
+        if !told.any(|finding| finding.code == "proof-not-kept") {
+            let what = format!("the result cannot be remembered: {}", with_sources(&error));
+            self.tell(Finding::new("proof-not-kept", what));
+        }
+    }
+
+    fn tell(&mut self, finding: Finding) {
+        self.monitor.event(Event::Found {
+            domain: self.domain,
+            finding: &finding,
+        });
+        self.outcome.findings.push(finding);
+    }
 }
 
 fn ids(history: &History) -> impl Iterator<Item = &str> {
@@ -229,16 +319,19 @@ fn with_parents(history: &History, chosen: &[String]) -> BTreeSet<String> {
 }
 
 /// What is damaged of a restore point because of what it stands upon.
-fn inherited(point: &RestorePoint, damaged: &BTreeSet<String>) -> Vec<Damage> {
+fn inherited(point: &RestorePoint, damaged: &BTreeSet<(String, String)>) -> Vec<Damage> {
     let hurt = point.disks.iter().filter_map(|disk| {
-        let parent = disk.parent.as_ref().filter(|parent| damaged.contains(*parent))?;
-        Some(Damage {
-            path: None,
-            offset: None,
-            what: format!(
+        let parent = disk.parent.as_ref()?;
+        let is_damaged = damaged.contains(&(parent.clone(), disk.target.clone()));
+        is_damaged.then(|| {
+            let what = format!(
                 "disk {} of {} stands upon {parent}, which is damaged",
                 disk.target, point.id
-            ),
+            );
+            Damage {
+                upon: Some(parent.clone()),
+                ..Damage::told(what).of_disk(&disk.target)
+            }
         })
     });
     hurt.collect()
@@ -247,26 +340,20 @@ fn inherited(point: &RestorePoint, damaged: &BTreeSet<String>) -> Vec<Damage> {
 /// When it had been proved before, if that is enough.
 fn proved_before(proof: Option<&Proof>, options: &Options, deep: bool) -> Option<Timestamp> {
     let not_since = options.not_since?;
-    let proof = proof?;
+    let proof = proof.filter(|proof| proof.is_sound())?;
+    let time = match deep {
+        true => proof.last_deep()?,
+        false => proof.time,
+    };
     // A time that has not come yet was written by a clock that was wrong.
-    let is_enough =
-        proof.is_sound() && proof.time >= not_since && proof.time <= options.now && (proof.deep || !deep);
-    is_enough.then_some(proof.time)
+    (time >= not_since && time <= options.now).then_some(time)
 }
 
-/// A result that cannot be remembered is a result all the same.
-fn remember(repository: &DomainRepository, proof: &Proof, known: Option<&Proof>) -> Option<Finding> {
-    let error = repository.keep_proof(proof, known).err()?;
-    let what = format!("the result cannot be remembered: {}", with_sources(&error));
-    Some(Finding::new("proof-not-kept", what))
-}
-
-impl From<Cause> for Damage {
-    fn from(cause: Cause) -> Damage {
-        Damage {
-            path: None,
-            offset: None,
-            what: with_sources(&cause),
+impl From<&Damage> for DamageNote {
+    fn from(damage: &Damage) -> DamageNote {
+        DamageNote {
+            what: damage.what.clone(),
+            concerns: damage.disk.clone().map_or(Concern::Files, Concern::Disk),
         }
     }
 }

@@ -18,6 +18,9 @@ use crate::model::finding::Finding;
 use crate::model::period::FOLDER_PREFIX;
 use crate::model::text::shown;
 
+/// The code of what is found of a checkpoint's XML that a manifest records and that is not there as it was.
+pub const CHECKPOINT_DAMAGED: &str = "checkpoint-file-damaged";
+
 /// What a domain's folder holds.
 #[derive(Debug, Default)]
 pub struct History {
@@ -146,6 +149,9 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
         lost,
     } = found;
     history.unclear_checkpoints.extend(spent::read(dir));
+    let is_there = |id: &str| history.kept.iter().any(|kept| kept.manifest.point.id == id);
+    let unreadable: Vec<Finding> = proofs.findings(is_there).collect();
+    history.findings.extend(unreadable);
     history.chains = Chains::new(points).beside(lost);
     let order: Vec<&str> = history
         .chains
@@ -194,7 +200,7 @@ fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -
                     found.points.push(KeptPoint {
                         point: manifest.point.clone(),
                         faults: file_faults(&point_dir, &manifest),
-                        doubt: proof.as_ref().and_then(Proof::doubt),
+                        doubts: proofs.doubts(&manifest),
                         missed: proofs.missed(&manifest),
                     });
                     history.kept.push(Kept {
@@ -292,7 +298,7 @@ fn file_faults(dir: &Path, manifest: &Manifest) -> Vec<FileFault> {
 fn checkpoint_fault(period_dir: &Path, manifest: &Manifest) -> Option<Finding> {
     let file = manifest.checkpoint_file.as_ref()?;
     let path = period_dir.join(layout::CHECKPOINTS).join(&file.name);
-    fault_of(&path, file).map(|what| Finding::new("checkpoint-file-damaged", what))
+    fault_of(&path, file).map(|what| Finding::new(CHECKPOINT_DAMAGED, what))
 }
 
 fn fault_of(path: &Path, file: &FileEntry) -> Option<String> {

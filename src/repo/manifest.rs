@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::layout;
+use super::seal::{NO_DIGEST, holds, is_digest, seal};
 use crate::model::restore_point::RestorePoint;
 use crate::model::text::shown;
 
@@ -14,8 +15,6 @@ pub const FORMAT: u32 = 1;
 
 /// The largest manifest that is read, in bytes.
 pub const MAX_BYTES: u64 = 16 << 20;
-
-const NO_DIGEST: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// The content of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,9 +93,8 @@ impl Manifest {
         };
         let mut text = serde_json::to_string_pretty(&blank)?;
         text.push('\n');
-        let digest = blake3::hash(text.as_bytes()).to_hex();
         // The first run of 64 zeroes is the digest's place: only the format number stands before it.
-        Ok(text.replacen(NO_DIGEST, digest.as_str(), 1))
+        Ok(seal(&text))
     }
 
     /// Reads what [`Manifest::to_text`] wrote, and checks everything that can be checked without looking at other files.
@@ -117,16 +115,9 @@ impl Manifest {
     }
 
     fn check_digest(&self, text: &[u8]) -> Result<(), ManifestError> {
-        if !is_digest(&self.digest) {
-            return Err(ManifestError::Digest);
-        }
-        let text = std::str::from_utf8(text).map_err(|_| ManifestError::Digest)?;
-        let blank = text.replacen(&self.digest, NO_DIGEST, 1);
-        let found = blake3::hash(blank.as_bytes()).to_hex();
-        if found.as_str() == self.digest {
-            Ok(())
-        } else {
-            Err(ManifestError::Digest)
+        match holds(text, &self.digest) {
+            true => Ok(()),
+            false => Err(ManifestError::Digest),
         }
     }
 
@@ -162,10 +153,6 @@ impl Manifest {
     pub fn file(&self, name: &str) -> Option<&FileEntry> {
         self.files.iter().find(|file| file.name == name)
     }
-}
-
-fn is_digest(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 #[cfg(test)]

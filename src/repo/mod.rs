@@ -5,6 +5,7 @@
 //! * `history`: reads what is there, and what is wrong with it.
 //! * `pending`: a restore point being written, until it is committed.
 //! * `proof`: when each restore point was last verified.
+//! * `seal`: texts that carry their own digest.
 //! * `spent`: numbers that must not be given again.
 //! * `remove`: deletes folders.
 //! * `lock`: one writer per domain.
@@ -17,6 +18,7 @@ pub mod manifest;
 pub mod pending;
 pub mod proof;
 mod remove;
+mod seal;
 mod spent;
 pub mod store;
 
@@ -30,7 +32,7 @@ pub use history::{History, Leftover};
 pub use lock::DomainLock;
 pub use manifest::{FileEntry, Manifest};
 pub use pending::Pending;
-pub use proof::{Missed, Proof};
+pub use proof::{DamageNote, Missed, Proof};
 pub use store::{Claim, DiskStore, Store};
 
 /// Result of everything in this room.

@@ -1,20 +1,24 @@
 //! Remembers when each restore point was last verified, and with what result.
 //!
-//! A small file per verification, beside the periods and not in them: a proof is no part of what it proves. A file that cannot be read
-//! counts as none: the worst that follows is one more verification.
+//! A small file per verification, beside the periods and not in them: a proof is no part of what it proves. A record that cannot be read
+//! counts as the worst that its name allows: what tells of soundness counts for nothing, what tells of damage or of missed writes for all that it
+//! can tell of, because the next backup relies on it.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::history::{self, read_bounded};
+use super::history::read_bounded;
 use super::layout;
 use super::manifest::Manifest;
-use super::store::Store;
-use super::{RepoError, Result};
+use super::seal::holds;
+use crate::model::chain::{Concern, Doubt};
+use crate::model::finding::Finding;
+
+mod keep;
+
+pub(super) use keep::{forget_removed, keep, keep_missed};
 
 /// The folder of a domain's proofs, in the domain's folder.
 const FOLDER: &str = ".verified";
@@ -22,9 +26,14 @@ const FOLDER: &str = ".verified";
 /// What the name of a file ends with that tells of missed writes.
 const MISSED: &str = ".missed.json";
 
-/// The largest proof that is read, in bytes, and the most damage that is written into one.
-const MAX_BYTES: u64 = 64 << 10;
-const MOST_DAMAGE: usize = 20;
+/// What the name of a file ends with that tells of damage.
+const DAMAGED: &str = ".damaged.json";
+
+/// What the name of any other proof ends with. Older versions gave it to those that tell of damage too.
+const SOUND: &str = ".json";
+
+/// The largest proof that is read, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// The result of one verification of one restore point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,8 +47,53 @@ pub struct Proof {
     pub time: Timestamp,
     /// Whether every disk was read from end to end as a restore would, besides the files of the restore point itself.
     pub deep: bool,
+    /// When that was last done and all was sound, if this verification did not do it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deep_time: Option<Timestamp>,
     /// What was damaged; empty when all was sound.
-    pub damage: Vec<String>,
+    pub damage: Vec<DamageNote>,
+}
+
+/// What a proof remembers of one damage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "WrittenNote", into = "WrittenNote")]
+pub struct DamageNote {
+    /// What is wrong, in words that name the file.
+    pub what: String,
+    /// What of the restore point it concerns.
+    pub concerns: Concern,
+}
+
+/// A note as it stands in the file. The first versions wrote words only.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum WrittenNote {
+    Words(String),
+    Note { what: String, disk: Option<String> },
+}
+
+impl From<WrittenNote> for DamageNote {
+    fn from(written: WrittenNote) -> DamageNote {
+        let (what, concerns) = match written {
+            WrittenNote::Words(what) => (what, Concern::All),
+            WrittenNote::Note { what, disk } => (what, disk.map_or(Concern::Files, Concern::Disk)),
+        };
+        DamageNote { what, concerns }
+    }
+}
+
+impl From<DamageNote> for WrittenNote {
+    fn from(note: DamageNote) -> WrittenNote {
+        let what = note.what;
+        match note.concerns {
+            Concern::All => WrittenNote::Words(what),
+            Concern::Files => WrittenNote::Note { what, disk: None },
+            Concern::Disk(disk) => WrittenNote::Note {
+                what,
+                disk: Some(disk),
+            },
+        }
+    }
 }
 
 /// What a comparison of a restore point with its domain found: disks of which a bitmap had missed a write.
@@ -62,10 +116,20 @@ impl Proof {
         self.damage.is_empty()
     }
 
-    /// The first thing that was damaged, with the time it was found.
-    pub fn doubt(&self) -> Option<String> {
-        let first = self.damage.first()?;
-        Some(format!("{first} (found by the verification of {})", self.time))
+    /// When every disk was last read from end to end and found sound.
+    pub fn last_deep(&self) -> Option<Timestamp> {
+        if self.deep && self.is_sound() {
+            Some(self.time)
+        } else {
+            self.deep_time
+        }
+    }
+
+    fn doubts(&self) -> impl Iterator<Item = Doubt> {
+        self.damage.iter().map(|note| Doubt {
+            what: format!("{} (found by the verification of {})", note.what, self.time),
+            concerns: note.concerns.clone(),
+        })
     }
 }
 
@@ -74,6 +138,83 @@ pub(super) struct Proofs {
     /// Oldest first.
     proofs: Vec<Proof>,
     missed: Vec<Missed>,
+    unreadable: Vec<Unreadable>,
+}
+
+/// A record of ours that is not what was written.
+struct Unreadable {
+    path: PathBuf,
+    name: RecordName,
+    why: String,
+}
+
+/// What the name of a record tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct RecordName {
+    /// The restore point's id.
+    id: String,
+    /// When it was made, as [`layout::id_of`] writes it: such words are in the order of their times.
+    time: String,
+    kind: &'static str,
+}
+
+impl RecordName {
+    /// `ID.TIME.json`, `ID.TIME.damaged.json` or `ID.TIME.missed.json`; `None` for every other name.
+    fn parse(name: &str) -> Option<RecordName> {
+        let with = |kind: &'static str| Some((name.strip_suffix(kind)?, kind));
+        let (stem, kind) = with(MISSED).or_else(|| with(DAMAGED)).or_else(|| with(SOUND))?;
+        let (id, time) = stem.rsplit_once('.')?;
+        let is_time = time.len() == "2026-11-01T02-00-03Z".len()
+            && time
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || b"-TZ".contains(&byte));
+        (is_time && !id.is_empty()).then(|| RecordName {
+            id: id.to_owned(),
+            time: time.to_owned(),
+            kind,
+        })
+    }
+
+    fn of_proof(proof: &Proof) -> RecordName {
+        RecordName {
+            id: proof.id.clone(),
+            time: layout::id_of(proof.time),
+            kind: if proof.is_sound() { SOUND } else { DAMAGED },
+        }
+    }
+
+    fn of_missed(missed: &Missed) -> RecordName {
+        RecordName {
+            id: missed.id.clone(),
+            time: layout::id_of(missed.time),
+            kind: MISSED,
+        }
+    }
+
+    fn file_name(&self) -> String {
+        format!("{}.{}{}", self.id, self.time, self.kind)
+    }
+
+    fn is_of(&self, id: &str, time: Timestamp) -> bool {
+        self.id == id && self.time == layout::id_of(time)
+    }
+}
+
+/// A record with the digest of its text, which the first versions did not write.
+#[derive(Serialize, Deserialize)]
+struct Sealed<T> {
+    #[serde(default)]
+    digest: Option<String>,
+    #[serde(flatten)]
+    content: T,
+}
+
+fn unseal<T: for<'a> Deserialize<'a>>(text: &[u8]) -> Result<T, String> {
+    let sealed: Sealed<T> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    match sealed.digest {
+        Some(digest) if !holds(text, &digest) => Err("its digest does not match its text".to_owned()),
+        _ => Ok(sealed.content),
+    }
 }
 
 impl Proofs {
@@ -82,20 +223,37 @@ impl Proofs {
         let mut found = Proofs {
             proofs: Vec::new(),
             missed: Vec::new(),
+            unreadable: Vec::new(),
         };
-        let entries = fs::read_dir(domain_dir.join(FOLDER))
-            .into_iter()
-            .flatten()
-            .flatten();
-        for text in entries.filter_map(|entry| read_bounded(&entry.path(), MAX_BYTES).ok()) {
-            if let Ok(proof) = serde_json::from_slice(&text) {
-                found.proofs.push(proof);
-            } else if let Ok(missed) = serde_json::from_slice(&text) {
-                found.missed.push(missed);
+        let dir = domain_dir.join(FOLDER);
+        for name in keep::names_in(&dir) {
+            let path = dir.join(&name);
+            if let Some(name) = RecordName::parse(&name)
+                && let Err(why) = found.take(&path, &name)
+            {
+                found.unreadable.push(Unreadable { path, name, why });
             }
         }
         found.proofs.sort_by_key(|proof| proof.time);
         found
+    }
+
+    fn take(&mut self, path: &Path, name: &RecordName) -> Result<(), String> {
+        let text = match read_bounded(path, MAX_BYTES) {
+            // A verification beside this one has just replaced it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            read => read.map_err(|error| error.to_string())?,
+        };
+        if name.kind == MISSED {
+            let missed: Missed = unseal(&text)?;
+            own_name(name.is_of(&missed.id, missed.time))?;
+            self.missed.push(missed);
+        } else {
+            let proof: Proof = unseal(&text)?;
+            own_name(name.is_of(&proof.id, proof.time))?;
+            self.proofs.push(proof);
+        }
+        Ok(())
     }
 
     /// The newest proof of the restore point with this manifest.
@@ -104,8 +262,30 @@ impl Proofs {
         self.proofs.iter().rev().find(of_manifest).cloned()
     }
 
-    /// The disks of which a bitmap was found to have missed a write when they were compared with this restore point.
+    /// What was last found damaged of the restore point with this manifest, or may have been.
+    pub(super) fn doubts(&self, manifest: &Manifest) -> Vec<Doubt> {
+        let proof = self.of(manifest);
+        let since = proof.as_ref().map(|proof| layout::id_of(proof.time));
+        let lost = self.lost(manifest, DAMAGED);
+        let lost = lost.filter(|lost| since.as_ref().is_none_or(|since| lost.name.time > *since));
+        let lost = lost.map(|lost| Doubt {
+            what: format!(
+                "{} tells of damage and cannot be read ({})",
+                lost.path.display(),
+                lost.why
+            ),
+            concerns: Concern::All,
+        });
+        let known = proof.iter().flat_map(Proof::doubts);
+        known.chain(lost).collect()
+    }
+
+    /// The disks of which a bitmap was found to have missed a write when they were compared with this restore point, or may have been.
     pub(super) fn missed(&self, manifest: &Manifest) -> Vec<String> {
+        if self.lost(manifest, MISSED).next().is_some() {
+            let disks = manifest.point.disks.iter();
+            return disks.map(|disk| disk.target.clone()).collect();
+        }
         let of_manifest =
             |missed: &&Missed| missed.id == manifest.point.id && missed.manifest == manifest.digest;
         let disks = self
@@ -115,109 +295,37 @@ impl Proofs {
             .flat_map(|missed| &missed.disks);
         disks.cloned().collect()
     }
-}
 
-/// Remembers a proof, and forgets the older ones of the same restore point, and `known`: the newest when the verification began, whatever
-/// time a clock that was wrong has given it. What somebody else has found since stays.
-pub(super) fn keep(store: &dyn Store, domain_dir: &Path, proof: &Proof, known: Option<&Proof>) -> Result<()> {
-    let mut proof = proof.clone();
-    proof.damage.truncate(MOST_DAMAGE);
-    let name = name_of(&proof);
-    let dir = write(store, domain_dir, &name, &proof.id, &proof)?;
-    // The names of one restore point's proofs are in the order of their times.
-    let newest = known.map_or_else(|| name.clone(), |known| name_of(known).max(name.clone()));
-    let is_replaced = |other: &str| other <= newest.as_str() && other != name && !other.ends_with(MISSED);
-    forget(store, names_in(&dir), &dir, |other, id| {
-        id == proof.id && is_replaced(other)
-    });
-    Ok(())
-}
-
-fn name_of(proof: &Proof) -> String {
-    format!("{}.{}.json", proof.id, layout::id_of(proof.time))
-}
-
-/// Forgets what is remembered of restore points that are not there any more.
-pub(super) fn forget_removed(store: &dyn Store, domain_dir: &Path) -> Result<()> {
-    let dir = domain_dir.join(FOLDER);
-    // In this order: a restore point is there before anything is remembered of it, so one that is made meanwhile keeps what was found of it.
-    let names = names_in(&dir);
-    let there = history::finished_ids(domain_dir)?;
-    forget(store, names, &dir, |_, id| !there.contains(id));
-    Ok(())
-}
-
-/// Remembers what a comparison found. It is forgotten with the restore point only.
-pub(super) fn keep_missed(store: &dyn Store, domain_dir: &Path, missed: &Missed) -> Result<()> {
-    let name = format!("{}.{}{MISSED}", missed.id, layout::id_of(missed.time));
-    let dir = write(store, domain_dir, &name, &missed.id, missed)?;
-    // Unlike a proof it has to outlive a crash: the next backup relies on it.
-    store.sync_dir(&dir).map_err(RepoError::io("sync", &dir))?;
-    store
-        .sync_dir(domain_dir)
-        .map_err(RepoError::io("sync", domain_dir))
-}
-
-/// Writes a file into the folder of proofs, which it returns.
-fn write(
-    store: &dyn Store,
-    domain_dir: &Path,
-    name: &str,
-    id: &str,
-    content: &impl Serialize,
-) -> Result<PathBuf> {
-    let dir = domain_dir.join(FOLDER);
-    match store.create_dir(&dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(RepoError::io("create the folder", &dir)(error));
-        }
-        _ => {}
+    fn lost<'a>(&'a self, manifest: &'a Manifest, kind: &'a str) -> impl Iterator<Item = &'a Unreadable> {
+        let of_point = move |lost: &&Unreadable| lost.name.id == manifest.point.id && lost.name.kind == kind;
+        self.unreadable.iter().filter(of_point)
     }
-    let text = serde_json::to_vec_pretty(content).map_err(|source| RepoError::Manifest {
-        id: id.to_owned(),
-        source,
-    })?;
-    let path = dir.join(name);
-    let written = match store.create_file(&path, &text) {
-        // Two within one second: the later one counts.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let removed = store.remove_file(&path);
-            removed.and_then(|()| store.create_file(&path, &text))
-        }
-        written => written,
-    };
-    written.map_err(RepoError::io("write", &path))?;
-    Ok(dir)
-}
 
-/// The names of the files in the folder of proofs. There are none behind a link that somebody has put there.
-fn names_in(dir: &Path) -> Vec<String> {
-    if !dir.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-        return Vec::new();
-    }
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names.collect()
-}
-
-/// Best effort: an old proof too many does no harm. Only files of ours go: those that `is_stale`, by name and restore point.
-fn forget(store: &dyn Store, names: Vec<String>, dir: &Path, is_stale: impl Fn(&str, &str) -> bool) {
-    for name in names {
-        if id_in(&name).is_some_and(|id| is_stale(&name, id)) {
-            let _ = store.remove_file(&dir.join(&name));
-        }
+    /// What is told of records of these restore points that cannot be read.
+    pub(super) fn findings(&self, is_there: impl Fn(&str) -> bool) -> impl Iterator<Item = Finding> {
+        let of_those = self.unreadable.iter().filter(move |lost| is_there(&lost.name.id));
+        of_those.map(|lost| {
+            let consequence = match lost.name.kind {
+                MISSED => "the next backup counts all its disks as such of which a bitmap has missed a write",
+                DAMAGED => "all of it counts as damaged until it is verified again",
+                _ => "it counts as not verified",
+            };
+            let what = format!(
+                "{}, which tells of restore point {}, is damaged ({}): {consequence}",
+                lost.path.display(),
+                lost.name.id,
+                lost.why
+            );
+            Finding::new("record-unreadable", what)
+        })
     }
 }
 
-/// The restore point's id in the name of a file of ours: `ID.TIME.json` or `ID.TIME.missed.json`.
-fn id_in(name: &str) -> Option<&str> {
-    let stem = name.strip_suffix(MISSED).or_else(|| name.strip_suffix(".json"))?;
-    let (id, time) = stem.rsplit_once('.')?;
-    let is_time = time.len() == "2026-11-01T02-00-03Z".len()
-        && time
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || b"-TZ".contains(&byte));
-    (is_time && !id.is_empty()).then_some(id)
+fn own_name(is_own: bool) -> Result<(), String> {
+    match is_own {
+        true => Ok(()),
+        false => Err("it is the record of another verification than its name says".to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -226,18 +334,15 @@ mod tests {
 
     #[test]
     fn only_names_of_ours_have_an_id() {
-        let of = [
-            (
-                "2026-11-01T02-00-03Z.2026-11-02T02-00-03Z.json",
-                "2026-11-01T02-00-03Z",
-            ),
-            (
-                "2026-11-01T02-00-03Z-2.2026-11-02T02-00-03Z.missed.json",
-                "2026-11-01T02-00-03Z-2",
-            ),
-        ];
-        for (name, id) in of {
-            assert_eq!(id_in(name), Some(id), "{name}");
+        for name in [
+            "2026-11-01T02-00-03Z.2026-11-02T02-00-03Z.json",
+            "2026-11-01T02-00-03Z.2026-11-02T02-00-03Z.damaged.json",
+            "2026-11-01T02-00-03Z-2.2026-11-02T02-00-03Z.missed.json",
+        ] {
+            let read = RecordName::parse(name).expect("it is one of ours");
+            assert!(read.id.starts_with("2026-11-01T02-00-03Z"), "{name}");
+            assert_eq!(read.time, "2026-11-02T02-00-03Z", "{name}");
+            assert_eq!(read.file_name(), name);
         }
         for name in [
             "notes.json",
@@ -245,8 +350,22 @@ mod tests {
             "precious",
             ".2026-11-02T02-00-03Z.json",
             "x.missed.json",
+            "x.damaged.json",
         ] {
-            assert_eq!(id_in(name), None, "{name}");
+            assert_eq!(RecordName::parse(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn words_of_the_first_versions_concern_everything() {
+        let read: Vec<DamageNote> =
+            serde_json::from_str(r#"["a", {"what": "b", "disk": "vda"}, {"what": "c", "disk": null}]"#)
+                .expect("it can be read");
+        let concerns: Vec<&Concern> = read.iter().map(|note| &note.concerns).collect();
+        let vda = Concern::Disk("vda".to_owned());
+        assert_eq!(concerns, [&Concern::All, &vda, &Concern::Files]);
+        let text = serde_json::to_string(&read).expect("it can be written");
+        let again: Vec<DamageNote> = serde_json::from_str(&text).expect("it can be read");
+        assert_eq!(again, read);
     }
 }

@@ -20,3 +20,4 @@ mod setup;
 mod status;
 mod stories;
 mod verify;
+mod verify_memory;

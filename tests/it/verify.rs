@@ -15,7 +15,7 @@ use vmsnap::repo::Manifest;
 
 use crate::lab::{CLUSTER, Lab};
 
-fn options(lab: &Lab, which: Which) -> Options {
+pub fn options(lab: &Lab, which: Which) -> Options {
     Options {
         which,
         deep: false,
@@ -24,16 +24,16 @@ fn options(lab: &Lab, which: Which) -> Options {
     }
 }
 
-fn run(lab: &Lab, options: &Options) -> Result<Outcome> {
+pub fn run(lab: &Lab, options: &Options) -> Result<Outcome> {
     verify("vm1", &lab.repo, options, &Silent, &Stop::default())
 }
 
-fn all(lab: &Lab) -> Outcome {
+pub fn all(lab: &Lab) -> Outcome {
     run(lab, &options(lab, Which::All)).expect("there are restore points")
 }
 
 /// Three restore points of two disks.
-fn lab() -> Lab {
+pub fn lab() -> Lab {
     let mut lab = Lab::new();
     lab.host
         .add_domain("vm1", &[("vda", 6 * CLUSTER), ("vdb", CLUSTER + 512)]);
@@ -61,14 +61,14 @@ fn files(lab: &Lab) -> Vec<PathBuf> {
     files
 }
 
-fn flip(path: &Path, at: usize, bit: usize) {
+pub fn flip(path: &Path, at: usize, bit: usize) {
     let mut bytes = fs::read(path).expect("it can be read");
     bytes[at] ^= 1 << bit;
     fs::write(path, bytes).expect("it can be written");
 }
 
 /// The words about all damage.
-fn words(outcome: &Outcome) -> String {
+pub fn words(outcome: &Outcome) -> String {
     let damage: Vec<&str> = outcome.all_damage().map(|damage| damage.what.as_str()).collect();
     damage.join("\n")
 }
@@ -202,11 +202,7 @@ fn what_was_found_damaged_is_remembered_and_nothing_new_relies_on_it() {
     flip(&image, 70_000, 0);
     assert!(!all(&lab).is_sound());
     let listed = &list(&lab.repo, &["vm1".to_owned()]).expect("readable")[0];
-    let damaged: Vec<bool> = listed
-        .points
-        .iter()
-        .map(|point| point.proof.as_ref().is_some_and(|proof| !proof.is_sound()))
-        .collect();
+    let damaged: Vec<bool> = listed.points.iter().map(|point| point.doubt.is_some()).collect();
     assert_eq!(damaged, [false, true, true], "the third stands upon the second");
 
     let outcome = lab.backup("vm1").expect("a restore point");

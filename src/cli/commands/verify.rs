@@ -61,6 +61,9 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
                 if !outcome.is_sound() {
                     tally.count(ExitCode::Damaged);
                 }
+                if let Some(error) = &outcome.ended {
+                    tally.failed(error, ExitCode::of_error(error));
+                }
                 let proved = shown::Proved {
                     domain: domain.clone(),
                     took: began.elapsed(),

@@ -40,7 +40,8 @@ struct ListedJson<'a> {
 struct VerifiedJson<'a> {
     time: String,
     deep: bool,
-    damage: &'a [String],
+    deep_time: Option<String>,
+    damage: Vec<&'a str>,
 }
 
 /// The list as one JSON document.
@@ -60,7 +61,8 @@ pub fn json(domains: &[DomainList]) -> String {
                 verified: listed.proof.as_ref().map(|proof| VerifiedJson {
                     time: proof.time.to_string(),
                     deep: proof.deep,
-                    damage: &proof.damage,
+                    deep_time: proof.last_deep().map(|time| time.to_string()),
+                    damage: proof.damage.iter().map(|note| note.what.as_str()).collect(),
                 }),
                 doubt: listed.doubt.as_deref(),
             })
@@ -119,8 +121,8 @@ pub fn text(domains: &[DomainList], root: &Path) -> String {
             .iter()
             .filter_map(|listed| Some((listed, listed.proof.as_ref()?)))
         {
-            for damage in &proof.damage {
-                block.push_str(&format!("  {}: {damage}\n", listed.point.id));
+            for note in &proof.damage {
+                block.push_str(&format!("  {}: {}\n", listed.point.id, note.what));
             }
         }
         for finding in &domain.findings {
@@ -134,10 +136,11 @@ pub fn text(domains: &[DomainList], root: &Path) -> String {
 /// When it was proved (UTC), and whether as a restore would read it.
 fn proof_word(proof: &Proof) -> String {
     let day = proof.time.strftime("%Y-%m-%d");
-    match (proof.is_sound(), proof.deep) {
-        (false, _) => format!("{day} DAMAGED"),
-        (true, true) => format!("{day} deep"),
-        (true, false) => day.to_string(),
+    match (proof.is_sound(), proof.deep, proof.last_deep()) {
+        (false, ..) => format!("{day} DAMAGED"),
+        (true, true, _) => format!("{day} deep"),
+        (true, false, Some(deep)) => format!("{day} (deep {})", deep.strftime("%Y-%m-%d")),
+        (true, false, None) => day.to_string(),
     }
 }
 

@@ -139,7 +139,7 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
             (None, None) => "  Last verified: never".to_owned(),
             (None, Some(proof)) => match proof.damage.first() {
                 None => format!("  Last verified: {}, sound", proof.time),
-                Some(damage) => format!("  Last verified: {}, DAMAGED: {damage}", proof.time),
+                Some(note) => format!("  Last verified: {}, DAMAGED: {}", proof.time, note.what),
             },
         });
     }
@@ -260,7 +260,14 @@ fn domain_tree(status: &DomainStatus, pretty: bool) -> Tree {
         ),
         (
             "lastVerifiedDamage",
-            Tree::texts(status.proof.as_ref().map_or(&[][..], |proof| &proof.damage)),
+            Tree::List(
+                status
+                    .proof
+                    .iter()
+                    .flat_map(|proof| &proof.damage)
+                    .map(|note| Tree::text(&note.what))
+                    .collect(),
+            ),
         ),
         ("doubt", Tree::text_or_null(status.doubt.as_deref())),
         ("writer", Tree::text_or_null(status.writer.as_deref())),

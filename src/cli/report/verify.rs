@@ -25,8 +25,15 @@ impl Proved {
     pub fn lines(&self) -> String {
         let domain = shown(&self.domain);
         let mut text = String::new();
-        for damage in self.outcome.all_damage() {
+        for damage in self.outcome.all_damage().filter(|damage| damage.upon.is_none()) {
             text.push_str(&format!("{domain}: DAMAGED: {}\n", damage.what));
+        }
+        let upon = points_upon(&self.outcome.points);
+        if !upon.is_empty() {
+            text.push_str(&format!(
+                "{domain}: DAMAGED: what stands upon that: {}\n",
+                upon.join(", ")
+            ));
         }
         let points = &self.outcome.points;
         let skipped = points.iter().filter(|point| point.skipped.is_some()).count();
@@ -50,6 +57,16 @@ impl Proved {
     }
 }
 
+/// The restore points that are damaged by what they stand upon, each with those of its disks.
+fn points_upon(points: &[ProvedPoint]) -> Vec<String> {
+    let upon = points.iter().filter_map(|point| {
+        let damage = point.damage.iter().filter(|damage| damage.upon.is_some());
+        let disks: Vec<&str> = damage.filter_map(|damage| damage.disk.as_deref()).collect();
+        (!disks.is_empty()).then(|| format!("{} ({})", point.id, disks.join(", ")))
+    });
+    upon.collect()
+}
+
 fn points_word(count: usize) -> String {
     match count {
         1 => "1 restore point".to_owned(),
@@ -65,7 +82,11 @@ pub fn json(done: &[Proved], unmatched: &[String], code: ExitCode) -> String {
             ("domain", Tree::text(&proved.domain)),
             (
                 "outcome",
-                Tree::text(if outcome.is_sound() { "sound" } else { "damaged" }),
+                Tree::text(match (outcome.is_sound(), &outcome.ended) {
+                    (false, _) => "damaged",
+                    (true, Some(_)) => "incomplete",
+                    (true, None) => "sound",
+                }),
             ),
             ("bytesRead", Tree::Number(outcome.bytes)),
             (
@@ -120,6 +141,8 @@ fn damage_tree(damage: &Damage) -> Tree {
     Tree::map([
         ("path", Tree::text_or_null(path)),
         ("offset", Tree::number_or_null(damage.offset)),
+        ("disk", Tree::text_or_null(damage.disk.clone())),
+        ("standsUpon", Tree::text_or_null(damage.upon.clone())),
         ("what", Tree::text(&damage.what)),
     ])
 }

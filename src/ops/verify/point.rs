@@ -54,40 +54,45 @@ impl<'a> Prover<'a> {
         self.bytes
     }
 
-    /// Everything that is damaged of a restore point. An error only when the user asked to stop, or no more files can be open: that is no
-    /// verdict on the restore point.
-    pub(super) fn prove(&mut self, kept: &Kept, deep: bool) -> Result<Vec<Damage>> {
-        let mut damage = Vec::new();
+    /// Adds everything that is damaged of a restore point to `damage`, which begins with what it inherits. An error only when the user asked to stop,
+    /// or something could not be read for a reason that is no verdict on the restore point: what was found before is in `damage` all the same.
+    pub(super) fn prove(&mut self, kept: &Kept, deep: bool, damage: &mut Vec<Damage>) -> Result<()> {
         for file in &kept.manifest.files {
             let path = kept.dir.join(&file.name);
-            if let Some(found) = self.prove_file(&path, file)? {
-                // What is not what was written need not be looked into.
-                damage.push(found);
-                continue;
-            }
-            let disks = kept.manifest.point.disks.iter();
-            for disk in disks.filter(|disk| disk.image == file.name) {
-                damage.extend(self.prove_image(&path, disk)?);
+            let found = self.prove_file(&path, file)?;
+            let is_whole = found.is_none();
+            let mut disks = kept.manifest.point.disks.iter();
+            let disk = disks.find(|disk| disk.image == file.name);
+            damage.extend(found.into_iter().map(|found| match disk {
+                Some(disk) => found.of_disk(&disk.target),
+                None => found,
+            }));
+            // Of what is not what was written the structure may still tell where.
+            if let Some(disk) = disk
+                && (is_whole || has_length(&path, file.size))
+            {
+                let found = self.prove_image(&path, disk)?;
+                damage.extend(found.into_iter().map(|found| found.of_disk(&disk.target)));
             }
         }
-        if let (Some(file), Some(period)) = (&kept.manifest.checkpoint_file, kept.dir.parent()) {
-            let path = period.join(layout::CHECKPOINTS).join(&file.name);
+        if let Some((path, file)) = checkpoint_file(kept) {
             damage.extend(self.prove_file(&path, file)?);
         }
         for disk in &kept.manifest.point.disks {
-            let id = &kept.manifest.point.id;
-            match self.history.chains.lineage(id, &disk.target) {
+            let (id, target) = (&kept.manifest.point.id, disk.target.as_str());
+            let is_damaged = damage.iter().any(|damage| damage.disk.as_deref() == Some(target));
+            match self.history.chains.lineage(id, target) {
                 // Its own files are told above, those of its parents with the parents.
-                Err(fault) if !has_own_faults(self.history, id) => {
-                    let what = format!("disk {} of {id} cannot be given back: {fault}", disk.target);
-                    push_new(&mut damage, what);
+                _ if is_damaged => {}
+                Err(fault) => {
+                    let what = format!("disk {target} of {id} cannot be given back: {fault}");
+                    damage.push(Damage::told(what).of_disk(target));
                 }
-                Err(_) => {}
-                Ok(_) if deep && damage.is_empty() => damage.extend(self.prove_disk(id, disk)?),
+                Ok(_) if deep => damage.extend(self.prove_disk(id, disk)?),
                 Ok(_) => {}
             }
         }
-        Ok(damage)
+        Ok(())
     }
 
     /// Length and digest.
@@ -133,14 +138,18 @@ impl<'a> Prover<'a> {
         let of_structure = faults.into_iter().map(|fault| Damage {
             path: Some(path.to_owned()),
             offset: Some(fault.offset),
-            what: format!("{}: at offset {}: {}", path.display(), fault.offset, fault.what),
+            ..Damage::told(format!(
+                "{}: at offset {}: {}",
+                path.display(),
+                fault.offset,
+                fault.what
+            ))
         });
         let mut damage: Vec<Damage> = of_structure.collect();
         let mut disagree = |what: String| {
             damage.push(Damage {
                 path: Some(path.to_owned()),
-                offset: None,
-                what: format!("{}: {what}", path.display()),
+                ..Damage::told(format!("{}: {what}", path.display()))
             });
         };
         if image.size() != disk.virtual_size {
@@ -192,11 +201,11 @@ impl<'a> Prover<'a> {
                 Ok(None)
             }
             Err(Cause::Copy(error)) if error.kind == BlockErrorKind::Stopped => Err(self.stopped()),
-            Err(cause) if cause.lacks_files() => Err(Error::of_disk(domain, target, cause)),
-            Err(cause) => Ok(Some(Damage {
-                what: format!("{name} cannot be given back: {}", with_sources(&cause)),
-                ..Damage::from(cause)
-            })),
+            Err(cause) if cause.is_no_verdict() => Err(Error::of_disk(domain, target, cause)),
+            Err(cause) => {
+                let what = format!("{name} cannot be given back: {}", with_sources(&cause));
+                Ok(Some(Damage::told(what).of_disk(target)))
+            }
         }
     }
 
@@ -230,13 +239,13 @@ impl<'a> Prover<'a> {
             _ => None,
         };
         let cause = Cause::Copy(error.into());
-        if cause.lacks_files() {
+        if cause.is_no_verdict() {
             return Err(Error::of(self.domain, cause));
         }
         Ok(Damage {
             path: Some(path.to_owned()),
             offset,
-            ..Damage::from(cause)
+            ..Damage::told(with_sources(&cause))
         })
     }
 
@@ -264,17 +273,19 @@ fn open_file(path: &Path) -> io::Result<File> {
     }
 }
 
-fn has_own_faults(history: &History, id: &str) -> bool {
-    let kept = history.chains.get(id);
-    kept.is_some_and(|kept| !kept.faults.is_empty())
+/// Whether the checkpoint's XML of a restore point is there, as far as names and lengths tell.
+pub(super) fn has_checkpoint(kept: &Kept) -> bool {
+    checkpoint_file(kept).is_none_or(|(path, file)| has_length(&path, file.size))
 }
 
-fn push_new(damage: &mut Vec<Damage>, what: String) {
-    if !damage.iter().any(|found| found.what == what) {
-        damage.push(Damage {
-            path: None::<PathBuf>,
-            offset: None,
-            what,
-        });
-    }
+fn checkpoint_file(kept: &Kept) -> Option<(PathBuf, &FileEntry)> {
+    let file = kept.manifest.checkpoint_file.as_ref()?;
+    let period = kept.dir.parent()?;
+    Some((period.join(layout::CHECKPOINTS).join(&file.name), file))
+}
+
+/// Whether the file there has so many bytes.
+fn has_length(path: &Path, bytes: u64) -> bool {
+    path.symlink_metadata()
+        .is_ok_and(|found| found.is_file() && found.len() == bytes)
 }

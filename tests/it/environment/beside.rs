@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use jiff::Span;
+use vmsnap::model::chain::Concern;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
@@ -17,7 +18,7 @@ use vmsnap::ops::restore::{self, Format, restore};
 use vmsnap::ops::status::{Subject, status};
 use vmsnap::ops::verify::{self, Which, verify};
 use vmsnap::ops::{Event, Result};
-use vmsnap::repo::{Missed, Proof};
+use vmsnap::repo::{DamageNote, Missed, Proof};
 
 use super::{Watch, two_points, watched};
 use crate::lab::{CLUSTER, Lab, tree};
@@ -305,7 +306,7 @@ fn what_a_later_verification_has_found_is_not_forgotten_for_an_earlier_one_that_
     let outcome = verify("vm1", &lab.repo, &earlier, &monitor, &Stop::default()).expect("some");
     assert!(later.is_completed() && outcome.is_sound());
     let history = lab.history("vm1");
-    assert!(history.chains.latest().expect("two").doubt.is_some());
+    assert!(!history.chains.latest().expect("two").doubts.is_empty());
     let proofs = tree(&lab.repo.root().join("vm1/.verified"));
     assert_eq!(
         proofs.len(),
@@ -346,7 +347,11 @@ fn a_verification_forgets_nothing_that_was_found_of_a_restore_point_made_meanwhi
                     manifest,
                     time,
                     deep: false,
-                    damage: vec!["a flipped bit".to_owned()],
+                    deep_time: None,
+                    damage: vec![DamageNote {
+                        what: "a flipped bit".to_owned(),
+                        concerns: Concern::Disk("vda".to_owned()),
+                    }],
                 };
                 repository.keep_proof(&proof, None).expect("it is remembered");
             });
@@ -359,11 +364,11 @@ fn a_verification_forgets_nothing_that_was_found_of_a_restore_point_made_meanwhi
     assert_eq!(newest.missed, ["vda"]);
     assert!(
         newest
-            .doubt
-            .as_ref()
-            .is_some_and(|doubt| doubt.contains("a flipped bit")),
+            .doubts
+            .iter()
+            .any(|doubt| doubt.what.contains("a flipped bit")),
         "{:?}",
-        newest.doubt
+        newest.doubts
     );
     lab.pass(Span::new().minutes(10));
     let next = lab.backup("vm1").expect("it goes on");

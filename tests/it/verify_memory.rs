@@ -1,0 +1,286 @@
+//! What is remembered of verifications, and what relies on it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use jiff::Span;
+use vmsnap::model::restore_point::Level;
+use vmsnap::model::stop::Stop;
+use vmsnap::ops::list::{Listed, list};
+use vmsnap::ops::monitor::Silent;
+use vmsnap::ops::verify::{Options, Outcome, Which, verify};
+use vmsnap::ops::{Cause, Event, Monitor};
+use vmsnap::repo::Missed;
+
+use crate::lab::{Lab, tree};
+use crate::verify::{all, flip, lab, options, run, words};
+
+fn deep(lab: &Lab) -> Options {
+    Options {
+        deep: true,
+        ..options(lab, Which::All)
+    }
+}
+
+/// The same again a day later, for what was not proved within four days.
+fn lately(lab: &mut Lab, options: &Options) -> Outcome {
+    lab.pass(Span::new().hours(24));
+    let options = Options {
+        now: lab.now.timestamp(),
+        not_since: Some(
+            lab.now
+                .checked_sub(Span::new().hours(96))
+                .expect("a time")
+                .timestamp(),
+        ),
+        ..options.clone()
+    };
+    run(lab, &options).expect("there are restore points")
+}
+
+fn skipped(outcome: &Outcome) -> Vec<bool> {
+    let points = outcome.points.iter();
+    points.map(|point| point.skipped.is_some()).collect()
+}
+
+fn listed(lab: &Lab) -> Vec<Listed> {
+    let mut lists = list(&lab.repo, &["vm1".to_owned()]).expect("readable");
+    lists.remove(0).points
+}
+
+fn records(lab: &Lab) -> Vec<PathBuf> {
+    let dir = lab.repo.root().join("vm1/.verified");
+    let mut paths: Vec<PathBuf> = tree(&dir).into_iter().map(|name| dir.join(name)).collect();
+    paths.sort();
+    paths
+}
+
+fn level(lab: &mut Lab, target: &str) -> Level {
+    let outcome = lab.backup("vm1").expect("a restore point");
+    outcome.point.disk(target).expect("it is there").level
+}
+
+#[test]
+fn what_is_missing_or_cut_is_found_though_it_was_proved_lately() {
+    let files = [
+        "virtnbdbackup.1.xml",
+        "vda.qcow2 of the first",
+        "vda.qcow2 of the last",
+    ];
+    let path_of = |lab: &Lab, file: &str| {
+        let kept = lab.history("vm1").kept;
+        match file {
+            "vda.qcow2 of the first" => kept[0].dir.join("vda.qcow2"),
+            "vda.qcow2 of the last" => kept[2].dir.join("vda.qcow2"),
+            xml => kept[0].dir.with_file_name("checkpoints").join(xml),
+        }
+    };
+    let cases: [fn(&Path); 2] = [
+        |path| fs::remove_file(path).expect("it is there"),
+        |path| {
+            let file = fs::File::options().write(true).open(path);
+            file.and_then(|file| file.set_len(10)).expect("it is there");
+        },
+    ];
+    for (case, damage) in cases.into_iter().enumerate() {
+        for file in files {
+            let mut lab = lab();
+            assert!(all(&lab).is_sound());
+            let options = options(&lab, Which::All);
+            assert_eq!(skipped(&lately(&mut lab, &options)), [true; 3]);
+            let path = path_of(&lab, file);
+            damage(&path);
+            let outcome = lately(&mut lab, &options);
+            let told = words(&outcome);
+            assert!(
+                told.contains(path.to_str().expect("a plain path")),
+                "case {case}: {told}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_parent_that_is_missing_is_found_though_all_was_proved_lately() {
+    let mut lab = lab();
+    assert!(all(&lab).is_sound());
+    let second = lab.history("vm1").kept[1].dir.clone();
+    fs::remove_dir_all(second).expect("it is there");
+    let options = options(&lab, Which::All);
+    assert!(!lately(&mut lab, &options).is_sound());
+}
+
+#[test]
+fn a_verification_of_the_files_alone_does_not_forget_that_every_disk_was_read() {
+    let mut lab = lab();
+    let deep = deep(&lab);
+    assert!(run(&lab, &deep).expect("some").is_sound());
+    lab.pass(Span::new().hours(1));
+    assert!(all(&lab).is_sound());
+    let proofs: Vec<_> = listed(&lab).into_iter().filter_map(|point| point.proof).collect();
+    assert!(
+        proofs
+            .iter()
+            .all(|proof| !proof.deep && proof.last_deep() == Some(deep.now))
+    );
+    assert_eq!(skipped(&lately(&mut lab, &deep)), [true; 3]);
+
+    // One that was damaged meanwhile has to be read again.
+    let image = lab.history("vm1").kept[2].dir.join("vdb.qcow2");
+    flip(&image, 70_000, 0);
+    assert!(!all(&lab).is_sound());
+    flip(&image, 70_000, 0);
+    assert!(all(&lab).is_sound());
+    assert_eq!(skipped(&lately(&mut lab, &deep)), [true, true, false]);
+}
+
+#[test]
+fn damage_to_one_disk_or_to_a_small_file_makes_no_other_disk_full() {
+    let mut lab = lab();
+    let first = lab.history("vm1").kept[0].dir.clone();
+    flip(&first.join("vdb.qcow2"), 70_000, 0);
+    flip(&first.join("domain.xml"), 10, 0);
+    let outcome = all(&lab);
+    let damaged: Vec<Vec<&str>> = outcome
+        .points
+        .iter()
+        .map(|point| {
+            let disks = point.damage.iter().map(|damage| damage.disk.as_deref());
+            disks.map(|disk| disk.unwrap_or("-")).collect()
+        })
+        .collect();
+    let mut own = damaged[0].clone();
+    own.sort_unstable();
+    assert_eq!(own, ["-", "vdb"]);
+    assert_eq!(
+        damaged[1..],
+        [["vdb"], ["vdb"]],
+        "vda stands upon nothing damaged"
+    );
+    let doubts: Vec<bool> = listed(&lab).iter().map(|point| point.doubt.is_some()).collect();
+    assert_eq!(doubts, [true; 3]);
+    let outcome = lab.backup("vm1").expect("a restore point");
+    let level = |target| outcome.point.disk(target).expect("it is there").level;
+    assert_eq!((level("vda"), level("vdb")), (Level::Incremental, Level::Full));
+}
+
+#[test]
+fn a_record_of_damage_that_cannot_be_read_counts_as_damage_until_the_next_verification() {
+    let mut lab = lab();
+    let image = lab.history("vm1").kept[2].dir.join("vda.qcow2");
+    flip(&image, 70_000, 0);
+    assert!(!all(&lab).is_sound());
+    let record = records(&lab)
+        .into_iter()
+        .find(|path| path.to_str().is_some_and(|path| path.contains(".damaged.")));
+    let record = record.expect("damage was remembered");
+    let length = fs::metadata(&record).expect("it is there").len() as usize;
+    for at in (0..length).step_by(7) {
+        flip(&record, at, 1);
+        let kept = &lab.history("vm1").chains;
+        let id = &kept.points()[2].point.id;
+        assert!(kept.doubt(id, "vda").is_some(), "byte {at}");
+        flip(&record, at, 1);
+    }
+    flip(&record, 20, 1);
+    let history = lab.history("vm1");
+    assert!(
+        history
+            .findings
+            .iter()
+            .any(|finding| finding.code == "record-unreadable"),
+        "{:?}",
+        history.findings
+    );
+    // It is told once more by the verification that puts it right.
+    flip(&image, 70_000, 0);
+    lab.pass(Span::new().hours(1));
+    assert!(words(&all(&lab)).contains(record.to_str().expect("a plain path")));
+    assert!(all(&lab).is_sound());
+    assert_eq!(level(&mut lab, "vda"), Level::Incremental);
+}
+
+#[test]
+fn a_missed_write_is_not_forgotten_for_a_flipped_bit_in_what_remembers_it() {
+    let lab = lab();
+    let history = lab.history("vm1");
+    let newest = &history.kept[2].manifest;
+    let missed = Missed {
+        id: newest.point.id.clone(),
+        manifest: newest.digest.clone(),
+        time: lab.now.timestamp(),
+        disks: vec!["vda".to_owned()],
+    };
+    let repository = lab.repo.domain("vm1").expect("a name");
+    repository.keep_missed(&missed).expect("remembered");
+    let record = records(&lab).remove(0);
+    let length = fs::metadata(&record).expect("it is there").len() as usize;
+    for at in 0..length {
+        flip(&record, at, 2);
+        let missed = lab.history("vm1").chains.points()[2].missed.clone();
+        assert!(missed.contains(&"vda".to_owned()), "byte {at}: {missed:?}");
+        flip(&record, at, 2);
+    }
+    assert_eq!(lab.history("vm1").chains.points()[2].missed, ["vda"]);
+    flip(&record, 20, 1);
+    assert!(words(&all(&lab)).contains(record.to_str().expect("a plain path")));
+}
+
+#[test]
+fn a_proof_under_another_name_than_its_own_counts_for_nothing() {
+    let lab = lab();
+    assert!(all(&lab).is_sound());
+    let records = records(&lab);
+    let dir = records[0].parent().expect("a folder");
+    let text = fs::read_to_string(&records[2]).expect("it can be read");
+    fs::write(dir.join("zz.json"), text.replace("2026", "2036")).expect("written");
+    let image = lab.history("vm1").kept[2].dir.join("vda.qcow2");
+    flip(&image, 70_000, 0);
+    assert!(!all(&lab).is_sound());
+    assert!(listed(&lab)[2].doubt.is_some());
+}
+
+/// Asks for a stop as soon as the file whose name ends so is read.
+struct StopAt<'a>(&'a Stop, &'a str);
+
+impl Monitor for StopAt<'_> {
+    fn event(&self, event: Event<'_>) {
+        if let Event::FileBegins { file, .. } = event
+            && file.ends_with(self.1)
+        {
+            self.0.request(2);
+        }
+    }
+}
+
+#[test]
+fn damage_that_was_found_before_a_stop_is_told_and_remembered() {
+    let lab = lab();
+    let first = &lab.history("vm1").kept[0];
+    let names: Vec<&str> = first
+        .manifest
+        .files
+        .iter()
+        .map(|file| file.name.as_str())
+        .collect();
+    let (damaged, later) = (names[0], *names.last().expect("several"));
+    flip(&first.dir.join(damaged), 10, 0);
+    let stop = Stop::default();
+    let outcome = verify(
+        "vm1",
+        &lab.repo,
+        &options(&lab, Which::All),
+        &StopAt(&stop, later),
+        &stop,
+    );
+    let outcome = outcome.expect("something was found");
+    assert!(words(&outcome).contains(damaged), "{}", words(&outcome));
+    assert!(matches!(
+        outcome.ended.map(|error| error.cause),
+        Some(Cause::Stopped(2))
+    ));
+    assert!(listed(&lab)[0].doubt.is_some());
+    let sound = self::lab();
+    let nothing = verify("vm1", &sound.repo, &options(&sound, Which::All), &Silent, &stop);
+    assert!(nothing.is_err(), "nothing was looked at");
+}
