@@ -1,25 +1,38 @@
-//! BLAKE3 of whole files: on the way while an image is written, and of a file that is there.
+//! BLAKE3 of whole files and of their pieces: on the way while an image is written, and of a file that is there.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use blake3::{Hash, Hasher};
 
-use crate::model::block::CLUSTER;
+use super::{Error, Result};
+use crate::model::block::{CLUSTER, Pieces};
+use crate::model::stop::Stop;
 
-/// The digest of a file whose first cluster becomes known last.
+/// Length of the pieces of a file that is not too long for it, in bytes.
+const SHORTEST_PIECE: u64 = 1 << 20;
+/// When a file has so many pieces, pairs of them become one. An even number.
+const MOST_PIECES: usize = 1024;
+
+/// The digest of a file whose first cluster becomes known last, and those of its pieces.
 ///
 /// BLAKE3 is a binary tree over chunks of 1 KiB in which every left subtree is complete and a power of two long
-/// (section 2.1 of the BLAKE3 paper). Counted in clusters, the subtrees that hang on the left spine of that tree
-/// therefore cover 1, 2–3, 4–7, 8–15 …: none of them needs the first cluster, and each is the right sibling of all
-/// that stands before it. So the bytes are hashed as these subtrees while they pass by, and the spine is climbed at
-/// the end. Only the last subtree may be incomplete, and only the last merge makes the root.
+/// (section 2.1 of the BLAKE3 paper). The pieces of the file are such subtrees of one length. Within the first piece, counted in clusters, the
+/// subtrees that hang on its left spine cover 1, 2–3, 4–7, 8–15: none of them needs the first cluster, and each is the right sibling of all
+/// that stands before it. So the bytes are hashed as these subtrees and pieces while they pass by, and the tree is put together at the end.
+/// Memory is bounded: when there are many pieces, two and two become one, and the second one a further sibling on the spine.
 #[derive(Debug)]
 pub struct FileDigest {
-    /// The subtrees that are complete, from the smallest.
-    siblings: Vec<ChainingValue>,
+    /// The subtrees on the first piece's spine that are complete, from the smallest.
+    spine: Vec<ChainingValue>,
+    /// The complete pieces behind the first one.
+    pieces: Vec<ChainingValue>,
+    /// Length of a piece, in bytes.
+    piece: u64,
     /// The subtree that the bytes go into now.
     subtree: Hasher,
     position: u64,
@@ -36,7 +49,9 @@ impl FileDigest {
     /// A digest that waits for the byte behind the first cluster.
     pub fn new() -> Self {
         FileDigest {
-            siblings: Vec::new(),
+            spine: Vec::new(),
+            pieces: Vec::new(),
+            piece: SHORTEST_PIECE,
             subtree: subtree_at(CLUSTER),
             position: CLUSTER,
             subtree_end: 2 * CLUSTER,
@@ -52,34 +67,131 @@ impl FileDigest {
             self.subtree.update(now);
             self.position += now.len() as u64;
             if self.position == self.subtree_end {
-                self.siblings.push(self.subtree.finalize_non_root());
+                self.end_subtree();
+                if self.pieces.len() + 1 == MOST_PIECES {
+                    self.join_pairs();
+                }
                 self.subtree = subtree_at(self.position);
-                self.subtree_end *= 2;
+                self.subtree_end = match self.position < self.piece {
+                    true => 2 * self.position,
+                    false => self.position + self.piece,
+                };
             }
             bytes = later;
         }
     }
 
-    /// The digest of the whole file, given its first cluster.
-    pub fn finish(mut self, first: &[u8; CLUSTER as usize]) -> Hash {
-        if self.subtree.count() > 0 {
-            self.siblings.push(self.subtree.finalize_non_root());
+    fn end_subtree(&mut self) {
+        let value = self.subtree.finalize_non_root();
+        match self.position <= self.piece {
+            true => self.spine.push(value),
+            false => self.pieces.push(value),
         }
-        let Some((last, inner)) = self.siblings.split_last() else {
-            return blake3::hash(first);
-        };
-        let spine = Hasher::new().update(first).finalize_non_root();
-        let left = inner.iter().fold(spine, |left, right| {
-            merge_subtrees_non_root(&left, right, Mode::Hash)
-        });
-        merge_subtrees_root(&left, last, Mode::Hash)
     }
+
+    fn join_pairs(&mut self) {
+        let mut pieces = std::mem::take(&mut self.pieces).into_iter();
+        self.spine.extend(pieces.next());
+        while let (Some(left), Some(right)) = (pieces.next(), pieces.next()) {
+            self.pieces
+                .push(merge_subtrees_non_root(&left, &right, Mode::Hash));
+        }
+        self.piece *= 2;
+    }
+
+    /// The digest of the whole file, given its first cluster, and those of its pieces if there are several.
+    pub fn finish(mut self, first: &[u8; CLUSTER as usize]) -> (Hash, Option<Pieces>) {
+        if self.subtree.count() > 0 {
+            self.end_subtree();
+        }
+        let head = Hasher::new().update(first).finalize_non_root();
+        let join =
+            |left: ChainingValue, right: &ChainingValue| merge_subtrees_non_root(&left, right, Mode::Hash);
+        if self.pieces.is_empty() {
+            let hash = match self.spine.split_last() {
+                None => blake3::hash(first),
+                Some((last, inner)) => merge_subtrees_root(&inner.iter().fold(head, join), last, Mode::Hash),
+            };
+            return (hash, None);
+        }
+        let mut digests = vec![self.spine.iter().fold(head, join)];
+        digests.append(&mut self.pieces);
+        let (left, right) = halves(&digests);
+        let hash = merge_subtrees_root(&subtree_of(left), &subtree_of(right), Mode::Hash);
+        let size = self.piece;
+        (hash, Some(Pieces { size, digests }))
+    }
+}
+
+/// The two subtrees of a tree over several pieces: the left one holds the greatest power of two of them that leaves something for the right one.
+fn halves(pieces: &[ChainingValue]) -> (&[ChainingValue], &[ChainingValue]) {
+    pieces.split_at(pieces.len().next_power_of_two() / 2)
+}
+
+fn subtree_of(pieces: &[ChainingValue]) -> ChainingValue {
+    if let [piece] = pieces {
+        return *piece;
+    }
+    let (left, right) = halves(pieces);
+    merge_subtrees_non_root(&subtree_of(left), &subtree_of(right), Mode::Hash)
 }
 
 fn subtree_at(offset: u64) -> Hasher {
     let mut hasher = Hasher::new();
     hasher.set_input_offset(offset);
     hasher
+}
+
+/// Which bytes of a file are in pieces that are not what they were: ranges that do not touch, at most `most` of them.
+///
+/// # Errors
+/// Whatever reading the file meets, or the wish to stop.
+pub fn damaged_ranges(
+    file: &File,
+    path: &Path,
+    pieces: &Pieces,
+    most: usize,
+    stop: &Stop,
+) -> Result<Vec<Range<u64>>> {
+    let mut buffer = vec![0; 256 * 1024];
+    let mut found: Vec<Range<u64>> = Vec::new();
+    for (number, expected) in (0..).zip(&pieces.digests) {
+        let begin = number * pieces.size;
+        let mut hasher = subtree_at(begin);
+        let mut at = begin;
+        while at < begin + pieces.size {
+            if stop.requested() {
+                return Err(Error::Stopped);
+            }
+            let room = (begin + pieces.size - at).min(buffer.len() as u64);
+            let part = &mut buffer[..usize::try_from(room).unwrap_or(0)];
+            match file.read_at(part, at) {
+                Ok(0) => break,
+                Ok(count) => {
+                    hasher.update(&part[..count]);
+                    at += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io("read", path, at, error)),
+            }
+        }
+        if at == begin {
+            // The file has been cut off meanwhile.
+            found.push(begin..begin + pieces.size);
+            break;
+        }
+        if hasher.finalize_non_root() == *expected {
+            continue;
+        }
+        if let Some(last) = found.last_mut().filter(|last| last.end == begin) {
+            last.end = at;
+        } else if found.len() < most {
+            found.push(begin..at);
+        } else {
+            break;
+        }
+    }
+    Ok(found)
 }
 
 /// Length in bytes and BLAKE3 digest in hexadecimal of a whole file, read in pieces from its start.
@@ -117,11 +229,66 @@ mod tests {
     }
 
     fn digest_in_pieces(file: &[u8], piece: usize) -> Hash {
-        let mut digest = FileDigest::new();
+        digest_from(FileDigest::new(), file, piece).0
+    }
+
+    fn digest_from(mut digest: FileDigest, file: &[u8], piece: usize) -> (Hash, Option<Pieces>) {
         for bytes in file[FIRST..].chunks(piece) {
             digest.update(bytes);
         }
         digest.finish(file[..FIRST].try_into().expect("a whole cluster"))
+    }
+
+    fn on_disk(bytes: &[u8]) -> File {
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.write_all_at(bytes, 0).expect("it can be written");
+        file
+    }
+
+    fn damaged(bytes: &[u8], pieces: &Pieces) -> Vec<Range<u64>> {
+        damaged_ranges(&on_disk(bytes), Path::new("x"), pieces, 3, &Stop::default()).expect("it can be read")
+    }
+
+    #[test]
+    fn many_pieces_become_fewer_and_longer_ones_and_the_digests_stay_right() {
+        // A length of 64 KiB for a piece brings many of them about quickly; there the spine is the first cluster.
+        for clusters in [2, 3, 1023, 1024, 1025, 1026, 1027, 2047, 2048, 2049, 4097] {
+            let bytes = sample(clusters * FIRST - 100);
+            let digest = FileDigest {
+                piece: CLUSTER,
+                ..FileDigest::new()
+            };
+            let (hash, pieces) = digest_from(digest, &bytes, 700_000);
+            assert_eq!(hash, blake3::hash(&bytes), "{clusters} clusters");
+            let pieces = pieces.expect("several");
+            let length = bytes.len() as u64;
+            assert_eq!(pieces.digests.len() as u64, length.div_ceil(pieces.size));
+            assert!(pieces.digests.len() <= MOST_PIECES, "{clusters} clusters");
+            assert_eq!(damaged(&bytes, &pieces), [], "{clusters} clusters");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_told_with_its_piece() {
+        const MIB: u64 = 1 << 20;
+        let mut bytes = sample(5 * MIB as usize + 100);
+        let (_, pieces) = digest_from(FileDigest::new(), &bytes, FIRST);
+        let pieces = pieces.expect("several");
+        assert_eq!(pieces.size, MIB);
+        for at in [0, MIB + 7, 2 * MIB, 5 * MIB + 50] {
+            bytes[at as usize] ^= 1;
+        }
+        let end = bytes.len() as u64;
+        assert_eq!(damaged(&bytes, &pieces), [0..3 * MIB, 5 * MIB..end]);
+        let alone: Vec<Range<u64>> =
+            damaged_ranges(&on_disk(&bytes), Path::new("x"), &pieces, 1, &Stop::default())
+                .expect("it can be read");
+        assert_eq!(alone, std::slice::from_ref(&(0..3 * MIB)));
+        bytes.truncate(3 * MIB as usize);
+        assert_eq!(
+            damaged(&bytes, &pieces).last().map(|range| range.start),
+            Some(3 * MIB)
+        );
     }
 
     #[test]
@@ -145,8 +312,7 @@ mod tests {
     #[test]
     fn a_file_read_from_disk_has_the_same_digest() {
         let bytes = sample(1_000_001);
-        let file = tempfile::tempfile().expect("a temporary file");
-        file.write_all_at(&bytes, 0).expect("it can be written");
+        let file = on_disk(&bytes);
         let (length, digest) = file_digest(&file).expect("it can be read");
         assert_eq!(
             (length, digest),

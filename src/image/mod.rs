@@ -26,7 +26,7 @@ mod properties;
 #[cfg(test)]
 mod samples;
 
-pub use digest::file_digest;
+pub use digest::{damaged_ranges, file_digest};
 pub use whole::verify_file;
 
 /// Result of everything in this room.

@@ -104,6 +104,17 @@ pub struct Written {
     pub file_bytes: u64,
     /// BLAKE3 digest of the file, in hexadecimal; `None` where a digest makes no sense (raw files and devices).
     pub blake3: Option<String>,
+    /// Digests of the file's pieces; `None` where the file has no digest, or is one piece.
+    pub pieces: Option<Pieces>,
+}
+
+/// Digests of the pieces of a file, to tell where it is not what it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pieces {
+    /// Length of each piece but the last, in bytes: a power of two, at least 1024.
+    pub size: u64,
+    /// Per piece its BLAKE3 chaining value (section 2.1 of the BLAKE3 paper), at least two.
+    pub digests: Vec<[u8; 32]>,
 }
 
 /// A file that an image is being written to. The store decides how it reaches the disk (past the page cache where it can).

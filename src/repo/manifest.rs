@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout;
 use super::seal::{NO_DIGEST, holds, is_digest, seal};
+use crate::model::block::Pieces;
 use crate::model::restore_point::RestorePoint;
 use crate::model::text::shown;
 
@@ -47,6 +48,48 @@ pub struct FileEntry {
     pub size: u64,
     /// Its BLAKE3 digest in hexadecimal.
     pub blake3: String,
+    /// The digests of its pieces; small files, and manifests of the first versions, have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pieces: Option<PieceEntry>,
+}
+
+/// The digests of a file's pieces: they tell where it is damaged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PieceEntry {
+    /// Length of each piece but the last, in bytes: a power of two.
+    pub size: u64,
+    /// The BLAKE3 chaining value of each piece in hexadecimal, one behind the other.
+    pub blake3: String,
+}
+
+impl From<&Pieces> for PieceEntry {
+    fn from(pieces: &Pieces) -> PieceEntry {
+        let digests = pieces.digests.iter();
+        PieceEntry {
+            size: pieces.size,
+            blake3: digests
+                .map(|digest| blake3::Hash::from_bytes(*digest).to_hex().to_string())
+                .collect(),
+        }
+    }
+}
+
+impl FileEntry {
+    /// The digests of its pieces; `None` where they are not known, or not such as this program writes.
+    pub fn pieces(&self) -> Option<Pieces> {
+        let entry = self.pieces.as_ref()?;
+        // A piece is a whole subtree of BLAKE3's tree over chunks of 1 KiB.
+        let is_subtree = entry.size.is_power_of_two() && entry.size >= 1024;
+        if !is_subtree || entry.blake3.len() as u64 != 64 * self.size.div_ceil(entry.size) {
+            return None;
+        }
+        let digests = entry.blake3.as_bytes().chunks(64);
+        let digests = digests.map(|digits| Some(*blake3::Hash::from_hex(digits).ok()?.as_bytes()));
+        Some(Pieces {
+            size: entry.size,
+            digests: digests.collect::<Option<_>>()?,
+        })
+    }
 }
 
 /// Why a manifest cannot be used.
@@ -192,8 +235,34 @@ mod tests {
             name: "vda.qcow2".into(),
             size: 327_680,
             blake3: blake3::hash(b"x").to_hex().to_string(),
+            pieces: Some(PieceEntry {
+                size: 262_144,
+                blake3: "0f".repeat(64),
+            }),
         };
         Manifest::new("libvirt 9.0.0, QEMU 7.2.22", point, vec![file], None)
+    }
+
+    #[test]
+    fn digests_of_pieces_are_used_when_they_are_such_as_we_write() {
+        let file = sample().files.remove(0);
+        let pieces = file.pieces().expect("they are");
+        assert_eq!((pieces.size, &pieces.digests[..]), (262_144, &[[15; 32]; 2][..]));
+        assert_eq!(file.pieces, Some(PieceEntry::from(&pieces)));
+        let with = |size: u64, blake3: String| FileEntry {
+            pieces: Some(PieceEntry { size, blake3 }),
+            ..file.clone()
+        };
+        for (size, digits) in [
+            (0, "0f".repeat(64)),
+            (512, "0f".repeat(32 * 640)),
+            (262_145, "0f".repeat(64)),
+            (262_144, "0f".repeat(63)),
+            (262_144, "0g".repeat(64)),
+            (262_144, "é".repeat(64)),
+        ] {
+            assert_eq!(with(size, digits).pieces(), None, "{size}");
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 pub use history::{History, Leftover};
 pub use lock::DomainLock;
-pub use manifest::{FileEntry, Manifest};
+pub use manifest::{FileEntry, Manifest, PieceEntry};
 pub use pending::Pending;
 pub use proof::{DamageNote, Missed, Proof};
 pub use store::{Claim, DiskStore, Store};

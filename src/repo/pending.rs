@@ -125,6 +125,7 @@ impl Pending {
             name: name.to_owned(),
             size: content.len() as u64,
             blake3: blake3::hash(content).to_hex().to_string(),
+            pieces: None,
         })
     }
 

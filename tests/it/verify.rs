@@ -9,7 +9,7 @@ use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::list::list;
 use vmsnap::ops::monitor::Silent;
-use vmsnap::ops::verify::{Options, Outcome, Which, verify};
+use vmsnap::ops::verify::{Damage, Options, Outcome, Which, verify};
 use vmsnap::ops::{Cause, Class, Event, Monitor, Result};
 use vmsnap::repo::Manifest;
 
@@ -116,6 +116,29 @@ fn one_flipped_byte_anywhere_is_found_and_its_file_named() {
         }
     }
     assert!(all(&lab).is_sound(), "all is as it was");
+}
+
+#[test]
+fn where_an_image_is_damaged_is_told_to_the_mebibyte() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 80 * CLUSTER)]);
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(0, &[5; 80 * CLUSTER]));
+    lab.backup("vm1").expect("a restore point");
+    let image = lab.history("vm1").kept[0].dir.join("vda.qcow2");
+    for at in [2_200_000, 3_300_000, 4_000_001] {
+        flip(&image, at, 4);
+    }
+    let outcome = all(&lab);
+    let places: Vec<Option<u64>> = outcome.all_damage().map(|damage| damage.offset).collect();
+    assert_eq!(places, [None, Some(2 << 20)], "{}", words(&outcome));
+    assert!(
+        words(&outcome).contains("in the 2097152 bytes from offset 2097152 on"),
+        "{}",
+        words(&outcome)
+    );
+    let of_image = |damage: &&Damage| damage.path.as_deref() == Some(image.as_path());
+    assert_eq!(outcome.all_damage().filter(of_image).count(), 2);
 }
 
 #[test]

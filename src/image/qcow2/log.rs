@@ -8,7 +8,7 @@ use super::header::Header;
 use crate::image::behind::{Piece, WriteBehind};
 use crate::image::digest::FileDigest;
 use crate::image::{Error, Result};
-use crate::model::block::{CLUSTER, ImageFile};
+use crate::model::block::{CLUSTER, ImageFile, Pieces};
 use crate::model::buffer::{Buffer, BufferPool};
 use crate::model::stop::Stop;
 
@@ -147,15 +147,15 @@ impl Log {
         }
     }
 
-    /// Writes the header, waits until all is on stable storage, and tells the file's digest.
-    pub(super) fn finish(&mut self, header: &Header) -> Result<String> {
+    /// Writes the header, waits until all is on stable storage, and tells the file's digest in hexadecimal, and those of its pieces.
+    pub(super) fn finish(&mut self, header: &Header) -> Result<(String, Option<Pieces>)> {
         self.flush()?;
         let mut first = Buffer::alone(CLUSTER_BYTES);
         let header = header.encode();
         first[..header.len()].copy_from_slice(&header);
         let mut cluster = [0; CLUSTER_BYTES];
         cluster.copy_from_slice(&first);
-        let digest = std::mem::take(&mut self.digest).finish(&cluster);
+        let (digest, pieces) = std::mem::take(&mut self.digest).finish(&cluster);
         self.send(Piece {
             buffer: Arc::new(first),
             range: 0..CLUSTER_BYTES,
@@ -164,6 +164,6 @@ impl Log {
         if let Some(file) = self.file.take() {
             file.finish()?;
         }
-        Ok(digest.to_hex().to_string())
+        Ok((digest.to_hex().to_string(), pieces))
     }
 }

@@ -199,7 +199,9 @@ impl Qcow2Writer {
             backing_format: self.options.backing.as_ref().map(|_| "qcow2".to_owned()),
         };
         self.written.file_bytes = self.log.end();
-        self.written.blake3 = Some(self.log.finish(&header)?);
+        let (digest, pieces) = self.log.finish(&header)?;
+        self.written.blake3 = Some(digest);
+        self.written.pieces = pieces;
         Ok(self.written.clone())
     }
 

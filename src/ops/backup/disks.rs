@@ -20,7 +20,7 @@ use crate::ops::error::Cause;
 use crate::ops::monitor::Event;
 use crate::ops::plan::{BackupPlan, PlannedDisk};
 use crate::ops::{Context, Error, Result};
-use crate::repo::{FileEntry, History, Pending};
+use crate::repo::{FileEntry, History, Pending, PieceEntry};
 
 /// Disks copied at the same time: each has a reader and a writer thread and its own buffers.
 const AT_ONCE: usize = 4;
@@ -229,6 +229,7 @@ impl Worker<'_> {
                 name: image,
                 size: written.file_bytes,
                 blake3: written.blake3.unwrap_or_default(),
+                pieces: written.pieces.as_ref().map(PieceEntry::from),
             },
             finding,
         })

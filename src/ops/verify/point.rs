@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ use super::Damage;
 use crate::image::chain::{ChainSource, Recorded};
 use crate::image::qcow2::Image;
 use crate::image::qcow2::check::check;
-use crate::image::{self, verify_file};
+use crate::image::{self, damaged_ranges, verify_file};
 use crate::model::block::{BlockErrorKind, BlockSource, Content};
 use crate::model::restore_point::DiskPoint;
 use crate::model::stop::Stop;
@@ -20,6 +21,9 @@ use crate::ops::monitor::{Event, Monitor};
 use crate::ops::{Cause, Error, Result, copy, lineage};
 use crate::repo::history::Kept;
 use crate::repo::{DomainRepository, FileEntry, History, layout};
+
+/// Most ranges that are told of one damaged file.
+const MOST_RANGES: usize = 16;
 
 /// Proves restore points of one domain.
 pub(super) struct Prover<'a> {
@@ -59,21 +63,20 @@ impl<'a> Prover<'a> {
     pub(super) fn prove(&mut self, kept: &Kept, deep: bool, damage: &mut Vec<Damage>) -> Result<()> {
         for file in &kept.manifest.files {
             let path = kept.dir.join(&file.name);
-            let found = self.prove_file(&path, file)?;
-            let is_whole = found.is_none();
+            let mut found: Vec<Damage> = self.prove_file(&path, file)?.into_iter().collect();
             let mut disks = kept.manifest.point.disks.iter();
-            let disk = disks.find(|disk| disk.image == file.name);
-            damage.extend(found.into_iter().map(|found| match disk {
-                Some(disk) => found.of_disk(&disk.target),
-                None => found,
-            }));
-            // Of what is not what was written the structure may still tell where.
-            if let Some(disk) = disk
-                && (is_whole || has_length(&path, file.size))
-            {
-                let found = self.prove_image(&path, disk)?;
-                damage.extend(found.into_iter().map(|found| found.of_disk(&disk.target)));
+            let Some(disk) = disks.find(|disk| disk.image == file.name) else {
+                damage.extend(found);
+                continue;
+            };
+            // Of an image that is not what was written, pieces and structure may still tell where.
+            if found.is_empty() {
+                found = self.prove_image(&path, disk)?;
+            } else if has_length(&path, file.size) {
+                found.extend(self.locate(&path, file)?);
+                found.extend(self.prove_image(&path, disk)?);
             }
+            damage.extend(found.into_iter().map(|found| found.of_disk(&disk.target)));
         }
         if let Some((path, file)) = checkpoint_file(kept) {
             damage.extend(self.prove_file(&path, file)?);
@@ -121,6 +124,22 @@ impl<'a> Prover<'a> {
         match proved {
             Ok(()) => Ok(None),
             Err(error) => self.damage(path, error).map(Some),
+        }
+    }
+
+    /// Where a file is not what was written.
+    fn locate(&self, path: &Path, entry: &FileEntry) -> Result<Vec<Damage>> {
+        let Some(pieces) = entry.pieces() else {
+            return Ok(Vec::new());
+        };
+        let opened = open_file(path).map_err(|error| image::Error::io("open", path, 0, error));
+        let ranges = opened.and_then(|file| damaged_ranges(&file, path, &pieces, MOST_RANGES, self.stop));
+        match ranges {
+            Ok(ranges) => Ok(ranges
+                .into_iter()
+                .map(|range| damaged_range(path, &range))
+                .collect()),
+            Err(error) => self.damage(path, error).map(|damage| vec![damage]),
         }
     }
 
@@ -270,6 +289,19 @@ fn open_file(path: &Path) -> io::Result<File> {
     match file.metadata()?.is_file() {
         true => Ok(file),
         false => Err(io::Error::other("it is not a file")),
+    }
+}
+
+fn damaged_range(path: &Path, range: &Range<u64>) -> Damage {
+    Damage {
+        path: Some(path.to_owned()),
+        offset: Some(range.start),
+        ..Damage::told(format!(
+            "{}: somewhere in the {} bytes from offset {} on it is not what was written",
+            path.display(),
+            range.end - range.start,
+            range.start
+        ))
     }
 }
 
