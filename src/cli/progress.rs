@@ -35,7 +35,17 @@ struct Disk {
     bar: Option<ProgressBar>,
     size: u64,
     next_percent: u64,
+    begun: Instant,
     last_line: Instant,
+}
+
+impl Disk {
+    /// So many bytes, and how many of them came in a second.
+    fn amount(&self, copied: u64) -> String {
+        let seconds = self.begun.elapsed().as_secs_f64().max(0.001);
+        let rate = pretty::bytes((copied as f64 / seconds) as u64);
+        format!("{}, {rate}/s", pretty::bytes(copied))
+    }
 }
 
 impl Progress {
@@ -101,6 +111,7 @@ impl Progress {
             bar,
             size,
             next_percent: self.step,
+            begun: Instant::now(),
             last_line: Instant::now(),
         };
         self.disks().insert(key(of), disk);
@@ -112,7 +123,7 @@ impl Progress {
             return;
         };
         if let Some(bar) = &disk.bar {
-            bar.set_message(pretty::bytes(copied));
+            bar.set_message(disk.amount(copied));
             bar.set_position(position);
             return;
         }
@@ -123,8 +134,9 @@ impl Progress {
         }
         disk.next_percent = percent / self.step * self.step + self.step;
         disk.last_line = Instant::now();
+        let amount = disk.amount(copied);
         drop(disks);
-        self.line(of, &format!("{percent} %, {} {what}", pretty::bytes(copied)));
+        self.line(of, &format!("{percent} %, {what} {amount}"));
     }
 
     /// Ends what has its result told elsewhere.

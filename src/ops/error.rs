@@ -286,3 +286,29 @@ impl std::error::Error for Error {
         self.cause.source()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_looked_at_is_no_verdict_and_what_is_not_there_is_one() {
+        let cause = |errno: Errno| {
+            let error = BlockError::io("cannot open x", errno.into());
+            Cause::Copy(error)
+        };
+        for errno in [
+            Errno::ACCESS,
+            Errno::PERM,
+            Errno::STALE,
+            Errno::NOMEM,
+            Errno::MFILE,
+        ] {
+            assert!(cause(errno).is_no_verdict(), "{errno}");
+        }
+        for errno in [Errno::NOENT, Errno::IO, Errno::LOOP, Errno::NOTDIR] {
+            assert!(!cause(errno).is_no_verdict(), "{errno}");
+        }
+        assert!(cause(Errno::MFILE).lacks_files() && !cause(Errno::ACCESS).lacks_files());
+    }
+}
