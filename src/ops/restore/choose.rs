@@ -13,9 +13,7 @@ pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -
     let chains = &history.chains;
     let none = |what: String| Error::of(domain, Cause::NoSuchRestorePoint(what));
     if chains.points().is_empty() && chains.lost_after("").next().is_none() {
-        return Err(none(
-            "there are no restore points of this domain in the repository".to_owned(),
-        ));
+        return Err(Error::of(domain, Cause::NoRestorePoints));
     }
     let newest_first = || chains.points().iter().rev();
     if at == "latest" {
