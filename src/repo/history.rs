@@ -193,6 +193,7 @@ fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -
                     history.findings.extend(checkpoint_fault(period_dir, &manifest));
                     found.points.push(KeptPoint {
                         point: manifest.point.clone(),
+                        manifest: manifest.digest.clone(),
                         faults: file_faults(&point_dir, &manifest),
                         doubt: proof.as_ref().and_then(Proof::doubt),
                         missed: proofs.missed(&manifest),

@@ -9,6 +9,7 @@ mod compare;
 mod crash;
 mod damage;
 mod environment;
+mod forged;
 mod lab;
 mod list;
 mod open_files;
