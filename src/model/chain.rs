@@ -28,13 +28,15 @@ pub struct FileFault {
     pub what: String,
 }
 
-/// A restore point whose manifest cannot be used: of its content nothing is known.
+/// A restore point that has gone, or whose manifest cannot be used: of its content nothing is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LostPoint {
     /// Its id, as its folder's name has it.
     pub id: String,
     /// A sentence that names its manifest.
     pub what: String,
+    /// Whether it was written by a newer program, and may well be sound.
+    pub is_newer: bool,
 }
 
 /// The restore points of one domain that were read, with the questions one asks of them.

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::history::{self, read_bounded};
+use super::history;
 use super::layout;
+use super::look::read_bounded;
 use super::manifest::Manifest;
 use super::store::Store;
 use super::{RepoError, Result};

@@ -163,6 +163,35 @@ fn a_domain_without_restore_points_that_nobody_named_is_a_note() {
 }
 
 #[test]
+fn a_folder_that_cannot_be_read_is_an_error_and_the_others_are_proved_and_listed() {
+    let lab = lab();
+    let folder = lab.repo.root().join("vm1");
+    fs::rename(&folder, lab.folder.path().join("moved")).expect("moved");
+    std::os::unix::fs::symlink("vm1", &folder).expect("a link to itself");
+    let output = vmsnap(&lab, &["--all"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(
+        stderr(&output).contains(&folder.display().to_string()),
+        "{output:?}"
+    );
+    assert!(
+        stdout(&output).starts_with("a b: 2 restore points sound"),
+        "{output:?}"
+    );
+    let listed = Command::new(env!("CARGO_BIN_EXE_vmsnap"))
+        .args(["list", "--repository"])
+        .arg(lab.repo.root())
+        .output()
+        .expect("the program runs");
+    assert_eq!(listed.status.code(), Some(3), "{listed:?}");
+    assert!(
+        stderr(&listed).contains(&folder.display().to_string()),
+        "{listed:?}"
+    );
+    assert!(stdout(&listed).contains("a b"), "{listed:?}");
+}
+
+#[test]
 fn a_command_that_reads_a_repository_asks_for_it_by_its_own_switch() {
     for command in ["verify", "list"] {
         let output = Command::new(env!("CARGO_BIN_EXE_vmsnap"))

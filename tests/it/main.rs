@@ -10,6 +10,7 @@ mod crash;
 mod damage;
 mod environment;
 mod forged;
+mod gone;
 mod lab;
 mod list;
 mod open_files;

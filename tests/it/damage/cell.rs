@@ -40,9 +40,7 @@ impl Cell {
         }
         let damaged = damaged.into_iter().map(|path| {
             let bytes = before.remove(&path).expect("it was read");
-            // Manifest and note are read, so a link serves as well; of the others one expects a file.
-            let follows = matches!(target, Target::Manifest(_) | Target::Intent);
-            let found = state(&path, &bytes, follows);
+            let found = state(&path, &bytes);
             (path, (bytes, found))
         });
         Some(Cell {
