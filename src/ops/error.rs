@@ -84,6 +84,14 @@ pub enum Cause {
         /// The first thing that is wrong with it.
         fault: String,
     },
+    /// The restore point was written by a newer program.
+    #[error("restore point {id}: {what}")]
+    WrittenByANewerVmsnap {
+        /// Its id.
+        id: String,
+        /// A sentence that names its manifest.
+        what: String,
+    },
     /// The repository holds no restore point of the domain, and nothing that could be one.
     #[error("there are no restore points of this domain in the repository")]
     NoRestorePoints,

@@ -16,6 +16,7 @@ use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::stop::Stop;
 use crate::model::text::with_sources;
+use crate::repo::history::WRITTEN_BY_A_NEWER_VMSNAP;
 use crate::repo::{DomainRepository, History, RepoError, Repository};
 
 pub use crate::repo::Proof;
@@ -62,6 +63,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Whether there are restore points that only a newer program can read.
+    pub fn needs_newer(&self) -> bool {
+        let mut codes = self.findings.iter().map(|finding| &finding.code);
+        codes.any(|code| code == WRITTEN_BY_A_NEWER_VMSNAP)
+    }
+
     /// Whether nothing was found damaged.
     pub fn is_sound(&self) -> bool {
         self.damage.is_empty() && self.points.iter().all(|point| point.damage.is_empty())
@@ -117,6 +124,8 @@ pub fn verify(
     for finding in &history.findings {
         // A manifest that cannot be used may be that of the newest restore point, so it concerns whoever did not name another.
         match options.which {
+            // What only a newer program can read is not known to be damaged.
+            _ if finding.code == WRITTEN_BY_A_NEWER_VMSNAP => outcome.findings.push(finding.clone()),
             Which::At(_) => outcome.findings.push(finding.clone()),
             Which::Latest | Which::All => outcome.damage.push(Damage {
                 path: None,

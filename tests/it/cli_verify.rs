@@ -192,6 +192,23 @@ fn a_folder_that_cannot_be_read_is_an_error_and_the_others_are_proved_and_listed
 }
 
 #[test]
+fn what_a_newer_vmsnap_has_written_ends_with_three() {
+    let lab = lab();
+    let manifest = lab.history("vm1").kept[1].dir.join("manifest.json");
+    let text = fs::read_to_string(&manifest).expect("a manifest");
+    fs::write(&manifest, text.replacen("\"format\": 1", "\"format\": 9", 1)).expect("written");
+    for arguments in [&["vm1"][..], &["vm1", "--all"]] {
+        let output = vmsnap(&lab, arguments);
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        assert!(
+            stderr(&output).contains("written by a newer vmsnap"),
+            "{output:?}"
+        );
+        assert!(!stdout(&output).contains("DAMAGED"), "{output:?}");
+    }
+}
+
+#[test]
 fn a_command_that_reads_a_repository_asks_for_it_by_its_own_switch() {
     for command in ["verify", "list"] {
         let output = Command::new(env!("CARGO_BIN_EXE_vmsnap"))

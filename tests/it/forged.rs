@@ -4,9 +4,9 @@ use std::fs;
 
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
-use vmsnap::ops::Class;
 use vmsnap::ops::monitor::Silent;
 use vmsnap::ops::verify::{Options, Outcome, Which, verify};
+use vmsnap::ops::{Cause, Class};
 use vmsnap::repo::Manifest;
 
 use crate::lab::{CLUSTER, Lab};
@@ -129,4 +129,30 @@ fn manifests_of_earlier_versions_name_no_parents_digest_and_are_sound() {
     let newest = lab.history("vm1").kept[2].manifest.digest.clone();
     assert_eq!(outcome.point.disks[0].parent_manifest, Some(newest));
     assert!(proved(&lab).is_sound());
+}
+
+#[test]
+fn a_manifest_of_a_newer_format_is_no_damage_and_is_not_remembered_as_such() {
+    let lab = lab();
+    let manifest = lab.history("vm1").kept[2].dir.join("manifest.json");
+    let text = fs::read_to_string(&manifest).expect("a manifest");
+    fs::write(&manifest, text.replacen("\"format\": 1", "\"format\": 9", 1)).expect("written");
+    let outcome = proved(&lab);
+    assert!(outcome.is_sound() && outcome.needs_newer());
+    assert_eq!(outcome.points.len(), 2, "the older ones are proved");
+    assert!(
+        outcome.findings[0]
+            .message
+            .contains("was written by a newer vmsnap: use that"),
+        "{:?}",
+        outcome.findings
+    );
+    let error = lab
+        .restored("vm1", "latest", "vda")
+        .expect_err("it cannot be read");
+    assert_eq!(error.class(), Class::Failed);
+    assert!(
+        matches!(error.cause, Cause::WrittenByANewerVmsnap { .. }),
+        "{error}"
+    );
 }

@@ -62,6 +62,9 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
                 if !outcome.is_sound() {
                     tally.count(ExitCode::Damaged);
                 }
+                if outcome.needs_newer() {
+                    tally.count(ExitCode::Failed);
+                }
                 let proved = shown::Proved {
                     domain: domain.clone(),
                     took: began.elapsed(),

@@ -343,7 +343,7 @@ fn names(error: &Error, ways: &[(PathBuf, State)]) -> Checked {
     }
     let is_known = error.class() == Class::Damaged
         // A version that is not known yet, and a format that is not ours, are not necessarily damage.
-        || matches!(error.cause, Cause::Copy(_));
+        || matches!(error.cause, Cause::Copy(_) | Cause::WrittenByANewerVmsnap { .. });
     let is_named = ways
         .iter()
         .any(|(path, _)| text.contains(&path.display().to_string()));
