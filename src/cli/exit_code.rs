@@ -95,7 +95,9 @@ impl ExitCode {
                 "the backup of at least one domain failed; the others were still backed up"
             }
             ExitCode::GroupBy => "--group-by names no grouping",
-            ExitCode::Damaged => "what is stored is damaged",
+            ExitCode::Damaged => {
+                "what is stored is damaged; after a signal this comes before every other code"
+            }
             ExitCode::Usage => "an unknown switch, or a value that does not parse",
             ExitCode::Signal(_) => "stopped by a signal (130 SIGINT, 143 SIGTERM)",
         }
@@ -133,11 +135,15 @@ impl ExitCode {
         }
     }
 
-    /// Of several codes the one to end with: a signal before everything, then the first in the order of the numbers.
+    /// Of several codes the one to end with: a signal before everything, then damage, then the first in the order of the numbers.
     pub fn worst(codes: impl IntoIterator<Item = ExitCode>) -> ExitCode {
         let failures = codes.into_iter().filter(|code| *code != ExitCode::Ok);
         failures
-            .min_by_key(|code| (!matches!(code, ExitCode::Signal(_)), code.number()))
+            .min_by_key(|code| match code {
+                ExitCode::Signal(signal) => (0, *signal),
+                ExitCode::Damaged => (1, 0),
+                other => (2, other.number()),
+            })
             .unwrap_or(ExitCode::Ok)
     }
 }
@@ -157,9 +163,11 @@ mod tests {
 
     #[test]
     fn the_worst_code_wins() {
-        use ExitCode::{BackupFailed, Failed, NoDomains, Ok, Signal};
+        use ExitCode::{BackupFailed, Damaged, Failed, NoDomains, Ok, Signal};
         assert_eq!(ExitCode::worst([]), Ok);
         assert_eq!(ExitCode::worst([Ok, BackupFailed, NoDomains]), NoDomains);
         assert_eq!(ExitCode::worst([Failed, Signal(2)]), Signal(2));
+        assert_eq!(ExitCode::worst([NoDomains, Damaged]), Damaged);
+        assert_eq!(ExitCode::worst([Damaged, Signal(15)]), Signal(15));
     }
 }

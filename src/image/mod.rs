@@ -40,7 +40,7 @@ pub enum Error {
     #[error("stopped on request")]
     Stopped,
     /// A file could not be read or written.
-    #[error("cannot {operation} {} at offset {offset}", path.display())]
+    #[error("cannot {operation} {}{}", path.display(), place(operation, *offset))]
     Io {
         /// What was being done, as a verb.
         operation: &'static str,
@@ -177,6 +177,14 @@ impl From<Error> for BlockError {
             Error::Format { source, .. } => BlockError::from_source(kind, what, source),
             _ => BlockError::new(kind, what),
         }
+    }
+}
+
+/// Where in a file something failed, for a message: a file that could not be opened has no such place.
+fn place(operation: &str, offset: u64) -> String {
+    match operation {
+        "open" => String::new(),
+        _ => format!(" at offset {offset}"),
     }
 }
 

@@ -8,6 +8,8 @@ use super::restore_point::{FileId, Level, RestorePoint};
 pub struct KeptPoint {
     /// What its manifest says.
     pub point: RestorePoint,
+    /// The digest of its manifest, by which what stands upon it knows it.
+    pub manifest: String,
     /// What is wrong with its own files; empty when they are all there with the recorded sizes.
     pub faults: Vec<FileFault>,
     /// What the last verification found damaged. Nothing new is to rely on it; giving it back may be tried all the same.
@@ -57,13 +59,15 @@ pub struct FileFault {
     pub what: String,
 }
 
-/// A restore point whose manifest cannot be used: of its content nothing is known.
+/// A restore point that has gone, or whose manifest cannot be used: of its content nothing is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LostPoint {
     /// Its id, as its folder's name has it.
     pub id: String,
     /// A sentence that names its manifest.
     pub what: String,
+    /// Whether it was written by a newer program, and may well be sound.
+    pub is_newer: bool,
 }
 
 /// The restore points of one domain that were read, with the questions one asks of them.
@@ -130,10 +134,13 @@ impl Chains {
 
     /// The restore points whose images make up this disk at `id`, newest first, or what breaks the chain.
     pub fn lineage(&self, id: &str, target: &str) -> Result<Vec<&KeptPoint>, String> {
-        let mut line = Vec::new();
+        let mut line: Vec<&KeptPoint> = Vec::new();
         let mut wanted = id.to_owned();
         loop {
             let kept = self.get(&wanted).ok_or_else(|| self.missing(&wanted))?;
+            if let Some(child) = line.last() {
+                is_parent_of(child, kept, target)?;
+            }
             let disk = kept
                 .point
                 .disk(target)
@@ -159,6 +166,20 @@ impl Chains {
                 }
             }
         }
+    }
+
+    /// Why another restore point than this one seems to have been here, or beneath it, when a child of it was made: whole as it may be, nothing
+    /// new is to rely on it.
+    fn disowned(&self, id: &str, target: &str) -> Option<String> {
+        let line = self.lineage(id, target).ok()?;
+        let is_child = |kept: &&KeptPoint, parent: &KeptPoint| {
+            let disk = kept.point.disk(target);
+            disk.is_some_and(|disk| disk.parent.as_ref() == Some(&parent.point.id))
+        };
+        line.into_iter().find_map(|parent| {
+            let mut children = self.points.iter().filter(|kept| is_child(kept, parent));
+            children.find_map(|child| is_parent_of(child, parent, target).err())
+        })
     }
 
     /// What the last verification found damaged in the images that make up this disk at `id`.
@@ -192,6 +213,25 @@ impl Chains {
         }
         faults
     }
+}
+
+/// Whether `kept` is the restore point upon which this disk of `child` was made, and not another one of that name.
+fn is_parent_of(child: &KeptPoint, kept: &KeptPoint, target: &str) -> Result<(), String> {
+    let (of, parent) = (&child.point.id, &kept.point.id);
+    let disk = child.point.disk(target);
+    if let Some(made_upon) = disk.and_then(|disk| disk.parent_manifest.as_ref())
+        && !made_upon.eq_ignore_ascii_case(&kept.manifest)
+    {
+        return Err(format!(
+            "disk {target} of {of} was made upon another restore point {parent} than the one that is there"
+        ));
+    }
+    if child.point.sequence <= kept.point.sequence {
+        return Err(format!(
+            "disk {target} of {of} stands upon {parent}, which is not older by its number"
+        ));
+    }
+    Ok(())
 }
 
 /// A disk about to be backed up, as far as its level depends on it.
@@ -372,6 +412,9 @@ fn usable_parent(
         .map_err(|fault| format!("the chain to {id} is not whole: {fault}"))?;
     if let Some(doubt) = chains.doubt(id, &disk.target) {
         return Err(format!("the chain to {id} is damaged: {doubt}"));
+    }
+    if let Some(fault) = chains.disowned(id, &disk.target) {
+        return Err(format!("the chain to {id} is not what it was: {fault}"));
     }
     Ok(Parent {
         id: id.clone(),

@@ -117,6 +117,9 @@ pub struct DiskPoint {
     pub reason: String,
     /// The restore point whose image of the same disk this one stands upon.
     pub parent: Option<String>,
+    /// The digest of that restore point's manifest; older manifests do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_manifest: Option<String>,
     /// Whether the checkpoint covers this disk, so that an incremental image can follow.
     pub checkpointed: bool,
     /// Size of the disk, in bytes.

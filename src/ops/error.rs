@@ -84,6 +84,17 @@ pub enum Cause {
         /// The first thing that is wrong with it.
         fault: String,
     },
+    /// The restore point was written by a newer program.
+    #[error("restore point {id}: {what}")]
+    WrittenByANewerVmsnap {
+        /// Its id.
+        id: String,
+        /// A sentence that names its manifest.
+        what: String,
+    },
+    /// The repository holds no restore point of the domain, and nothing that could be one.
+    #[error("there are no restore points of this domain in the repository")]
+    NoRestorePoints,
     /// A name that a scrub must not touch.
     #[error(
         "'{}' is none of vmsnap's names (virtnbdbackup.0, virtnbdbackup.1 …), and those of others are never touched",
@@ -183,7 +194,9 @@ impl Error {
     /// What kind of failure it is.
     pub fn class(&self) -> Class {
         match &self.cause {
-            Cause::Host(HostError::NoSuchDomain { .. }) | Cause::NoSuchRestorePoint(_) => Class::NotFound,
+            Cause::Host(HostError::NoSuchDomain { .. })
+            | Cause::NoSuchRestorePoint(_)
+            | Cause::NoRestorePoints => Class::NotFound,
             Cause::Host(HostError::MissingProgram { .. } | HostError::NoLibvirt) => Class::Missing,
             Cause::Repo(RepoError::Unusable { .. }) => Class::Repository,
             Cause::Repo(RepoError::Locked { .. }) => Class::Locked,
@@ -256,7 +269,7 @@ impl Error {
                 "wait for it to end (`virsh domjobinfo` shows it), or end it with `virsh domjobabort`"
             }
             Cause::ScratchFull(_) => "give a folder with more room with --scratch-dir",
-            Cause::NoSuchRestorePoint(_) => "`vmsnap list` shows what there is",
+            Cause::NoSuchRestorePoint(_) | Cause::NoRestorePoints => "`vmsnap list` shows what there is",
             Cause::NotThere { .. } => "`vmsnap status` shows the checkpoints and bitmaps that can be listed",
             _ => return None,
         };

@@ -22,7 +22,7 @@ use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
 use crate::model::text::{shown, with_sources};
-use crate::repo::{History, Proof, Repository};
+use crate::repo::{History, Proof, Repository, layout};
 
 /// How a domain stands.
 #[derive(Clone, Debug)]
@@ -412,6 +412,10 @@ fn count_files(dir: &Path, depth: u32) -> (u64, u64) {
     let mut bytes = 0;
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let Ok(found) = entry.metadata() else { continue };
+        // What is only known of restore points is no part of any.
+        if entry.file_name() == layout::COMMITTED {
+            continue;
+        }
         if found.is_dir() && depth > 0 {
             let (below_files, below_bytes) = count_files(&entry.path(), depth - 1);
             files += below_files;

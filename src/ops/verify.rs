@@ -16,7 +16,7 @@ use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::stop::Stop;
 use crate::model::text::with_sources;
-use crate::repo::history::{self, Kept};
+use crate::repo::history::{self, Kept, WRITTEN_BY_A_NEWER_VMSNAP};
 use crate::repo::{DamageNote, DomainRepository, History, RepoError, Repository};
 
 pub use crate::repo::Proof;
@@ -65,6 +65,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Whether there are restore points that only a newer program can read.
+    pub fn needs_newer(&self) -> bool {
+        let mut codes = self.findings.iter().map(|finding| &finding.code);
+        codes.any(|code| code == WRITTEN_BY_A_NEWER_VMSNAP)
+    }
+
     /// Whether nothing was found damaged.
     pub fn is_sound(&self) -> bool {
         self.damage.is_empty() && self.points.iter().all(|point| point.damage.is_empty())
@@ -146,6 +152,8 @@ pub fn verify(
         match options.which {
             // What is told of a file that is read here anyway is told with what is found there.
             _ if finding.code == history::CHECKPOINT_DAMAGED => {}
+            // What only a newer program can read is not known to be damaged.
+            _ if finding.code == WRITTEN_BY_A_NEWER_VMSNAP => outcome.findings.push(finding.clone()),
             // A manifest that cannot be used may be that of the newest restore point, so it concerns whoever did not name another.
             Which::At(_) => outcome.findings.push(finding.clone()),
             Which::Latest | Which::All => outcome.damage.push(Damage::told(&finding.message)),

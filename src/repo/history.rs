@@ -1,22 +1,22 @@
 //! Reads what a domain's folder holds: restore points, what is wrong with them, and what unfinished runs left.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
-use rustix::io::Errno;
-
 use super::layout::{self, split_finished};
-use super::manifest::{self, FileEntry, Manifest};
+use super::look::{Entry, entries, folder_names, is_of_another_kind, read_bounded};
+use super::manifest::{self, Manifest};
+use super::point::{Unusable, checkpoint_fault, fault_of, file_faults, read_point};
 use super::proof::{Proof, Proofs};
-use super::{RepoError, Result, spent};
-use crate::model::chain::{Chains, FileFault, KeptPoint, LostPoint};
+use super::{RepoError, Result, committed, spent};
+use crate::model::chain::{Chains, KeptPoint, LostPoint};
 use crate::model::finding::Finding;
 use crate::model::period::FOLDER_PREFIX;
-use crate::model::text::shown;
+
+/// The code of the finding that only a newer program can read a restore point. It is no damage.
+pub const WRITTEN_BY_A_NEWER_VMSNAP: &str = "restore-point-too-new";
 
 /// The code of what is found of a checkpoint's XML that a manifest records and that is not there as it was.
 pub const CHECKPOINT_DAMAGED: &str = "checkpoint-file-damaged";
@@ -135,18 +135,26 @@ impl Leftover {
 pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
     let proofs = Proofs::read(dir);
     let mut found = Found::default();
-    for period in period_names(dir)? {
+    for (period, entry) in entries(dir)? {
+        if !period.starts_with(FOLDER_PREFIX) {
+            continue;
+        }
         let period_dir = dir.join(&period);
-        let of_period = read_period(&period_dir, domain, &period, &proofs)?;
+        let of_period = match is_folder(&period_dir, entry)? {
+            Ok(()) => read_period(&period_dir, domain, &period, &proofs)?,
+            Err(what) => Found::of_finding("period-unreadable", what),
+        };
         // A period loses its name before its files: one that is being removed meanwhile has not lost some of them, it is not there.
         if !is_gone(&period_dir) {
             found.take(of_period);
         }
     }
+    found.miss();
     let Found {
         mut history,
         points,
         lost,
+        ..
     } = found;
     history.unclear_checkpoints.extend(spent::read(dir));
     let is_there = |id: &str| history.kept.iter().any(|kept| kept.manifest.point.id == id);
@@ -171,9 +179,49 @@ struct Found {
     history: History,
     points: Vec<KeptPoint>,
     lost: Vec<LostPoint>,
+    /// Those that were committed to a period and are not in its folder.
+    gone: Vec<LostPoint>,
 }
 
 impl Found {
+    fn of_finding(code: &str, what: String) -> Found {
+        let mut found = Found::default();
+        found.history.findings.push(Finding::new(code, what));
+        found
+    }
+
+    /// A restore point of which nothing can be known.
+    fn lose(&mut self, code: &str, lost: LostPoint) {
+        let what = lost.what.clone();
+        self.history.findings.push(Finding::new(code, what));
+        self.lost.push(lost);
+    }
+
+    /// Tells which restore points have gone. One that lies elsewhere is told there.
+    fn miss(&mut self) {
+        for gone in std::mem::take(&mut self.gone) {
+            if !self.lost.iter().any(|lost| lost.id == gone.id) {
+                self.lose("restore-point-missing", gone);
+            }
+        }
+    }
+
+    fn keep(&mut self, dir: PathBuf, manifest: Manifest, proofs: &Proofs) {
+        let proof = proofs.of(&manifest);
+        let of_checkpoint = dir
+            .parent()
+            .and_then(|period| checkpoint_fault(period, &manifest));
+        self.history.findings.extend(of_checkpoint);
+        self.points.push(KeptPoint {
+            point: manifest.point.clone(),
+            manifest: manifest.digest.clone(),
+            faults: file_faults(&dir, &manifest),
+            doubts: proofs.doubts(&manifest),
+            missed: proofs.missed(&manifest),
+        });
+        self.history.kept.push(Kept { dir, manifest, proof });
+    }
+
     fn take(&mut self, other: Found) {
         self.history.kept.extend(other.history.kept);
         self.history.findings.extend(other.history.findings);
@@ -182,47 +230,96 @@ impl Found {
         self.history.unclear_checkpoints.extend(unclear);
         self.points.extend(other.points);
         self.lost.extend(other.lost);
+        self.gone.extend(other.gone);
     }
 }
 
 fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -> Result<Found> {
     let mut found = Found::default();
-    let history = &mut found.history;
-    for folder in folder_names(period_dir)? {
+    let mut committed = committed::read(period_dir);
+    for (folder, entry) in entries(period_dir)? {
         let point_dir = period_dir.join(&folder);
-        if folder.ends_with(layout::PARTIAL) {
-            history.leftovers.push(Leftover { dir: point_dir });
-        } else if let Some((id, _)) = split_finished(&folder) {
-            match read_point(&point_dir, id, domain, period, &folder) {
-                Ok(manifest) => {
-                    let proof = proofs.of(&manifest);
-                    history.findings.extend(checkpoint_fault(period_dir, &manifest));
-                    found.points.push(KeptPoint {
-                        point: manifest.point.clone(),
-                        faults: file_faults(&point_dir, &manifest),
-                        doubts: proofs.doubts(&manifest),
-                        missed: proofs.missed(&manifest),
-                    });
-                    history.kept.push(Kept {
-                        dir: point_dir,
-                        manifest,
-                        proof,
-                    });
+        if let Some(stem) = folder.strip_suffix(layout::PARTIAL) {
+            match finished_name(stem, &committed) {
+                Some(name) => {
+                    committed.remove(&name);
+                    found.lose("restore-point-misnamed", misnamed(&point_dir, stem, &name));
                 }
-                Err(what) => {
-                    history
-                        .findings
-                        .push(Finding::new("restore-point-unreadable", what.clone()));
+                None if matches!(entry, Entry::Folder) => {
+                    found.history.leftovers.push(Leftover { dir: point_dir });
+                }
+                None => {}
+            }
+        } else if let Some((id, _)) = split_finished(&folder) {
+            committed.remove(&folder);
+            let read = match is_folder(&point_dir, entry)? {
+                Ok(()) => read_point(&point_dir, id, domain, period, &folder),
+                Err(what) => Err(Unusable::damaged(what)),
+            };
+            match read {
+                Ok(manifest) => found.keep(point_dir, manifest, proofs),
+                Err(Unusable { what, is_newer }) => {
+                    let code = if is_newer {
+                        WRITTEN_BY_A_NEWER_VMSNAP
+                    } else {
+                        "restore-point-unreadable"
+                    };
                     let id = id.to_owned();
-                    found.lost.push(LostPoint { id, what });
+                    found.lose(code, LostPoint { id, what, is_newer });
                 }
             }
         }
     }
-    if !found.lost.is_empty() {
-        history.unclear_checkpoints = checkpoint_names(&period_dir.join(layout::CHECKPOINTS));
+    found.gone = committed
+        .iter()
+        .filter_map(|folder| gone(period_dir, folder))
+        .collect();
+    if !found.lost.is_empty() || !found.gone.is_empty() {
+        found.history.unclear_checkpoints = checkpoint_names(&period_dir.join(layout::CHECKPOINTS));
     }
     Ok(found)
+}
+
+/// The name under which a restore point was committed that calls itself unfinished now: nobody unfinished has one.
+fn finished_name(stem: &str, committed: &BTreeSet<String>) -> Option<String> {
+    let names = [layout::FULL, layout::INCREMENTAL].map(|ending| format!("{stem}{ending}"));
+    names.into_iter().find(|name| committed.contains(name))
+}
+
+fn misnamed(dir: &Path, id: &str, name: &str) -> LostPoint {
+    LostPoint {
+        id: id.to_owned(),
+        what: format!(
+            "{} is a finished restore point under the name of an unfinished one: its name was {name}",
+            dir.display()
+        ),
+        is_newer: false,
+    }
+}
+
+/// A restore point that was committed and is not there.
+fn gone(period_dir: &Path, folder: &str) -> Option<LostPoint> {
+    let (id, _) = split_finished(folder)?;
+    Some(LostPoint {
+        id: id.to_owned(),
+        what: format!(
+            "the whole restore point {} is missing (if it was removed on purpose, remove {} too)",
+            period_dir.join(folder).display(),
+            committed::record(period_dir, folder).display()
+        ),
+        is_newer: false,
+    })
+}
+
+/// Whether it is a folder; if not, a sentence that names it.
+fn is_folder(path: &Path, entry: Entry) -> Result<std::result::Result<(), String>> {
+    let shown = path.display();
+    match entry {
+        Entry::Folder => Ok(Ok(())),
+        Entry::LinkToNowhere => Ok(Err(format!("{shown} is a link that leads nowhere"))),
+        Entry::NoFolder => Ok(Err(format!("{shown} is not a folder"))),
+        Entry::Unknown(error) => Err(RepoError::io("look at", path)(error)),
+    }
 }
 
 /// The ids of the restore points that are there, whatever their manifests are like.
@@ -250,72 +347,6 @@ fn is_gone(dir: &Path) -> bool {
         .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// Reads one manifest; the error is a sentence that names the file.
-fn read_point(
-    dir: &Path,
-    id: &str,
-    domain: &str,
-    period: &str,
-    folder: &str,
-) -> std::result::Result<Manifest, String> {
-    let path = dir.join(layout::MANIFEST);
-    let text = read_bounded(&path, manifest::MAX_BYTES)
-        .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-    let manifest =
-        Manifest::parse(&text).map_err(|error| format!("{} cannot be used: {error}", path.display()))?;
-    let point = &manifest.point;
-    let claims = [
-        ("restore point", point.id.as_str(), id),
-        ("domain", &point.domain, domain),
-        ("period", &point.period, period),
-        ("folder", &point.folder(), folder),
-    ];
-    for (what, said, expected) in claims {
-        if said != expected {
-            return Err(format!(
-                "{} does not belong here: it is of {what} '{}' and lies where '{}' is expected",
-                path.display(),
-                shown(said),
-                shown(expected)
-            ));
-        }
-    }
-    Ok(manifest)
-}
-
-/// What is wrong with the files of a restore point, as far as a look at names and sizes tells.
-fn file_faults(dir: &Path, manifest: &Manifest) -> Vec<FileFault> {
-    let fault = |file: &FileEntry| {
-        Some(FileFault {
-            file: file.name.clone(),
-            what: fault_of(&dir.join(&file.name), file)?,
-        })
-    };
-    manifest.files.iter().filter_map(fault).collect()
-}
-
-/// What is wrong with the XML of a restore point's checkpoint. No restore needs it, so it is told and no more.
-fn checkpoint_fault(period_dir: &Path, manifest: &Manifest) -> Option<Finding> {
-    let file = manifest.checkpoint_file.as_ref()?;
-    let path = period_dir.join(layout::CHECKPOINTS).join(&file.name);
-    fault_of(&path, file).map(|what| Finding::new(CHECKPOINT_DAMAGED, what))
-}
-
-fn fault_of(path: &Path, file: &FileEntry) -> Option<String> {
-    let shown = path.display();
-    match path.symlink_metadata() {
-        Ok(found) if !found.is_file() => Some(format!("{shown} is not a file")),
-        Ok(found) if found.len() != file.size => Some(format!(
-            "{shown} has {} bytes instead of {}",
-            found.len(),
-            file.size
-        )),
-        Ok(_) => None,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(format!("{shown} is missing")),
-        Err(error) => Some(format!("{shown} cannot be read: {error}")),
-    }
-}
-
 /// The checkpoints whose XML is in a folder, as far as it can be read.
 fn checkpoint_names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
@@ -325,70 +356,22 @@ fn checkpoint_names(dir: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Whether a folder has the folder of a period in it.
-pub(super) fn holds_periods(dir: &Path) -> bool {
-    period_names(dir).is_ok_and(|names| !names.is_empty())
-}
-
-/// The names of the folders in a folder, sorted; those that are no UTF-8 are none of ours. No folder, no names.
-pub(super) fn folder_names(dir: &Path) -> Result<Vec<String>> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(RepoError::io("read the folder", dir)(error)),
-    };
+/// The names of the folders in the repository that hold periods, or of which that cannot be known: whoever looks into them hears why.
+pub(super) fn domain_folders(root: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(RepoError::io("read the folder", dir))?;
-        let Ok(name) = entry.file_name().into_string() else {
-            continue;
+    for (name, entry) in entries(root)? {
+        let is_one = match entry {
+            Entry::Folder => match entries(&root.join(&name)) {
+                Ok(within) => within.iter().any(|(name, _)| name.starts_with(FOLDER_PREFIX)),
+                // Where a file system keeps what it has found; only its owner may look into it.
+                Err(_) => name != "lost+found",
+            },
+            Entry::NoFolder => false,
+            Entry::LinkToNowhere | Entry::Unknown(_) => true,
         };
-        // A link to a folder counts as one: people spread large domains over disks. One that leads nowhere, or in a circle, does not.
-        match fs::metadata(entry.path()) {
-            Ok(found) if found.is_dir() => names.push(name),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound || is_circle(&error) => {}
-            Err(error) => return Err(RepoError::io("look at", &entry.path())(error)),
+        if is_one {
+            names.push(name);
         }
     }
-    names.sort();
     Ok(names)
-}
-
-fn is_circle(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
-}
-
-/// Whether what is there is no file, or none that could be ours: to read it once more would not help.
-fn is_of_another_kind(error: &io::Error) -> bool {
-    let kinds = [
-        io::ErrorKind::IsADirectory,
-        io::ErrorKind::InvalidInput,
-        io::ErrorKind::FileTooLarge,
-    ];
-    kinds.contains(&error.kind()) || is_circle(error)
-}
-
-pub(super) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let file = OpenOptions::new()
-        .read(true)
-        // To open a pipe would wait for somebody who writes to it.
-        .custom_flags(OFlags::NONBLOCK.bits() as i32)
-        .open(path)?;
-    let found = file.metadata()?;
-    if found.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
-    }
-    if !found.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            format!("it has more than {limit} bytes"),
-        ));
-    }
-    Ok(bytes)
 }

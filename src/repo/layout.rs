@@ -19,6 +19,8 @@ pub const DOMAIN_XML: &str = "domain.xml";
 pub const NVRAM: &str = "nvram.fd";
 /// Folder of the checkpoints' XML within a period.
 pub const CHECKPOINTS: &str = "checkpoints";
+/// Folder of the names of a period's committed restore points.
+pub const COMMITTED: &str = ".committed";
 /// The lock of a domain's folder.
 pub const LOCK: &str = ".lock";
 

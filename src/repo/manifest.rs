@@ -99,7 +99,9 @@ pub enum ManifestError {
     #[error("it is not a manifest: {0}")]
     NotAManifest(String),
     /// It was written by a newer program.
-    #[error("it has format {0}, and this vmsnap reads formats up to {FORMAT}: use a newer vmsnap")]
+    #[error(
+        "it has format {0} and was written by a newer vmsnap: use that (this one reads formats up to {FORMAT})"
+    )]
     TooNew(u32),
     /// Its text is not what was written.
     #[error("it is damaged: its digest does not match its text")]
@@ -153,7 +155,7 @@ impl Manifest {
         }
         let manifest: Manifest = serde_json::from_slice(text).map_err(not)?;
         manifest.check_digest(text)?;
-        manifest.check_names().map_err(ManifestError::Impossible)?;
+        manifest.check_content().map_err(ManifestError::Impossible)?;
         Ok(manifest)
     }
 
@@ -164,15 +166,29 @@ impl Manifest {
         }
     }
 
-    /// Names from a manifest become paths: none may lead out of its folder.
-    fn check_names(&self) -> Result<(), String> {
+    /// What every manifest says; and names from it become paths: none may lead out of its folder.
+    fn check_content(&self) -> Result<(), String> {
         let point = &self.point;
+        if point.disks.is_empty() {
+            return Err("it holds no disk".to_owned());
+        }
+        if self.file(layout::DOMAIN_XML).is_none() {
+            return Err(format!("{} is not in its list of files", layout::DOMAIN_XML));
+        }
         let mut names = vec![("id", &point.id), ("period", &point.period)];
         names.extend(point.parent.iter().map(|parent| ("parent", parent)));
         for disk in &point.disks {
             names.push(("disk", &disk.target));
             names.push(("image", &disk.image));
             names.extend(disk.parent.iter().map(|parent| ("parent", parent)));
+            if let Some(digest) = &disk.parent_manifest
+                && !is_digest(digest)
+            {
+                return Err(format!(
+                    "the digest of disk {}'s parent is none",
+                    shown(&disk.target)
+                ));
+            }
             if !self.files.iter().any(|file| file.name == disk.image) {
                 return Err(format!(
                     "the image of disk {} is not in its list of files",
@@ -220,6 +236,7 @@ mod tests {
                 level: Level::Full,
                 reason: "first of the period".into(),
                 parent: None,
+                parent_manifest: None,
                 checkpointed: false,
                 virtual_size: 1 << 20,
                 source: "/images/vm1.qcow2".into(),
@@ -231,16 +248,16 @@ mod tests {
             }],
             findings: vec![],
         };
-        let file = FileEntry {
-            name: "vda.qcow2".into(),
-            size: 327_680,
+        let files = [("vda.qcow2", 327_680), ("domain.xml", 1000)].map(|(name, size)| FileEntry {
+            name: name.into(),
+            size,
             blake3: blake3::hash(b"x").to_hex().to_string(),
-            pieces: Some(PieceEntry {
+            pieces: (name == "vda.qcow2").then(|| PieceEntry {
                 size: 262_144,
                 blake3: "0f".repeat(64),
             }),
-        };
-        Manifest::new("libvirt 9.0.0, QEMU 7.2.22", point, vec![file], None)
+        });
+        Manifest::new("libvirt 9.0.0, QEMU 7.2.22", point, files.to_vec(), None)
     }
 
     #[test]
@@ -297,20 +314,42 @@ mod tests {
         ));
     }
 
+    fn is_refused(manifest: &Manifest) -> bool {
+        let text = manifest.to_text().expect("it serialises");
+        matches!(
+            Manifest::parse(text.as_bytes()),
+            Err(ManifestError::Impossible(_))
+        )
+    }
+
+    #[test]
+    fn a_manifest_without_a_disk_or_without_the_domains_definition_is_refused() {
+        let mut without_disk = sample();
+        without_disk.point.disks.clear();
+        assert!(is_refused(&without_disk));
+        let mut without_xml = sample();
+        without_xml.files.pop();
+        assert!(is_refused(&without_xml));
+    }
+
+    #[test]
+    fn a_parents_manifest_is_named_by_a_digest_or_not_at_all() {
+        let mut named = sample();
+        named.point.disks[0].parent_manifest = Some("a digest".into());
+        assert!(is_refused(&named));
+        named.point.disks[0].parent_manifest = Some(blake3::hash(b"y").to_hex().to_string());
+        assert!(!is_refused(&named));
+        let text = sample().to_text().expect("it serialises");
+        assert!(!text.contains("parentManifest"), "as earlier versions wrote it");
+    }
+
     #[test]
     fn names_that_lead_out_of_the_folder_are_refused() {
         for name in ["../x.qcow2", "..", "a/b", ""] {
             let mut forged = sample();
             forged.point.disks[0].image = name.into();
             forged.files[0].name = name.into();
-            let text = forged.to_text().expect("it serialises");
-            assert!(
-                matches!(
-                    Manifest::parse(text.as_bytes()),
-                    Err(ManifestError::Impossible(_))
-                ),
-                "{name}"
-            );
+            assert!(is_refused(&forged), "{name}");
         }
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! * `layout`: which name stands for what.
 //! * `manifest`: the commit record.
+//! * `committed`: which restore points there were, whatever has happened to them since.
+//! * `look`: folders and small files, as they may be when others have been at them.
+//! * `point`: reads one restore point.
 //! * `history`: reads what is there, and what is wrong with it.
 //! * `pending`: a restore point being written, until it is committed.
 //! * `proof`: when each restore point was last verified.
@@ -11,17 +14,21 @@
 //! * `lock`: one writer per domain.
 //! * `store`: the only door to durable files.
 
+mod committed;
 pub mod history;
 pub mod layout;
 mod lock;
+mod look;
 pub mod manifest;
 pub mod pending;
+mod point;
 pub mod proof;
 mod remove;
 mod seal;
 mod spent;
 pub mod store;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -195,11 +202,10 @@ impl Repository {
         &self.store
     }
 
-    /// The names of the domains that have restore points here, or had.
+    /// The names of the domains that have restore points here, or had; also those whose folders cannot be read, which their reader will hear.
     pub fn domain_names(&self) -> Result<Vec<String>> {
-        let mut names: Vec<String> = history::folder_names(&self.root)?
+        let mut names: Vec<String> = history::domain_folders(&self.root)?
             .into_iter()
-            .filter(|folder| history::holds_periods(&self.root.join(folder)))
             .filter_map(|folder| layout::unescape(&folder))
             .collect();
         names.sort();
@@ -333,6 +339,21 @@ impl LockedDomain {
     /// Reads what is there. Nobody else can change it meanwhile.
     pub fn history(&self) -> Result<History> {
         self.repository.history()
+    }
+
+    /// Remembers of these restore points that they were committed: one of them that has gone is missed from then on.
+    pub fn remember_committed(&self, history: &History) -> Result<()> {
+        let store = self.repository.store().as_ref();
+        let periods: BTreeSet<&Path> = history.kept.iter().filter_map(|kept| kept.dir.parent()).collect();
+        for period in periods {
+            let folders = history
+                .kept
+                .iter()
+                .filter(|kept| kept.dir.parent() == Some(period));
+            let names = folders.filter_map(|kept| kept.dir.file_name()?.to_str());
+            committed::remember(store, period, names)?;
+        }
+        Ok(())
     }
 
     /// Begins a restore point of this moment in a period's folder.

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::committed;
 use super::layout;
+use super::look::{entries, folder_names};
 use super::manifest::{FileEntry, Manifest};
 use super::remove;
 use super::store::Store;
@@ -208,12 +210,15 @@ fn ensure_dir(store: &dyn Store, dir: &Path) -> Result<()> {
     }
 }
 
-/// An id that no folder of the domain has yet: two restore points within one second get a suffix.
+/// An id that no restore point of the domain has or had: two restore points within one second get a suffix.
 fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
     let stem = layout::id_of(time);
     let mut taken = Vec::new();
-    for period in super::history::folder_names(domain_dir)? {
-        taken.extend(super::history::folder_names(&domain_dir.join(period))?);
+    for period in folder_names(domain_dir)? {
+        let period_dir = domain_dir.join(period);
+        taken.extend(entries(&period_dir)?.into_iter().map(|(name, _)| name));
+        // One that has gone keeps its id.
+        taken.extend(committed::read(&period_dir));
     }
     let is_free = |id: &String| {
         let own = format!("{id}.");

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::history::read_bounded;
 use super::layout;
+use super::look::read_bounded;
 use super::manifest::Manifest;
 use super::seal::holds;
 use crate::model::chain::{Concern, Doubt};

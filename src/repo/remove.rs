@@ -26,7 +26,7 @@ pub(super) fn period(store: &dyn Store, domain_dir: &Path, period: &str) -> Resu
 
 /// The folders that an interrupted run had begun to delete.
 pub(super) fn interrupted(domain_dir: &Path) -> Result<Vec<PathBuf>> {
-    let names = super::history::folder_names(domain_dir)?;
+    let names = super::look::folder_names(domain_dir)?;
     let doomed = names.into_iter().filter(|name| name.starts_with(DOOMED));
     Ok(doomed.map(|name| domain_dir.join(name)).collect())
 }

@@ -9,6 +9,8 @@ mod compare;
 mod crash;
 mod damage;
 mod environment;
+mod forged;
+mod gone;
 mod lab;
 mod list;
 mod open_files;

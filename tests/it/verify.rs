@@ -53,7 +53,7 @@ fn files(lab: &Lab) -> Vec<PathBuf> {
     let root = lab.repo.root().join("vm1");
     let mut files: Vec<PathBuf> = crate::lab::tree(&root)
         .into_iter()
-        .filter(|name| name.starts_with("vmsnap-backup"))
+        .filter(|name| name.starts_with("vmsnap-backup") && !name.contains("/.committed/"))
         .map(|name| root.join(name))
         .filter(|path| path.is_file())
         .collect();

@@ -40,7 +40,7 @@ pub struct VerifyArgs {
     #[arg(help_heading = "What is proved", long)]
     pub deep: bool,
 
-    /// Skip restore points that were found sound within this time (7d, 12h, 2w)
+    /// Skip restore points that were found sound within this time (7d, 12h, 2w; m are minutes, mo months; at most 10y)
     #[arg(help_heading = "What is proved", long, value_name = "TIME")]
     pub older_than: Option<String>,
 

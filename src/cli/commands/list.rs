@@ -1,6 +1,6 @@
 //! `vmsnap list`.
 
-use super::{CommandResult, repository_path, tell_unmatched};
+use super::{CommandResult, Tally, repository_to_read};
 use crate::cli::answer;
 use crate::cli::args::ListArgs;
 use crate::cli::exit_code::ExitCode;
@@ -8,21 +8,29 @@ use crate::cli::report::list as shown;
 use crate::cli::select::select;
 use crate::ops;
 
-/// Lists the restore points of the domains meant: all that are in the repository when none is named.
+/// Lists the restore points of the domains meant: all that are in the repository when none is named. One that cannot be read stops no other.
 pub fn run(args: &ListArgs) -> CommandResult {
-    let repo = ops::open_repository(repository_path(args.repository.dir.as_ref())?)?;
+    let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
     let names = repo.domain_names().map_err(|error| ops::Error::of("", error))?;
     let mut typed = args.domains.all();
     if typed.is_empty() && !names.is_empty() {
         typed.push("*".to_owned());
     }
     let selection = select(&typed, &names);
-    let domains = ops::list::list(&repo, &selection.domains)?;
+    let mut tally = Tally::default();
+    let mut domains = Vec::new();
+    for domain in &selection.domains {
+        match ops::list::list(&repo, std::slice::from_ref(domain)) {
+            Ok(listed) => domains.extend(listed),
+            Err(error) => tally.failed(&error, ExitCode::of_error(&error)),
+        }
+    }
     let text = if args.json {
         shown::json(&domains)
     } else {
         shown::text(&domains, repo.root())
     };
     answer(&text);
-    Ok(tell_unmatched(&selection.unmatched).unwrap_or(ExitCode::Ok))
+    tally.unmatched(&selection.unmatched);
+    Ok(tally.end(&[]))
 }

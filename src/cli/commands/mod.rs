@@ -96,6 +96,14 @@ fn repository_path(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
         .ok_or_else(|| Refusal::new(ExitCode::NoRepository, "No output directory specified"))
 }
 
+/// The repository of a command that the Node program did not have.
+fn repository_to_read(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
+    repository_path(path).map_err(|refusal| Refusal {
+        message: "No repository specified: --repository DIR names it".to_owned(),
+        ..refusal
+    })
+}
+
 fn group_by(word: &str) -> Result<GroupBy, Refusal> {
     GroupBy::from_word(word).ok_or_else(|| {
         let words = GroupBy::ALL.map(GroupBy::word).join(", ");
@@ -137,6 +145,11 @@ impl Tally {
             self.hint = hint;
         }
         self.codes.push(code);
+    }
+
+    /// Whether nothing has failed so far.
+    fn is_clean(&self) -> bool {
+        self.codes.iter().all(|code| *code == ExitCode::Ok)
     }
 
     /// Counts an end that has been told of already.
@@ -193,12 +206,4 @@ fn missing_text(names: &[String]) -> String {
 /// The program or library that an error misses.
 fn missing_of(error: &Error) -> String {
     error.missing().unwrap_or("libvirt").to_owned()
-}
-
-/// Tells which patterns matched nothing, and the code for it.
-fn tell_unmatched(unmatched: &[String]) -> Option<ExitCode> {
-    for pattern in unmatched {
-        tell_error(&unmatched_text(pattern));
-    }
-    (!unmatched.is_empty()).then_some(ExitCode::NoDomains)
 }

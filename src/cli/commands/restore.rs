@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{CommandResult, repository_path};
+use super::{CommandResult, repository_to_read};
 use crate::cli::answer;
 use crate::cli::args::{FormatArg, RestoreArgs};
 use crate::cli::exit_code::ExitCode;
@@ -14,7 +14,7 @@ use crate::ops::restore::{DefineOptions, Format, Options, plan, restore};
 
 /// Brings back what is meant. The hypervisor is only asked when the domain is to be defined.
 pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
-    let repo = ops::open_repository(repository_path(args.repository.dir.as_ref())?)?;
+    let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
     let host = match args.define {
         true => Some(ops::connect(args.connect.connect.as_deref())?),
         false => None,

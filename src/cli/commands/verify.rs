@@ -4,17 +4,18 @@ use std::time::Instant;
 
 use jiff::{Span, Timestamp, Zoned};
 
-use super::{CommandResult, Refusal, Tally, now, repository_path};
-use crate::cli::answer;
+use super::{CommandResult, Refusal, Tally, now, repository_to_read};
 use crate::cli::args::VerifyArgs;
 use crate::cli::exit_code::ExitCode;
+use crate::cli::log::{self, Entry, Level};
 use crate::cli::progress::Progress;
 use crate::cli::report::verify as shown;
 use crate::cli::select::{patterns, select};
+use crate::cli::{answer, tell_error};
 use crate::model::stop::Stop;
 use crate::model::text::shown as as_shown;
 use crate::ops::verify::{Options, Which, verify};
-use crate::ops::{self, Context, PlaceWishes, compare};
+use crate::ops::{self, Cause, Context, PlaceWishes, Repository, compare};
 
 /// Proves restore points of the domains meant: of all that are in the repository when none is named. One that is damaged stops no other.
 pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
@@ -36,17 +37,17 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
             .transpose()?,
         now: now.timestamp(),
     };
-    let repo = ops::open_repository(repository_path(args.repository.dir.as_ref())?)?;
+    let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
     let names = repo.domain_names().map_err(|error| ops::Error::of("", error))?;
     let mut typed = args.domains.all();
     if typed.is_empty() {
         if names.is_empty() {
-            let what = format!("there is nothing to verify in {}", repo.root().display());
-            return Err(Refusal::new(ExitCode::NoDomains, what));
+            return Err(Refusal::new(ExitCode::NoDomains, nothing_in(&repo)));
         }
         typed.push("*".to_owned());
     }
     let selection = select(&typed, &names);
+    let named = patterns(&typed, &names);
     let mut tally = Tally::default();
     tally.unmatched(&selection.unmatched);
     let progress = Progress::new();
@@ -64,6 +65,9 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
                 if let Some(error) = &outcome.ended {
                     tally.failed(error, ExitCode::of_error(error));
                 }
+                if outcome.needs_newer() {
+                    tally.count(ExitCode::Failed);
+                }
                 let proved = shown::Proved {
                     domain: domain.clone(),
                     took: began.elapsed(),
@@ -74,11 +78,19 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
                 }
                 done.push(proved);
             }
+            // A first backup that was killed leaves such a folder. Nobody has asked for this one.
+            Err(error) if matches!(error.cause, Cause::NoRestorePoints) && !named.contains(domain) => {
+                log::tell(&Entry::of(Level::Notice, domain, &error.cause.to_string()));
+            }
             Err(error) => tally.failed(&error, ExitCode::of_error(&error)),
         }
     }
     if let Some(signal) = stop.signal() {
         tally.count(ExitCode::Signal(signal));
+    }
+    if tally.is_clean() && done.iter().all(|proved| proved.outcome.points.is_empty()) {
+        tell_error(&nothing_in(&repo));
+        tally.count(ExitCode::NoDomains);
     }
     let code = tally.end(&[]);
     if args.json {
@@ -87,13 +99,18 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     Ok(code)
 }
 
+fn nothing_in(repo: &Repository) -> String {
+    format!("there is nothing to verify in {}", repo.root().display())
+}
+
 /// Compares the domains meant with their newest restore points. One that differs stops no other.
 fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     let typed = args.domains.all();
     if patterns(&typed, &[]).is_empty() {
-        return Err(Refusal::new(ExitCode::NoDomains, "No domains specified"));
+        let what = "--compare-live needs a domain: name one, or '*' for all";
+        return Err(Refusal::new(ExitCode::NoDomains, what));
     }
-    let repo = ops::open_repository(repository_path(args.repository.dir.as_ref())?)?;
+    let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
     let host = ops::connect(args.connect.connect.as_deref())?;
     let names = host.domain_names().map_err(|error| ops::Error::of("", error))?;
     let selection = select(&typed, &names);
@@ -144,15 +161,28 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     Ok(code)
 }
 
-/// The moment that lies this long before now.
+/// The moment that lies this long before now, which is at most [`MOST_YEARS`].
 fn before(now: &Zoned, age: &str) -> Result<Timestamp, Refusal> {
+    let refused = |what: String| Refusal::new(ExitCode::Usage, what);
     let span: Option<Span> = age.parse().ok().filter(|span: &Span| !span.is_negative());
-    let moment = span.and_then(|span| now.checked_sub(span).ok());
-    moment.map(|moment| moment.timestamp()).ok_or_else(|| {
-        let what = format!(
+    let span = span.ok_or_else(|| {
+        refused(format!(
             "--older-than takes a time like 7d or 12h, not '{}'",
             as_shown(age)
-        );
-        Refusal::new(ExitCode::Usage, what)
-    })
+        ))
+    })?;
+    let earliest = now.checked_sub(Span::new().years(MOST_YEARS)).ok();
+    let moment = now.checked_sub(span).ok();
+    moment
+        .filter(|moment| earliest.is_some_and(|earliest| *moment >= earliest))
+        .map(|moment| moment.timestamp())
+        .ok_or_else(|| {
+            let age = as_shown(age);
+            refused(format!(
+                "--older-than takes at most {MOST_YEARS} years, and '{age}' is more (m are minutes, mo months)"
+            ))
+        })
 }
+
+/// Whoever types more years than this has meant something else.
+const MOST_YEARS: i64 = 10;

@@ -9,6 +9,7 @@ use super::{ErrorJson, PointJson, document, failure, finding_tree};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::finding::Finding;
+use crate::model::restore_point::Level;
 use crate::model::text::shown;
 use crate::ops::backup::{Outcome, Preview, PruneOutcome};
 use crate::ops::prune::PrunePlan;
@@ -235,9 +236,12 @@ pub fn sentences(steps: &[impl ToString]) -> Tree {
 pub fn plan_text(domain: &str, preview: &Preview) -> String {
     let plan = &preview.planned.backup;
     let mut text = format!(
-        "{}: a {} backup into {}\n",
+        "{}: {} backup into {}\n",
         shown(domain),
-        plan.level().word(),
+        match plan.level() {
+            Level::Full => "a full",
+            Level::Incremental => "an incremental",
+        },
         plan.period
     );
     let mut lines = plan_lines(&preview.planned, preview.writer.as_deref());

@@ -45,14 +45,16 @@ impl Proved {
         if skipped > 0 {
             parts.push(format!("{skipped} proved before"));
         }
-        let rate = self.outcome.bytes as f64 / self.took.as_secs_f64().max(0.001);
-        text.push_str(&format!(
-            "{domain}: {}, {} read in {} ({}/s)\n",
-            parts.join(", "),
-            pretty::bytes(self.outcome.bytes),
-            pretty::seconds(self.took),
-            pretty::bytes(rate as u64),
-        ));
+        if self.outcome.bytes > 0 {
+            let rate = self.outcome.bytes as f64 / self.took.as_secs_f64().max(0.001);
+            parts.push(format!(
+                "{} read in {} ({}/s)",
+                pretty::bytes(self.outcome.bytes),
+                pretty::seconds(self.took),
+                pretty::bytes(rate as u64),
+            ));
+        }
+        text.push_str(&format!("{domain}: {}\n", parts.join(", ")));
         text
     }
 }

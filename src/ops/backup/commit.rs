@@ -9,7 +9,7 @@ use crate::model::text::with_sources;
 use crate::ops::plan::BackupPlan;
 use crate::ops::reconcile::{self, Retired};
 use crate::ops::{Cause, Error, Result};
-use crate::repo::{Manifest, Pending, RepoError, layout};
+use crate::repo::{History, Manifest, Pending, RepoError, layout};
 
 /// The code of the finding that superfluous checkpoints are left.
 pub(super) const NOT_RETIRED: &str = "checkpoints-not-retired";
@@ -136,10 +136,13 @@ impl Run<'_> {
     pub(super) fn retire(&self, planned: &[Retired], mut outcome: Outcome) -> Outcome {
         let trouble = |what: String| Finding::new(NOT_RETIRED, what);
         let retired = self
-            .superfluous()
+            .locked
+            .history()
             .map_err(|error| trouble(with_sources(&error)))
-            .and_then(|checkpoints| {
-                for name in checkpoints {
+            .and_then(|history| {
+                self.remember(&history, &mut outcome);
+                let superfluous = self.superfluous(&history);
+                for name in superfluous.map_err(|error| trouble(with_sources(&error)))? {
                     self.host()
                         .delete_checkpoint(self.domain, &name)
                         .map_err(|error| trouble(format!("checkpoint {name}: {}", with_sources(&error))))?;
@@ -162,9 +165,18 @@ impl Run<'_> {
         outcome
     }
 
+    /// Remembers what is there, so that it is missed when it goes. The next backup tries again.
+    fn remember(&self, history: &History, outcome: &mut Outcome) {
+        if let Err(error) = self.locked.remember_committed(history) {
+            let what = format!("would not be missed if it went: {}", with_sources(&error));
+            let finding = Finding::new("commit-not-remembered", format!("{} {what}", outcome.point.id));
+            self.tell(&finding);
+            outcome.findings.push(finding);
+        }
+    }
+
     /// The checkpoints that are superfluous now.
-    fn superfluous(&self) -> Result<Vec<String>> {
-        let history = self.locked.history().map_err(|error| self.failed(error))?;
+    fn superfluous(&self, history: &History) -> Result<Vec<String>> {
         let checkpoints = self.host().checkpoints(self.domain);
         let checkpoints = checkpoints.map_err(|error| self.failed(error))?;
         let current = current_periods(self.context);

@@ -206,11 +206,14 @@ impl Worker<'_> {
             disk: target,
             copied: written.data_bytes,
         });
+        let parent = level.parent.as_ref();
+        let parent = parent.and_then(|parent| self.history.get(&parent.id));
         Ok(CopiedDisk {
             point: DiskPoint {
                 target: target.clone(),
                 level: level.level(),
                 reason: level.reason,
+                parent_manifest: parent.map(|kept| kept.manifest.digest.clone()),
                 parent: level.parent.map(|parent| parent.id),
                 checkpointed: planned.checkpointed,
                 virtual_size: size,

@@ -13,9 +13,7 @@ pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -
     let chains = &history.chains;
     let none = |what: String| Error::of(domain, Cause::NoSuchRestorePoint(what));
     if chains.points().is_empty() && chains.lost_after("").next().is_none() {
-        return Err(none(
-            "there are no restore points of this domain in the repository".to_owned(),
-        ));
+        return Err(Error::of(domain, Cause::NoRestorePoints));
     }
     let newest_first = || chains.points().iter().rev();
     if at == "latest" {
@@ -61,8 +59,12 @@ pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -
 
 /// Not even an older one is given instead: who asks for a moment gets that one or hears why not.
 fn cannot_be_read(domain: &str, lost: &LostPoint) -> Error {
-    let (id, fault) = (lost.id.clone(), lost.what.clone());
-    Error::of(domain, Cause::NotWhole { id, fault })
+    let (id, what) = (lost.id.clone(), lost.what.clone());
+    let cause = match lost.is_newer {
+        true => Cause::WrittenByANewerVmsnap { id, what },
+        false => Cause::NotWhole { id, fault: what },
+    };
+    Error::of(domain, cause)
 }
 
 /// The disks that the user means, each once.

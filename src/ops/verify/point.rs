@@ -285,7 +285,11 @@ fn open_file(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(flags.bits().cast_signed())
-        .open(path)?;
+        .open(path)
+        .map_err(|error| match path.is_symlink() {
+            true => io::Error::other("it is a link, not a file"),
+            false => error,
+        })?;
     match file.metadata()?.is_file() {
         true => Ok(file),
         false => Err(io::Error::other("it is not a file")),

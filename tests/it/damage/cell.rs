@@ -40,9 +40,7 @@ impl Cell {
         }
         let damaged = damaged.into_iter().map(|path| {
             let bytes = before.remove(&path).expect("it was read");
-            // Manifest and note are read, so a link serves as well; of the others one expects a file.
-            let follows = matches!(target, Target::Manifest(_) | Target::Intent);
-            let found = state(&path, &bytes, follows);
+            let found = state(&path, &bytes);
             (path, (bytes, found))
         });
         Some(Cell {
@@ -345,7 +343,7 @@ fn names(error: &Error, ways: &[(PathBuf, State)]) -> Checked {
     }
     let is_known = error.class() == Class::Damaged
         // A version that is not known yet, and a format that is not ours, are not necessarily damage.
-        || matches!(error.cause, Cause::Copy(_));
+        || matches!(error.cause, Cause::Copy(_) | Cause::WrittenByANewerVmsnap { .. });
     let is_named = ways
         .iter()
         .any(|(path, _)| text.contains(&path.display().to_string()));

@@ -168,13 +168,9 @@ pub enum State {
     Visible,
 }
 
-/// How a file stands. `through_links` where links are followed.
-pub fn state(path: &Path, before: &[u8], through_links: bool) -> State {
-    let found = match through_links {
-        true => path.metadata(),
-        false => path.symlink_metadata(),
-    };
-    match found {
+/// How a file stands. What a link leads to is no part of a repository.
+pub fn state(path: &Path, before: &[u8]) -> State {
+    match path.symlink_metadata() {
         Ok(found) if found.is_file() && found.len() == before.len() as u64 => {
             if fs::read(path).expect("readable") == before {
                 State::Same

@@ -243,7 +243,10 @@ fn a_list_and_a_verification_take_no_running_backup_for_an_unfinished_one() {
         .parent()
         .expect("a period")
         .to_owned();
-    fs::remove_dir_all(&lab.history("vm1").kept[2].dir).expect("by hand");
+    let third = lab.history("vm1").kept[2].dir.clone();
+    fs::remove_dir_all(&third).expect("by hand");
+    let known = period.join(".committed").join(third.file_name().expect("a name"));
+    fs::remove_file(known).expect("and on purpose");
     fs::create_dir(period.join("2026-11-03T20-00-00Z.partial")).expect("new");
     assert_eq!(look(&lab).expect("both work"), ["unfinished-run"; 2]);
 }

@@ -228,7 +228,12 @@ fn a_disk_set_back_to_the_middle_of_a_failed_run_does_not_go_on_from_that_runs_b
         match outcome {
             Err(_) => break,
             // Too early: that restore point is of no interest here.
-            Ok(outcome) => std::fs::remove_dir_all(outcome.dir).expect("it goes"),
+            Ok(outcome) => {
+                let (period, name) = (outcome.dir.parent(), outcome.dir.file_name());
+                let known = period.expect("a period").join(".committed");
+                std::fs::remove_file(known.join(name.expect("a name"))).expect("on purpose");
+                std::fs::remove_dir_all(outcome.dir).expect("it goes");
+            }
         }
     }
     assert!(early.exists());
