@@ -15,6 +15,7 @@ use super::layout;
 use super::manifest::Manifest;
 use super::store::Store;
 use super::{RepoError, Result};
+use crate::model::chain::MissedWrite;
 
 /// The folder of a domain's proofs, in the domain's folder.
 const FOLDER: &str = ".verified";
@@ -73,6 +74,7 @@ impl Proof {
 pub(super) struct Proofs {
     /// Oldest first.
     proofs: Vec<Proof>,
+    /// Oldest first.
     missed: Vec<Missed>,
 }
 
@@ -95,6 +97,7 @@ impl Proofs {
             }
         }
         found.proofs.sort_by_key(|proof| proof.time);
+        found.missed.sort_by_key(|missed| missed.time);
         found
     }
 
@@ -105,15 +108,19 @@ impl Proofs {
     }
 
     /// The disks of which a bitmap was found to have missed a write when they were compared with this restore point.
-    pub(super) fn missed(&self, manifest: &Manifest) -> Vec<String> {
+    pub(super) fn missed(&self, manifest: &Manifest) -> Vec<MissedWrite> {
         let of_manifest =
             |missed: &&Missed| missed.id == manifest.point.id && missed.manifest == manifest.digest;
-        let disks = self
-            .missed
+        let of_disks = |missed: &Missed| {
+            let found = missed.time;
+            let disks = missed.disks.clone().into_iter();
+            disks.map(move |disk| MissedWrite { disk, found })
+        };
+        self.missed
             .iter()
             .filter(of_manifest)
-            .flat_map(|missed| &missed.disks);
-        disks.cloned().collect()
+            .flat_map(of_disks)
+            .collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the verbs' outcomes look like, as text and as JSON.
 
 pub mod backup;
+pub mod compare;
 pub mod list;
 pub mod restore;
 pub mod scrub;
