@@ -165,6 +165,21 @@ impl Chains {
         points.find(|kept| kept.point.disk(target).is_some())
     }
 
+    /// Whether nothing was saved of this disk since the restore point `id`.
+    pub fn is_latest_with(&self, id: &str, target: &str) -> bool {
+        self.latest_with(target).is_some_and(|kept| kept.point.id == id)
+    }
+
+    /// The missed writes that are not made good: nothing was saved of these disks since they were found.
+    pub fn standing_missed(&self) -> impl Iterator<Item = &MissedWrite> {
+        let missed = self
+            .points
+            .iter()
+            .flat_map(|kept| kept.missed.iter().map(move |missed| (&kept.point.id, missed)));
+        let standing = missed.filter(|(id, missed)| self.is_latest_with(id, &missed.disk));
+        standing.map(|(_, missed)| missed)
+    }
+
     /// Why this restore point cannot be given back whole; empty when it can.
     pub fn faults(&self, id: &str) -> Vec<String> {
         let Some(kept) = self.get(id) else {

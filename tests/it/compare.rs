@@ -2,9 +2,13 @@
 
 use vmsnap::cli::exit_code::ExitCode;
 use vmsnap::cli::report::compare as shown;
+use vmsnap::cli::report::{list as shown_list, status as shown_status};
 use vmsnap::model::domain::DiskFormat;
+use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::compare::{Meaning, Options, Outcome, Verdict, compare};
+use vmsnap::ops::list::list;
+use vmsnap::ops::status::{DomainStatus, Subject, status};
 use vmsnap::ops::{Cause, Class, Context, PlaceWishes, Result};
 
 use crate::lab::{CLUSTER, Lab, tree};
@@ -276,6 +280,52 @@ fn a_disk_that_no_backup_would_save_any_more_is_not_called_the_same() {
     let (lines, code) = answer(&outcome);
     assert_eq!(code, ExitCode::Failed, "{lines}");
     assert!(lines.contains("it is shareable"), "{lines}");
+}
+
+fn how_it_stands(lab: &Lab) -> DomainStatus {
+    let subject = Subject {
+        host: &lab.host,
+        repo: Some(&lab.repo),
+        group_by: GroupBy::Month,
+        today: lab.now.date(),
+    };
+    status("vm1", &subject).expect("it stands")
+}
+
+#[test]
+fn list_and_status_show_a_missed_write() {
+    let mut lab = lab();
+    let sound = shown_status::text(&how_it_stands(&lab), false);
+    assert!(!sound.contains("issed"), "{sound}");
+    let json = |lab: &Lab| shown_status::tree(&[how_it_stands(lab)], false).json(false);
+    assert!(!json(&lab).contains("missed"));
+    lab.host
+        .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
+    run(&mut lab, None).expect("compared");
+
+    let sentence = "vda: its bitmap missed a write, found 2026-11-03";
+    let stands = "; the next backup of it is full\n";
+    let shown = shown_status::text(&how_it_stands(&lab), false);
+    assert!(
+        shown.contains(&format!("  Missed write: {sentence}{stands}")),
+        "{shown}"
+    );
+    let found: serde_json::Value = serde_json::from_str(&json(&lab)).expect("JSON");
+    assert_eq!(found["vm1"]["missedWrites"][0]["disk"], "vda");
+    let listed = |lab: &Lab| list(&lab.repo, &["vm1".to_owned()]).expect("readable");
+    let id = lab.latest("vm1");
+    let shown = shown_list::text(&listed(&lab), lab.repo.root());
+    assert!(shown.contains(&format!("  {id}: {sentence}{stands}")), "{shown}");
+    let found: serde_json::Value = serde_json::from_str(&shown_list::json(&listed(&lab))).expect("JSON");
+    let points = &found["domains"][0]["restorePoints"];
+    assert_eq!(points[0]["missedWrites"], serde_json::json!([]));
+    assert_eq!(points[1]["missedWrites"][0]["disk"], "vda");
+    assert_eq!(points[1]["missedWrites"][0]["stands"], true);
+
+    lab.backup("vm1").expect("the disk is saved in full");
+    assert!(!shown_status::text(&how_it_stands(&lab), false).contains("issed write"));
+    let shown = shown_list::text(&listed(&lab), lab.repo.root());
+    assert!(shown.contains(&format!("  {id}: {sentence}\n")), "{shown}");
 }
 
 #[test]
