@@ -12,6 +12,7 @@ mod environment;
 mod lab;
 mod list;
 mod open_files;
+mod page_cache;
 mod prune;
 mod reconcile;
 mod repository;
