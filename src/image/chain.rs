@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::qcow2::{Image, Mapping, Run};
 use super::sequential::Sequential;
-use super::{Error, Result};
+use super::{Error, Result, cache};
 use crate::model::block::{Block, BlockError, BlockSource, CLUSTER, Content};
 use crate::model::buffer::{Buffer, BufferPool};
 use crate::model::stop::Stop;
@@ -20,6 +20,8 @@ const WINDOWS: usize = 32 * 1024 * 1024;
 /// Bounds of one image's share of it. Very long chains take the lower one and exceed the sum.
 const WINDOW: std::ops::RangeInclusive<usize> = 64 * 1024..=1024 * 1024;
 const TABLE_WINDOW: std::ops::RangeInclusive<usize> = 16 * 1024..=64 * 1024;
+/// So much of an image that is not to be checked is read before its pages are given back, in bytes.
+const STRETCH: u64 = 8 * 1024 * 1024;
 
 /// An image of a chain, opened for reading.
 #[derive(Debug)]
@@ -30,6 +32,13 @@ pub struct ChainImage {
     pub path: PathBuf,
     /// What was recorded about it. Without it the image is read, but not checked.
     pub recorded: Option<Recorded>,
+}
+
+impl ChainImage {
+    /// Lets what is read next come from the disk, and not from what the page cache remembers of it.
+    pub fn forget_cached(&self) {
+        cache::forget(&self.file);
+    }
 }
 
 /// What was recorded about an image when it was made.
@@ -55,6 +64,8 @@ pub struct ChainSource {
     stop: Stop,
     position: u64,
     ended: bool,
+    /// The layer that was read last.
+    last: usize,
 }
 
 /// What a place of the disk holds, after all images were asked.
@@ -100,6 +111,7 @@ impl ChainSource {
             stop,
             position: 0,
             ended: false,
+            last: 0,
         })
     }
 
@@ -176,6 +188,7 @@ impl ChainSource {
             match self.place_at(here)? {
                 (Place::Data { layer, host_offset }, length) => {
                     let count = clip(length, limit - filled);
+                    self.last = layer;
                     self.layers[layer].read(&mut buffer[filled..filled + count], host_offset)?;
                     filled += count;
                 }
@@ -235,6 +248,16 @@ impl BlockSource for ChainSource {
     }
 }
 
+impl Drop for ChainSource {
+    fn drop(&mut self) {
+        // What was read before is there by now, in however many images.
+        let last = self.layers.get_mut(self.last);
+        if let Some(whole) = last.and_then(|layer| layer.whole.as_mut()) {
+            whole.break_off();
+        }
+    }
+}
+
 /// One image with what was last asked of it.
 #[derive(Debug)]
 struct Layer {
@@ -243,6 +266,8 @@ struct Layer {
     whole: Option<Sequential>,
     /// Where the last run started, and the run.
     run: Option<(u64, Run)>,
+    /// Bytes of an image that is not to be checked that were read since its pages were given back.
+    unreleased: u64,
 }
 
 impl Layer {
@@ -271,6 +296,7 @@ impl Layer {
             image,
             whole,
             run: None,
+            unreleased: 0,
         })
     }
 
@@ -299,7 +325,16 @@ impl Layer {
     fn read(&mut self, out: &mut [u8], host_offset: u64) -> Result<()> {
         match &mut self.whole {
             Some(whole) => whole.read_at(out, host_offset),
-            None => self.image.read_at(out, host_offset),
+            None => {
+                self.image.read_at(out, host_offset)?;
+                self.unreleased += out.len() as u64;
+                if self.unreleased >= STRETCH {
+                    self.unreleased = 0;
+                    // What was read ahead stays: it is asked for next.
+                    self.image.forget_until(host_offset + out.len() as u64);
+                }
+                Ok(())
+            }
         }
     }
 }

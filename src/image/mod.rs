@@ -16,6 +16,7 @@ pub mod qcow2;
 pub mod raw;
 
 mod behind;
+mod cache;
 mod order;
 mod sequential;
 mod whole;

@@ -1,13 +1,12 @@
 //! Reads a file once from front to back, hashes all of it, and hands out the parts that are asked for on the way.
 
 use std::fs::File;
-use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{Advice, fadvise};
 
-use super::{Error, Result, read_exact_at};
+use super::{Error, Result, cache, read_exact_at};
 use crate::model::stop::Stop;
 
 /// So much is read before its pages are given back, in bytes.
@@ -30,7 +29,7 @@ pub(super) struct Sequential {
     /// The last bytes before the cursor, or none of them.
     window: Vec<u8>,
     window_size: usize,
-    /// Everything before has been given back to the page cache.
+    /// Everything before has been given back by the page cache.
     released: u64,
     stop: Stop,
 }
@@ -101,7 +100,6 @@ impl Sequential {
         while self.cursor < self.length {
             self.pass_some(u64::MAX, self.length)?;
         }
-        self.release();
         let actual = self.hasher.finalize().to_hex();
         if !actual.eq_ignore_ascii_case(&self.expected) {
             return Err(Error::Digest {
@@ -119,6 +117,13 @@ impl Sequential {
             self.pass_some(u64::MAX, self.length)?;
         }
         Ok(self.cursor)
+    }
+
+    /// For who stops before the end: waits for what is being read ahead, so that it can be given back. Takes as long as 32 MiB do at the most.
+    pub(super) fn break_off(&mut self) {
+        if self.cursor > 0 && self.cursor < self.length {
+            cache::await_read_ahead(&self.file, self.cursor);
+        }
     }
 
     /// Whether so many bytes are worth a read of their own, without a copy.
@@ -160,11 +165,15 @@ impl Sequential {
     }
 
     fn release(&mut self) {
-        let length = NonZeroU64::new(self.cursor - self.released);
-        if length.is_some() {
-            let _ = fadvise(&*self.file, self.released, length, Advice::DontNeed);
-        }
+        cache::forget_until(&self.file, self.released, self.cursor);
         self.released = self.cursor;
+    }
+}
+
+impl Drop for Sequential {
+    /// Whatever it ended with: what was read ahead, or again, goes too.
+    fn drop(&mut self) {
+        cache::forget(&self.file);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::chain::Recorded;
 use super::sequential::Sequential;
-use super::{Error, Result};
+use super::{Error, Result, cache};
 use crate::model::stop::Stop;
 
 /// So much is read at once, in bytes.
@@ -34,6 +34,8 @@ pub fn verify_file(
             expected: recorded.bytes,
         });
     }
+    // What is proved is what is on the disk, not what the cache remembers of it.
+    cache::forget(&file);
     let digest = recorded.blake3.clone();
     let stop = stop.clone();
     let mut whole = Sequential::new(
@@ -46,7 +48,7 @@ pub fn verify_file(
     );
     let mut passed = 0;
     while passed < recorded.bytes {
-        passed = whole.pass_piece()?;
+        passed = whole.pass_piece().inspect_err(|_| whole.break_off())?;
         progress(passed);
     }
     whole.finish()

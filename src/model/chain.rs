@@ -1,5 +1,7 @@
 //! Which restore points stand upon which, and what the next one can stand upon.
 
+use jiff::Timestamp;
+
 use super::checkpoint::Checkpoint;
 use super::restore_point::{FileId, Level, RestorePoint};
 
@@ -14,9 +16,24 @@ pub struct KeptPoint {
     pub faults: Vec<FileFault>,
     /// What the last verification found damaged. Nothing new is to rely on it; giving it back may be tried all the same.
     pub doubts: Vec<Doubt>,
-    /// Disks of which a comparison with the running domain found that a bitmap had missed a write: nothing new may rely on what any bitmap knew
-    /// then.
-    pub missed: Vec<String>,
+    /// What comparisons with the domain found: nothing new may rely on what any bitmap of these disks knew then.
+    pub missed: Vec<MissedWrite>,
+}
+
+impl KeptPoint {
+    /// The write of which a comparison with this restore point found that a bitmap of the disk had missed it.
+    pub fn missed_write(&self, target: &str) -> Option<&MissedWrite> {
+        self.missed.iter().find(|missed| missed.disk == target)
+    }
+}
+
+/// A bitmap had missed a write: a disk differed from its restore point where the bitmap called it unchanged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissedWrite {
+    /// The disk's target.
+    pub disk: String,
+    /// When it was found.
+    pub found: Timestamp,
 }
 
 /// Something that a verification found damaged.
@@ -198,6 +215,27 @@ impl Chains {
         of_disk.or_else(|| kept.doubts.first().map(|doubt| doubt.what.clone()))
     }
 
+    /// The newest restore point that holds this disk.
+    pub fn latest_with(&self, target: &str) -> Option<&KeptPoint> {
+        let mut points = self.points.iter().rev();
+        points.find(|kept| kept.point.disk(target).is_some())
+    }
+
+    /// Whether nothing was saved of this disk since the restore point `id`.
+    pub fn is_latest_with(&self, id: &str, target: &str) -> bool {
+        self.latest_with(target).is_some_and(|kept| kept.point.id == id)
+    }
+
+    /// The missed writes that are not made good: nothing was saved of these disks since they were found.
+    pub fn standing_missed(&self) -> impl Iterator<Item = &MissedWrite> {
+        let missed = self
+            .points
+            .iter()
+            .flat_map(|kept| kept.missed.iter().map(move |missed| (&kept.point.id, missed)));
+        let standing = missed.filter(|(id, missed)| self.is_latest_with(id, &missed.disk));
+        standing.map(|(_, missed)| missed)
+    }
+
     /// Why this restore point cannot be given back whole; empty when it can.
     pub fn faults(&self, id: &str) -> Vec<String> {
         let Some(kept) = self.get(id) else {
@@ -316,7 +354,7 @@ pub fn decide(
         .rev()
         .filter(|kept| kept.point.period == period);
     for kept in candidates {
-        if kept.missed.contains(&disk.target) {
+        if kept.missed_write(&disk.target).is_some() {
             let id = &kept.point.id;
             let what = format!(
                 "a bitmap of disk {} had missed a write when {id} was compared with it",

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::heal::{self, Intent};
 use super::monitor::Event;
-use super::plan::{self, PlannedDisk};
+use super::plan::PlannedDisk;
 use super::{Cause, Context, Error, Result, lineage};
 use crate::host::{BackupJob, BackupRequest, DiskRequest, PlaceWishes};
 use crate::model::block::CLUSTER;
@@ -18,11 +18,18 @@ use crate::model::text::with_sources;
 use crate::repo::{DomainRepository, History, Missed, Pending, RepoError};
 
 mod differences;
+mod outcome;
+mod subjects;
 
 use differences::Differences;
+pub use outcome::{ComparedDisk, Meaning, Outcome, UncomparedDisk, Verdict};
+use subjects::{Subjects, subjects};
 
 /// How long QEMU may keep silent.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The code of the finding that a bitmap has missed a write.
+const MISSED_WRITE: &str = "missed-write";
 
 /// So many places of a disk that differ are told.
 const MOST_PLACES: usize = 20;
@@ -36,39 +43,6 @@ pub struct Options {
     pub seed: u64,
     /// Where socket and scratch files are to be.
     pub places: PlaceWishes,
-}
-
-/// What a comparison has found.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// The disks that could be compared.
-    pub disks: Vec<ComparedDisk>,
-    /// What else is worth telling: disks that could not be compared, and what was healed before.
-    pub findings: Vec<Finding>,
-}
-
-impl Outcome {
-    /// Whether all that was compared was the same.
-    pub fn is_same(&self) -> bool {
-        self.disks.iter().all(|disk| disk.differing == 0)
-    }
-}
-
-/// A disk that was compared.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ComparedDisk {
-    /// Its target.
-    pub target: String,
-    /// The restore point that it was compared with.
-    pub point: String,
-    /// How many clusters with data had to be unchanged.
-    pub unchanged: u64,
-    /// How many of them were compared.
-    pub compared: u64,
-    /// How many of those differ.
-    pub differing: u64,
-    /// Where the first of those are on the disk, in bytes.
-    pub places: Vec<u64>,
 }
 
 /// Compares the disks of the domain of that name with what they have to be by its newest restore point.
@@ -94,57 +68,43 @@ pub fn compare(name: &str, context: &Context, options: &Options) -> Result<Outco
         let operation = job.operation.clone();
         return Err(Error::of(name, Cause::Busy { operation }));
     }
-    let (disks, mut findings) = comparable(&settled, &period);
-    findings.splice(0..0, settled.findings.iter().cloned());
-    if disks.is_empty() {
-        let why = findings
-            .last()
-            .map_or_else(String::new, |finding| finding.message.clone());
-        let what = format!("nothing of this domain can be compared: {why}");
-        return Err(Error::of(name, Cause::NoSuchRestorePoint(what)));
-    }
-    let pending = locked
-        .begin(&period, context.now.timestamp())
-        .map_err(|error| Error::of(name, error))?;
+    let Subjects {
+        comparable,
+        uncompared,
+        findings: of_disks,
+    } = subjects(&settled, &period);
     let comparison = Comparison {
         repository: &repository,
         settled: &settled,
         context,
         options,
     };
-    let compared = comparison.run(&disks, pending, &mut findings)?;
-    Ok(Outcome {
-        disks: compared,
-        findings,
-    })
-}
-
-/// The disks with a restore point to compare with, as a backup would find it; the findings tell why the others have none.
-fn comparable(settled: &heal::Settled, period: &str) -> (Vec<(PlannedDisk, Parent)>, Vec<Finding>) {
-    let survey = &settled.survey;
-    let planned = plan::plan(&plan::Inputs {
-        domain: &survey.domain,
-        disks: &survey.disks,
-        capabilities: &survey.capabilities,
-        chains: &settled.history.chains,
-        checkpoints: &survey.checkpoints,
-        taken: &[],
-        period,
-        raw: false,
-    });
-    let mut disks = Vec::new();
-    let mut findings = Vec::new();
-    for disk in planned.disks {
-        match disk.level.parent.clone() {
-            Some(parent) => disks.push((disk, parent)),
-            None => {
-                let target = &disk.disk.target;
-                let what = format!("disk {target} is not compared: {}", disk.level.reason);
-                findings.push(Finding::of_disk("not-compared", target, what));
-            }
-        }
+    // What was healed has been told already.
+    let mut findings = settled.findings.clone();
+    let of_history = settled.history.findings.iter().cloned();
+    let others = of_history.chain(settled.history.damage()).chain(of_disks);
+    for finding in others.chain(uncompared.iter().map(UncomparedDisk::finding)) {
+        comparison.tell(finding, &mut findings);
     }
-    (disks, findings)
+    let mut outcome = Outcome {
+        disks: Vec::new(),
+        uncompared,
+        findings,
+    };
+    if !comparable.is_empty() {
+        let pending = locked
+            .begin(&period, context.now.timestamp())
+            .map_err(|error| Error::of(name, error))?;
+        outcome.disks = comparison.run(&comparable, pending, &mut outcome.findings)?;
+    } else if outcome.is_same() {
+        let why = outcome
+            .findings
+            .last()
+            .map_or_else(String::new, |finding| finding.message.clone());
+        let what = format!("nothing of this domain can be compared: {why}");
+        return Err(Error::of(name, Cause::NoSuchRestorePoint(what)));
+    }
+    Ok(outcome)
 }
 
 /// What has to be remembered: per restore point the disks that differ from it.
@@ -217,7 +177,7 @@ impl Comparison<'_> {
                 "what the comparison began could not be ended ({trouble}); the next backup will, by {}",
                 folder.display()
             );
-            self.tell(&Finding::new("left-to-heal", what));
+            self.tell(Finding::new("left-to-heal", what), findings);
         }
         compared
     }
@@ -240,26 +200,35 @@ impl Comparison<'_> {
         let ended = match all {
             Ok(()) => job.finish().map_err(|error| self.failed(error)),
             Err(error) => {
-                findings.extend(job.abort());
+                for finding in job.abort() {
+                    self.tell(finding, findings);
+                }
                 Err(error)
             }
         };
         // Whatever has failed: a write that was missed stays missed.
-        let remembered = self.remember(&compared, ended.is_err());
-        findings.extend(ended?);
+        let remembered = self.remember(&compared, ended.is_err(), findings);
+        for finding in ended? {
+            self.tell(finding, findings);
+        }
         remembered?;
         Ok(compared)
     }
 
     /// Remembers the disks that differ. Where there will be no outcome they are told here.
-    fn remember(&self, compared: &[ComparedDisk], is_failing: bool) -> Result<()> {
+    fn remember(
+        &self,
+        compared: &[ComparedDisk],
+        is_failing: bool,
+        findings: &mut Vec<Finding>,
+    ) -> Result<()> {
         for disk in compared.iter().filter(|disk| is_failing && disk.differing > 0) {
             let (target, point) = (&disk.target, &disk.point);
             let what = format!(
                 "disk {target} differs from {point} in {} clusters that no bitmap calls changed; its next backup is full",
                 disk.differing
             );
-            self.tell(&Finding::of_disk("missed-write", target, what));
+            self.tell(Finding::of_disk(MISSED_WRITE, target, what), findings);
         }
         for missed in missed_writes(compared, &self.settled.history, self.context) {
             let kept = self.repository.keep_missed(&missed);
@@ -361,8 +330,13 @@ impl Comparison<'_> {
         }
     }
 
-    fn tell(&self, finding: &Finding) {
-        let domain = &self.settled.survey.domain.name;
-        self.context.monitor.event(Event::Found { domain, finding });
+    fn tell(&self, finding: Finding, findings: &mut Vec<Finding>) {
+        let (domain, found) = (&self.settled.survey.domain.name, &finding);
+        let monitor = self.context.monitor;
+        monitor.event(Event::Found {
+            domain,
+            finding: found,
+        });
+        findings.push(finding);
     }
 }

@@ -1,6 +1,7 @@
 //! Lists restore points, and whether each can be given back. Needs no hypervisor.
 
 use super::{Error, Result};
+use crate::model::chain::{Chains, MissedWrite};
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::repo::{DomainRepository, History, Proof, Repository};
@@ -29,6 +30,17 @@ pub struct Listed {
     pub proof: Option<Proof>,
     /// What verifications found damaged of what it is made of, parents included.
     pub doubt: Option<String>,
+    /// The missed writes that comparisons of it with the domain have found.
+    pub missed: Vec<ListedMiss>,
+}
+
+/// A write that a bitmap had missed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedMiss {
+    /// Of which disk, and when it was found.
+    pub write: MissedWrite,
+    /// Whether nothing was saved of the disk since: its next backup is full.
+    pub stands: bool,
 }
 
 impl Listed {
@@ -53,6 +65,7 @@ fn list_domain(repo: &Repository, domain: &str) -> Result<DomainList> {
         size: kept.manifest.files.iter().map(|file| file.size).sum(),
         proof: kept.proof.clone(),
         doubt: history.chains.doubts(&kept.manifest.point.id),
+        missed: missed(&history.chains, &kept.manifest.point.id),
     });
     let points = points.collect();
     history.findings.extend(unfinished(&repository, &history));
@@ -61,6 +74,15 @@ fn list_domain(repo: &Repository, domain: &str) -> Result<DomainList> {
         points,
         findings: history.findings,
     })
+}
+
+fn missed(chains: &Chains, id: &str) -> Vec<ListedMiss> {
+    let missed = chains.get(id).into_iter().flat_map(|kept| &kept.missed);
+    let listed = missed.map(|write| ListedMiss {
+        write: write.clone(),
+        stands: chains.is_latest_with(id, &write.disk),
+    });
+    listed.collect()
 }
 
 /// What is not wrong, but no restore point either. While somebody writes, what looks unfinished is theirs and told by nobody.

@@ -15,7 +15,7 @@ use super::error::Cause;
 use super::reconcile::{self, Reconciliation, Wishes};
 use super::{Error, Result, plan, survey};
 use crate::host::{Host, HostError};
-use crate::model::chain::KeptPoint;
+use crate::model::chain::{KeptPoint, MissedWrite};
 use crate::model::checkpoint::{Bitmap, Checkpoint, own_number};
 use crate::model::domain::{Domain, DomainState, Eligibility};
 use crate::model::finding::Finding;
@@ -47,6 +47,8 @@ pub struct DomainStatus {
     pub proof: Option<Proof>,
     /// What verifications found damaged of what the newest restore point is made of, parents included.
     pub doubt: Option<String>,
+    /// The writes that bitmaps are known to have missed, of disks of which nothing was saved since.
+    pub missed: Vec<MissedWrite>,
     /// What a backup would do now; `None` without a repository, and where it cannot be known from here.
     pub next: Option<Reconciliation>,
     /// The run that writes to the domain's folder now, as it wrote itself down.
@@ -211,6 +213,7 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
         latest: None,
         proof: None,
         doubt: None,
+        missed: Vec::new(),
         next: None,
         writer: None,
         findings,
@@ -261,6 +264,7 @@ fn compare_with(
     let newest = history.chains.latest();
     status.doubt = newest.and_then(|kept| history.chains.doubts(&kept.point.id));
     status.proof = history.kept.last().and_then(|kept| kept.proof.clone());
+    status.missed = history.chains.standing_missed().cloned().collect();
     status.dir = Some(dir_stats(repository.dir().join(&period), &history, &period));
     if status.disks.iter().all(|disk| disk.bitmaps_known) {
         let checkpoints = checkpoints.to_vec();

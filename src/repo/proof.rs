@@ -13,7 +13,7 @@ use super::layout;
 use super::look::read_bounded;
 use super::manifest::Manifest;
 use super::seal::holds;
-use crate::model::chain::{Concern, Doubt};
+use crate::model::chain::{Concern, Doubt, MissedWrite};
 use crate::model::finding::Finding;
 
 mod keep;
@@ -137,6 +137,7 @@ impl Proof {
 pub(super) struct Proofs {
     /// Oldest first.
     proofs: Vec<Proof>,
+    /// Oldest first.
     missed: Vec<Missed>,
     unreadable: Vec<Unreadable>,
 }
@@ -191,6 +192,12 @@ impl RecordName {
         }
     }
 
+    /// When it was made.
+    fn time(&self) -> Option<Timestamp> {
+        let (day, clock) = self.time.split_once('T')?;
+        format!("{day}T{}", clock.replace('-', ":")).parse().ok()
+    }
+
     fn file_name(&self) -> String {
         format!("{}.{}{}", self.id, self.time, self.kind)
     }
@@ -235,6 +242,7 @@ impl Proofs {
             }
         }
         found.proofs.sort_by_key(|proof| proof.time);
+        found.missed.sort_by_key(|missed| missed.time);
         found
     }
 
@@ -281,19 +289,25 @@ impl Proofs {
     }
 
     /// The disks of which a bitmap was found to have missed a write when they were compared with this restore point, or may have been.
-    pub(super) fn missed(&self, manifest: &Manifest) -> Vec<String> {
-        if self.lost(manifest, MISSED).next().is_some() {
+    pub(super) fn missed(&self, manifest: &Manifest) -> Vec<MissedWrite> {
+        let lost = self.lost(manifest, MISSED);
+        let lost = lost.flat_map(|lost| {
+            let found = lost.name.time().unwrap_or(manifest.point.time);
             let disks = manifest.point.disks.iter();
-            return disks.map(|disk| disk.target.clone()).collect();
-        }
+            disks.map(move |disk| MissedWrite {
+                disk: disk.target.clone(),
+                found,
+            })
+        });
         let of_manifest =
             |missed: &&Missed| missed.id == manifest.point.id && missed.manifest == manifest.digest;
-        let disks = self
-            .missed
-            .iter()
-            .filter(of_manifest)
-            .flat_map(|missed| &missed.disks);
-        disks.cloned().collect()
+        let of_disks = |missed: &Missed| {
+            let found = missed.time;
+            let disks = missed.disks.clone().into_iter();
+            disks.map(move |disk| MissedWrite { disk, found })
+        };
+        let known = self.missed.iter().filter(of_manifest).flat_map(of_disks);
+        known.chain(lost).collect()
     }
 
     fn lost<'a>(&'a self, manifest: &'a Manifest, kind: &'a str) -> impl Iterator<Item = &'a Unreadable> {
@@ -343,6 +357,7 @@ mod tests {
             assert!(read.id.starts_with("2026-11-01T02-00-03Z"), "{name}");
             assert_eq!(read.time, "2026-11-02T02-00-03Z", "{name}");
             assert_eq!(read.file_name(), name);
+            assert_eq!(read.time().map(layout::id_of), Some(read.time));
         }
         for name in [
             "notes.json",

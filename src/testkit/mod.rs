@@ -1,12 +1,14 @@
 //! Doubles for the tests: a whole simulated hypervisor whose disks are memory, a monitor that records, and the death of the process or the
 //! machine at any step.
 
+mod cached;
 mod crash;
 mod disk;
 mod host;
 mod job;
 mod recorder;
 
+pub use cached::{cached_bytes, forget_cached};
 pub use crash::{Blow, CrashHost, CrashStore, Fuse};
 pub use disk::MemDisk;
 pub use host::SimHost;

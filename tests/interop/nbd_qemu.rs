@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use vmsnap::host::qemu::{Offer, Reader};
 use vmsnap::model::block::CLUSTER;
+use vmsnap::model::stop::Stop;
 use vmsnap::nbd::{Client, Error, ExportSource, Mode};
+use vmsnap::testkit::{cached_bytes, forget_cached};
 
 use crate::nbd::{C, changes, connect_options, drain, options, read};
 use crate::support::{Server, qemu_io, run, temp_dir};
@@ -203,4 +206,34 @@ fn a_bitmap_that_qemu_nbd_does_not_offer_is_an_error() {
         matches!(&outcome, Err(Error::Refused { export, .. }) if export == "vdz"),
         "{outcome:?}"
     );
+}
+
+#[test]
+fn what_our_reader_of_a_shut_off_domains_image_reads_stays_out_of_the_page_cache() {
+    // Not in memory: there a file's pages are the file.
+    let folder = tempfile::tempdir_in("/var/tmp").expect("a temporary folder");
+    let (plain, image) = (folder.path().join("plain.raw"), folder.path().join("a.qcow2"));
+    std::fs::write(&plain, vec![7; 32 << 20]).expect("written");
+    let paths = [plain.to_str().expect("plain"), image.to_str().expect("plain")];
+    run(
+        "qemu-img",
+        &["convert", "-f", "raw", "-O", "qcow2", paths[0], paths[1]],
+    );
+    let file = std::fs::File::open(&image).expect("it was made");
+    file.sync_all().expect("it is on the disk");
+    forget_cached(&image).expect("advice is taken");
+    let socket = folder.path().join("s");
+    let offer = Offer {
+        image: &image,
+        format: "qcow2",
+        export: "vda",
+        bitmap: None,
+        socket: &socket,
+    };
+    let reader = Reader::start(&offer, &Stop::default()).expect("it starts");
+    let mut source = ExportSource::open(&socket, "vda", options(Mode::Full)).expect("it can be read");
+    let got = drain(&mut source).expect("it can be read");
+    assert!(got.bytes.iter().all(|byte| *byte == 7) && got.bytes.len() == 32 << 20);
+    drop(reader);
+    assert_eq!(cached_bytes(&image).expect("the file system can tell"), 0);
 }

@@ -1,7 +1,14 @@
 //! A domain beside its newest restore point: what no bitmap calls changed is the same, or it is told.
 
+use vmsnap::cli::exit_code::ExitCode;
+use vmsnap::cli::report::compare as shown;
+use vmsnap::cli::report::{list as shown_list, status as shown_status};
+use vmsnap::model::domain::DiskFormat;
+use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
-use vmsnap::ops::compare::{Options, Outcome, compare};
+use vmsnap::ops::compare::{Meaning, Options, Outcome, Verdict, compare};
+use vmsnap::ops::list::list;
+use vmsnap::ops::status::{DomainStatus, Subject, status};
 use vmsnap::ops::{Cause, Class, Context, PlaceWishes, Result};
 
 use crate::lab::{CLUSTER, Lab, tree};
@@ -136,12 +143,189 @@ fn a_shut_off_domain_is_compared_too_and_what_cannot_be_is_told() {
             .iter()
             .any(|finding| finding.code == "not-compared")
     );
-    lab.host.disk("vm1", "vdb", |disk| {
+}
+
+/// What the program would print and end with.
+fn answer(outcome: &Outcome) -> (String, ExitCode) {
+    (shown::lines("vm1", outcome), shown::exit_code(outcome))
+}
+
+fn json(outcome: Outcome) -> serde_json::Value {
+    let code = shown::exit_code(&outcome);
+    let text = shown::json(&[("vm1".to_owned(), outcome)], &[], code);
+    let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    document["domains"][0].clone()
+}
+
+fn lose_bitmaps(lab: &Lab, target: &str) {
+    lab.host.disk("vm1", target, |disk| {
         disk.remove_bitmap("virtnbdbackup.0");
         disk.remove_bitmap("virtnbdbackup.1");
     });
+}
+
+#[test]
+fn a_missed_write_stands_in_every_later_comparison_until_the_disk_is_saved() {
+    for with_others in [true, false] {
+        let mut lab = lab();
+        if !with_others {
+            lab.host
+                .disk("vm1", "vdb", |disk| disk.swap_content(0, &[99; 10]));
+        }
+        lab.host
+            .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
+        assert_eq!(run(&mut lab, None).expect("compared").verdict(), Verdict::Differs);
+        for _ in 0..2 {
+            let told = lab.recorder.findings().len();
+            let outcome = run(&mut lab, None).expect("told again");
+            let (lines, code) = answer(&outcome);
+            assert_eq!(code, ExitCode::Damaged, "{lines}");
+            let line = "vm1: disk vda: NOT COMPARED: its bitmap missed a write, as a comparison with ";
+            assert!(lines.contains(line), "{lines}");
+            assert_eq!(lines.lines().count(), 2, "a line for each disk: {lines}");
+            let others = lines.contains("vm1: disk vdb: the same in 1 of 1 clusters");
+            assert_eq!(others, with_others, "{lines}");
+            let told = &lab.recorder.findings()[told..];
+            assert_eq!(told, outcome.findings);
+            assert_eq!(told[0].code, "missed-write");
+            let json = json(outcome);
+            assert_eq!(json["outcome"], "differs");
+            assert_eq!(json["uncompared"][0]["disk"], "vda");
+            assert_eq!(json["uncompared"][0]["meaning"], "missed-write");
+        }
+        lab.backup("vm1").expect("the disk is saved in full");
+        let outcome = run(&mut lab, None).expect("compared");
+        assert_eq!(
+            (outcome.verdict(), outcome.disks.len()),
+            (Verdict::Same, 2),
+            "{outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn what_could_not_be_compared_is_never_called_the_same() {
+    let mut lab = lab();
+    lose_bitmaps(&lab, "vda");
+    let outcome = run(&mut lab, None).expect("the other disk is compared");
+    let (lines, code) = answer(&outcome);
+    assert_eq!(code, ExitCode::Failed, "{lines}");
+    assert!(lines.contains("vm1: disk vda: NOT COMPARED: "), "{lines}");
+    assert!(lines.contains("vm1: disk vdb: the same in "), "{lines}");
+    let told = lab.recorder.findings();
+    assert!(
+        told.iter()
+            .any(|finding| finding.code == "not-compared" && finding.disk.as_deref() == Some("vda")),
+        "{told:?}"
+    );
+    let json = json(outcome);
+    assert_eq!(json["outcome"], "incomplete");
+    assert_eq!(json["uncompared"][0]["meaning"], "not-comparable");
+    // Nor when no disk is left.
+    lose_bitmaps(&lab, "vdb");
+    let outcome = run(&mut lab, None).expect("it is told");
+    let (lines, code) = answer(&outcome);
+    assert_eq!((lines.lines().count(), code), (2, ExitCode::Failed), "{lines}");
+    // A difference weighs more.
+    let mut lab = self::lab();
+    lose_bitmaps(&lab, "vdb");
+    lab.host
+        .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
+    let outcome = run(&mut lab, None).expect("compared");
+    assert_eq!(answer(&outcome).1, ExitCode::Damaged);
+}
+
+#[test]
+fn a_disk_with_nothing_to_be_compared_by_is_told_and_no_failure() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", CLUSTER), ("vdb", CLUSTER)]);
+    lab.host.change("vm1", |domain| {
+        domain.disks[1].format = DiskFormat::Raw;
+    });
+    let raw = vmsnap::ops::backup::Options {
+        raw: true,
+        ..Lab::options()
+    };
+    lab.backup_with("vm1", &raw).expect("a full");
+    let outcome = run(&mut lab, None).expect("compared");
+    let (lines, code) = answer(&outcome);
+    assert_eq!(code, ExitCode::Ok, "{lines}");
+    let line = "vm1: disk vdb: not compared: a raw disk cannot carry a dirty bitmap";
+    assert!(lines.contains(line), "{lines}");
+    assert_eq!(outcome.uncompared[0].meaning, Meaning::NothingToCompare);
+    // One that is gone.
+    lab.host.change("vm1", |domain| {
+        domain.disks.remove(1);
+    });
+    let outcome = run(&mut lab, None).expect("compared");
+    let (lines, code) = answer(&outcome);
+    assert_eq!(code, ExitCode::Ok, "{lines}");
+    assert!(
+        lines.contains("vm1: disk vdb: not compared: the domain has no such disk"),
+        "{lines}"
+    );
+    // With no other disk that is no answer.
+    lab.host.change("vm1", |domain| {
+        domain.disks.clear();
+    });
     let error = run(&mut lab, None).expect_err("there is nothing to compare");
     assert_eq!(error.class(), Class::NotFound, "{error}");
+}
+
+#[test]
+fn a_disk_that_no_backup_would_save_any_more_is_not_called_the_same() {
+    let mut lab = lab();
+    lab.host.change("vm1", |domain| domain.disks[1].shareable = true);
+    let outcome = run(&mut lab, None).expect("the other disk is compared");
+    let (lines, code) = answer(&outcome);
+    assert_eq!(code, ExitCode::Failed, "{lines}");
+    assert!(lines.contains("it is shareable"), "{lines}");
+}
+
+fn how_it_stands(lab: &Lab) -> DomainStatus {
+    let subject = Subject {
+        host: &lab.host,
+        repo: Some(&lab.repo),
+        group_by: GroupBy::Month,
+        today: lab.now.date(),
+    };
+    status("vm1", &subject).expect("it stands")
+}
+
+#[test]
+fn list_and_status_show_a_missed_write() {
+    let mut lab = lab();
+    let sound = shown_status::text(&how_it_stands(&lab), false);
+    assert!(!sound.contains("issed"), "{sound}");
+    let json = |lab: &Lab| shown_status::tree(&[how_it_stands(lab)], false).json(false);
+    assert!(!json(&lab).contains("missed"));
+    lab.host
+        .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
+    run(&mut lab, None).expect("compared");
+
+    let sentence = "vda: its bitmap missed a write, found 2026-11-03";
+    let stands = "; the next backup of it is full\n";
+    let shown = shown_status::text(&how_it_stands(&lab), false);
+    assert!(
+        shown.contains(&format!("  Missed write: {sentence}{stands}")),
+        "{shown}"
+    );
+    let found: serde_json::Value = serde_json::from_str(&json(&lab)).expect("JSON");
+    assert_eq!(found["vm1"]["missedWrites"][0]["disk"], "vda");
+    let listed = |lab: &Lab| list(&lab.repo, &["vm1".to_owned()]).expect("readable");
+    let id = lab.latest("vm1");
+    let shown = shown_list::text(&listed(&lab), lab.repo.root());
+    assert!(shown.contains(&format!("  {id}: {sentence}{stands}")), "{shown}");
+    let found: serde_json::Value = serde_json::from_str(&shown_list::json(&listed(&lab))).expect("JSON");
+    let points = &found["domains"][0]["restorePoints"];
+    assert_eq!(points[0]["missedWrites"], serde_json::json!([]));
+    assert_eq!(points[1]["missedWrites"][0]["disk"], "vda");
+    assert_eq!(points[1]["missedWrites"][0]["stands"], true);
+
+    lab.backup("vm1").expect("the disk is saved in full");
+    assert!(!shown_status::text(&how_it_stands(&lab), false).contains("issed write"));
+    let shown = shown_list::text(&listed(&lab), lab.repo.root());
+    assert!(shown.contains(&format!("  {id}: {sentence}\n")), "{shown}");
 }
 
 #[test]

@@ -43,6 +43,12 @@ impl Lab {
         Lab::in_folder(folder_in_memory(), Arc::new(DiskStore))
     }
 
+    /// A lab on a file system that is not in memory.
+    pub fn on_disk() -> Lab {
+        let folder = tempfile::tempdir_in("/var/tmp").expect("a temporary folder");
+        Lab::in_folder(folder, Arc::new(DiskStore))
+    }
+
     /// Another lab in the same state, which goes its own way from now on.
     pub fn fork(&self) -> Lab {
         let folder = folder_in_memory();

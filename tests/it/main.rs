@@ -14,6 +14,7 @@ mod gone;
 mod lab;
 mod list;
 mod open_files;
+mod page_cache;
 mod prune;
 mod reconcile;
 mod repository;

@@ -58,6 +58,7 @@ fn sample() -> DomainStatus {
         }),
         proof: None,
         doubt: None,
+        missed: vec![],
         writer: None,
         latest: Some((
             "2024-11-02T02-00-02Z".to_owned(),

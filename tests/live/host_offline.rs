@@ -1,5 +1,8 @@
 //! The host room on shut-off domains.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+
 use vmsnap::host::{Host, HostError, JobHealth};
 use vmsnap::model::checkpoint::Bitmap;
 use vmsnap::model::domain::DomainState;
@@ -7,6 +10,7 @@ use vmsnap::model::restore_point::Consistency;
 
 use crate::embed::{Kind, Lab, TestDomain, run_ok};
 use crate::host::{NOW, assert_nothing_left, back_up, begin, bitmaps, dirty, names, reads};
+use crate::mount::Mount;
 
 #[test]
 fn a_shut_off_domain_is_read_in_full_and_incrementally_without_being_started() {
@@ -129,6 +133,31 @@ fn a_bitmap_beneath_the_topmost_image_is_not_relied_on() {
         refused.is_err(),
         "qemu-nbd would show the lower bitmap as if it were the truth"
     );
+}
+
+#[test]
+fn a_chain_is_read_wherever_its_images_lie() {
+    let mount = Mount::without_direct_io();
+    let domain = TestDomain::define("anywhere ", &[Kind::Qcow2]);
+    domain.io("vda", "write -P 0x41 0 1M");
+    let (top, base) = (domain.image("vda"), mount.path().join("base.img"));
+    std::fs::copy(&top, &base).expect("it is copied");
+    let direct = OpenOptions::new()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed())
+        .open(&base);
+    direct.expect_err("there is no reading past the page cache here");
+    std::fs::remove_file(&top).expect("it is removed");
+    run_ok(
+        "qemu-img",
+        [
+            &"create", &"-q", &"-f", &"qcow2", &"-F", &"qcow2", &"-b", &base, &top,
+        ],
+    );
+    let (job, places) = begin(&domain, "c0", &[("vda", None)]).expect("it begins");
+    assert!(reads(&places.sockets[0], "vda", "0x41", "0", "1M"));
+    job.finish().expect("it ends");
+    assert_nothing_left(&domain, &places);
 }
 
 #[test]

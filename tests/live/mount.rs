@@ -13,22 +13,21 @@ pub struct Mount {
 
 impl Mount {
     pub fn of(bytes: u64) -> Mount {
+        Mount::of_kind("tmpfs", &format!("size={bytes},mode=0777"))
+    }
+
+    /// One on which no file can be read past the page cache.
+    pub fn without_direct_io() -> Mount {
+        Mount::of_kind("ramfs", "mode=0777")
+    }
+
+    fn of_kind(kind: &str, options: &str) -> Mount {
         let mount = Mount {
             dir: folder(),
             kept: folder(),
         };
-        let options = format!("size={bytes},mode=0777");
-        run_ok(
-            "mount",
-            [
-                &"-t",
-                &"tmpfs",
-                &"-o",
-                &options,
-                &"vmsnap-test",
-                &mount.kept.path(),
-            ],
-        );
+        let kept = mount.kept.path();
+        run_ok("mount", [&"-t", &kind, &"-o", &options, &"vmsnap-test", &kept]);
         mount.come_back();
         mount
     }

@@ -9,7 +9,7 @@ use crate::cli::args::VerifyArgs;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::log::{self, Entry, Level};
 use crate::cli::progress::Progress;
-use crate::cli::report::verify as shown;
+use crate::cli::report::{compare as comparison, verify as shown};
 use crate::cli::select::{patterns, select};
 use crate::cli::{answer, tell_error};
 use crate::model::stop::Stop;
@@ -140,11 +140,9 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
         };
         match compare::compare(domain, &context, &options) {
             Ok(outcome) => {
-                if !outcome.is_same() {
-                    tally.count(ExitCode::Damaged);
-                }
+                tally.count(comparison::exit_code(&outcome));
                 if !args.json {
-                    answer(&shown::comparison_lines(domain, &outcome));
+                    answer(&comparison::lines(domain, &outcome));
                 }
                 done.push((domain.clone(), outcome));
             }
@@ -156,7 +154,7 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     }
     let code = tally.end(&["qemu-img", "qemu-nbd"]);
     if args.json {
-        answer(&shown::comparison_json(&done, &selection.unmatched, code));
+        answer(&comparison::json(&done, &selection.unmatched, code));
     }
     Ok(code)
 }

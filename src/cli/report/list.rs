@@ -4,11 +4,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{PointJson, document, table};
+use super::{PointJson, document, missed_sentence, table};
 use crate::cli::pretty;
 use crate::model::finding::Finding;
 use crate::model::text::shown;
-use crate::ops::list::DomainList;
+use crate::ops::list::{DomainList, ListedMiss};
 use crate::ops::verify::Proof;
 
 #[derive(Serialize)]
@@ -33,6 +33,25 @@ struct ListedJson<'a> {
     point: PointJson<'a>,
     verified: Option<VerifiedJson<'a>>,
     doubt: Option<&'a str>,
+    missed_writes: Vec<MissJson<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct MissJson<'a> {
+    disk: &'a str,
+    found: String,
+    stands: bool,
+}
+
+impl<'a> MissJson<'a> {
+    fn of(missed: &'a ListedMiss) -> Self {
+        MissJson {
+            disk: &missed.write.disk,
+            found: missed.write.found.to_string(),
+            stands: missed.stands,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -65,6 +84,7 @@ pub fn json(domains: &[DomainList]) -> String {
                     damage: proof.damage.iter().map(|note| note.what.as_str()).collect(),
                 }),
                 doubt: listed.doubt.as_deref(),
+                missed_writes: listed.missed.iter().map(MissJson::of).collect(),
             })
             .collect(),
         findings: &domain.findings,
@@ -123,6 +143,16 @@ pub fn text(domains: &[DomainList], root: &Path) -> String {
         {
             for note in &proof.damage {
                 block.push_str(&format!("  {}: {}\n", listed.point.id, note.what));
+            }
+        }
+        for listed in &domain.points {
+            for missed in &listed.missed {
+                let what = missed_sentence(&missed.write);
+                let next = match missed.stands {
+                    true => "; the next backup of it is full",
+                    false => "",
+                };
+                block.push_str(&format!("  {}: {what}{next}\n", listed.point.id));
             }
         }
         for finding in &domain.findings {

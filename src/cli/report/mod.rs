@@ -1,6 +1,7 @@
 //! What the verbs' outcomes look like, as text and as JSON.
 
 pub mod backup;
+pub mod compare;
 pub mod list;
 pub mod restore;
 pub mod scrub;
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 use tree::Tree;
 
+use crate::model::chain::MissedWrite;
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::text::shown;
@@ -175,6 +177,12 @@ fn table(rows: &[Vec<String>], right: &[usize]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// That a bitmap has missed a write, and when that was found (UTC).
+fn missed_sentence(missed: &MissedWrite) -> String {
+    let day = missed.found.strftime("%Y-%m-%d");
+    format!("{}: its bitmap missed a write, found {day}", shown(&missed.disk))
 }
 
 fn finding_tree(finding: &Finding) -> Tree {

@@ -4,8 +4,8 @@ use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
 
 use super::backup::sentences;
-use super::finding_tree;
 use super::tree::Tree;
+use super::{finding_tree, missed_sentence};
 use crate::cli::pretty;
 use crate::model::text::shown;
 use crate::ops::plan::BackupPlan;
@@ -143,6 +143,10 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
             },
         });
     }
+    lines.extend(status.missed.iter().map(|missed| {
+        let sentence = missed_sentence(missed);
+        format!("  Missed write: {sentence}; the next backup of it is full")
+    }));
     if let Some(writer) = &status.writer {
         lines.push(format!("  At work now: {writer}"));
     }
@@ -272,6 +276,15 @@ fn domain_tree(status: &DomainStatus, pretty: bool) -> Tree {
         ("doubt", Tree::text_or_null(status.doubt.as_deref())),
         ("writer", Tree::text_or_null(status.writer.as_deref())),
     ]);
+    if !status.missed.is_empty() {
+        let missed = status.missed.iter().map(|missed| {
+            Tree::map([
+                ("disk", Tree::text(&missed.disk)),
+                ("found", Tree::text(missed.found.to_string())),
+            ])
+        });
+        entries.push(("missedWrites", Tree::List(missed.collect())));
+    }
     Tree::Map(
         entries
             .into_iter()

@@ -7,7 +7,6 @@ use super::tree::Tree;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::text::shown;
-use crate::ops::compare::Outcome as Comparison;
 use crate::ops::verify::{Damage, Outcome, ProvedPoint};
 
 /// A domain whose restore points were looked at.
@@ -147,64 +146,4 @@ fn damage_tree(damage: &Damage) -> Tree {
         ("standsUpon", Tree::text_or_null(damage.upon.clone())),
         ("what", Tree::text(&damage.what)),
     ])
-}
-
-/// What a comparison with a domain found, in lines that a person reads.
-pub fn comparison_lines(domain: &str, outcome: &Comparison) -> String {
-    let domain = shown(domain);
-    let mut text = String::new();
-    for disk in &outcome.disks {
-        let target = shown(&disk.target);
-        let of = format!(
-            "{} of {} clusters unchanged since {}",
-            disk.compared, disk.unchanged, disk.point
-        );
-        if disk.differing == 0 {
-            text.push_str(&format!("{domain}: disk {target}: the same in {of}\n"));
-        } else {
-            let places: Vec<String> = disk.places.iter().map(u64::to_string).collect();
-            text.push_str(&format!(
-                "{domain}: disk {target}: {} DIFFER of {of}, at {}{}: a bitmap has missed a write, or the restore point is damaged \
-                 (vmsnap verify tells); the next backup of this disk will be full\n",
-                disk.differing,
-                places.join(", "),
-                if disk.differing > places.len() as u64 { ", …" } else { "" },
-            ));
-        }
-    }
-    text
-}
-
-/// The comparisons of several domains as one JSON document.
-pub fn comparison_json(done: &[(String, Comparison)], unmatched: &[String], code: ExitCode) -> String {
-    let domains = done.iter().map(|(domain, outcome)| {
-        let disks = outcome.disks.iter().map(|disk| {
-            let places = disk.places.iter().map(|place| Tree::Number(*place));
-            Tree::map([
-                ("disk", Tree::text(&disk.target)),
-                ("restorePoint", Tree::text(&disk.point)),
-                ("unchangedClusters", Tree::Number(disk.unchanged)),
-                ("comparedClusters", Tree::Number(disk.compared)),
-                ("differingClusters", Tree::Number(disk.differing)),
-                ("places", Tree::List(places.collect())),
-            ])
-        });
-        let findings = outcome.findings.iter().map(finding_tree);
-        Tree::map([
-            ("domain", Tree::text(domain)),
-            (
-                "outcome",
-                Tree::text(if outcome.is_same() { "same" } else { "differs" }),
-            ),
-            ("disks", Tree::List(disks.collect())),
-            ("findings", Tree::List(findings.collect())),
-        ])
-    });
-    let document = Tree::map([
-        ("schema", Tree::Number(1)),
-        ("domains", Tree::List(domains.collect())),
-        ("unmatched", Tree::texts(unmatched)),
-        ("exitCode", Tree::Number(code.number().unsigned_abs().into())),
-    ]);
-    document.json(false) + "\n"
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::header::Header;
 use super::layout::{ENTRY_BYTES, Fault, L2Entry, parse_l1_entry};
-use crate::image::{Error, Result, read_exact_at};
+use crate::image::{Error, Result, cache, read_exact_at};
 
 /// So many bytes of an L2 table are kept in memory by [`Image::open`].
 const TABLE_WINDOW: usize = 64 * 1024;
@@ -55,6 +55,7 @@ impl Image {
     /// # Errors
     /// When the file cannot be read, is no qcow2 image of version 3, or uses what is not supported.
     pub fn open(file: File, path: impl Into<PathBuf>) -> Result<Image> {
+        cache::expect_no_order(&file);
         Image::open_with(file, path, TABLE_WINDOW)
     }
 
@@ -108,6 +109,11 @@ impl Image {
     /// The file itself.
     pub(in crate::image) fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// Gives back what the page cache holds of the file before `end`.
+    pub(in crate::image) fn forget_until(&self, end: u64) {
+        cache::forget_until(&self.file, 0, end);
     }
 
     /// Reads bytes of the file, as a [`Mapping::Data`] tells where they lie.
@@ -230,6 +236,13 @@ impl Image {
 
     fn fault(&self, offset: u64, table: &'static str, entry: u64, why: &'static str) -> Error {
         self.format(offset, Fault::Entry { table, entry, why })
+    }
+}
+
+impl Drop for Image {
+    /// Tables are read once too.
+    fn drop(&mut self) {
+        cache::forget(&self.file);
     }
 }
 

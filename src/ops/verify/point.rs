@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::Damage;
-use crate::image::chain::{ChainSource, Recorded};
+use crate::image::chain::{ChainImage, ChainSource, Recorded};
 use crate::image::qcow2::Image;
 use crate::image::qcow2::check::check;
 use crate::image::{self, damaged_ranges, verify_file};
@@ -235,6 +235,7 @@ impl<'a> Prover<'a> {
         mut progress: impl FnMut(u64),
     ) -> std::result::Result<u64, Cause> {
         let images = lineage::open_at(self.history, id, &disk.target)?;
+        images.iter().for_each(ChainImage::forget_cached);
         let mut source = ChainSource::open(images, copy::pool(), self.stop.clone())
             .map_err(|error| Cause::Copy(error.into()))?;
         let mut bytes = 0;

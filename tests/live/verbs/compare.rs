@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use vmsnap::model::restore_point::Level;
-use vmsnap::ops::compare::{Options, Outcome, compare};
+use vmsnap::ops::compare::{Options, Outcome, Verdict, compare};
 use vmsnap::ops::{Class, PlaceWishes, Result};
 
 use crate::embed::{Kind, Shape, TestDomain, run_ok};
@@ -83,6 +83,9 @@ fn a_write_that_a_bitmap_does_not_know_of_is_found_and_the_next_backup_is_full()
             "active: {active}"
         );
         assert_eq!(outcome.disks[1].differing, 0);
+        let again = compared(&story, None).expect("compared");
+        assert_eq!(again.verdict(), Verdict::Differs, "it stands: {again:?}");
+        assert_eq!(again.uncompared[0].target, "vda");
         let healed = story.back_up();
         assert_eq!(
             levels(&healed),

@@ -1,0 +1,99 @@
+//! What `vmsnap verify --compare-live` shows.
+
+use super::finding_tree;
+use super::tree::Tree;
+use crate::cli::exit_code::ExitCode;
+use crate::model::text::shown;
+use crate::ops::compare::{Meaning, Outcome, Verdict};
+
+/// What a comparison with a domain found, in lines that a person reads.
+pub fn lines(domain: &str, outcome: &Outcome) -> String {
+    let domain = shown(domain);
+    let mut text = String::new();
+    for disk in &outcome.disks {
+        let target = shown(&disk.target);
+        let of = format!(
+            "{} of {} clusters unchanged since {}",
+            disk.compared, disk.unchanged, disk.point
+        );
+        if disk.differing == 0 {
+            text.push_str(&format!("{domain}: disk {target}: the same in {of}\n"));
+        } else {
+            let places: Vec<String> = disk.places.iter().map(u64::to_string).collect();
+            text.push_str(&format!(
+                "{domain}: disk {target}: {} DIFFER of {of}, at {}{}: a bitmap has missed a write, or the restore point is damaged \
+                 (vmsnap verify tells); the next backup of this disk will be full\n",
+                disk.differing,
+                places.join(", "),
+                if disk.differing > places.len() as u64 { ", …" } else { "" },
+            ));
+        }
+    }
+    for disk in &outcome.uncompared {
+        let (target, why) = (shown(&disk.target), shown(&disk.why));
+        let not = match disk.meaning {
+            Meaning::MissedWrite | Meaning::NotComparable => "NOT COMPARED",
+            Meaning::NothingToCompare => "not compared",
+        };
+        text.push_str(&format!("{domain}: disk {target}: {not}: {why}\n"));
+    }
+    text
+}
+
+/// How the program ends after it.
+pub fn exit_code(outcome: &Outcome) -> ExitCode {
+    match outcome.verdict() {
+        Verdict::Same => ExitCode::Ok,
+        Verdict::Incomplete => ExitCode::Failed,
+        Verdict::Differs => ExitCode::Damaged,
+    }
+}
+
+/// The comparisons of several domains as one JSON document.
+pub fn json(done: &[(String, Outcome)], unmatched: &[String], code: ExitCode) -> String {
+    let domains = done.iter().map(|(domain, outcome)| {
+        let disks = outcome.disks.iter().map(|disk| {
+            let places = disk.places.iter().map(|place| Tree::Number(*place));
+            Tree::map([
+                ("disk", Tree::text(&disk.target)),
+                ("restorePoint", Tree::text(&disk.point)),
+                ("unchangedClusters", Tree::Number(disk.unchanged)),
+                ("comparedClusters", Tree::Number(disk.compared)),
+                ("differingClusters", Tree::Number(disk.differing)),
+                ("places", Tree::List(places.collect())),
+            ])
+        });
+        let uncompared = outcome.uncompared.iter().map(|disk| {
+            let meaning = match disk.meaning {
+                Meaning::MissedWrite => "missed-write",
+                Meaning::NotComparable => "not-comparable",
+                Meaning::NothingToCompare => "nothing-to-compare",
+            };
+            Tree::map([
+                ("disk", Tree::text(&disk.target)),
+                ("meaning", Tree::text(meaning)),
+                ("why", Tree::text(&disk.why)),
+            ])
+        });
+        let verdict = match outcome.verdict() {
+            Verdict::Same => "same",
+            Verdict::Incomplete => "incomplete",
+            Verdict::Differs => "differs",
+        };
+        let findings = outcome.findings.iter().map(finding_tree);
+        Tree::map([
+            ("domain", Tree::text(domain)),
+            ("outcome", Tree::text(verdict)),
+            ("disks", Tree::List(disks.collect())),
+            ("uncompared", Tree::List(uncompared.collect())),
+            ("findings", Tree::List(findings.collect())),
+        ])
+    });
+    let document = Tree::map([
+        ("schema", Tree::Number(1)),
+        ("domains", Tree::List(domains.collect())),
+        ("unmatched", Tree::texts(unmatched)),
+        ("exitCode", Tree::Number(code.number().unsigned_abs().into())),
+    ]);
+    document.json(false) + "\n"
+}

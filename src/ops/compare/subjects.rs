@@ -1,0 +1,88 @@
+//! Which disks can be compared, and why the others cannot.
+
+use super::{Meaning, UncomparedDisk};
+use crate::model::chain::{Chains, Parent};
+use crate::model::finding::Finding;
+use crate::ops::heal::Settled;
+use crate::ops::plan::{self, PlannedDisk};
+
+/// The disks of a domain, by whether they can be compared.
+pub(super) struct Subjects {
+    /// Those with a restore point to compare with, as a backup would find it.
+    pub(super) comparable: Vec<(PlannedDisk, Parent)>,
+    /// The others.
+    pub(super) uncompared: Vec<UncomparedDisk>,
+    /// What else a backup would tell of the disks.
+    pub(super) findings: Vec<Finding>,
+}
+
+/// Sorts the disks by what a backup into this period would do.
+pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
+    let survey = &settled.survey;
+    let chains = &settled.history.chains;
+    let planned = plan::plan(&plan::Inputs {
+        domain: &survey.domain,
+        disks: &survey.disks,
+        capabilities: &survey.capabilities,
+        chains,
+        checkpoints: &survey.checkpoints,
+        taken: &[],
+        period,
+        // So that it tells why such a disk is not compared, and not why it might not be backed up.
+        raw: true,
+    });
+    let mut comparable = Vec::new();
+    let mut uncompared = Vec::new();
+    for disk in planned.disks {
+        match disk.level.parent.clone() {
+            Some(parent) => comparable.push((disk, parent)),
+            None => uncompared.push(why_not(&disk.disk.target, disk.level.reason, chains)),
+        }
+    }
+    let kept = chains.latest();
+    for before in kept.iter().flat_map(|kept| &kept.point.disks) {
+        let target = &before.target;
+        let of_disk = |finding: &&Finding| finding.disk.as_deref() == Some(target);
+        if survey.domain.disk(target).is_none() {
+            uncompared.push(UncomparedDisk {
+                target: target.clone(),
+                why: "the domain has no such disk any more".to_owned(),
+                meaning: Meaning::NothingToCompare,
+            });
+        } else if let Some(skipped) = planned.findings.iter().find(of_disk) {
+            uncompared.push(why_not(target, skipped.message.clone(), chains));
+        }
+    }
+    let is_of_disks = |finding: &Finding| finding.disk.is_some() || finding.code == "no-incremental";
+    Subjects {
+        comparable,
+        uncompared,
+        findings: planned.findings.into_iter().filter(is_of_disks).collect(),
+    }
+}
+
+/// What it means that a disk is not compared. A restore point that made a checkpoint of it promised that its bitmap would tell; one that made
+/// none promised nothing.
+fn why_not(target: &str, why: String, chains: &Chains) -> UncomparedDisk {
+    let latest = chains.latest_with(target);
+    let missed = latest.and_then(|kept| Some((kept, kept.missed_write(target)?)));
+    let was_checkpointed = latest
+        .and_then(|kept| kept.point.disk(target))
+        .is_some_and(|disk| disk.checkpointed);
+    let (meaning, why) = match missed {
+        Some((kept, missed)) => {
+            let why = format!(
+                "its bitmap missed a write, as a comparison with {} found on {}; the next backup of it is full",
+                kept.point.id, missed.found
+            );
+            (Meaning::MissedWrite, why)
+        }
+        None if was_checkpointed => (Meaning::NotComparable, why),
+        None => (Meaning::NothingToCompare, why),
+    };
+    UncomparedDisk {
+        target: target.to_owned(),
+        why,
+        meaning,
+    }
+}

@@ -1,0 +1,218 @@
+//! What the page cache holds of a repository's images once they were read: nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use vmsnap::model::stop::Stop;
+use vmsnap::ops::compare::{self, compare};
+use vmsnap::ops::monitor::Silent;
+use vmsnap::ops::restore::{self, Format};
+use vmsnap::ops::verify::{self, Which, verify};
+use vmsnap::ops::{Cause, Event, Monitor, PlaceWishes, Result};
+use vmsnap::testkit::{cached_bytes, forget_cached};
+
+use crate::lab::Lab;
+
+const MIB: usize = 1 << 20;
+const PAGE: usize = 4096;
+const SIZE: usize = 40 * MIB;
+
+/// Two restore points on a file system with a disk beneath: in memory a file's pages are the file.
+fn lab() -> Lab {
+    let mut lab = Lab::on_disk();
+    lab.host.add_domain("vm1", &[("vda", SIZE)]);
+    let mut bytes = vec![0; SIZE];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    lab.host.disk("vm1", "vda", |disk| disk.write(0, &bytes));
+    lab.backup("vm1").expect("a full");
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(3 * MIB, &bytes[..4 * MIB]));
+    lab.backup("vm1").expect("an increment");
+    lab
+}
+
+fn images(lab: &Lab) -> Vec<PathBuf> {
+    let kept = lab.history("vm1").kept;
+    kept.iter().map(|kept| kept.dir.join("vda.qcow2")).collect()
+}
+
+fn cached(path: &Path) -> usize {
+    cached_bytes(path)
+        .unwrap_or_else(|error| panic!("the file system of {} cannot tell: {error}", path.display()))
+}
+
+fn forget(image: &Path) {
+    forget_cached(image).expect("advice is taken");
+}
+
+fn assert_nothing_is_cached(lab: &Lab, after: &str) {
+    for image in images(lab) {
+        assert_eq!(cached(&image), 0, "bytes of {} after {after}", image.display());
+        forget(&image);
+    }
+}
+
+fn prove(lab: &Lab, deep: bool, monitor: &dyn Monitor, stop: &Stop) -> Result<verify::Outcome> {
+    let options = verify::Options {
+        which: Which::Latest,
+        deep,
+        not_since: None,
+        now: lab.now.timestamp(),
+    };
+    verify("vm1", &lab.repo, &options, monitor, stop)
+}
+
+fn restore(lab: &Lab, monitor: &dyn Monitor, stop: &Stop) -> Result<()> {
+    let to = lab.free_path();
+    let options = restore::Options {
+        at: "latest".to_owned(),
+        to: to.clone(),
+        disks: vec![],
+        format: Some(Format::Raw),
+        define: None,
+    };
+    let plan = restore::plan("vm1", &lab.repo, None, &options)?;
+    let restored = restore::restore("vm1", &lab.repo, plan, None, monitor, stop);
+    let _ = fs::remove_dir_all(to);
+    restored.map(|_| ())
+}
+
+#[test]
+fn the_test_sees_what_is_cached() {
+    let lab = lab();
+    let image = &images(&lab)[0];
+    let length = fs::read(image).expect("it can be read").len();
+    assert_eq!(cached(image), length.next_multiple_of(PAGE));
+    forget(image);
+    assert_eq!(cached(image), 0);
+}
+
+#[test]
+fn neither_verifications_nor_restores_leave_anything_of_an_image_in_the_page_cache() {
+    let lab = lab();
+    for image in images(&lab) {
+        forget(&image);
+    }
+    let stop = Stop::default();
+    assert!(prove(&lab, false, &Silent, &stop).expect("proved").is_sound());
+    assert_nothing_is_cached(&lab, "a verification");
+    assert!(prove(&lab, true, &Silent, &stop).expect("proved").is_sound());
+    assert_nothing_is_cached(&lab, "a deep verification");
+    restore(&lab, &Silent, &stop).expect("restored");
+    assert_nothing_is_cached(&lab, "a restore");
+}
+
+/// Asks to stop once a file whose name begins so, or a disk, is half read.
+struct Stopper<'a> {
+    file: &'static str,
+    stop: &'a Stop,
+}
+
+impl Monitor for Stopper<'_> {
+    fn event(&self, event: Event<'_>) {
+        let at = match event {
+            Event::FileAt { file, position, .. } if file.starts_with(self.file) => position,
+            Event::DiskAt { position, .. } => position,
+            _ => 0,
+        };
+        if at >= SIZE as u64 / 2 {
+            self.stop.request(2);
+        }
+    }
+}
+
+#[test]
+fn who_is_stopped_leaves_nothing_in_the_page_cache_either() {
+    let lab = lab();
+    for image in images(&lab) {
+        forget(&image);
+    }
+    type Verb = fn(&Lab, &dyn Monitor, &Stop) -> Result<()>;
+    let verbs: [(&str, &'static str, Verb); 3] = [
+        ("a verification", "vmsnap-backup-", |lab, monitor, stop| {
+            prove(lab, false, monitor, stop).map(|_| ())
+        }),
+        ("a deep verification", "disk vda", |lab, monitor, stop| {
+            prove(lab, true, monitor, stop).map(|_| ())
+        }),
+        ("a restore", "none", restore),
+    ];
+    for (name, file, verb) in verbs {
+        let stop = Stop::default();
+        let stopper = Stopper { file, stop: &stop };
+        let error = verb(&lab, &stopper, &stop).expect_err("it was asked to stop");
+        assert!(matches!(error.cause, Cause::Stopped(2)), "{name}: {error}");
+        assert_nothing_is_cached(&lab, name);
+    }
+}
+
+/// How many bytes this thread has let come from disks.
+fn read_from_disks() -> usize {
+    let counts = fs::read_to_string("/proc/thread-self/io").expect("the kernel counts what is read");
+    let line = counts.lines().find_map(|line| line.strip_prefix("read_bytes: "));
+    line.and_then(|count| count.parse().ok()).expect("a number")
+}
+
+#[test]
+fn what_is_proved_is_what_is_on_the_disk() {
+    let lab = lab();
+    let length: usize = images(&lab)
+        .iter()
+        .map(|image| fs::read(image).expect("it can be read").len())
+        .sum();
+    let before = read_from_disks();
+    assert!(
+        prove(&lab, false, &Silent, &Stop::default())
+            .expect("proved")
+            .is_sound()
+    );
+    let read = read_from_disks() - before;
+    assert!(read >= length, "{read} of {length} bytes came from the disk");
+}
+
+/// The most that is cached of an image while it is compared, in bytes, looked at a few times.
+struct Watcher<'a> {
+    image: &'a Path,
+    next: std::sync::Mutex<u64>,
+    most: std::sync::Mutex<usize>,
+}
+
+impl Monitor for Watcher<'_> {
+    fn event(&self, event: Event<'_>) {
+        let Event::FileAt { position, .. } = event else {
+            return;
+        };
+        let mut next = self.next.lock().expect("no panic");
+        if position >= *next {
+            *next += 10 * MIB as u64;
+            let mut most = self.most.lock().expect("no panic");
+            *most = cached(self.image).max(*most);
+            forget(self.image);
+        }
+    }
+}
+
+#[test]
+fn a_comparison_gives_back_what_it_has_read() {
+    let lab = lab();
+    let images = images(&lab);
+    images.iter().for_each(|image| forget(image));
+    let watcher = Watcher {
+        image: &images[0],
+        next: std::sync::Mutex::new(39 * MIB as u64),
+        most: std::sync::Mutex::new(0),
+    };
+    let options = compare::Options {
+        sample: None,
+        seed: 7,
+        places: PlaceWishes::default(),
+    };
+    let outcome = compare("vm1", &lab.context(&watcher), &options).expect("compared");
+    assert!(outcome.is_same() && outcome.disks[0].compared == (SIZE / MIB * 16) as u64);
+    assert_nothing_is_cached(&lab, "a comparison");
+    let most = watcher.most.into_inner().expect("no panic");
+    assert!(
+        most > 0 && most < 20 * MIB,
+        "{most} bytes after nearly all was read"
+    );
+}
