@@ -1,7 +1,7 @@
 //! The same work done by vmsnap and by its peers, side by side in one run, on throw-away domains of a real libvirtd.
 //!
 //! `make bench` installs what is missing and starts it. The environment can make it smaller: `BENCH_SIZE` (GiB of data, 4), `BENCH_ROUNDS` (3),
-//! `BENCH_WORK` (names of works, separated by commas; all of them). The result is a markdown table on stdout; how it gets on is told on stderr.
+//! `BENCH_WORK` (names of works, separated by commas; all of them), `BENCH_TOOLS` (programs beside vmsnap; all that are installed). The result is a markdown table on stdout; how it gets on is told on stderr.
 #![allow(
     clippy::disallowed_methods,
     clippy::print_stdout,

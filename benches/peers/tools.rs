@@ -14,6 +14,8 @@ pub enum Tool {
     Virtnbdbackup,
     QemuImg,
     Nbdcopy,
+    /// The same program reading in the disk's order, as whoever writes an image must.
+    NbdcopyInOrder,
     /// The calls that a comparison is held against.
     Virsh,
 }
@@ -26,6 +28,7 @@ impl Tool {
             Tool::Virtnbdbackup => "virtnbdbackup",
             Tool::QemuImg => "qemu-img convert -W -m 16 -t none",
             Tool::Nbdcopy => "nbdcopy, 4 × 64 × 1 MiB",
+            Tool::NbdcopyInOrder => "nbdcopy in the disk's order, 1 × 16 × 1 MiB",
             Tool::Virsh => "virsh",
         }
     }
@@ -35,14 +38,27 @@ impl Tool {
         tools.into_iter().filter(|tool| tool.is_installed()).collect()
     }
 
-    fn is_installed(self) -> bool {
-        let program = match self {
-            Tool::Vmsnap => return true,
+    /// Its program.
+    fn program(self) -> &'static str {
+        match self {
+            Tool::Vmsnap => "vmsnap",
             Tool::Virtnbdbackup => "virtnbdbackup",
             Tool::QemuImg => "qemu-img",
-            Tool::Nbdcopy => "nbdcopy",
+            Tool::Nbdcopy | Tool::NbdcopyInOrder => "nbdcopy",
             Tool::Virsh => "virsh",
-        };
+        }
+    }
+
+    /// Whether it is there, and wanted if only some are (`BENCH_TOOLS`).
+    fn is_installed(self) -> bool {
+        let program = self.program();
+        if self == Tool::Vmsnap {
+            return true;
+        }
+        let wanted = std::env::var("BENCH_TOOLS").unwrap_or_default();
+        if !wanted.is_empty() && !wanted.split(',').any(|name| name == program) {
+            return false;
+        }
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
         if !found {
@@ -132,13 +148,18 @@ pub fn qemu_img(format: &str, input: &str, output: &Path) -> Command {
     command("qemu-img", &words)
 }
 
-/// A copy to a raw file by `nbdcopy`, with the settings that are quickest on a disk that is not in the page cache.
-pub fn nbdcopy(uri: &str, output: &Path) -> Command {
+/// A copy to a raw file by `nbdcopy`: with the settings that are quickest on a disk that is not in the page cache, where four threads read at places
+/// 128 MiB apart, or in the disk's order.
+pub fn nbdcopy(tool: Tool, uri: &str, output: &Path) -> Command {
     let output = output.display().to_string();
+    let (connections, threads, requests) = match tool {
+        Tool::NbdcopyInOrder => ("--connections=1", "--threads=1", "--requests=16"),
+        _ => ("--connections=4", "--threads=4", "--requests=64"),
+    };
     let words = [
-        "--connections=4",
-        "--threads=4",
-        "--requests=64",
+        connections,
+        threads,
+        requests,
         "--request-size=1048576",
         "--flush",
         uri,

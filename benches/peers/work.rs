@@ -65,7 +65,13 @@ impl Bench {
 
     fn full(&self, title: String, size: u64, fill: Fill, prepare: fn(&Path)) -> Table {
         let source = Source::start(&self.daemon, "full", size, fill);
-        let tools = Tool::installed([Tool::Vmsnap, Tool::Virtnbdbackup, Tool::QemuImg, Tool::Nbdcopy]);
+        let tools = Tool::installed([
+            Tool::Vmsnap,
+            Tool::Virtnbdbackup,
+            Tool::QemuImg,
+            Tool::Nbdcopy,
+            Tool::NbdcopyInOrder,
+        ]);
         self.compare(title, &tools, |tool| {
             prepare(&source.image());
             let output = new_folder(&source, "output");
@@ -81,14 +87,14 @@ impl Bench {
 /// A full backup by one tool; nothing of ours is in the domain before.
 fn full_backup(tool: Tool, source: &Source, output: &Path) -> Sample {
     let job = match tool {
-        Tool::QemuImg | Tool::Nbdcopy => Some(source.begin_job()),
+        Tool::QemuImg | Tool::Nbdcopy | Tool::NbdcopyInOrder => Some(source.begin_job()),
         _ => None,
     };
     let uri = job.as_ref().map(|job| job.uri()).unwrap_or_default();
     let command = match tool {
         Tool::Virtnbdbackup => tools::virtnbdbackup(source, "full", output),
         Tool::QemuImg => tools::qemu_img("raw", &uri, &output.join("vda.qcow2")),
-        Tool::Nbdcopy => tools::nbdcopy(&uri, &output.join("vda.raw")),
+        Tool::Nbdcopy | Tool::NbdcopyInOrder => tools::nbdcopy(tool, &uri, &output.join("vda.raw")),
         Tool::Vmsnap | Tool::Virsh => tools::vmsnap_backup(source, output),
     };
     measure::run(vec![command], Some(source.qemu()), output)
