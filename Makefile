@@ -48,7 +48,7 @@ live: ## the tests on real domains alone (as root)
 	@scripts/setup.sh build demo test
 	$(CARGO) test --locked --test live
 
-bench: ## vmsnap beside virtnbdbackup, qemu-img and nbdcopy on throw-away domains (as root); BENCH_SIZE (GiB, 4), BENCH_ROUNDS (3), BENCH_WORK
+bench: ## vmsnap beside virtnbdbackup, qemu-img and nbdcopy on throw-away domains (as root); BENCH_SIZE (GiB, 4), BENCH_ROUNDS (3), BENCH_WORK, BENCH_TOOLS
 	@scripts/setup.sh build demo test
 	@scripts/setup.sh bench || echo "What is missing is left out." >&2
 	$(CARGO) bench --locked --bench peers
