@@ -404,7 +404,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             format!(
-                "sample.qcow2 has the digest {right}, recorded was {}",
+                "sample.qcow2 is not what was written: its digest is {right:.16}…, recorded was {:.16}…",
                 "00".repeat(32)
             )
         );

@@ -83,7 +83,7 @@ pub enum Error {
         expected: u64,
     },
     /// A file has not the digest that was recorded.
-    #[error("{} has the digest {actual}, recorded was {expected}", path.display())]
+    #[error("{} is not what was written: its digest is {actual:.16}…, recorded was {expected:.16}…", path.display())]
     Digest {
         /// The file.
         path: PathBuf,

@@ -127,7 +127,7 @@ impl Proof {
 
     fn doubts(&self) -> impl Iterator<Item = Doubt> {
         self.damage.iter().map(|note| Doubt {
-            what: format!("{} (found by the verification of {})", note.what, self.time),
+            what: format!("{} (found by the verification of {:.0})", note.what, self.time),
             concerns: note.concerns.clone(),
         })
     }

@@ -66,7 +66,9 @@ fn damage_is_named_ends_with_eleven_and_stops_no_other_domain() {
     let lines = stdout(&output);
     let lines: Vec<&str> = lines.lines().collect();
     assert!(
-        lines[0].starts_with(&format!("vm1: DAMAGED: {image} has the digest ")),
+        lines[0].starts_with(&format!(
+            "vm1: DAMAGED: {image} is not what was written: its digest is "
+        )),
         "{lines:?}"
     );
     assert!(lines[1].contains("stands upon"), "{lines:?}");

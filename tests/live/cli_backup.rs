@@ -121,6 +121,7 @@ fn assert_listed(repo: &Repo, name: &str, points: &[(Value, Vec<Vec<u8>>)]) {
         assert_eq!(object.remove("whole"), Some(true.into()));
         assert_eq!(object.remove("verified"), Some(Value::Null));
         assert_eq!(object.remove("doubt"), Some(Value::Null));
+        assert_eq!(object.remove("missedWrites"), Some(Value::Array(vec![])));
         assert_eq!(&listed, made);
         assert_eq!(made["parent"], parent);
         parent = made["id"].clone();

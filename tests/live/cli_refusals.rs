@@ -173,19 +173,19 @@ fn a_dry_run_changes_nothing() {
         let told: Finished = repo.backup(&[&name], &["--dry-run"]);
         assert_eq!(told.code, Some(0), "{told:#?}");
         assert!(
-            told.stdout.contains(&format!("{name}: a {level} backup into")),
+            told.stdout.contains(&format!("{name}: {level} backup into")),
             "{told:#?}"
         );
         assert!(told.stdout.contains(checkpoint), "{told:#?}");
     };
-    plan("full", "virtnbdbackup.0");
+    plan("a full", "virtnbdbackup.0");
     assert_eq!(repo.tree(), []);
     assert_eq!(machine.checkpoints(), [""; 0]);
 
     repo.back_up(&name, &[]);
     machine.change(0, 0, 65536, Change::Data(5));
     let before = (repo.tree(), machine.checkpoints());
-    plan("incremental", "virtnbdbackup.1");
+    plan("an incremental", "virtnbdbackup.1");
     assert_eq!((repo.tree(), machine.checkpoints()), before);
 
     let made = repo.back_up(&name, &[]);

@@ -72,7 +72,7 @@ fn why_not(target: &str, why: String, chains: &Chains) -> UncomparedDisk {
     let (meaning, why) = match missed {
         Some((kept, missed)) => {
             let why = format!(
-                "its bitmap missed a write, as a comparison with {} found on {}; the next backup of it is full",
+                "its bitmap missed a write, as a comparison with {} found on {:.0}; the next backup of it is full",
                 kept.point.id, missed.found
             );
             (Meaning::MissedWrite, why)

@@ -73,7 +73,9 @@ impl<'a> Prover<'a> {
             if found.is_empty() {
                 found = self.prove_image(&path, disk)?;
             } else if has_length(&path, file.size) {
-                found.extend(self.locate(&path, file)?);
+                let places = self.locate(&path, file)?;
+                found[0].offset = places.first().and_then(|place| place.offset);
+                found.extend(places);
                 found.extend(self.prove_image(&path, disk)?);
             }
             damage.extend(found.into_iter().map(|found| found.of_disk(&disk.target)));
@@ -302,7 +304,7 @@ fn damaged_range(path: &Path, range: &Range<u64>) -> Damage {
         path: Some(path.to_owned()),
         offset: Some(range.start),
         ..Damage::told(format!(
-            "{}: somewhere in the {} bytes from offset {} on it is not what was written",
+            "{}: it differs somewhere in the {} bytes from offset {} on",
             path.display(),
             range.end - range.start,
             range.start
