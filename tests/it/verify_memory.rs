@@ -12,7 +12,7 @@ use vmsnap::ops::verify::{Options, Outcome, Which, verify};
 use vmsnap::ops::{Cause, Event, Monitor};
 use vmsnap::repo::Missed;
 
-use crate::lab::{Lab, tree};
+use crate::lab::{CLUSTER, Lab, tree};
 use crate::verify::{all, flip, lab, options, run, words};
 
 fn deep(lab: &Lab) -> Options {
@@ -242,6 +242,36 @@ fn a_proof_under_another_name_than_its_own_counts_for_nothing() {
     flip(&image, 70_000, 0);
     assert!(!all(&lab).is_sound());
     assert!(listed(&lab)[2].doubt.is_some());
+}
+
+/// Asks for a stop as soon as a file whose name ends so has been read.
+struct StopBehind<'a>(&'a Stop, &'a str);
+
+impl Monitor for StopBehind<'_> {
+    fn event(&self, event: Event<'_>) {
+        if let Event::FileEnds { file, .. } = event
+            && file.ends_with(self.1)
+        {
+            self.0.request(2);
+        }
+    }
+}
+
+#[test]
+fn damage_is_told_and_remembered_though_a_stop_comes_before_its_place_is_known() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 40 * CLUSTER)]);
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(0, &[5; 40 * CLUSTER]));
+    lab.backup("vm1").expect("a restore point");
+    flip(&lab.history("vm1").kept[0].dir.join("vda.qcow2"), 2_200_000, 0);
+    let stop = Stop::default();
+    let monitor = StopBehind(&stop, "vda.qcow2");
+    let outcome = verify("vm1", &lab.repo, &options(&lab, Which::All), &monitor, &stop);
+    let outcome = outcome.expect("something was found");
+    assert!(words(&outcome).contains("vda.qcow2"), "{}", words(&outcome));
+    assert!(outcome.ended.is_some());
+    assert!(listed(&lab)[0].doubt.is_some());
 }
 
 /// Asks for a stop as soon as the file whose name ends so is read.

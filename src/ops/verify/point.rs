@@ -63,22 +63,26 @@ impl<'a> Prover<'a> {
     pub(super) fn prove(&mut self, kept: &Kept, deep: bool, damage: &mut Vec<Damage>) -> Result<()> {
         for file in &kept.manifest.files {
             let path = kept.dir.join(&file.name);
-            let mut found: Vec<Damage> = self.prove_file(&path, file)?.into_iter().collect();
             let mut disks = kept.manifest.point.disks.iter();
-            let Some(disk) = disks.find(|disk| disk.image == file.name) else {
-                damage.extend(found);
-                continue;
+            let disk = disks.find(|disk| disk.image == file.name);
+            let of_disk = |found: Damage| match disk {
+                Some(disk) => found.of_disk(&disk.target),
+                None => found,
             };
-            // Of an image that is not what was written, pieces and structure may still tell where.
-            if found.is_empty() {
-                found = self.prove_image(&path, disk)?;
-            } else if has_length(&path, file.size) {
+            // Each is there as soon as it is found: whatever is looked at next may be stopped.
+            let before = damage.len();
+            damage.extend(self.prove_file(&path, file)?.map(of_disk));
+            let Some(disk) = disk else { continue };
+            if damage.len() > before {
+                if !has_length(&path, file.size) {
+                    continue;
+                }
+                // Of an image that is not what was written, pieces and structure may still tell where.
                 let places = self.locate(&path, file)?;
-                found[0].offset = places.first().and_then(|place| place.offset);
-                found.extend(places);
-                found.extend(self.prove_image(&path, disk)?);
+                damage[before].offset = places.first().and_then(|place| place.offset);
+                damage.extend(places.into_iter().map(of_disk));
             }
-            damage.extend(found.into_iter().map(|found| found.of_disk(&disk.target)));
+            damage.extend(self.prove_image(&path, disk)?.into_iter().map(of_disk));
         }
         if let Some((path, file)) = checkpoint_file(kept) {
             damage.extend(self.prove_file(&path, file)?);
