@@ -252,7 +252,7 @@ impl Verification<'_> {
         }
         let disks = damage.iter().filter_map(|damage| damage.disk.as_ref());
         self.damaged.extend(disks.map(|disk| (id.clone(), disk.clone())));
-        self.remember(kept, deep && proved.is_ok(), &damage);
+        self.remember(kept, deep, &damage, proved.is_ok());
         self.outcome.points.push(ProvedPoint {
             id: id.clone(),
             skipped: None,
@@ -261,12 +261,20 @@ impl Verification<'_> {
         proved
     }
 
-    /// A result that cannot be remembered is a result all the same.
-    fn remember(&mut self, kept: &Kept, deep: bool, damage: &[Damage]) {
+    /// A result that cannot be remembered is a result all the same. One that is not complete forgets nothing of what was known.
+    fn remember(&mut self, kept: &Kept, deep: bool, damage: &[Damage], is_complete: bool) {
         let known = kept.proof.as_ref();
         // What a restore point only inherits is remembered where it comes from.
         let own = damage.iter().filter(|damage| damage.upon.is_none());
-        let notes: Vec<DamageNote> = own.map(DamageNote::from).collect();
+        let mut notes: Vec<DamageNote> = own.map(DamageNote::from).collect();
+        if !is_complete && notes.is_empty() {
+            return;
+        }
+        if !is_complete {
+            let known = known.iter().flat_map(|known| &known.damage);
+            let others: Vec<DamageNote> = known.filter(|note| !notes.contains(note)).cloned().collect();
+            notes.extend(others);
+        }
         let proof = Proof {
             id: kept.manifest.point.id.clone(),
             manifest: kept.manifest.digest.clone(),

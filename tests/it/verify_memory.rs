@@ -274,6 +274,49 @@ fn damage_is_told_and_remembered_though_a_stop_comes_before_its_place_is_known()
     assert!(listed(&lab)[0].doubt.is_some());
 }
 
+#[test]
+fn a_verification_that_was_stopped_does_not_forget_the_damage_that_it_did_not_come_to() {
+    let mut lab = lab();
+    let first = lab.history("vm1").kept[0].dir.clone();
+    for image in ["vda.qcow2", "vdb.qcow2"] {
+        flip(&first.join(image), 70_000, 0);
+    }
+    assert!(!all(&lab).is_sound());
+    lab.pass(Span::new().hours(1));
+    let stop = Stop::default();
+    let monitor = StopBehind(&stop, "vda.qcow2");
+    let outcome = verify("vm1", &lab.repo, &options(&lab, Which::All), &monitor, &stop);
+    assert!(outcome.expect("something was found").ended.is_some());
+    let chains = lab.history("vm1").chains;
+    let id = &chains.points()[0].point.id;
+    assert!(chains.doubt(id, "vda").is_some() && chains.doubt(id, "vdb").is_some());
+}
+
+#[test]
+fn a_restore_point_that_was_not_read_to_its_end_is_not_remembered_as_sound_for_what_it_stands_upon() {
+    let lab = lab();
+    let kept = lab.history("vm1").kept;
+    flip(&kept[0].dir.join("vda.qcow2"), 70_000, 0);
+    let second = kept[1]
+        .dir
+        .file_name()
+        .expect("a name")
+        .to_string_lossy()
+        .into_owned();
+    let stop = Stop::default();
+    let file = format!("{second}/vda.qcow2");
+    let outcome = verify(
+        "vm1",
+        &lab.repo,
+        &options(&lab, Which::All),
+        &StopBehind(&stop, &file),
+        &stop,
+    );
+    assert!(outcome.expect("something was found").ended.is_some());
+    let proved: Vec<bool> = listed(&lab).iter().map(|point| point.proof.is_some()).collect();
+    assert_eq!(proved, [true, false, false]);
+}
+
 /// Asks for a stop as soon as the file whose name ends so is read.
 struct StopAt<'a>(&'a Stop, &'a str);
 
