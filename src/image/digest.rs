@@ -9,12 +9,14 @@ use std::path::Path;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use blake3::{Hash, Hasher};
 
-use super::{Error, Result};
+use super::{Error, Result, cache};
 use crate::model::block::{CLUSTER, Pieces};
 use crate::model::stop::Stop;
 
 /// Length of the pieces of a file that is not too long for it, in bytes.
 const SHORTEST_PIECE: u64 = 1 << 20;
+/// So much is read before its pages are given back, in bytes.
+const STRETCH: u64 = 8 << 20;
 /// When a file has so many pieces, pairs of them become one. An even number.
 const MOST_PIECES: usize = 1024;
 
@@ -142,7 +144,8 @@ fn subtree_at(offset: u64) -> Hasher {
     hasher
 }
 
-/// Which bytes of a file are in pieces that are not what they were: ranges that do not touch, at most `most` of them.
+/// Which bytes of a file are in pieces that are not what they were: ranges that do not touch, at most `most` of them. Leaves nothing of the file in the
+/// page cache.
 ///
 /// # Errors
 /// Whatever reading the file meets, or the wish to stop.
@@ -153,45 +156,60 @@ pub fn damaged_ranges(
     most: usize,
     stop: &Stop,
 ) -> Result<Vec<Range<u64>>> {
-    let mut buffer = vec![0; 256 * 1024];
     let mut found: Vec<Range<u64>> = Vec::new();
     for (number, expected) in (0..).zip(&pieces.digests) {
         let begin = number * pieces.size;
-        let mut hasher = subtree_at(begin);
-        let mut at = begin;
-        while at < begin + pieces.size {
-            if stop.requested() {
-                return Err(Error::Stopped);
-            }
-            let room = (begin + pieces.size - at).min(buffer.len() as u64);
-            let part = &mut buffer[..usize::try_from(room).unwrap_or(0)];
-            match file.read_at(part, at) {
-                Ok(0) => break,
-                Ok(count) => {
-                    hasher.update(&part[..count]);
-                    at += count as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::io("read", path, at, error)),
-            }
-        }
-        if at == begin {
-            // The file has been cut off meanwhile.
-            found.push(begin..begin + pieces.size);
-            break;
-        }
-        if hasher.finalize_non_root() == *expected {
+        let (end, digest) = read_piece(file, path, begin..begin + pieces.size, stop)?;
+        // What a file lacks is told by its length.
+        let Some(digest) = digest else { break };
+        if digest == *expected {
             continue;
         }
         if let Some(last) = found.last_mut().filter(|last| last.end == begin) {
-            last.end = at;
+            last.end = end;
         } else if found.len() < most {
-            found.push(begin..at);
+            found.push(begin..end);
         } else {
             break;
         }
     }
     Ok(found)
+}
+
+/// The end of a piece, which the file's end may cut short, and its digest; none where nothing of it is there.
+fn read_piece(
+    file: &File,
+    path: &Path,
+    piece: Range<u64>,
+    stop: &Stop,
+) -> Result<(u64, Option<ChainingValue>)> {
+    let mut buffer = vec![0; 256 * 1024];
+    let mut hasher = subtree_at(piece.start);
+    let (mut at, mut released) = (piece.start, piece.start);
+    while at < piece.end {
+        if stop.requested() {
+            cache::forget(file);
+            return Err(Error::Stopped);
+        }
+        let room = (piece.end - at).min(buffer.len() as u64);
+        let part = &mut buffer[..usize::try_from(room).unwrap_or(0)];
+        match file.read_at(part, at) {
+            Ok(0) => break,
+            Ok(count) => {
+                hasher.update(&part[..count]);
+                at += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io("read", path, at, error)),
+        }
+        if at - released >= STRETCH {
+            cache::forget_until(file, released, at);
+            released = at;
+        }
+    }
+    cache::forget_until(file, released, at);
+    let digest = (at > piece.start).then(|| hasher.finalize_non_root());
+    Ok((at, digest))
 }
 
 /// Length in bytes and BLAKE3 digest in hexadecimal of a whole file, read in pieces from its start.
@@ -285,10 +303,7 @@ mod tests {
                 .expect("it can be read");
         assert_eq!(alone, std::slice::from_ref(&(0..3 * MIB)));
         bytes.truncate(3 * MIB as usize);
-        assert_eq!(
-            damaged(&bytes, &pieces).last().map(|range| range.start),
-            Some(3 * MIB)
-        );
+        assert_eq!(damaged(&bytes, &pieces), std::slice::from_ref(&(0..3 * MIB)));
     }
 
     #[test]

@@ -102,6 +102,26 @@ fn neither_verifications_nor_restores_leave_anything_of_an_image_in_the_page_cac
     assert_nothing_is_cached(&lab, "a restore");
 }
 
+/// A damaged image is read once more, to tell where.
+#[test]
+fn nothing_of_a_damaged_image_stays_in_the_page_cache_either() {
+    let lab = lab();
+    let image = &images(&lab)[0];
+    let mut bytes = fs::read(image).expect("it can be read");
+    bytes[20 * MIB] ^= 1;
+    fs::write(image, bytes).expect("it can be written");
+    fs::File::open(image)
+        .and_then(|file| file.sync_all())
+        .expect("it can be synced");
+    forget(image);
+    assert!(
+        !prove(&lab, true, &Silent, &Stop::default())
+            .expect("proved")
+            .is_sound()
+    );
+    assert_nothing_is_cached(&lab, "a verification that found damage");
+}
+
 /// Asks to stop once a file whose name begins so, or a disk, is half read.
 struct Stopper<'a> {
     file: &'static str,
