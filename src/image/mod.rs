@@ -40,8 +40,17 @@ pub enum Error {
     /// The user asked to stop.
     #[error("stopped on request")]
     Stopped,
+    /// A file could not be opened.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// A file could not be read or written.
-    #[error("cannot {operation} {}{}", path.display(), place(operation, *offset))]
+    #[error("cannot {operation} {} at offset {offset}", path.display())]
     Io {
         /// What was being done, as a verb.
         operation: &'static str,
@@ -144,7 +153,9 @@ impl Error {
     pub fn kind(&self) -> BlockErrorKind {
         match self {
             Error::Stopped => BlockErrorKind::Stopped,
-            Error::Io { source, .. } => BlockError::io("", io::Error::from(source.kind())).kind,
+            Error::Open { source, .. } | Error::Io { source, .. } => {
+                BlockError::io("", io::Error::from(source.kind())).kind
+            }
             Error::Format { source, .. } if source.is_unsupported() => BlockErrorKind::Invalid,
             Error::Format { .. } | Error::Truncated { .. } | Error::Length { .. } | Error::Digest { .. } => {
                 BlockErrorKind::Damaged
@@ -174,18 +185,12 @@ impl From<Error> for BlockError {
         let what = error.to_string();
         // The message is taken over, so what lies beneath is handed on and not the error itself: nothing is said twice.
         match error {
-            Error::Io { source, .. } => BlockError::from_source(kind, what, source),
+            Error::Open { source, .. } | Error::Io { source, .. } => {
+                BlockError::from_source(kind, what, source)
+            }
             Error::Format { source, .. } => BlockError::from_source(kind, what, source),
             _ => BlockError::new(kind, what),
         }
-    }
-}
-
-/// Where in a file something failed, for a message: a file that could not be opened has no such place.
-fn place(operation: &str, offset: u64) -> String {
-    match operation {
-        "open" => String::new(),
-        _ => format!(" at offset {offset}"),
     }
 }
 

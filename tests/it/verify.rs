@@ -166,11 +166,20 @@ fn a_missing_swapped_cut_or_prolonged_file_is_found() {
                 Some(content) => fs::write(path, content).expect("it can be written"),
                 None => fs::remove_file(path).expect("it is there"),
             }
-            let told = words(&all(&lab));
+            let outcome = all(&lab);
+            let told = words(&outcome);
             assert!(
                 told.contains(path.to_str().expect("a plain path")),
                 "case {case} of {}: {told}",
                 path.display()
+            );
+            let mut of_file = outcome
+                .all_damage()
+                .filter(|damage| damage.path.as_ref() == Some(path));
+            let has_place = of_file.any(|damage| damage.offset.is_some());
+            assert!(
+                case > 0 || !has_place,
+                "a file that is missing is damaged nowhere"
             );
         }
         fs::write(path, bytes).expect("it can be written");

@@ -123,8 +123,8 @@ impl<'a> Prover<'a> {
                 position,
             });
         };
-        let opened = open_file(path).map_err(|error| image::Error::io("open", path, 0, error));
-        let proved = opened.and_then(|opened| verify_file(opened, path, &recorded, self.stop, &mut progress));
+        let proved =
+            open_file(path).and_then(|file| verify_file(file, path, &recorded, self.stop, &mut progress));
         self.bytes += read;
         self.monitor.event(Event::FileEnds { domain, file });
         match proved {
@@ -138,8 +138,8 @@ impl<'a> Prover<'a> {
         let Some(pieces) = entry.pieces() else {
             return Ok(Vec::new());
         };
-        let opened = open_file(path).map_err(|error| image::Error::io("open", path, 0, error));
-        let ranges = opened.and_then(|file| damaged_ranges(&file, path, &pieces, MOST_RANGES, self.stop));
+        let ranges =
+            open_file(path).and_then(|file| damaged_ranges(&file, path, &pieces, MOST_RANGES, self.stop));
         match ranges {
             Ok(ranges) => Ok(ranges
                 .into_iter()
@@ -151,8 +151,7 @@ impl<'a> Prover<'a> {
 
     /// The structure of an image, and that it says of itself what the manifest says.
     fn prove_image(&self, path: &Path, disk: &DiskPoint) -> Result<Vec<Damage>> {
-        let opened = open_file(path).map_err(|error| image::Error::io("open", path, 0, error));
-        let image = match opened.and_then(|file| Image::open(file, path)) {
+        let image = match open_file(path).and_then(|file| Image::open(file, path)) {
             Ok(image) => image,
             Err(error) => return self.damage(path, error).map(|damage| vec![damage]),
         };
@@ -287,19 +286,23 @@ impl<'a> Prover<'a> {
 }
 
 /// Opens a file that has to be one: what a link leads to is no part of the repository, and a pipe would be waited for.
-fn open_file(path: &Path) -> io::Result<File> {
+fn open_file(path: &Path) -> image::Result<File> {
+    let failed = |source| image::Error::Open {
+        path: path.to_owned(),
+        source,
+    };
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = OpenOptions::new()
+    let opened = OpenOptions::new()
         .read(true)
         .custom_flags(flags.bits().cast_signed())
-        .open(path)
-        .map_err(|error| match path.is_symlink() {
-            true => io::Error::other("it is a link, not a file"),
-            false => error,
-        })?;
-    match file.metadata()?.is_file() {
+        .open(path);
+    let file = match opened {
+        Err(_) if path.is_symlink() => return Err(failed(io::Error::other("it is a link, not a file"))),
+        opened => opened.map_err(failed)?,
+    };
+    match file.metadata().map_err(failed)?.is_file() {
         true => Ok(file),
-        false => Err(io::Error::other("it is not a file")),
+        false => Err(failed(io::Error::other("it is not a file"))),
     }
 }
 
