@@ -208,6 +208,12 @@ fn what_a_newer_vmsnap_has_written_ends_with_three() {
         );
         assert!(!stdout(&output).contains("DAMAGED"), "{output:?}");
     }
+    // An older one is sound; of the domain that is not all.
+    let older = lab.history("vm1").kept[0].manifest.point.id.clone();
+    let output = vmsnap(&lab, &["vm1", "--at", &older, "--json"]);
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    assert_eq!(document["domains"][0]["outcome"], "incomplete", "{document}");
+    assert_eq!(document["exitCode"], 3);
 }
 
 #[test]

@@ -9,19 +9,7 @@ use vmsnap::ops::verify::{Options, Outcome, Which, verify};
 use vmsnap::ops::{Cause, Class};
 use vmsnap::repo::Manifest;
 
-use crate::lab::{CLUSTER, Lab};
-
-/// A full restore point and two incremental ones.
-fn lab() -> Lab {
-    let mut lab = Lab::new();
-    lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
-    for round in 0..3u8 {
-        lab.host
-            .disk("vm1", "vda", |disk| disk.write(0, &[round + 1; 3000]));
-        lab.backup("vm1").expect("a restore point");
-    }
-    lab
-}
+use crate::lab::Lab;
 
 fn proved(lab: &Lab) -> Outcome {
     let options = Options {
@@ -65,7 +53,7 @@ fn change_data(lab: &Lab, index: usize) {
 
 #[test]
 fn a_parent_with_other_data_and_right_digests_is_another_restore_point() {
-    let mut lab = lab();
+    let mut lab = Lab::with_three_points();
     change_data(&lab, 0);
     let outcome = proved(&lab);
     let sound: Vec<bool> = outcome
@@ -98,7 +86,7 @@ fn a_parent_with_other_data_and_right_digests_is_another_restore_point() {
 
 #[test]
 fn what_is_not_older_is_nobodys_parent() {
-    let lab = lab();
+    let lab = Lab::with_three_points();
     rewrite(&lab, 2, |manifest| manifest.point.sequence = 1);
     let history = lab.history("vm1");
     let faults: Vec<String> = history
@@ -115,7 +103,7 @@ fn what_is_not_older_is_nobodys_parent() {
 
 #[test]
 fn manifests_of_earlier_versions_name_no_parents_digest_and_are_sound() {
-    let mut lab = lab();
+    let mut lab = Lab::with_three_points();
     for index in [0, 1, 2] {
         rewrite(&lab, index, |manifest| {
             for disk in &mut manifest.point.disks {
@@ -133,7 +121,7 @@ fn manifests_of_earlier_versions_name_no_parents_digest_and_are_sound() {
 
 #[test]
 fn a_manifest_of_a_newer_format_is_no_damage_and_is_not_remembered_as_such() {
-    let lab = lab();
+    let lab = Lab::with_three_points();
     let manifest = lab.history("vm1").kept[2].dir.join("manifest.json");
     let text = fs::read_to_string(&manifest).expect("a manifest");
     fs::write(&manifest, text.replacen("\"format\": 1", "\"format\": 9", 1)).expect("written");

@@ -15,18 +15,6 @@ use vmsnap::repo::Leftover;
 
 use crate::lab::{CLUSTER, Lab};
 
-/// A full restore point and two incremental ones.
-fn lab() -> Lab {
-    let mut lab = Lab::new();
-    lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
-    for round in 0..3u8 {
-        lab.host
-            .disk("vm1", "vda", |disk| disk.write(0, &[round + 1; 3000]));
-        lab.backup("vm1").expect("a restore point");
-    }
-    lab
-}
-
 fn dir(lab: &Lab, index: usize) -> PathBuf {
     lab.history("vm1").kept[index].dir.clone()
 }
@@ -74,7 +62,7 @@ fn a_whole_restore_point_that_is_missing_is_told_wherever_it_stood() {
             },
         ];
         for (way, remove) in removals.into_iter().enumerate() {
-            let lab = lab();
+            let lab = Lab::with_three_points();
             let gone = dir(&lab, index);
             let stem = gone.with_extension("").display().to_string();
             remove(&gone);
@@ -90,7 +78,7 @@ fn a_whole_restore_point_that_is_missing_is_told_wherever_it_stood() {
 
 #[test]
 fn a_missing_restore_point_is_told_once_and_is_in_no_backups_way() {
-    let mut lab = lab();
+    let mut lab = Lab::with_three_points();
     let gone = dir(&lab, 2);
     fs::remove_dir_all(&gone).expect("removed");
     let found = damage(&lab);
@@ -122,7 +110,7 @@ fn a_missing_restore_point_is_told_once_and_is_in_no_backups_way() {
 
 #[test]
 fn the_id_of_a_restore_point_that_has_gone_is_not_given_again() {
-    let mut lab = lab();
+    let mut lab = Lab::with_three_points();
     let gone = dir(&lab, 2);
     fs::remove_dir_all(&gone).expect("removed");
     lab.pass(Span::new().minutes(-10));
@@ -133,7 +121,7 @@ fn the_id_of_a_restore_point_that_has_gone_is_not_given_again() {
 
 #[test]
 fn a_finished_restore_point_that_calls_itself_unfinished_is_not_removed() {
-    let mut lab = lab();
+    let mut lab = Lab::with_three_points();
     let finished = dir(&lab, 2);
     let renamed = finished.with_extension("partial");
     fs::rename(&finished, &renamed).expect("renamed");
@@ -146,7 +134,7 @@ fn a_finished_restore_point_that_calls_itself_unfinished_is_not_removed() {
 
 #[test]
 fn what_a_killed_run_leaves_is_missed_by_nobody() {
-    let mut lab = lab();
+    let mut lab = Lab::with_three_points();
     // Before its commit: a whole restore point, but for its name.
     let third = dir(&lab, 2);
     let partial = third.with_extension("partial");
@@ -164,7 +152,7 @@ fn what_a_killed_run_leaves_is_missed_by_nobody() {
 
 #[test]
 fn a_repository_of_an_earlier_version_misses_nothing_until_the_next_backup() {
-    let mut lab = lab();
+    let mut lab = Lab::with_three_points();
     let kept = [0, 1, 2].map(|index| dir(&lab, index));
     fs::remove_dir_all(kept[0].parent().expect("a period").join(".committed")).expect("removed");
     assert_eq!(damage(&lab), [""; 0]);
@@ -175,7 +163,7 @@ fn a_repository_of_an_earlier_version_misses_nothing_until_the_next_backup() {
 
 #[test]
 fn a_pruned_period_is_missed_by_nobody() {
-    let mut lab = lab();
+    let mut lab = Lab::with_three_points();
     lab.at("2026-12-20T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("a full");
     lab.at("2026-12-21T02:00:00+01:00[Europe/Berlin]");
@@ -186,14 +174,14 @@ fn a_pruned_period_is_missed_by_nobody() {
 
 #[test]
 fn an_unreadable_manifest_is_told_once_though_its_commit_is_known() {
-    let lab = lab();
+    let lab = Lab::with_three_points();
     fs::write(dir(&lab, 2).join("manifest.json"), "{").expect("written");
     assert_eq!(damage(&lab).len(), 1);
 }
 
 #[test]
 fn a_period_that_is_a_link_to_nowhere_is_told() {
-    let mut lab = lab();
+    let mut lab = Lab::with_three_points();
     let period = dir(&lab, 0).parent().expect("a period").to_owned();
     lab.at("2026-12-02T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("a full in December");
@@ -208,7 +196,7 @@ fn a_period_that_is_a_link_to_nowhere_is_told() {
 #[test]
 fn a_domain_whose_folder_cannot_be_read_is_named_and_no_other_stopped() {
     for target in ["vm1", "/nowhere/at/all"] {
-        let mut lab = lab();
+        let mut lab = Lab::with_three_points();
         lab.host.add_domain("vm2", &[("vda", CLUSTER)]);
         lab.backup("vm2").expect("a full");
         let folder = lab.repo.root().join("vm1");
@@ -226,7 +214,7 @@ fn a_domain_whose_folder_cannot_be_read_is_named_and_no_other_stopped() {
 
 #[test]
 fn a_manifest_that_is_a_link_is_not_read() {
-    let lab = lab();
+    let lab = Lab::with_three_points();
     let manifest = dir(&lab, 2).join("manifest.json");
     let elsewhere = lab.folder.path().join("manifest.json");
     fs::rename(&manifest, &elsewhere).expect("moved");
@@ -237,7 +225,7 @@ fn a_manifest_that_is_a_link_is_not_read() {
 
 #[test]
 fn an_image_that_is_a_link_is_called_that() {
-    let lab = lab();
+    let lab = Lab::with_three_points();
     let image = dir(&lab, 2).join("vda.qcow2");
     let elsewhere = lab.folder.path().join("vda.qcow2");
     fs::rename(&image, &elsewhere).expect("moved");

@@ -49,6 +49,18 @@ impl Lab {
         Lab::in_folder(folder, Arc::new(DiskStore))
     }
 
+    /// A lab with a full restore point and two incremental ones of a domain with one disk.
+    pub fn with_three_points() -> Lab {
+        let mut lab = Lab::new();
+        lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
+        for round in 0..3u8 {
+            lab.host
+                .disk("vm1", "vda", |disk| disk.write(0, &[round + 1; 3000]));
+            lab.backup("vm1").expect("a restore point");
+        }
+        lab
+    }
+
     /// Another lab in the same state, which goes its own way from now on.
     pub fn fork(&self) -> Lab {
         let folder = folder_in_memory();

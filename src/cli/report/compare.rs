@@ -1,7 +1,7 @@
 //! What `vmsnap verify --compare-live` shows.
 
-use super::finding_tree;
 use super::tree::Tree;
+use super::{domains_json, finding_tree};
 use crate::cli::exit_code::ExitCode;
 use crate::model::text::shown;
 use crate::ops::compare::{Meaning, Outcome, Verdict};
@@ -89,11 +89,5 @@ pub fn json(done: &[(String, Outcome)], unmatched: &[String], code: ExitCode) ->
             ("findings", Tree::List(findings.collect())),
         ])
     });
-    let document = Tree::map([
-        ("schema", Tree::Number(1)),
-        ("domains", Tree::List(domains.collect())),
-        ("unmatched", Tree::texts(unmatched)),
-        ("exitCode", Tree::Number(code.number().unsigned_abs().into())),
-    ]);
-    document.json(false) + "\n"
+    domains_json(domains.collect(), unmatched, code)
 }

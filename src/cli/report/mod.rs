@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use tree::Tree;
 
+use crate::cli::exit_code::ExitCode;
 use crate::model::chain::MissedWrite;
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
@@ -183,6 +184,17 @@ fn table(rows: &[Vec<String>], right: &[usize]) -> String {
 fn missed_sentence(missed: &MissedWrite) -> String {
     let day = missed.found.strftime("%Y-%m-%d");
     format!("{}: its bitmap missed a write, found {day}", shown(&missed.disk))
+}
+
+/// The outcomes of several domains as one JSON document.
+fn domains_json(domains: Vec<Tree>, unmatched: &[String], code: ExitCode) -> String {
+    let document = Tree::map([
+        ("schema", Tree::Number(1)),
+        ("domains", Tree::List(domains)),
+        ("unmatched", Tree::texts(unmatched)),
+        ("exitCode", Tree::Number(code.number().unsigned_abs().into())),
+    ]);
+    document.json(false) + "\n"
 }
 
 fn finding_tree(finding: &Finding) -> Tree {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::finding_tree;
 use super::tree::Tree;
+use super::{domains_json, finding_tree};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::text::shown;
@@ -83,10 +83,10 @@ pub fn json(done: &[Proved], unmatched: &[String], code: ExitCode) -> String {
             ("domain", Tree::text(&proved.domain)),
             (
                 "outcome",
-                Tree::text(match (outcome.is_sound(), &outcome.ended) {
-                    (false, _) => "damaged",
-                    (true, Some(_)) => "incomplete",
-                    (true, None) => "sound",
+                Tree::text(match outcome.is_sound() {
+                    false => "damaged",
+                    true if outcome.ended.is_some() || outcome.needs_newer() => "incomplete",
+                    true => "sound",
                 }),
             ),
             ("bytesRead", Tree::Number(outcome.bytes)),
@@ -108,13 +108,7 @@ pub fn json(done: &[Proved], unmatched: &[String], code: ExitCode) -> String {
             ),
         ])
     });
-    let document = Tree::map([
-        ("schema", Tree::Number(1)),
-        ("domains", Tree::List(domains.collect())),
-        ("unmatched", Tree::texts(unmatched)),
-        ("exitCode", Tree::Number(code.number().unsigned_abs().into())),
-    ]);
-    document.json(false) + "\n"
+    domains_json(domains.collect(), unmatched, code)
 }
 
 fn point_tree(point: &ProvedPoint) -> Tree {

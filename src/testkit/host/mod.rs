@@ -28,6 +28,7 @@ struct State {
     fail_begin: bool,
     /// The next job is begun when nobody waits for it any more.
     begin_late: bool,
+    /// The daemon dies between the bitmaps of the next job's checkpoint and its record.
     begin_half: bool,
     late: Option<(String, BackupRequest)>,
     fail_removal_of: Option<String>,
