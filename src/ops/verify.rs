@@ -16,7 +16,7 @@ use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::stop::Stop;
 use crate::model::text::with_sources;
-use crate::repo::history::{self, Kept, WRITTEN_BY_A_NEWER_VMSNAP};
+use crate::repo::history::{self, Kept, WRITTEN_BY_A_NEWER_VMSNAP, is_gone};
 use crate::repo::{DamageNote, DomainRepository, History, RepoError, Repository};
 
 pub use crate::repo::Proof;
@@ -226,12 +226,10 @@ impl Verification<'_> {
     /// Proves one restore point and remembers what was found, also when an error ends it.
     fn prove(&mut self, kept: &Kept) -> Result<()> {
         let id = &kept.manifest.point.id;
-        let deep = self.options.deep && self.chosen.contains(id);
+        let deep = self.is_deep(id);
         let inherited = inherited(&kept.manifest.point, &self.damaged);
-        if let Some(time) = proved_before(kept.proof.as_ref(), self.options, deep)
+        if let Some(time) = self.proved_enough(kept)
             && inherited.is_empty()
-            && self.history.chains.faults(id).is_empty()
-            && point::has_checkpoint(kept)
         {
             self.outcome.points.push(ProvedPoint {
                 id: id.clone(),
@@ -242,23 +240,90 @@ impl Verification<'_> {
         }
         let mut damage = inherited;
         let proved = self.prover.prove(kept, deep, &mut damage);
-        if !kept.dir.is_dir() {
+        if self.is_pruned(kept)? {
             let what = format!("restore point {id} was removed while it was being verified");
             self.tell(Finding::new("removed-meanwhile", what));
             return proved;
         }
-        if proved.is_err() && damage.is_empty() {
-            return proved;
+        let proved = match proved {
+            Ok(()) if deep && !damage.is_empty() => self.look_beneath(kept, &mut damage),
+            proved => proved,
+        };
+        self.book(kept, deep, damage, proved.is_ok());
+        proved
+    }
+
+    fn is_deep(&self, id: &String) -> bool {
+        self.options.deep && self.chosen.contains(id)
+    }
+
+    /// When a restore point had been proved before, if that is enough by itself.
+    fn proved_enough(&self, kept: &Kept) -> Option<Timestamp> {
+        let id = &kept.manifest.point.id;
+        let time = proved_before(kept.proof.as_ref(), self.options, self.is_deep(id))?;
+        (self.history.chains.faults(id).is_empty() && point::has_checkpoint(kept)).then_some(time)
+    }
+
+    /// Proves those that a restore point stands upon and that were skipped, and whose images a deep reading has gone through and met damage: it has
+    /// to be told of the one whose image it is. What then turns out to be inherited takes the place of what was found.
+    fn look_beneath(&mut self, kept: &Kept, damage: &mut Vec<Damage>) -> Result<()> {
+        let point = &kept.manifest.point;
+        let beneath = with_parents(self.history, std::slice::from_ref(&point.id));
+        let was_skipped = |proved: &ProvedPoint| proved.skipped.is_some() && beneath.contains(&proved.id);
+        let skipped = self.outcome.points.iter().filter(|proved| was_skipped(proved));
+        for id in skipped.map(|proved| proved.id.clone()).collect::<Vec<_>>() {
+            let Some(parent) = self.history.get(&id) else {
+                continue;
+            };
+            let mut found = inherited(&parent.manifest.point, &self.damaged);
+            let proved = self.prover.prove(parent, false, &mut found);
+            self.book(parent, false, found, proved.is_ok());
+            proved?;
+        }
+        let inherited = inherited(point, &self.damaged);
+        let is_own = |found: &Damage| {
+            found
+                .path
+                .as_ref()
+                .is_some_and(|path| path.starts_with(&kept.dir))
+        };
+        damage.retain(|found| is_own(found) || !inherited.iter().any(|from| from.disk == found.disk));
+        damage.extend(inherited);
+        Ok(())
+    }
+
+    /// Takes a result down, in place of an earlier one of the same restore point.
+    fn book(&mut self, kept: &Kept, deep: bool, damage: Vec<Damage>, is_complete: bool) {
+        let id = &kept.manifest.point.id;
+        if !is_complete && damage.is_empty() {
+            return;
         }
         let disks = damage.iter().filter_map(|damage| damage.disk.as_ref());
         self.damaged.extend(disks.map(|disk| (id.clone(), disk.clone())));
-        self.remember(kept, deep, &damage, proved.is_ok());
-        self.outcome.points.push(ProvedPoint {
+        self.remember(kept, deep, &damage, is_complete);
+        let proved = ProvedPoint {
             id: id.clone(),
             skipped: None,
             damage,
-        });
-        proved
+        };
+        match self.outcome.points.iter_mut().find(|earlier| earlier.id == *id) {
+            Some(earlier) => *earlier = proved,
+            None => self.outcome.points.push(proved),
+        }
+    }
+
+    /// Whether a restore point was pruned meanwhile: its period has gone, which loses its name before its files, and nothing around it.
+    fn is_pruned(&self, kept: &Kept) -> Result<bool> {
+        let period = kept.dir.parent().unwrap_or(&kept.dir);
+        if !is_gone(period) {
+            return Ok(false);
+        }
+        // What goes with the whole folder of the domain, as when a disk is unmounted, was not pruned.
+        let dir = self.repository.dir();
+        match dir.metadata() {
+            Ok(_) => Ok(true),
+            Err(error) => Err(Error::of(self.domain, RepoError::io("look at", dir)(error))),
+        }
     }
 
     /// A result that cannot be remembered is a result all the same. One that is not complete forgets nothing of what was known.

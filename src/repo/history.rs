@@ -342,7 +342,8 @@ fn period_names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn is_gone(dir: &Path) -> bool {
+/// Whether nothing is at a path; not if that cannot be known.
+pub(crate) fn is_gone(dir: &Path) -> bool {
     dir.symlink_metadata()
         .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }

@@ -95,7 +95,7 @@ pub enum RepoError {
 }
 
 impl RepoError {
-    fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RepoError {
+    pub(crate) fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RepoError {
         let path = path.to_owned();
         move |source| RepoError::Io {
             operation,

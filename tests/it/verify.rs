@@ -463,6 +463,50 @@ fn a_restore_point_that_is_pruned_meanwhile_is_no_damage() {
     assert_eq!(outcome.findings.len(), 3);
 }
 
+/// Moves something away as soon as the first file, or the one after so many, is being read.
+struct Mover(Mutex<usize>, PathBuf, PathBuf);
+
+impl Monitor for Mover {
+    fn event(&self, event: Event<'_>) {
+        if matches!(event, Event::FileBegins { .. }) {
+            let mut left = self.0.lock().expect("no panic");
+            match *left {
+                0 => {
+                    // Only once: the next finds nothing there.
+                    let _ = fs::rename(&self.1, &self.2);
+                }
+                _ => *left -= 1,
+            }
+        }
+    }
+}
+
+#[test]
+fn a_restore_point_that_goes_meanwhile_without_its_period_is_damage_of_all_that_stand_upon_it() {
+    let lab = lab();
+    let first = lab.history("vm1").kept[0].dir.clone();
+    let mover = Mover(Mutex::new(0), first, lab.folder.path().join("moved"));
+    let options = options(&lab, Which::All);
+    let outcome = verify("vm1", &lab.repo, &options, &mover, &Stop::default()).expect("it was looked at");
+    let damaged = outcome.points.iter().filter(|point| !point.damage.is_empty());
+    assert_eq!(damaged.count(), 3, "{}", words(&outcome));
+}
+
+#[test]
+fn a_repository_that_goes_meanwhile_ends_the_verification_with_an_error() {
+    let lab = lab();
+    let first_has = lab.history("vm1").kept[0].manifest.files.len();
+    for files in [0, first_has + 2] {
+        let (root, away) = (lab.repo.root().to_owned(), lab.folder.path().join("moved"));
+        let mover = Mover(Mutex::new(files), root.clone(), away.clone());
+        let options = options(&lab, Which::All);
+        let outcome = verify("vm1", &lab.repo, &options, &mover, &Stop::default());
+        fs::rename(&away, &root).expect("it comes back");
+        let error = outcome.map_or_else(Some, |outcome| outcome.ended);
+        assert!(error.is_some(), "after {files} files nothing is left to prove");
+    }
+}
+
 #[test]
 fn a_wish_to_stop_ends_it_and_an_unknown_domain_is_told() {
     let lab = lab();

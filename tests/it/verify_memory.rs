@@ -361,3 +361,21 @@ fn damage_that_was_found_before_a_stop_is_told_and_remembered() {
     let nothing = verify("vm1", &sound.repo, &options(&sound, Which::All), &Silent, &stop);
     assert!(nothing.is_err(), "nothing was looked at");
 }
+
+/// The newest one is read deep, and through it the first, which was proved lately and is rotten since.
+#[test]
+fn what_a_deep_verification_meets_in_a_parent_is_remembered_of_the_parent() {
+    let mut lab = lab();
+    assert!(all(&lab).is_sound());
+    flip(&lab.history("vm1").kept[0].dir.join("vda.qcow2"), 100_000, 3);
+    let latest = Options {
+        deep: true,
+        ..options(&lab, Which::Latest)
+    };
+    assert!(!lately(&mut lab, &latest).is_sound());
+    let first = lab.history("vm1").kept[0].proof.clone().expect("it was read");
+    assert!(!first.is_sound(), "its image is the damaged one");
+    let shallow = options(&lab, Which::All);
+    assert!(!lately(&mut lab, &shallow).is_sound(), "nothing is forgotten");
+    assert_eq!(level(&mut lab, "vda"), Level::Full, "nothing stands upon it");
+}

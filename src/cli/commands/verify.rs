@@ -79,7 +79,11 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
                 done.push(proved);
             }
             // A first backup that was killed leaves such a folder. Nobody has asked for this one.
-            Err(error) if matches!(error.cause, Cause::NoRestorePoints) && !named.contains(domain) => {
+            Err(error)
+                if matches!(error.cause, Cause::NoRestorePoints)
+                    && !named.contains(domain)
+                    && repo.domain(domain).is_ok_and(|folder| folder.dir().is_dir()) =>
+            {
                 log::tell(&Entry::of(Level::Notice, domain, &error.cause.to_string()));
             }
             Err(error) => tally.failed(&error, ExitCode::of_error(&error)),
