@@ -350,7 +350,7 @@ impl Verification<'_> {
                 .filter(|_| damage.is_empty() && !deep),
             damage: notes,
         };
-        let Err(error) = self.repository.keep_proof(&proof, known) else {
+        let Err(error) = self.repository.keep_proof(&proof, &kept.records) else {
             return;
         };
         // Why the first result cannot be kept is why the others cannot.

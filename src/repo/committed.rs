@@ -15,13 +15,30 @@ use super::{RepoError, Result};
 
 /// The names of the folders of a period's restore points, as far as it is known that they were committed. To be read before the period
 /// itself: then whatever is named here, and not there, has gone.
-pub(super) fn read(period_dir: &Path) -> BTreeSet<String> {
-    let entries = fs::read_dir(period_dir.join(COMMITTED))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter(|name| split_finished(name).is_some()).collect()
+///
+/// # Errors
+/// When that cannot be read: whatever has gone would not be missed.
+pub(super) fn read(period_dir: &Path) -> Result<BTreeSet<String>> {
+    let dir = period_dir.join(COMMITTED);
+    let read = || -> io::Result<BTreeSet<String>> {
+        let mut names = BTreeSet::new();
+        for entry in fs::read_dir(&dir)? {
+            names.extend(entry?.file_name().into_string());
+        }
+        names.retain(|name| split_finished(name).is_some());
+        Ok(names)
+    };
+    match read() {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(BTreeSet::new())
+        }
+        read => read.map_err(RepoError::io("read the folder", &dir)),
+    }
 }
 
 /// Where it is remembered that this folder was committed.
@@ -35,7 +52,7 @@ pub(super) fn remember<'a>(
     period_dir: &Path,
     folders: impl IntoIterator<Item = &'a str>,
 ) -> Result<()> {
-    let known = read(period_dir);
+    let known = read(period_dir)?;
     let new = folders.into_iter().filter(|folder| !known.contains(*folder));
     for folder in new {
         let path = record(period_dir, folder);

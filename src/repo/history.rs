@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::layout::{self, split_finished};
-use super::look::{Entry, entries, folder_names, is_of_another_kind, read_bounded};
+use super::look::{Entry, entries, is_of_another_kind, read_bounded};
 use super::manifest::{self, Manifest};
 use super::point::{Unusable, checkpoint_fault, fault_of, file_faults, read_point};
 use super::proof::{Proof, Proofs};
@@ -60,6 +60,8 @@ pub struct Kept {
     pub manifest: Manifest,
     /// When it was last verified, and with what result.
     pub proof: Option<Proof>,
+    /// The names of all records of its verifications.
+    pub records: Vec<String>,
 }
 
 impl Kept {
@@ -133,7 +135,7 @@ impl Leftover {
 
 /// Reads a domain's folder. A folder that is not there holds nothing.
 pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
-    let proofs = Proofs::read(dir);
+    let proofs = Proofs::read(dir)?;
     let mut found = Found::default();
     for (period, entry) in entries(dir)? {
         if !period.starts_with(FOLDER_PREFIX) {
@@ -219,7 +221,13 @@ impl Found {
             doubts: proofs.doubts(&manifest),
             missed: proofs.missed(&manifest),
         });
-        self.history.kept.push(Kept { dir, manifest, proof });
+        let records = proofs.records(&manifest.point.id);
+        self.history.kept.push(Kept {
+            dir,
+            manifest,
+            proof,
+            records,
+        });
     }
 
     fn take(&mut self, other: Found) {
@@ -236,7 +244,7 @@ impl Found {
 
 fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -> Result<Found> {
     let mut found = Found::default();
-    let mut committed = committed::read(period_dir);
+    let mut committed = committed::read(period_dir)?;
     for (folder, entry) in entries(period_dir)? {
         let point_dir = period_dir.join(&folder);
         if let Some(stem) = folder.strip_suffix(layout::PARTIAL) {
@@ -322,24 +330,32 @@ fn is_folder(path: &Path, entry: Entry) -> Result<std::result::Result<(), String
     }
 }
 
-/// The ids of the restore points that are there, whatever their manifests are like.
-pub(super) fn finished_ids(dir: &Path) -> Result<BTreeSet<String>> {
+/// The ids of the restore points that are there, under whatever name and with whatever manifest, or that ought to be there. `None` where that
+/// cannot be known, as behind a link that leads nowhere, or where nothing is mounted now.
+pub(super) fn ids_that_may_be_there(dir: &Path) -> Result<Option<BTreeSet<String>>> {
     let mut ids = BTreeSet::new();
-    for period in period_names(dir)? {
-        let folders = folder_names(&dir.join(period))?;
-        ids.extend(
-            folders
-                .iter()
-                .filter_map(|folder| Some(split_finished(folder)?.0.to_owned())),
-        );
+    for (period, entry) in entries(dir)? {
+        if !period.starts_with(FOLDER_PREFIX) {
+            continue;
+        }
+        let period_dir = dir.join(period);
+        let there = match entry {
+            Entry::Folder => entries(&period_dir)?,
+            _ => return Ok(None),
+        };
+        // One that is pruned meanwhile loses its name first.
+        if there.is_empty() && !is_gone(&period_dir) {
+            return Ok(None);
+        }
+        let names = there.into_iter().map(|(name, _)| name);
+        let names = names.chain(committed::read(&period_dir)?);
+        ids.extend(names.filter_map(|name| {
+            let stem = name.strip_suffix(layout::PARTIAL);
+            let id = stem.or_else(|| Some(split_finished(&name)?.0))?;
+            Some(id.to_owned())
+        }));
     }
-    Ok(ids)
-}
-
-fn period_names(dir: &Path) -> Result<Vec<String>> {
-    let mut names = folder_names(dir)?;
-    names.retain(|name| name.starts_with(FOLDER_PREFIX));
-    Ok(names)
+    Ok(Some(ids))
 }
 
 /// Whether nothing is at a path; not if that cannot be known.

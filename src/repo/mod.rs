@@ -278,8 +278,8 @@ impl DomainRepository {
         remove::interrupted(&self.dir)
     }
 
-    /// Remembers the result of a verification, and forgets the older ones of the same restore point, also the one `known` when it began.
-    pub fn keep_proof(&self, proof: &Proof, known: Option<&Proof>) -> Result<()> {
+    /// Remembers the result of a verification, and forgets those of the same restore point that were `known` when it began: [`history::Kept::records`].
+    pub fn keep_proof(&self, proof: &Proof, known: &[String]) -> Result<()> {
         proof::keep(self.store().as_ref(), &self.dir, proof, known)
     }
 

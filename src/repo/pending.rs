@@ -218,7 +218,7 @@ fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
         let period_dir = domain_dir.join(period);
         taken.extend(entries(&period_dir)?.into_iter().map(|(name, _)| name));
         // One that has gone keeps its id.
-        taken.extend(committed::read(&period_dir));
+        taken.extend(committed::read(&period_dir)?);
     }
     let is_free = |id: &String| {
         let own = format!("{id}.");

@@ -140,6 +140,8 @@ pub(super) struct Proofs {
     /// Oldest first.
     missed: Vec<Missed>,
     unreadable: Vec<Unreadable>,
+    /// The names of all records of verifications, those that cannot be read or were not written to their end included.
+    names: Vec<String>,
 }
 
 /// A record of ours that is not what was written.
@@ -226,14 +228,18 @@ fn unseal<T: for<'a> Deserialize<'a>>(text: &[u8]) -> Result<T, String> {
 
 impl Proofs {
     /// Reads what there is.
-    pub(super) fn read(domain_dir: &Path) -> Proofs {
+    pub(super) fn read(domain_dir: &Path) -> super::Result<Proofs> {
         let mut found = Proofs {
             proofs: Vec::new(),
             missed: Vec::new(),
             unreadable: Vec::new(),
+            names: Vec::new(),
         };
         let dir = domain_dir.join(FOLDER);
-        for name in keep::names_in(&dir) {
+        for name in keep::names_in(&dir)? {
+            if RecordName::parse(keep::whole(&name)).is_some_and(|record| record.kind != MISSED) {
+                found.names.push(name.clone());
+            }
             let path = dir.join(&name);
             if let Some(name) = RecordName::parse(&name)
                 && let Err(why) = found.take(&path, &name)
@@ -243,7 +249,7 @@ impl Proofs {
         }
         found.proofs.sort_by_key(|proof| proof.time);
         found.missed.sort_by_key(|missed| missed.time);
-        found
+        Ok(found)
     }
 
     fn take(&mut self, path: &Path, name: &RecordName) -> Result<(), String> {
@@ -264,19 +270,26 @@ impl Proofs {
         Ok(())
     }
 
-    /// The newest proof of the restore point with this manifest.
+    /// What counts of the restore point with this manifest: damage that was found and that no verification has disproved which knew of it; else
+    /// the newest proof. A verification that began later may have read it earlier.
     pub(super) fn of(&self, manifest: &Manifest) -> Option<Proof> {
         let of_manifest = |proof: &&Proof| proof.id == manifest.point.id && proof.manifest == manifest.digest;
-        self.proofs.iter().rev().find(of_manifest).cloned()
+        let newest_first = || self.proofs.iter().rev().filter(of_manifest);
+        let damaged = newest_first().find(|proof| !proof.is_sound());
+        damaged.or_else(|| newest_first().next()).cloned()
+    }
+
+    /// The names of all that is remembered of verifications of the restore point of this id.
+    pub(super) fn records(&self, id: &str) -> Vec<String> {
+        let of_id =
+            |name: &&String| RecordName::parse(keep::whole(name)).is_some_and(|record| record.id == id);
+        self.names.iter().filter(of_id).cloned().collect()
     }
 
     /// What was last found damaged of the restore point with this manifest, or may have been.
     pub(super) fn doubts(&self, manifest: &Manifest) -> Vec<Doubt> {
         let proof = self.of(manifest);
-        let since = proof.as_ref().map(|proof| layout::id_of(proof.time));
-        let lost = self.lost(manifest, DAMAGED);
-        let lost = lost.filter(|lost| since.as_ref().is_none_or(|since| lost.name.time > *since));
-        let lost = lost.map(|lost| Doubt {
+        let lost = self.lost(manifest, DAMAGED).map(|lost| Doubt {
             what: format!(
                 "{} tells of damage and cannot be read ({})",
                 lost.path.display(),

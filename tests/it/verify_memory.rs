@@ -379,3 +379,118 @@ fn what_a_deep_verification_meets_in_a_parent_is_remembered_of_the_parent() {
     assert!(!lately(&mut lab, &shallow).is_sound(), "nothing is forgotten");
     assert_eq!(level(&mut lab, "vda"), Level::Full, "nothing stands upon it");
 }
+
+/// Does something once, when the first file is about to be read.
+struct Meanwhile<'a>(std::sync::Mutex<Option<Box<dyn FnOnce() + Send + 'a>>>);
+
+impl<'a> Meanwhile<'a> {
+    fn new(action: impl FnOnce() + Send + 'a) -> Meanwhile<'a> {
+        Meanwhile(std::sync::Mutex::new(Some(Box::new(action))))
+    }
+}
+
+impl Monitor for Meanwhile<'_> {
+    fn event(&self, event: Event<'_>) {
+        if let Event::FileBegins { .. } = event {
+            let action = self.0.lock().expect("no panic").take();
+            action.into_iter().for_each(|action| action());
+        }
+    }
+}
+
+/// A second verification begins later, is done sooner, and has read what then was sound.
+#[test]
+fn damage_is_not_hidden_by_a_verification_that_began_later_and_read_earlier() {
+    let lab = lab();
+    let earlier = options(&lab, Which::All);
+    let later = Options {
+        now: lab
+            .now
+            .checked_add(Span::new().minutes(10))
+            .expect("a time")
+            .timestamp(),
+        ..earlier.clone()
+    };
+    let image = lab.history("vm1").kept[0].dir.join("vda.qcow2");
+    let meanwhile = Meanwhile::new(|| {
+        assert!(run(&lab, &later).expect("proved").is_sound());
+        flip(&image, 100_000, 3);
+    });
+    let outcome = verify("vm1", &lab.repo, &earlier, &meanwhile, &Stop::default()).expect("proved");
+    assert!(!outcome.is_sound());
+    assert!(listed(&lab)[0].doubt.is_some(), "nobody has disproved it");
+    // Who knows of it can.
+    flip(&image, 100_000, 3);
+    assert!(all(&lab).is_sound());
+    assert!(listed(&lab)[0].doubt.is_none());
+}
+
+/// The other way round: the verification that began earlier has read the image before it was damaged.
+#[test]
+fn damage_that_was_found_meanwhile_outlives_a_verification_that_began_before() {
+    let lab = lab();
+    let options = options(&lab, Which::All);
+    let earlier = Options {
+        now: lab
+            .now
+            .checked_sub(Span::new().minutes(10))
+            .expect("a time")
+            .timestamp(),
+        ..options.clone()
+    };
+    let image = lab.history("vm1").kept[2].dir.join("vda.qcow2");
+    let meanwhile = Meanwhile::new(|| {
+        flip(&image, 70_000, 3);
+        assert!(!run(&lab, &earlier).expect("proved").is_sound());
+        flip(&image, 70_000, 3);
+    });
+    assert!(
+        verify("vm1", &lab.repo, &options, &meanwhile, &Stop::default())
+            .expect("proved")
+            .is_sound()
+    );
+    assert!(listed(&lab)[2].doubt.is_some());
+}
+
+#[test]
+fn what_is_remembered_of_a_restore_point_under_a_wrong_name_is_not_forgotten() {
+    let lab = lab();
+    let kept = &lab.history("vm1").kept[2];
+    let missed = Missed {
+        id: kept.manifest.point.id.clone(),
+        manifest: kept.manifest.digest.clone(),
+        time: lab.now.timestamp(),
+        disks: vec!["vda".to_owned()],
+    };
+    let repository = lab.repo.domain("vm1").expect("a name");
+    repository.keep_missed(&missed).expect("remembered");
+    let away = kept.dir.with_file_name(format!("{}.partial", missed.id));
+    fs::rename(&kept.dir, &away).expect("renamed");
+    assert!(!all(&lab).is_sound());
+    fs::rename(&away, &kept.dir).expect("renamed back");
+    assert!(
+        lab.history("vm1").chains.points()[2]
+            .missed_write("vda")
+            .is_some()
+    );
+}
+
+/// As a run leaves it that is killed, or whose disk is full.
+#[test]
+fn a_record_that_was_not_written_to_its_end_counts_for_nothing_and_goes() {
+    let lab = lab();
+    let ids: Vec<String> = listed(&lab).into_iter().map(|point| point.point.id).collect();
+    let dir = lab.repo.root().join("vm1/.verified");
+    fs::create_dir(&dir).expect("new");
+    for (id, kind) in ids.iter().zip(["json", "damaged.json", "damaged.json"]) {
+        fs::write(dir.join(format!("{id}.2026-10-01T02-00-03Z.{kind}.new")), b"").expect("written");
+    }
+    assert!(listed(&lab).iter().all(|point| point.doubt.is_none()));
+    let outcome = all(&lab);
+    assert!(
+        outcome.is_sound() && outcome.findings.is_empty(),
+        "{}",
+        words(&outcome)
+    );
+    assert_eq!(records(&lab).len(), 3);
+}

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{FOLDER, MISSED, Missed, Proof, RecordName, Sealed};
+use super::{FOLDER, Missed, Proof, RecordName, Sealed};
 use crate::model::chain::Concern;
 use crate::repo::seal::{NO_DIGEST, seal};
 use crate::repo::store::Store;
@@ -15,23 +15,25 @@ use crate::repo::{RepoError, Result, history};
 /// The most damage that is remembered of one disk, and of the files that belong to none.
 const MOST_DAMAGE: usize = 4;
 
-/// Remembers a proof, and forgets the older ones of the same restore point, and `known`: the newest when the verification began, whatever
-/// time a clock that was wrong has given it. What somebody else has found since stays.
+/// What the name of a record ends with, besides, until all of it is written.
+const NEW: &str = ".new";
+
+/// Remembers a proof, and forgets `known`: the records of the same restore point that were there when the verification began, whatever time a
+/// clock that was wrong has given them. What somebody else has found since stays.
 pub(in crate::repo) fn keep(
     store: &dyn Store,
     domain_dir: &Path,
     proof: &Proof,
-    known: Option<&Proof>,
+    known: &[String],
 ) -> Result<()> {
     let proof = shortened(proof);
     let name = RecordName::of_proof(&proof);
     let dir = write(store, domain_dir, &name, &proof)?;
-    // The times in names are in the order of the times themselves.
-    let known = known.map(|known| RecordName::of_proof(known).time);
-    let newest = known.map_or_else(|| name.time.clone(), |known| known.max(name.time.clone()));
-    forget(store, names_in(&dir), &dir, |other| {
-        other.id == name.id && other.time <= newest && *other != name && other.kind != MISSED
-    });
+    let own = name.file_name();
+    for old in known.iter().filter(|known| **known != own) {
+        // Best effort: an old proof too many does no harm.
+        let _ = store.remove_file(&dir.join(old));
+    }
     Ok(())
 }
 
@@ -60,9 +62,17 @@ fn shortened(proof: &Proof) -> Proof {
 pub(in crate::repo) fn forget_removed(store: &dyn Store, domain_dir: &Path) -> Result<()> {
     let dir = domain_dir.join(FOLDER);
     // In this order: a restore point is there before anything is remembered of it, so one that is made meanwhile keeps what was found of it.
-    let names = names_in(&dir);
-    let there = history::finished_ids(domain_dir)?;
-    forget(store, names, &dir, |name| !there.contains(&name.id));
+    let names = names_in(&dir)?;
+    let Some(there) = history::ids_that_may_be_there(domain_dir)? else {
+        return Ok(());
+    };
+    for name in names {
+        let record = RecordName::parse(whole(&name));
+        if record.is_some_and(|record| !there.contains(&record.id)) {
+            // Best effort, as above. Only files of ours go.
+            let _ = store.remove_file(&dir.join(&name));
+        }
+    }
     Ok(())
 }
 
@@ -100,33 +110,59 @@ fn write(
     })?;
     let text = seal(&text);
     let path = dir.join(name.file_name());
-    let written = match store.create_file(&path, text.as_bytes()) {
-        // Two within one second: the later one counts.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let removed = store.remove_file(&path);
-            removed.and_then(|()| store.create_file(&path, text.as_bytes()))
-        }
-        written => written,
-    };
-    written.map_err(RepoError::io("write", &path))?;
+    put(store, &path, text.as_bytes()).map_err(RepoError::io("write", &path))?;
     Ok(dir)
 }
 
-/// The names of the files in the folder of proofs. There are none behind a link that somebody has put there.
-pub(super) fn names_in(dir: &Path) -> Vec<String> {
-    if !dir.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-        return Vec::new();
+/// Writes a file that is there in whole or not at all: half a record would count as the worst that it may have told.
+fn put(store: &dyn Store, path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(NEW);
+    let new = PathBuf::from(new);
+    let written = match store.create_file(&new, text) {
+        // A run that was killed has left it.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let removed = store.remove_file(&new);
+            removed.and_then(|()| store.create_file(&new, text))
+        }
+        written => written,
+    };
+    let named = written.and_then(|()| match store.rename(&new, path) {
+        // Two within one second: the later one counts.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let removed = store.remove_file(path);
+            removed.and_then(|()| store.rename(&new, path))
+        }
+        named => named,
+    });
+    if named.is_err() {
+        let _ = store.remove_file(&new);
     }
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names.collect()
+    named
 }
 
-/// Best effort: an old proof too many does no harm. Only files of ours go: those whose names are `is_stale`.
-fn forget(store: &dyn Store, names: Vec<String>, dir: &Path, is_stale: impl Fn(&RecordName) -> bool) {
-    for name in names {
-        if RecordName::parse(&name).is_some_and(|name| is_stale(&name)) {
-            let _ = store.remove_file(&dir.join(&name));
-        }
+/// The names of the files in the folder of proofs. There are none behind a link that somebody has put there.
+pub(super) fn names_in(dir: &Path) -> Result<Vec<String>> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(Vec::new()),
+        _ => Err(RepoError::io("read the folder", dir)(error)),
+    };
+    match dir.symlink_metadata() {
+        Ok(found) if !found.is_dir() => return Ok(Vec::new()),
+        Ok(_) => {}
+        Err(error) => return failed(error),
     }
+    let read = || -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
+    };
+    read().or_else(failed)
+}
+
+/// The name that a file has or, if it was not written to its end, would have had.
+pub(super) fn whole(name: &str) -> &str {
+    name.strip_suffix(NEW).unwrap_or(name)
 }

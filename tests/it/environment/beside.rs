@@ -356,7 +356,7 @@ fn a_verification_forgets_nothing_that_was_found_of_a_restore_point_made_meanwhi
                         concerns: Concern::Disk("vda".to_owned()),
                     }],
                 };
-                repository.keep_proof(&proof, None).expect("it is remembered");
+                repository.keep_proof(&proof, &[]).expect("it is remembered");
             });
         }
     });
