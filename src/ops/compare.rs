@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::heal::{self, Intent};
 use super::monitor::Event;
 use super::plan::PlannedDisk;
-use super::{Cause, Context, Error, Result, lineage};
+use super::{Cause, Context, Error, Result, job, lineage};
 use crate::host::{BackupJob, BackupRequest, DiskRequest, PlaceWishes};
 use crate::model::block::CLUSTER;
 use crate::model::chain::Parent;
@@ -30,6 +30,9 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The code of the finding that a bitmap has missed a write.
 const MISSED_WRITE: &str = "missed-write";
+
+/// Every so many clusters the job's health is asked for: while its scratch space is full the guest stands still.
+const CLUSTERS_PER_HEALTH_CHECK: u64 = 1024;
 
 /// So many places of a disk that differ are told.
 const MOST_PLACES: usize = 20;
@@ -58,8 +61,14 @@ pub fn compare(name: &str, context: &Context, options: &Options) -> Result<Outco
         .map_err(|error| Error::of(name, error))?;
     let history = repository.history().map_err(failed)?;
     let Some(latest) = history.chains.latest() else {
-        let what = "there are no restore points of this domain in the repository";
-        return Err(Error::of(name, Cause::NoSuchRestorePoint(what.to_owned())));
+        let lost = history.chains.lost_after("").next();
+        return Err(Error::of(
+            name,
+            lost.map_or(Cause::NoRestorePoints, |lost| Cause::NotWhole {
+                id: lost.id.clone(),
+                fault: lost.what.clone(),
+            }),
+        ));
     };
     let period = latest.point.period.clone();
     let locked = repository.lock().map_err(failed)?;
@@ -107,18 +116,19 @@ pub fn compare(name: &str, context: &Context, options: &Options) -> Result<Outco
     Ok(outcome)
 }
 
-/// What has to be remembered: per restore point the disks that differ from it.
+/// What has to be remembered: of the newest restore point with a disk that differs, whichever it was compared with. Whatever older one the next
+/// backup might rely on, a full one of that disk has to come first.
 fn missed_writes(compared: &[ComparedDisk], history: &History, context: &Context) -> Vec<Missed> {
     let mut found: Vec<Missed> = Vec::new();
     for disk in compared.iter().filter(|disk| disk.differing > 0) {
-        let Some(kept) = history.get(&disk.point) else {
+        let Some(newest) = history.chains.latest_with(&disk.target) else {
             continue;
         };
-        match found.iter_mut().find(|missed| missed.id == disk.point) {
+        match found.iter_mut().find(|missed| missed.id == newest.point.id) {
             Some(missed) => missed.disks.push(disk.target.clone()),
             None => found.push(Missed {
-                id: disk.point.clone(),
-                manifest: kept.manifest.digest.clone(),
+                id: newest.point.id.clone(),
+                manifest: newest.manifest.clone(),
                 time: context.now.timestamp(),
                 disks: vec![disk.target.clone()],
             }),
@@ -207,34 +217,35 @@ impl Comparison<'_> {
             }
         };
         // Whatever has failed: a write that was missed stays missed.
-        let remembered = self.remember(&compared, ended.is_err(), findings);
+        self.remember(&mut compared, ended.is_err(), findings);
         for finding in ended? {
             self.tell(finding, findings);
         }
-        remembered?;
         Ok(compared)
     }
 
-    /// Remembers the disks that differ. Where there will be no outcome they are told here.
-    fn remember(
-        &self,
-        compared: &[ComparedDisk],
-        is_failing: bool,
-        findings: &mut Vec<Finding>,
-    ) -> Result<()> {
-        for disk in compared.iter().filter(|disk| is_failing && disk.differing > 0) {
-            let (target, point) = (&disk.target, &disk.point);
-            let what = format!(
-                "disk {target} differs from {point} in {} clusters that no bitmap calls changed; its next backup is full",
-                disk.differing
-            );
-            self.tell(Finding::of_disk(MISSED_WRITE, target, what), findings);
+    /// Remembers the disks that differ. Where there will be no outcome they are told here. That it cannot be remembered is no reason to keep quiet.
+    fn remember(&self, compared: &mut [ComparedDisk], is_failing: bool, findings: &mut Vec<Finding>) {
+        let missed = missed_writes(compared, &self.settled.history, self.context);
+        let kept = missed
+            .iter()
+            .try_for_each(|missed| self.repository.keep_missed(missed));
+        for disk in compared.iter_mut().filter(|disk| disk.differing > 0) {
+            disk.is_remembered = kept.is_ok();
+            if is_failing {
+                let (target, point) = (&disk.target, &disk.point);
+                let what = format!(
+                    "disk {target} differs from {point} in {} clusters that no bitmap calls changed; {}",
+                    disk.differing,
+                    disk.consequence()
+                );
+                self.tell(Finding::of_disk(MISSED_WRITE, target, what), findings);
+            }
         }
-        for missed in missed_writes(compared, &self.settled.history, self.context) {
-            let kept = self.repository.keep_missed(&missed);
-            kept.map_err(|error| self.failed(error))?;
+        if let Err(error) = kept {
+            let what = format!("that disks differ cannot be remembered: {}", with_sources(&error));
+            self.tell(Finding::new("missed-write-not-kept", what), findings);
         }
-        Ok(())
     }
 
     fn request(&self, disks: &[(PlannedDisk, Parent)]) -> Result<BackupRequest> {
@@ -294,6 +305,11 @@ impl Comparison<'_> {
         let mut places = Vec::new();
         let ended = differences.each(job, target, stop, |offset, is_same| {
             done += CLUSTER;
+            if (done / CLUSTER).is_multiple_of(CLUSTERS_PER_HEALTH_CHECK)
+                && let Some(trouble) = job::trouble(domain, job)
+            {
+                return Err(trouble.cause);
+            }
             if !is_same {
                 differing += 1;
                 if places.len() < MOST_PLACES {
@@ -305,6 +321,11 @@ impl Comparison<'_> {
                 file: target,
                 position: done,
             });
+            Ok(())
+        });
+        let ended = ended.and_then(|()| match job::trouble(domain, job) {
+            Some(trouble) => Err(trouble.cause),
+            None => Ok(()),
         });
         self.context
             .monitor
@@ -316,6 +337,7 @@ impl Comparison<'_> {
                 unchanged,
                 compared: done / CLUSTER,
                 differing,
+                is_remembered: false,
                 places,
             });
         }

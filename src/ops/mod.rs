@@ -14,6 +14,7 @@ pub mod copy;
 pub mod define;
 pub mod error;
 pub mod heal;
+pub mod job;
 pub mod lineage;
 pub mod list;
 pub mod monitor;

@@ -3,13 +3,14 @@
 use vmsnap::cli::exit_code::ExitCode;
 use vmsnap::cli::report::compare as shown;
 use vmsnap::cli::report::{list as shown_list, status as shown_status};
+use vmsnap::host::Host;
 use vmsnap::model::domain::DiskFormat;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::compare::{Meaning, Options, Outcome, Verdict, compare};
 use vmsnap::ops::list::list;
 use vmsnap::ops::status::{DomainStatus, Subject, status};
-use vmsnap::ops::{Cause, Class, Context, PlaceWishes, Result};
+use vmsnap::ops::{Cause, Class, Context, Event, Monitor, PlaceWishes, Result};
 
 use crate::lab::{CLUSTER, Lab, tree};
 
@@ -395,6 +396,87 @@ fn a_missed_write_is_remembered_also_when_the_comparison_fails_behind_it() {
             lab.disk("vm1", "vda")
         );
     }
+}
+
+/// The newest one cannot be compared for a moment, as its bitmap or its image is not there.
+#[test]
+fn a_missed_write_found_by_an_older_restore_point_stands_for_the_newest_too() {
+    let away = |lab: &Lab| {
+        let image = lab.history("vm1").kept[1].dir.join("vda.qcow2");
+        let away = lab.folder.path().join("away");
+        (image, away)
+    };
+    for is_bitmap in [true, false] {
+        let mut lab = lab();
+        lab.host
+            .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
+        let (image, away) = away(&lab);
+        if is_bitmap {
+            lab.host
+                .disk("vm1", "vda", |disk| disk.remove_bitmap("virtnbdbackup.1"));
+        } else {
+            std::fs::rename(&image, &away).expect("away");
+        }
+        let outcome = run(&mut lab, None).expect("compared");
+        let oldest = lab.history("vm1").kept[0].manifest.point.id.clone();
+        assert_eq!(
+            (outcome.disks[0].point.as_str(), outcome.disks[0].differing),
+            (oldest.as_str(), 1)
+        );
+        assert_eq!(run(&mut lab, None).expect("again").verdict(), Verdict::Differs);
+        assert_eq!(lab.history("vm1").chains.standing_missed().count(), 1);
+        if !is_bitmap {
+            std::fs::rename(&away, &image).expect("back");
+        }
+        let point = lab.backup("vm1").expect("saved").point;
+        let disk = point.disk("vda").expect("it is there");
+        assert_eq!(disk.level, Level::Full);
+        assert!(disk.reason.contains("had missed a write"), "{}", disk.reason);
+        lab.assert_gives_back("vm1", "vda");
+        assert_eq!(lab.history("vm1").chains.standing_missed().count(), 0);
+    }
+}
+
+#[test]
+fn a_missed_write_that_cannot_be_remembered_is_told_all_the_same() {
+    let mut lab = lab();
+    lab.host
+        .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
+    std::fs::write(lab.repo.root().join("vm1/.verified"), "in the way").expect("written");
+    let outcome = run(&mut lab, None).expect("compared");
+    let (lines, code) = answer(&outcome);
+    assert_eq!(code, ExitCode::Damaged, "{lines}");
+    assert!(lines.contains("cannot be remembered"), "{lines}");
+    let told = lab.recorder.findings();
+    assert!(
+        told.iter().any(|finding| finding.code == "missed-write-not-kept"),
+        "{told:?}"
+    );
+}
+
+/// Ends the job while its first disk is being read.
+struct Ender<'a>(&'a Lab);
+
+impl Monitor for Ender<'_> {
+    fn event(&self, event: Event<'_>) {
+        if let Event::FileAt { .. } = event {
+            let domain = self.0.host.domain("vm1").expect("it is there");
+            let _ = self.0.host.abort_job(&domain);
+        }
+    }
+}
+
+#[test]
+fn a_job_that_is_lost_meanwhile_ends_the_comparison() {
+    let lab = lab();
+    let ender = Ender(&lab);
+    let options = Options {
+        sample: None,
+        seed: 7,
+        places: PlaceWishes::default(),
+    };
+    let error = compare("vm1", &lab.context(&ender), &options).expect_err("the job has gone");
+    assert!(matches!(error.cause, Cause::JobLost(_)), "{error}");
 }
 
 #[test]

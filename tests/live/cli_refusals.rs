@@ -227,3 +227,24 @@ fn a_second_run_says_at_once_who_holds_the_domain() {
     assert_eq!(first.code, Some(0), "{first:#?}");
     machine.assert_restored(&repo.restore(machine.name(), "latest", "raw"), &machine.disks);
 }
+
+#[test]
+fn a_domain_that_was_never_saved_does_not_fail_a_comparison_unless_it_is_named() {
+    let daemon = Daemon::acquire();
+    let saved = Machine::paused(&daemon, "compared-saved", &[MIB]);
+    let never = Machine::paused(&daemon, "compared-never", &[MIB]);
+    let repo = Repo::new();
+    repo.back_up(saved.name(), &[]);
+    let root = repo.root().display().to_string();
+    let compare = |domain: &str| repo.run(&["verify", "--compare-live", domain, "--repository", &root]);
+
+    let finished = compare("*-compared-*");
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    assert!(finished.stdout.contains(saved.name()), "{finished:#?}");
+    assert!(finished.stderr.contains(never.name()), "{finished:#?}");
+    assert_eq!(compare(never.name()).code, Some(1));
+    // None at all is no answer.
+    let finished = compare("*-compared-never");
+    assert_eq!(finished.code, Some(1), "{finished:#?}");
+    assert!(finished.stderr.contains("nothing to compare"), "{finished:#?}");
+}

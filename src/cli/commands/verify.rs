@@ -79,11 +79,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
                 done.push(proved);
             }
             // A first backup that was killed leaves such a folder. Nobody has asked for this one.
-            Err(error)
-                if matches!(error.cause, Cause::NoRestorePoints)
-                    && !named.contains(domain)
-                    && repo.domain(domain).is_ok_and(|folder| folder.dir().is_dir()) =>
-            {
+            Err(error) if !named.contains(domain) && was_never_saved(&repo, domain, &error) => {
                 log::tell(&Entry::of(Level::Notice, domain, &error.cause.to_string()));
             }
             Err(error) => tally.failed(&error, ExitCode::of_error(&error)),
@@ -103,6 +99,13 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     Ok(code)
 }
 
+/// Whether there is a folder of the domain, as a first backup leaves it that was killed. A folder that has gone since it was listed is more than
+/// that.
+fn was_never_saved(repo: &Repository, domain: &str, error: &ops::Error) -> bool {
+    let has_folder = || repo.domain(domain).is_ok_and(|folder| folder.dir().is_dir());
+    matches!(error.cause, Cause::NoRestorePoints) && has_folder()
+}
+
 fn nothing_in(repo: &Repository) -> String {
     format!("there is nothing to verify in {}", repo.root().display())
 }
@@ -118,6 +121,7 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     let host = ops::connect(args.connect.connect.as_deref())?;
     let names = host.domain_names().map_err(|error| ops::Error::of("", error))?;
     let selection = select(&typed, &names);
+    let named = patterns(&typed, &names);
     let (seed, _) = uuid::Uuid::new_v4().as_u64_pair();
     let options = compare::Options {
         sample: (!args.full).then_some(u64::from(args.sample)),
@@ -150,11 +154,19 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
                 }
                 done.push((domain.clone(), outcome));
             }
+            // A domain that no backup is made of. Nobody has asked for this one.
+            Err(error) if matches!(error.cause, Cause::NoRestorePoints) && !named.contains(domain) => {
+                log::tell(&Entry::of(Level::Notice, domain, &error.cause.to_string()));
+            }
             Err(error) => tally.failed(&error, ExitCode::of_error(&error)),
         }
     }
     if let Some(signal) = stop.signal() {
         tally.count(ExitCode::Signal(signal));
+    }
+    if tally.is_clean() && done.is_empty() {
+        tell_error("there is nothing to compare: none of these domains has a restore point");
+        tally.count(ExitCode::NoDomains);
     }
     let code = tally.end(&["qemu-img", "qemu-nbd"]);
     if args.json {

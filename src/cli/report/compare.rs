@@ -22,10 +22,11 @@ pub fn lines(domain: &str, outcome: &Outcome) -> String {
             let places: Vec<String> = disk.places.iter().map(u64::to_string).collect();
             text.push_str(&format!(
                 "{domain}: disk {target}: {} DIFFER of {of}, at {}{}: a bitmap has missed a write, or the restore point is damaged \
-                 (vmsnap verify tells); the next backup of this disk will be full\n",
+                 (vmsnap verify tells); {}\n",
                 disk.differing,
                 places.join(", "),
                 if disk.differing > places.len() as u64 { ", …" } else { "" },
+                disk.consequence(),
             ));
         }
     }

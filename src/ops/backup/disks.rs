@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::settled::{Settled, reason_for_full};
 use super::spot::SpotCheck;
-use crate::host::{BackupJob, JobHealth, ReadOptions};
+use crate::host::{BackupJob, ReadOptions};
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
 use crate::model::block::{Beneath, BlockError, Written};
 use crate::model::domain::{DiskFormat, Domain};
@@ -19,7 +19,7 @@ use crate::ops::copy::{self, DEADLINE, Progress};
 use crate::ops::error::Cause;
 use crate::ops::monitor::Event;
 use crate::ops::plan::{BackupPlan, PlannedDisk};
-use crate::ops::{Context, Error, Result};
+use crate::ops::{Context, Error, Result, job};
 use crate::repo::{FileEntry, History, Pending, PieceEntry};
 
 /// Disks copied at the same time: each has a reader and a writer thread and its own buffers.
@@ -120,17 +120,7 @@ fn look(domain: &Domain, job: &dyn BackupJob, context: &Context, glances: u32) -
     if !glances.is_multiple_of(GLANCES_PER_HEALTH_CHECK) {
         return None;
     }
-    trouble(domain, job)
-}
-
-fn trouble(domain: &Domain, job: &dyn BackupJob) -> Option<Error> {
-    match job.health() {
-        Ok(JobHealth::Good) => None,
-        Ok(JobHealth::ScratchFull(disk)) => Some(Error::of(&domain.name, Cause::ScratchFull(disk))),
-        Ok(JobHealth::Gone(why)) => Some(Error::of(&domain.name, Cause::JobLost(why))),
-        // A question that could not be asked says nothing about the job: the data path tells by itself.
-        Err(_) => None,
-    }
+    job::trouble(&domain.name, job)
 }
 
 /// A connection that broke often has a better explanation: the user's signal, or a job that has ended.
@@ -139,7 +129,7 @@ fn reason_of(error: Error, domain: &Domain, job: &dyn BackupJob, context: &Conte
         return Error::of(&domain.name, Cause::Stopped(signal));
     }
     match &error.cause {
-        Cause::Copy(_) | Cause::Host(_) => trouble(domain, job).unwrap_or(error),
+        Cause::Copy(_) | Cause::Host(_) => job::trouble(&domain.name, job).unwrap_or(error),
         _ => error,
     }
 }

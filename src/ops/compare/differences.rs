@@ -38,13 +38,13 @@ impl Differences {
         Ok(Differences { unchanged, kept })
     }
 
-    /// Reads each cluster from both sides, and tells its offset and whether they are the same.
+    /// Reads each cluster from both sides, and tells its offset and whether they are the same, until it is told to end.
     pub(super) fn each(
         &self,
         job: &dyn BackupJob,
         target: &str,
         stop: &Stop,
-        mut tell: impl FnMut(u64, bool),
+        mut tell: impl FnMut(u64, bool) -> std::result::Result<(), Cause>,
     ) -> std::result::Result<(), Cause> {
         let options = ReadOptions {
             changes_only: false,
@@ -71,7 +71,7 @@ impl Differences {
                 let offset = block.offset + start as u64;
                 let read = self.kept.read(&mut kept[..count], offset);
                 read.map_err(|error| Cause::Copy(BlockError::from(error)))?;
-                tell(offset, now == &kept[..count]);
+                tell(offset, now == &kept[..count])?;
             }
         }
         Ok(())

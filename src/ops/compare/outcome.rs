@@ -91,6 +91,20 @@ pub struct ComparedDisk {
     pub compared: u64,
     /// How many of those differ.
     pub differing: u64,
+    /// Whether it is remembered that some differ.
+    pub is_remembered: bool,
     /// Where the first of those are on the disk, in bytes.
     pub places: Vec<u64>,
+}
+
+impl ComparedDisk {
+    /// What follows for the next backup when it differs.
+    pub fn consequence(&self) -> &'static str {
+        match self.is_remembered {
+            true => "the next backup of this disk will be full",
+            false => {
+                "that cannot be remembered, so the next backup may rely on its bitmap: remove it (vmsnap scrub), and it will be full"
+            }
+        }
+    }
 }
