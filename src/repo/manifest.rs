@@ -147,10 +147,16 @@ impl Manifest {
         #[derive(Deserialize)]
         struct Version {
             format: u32,
+            #[serde(default)]
+            digest: String,
         }
         let not = |error: serde_json::Error| ManifestError::NotAManifest(error.to_string());
         let version: Version = serde_json::from_slice(text).map_err(not)?;
         if version.format > FORMAT {
+            // A flipped bit is no newer program: then all the rest is as we wrote it.
+            if holds(&with_format(text, version.format), &version.digest) {
+                return Err(ManifestError::Digest);
+            }
             return Err(ManifestError::TooNew(version.format));
         }
         let manifest: Manifest = serde_json::from_slice(text).map_err(not)?;
@@ -212,6 +218,13 @@ impl Manifest {
     pub fn file(&self, name: &str) -> Option<&FileEntry> {
         self.files.iter().find(|file| file.name == name)
     }
+}
+
+/// The text as it would be if its format number were ours.
+fn with_format(text: &[u8], number: u32) -> Vec<u8> {
+    let [theirs, ours] = [number, FORMAT].map(|number| format!("\"format\": {number}"));
+    let text = String::from_utf8_lossy(text);
+    text.replacen(&theirs, &ours, 1).into_bytes()
 }
 
 #[cfg(test)]
@@ -303,11 +316,26 @@ mod tests {
     }
 
     #[test]
+    fn a_flipped_bit_in_the_format_number_is_damage_and_no_newer_format() {
+        let text = sample().to_text().expect("it serialises");
+        let number = text.find("\"format\": 1").expect("it begins with that") + "\"format\": ".len();
+        for bit in 0..8 {
+            let mut damaged = text.clone().into_bytes();
+            damaged[number] ^= 1 << bit;
+            let refused = Manifest::parse(&damaged).expect_err("it is damaged");
+            assert!(
+                !matches!(refused, ManifestError::TooNew(_)),
+                "bit {bit}: {refused}"
+            );
+        }
+    }
+
+    #[test]
     fn a_newer_format_is_refused_by_its_number() {
         let text = sample()
             .to_text()
             .expect("it serialises")
-            .replace("\"format\": 1", "\"format\": 2");
+            .replace("\"format\": 1", "\"format\": 2, \"new\": 1");
         assert!(matches!(
             Manifest::parse(text.as_bytes()),
             Err(ManifestError::TooNew(2))

@@ -198,7 +198,11 @@ fn what_a_newer_vmsnap_has_written_ends_with_three() {
     let lab = lab();
     let manifest = lab.history("vm1").kept[1].dir.join("manifest.json");
     let text = fs::read_to_string(&manifest).expect("a manifest");
-    fs::write(&manifest, text.replacen("\"format\": 1", "\"format\": 9", 1)).expect("written");
+    fs::write(
+        &manifest,
+        text.replacen("\"format\": 1", "\"format\": 9, \"new\": 1", 1),
+    )
+    .expect("written");
     for arguments in [&["vm1"][..], &["vm1", "--all"]] {
         let output = vmsnap(&lab, arguments);
         assert_eq!(output.status.code(), Some(3), "{output:?}");
@@ -229,5 +233,18 @@ fn a_command_that_reads_a_repository_asks_for_it_by_its_own_switch() {
             stderr(&output).contains("--repository DIR names it"),
             "{output:?}"
         );
+    }
+}
+
+#[test]
+fn whoever_names_the_checkpoint_of_a_damaged_restore_point_hears_of_the_damage() {
+    let lab = lab();
+    let manifest = lab.history("vm1").kept[1].dir.join("manifest.json");
+    fs::write(&manifest, "{").expect("written");
+    for (at, code) in [("virtnbdbackup.1", 11), ("virtnbdbackup.0", 0)] {
+        let output = vmsnap(&lab, &["vm1", "--at", at]);
+        assert_eq!(output.status.code(), Some(code), "{at}: {output:?}");
+        let is_told = stderr(&output).contains(manifest.to_str().expect("plain"));
+        assert!(is_told || code == 0, "{output:?}");
     }
 }

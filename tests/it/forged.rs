@@ -124,7 +124,11 @@ fn a_manifest_of_a_newer_format_is_no_damage_and_is_not_remembered_as_such() {
     let lab = Lab::with_three_points();
     let manifest = lab.history("vm1").kept[2].dir.join("manifest.json");
     let text = fs::read_to_string(&manifest).expect("a manifest");
-    fs::write(&manifest, text.replacen("\"format\": 1", "\"format\": 9", 1)).expect("written");
+    fs::write(
+        &manifest,
+        text.replacen("\"format\": 1", "\"format\": 9, \"new\": 1", 1),
+    )
+    .expect("written");
     let outcome = proved(&lab);
     assert!(outcome.is_sound() && outcome.needs_newer());
     assert_eq!(outcome.points.len(), 2, "the older ones are proved");

@@ -137,7 +137,10 @@ fn a_damaged_or_missing_manifest_is_told_and_the_next_backup_is_full() {
         match damage {
             "flip" => fs::write(&path, text.replacen("vda", "vdb", 1)),
             "empty" => fs::write(&path, ""),
-            "newer" => fs::write(&path, text.replacen("\"format\": 1", "\"format\": 9", 1)),
+            "newer" => fs::write(
+                &path,
+                text.replacen("\"format\": 1", "\"format\": 9, \"new\": 1", 1),
+            ),
             _ => fs::remove_file(&path),
         }
         .expect("done");

@@ -184,3 +184,10 @@ fn one_failing_domain_does_not_stop_the_others_and_every_word_of_the_answer_is_t
         assert!(finished.stdout.contains(": full backup "), "{finished:#?}");
     }
 }
+
+/// The type is looked at after the switches were read.
+#[test]
+fn an_empty_output_is_an_unset_variable() {
+    let finished = vmsnap(&["scrub", "vm1", "--output="]);
+    assert_eq!(finished.code, Some(8), "{finished:#?}");
+}

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::shared::{ConnectArgs, DomainArgs, OutputArgs};
+use super::shared::{ConnectArgs, DomainArgs, OutputArgs, path_or_empty};
 
 /// Arguments of `vmsnap scrub`.
 #[derive(Debug, Args)]
@@ -32,7 +32,8 @@ pub struct ScrubArgs {
         long,
         alias = "repository",
         value_name = "DIR",
-        env = "VMSNAP_REPOSITORY"
+        env = "VMSNAP_REPOSITORY",
+        value_parser = path_or_empty()
     )]
     pub output: Option<PathBuf>,
 

@@ -51,6 +51,12 @@ pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -
             None => Ok(nearest),
         };
     }
+    // A checkpoint is known by a manifest only.
+    if let Some(lost) = chains.lost_after("").last() {
+        let (id, is_newer) = (lost.id.clone(), lost.is_newer);
+        let what = format!("'{}' may be its checkpoint, but {}", shown(at), lost.what);
+        return Err(cannot_be_read(domain, &LostPoint { id, what, is_newer }));
+    }
     Err(none(format!(
         "'{}' is neither the id of a restore point, nor a checkpoint of one, nor a time like 2026-11-01T02:00:00Z",
         shown(at)

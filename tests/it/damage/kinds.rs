@@ -148,7 +148,10 @@ fn remove(path: &Path) {
 fn newer(path: &Path, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
     if path.ends_with("manifest.json") {
         let text = String::from_utf8(bytes).expect("JSON");
-        return Some(text.replacen("\"format\": 1", "\"format\": 2", 1).into_bytes());
+        return Some(
+            text.replacen("\"format\": 1", "\"format\": 2, \"new\": 1", 1)
+                .into_bytes(),
+        );
     }
     if path.extension().is_some_and(|ending| ending == "qcow2") {
         bytes[7] = 4;
