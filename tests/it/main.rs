@@ -13,6 +13,7 @@ mod forged;
 mod gone;
 mod lab;
 mod list;
+mod no_rights;
 mod open_files;
 mod page_cache;
 mod prune;

@@ -1,0 +1,92 @@
+//! A repository of which something may not be read: no verdict on what is there, and nothing that can be done without it is left undone.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::thread;
+
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+use vmsnap::ops::verify::Which;
+
+use crate::lab::Lab;
+use crate::verify::{lab, options, run, words};
+
+/// Does something on a thread that may read only what the modes allow, though root runs the tests.
+fn without_rights<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let limited = || {
+        let mut sets = capabilities(None).expect("the kernel tells");
+        sets.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+        set_capabilities(None, sets).expect("fewer are always allowed");
+        work()
+    };
+    thread::scope(|scope| scope.spawn(limited).join().expect("no panic"))
+}
+
+fn lock_up(path: &Path) {
+    fs::set_permissions(path, PermissionsExt::from_mode(0)).expect("it is ours");
+}
+
+#[test]
+fn what_does_not_stand_upon_an_unreadable_image_is_verified_all_the_same() {
+    let mut lab = lab();
+    lab.at("2026-12-01T02:00:00+01:00[Europe/Berlin]");
+    lab.backup("vm1").expect("a new chain");
+    let ids: Vec<String> = lab
+        .history("vm1")
+        .kept
+        .iter()
+        .map(|kept| kept.manifest.point.id.clone())
+        .collect();
+    lock_up(&lab.history("vm1").kept[0].dir.join("vda.qcow2"));
+    let all = options(&lab, Which::All);
+    let outcome = without_rights(|| run(&lab, &all)).expect("one can be read");
+    let proved: Vec<&String> = outcome.points.iter().map(|point| &point.id).collect();
+    assert_eq!(proved, [&ids[3]]);
+    assert!(outcome.is_sound(), "{}", words(&outcome));
+    let error = outcome.ended.expect("it is no whole answer");
+    assert!(error.cause.is_no_verdict(), "{error}");
+    let told: Vec<&str> = outcome
+        .findings
+        .iter()
+        .map(|found| found.message.as_str())
+        .collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    for (told, id) in told.iter().zip(&ids[1..]) {
+        assert!(
+            told.contains(&format!("restore point {id} was not verified")),
+            "{told}"
+        );
+    }
+    let remembered: Vec<bool> = lab
+        .history("vm1")
+        .kept
+        .iter()
+        .map(|kept| kept.proof.is_some())
+        .collect();
+    assert_eq!(remembered, [false, false, false, true]);
+}
+
+#[test]
+fn what_is_remembered_and_cannot_be_read_is_not_taken_for_nothing() {
+    let folders: [fn(&Lab) -> std::path::PathBuf; 2] = [
+        |lab| lab.repo.root().join("vm1/.verified"),
+        |lab| {
+            let period = lab.history("vm1").kept[0]
+                .dir
+                .parent()
+                .expect("a period")
+                .to_owned();
+            period.join(".committed")
+        },
+    ];
+    for folder in folders {
+        let lab = lab();
+        let all = options(&lab, Which::All);
+        assert!(run(&lab, &all).expect("proved").is_sound());
+        let folder = folder(&lab);
+        lock_up(&folder);
+        let error = without_rights(|| run(&lab, &all)).expect_err("it cannot be known");
+        let told = vmsnap::model::text::with_sources(&error);
+        assert!(told.contains(folder.to_str().expect("plain")), "{told}");
+    }
+}
