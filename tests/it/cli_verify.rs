@@ -247,4 +247,9 @@ fn whoever_names_the_checkpoint_of_a_damaged_restore_point_hears_of_the_damage()
         let is_told = stderr(&output).contains(manifest.to_str().expect("plain"));
         assert!(is_told || code == 0, "{output:?}");
     }
+    let output = vmsnap(&lab, &["vm1", "--at", "virtnbdbackup.1", "--json"]);
+    let json: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    assert_eq!(json["domains"][0]["outcome"], "failed");
+    let message = json["domains"][0]["error"]["message"].as_str().expect("a text");
+    assert!(message.contains(manifest.to_str().expect("plain")), "{message}");
 }

@@ -153,7 +153,7 @@ fn answer(outcome: &Outcome) -> (String, ExitCode) {
 
 fn json(outcome: Outcome) -> serde_json::Value {
     let code = shown::exit_code(&outcome);
-    let text = shown::json(&[("vm1".to_owned(), outcome)], &[], code);
+    let text = shown::json(&[("vm1".to_owned(), outcome)], &[], &[], code);
     let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     document["domains"][0].clone()
 }

@@ -23,7 +23,7 @@ fn without_rights<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 fn lock_up(path: &Path) {
-    fs::set_permissions(path, PermissionsExt::from_mode(0)).expect("it is ours");
+    fs::set_permissions(path, PermissionsExt::from_mode(0o0)).expect("it is ours");
 }
 
 #[test]

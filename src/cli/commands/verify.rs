@@ -51,7 +51,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     let mut tally = Tally::default();
     tally.unmatched(&selection.unmatched);
     let progress = Progress::new();
-    let mut done = Vec::new();
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
     for domain in &selection.domains {
         if stop.requested() {
             break;
@@ -82,7 +82,10 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
             Err(error) if !named.contains(domain) && was_never_saved(&repo, domain, &error) => {
                 log::tell(&Entry::of(Level::Notice, domain, &error.cause.to_string()));
             }
-            Err(error) => tally.failed(&error, ExitCode::of_error(&error)),
+            Err(error) => {
+                tally.failed(&error, ExitCode::of_error(&error));
+                failed.push(error);
+            }
         }
     }
     if let Some(signal) = stop.signal() {
@@ -94,7 +97,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     }
     let code = tally.end(&[]);
     if args.json {
-        answer(&shown::json(&done, &selection.unmatched, code));
+        answer(&shown::json(&done, &failed, &selection.unmatched, code));
     }
     Ok(code)
 }
@@ -134,7 +137,7 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     let mut tally = Tally::default();
     tally.unmatched(&selection.unmatched);
     let progress = Progress::new();
-    let mut done = Vec::new();
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
     for domain in &selection.domains {
         if stop.requested() {
             break;
@@ -158,7 +161,10 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
             Err(error) if matches!(error.cause, Cause::NoRestorePoints) && !named.contains(domain) => {
                 log::tell(&Entry::of(Level::Notice, domain, &error.cause.to_string()));
             }
-            Err(error) => tally.failed(&error, ExitCode::of_error(&error)),
+            Err(error) => {
+                tally.failed(&error, ExitCode::of_error(&error));
+                failed.push(error);
+            }
         }
     }
     if let Some(signal) = stop.signal() {
@@ -170,7 +176,7 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     }
     let code = tally.end(&["qemu-img", "qemu-nbd"]);
     if args.json {
-        answer(&comparison::json(&done, &selection.unmatched, code));
+        answer(&comparison::json(&done, &failed, &selection.unmatched, code));
     }
     Ok(code)
 }

@@ -4,6 +4,7 @@ use super::tree::Tree;
 use super::{domains_json, finding_tree};
 use crate::cli::exit_code::ExitCode;
 use crate::model::text::shown;
+use crate::ops::Error;
 use crate::ops::compare::{Meaning, Outcome, Verdict};
 
 /// What a comparison with a domain found, in lines that a person reads.
@@ -51,7 +52,7 @@ pub fn exit_code(outcome: &Outcome) -> ExitCode {
 }
 
 /// The comparisons of several domains as one JSON document.
-pub fn json(done: &[(String, Outcome)], unmatched: &[String], code: ExitCode) -> String {
+pub fn json(done: &[(String, Outcome)], failed: &[Error], unmatched: &[String], code: ExitCode) -> String {
     let domains = done.iter().map(|(domain, outcome)| {
         let disks = outcome.disks.iter().map(|disk| {
             let places = disk.places.iter().map(|place| Tree::Number(*place));
@@ -90,5 +91,5 @@ pub fn json(done: &[(String, Outcome)], unmatched: &[String], code: ExitCode) ->
             ("findings", Tree::List(findings.collect())),
         ])
     });
-    domains_json(domains.collect(), unmatched, code)
+    domains_json(domains.collect(), failed, unmatched, code)
 }

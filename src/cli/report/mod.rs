@@ -186,8 +186,15 @@ fn missed_sentence(missed: &MissedWrite) -> String {
     format!("{}: its bitmap missed a write, found {day}", shown(&missed.disk))
 }
 
-/// The outcomes of several domains as one JSON document.
-fn domains_json(domains: Vec<Tree>, unmatched: &[String], code: ExitCode) -> String {
+/// The outcomes of several domains, and of those that have none but an error, as one JSON document.
+fn domains_json(mut domains: Vec<Tree>, failed: &[Error], unmatched: &[String], code: ExitCode) -> String {
+    domains.extend(failed.iter().map(|error| {
+        Tree::map([
+            ("domain", Tree::text(&error.domain)),
+            ("outcome", Tree::text("failed")),
+            ("error", error_tree(error)),
+        ])
+    }));
     let document = Tree::map([
         ("schema", Tree::Number(1)),
         ("domains", Tree::List(domains)),
@@ -195,6 +202,15 @@ fn domains_json(domains: Vec<Tree>, unmatched: &[String], code: ExitCode) -> Str
         ("exitCode", Tree::Number(code.number().unsigned_abs().into())),
     ]);
     document.json(false) + "\n"
+}
+
+/// The same as [`ErrorJson`].
+fn error_tree(error: &Error) -> Tree {
+    Tree::map([
+        ("message", Tree::text(causes(error))),
+        ("disk", Tree::text_or_null(error.disk.clone())),
+        ("hint", Tree::text_or_null(error.hint())),
+    ])
 }
 
 fn finding_tree(finding: &Finding) -> Tree {

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::tree::Tree;
-use super::{domains_json, finding_tree};
+use super::{domains_json, error_tree, finding_tree};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::text::shown;
+use crate::ops::Error;
 use crate::ops::verify::{Damage, Outcome, ProvedPoint};
 
 /// A domain whose restore points were looked at.
@@ -76,7 +77,7 @@ fn points_word(count: usize) -> String {
 }
 
 /// The outcome of every domain as one JSON document.
-pub fn json(done: &[Proved], unmatched: &[String], code: ExitCode) -> String {
+pub fn json(done: &[Proved], failed: &[Error], unmatched: &[String], code: ExitCode) -> String {
     let domains = done.iter().map(|proved| {
         let outcome = &proved.outcome;
         Tree::map([
@@ -106,9 +107,10 @@ pub fn json(done: &[Proved], unmatched: &[String], code: ExitCode) -> String {
                 "findings",
                 Tree::List(outcome.findings.iter().map(finding_tree).collect()),
             ),
+            ("error", outcome.ended.as_ref().map_or(Tree::Null, error_tree)),
         ])
     });
-    domains_json(domains.collect(), unmatched, code)
+    domains_json(domains.collect(), failed, unmatched, code)
 }
 
 fn point_tree(point: &ProvedPoint) -> Tree {
