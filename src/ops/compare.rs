@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::heal::{self, Intent};
 use super::monitor::Event;
 use super::plan::PlannedDisk;
-use super::{Cause, Context, Error, Result, job, lineage};
+use super::{Cause, Context, Error, Result, job, lineage, restore};
 use crate::host::{BackupJob, BackupRequest, DiskRequest, PlaceWishes};
 use crate::model::block::CLUSTER;
 use crate::model::chain::Parent;
@@ -60,15 +60,9 @@ pub fn compare(name: &str, context: &Context, options: &Options) -> Result<Outco
         .domain(name)
         .map_err(|error| Error::of(name, error))?;
     let history = repository.history().map_err(failed)?;
-    let Some(latest) = history.chains.latest() else {
-        let lost = history.chains.lost_after("").next();
-        return Err(Error::of(
-            name,
-            lost.map_or(Cause::NoRestorePoints, |lost| Cause::NotWhole {
-                id: lost.id.clone(),
-                fault: lost.what.clone(),
-            }),
-        ));
+    let latest = match history.chains.latest() {
+        Some(latest) => latest,
+        None => restore::choose(name, &history, "latest")?,
     };
     let period = latest.point.period.clone();
     let locked = repository.lock().map_err(failed)?;

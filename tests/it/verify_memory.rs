@@ -293,6 +293,28 @@ fn a_verification_that_was_stopped_does_not_forget_the_damage_that_it_did_not_co
 }
 
 #[test]
+fn nor_the_damage_that_a_record_may_have_told_of_which_cannot_be_read() {
+    let mut lab = lab();
+    let first = lab.history("vm1").kept[0].dir.clone();
+    for image in ["vda.qcow2", "vdb.qcow2"] {
+        flip(&first.join(image), 70_000, 0);
+    }
+    assert!(!all(&lab).is_sound());
+    let record = records(&lab)
+        .into_iter()
+        .find(|path| path.to_string_lossy().contains(".damaged."));
+    flip(&record.expect("it is remembered"), 20, 1);
+    lab.pass(Span::new().hours(1));
+    let stop = Stop::default();
+    let monitor = StopBehind(&stop, "vda.qcow2");
+    let outcome = verify("vm1", &lab.repo, &options(&lab, Which::All), &monitor, &stop);
+    assert!(outcome.expect("something was found").ended.is_some());
+    let chains = lab.history("vm1").chains;
+    let id = &chains.points()[0].point.id;
+    assert!(chains.doubt(id, "vda").is_some() && chains.doubt(id, "vdb").is_some());
+}
+
+#[test]
 fn a_restore_point_that_was_not_read_to_its_end_is_not_remembered_as_sound_for_what_it_stands_upon() {
     let lab = lab();
     let kept = lab.history("vm1").kept;

@@ -222,7 +222,9 @@ impl Verification<'_> {
                 .filter(|_| damage.is_empty() && !deep),
             damage: notes,
         };
-        let Err(error) = self.repository.keep_proof(&proof, &kept.records) else {
+        // What has not been read again may be told of by any of them.
+        let outdated: &[String] = if is_complete { &kept.records } else { &[] };
+        let Err(error) = self.repository.keep_proof(&proof, outdated) else {
             return;
         };
         // Why the first result cannot be kept is why the others cannot.
