@@ -43,6 +43,14 @@ fn main() {
             work::ALL.map(|(name, _)| name)
         );
     }
+    let tools = std::env::var("BENCH_TOOLS").unwrap_or_default();
+    for name in tools.split(',').filter(|name| !name.is_empty()) {
+        assert!(
+            tools::PEERS.contains(&name),
+            "BENCH_TOOLS names '{name}', which is none of {:?}",
+            tools::PEERS
+        );
+    }
     let bench = Bench {
         daemon: daemon::Daemon::acquire(),
         gib: setting("BENCH_SIZE", 4),

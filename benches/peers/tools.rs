@@ -7,6 +7,9 @@ use crate::daemon::URI;
 use crate::domain::Source;
 use crate::process::{command, run};
 
+/// The programs beside vmsnap, by their names in `BENCH_TOOLS`.
+pub const PEERS: [&str; 4] = ["virtnbdbackup", "qemu-img", "nbdcopy", "virsh"];
+
 /// A program with the way it is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tool {
