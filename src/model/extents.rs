@@ -100,9 +100,9 @@ impl ExtentPlanner {
         self.position - begin
     }
 
-    /// The kind of the next extent.
-    pub fn next_kind(&self) -> Option<ExtentKind> {
-        self.planned.front().map(|extent| extent.kind)
+    /// The next extent, as far as it is planned.
+    pub fn next(&self) -> Option<&Extent> {
+        self.planned.front()
     }
 
     /// Takes the next extent, or as much of it as `longest` allows. `longest` is a multiple of [`CLUSTER`] and not 0.
@@ -258,7 +258,8 @@ mod tests {
         const HOLE: u32 = 1;
         let mut planner = ExtentPlanner::new(CLUSTER, None, false);
         planner.tell(None, zero(&[run(CLUSTER, HOLE)]), u64::MAX);
-        assert_eq!(planner.next_kind(), Some(ExtentKind::Data));
+        let next = planner.next().expect("it was told");
+        assert_eq!(next.kind, ExtentKind::Data);
     }
 
     #[test]

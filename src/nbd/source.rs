@@ -3,6 +3,8 @@
 //! The way of a range: the status tells its extents (`planner`); each extent is cut into requests, one buffer of the pool each, which take their place
 //! in a queue in the disk's order (`slots`); answers fill their places as they come; the front of the queue is handed out. The next status is asked for while the reads of the last one are under way.
 
+mod ask;
+
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -16,22 +18,12 @@ use super::error::{Error, Result};
 use super::pending::{Answer, Body};
 use super::transmit::Connection;
 use super::wire;
-use crate::model::block::{
-    Beneath, Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content, Extent, ExtentKind,
-};
+use crate::model::block::{Beneath, Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content};
 use crate::model::buffer::{Buffer, BufferPool};
 use crate::model::clusters::{ClusterSet, WANTED};
 use crate::model::extents::{ExtentPlanner, Run, Runs};
 use crate::model::stop::Stop;
 
-/// Most requests in flight on one connection: QEMU looks at no more (`MAX_NBD_REQUESTS` in its `nbd/server.c`).
-const MAX_IN_FLIGHT: usize = 16;
-/// Most bytes in flight: the server has as much memory for them. More makes no disk quicker, and the caches of the processor hold less of it.
-const MAX_BYTES_IN_FLIGHT: u64 = 16 << 20;
-/// Most places in the queue. Zeroes need a place but no buffer.
-const MAX_SLOTS: usize = 256;
-/// The status of further ranges is asked for while fewer extents than this are planned.
-const PLAN_AHEAD: usize = 4096;
 /// Longest range whose status is asked for at once, in bytes: fits a signed 32-bit number.
 const LONGEST_STATUS: u64 = (2 << 30) - CLUSTER;
 /// Cookie of a status request; the cookies of reads are the numbers of their slots.
@@ -60,7 +52,7 @@ pub struct SourceOptions {
     pub mode: Mode,
     /// From the cluster of this offset on everything counts as changed, in bytes.
     pub all_from: Option<u64>,
-    /// The memory to read into. One buffer is one request; its capacity is at least [`CLUSTER`].
+    /// The memory to read into. One buffer is one request; its capacity is at least [`CLUSTER`]. One request gets more memory, twice as much.
     pub pool: BufferPool,
     /// How many connections to use, at least 1; more than one only if the server says that it can.
     pub connections: usize,
@@ -109,8 +101,10 @@ pub struct ExportSource {
     /// A buffer that was waited for.
     spare: Option<Buffer>,
     beneath: Option<Arc<dyn Beneath>>,
-    /// Length of the longest read, in bytes: whole clusters.
+    /// Length of the longest read but one, in bytes: whole clusters.
     longest_read: u64,
+    /// Length of the one read that is longer than all others, in bytes: whole clusters. None where there is no such length, or it was asked for.
+    longer_read: Option<u64>,
     stop: Stop,
     /// How much was asked for and has not come, in bytes.
     in_flight: u64,
@@ -196,7 +190,9 @@ impl ExportSource {
             .map(Client::longest_read)
             .min()
             .unwrap_or(wire::MAX_READ);
-        let longest_read = capacity.min(u64::from(shortest)) / CLUSTER * CLUSTER;
+        let shortest = u64::from(shortest);
+        let longest_read = capacity.min(shortest) / CLUSTER * CLUSTER;
+        let longer_read = (2 * longest_read).min(shortest / CLUSTER * CLUSTER);
         if longest_read == 0 {
             return Err(Error::BadRequest {
                 offset: 0,
@@ -254,6 +250,7 @@ impl ExportSource {
             spare: None,
             beneath: options.beneath,
             longest_read,
+            longer_read: (longer_read > longest_read).then_some(longer_read),
             stop: options.stop,
             in_flight: 0,
             delivered: 0,
@@ -280,85 +277,6 @@ impl ExportSource {
             }
             self.wait()?;
         }
-    }
-
-    /// Sends as many requests as there are extents, buffers and places for.
-    fn ask(&mut self) -> Result<()> {
-        self.ask_for_status();
-        while self.slots.len() < MAX_SLOTS {
-            match self.planner.next_kind() {
-                None => break,
-                Some(ExtentKind::Zero) => {
-                    if let Some(extent) = self.planner.take(u64::MAX / CLUSTER * CLUSTER) {
-                        let content = Content::Zero(extent.length);
-                        self.slots.push_back(Slot::Ready(Block {
-                            offset: extent.offset,
-                            content,
-                        }));
-                    }
-                }
-                Some(ExtentKind::CleanZero) => {
-                    if let Some(extent) = self.planner.take(u64::MAX / CLUSTER * CLUSTER) {
-                        self.look_beneath(extent)?;
-                    }
-                }
-                Some(ExtentKind::Data) if !self.ask_for_data() => break,
-                Some(ExtentKind::Data) => {}
-            }
-        }
-        self.connections.iter_mut().try_for_each(Connection::flush)
-    }
-
-    /// Zeroes that no bitmap calls changed have to be zeroes beneath as well.
-    fn look_beneath(&self, extent: Extent) -> Result<()> {
-        let beneath = self.beneath.as_ref();
-        match beneath.and_then(|beneath| beneath.other_than_zero(extent.offset, extent.length)) {
-            Some(offset) => Err(Error::Distrusted { offset }),
-            None => Ok(()),
-        }
-    }
-
-    fn ask_for_status(&mut self) {
-        if self.status.in_flight || self.planner.complete() || self.planner.planned() >= PLAN_AHEAD {
-            return;
-        }
-        let offset = self.planner.position();
-        let length = self.status.length.min(self.size - offset);
-        self.connections[0].status(STATUS_COOKIE, offset, length as u32);
-        self.status.in_flight = true;
-        self.status.length = (self.status.length * 2).min(LONGEST_STATUS);
-    }
-
-    /// Queues the read of the next extent, or of its beginning; `false` when no connection or no buffer is free.
-    fn ask_for_data(&mut self) -> bool {
-        if self.in_flight >= MAX_BYTES_IN_FLIGHT {
-            return false;
-        }
-        // The status must not have to wait behind the reads that it is to keep going.
-        let reserved = usize::from(!self.status.in_flight && !self.planner.complete());
-        let free = self
-            .connections
-            .iter()
-            .enumerate()
-            .filter_map(|(index, connection)| {
-                let reserved = if index == 0 { reserved } else { 0 };
-                let in_flight = connection.in_flight();
-                (in_flight + reserved < MAX_IN_FLIGHT).then_some((in_flight, index))
-            });
-        let Some((_, index)) = free.min() else {
-            return false;
-        };
-        let Some(buffer) = self.spare.take().or_else(|| self.pool.try_take()) else {
-            return false;
-        };
-        let Some(extent) = self.planner.take(self.longest_read) else {
-            return false;
-        };
-        let cookie = self.first_slot + self.slots.len() as u64;
-        self.connections[index].read(cookie, extent.offset, extent.length as u32, buffer);
-        self.in_flight += extent.length;
-        self.slots.push_back(Slot::Waiting);
-        true
     }
 
     fn take_ready(&mut self) -> Option<Block> {

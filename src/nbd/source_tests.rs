@@ -203,14 +203,44 @@ fn an_error_of_the_server_ends_the_source_with_the_place() {
 }
 
 #[test]
-fn requests_are_as_long_as_a_buffer_and_the_server_allow() {
-    for (capacity, maximum, expected) in [(1 << 20, 32 << 20, 1 << 20), (1 << 20, 200_000, 3 * 65536)] {
-        let mut export = FakeExport::new(numbered_disk(32, 0));
+fn requests_are_as_long_as_a_buffer_and_the_server_allow_and_one_is_longer() {
+    const MIB: u32 = 1 << 20;
+    for (maximum, longer, others) in [
+        (32 * MIB, 2 * MIB, MIB),
+        (3 * MIB / 2, 3 * MIB / 2, MIB),
+        (MIB, MIB, MIB),
+        (200_000, 3 * 65536, 3 * 65536),
+    ] {
+        let mut export = FakeExport::new(numbered_disk(64, 0));
         export.block_sizes = Some([1, 4096, maximum]);
-        clusters(&mut source(&export, options(Mode::Full, 3, capacity))).expect("a read");
+        clusters(&mut source(&export, options(Mode::Full, 3, MIB as usize))).expect("a read");
         let seen = export.seen.lock().expect("no panic");
-        assert_eq!(seen.iter().map(|request| request.3).max(), Some(expected));
+        let reads = seen.iter().filter(|request| request.1 == CMD_READ);
+        let lengths: Vec<u32> = reads.map(|request| request.3).collect();
+        assert_eq!(lengths[0], longer, "{lengths:?}");
+        assert_eq!(lengths[1..].iter().max(), Some(&others), "{lengths:?}");
     }
+}
+
+#[test]
+fn the_longer_request_is_the_first_extent_that_fills_it() {
+    let mut export = FakeExport::new(numbered_disk(20, 0));
+    // Dirty runs of 2, 3, 5 and 6 clusters, of which two are read at once.
+    let runs = [(2, 1), (1, 0), (3, 1), (1, 0), (5, 1), (1, 0), (6, 1), (1, 0)];
+    let runs = runs.map(|(clusters, flags)| Run {
+        length: clusters * CLUSTER,
+        flags,
+    });
+    export.contexts = vec![(BITMAP.to_owned(), runs.to_vec())];
+    let mut source = source(&export, options(changes(), 3, 2 * C));
+    assert_eq!(
+        clusters(&mut source).expect("a read").iter().flatten().count(),
+        16
+    );
+    let seen = export.seen.lock().expect("no panic");
+    let reads = seen.iter().filter(|request| request.1 == CMD_READ);
+    let lengths: Vec<u32> = reads.map(|request| request.3 / C as u32).collect();
+    assert_eq!(lengths, [2, 2, 1, 4, 1, 2, 2, 2]);
 }
 
 #[test]
@@ -330,7 +360,8 @@ fn a_stop_ends_the_wait_for_a_buffer() {
     let options = options(Mode::Full, 1, C);
     let stop = options.stop.clone();
     let mut source = source(&export, options);
-    let held = source.next_block().expect("a block");
+    // The longer read has a buffer of its own.
+    let held = [source.next_block(), source.next_block()].map(|block| block.expect("a block"));
     let reading = std::thread::spawn(move || source.next_block().expect_err("stopped").kind);
     stop.request(15);
     assert_eq!(reading.join().expect("no panic"), BlockErrorKind::Stopped);

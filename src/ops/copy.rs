@@ -5,15 +5,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
-use crate::model::block::{
-    Block, BlockError, BlockErrorKind, BlockSink, BlockSource, CLUSTER, Content, Written,
-};
+use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSink, BlockSource, Content, Written};
 use crate::model::buffer::BufferPool;
 use crate::model::stop::Stop;
 
-/// Bytes of one read request: as many whole clusters as are less than 2 MiB. QEMU takes the memory for a request of 2 MiB from the kernel and gives it
-/// back each time, a page fault for each 4 KiB, which doubles its processor time. Half of it is as kind to QEMU, but takes more of ours.
-pub const REQUEST: usize = (2 << 20) - CLUSTER as usize;
+/// Bytes of one read request: a huge page, so that a buffer for it is one. Shorter ones take more of our processor time.
+pub const REQUEST: usize = 2 << 20;
 
 /// Buffers per disk: what is in flight, what waits for the writer, and what is being written.
 pub const BUFFERS: usize = 16;
@@ -209,7 +206,7 @@ mod tests {
 
     use super::*;
     use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
-    use crate::model::block::ImageFile;
+    use crate::model::block::{CLUSTER, ImageFile};
 
     /// Bytes of the disk that one table of the image maps.
     const TABLE_SPAN: u64 = 512 << 20;

@@ -124,6 +124,16 @@ impl Server {
         &self.socket
     }
 
+    /// How many pages of memory the kernel has given to it so far.
+    pub fn page_faults(&self) -> u64 {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let stat = std::fs::read_to_string(path).expect("it runs");
+        // Field 10 of proc_pid_stat(5); the name, which is the second one, may hold blanks.
+        let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
+        let faults = fields.split(' ').nth(7).expect("a field");
+        faults.parse().expect("a number")
+    }
+
     /// Kills it at once.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

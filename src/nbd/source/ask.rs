@@ -1,0 +1,111 @@
+//! What of an export is asked for next: status and reads, as many as there is room for.
+
+use super::super::error::{Error, Result};
+use super::super::transmit::Connection;
+use super::{ExportSource, LONGEST_STATUS, STATUS_COOKIE, Slot};
+use crate::model::block::{Block, CLUSTER, Content, Extent, ExtentKind};
+use crate::model::buffer::Buffer;
+
+/// Most requests in flight on one connection: QEMU looks at no more (`MAX_NBD_REQUESTS` in its `nbd/server.c`).
+const MAX_IN_FLIGHT: usize = 16;
+/// Most bytes in flight: the server has as much memory for them. More makes no disk quicker, and the caches of the processor hold less of it.
+const MAX_BYTES_IN_FLIGHT: u64 = 16 << 20;
+/// Most places in the queue. Zeroes need a place but no buffer.
+const MAX_SLOTS: usize = 256;
+/// The status of further ranges is asked for while fewer extents than this are planned.
+const PLAN_AHEAD: usize = 4096;
+
+impl ExportSource {
+    /// Sends as many requests as there are extents, buffers and places for.
+    pub(super) fn ask(&mut self) -> Result<()> {
+        self.ask_for_status();
+        while self.slots.len() < MAX_SLOTS {
+            match self.planner.next().map(|next| next.kind) {
+                None => break,
+                Some(ExtentKind::Zero) => {
+                    if let Some(extent) = self.planner.take(u64::MAX / CLUSTER * CLUSTER) {
+                        let content = Content::Zero(extent.length);
+                        self.slots.push_back(Slot::Ready(Block {
+                            offset: extent.offset,
+                            content,
+                        }));
+                    }
+                }
+                Some(ExtentKind::CleanZero) => {
+                    if let Some(extent) = self.planner.take(u64::MAX / CLUSTER * CLUSTER) {
+                        self.look_beneath(extent)?;
+                    }
+                }
+                Some(ExtentKind::Data) if !self.ask_for_data() => break,
+                Some(ExtentKind::Data) => {}
+            }
+        }
+        self.connections.iter_mut().try_for_each(Connection::flush)
+    }
+
+    /// Zeroes that no bitmap calls changed have to be zeroes beneath as well.
+    fn look_beneath(&self, extent: Extent) -> Result<()> {
+        let beneath = self.beneath.as_ref();
+        match beneath.and_then(|beneath| beneath.other_than_zero(extent.offset, extent.length)) {
+            Some(offset) => Err(Error::Distrusted { offset }),
+            None => Ok(()),
+        }
+    }
+
+    fn ask_for_status(&mut self) {
+        if self.status.in_flight || self.planner.complete() || self.planner.planned() >= PLAN_AHEAD {
+            return;
+        }
+        let offset = self.planner.position();
+        let length = self.status.length.min(self.size - offset);
+        self.connections[0].status(STATUS_COOKIE, offset, length as u32);
+        self.status.in_flight = true;
+        self.status.length = (self.status.length * 2).min(LONGEST_STATUS);
+    }
+
+    /// Queues the read of the next extent, or of its beginning; `false` when no connection or no buffer is free.
+    fn ask_for_data(&mut self) -> bool {
+        if self.in_flight >= MAX_BYTES_IN_FLIGHT {
+            return false;
+        }
+        // The status must not have to wait behind the reads that it is to keep going.
+        let reserved = usize::from(!self.status.in_flight && !self.planner.complete());
+        let free = self
+            .connections
+            .iter()
+            .enumerate()
+            .filter_map(|(index, connection)| {
+                let reserved = if index == 0 { reserved } else { 0 };
+                let in_flight = connection.in_flight();
+                (in_flight + reserved < MAX_IN_FLIGHT).then_some((in_flight, index))
+            });
+        let Some((_, index)) = free.min() else {
+            return false;
+        };
+        let Some((buffer, longest)) = self.room_for_read() else {
+            return false;
+        };
+        let Some(extent) = self.planner.take(longest) else {
+            return false;
+        };
+        let cookie = self.first_slot + self.slots.len() as u64;
+        self.connections[index].read(cookie, extent.offset, extent.length as u32, buffer);
+        self.in_flight += extent.length;
+        self.slots.push_back(Slot::Waiting);
+        true
+    }
+
+    /// A buffer for the next read, and how long that may be.
+    ///
+    /// One read is longer than all others. QEMU takes the memory for a read from the C library, which maps memory anew for as long as it is asked for
+    /// more than it was ever given back before (`M_MMAP_THRESHOLD` in mallopt(3)): a page fault for each 4 KiB of the disk, and half of QEMU's processor
+    /// time, if all reads are of one length. Once a longer one was given back, the others reuse what they have.
+    fn room_for_read(&mut self) -> Option<(Buffer, u64)> {
+        let is_longer = |longer: &mut u64| self.planner.next().is_some_and(|next| next.length >= *longer);
+        if let Some(longer) = self.longer_read.take_if(is_longer) {
+            return Some((Buffer::alone(usize::try_from(longer).ok()?), longer));
+        }
+        let buffer = self.spare.take().or_else(|| self.pool.try_take())?;
+        Some((buffer, self.longest_read))
+    }
+}
