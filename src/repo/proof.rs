@@ -45,7 +45,8 @@ pub struct Proof {
     pub manifest: String,
     /// When it was verified.
     pub time: Timestamp,
-    /// Whether every disk was read from end to end as a restore would, besides the files of the restore point itself.
+    /// Whether every disk was read from end to end as a restore would, besides the files of the restore point itself. Where damage was found,
+    /// some may not have been.
     pub deep: bool,
     /// When that was last done and all was sound, if this verification did not do it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use jiff::Span;
+use jiff::{Span, Timestamp};
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::list::{Listed, list};
@@ -399,6 +399,36 @@ fn what_a_deep_verification_meets_in_a_parent_is_remembered_of_the_parent() {
     assert!(!first.is_sound(), "its image is the damaged one");
     let shallow = options(&lab, Which::All);
     assert!(!lately(&mut lab, &shallow).is_sound(), "nothing is forgotten");
+    assert_eq!(level(&mut lab, "vda"), Level::Full, "nothing stands upon it");
+}
+
+/// The same, but stopped before it comes to look for whose damage it is.
+#[test]
+fn what_a_deep_verification_has_met_when_it_is_stopped_is_not_forgotten_by_a_shallow_one() {
+    let mut lab = lab();
+    assert!(all(&lab).is_sound());
+    let kept = lab.history("vm1").kept;
+    let newest = kept.last().expect("several").manifest.point.id.clone();
+    flip(&kept[0].dir.join("vda.qcow2"), 100_000, 3);
+    lab.pass(Span::new().hours(24));
+    let deep = Options {
+        deep: true,
+        not_since: Some(Timestamp::UNIX_EPOCH),
+        ..options(&lab, Which::Latest)
+    };
+    let stop = Stop::default();
+    let behind_vda = format!("disk vdb of {newest}");
+    let stopped = verify("vm1", &lab.repo, &deep, &StopAt(&stop, &behind_vda), &stop);
+    let stopped = stopped.expect("something was found");
+    assert!(
+        stopped.ended.is_some() && !stopped.is_sound(),
+        "{}",
+        words(&stopped)
+    );
+    let shallow = options(&lab, Which::All);
+    assert!(!lately(&mut lab, &shallow).is_sound(), "nothing is forgotten");
+    let first = lab.history("vm1").kept[0].proof.clone().expect("it was read");
+    assert!(!first.is_sound(), "its image is the damaged one");
     assert_eq!(level(&mut lab, "vda"), Level::Full, "nothing stands upon it");
 }
 

@@ -98,7 +98,7 @@ impl Verification<'_> {
     /// Proves one restore point and remembers what was found, also when an error ends it.
     fn prove(&mut self, kept: &Kept) -> Result<()> {
         let id = &kept.manifest.point.id;
-        let deep = self.is_deep(id);
+        let deep = self.is_deep(kept);
         let inherited = inherited(&kept.manifest.point, &self.damaged);
         if let Some(time) = self.proved_enough(kept)
             && inherited.is_empty()
@@ -125,14 +125,18 @@ impl Verification<'_> {
         proved
     }
 
-    fn is_deep(&self, id: &String) -> bool {
-        self.options.deep && self.chosen.contains(id)
+    /// Whether its disks are to be read as well. What was found damaged that way may lie in what it stands upon, and only the same can tell
+    /// whether it still is.
+    fn is_deep(&self, kept: &Kept) -> bool {
+        let was_met_deep = |known: &Proof| known.deep && !known.is_sound();
+        kept.proof.as_ref().is_some_and(was_met_deep)
+            || self.options.deep && self.chosen.contains(&kept.manifest.point.id)
     }
 
     /// When a restore point had been proved before, if that is enough by itself.
     fn proved_enough(&self, kept: &Kept) -> Option<Timestamp> {
         let id = &kept.manifest.point.id;
-        let time = proved_before(kept.proof.as_ref(), self.options, self.is_deep(id))?;
+        let time = proved_before(kept.proof.as_ref(), self.options, self.is_deep(kept))?;
         (self.history.chains.faults(id).is_empty() && point::has_checkpoint(kept)).then_some(time)
     }
 
@@ -216,7 +220,7 @@ impl Verification<'_> {
             id: kept.manifest.point.id.clone(),
             manifest: kept.manifest.digest.clone(),
             time: self.options.now,
-            deep: deep && damage.is_empty(),
+            deep,
             deep_time: known
                 .and_then(Proof::last_deep)
                 .filter(|_| damage.is_empty() && !deep),
