@@ -1,7 +1,7 @@
 //! What the disks of the domains hold, and whether the page cache holds it too.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
 use rustix::fs::{Advice, fadvise};
@@ -101,4 +101,14 @@ pub fn cool(path: &Path) {
     // What is not on the disk yet stays in the cache.
     file.sync_all().expect("it can be synced");
     fadvise(&file, 0, None, Advice::DontNeed).expect("the kernel takes the advice");
+}
+
+/// Puts a file out of the page cache, with memory at hand for its return. A hypervisor that takes back what is free makes whoever needs it next
+/// wait, and most of all who fills the page cache in large pieces. So it is made to give twice the file's length just before.
+pub fn cool_with_memory(path: &Path) {
+    cool(path);
+    let length = path.metadata().expect("the file is there").len();
+    // Its pages are the memory, and become free when it goes. A machine that has less does with less.
+    let mut memory = tempfile::tempfile_in("/dev/shm").expect("a file in memory");
+    let _ = io::copy(&mut io::repeat(1).take(2 * length), &mut memory);
 }

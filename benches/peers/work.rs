@@ -113,7 +113,7 @@ fn full_cold(bench: &Bench) -> Table {
         "full-cold: {} GiB of incompressible data, not in the page cache",
         bench.gib
     );
-    bench.full(title, bench.gib * GIB, Fill::Random, disk::cool)
+    bench.full(title, bench.gib * GIB, Fill::Random, disk::cool_with_memory)
 }
 
 fn full_mixed(bench: &Bench) -> Table {
