@@ -1,5 +1,6 @@
 //! Keeps what ARCHITECTURE.md promises: who imports whom, where `unsafe` is, the list of files, their sizes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -214,4 +215,98 @@ fn each_fault_of_the_node_program_has_a_test() {
         let row = row.unwrap_or_else(|| panic!("there is no row for fault {fault}"));
         assert!(!named_tests(row).is_empty(), "fault {fault} has no test: {row}");
     }
+}
+
+/// The words between double quotes in a line of code.
+fn quoted(line: &str) -> impl Iterator<Item = &str> {
+    code(line).split('"').skip(1).step_by(2)
+}
+
+/// The name of a field of a struct, as serde writes it.
+fn field_key(line: &str) -> Option<String> {
+    let (name, _) = line.strip_prefix("    ")?.split_once(": ")?;
+    let name = name.strip_prefix("pub ").unwrap_or(name);
+    let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    let mut parts = name.split('_');
+    let first = parts.next()?.to_owned();
+    let camel = parts.fold(first, |key, part| {
+        let (head, tail) = part.split_at(1.min(part.len()));
+        key + &head.to_uppercase() + tail
+    });
+    is_name.then_some(camel)
+}
+
+/// The keys of the documents that a file of reports writes: fields of what is serialised, and the first of each pair that makes a map.
+fn keys(text: &str) -> Vec<String> {
+    let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let mut found = Vec::new();
+    let mut in_serialised = false;
+    for line in product.lines() {
+        match line {
+            "#[derive(Serialize)]" => in_serialised = true,
+            "}" => in_serialised = false,
+            _ if in_serialised => found.extend(field_key(line)),
+            _ => {}
+        }
+        let words = quoted(line).filter(|word| {
+            let opens_pair = line.contains(&format!("(\"{word}\", "));
+            opens_pair || line.trim() == format!("\"{word}\",")
+        });
+        let is_key = |word: &&str| {
+            word.starts_with(|c: char| c.is_ascii_lowercase())
+                && word.chars().all(|c| c.is_ascii_alphanumeric())
+        };
+        found.extend(words.filter(is_key).map(str::to_owned));
+    }
+    found
+}
+
+/// The codes of findings that a file makes.
+fn codes(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (number, line) in lines.iter().enumerate() {
+        // The code stands on the same line or, alone, on the next one.
+        let makes = line.contains("Finding::new(") || line.contains("Finding::of_disk(");
+        let constant = line.contains("const ") && line.contains(": &str = ");
+        let step = line.trim_start().starts_with("(\"") && line.contains("self.");
+        let next = lines.get(number + 1).filter(|_| line.ends_with('(')).copied();
+        if makes || step {
+            found.extend(quoted(line).chain(next.into_iter().flat_map(quoted)).next());
+        } else if constant && text.contains("Finding") {
+            found.extend(quoted(line).next());
+        }
+    }
+    let is_code = |word: &&str| {
+        word.contains('-') && !word.ends_with('-') && word.chars().all(|c| c.is_ascii_lowercase() || c == '-')
+    };
+    found.into_iter().filter(is_code).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_key_and_code_of_the_json_stands_on_its_page() {
+    let page = fs::read_to_string(root().join("docs/json.md")).expect("docs/json.md");
+    let told: BTreeSet<&str> = page.split('`').skip(1).step_by(2).collect();
+    let mut all = BTreeSet::new();
+    for (file, text) in rust_files("src/cli/report") {
+        // Pairs that are no keys, and a field whose own fields take its place.
+        let others = ["next", "no", "f", "point"];
+        let keys = keys(&text)
+            .into_iter()
+            .filter(|key| !others.contains(&key.as_str()));
+        all.extend(keys.map(|key| (key, file.clone())));
+    }
+    assert!(all.len() > 80, "{all:?}");
+    let in_reports = all.len();
+    for room in ["src/model", "src/host", "src/repo", "src/ops"] {
+        let files = rust_files(room);
+        let product = files.iter().filter(|(file, _)| !file.contains("tests"));
+        all.extend(product.flat_map(|(file, text)| codes(text).into_iter().map(|code| (code, file.clone()))));
+    }
+    assert!(all.len() > in_reports + 35, "{all:?}");
+    let missing: Vec<_> = all
+        .iter()
+        .filter(|(word, _)| !told.contains(word.as_str()))
+        .collect();
+    assert!(missing.is_empty(), "docs/json.md does not tell of {missing:#?}");
 }
