@@ -42,6 +42,8 @@ impl Source {
     /// The same, started and paused.
     pub fn start(daemon: &Daemon, label: &str, size: u64, fill: Fill) -> Source {
         let source = Source::define(daemon, label, size, fill);
+        // virtlogd may have ended since the last domain has.
+        daemon.start();
         source.domain.start_paused();
         source
     }
