@@ -26,6 +26,8 @@ use crate::model::stop::Stop;
 
 /// Longest range whose status is asked for at once, in bytes: fits a signed 32-bit number.
 const LONGEST_STATUS: u64 = (2 << 30) - CLUSTER;
+/// From this length on QEMU's C library may map memory anew for a read, in bytes (`M_MMAP_THRESHOLD` in mallopt(3)).
+const SHORTEST_MAPPED: u64 = 128 * 1024;
 /// Cookie of a status request; the cookies of reads are the numbers of their slots.
 const STATUS_COOKIE: u64 = u64::MAX >> 1;
 /// How long to wait for a buffer before looking at [`Stop`].
@@ -52,7 +54,8 @@ pub struct SourceOptions {
     pub mode: Mode,
     /// From the cluster of this offset on everything counts as changed, in bytes.
     pub all_from: Option<u64>,
-    /// The memory to read into. One buffer is one request; its capacity is at least [`CLUSTER`]. One request gets more memory, twice as much.
+    /// The memory to read into. One buffer is one request; its capacity is at least [`CLUSTER`]. One request gets twice as much if they are
+    /// long: blocks may be longer than a buffer.
     pub pool: BufferPool,
     /// How many connections to use, at least 1; more than one only if the server says that it can.
     pub connections: usize,
@@ -192,7 +195,10 @@ impl ExportSource {
             .unwrap_or(wire::MAX_READ);
         let shortest = u64::from(shortest);
         let longest_read = capacity.min(shortest) / CLUSTER * CLUSTER;
-        let longer_read = (2 * longest_read).min(shortest / CLUSTER * CLUSTER);
+        let longer_read = match longest_read {
+            ..SHORTEST_MAPPED => longest_read,
+            _ => (2 * longest_read).min(shortest / CLUSTER * CLUSTER),
+        };
         if longest_read == 0 {
             return Err(Error::BadRequest {
                 offset: 0,

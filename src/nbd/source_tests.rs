@@ -210,6 +210,7 @@ fn requests_are_as_long_as_a_buffer_and_the_server_allow_and_one_is_longer() {
         (3 * MIB / 2, 3 * MIB / 2, MIB),
         (MIB, MIB, MIB),
         (200_000, 3 * 65536, 3 * 65536),
+        (100_000, 65536, 65536),
     ] {
         let mut export = FakeExport::new(numbered_disk(64, 0));
         export.block_sizes = Some([1, 4096, maximum]);
@@ -219,6 +220,17 @@ fn requests_are_as_long_as_a_buffer_and_the_server_allow_and_one_is_longer() {
         let lengths: Vec<u32> = reads.map(|request| request.3).collect();
         assert_eq!(lengths[0], longer, "{lengths:?}");
         assert_eq!(lengths[1..].iter().max(), Some(&others), "{lengths:?}");
+    }
+}
+
+#[test]
+fn where_reads_are_short_none_is_longer() {
+    let export = FakeExport::new(numbered_disk(8, 0));
+    let mut only = ClusterSet::new(8 * CLUSTER);
+    only.add(2 * CLUSTER, 4 * CLUSTER);
+    let mut source = source(&export, options(Mode::Only(Arc::new(only)), 4, C));
+    while let Some(block) = source.next_block().expect("a block") {
+        assert_eq!(block.length(), CLUSTER);
     }
 }
 
@@ -360,8 +372,7 @@ fn a_stop_ends_the_wait_for_a_buffer() {
     let options = options(Mode::Full, 1, C);
     let stop = options.stop.clone();
     let mut source = source(&export, options);
-    // The longer read has a buffer of its own.
-    let held = [source.next_block(), source.next_block()].map(|block| block.expect("a block"));
+    let held = source.next_block().expect("a block");
     let reading = std::thread::spawn(move || source.next_block().expect_err("stopped").kind);
     stop.request(15);
     assert_eq!(reading.join().expect("no panic"), BlockErrorKind::Stopped);

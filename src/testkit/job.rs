@@ -7,6 +7,7 @@ use super::disk::MemDisk;
 use super::host::SimHost;
 use crate::host::{BackupJob, BackupRequest, Host, HostError, JobHealth, NewCheckpoint, ReadOptions, Result};
 use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content};
+use crate::model::buffer::Buffer;
 use crate::model::clusters::{ClusterSet, DiskMap};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
@@ -151,7 +152,7 @@ impl Drop for SimJob {
     }
 }
 
-/// Reads the wanted clusters of a frozen disk one by one.
+/// Reads the wanted clusters of a frozen disk, neighbours in twos: as the real source, it hands out blocks that are longer than a buffer of its pool.
 struct SimSource {
     bytes: Vec<u8>,
     wanted: Vec<bool>,
@@ -161,20 +162,40 @@ struct SimSource {
 }
 
 impl SimSource {
+    /// The bytes of a cluster, the last of which may be short.
+    fn cluster(&self, number: usize) -> &[u8] {
+        let start = number * CLUSTER as usize;
+        &self.bytes[start..self.bytes.len().min(start + CLUSTER as usize)]
+    }
+
+    fn is_behind_failure(&self, cluster: usize) -> bool {
+        let limit = self.fail_after;
+        limit.is_some_and(|limit| cluster as u64 * CLUSTER >= limit)
+    }
+
+    /// This cluster of data and the next one, if that is wanted, too, and data.
+    fn pair(&self, first: usize) -> Option<Buffer> {
+        let second = first + 1;
+        let is_wanted = self.wanted.get(second) == Some(&true) && !self.is_behind_failure(second);
+        if !is_wanted || is_zero(self.cluster(second)) {
+            return None;
+        }
+        let bytes = [self.cluster(first), self.cluster(second)].concat();
+        let mut buffer = Buffer::alone(bytes.len());
+        buffer.set_len(bytes.len());
+        buffer.copy_from_slice(&bytes);
+        Some(buffer)
+    }
+
     /// As the real source: clean clusters of zero have to be zero beneath.
     fn look_beneath(&self, first: usize, end: usize) -> std::result::Result<(), BlockError> {
         let Some(beneath) = &self.options.beneath else {
             return Ok(());
         };
         for cluster in first..end {
-            let start = cluster * CLUSTER as usize;
-            let bytes = &self.bytes[start..self.bytes.len().min(start + CLUSTER as usize)];
-            let is_zero = bytes.iter().all(|byte| *byte == 0);
-            if is_zero
-                && beneath
-                    .other_than_zero(start as u64, bytes.len() as u64)
-                    .is_some()
-            {
+            let bytes = self.cluster(cluster);
+            let (start, length) = (cluster as u64 * CLUSTER, bytes.len() as u64);
+            if is_zero(bytes) && beneath.other_than_zero(start, length).is_some() {
                 return Err(BlockError::new(
                     BlockErrorKind::Distrusted,
                     "the simulated bitmap is wrong",
@@ -197,22 +218,30 @@ impl BlockSource for SimSource {
         };
         self.look_beneath(self.next, self.next + ahead)?;
         let cluster = self.next + ahead;
-        self.next = cluster + 1;
-        let offset = cluster * CLUSTER as usize;
-        if self.fail_after.is_some_and(|limit| offset as u64 >= limit) {
+        let offset = (cluster * CLUSTER as usize) as u64;
+        if self.is_behind_failure(cluster) {
             return Err(BlockError::new(
                 BlockErrorKind::Lost,
                 "the simulated export is gone",
             ));
         }
-        let end = self.bytes.len().min(offset + CLUSTER as usize);
-        let bytes = &self.bytes[offset..end];
-        if bytes.iter().all(|byte| *byte == 0) {
+        let bytes = self.cluster(cluster);
+        if is_zero(bytes) {
+            let length = bytes.len() as u64;
+            self.next = cluster + 1;
             return Ok(Some(Block {
-                offset: offset as u64,
-                content: Content::Zero(bytes.len() as u64),
+                offset,
+                content: Content::Zero(length),
             }));
         }
+        if let Some(buffer) = self.pair(cluster) {
+            self.next = cluster + 2;
+            return Ok(Some(Block {
+                offset,
+                content: Content::Data(buffer),
+            }));
+        }
+        self.next = cluster + 1;
         let mut buffer = loop {
             if self.options.stop.requested() {
                 return Err(BlockError::stopped());
@@ -221,11 +250,16 @@ impl BlockSource for SimSource {
                 break buffer;
             }
         };
+        let bytes = self.cluster(cluster);
         buffer.set_len(bytes.len());
         buffer.copy_from_slice(bytes);
         Ok(Some(Block {
-            offset: offset as u64,
+            offset,
             content: Content::Data(buffer),
         }))
     }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }

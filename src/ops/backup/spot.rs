@@ -82,10 +82,11 @@ impl SpotCheck {
             stop: stop.clone(),
         };
         let mut live = job.open(target, &options).map_err(Cause::Host)?;
-        let mut kept = vec![0; CLUSTER as usize];
+        let mut kept = Vec::new();
+        // Neighbours may come as one block.
         while let Some(block) = live.next_block().map_err(Cause::Copy)? {
-            let kept = &mut kept[..usize::try_from(block.length().min(CLUSTER)).unwrap_or(0)];
-            let read = self.kept.read(kept, block.offset);
+            kept.resize(usize::try_from(block.length()).unwrap_or(0), 0);
+            let read = self.kept.read(&mut kept, block.offset);
             read.map_err(|error| Cause::Copy(unreadable(error)))?;
             let is_same = match &block.content {
                 Content::Data(now) => now[..] == *kept,
