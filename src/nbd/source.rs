@@ -195,10 +195,8 @@ impl ExportSource {
             .unwrap_or(wire::MAX_READ);
         let shortest = u64::from(shortest);
         let longest_read = capacity.min(shortest) / CLUSTER * CLUSTER;
-        let longer_read = match longest_read {
-            ..SHORTEST_MAPPED => longest_read,
-            _ => (2 * longest_read).min(shortest / CLUSTER * CLUSTER),
-        };
+        let longer = (2 * longest_read).min(shortest / CLUSTER * CLUSTER);
+        let longer_read = (longest_read >= SHORTEST_MAPPED && longer > longest_read).then_some(longer);
         if longest_read == 0 {
             return Err(Error::BadRequest {
                 offset: 0,
@@ -256,7 +254,7 @@ impl ExportSource {
             spare: None,
             beneath: options.beneath,
             longest_read,
-            longer_read: (longer_read > longest_read).then_some(longer_read),
+            longer_read,
             stop: options.stop,
             in_flight: 0,
             delivered: 0,
