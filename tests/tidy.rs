@@ -1,4 +1,4 @@
-//! Keeps what ARCHITECTURE.md promises: who imports whom, where `unsafe` is, the list of files, their sizes.
+//! Keeps what ARCHITECTURE.md promises: who imports whom, where `unsafe` is, the list of files, their sizes, the keys of the JSON.
 
 use std::collections::BTreeSet;
 use std::fs;
