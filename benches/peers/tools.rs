@@ -10,6 +10,9 @@ use crate::process::{command, run};
 /// The programs beside vmsnap, by their names in `BENCH_TOOLS`.
 pub const PEERS: [&str; 4] = ["virtnbdbackup", "qemu-img", "nbdcopy", "virsh"];
 
+/// The word with which this program computes a digest and ends.
+pub const DIGEST: &str = "--digest";
+
 /// A program with the way it is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tool {
@@ -19,6 +22,10 @@ pub enum Tool {
     Nbdcopy,
     /// The same program reading in the disk's order, as whoever writes an image must.
     NbdcopyInOrder,
+    /// No peer: what it takes to receive the bytes, and to put them nowhere.
+    Receiving,
+    /// No peer: what it takes to compute the digest, of bytes that are in the processor's cache.
+    Digesting,
     /// The calls that a comparison is held against.
     Virsh,
 }
@@ -32,6 +39,8 @@ impl Tool {
             Tool::QemuImg => "qemu-img convert -W -m 16 -t none",
             Tool::Nbdcopy => "nbdcopy, 4 × 64 × 1 MiB",
             Tool::NbdcopyInOrder => "nbdcopy in the disk's order, 1 × 16 × 1 MiB",
+            Tool::Receiving => "receiving alone (nbdcopy to nowhere, 1 × 16 × 1 MiB)",
+            Tool::Digesting => "the digest alone (BLAKE3 of cached bytes)",
             Tool::Virsh => "virsh",
         }
     }
@@ -47,7 +56,8 @@ impl Tool {
             Tool::Vmsnap => "vmsnap",
             Tool::Virtnbdbackup => "virtnbdbackup",
             Tool::QemuImg => "qemu-img",
-            Tool::Nbdcopy | Tool::NbdcopyInOrder => "nbdcopy",
+            Tool::Nbdcopy | Tool::NbdcopyInOrder | Tool::Receiving => "nbdcopy",
+            Tool::Digesting => DIGEST,
             Tool::Virsh => "virsh",
         }
     }
@@ -55,7 +65,7 @@ impl Tool {
     /// Whether it is there, and wanted if only some are (`BENCH_TOOLS`).
     fn is_installed(self) -> bool {
         let program = self.program();
-        if self == Tool::Vmsnap {
+        if matches!(self, Tool::Vmsnap | Tool::Digesting) {
             return true;
         }
         let wanted = std::env::var("BENCH_TOOLS").unwrap_or_default();
@@ -154,9 +164,12 @@ pub fn qemu_img(format: &str, input: &str, output: &Path) -> Command {
 /// A copy to a raw file by `nbdcopy`: with the settings that are quickest on a disk that is not in the page cache, where four threads read at places
 /// 128 MiB apart, or in the disk's order.
 pub fn nbdcopy(tool: Tool, uri: &str, output: &Path) -> Command {
-    let output = output.display().to_string();
+    let output = match tool {
+        Tool::Receiving => "null:".to_owned(),
+        _ => output.display().to_string(),
+    };
     let (connections, threads, requests) = match tool {
-        Tool::NbdcopyInOrder => ("--connections=1", "--threads=1", "--requests=16"),
+        Tool::NbdcopyInOrder | Tool::Receiving => ("--connections=1", "--threads=1", "--requests=16"),
         _ => ("--connections=4", "--threads=4", "--requests=64"),
     };
     let words = [
@@ -169,4 +182,12 @@ pub fn nbdcopy(tool: Tool, uri: &str, output: &Path) -> Command {
         &output,
     ];
     command("nbdcopy", &words)
+}
+
+/// This program, which computes a digest of so many bytes.
+pub fn digest(bytes: u64) -> Command {
+    let program = std::env::current_exe().expect("this program has a path");
+    let mut command = Command::new(program);
+    command.args([DIGEST, &bytes.to_string()]);
+    command
 }

@@ -71,11 +71,17 @@ impl Bench {
             Tool::QemuImg,
             Tool::Nbdcopy,
             Tool::NbdcopyInOrder,
+            Tool::Receiving,
+            Tool::Digesting,
         ]);
         self.compare(title, &tools, |tool| {
             prepare(&source.image());
             let output = new_folder(&source, "output");
-            let sample = full_backup(tool, &source, &output);
+            let sample = match tool {
+                // Whatever the disk's length, so much of it is data.
+                Tool::Digesting => measure::run(vec![tools::digest(self.gib * GIB)], None, &output),
+                _ => full_backup(tool, &source, &output),
+            };
             source.wait_until_idle();
             tools::vmsnap_scrub(&source);
             remove(&output);
@@ -87,15 +93,17 @@ impl Bench {
 /// A full backup by one tool; nothing of ours is in the domain before.
 fn full_backup(tool: Tool, source: &Source, output: &Path) -> Sample {
     let job = match tool {
-        Tool::QemuImg | Tool::Nbdcopy | Tool::NbdcopyInOrder => Some(source.begin_job()),
+        Tool::QemuImg | Tool::Nbdcopy | Tool::NbdcopyInOrder | Tool::Receiving => Some(source.begin_job()),
         _ => None,
     };
     let uri = job.as_ref().map(|job| job.uri()).unwrap_or_default();
     let command = match tool {
         Tool::Virtnbdbackup => tools::virtnbdbackup(source, "full", output),
         Tool::QemuImg => tools::qemu_img("raw", &uri, &output.join("vda.qcow2")),
-        Tool::Nbdcopy | Tool::NbdcopyInOrder => tools::nbdcopy(tool, &uri, &output.join("vda.raw")),
-        Tool::Vmsnap | Tool::Virsh => tools::vmsnap_backup(source, output),
+        Tool::Nbdcopy | Tool::NbdcopyInOrder | Tool::Receiving => {
+            tools::nbdcopy(tool, &uri, &output.join("vda.raw"))
+        }
+        Tool::Vmsnap | Tool::Digesting | Tool::Virsh => tools::vmsnap_backup(source, output),
     };
     measure::run(vec![command], Some(source.qemu()), output)
 }

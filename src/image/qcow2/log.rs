@@ -1,5 +1,6 @@
 //! The file of an image that is being written, as something that only grows.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +14,17 @@ use crate::model::buffer::{Buffer, BufferPool};
 use crate::model::stop::Stop;
 
 const CLUSTER_BYTES: usize = CLUSTER as usize;
-/// How many clusters of tables may be on their way to the file. In mid copy they are as many as the buffers of data there at the most, two for each.
-const STAGING_BUFFERS: usize = 64;
+/// Parts of this length are written from where they are, shorter ones are staged. In bytes; whole clusters.
+const DIRECT: usize = 256 * 1024;
+/// Length of a staging buffer in bytes: what is short goes to the file in writes of this length. Whole clusters.
+const STAGING: usize = 1024 * 1024;
+/// So much of what is short may be on its way to the file.
+const STAGING_BUFFERS: usize = 4;
 
 /// The file behind its first cluster, as something that only grows: hashes what is appended.
+///
+/// What is short (single clusters, tables) is copied while it is in the processor's cache: to hand each of them to the thread that writes would wake
+/// that thread for each, and would keep a buffer as long as it waits for the disk.
 #[derive(Debug)]
 pub(super) struct Log {
     /// Gone after the end or a failure.
@@ -25,7 +33,7 @@ pub(super) struct Log {
     stop: Stop,
     digest: FileDigest,
     pool: BufferPool,
-    /// The cluster that is being filled with what is no part of a buffer.
+    /// What is being filled with what is short.
     staging: Option<Buffer>,
     /// How much of the staging buffer is filled.
     staged: usize,
@@ -40,7 +48,7 @@ impl Log {
             path: path.to_owned(),
             stop: stop.clone(),
             digest: FileDigest::new(),
-            pool: BufferPool::new(STAGING_BUFFERS, CLUSTER_BYTES),
+            pool: BufferPool::new(STAGING_BUFFERS, STAGING),
             staging: None,
             staged: 0,
             staged_at: CLUSTER,
@@ -52,27 +60,39 @@ impl Log {
         self.staged_at + self.staged as u64
     }
 
-    /// Appends part of a buffer, which stays where it is.
-    pub(super) fn append_part(&mut self, buffer: &Arc<Buffer>, part: std::ops::Range<usize>) -> Result<()> {
-        self.flush()?;
-        self.digest.update(&buffer[part.clone()]);
-        let offset = self.staged_at;
-        self.staged_at += part.len() as u64;
-        self.send(Piece {
-            buffer: Arc::clone(buffer),
-            range: part,
-            offset,
-        })
+    /// Appends part of a buffer. If it is long it is written from where it is, and keeps the buffer until then.
+    pub(super) fn append_part(&mut self, buffer: &Arc<Buffer>, part: Range<usize>) -> Result<()> {
+        // What is written from where it is begins and ends with a cluster.
+        let is_direct = part.len() >= DIRECT && self.end().is_multiple_of(CLUSTER);
+        let direct = match is_direct {
+            true => part.start..part.end - part.len() % CLUSTER_BYTES,
+            false => part.start..part.start,
+        };
+        let rest = direct.end..part.end;
+        if !direct.is_empty() {
+            self.flush()?;
+            self.digest.update(&buffer[direct.clone()]);
+            let offset = self.staged_at;
+            self.staged_at += direct.len() as u64;
+            self.send(Piece {
+                buffer: Arc::clone(buffer),
+                range: direct,
+                offset,
+            })?;
+        }
+        self.append(&buffer[rest])
     }
 
+    /// Appends bytes that nobody needs to keep.
     pub(super) fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
+        self.digest.update(bytes);
         while !bytes.is_empty() {
             let staged = self.staged;
             let staging = self.staging()?;
-            let (now, later) = bytes.split_at(bytes.len().min(CLUSTER_BYTES - staged));
+            let (now, later) = bytes.split_at(bytes.len().min(STAGING - staged));
             staging[staged..staged + now.len()].copy_from_slice(now);
             self.staged += now.len();
-            if self.staged == CLUSTER_BYTES {
+            if self.staged == STAGING {
                 self.flush()?;
             }
             bytes = later;
@@ -115,7 +135,6 @@ impl Log {
         let Some(buffer) = self.staging.take() else {
             return Ok(());
         };
-        self.digest.update(&buffer[..self.staged]);
         let piece = Piece {
             buffer: Arc::new(buffer),
             range: 0..self.staged,
@@ -165,5 +184,85 @@ impl Log {
             file.finish()?;
         }
         Ok((digest.to_hex().to_string(), pieces))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::Mutex;
+
+    /// Offset and length of each write.
+    type Writes = Arc<Mutex<Vec<(u64, usize)>>>;
+
+    struct Recorder(Writes);
+
+    impl ImageFile for Recorder {
+        fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+            let mut writes = self.0.lock().expect("no test panics with it");
+            writes.push((offset, bytes.len()));
+            Ok(())
+        }
+
+        fn set_len(&mut self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is written of parts of these lengths, without the first cluster, which comes last.
+    fn writes_of(lengths: &[usize]) -> Vec<(u64, usize)> {
+        let writes = Writes::default();
+        let file = Box::new(Recorder(Arc::clone(&writes)));
+        let mut log = Log::start(file, Path::new("x.qcow2"), &Stop::default()).expect("it starts");
+        let buffer = Arc::new(Buffer::alone(2 * STAGING));
+        for &length in lengths {
+            log.append_part(&buffer, 0..length).expect("it writes");
+        }
+        log.flush().expect("it writes");
+        let end = log.end();
+        let file = log.file.take().expect("it is open");
+        file.finish().expect("it finishes");
+        let writes = writes.lock().expect("no test panics with it").clone();
+        let written: usize = writes.iter().map(|&(_, length)| length).sum();
+        assert_eq!(CLUSTER + written as u64, end);
+        writes
+    }
+
+    #[test]
+    fn short_parts_are_written_together_and_long_ones_from_where_they_are() {
+        let half = CLUSTER_BYTES / 2;
+        // A cluster, the halves of one, a long part with half a cluster at its end, and the other half.
+        let written = writes_of(&[CLUSTER_BYTES, half, half, DIRECT + half, half]);
+        let direct_at = 3 * CLUSTER;
+        let expected = [
+            (CLUSTER, 2 * CLUSTER_BYTES),
+            (direct_at, DIRECT),
+            (direct_at + DIRECT as u64, CLUSTER_BYTES),
+        ];
+        assert_eq!(written, expected);
+    }
+
+    #[test]
+    fn a_long_part_that_begins_within_a_cluster_is_staged() {
+        let written = writes_of(&[100, DIRECT]);
+        assert_eq!(written, [(CLUSTER, DIRECT + 100)]);
+    }
+
+    #[test]
+    fn what_is_staged_is_bounded() {
+        let clusters = 2 * STAGING / CLUSTER_BYTES + 8;
+        let written = writes_of(&vec![CLUSTER_BYTES; clusters]);
+        let second = CLUSTER + STAGING as u64;
+        let expected = [
+            (CLUSTER, STAGING),
+            (second, STAGING),
+            (second + STAGING as u64, 8 * CLUSTER_BYTES),
+        ];
+        assert_eq!(written, expected);
     }
 }
