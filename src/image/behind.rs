@@ -16,6 +16,7 @@ use crate::model::buffer::Buffer;
 /// Pieces that may wait for the disk. The buffers in which they lie are the real bound: who hands over pieces of a pool's buffers never waits here, but
 /// for the next buffer, and so can always take what a server has on its way.
 const QUEUE: usize = 1024;
+
 /// A part of a buffer on its way to a place in the file. The buffer goes home when its last piece is written.
 pub(super) struct Piece {
     pub(super) buffer: Arc<Buffer>,
