@@ -60,6 +60,7 @@ fn destroy(chaos: &Chaos) {
     let said = domain.try_virsh(&["destroy"]);
     let is_off = || domain.state() == "shut off";
     assert!(wait_until(STOP_DEADLINE, is_off), "{said:#?}");
+    domain.settle();
 }
 
 fn kill_qemu(chaos: &Chaos) {

@@ -2,10 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::Daemon;
 use super::home::{self, Home};
-use crate::process::{Finished, processes_with};
+use crate::process::{Finished, processes_with, wait_until};
+
+/// How long libvirt may take to have done with what has ended: it waits for jobs on a domain up to 30 seconds.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A domain on the lab's daemon. Dropping it destroys and undefines it and removes its folder.
 pub struct TestDomain {
@@ -87,6 +93,24 @@ impl TestDomain {
     /// Pulls the plug.
     pub fn destroy(&self) {
         self.virsh(&["destroy"]);
+        self.settle();
+    }
+
+    /// Waits until libvirt has done with every QEMU that ended before. libvirt 9.0 does that one after the other, on the one thread that it has for it,
+    /// and does not look which QEMU of the domain it was: a domain that is started meanwhile dies of its former end.
+    pub fn settle(&self) {
+        let home = Home::new();
+        let name = format!("{}-last", home.name());
+        let started = create_idle(&self.daemon, &home, &name, "qemu");
+        assert!(started.ok(), "{started:#?}");
+        let found = processes_with(&format!("guest={name},"));
+        let [(pid, _)] = found[..] else {
+            panic!("it has one QEMU: {found:?}");
+        };
+        let pid = Pid::from_raw(pid as i32).expect("a process id is not zero");
+        kill_process(pid, Signal::KILL).expect("it is ours");
+        let is_gone = || !self.daemon.try_virsh(&["dominfo", "--domain", &name]).ok();
+        assert!(wait_until(SETTLE_DEADLINE, is_gone), "libvirt notices");
     }
 
     /// Its state in virsh's words: `running`, `paused`, `shut off`.
@@ -130,13 +154,7 @@ pub fn kvm_works(daemon: &Daemon) -> bool {
     }
     let home = Home::new();
     let name = format!("{}-kvm", home.name());
-    let file = home.path().join("domain.xml").display().to_string();
-    let xml = format!(
-        "<domain type='kvm'><name>{name}</name><memory unit='MiB'>32</memory>\
-         <os><type arch='x86_64' machine='q35'>hvm</type></os></domain>"
-    );
-    std::fs::write(&file, xml).expect("the folder is ours");
-    let started = daemon.try_virsh(&["create", "--paused", &file]);
+    let started = create_idle(daemon, &home, &name, "kvm");
     let left = remove(daemon, &name);
     assert!(
         left.is_none(),
@@ -149,6 +167,17 @@ pub fn kvm_works(daemon: &Daemon) -> bool {
         );
     }
     started.ok()
+}
+
+/// A paused domain that is gone with its QEMU.
+fn create_idle(daemon: &Daemon, home: &Home, name: &str, virt_type: &str) -> Finished {
+    let file = home.path().join("domain.xml");
+    let xml = format!(
+        "<domain type='{virt_type}'><name>{name}</name><memory unit='MiB'>32</memory>\
+         <os><type arch='x86_64' machine='q35'>hvm</type></os></domain>"
+    );
+    std::fs::write(&file, xml).expect("the folder is ours");
+    daemon.try_virsh(&["create", "--paused", &file.display().to_string()])
 }
 
 /// Removes the domains and folders of test processes that were killed.
