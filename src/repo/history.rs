@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::layout::{self, split_finished};
 use super::look::{Entry, entries, is_of_another_kind, read_bounded};
 use super::manifest::{self, Manifest};
-use super::point::{Unusable, checkpoint_fault, fault_of, file_faults, read_point};
+use super::point::{Expected, Unusable, checkpoint_fault, fault_of, file_faults, read_point};
 use super::proof::{Proof, Proofs};
 use super::{RepoError, Result, committed, spent};
 use crate::model::chain::{Chains, KeptPoint, LostPoint};
@@ -260,8 +260,14 @@ fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -
             }
         } else if let Some((id, _)) = split_finished(&folder) {
             committed.remove(&folder);
+            let expected = Expected {
+                id,
+                domain,
+                period,
+                folder: &folder,
+            };
             let read = match is_folder(&point_dir, entry)? {
-                Ok(()) => read_point(&point_dir, id, domain, period, &folder),
+                Ok(()) => read_point(&point_dir, &expected)?,
                 Err(what) => Err(Unusable::damaged(what)),
             };
             match read {

@@ -7,6 +7,7 @@ use super::history::CHECKPOINT_DAMAGED;
 use super::layout;
 use super::look::read_bounded;
 use super::manifest::{self, FileEntry, Manifest, ManifestError};
+use super::{RepoError, Result};
 use crate::model::chain::FileFault;
 use crate::model::finding::Finding;
 use crate::model::text::shown;
@@ -29,27 +30,47 @@ impl Unusable {
     }
 }
 
-/// Reads one manifest.
+/// What a restore point has to be, by the folders in which it lies.
+pub(super) struct Expected<'a> {
+    pub(super) id: &'a str,
+    pub(super) domain: &'a str,
+    pub(super) period: &'a str,
+    pub(super) folder: &'a str,
+}
+
+/// Reads one manifest; if it is not usable, why not.
+///
+/// # Errors
+/// That it may not be read: whether anything is wrong with it only somebody with more rights can tell.
 pub(super) fn read_point(
     dir: &Path,
-    id: &str,
-    domain: &str,
-    period: &str,
-    folder: &str,
-) -> std::result::Result<Manifest, Unusable> {
+    expected: &Expected<'_>,
+) -> Result<std::result::Result<Manifest, Unusable>> {
     let path = dir.join(layout::MANIFEST);
-    let text = read_bounded(&path, manifest::MAX_BYTES)
-        .map_err(|error| Unusable::damaged(format!("{} cannot be read: {error}", path.display())))?;
-    let manifest = Manifest::parse(&text).map_err(|error| Unusable {
+    match read_bounded(&path, manifest::MAX_BYTES) {
+        Ok(text) => Ok(usable(&path, &text, expected)),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(RepoError::io("read", &path)(error))
+        }
+        Err(error) => {
+            let what = format!("{} cannot be read: {error}", path.display());
+            Ok(Err(Unusable::damaged(what)))
+        }
+    }
+}
+
+/// The manifest in this text, if it is that of what lies there.
+fn usable(path: &Path, text: &[u8], expected: &Expected<'_>) -> std::result::Result<Manifest, Unusable> {
+    let manifest = Manifest::parse(text).map_err(|error| Unusable {
         what: format!("{} cannot be used: {error}", path.display()),
         is_newer: matches!(error, ManifestError::TooNew(_)),
     })?;
     let point = &manifest.point;
     let claims = [
-        ("restore point", point.id.as_str(), id),
-        ("domain", &point.domain, domain),
-        ("period", &point.period, period),
-        ("folder", &point.folder(), folder),
+        ("restore point", point.id.as_str(), expected.id),
+        ("domain", &point.domain, expected.domain),
+        ("period", &point.period, expected.period),
+        ("folder", &point.folder(), expected.folder),
     ];
     for (what, said, expected) in claims {
         if said != expected {

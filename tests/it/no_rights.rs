@@ -67,8 +67,9 @@ fn what_does_not_stand_upon_an_unreadable_image_is_verified_all_the_same() {
 }
 
 #[test]
-fn what_is_remembered_and_cannot_be_read_is_not_taken_for_nothing() {
-    let folders: [fn(&Lab) -> std::path::PathBuf; 2] = [
+fn what_is_recorded_and_may_not_be_read_is_taken_neither_for_nothing_nor_for_damage() {
+    let places: [fn(&Lab) -> std::path::PathBuf; 3] = [
+        |lab| lab.history("vm1").kept[0].dir.join("manifest.json"),
         |lab| lab.repo.root().join("vm1/.verified"),
         |lab| {
             let period = lab.history("vm1").kept[0]
@@ -79,14 +80,14 @@ fn what_is_remembered_and_cannot_be_read_is_not_taken_for_nothing() {
             period.join(".committed")
         },
     ];
-    for folder in folders {
+    for place in places {
         let lab = lab();
         let all = options(&lab, Which::All);
         assert!(run(&lab, &all).expect("proved").is_sound());
-        let folder = folder(&lab);
-        lock_up(&folder);
+        let place = place(&lab);
+        lock_up(&place);
         let error = without_rights(|| run(&lab, &all)).expect_err("it cannot be known");
         let told = vmsnap::model::text::with_sources(&error);
-        assert!(told.contains(folder.to_str().expect("plain")), "{told}");
+        assert!(told.contains(place.to_str().expect("plain")), "{told}");
     }
 }
