@@ -13,6 +13,7 @@ mod disk;
 mod domain;
 mod machine;
 mod measure;
+mod parts;
 mod table;
 mod tools;
 mod work;
@@ -32,9 +33,9 @@ use std::str::FromStr;
 use work::Bench;
 
 fn main() {
-    let mut words = std::env::args().skip_while(|word| word != tools::DIGEST);
-    if let Some(bytes) = words.nth(1) {
-        return digest(bytes.parse().expect("a number of bytes"));
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if parts::run(&words) {
+        return;
     }
     measure::end_children_first();
     let names = std::env::var("BENCH_WORK").unwrap_or_default();
@@ -73,16 +74,6 @@ fn main() {
     for table in tables {
         println!("{table}");
     }
-}
-
-/// Computes the digest of so many bytes that lie in the processor's cache.
-fn digest(bytes: u64) {
-    let piece = vec![1; 256 * 1024];
-    let mut hasher = blake3::Hasher::new();
-    for _ in 0..bytes / piece.len() as u64 {
-        hasher.update(&piece);
-    }
-    println!("{}", hasher.finalize());
 }
 
 /// A number of at least 1 from the environment.

@@ -10,9 +10,6 @@ use crate::process::{command, run};
 /// The programs beside vmsnap, by their names in `BENCH_TOOLS`.
 pub const PEERS: [&str; 4] = ["virtnbdbackup", "qemu-img", "nbdcopy", "virsh"];
 
-/// The word with which this program computes a digest and ends.
-pub const DIGEST: &str = "--digest";
-
 /// A program with the way it is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tool {
@@ -26,6 +23,8 @@ pub enum Tool {
     Receiving,
     /// No peer: what it takes to compute the digest, of bytes that are in the processor's cache.
     Digesting,
+    /// No peer: what it takes to receive the bytes of a file from a socket, compute their digest, and write them past the page cache; no NBD, no QEMU, no image.
+    Copying,
     /// The calls that a comparison is held against.
     Virsh,
 }
@@ -41,6 +40,7 @@ impl Tool {
             Tool::NbdcopyInOrder => "nbdcopy in the disk's order, 1 × 16 × 1 MiB",
             Tool::Receiving => "receiving alone (nbdcopy to nowhere, 1 × 16 × 1 MiB)",
             Tool::Digesting => "the digest alone (BLAKE3 of cached bytes)",
+            Tool::Copying => "the least (a file through a socket, digest, disk)",
             Tool::Virsh => "virsh",
         }
     }
@@ -50,24 +50,22 @@ impl Tool {
         tools.into_iter().filter(|tool| tool.is_installed()).collect()
     }
 
-    /// Its program.
-    fn program(self) -> &'static str {
+    /// Its program, if it is one beside vmsnap and this one.
+    fn program(self) -> Option<&'static str> {
         match self {
-            Tool::Vmsnap => "vmsnap",
-            Tool::Virtnbdbackup => "virtnbdbackup",
-            Tool::QemuImg => "qemu-img",
-            Tool::Nbdcopy | Tool::NbdcopyInOrder | Tool::Receiving => "nbdcopy",
-            Tool::Digesting => DIGEST,
-            Tool::Virsh => "virsh",
+            Tool::Vmsnap | Tool::Digesting | Tool::Copying => None,
+            Tool::Virtnbdbackup => Some("virtnbdbackup"),
+            Tool::QemuImg => Some("qemu-img"),
+            Tool::Nbdcopy | Tool::NbdcopyInOrder | Tool::Receiving => Some("nbdcopy"),
+            Tool::Virsh => Some("virsh"),
         }
     }
 
     /// Whether it is there, and wanted if only some are (`BENCH_TOOLS`).
     fn is_installed(self) -> bool {
-        let program = self.program();
-        if matches!(self, Tool::Vmsnap | Tool::Digesting) {
+        let Some(program) = self.program() else {
             return true;
-        }
+        };
         let wanted = std::env::var("BENCH_TOOLS").unwrap_or_default();
         if !wanted.is_empty() && !wanted.split(',').any(|name| name == program) {
             return false;
@@ -182,12 +180,4 @@ pub fn nbdcopy(tool: Tool, uri: &str, output: &Path) -> Command {
         &output,
     ];
     command("nbdcopy", &words)
-}
-
-/// This program, which computes a digest of so many bytes.
-pub fn digest(bytes: u64) -> Command {
-    let program = std::env::current_exe().expect("this program has a path");
-    let mut command = Command::new(program);
-    command.args([DIGEST, &bytes.to_string()]);
-    command
 }

@@ -10,6 +10,7 @@ use crate::daemon::{Daemon, URI};
 use crate::disk::{self, Fill};
 use crate::domain::Source;
 use crate::measure::{self, Sample};
+use crate::parts;
 use crate::process::{command, run};
 use crate::table::Table;
 use crate::tools::{self, Tool};
@@ -65,7 +66,7 @@ impl Bench {
 
     fn full(&self, title: String, size: u64, fill: Fill, prepare: fn(&Path)) -> Table {
         let source = Source::start(&self.daemon, "full", size, fill);
-        let tools = Tool::installed([
+        let mut tools = Tool::installed([
             Tool::Vmsnap,
             Tool::Virtnbdbackup,
             Tool::QemuImg,
@@ -73,13 +74,20 @@ impl Bench {
             Tool::NbdcopyInOrder,
             Tool::Receiving,
             Tool::Digesting,
+            Tool::Copying,
         ]);
+        // The file of a disk with zeroes is not what a backup writes.
+        tools.retain(|tool| *tool != Tool::Copying || fill == Fill::Random);
         self.compare(title, &tools, |tool| {
             prepare(&source.image());
             let output = new_folder(&source, "output");
             let sample = match tool {
                 // Whatever the disk's length, so much of it is data.
-                Tool::Digesting => measure::run(vec![tools::digest(self.gib * GIB)], None, &output),
+                Tool::Digesting => measure::run(vec![parts::digesting(self.gib * GIB)], None, &output),
+                Tool::Copying => {
+                    let copy = parts::copying(&source.image(), &output.join("vda.raw"));
+                    measure::run(vec![copy], None, &output)
+                }
                 _ => full_backup(tool, &source, &output),
             };
             source.wait_until_idle();
@@ -104,7 +112,7 @@ fn full_backup(tool: Tool, source: &Source, output: &Path) -> Sample {
             tools::nbdcopy(tool, &uri, &output.join("vda.raw"))
         }
         Tool::Vmsnap => tools::vmsnap_backup(source, output),
-        Tool::Digesting | Tool::Virsh => panic!("{tool:?} makes no backup"),
+        Tool::Digesting | Tool::Copying | Tool::Virsh => panic!("{tool:?} makes no backup"),
     };
     measure::run(vec![command], Some(source.qemu()), output)
 }
