@@ -1,6 +1,7 @@
 //! What can go wrong in a verb: the facts, the class from which the exit code follows, and a hint what to do.
 
 use std::fmt;
+use std::io;
 
 use rustix::io::Errno;
 
@@ -254,6 +255,11 @@ impl Error {
             }
             Cause::Repo(RepoError::Locked { .. }) => {
                 "wait for that run to end; a run that was killed holds no lock"
+            }
+            Cause::Repo(RepoError::Unusable { source, .. } | RepoError::Io { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                "run as root, or as a user who may read and write there"
             }
             Cause::Repo(RepoError::Unusable { .. }) => {
                 "create the folder, or mount the file system it belongs to"

@@ -89,5 +89,7 @@ fn what_is_recorded_and_may_not_be_read_is_taken_neither_for_nothing_nor_for_dam
         let error = without_rights(|| run(&lab, &all)).expect_err("it cannot be known");
         let told = vmsnap::model::text::with_sources(&error);
         assert!(told.contains(place.to_str().expect("plain")), "{told}");
+        let hint = error.hint().expect("there is a way");
+        assert!(hint.contains("run as root"), "{hint}");
     }
 }
