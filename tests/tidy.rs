@@ -116,7 +116,7 @@ fn architecture_names_every_file_and_no_other() {
         .filter_map(|line| line.split('`').next())
         .filter(|name| name.ends_with(".rs"))
         .collect();
-    for dir in ["src", "tests"] {
+    for dir in ["src", "tests", "benches"] {
         for (file, _) in rust_files(dir) {
             assert!(
                 named.contains(&file.as_str()),
