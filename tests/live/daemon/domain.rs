@@ -96,8 +96,8 @@ impl TestDomain {
         self.settle();
     }
 
-    /// Waits until libvirt has done with every QEMU that ended before. libvirt 9.0 does that one after the other, on the one thread that it has for it,
-    /// and does not look which QEMU of the domain it was: a domain that is started meanwhile dies of its former end.
+    /// Waits until libvirt has done with every QEMU that ended before. libvirt 9.0 does that one after the other, on the one thread that it has for it.
+    /// The end of a QEMU may still be waiting there when its domain is shut off already, and likely ends the next one if that is started meanwhile.
     pub fn settle(&self) {
         let home = Home::new();
         let name = format!("{}-last", home.name());
