@@ -14,7 +14,8 @@ use std::time::Duration;
 use rustix::net::{RecvFlags, recv};
 use vmsnap::io::DirectFile;
 use vmsnap::model::block::ImageFile;
-use vmsnap::model::buffer::{Buffer, BufferPool};
+use vmsnap::model::buffer::Buffer;
+use vmsnap::ops::copy::{self, BUFFERS, REQUEST};
 
 /// With this word and a number of bytes this program computes a digest and ends.
 const DIGEST: &str = "--digest";
@@ -23,16 +24,11 @@ const COPY: &str = "--copy-through-socket";
 /// With this word and a path it sends that file to its standard output, which is a socket.
 const SEND: &str = "--send";
 
-/// Bytes of a piece, as vmsnap asks for them.
-const PIECE: usize = 2 << 20;
-/// How many pieces there is memory for, as in vmsnap.
-const PIECES: usize = 16;
-
 /// Does what the words of this program ask for, if it is a part.
 pub fn run(words: &[String]) -> bool {
     match words {
         [word, bytes, ..] if word == DIGEST => digest(bytes.parse().expect("a number of bytes")),
-        [word, input, output, ..] if word == COPY => copy(input, Path::new(output)),
+        [word, input, output, ..] if word == COPY => through_socket(input, Path::new(output)),
         [word, input, ..] if word == SEND => send(input),
         _ => return false,
     }
@@ -65,10 +61,10 @@ fn digest(bytes: u64) {
     println!("{}", hasher.finalize());
 }
 
-/// Receives and hashes on one thread and writes past the page cache on another one. The sender is a process of its own that is not waited for: its
+/// Receives and hashes on one thread and writes past the page cache on another one, with vmsnap's memory. The sender is a process of its own that is not waited for: its
 /// processor time is not counted.
 #[allow(clippy::zombie_processes, reason = "its processor time would count as ours")]
-fn copy(input: &str, output: &Path) {
+fn through_socket(input: &str, output: &Path) {
     let (socket, theirs) = UnixStream::pair().expect("a pair of sockets");
     let mut sender = this_program(&[SEND, input]);
     let theirs = Stdio::from(OwnedFd::from(theirs));
@@ -76,7 +72,7 @@ fn copy(input: &str, output: &Path) {
     sender.spawn().expect("this program can be started");
     // It holds the other socket, whose end is not told while one of ours is open.
     drop(sender);
-    let (filled, to_write) = sync_channel::<Buffer>(PIECES);
+    let (filled, to_write) = sync_channel::<Buffer>(BUFFERS);
     let file = File::options()
         .create_new(true)
         .read(true)
@@ -91,7 +87,7 @@ fn copy(input: &str, output: &Path) {
         }
         file.sync().expect("it can be synced");
     });
-    let pool = BufferPool::new(PIECES, PIECE);
+    let pool = copy::pool();
     let mut hasher = blake3::Hasher::new();
     loop {
         let taken = pool.take_within(Duration::from_secs(60));
@@ -114,7 +110,7 @@ fn send(input: &str) {
     let file = File::open(input).expect("it can be opened");
     let socket = io::stdout().as_fd().try_clone_to_owned();
     let mut socket = UnixStream::from(socket.expect("a second handle"));
-    let mut piece = vec![0; PIECE];
+    let mut piece = vec![0; REQUEST];
     let mut at = 0;
     loop {
         let count = file.read_at(&mut piece, at).expect("it can be read");

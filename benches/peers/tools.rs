@@ -40,7 +40,7 @@ impl Tool {
             Tool::NbdcopyInOrder => "nbdcopy in the disk's order, 1 × 16 × 1 MiB",
             Tool::Receiving => "receiving alone (nbdcopy to nowhere, 1 × 16 × 1 MiB)",
             Tool::Digesting => "the digest alone (BLAKE3 of cached bytes)",
-            Tool::Copying => "the least (a file through a socket, digest, disk)",
+            Tool::Copying => "socket, digest and disk alone (of a file, without NBD)",
             Tool::Virsh => "virsh",
         }
     }
