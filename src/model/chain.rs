@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, is_unique};
 use super::restore_point::{FileId, Level, RestorePoint};
 
 /// A restore point as the repository holds it.
@@ -416,6 +416,12 @@ fn usable_parent(
             disk.target
         ));
     };
+    if !is_unique(&recorded.name) {
+        return Err(format!(
+            "checkpoint {} has a name that can have been given to another bitmap since {id}",
+            recorded.name
+        ));
+    }
     if let Some(now) = disk.virtual_size
         && now < before.virtual_size
     {

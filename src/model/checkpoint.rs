@@ -80,37 +80,49 @@ pub struct CheckpointId {
     pub created: i64,
 }
 
+/// Digits of a name's time, in seconds since 1970.
+const TIME_DIGITS: usize = 10;
+
+/// Digits of a name's random part.
+const RANDOM_DIGITS: usize = 15;
+
+/// A name that no other run gives, whatever host, definition or repository it is for, and whenever: the time in seconds since 1970, then 15
+/// random digits (50 bits). Later names have higher numbers.
+///
+/// The number has 25 digits: a program that counts from the highest number it can read never comes to one of these.
+pub fn new_name(seconds: i64, random: u64) -> String {
+    let seconds = seconds.clamp(0, 10_i64.pow(TIME_DIGITS as u32) - 1);
+    let random = random % 10_u64.pow(RANDOM_DIGITS as u32);
+    format!("{PREFIX}{seconds:0TIME_DIGITS$}{random:0RANDOM_DIGITS$}")
+}
+
 /// Whether a name is one of ours: `virtnbdbackup.` and digits, however many.
 pub fn is_own(name: &str) -> bool {
-    let digits = name.strip_prefix(PREFIX);
-    digits.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+    digits(name).is_some()
 }
 
-/// The number in one of our checkpoints' names; `None` for a foreign name.
-pub fn own_number(name: &str) -> Option<u64> {
-    let digits = name.strip_prefix(PREFIX)?;
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
+/// Whether a name has the form of [`new_name`]: the bitmap that has it can only be the one of its run. A number that was counted can
+/// have been given again.
+pub fn is_unique(name: &str) -> bool {
+    digits(name).is_some_and(|digits| digits.len() == TIME_DIGITS + RANDOM_DIGITS)
+}
+
+/// A key that sorts our names by their numbers, and foreign ones behind them.
+pub fn sort_key(name: &str) -> (bool, usize, &str) {
+    match digits(name) {
+        Some(digits) => {
+            let number = digits.trim_start_matches('0');
+            (false, number.len(), number)
+        }
+        None => (true, 0, name),
     }
-    digits.parse().ok()
 }
 
-/// The next name of ours that none of `taken` uses or has overtaken.
-pub fn next_name<'a>(taken: impl IntoIterator<Item = &'a str>) -> String {
-    let next = taken
-        .into_iter()
-        .filter_map(own_number)
-        .max()
-        .map_or(0, |highest| highest.saturating_add(1));
-    format!("{PREFIX}{next}")
-}
-
-/// The name of ours that stands `steps` behind this one; a foreign name stays as it is.
-pub fn further_name(name: &str, steps: u64) -> String {
-    own_number(name).map_or_else(
-        || name.to_owned(),
-        |number| format!("{PREFIX}{}", number.saturating_add(steps)),
-    )
+/// The digits of one of our names; `None` for a foreign one.
+fn digits(name: &str) -> Option<&str> {
+    let digits = name.strip_prefix(PREFIX)?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then_some(digits)
 }
 
 #[cfg(test)]
@@ -118,16 +130,58 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_name_is_number_zero_and_gaps_are_not_filled() {
-        assert_eq!(next_name([]), "virtnbdbackup.0");
+    fn new_names_are_ours_and_unique_whatever_the_clock_says() {
         assert_eq!(
-            next_name(["virtnbdbackup.0", "virtnbdbackup.7"]),
-            "virtnbdbackup.8"
+            new_name(1_793_667_600, 7),
+            "virtnbdbackup.1793667600000000000000007"
         );
+        for seconds in [i64::MIN, -1, 0, 1, 999_999_999, 9_999_999_999, i64::MAX] {
+            for random in [0, 1, 999_999_999_999_999, u64::MAX] {
+                let name = new_name(seconds, random);
+                assert!(is_own(&name) && is_unique(&name), "{name}");
+            }
+        }
+        assert_ne!(new_name(1, 0), new_name(1, 1));
     }
 
     #[test]
-    fn foreign_names_do_not_count() {
+    fn later_names_have_higher_numbers() {
+        let mut names = [new_name(1_800_000_000, 0), new_name(1_799_999_999, u64::MAX)];
+        names.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));
+        assert_eq!(names[0], new_name(1_799_999_999, u64::MAX));
+    }
+
+    #[test]
+    fn no_name_that_was_counted_is_unique() {
+        let counted = [
+            "virtnbdbackup.0",
+            "virtnbdbackup.3",
+            "virtnbdbackup.18446744073709551615",
+        ];
+        for counted in counted {
+            assert!(is_own(counted) && !is_unique(counted), "{counted}");
+        }
+    }
+
+    #[test]
+    fn names_are_sorted_by_their_numbers_and_foreign_ones_come_last() {
+        let mut names = [
+            "mine.3",
+            "virtnbdbackup.1793667600000000000000007",
+            "virtnbdbackup.10",
+            "virtnbdbackup.09",
+        ];
+        names.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));
+        let ours = [
+            "virtnbdbackup.09",
+            "virtnbdbackup.10",
+            "virtnbdbackup.1793667600000000000000007",
+        ];
+        assert_eq!((&names[..3], names[3]), (&ours[..], "mine.3"));
+    }
+
+    #[test]
+    fn foreign_names_are_told_from_ours() {
         let foreign = [
             "",
             "mine.3",
@@ -139,10 +193,7 @@ mod tests {
             "VIRTNBDBACKUP.1",
         ];
         for foreign in foreign {
-            assert_eq!(own_number(foreign), None, "{foreign}");
-            assert!(!is_own(foreign), "{foreign}");
+            assert!(!is_own(foreign) && !is_unique(foreign), "{foreign}");
         }
-        assert_eq!(next_name(["mine.3"]), "virtnbdbackup.0");
-        assert!(is_own("virtnbdbackup.0") && is_own("virtnbdbackup.99999999999999999999999"));
     }
 }

@@ -12,8 +12,7 @@ use super::prune::{self, PrunePlan};
 use super::reconcile::{self, Reconciliation, Wishes};
 use super::survey::{self, Survey};
 use super::{Cause, Context, Error, Result, heal, plan};
-use crate::host::{HostError, PlaceWishes};
-use crate::model::checkpoint;
+use crate::host::PlaceWishes;
 use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
 use crate::model::restore_point::RestorePoint;
@@ -84,9 +83,6 @@ pub enum PruneOutcome {
     Failed(String),
 }
 
-/// How often another number is tried because a bitmap without a checkpoint has it. The steps between them double.
-const MOST_TRIES: usize = 12;
-
 /// Why nothing is pruned while checkpoints that are superfluous could not be removed.
 const STILL_NEEDED: &str = "checkpoints could not be retired, and the manifests of the previous period may be all that tells which are ours";
 
@@ -100,75 +96,44 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
         .domain(name)
         .map_err(|error| Error::of(name, error))?;
     let locked = repository.lock().map_err(repo_failed)?;
-    let mut findings = Vec::new();
-    let mut taken: Vec<String> = Vec::new();
-    let mut tries = 0;
-    loop {
-        let mut settled = heal::settle(&repository, &locked, context)?;
-        findings.append(&mut settled.findings);
-        let planned = decide(&settled.survey, &settled.history, &taken, context, options);
-        if let Some(operation) = planned.obstacle {
-            return Err(Error::of(name, Cause::Busy { operation }));
-        }
-        if tries == 0 {
-            let of_history = settled.history.findings.iter().cloned();
-            for finding in of_history.chain(settled.history.damage()) {
-                tell(name, &finding, context);
-                findings.push(finding);
-            }
-        }
-        let run = Run {
-            domain: &settled.survey.domain,
-            locked: &locked,
-            history: &settled.history,
-            context,
-            options,
-        };
-        match run.attempt(&planned) {
-            Err(Error {
-                cause: Cause::Host(HostError::BitmapExists { name: bitmap }),
-                ..
-            }) if tries < MOST_TRIES => {
-                let what = format!("bitmap {bitmap} belongs to no checkpoint; its number is left out");
-                let finding = Finding::new("bitmap-without-checkpoint", what);
-                tell(name, &finding, context);
-                findings.push(finding);
-                // Where there is one there may be many, and each try disturbs the guest: the steps grow.
-                let further = checkpoint::further_name(&bitmap, (1 << tries) - 1);
-                tries += 1;
-                taken.extend([bitmap, further]);
-            }
-            Err(error) => return Err(error),
-            Ok(mut outcome) => {
-                findings.append(&mut outcome.findings);
-                if options.prune {
-                    let is_retired = !findings.iter().any(|finding| finding.code == commit::NOT_RETIRED);
-                    outcome.prune = Some(match is_retired {
-                        true => prune_after(name, &repository, &locked, context, options),
-                        false => PruneOutcome::Kept(STILL_NEEDED.to_owned()),
-                    });
-                }
-                outcome.findings = findings;
-                return Ok(outcome);
-            }
-        }
+    let settled = heal::settle(&repository, &locked, context)?;
+    let planned = decide(&settled.survey, &settled.history, context, options);
+    if let Some(operation) = planned.obstacle {
+        return Err(Error::of(name, Cause::Busy { operation }));
     }
+    let mut findings = settled.findings;
+    let of_history = settled.history.findings.iter().cloned();
+    for finding in of_history.chain(settled.history.damage()) {
+        tell(name, &finding, context);
+        findings.push(finding);
+    }
+    let run = Run {
+        domain: &settled.survey.domain,
+        locked: &locked,
+        history: &settled.history,
+        context,
+        options,
+    };
+    let mut outcome = run.attempt(&planned)?;
+    findings.append(&mut outcome.findings);
+    if options.prune {
+        let is_retired = !findings.iter().any(|finding| finding.code == commit::NOT_RETIRED);
+        outcome.prune = Some(match is_retired {
+            true => prune_after(name, &repository, &locked, context, options),
+            false => PruneOutcome::Kept(STILL_NEEDED.to_owned()),
+        });
+    }
+    outcome.findings = findings;
+    Ok(outcome)
 }
 
 /// Decides what a backup does now.
-fn decide(
-    survey: &Survey,
-    history: &History,
-    taken: &[String],
-    context: &Context,
-    options: &Options,
-) -> Reconciliation {
+fn decide(survey: &Survey, history: &History, context: &Context, options: &Options) -> Reconciliation {
     let wishes = Wishes {
         period: &Period::containing(options.group_by, context.now.date()).folder(),
         current: &current_periods(context),
         raw: options.raw,
         keep_checkpoints: options.keep_checkpoints,
-        taken,
     };
     reconcile::reconcile(survey, &history.chains, &wishes)
 }
@@ -219,7 +184,7 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
     let history = repository.history().map_err(failed)?;
     let look = |domain| survey::survey(domain, &repository, &history, context.host);
     let survey = survey::steadily(name, context.host, look)?;
-    let mut planned = decide(&survey, &history, &[], context, options);
+    let mut planned = decide(&survey, &history, context, options);
     planned.backup.findings.extend(survey.findings);
     let today = context.now.date();
     let prune = || prune::plan(&repository, &history.chains, options.group_by, today);

@@ -98,7 +98,7 @@ pub enum Cause {
     NoRestorePoints,
     /// A name that a scrub must not touch.
     #[error(
-        "'{}' is none of vmsnap's names (virtnbdbackup.0, virtnbdbackup.1 …), and those of others are never touched",
+        "'{}' is none of vmsnap's names (virtnbdbackup. and a number), and those of others are never touched",
         shown(name)
     )]
     NotOurs {

@@ -12,7 +12,7 @@ use super::{Cause, Context, Error, Result};
 use crate::host::{HostError, Places};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
-use crate::repo::{DomainRepository, History, LockedDomain, RepoError};
+use crate::repo::{DomainRepository, History, LockedDomain};
 
 /// What a run notes down before it begins a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,7 +110,6 @@ fn carry_out(
                 locked.remove_partial(dir).map_err(failed)?;
                 findings.push(healed(dir, &std::mem::take(&mut ended)));
             }
-            Repair::Spend(name) => spend(name, repairs, locked).map_err(failed)?,
             of_host => ended.extend(carry_out_at_host(of_host, domain, context)?),
         }
     }
@@ -119,21 +118,6 @@ fn carry_out(
         context.monitor.event(Event::Found { domain, finding });
     }
     Ok(findings)
-}
-
-/// Remembers a name. Where a dead run has filled the target, what it had copied makes room, and its note stays until all else is done.
-fn spend(name: &str, repairs: &[Repair], locked: &LockedDomain) -> std::result::Result<(), RepoError> {
-    match locked.spend(name) {
-        Err(error) if error.is_no_space() => {
-            for repair in repairs {
-                if let Repair::RemovePartial(dir) = repair {
-                    locked.empty_partial(dir)?;
-                }
-            }
-            locked.spend(name)
-        }
-        done => done,
-    }
 }
 
 fn healed(dir: &std::path::Path, ended: &[String]) -> Finding {
@@ -165,7 +149,7 @@ fn carry_out_at_host(repair: &Repair, domain: &Domain, context: &Context) -> Res
             done => (done, None),
         },
         // Those of the repository; a failed run sees to them itself.
-        Repair::FinishRemoval(_) | Repair::RemovePartial(_) | Repair::Spend(_) => (Ok(()), None),
+        Repair::FinishRemoval(_) | Repair::RemovePartial(_) => (Ok(()), None),
     };
     done.map(|()| told)
         .map_err(|error| Error::of(&domain.name, error))

@@ -52,6 +52,8 @@ pub struct Context<'a> {
     pub monitor: &'a dyn Monitor,
     /// Asked for by the user's Ctrl-C.
     pub stop: Stop,
+    /// Random numbers, for names that no other run gives.
+    pub random: &'a (dyn Fn() -> u64 + Sync),
 }
 
 /// Connects to a hypervisor; without a URI to the one that `virsh` would choose.

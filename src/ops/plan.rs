@@ -1,11 +1,11 @@
-//! Decides a backup before anything is done: which disks, at which level, why, and under which checkpoint. Pure.
+//! Decides a backup before anything is done: which disks, at which level, why, and whether a checkpoint is made. Pure.
 
 use std::path::PathBuf;
 
 use super::survey::DiskFacts;
 use crate::host::Capabilities;
 use crate::model::chain::{Chains, DiskLevel, DiskNow, SourceNow, decide};
-use crate::model::checkpoint::{Checkpoint, next_name};
+use crate::model::checkpoint::Checkpoint;
 use crate::model::domain::{Disk, Domain, Eligibility};
 use crate::model::finding::Finding;
 use crate::model::restore_point::{FileId, Level};
@@ -22,8 +22,6 @@ pub struct Inputs<'a> {
     pub chains: &'a Chains,
     /// The domain's checkpoints.
     pub checkpoints: &'a [Checkpoint],
-    /// Names that a new checkpoint must not have, besides those of known bitmaps.
-    pub taken: &'a [String],
     /// The folder of the current period.
     pub period: &'a str,
     /// Whether raw disks are wanted.
@@ -35,8 +33,8 @@ pub struct Inputs<'a> {
 pub struct BackupPlan {
     /// The folder of the period it goes to.
     pub period: String,
-    /// The checkpoint it makes; `None` when no disk can carry one.
-    pub checkpoint: Option<String>,
+    /// Whether it makes a checkpoint: not when no disk can carry one.
+    pub checkpoint: bool,
     /// The disks it saves, in the order of the domain's XML.
     pub disks: Vec<PlannedDisk>,
     /// What it leaves out, and why.
@@ -124,13 +122,9 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
             "the state of the emulated TPM is not backed up",
         ));
     }
-    let checkpoint = disks
-        .iter()
-        .any(|disk| disk.checkpointed)
-        .then(|| next_checkpoint(inputs));
     BackupPlan {
         period: inputs.period.to_owned(),
-        checkpoint,
+        checkpoint: disks.iter().any(|disk| disk.checkpointed),
         disks,
         findings,
     }
@@ -153,24 +147,6 @@ fn disk_now(disk: &Disk, full_only: Option<String>, facts: Option<&DiskFacts>) -
             })
             .collect(),
     }
-}
-
-/// A number that no checkpoint, no bitmap and no restore point has had: a name once written into a manifest is not used again.
-fn next_checkpoint(inputs: &Inputs<'_>) -> String {
-    let listed = inputs
-        .checkpoints
-        .iter()
-        .map(|checkpoint| checkpoint.name.as_str());
-    let recorded = inputs
-        .chains
-        .points()
-        .iter()
-        .filter(|kept| kept.point.period == inputs.period || kept.point.uuid == inputs.domain.uuid)
-        .filter_map(|kept| kept.point.checkpoint.as_ref())
-        .map(|checkpoint| checkpoint.name.as_str());
-    let known = inputs.disks.iter().flat_map(|facts| &facts.bitmaps);
-    let taken = inputs.taken.iter().chain(known).map(String::as_str);
-    next_name(listed.chain(recorded).chain(taken))
 }
 
 /// How many checkpoints of the active chain are kept in the domain.

@@ -9,7 +9,7 @@ use super::plan::{self, BackupPlan};
 use super::survey::Survey;
 use crate::host::{ActiveJob, Places};
 use crate::model::chain::{Chains, KeptPoint};
-use crate::model::checkpoint::{Checkpoint, REMOVAL_MARK, own_number};
+use crate::model::checkpoint::{Checkpoint, REMOVAL_MARK, is_own, is_unique};
 use crate::model::restore_point::Level;
 
 /// Everything that a reconciliation follows from, besides the survey.
@@ -23,8 +23,6 @@ pub struct Wishes<'a> {
     pub raw: bool,
     /// How many checkpoints of the active chain stay in the domain.
     pub keep_checkpoints: usize,
-    /// Names that a new checkpoint must not have: bitmaps found to be in the way.
-    pub taken: &'a [String],
 }
 
 /// What a backup does now, in three parts.
@@ -49,8 +47,6 @@ pub enum Repair {
     AbortJob,
     /// Thaws the guest's file systems, which a dead run may have left frozen.
     Thaw,
-    /// Remembers the name of the checkpoint that a dead run had begun, so that it is not given again.
-    Spend(String),
     /// Removes the sockets and scratch files of a dead run, and ends what still reads the images for it.
     ClearPlaces(Places),
     /// Removes the checkpoint that a dead run made, known by its mark, with its bitmaps.
@@ -70,7 +66,6 @@ impl fmt::Display for Repair {
                 f,
                 "thaw the guest's file systems, in case that run left them frozen"
             ),
-            Repair::Spend(name) => write!(f, "remember that {name} was begun, so that no other has its name"),
             Repair::ClearPlaces(places) => {
                 let files = places.sockets.len() + places.scratch.len();
                 write!(f, "remove that run's sockets and scratch files, up to {files}")
@@ -108,19 +103,12 @@ pub fn reconcile(survey: &Survey, chains: &Chains, wishes: &Wishes<'_>) -> Recon
     let is_left =
         |checkpoint: &&Checkpoint| !repairs.contains(&Repair::DeleteCheckpoint(checkpoint.name.clone()));
     let checkpoints: Vec<Checkpoint> = survey.checkpoints.iter().filter(is_left).cloned().collect();
-    let spent = repairs.iter().filter_map(|repair| match repair {
-        Repair::Spend(name) => Some(name),
-        _ => None,
-    });
-    let unclear = survey.unclear_checkpoints.iter();
-    let taken = wishes.taken.iter().chain(unclear).chain(spent);
     let backup = plan::plan(&plan::Inputs {
         domain: &survey.domain,
         disks: &survey.disks,
         capabilities: &survey.capabilities,
         chains,
         checkpoints: &checkpoints,
-        taken: &taken.cloned().collect::<Vec<_>>(),
         period: wishes.period,
         raw: wishes.raw,
     });
@@ -168,9 +156,6 @@ pub fn ending(
     if is_same && intent.freezes {
         repairs.push(Repair::Thaw);
     }
-    if let (true, Some(name)) = (is_same, &intent.checkpoint) {
-        repairs.push(Repair::Spend(name.clone()));
-    }
     repairs.push(Repair::ClearPlaces(intent.places.clone()));
     if let (true, Some(name)) = (is_same, &intent.checkpoint) {
         match checkpoints.iter().find(|checkpoint| checkpoint.name == *name) {
@@ -208,16 +193,16 @@ fn retired(
     };
     let keep = wishes.keep_checkpoints;
     let superfluous = superfluous(chains, uuid, checkpoints, wishes.current, keep, Some(next));
-    let orphans = orphans(survey, chains, wishes.taken);
+    let orphans = orphans(survey, chains);
     let checkpoints = superfluous.into_iter().map(Retired::Checkpoint);
     checkpoints
         .chain(orphans.into_iter().map(Retired::Bitmaps))
         .collect()
 }
 
-/// Bitmaps without a checkpoint that a restore point of this domain recorded: nobody can use them any more. Those that nobody here recorded
-/// are not ours to remove.
-fn orphans(survey: &Survey, chains: &Chains, taken: &[String]) -> Vec<String> {
+/// Bitmaps without a checkpoint that a restore point of this domain recorded: they cost room and writes. Those that nobody here recorded are
+/// not ours to remove, nor are those whose name somebody else can have given as well.
+fn orphans(survey: &Survey, chains: &Chains) -> Vec<String> {
     let of_domain = chains
         .points()
         .iter()
@@ -228,7 +213,7 @@ fn orphans(survey: &Survey, chains: &Chains, taken: &[String]) -> Vec<String> {
         .collect();
     let on_disks = survey.disks.iter().flat_map(|disk| &disk.bitmaps);
     let mut orphans: Vec<String> = Vec::new();
-    for name in on_disks.chain(taken) {
+    for name in on_disks.filter(|name| is_unique(name)) {
         let is_owned = survey
             .checkpoints
             .iter()
@@ -284,7 +269,7 @@ pub fn superfluous(
     }
     checkpoints
         .iter()
-        .filter(|checkpoint| own_number(&checkpoint.name).is_some())
+        .filter(|checkpoint| is_own(&checkpoint.name))
         .filter(|checkpoint| recorded_here.iter().any(|recorded| checkpoint.is(recorded)))
         .filter(|checkpoint| !wanted.iter().any(|recorded| checkpoint.is(recorded)))
         .map(|checkpoint| checkpoint.name.clone())

@@ -16,7 +16,7 @@ use super::reconcile::{self, Reconciliation, Wishes};
 use super::{Error, Result, plan, survey};
 use crate::host::{Host, HostError};
 use crate::model::chain::{KeptPoint, MissedWrite};
-use crate::model::checkpoint::{Bitmap, Checkpoint, own_number};
+use crate::model::checkpoint::{Bitmap, Checkpoint, is_own};
 use crate::model::domain::{Domain, DomainState, Eligibility};
 use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
@@ -163,10 +163,7 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
     let name = &domain.name;
     let failed = |error: HostError| Error::of(name, error);
     let checkpoints = host.checkpoints(&domain).map_err(failed)?;
-    let newest = checkpoints
-        .iter()
-        .rev()
-        .find(|found| own_number(&found.name).is_some());
+    let newest = checkpoints.iter().rev().find(|found| is_own(&found.name));
     let mut findings = Vec::new();
     let mut disks = Vec::new();
     for disk in &domain.disks {
@@ -275,7 +272,6 @@ fn compare_with(
                     current: &GroupBy::ALL.map(|by| Period::containing(by, subject.today).folder()),
                     raw: false,
                     keep_checkpoints: plan::KEPT_CHECKPOINTS,
-                    taken: &[],
                 };
                 status.next = Some(reconcile::reconcile(&survey, &history.chains, &wishes));
             }
@@ -315,7 +311,7 @@ fn bitmaps(
 /// Our bitmaps of each disk must be those of our checkpoints that include it: sets of names, not counts.
 fn disagreeing_bitmaps(disks: &[DiskStatus], checkpoints: &[Checkpoint]) -> Vec<String> {
     let mut found = Vec::new();
-    let is_own = |name: &&String| own_number(name).is_some();
+    let is_own = |name: &&String| is_own(name);
     for disk in disks.iter().filter(|disk| disk.bitmaps_known) {
         let target = &disk.target;
         let there: BTreeSet<&String> = disk.bitmaps.iter().filter(is_own).collect();
@@ -357,7 +353,7 @@ fn disagreeing_period(
     checkpoints: &[Checkpoint],
     begun: &BTreeSet<String>,
 ) -> Vec<String> {
-    let is_own = |name: &&str| own_number(name).is_some();
+    let is_own = |name: &&str| is_own(name);
     let there: BTreeSet<&str> = checkpoints
         .iter()
         .map(|found| found.name.as_str())

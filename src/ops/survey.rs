@@ -31,8 +31,6 @@ pub struct Survey {
     pub leftovers: Vec<LeftoverRun>,
     /// Folders of periods whose removal was begun.
     pub removals: Vec<PathBuf>,
-    /// Names that failed runs had begun, and those that a manifest which cannot be read may have recorded.
-    pub unclear_checkpoints: Vec<String>,
     /// What is odd about it.
     pub findings: Vec<Finding>,
 }
@@ -111,7 +109,6 @@ pub(super) fn survey_with(
         disks: disk_facts(&domain, &history.chains, &checkpoints, host),
         leftovers: leftover_runs(history, &mut findings).map_err(repo_failed)?,
         removals: repository.interrupted_removals().map_err(repo_failed)?,
-        unclear_checkpoints: history.unclear_checkpoints.clone(),
         findings,
         checkpoints,
         domain,
@@ -203,7 +200,7 @@ fn without_its_past(
     checkpoints: &[Checkpoint],
 ) -> Option<Finding> {
     let has_past = !history.kept.is_empty() || !history.findings.is_empty() || !history.leftovers.is_empty();
-    let is_own = |found: &Checkpoint| checkpoint::own_number(&found.name).is_some();
+    let is_own = |found: &Checkpoint| checkpoint::is_own(&found.name);
     (!has_past && checkpoints.iter().any(is_own)).then(|| {
         let what = format!(
             "the domain has checkpoints of earlier backups, but {} holds no restore point: if there should be some, is the file system \

@@ -1,7 +1,6 @@
 //! Reads what a domain's folder holds: restore points, what is wrong with them, and what unfinished runs left.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +9,7 @@ use super::look::{Entry, entries, is_of_another_kind, read_bounded};
 use super::manifest::{self, Manifest};
 use super::point::{Expected, Unusable, checkpoint_fault, fault_of, file_faults, read_point};
 use super::proof::{Proof, Proofs};
-use super::{RepoError, Result, committed, spent};
+use super::{RepoError, Result, committed};
 use crate::model::chain::{Chains, KeptPoint, LostPoint};
 use crate::model::finding::Finding;
 use crate::model::period::FOLDER_PREFIX;
@@ -32,8 +31,6 @@ pub struct History {
     pub findings: Vec<Finding>,
     /// What unfinished runs left.
     pub leftovers: Vec<Leftover>,
-    /// The checkpoints whose XML lies beside restore points that cannot be read: nobody can tell which of them those recorded.
-    pub unclear_checkpoints: Vec<String>,
 }
 
 impl History {
@@ -158,7 +155,6 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
         lost,
         ..
     } = found;
-    history.unclear_checkpoints.extend(spent::read(dir));
     let is_there = |id: &str| history.kept.iter().any(|kept| kept.manifest.point.id == id);
     let unreadable: Vec<Finding> = proofs.findings(is_there).collect();
     history.findings.extend(unreadable);
@@ -234,8 +230,6 @@ impl Found {
         self.history.kept.extend(other.history.kept);
         self.history.findings.extend(other.history.findings);
         self.history.leftovers.extend(other.history.leftovers);
-        let unclear = other.history.unclear_checkpoints;
-        self.history.unclear_checkpoints.extend(unclear);
         self.points.extend(other.points);
         self.lost.extend(other.lost);
         self.gone.extend(other.gone);
@@ -288,9 +282,6 @@ fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -
         .iter()
         .filter_map(|folder| gone(period_dir, folder))
         .collect();
-    if !found.lost.is_empty() || !found.gone.is_empty() {
-        found.history.unclear_checkpoints = checkpoint_names(&period_dir.join(layout::CHECKPOINTS));
-    }
     Ok(found)
 }
 
@@ -368,15 +359,6 @@ pub(super) fn ids_that_may_be_there(dir: &Path) -> Result<Option<BTreeSet<String
 pub(crate) fn is_gone(dir: &Path) -> bool {
     dir.symlink_metadata()
         .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-}
-
-/// The checkpoints whose XML is in a folder, as far as it can be read.
-fn checkpoint_names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names
-        .filter_map(|name| name.strip_suffix(".xml").map(str::to_owned))
-        .collect()
 }
 
 /// The names of the folders in the repository that hold periods, or of which that cannot be known: whoever looks into them hears why.

@@ -9,7 +9,6 @@
 //! * `pending`: a restore point being written, until it is committed.
 //! * `proof`: when each restore point was last verified.
 //! * `seal`: texts that carry their own digest.
-//! * `spent`: numbers that must not be given again.
 //! * `remove`: deletes folders.
 //! * `lock`: one writer per domain.
 //! * `store`: the only door to durable files.
@@ -25,7 +24,6 @@ mod point;
 pub mod proof;
 mod remove;
 mod seal;
-mod spent;
 pub mod store;
 
 use std::collections::BTreeSet;
@@ -371,11 +369,6 @@ impl LockedDomain {
         remove::finish(self.repository.store().as_ref(), dir)
     }
 
-    /// Remembers the name of a checkpoint that a failed run had made: it is not given again.
-    pub fn spend(&self, checkpoint: &str) -> Result<()> {
-        spent::remember(self.repository.store().as_ref(), &self.repository.dir, checkpoint)
-    }
-
     /// Removes a whole period with everything in its folder.
     ///
     /// The folder is renamed first: from then on nothing in it counts, however much of it is left.
@@ -386,10 +379,5 @@ impl LockedDomain {
     /// Removes the folder of a run that did not finish: that of a [`Leftover`].
     pub fn remove_partial(&self, dir: &Path) -> Result<()> {
         pending::remove_partial(self.repository.store().as_ref(), dir)
-    }
-
-    /// Removes what a run that did not finish had copied, and leaves the note of what it began.
-    pub fn empty_partial(&self, dir: &Path) -> Result<()> {
-        pending::empty_partial(self.repository.store().as_ref(), dir)
     }
 }

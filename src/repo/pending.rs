@@ -192,11 +192,6 @@ pub(super) fn remove_partial(store: &dyn Store, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes what an unfinished run had copied, and leaves the note of what it began.
-pub(super) fn empty_partial(store: &dyn Store, dir: &Path) -> Result<()> {
-    remove::all_but(store, dir, is_intent)
-}
-
 fn is_intent(path: &Path) -> bool {
     path.ends_with(layout::INTENT)
 }

@@ -53,16 +53,6 @@ pub(super) fn tree(store: &dyn Store, dir: &Path, last: fn(&Path) -> bool) -> Re
     store.remove_dir(dir).map_err(RepoError::io("remove", dir))
 }
 
-/// Deletes what lies in a folder, but neither the folder nor files for which `kept` says so.
-pub(super) fn all_but(store: &dyn Store, dir: &Path, kept: fn(&Path) -> bool) -> Result<()> {
-    for (path, is_dir) in content(dir, kept)? {
-        if !kept(&path) {
-            remove(store, &path, is_dir, kept)?;
-        }
-    }
-    Ok(())
-}
-
 fn remove(store: &dyn Store, path: &Path, is_dir: bool, last: fn(&Path) -> bool) -> Result<()> {
     match is_dir {
         true => tree(store, path, last),

@@ -90,6 +90,13 @@ impl MemDisk {
         self.bitmaps.remove(name).is_some()
     }
 
+    /// Gives a bitmap another name, if it is there.
+    pub fn rename_bitmap(&mut self, from: &str, to: &str) {
+        if let Some(bits) = self.bitmaps.remove(from) {
+            self.bitmaps.insert(to.to_owned(), bits);
+        }
+    }
+
     /// The names of its bitmaps.
     pub fn bitmap_names(&self) -> Vec<String> {
         self.bitmaps.keys().cloned().collect()

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::lab::{CLUSTER, Lab};
+use crate::lab::{CLUSTER, Lab, NAMES};
 
 fn lab() -> Lab {
     let mut lab = Lab::new();
@@ -241,13 +241,13 @@ fn whoever_names_the_checkpoint_of_a_damaged_restore_point_hears_of_the_damage()
     let lab = lab();
     let manifest = lab.history("vm1").kept[1].dir.join("manifest.json");
     fs::write(&manifest, "{").expect("written");
-    for (at, code) in [("virtnbdbackup.1", 11), ("virtnbdbackup.0", 0)] {
+    for (at, code) in [(NAMES[1], 11), (NAMES[0], 0)] {
         let output = vmsnap(&lab, &["vm1", "--at", at]);
         assert_eq!(output.status.code(), Some(code), "{at}: {output:?}");
         let is_told = stderr(&output).contains(manifest.to_str().expect("plain"));
         assert!(is_told || code == 0, "{output:?}");
     }
-    let output = vmsnap(&lab, &["vm1", "--at", "virtnbdbackup.1", "--json"]);
+    let output = vmsnap(&lab, &["vm1", "--at", NAMES[1], "--json"]);
     let json: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
     assert_eq!(json["domains"][0]["outcome"], "failed");
     let message = json["domains"][0]["error"]["message"].as_str().expect("a text");

@@ -12,7 +12,7 @@ use vmsnap::ops::list::list;
 use vmsnap::ops::status::{DomainStatus, Subject, status};
 use vmsnap::ops::{Cause, Class, Context, Event, Monitor, PlaceWishes, Result};
 
-use crate::lab::{CLUSTER, Lab, tree};
+use crate::lab::{CLUSTER, Lab, NAMES, tree};
 
 const SIZE: usize = 40 * CLUSTER + 512;
 
@@ -41,6 +41,7 @@ fn run(lab: &mut Lab, sample: Option<u64>) -> Result<Outcome> {
         now: lab.now.clone(),
         monitor: &lab.recorder,
         stop: lab.stop.clone(),
+        random: &*lab.random,
     };
     let outcome = compare("vm1", &context, &options);
     lab.pass(jiff::Span::new().minutes(1));
@@ -70,7 +71,7 @@ fn what_the_bitmap_calls_changed_is_left_out_and_the_rest_is_the_same() {
     );
     assert!(!lab.host.has_job("vm1"));
     let names = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
-    assert_eq!(names, ["virtnbdbackup.0", "virtnbdbackup.1"]);
+    assert_eq!(names, [NAMES[0], NAMES[1]]);
     assert_eq!(
         lab.backup("vm1").expect("as ever").point.level,
         Level::Incremental
@@ -133,8 +134,8 @@ fn a_shut_off_domain_is_compared_too_and_what_cannot_be_is_told() {
     });
     assert!(run(&mut lab, None).expect("compared").is_same());
     lab.host.disk("vm1", "vda", |disk| {
-        disk.remove_bitmap("virtnbdbackup.0");
-        disk.remove_bitmap("virtnbdbackup.1");
+        disk.remove_bitmap(NAMES[0]);
+        disk.remove_bitmap(NAMES[1]);
     });
     let outcome = run(&mut lab, None).expect("compared");
     assert_eq!(outcome.disks.len(), 1);
@@ -160,8 +161,8 @@ fn json(outcome: Outcome) -> serde_json::Value {
 
 fn lose_bitmaps(lab: &Lab, target: &str) {
     lab.host.disk("vm1", target, |disk| {
-        disk.remove_bitmap("virtnbdbackup.0");
-        disk.remove_bitmap("virtnbdbackup.1");
+        disk.remove_bitmap(NAMES[0]);
+        disk.remove_bitmap(NAMES[1]);
     });
 }
 
@@ -412,8 +413,7 @@ fn a_missed_write_found_by_an_older_restore_point_stands_for_the_newest_too() {
             .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
         let (image, away) = away(&lab);
         if is_bitmap {
-            lab.host
-                .disk("vm1", "vda", |disk| disk.remove_bitmap("virtnbdbackup.1"));
+            lab.host.disk("vm1", "vda", |disk| disk.remove_bitmap(NAMES[1]));
         } else {
             std::fs::rename(&image, &away).expect("away");
         }

@@ -22,7 +22,7 @@ fn proved(lab: &Lab) -> Outcome {
 }
 
 /// Writes the manifest of a restore point anew, as a program would that knows how.
-fn rewrite(lab: &Lab, index: usize, change: impl FnOnce(&mut Manifest)) {
+pub fn rewrite(lab: &Lab, index: usize, change: impl FnOnce(&mut Manifest)) {
     let history = lab.history("vm1");
     let kept = &history.kept[index];
     let mut manifest = kept.manifest.clone();

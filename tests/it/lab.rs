@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::{Span, Zoned};
 use vmsnap::host::{Host, Places};
@@ -17,8 +18,21 @@ use vmsnap::testkit::{Recorder, SimHost};
 
 pub const CLUSTER: usize = 65536;
 
+/// The name of the checkpoint of a run that was killed.
+pub const DEAD: &str = "virtnbdbackup.1793600000999999999999999";
+
 /// Where the job of a run that was killed offers its disks.
 const DEAD_SOCKET: &str = "/run/dead.sock";
+
+/// The names of the checkpoints that the first backups of a lab make, failed ones counted, as long as the test does not turn the calendar.
+pub const NAMES: [&str; 6] = [
+    "virtnbdbackup.1793667600000000000000000",
+    "virtnbdbackup.1793668200000000000000001",
+    "virtnbdbackup.1793668800000000000000002",
+    "virtnbdbackup.1793669400000000000000003",
+    "virtnbdbackup.1793670000000000000000004",
+    "virtnbdbackup.1793670600000000000000005",
+];
 
 pub struct Lab {
     pub host: SimHost,
@@ -27,6 +41,17 @@ pub struct Lab {
     pub now: Zoned,
     pub recorder: Recorder,
     pub stop: Stop,
+    /// The checkpoints that backups have made, in their order.
+    pub made: Vec<String>,
+    /// How many numbers were drawn.
+    drawn: Arc<AtomicU64>,
+    /// Gives the next number instead of a random one.
+    pub random: Box<dyn Fn() -> u64 + Send + Sync>,
+}
+
+fn counting(drawn: &Arc<AtomicU64>) -> Box<dyn Fn() -> u64 + Send + Sync> {
+    let drawn = Arc::clone(drawn);
+    Box::new(move || drawn.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Lab {
@@ -66,6 +91,7 @@ impl Lab {
         let folder = folder_in_memory();
         copy_tree(self.folder.path(), folder.path());
         let root = folder.path().join("backups");
+        let drawn = Arc::new(AtomicU64::new(self.drawn.load(Ordering::Relaxed)));
         Lab {
             host: self.host.fork(),
             repo: Repository::open(&root, Arc::new(DiskStore)).expect("the copied repository"),
@@ -73,11 +99,15 @@ impl Lab {
             now: self.now.clone(),
             recorder: Recorder::default(),
             stop: Stop::default(),
+            made: self.made.clone(),
+            random: counting(&drawn),
+            drawn,
         }
     }
 
     fn in_folder(folder: tempfile::TempDir, store: Arc<dyn Store>) -> Lab {
         let root = folder.path().join("backups");
+        let drawn = Arc::default();
         let repo = Repository::open_or_create(&root, store).expect("a new repository");
         Lab {
             host: SimHost::default(),
@@ -88,6 +118,9 @@ impl Lab {
                 .expect("a time"),
             recorder: Recorder::default(),
             stop: Stop::default(),
+            made: Vec::new(),
+            random: counting(&drawn),
+            drawn,
         }
     }
 
@@ -114,6 +147,7 @@ impl Lab {
             now: self.now.clone(),
             monitor,
             stop: self.stop.clone(),
+            random: &*self.random,
         }
     }
 
@@ -123,6 +157,10 @@ impl Lab {
 
     pub fn backup_with(&mut self, domain: &str, options: &Options) -> Result<Outcome> {
         let outcome = backup::backup(domain, &self.context(&self.recorder), options);
+        let made = outcome
+            .iter()
+            .filter_map(|outcome| outcome.point.checkpoint.as_ref());
+        self.made.extend(made.map(|made| made.name.clone()));
         self.pass(Span::new().minutes(10));
         outcome
     }

@@ -4,7 +4,7 @@ use vmsnap::ops::list::list;
 use vmsnap::ops::restore::{Format, Options, plan};
 use vmsnap::ops::{Cause, Class};
 
-use crate::lab::{CLUSTER, Lab};
+use crate::lab::{CLUSTER, Lab, NAMES};
 
 fn options(lab: &Lab, at: &str) -> Options {
     Options {
@@ -25,8 +25,8 @@ fn a_point_is_found_by_id_checkpoint_time_and_as_the_latest() {
     let cases = [
         ("latest", &second),
         (first.as_str(), &first),
-        ("virtnbdbackup.0", &first),
-        ("virtnbdbackup.1", &second),
+        (NAMES[0], &first),
+        (NAMES[1], &second),
         ("2026-11-03T02:05:00+01:00", &first),
         ("2030-01-01T00:00:00Z", &second),
     ];

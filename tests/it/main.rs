@@ -11,6 +11,7 @@ mod damage;
 mod environment;
 mod forged;
 mod gone;
+mod identity;
 mod lab;
 mod list;
 mod no_rights;

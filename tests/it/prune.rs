@@ -145,6 +145,7 @@ fn a_dry_run_tells_and_deletes_nothing() {
         now: lab.now.clone(),
         monitor: &Silent,
         stop: lab.stop.clone(),
+        random: &*lab.random,
     };
     let preview = preview("vm1", &context, &Lab::pruning()).expect("a plan");
     match preview.prune {

@@ -6,7 +6,7 @@ use vmsnap::model::restore_point::Level;
 use vmsnap::ops::{Cause, Class};
 use vmsnap::repo::RepoError;
 
-use crate::lab::{CLUSTER, Lab, tree};
+use crate::lab::{CLUSTER, Lab, NAMES, tree};
 
 fn lab_with_two_points() -> Lab {
     let mut lab = Lab::new();
@@ -41,7 +41,7 @@ fn a_second_run_on_the_same_domain_is_told_at_once_who_holds_the_lock() {
 #[test]
 fn what_a_killed_run_left_is_ended_by_the_next_one() {
     let mut lab = lab_with_two_points();
-    let partial = lab.leave_dead_run("vm1", "virtnbdbackup.2");
+    let partial = lab.leave_dead_run("vm1", NAMES[5]);
     lab.host.disk("vm1", "vda", |disk| disk.write(0, &[9; 10]));
 
     let outcome = lab.backup("vm1").expect("healed and backed up");
@@ -50,8 +50,8 @@ fn what_a_killed_run_left_is_ended_by_the_next_one() {
     assert!(!partial.exists());
     assert_eq!(
         lab.host.disk("vm1", "vda", |disk| disk.bitmap_names()),
-        ["virtnbdbackup.0", "virtnbdbackup.1", "virtnbdbackup.3"],
-        "the dead run's checkpoint went, and its number is not given again"
+        [NAMES[0], NAMES[1], NAMES[2]],
+        "the dead run's checkpoint went"
     );
     lab.assert_gives_back("vm1", "vda");
 }
@@ -59,13 +59,13 @@ fn what_a_killed_run_left_is_ended_by_the_next_one() {
 #[test]
 fn a_checkpoint_that_another_run_made_under_the_same_name_is_not_removed() {
     let mut lab = lab_with_two_points();
-    lab.leave_partial("vm1", &lab.intent_of_a_dead_run("vm1", "virtnbdbackup.2"));
+    lab.leave_partial("vm1", &lab.intent_of_a_dead_run("vm1", NAMES[2]));
     lab.host
-        .leave_job("vm1", "/run/other.sock", "virtnbdbackup.2", "vmsnap run 2");
+        .leave_job("vm1", "/run/other.sock", NAMES[2], "vmsnap run 2");
     let error = lab.backup("vm1").expect_err("the other's job is active");
     assert!(matches!(error.cause, Cause::Busy { .. }), "{error}");
     let names = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
-    assert!(names.contains(&"virtnbdbackup.2".to_owned()));
+    assert!(names.contains(&NAMES[2].to_owned()));
 }
 
 #[test]

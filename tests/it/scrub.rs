@@ -8,9 +8,9 @@ use vmsnap::ops::scrub::{self, Means, Options, Outcome, ScrubPlan, ScrubType};
 use vmsnap::ops::{Cause, Error, Repository, Result};
 use vmsnap::repo::RepoError;
 
-use crate::lab::{CLUSTER, Lab, tree};
+use crate::lab::{CLUSTER, Lab, NAMES, tree};
 
-const OURS: [&str; 2] = ["virtnbdbackup.0", "virtnbdbackup.1"];
+const OURS: [&str; 2] = [NAMES[0], NAMES[1]];
 
 /// A domain with two disks, two restore points, and a checkpoint of somebody else.
 fn lab() -> Lab {
@@ -165,7 +165,7 @@ fn bitmap_removes_the_bitmaps_only_and_the_records_stay() {
             .findings
             .iter()
             .find(|found| found.code == "checkpoints-left");
-        assert!(said.expect("it is said").message.contains("virtnbdbackup.1"));
+        assert!(said.expect("it is said").message.contains(NAMES[1]));
         assert_eq!(outcome.next.level, Some(Level::Full));
         assert_eq!(lab.backup("vm1").expect("backed up").point.level, Level::Full);
     });
@@ -365,7 +365,7 @@ fn with_the_repository_the_level_of_the_next_backup_is_told_exactly() {
             ScrubType::Both,
             Some(OURS[1]),
             Level::Incremental,
-            "checkpoint virtnbdbackup.1 is gone",
+            "checkpoint virtnbdbackup.1793668200000000000000001 is gone",
         ),
         (
             ScrubType::Checkpoint,
@@ -383,7 +383,7 @@ fn with_the_repository_the_level_of_the_next_backup_is_told_exactly() {
             ScrubType::Both,
             None,
             Level::Full,
-            "checkpoint virtnbdbackup.1 is gone",
+            "checkpoint virtnbdbackup.1793668200000000000000001 is gone",
         ),
     ];
     for (kind, name, level, reason) in cases {

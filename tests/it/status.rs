@@ -10,7 +10,7 @@ use vmsnap::model::stop::Stop;
 use vmsnap::ops::Result;
 use vmsnap::ops::status::{DirStats, DiskStatus, DomainStatus, Newest, Subject, status, statuses};
 
-use crate::lab::{CLUSTER, Lab};
+use crate::lab::{CLUSTER, Lab, NAMES};
 
 fn subject(lab: &Lab, with_repo: bool) -> Subject<'_> {
     Subject {
@@ -288,7 +288,7 @@ fn status_tells_what_changed_and_what_the_next_backup_will_be() {
     );
     let alone = status("vm1", &subject(&lab, false)).expect("a status");
     assert!(alone.next.is_none() && alone.dir.is_none() && alone.latest.is_none());
-    assert_eq!(alone.newest.expect("one of ours").name, "virtnbdbackup.0");
+    assert_eq!(alone.newest.expect("one of ours").name, NAMES[0]);
 }
 
 #[test]
@@ -313,7 +313,7 @@ fn sets_of_names_are_compared_not_their_sizes() {
     lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
     lab.backup("vm1").expect("a full");
     lab.host.disk("vm1", "vda", |disk| {
-        disk.remove_bitmap("virtnbdbackup.0");
+        disk.remove_bitmap(NAMES[0]);
         disk.add_bitmap("virtnbdbackup.7").expect("it is free");
     });
     lab.host
@@ -323,7 +323,7 @@ fn sets_of_names_are_compared_not_their_sizes() {
     assert_eq!(
         found.inconsistencies,
         [
-            "disk vda lacks a sound bitmap of checkpoint virtnbdbackup.0",
+            "disk vda lacks a sound bitmap of checkpoint virtnbdbackup.1793667600000000000000000",
             "disk vda has a bitmap virtnbdbackup.7 without a checkpoint",
         ]
     );

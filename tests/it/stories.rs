@@ -58,7 +58,9 @@ proptest! {
                 }),
                 Act::Grow(by) => lab.host.disk("vm1", "vda", |disk| disk.resize(disk.bytes().len() + by)),
                 Act::LoseBitmap(number) => lab.host.disk("vm1", "vda", |disk| {
-                    disk.remove_bitmap(&format!("virtnbdbackup.{number}"));
+                    if let Some(name) = disk.bitmap_names().get(number) {
+                        disk.remove_bitmap(name);
+                    }
                 }),
                 Act::NextMonth => lab.pass(jiff::Span::new().months(1)),
                 Act::FailAfter(bytes) => {
@@ -75,7 +77,7 @@ proptest! {
                     let outcome = lab.backup("vm1").expect("a backup");
                     prop_assert_eq!(announced.backup.level(), outcome.point.level);
                     let made = outcome.point.checkpoint.as_ref().map(|made| made.name.clone());
-                    prop_assert_eq!(&announced.backup.checkpoint, &made);
+                    prop_assert_eq!(announced.backup.checkpoint, made.is_some());
                     let mut expected = before;
                     expected.retain(|name| !announced.retired.contains(&Retired::Checkpoint(name.clone())));
                     expected.extend(made);

@@ -63,7 +63,7 @@ fn level(lab: &mut Lab, target: &str) -> Level {
 #[test]
 fn what_is_missing_or_cut_is_found_though_it_was_proved_lately() {
     let files = [
-        "virtnbdbackup.1.xml",
+        "virtnbdbackup.1793668200000000000000001.xml",
         "vda.qcow2 of the first",
         "vda.qcow2 of the last",
     ];

@@ -39,7 +39,8 @@ fn a_season_in_the_classic_spelling() {
         &steps("full", "first of the period", "1.05 MB"),
     );
     assert_eq!(user.periods(&machine), [Q2]);
-    assert_eq!(machine.checkpoints(), ["virtnbdbackup.0"]);
+    let first = machine.checkpoints();
+    assert_eq!(first.len(), 1);
 
     machine.change(0, 2 * MIB, 65536, Change::Data(2));
     says(
@@ -49,7 +50,8 @@ fn a_season_in_the_classic_spelling() {
         "VM1: incremental backup ID, 1 disk, 65.5 kB in TIME (RATE), crash-consistent\n",
         &steps("incremental", "changes since ID", "65.5 kB"),
     );
-    assert_eq!(machine.checkpoints(), ["virtnbdbackup.0", "virtnbdbackup.1"]);
+    let both = machine.checkpoints();
+    assert!(both.len() == 2 && both.contains(&first[0]), "{both:?}");
 
     // 44 whole days of the new quarter are one too few.
     let stays = format!("VM1: pruned nothing: {Q2} stays: the middle of {Q3} has not come yet\n");
@@ -61,10 +63,10 @@ fn a_season_in_the_classic_spelling() {
         &steps("full", "first of the period", "1.11 MB"),
     );
     assert_eq!(user.periods(&machine), [Q2, Q3]);
-    assert_eq!(
-        machine.checkpoints(),
-        ["virtnbdbackup.2"],
-        "the old ones went after the new full"
+    let left = machine.checkpoints();
+    assert!(
+        left.len() == 1 && !both.contains(&left[0]),
+        "the old ones went after the new full: {left:?}"
     );
 
     let not_meant = [
@@ -200,7 +202,7 @@ fn after_a_failed_first_full_of_a_running_domain_the_next_run_makes_it() {
         &steps("full", "first of the period", "0 B"),
     );
     assert_eq!(user.periods(&machine), ["vmsnap-backup-bi-annually-2026-p2"]);
-    assert_eq!(machine.checkpoints(), ["virtnbdbackup.0"]);
+    assert_eq!(machine.checkpoints().len(), 1);
 }
 
 /// Fault 15: `--domains=101` matches nothing, `--backup=false` backs up.
@@ -238,7 +240,7 @@ fn a_domain_whose_name_is_a_number_is_backed_up_when_that_is_meant() {
         "",
     );
     assert_eq!(user.periods(&machine), ["vmsnap-backup-yearly-2026"]);
-    assert_eq!(machine.checkpoints(), ["virtnbdbackup.0"]);
+    assert_eq!(machine.checkpoints().len(), 1);
 }
 
 /// Fault 3, through the program: in which folder a moment lies is told by the clock on the wall.

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::cli_lab::{Machine, json};
 use crate::cli_user::{User, golden, says};
 use crate::daemon::Daemon;
-use crate::process::{command, run};
+use crate::process::{Finished, command, run};
 
 const MIB: usize = 1 << 20;
 
@@ -24,23 +24,36 @@ fn bitmaps(image: &Path) -> Vec<String> {
     names
 }
 
-fn ours(numbers: &[u32]) -> Vec<String> {
-    numbers
-        .iter()
-        .map(|number| format!("virtnbdbackup.{number}"))
-        .collect()
+/// Those of these names.
+fn these(names: &[String], numbers: &[usize]) -> Vec<String> {
+    numbers.iter().map(|number| names[*number].clone()).collect()
 }
 
-/// Three restore points with their checkpoints, and a checkpoint of somebody else's where the domain runs.
-fn prepare(user: &User, machine: &Machine) {
+/// The answer with the checkpoints of each domain counted from 0.
+fn counted(mut finished: Finished, made: &[&[String]]) -> Finished {
+    for names in made {
+        for (number, name) in names.iter().enumerate() {
+            let short = format!("virtnbdbackup.{number}");
+            finished.stdout = finished.stdout.replace(name, &short);
+            finished.stderr = finished.stderr.replace(name, &short);
+        }
+    }
+    finished
+}
+
+/// Three restore points with their checkpoints, which are given, and a checkpoint of somebody else's where the domain runs.
+fn prepare(user: &User, machine: &Machine) -> Vec<String> {
     let domains = format!("--domains={}", machine.name());
     for day in ["2026-11-02", "2026-11-03", "2026-11-04"] {
         let made = user.on(day, &[&domains, "--backup", "--output=OUT", "-q"]);
         assert_eq!(made.code, Some(0), "{made:#?}");
     }
+    let names = machine.checkpoints();
+    assert_eq!(names.len(), 3);
     if machine.domain.state() != "shut off" {
         machine.domain.virsh(&["checkpoint-create-as", "mine"]);
     }
+    names
 }
 
 #[test]
@@ -48,20 +61,24 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
     let daemon = Daemon::acquire();
     let machine = Machine::paused(&daemon, "scrubbed; touch x", &[MIB]);
     let user = User::new();
-    prepare(&user, &machine);
+    let made = prepare(&user, &machine);
     let domains = format!("--domains={}", machine.name());
-    let scrub = |words: &[&str]| user.on("2026-11-05", &[&["--scrub", domains.as_str()], words].concat());
-    let all = |numbers: &[u32]| [vec!["mine".to_owned()], ours(numbers)].concat();
+    let scrub = |words: &[&str]| {
+        let finished = user.on("2026-11-05", &[&["--scrub", domains.as_str()], words].concat());
+        counted(finished, &[&made])
+    };
+    let all = |numbers: &[usize]| [vec!["mine".to_owned()], these(&made, numbers)].concat();
+    let named = |number: usize| format!("--checkpointName={}", made[number]);
 
     says(
-        &scrub(&["--scrubType=checkpoint", "--checkpointName=virtnbdbackup.2"]),
+        &scrub(&["--scrubType=checkpoint", &named(2)]),
         &[&machine],
         0,
         "VM1: removed 1 checkpoint and no bitmaps\n  \
          checkpoint virtnbdbackup.2\n  \
          left: bitmap virtnbdbackup.2 of disk vda\n  \
          note: the bitmaps stay and go on recording: no backup uses them any more, each costs memory and room in its image and a \
-         little of every write, and its number stays taken; the type bitmap removes each by its name, or all of them when the domain \
+         little of every write; the type bitmap removes each by its name, or all of them when the domain \
          is shut off\n  \
          the next backup of VM1 will be full or incremental (virtnbdbackup.1 is left, and it depends on whether the repository has \
          its restore point in this period (--output tells))\n",
@@ -69,7 +86,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
     );
     assert_eq!(machine.checkpoints(), all(&[0, 1]));
     says(
-        &scrub(&["--scrub-type=bitmap", "--checkpoint-name=virtnbdbackup.2"]),
+        &scrub(&["--scrub-type=bitmap", "--checkpoint-name", &made[2]]),
         &[&machine],
         0,
         "VM1: removed no checkpoints and 1 bitmap\n  \
@@ -79,7 +96,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         "",
     );
     says(
-        &scrub(&["--scrub-type", "both", "--checkpoint-name", "virtnbdbackup.1"]),
+        &scrub(&["--scrub-type", "both", "--checkpoint-name", &made[1]]),
         &[&machine],
         0,
         "VM1: removed 1 checkpoint and 1 bitmap\n  \
@@ -118,13 +135,14 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         "",
     );
     assert_eq!(machine.checkpoints(), all(&[]));
-    let made = user.on("2026-11-06", &[&domains, "--backup", "--output=OUT", "-q"]);
+    let next = user.on("2026-11-06", &[&domains, "--backup", "--output=OUT", "-q"]);
     assert!(
-        golden(&made.stdout, &[&machine]).starts_with("VM1: full backup ID,"),
-        "{made:#?}"
+        golden(&next.stdout, &[&machine]).starts_with("VM1: full backup ID,"),
+        "{next:#?}"
     );
+    let left = machine.checkpoints();
     machine.domain.destroy();
-    assert_eq!(bitmaps(&machine.image(0)), ["mine", "virtnbdbackup.3"]);
+    assert_eq!(bitmaps(&machine.image(0)), left, "mine and the new one");
 }
 
 /// Fault 6: checkpoints are removed as metadata only, the bitmaps stay, and the next full fails with `Bitmap already exists`.
@@ -134,9 +152,7 @@ fn bitmaps_without_their_checkpoints_are_in_no_full_backups_way() {
     let running = Machine::paused(&daemon, "left-running", &[MIB]);
     let off = Machine::define(&daemon, "left-off", &[MIB]);
     let user = User::new();
-    for machine in [&running, &off] {
-        prepare(&user, machine);
-    }
+    let (made, made_off) = (prepare(&user, &running), prepare(&user, &off));
     let domains = format!("--domains={},{}", running.name(), off.name());
     let with_gone = format!("{domains},gone");
     let words = [
@@ -164,6 +180,7 @@ fn bitmaps_without_their_checkpoints_are_in_no_full_backups_way() {
     );
 
     let scrubbed = user.on("2026-11-05", &["--scrub", &domains, "--scrubType=checkpoint"]);
+    let scrubbed = counted(scrubbed, &[&made, &made_off]);
     says(
         &scrubbed,
         &[&running, &off],
@@ -173,7 +190,7 @@ fn bitmaps_without_their_checkpoints_are_in_no_full_backups_way() {
          left: bitmap virtnbdbackup.0 of disk vda\n  left: bitmap virtnbdbackup.1 of disk vda\n  \
          left: bitmap virtnbdbackup.2 of disk vda\n  \
          note: the bitmaps stay and go on recording: no backup uses them any more, each costs memory and room in its image and a \
-         little of every write, and its number stays taken; the type bitmap removes each by its name, or all of them when the domain \
+         little of every write; the type bitmap removes each by its name, or all of them when the domain \
          is shut off\n  \
          the next backup of VM1 will be full (the domain has no checkpoint of ours with a sound bitmap)\n\
          VM2: removed 3 checkpoints and no bitmaps\n  \
@@ -181,13 +198,13 @@ fn bitmaps_without_their_checkpoints_are_in_no_full_backups_way() {
          left: bitmap virtnbdbackup.0 of disk vda\n  left: bitmap virtnbdbackup.1 of disk vda\n  \
          left: bitmap virtnbdbackup.2 of disk vda\n  \
          note: the bitmaps stay and go on recording: no backup uses them any more, each costs memory and room in its image and a \
-         little of every write, and its number stays taken; the type bitmap removes them\n  \
+         little of every write; the type bitmap removes them\n  \
          the next backup of VM2 will be full (the domain has no checkpoint of ours with a sound bitmap)\n",
         "",
     );
     assert_eq!(running.checkpoints(), ["mine"]);
     assert_eq!(off.checkpoints(), [""; 0]);
-    assert_eq!(bitmaps(&off.image(0)), ours(&[0, 1, 2]));
+    assert_eq!(bitmaps(&off.image(0)), made_off);
 
     let made = user.on("2026-11-06", &["--backup", &domains, "--output=OUT", "--quiet"]);
     says(
@@ -211,16 +228,12 @@ fn a_shut_off_domain_is_scrubbed_too_and_stays_shut_off() {
     let daemon = Daemon::acquire();
     let off = Machine::define(&daemon, "off", &[MIB, MIB]);
     let user = User::new();
-    prepare(&user, &off);
+    let made = prepare(&user, &off);
     let domains = format!("--domains={}", off.name());
-    let words = [
-        "--scrub",
-        &domains,
-        "--scrubType=bitmap",
-        "--checkpointName=virtnbdbackup.1",
-    ];
+    let name = format!("--checkpointName={}", made[1]);
+    let words = ["--scrub", &domains, "--scrubType=bitmap", &name];
     says(
-        &user.on("2026-11-05", &words),
+        &counted(user.on("2026-11-05", &words), &[&made]),
         &[&off],
         0,
         "VM1: removed no checkpoints and 2 bitmaps\n  \
@@ -231,8 +244,8 @@ fn a_shut_off_domain_is_scrubbed_too_and_stays_shut_off() {
          its restore point in this period (--output tells))\n",
         "",
     );
-    assert_eq!(off.checkpoints(), ours(&[0, 1, 2]));
-    assert_eq!(bitmaps(&off.image(1)), ours(&[0, 2]));
+    assert_eq!(off.checkpoints(), made);
+    assert_eq!(bitmaps(&off.image(1)), these(&made, &[0, 2]));
     let status = user.on("2026-11-05", &[&domains]);
     let expected = "Status for VM1:\n  Overall status: INCONSISTENT\n";
     assert!(
@@ -240,7 +253,10 @@ fn a_shut_off_domain_is_scrubbed_too_and_stays_shut_off() {
         "{status:#?}"
     );
     says(
-        &user.on("2026-11-05", &["--scrub", &domains, "--scrubType=both"]),
+        &counted(
+            user.on("2026-11-05", &["--scrub", &domains, "--scrubType=both"]),
+            &[&made],
+        ),
         &[&off],
         0,
         "VM1: removed 3 checkpoints and 4 bitmaps\n  \
@@ -251,10 +267,7 @@ fn a_shut_off_domain_is_scrubbed_too_and_stays_shut_off() {
         "",
     );
     assert_eq!(off.checkpoints(), [""; 0]);
-    assert_eq!(
-        (bitmaps(&off.image(0)), bitmaps(&off.image(1))),
-        (ours(&[]), ours(&[]))
-    );
+    assert_eq!((bitmaps(&off.image(0)), bitmaps(&off.image(1))), (vec![], vec![]));
     assert_eq!(off.domain.state(), "shut off");
 }
 
@@ -263,7 +276,7 @@ fn what_is_not_said_is_not_scrubbed() {
     let daemon = Daemon::acquire();
     let machine = Machine::define(&daemon, "unsaid", &[MIB]);
     let user = User::new();
-    prepare(&user, &machine);
+    let made = prepare(&user, &machine);
     let domains = format!("--domains={}", machine.name());
     let cases: [(&[&str], i32, &str); 5] = [
         (
@@ -300,5 +313,5 @@ fn what_is_not_said_is_not_scrubbed() {
         golden(&no_scrub.stdout, &[&machine]).starts_with("Status for VM1:\n  Overall status: OK\n"),
         "{no_scrub:#?}"
     );
-    assert_eq!(machine.checkpoints(), ours(&[0, 1, 2]));
+    assert_eq!(machine.checkpoints(), made);
 }

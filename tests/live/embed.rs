@@ -375,3 +375,9 @@ pub fn escape(text: &str) -> String {
         .replace('<', "&lt;")
         .replace('\'', "&apos;")
 }
+
+/// A random number, as the program draws it.
+pub fn random() -> u64 {
+    let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+    high ^ low
+}

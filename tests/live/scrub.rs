@@ -19,7 +19,10 @@ use vmsnap::repo::DiskStore;
 use crate::embed::{DISK, Kind, Lab, TestDomain, run_ok};
 use crate::host::{back_up, begin};
 
-const OURS: [&str; 2] = ["virtnbdbackup.0", "virtnbdbackup.1"];
+const OURS: [&str; 2] = [
+    "virtnbdbackup.1793671200000000000000007",
+    "virtnbdbackup.1793671800000000000000007",
+];
 const STATES: [DomainState; 3] = [DomainState::Running, DomainState::Paused, DomainState::ShutOff];
 
 /// A domain with two disks and a repository for it.
@@ -72,6 +75,7 @@ impl Scene {
             now: self.now.clone(),
             monitor: &Silent,
             stop: Stop::default(),
+            random: &|| 7,
         };
         let outcome = backup(&self.domain.name, &context, &backup::Options::default());
         let outcome = outcome.expect("it is backed up");

@@ -12,7 +12,7 @@ use vmsnap::ops::status::{DomainStatus, Subject, status};
 use vmsnap::ops::{Context, Repository};
 use vmsnap::repo::DiskStore;
 
-use crate::embed::{Kind, Lab, TestDomain};
+use crate::embed::{Kind, Lab, TestDomain, random};
 
 fn repository(folder: &Path) -> Repository {
     Repository::open_or_create(&folder.join("backups"), Arc::new(DiskStore)).expect("a new repository")
@@ -51,17 +51,19 @@ fn a_running_domain_shows_its_disks_bitmaps_and_changes() {
         now: now(),
         monitor: &Silent,
         stop: Stop::default(),
+        random: &random,
     };
     let options = Options {
         freeze: None,
         ..Options::default()
     };
     let point = backup(&domain.name, &context, &options).expect("a full").point;
+    let made = point.checkpoint.as_ref().expect("it was made").name.clone();
     domain.io("vda", "write -P 0x41 0 1M");
     let running = ask(&domain, &repo);
     assert!(running.is_consistent(), "{:?}", running.inconsistencies);
-    assert_eq!(running.checkpoints, ["virtnbdbackup.0"]);
-    assert_eq!(running.disks[0].bitmaps, ["virtnbdbackup.0"]);
+    assert_eq!(running.checkpoints, [made.as_str()]);
+    assert_eq!(running.disks[0].bitmaps, [made.as_str()]);
     assert!(running.disks[1].bitmaps.is_empty());
     assert_eq!(running.changed_bytes(), Some(1 << 20));
     let next = running.next.expect("there is a repository").backup;
@@ -73,7 +75,7 @@ fn a_running_domain_shows_its_disks_bitmaps_and_changes() {
     domain.destroy();
     let off = ask(&domain, &repo);
     assert!(off.is_consistent(), "{:?}", off.inconsistencies);
-    assert_eq!(off.disks[0].bitmaps, ["virtnbdbackup.0"]);
+    assert_eq!(off.disks[0].bitmaps, [made.as_str()]);
     assert_eq!(off.changed_bytes(), None, "nobody counts while it is shut off");
 
     domain.start();

@@ -11,7 +11,7 @@ use super::shared::{ConnectArgs, DomainArgs, OutputArgs, path_or_empty};
 #[command(after_help = "Examples:
   vmsnap scrub vm1 --scrub-type both --dry-run  what would go, and what the next backup would be
   vmsnap scrub vm1 --scrub-type both            the next backup of vm1 is full
-  vmsnap scrub vm1 --scrub-type bitmap --checkpoint-name virtnbdbackup.3
+  vmsnap scrub vm1 --scrub-type bitmap --checkpoint-name virtnbdbackup.1793584802087731450996213
                                                 a bitmap that is in the way")]
 pub struct ScrubArgs {
     /// Which domains.

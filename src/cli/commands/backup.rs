@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{CommandResult, Refusal, Tally, group_by, now, repository_path, tell_summary, tell_versions};
+use super::{
+    CommandResult, Refusal, Tally, group_by, now, random, repository_path, tell_summary, tell_versions,
+};
 use crate::cli::answer;
 use crate::cli::args::BackupArgs;
 use crate::cli::exit_code::ExitCode;
@@ -75,6 +77,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
             now: now(),
             monitor: &progress,
             stop: stop.clone(),
+            random: &random,
         };
         let result = backup(domain, &context, &options);
         match &result {
@@ -138,6 +141,7 @@ fn dry_run(
             now: now(),
             monitor: &ops::monitor::Silent,
             stop: stop.clone(),
+            random: &random,
         };
         match preview(domain, &context, options) {
             Ok(preview) => {

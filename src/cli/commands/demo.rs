@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{CommandResult, Refusal, now};
+use super::{CommandResult, Refusal, now, random};
 use crate::cli::args::DemoArgs;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::progress::Progress;
@@ -147,6 +147,7 @@ fn make_point(embed: &Embed, repo: &Repository, stop: &Stop, expected: Level) ->
         now: now(),
         monitor: &Progress::silent(),
         stop: stop.clone(),
+        random: &random,
     };
     let outcome = backup(DOMAIN, &context, &Options::default())?;
     let point = &outcome.point;

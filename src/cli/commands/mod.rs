@@ -90,6 +90,13 @@ pub(super) fn now() -> jiff::Zoned {
     jiff::Zoned::now()
 }
 
+/// A random number.
+pub(super) fn random() -> u64 {
+    // Each half of a UUID has bits that are always the same, and none of them in the place of the other's.
+    let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+    high ^ low
+}
+
 fn repository_path(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
     path.map(PathBuf::as_path)
         .filter(|path| !path.as_os_str().is_empty())

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use jiff::{Span, Timestamp, Zoned};
 
-use super::{CommandResult, Refusal, Tally, now, repository_to_read};
+use super::{CommandResult, Refusal, Tally, now, random, repository_to_read};
 use crate::cli::args::VerifyArgs;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::log::{self, Entry, Level};
@@ -148,6 +148,7 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
             now: now(),
             monitor: &progress,
             stop: stop.clone(),
+            random: &random,
         };
         match compare::compare(domain, &context, &options) {
             Ok(outcome) => {

@@ -213,7 +213,7 @@ fn plan_tree(domain: &str, preview: &Preview) -> Tree {
         ("level", Tree::text(plan.level().word())),
         ("reason", Tree::text(plan.reason())),
         ("period", Tree::text(&plan.period)),
-        ("checkpoint", Tree::text_or_null(plan.checkpoint.as_deref())),
+        ("checkpoint", Tree::Bool(plan.checkpoint)),
         ("disks", Tree::List(disks.collect())),
         ("repairs", sentences(&planned.repairs)),
         ("retired", sentences(&planned.retired)),
@@ -271,7 +271,7 @@ pub fn plan_lines(planned: &Reconciliation, writer: Option<&str>) -> Vec<String>
         ));
     }
     lines.extend(planned.repairs.iter().map(|repair| format!("first: {repair}")));
-    lines.extend(plan.checkpoint.iter().map(|name| format!("checkpoint {name}")));
+    lines.extend(plan.checkpoint.then(|| "make a checkpoint".to_owned()));
     for disk in &plan.disks {
         let level = disk.level.level().word();
         lines.push(format!(

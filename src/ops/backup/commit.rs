@@ -34,15 +34,10 @@ impl Run<'_> {
             })
         });
         if committed.is_err() {
-            let name = checkpoint.as_deref();
-            let is_spent = self.spend(name);
-            if let Some(name) = name
+            if let Some(name) = &checkpoint
                 && let Err(error) = self.host().delete_checkpoint(self.domain, name)
             {
                 self.leave(pending, &with_sources(&error));
-            } else {
-                drop(pending);
-                self.spend_at_last(name, is_spent);
             }
         } else {
             pending.done();

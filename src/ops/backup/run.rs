@@ -5,6 +5,7 @@ use super::{Options, Outcome, tell};
 use crate::host::{
     BackupJob, BackupRequest, CheckpointRequest, DiskRequest, Host, HostError, NewCheckpoint, Places,
 };
+use crate::model::checkpoint::new_name;
 use crate::model::domain::{Domain, DomainState};
 use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
@@ -50,7 +51,7 @@ impl Run<'_> {
         let pending = begun.map_err(|error| self.failed(error))?;
         let mark = format!("vmsnap run {}", uuid::Uuid::new_v4());
         let request = self.request(plan, &mark)?;
-        let intent = self.intent(plan, &mark, &request.places);
+        let intent = self.intent(&request, &mark);
         if let Err(error) = self.note(&intent, &pending) {
             // Nothing but the places was begun; they are empty folders.
             let _ = self.host().clear_places(&request.places);
@@ -61,47 +62,21 @@ impl Run<'_> {
                 let outcome = self.commit(plan, pending, copied)?;
                 Ok(self.retire(&planned.retired, outcome))
             }
-            Err(Failure {
-                error,
-                is_undone,
-                has_begun,
-            }) => {
-                let name = plan.checkpoint.as_deref().filter(|_| has_begun);
-                let is_spent = self.spend(name);
+            Err(Failure { error, is_undone }) => {
                 if error.is_unanswered() {
                     // It may yet begin, whatever is undone now.
                     self.leave(pending, "libvirt may still begin it");
                 } else if !is_undone && let Err(trouble) = heal::undo(self.domain, &intent, self.context) {
                     self.leave(pending, &with_sources(&trouble));
-                } else {
-                    drop(pending);
-                    self.spend_at_last(name, is_spent);
                 }
                 Err(error)
             }
         }
     }
 
-    /// Remembers the name of a checkpoint that is no more. A full target may have no room for that before the partial folder has gone.
-    pub(super) fn spend(&self, name: Option<&str>) -> bool {
-        name.is_none_or(|name| self.locked.spend(name).is_ok())
-    }
-
-    /// Tries that once more, behind the partial folder.
-    pub(super) fn spend_at_last(&self, name: Option<&str>, is_spent: bool) {
-        if let (Some(name), false) = (name, is_spent)
-            && let Err(error) = self.locked.spend(name)
-        {
-            let what = format!(
-                "it cannot be remembered that {name} was begun: {}",
-                with_sources(&error)
-            );
-            self.tell(&Finding::new("number-not-remembered", what));
-        }
-    }
-
     fn request(&self, plan: &BackupPlan, mark: &str) -> Result<BackupRequest> {
         let targets: Vec<String> = plan.disks.iter().map(|disk| disk.disk.target.clone()).collect();
+        let now = self.context.now.timestamp().as_second();
         let run = mark.rsplit(' ').next().unwrap_or(mark);
         let places = self
             .host()
@@ -112,24 +87,24 @@ impl Run<'_> {
             checkpointed: disk.checkpointed,
         });
         Ok(BackupRequest {
-            checkpoint: plan.checkpoint.as_ref().map(|name| CheckpointRequest {
-                name: name.clone(),
+            checkpoint: plan.checkpoint.then(|| CheckpointRequest {
+                name: new_name(now, (self.context.random)()),
                 mark: mark.to_owned(),
             }),
             disks: disks.collect(),
             places: places.map_err(|error| self.failed(error))?,
             freeze: self.options.freeze,
-            now: self.context.now.timestamp().as_second(),
+            now,
             stop: self.context.stop.clone(),
         })
     }
 
-    fn intent(&self, plan: &BackupPlan, mark: &str, places: &Places) -> Intent {
+    fn intent(&self, request: &BackupRequest, mark: &str) -> Intent {
         Intent {
             uuid: self.domain.uuid.clone(),
             mark: mark.to_owned(),
-            checkpoint: plan.checkpoint.clone(),
-            places: places.clone(),
+            checkpoint: request.checkpoint.as_ref().map(|wanted| wanted.name.clone()),
+            places: request.places.clone(),
             freezes: self.options.freeze.is_some() && self.domain.state == DomainState::Running,
         }
     }
@@ -159,7 +134,6 @@ impl Run<'_> {
                 HostError::Libvirt { .. } | HostError::Connect { .. } | HostError::NoAnswer { .. }
             );
             Failure {
-                has_begun,
                 is_undone: !has_begun && self.clear(&request.places),
                 error: self.failed(error),
             }
@@ -183,7 +157,6 @@ impl Run<'_> {
                 return Err(Failure {
                     error,
                     is_undone: trouble.is_empty(),
-                    has_begun: true,
                 });
             }
         };
@@ -197,7 +170,6 @@ impl Run<'_> {
         let left = job.finish().map_err(|error| Failure {
             error: self.failed(error),
             is_undone: false,
-            has_begun: true,
         })?;
         left.iter().for_each(|finding| self.tell(finding));
         findings.extend(left);
@@ -251,6 +223,4 @@ struct Failure {
     error: Error,
     /// Whether nothing of it is left at the hypervisor.
     is_undone: bool,
-    /// Whether its checkpoint may have been made.
-    has_begun: bool,
 }

@@ -26,7 +26,6 @@ pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
         capabilities: &survey.capabilities,
         chains,
         checkpoints: &survey.checkpoints,
-        taken: &[],
         period,
         // So that it tells why such a disk is not compared, and not why it might not be backed up.
         raw: true,

@@ -64,7 +64,6 @@ fn next_in_repository(
         capabilities,
         chains: &kept.chains,
         checkpoints,
-        taken: &[],
         period: &kept.period,
         raw: false,
     });

@@ -1,7 +1,7 @@
 //! Decides a scrub before anything is done: what goes, what stays behind, and what the next backup will then be. Pure.
 
 use super::next::{NextBackup, Outlook, next_backup};
-use crate::model::checkpoint::{Bitmap, Checkpoint, is_own, own_number};
+use crate::model::checkpoint::{Bitmap, Checkpoint, is_own, sort_key};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::ops::error::Cause;
@@ -238,7 +238,7 @@ impl<'a> Targets<'a> {
                 "bitmaps-left",
                 format!(
                     "the bitmaps stay and go on recording: no backup uses them any more, each costs memory and room in its image and \
-                     a little of every write, and its number stays taken; {how}"
+                     a little of every write; {how}"
                 ),
             ));
         }
@@ -311,7 +311,7 @@ fn owned(names: &[&str]) -> Vec<String> {
 
 /// Each name once, in the order of the numbers.
 fn sort_names(names: &mut Vec<&str>) {
-    names.sort_by_key(|name| (own_number(name).unwrap_or(u64::MAX), *name));
+    names.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));
     names.dedup();
 }
 

@@ -103,6 +103,20 @@ impl SimHost {
         }
     }
 
+    /// A checkpoint and its bitmaps get another name, such as an earlier version would have given.
+    pub fn rename_checkpoint(&self, domain: &str, from: &str, to: &str) {
+        if let Some(found) = self.state().domains.get_mut(domain) {
+            found
+                .disks
+                .values_mut()
+                .for_each(|disk| disk.rename_bitmap(from, to));
+            let mut checkpoints = found.checkpoints.iter_mut();
+            if let Some(checkpoint) = checkpoints.find(|checkpoint| checkpoint.id.name == from) {
+                checkpoint.id.name = to.to_owned();
+            }
+        }
+    }
+
     /// Somebody else makes a checkpoint on all disks.
     pub fn make_foreign_checkpoint(&self, domain: &str, name: &str) {
         let mut state = self.state();

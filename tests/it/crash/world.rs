@@ -123,6 +123,7 @@ impl World {
                     now: self.lab.now.clone(),
                     monitor: &self.lab.recorder,
                     stop: self.lab.stop.clone(),
+                    random: &*self.lab.random,
                 };
                 backup::backup(DOMAIN, &context, options)
             });

@@ -381,8 +381,8 @@ fn victim(stage: &Stage, target: Target) -> Victim {
             let checkpoints = stage.period().join("checkpoints");
             let twin = if point == 2 { 1 } else { 2 };
             Victim {
-                twin: Some(checkpoints.join(format!("virtnbdbackup.{twin}.xml"))),
-                ..alone(checkpoints.join(format!("virtnbdbackup.{point}.xml")))
+                twin: Some(checkpoints.join(format!("{}.xml", stage.lab.made[twin]))),
+                ..alone(checkpoints.join(format!("{}.xml", stage.lab.made[point])))
             }
         }
         Target::Intent => alone(stage.leftover.join("intent.json")),

@@ -1,4 +1,4 @@
-//! Damage with a story of its own: what is newest is lost, a note is lost while its job goes on, a number is lost with its manifest.
+//! Damage with a story of its own: what is newest is lost, a note is lost while its job goes on, a checkpoint's file is beside a lost manifest.
 
 use std::fs;
 
@@ -7,6 +7,7 @@ use vmsnap::ops::restore::{Format, Options, plan};
 use vmsnap::ops::{Cause, Class};
 
 use super::stage::{POINTS, Stage};
+use crate::lab::DEAD;
 
 fn ask(stage: &Stage, at: &str) -> Options {
     Options {
@@ -48,8 +49,9 @@ fn a_checkpoints_file_of_a_manifest_that_cannot_be_read_is_not_overwritten() {
     let mut stage = Stage::new();
     let manifest = stage.points[3].dir.join("manifest.json");
     fs::write(&manifest, "{").expect("written");
+    let newest = stage.lab.made[POINTS - 1].clone();
     let domain = stage.lab.host.domain("vm1").expect("it is there");
-    for name in ["virtnbdbackup.3", "virtnbdbackup.4"] {
+    for name in [newest.as_str(), DEAD] {
         stage
             .lab
             .host
@@ -57,12 +59,7 @@ fn a_checkpoints_file_of_a_manifest_that_cannot_be_read_is_not_overwritten() {
             .expect("it was there");
     }
     let before = stage.contents();
-    let outcome = stage.lab.backup("vm1").expect("a backup");
-    assert_eq!(
-        outcome.point.checkpoint.expect("a checkpoint").name,
-        "virtnbdbackup.5",
-        "3 is in use by what cannot be read, 4 was begun by the dead run"
-    );
+    stage.lab.backup("vm1").expect("a backup");
     let after = stage.contents();
     assert!(before.iter().all(|(path, bytes)| after.get(path) == Some(bytes)));
 }
@@ -71,10 +68,12 @@ fn a_checkpoints_file_of_a_manifest_that_cannot_be_read_is_not_overwritten() {
 fn a_job_whose_note_is_lost_is_not_taken_for_ours() {
     let mut stage = Stage::new();
     fs::write(stage.leftover.join("intent.json"), "{").expect("written");
-    stage
-        .lab
-        .host
-        .leave_job("vm1", "/run/dead.sock", "virtnbdbackup.5", "vmsnap run dead");
+    stage.lab.host.leave_job(
+        "vm1",
+        "/run/dead.sock",
+        "virtnbdbackup.1793600000999999999999998",
+        "vmsnap run dead",
+    );
     let error = stage.lab.backup("vm1").expect_err("a job holds the domain");
     assert!(matches!(error.cause, Cause::Busy { .. }), "{error}");
     let domain = stage.lab.host.domain("vm1").expect("it is there");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use vmsnap::host::Host;
 
-use crate::lab::{CLUSTER, Lab, tree};
+use crate::lab::{CLUSTER, DEAD, Lab, tree};
 
 pub const DISKS: [&str; 2] = ["vda", "vdb"];
 /// How many restore points there are: a full one, and incremental ones each upon the one before.
@@ -133,7 +133,7 @@ fn definition(name: &str, uuid: &str) -> String {
 
 /// A run was killed; its job has ended since, as when QEMU was started again. Its checkpoint is still there.
 fn leave_a_dead_run(lab: &Lab) -> PathBuf {
-    let leftover = lab.leave_dead_run("vm1", "virtnbdbackup.4");
+    let leftover = lab.leave_dead_run("vm1", DEAD);
     let domain = lab.host.domain("vm1").expect("it is there");
     lab.host.abort_job(&domain).expect("it ends");
     leftover

@@ -21,7 +21,7 @@ use vmsnap::ops::{Event, Result};
 use vmsnap::repo::{DamageNote, Missed, Proof};
 
 use super::{Watch, two_points, watched};
-use crate::lab::{CLUSTER, Lab, tree};
+use crate::lab::{CLUSTER, Lab, NAMES, tree};
 
 const OCTOBER: &str = "vmsnap-backup-monthly-2026-10";
 
@@ -274,9 +274,9 @@ fn the_checkpoint_of_a_running_backup_is_no_inconsistency_and_that_of_a_dead_one
     assert_eq!((after.writer, after.inconsistencies), (None, Vec::new()));
 
     lab.host
-        .leave_job("vm1", "/run/dead.sock", "virtnbdbackup.3", "a dead run");
+        .leave_job("vm1", "/run/dead.sock", NAMES[3], "a dead run");
     let dead = look(&lab).inconsistencies;
-    assert!(dead.len() == 1 && dead[0].contains("virtnbdbackup.3"), "{dead:?}");
+    assert!(dead.len() == 1 && dead[0].contains(NAMES[3]), "{dead:?}");
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn what_a_later_verification_has_found_is_not_forgotten_for_an_earlier_one_that_
     let later = std::sync::Once::new();
     let monitor = Watch(|event: &Event<'_>| {
         // The last file: the images have been read.
-        if matches!(event, Event::FileEnds { file, .. } if file.ends_with("virtnbdbackup.1.xml")) {
+        if matches!(event, Event::FileEnds { file, .. } if file.ends_with(&format!("{}.xml", NAMES[1]))) {
             later.call_once(|| {
                 let mut bytes = fs::read(&newest).expect("it can be read");
                 bytes[70_000] ^= 1;

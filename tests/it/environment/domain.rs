@@ -13,7 +13,7 @@ use super::{
     assert_names, assert_next_run_heals, assert_nothing_left, assert_unchanged, kept_files, once_copying,
     two_points, watched,
 };
-use crate::lab::{CLUSTER, Lab, tree};
+use crate::lab::{CLUSTER, Lab, NAMES, tree};
 
 /// Bounds waits that would otherwise hang the test; nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -146,7 +146,7 @@ fn a_dead_run_of_a_domain_made_anew_has_no_claim_on_the_new_one() {
     two_points(&mut lab, "vm1");
     let intent = Intent {
         freezes: true,
-        ..lab.intent_of_a_dead_run("vm1", "virtnbdbackup.2")
+        ..lab.intent_of_a_dead_run("vm1", NAMES[5])
     };
     let leftover = lab.leave_partial("vm1", &intent);
     lab.host.remove_domain("vm1");
@@ -154,12 +154,12 @@ fn a_dead_run_of_a_domain_made_anew_has_no_claim_on_the_new_one() {
     lab.host.change("vm1", |domain| {
         domain.uuid = "11111111-0000-4000-8000-000000000001".into();
     });
-    lab.host.make_foreign_checkpoint("vm1", "virtnbdbackup.2");
+    lab.host.make_foreign_checkpoint("vm1", NAMES[5]);
     let outcome = lab.backup("vm1").expect("a full");
     assert!(!leftover.exists());
     assert_eq!(outcome.point.parent, None);
     let names = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
-    assert_eq!(names, ["virtnbdbackup.2", "virtnbdbackup.3"]);
+    assert_eq!(names, [lab.made[2].as_str(), NAMES[5]]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::{
     assert_names, assert_next_run_heals, assert_nothing_left, assert_unchanged, kept_files, once_copying,
     two_points, watched,
 };
-use crate::lab::{Lab, tree};
+use crate::lab::{Lab, NAMES, tree};
 
 /// Where the repository lies while it is not where it belongs, as a file system that is not mounted.
 fn away(lab: &Lab) -> PathBuf {
@@ -132,7 +132,7 @@ fn a_target_that_is_not_mounted_when_a_run_begins_is_told_as_far_as_it_can_be_kn
 fn assert_nothing_but_earlier_checkpoints(lab: &Lab) {
     assert!(!lab.host.has_job("vm1"));
     let names = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
-    assert_eq!(names, ["virtnbdbackup.0", "virtnbdbackup.1", "virtnbdbackup.2"]);
+    assert_eq!(names, [NAMES[0], NAMES[1], NAMES[2]]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use vmsnap::ops::{Context, Repository, Result};
 use vmsnap::repo::DiskStore;
 use vmsnap::testkit::Recorder;
 
-use crate::embed::{Lab, TestDomain, run_ok};
+use crate::embed::{Lab, TestDomain, random, run_ok};
 use crate::verbs::rng::Rng;
 
 const CLUSTER: u64 = 65536;
@@ -209,7 +209,15 @@ impl Story {
             now: self.now.clone(),
             monitor: &self.recorder,
             stop: Stop::default(),
+            random: &random,
         }
+    }
+
+    /// The name of the checkpoint that the restore point of this number made.
+    pub fn made(&self, number: usize) -> String {
+        let history = self.history();
+        let made = history.kept[number].manifest.point.checkpoint.clone();
+        made.expect("it made one").name
     }
 
     pub fn pass(&mut self, time: Span) {

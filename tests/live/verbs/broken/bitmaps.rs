@@ -12,7 +12,6 @@ use crate::host::{back_up, names};
 use crate::verbs::rng::Rng;
 use crate::verbs::story::Story;
 
-const NEWEST: &str = "virtnbdbackup.1";
 const NEXT: &str = "virtnbdbackup.2";
 
 /// Sets the flag `in-use` of one bitmap, as it stays when QEMU is killed (`docs/interop/qcow2.txt` in QEMU, "Bitmaps extension" and
@@ -109,7 +108,7 @@ fn a_checkpoint_whose_newest_bitmaps_are_gone_is_passed_over_for_the_one_before(
     for active in [true, false] {
         let mut story = begun("lost ", &mut rng);
         for target in ["vda", "vdb"] {
-            bitmap(&story, target, "--remove", NEWEST);
+            bitmap(&story, target, "--remove", &story.made(1));
         }
         bring(&story, active);
         assert_next(&mut story, &mut rng, [Some(0), Some(0)]);
@@ -122,7 +121,7 @@ fn a_disk_that_has_lost_a_bitmap_is_passed_over_alone() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = begun("lost one ", &mut rng);
-        bitmap(&story, "vdb", "--remove", NEWEST);
+        bitmap(&story, "vdb", "--remove", &story.made(1));
         bring(&story, active);
         assert_next(&mut story, &mut rng, [Some(1), Some(0)]);
         story.prove();
@@ -134,8 +133,8 @@ fn a_disk_that_has_lost_all_its_bitmaps_gets_a_full_alone() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = begun("lost all ", &mut rng);
-        for name in [NEWEST, "virtnbdbackup.0"] {
-            bitmap(&story, "vda", "--remove", name);
+        for number in [1, 0] {
+            bitmap(&story, "vda", "--remove", &story.made(number));
         }
         bring(&story, active);
         assert_next(&mut story, &mut rng, [None, Some(1)]);
@@ -148,7 +147,7 @@ fn a_broken_bitmap_is_passed_over_for_an_older_one_that_is_sound() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = begun("broken newest ", &mut rng);
-        break_bitmap(&story.domain.image("vda"), NEWEST);
+        break_bitmap(&story.domain.image("vda"), &story.made(1));
         bring(&story, active);
         assert_next(&mut story, &mut rng, [Some(0), Some(1)]);
         story.prove();
@@ -161,7 +160,7 @@ fn a_bitmap_that_somebody_has_disabled_is_not_trusted() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = begun("disabled ", &mut rng);
-        bitmap(&story, "vda", "--disable", NEWEST);
+        bitmap(&story, "vda", "--disable", &story.made(1));
         story.write("vda", 1 << 20, 65536, 0x71);
         bring(&story, active);
         story.write("vda", 2 << 20, 65536, 0x72);

@@ -85,7 +85,7 @@ fn a_disk_set_back_to_before_its_first_backup_gets_a_full_alone() {
         let image = story.domain.image("vdb");
         let early = kept(&story, "early");
         copy(&image, &early);
-        for name in ["virtnbdbackup.0", "virtnbdbackup.1"] {
+        for name in [story.made(0), story.made(1)] {
             run_ok("qemu-img", [&"bitmap", &"--remove", &early, &name]);
         }
         copy(&early, &image);

@@ -52,7 +52,7 @@ fn what_a_power_cut_in_mid_run_leaves_the_next_run_ends() {
     for active in [true, false] {
         let mut story = begun("power cut ", &mut rng);
         story.domain.start();
-        let (places, _) = killed_run(&story, Some("virtnbdbackup.1"), Until::Begun);
+        let (places, _) = killed_run(&story, Some(&story.made(1)), Until::Begun);
         story.domain.kill();
         // libvirt has cleared them away, as it cannot when it dies as well.
         for (_, scratch) in &places.scratch {
@@ -74,7 +74,7 @@ fn what_a_power_cut_leaves_of_a_shut_off_domains_run_the_next_one_ends() {
     let mut rng = Rng::new();
     for run_is_emptied in [true, false] {
         let mut story = begun("power cut off ", &mut rng);
-        let (places, run) = killed_run(&story, Some("virtnbdbackup.1"), Until::Begun);
+        let (places, run) = killed_run(&story, Some(&story.made(1)), Until::Begun);
         let mut bystander = crate::process::command("sleep", &["600"])
             .spawn()
             .expect("it starts");
@@ -186,7 +186,7 @@ fn a_guest_that_a_dead_runs_full_scratch_space_has_stopped_goes_on() {
     let mut story = restless("stopped ");
     let scratch = Mount::of(MIB);
     story.options.places.scratch_dir = Some(scratch.path().to_owned());
-    let (places, _) = killed_run(&story, Some("virtnbdbackup.0"), Until::Begun);
+    let (places, _) = killed_run(&story, Some(&story.made(0)), Until::Begun);
     story.domain.handle().resume().expect("it runs");
     wait_for("the scratch space to be full", || is_stuck(&story));
     story.options.places.scratch_dir = None;

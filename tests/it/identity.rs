@@ -1,0 +1,292 @@
+//! Images that several hosts, definitions and repositories use, and copies of them: an incremental restore point stands upon the bitmap that its parent's
+//! run made, or there is none.
+
+use jiff::{Span, Zoned};
+use proptest::prelude::*;
+use vmsnap::host::Host;
+use vmsnap::model::checkpoint::CheckpointId;
+use vmsnap::model::domain::DomainState;
+use vmsnap::model::period::GroupBy;
+use vmsnap::model::restore_point::Level;
+use vmsnap::ops::Context;
+use vmsnap::ops::backup::{Outcome, backup};
+use vmsnap::ops::monitor::Silent;
+use vmsnap::ops::scrub::{self, Means, ScrubType};
+use vmsnap::testkit::MemDisk;
+
+use crate::forged::rewrite;
+use crate::lab::{CLUSTER, Lab};
+
+const SIZE: usize = 8 * CLUSTER + 512;
+
+/// One of those that use the image: a host, a definition on it, and whether it runs then.
+#[derive(Clone, Copy, Debug)]
+struct User {
+    host: usize,
+    domain: &'static str,
+    runs: bool,
+}
+
+const VM1: User = User {
+    host: 0,
+    domain: "vm1",
+    runs: false,
+};
+
+/// Two hosts, each with two definitions of one disk, two repositories, the image, and copies of it.
+struct World {
+    /// A host with a repository each; any host can use either.
+    labs: [Lab; 2],
+    now: Zoned,
+    image: MemDisk,
+    copies: Vec<MemDisk>,
+    /// The repository, the domain, the restore point, and what the disk held.
+    kept: Vec<(usize, &'static str, String, Vec<u8>)>,
+}
+
+impl World {
+    fn new() -> World {
+        let lab = || {
+            let lab = Lab::in_memory();
+            for domain in ["vm1", "vm2"] {
+                lab.host.add_domain(domain, &[("vda", SIZE)]);
+            }
+            lab
+        };
+        let labs = [lab(), lab()];
+        World {
+            now: labs[0].now.clone(),
+            labs,
+            image: MemDisk::new(SIZE),
+            copies: Vec::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    /// Gives a user the image for the time of its work.
+    fn with<T>(&mut self, user: User, work: impl FnOnce(&World) -> T) -> T {
+        let host = self.labs[user.host].host.clone();
+        let image = std::mem::take(&mut self.image);
+        host.disk(user.domain, "vda", |disk| *disk = image);
+        host.change(user.domain, |domain| domain.state = DomainState::ShutOff);
+        if user.runs {
+            host.change(user.domain, |domain| domain.state = DomainState::Running);
+        }
+        let done = work(self);
+        self.image = host.disk(user.domain, "vda", std::mem::take);
+        done
+    }
+
+    fn back_up(&mut self, user: User, repository: usize) -> Outcome {
+        let outcome = self.with(user, |world| {
+            let context = Context {
+                host: &world.labs[user.host].host,
+                repo: &world.labs[repository].repo,
+                now: world.now.clone(),
+                monitor: &Silent,
+                stop: world.labs[0].stop.clone(),
+                random: &*world.labs[0].random,
+            };
+            backup(user.domain, &context, &Lab::options()).expect("a backup")
+        });
+        let bytes = self.image.bytes().to_vec();
+        self.kept
+            .push((repository, user.domain, outcome.point.id.clone(), bytes));
+        outcome
+    }
+
+    fn scrub(&mut self, user: User, kind: ScrubType) {
+        self.with(user, |world| {
+            let means = Means {
+                host: &world.labs[user.host].host,
+                repo: None,
+                today: world.now.date(),
+                stop: world.labs[0].stop.clone(),
+            };
+            let options = scrub::Options {
+                kind,
+                name: None,
+                group_by: GroupBy::Month,
+            };
+            let outcome = scrub::scrub(user.domain, &means, &options).expect("it begins");
+            assert!(outcome.failure.is_none(), "{:?}", outcome.failure);
+        });
+    }
+
+    /// libvirt forgets the checkpoints of a domain, as when it is undefined, or transient and shut off.
+    fn lose_records(&mut self, user: User) {
+        let host = &self.labs[user.host].host;
+        let domain = host.domain(user.domain).expect("it is there");
+        for checkpoint in host.checkpoints(&domain).expect("they are listed") {
+            host.forget_checkpoint(&domain, &checkpoint.name)
+                .expect("it was there");
+        }
+    }
+
+    fn pass(&mut self) {
+        self.now = self.now.checked_add(Span::new().minutes(7)).expect("in range");
+    }
+
+    /// Every restore point gives back its moment.
+    fn prove(&self) {
+        for (repository, domain, id, bytes) in &self.kept {
+            let restored = self.labs[*repository].restored(domain, id, "vda");
+            assert!(restored.expect("restored") == *bytes, "{domain} {id}");
+        }
+    }
+}
+
+/// Of the same second and the same image, on two hosts.
+#[test]
+fn a_bitmap_of_another_host_definition_or_repository_is_no_parent() {
+    let others = [
+        (User { host: 1, ..VM1 }, 1),
+        (User { domain: "vm2", ..VM1 }, 1),
+        (VM1, 1),
+        (User { domain: "vm2", ..VM1 }, 0),
+    ];
+    for (other, repository) in others {
+        for runs in [false, true] {
+            let mut world = World::new();
+            let (first, other) = (User { runs, ..VM1 }, User { runs, ..other });
+            world.image.write(0, &[1; CLUSTER]);
+            world.back_up(first, 0);
+            world.scrub(other, ScrubType::Both);
+            world.image.write(2 * CLUSTER, &[2; 512]);
+            world.back_up(other, repository);
+            world.image.write(4 * CLUSTER, &[3; 512]);
+            let point = world.back_up(first, 0).point;
+            assert_eq!(point.level, Level::Full, "{other:?}: {}", point.disks[0].reason);
+            world.prove();
+        }
+    }
+}
+
+#[test]
+fn a_counted_name_proves_nothing_and_gets_a_full() {
+    for state in [DomainState::Running, DomainState::ShutOff] {
+        let mut lab = Lab::new();
+        lab.host.add_domain("vm1", &[("vda", SIZE)]);
+        lab.backup("vm1").expect("a full");
+        let made = lab.made[0].clone();
+        lab.host.rename_checkpoint("vm1", &made, "virtnbdbackup.3");
+        let period = lab.history("vm1").kept[0].dir.with_file_name("checkpoints");
+        std::fs::rename(
+            period.join(format!("{made}.xml")),
+            period.join("virtnbdbackup.3.xml"),
+        )
+        .expect("renamed");
+        rewrite(&lab, 0, |manifest| {
+            let created = manifest.point.checkpoint.as_ref().expect("it made one").created;
+            manifest.point.checkpoint = Some(CheckpointId {
+                name: "virtnbdbackup.3".to_owned(),
+                created,
+            });
+            let file = manifest.checkpoint_file.as_mut().expect("it is listed");
+            file.name = "virtnbdbackup.3.xml".to_owned();
+        });
+        // What an earlier version kept besides.
+        std::fs::create_dir(lab.repo.root().join("vm1/.spent")).expect("new");
+        std::fs::write(lab.repo.root().join("vm1/.spent/virtnbdbackup.4"), b"").expect("written");
+        lab.host.change("vm1", |domain| domain.state = state);
+
+        let outcome = lab.backup("vm1").expect("a full");
+        assert_eq!(outcome.findings, []);
+        let disk = &outcome.point.disks[0];
+        assert_eq!(disk.level, Level::Full);
+        assert!(disk.reason.contains("virtnbdbackup.3"), "{}", disk.reason);
+        let left = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
+        assert_eq!(left, lab.made[1..], "the old checkpoint is retired");
+        assert_eq!(
+            lab.backup("vm1").expect("the next").point.level,
+            Level::Incremental
+        );
+    }
+}
+
+#[test]
+fn a_copy_put_back_goes_on_from_the_newest_restore_point_that_its_bitmaps_know() {
+    for runs in [false, true] {
+        let user = User { runs, ..VM1 };
+        let mut world = World::new();
+        world.image.write(0, &[1; CLUSTER]);
+        let first = world.back_up(user, 0).point.id;
+        world.image.write(CLUSTER, &[2; 512]);
+        let copy = world.image.clone();
+        world.pass();
+        world.back_up(user, 0);
+        world.image.write(2 * CLUSTER, &[3; 512]);
+        world.pass();
+        world.back_up(user, 0);
+        world.image = copy;
+        world.image.write(3 * CLUSTER, &[4; 512]);
+        world.pass();
+        let point = world.back_up(user, 0).point;
+        assert_eq!(point.parent, Some(first));
+        world.prove();
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Write { at: usize, length: usize, byte: u8 },
+    Zero { at: usize, length: usize },
+    Backup { user: User, repository: usize },
+    Scrub { user: User, kind: ScrubType },
+    LoseRecords(User),
+    Copy,
+    PutBack(usize),
+    Pass,
+}
+
+fn user() -> impl Strategy<Value = User> {
+    let domain = prop_oneof![3 => Just("vm1"), 1 => Just("vm2")];
+    (0..2usize, domain, any::<bool>()).prop_map(|(host, domain, runs)| User { host, domain, runs })
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let at = 0..SIZE - 1;
+    let kind = prop::sample::select(&ScrubType::ALL[..]);
+    let write = (at.clone(), 1..2 * CLUSTER, 1..=255u8);
+    prop_oneof![
+        6 => write.prop_map(|(at, length, byte)| Act::Write { at, length, byte }),
+        2 => (at, 1..2 * CLUSTER).prop_map(|(at, length)| Act::Zero { at, length }),
+        8 => (user(), 0..2usize).prop_map(|(user, repository)| Act::Backup { user, repository }),
+        2 => (user(), kind).prop_map(|(user, kind)| Act::Scrub { user, kind }),
+        2 => user().prop_map(Act::LoseRecords),
+        2 => Just(Act::Copy),
+        2 => (0..4usize).prop_map(Act::PutBack),
+        3 => Just(Act::Pass),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whoever_uses_an_image_gets_back_every_byte(story in prop::collection::vec(act(), 1..40)) {
+        let mut world = World::new();
+        for act in story {
+            match act {
+                Act::Write { at, length, byte } => {
+                    let length = length.min(SIZE - at);
+                    world.image.write(at, &vec![byte; length]);
+                }
+                Act::Zero { at, length } => world.image.zero(at, length.min(SIZE - at)),
+                Act::Backup { user, repository } => {
+                    world.back_up(user, repository);
+                }
+                Act::Scrub { user, kind } => world.scrub(user, kind),
+                Act::LoseRecords(user) => world.lose_records(user),
+                Act::Copy => world.copies.push(world.image.clone()),
+                Act::PutBack(number) => {
+                    if let Some(copy) = world.copies.get(number) {
+                        world.image = copy.clone();
+                    }
+                }
+                Act::Pass => world.pass(),
+            }
+        }
+        world.prove();
+    }
+}
