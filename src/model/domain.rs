@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::finding::Finding;
+pub use super::storage::{Backing, DiskFormat, Encryption, Layer, Source};
 
 /// Whether the domain runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,42 +88,6 @@ pub enum Device {
     Lun,
 }
 
-/// Where the drive's content lies.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// A file on the host.
-    File(PathBuf),
-    /// A block device on the host.
-    Block(PathBuf),
-    /// Something else (network, volume, NVMe …); libvirt's word for it.
-    Other(String),
-    /// Nothing: an empty drive.
-    Empty,
-}
-
-impl Source {
-    /// The path on the host, where there is one.
-    pub fn path(&self) -> Option<&PathBuf> {
-        match self {
-            Source::File(path) | Source::Block(path) => Some(path),
-            Source::Other(_) | Source::Empty => None,
-        }
-    }
-}
-
-/// How the drive's content is laid out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DiskFormat {
-    /// qcow2 of version 3 (or not known to be older): carries dirty bitmaps.
-    Qcow2,
-    /// qcow2 of version 2 (`compat=0.10`): cannot carry dirty bitmaps.
-    Qcow2V2,
-    /// No layout: the bytes themselves.
-    Raw,
-    /// Another one; QEMU's word for it.
-    Other(String),
-}
-
 /// One drive of a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
@@ -140,8 +105,62 @@ pub struct Disk {
     pub shareable: bool,
     /// Whether its writes are thrown away when the domain stops.
     pub transient: bool,
-    /// The images beneath its source, topmost first, as far as the XML of a running domain tells them.
-    pub beneath: Vec<PathBuf>,
+    /// How its image is encrypted.
+    pub encryption: Option<Encryption>,
+    /// Whether it is only a part of its source.
+    pub is_slice: bool,
+    /// Where the guest's bytes lie if the image holds only their mapping, as far as the definition says.
+    pub data_file: Option<Box<Layer>>,
+    /// The images beneath its source, as the definition says. That of a running domain names all of them.
+    pub backing: Backing,
+    /// Why it cannot be read in the domain's present state, if the hypervisor knows that it cannot.
+    pub unreadable: Option<String>,
+}
+
+impl Disk {
+    /// A plain disk of which nothing else is known.
+    pub fn new(target: &str, source: Source, format: DiskFormat) -> Disk {
+        Disk {
+            target: target.to_owned(),
+            device: Device::Disk,
+            source,
+            format,
+            readonly: false,
+            shareable: false,
+            transient: false,
+            encryption: None,
+            is_slice: false,
+            data_file: None,
+            backing: Backing::Unsaid,
+            unreadable: None,
+        }
+    }
+
+    /// The images beneath its source, topmost first, as far as the definition names them.
+    pub fn beneath(&self) -> impl Iterator<Item = &Layer> {
+        let first = match &self.backing {
+            Backing::Layer(layer) => Some(layer.as_ref()),
+            Backing::Unsaid | Backing::End => None,
+        };
+        first.into_iter().flat_map(Layer::layers)
+    }
+
+    /// The disk's topmost image.
+    pub fn image(&self) -> Layer {
+        Layer {
+            source: self.source.clone(),
+            format: self.format.clone(),
+            encryption: self.encryption.clone(),
+            is_slice: self.is_slice,
+            data_file: self.data_file.clone(),
+            backing: self.backing.clone(),
+        }
+    }
+
+    /// Whether the definition says that any of its images is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.encryption.is_some() || self.beneath().any(|layer| layer.encryption.is_some())
+    }
 }
 
 /// What a backup does with a drive.
@@ -174,7 +193,27 @@ impl Disk {
         match &self.source {
             Source::Empty => return skip("the drive is empty"),
             Source::Other(kind) => return skip(&format!("its source is of type '{kind}'")),
-            Source::File(_) | Source::Block(_) => {}
+            Source::Directory(_) => return skip("it is a directory of the host, not an image"),
+            Source::VhostUser(_) => {
+                return skip(
+                    "it is of type 'vhostuser': another process provides it and QEMU cannot read it; \
+                     back it up where it is kept",
+                );
+            }
+            Source::VhostVdpa(_) => {
+                return skip(
+                    "it is of type 'vhostvdpa': a device of the host provides it and QEMU cannot read it; \
+                     back it up where it is kept",
+                );
+            }
+            Source::File(_) | Source::Block(_) | Source::Volume(_) | Source::Network(_) | Source::Nvme(_) => {
+            }
+        }
+        if let Some(why) = &self.unreadable {
+            return skip(why);
+        }
+        if self.is_slice {
+            return skip("it is only a slice of its image");
         }
         if self.shareable {
             return skip("it is shareable, so other domains may write to it at the same time");
@@ -206,16 +245,7 @@ mod tests {
     use super::*;
 
     fn disk() -> Disk {
-        Disk {
-            target: "vda".into(),
-            device: Device::Disk,
-            source: Source::File("/images/a.qcow2".into()),
-            format: DiskFormat::Qcow2,
-            readonly: false,
-            shareable: false,
-            transient: false,
-            beneath: vec![],
-        }
+        Disk::new("vda", Source::File("/images/a.qcow2".into()), DiskFormat::Qcow2)
     }
 
     #[test]
@@ -256,7 +286,23 @@ mod tests {
                 ..disk()
             },
             Disk {
-                source: Source::Other("network".into()),
+                source: Source::Other("teleport".into()),
+                ..disk()
+            },
+            Disk {
+                source: Source::VhostUser("/run/s".into()),
+                ..disk()
+            },
+            Disk {
+                source: Source::Directory("/d".into()),
+                ..disk()
+            },
+            Disk {
+                is_slice: true,
+                ..disk()
+            },
+            Disk {
+                unreadable: Some("its path is a FIFO".into()),
                 ..disk()
             },
             Disk {

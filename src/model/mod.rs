@@ -11,4 +11,5 @@ pub mod finding;
 pub mod period;
 pub mod restore_point;
 pub mod stop;
+pub mod storage;
 pub mod text;

@@ -135,15 +135,16 @@ fn disk_now(disk: &Disk, full_only: Option<String>, facts: Option<&DiskFacts>) -
         let mut files = facts?.files.iter();
         files.find(|(of, _)| of == path).map(|(_, file)| *file)
     };
-    let images = disk.source.path().into_iter().chain(&disk.beneath);
+    let beneath = disk.beneath().map(|layer| &layer.source);
+    let images = std::iter::once(&disk.source).chain(beneath);
     DiskNow {
         target: disk.target.clone(),
         full_only,
         virtual_size: facts.and_then(|facts| facts.size),
         sources: images
-            .map(|path| SourceNow {
-                path: path.display().to_string(),
-                file: file(path),
+            .map(|source| SourceNow {
+                path: source.text(),
+                file: source.path().and_then(file),
             })
             .collect(),
     }

@@ -7,7 +7,7 @@ use jiff::civil::Date;
 use super::error::Cause;
 use super::{Error, Result, heal, survey};
 use crate::host::{Host, HostError};
-use crate::model::domain::Domain;
+use crate::model::domain::{Domain, Source};
 use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
@@ -245,7 +245,7 @@ fn look(
         images_told: true,
     };
     let mut unknown = Vec::new();
-    for disk in domain.disks.iter().filter(|disk| disk.source.path().is_some()) {
+    for disk in domain.disks.iter().filter(|disk| disk.source != Source::Empty) {
         let target = &disk.target;
         let mut names: Vec<String> = Vec::new();
         if domain.state.is_active() {

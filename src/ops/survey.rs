@@ -8,7 +8,7 @@ use super::{Error, Result};
 use crate::host::{ActiveJob, Capabilities, Host, HostError};
 use crate::model::chain::Chains;
 use crate::model::checkpoint::{self, Checkpoint};
-use crate::model::domain::{Disk, Domain};
+use crate::model::domain::{Disk, Domain, Source};
 use crate::model::finding::Finding;
 use crate::model::restore_point::FileId;
 use crate::repo::history::Note;
@@ -123,7 +123,7 @@ pub fn disk_facts(
     host: &dyn Host,
 ) -> Vec<DiskFacts> {
     let asks_images = !domain.state.is_active() || is_record_lost(&domain.uuid, chains, checkpoints);
-    let disks = domain.disks.iter().filter(|disk| disk.source.path().is_some());
+    let disks = domain.disks.iter().filter(|disk| disk.source != Source::Empty);
     let facts = disks.map(|disk| DiskFacts {
         target: disk.target.clone(),
         size: host
@@ -144,7 +144,7 @@ pub fn disk_facts(
 
 /// The paths of a disk's images: its source, and those beneath.
 fn images(disk: &Disk) -> impl Iterator<Item = &Path> {
-    let beneath = disk.beneath.iter();
+    let beneath = disk.beneath().filter_map(|layer| layer.source.path());
     disk.source
         .path()
         .into_iter()

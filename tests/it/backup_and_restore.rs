@@ -1,6 +1,6 @@
 //! What is backed up comes back, at the level that was due, whatever the guest did.
 
-use vmsnap::model::domain::{Device, DiskFormat, DomainState, Source};
+use vmsnap::model::domain::{Backing, Device, DiskFormat, DomainState, Source};
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::Options;
@@ -392,8 +392,8 @@ fn a_disk_with_a_snapshot_upon_it_is_still_the_same_disk() {
     lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
     lab.backup("vm1").expect("full");
     lab.host.change("vm1", |domain| {
-        let before = domain.disks[0].source.path().cloned();
-        domain.disks[0].beneath.extend(before);
+        let before = domain.disks[0].image();
+        domain.disks[0].backing = Backing::Layer(Box::new(before));
         domain.disks[0].source = Source::File("/images/overlay.qcow2".into());
     });
     assert_eq!(

@@ -11,7 +11,7 @@ use super::{HostError, Result, failed, ffi, inspect};
 use crate::host::qemu::{self, Patience};
 use crate::host::xml::{CheckpointDescription, KnownCheckpoint, write_known_checkpoint};
 use crate::model::checkpoint::{Checkpoint, REMOVAL_MARK};
-use crate::model::domain::{Disk, DiskFormat, Domain};
+use crate::model::domain::{Disk, DiskFormat, Domain, Source};
 use crate::model::stop::Stop;
 
 /// The bitmaps that can be known for certain: all of a shut-off domain's disk, those of checkpoints of an active one's.
@@ -120,7 +120,7 @@ fn make_known_again(handle: &Handle, record: &CheckpointDescription) -> Result<(
 fn remove_orphans(handle: &Handle, name: &str, covered: &[&str]) -> Result<Vec<String>> {
     let live = inspect::live(handle)?.disks;
     let carries =
-        |disk: &&Disk| disk.format == DiskFormat::Qcow2 && !disk.readonly && disk.source.path().is_some();
+        |disk: &&Disk| disk.format == DiskFormat::Qcow2 && !disk.readonly && disk.source != Source::Empty;
     let mut removed = Vec::new();
     for disk in live.iter().filter(carries) {
         let target = &disk.target;

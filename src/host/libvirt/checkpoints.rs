@@ -295,17 +295,8 @@ mod tests {
     }
 
     fn domain_with(image: &std::path::Path) -> Domain {
-        use crate::model::domain::{Agent, Device, DomainState, Source};
-        let disk = Disk {
-            target: "vda".to_owned(),
-            device: Device::Disk,
-            source: Source::File(image.to_owned()),
-            format: DiskFormat::Qcow2,
-            readonly: false,
-            shareable: false,
-            transient: false,
-            beneath: vec![],
-        };
+        use crate::model::domain::{Agent, DomainState, Source};
+        let disk = Disk::new("vda", Source::File(image.to_owned()), DiskFormat::Qcow2);
         Domain {
             name: "vm1".to_owned(),
             uuid: String::new(),

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use roxmltree::Node;
 
+use super::disk::read_disk;
 use super::{bad, child, children, parse, text};
 use crate::host::Result;
-use crate::model::domain::{Agent, Device, Disk, DiskFormat, Source};
+use crate::model::domain::{Agent, Disk};
 
 const WHAT: &str = "domain XML";
 
@@ -68,79 +69,6 @@ pub fn read_domain(xml: &str) -> Result<DomainDescription> {
     })
 }
 
-/// Whether a disk's target is one that can safely become part of a file name and an export name: letters, digits,
-/// `_`, `-` and `.`, not beginning with `.` or `-`, at most 64 long. libvirt's own schema is narrower still.
-pub fn is_valid_target(target: &str) -> bool {
-    let safe = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    (1..=64).contains(&target.len()) && target.bytes().all(safe) && !target.starts_with(['.', '-'])
-}
-
-fn read_disk(disk: Node) -> Result<Disk> {
-    let target = child(disk, "target").and_then(|target| target.attribute("dev"));
-    let target = target.ok_or_else(|| bad(WHAT, "a disk has no target"))?;
-    if !is_valid_target(target) {
-        return Err(bad(WHAT, format!("a disk has the target {target:?}")));
-    }
-    let device = match disk.attribute("device").unwrap_or("disk") {
-        "disk" => Device::Disk,
-        "cdrom" => Device::Cdrom,
-        "floppy" => Device::Floppy,
-        "lun" => Device::Lun,
-        other => return Err(bad(WHAT, format!("disk {target} is a device of kind {other:?}"))),
-    };
-    let driver = child(disk, "driver").and_then(|driver| driver.attribute("type"));
-    let format = match driver.unwrap_or("raw") {
-        "qcow2" => DiskFormat::Qcow2,
-        "raw" => DiskFormat::Raw,
-        other => DiskFormat::Other(other.to_owned()),
-    };
-    Ok(Disk {
-        target: target.to_owned(),
-        device,
-        source: read_source(disk),
-        format,
-        readonly: child(disk, "readonly").is_some(),
-        shareable: child(disk, "shareable").is_some(),
-        transient: child(disk, "transient").is_some(),
-        beneath: read_beneath(disk),
-    })
-}
-
-/// The chain of `<backingStore>` elements, each within the one above it.
-fn read_beneath(disk: Node) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut above = disk;
-    while let Some(store) = child(above, "backingStore") {
-        let source = child(store, "source");
-        let path = source.and_then(|source| source.attribute("file").or_else(|| source.attribute("dev")));
-        found.extend(path.map(PathBuf::from));
-        above = store;
-    }
-    found
-}
-
-fn read_source(disk: Node) -> Source {
-    let kind = disk.attribute("type").unwrap_or("file");
-    let Some(source) = child(disk, "source") else {
-        return Source::Empty;
-    };
-    // A slice is a window into a file: the file's own bytes are not the disk's.
-    if child(source, "slices").is_some() {
-        return Source::Other("slice".to_owned());
-    }
-    let path = |attribute| {
-        source
-            .attribute(attribute)
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-    };
-    match kind {
-        "file" => path("file").map_or(Source::Empty, Source::File),
-        "block" => path("dev").map_or(Source::Empty, Source::Block),
-        other => Source::Other(other.to_owned()),
-    }
-}
-
 /// Both spellings: the path as the element's text, and since libvirt 8.5 a `<source file=…>` in it.
 fn nvram_path(nvram: Node) -> Option<PathBuf> {
     let source = child(nvram, "source").and_then(|source| source.attribute("file"));
@@ -173,6 +101,7 @@ fn dac_label(seclabel: Node) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::domain::{Device, DiskFormat, Source};
 
     const RICH: &str = r#"<?xml version="1.0"?>
 <domain type='kvm' id='7' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -241,9 +170,9 @@ mod tests {
             (disk("sda").device, &disk("sda").source),
             (Device::Cdrom, &Source::Empty)
         );
-        assert_eq!(disk("vdc").source, Source::Other("network".into()));
+        assert_eq!(disk("vdc").source.text(), "rbd:pool/image");
         assert_eq!(disk("vdd").format, DiskFormat::Other("vmdk".into()));
-        assert_eq!(disk("vde").source, Source::Other("slice".into()));
+        assert!(disk("vde").is_slice && !disk("vda").is_slice);
         let order: Vec<&str> = domain.disks.iter().map(|disk| disk.target.as_str()).collect();
         assert_eq!(order, ["vda", "vdb", "sda", "vdc", "vdd", "vde"]);
     }

@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod define;
+mod disk;
 mod domain;
 mod job;
 
@@ -13,7 +14,8 @@ pub use checkpoint::{
     write_known_checkpoint, write_new_checkpoint,
 };
 pub use define::{Edits, ImageFormat, NewSource, redefine};
-pub use domain::{DomainDescription, is_valid_target, read_domain};
+pub use disk::is_valid_target;
+pub use domain::{DomainDescription, read_domain};
 pub use job::{BackupDisk, backup_socket, write_backup};
 
 use std::io;

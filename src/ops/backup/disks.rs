@@ -11,7 +11,7 @@ use super::spot::SpotCheck;
 use crate::host::{BackupJob, ReadOptions};
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
 use crate::model::block::{Beneath, BlockError, Written};
-use crate::model::domain::{DiskFormat, Domain};
+use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::restore_point::DiskPoint;
 use crate::model::stop::Stop;
@@ -207,13 +207,9 @@ impl Worker<'_> {
                 parent: level.parent.map(|parent| parent.id),
                 checkpointed: planned.checkpointed,
                 virtual_size: size,
-                source: planned
-                    .disk
-                    .source
-                    .path()
-                    .map_or_else(String::new, |path| path.display().to_string()),
+                source: planned.disk.source.text(),
                 source_file: planned.source_file,
-                source_format: format_word(&planned.disk.format).to_owned(),
+                source_format: planned.disk.format.word().to_owned(),
                 image: image.clone(),
                 data_bytes: written.data_bytes,
                 zero_bytes: written.zero_bytes,
@@ -294,13 +290,5 @@ impl Worker<'_> {
         let written = copied.map_err(|error| failed(Cause::Copy(error)))?;
         spots.compare(self.job, target, self.stop).map_err(failed)?;
         Ok(written)
-    }
-}
-
-fn format_word(format: &DiskFormat) -> &str {
-    match format {
-        DiskFormat::Qcow2 | DiskFormat::Qcow2V2 => "qcow2",
-        DiskFormat::Raw => "raw",
-        DiskFormat::Other(word) => word,
     }
 }

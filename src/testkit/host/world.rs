@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::SimHost;
 use super::domain::SimDomain;
-use crate::model::domain::{Agent, Device, Disk, DiskFormat, Domain, DomainState, Source};
+use crate::model::domain::{Agent, Disk, DiskFormat, Domain, DomainState, Source};
 use crate::model::restore_point::FileId;
 use crate::testkit::disk::MemDisk;
 
@@ -124,14 +124,5 @@ fn sim_xml(domain: &Domain) -> String {
 }
 
 fn sim_disk(target: &str) -> Disk {
-    Disk {
-        target: target.to_owned(),
-        device: Device::Disk,
-        source: Source::File(sim_path(target)),
-        format: DiskFormat::Qcow2,
-        readonly: false,
-        shareable: false,
-        transient: false,
-        beneath: vec![],
-    }
+    Disk::new(target, Source::File(sim_path(target)), DiskFormat::Qcow2)
 }
