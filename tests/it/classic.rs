@@ -60,6 +60,10 @@ fn the_classic_words_mean_the_subcommands_words() {
             "--domains=vm1 --scrub --scrubType=*",
             "scrub --domains=vm1 --scrub-type=*",
         ),
+        (
+            "--domains=vm1 --scrub --scrubType=both --checkpointName=*",
+            "scrub --domains=vm1 --scrub-type=both --checkpoint-name=*",
+        ),
         ("--connect=qemu:///session", "status --connect=qemu:///session"),
         ("--backup --socketfile=/run/x", "backup --socketfile=/run/x"),
         ("--domains=a=b", "status --domains=a=b"),
@@ -205,7 +209,30 @@ fn a_misspelt_word_is_refused_with_the_nearest() {
         ("backup vm1 --dryrun", "did you mean '--dry-run'?"),
         ("--no-prun --backup", "there is no switch '--no-prun'"),
         ("--zzz", "`vmsnap status --help` lists them"),
-        ("-z", "there is no switch '-z'"),
+        ("-z", "there is no switch '-z': `vmsnap --help` lists them"),
+        ("-S", "there is no switch '-S': `vmsnap --help` lists them"),
+        ("backup vm1 -O /b", "there is no switch '-O': did you mean '-o'?"),
+        (
+            "backup vm1 -nz",
+            "there is no switch '-z' in '-nz': `vmsnap --help` lists them",
+        ),
+        (
+            "-domains=vm1 --backup",
+            "there is no switch '-domains': did you mean '--domains'?",
+        ),
+        (
+            "backup vm1 -output /b",
+            "there is no switch '-output': did you mean '--output'?",
+        ),
+        (
+            "--backup -groupBy=year",
+            "there is no switch '-groupBy': did you mean '--group-by'?",
+        ),
+        (
+            "-dommains=vm1",
+            "there is no switch '-d' in '-dommains=vm1': did you mean '--domains'?",
+        ),
+        ("-ä", "there is no switch '-ä': `vmsnap --help` lists them"),
         ("bakup vm1", "did you mean `vmsnap backup`?"),
         ("vm1", "there is no command 'vm1'"),
         ("--backup vm1 --output=/b", "there is no command 'vm1'"),

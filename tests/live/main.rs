@@ -14,6 +14,7 @@ mod cli_beside;
 mod cli_classic;
 mod cli_classic_scrub;
 mod cli_lab;
+mod cli_newer;
 mod cli_refusals;
 mod cli_remote;
 mod cli_stop;

@@ -22,7 +22,7 @@ pub struct ScrubArgs {
     #[arg(long, aliases = ["scrubType", "type"], value_name = "TYPE")]
     pub scrub_type: Option<String>,
 
-    /// Only this checkpoint or bitmap [default: all of ours, virtnbdbackup.N]
+    /// Only this checkpoint or bitmap; * is all of ours, as without the switch (virtnbdbackup.N)
     #[arg(long, alias = "checkpointName", value_name = "NAME")]
     pub checkpoint_name: Option<String>,
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 
-use clap::Command;
+use clap::{Arg, Command};
 
 use super::Misuse;
 use super::switches::{COMMANDS, SWITCHES, every_arg, kebab};
@@ -43,6 +43,33 @@ pub(super) fn unknown(name: &str, names: impl Iterator<Item = String>, command: 
         None => format!("`vmsnap{help} --help` lists them"),
     };
     Misuse::Word(format!("there is no switch '--{}'{of}: {advice}", shown(name)))
+}
+
+/// A long switch that was typed with one hyphen.
+pub(super) fn single_hyphen(name: &str) -> Misuse {
+    let (typed, long) = (shown(name), kebab(name));
+    Misuse::Word(format!("there is no switch '-{typed}': did you mean '--{long}'?"))
+}
+
+/// A letter in `word` that is no short switch. It is named once, together with the word where that has more letters.
+pub(super) fn unknown_short(word: &str, letter: Option<char>, grammar: &Command) -> Misuse {
+    let letter = letter.unwrap_or('-');
+    let switch = shown(&format!("-{letter}"));
+    let is_alone = word.chars().count() == 2;
+    let place = match is_alone {
+        true => String::new(),
+        false => format!(" in '{}'", shown(word)),
+    };
+    let other_case = |short: &char| *short != letter && short.eq_ignore_ascii_case(&letter);
+    let short = every_arg(grammar).filter_map(Arg::get_short).find(other_case);
+    let name = word.trim_start_matches('-').split('=').next().unwrap_or_default();
+    let long = nearest(&kebab(name), all_switches(grammar)).filter(|_| !is_alone);
+    let advice = match (long, short) {
+        (Some(long), _) => format!("did you mean '--{long}'?"),
+        (None, Some(short)) => format!("did you mean '-{short}'?"),
+        (None, None) => "`vmsnap --help` lists them".to_owned(),
+    };
+    Misuse::Word(format!("there is no switch '{switch}'{place}: {advice}"))
 }
 
 /// The name most like what was typed, unless none is like it.

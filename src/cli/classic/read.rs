@@ -6,6 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use clap::Command;
 
 use super::Misuse;
+use super::advice::{single_hyphen, unknown_short};
 use super::switches::{Kind, every_arg, kebab, kind, kind_of};
 use crate::model::text::shown;
 
@@ -132,14 +133,17 @@ fn short_switches(
     tokens: &mut Vec<Token>,
 ) -> Result<(), Misuse> {
     let bytes = word.as_bytes();
+    let text = word.to_string_lossy();
+    let name = text[1..].split('=').next().unwrap_or_default();
+    if name.len() > 1 && kind_of(&kebab(name), grammar).is_some() {
+        return Err(single_hyphen(name));
+    }
     for place in 1..bytes.len() {
         let short = char::from(bytes[place]);
         let arg = every_arg(grammar).find(|arg| arg.get_short() == Some(short));
         let Some((name, kind)) = arg.and_then(|arg| Some((arg.get_long()?.to_owned(), kind(arg)))) else {
-            let word = shown(&word.to_string_lossy());
-            return Err(Misuse::Word(format!(
-                "there is no switch '-{short}' (in '{word}')"
-            )));
+            let unknown = String::from_utf8_lossy(&bytes[place..]);
+            return Err(unknown_short(&text, unknown.chars().next(), grammar));
         };
         let mut value = None;
         if kind == Kind::Value {

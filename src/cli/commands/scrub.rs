@@ -11,6 +11,9 @@ use crate::model::text;
 use crate::ops;
 use crate::ops::scrub::{Means, Options, ScrubType, preview, scrub};
 
+/// The checkpoint name that means all of ours, as without a name.
+const ALL: &str = "*";
+
 /// Removes checkpoints and bitmaps of ours from each domain meant. One that fails does not stop the others.
 pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
     let typed = args.domains.all();
@@ -19,7 +22,7 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
     }
     let options = Options {
         kind: scrub_type(args.scrub_type.as_deref().unwrap_or_default())?,
-        name: args.checkpoint_name.clone(),
+        name: args.checkpoint_name.clone().filter(|name| name != ALL),
         group_by: group_by(&args.group_by)?,
     };
     // An empty path is an unset variable, as everywhere.

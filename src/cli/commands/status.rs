@@ -15,6 +15,9 @@ use crate::model::stop::Stop;
 use crate::ops::status::{DomainStatus, Subject, statuses};
 use crate::ops::{self, Repository};
 
+/// The pattern that stands for a missing list of domains.
+const EVERY_DOMAIN: &str = "*";
+
 /// Shows how the domains meant stand: all of them when none is named.
 pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
     let group_by = group_by(&args.group_by)?;
@@ -27,9 +30,10 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
     let repo = path.map(ops::open_or_empty_repository).transpose()?;
     let host = ops::connect(args.connect.connect.as_deref())?;
     let names = host.domain_names().map_err(|error| ops::Error::of("", error))?;
-    // Of a host without domains all are asked for, and told.
     let selection = match typed {
         Some(typed) => select(&typed, &names),
+        // A host without domains has none that matches.
+        None if names.is_empty() => select(&[EVERY_DOMAIN.to_owned()], &names),
         None => select(&names, &names),
     };
     let mut tally = Tally::default();

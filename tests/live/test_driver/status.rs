@@ -178,3 +178,48 @@ fn failures_are_named_again_at_the_end() {
     );
     assert_eq!(summary.len(), 2);
 }
+
+#[test]
+fn a_host_without_domains_matches_nothing() {
+    let node = Node::new(&[]);
+    let says = |words: &[&str], stdout: &str| {
+        let finished = node.vmsnap(words);
+        let message = "vmsnap: No matching domains found for: *\n";
+        assert_eq!(
+            (finished.code, finished.stdout.as_str(), finished.stderr.as_str()),
+            (Some(1), stdout, message),
+            "{words:?}"
+        );
+    };
+    for words in [
+        &[][..],
+        &["--status"],
+        &["--domains=*", "--output=OUT"],
+        &["status"],
+        &["status", "*"],
+        &["--backup", "--domains=*", "--output=OUT"],
+        &["backup", "*", "--output=OUT"],
+        &["backup", "*", "--output=OUT", "--dry-run"],
+        &["--scrub", "--domains=*", "--scrubType=both"],
+        &["scrub", "*", "--scrub-type=both"],
+    ] {
+        says(words, "");
+    }
+    let rule = "-".repeat(80);
+    says(&["--json", "--machine"], "{}\n");
+    says(&["status", "--json"], &format!("JSON:\n{rule}\n{{}}\n{rule}\n"));
+    says(&["--yaml", "--machine"], "{}\n");
+    says(&["--yaml"], &format!("YAML:\n{rule}\n{{}}\n{rule}\n"));
+    for words in [
+        &["--backup", "--domains=*", "--output=OUT", "--json"][..],
+        &["backup", "*", "--output=OUT", "--json", "--dry-run"],
+        &["scrub", "*", "--scrub-type=both", "--json"],
+    ] {
+        let finished = node.vmsnap(words);
+        ends(&finished, 1, "No matching domains found for: *");
+        let answer: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
+        assert_eq!(answer["domains"], serde_json::json!([]), "{answer:#}");
+        assert_eq!(answer["unmatched"], serde_json::json!(["*"]), "{answer:#}");
+        assert_eq!(answer["exitCode"], 1, "{answer:#}");
+    }
+}

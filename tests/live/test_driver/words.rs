@@ -9,7 +9,7 @@ use crate::process::{command, run};
 #[test]
 fn every_mistake_has_its_message_and_its_code() {
     let node = Node::new(&[("vm1", RUNNING)]);
-    let cases: [(&[&str], i32, &str); 14] = [
+    let cases: [(&[&str], i32, &str); 16] = [
         (&["--backup"], 1, "No domains specified"),
         (&["--backup", "--domains="], 1, "No domains specified"),
         (&["--domains= , "], 1, "No domains specified"),
@@ -43,6 +43,16 @@ fn every_mistake_has_its_message_and_its_code() {
         ),
         (&["--domain=vm1"], 64, "did you mean '--domains'?"),
         (&["vm1"], 64, "there is no command 'vm1'"),
+        (
+            &["-S"],
+            64,
+            "vmsnap: there is no switch '-S': `vmsnap --help` lists them\n",
+        ),
+        (
+            &["backup", "vm1", "-output", "/b"],
+            64,
+            "vmsnap: there is no switch '-output': did you mean '--output'?\n",
+        ),
         (&["--domains"], 64, "a value is required for '--domains <LIST>'"),
     ];
     for (words, code, message) in cases {
