@@ -17,7 +17,7 @@ pub use backup::BackupArgs;
 pub use list::ListArgs;
 pub use restore::{FormatArg, RestoreArgs};
 pub use scrub::ScrubArgs;
-pub use shared::{ConnectArgs, DomainArgs, OutputArgs, RepositoryArgs};
+pub use shared::{ConnectArgs, DomainArgs, OutputArgs, RepositoryArgs, WaitArgs};
 pub use status::StatusArgs;
 pub use verify::VerifyArgs;
 
@@ -41,6 +41,17 @@ pub struct Cli {
     /// What to tell on the way.
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+impl Cli {
+    /// Notes that the words were typed in the classic spelling, where a default differs.
+    pub fn set_classic(&mut self) {
+        match &mut self.command {
+            Command::Backup(args) => args.wait.is_classic = true,
+            Command::Scrub(args) => args.wait.is_classic = true,
+            _ => {}
+        }
+    }
 }
 
 /// The whole command line, with everything that clap adds to it.

@@ -88,6 +88,12 @@ pub fn translate(words: Vec<OsString>, grammar: &Command) -> Result<Vec<OsString
     Ok(translated)
 }
 
+/// Whether these words, the program's name first, are in the classic spelling: it has no plain words.
+pub fn is_classic(words: &[OsString], grammar: &Command) -> bool {
+    let typed = words.get(1..).unwrap_or_default();
+    read(typed, grammar).is_ok_and(|tokens| !tokens.iter().any(|token| matches!(token, Token::Plain(_))))
+}
+
 fn is_help(name: &str) -> bool {
     matches!(name, "help" | "version")
 }

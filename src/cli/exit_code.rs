@@ -25,7 +25,7 @@ pub enum ExitCode {
     ScrubType,
     /// The backup of at least one domain failed; the others were still backed up.
     BackupFailed,
-    /// `--group-by` names no grouping.
+    /// `--group-by` names no grouping, or another one than that of the domain's backups.
     GroupBy,
     /// What is stored is damaged.
     Damaged,
@@ -94,7 +94,9 @@ impl ExitCode {
             ExitCode::BackupFailed => {
                 "the backup of at least one domain failed; the others were still backed up"
             }
-            ExitCode::GroupBy => "--group-by names no grouping",
+            ExitCode::GroupBy => {
+                "--group-by names no grouping, or another one than that of the domain's backups (--force overrides)"
+            }
             ExitCode::Damaged => {
                 "what is stored is damaged; after a signal this comes before every other code"
             }
@@ -112,6 +114,7 @@ impl ExitCode {
             Class::Missing => ExitCode::Missing,
             Class::Stopped(signal) => ExitCode::Signal(signal),
             Class::Usage => ExitCode::Usage,
+            Class::GroupBy => ExitCode::GroupBy,
             Class::Failed | Class::Locked => ExitCode::Failed,
         }
     }

@@ -36,14 +36,16 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> i32 {
 }
 
 fn run(arguments: Vec<OsString>) -> ExitCode {
-    let words = match classic::translate(arguments, &args::grammar()) {
+    let grammar = args::grammar();
+    let is_classic = classic::is_classic(&arguments, &grammar);
+    let words = match classic::translate(arguments, &grammar) {
         Ok(words) => words,
         Err(misuse) => {
             tell_error(misuse.message());
             return misuse.code();
         }
     };
-    let cli = match Cli::try_parse_from(words) {
+    let mut cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
         Err(error) => {
             stdout::answer_of_parser(&error);
@@ -53,6 +55,9 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
             };
         }
     };
+    if is_classic {
+        cli.set_classic();
+    }
     log::start(&cli.log);
     limits::raise_open_files();
     #[cfg(feature = "libvirt")]

@@ -165,6 +165,15 @@ impl Monitor for Progress {
     fn event(&self, event: Event<'_>) {
         match event {
             Event::Step { domain, what } => self.tell(&Entry::of(Level::Debug, domain, what)),
+            Event::Waits {
+                domain,
+                holder,
+                at_most,
+            } => {
+                let seconds = at_most.as_secs();
+                let what = format!("waiting up to {seconds} s for another run ({})", shown(holder));
+                self.tell(&Entry::of(Level::Info, domain, &what));
+            }
             Event::DiskBegins {
                 domain,
                 disk,

@@ -144,7 +144,17 @@ impl Chains {
         self.points.iter().find(|kept| kept.point.id == id)
     }
 
-    /// The newest one.
+    /// Those in periods, in the same order: all except standalone copies, which no backup stands on.
+    pub fn in_periods(&self) -> impl DoubleEndedIterator<Item = &KeptPoint> {
+        self.points.iter().filter(|kept| !kept.point.is_copy())
+    }
+
+    /// The newest one in a period.
+    pub fn latest_in_periods(&self) -> Option<&KeptPoint> {
+        self.in_periods().next_back()
+    }
+
+    /// The newest one, copies included.
     pub fn latest(&self) -> Option<&KeptPoint> {
         self.points.last()
     }
@@ -215,10 +225,11 @@ impl Chains {
         of_disk.or_else(|| kept.doubts.first().map(|doubt| doubt.what.clone()))
     }
 
-    /// The newest restore point that holds this disk.
+    /// The newest restore point in a period that holds this disk.
     pub fn latest_with(&self, target: &str) -> Option<&KeptPoint> {
-        let mut points = self.points.iter().rev();
-        points.find(|kept| kept.point.disk(target).is_some())
+        self.in_periods()
+            .rev()
+            .find(|kept| kept.point.disk(target).is_some())
     }
 
     /// Whether nothing was saved of this disk since the restore point `id`.

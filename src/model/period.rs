@@ -45,6 +45,16 @@ impl GroupBy {
         }
     }
 
+    /// The word in the names of its folders.
+    fn stem(self) -> &'static str {
+        match self {
+            GroupBy::Month => "monthly",
+            GroupBy::Quarter => "quarterly",
+            GroupBy::BiAnnual => "bi-annually",
+            GroupBy::Year => "yearly",
+        }
+    }
+
     fn months(self) -> i8 {
         match self {
             GroupBy::Month => 1,
@@ -71,6 +81,28 @@ impl Period {
             group_by,
             start: date(day.year(), first_month, 1),
         }
+    }
+
+    /// The period that has this folder; `None` for any other name.
+    pub fn of_folder(folder: &str) -> Option<Period> {
+        let rest = folder.strip_prefix(FOLDER_PREFIX)?;
+        GroupBy::ALL.into_iter().find_map(|group_by| {
+            let suffix = rest.strip_prefix(group_by.stem())?.strip_prefix('-')?;
+            let (year, part) = suffix.split_once('-').unwrap_or((suffix, "1"));
+            let number: i8 = part.trim_start_matches(['Q', 'p']).parse().ok()?;
+            let month = number
+                .checked_sub(1)?
+                .checked_mul(group_by.months())?
+                .checked_add(1)?;
+            let start = Date::new(year.parse().ok()?, month, 1).ok()?;
+            // Only the spelling that `folder` gives.
+            Some(Period { group_by, start }).filter(|period| period.folder() == folder)
+        })
+    }
+
+    /// How it is grouped.
+    pub fn group_by(self) -> GroupBy {
+        self.group_by
     }
 
     /// The period just before this one, of the same grouping. `None` only at the calendar's beginning.
@@ -101,16 +133,20 @@ impl Period {
             GroupBy::BiAnnual => format!("{year:04}-p{}", (month - 1) / 6 + 1),
             GroupBy::Year => format!("{year:04}"),
         };
-        let stem = match self.group_by {
-            GroupBy::BiAnnual => "bi-annually".to_owned(),
-            other => format!("{}ly", other.word()),
-        };
-        format!("{FOLDER_PREFIX}{stem}-{suffix}")
+        format!("{FOLDER_PREFIX}{}-{suffix}", self.group_by.stem())
     }
 }
 
 /// What the name of every period folder begins with.
 pub const FOLDER_PREFIX: &str = "vmsnap-backup-";
+
+/// The prefix of the folder of a standalone copy; the copy's id follows.
+pub const COPY_PREFIX: &str = "vmsnap-copy-";
+
+/// Whether a folder of this name holds restore points: that of a period, or that of a standalone copy.
+pub fn holds_restore_points(folder: &str) -> bool {
+    folder.starts_with(FOLDER_PREFIX) || folder.starts_with(COPY_PREFIX)
+}
 
 #[cfg(test)]
 #[path = "period_tests.rs"]

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::CheckpointId;
 use super::finding::Finding;
+use super::period::COPY_PREFIX;
 
 /// Whether an image holds the whole disk or what changed since its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +87,19 @@ impl RestorePoint {
         match self.level {
             Level::Full => format!("{}.full", self.id),
             Level::Incremental => format!("{}.inc", self.id),
+        }
+    }
+
+    /// Whether it is a standalone copy: it lies in a folder of its own, and no backup stands on it.
+    pub fn is_copy(&self) -> bool {
+        self.period.starts_with(COPY_PREFIX)
+    }
+
+    /// The word for what it is: a copy, or its level.
+    pub fn kind_word(&self) -> &'static str {
+        match self.is_copy() {
+            true => "copy",
+            false => self.level.word(),
         }
     }
 

@@ -11,7 +11,7 @@ use super::monitor::Event;
 use super::prune::{self, PrunePlan};
 use super::reconcile::{self, Reconciliation, Wishes};
 use super::survey::{self, Survey};
-use super::{Cause, Context, Error, Result, heal, plan};
+use super::{Cause, Context, Error, Result, heal, lock, plan};
 use crate::host::PlaceWishes;
 use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
@@ -21,9 +21,11 @@ use crate::repo::{DomainRepository, History, LockedDomain, RepoError};
 
 mod commit;
 mod disks;
+mod grouping;
 mod run;
 mod settled;
 mod spot;
+mod standalone;
 
 use run::Run;
 
@@ -42,6 +44,12 @@ pub struct Options {
     pub keep_checkpoints: usize,
     /// Whether the previous period may be deleted once this one has come far enough.
     pub prune: bool,
+    /// Whether a grouping may begin beside another one.
+    pub force: bool,
+    /// Whether this is a standalone copy, which no chain and no checkpoint has anything to do with.
+    pub copy: bool,
+    /// How long to wait for another run that writes to the domain's folder.
+    pub wait: Duration,
 }
 
 impl Default for Options {
@@ -53,6 +61,9 @@ impl Default for Options {
             places: PlaceWishes::default(),
             keep_checkpoints: plan::KEPT_CHECKPOINTS,
             prune: false,
+            force: false,
+            copy: false,
+            wait: Duration::ZERO,
         }
     }
 }
@@ -95,9 +106,18 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
         .host
         .domain(name)
         .map_err(|error| Error::of(name, error))?;
-    let locked = repository.lock().map_err(repo_failed)?;
+    let guards = !options.force && !options.copy;
+    if guards {
+        let history = repository.history().map_err(repo_failed)?;
+        grouping::check(&repository, &history, options.group_by)?;
+    }
+    let locked = lock::lock_for(&repository, options.wait, context)?;
     let settled = heal::settle(&repository, &locked, context)?;
-    let planned = decide(&settled.survey, &settled.history, context, options);
+    if guards {
+        // A run that was waited for may have begun another chain.
+        grouping::check(&repository, &settled.history, options.group_by)?;
+    }
+    let planned = decide(&repository, &settled.survey, &settled.history, context, options)?;
     if let Some(operation) = planned.obstacle {
         return Err(Error::of(name, Cause::Busy { operation }));
     }
@@ -116,7 +136,7 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
     };
     let mut outcome = run.attempt(&planned)?;
     findings.append(&mut outcome.findings);
-    if options.prune {
+    if options.prune && !options.copy {
         let is_retired = !findings.iter().any(|finding| finding.code == commit::NOT_RETIRED);
         outcome.prune = Some(match is_retired {
             true => prune_after(name, &repository, &locked, context, options),
@@ -128,14 +148,26 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
 }
 
 /// Decides what a backup does now.
-fn decide(survey: &Survey, history: &History, context: &Context, options: &Options) -> Reconciliation {
+fn decide(
+    repository: &DomainRepository,
+    survey: &Survey,
+    history: &History,
+    context: &Context,
+    options: &Options,
+) -> Result<Reconciliation> {
     let wishes = Wishes {
         period: &Period::containing(options.group_by, context.now.date()).folder(),
         current: &current_periods(context),
         raw: options.raw,
         keep_checkpoints: options.keep_checkpoints,
     };
-    reconcile::reconcile(survey, &history.chains, &wishes)
+    let planned = reconcile::reconcile(survey, &history.chains, &wishes);
+    if !options.copy {
+        return Ok(planned);
+    }
+    let folder = repository.copy_folder(context.now.timestamp());
+    let folder = folder.map_err(|error| Error::of(repository.name(), error))?;
+    Ok(standalone::as_copy(planned, folder))
 }
 
 /// The folders of the periods that go on now, one per grouping: a domain may be backed up by several.
@@ -182,15 +214,18 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
     let failed = |error: RepoError| Error::of(name, error);
     let repository = context.repo.domain(name).map_err(failed)?;
     let history = repository.history().map_err(failed)?;
+    if !options.force && !options.copy {
+        grouping::check(&repository, &history, options.group_by)?;
+    }
     let look = |domain| survey::survey(domain, &repository, &history, context.host);
     let survey = survey::steadily(name, context.host, look)?;
-    let mut planned = decide(&survey, &history, context, options);
+    let mut planned = decide(&repository, &survey, &history, context, options)?;
     planned.backup.findings.extend(survey.findings);
     let today = context.now.date();
     let prune = || prune::plan(&repository, &history.chains, options.group_by, today);
     Ok(Preview {
         planned,
-        prune: options.prune.then(prune),
+        prune: (options.prune && !options.copy).then(prune),
         writer: repository.writer(),
     })
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::heal::{self, Intent};
 use super::monitor::Event;
 use super::plan::PlannedDisk;
-use super::{Cause, Context, Error, Result, job, lineage, restore};
+use super::{Cause, Context, Error, Result, job, lineage, lock, restore};
 use crate::host::{BackupJob, BackupRequest, DiskRequest, PlaceWishes};
 use crate::model::block::CLUSTER;
 use crate::model::chain::Parent;
@@ -46,6 +46,8 @@ pub struct Options {
     pub seed: u64,
     /// Where socket and scratch files are to be.
     pub places: PlaceWishes,
+    /// How long to wait for another run that writes to the domain's folder.
+    pub wait: Duration,
 }
 
 /// Compares the disks of the domain of that name with what they have to be by its newest restore point.
@@ -60,12 +62,16 @@ pub fn compare(name: &str, context: &Context, options: &Options) -> Result<Outco
         .domain(name)
         .map_err(|error| Error::of(name, error))?;
     let history = repository.history().map_err(failed)?;
-    let latest = match history.chains.latest() {
+    let latest = match history.chains.latest_in_periods() {
         Some(latest) => latest,
+        None if history.chains.latest().is_some() => {
+            let what = "the repository holds copies of this domain only, and no bitmap knows what was written since a copy";
+            return Err(Error::of(name, Cause::NoSuchRestorePoint(what.to_owned())));
+        }
         None => restore::choose(name, &history, "latest")?,
     };
     let period = latest.point.period.clone();
-    let locked = repository.lock().map_err(failed)?;
+    let locked = lock::lock_for(&repository, options.wait, context)?;
     let settled = heal::settle(&repository, &locked, context)?;
     if let Some(job) = &settled.survey.job {
         let operation = job.operation.clone();

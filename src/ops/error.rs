@@ -30,6 +30,8 @@ pub enum Class {
     Stopped(i32),
     /// What was asked makes no sense.
     Usage,
+    /// Another grouping than that of the domain's backups.
+    GroupBy,
     /// Anything else.
     Failed,
 }
@@ -60,6 +62,18 @@ pub enum Cause {
     /// The domain has no disk that could be backed up.
     #[error("there is nothing to back up: no disk of the domain is eligible")]
     NothingToBackUp,
+    /// The domain's backups are grouped otherwise than asked for.
+    #[error(
+        "its backups are grouped by {existing} (the newest lies in {folder}): a backup by {wanted} would begin a second chain beside them"
+    )]
+    OtherGrouping {
+        /// The grouping that there is.
+        existing: &'static str,
+        /// The grouping that was asked for.
+        wanted: &'static str,
+        /// The folder of the newest period.
+        folder: String,
+    },
     /// Somebody else's job holds the domain.
     #[error("another job ({operation}) is active on the domain")]
     Busy {
@@ -204,6 +218,7 @@ impl Error {
             Cause::Copy(error) if error.kind == BlockErrorKind::Damaged => Class::Damaged,
             Cause::NotWhole { .. } => Class::Damaged,
             Cause::Stopped(signal) => Class::Stopped(*signal),
+            Cause::OtherGrouping { .. } => Class::GroupBy,
             Cause::Usage(_) => Class::Usage,
             _ => Class::Failed,
         }
@@ -254,7 +269,7 @@ impl Error {
                 "the domain was stopped meanwhile, or QEMU hangs; if the domain cannot be started now, restart libvirtd (or virtqemud)"
             }
             Cause::Repo(RepoError::Locked { .. }) => {
-                "wait for that run to end; a run that was killed holds no lock"
+                "wait for that run to end, or let --wait SECONDS do it; a run that was killed holds no lock"
             }
             Cause::Repo(RepoError::Unusable { source, .. } | RepoError::Io { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
@@ -270,6 +285,12 @@ impl Error {
                 "this restore point cannot be trusted; `vmsnap list` shows the others"
             }
             Cause::NotWhole { .. } => "`vmsnap list` shows which restore points are whole",
+            Cause::OtherGrouping { existing, .. } => {
+                return Some(format!(
+                    "--group-by {existing} goes on with those backups; --force begins a second chain with a full backup, and the two live side by side: \
+                     each is pruned by its own grouping only"
+                ));
+            }
             Cause::NothingToBackUp => "the findings say why each disk was left out; --raw includes raw disks",
             Cause::Busy { .. } => {
                 "wait for it to end (`virsh domjobinfo` shows it), or end it with `virsh domjobabort`"

@@ -5,6 +5,7 @@
 //! * `lineage`: the images that make up a disk.
 //! * `survey`: reads how a domain stands; `reconcile`: decides what to repair, back up and retire; `heal`: carries repairs out.
 //! * `backup`, `prune`, `restore`, `define`, `list`, `status`, `scrub`, `verify`, `compare`: the verbs.
+//! * `lock`: takes the right to write, waiting for another run if need be.
 //! * `monitor`: whom the verbs tell how they are getting on.
 //! * `error`: what can go wrong, with its class and its hint.
 
@@ -17,6 +18,7 @@ pub mod heal;
 pub mod job;
 pub mod lineage;
 pub mod list;
+mod lock;
 pub mod monitor;
 pub mod plan;
 pub mod prune;

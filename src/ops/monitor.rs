@@ -1,5 +1,7 @@
 //! Whom the verbs tell how they are getting on. The terminal, silence and a recorder for tests are three of them.
 
+use std::time::Duration;
+
 use crate::model::finding::Finding;
 use crate::model::restore_point::Level;
 
@@ -12,6 +14,15 @@ pub enum Event<'a> {
         domain: &'a str,
         /// What is being done, as a phrase (`freezing the file systems`).
         what: &'a str,
+    },
+    /// Another run writes to the domain's folder, and this one waits until it has ended.
+    Waits {
+        /// The domain.
+        domain: &'a str,
+        /// The other run, as it wrote itself down.
+        holder: &'a str,
+        /// How long it waits at most.
+        at_most: Duration,
     },
     /// A disk is about to be copied.
     DiskBegins {

@@ -50,7 +50,7 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     if !current.is_past_middle(today) {
         return Err(format!("the middle of {folder} has not come yet"));
     }
-    if let Some(later) = chains.points().iter().find(|kept| is_later(kept, today)) {
+    if let Some(later) = chains.in_periods().find(|kept| is_later(kept, today)) {
         return Err(format!(
             "restore point {} is of a later day than today: the clock is wrong, or was then",
             later.point.id

@@ -2,10 +2,12 @@
 //!
 //! What is removed is decided first, as plain data (`plan`), and looked for again when it is done: a scrub says yes only to what is gone.
 
+use std::time::Duration;
+
 use jiff::civil::Date;
 
 use super::error::Cause;
-use super::{Error, Result, heal, survey};
+use super::{Error, Monitor, Result, heal, lock, survey};
 use crate::host::{Host, HostError};
 use crate::model::domain::{Domain, Source};
 use crate::model::finding::Finding;
@@ -31,6 +33,8 @@ pub struct Options {
     pub name: Option<String>,
     /// Which restore points share a folder: with a repository the level of the next backup depends on it.
     pub group_by: GroupBy,
+    /// How long to wait for another run that writes to the domain's folder.
+    pub wait: Duration,
 }
 
 /// What a scrub works with.
@@ -41,6 +45,8 @@ pub struct Means<'a> {
     pub repo: Option<&'a Repository>,
     /// The day, in the local time zone.
     pub today: Date,
+    /// The receiver of events.
+    pub monitor: &'a dyn Monitor,
     /// Asked for by the user's Ctrl-C.
     pub stop: Stop,
 }
@@ -78,8 +84,8 @@ pub fn preview(name: &str, means: &Means, options: &Options) -> Result<ScrubPlan
 pub fn scrub(name: &str, means: &Means, options: &Options) -> Result<Outcome> {
     let locked = match means.repo {
         Some(repo) => {
-            let locked = repo.domain(name).and_then(|repository| repository.lock());
-            Some(locked.map_err(|error| Error::of(name, error))?)
+            let repository = repo.domain(name).map_err(|error| Error::of(name, error))?;
+            Some(lock::lock(&repository, options.wait, means.monitor, &means.stop)?)
         }
         None => None,
     };

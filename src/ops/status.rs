@@ -253,14 +253,13 @@ fn compare_with(
     };
     let disagreeing = disagreeing_period(&history, &period, &domain.uuid, checkpoints, &begun);
     status.inconsistencies.extend(disagreeing);
-    let latest = history
-        .chains
-        .latest()
-        .map(|kept| (kept.point.id.clone(), kept.point.time));
+    // A copy is no sign that the backups go on.
+    let newest = history.chains.latest_in_periods();
+    let latest = newest.map(|kept| (kept.point.id.clone(), kept.point.time));
     status.latest = latest;
-    let newest = history.chains.latest();
     status.doubt = newest.and_then(|kept| history.chains.doubts(&kept.point.id));
-    status.proof = history.kept.last().and_then(|kept| kept.proof.clone());
+    let kept = newest.and_then(|newest| history.get(&newest.point.id));
+    status.proof = kept.and_then(|kept| kept.proof.clone());
     status.missed = history.chains.standing_missed().cloned().collect();
     status.dir = Some(dir_stats(repository.dir().join(&period), &history, &period));
     if status.disks.iter().all(|disk| disk.bitmaps_known) {

@@ -155,7 +155,7 @@ fn images(disk: &Disk) -> impl Iterator<Item = &Path> {
 /// Whether the newest restore point's checkpoint has lost its record: its bitmaps may be there still. Looking for them costs a running
 /// domain's backup some time, so it is not done without a reason.
 fn is_record_lost(uuid: &str, chains: &Chains, checkpoints: &[Checkpoint]) -> bool {
-    let mut newest_first = chains.points().iter().rev().map(|kept| &kept.point);
+    let mut newest_first = chains.in_periods().rev().map(|kept| &kept.point);
     let newest = newest_first.find(|point| point.uuid == uuid);
     let recorded = newest.and_then(|point| point.checkpoint.as_ref());
     recorded.is_some_and(|recorded| !checkpoints.iter().any(|listed| listed.name == recorded.name))

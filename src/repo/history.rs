@@ -5,14 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::layout::{self, split_finished};
-use super::look::{Entry, entries, is_of_another_kind, read_bounded};
+use super::look::{Entry, entries, folder_names, is_of_another_kind, read_bounded};
 use super::manifest::{self, Manifest};
 use super::point::{Expected, Unusable, checkpoint_fault, fault_of, file_faults, read_point};
 use super::proof::{Proof, Proofs};
 use super::{RepoError, Result, committed};
 use crate::model::chain::{Chains, KeptPoint, LostPoint};
 use crate::model::finding::Finding;
-use crate::model::period::FOLDER_PREFIX;
+use crate::model::period::{FOLDER_PREFIX, holds_restore_points};
 
 /// The code of the finding that only a newer program can read a restore point. It is no damage.
 pub const WRITTEN_BY_A_NEWER_VMSNAP: &str = "restore-point-too-new";
@@ -135,7 +135,7 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
     let proofs = Proofs::read(dir)?;
     let mut found = Found::default();
     for (period, entry) in entries(dir)? {
-        if !period.starts_with(FOLDER_PREFIX) {
+        if !holds_restore_points(&period) {
             continue;
         }
         let period_dir = dir.join(&period);
@@ -332,7 +332,7 @@ fn is_folder(path: &Path, entry: Entry) -> Result<std::result::Result<(), String
 pub(super) fn ids_that_may_be_there(dir: &Path) -> Result<Option<BTreeSet<String>>> {
     let mut ids = BTreeSet::new();
     for (period, entry) in entries(dir)? {
-        if !period.starts_with(FOLDER_PREFIX) {
+        if !holds_restore_points(&period) {
             continue;
         }
         let period_dir = dir.join(period);
@@ -355,6 +355,23 @@ pub(super) fn ids_that_may_be_there(dir: &Path) -> Result<Option<BTreeSet<String
     Ok(Some(ids))
 }
 
+/// The folders of periods that hold backups, also those of other programs or with restore points that cannot be read.
+pub(super) fn used_periods(dir: &Path) -> Result<Vec<String>> {
+    let mut used = Vec::new();
+    for name in folder_names(dir)? {
+        let is_backup = |(name, _): &(String, Entry)| is_of_backup(name);
+        if name.starts_with(FOLDER_PREFIX) && entries(&dir.join(&name))?.iter().any(is_backup) {
+            used.push(name);
+        }
+    }
+    Ok(used)
+}
+
+/// Whether a name in a period's folder is that of a finished restore point, or of a file of virtnbdbackup's.
+fn is_of_backup(name: &str) -> bool {
+    split_finished(name).is_some() || name.ends_with(".data") || name.ends_with(".cpt")
+}
+
 /// Whether nothing is at a path; not if that cannot be known.
 pub(crate) fn is_gone(dir: &Path) -> bool {
     dir.symlink_metadata()
@@ -367,7 +384,7 @@ pub(super) fn domain_folders(root: &Path) -> Result<Vec<String>> {
     for (name, entry) in entries(root)? {
         let is_one = match entry {
             Entry::Folder => match entries(&root.join(&name)) {
-                Ok(within) => within.iter().any(|(name, _)| name.starts_with(FOLDER_PREFIX)),
+                Ok(within) => within.iter().any(|(name, _)| holds_restore_points(name)),
                 // Where a file system keeps what it has found; only its owner may look into it.
                 Err(_) => name != "lost+found",
             },

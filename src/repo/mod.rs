@@ -32,6 +32,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+use crate::model::period::COPY_PREFIX;
 
 pub use history::{History, Leftover};
 pub use lock::DomainLock;
@@ -74,12 +77,14 @@ pub enum RepoError {
         name: String,
     },
     /// Another run writes to the domain's folder.
-    #[error("{} is locked by another run ({holder})", path.display())]
+    #[error("{} is locked by another run ({holder}){}", path.display(), after(*waited))]
     Locked {
         /// The lock's path.
         path: PathBuf,
-        /// Who holds it, as it wrote itself down.
+        /// The process that holds it, as it wrote itself down.
         holder: String,
+        /// How long the caller has waited for it.
+        waited: Duration,
     },
     /// A manifest could not be made.
     #[error("cannot write down the manifest of {id}")]
@@ -90,6 +95,14 @@ pub enum RepoError {
         #[source]
         source: serde_json::Error,
     },
+}
+
+/// The end of a sentence about a lock.
+fn after(waited: Duration) -> String {
+    match waited {
+        Duration::ZERO => String::new(),
+        waited => format!(", still after waiting {} s", waited.as_secs()),
+    }
 }
 
 impl RepoError {
@@ -271,6 +284,16 @@ impl DomainRepository {
         history::read(&self.dir, &self.name)
     }
 
+    /// The folders of periods that hold backups, also those of other programs or with restore points that cannot be read.
+    pub fn used_periods(&self) -> Result<Vec<String>> {
+        history::used_periods(&self.dir)
+    }
+
+    /// The name of the folder that a standalone copy of this moment goes to. It is that of no other copy, also within one second.
+    pub fn copy_folder(&self, time: jiff::Timestamp) -> Result<String> {
+        pending::free_id(&self.dir, time).map(|id| format!("{COPY_PREFIX}{id}"))
+    }
+
     /// The folders of periods whose removal was begun and not ended.
     pub fn interrupted_removals(&self) -> Result<Vec<PathBuf>> {
         remove::interrupted(&self.dir)
@@ -317,7 +340,11 @@ impl DomainRepository {
                 repository: self.clone(),
                 _lock: lock,
             }),
-            Err(lock::LockError::Held(holder)) => Err(RepoError::Locked { path, holder }),
+            Err(lock::LockError::Held(holder)) => Err(RepoError::Locked {
+                path,
+                holder,
+                waited: Duration::ZERO,
+            }),
             Err(lock::LockError::Io(path, source)) => Err(RepoError::Io {
                 operation: "lock",
                 path,

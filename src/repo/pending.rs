@@ -206,7 +206,7 @@ fn ensure_dir(store: &dyn Store, dir: &Path) -> Result<()> {
 }
 
 /// An id that no restore point of the domain has or had: two restore points within one second get a suffix.
-fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
+pub(super) fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
     let stem = layout::id_of(time);
     let mut taken = Vec::new();
     for period in folder_names(domain_dir)? {

@@ -279,13 +279,15 @@ fn a_failed_first_backup_leaves_nothing_and_the_next_one_works() {
 fn periods_of_different_groupings_keep_chains_of_their_own() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
-    let year = Options {
-        group_by: GroupBy::Year,
+    let by = |group_by| Options {
+        group_by,
+        force: true,
         ..Lab::options()
     };
-    lab.backup("vm1").expect("full of the month");
+    let (month, year) = (by(GroupBy::Month), by(GroupBy::Year));
+    lab.backup_with("vm1", &month).expect("full of the month");
     lab.backup_with("vm1", &year).expect("full of the year");
-    let month = lab.backup("vm1").expect("incremental of the month");
+    let month = lab.backup_with("vm1", &month).expect("incremental of the month");
     let year = lab.backup_with("vm1", &year).expect("incremental of the year");
     assert_eq!(
         (month.point.level, year.point.level),

@@ -31,6 +31,7 @@ fn lab() -> Lab {
 
 fn run(lab: &mut Lab, sample: Option<u64>) -> Result<Outcome> {
     let options = Options {
+        wait: std::time::Duration::ZERO,
         sample,
         seed: 7,
         places: PlaceWishes::default(),
@@ -471,6 +472,7 @@ fn a_job_that_is_lost_meanwhile_ends_the_comparison() {
     let lab = lab();
     let ender = Ender(&lab);
     let options = Options {
+        wait: std::time::Duration::ZERO,
         sample: None,
         seed: 7,
         places: PlaceWishes::default(),

@@ -98,12 +98,14 @@ impl World {
     fn scrub(&mut self, user: User, kind: ScrubType) {
         self.with(user, |world| {
             let means = Means {
+                monitor: &vmsnap::ops::monitor::Silent,
                 host: &world.labs[user.host].host,
                 repo: None,
                 today: world.now.date(),
                 stop: world.labs[0].stop.clone(),
             };
             let options = scrub::Options {
+                wait: std::time::Duration::ZERO,
                 kind,
                 name: None,
                 group_by: GroupBy::Month,

@@ -231,6 +231,7 @@ fn a_comparison_gives_back_what_it_has_read() {
     let lab = lab();
     let image = &images(&lab)[0];
     let options = compare::Options {
+        wait: std::time::Duration::ZERO,
         sample: None,
         seed: 7,
         places: PlaceWishes::default(),

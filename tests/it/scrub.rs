@@ -25,6 +25,7 @@ fn lab() -> Lab {
 
 fn options(kind: ScrubType, name: Option<&str>) -> Options {
     Options {
+        wait: std::time::Duration::ZERO,
         kind,
         name: name.map(str::to_owned),
         group_by: GroupBy::Month,
@@ -33,6 +34,7 @@ fn options(kind: ScrubType, name: Option<&str>) -> Options {
 
 fn means<'a>(lab: &'a Lab, repo: Option<&'a Repository>) -> Means<'a> {
     Means {
+        monitor: &vmsnap::ops::monitor::Silent,
         host: &lab.host,
         repo,
         today: lab.now.date(),

@@ -114,6 +114,7 @@ impl Scene {
 
     fn means<'a>(&self, repo: Option<&'a Repository>) -> Means<'a> {
         Means {
+            monitor: &vmsnap::ops::monitor::Silent,
             host: &Lab::get().host,
             repo,
             today: self.now.date(),
@@ -123,6 +124,7 @@ impl Scene {
 
     fn options(kind: ScrubType, name: Option<&str>) -> Options {
         Options {
+            wait: std::time::Duration::ZERO,
             kind,
             name: name.map(str::to_owned),
             group_by: GroupBy::Month,

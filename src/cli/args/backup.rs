@@ -4,14 +4,15 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::shared::{ConnectArgs, DomainArgs, OutputArgs, path_or_empty};
+use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, path_or_empty};
 
 /// Arguments of `vmsnap backup`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   vmsnap backup vm1 --output /backups                  full, then what has changed
   vmsnap backup 'web-*' db --output /backups --prune   several, and rotate
-  vmsnap backup vm1 --output /backups --dry-run        what would be done, and why")]
+  vmsnap backup vm1 --output /backups --dry-run        what would be done, and why
+  vmsnap backup vm1 --output /mnt/usb --copy           a full copy beside the chain")]
 pub struct BackupArgs {
     /// Which domains.
     #[command(flatten)]
@@ -46,6 +47,14 @@ pub struct BackupArgs {
     #[arg(long)]
     pub prune: bool,
 
+    /// Begin a second chain where the domain's backups have another grouping than --group-by
+    #[arg(help_heading = "What is saved", long)]
+    pub force: bool,
+
+    /// Save a full copy that stands alone: no checkpoint, no bitmap, no chain
+    #[arg(help_heading = "What is saved", long)]
+    pub copy: bool,
+
     /// Tell what would be done, and do nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
@@ -75,6 +84,10 @@ pub struct BackupArgs {
     /// Checkpoints of the active chain that stay in the domain
     #[arg(help_heading = "At the hypervisor", long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_checkpoints: u32,
+
+    /// How long to wait for another run.
+    #[command(flatten)]
+    pub wait: WaitArgs,
 
     /// Which hypervisor.
     #[command(flatten)]

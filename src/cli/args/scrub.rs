@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::shared::{ConnectArgs, DomainArgs, OutputArgs, path_or_empty};
+use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, path_or_empty};
 
 /// Arguments of `vmsnap scrub`.
 #[derive(Debug, Args)]
@@ -44,6 +44,10 @@ pub struct ScrubArgs {
     /// Tell what would be removed, and remove nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
+
+    /// How long to wait for another run.
+    #[command(flatten)]
+    pub wait: WaitArgs,
 
     /// Which hypervisor.
     #[command(flatten)]

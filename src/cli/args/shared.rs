@@ -1,6 +1,7 @@
 //! What several commands take.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -56,6 +57,29 @@ impl DomainArgs {
     /// All that was typed, in one list.
     pub fn all(&self) -> Vec<String> {
         self.names.iter().chain(&self.domains).cloned().collect()
+    }
+}
+
+/// How long to wait for another run.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// How long to wait for another run of vmsnap on the same domain [default: 0; classic spelling: 100]
+    #[arg(long, value_name = "SECONDS", env = "VMSNAP_WAIT")]
+    pub wait: Option<u64>,
+
+    /// Whether the words were typed in the classic spelling.
+    #[arg(skip)]
+    pub is_classic: bool,
+}
+
+/// How long the Node program waited for its lock: ten times ten seconds.
+const CLASSIC_WAIT: u64 = 100;
+
+impl WaitArgs {
+    /// The longest time to wait.
+    pub fn time(&self) -> Duration {
+        let default = if self.is_classic { CLASSIC_WAIT } else { 0 };
+        Duration::from_secs(self.wait.unwrap_or(default))
     }
 }
 

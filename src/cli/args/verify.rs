@@ -77,6 +77,16 @@ pub struct VerifyArgs {
     )]
     pub scratch_dir: Option<PathBuf>,
 
+    /// How long to wait with --compare-live for another run of vmsnap on the same domain
+    #[arg(
+        help_heading = "Comparison with the domain",
+        long,
+        value_name = "SECONDS",
+        env = "VMSNAP_WAIT",
+        default_value_t = 0
+    )]
+    pub wait: u64,
+
     /// Which hypervisor.
     #[command(flatten)]
     pub connect: ConnectArgs,

@@ -18,7 +18,7 @@ pub(super) enum Kind {
 }
 
 /// The switches of the Node program, with the commands that they mean something to. The others of its commands take and ignore them.
-pub(super) const SWITCHES: [(&str, Kind, &[&str]); 15] = [
+pub(super) const SWITCHES: [(&str, Kind, &[&str]); 17] = [
     ("domains", Kind::Value, &COMMANDS),
     ("output", Kind::Value, &COMMANDS),
     ("verbose", Kind::Count, &COMMANDS),
@@ -29,6 +29,8 @@ pub(super) const SWITCHES: [(&str, Kind, &[&str]); 15] = [
     ("raw", Kind::Flag, &["backup"]),
     ("group-by", Kind::Value, &["status", "backup"]),
     ("prune", Kind::Flag, &["backup"]),
+    ("force", Kind::Flag, &["backup"]),
+    ("copy", Kind::Flag, &["backup"]),
     ("pretty", Kind::Flag, &["status"]),
     ("checkpoint-name", Kind::Value, &["scrub"]),
     ("scrub-type", Kind::Value, &["scrub"]),

@@ -31,7 +31,16 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
         },
         keep_checkpoints: args.keep_checkpoints as usize,
         prune: args.prune,
+        force: args.force,
+        copy: args.copy,
+        wait: args.wait.time(),
     };
+    if options.copy && options.prune {
+        return Err(Refusal::new(
+            ExitCode::Usage,
+            "--copy and --prune exclude each other: a copy belongs to no period, and it prunes nothing",
+        ));
+    }
     let typed = args.domains.all();
     if patterns(&typed, &[]).is_empty() {
         return Err(Refusal::new(ExitCode::NoDomains, "No domains specified"));
@@ -116,7 +125,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
 fn tell_success(domain: &str, outcome: &Outcome) {
     if log::has_fields() {
         let point = &outcome.point;
-        let message = format!("{} backup {}", point.level.word(), point.id);
+        let message = format!("{} {}", shown::kind(point), point.id);
         log::tell(&Entry {
             restore_point: Some(&point.id),
             ..Entry::of(Level::Info, domain, &message)

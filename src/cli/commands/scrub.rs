@@ -4,6 +4,7 @@ use super::{CommandResult, Refusal, Tally, group_by, now, tell_summary, tell_ver
 use crate::cli::answer;
 use crate::cli::args::ScrubArgs;
 use crate::cli::exit_code::ExitCode;
+use crate::cli::progress::Progress;
 use crate::cli::report::{self, scrub as shown};
 use crate::cli::select::select;
 use crate::model::stop::Stop;
@@ -24,6 +25,7 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
         kind: scrub_type(args.scrub_type.as_deref().unwrap_or_default())?,
         name: args.checkpoint_name.clone().filter(|name| name != ALL),
         group_by: group_by(&args.group_by)?,
+        wait: args.wait.time(),
     };
     // An empty path is an unset variable, as everywhere.
     let path = args.output.as_deref().filter(|path| !path.as_os_str().is_empty());
@@ -34,6 +36,7 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
     let mut tally = Tally::default();
     tally.unmatched(&selection.unmatched);
     tell_versions(host.as_ref(), selection.domains.len(), names.len());
+    let progress = Progress::new();
     let mut done = Vec::new();
     for domain in &selection.domains {
         if stop.requested() {
@@ -43,6 +46,7 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
             host: host.as_ref(),
             repo: repo.as_ref(),
             today: now().date(),
+            monitor: &progress,
             stop: stop.clone(),
         };
         let result = match args.dry_run {

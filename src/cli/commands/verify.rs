@@ -1,6 +1,6 @@
 //! `vmsnap verify`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::{Span, Timestamp, Zoned};
 
@@ -133,6 +133,7 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
             socket: None,
             scratch_dir: args.scratch_dir.clone(),
         },
+        wait: Duration::from_secs(args.wait),
     };
     let mut tally = Tally::default();
     tally.unmatched(&selection.unmatched);

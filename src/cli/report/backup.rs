@@ -9,9 +9,11 @@ use super::{ErrorJson, PointJson, document, failure, finding_tree};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::finding::Finding;
-use crate::model::restore_point::Level;
+use crate::model::period::COPY_PREFIX;
+use crate::model::restore_point::{Level, RestorePoint};
 use crate::model::text::shown;
 use crate::ops::backup::{Outcome, Preview, PruneOutcome};
+use crate::ops::plan::BackupPlan;
 use crate::ops::prune::PrunePlan;
 use crate::ops::reconcile::Reconciliation;
 use crate::ops::{Cause, Error, Result};
@@ -72,9 +74,9 @@ impl Done {
                     .as_ref()
                     .map(|prune| prune_line(&self.domain, prune));
                 format!(
-                    "{}: {} backup {}, {}, {} in {} ({}/s), {}\n{}",
+                    "{}: {} {}, {}, {} in {} ({}/s), {}\n{}",
                     shown(&self.domain),
-                    point.level.word(),
+                    kind(point),
                     point.id,
                     disks_word(point.disks.len()),
                     pretty::bytes(copied),
@@ -85,6 +87,14 @@ impl Done {
                 )
             }
         }
+    }
+}
+
+/// What a restore point is, in words.
+pub fn kind(point: &RestorePoint) -> String {
+    match point.is_copy() {
+        true => "full copy".to_owned(),
+        false => format!("{} backup", point.level.word()),
     }
 }
 
@@ -211,6 +221,7 @@ fn plan_tree(domain: &str, preview: &Preview) -> Tree {
     Tree::map([
         ("domain", Tree::text(domain)),
         ("level", Tree::text(plan.level().word())),
+        ("copy", Tree::Bool(is_copy(plan))),
         ("reason", Tree::text(plan.reason())),
         ("period", Tree::text(&plan.period)),
         ("checkpoint", Tree::Bool(plan.checkpoint)),
@@ -232,15 +243,20 @@ pub fn sentences(steps: &[impl ToString]) -> Tree {
     Tree::List(steps.iter().map(|step| Tree::text(step.to_string())).collect())
 }
 
+fn is_copy(plan: &BackupPlan) -> bool {
+    plan.period.starts_with(COPY_PREFIX)
+}
+
 /// What a dry run would do with a domain.
 pub fn plan_text(domain: &str, preview: &Preview) -> String {
     let plan = &preview.planned.backup;
     let mut text = format!(
-        "{}: {} backup into {}\n",
+        "{}: {} into {}\n",
         shown(domain),
         match plan.level() {
-            Level::Full => "a full",
-            Level::Incremental => "an incremental",
+            _ if is_copy(plan) => "a full copy",
+            Level::Full => "a full backup",
+            Level::Incremental => "an incremental backup",
         },
         plan.period
     );

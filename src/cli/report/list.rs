@@ -108,7 +108,7 @@ pub fn text(domains: &[DomainList], root: &Path) -> String {
             let point = &listed.point;
             vec![
                 format!("  {}", point.id),
-                point.level.word().to_owned(),
+                point.kind_word().to_owned(),
                 pretty::bytes(listed.size),
                 point
                     .checkpoint

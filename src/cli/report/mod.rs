@@ -95,6 +95,7 @@ struct PointJson<'a> {
     time: String,
     period: &'a str,
     level: &'static str,
+    copy: bool,
     parent: Option<&'a str>,
     checkpoint: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,6 +127,7 @@ impl<'a> PointJson<'a> {
             time: point.time.to_string(),
             period: &point.period,
             level: point.level.word(),
+            copy: point.is_copy(),
             parent: point.parent.as_deref(),
             checkpoint: point
                 .checkpoint

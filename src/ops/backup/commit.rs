@@ -160,14 +160,27 @@ impl Run<'_> {
         outcome
     }
 
+    /// The restore point exists. Of a copy there is nothing that it makes superfluous.
+    pub(super) fn remembered(&self, mut outcome: Outcome) -> Outcome {
+        match self.locked.history() {
+            Ok(history) => self.remember(&history, &mut outcome),
+            Err(error) => self.not_remembered(&error, &mut outcome),
+        }
+        outcome
+    }
+
     /// Remembers what is there, so that it is missed when it goes. The next backup tries again.
     fn remember(&self, history: &History, outcome: &mut Outcome) {
         if let Err(error) = self.locked.remember_committed(history) {
-            let what = format!("would not be missed if it went: {}", with_sources(&error));
-            let finding = Finding::new("commit-not-remembered", format!("{} {what}", outcome.point.id));
-            self.tell(&finding);
-            outcome.findings.push(finding);
+            self.not_remembered(&error, outcome);
         }
+    }
+
+    fn not_remembered(&self, error: &RepoError, outcome: &mut Outcome) {
+        let what = format!("would not be missed if it went: {}", with_sources(error));
+        let finding = Finding::new("commit-not-remembered", format!("{} {what}", outcome.point.id));
+        self.tell(&finding);
+        outcome.findings.push(finding);
     }
 
     /// The checkpoints that are superfluous now.

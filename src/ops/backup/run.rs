@@ -60,7 +60,10 @@ impl Run<'_> {
         match self.copy(plan, &pending, &request) {
             Ok(copied) => {
                 let outcome = self.commit(plan, pending, copied)?;
-                Ok(self.retire(&planned.retired, outcome))
+                Ok(match self.options.copy {
+                    true => self.remembered(outcome),
+                    false => self.retire(&planned.retired, outcome),
+                })
             }
             Err(Failure { error, is_undone }) => {
                 if error.is_unanswered() {
@@ -126,7 +129,10 @@ impl Run<'_> {
         pending: &Pending,
         request: &BackupRequest,
     ) -> std::result::Result<Copied, Failure> {
-        self.step("making the checkpoint");
+        self.step(match plan.checkpoint {
+            true => "making the checkpoint",
+            false => "beginning the backup job",
+        });
         let job = self.host().begin_backup(self.domain, request).map_err(|error| {
             // Who refuses has begun nothing; behind an error of libvirt's the answer may have been lost.
             let has_begun = matches!(

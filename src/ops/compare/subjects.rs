@@ -38,7 +38,7 @@ pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
             None => uncompared.push(why_not(&disk.disk.target, disk.level.reason, chains)),
         }
     }
-    let kept = chains.latest();
+    let kept = chains.latest_in_periods();
     for before in kept.iter().flat_map(|kept| &kept.point.disks) {
         let target = &before.target;
         let of_disk = |finding: &&Finding| finding.disk.as_deref() == Some(target);

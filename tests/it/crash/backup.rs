@@ -19,6 +19,17 @@ fn end_everywhere(
     doomed: Option<&str>,
     blows: &[Blow],
 ) -> Vec<(usize, Blow, Level)> {
+    end_everywhere_before(world, options, options, doomed, blows)
+}
+
+/// The same where the next run has other options.
+fn end_everywhere_before(
+    world: &World,
+    options: &Options,
+    next: &Options,
+    doomed: Option<&str>,
+    blows: &[Blow],
+) -> Vec<(usize, Blow, Level)> {
     let steps = steps_of(world.fork(), options);
     let mut levels = Vec::new();
     for (number, blow) in every_end(&steps, blows) {
@@ -34,7 +45,7 @@ fn end_everywhere(
                     "what was promised is there"
                 );
             }
-            levels.push((number, blow, world.assert_next_backup_heals(options)));
+            levels.push((number, blow, world.assert_next_backup_heals(next)));
             world.assert_kept(doomed);
             if number % 16 == 0 {
                 world.assert_all_give_back();
@@ -71,6 +82,25 @@ fn a_backup_of_a_shut_off_domain_ends_anywhere() {
         .change(DOMAIN, |domain| domain.state = DomainState::ShutOff);
     for (number, blow, level) in end_everywhere(&world, &Lab::options(), None, &Blow::ALL) {
         assert_eq!(level, Level::Incremental, "step {number}, {blow:?}");
+    }
+}
+
+#[test]
+fn a_copy_ends_anywhere_and_the_chain_goes_on() {
+    let copying = Options {
+        copy: true,
+        ..Lab::options()
+    };
+    for state in [DomainState::Running, DomainState::ShutOff] {
+        let mut world = World::new();
+        world.backup(&Lab::options());
+        world.backup(&Lab::options());
+        world.lab.host.change(DOMAIN, |domain| domain.state = state);
+        for (number, blow, level) in
+            end_everywhere_before(&world, &copying, &Lab::options(), None, &Blow::ALL)
+        {
+            assert_eq!(level, Level::Incremental, "step {number}, {blow:?}, {state:?}");
+        }
     }
 }
 

@@ -84,6 +84,17 @@ fn the_power_fails_in_an_incremental_backup() {
 }
 
 #[test]
+fn the_power_fails_in_a_copy() {
+    let mut world = World::new();
+    world.backup(&Lab::options());
+    let copying = Options {
+        copy: true,
+        ..Lab::options()
+    };
+    cut_everywhere(&world, &copying, None, Cut::Repository);
+}
+
+#[test]
 fn the_power_fails_in_a_backup_that_prunes() {
     let world = World::due_for_pruning();
     cut_everywhere(&world, &Lab::pruning(), Some(OCTOBER), Cut::Repository);

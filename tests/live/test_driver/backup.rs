@@ -167,7 +167,7 @@ fn after_a_failed_first_full_the_next_run_makes_it() {
 #[test]
 fn a_lock_is_per_domain_names_its_holder_and_hinders_no_status() {
     let node = Node::new(&[("vm1", SHUT_OFF), ("vm2", SHUT_OFF)]);
-    let backup = |domains| node.vmsnap(&["--backup", domains, "--output=OUT"]);
+    let backup = |domains| node.vmsnap(&["--backup", domains, "--output=OUT", "--wait=0"]);
     ends(&backup("--domains=vm1,vm2"), 0, "");
     let lock = File::options()
         .write(true)
@@ -184,6 +184,23 @@ fn a_lock_is_per_domain_names_its_holder_and_hinders_no_status() {
     );
     assert_eq!((node.restore_points("vm1"), node.restore_points("vm2")), (1, 2));
     assert_eq!(hindered.code, Some(3), "{hindered:#?}");
+    for (words, environment) in [
+        (
+            &["--backup", "--domains=vm1", "--output=OUT"][..],
+            &[("VMSNAP_WAIT", "1")][..],
+        ),
+        (&["backup", "vm1", "--output=OUT", "--wait", "1"], &[]),
+    ] {
+        let waited = node.vmsnap_with(words, environment);
+        let line = "vm1: waiting up to 1 s for another run (process 4711)\n";
+        ends(&waited, 3, line);
+        ends(&waited, 3, "(process 4711), still after waiting 1 s\n");
+    }
+    ends(
+        &node.vmsnap(&["backup", "vm1", "--output=OUT"]),
+        3,
+        "(process 4711)\nhint: ",
+    );
     ends(&node.vmsnap(&["--domains=vm1", "--output=OUT"]), 0, "");
     drop(lock);
     ends(&backup("--domains=vm1"), 0, "");

@@ -22,6 +22,7 @@ fn story(name: &str) -> Story {
 
 fn compared(story: &Story, sample: Option<u64>) -> Result<Outcome> {
     let options = Options {
+        wait: std::time::Duration::ZERO,
         sample,
         seed: 3,
         places: PlaceWishes::default(),

@@ -1,0 +1,31 @@
+//! A standalone copy: every disk in full, no checkpoint, nothing retired. Pure.
+
+use crate::model::chain::DiskLevel;
+use crate::ops::reconcile::Reconciliation;
+
+/// Why each disk of a copy is full.
+const REASON: &str = "a standalone copy";
+
+/// The code of the finding that every backup is full, which of a copy is no news.
+const NO_INCREMENTAL: &str = "no-incremental";
+
+/// What a copy into this folder does where a backup would do what was `planned`.
+pub(super) fn as_copy(planned: Reconciliation, folder: String) -> Reconciliation {
+    let mut backup = planned.backup;
+    backup.period = folder;
+    backup.checkpoint = false;
+    backup.findings.retain(|finding| finding.code != NO_INCREMENTAL);
+    for planned in &mut backup.disks {
+        planned.checkpointed = false;
+        planned.level = DiskLevel {
+            target: planned.disk.target.clone(),
+            parent: None,
+            reason: REASON.to_owned(),
+        };
+    }
+    Reconciliation {
+        backup,
+        retired: Vec::new(),
+        ..planned
+    }
+}

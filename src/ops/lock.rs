@@ -1,0 +1,58 @@
+//! Takes the right to write to a domain's folder, and waits for another run where that is wanted.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{Cause, Context, Error, Event, Monitor, Result};
+use crate::model::stop::Stop;
+use crate::repo::{DomainRepository, LockedDomain, RepoError};
+
+/// Time between two tries.
+const STEP: Duration = Duration::from_millis(100);
+
+/// Takes the lock of the domain's folder; waits up to `wait` while another run holds it, and reports that once.
+///
+/// # Errors
+/// The lock is still held after that time, the user asked to stop, or the folder cannot be used.
+pub(super) fn lock(
+    repository: &DomainRepository,
+    wait: Duration,
+    monitor: &dyn Monitor,
+    stop: &Stop,
+) -> Result<LockedDomain> {
+    let domain = repository.name();
+    let began = Instant::now();
+    let mut is_reported = false;
+    loop {
+        let (path, holder) = match repository.lock() {
+            Err(RepoError::Locked { path, holder, .. }) => (path, holder),
+            other => return other.map_err(|error| Error::of(domain, error)),
+        };
+        let left = wait.saturating_sub(began.elapsed());
+        if left.is_zero() {
+            let waited = wait;
+            return Err(Error::of(domain, RepoError::Locked { path, holder, waited }));
+        }
+        if !is_reported {
+            monitor.event(Event::Waits {
+                domain,
+                holder: &holder,
+                at_most: wait,
+            });
+            is_reported = true;
+        }
+        if let Some(signal) = stop.signal() {
+            return Err(Error::of(domain, Cause::Stopped(signal)));
+        }
+        thread::park_timeout(STEP.min(left));
+    }
+}
+
+/// The same with what a verb works with.
+pub(super) fn lock_for(
+    repository: &DomainRepository,
+    wait: Duration,
+    context: &Context,
+) -> Result<LockedDomain> {
+    lock(repository, wait, context.monitor, &context.stop)
+}

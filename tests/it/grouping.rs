@@ -1,0 +1,142 @@
+//! One grouping per domain: another one is refused before anything is begun, unless it is forced.
+
+use std::fs;
+
+use vmsnap::cli::exit_code::ExitCode;
+use vmsnap::model::period::GroupBy;
+use vmsnap::model::restore_point::Level;
+use vmsnap::ops::backup::{Options, preview};
+use vmsnap::ops::monitor::Silent;
+use vmsnap::ops::{Class, Error};
+
+use crate::lab::{CLUSTER, Lab, tree};
+
+fn lab() -> Lab {
+    let lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 2 * CLUSTER)]);
+    lab
+}
+
+fn by(group_by: GroupBy) -> Options {
+    Options {
+        group_by,
+        ..Lab::options()
+    }
+}
+
+fn forced(group_by: GroupBy) -> Options {
+    Options {
+        force: true,
+        ..by(group_by)
+    }
+}
+
+/// Backup and dry run are refused alike, and nothing is made.
+fn refused(lab: &mut Lab, group_by: GroupBy) -> Error {
+    let before = tree(lab.folder.path());
+    let error = lab
+        .backup_with("vm1", &by(group_by))
+        .expect_err("another grouping");
+    let planned = preview("vm1", &lab.context(&Silent), &by(group_by)).expect_err("another grouping");
+    assert_eq!(planned.to_string(), error.to_string());
+    assert_eq!(error.class(), Class::GroupBy);
+    assert_eq!(ExitCode::of_backup_error(&error).number(), 10);
+    assert_eq!(tree(lab.folder.path()), before);
+    error
+}
+
+#[test]
+fn another_grouping_is_refused_before_anything_is_begun() {
+    let mut lab = lab();
+    lab.backup("vm1").expect("a full");
+    let error = refused(&mut lab, GroupBy::Quarter);
+    assert_eq!(
+        error.to_string(),
+        "domain 'vm1': its backups are grouped by month (the newest lies in vmsnap-backup-monthly-2026-11): a backup by quarter \
+         would begin a second chain beside them"
+    );
+    assert_eq!(
+        error.hint().as_deref(),
+        Some(
+            "--group-by month goes on with those backups; --force begins a second chain with a full backup, and the two live side by \
+             side: each is pruned by its own grouping only"
+        )
+    );
+    let same = lab.backup("vm1").expect("an increment").point;
+    assert_eq!(same.level, Level::Incremental);
+}
+
+#[test]
+fn what_is_forced_goes_on_beside_the_other_chain() {
+    let mut lab = lab();
+    lab.backup("vm1").expect("a full");
+    let year = forced(GroupBy::Year);
+    let first = lab.backup_with("vm1", &year).expect("a second chain").point;
+    assert_eq!(
+        (first.level, first.period.as_str()),
+        (Level::Full, "vmsnap-backup-yearly-2026")
+    );
+    // Now that is the newest.
+    let second = lab
+        .backup_with("vm1", &by(GroupBy::Year))
+        .expect("it goes on")
+        .point;
+    assert_eq!(second.level, Level::Incremental);
+    refused(&mut lab, GroupBy::Month);
+    let month = lab
+        .backup_with("vm1", &forced(GroupBy::Month))
+        .expect("it goes on")
+        .point;
+    assert_eq!(month.level, Level::Incremental);
+}
+
+#[test]
+fn sets_of_the_node_program_have_a_grouping_too() {
+    for file in ["vda.full.data", "vm1.cpt"] {
+        let mut lab = lab();
+        let folder = lab.repo.root().join("vm1/vmsnap-backup-quarterly-2026-Q3");
+        fs::create_dir_all(&folder).expect("made");
+        fs::write(folder.join(file), "x").expect("written");
+        let error = refused(&mut lab, GroupBy::Month);
+        assert!(error.to_string().contains("grouped by quarter"), "{error}");
+        lab.backup_with("vm1", &by(GroupBy::Quarter))
+            .expect("the same grouping");
+    }
+}
+
+#[test]
+fn a_restore_point_that_cannot_be_read_has_a_grouping_too() {
+    let mut lab = lab();
+    let saved = lab.backup_with("vm1", &by(GroupBy::Year)).expect("a full");
+    fs::write(saved.dir.join("manifest.json"), "torn").expect("written");
+    let error = refused(&mut lab, GroupBy::Month);
+    assert!(error.to_string().contains("grouped by year"), "{error}");
+    lab.backup_with("vm1", &by(GroupBy::Year))
+        .expect("the same grouping");
+}
+
+#[test]
+fn folders_without_a_backup_have_none() {
+    let mut lab = lab();
+    for folder in [
+        "vm1/vmsnap-backup-yearly-2026",
+        "vm1/vmsnap-backup-quarterly-2026-Q4/2026-11-02T02-00-00Z.partial",
+        "vm1/vmsnap-copy-2026-11-02T02-00-00Z",
+    ] {
+        fs::create_dir_all(lab.repo.root().join(folder)).expect("made");
+    }
+    lab.backup("vm1").expect("a full");
+}
+
+#[test]
+fn a_copy_has_none() {
+    let mut lab = lab();
+    let copying = |group_by| Options {
+        copy: true,
+        ..by(group_by)
+    };
+    lab.backup_with("vm1", &copying(GroupBy::Year)).expect("a copy");
+    lab.backup("vm1").expect("a full by month");
+    lab.backup_with("vm1", &copying(GroupBy::Year)).expect("a copy");
+    lab.backup("vm1").expect("an increment by month");
+}
