@@ -23,7 +23,7 @@ pub enum ExitCode {
     ScrubFailed,
     /// `--scrub-type` is missing or names no type.
     ScrubType,
-    /// The backup of at least one domain failed; the others were still backed up.
+    /// The backup of at least one domain failed or was partial; the others were still backed up.
     BackupFailed,
     /// `--group-by` names no grouping, or another one than that of the domain's backups.
     GroupBy,
@@ -92,7 +92,7 @@ impl ExitCode {
             }
             ExitCode::ScrubType => "--scrub-type is missing or names no type",
             ExitCode::BackupFailed => {
-                "the backup of at least one domain failed; the others were still backed up"
+                "the backup of at least one domain failed or was partial; the others were still backed up"
             }
             ExitCode::GroupBy => {
                 "--group-by names no grouping, or another one than that of the domain's backups (--force overrides)"

@@ -5,6 +5,7 @@
 pub mod args;
 pub mod classic;
 mod commands;
+mod exclude;
 pub mod exit_code;
 mod limits;
 pub mod log;

@@ -9,6 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::log::{self, Entry, Level};
 use super::pretty;
+use crate::model::left_out::DISK_EXCLUDED;
 use crate::model::text::shown;
 use crate::ops::{Event, Monitor};
 
@@ -42,6 +43,9 @@ struct Disk {
 impl Disk {
     /// So many bytes, and how many of them came in a second.
     fn amount(&self, copied: u64) -> String {
+        if copied == 0 {
+            return "nothing".to_owned();
+        }
         let seconds = self.begun.elapsed().as_secs_f64().max(0.001);
         let rate = pretty::bytes((copied as f64 / seconds) as u64);
         format!("{}, {rate}/s", pretty::bytes(copied))
@@ -152,6 +156,7 @@ impl Progress {
         };
         match disk.bar {
             Some(bar) => bar.finish_and_clear(),
+            None if copied == 0 => self.line(of, "done, nothing copied"),
             None => self.line(of, &format!("done, {} copied", pretty::bytes(copied))),
         }
     }
@@ -208,7 +213,11 @@ impl Monitor for Progress {
             } => self.advance((domain, file), position, position, "read"),
             Event::FileEnds { domain, file } => self.forget((domain, file)),
             Event::Found { domain, finding } => {
-                let entry = Entry::of(Level::Warning, domain, &finding.message);
+                let level = match finding.code.as_str() {
+                    DISK_EXCLUDED => Level::Info,
+                    _ => Level::Warning,
+                };
+                let entry = Entry::of(level, domain, &finding.message);
                 self.tell(&entry);
             }
         }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::finding::Finding;
+use super::left_out::{Kind, LeftOut};
 pub use super::storage::{Backing, DiskFormat, Encryption, Layer, Source};
 
 /// Whether the domain runs.
@@ -53,6 +53,8 @@ pub struct Domain {
     pub has_tpm_state: bool,
     /// Whether it has a guest agent channel, and the agent was connected when last seen.
     pub agent: Agent,
+    /// Targets of disks that its metadata excludes from backups, as they stand there: whether it has such disks is another matter.
+    pub excluded: Vec<String>,
     /// The XML to define it again: inactive form, security information included.
     pub inactive_xml: String,
 }
@@ -170,28 +172,29 @@ pub enum Eligibility {
     Incremental,
     /// Backed up, always in full, for this reason.
     FullOnly(String),
-    /// Not backed up, for the reason in the finding.
-    Skipped(Finding),
+    /// Not backed up.
+    Skipped(LeftOut),
+    /// A drive for media, or an empty one: no disk, and nothing to back up.
+    NoDisk(&'static str),
 }
 
 impl Disk {
     /// What a backup does with this drive. `raw`: whether the user asked for raw disks too.
     pub fn eligibility(&self, raw: bool) -> Eligibility {
-        let skip = |why: &str| {
-            Eligibility::Skipped(Finding::of_disk(
-                "disk-skipped",
-                &self.target,
-                format!("disk {} is not backed up: {why}", self.target),
-            ))
-        };
+        let skip = |why: &str| Eligibility::Skipped(LeftOut::skipped(&self.target, why));
         match self.device {
-            Device::Cdrom => return skip("it is a CD drive"),
-            Device::Floppy => return skip("it is a floppy drive"),
-            Device::Lun => return skip("it is a SCSI LUN passed through to the guest"),
+            Device::Cdrom => return Eligibility::NoDisk("it is a CD drive"),
+            Device::Floppy => return Eligibility::NoDisk("it is a floppy drive"),
+            Device::Lun => {
+                return match self.source {
+                    Source::Empty => Eligibility::NoDisk("the drive is empty"),
+                    _ => skip("it is a SCSI LUN passed through to the guest"),
+                };
+            }
             Device::Disk => {}
         }
         match &self.source {
-            Source::Empty => return skip("the drive is empty"),
+            Source::Empty => return Eligibility::NoDisk("the drive is empty"),
             Source::Other(kind) => return skip(&format!("its source is of type '{kind}'")),
             Source::Directory(_) => return skip("it is a directory of the host, not an image"),
             Source::VhostUser(_) => {
@@ -234,7 +237,11 @@ impl Disk {
             DiskFormat::Raw if raw => {
                 Eligibility::FullOnly("a raw disk cannot carry a dirty bitmap".to_owned())
             }
-            DiskFormat::Raw => skip("it is raw; give --raw to back it up in full each time"),
+            DiskFormat::Raw => Eligibility::Skipped(LeftOut {
+                disk: self.target.clone(),
+                kind: Kind::Raw,
+                reason: "it is raw; give --raw to back it up in full each time".to_owned(),
+            }),
             DiskFormat::Other(format) => skip(&format!("its format '{format}' is not supported")),
         }
     }
@@ -260,29 +267,20 @@ mod tests {
             ..disk()
         };
         match raw.eligibility(false) {
-            Eligibility::Skipped(finding) => assert!(finding.message.contains("--raw")),
+            Eligibility::Skipped(left) => {
+                assert_eq!(left.kind, Kind::Raw);
+                assert!(left.reason.contains("--raw"));
+            }
             other => panic!("{other:?}"),
         }
         assert!(matches!(raw.eligibility(true), Eligibility::FullOnly(_)));
     }
 
     #[test]
-    fn what_is_not_the_domains_own_is_skipped() {
+    fn what_cannot_be_saved_is_skipped() {
         let cases = [
             Disk {
-                device: Device::Cdrom,
-                ..disk()
-            },
-            Disk {
-                device: Device::Floppy,
-                ..disk()
-            },
-            Disk {
                 device: Device::Lun,
-                ..disk()
-            },
-            Disk {
-                source: Source::Empty,
                 ..disk()
             },
             Disk {
@@ -315,10 +313,37 @@ mod tests {
             },
         ];
         for case in cases {
-            assert!(
-                matches!(case.eligibility(true), Eligibility::Skipped(_)),
-                "{case:?}"
-            );
+            match case.eligibility(true) {
+                Eligibility::Skipped(left) => assert_eq!(left.kind, Kind::Skipped),
+                other => panic!("{case:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn drives_for_media_and_empty_drives_are_no_disks() {
+        let cases = [
+            Disk {
+                device: Device::Cdrom,
+                ..disk()
+            },
+            Disk {
+                device: Device::Floppy,
+                ..disk()
+            },
+            Disk {
+                source: Source::Empty,
+                ..disk()
+            },
+            Disk {
+                device: Device::Lun,
+                source: Source::Empty,
+                ..disk()
+            },
+        ];
+        for case in cases {
+            let found = case.eligibility(true);
+            assert!(matches!(found, Eligibility::NoDisk(_)), "{case:?}");
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod clusters;
 pub mod domain;
 pub mod extents;
 pub mod finding;
+pub mod left_out;
 pub mod period;
 pub mod restore_point;
 pub mod stop;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::CheckpointId;
 use super::finding::Finding;
+use super::left_out::{self, LeftOut};
 use super::period::COPY_PREFIX;
 
 /// Whether an image holds the whole disk or what changed since its parent.
@@ -79,6 +80,9 @@ pub struct RestorePoint {
     /// What was worth telling.
     #[serde(default)]
     pub findings: Vec<Finding>,
+    /// The domain's disks that it does not hold, and why; older manifests do not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
 }
 
 impl RestorePoint {
@@ -101,6 +105,11 @@ impl RestorePoint {
             true => "copy",
             false => self.level.word(),
         }
+    }
+
+    /// Whether it lacks a disk that nobody asked to leave out.
+    pub fn is_partial(&self) -> bool {
+        left_out::is_partial(&self.left_out)
     }
 
     /// The disk of that target.

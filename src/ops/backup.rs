@@ -7,13 +7,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::monitor::Event;
+use super::monitor::{self, Event};
 use super::prune::{self, PrunePlan};
 use super::reconcile::{self, Reconciliation, Wishes};
 use super::survey::{self, Survey};
 use super::{Cause, Context, Error, Result, heal, lock, plan};
 use crate::host::PlaceWishes;
 use crate::model::finding::Finding;
+use crate::model::left_out::Exclusion;
 use crate::model::period::{GroupBy, Period};
 use crate::model::restore_point::RestorePoint;
 use crate::model::text::with_sources;
@@ -36,6 +37,8 @@ pub struct Options {
     pub group_by: GroupBy,
     /// Whether raw disks are saved too.
     pub raw: bool,
+    /// Disks that are left out on purpose, besides those that the domain's metadata excludes.
+    pub exclude: Vec<Exclusion>,
     /// How long the guest agent may take to freeze the file systems; `None` does not ask it.
     pub freeze: Option<Duration>,
     /// Where socket and scratch files are to be.
@@ -57,6 +60,7 @@ impl Default for Options {
         Options {
             group_by: GroupBy::default(),
             raw: false,
+            exclude: Vec::new(),
             freeze: Some(Duration::from_secs(10)),
             places: PlaceWishes::default(),
             keep_checkpoints: plan::KEPT_CHECKPOINTS,
@@ -97,8 +101,17 @@ pub enum PruneOutcome {
 /// Why nothing is pruned while checkpoints that are superfluous could not be removed.
 const STILL_NEEDED: &str = "checkpoints could not be retired, and the manifests of the previous period may be all that tells which are ours";
 
+/// Why nothing is pruned after a backup that lacks a disk: older restore points may be the only ones that hold it.
+const PARTIAL: &str = "the backup is partial, and the previous period may hold what it lacks";
+
 /// Makes a restore point of the domain of that name.
 pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
+    monitor::noting(context.monitor, |monitor| {
+        back_up(name, &context.with_monitor(monitor), options)
+    })
+}
+
+fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
     let repo_failed = |error: RepoError| Error::of(name, error);
     let repository = context.repo.domain(name).map_err(repo_failed)?;
     // Before anything is created for it, the domain has to be there.
@@ -135,12 +148,15 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
         options,
     };
     let mut outcome = run.attempt(&planned)?;
-    findings.append(&mut outcome.findings);
+    monitor::add_new(&mut findings, std::mem::take(&mut outcome.findings));
     if options.prune && !options.copy {
         let is_retired = !findings.iter().any(|finding| finding.code == commit::NOT_RETIRED);
-        outcome.prune = Some(match is_retired {
-            true => prune_after(name, &repository, &locked, context, options),
-            false => PruneOutcome::Kept(STILL_NEEDED.to_owned()),
+        outcome.prune = Some(if outcome.point.is_partial() {
+            PruneOutcome::Kept(PARTIAL.to_owned())
+        } else if !is_retired {
+            PruneOutcome::Kept(STILL_NEEDED.to_owned())
+        } else {
+            prune_after(name, &repository, &locked, context, options)
         });
     }
     outcome.findings = findings;
@@ -159,6 +175,7 @@ fn decide(
         period: &Period::containing(options.group_by, context.now.date()).folder(),
         current: &current_periods(context),
         raw: options.raw,
+        exclude: &options.exclude,
         keep_checkpoints: options.keep_checkpoints,
     };
     let planned = reconcile::reconcile(survey, &history.chains, &wishes);
@@ -222,10 +239,14 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
     let mut planned = decide(&repository, &survey, &history, context, options)?;
     planned.backup.findings.extend(survey.findings);
     let today = context.now.date();
-    let prune = || prune::plan(&repository, &history.chains, options.group_by, today);
+    let prune = || match planned.backup.is_partial() {
+        true => PrunePlan::Keep(PARTIAL.to_owned()),
+        false => prune::plan(&repository, &history.chains, options.group_by, today),
+    };
+    let prune = (options.prune && !options.copy).then(prune);
     Ok(Preview {
         planned,
-        prune: (options.prune && !options.copy).then(prune),
+        prune,
         writer: repository.writer(),
     })
 }

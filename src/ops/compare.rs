@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::heal::{self, Intent};
-use super::monitor::Event;
+use super::monitor::{self, Event};
 use super::plan::PlannedDisk;
 use super::{Cause, Context, Error, Result, job, lineage, lock, restore};
 use crate::host::{BackupJob, BackupRequest, DiskRequest, PlaceWishes};
@@ -55,6 +55,12 @@ pub struct Options {
 /// # Errors
 /// When there is nothing to compare with, the job cannot be begun, or the user asked to stop. A difference is no error: it is in the outcome.
 pub fn compare(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
+    monitor::noting(context.monitor, |monitor| {
+        compare_noting(name, &context.with_monitor(monitor), options)
+    })
+}
+
+fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
     let failed = |error: RepoError| Error::of(name, error);
     let repository = context.repo.domain(name).map_err(failed)?;
     context

@@ -79,7 +79,7 @@ pub(super) fn plan(
         );
         return Err(failed(Cause::Usage(what)));
     }
-    findings.extend(left.into_iter().map(left_alone));
+    findings.extend(left.into_iter().map(|disk| left_alone(disk, point)));
     let nvram = plan_nvram(history, point, &described, &name, dir, findings)?;
     let is_described = |disk: &&PlannedDisk| described.disks.iter().any(|found| found.target == disk.target);
     let edits = Edits {
@@ -159,13 +159,15 @@ fn disks_left_alone<'a>(described: &'a DomainDescription, restored: &[PlannedDis
     described.disks.iter().filter(is_left).collect()
 }
 
-fn left_alone(disk: &Disk) -> Finding {
+fn left_alone(disk: &Disk, point: &RestorePoint) -> Finding {
     let path = disk
         .source
         .path()
         .map_or_else(String::new, |path| format!(" ({})", path.display()));
+    let left = point.left_out.iter().find(|left| left.disk == disk.target);
+    let why = left.map_or_else(String::new, |left| format!(" ({})", shown(&left.reason)));
     let what = format!(
-        "disk {} is not in the restore point: the domain names its old source{path}",
+        "disk {} is not in the restore point{why}: the domain names its old source{path}",
         disk.target
     );
     Finding::of_disk("disk-not-restored", &disk.target, what)

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use crate::host::HostError;
 use crate::model::block::{BlockError, BlockErrorKind};
+use crate::model::finding::Finding;
 use crate::model::text::shown;
 use crate::repo::RepoError;
 
@@ -45,6 +46,8 @@ pub struct Error {
     pub disk: Option<String>,
     /// What happened.
     pub cause: Cause,
+    /// What the verb had found before it failed, each finding once.
+    pub findings: Vec<Finding>,
 }
 
 /// What happened.
@@ -195,6 +198,7 @@ impl Error {
             domain: domain.to_owned(),
             disk,
             cause,
+            findings: Vec::new(),
         }
     }
 

@@ -58,6 +58,20 @@ pub struct Context<'a> {
     pub random: &'a (dyn Fn() -> u64 + Sync),
 }
 
+impl Context<'_> {
+    /// The same with another monitor.
+    fn with_monitor<'b>(&'b self, monitor: &'b dyn Monitor) -> Context<'b> {
+        Context {
+            host: self.host,
+            repo: self.repo,
+            now: self.now.clone(),
+            monitor,
+            stop: self.stop.clone(),
+            random: self.random,
+        }
+    }
+}
+
 /// Connects to a hypervisor; without a URI to the one that `virsh` would choose.
 #[cfg(feature = "libvirt")]
 pub fn connect(uri: Option<&str>) -> Result<Box<dyn Host>> {

@@ -1,7 +1,9 @@
 //! Whom the verbs tell how they are getting on. The terminal, silence and a recorder for tests are three of them.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::{Error, Result};
 use crate::model::finding::Finding;
 use crate::model::restore_point::Level;
 
@@ -103,4 +105,75 @@ pub struct Silent;
 
 impl Monitor for Silent {
     fn event(&self, _event: Event<'_>) {}
+}
+
+/// Passes events on, each finding only once, and keeps the findings: a verb that fails reports what it had found before.
+struct Notes<'a> {
+    next: &'a dyn Monitor,
+    findings: Mutex<Vec<Finding>>,
+}
+
+impl Monitor for Notes<'_> {
+    fn event(&self, event: Event<'_>) {
+        if let Event::Found { finding, .. } = &event {
+            let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
+            if findings.contains(finding) {
+                return;
+            }
+            findings.push((*finding).clone());
+        }
+        self.next.event(event);
+    }
+}
+
+/// Does a verb's work with a monitor that passes each finding on once. An error carries the findings reported before it.
+pub(super) fn noting<T>(monitor: &dyn Monitor, work: impl FnOnce(&dyn Monitor) -> Result<T>) -> Result<T> {
+    let notes = Notes {
+        next: monitor,
+        findings: Mutex::default(),
+    };
+    let result = work(&notes);
+    let findings = notes
+        .findings
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    result.map_err(|error| Error { findings, ..error })
+}
+
+/// Adds the findings that are not there yet.
+pub(super) fn add_new(findings: &mut Vec<Finding>, further: impl IntoIterator<Item = Finding>) {
+    for finding in further {
+        if !findings.contains(&finding) {
+            findings.push(finding);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Cause;
+
+    struct Count(Mutex<usize>);
+
+    impl Monitor for Count {
+        fn event(&self, _event: Event<'_>) {
+            *self.0.lock().expect("no thread panicked") += 1;
+        }
+    }
+
+    #[test]
+    fn findings_pass_once_and_stay_with_the_error() {
+        let count = Count(Mutex::new(0));
+        let findings = ["a", "b", "a"].map(|code| Finding::new(code, "said"));
+        let failed = noting(&count, |monitor| {
+            for finding in &findings {
+                let domain = "vm1";
+                monitor.event(Event::Found { domain, finding });
+            }
+            Err::<(), _>(Error::of("vm1", Cause::NothingToBackUp))
+        });
+        assert_eq!(failed.expect_err("it fails").findings, findings[..2]);
+        assert_eq!(count.0.into_inner().expect("no thread panicked"), 2);
+    }
 }

@@ -8,6 +8,7 @@ use crate::model::chain::{Chains, DiskLevel, DiskNow, SourceNow, decide};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::domain::{Disk, Domain, Eligibility};
 use crate::model::finding::Finding;
+use crate::model::left_out::{self, Exclusion, LeftOut};
 use crate::model::restore_point::{FileId, Level};
 
 /// Everything that a plan follows from.
@@ -26,6 +27,8 @@ pub struct Inputs<'a> {
     pub period: &'a str,
     /// Whether raw disks are wanted.
     pub raw: bool,
+    /// What the command line excludes.
+    pub exclude: &'a [Exclusion],
 }
 
 /// What a backup will do.
@@ -37,7 +40,9 @@ pub struct BackupPlan {
     pub checkpoint: bool,
     /// The disks it saves, in the order of the domain's XML.
     pub disks: Vec<PlannedDisk>,
-    /// What it leaves out, and why.
+    /// The disks it leaves out, and why.
+    pub left_out: Vec<LeftOut>,
+    /// What is worth telling, each disk that is left out included.
     pub findings: Vec<Finding>,
 }
 
@@ -55,6 +60,11 @@ pub struct PlannedDisk {
 }
 
 impl BackupPlan {
+    /// Whether it lacks a disk that nobody asked to leave out.
+    pub fn is_partial(&self) -> bool {
+        left_out::is_partial(&self.left_out)
+    }
+
     /// Incremental as soon as one disk is.
     pub fn level(&self) -> Level {
         if self.disks.iter().any(|disk| disk.level.parent.is_some()) {
@@ -90,11 +100,12 @@ impl BackupPlan {
 /// Decides what a backup of the domain would do now.
 pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
     let mut disks = Vec::new();
-    let mut findings = Vec::new();
+    let mut left_out = Vec::new();
     for disk in &inputs.domain.disks {
-        let full_only = match disk.eligibility(inputs.raw) {
-            Eligibility::Skipped(finding) => {
-                findings.push(finding);
+        let full_only = match left_out::eligibility(inputs.domain, disk, inputs.raw, inputs.exclude) {
+            Eligibility::NoDisk(_) => continue,
+            Eligibility::Skipped(left) => {
+                left_out.push(left);
                 continue;
             }
             Eligibility::FullOnly(reason) => Some(reason),
@@ -110,6 +121,8 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
             source_file: now.sources.first().and_then(|source| source.file),
         });
     }
+    let mut findings: Vec<Finding> = left_out.iter().map(LeftOut::finding).collect();
+    findings.extend(left_out::missing(inputs.domain, inputs.exclude));
     if let Err(reason) = &inputs.capabilities.incremental {
         findings.push(Finding::new(
             "no-incremental",
@@ -126,6 +139,7 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
         period: inputs.period.to_owned(),
         checkpoint: disks.iter().any(|disk| disk.checkpointed),
         disks,
+        left_out,
         findings,
     }
 }

@@ -10,6 +10,7 @@ use super::survey::Survey;
 use crate::host::{ActiveJob, Places};
 use crate::model::chain::{Chains, KeptPoint};
 use crate::model::checkpoint::{Checkpoint, REMOVAL_MARK, is_own, is_unique};
+use crate::model::left_out::Exclusion;
 use crate::model::restore_point::Level;
 
 /// Everything that a reconciliation follows from, besides the survey.
@@ -21,6 +22,8 @@ pub struct Wishes<'a> {
     pub current: &'a [String],
     /// Whether raw disks are wanted.
     pub raw: bool,
+    /// What the command line excludes.
+    pub exclude: &'a [Exclusion],
     /// How many checkpoints of the active chain stay in the domain.
     pub keep_checkpoints: usize,
 }
@@ -111,6 +114,7 @@ pub fn reconcile(survey: &Survey, chains: &Chains, wishes: &Wishes<'_>) -> Recon
         checkpoints: &checkpoints,
         period: wishes.period,
         raw: wishes.raw,
+        exclude: wishes.exclude,
     });
     Reconciliation {
         obstacle: obstacle.map(|job| job.operation.clone()),

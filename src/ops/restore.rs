@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use super::define::{self, DefinePlan};
 use super::error::Cause;
 use super::lineage::{self, PlannedImage};
-use super::monitor::{Event, Monitor};
+use super::monitor::{self, Event, Monitor};
 use super::{Error, Result};
 use crate::host::Host;
 use crate::model::block::Written;
 use crate::model::finding::Finding;
+use crate::model::left_out::Kind;
 use crate::model::restore_point::RestorePoint;
 use crate::model::stop::Stop;
 use crate::model::text::shown;
@@ -130,11 +131,25 @@ pub fn plan(
     host: Option<&dyn Host>,
     options: &Options,
 ) -> Result<RestorePlan> {
+    let mut findings = Vec::new();
+    let plan = plan_noting(domain, repo, host, options, &mut findings);
+    plan.map_err(|error| Error { findings, ..error })
+}
+
+/// The same; what it finds stays in `findings` when it fails.
+fn plan_noting(
+    domain: &str,
+    repo: &Repository,
+    host: Option<&dyn Host>,
+    options: &Options,
+    findings: &mut Vec<Finding>,
+) -> Result<RestorePlan> {
     let failed = |cause: Cause| Error::of(domain, cause);
     let history = repo
         .domain(domain)
         .and_then(|repository| repository.history())
         .map_err(|error| failed(error.into()))?;
+    findings.extend(history.findings.iter().cloned());
     let kept = choose(domain, &history, &options.at)?;
     let point = &kept.point;
     let targets = chosen_targets(domain, point, &options.disks)?;
@@ -150,8 +165,11 @@ pub fn plan(
             options.format,
         )?);
     }
-    let mut findings = history.findings.clone();
     let define = match &options.define {
+        None if options.disks.is_empty() => {
+            findings.extend(not_in_point(point));
+            None
+        }
         None => None,
         Some(wanted) => {
             let host =
@@ -165,13 +183,7 @@ pub fn plan(
                 return Err(failed(Cause::Usage(what.to_owned())));
             };
             Some(define::plan(
-                host,
-                &history,
-                point,
-                &disks,
-                dir,
-                wanted,
-                &mut findings,
+                host, &history, point, &disks, dir, wanted, findings,
             )?)
         }
     };
@@ -180,13 +192,26 @@ pub fn plan(
         new_dir: place.new_dir(),
         disks,
         define,
-        findings,
+        findings: std::mem::take(findings),
     })
 }
 
 /// Carries a plan out, through the repository's door to durable files. The files get their names when all of them are whole and synced; a
 /// failure before leaves none of them.
 pub fn restore(
+    domain: &str,
+    repo: &Repository,
+    plan: RestorePlan,
+    host: Option<&dyn Host>,
+    monitor: &dyn Monitor,
+    stop: &Stop,
+) -> Result<Outcome> {
+    monitor::noting(monitor, |monitor| {
+        carry_out(domain, repo, plan, host, monitor, stop)
+    })
+}
+
+fn carry_out(
     domain: &str,
     repo: &Repository,
     mut plan: RestorePlan,
@@ -229,6 +254,16 @@ pub fn restore(
     Ok(Outcome {
         plan,
         written: all_written,
+    })
+}
+
+/// The disks that a partial restore point lacks, though nobody asked for that.
+fn not_in_point(point: &RestorePoint) -> impl Iterator<Item = Finding> {
+    let skipped = point.left_out.iter().filter(|left| left.kind == Kind::Skipped);
+    skipped.map(|left| {
+        let (disk, reason) = (shown(&left.disk), shown(&left.reason));
+        let what = format!("the restore point is partial: disk {disk} was left out ({reason})");
+        Finding::of_disk("disk-not-restored", &left.disk, what)
     })
 }
 

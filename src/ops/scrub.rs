@@ -120,8 +120,12 @@ impl<'a> Scrub<'a> {
             return Err(Error::of(name, Cause::Busy { operation }));
         }
         let (found, unknown) = look(host, &domain, options.kind, history.as_ref()).map_err(failed)?;
+        let failed_after = |cause: Cause| Error {
+            findings: unknown.clone(),
+            ..Error::of(name, cause)
+        };
         let outlook = Outlook {
-            capabilities: host.capabilities().map_err(failed)?,
+            capabilities: host.capabilities().map_err(|error| failed_after(error.into()))?,
             kept: history.as_ref().map(|history| Kept {
                 chains: history.chains.clone(),
                 period: Period::containing(options.group_by, means.today).folder(),
@@ -129,7 +133,7 @@ impl<'a> Scrub<'a> {
             }),
         };
         let plan = plan::plan(&domain, &found, options.kind, options.name.as_deref(), &outlook);
-        let mut plan = plan.map_err(|cause| Error::of(name, cause))?;
+        let mut plan = plan.map_err(failed_after)?;
         plan.findings.splice(0..0, unknown);
         Ok(Scrub {
             means,

@@ -19,6 +19,7 @@ use crate::model::chain::{KeptPoint, MissedWrite};
 use crate::model::checkpoint::{Bitmap, Checkpoint, is_own};
 use crate::model::domain::{Domain, DomainState, Eligibility};
 use crate::model::finding::Finding;
+use crate::model::left_out::{self, Exclusion, Exclusions, Kind, LeftOut};
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
 use crate::model::text::{shown, with_sources};
@@ -35,14 +36,18 @@ pub struct DomainStatus {
     pub checkpoints: Vec<String>,
     /// The newest checkpoint of ours.
     pub newest: Option<Newest>,
-    /// Its eligible disks.
+    /// Its eligible disks. Raw ones are among them, though a backup saves them only on request.
     pub disks: Vec<DiskStatus>,
+    /// The disks that a backup without `--raw` leaves out, and why.
+    pub left_out: Vec<LeftOut>,
     /// What disagrees; empty when all is well.
     pub inconsistencies: Vec<String>,
     /// The folder of the current period.
     pub dir: Option<DirStats>,
     /// The newest restore point: its id and its time.
     pub latest: Option<(String, Timestamp)>,
+    /// The disks that the newest restore point lacks though nobody asked for that.
+    pub latest_lacks: Vec<String>,
     /// When the newest restore point was last verified, and with what result.
     pub proof: Option<Proof>,
     /// What verifications found damaged of what the newest restore point is made of, parents included.
@@ -124,6 +129,8 @@ pub struct Subject<'a> {
     pub group_by: GroupBy,
     /// The day, in local time.
     pub today: Date,
+    /// The disks that the command line excludes from backups.
+    pub exclude: &'a Exclusions,
 }
 
 /// How many domains are looked at at the same time: each may run a `qemu-img`.
@@ -166,12 +173,21 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
     let newest = checkpoints.iter().rev().find(|found| is_own(&found.name));
     let mut findings = Vec::new();
     let mut disks = Vec::new();
+    let mut left_out = Vec::new();
+    let excluded = excluded_of(subject, name);
     for disk in &domain.disks {
+        if let Eligibility::Skipped(left) = left_out::eligibility(&domain, disk, false, excluded) {
+            left_out.push(left);
+        }
         // Raw disks have no bitmaps to show, but are there to be seen when they could be backed up.
-        let eligibility = disk.eligibility(true);
-        if let Eligibility::Skipped(finding) = eligibility {
-            findings.push(finding);
-            continue;
+        let eligibility = left_out::eligibility(&domain, disk, true, excluded);
+        match &eligibility {
+            Eligibility::NoDisk(_) => continue,
+            Eligibility::Skipped(left) => {
+                findings.push(left.finding());
+                continue;
+            }
+            Eligibility::Incremental | Eligibility::FullOnly(_) => {}
         }
         let target = &disk.target;
         let of_disk = |error: HostError| Error::of_disk(name, target, error);
@@ -197,6 +213,7 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
             can_be_incremental: eligibility == Eligibility::Incremental,
         });
     }
+    findings.extend(left_out::missing(&domain, excluded));
     let mut status = DomainStatus {
         domain: domain.name.clone(),
         state: domain.state,
@@ -206,8 +223,10 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
         }),
         inconsistencies: disagreeing_bitmaps(&disks, &checkpoints),
         disks,
+        left_out,
         dir: None,
         latest: None,
+        latest_lacks: Vec::new(),
         proof: None,
         doubt: None,
         missed: Vec::new(),
@@ -257,6 +276,8 @@ fn compare_with(
     let newest = history.chains.latest_in_periods();
     let latest = newest.map(|kept| (kept.point.id.clone(), kept.point.time));
     status.latest = latest;
+    let lacks = newest.map(|kept| left_out::targets(&kept.point.left_out, Kind::Skipped));
+    status.latest_lacks = lacks.unwrap_or_default().into_iter().map(str::to_owned).collect();
     status.doubt = newest.and_then(|kept| history.chains.doubts(&kept.point.id));
     let kept = newest.and_then(|newest| history.get(&newest.point.id));
     status.proof = kept.and_then(|kept| kept.proof.clone());
@@ -270,6 +291,7 @@ fn compare_with(
                     period: &period,
                     current: &GroupBy::ALL.map(|by| Period::containing(by, subject.today).folder()),
                     raw: false,
+                    exclude: excluded_of(subject, &domain.name),
                     keep_checkpoints: plan::KEPT_CHECKPOINTS,
                 };
                 status.next = Some(reconcile::reconcile(&survey, &history.chains, &wishes));
@@ -286,6 +308,10 @@ fn compare_with(
     let damage = history.damage();
     status.findings.extend(history.findings.into_iter().chain(damage));
     Ok(())
+}
+
+fn excluded_of<'a>(subject: &Subject<'a>, domain: &str) -> &'a [Exclusion] {
+    subject.exclude.get(domain).map_or(&[], Vec::as_slice)
 }
 
 /// The bitmaps of a disk: those of checkpoints in their order, then the others. While the domain runs only those of checkpoints can be known.

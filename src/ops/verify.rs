@@ -163,7 +163,10 @@ pub fn verify(
         Ok(chosen) => chosen,
         // That none can be read is told above.
         Err(_) if !outcome.damage.is_empty() => Vec::new(),
-        Err(error) => return Err(error),
+        Err(error) => {
+            let findings = outcome.findings;
+            return Err(Error { findings, ..error });
+        }
     };
     for finding in &outcome.findings {
         monitor.event(Event::Found { domain, finding });

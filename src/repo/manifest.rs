@@ -260,6 +260,7 @@ mod tests {
                 zero_bytes: 0,
             }],
             findings: vec![],
+            left_out: vec![],
         };
         let files = [("vda.qcow2", 327_680), ("domain.xml", 1000)].map(|(name, size)| FileEntry {
             name: name.into(),

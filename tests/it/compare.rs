@@ -5,6 +5,7 @@ use vmsnap::cli::report::compare as shown;
 use vmsnap::cli::report::{list as shown_list, status as shown_status};
 use vmsnap::host::Host;
 use vmsnap::model::domain::DiskFormat;
+use vmsnap::model::left_out::NOTHING_EXCLUDED;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::compare::{Meaning, Options, Outcome, Verdict, compare};
@@ -287,6 +288,7 @@ fn a_disk_that_no_backup_would_save_any_more_is_not_called_the_same() {
 
 fn how_it_stands(lab: &Lab) -> DomainStatus {
     let subject = Subject {
+        exclude: &NOTHING_EXCLUDED,
         host: &lab.host,
         repo: Some(&lab.repo),
         group_by: GroupBy::Month,

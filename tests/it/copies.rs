@@ -8,6 +8,7 @@ use vmsnap::cli::report::backup::{kind, plan_json, plan_text};
 use vmsnap::cli::report::list as shown_list;
 use vmsnap::host::Host;
 use vmsnap::model::domain::DomainState;
+use vmsnap::model::left_out::NOTHING_EXCLUDED;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
@@ -90,6 +91,7 @@ fn copies(lab: &Lab) -> Vec<String> {
 
 fn how(lab: &Lab) -> DomainStatus {
     let subject = Subject {
+        exclude: &NOTHING_EXCLUDED,
         host: &lab.host,
         repo: Some(&lab.repo),
         group_by: GroupBy::Month,
@@ -338,7 +340,7 @@ fn a_dry_run_of_a_copy_says_so_and_does_nothing() {
              disk vda: full, a standalone copy\n  disk vdb: full, a standalone copy\n"
         )
     );
-    let json = plan_json(&[("vm1".to_owned(), preview)], &[], ExitCode::Ok);
+    let json = plan_json(&[("vm1".to_owned(), preview)], &[], &[], ExitCode::Ok);
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(json["domains"][0]["copy"], true);
     assert_eq!(json["domains"][0]["checkpoint"], false);

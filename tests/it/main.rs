@@ -19,6 +19,7 @@ mod list;
 mod no_rights;
 mod open_files;
 mod page_cache;
+mod partial;
 mod prune;
 mod reconcile;
 mod repository;

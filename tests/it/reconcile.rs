@@ -40,6 +40,7 @@ fn planned(lab: &Lab, survey: &Survey) -> Reconciliation {
         period: PERIOD,
         current: &[PERIOD.to_owned()],
         raw: false,
+        exclude: &[],
         keep_checkpoints: 32,
     };
     reconcile(survey, &lab.history("vm1").chains, &wishes)

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use vmsnap::cli::report::status::{Form, Look, text, write};
 use vmsnap::model::domain::DomainState;
+use vmsnap::model::left_out::NOTHING_EXCLUDED;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
@@ -14,6 +15,7 @@ use crate::lab::{CLUSTER, Lab, NAMES};
 
 fn subject(lab: &Lab, with_repo: bool) -> Subject<'_> {
     Subject {
+        exclude: &NOTHING_EXCLUDED,
         host: &lab.host,
         repo: with_repo.then_some(&lab.repo),
         group_by: GroupBy::Month,
@@ -60,6 +62,8 @@ fn sample() -> DomainStatus {
         doubt: None,
         missed: vec![],
         writer: None,
+        left_out: vec![],
+        latest_lacks: vec![],
         latest: Some((
             "2024-11-02T02-00-02Z".to_owned(),
             "2024-11-02T02:00:02Z".parse().expect("a time"),

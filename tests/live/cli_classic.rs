@@ -83,8 +83,8 @@ fn a_season_in_the_classic_spelling() {
             &user.on(day, &[&classic[..], more].concat()),
             &[&machine],
             0,
-            "VM1: incremental backup ID, 1 disk, 0 B in TIME (RATE), crash-consistent\n",
-            &steps("incremental", "changes since ID", "0 B"),
+            "VM1: incremental backup ID, 1 disk, no changes, TIME, crash-consistent\n",
+            &steps("incremental", "changes since ID", "nothing"),
         );
         assert_eq!(user.periods(&machine), [Q2, Q3], "{more:?}");
     }
@@ -94,7 +94,7 @@ fn a_season_in_the_classic_spelling() {
         &[&machine],
         0,
         &format!(
-            "VM1: incremental backup ID, 1 disk, 0 B in TIME (RATE), crash-consistent\nVM1: pruned {Q2}\n"
+            "VM1: incremental backup ID, 1 disk, no changes, TIME, crash-consistent\nVM1: pruned {Q2}\n"
         ),
         "",
     );
@@ -119,9 +119,9 @@ fn a_failed_backup_with_prune_keeps_what_there_is_and_stops_no_other() {
         &user.on("2026-10-20", &[&words[..], &["-q"]].concat()),
         &[&bad, &good],
         0,
-        "VM1: full backup ID, 1 disk, 0 B in TIME (RATE), shut off\n\
+        "VM1: full backup ID, 1 disk, no data, TIME, shut off\n\
          VM1: pruned nothing: there is no vmsnap-backup-monthly-2026-09\n\
-         VM2: full backup ID, 1 disk, 0 B in TIME (RATE), shut off\n\
+         VM2: full backup ID, 1 disk, no data, TIME, shut off\n\
          VM2: pruned nothing: there is no vmsnap-backup-monthly-2026-09\n",
         "",
     );
@@ -148,7 +148,7 @@ fn a_failed_backup_with_prune_keeps_what_there_is_and_stops_no_other() {
     );
     assert_eq!(
         golden(&finished.stdout, &[&bad, &good]),
-        format!("VM2: full backup ID, 1 disk, 0 B in TIME (RATE), shut off\nVM2: pruned {OCTOBER}\n")
+        format!("VM2: full backup ID, 1 disk, no data, TIME, shut off\nVM2: pruned {OCTOBER}\n")
     );
     assert_eq!(user.periods(&good), [NOVEMBER]);
     assert_eq!(user.periods(&bad), [OCTOBER]);
@@ -198,8 +198,8 @@ fn after_a_failed_first_full_of_a_running_domain_the_next_run_makes_it() {
         &user.on("2026-11-17", &words),
         &[&machine],
         0,
-        "VM1: full backup ID, 1 disk, 0 B in TIME (RATE), crash-consistent\n",
-        &steps("full", "first of the period", "0 B"),
+        "VM1: full backup ID, 1 disk, no data, TIME, crash-consistent\n",
+        &steps("full", "first of the period", "nothing"),
     );
     assert_eq!(user.periods(&machine), ["vmsnap-backup-bi-annually-2026-p2"]);
     assert_eq!(machine.checkpoints().len(), 1);
@@ -236,7 +236,7 @@ fn a_domain_whose_name_is_a_number_is_backed_up_when_that_is_meant() {
         ),
         &[&machine],
         0,
-        "VM1: full backup ID, 1 disk, 0 B in TIME (RATE), shut off\n",
+        "VM1: full backup ID, 1 disk, no data, TIME, shut off\n",
         "",
     );
     assert_eq!(user.periods(&machine), ["vmsnap-backup-yearly-2026"]);

@@ -211,8 +211,8 @@ fn bitmaps_without_their_checkpoints_are_in_no_full_backups_way() {
         &made,
         &[&running, &off],
         0,
-        "VM1: full backup ID, 1 disk, 0 B in TIME (RATE), crash-consistent\n\
-         VM2: full backup ID, 1 disk, 0 B in TIME (RATE), shut off\n",
+        "VM1: full backup ID, 1 disk, no data, TIME, crash-consistent\n\
+         VM2: full backup ID, 1 disk, no data, TIME, shut off\n",
         "",
     );
     for machine in [&running, &off] {

@@ -137,7 +137,12 @@ impl Repo {
         let mut command = command(env!("CARGO_BIN_EXE_vmsnap"), args);
         let home = self.beside("home");
         command.current_dir(&home).env("HOME", &home);
-        for name in ["VMSNAP_CONNECT", "VMSNAP_REPOSITORY", "LIBVIRT_DEFAULT_URI"] {
+        for name in [
+            "VMSNAP_CONNECT",
+            "VMSNAP_REPOSITORY",
+            "VMSNAP_EXCLUDE_DISK",
+            "LIBVIRT_DEFAULT_URI",
+        ] {
             command.env_remove(name);
         }
         command

@@ -76,9 +76,21 @@ pub fn golden(text: &str, machines: &[&Machine]) -> String {
                 let (_, rest) = after.split_once("RATE").expect("just asked");
                 format!("{before} in TIME (RATE{rest}")
             }
-            _ => line.to_owned(),
+            _ => without_idle_time(line),
         });
     lines.collect()
+}
+
+/// Where nothing was copied there is a time, and no rate.
+fn without_idle_time(line: &str) -> String {
+    for nothing in [", no changes, ", ", no data, ", ", only zeroes, "] {
+        if let Some((before, after)) = line.split_once(nothing)
+            && let Some((_, rest)) = after.split_once(" s, ")
+        {
+            return format!("{before}{nothing}TIME, {rest}");
+        }
+    }
+    line.to_owned()
 }
 
 #[track_caller]

@@ -30,6 +30,7 @@ mod host_offline;
 mod host_read;
 mod host_repair;
 mod mount;
+mod partial;
 mod process;
 mod scrub;
 mod scrub_command;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use vmsnap::model::left_out::NOTHING_EXCLUDED;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
@@ -26,6 +27,7 @@ fn now() -> jiff::Zoned {
 
 fn ask(domain: &TestDomain, repo: &Repository) -> DomainStatus {
     let subject = Subject {
+        exclude: &NOTHING_EXCLUDED,
         host: &Lab::get().host,
         repo: Some(repo),
         group_by: GroupBy::Month,

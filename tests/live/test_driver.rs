@@ -2,6 +2,7 @@
 //! images. Nothing runs, so shut-off domains can be backed up and running ones cannot, which is a failure made to order.
 
 mod backup;
+mod partial;
 mod status;
 mod words;
 
@@ -22,6 +23,12 @@ const NASTY: &str = "a $(touch PWNED) `touch PWNED`; touch PWNED & \"b\" 'c' *?[
 struct Node {
     folder: tempfile::TempDir,
     domains: Vec<(String, u32)>,
+    /// Further devices of each domain.
+    devices: String,
+    /// What stands in each domain beside its devices.
+    metadata: String,
+    /// In place of the disk `vda`.
+    replace: Option<String>,
 }
 
 impl Node {
@@ -34,6 +41,9 @@ impl Node {
                 .iter()
                 .map(|(name, state)| ((*name).to_owned(), *state))
                 .collect(),
+            devices: String::new(),
+            metadata: String::new(),
+            replace: None,
         };
         for number in 0..node.domains.len() {
             let image = node.image(number);
@@ -55,14 +65,20 @@ impl Node {
     /// libvirt reads the file at each start of the program.
     fn write(&self) {
         let domains = self.domains.iter().enumerate().map(|(number, (name, state))| {
+            let image = escape(self.image(number).to_str().expect("UTF-8"));
+            let vda = format!(
+                "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{image}'/>\
+                 <target dev='vda' bus='virtio'/></disk>"
+            );
             format!(
                 "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>\
                  <name>{}</name><uuid>00000000-0000-4000-8000-{number:012}</uuid><memory>8192</memory>\
-                 <os><type>hvm</type></os><devices><disk type='file' device='disk'>\
-                 <driver name='qemu' type='qcow2'/><source file='{}'/><target dev='vda' bus='virtio'/></disk>\
-                 </devices><test:runstate>{state}</test:runstate></domain>",
+                 <os><type>hvm</type></os>{}<devices>{}{}</devices>\
+                 <test:runstate>{state}</test:runstate></domain>",
                 escape(name),
-                escape(self.image(number).to_str().expect("UTF-8")),
+                self.metadata,
+                self.replace.as_ref().unwrap_or(&vda),
+                self.devices,
             )
         });
         let xml = format!("<node>{}</node>", domains.collect::<String>());

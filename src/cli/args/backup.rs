@@ -43,6 +43,15 @@ pub struct BackupArgs {
     #[arg(help_heading = "What is saved", long)]
     pub raw: bool,
 
+    /// Leave this disk out: vdb, or vm1:vdb for one domain (globs too); comma lists, several times
+    #[arg(
+        help_heading = "What is saved",
+        long,
+        value_name = "DISK",
+        env = "VMSNAP_EXCLUDE_DISK"
+    )]
+    pub exclude_disk: Vec<String>,
+
     /// Delete the previous period once the current one is past its middle and holds a whole full
     #[arg(long)]
     pub prune: bool,

@@ -32,6 +32,10 @@ pub struct StatusArgs {
     #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]
     pub group_by: String,
 
+    /// A disk that backups leave out: as for vmsnap backup
+    #[arg(long, value_name = "DISK", env = "VMSNAP_EXCLUDE_DISK")]
+    pub exclude_disk: Vec<String>,
+
     /// Which hypervisor.
     #[command(flatten)]
     pub connect: ConnectArgs,

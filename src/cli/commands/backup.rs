@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    CommandResult, Refusal, Tally, group_by, now, random, repository_path, tell_summary, tell_versions,
+    CommandResult, Refusal, Tally, exclusions, group_by, now, random, repository_path, tell_summary,
+    tell_versions,
 };
 use crate::cli::answer;
 use crate::cli::args::BackupArgs;
@@ -12,6 +13,7 @@ use crate::cli::log::{self, Entry, Level};
 use crate::cli::progress::Progress;
 use crate::cli::report::backup as shown;
 use crate::cli::select::{Selection, patterns, select};
+use crate::model::left_out::Kind;
 use crate::model::stop::Stop;
 use crate::ops::backup::{Options, Outcome, backup, preview};
 use crate::ops::{self, Context, Host, PlaceWishes, Repository};
@@ -24,6 +26,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
     let options = Options {
         group_by: group_by(&args.group_by)?,
         raw: args.raw,
+        exclude: Vec::new(),
         freeze: (args.freeze_timeout > 0).then(|| Duration::from_secs(args.freeze_timeout)),
         places: PlaceWishes {
             socket: args.socketfile.clone(),
@@ -58,6 +61,11 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
     let mut tally = Tally::default();
     tally.unmatched(&selection.unmatched);
     tell_versions(host.as_ref(), selection.domains.len(), names.len());
+    let exclude = exclusions(&args.exclude_disk, &selection, &names, host.as_ref())?;
+    let options_of = |domain: &String| Options {
+        exclude: exclude.get(domain).cloned().unwrap_or_default(),
+        ..options.clone()
+    };
     if args.dry_run {
         let repo = ops::open_as_if_created_repository(path)?;
         let json = args.output_args.json;
@@ -65,7 +73,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
             &selection,
             host.as_ref(),
             &repo,
-            &options,
+            &options_of,
             stop,
             json,
             tally,
@@ -88,7 +96,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
             stop: stop.clone(),
             random: &random,
         };
-        let result = backup(domain, &context, &options);
+        let result = backup(domain, &context, &options_of(domain));
         match &result {
             Ok(outcome) => tell_success(domain, outcome),
             Err(error) => tally.failed(error, ExitCode::of_backup_error(error)),
@@ -98,6 +106,9 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
             took: began.elapsed(),
             result,
         };
+        if domain.is_partial() {
+            tally.count(ExitCode::BackupFailed);
+        }
         if domain.prune_failed() {
             tally.count(ExitCode::Failed);
         }
@@ -114,11 +125,34 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
         done.iter().filter_map(shown::Done::failure),
         done.len(),
     );
+    tell_left_out(&done);
     let code = tally.end(&PROGRAMS);
     if args.output_args.json {
         answer(&shown::json(&done, &selection.unmatched, code));
     }
     Ok(code)
+}
+
+/// With several domains those that lack a disk are named again at the end, where one looks.
+fn tell_left_out(done: &[shown::Done]) {
+    if done.len() < 2 {
+        return;
+    }
+    for (kind, level, what) in [
+        (Kind::Skipped, Level::Notice, "partial, without"),
+        (
+            Kind::Raw,
+            Level::Info,
+            "without their raw disks (--raw saves them too)",
+        ),
+    ] {
+        let lacking: Vec<String> = done.iter().filter_map(|done| done.lacks(kind)).collect();
+        if !lacking.is_empty() {
+            let lines: String = lacking.iter().map(|line| format!("\n  {line}")).collect();
+            let text = format!("{} of {} {what}:{lines}", lacking.len(), done.len());
+            log::tell(&Entry::new(level, &text));
+        }
+    }
 }
 
 /// For a journal or a log file of its own: a person reads it on stdout.
@@ -137,12 +171,13 @@ fn dry_run(
     selection: &Selection,
     host: &dyn Host,
     repo: &Repository,
-    options: &Options,
+    options_of: &dyn Fn(&String) -> Options,
     stop: &Stop,
     json: bool,
     mut tally: Tally,
 ) -> ExitCode {
     let mut plans = Vec::new();
+    let mut failed = Vec::new();
     for domain in &selection.domains {
         let context = Context {
             host,
@@ -152,11 +187,14 @@ fn dry_run(
             stop: stop.clone(),
             random: &random,
         };
-        match preview(domain, &context, options) {
+        match preview(domain, &context, &options_of(domain)) {
             Ok(preview) => {
                 if preview.writer.is_some() {
                     tally.count(ExitCode::Failed);
-                } else if preview.planned.obstacle.is_some() || preview.planned.backup.disks.is_empty() {
+                } else if preview.planned.obstacle.is_some()
+                    || preview.planned.backup.disks.is_empty()
+                    || preview.planned.backup.is_partial()
+                {
                     tally.count(ExitCode::BackupFailed);
                 }
                 if json {
@@ -165,12 +203,15 @@ fn dry_run(
                     answer(&shown::plan_text(domain, &preview));
                 }
             }
-            Err(error) => tally.failed(&error, ExitCode::of_backup_error(&error)),
+            Err(error) => {
+                tally.failed(&error, ExitCode::of_backup_error(&error));
+                failed.push(error);
+            }
         }
     }
     let code = tally.end(&PROGRAMS);
     if json {
-        answer(&shown::plan_json(&plans, &selection.unmatched, code));
+        answer(&shown::plan_json(&plans, &failed, &selection.unmatched, code));
     }
     code
 }

@@ -9,6 +9,7 @@ use crate::cli::progress::Progress;
 use crate::cli::report;
 use crate::cli::{answer, answer_in_colour, pretty};
 use crate::demo::{self, Embed, Machine, Write};
+use crate::model::left_out::NOTHING_EXCLUDED;
 use crate::model::period::GroupBy;
 use crate::model::restore_point::Level;
 use crate::model::stop::Stop;
@@ -70,6 +71,7 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
     say(report::list::text(&listed, repo.root()).trim_end());
     say("\nvmsnap status:");
     let subject = ops::status::Subject {
+        exclude: &NOTHING_EXCLUDED,
         host: embed.host(),
         repo: Some(&repo),
         group_by: GroupBy::Month,

@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 use super::args::{Cli, Command};
 use super::exit_code::ExitCode;
 use super::log::{self, Entry, Level};
-use super::{report, tell, tell_error};
+use super::select::Selection;
+use super::{exclude, report, tell, tell_error};
+use crate::model::left_out::Exclusions;
 use crate::model::period::GroupBy;
 use crate::model::stop::Stop;
 use crate::model::text::shown;
@@ -117,6 +119,22 @@ fn group_by(word: &str) -> Result<GroupBy, Refusal> {
         let message = format!("Invalid groupBy: {}. It is one of {words}", shown(word));
         Refusal::new(ExitCode::GroupBy, message)
     })
+}
+
+/// What `--exclude-disk` means for these domains.
+fn exclusions(
+    typed: &[String],
+    selection: &Selection,
+    names: &[String],
+    host: &dyn Host,
+) -> Result<Exclusions, Refusal> {
+    let excluded = exclude::excluded(typed, selection, names, host);
+    let excluded = excluded.map_err(|message| Refusal::new(ExitCode::Usage, message))?;
+    for item in &excluded.unused {
+        let what = format!("note: --exclude-disk {item} is for no domain of this host");
+        log::tell(&Entry::new(Level::Warning, &what));
+    }
+    Ok(excluded.of)
 }
 
 /// What a command over several domains has met with so far.

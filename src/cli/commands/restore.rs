@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{CommandResult, repository_to_read};
+use super::{CommandResult, Refusal, repository_to_read};
 use crate::cli::answer;
 use crate::cli::args::{FormatArg, RestoreArgs};
 use crate::cli::exit_code::ExitCode;
@@ -31,14 +31,20 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
             name: args.name.clone(),
         }),
     };
-    let plan = plan(&args.domain, &repo, host.as_deref(), &options)?;
+    let failed = |error: ops::Error| {
+        if args.output_args.json && !args.dry_run {
+            answer(&shown::failed_json(&error));
+        }
+        Refusal::from(error)
+    };
+    let plan = plan(&args.domain, &repo, host.as_deref(), &options).map_err(failed)?;
     if args.dry_run {
         answer(&shown::plan_text(&args.domain, &plan));
         return Ok(ExitCode::Ok);
     }
     let progress = Progress::new();
     let began = Instant::now();
-    let outcome = restore(&args.domain, &repo, plan, host.as_deref(), &progress, stop)?;
+    let outcome = restore(&args.domain, &repo, plan, host.as_deref(), &progress, stop).map_err(failed)?;
     let text = if args.output_args.json {
         shown::json(&args.domain, &outcome)
     } else {

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::{CommandResult, Refusal, Tally, group_by, now, repository_path, tell_summary, tell_versions};
+use super::{
+    CommandResult, Refusal, Tally, exclusions, group_by, now, repository_path, tell_summary, tell_versions,
+};
 use crate::cli::args::StatusArgs;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::log::{self, Entry, Level};
@@ -11,6 +13,8 @@ use crate::cli::report::backup::plan_lines;
 use crate::cli::report::status::{Form, Look, write};
 use crate::cli::select::select;
 use crate::cli::{answer, answer_in_colour};
+use crate::model::finding::Finding;
+use crate::model::left_out::LeftOut;
 use crate::model::stop::Stop;
 use crate::ops::status::{DomainStatus, Subject, statuses};
 use crate::ops::{self, Repository};
@@ -39,7 +43,9 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
     let mut tally = Tally::default();
     tally.unmatched(&selection.unmatched);
     tell_versions(host.as_ref(), selection.domains.len(), names.len());
+    let exclude = exclusions(&args.exclude_disk, &selection, &names, host.as_ref())?;
     let subject = Subject {
+        exclude: &exclude,
         host: host.as_ref(),
         repo: repo.as_ref(),
         group_by,
@@ -112,7 +118,9 @@ fn tell_details(status: &DomainStatus) {
     );
     log::tell(&Entry::of(Level::Debug, &status.domain, &what));
     let next = status.next.as_ref();
-    let steps = next.map(|next| plan_lines(next, status.writer.as_deref()));
+    let left_out = status.left_out.iter().map(LeftOut::finding);
+    let known: Vec<Finding> = left_out.chain(status.findings.iter().cloned()).collect();
+    let steps = next.map(|next| plan_lines(next, status.writer.as_deref(), &known));
     for step in steps.into_iter().flatten() {
         let what = format!("the next backup: {step}");
         log::tell(&Entry::of(Level::Debug, &status.domain, &what));

@@ -5,10 +5,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::tree::Tree;
-use super::{ErrorJson, PointJson, document, failure, finding_tree};
+use super::{ErrorJson, LeftOutJson, PointJson, document, failed_tree, failure, finding_tree, left_out_tree};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::finding::Finding;
+use crate::model::left_out::{self, Kind, LeftOut};
 use crate::model::period::COPY_PREFIX;
 use crate::model::restore_point::{Level, RestorePoint};
 use crate::model::text::shown;
@@ -48,6 +49,20 @@ impl Done {
         matches!(prune, Some(PruneOutcome::Failed(_)))
     }
 
+    /// Whether a disk is missing though nobody asked for that.
+    pub fn is_partial(&self) -> bool {
+        self.result
+            .as_ref()
+            .is_ok_and(|outcome| outcome.point.is_partial())
+    }
+
+    /// The domain with the disks that are left out for this kind of reason, if there are any.
+    pub fn lacks(&self, kind: Kind) -> Option<String> {
+        let outcome = self.result.as_ref().ok()?;
+        let targets = left_out::targets(&outcome.point.left_out, kind);
+        (!targets.is_empty()).then(|| format!("{}: {}", shown(&self.domain), targets.join(", ")))
+    }
+
     /// What failed, with domain, disk and reason.
     pub fn failure(&self) -> Option<String> {
         match &self.result {
@@ -68,20 +83,24 @@ impl Done {
             Ok(outcome) => {
                 let point = &outcome.point;
                 let copied: u64 = point.disks.iter().map(|disk| disk.data_bytes).sum();
-                let rate = copied as f64 / self.took.as_secs_f64().max(0.001);
+                let zeroes: u64 = point.disks.iter().map(|disk| disk.zero_bytes).sum();
+                let nothing = match (point.level, zeroes) {
+                    (Level::Incremental, 0) => "no changes",
+                    (_, 0) => "no data",
+                    _ => "only zeroes",
+                };
                 let pruned = outcome
                     .prune
                     .as_ref()
                     .map(|prune| prune_line(&self.domain, prune));
                 format!(
-                    "{}: {} {}, {}, {} in {} ({}/s), {}\n{}",
+                    "{}: {} {}, {}{}, {}, {}\n{}",
                     shown(&self.domain),
                     kind(point),
                     point.id,
                     disks_word(point.disks.len()),
-                    pretty::bytes(copied),
-                    pretty::seconds(self.took),
-                    pretty::bytes(rate as u64),
+                    without(&point.left_out),
+                    pretty::amount(copied, self.took, nothing),
                     point.consistency.sentence(),
                     pruned.unwrap_or_default(),
                 )
@@ -108,6 +127,23 @@ fn prune_line(domain: &str, prune: &PruneOutcome) -> String {
     }
 }
 
+/// Which disks are not among those that were saved, after their number.
+pub fn without(left_out: &[LeftOut]) -> String {
+    let words = [
+        (Kind::Skipped, "PARTIAL: without"),
+        (Kind::Raw, "raw, not saved:"),
+        (Kind::Excluded, "excluded:"),
+    ];
+    let parts = words.into_iter().filter_map(|(kind, word)| {
+        let targets = left_out::targets(left_out, kind);
+        (!targets.is_empty()).then(|| format!("{word} {}", targets.join(", ")))
+    });
+    match parts.collect::<Vec<_>>().as_slice() {
+        [] => String::new(),
+        parts => format!(" ({})", parts.join("; ")),
+    }
+}
+
 fn disks_word(count: usize) -> String {
     match count {
         1 => "1 disk".to_owned(),
@@ -130,12 +166,20 @@ struct DomainJson<'a> {
     domain: &'a str,
     outcome: &'static str,
     seconds: f64,
-    restore_point: Option<PointJson<'a>>,
+    restore_point: Option<MadeJson<'a>>,
     path: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prune: Option<PruneJson<'a>>,
     error: Option<ErrorJson>,
     findings: &'a [Finding],
+}
+
+#[derive(Serialize)]
+struct MadeJson<'a> {
+    #[serde(flatten)]
+    point: PointJson<'a>,
+    #[serde(flatten)]
+    left_out: LeftOutJson<'a>,
 }
 
 #[derive(Serialize)]
@@ -163,9 +207,15 @@ pub fn json(done: &[Done], unmatched: &[String], code: ExitCode) -> String {
     let domains = done.iter().map(|done| match &done.result {
         Ok(outcome) => DomainJson {
             domain: &done.domain,
-            outcome: "ok",
+            outcome: match outcome.point.is_partial() {
+                true => "partial",
+                false => "ok",
+            },
             seconds: done.took.as_secs_f64(),
-            restore_point: Some(PointJson::of(&outcome.point, outcome.file_bytes, None, &[])),
+            restore_point: Some(MadeJson {
+                point: PointJson::of(&outcome.point, outcome.file_bytes, None, &[]),
+                left_out: LeftOutJson::of(&outcome.point),
+            }),
             path: Some(outcome.dir.display().to_string()),
             prune: outcome.prune.as_ref().map(PruneJson::of),
             error: None,
@@ -179,7 +229,7 @@ pub fn json(done: &[Done], unmatched: &[String], code: ExitCode) -> String {
             path: None,
             prune: None,
             error: Some(ErrorJson::of(error)),
-            findings: &[],
+            findings: &error.findings,
         },
     });
     document(&BackupJson {
@@ -191,8 +241,14 @@ pub fn json(done: &[Done], unmatched: &[String], code: ExitCode) -> String {
 }
 
 /// What a dry run would do, as one JSON document.
-pub fn plan_json(plans: &[(String, Preview)], unmatched: &[String], code: ExitCode) -> String {
-    let domains = plans.iter().map(|(domain, preview)| plan_tree(domain, preview));
+pub fn plan_json(
+    plans: &[(String, Preview)],
+    failed: &[Error],
+    unmatched: &[String],
+    code: ExitCode,
+) -> String {
+    let planned = plans.iter().map(|(domain, preview)| plan_tree(domain, preview));
+    let domains = planned.chain(failed.iter().map(failed_tree));
     let document = Tree::map([
         ("schema", Tree::Number(1)),
         ("dryRun", Tree::Bool(true)),
@@ -235,6 +291,8 @@ fn plan_tree(domain: &str, preview: &Preview) -> Tree {
             "findings",
             Tree::List(plan.findings.iter().map(finding_tree).collect()),
         ),
+        ("partial", Tree::Bool(plan.is_partial())),
+        ("leftOut", left_out_tree(&plan.left_out)),
     ])
 }
 
@@ -251,16 +309,17 @@ fn is_copy(plan: &BackupPlan) -> bool {
 pub fn plan_text(domain: &str, preview: &Preview) -> String {
     let plan = &preview.planned.backup;
     let mut text = format!(
-        "{}: {} into {}\n",
+        "{}: {} into {}{}\n",
         shown(domain),
         match plan.level() {
             _ if is_copy(plan) => "a full copy",
             Level::Full => "a full backup",
             Level::Incremental => "an incremental backup",
         },
-        plan.period
+        plan.period,
+        without(&plan.left_out),
     );
-    let mut lines = plan_lines(&preview.planned, preview.writer.as_deref());
+    let mut lines = plan_lines(&preview.planned, preview.writer.as_deref(), &[]);
     match &preview.prune {
         Some(PrunePlan::Delete { dir, .. }) => lines.push(format!("delete {}", dir.display())),
         Some(PrunePlan::Keep(why)) => lines.push(format!("prune nothing: {why}")),
@@ -272,8 +331,8 @@ pub fn plan_text(domain: &str, preview: &Preview) -> String {
     text
 }
 
-/// What a backup would do now, step by step.
-pub fn plan_lines(planned: &Reconciliation, writer: Option<&str>) -> Vec<String> {
+/// What a backup would do now, step by step. Findings that are `known` were reported elsewhere.
+pub fn plan_lines(planned: &Reconciliation, writer: Option<&str>, known: &[Finding]) -> Vec<String> {
     let plan = &planned.backup;
     let mut lines = Vec::new();
     if let Some(writer) = writer {
@@ -301,6 +360,7 @@ pub fn plan_lines(planned: &Reconciliation, writer: Option<&str>) -> Vec<String>
     lines.extend(
         plan.findings
             .iter()
+            .filter(|finding| !known.contains(finding))
             .map(|finding| format!("note: {}", finding.message)),
     );
     lines.extend(planned.retired.iter().map(|retired| format!("then: {retired}")));

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{PointJson, document, missed_sentence, table};
+use super::{LeftOutJson, PointJson, document, missed_sentence, table};
 use crate::cli::pretty;
 use crate::model::finding::Finding;
+use crate::model::left_out::Kind;
 use crate::model::text::shown;
 use crate::ops::list::{DomainList, ListedMiss};
 use crate::ops::verify::Proof;
@@ -34,6 +35,8 @@ struct ListedJson<'a> {
     verified: Option<VerifiedJson<'a>>,
     doubt: Option<&'a str>,
     missed_writes: Vec<MissJson<'a>>,
+    #[serde(flatten)]
+    left_out: LeftOutJson<'a>,
 }
 
 #[derive(Serialize)]
@@ -85,6 +88,7 @@ pub fn json(domains: &[DomainList]) -> String {
                 }),
                 doubt: listed.doubt.as_deref(),
                 missed_writes: listed.missed.iter().map(MissJson::of).collect(),
+                left_out: LeftOutJson::of(&listed.point),
             })
             .collect(),
         findings: &domain.findings,
@@ -119,6 +123,7 @@ pub fn text(domains: &[DomainList], root: &Path) -> String {
                 match (listed.is_whole(), &listed.doubt) {
                     (false, _) => "NOT WHOLE",
                     (true, Some(_)) => "DAMAGED",
+                    (true, None) if point.is_partial() => "whole, PARTIAL",
                     (true, None) => "whole",
                 }
                 .to_owned(),
@@ -153,6 +158,18 @@ pub fn text(domains: &[DomainList], root: &Path) -> String {
                     false => "",
                 };
                 block.push_str(&format!("  {}: {what}{next}\n", listed.point.id));
+            }
+        }
+        for listed in &domain.points {
+            let skipped = listed
+                .point
+                .left_out
+                .iter()
+                .filter(|left| left.kind == Kind::Skipped);
+            for left in skipped {
+                let (disk, reason) = (shown(&left.disk), shown(&left.reason));
+                let id = &listed.point.id;
+                block.push_str(&format!("  {id}: partial, without disk {disk}: {reason}\n"));
             }
         }
         for finding in &domain.findings {

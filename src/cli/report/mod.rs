@@ -16,6 +16,7 @@ use tree::Tree;
 use crate::cli::exit_code::ExitCode;
 use crate::model::chain::MissedWrite;
 use crate::model::finding::Finding;
+use crate::model::left_out::LeftOut;
 use crate::model::restore_point::RestorePoint;
 use crate::model::text::shown;
 use crate::ops::Error;
@@ -157,6 +158,47 @@ impl<'a> DiskJson<'a> {
     }
 }
 
+/// What a restore point lacks, behind what else is shown of it in JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LeftOutJson<'a> {
+    partial: bool,
+    left_out: Vec<LeftDiskJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct LeftDiskJson<'a> {
+    disk: &'a str,
+    kind: &'static str,
+    reason: &'a str,
+}
+
+impl<'a> LeftOutJson<'a> {
+    fn of(point: &'a RestorePoint) -> Self {
+        let disks = point.left_out.iter().map(|left| LeftDiskJson {
+            disk: &left.disk,
+            kind: left.kind.word(),
+            reason: &left.reason,
+        });
+        LeftOutJson {
+            partial: point.is_partial(),
+            left_out: disks.collect(),
+        }
+    }
+}
+
+/// The same of a backup that has not been made.
+fn left_out_tree(left_out: &[LeftOut]) -> Tree {
+    let disks = left_out.iter().map(|left| {
+        Tree::map([
+            ("disk", Tree::text(&left.disk)),
+            ("kind", Tree::text(left.kind.word())),
+            ("reason", Tree::text(&left.reason)),
+        ])
+    });
+    Tree::List(disks.collect())
+}
+
 /// Columns of equal width, two blanks between them; `right` names the columns whose cells end at the right.
 fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -190,13 +232,7 @@ fn missed_sentence(missed: &MissedWrite) -> String {
 
 /// The outcomes of several domains, and of those that have none but an error, as one JSON document.
 fn domains_json(mut domains: Vec<Tree>, failed: &[Error], unmatched: &[String], code: ExitCode) -> String {
-    domains.extend(failed.iter().map(|error| {
-        Tree::map([
-            ("domain", Tree::text(&error.domain)),
-            ("outcome", Tree::text("failed")),
-            ("error", error_tree(error)),
-        ])
-    }));
+    domains.extend(failed.iter().map(failed_tree));
     let document = Tree::map([
         ("schema", Tree::Number(1)),
         ("domains", Tree::List(domains)),
@@ -204,6 +240,17 @@ fn domains_json(mut domains: Vec<Tree>, failed: &[Error], unmatched: &[String], 
         ("exitCode", Tree::Number(code.number().unsigned_abs().into())),
     ]);
     document.json(false) + "\n"
+}
+
+/// A domain that has nothing but an error, and what was found before it.
+fn failed_tree(error: &Error) -> Tree {
+    let findings = error.findings.iter().map(finding_tree);
+    Tree::map([
+        ("domain", Tree::text(&error.domain)),
+        ("outcome", Tree::text("failed")),
+        ("error", error_tree(error)),
+        ("findings", Tree::List(findings.collect())),
+    ])
 }
 
 /// The same as [`ErrorJson`].

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::document;
+use super::tree::Tree;
+use super::{document, error_tree, finding_tree};
 use crate::cli::pretty;
 use crate::model::text::shown;
+use crate::ops::Error;
 use crate::ops::restore::{Outcome, RestorePlan};
 
 #[derive(Serialize)]
@@ -66,19 +68,29 @@ pub fn json(domain: &str, outcome: &Outcome) -> String {
     })
 }
 
+/// A restore that failed, as one JSON document.
+pub fn failed_json(error: &Error) -> String {
+    let findings = error.findings.iter().map(finding_tree);
+    let document = Tree::map([
+        ("schema", Tree::Number(1)),
+        ("domain", Tree::text(&error.domain)),
+        ("outcome", Tree::text("failed")),
+        ("error", error_tree(error)),
+        ("findings", Tree::List(findings.collect())),
+    ]);
+    document.json(false) + "\n"
+}
+
 /// What was brought back, for a person.
 pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
     let plan = &outcome.plan;
     let copied: u64 = outcome.written.iter().map(|written| written.data_bytes).sum();
-    let rate = copied as f64 / took.as_secs_f64().max(0.001);
     let mut text = format!(
-        "{}: restore point {} ({}), {} in {} ({}/s)\n",
+        "{}: restore point {} ({}), {}\n",
         shown(domain),
         plan.point.id,
         plan.point.consistency.sentence(),
-        pretty::bytes(copied),
-        pretty::seconds(took),
-        pretty::bytes(rate as u64),
+        pretty::amount(copied, took, "no data"),
     );
     for disk in &plan.disks {
         text.push_str(&format!("  disk {}: {}\n", disk.target, disk.to.display()));

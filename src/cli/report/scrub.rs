@@ -186,7 +186,11 @@ fn domain_json(done: &Scrubbed) -> DomainJson<'_> {
             reason: &view.next.reason,
         }),
         error: failure.map(ErrorJson::of),
-        findings: view.map_or(&[], |view| view.findings),
+        findings: match (view, failure) {
+            (Some(view), _) => view.findings,
+            (None, Some(error)) => &error.findings,
+            (None, None) => &[],
+        },
     }
 }
 

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::backup::sentences;
 use super::tree::Tree;
-use super::{finding_tree, missed_sentence};
+use super::{finding_tree, left_out_tree, missed_sentence};
 use crate::cli::pretty;
 use crate::model::text::shown;
 use crate::ops::plan::BackupPlan;
@@ -129,7 +129,16 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
         }
     }
     match (&status.latest, &status.dir) {
-        (Some((id, _)), _) => lines.push(format!("  Last restore point: {id}")),
+        (Some((id, _)), _) if status.latest_lacks.is_empty() => {
+            lines.push(format!("  Last restore point: {id}"));
+        }
+        (Some((id, _)), _) => {
+            let lacks = status.latest_lacks.join(", ");
+            lines.push(format!(
+                "  Last restore point: {id}, PARTIAL (without {})",
+                shown(&lacks)
+            ));
+        }
         (None, Some(_)) => lines.push("  Last restore point: none".to_owned()),
         (None, None) => {}
     }
@@ -162,6 +171,12 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
     lines.extend(left_line(status));
     lines.extend(
         status
+            .left_out
+            .iter()
+            .map(|left| format!("  Left out: {}, {}", shown(&left.disk), left.reason)),
+    );
+    lines.extend(
+        status
             .inconsistencies
             .iter()
             .map(|what| format!("  Inconsistent: {what}")),
@@ -170,6 +185,7 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
         status
             .findings
             .iter()
+            .filter(|finding| !status.left_out.iter().any(|left| left.finding() == **finding))
             .map(|finding| format!("  Note: {}", finding.message)),
     );
     lines
@@ -284,6 +300,12 @@ fn domain_tree(status: &DomainStatus, pretty: bool) -> Tree {
             ])
         });
         entries.push(("missedWrites", Tree::List(missed.collect())));
+    }
+    if !status.left_out.is_empty() {
+        entries.push(("leftOut", left_out_tree(&status.left_out)));
+    }
+    if !status.latest_lacks.is_empty() {
+        entries.push(("lastRestorePointLacks", Tree::texts(&status.latest_lacks)));
     }
     Tree::Map(
         entries

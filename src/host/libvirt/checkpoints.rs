@@ -305,6 +305,7 @@ mod tests {
             id: None,
             disks: vec![disk],
             nvram: None,
+            excluded: Vec::new(),
             has_tpm_state: false,
             agent: Agent::None,
             inactive_xml: String::new(),

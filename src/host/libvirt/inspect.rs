@@ -104,10 +104,18 @@ pub fn domain_of(link: &Link, handle: &Handle) -> Result<Domain> {
     let (state, _) = state(handle)?;
     let inactive_xml = inactive_xml(handle)?;
     // The live XML names the layers that are open now, disks that were plugged in since the start, and the agent's state.
-    let description = match state.is_active() {
+    let defined = read_domain(&inactive_xml)?;
+    let mut description = match state.is_active() {
         true => live(handle)?,
-        false => read_domain(&inactive_xml)?,
+        false => defined.clone(),
     };
+    // `virsh metadata` changes the running domain, its definition or both: a mark in either of them counts.
+    let mut excluded = defined.excluded;
+    for mark in std::mem::take(&mut description.excluded) {
+        if !excluded.contains(&mark) {
+            excluded.push(mark);
+        }
+    }
     let mut disks = description.disks;
     for disk in disks
         .iter_mut()
@@ -129,6 +137,7 @@ pub fn domain_of(link: &Link, handle: &Handle) -> Result<Domain> {
         id: handle.get_id().filter(|_| state.is_active()),
         disks,
         nvram: description.nvram,
+        excluded,
         has_tpm_state: description.has_tpm_state,
         agent: if state.is_active() {
             description.agent

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::disk::read_disk;
+use super::excluded::excluded_disks;
 use super::{bad, child, children, parse, text};
 use crate::host::Result;
 use crate::model::domain::{Agent, Disk};
@@ -30,6 +31,8 @@ pub struct DomainDescription {
     pub has_tpm_state: bool,
     /// What is known of its guest agent. Only the XML of a running domain tells whether it is connected.
     pub agent: Agent,
+    /// Targets of disks that its metadata excludes from backups, as they stand there.
+    pub excluded: Vec<String>,
     /// User and group that QEMU runs as, where the XML of a running domain tells it in numbers.
     pub owner: Option<(u32, u32)>,
 }
@@ -64,6 +67,7 @@ pub fn read_domain(xml: &str) -> Result<DomainDescription> {
             .filter_map(agent_state)
             .next()
             .unwrap_or(Agent::None),
+        excluded: excluded_disks(domain),
         owner: children(domain, "seclabel").find_map(dac_label),
         disks,
     })

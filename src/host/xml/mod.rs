@@ -7,6 +7,7 @@ mod checkpoint;
 mod define;
 mod disk;
 mod domain;
+mod excluded;
 mod job;
 
 pub use checkpoint::{

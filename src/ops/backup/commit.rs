@@ -5,14 +5,18 @@ use super::{Outcome, current_periods};
 use crate::host::NewCheckpoint;
 use crate::model::finding::Finding;
 use crate::model::restore_point::{Consistency, DiskPoint, Level, RestorePoint};
-use crate::model::text::with_sources;
+use crate::model::text::{shown, with_sources};
 use crate::ops::plan::BackupPlan;
 use crate::ops::reconcile::{self, Retired};
 use crate::ops::{Cause, Error, Result};
+use crate::repo::history::Kept;
 use crate::repo::{History, Manifest, Pending, RepoError, layout};
 
 /// The code of the finding that superfluous checkpoints are left.
 pub(super) const NOT_RETIRED: &str = "checkpoints-not-retired";
+
+/// The code of the finding that a domain that has run has no file of UEFI variables.
+const NVRAM_MISSING: &str = "nvram-missing";
 
 impl Run<'_> {
     /// Makes the restore point exist, or takes the checkpoint back.
@@ -65,7 +69,7 @@ impl Run<'_> {
         let xml = self.domain.inactive_xml.as_bytes();
         files.push(pending.add_file(layout::DOMAIN_XML, xml).map_err(failed)?);
         match self.host().nvram(self.domain) {
-            Ok(None) => {}
+            Ok(None) => findings.extend(self.missing_nvram()),
             Ok(Some(bytes)) => files.push(pending.add_file(layout::NVRAM, &bytes).map_err(failed)?),
             Err(error) => {
                 let what = format!("the UEFI variables could not be saved: {}", with_sources(&error));
@@ -92,6 +96,27 @@ impl Run<'_> {
             findings.clone(),
         );
         Ok((Manifest::new(&versions, point, files, checkpoint_file), findings))
+    }
+
+    /// libvirt makes the file of UEFI variables at a domain's first start. Missing from then on, it is lost.
+    fn missing_nvram(&self) -> Option<Finding> {
+        let path = self.domain.nvram.as_ref()?;
+        let had_some = |kept: &Kept| {
+            let point = &kept.manifest.point;
+            let is_known = kept.manifest.file(layout::NVRAM).is_some()
+                || point.findings.iter().any(|finding| finding.code == NVRAM_MISSING);
+            point.uuid == self.domain.uuid && is_known
+        };
+        let was_there = self.domain.state.is_active() || self.history.kept.iter().any(had_some);
+        let finding = was_there.then(|| {
+            let what = format!(
+                "the UEFI variables are not in the backup: {} is missing",
+                shown(&path.display().to_string())
+            );
+            Finding::new(NVRAM_MISSING, what)
+        })?;
+        self.tell(&finding);
+        Some(finding)
     }
 
     fn point(
@@ -123,6 +148,7 @@ impl Run<'_> {
             consistency,
             disks,
             findings,
+            left_out: plan.left_out.clone(),
         }
     }
 

@@ -3,6 +3,7 @@
 use super::{Meaning, UncomparedDisk};
 use crate::model::chain::{Chains, Parent};
 use crate::model::finding::Finding;
+use crate::model::left_out::Kind;
 use crate::ops::heal::Settled;
 use crate::ops::plan::{self, PlannedDisk};
 
@@ -29,6 +30,7 @@ pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
         period,
         // So that it tells why such a disk is not compared, and not why it might not be backed up.
         raw: true,
+        exclude: &[],
     });
     let mut comparable = Vec::new();
     let mut uncompared = Vec::new();
@@ -41,22 +43,33 @@ pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
     let kept = chains.latest_in_periods();
     for before in kept.iter().flat_map(|kept| &kept.point.disks) {
         let target = &before.target;
-        let of_disk = |finding: &&Finding| finding.disk.as_deref() == Some(target);
         if survey.domain.disk(target).is_none() {
             uncompared.push(UncomparedDisk {
                 target: target.clone(),
                 why: "the domain has no such disk any more".to_owned(),
                 meaning: Meaning::NothingToCompare,
             });
-        } else if let Some(skipped) = planned.findings.iter().find(of_disk) {
-            uncompared.push(why_not(target, skipped.message.clone(), chains));
+        } else if let Some(left) = planned.left_out.iter().find(|left| left.disk == *target) {
+            uncompared.push(match left.kind {
+                Kind::Excluded => UncomparedDisk {
+                    target: target.clone(),
+                    why: left.reason.clone(),
+                    meaning: Meaning::NothingToCompare,
+                },
+                Kind::Raw | Kind::Skipped => why_not(target, left.finding().message, chains),
+            });
         }
     }
-    let is_of_disks = |finding: &Finding| finding.disk.is_some() || finding.code == "no-incremental";
+    // What is known of a disk that is not compared is reported there.
+    let is_of_disks = |finding: &Finding| match &finding.disk {
+        Some(disk) => !uncompared.iter().any(|other| other.target == *disk),
+        None => finding.code == "no-incremental",
+    };
+    let findings = planned.findings.into_iter().filter(is_of_disks).collect();
     Subjects {
         comparable,
         uncompared,
-        findings: planned.findings.into_iter().filter(is_of_disks).collect(),
+        findings,
     }
 }
 

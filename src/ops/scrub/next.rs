@@ -4,6 +4,7 @@ use crate::host::Capabilities;
 use crate::model::chain::Chains;
 use crate::model::checkpoint::{Checkpoint, is_own};
 use crate::model::domain::{Domain, Eligibility};
+use crate::model::left_out;
 use crate::model::restore_point::Level;
 use crate::ops::plan;
 use crate::ops::survey::DiskFacts;
@@ -66,6 +67,7 @@ fn next_in_repository(
         checkpoints,
         period: &kept.period,
         raw: false,
+        exclude: &[],
     });
     let Some((first, others)) = backup.disks.split_first() else {
         return full("no disk of the domain can be incremental");
@@ -94,7 +96,7 @@ fn next_anywhere(domain: &Domain, checkpoints: &[Checkpoint], capabilities: &Cap
     let able = domain
         .disks
         .iter()
-        .filter(|disk| disk.eligibility(false) == Eligibility::Incremental);
+        .filter(|disk| left_out::eligibility(domain, disk, false, &[]) == Eligibility::Incremental);
     let (mut bases, mut without) = (Vec::new(), Vec::new());
     for disk in able {
         let ours = checkpoints.iter().rev().filter(|one| is_own(&one.name));

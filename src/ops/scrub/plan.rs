@@ -348,6 +348,7 @@ mod tests {
             id: None,
             disks: Vec::new(),
             nvram: None,
+            excluded: Vec::new(),
             has_tpm_state: false,
             agent: Agent::None,
             inactive_xml: String::new(),

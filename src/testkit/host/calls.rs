@@ -271,6 +271,7 @@ impl Host for SimHost {
             id: None,
             disks: described.disks,
             nvram: described.nvram,
+            excluded: described.excluded,
             has_tpm_state: false,
             agent: Agent::None,
             inactive_xml: xml.to_owned(),

@@ -29,6 +29,7 @@ impl SimHost {
             id: Some(1),
             disks: disks.iter().map(|(target, _)| sim_disk(target)).collect(),
             nvram: None,
+            excluded: Vec::new(),
             has_tpm_state: false,
             agent: Agent::None,
             inactive_xml: String::new(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use vmsnap::model::left_out::NOTHING_EXCLUDED;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::{DiskPoint, Level};
 use vmsnap::model::text::with_sources;
@@ -154,6 +155,7 @@ impl Cell {
     fn status(&self) -> Checked {
         let lab = &self.stage.lab;
         let subject = Subject {
+            exclude: &NOTHING_EXCLUDED,
             host: &lab.host,
             repo: Some(&lab.repo),
             group_by: GroupBy::Month,

@@ -8,6 +8,7 @@ use std::thread;
 
 use jiff::Span;
 use vmsnap::model::chain::Concern;
+use vmsnap::model::left_out::NOTHING_EXCLUDED;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
@@ -257,6 +258,7 @@ fn the_checkpoint_of_a_running_backup_is_no_inconsistency_and_that_of_a_dead_one
     two_points(&mut lab, "vm1");
     let look = |lab: &Lab| {
         let subject = Subject {
+            exclude: &NOTHING_EXCLUDED,
             host: &lab.host,
             repo: Some(&lab.repo),
             group_by: GroupBy::Month,

@@ -1,0 +1,158 @@
+//! Disks of a domain that a backup leaves out, and why: on purpose, by the rule for raw disks, or because they cannot be saved.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::domain::{Disk, Domain, Eligibility};
+use super::finding::Finding;
+use super::text::shown;
+
+/// A disk that a backup leaves out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftOut {
+    /// The disk's target.
+    pub disk: String,
+    /// What kind of reason it is.
+    pub kind: Kind,
+    /// The reason, as a clause without a full stop (`it is shareable …`).
+    pub reason: String,
+}
+
+/// Why a disk is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The user excluded it.
+    Excluded,
+    /// It is raw, and raw disks are saved only on request.
+    Raw,
+    /// It cannot be saved, and nobody asked to leave it out: the backup is partial.
+    #[serde(other)]
+    Skipped,
+}
+
+impl Kind {
+    /// The word for it in JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Excluded => "excluded",
+            Kind::Raw => "raw",
+            Kind::Skipped => "skipped",
+        }
+    }
+}
+
+/// Code of the finding that a disk was left out on purpose.
+pub const DISK_EXCLUDED: &str = "disk-excluded";
+
+impl LeftOut {
+    /// A disk that cannot be saved.
+    pub fn skipped(disk: &str, reason: &str) -> LeftOut {
+        LeftOut {
+            disk: disk.to_owned(),
+            kind: Kind::Skipped,
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// The finding about it.
+    pub fn finding(&self) -> Finding {
+        let (disk, reason) = (shown(&self.disk), &self.reason);
+        let (code, message) = match self.kind {
+            Kind::Excluded => (DISK_EXCLUDED, format!("disk {disk} is left out: {reason}")),
+            Kind::Raw => (
+                "raw-disk-skipped",
+                format!("disk {disk} is not backed up: {reason}"),
+            ),
+            Kind::Skipped => ("disk-skipped", format!("disk {disk} is not backed up: {reason}")),
+        };
+        Finding::of_disk(code, &self.disk, message)
+    }
+}
+
+/// The targets of those that were left out for this kind of reason.
+pub fn targets(left_out: &[LeftOut], kind: Kind) -> Vec<&str> {
+    let of_kind = left_out.iter().filter(|left| left.kind == kind);
+    of_kind.map(|left| left.disk.as_str()).collect()
+}
+
+/// Whether a backup that leaves these out is partial.
+pub fn is_partial(left_out: &[LeftOut]) -> bool {
+    left_out.iter().any(|left| left.kind == Kind::Skipped)
+}
+
+/// A disk that the command line excludes from the backup of one domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exclusion {
+    /// The disk's target.
+    pub disk: String,
+    /// Whether to report that the domain has no such disk.
+    pub is_expected: bool,
+}
+
+/// What the command line excludes, by domain.
+pub type Exclusions = BTreeMap<String, Vec<Exclusion>>;
+
+/// A command line that excludes nothing.
+pub static NOTHING_EXCLUDED: Exclusions = Exclusions::new();
+
+/// What a backup does with a disk of this domain. `raw`: whether raw disks are wanted too; `excluded`: what the command line excludes.
+pub fn eligibility(domain: &Domain, disk: &Disk, raw: bool, excluded: &[Exclusion]) -> Eligibility {
+    let of_disk = disk.eligibility(raw);
+    if matches!(of_disk, Eligibility::NoDisk(_)) {
+        return of_disk;
+    }
+    let reason = if excluded.iter().any(|excluded| excluded.disk == disk.target) {
+        "--exclude-disk names it"
+    } else if domain.excluded.contains(&disk.target) {
+        "the domain's metadata excludes it"
+    } else {
+        return of_disk;
+    };
+    Eligibility::Skipped(LeftOut {
+        disk: disk.target.clone(),
+        kind: Kind::Excluded,
+        reason: reason.to_owned(),
+    })
+}
+
+/// Exclusions of disks that the domain does not have: most likely misspelt, so that more is saved than was meant.
+pub fn missing(domain: &Domain, excluded: &[Exclusion]) -> Vec<Finding> {
+    let finding = |disk: &str, where_from: &str| {
+        let what = format!(
+            "the domain has no disk '{}', which {where_from} excludes",
+            shown(disk)
+        );
+        Finding::of_disk("excluded-disk-missing", disk, what)
+    };
+    let is_missing = |disk: &str| domain.disk(disk).is_none();
+    let typed = excluded
+        .iter()
+        .filter(|excluded| excluded.is_expected && is_missing(&excluded.disk))
+        .map(|excluded| finding(&excluded.disk, "--exclude-disk"));
+    let marked = domain.excluded.iter().filter(|disk| is_missing(disk));
+    let marked = marked.map(|disk| finding(disk, "its metadata"));
+    typed.chain(marked).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_kind_counts_as_a_disk_that_could_not_be_saved() {
+        let text = r#"{"disk":"vda","kind":"from-the-future","reason":"r"}"#;
+        let read: LeftOut = serde_json::from_str(text).expect("it is read");
+        assert!(is_partial(&[read]));
+    }
+
+    #[test]
+    fn the_word_of_a_kind_is_what_manifests_hold() {
+        for kind in [Kind::Excluded, Kind::Raw, Kind::Skipped] {
+            let written = serde_json::to_value(kind).expect("it is written");
+            assert_eq!(written, kind.word());
+        }
+    }
+}
