@@ -3,6 +3,7 @@
 //! `libvirt` is the real one, `crate::testkit` has a simulated one.
 
 pub mod qemu;
+pub mod usage;
 pub mod xml;
 
 mod patience;
@@ -28,6 +29,8 @@ use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::restore_point::{Consistency, FileId};
 use crate::model::stop::Stop;
+
+pub use usage::{DomainFile, DomainFiles};
 
 /// Result of everything in this room.
 pub type Result<T> = std::result::Result<T, HostError>;
@@ -104,6 +107,10 @@ pub trait Host: Send + Sync {
 
     /// Whether a domain of that name and whether one of that UUID is defined.
     fn is_defined(&self, name: &str, uuid: &str) -> Result<(bool, bool)>;
+
+    /// The files and block devices on this machine that the definitions of all domains name, active and inactive ones. What cannot be
+    /// found out is a finding.
+    fn domain_files(&self) -> Result<DomainFiles>;
 
     /// Defines a domain. One that has the same name or UUID is an error, never redefined.
     fn define(&self, xml: &str) -> Result<()>;

@@ -1,4 +1,4 @@
-//! Names and errors as they are shown to people.
+//! Names, errors and sizes as they are shown to people.
 
 /// A name for a message: as it is, but for characters that would break the line or play with the terminal, which are escaped.
 pub fn shown(name: &str) -> String {
@@ -24,6 +24,35 @@ pub fn with_sources(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// A size in decimal units with three significant digits: `14.3 GB`, `107 GB`, `1.02 kB`, `0 B` (as npm's pretty-bytes writes them).
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    if count < 1000 {
+        return format!("{count} B");
+    }
+    let exponent = (count.ilog10() / 3) as usize;
+    // Floating point as there: a tie in decimal that is none in binary is rounded alike.
+    let value = count as f64 / 1000f64.powi(exponent as i32);
+    format!("{} {}", three_digits(value), UNITS[exponent])
+}
+
+/// Three significant digits, exact ties rounded up, trailing zeroes dropped. `value` is from 1 to 1000.
+fn three_digits(value: f64) -> String {
+    // The exact decimal expansion of such a number has less than 60 places.
+    let exact = format!("{value:.60}");
+    let (whole, fraction) = exact.split_once('.').unwrap_or((&exact, ""));
+    let places = 3usize.saturating_sub(whole.len());
+    let kept: u64 = format!("{whole}{}", &fraction[..places]).parse().unwrap_or(0);
+    let rounds_up = fraction
+        .as_bytes()
+        .get(places)
+        .is_some_and(|digit| *digit >= b'5');
+    let scaled = kept + u64::from(rounds_up);
+    let divisor = 10u64.pow(places as u32);
+    let text = format!("{}.{:0places$}", scaled / divisor, scaled % divisor);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 /// Line and paragraph separators, and marks that change the direction of what follows.
 fn is_invisible(character: char) -> bool {
     matches!(character, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -37,5 +66,24 @@ mod tests {
     fn only_what_would_break_the_line_is_escaped() {
         assert_eq!(shown("web & \"db\" $(x) büro"), "web & \"db\" $(x) büro");
         assert_eq!(shown("a\tb\u{1b}[31m\u{202e}"), "a\\tb\\u{1b}[31m\\u{202e}");
+    }
+
+    #[test]
+    fn sizes_have_three_significant_digits_and_decimal_units() {
+        let cases = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1 kB"),
+            (1024, "1.02 kB"),
+            (1125, "1.13 kB"),
+            (1005, "1 kB"),
+            (999_999, "1000 kB"),
+            (14_293_934_080, "14.3 GB"),
+            (107_374_182_400, "107 GB"),
+            (u64::MAX, "18.4 EB"),
+        ];
+        for (count, expected) in cases {
+            assert_eq!(bytes(count), expected, "{count}");
+        }
     }
 }

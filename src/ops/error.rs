@@ -6,9 +6,10 @@ use std::io;
 use rustix::io::Errno;
 
 use crate::host::HostError;
+use crate::host::usage::{Usage, User};
 use crate::model::block::{BlockError, BlockErrorKind};
 use crate::model::finding::Finding;
-use crate::model::text::shown;
+use crate::model::text::{bytes, shown};
 use crate::repo::RepoError;
 
 /// Result of every verb.
@@ -136,6 +137,35 @@ pub enum Cause {
     /// Something is where we would write.
     #[error("{} exists already, and nothing is ever overwritten", .0.display())]
     Exists(std::path::PathBuf),
+    /// Somebody uses what a restore was to overwrite. Nothing has been written.
+    #[error("{} is in use, and nothing was written to it: {}", path.display(), listed(users))]
+    InUse {
+        /// The block device or file.
+        path: std::path::PathBuf,
+        /// Who uses it, at least one.
+        users: Vec<Usage>,
+    },
+    /// Somebody began to use a device while it was being written.
+    #[error("{} was taken into use while it was written: {}", path.display(), listed(users))]
+    TakenMeanwhile {
+        /// The block device.
+        path: std::path::PathBuf,
+        /// Who uses it, at least one.
+        users: Vec<Usage>,
+    },
+    /// A block device is too small for the disk. Nothing has been written.
+    #[error(
+        "{} is too small: it has {device} bytes ({}), and the disk has {disk} bytes ({})",
+        path.display(), bytes(*device), bytes(*disk)
+    )]
+    TooSmall {
+        /// The block device.
+        path: std::path::PathBuf,
+        /// Its size in bytes.
+        device: u64,
+        /// The disk's size in bytes.
+        disk: u64,
+    },
     /// A file outside the repository could not be used.
     #[error("cannot {operation} {}", path.display())]
     Io {
@@ -299,12 +329,47 @@ impl Error {
             Cause::Busy { .. } => {
                 "wait for it to end (`virsh domjobinfo` shows it), or end it with `virsh domjobabort`"
             }
+            Cause::InUse { users, .. } => return Some(hint_for_users(users)),
+            Cause::TakenMeanwhile { .. } => {
+                "what is on the device now cannot be relied on: end that use, then restore again"
+            }
+            Cause::TooSmall { .. } => {
+                "restore to a device that is at least as large as the disk, or to a file"
+            }
             Cause::ScratchFull(_) => "give a folder with more room with --scratch-dir",
             Cause::NoSuchRestorePoint(_) | Cause::NoRestorePoints => "`vmsnap list` shows what there is",
             Cause::NotThere { .. } => "`vmsnap status` shows the checkpoints and bitmaps that can be listed",
             _ => return None,
         };
         Some(hint.to_owned())
+    }
+}
+
+/// How many users of a device a message names.
+const MOST_USERS: usize = 5;
+
+fn listed(users: &[Usage]) -> String {
+    let named: Vec<String> = users.iter().take(MOST_USERS).map(Usage::to_string).collect();
+    let more = match users.len().saturating_sub(MOST_USERS) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    named.join("; ") + &more
+}
+
+fn hint_for_users(users: &[Usage]) -> String {
+    let domain = users.iter().find_map(|usage| match &usage.user {
+        User::Domain { name, is_active, .. } => Some((shown(name), *is_active)),
+        _ => None,
+    });
+    let is_mounted = users.iter().any(|usage| matches!(usage.user, User::Mount { .. }));
+    match domain {
+        Some((_, true)) => "restore to another place, or detach the disk from the domain first".to_owned(),
+        Some((name, false)) => format!(
+            "restore to another place; if the domain is to be replaced, undefine it first (`virsh undefine '{name}'`)"
+        ),
+        None if is_mounted => "unmount it first, or restore to another place".to_owned(),
+        None => "end that use first, or restore to another place".to_owned(),
     }
 }
 

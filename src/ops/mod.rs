@@ -79,6 +79,37 @@ pub fn connect(uri: Option<&str>) -> Result<Box<dyn Host>> {
     Ok(Box::new(host))
 }
 
+/// How long connecting may take where it is only to look.
+#[cfg(feature = "libvirt")]
+const LOOK_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Connects to a hypervisor with the right to look, for work that can do without it. `None` when that fails or takes long. Where the chosen
+/// hypervisor cannot be reached, that of the system will do.
+#[cfg(feature = "libvirt")]
+pub fn connect_to_look(uri: Option<&str>) -> Option<Box<dyn Host>> {
+    use crate::host::libvirt::LibvirtHost;
+    let uri = uri.map(str::to_owned);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    // A daemon that hangs answers no call: the thread is left behind then.
+    let connect = move || {
+        let chosen = LibvirtHost::connect_read_only(uri.as_deref());
+        let host = chosen.or_else(|_| LibvirtHost::connect_read_only(Some("qemu:///system")));
+        let _ = sender.send(host.ok());
+    };
+    std::thread::Builder::new()
+        .name("connect".to_owned())
+        .spawn(connect)
+        .ok()?;
+    let host = receiver.recv_timeout(LOOK_DEADLINE).ok().flatten()?;
+    Some(Box::new(host))
+}
+
+/// This program was built without libvirt, so there is nobody to ask.
+#[cfg(not(feature = "libvirt"))]
+pub fn connect_to_look(_uri: Option<&str>) -> Option<Box<dyn Host>> {
+    None
+}
+
 /// This program was built without libvirt, so there is nothing to connect to.
 #[cfg(not(feature = "libvirt"))]
 pub fn connect(_uri: Option<&str>) -> Result<Box<dyn Host>> {

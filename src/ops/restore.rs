@@ -23,6 +23,7 @@ use crate::repo::{History, Repository};
 
 mod choose;
 mod disk;
+mod in_use;
 mod place;
 mod unfinished;
 
@@ -124,7 +125,7 @@ pub struct Outcome {
     pub written: Vec<Written>,
 }
 
-/// Decides what a restore would do. Reads only; `host` is needed to define the domain.
+/// Decides what a restore would do. Reads only. `host` is needed to define the domain; otherwise it is only asked which domains use the target.
 pub fn plan(
     domain: &str,
     repo: &Repository,
@@ -165,6 +166,7 @@ fn plan_noting(
             options.format,
         )?);
     }
+    findings.extend(check_targets(domain, &disks, &place, host)?);
     let define = match &options.define {
         None if options.disks.is_empty() => {
             findings.extend(not_in_point(point));
@@ -236,7 +238,7 @@ fn carry_out(
     let mut all_written = Vec::new();
     let mut files = Vec::new();
     for disk in &plan.disks {
-        let (written, file) = restore_disk(domain, disk, store, monitor, stop)?;
+        let (written, file) = restore_disk(domain, disk, store, host, monitor, stop)?;
         all_written.push(written);
         files.extend(file);
     }
@@ -255,6 +257,29 @@ fn carry_out(
         plan,
         written: all_written,
     })
+}
+
+/// Refuses what somebody uses. A folder that is not there yet holds nothing that could be in use.
+fn check_targets(
+    domain: &str,
+    disks: &[PlannedDisk],
+    place: &Place,
+    host: Option<&dyn Host>,
+) -> Result<Vec<Finding>> {
+    let is_device = disks.iter().any(|disk| disk.device);
+    if !is_device && (place.new_dir().is_some() || host.is_none()) {
+        return Ok(Vec::new());
+    }
+    let named = in_use::domain_files(host).map_err(|cause| Error::of(domain, cause))?;
+    let mut findings = Vec::new();
+    for disk in disks {
+        let found = match disk.device {
+            true => in_use::check_device(disk, &named),
+            false => in_use::check_file(&disk.to, &named),
+        };
+        findings.extend(found.map_err(|cause| Error::of_disk(domain, &disk.target, cause))?);
+    }
+    Ok(findings)
 }
 
 /// The disks that a partial restore point lacks, though nobody asked for that.
@@ -281,6 +306,10 @@ fn plan_disk(
     };
     let images = lineage::images(history, &point.id, target).map_err(not_whole)?;
     let size = point.disk(target).map_or(0, |disk| disk.virtual_size);
+    if matches!(place, Place::Device(_)) && format == Some(Format::Qcow2) {
+        let what = "--format qcow2 cannot be written onto a block device: give --format raw, or a file's name with --to";
+        return Err(Error::of_disk(domain, target, Cause::Usage(what.to_owned())));
+    }
     let (to, device, format) = place.of_disk(target, format);
     if !device && to.symlink_metadata().is_ok() {
         return Err(Error::of_disk(domain, target, Cause::Exists(to)));

@@ -83,3 +83,45 @@ fn options_to(to: std::path::PathBuf) -> Options {
         define: None,
     }
 }
+
+/// Runs `vmsnap list` and gives its exit code and standard output; its errors have to name `stderr`.
+fn typed(lab: &Lab, arguments: &[&str], stderr: &str) -> (Option<i32>, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_vmsnap"))
+        .arg("list")
+        .args(arguments)
+        .arg("--repository")
+        .arg(lab.repo.root())
+        .output()
+        .expect("the program runs");
+    let told = String::from_utf8(output.stderr).expect("text");
+    assert!(told.contains(stderr), "{told}");
+    (
+        output.status.code(),
+        String::from_utf8(output.stdout).expect("text"),
+    )
+}
+
+#[test]
+fn a_list_that_failed_does_not_claim_emptiness() {
+    let empty = Lab::new();
+    let (code, stdout) = typed(&empty, &[], "");
+    assert_eq!(
+        (code, stdout.starts_with("No restore points in ")),
+        (Some(0), true)
+    );
+
+    let lab = Lab::with_three_points();
+    let (code, stdout) = typed(&lab, &["nobody"], "No matching domains found for: nobody");
+    assert_eq!((code, stdout.as_str()), (Some(1), ""));
+    let folder = lab.repo.root().join("vm1");
+    std::fs::rename(&folder, lab.folder.path().join("moved")).expect("moved");
+    std::os::unix::fs::symlink("vm1", &folder).expect("linked");
+    let (code, stdout) = typed(&lab, &[], &folder.display().to_string());
+    assert_eq!((code, stdout.as_str()), (Some(3), ""));
+    let (code, stdout) = typed(&lab, &["--json"], &folder.display().to_string());
+    let document: serde_json::Value = serde_json::from_str(&stdout).expect("a document");
+    assert_eq!(
+        (code, document["domains"].as_array().map(Vec::len)),
+        (Some(3), Some(0))
+    );
+}

@@ -27,6 +27,7 @@ mod scrub;
 mod setup;
 mod status;
 mod stories;
+mod targets;
 mod verify;
 mod verify_memory;
 mod waits;

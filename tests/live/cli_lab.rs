@@ -68,6 +68,11 @@ impl Repo {
         Running::start(self, &strs(&self.backup_args(domains, more)))
     }
 
+    /// Begins a run with exactly these arguments.
+    pub fn begin(&self, args: &[&str]) -> Running {
+        Running::start(self, args)
+    }
+
     /// A backup of one domain that has to succeed: what its JSON says of the domain.
     pub fn back_up(&self, domain: &str, more: &[&str]) -> Value {
         let finished = self.backup(&[domain], &[&["--json"], more].concat());
@@ -222,6 +227,33 @@ impl Running {
         });
         assert!(stopped, "a process can be stopped");
         found.expect("it was found")
+    }
+
+    /// Stops the process as soon as it holds a device with all its locks.
+    pub fn hold_with_locks_on(&mut self, device: &Path) {
+        let started = std::time::Instant::now();
+        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let holds = |entry: fs::DirEntry| {
+            let info = proc.join("fdinfo").join(entry.file_name());
+            let locks = fs::read_to_string(info).map_or(0, |info| info.matches("lock:").count());
+            // The kernel shows adjacent bytes as one lock.
+            fs::read_link(entry.path()).is_ok_and(|to| to == device) && locks >= 2
+        };
+        while !fs::read_dir(proc.join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(holds)
+        {
+            assert!(
+                started.elapsed() < RUN_DEADLINE,
+                "it takes no locks: {}",
+                self.said()
+            );
+            assert!(self.is_running(), "it has ended: {}", self.said());
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        self.signal(Signal::STOP);
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -21,7 +21,7 @@ pub struct RestoreArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// A folder for the disks; for a single disk also a file name or a block device
+    /// A folder for the disks; for a single disk also a file name or an unused block device
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
 
@@ -33,7 +33,7 @@ pub struct RestoreArgs {
     #[arg(long = "disk", value_name = "TARGET")]
     pub disks: Vec<String>,
 
-    /// How the disks are laid out: qcow2 or raw [default: by the ending of a file's name, otherwise qcow2]
+    /// How the disks are laid out: qcow2 or raw [default: by the ending of a file's name, raw for a block device, otherwise qcow2]
     #[arg(long, value_enum, hide_possible_values = true)]
     pub format: Option<FormatArg>,
 

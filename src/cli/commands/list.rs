@@ -30,7 +30,10 @@ pub fn run(args: &ListArgs) -> CommandResult {
     } else {
         shown::text(&domains, repo.root())
     };
-    answer(&text);
+    // Where no domain could be listed, the errors say all there is to say.
+    if args.json || !domains.is_empty() || names.is_empty() {
+        answer(&text);
+    }
     tally.unmatched(&selection.unmatched);
     Ok(tally.end(&[]))
 }

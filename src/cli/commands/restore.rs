@@ -1,5 +1,6 @@
 //! `vmsnap restore`.
 
+use std::path::Path;
 use std::time::Instant;
 
 use super::{CommandResult, Refusal, repository_to_read};
@@ -12,11 +13,12 @@ use crate::model::stop::Stop;
 use crate::ops;
 use crate::ops::restore::{DefineOptions, Format, Options, plan, restore};
 
-/// Brings back what is meant. The hypervisor is only asked when the domain is to be defined.
+/// Brings back what is meant. The hypervisor defines the domain if that is wanted, and tells who uses the target if that could be in use.
 pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
     let host = match args.define {
         true => Some(ops::connect(args.connect.connect.as_deref())?),
+        false if could_be_in_use(&args.to) => ops::connect_to_look(args.connect.connect.as_deref()),
         false => None,
     };
     let options = Options {
@@ -52,4 +54,9 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     };
     answer(&text);
     Ok(ExitCode::Ok)
+}
+
+/// Whether somebody could use the target: a device or a folder that is there, or a file in one. A new folder is used by nobody.
+fn could_be_in_use(to: &Path) -> bool {
+    to.exists() || to.extension().is_some()
 }

@@ -14,6 +14,8 @@ use crate::model::domain::Domain;
 /// A connection to libvirt. It is opened anew when the daemon has been restarted: jobs and checkpoints outlive that.
 pub struct Link {
     uri: Option<String>,
+    full_uri: String,
+    is_read_only: bool,
     connection: Mutex<Connect>,
     location: Location,
 }
@@ -21,13 +23,29 @@ pub struct Link {
 impl Link {
     /// Opens the connection.
     pub fn open(uri: Option<&str>) -> Result<Link> {
-        let connection = open(uri)?;
-        let full = connection.get_uri().map_err(failed("tell its URI"))?;
+        Link::begin(uri, false)
+    }
+
+    /// Opens a connection by which nothing can be changed, which more users may.
+    pub fn open_read_only(uri: Option<&str>) -> Result<Link> {
+        Link::begin(uri, true)
+    }
+
+    fn begin(uri: Option<&str>, is_read_only: bool) -> Result<Link> {
+        let connection = open(uri, is_read_only)?;
+        let full_uri = connection.get_uri().map_err(failed("tell its URI"))?;
         Ok(Link {
             uri: uri.map(str::to_owned),
+            is_read_only,
             connection: Mutex::new(connection),
-            location: Location::of(&full),
+            location: Location::of(&full_uri),
+            full_uri,
         })
+    }
+
+    /// The connection's URI, as libvirt completes it.
+    pub fn full_uri(&self) -> &str {
+        &self.full_uri
     }
 
     /// Where the hypervisor keeps what.
@@ -39,7 +57,7 @@ impl Link {
     pub fn connection(&self) -> Result<Connect> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         if !connection.is_alive().unwrap_or(false) {
-            *connection = open(self.uri.as_deref())?;
+            *connection = open(self.uri.as_deref(), self.is_read_only)?;
         }
         Ok(connection.clone())
     }
@@ -71,7 +89,7 @@ impl Link {
     }
 }
 
-fn open(uri: Option<&str>) -> Result<Connect> {
+fn open(uri: Option<&str>, is_read_only: bool) -> Result<Connect> {
     let refused = |error: CallError| HostError::Connect {
         uri: uri.unwrap_or("the default hypervisor").to_owned(),
         message: error.message,
@@ -80,7 +98,11 @@ fn open(uri: Option<&str>) -> Result<Connect> {
     if let Some(uri) = uri {
         ffi::c_string(uri).map_err(refused)?;
     }
-    let connection = Connect::open(uri).map_err(|error| refused(error.into()))?;
+    let opened = match is_read_only {
+        true => Connect::open_read_only(uri),
+        false => Connect::open(uri),
+    };
+    let connection = opened.map_err(|error| refused(error.into()))?;
     // Notices a daemon that hangs. The embedded driver knows no such thing, and needs none.
     let _ = connection.set_keep_alive(5, 6);
     Ok(connection)

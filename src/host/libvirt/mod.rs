@@ -2,6 +2,7 @@
 
 mod bitmaps;
 mod checkpoints;
+mod files;
 mod freeze;
 mod inspect;
 mod job;
@@ -19,8 +20,8 @@ use crate::model::restore_point::FileId;
 
 use super::ffi::{self, CallError};
 use super::{
-    ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, Host, HostError, PlaceWishes, Places,
-    Result,
+    ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFiles, Host, HostError, PlaceWishes,
+    Places, Result,
 };
 use link::Link;
 
@@ -35,6 +36,12 @@ impl LibvirtHost {
     /// Starts libvirt's event loop on a thread of its own, once per process.
     pub fn connect(uri: Option<&str>) -> Result<LibvirtHost> {
         let link = Link::open(uri)?;
+        Ok(LibvirtHost { link: Arc::new(link) })
+    }
+
+    /// Connects as [`LibvirtHost::connect`] does, with the right to look and no other.
+    pub fn connect_read_only(uri: Option<&str>) -> Result<LibvirtHost> {
+        let link = Link::open_read_only(uri)?;
         Ok(LibvirtHost { link: Arc::new(link) })
     }
 }
@@ -138,6 +145,10 @@ impl Host for LibvirtHost {
             self.link.by_name(name)?.is_some(),
             self.link.by_uuid(uuid)?.is_some(),
         ))
+    }
+
+    fn domain_files(&self) -> Result<DomainFiles> {
+        files::all(&self.link)
     }
 
     fn define(&self, xml: &str) -> Result<()> {

@@ -9,6 +9,7 @@ mod disk;
 mod domain;
 mod excluded;
 mod job;
+mod sources;
 
 pub use checkpoint::{
     CheckpointDescription, CoveredDisk, KnownCheckpoint, oldest_first, read_checkpoint,
@@ -18,6 +19,7 @@ pub use define::{Edits, ImageFormat, NewSource, redefine};
 pub use disk::is_valid_target;
 pub use domain::{DomainDescription, read_domain};
 pub use job::{BackupDisk, backup_socket, write_backup};
+pub use sources::{NamedPlace, NamedSource, read_sources};
 
 use std::io;
 use std::path::Path;

@@ -1,12 +1,9 @@
 //! Brings one disk back: reads its chain, writes a file or a block device.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
-
-use rustix::fs::OFlags;
-
+use super::in_use::{self, Claim};
 use super::unfinished::Unfinished;
 use super::{Format, PlannedDisk, io_cause};
+use crate::host::Host;
 use crate::image::chain::ChainSource;
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
 use crate::image::raw::RawWriter;
@@ -22,6 +19,7 @@ pub(super) fn restore_disk<'a>(
     domain: &str,
     disk: &PlannedDisk,
     store: &'a dyn Store,
+    host: Option<&dyn Host>,
     monitor: &dyn Monitor,
     stop: &Stop,
 ) -> Result<(Written, Option<Unfinished<'a>>)> {
@@ -40,7 +38,11 @@ pub(super) fn restore_disk<'a>(
         reason: "",
         size: disk.size,
     });
-    if disk.device {
+    let claim = match disk.device {
+        true => Some(in_use::claim(disk, host).map_err(&failed)?),
+        false => None,
+    };
+    if let Some(claim) = &claim {
         // What is on the device is lost with the first write: so be sure of the images first.
         let mut rehearsal = open_chain(disk, &own_stop).map_err(&failed)?;
         while rehearsal
@@ -48,9 +50,11 @@ pub(super) fn restore_disk<'a>(
             .map_err(|error| failed(error.into()))?
             .is_some()
         {}
+        // That may have taken hours.
+        claim.check().map_err(&failed)?;
     }
     let mut source = open_chain(disk, &own_stop).map_err(&failed)?;
-    let (mut sink, unfinished) = open_sink(disk, store, &own_stop).map_err(&failed)?;
+    let (mut sink, unfinished) = open_sink(disk, claim.as_ref(), store, &own_stop).map_err(&failed)?;
     let mut progress = |at: Progress| {
         monitor.event(Event::DiskAt {
             domain,
@@ -61,6 +65,9 @@ pub(super) fn restore_disk<'a>(
     };
     let written = copy::copy_chain(&mut source, sink.as_mut(), &own_stop, &mut progress)
         .map_err(|error| failed(error.into()))?;
+    if let Some(claim) = &claim {
+        claim.check_written().map_err(&failed)?;
+    }
     monitor.event(Event::DiskEnds {
         domain,
         disk: target,
@@ -79,11 +86,12 @@ type Sink<'a> = (Box<dyn BlockSink>, Option<Unfinished<'a>>);
 
 fn open_sink<'a>(
     disk: &PlannedDisk,
+    claim: Option<&Claim<'_>>,
     store: &'a dyn Store,
     stop: &Stop,
 ) -> std::result::Result<Sink<'a>, Cause> {
-    if disk.device {
-        return Ok((open_device(disk, stop)?, None));
+    if let Some(claim) = claim {
+        return Ok((begin_device(disk, claim, stop)?, None));
     }
     let (unfinished, file) = Unfinished::create(store, &disk.to)?;
     let sink = begin_file(disk, file, stop).map_err(BlockError::from)?;
@@ -112,14 +120,13 @@ fn begin_file(
     })
 }
 
-fn open_device(disk: &PlannedDisk, stop: &Stop) -> std::result::Result<Box<dyn BlockSink>, Cause> {
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        // A device that is mounted, or otherwise in use, is refused by the kernel.
-        .custom_flags(OFlags::EXCL.bits() as i32)
-        .open(&disk.to)
-        .map_err(|source| io_cause("use", &disk.to, source))?;
+fn begin_device(
+    disk: &PlannedDisk,
+    claim: &Claim<'_>,
+    stop: &Stop,
+) -> std::result::Result<Box<dyn BlockSink>, Cause> {
+    let device = claim.device().file();
+    let device = device.map_err(|source| io_cause("use", &disk.to, source))?;
     let sink = RawWriter::onto_device(device, &disk.to, disk.size, stop.clone()).map_err(BlockError::from)?;
     Ok(Box::new(sink))
 }

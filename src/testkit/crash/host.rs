@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::fuse::Fuse;
 use crate::host::{
-    ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, Host, HostError, JobHealth, NewCheckpoint,
-    PlaceWishes, Places, ReadOptions, Result,
+    ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFiles, Host, HostError, JobHealth,
+    NewCheckpoint, PlaceWishes, Places, ReadOptions, Result,
 };
 use crate::model::block::BlockSource;
 use crate::model::checkpoint::Checkpoint;
@@ -155,6 +155,10 @@ impl<H: Host> Host for CrashHost<H> {
                 Err(died())
             }
         }
+    }
+
+    fn domain_files(&self) -> Result<DomainFiles> {
+        self.ask(|host| host.domain_files())
     }
 
     fn define(&self, xml: &str) -> Result<()> {

@@ -7,8 +7,8 @@ use super::domain::SimDomain;
 use super::{SimHost, backup_job, simulated, step};
 use crate::host::xml::read_domain;
 use crate::host::{
-    ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, Host, HostError, PlaceWishes, Places,
-    Result,
+    ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFile, DomainFiles, Host, HostError,
+    PlaceWishes, Places, Result,
 };
 use crate::model::checkpoint::{Bitmap, Checkpoint};
 use crate::model::domain::{Agent, Domain, DomainState};
@@ -255,6 +255,36 @@ impl Host for SimHost {
         let state = self.state();
         let by_uuid = state.domains.values().any(|found| found.domain.uuid == uuid);
         Ok((state.domains.contains_key(name), by_uuid))
+    }
+
+    fn domain_files(&self) -> Result<DomainFiles> {
+        let file = |domain: &Domain, role: &str, path: &Path| DomainFile {
+            domain: domain.name.clone(),
+            is_active: domain.state.is_active(),
+            role: role.to_owned(),
+            path: path.to_owned(),
+            is_qcow2: false,
+        };
+        let mut files = Vec::new();
+        for SimDomain { domain, .. } in self.state().domains.values() {
+            for disk in &domain.disks {
+                let role = format!("disk {}", disk.target);
+                files.extend(disk.source.path().map(|path| file(domain, &role, path)));
+                let role = format!("the backing file of {role}");
+                let beneath = disk.beneath().filter_map(|layer| layer.source.path());
+                files.extend(beneath.map(|path| file(domain, &role, path)));
+            }
+            files.extend(
+                domain
+                    .nvram
+                    .iter()
+                    .map(|path| file(domain, "UEFI variables", path)),
+            );
+        }
+        Ok(DomainFiles {
+            files,
+            findings: Vec::new(),
+        })
     }
 
     fn define(&self, xml: &str) -> Result<()> {

@@ -1,0 +1,388 @@
+//! Finds out who uses a block device, so that a restore overwrites nothing that is in use.
+//!
+//! * `parse`: the kernel's texts; `scan`: processes, mounts, swap, holders and loop devices of this machine.
+//! * `layers`: the images beneath a domain's disks, as their headers name them.
+//! * `hold`: an open device that nobody else can claim.
+
+mod hold;
+mod layers;
+mod parse;
+mod scan;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use super::patience;
+use crate::model::finding::Finding;
+use crate::model::text::shown;
+
+pub use hold::{HeldDevice, HoldError};
+use scan::{Identity, Kernel, Subject};
+
+/// How long a look at one file that a domain names may take: it may be on a server that does not answer.
+const LOOK_DEADLINE: Duration = Duration::from_secs(3);
+/// So many files may be given up before the rest is given up as well. Each keeps a thread.
+const MOST_SILENT: usize = 8;
+
+/// How long a process may have the device open before it counts as a user: udev and its helpers look at a device for a
+/// moment after each change.
+const GLANCE: Duration = Duration::from_secs(1);
+const GLANCE_STEP: Duration = Duration::from_millis(100);
+
+/// The number of a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Number {
+    /// The driver's number.
+    pub major: u32,
+    /// The driver's number for the device.
+    pub minor: u32,
+}
+
+/// A file or block device that a domain's definition names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainFile {
+    /// The domain's name.
+    pub domain: String,
+    /// Whether the domain has a QEMU process now.
+    pub is_active: bool,
+    /// What the file is to the domain: `disk vda`, `the backing file of disk vda`.
+    pub role: String,
+    /// Its path on this machine.
+    pub path: PathBuf,
+    /// Whether the domain reads it as qcow2: then its header may name more files.
+    pub is_qcow2: bool,
+}
+
+/// The files and block devices that the definitions of all domains name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DomainFiles {
+    /// Those that are known.
+    pub files: Vec<DomainFile>,
+    /// What could not be found out.
+    pub findings: Vec<Finding>,
+}
+
+/// Somebody who uses a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Who.
+    pub user: User,
+    /// What of the device is used, where it is not the device itself: `its partition sda1`.
+    pub part: Option<String>,
+}
+
+/// Who uses a device, and as what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum User {
+    /// A domain's definition names it.
+    Domain {
+        /// The domain's name.
+        name: String,
+        /// What it is to the domain: `disk vda`.
+        role: String,
+        /// Whether the domain has a QEMU process now.
+        is_active: bool,
+    },
+    /// A process has it open.
+    Process {
+        /// Its number.
+        pid: u32,
+        /// Its name, as the kernel shortens it.
+        name: String,
+    },
+    /// It is mounted.
+    Mount {
+        /// Where.
+        point: PathBuf,
+    },
+    /// The kernel swaps to it.
+    Swap,
+    /// Another block device is built on it: device-mapper, LVM, RAID, bcache.
+    Holder {
+        /// That device, with its own name where it has one: `dm-0 (vg-lv)`.
+        name: String,
+    },
+    /// It is the backing file of a loop device.
+    Loop {
+        /// That device: `loop3`.
+        name: String,
+    },
+    /// The kernel grants nobody else an exclusive claim.
+    Claim,
+    /// A QEMU process holds its lock on it.
+    QemuLock,
+}
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let it = self.part.as_deref().map_or_else(|| "it".to_owned(), shown);
+        match &self.user {
+            User::Domain {
+                name,
+                role,
+                is_active,
+            } => {
+                let state = if *is_active { "active" } else { "shut-off" };
+                write!(f, "{state} domain '{}' has {it} as {}", shown(name), shown(role))
+            }
+            User::Process { pid, name } => write!(f, "process {pid} ({}) has {it} open", shown(name)),
+            User::Mount { point } => write!(f, "{it} is mounted on {}", shown(&point.to_string_lossy())),
+            User::Swap => write!(f, "{it} is used as swap"),
+            User::Holder { name } => write!(f, "{} is built on {it}", shown(name)),
+            User::Loop { name } => write!(f, "{name} is attached to {it}"),
+            User::Claim => write!(f, "the kernel or a program has claimed {it} exclusively"),
+            User::QemuLock => write!(f, "a QEMU process holds a lock on {it}"),
+        }
+    }
+}
+
+/// The users of a device, and what could not be found out about them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usages {
+    /// Those that were found.
+    pub users: Vec<Usage>,
+    /// What could not be found out.
+    pub findings: Vec<Finding>,
+}
+
+/// Size of a block device in bytes; `None` where the kernel does not say, or for another kind of file.
+pub fn device_size(path: &Path) -> Option<u64> {
+    Kernel::new().size(path)
+}
+
+/// Who uses a block device of this machine. `named` are the files of the domains.
+///
+/// Compares by device number, so links, other nodes of the device, its partitions and the disk of a partition are found.
+/// Takes up to a second longer when a process has it open, and three for a domain's file on a server that does not answer.
+///
+/// # Errors
+/// When the path cannot be looked at.
+pub fn users_of(path: &Path, named: &DomainFiles) -> io::Result<Usages> {
+    let mut usages = look(path, named, true)?;
+    let is_glance = |usages: &Usages| {
+        let is_process = |usage: &Usage| matches!(usage.user, User::Process { .. });
+        !usages.users.is_empty() && usages.users.iter().all(is_process)
+    };
+    if is_glance(&usages) {
+        patience::until(GLANCE, GLANCE_STEP, || match look(path, named, true) {
+            Ok(now) => {
+                usages = now;
+                (!is_glance(&usages)).then_some(())
+            }
+            Err(_) => Some(()),
+        });
+    }
+    Ok(usages)
+}
+
+/// The same for a device that we hold ourselves: only others count.
+///
+/// # Errors
+/// As [`users_of`].
+pub fn other_users_of(held: &HeldDevice, named: &DomainFiles) -> io::Result<Usages> {
+    look(held.path(), named, false)
+}
+
+/// Which of the domains' files have this path, whether or not there is a file: by their names, also through links in the folders above.
+pub fn domains_naming<'a>(path: &Path, named: &'a DomainFiles) -> Vec<&'a DomainFile> {
+    let Some((parent, name)) = path.parent().zip(path.file_name()) else {
+        return Vec::new();
+    };
+    let real_parent = parent.canonicalize().ok();
+    let is_it = |file: &&DomainFile| {
+        if file.path == path {
+            return true;
+        }
+        file.path.file_name() == Some(name)
+            && real_parent.is_some()
+            && file.path.parent().and_then(|other| other.canonicalize().ok()) == real_parent
+    };
+    named.files.iter().filter(is_it).collect()
+}
+
+/// One look at everything. `claims` looks for exclusive claims and QEMU's locks too: not for a device that we hold.
+fn look(path: &Path, named: &DomainFiles, claims: bool) -> io::Result<Usages> {
+    let kernel = Kernel::new();
+    let subject = kernel.subject(path)?;
+    let mut findings = named.findings.clone();
+    let users = domain_users(path, &subject, named, &mut findings);
+    let mut usages = Usages { users, findings };
+    let (users, unseen) = kernel.users(&subject);
+    usages.users.extend(users);
+    if unseen > 0 {
+        let what = format!(
+            "{unseen} processes of other users could not be looked at, so it is not certain that none of them has {} open; \
+             run as root to be sure",
+            path.display()
+        );
+        usages.findings.push(Finding::new("processes-not-seen", what));
+    }
+    if claims && usages.users.is_empty() {
+        usages.users.extend(hold::claimed_by_others(path));
+    }
+    Ok(usages)
+}
+
+/// What a look at a domain's file has found: which file of the list it is, what is used as what.
+struct Seen {
+    index: usize,
+    identity: Identity,
+    /// Whether it is an image beneath the file, not the file itself.
+    is_beneath: bool,
+}
+
+/// The domains that name the subject.
+fn domain_users(
+    path: &Path,
+    subject: &Subject,
+    named: &DomainFiles,
+    findings: &mut Vec<Finding>,
+) -> Vec<Usage> {
+    let mut users = Vec::new();
+    let mut add = |file: &DomainFile, is_beneath: bool, part: Option<String>| {
+        let role = match is_beneath {
+            true => format!("an image beneath {}", file.role),
+            false => file.role.clone(),
+        };
+        let user = User::Domain {
+            name: file.domain.clone(),
+            role,
+            is_active: file.is_active,
+        };
+        let usage = Usage { user, part };
+        if !users.contains(&usage) {
+            users.push(usage);
+        }
+    };
+    let paths = named.files.iter().map(|file| (file.path.clone(), file.is_qcow2));
+    let (all_seen, silent) = look_at_all(paths.collect(), LOOK_DEADLINE, look_at);
+    for seen in all_seen {
+        if let (Some(part), Some(file)) = (subject.part(seen.identity), named.files.get(seen.index)) {
+            add(file, seen.is_beneath, part.name.clone());
+        }
+    }
+    for file in named.files.iter().filter(|file| file.path == path) {
+        add(file, false, None);
+    }
+    for file in silent.into_iter().filter_map(|index| named.files.get(index)) {
+        let what = format!(
+            "{} could not be looked at in time: whether {} of domain '{}' is the target is not known",
+            file.path.display(),
+            file.role,
+            shown(&file.domain)
+        );
+        findings.push(Finding::new("domains-not-known", what));
+    }
+    users
+}
+
+/// Looks at one file: what it is, and what lies beneath it.
+fn look_at(path: &Path, is_qcow2: bool) -> Vec<(Identity, bool)> {
+    let Ok(identity) = scan::identity(path) else {
+        return Vec::new();
+    };
+    let beneath = if is_qcow2 {
+        layers::beneath(path)
+    } else {
+        Vec::new()
+    };
+    let beneath = beneath.iter().filter_map(|path| scan::identity(path).ok());
+    std::iter::once((identity, false))
+        .chain(beneath.map(|identity| (identity, true)))
+        .collect()
+}
+
+/// A file and whether it is read as qcow2.
+type Listed = (PathBuf, bool);
+type LookAt = fn(&Path, bool) -> Vec<(Identity, bool)>;
+
+/// Looks at the files one after the other, on a thread of its own. One that does not answer in time is given up with its thread, and
+/// another one goes on behind it. Gives what was seen, and which files were given up.
+fn look_at_all(files: Vec<Listed>, deadline: Duration, look_at: LookAt) -> (Vec<Seen>, Vec<usize>) {
+    let files: Arc<[Listed]> = files.into();
+    let (mut all_seen, mut silent) = (Vec::new(), Vec::new());
+    let mut next = 0;
+    while next < files.len() && silent.len() < MOST_SILENT {
+        let (sender, receiver) = mpsc::channel();
+        let (list, first) = (Arc::clone(&files), next);
+        let work = move || {
+            for (path, is_qcow2) in &list[first..] {
+                if sender.send(look_at(path, *is_qcow2)).is_err() {
+                    return;
+                }
+            }
+        };
+        let spawned = thread::Builder::new().name("domain-files".to_owned()).spawn(work);
+        while spawned.is_ok() && next < files.len() {
+            let Ok(found) = receiver.recv_timeout(deadline) else {
+                break;
+            };
+            let seen = found.into_iter().map(|(identity, is_beneath)| Seen {
+                index: next,
+                identity,
+                is_beneath,
+            });
+            all_seen.extend(seen);
+            next += 1;
+        }
+        if next < files.len() {
+            silent.push(next);
+            next += 1;
+        }
+    }
+    silent.extend(next..files.len());
+    (all_seen, silent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A look that takes for ever at files of this name.
+    fn sometimes_silent(path: &Path, _: bool) -> Vec<(Identity, bool)> {
+        if path.ends_with("silent") {
+            thread::park_timeout(Duration::from_secs(60));
+        }
+        scan::identity(path).map_or_else(|_| Vec::new(), |identity| vec![(identity, false)])
+    }
+
+    #[test]
+    fn a_file_that_does_not_answer_hides_no_other() {
+        let files = ["/proc", "/silent", "/nonexistent", "/silent", "/"].map(|path| (path.into(), false));
+        let (seen, silent) = look_at_all(files.to_vec(), Duration::from_secs(2), sometimes_silent);
+        let seen: Vec<usize> = seen.iter().map(|seen| seen.index).collect();
+        assert_eq!((seen, silent), (vec![0, 4], vec![1, 3]));
+        let all_silent = vec![("/silent".into(), false); MOST_SILENT + 3];
+        let (seen, silent) = look_at_all(all_silent, Duration::from_millis(1), sometimes_silent);
+        assert!(seen.is_empty());
+        assert_eq!(silent, Vec::from_iter(0..MOST_SILENT + 3));
+    }
+
+    #[test]
+    fn users_are_named_in_sentences() {
+        let told = |user: User, part: Option<&str>| {
+            let part = part.map(str::to_owned);
+            Usage { user, part }.to_string()
+        };
+        let domain = User::Domain {
+            name: "a\nb".into(),
+            role: "disk vda".into(),
+            is_active: false,
+        };
+        assert_eq!(told(domain, None), "shut-off domain 'a\\nb' has it as disk vda");
+        let mount = User::Mount { point: "/srv".into() };
+        assert_eq!(
+            told(mount, Some("its partition sda1")),
+            "its partition sda1 is mounted on /srv"
+        );
+        assert_eq!(
+            told(User::Claim, None),
+            "the kernel or a program has claimed it exclusively"
+        );
+        assert_eq!(told(User::QemuLock, None), "a QEMU process holds a lock on it");
+    }
+}

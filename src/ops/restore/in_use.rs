@@ -1,0 +1,156 @@
+//! Keeps a restore away from what somebody uses.
+//!
+//! A device is looked at when the restore is planned, again when it has been claimed, once more before the first write, and at the end.
+
+use std::path::Path;
+
+use super::{PlannedDisk, io_cause};
+use crate::host::usage::{self, HeldDevice, HoldError, Usage, Usages, User};
+use crate::host::{DomainFiles, Host};
+use crate::model::finding::Finding;
+use crate::model::text::shown;
+use crate::ops::Cause;
+
+type Result<T> = std::result::Result<T, Cause>;
+
+/// The files that the domains name, if there is a hypervisor to ask.
+pub(super) fn domain_files(host: Option<&dyn Host>) -> Result<DomainFiles> {
+    match host {
+        Some(host) => Ok(host.domain_files()?),
+        None => Ok(DomainFiles {
+            files: Vec::new(),
+            findings: vec![Finding::new(
+                "domains-not-known",
+                "libvirt could not be asked whether a domain uses the target: only processes, mounts, swap and other devices \
+                 of this machine were looked at",
+            )],
+        }),
+    }
+}
+
+/// Refuses a device that somebody uses, or that cannot take the disk.
+pub(super) fn check_device(disk: &PlannedDisk, named: &DomainFiles) -> Result<Vec<Finding>> {
+    let path = &disk.to;
+    let found = usage::users_of(path, named).map_err(|source| io_cause("examine", path, source))?;
+    let findings = refuse_users(path, found)?;
+    if let Some(size) = usage::device_size(path) {
+        check_size(disk, size)?;
+    }
+    Ok(findings)
+}
+
+/// Refuses a new file that an active domain names. A shut-off one takes it for its disk, which is worth knowing.
+pub(super) fn check_file(path: &Path, named: &DomainFiles) -> Result<Vec<Finding>> {
+    let naming = usage::domains_naming(path, named);
+    let active = naming.iter().filter(|file| file.is_active).map(|file| Usage {
+        user: User::Domain {
+            name: file.domain.clone(),
+            role: file.role.clone(),
+            is_active: true,
+        },
+        part: None,
+    });
+    let users: Vec<Usage> = active.collect();
+    if !users.is_empty() {
+        let path = path.to_owned();
+        return Err(Cause::InUse { path, users });
+    }
+    let finding = |domain: &str, role: &str| {
+        let what = format!(
+            "the definition of the shut-off domain '{}' names {} as {role}: it starts with what is restored there",
+            shown(domain),
+            path.display()
+        );
+        Finding::new("file-of-a-domain", what)
+    };
+    Ok(naming
+        .iter()
+        .map(|file| finding(&file.domain, &file.role))
+        .collect())
+}
+
+/// Claims the device of a disk until the claim is dropped. Nothing has been written to it yet.
+pub(super) fn claim<'a>(disk: &PlannedDisk, host: Option<&'a dyn Host>) -> Result<Claim<'a>> {
+    let path = &disk.to;
+    let held = HeldDevice::open(path).map_err(|error| match error {
+        HoldError::Io(source) => io_cause("use", path, source),
+        HoldError::Used(user) => in_use(path, user, host),
+    })?;
+    let mut end = held.file().map_err(|source| io_cause("use", path, source))?;
+    let size = std::io::Seek::seek(&mut end, std::io::SeekFrom::End(0))
+        .map_err(|source| io_cause("examine", path, source))?;
+    check_size(disk, size)?;
+    let claim = Claim { held, host };
+    claim.check()?;
+    Ok(claim)
+}
+
+/// A device that is ours, as far as the kernel and QEMU's locks go.
+pub(super) struct Claim<'a> {
+    held: HeldDevice,
+    host: Option<&'a dyn Host>,
+}
+
+impl Claim<'_> {
+    /// The open device.
+    pub(super) fn device(&self) -> &HeldDevice {
+        &self.held
+    }
+
+    /// Refuses when somebody uses the device all the same: QEMU asks for no claim.
+    pub(super) fn check(&self) -> Result<()> {
+        let named = domain_files(self.host)?;
+        refuse_users(self.held.path(), self.others(&named)?).map(drop)
+    }
+
+    /// The same after the last write: what is on the device cannot be relied on then.
+    pub(super) fn check_written(&self) -> Result<()> {
+        // A daemon that has gone away since does not make the written bytes wrong: QEMU shows as a process.
+        let named = domain_files(self.host).unwrap_or_default();
+        match self.others(&named)?.users {
+            users if users.is_empty() => Ok(()),
+            users => Err(Cause::TakenMeanwhile {
+                path: self.held.path().to_owned(),
+                users,
+            }),
+        }
+    }
+
+    fn others(&self, named: &DomainFiles) -> Result<Usages> {
+        usage::other_users_of(&self.held, named)
+            .map_err(|source| io_cause("examine", self.held.path(), source))
+    }
+}
+
+/// Somebody has claimed the device: says who, if that can be found out.
+fn in_use(path: &Path, user: User, host: Option<&dyn Host>) -> Cause {
+    let found = domain_files(host)
+        .ok()
+        .and_then(|named| usage::users_of(path, &named).ok());
+    let users = found.map(|found| found.users).filter(|users| !users.is_empty());
+    Cause::InUse {
+        path: path.to_owned(),
+        users: users.unwrap_or_else(|| vec![Usage { user, part: None }]),
+    }
+}
+
+fn refuse_users(path: &Path, found: Usages) -> Result<Vec<Finding>> {
+    match found.users.is_empty() {
+        true => Ok(found.findings),
+        false => Err(Cause::InUse {
+            path: path.to_owned(),
+            users: found.users,
+        }),
+    }
+}
+
+fn check_size(disk: &PlannedDisk, device: u64) -> Result<()> {
+    match device < disk.size {
+        false => Ok(()),
+        true => Err(Cause::TooSmall {
+            path: disk.to.clone(),
+            device,
+            disk: disk.size,
+        }),
+    }
+}

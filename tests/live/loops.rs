@@ -1,0 +1,89 @@
+//! Loop devices of a test's own, gone with it.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::process::{COMMAND_DEADLINE, command, run, try_run, wait_until};
+
+/// Byte that a new device holds everywhere.
+pub const OLD: u8 = 0xaa;
+
+/// A block device over a file in a folder of its own. Detached when dropped, also by a panic.
+pub struct Loop {
+    folder: tempfile::TempDir,
+    device: PathBuf,
+}
+
+impl Loop {
+    /// A device of so many bytes, a multiple of 512, which are all [`OLD`].
+    pub fn of(bytes: usize) -> Loop {
+        let folder = tempfile::Builder::new()
+            .prefix("vmsnap loop ")
+            .tempdir_in("/var/tmp")
+            .expect("a folder");
+        fs::write(folder.path().join("backing"), vec![OLD; bytes]).expect("written");
+        let device = attach(&folder.path().join("backing"));
+        Loop { folder, device }
+    }
+
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
+    /// The device as a word of a command line.
+    pub fn word(&self) -> String {
+        self.device.display().to_string()
+    }
+
+    /// The file beneath.
+    pub fn backing(&self) -> PathBuf {
+        self.path("backing")
+    }
+
+    /// A path in its folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut device = File::open(&self.device).expect("it is attached");
+        device.read_to_end(&mut bytes).expect("it is readable");
+        bytes
+    }
+
+    /// Adds a partition without a partition table, which the kernel may not know how to read: from so many sectors on, so many.
+    pub fn add_partition(&self, start: u64, sectors: u64) -> PathBuf {
+        let (start, sectors) = (start.to_string(), sectors.to_string());
+        let word = self.word();
+        run(command("addpart", &[word.as_str(), "1", &start, &sectors]));
+        let node = PathBuf::from(format!("{word}p1"));
+        assert!(
+            wait_until(std::time::Duration::from_secs(10), || node.exists()),
+            "{} is made",
+            node.display()
+        );
+        node
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        detach(&self.device);
+    }
+}
+
+/// Attaches a file and gives the device, which [`detach`] gives back.
+pub fn attach(file: &Path) -> PathBuf {
+    let file = file.display().to_string();
+    let said = run(command("losetup", &["--partscan", "--find", "--show", &file]));
+    said.trim().into()
+}
+
+pub fn detach(device: &Path) {
+    let device = device.display().to_string();
+    // A partition goes first; most have none.
+    try_run(command("delpart", &[&device, "1"]), COMMAND_DEADLINE);
+    try_run(command("losetup", &["--detach", &device]), COMMAND_DEADLINE);
+}
