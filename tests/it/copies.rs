@@ -338,7 +338,7 @@ fn a_dry_run_of_a_copy_says_so_and_does_nothing() {
              disk vda: full, a standalone copy\n  disk vdb: full, a standalone copy\n"
         )
     );
-    let json = plan_json(&[("vm1".to_owned(), preview)], &[], ExitCode::Ok);
+    let json = plan_json(&[("vm1".to_owned(), preview)], &[], &[], ExitCode::Ok);
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(json["domains"][0]["copy"], true);
     assert_eq!(json["domains"][0]["checkpoint"], false);

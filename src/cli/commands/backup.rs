@@ -142,7 +142,7 @@ fn dry_run(
     json: bool,
     mut tally: Tally,
 ) -> ExitCode {
-    let mut plans = Vec::new();
+    let (mut plans, mut failed) = (Vec::new(), Vec::new());
     for domain in &selection.domains {
         let context = Context {
             host,
@@ -165,12 +165,15 @@ fn dry_run(
                     answer(&shown::plan_text(domain, &preview));
                 }
             }
-            Err(error) => tally.failed(&error, ExitCode::of_backup_error(&error)),
+            Err(error) => {
+                tally.failed(&error, ExitCode::of_backup_error(&error));
+                failed.push(error);
+            }
         }
     }
     let code = tally.end(&PROGRAMS);
     if json {
-        answer(&shown::plan_json(&plans, &selection.unmatched, code));
+        answer(&shown::plan_json(&plans, &failed, &selection.unmatched, code));
     }
     code
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::tree::Tree;
-use super::{ErrorJson, PointJson, document, failure, finding_tree};
+use super::{ErrorJson, PointJson, document, error_tree, failure, finding_tree};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::finding::Finding;
@@ -190,9 +190,21 @@ pub fn json(done: &[Done], unmatched: &[String], code: ExitCode) -> String {
     })
 }
 
-/// What a dry run would do, as one JSON document.
-pub fn plan_json(plans: &[(String, Preview)], unmatched: &[String], code: ExitCode) -> String {
-    let domains = plans.iter().map(|(domain, preview)| plan_tree(domain, preview));
+/// What a dry run would do, and why it would do nothing with the domains that `failed`, as one JSON document.
+pub fn plan_json(
+    plans: &[(String, Preview)],
+    failed: &[Error],
+    unmatched: &[String],
+    code: ExitCode,
+) -> String {
+    let planned = plans.iter().map(|(domain, preview)| plan_tree(domain, preview));
+    let refused = failed.iter().map(|error| {
+        Tree::map([
+            ("domain", Tree::text(&error.domain)),
+            ("error", error_tree(error)),
+        ])
+    });
+    let domains = planned.chain(refused);
     let document = Tree::map([
         ("schema", Tree::Number(1)),
         ("dryRun", Tree::Bool(true)),
