@@ -3,6 +3,7 @@
 use std::fs;
 
 use vmsnap::cli::exit_code::ExitCode;
+use vmsnap::cli::report::backup::plan_json;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{Options, preview};
@@ -62,6 +63,16 @@ fn another_grouping_is_refused_before_anything_is_begun() {
              side: each is pruned by its own grouping only"
         )
     );
+    let json = plan_json(&[], &[error], &[], ExitCode::GroupBy);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let message = json["domains"][0]["error"]["message"]
+        .as_str()
+        .expect("a message");
+    assert!(
+        message.starts_with("its backups are grouped by month"),
+        "{json:#}"
+    );
+    assert_eq!(json["exitCode"], 10);
     let same = lab.backup("vm1").expect("an increment").point;
     assert_eq!(same.level, Level::Incremental);
 }
