@@ -33,6 +33,7 @@ mod mount;
 mod process;
 mod scrub;
 mod scrub_command;
+mod shared_images;
 mod snapshots;
 mod status;
 mod test_driver;
