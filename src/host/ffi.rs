@@ -274,8 +274,22 @@ impl Checkpoint {
 
     /// Makes a checkpoint known to libvirt whose bitmaps are there already. Nothing is looked up in the images.
     pub fn redefine(domain: &Domain, xml: &str) -> Call<Checkpoint> {
+        Self::make_known(domain, xml, sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE)
+    }
+
+    /// The same for an active domain, whose QEMU is asked whether the bitmaps are there and sound.
+    pub fn redefine_if_sound(domain: &Domain, xml: &str) -> Call<Checkpoint> {
+        let flags =
+            sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE;
+        Self::make_known(domain, xml, flags)
+    }
+
+    fn make_known(
+        domain: &Domain,
+        xml: &str,
+        flags: sys::virDomainCheckpointCreateFlags,
+    ) -> Call<Checkpoint> {
         let xml = c_string(xml)?;
-        let flags = sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE;
         // SAFETY: the domain lives as long as its borrow, the document outlives the call.
         Self::own(unsafe { sys::virDomainCheckpointCreateXML(domain.as_ptr(), xml.as_ptr(), flags) })
     }

@@ -77,9 +77,16 @@ pub trait Host: Send + Sync {
     /// Removes the record of a checkpoint and nothing else, running or shut off. Its bitmaps stay, and go on recording.
     fn forget_checkpoint(&self, domain: &Domain, name: &str) -> Result<()>;
 
+    /// Makes a checkpoint known to the hypervisor that has lost its record, with its name, time and mark, on those of its disks whose bitmaps of
+    /// that name are there and sound. False, and nothing done, where none is.
+    fn register_checkpoint(&self, domain: &Domain, checkpoint: &Checkpoint) -> Result<bool>;
+
     /// Removes the bitmaps of that name from every disk, running or shut off, and keeps the record of the checkpoint that owns them, if
     /// there is one. Returns the targets of the disks that had one; none is no error.
     fn remove_bitmaps(&self, domain: &Domain, name: &str) -> Result<Vec<String>>;
+
+    /// The names of the domain's internal snapshots: those that lie within its images.
+    fn internal_snapshots(&self, domain: &Domain) -> Result<Vec<String>>;
 
     /// The job that holds the domain now.
     fn active_job(&self, domain: &Domain) -> Result<Option<ActiveJob>>;

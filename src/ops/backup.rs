@@ -125,7 +125,13 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
         grouping::check(&repository, &history, options.group_by)?;
     }
     let locked = lock::lock_for(&repository, options.wait, context)?;
-    let settled = heal::settle(&repository, &locked, context)?;
+    let settled = heal::settle(&repository, &locked, context, |survey, history| {
+        match options.copy {
+            // It touches no checkpoint.
+            true => reconcile::repairs(survey),
+            false => reconciled(survey, history, context, options).repairs,
+        }
+    })?;
     if guards {
         // A run that was waited for may have begun another chain.
         grouping::check(&repository, &settled.history, options.group_by)?;
@@ -171,6 +177,16 @@ fn decide(
     context: &Context,
     options: &Options,
 ) -> Result<Reconciliation> {
+    let planned = reconciled(survey, history, context, options);
+    if !options.copy {
+        return Ok(planned);
+    }
+    let folder = repository.copy_folder(context.now.timestamp());
+    let folder = folder.map_err(|error| Error::of(repository.name(), error))?;
+    Ok(standalone::as_copy(planned, folder))
+}
+
+fn reconciled(survey: &Survey, history: &History, context: &Context, options: &Options) -> Reconciliation {
     let wishes = Wishes {
         period: &Period::containing(options.group_by, context.now.date()).folder(),
         current: &current_periods(context),
@@ -178,13 +194,7 @@ fn decide(
         exclude: &options.exclude,
         keep_checkpoints: options.keep_checkpoints,
     };
-    let planned = reconcile::reconcile(survey, &history.chains, &wishes);
-    if !options.copy {
-        return Ok(planned);
-    }
-    let folder = repository.copy_folder(context.now.timestamp());
-    let folder = folder.map_err(|error| Error::of(repository.name(), error))?;
-    Ok(standalone::as_copy(planned, folder))
+    reconcile::reconcile(survey, &history.chains, &wishes)
 }
 
 /// The folders of the periods that go on now, one per grouping: a domain may be backed up by several.

@@ -78,7 +78,9 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
     };
     let period = latest.point.period.clone();
     let locked = lock::lock_for(&repository, options.wait, context)?;
-    let settled = heal::settle(&repository, &locked, context)?;
+    let settled = heal::settle(&repository, &locked, context, |survey, history| {
+        subjects::repairs(survey, &history.chains, &period)
+    })?;
     if let Some(job) = &settled.survey.job {
         let operation = job.operation.clone();
         return Err(Error::of(name, Cause::Busy { operation }));

@@ -12,6 +12,7 @@ use super::{Cause, Context, Error, Result};
 use crate::host::{HostError, Places};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
+use crate::model::text::with_sources;
 use crate::repo::{DomainRepository, History, LockedDomain};
 
 /// What a run notes down before it begins a job.
@@ -46,18 +47,24 @@ pub struct Settled {
 }
 
 /// Looks at the domain and repairs what has to be repaired, until nothing is left.
+///
+/// `repairs` decides what has to be repaired.
 pub(super) fn settle(
     repository: &DomainRepository,
     locked: &LockedDomain,
     context: &Context,
+    repairs: impl Fn(&Survey, &History) -> Vec<Repair>,
 ) -> Result<Settled> {
     let name = repository.name();
     let mut findings = Vec::new();
     let mut unfinished = Vec::new();
-    for _ in 0..ROUNDS {
+    let mut missing = Vec::new();
+    let mut rounds = 0;
+    while rounds < ROUNDS {
         let history = locked.history().map_err(|error| Error::of(name, error))?;
         let look = |domain| survey::survey(domain, repository, &history, context.host);
-        let survey = survey::steadily(name, context.host, look)?;
+        let mut survey = survey::steadily(name, context.host, look)?;
+        survey.missing.clone_from(&missing);
         for finding in &survey.findings {
             if !findings.contains(finding) {
                 context.monitor.event(Event::Found {
@@ -67,7 +74,7 @@ pub(super) fn settle(
                 findings.push(finding.clone());
             }
         }
-        let repairs = reconcile::repairs(&survey);
+        let repairs = repairs(&survey, &history);
         if repairs.is_empty() {
             return Ok(Settled {
                 survey,
@@ -75,7 +82,16 @@ pub(super) fn settle(
                 findings,
             });
         }
-        findings.extend(carry_out(&repairs, &survey.domain, locked, context)?);
+        let known_missing = missing.len();
+        findings.extend(carry_out(
+            &repairs,
+            &survey.domain,
+            locked,
+            context,
+            &mut missing,
+        )?);
+        // What was looked for in vain is not looked for again; there may be an older one.
+        rounds += usize::from(missing.len() == known_missing);
         unfinished = repairs;
     }
     let unfinished: Vec<String> = unfinished.iter().map(Repair::to_string).collect();
@@ -86,12 +102,14 @@ pub(super) fn settle(
     Err(Error::of(name, Cause::StillThere(what)))
 }
 
-/// Carries the repairs out, in their order. Each run that was ended is a finding, with what there was to end.
+/// Carries the repairs out, in their order. Each run that was ended is a finding, with what there was to end. The names of lost checkpoints whose
+/// bitmaps are gone as well are added to `missing`.
 fn carry_out(
     repairs: &[Repair],
     domain: &Domain,
     locked: &LockedDomain,
     context: &Context,
+    missing: &mut Vec<String>,
 ) -> Result<Vec<Finding>> {
     let failed = |error| Error::of(&domain.name, error);
     let mut findings = Vec::new();
@@ -110,6 +128,28 @@ fn carry_out(
                 locked.remove_partial(dir).map_err(failed)?;
                 findings.push(healed(dir, &std::mem::take(&mut ended)));
             }
+            Repair::Register(lost) => match context.host.register_checkpoint(domain, lost) {
+                Ok(true) => findings.push(Finding::new(
+                    "checkpoint-known-again",
+                    format!(
+                        "libvirt had lost checkpoint {}, whose bitmaps are there: it knows it again",
+                        lost.name
+                    ),
+                )),
+                Ok(false) => missing.push(lost.name.clone()),
+                // A full needs none of it.
+                Err(error) => {
+                    missing.push(lost.name.clone());
+                    findings.push(Finding::new(
+                        "checkpoint-not-known-again",
+                        format!(
+                            "checkpoint {}, which libvirt has lost: {}",
+                            lost.name,
+                            with_sources(&error)
+                        ),
+                    ));
+                }
+            },
             of_host => ended.extend(carry_out_at_host(of_host, domain, context)?),
         }
     }
@@ -149,7 +189,7 @@ fn carry_out_at_host(repair: &Repair, domain: &Domain, context: &Context) -> Res
             done => (done, None),
         },
         // Those of the repository; a failed run sees to them itself.
-        Repair::FinishRemoval(_) | Repair::RemovePartial(_) => (Ok(()), None),
+        Repair::FinishRemoval(_) | Repair::RemovePartial(_) | Repair::Register(_) => (Ok(()), None),
     };
     done.map(|()| told)
         .map_err(|error| Error::of(&domain.name, error))

@@ -11,6 +11,8 @@ use crate::model::finding::Finding;
 use crate::model::left_out::{self, Exclusion, LeftOut};
 use crate::model::restore_point::{FileId, Level};
 
+mod lost;
+
 /// Everything that a plan follows from.
 pub struct Inputs<'a> {
     /// The domain as it is now.
@@ -23,6 +25,8 @@ pub struct Inputs<'a> {
     pub chains: &'a Chains,
     /// The domain's checkpoints.
     pub checkpoints: &'a [Checkpoint],
+    /// Lost checkpoints that could not be made known again: their bitmaps are gone.
+    pub missing: &'a [String],
     /// The folder of the current period.
     pub period: &'a str,
     /// Whether raw disks are wanted.
@@ -36,6 +40,8 @@ pub struct Inputs<'a> {
 pub struct BackupPlan {
     /// The folder of the period it goes to.
     pub period: String,
+    /// Checkpoints that libvirt has lost, to be made known to it again first, if their bitmaps are there.
+    pub registered: Vec<Checkpoint>,
     /// Whether it makes a checkpoint: not when no disk can carry one.
     pub checkpoint: bool,
     /// The disks it saves, in the order of the domain's XML.
@@ -99,7 +105,10 @@ impl BackupPlan {
 
 /// Decides what a backup of the domain would do now.
 pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
+    let seen = lost::seen(inputs);
+    let known = [inputs.checkpoints, &seen].concat();
     let mut disks = Vec::new();
+    let mut all_now = Vec::new();
     let mut left_out = Vec::new();
     for disk in &inputs.domain.disks {
         let full_only = match left_out::eligibility(inputs.domain, disk, inputs.raw, inputs.exclude) {
@@ -116,10 +125,11 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
         let uuid = &inputs.domain.uuid;
         disks.push(PlannedDisk {
             disk: disk.clone(),
-            level: decide(&now, uuid, inputs.period, inputs.chains, inputs.checkpoints),
+            level: decide(&now, uuid, inputs.period, inputs.chains, &known),
             checkpointed: now.full_only.is_none(),
             source_file: now.sources.first().and_then(|source| source.file),
         });
+        all_now.push(now);
     }
     let mut findings: Vec<Finding> = left_out.iter().map(LeftOut::finding).collect();
     findings.extend(left_out::missing(inputs.domain, inputs.exclude));
@@ -135,7 +145,13 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
             "the state of the emulated TPM is not backed up",
         ));
     }
+    let is_parent = |checkpoint: &Checkpoint| {
+        let mut parents = disks.iter().filter_map(|disk| disk.level.parent.as_ref());
+        parents.any(|parent| parent.checkpoint == checkpoint.name)
+    };
+    let suspected = lost::suspected(inputs, &known, &all_now);
     BackupPlan {
+        registered: seen.into_iter().filter(is_parent).chain(suspected).collect(),
         period: inputs.period.to_owned(),
         checkpoint: disks.iter().any(|disk| disk.checkpointed),
         disks,

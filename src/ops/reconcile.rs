@@ -56,6 +56,8 @@ pub enum Repair {
     DeleteCheckpoint(String),
     /// Removes the bitmaps that a dead run made for a checkpoint that it did not come to make.
     DeleteBitmaps(String),
+    /// Makes a checkpoint known to libvirt again that has lost its record, if its bitmaps are there.
+    Register(Checkpoint),
     /// Removes the folder of a dead run. It goes last: until then the next run knows what there is to end.
     RemovePartial(PathBuf),
 }
@@ -75,6 +77,11 @@ impl fmt::Display for Repair {
             }
             Repair::DeleteCheckpoint(name) => write!(f, "remove its checkpoint {name}"),
             Repair::DeleteBitmaps(name) => write!(f, "remove its bitmaps {name}, if there are any"),
+            Repair::Register(lost) => write!(
+                f,
+                "make checkpoint {}, which libvirt has lost, known to it again if its bitmaps are there",
+                lost.name
+            ),
             Repair::RemovePartial(dir) => write!(f, "remove {}", dir.display()),
         }
     }
@@ -100,22 +107,27 @@ impl fmt::Display for Retired {
 
 /// Reconciles what the survey found with the domain's restore points.
 pub fn reconcile(survey: &Survey, chains: &Chains, wishes: &Wishes<'_>) -> Reconciliation {
-    let repairs = repairs(survey);
+    let mut repairs = repairs(survey);
     let aborts = repairs.contains(&Repair::AbortJob);
     let obstacle = survey.job.as_ref().filter(|_| !aborts);
     let is_left =
         |checkpoint: &&Checkpoint| !repairs.contains(&Repair::DeleteCheckpoint(checkpoint.name.clone()));
-    let checkpoints: Vec<Checkpoint> = survey.checkpoints.iter().filter(is_left).cloned().collect();
+    let mut checkpoints: Vec<Checkpoint> = survey.checkpoints.iter().filter(is_left).cloned().collect();
     let backup = plan::plan(&plan::Inputs {
         domain: &survey.domain,
         disks: &survey.disks,
         capabilities: &survey.capabilities,
         chains,
         checkpoints: &checkpoints,
+        missing: &survey.missing,
         period: wishes.period,
         raw: wishes.raw,
         exclude: wishes.exclude,
     });
+    if obstacle.is_none() {
+        checkpoints.extend(backup.registered.iter().cloned());
+        repairs.extend(backup.registered.iter().cloned().map(Repair::Register));
+    }
     Reconciliation {
         obstacle: obstacle.map(|job| job.operation.clone()),
         retired: retired(survey, chains, &checkpoints, &backup, wishes),
@@ -197,7 +209,7 @@ fn retired(
     };
     let keep = wishes.keep_checkpoints;
     let superfluous = superfluous(chains, uuid, checkpoints, wishes.current, keep, Some(next));
-    let orphans = orphans(survey, chains);
+    let orphans = orphans(survey, chains, checkpoints);
     let checkpoints = superfluous.into_iter().map(Retired::Checkpoint);
     checkpoints
         .chain(orphans.into_iter().map(Retired::Bitmaps))
@@ -206,7 +218,7 @@ fn retired(
 
 /// Bitmaps without a checkpoint that a restore point of this domain recorded: they cost room and writes. Those that nobody here recorded are
 /// not ours to remove, nor are those whose name somebody else can have given as well.
-fn orphans(survey: &Survey, chains: &Chains) -> Vec<String> {
+fn orphans(survey: &Survey, chains: &Chains, checkpoints: &[Checkpoint]) -> Vec<String> {
     let of_domain = chains
         .points()
         .iter()
@@ -217,10 +229,12 @@ fn orphans(survey: &Survey, chains: &Chains) -> Vec<String> {
         .collect();
     let on_disks = survey.disks.iter().flat_map(|disk| &disk.bitmaps);
     let mut orphans: Vec<String> = Vec::new();
-    for name in on_disks.filter(|name| is_unique(name)) {
-        let is_owned = survey
-            .checkpoints
+    // Those that were asked for in vain may be there all the same, on a disk where they are broken.
+    let candidates = on_disks.chain(&survey.missing);
+    for name in candidates.filter(|name| is_unique(name)) {
+        let is_owned = checkpoints
             .iter()
+            .chain(&survey.checkpoints)
             .any(|checkpoint| checkpoint.name == *name);
         if recorded.contains(&name) && !is_owned && !orphans.contains(name) {
             orphans.push(name.clone());

@@ -221,7 +221,8 @@ impl<'a> Scrub<'a> {
             self.history.as_ref(),
         );
         let (now, _) = looked.map_err(|error| self.failed(error))?;
-        *next = next_backup(&self.domain, &now.checkpoints, &self.outlook);
+        let bitmaps = plan::staying(&self.found, &self.plan);
+        *next = next_backup(&self.domain, &now.checkpoints, &bitmaps, &self.outlook);
         let is_listed = |name: &&String| now.checkpoints.iter().any(|one| one.name == **name);
         if let Some(name) = self.plan.checkpoints.iter().find(is_listed) {
             return Err(self.failed(Cause::StillThere(format!("checkpoint {name}"))));

@@ -214,6 +214,12 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
         });
     }
     findings.extend(left_out::missing(&domain, excluded));
+    let has_bitmaps = disks
+        .iter()
+        .any(|disk| disk.bitmaps.iter().any(|name| is_own(name)));
+    if newest.is_some() || has_bitmaps {
+        findings.extend(internal_snapshots(host, &domain));
+    }
     let mut status = DomainStatus {
         domain: domain.name.clone(),
         state: domain.state,
@@ -314,7 +320,8 @@ fn excluded_of<'a>(subject: &Subject<'a>, domain: &str) -> &'a [Exclusion] {
     subject.exclude.get(domain).map_or(&[], Vec::as_slice)
 }
 
-/// The bitmaps of a disk: those of checkpoints in their order, then the others. While the domain runs only those of checkpoints can be known.
+/// The bitmaps of a disk: those of checkpoints in their order, then the others. While the domain runs, of the others only those of our names are
+/// known that were in the image at its start.
 fn bitmaps(
     host: &dyn Host,
     domain: &Domain,
@@ -330,7 +337,31 @@ fn bitmaps(
     let sound = checkpoints
         .iter()
         .filter(|checkpoint| checkpoint.is_sound_for(target));
-    Ok(sound.map(|checkpoint| checkpoint.name.clone()).collect())
+    let mut names: Vec<String> = sound.map(|checkpoint| checkpoint.name.clone()).collect();
+    let is_listed = |name: &String| checkpoints.iter().any(|listed| listed.name == *name);
+    // An image that cannot be looked at is no reason to tell nothing.
+    let mut orphans = host.stored_bitmap_names(domain, target).unwrap_or_default();
+    orphans.retain(|name| is_own(name) && !is_listed(name));
+    orphans.sort();
+    names.extend(orphans);
+    Ok(names)
+}
+
+/// QEMU refuses to revert a disk that has bitmaps to an internal snapshot, and libvirt shuts the domain off then.
+fn internal_snapshots(host: &dyn Host, domain: &Domain) -> Option<Finding> {
+    // Whether there are any is not worth a failure.
+    let names = host.internal_snapshots(domain).unwrap_or_default();
+    let (newest, others) = names.split_last()?;
+    let all = match others.len() {
+        0 => format!("internal snapshot {}", shown(newest)),
+        more => format!("internal snapshots ({} and {more} more)", shown(newest)),
+    };
+    let domain = shown(&domain.name);
+    let what = format!(
+        "the domain has {all}: reverting to one fails as long as its disks have vmsnap's bitmaps. Before that, run \
+         `vmsnap scrub {domain} --scrub-type both`; the next backup is then full"
+    );
+    Some(Finding::new("internal-snapshots", what))
 }
 
 /// Our bitmaps of each disk must be those of our checkpoints that include it: sets of names, not counts.

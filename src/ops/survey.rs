@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::heal::Intent;
+use super::plan::KEPT_CHECKPOINTS;
 use super::{Error, Result};
 use crate::host::{ActiveJob, Capabilities, Host, HostError};
 use crate::model::chain::Chains;
 use crate::model::checkpoint::{self, Checkpoint};
 use crate::model::domain::{Disk, Domain, Source};
 use crate::model::finding::Finding;
-use crate::model::restore_point::FileId;
+use crate::model::restore_point::{FileId, Level};
 use crate::repo::history::Note;
 use crate::repo::{DomainRepository, History, RepoError};
 
@@ -31,6 +32,8 @@ pub struct Survey {
     pub leftovers: Vec<LeftoverRun>,
     /// Folders of periods whose removal was begun.
     pub removals: Vec<PathBuf>,
+    /// Lost checkpoints of which a try to make them known again has shown that their bitmaps are gone.
+    pub missing: Vec<String>,
     /// What is odd about it.
     pub findings: Vec<Finding>,
 }
@@ -109,6 +112,7 @@ pub(super) fn survey_with(
         disks: disk_facts(&domain, &history.chains, &checkpoints, host),
         leftovers: leftover_runs(history, &mut findings).map_err(repo_failed)?,
         removals: repository.interrupted_removals().map_err(repo_failed)?,
+        missing: Vec::new(),
         findings,
         checkpoints,
         domain,
@@ -152,13 +156,22 @@ fn images(disk: &Disk) -> impl Iterator<Item = &Path> {
         .map(PathBuf::as_path)
 }
 
-/// Whether the newest restore point's checkpoint has lost its record: its bitmaps may be there still. Looking for them costs a running
-/// domain's backup some time, so it is not done without a reason.
+/// Whether a checkpoint that the newest chain recorded has lost its record: its bitmaps may be there still. Looking for them costs a running domain's
+/// backup some time, so it is not done without a reason.
 fn is_record_lost(uuid: &str, chains: &Chains, checkpoints: &[Checkpoint]) -> bool {
-    let mut newest_first = chains.in_periods().rev().map(|kept| &kept.point);
-    let newest = newest_first.find(|point| point.uuid == uuid);
-    let recorded = newest.and_then(|point| point.checkpoint.as_ref());
-    recorded.is_some_and(|recorded| !checkpoints.iter().any(|listed| listed.name == recorded.name))
+    let newest_first = chains.in_periods().rev().map(|kept| &kept.point);
+    let mut of_chain = newest_first.filter(|point| point.uuid == uuid);
+    let mut is_full = false;
+    let mut chain = std::iter::from_fn(|| {
+        let point = of_chain.next().filter(|_| !is_full)?;
+        is_full = point.level == Level::Full;
+        Some(point)
+    });
+    // Those before have been retired.
+    chain.by_ref().take(KEPT_CHECKPOINTS).any(|point| {
+        let recorded = point.checkpoint.as_ref();
+        recorded.is_some_and(|recorded| !checkpoints.iter().any(|listed| listed.name == recorded.name))
+    })
 }
 
 /// The runs that did not finish, with what they noted down.

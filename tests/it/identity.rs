@@ -11,6 +11,7 @@ use vmsnap::model::restore_point::Level;
 use vmsnap::ops::Context;
 use vmsnap::ops::backup::{Outcome, backup};
 use vmsnap::ops::monitor::Silent;
+use vmsnap::ops::reconcile::Repair;
 use vmsnap::ops::scrub::{self, Means, ScrubType};
 use vmsnap::testkit::MemDisk;
 
@@ -225,6 +226,117 @@ fn a_copy_put_back_goes_on_from_the_newest_restore_point_that_its_bitmaps_know()
         world.pass();
         let point = world.back_up(user, 0).point;
         assert_eq!(point.parent, Some(first));
+        world.prove();
+    }
+}
+
+fn codes(outcome: &Outcome) -> Vec<&str> {
+    let findings = outcome.findings.iter();
+    findings.map(|finding| finding.code.as_str()).collect()
+}
+
+/// A domain that was undefined and defined, or that is transient and was made again, or a libvirt that lost its records.
+#[test]
+fn a_lost_checkpoint_is_made_known_again_and_the_backup_is_incremental() {
+    for runs in [false, true] {
+        let user = User { runs, ..VM1 };
+        let mut world = World::new();
+        world.image.write(0, &[1; CLUSTER]);
+        world.back_up(user, 0);
+        world.image.write(CLUSTER, &[2; 512]);
+        world.pass();
+        let second = world.back_up(user, 0).point;
+        world.lose_records(user);
+        world.image.write(2 * CLUSTER, &[3; 512]);
+        world.pass();
+        let outcome = world.back_up(user, 0);
+        assert_eq!(outcome.point.parent, Some(second.id), "runs: {runs}");
+        assert_eq!(codes(&outcome), ["checkpoint-known-again"]);
+        let host = &world.labs[0].host;
+        let domain = host.domain("vm1").expect("it is there");
+        let listed = host.checkpoints(&domain).expect("they are listed");
+        let known = listed
+            .iter()
+            .find(|listed| second.checkpoint.as_ref().is_some_and(|made| listed.is(made)));
+        assert!(known.is_some(), "with its name and its time: {listed:?}");
+        world.prove();
+    }
+}
+
+/// QEMU holds the bitmaps in memory only: nobody sees them, and libvirt is asked.
+#[test]
+fn a_lost_checkpoint_that_nobody_sees_is_asked_for_once() {
+    for is_gone in [false, true] {
+        let mut lab = Lab::new();
+        lab.host
+            .add_domain("vm1", &[("vda", SIZE), ("vdb", CLUSTER), ("vdc", CLUSTER)]);
+        lab.backup("vm1").expect("a full");
+        lab.host.disk("vm1", "vda", |disk| disk.write(0, &[1; 100]));
+        let domain = lab.host.domain("vm1").expect("it is there");
+        if is_gone {
+            lab.host
+                .delete_checkpoint(&domain, &lab.made[0])
+                .expect("it was there");
+        } else {
+            lab.host
+                .forget_checkpoint(&domain, &lab.made[0])
+                .expect("it was there");
+            lab.host
+                .disk("vm1", "vdb", |disk| disk.remove_bitmap(&lab.made[0]));
+        }
+        let announced = lab.preview("vm1").expect("a plan").planned.repairs;
+        assert!(matches!(&announced[..], [Repair::Register(lost)] if lost.name == lab.made[0]));
+        let outcome = lab.backup("vm1").expect("a backup");
+        let levels: Vec<Level> = outcome.point.disks.iter().map(|disk| disk.level).collect();
+        if is_gone {
+            assert_eq!((levels, codes(&outcome)), (vec![Level::Full; 3], vec![]));
+            let reason = &outcome.point.disks[0].reason;
+            assert_eq!(reason, &format!("checkpoint {} is gone", lab.made[0]));
+        } else {
+            assert_eq!(levels, [Level::Incremental, Level::Full, Level::Incremental]);
+            assert_eq!(codes(&outcome), ["checkpoint-known-again"]);
+        }
+        lab.assert_gives_back("vm1", "vda");
+        assert_eq!(lab.preview("vm1").expect("a plan").planned.repairs, []);
+    }
+}
+
+#[test]
+fn a_domain_of_another_uuid_does_not_inherit_a_checkpoint() {
+    for state in [DomainState::Running, DomainState::ShutOff] {
+        let mut lab = Lab::new();
+        lab.host.add_domain("vm1", &[("vda", SIZE)]);
+        lab.backup("vm1").expect("a full");
+        let domain = lab.host.domain("vm1").expect("it is there");
+        lab.host
+            .forget_checkpoint(&domain, &lab.made[0])
+            .expect("it was there");
+        lab.host.change("vm1", |domain| {
+            domain.uuid = "22222222-0000-4000-8000-000000000001".into();
+            domain.state = state;
+        });
+        let outcome = lab.backup("vm1").expect("a full");
+        assert_eq!(
+            (outcome.point.level, codes(&outcome)),
+            (Level::Full, vec![]),
+            "{state:?}"
+        );
+    }
+}
+
+/// Shared storage and one repository: the domain moves between two hosts.
+#[test]
+fn a_domain_that_moves_between_hosts_stays_incremental() {
+    for runs in [false, true] {
+        let mut world = World::new();
+        for round in 0..6u8 {
+            let host = usize::from(round) / 2 % 2;
+            world.image.write(usize::from(round) * CLUSTER, &[round + 1; 512]);
+            let user = User { host, runs, ..VM1 };
+            let point = world.back_up(user, 0).point;
+            assert_eq!(point.level == Level::Full, round == 0, "round {round}");
+            world.pass();
+        }
         world.prove();
     }
 }

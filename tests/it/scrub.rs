@@ -135,7 +135,7 @@ fn both_removes_all_of_ours_and_nothing_else_and_the_next_backup_is_full() {
 }
 
 #[test]
-fn checkpoint_removes_the_records_only_and_says_what_that_costs_and_the_next_full_works() {
+fn checkpoint_removes_the_records_only_and_says_what_that_costs() {
     in_every_state(|lab, state| {
         let outcome = done(lab, ScrubType::Checkpoint, None);
         assert_eq!(outcome.checkpoints, OURS, "{state:?}");
@@ -149,9 +149,13 @@ fn checkpoint_removes_the_records_only_and_says_what_that_costs_and_the_next_ful
         );
         assert_eq!(checkpoints(lab), ["mine"]);
         assert_eq!(bitmaps(lab, "vda"), ["mine", OURS[0], OURS[1]]);
-        assert_eq!(outcome.next.level, Some(Level::Full));
+        assert_eq!(outcome.next.level, None);
+        assert!(outcome.next.reason.contains(OURS[1]), "{}", outcome.next.reason);
         let next = lab.backup("vm1").expect("no bitmap is in the way");
-        assert_eq!(next.point.level, Level::Full);
+        assert_eq!(next.point.level, Level::Incremental, "{state:?}");
+        for disk in ["vda", "vdb"] {
+            lab.assert_gives_back("vm1", disk);
+        }
     });
 }
 
@@ -276,7 +280,9 @@ fn a_dry_run_tells_what_would_go_and_changes_nothing() {
             assert_eq!(checkpoints(lab).len(), 3);
             assert_eq!(bitmaps(lab, "vda").len(), 3);
             assert_eq!(tree(lab.folder.path()), before, "no lock, no folder");
-            let outcome = done(lab, kind, None);
+            let outcome = scrub::scrub("vm1", &means(lab, Some(&lab.repo)), &options(kind, None));
+            let outcome = outcome.expect("it begins");
+            assert!(outcome.failure.is_none());
             assert_eq!(outcome.checkpoints, plan.checkpoints, "{state:?}");
             assert_eq!(pairs(&outcome.bitmaps), pairs(&plan.bitmaps), "{state:?}");
             assert_eq!(outcome.left, plan.left);
@@ -381,6 +387,7 @@ fn with_the_repository_the_level_of_the_next_backup_is_told_exactly() {
             Level::Incremental,
             "lost or inconsistent",
         ),
+        (ScrubType::Checkpoint, None, Level::Incremental, "changes since"),
         (
             ScrubType::Both,
             None,

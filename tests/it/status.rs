@@ -310,6 +310,40 @@ fn disks_that_differ_are_each_given_their_reason() {
     );
 }
 
+#[test]
+fn internal_snapshots_are_a_finding_where_our_bitmaps_keep_them_from_being_reverted_to() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
+    lab.host.take_snapshot("vm1", "before the update");
+    let codes = |lab: &Lab| {
+        let findings = ask(lab, "vm1").expect("a status").findings;
+        findings
+            .into_iter()
+            .map(|finding| finding.code)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(codes(&lab), [""; 0]);
+    lab.backup("vm1").expect("a full");
+    assert_eq!(codes(&lab), ["internal-snapshots"]);
+}
+
+#[test]
+fn a_running_domains_bitmaps_of_ours_without_a_checkpoint_are_shown() {
+    let lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
+    for name in [NAMES[5], "mine"] {
+        lab.host
+            .disk("vm1", "vda", |disk| disk.add_bitmap(name))
+            .expect("it is free");
+    }
+    assert_eq!(ask(&lab, "vm1").expect("a status").inconsistencies, [""; 0]);
+    for state in [DomainState::ShutOff, DomainState::Running] {
+        lab.host.change("vm1", |domain| domain.state = state);
+    }
+    let found = format!("disk vda has a bitmap {} without a checkpoint", NAMES[5]);
+    assert_eq!(ask(&lab, "vm1").expect("a status").inconsistencies, [found]);
+}
+
 /// Fault 13: status compares counts, not names.
 #[test]
 fn sets_of_names_are_compared_not_their_sizes() {

@@ -77,8 +77,8 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         "VM1: removed 1 checkpoint and no bitmaps\n  \
          checkpoint virtnbdbackup.2\n  \
          left: bitmap virtnbdbackup.2 of disk vda\n  \
-         note: the bitmaps stay and go on recording: no backup uses them any more, each costs memory and room in its image and a \
-         little of every write; the type bitmap removes each by its name, or all of them when the domain \
+         note: the bitmaps stay and go on recording, each costs memory and room in its image and a little of every write, and a \
+         backup uses those again that its restore points recorded; the type bitmap removes each by its name, or all of them when the domain \
          is shut off\n  \
          the next backup of VM1 will be full or incremental (virtnbdbackup.1 is left, and it depends on whether the repository has \
          its restore point in this period (--output tells))\n",
@@ -189,24 +189,27 @@ fn bitmaps_without_their_checkpoints_are_in_no_full_backups_way() {
          checkpoint virtnbdbackup.0\n  checkpoint virtnbdbackup.1\n  checkpoint virtnbdbackup.2\n  \
          left: bitmap virtnbdbackup.0 of disk vda\n  left: bitmap virtnbdbackup.1 of disk vda\n  \
          left: bitmap virtnbdbackup.2 of disk vda\n  \
-         note: the bitmaps stay and go on recording: no backup uses them any more, each costs memory and room in its image and a \
-         little of every write; the type bitmap removes each by its name, or all of them when the domain \
+         note: the bitmaps stay and go on recording, each costs memory and room in its image and a little of every write, and a \
+         backup uses those again that its restore points recorded; the type bitmap removes each by its name, or all of them when the domain \
          is shut off\n  \
-         the next backup of VM1 will be full (the domain has no checkpoint of ours with a sound bitmap)\n\
+         the next backup of VM1 will be full or incremental (bitmap virtnbdbackup.2 is left, and it depends on whether the repository has \
+         its restore point in this period (--output tells))\n\
          VM2: removed 3 checkpoints and no bitmaps\n  \
          checkpoint virtnbdbackup.0\n  checkpoint virtnbdbackup.1\n  checkpoint virtnbdbackup.2\n  \
          left: bitmap virtnbdbackup.0 of disk vda\n  left: bitmap virtnbdbackup.1 of disk vda\n  \
          left: bitmap virtnbdbackup.2 of disk vda\n  \
-         note: the bitmaps stay and go on recording: no backup uses them any more, each costs memory and room in its image and a \
-         little of every write; the type bitmap removes them\n  \
-         the next backup of VM2 will be full (the domain has no checkpoint of ours with a sound bitmap)\n",
+         note: the bitmaps stay and go on recording, each costs memory and room in its image and a little of every write, and a \
+         backup uses those again that its restore points recorded; the type bitmap removes them\n  \
+         the next backup of VM2 will be full or incremental (bitmap virtnbdbackup.2 is left, and it depends on whether the repository has \
+         its restore point in this period (--output tells))\n",
         "",
     );
     assert_eq!(running.checkpoints(), ["mine"]);
     assert_eq!(off.checkpoints(), [""; 0]);
     assert_eq!(bitmaps(&off.image(0)), made_off);
 
-    let made = user.on("2026-11-06", &["--backup", &domains, "--output=OUT", "--quiet"]);
+    // Another month: what is left is in nobody's way.
+    let made = user.on("2026-12-06", &["--backup", &domains, "--output=OUT", "--quiet"]);
     says(
         &made,
         &[&running, &off],
@@ -217,7 +220,7 @@ fn bitmaps_without_their_checkpoints_are_in_no_full_backups_way() {
     );
     for machine in [&running, &off] {
         let words = ["--output=OUT", "--machine", "--json", "--domains", machine.name()];
-        let status = json(&user.on("2026-11-06", &words));
+        let status = json(&user.on("2026-12-06", &words));
         let next = &status[machine.name()]["nextBackup"];
         assert_eq!(next["level"], "incremental", "{status:#}");
     }

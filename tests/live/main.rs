@@ -35,6 +35,7 @@ mod partial;
 mod process;
 mod scrub;
 mod scrub_command;
+mod shared_images;
 mod snapshots;
 mod status;
 mod targets;

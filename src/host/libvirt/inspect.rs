@@ -23,6 +23,19 @@ const LARGEST_NVRAM: u64 = 64 << 20;
 const OLDEST_LIBVIRT: u32 = 7_006_000;
 const OLDEST_QEMU: u32 = 6_001_000;
 
+/// The names of the domain's internal snapshots.
+pub fn internal_snapshots(handle: &Handle) -> Result<Vec<String>> {
+    match handle.list_all_snapshots(sys::VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL) {
+        Ok(snapshots) => snapshots
+            .iter()
+            .map(|snapshot| snapshot.get_name().map_err(failed("tell a snapshot's name")))
+            .collect(),
+        // Of a driver that knows none.
+        Err(error) if error.code() == ErrorNumber::NoSupport => Ok(Vec::new()),
+        Err(error) => Err(failed("list the snapshots")(error)),
+    }
+}
+
 pub fn capabilities(link: &Link) -> Result<Capabilities> {
     let connection = link.connection()?;
     let libvirt = connection.get_lib_version().map_err(failed("tell its version"))?;

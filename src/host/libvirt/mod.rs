@@ -9,6 +9,7 @@ mod job;
 mod link;
 mod offline;
 mod places;
+mod register;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -96,8 +97,16 @@ impl Host for LibvirtHost {
         checkpoints::forget(&self.link, domain, name)
     }
 
+    fn register_checkpoint(&self, domain: &Domain, checkpoint: &Checkpoint) -> Result<bool> {
+        register::register(&self.link, domain, checkpoint)
+    }
+
     fn remove_bitmaps(&self, domain: &Domain, name: &str) -> Result<Vec<String>> {
         bitmaps::remove(&self.link, domain, name)
+    }
+
+    fn internal_snapshots(&self, domain: &Domain) -> Result<Vec<String>> {
+        inspect::internal_snapshots(&self.link.find(domain)?)
     }
 
     fn active_job(&self, domain: &Domain) -> Result<Option<ActiveJob>> {

@@ -1,7 +1,7 @@
 //! A standalone copy: every disk in full, no checkpoint, nothing retired. Pure.
 
 use crate::model::chain::DiskLevel;
-use crate::ops::reconcile::Reconciliation;
+use crate::ops::reconcile::{Reconciliation, Repair};
 
 /// Why each disk of a copy is full.
 const REASON: &str = "a standalone copy";
@@ -14,6 +14,7 @@ pub(super) fn as_copy(planned: Reconciliation, folder: String) -> Reconciliation
     let mut backup = planned.backup;
     backup.period = folder;
     backup.checkpoint = false;
+    backup.registered.clear();
     backup.findings.retain(|finding| finding.code != NO_INCREMENTAL);
     for planned in &mut backup.disks {
         planned.checkpointed = false;
@@ -23,9 +24,15 @@ pub(super) fn as_copy(planned: Reconciliation, folder: String) -> Reconciliation
             reason: REASON.to_owned(),
         };
     }
+    let touches_no_checkpoint = |repair: &Repair| !matches!(repair, Repair::Register(_));
     Reconciliation {
+        repairs: planned
+            .repairs
+            .into_iter()
+            .filter(touches_no_checkpoint)
+            .collect(),
         backup,
         retired: Vec::new(),
-        ..planned
+        obstacle: planned.obstacle,
     }
 }

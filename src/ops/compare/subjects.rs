@@ -5,7 +5,9 @@ use crate::model::chain::{Chains, Parent};
 use crate::model::finding::Finding;
 use crate::model::left_out::Kind;
 use crate::ops::heal::Settled;
-use crate::ops::plan::{self, PlannedDisk};
+use crate::ops::plan::{self, BackupPlan, PlannedDisk};
+use crate::ops::reconcile::{self, Repair};
+use crate::ops::survey::Survey;
 
 /// The disks of a domain, by whether they can be compared.
 pub(super) struct Subjects {
@@ -17,21 +19,35 @@ pub(super) struct Subjects {
     pub(super) findings: Vec<Finding>,
 }
 
-/// Sorts the disks by what a backup into this period would do.
-pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
-    let survey = &settled.survey;
-    let chains = &settled.history.chains;
-    let planned = plan::plan(&plan::Inputs {
+/// What has to be put right before the disks can be compared with their restore points of this period.
+pub(super) fn repairs(survey: &Survey, chains: &Chains, period: &str) -> Vec<Repair> {
+    let mut repairs = reconcile::repairs(survey);
+    if survey.job.is_none() || repairs.contains(&Repair::AbortJob) {
+        let lost = planned(survey, chains, period).registered;
+        repairs.extend(lost.into_iter().map(Repair::Register));
+    }
+    repairs
+}
+
+fn planned(survey: &Survey, chains: &Chains, period: &str) -> BackupPlan {
+    plan::plan(&plan::Inputs {
         domain: &survey.domain,
         disks: &survey.disks,
         capabilities: &survey.capabilities,
         chains,
         checkpoints: &survey.checkpoints,
+        missing: &survey.missing,
         period,
         // So that it tells why such a disk is not compared, and not why it might not be backed up.
         raw: true,
         exclude: &[],
-    });
+    })
+}
+
+/// Sorts the disks by what a backup into this period would do.
+pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
+    let chains = &settled.history.chains;
+    let planned = planned(&settled.survey, chains, period);
     let mut comparable = Vec::new();
     let mut uncompared = Vec::new();
     for disk in planned.disks {
@@ -43,7 +59,7 @@ pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
     let kept = chains.latest_in_periods();
     for before in kept.iter().flat_map(|kept| &kept.point.disks) {
         let target = &before.target;
-        if survey.domain.disk(target).is_none() {
+        if settled.survey.domain.disk(target).is_none() {
             uncompared.push(UncomparedDisk {
                 target: target.clone(),
                 why: "the domain has no such disk any more".to_owned(),

@@ -1,8 +1,9 @@
 //! Tells what the next backup will be, from the checkpoints that there are then. Pure.
 
+use super::plan::DiskBitmap;
 use crate::host::Capabilities;
 use crate::model::chain::Chains;
-use crate::model::checkpoint::{Checkpoint, is_own};
+use crate::model::checkpoint::{Checkpoint, is_own, is_unique, sort_key};
 use crate::model::domain::{Domain, Eligibility};
 use crate::model::left_out;
 use crate::model::restore_point::Level;
@@ -38,11 +39,16 @@ pub struct NextBackup {
     pub reason: String,
 }
 
-/// What the next backup will be when the domain has these checkpoints.
-pub fn next_backup(domain: &Domain, checkpoints: &[Checkpoint], outlook: &Outlook) -> NextBackup {
+/// What the next backup will be when the domain has these checkpoints and bitmaps.
+pub fn next_backup(
+    domain: &Domain,
+    checkpoints: &[Checkpoint],
+    bitmaps: &[DiskBitmap],
+    outlook: &Outlook,
+) -> NextBackup {
     match &outlook.kept {
-        Some(kept) => next_in_repository(domain, checkpoints, &outlook.capabilities, kept),
-        None => next_anywhere(domain, checkpoints, &outlook.capabilities),
+        Some(kept) => next_in_repository(domain, checkpoints, bitmaps, &outlook.capabilities, kept),
+        None => next_anywhere(domain, checkpoints, bitmaps, &outlook.capabilities),
     }
 }
 
@@ -56,15 +62,22 @@ fn full(reason: impl Into<String>) -> NextBackup {
 fn next_in_repository(
     domain: &Domain,
     checkpoints: &[Checkpoint],
+    bitmaps: &[DiskBitmap],
     capabilities: &Capabilities,
     kept: &Kept,
 ) -> NextBackup {
+    let mut disks = kept.disks.clone();
+    for disk in &mut disks {
+        let of_disk = bitmaps.iter().filter(|bitmap| bitmap.disk == disk.target);
+        disk.bitmaps = of_disk.map(|bitmap| bitmap.name.clone()).collect();
+    }
     let backup = plan::plan(&plan::Inputs {
         domain,
-        disks: &kept.disks,
+        disks: &disks,
         capabilities,
         chains: &kept.chains,
         checkpoints,
+        missing: &[],
         period: &kept.period,
         raw: false,
         exclude: &[],
@@ -89,7 +102,12 @@ fn next_in_repository(
 }
 
 /// Without a repository it is certain only that what has no bitmap is saved in full.
-fn next_anywhere(domain: &Domain, checkpoints: &[Checkpoint], capabilities: &Capabilities) -> NextBackup {
+fn next_anywhere(
+    domain: &Domain,
+    checkpoints: &[Checkpoint],
+    bitmaps: &[DiskBitmap],
+    capabilities: &Capabilities,
+) -> NextBackup {
     if let Err(reason) = &capabilities.incremental {
         return full(reason);
     }
@@ -105,6 +123,19 @@ fn next_anywhere(domain: &Domain, checkpoints: &[Checkpoint], capabilities: &Cap
             Some(newest) => bases.push(&newest.name),
             None => without.push(disk.target.as_str()),
         }
+    }
+    let is_listed = |bitmap: &&DiskBitmap| checkpoints.iter().any(|one| one.name == bitmap.name);
+    let lost = bitmaps.iter().filter(|bitmap| is_unique(&bitmap.name));
+    let lost = lost.filter(|bitmap| !is_listed(bitmap));
+    let newest_lost = lost.max_by(|a, b| sort_key(&a.name).cmp(&sort_key(&b.name)));
+    if let (true, Some(lost)) = (bases.is_empty(), newest_lost) {
+        return NextBackup {
+            level: None,
+            reason: format!(
+                "bitmap {} is left, and it depends on whether the repository has its restore point in this period (--output tells)",
+                lost.name
+            ),
+        };
     }
     if bases.is_empty() {
         return full("the domain has no checkpoint of ours with a sound bitmap");

@@ -136,7 +136,7 @@ pub fn plan(
         bitmaps: Vec::new(),
         tried: Vec::new(),
         left: Vec::new(),
-        next: next_backup(domain, &found.checkpoints, outlook),
+        next: next_backup(domain, &found.checkpoints, &found.bitmaps, outlook),
         findings,
     };
     match kind {
@@ -149,7 +149,8 @@ pub fn plan(
     {
         return Err(not_there(kind, name));
     }
-    plan.next = next_backup(domain, &after(&plan.steps, &found.checkpoints), outlook);
+    let bitmaps = staying(found, &plan);
+    plan.next = next_backup(domain, &after(&plan.steps, &found.checkpoints), &bitmaps, outlook);
     if kind != ScrubType::Checkpoint && name.is_none() && domain.state.is_active() && outlook.kept.is_none() {
         plan.findings.push(Finding::new(
             "bitmaps-not-listed",
@@ -158,6 +159,12 @@ pub fn plan(
         ));
     }
     Ok(plan)
+}
+
+/// The known bitmaps that the plan leaves where they are.
+pub fn staying(found: &Found, plan: &ScrubPlan) -> Vec<DiskBitmap> {
+    let stays = |bitmap: &&DiskBitmap| !plan.bitmaps.contains(bitmap);
+    found.bitmaps.iter().filter(stays).cloned().collect()
 }
 
 /// What is said when nothing has the name asked for.
@@ -237,8 +244,8 @@ impl<'a> Targets<'a> {
             plan.findings.push(Finding::new(
                 "bitmaps-left",
                 format!(
-                    "the bitmaps stay and go on recording: no backup uses them any more, each costs memory and room in its image and \
-                     a little of every write; {how}"
+                    "the bitmaps stay and go on recording, each costs memory and room in its image and a little of every write, and a \
+                     backup uses those again that its restore points recorded; {how}"
                 ),
             ));
         }

@@ -119,6 +119,16 @@ impl<H: Host> Host for CrashHost<H> {
         })
     }
 
+    fn internal_snapshots(&self, domain: &Domain) -> Result<Vec<String>> {
+        self.ask(|host| host.internal_snapshots(domain))
+    }
+
+    fn register_checkpoint(&self, domain: &Domain, checkpoint: &Checkpoint) -> Result<bool> {
+        self.step("make the checkpoint known again", |host| {
+            host.register_checkpoint(domain, checkpoint)
+        })
+    }
+
     fn remove_bitmaps(&self, domain: &Domain, name: &str) -> Result<Vec<String>> {
         self.step("remove the bitmaps", |host| host.remove_bitmaps(domain, name))
     }

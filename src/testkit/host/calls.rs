@@ -96,6 +96,15 @@ impl Host for SimHost {
         self.with(&domain.name, |found| found.forget(name).map(drop))
     }
 
+    fn internal_snapshots(&self, domain: &Domain) -> Result<Vec<String>> {
+        let snapshots = self.state().snapshots.get(&domain.name).cloned();
+        Ok(snapshots.unwrap_or_default())
+    }
+
+    fn register_checkpoint(&self, domain: &Domain, checkpoint: &Checkpoint) -> Result<bool> {
+        self.with(&domain.name, |found| Ok(found.register(checkpoint)))
+    }
+
     fn remove_bitmaps(&self, domain: &Domain, name: &str) -> Result<Vec<String>> {
         self.refuse_removal(name)?;
         self.with(&domain.name, |found| {

@@ -57,6 +57,28 @@ impl SimDomain {
         Ok(self.checkpoints.remove(place).targets)
     }
 
+    /// Makes a checkpoint known again whose record was lost, on the disks that have its bitmap; whether there are any.
+    pub(super) fn register(&mut self, checkpoint: &Checkpoint) -> bool {
+        let has_bitmap = |target: &&String| {
+            let disk = self.disks.get(*target);
+            disk.is_some_and(|disk| disk.dirty(&checkpoint.name).is_some())
+        };
+        let covered = checkpoint.disks.iter().map(|disk| &disk.target);
+        let targets: Vec<String> = covered.filter(has_bitmap).cloned().collect();
+        if targets.is_empty() {
+            return false;
+        }
+        self.checkpoints.push(SimCheckpoint {
+            id: CheckpointId {
+                name: checkpoint.name.clone(),
+                created: checkpoint.created,
+            },
+            mark: checkpoint.mark.clone().unwrap_or_default(),
+            targets,
+        });
+        true
+    }
+
     pub(super) fn describe(&self, checkpoint: &SimCheckpoint) -> Checkpoint {
         let disks = checkpoint.targets.iter().map(|target| {
             let name = &checkpoint.id.name;

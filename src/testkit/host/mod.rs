@@ -37,6 +37,8 @@ struct State {
     stop_in_begin: Option<Stop>,
     is_elsewhere: bool,
     files: BTreeMap<PathBuf, FileId>,
+    /// The internal snapshots of domains.
+    snapshots: BTreeMap<String, Vec<String>>,
     fuse: Option<Fuse>,
 }
 

@@ -89,6 +89,13 @@ impl SimHost {
         work(disk.expect("the test has made this disk"))
     }
 
+    /// Takes an internal snapshot of a domain.
+    pub fn take_snapshot(&self, domain: &str, name: &str) {
+        let mut state = self.state();
+        let taken = state.snapshots.entry(domain.to_owned()).or_default();
+        taken.push(name.to_owned());
+    }
+
     /// Says which file the image of every disk of this target is; without that nobody knows.
     pub fn set_file(&self, target: &str, file: FileId) {
         self.state().files.insert(sim_path(target), file);

@@ -1,5 +1,6 @@
 //! Backups that end at any of their steps.
 
+use vmsnap::host::Host;
 use vmsnap::model::domain::DomainState;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::Options;
@@ -143,6 +144,25 @@ fn the_end_of_an_interrupted_removal_ends_anywhere() {
     world.assert_kept(Some(OCTOBER));
     world.guest_writes();
     end_everywhere(&world, &options, Some(OCTOBER), &[Blow::KilledAfter]);
+}
+
+#[test]
+fn a_lost_checkpoint_made_known_again_ends_anywhere() {
+    for state in [DomainState::Running, DomainState::ShutOff] {
+        let mut world = World::new();
+        world.backup(&Lab::options());
+        let made = world.lab.made[0].clone();
+        let domain = world.lab.host.domain(DOMAIN).expect("it is there");
+        world
+            .lab
+            .host
+            .forget_checkpoint(&domain, &made)
+            .expect("it was there");
+        world.lab.host.change(DOMAIN, |domain| domain.state = state);
+        for (number, blow, level) in end_everywhere(&world, &Lab::options(), None, &FEWER) {
+            assert_eq!(level, Level::Incremental, "step {number}, {blow:?}");
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,102 @@
+//! Checkpoints whose records libvirt has lost, made known to it again where their bitmaps are sound.
+
+use virt::domain::Domain as Handle;
+use virt::error::ErrorNumber;
+
+use super::link::Link;
+use super::{Result, checkpoints, failed, ffi, inspect};
+use crate::host::xml::{KnownCheckpoint, write_known_checkpoint};
+use crate::model::checkpoint::Checkpoint;
+use crate::model::domain::{Disk, DiskFormat, Domain};
+use crate::model::stop::Stop;
+
+/// Makes the checkpoint known on those of its disks whose bitmaps are sound, and tells whether there was one.
+pub fn register(link: &Link, domain: &Domain, checkpoint: &Checkpoint) -> Result<bool> {
+    let handle = link.find(domain)?;
+    let disks = inspect::domain_of(link, &handle)?.disks;
+    let covers = |disk: &&Disk| {
+        checkpoint
+            .disks
+            .iter()
+            .any(|covered| covered.target == disk.target)
+    };
+    let carries = |disk: &&Disk| disk.format == DiskFormat::Qcow2 && !disk.readonly;
+    let covered: Vec<&Disk> = disks.iter().filter(covers).filter(carries).collect();
+    let known = Known {
+        handle: &handle,
+        checkpoint,
+        disks: &disks,
+        is_active: inspect::is_active(&handle)?,
+    };
+    if known.is_active {
+        return known.register_active(&covered);
+    }
+    if !link.location().is_local {
+        return Ok(false);
+    }
+    let mut sound = Vec::new();
+    for disk in covered {
+        if checkpoints::has_usable_bitmap(disk, &checkpoint.name, &Stop::default())? {
+            sound.push(disk.target.as_str());
+        }
+    }
+    known.register(&sound)
+}
+
+struct Known<'a> {
+    handle: &'a Handle,
+    checkpoint: &'a Checkpoint,
+    /// All disks of the domain.
+    disks: &'a [Disk],
+    is_active: bool,
+}
+
+impl Known<'_> {
+    /// QEMU is asked for all bitmaps at once, and for one after the other only where one of them is missing.
+    fn register_active(&self, covered: &[&Disk]) -> Result<bool> {
+        let targets: Vec<&str> = covered.iter().map(|disk| disk.target.as_str()).collect();
+        if self.register(&targets)? {
+            return Ok(true);
+        }
+        let mut sound = Vec::new();
+        for target in targets.iter().filter(|_| targets.len() > 1) {
+            if self.register(&[*target])? {
+                checkpoints::lookup(self.handle, &self.checkpoint.name)?
+                    .map(|record| record.delete(true))
+                    .transpose()
+                    .map_err(failed(format!("look for the bitmap {}", self.checkpoint.name)))?;
+                sound.push(*target);
+            }
+        }
+        self.register(&sound)
+    }
+
+    /// The same for these disks; false where libvirt finds that one of their bitmaps is missing or inconsistent.
+    fn register(&self, targets: &[&str]) -> Result<bool> {
+        if targets.is_empty() {
+            return Ok(false);
+        }
+        let name = &self.checkpoint.name;
+        let disks = self.disks.iter().map(|disk| {
+            let target = disk.target.as_str();
+            (target, targets.contains(&target))
+        });
+        let xml = write_known_checkpoint(&KnownCheckpoint {
+            name,
+            created: self.checkpoint.created,
+            description: self.checkpoint.mark.as_deref(),
+            // Bookkeeping only, and the one before it may be lost as well.
+            parent: None,
+            disks: &disks.collect::<Vec<_>>(),
+        })?;
+        let made = match self.is_active {
+            true => ffi::Checkpoint::redefine_if_sound(self.handle, &xml),
+            false => ffi::Checkpoint::redefine(self.handle, &xml),
+        };
+        match made {
+            Ok(_) => Ok(true),
+            Err(error) if error.number == ErrorNumber::CheckpointInconsistent => Ok(false),
+            Err(error) => Err(failed(format!("make the checkpoint {name} known again"))(error)),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Checkpoints whose records libvirt has lost: a transient domain that was made again, a domain that was undefined and defined, or migrated. Their
+//! bitmaps may be in the images still.
+
+use super::Inputs;
+use crate::model::chain::{DiskNow, KeptPoint, decide};
+use crate::model::checkpoint::{Bitmap, Checkpoint, CheckpointDisk, CheckpointId, is_unique};
+
+/// The lost checkpoints of the period whose bitmaps the images are known to hold, oldest first.
+pub fn seen(inputs: &Inputs<'_>) -> Vec<Checkpoint> {
+    let lost = recorded(inputs).filter(|(_, id)| is_lost(inputs, id));
+    let checkpoints = lost.map(|(kept, id)| {
+        let holds = |target: &str| {
+            let mut facts = inputs.disks.iter();
+            let facts = facts.find(|facts| facts.target == target);
+            facts.is_some_and(|facts| facts.bitmaps.contains(&id.name))
+        };
+        checkpoint(kept, id, holds)
+    });
+    checkpoints
+        .filter(|checkpoint| !checkpoint.disks.is_empty())
+        .collect()
+}
+
+/// The newest checkpoint of the period, if it is lost and its bitmaps may be there although nobody sees them: QEMU holds those that were made
+/// since the start of the domain in memory only. It covers the disks for which it would be the parent's.
+///
+/// `known` are the checkpoints that are there or seen, `disks` those that are about to be backed up.
+pub fn suspected(inputs: &Inputs<'_>, known: &[Checkpoint], disks: &[DiskNow]) -> Option<Checkpoint> {
+    if !inputs.domain.state.is_active() {
+        return None;
+    }
+    let (kept, id) = recorded(inputs).last()?;
+    if !is_lost(inputs, id) || known.iter().any(|known| known.name == id.name) {
+        return None;
+    }
+    let mut with_it = known.to_vec();
+    with_it.push(checkpoint(kept, id, |_| true));
+    let (uuid, period, chains) = (&inputs.domain.uuid, inputs.period, inputs.chains);
+    let is_parent = |target: &str| {
+        let mut disks = disks.iter();
+        let disk = disks.find(|disk| disk.target == target);
+        let level = disk.map(|disk| decide(disk, uuid, period, chains, &with_it));
+        level
+            .and_then(|level| level.parent)
+            .is_some_and(|parent| parent.checkpoint == id.name)
+    };
+    Some(checkpoint(kept, id, is_parent)).filter(|checkpoint| !checkpoint.disks.is_empty())
+}
+
+/// The restore points of the period with their checkpoints, oldest first.
+fn recorded<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = (&'a KeptPoint, &'a CheckpointId)> {
+    let (period, uuid) = (inputs.period, &inputs.domain.uuid);
+    let points = inputs.chains.points().iter();
+    points
+        .filter(move |kept| kept.point.period == period && kept.point.uuid == *uuid)
+        .filter_map(|kept| Some((kept, kept.point.checkpoint.as_ref()?)))
+}
+
+fn is_lost(inputs: &Inputs<'_>, id: &CheckpointId) -> bool {
+    let is_listed = inputs.checkpoints.iter().any(|listed| listed.name == id.name);
+    is_unique(&id.name) && !is_listed && !inputs.missing.contains(&id.name)
+}
+
+/// The checkpoint as it is made known again, on the disks that `covers` names.
+fn checkpoint(kept: &KeptPoint, id: &CheckpointId, covers: impl Fn(&str) -> bool) -> Checkpoint {
+    let point = &kept.point;
+    let disks = point.disks.iter();
+    let covered = disks.filter(|disk| disk.checkpointed && covers(&disk.target));
+    Checkpoint {
+        name: id.name.clone(),
+        created: id.created,
+        mark: Some(format!("vmsnap restore point {}", point.id)),
+        disks: covered
+            .map(|disk| CheckpointDisk {
+                target: disk.target.clone(),
+                bitmap: Bitmap::Sound,
+                dirty_bytes: None,
+            })
+            .collect(),
+    }
+}
