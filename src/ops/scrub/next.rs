@@ -3,11 +3,17 @@
 use crate::host::Capabilities;
 use crate::model::chain::Chains;
 use crate::model::checkpoint::{Checkpoint, is_own};
-use crate::model::domain::{Domain, Eligibility};
+use crate::model::domain::{Allowed, Domain, Eligibility};
 use crate::model::left_out;
 use crate::model::restore_point::Level;
 use crate::ops::plan;
 use crate::ops::survey::DiskFacts;
+
+/// Encrypted disks count: the switch that allows them says nothing about the level.
+const USUAL: Allowed = Allowed {
+    raw: false,
+    decrypted: true,
+};
 
 /// What the level of the next backup depends on, besides the checkpoints.
 #[derive(Clone, Debug)]
@@ -66,7 +72,7 @@ fn next_in_repository(
         chains: &kept.chains,
         checkpoints,
         period: &kept.period,
-        raw: false,
+        allowed: USUAL,
         exclude: &[],
     });
     let Some((first, others)) = backup.disks.split_first() else {
@@ -96,7 +102,7 @@ fn next_anywhere(domain: &Domain, checkpoints: &[Checkpoint], capabilities: &Cap
     let able = domain
         .disks
         .iter()
-        .filter(|disk| left_out::eligibility(domain, disk, false, &[]) == Eligibility::Incremental);
+        .filter(|disk| left_out::eligibility(domain, disk, USUAL, &[]) == Eligibility::Incremental);
     let (mut bases, mut without) = (Vec::new(), Vec::new());
     for disk in able {
         let ours = checkpoints.iter().rev().filter(|one| is_own(&one.name));
