@@ -1,11 +1,11 @@
 //! Encrypted disks: which of them are saved, what is recorded of that, and how their domain comes back.
 
 use vmsnap::cli::report;
-use vmsnap::model::domain::{Backing, Disk, DiskFormat, DomainState, Encryption, Layer, Source};
+use vmsnap::model::domain::{Backing, Disk, DiskFormat, Encryption, Layer, Source};
 use vmsnap::model::finding::Finding;
 use vmsnap::model::left_out::{Exclusion, Exclusions, Kind};
 use vmsnap::model::period::GroupBy;
-use vmsnap::model::restore_point::{FileId, Level};
+use vmsnap::model::restore_point::{Consistency, FileId, Level};
 use vmsnap::ops::backup::{Options, Outcome, preview};
 use vmsnap::ops::compare::{self, Verdict, compare};
 use vmsnap::ops::restore::{self, DefineOptions, RestorePlan};
@@ -34,6 +34,7 @@ fn lab() -> Lab {
     let lab = Lab::new();
     lab.host
         .add_domain("vm1", &[("vda", 2 * CLUSTER), ("vdb", 2 * CLUSTER)]);
+    lab.host.set_nvram("vm1", b"variables");
     lab.host.change("vm1", |domain| {
         domain.disks[0].encryption = luks();
         domain.inactive_xml =
@@ -264,6 +265,7 @@ fn status_preview_and_comparison_know_encrypted_disks() {
         sample: None,
         seed: 1,
         places: PlaceWishes::default(),
+        wait: std::time::Duration::ZERO,
     };
     let outcome = compare("vm1", &lab.context(&lab.recorder), &options).expect("a comparison");
     assert_eq!(outcome.verdict(), Verdict::Same);
@@ -273,9 +275,10 @@ fn status_preview_and_comparison_know_encrypted_disks() {
     assert_eq!(by_comparison.count(), 0, "{reported:?}");
 }
 
-/// The newest restore point as an earlier version wrote it.
-fn age(lab: &Lab) {
+/// The restore point as an earlier version wrote it.
+fn age(lab: &Lab, consistency: Consistency) {
     rewrite(lab, 0, |manifest| {
+        manifest.point.consistency = consistency;
         for disk in &mut manifest.point.disks {
             disk.decrypted = None;
         }
@@ -286,7 +289,7 @@ fn age(lab: &Lab) {
 fn an_earlier_point_of_a_running_domain_is_plain_text() {
     let mut lab = lab();
     lab.backup_with("vm1", &decrypting()).expect("a full");
-    age(&lab);
+    age(&lab, Consistency::Crash);
     let plan = restore_plan(&lab, true).expect("QEMU had decrypted it");
     assert_eq!(codes(&plan.findings), ["restored-decrypted"]);
     assert!(!plan.define.expect("it was asked for").xml.contains("<encryption"));
@@ -295,10 +298,8 @@ fn an_earlier_point_of_a_running_domain_is_plain_text() {
 #[test]
 fn an_earlier_point_of_a_shut_off_domain_defines_no_domain() {
     let mut lab = lab();
-    lab.host
-        .change("vm1", |domain| domain.state = DomainState::ShutOff);
     lab.backup_with("vm1", &decrypting()).expect("a full");
-    age(&lab);
+    age(&lab, Consistency::Offline);
     let refused = restore_plan(&lab, true).map(|_| ()).expect_err("nobody can tell");
     assert_eq!(refused.disk.as_deref(), Some("vda"));
     let Cause::Usage(what) = &refused.cause else {

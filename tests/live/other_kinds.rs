@@ -96,7 +96,13 @@ fn volume_and_network_disks_are_incremental_and_come_back_as_files() {
     let domain = TestDomain::new(&daemon, "kinds");
     let pool = Pool::new(&daemon, domain.name(), &domain.path("pool"));
     let size = (2 * MIB).to_string();
-    daemon.virsh(&["vol-create-as", &pool.name, "a.qcow2", &size, "--format", "qcow2"]);
+    // libvirt would make a qcow2 image of version 2.
+    let volume = domain.path("pool").join("a.qcow2").display().to_string();
+    run(command(
+        "qemu-img",
+        &["create", "-q", "-f", "qcow2", &volume, &size],
+    ));
+    daemon.virsh(&["pool-refresh", &pool.name]);
     let (image, socket) = (domain.path("b.img"), domain.path("nbd.sock"));
     let path = image.display().to_string();
     run(command(
