@@ -159,10 +159,27 @@ impl Disk {
         }
     }
 
-    /// Whether the definition says that any of its images is encrypted.
+    /// Whether the definition says that any of its images is encrypted: its source, one beneath it, or a data file.
     pub fn is_encrypted(&self) -> bool {
-        self.encryption.is_some() || self.beneath().any(|layer| layer.encryption.is_some())
+        self.image().layers().any(Layer::is_encrypted)
     }
+}
+
+/// Which disks a backup may save beyond those that it saves anyway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// Raw disks.
+    pub raw: bool,
+    /// Encrypted disks, of which the backup holds the plain text.
+    pub decrypted: bool,
+}
+
+impl Allowed {
+    /// Everything that can be read.
+    pub const ALL: Allowed = Allowed {
+        raw: true,
+        decrypted: true,
+    };
 }
 
 /// What a backup does with a drive.
@@ -179,8 +196,8 @@ pub enum Eligibility {
 }
 
 impl Disk {
-    /// What a backup does with this drive. `raw`: whether the user asked for raw disks too.
-    pub fn eligibility(&self, raw: bool) -> Eligibility {
+    /// What a backup does with this drive.
+    pub fn eligibility(&self, allowed: Allowed) -> Eligibility {
         let skip = |why: &str| Eligibility::Skipped(LeftOut::skipped(&self.target, why));
         match self.device {
             Device::Cdrom => return Eligibility::NoDisk("it is a CD drive"),
@@ -212,9 +229,6 @@ impl Disk {
             Source::File(_) | Source::Block(_) | Source::Volume(_) | Source::Network(_) | Source::Nvme(_) => {
             }
         }
-        if let Some(why) = &self.unreadable {
-            return skip(why);
-        }
         if self.is_slice {
             return skip("it is only a slice of its image");
         }
@@ -223,6 +237,12 @@ impl Disk {
         }
         if self.transient {
             return skip("it is transient, so its content ends with the run");
+        }
+        if let Some(left) = self.not_allowed(allowed) {
+            return Eligibility::Skipped(left);
+        }
+        if let Some(why) = &self.unreadable {
+            return skip(why);
         }
         match &self.format {
             DiskFormat::Qcow2 if self.readonly => {
@@ -234,16 +254,33 @@ impl Disk {
                  (qemu-img amend -o compat=1.1 upgrades it while the domain is shut off)"
                     .to_owned(),
             ),
-            DiskFormat::Raw if raw => {
-                Eligibility::FullOnly("a raw disk cannot carry a dirty bitmap".to_owned())
-            }
-            DiskFormat::Raw => Eligibility::Skipped(LeftOut {
-                disk: self.target.clone(),
-                kind: Kind::Raw,
-                reason: "it is raw; give --raw to back it up in full each time".to_owned(),
-            }),
+            DiskFormat::Raw => Eligibility::FullOnly("a raw disk cannot carry a dirty bitmap".to_owned()),
             DiskFormat::Other(format) => skip(&format!("its format '{format}' is not supported")),
         }
+    }
+
+    /// Why the disk is left out until the user allows it, if that is so.
+    fn not_allowed(&self, allowed: Allowed) -> Option<LeftOut> {
+        let is_raw = self.format == DiskFormat::Raw && !allowed.raw;
+        let is_encrypted = self.is_encrypted() && !allowed.decrypted;
+        let (kind, reason) = match (is_raw, is_encrypted) {
+            (false, false) => return None,
+            (true, false) => (Kind::Raw, "it is raw; give --raw to back it up in full each time"),
+            (true, true) => (
+                Kind::Raw,
+                "it is raw and encrypted; give --raw to back it up in full each time, and --store-decrypted \
+                 because the backup would hold its plain text",
+            ),
+            (false, true) => (
+                Kind::Encrypted,
+                "it is encrypted, and the backup would hold its plain text; give --store-decrypted to allow that",
+            ),
+        };
+        Some(LeftOut {
+            disk: self.target.clone(),
+            kind,
+            reason: reason.to_owned(),
+        })
     }
 }
 
@@ -257,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_plain_qcow2_disk_is_incremental() {
-        assert_eq!(disk().eligibility(false), Eligibility::Incremental);
+        assert_eq!(disk().eligibility(Allowed::default()), Eligibility::Incremental);
     }
 
     #[test]
@@ -266,14 +303,14 @@ mod tests {
             format: DiskFormat::Raw,
             ..disk()
         };
-        match raw.eligibility(false) {
+        match raw.eligibility(Allowed::default()) {
             Eligibility::Skipped(left) => {
                 assert_eq!(left.kind, Kind::Raw);
                 assert!(left.reason.contains("--raw"));
             }
             other => panic!("{other:?}"),
         }
-        assert!(matches!(raw.eligibility(true), Eligibility::FullOnly(_)));
+        assert!(matches!(raw.eligibility(Allowed::ALL), Eligibility::FullOnly(_)));
     }
 
     #[test]
@@ -313,7 +350,7 @@ mod tests {
             },
         ];
         for case in cases {
-            match case.eligibility(true) {
+            match case.eligibility(Allowed::ALL) {
                 Eligibility::Skipped(left) => assert_eq!(left.kind, Kind::Skipped),
                 other => panic!("{case:?}: {other:?}"),
             }
@@ -342,7 +379,7 @@ mod tests {
             },
         ];
         for case in cases {
-            let found = case.eligibility(true);
+            let found = case.eligibility(Allowed::ALL);
             assert!(matches!(found, Eligibility::NoDisk(_)), "{case:?}");
         }
     }

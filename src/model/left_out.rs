@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::domain::{Disk, Domain, Eligibility};
+use super::domain::{Allowed, Disk, Domain, Eligibility};
 use super::finding::Finding;
 use super::text::shown;
 
@@ -28,6 +28,8 @@ pub enum Kind {
     Excluded,
     /// It is raw, and raw disks are saved only on request.
     Raw,
+    /// It is encrypted, and the user has not allowed to store its plain text: the backup is partial.
+    Encrypted,
     /// It cannot be saved, and nobody asked to leave it out: the backup is partial.
     #[serde(other)]
     Skipped,
@@ -39,10 +41,14 @@ impl Kind {
         match self {
             Kind::Excluded => "excluded",
             Kind::Raw => "raw",
+            Kind::Encrypted => "encrypted",
             Kind::Skipped => "skipped",
         }
     }
 }
+
+/// The kinds that make a backup partial: nobody asked to leave the disk out.
+pub const UNASKED: [Kind; 2] = [Kind::Encrypted, Kind::Skipped];
 
 /// Code of the finding that a disk was left out on purpose.
 pub const DISK_EXCLUDED: &str = "disk-excluded";
@@ -66,21 +72,30 @@ impl LeftOut {
                 "raw-disk-skipped",
                 format!("disk {disk} is not backed up: {reason}"),
             ),
+            Kind::Encrypted => (
+                "disk-encrypted",
+                format!("disk {disk} is not backed up: {reason}"),
+            ),
             Kind::Skipped => ("disk-skipped", format!("disk {disk} is not backed up: {reason}")),
         };
         Finding::of_disk(code, &self.disk, message)
     }
 }
 
-/// The targets of those that were left out for this kind of reason.
-pub fn targets(left_out: &[LeftOut], kind: Kind) -> Vec<&str> {
-    let of_kind = left_out.iter().filter(|left| left.kind == kind);
-    of_kind.map(|left| left.disk.as_str()).collect()
+/// The targets of those that were left out for these kinds of reasons.
+pub fn targets<'a>(left_out: &'a [LeftOut], kinds: &[Kind]) -> Vec<&'a str> {
+    let of_kinds = left_out.iter().filter(|left| kinds.contains(&left.kind));
+    of_kinds.map(|left| left.disk.as_str()).collect()
+}
+
+/// Those that nobody asked to leave out.
+pub fn unasked(left_out: &[LeftOut]) -> impl Iterator<Item = &LeftOut> {
+    left_out.iter().filter(|left| UNASKED.contains(&left.kind))
 }
 
 /// Whether a backup that leaves these out is partial.
 pub fn is_partial(left_out: &[LeftOut]) -> bool {
-    left_out.iter().any(|left| left.kind == Kind::Skipped)
+    unasked(left_out).next().is_some()
 }
 
 /// A disk that the command line excludes from the backup of one domain.
@@ -98,9 +113,9 @@ pub type Exclusions = BTreeMap<String, Vec<Exclusion>>;
 /// A command line that excludes nothing.
 pub static NOTHING_EXCLUDED: Exclusions = Exclusions::new();
 
-/// What a backup does with a disk of this domain. `raw`: whether raw disks are wanted too; `excluded`: what the command line excludes.
-pub fn eligibility(domain: &Domain, disk: &Disk, raw: bool, excluded: &[Exclusion]) -> Eligibility {
-    let of_disk = disk.eligibility(raw);
+/// What a backup does with a disk of this domain. `excluded`: what the command line excludes.
+pub fn eligibility(domain: &Domain, disk: &Disk, allowed: Allowed, excluded: &[Exclusion]) -> Eligibility {
+    let of_disk = disk.eligibility(allowed);
     if matches!(of_disk, Eligibility::NoDisk(_)) {
         return of_disk;
     }
@@ -150,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_word_of_a_kind_is_what_manifests_hold() {
-        for kind in [Kind::Excluded, Kind::Raw, Kind::Skipped] {
+        for kind in [Kind::Excluded, Kind::Raw, Kind::Encrypted, Kind::Skipped] {
             let written = serde_json::to_value(kind).expect("it is written");
             assert_eq!(written, kind.word());
         }

@@ -154,6 +154,9 @@ pub struct DiskPoint {
     pub source_file: Option<FileId>,
     /// The disk's own format (`qcow2`, `raw`).
     pub source_format: String,
+    /// Whether the disk was encrypted, so that the image holds what was not readable on the host; older manifests do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decrypted: Option<bool>,
     /// File name of the image within the restore point.
     pub image: String,
     /// Bytes of data in the image.

@@ -213,6 +213,12 @@ impl Layer {
         }
     }
 
+    /// Whether the definition says that the image or its data file is encrypted. It says nothing of the images beneath.
+    pub fn is_encrypted(&self) -> bool {
+        let data_file = self.data_file.as_ref().and_then(|file| file.encryption.as_ref());
+        self.encryption.is_some() || data_file.is_some()
+    }
+
     /// The image and those beneath it, topmost first, as far as the definition names them.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
         std::iter::successors(Some(self), |layer| match &layer.backing {

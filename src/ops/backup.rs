@@ -13,6 +13,7 @@ use super::reconcile::{self, Reconciliation, Wishes};
 use super::survey::{self, Survey};
 use super::{Cause, Context, Error, Result, heal, lock, plan};
 use crate::host::PlaceWishes;
+use crate::model::domain::Allowed;
 use crate::model::finding::Finding;
 use crate::model::left_out::Exclusion;
 use crate::model::period::{GroupBy, Period};
@@ -37,6 +38,8 @@ pub struct Options {
     pub group_by: GroupBy,
     /// Whether raw disks are saved too.
     pub raw: bool,
+    /// Whether encrypted disks are saved too, as plain text.
+    pub store_decrypted: bool,
     /// Disks that are left out on purpose, besides those that the domain's metadata excludes.
     pub exclude: Vec<Exclusion>,
     /// How long the guest agent may take to freeze the file systems; `None` does not ask it.
@@ -60,6 +63,7 @@ impl Default for Options {
         Options {
             group_by: GroupBy::default(),
             raw: false,
+            store_decrypted: false,
             exclude: Vec::new(),
             freeze: Some(Duration::from_secs(10)),
             places: PlaceWishes::default(),
@@ -190,7 +194,10 @@ fn reconciled(survey: &Survey, history: &History, context: &Context, options: &O
     let wishes = Wishes {
         period: &Period::containing(options.group_by, context.now.date()).folder(),
         current: &current_periods(context),
-        raw: options.raw,
+        allowed: Allowed {
+            raw: options.raw,
+            decrypted: options.store_decrypted,
+        },
         exclude: &options.exclude,
         keep_checkpoints: options.keep_checkpoints,
     };

@@ -10,6 +10,7 @@ use crate::host::xml::{DomainDescription, Edits, ImageFormat, NewSource, read_do
 use crate::model::domain::{Device, Disk, Source};
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
+use crate::model::storage::SecretRef;
 use crate::model::text::shown;
 use crate::repo::{History, layout};
 
@@ -73,9 +74,10 @@ pub(super) fn plan(
     let left = disks_left_alone(&described, disks);
     if uuid_taken && let Some(shared) = left.iter().find(|disk| !disk.readonly) {
         let what = format!(
-            "disk {} is not in the restore point, so the new domain would write to the old one's disk; \
+            "disk {} is not in the restore point, so the new domain would write to the old one's disk ({}); \
              restore without --define, and define it by hand from domain.xml",
-            shared.target
+            shared.target,
+            shown(&shared.source.text())
         );
         return Err(failed(Cause::Usage(what)));
     }
@@ -160,21 +162,49 @@ fn disks_left_alone<'a>(described: &'a DomainDescription, restored: &[PlannedDis
 }
 
 fn left_alone(disk: &Disk, point: &RestorePoint) -> Finding {
-    let path = disk
-        .source
-        .path()
-        .map_or_else(String::new, |path| format!(" ({})", path.display()));
     let left = point.left_out.iter().find(|left| left.disk == disk.target);
     let why = left.map_or_else(String::new, |left| format!(" ({})", shown(&left.reason)));
     let what = format!(
-        "disk {} is not in the restore point{why}: the domain names its old source{path}",
-        disk.target
+        "disk {} is not in the restore point{why}: the domain names its old source and needs {}",
+        disk.target,
+        needs(disk)
     );
     Finding::of_disk("disk-not-restored", &disk.target, what)
 }
 
+/// What has to be on the host for a disk that keeps its source.
+fn needs(disk: &Disk) -> String {
+    let text = shown(&disk.source.text());
+    let mut needs = match &disk.source {
+        Source::Volume(volume) => {
+            let (pool, volume) = (shown(&volume.pool), shown(&volume.volume));
+            format!("the storage pool '{pool}' with the volume '{volume}'")
+        }
+        Source::Network(network) if network.needs.is_empty() => format!("the server of {text}"),
+        Source::Network(network) => {
+            format!(
+                "the server of {text} with the same settings ({})",
+                network.needs.join(", ")
+            )
+        }
+        Source::Nvme(_) => format!("the device {text}"),
+        Source::VhostUser(_) => format!("the process that serves {text}"),
+        _ => text,
+    };
+    let layers = disk.image();
+    let encrypted = layers.layers().filter_map(|layer| layer.encryption.as_ref());
+    for secret in encrypted.flat_map(|encryption| &encryption.secrets) {
+        let secret = match secret {
+            SecretRef::Uuid(uuid) => uuid,
+            SecretRef::Usage(usage) => usage,
+        };
+        needs.push_str(&format!(", libvirt's secret {}", shown(secret)));
+    }
+    needs
+}
+
 /// A small file of a restore point, if it is what the manifest says.
-fn read_verified(history: &History, point: &RestorePoint, name: &str) -> Result<Vec<u8>> {
+pub(super) fn read_verified(history: &History, point: &RestorePoint, name: &str) -> Result<Vec<u8>> {
     let Some(kept) = history.get(&point.id) else {
         return Err(not_whole(point, "it is missing".to_owned()));
     };

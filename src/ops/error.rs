@@ -325,7 +325,9 @@ impl Error {
                      each is pruned by its own grouping only"
                 ));
             }
-            Cause::NothingToBackUp => "the findings say why each disk was left out; --raw includes raw disks",
+            Cause::NothingToBackUp => {
+                "the findings say why each disk was left out; --raw includes raw disks, --store-decrypted encrypted ones"
+            }
             Cause::Busy { .. } => {
                 "wait for it to end (`virsh domjobinfo` shows it), or end it with `virsh domjobabort`"
             }

@@ -6,7 +6,7 @@ use super::survey::DiskFacts;
 use crate::host::Capabilities;
 use crate::model::chain::{Chains, DiskLevel, DiskNow, SourceNow, decide};
 use crate::model::checkpoint::Checkpoint;
-use crate::model::domain::{Disk, Domain, Eligibility};
+use crate::model::domain::{Allowed, Disk, Domain, Eligibility};
 use crate::model::finding::Finding;
 use crate::model::left_out::{self, Exclusion, LeftOut};
 use crate::model::restore_point::{FileId, Level};
@@ -29,8 +29,8 @@ pub struct Inputs<'a> {
     pub missing: &'a [String],
     /// The folder of the current period.
     pub period: &'a str,
-    /// Whether raw disks are wanted.
-    pub raw: bool,
+    /// Which disks the user allows beyond the usual ones.
+    pub allowed: Allowed,
     /// What the command line excludes.
     pub exclude: &'a [Exclusion],
 }
@@ -111,7 +111,7 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
     let mut all_now = Vec::new();
     let mut left_out = Vec::new();
     for disk in &inputs.domain.disks {
-        let full_only = match left_out::eligibility(inputs.domain, disk, inputs.raw, inputs.exclude) {
+        let full_only = match left_out::eligibility(inputs.domain, disk, inputs.allowed, inputs.exclude) {
             Eligibility::NoDisk(_) => continue,
             Eligibility::Skipped(left) => {
                 left_out.push(left);
@@ -133,6 +133,8 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
     }
     let mut findings: Vec<Finding> = left_out.iter().map(LeftOut::finding).collect();
     findings.extend(left_out::missing(inputs.domain, inputs.exclude));
+    let encrypted = disks.iter().filter(|planned| planned.disk.is_encrypted());
+    findings.extend(encrypted.map(|planned| stored_decrypted(&planned.disk)));
     if let Err(reason) = &inputs.capabilities.incremental {
         findings.push(Finding::new(
             "no-incremental",
@@ -158,6 +160,17 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
         left_out,
         findings,
     }
+}
+
+/// Code of the finding that the backup of an encrypted disk holds its plain text.
+pub const STORED_DECRYPTED: &str = "stored-decrypted";
+
+fn stored_decrypted(disk: &Disk) -> Finding {
+    let what = format!(
+        "disk {} is encrypted in the domain: the backup holds its plain text, so protect the repository accordingly",
+        disk.target
+    );
+    Finding::of_disk(STORED_DECRYPTED, &disk.target, what)
 }
 
 fn disk_now(disk: &Disk, full_only: Option<String>, facts: Option<&DiskFacts>) -> DiskNow {

@@ -10,6 +10,7 @@ use super::survey::Survey;
 use crate::host::{ActiveJob, Places};
 use crate::model::chain::{Chains, KeptPoint};
 use crate::model::checkpoint::{Checkpoint, REMOVAL_MARK, is_own, is_unique};
+use crate::model::domain::Allowed;
 use crate::model::left_out::Exclusion;
 use crate::model::restore_point::Level;
 
@@ -20,8 +21,8 @@ pub struct Wishes<'a> {
     pub period: &'a str,
     /// The folders of the periods that go on now, one per grouping.
     pub current: &'a [String],
-    /// Whether raw disks are wanted.
-    pub raw: bool,
+    /// Which disks the user allows beyond the usual ones.
+    pub allowed: Allowed,
     /// What the command line excludes.
     pub exclude: &'a [Exclusion],
     /// How many checkpoints of the active chain stay in the domain.
@@ -121,7 +122,7 @@ pub fn reconcile(survey: &Survey, chains: &Chains, wishes: &Wishes<'_>) -> Recon
         checkpoints: &checkpoints,
         missing: &survey.missing,
         period: wishes.period,
-        raw: wishes.raw,
+        allowed: wishes.allowed,
         exclude: wishes.exclude,
     });
     if obstacle.is_none() {

@@ -15,7 +15,7 @@ use super::{Error, Result};
 use crate::host::Host;
 use crate::model::block::Written;
 use crate::model::finding::Finding;
-use crate::model::left_out::Kind;
+use crate::model::left_out;
 use crate::model::restore_point::RestorePoint;
 use crate::model::stop::Stop;
 use crate::model::text::shown;
@@ -23,6 +23,7 @@ use crate::repo::{History, Repository};
 
 mod choose;
 mod disk;
+mod encrypted;
 mod in_use;
 mod place;
 mod unfinished;
@@ -31,6 +32,7 @@ use choose::chosen_targets;
 
 pub(super) use choose::choose;
 use disk::restore_disk;
+use encrypted::Encrypted;
 use place::Place;
 use unfinished::{NewDir, Unfinished, place_all, sweep};
 
@@ -167,6 +169,13 @@ fn plan_noting(
         )?);
     }
     findings.extend(check_targets(domain, &disks, &place, host)?);
+    let encrypted = Encrypted::of(&history, point, &targets);
+    if options.define.is_some()
+        && let Some((disk, what)) = encrypted.refusal()
+    {
+        return Err(Error::of_disk(domain, disk, Cause::Usage(what)));
+    }
+    findings.extend(encrypted.findings());
     let define = match &options.define {
         None if options.disks.is_empty() => {
             findings.extend(not_in_point(point));
@@ -284,8 +293,7 @@ fn check_targets(
 
 /// The disks that a partial restore point lacks, though nobody asked for that.
 fn not_in_point(point: &RestorePoint) -> impl Iterator<Item = Finding> {
-    let skipped = point.left_out.iter().filter(|left| left.kind == Kind::Skipped);
-    skipped.map(|left| {
+    left_out::unasked(&point.left_out).map(|left| {
         let (disk, reason) = (shown(&left.disk), shown(&left.reason));
         let what = format!("the restore point is partial: disk {disk} was left out ({reason})");
         Finding::of_disk("disk-not-restored", &left.disk, what)

@@ -17,7 +17,7 @@ use super::{Error, Result, plan, survey};
 use crate::host::{Host, HostError};
 use crate::model::chain::{KeptPoint, MissedWrite};
 use crate::model::checkpoint::{Bitmap, Checkpoint, is_own};
-use crate::model::domain::{Domain, DomainState, Eligibility};
+use crate::model::domain::{Allowed, Domain, DomainState, Eligibility};
 use crate::model::finding::Finding;
 use crate::model::left_out::{self, Exclusion, Exclusions, Kind, LeftOut};
 use crate::model::period::{GroupBy, Period};
@@ -129,6 +129,8 @@ pub struct Subject<'a> {
     pub group_by: GroupBy,
     /// The day, in local time.
     pub today: Date,
+    /// Whether backups may hold the plain text of encrypted disks.
+    pub store_decrypted: bool,
     /// The disks that the command line excludes from backups.
     pub exclude: &'a Exclusions,
 }
@@ -176,11 +178,14 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
     let mut left_out = Vec::new();
     let excluded = excluded_of(subject, name);
     for disk in &domain.disks {
-        if let Eligibility::Skipped(left) = left_out::eligibility(&domain, disk, false, excluded) {
+        if let Eligibility::Skipped(left) = left_out::eligibility(&domain, disk, allowed(subject), excluded) {
+            if left.kind == Kind::Encrypted {
+                findings.push(left.finding());
+            }
             left_out.push(left);
         }
-        // Raw disks have no bitmaps to show, but are there to be seen when they could be backed up.
-        let eligibility = left_out::eligibility(&domain, disk, true, excluded);
+        // Raw and encrypted disks are shown even where a backup needs a switch to save them.
+        let eligibility = left_out::eligibility(&domain, disk, Allowed::ALL, excluded);
         match &eligibility {
             Eligibility::NoDisk(_) => continue,
             Eligibility::Skipped(left) => {
@@ -282,8 +287,12 @@ fn compare_with(
     let newest = history.chains.latest_in_periods();
     let latest = newest.map(|kept| (kept.point.id.clone(), kept.point.time));
     status.latest = latest;
-    let lacks = newest.map(|kept| left_out::targets(&kept.point.left_out, Kind::Skipped));
-    status.latest_lacks = lacks.unwrap_or_default().into_iter().map(str::to_owned).collect();
+    let lacks = newest.map(|kept| left_out::unasked(&kept.point.left_out));
+    status.latest_lacks = lacks
+        .into_iter()
+        .flatten()
+        .map(|left| left.disk.clone())
+        .collect();
     status.doubt = newest.and_then(|kept| history.chains.doubts(&kept.point.id));
     let kept = newest.and_then(|newest| history.get(&newest.point.id));
     status.proof = kept.and_then(|kept| kept.proof.clone());
@@ -296,7 +305,7 @@ fn compare_with(
                 let wishes = Wishes {
                     period: &period,
                     current: &GroupBy::ALL.map(|by| Period::containing(by, subject.today).folder()),
-                    raw: false,
+                    allowed: allowed(subject),
                     exclude: excluded_of(subject, &domain.name),
                     keep_checkpoints: plan::KEPT_CHECKPOINTS,
                 };
@@ -314,6 +323,13 @@ fn compare_with(
     let damage = history.damage();
     status.findings.extend(history.findings.into_iter().chain(damage));
     Ok(())
+}
+
+fn allowed(subject: &Subject<'_>) -> Allowed {
+    Allowed {
+        raw: false,
+        decrypted: subject.store_decrypted,
+    }
 }
 
 fn excluded_of<'a>(subject: &Subject<'a>, domain: &str) -> &'a [Exclusion] {

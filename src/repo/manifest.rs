@@ -255,6 +255,7 @@ mod tests {
                 source: "/images/vm1.qcow2".into(),
                 source_file: None,
                 source_format: "qcow2".into(),
+                decrypted: None,
                 image: "vda.qcow2".into(),
                 data_bytes: 65536,
                 zero_bytes: 0,

@@ -288,6 +288,7 @@ fn a_disk_that_no_backup_would_save_any_more_is_not_called_the_same() {
 
 fn how_it_stands(lab: &Lab) -> DomainStatus {
     let subject = Subject {
+        store_decrypted: false,
         exclude: &NOTHING_EXCLUDED,
         host: &lab.host,
         repo: Some(&lab.repo),

@@ -91,6 +91,7 @@ fn copies(lab: &Lab) -> Vec<String> {
 
 fn how(lab: &Lab) -> DomainStatus {
     let subject = Subject {
+        store_decrypted: false,
         exclude: &NOTHING_EXCLUDED,
         host: &lab.host,
         repo: Some(&lab.repo),

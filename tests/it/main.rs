@@ -9,6 +9,7 @@ mod compare;
 mod copies;
 mod crash;
 mod damage;
+mod encrypted;
 mod environment;
 mod forged;
 mod gone;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use vmsnap::host::{ActiveJob, Host, Places};
 use vmsnap::model::checkpoint::{Checkpoint, REMOVAL_MARK};
-use vmsnap::model::domain::DomainState;
+use vmsnap::model::domain::{Allowed, DomainState};
 use vmsnap::model::restore_point::{FileId, Level};
 use vmsnap::ops::heal::Intent;
 use vmsnap::ops::reconcile::{Reconciliation, Repair, Retired, Wishes, reconcile};
@@ -39,7 +39,7 @@ fn planned(lab: &Lab, survey: &Survey) -> Reconciliation {
     let wishes = Wishes {
         period: PERIOD,
         current: &[PERIOD.to_owned()],
-        raw: false,
+        allowed: Allowed::default(),
         exclude: &[],
         keep_checkpoints: 32,
     };

@@ -15,6 +15,7 @@ use crate::lab::{CLUSTER, Lab, NAMES};
 
 fn subject(lab: &Lab, with_repo: bool) -> Subject<'_> {
     Subject {
+        store_decrypted: false,
         exclude: &NOTHING_EXCLUDED,
         host: &lab.host,
         repo: with_repo.then_some(&lab.repo),

@@ -146,6 +146,7 @@ impl Repo {
             "VMSNAP_CONNECT",
             "VMSNAP_REPOSITORY",
             "VMSNAP_EXCLUDE_DISK",
+            "VMSNAP_STORE_DECRYPTED",
             "LIBVIRT_DEFAULT_URI",
         ] {
             command.env_remove(name);

@@ -27,6 +27,7 @@ fn now() -> jiff::Zoned {
 
 fn ask(domain: &TestDomain, repo: &Repository) -> DomainStatus {
     let subject = Subject {
+        store_decrypted: false,
         exclude: &NOTHING_EXCLUDED,
         host: &Lab::get().host,
         repo: Some(repo),

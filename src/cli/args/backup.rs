@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, path_or_empty};
+use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, flag_of_env, path_or_empty};
 
 /// Arguments of `vmsnap backup`.
 #[derive(Debug, Args)]
@@ -42,6 +42,16 @@ pub struct BackupArgs {
     /// Save raw disks too, always in full
     #[arg(help_heading = "What is saved", long)]
     pub raw: bool,
+
+    /// Save encrypted disks too, as plain text: the repository then holds what the encryption hides
+    #[arg(
+        help_heading = "What is saved",
+        long,
+        alias = "storeDecrypted",
+        env = "VMSNAP_STORE_DECRYPTED",
+        value_parser = flag_of_env
+    )]
+    pub store_decrypted: bool,
 
     /// Leave this disk out: vdb, or vm1:vdb for one domain (globs too); comma lists, several times
     #[arg(

@@ -11,6 +11,15 @@ pub(super) fn path_or_empty() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
+/// A switch that an environment variable can give too. An unset variable is an empty one.
+pub(super) fn flag_of_env(value: &str) -> Result<bool, String> {
+    match value.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("expected yes or no".to_owned()),
+    }
+}
+
 /// Which repository is read.
 #[derive(Debug, Args)]
 pub struct RepositoryArgs {

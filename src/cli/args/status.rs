@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::shared::{ConnectArgs, DomainArgs, path_or_empty};
+use super::shared::{ConnectArgs, DomainArgs, flag_of_env, path_or_empty};
 
 /// Arguments of `vmsnap status`.
 #[derive(Debug, Args)]
@@ -35,6 +35,10 @@ pub struct StatusArgs {
     /// A disk that backups leave out: as for vmsnap backup
     #[arg(long, value_name = "DISK", env = "VMSNAP_EXCLUDE_DISK")]
     pub exclude_disk: Vec<String>,
+
+    /// Backups may hold the plain text of encrypted disks: as for vmsnap backup
+    #[arg(long, alias = "storeDecrypted", env = "VMSNAP_STORE_DECRYPTED", value_parser = flag_of_env)]
+    pub store_decrypted: bool,
 
     /// Which hypervisor.
     #[command(flatten)]

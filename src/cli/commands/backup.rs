@@ -13,7 +13,7 @@ use crate::cli::log::{self, Entry, Level};
 use crate::cli::progress::Progress;
 use crate::cli::report::backup as shown;
 use crate::cli::select::{Selection, patterns, select};
-use crate::model::left_out::Kind;
+use crate::model::left_out::{Kind, UNASKED};
 use crate::model::stop::Stop;
 use crate::ops::backup::{Options, Outcome, backup, preview};
 use crate::ops::{self, Context, Host, PlaceWishes, Repository};
@@ -26,6 +26,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
     let options = Options {
         group_by: group_by(&args.group_by)?,
         raw: args.raw,
+        store_decrypted: args.store_decrypted,
         exclude: Vec::new(),
         freeze: (args.freeze_timeout > 0).then(|| Duration::from_secs(args.freeze_timeout)),
         places: PlaceWishes {
@@ -138,15 +139,15 @@ fn tell_left_out(done: &[shown::Done]) {
     if done.len() < 2 {
         return;
     }
-    for (kind, level, what) in [
-        (Kind::Skipped, Level::Notice, "partial, without"),
+    for (kinds, level, what) in [
+        (&UNASKED[..], Level::Notice, "partial, without"),
         (
-            Kind::Raw,
+            &[Kind::Raw],
             Level::Info,
             "without their raw disks (--raw saves them too)",
         ),
     ] {
-        let lacking: Vec<String> = done.iter().filter_map(|done| done.lacks(kind)).collect();
+        let lacking: Vec<String> = done.iter().filter_map(|done| done.lacks(kinds)).collect();
         if !lacking.is_empty() {
             let lines: String = lacking.iter().map(|line| format!("\n  {line}")).collect();
             let text = format!("{} of {} {what}:{lines}", lacking.len(), done.len());

@@ -71,6 +71,7 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
     say(report::list::text(&listed, repo.root()).trim_end());
     say("\nvmsnap status:");
     let subject = ops::status::Subject {
+        store_decrypted: false,
         exclude: &NOTHING_EXCLUDED,
         host: embed.host(),
         repo: Some(&repo),

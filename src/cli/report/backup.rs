@@ -9,7 +9,7 @@ use super::{ErrorJson, LeftOutJson, PointJson, document, failed_tree, failure, f
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::finding::Finding;
-use crate::model::left_out::{self, Kind, LeftOut};
+use crate::model::left_out::{self, Kind, LeftOut, UNASKED};
 use crate::model::period::COPY_PREFIX;
 use crate::model::restore_point::{Level, RestorePoint};
 use crate::model::text::shown;
@@ -56,10 +56,10 @@ impl Done {
             .is_ok_and(|outcome| outcome.point.is_partial())
     }
 
-    /// The domain with the disks that are left out for this kind of reason, if there are any.
-    pub fn lacks(&self, kind: Kind) -> Option<String> {
+    /// The domain with the disks that are left out for these kinds of reasons, if there are any.
+    pub fn lacks(&self, kinds: &[Kind]) -> Option<String> {
         let outcome = self.result.as_ref().ok()?;
-        let targets = left_out::targets(&outcome.point.left_out, kind);
+        let targets = left_out::targets(&outcome.point.left_out, kinds);
         (!targets.is_empty()).then(|| format!("{}: {}", shown(&self.domain), targets.join(", ")))
     }
 
@@ -130,12 +130,12 @@ fn prune_line(domain: &str, prune: &PruneOutcome) -> String {
 /// Which disks are not among those that were saved, after their number.
 pub fn without(left_out: &[LeftOut]) -> String {
     let words = [
-        (Kind::Skipped, "PARTIAL: without"),
-        (Kind::Raw, "raw, not saved:"),
-        (Kind::Excluded, "excluded:"),
+        (&UNASKED[..], "PARTIAL: without"),
+        (&[Kind::Raw], "raw, not saved:"),
+        (&[Kind::Excluded], "excluded:"),
     ];
-    let parts = words.into_iter().filter_map(|(kind, word)| {
-        let targets = left_out::targets(left_out, kind);
+    let parts = words.into_iter().filter_map(|(kinds, word)| {
+        let targets = left_out::targets(left_out, kinds);
         (!targets.is_empty()).then(|| format!("{word} {}", targets.join(", ")))
     });
     match parts.collect::<Vec<_>>().as_slice() {

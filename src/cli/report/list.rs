@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{LeftOutJson, PointJson, document, missed_sentence, table};
 use crate::cli::pretty;
 use crate::model::finding::Finding;
-use crate::model::left_out::Kind;
+use crate::model::left_out;
 use crate::model::text::shown;
 use crate::ops::list::{DomainList, ListedMiss};
 use crate::ops::verify::Proof;
@@ -161,12 +161,7 @@ pub fn text(domains: &[DomainList], root: &Path) -> String {
             }
         }
         for listed in &domain.points {
-            let skipped = listed
-                .point
-                .left_out
-                .iter()
-                .filter(|left| left.kind == Kind::Skipped);
-            for left in skipped {
+            for left in left_out::unasked(&listed.point.left_out) {
                 let (disk, reason) = (shown(&left.disk), shown(&left.reason));
                 let id = &listed.point.id;
                 block.push_str(&format!("  {id}: partial, without disk {disk}: {reason}\n"));

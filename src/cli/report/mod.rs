@@ -118,6 +118,7 @@ struct DiskJson<'a> {
     virtual_size: u64,
     data_bytes: u64,
     zero_bytes: u64,
+    decrypted: Option<bool>,
     image: &'a str,
 }
 
@@ -153,6 +154,7 @@ impl<'a> DiskJson<'a> {
             virtual_size: disk.virtual_size,
             data_bytes: disk.data_bytes,
             zero_bytes: disk.zero_bytes,
+            decrypted: disk.decrypted,
             image: &disk.image,
         }
     }

@@ -19,6 +19,10 @@ use crate::model::restore_point::FileId;
 /// The largest file of UEFI variables that is taken, in bytes. The usual ones have 128 KiB to 4 MiB.
 const LARGEST_NVRAM: u64 = 64 << 20;
 
+/// Only the domain's QEMU gets the secret from libvirt.
+const NEEDS_QEMU: &str =
+    "it is encrypted, and can be read only while the domain runs; start the domain, then back it up";
+
 /// libvirt 7.6.0 and QEMU 6.1.0 in libvirt's counting: major × 1,000,000 + minor × 1,000 + release.
 const OLDEST_LIBVIRT: u32 = 7_006_000;
 const OLDEST_QEMU: u32 = 6_001_000;
@@ -130,6 +134,11 @@ pub fn domain_of(link: &Link, handle: &Handle) -> Result<Domain> {
         }
     }
     let mut disks = description.disks;
+    if !state.is_active() {
+        for disk in disks.iter_mut().filter(|disk| disk.is_encrypted()) {
+            disk.unreadable = Some(NEEDS_QEMU.to_owned());
+        }
+    }
     for disk in disks
         .iter_mut()
         .filter(|disk| disk.format == DiskFormat::Qcow2 && link.location().is_local)

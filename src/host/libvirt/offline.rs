@@ -114,6 +114,9 @@ fn plan<'a>(domain: &'a Domain, request: &'a BackupRequest) -> Result<Vec<Plan<'
                 )));
             }
         };
+        if let Some(why) = &disk.unreadable {
+            return Err(unsupported(format!("disk {}: {why}", disk.target)));
+        }
         let image = disk.source.path();
         let image =
             image.ok_or_else(|| unsupported(format!("disk {} has no image on this machine", disk.target)))?;

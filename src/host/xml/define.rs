@@ -163,8 +163,8 @@ fn set_disk(splice: &mut Splice, disk: Node, new: &NewSource) -> Result<()> {
         ),
         Some(source) => set_source(splice, source, attribute, path),
     }
-    // What described the old image's depth, its encryption, or a job that was under way.
-    for name in ["backingStore", "encryption", "mirror"] {
+    // What described the old image's depth, its encryption, who may read it, or a job that was under way.
+    for name in ["backingStore", "encryption", "auth", "mirror"] {
         children(disk, name).for_each(|node| splice.remove(node));
     }
     Ok(())

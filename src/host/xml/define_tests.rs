@@ -143,6 +143,86 @@ fn a_network_disk_becomes_a_file_and_gets_a_driver() {
     assert!(edited.contains("<source file='/untouched.raw'/>"));
 }
 
+/// Everything that libvirt's schema allows in sources of other kinds, and in `<disk>` for them.
+#[test]
+fn nothing_of_an_old_source_stays_in_a_restored_disk() {
+    let sources = [
+        (
+            "volume",
+            "<source pool='p' volume='v' mode='direct' startupPolicy='optional' index='3'><slices><slice type='storage' offset='0' size='1'/></slices></source>",
+        ),
+        (
+            "network",
+            "<source protocol='https' name='a' query='t=1' tls='yes' tlsHostname='x'><host name='h' port='443'/>\
+          <auth username='u'><secret type='iscsi' usage='s'/></auth><ssl verify='no'/><cookies><cookie name='c'>v</cookie></cookies>\
+          <readahead size='1'/><timeout seconds='6'/><reconnect delay='1'/><initiator><iqn name='i'/></initiator></source>\
+          <auth username='old'><secret type='ceph' uuid='o'/></auth>",
+        ),
+        (
+            "nvme",
+            "<source type='pci' managed='yes' namespace='1'><address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></source>",
+        ),
+        (
+            "block",
+            "<source dev='/dev/x'><reservations managed='yes'/><encryption format='luks' engine='qemu'>\
+          <secret type='passphrase' uuid='e'/></encryption></source><encryption format='luks'/>",
+        ),
+        (
+            "file",
+            "<source file='/o'><dataStore type='file'><format type='raw'/><source file='/data'/></dataStore></source>\
+          <backingStore type='file'><format type='qcow2'/><source file='/base'><encryption format='luks'/></source></backingStore>",
+        ),
+        ("network", ""),
+    ];
+    for (kind, source) in sources {
+        let xml = format!(
+            "<domain><name>x</name><devices><disk type='{kind}' device='disk'><driver name='qemu' type='raw'/>{source}\
+             <target dev='vda' bus='virtio'/><serial>s</serial></disk></devices></domain>"
+        );
+        let moved = NewSource::file(Path::new("/new/a.qcow2"), ImageFormat::Qcow2);
+        let edited = redefine(&xml, &with_disk("vda", moved)).expect("well-formed");
+        let policy = if kind == "volume" {
+            " startupPolicy='optional'"
+        } else {
+            ""
+        };
+        let empty = edited.contains("file='/new/a.qcow2'/>")
+            || edited.contains(&format!("file='/new/a.qcow2'{policy}></source>"))
+            || edited.contains(&format!("{policy} file='/new/a.qcow2'></source>"));
+        assert!(empty, "{edited}");
+        for gone in [
+            "pool",
+            "volume",
+            "protocol",
+            "auth",
+            "secret",
+            "encryption",
+            "host",
+            "slice",
+            "cookie",
+            "ssl",
+            "tls",
+            "address",
+            "reservations",
+            "backingStore",
+            "dataStore",
+            "managed",
+            "namespace",
+            "index",
+            "mode",
+            "query",
+            "dev='/dev",
+        ] {
+            assert!(!edited.contains(gone), "{gone}: {edited}");
+        }
+        assert!(
+            edited.contains("<disk type='file'") && edited.contains("type='qcow2'"),
+            "{edited}"
+        );
+        assert!(edited.contains("<serial>s</serial>"), "{edited}");
+    }
+}
+
 #[test]
 fn the_firmware_path_is_set_in_each_spelling() {
     let edits = Edits {

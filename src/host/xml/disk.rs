@@ -108,7 +108,10 @@ fn read_encryption(image: Node) -> Option<Encryption> {
 /// `<dataStore>`, in which libvirt names the file that holds the guest's bytes.
 fn read_data_file(image: Node) -> Option<Box<Layer>> {
     let store = child(image, "source").and_then(|source| child(source, "dataStore"))?;
-    Some(Box::new(Layer::new(read_source(store), DiskFormat::Raw)))
+    Some(Box::new(Layer {
+        encryption: read_encryption(store),
+        ..Layer::new(read_source(store), DiskFormat::Raw)
+    }))
 }
 
 /// The source of a disk, backing image or data file.
@@ -241,6 +244,18 @@ mod tests {
             assert_eq!(encryption.format, "luks");
             assert_eq!(encryption.secrets, [SecretRef::Uuid("1".into())]);
         }
+    }
+
+    #[test]
+    fn an_encrypted_data_file_makes_an_encrypted_disk() {
+        let read = |inner: &str| {
+            disk(&format!(
+                "<disk type='file'><driver type='qcow2'/><source file='/t'><dataStore type='file'><format type='raw'/>\
+                 <source file='/d'>{inner}</source></dataStore></source><target dev='vda'/></disk>"
+            ))
+        };
+        assert!(read("<encryption format='luks'/>").is_encrypted());
+        assert!(!read("").is_encrypted());
     }
 
     #[test]

@@ -210,6 +210,7 @@ impl Worker<'_> {
                 source: planned.disk.source.text(),
                 source_file: planned.source_file,
                 source_format: planned.disk.format.word().to_owned(),
+                decrypted: Some(planned.disk.is_encrypted()),
                 image: image.clone(),
                 data_bytes: written.data_bytes,
                 zero_bytes: written.zero_bytes,

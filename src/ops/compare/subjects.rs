@@ -2,10 +2,11 @@
 
 use super::{Meaning, UncomparedDisk};
 use crate::model::chain::{Chains, Parent};
+use crate::model::domain::Allowed;
 use crate::model::finding::Finding;
 use crate::model::left_out::Kind;
 use crate::ops::heal::Settled;
-use crate::ops::plan::{self, BackupPlan, PlannedDisk};
+use crate::ops::plan::{self, BackupPlan, PlannedDisk, STORED_DECRYPTED};
 use crate::ops::reconcile::{self, Repair};
 use crate::ops::survey::Survey;
 
@@ -38,8 +39,8 @@ fn planned(survey: &Survey, chains: &Chains, period: &str) -> BackupPlan {
         checkpoints: &survey.checkpoints,
         missing: &survey.missing,
         period,
-        // So that it tells why such a disk is not compared, and not why it might not be backed up.
-        raw: true,
+        // So that it tells why such a disk is not compared, and not why it might not be backed up. Nothing is stored here.
+        allowed: Allowed::ALL,
         exclude: &[],
     })
 }
@@ -72,12 +73,15 @@ pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
                     why: left.reason.clone(),
                     meaning: Meaning::NothingToCompare,
                 },
-                Kind::Raw | Kind::Skipped => why_not(target, left.finding().message, chains),
+                Kind::Raw | Kind::Encrypted | Kind::Skipped => {
+                    why_not(target, left.finding().message, chains)
+                }
             });
         }
     }
     // What is known of a disk that is not compared is reported there.
     let is_of_disks = |finding: &Finding| match &finding.disk {
+        Some(_) if finding.code == STORED_DECRYPTED => false,
         Some(disk) => !uncompared.iter().any(|other| other.target == *disk),
         None => finding.code == "no-incremental",
     };

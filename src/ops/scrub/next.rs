@@ -4,11 +4,17 @@ use super::plan::DiskBitmap;
 use crate::host::Capabilities;
 use crate::model::chain::Chains;
 use crate::model::checkpoint::{Checkpoint, is_own, is_unique, sort_key};
-use crate::model::domain::{Domain, Eligibility};
+use crate::model::domain::{Allowed, Domain, Eligibility};
 use crate::model::left_out;
 use crate::model::restore_point::Level;
 use crate::ops::plan;
 use crate::ops::survey::DiskFacts;
+
+/// Encrypted disks count: the switch that allows them says nothing about the level.
+const USUAL: Allowed = Allowed {
+    raw: false,
+    decrypted: true,
+};
 
 /// What the level of the next backup depends on, besides the checkpoints.
 #[derive(Clone, Debug)]
@@ -79,7 +85,7 @@ fn next_in_repository(
         checkpoints,
         missing: &[],
         period: &kept.period,
-        raw: false,
+        allowed: USUAL,
         exclude: &[],
     });
     let Some((first, others)) = backup.disks.split_first() else {
@@ -114,7 +120,7 @@ fn next_anywhere(
     let able = domain
         .disks
         .iter()
-        .filter(|disk| left_out::eligibility(domain, disk, false, &[]) == Eligibility::Incremental);
+        .filter(|disk| left_out::eligibility(domain, disk, USUAL, &[]) == Eligibility::Incremental);
     let (mut bases, mut without) = (Vec::new(), Vec::new());
     for disk in able {
         let ours = checkpoints.iter().rev().filter(|one| is_own(&one.name));

@@ -155,6 +155,7 @@ impl Cell {
     fn status(&self) -> Checked {
         let lab = &self.stage.lab;
         let subject = Subject {
+            store_decrypted: false,
             exclude: &NOTHING_EXCLUDED,
             host: &lab.host,
             repo: Some(&lab.repo),

@@ -258,6 +258,7 @@ fn the_checkpoint_of_a_running_backup_is_no_inconsistency_and_that_of_a_dead_one
     two_points(&mut lab, "vm1");
     let look = |lab: &Lab| {
         let subject = Subject {
+            store_decrypted: false,
             exclude: &NOTHING_EXCLUDED,
             host: &lab.host,
             repo: Some(&lab.repo),

@@ -1,0 +1,102 @@
+//! Restored disks that were encrypted in the domain. They come back as plain text, or with bytes whose meaning nobody recorded.
+
+use crate::host::xml::{DomainDescription, read_domain};
+use crate::model::finding::Finding;
+use crate::model::restore_point::{Consistency, RestorePoint};
+use crate::ops::define;
+use crate::repo::{History, layout};
+
+/// Which of the restored disks were encrypted.
+#[derive(Debug, Default)]
+pub(super) struct Encrypted {
+    /// Their images hold plain text.
+    plain: Vec<String>,
+    /// The restore point does not tell whether their images hold plain text or cipher text.
+    unknown: Vec<String>,
+}
+
+impl Encrypted {
+    /// Sorts these disks of the restore point. A definition that cannot be read says nothing.
+    pub(super) fn of(history: &History, point: &RestorePoint, targets: &[String]) -> Encrypted {
+        let mut found = Encrypted::default();
+        let unrecorded: Vec<&String> = targets
+            .iter()
+            .filter(
+                |target| match point.disk(target).and_then(|disk| disk.decrypted) {
+                    Some(true) => {
+                        found.plain.push((*target).clone());
+                        false
+                    }
+                    Some(false) => false,
+                    None => true,
+                },
+            )
+            .collect();
+        if unrecorded.is_empty() {
+            return found;
+        }
+        let described = definition(history, point);
+        let is_encrypted = |target: &str| {
+            let disk = described
+                .as_ref()
+                .and_then(|domain| domain.disks.iter().find(|disk| disk.target == target));
+            disk.is_some_and(|disk| disk.is_encrypted())
+        };
+        for target in unrecorded.into_iter().filter(|target| is_encrypted(target)) {
+            match is_of_a_run(point) {
+                true => found.plain.push(target.clone()),
+                false => found.unknown.push(target.clone()),
+            }
+        }
+        found
+    }
+
+    /// What is worth knowing of them.
+    pub(super) fn findings(&self) -> impl Iterator<Item = Finding> {
+        let plain = self.plain.iter().map(|disk| {
+            let what = format!("disk {disk} was encrypted in the domain: the restored disk is not encrypted");
+            Finding::of_disk("restored-decrypted", disk, what)
+        });
+        let unknown = self.unknown.iter().map(|disk| {
+            let what = format!("{}: {}", unclear(disk), HOW_TO_TELL);
+            Finding::of_disk("restored-perhaps-encrypted", disk, what)
+        });
+        plain.chain(unknown)
+    }
+
+    /// Why a domain cannot be defined with them.
+    pub(super) fn refusal(&self) -> Option<(&str, String)> {
+        let disk = self.unknown.first()?;
+        let what = format!(
+            "{}, so a domain defined with it may see garbage; restore without --define and with --format raw, then {HOW_TO_TELL}",
+            unclear(disk)
+        );
+        Some((disk, what))
+    }
+}
+
+/// The bytes alone prove nothing: a guest can use LUKS on a disk that the host does not encrypt.
+const HOW_TO_TELL: &str = "look at its first bytes: with \"LUKS\" there it is most likely the encrypted image itself, to be used with its \
+     old <encryption> and secret (but a guest can keep LUKS of its own on a plain disk), without it plain text";
+
+fn unclear(disk: &str) -> String {
+    format!(
+        "disk {disk} was encrypted in the domain, and the restore point, which an earlier version made while the domain was shut off, does \
+         not record whether it holds plain text or cipher text"
+    )
+}
+
+/// Whether QEMU read the disks, which decrypts them. Without that an earlier version may have read the cipher text.
+fn is_of_a_run(point: &RestorePoint) -> bool {
+    let was_saved = |finding: &Finding| finding.code == "managed-save";
+    match point.consistency {
+        Consistency::Filesystem => true,
+        Consistency::Crash => !point.findings.iter().any(was_saved),
+        Consistency::Offline => false,
+    }
+}
+
+fn definition(history: &History, point: &RestorePoint) -> Option<DomainDescription> {
+    let xml = define::read_verified(history, point, layout::DOMAIN_XML).ok()?;
+    read_domain(std::str::from_utf8(&xml).ok()?).ok()
+}
