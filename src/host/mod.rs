@@ -2,6 +2,7 @@
 //!
 //! `libvirt` is the real one, `crate::testkit` has a simulated one.
 
+pub mod chain;
 pub mod qemu;
 pub mod usage;
 pub mod xml;

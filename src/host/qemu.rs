@@ -1,9 +1,12 @@
 //! The only child processes: `qemu-img` and `qemu-nbd`, for the disks of shut-off domains.
 //!
-//! Arguments go as they are, never through a shell. Every image is opened with its format named, so that what a guest
-//! wrote into a raw disk is never taken for an image header.
+//! Arguments go as they are, never through a shell. Every image is opened by a description that names the format of each
+//! of its layers (`crate::host::chain`), so that what a guest wrote into a raw disk is never taken for an image header.
 
+mod keys;
 mod reader;
+
+pub use keys::Keys;
 
 pub use reader::{Offer, Reader, end_stray_reader, pid_file};
 
@@ -11,13 +14,14 @@ use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::patience::until;
 use super::{HostError, Result};
@@ -161,27 +165,55 @@ fn complaint(said: &[u8], status: ExitStatus) -> String {
     }
 }
 
-/// A path that a QEMU program takes for nothing else: an absolute one is neither an option nor `protocol:address`.
-fn image_argument(image: &Path) -> Result<OsString> {
-    if image.is_absolute() {
-        return Ok(image.as_os_str().to_owned());
+/// An image as a QEMU program is to open it.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its description for QEMU's block layer.
+    description: OsString,
+    /// How it is shown.
+    shown: String,
+    /// The secrets that open it.
+    keys: Keys,
+}
+
+/// The longest argument that the kernel passes on, in bytes (`MAX_ARG_STRLEN`), with room to spare.
+const LONGEST_DESCRIPTION: usize = 120 << 10;
+
+impl Target {
+    /// An image of this description (`BlockdevOptions` in QEMU's `qapi/block-core.json`).
+    ///
+    /// # Errors
+    /// When the description is too long to be passed on.
+    pub fn new(description: &Value, shown: &str, keys: Keys) -> Result<Target> {
+        let description = format!("json:{description}");
+        if description.len() > LONGEST_DESCRIPTION {
+            return Err(HostError::Unsupported {
+                what: format!("the backing chain of {shown} is too long to be described to QEMU"),
+            });
+        }
+        Ok(Target {
+            description: description.into(),
+            shown: shown.to_owned(),
+            keys,
+        })
     }
-    Err(HostError::Unsupported {
-        what: format!("the path of the image is not absolute: {}", image.display()),
-    })
 }
 
 fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
     words.into_iter().map(OsString::from).collect()
 }
 
-/// One image of a chain, as `qemu-img info --output=json` tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What an image says of itself, as `qemu-img info --output=json` prints it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageInfo {
-    /// Its path.
-    pub path: PathBuf,
     /// The bitmaps that it carries itself.
     pub bitmaps: Vec<ImageBitmap>,
+    /// The backing file that its header names, with the format.
+    pub backing: Option<(String, Option<String>)>,
+    /// The data file that its header names.
+    pub data_file: Option<String>,
+    /// Whether it is encrypted.
+    pub is_encrypted: bool,
 }
 
 /// A bitmap in an image.
@@ -194,8 +226,12 @@ pub struct ImageBitmap {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
 struct RawInfo {
-    filename: PathBuf,
+    backing_filename: Option<String>,
+    backing_filename_format: Option<String>,
+    #[serde(default)]
+    encrypted: bool,
     #[serde(rename = "format-specific", default)]
     specific: RawSpecific,
 }
@@ -207,9 +243,11 @@ struct RawSpecific {
 }
 
 #[derive(Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
 struct RawData {
     #[serde(default)]
     bitmaps: Vec<RawBitmap>,
+    data_file: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -243,34 +281,33 @@ fn once_unlocked<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
-/// The images of a chain, the topmost first. Only for images that no running domain has open: of those it would show an old state.
-pub fn image_chain(image: &Path, format: &str, patience: &Patience) -> Result<Vec<ImageInfo>> {
-    let operation = format!("inspect {}", image.display());
-    let mut arguments = words(["info", "--output=json", "--backing-chain", "-f", format, "--"]);
-    arguments.push(image_argument(image)?);
-    let output = once_unlocked(|| qemu_img(&operation, &arguments, patience))?;
-    let chain = parse_chain(&output).map_err(|error| failed("qemu-img", &operation, error.to_string()))?;
-    if chain.is_empty() {
-        return Err(failed("qemu-img", &operation, "it told nothing"));
+/// Whose image is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Nobody's now. One that is in use is waited for, and then an error.
+    None,
+    /// A running domain's. The image is read past QEMU's lock, so an answer is no proof: QEMU writes most of what changes when it closes it.
+    Running,
+}
+
+/// What an image says of itself.
+pub fn image_info(image: &Target, used: Use, patience: &Patience) -> Result<ImageInfo> {
+    let operation = format!("inspect {}", image.shown);
+    let mut arguments = words(["info", "--output=json"]);
+    if used == Use::Running {
+        arguments.push("--force-share".into());
     }
-    Ok(chain)
+    arguments.extend(image.arguments());
+    let run = || qemu_img(&operation, &arguments, patience);
+    let output = match used {
+        Use::None => once_unlocked(run)?,
+        Use::Running => run()?,
+    };
+    parse_info(&output).map_err(|error| failed("qemu-img", &operation, error.to_string()))
 }
 
-/// The bitmaps that the image of a running domain's disk holds, by name: those that were there when it was opened and have not been removed
-/// since. QEMU writes the others into it when it closes it. The image is read past QEMU's lock, so an answer is no proof of anything else.
-pub fn stored_bitmaps(image: &Path, patience: &Patience) -> Result<Vec<String>> {
-    let operation = format!("look into {}", image.display());
-    let mut arguments = words(["info", "--force-share", "--output=json", "-f", "qcow2", "--"]);
-    arguments.push(image_argument(image)?);
-    let output = qemu_img(&operation, &arguments, patience)?;
-    let info: RawInfo =
-        serde_json::from_slice(&output).map_err(|error| failed("qemu-img", &operation, error.to_string()))?;
-    let bitmaps = info.specific.data.bitmaps.into_iter();
-    Ok(bitmaps.map(|bitmap| bitmap.name).collect())
-}
-
-fn parse_chain(json: &[u8]) -> serde_json::Result<Vec<ImageInfo>> {
-    let images: Vec<RawInfo> = serde_json::from_slice(json)?;
+fn parse_info(json: &[u8]) -> serde_json::Result<ImageInfo> {
+    let raw: RawInfo = serde_json::from_slice(json)?;
     let bitmap = |raw: RawBitmap| {
         let has = |flag: &str| raw.flags.iter().any(|given| given == flag);
         ImageBitmap {
@@ -279,28 +316,40 @@ fn parse_chain(json: &[u8]) -> serde_json::Result<Vec<ImageInfo>> {
             name: raw.name,
         }
     };
-    let image = |raw: RawInfo| ImageInfo {
-        path: raw.filename,
+    let format = raw.backing_filename_format;
+    Ok(ImageInfo {
         bitmaps: raw.specific.data.bitmaps.into_iter().map(bitmap).collect(),
-    };
-    Ok(images.into_iter().map(image).collect())
+        backing: raw.backing_filename.map(|name| (name, format)),
+        data_file: raw.specific.data.data_file,
+        is_encrypted: raw.encrypted,
+    })
 }
 
 /// Adds a bitmap to a qcow2 image. It records from the moment that the image is next opened.
-pub fn add_bitmap(image: &Path, name: &str, patience: &Patience) -> Result<()> {
+pub fn add_bitmap(image: &Target, name: &str, patience: &Patience) -> Result<()> {
     edit_bitmap("--add", "add a bitmap to", image, name, patience)
 }
 
 /// Removes a bitmap from a qcow2 image, a broken one as well.
-pub fn remove_bitmap(image: &Path, name: &str, patience: &Patience) -> Result<()> {
+pub fn remove_bitmap(image: &Target, name: &str, patience: &Patience) -> Result<()> {
     edit_bitmap("--remove", "remove a bitmap from", image, name, patience)
 }
 
-fn edit_bitmap(action: &str, verb: &str, image: &Path, name: &str, patience: &Patience) -> Result<()> {
-    let mut arguments = words(["bitmap", action, "-f", "qcow2", "--"]);
-    arguments.push(image_argument(image)?);
+fn edit_bitmap(action: &str, verb: &str, image: &Target, name: &str, patience: &Patience) -> Result<()> {
+    let mut arguments = words(["bitmap", action]);
+    arguments.extend(image.arguments());
     arguments.push(name.into());
-    qemu_img(&format!("{verb} {}", image.display()), &arguments, patience).map(drop)
+    qemu_img(&format!("{verb} {}", image.shown), &arguments, patience).map(drop)
+}
+
+impl Target {
+    /// The arguments for its secrets and the image itself, which end a program's switches.
+    fn arguments(&self) -> Vec<OsString> {
+        let mut arguments = self.keys.arguments();
+        arguments.push("--".into());
+        arguments.push(self.description.clone());
+        arguments
+    }
 }
 
 #[cfg(test)]

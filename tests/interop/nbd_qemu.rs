@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use vmsnap::host::qemu::{Offer, Reader};
+use vmsnap::host::qemu::{Keys, Offer, Reader, Target};
 use vmsnap::model::block::CLUSTER;
 use vmsnap::model::stop::Stop;
 use vmsnap::nbd::{Client, Error, ExportSource, Mode};
@@ -223,9 +223,10 @@ fn what_our_reader_of_a_shut_off_domains_image_reads_stays_out_of_the_page_cache
     file.sync_all().expect("it is on the disk");
     forget_cached(&image).expect("advice is taken");
     let socket = folder.path().join("s");
+    let node = serde_json::json!({"driver": "qcow2", "file": {"driver": "file", "filename": image}});
+    let target = Target::new(&node, "the image", Keys::default()).expect("it is short");
     let offer = Offer {
-        image: &image,
-        format: "qcow2",
+        image: &target,
         export: "vda",
         bitmap: None,
         socket: &socket,

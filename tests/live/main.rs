@@ -13,6 +13,7 @@ mod cli_backup;
 mod cli_beside;
 mod cli_classic;
 mod cli_classic_scrub;
+mod cli_images;
 mod cli_lab;
 mod cli_newer;
 mod cli_refusals;

@@ -5,10 +5,10 @@
 
 use virt::domain::Domain as Handle;
 
-use super::checkpoints::{self, chain, is_lost_bitmap, patience};
+use super::checkpoints::{self, is_lost_bitmap};
 use super::link::Link;
-use super::{HostError, Result, failed, ffi, inspect};
-use crate::host::qemu::{self, Patience};
+use super::{HostError, Result, failed, ffi, images, inspect};
+use crate::host::qemu::{self, Patience, Use};
 use crate::host::xml::{CheckpointDescription, KnownCheckpoint, write_known_checkpoint};
 use crate::model::checkpoint::{Checkpoint, REMOVAL_MARK};
 use crate::model::domain::{Disk, DiskFormat, Domain, Source};
@@ -29,7 +29,9 @@ pub fn names(link: &Link, domain: &Domain, target: &str) -> Result<Vec<String>> 
     if !link.location().is_local {
         return Err(inspect::not_here("its images"));
     }
-    let top = chain(disk, &Stop::default())?.into_iter().next();
+    let top = images::infos(disk, Use::None, &Stop::default())?
+        .into_iter()
+        .next();
     let bitmaps = top.map(|image| image.bitmaps).unwrap_or_default();
     Ok(bitmaps.into_iter().map(|bitmap| bitmap.name).collect())
 }
@@ -40,12 +42,15 @@ pub fn stored_names(link: &Link, domain: &Domain, target: &str) -> Result<Vec<St
     if !link.location().is_local {
         return Err(inspect::not_here("its images"));
     }
-    match disk.source.path() {
-        Some(path) if disk.format == DiskFormat::Qcow2 => {
-            qemu::stored_bitmaps(path, &patience(&Stop::default()))
-        }
-        _ => Ok(Vec::new()),
+    // What lies on a server is not asked for: the domain's QEMU may be the only one that the server lets in.
+    if disk.source.path().is_none() {
+        return Ok(Vec::new());
     }
+    let top = images::infos(disk, Use::Running, &Stop::default())?
+        .into_iter()
+        .next();
+    let bitmaps = top.map(|image| image.bitmaps).unwrap_or_default();
+    Ok(bitmaps.into_iter().map(|bitmap| bitmap.name).collect())
 }
 
 fn disk_of<'a>(domain: &'a Domain, target: &str) -> Result<&'a Disk> {
@@ -75,7 +80,7 @@ pub fn remove(link: &Link, domain: &Domain, name: &str) -> Result<Vec<String>> {
     if !link.location().is_local {
         return Err(inspect::not_here("its images"));
     }
-    remove_from_images(&domain.disks, name)
+    remove_from_images(link, &domain.disks, name)
 }
 
 /// The record goes with the bitmaps, and is made anew whatever came of that.
@@ -162,12 +167,12 @@ pub fn remove_of_disk(handle: &Handle, live: &[Disk], target: &str, name: &str) 
 }
 
 /// Removes the bitmap of this name from the disks of a shut-off domain, and tells which disks had one.
-pub fn remove_from_images(disks: &[Disk], name: &str) -> Result<Vec<String>> {
+pub fn remove_from_images(link: &Link, disks: &[Disk], name: &str) -> Result<Vec<String>> {
     let stop = Stop::default();
     let mut removed = Vec::new();
     for disk in disks {
-        let chain = chain(disk, &stop)?;
-        let (Some(top), Some(path)) = (chain.first(), disk.source.path()) else {
+        let chain = images::infos(disk, Use::None, &stop).map_err(HostError::of_disk(&disk.target))?;
+        let Some(top) = chain.first() else {
             continue;
         };
         if top.bitmaps.iter().any(|bitmap| bitmap.name == name) {
@@ -176,7 +181,8 @@ pub fn remove_from_images(disks: &[Disk], name: &str) -> Result<Vec<String>> {
                 deadline: checkpoints::EDIT_DEADLINE,
                 stop: Stop::default(),
             };
-            qemu::remove_bitmap(path, name, &patience)?;
+            let image = images::to_edit(link, disk, &stop).map_err(HostError::of_disk(&disk.target))?;
+            qemu::remove_bitmap(&image, name, &patience)?;
             removed.push(disk.target.clone());
         }
     }

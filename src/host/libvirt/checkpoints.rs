@@ -10,11 +10,11 @@ use virt::domain::Domain as Handle;
 use virt::error::ErrorNumber;
 
 use super::link::Link;
-use super::{CallError, HostError, Result, bitmaps, failed, ffi, inspect};
-use crate::host::qemu::{self, ImageInfo, Patience};
+use super::{CallError, HostError, Result, bitmaps, failed, ffi, images, inspect};
+use crate::host::qemu::{ImageInfo, Use};
 use crate::host::xml::{CheckpointDescription, oldest_first, read_checkpoint};
 use crate::model::checkpoint::{Bitmap, Checkpoint, CheckpointDisk};
-use crate::model::domain::{Disk, DiskFormat, Domain};
+use crate::model::domain::{Disk, Domain};
 use crate::model::stop::Stop;
 
 /// How long `qemu-img` may take to read what an image says of itself.
@@ -112,12 +112,14 @@ impl<'a> Images<'a> {
     }
 
     fn bitmap(&mut self, target: &str, name: &str) -> Result<Bitmap> {
-        if !self.are_here {
+        let disk = self.domain.disk(target);
+        if !self.are_here || disk.is_some_and(|disk| disk.unreadable.is_some()) {
             return Ok(Bitmap::Unknown);
         }
         if !self.chains.contains_key(target) {
-            let disk = self.domain.disk(target);
-            let chain = disk.map_or(Ok(Vec::new()), |disk| chain(disk, &Stop::default()))?;
+            let chain = disk.map_or(Ok(Vec::new()), |disk| {
+                images::infos(disk, Use::None, &Stop::default())
+            })?;
             self.chains.insert(target.to_owned(), chain);
         }
         let chain = self.chains.get(target);
@@ -125,23 +127,6 @@ impl<'a> Images<'a> {
             true => Bitmap::Sound,
             false => Bitmap::Broken,
         })
-    }
-}
-
-/// The chain of images beneath a disk, topmost first. Empty for disks that carry no bitmaps and for images that are not there.
-pub fn chain(disk: &Disk, stop: &Stop) -> Result<Vec<ImageInfo>> {
-    match disk.source.path() {
-        Some(path) if disk.format == DiskFormat::Qcow2 && path.exists() => {
-            qemu::image_chain(path, "qcow2", &patience(stop))
-        }
-        _ => Ok(Vec::new()),
-    }
-}
-
-pub fn patience(stop: &Stop) -> Patience {
-    Patience {
-        deadline: IMAGE_DEADLINE,
-        stop: stop.clone(),
     }
 }
 
@@ -162,7 +147,7 @@ fn is_usable(chain: &[ImageInfo], name: &str) -> bool {
 
 /// Whether the image of a shut-off domain's disk has a bitmap of this name, in whatever state.
 pub fn has_bitmap(disk: &Disk, name: &str) -> Result<bool> {
-    let chain = chain(disk, &Stop::default())?;
+    let chain = images::infos(disk, Use::None, &Stop::default())?;
     Ok(chain
         .first()
         .is_some_and(|top| top.bitmaps.iter().any(|bitmap| bitmap.name == name)))
@@ -170,7 +155,7 @@ pub fn has_bitmap(disk: &Disk, name: &str) -> Result<bool> {
 
 /// Whether a shut-off domain's disk has a bitmap that an incremental read can rely on.
 pub fn has_usable_bitmap(disk: &Disk, name: &str, stop: &Stop) -> Result<bool> {
-    Ok(is_usable(&chain(disk, stop)?, name))
+    Ok(is_usable(&images::infos(disk, Use::None, stop)?, name))
 }
 
 pub fn delete(link: &Link, domain: &Domain, name: &str) -> Result<()> {
@@ -186,7 +171,7 @@ pub fn delete(link: &Link, domain: &Domain, name: &str) -> Result<()> {
         return Err(inspect::not_here("its images"));
     }
     // The bitmaps go before libvirt's record of them: if this is interrupted, the record still says what is left to do.
-    let removed = bitmaps::remove_from_images(&domain.disks, name)?;
+    let removed = bitmaps::remove_from_images(link, &domain.disks, name)?;
     match checkpoint {
         Some(checkpoint) => checkpoint
             .delete(true)
@@ -270,8 +255,8 @@ mod tests {
             sound,
         };
         ImageInfo {
-            path: "/x".into(),
             bitmaps: bitmaps.iter().map(bitmap).collect(),
+            ..ImageInfo::default()
         }
     }
 
@@ -295,7 +280,7 @@ mod tests {
     }
 
     fn domain_with(image: &std::path::Path) -> Domain {
-        use crate::model::domain::{Agent, DomainState, Source};
+        use crate::model::domain::{Agent, DiskFormat, DomainState, Source};
         let disk = Disk::new("vda", Source::File(image.to_owned()), DiskFormat::Qcow2);
         Domain {
             name: "vm1".to_owned(),

@@ -1,7 +1,7 @@
 //! What a domain is like now. Nothing here changes anything.
 
 use std::cmp::Ordering;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -11,17 +11,14 @@ use virt::error::ErrorNumber;
 use virt_sys as sys;
 
 use super::link::Link;
-use super::{ActiveJob, Capabilities, DiskSizes, HostError, Result, failed, ffi};
+use super::{ActiveJob, Capabilities, DiskSizes, HostError, Result, failed, ffi, images, volumes};
+use crate::host::chain::open;
 use crate::host::xml::{DomainDescription, backup_socket, read_domain};
-use crate::model::domain::{Agent, DiskFormat, Domain, DomainState};
+use crate::model::domain::{Agent, Device, Disk, DiskFormat, Domain, DomainState, Source};
 use crate::model::restore_point::FileId;
 
 /// The largest file of UEFI variables that is taken, in bytes. The usual ones have 128 KiB to 4 MiB.
 const LARGEST_NVRAM: u64 = 64 << 20;
-
-/// Only the domain's QEMU gets the secret from libvirt.
-const NEEDS_QEMU: &str =
-    "it is encrypted, and can be read only while the domain runs; start the domain, then back it up";
 
 /// libvirt 7.6.0 and QEMU 6.1.0 in libvirt's counting: major × 1,000,000 + minor × 1,000 + release.
 const OLDEST_LIBVIRT: u32 = 7_006_000;
@@ -134,18 +131,8 @@ pub fn domain_of(link: &Link, handle: &Handle) -> Result<Domain> {
         }
     }
     let mut disks = description.disks;
-    if !state.is_active() {
-        for disk in disks.iter_mut().filter(|disk| disk.is_encrypted()) {
-            disk.unreadable = Some(NEEDS_QEMU.to_owned());
-        }
-    }
-    for disk in disks
-        .iter_mut()
-        .filter(|disk| disk.format == DiskFormat::Qcow2 && link.location().is_local)
-    {
-        if disk.source.path().is_some_and(|path| is_qcow2_version_2(path)) {
-            disk.format = DiskFormat::Qcow2V2;
-        }
+    for disk in disks.iter_mut().filter(|disk| disk.device == Device::Disk) {
+        complete(link, disk, state)?;
     }
     Ok(Domain {
         name: handle.get_name().map_err(failed("tell the domain's name"))?,
@@ -168,6 +155,28 @@ pub fn domain_of(link: &Link, handle: &Handle) -> Result<Domain> {
         },
         inactive_xml,
     })
+}
+
+/// Adds to a disk what its definition does not say: where its volume lies, an old version of qcow2, and whether it can be read now.
+fn complete(link: &Link, disk: &mut Disk, state: DomainState) -> Result<()> {
+    if let Source::Volume(volume) = &mut disk.source {
+        match volumes::place(link, volume)? {
+            Ok(place) => volume.place = Some(Box::new(place)),
+            // A running domain has its volume open already.
+            Err(_) if state.is_active() => {}
+            Err(why) => disk.unreadable = Some(why),
+        }
+    }
+    if !link.location().is_local {
+        return Ok(());
+    }
+    if disk.format == DiskFormat::Qcow2 && disk.source.path().is_some_and(|path| is_qcow2_version_2(path)) {
+        disk.format = DiskFormat::Qcow2V2;
+    }
+    if !state.is_active() && disk.unreadable.is_none() && disk.source != Source::Empty {
+        disk.unreadable = images::refusal(disk);
+    }
+    Ok(())
 }
 
 fn no_listener(agent: Agent) -> Agent {
@@ -220,17 +229,21 @@ fn inactive_xml(handle: &Handle) -> Result<String> {
 /// both big-endian). One that cannot be read counts as newer: QEMU will tell if it is not.
 fn is_qcow2_version_2(image: &Path) -> bool {
     let mut head = [0; 8];
-    let is_plain = fs::metadata(image).is_ok_and(|meta| !meta.is_dir());
-    is_plain
-        && File::open(image)
-            .and_then(|mut file| file.read_exact(&mut head))
-            .is_ok()
+    open::open_image(image).is_ok_and(|mut file| file.read_exact(&mut head).is_ok())
         && head == *b"QFI\xfb\0\0\0\x02"
 }
 
 pub fn disk_sizes(link: &Link, domain: &Domain, target: &str) -> Result<DiskSizes> {
     let operation = format!("tell the size of disk {target}");
     ffi::c_string(target).map_err(failed(operation.as_str()))?;
+    // libvirt would wait for the other end of a FIFO, and keep the domain locked.
+    let path = domain.disk(target).and_then(|disk| disk.source.path());
+    if let Some(why) = path
+        .filter(|_| link.location().is_local)
+        .and_then(|path| open::not_an_image(path))
+    {
+        return Err(HostError::Unsupported { what: why });
+    }
     let info = link
         .find(domain)?
         .get_block_info(target, 0)
@@ -350,7 +363,7 @@ pub fn nvram(link: &Link, domain: &Domain) -> Result<Option<Vec<u8>>> {
         return Err(unusable("it is no file".to_owned()));
     }
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|error| HostError::io("open", path, error))?;
+    let file = open::open_image(path)?;
     let read = file.take(LARGEST_NVRAM + 1).read_to_end(&mut bytes);
     read.map_err(|error| HostError::io("read", path, error))?;
     if bytes.len() as u64 > LARGEST_NVRAM {

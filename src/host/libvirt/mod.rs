@@ -4,12 +4,15 @@ mod bitmaps;
 mod checkpoints;
 mod files;
 mod freeze;
+mod images;
 mod inspect;
 mod job;
 mod link;
 mod offline;
 mod places;
 mod register;
+mod secrets;
+mod volumes;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -12,10 +12,11 @@ use virt::domain::Domain as Handle;
 
 use super::link::Link;
 use super::{
-    BackupJob, BackupRequest, HostError, Places, Result, checkpoints, failed, ffi, inspect, job, places,
+    BackupJob, BackupRequest, HostError, Places, Result, checkpoints, failed, ffi, images, inspect, job,
+    places,
 };
 use crate::host::export::Export;
-use crate::host::qemu::{self, Offer, Patience, Reader};
+use crate::host::qemu::{self, Offer, Patience, Reader, Target};
 use crate::host::xml::{KnownCheckpoint, write_known_checkpoint};
 use crate::host::{CheckpointRequest, DiskRequest, JobHealth, NewCheckpoint, ReadOptions};
 use crate::model::block::BlockSource;
@@ -32,7 +33,7 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
         return Err(inspect::not_here("its disks"));
     }
     let domain = inspect::domain_of(link, handle)?;
-    let plans = plan(&domain, request)?;
+    let plans = plan(link, &domain, request)?;
     let (consistency, findings) = moment(handle)?;
     let mut job = OfflineJob {
         link: Arc::clone(link),
@@ -51,7 +52,7 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
     if let Some(wanted) = &request.checkpoint {
         refuse_taken_name(&domain, handle, &wanted.name)?;
         job.new_name = Some(wanted.name.clone());
-        add_bitmaps(&plans, &wanted.name, &request.stop)?;
+        add_bitmaps(link, &plans, &wanted.name, &request.stop)?;
         job.checkpoint = Some(make_known(handle, &domain, request, wanted)?);
     }
     for plan in &plans {
@@ -77,16 +78,14 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
 struct Plan<'a> {
     request: &'a DiskRequest,
     disk: &'a Disk,
-    image: &'a PathBuf,
-    format: &'static str,
+    image: Target,
     socket: PathBuf,
 }
 
 impl Plan<'_> {
     fn offer(&self) -> Offer<'_> {
         Offer {
-            image: self.image,
-            format: self.format,
+            image: &self.image,
             export: &self.disk.target,
             bitmap: self.request.since.as_deref(),
             socket: &self.socket,
@@ -94,7 +93,7 @@ impl Plan<'_> {
     }
 }
 
-fn plan<'a>(domain: &'a Domain, request: &'a BackupRequest) -> Result<Vec<Plan<'a>>> {
+fn plan<'a>(link: &Link, domain: &'a Domain, request: &'a BackupRequest) -> Result<Vec<Plan<'a>>> {
     let [folder] = request.places.own_dirs.as_slice() else {
         return Err(unsupported(
             "a shut-off domain needs a folder for its readers".to_owned(),
@@ -104,22 +103,10 @@ fn plan<'a>(domain: &'a Domain, request: &'a BackupRequest) -> Result<Vec<Plan<'
     for wanted in &request.disks {
         let disk = domain.disk(&wanted.target);
         let disk = disk.ok_or_else(|| unsupported(format!("the domain has no disk {}", wanted.target)))?;
-        let format = match disk.format {
-            DiskFormat::Qcow2 | DiskFormat::Qcow2V2 => "qcow2",
-            DiskFormat::Raw => "raw",
-            DiskFormat::Other(ref other) => {
-                return Err(unsupported(format!(
-                    "disk {} has the format {other}",
-                    disk.target
-                )));
-            }
-        };
         if let Some(why) = &disk.unreadable {
             return Err(unsupported(format!("disk {}: {why}", disk.target)));
         }
-        let image = disk.source.path();
-        let image =
-            image.ok_or_else(|| unsupported(format!("disk {} has no image on this machine", disk.target)))?;
+        let image = images::to_read(link, disk, &request.stop).map_err(HostError::of_disk(&disk.target))?;
         if let Some(since) = &wanted.since
             && !checkpoints::has_usable_bitmap(disk, since, &request.stop)?
         {
@@ -134,7 +121,6 @@ fn plan<'a>(domain: &'a Domain, request: &'a BackupRequest) -> Result<Vec<Plan<'
             request: wanted,
             disk,
             image,
-            format,
             socket,
         });
     }
@@ -164,7 +150,7 @@ fn refuse_taken_name(domain: &Domain, handle: &Handle, name: &str) -> Result<()>
     if ffi::Checkpoint::lookup(handle, name).is_ok() {
         return Err(unsupported(format!("a checkpoint named '{name}' exists already")));
     }
-    for disk in &domain.disks {
+    for disk in domain.disks.iter().filter(|disk| disk.unreadable.is_none()) {
         if checkpoints::has_bitmap(disk, name)? {
             return Err(HostError::BitmapExists {
                 name: name.to_owned(),
@@ -174,7 +160,7 @@ fn refuse_taken_name(domain: &Domain, handle: &Handle, name: &str) -> Result<()>
     Ok(())
 }
 
-fn add_bitmaps(plans: &[Plan], name: &str, stop: &Stop) -> Result<()> {
+fn add_bitmaps(link: &Link, plans: &[Plan], name: &str, stop: &Stop) -> Result<()> {
     // Never stopped in the middle: a program that is killed while it writes to an image leaves all bitmaps in it broken.
     let patience = Patience {
         deadline: checkpoints::EDIT_DEADLINE,
@@ -190,7 +176,8 @@ fn add_bitmaps(plans: &[Plan], name: &str, stop: &Stop) -> Result<()> {
                 plan.disk.target
             )));
         }
-        qemu::add_bitmap(plan.image, name, &patience).map_err(HostError::of_disk(&plan.disk.target))?;
+        let image = images::to_edit(link, plan.disk, stop).map_err(HostError::of_disk(&plan.disk.target))?;
+        qemu::add_bitmap(&image, name, &patience).map_err(HostError::of_disk(&plan.disk.target))?;
     }
     Ok(())
 }

@@ -180,10 +180,18 @@ fn scratch_file(domain: &Domain, target: &str, wishes: &PlaceWishes, run: &str) 
             }
             folder
         }
-        (None, Source::File(image)) => image.parent().unwrap_or(Path::new(TEMPORARY)),
-        (None, _) => Path::new(TEMPORARY),
+        (None, source) => image_folder(source).unwrap_or(Path::new(TEMPORARY)),
     };
     Ok(folder.join(format!(".{PREFIX}{target}-{run}.scratch")))
+}
+
+/// The folder that a source's file lies in. Other kinds have none on this machine.
+fn image_folder(source: &Source) -> Option<&Path> {
+    match source {
+        Source::File(image) => image.parent(),
+        Source::Volume(volume) => image_folder(volume.place.as_deref()?),
+        _ => None,
+    }
 }
 
 /// Makes sure that nothing is lost when QEMU makes its socket: it removes whatever lies at the path. A socket that

@@ -11,16 +11,14 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::super::{HostError, Result, patience};
-use super::{COMPLAINT_LIMIT, command, complaint, drain, failed, image_argument, start, words};
+use super::{COMPLAINT_LIMIT, Target, command, complaint, drain, failed, start, words};
 use crate::model::stop::Stop;
 
 /// A disk to be offered by `qemu-nbd`.
 #[derive(Clone, Debug)]
 pub struct Offer<'a> {
     /// The image.
-    pub image: &'a Path,
-    /// Its format (`qcow2`, `raw`).
-    pub format: &'a str,
+    pub image: &'a Target,
     /// The export's name.
     pub export: &'a str,
     /// The bitmap whose dirty ranges the export tells, as context `qemu:dirty-bitmap:<name>`.
@@ -78,14 +76,7 @@ impl Reader {
         more: &[&str],
         stop: &Stop,
     ) -> Result<std::result::Result<Reader, String>> {
-        let mut arguments = words([
-            "--read-only",
-            "--persistent",
-            "--shared",
-            CONNECTIONS,
-            "--format",
-            offer.format,
-        ]);
+        let mut arguments = words(["--read-only", "--persistent", "--shared", CONNECTIONS]);
         arguments.extend(more.iter().map(OsString::from));
         if let Some(bitmap) = offer.bitmap {
             arguments.extend(words(["--bitmap", bitmap]));
@@ -94,8 +85,7 @@ impl Reader {
         arguments.push(offer.socket.into());
         arguments.push("--pid-file".into());
         arguments.push(pid_file(offer.socket).into());
-        arguments.push("--".into());
-        arguments.push(image_argument(offer.image)?);
+        arguments.extend(offer.image.arguments());
 
         let mut command = command(PROGRAM, &arguments);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
@@ -151,7 +141,7 @@ impl Reader {
 }
 
 fn operation(offer: &Offer<'_>) -> String {
-    format!("offer {}", offer.image.display())
+    format!("offer {}", offer.image.shown)
 }
 
 /// Starts a child that does not outlive us. The kernel's promise is about the thread that starts it, so that thread has nothing else to do,

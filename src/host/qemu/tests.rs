@@ -2,12 +2,19 @@
 
 use super::*;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 fn patience() -> Patience {
     Patience {
         deadline: Duration::from_secs(30),
         stop: Stop::default(),
     }
+}
+
+fn target(image: &Path) -> Target {
+    let file = serde_json::json!({"driver": "file", "filename": image});
+    let node = serde_json::json!({"driver": "qcow2", "file": file, "backing": null});
+    Target::new(&node, &image.display().to_string(), Keys::default()).expect("it is short")
 }
 
 fn create(image: &Path, more: &[&str]) {
@@ -19,49 +26,76 @@ fn create(image: &Path, more: &[&str]) {
 }
 
 #[test]
-fn bitmaps_come_and_go_and_show_in_the_chain() {
+fn bitmaps_come_and_go_and_the_backing_file_stays_recorded() {
     let dir = tempfile::tempdir().expect("a folder");
     let base = dir.path().join("ba:se -x.qcow2");
     let top = dir.path().join("top.qcow2");
     create(&base, &[]);
-    add_bitmap(&base, "-odd name", &patience()).expect("it is added");
     let backing = base.to_str().expect("plain");
     create(&top, &["-F", "qcow2", "-b", backing]);
-    let chain = image_chain(&top, "qcow2", &patience()).expect("it is a chain");
-    assert_eq!(chain.len(), 2);
-    assert!(chain[0].bitmaps.is_empty());
+    let image = target(&top);
+    add_bitmap(&image, "-odd name", &patience()).expect("it is added");
+    let info = image_info(&image, Use::None, &patience()).expect("it is an image");
     let bitmap = ImageBitmap {
         name: "-odd name".into(),
         sound: true,
     };
-    assert_eq!(chain[1].bitmaps, [bitmap]);
-    remove_bitmap(&base, "-odd name", &patience()).expect("it is removed");
-    let error = remove_bitmap(&base, "-odd name", &patience()).expect_err("it is gone");
+    assert_eq!(info.bitmaps, [bitmap]);
+    assert_eq!(info.backing, Some((backing.to_owned(), Some("qcow2".to_owned()))));
+    remove_bitmap(&image, "-odd name", &patience()).expect("it is removed");
+    let error = remove_bitmap(&image, "-odd name", &patience()).expect_err("it is gone");
     assert!(error.to_string().contains("-odd name"), "{error}");
 }
 
 #[test]
 fn an_interrupted_bitmap_is_not_sound() {
     let json =
-        br#"[{"filename":"/x","format":"qcow2","virtual-size":1,"format-specific":{"type":"qcow2","data":
+        br#"{"filename":"/x","format":"qcow2","virtual-size":1,"format-specific":{"type":"qcow2","data":
         {"compat":"1.1","bitmaps":[{"name":"a","granularity":65536,"flags":["in-use","auto"]},
-        {"name":"b","granularity":65536,"flags":["auto"]},{"name":"c","granularity":65536,"flags":[]}]}}},
-        {"filename":"/raw","format":"raw"}]"#;
-    let chain = parse_chain(json).expect("it is what qemu-img prints");
-    let sound: Vec<bool> = chain[0].bitmaps.iter().map(|bitmap| bitmap.sound).collect();
+        {"name":"b","granularity":65536,"flags":["auto"]},{"name":"c","granularity":65536,"flags":[]}]}}}"#;
+    let info = parse_info(json).expect("it is what qemu-img prints");
+    let sound: Vec<bool> = info.bitmaps.iter().map(|bitmap| bitmap.sound).collect();
     assert_eq!(sound, [false, true, false]);
-    assert!(chain[1].bitmaps.is_empty());
-    for broken in ["", "{}", "[{}]", "[1]"] {
-        assert!(parse_chain(broken.as_bytes()).is_err(), "{broken}");
+    let raw = parse_info(br#"{"filename":"/raw","format":"raw"}"#).expect("it is what qemu-img prints");
+    assert_eq!(raw, ImageInfo::default());
+    for broken in ["", "[]", "1"] {
+        assert!(parse_info(broken.as_bytes()).is_err(), "{broken}");
     }
 }
 
 #[test]
 fn a_missing_image_is_told_in_the_programs_words() {
-    let error =
-        image_chain(Path::new("/nowhere/x.qcow2"), "qcow2", &patience()).expect_err("it is not there");
+    let image = target(Path::new("/nowhere/x.qcow2"));
+    let error = image_info(&image, Use::None, &patience()).expect_err("it is not there");
     assert!(error.to_string().contains("No such file"), "{error}");
-    assert!(image_chain(Path::new("-x"), "qcow2", &patience()).is_err());
+    let long = serde_json::Value::String("x".repeat(LONGEST_DESCRIPTION));
+    Target::new(&long, "x", Keys::default()).expect_err("it is too long");
+}
+
+#[test]
+fn secrets_reach_the_program_and_no_command_line() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let image = dir.path().join("a.qcow2");
+    let keys = Keys::hold([("key0".to_owned(), b"geheim".to_vec())]).expect("it is held");
+    let mut arguments = words(["create", "-q", "-f", "qcow2"]);
+    arguments.extend(keys.arguments());
+    arguments.extend(words([
+        "-o",
+        "encrypt.format=luks,encrypt.key-secret=key0,encrypt.iter-time=10",
+    ]));
+    arguments.extend([OsString::from(&image), "1M".into()]);
+    assert!(
+        !arguments
+            .iter()
+            .any(|word| word.to_string_lossy().contains("geheim"))
+    );
+    qemu_img("create an image", &arguments, &patience()).expect("qemu-img reads the secret");
+    let mut node = serde_json::json!({"driver": "qcow2", "file": {"driver": "file", "filename": image}});
+    node["encrypt"] = serde_json::json!({"format": "luks", "key-secret": "key0"});
+    let open = |keys| Target::new(&node, "a", keys).expect("it is short");
+    add_bitmap(&open(keys), "c0", &patience()).expect("the secret opens it");
+    let wrong = Keys::hold([("key0".to_owned(), b"falsch".to_vec())]).expect("it is held");
+    add_bitmap(&open(wrong), "c1", &patience()).expect_err("that is not the secret");
 }
 
 #[test]
@@ -76,10 +110,9 @@ fn a_reader_listens_when_it_is_started_and_leaves_nothing() {
     let image = dir.path().join("a.qcow2");
     let socket = dir.path().join("a b.sock");
     create(&image, &[]);
-    add_bitmap(&image, "c0", &patience()).expect("it is added");
+    add_bitmap(&target(&image), "c0", &patience()).expect("it is added");
     let offer = Offer {
-        image: &image,
-        format: "qcow2",
+        image: &target(&image),
         export: "vda",
         bitmap: Some("c0"),
         socket: &socket,
@@ -88,12 +121,12 @@ fn a_reader_listens_when_it_is_started_and_leaves_nothing() {
     assert_eq!(reader.ended(), None);
     UnixStream::connect(&socket).expect("it listens");
     assert!(
-        add_bitmap(&image, "c1", &patience()).is_err(),
+        add_bitmap(&target(&image), "c1", &patience()).is_err(),
         "the reader holds the image"
     );
     drop(reader);
     assert!(!socket.exists() && !pid_file(&socket).exists());
-    add_bitmap(&image, "c1", &patience()).expect("the image is free again");
+    add_bitmap(&target(&image), "c1", &patience()).expect("the image is free again");
 }
 
 #[test]
@@ -103,8 +136,7 @@ fn a_reader_that_cannot_open_its_bitmap_says_so() {
     create(&image, &[]);
     let socket = dir.path().join("s");
     let offer = Offer {
-        image: &image,
-        format: "qcow2",
+        image: &target(&image),
         export: "vda",
         bitmap: Some("gone"),
         socket: &socket,
@@ -122,8 +154,7 @@ fn a_stop_is_heard_while_a_reader_starts() {
     let stop = Stop::default();
     stop.request(2);
     let offer = Offer {
-        image: &image,
-        format: "qcow2",
+        image: &target(&image),
         export: "vda",
         bitmap: None,
         socket: &dir.path().join("s"),
@@ -138,8 +169,7 @@ fn a_stray_reader_is_ended_and_a_stranger_is_not() {
     let socket = dir.path().join("s");
     create(&image, &[]);
     let offer = Offer {
-        image: &image,
-        format: "qcow2",
+        image: &target(&image),
         export: "vda",
         bitmap: None,
         socket: &socket,

@@ -1,0 +1,510 @@
+//! Which images make up a disk of a shut-off domain, decided before QEMU opens any of them.
+//!
+//! The rules are libvirt's own (`virStorageSourceGetMetadata` in its `src/storage_file/storage_source.c`): where the
+//! definition names the chain, that is the chain; beneath that the headers of images are followed. Every image has an explicit format and an
+//! explicit backing image or none, so QEMU probes nothing and follows no header by itself.
+//! What libvirt would refuse to start, or what cannot be known without probing, is refused by name.
+
+pub mod header;
+pub mod open;
+mod protocol;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::HostError;
+use crate::model::domain::{Backing, Disk, DiskFormat, Encryption, Layer, Source};
+use crate::model::storage::{MAX_CHAIN, SecretRef};
+use header::{Header, Looks};
+pub use open::{Head, not_an_image};
+
+/// Why a chain cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    /// It may not be read: why, and what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// An image could not be looked at.
+    #[error("cannot read {}: {error}", path.display())]
+    Io {
+        /// Which one.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// A server could not be asked.
+    #[error(transparent)]
+    Host(Box<HostError>),
+}
+
+impl From<Trouble> for HostError {
+    fn from(trouble: Trouble) -> HostError {
+        match trouble {
+            Trouble::Refused(what) => HostError::Unsupported { what },
+            Trouble::Io { path, error } => HostError::io("read", &path, error),
+            Trouble::Host(error) => *error,
+        }
+    }
+}
+
+/// What the planner has to look up.
+pub trait Look {
+    /// The first bytes of a file or block device.
+    fn head(&self, path: &Path) -> Result<Head, Trouble>;
+
+    /// What the qcow2 header of an image on a server says. `storage` is the description of its storage for QEMU.
+    fn remote_header(&self, storage: &Value) -> Result<Header, Trouble>;
+}
+
+/// One image of a chain, as QEMU is to open it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Where its bytes lie.
+    pub storage: Storage,
+    /// How it is laid out.
+    pub layout: Layout,
+}
+
+/// Where the bytes of an image lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// A file.
+    File(PathBuf),
+    /// A block device.
+    Device(PathBuf),
+    /// A server, as QEMU's block layer describes it, and as it is shown.
+    Remote(Value, String),
+}
+
+/// How an image is laid out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// The bytes themselves.
+    Raw,
+    /// The bytes themselves, encrypted; the number of its key.
+    Luks(usize),
+    /// A format without any reference to other files.
+    Plain(&'static str),
+    /// qcow2.
+    Qcow2 {
+        /// Whether it may carry bitmaps.
+        has_bitmaps: bool,
+        /// The file with the guest's bytes, if it holds only their mapping.
+        data_file: Option<Storage>,
+        /// The number of its key, if it is encrypted.
+        key: Option<usize>,
+        /// The image beneath.
+        backing: Option<Box<Image>>,
+    },
+}
+
+/// A disk as QEMU is to open it, and the secrets for that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// The topmost image.
+    pub top: Image,
+    /// The secrets, by the numbers of keys.
+    pub secrets: Vec<SecretRef>,
+}
+
+/// The name by which QEMU knows the secret of this number.
+pub fn key_name(number: usize) -> String {
+    format!("key{number}")
+}
+
+impl Storage {
+    fn node(&self) -> Result<Value, Trouble> {
+        let file = |driver: &str, path: &Path| match path.to_str() {
+            Some(path) => Ok(json!({"driver": driver, "filename": path})),
+            None => Err(Trouble::Refused(format!(
+                "the path {} is not UTF-8, and QEMU cannot be given it",
+                path.display()
+            ))),
+        };
+        match self {
+            Storage::File(path) => file("file", path),
+            Storage::Device(path) => file("host_device", path),
+            Storage::Remote(node, _) => Ok(node.clone()),
+        }
+    }
+
+    /// The path on the host, if it has one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Storage::File(path) | Storage::Device(path) => Some(path),
+            Storage::Remote(..) => None,
+        }
+    }
+
+    /// The storage as it is shown.
+    pub fn text(&self) -> String {
+        match self {
+            Storage::File(path) | Storage::Device(path) => path.display().to_string(),
+            Storage::Remote(_, text) => text.clone(),
+        }
+    }
+}
+
+impl Image {
+    /// The image with everything beneath it, for QEMU.
+    pub fn node(&self) -> Result<Value, Trouble> {
+        self.describe(true)
+    }
+
+    /// The image alone, for QEMU: what it says of itself, and its bitmaps.
+    pub fn node_alone(&self) -> Result<Value, Trouble> {
+        self.describe(false)
+    }
+
+    fn describe(&self, with_backing: bool) -> Result<Value, Trouble> {
+        let file = self.storage.node()?;
+        Ok(match &self.layout {
+            Layout::Raw => json!({"driver": "raw", "file": file}),
+            Layout::Plain(format) => json!({"driver": format, "file": file}),
+            Layout::Luks(key) => json!({"driver": "luks", "key-secret": key_name(*key), "file": file}),
+            Layout::Qcow2 {
+                data_file,
+                key,
+                backing,
+                ..
+            } => {
+                let mut node = json!({"driver": "qcow2", "file": file, "backing": null});
+                if let Some(backing) = backing.as_ref().filter(|_| with_backing) {
+                    node["backing"] = backing.describe(true)?;
+                }
+                if let Some(data_file) = data_file {
+                    node["data-file"] = data_file.node()?;
+                }
+                if let Some(key) = key {
+                    node["encrypt"] = json!({"format": "luks", "key-secret": key_name(*key)});
+                }
+                node
+            }
+        })
+    }
+
+    /// The image and those beneath it, topmost first.
+    pub fn images(&self) -> impl Iterator<Item = &Image> {
+        std::iter::successors(Some(self), |image| match &image.layout {
+            Layout::Qcow2 { backing, .. } => backing.as_deref(),
+            _ => None,
+        })
+    }
+}
+
+/// Decides how QEMU is to open a disk.
+///
+/// # Errors
+/// [`Trouble::Refused`] when it may not be read, with the file and what to do.
+pub fn plan(disk: &Disk, look: &dyn Look) -> Result<Chain, Trouble> {
+    let mut planner = Planner {
+        look,
+        secrets: Vec::new(),
+        seen: Vec::new(),
+    };
+    let top = planner.defined(&disk.image())?;
+    Ok(Chain {
+        top,
+        secrets: planner.secrets,
+    })
+}
+
+fn refused<T>(what: impl Into<String>) -> Result<T, Trouble> {
+    Err(Trouble::Refused(what.into()))
+}
+
+struct Planner<'a> {
+    look: &'a dyn Look,
+    secrets: Vec<SecretRef>,
+    /// Device and inode of every file of the chain so far.
+    seen: Vec<(u64, u64)>,
+}
+
+impl Planner<'_> {
+    /// An image that the definition names.
+    fn defined(&mut self, layer: &Layer) -> Result<Image, Trouble> {
+        let shown = layer.source.text();
+        if layer.is_slice {
+            return refused(format!(
+                "{shown} is used only in part (<slices>), which cannot be read"
+            ));
+        }
+        let (storage, head) = self.storage(&layer.source)?;
+        let layout = match &layer.format {
+            DiskFormat::Raw => {
+                if matches!(layer.backing, Backing::Layer(_)) {
+                    return refused(format!(
+                        "{shown} is raw, so it cannot have a backing image: correct the definition"
+                    ));
+                }
+                match &layer.encryption {
+                    None => Layout::Raw,
+                    Some(encryption) => Layout::Luks(self.key(encryption, &shown)?),
+                }
+            }
+            DiskFormat::Qcow2 | DiskFormat::Qcow2V2 => self.defined_qcow2(layer, &storage, head.as_ref())?,
+            DiskFormat::Other(format) if layer.encryption.is_none() => Layout::Plain(plain(format, &shown)?),
+            DiskFormat::Other(format) => {
+                return refused(format!(
+                    "{shown} is encrypted and of the format {format}, which is not supported"
+                ));
+            }
+        };
+        Ok(Image { storage, layout })
+    }
+
+    fn defined_qcow2(
+        &mut self,
+        layer: &Layer,
+        storage: &Storage,
+        head: Option<&Head>,
+    ) -> Result<Layout, Trouble> {
+        let shown = storage.text();
+        let header = match head {
+            Some(head) => header::parse(&head.bytes).map_err(|why| broken(&shown, &why))?,
+            None => self.look.remote_header(&storage.node()?)?,
+        };
+        let key = match (&layer.encryption, header.encryption) {
+            (None, 0) => None,
+            (Some(encryption), 2) => Some(self.key(encryption, &shown)?),
+            (None, _) => {
+                return refused(format!(
+                    "{shown} is encrypted, but the definition names no secret for it"
+                ));
+            }
+            (Some(_), 0) => {
+                return refused(format!(
+                    "{shown} is not encrypted, but the definition says that it is"
+                ));
+            }
+            (Some(_), _) => {
+                return refused(format!(
+                    "{shown} is encrypted in a way that QEMU no longer supports"
+                ));
+            }
+        };
+        let data_file = match &layer.data_file {
+            Some(defined) if defined.is_encrypted() => {
+                return refused(format!(
+                    "the data file {} is encrypted: start the domain",
+                    defined.source.text()
+                ));
+            }
+            Some(defined) => Some(self.storage(&defined.source)?.0),
+            None => self.data_file(&header, &shown)?,
+        };
+        let backing = match &layer.backing {
+            Backing::Layer(beneath) => Some(Box::new(self.defined(beneath)?)),
+            Backing::End => None,
+            Backing::Unsaid => self.followed(&header, storage)?,
+        };
+        Ok(Layout::Qcow2 {
+            has_bitmaps: header.has_bitmaps,
+            data_file,
+            key,
+            backing,
+        })
+    }
+
+    /// Where the bytes of a source lie, and how they begin if that can be seen from here.
+    fn storage(&mut self, source: &Source) -> Result<(Storage, Option<Head>), Trouble> {
+        match source {
+            Source::File(path) | Source::Block(path) => {
+                let (storage, head) = self.file(path)?;
+                Ok((storage, Some(head)))
+            }
+            Source::Volume(volume) => match &volume.place {
+                Some(place) if !matches!(**place, Source::Volume(_)) => self.storage(place),
+                _ => refused(format!("it is not known where the {} lies", source.text())),
+            },
+            Source::Network(network) => {
+                let node = protocol::node(network).map_err(Trouble::Refused)?;
+                Ok((Storage::Remote(node, network.text()), None))
+            }
+            Source::Nvme(_) => refused(
+                "QEMU drives the NVMe device itself, which only works while the domain runs: start the domain",
+            ),
+            other => refused(format!("{} cannot be read", other.text())),
+        }
+    }
+
+    fn file(&mut self, path: &Path) -> Result<(Storage, Head), Trouble> {
+        let head = self.look.head(path)?;
+        if self.seen.contains(&head.id) {
+            return refused(format!("{} is its own backing file", path.display()));
+        }
+        if self.seen.len() > MAX_CHAIN {
+            return refused(format!(
+                "the chain of backing files is longer than {MAX_CHAIN} images"
+            ));
+        }
+        self.seen.push(head.id);
+        let storage = match head.is_block {
+            true => Storage::Device(path.to_owned()),
+            false => Storage::File(path.to_owned()),
+        };
+        Ok((storage, head))
+    }
+
+    /// The image that a header names as its backing file, if it names one.
+    fn followed(&mut self, header: &Header, above: &Storage) -> Result<Option<Box<Image>>, Trouble> {
+        let Some((name, format)) = &header.backing else {
+            return Ok(None);
+        };
+        let path = backing_path(name, above)?;
+        let (storage, head) = self.file(&path)?;
+        let layout = match format.as_deref() {
+            Some("raw") => Layout::Raw,
+            Some("qcow2") => {
+                let shown = path.display().to_string();
+                let header = header::parse(&head.bytes).map_err(|why| broken(&shown, &why))?;
+                self.found_qcow2(&header, &storage)?
+            }
+            Some(known) if is_known(known) => Layout::Plain(plain(known, &storage.text())?),
+            // libvirt takes a word that it does not know for none.
+            Some(_) | None => probed(&head, &storage, above)?,
+        };
+        Ok(Some(Box::new(Image { storage, layout })))
+    }
+
+    /// A qcow2 image that a header names with its format.
+    fn found_qcow2(&mut self, header: &Header, storage: &Storage) -> Result<Layout, Trouble> {
+        let shown = storage.text();
+        if header.encryption != 0 {
+            return refused(format!(
+                "the backing file {shown} is encrypted, but the definition names no secret for it"
+            ));
+        }
+        Ok(Layout::Qcow2 {
+            has_bitmaps: header.has_bitmaps,
+            data_file: self.data_file(header, &shown)?,
+            key: None,
+            backing: self.followed(header, storage)?,
+        })
+    }
+
+    /// The data file that a header names. QEMU opens it for the domain, too.
+    fn data_file(&mut self, header: &Header, shown: &str) -> Result<Option<Storage>, Trouble> {
+        if !header.has_data_file {
+            return Ok(None);
+        }
+        let name = header.data_file.as_deref().unwrap_or_default();
+        // QEMU looks for a relative one in its own working directory, and takes `protocol:` for what it says.
+        if !name.starts_with('/') {
+            return refused(format!(
+                "{shown} names the data file '{name}', which is no absolute path, so the domain cannot start with it either"
+            ));
+        }
+        Ok(Some(self.file(Path::new(name))?.0))
+    }
+
+    fn key(&mut self, encryption: &Encryption, shown: &str) -> Result<usize, Trouble> {
+        if encryption.format != "luks" {
+            return refused(format!(
+                "{shown} is encrypted in the format '{}', which cannot be read while the domain is shut off: start the domain",
+                encryption.format
+            ));
+        }
+        if let Some(engine) = encryption.engine.as_deref().filter(|engine| *engine != "qemu") {
+            return refused(format!(
+                "{shown} is decrypted by '{engine}', which cannot be used while the domain is shut off: start the domain"
+            ));
+        }
+        let Some(secret) = encryption.secrets.first() else {
+            return refused(format!(
+                "{shown} is encrypted, but the definition names no secret for it"
+            ));
+        };
+        self.secrets.push(secret.clone());
+        Ok(self.secrets.len() - 1)
+    }
+}
+
+fn broken(shown: &str, why: &str) -> Trouble {
+    Trouble::Refused(format!("{shown} cannot be read as qcow2: {why}"))
+}
+
+/// Formats that refer to no other file, as QEMU names them.
+const PLAIN: [&str; 3] = ["vdi", "vhdx", "vpc"];
+
+/// Formats that libvirt knows, and this program cannot read.
+const OTHERS: [&str; 12] = [
+    "bochs",
+    "cloop",
+    "cow",
+    "dir",
+    "dmg",
+    "fat",
+    "iso",
+    "luks",
+    "parallels",
+    "qcow",
+    "qed",
+    "vmdk",
+];
+
+fn is_known(format: &str) -> bool {
+    PLAIN.contains(&format) || OTHERS.contains(&format)
+}
+
+fn plain(format: &str, shown: &str) -> Result<&'static str, Trouble> {
+    let found = PLAIN.iter().find(|plain| **plain == format);
+    found.copied().ok_or_else(|| {
+        Trouble::Refused(format!(
+            "{shown} has the format {format}, which is not read while the domain is shut off: start the domain"
+        ))
+    })
+}
+
+/// A backing file whose format is not recorded. Like libvirt, takes one for what it looks like if it refers to no other file.
+fn probed(head: &Head, storage: &Storage, above: &Storage) -> Result<Layout, Trouble> {
+    let (shown, above) = (storage.text(), above.text());
+    let unclear = |why: &str| {
+        refused(format!(
+            "{above} does not record the format of its backing file {shown}, and {why}: \
+             record it (qemu-img rebase -u -F FORMAT -b {shown} {above})"
+        ))
+    };
+    match header::probe(&head.bytes).map_err(|why| broken(&shown, &why))? {
+        Looks::Raw => Ok(Layout::Raw),
+        Looks::Qcow2(Header {
+            backing: None,
+            has_data_file: false,
+            encryption: 0,
+            has_bitmaps,
+            ..
+        }) => Ok(Layout::Qcow2 {
+            has_bitmaps,
+            data_file: None,
+            key: None,
+            backing: None,
+        }),
+        Looks::Qcow2(_) => unclear("that looks like a qcow2 image which names other files"),
+        Looks::Other(format) => unclear(&format!("that looks like an image of the format {format}")),
+    }
+}
+
+/// Where a backing file lies that a header names, as libvirt finds it: relative to the folder in the path by which the image above was opened.
+fn backing_path(name: &str, above: &Storage) -> Result<PathBuf, Trouble> {
+    let shown = above.text();
+    let colon = name.find(':');
+    if colon.is_some_and(|colon| name.find('/').is_none_or(|slash| colon < slash)) {
+        return refused(format!(
+            "{shown} names its backing file as '{name}', not as a path: it is read only while the domain runs"
+        ));
+    }
+    if name.starts_with('/') {
+        return Ok(PathBuf::from(name));
+    }
+    match above.path().and_then(Path::parent) {
+        Some(folder) => Ok(folder.join(name)),
+        None => refused(format!(
+            "{shown} names its backing file as '{name}': it is read only while the domain runs"
+        )),
+    }
+}

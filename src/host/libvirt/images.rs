@@ -1,0 +1,100 @@
+//! The images of a shut-off domain's disks, opened as libvirt would open them.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::checkpoints::IMAGE_DEADLINE;
+use super::link::Link;
+use super::{Result, secrets};
+use crate::host::chain::header::Header;
+use crate::host::chain::{self, Chain, Head, Image, Layout, Look, Trouble, open};
+use crate::host::qemu::{self, ImageInfo, Keys, Patience, Target, Use};
+use crate::model::domain::{Disk, DiskFormat};
+use crate::model::stop::Stop;
+
+/// Looks at images on this machine.
+struct Here<'a> {
+    /// Whether servers are asked, too, and the wish to stop while they are.
+    servers: Option<&'a Stop>,
+}
+
+impl Look for Here<'_> {
+    fn head(&self, path: &Path) -> std::result::Result<Head, Trouble> {
+        open::read_head(path)
+    }
+
+    fn remote_header(&self, storage: &Value) -> std::result::Result<Header, Trouble> {
+        let Some(stop) = self.servers else {
+            return Ok(Header::default());
+        };
+        let image = json!({"driver": "qcow2", "file": storage, "backing": null});
+        let shown = "the image on the server";
+        let info = Target::new(&image, shown, Keys::default())
+            .and_then(|image| qemu::image_info(&image, Use::None, &patience(stop)))
+            .map_err(|error| Trouble::Host(Box::new(error)))?;
+        Ok(Header {
+            backing: info.backing,
+            has_data_file: info.data_file.is_some(),
+            data_file: info.data_file,
+            encryption: if info.is_encrypted { 2 } else { 0 },
+            has_bitmaps: !info.bitmaps.is_empty(),
+        })
+    }
+}
+
+fn patience(stop: &Stop) -> Patience {
+    Patience {
+        deadline: IMAGE_DEADLINE,
+        stop: stop.clone(),
+    }
+}
+
+fn plan(disk: &Disk, stop: &Stop) -> Result<Chain> {
+    Ok(chain::plan(disk, &Here { servers: Some(stop) })?)
+}
+
+/// Why a disk of a shut-off domain may not be read, if that shows without asking anybody else. What cannot be looked at now is no reason.
+pub fn refusal(disk: &Disk) -> Option<String> {
+    match chain::plan(disk, &Here { servers: None }) {
+        Err(Trouble::Refused(why)) => Some(why),
+        _ => None,
+    }
+}
+
+/// A disk of a shut-off domain for reading.
+pub fn to_read(link: &Link, disk: &Disk, stop: &Stop) -> Result<Target> {
+    let chain = plan(disk, stop)?;
+    let keys = secrets::keys(link, &chain.secrets)?;
+    Target::new(&chain.top.node()?, &chain.top.storage.text(), keys)
+}
+
+/// The topmost image of a shut-off domain's disk, alone, to change its bitmaps.
+pub fn to_edit(link: &Link, disk: &Disk, stop: &Stop) -> Result<Target> {
+    let chain = plan(disk, stop)?;
+    let keys = secrets::keys(link, &chain.secrets)?;
+    Target::new(&chain.top.node_alone()?, &chain.top.storage.text(), keys)
+}
+
+/// What the images of a disk say of themselves, topmost first. Empty for disks that carry no bitmaps and for images that are not there.
+pub fn infos(disk: &Disk, used: Use, stop: &Stop) -> Result<Vec<ImageInfo>> {
+    let is_missing = disk.source.path().is_some_and(|path| !path.exists());
+    if disk.format != DiskFormat::Qcow2 || is_missing {
+        return Ok(Vec::new());
+    }
+    let chain = plan(disk, stop)?;
+    let mut infos = Vec::new();
+    for (depth, image) in chain.top.images().enumerate() {
+        infos.push(match image.layout {
+            Layout::Qcow2 { has_bitmaps, .. } if depth == 0 || has_bitmaps => info(image, used, stop)?,
+            _ => ImageInfo::default(),
+        });
+    }
+    Ok(infos)
+}
+
+/// No key is needed for what an image says of itself.
+fn info(image: &Image, used: Use, stop: &Stop) -> Result<ImageInfo> {
+    let image = Target::new(&image.node_alone()?, &image.storage.text(), Keys::default())?;
+    qemu::image_info(&image, used, &patience(stop))
+}

@@ -1,0 +1,64 @@
+//! Where the volumes of storage pools lie, asked of libvirt.
+
+use virt::error::ErrorNumber;
+use virt::storage_pool::StoragePool;
+use virt::storage_vol::StorageVol;
+use virt_sys as sys;
+
+use super::link::Link;
+use super::{HostError, Result, failed, ffi};
+use crate::model::domain::Source;
+use crate::model::storage::Volume;
+
+/// Where a volume lies. The inner error says why that is not known, and what to do.
+pub fn place(link: &Link, volume: &Volume) -> Result<std::result::Result<Source, String>> {
+    let Volume {
+        pool, volume: name, ..
+    } = volume;
+    for text in [pool, name] {
+        // The bindings cannot take a NUL byte, and XML cannot hold one.
+        ffi::c_string(text).map_err(failed("look for a storage volume"))?;
+    }
+    let connection = link.connection()?;
+    let found = match StoragePool::lookup_by_name(&connection, pool) {
+        Ok(found) => found,
+        Err(error) if error.code() == ErrorNumber::NoStoragePool => {
+            return Ok(Err(format!(
+                "the storage pool '{pool}' that holds it is not defined: define and start it"
+            )));
+        }
+        Err(error) => return Ok(Err(unknown(pool, name, error.message()))),
+    };
+    if !found
+        .is_active()
+        .map_err(failed(format!("look at the storage pool {pool}")))?
+    {
+        return Ok(Err(format!(
+            "the storage pool '{pool}' that holds it is not active: start it (virsh pool-start)"
+        )));
+    }
+    let volume = match StorageVol::lookup_by_name(&found, name) {
+        Ok(volume) => volume,
+        Err(error) if error.code() == ErrorNumber::NoStorageVolume => {
+            return Ok(Err(format!(
+                "the storage pool '{pool}' has no volume '{name}': look for it again (virsh pool-refresh)"
+            )));
+        }
+        Err(error) => return Ok(Err(unknown(pool, name, error.message()))),
+    };
+    let read =
+        |error: virt::error::Error| -> HostError { failed(format!("look at the volume {name}"))(error) };
+    let path = volume.get_path().map_err(read)?;
+    let kind = volume.get_info().map_err(read)?.kind;
+    Ok(match kind {
+        kind if kind == sys::VIR_STORAGE_VOL_FILE => Ok(Source::File(path.into())),
+        kind if kind == sys::VIR_STORAGE_VOL_BLOCK => Ok(Source::Block(path.into())),
+        _ => Err(format!(
+            "the volume {pool}/{name} is neither a file nor a block device of this machine: start the domain"
+        )),
+    })
+}
+
+fn unknown(pool: &str, name: &str, why: &str) -> String {
+    format!("libvirt cannot say where the volume {pool}/{name} lies: {why}")
+}

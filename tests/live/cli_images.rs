@@ -1,0 +1,473 @@
+//! The program on domains whose disks are encrypted, lie elsewhere, or have chains that their headers describe wrongly.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::cli_lab::{Repo, outcome_of, text_of};
+use crate::daemon::{Daemon, TestDomain};
+use crate::embed::run_ok;
+use crate::verbs::rng::Rng;
+
+const MIB: usize = 1 << 20;
+
+fn qemu_img(arguments: &[&str]) {
+    let arguments: Vec<&std::ffi::OsStr> = arguments.iter().map(std::ffi::OsStr::new).collect();
+    let done = crate::embed::run("qemu-img", &arguments);
+    assert!(done.status.success(), "{arguments:?}: {done:?}");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
+}
+
+fn disk(kind: &str, format: &str, source: &str, backing: &str) -> String {
+    format!(
+        "<disk type='{kind}'><driver name='qemu' type='{format}'/>{source}{backing}<target dev='vda' bus='virtio'/></disk>"
+    )
+}
+
+fn file(path: &Path, format: &str, backing: &str) -> String {
+    disk(
+        "file",
+        format,
+        &format!("<source file='{}'/>", path.display()),
+        backing,
+    )
+}
+
+fn define(daemon: &Daemon, label: &str, disk: impl FnOnce(&TestDomain) -> String) -> TestDomain {
+    let domain = TestDomain::new(daemon, label);
+    let devices = disk(&domain);
+    domain.define(&domain.xml(daemon.virt_type(), 32, "", &devices));
+    domain
+}
+
+/// The bytes of the newest restore point.
+fn newest(repo: &Repo, domain: &TestDomain) -> Vec<u8> {
+    let points = repo.list(domain.name());
+    let at = text_of(&points.last().expect("a restore point")["id"]).to_owned();
+    let folder = repo.restore(domain.name(), &at, "raw");
+    fs::read(folder.join("vda.raw")).expect("it was restored")
+}
+
+/// Makes the extension with the format of the backing file one that nobody knows.
+fn forget_backing_format(image: &Path) {
+    let mut bytes = fs::read(image).expect("it is an image");
+    let kind = 0xe279_2acau32.to_be_bytes();
+    let at = bytes.windows(4).position(|window| window == kind);
+    bytes[at.expect("it records the format")..][..4].copy_from_slice(&[0x0a, 0x0b, 0x0c, 0x0d]);
+    fs::write(image, bytes).expect("the folder is ours");
+}
+
+/// A random chain in the domain's folder: the XML of its disk.
+fn random_chain(domain: &TestDomain, rng: &mut Rng) -> String {
+    let depth = 1 + rng.below(4);
+    let mut below: Option<(PathBuf, &str)> = None;
+    for level in 0..depth {
+        let is_top = level + 1 == depth;
+        let format = if level == 0 && !is_top && rng.below(2) == 0 {
+            "raw"
+        } else {
+            "qcow2"
+        };
+        let image = domain.path(&format!("{level}.img"));
+        let mut create = vec![
+            "create".to_owned(),
+            "-q".to_owned(),
+            "-f".to_owned(),
+            format.to_owned(),
+        ];
+        if let Some((path, format)) = &below {
+            create.extend(["-b", text(path), "-F", format].map(str::to_owned));
+        }
+        if format == "qcow2" {
+            let options = match (rng.below(4), level) {
+                (0, _) => "compat=0.10".to_owned(),
+                (1, _) => "cluster_size=4096".to_owned(),
+                (2, 0) => format!(
+                    "data_file={},data_file_raw=off",
+                    text(&domain.path(&format!("{level}.data")))
+                ),
+                _ => "cluster_size=65536".to_owned(),
+            };
+            create.extend(["-o".to_owned(), options]);
+        }
+        create.extend([text(&image).to_owned(), "2M".to_owned()]);
+        qemu_img(&create.iter().map(String::as_str).collect::<Vec<_>>());
+        let data = domain.path(&format!("{level}.data"));
+        if data.exists() {
+            fs::set_permissions(&data, Permissions::from_mode(0o666)).expect("the folder is ours");
+        }
+        let (at, byte) = (rng.below(24) * 65536, 1 + rng.below(255));
+        let write = format!("write -q -P {byte} {at} 192k");
+        run_ok("qemu-io", [&"-f", &format, &"-c", &write, &image]);
+        if below.is_some() && rng.below(4) == 0 {
+            forget_backing_format(&image);
+        }
+        below = Some((image, format));
+    }
+    let other = domain.path("other.img");
+    qemu_img(&["create", "-q", "-f", "qcow2", text(&other), "2M"]);
+    run_ok("qemu-io", [&"-f", &"qcow2", &"-c", &"write -q -P 7 0 2M", &other]);
+    let backing = match rng.below(4) {
+        0 => "<backingStore/>".to_owned(),
+        1 => format!(
+            "<backingStore type='file'><format type='qcow2'/><source file='{}'/><backingStore/></backingStore>",
+            other.display()
+        ),
+        _ => String::new(),
+    };
+    file(&below.expect("one level at least").0, "qcow2", &backing)
+}
+
+/// Depth, formats, versions, cluster sizes, data files, formats that are not recorded, and definitions that say something else than the headers.
+#[test]
+fn random_chains_read_alike_running_and_shut_off() {
+    let daemon = Daemon::acquire();
+    let (mut same, mut refused) = (0, 0);
+    for seed in 1..=12 {
+        let mut rng = Rng::seeded(seed);
+        let domain = define(&daemon, &format!("chain{seed}"), |domain| {
+            random_chain(domain, &mut rng)
+        });
+        let (off, on) = (Repo::new(), Repo::new());
+        let shut_off = off.backup(&[domain.name()], &[]);
+        if !domain.try_virsh(&["start", "--paused"]).ok() {
+            assert_eq!(
+                shut_off.code,
+                Some(9),
+                "libvirt refuses chain {seed}: {shut_off:#?}"
+            );
+            assert!(
+                shut_off.stderr.contains(text(domain.dir())),
+                "it names the file: {shut_off:#?}"
+            );
+            refused += 1;
+            continue;
+        }
+        on.back_up(domain.name(), &[]);
+        if shut_off.code != Some(0) {
+            assert!(
+                shut_off.stderr.contains(text(domain.dir())),
+                "it names the file: {shut_off:#?}"
+            );
+            refused += 1;
+            continue;
+        }
+        assert!(
+            newest(&off, &domain) == newest(&on, &domain),
+            "chain {seed} differs"
+        );
+        same += 1;
+    }
+    assert!(same >= 6 && refused >= 1, "{same} same, {refused} refused");
+}
+
+#[test]
+fn an_unrecorded_backing_format_leads_to_no_other_file() {
+    let daemon = Daemon::acquire();
+    let domain = define(&daemon, "hostile", |domain| {
+        let (secret, base, top) = (
+            domain.path("secret"),
+            domain.path("base.raw"),
+            domain.path("top.qcow2"),
+        );
+        fs::write(&secret, b"TOPSECRET".repeat(MIB / 9)).expect("the folder is ours");
+        qemu_img(&[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-b",
+            text(&secret),
+            "-F",
+            "raw",
+            text(&base),
+            "1M",
+        ]);
+        qemu_img(&[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-b",
+            text(&base),
+            "-F",
+            "raw",
+            text(&top),
+            "1M",
+        ]);
+        forget_backing_format(&top);
+        file(&top, "qcow2", "")
+    });
+    let repo = Repo::new();
+    let refused = repo.backup(&[domain.name()], &[]);
+    assert_eq!(refused.code, Some(9), "{refused:#?}");
+    assert!(refused.stderr.contains("base.raw"), "{refused:#?}");
+    assert!(
+        !domain.try_virsh(&["start", "--paused"]).ok(),
+        "libvirt refuses it, too"
+    );
+}
+
+#[test]
+fn a_fifo_as_a_disk_is_refused_at_once() {
+    let daemon = Daemon::acquire();
+    let domain = define(&daemon, "fifo", |domain| {
+        let fifo = domain.path("fifo");
+        run_ok("mkfifo", [&fifo]);
+        file(&fifo, "qcow2", "")
+    });
+    let repo = Repo::new();
+    let refused = repo.backup(&[domain.name()], &[]);
+    assert_eq!(refused.code, Some(9), "{refused:#?}");
+    assert!(refused.stderr.contains("is a FIFO"), "{refused:#?}");
+}
+
+/// A secret of libvirt's that goes with its owner.
+struct Secret<'a>(&'a Daemon, String);
+
+impl<'a> Secret<'a> {
+    fn define(daemon: &'a Daemon, folder: &Path, is_private: bool) -> Secret<'a> {
+        let uuid = uuid::Uuid::new_v4().to_string();
+        let private = if is_private { "yes" } else { "no" };
+        let xml = format!("<secret ephemeral='yes' private='{private}'><uuid>{uuid}</uuid></secret>");
+        let document = folder.join("secret.xml");
+        fs::write(&document, xml).expect("the folder is ours");
+        daemon.virsh(&["secret-define", text(&document)]);
+        // "geheim"
+        daemon.virsh(&["secret-set-value", &uuid, "Z2VoZWlt"]);
+        Secret(daemon, uuid)
+    }
+}
+
+impl Drop for Secret<'_> {
+    fn drop(&mut self) {
+        self.0.try_virsh(&["secret-undefine", &self.1]);
+    }
+}
+
+/// An encrypted image, and how its disk is described.
+fn encrypted(domain: &TestDomain, format: &str, uuid: &str) -> String {
+    let image = domain.path("encrypted");
+    let (kind, prefix) = if format == "raw" {
+        ("luks", "")
+    } else {
+        ("qcow2", "encrypt.format=luks,encrypt.")
+    };
+    let dot = if format == "raw" { "" } else { "encrypt." };
+    let options = format!("{prefix}key-secret=s,{dot}iter-time=10");
+    // Key derivation is measured, and fails now and then on a busy machine.
+    let create = || {
+        let object = "secret,id=s,data=geheim";
+        let words = [
+            "create",
+            "-q",
+            "--object",
+            object,
+            "-f",
+            kind,
+            "-o",
+            &options,
+            text(&image),
+            "4M",
+        ];
+        crate::embed::run("qemu-img", &words.map(std::ffi::OsStr::new))
+            .status
+            .success()
+    };
+    assert!((0..20).any(|_| create()), "qemu-img makes an encrypted image");
+    let source = format!(
+        "<source file='{}'><encryption format='luks'><secret type='passphrase' uuid='{uuid}'/></encryption></source>",
+        image.display()
+    );
+    disk("file", format, &source, "")
+}
+
+fn guest_writes(domain: &TestDomain, byte: u8, at: usize) {
+    guest_fills(domain, byte, at, 65536);
+}
+
+fn guest_fills(domain: &TestDomain, byte: u8, at: usize, length: usize) {
+    let command = format!(
+        r#"qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "write -P {byte} {at} {length}""#
+    );
+    let said = domain.virsh(&["qemu-monitor-command", "--hmp", &command]);
+    assert!(!said.contains("rror") && !said.contains("failed"), "{said}");
+}
+
+#[test]
+fn encrypted_disks_are_saved_as_plain_text_only_on_request() {
+    let daemon = Daemon::acquire();
+    for format in ["qcow2", "raw"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let secret = Secret::define(&daemon, folder.path(), false);
+        let domain = define(&daemon, &format!("luks-{format}"), |domain| {
+            encrypted(domain, format, &secret.1)
+        });
+        let mut expected = vec![0; 4 * MIB];
+        domain.start_paused();
+        // What was never written reads as noise from raw LUKS.
+        guest_fills(&domain, 0, 0, 4 * MIB);
+        guest_writes(&domain, 0x41, 0);
+        expected[..65536].fill(0x41);
+
+        let repo = Repo::new();
+        let refused = repo.backup(&[domain.name()], &["--raw", "--json"]);
+        assert_eq!(refused.code, Some(9), "{refused:#?}");
+        assert!(refused.stderr.contains("--store-decrypted"), "{refused:#?}");
+
+        let switches = ["--raw", "--store-decrypted"];
+        let saved = repo.backup(&[domain.name()], &["--raw", "--store-decrypted", "--json"]);
+        let outcome = outcome_of(&saved, domain.name());
+        assert!(outcome.to_string().contains("stored-decrypted"), "{outcome}");
+        let plain = |bytes: &[u8]| newest(&repo, &domain) == bytes;
+        assert!(plain(&expected), "the running domain's bytes");
+        guest_writes(&domain, 0x42, 2 * MIB);
+        expected[2 * MIB..][..65536].fill(0x42);
+        domain.destroy();
+        let off = repo.back_up(domain.name(), &switches);
+        let level = if format == "qcow2" { "incremental" } else { "full" };
+        assert_eq!(off["restorePoint"]["level"], level, "{off}");
+        assert!(plain(&expected), "the shut-off domain's bytes");
+
+        // The restored domain starts without a secret and sees the bytes.
+        let to = domain.path("restored");
+        let name = format!("{}-new", domain.name());
+        let restored = repo.run(&[
+            "restore",
+            domain.name(),
+            "--repository",
+            text(&repo.root()),
+            "--to",
+            text(&to),
+            "--define",
+            "--name",
+            &name,
+            "--json",
+        ]);
+        assert_eq!(restored.code, Some(0), "{restored:#?}");
+        assert!(restored.stdout.contains("restored-decrypted"), "{restored:#?}");
+        fs::set_permissions(&to, Permissions::from_mode(0o755)).expect("the folder is ours");
+        let new = TestDomain::named(&daemon, &name);
+        new.start_paused();
+        let read = r#"qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "read -P 66 2M 64k""#;
+        let said = new.virsh(&["qemu-monitor-command", "--hmp", read]);
+        assert!(!said.contains("ailed"), "{said}");
+        assert!(!new.virsh(&["dumpxml"]).contains("<encryption"));
+    }
+}
+
+#[test]
+fn a_private_secret_is_a_refusal_that_says_so() {
+    let daemon = Daemon::acquire();
+    let folder = tempfile::tempdir().expect("a folder");
+    let secret = Secret::define(&daemon, folder.path(), true);
+    let domain = define(&daemon, "private", |domain| encrypted(domain, "qcow2", &secret.1));
+    let repo = Repo::new();
+    let refused = repo.backup(&[domain.name()], &["--store-decrypted"]);
+    assert_eq!(refused.code, Some(9), "{refused:#?}");
+    assert!(refused.stderr.contains("private"), "{refused:#?}");
+    assert!(repo.partials().is_empty() && crate::cli_lab::checkpoints(&domain).is_empty());
+}
+
+#[test]
+fn volumes_and_servers_are_backed_up_in_both_states() {
+    let daemon = Daemon::acquire();
+    let server_home = tempfile::tempdir().expect("a folder");
+    for kind in ["volume", "network"] {
+        let mut server = None;
+        let mut pool = None;
+        let domain = define(&daemon, kind, |domain| {
+            let image = domain.path("image.qcow2");
+            qemu_img(&["create", "-q", "-f", "qcow2", text(&image), "2M"]);
+            if kind == "volume" {
+                let name = domain.name().to_owned();
+                daemon.virsh(&["pool-define-as", &name, "dir", "--target", text(domain.dir())]);
+                daemon.virsh(&["pool-start", &name]);
+                let source = format!("<source pool='{name}' volume='image.qcow2'/>");
+                pool = Some(name);
+                return disk("volume", "qcow2", &source, "");
+            }
+            // The export cannot grow, and qcow2 needs room.
+            let opened = fs::OpenOptions::new().write(true).open(&image);
+            opened
+                .and_then(|file| file.set_len(8 << 20))
+                .expect("the folder is ours");
+            let socket = server_home.path().join("s");
+            fs::set_permissions(server_home.path(), Permissions::from_mode(0o755))
+                .expect("the folder is ours");
+            let mut command = std::process::Command::new("qemu-nbd");
+            command
+                .args(["-t", "-f", "raw", "-x", "e", "-e", "8", "-k"])
+                .args([&socket, &image]);
+            server = Some(Server(command.spawn().expect("qemu-nbd starts")));
+            let listens = || fs::set_permissions(&socket, Permissions::from_mode(0o777)).is_ok();
+            assert!(crate::process::wait_until(
+                std::time::Duration::from_secs(20),
+                listens
+            ));
+            let source = format!(
+                "<source protocol='nbd' name='e'><host transport='unix' socket='{}'/></source>",
+                socket.display()
+            );
+            disk("network", "qcow2", &source, "")
+        });
+        let _pool = pool.map(|name| Pool(&daemon, name));
+        let repo = Repo::new();
+        let mut expected = vec![0; 2 * MIB];
+        domain.start_paused();
+        guest_writes(&domain, 0x51, 0);
+        expected[..65536].fill(0x51);
+        assert_eq!(repo.back_up(domain.name(), &[])["restorePoint"]["level"], "full");
+        assert!(newest(&repo, &domain) == expected, "{kind}: running");
+        guest_writes(&domain, 0x52, MIB);
+        expected[MIB..][..65536].fill(0x52);
+        assert_eq!(
+            repo.back_up(domain.name(), &[])["restorePoint"]["level"],
+            "incremental"
+        );
+        domain.destroy();
+        assert_eq!(
+            repo.back_up(domain.name(), &[])["restorePoint"]["level"],
+            "incremental"
+        );
+        assert!(newest(&repo, &domain) == expected, "{kind}: shut off");
+        let to = domain.path("restored");
+        let name = format!("{}-new", domain.name());
+        let restored = repo.run(&[
+            "restore",
+            domain.name(),
+            "--repository",
+            text(&repo.root()),
+            "--to",
+            text(&to),
+            "--define",
+            "--name",
+            &name,
+        ]);
+        assert_eq!(restored.code, Some(0), "{restored:#?}");
+        let new = TestDomain::named(&daemon, &name);
+        assert!(new.virsh(&["dumpxml"]).contains("<disk type='file'"));
+        drop(server);
+    }
+}
+
+struct Server(std::process::Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+struct Pool<'a>(&'a Daemon, String);
+
+impl Drop for Pool<'_> {
+    fn drop(&mut self) {
+        self.0.try_virsh(&["pool-destroy", &self.1]);
+        self.0.try_virsh(&["pool-undefine", &self.1]);
+    }
+}
