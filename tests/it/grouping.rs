@@ -69,7 +69,7 @@ fn another_grouping_is_refused_before_anything_is_begun() {
         .as_str()
         .expect("a message");
     assert!(
-        message.starts_with("its backups are grouped by month"),
+        message.starts_with("domain 'vm1': its backups are grouped by month"),
         "{json:#}"
     );
     assert_eq!(json["exitCode"], 10);

@@ -74,14 +74,32 @@ impl Drop for Loop {
     }
 }
 
-/// Attaches a file and gives the device, which [`detach`] gives back.
-pub fn attach(file: &Path) -> PathBuf {
+/// Another device over a file that is there already. Detached when dropped, also by a panic.
+pub struct Attached(PathBuf);
+
+impl Attached {
+    pub fn to(file: &Path) -> Attached {
+        Attached(attach(file))
+    }
+
+    pub fn device(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        detach(&self.0);
+    }
+}
+
+fn attach(file: &Path) -> PathBuf {
     let file = file.display().to_string();
     let said = run(command("losetup", &["--partscan", "--find", "--show", &file]));
     said.trim().into()
 }
 
-pub fn detach(device: &Path) {
+fn detach(device: &Path) {
     let device = device.display().to_string();
     // A partition goes first; most have none.
     try_run(command("delpart", &[&device, "1"]), COMMAND_DEADLINE);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::cli_lab::{Change, Machine, Repo, Running};
 use crate::daemon::{Daemon, TestDomain, URI};
-use crate::loops::{Loop, OLD, attach, detach};
+use crate::loops::{Attached, Loop, OLD};
 use crate::process::{Finished, command, end, run, try_run};
 
 const MIB: usize = 1 << 20;
@@ -131,9 +131,8 @@ fn a_device_of_a_running_domain_is_refused_by_any_name() {
         kept.assert_refused(&link, &device, &words);
         kept.assert_refused(&node_of(device.device(), device.path("node")), &device, &words);
         // The file beneath, by another device.
-        let second = attach(&device.backing());
-        kept.assert_refused(&second, &device, &["is attached to its backing file"]);
-        detach(&second);
+        let second = Attached::to(&device.backing());
+        kept.assert_refused(second.device(), &device, &["is attached to its backing file"]);
         user.destroy();
     }
 }
