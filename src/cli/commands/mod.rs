@@ -131,7 +131,7 @@ fn exclusions(
     let excluded = exclude::excluded(typed, selection, names, host);
     let excluded = excluded.map_err(|message| Refusal::new(ExitCode::Usage, message))?;
     for item in &excluded.unused {
-        let what = format!("note: --exclude-disk {item} is for no domain of this host");
+        let what = format!("--exclude-disk {item} is for no domain of this host");
         log::tell(&Entry::new(Level::Warning, &what));
     }
     Ok(excluded.of)
