@@ -171,6 +171,9 @@ fn the_json_has_the_promised_keys_and_types() {
         "size",
         "consistency",
         "disks",
+        "copy",
+        "partial",
+        "leftOut",
     ];
     assert_keys(point, &keys);
     let time: jiff::Timestamp = text_of(&point["time"]).parse().expect("RFC 3339");
@@ -195,6 +198,7 @@ fn the_json_has_the_promised_keys_and_types() {
         "dataBytes",
         "zeroBytes",
         "image",
+        "decrypted",
     ];
     assert_keys(disk, &keys);
     assert_eq!(

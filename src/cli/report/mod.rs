@@ -96,7 +96,6 @@ struct PointJson<'a> {
     time: String,
     period: &'a str,
     level: &'static str,
-    copy: bool,
     parent: Option<&'a str>,
     checkpoint: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,6 +105,7 @@ struct PointJson<'a> {
     disks: Vec<DiskJson<'a>>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     faults: &'a [String],
+    copy: bool,
 }
 
 #[derive(Serialize)]
@@ -118,8 +118,8 @@ struct DiskJson<'a> {
     virtual_size: u64,
     data_bytes: u64,
     zero_bytes: u64,
-    decrypted: Option<bool>,
     image: &'a str,
+    decrypted: Option<bool>,
 }
 
 impl<'a> PointJson<'a> {
@@ -129,7 +129,6 @@ impl<'a> PointJson<'a> {
             time: point.time.to_string(),
             period: &point.period,
             level: point.level.word(),
-            copy: point.is_copy(),
             parent: point.parent.as_deref(),
             checkpoint: point
                 .checkpoint
@@ -140,6 +139,7 @@ impl<'a> PointJson<'a> {
             consistency: point.consistency,
             disks: point.disks.iter().map(DiskJson::of).collect(),
             faults,
+            copy: point.is_copy(),
         }
     }
 }
