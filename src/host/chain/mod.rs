@@ -31,6 +31,14 @@ pub enum Trouble {
     /// It may not be read: why, and what to do.
     #[error("{0}")]
     Refused(String),
+    /// An image is not what the definition or the header above it says.
+    #[error("{shown} cannot be read as qcow2: {why}")]
+    Broken {
+        /// The image.
+        shown: String,
+        /// Why not.
+        why: String,
+    },
     /// An image could not be looked at.
     #[error("cannot read {}: {error}", path.display())]
     Io {
@@ -48,6 +56,9 @@ impl From<Trouble> for HostError {
     fn from(trouble: Trouble) -> HostError {
         match trouble {
             Trouble::Refused(what) => HostError::Unsupported { what },
+            broken @ Trouble::Broken { .. } => HostError::Unsupported {
+                what: broken.to_string(),
+            },
             Trouble::Io { path, error } => HostError::io("read", &path, error),
             Trouble::Host(error) => *error,
         }
@@ -292,7 +303,10 @@ impl Planner<'_> {
 }
 
 fn broken(shown: &str, why: &str) -> Trouble {
-    Trouble::Refused(format!("{shown} cannot be read as qcow2: {why}"))
+    Trouble::Broken {
+        shown: shown.to_owned(),
+        why: why.to_owned(),
+    }
 }
 
 /// Formats that refer to no other file, as QEMU names them.

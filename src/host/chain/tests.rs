@@ -65,6 +65,7 @@ fn node(disk: &Disk, files: &Files) -> Value {
 fn refusal(disk: &Disk, files: &Files) -> String {
     match plan(disk, files) {
         Err(Trouble::Refused(why)) => why,
+        Err(broken @ Trouble::Broken { .. }) => broken.to_string(),
         other => panic!("{other:?}"),
     }
 }
