@@ -19,7 +19,8 @@ fn the_checkpoint_name_star_is_every_checkpoint() {
     let machine = Machine::paused(&daemon, "star", &[MIB]);
     let user = User::new();
     let domains = format!("--domains={}", machine.name());
-    for kind in ["checkpoint", "both", "*"] {
+    // The bitmaps that a scrub of records leaves are used again by the next backup, so that type comes last.
+    for kind in ["both", "*", "checkpoint"] {
         for day in ["2026-11-02", "2026-11-03"] {
             let made = user.on(day, &[&domains, "--backup", "--output=OUT", "-q"]);
             assert_eq!(made.code, Some(0), "{made:#?}");
@@ -197,7 +198,7 @@ fn another_grouping_is_refused_and_forced() {
         &backup(&both, &["--groupBy=quarter"]),
         &[&old, &new],
         10,
-        "VM2: full backup ID, 1 disk, 0 B in TIME (RATE), shut off\n",
+        "VM2: full backup ID, 1 disk, no data, TIME, shut off\n",
         &format!("vmsnap: VM1: {message}\n{hint}\nvmsnap: 1 of 2 failed:\n  VM1: {message}\n"),
     );
     assert_eq!(user.periods(&old), ["vmsnap-backup-monthly-2026-11"]);
@@ -205,7 +206,7 @@ fn another_grouping_is_refused_and_forced() {
         &backup(old.name(), &["--groupBy=quarter", "--force"]),
         &[&old],
         0,
-        "VM1: full backup ID, 1 disk, 0 B in TIME (RATE), shut off\n",
+        "VM1: full backup ID, 1 disk, no data, TIME, shut off\n",
         "",
     );
     assert_eq!(

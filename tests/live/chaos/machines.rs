@@ -67,8 +67,10 @@ fn kill_qemu(chaos: &Chaos) {
     let pid = chaos.qemu().expect("it runs");
     let pid = Pid::from_raw(pid as i32).expect("a process id is not zero");
     kill_process(pid, Signal::KILL).expect("it is there");
-    let is_off = || chaos.machine.domain.state() == "shut off";
+    let domain = &chaos.machine.domain;
+    let is_off = || domain.state() == "shut off";
     assert!(wait_until(STOP_DEADLINE, is_off), "libvirt notices");
+    domain.settle();
 }
 
 #[test]

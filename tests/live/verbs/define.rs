@@ -201,7 +201,7 @@ fn a_domain_that_is_lost_comes_back_as_it_was_and_is_backed_up_again() {
 }
 
 #[test]
-fn a_domain_whose_checkpoints_libvirt_forgot_begins_a_new_chain() {
+fn a_domain_whose_checkpoints_libvirt_forgot_goes_on_from_its_bitmaps() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = Story::of(TestDomain::shaped(
@@ -227,14 +227,14 @@ fn a_domain_whose_checkpoints_libvirt_forgot_begins_a_new_chain() {
             story.domain.start();
         }
         story.scribble(&mut rng, 5);
-        let full = story.back_up();
-        assert_eq!(levels(&full), [("vda", Level::Full), ("vdb", Level::Full)]);
-        story.scribble(&mut rng, 5);
-        let next = story.back_up();
-        assert_eq!(
-            levels(&next),
-            [("vda", Level::Incremental), ("vdb", Level::Incremental)]
-        );
+        for _ in 0..2 {
+            let next = story.back_up();
+            assert_eq!(
+                levels(&next),
+                [("vda", Level::Incremental), ("vdb", Level::Incremental)]
+            );
+            story.scribble(&mut rng, 5);
+        }
         story.prove();
     }
 }
