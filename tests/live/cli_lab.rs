@@ -257,6 +257,13 @@ impl Running {
         self.signal(Signal::STOP);
     }
 
+    /// Stops the process as soon as something is seen. The process runs slowly until then, so that it
+    /// does not get far beyond.
+    pub fn hold_once(&self, what: &str, seen: impl FnMut() -> bool) {
+        let seen = self.slowly(|| wait_until(RUN_DEADLINE, seen));
+        assert!(seen, "{what} was waited for in vain: {}", self.said());
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id() as i32).expect("a process id is not zero");
         kill_process(pid, signal).expect("the process is ours");

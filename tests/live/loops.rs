@@ -53,6 +53,13 @@ impl Loop {
         bytes
     }
 
+    pub fn first_byte(&self) -> u8 {
+        let mut byte = [0];
+        let mut device = File::open(&self.device).expect("it is attached");
+        device.read_exact(&mut byte).expect("it is readable");
+        byte[0]
+    }
+
     /// Adds a partition without a partition table, which the kernel may not know how to read: from so many sectors on, so many.
     pub fn add_partition(&self, start: u64, sectors: u64) -> PathBuf {
         let (start, sectors) = (start.to_string(), sectors.to_string());

@@ -261,15 +261,31 @@ struct Held {
     user: TestDomain,
 }
 
+/// When a restore is made to stand still.
+#[derive(PartialEq)]
+enum Moment {
+    /// It has locked its device, and has hardly written to it.
+    Locked,
+    /// It has written to its device, and is not done.
+    Writing,
+}
+
 impl Held {
-    fn new(daemon: &Daemon) -> Held {
+    fn new(daemon: &Daemon, moment: &Moment) -> Held {
         let kept = Kept::new(daemon, 16 * SIZE);
         let device = Loop::of(16 * SIZE);
         let user = define(daemon, "late", &block_disk(device.device(), "raw"));
         user.virsh(&["undefine"]);
         let (root, to) = (kept.repo.root().display().to_string(), device.word());
         let mut restore = kept.repo.begin(&kept.args(&root, &to));
-        restore.hold_with_locks_on(device.device());
+        match moment {
+            Moment::Locked => restore.hold_with_locks_on(device.device()),
+            Moment::Writing => {
+                let is_written = || device.first_byte() != OLD;
+                restore.hold_once("the first write", is_written);
+                assert!(restore.is_running(), "it is not done");
+            }
+        }
         Held {
             kept,
             device,
@@ -282,7 +298,7 @@ impl Held {
 #[test]
 fn nobody_mounts_or_locks_a_device_during_a_restore() {
     let daemon = Daemon::acquire();
-    let held = Held::new(&daemon);
+    let held = Held::new(&daemon, &Moment::Locked);
     let (device, point) = (held.device.word(), held.device.path("mount"));
     fs::create_dir(&point).expect("new");
     let mounted = try_run(
@@ -308,21 +324,36 @@ fn nobody_mounts_or_locks_a_device_during_a_restore() {
 }
 
 /// libvirt may give QEMU a node of its own for the device, on which it does not see our locks: then the restore notices.
-#[test]
-fn a_domain_started_during_a_restore_is_never_overlooked() {
+fn start_a_domain_during_a_restore(moment: &Moment) {
     let daemon = Daemon::acquire();
-    let held = Held::new(&daemon);
+    let held = Held::new(&daemon, moment);
     let xml = held.user.path("domain.xml").display().to_string();
     let started = daemon.try_virsh(&["create", "--paused", &xml]);
     held.restore.go_on();
     let finished = held.restore.wait(DEADLINE);
-    if started.ok() {
-        assert_eq!(finished.code, Some(3), "{finished:#?}");
-        let words = format!("active domain '{}' has it as disk vda", held.user.name());
-        assert!(finished.stderr.contains(&words), "{finished:#?}");
-        held.user.destroy();
-    } else {
+    if !started.ok() {
         assert!(started.stderr.contains("lock"), "{started:#?}");
         assert_eq!(finished.code, Some(0), "{finished:#?}");
+        return;
     }
+    assert_eq!(finished.code, Some(3), "{finished:#?}");
+    let is_untouched = held.device.bytes().iter().all(|&byte| byte == OLD);
+    let claims_it = finished.stderr.contains("nothing was written to it");
+    assert_eq!(claims_it, is_untouched, "{finished:#?}");
+    if *moment == Moment::Writing {
+        let words = format!("active domain '{}' has it as disk vda", held.user.name());
+        assert!(finished.stderr.contains(&words), "{finished:#?}");
+        assert!(!is_untouched, "it was being written");
+    }
+    held.user.destroy();
+}
+
+#[test]
+fn a_domain_started_once_a_device_is_locked_is_noticed() {
+    start_a_domain_during_a_restore(&Moment::Locked);
+}
+
+#[test]
+fn a_domain_started_while_a_device_is_written_is_noticed() {
+    start_a_domain_during_a_restore(&Moment::Writing);
 }
