@@ -15,9 +15,10 @@ const NAME: &str = "far away";
 const THEIR_SIZE: u64 = 64 << 20;
 
 /// Everything that libvirt keeps is in folders of its own, and where a disk's path leads is another matter than outside.
-/// $1 the folder of the test, $2 what may be kept for the next test. The shell stays, as the first process of a machine has to: it collects
+/// $1 the folder of the test, $2 what may be kept for the next test, $3 the name of the host. The shell stays, as the first process of a machine has to: it collects
 /// what others leave, which libvirt waits for.
 const ELSEWHERE: &str = "set -e; dir=$1 cache=$2; \
+    echo \"$3\" >/proc/sys/kernel/hostname; \
     mkdir -p /run/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt; \
     for at in /run/libvirt /var/lib/libvirt /var/log/libvirt; do mount -t tmpfs elsewhere $at; done; \
     mount --bind \"$cache\" /var/cache/libvirt; mount --bind \"$dir/etc\" /etc/libvirt; \
@@ -27,15 +28,16 @@ const ELSEWHERE: &str = "set -e; dir=$1 cache=$2; \
 const QEMU_CONF: &str = "user = \"+0\"\ngroup = \"+0\"\ndynamic_ownership = 0\nremember_owner = 0\n\
     stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\ncgroup_controllers = []\n";
 
-/// The other machine, with one domain. It is gone when dropped, with all its processes.
-struct Elsewhere {
+/// The other machine. It is gone when dropped, with all its processes.
+pub struct Elsewhere {
     daemon: Child,
     folder: tempfile::TempDir,
     uri: String,
 }
 
 impl Elsewhere {
-    fn start() -> Elsewhere {
+    /// A machine with a name and an identity of its own, and no domain.
+    pub fn start(host_name: &str) -> Elsewhere {
         let folder = tempfile::Builder::new()
             .prefix("vmsnap-elsewhere-")
             .tempdir_in("/var/tmp");
@@ -48,7 +50,8 @@ impl Elsewhere {
         let port = free.expect("a free port").port();
         let conf = format!(
             "listen_tls = 0\nlisten_tcp = 1\nlisten_addr = \"127.0.0.1\"\ntcp_port = \"{port}\"\n\
-             auth_tcp = \"none\"\nauth_unix_rw = \"none\"\n"
+             auth_tcp = \"none\"\nauth_unix_rw = \"none\"\nhost_uuid = \"{}\"\n",
+            uuid::Uuid::new_v4()
         );
         fs::write(path.join("etc/libvirtd.conf"), conf).expect("it is written");
         fs::write(path.join("etc/qemu.conf"), QEMU_CONF).expect("it is written");
@@ -58,6 +61,7 @@ impl Elsewhere {
         let words = [
             "--mount",
             "--pid",
+            "--uts",
             "--mount-proc",
             "--fork",
             "--kill-child",
@@ -70,6 +74,7 @@ impl Elsewhere {
         unshare
             .arg(path)
             .arg(cache)
+            .arg(host_name)
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let elsewhere = Elsewhere {
@@ -86,16 +91,36 @@ impl Elsewhere {
         elsewhere
     }
 
+    /// How it is reached from outside.
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// Runs a program on it: with its processes, its `/run`, and its name.
+    pub fn run_there(&self, program: &str, words: &[&str]) -> Finished {
+        let shim = self.daemon.id();
+        let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"));
+        let children = children.expect("it runs");
+        let first = children.trim();
+        let enter = ["--mount", "--pid", "--uts", "--target", first, "--", program];
+        try_run(
+            command("nsenter", &[&enter[..], words].concat()),
+            COMMAND_DEADLINE,
+        )
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn try_virsh(&self, words: &[&str]) -> Finished {
+    /// Runs virsh on its daemon, whatever comes of it.
+    pub fn try_virsh(&self, words: &[&str]) -> Finished {
         let words = [&["--connect", self.uri.as_str()], words].concat();
         try_run(command("virsh", &words), COMMAND_DEADLINE)
     }
 
-    fn virsh(&self, words: &[&str]) -> String {
+    /// Runs virsh on its daemon; panics when it fails.
+    pub fn virsh(&self, words: &[&str]) -> String {
         let finished = self.try_virsh(words);
         assert!(finished.ok(), "virsh {words:?}: {finished:#?}");
         finished.stdout
@@ -203,7 +228,7 @@ impl Watch {
 /// Fault 8: with a remote `--connect` it runs qemu-img on the local path of the same name.
 #[test]
 fn of_a_domain_on_another_machine_no_local_file_is_looked_at() {
-    let there = Elsewhere::start();
+    let there = Elsewhere::start("far-away");
     there.define();
     let watch = Watch::over(&there.path("images"));
     fs::read(there.path("images/vda.qcow2")).expect("it is here");

@@ -32,6 +32,7 @@ mod host_offline;
 mod host_read;
 mod host_repair;
 mod loops;
+mod migrated;
 mod mount;
 mod other_kinds;
 mod partial;

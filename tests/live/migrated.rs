@@ -1,0 +1,148 @@
+//! A domain that is migrated between two hosts, each with a libvirtd of its own, and backed up on both into one repository.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::cli_lab::{codes, json, text_of};
+use crate::cli_remote::Elsewhere;
+use crate::process::{command, run};
+
+const NAME: &str = "on the move";
+const SIZE: usize = 8 << 20;
+const DEVICE: &str = "/machine/peripheral/virtio-disk0/virtio-backend";
+
+/// Two hosts, one folder that both see, and a domain on one of them. Everything is gone when dropped.
+struct Moving {
+    hosts: [Elsewhere; 2],
+    /// The index of the host on which the domain is.
+    at: usize,
+    folder: tempfile::TempDir,
+    /// What the disk holds.
+    disk: Vec<u8>,
+}
+
+impl Moving {
+    /// The domain runs, without a guest system.
+    fn start() -> Moving {
+        let folder = tempfile::Builder::new()
+            .prefix("vmsnap-migrated-")
+            .tempdir_in("/var/tmp");
+        let moving = Moving {
+            hosts: [Elsewhere::start("first"), Elsewhere::start("second")],
+            at: 0,
+            folder: folder.expect("a folder"),
+            disk: vec![0; SIZE],
+        };
+        let image = moving.path("vda.qcow2");
+        let size = SIZE.to_string();
+        run(command(
+            "qemu-img",
+            &["create", "-q", "-f", "qcow2", &image, &size],
+        ));
+        let xml = format!(
+            "<domain type='qemu'><name>{NAME}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64' machine='q35'>hvm</type></os><devices>\
+             <disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none'/><source file='{image}'/>\
+             <target dev='vda' bus='virtio'/></disk><memballoon model='none'/></devices></domain>"
+        );
+        fs::write(moving.path("domain.xml"), xml).expect("it is written");
+        moving.host().virsh(&["define", &moving.path("domain.xml")]);
+        moving.host().virsh(&["start", NAME]);
+        moving
+    }
+
+    fn host(&self) -> &Elsewhere {
+        &self.hosts[self.at]
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// Writes as the guest would.
+    fn write(&mut self, offset: usize, length: usize, byte: u8) {
+        let words = format!("qemu-io -d {DEVICE} \"write -P {byte} {offset} {length}\"");
+        let said = self
+            .host()
+            .virsh(&["qemu-monitor-command", NAME, "--hmp", &words]);
+        assert_eq!(said.trim(), "", "{words}");
+        self.disk[offset..offset + length].fill(byte);
+    }
+
+    /// Migrates the domain to the other host, on which libvirt knows nothing of it.
+    fn migrate(&mut self) {
+        let there = &self.hosts[1 - self.at];
+        let socket = format!("unix://{}", self.path("migration"));
+        // The hosts share a local folder, which libvirt does not know.
+        let how = ["--live", "--persistent", "--undefinesource", "--unsafe"];
+        let words = [&["migrate", NAME, there.uri(), "--migrateuri", &socket], &how[..]].concat();
+        self.host().virsh(&words);
+        self.at = 1 - self.at;
+    }
+
+    /// Backs the domain up where it is: this level, and every byte comes back. Gives what the JSON says of the domain.
+    fn back_up(&self, level: &str) -> Value {
+        let root = self.path("backups");
+        let words = ["backup", NAME, "--output", &root, "--json"];
+        let finished = self.host().run_there(env!("CARGO_BIN_EXE_vmsnap"), &words);
+        assert_eq!(finished.code, Some(0), "{finished:#?}");
+        let outcome = json(&finished)["domains"][0].clone();
+        let point = &outcome["restorePoint"];
+        assert_eq!(point["level"], level, "{outcome:#}");
+        let id = text_of(&point["id"]);
+        let to = self.path(id);
+        let words = [
+            "restore",
+            NAME,
+            "--repository",
+            &root,
+            "--at",
+            id,
+            "--format",
+            "raw",
+            "--to",
+            &to,
+        ];
+        let restored = self.host().run_there(env!("CARGO_BIN_EXE_vmsnap"), &words);
+        assert_eq!(restored.code, Some(0), "{restored:#?}");
+        let found = fs::read(PathBuf::from(to).join("vda.raw")).expect("it was restored");
+        assert!(found == self.disk, "{id} holds what the disk held");
+        outcome
+    }
+}
+
+#[test]
+fn a_domain_migrated_there_and_back_stays_incremental() {
+    let mut moving = Moving::start();
+    moving.write(0, SIZE / 2, 0x41);
+    moving.back_up("full");
+    for round in 1..4 {
+        let at = round * (1 << 20);
+        moving.write(at, 65536, 0x50 + round as u8);
+        moving.migrate();
+        moving.write(at + 65536, 512, 0x60 + round as u8);
+        let outcome = moving.back_up("incremental");
+        assert_eq!(codes(&outcome), ["checkpoint-known-again"]);
+        moving.write(at + (1 << 19), 512, 0x70 + round as u8);
+        assert_eq!(codes(&moving.back_up("incremental")), [""; 0]);
+    }
+}
+
+/// QEMU leaves the images of a domain that was migrated while it was paused inactive, without their bitmaps, until it goes on.
+#[test]
+fn a_domain_migrated_while_paused_is_full_with_the_reason() {
+    let mut moving = Moving::start();
+    moving.write(0, SIZE / 2, 0x41);
+    moving.back_up("full");
+    moving.write(1 << 20, 65536, 0x42);
+    moving.host().virsh(&["suspend", NAME]);
+    moving.migrate();
+    let outcome = moving.back_up("full");
+    let reason = text_of(&outcome["restorePoint"]["disks"][0]["reason"]);
+    assert!(reason.contains("is gone"), "{reason}");
+    moving.host().virsh(&["resume", NAME]);
+    moving.write(5 << 20, 512, 0x43);
+    moving.back_up("incremental");
+}
