@@ -8,17 +8,14 @@ use vmsnap::cli::report::backup::{kind, plan_json, plan_text};
 use vmsnap::cli::report::list as shown_list;
 use vmsnap::host::Host;
 use vmsnap::model::domain::DomainState;
-use vmsnap::model::left_out::NOTHING_EXCLUDED;
-use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::backup::{self, Options, Outcome, PruneOutcome};
-use vmsnap::ops::compare::{self, compare};
+use vmsnap::ops::compare::compare;
 use vmsnap::ops::list::list;
 use vmsnap::ops::monitor::Silent;
-use vmsnap::ops::status::{DomainStatus, Subject, status};
 use vmsnap::ops::verify::{self, Which, verify};
-use vmsnap::ops::{Class, PlaceWishes, Result};
+use vmsnap::ops::{Class, Result};
 
 use crate::lab::{CLUSTER, Lab, tree};
 
@@ -89,18 +86,6 @@ fn copies(lab: &Lab) -> Vec<String> {
     names
 }
 
-fn how(lab: &Lab) -> DomainStatus {
-    let subject = Subject {
-        store_decrypted: false,
-        exclude: &NOTHING_EXCLUDED,
-        host: &lab.host,
-        repo: Some(&lab.repo),
-        group_by: GroupBy::Month,
-        today: lab.now.date(),
-    };
-    status("vm1", &subject).expect("a status")
-}
-
 fn proved(lab: &Lab, which: Which) -> Vec<String> {
     let options = verify::Options {
         which,
@@ -167,7 +152,7 @@ fn a_first_copy_begins_no_chain() {
     assert_eq!(checkpoints(&lab), [""; 0]);
     assert_eq!(lab.host.disk("vm1", "vda", |disk| disk.bitmap_names()), [""; 0]);
     assert_eq!(lab.repo.domain_names().expect("listed"), ["vm1"]);
-    assert_eq!(how(&lab).latest, None);
+    assert_eq!(lab.status("vm1").latest, None);
     let next = lab.backup("vm1").expect("a full").point;
     assert_eq!(
         (next.level, next.disks[0].reason.as_str()),
@@ -204,7 +189,7 @@ fn a_copy_removed_by_hand_is_missed_by_nobody() {
     let history = lab.history("vm1");
     assert!(history.findings.is_empty(), "{:?}", history.findings);
     assert_eq!(proved(&lab, Which::All), [""; 0]);
-    assert_eq!(how(&lab).findings, []);
+    assert_eq!(lab.status("vm1").findings, []);
     let next = lab.backup("vm1").expect("an increment");
     assert_eq!((next.point.level, next.findings), (Level::Incremental, vec![]));
 
@@ -230,7 +215,7 @@ fn a_damaged_copy_is_found_and_the_chain_goes_on() {
         !damage.is_empty() && damage[0].contains("vmsnap-copy-"),
         "{damage:?}"
     );
-    let status = how(&lab);
+    let status = lab.status("vm1");
     assert!(status.is_consistent() && status.doubt.is_none(), "{status:#?}");
     let next = lab.backup("vm1").expect("an increment").point;
     assert_eq!(next.level, Level::Incremental);
@@ -268,9 +253,9 @@ fn pruning_leaves_copies_alone_and_a_copy_prunes_nothing() {
 #[test]
 fn status_judges_the_chain_and_not_the_copy() {
     let mut lab = lab();
-    let before = how(&lab);
+    let before = lab.status("vm1");
     copy(&mut lab);
-    let after = how(&lab);
+    let after = lab.status("vm1");
     assert_eq!((after.latest, after.dir), (before.latest, before.dir));
     assert_eq!(after.inconsistencies, [""; 0]);
     let next = after.next.expect("it is known").backup;
@@ -279,15 +264,7 @@ fn status_judges_the_chain_and_not_the_copy() {
 
 #[test]
 fn a_comparison_takes_the_chain_and_not_the_copy() {
-    let run = |lab: &Lab| {
-        let options = compare::Options {
-            wait: std::time::Duration::ZERO,
-            sample: None,
-            seed: 1,
-            places: PlaceWishes::default(),
-        };
-        compare("vm1", &lab.context(&Silent), &options)
-    };
+    let run = |lab: &Lab| compare("vm1", &lab.context(&Silent), &Lab::comparing());
     let mut lab = lab();
     let chain = lab.latest("vm1");
     copy(&mut lab);
@@ -304,7 +281,7 @@ fn a_comparison_takes_the_chain_and_not_the_copy() {
         .disk("vm1", "vda", |disk| disk.swap_content(0, &[9; CLUSTER]));
     assert!(!run(&lab).expect("compared").is_same());
     copy(&mut lab);
-    assert_eq!(how(&lab).missed.len(), 1);
+    assert_eq!(lab.status("vm1").missed.len(), 1);
     let next = lab.backup("vm1").expect("saved").point;
     assert_eq!(next.disk("vda").map(|disk| disk.level), Some(Level::Full));
 

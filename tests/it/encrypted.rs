@@ -3,14 +3,13 @@
 use vmsnap::cli::report;
 use vmsnap::model::domain::{Backing, Disk, DiskFormat, Encryption, Layer, Source};
 use vmsnap::model::finding::Finding;
-use vmsnap::model::left_out::{Exclusion, Exclusions, Kind};
-use vmsnap::model::period::GroupBy;
+use vmsnap::model::left_out::{Exclusion, Kind};
 use vmsnap::model::restore_point::{Consistency, FileId, Level};
 use vmsnap::ops::backup::{Options, Outcome, preview};
-use vmsnap::ops::compare::{self, Verdict, compare};
+use vmsnap::ops::compare::{Verdict, compare};
 use vmsnap::ops::restore::{self, DefineOptions, RestorePlan};
 use vmsnap::ops::status::{Subject, status};
-use vmsnap::ops::{Cause, Error, PlaceWishes};
+use vmsnap::ops::{Cause, Error};
 
 use crate::forged::rewrite;
 use crate::lab::{CLUSTER, Lab};
@@ -63,13 +62,10 @@ fn level(outcome: &Outcome, disk: &str) -> Level {
 /// What a restore of the latest restore point would do.
 fn restore_plan(lab: &Lab, define: bool) -> Result<RestorePlan, Error> {
     let options = restore::Options {
-        at: "latest".into(),
-        to: lab.free_path(),
-        disks: vec![],
-        format: None,
         define: define.then(|| DefineOptions {
             name: Some("new".into()),
         }),
+        ..lab.restoring()
     };
     restore::plan("vm1", &lab.repo, Some(&lab.host), &options)
 }
@@ -248,12 +244,8 @@ fn status_preview_and_comparison_know_encrypted_disks() {
 
     for store_decrypted in [false, true] {
         let subject = Subject {
-            host: &lab.host,
-            repo: Some(&lab.repo),
-            group_by: GroupBy::Month,
-            today: lab.now.date(),
             store_decrypted,
-            exclude: &Exclusions::new(),
+            ..lab.subject()
         };
         let found = status("vm1", &subject).expect("a status");
         assert_eq!(found.disks.len(), 2, "its bitmaps are shown in any case");
@@ -261,13 +253,7 @@ fn status_preview_and_comparison_know_encrypted_disks() {
         assert_eq!(codes(&found.findings), expected);
     }
 
-    let options = compare::Options {
-        sample: None,
-        seed: 1,
-        places: PlaceWishes::default(),
-        wait: std::time::Duration::ZERO,
-    };
-    let outcome = compare("vm1", &lab.context(&lab.recorder), &options).expect("a comparison");
+    let outcome = compare("vm1", &lab.context(&lab.recorder), &Lab::comparing()).expect("a comparison");
     assert_eq!(outcome.verdict(), Verdict::Same);
     assert_eq!(outcome.disks.len(), 2, "nothing is stored by a comparison");
     let reported = lab.recorder.findings();

@@ -3,16 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use jiff::{Span, Zoned};
 use vmsnap::host::{Host, Places};
 use vmsnap::image::chain::{ChainImage, ChainSource};
 use vmsnap::model::block::{BlockSource, Content};
+use vmsnap::model::left_out::NOTHING_EXCLUDED;
+use vmsnap::model::period::GroupBy;
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::backup::{self, Options, Outcome, Preview};
 use vmsnap::ops::heal::Intent;
 use vmsnap::ops::restore::{self, Format};
-use vmsnap::ops::{Context, Monitor, Result, copy};
+use vmsnap::ops::status::{DomainStatus, Subject, status};
+use vmsnap::ops::{Context, Monitor, PlaceWishes, Result, compare, copy};
 use vmsnap::repo::{DiskStore, History, Repository, Store};
 use vmsnap::testkit::{Recorder, SimHost};
 
@@ -165,6 +169,44 @@ impl Lab {
         outcome
     }
 
+    /// What a status is asked of, by month and of everything that is known.
+    pub fn subject(&self) -> Subject<'_> {
+        Subject {
+            host: &self.host,
+            repo: Some(&self.repo),
+            group_by: GroupBy::Month,
+            today: self.now.date(),
+            store_decrypted: false,
+            exclude: &NOTHING_EXCLUDED,
+        }
+    }
+
+    /// How a domain stands.
+    pub fn status(&self, domain: &str) -> DomainStatus {
+        status(domain, &self.subject()).expect("a status")
+    }
+
+    /// A comparison of every cluster.
+    pub fn comparing() -> compare::Options {
+        compare::Options {
+            sample: None,
+            seed: 1,
+            places: PlaceWishes::default(),
+            wait: Duration::ZERO,
+        }
+    }
+
+    /// A restore of all disks of the newest restore point into a new folder.
+    pub fn restoring(&self) -> restore::Options {
+        restore::Options {
+            at: "latest".into(),
+            to: self.free_path(),
+            disks: Vec::new(),
+            format: None,
+            define: None,
+        }
+    }
+
     /// What a backup would do now.
     pub fn preview(&self, domain: &str) -> Result<Preview> {
         backup::preview(domain, &self.context(&self.recorder), &Lab::options())
@@ -238,10 +280,9 @@ impl Lab {
         let to = self.free_path();
         let options = restore::Options {
             at: at.to_owned(),
-            to: to.clone(),
             disks: vec![disk.to_owned()],
             format: Some(Format::Raw),
-            define: None,
+            ..self.restoring()
         };
         let plan = restore::plan(domain, &self.repo, None, &options)?;
         restore::restore(domain, &self.repo, plan, None, &self.recorder, &Stop::default())?;

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use vmsnap::model::stop::Stop;
-use vmsnap::ops::compare::{self, compare};
+use vmsnap::ops::compare::compare;
 use vmsnap::ops::monitor::Silent;
 use vmsnap::ops::restore::{self, Format};
 use vmsnap::ops::verify::{self, Outcome, Which, verify};
-use vmsnap::ops::{Cause, Event, Monitor, PlaceWishes, Result};
+use vmsnap::ops::{Cause, Event, Monitor, Result};
 use vmsnap::testkit::{cached_bytes, forget_cached};
 
 use crate::lab::Lab;
@@ -76,11 +76,8 @@ fn prove(lab: &Lab, deep: bool, monitor: &dyn Monitor, stop: &Stop) -> Result<ve
 fn restore(lab: &Lab, monitor: &dyn Monitor, stop: &Stop) -> Result<()> {
     let to = lab.free_path();
     let options = restore::Options {
-        at: "latest".to_owned(),
-        to: to.clone(),
-        disks: vec![],
         format: Some(Format::Raw),
-        define: None,
+        ..lab.restoring()
     };
     let plan = restore::plan("vm1", &lab.repo, None, &options)?;
     let restored = restore::restore("vm1", &lab.repo, plan, None, monitor, stop);
@@ -230,12 +227,7 @@ impl Monitor for Watcher<'_> {
 fn a_comparison_gives_back_what_it_has_read() {
     let lab = lab();
     let image = &images(&lab)[0];
-    let options = compare::Options {
-        wait: std::time::Duration::ZERO,
-        sample: None,
-        seed: 7,
-        places: PlaceWishes::default(),
-    };
+    let options = Lab::comparing();
     assert_leaves_nothing_cached(&lab, "a comparison", || {
         let watcher = Watcher {
             image,

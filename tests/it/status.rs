@@ -4,8 +4,6 @@ use std::path::PathBuf;
 
 use vmsnap::cli::report::status::{Form, Look, text, write};
 use vmsnap::model::domain::DomainState;
-use vmsnap::model::left_out::NOTHING_EXCLUDED;
-use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::Result;
@@ -15,12 +13,8 @@ use crate::lab::{CLUSTER, Lab, NAMES};
 
 fn subject(lab: &Lab, with_repo: bool) -> Subject<'_> {
     Subject {
-        store_decrypted: false,
-        exclude: &NOTHING_EXCLUDED,
-        host: &lab.host,
         repo: with_repo.then_some(&lab.repo),
-        group_by: GroupBy::Month,
-        today: lab.now.date(),
+        ..lab.subject()
     }
 }
 

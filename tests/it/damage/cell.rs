@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use vmsnap::model::left_out::NOTHING_EXCLUDED;
-use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::{DiskPoint, Level};
 use vmsnap::model::text::with_sources;
 use vmsnap::ops::list::list;
 use vmsnap::ops::restore::{DefineOptions, Options, plan};
-use vmsnap::ops::status::{Subject, status};
+use vmsnap::ops::status::status;
 use vmsnap::ops::{Cause, Class, Error};
 
 use super::Target;
@@ -154,15 +152,7 @@ impl Cell {
 
     fn status(&self) -> Checked {
         let lab = &self.stage.lab;
-        let subject = Subject {
-            store_decrypted: false,
-            exclude: &NOTHING_EXCLUDED,
-            host: &lab.host,
-            repo: Some(&lab.repo),
-            group_by: GroupBy::Month,
-            today: lab.now.date(),
-        };
-        let status = status("vm1", &subject).map_err(|error| with_sources(&error))?;
+        let status = status("vm1", &lab.subject()).map_err(|error| with_sources(&error))?;
         let messages: Vec<&str> = status
             .findings
             .iter()

@@ -8,15 +8,12 @@ use std::thread;
 
 use jiff::Span;
 use vmsnap::model::chain::Concern;
-use vmsnap::model::left_out::NOTHING_EXCLUDED;
-use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
 use vmsnap::model::text::with_sources;
 use vmsnap::ops::backup::PruneOutcome;
 use vmsnap::ops::list::list;
 use vmsnap::ops::restore::{self, Format, restore};
-use vmsnap::ops::status::{Subject, status};
 use vmsnap::ops::verify::{self, Which, verify};
 use vmsnap::ops::{Event, Result};
 use vmsnap::repo::{DamageNote, Missed, Proof};
@@ -94,11 +91,8 @@ fn a_restore_of_what_is_pruned_meanwhile_gives_right_bytes_or_a_clear_error() {
         let lab = base.fork();
         let to = lab.free_path();
         let options = restore::Options {
-            at: "latest".to_owned(),
-            to: to.clone(),
-            disks: Vec::new(),
             format: Some(Format::Raw),
-            define: None,
+            ..lab.restoring()
         };
         let plan = restore::plan("vm1", &lab.repo, None, &options).expect("it is all there");
         // The very first moment lies between the plan and the restore.
@@ -256,17 +250,7 @@ fn a_list_and_a_verification_take_no_running_backup_for_an_unfinished_one() {
 fn the_checkpoint_of_a_running_backup_is_no_inconsistency_and_that_of_a_dead_one_is() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
-    let look = |lab: &Lab| {
-        let subject = Subject {
-            store_decrypted: false,
-            exclude: &NOTHING_EXCLUDED,
-            host: &lab.host,
-            repo: Some(&lab.repo),
-            group_by: GroupBy::Month,
-            today: lab.now.date(),
-        };
-        status("vm1", &subject).expect("nobody has to wait")
-    };
+    let look = |lab: &Lab| lab.status("vm1");
     let during = Mutex::new(None);
     let watch = super::once_copying(|| *during.lock().expect("no panic") = Some(look(&lab)));
     watched(&lab, "vm1", &Lab::options(), watch).expect("readers are in nobody's way");
