@@ -145,6 +145,46 @@ fn a_boolean_means_what_it_says_and_the_last_one_wins() {
     }
 }
 
+/// A variable can turn this flag on, so turning it off has to be a word of its own.
+#[test]
+fn store_decrypted_is_turned_on_and_off_in_either_spelling() {
+    means(&[
+        (
+            "--backup --domains=vm1 --storeDecrypted --output=/b",
+            "backup --domains=vm1 --store-decrypted --output=/b",
+        ),
+        ("--status --storeDecrypted=true", "status --store-decrypted"),
+        ("--backup --storeDecrypted=false", "backup --no-store-decrypted"),
+        (
+            "backup vm1 --no-store-decrypted",
+            "backup vm1 --no-store-decrypted",
+        ),
+        ("--backup --noStoreDecrypted", "backup --no-store-decrypted"),
+        (
+            "--backup --no-store-decrypted --storeDecrypted",
+            "backup --store-decrypted",
+        ),
+        (
+            "--backup --store-decrypted --storeDecrypted=false",
+            "backup --no-store-decrypted",
+        ),
+    ]);
+}
+
+#[test]
+fn a_variable_that_is_neither_yes_nor_no_is_a_usage_error() {
+    for command in ["backup", "status"] {
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_vmsnap"));
+        program.arg(command).env("VMSNAP_STORE_DECRYPTED", "perhaps");
+        let output = program.output().expect("the program runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{stderr}");
+        for words in ["perhaps", "--store-decrypted", "expected yes or no"] {
+            assert!(stderr.contains(words), "{stderr}");
+        }
+    }
+}
+
 /// Fault 15: `--domains=101` matches nothing.
 #[test]
 fn a_number_is_a_name() {

@@ -122,7 +122,14 @@ impl Node {
         let node = self.path("node.xml").display().to_string();
         let uri = format!("test://{}", node.replace(" ", "%20"));
         program.current_dir(self.folder.path());
-        program.env("VMSNAP_CONNECT", uri).env_remove("VMSNAP_REPOSITORY");
+        program.env("VMSNAP_CONNECT", uri);
+        for name in [
+            "VMSNAP_REPOSITORY",
+            "VMSNAP_EXCLUDE_DISK",
+            "VMSNAP_STORE_DECRYPTED",
+        ] {
+            program.env_remove(name);
+        }
         program
     }
 

@@ -53,6 +53,10 @@ pub struct BackupArgs {
     )]
     pub store_decrypted: bool,
 
+    /// Leave encrypted disks out whatever the environment says
+    #[arg(long, hide = true)]
+    pub no_store_decrypted: bool,
+
     /// Leave this disk out: vdb, or vm1:vdb for one domain (globs too); comma lists, several times
     #[arg(
         help_heading = "What is saved",

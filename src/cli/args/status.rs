@@ -40,6 +40,10 @@ pub struct StatusArgs {
     #[arg(long, alias = "storeDecrypted", env = "VMSNAP_STORE_DECRYPTED", value_parser = flag_of_env)]
     pub store_decrypted: bool,
 
+    /// Backups leave encrypted disks out whatever the environment says
+    #[arg(long, hide = true)]
+    pub no_store_decrypted: bool,
+
     /// Which hypervisor.
     #[command(flatten)]
     pub connect: ConnectArgs,

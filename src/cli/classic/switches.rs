@@ -73,9 +73,19 @@ pub(super) fn kind_of(name: &str, grammar: &Command) -> Option<Kind> {
     every_arg(grammar).find(|arg| goes_by(arg, name)).map(kind)
 }
 
+/// Every argument of the command line, except the hidden `--no-…` that [`negation`] writes: it is read as its switch turned off.
 pub(super) fn every_arg(grammar: &Command) -> impl Iterator<Item = &Arg> {
     let of_commands = grammar.get_subcommands().flat_map(Command::get_arguments);
-    grammar.get_arguments().chain(of_commands)
+    let is_negation =
+        |arg: &&Arg| arg.is_hide_set() && arg.get_long().is_some_and(|long| long.starts_with("no-"));
+    let all = grammar.get_arguments().chain(of_commands);
+    all.filter(move |arg| !is_negation(arg))
+}
+
+/// The switch that turns a flag off which an environment variable may have turned on. The others are off unless they are typed.
+pub(super) fn negation(arg: &Arg) -> Option<String> {
+    let long = arg.get_long().filter(|_| arg.get_env().is_some())?;
+    Some(format!("--no-{long}"))
 }
 
 pub(super) fn goes_by(arg: &Arg, name: &str) -> bool {
@@ -104,6 +114,26 @@ mod tests {
                 assert_eq!(kind(arg), expected, "{command} --{name}");
             }
         }
+    }
+
+    #[test]
+    fn a_flag_that_a_variable_can_turn_on_can_be_turned_off() {
+        let grammar = args::grammar();
+        let mut found = 0;
+        for command in grammar.get_subcommands() {
+            let flags = command.get_arguments().filter(|arg| kind(arg) == Kind::Flag);
+            for name in flags.filter_map(negation) {
+                let is_it = |arg: &&Arg| arg.get_long().is_some_and(|long| name == format!("--{long}"));
+                let arg = command.get_arguments().find(is_it);
+                assert!(
+                    arg.is_some_and(Arg::is_hide_set),
+                    "{}: {name}",
+                    command.get_name()
+                );
+                found += 1;
+            }
+        }
+        assert_eq!(found, 2, "--store-decrypted of backup and status");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use clap::{Arg, Command};
 use super::Misuse;
 use super::advice::unknown_to;
 use super::read::Token;
-use super::switches::{COMMANDS, Kind, SWITCHES, goes_by};
+use super::switches::{COMMANDS, Kind, SWITCHES, goes_by, negation};
 
 /// The switches of a command: the typed ones that it has, in the order of their first appearance, and the plain words between them.
 pub(super) fn write(command: &str, tokens: Vec<Token>, grammar: &Command) -> Result<Vec<OsString>, Misuse> {
@@ -52,12 +52,15 @@ pub(super) fn write(command: &str, tokens: Vec<Token>, grammar: &Command) -> Res
             written.push((Some(long), Vec::new()));
             written.len() - 1
         });
-        let times = match (on, kind) {
-            (false, _) => 0,
-            (true, Kind::Count) => written[place].1.len() + 1,
-            (true, _) => 1,
+        let off = || {
+            let arg = own.and_then(|own| own.get_arguments().find(|arg| goes_by(arg, &name)));
+            arg.and_then(negation).map(OsString::from)
         };
-        written[place].1 = vec![switch; times];
+        written[place].1 = match (on, kind) {
+            (false, _) => off().into_iter().collect(),
+            (true, Kind::Count) => vec![switch; written[place].1.len() + 1],
+            (true, _) => vec![switch],
+        };
     }
     Ok(written.into_iter().flat_map(|(_, words)| words).collect())
 }

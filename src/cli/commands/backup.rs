@@ -26,7 +26,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
     let options = Options {
         group_by: group_by(&args.group_by)?,
         raw: args.raw,
-        store_decrypted: args.store_decrypted,
+        store_decrypted: args.store_decrypted && !args.no_store_decrypted,
         exclude: Vec::new(),
         freeze: (args.freeze_timeout > 0).then(|| Duration::from_secs(args.freeze_timeout)),
         places: PlaceWishes {

@@ -45,7 +45,7 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
     tell_versions(host.as_ref(), selection.domains.len(), names.len());
     let exclude = exclusions(&args.exclude_disk, &selection, &names, host.as_ref())?;
     let subject = Subject {
-        store_decrypted: args.store_decrypted,
+        store_decrypted: args.store_decrypted && !args.no_store_decrypted,
         exclude: &exclude,
         host: host.as_ref(),
         repo: repo.as_ref(),

@@ -8,6 +8,9 @@ const SHAREABLE: &str = "<disk type='file' device='disk'><driver name='qemu' typ
                          <source file='/nowhere/shared.qcow2'/><target dev='vdb' bus='virtio'/><shareable/></disk>";
 const RAW: &str = "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='/nowhere/r.img'/>\
                    <target dev='vdb' bus='virtio'/></disk>";
+const ENCRYPTED: &str = "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/nowhere/e.qcow2'>\
+                         <encryption format='luks'><secret type='passphrase' uuid='00000000-0000-4000-8000-0000000000ee'/>\
+                         </encryption></source><target dev='vdb' bus='virtio'/></disk>";
 const DRIVE: &str = "<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>";
 
 fn node(domains: &[(&str, u32)], devices: &str) -> Node {
@@ -141,6 +144,48 @@ fn a_misspelt_exclusion_is_refused_or_reported() {
         0,
         "note: --exclude-disk vm9:vda is for no domain of this host\n",
     );
+}
+
+/// Whether `backup --dry-run` and `status` leave the encrypted disk `vdb` out.
+#[track_caller]
+fn leaves_encrypted_out(node: &Node, words: &[&str], variable: Option<&str>, expected: bool) {
+    let environment: Vec<(&str, &str)> = variable
+        .map(|value| ("VMSNAP_STORE_DECRYPTED", value))
+        .into_iter()
+        .collect();
+    let backup = [
+        &["--backup", "--domains=vm1", "--output=OUT", "--dry-run", "--json"],
+        words,
+    ]
+    .concat();
+    let finished = node.vmsnap_with(&backup, &environment);
+    let domain = &document(&finished)["domains"][0];
+    assert_eq!(domain["partial"], expected, "{finished:#?}");
+    assert_eq!(finished.code, Some(if expected { 9 } else { 0 }), "{finished:#?}");
+    let finished = node.vmsnap_with(&[&["--status"], words].concat(), &environment);
+    assert_eq!(
+        finished.stdout.contains("  Left out: vdb, it is encrypted"),
+        expected,
+        "{finished:#?}"
+    );
+}
+
+#[test]
+fn store_decrypted_by_switch_and_variable() {
+    let node = node(&[("vm1", SHUT_OFF)], ENCRYPTED);
+    leaves_encrypted_out(&node, &[], None, true);
+    for value in ["yes", "1", "True", "on"] {
+        leaves_encrypted_out(&node, &[], Some(value), false);
+    }
+    for value in ["no", "0", "FALSE", "off", ""] {
+        leaves_encrypted_out(&node, &[], Some(value), true);
+        leaves_encrypted_out(&node, &["--storeDecrypted"], Some(value), false);
+    }
+    leaves_encrypted_out(&node, &["--storeDecrypted"], None, false);
+    // What is typed counts.
+    for off in ["--storeDecrypted=false", "--no-store-decrypted"] {
+        leaves_encrypted_out(&node, &[off], Some("yes"), true);
+    }
 }
 
 #[test]
