@@ -187,17 +187,23 @@ fn needs(disk: &Disk) -> String {
                 network.needs.join(", ")
             )
         }
-        Source::Nvme(_) => format!("the device {text}"),
+        Source::Nvme(_) | Source::VhostVdpa(_) => format!("the device {text}"),
         Source::VhostUser(_) => format!("the process that serves {text}"),
         _ => text,
     };
-    let layers = disk.image();
-    let encrypted = layers.layers().filter_map(|layer| layer.encryption.as_ref());
+    let top = disk.image();
+    let images = top
+        .layers()
+        .flat_map(|layer| [Some(layer), layer.data_file.as_deref()]);
+    let encrypted = images.flatten().filter_map(|image| image.encryption.as_ref());
+    let mut secrets: Vec<&SecretRef> = Vec::new();
     for secret in encrypted.flat_map(|encryption| &encryption.secrets) {
-        let secret = match secret {
-            SecretRef::Uuid(uuid) => uuid,
-            SecretRef::Usage(usage) => usage,
-        };
+        if !secrets.contains(&secret) {
+            secrets.push(secret);
+        }
+    }
+    for secret in secrets {
+        let (SecretRef::Uuid(secret) | SecretRef::Usage(secret)) = secret;
         needs.push_str(&format!(", libvirt's secret {}", shown(secret)));
     }
     needs

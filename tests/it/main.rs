@@ -15,6 +15,7 @@ mod forged;
 mod gone;
 mod grouping;
 mod identity;
+mod kinds;
 mod lab;
 mod list;
 mod no_rights;
