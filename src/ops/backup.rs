@@ -11,7 +11,7 @@ use super::monitor::{self, Event};
 use super::prune::{self, PrunePlan};
 use super::reconcile::{self, Reconciliation, Wishes};
 use super::survey::{self, Survey};
-use super::{Cause, Context, Error, Result, heal, lock, plan};
+use super::{Cause, Context, Error, Result, grouping, heal, lock, plan};
 use crate::host::PlaceWishes;
 use crate::model::domain::Allowed;
 use crate::model::finding::Finding;
@@ -23,7 +23,6 @@ use crate::repo::{DomainRepository, History, LockedDomain, RepoError};
 
 mod commit;
 mod disks;
-mod grouping;
 mod run;
 mod settled;
 mod spot;

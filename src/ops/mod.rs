@@ -5,6 +5,7 @@
 //! * `lineage`: the images that make up a disk.
 //! * `survey`: reads how a domain stands; `reconcile`: decides what to repair, back up and retire; `heal`: carries repairs out.
 //! * `backup`, `prune`, `restore`, `define`, `list`, `status`, `scrub`, `verify`, `compare`: the verbs.
+//! * `grouping`: keeps a domain's backups in one grouping.
 //! * `lock`: takes the right to write, waiting for another run if need be.
 //! * `monitor`: whom the verbs tell how they are getting on.
 //! * `error`: what can go wrong, with its class and its hint.
@@ -14,6 +15,7 @@ pub mod compare;
 pub mod copy;
 pub mod define;
 pub mod error;
+mod grouping;
 pub mod heal;
 pub mod job;
 pub mod lineage;
@@ -90,7 +92,7 @@ pub fn connect_to_look(uri: Option<&str>) -> Option<Box<dyn Host>> {
     use crate::host::libvirt::LibvirtHost;
     let uri = uri.map(str::to_owned);
     let (sender, receiver) = std::sync::mpsc::channel();
-    // A daemon that hangs answers no call: the thread is left behind then.
+    // A daemon that hangs answers no call; then the thread is given up.
     let connect = move || {
         let chosen = LibvirtHost::connect_read_only(uri.as_deref());
         let host = chosen.or_else(|_| LibvirtHost::connect_read_only(Some("qemu:///system")));

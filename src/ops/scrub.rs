@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::civil::Date;
 
 use super::error::Cause;
-use super::{Error, Monitor, Result, heal, lock, survey};
+use super::{Error, Monitor, Result, grouping, heal, lock, survey};
 use crate::host::{Host, HostError};
 use crate::model::domain::{Domain, Source};
 use crate::model::finding::Finding;
@@ -94,6 +94,13 @@ pub fn scrub(name: &str, means: &Means, options: &Options) -> Result<Outcome> {
     Ok(Scrub::begin(name, means, options, history)?.carry_out())
 }
 
+/// That the repository has the domain's backups in another grouping, if it has.
+fn refused(name: &str, means: &Means, options: &Options, history: &History) -> Result<Option<Finding>> {
+    let Some(repo) = means.repo else { return Ok(None) };
+    let repository = repo.domain(name).map_err(|error| Error::of(name, error))?;
+    grouping::finding(&repository, history, options.group_by)
+}
+
 /// One scrub with everything it works on.
 struct Scrub<'a> {
     means: &'a Means<'a>,
@@ -124,17 +131,22 @@ impl<'a> Scrub<'a> {
             findings: unknown.clone(),
             ..Error::of(name, cause)
         };
-        let outlook = Outlook {
-            capabilities: host.capabilities().map_err(|error| failed_after(error.into()))?,
-            kept: history.as_ref().map(|history| Kept {
+        let kept = |history: &History| -> Result<Kept> {
+            Ok(Kept {
                 chains: history.chains.clone(),
                 period: Period::containing(options.group_by, means.today).folder(),
                 disks: survey::disk_facts(&domain, &history.chains, &found.checkpoints, host),
-            }),
+                refused: refused(name, means, options, history)?,
+            })
+        };
+        let outlook = Outlook {
+            capabilities: host.capabilities().map_err(|error| failed_after(error.into()))?,
+            kept: history.as_ref().map(kept).transpose()?,
         };
         let plan = plan::plan(&domain, &found, options.kind, options.name.as_deref(), &outlook);
         let mut plan = plan.map_err(failed_after)?;
-        plan.findings.splice(0..0, unknown);
+        let refused = outlook.kept.iter().filter_map(|kept| kept.refused.clone());
+        plan.findings.splice(0..0, unknown.into_iter().chain(refused));
         Ok(Scrub {
             means,
             options,

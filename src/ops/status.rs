@@ -2,8 +2,6 @@
 //! Changes nothing and waits for nobody.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -13,17 +11,24 @@ use jiff::civil::Date;
 
 use super::error::Cause;
 use super::reconcile::{self, Reconciliation, Wishes};
-use super::{Error, Result, plan, survey};
+use super::{Error, Result, grouping, plan, survey};
 use crate::host::{Host, HostError};
-use crate::model::chain::{KeptPoint, MissedWrite};
-use crate::model::checkpoint::{Bitmap, Checkpoint, is_own};
+use crate::model::chain::MissedWrite;
+use crate::model::checkpoint::{Checkpoint, is_own};
 use crate::model::domain::{Allowed, Domain, DomainState, Eligibility};
 use crate::model::finding::Finding;
 use crate::model::left_out::{self, Exclusion, Exclusions, Kind, LeftOut};
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
 use crate::model::text::{shown, with_sources};
-use crate::repo::{History, Proof, Repository, layout};
+use crate::repo::{DomainRepository, History, Proof, Repository};
+
+mod agreement;
+mod folder;
+
+use agreement::{disagreeing_bitmaps, disagreeing_period};
+pub use folder::DirStats;
+use folder::dir_stats;
 
 /// How a domain stands.
 #[derive(Clone, Debug)]
@@ -54,7 +59,8 @@ pub struct DomainStatus {
     pub doubt: Option<String>,
     /// The writes that bitmaps are known to have missed, of disks of which nothing was saved since.
     pub missed: Vec<MissedWrite>,
-    /// What a backup would do now; `None` without a repository, and where it cannot be known from here.
+    /// What a backup would do now; `None` without a repository, where it cannot be known from here, and where the backup would be refused: its
+    /// grouping is another one than that of the domain's backups.
     pub next: Option<Reconciliation>,
     /// The run that writes to the domain's folder now, as it wrote itself down.
     pub writer: Option<String>,
@@ -103,19 +109,6 @@ pub struct DiskStatus {
     pub changed_bytes: Option<u64>,
     /// Whether it can carry bitmaps at all.
     pub can_be_incremental: bool,
-}
-
-/// What the folder of a period holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DirStats {
-    /// The folder.
-    pub path: PathBuf,
-    /// Files in it, at any depth.
-    pub total_files: u64,
-    /// Bytes of those files.
-    pub total_size: u64,
-    /// Checkpoints that its restore points recorded.
-    pub checkpoints: u64,
 }
 
 /// What a status is asked of.
@@ -298,31 +291,46 @@ fn compare_with(
     status.proof = kept.and_then(|kept| kept.proof.clone());
     status.missed = history.chains.standing_missed().cloned().collect();
     status.dir = Some(dir_stats(repository.dir().join(&period), &history, &period));
-    if status.disks.iter().all(|disk| disk.bitmaps_known) {
-        let checkpoints = checkpoints.to_vec();
-        match survey::survey_with(checkpoints, domain.clone(), &repository, &history, subject.host) {
-            Ok(survey) => {
-                let wishes = Wishes {
-                    period: &period,
-                    current: &GroupBy::ALL.map(|by| Period::containing(by, subject.today).folder()),
-                    allowed: allowed(subject),
-                    exclude: excluded_of(subject, &domain.name),
-                    keep_checkpoints: plan::KEPT_CHECKPOINTS,
-                };
-                status.next = Some(reconcile::reconcile(&survey, &history.chains, &wishes));
+    match grouping::finding(&repository, &history, subject.group_by)? {
+        // A backup of this grouping does not begin, so it is neither full nor incremental.
+        Some(refused) => status.findings.push(refused),
+        None if status.disks.iter().all(|disk| disk.bitmaps_known) => {
+            match next_backup(&repository, &history, domain, checkpoints, subject) {
+                Ok(next) => status.next = Some(next),
+                Err(error) => status.findings.push(Finding::new(
+                    "next-backup-unknown",
+                    format!(
+                        "what the next backup would be cannot be told: {}",
+                        with_sources(&error)
+                    ),
+                )),
             }
-            Err(error) => status.findings.push(Finding::new(
-                "next-backup-unknown",
-                format!(
-                    "what the next backup would be cannot be told: {}",
-                    with_sources(&error)
-                ),
-            )),
         }
+        None => {}
     }
     let damage = history.damage();
     status.findings.extend(history.findings.into_iter().chain(damage));
     Ok(())
+}
+
+/// What a backup into the current period would do.
+fn next_backup(
+    repository: &DomainRepository,
+    history: &History,
+    domain: &Domain,
+    checkpoints: &[Checkpoint],
+    subject: &Subject<'_>,
+) -> Result<Reconciliation> {
+    let checkpoints = checkpoints.to_vec();
+    let survey = survey::survey_with(checkpoints, domain.clone(), repository, history, subject.host)?;
+    let wishes = Wishes {
+        period: &Period::containing(subject.group_by, subject.today).folder(),
+        current: &GroupBy::ALL.map(|by| Period::containing(by, subject.today).folder()),
+        allowed: allowed(subject),
+        exclude: excluded_of(subject, &domain.name),
+        keep_checkpoints: plan::KEPT_CHECKPOINTS,
+    };
+    Ok(reconcile::reconcile(&survey, &history.chains, &wishes))
 }
 
 fn allowed(subject: &Subject<'_>) -> Allowed {
@@ -378,124 +386,4 @@ fn internal_snapshots(host: &dyn Host, domain: &Domain) -> Option<Finding> {
          `vmsnap scrub {domain} --scrub-type both`; the next backup is then full"
     );
     Some(Finding::new("internal-snapshots", what))
-}
-
-/// Our bitmaps of each disk must be those of our checkpoints that include it: sets of names, not counts.
-fn disagreeing_bitmaps(disks: &[DiskStatus], checkpoints: &[Checkpoint]) -> Vec<String> {
-    let mut found = Vec::new();
-    let is_own = |name: &&String| is_own(name);
-    for disk in disks.iter().filter(|disk| disk.bitmaps_known) {
-        let target = &disk.target;
-        let there: BTreeSet<&String> = disk.bitmaps.iter().filter(is_own).collect();
-        let covering = checkpoints
-            .iter()
-            .filter(|checkpoint| checkpoint.disks.iter().any(|covered| covered.target == *target));
-        let expected: BTreeSet<&String> = covering
-            .map(|checkpoint| &checkpoint.name)
-            .filter(is_own)
-            .collect();
-        for name in expected.difference(&there) {
-            found.push(format!("disk {target} lacks a sound bitmap of checkpoint {name}"));
-        }
-        for name in there.difference(&expected) {
-            found.push(format!("disk {target} has a bitmap {name} without a checkpoint"));
-        }
-        let is_broken = |checkpoint: &&Checkpoint| {
-            let of_disk = checkpoint.disks.iter().find(|covered| covered.target == *target);
-            of_disk.is_some_and(|covered| covered.bitmap == Bitmap::Broken)
-        };
-        for checkpoint in checkpoints.iter().filter(is_broken) {
-            if there.contains(&checkpoint.name) {
-                found.push(format!(
-                    "disk {target}: the bitmap {} is inconsistent",
-                    checkpoint.name
-                ));
-            }
-        }
-    }
-    found
-}
-
-/// The checkpoints that the period's newest chain recorded must be those of the domain, except that the oldest may have been retired.
-/// Before the first restore point of a period there is nothing to disagree with. What a run at work has `begun` will belong to one.
-fn disagreeing_period(
-    history: &History,
-    period: &str,
-    uuid: &str,
-    checkpoints: &[Checkpoint],
-    begun: &BTreeSet<String>,
-) -> Vec<String> {
-    let is_own = |name: &&str| is_own(name);
-    let there: BTreeSet<&str> = checkpoints
-        .iter()
-        .map(|found| found.name.as_str())
-        .filter(is_own)
-        .collect();
-    let mut recorded = Vec::new();
-    let of_period = |kept: &&KeptPoint| kept.point.period == period && kept.point.uuid == uuid;
-    for kept in history.chains.points().iter().rev().filter(of_period) {
-        recorded.extend(
-            kept.point
-                .checkpoint
-                .iter()
-                .map(|checkpoint| checkpoint.name.as_str()),
-        );
-        if kept.point.parent.is_none() {
-            break;
-        }
-    }
-    if recorded.is_empty() {
-        return Vec::new();
-    }
-    let oldest_there = recorded
-        .iter()
-        .rposition(|name| there.contains(name))
-        .unwrap_or(0);
-    let lost = recorded[..=oldest_there]
-        .iter()
-        .filter(|name| !there.contains(*name));
-    let lost = lost.map(|name| format!("checkpoint {name} of a restore point is not in the domain"));
-    let unknown = there
-        .iter()
-        .filter(|name| !recorded.contains(name) && !begun.contains(**name));
-    let unknown =
-        unknown.map(|name| format!("checkpoint {name} belongs to no restore point of this period's chain"));
-    lost.chain(unknown).collect()
-}
-
-fn dir_stats(path: PathBuf, history: &History, period: &str) -> DirStats {
-    let (total_files, total_size) = count_files(&path, 4);
-    let of_period = history
-        .chains
-        .points()
-        .iter()
-        .filter(|kept| kept.point.period == period);
-    DirStats {
-        total_files,
-        total_size,
-        checkpoints: of_period.filter(|kept| kept.point.checkpoint.is_some()).count() as u64,
-        path,
-    }
-}
-
-/// Files and their bytes below a folder, down to a depth beyond which nothing of ours lies.
-fn count_files(dir: &Path, depth: u32) -> (u64, u64) {
-    let mut files = 0;
-    let mut bytes = 0;
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let Ok(found) = entry.metadata() else { continue };
-        // What is only known of restore points is no part of any.
-        if entry.file_name() == layout::COMMITTED {
-            continue;
-        }
-        if found.is_dir() && depth > 0 {
-            let (below_files, below_bytes) = count_files(&entry.path(), depth - 1);
-            files += below_files;
-            bytes += below_bytes;
-        } else if found.is_file() {
-            files += 1;
-            bytes += found.len();
-        }
-    }
-    (files, bytes)
 }

@@ -3,11 +3,14 @@
 use std::fs;
 
 use vmsnap::cli::exit_code::ExitCode;
+use vmsnap::cli::report;
 use vmsnap::cli::report::backup::plan_json;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{Options, preview};
 use vmsnap::ops::monitor::Silent;
+use vmsnap::ops::scrub::{self, Means, ScrubPlan, ScrubType};
+use vmsnap::ops::status::{DomainStatus, Subject, status};
 use vmsnap::ops::{Class, Error};
 
 use crate::lab::{CLUSTER, Lab, tree};
@@ -150,4 +153,90 @@ fn a_copy_has_none() {
     lab.backup("vm1").expect("a full by month");
     lab.backup_with("vm1", &copying(GroupBy::Year)).expect("a copy");
     lab.backup("vm1").expect("an increment by month");
+}
+
+fn stands(lab: &Lab, group_by: GroupBy) -> DomainStatus {
+    let subject = Subject {
+        group_by,
+        ..lab.subject()
+    };
+    status("vm1", &subject).expect("a status")
+}
+
+fn scrub_plan(lab: &Lab, group_by: GroupBy) -> ScrubPlan {
+    let means = Means {
+        monitor: &Silent,
+        host: &lab.host,
+        repo: Some(&lab.repo),
+        today: lab.now.date(),
+        stop: lab.stop.clone(),
+    };
+    let options = scrub::Options {
+        kind: ScrubType::Both,
+        name: None,
+        group_by,
+        wait: std::time::Duration::ZERO,
+    };
+    scrub::preview("vm1", &means, &options).expect("a plan")
+}
+
+const REFUSED: &str = "its backups are grouped by month (the newest lies in vmsnap-backup-monthly-2026-11): a backup by quarter \
+    would begin a second chain beside them, so it is refused without --force; --group-by month shows what the next backup of \
+    that chain will be";
+
+#[test]
+fn status_announces_no_backup_that_would_be_refused() {
+    let mut lab = lab();
+    assert!(
+        stands(&lab, GroupBy::Quarter).findings.is_empty(),
+        "nothing is kept"
+    );
+    lab.backup("vm1").expect("a full");
+    refused(&mut lab, GroupBy::Quarter);
+    let found = stands(&lab, GroupBy::Quarter);
+    assert!(found.next.is_none());
+    let found_codes: Vec<&str> = found.findings.iter().map(|found| found.code.as_str()).collect();
+    assert_eq!(found_codes, ["other-grouping"]);
+    let text = report::status::text(&found, false);
+    assert!(text.contains(&format!("  Note: {REFUSED}\n")), "{text}");
+    assert!(!text.contains("Next backup"), "{text}");
+    let json = report::status::tree(&[found], false).json(false);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["vm1"]["nextBackup"], serde_json::Value::Null);
+    assert_eq!(json["vm1"]["findings"][0]["message"], REFUSED);
+
+    let same = stands(&lab, GroupBy::Month);
+    assert!(same.findings.is_empty() && same.next.is_some());
+    lab.backup_with("vm1", &forced(GroupBy::Quarter))
+        .expect("a second chain");
+    let forced = stands(&lab, GroupBy::Quarter);
+    assert!(forced.findings.is_empty() && forced.next.is_some());
+}
+
+#[test]
+fn scrub_announces_no_backup_that_would_be_refused() {
+    let mut lab = lab();
+    lab.backup("vm1").expect("a full");
+    let plan = scrub_plan(&lab, GroupBy::Quarter);
+    assert!(plan.next.is_refused && plan.next.level.is_none());
+    let shown = report::scrub::Scrubbed {
+        domain: "vm1".into(),
+        result: Ok(report::scrub::Result::Planned(plan)),
+    };
+    let text = shown.lines();
+    let last = format!("  the next backup of vm1 will be refused ({REFUSED})\n");
+    assert!(text.ends_with(&last), "{text}");
+    assert_eq!(text.matches("grouped by month").count(), 1, "{text}");
+    let json = report::scrub::json(&[shown], &[], ExitCode::Ok);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let domain = &json["domains"][0];
+    assert_eq!(domain["nextBackup"]["refused"], true);
+    assert_eq!(domain["nextBackup"]["level"], serde_json::Value::Null);
+    assert_eq!(domain["findings"][0]["code"], "other-grouping");
+    let same = scrub_plan(&lab, GroupBy::Month);
+    assert_eq!(
+        (same.next.level, same.next.is_refused),
+        (Some(Level::Full), false)
+    );
+    assert!(same.findings.is_empty(), "{:?}", same.findings);
 }

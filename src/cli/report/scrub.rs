@@ -94,7 +94,9 @@ impl Scrubbed {
                 bitmap.name, bitmap.disk
             ));
         }
-        for finding in view.findings {
+        // The last line says why a backup is refused.
+        let is_said = |finding: &&Finding| view.next.is_refused && finding.message == view.next.reason;
+        for finding in view.findings.iter().filter(|finding| !is_said(finding)) {
             text.push_str(&format!("  note: {}\n", finding.message));
         }
         text.push_str(&format!("  {}\n", next_line(&domain, view.next)));
@@ -112,11 +114,12 @@ fn count(number: usize, what: &str) -> String {
 
 /// The classic sentence, and the reason behind it.
 fn next_line(domain: &str, next: &NextBackup) -> String {
-    let level = match next.level {
+    let what = match next.level {
         Some(level) => level.word(),
+        None if next.is_refused => "refused",
         None => "full or incremental",
     };
-    format!("the next backup of {domain} will be {level} ({})", next.reason)
+    format!("the next backup of {domain} will be {what} ({})", next.reason)
 }
 
 #[derive(Serialize)]
@@ -152,6 +155,7 @@ struct BitmapJson<'a> {
 #[derive(Serialize)]
 struct NextJson<'a> {
     level: Option<&'static str>,
+    refused: bool,
     reason: &'a str,
 }
 
@@ -183,6 +187,7 @@ fn domain_json(done: &Scrubbed) -> DomainJson<'_> {
         left: view.map_or_else(Vec::new, |view| bitmaps_json(view.left)),
         next_backup: view.map(|view| NextJson {
             level: view.next.level.map(|level| level.word()),
+            refused: view.next.is_refused,
             reason: &view.next.reason,
         }),
         error: failure.map(ErrorJson::of),
@@ -220,6 +225,7 @@ mod tests {
             left: Vec::new(),
             next: NextBackup {
                 level: Some(Level::Full),
+                is_refused: false,
                 reason: "first of the period".to_owned(),
             },
             findings: Vec::new(),

@@ -5,6 +5,7 @@ use crate::host::Capabilities;
 use crate::model::chain::Chains;
 use crate::model::checkpoint::{Checkpoint, is_own, is_unique, sort_key};
 use crate::model::domain::{Allowed, Domain, Eligibility};
+use crate::model::finding::Finding;
 use crate::model::left_out;
 use crate::model::restore_point::Level;
 use crate::ops::plan;
@@ -34,14 +35,18 @@ pub struct Kept {
     pub period: String,
     /// What is known of the domain's disks.
     pub disks: Vec<DiskFacts>,
+    /// That a backup of the current grouping is refused, if it is.
+    pub refused: Option<Finding>,
 }
 
 /// What the next backup will be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextBackup {
-    /// Its level; `None` where that depends on a repository that was not named.
+    /// Its level; `None` where that depends on a repository that was not named, and for a backup that is refused.
     pub level: Option<Level>,
-    /// Why, or upon what it depends.
+    /// Whether it is refused, because its grouping is another one than that of the domain's backups.
+    pub is_refused: bool,
+    /// Why, or what it depends on.
     pub reason: String,
 }
 
@@ -61,7 +66,16 @@ pub fn next_backup(
 fn full(reason: impl Into<String>) -> NextBackup {
     NextBackup {
         level: Some(Level::Full),
+        is_refused: false,
         reason: reason.into(),
+    }
+}
+
+fn unknown(reason: String) -> NextBackup {
+    NextBackup {
+        level: None,
+        is_refused: false,
+        reason,
     }
 }
 
@@ -72,6 +86,13 @@ fn next_in_repository(
     capabilities: &Capabilities,
     kept: &Kept,
 ) -> NextBackup {
+    if let Some(refused) = &kept.refused {
+        return NextBackup {
+            level: None,
+            is_refused: true,
+            reason: refused.message.clone(),
+        };
+    }
     let mut disks = kept.disks.clone();
     for disk in &mut disks {
         let of_disk = bitmaps.iter().filter(|bitmap| bitmap.disk == disk.target);
@@ -103,6 +124,7 @@ fn next_in_repository(
     };
     NextBackup {
         level: Some(backup.level()),
+        is_refused: false,
         reason,
     }
 }
@@ -135,13 +157,10 @@ fn next_anywhere(
     let lost = lost.filter(|bitmap| !is_listed(bitmap));
     let newest_lost = lost.max_by(|a, b| sort_key(&a.name).cmp(&sort_key(&b.name)));
     if let (true, Some(lost)) = (bases.is_empty(), newest_lost) {
-        return NextBackup {
-            level: None,
-            reason: format!(
-                "bitmap {} is left, and it depends on whether the repository has its restore point in this period (--output tells)",
-                lost.name
-            ),
-        };
+        return unknown(format!(
+            "bitmap {} is left, and it depends on whether the repository has its restore point in this period (--output tells)",
+            lost.name
+        ));
     }
     if bases.is_empty() {
         return full("the domain has no checkpoint of ours with a sound bitmap");
@@ -154,5 +173,5 @@ fn next_anywhere(
     if !without.is_empty() {
         reason.push_str(&format!("; disk {} in full in any case", without.join(", ")));
     }
-    NextBackup { level: None, reason }
+    unknown(reason)
 }

@@ -2,8 +2,9 @@
 
 use std::cmp::Reverse;
 
+use super::{Cause, Error, Result};
+use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
-use crate::ops::{Cause, Error, Result};
 use crate::repo::{DomainRepository, History};
 
 /// Refuses a grouping that differs from that of the domain's backups.
@@ -27,6 +28,32 @@ pub(super) fn check(repository: &DomainRepository, history: &History, wanted: Gr
             Err(Error::of(name, cause))
         }
     }
+}
+
+/// Code of the finding that a backup of this grouping would be refused.
+pub(super) const OTHER_GROUPING: &str = "other-grouping";
+
+/// What there is to know for a user who asks about a grouping that a backup would refuse.
+///
+/// # Errors
+/// The folder cannot be read.
+pub(super) fn finding(
+    repository: &DomainRepository,
+    history: &History,
+    wanted: GroupBy,
+) -> Result<Option<Finding>> {
+    let refused = match check(repository, history, wanted) {
+        Ok(()) => return Ok(None),
+        Err(error) => error,
+    };
+    let Cause::OtherGrouping { existing, .. } = &refused.cause else {
+        return Err(refused);
+    };
+    let what = format!(
+        "{}, so it is refused without --force; --group-by {existing} shows what the next backup of that chain will be",
+        refused.cause
+    );
+    Ok(Some(Finding::new(OTHER_GROUPING, what)))
 }
 
 /// The period whose grouping is not the wanted one: that of the newest restore point; without any that can be read, the newest of the `used`
