@@ -99,29 +99,35 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
     // What was healed has been told already.
     let mut findings = settled.findings.clone();
     let of_history = settled.history.findings.iter().cloned();
-    let others = of_history.chain(settled.history.damage()).chain(of_disks);
-    for finding in others.chain(uncompared.iter().map(UncomparedDisk::finding)) {
+    for finding in of_history.chain(settled.history.damage()).chain(of_disks) {
         comparison.tell(finding, &mut findings);
     }
-    let mut outcome = Outcome {
+    let of_uncompared: Vec<Finding> = uncompared.iter().map(UncomparedDisk::finding).collect();
+    findings.extend(of_uncompared.iter().cloned());
+    let outcome = Outcome {
         disks: Vec::new(),
         uncompared,
         findings,
     };
-    if !comparable.is_empty() {
-        let pending = locked
-            .begin(&period, context.now.timestamp())
-            .map_err(|error| Error::of(name, error))?;
-        outcome.disks = comparison.run(&comparable, pending, &mut outcome.findings)?;
-    } else if outcome.is_same() {
-        let why = outcome
-            .findings
-            .last()
-            .map_or_else(String::new, |finding| finding.message.clone());
-        let what = format!("nothing of this domain can be compared: {why}");
-        return Err(Error::of(name, Cause::NoSuchRestorePoint(what)));
+    let begin = || {
+        let pending = locked.begin(&period, context.now.timestamp());
+        pending.map_err(|error| Error::of(name, error))
+    };
+    let compared = match comparable.is_empty() {
+        false => begin().and_then(|pending| comparison.run(&comparable, pending, outcome)),
+        true if outcome.is_same() => {
+            let what = "no disk of this domain can be compared with a restore point".to_owned();
+            Err(Error::of(name, Cause::NoSuchRestorePoint(what)))
+        }
+        true => Ok(outcome),
+    };
+    if compared.is_err() {
+        // The outcome would have named them.
+        for finding in of_uncompared {
+            comparison.tell(finding, &mut Vec::new());
+        }
     }
-    Ok(outcome)
+    compared
 }
 
 /// What has to be remembered: of the newest restore point with a disk that differs, whichever it was compared with. Whatever older one the next
@@ -158,8 +164,9 @@ impl Comparison<'_> {
         &self,
         disks: &[(PlannedDisk, Parent)],
         pending: Pending,
-        findings: &mut Vec<Finding>,
-    ) -> Result<Vec<ComparedDisk>> {
+        mut outcome: Outcome,
+    ) -> Result<Outcome> {
+        let findings = &mut outcome.findings;
         let request = self.request(disks)?;
         let intent = Intent {
             uuid: self.settled.survey.domain.uuid.clone(),
@@ -197,7 +204,8 @@ impl Comparison<'_> {
             );
             self.tell(Finding::new("left-to-heal", what), findings);
         }
-        compared
+        outcome.disks = compared?;
+        Ok(outcome)
     }
 
     fn with_job(

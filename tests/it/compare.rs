@@ -5,13 +5,11 @@ use vmsnap::cli::report::compare as shown;
 use vmsnap::cli::report::{list as shown_list, status as shown_status};
 use vmsnap::host::Host;
 use vmsnap::model::domain::DiskFormat;
-use vmsnap::model::left_out::NOTHING_EXCLUDED;
-use vmsnap::model::period::GroupBy;
+use vmsnap::model::finding::Finding;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::compare::{Meaning, Options, Outcome, Verdict, compare};
 use vmsnap::ops::list::list;
-use vmsnap::ops::status::{DomainStatus, Subject, status};
-use vmsnap::ops::{Cause, Class, Context, Event, Monitor, PlaceWishes, Result};
+use vmsnap::ops::{Cause, Class, Context, Event, Monitor, Result};
 
 use crate::lab::{CLUSTER, Lab, NAMES, tree};
 
@@ -32,10 +30,8 @@ fn lab() -> Lab {
 
 fn run(lab: &mut Lab, sample: Option<u64>) -> Result<Outcome> {
     let options = Options {
-        wait: std::time::Duration::ZERO,
         sample,
-        seed: 7,
-        places: PlaceWishes::default(),
+        ..Lab::comparing()
     };
     let context = Context {
         host: &lab.host,
@@ -189,9 +185,8 @@ fn a_missed_write_stands_in_every_later_comparison_until_the_disk_is_saved() {
             assert_eq!(lines.lines().count(), 2, "a line for each disk: {lines}");
             let others = lines.contains("vm1: disk vdb: the same in 1 of 1 clusters");
             assert_eq!(others, with_others, "{lines}");
-            let told = &lab.recorder.findings()[told..];
-            assert_eq!(told, outcome.findings);
-            assert_eq!(told[0].code, "missed-write");
+            assert_eq!(outcome.findings[0].code, "missed-write");
+            assert_eq!(lab.recorder.findings().len(), told, "the lines say it");
             let json = json(outcome);
             assert_eq!(json["outcome"], "differs");
             assert_eq!(json["uncompared"][0]["disk"], "vda");
@@ -216,15 +211,15 @@ fn what_could_not_be_compared_is_never_called_the_same() {
     assert_eq!(code, ExitCode::Failed, "{lines}");
     assert!(lines.contains("vm1: disk vda: NOT COMPARED: "), "{lines}");
     assert!(lines.contains("vm1: disk vdb: the same in "), "{lines}");
-    let told = lab.recorder.findings();
-    assert!(
-        told.iter()
-            .any(|finding| finding.code == "not-compared" && finding.disk.as_deref() == Some("vda")),
-        "{told:?}"
-    );
+    assert!(lab.recorder.findings().is_empty(), "the lines say it");
     let json = json(outcome);
     assert_eq!(json["outcome"], "incomplete");
     assert_eq!(json["uncompared"][0]["meaning"], "not-comparable");
+    let finding = &json["findings"][0];
+    assert_eq!(
+        (&finding["code"], &finding["disk"]),
+        (&"not-compared".into(), &"vda".into())
+    );
     // Nor when no disk is left.
     lose_bitmaps(&lab, "vdb");
     let outcome = run(&mut lab, None).expect("it is told");
@@ -257,6 +252,16 @@ fn a_disk_with_nothing_to_be_compared_by_is_told_and_no_failure() {
     let line = "vm1: disk vdb: not compared: a raw disk cannot carry a dirty bitmap";
     assert!(lines.contains(line), "{lines}");
     assert_eq!(outcome.uncompared[0].meaning, Meaning::NothingToCompare);
+    // The answer names it, so it is no finding on stderr; in the document it is one.
+    let of_vdb = |findings: &[Finding]| {
+        let of_vdb = findings
+            .iter()
+            .filter(|found| found.disk.as_deref() == Some("vdb"));
+        of_vdb.map(|found| found.code.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(lines.matches("vdb").count(), 1, "{lines}");
+    assert_eq!(of_vdb(&lab.recorder.findings()), ["raw-disk-skipped"; 0]);
+    assert_eq!(of_vdb(&outcome.findings), ["not-compared"]);
     // One that is gone.
     lab.host.change("vm1", |domain| {
         domain.disks.remove(1);
@@ -274,6 +279,37 @@ fn a_disk_with_nothing_to_be_compared_by_is_told_and_no_failure() {
     });
     let error = run(&mut lab, None).expect_err("there is nothing to compare");
     assert_eq!(error.class(), Class::NotFound, "{error}");
+    assert_eq!(of_vdb(&error.findings), ["not-compared"]);
+    assert_eq!(of_vdb(&lab.recorder.findings()), ["not-compared"]);
+}
+
+#[test]
+fn the_json_of_a_failed_domain_has_its_error_and_findings() {
+    let mut lab = lab();
+    lab.host.change("vm1", |domain| domain.disks[1].shareable = true);
+    lab.host.fail_reads_after(Some(0));
+    let error = run(&mut lab, None).expect_err("the export breaks");
+    let told = lab.recorder.findings();
+    assert!(told.iter().any(|found| found.code == "not-compared"), "{told:?}");
+    let code = ExitCode::of_error(&error);
+    let json = shown::json(&[], &[error], &["nope".to_owned()], code);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(
+        (&json["exitCode"], &json["unmatched"][0]),
+        (&3.into(), &"nope".into())
+    );
+    let domain = &json["domains"][0];
+    assert_eq!(
+        (&domain["domain"], &domain["outcome"]),
+        (&"vm1".into(), &"failed".into())
+    );
+    assert_eq!(domain["error"]["disk"], "vda", "{domain:#}");
+    let finding = &domain["findings"][0];
+    assert_eq!(
+        (&finding["code"], &finding["disk"]),
+        (&"not-compared".into(), &"vdb".into())
+    );
+    assert_eq!(domain["findings"].as_array().map(Vec::len), Some(1), "{domain:#}");
 }
 
 #[test]
@@ -286,24 +322,12 @@ fn a_disk_that_no_backup_would_save_any_more_is_not_called_the_same() {
     assert!(lines.contains("it is shareable"), "{lines}");
 }
 
-fn how_it_stands(lab: &Lab) -> DomainStatus {
-    let subject = Subject {
-        store_decrypted: false,
-        exclude: &NOTHING_EXCLUDED,
-        host: &lab.host,
-        repo: Some(&lab.repo),
-        group_by: GroupBy::Month,
-        today: lab.now.date(),
-    };
-    status("vm1", &subject).expect("it stands")
-}
-
 #[test]
 fn list_and_status_show_a_missed_write() {
     let mut lab = lab();
-    let sound = shown_status::text(&how_it_stands(&lab), false);
+    let sound = shown_status::text(&lab.status("vm1"), false);
     assert!(!sound.contains("issed"), "{sound}");
-    let json = |lab: &Lab| shown_status::tree(&[how_it_stands(lab)], false).json(false);
+    let json = |lab: &Lab| shown_status::tree(&[lab.status("vm1")], false).json(false);
     assert!(!json(&lab).contains("missed"));
     lab.host
         .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
@@ -311,7 +335,7 @@ fn list_and_status_show_a_missed_write() {
 
     let sentence = "vda: its bitmap missed a write, found 2026-11-03";
     let stands = "; the next backup of it is full\n";
-    let shown = shown_status::text(&how_it_stands(&lab), false);
+    let shown = shown_status::text(&lab.status("vm1"), false);
     assert!(
         shown.contains(&format!("  Missed write: {sentence}{stands}")),
         "{shown}"
@@ -329,7 +353,7 @@ fn list_and_status_show_a_missed_write() {
     assert_eq!(points[1]["missedWrites"][0]["stands"], true);
 
     lab.backup("vm1").expect("the disk is saved in full");
-    assert!(!shown_status::text(&how_it_stands(&lab), false).contains("issed write"));
+    assert!(!shown_status::text(&lab.status("vm1"), false).contains("issed write"));
     let shown = shown_list::text(&listed(&lab), lab.repo.root());
     assert!(shown.contains(&format!("  {id}: {sentence}\n")), "{shown}");
 }
@@ -474,13 +498,7 @@ impl Monitor for Ender<'_> {
 fn a_job_that_is_lost_meanwhile_ends_the_comparison() {
     let lab = lab();
     let ender = Ender(&lab);
-    let options = Options {
-        wait: std::time::Duration::ZERO,
-        sample: None,
-        seed: 7,
-        places: PlaceWishes::default(),
-    };
-    let error = compare("vm1", &lab.context(&ender), &options).expect_err("the job has gone");
+    let error = compare("vm1", &lab.context(&ender), &Lab::comparing()).expect_err("the job has gone");
     assert!(matches!(error.cause, Cause::JobLost(_)), "{error}");
 }
 

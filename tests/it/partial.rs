@@ -6,14 +6,13 @@ use vmsnap::cli::report;
 use vmsnap::model::domain::{Device, DiskFormat, DomainState, Source};
 use vmsnap::model::finding::Finding;
 use vmsnap::model::left_out::{Exclusion, Exclusions, Kind, LeftOut, targets};
-use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
+use vmsnap::ops::Cause;
 use vmsnap::ops::backup::{Options, Outcome, PruneOutcome, preview};
 use vmsnap::ops::compare::{self, Verdict, compare};
 use vmsnap::ops::prune::PrunePlan;
 use vmsnap::ops::restore::{self, DefineOptions};
 use vmsnap::ops::status::{DomainStatus, Subject, status};
-use vmsnap::ops::{Cause, PlaceWishes};
 
 use crate::lab::{CLUSTER, Lab};
 
@@ -176,12 +175,8 @@ fn a_domain_of_which_all_is_excluded_has_nothing_to_back_up() {
 
 fn stands(lab: &Lab, exclude: &Exclusions) -> DomainStatus {
     let subject = Subject {
-        host: &lab.host,
-        repo: Some(&lab.repo),
-        group_by: GroupBy::Month,
-        today: lab.now.date(),
-        store_decrypted: false,
         exclude,
+        ..lab.subject()
     };
     status("vm1", &subject).expect("a status")
 }
@@ -232,19 +227,53 @@ fn an_excluded_disk_is_nothing_to_compare() {
     lab.backup("vm1").expect("a full");
     lab.host
         .change("vm1", |domain| domain.excluded = vec!["vdb".into()]);
-    let options = compare::Options {
-        sample: None,
-        seed: 1,
-        places: PlaceWishes::default(),
-        wait: std::time::Duration::ZERO,
-    };
-    let outcome = compare("vm1", &lab.context(&lab.recorder), &options).expect("vda is compared");
-    assert_eq!(outcome.verdict(), Verdict::Same);
-    let reported = lab.recorder.findings();
-    let of_vdb = reported
-        .iter()
-        .filter(|found| found.disk.as_deref() == Some("vdb"));
-    assert_eq!(of_vdb.count(), 1, "{reported:?}");
+    let expected = "the domain's metadata excludes it";
+    assert_eq!(uncompared(&lab), [("vdb".to_owned(), expected.to_owned())]);
+    lab.backup("vm1").expect("vda is saved");
+    assert_eq!(uncompared(&lab), [("vdb".to_owned(), expected.to_owned())]);
+}
+
+fn compare_all(lab: &Lab) -> compare::Outcome {
+    let outcome = compare("vm1", &lab.context(&lab.recorder), &Lab::comparing()).expect("it is compared");
+    assert_eq!(outcome.verdict(), Verdict::Same, "{outcome:?}");
+    outcome
+}
+
+/// The disks that a comparison leaves out, each with the reason.
+fn uncompared(lab: &Lab) -> Vec<(String, String)> {
+    let outcome = compare_all(lab);
+    let compared: Vec<&str> = outcome.disks.iter().map(|disk| disk.target.as_str()).collect();
+    assert_eq!(compared, ["vda"]);
+    let disks = outcome.uncompared.into_iter();
+    disks.map(|disk| (disk.target, disk.why)).collect()
+}
+
+/// Its bitmap is gone: of a disk that backups save, that would be an incomplete comparison.
+#[test]
+fn a_disk_that_the_newest_point_excludes_is_not_compared() {
+    for was_saved in [true, false] {
+        let mut lab = lab(&["vda", "vdb"]);
+        write(&lab, "vda", 1);
+        if was_saved {
+            lab.backup("vm1").expect("both");
+        }
+        lab.backup_with("vm1", &excluding(&["vdb"]))
+            .expect("vda is saved");
+        lab.host.disk("vm1", "vdb", |disk| {
+            for name in disk.bitmap_names() {
+                disk.remove_bitmap(&name);
+            }
+        });
+        let why = "the newest restore point leaves it out: --exclude-disk names it";
+        assert_eq!(
+            uncompared(&lab),
+            [("vdb".to_owned(), why.to_owned())],
+            "{was_saved}"
+        );
+        lab.backup("vm1").expect("both");
+        let compared = compare_all(&lab).disks.len();
+        assert_eq!(compared, 2, "it is saved again");
+    }
 }
 
 #[test]
@@ -252,13 +281,7 @@ fn a_restore_says_what_a_partial_restore_point_lacks() {
     let mut lab = lab(&["vda", "vdb"]);
     lab.host.change("vm1", |domain| domain.disks[1].shareable = true);
     lab.backup("vm1").expect("vda is saved");
-    let mut options = restore::Options {
-        at: "latest".into(),
-        to: lab.free_path(),
-        disks: vec![],
-        format: None,
-        define: None,
-    };
+    let mut options = lab.restoring();
     let plan = restore::plan("vm1", &lab.repo, None, &options).expect("a plan");
     assert_eq!(codes(&plan.findings), ["disk-not-restored"]);
     assert!(
@@ -321,14 +344,7 @@ fn a_failed_restore_carries_what_was_found_before() {
     let mut lab = lab(&["vda", "vdb"]);
     lab.host.change("vm1", |domain| domain.disks[1].shareable = true);
     lab.backup("vm1").expect("vda is saved");
-    let options = restore::Options {
-        at: "latest".into(),
-        to: lab.free_path(),
-        disks: vec![],
-        format: None,
-        define: None,
-    };
-    let plan = restore::plan("vm1", &lab.repo, None, &options).expect("a plan");
+    let plan = restore::plan("vm1", &lab.repo, None, &lab.restoring()).expect("a plan");
     std::fs::remove_file(lab.history("vm1").kept[0].dir.join("vda.qcow2")).expect("it is gone");
     let failed = restore::restore("vm1", &lab.repo, plan, None, &lab.recorder, &lab.stop);
     let error = failed.map(|_| ()).expect_err("its image is gone");

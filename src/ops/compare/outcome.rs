@@ -10,7 +10,8 @@ pub struct Outcome {
     pub disks: Vec<ComparedDisk>,
     /// The disks that were not.
     pub uncompared: Vec<UncomparedDisk>,
-    /// What else is worth telling, what was healed before included. All of it has been told to the monitor.
+    /// What else is worth reporting, including what was healed before, and a finding for each uncompared disk. Only those about uncompared disks
+    /// have not been passed to the monitor: the outcome names these disks already.
     pub findings: Vec<Finding>,
 }
 
@@ -60,14 +61,14 @@ pub struct UncomparedDisk {
 pub enum Meaning {
     /// An earlier comparison found that its bitmap had missed a write, and nothing was saved of it since.
     MissedWrite,
-    /// Its newest restore point has a checkpoint of it, but nothing can be told by that.
+    /// Its newest restore point has a checkpoint of it, but that checkpoint cannot be used.
     NotComparable,
     /// It has no restore point, or none with a checkpoint: no backup relies on a bitmap of it.
     NothingToCompare,
 }
 
 impl UncomparedDisk {
-    /// The same for the monitor.
+    /// The finding about it.
     pub(super) fn finding(&self) -> Finding {
         let code = match self.meaning {
             Meaning::MissedWrite => MISSED_WRITE,

@@ -4,7 +4,7 @@ use super::{Meaning, UncomparedDisk};
 use crate::model::chain::{Chains, Parent};
 use crate::model::domain::Allowed;
 use crate::model::finding::Finding;
-use crate::model::left_out::Kind;
+use crate::model::left_out::{Exclusion, Kind, LeftOut};
 use crate::ops::heal::Settled;
 use crate::ops::plan::{self, BackupPlan, PlannedDisk, STORED_DECRYPTED};
 use crate::ops::reconcile::{self, Repair};
@@ -30,7 +30,23 @@ pub(super) fn repairs(survey: &Survey, chains: &Chains, period: &str) -> Vec<Rep
     repairs
 }
 
+/// The disks that the newest restore point leaves out on purpose. No backup relies on their bitmaps.
+fn recorded_exclusions(chains: &Chains) -> impl Iterator<Item = &LeftOut> {
+    let newest = chains.latest_in_periods().into_iter();
+    let left_out = newest.flat_map(|kept| &kept.point.left_out);
+    left_out.filter(|left| left.kind == Kind::Excluded)
+}
+
 fn planned(survey: &Survey, chains: &Chains, period: &str) -> BackupPlan {
+    // A mark in the metadata is found without this, and has a reason of its own.
+    let is_unmarked = |left: &&LeftOut| !survey.domain.excluded.contains(&left.disk);
+    let exclude: Vec<Exclusion> = recorded_exclusions(chains)
+        .filter(is_unmarked)
+        .map(|left| Exclusion {
+            disk: left.disk.clone(),
+            is_expected: false,
+        })
+        .collect();
     plan::plan(&plan::Inputs {
         domain: &survey.domain,
         disks: &survey.disks,
@@ -41,7 +57,7 @@ fn planned(survey: &Survey, chains: &Chains, period: &str) -> BackupPlan {
         period,
         // So that it tells why such a disk is not compared, and not why it might not be backed up. Nothing is stored here.
         allowed: Allowed::ALL,
-        exclude: &[],
+        exclude: &exclude,
     })
 }
 
@@ -57,8 +73,8 @@ pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
             None => uncompared.push(why_not(&disk.disk.target, disk.level.reason, chains)),
         }
     }
-    let kept = chains.latest_in_periods();
-    for before in kept.iter().flat_map(|kept| &kept.point.disks) {
+    let newest = chains.latest_in_periods();
+    for before in newest.iter().flat_map(|kept| &kept.point.disks) {
         let target = &before.target;
         if settled.survey.domain.disk(target).is_none() {
             uncompared.push(UncomparedDisk {
@@ -66,17 +82,17 @@ pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
                 why: "the domain has no such disk any more".to_owned(),
                 meaning: Meaning::NothingToCompare,
             });
-        } else if let Some(left) = planned.left_out.iter().find(|left| left.disk == *target) {
-            uncompared.push(match left.kind {
-                Kind::Excluded => UncomparedDisk {
-                    target: target.clone(),
-                    why: left.reason.clone(),
-                    meaning: Meaning::NothingToCompare,
-                },
-                Kind::Raw | Kind::Encrypted | Kind::Skipped => {
-                    why_not(target, left.finding().message, chains)
-                }
-            });
+        }
+    }
+    for left in &planned.left_out {
+        let is_saved = newest.is_some_and(|kept| kept.point.disk(&left.disk).is_some());
+        match left.kind {
+            Kind::Excluded => uncompared.push(excluded(settled, left)),
+            Kind::Raw | Kind::Encrypted | Kind::Skipped if is_saved => {
+                uncompared.push(why_not(&left.disk, left.finding().message, chains));
+            }
+            // A finding says why no backup has it.
+            Kind::Raw | Kind::Encrypted | Kind::Skipped => {}
         }
     }
     // What is known of a disk that is not compared is reported there.
@@ -90,6 +106,22 @@ pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
         comparable,
         uncompared,
         findings,
+    }
+}
+
+fn excluded(settled: &Settled, left: &LeftOut) -> UncomparedDisk {
+    let recorded = recorded_exclusions(&settled.history.chains).find(|recorded| recorded.disk == left.disk);
+    let is_marked = settled.survey.domain.excluded.contains(&left.disk);
+    let why = match recorded {
+        Some(recorded) if !is_marked => {
+            format!("the newest restore point leaves it out: {}", recorded.reason)
+        }
+        _ => left.reason.clone(),
+    };
+    UncomparedDisk {
+        target: left.disk.clone(),
+        why,
+        meaning: Meaning::NothingToCompare,
     }
 }
 
