@@ -10,6 +10,7 @@ pub mod extents;
 pub mod finding;
 pub mod left_out;
 pub mod period;
+pub mod qcow2;
 pub mod restore_point;
 pub mod stop;
 pub mod storage;

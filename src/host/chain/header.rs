@@ -1,18 +1,11 @@
-//! What the header of an image says of other files: "Header" and "Header extensions" in QEMU's
-//! `docs/interop/qcow2.txt`, read as far as libvirt reads it.
-//!
-//! The room `image` has a parser for images of ours, which refuses most of what a domain's own image may be.
+//! What the header of an image says of other files, as far as libvirt reads it.
+
+use crate::model::qcow2::{
+    self, EXTENSION_BACKING_FORMAT, EXTENSION_BITMAPS, EXTENSION_DATA_FILE, EXTERNAL_DATA, OutOfBounds,
+};
 
 /// How much of an image's beginning is looked at, in bytes: as much as libvirt looks at (`VIR_STORAGE_MAX_HEADER`).
 pub const HEAD: usize = 0x8200;
-
-const MAGIC: &[u8] = b"QFI\xfb";
-const EXTENSION_END: u32 = 0;
-const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
-const EXTENSION_BITMAPS: u32 = 0x2385_2875;
-const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
-const EXTERNAL_DATA: u64 = 1 << 2;
-const V2_LENGTH: usize = 72;
 
 /// What a qcow2 header says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,7 +16,7 @@ pub struct Header {
     pub has_data_file: bool,
     /// That file's name.
     pub data_file: Option<String>,
-    /// The method of encryption; 0 is none.
+    /// The method of encryption; 0 if the image is not encrypted.
     pub encryption: u32,
     /// Whether the image may carry bitmaps.
     pub has_bitmaps: bool,
@@ -63,8 +56,8 @@ const MAGICS: [(&str, usize, &[u8]); 14] = [
 /// # Errors
 /// When it begins like a qcow2 image whose header is broken.
 pub fn probe(head: &[u8]) -> Result<Looks, String> {
-    let is_qcow2 = head.starts_with(MAGIC) && matches!(number(head, 4), Some(2 | 3));
-    if is_qcow2 {
+    let version = qcow2::Head::new(head).and_then(qcow2::Head::version);
+    if matches!(version, Some(2 | 3)) {
         return parse(head).map(Looks::Qcow2);
     }
     let has =
@@ -78,61 +71,32 @@ pub fn probe(head: &[u8]) -> Result<Looks, String> {
 /// Reads the header of a qcow2 image of version 2 or 3 from the first [`HEAD`] bytes of its file.
 ///
 /// # Errors
-/// When it is none, or says something that cannot be.
+/// The bytes are no qcow2 header, or a field, name or extension in it is invalid.
 pub fn parse(head: &[u8]) -> Result<Header, String> {
     let short = || "its header is cut short".to_owned();
-    if !head.starts_with(MAGIC) {
-        return Err("it is not a qcow2 image".to_owned());
-    }
-    let version = number(head, 4).ok_or_else(short)?;
-    let encryption = number(head, 32).ok_or_else(short)?;
-    let (incompatible, extensions) = match version {
-        2 => (0, V2_LENGTH),
-        3 => (
-            long(head, 72).ok_or_else(short)?,
-            number(head, 100).ok_or_else(short)? as usize,
-        ),
+    let head = qcow2::Head::new(head).ok_or_else(|| "it is not a qcow2 image".to_owned())?;
+    match head.version().ok_or_else(short)? {
+        2 | 3 => {}
         other => return Err(format!("it is a qcow2 image of the unknown version {other}")),
-    };
+    }
+    // Read for its length: without it the extensions would seem to be none.
+    head.length().ok_or_else(short)?;
+    let features = head.incompatible_features().ok_or_else(short)?;
+    let name = head.backing_name().ok().and_then(|name| match name {
+        None => Some(None),
+        Some(name) => text(name).map(Some),
+    });
+    let name = name.ok_or_else(|| "the name of its backing file is invalid".to_owned())?;
     let mut header = Header {
-        encryption,
-        has_data_file: incompatible & EXTERNAL_DATA != 0,
+        encryption: head.encryption().ok_or_else(short)?,
+        has_data_file: features & EXTERNAL_DATA != 0,
+        backing: name.map(|name| (name, None)),
         ..Header::default()
     };
-    let name_at = long(head, 8).ok_or_else(short)?;
-    let name_length = number(head, 16).ok_or_else(short)? as usize;
-    let has_backing = name_at != 0 && name_length != 0;
-    let mut end = head.len();
-    if has_backing {
-        let at = usize::try_from(name_at).unwrap_or(usize::MAX);
-        let name = at.checked_add(name_length).and_then(|end| head.get(at..end));
-        let name = name.filter(|_| name_length <= 1023).map(<[u8]>::to_vec);
-        let name = name.and_then(|name| String::from_utf8(name).ok());
-        let name = name.filter(|name| !name.contains('\0'));
-        let name = name.ok_or_else(|| "the name of its backing file is invalid".to_owned())?;
-        header.backing = Some((name, None));
-        end = end.min(at);
-    }
-    read_extensions(&head[..end], extensions, &mut header)?;
-    Ok(header)
-}
-
-fn read_extensions(head: &[u8], mut at: usize, header: &mut Header) -> Result<(), String> {
-    while let (Some(kind), Some(length)) = (number(head, at), number(head, at.saturating_add(4))) {
-        if kind == EXTENSION_END {
-            return Ok(());
-        }
-        let start = at + 8;
-        let data = start
-            .checked_add(length as usize)
-            .and_then(|end| head.get(start..end));
-        let data = data.ok_or_else(|| "an extension of its header is cut short".to_owned())?;
-        let text = || {
-            let text = String::from_utf8(data.to_vec())
-                .ok()
-                .filter(|text| !text.contains('\0'));
-            text.ok_or_else(|| "a name in its header is invalid".to_owned())
-        };
+    for extension in head.extensions() {
+        let (kind, content) =
+            extension.map_err(|OutOfBounds| "an extension of its header is cut short".to_owned())?;
+        let text = || text(content).ok_or_else(|| "a name in its header is invalid".to_owned());
         match kind {
             EXTENSION_BACKING_FORMAT => {
                 if let Some((_, format)) = &mut header.backing {
@@ -143,70 +107,22 @@ fn read_extensions(head: &[u8], mut at: usize, header: &mut Header) -> Result<()
             EXTENSION_BITMAPS => header.has_bitmaps = true,
             _ => {}
         }
-        at = start + (length as usize).next_multiple_of(8);
     }
-    Ok(())
+    Ok(header)
 }
 
-fn number(head: &[u8], at: usize) -> Option<u32> {
-    let bytes = head.get(at..at.checked_add(4)?)?;
-    Some(u32::from_be_bytes(bytes.try_into().ok()?))
-}
-
-fn long(head: &[u8], at: usize) -> Option<u64> {
-    let bytes = head.get(at..at.checked_add(8)?)?;
-    Some(u64::from_be_bytes(bytes.try_into().ok()?))
-}
-
-#[cfg(test)]
-pub mod samples {
-    //! Headers as `qemu-img create` writes them.
-
-    /// A header of the given version with these names in it.
-    pub fn header(version: u32, backing: Option<(&str, Option<&str>)>, data_file: Option<&str>) -> Vec<u8> {
-        let start: usize = if version == 2 { 72 } else { 104 };
-        let mut bytes = vec![0; start];
-        bytes[..4].copy_from_slice(super::MAGIC);
-        bytes[4..8].copy_from_slice(&version.to_be_bytes());
-        let mut extension = |kind: u32, text: &str| {
-            bytes.extend(kind.to_be_bytes());
-            bytes.extend((text.len() as u32).to_be_bytes());
-            bytes.extend(text.as_bytes());
-            bytes.resize(bytes.len().next_multiple_of(8), 0);
-        };
-        if let Some((_, Some(format))) = backing {
-            extension(super::EXTENSION_BACKING_FORMAT, format);
-        }
-        if let Some(name) = data_file {
-            extension(super::EXTENSION_DATA_FILE, name);
-        }
-        bytes.extend([0; 8]);
-        if let Some((name, _)) = backing {
-            let at = bytes.len() as u64;
-            bytes[8..16].copy_from_slice(&at.to_be_bytes());
-            bytes[16..20].copy_from_slice(&(name.len() as u32).to_be_bytes());
-            bytes.extend(name.as_bytes());
-        }
-        if version == 3 {
-            let features = if data_file.is_some() {
-                super::EXTERNAL_DATA
-            } else {
-                0
-            };
-            bytes[72..80].copy_from_slice(&features.to_be_bytes());
-            bytes[100..104].copy_from_slice(&104u32.to_be_bytes());
-        }
-        bytes.resize(65536, 0);
-        bytes
-    }
+/// A name in a header. QEMU's end at the first NUL, so one that has a NUL would mean two things.
+fn text(name: &[u8]) -> Option<String> {
+    let name = String::from_utf8(name.to_vec()).ok()?;
+    (!name.contains('\0')).then_some(name)
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::samples::header;
     use super::*;
+    use crate::model::qcow2::samples::{header, overwritten};
 
     #[test]
     fn both_versions_name_their_backing_file() {
@@ -248,13 +164,7 @@ mod tests {
             version in 0u32..4,
             at in 0usize..300,
         ) {
-            let mut bytes = header(version.max(2), Some(("base", Some("raw"))), Some("d"));
-            bytes.truncate(400);
-            for (offset, byte) in noise.iter().enumerate() {
-                if let Some(place) = bytes.get_mut(at + offset) {
-                    *place = *byte;
-                }
-            }
+            let bytes = overwritten(header(version, Some(("base", Some("raw"))), Some("d")), at, &noise);
             let _ = parse(&bytes);
             let _ = probe(&bytes);
             let _ = probe(&noise);

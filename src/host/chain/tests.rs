@@ -6,8 +6,8 @@ use std::path::Path;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::header::samples::header;
 use super::*;
+use crate::model::qcow2::samples::header;
 
 #[derive(Default)]
 struct Files(BTreeMap<PathBuf, Vec<u8>>);

@@ -1,15 +1,10 @@
 //! The header of an image: "Header" and "Header extensions" in QEMU's `docs/interop/qcow2.txt`. Numbers are big-endian.
 
-use super::layout::{
-    CLUSTER_BITS, ENTRY_BYTES, Fault, HEADER_LENGTH, MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES, VERSION,
-};
-
-const EXTENSION_END: u32 = 0;
-const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+use super::layout::{CLUSTER_BITS, ENTRY_BYTES, Fault, MAX_L1_BYTES, VERSION};
+use crate::model::qcow2::{EXTENSION_BACKING_FORMAT, EXTERNAL_DATA, Head, LENGTH_V3, MAGIC, OutOfBounds};
 
 const DIRTY: u64 = 1;
 const CORRUPT: u64 = 1 << 1;
-const EXTERNAL_DATA: u64 = 1 << 2;
 const COMPRESSION_TYPE: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 
@@ -59,10 +54,7 @@ impl Header {
     /// # Errors
     /// When it is no header of a version 3 image.
     pub fn probe_cluster_size(bytes: &[u8]) -> Result<u64, Fault> {
-        let field = Fields(bytes);
-        if field.u32(0).map_err(|_| Fault::Magic)? != MAGIC {
-            return Err(Fault::Magic);
-        }
+        let field = Fields::new(bytes)?;
         match field.u32(4)? {
             VERSION => {}
             other => return Err(Fault::Version(other)),
@@ -83,9 +75,9 @@ impl Header {
         let visible = first_cluster
             .len()
             .min(usize::try_from(cluster_size).unwrap_or(usize::MAX));
-        let field = Fields(&first_cluster[..visible]);
+        let field = Fields::new(&first_cluster[..visible])?;
         let header_length = field.u32(100)?;
-        if header_length < HEADER_LENGTH as u32
+        if header_length < LENGTH_V3 as u32
             || u64::from(header_length) > cluster_size
             || !header_length.is_multiple_of(8)
         {
@@ -110,7 +102,7 @@ impl Header {
             refcount_order,
             snapshots: field.u32(60)?,
             backing_name: backing_name(field)?,
-            backing_format: backing_format(field, header_length)?,
+            backing_format: backing_format(field)?,
         };
         header.check_l1(file_length)?;
         Ok(header)
@@ -136,7 +128,7 @@ impl Header {
     }
 
     /// The header's bytes with its extensions and the backing name, shorter than a cluster of 64 KiB.
-    /// The backing name must have at most [`MAX_BACKING_NAME`] bytes.
+    /// The backing name must have at most [`MAX_BACKING_NAME`](crate::model::qcow2::MAX_BACKING_NAME) bytes.
     pub fn encode(&self) -> Vec<u8> {
         let name = self.backing_name.as_deref().unwrap_or_default().as_bytes();
         let mut extensions = Vec::new();
@@ -150,11 +142,11 @@ impl Header {
         let name_offset = if name.is_empty() {
             0
         } else {
-            (HEADER_LENGTH + extensions.len()) as u64
+            (LENGTH_V3 + extensions.len()) as u64
         };
 
-        let mut bytes = Vec::with_capacity(HEADER_LENGTH + extensions.len() + name.len());
-        bytes.extend(MAGIC.to_be_bytes());
+        let mut bytes = Vec::with_capacity(LENGTH_V3 + extensions.len() + name.len());
+        bytes.extend(MAGIC);
         bytes.extend(VERSION.to_be_bytes());
         bytes.extend(name_offset.to_be_bytes());
         bytes.extend((name.len() as u32).to_be_bytes());
@@ -169,7 +161,7 @@ impl Header {
         // Offset of the snapshots; incompatible, compatible and autoclear features: none of them.
         bytes.extend([0; 4 * 8]);
         bytes.extend(self.refcount_order.to_be_bytes());
-        bytes.extend((HEADER_LENGTH as u32).to_be_bytes());
+        bytes.extend((LENGTH_V3 as u32).to_be_bytes());
         bytes.extend(extensions);
         bytes.extend(name);
         bytes
@@ -197,67 +189,48 @@ fn check_features(incompatible: u64) -> Result<(), Fault> {
 
 fn backing_name(field: Fields<'_>) -> Result<Option<String>, Fault> {
     let (offset, length) = (field.u64(8)?, field.u32(16)?);
-    if offset == 0 {
-        return Ok(None);
-    }
-    let bytes = (length as usize <= MAX_BACKING_NAME)
-        .then(|| field.bytes(usize::try_from(offset).ok()?, length as usize).ok())
-        .flatten()
-        .ok_or(Fault::BackingName { offset, length })?;
-    Ok(Some(String::from_utf8_lossy(bytes).into_owned()))
+    let name = field.head.backing_name();
+    let name = name.map_err(|OutOfBounds| Fault::BackingName { offset, length })?;
+    Ok(name.map(|name| String::from_utf8_lossy(name).into_owned()))
 }
 
-/// Walks "Header extensions" for the name of the backing format. They end with one of type 0, or where the backing name
-/// starts, or with the cluster.
-fn backing_format(field: Fields<'_>, header_length: u32) -> Result<Option<String>, Fault> {
-    let end = match field.u64(8)? {
-        0 => field.0.len(),
-        name => usize::try_from(name).unwrap_or(usize::MAX).min(field.0.len()),
-    };
-    let field = Fields(&field.0[..end]);
-    let mut at = header_length as usize;
-    while at.saturating_add(8) <= end {
-        let (kind, length) = (field.u32(at)?, field.u32(at + 4)? as usize);
-        if kind == EXTENSION_END {
-            break;
-        }
-        let data = field.bytes(at + 8, length).map_err(|_| Fault::Extension)?;
+fn backing_format(field: Fields<'_>) -> Result<Option<String>, Fault> {
+    for extension in field.head.extensions() {
+        let (kind, content) = extension.map_err(|OutOfBounds| Fault::Extension)?;
         if kind == EXTENSION_BACKING_FORMAT {
-            return Ok(Some(String::from_utf8_lossy(data).into_owned()));
+            return Ok(Some(String::from_utf8_lossy(content).into_owned()));
         }
-        at += 8 + length.next_multiple_of(8);
     }
     Ok(None)
 }
 
-/// Big-endian fields at given offsets.
+/// The fields at given offsets.
 #[derive(Clone, Copy)]
-struct Fields<'a>(&'a [u8]);
+struct Fields<'a> {
+    head: Head<'a>,
+    length: usize,
+}
 
 impl<'a> Fields<'a> {
-    fn bytes(self, at: usize, length: usize) -> Result<&'a [u8], Fault> {
-        let end = at.checked_add(length).ok_or(Fault::ShortHeader(self.0.len()))?;
-        self.0.get(at..end).ok_or(Fault::ShortHeader(self.0.len()))
-    }
-
-    fn array<const N: usize>(self, at: usize) -> Result<[u8; N], Fault> {
-        self.bytes(at, N)?
-            .try_into()
-            .map_err(|_| Fault::ShortHeader(self.0.len()))
+    fn new(bytes: &'a [u8]) -> Result<Fields<'a>, Fault> {
+        let head = Head::new(bytes).ok_or(Fault::Magic)?;
+        let length = bytes.len();
+        Ok(Fields { head, length })
     }
 
     fn u32(self, at: usize) -> Result<u32, Fault> {
-        self.array(at).map(u32::from_be_bytes)
+        self.head.u32(at).ok_or(Fault::ShortHeader(self.length))
     }
 
     fn u64(self, at: usize) -> Result<u64, Fault> {
-        self.array(at).map(u64::from_be_bytes)
+        self.head.u64(at).ok_or(Fault::ShortHeader(self.length))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::qcow2::MAX_BACKING_NAME;
 
     const FILE: u64 = 10 * 65536;
 
@@ -345,7 +318,7 @@ mod tests {
     #[test]
     fn an_extension_beyond_its_room_is_refused() {
         assert_eq!(
-            parse_with(HEADER_LENGTH + 4, &u32::MAX.to_be_bytes()),
+            parse_with(LENGTH_V3 + 4, &u32::MAX.to_be_bytes()),
             Err(Fault::Extension)
         );
     }

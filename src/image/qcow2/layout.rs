@@ -1,18 +1,12 @@
 //! What the bytes of a qcow2 image mean.
 //!
-//! All facts are those of QEMU's `docs/interop/qcow2.txt` (section names in quotes below); the limits on table sizes and
-//! on the backing name are QEMU's own (`block/qcow2.h`). Numbers are big-endian.
+//! All facts are those of QEMU's `docs/interop/qcow2.txt` (section names in quotes below); the limits on table sizes are
+//! QEMU's own (`block/qcow2.h`). Numbers are big-endian.
 
 use crate::model::block::BlockErrorKind;
 
-/// "QFI\xfb", the first four bytes.
-pub const MAGIC: u32 = 0x5146_49fb;
 /// The version of the format that is written and read.
 pub const VERSION: u32 = 3;
-/// Length of the header without optional fields, in bytes ("Header").
-pub const HEADER_LENGTH: usize = 104;
-/// The most bytes a backing name may have.
-pub const MAX_BACKING_NAME: usize = 1023;
 /// The most bytes an L1 table may have (`QCOW_MAX_L1_SIZE`).
 pub const MAX_L1_BYTES: u64 = 32 * 1024 * 1024;
 /// Bytes of one entry of an L1 table, an L2 table or the refcount table.

@@ -9,12 +9,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::header::Header;
-use super::layout::{ENTRY_BYTES, L2Entry, MAX_BACKING_NAME, MAX_L1_BYTES, l1_entry};
+use super::layout::{ENTRY_BYTES, L2Entry, MAX_L1_BYTES, l1_entry};
 use super::log::Log;
 use crate::image::order::Order;
 use crate::image::{Error, Result, zero};
 use crate::model::block::{Block, BlockError, BlockSink, CLUSTER, Content, ImageFile, Written};
 use crate::model::buffer::Buffer;
+use crate::model::qcow2::MAX_BACKING_NAME;
 use crate::model::stop::Stop;
 
 const TABLE_ENTRIES: usize = (CLUSTER / ENTRY_BYTES) as usize;
