@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::lab::{CLUSTER, Lab, NAMES};
+use crate::lab::{CLUSTER, DEAD, Lab, NAMES};
 
 fn lab() -> Lab {
     let mut lab = Lab::new();
@@ -96,6 +96,34 @@ fn the_json_names_file_and_outcome_of_every_restore_point() {
     assert_eq!(points[0]["outcome"], "damaged");
     assert_eq!(points[0]["damage"][0]["path"], image.as_str());
     assert_eq!(points[1]["outcome"], "damaged", "it stands upon the other");
+}
+
+#[test]
+fn the_json_of_a_failed_domain_has_its_error_and_findings() {
+    let lab = lab();
+    lab.leave_dead_run("vm1", DEAD);
+    let at = lab.latest("a b");
+    let output = vmsnap(&lab, &["vm1", "a b", "--at", &at, "--json"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let json: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    assert_eq!(json["exitCode"], 1);
+    let [other, failed] = &json["domains"].as_array().expect("a list")[..] else {
+        panic!("{json:#}");
+    };
+    assert_eq!(
+        (&other["domain"], &other["outcome"]),
+        (&"a b".into(), &"sound".into())
+    );
+    assert_eq!(other["error"], Value::Null);
+    assert_eq!(
+        (&failed["domain"], &failed["outcome"]),
+        (&"vm1".into(), &"failed".into())
+    );
+    let message = failed["error"]["message"].as_str().expect("a text");
+    assert!(message.contains(&at), "{message}");
+    assert!(failed["error"]["disk"].is_null() && failed["error"].get("hint").is_some());
+    assert_eq!(failed["findings"][0]["code"], "unfinished-run", "{failed:#}");
+    assert_eq!(failed["findings"].as_array().map(Vec::len), Some(1), "{failed:#}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What a scrub removes, what it leaves, and that the next backup is what it has announced.
 
+use vmsnap::cli::exit_code::ExitCode;
+use vmsnap::cli::report;
 use vmsnap::host::Host;
 use vmsnap::model::domain::DomainState;
 use vmsnap::model::period::GroupBy;
@@ -515,4 +517,38 @@ fn what_a_killed_run_left_without_a_record_is_known_by_its_note() {
     let outcome = scrub::scrub("vm1", &means, &options(ScrubType::Both, None)).expect("it begins");
     assert!(outcome.failure.is_none());
     assert_eq!(bitmaps(&lab, "vda"), ["mine"]);
+}
+
+#[test]
+fn the_json_of_a_failed_domain_has_its_error_and_findings() {
+    let lab = lab();
+    shut_off(&lab);
+    lab.host.move_away();
+    let missing = Some("virtnbdbackup.9");
+    let result = run(&lab, ScrubType::Checkpoint, missing).map(report::scrub::Result::Done);
+    let failed = report::scrub::Scrubbed {
+        domain: "vm1".to_owned(),
+        result,
+    };
+    assert_eq!(failed.lines(), "", "nothing was done");
+    let code = ExitCode::of_scrub_error(failed.failure().expect("there is no such checkpoint"));
+    let json = report::scrub::json(&[failed], &[], code);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["exitCode"], 5);
+    let domain = &json["domains"][0];
+    assert_eq!(domain["outcome"], "failed");
+    assert_eq!(domain["nextBackup"], serde_json::Value::Null);
+    let message = domain["error"]["message"].as_str().expect("a text");
+    assert!(message.contains("virtnbdbackup.9"), "{message}");
+    let findings = domain["findings"].as_array().expect("a list");
+    let found: Vec<_> = findings
+        .iter()
+        .map(|found| (&found["code"], &found["disk"]))
+        .collect();
+    let unknown = serde_json::Value::from("bitmaps-unknown");
+    assert_eq!(
+        found,
+        [(&unknown, &"vda".into()), (&unknown, &"vdb".into())],
+        "{domain:#}"
+    );
 }
