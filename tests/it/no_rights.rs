@@ -12,7 +12,7 @@ use crate::lab::Lab;
 use crate::verify::{lab, options, run, words};
 
 /// Does something on a thread that may read only what the modes allow, though root runs the tests.
-fn without_rights<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub fn without_rights<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let limited = || {
         let mut sets = capabilities(None).expect("the kernel tells");
         sets.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;

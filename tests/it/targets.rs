@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use vmsnap::host::Host;
@@ -12,6 +14,7 @@ use vmsnap::ops::restore::{self, Format, Options, RestorePlan};
 use vmsnap::ops::{Cause, Class, Error, Result};
 
 use crate::lab::{CLUSTER, Lab, read_qcow2};
+use crate::no_rights::without_rights;
 
 /// A node of a block device that is not there: the number is one of those for experiments, which no driver has.
 fn node(path: PathBuf) -> PathBuf {
@@ -104,6 +107,43 @@ fn without_libvirt_a_finding_says_that_no_domain_was_asked() {
     assert_eq!(codes, ["domains-not-known"]);
     let asked = plan(&lab, &device, None, Some(&lab.host)).expect("nobody uses it");
     assert_eq!(asked.findings, []);
+}
+
+/// A process of a user who is not root, until it is dropped.
+struct Stranger(Child);
+
+impl Stranger {
+    fn new() -> Stranger {
+        let mut sleep = Command::new("sleep");
+        let child = sleep.arg("600").uid(65534).spawn();
+        Stranger(child.expect("root may start it"))
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn processes_of_others_that_cannot_be_looked_at_are_a_finding() {
+    let lab = Lab::with_three_points();
+    let device = node(lab.folder.path().join("device"));
+    let stranger = Stranger::new();
+    let seen = plan(&lab, &device, None, Some(&lab.host)).expect("nobody uses it");
+    assert_eq!(seen.findings, [], "root sees every process");
+    let found =
+        without_rights(|| plan(&lab, &device, None, Some(&lab.host))).expect("nobody is known to use it");
+    let [finding] = &found.findings[..] else {
+        panic!("{:?}", found.findings);
+    };
+    assert_eq!(finding.code, "processes-not-seen");
+    for words in ["other users could not be examined", "run as root"] {
+        assert!(finding.message.contains(words), "{}", finding.message);
+    }
+    drop(stranger);
 }
 
 #[test]

@@ -25,7 +25,7 @@ use scan::{Identity, Kernel, Subject};
 
 /// How long a look at one file that a domain names may take: it may be on a server that does not answer.
 const LOOK_DEADLINE: Duration = Duration::from_secs(3);
-/// So many files may be given up before the rest is given up as well. Each keeps a thread.
+/// How many files may be given up before the rest is given up as well. Each keeps a thread.
 const MOST_SILENT: usize = 8;
 
 /// How long a process may have the device open before it counts as a user: udev and its helpers look at a device for a
@@ -75,7 +75,7 @@ pub struct Usage {
     pub part: Option<String>,
 }
 
-/// Who uses a device, and as what.
+/// A user of a device, and what the device is to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum User {
     /// A domain's definition names it.
@@ -154,7 +154,7 @@ pub fn device_size(path: &Path) -> Option<u64> {
     Kernel::new().size(path)
 }
 
-/// Who uses a block device of this machine. `named` are the files of the domains.
+/// Lists the users of a block device of this machine. `named` are the files of the domains.
 ///
 /// Compares by device number, so links, other nodes of the device, its partitions and the disk of a partition are found.
 /// Takes up to a second longer when a process has it open, and three for a domain's file on a server that does not answer.
@@ -215,8 +215,8 @@ fn look(path: &Path, named: &DomainFiles, claims: bool) -> io::Result<Usages> {
     usages.users.extend(users);
     if unseen > 0 {
         let what = format!(
-            "{unseen} processes of other users could not be looked at, so it is not certain that none of them has {} open; \
-             run as root to be sure",
+            "{unseen} processes of other users could not be examined: one of them may have {} open; run as root to see all \
+             processes",
             path.display()
         );
         usages.findings.push(Finding::new("processes-not-seen", what));
@@ -300,8 +300,8 @@ fn look_at(path: &Path, is_qcow2: bool) -> Vec<(Identity, bool)> {
 type Listed = (PathBuf, bool);
 type LookAt = fn(&Path, bool) -> Vec<(Identity, bool)>;
 
-/// Looks at the files one after the other, on a thread of its own. One that does not answer in time is given up with its thread, and
-/// another one goes on behind it. Gives what was seen, and which files were given up.
+/// Looks at the files one after the other, on a thread of its own. A file that does not answer in time is given up with its thread, and a
+/// new thread goes on with the next file. Returns what was seen, and which files were given up.
 fn look_at_all(files: Vec<Listed>, deadline: Duration, look_at: LookAt) -> (Vec<Seen>, Vec<usize>) {
     let files: Arc<[Listed]> = files.into();
     let (mut all_seen, mut silent) = (Vec::new(), Vec::new());
