@@ -284,7 +284,7 @@ fn once_unlocked<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
 /// Whose image is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// Nobody's now. One that is in use is waited for, and then an error.
+    /// Nobody's now. An image that is in use is waited for; after that it is an error.
     None,
     /// A running domain's. The image is read past QEMU's lock, so an answer is no proof: QEMU writes most of what changes when it closes it.
     Running,

@@ -107,7 +107,7 @@ pub fn is_unique(name: &str) -> bool {
     digits(name).is_some_and(|digits| digits.len() == TIME_DIGITS + RANDOM_DIGITS)
 }
 
-/// A key that sorts our names by their numbers, and foreign ones behind them.
+/// A key that sorts our names by their numbers, and foreign names after them.
 pub fn sort_key(name: &str) -> (bool, usize, &str) {
     match digits(name) {
         Some(digits) => {

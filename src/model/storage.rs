@@ -156,7 +156,7 @@ impl DiskFormat {
 pub struct Encryption {
     /// The format (`luks`, `qcow` …).
     pub format: String,
-    /// Who decrypts (`qemu`, `librbd`); QEMU if it is missing.
+    /// The program that decrypts (`qemu`, `librbd`); QEMU if it is missing.
     pub engine: Option<String>,
     /// The secrets that open it.
     pub secrets: Vec<SecretRef>,

@@ -31,7 +31,7 @@ pub fn bytes(count: u64) -> String {
         return format!("{count} B");
     }
     let exponent = (count.ilog10() / 3) as usize;
-    // Floating point as there: a tie in decimal that is none in binary is rounded alike.
+    // Floating point as in pretty-bytes, so that ties are rounded as there.
     let value = count as f64 / 1000f64.powi(exponent as i32);
     format!("{} {}", three_digits(value), UNITS[exponent])
 }

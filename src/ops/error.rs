@@ -116,7 +116,7 @@ pub enum Cause {
     NoRestorePoints,
     /// A name that a scrub must not touch.
     #[error(
-        "'{}' is none of vmsnap's names (virtnbdbackup. and a number), and those of others are never touched",
+        "'{}' is not a name that vmsnap gives (virtnbdbackup. and a number); checkpoints and bitmaps of others are never touched",
         shown(name)
     )]
     NotOurs {
@@ -142,7 +142,7 @@ pub enum Cause {
     InUse {
         /// The block device or file.
         path: std::path::PathBuf,
-        /// Who uses it, at least one.
+        /// The users, at least one.
         users: Vec<Usage>,
     },
     /// Somebody began to use a device while it was being written.
@@ -150,7 +150,7 @@ pub enum Cause {
     TakenMeanwhile {
         /// The block device.
         path: std::path::PathBuf,
-        /// Who uses it, at least one.
+        /// The users, at least one.
         users: Vec<Usage>,
     },
     /// A block device is too small for the disk. Nothing has been written.

@@ -137,7 +137,7 @@ fn carry_out(
                     ),
                 )),
                 Ok(false) => missing.push(lost.name.clone()),
-                // A full needs none of it.
+                // A full backup does not need it.
                 Err(error) => {
                     missing.push(lost.name.clone());
                     findings.push(Finding::new(

@@ -94,7 +94,7 @@ pub(super) fn now() -> jiff::Zoned {
 
 /// A random number.
 pub(super) fn random() -> u64 {
-    // Each half of a UUID has bits that are always the same, and none of them in the place of the other's.
+    // Each half of a UUID has a few fixed bits, at different places in the two halves.
     let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
     high ^ low
 }

@@ -160,7 +160,7 @@ impl<'a> DiskJson<'a> {
     }
 }
 
-/// What a restore point lacks, behind what else is shown of it in JSON.
+/// The disks that a restore point lacks; these keys come after the others in JSON.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct LeftOutJson<'a> {

@@ -96,7 +96,7 @@ pub(super) fn claimed_by_others(path: &Path) -> Option<Usage> {
     Some(Usage { user, part: None })
 }
 
-/// Takes a shared lock on a byte. A file system that knows no locks knows none of QEMU's either.
+/// Takes a shared lock on a byte. On a file system without locks QEMU cannot lock either, so a failure is ignored.
 fn lock(file: &File, byte: i64) {
     let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&one_byte(libc::F_RDLCK, byte)));
 }

@@ -367,7 +367,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     found.map(|entry| entry.path()).collect()
 }
 
-/// Reads a text of the kernel, up to a length that none of them has.
+/// Reads a text of the kernel, up to a length that no such text reaches.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(LONGEST).read_to_end(&mut bytes)?;

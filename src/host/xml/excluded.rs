@@ -7,7 +7,7 @@ use super::children;
 /// The namespace of our element. Another version of its meaning would get another one.
 pub const NAMESPACE: &str = "urn:vmsnap:domain:1";
 
-/// So many marks are looked at: libvirt allows more disks than this to no domain.
+/// How many marks are read at most: no domain can have more disks.
 const MOST: usize = 1024;
 
 /// The targets that `<exclude disk='…'/>` elements within `<backup xmlns='urn:vmsnap:domain:1'>` name, each once, whether or not there are such
