@@ -4,9 +4,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::cli_lab::{Repo, outcome_of, text_of};
+use crate::cli_lab::{Repo, codes, outcome_of, text_of};
 use crate::daemon::{Daemon, TestDomain};
 use crate::embed::run_ok;
+use crate::kinds_lab::{Pool, Secret, Server, bring_back, create_encrypted, make, text};
 use crate::verbs::rng::Rng;
 
 const MIB: usize = 1 << 20;
@@ -15,10 +16,6 @@ fn qemu_img(arguments: &[&str]) {
     let arguments: Vec<&std::ffi::OsStr> = arguments.iter().map(std::ffi::OsStr::new).collect();
     let done = crate::embed::run("qemu-img", &arguments);
     assert!(done.status.success(), "{arguments:?}: {done:?}");
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 fn disk(kind: &str, format: &str, source: &str, backing: &str) -> String {
@@ -225,62 +222,14 @@ fn a_fifo_as_a_disk_is_refused_at_once() {
     assert!(refused.stderr.contains("is a FIFO"), "{refused:#?}");
 }
 
-/// A secret of libvirt's that goes with its owner.
-struct Secret<'a>(&'a Daemon, String);
-
-impl<'a> Secret<'a> {
-    fn define(daemon: &'a Daemon, folder: &Path, is_private: bool) -> Secret<'a> {
-        let uuid = uuid::Uuid::new_v4().to_string();
-        let private = if is_private { "yes" } else { "no" };
-        let xml = format!("<secret ephemeral='yes' private='{private}'><uuid>{uuid}</uuid></secret>");
-        let document = folder.join("secret.xml");
-        fs::write(&document, xml).expect("the folder is ours");
-        daemon.virsh(&["secret-define", text(&document)]);
-        // "geheim"
-        daemon.virsh(&["secret-set-value", &uuid, "Z2VoZWlt"]);
-        Secret(daemon, uuid)
-    }
-}
-
-impl Drop for Secret<'_> {
-    fn drop(&mut self) {
-        self.0.try_virsh(&["secret-undefine", &self.1]);
-    }
-}
-
 /// An encrypted image, and how its disk is described.
-fn encrypted(domain: &TestDomain, format: &str, uuid: &str) -> String {
+fn encrypted(domain: &TestDomain, format: &str, secret: &Secret<'_>) -> String {
     let image = domain.path("encrypted");
-    let (kind, prefix) = if format == "raw" {
-        ("luks", "")
-    } else {
-        ("qcow2", "encrypt.format=luks,encrypt.")
-    };
-    let dot = if format == "raw" { "" } else { "encrypt." };
-    let options = format!("{prefix}key-secret=s,{dot}iter-time=10");
-    // Key derivation is measured, and fails now and then on a busy machine.
-    let create = || {
-        let object = "secret,id=s,data=geheim";
-        let words = [
-            "create",
-            "-q",
-            "--object",
-            object,
-            "-f",
-            kind,
-            "-o",
-            &options,
-            text(&image),
-            "4M",
-        ];
-        crate::embed::run("qemu-img", &words.map(std::ffi::OsStr::new))
-            .status
-            .success()
-    };
-    assert!((0..20).any(|_| create()), "qemu-img makes an encrypted image");
+    create_encrypted(&image, format, "4M");
     let source = format!(
-        "<source file='{}'><encryption format='luks'><secret type='passphrase' uuid='{uuid}'/></encryption></source>",
-        image.display()
+        "<source file='{}'>{}</source>",
+        image.display(),
+        secret.encryption()
     );
     disk("file", format, &source, "")
 }
@@ -302,9 +251,9 @@ fn encrypted_disks_are_saved_as_plain_text_only_on_request() {
     let daemon = Daemon::acquire();
     for format in ["qcow2", "raw"] {
         let folder = tempfile::tempdir().expect("a folder");
-        let secret = Secret::define(&daemon, folder.path(), false);
+        let secret = Secret::new(&daemon, folder.path(), false);
         let domain = define(&daemon, &format!("luks-{format}"), |domain| {
-            encrypted(domain, format, &secret.1)
+            encrypted(domain, format, &secret)
         });
         let mut expected = vec![0; 4 * MIB];
         domain.start_paused();
@@ -335,21 +284,8 @@ fn encrypted_disks_are_saved_as_plain_text_only_on_request() {
         // The restored domain starts without a secret and sees the bytes.
         let to = domain.path("restored");
         let name = format!("{}-new", domain.name());
-        let restored = repo.run(&[
-            "restore",
-            domain.name(),
-            "--repository",
-            text(&repo.root()),
-            "--to",
-            text(&to),
-            "--define",
-            "--name",
-            &name,
-            "--json",
-        ]);
-        assert_eq!(restored.code, Some(0), "{restored:#?}");
-        assert!(restored.stdout.contains("restored-decrypted"), "{restored:#?}");
-        fs::set_permissions(&to, Permissions::from_mode(0o755)).expect("the folder is ours");
+        let restored = bring_back(&repo, domain.name(), &to, &name);
+        assert_eq!(codes(&restored), ["restored-decrypted"]);
         let new = TestDomain::named(&daemon, &name);
         new.start_paused();
         let read = r#"qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "read -P 66 2M 64k""#;
@@ -363,8 +299,8 @@ fn encrypted_disks_are_saved_as_plain_text_only_on_request() {
 fn a_private_secret_is_a_refusal_that_says_so() {
     let daemon = Daemon::acquire();
     let folder = tempfile::tempdir().expect("a folder");
-    let secret = Secret::define(&daemon, folder.path(), true);
-    let domain = define(&daemon, "private", |domain| encrypted(domain, "qcow2", &secret.1));
+    let secret = Secret::new(&daemon, folder.path(), true);
+    let domain = define(&daemon, "private", |domain| encrypted(domain, "qcow2", &secret));
     let repo = Repo::new();
     let refused = repo.backup(&[domain.name()], &["--store-decrypted"]);
     assert_eq!(refused.code, Some(9), "{refused:#?}");
@@ -383,38 +319,18 @@ fn volumes_and_servers_are_backed_up_in_both_states() {
             let image = domain.path("image.qcow2");
             qemu_img(&["create", "-q", "-f", "qcow2", text(&image), "2M"]);
             if kind == "volume" {
-                let name = domain.name().to_owned();
-                daemon.virsh(&["pool-define-as", &name, "dir", "--target", text(domain.dir())]);
-                daemon.virsh(&["pool-start", &name]);
-                let source = format!("<source pool='{name}' volume='image.qcow2'/>");
-                pool = Some(name);
+                pool = Some(Pool::new(&daemon, domain.name(), domain.dir()));
+                let source = format!("<source pool='{}' volume='image.qcow2'/>", domain.name());
                 return disk("volume", "qcow2", &source, "");
             }
-            // The export cannot grow, and qcow2 needs room.
-            let opened = fs::OpenOptions::new().write(true).open(&image);
-            opened
-                .and_then(|file| file.set_len(8 << 20))
-                .expect("the folder is ours");
+            make(server_home.path(), 0o755);
             let socket = server_home.path().join("s");
-            fs::set_permissions(server_home.path(), Permissions::from_mode(0o755))
-                .expect("the folder is ours");
-            let mut command = std::process::Command::new("qemu-nbd");
-            command
-                .args(["-t", "-f", "raw", "-x", "e", "-e", "8", "-k"])
-                .args([&socket, &image]);
-            server = Some(Server(command.spawn().expect("qemu-nbd starts")));
-            let listens = || fs::set_permissions(&socket, Permissions::from_mode(0o777)).is_ok();
-            assert!(crate::process::wait_until(
-                std::time::Duration::from_secs(20),
-                listens
-            ));
-            let source = format!(
-                "<source protocol='nbd' name='e'><host transport='unix' socket='{}'/></source>",
-                socket.display()
-            );
+            server = Some(Server::start(&image, &socket));
+            let source = Server::source(&socket);
             disk("network", "qcow2", &source, "")
         });
-        let _pool = pool.map(|name| Pool(&daemon, name));
+        // It goes before the domain's folder does.
+        let _pool = pool;
         let repo = Repo::new();
         let mut expected = vec![0; 2 * MIB];
         domain.start_paused();
@@ -436,38 +352,9 @@ fn volumes_and_servers_are_backed_up_in_both_states() {
         assert!(newest(&repo, &domain) == expected, "{kind}: shut off");
         let to = domain.path("restored");
         let name = format!("{}-new", domain.name());
-        let restored = repo.run(&[
-            "restore",
-            domain.name(),
-            "--repository",
-            text(&repo.root()),
-            "--to",
-            text(&to),
-            "--define",
-            "--name",
-            &name,
-        ]);
-        assert_eq!(restored.code, Some(0), "{restored:#?}");
+        bring_back(&repo, domain.name(), &to, &name);
         let new = TestDomain::named(&daemon, &name);
         assert!(new.virsh(&["dumpxml"]).contains("<disk type='file'"));
         drop(server);
-    }
-}
-
-struct Server(std::process::Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-struct Pool<'a>(&'a Daemon, String);
-
-impl Drop for Pool<'_> {
-    fn drop(&mut self) {
-        self.0.try_virsh(&["pool-destroy", &self.1]);
-        self.0.try_virsh(&["pool-undefine", &self.1]);
     }
 }
