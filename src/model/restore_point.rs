@@ -140,7 +140,7 @@ pub struct DiskPoint {
     pub reason: String,
     /// The restore point whose image of the same disk this one stands upon.
     pub parent: Option<String>,
-    /// The digest of that restore point's manifest; older manifests do not tell.
+    /// The digest of that restore point's manifest; older manifests do not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_manifest: Option<String>,
     /// Whether the checkpoint covers this disk, so that an incremental image can follow.
@@ -154,7 +154,7 @@ pub struct DiskPoint {
     pub source_file: Option<FileId>,
     /// The disk's own format (`qcow2`, `raw`).
     pub source_format: String,
-    /// Whether the disk was encrypted, so that the image holds what was not readable on the host; older manifests do not tell.
+    /// Whether the disk was encrypted, so that the image holds what was not readable on the host; older manifests do not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decrypted: Option<bool>,
     /// File name of the image within the restore point.

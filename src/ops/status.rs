@@ -299,10 +299,7 @@ fn compare_with(
                 Ok(next) => status.next = Some(next),
                 Err(error) => status.findings.push(Finding::new(
                     "next-backup-unknown",
-                    format!(
-                        "what the next backup would be cannot be told: {}",
-                        with_sources(&error)
-                    ),
+                    format!("the next backup cannot be predicted: {}", with_sources(&error)),
                 )),
             }
         }
@@ -363,7 +360,7 @@ fn bitmaps(
         .filter(|checkpoint| checkpoint.is_sound_for(target));
     let mut names: Vec<String> = sound.map(|checkpoint| checkpoint.name.clone()).collect();
     let is_listed = |name: &String| checkpoints.iter().any(|listed| listed.name == *name);
-    // An image that cannot be looked at is no reason to tell nothing.
+    // The rest is reported even if an image cannot be examined.
     let mut orphans = host.stored_bitmap_names(domain, target).unwrap_or_default();
     orphans.retain(|name| is_own(name) && !is_listed(name));
     orphans.sort();

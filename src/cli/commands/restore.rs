@@ -13,7 +13,7 @@ use crate::model::stop::Stop;
 use crate::ops;
 use crate::ops::restore::{DefineOptions, Format, Options, plan, restore};
 
-/// Brings back what is meant. The hypervisor defines the domain if that is wanted, and tells who uses the target if that could be in use.
+/// Restores the chosen disks. The hypervisor is asked to define the domain if that is wanted, and for users of the target if it may have any.
 pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
     let host = match args.define {

@@ -33,7 +33,7 @@ pub enum Looks {
     Raw,
 }
 
-/// Formats by the bytes at an offset, as libvirt tells them (`fileTypeInfo` in its `storage_file_probe.c`).
+/// Formats by the bytes at an offset, as libvirt recognises them (`fileTypeInfo` in its `storage_file_probe.c`).
 const MAGICS: [(&str, usize, &[u8]); 14] = [
     ("bochs", 0, b"Bochs Virtual HD Image"),
     ("cloop", 0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop"),

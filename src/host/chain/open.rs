@@ -17,7 +17,7 @@ pub struct Head {
     pub bytes: Vec<u8>,
     /// Whether it is a block device.
     pub is_block: bool,
-    /// What tells it from every other file: device and inode.
+    /// Device and inode, which no other file has.
     pub id: (u64, u64),
 }
 

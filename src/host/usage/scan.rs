@@ -293,7 +293,7 @@ impl Kernel {
     fn mounts(&self, process: &Path, subject: &Subject, add: &mut impl FnMut(User, &Part)) {
         let text = read(&process.join("mountinfo")).unwrap_or_default();
         for mount in parse::mounts(&text) {
-            // Some file systems give their files a device number of their own: then the source tells.
+            // Some file systems give their files a device number of their own: then the source is compared.
             let by_source = || {
                 let source = identity(mount.source.as_deref()?).ok()?;
                 subject.open_part(source)

@@ -78,7 +78,7 @@ fn path_text<'a>(path: &'a Path, what: &str) -> Result<&'a str> {
         Some(text) if !text.chars().any(char::is_control) => Ok(text),
         _ => Err(HostError::Unsupported {
             what: format!(
-                "the path of the {what} cannot be told to libvirt: {}",
+                "the path of the {what} cannot be passed to libvirt: {}",
                 path.display()
             ),
         }),

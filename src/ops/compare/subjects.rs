@@ -55,7 +55,7 @@ fn planned(survey: &Survey, chains: &Chains, period: &str) -> BackupPlan {
         checkpoints: &survey.checkpoints,
         missing: &survey.missing,
         period,
-        // So that it tells why such a disk is not compared, and not why it might not be backed up. Nothing is stored here.
+        // The reason should be why such a disk is not compared, not which switch a backup of it needs. Nothing is stored here.
         allowed: Allowed::ALL,
         exclude: &exclude,
     })

@@ -11,7 +11,7 @@ use crate::repo::{History, layout};
 pub(super) struct Encrypted {
     /// Their images hold plain text.
     plain: Vec<String>,
-    /// The restore point does not tell whether their images hold plain text or cipher text.
+    /// The restore point does not record whether their images hold plain text or cipher text.
     unknown: Vec<String>,
 }
 
