@@ -13,6 +13,18 @@ pub fn seconds(time: std::time::Duration) -> String {
     }
 }
 
+/// How long work still takes, which is only an estimate: `4 s`, `35 s`, `12 min`, `2 h 10 min`, `3 d`.
+pub fn remaining(time: std::time::Duration) -> String {
+    let seconds = time.as_secs_f64().ceil() as u64;
+    let minutes = seconds.div_ceil(60);
+    match seconds {
+        0..=90 => format!("{seconds} s"),
+        91..=7200 => format!("{minutes} min"),
+        7201..=172_800 => format!("{} h {} min", minutes / 60, minutes % 60),
+        _ => format!("{} d", minutes.div_ceil(1440)),
+    }
+}
+
 /// How much in which time and how fast; where there is nothing, `nothing` says so in place of the amount.
 pub fn amount(count: u64, time: std::time::Duration, nothing: &str) -> String {
     if count == 0 {
@@ -25,6 +37,17 @@ pub fn amount(count: u64, time: std::time::Duration, nothing: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn remaining_time_is_rounded_up() {
+        let shown = |seconds| remaining(std::time::Duration::from_secs_f64(seconds));
+        assert_eq!(shown(0.01), "1 s");
+        assert_eq!(shown(90.0), "90 s");
+        assert_eq!(shown(91.0), "2 min");
+        assert_eq!(shown(7200.0), "120 min");
+        assert_eq!(shown(7799.0), "2 h 10 min");
+        assert_eq!(shown(172_801.0), "3 d");
+    }
 
     #[test]
     fn nothing_has_no_rate() {

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::log::{self, Entry, Level};
 use super::pretty;
@@ -103,9 +103,8 @@ impl Progress {
 
     fn begin(&self, of: (&str, &str), size: u64, what: &str) {
         let bar = self.bars.as_ref().map(|bars| {
-            let style = ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3} % {msg}");
             let bar = ProgressBar::new(size.max(1));
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_style(bar_style());
             bars.add(bar.with_prefix(format!("{} {}", shown(of.0), of.1)))
         });
         if bar.is_none() {
@@ -160,6 +159,21 @@ impl Progress {
             None => self.line(of, &format!("done, {} copied", pretty::bytes(copied))),
         }
     }
+}
+
+/// A line such as `vm1 vda ████░░░  42 %, 12 s left, 4.29 GB, 1.05 GB/s`.
+fn bar_style() -> ProgressStyle {
+    let style = ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3} %{left} {msg}");
+    let left = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let time = state.eta();
+        // Zero means that nothing can be estimated yet. Nobody can handle a failed write here.
+        if !time.is_zero() {
+            let _ = write!(out, ", {} left,", pretty::remaining(time));
+        }
+    };
+    style
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("left", left)
 }
 
 fn key((domain, disk): (&str, &str)) -> String {
@@ -221,5 +235,73 @@ impl Monitor for Progress {
                 self.tell(&entry);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use indicatif::TermLike;
+
+    use super::*;
+
+    /// A terminal of 80 columns that keeps what was drawn.
+    #[derive(Clone, Debug, Default)]
+    struct Screen(Arc<Mutex<String>>);
+
+    impl TermLike for Screen {
+        fn width(&self) -> u16 {
+            80
+        }
+        fn move_cursor_up(&self, _lines: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_down(&self, _lines: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_right(&self, _columns: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _columns: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.write_str(&format!("{text}\n"))
+        }
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.0.lock().expect("no test has failed").push_str(text);
+            Ok(())
+        }
+        fn clear_line(&self) -> io::Result<()> {
+            self.write_str("\n")
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_bar_shows_the_remaining_time_once_it_moves() {
+        let screen = Screen::default();
+        let target = ProgressDrawTarget::term_like(Box::new(screen.clone()));
+        let progress = Progress {
+            bars: Some(MultiProgress::with_draw_target(target)),
+            silent: false,
+            step: STEP,
+            disks: Mutex::default(),
+        };
+        let drawn = || screen.0.lock().expect("no test has failed").clone();
+        progress.begin(("vm1", "vda"), 2 << 30, "full");
+        progress.advance(("vm1", "vda"), 0, 0, "copied");
+        assert!(!drawn().contains("left"), "{}", drawn());
+        progress.advance(("vm1", "vda"), 1 << 30, 1 << 30, "copied");
+        let drawn = drawn();
+        let line = drawn.lines().find(|line| line.contains("left"));
+        let line = line.unwrap_or_else(|| panic!("{drawn}"));
+        assert!(line.starts_with("vm1 vda ") && line.contains(" 50 %, "), "{line}");
+        assert!(line.contains(" left, 1.07 GB, "), "{line}");
+        assert!(line.trim_end().chars().count() <= 80, "{line}");
     }
 }
