@@ -344,7 +344,7 @@ fn list_and_status_show_a_missed_write() {
     assert_eq!(found["vm1"]["missedWrites"][0]["disk"], "vda");
     let listed = |lab: &Lab| list(&lab.repo, &["vm1".to_owned()]).expect("readable");
     let id = lab.latest("vm1");
-    let shown = shown_list::text(&listed(&lab), lab.repo.root());
+    let shown = shown_list::text(&listed(&lab), lab.repo.root(), shown_list::Columns::Narrow);
     assert!(shown.contains(&format!("  {id}: {sentence}{stands}")), "{shown}");
     let found: serde_json::Value = serde_json::from_str(&shown_list::json(&listed(&lab))).expect("JSON");
     let points = &found["domains"][0]["restorePoints"];
@@ -354,7 +354,7 @@ fn list_and_status_show_a_missed_write() {
 
     lab.backup("vm1").expect("the disk is saved in full");
     assert!(!shown_status::text(&lab.status("vm1"), false).contains("issed write"));
-    let shown = shown_list::text(&listed(&lab), lab.repo.root());
+    let shown = shown_list::text(&listed(&lab), lab.repo.root(), shown_list::Columns::Narrow);
     assert!(shown.contains(&format!("  {id}: {sentence}\n")), "{shown}");
 }
 

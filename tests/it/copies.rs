@@ -330,7 +330,7 @@ fn a_list_shows_a_copy_as_a_copy() {
     let mut lab = lab();
     let saved = copy(&mut lab);
     let listed = list(&lab.repo, &["vm1".to_owned()]).expect("listed");
-    let text = shown_list::text(&listed, lab.repo.root());
+    let text = shown_list::text(&listed, lab.repo.root(), shown_list::Columns::Wide);
     let row = text
         .lines()
         .find(|line| line.contains(&saved.point.id))

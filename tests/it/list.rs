@@ -1,10 +1,14 @@
 //! What `list` tells, and which restore point `--at` means.
 
-use vmsnap::ops::list::list;
+use vmsnap::cli::report::list::{Columns, text};
+use vmsnap::model::restore_point::Consistency;
+use vmsnap::ops::list::{DomainList, list};
 use vmsnap::ops::restore::{Format, Options, plan};
+use vmsnap::ops::verify::Which;
 use vmsnap::ops::{Cause, Class};
 
 use crate::lab::{CLUSTER, Lab, NAMES};
+use crate::verify::{options as verification, run as verified};
 
 fn options(lab: &Lab, at: &str) -> Options {
     Options {
@@ -124,4 +128,92 @@ fn a_list_that_failed_does_not_claim_emptiness() {
         (code, document["domains"].as_array().map(Vec::len)),
         (Some(3), Some(0))
     );
+}
+
+/// Three restore points of which the last was read by `verify --deep`, and the first two by `verify`
+/// some days later, with fixed sizes.
+fn three_listed(lab: &Lab) -> Vec<DomainList> {
+    let mut deep = verification(lab, Which::All);
+    deep.deep = true;
+    verified(lab, &deep).expect("sound");
+    let mut listed = list(&lab.repo, &["vm1".to_owned()]).expect("readable");
+    let points = &mut listed[0].points;
+    for (point, size) in points.iter_mut().zip([4_310_000_000, 88_200_000, 999_000_000]) {
+        point.size = size;
+    }
+    points[0].point.consistency = Consistency::Filesystem;
+    points[1].point.consistency = Consistency::Crash;
+    points[2].point.consistency = Consistency::Offline;
+    for point in &mut points[..2] {
+        let proof = point.proof.as_mut().expect("it was verified");
+        proof.deep_time = Some(proof.time);
+        proof.deep = false;
+        proof.time = "2026-11-20T02:00:00Z".parse().expect("a time");
+    }
+    listed
+}
+
+#[test]
+fn a_list_fits_on_80_columns() {
+    let lab = Lab::with_three_points();
+    let mut listed = three_listed(&lab);
+    let narrow = text(&listed, lab.repo.root(), Columns::Narrow);
+    let expected = "\
+Restore points of vm1:
+  ID (UTC)              LEVEL           SIZE  GUEST   CHAIN  VERIFIED
+  2026-11-03T01-00-00Z  full         4.31 GB  frozen  whole  2026-11-20
+  2026-11-03T01-10-00Z  incremental  88.2 MB  crash   whole  2026-11-20
+  2026-11-03T01-20-00Z  incremental   999 MB  off     whole  2026-11-03 deep
+";
+    assert_eq!(narrow, expected);
+
+    // The longest cell of each column.
+    listed[0].points[0].faults = vec!["gone".to_owned()];
+    listed[0].points[1].doubt = Some("damaged".to_owned());
+    let widest = text(&listed, lab.repo.root(), Columns::Narrow);
+    assert!(
+        widest.contains("  NOT WHOLE  ") && widest.contains("  DAMAGED  "),
+        "{widest}"
+    );
+    let too_wide: Vec<&str> = widest.lines().filter(|line| line.chars().count() > 80).collect();
+    assert!(too_wide.is_empty(), "{too_wide:#?}");
+}
+
+#[test]
+fn list_wide_has_checkpoints_periods_and_deep_days() {
+    let lab = Lab::with_three_points();
+    let wide = text(&three_listed(&lab), lab.repo.root(), Columns::Wide);
+    let lines: Vec<&str> = wide.lines().collect();
+    assert_eq!(
+        lines[1]
+            .split("  ")
+            .filter(|title| !title.is_empty())
+            .map(str::trim)
+            .collect::<Vec<_>>(),
+        [
+            "ID (UTC)",
+            "LEVEL",
+            "SIZE",
+            "CHECKPOINT",
+            "CONSISTENCY",
+            "CHAIN",
+            "VERIFIED",
+            "PERIOD"
+        ]
+    );
+    assert_eq!(
+        lines[2],
+        format!(
+            "  2026-11-03T01-00-00Z  full         4.31 GB  {}  file systems frozen  whole  \
+             2026-11-20 (deep 2026-11-03)  vmsnap-backup-monthly-2026-11",
+            NAMES[0]
+        )
+    );
+    let (code, stdout) = typed(&lab, &["--wide"], "");
+    assert_eq!(
+        (code, stdout.matches("vmsnap-backup-monthly-2026-11").count()),
+        (Some(0), 3)
+    );
+    let (code, stdout) = typed(&lab, &[], "");
+    assert_eq!((code, stdout.contains("vmsnap-backup-monthly")), (Some(0), false));
 }

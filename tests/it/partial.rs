@@ -311,8 +311,8 @@ fn list_and_json_mark_partial_restore_points() {
     lab.host.change("vm1", |domain| domain.disks[1].shareable = true);
     lab.backup("vm1").expect("vda is saved");
     let listed = vmsnap::ops::list::list(&lab.repo, &["vm1".to_owned()]).expect("a list");
-    let text = report::list::text(&listed, lab.repo.root());
-    assert_eq!(text.matches("whole, PARTIAL").count(), 1, "{text}");
+    let text = report::list::text(&listed, lab.repo.root(), report::list::Columns::Narrow);
+    assert_eq!(text.matches("  PARTIAL  ").count(), 1, "{text}");
     assert_eq!(
         text.matches("partial, without disk vdb: it is shareable").count(),
         1,

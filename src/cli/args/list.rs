@@ -8,7 +8,8 @@ use super::shared::{ConnectArgs, DomainArgs, RepositoryArgs};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   vmsnap list --repository /backups              every domain's restore points
-  vmsnap list vm1 --repository /backups --json")]
+  vmsnap list vm1 --repository /backups --wide   with checkpoints and folders
+  vmsnap list vm1 --repository /backups --json   for scripts")]
 pub struct ListArgs {
     /// Which domains.
     #[command(flatten)]
@@ -17,6 +18,10 @@ pub struct ListArgs {
     /// Where the restore points are.
     #[command(flatten)]
     pub repository: RepositoryArgs,
+
+    /// All columns: also the checkpoint, the period's folder and the last deep verification
+    #[arg(long, conflicts_with = "json")]
+    pub wide: bool,
 
     /// One JSON document on stdout
     #[arg(long)]

@@ -6,7 +6,7 @@ use super::{CommandResult, Refusal, now, random};
 use crate::cli::args::DemoArgs;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::progress::Progress;
-use crate::cli::report;
+use crate::cli::report::{self, list::Columns};
 use crate::cli::{answer, answer_in_colour, pretty};
 use crate::demo::{self, Embed, Machine, Write};
 use crate::model::left_out::NOTHING_EXCLUDED;
@@ -22,10 +22,9 @@ const SIZE: usize = 64 * MIB;
 
 /// Runs the demonstration. Exit code 0 only if every comparison held.
 pub fn run(args: &DemoArgs, stop: &Stop) -> CommandResult {
-    say(
-        "Starting libvirt's driver in this process, with a folder of its own (the first start takes some seconds) ...",
-    );
-    let embed = Embed::start(&args.dir).map_err(failed)?;
+    say("This takes about ten seconds. It needs no libvirt daemon and changes nothing on this host.");
+    say("Starting libvirt's QEMU driver inside this process, in a temporary folder ...");
+    let embed = Embed::start(&args.dir).map_err(not_started)?;
     let result = story(&embed, stop);
     let folder = embed.folder();
     drop(embed);
@@ -33,9 +32,10 @@ pub fn run(args: &DemoArgs, stop: &Stop) -> CommandResult {
         let left = if folder.exists() {
             "could not be removed"
         } else {
-            "is gone again"
+            "was removed"
         };
-        say(&format!("\nEverything of it {left}: {}", folder.display()));
+        say(&format!("\nThe temporary folder {left}: {}", folder.display()));
+        say(&next_commands(&program(), own_domain().as_deref()));
     }
     match (result, stop.signal()) {
         (_, Some(signal)) => Ok(ExitCode::Signal(signal)),
@@ -44,7 +44,7 @@ pub fn run(args: &DemoArgs, stop: &Stop) -> CommandResult {
 }
 
 fn story(embed: &Embed, stop: &Stop) -> CommandResult {
-    let mut machine = Machine::start(embed, DOMAIN, SIZE).map_err(failed)?;
+    let mut machine = Machine::start(embed, DOMAIN, SIZE).map_err(not_started)?;
     say(&format!(
         "A throw-away domain '{DOMAIN}' runs (paused, no guest system), with a disk of {}.\n",
         pretty::bytes(SIZE as u64)
@@ -68,7 +68,7 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
 
     say("\nvmsnap list:");
     let listed = ops::list::list(&repo, &[DOMAIN.to_owned()])?;
-    say(report::list::text(&listed, repo.root()).trim_end());
+    say(report::list::text(&listed, repo.root(), Columns::Narrow).trim_end());
     say("\nvmsnap status:");
     let subject = ops::status::Subject {
         store_decrypted: false,
@@ -87,6 +87,45 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
     }
     say("\nBoth restore points gave back every byte.");
     Ok(ExitCode::Ok)
+}
+
+const PACKAGES: &str = "the demo needs libvirt's QEMU driver and QEMU: \
+    `apt install libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils` (Debian, Ubuntu), or \
+    `dnf install libvirt-daemon-driver-qemu qemu-kvm-core qemu-img` (Fedora, RHEL)";
+
+/// The three commands to try next, ready to be copied.
+fn next_commands(program: &str, domain: Option<&str>) -> String {
+    let note = match domain {
+        Some(_) => "",
+        None => "; vm1 stands for one of your domains",
+    };
+    let domain = domain.unwrap_or("vm1");
+    format!(
+        "\nTry it on a domain of your own (as root{note}):\n  \
+         {program} status\n  \
+         {program} backup {domain} --output /backups\n  \
+         {program} restore {domain} --repository /backups --to /var/tmp/drill"
+    )
+}
+
+/// How this program was started, as a word for the shell.
+fn program() -> String {
+    let typed = std::env::args().next();
+    typed
+        .filter(|typed| is_plain(typed))
+        .unwrap_or_else(|| "vmsnap".to_owned())
+}
+
+/// The first domain of this host whose name needs no quotes in a shell, running ones first.
+fn own_domain() -> Option<String> {
+    let names = ops::connect_to_look(None)?.domain_names().ok()?;
+    names.into_iter().find(|name| is_plain(name))
+}
+
+/// Whether a shell takes the word as it is, and vmsnap does not take it for a switch.
+fn is_plain(word: &str) -> bool {
+    let is_safe = |c: char| c.is_ascii_alphanumeric() || "-_./+".contains(c);
+    !word.is_empty() && !word.starts_with('-') && word.chars().all(is_safe)
 }
 
 const FIRST: [Write; 3] = [
@@ -214,6 +253,15 @@ fn go_on(stop: &Stop) -> Result<(), Refusal> {
     }
 }
 
+/// The failure of something that needs the demo's packages.
+fn not_started(error: demo::Error) -> Refusal {
+    let is_of_libvirt = matches!(error, demo::Error::Libvirt { .. });
+    Refusal {
+        hint: is_of_libvirt.then(|| PACKAGES.to_owned()),
+        ..failed(error)
+    }
+}
+
 fn failed(error: demo::Error) -> Refusal {
     let mut message = error.to_string();
     let mut below = std::error::Error::source(&error);
@@ -230,4 +278,37 @@ fn wrong(message: String) -> Refusal {
 
 fn say(line: &str) {
     answer(&format!("{line}\n"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_commands_can_be_copied() {
+        let expected = "\nTry it on a domain of your own (as root):\n  \
+            target/release/vmsnap status\n  \
+            target/release/vmsnap backup web1 --output /backups\n  \
+            target/release/vmsnap restore web1 --repository /backups --to /var/tmp/drill";
+        assert_eq!(next_commands("target/release/vmsnap", Some("web1")), expected);
+        let without = next_commands("vmsnap", None);
+        assert!(
+            without.contains("vm1 stands for one of your domains"),
+            "{without}"
+        );
+        assert!(
+            without.contains("\n  vmsnap backup vm1 --output /backups\n"),
+            "{without}"
+        );
+    }
+
+    #[test]
+    fn only_words_that_need_no_quotes_are_offered() {
+        for word in ["web1", "target/release/vmsnap", "a_b-c.d"] {
+            assert!(is_plain(word), "{word:?}");
+        }
+        for word in ["", "-rf", "a b", "$(x)", "a;b", "\u{e4}", "*", "a\nb", "it's"] {
+            assert!(!is_plain(word), "{word:?}");
+        }
+    }
 }

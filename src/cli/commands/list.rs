@@ -4,7 +4,7 @@ use super::{CommandResult, Tally, repository_to_read};
 use crate::cli::answer;
 use crate::cli::args::ListArgs;
 use crate::cli::exit_code::ExitCode;
-use crate::cli::report::list as shown;
+use crate::cli::report::list::{self as shown, Columns};
 use crate::cli::select::select;
 use crate::ops;
 
@@ -28,7 +28,8 @@ pub fn run(args: &ListArgs) -> CommandResult {
     let text = if args.json {
         shown::json(&domains)
     } else {
-        shown::text(&domains, repo.root())
+        let columns = if args.wide { Columns::Wide } else { Columns::Narrow };
+        shown::text(&domains, repo.root(), columns)
     };
     // Where no domain could be listed, the errors say all there is to say.
     if args.json || !domains.is_empty() || names.is_empty() {

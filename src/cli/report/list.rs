@@ -8,8 +8,9 @@ use super::{LeftOutJson, PointJson, document, missed_sentence, table};
 use crate::cli::pretty;
 use crate::model::finding::Finding;
 use crate::model::left_out;
+use crate::model::restore_point::Consistency;
 use crate::model::text::shown;
-use crate::ops::list::{DomainList, ListedMiss};
+use crate::ops::list::{DomainList, Listed, ListedMiss};
 use crate::ops::verify::Proof;
 
 #[derive(Serialize)]
@@ -99,38 +100,25 @@ pub fn json(domains: &[DomainList]) -> String {
     })
 }
 
+/// Which columns the tables have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Columns {
+    /// Those that fit on a terminal of 80 columns.
+    Narrow,
+    /// All.
+    Wide,
+}
+
 /// The list as tables, a table per domain; restore points of one chain stand together.
-pub fn text(domains: &[DomainList], root: &Path) -> String {
+pub fn text(domains: &[DomainList], root: &Path, columns: Columns) -> String {
     if domains.is_empty() {
         return format!("No restore points in {}\n", root.display());
     }
     let mut blocks = Vec::new();
     for domain in domains {
         let mut block = format!("Restore points of {}:\n", shown(&domain.domain));
-        let mut rows = vec![header()];
-        rows.extend(domain.points.iter().map(|listed| {
-            let point = &listed.point;
-            vec![
-                format!("  {}", point.id),
-                point.kind_word().to_owned(),
-                pretty::bytes(listed.size),
-                point
-                    .checkpoint
-                    .as_ref()
-                    .map_or("-", |checkpoint| &checkpoint.name)
-                    .to_owned(),
-                point.consistency.sentence().to_owned(),
-                match (listed.is_whole(), &listed.doubt) {
-                    (false, _) => "NOT WHOLE",
-                    (true, Some(_)) => "DAMAGED",
-                    (true, None) if point.is_partial() => "whole, PARTIAL",
-                    (true, None) => "whole",
-                }
-                .to_owned(),
-                listed.proof.as_ref().map_or("-".to_owned(), proof_word),
-                point.period.clone(),
-            ]
-        }));
+        let mut rows = vec![header(columns)];
+        rows.extend(domain.points.iter().map(|listed| row(listed, columns)));
         if domain.points.is_empty() {
             block.push_str("  none\n");
         } else {
@@ -175,8 +163,82 @@ pub fn text(domains: &[DomainList], root: &Path) -> String {
     blocks.join("\n")
 }
 
-/// When it was proved (UTC), and whether as a restore would read it.
-fn proof_word(proof: &Proof) -> String {
+fn header(columns: Columns) -> Vec<String> {
+    let titles: &[&str] = match columns {
+        Columns::Narrow => &["  ID (UTC)", "LEVEL", "SIZE", "GUEST", "CHAIN", "VERIFIED"],
+        Columns::Wide => &[
+            "  ID (UTC)",
+            "LEVEL",
+            "SIZE",
+            "CHECKPOINT",
+            "CONSISTENCY",
+            "CHAIN",
+            "VERIFIED",
+            "PERIOD",
+        ],
+    };
+    titles.iter().map(|title| (*title).to_owned()).collect()
+}
+
+fn row(listed: &Listed, columns: Columns) -> Vec<String> {
+    let point = &listed.point;
+    let mut row = vec![
+        format!("  {}", point.id),
+        point.kind_word().to_owned(),
+        pretty::bytes(listed.size),
+    ];
+    let proof = listed.proof.as_ref();
+    match columns {
+        Columns::Narrow => row.extend([
+            guest_word(point.consistency).to_owned(),
+            chain_word(listed).to_owned(),
+            proof.map_or("-".to_owned(), short_proof),
+        ]),
+        Columns::Wide => {
+            let checkpoint = point.checkpoint.as_ref();
+            row.extend([
+                checkpoint.map_or("-".to_owned(), |checkpoint| checkpoint.name.clone()),
+                point.consistency.sentence().to_owned(),
+                chain_word(listed).to_owned(),
+                proof.map_or("-".to_owned(), full_proof),
+                point.period.clone(),
+            ]);
+        }
+    }
+    row
+}
+
+/// The state of the guest's file systems, in at most six letters.
+fn guest_word(consistency: Consistency) -> &'static str {
+    match consistency {
+        Consistency::Filesystem => "frozen",
+        Consistency::Crash => "crash",
+        Consistency::Offline => "off",
+    }
+}
+
+fn chain_word(listed: &Listed) -> &'static str {
+    match (listed.is_whole(), &listed.doubt) {
+        (false, _) => "NOT WHOLE",
+        (true, Some(_)) => "DAMAGED",
+        (true, None) if listed.point.is_partial() => "PARTIAL",
+        (true, None) => "whole",
+    }
+}
+
+/// The day of the last verification (UTC), and whether it read the disks as a restore would. The
+/// lines below the table describe damage.
+fn short_proof(proof: &Proof) -> String {
+    let day = proof.time.strftime("%Y-%m-%d");
+    match (proof.is_sound(), proof.deep) {
+        (false, _) => "DAMAGED".to_owned(),
+        (true, true) => format!("{day} deep"),
+        (true, false) => day.to_string(),
+    }
+}
+
+/// The same with the day on which damage was found, or with the last day of a deep verification.
+fn full_proof(proof: &Proof) -> String {
     let day = proof.time.strftime("%Y-%m-%d");
     match (proof.is_sound(), proof.deep, proof.last_deep()) {
         (false, ..) => format!("{day} DAMAGED"),
@@ -184,18 +246,4 @@ fn proof_word(proof: &Proof) -> String {
         (true, false, Some(deep)) => format!("{day} (deep {})", deep.strftime("%Y-%m-%d")),
         (true, false, None) => day.to_string(),
     }
-}
-
-fn header() -> Vec<String> {
-    let titles = [
-        "  ID (UTC)",
-        "LEVEL",
-        "SIZE",
-        "CHECKPOINT",
-        "CONSISTENCY",
-        "CHAIN",
-        "VERIFIED",
-        "PERIOD",
-    ];
-    titles.iter().map(|title| (*title).to_owned()).collect()
 }

@@ -71,7 +71,7 @@ fn a_partial_backup_is_kept_and_ends_with_nine() {
     assert_eq!(document(&finished)["domains"][0]["partial"], true);
 
     let finished = node.vmsnap(&["list", "-r", "OUT"]);
-    assert!(finished.stdout.contains("whole, PARTIAL"), "{finished:#?}");
+    assert!(finished.stdout.contains("  PARTIAL  "), "{finished:#?}");
 }
 
 #[test]
