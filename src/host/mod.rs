@@ -3,6 +3,7 @@
 //! `libvirt` is the real one, `crate::testkit` has a simulated one.
 
 pub mod chain;
+pub mod no_connection;
 pub mod qemu;
 pub mod usage;
 pub mod xml;
@@ -31,6 +32,7 @@ use crate::model::finding::Finding;
 use crate::model::restore_point::{Consistency, FileId};
 use crate::model::stop::Stop;
 
+pub use no_connection::NoConnection;
 pub use usage::{DomainFile, DomainFiles};
 
 /// Result of everything in this room.
@@ -290,6 +292,8 @@ pub enum HostError {
         uri: String,
         /// libvirt's words.
         message: String,
+        /// Why, as far as this machine shows.
+        why: NoConnection,
     },
     /// No domain has that name.
     #[error("there is no domain named '{name}'")]

@@ -296,9 +296,7 @@ impl Error {
                 "on Debian libvirt0, on Fedora libvirt-libs, and a vmsnap that was built with them"
             }
             Cause::Host(HostError::NoSuchDomain { .. }) => "`virsh list --all` shows the domains",
-            Cause::Host(HostError::Connect { .. }) => {
-                "is libvirtd running, and may this user connect? --connect URI names another hypervisor"
-            }
+            Cause::Host(HostError::Connect { why, .. }) => why.hint(),
             Cause::Host(HostError::NoAnswer { .. }) => {
                 "the domain was stopped meanwhile, or QEMU hangs; if the domain cannot be started now, restart libvirtd (or virtqemud)"
             }

@@ -11,6 +11,8 @@ mod crash;
 mod damage;
 mod encrypted;
 mod environment;
+#[cfg(feature = "libvirt")]
+mod first_minutes;
 mod forged;
 mod gone;
 mod grouping;

@@ -9,6 +9,7 @@ use virt::domain::Domain as Handle;
 use virt::error::ErrorNumber;
 
 use super::{CallError, HostError, Result, failed, ffi};
+use crate::host::no_connection::{NoConnection, Places};
 use crate::model::domain::Domain;
 
 /// A connection to libvirt. It is opened anew when the daemon has been restarted: jobs and checkpoints outlive that.
@@ -92,6 +93,7 @@ impl Link {
 fn open(uri: Option<&str>, is_read_only: bool) -> Result<Connect> {
     let refused = |error: CallError| HostError::Connect {
         uri: uri.unwrap_or("the default hypervisor").to_owned(),
+        why: why_refused(uri, error.number),
         message: error.message,
     };
     ffi::prepare().map_err(refused)?;
@@ -106,6 +108,25 @@ fn open(uri: Option<&str>, is_read_only: bool) -> Result<Connect> {
     // Notices a daemon that hangs. The embedded driver knows no such thing, and needs none.
     let _ = connection.set_keep_alive(5, 6);
     Ok(connection)
+}
+
+fn why_refused(uri: Option<&str>, number: ErrorNumber) -> NoConnection {
+    let by_environment = env::var("LIBVIRT_DEFAULT_URI").ok().filter(|uri| !uri.is_empty());
+    let uri = uri.map(str::to_owned).or(by_environment);
+    let is_local = uri.as_deref().is_none_or(|uri| {
+        let (scheme, rest) = uri.split_once(':').unwrap_or((uri, ""));
+        matches!(scheme, "qemu" | "qemu+unix") && rest.starts_with("///") && Location::of(uri).is_local
+    });
+    match number {
+        ErrorNumber::AuthFailed | ErrorNumber::AuthCancelled | ErrorNumber::AuthUnavailable if is_local => {
+            NoConnection::NotAllowed
+        }
+        // A URI that libvirt cannot read says nothing of the daemons.
+        ErrorNumber::SystemError | ErrorNumber::NoConnect if is_local => {
+            NoConnection::on_this_machine(&Places::of(uri.as_deref()))
+        }
+        _ => NoConnection::Other,
+    }
 }
 
 fn found(

@@ -1,0 +1,192 @@
+//! Why libvirt could not be reached, and what to do about it.
+
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+/// Why a connection to libvirt could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoConnection {
+    /// This machine has no libvirt daemon.
+    NotInstalled,
+    /// A daemon is installed, but none listens.
+    NotRunning(Daemons),
+    /// This user may not connect.
+    NotAllowed,
+    /// Another machine, a URI that libvirt does not know, or a reason that only its message gives.
+    Other,
+}
+
+/// Which of libvirt's daemons for QEMU are installed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Daemons {
+    /// `libvirtd`, the daemon for everything (Debian).
+    pub libvirtd: bool,
+    /// `virtqemud`, the daemon for QEMU alone (Fedora).
+    pub virtqemud: bool,
+}
+
+/// Where daemons and their sockets are.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Folders that can hold the daemons' programs.
+    pub programs: Vec<PathBuf>,
+    /// The sockets on which a daemon of this machine may listen.
+    pub sockets: Vec<PathBuf>,
+}
+
+impl Places {
+    /// The usual folders, and the sockets of the system's daemons, or the one that the URI names.
+    pub fn of(uri: Option<&str>) -> Places {
+        let named = uri.and_then(socket_of);
+        let usual = || {
+            let names = ["libvirt-sock", "virtqemud-sock"];
+            names.map(|name| Path::new("/run/libvirt").join(name)).to_vec()
+        };
+        Places {
+            programs: ["/usr/sbin", "/usr/bin", "/usr/local/sbin"]
+                .map(PathBuf::from)
+                .to_vec(),
+            sockets: named.map_or_else(usual, |socket| vec![socket]),
+        }
+    }
+
+    fn daemons(&self) -> Daemons {
+        let is_installed = |name| self.programs.iter().any(|folder| folder.join(name).is_file());
+        Daemons {
+            libvirtd: is_installed("libvirtd"),
+            virtqemud: is_installed("virtqemud"),
+        }
+    }
+}
+
+/// The value of `socket=` in a URI.
+fn socket_of(uri: &str) -> Option<PathBuf> {
+    let (_, query) = uri.split_once('?')?;
+    let value = query.split('&').find_map(|pair| pair.strip_prefix("socket="))?;
+    Some(PathBuf::from(value))
+}
+
+impl NoConnection {
+    /// Finds out why QEMU's hypervisor of this machine could not be reached.
+    pub fn on_this_machine(places: &Places) -> NoConnection {
+        let refusals: Vec<ErrorKind> = places
+            .sockets
+            .iter()
+            .filter_map(|socket| UnixStream::connect(socket).err())
+            .map(|error| error.kind())
+            .collect();
+        if refusals.contains(&ErrorKind::PermissionDenied) {
+            return NoConnection::NotAllowed;
+        }
+        if refusals.len() < places.sockets.len() {
+            // A daemon listens, and libvirt's message says what it refused.
+            return NoConnection::Other;
+        }
+        match places.daemons() {
+            Daemons {
+                libvirtd: false,
+                virtqemud: false,
+            } => NoConnection::NotInstalled,
+            daemons => NoConnection::NotRunning(daemons),
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(self) -> &'static str {
+        match self {
+            NoConnection::NotInstalled => {
+                "libvirt is not installed on this host: \
+                 `apt install libvirt-daemon-system qemu-system-x86 qemu-utils` (Debian, Ubuntu), or \
+                 `dnf install libvirt-daemon-kvm qemu-img` and `systemctl enable --now virtqemud.socket` \
+                 (Fedora, RHEL); --connect URI uses another host"
+            }
+            NoConnection::NotRunning(Daemons { virtqemud: false, .. }) => {
+                "libvirt is not running; start it as root: `systemctl start libvirtd.socket`"
+            }
+            NoConnection::NotRunning(Daemons { libvirtd: false, .. }) => {
+                "libvirt is not running; start it as root: `systemctl start virtqemud.socket`"
+            }
+            NoConnection::NotRunning(_) => {
+                "libvirt is not running; start it as root: `systemctl start virtqemud.socket`, \
+                 or libvirtd.socket if this host uses libvirtd"
+            }
+            NoConnection::NotAllowed => {
+                "this user may not connect: run as root, or add the user to the group libvirt \
+                 (`usermod -aG libvirt USER`) and log in again"
+            }
+            NoConnection::Other => {
+                "check that `virsh list` works with the same --connect URI; the usual URI is qemu:///system"
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn places(folder: &Path) -> Places {
+        Places {
+            programs: vec![folder.join("none"), folder.to_owned()],
+            sockets: vec![folder.join("first"), folder.join("second")],
+        }
+    }
+
+    #[test]
+    fn a_host_without_daemons_needs_packages() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let why = NoConnection::on_this_machine(&places(folder.path()));
+        assert_eq!(why, NoConnection::NotInstalled);
+        let hint = why.hint();
+        assert!(hint.contains("apt install libvirt-daemon-system"), "{hint}");
+        assert!(hint.contains("dnf install libvirt-daemon-kvm"), "{hint}");
+    }
+
+    #[test]
+    fn a_stopped_daemon_is_started_by_its_own_socket() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let places = places(folder.path());
+        // A daemon that was killed leaves its socket, which then refuses connections.
+        drop(UnixListener::bind(&places.sockets[0]).expect("a socket"));
+        let hint_with = |daemon: &str| {
+            fs::write(folder.path().join(daemon), b"").expect("a file");
+            NoConnection::on_this_machine(&places).hint()
+        };
+        let hint = hint_with("virtqemud");
+        assert!(hint.contains("systemctl start virtqemud.socket`"), "{hint}");
+        assert!(!hint.contains("libvirtd"), "{hint}");
+        let hint = hint_with("libvirtd");
+        assert!(
+            hint.contains("virtqemud.socket") && hint.contains("libvirtd.socket"),
+            "{hint}"
+        );
+        fs::remove_file(folder.path().join("virtqemud")).expect("it is there");
+        let hint = NoConnection::on_this_machine(&places).hint();
+        assert!(hint.contains("systemctl start libvirtd.socket`"), "{hint}");
+        assert!(!hint.contains("virtqemud"), "{hint}");
+    }
+
+    #[test]
+    fn a_daemon_that_listens_is_not_called_stopped() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let places = places(folder.path());
+        let _listens = UnixListener::bind(&places.sockets[1]).expect("a socket");
+        assert_eq!(NoConnection::on_this_machine(&places), NoConnection::Other);
+    }
+
+    #[test]
+    fn a_uri_can_name_its_socket() {
+        let sockets = |uri| Places::of(uri).sockets;
+        assert_eq!(
+            sockets(Some("qemu+unix:///system?mode=direct&socket=/run/x")),
+            [PathBuf::from("/run/x")]
+        );
+        let usual = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"].map(PathBuf::from);
+        assert_eq!(sockets(Some("qemu:///system")), usual);
+        assert_eq!(sockets(None), usual);
+    }
+}

@@ -1,0 +1,90 @@
+//! What the program says on a host where libvirt cannot be reached.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+
+use vmsnap::ops;
+
+use crate::no_rights::without_rights;
+
+fn uri_of(socket: &Path) -> String {
+    format!("qemu+unix:///system?socket={}", socket.display())
+}
+
+#[test]
+fn a_host_without_a_running_libvirt_gets_a_command_to_type() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let uri = uri_of(&folder.path().join("none"));
+    for verb in ["status", "scrub --scrub-type both vm1", "backup vm1 --output"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmsnap"));
+        command.args(verb.split(' '));
+        if verb.ends_with("--output") {
+            command.arg(folder.path().join("backups"));
+        }
+        let output = command
+            .args(["--connect", &uri])
+            .output()
+            .expect("the program runs");
+        let stderr = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(3), "{verb}: {stderr}");
+        assert!(stderr.contains("Failed to connect socket to"), "{verb}: {stderr}");
+        let names_command = [
+            "`systemctl start libvirtd.socket`",
+            "`systemctl start virtqemud.socket`",
+        ];
+        let names_packages = "`apt install libvirt-daemon-system qemu-system-x86 qemu-utils`";
+        let installed = names_command.iter().any(|command| stderr.contains(command));
+        assert!(installed != stderr.contains(names_packages), "{verb}: {stderr}");
+    }
+}
+
+#[test]
+fn a_user_without_the_right_to_connect_is_told_the_group() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let closed = folder.path().join("closed");
+    fs::create_dir(&closed).expect("a folder");
+    let socket = closed.join("sock");
+    let _listens = UnixListener::bind(&socket).expect("a socket");
+    fs::set_permissions(&closed, PermissionsExt::from_mode(0o0)).expect("it is ours");
+    let refused = without_rights(|| ops::connect(Some(&uri_of(&socket))).map(drop));
+    let error = refused.expect_err("nobody may");
+    let hint = error.hint().expect("there is advice");
+    assert!(
+        hint.contains("run as root") && hint.contains("usermod -aG libvirt"),
+        "{hint}"
+    );
+}
+
+#[test]
+fn a_uri_that_libvirt_does_not_know_blames_no_daemon() {
+    let error = ops::connect(Some("foo:///bar"))
+        .map(drop)
+        .expect_err("there is none");
+    let hint = error.hint().expect("there is advice");
+    assert!(hint.contains("virsh list"), "{hint}");
+    assert!(!hint.contains("systemctl"), "{hint}");
+}
+
+#[test]
+fn a_demo_without_the_driver_names_its_packages() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = Command::new(env!("CARGO_BIN_EXE_vmsnap"))
+        .args(["demo", "--dir"])
+        .arg(folder.path())
+        .env("LIBVIRT_DRIVER_DIR", folder.path())
+        .output()
+        .expect("the program runs");
+    let stderr = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    let hint =
+        "hint: the demo needs libvirt's QEMU driver and QEMU: `apt install libvirt-daemon-driver-qemu ";
+    assert!(stderr.contains(hint), "{stderr}");
+    let left: Vec<_> = fs::read_dir(folder.path()).expect("it is there").collect();
+    assert!(left.is_empty(), "{left:?}");
+    let stdout = String::from_utf8(output.stdout).expect("text");
+    assert!(stdout.starts_with("This takes about ten seconds."), "{stdout}");
+    assert!(!stdout.contains("Try it on"), "{stdout}");
+}
