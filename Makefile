@@ -5,7 +5,7 @@ FUZZ_SECONDS ?= 30
 export CARGO
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check fmt lint tidy unit live bench fuzz
+.PHONY: help build demo test check fmt lint scripts tidy unit deny live bench fuzz
 
 # One target after the other: they share cargo's lock and the machine's cores.
 .NOTPARALLEL:
@@ -23,11 +23,11 @@ demo: ## a full and an incremental backup of a throw-away domain, restored and c
 
 test: ## everything: format, lints, all tests, those on real domains included (as root)
 	@scripts/setup.sh build demo test
-	@$(MAKE) --no-print-directory fmt lint
+	@$(MAKE) --no-print-directory fmt lint scripts
 	$(CARGO) test --locked --no-default-features
 	$(CARGO) test --locked
 
-check: fmt lint tidy unit ## format, lints, house rules and unit tests: minutes, no domain is started
+check: fmt lint scripts tidy unit deny ## format, lints, scripts, house rules, unit tests, dependencies: minutes, no domain is started
 
 fmt: ## whether the sources are formatted
 	$(CARGO) fmt --check
@@ -37,12 +37,20 @@ lint: ## clippy, with and without libvirt
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --all-targets --no-default-features -- -D warnings
 
+scripts: ## shellcheck on every shell script
+	@scripts/setup.sh check
+	find . \( -name target -o -name .git \) -prune -o \( -name '*.sh' -o -path ./.ci/run \) -type f -print0 | xargs -0 shellcheck
+
 tidy: ## the house rules: who may import whom, unsafe in one file, file sizes
 	$(CARGO) test --locked --test tidy
 
 unit: ## the tests beside the code
 	@scripts/setup.sh build
 	$(CARGO) test --locked --lib --bins
+
+deny: ## the licences, sources and versions of the dependencies, and advisories where their database can be reached
+	@scripts/setup.sh build
+	@scripts/deny.sh
 
 live: ## the tests on real domains alone (as root)
 	@scripts/setup.sh build demo test

@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
 # Installs what is missing: Debian packages when run by root where apt-get is, otherwise it tells what is missing and fails.
 #
-#   scripts/setup.sh build|demo|test|bench...
+#   scripts/setup.sh build|check|demo|test|bench...
 #
-#   build  the compiler's needs            demo  libvirt's QEMU driver and QEMU, no daemon
+#   build  the compiler's needs            check  shellcheck
+#   demo   libvirt's QEMU driver and QEMU, no daemon
 #   test   the demo's, a daemon, and the tools and packages of the test guest
 #   bench  the programs that the benchmarks compare with
 set -euo pipefail
 
 declare -A DEBIAN=(
     [build]="build-essential pkg-config libvirt-dev"
+    [check]="shellcheck"
     [demo]="libvirt0 libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils"
     [test]="libvirt-daemon-system libvirt-clients nbdkit e2fsprogs util-linux xz-utils"
     [bench]="virtnbdbackup libnbd-bin"
 )
 declare -A FEDORA=(
     [build]="gcc make pkgconf-pkg-config libvirt-devel"
+    [check]="ShellCheck"
     [demo]="libvirt-libs libvirt-daemon-driver-qemu qemu-kvm-core qemu-img"
     [test]="libvirt-daemon libvirt-daemon-log libvirt-client nbdkit e2fsprogs util-linux xz"
     [bench]="virtnbdbackup libnbd"
@@ -28,7 +31,7 @@ GUEST_PACKAGES="linux-image-cloud-amd64 busybox-static qemu-guest-agent"
 QEMU_PACKAGES=" qemu-system-x86 qemu-utils "
 
 usage() {
-    echo "usage: $0 build|demo|test|bench..." >&2
+    echo "usage: $0 build|check|demo|test|bench..." >&2
     exit 64
 }
 

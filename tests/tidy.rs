@@ -1,4 +1,5 @@
-//! Keeps what ARCHITECTURE.md promises: who imports whom, where `unsafe` is, the list of files, their sizes, the keys of the JSON.
+//! Keeps what ARCHITECTURE.md promises: who imports whom, where `unsafe` is, the list of files, their sizes, the keys of the JSON. Also that no
+//! dependency needs a newer Rust than vmsnap says it does.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -309,4 +310,50 @@ fn every_key_and_code_of_the_json_stands_on_its_page() {
         .filter(|(word, _)| !told.contains(word.as_str()))
         .collect();
     assert!(missing.is_empty(), "docs/json.md does not tell of {missing:#?}");
+}
+
+/// Major and minor number of a Rust version.
+fn rust_version(text: &str) -> (u32, u32) {
+    let mut numbers = text.split('.').map(|number| number.parse().expect("a number"));
+    (numbers.next().expect("a major"), numbers.next().expect("a minor"))
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "only cargo knows the dependencies")]
+fn no_dependency_needs_a_newer_rust_than_we_state() {
+    // Offline and for this platform: every crate that is asked for has been built already.
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let output = std::process::Command::new(env!("CARGO"))
+        .args([
+            "metadata",
+            "--locked",
+            "--offline",
+            "--all-features",
+            "--format-version",
+            "1",
+        ])
+        .args(["--filter-platform", &host])
+        .current_dir(root())
+        .output()
+        .expect("cargo starts");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let packages = metadata["packages"].as_array().expect("a list");
+    let stated = |package: &serde_json::Value| package["rust_version"].as_str().map(rust_version);
+    let ours = packages.iter().find(|package| package["name"] == "vmsnap");
+    let ours = ours.and_then(stated).expect("Cargo.toml states rust-version");
+    let versions: Vec<_> = packages
+        .iter()
+        .filter_map(|package| Some((package, stated(package)?)))
+        .collect();
+    assert!(versions.len() > 50, "{} packages state a version", versions.len());
+    let newer = versions.iter().filter(|(_, version)| *version > ours);
+    let newer: Vec<String> = newer
+        .map(|(package, version)| format!("{} needs {version:?}", package["name"]))
+        .collect();
+    assert!(newer.is_empty(), "Cargo.toml states {ours:?}: {newer:#?}");
 }
