@@ -145,4 +145,7 @@ pub struct DemoArgs {
     /// Where to put the throw-away files; a folder of its own is made there and removed again
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     pub dir: PathBuf,
+    /// The folder below `dir`, chosen before the first thread starts
+    #[arg(skip)]
+    pub folder: PathBuf,
 }

@@ -62,8 +62,9 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
     log::start(&cli.log);
     limits::raise_open_files();
     #[cfg(feature = "libvirt")]
-    if matches!(cli.command, args::Command::Demo(_)) {
-        crate::demo::quiet_driver();
+    if let args::Command::Demo(args) = &mut cli.command {
+        args.folder = commands::demo_folder(&args.dir);
+        crate::demo::prepare_environment(&args.folder.join("run"));
     }
     let stop = signals::listen();
     commands::run(&cli, &stop)

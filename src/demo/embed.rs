@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use virt::connect::Connect;
 
+use super::nobody::Nobody;
 use super::{Error, Result};
 use crate::host::libvirt::LibvirtHost;
 
@@ -24,44 +25,55 @@ dynamic_ownership = 0
 remember_owner = 0
 "#;
 
+const START_DRIVER: &str = "start its driver in this process";
+
 /// The driver's root folder and a connection to it. libvirt allows one root per process.
 pub struct Embed {
     uri: String,
+    // The fields are dropped in this order.
     connection: Connect,
     host: LibvirtHost,
+    nobody: Option<Nobody>,
     folder: TempDir,
 }
 
 impl Embed {
-    /// Makes a folder below `parent` and starts the driver in it. The folder goes when this is dropped; machines have to be dropped before.
-    pub fn start(parent: &Path) -> Result<Embed> {
-        let folder = tempfile::Builder::new()
-            .prefix("vmsnap-demo-")
-            .tempdir_in(parent)
-            .map_err(Error::io("create a folder in", parent))?;
-        let root = folder.path();
-        fs::set_permissions(root, fs::Permissions::from_mode(0o755)).map_err(Error::io("prepare", root))?;
-        let etc = root.join("libvirt/etc");
+    /// Makes `folder`, which must not exist, and starts the driver in it. The folder goes when this is dropped; machines have to be dropped before.
+    ///
+    /// The driver of root needs libvirt's own user for QEMU, whatever the configuration says (libvirt 9.0), and in some releases no
+    /// package of the demo brings that user. Then this thread and the threads that it starts work as the user `nobody` until this is dropped.
+    pub fn start(folder: &Path) -> Result<Embed> {
+        let folder = make_folder(folder)?;
+        let is_root = rustix::process::geteuid().is_root();
+        let as_root = is_root && qemu_user_exists(Path::new("/etc/passwd"));
+        let nobody = match is_root && !as_root {
+            true => Some(Nobody::become_with(folder.path())?),
+            false => None,
+        };
+        let root = folder.path().join("libvirt");
+        let etc = root.join("etc");
         fs::create_dir_all(&etc).map_err(Error::io("create", &etc))?;
-        let mut conf = QEMU_CONF.to_owned();
-        if rustix::process::geteuid().is_root() {
-            conf.push_str(QEMU_CONF_ROOT);
-        }
+        let conf = format!("{QEMU_CONF}{}", if as_root { QEMU_CONF_ROOT } else { "" });
         let path = etc.join("qemu.conf");
         fs::write(&path, conf).map_err(Error::io("write", &path))?;
-        let uri = format!("qemu:///embed?root={}", root.join("libvirt").display());
+        let uri = format!("qemu:///embed?root={}", root.display());
         let host = LibvirtHost::connect(Some(&uri)).map_err(|error| Error::Libvirt {
-            operation: "start its driver in this process",
+            operation: START_DRIVER,
             message: error.to_string(),
         })?;
-        let connection =
-            Connect::open(Some(&uri)).map_err(Error::libvirt("start its driver in this process"))?;
+        let connection = Connect::open(Some(&uri)).map_err(Error::libvirt(START_DRIVER))?;
         Ok(Embed {
             uri,
             connection,
             host,
+            nobody,
             folder,
         })
+    }
+
+    /// Whether the driver and its QEMUs run as the user `nobody`, because libvirt's own user is missing.
+    pub fn is_nobody(&self) -> bool {
+        self.nobody.is_some()
     }
 
     /// The URI under which this process reaches the driver.
@@ -83,4 +95,28 @@ impl Embed {
     pub fn folder(&self) -> PathBuf {
         self.folder.path().to_owned()
     }
+}
+
+/// The folder is removed when the result is dropped.
+fn make_folder(folder: &Path) -> Result<TempDir> {
+    let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else {
+        let source = std::io::ErrorKind::InvalidInput.into();
+        return Err(Error::io("create", folder)(source));
+    };
+    let made = tempfile::Builder::new()
+        .prefix(name)
+        .rand_bytes(0)
+        .tempdir_in(parent)
+        .map_err(Error::io("create", folder))?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).map_err(Error::io("prepare", folder))?;
+    Ok(made)
+}
+
+/// Whether libvirt's user for QEMU is there, under its name on Debian and Ubuntu or that on Fedora and others.
+fn qemu_user_exists(passwd: &Path) -> bool {
+    let users = fs::read_to_string(passwd).unwrap_or_default();
+    users
+        .lines()
+        .filter_map(|line| line.split(':').next())
+        .any(|name| name == "libvirt-qemu" || name == "qemu")
 }

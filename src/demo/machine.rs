@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, access};
 use virt::domain::Domain;
 use virt::sys;
 
@@ -140,7 +141,8 @@ fn make_image(path: &Path, size: u64) -> Result<()> {
 
 /// Without network, guest system and any device that would need configuration.
 fn domain_xml(name: &str, image: &Path) -> String {
-    let kind = if Path::new("/dev/kvm").exists() {
+    let usable = Access::READ_OK | Access::WRITE_OK;
+    let kind = if access("/dev/kvm", usable).is_ok() {
         "kvm"
     } else {
         "qemu"

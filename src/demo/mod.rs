@@ -5,8 +5,9 @@
 
 mod embed;
 mod machine;
+mod nobody;
 
-pub use crate::host::libvirt::quiet_driver;
+pub use crate::host::libvirt::prepare_environment;
 pub use embed::Embed;
 pub use machine::{Machine, Write};
 
@@ -31,6 +32,21 @@ pub enum Error {
         operation: &'static str,
         /// libvirt's words.
         message: String,
+    },
+    /// This thread could not change its user.
+    #[error("cannot work as the user nobody")]
+    Nobody(#[source] std::io::Error),
+    /// The user `nobody` cannot enter the folder.
+    #[error(
+        "the user nobody cannot use {}, and the demo has to run as that user because libvirt's own user for QEMU does not exist: choose another folder with --dir",
+        path.display()
+    )]
+    Unreachable {
+        /// The folder.
+        path: std::path::PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
     },
     /// The disk's image could not be made.
     #[error("cannot make the disk's image")]

@@ -7,6 +7,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
@@ -82,6 +83,15 @@ pub fn quiet_driver() {
         // SAFETY: the caller promises that there is no other thread yet, so nobody reads the environment meanwhile.
         unsafe { std::env::set_var(OUTPUTS, "4:file:/dev/null") };
     }
+}
+
+/// Makes libvirt use `folder` where it would use the user's runtime folder, or the home folder of a user without one. libvirt
+/// creates the folder when it needs it, and reads the variable once.
+///
+/// Call this before the program starts its first thread.
+pub fn set_runtime_folder(folder: &Path) {
+    // SAFETY: the caller promises that there is no other thread yet, so nobody reads the environment meanwhile.
+    unsafe { std::env::set_var("XDG_RUNTIME_DIR", folder) };
 }
 
 /// Has the kernel kill the command's process when the **thread** that starts it ends, however that comes to pass.

@@ -23,6 +23,7 @@ mod cli_user;
 mod clock;
 mod copied_back;
 mod daemon;
+mod demo;
 mod embed;
 mod encrypted;
 mod guest;

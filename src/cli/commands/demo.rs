@@ -1,6 +1,6 @@
 //! `vmsnap demo`: the main job end to end on a throw-away domain, every byte compared. It is the demonstration and the smoke test.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{CommandResult, Refusal, now, random};
 use crate::cli::args::DemoArgs;
@@ -20,11 +20,19 @@ const DOMAIN: &str = "vmsnap-demo";
 const MIB: usize = 1 << 20;
 const SIZE: usize = 64 * MIB;
 
+/// A folder below `dir` that does not exist yet.
+pub fn folder(dir: &Path) -> PathBuf {
+    dir.join(format!("vmsnap-demo-{:016x}", random()))
+}
+
 /// Runs the demonstration. Exit code 0 only if every comparison held.
 pub fn run(args: &DemoArgs, stop: &Stop) -> CommandResult {
     say("This takes about ten seconds. It needs no libvirt daemon and changes nothing on this host.");
     say("Starting libvirt's QEMU driver inside this process, in a temporary folder ...");
-    let embed = Embed::start(&args.dir).map_err(not_started)?;
+    let embed = Embed::start(&args.folder).map_err(not_started)?;
+    if embed.is_nobody() {
+        say("libvirt's own user for QEMU does not exist on this machine: the demo runs as the user nobody.");
+    }
     let result = story(&embed, stop);
     let folder = embed.folder();
     drop(embed);
@@ -90,7 +98,7 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
 }
 
 const PACKAGES: &str = "the demo needs libvirt's QEMU driver and QEMU: \
-    `apt install libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils` (Debian, Ubuntu), or \
+    `apt install libvirt-daemon-driver-qemu libvirt-daemon qemu-system-x86 qemu-utils` (Debian, Ubuntu), or \
     `dnf install libvirt-daemon-driver-qemu qemu-kvm-core qemu-img` (Fedora, RHEL)";
 
 /// The three commands to try next, ready to be copied.

@@ -13,6 +13,9 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "libvirt")]
+pub(super) use demo::folder as demo_folder;
+
 use super::args::{Cli, Command};
 use super::exit_code::ExitCode;
 use super::log::{self, Entry, Level};

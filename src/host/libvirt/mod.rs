@@ -50,9 +50,12 @@ impl LibvirtHost {
     }
 }
 
-/// Keeps the driver's log off stderr when it runs inside this process. To be called before the program starts its first thread.
-pub fn quiet_driver() {
+/// Keeps the log of a driver that runs inside this process off stderr, and its files out of the user's folders.
+///
+/// The driver keeps in `folder` what it would keep in the user's runtime folder. Call this before the program starts its first thread.
+pub fn prepare_environment(folder: &std::path::Path) {
     ffi::quiet_driver();
+    ffi::set_runtime_folder(folder);
 }
 
 impl Host for LibvirtHost {
