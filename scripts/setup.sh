@@ -1,27 +1,46 @@
 #!/usr/bin/env bash
 # Installs what is missing: Debian packages when run by root where apt-get is, otherwise it tells what is missing and fails.
 #
-#   scripts/setup.sh build|check|demo|test|bench...
+#   scripts/setup.sh build|check|demo|test|bench|fresh...
 #
 #   build  the compiler's needs            check  shellcheck
-#   demo   libvirt's QEMU driver and QEMU, no daemon
+#   demo   libvirt's QEMU driver and QEMU; no daemon is started, but Debian 12 and Ubuntu have a part of the driver in libvirt-daemon
 #   test   the demo's, a daemon, and the tools and packages of the test guest
 #   bench  the programs that the benchmarks compare with
+#   fresh  what makes a bare Debian root
 set -euo pipefail
 
 declare -A DEBIAN=(
     [build]="build-essential pkg-config libvirt-dev"
     [check]="shellcheck"
-    [demo]="libvirt0 libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils"
-    [test]="libvirt-daemon-system libvirt-clients nbdkit e2fsprogs util-linux xz-utils"
+    [demo]="libvirt0 libvirt-daemon-driver-qemu libvirt-daemon qemu-system-x86 qemu-utils"
+    [test]="libvirt-daemon-system libvirt-clients nbdkit e2fsprogs util-linux mount procps xz-utils"
     [bench]="virtnbdbackup libnbd-bin"
+    [fresh]="debootstrap debian-archive-keyring wget git util-linux"
 )
 declare -A FEDORA=(
     [build]="gcc make pkgconf-pkg-config libvirt-devel"
     [check]="ShellCheck"
     [demo]="libvirt-libs libvirt-daemon-driver-qemu qemu-kvm-core qemu-img"
-    [test]="libvirt-daemon libvirt-daemon-log libvirt-client nbdkit e2fsprogs util-linux xz"
+    [test]="libvirt-daemon libvirt-daemon-log libvirt-client nbdkit e2fsprogs util-linux procps-ng xz"
     [bench]="virtnbdbackup libnbd"
+    [fresh]="debootstrap debian-keyring wget git util-linux"
+)
+
+# The programs that tests and benchmarks start, by the Debian package that brings them. Beside the packages above these are ones that no Debian
+# system is without (coreutils, dash, bash, dpkg, apt, libc-bin). tests/tidy.rs compares this list with the sources.
+declare -A PROGRAMS=(
+    [coreutils]="env mkfifo mv sleep true" [dash]="sh" [bash]="bash" [dpkg]="dpkg-deb" [apt]="apt-cache apt-get" [libc-bin]="ldd"
+    [build-essential]="cc"
+    [qemu-utils]="qemu-img qemu-io qemu-nbd"
+    [libvirt-clients]="virsh"
+    [nbdkit]="nbdkit"
+    [e2fsprogs]="debugfs e2fsck mke2fs mkfs.ext4"
+    [util-linux]="mkswap nsenter prlimit runuser setpriv unshare"
+    [mount]="losetup mount swapoff swapon umount"
+    [procps]="kill ps"
+    [xz-utils]="xz"
+    [virtnbdbackup]="virtnbdbackup virtnbdrestore" [libnbd-bin]="nbdcopy"
 )
 
 # Only downloaded and taken apart, by the tests: they have to be in the package lists.
@@ -31,7 +50,7 @@ GUEST_PACKAGES="linux-image-cloud-amd64 busybox-static qemu-guest-agent"
 QEMU_PACKAGES=" qemu-system-x86 qemu-utils "
 
 usage() {
-    echo "usage: $0 build|check|demo|test|bench..." >&2
+    echo "usage: $0 build|check|demo|test|bench|fresh..." >&2
     exit 64
 }
 
@@ -88,6 +107,19 @@ install() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends --allow-downgrades "${words[@]}"
 }
 
+# A package can be there without its programs on the search path, such as /usr/sbin after a plain `su`.
+check_programs() {
+    local package program
+    for package in "$@"; do
+        for program in ${PROGRAMS[$package]:-}; do
+            command -v "$program" >/dev/null || {
+                echo "'$program' of the package $package is not in any folder of PATH" >&2
+                exit 1
+            }
+        done
+    done
+}
+
 [ $# -gt 0 ] || usage
 debian='' fedora='' guest=''
 for level in "$@"; do
@@ -121,6 +153,8 @@ for package in $debian; do
 done
 # shellcheck disable=SC2086 # a list of words
 if [ ${#missing[@]} -eq 0 ] && { [ -z "$guest" ] || lists_know $guest; }; then
+    # shellcheck disable=SC2086 # a list of words
+    check_programs $debian
     exit 0
 fi
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
@@ -132,3 +166,5 @@ if [ ${#missing[@]} -gt 0 ]; then
     # Lists can be there and be too old: the mirror then no longer has what they name.
     install "${missing[@]}" || { apt-get update -q && install "${missing[@]}"; }
 fi
+# shellcheck disable=SC2086 # a list of words
+check_programs $debian

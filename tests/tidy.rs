@@ -357,3 +357,59 @@ fn no_dependency_needs_a_newer_rust_than_we_state() {
         .collect();
     assert!(newer.is_empty(), "Cargo.toml states {ours:?}: {newer:#?}");
 }
+
+/// The programs that a text starts: the names right behind these calls.
+fn started_programs(text: &str) -> BTreeSet<&str> {
+    let calls = ["command(", "Command::new(", "run(", "run_ok(", "run_with_input("];
+    let mut found = BTreeSet::new();
+    for call in calls {
+        for (at, _) in text.match_indices(call) {
+            // `guest.run("x")` and `qmp_command("x")` start nothing here.
+            let before = text[..at].chars().next_back();
+            if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '.') {
+                continue;
+            }
+            let Some(rest) = text[at + call.len()..].trim_start().strip_prefix('"') else {
+                continue;
+            };
+            // Elsewhere a function of that name takes options.
+            found.extend(rest.split('"').next().filter(|word| !word.starts_with('-')));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_package_brings_every_program_that_a_test_starts() {
+    let script = fs::read_to_string(root().join("scripts/setup.sh")).expect("scripts/setup.sh");
+    let (_, list) = script
+        .split_once("declare -A PROGRAMS=(\n")
+        .expect("the list of programs");
+    let (list, _) = list.split_once("\n)\n").expect("its end");
+    let listed: BTreeSet<&str> = list
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .flat_map(str::split_whitespace)
+        .collect();
+    let mut started = 0;
+    let mut missing = Vec::new();
+    for dir in ["tests", "benches"] {
+        for (file, text) in rust_files(dir) {
+            if file == "tests/tidy.rs" {
+                continue;
+            }
+            for program in started_programs(&text) {
+                started += 1;
+                if !listed.contains(program) {
+                    missing.push(format!("{file} starts '{program}'"));
+                }
+            }
+        }
+    }
+    assert!(started > 40, "{started}");
+    assert!(
+        missing.is_empty(),
+        "PROGRAMS in scripts/setup.sh lacks what tests start: {missing:#?}"
+    );
+}

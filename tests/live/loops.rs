@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use rustix::ioctl;
+
 use crate::process::{COMMAND_DEADLINE, command, run, try_run, wait_until};
 
 /// Byte that a new device holds everywhere.
@@ -62,10 +64,8 @@ impl Loop {
 
     /// Adds a partition without a partition table, which the kernel may not know how to read: from so many sectors on, so many.
     pub fn add_partition(&self, start: u64, sectors: u64) -> PathBuf {
-        let (start, sectors) = (start.to_string(), sectors.to_string());
-        let word = self.word();
-        run(command("addpart", &[word.as_str(), "1", &start, &sectors]));
-        let node = PathBuf::from(format!("{word}p1"));
+        change_partition(&self.device, ADD, start, sectors).expect("the kernel adds a partition");
+        let node = PathBuf::from(format!("{}p1", self.word()));
         assert!(
             wait_until(std::time::Duration::from_secs(10), || node.exists()),
             "{} is made",
@@ -109,6 +109,49 @@ fn attach(file: &Path) -> PathBuf {
 fn detach(device: &Path) {
     let device = device.display().to_string();
     // A partition goes first; most have none.
-    try_run(command("delpart", &[&device, "1"]), COMMAND_DEADLINE);
+    let _ = change_partition(Path::new(&device), DELETE, 0, 0);
     try_run(command("losetup", &["--detach", &device]), COMMAND_DEADLINE);
+}
+
+/// `BLKPG_ADD_PARTITION`, `BLKPG_DEL_PARTITION` (linux/blkpg.h). Not every release has `addpart` and `delpart`, which do the same.
+const ADD: i32 = 1;
+const DELETE: i32 = 2;
+
+/// `struct blkpg_partition`; the names stay empty.
+#[repr(C)]
+struct Partition {
+    start: i64,
+    length: i64,
+    number: i32,
+    names: [u8; 128],
+}
+
+/// `struct blkpg_ioctl_arg`.
+#[repr(C)]
+struct Request {
+    operation: i32,
+    flags: i32,
+    length: i32,
+    data: *const Partition,
+}
+
+/// Adds or deletes partition 1 of a device, which begins at a sector of 512 bytes and has so many.
+fn change_partition(device: &Path, operation: i32, start: u64, sectors: u64) -> std::io::Result<()> {
+    const BLKPG: ioctl::Opcode = ioctl::opcode::none(0x12, 105);
+    let partition = Partition {
+        start: start as i64 * 512,
+        length: sectors as i64 * 512,
+        number: 1,
+        names: [0; 128],
+    };
+    let request = Request {
+        operation,
+        flags: 0,
+        length: size_of::<Partition>() as i32,
+        data: &raw const partition,
+    };
+    let device = File::open(device)?;
+    // SAFETY: BLKPG takes a pointer to a `struct blkpg_ioctl_arg`, and what that points to outlives the call.
+    unsafe { ioctl::ioctl(&device, ioctl::Setter::<BLKPG, Request>::new(request)) }?;
+    Ok(())
 }

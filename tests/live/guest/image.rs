@@ -143,9 +143,9 @@ fn write_initrd(root: &Path, version: &str, initrd: &Path) {
     archive.file("init", INIT.as_bytes()).unwrap();
     archive.symlink("bin/sh", "busybox").unwrap();
     for (_, from, to) in PROGRAMS {
-        archive.file(to, &read(&root.join(from))).unwrap();
+        archive.file(to, &read(&unpacked(root, from))).unwrap();
     }
-    for library in libraries(&root.join("usr/sbin/qemu-ga")) {
+    for library in libraries(&unpacked(root, "usr/sbin/qemu-ga")) {
         // Where the program wants its loader; /init tells it to look there for the others.
         let name = library
             .file_name()
@@ -160,6 +160,16 @@ fn write_initrd(root: &Path, version: &str, initrd: &Path) {
         archive.file(&format!("modules/{name}"), &data).unwrap();
     }
     archive.finish().unwrap();
+}
+
+/// A file of the packages. What a release keeps in `/bin`, a newer one keeps in `/usr/bin`, of which `/bin` is only a link.
+fn unpacked(root: &Path, name: &str) -> PathBuf {
+    let path = root.join(name);
+    if path.exists() {
+        path
+    } else {
+        root.join("usr").join(name)
+    }
 }
 
 /// The shared libraries of a program, and its loader, as this machine has them: every QEMU needs the same ones.
