@@ -5,7 +5,7 @@ FUZZ_SECONDS ?= 30
 export CARGO
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check fmt lint scripts tidy unit deny live bench fuzz
+.PHONY: help build demo test check fmt lint scripts tidy unit deny live bench fresh fuzz
 
 # One target after the other: they share cargo's lock and the machine's cores.
 .NOTPARALLEL:
@@ -60,6 +60,9 @@ bench: ## vmsnap beside virtnbdbackup, qemu-img and nbdcopy on throw-away domain
 	@scripts/setup.sh build demo test
 	@scripts/setup.sh bench || echo "What is missing is left out." >&2
 	$(CARGO) bench --locked --bench peers
+
+fresh: ## demo, package and some tests in bare Debian 12 and 13 roots (as root); FRESH_TESTS (some, all, none), FRESH_ROOTS (bookworm trixie)
+	@scripts/fresh.sh
 
 fuzz: ## each fuzz target for FUZZ_SECONDS (30); needs cargo-fuzz and a nightly Rust
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 1; }
