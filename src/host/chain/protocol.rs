@@ -1,5 +1,8 @@
 //! From libvirt's description of a server's image to the one of QEMU's block layer (`BlockdevOptions` in QEMU's
 //! `qapi/block-core.json`), for what can be opened without libvirt's help.
+//!
+//! It has to be the one that libvirt builds: another URL or name is another disk. The tests compare with what
+//! `virsh domxml-to-native qemu-argv` of libvirt 9.0.0 prints.
 
 use serde_json::{Value, json};
 
@@ -29,62 +32,90 @@ pub fn node(network: &Network) -> Result<Value, String> {
             None => only_running("its server is reached in an unknown way".to_owned()),
         },
         (protocol @ ("http" | "https"), [Server::Tcp { host, port }]) => {
-            let host = bracketed(host);
-            let port = port.map_or_else(String::new, |port| format!(":{port}"));
-            let query = network
-                .query
-                .as_ref()
-                .map_or_else(String::new, |query| format!("?{query}"));
-            let path = name.trim_start_matches('/');
-            Ok(json!({"driver": protocol, "url": format!("{protocol}://{host}{port}/{path}{query}")}))
+            Ok(json!({"driver": protocol, "url": url(network, host, *port)}))
         }
         ("iscsi", [Server::Tcp { host, port }]) => {
-            let (target, lun) = name.rsplit_once('/').unwrap_or((name, "0"));
+            // libvirt looks for the first slash.
+            let (target, lun) = name.split_once('/').unwrap_or((name, "0"));
             match lun.parse::<u32>() {
                 Ok(lun) => Ok(json!({
                     "driver": "iscsi", "transport": "tcp", "target": target, "lun": lun,
-                    "portal": format!("{}:{}", bracketed(host), port.unwrap_or(3260)),
+                    "portal": format!("{}:{}", bracketed(host), usable(*port).unwrap_or(3260)),
                 })),
                 Err(_) => only_running(format!("'{lun}' is no number of a LUN")),
             }
         }
-        ("rbd", servers) => rbd(name, servers).map_or_else(
-            || only_running("its name or servers are not such as QEMU takes".to_owned()),
-            Ok,
-        ),
+        ("rbd", servers) => rbd(name, servers).or_else(|why| only_running(why.to_owned())),
         (_, [] | [_, _, ..]) => only_running("it does not have exactly one server".to_owned()),
         (protocol, _) => only_running(format!("the protocol {protocol} is not supported then")),
     }
 }
 
-fn rbd(name: &str, servers: &[Server]) -> Option<Value> {
+/// The URL that libvirt 9.0 builds (`qemuBlockStorageSourceGetURI`): an explicit port, the name
+/// percent-encoded as libxml2 encodes a path, the query as it stands. A `%20` in a name is three
+/// characters of that name, and leading slashes count.
+fn url(network: &Network, host: &str, port: Option<u16>) -> String {
+    let Network { protocol, name, .. } = network;
+    let port = usable(port).unwrap_or(if protocol == "https" { 443 } else { 80 });
+    let slash = match name.is_empty() || name.starts_with('/') {
+        true => "",
+        false => "/",
+    };
+    let path = encoded(name);
+    let query = network.query.as_ref();
+    let query = query.map_or_else(String::new, |query| format!("?{query}"));
+    format!("{protocol}://{}:{port}{slash}{path}{query}", bracketed(host))
+}
+
+/// A path as it stands in a URL of libvirt's (`xmlSaveUri` of libxml2).
+fn encoded(path: &str) -> String {
+    let mut text = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-_.!~*'();@&=+$,".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
+/// An RBD image. libvirt names no default port: with port 0, librados tries those of both its protocols.
+fn rbd(name: &str, servers: &[Server]) -> Result<Value, &'static str> {
     let parts: Vec<&str> = name.split('/').collect();
     let mut node = match parts.as_slice() {
-        [pool, image] => json!({"driver": "rbd", "pool": pool, "image": image}),
-        [pool, namespace, image] => {
-            json!({"driver": "rbd", "pool": pool, "namespace": namespace, "image": image})
+        [pool, image] if !pool.is_empty() && !image.is_empty() => {
+            json!({"driver": "rbd", "pool": pool, "image": image})
         }
-        _ => return None,
+        // libvirt 9.0 takes `a/b/c` for the image `b/c` in the pool `a`, newer versions for the image `c`
+        // in the namespace `b`.
+        [_, _, _] => return Err("the versions of libvirt differ in how they read a name of three parts"),
+        _ => return Err("its name is not POOL/IMAGE"),
     };
     let address = |server: &Server| match server {
-        Server::Tcp { host, port } => Some(json!({"host": host, "port": port.unwrap_or(6789).to_string()})),
-        _ => None,
+        Server::Tcp { host, port } => Ok(json!({"host": host, "port": port.unwrap_or(0).to_string()})),
+        _ => Err("its servers are reached in an unknown way"),
     };
-    let servers = servers.iter().map(address).collect::<Option<Vec<_>>>()?;
+    let servers = servers.iter().map(address).collect::<Result<Vec<_>, _>>()?;
     if !servers.is_empty() {
         node["server"] = Value::Array(servers);
     }
-    Some(node)
+    Ok(node)
 }
 
 fn socket(server: &Server, usual: u16) -> Option<Value> {
     match server {
         Server::Unix(path) => Some(json!({"type": "unix", "path": path.to_str()?})),
         Server::Tcp { host, port } => Some(json!({
-            "type": "inet", "host": host, "port": port.unwrap_or(usual).to_string(),
+            "type": "inet", "host": host, "port": usable(*port).unwrap_or(usual).to_string(),
         })),
         Server::Other(_) => None,
     }
+}
+
+/// libvirt takes port 0 for none.
+fn usable(port: Option<u16>) -> Option<u16> {
+    port.filter(|port| *port != 0)
 }
 
 fn bracketed(host: &str) -> String {
@@ -143,9 +174,45 @@ mod tests {
             node(&network("rbd", "p/i", vec![tcp(None), tcp(Some(3300))])),
             Ok(json!({
                 "driver": "rbd", "pool": "p", "image": "i",
-                "server": [{"host": "h", "port": "6789"}, {"host": "h", "port": "3300"}],
+                "server": [{"host": "h", "port": "0"}, {"host": "h", "port": "3300"}],
             }))
         );
+    }
+
+    #[test]
+    fn urls_are_those_that_libvirt_builds() {
+        let url = |protocol: &str, name: &str, host: Server, query: Option<&str>| {
+            let mut web = network(protocol, name, vec![host]);
+            web.query = query.map(str::to_owned);
+            node(&web).expect("it can be read")["url"].clone()
+        };
+        for (name, expected) in [
+            ("/a%20b.img", "http://h:80/a%2520b.img"),
+            ("/a b#c?d.img", "http://h:80/a%20b%23c%3Fd.img"),
+            ("//x.img", "http://h:80//x.img"),
+            ("x.img", "http://h:80/x.img"),
+            ("", "http://h:80"),
+            ("/", "http://h:80/"),
+            (
+                "/\u{fc}&;:@+,=~!$*()\"[]|\\^_-.{}<'",
+                "http://h:80/%C3%BC&;%3A@+,=~!$*()%22%5B%5D%7C%5C%5E_-.%7B%7D%3C'",
+            ),
+        ] {
+            assert_eq!(url("http", name, tcp(None), None), expected);
+        }
+        for (query, expected) in [
+            ("v=1&a=b c#%20?", "http://h:80/x?v=1&a=b c#%20?"),
+            ("", "http://h:80/x?"),
+            ("?a", "http://h:80/x??a"),
+        ] {
+            assert_eq!(url("http", "/x", tcp(None), Some(query)), expected);
+        }
+        let host = |port| Server::Tcp {
+            host: "::1".into(),
+            port,
+        };
+        assert_eq!(url("https", "/x", host(Some(8443)), None), "https://[::1]:8443/x");
+        assert_eq!(url("https", "/x", host(None), None), "https://[::1]:443/x");
     }
 
     #[test]
@@ -159,7 +226,11 @@ mod tests {
             ("nbd", "e", vec![]),
             ("nbd", "e", vec![Server::Other("rdma".into())]),
             ("iscsi", "iqn/x", vec![tcp(None)]),
+            ("iscsi", "iqn/a/1", vec![tcp(None)]),
             ("rbd", "i", vec![]),
+            ("rbd", "/i", vec![]),
+            ("rbd", "p/", vec![]),
+            ("rbd", "p/n/i", vec![]),
         ] {
             node(&network(protocol, name, hosts)).expect_err(protocol);
         }
