@@ -63,7 +63,8 @@ pub trait Host: Send + Sync {
     /// For an active domain only those of its checkpoints can be known, for a shut-off one on another machine none ([`HostError::NotHere`]).
     fn bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>>;
 
-    /// Removes a checkpoint with its bitmaps, running or shut off. Bitmaps that are lost already are no error;
+    /// Removes a checkpoint with its bitmaps, running or shut off. Bitmaps that are lost already are no error, nor are those in images of a shut-off
+    /// domain that cannot be opened now, which stay;
     /// a checkpoint that is not there is one.
     fn delete_checkpoint(&self, domain: &Domain, name: &str) -> Result<()>;
 

@@ -261,10 +261,13 @@ struct RawBitmap {
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const LOCK_STEP: Duration = Duration::from_millis(50);
 
+/// Whether a QEMU program failed because another process holds QEMU's lock on an image.
+pub fn is_locked(error: &HostError) -> bool {
+    matches!(error, HostError::Program { message, .. } if message.contains(" lock"))
+}
+
 /// Does the work again while QEMU's lock on the image is somebody else's.
 fn once_unlocked<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
-    let is_locked =
-        |error: &HostError| matches!(error, HostError::Program { message, .. } if message.contains(" lock"));
     let mut last = None;
     let done = until(LOCK_PATIENCE, LOCK_STEP, || match work() {
         Err(error) if is_locked(&error) => {

@@ -66,7 +66,7 @@ pub enum Bitmap {
     Sound,
     /// It is missing, or marked inconsistent since QEMU was killed.
     Broken,
-    /// It cannot be looked at from here: the domain is shut off, and its images are on another machine.
+    /// It cannot be looked at now: the domain is shut off, and its images are on another machine, or cannot be opened.
     Unknown,
 }
 

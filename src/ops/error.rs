@@ -134,6 +134,9 @@ pub enum Cause {
     /// What was removed without an error is there all the same.
     #[error("{0} is still there after its removal")]
     StillThere(String),
+    /// A scrub has removed what it could see, and some disk could not be seen.
+    #[error("not all bitmaps are known to be removed: {0}")]
+    NotAllRemoved(String),
     /// Something is where we would write.
     #[error("{} exists already, and nothing is ever overwritten", .0.display())]
     Exists(std::path::PathBuf),

@@ -13,6 +13,7 @@ use crate::model::domain::{Domain, Source};
 use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
+use crate::model::text::with_sources;
 use crate::repo::{History, Repository};
 
 mod next;
@@ -232,7 +233,7 @@ impl<'a> Scrub<'a> {
             self.options.kind,
             self.history.as_ref(),
         );
-        let (now, _) = looked.map_err(|error| self.failed(error))?;
+        let (now, unknown) = looked.map_err(|error| self.failed(error))?;
         let bitmaps = plan::staying(&self.found, &self.plan);
         *next = next_backup(&self.domain, &now.checkpoints, &bitmaps, &self.outlook);
         let is_listed = |name: &&String| now.checkpoints.iter().any(|one| one.name == **name);
@@ -244,12 +245,22 @@ impl<'a> Scrub<'a> {
             let what = format!("bitmap {} of disk {}", bitmap.name, bitmap.disk);
             return Err(self.failed(Cause::StillThere(what)));
         }
-        Ok(())
+        match unknown.first() {
+            Some(disk) if has_to_be_seen(&self.domain, self.options.kind) => {
+                Err(self.failed(Cause::NotAllRemoved(disk.message.clone())))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn failed(&self, cause: impl Into<Cause>) -> Error {
         Error::of(&self.domain.name, cause)
     }
+}
+
+/// Whether a scrub is complete only if the bitmaps in every image are known. The checkpoints of an active domain name most of them.
+fn has_to_be_seen(domain: &Domain, kind: ScrubType) -> bool {
+    !domain.state.is_active() && kind != ScrubType::Checkpoint
 }
 
 /// What the domain has. Of an active one that is what its checkpoints and its images tell; the findings name what could not be asked.
@@ -281,14 +292,16 @@ fn look(
         };
         match listed {
             Ok(listed) => names.extend(listed),
-            // Where bitmaps are to go it has to be known which there are; a running domain's checkpoints tell most of them.
-            Err(error) if !domain.state.is_active() && kind != ScrubType::Checkpoint => return Err(error),
+            Err(error @ HostError::NotHere { .. }) if has_to_be_seen(domain, kind) => return Err(error),
             Err(error) => {
                 found.images_told = false;
                 unknown.push(Finding::of_disk(
                     "bitmaps-unknown",
                     target,
-                    format!("the bitmaps in the image of disk {target} could not be listed: {error}"),
+                    format!(
+                        "the bitmaps in the image of disk {target} could not be listed: {}",
+                        with_sources(&error)
+                    ),
                 ));
             }
         }

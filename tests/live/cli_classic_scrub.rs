@@ -10,7 +10,7 @@ use crate::process::{Finished, command, run};
 const MIB: usize = 1 << 20;
 
 /// The bitmaps in an image that no QEMU has open, by name.
-fn bitmaps(image: &Path) -> Vec<String> {
+pub fn bitmaps(image: &Path) -> Vec<String> {
     let image = image.display().to_string();
     let info = run(command("qemu-img", &["info", "--output=json", &image]));
     let info: serde_json::Value = serde_json::from_str(&info).expect("JSON");

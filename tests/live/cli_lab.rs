@@ -548,8 +548,7 @@ impl Machine {
     /// Waits until nobody uses the images of a shut-off domain any more: the kernel ends the readers of a run that is killed, and a bitmap
     /// that was being changed is done at once.
     pub fn wait_for_readers_to_end(&self) {
-        let ended = wait_until(STOP_DEADLINE, || readers_of(&self.domain).is_empty());
-        assert!(ended, "{:?} are left", readers_of(&self.domain));
+        wait_for_readers_to_end(&self.domain);
     }
 
     /// Asserts that nothing of any run is left: no job, reader, partial folder, scratch file, nor what the run has noted down.
@@ -593,6 +592,12 @@ fn assert_no_files_left(domain: &TestDomain, repo: &Repo, places: &[PathBuf]) {
         .filter(|name| name.starts_with('.'));
     assert_eq!(hidden.collect::<Vec<_>>(), [""; 0]);
     assert_eq!(readers_of(domain), []);
+}
+
+/// See [`Machine::wait_for_readers_to_end`].
+pub fn wait_for_readers_to_end(domain: &TestDomain) {
+    let ended = wait_until(STOP_DEADLINE, || readers_of(domain).is_empty());
+    assert!(ended, "{:?} are left", readers_of(domain));
 }
 
 /// The programs that use a shut-off domain's images for a run.

@@ -47,4 +47,5 @@ mod snapshots;
 mod status;
 mod targets;
 mod test_driver;
+mod unreachable;
 mod verbs;

@@ -8,7 +8,7 @@ use virt::domain::Domain as Handle;
 use super::checkpoints::{self, is_lost_bitmap};
 use super::link::Link;
 use super::{HostError, Result, failed, ffi, images, inspect};
-use crate::host::qemu::{self, Patience, Use};
+use crate::host::qemu::{self, ImageInfo, Patience, Use};
 use crate::host::xml::{CheckpointDescription, KnownCheckpoint, write_known_checkpoint};
 use crate::model::checkpoint::{Checkpoint, REMOVAL_MARK};
 use crate::model::domain::{Disk, DiskFormat, Domain, Source};
@@ -167,24 +167,32 @@ pub fn remove_of_disk(handle: &Handle, live: &[Disk], target: &str, name: &str) 
 }
 
 /// Removes the bitmap of this name from the disks of a shut-off domain, and tells which disks had one.
+///
+/// A disk whose images cannot be opened now keeps its bitmap. That bitmap is in nobody's way: its name is never given again.
+///
+/// # Errors
+/// An image is in use, or cannot be changed. Nothing has been removed if an image was in use.
 pub fn remove_from_images(link: &Link, disks: &[Disk], name: &str) -> Result<Vec<String>> {
     let stop = Stop::default();
-    let mut removed = Vec::new();
+    let mut carriers = Vec::new();
     for disk in disks {
-        let chain = images::infos(disk, Use::None, &stop).map_err(HostError::of_disk(&disk.target))?;
-        let Some(top) = chain.first() else {
-            continue;
-        };
-        if top.bitmaps.iter().any(|bitmap| bitmap.name == name) {
-            // Never ended half-way: that would break every bitmap of the image.
-            let patience = Patience {
-                deadline: checkpoints::EDIT_DEADLINE,
-                stop: Stop::default(),
-            };
-            let image = images::to_edit(link, disk, &stop).map_err(HostError::of_disk(&disk.target))?;
-            qemu::remove_bitmap(&image, name, &patience)?;
-            removed.push(disk.target.clone());
+        let chain = images::infos_if_reachable(disk, &stop)?.unwrap_or_default();
+        let has = |top: &ImageInfo| top.bitmaps.iter().any(|bitmap| bitmap.name == name);
+        if chain.first().is_some_and(has) {
+            carriers.push((disk, images::to_edit(link, disk, &stop)));
         }
+    }
+    let mut removed = Vec::new();
+    for (disk, image) in carriers {
+        // Its secret is not to be had.
+        let Ok(image) = image else { continue };
+        // Never ended half-way: that would break every bitmap of the image.
+        let patience = Patience {
+            deadline: checkpoints::EDIT_DEADLINE,
+            stop: Stop::default(),
+        };
+        qemu::remove_bitmap(&image, name, &patience).map_err(HostError::of_disk(&disk.target))?;
+        removed.push(disk.target.clone());
     }
     Ok(removed)
 }

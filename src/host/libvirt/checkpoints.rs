@@ -99,7 +99,8 @@ fn judge(description: CheckpointDescription, told_by_qemu: bool, images: &mut Im
 struct Images<'a> {
     domain: &'a Domain,
     are_here: bool,
-    chains: BTreeMap<String, Vec<ImageInfo>>,
+    /// `None` for a disk whose images cannot be opened now.
+    chains: BTreeMap<String, Option<Vec<ImageInfo>>>,
 }
 
 impl<'a> Images<'a> {
@@ -113,19 +114,19 @@ impl<'a> Images<'a> {
 
     fn bitmap(&mut self, target: &str, name: &str) -> Result<Bitmap> {
         let disk = self.domain.disk(target);
-        if !self.are_here || disk.is_some_and(|disk| disk.unreadable.is_some()) {
+        if !self.are_here {
             return Ok(Bitmap::Unknown);
         }
         if !self.chains.contains_key(target) {
-            let chain = disk.map_or(Ok(Vec::new()), |disk| {
-                images::infos(disk, Use::None, &Stop::default())
+            let chain = disk.map_or(Ok(Some(Vec::new())), |disk| {
+                images::infos_if_reachable(disk, &Stop::default())
             })?;
             self.chains.insert(target.to_owned(), chain);
         }
-        let chain = self.chains.get(target);
-        Ok(match chain.is_some_and(|chain| is_usable(chain, name)) {
-            true => Bitmap::Sound,
-            false => Bitmap::Broken,
+        Ok(match self.chains.get(target) {
+            Some(Some(chain)) if is_usable(chain, name) => Bitmap::Sound,
+            Some(Some(_)) => Bitmap::Broken,
+            _ => Bitmap::Unknown,
         })
     }
 }
@@ -276,7 +277,10 @@ mod tests {
             images.bitmap("vda", "a")
         };
         assert_eq!(ask(false).expect("nothing is asked"), Bitmap::Unknown);
-        ask(true).expect_err("that is no qcow2 image");
+        assert_eq!(ask(true).expect("it is no qcow2 image"), Bitmap::Unknown);
+        std::fs::remove_file(&path).expect("it is there");
+        assert_eq!(ask(false).expect("nothing is asked"), Bitmap::Unknown);
+        assert_eq!(ask(true).expect("it is missing"), Bitmap::Broken);
     }
 
     fn domain_with(image: &std::path::Path) -> Domain {

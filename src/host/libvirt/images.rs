@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::checkpoints::IMAGE_DEADLINE;
 use super::link::Link;
-use super::{Result, secrets};
+use super::{HostError, Result, secrets};
 use crate::host::chain::header::Header;
 use crate::host::chain::{self, Chain, Head, Image, Layout, Look, Trouble, open};
 use crate::host::qemu::{self, ImageInfo, Keys, Patience, Target, Use};
@@ -91,6 +91,23 @@ pub fn infos(disk: &Disk, used: Use, stop: &Stop) -> Result<Vec<ImageInfo>> {
         });
     }
     Ok(infos)
+}
+
+/// The same for work on all disks of a shut-off domain: `None` for a disk whose images cannot be opened now (refused, broken, on a server that
+/// does not answer), which is no reason to leave the other disks alone.
+///
+/// # Errors
+/// An image is in use, `qemu-img` is missing, or the user asked to stop.
+pub fn infos_if_reachable(disk: &Disk, stop: &Stop) -> Result<Option<Vec<ImageInfo>>> {
+    if disk.unreadable.is_some() {
+        return Ok(None);
+    }
+    match infos(disk, Use::None, stop) {
+        Ok(infos) => Ok(Some(infos)),
+        Err(error @ (HostError::Stopped | HostError::MissingProgram { .. })) => Err(error),
+        Err(error) if qemu::is_locked(&error) => Err(HostError::of_disk(&disk.target)(error)),
+        Err(_) => Ok(None),
+    }
 }
 
 /// No key is needed for what an image says of itself.

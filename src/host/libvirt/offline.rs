@@ -50,7 +50,7 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
     // From here on a return drops the job, which undoes what has been done so far.
     places::make_for_readers(&request.places)?;
     if let Some(wanted) = &request.checkpoint {
-        refuse_taken_name(&domain, handle, &wanted.name)?;
+        refuse_taken_name(&plans, handle, &wanted.name)?;
         job.new_name = Some(wanted.name.clone());
         add_bitmaps(link, &plans, &wanted.name, &request.stop)?;
         job.checkpoint = Some(make_known(handle, &domain, request, wanted)?);
@@ -146,12 +146,13 @@ fn moment(handle: &Handle) -> Result<(Consistency, Vec<Finding>)> {
 
 /// As libvirt does for an active domain: a name that is taken is an error before anything has changed. Undoing then
 /// never removes what somebody else has made.
-fn refuse_taken_name(domain: &Domain, handle: &Handle, name: &str) -> Result<()> {
+fn refuse_taken_name(plans: &[Plan], handle: &Handle, name: &str) -> Result<()> {
     if ffi::Checkpoint::lookup(handle, name).is_ok() {
         return Err(unsupported(format!("a checkpoint named '{name}' exists already")));
     }
-    for disk in domain.disks.iter().filter(|disk| disk.unreadable.is_none()) {
-        if checkpoints::has_bitmap(disk, name)? {
+    for plan in plans.iter().filter(|plan| plan.request.checkpointed) {
+        let disk = plan.disk;
+        if checkpoints::has_bitmap(disk, name).map_err(HostError::of_disk(&disk.target))? {
             return Err(HostError::BitmapExists {
                 name: name.to_owned(),
             });
