@@ -38,6 +38,9 @@ pub struct Entry<'a> {
     pub level: Level,
     /// What; without the domain's name where `domain` has it.
     pub message: &'a str,
+    /// What belongs to the message, a line each.
+    #[serde(skip)]
+    pub lines: &'a [String],
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<&'a str>,
@@ -58,6 +61,7 @@ impl<'a> Entry<'a> {
         Entry {
             level,
             message,
+            lines: &[],
             hint: None,
             domain: None,
             disk: None,
@@ -73,7 +77,8 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// The lines that a person reads.
+    /// The lines that a person reads. Text from outside in them can neither end a line nor control the
+    /// terminal.
     pub fn text(&self) -> String {
         let mut text = String::new();
         if matches!(self.level, Level::Error | Level::Notice) {
@@ -89,11 +94,20 @@ impl<'a> Entry<'a> {
         if self.level == Level::Warning {
             text.push_str("note: ");
         }
-        text.push_str(self.message);
+        text.push_str(&shown(self.message));
+        for line in self.lines {
+            text.push_str(&format!("\n  {}", shown(line)));
+        }
         if let Some(hint) = self.hint {
-            text.push_str(&format!("\nhint: {hint}"));
+            text.push_str(&format!("\nhint: {}", shown(hint)));
         }
         text
+    }
+
+    /// The message with its lines, for machines.
+    fn whole_message(&self) -> String {
+        let lines = self.lines.iter().map(|line| format!("\n  {line}"));
+        std::iter::once(self.message.to_owned()).chain(lines).collect()
     }
 }
 
@@ -177,6 +191,12 @@ fn json(entry: &Entry<'_>, time: jiff::Timestamp) -> String {
         entry: &'a Entry<'a>,
     }
     let time = format!("{time:.3}");
+    let message = entry.whole_message();
+    let entry = &Entry {
+        message: &message,
+        lines: &[],
+        ..entry.clone()
+    };
     // The keys are all strings, so this cannot fail; were it so, the words are still told.
     serde_json::to_string(&Line { time, entry }).unwrap_or_else(|_| entry.text())
 }
@@ -227,6 +247,23 @@ mod tests {
         assert_eq!(entry().text(), "vmsnap: vm\\n1 vda: no space\nhint: make room");
         assert_eq!(Entry::of(Level::Warning, "vm1", "odd").text(), "vm1: note: odd");
         assert_eq!(Entry::new(Level::Info, "x").text(), "x");
+    }
+
+    #[test]
+    fn text_from_outside_stays_within_its_line() {
+        let hostile = "a 'json:\u{1b}[2J\nvmsnap: OK' \u{202e}";
+        let escaped = "a 'json:\\u{1b}[2J\\nvmsnap: OK' \\u{202e}";
+        let lines = [hostile.to_owned()];
+        let entry = Entry {
+            lines: &lines,
+            hint: Some(hostile),
+            ..Entry::new(Level::Info, hostile)
+        };
+        assert_eq!(entry.text(), format!("{escaped}\n  {escaped}\nhint: {escaped}"));
+        assert_eq!(shown(escaped), escaped);
+        let time = "2026-11-02T02:00:02.5Z".parse().expect("a time");
+        let read: serde_json::Value = serde_json::from_str(&json(&entry, time)).expect("it is JSON");
+        assert_eq!(read["message"], format!("{hostile}\n  {hostile}"));
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Progress {
         let bar = self.bars.as_ref().map(|bars| {
             let bar = ProgressBar::new(size.max(1));
             bar.set_style(bar_style());
-            bars.add(bar.with_prefix(format!("{} {}", shown(of.0), of.1)))
+            bars.add(bar.with_prefix(format!("{} {}", shown(of.0), shown(of.1))))
         });
         if bar.is_none() {
             self.line(of, what);

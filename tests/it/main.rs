@@ -16,6 +16,7 @@ mod first_minutes;
 mod forged;
 mod gone;
 mod grouping;
+mod hostile_text;
 mod identity;
 mod kinds;
 mod lab;

@@ -149,9 +149,11 @@ fn tell_left_out(done: &[shown::Done]) {
     ] {
         let lacking: Vec<String> = done.iter().filter_map(|done| done.lacks(kinds)).collect();
         if !lacking.is_empty() {
-            let lines: String = lacking.iter().map(|line| format!("\n  {line}")).collect();
-            let text = format!("{} of {} {what}:{lines}", lacking.len(), done.len());
-            log::tell(&Entry::new(level, &text));
+            let text = format!("{} of {} {what}:", lacking.len(), done.len());
+            log::tell(&Entry {
+                lines: &lacking,
+                ..Entry::new(level, &text)
+            });
         }
     }
 }

@@ -20,7 +20,7 @@ use super::args::{Cli, Command};
 use super::exit_code::ExitCode;
 use super::log::{self, Entry, Level};
 use super::select::Selection;
-use super::{exclude, report, tell, tell_error};
+use super::{exclude, report, tell_error};
 use crate::model::left_out::Exclusions;
 use crate::model::period::GroupBy;
 use crate::model::stop::Stop;
@@ -218,8 +218,10 @@ fn tell_summary(unmatched: &[String], failures: impl IntoIterator<Item = String>
     let unmatched = unmatched.iter().map(|pattern| unmatched_text(pattern));
     let failures: Vec<String> = unmatched.chain(failures).collect();
     if asked > 1 && !failures.is_empty() {
-        let lines: String = failures.iter().map(|failure| format!("\n  {failure}")).collect();
-        tell(&format!("{} of {asked} failed:{lines}", failures.len()));
+        log::tell(&Entry {
+            lines: &failures,
+            ..Entry::new(Level::Notice, &format!("{} of {asked} failed:", failures.len()))
+        });
     }
 }
 

@@ -5,7 +5,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::tree::Tree;
-use super::{ErrorJson, LeftOutJson, PointJson, document, failed_tree, failure, finding_tree, left_out_tree};
+use super::{
+    ErrorJson, LeftOutJson, PointJson, document, failed_tree, failure, finding_tree, left_out_tree, line,
+    push_line,
+};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::finding::Finding;
@@ -93,8 +96,8 @@ impl Done {
                     .prune
                     .as_ref()
                     .map(|prune| prune_line(&self.domain, prune));
-                format!(
-                    "{}: {} {}, {}{}, {}, {}\n{}",
+                let saved = line(&format!(
+                    "{}: {} {}, {}{}, {}, {}",
                     shown(&self.domain),
                     kind(point),
                     point.id,
@@ -102,8 +105,8 @@ impl Done {
                     without(&point.left_out),
                     pretty::amount(copied, self.took, nothing),
                     point.consistency.sentence(),
-                    pruned.unwrap_or_default(),
-                )
+                ));
+                saved + &pruned.unwrap_or_default()
             }
         }
     }
@@ -121,9 +124,9 @@ pub fn kind(point: &RestorePoint) -> String {
 fn prune_line(domain: &str, prune: &PruneOutcome) -> String {
     let domain = shown(domain);
     match prune {
-        PruneOutcome::Deleted(period) => format!("{domain}: pruned {period}\n"),
-        PruneOutcome::Kept(why) => format!("{domain}: pruned nothing: {why}\n"),
-        PruneOutcome::Failed(why) => format!("{domain}: PRUNING FAILED: {why}\n"),
+        PruneOutcome::Deleted(period) => line(&format!("{domain}: pruned {period}")),
+        PruneOutcome::Kept(why) => line(&format!("{domain}: pruned nothing: {why}")),
+        PruneOutcome::Failed(why) => line(&format!("{domain}: PRUNING FAILED: {why}")),
     }
 }
 
@@ -308,8 +311,8 @@ fn is_copy(plan: &BackupPlan) -> bool {
 /// What a dry run would do with a domain.
 pub fn plan_text(domain: &str, preview: &Preview) -> String {
     let plan = &preview.planned.backup;
-    let mut text = format!(
-        "{}: {} into {}{}\n",
+    let mut text = line(&format!(
+        "{}: {} into {}{}",
         shown(domain),
         match plan.level() {
             _ if is_copy(plan) => "a full copy",
@@ -318,15 +321,15 @@ pub fn plan_text(domain: &str, preview: &Preview) -> String {
         },
         plan.period,
         without(&plan.left_out),
-    );
+    ));
     let mut lines = plan_lines(&preview.planned, preview.writer.as_deref(), &[]);
     match &preview.prune {
         Some(PrunePlan::Delete { dir, .. }) => lines.push(format!("delete {}", dir.display())),
         Some(PrunePlan::Keep(why)) => lines.push(format!("prune nothing: {why}")),
         None => {}
     }
-    for line in lines {
-        text.push_str(&format!("  {line}\n"));
+    for step in lines {
+        push_line(&mut text, &format!("  {step}"));
     }
     text
 }

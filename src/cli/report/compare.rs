@@ -1,7 +1,7 @@
 //! What `vmsnap verify --compare-live` shows.
 
 use super::tree::Tree;
-use super::{domains_json, finding_tree};
+use super::{domains_json, finding_tree, push_line};
 use crate::cli::exit_code::ExitCode;
 use crate::model::text::shown;
 use crate::ops::Error;
@@ -18,17 +18,24 @@ pub fn lines(domain: &str, outcome: &Outcome) -> String {
             disk.compared, disk.unchanged, disk.point
         );
         if disk.differing == 0 {
-            text.push_str(&format!("{domain}: disk {target}: the same in {of}\n"));
+            push_line(&mut text, &format!("{domain}: disk {target}: the same in {of}"));
         } else {
             let places: Vec<String> = disk.places.iter().map(u64::to_string).collect();
-            text.push_str(&format!(
-                "{domain}: disk {target}: {} DIFFER of {of}, at {}{}: a bitmap has missed a write, or the restore point is damaged \
-                 (vmsnap verify tells); {}\n",
-                disk.differing,
-                places.join(", "),
-                if disk.differing > places.len() as u64 { ", …" } else { "" },
-                disk.consequence(),
-            ));
+            push_line(
+                &mut text,
+                &format!(
+                    "{domain}: disk {target}: {} DIFFER of {of}, at {}{}: a bitmap has missed a write, or the restore point is damaged \
+                 (vmsnap verify tells); {}",
+                    disk.differing,
+                    places.join(", "),
+                    if disk.differing > places.len() as u64 {
+                        ", …"
+                    } else {
+                        ""
+                    },
+                    disk.consequence(),
+                ),
+            );
         }
     }
     for disk in &outcome.uncompared {
@@ -37,7 +44,7 @@ pub fn lines(domain: &str, outcome: &Outcome) -> String {
             Meaning::MissedWrite | Meaning::NotComparable => "NOT COMPARED",
             Meaning::NothingToCompare => "not compared",
         };
-        text.push_str(&format!("{domain}: disk {target}: {not}: {why}\n"));
+        push_line(&mut text, &format!("{domain}: disk {target}: {not}: {why}"));
     }
     text
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{LeftOutJson, PointJson, document, missed_sentence, table};
+use super::{LeftOutJson, PointJson, document, line, missed_sentence, push_line, table};
 use crate::cli::pretty;
 use crate::model::finding::Finding;
 use crate::model::left_out;
@@ -112,11 +112,11 @@ pub enum Columns {
 /// The list as tables, a table per domain; restore points of one chain stand together.
 pub fn text(domains: &[DomainList], root: &Path, columns: Columns) -> String {
     if domains.is_empty() {
-        return format!("No restore points in {}\n", root.display());
+        return line(&format!("No restore points in {}", root.display()));
     }
     let mut blocks = Vec::new();
     for domain in domains {
-        let mut block = format!("Restore points of {}:\n", shown(&domain.domain));
+        let mut block = line(&format!("Restore points of {}:", shown(&domain.domain)));
         let mut rows = vec![header(columns)];
         rows.extend(domain.points.iter().map(|listed| row(listed, columns)));
         if domain.points.is_empty() {
@@ -126,7 +126,7 @@ pub fn text(domains: &[DomainList], root: &Path, columns: Columns) -> String {
         }
         for listed in domain.points.iter().filter(|listed| !listed.is_whole()) {
             for fault in &listed.faults {
-                block.push_str(&format!("  {}: {fault}\n", listed.point.id));
+                push_line(&mut block, &format!("  {}: {fault}", listed.point.id));
             }
         }
         for (listed, proof) in domain
@@ -135,7 +135,7 @@ pub fn text(domains: &[DomainList], root: &Path, columns: Columns) -> String {
             .filter_map(|listed| Some((listed, listed.proof.as_ref()?)))
         {
             for note in &proof.damage {
-                block.push_str(&format!("  {}: {}\n", listed.point.id, note.what));
+                push_line(&mut block, &format!("  {}: {}", listed.point.id, note.what));
             }
         }
         for listed in &domain.points {
@@ -145,18 +145,21 @@ pub fn text(domains: &[DomainList], root: &Path, columns: Columns) -> String {
                     true => "; the next backup of it is full",
                     false => "",
                 };
-                block.push_str(&format!("  {}: {what}{next}\n", listed.point.id));
+                push_line(&mut block, &format!("  {}: {what}{next}", listed.point.id));
             }
         }
         for listed in &domain.points {
             for left in left_out::unasked(&listed.point.left_out) {
                 let (disk, reason) = (shown(&left.disk), shown(&left.reason));
                 let id = &listed.point.id;
-                block.push_str(&format!("  {id}: partial, without disk {disk}: {reason}\n"));
+                push_line(
+                    &mut block,
+                    &format!("  {id}: partial, without disk {disk}: {reason}"),
+                );
             }
         }
         for finding in &domain.findings {
-            block.push_str(&format!("  note: {}\n", finding.message));
+            push_line(&mut block, &format!("  note: {}", finding.message));
         }
         blocks.push(block);
     }

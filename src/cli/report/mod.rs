@@ -21,13 +21,15 @@ use crate::model::restore_point::RestorePoint;
 use crate::model::text::shown;
 use crate::ops::Error;
 
-/// An error with everything beneath it, and the hint on a line of its own.
-pub fn error_text(error: &Error) -> String {
-    let mut text = causes(error);
-    if let Some(hint) = error.hint() {
-        text.push_str(&format!("\nhint: {hint}"));
-    }
-    text
+/// A line for a person. Text from outside in it (names, headers of images, errors of other programs)
+/// can neither end the line nor control the terminal. Every line on stdout is made by this.
+fn line(text: &str) -> String {
+    shown(text) + "\n"
+}
+
+/// Adds a [`line`] to a text.
+fn push_line(text: &mut String, what: &str) {
+    text.push_str(&line(what));
 }
 
 /// An error with everything beneath it, in one line.
@@ -203,6 +205,10 @@ fn left_out_tree(left_out: &[LeftOut]) -> Tree {
 
 /// Columns of equal width, two blanks between them; `right` names the columns whose cells end at the right.
 fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+    let cells = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| shown(cell)).collect());
+    let rows: Vec<Vec<String>> = cells.collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
@@ -210,7 +216,7 @@ fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let cells = row.iter().enumerate().map(|(column, cell)| {
             let width = widths[column];
             if right.contains(&column) {

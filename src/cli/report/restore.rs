@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::tree::Tree;
-use super::{document, error_tree, finding_tree};
+use super::{document, error_tree, finding_tree, line, push_line};
 use crate::cli::pretty;
 use crate::model::text::shown;
 use crate::ops::Error;
@@ -85,51 +85,57 @@ pub fn failed_json(error: &Error) -> String {
 pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
     let plan = &outcome.plan;
     let copied: u64 = outcome.written.iter().map(|written| written.data_bytes).sum();
-    let mut text = format!(
-        "{}: restore point {} ({}), {}\n",
+    let mut text = line(&format!(
+        "{}: restore point {} ({}), {}",
         shown(domain),
         plan.point.id,
         plan.point.consistency.sentence(),
         pretty::amount(copied, took, "no data"),
-    );
+    ));
     for disk in &plan.disks {
-        text.push_str(&format!("  disk {}: {}\n", disk.target, disk.to.display()));
+        push_line(
+            &mut text,
+            &format!("  disk {}: {}", disk.target, disk.to.display()),
+        );
     }
     if let Some(define) = &plan.define {
         let identity = match &define.new_uuid {
             Some(uuid) => format!("new UUID {uuid}, new network addresses"),
             None => "its old identity".to_owned(),
         };
-        text.push_str(&format!(
-            "  defined domain {} with {identity}\n",
-            shown(&define.name)
-        ));
+        push_line(
+            &mut text,
+            &format!("  defined domain {} with {identity}", shown(&define.name)),
+        );
     }
     text
 }
 
 /// What a dry run would do.
 pub fn plan_text(domain: &str, plan: &RestorePlan) -> String {
-    let mut text = format!(
-        "{}: restore point {} would be restored\n",
+    let mut text = line(&format!(
+        "{}: restore point {} would be restored",
         shown(domain),
         plan.point.id
-    );
+    ));
     for disk in &plan.disks {
-        text.push_str(&format!(
-            "  disk {}: {} to {} ({}), from {} image(s)\n",
-            disk.target,
-            pretty::bytes(disk.size),
-            disk.to.display(),
-            disk.format.word(),
-            disk.images.len()
-        ));
+        push_line(
+            &mut text,
+            &format!(
+                "  disk {}: {} to {} ({}), from {} image(s)",
+                disk.target,
+                pretty::bytes(disk.size),
+                disk.to.display(),
+                disk.format.word(),
+                disk.images.len()
+            ),
+        );
     }
     if let Some(define) = &plan.define {
-        text.push_str(&format!("  define domain {}\n", shown(&define.name)));
+        push_line(&mut text, &format!("  define domain {}", shown(&define.name)));
     }
     for finding in &plan.findings {
-        text.push_str(&format!("  note: {}\n", finding.message));
+        push_line(&mut text, &format!("  note: {}", finding.message));
     }
     text
 }

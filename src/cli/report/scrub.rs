@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{ErrorJson, document};
+use super::{ErrorJson, document, line, push_line};
 use crate::cli::exit_code::ExitCode;
 use crate::model::finding::Finding;
 use crate::model::text::shown;
@@ -74,32 +74,35 @@ impl Scrubbed {
         let planned = matches!(self.result, Ok(Result::Planned(_)));
         let verb = if planned { "would remove" } else { "removed" };
         let domain = shown(&self.domain);
-        let mut text = format!(
-            "{domain}: {verb} {} and {}\n",
+        let mut text = line(&format!(
+            "{domain}: {verb} {} and {}",
             count(view.checkpoints.len(), "checkpoint"),
             count(view.bitmaps.len(), "bitmap")
-        );
+        ));
         for name in view.checkpoints {
-            text.push_str(&format!("  checkpoint {name}\n"));
+            push_line(&mut text, &format!("  checkpoint {name}"));
         }
         for bitmap in view.bitmaps {
-            text.push_str(&format!("  bitmap {} of disk {}\n", bitmap.name, bitmap.disk));
+            push_line(
+                &mut text,
+                &format!("  bitmap {} of disk {}", bitmap.name, bitmap.disk),
+            );
         }
         for name in view.tried {
-            text.push_str(&format!("  bitmap {name}, if there is one\n"));
+            push_line(&mut text, &format!("  bitmap {name}, if there is one"));
         }
         for bitmap in view.left {
-            text.push_str(&format!(
-                "  left: bitmap {} of disk {}\n",
-                bitmap.name, bitmap.disk
-            ));
+            push_line(
+                &mut text,
+                &format!("  left: bitmap {} of disk {}", bitmap.name, bitmap.disk),
+            );
         }
         // The last line says why a backup is refused.
         let is_said = |finding: &&Finding| view.next.is_refused && finding.message == view.next.reason;
         for finding in view.findings.iter().filter(|finding| !is_said(finding)) {
-            text.push_str(&format!("  note: {}\n", finding.message));
+            push_line(&mut text, &format!("  note: {}", finding.message));
         }
-        text.push_str(&format!("  {}\n", next_line(&domain, view.next)));
+        push_line(&mut text, &format!("  {}", next_line(&domain, view.next)));
         text
     }
 }

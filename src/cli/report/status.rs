@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::backup::sentences;
 use super::tree::Tree;
-use super::{finding_tree, left_out_tree, missed_sentence};
+use super::{finding_tree, left_out_tree, missed_sentence, push_line};
 use crate::cli::pretty;
 use crate::model::text::shown;
 use crate::ops::plan::BackupPlan;
@@ -64,10 +64,9 @@ pub fn text(status: &DomainStatus, pretty: bool) -> String {
         true => (OK, "OK"),
         false => (INCONSISTENT, "INCONSISTENT"),
     };
-    let mut lines = vec![
-        format!("Status for {DOMAIN}{name}{DOMAIN:#}:"),
-        format!("  Overall status: {style}{overall}{style:#}"),
-    ];
+    let mut text =
+        format!("Status for {DOMAIN}{name}{DOMAIN:#}:\n  Overall status: {style}{overall}{style:#}\n");
+    let mut lines = Vec::new();
     if status.checkpoints.is_empty() {
         lines.push(format!("  No checkpoints found for {name}"));
     } else {
@@ -95,7 +94,10 @@ pub fn text(status: &DomainStatus, pretty: bool) -> String {
         lines.push(format!("    Checkpoints: {}", dir.checkpoints));
     }
     lines.extend(further_lines(status, &size));
-    lines.join("\n") + "\n"
+    for line in lines {
+        push_line(&mut text, &line);
+    }
+    text
 }
 
 fn disk_lines(disk: &DiskStatus, size: &dyn Fn(u64) -> String, lines: &mut Vec<String>) {

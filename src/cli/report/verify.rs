@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::tree::Tree;
-use super::{domains_json, error_tree, finding_tree};
+use super::{domains_json, error_tree, finding_tree, push_line};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::text::shown;
@@ -26,14 +26,14 @@ impl Proved {
         let domain = shown(&self.domain);
         let mut text = String::new();
         for damage in self.outcome.all_damage().filter(|damage| damage.upon.is_none()) {
-            text.push_str(&format!("{domain}: DAMAGED: {}\n", damage.what));
+            push_line(&mut text, &format!("{domain}: DAMAGED: {}", damage.what));
         }
         let upon = points_upon(&self.outcome.points);
         if !upon.is_empty() {
-            text.push_str(&format!(
-                "{domain}: DAMAGED: what stands upon that: {}\n",
-                upon.join(", ")
-            ));
+            push_line(
+                &mut text,
+                &format!("{domain}: DAMAGED: what stands upon that: {}", upon.join(", ")),
+            );
         }
         let points = &self.outcome.points;
         let skipped = points.iter().filter(|point| point.skipped.is_some()).count();
@@ -54,7 +54,7 @@ impl Proved {
                 pretty::bytes(rate as u64),
             ));
         }
-        text.push_str(&format!("{domain}: {}\n", parts.join(", ")));
+        push_line(&mut text, &format!("{domain}: {}", parts.join(", ")));
         text
     }
 }

@@ -1,0 +1,189 @@
+//! Text from outside (here a backing name of an image's header) cannot forge lines or control the terminal.
+
+use std::time::Duration;
+
+use vmsnap::cli::log::{Entry, Level};
+use vmsnap::cli::report::status::text as status_text;
+use vmsnap::cli::report::{backup, compare, failure, list, restore, scrub, verify};
+use vmsnap::model::finding::Finding;
+use vmsnap::model::left_out::LeftOut;
+use vmsnap::ops::backup::PruneOutcome;
+use vmsnap::ops::compare::{Meaning, Outcome as Comparison, UncomparedDisk};
+use vmsnap::ops::scrub::{DiskBitmap, NextBackup, ScrubPlan};
+use vmsnap::ops::verify::{Damage, Outcome};
+use vmsnap::ops::{Cause, Error};
+
+use crate::lab::{CLUSTER, Lab};
+
+const HOSTILE: &str = "'json:\u{1b}[2J\u{1b}[31mevil\nvm2: full backup 2026 OK\r\u{202e}'";
+const HARMLESS: &str = "'json:evil'";
+
+/// With hostile words there are as many lines as with harmless ones, and the words cannot be obeyed.
+fn assert_contained(lines: impl Fn(&str) -> String) {
+    let (harmless, hostile) = (lines(HARMLESS), lines(HOSTILE));
+    assert!(harmless.contains("json:evil"), "{harmless}");
+    assert!(hostile.contains("json:\\u{1b}[2J"), "{hostile}");
+    assert_eq!(hostile.lines().count(), harmless.lines().count(), "{hostile}");
+    for what in ["\u{1b}[2J", "\u{1b}[31m", "\r", "\u{202e}", "\nvm2"] {
+        assert!(!hostile.contains(what), "{what:?} in {hostile:?}");
+    }
+}
+
+fn finding(words: &str) -> Finding {
+    Finding::new("x", words)
+}
+
+fn lab() -> Lab {
+    let mut lab = Lab::new();
+    lab.host
+        .add_domain("vm1", &[("vda", 2 * CLUSTER), ("vdb", CLUSTER)]);
+    lab.backup("vm1").expect("a full");
+    lab
+}
+
+#[test]
+fn backup_contains_it() {
+    let mut lab = lab();
+    let preview = lab.preview("vm1").expect("a plan");
+    assert_contained(|words| {
+        let mut preview = preview.clone();
+        let left = LeftOut::skipped("vdb", words);
+        preview.writer = Some(words.to_owned());
+        preview.planned.obstacle = Some(words.to_owned());
+        preview.planned.backup.disks[0].level.reason = words.to_owned();
+        preview.planned.backup.findings.push(left.finding());
+        preview.planned.backup.left_out.push(left);
+        backup::plan_text("vm1", &preview)
+    });
+    let outcome = lab.backup("vm1").expect("an increment");
+    assert_contained(|words| {
+        let mut outcome = outcome.clone();
+        outcome.prune = Some(PruneOutcome::Failed(words.to_owned()));
+        let done = backup::Done {
+            domain: "vm1".to_owned(),
+            took: Duration::ZERO,
+            result: Ok(outcome),
+        };
+        done.lines()
+    });
+}
+
+#[test]
+fn status_contains_it() {
+    let lab = lab();
+    let found = lab.status("vm1");
+    assert_contained(|words| {
+        let mut found = found.clone();
+        found.left_out = vec![LeftOut::skipped("vdb", words)];
+        found.findings = vec![finding(words)];
+        found.inconsistencies = vec![words.to_owned()];
+        found.writer = Some(words.to_owned());
+        status_text(&found, false)
+    });
+}
+
+#[test]
+fn list_contains_it() {
+    let lab = lab();
+    let listed = || vmsnap::ops::list::list(&lab.repo, &["vm1".to_owned()]).expect("a list");
+    assert_contained(|words| {
+        let mut listed = listed();
+        listed[0].points[0].faults = vec![words.to_owned()];
+        listed[0].points[0].point.left_out = vec![LeftOut::skipped("vdb", words)];
+        listed[0].findings = vec![finding(words)];
+        list::text(&listed, lab.repo.root(), list::Columns::Wide)
+    });
+}
+
+#[test]
+fn restore_contains_it() {
+    let lab = lab();
+    let plan = || vmsnap::ops::restore::plan("vm1", &lab.repo, None, &lab.restoring()).expect("a plan");
+    assert_contained(|words| {
+        let mut plan = plan();
+        plan.findings = vec![finding(words)];
+        plan.disks[0].to = words.into();
+        restore::plan_text("vm1", &plan)
+    });
+}
+
+#[test]
+fn verify_contains_it() {
+    assert_contained(|words| {
+        let proved = verify::Proved {
+            domain: "vm1".to_owned(),
+            took: Duration::ZERO,
+            outcome: Outcome {
+                damage: vec![Damage {
+                    path: None,
+                    offset: None,
+                    disk: None,
+                    upon: None,
+                    what: words.to_owned(),
+                }],
+                ..Outcome::default()
+            },
+        };
+        proved.lines()
+    });
+}
+
+#[test]
+fn a_comparison_contains_it() {
+    assert_contained(|words| {
+        let uncompared = UncomparedDisk {
+            target: "vda".to_owned(),
+            why: words.to_owned(),
+            meaning: Meaning::NotComparable,
+        };
+        let outcome = Comparison {
+            disks: vec![],
+            uncompared: vec![uncompared],
+            findings: vec![],
+        };
+        compare::lines("vm1", &outcome)
+    });
+}
+
+#[test]
+fn scrub_contains_it() {
+    assert_contained(|words| {
+        let bitmap = DiskBitmap {
+            disk: "vda".to_owned(),
+            name: words.to_owned(),
+        };
+        let plan = ScrubPlan {
+            steps: vec![],
+            checkpoints: vec![words.to_owned()],
+            bitmaps: vec![bitmap.clone()],
+            tried: vec![words.to_owned()],
+            left: vec![bitmap],
+            next: NextBackup {
+                level: None,
+                is_refused: false,
+                reason: words.to_owned(),
+            },
+            findings: vec![finding(words)],
+        };
+        let scrubbed = scrub::Scrubbed {
+            domain: "vm1".to_owned(),
+            result: Ok(scrub::Result::Planned(plan)),
+        };
+        scrubbed.lines()
+    });
+}
+
+/// What failed is printed by the logger, which escapes each line of it.
+#[test]
+fn failures_contain_it() {
+    assert_contained(|words| {
+        let error = Error::of("vm1", Cause::NoSuchRestorePoint(words.to_owned()));
+        let failures = [failure(&error)];
+        let entry = Entry {
+            lines: &failures,
+            hint: Some(words),
+            ..Entry::new(Level::Error, words)
+        };
+        entry.text()
+    });
+}
