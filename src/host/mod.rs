@@ -374,6 +374,14 @@ pub enum HostError {
         /// Its words.
         message: String,
     },
+    /// An image of a shut-off domain is locked by another process.
+    #[error("{image} is in use: {users}")]
+    ImageInUse {
+        /// The image, as it is shown.
+        image: String,
+        /// Who uses it, in words: `process 4711 (qemu-system-x86, guest web) has it open`.
+        users: String,
+    },
     /// A program is not installed.
     #[error("the program {program} is not installed")]
     MissingProgram {

@@ -3,6 +3,7 @@
 //! Arguments go as they are, never through a shell. Every image is opened by a description that names the format of each
 //! of its layers (`crate::host::chain`), so that what a guest wrote into a raw disk is never taken for an image header.
 
+mod in_use;
 mod keys;
 mod reader;
 
@@ -96,6 +97,22 @@ fn drain(stream: Option<impl Read + Send + 'static>, limit: u64) -> Receiver<Vec
         let _ = sender.send(kept);
     });
     receiver
+}
+
+/// The same error, or the one that names the users of the image if QEMU's lock on it was the reason.
+fn explained(error: HostError, image: &Target) -> HostError {
+    match error {
+        HostError::Program { message, .. } if tells_of_lock(&message) => HostError::ImageInUse {
+            image: image.shown.clone(),
+            users: in_use::users(&image.files()),
+        },
+        error => error,
+    }
+}
+
+/// QEMU says `Failed to get shared "write" lock`, or that it failed to lock a byte.
+fn tells_of_lock(message: &str) -> bool {
+    message.contains(" lock")
 }
 
 /// Runs `qemu-img` to its end and gives what it printed.
@@ -263,7 +280,11 @@ const LOCK_STEP: Duration = Duration::from_millis(50);
 
 /// Whether a QEMU program failed because another process holds QEMU's lock on an image.
 pub fn is_locked(error: &HostError) -> bool {
-    matches!(error, HostError::Program { message, .. } if message.contains(" lock"))
+    match error {
+        HostError::ImageInUse { .. } => true,
+        HostError::Program { message, .. } => tells_of_lock(message),
+        _ => false,
+    }
 }
 
 /// Does the work again while QEMU's lock on the image is somebody else's.
@@ -303,7 +324,7 @@ pub fn image_info(image: &Target, used: Use, patience: &Patience) -> Result<Imag
     arguments.extend(image.arguments());
     let run = || qemu_img(&operation, &arguments, patience);
     let output = match used {
-        Use::None => once_unlocked(run)?,
+        Use::None => once_unlocked(run).map_err(|error| explained(error, image))?,
         Use::Running => run()?,
     };
     parse_info(&output).map_err(|error| failed("qemu-img", &operation, error.to_string()))
@@ -342,16 +363,38 @@ fn edit_bitmap(action: &str, verb: &str, image: &Target, name: &str, patience: &
     let mut arguments = words(["bitmap", action]);
     arguments.extend(image.arguments());
     arguments.push(name.into());
-    qemu_img(&format!("{verb} {}", image.shown), &arguments, patience).map(drop)
+    let edited = qemu_img(&format!("{verb} {}", image.shown), &arguments, patience);
+    edited.map(drop).map_err(|error| explained(error, image))
 }
 
 impl Target {
+    /// The files that it names: its own and those of its backing chain.
+    fn files(&self) -> Vec<PathBuf> {
+        let text = self.description.to_string_lossy();
+        let description = serde_json::from_str(text.trim_start_matches("json:"));
+        let mut found = Vec::new();
+        collect_files(&description.unwrap_or(Value::Null), &mut found);
+        found
+    }
+
     /// The arguments for its secrets and the image itself, which end a program's switches.
     fn arguments(&self) -> Vec<OsString> {
         let mut arguments = self.keys.arguments();
         arguments.push("--".into());
         arguments.push(self.description.clone());
         arguments
+    }
+}
+
+fn collect_files(node: &Value, found: &mut Vec<PathBuf>) {
+    let Some(node) = node.as_object() else {
+        return;
+    };
+    for (key, value) in node {
+        match value.as_str() {
+            Some(path) if key == "filename" => found.push(path.into()),
+            _ => collect_files(value, found),
+        }
     }
 }
 

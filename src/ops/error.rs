@@ -295,6 +295,11 @@ impl Error {
             Cause::Host(HostError::MissingProgram { program, package }) => {
                 return Some(format!("install {program}: {package}"));
             }
+            Cause::Host(HostError::ImageInUse { .. }) => {
+                "libvirt says that the domain is shut off. A program that works on the image ends by itself: try again then. \
+                 A QEMU of this domain is one that libvirtd has lost, for example because it was killed: end it with `kill` \
+                 and the process number, so that it closes its images, and start the domain again"
+            }
             Cause::Host(HostError::NoLibvirt) => {
                 "on Debian libvirt0, on Fedora libvirt-libs, and a vmsnap that was built with them"
             }

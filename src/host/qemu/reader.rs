@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::super::{HostError, Result, patience};
-use super::{COMPLAINT_LIMIT, Target, command, complaint, drain, failed, start, words};
+use super::{COMPLAINT_LIMIT, Target, command, complaint, drain, explained, failed, start, words};
 use crate::model::stop::Stop;
 
 /// A disk to be offered by `qemu-nbd`.
@@ -66,7 +66,7 @@ impl Reader {
             Ok(reader) => Ok(reader),
             // Not every file system can do that, and each image may lie on another one. If that was not the reason, this tells the same.
             Err(_) => Reader::try_start(offer, &[], stop)?
-                .map_err(|message| failed(PROGRAM, &operation(offer), message)),
+                .map_err(|message| explained(failed(PROGRAM, &operation(offer), message), offer.image)),
         }
     }
 

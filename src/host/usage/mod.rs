@@ -179,6 +179,11 @@ pub fn users_of(path: &Path, named: &DomainFiles) -> io::Result<Usages> {
     Ok(usages)
 }
 
+/// Who uses a file or block device at this moment, whoever it is. What cannot be looked at has no users.
+pub fn users_now(path: &Path) -> Vec<Usage> {
+    look(path, &DomainFiles::default(), true).map_or_else(|_| Vec::new(), |usages| usages.users)
+}
+
 /// The same for a device that we hold ourselves: only others count.
 ///
 /// # Errors
