@@ -4,8 +4,11 @@ CARGO ?= cargo
 FUZZ_SECONDS ?= 30
 export CARGO
 
+# After live tests, whatever came of them: what they have left is a failure.
+AND_NOTHING_LEFT = status=$$?; $(CARGO) test --locked --test live_leftovers || status=1; exit $$status
+
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check fmt lint scripts tidy unit deny live bench fresh fuzz
+.PHONY: help build demo test check fmt lint scripts tidy unit it deny live bench fresh fuzz
 
 # One target after the other: they share cargo's lock and the machine's cores.
 .NOTPARALLEL:
@@ -25,9 +28,9 @@ test: ## everything: format, lints, all tests, those on real domains included (a
 	@scripts/setup.sh build demo test
 	@$(MAKE) --no-print-directory fmt lint scripts
 	$(CARGO) test --locked --no-default-features
-	$(CARGO) test --locked
+	$(CARGO) test --locked; $(AND_NOTHING_LEFT)
 
-check: fmt lint scripts tidy unit deny ## format, lints, scripts, house rules, unit tests, dependencies: minutes, no domain is started
+check: fmt lint scripts tidy unit it deny ## format, lints, scripts, house rules, unit tests, the verbs on a simulated hypervisor, dependencies: minutes, no domain is started
 
 fmt: ## whether the sources are formatted
 	$(CARGO) fmt --check
@@ -52,9 +55,13 @@ deny: ## the licences, sources and versions of the dependencies, and advisories 
 	@scripts/setup.sh build
 	@scripts/deny.sh
 
-live: ## the tests on real domains alone (as root)
+it: ## the verbs on a simulated hypervisor
+	@scripts/setup.sh build
+	$(CARGO) test --locked --test it
+
+live: ## the tests on real domains alone (as root), and whether they have left anything
 	@scripts/setup.sh build demo test
-	$(CARGO) test --locked --test live
+	$(CARGO) test --locked --test live; $(AND_NOTHING_LEFT)
 
 bench: ## vmsnap beside virtnbdbackup, qemu-img and nbdcopy on throw-away domains (as root); BENCH_SIZE (GiB, 4), BENCH_ROUNDS (3), BENCH_WORK, BENCH_TOOLS
 	@scripts/setup.sh build demo test

@@ -413,3 +413,21 @@ fn a_package_brings_every_program_that_a_test_starts() {
         "PROGRAMS in scripts/setup.sh lacks what tests start: {missing:#?}"
     );
 }
+
+/// Only a name that tells whose a folder is lets the check after the live tests know what they have left.
+#[test]
+fn live_tests_make_folders_that_bear_their_name() {
+    let mut wrong = Vec::new();
+    for (file, text) in rust_files("tests/live") {
+        let nameless = [
+            "tempfile::tempdir()",
+            "NamedTempFile",
+            ".tempdir()",
+            "tempdir_in(\"/",
+        ];
+        let lines = text.lines().enumerate();
+        let lines = lines.filter(|(_, line)| nameless.iter().any(|word| code(line).contains(word)));
+        wrong.extend(lines.map(|(number, _)| format!("{file}:{}", number + 1)));
+    }
+    assert!(wrong.is_empty(), "use tests/live/owner.rs: {}", wrong.join(", "));
+}

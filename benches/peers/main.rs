@@ -23,10 +23,12 @@ mod work;
 #[allow(dead_code, unused_imports, reason = "the live tests use more of it")]
 mod live {
     pub mod daemon;
+    pub mod leftovers;
+    pub mod owner;
     pub mod process;
 }
 
-use live::{daemon, process};
+use live::{daemon, leftovers, owner, process};
 
 use std::str::FromStr;
 

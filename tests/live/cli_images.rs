@@ -250,7 +250,7 @@ fn guest_fills(domain: &TestDomain, byte: u8, at: usize, length: usize) {
 fn encrypted_disks_are_saved_as_plain_text_only_on_request() {
     let daemon = Daemon::acquire();
     for format in ["qcow2", "raw"] {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = crate::owner::folder("secret-");
         let secret = Secret::new(&daemon, folder.path(), false);
         let domain = define(&daemon, &format!("luks-{format}"), |domain| {
             encrypted(domain, format, &secret)
@@ -298,7 +298,7 @@ fn encrypted_disks_are_saved_as_plain_text_only_on_request() {
 #[test]
 fn a_private_secret_is_a_refusal_that_says_so() {
     let daemon = Daemon::acquire();
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = crate::owner::folder("secret-");
     let secret = Secret::new(&daemon, folder.path(), true);
     let domain = define(&daemon, "private", |domain| encrypted(domain, "qcow2", &secret));
     let repo = Repo::new();
@@ -311,7 +311,7 @@ fn a_private_secret_is_a_refusal_that_says_so() {
 #[test]
 fn volumes_and_servers_are_backed_up_in_both_states() {
     let daemon = Daemon::acquire();
-    let server_home = tempfile::tempdir().expect("a folder");
+    let server_home = crate::owner::folder("secret-");
     for kind in ["volume", "network"] {
         let mut server = None;
         let mut pool = None;

@@ -10,6 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::daemon::{Daemon, TestDomain, URI};
+use crate::leftovers;
+use crate::owner;
 use crate::process::{Finished, command, end, processes_with, run, try_run, wait_until};
 
 /// Longer than any run of the program takes, also on a busy machine.
@@ -27,10 +29,7 @@ pub struct Repo {
 impl Repo {
     pub fn new() -> Repo {
         // On a disk, where images are written past the page cache.
-        let dir = tempfile::Builder::new()
-            .prefix("vmsnap cli ")
-            .tempdir_in("/var/tmp");
-        let dir = dir.expect("there is a folder for temporary files");
+        let dir = owner::folder_on_disk("cli ");
         for name in ["repository", "home"] {
             fs::create_dir(dir.path().join(name)).expect("the folder is new");
         }
@@ -152,6 +151,15 @@ impl Repo {
             command.env_remove(name);
         }
         command
+    }
+}
+
+impl Drop for Repo {
+    fn drop(&mut self) {
+        // Of a run that was killed, if the test has ended before the next one.
+        for place in leftovers::places_noted_in(&self.root()) {
+            leftovers::remove(&place);
+        }
     }
 }
 

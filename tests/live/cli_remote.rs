@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::fs::inotify;
 use serde_json::json;
 
+use crate::owner;
 use crate::process::{COMMAND_DEADLINE, Finished, command, end, run, try_run, wait_until};
 
 const NAME: &str = "far away";
@@ -38,10 +39,7 @@ pub struct Elsewhere {
 impl Elsewhere {
     /// A machine with a name and an identity of its own, and no domain.
     pub fn start(host_name: &str) -> Elsewhere {
-        let folder = tempfile::Builder::new()
-            .prefix("vmsnap-elsewhere-")
-            .tempdir_in("/var/tmp");
-        let folder = folder.expect("a folder");
+        let folder = owner::folder_on_disk("elsewhere-");
         let path = folder.path();
         for name in ["etc", "images", "theirs"] {
             fs::create_dir(path.join(name)).expect("it is new");

@@ -4,7 +4,8 @@
 //! process that is killed takes its share with it. There are three files: who holds the lease file's lock
 //! (shared, or alone) may use the daemon; who holds the gate file's lock may start and stop it; who holds the turn
 //! file's lock is the next to get a lease, so that one who wants it alone is not overtaken for ever. The lease
-//! is always taken before the gate, and nobody waits for a lease while holding the gate.
+//! is always taken before the gate, and nobody waits for a lease while holding the gate. The last user removes the
+//! files with their folder, so a lock counts only if its file is still the one of that name.
 
 mod domain;
 mod home;
@@ -13,12 +14,16 @@ mod proofs;
 mod start;
 
 use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
 pub use domain::TestDomain;
+pub use start::Crash;
 
+use crate::leftovers::{self, LAB_DIR};
 use crate::process::{Finished, command, try_run, wait_until};
 
 /// The connection to the daemon.
@@ -94,6 +99,16 @@ impl Daemon {
         start::kill();
     }
 
+    /// The deaths of libvirtd by signals that the lab has not sent, in the order in which they happened.
+    pub fn crashes(&self) -> Vec<Crash> {
+        start::crashes()
+    }
+
+    /// Starts the daemon if it has died.
+    pub fn revive(&self) {
+        self.start();
+    }
+
     /// `kvm` where the QEMU of this daemon can use it, else `qemu` (TCG): the `type` of a domain.
     pub fn virt_type(&self) -> &'static str {
         static VIRT_TYPE: OnceLock<&str> = OnceLock::new();
@@ -116,11 +131,16 @@ impl Daemon {
         static SWEPT: Once = Once::new();
         let turn = lock_file("turn");
         wait_for_lock(|| turn.try_lock());
-        let file = lock_file("lease");
-        match exclusive {
-            true => wait_for_lock(|| file.try_lock()),
-            false => wait_for_lock(|| file.try_lock_shared()),
-        }
+        let file = loop {
+            let file = lock_file("lease");
+            match exclusive {
+                true => wait_for_lock(|| file.try_lock()),
+                false => wait_for_lock(|| file.try_lock_shared()),
+            }
+            if is_current(&file, "lease") {
+                break file;
+            }
+        };
         drop(turn);
         // From here on a panic gives the lease back.
         let daemon = Daemon {
@@ -128,7 +148,7 @@ impl Daemon {
         };
         let gate = gate();
         start::ensure_running();
-        SWEPT.call_once(|| domain::sweep(&daemon));
+        SWEPT.call_once(|| leftovers::end(&leftovers::of_the_gone()));
         drop(gate);
         daemon
     }
@@ -139,12 +159,15 @@ impl Drop for Lease {
         let _gate = gate();
         // One open file has one lock: this turns our shared one into an exclusive one if nobody else has one.
         let last = self.file.unlock().is_ok() && self.file.try_lock().is_ok();
-        if last
-            && start::is_ours()
-            && let Err(message) = start::stop()
-        {
+        if !last {
+            return;
+        }
+        let stopped = if start::is_ours() { start::stop() } else { Ok(()) };
+        match stopped {
+            // Who waits for a lock in it looks again.
+            Ok(()) => drop(std::fs::remove_dir_all(LAB_DIR)),
             // Not a panic: this may run while a test panics. The daemon ends by its own timeout.
-            eprintln!("the lab's daemon could not be stopped: {message}");
+            Err(message) => eprintln!("the lab's daemon could not be stopped: {message}"),
         }
     }
 }
@@ -166,10 +189,20 @@ fn wait_for_lock(mut attempt: impl FnMut() -> Result<(), TryLockError>) {
 }
 
 /// The right to start and stop; given back when the file is closed.
-fn gate() -> File {
-    let file = lock_file("gate");
-    file.lock().expect("the gate can be locked");
-    file
+pub fn gate() -> File {
+    loop {
+        let file = lock_file("gate");
+        file.lock().expect("the gate can be locked");
+        if is_current(&file, "gate") {
+            return file;
+        }
+    }
+}
+
+/// Whether the lab's file of that name still is this one.
+fn is_current(file: &File, name: &str) -> bool {
+    let ours = file.metadata().expect("an open file can be looked at");
+    std::fs::metadata(Path::new(LAB_DIR).join(name)).is_ok_and(|now| now.ino() == ours.ino())
 }
 
 fn lock_file(name: &str) -> File {
@@ -177,12 +210,16 @@ fn lock_file(name: &str) -> File {
         rustix::process::getuid().is_root(),
         "the live tests on libvirtd have to be run by root"
     );
-    let dir = Path::new(start::LAB_DIR);
-    std::fs::create_dir_all(dir).expect("the lab's folder can be made");
-    let open = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(dir.join(name));
-    open.expect("the lab's lock file can be opened")
+    let dir = Path::new(LAB_DIR);
+    loop {
+        std::fs::create_dir_all(dir).expect("the lab's folder can be made");
+        let mut options = File::options();
+        options.create(true).truncate(false).write(true);
+        match options.open(dir.join(name)) {
+            Ok(file) => return file,
+            // The last user has just removed the folder.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => panic!("the lab's lock file cannot be opened: {error}"),
+        }
+    }
 }

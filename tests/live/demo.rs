@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use crate::owner;
 use crate::process::{COMMAND_DEADLINE, Finished, command, try_run};
 
 /// $1 takes the place of the folder `/etc`, then the program.
@@ -11,7 +12,7 @@ const WITH_ETC: &str = "mount --bind \"$1\" /etc; shift; exec \"$@\"";
 
 /// Runs the demo in `dir`, with a home folder of its own and an `/etc` without libvirt's user for QEMU.
 fn demo_without_user(dir: &Path, home: &Path) -> Finished {
-    let etc = tempfile::tempdir().expect("a folder");
+    let etc = owner::folder("etc-");
     for name in ["passwd", "group"] {
         let text = fs::read_to_string(Path::new("/etc").join(name)).expect("it is there");
         let others = text.lines().filter(|line| !line.contains("libvirt"));
@@ -32,8 +33,7 @@ fn demo_without_user(dir: &Path, home: &Path) -> Finished {
 
 #[test]
 fn the_demo_runs_where_libvirts_user_for_qemu_is_missing() {
-    let (dir, home) = (tempfile::tempdir(), tempfile::tempdir());
-    let (dir, home) = (dir.expect("a folder"), home.expect("a folder"));
+    let (dir, home) = (owner::folder("demo-"), owner::folder("home-"));
     // As /var/tmp: others may make files, and remove only their own.
     fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).expect("it is ours");
     let finished = demo_without_user(dir.path(), home.path());
@@ -52,7 +52,7 @@ fn the_demo_runs_where_libvirts_user_for_qemu_is_missing() {
 
 #[test]
 fn a_folder_that_nobody_may_enter_is_named() {
-    let dir = tempfile::tempdir().expect("a folder");
+    let dir = owner::folder("demo-");
     fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).expect("it is ours");
     let finished = demo_without_user(dir.path(), dir.path());
     assert_eq!(finished.code, Some(3), "{finished:#?}");

@@ -19,6 +19,8 @@ use vmsnap::host::Host;
 use vmsnap::host::libvirt::LibvirtHost;
 use vmsnap::model::domain::Domain;
 
+use crate::owner;
+
 /// Size of every disk, in bytes.
 pub const DISK: u64 = 32 << 20;
 
@@ -27,9 +29,12 @@ const QEMU_CONF: &str =
     "stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\ncgroup_controllers = []\n";
 const AS_ROOT: &str = "user = \"+0\"\ngroup = \"+0\"\ndynamic_ownership = 0\nremember_owner = 0\n";
 
-/// Ends the QEMUs that the process has left and removes its root, as soon as it is gone.
+/// Ends the QEMUs that the process has left and removes its root, as soon as it is gone. A number may have been given to another program
+/// since it was written down: a QEMU of this root names it on its command line.
 const WATCHER: &str = "tail --pid=\"$0\" -f /dev/null; \
-    for file in \"$1\"/run/qemu/*.pid; do [ -f \"$file\" ] && kill -9 \"$(cat \"$file\")\"; done; rm -rf \"$1\"";
+    for file in \"$1\"/run/qemu/*.pid; do \
+        [ -f \"$file\" ] && pid=$(cat \"$file\") && grep -qsF \"$1\" \"/proc/$pid/cmdline\" && kill -9 \"$pid\"; \
+    done; rm -rf \"$1\"";
 
 /// The hypervisor of this process.
 pub struct Lab {
@@ -47,11 +52,7 @@ impl Lab {
     }
 
     fn start() -> Lab {
-        let root = tempfile::Builder::new()
-            .prefix("vmsnap-live-")
-            .tempdir()
-            .expect("a folder")
-            .keep();
+        let root = owner::folder("live-").keep();
         let watcher = watch(&root);
         fs::create_dir(root.join("etc")).expect("it is made");
         // libvirt asks each QEMU for seconds what it can do, and keeps the answers here; it knows when they are stale.
@@ -168,10 +169,7 @@ impl TestDomain {
     pub fn shaped(name: &str, shape: &Shape) -> TestDomain {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let name = format!("{name}{}", NUMBER.fetch_add(1, Ordering::SeqCst));
-        let dir = tempfile::Builder::new()
-            .prefix("vmsnap disks ")
-            .tempdir()
-            .expect("a folder");
+        let dir = owner::folder("disks ");
         let mut devices = String::new();
         for (index, (kind, size)) in shape.disks.iter().enumerate() {
             let target = target(index);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::ioctl;
 
+use crate::owner;
 use crate::process::{COMMAND_DEADLINE, command, run, try_run, wait_until};
 
 /// Byte that a new device holds everywhere.
@@ -20,10 +21,7 @@ pub struct Loop {
 impl Loop {
     /// A device of so many bytes, a multiple of 512, which are all [`OLD`].
     pub fn of(bytes: usize) -> Loop {
-        let folder = tempfile::Builder::new()
-            .prefix("vmsnap loop ")
-            .tempdir_in("/var/tmp")
-            .expect("a folder");
+        let folder = owner::folder_on_disk("loop ");
         fs::write(folder.path().join("backing"), vec![OLD; bytes]).expect("written");
         let device = attach(&folder.path().join("backing"));
         Loop { folder, device }

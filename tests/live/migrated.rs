@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::cli_lab::{codes, json, text_of};
 use crate::cli_remote::Elsewhere;
+use crate::owner;
 use crate::process::{command, run};
 
 const NAME: &str = "on the move";
@@ -26,13 +27,11 @@ struct Moving {
 impl Moving {
     /// The domain runs, without a guest system.
     fn start() -> Moving {
-        let folder = tempfile::Builder::new()
-            .prefix("vmsnap-migrated-")
-            .tempdir_in("/var/tmp");
+        let folder = owner::folder_on_disk("migrated-");
         let moving = Moving {
             hosts: [Elsewhere::start("first"), Elsewhere::start("second")],
             at: 0,
-            folder: folder.expect("a folder"),
+            folder,
             disk: vec![0; SIZE],
         };
         let image = moving.path("vda.qcow2");

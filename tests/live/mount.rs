@@ -1,8 +1,10 @@
 //! Small file systems of a test's own, gone with it.
 
+use std::fs;
 use std::path::Path;
 
 use crate::embed::{run, run_ok};
+use crate::owner;
 
 /// A folder with a file system in memory of so many bytes. Unmounted when dropped, also by a panic.
 pub struct Mount {
@@ -83,9 +85,9 @@ impl Mount {
 fn folder() -> tempfile::TempDir {
     // Everybody may pass: QEMU may run as somebody else.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    let mut named = tempfile::Builder::new();
-    let folder = named.prefix("vmsnap mount ").permissions(open);
-    folder.tempdir_in("/var/tmp").expect("a folder")
+    let folder = owner::folder_on_disk("mount ");
+    fs::set_permissions(folder.path(), open).expect("the folder is ours");
+    folder
 }
 
 impl Drop for Mount {

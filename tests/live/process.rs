@@ -109,6 +109,13 @@ pub fn is_alive(pid: u32) -> bool {
     !matches!(state, Some('Z' | 'X') | None)
 }
 
+/// When a process was started, in clock ticks after the machine was: with its number it is known for certain.
+pub fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Field 22 (proc(5)); the first two end with the name in parentheses.
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
 /// The living processes on whose command line a word holds `text`: their numbers and command lines.
 pub fn processes_with(text: &str) -> Vec<(u32, String)> {
     let entries = std::fs::read_dir("/proc").expect("/proc is there");

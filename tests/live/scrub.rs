@@ -36,7 +36,7 @@ struct Scene {
 impl Scene {
     fn new(name: &str, state: DomainState) -> Scene {
         let domain = TestDomain::define(name, &[Kind::Qcow2, Kind::Qcow2]);
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = crate::owner::folder("scrub-");
         let repo = Repository::open_or_create(&folder.path().join("b"), Arc::new(DiskStore));
         let scene = Scene {
             domain,

@@ -84,7 +84,7 @@ fn one_failing_domain_does_not_stop_the_others_and_every_word_of_the_answer_is_t
     let running = domain(&daemon, "1 $(touch x);'\"&", true);
     let off = domain(&daemon, "off", false);
     let bare = domain(&daemon, "bare", false);
-    let repository = tempfile::tempdir().expect("a folder");
+    let repository = crate::owner::folder("scrub-");
     for domain in [&running, &off] {
         back_up(domain, repository.path());
         back_up(domain, repository.path());

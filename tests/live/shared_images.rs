@@ -73,7 +73,7 @@ fn used_by_others(label: &str, use_it: impl Fn(&Machine, &dyn Fn(&str, &[&str]))
 fn a_second_definition_of_an_image_leads_no_backup_astray() {
     let daemon = Daemon::acquire();
     used_by_others("defined-twice", |machine, work| {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = crate::owner::folder("shared-");
         let other = format!("{}-too", machine.name());
         let uuid = machine.domain.virsh(&["domuuid"]).trim().to_owned();
         let file = definition(machine, folder.path(), |xml| {
@@ -89,7 +89,7 @@ fn a_second_definition_of_an_image_leads_no_backup_astray() {
 #[test]
 fn a_second_host_with_the_same_image_leads_no_backup_astray() {
     used_by_others("two-hosts", |machine, work| {
-        let root = tempfile::tempdir().expect("a folder");
+        let root = crate::owner::folder("shared-");
         fs::create_dir(root.path().join("etc")).expect("it is new");
         fs::write(root.path().join("etc/qemu.conf"), QEMU_CONF).expect("it is written");
         let uri = format!("qemu:///embed?root={}", root.path().display());
@@ -111,7 +111,7 @@ fn a_second_repository_leads_no_backup_astray() {
 fn a_transient_domain_made_again_stays_incremental() {
     let daemon = Daemon::acquire();
     let mut machine = Machine::define(&daemon, "transient", &[2 * MIB, MIB]);
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = crate::owner::folder("shared-");
     let file = definition(&machine, folder.path(), |xml| xml);
     machine.domain.virsh(&["undefine"]);
     let create = || daemon.virsh(&["create", &file, "--paused"]);

@@ -41,7 +41,7 @@ fn ask(domain: &TestDomain, repo: &Repository) -> DomainStatus {
 #[test]
 fn a_running_domain_shows_its_disks_bitmaps_and_changes() {
     let domain = TestDomain::paused("status", &[Kind::Qcow2, Kind::Raw]);
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = crate::owner::folder("status-");
     let repo = repository(folder.path());
     let before = ask(&domain, &repo);
     assert!(before.is_consistent() && before.checkpoints.is_empty());

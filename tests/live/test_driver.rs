@@ -10,6 +10,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::owner;
 use crate::process::{COMMAND_DEADLINE, Finished, command, run, try_run};
 
 /// Shut off, as the driver's own XML says it.
@@ -34,9 +35,9 @@ struct Node {
 impl Node {
     /// Domains of these names and states, each with a disk `vda`.
     fn new(domains: &[(&str, u32)]) -> Node {
-        let folder = tempfile::Builder::new().prefix("vmsnap test driver ").tempdir();
+        let folder = owner::folder("test driver ");
         let node = Node {
-            folder: folder.expect("a folder"),
+            folder,
             domains: domains
                 .iter()
                 .map(|(name, state)| ((*name).to_owned(), *state))

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use super::Chaos;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Chaos, DISKS, Rounds};
 use crate::daemon::Daemon;
+use crate::process::{is_alive, wait_until};
 
 const ROUNDS: usize = 12;
 
@@ -15,32 +18,94 @@ fn a_daemon_killed_or_restarted_in_any_moment_of_a_run_costs_that_run_at_most() 
     let daemon = Daemon::exclusive();
     let mut chaos = Chaos::new(&daemon, "killed-daemon");
     // The machine's own daemon is not for a test to kill.
-    let rounds = if daemon.is_ours() { ROUNDS } else { 0 };
-    for number in 0..rounds {
+    let number = if daemon.is_ours() { ROUNDS } else { 0 };
+    let mut rounds = Rounds::new(&daemon);
+    for number in 0..number {
+        rounds.run(&mut chaos, |chaos| round(&daemon, chaos, number));
+    }
+    chaos.assert_no_strange_bitmaps();
+}
+
+fn round(daemon: &Daemon, chaos: &mut Chaos, number: usize) {
+    chaos.scribble();
+    let run = chaos.repo.begin_backup(&[chaos.machine.name()], &[]);
+    chaos.wait_a_moment();
+    match number % 2 {
+        0 => daemon.kill(),
+        _ => daemon.stop(),
+    }
+    daemon.start();
+    let finished = run.wait(DEADLINE);
+    // Who begins while there is no daemon cannot begin at all (3).
+    assert!(matches!(finished.code, Some(0 | 3 | 9)), "{finished:#?}");
+    chaos.take_stock();
+    if let Some(lost) = chaos.machine.domain.lost_qemu() {
+        println!("libvirt has lost its QEMU in round {number}");
+        do_what_is_said_of_a_lost_qemu(chaos, lost);
+    } else if has_lost_its_job(chaos) {
+        assert_tells_what_to_do(chaos);
+        chaos.machine.domain.destroy();
+        daemon.restart();
+        chaos.machine.domain.start_paused();
+    }
+    chaos.scribble();
+    chaos.run_well();
+    chaos.assert_clean();
+    chaos.prove();
+}
+
+/// A daemon that is killed or crashes at a bad moment does not find its QEMU again: the domain is shut off for libvirt, and the images are in use.
+#[test]
+fn a_qemu_that_libvirt_has_lost_is_named_and_costs_the_runs_until_it_is_ended() {
+    let daemon = Daemon::exclusive();
+    let mut chaos = Chaos::new(&daemon, "lost-qemu");
+    if !daemon.is_ours() {
+        // The machine's own daemon is not for a test to stop.
+        chaos.assert_clean();
+        return;
+    }
+    for is_mid_run in [false, true] {
         chaos.scribble();
-        let run = chaos.repo.begin_backup(&[chaos.machine.name()], &[]);
-        chaos.wait_a_moment();
-        match number % 2 {
-            0 => daemon.kill(),
-            _ => daemon.stop(),
+        if is_mid_run {
+            let mut run = chaos.repo.begin_backup(&[chaos.machine.name()], &[]);
+            wait_until(DEADLINE, || chaos.is_copying() || !run.is_running());
+            run.signal(Signal::KILL);
+            run.wait(DEADLINE);
+            chaos.take_stock();
         }
-        daemon.start();
-        let finished = run.wait(DEADLINE);
-        // Who begins while there is no daemon cannot begin at all (3).
-        assert!(matches!(finished.code, Some(0 | 3 | 9)), "{finished:#?}");
-        chaos.take_stock();
-        if has_lost_its_job(&chaos) {
-            assert_tells_what_to_do(&chaos);
-            chaos.machine.domain.destroy();
-            daemon.restart();
-            chaos.machine.domain.start_paused();
-        }
+        chaos.machine.domain.lose_qemu();
+        let lost = chaos.machine.domain.lost_qemu().expect("it was lost on purpose");
+        do_what_is_said_of_a_lost_qemu(&mut chaos, lost);
         chaos.scribble();
         chaos.run_well();
         chaos.assert_clean();
         chaos.prove();
     }
     chaos.assert_no_strange_bitmaps();
+}
+
+/// A backup fails, says which process it is and what to do, and nothing that was kept suffers. Then does it.
+fn do_what_is_said_of_a_lost_qemu(chaos: &mut Chaos, lost: u32) {
+    let name = chaos.machine.name().to_owned();
+    let refused = chaos.repo.backup(&[&name], &[]);
+    assert_eq!(refused.code, Some(9), "{refused:#?}");
+    let users = format!(
+        "is in use: process {lost} (qemu-system-x86, guest {}) has it open",
+        name
+    );
+    for words in [users.as_str(), "one that libvirtd has lost", "end it with `kill`"] {
+        assert!(refused.stderr.contains(words), "{words}: {refused:#?}");
+    }
+    chaos.take_stock();
+    let process = Pid::from_raw(lost as i32).expect("a process id is not zero");
+    kill_process(process, Signal::TERM).expect("it is there");
+    assert!(wait_until(DEADLINE, || !is_alive(lost)), "it ends");
+    for disk in 0..DISKS.len() {
+        let before = chaos.machine.disks[disk].clone();
+        chaos.machine.learn(disk);
+        assert!(before == chaos.machine.disks[disk], "it has closed its images");
+    }
+    chaos.machine.domain.start_paused();
 }
 
 /// Whether libvirtd was killed after it had noted that a job begins, and before it had noted which: nobody can end that one.

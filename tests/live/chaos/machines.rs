@@ -3,7 +3,7 @@
 use rustix::process::{Pid, Signal, kill_process};
 use vmsnap::model::restore_point::Consistency;
 
-use super::{Chaos, DISKS};
+use super::{Chaos, DISKS, Rounds};
 use crate::cli_lab::STOP_DEADLINE;
 use crate::daemon::Daemon;
 use crate::process::wait_until;
@@ -77,8 +77,9 @@ fn kill_qemu(chaos: &Chaos) {
 fn a_qemu_killed_in_any_moment_of_a_run_costs_that_run_at_most() {
     let daemon = Daemon::acquire();
     let mut chaos = Chaos::new(&daemon, "killed-qemu");
+    let mut rounds = Rounds::new(&daemon);
     for number in 0..ROUNDS {
-        round(&mut chaos, number, End::Killed);
+        rounds.run(&mut chaos, |chaos| round(chaos, number, End::Killed));
     }
     chaos.assert_no_strange_bitmaps();
 }
@@ -87,8 +88,9 @@ fn a_qemu_killed_in_any_moment_of_a_run_costs_that_run_at_most() {
 fn a_domain_destroyed_in_any_moment_of_a_run_costs_that_run_at_most() {
     let daemon = Daemon::acquire();
     let mut chaos = Chaos::new(&daemon, "destroyed");
+    let mut rounds = Rounds::new(&daemon);
     for number in 0..ROUNDS {
-        round(&mut chaos, number, End::Destroyed);
+        rounds.run(&mut chaos, |chaos| round(chaos, number, End::Destroyed));
     }
     chaos.assert_no_strange_bitmaps();
 }

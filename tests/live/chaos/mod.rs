@@ -1,6 +1,7 @@
 //! Everything that takes part in a backup is killed at random moments: what was kept stays, and the next ordinary run puts the rest right.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -10,7 +11,8 @@ use vmsnap::ops::Repository;
 use vmsnap::repo::{DiskStore, History};
 
 use crate::cli_lab::{Change, Machine, Repo, has_job};
-use crate::daemon::Daemon;
+use crate::daemon::{Crash, Daemon};
+use crate::leftovers;
 use crate::process::{command, processes_with, run};
 use crate::verbs::rng::Rng;
 
@@ -20,6 +22,9 @@ mod runs;
 
 const MIB: usize = 1 << 20;
 
+/// How often libvirtd may crash by itself in one test: 9.0 does it now and then, and more would be worth a look.
+const MOST_CRASHES: usize = 3;
+
 /// Small disks, with one that ends within a cluster.
 const DISKS: [usize; 2] = [4 * MIB, MIB + 512];
 
@@ -28,6 +33,51 @@ type Clusters = Vec<blake3::Hash>;
 
 fn clusters(bytes: &[u8]) -> Clusters {
     bytes.chunks(65536).map(blake3::hash).collect()
+}
+
+/// Rounds of a test, of which those are repeated during which libvirtd crashed by itself.
+struct Rounds<'a> {
+    daemon: &'a Daemon,
+    crashes: Vec<Crash>,
+}
+
+impl<'a> Rounds<'a> {
+    fn new(daemon: &'a Daemon) -> Rounds<'a> {
+        Rounds {
+            daemon,
+            crashes: Vec::new(),
+        }
+    }
+
+    /// One round. It is repeated only if it failed and libvirtd has died meanwhile by a signal that the lab has not sent. What was kept before has to be
+    /// there all the same.
+    fn run(&mut self, chaos: &mut Chaos, mut round: impl FnMut(&mut Chaos)) {
+        loop {
+            let before = self.daemon.crashes().len();
+            let Err(panic) = catch_unwind(AssertUnwindSafe(|| round(chaos))) else {
+                return;
+            };
+            let crashes = self.daemon.crashes().split_off(before);
+            if crashes.is_empty() {
+                resume_unwind(panic);
+            }
+            println!("libvirtd has crashed by itself, so the round is repeated: {crashes:?}");
+            self.crashes.extend(crashes);
+            assert!(
+                self.crashes.len() <= MOST_CRASHES,
+                "libvirtd has crashed by itself more than {MOST_CRASHES} times: {:?}",
+                self.crashes
+            );
+            self.daemon.revive();
+            chaos.begin_anew();
+        }
+    }
+}
+
+impl Drop for Rounds<'_> {
+    fn drop(&mut self) {
+        println!("libvirtd has crashed by itself {} times", self.crashes.len());
+    }
 }
 
 /// A domain, a repository, and what the disks held at each restore point.
@@ -64,6 +114,26 @@ impl Chaos {
         chaos.run_well();
         chaos.length = started.elapsed();
         chaos
+    }
+
+    /// Goes on after a round that a crash of libvirtd has cut short, wherever that was: what was kept is whole, the disks are what they are.
+    fn begin_anew(&mut self) {
+        let known: Vec<String> = self.moments.keys().cloned().collect();
+        if let Some(lost) = self.machine.domain.lost_qemu() {
+            leftovers::end_process(lost);
+        } else if self.is_active() {
+            // QEMU writes down what its images hold when it closes them.
+            self.machine.domain.destroy();
+        }
+        self.machine.wait_for_readers_to_end();
+        for disk in 0..DISKS.len() {
+            self.machine.learn(disk);
+        }
+        self.take_stock();
+        // The disks may have changed since these were made.
+        let new = self.moments.keys().filter(|id| !known.contains(id));
+        self.proved.extend(new.cloned());
+        self.machine.domain.start_paused();
     }
 
     /// The guest writes here and there.

@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use super::Chaos;
+use super::{Chaos, Rounds};
 use crate::cli_lab::STOP_DEADLINE;
 use crate::daemon::Daemon;
 
@@ -15,29 +15,36 @@ fn a_program_killed_two_hundred_times_loses_nothing_and_leaves_nothing() {
     let daemon = Daemon::acquire();
     let mut chaos = Chaos::new(&daemon, "killed-runs");
     let mut committed = 0;
-    for round in 1..=ROUNDS {
-        // Now and then the next run follows at once.
-        if !round.is_multiple_of(3) {
-            chaos.scribble();
-        }
-        let run = chaos.repo.begin_backup(&[chaos.machine.name()], &[]);
-        chaos.wait_a_moment();
-        run.signal(Signal::KILL);
-        committed += usize::from(run.wait(STOP_DEADLINE).code == Some(0));
-        chaos.take_stock();
-        if round % EACH == 0 {
-            // A dead run is in nobody's way: the domain starts and stops before the next one as well.
-            if round % (2 * EACH) == 0 {
-                turn(&chaos);
-                chaos.scribble();
-            }
-            chaos.run_well();
-            chaos.prove();
-            chaos.assert_clean();
-        }
+    let mut rounds = Rounds::new(&daemon);
+    for number in 1..=ROUNDS {
+        rounds.run(&mut chaos, |chaos| committed += usize::from(round(chaos, number)));
     }
     println!("{committed} of {ROUNDS} runs were done before they were killed");
     chaos.assert_no_strange_bitmaps();
+}
+
+/// A run that is killed, and sometimes an ordinary one after it. Whether the first was done before.
+fn round(chaos: &mut Chaos, number: usize) -> bool {
+    // Now and then the next run follows at once.
+    if !number.is_multiple_of(3) {
+        chaos.scribble();
+    }
+    let run = chaos.repo.begin_backup(&[chaos.machine.name()], &[]);
+    chaos.wait_a_moment();
+    run.signal(Signal::KILL);
+    let is_done = run.wait(STOP_DEADLINE).code == Some(0);
+    chaos.take_stock();
+    if number.is_multiple_of(EACH) {
+        // A dead run is in nobody's way: the domain starts and stops before the next one as well.
+        if number.is_multiple_of(2 * EACH) {
+            turn(chaos);
+            chaos.scribble();
+        }
+        chaos.run_well();
+        chaos.prove();
+        chaos.assert_clean();
+    }
+    is_done
 }
 
 /// Starts a domain that is shut off, and the other way round.

@@ -1,5 +1,7 @@
 //! Domains of tests: made in a folder of their own and gone with it, also after a panic.
 
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -7,11 +9,14 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Daemon;
-use super::home::{self, Home};
+use super::home::Home;
+use crate::leftovers;
 use crate::process::{Finished, processes_with, wait_until};
 
 /// How long libvirt may take to have done with what has ended: it waits for jobs on a domain up to 30 seconds.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
+
+const LOST: &str = "libvirt had lost its QEMU";
 
 /// A domain on the lab's daemon. Dropping it destroys and undefines it and removes its folder.
 pub struct TestDomain {
@@ -111,6 +116,23 @@ impl TestDomain {
         kill_process(pid, Signal::KILL).expect("it is ours");
         let is_gone = || !self.daemon.try_virsh(&["dominfo", "--domain", &name]).ok();
         assert!(wait_until(SETTLE_DEADLINE, is_gone), "libvirt notices");
+        leftovers::forget(&name);
+    }
+
+    /// Lets libvirt lose its QEMU, as a daemon does that was killed at a bad moment: its state file is gone when the next one starts.
+    pub fn lose_qemu(&self) {
+        self.daemon.stop();
+        let state = Path::new("/run/libvirt/qemu").join(format!("{}.xml", self.name));
+        fs::remove_file(state).expect("the domain runs");
+        self.daemon.start();
+    }
+
+    /// Its QEMU, if libvirt has lost it: shut off as far as libvirt knows, and a living process all the same.
+    pub fn lost_qemu(&self) -> Option<u32> {
+        let is_off = self.state() == "shut off";
+        lost_qemus(&self.name)
+            .pop()
+            .filter(|_| is_off && self.state() == "shut off")
     }
 
     /// Its state in virsh's words: `running`, `paused`, `shut off`.
@@ -140,9 +162,14 @@ impl TestDomain {
 
 impl Drop for TestDomain {
     fn drop(&mut self) {
-        let left = remove(&self.daemon, &self.name);
-        if left.is_some() && !thread::panicking() {
-            panic!("the domain {:?} could not be removed: {left:#?}", self.name);
+        let removed = catch_unwind(AssertUnwindSafe(|| remove(&self.daemon, &self.name)));
+        // A panic that leaves here while the test panics would end all tests at once.
+        match removed {
+            Ok(wrong) if wrong.is_empty() => {}
+            Ok(wrong) if thread::panicking() => eprintln!("{:?}: {wrong:#?}", self.name),
+            Ok(wrong) => panic!("{:?} did not go as it should: {wrong:#?}", self.name),
+            Err(_) if thread::panicking() => eprintln!("{:?} could not be removed", self.name),
+            Err(panic) => resume_unwind(panic),
         }
     }
 }
@@ -155,11 +182,8 @@ pub fn kvm_works(daemon: &Daemon) -> bool {
     let home = Home::new();
     let name = format!("{}-kvm", home.name());
     let started = create_idle(daemon, &home, &name, "kvm");
-    let left = remove(daemon, &name);
-    assert!(
-        left.is_none(),
-        "the domain that tries KVM could not be removed: {left:#?}"
-    );
+    let wrong = remove(daemon, &name);
+    assert!(wrong.is_empty(), "the domain that tries KVM: {wrong:#?}");
     if !started.ok() {
         eprintln!(
             "KVM does not work under libvirtd here, domains will be slow: {}",
@@ -180,35 +204,40 @@ fn create_idle(daemon: &Daemon, home: &Home, name: &str, virt_type: &str) -> Fin
     daemon.try_virsh(&["create", "--paused", &file.display().to_string()])
 }
 
-/// Removes the domains and folders of test processes that were killed.
-pub fn sweep(daemon: &Daemon) {
-    let names = daemon.virsh(&["list", "--all", "--name"]);
-    for name in names.lines().filter(|name| home::is_orphan(name)) {
-        remove(daemon, name);
+/// Destroys and undefines the domain, ends a QEMU of it that libvirt has lost, and removes its log. Gives what was wrong.
+fn remove(daemon: &Daemon, name: &str) -> Vec<String> {
+    // A test that panics may have stopped the daemon, or it has crashed.
+    daemon.revive();
+    let mut wrong = Vec::new();
+    let exists = || daemon.try_virsh(&["dominfo", "--domain", name]).ok();
+    if exists() {
+        // Destroying a transient domain is all it takes; undefining an active one would leave a transient one.
+        let said = daemon.try_virsh(&["destroy", "--domain", name]);
+        leftovers::undefine(name);
+        if exists() {
+            wrong.push(format!("it is still there; virsh destroy said {said:?}"));
+        }
     }
-    home::sweep();
+    for lost in lost_qemus(name) {
+        wrong.push(format!("{LOST}, process {lost}"));
+        leftovers::end_process(lost);
+    }
+    if wrong.iter().all(|wrong| wrong.starts_with(LOST)) {
+        if thread::panicking() {
+            // How its QEMU has ended, and why, goes with the log.
+            let log = fs::read(format!("/var/log/libvirt/qemu/{name}.log")).unwrap_or_default();
+            let end = String::from_utf8_lossy(&log[log.len().saturating_sub(3000)..]).into_owned();
+            eprintln!("the end of the log of {name:?}:\n{end}");
+        }
+        leftovers::forget(name);
+    }
+    wrong
 }
 
-/// Destroys and undefines; gives virsh's words if the domain is still there afterwards.
-fn remove(daemon: &Daemon, name: &str) -> Option<Vec<Finished>> {
-    let exists = || daemon.try_virsh(&["dominfo", "--domain", name]).ok();
-    if !exists() {
-        return None;
-    }
-    let metadata = [
-        "--checkpoints-metadata",
-        "--snapshots-metadata",
-        "--managed-save",
-        "--nvram",
-    ];
-    let undefine = [&["undefine", "--domain", name][..], &metadata].concat();
-    // Destroying a transient domain is all it takes; undefining an active one would leave a transient one.
-    let said = vec![
-        daemon.try_virsh(&["destroy", "--domain", name]),
-        daemon.try_virsh(&undefine),
-    ];
-    let running = processes_with(&format!("guest={name},"));
-    (exists() || !running.is_empty()).then_some(said)
+/// The QEMUs of a domain that is shut off as far as libvirt knows.
+fn lost_qemus(name: &str) -> Vec<u32> {
+    let found = processes_with(&format!("guest={name},"));
+    found.into_iter().map(|(pid, _)| pid).collect()
 }
 
 /// A name as XML text.

@@ -1,11 +1,13 @@
 //! What the lab promises about its daemon and domains.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::Command;
+use std::time::Duration;
 
-use super::start::LAB_DIR;
-use super::{Daemon, TestDomain, home};
-use crate::process::{command, processes_with, run};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Crash, Daemon, TestDomain};
+use crate::leftovers::LAB_DIR;
+use crate::process::{command, is_alive, processes_with, run, wait_until};
 
 /// A disk without a system on it; the domain is never run.
 fn paused_domain(daemon: &Daemon, label: &str) -> TestDomain {
@@ -97,10 +99,15 @@ fn a_daemon_that_the_lab_started_is_stopped_without_a_trace_and_starts_again() {
         return;
     }
     let ours = format!("--pid-file {LAB_DIR}/");
-    assert_eq!(processes_with(&ours).len(), 2, "libvirtd and virtlogd");
+    let daemons = || {
+        let mut found = processes_with(&ours);
+        found.retain(|(_, line)| line.starts_with("/usr/sbin/"));
+        found
+    };
+    assert_eq!(daemons().len(), 2, "libvirtd and virtlogd");
 
     daemon.stop();
-    assert_eq!(processes_with(&ours), []);
+    assert_eq!(daemons(), []);
     assert!(!daemon.try_virsh(&["version"]).ok());
 
     daemon.start();
@@ -108,45 +115,80 @@ fn a_daemon_that_the_lab_started_is_stopped_without_a_trace_and_starts_again() {
 }
 
 #[test]
-fn what_a_killed_test_run_left_is_removed_by_the_next() {
-    let daemon = Daemon::acquire();
-    // A process that has ended, and whose number is not given away so soon.
-    let mut child = Command::new("true").spawn().expect("true can be run");
-    let pid = child.id();
-    child.wait().expect("true ends");
-    let name = format!("vmsnap-test-{pid}-1-killed");
-    let file = std::env::temp_dir().join(&name);
-    let dir = std::path::Path::new("/var/tmp").join(&name);
-    let xml = daemon_xml(&name, daemon.virt_type());
-    std::fs::write(&file, xml).expect("there is a folder for temporary files");
-    std::fs::create_dir(&dir).expect("there is a folder for temporary files");
-    daemon.virsh(&["create", "--paused", &file.display().to_string()]);
-    std::fs::remove_file(&file).expect("it is ours");
-
-    super::domain::sweep(&daemon);
-
-    assert!(!is_listed(&daemon, &name));
-    assert!(!dir.exists());
-}
-
-fn daemon_xml(name: &str, virt_type: &str) -> String {
-    format!(
-        "<domain type='{virt_type}'><name>{name}</name><memory unit='MiB'>32</memory>\
-         <os><type arch='x86_64' machine='q35'>hvm</type></os></domain>"
-    )
+fn a_qemu_that_libvirt_has_lost_is_noticed_and_ended() {
+    let daemon = Daemon::exclusive();
+    if !daemon.is_ours() {
+        assert!(catch_unwind(AssertUnwindSafe(|| daemon.stop())).is_err());
+        return;
+    }
+    for is_panicking in [false, true] {
+        let mut name = String::new();
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let domain = paused_domain(&daemon, "lost");
+            domain.name().clone_into(&mut name);
+            domain.lose_qemu();
+            assert_eq!(domain.state(), "shut off");
+            assert!(domain.lost_qemu().is_some());
+            assert!(!is_panicking, "as a failed assertion does");
+        }));
+        let panic = panicked.expect_err("the loss is no secret");
+        let said = panic.downcast_ref::<String>().map_or("", String::as_str);
+        assert_eq!(
+            said.contains("libvirt had lost its QEMU"),
+            !is_panicking,
+            "{said}"
+        );
+        assert_eq!(processes_with(&name), [], "it is ended");
+        assert!(!is_listed(&daemon, &name));
+    }
 }
 
 #[test]
-fn only_what_a_dead_process_made_is_an_orphan() {
-    assert!(!home::is_orphan(&format!("vmsnap-test-{}-1", std::process::id())));
-    assert!(home::is_orphan("vmsnap-test-999999999-1-x"));
-    for name in [
-        "vmsnap-test-",
-        "vmsnap-test-x-1",
-        "vmsnap-test",
-        "web",
-        "a vmsnap-test-999999999-1",
-    ] {
-        assert!(!home::is_orphan(name), "{name}");
+fn a_test_that_panics_while_the_daemon_is_stopped_leaves_nothing() {
+    let daemon = Daemon::exclusive();
+    if !daemon.is_ours() {
+        assert!(catch_unwind(AssertUnwindSafe(|| daemon.stop())).is_err());
+        return;
     }
+    let mut name = String::new();
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let domain = paused_domain(&daemon, "without-daemon");
+        domain.name().clone_into(&mut name);
+        daemon.kill();
+        panic!("as a failed assertion does");
+    }));
+    assert!(panicked.is_err());
+    assert!(!is_listed(&daemon, &name));
+    assert_eq!(processes_with(&name), []);
+}
+
+/// Only a death by a signal that the lab has not sent is a crash.
+#[test]
+fn a_crash_of_the_daemon_is_told_from_a_stop_and_a_kill() {
+    let daemon = Daemon::exclusive();
+    if !daemon.is_ours() {
+        assert_eq!(daemon.crashes(), []);
+        return;
+    }
+    let before = daemon.crashes();
+    daemon.restart();
+    daemon.kill();
+    assert_eq!(daemon.crashes(), before);
+    daemon.start();
+
+    let [(pid, _)] = processes_with("libvirtd --timeout")
+        .into_iter()
+        .filter(|(_, line)| line.starts_with("/usr/sbin/"))
+        .collect::<Vec<_>>()[..]
+    else {
+        panic!("there is one libvirtd");
+    };
+    let process = Pid::from_raw(pid as i32).expect("a process id is not zero");
+    kill_process(process, Signal::SEGV).expect("it is ours");
+    assert!(wait_until(Duration::from_secs(20), || !is_alive(pid)), "it dies");
+    let crashes = daemon.crashes();
+    assert_eq!(crashes[..before.len()], before);
+    assert_eq!(crashes[before.len()..], [Crash { pid, signal: 11 }]);
+    daemon.revive();
+    daemon.virsh(&["version"]);
 }

@@ -1,6 +1,7 @@
 //! Starting libvirtd where there is no service manager, and stopping what was started.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -10,10 +11,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::virsh;
+use crate::leftovers::LAB_DIR;
 use crate::process::{COMMAND_DEADLINE, command, command_line, is_alive, try_run, wait_until};
-
-/// Lock files and process ids of the lab.
-pub const LAB_DIR: &str = "/run/vmsnap-lab";
 
 /// Seconds without a client and without a running domain after which a daemon ends by itself, should nobody
 /// be left to stop it.
@@ -24,6 +23,17 @@ const VIRTLOGD: &str = "virtlogd";
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Waits for the daemon and records how it ended: $1 the log, $2 the record, then the daemon. Only its parent is told.
+/// Keeps open nothing that the tests have inherited, such as a lock around their whole run.
+const KEEPER: &str = "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec >>\"$1\" 2>&1 </dev/null; record=$2; shift 2; cd /; \
+    \"$@\" & pid=$!; wait $pid; echo \"$pid $?\" >>\"$record\"";
+
+/// Becomes a program that keeps open nothing that the tests have inherited: $0 the program, then its words.
+const CLOSED: &str = "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec \"$0\" \"$@\"";
+
+/// How long the keeper may take to record an end.
+const RECORD_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Mounts a device node that everybody may use over `/dev/kvm` and becomes the given program: $1 an empty folder,
 /// $2 and $3 the node's numbers, then the program.
@@ -45,16 +55,71 @@ pub fn ensure_running() {
     // libvirtd gives it the consoles and logs of the domains, and starts none itself when it runs as root. It may have
     // ended by its timeout while no domain was running.
     if UnixStream::connect("/run/libvirt/virtlogd-sock").is_err() {
-        start(VIRTLOGD, daemon(VIRTLOGD));
+        start(VIRTLOGD, virtlogd());
     }
     if answered {
         return;
     }
-    start(LIBVIRTD, daemon_with_kvm().unwrap_or_else(|| daemon(LIBVIRTD)));
+    start(LIBVIRTD, kept(with_kvm().unwrap_or_default()));
     assert!(
         wait_until(START_DEADLINE, answers),
-        "libvirtd was started and does not answer"
+        "libvirtd was started and does not answer. Its log, {}, ends so:\n{}",
+        log().display(),
+        end_of_log()
     );
+}
+
+/// A death of libvirtd by a signal that the lab has not sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crash {
+    /// The process that died.
+    pub pid: u32,
+    /// The signal's number.
+    pub signal: i32,
+}
+
+/// All of them since the lab was set up. Waits for the record of one that has just happened.
+pub fn crashes() -> Vec<Crash> {
+    let ends = || pairs(ENDS);
+    let last = fs::read_to_string(pid_file(LIBVIRTD)).ok();
+    let last: Option<u32> = last.and_then(|text| text.trim().parse().ok());
+    // A daemon that has ended well removes this file itself.
+    if let Some(pid) = last.filter(|pid| !is_alive(*pid)) {
+        wait_until(RECORD_DEADLINE, || ends().iter().any(|(ended, _)| *ended == pid));
+    }
+    let sent = pairs(SENT);
+    // A shell reports a death by a signal so.
+    let by_signal = |(pid, status): (u32, i32)| (status > 128).then_some((pid, status - 128));
+    let deaths = ends().into_iter().filter_map(by_signal);
+    let deaths = deaths.filter(|death| !sent.contains(death));
+    deaths.map(|(pid, signal)| Crash { pid, signal }).collect()
+}
+
+/// Ends of libvirtd, as the keeper records them: process and what a shell calls its status.
+const ENDS: &str = "ends";
+
+/// Signals that the lab has sent: process and signal.
+const SENT: &str = "sent";
+
+fn pairs(file: &str) -> Vec<(u32, i32)> {
+    let text = fs::read_to_string(Path::new(LAB_DIR).join(file)).unwrap_or_default();
+    let pair = |line: &str| {
+        let (pid, number) = line.split_once(' ')?;
+        Some((pid.parse().ok()?, number.parse().ok()?))
+    };
+    text.lines().filter_map(pair).collect()
+}
+
+/// Sends a signal and records that it comes from the lab.
+fn send(pid: u32, signal: Signal) {
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(Path::new(LAB_DIR).join(SENT));
+    let mut file = file.expect("the lab's folder is ours");
+    writeln!(file, "{pid} {}", signal.as_raw()).expect("the lab's folder is ours");
+    // It may have ended by its own timeout just now.
+    let _ = Pid::from_raw(pid as i32).map(|pid| kill_process(pid, signal));
 }
 
 /// Ends the daemons of the lab and waits until they are gone.
@@ -62,8 +127,7 @@ pub fn stop() -> Result<(), String> {
     for name in [LIBVIRTD, VIRTLOGD] {
         let Some(pid) = our_pid(name) else { continue };
         for signal in [Signal::TERM, Signal::KILL] {
-            // It may have ended by its own timeout just now.
-            let _ = Pid::from_raw(pid as i32).map(|pid| kill_process(pid, signal));
+            send(pid, signal);
             if wait_until(STOP_DEADLINE, || !is_alive(pid)) {
                 break;
             }
@@ -80,8 +144,7 @@ pub fn stop() -> Result<(), String> {
 /// Kills libvirtd, as the kernel does when memory is short, and waits until it is gone.
 pub fn kill() {
     let pid = our_pid(LIBVIRTD).expect("it is ours");
-    let process = Pid::from_raw(pid as i32).expect("a process id is not zero");
-    kill_process(process, Signal::KILL).expect("it is ours");
+    send(pid, Signal::KILL);
     assert!(
         wait_until(STOP_DEADLINE, || !is_alive(pid)),
         "a killed process ends"
@@ -101,22 +164,44 @@ fn start(name: &str, command: Command) {
     }
 }
 
-fn daemon(name: &str) -> Command {
-    command(format!("/usr/sbin/{name}"), &daemon_args(name))
+fn virtlogd() -> Command {
+    let (program, pid_file) = (format!("/usr/sbin/{VIRTLOGD}"), pid_file(VIRTLOGD));
+    let mut words = vec!["-c", CLOSED, &program, "--daemon", "--timeout", IDLE_TIMEOUT];
+    let pid_file = pid_file.display().to_string();
+    words.extend(["--pid-file", &pid_file]);
+    command("sh", &words)
 }
 
-fn daemon_args(name: &str) -> Vec<String> {
-    let words = ["--daemon", "--timeout", IDLE_TIMEOUT, "--pid-file"];
-    let mut args: Vec<String> = words.map(String::from).to_vec();
-    args.push(pid_file(name).display().to_string());
-    args
+/// libvirtd in the keeper's care, in a session of its own: no Ctrl-C reaches them. `before` are the words of a program that becomes it.
+fn kept(before: Vec<String>) -> Command {
+    let record = Path::new(LAB_DIR).join(ENDS).display().to_string();
+    let log = log().display().to_string();
+    let mut words: Vec<String> = ["--fork", "sh", "-c", KEEPER, "vmsnap-lab-keeper", &log, &record]
+        .map(String::from)
+        .to_vec();
+    words.extend(before);
+    words.push(format!("/usr/sbin/{LIBVIRTD}"));
+    words.extend(["--timeout", IDLE_TIMEOUT, "--pid-file"].map(String::from));
+    words.push(pid_file(LIBVIRTD).display().to_string());
+    command("setsid", &words)
 }
 
-/// The libvirtd in a mount namespace of its own, in which QEMU's user may open `/dev/kvm`; `None` where that is not needed.
+/// What libvirtd says.
+fn log() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("libvirtd.log")
+}
+
+fn end_of_log() -> String {
+    let text = fs::read(log()).unwrap_or_default();
+    String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).into_owned()
+}
+
+/// The words that let libvirtd begin in a mount namespace of its own, in which QEMU's user may open `/dev/kvm`; `None` where that is
+/// not needed.
 ///
 /// Without udev the node often belongs to root alone. libvirt, which is root, then holds KVM to be usable, its QEMU
 /// tells otherwise, and they start anew to find out with every single call. The node itself is not for a test to change.
-fn daemon_with_kvm() -> Option<Command> {
+fn with_kvm() -> Option<Vec<String>> {
     let kvm = fs::metadata("/dev/kvm").ok()?;
     let as_qemu = [
         "-u",
@@ -137,6 +222,7 @@ fn daemon_with_kvm() -> Option<Command> {
     let (major, minor) = (rustix::fs::major(kvm.rdev()), rustix::fs::minor(kvm.rdev()));
     // What is mounted later is to be seen by QEMU too.
     let mut words: Vec<String> = [
+        "unshare",
         "--mount",
         "--propagation",
         "slave",
@@ -148,9 +234,7 @@ fn daemon_with_kvm() -> Option<Command> {
     .map(String::from)
     .to_vec();
     words.extend([dir.display().to_string(), major.to_string(), minor.to_string()]);
-    words.push(format!("/usr/sbin/{LIBVIRTD}"));
-    words.extend(daemon_args(LIBVIRTD));
-    Some(command("unshare", &words))
+    Some(words)
 }
 
 /// The living process of that name which the lab has started.

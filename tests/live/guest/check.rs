@@ -37,7 +37,7 @@ pub struct CheckReport {
 /// file system is damaged, or needs recovery although it was frozen.
 pub fn check_disk(copy: &Path, expect: Expect) -> CheckReport {
     // On a disk of its own, so that the guest may write, and e2fsck read, without a layer between.
-    let work = tempfile::tempdir_in("/var/tmp").expect("there is a folder for temporary files");
+    let work = crate::owner::folder_on_disk("check-");
     let raw = work.path().join("disk.raw");
     run(command(
         "qemu-img",

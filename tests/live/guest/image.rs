@@ -61,7 +61,7 @@ impl GuestImage {
         let lock = File::create(target.join("guest.lock")).expect("cargo's target folder can be written to");
         lock.lock().expect("a lock file can be locked");
         if !dir.exists() {
-            let work = tempfile::tempdir_in(target).expect("cargo's target folder can be written to");
+            let work = crate::owner::folder_in(target, "guest-");
             build(work.path());
             fs::rename(work.path().join("images"), &dir).expect("both are in the target folder");
         }

@@ -78,7 +78,7 @@ pub fn boots_with_kvm() -> bool {
 }
 
 fn says_hello(accelerator: &str) -> bool {
-    let work = tempfile::tempdir().expect("there is a folder for temporary files");
+    let work = crate::owner::folder("plain-");
     let console = SerialLog::new(work.path().join("console"));
     let finished = boot(
         accelerator,

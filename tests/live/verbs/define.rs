@@ -32,7 +32,7 @@ fn firmware(dir: &Path) -> String {
 
 /// A story of a UEFI domain, and the folder of its firmware.
 fn uefi_story(name: &str, rng: &mut Rng) -> (Story, tempfile::TempDir) {
-    let dir = tempfile::tempdir().expect("a folder");
+    let dir = crate::owner::folder("firmware-");
     let mut story = Story::of(TestDomain::shaped(
         name,
         &Shape {

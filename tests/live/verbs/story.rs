@@ -18,6 +18,7 @@ use vmsnap::repo::DiskStore;
 use vmsnap::testkit::Recorder;
 
 use crate::embed::{Lab, TestDomain, random, run_ok};
+use crate::owner;
 use crate::verbs::rng::Rng;
 
 const CLUSTER: u64 = 65536;
@@ -55,10 +56,7 @@ pub struct Story {
 
 impl Story {
     pub fn of(domain: TestDomain) -> Story {
-        let folder = tempfile::Builder::new()
-            .prefix("vmsnap story ")
-            .tempdir()
-            .expect("a folder");
+        let folder = owner::folder("story ");
         let root = folder.path().join("the repository");
         let repo = Repository::open_or_create(&root, Arc::new(DiskStore)).expect("a new repository");
         let mut story = Story {

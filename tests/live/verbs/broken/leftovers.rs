@@ -145,9 +145,10 @@ fn restless(name: &str) -> Story {
     sector[0x40..0x50].copy_from_slice(&REQUEST);
     sector[510..].copy_from_slice(&[0x55, 0xaa]);
     // qemu-io knows no quotes.
-    let file = tempfile::NamedTempFile::new().expect("a file");
+    let folder = crate::owner::folder("sector-");
+    let file = folder.path().join("sector");
     fs::write(&file, sector).expect("it is written");
-    let command = format!("write -s {} 0 512", file.path().display());
+    let command = format!("write -s {} 0 512", file.display());
     story.domain.io("vda", &command);
     story.learn("vda");
     story.domain.start();

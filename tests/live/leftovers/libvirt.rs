@@ -1,0 +1,106 @@
+//! Domains, and libvirt's files about them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::Leftover;
+use crate::owner::owners_in;
+use crate::process::{COMMAND_DEADLINE, Finished, command, run_within};
+
+/// Where libvirt keeps what domains are defined as.
+const DEFINITIONS: &str = "/etc/libvirt/qemu";
+
+/// Where it keeps what else belongs to a domain, under its name.
+const FOLDERS: [&str; 13] = [
+    DEFINITIONS,
+    "/etc/libvirt/qemu/autostart",
+    "/run/libvirt/qemu",
+    "/run/libvirt/qemu/channel",
+    "/run/libvirt/storage",
+    "/var/lib/libvirt/qemu",
+    "/var/lib/libvirt/qemu/channel/target",
+    "/var/lib/libvirt/qemu/checkpoint",
+    "/var/lib/libvirt/qemu/dump",
+    "/var/lib/libvirt/qemu/nvram",
+    "/var/lib/libvirt/qemu/save",
+    "/var/lib/libvirt/qemu/snapshot",
+    "/var/log/libvirt/qemu",
+];
+
+/// The sockets on which a system daemon answers.
+const SOCKETS: [&str; 2] = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"];
+
+/// The domains of these test processes that the system's daemon knows, if one answers.
+pub fn domains(is_left: &dyn Fn(u32) -> bool) -> Vec<Leftover> {
+    let is_theirs = |text: &str| owners_in(text).iter().any(|pid| is_left(*pid));
+    let listed = virsh(&["list", "--all", "--name"]);
+    let names = listed.iter().flat_map(|listed| listed.stdout.lines());
+    let names = names.map(str::trim).filter(|name| !name.is_empty());
+    // One with a name of another kind has its images in a folder of the tests.
+    let definition = |name: &str| fs::read_to_string(Path::new(DEFINITIONS).join(format!("{name}.xml")));
+    let names = names.filter(|name| is_theirs(name) || definition(name).is_ok_and(|xml| is_theirs(&xml)));
+    names.map(|name| Leftover::Domain(name.to_owned())).collect()
+}
+
+/// Destroys and undefines a domain.
+pub fn end(name: &str) {
+    virsh(&["destroy", "--domain", name]);
+    undefine(name);
+}
+
+/// Undefines a domain with all that libvirt keeps of it.
+pub fn undefine(name: &str) {
+    let metadata = [
+        "--checkpoints-metadata",
+        "--snapshots-metadata",
+        "--managed-save",
+        "--nvram",
+    ];
+    virsh(&[&["undefine", "--domain", name][..], &metadata].concat());
+}
+
+fn virsh(words: &[&str]) -> Option<Finished> {
+    // A daemon that nobody has started has no domain running, and its files are looked at anyway.
+    SOCKETS.iter().find(|socket| Path::new(socket).exists())?;
+    let words = [&["--connect", "qemu:///system"], words].concat();
+    Some(run_within(command("virsh", &words), COMMAND_DEADLINE).0)
+}
+
+/// Removes what libvirt has forgotten of a domain that is gone, and its log.
+pub fn forget(name: &str) {
+    // A folder of a run has an id, and at most 20 characters of the name.
+    let short: String = name.chars().take(20).collect();
+    let is_its = |file: &str| {
+        let is_file = file
+            .strip_prefix(name)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        let folder = file.strip_prefix("domain-").and_then(|rest| rest.split_once('-'));
+        is_file || folder.is_some_and(|(id, rest)| id.parse::<u32>().is_ok() && rest == short)
+    };
+    let entries = FOLDERS.iter().filter_map(|folder| fs::read_dir(folder).ok());
+    for entry in entries.flatten().flatten() {
+        if is_its(&entry.file_name().to_string_lossy()) {
+            super::remove(&entry.path());
+        }
+    }
+}
+
+/// libvirt's files and folders about domains of these test processes.
+pub fn files(is_left: &dyn Fn(u32) -> bool) -> Vec<PathBuf> {
+    let is_theirs = |text: &str| owners_in(text).iter().any(|pid| is_left(*pid));
+    let entries = FOLDERS.iter().filter_map(|folder| fs::read_dir(folder).ok());
+    let mut found = Vec::new();
+    for entry in entries.flatten().flatten() {
+        let (name, path) = (entry.file_name(), entry.path());
+        let is_definition = path.parent() == Some(Path::new(DEFINITIONS));
+        let holds_name = || {
+            is_definition
+                && path.extension().is_some_and(|end| end == "xml")
+                && fs::read_to_string(&path).is_ok_and(|xml| is_theirs(&xml))
+        };
+        if is_theirs(&name.to_string_lossy()) || holds_name() {
+            found.push(path);
+        }
+    }
+    found
+}
