@@ -255,9 +255,10 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
     let mut planned = decide(&repository, &survey, &history, context, options)?;
     planned.backup.findings.extend(survey.findings);
     let today = context.now.date();
-    let prune = || match planned.backup.is_partial() {
-        true => PrunePlan::Keep(PARTIAL.to_owned()),
-        false => prune::plan(&repository, &history.chains, options.group_by, today),
+    let prune = || match &planned.backup {
+        plan if plan.disks.is_empty() => PrunePlan::Keep(plan.reason()),
+        plan if plan.is_partial() => PrunePlan::Keep(PARTIAL.to_owned()),
+        _ => prune::plan(&repository, &history.chains, options.group_by, today),
     };
     let prune = (options.prune && !options.copy).then(prune);
     Ok(Preview {

@@ -57,15 +57,47 @@ pub struct BackupPlan {
 pub struct PlannedDisk {
     /// The disk.
     pub disk: Disk,
-    /// Its level and why.
+    /// Its level and why, as far as can be seen now.
     pub level: DiskLevel,
+    /// A checkpoint that libvirt has lost: if its bitmap is there, which only the backup can find out, the
+    /// disk is incremental upon it instead.
+    pub possible_parent: Option<String>,
     /// Whether the new checkpoint covers it.
     pub checkpointed: bool,
     /// Which file its source is, where that can be known.
     pub source_file: Option<FileId>,
 }
 
+impl PlannedDisk {
+    /// Its level; `None` where that depends on a bitmap that only the backup can look for.
+    pub fn announced_level(&self) -> Option<Level> {
+        match self.possible_parent {
+            Some(_) => None,
+            None => Some(self.level.level()),
+        }
+    }
+
+    /// Why it has this level.
+    pub fn announced_reason(&self) -> String {
+        match &self.possible_parent {
+            Some(name) => format!("incremental if the bitmap of checkpoint {name} is there, else full"),
+            None => self.level.reason.clone(),
+        }
+    }
+}
+
 impl BackupPlan {
+    /// Its level; `None` where that depends on bitmaps that only the backup can look for, and where there is
+    /// nothing to back up.
+    pub fn announced_level(&self) -> Option<Level> {
+        let levels = || self.disks.iter().map(PlannedDisk::announced_level);
+        if levels().any(|level| level == Some(Level::Incremental)) {
+            return Some(Level::Incremental);
+        }
+        let is_full = !self.disks.is_empty() && levels().all(|level| level.is_some());
+        is_full.then_some(Level::Full)
+    }
+
     /// Whether it lacks a disk that nobody asked to leave out.
     pub fn is_partial(&self) -> bool {
         left_out::is_partial(&self.left_out)
@@ -82,9 +114,9 @@ impl BackupPlan {
 
     /// Why it has this level, in one line: each reason once, with the disks it holds for where they differ.
     pub fn reason(&self) -> String {
-        let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+        let mut reasons: Vec<(String, Vec<&str>)> = Vec::new();
         for planned in &self.disks {
-            let (target, why) = (planned.disk.target.as_str(), planned.level.reason.as_str());
+            let (target, why) = (planned.disk.target.as_str(), planned.announced_reason());
             match reasons.iter_mut().find(|(reason, _)| *reason == why) {
                 Some((_, targets)) => targets.push(target),
                 None => reasons.push((why, vec![target])),
@@ -92,7 +124,7 @@ impl BackupPlan {
         }
         match reasons.as_slice() {
             [] => "there is nothing to back up".to_owned(),
-            [(reason, _)] => (*reason).to_owned(),
+            [(reason, _)] => reason.clone(),
             several => {
                 let of_disks = several
                     .iter()
@@ -126,6 +158,7 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
         disks.push(PlannedDisk {
             disk: disk.clone(),
             level: decide(&now, uuid, inputs.period, inputs.chains, &known),
+            possible_parent: None,
             checkpointed: now.full_only.is_none(),
             source_file: now.sources.first().and_then(|source| source.file),
         });
@@ -151,9 +184,15 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
         let mut parents = disks.iter().filter_map(|disk| disk.level.parent.as_ref());
         parents.any(|parent| parent.checkpoint == checkpoint.name)
     };
+    let seen: Vec<Checkpoint> = seen.into_iter().filter(is_parent).collect();
     let suspected = lost::suspected(inputs, &known, &all_now);
+    for planned in disks.iter_mut().filter(|planned| planned.level.parent.is_none()) {
+        let suspected = suspected.as_ref();
+        let covering = suspected.filter(|checkpoint| checkpoint.is_sound_for(&planned.disk.target));
+        planned.possible_parent = covering.map(|checkpoint| checkpoint.name.clone());
+    }
     BackupPlan {
-        registered: seen.into_iter().filter(is_parent).chain(suspected).collect(),
+        registered: seen.into_iter().chain(suspected).collect(),
         period: inputs.period.to_owned(),
         checkpoint: disks.iter().any(|disk| disk.checkpointed),
         disks,

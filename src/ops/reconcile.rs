@@ -203,10 +203,14 @@ fn retired(
     backup: &BackupPlan,
     wishes: &Wishes<'_>,
 ) -> Vec<Retired> {
+    if backup.disks.is_empty() {
+        return Vec::new();
+    }
     let uuid = &survey.domain.uuid;
     let next = Next {
         period: &backup.period,
-        is_full: backup.level() == Level::Full,
+        // What goes in any case.
+        is_full: backup.announced_level() == Some(Level::Full),
     };
     let keep = wishes.keep_checkpoints;
     let superfluous = superfluous(chains, uuid, checkpoints, wishes.current, keep, Some(next));

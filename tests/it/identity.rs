@@ -284,8 +284,21 @@ fn a_lost_checkpoint_that_nobody_sees_is_asked_for_once() {
             lab.host
                 .disk("vm1", "vdb", |disk| disk.remove_bitmap(&lab.made[0]));
         }
-        let announced = lab.preview("vm1").expect("a plan").planned.repairs;
+        let preview = lab.preview("vm1").expect("a plan");
+        let announced = &preview.planned.repairs;
         assert!(matches!(&announced[..], [Repair::Register(lost)] if lost.name == lab.made[0]));
+        assert_eq!(preview.planned.retired, []);
+        assert_eq!(preview.planned.backup.announced_level(), None);
+        let text = vmsnap::cli::report::backup::plan_text("vm1", &preview);
+        assert!(
+            text.starts_with("vm1: a full or incremental backup into "),
+            "{text}"
+        );
+        let line = format!(
+            "disk vda: incremental if the bitmap of checkpoint {} is there, else full\n",
+            lab.made[0]
+        );
+        assert!(text.contains(&line), "{text}");
         let outcome = lab.backup("vm1").expect("a backup");
         let levels: Vec<Level> = outcome.point.disks.iter().map(|disk| disk.level).collect();
         if is_gone {

@@ -315,3 +315,20 @@ fn a_dry_run_beside_a_run_says_who_is_at_work() {
     drop(locked);
     assert!(Path::new(&lab.repo.root().join("vm1/.lock")).exists());
 }
+
+#[test]
+fn a_dry_run_with_nothing_to_back_up_announces_nothing() {
+    let mut lab = lab_with_points(3);
+    lab.at("2026-12-20T02:00:00+01:00[Europe/Berlin]");
+    lab.host.change("vm1", |domain| {
+        domain.excluded = vec!["vda".to_owned(), "vdb".to_owned()]
+    });
+    let preview = lab.preview("vm1").expect("a plan");
+    assert_eq!(preview.planned.retired, []);
+    assert_eq!(preview.planned.backup.announced_level(), None);
+    let text = vmsnap::cli::report::backup::plan_text("vm1", &preview);
+    assert!(text.starts_with("vm1: no backup into "), "{text}");
+    let before = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
+    lab.backup("vm1").expect_err("there is nothing to back up");
+    assert_eq!(lab.host.disk("vm1", "vda", |disk| disk.bitmap_names()), before);
+}

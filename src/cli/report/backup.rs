@@ -268,8 +268,11 @@ fn plan_tree(domain: &str, preview: &Preview) -> Tree {
     let disks = plan.disks.iter().map(|disk| {
         Tree::map([
             ("disk", Tree::text(&disk.disk.target)),
-            ("level", Tree::text(disk.level.level().word())),
-            ("reason", Tree::text(&disk.level.reason)),
+            (
+                "level",
+                Tree::text_or_null(disk.announced_level().map(Level::word)),
+            ),
+            ("reason", Tree::text(disk.announced_reason())),
         ])
     });
     let prune = match &preview.prune {
@@ -279,7 +282,10 @@ fn plan_tree(domain: &str, preview: &Preview) -> Tree {
     };
     Tree::map([
         ("domain", Tree::text(domain)),
-        ("level", Tree::text(plan.level().word())),
+        (
+            "level",
+            Tree::text_or_null(plan.announced_level().map(Level::word)),
+        ),
         ("copy", Tree::Bool(is_copy(plan))),
         ("reason", Tree::text(plan.reason())),
         ("period", Tree::text(&plan.period)),
@@ -314,10 +320,12 @@ pub fn plan_text(domain: &str, preview: &Preview) -> String {
     let mut text = line(&format!(
         "{}: {} into {}{}",
         shown(domain),
-        match plan.level() {
+        match plan.announced_level() {
+            _ if plan.disks.is_empty() => "no backup",
             _ if is_copy(plan) => "a full copy",
-            Level::Full => "a full backup",
-            Level::Incremental => "an incremental backup",
+            Some(Level::Full) => "a full backup",
+            Some(Level::Incremental) => "an incremental backup",
+            None => "a full or incremental backup",
         },
         plan.period,
         without(&plan.left_out),
@@ -351,10 +359,12 @@ pub fn plan_lines(planned: &Reconciliation, writer: Option<&str>, known: &[Findi
     lines.extend(planned.repairs.iter().map(|repair| format!("first: {repair}")));
     lines.extend(plan.checkpoint.then(|| "make a checkpoint".to_owned()));
     for disk in &plan.disks {
-        let level = disk.level.level().word();
+        let level = disk.announced_level().map(|level| format!("{}, ", level.word()));
         lines.push(format!(
-            "disk {}: {level}, {}",
-            disk.disk.target, disk.level.reason
+            "disk {}: {}{}",
+            disk.disk.target,
+            level.unwrap_or_default(),
+            disk.announced_reason()
         ));
     }
     if plan.disks.is_empty() {

@@ -7,6 +7,7 @@ use super::backup::sentences;
 use super::tree::Tree;
 use super::{finding_tree, left_out_tree, missed_sentence, push_line};
 use crate::cli::pretty;
+use crate::model::restore_point::Level;
 use crate::model::text::shown;
 use crate::ops::plan::BackupPlan;
 use crate::ops::status::{DirStats, DiskStatus, DomainStatus};
@@ -165,7 +166,7 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
         Some(plan) if plan.disks.is_empty() => lines.push(format!("  Next backup: none, {}", plan.reason())),
         Some(plan) => lines.push(format!(
             "  Next backup: {}, {}",
-            plan.level().word(),
+            plan.announced_level().map_or("full or incremental", Level::word),
             plan.reason()
         )),
         None => {}
@@ -327,12 +328,11 @@ fn dir_tree(dir: &DirStats, pretty: bool) -> Tree {
 }
 
 fn plan_tree(plan: &BackupPlan) -> Tree {
-    let level = match plan.disks.as_slice() {
-        [] => Tree::Null,
-        _ => Tree::text(plan.level().word()),
-    };
     Tree::map([
-        ("level", level),
+        (
+            "level",
+            Tree::text_or_null(plan.announced_level().map(Level::word)),
+        ),
         ("reason", Tree::text(plan.reason())),
         ("period", Tree::text(&plan.period)),
     ])

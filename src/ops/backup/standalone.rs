@@ -18,6 +18,7 @@ pub(super) fn as_copy(planned: Reconciliation, folder: String) -> Reconciliation
     backup.findings.retain(|finding| finding.code != NO_INCREMENTAL);
     for planned in &mut backup.disks {
         planned.checkpointed = false;
+        planned.possible_parent = None;
         planned.level = DiskLevel {
             target: planned.disk.target.clone(),
             parent: None,
