@@ -8,7 +8,7 @@ export CARGO
 AND_NOTHING_LEFT = status=$$?; $(CARGO) test --locked --test live_leftovers || status=1; exit $$status
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check fmt lint scripts tidy unit it deny live bench fresh fuzz
+.PHONY: help build demo test check fmt lint scripts tidy unit it deny live bench fresh package fuzz
 
 # One target after the other: they share cargo's lock and the machine's cores.
 .NOTPARALLEL:
@@ -62,6 +62,10 @@ it: ## the verbs on a simulated hypervisor
 live: ## the tests on real domains alone (as root), and whether they have left anything
 	@scripts/setup.sh build demo test
 	$(CARGO) test --locked --test live; $(AND_NOTHING_LEFT)
+
+package: ## target/package: a .deb, an .rpm and the static rescue program, built on Debian 12 or Ubuntu 22.04
+	@scripts/setup.sh build package
+	@scripts/package.sh
 
 bench: ## vmsnap beside virtnbdbackup, qemu-img and nbdcopy on throw-away domains (as root); BENCH_SIZE (GiB, 4), BENCH_ROUNDS (3), BENCH_WORK, BENCH_TOOLS
 	@scripts/setup.sh build demo test

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Installs what is missing: Debian packages when run by root where apt-get is, otherwise it tells what is missing and fails.
 #
-#   scripts/setup.sh build|check|demo|test|bench|fresh...
+#   scripts/setup.sh build|check|demo|test|bench|fresh|package...
 #
 #   build  the compiler's needs            check  shellcheck
 #   demo   libvirt's QEMU driver and QEMU; no daemon is started, but Debian 12 and Ubuntu have a part of the driver in libvirt-daemon
 #   test   the demo's, a daemon, and the tools and packages of the test guest
 #   bench  the programs that the benchmarks compare with
 #   fresh  what makes a bare Debian root
+#   package  the tools that make and check packages
 set -euo pipefail
 
 declare -A DEBIAN=(
@@ -17,6 +18,7 @@ declare -A DEBIAN=(
     [test]="libvirt-daemon-system libvirt-clients nbdkit e2fsprogs util-linux mount procps xz-utils"
     [bench]="virtnbdbackup libnbd-bin"
     [fresh]="debootstrap debian-archive-keyring wget git util-linux"
+    [package]="dpkg-dev binutils file lintian rpm qemu-utils"
 )
 declare -A FEDORA=(
     [build]="gcc make pkgconf-pkg-config libvirt-devel"
@@ -25,6 +27,7 @@ declare -A FEDORA=(
     [test]="libvirt-daemon libvirt-daemon-log libvirt-client nbdkit e2fsprogs util-linux procps-ng xz"
     [bench]="virtnbdbackup libnbd"
     [fresh]="debootstrap debian-keyring wget git util-linux"
+    [package]="dpkg-dev dpkg binutils file rpm-build qemu-img"
 )
 
 # The programs that tests and benchmarks start, by the Debian package that brings them. Beside the packages above these are ones that no Debian
@@ -50,7 +53,7 @@ GUEST_PACKAGES="linux-image-cloud-amd64 busybox-static qemu-guest-agent"
 QEMU_PACKAGES=" qemu-system-x86 qemu-utils "
 
 usage() {
-    echo "usage: $0 build|check|demo|test|bench|fresh..." >&2
+    echo "usage: $0 build|check|demo|test|bench|fresh|package..." >&2
     exit 64
 }
 

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use virt::connect::Connect;
 
 use super::nobody::Nobody;
-use super::{Error, Result};
+use super::{Error, Result, parts};
 use crate::host::libvirt::LibvirtHost;
 
 /// Works in containers and without any daemon: QEMU runs as we do, logs to plain files, and no security driver, namespace or cgroup is needed.
@@ -57,7 +57,12 @@ impl Embed {
         let path = etc.join("qemu.conf");
         fs::write(&path, conf).map_err(Error::io("write", &path))?;
         let uri = format!("qemu:///embed?root={}", root.display());
-        let host = LibvirtHost::connect(Some(&uri)).map_err(|error| Error::Libvirt {
+        let host = LibvirtHost::connect(Some(&uri));
+        let parts = parts::missing(&uri);
+        if !parts.is_empty() {
+            return Err(Error::Missing { parts });
+        }
+        let host = host.map_err(|error| Error::Libvirt {
             operation: START_DRIVER,
             message: error.to_string(),
         })?;

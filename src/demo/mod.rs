@@ -6,10 +6,12 @@
 mod embed;
 mod machine;
 mod nobody;
+mod parts;
 
 pub use crate::host::libvirt::prepare_environment;
 pub use embed::Embed;
 pub use machine::{Machine, Write};
+pub use parts::{Part, names};
 
 /// What can go wrong while the throw-away domain is made and used.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,12 @@ pub enum Error {
         /// Why not.
         #[source]
         source: std::io::Error,
+    },
+    /// Parts of libvirt or QEMU are not installed.
+    #[error("Missing dependencies ({})", names(parts))]
+    Missing {
+        /// All that are missing.
+        parts: Vec<Part>,
     },
     /// The disk's image could not be made.
     #[error("cannot make the disk's image")]

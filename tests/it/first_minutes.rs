@@ -68,23 +68,41 @@ fn a_uri_that_libvirt_does_not_know_blames_no_daemon() {
     assert!(!hint.contains("systemctl"), "{hint}");
 }
 
-#[test]
-fn a_demo_without_the_driver_names_its_packages() {
+/// Runs the demo in this environment, where these parts are missing: it names the packages and leaves nothing.
+fn demo_lacks(environment: &[(&str, &str)], parts: &str, packages: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     let output = Command::new(env!("CARGO_BIN_EXE_vmsnap"))
         .args(["demo", "--dir"])
         .arg(folder.path())
-        .env("LIBVIRT_DRIVER_DIR", folder.path())
+        .envs(environment.iter().copied())
         .output()
         .expect("the program runs");
     let stderr = String::from_utf8(output.stderr).expect("text");
-    assert_eq!(output.status.code(), Some(3), "{stderr}");
-    let hint =
-        "hint: the demo needs libvirt's QEMU driver and QEMU: `apt install libvirt-daemon-driver-qemu ";
-    assert!(stderr.contains(hint), "{stderr}");
+    assert_eq!(output.status.code(), Some(4), "{stderr}");
+    let message = format!(
+        "vmsnap: Missing dependencies ({parts})\n\
+         hint: run as root: apt-get install --no-install-recommends {packages} (Debian, Ubuntu), dnf install "
+    );
+    assert!(stderr.starts_with(&message), "{stderr}");
     let left: Vec<_> = fs::read_dir(folder.path()).expect("it is there").collect();
     assert!(left.is_empty(), "{left:?}");
     let stdout = String::from_utf8(output.stdout).expect("text");
     assert!(stdout.starts_with("This takes about ten seconds."), "{stdout}");
     assert!(!stdout.contains("Try it on"), "{stdout}");
+}
+
+#[test]
+fn a_demo_without_driver_or_emulator_names_their_packages() {
+    let (no_driver, no_emulator) = (("LIBVIRT_DRIVER_DIR", "/nowhere"), ("PATH", "/nowhere"));
+    demo_lacks(
+        &[no_driver],
+        "libvirt's QEMU driver",
+        "libvirt-daemon-driver-qemu libvirt-daemon",
+    );
+    demo_lacks(&[no_emulator], "qemu-system-x86_64", "qemu-system-x86");
+    demo_lacks(
+        &[no_driver, no_emulator],
+        "libvirt's QEMU driver, qemu-system-x86_64",
+        "libvirt-daemon-driver-qemu libvirt-daemon qemu-system-x86",
+    );
 }

@@ -23,6 +23,7 @@ mod lab;
 mod list;
 mod no_rights;
 mod open_files;
+mod packages;
 mod page_cache;
 mod partial;
 mod prune;

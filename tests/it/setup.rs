@@ -6,11 +6,11 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// A folder of programs that stand in for Debian's.
-struct Stage(tempfile::TempDir);
+pub struct Stage(tempfile::TempDir);
 
 impl Stage {
     /// `dpkg_query` is what the program of that name does; whatever apt-get is asked for, it writes down.
-    fn new(dpkg_query: &str) -> Stage {
+    pub fn new(dpkg_query: &str) -> Stage {
         let stage = Stage(tempfile::tempdir().expect("a folder"));
         stage.program("dpkg-query", dpkg_query);
         stage.program("id", "echo 0");
@@ -23,7 +23,8 @@ impl Stage {
         stage
     }
 
-    fn program(&self, name: &str, what: &str) {
+    /// Lets a program of this name do this.
+    pub fn program(&self, name: &str, what: &str) {
         let path = self.0.path().join(name);
         fs::write(&path, format!("#!/bin/sh\n{what}\n")).expect("the folder is ours");
         fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("the file is ours");
@@ -34,11 +35,16 @@ impl Stage {
     }
 
     fn set_up(&self, levels: &[&str]) -> Output {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/setup.sh");
+        self.script("scripts/setup.sh", levels)
+    }
+
+    /// Runs a script of ours with these programs in front of the machine's.
+    pub fn script(&self, script: &str, words: &[&str]) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
         let usual = std::env::var("PATH").unwrap_or_default();
         Command::new("bash")
             .arg(script)
-            .args(levels)
+            .args(words)
             .env("PATH", format!("{}:{usual}", self.0.path().display()))
             .env("CARGO", "true")
             .output()

@@ -1,5 +1,7 @@
 //! `vmsnap completions`.
 
+use clap_complete::Shell;
+
 use super::CommandResult;
 use crate::cli::answer;
 use crate::cli::args::{self, CompletionsArgs};
@@ -7,8 +9,30 @@ use crate::cli::exit_code::ExitCode;
 
 /// Prints the completions of a shell.
 pub fn run(args: &CompletionsArgs) -> CommandResult {
-    let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut args::grammar(), "vmsnap", &mut script);
-    answer(&String::from_utf8_lossy(&script));
+    answer(&script(args.shell));
     Ok(ExitCode::Ok)
+}
+
+fn script(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut args::grammar(), "vmsnap", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_packaged_shell_completes_every_command() {
+        let grammar = args::grammar();
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let script = script(shell);
+            for command in grammar.get_subcommands() {
+                let name = command.get_name();
+                assert!(script.contains(name), "{shell} does not know {name}");
+            }
+            assert!(script.contains("group-by"), "{shell} knows no switches");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use crate::cli::exit_code::ExitCode;
 use crate::cli::progress::Progress;
 use crate::cli::report::{self, list::Columns};
 use crate::cli::{answer, answer_in_colour, pretty};
-use crate::demo::{self, Embed, Machine, Write};
+use crate::demo::{self, Embed, Machine, Part, Write};
 use crate::model::left_out::NOTHING_EXCLUDED;
 use crate::model::period::GroupBy;
 use crate::model::restore_point::Level;
@@ -29,7 +29,7 @@ pub fn folder(dir: &Path) -> PathBuf {
 pub fn run(args: &DemoArgs, stop: &Stop) -> CommandResult {
     say("This takes about ten seconds. It needs no libvirt daemon and changes nothing on this host.");
     say("Starting libvirt's QEMU driver inside this process, in a temporary folder ...");
-    let embed = Embed::start(&args.folder).map_err(not_started)?;
+    let embed = Embed::start(&args.folder).map_err(failed)?;
     if embed.is_nobody() {
         say("libvirt's own user for QEMU does not exist on this machine: the demo runs as the user nobody.");
     }
@@ -52,7 +52,7 @@ pub fn run(args: &DemoArgs, stop: &Stop) -> CommandResult {
 }
 
 fn story(embed: &Embed, stop: &Stop) -> CommandResult {
-    let mut machine = Machine::start(embed, DOMAIN, SIZE).map_err(not_started)?;
+    let mut machine = Machine::start(embed, DOMAIN, SIZE).map_err(failed)?;
     say(&format!(
         "A throw-away domain '{DOMAIN}' runs (paused, no guest system), with a disk of {}.\n",
         pretty::bytes(SIZE as u64)
@@ -96,10 +96,6 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
     say("\nBoth restore points gave back every byte.");
     Ok(ExitCode::Ok)
 }
-
-const PACKAGES: &str = "the demo needs libvirt's QEMU driver and QEMU: \
-    `apt install libvirt-daemon-driver-qemu libvirt-daemon qemu-system-x86 qemu-utils` (Debian, Ubuntu), or \
-    `dnf install libvirt-daemon-driver-qemu qemu-kvm-core qemu-img` (Fedora, RHEL)";
 
 /// The three commands to try next, ready to be copied.
 fn next_commands(program: &str, domain: Option<&str>) -> String {
@@ -261,16 +257,12 @@ fn go_on(stop: &Stop) -> Result<(), Refusal> {
     }
 }
 
-/// The failure of something that needs the demo's packages.
-fn not_started(error: demo::Error) -> Refusal {
-    let is_of_libvirt = matches!(error, demo::Error::Libvirt { .. });
-    Refusal {
-        hint: is_of_libvirt.then(|| PACKAGES.to_owned()),
-        ..failed(error)
-    }
-}
-
 fn failed(error: demo::Error) -> Refusal {
+    if let demo::Error::Missing { parts } = &error {
+        let mut refusal = Refusal::new(ExitCode::Missing, error.to_string());
+        refusal.hint = Some(to_install(parts));
+        return refusal;
+    }
     let mut message = error.to_string();
     let mut below = std::error::Error::source(&error);
     while let Some(source) = below {
@@ -278,6 +270,17 @@ fn failed(error: demo::Error) -> Refusal {
         below = source.source();
     }
     Refusal::new(ExitCode::Failed, message)
+}
+
+/// The commands that install these parts.
+fn to_install(parts: &[Part]) -> String {
+    let debian: Vec<&str> = parts.iter().map(|part| part.debian()).collect();
+    let fedora: Vec<&str> = parts.iter().map(|part| part.fedora()).collect();
+    format!(
+        "run as root: apt-get install --no-install-recommends {} (Debian, Ubuntu), dnf install {} (Fedora)",
+        debian.join(" "),
+        fedora.join(" ")
+    )
 }
 
 fn wrong(message: String) -> Refusal {

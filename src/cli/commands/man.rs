@@ -31,6 +31,11 @@ pub fn run(args: &ManArgs) -> CommandResult {
 }
 
 fn page(command: clap::Command) -> std::io::Result<Vec<u8>> {
+    // `help` prints what the pages hold, and has none of its own.
+    let command = match command.find_subcommand("help") {
+        Some(_) => command.mut_subcommand("help", |help| help.hide(true)),
+        None => command,
+    };
     let has_subcommands = command.has_subcommands();
     let examples = command.get_after_help().map(ToString::to_string);
     let source = concat!("vmsnap ", env!("CARGO_PKG_VERSION"));
@@ -99,6 +104,19 @@ mod tests {
                 assert!(page.contains(&entry), "{} lacks {entry}", command.get_name());
             }
         }
+    }
+
+    #[test]
+    fn every_page_that_the_main_page_names_can_be_printed() {
+        let grammar = args::grammar();
+        let main = text(grammar.clone());
+        let named: Vec<&str> = main
+            .lines()
+            .filter_map(|line| line.strip_prefix("vmsnap\\-")?.strip_suffix("(1)"))
+            .collect();
+        let commands = grammar.get_subcommands().map(clap::Command::get_name);
+        let commands: Vec<&str> = commands.filter(|name| *name != "help").collect();
+        assert_eq!(named, commands);
     }
 
     #[test]
