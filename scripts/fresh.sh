@@ -6,7 +6,7 @@
 #   FRESH_ROOTS   the releases [bookworm trixie]
 #   FRESH_TESTS   some: a few live tests after the demo; all: `make test`; none [some]
 #   FRESH_PACKAGE a .deb to try in a bare root of each release; none [what `make package` makes, where it can]
-#   FRESH_DIR     where roots are unpacked, and kept packed for the next run [target/fresh]
+#   FRESH_DIR     where roots are unpacked, and kept packed for the next run [~/.cache/vmsnap-fresh]
 #   FRESH_MIRROR  the Debian mirror [that of this machine's apt, else http://deb.debian.org/debian]
 #
 # Needs root, debootstrap (setup.sh installs it), a Debian mirror, and some GB of disk. The roots see the Rust toolchain and cargo's registry of
@@ -17,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly ROOTS=${FRESH_ROOTS:-bookworm trixie}
 readonly TESTS=${FRESH_TESTS:-some}
-readonly DIR=${FRESH_DIR:-$PWD/target/fresh}
+readonly DIR=${FRESH_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/vmsnap-fresh}
 readonly CARGO=${CARGO:-cargo}
 readonly FALLBACK_MIRROR=http://deb.debian.org/debian
 # A random story, killed runs, the guest, shut-off domains, the classic spelling.

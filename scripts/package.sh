@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Builds into target/package: a .deb, an .rpm, and the rescue program, which is one static file. `make package` calls it.
 #
-# Needs `scripts/setup.sh build package`. The packaging tools are crates; missing ones are installed into target/tools.
+# Needs `scripts/setup.sh build package`. The packaging tools are crates; missing ones are installed into cargo's own folder.
 # DEBFULLNAME and DEBEMAIL name another maintainer in the .deb.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 CARGO=${CARGO:-cargo}
+CARGO_BIN=${CARGO_HOME:-$HOME/.cargo}/bin
 TARGET=${CARGO_TARGET_DIR:-target}
 CARGO_DEB=3.8.0
 CARGO_GENERATE_RPM=0.21.1
@@ -20,17 +21,19 @@ fail() {
     exit 1
 }
 
-# The path of a crate's program in this version, from PATH or target/tools.
+# The path of a crate's program in this version, from PATH or cargo's own folder.
 tool() {
     local crate=$1 version=$2 program
-    for program in "$(command -v "$crate" || true)" "target/tools/bin/$crate"; do
+    for program in "$(command -v "$crate" || true)" "$CARGO_BIN/$crate"; do
         if [ -x "$program" ] && [ "$("$program" --version | awk '{ print $NF }')" = "$version" ]; then
             echo "$program"
             return
         fi
     done
-    "$CARGO" install --locked --root target/tools "$crate@$version" >&2
-    echo "target/tools/bin/$crate"
+    # Optimizing these as their authors do takes several times longer.
+    CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        "$CARGO" install --quiet --locked "$crate@$version" >&2
+    echo "$CARGO_BIN/$crate"
 }
 
 # Files that the program prints, and documents in the form that packages want.
