@@ -33,7 +33,8 @@ fn demo_without_user(dir: &Path, home: &Path) -> Finished {
 
 #[test]
 fn the_demo_runs_where_libvirts_user_for_qemu_is_missing() {
-    let (dir, home) = (owner::folder("demo-"), owner::folder("home-"));
+    // libvirt's sockets lie deep in it, and the path of a socket is short.
+    let (dir, home) = (owner::folder("d-"), owner::folder("home-"));
     // As /var/tmp: others may make files, and remove only their own.
     fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).expect("it is ours");
     let finished = demo_without_user(dir.path(), home.path());

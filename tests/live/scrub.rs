@@ -425,7 +425,7 @@ fn a_disk_that_a_reader_holds_is_a_failure_and_nothing_is_claimed() {
     let scene = Scene::with_points("held ", DomainState::ShutOff);
     let (job, _) = begin(&scene.domain, "other", &[("vda", None)]).expect("it begins");
     let cause = scene.fails(ScrubType::Both, None);
-    assert!(cause.to_string().contains("lock"), "{cause}");
+    assert!(cause.to_string().contains("is in use: process "), "{cause}");
     assert_eq!(scene.names().len(), 3);
     assert_eq!(job.abort(), []);
     assert_eq!(scene.scrub(ScrubType::Both, None).bitmaps.len(), 4);

@@ -22,7 +22,7 @@ const SIZE: usize = 64 * MIB;
 
 /// A folder below `dir` that does not exist yet.
 pub fn folder(dir: &Path) -> PathBuf {
-    dir.join(format!("vmsnap-demo-{:016x}", random()))
+    dir.join(format!("vmsnap-demo-{:08x}", random() as u32))
 }
 
 /// Runs the demonstration. Exit code 0 only if every comparison held.
