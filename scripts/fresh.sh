@@ -22,7 +22,7 @@ readonly CARGO=${CARGO:-cargo}
 readonly FALLBACK_MIRROR=http://deb.debian.org/debian
 # A random story, killed runs, the guest, shut-off domains, the classic spelling.
 readonly SOME_TESTS=(verbs::random verbs::interrupted guest_backup host_offline cli_classic)
-# Packed roots are made anew after so many days.
+# Packed roots older than this many days are made anew.
 readonly KEEP_DAYS=14
 
 fail() {

@@ -60,7 +60,7 @@ pub struct PlannedDisk {
     /// Its level and why, as far as can be seen now.
     pub level: DiskLevel,
     /// A checkpoint that libvirt has lost: if its bitmap is there, which only the backup can find out, the
-    /// disk is incremental upon it instead.
+    /// disk is incremental to it instead.
     pub possible_parent: Option<String>,
     /// Whether the new checkpoint covers it.
     pub checkpointed: bool,

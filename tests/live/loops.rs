@@ -133,7 +133,7 @@ struct Request {
     data: *const Partition,
 }
 
-/// Adds or deletes partition 1 of a device, which begins at a sector of 512 bytes and has so many.
+/// Adds or deletes partition 1 of a device, by its first sector and its number of sectors of 512 bytes.
 fn change_partition(device: &Path, operation: i32, start: u64, sectors: u64) -> std::io::Result<()> {
     const BLKPG: ioctl::Opcode = ioctl::opcode::none(0x12, 105);
     let partition = Partition {
