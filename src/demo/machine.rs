@@ -9,9 +9,9 @@ use virt::sys;
 use super::embed::Embed;
 use super::{Error, Result};
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
+use crate::io::{DiskStore, Store};
 use crate::model::block::{BlockError, BlockSink};
 use crate::model::stop::Stop;
-use crate::repo::{DiskStore, Store};
 
 /// What "the guest" does to its disk. Offsets and lengths are bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
-//! Files that are written past the page cache: beneath both the repository, which creates images, and the images' own writers.
+//! The door to files: beneath both the repository, which creates images, and the images' own writers.
 
 mod direct;
+mod store;
 
 pub use direct::DirectFile;
+pub use store::{Claim, DiskStore, Store};

@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod clusters;
 pub mod domain;
 pub mod extents;
+pub mod file_name;
 pub mod finding;
 pub mod left_out;
 pub mod period;

@@ -1,6 +1,7 @@
 //! One moment of one domain, as its manifest records it.
 
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::CheckpointId;
@@ -49,6 +50,13 @@ impl Consistency {
             Consistency::Offline => "shut off",
         }
     }
+}
+
+/// The id of a restore point of this moment: the time in UTC to the second, in characters that every file system takes.
+pub fn id_of(time: Timestamp) -> String {
+    time.to_zoned(TimeZone::UTC)
+        .strftime("%Y-%m-%dT%H-%M-%SZ")
+        .to_string()
 }
 
 /// One moment of one domain: the content of `manifest.json`, without what only the files concern.
@@ -163,4 +171,15 @@ pub struct DiskPoint {
     pub data_bytes: u64,
     /// Bytes that the image holds as explicit zeroes.
     pub zero_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_the_time_in_utc() {
+        let time = "2026-11-01T03:00:03.5+01:00".parse().expect("a time");
+        assert_eq!(id_of(time), "2026-11-01T02-00-03Z");
+    }
 }

@@ -8,11 +8,12 @@ use super::{Error, Result};
 use crate::host::Host;
 use crate::host::xml::{DomainDescription, Edits, ImageFormat, NewSource, read_domain, redefine};
 use crate::model::domain::{Device, Disk, Source};
+use crate::model::file_name;
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::storage::SecretRef;
 use crate::model::text::shown;
-use crate::repo::{History, layout};
+use crate::repo::{History, manifest};
 
 /// A domain about to be defined.
 #[derive(Clone, Debug)]
@@ -56,7 +57,7 @@ pub(super) fn plan(
 ) -> Result<DefinePlan> {
     let domain = point.domain.as_str();
     let failed = |cause: Cause| Error::of(domain, cause);
-    let xml = String::from_utf8(read_verified(history, point, layout::DOMAIN_XML)?)
+    let xml = String::from_utf8(read_verified(history, point, manifest::DOMAIN_XML)?)
         .map_err(|_| not_whole(point, "its domain.xml is not UTF-8".to_owned()))?;
     let name = options.name.clone().unwrap_or_else(|| domain.to_owned());
     let (name_taken, uuid_taken) = host
@@ -122,11 +123,11 @@ fn plan_nvram(
 ) -> Result<Option<NvramPlan>> {
     let is_kept = history
         .get(&point.id)
-        .is_some_and(|kept| kept.manifest.file(layout::NVRAM).is_some());
+        .is_some_and(|kept| kept.manifest.file(manifest::NVRAM).is_some());
     if !is_kept && described.nvram.is_none() {
         return Ok(None);
     }
-    let file = layout::escape(name).unwrap_or_else(|| point.uuid.clone());
+    let file = file_name::escape(name).unwrap_or_else(|| point.uuid.clone());
     let path = dir.join(format!("{file}_VARS.fd"));
     if path.symlink_metadata().is_ok() {
         return Err(Error::of(&point.domain, Cause::Exists(path)));
@@ -136,7 +137,7 @@ fn plan_nvram(
         findings.push(Finding::new("nvram-fresh", what));
         return Ok(Some(NvramPlan { path, content: None }));
     }
-    let content = Some(read_verified(history, point, layout::NVRAM)?);
+    let content = Some(read_verified(history, point, manifest::NVRAM)?);
     Ok(Some(NvramPlan { path, content }))
 }
 

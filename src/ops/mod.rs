@@ -36,8 +36,8 @@ use std::sync::Arc;
 
 use jiff::Zoned;
 
+use crate::io::DiskStore;
 use crate::model::stop::Stop;
-use crate::repo::DiskStore;
 
 pub use crate::host::{Host, PlaceWishes};
 pub use crate::repo::Repository;

@@ -5,9 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::layout;
 use super::seal::{NO_DIGEST, holds, is_digest, seal};
 use crate::model::block::Pieces;
+use crate::model::file_name::is_plain_name;
 use crate::model::restore_point::RestorePoint;
 use crate::model::text::shown;
 
@@ -16,6 +16,12 @@ pub const FORMAT: u32 = 1;
 
 /// The largest manifest that is read, in bytes.
 pub const MAX_BYTES: u64 = 16 << 20;
+
+/// The name of the file with the domain's definition.
+pub const DOMAIN_XML: &str = "domain.xml";
+
+/// The name of the file with the domain's UEFI variables.
+pub const NVRAM: &str = "nvram.fd";
 
 /// The content of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -178,8 +184,8 @@ impl Manifest {
         if point.disks.is_empty() {
             return Err("it holds no disk".to_owned());
         }
-        if self.file(layout::DOMAIN_XML).is_none() {
-            return Err(format!("{} is not in its list of files", layout::DOMAIN_XML));
+        if self.file(DOMAIN_XML).is_none() {
+            return Err(format!("{} is not in its list of files", DOMAIN_XML));
         }
         let mut names = vec![("id", &point.id), ("period", &point.period)];
         names.extend(point.parent.iter().map(|parent| ("parent", parent)));
@@ -208,7 +214,7 @@ impl Manifest {
                 return Err(format!("the digest of file '{}' is none", file.name));
             }
         }
-        match names.into_iter().find(|(_, name)| !layout::is_plain_name(name)) {
+        match names.into_iter().find(|(_, name)| !is_plain_name(name)) {
             Some((what, name)) => Err(format!("the name '{}' of its {what} is not allowed", shown(name))),
             None => Ok(()),
         }

@@ -1,39 +1,11 @@
-//! Remembers when each restore point was last verified, and with what result.
+//! What is remembered of verifications and comparisons.
 //!
-//! A small file per verification, beside the periods and not in them: a proof is no part of what it proves. A record that cannot be read
-//! counts as the worst that its name allows: what tells of soundness counts for nothing, what tells of damage or of missed writes for all that it
-//! can tell of, because the next backup relies on it.
-
-use std::path::{Path, PathBuf};
+//! A proof is no part of what it proves, so it is kept beside the restore points.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::layout;
-use super::look::read_bounded;
-use super::manifest::Manifest;
-use super::seal::holds;
-use crate::model::chain::{Concern, Doubt, MissedWrite};
-use crate::model::finding::Finding;
-
-mod keep;
-
-pub(super) use keep::{forget_removed, keep, keep_missed};
-
-/// The folder of a domain's proofs, in the domain's folder.
-const FOLDER: &str = ".verified";
-
-/// What the name of a file ends with that tells of missed writes.
-const MISSED: &str = ".missed.json";
-
-/// What the name of a file ends with that tells of damage.
-const DAMAGED: &str = ".damaged.json";
-
-/// What the name of any other proof ends with. Older versions gave it to those that tell of damage too.
-const SOUND: &str = ".json";
-
-/// The largest proof that is read, in bytes.
-const MAX_BYTES: u64 = 1 << 20;
+use crate::model::chain::{Concern, Doubt};
 
 /// The result of one verification of one restore point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,7 +98,8 @@ impl Proof {
         }
     }
 
-    fn doubts(&self) -> impl Iterator<Item = Doubt> {
+    /// What it found damaged, for who decides what can be relied on.
+    pub fn doubts(&self) -> impl Iterator<Item = Doubt> {
         self.damage.iter().map(|note| Doubt {
             what: format!("{} (found by the verification of {:.0})", note.what, self.time),
             concerns: note.concerns.clone(),
@@ -134,256 +107,9 @@ impl Proof {
     }
 }
 
-/// What is remembered of the restore points of a domain.
-pub(super) struct Proofs {
-    /// Oldest first.
-    proofs: Vec<Proof>,
-    /// Oldest first.
-    missed: Vec<Missed>,
-    unreadable: Vec<Unreadable>,
-    /// The names of all records of verifications, those that cannot be read or were not written to their end included.
-    names: Vec<String>,
-}
-
-/// A record of ours that is not what was written.
-struct Unreadable {
-    path: PathBuf,
-    name: RecordName,
-    why: String,
-}
-
-/// What the name of a record tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct RecordName {
-    /// The restore point's id.
-    id: String,
-    /// When it was made, as [`layout::id_of`] writes it: such words are in the order of their times.
-    time: String,
-    kind: &'static str,
-}
-
-impl RecordName {
-    /// `ID.TIME.json`, `ID.TIME.damaged.json` or `ID.TIME.missed.json`; `None` for every other name.
-    fn parse(name: &str) -> Option<RecordName> {
-        let with = |kind: &'static str| Some((name.strip_suffix(kind)?, kind));
-        let (stem, kind) = with(MISSED).or_else(|| with(DAMAGED)).or_else(|| with(SOUND))?;
-        let (id, time) = stem.rsplit_once('.')?;
-        let is_time = time.len() == "2026-11-01T02-00-03Z".len()
-            && time
-                .bytes()
-                .all(|byte| byte.is_ascii_digit() || b"-TZ".contains(&byte));
-        (is_time && !id.is_empty()).then(|| RecordName {
-            id: id.to_owned(),
-            time: time.to_owned(),
-            kind,
-        })
-    }
-
-    fn of_proof(proof: &Proof) -> RecordName {
-        RecordName {
-            id: proof.id.clone(),
-            time: layout::id_of(proof.time),
-            kind: if proof.is_sound() { SOUND } else { DAMAGED },
-        }
-    }
-
-    fn of_missed(missed: &Missed) -> RecordName {
-        RecordName {
-            id: missed.id.clone(),
-            time: layout::id_of(missed.time),
-            kind: MISSED,
-        }
-    }
-
-    /// When it was made.
-    fn time(&self) -> Option<Timestamp> {
-        let (day, clock) = self.time.split_once('T')?;
-        format!("{day}T{}", clock.replace('-', ":")).parse().ok()
-    }
-
-    fn file_name(&self) -> String {
-        format!("{}.{}{}", self.id, self.time, self.kind)
-    }
-
-    fn is_of(&self, id: &str, time: Timestamp) -> bool {
-        self.id == id && self.time == layout::id_of(time)
-    }
-}
-
-/// A record with the digest of its text, which the first versions did not write.
-#[derive(Serialize, Deserialize)]
-struct Sealed<T> {
-    #[serde(default)]
-    digest: Option<String>,
-    #[serde(flatten)]
-    content: T,
-}
-
-fn unseal<T: for<'a> Deserialize<'a>>(text: &[u8]) -> Result<T, String> {
-    let sealed: Sealed<T> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    match sealed.digest {
-        Some(digest) if !holds(text, &digest) => Err("its digest does not match its text".to_owned()),
-        _ => Ok(sealed.content),
-    }
-}
-
-impl Proofs {
-    /// Reads what there is.
-    pub(super) fn read(domain_dir: &Path) -> super::Result<Proofs> {
-        let mut found = Proofs {
-            proofs: Vec::new(),
-            missed: Vec::new(),
-            unreadable: Vec::new(),
-            names: Vec::new(),
-        };
-        let dir = domain_dir.join(FOLDER);
-        for name in keep::names_in(&dir)? {
-            if RecordName::parse(keep::whole(&name)).is_some_and(|record| record.kind != MISSED) {
-                found.names.push(name.clone());
-            }
-            let path = dir.join(&name);
-            if let Some(name) = RecordName::parse(&name)
-                && let Err(why) = found.take(&path, &name)
-            {
-                found.unreadable.push(Unreadable { path, name, why });
-            }
-        }
-        found.proofs.sort_by_key(|proof| proof.time);
-        found.missed.sort_by_key(|missed| missed.time);
-        Ok(found)
-    }
-
-    fn take(&mut self, path: &Path, name: &RecordName) -> Result<(), String> {
-        let text = match read_bounded(path, MAX_BYTES) {
-            // A verification beside this one has just replaced it.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            read => read.map_err(|error| error.to_string())?,
-        };
-        if name.kind == MISSED {
-            let missed: Missed = unseal(&text)?;
-            own_name(name.is_of(&missed.id, missed.time))?;
-            self.missed.push(missed);
-        } else {
-            let proof: Proof = unseal(&text)?;
-            own_name(name.is_of(&proof.id, proof.time))?;
-            self.proofs.push(proof);
-        }
-        Ok(())
-    }
-
-    /// What counts of the restore point with this manifest: damage that was found and that no verification has disproved which knew of it; else
-    /// the newest proof. A verification that began later may have read it earlier.
-    pub(super) fn of(&self, manifest: &Manifest) -> Option<Proof> {
-        let of_manifest = |proof: &&Proof| proof.id == manifest.point.id && proof.manifest == manifest.digest;
-        let newest_first = || self.proofs.iter().rev().filter(of_manifest);
-        let damaged = newest_first().find(|proof| !proof.is_sound());
-        damaged.or_else(|| newest_first().next()).cloned()
-    }
-
-    /// The names of all that is remembered of verifications of the restore point of this id.
-    pub(super) fn records(&self, id: &str) -> Vec<String> {
-        let of_id =
-            |name: &&String| RecordName::parse(keep::whole(name)).is_some_and(|record| record.id == id);
-        self.names.iter().filter(of_id).cloned().collect()
-    }
-
-    /// What was last found damaged of the restore point with this manifest, or may have been.
-    pub(super) fn doubts(&self, manifest: &Manifest) -> Vec<Doubt> {
-        let proof = self.of(manifest);
-        let lost = self.lost(manifest, DAMAGED).map(|lost| Doubt {
-            what: format!(
-                "{} tells of damage and cannot be read ({})",
-                lost.path.display(),
-                lost.why
-            ),
-            concerns: Concern::All,
-        });
-        let known = proof.iter().flat_map(Proof::doubts);
-        known.chain(lost).collect()
-    }
-
-    /// The disks of which a bitmap was found to have missed a write when they were compared with this restore point, or may have been.
-    pub(super) fn missed(&self, manifest: &Manifest) -> Vec<MissedWrite> {
-        let lost = self.lost(manifest, MISSED);
-        let lost = lost.flat_map(|lost| {
-            let found = lost.name.time().unwrap_or(manifest.point.time);
-            let disks = manifest.point.disks.iter();
-            disks.map(move |disk| MissedWrite {
-                disk: disk.target.clone(),
-                found,
-            })
-        });
-        let of_manifest =
-            |missed: &&Missed| missed.id == manifest.point.id && missed.manifest == manifest.digest;
-        let of_disks = |missed: &Missed| {
-            let found = missed.time;
-            let disks = missed.disks.clone().into_iter();
-            disks.map(move |disk| MissedWrite { disk, found })
-        };
-        let known = self.missed.iter().filter(of_manifest).flat_map(of_disks);
-        known.chain(lost).collect()
-    }
-
-    fn lost<'a>(&'a self, manifest: &'a Manifest, kind: &'a str) -> impl Iterator<Item = &'a Unreadable> {
-        let of_point = move |lost: &&Unreadable| lost.name.id == manifest.point.id && lost.name.kind == kind;
-        self.unreadable.iter().filter(of_point)
-    }
-
-    /// What is told of records of these restore points that cannot be read.
-    pub(super) fn findings(&self, is_there: impl Fn(&str) -> bool) -> impl Iterator<Item = Finding> {
-        let of_those = self.unreadable.iter().filter(move |lost| is_there(&lost.name.id));
-        of_those.map(|lost| {
-            let consequence = match lost.name.kind {
-                MISSED => "the next backup counts all its disks as such of which a bitmap has missed a write",
-                DAMAGED => "all of it counts as damaged until it is verified again",
-                _ => "it counts as not verified",
-            };
-            let what = format!(
-                "{}, which tells of restore point {}, is damaged ({}): {consequence}",
-                lost.path.display(),
-                lost.name.id,
-                lost.why
-            );
-            Finding::new("record-unreadable", what)
-        })
-    }
-}
-
-fn own_name(is_own: bool) -> Result<(), String> {
-    match is_own {
-        true => Ok(()),
-        false => Err("it is the record of another verification than its name says".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_names_of_ours_have_an_id() {
-        for name in [
-            "2026-11-01T02-00-03Z.2026-11-02T02-00-03Z.json",
-            "2026-11-01T02-00-03Z.2026-11-02T02-00-03Z.damaged.json",
-            "2026-11-01T02-00-03Z-2.2026-11-02T02-00-03Z.missed.json",
-        ] {
-            let read = RecordName::parse(name).expect("it is one of ours");
-            assert!(read.id.starts_with("2026-11-01T02-00-03Z"), "{name}");
-            assert_eq!(read.time, "2026-11-02T02-00-03Z", "{name}");
-            assert_eq!(read.file_name(), name);
-            assert_eq!(read.time().map(layout::id_of), Some(read.time));
-        }
-        for name in [
-            "notes.json",
-            "a.b.json",
-            "precious",
-            ".2026-11-02T02-00-03Z.json",
-            "x.missed.json",
-            "x.damaged.json",
-        ] {
-            assert_eq!(RecordName::parse(name), None, "{name}");
-        }
-    }
 
     #[test]
     fn words_of_the_first_versions_concern_everything() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::{Span, Zoned};
 use vmsnap::host::{Host, Places};
 use vmsnap::image::chain::{ChainImage, ChainSource};
+use vmsnap::io::{DiskStore, Store};
 use vmsnap::model::block::{BlockSource, Content};
 use vmsnap::model::left_out::NOTHING_EXCLUDED;
 use vmsnap::model::period::GroupBy;
@@ -17,7 +18,7 @@ use vmsnap::ops::heal::Intent;
 use vmsnap::ops::restore::{self, Format};
 use vmsnap::ops::status::{DomainStatus, Subject, status};
 use vmsnap::ops::{Context, Monitor, PlaceWishes, Result, compare, copy};
-use vmsnap::repo::{DiskStore, History, Repository, Store};
+use vmsnap::repo::{History, Repository};
 use vmsnap::testkit::{Recorder, SimHost};
 
 pub const CLUSTER: usize = 65536;

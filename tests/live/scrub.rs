@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Zoned;
 use vmsnap::host::Host;
+use vmsnap::io::DiskStore;
 use vmsnap::model::checkpoint::{Bitmap, Checkpoint};
 use vmsnap::model::domain::DomainState;
 use vmsnap::model::period::GroupBy;
@@ -14,7 +15,6 @@ use vmsnap::ops::monitor::Silent;
 use vmsnap::ops::restore::{self, Format};
 use vmsnap::ops::scrub::{self, Means, Options, Outcome, ScrubType};
 use vmsnap::ops::{Cause, Context, Repository};
-use vmsnap::repo::DiskStore;
 
 use crate::embed::{DISK, Kind, Lab, TestDomain, run_ok};
 use crate::host::{back_up, begin};

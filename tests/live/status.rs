@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use vmsnap::io::DiskStore;
 use vmsnap::model::left_out::NOTHING_EXCLUDED;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
@@ -11,7 +12,6 @@ use vmsnap::ops::backup::{Options, backup};
 use vmsnap::ops::monitor::Silent;
 use vmsnap::ops::status::{DomainStatus, Subject, status};
 use vmsnap::ops::{Context, Repository};
-use vmsnap::repo::DiskStore;
 
 use crate::embed::{Kind, Lab, TestDomain, random};
 

@@ -10,7 +10,7 @@ use crate::ops::plan::BackupPlan;
 use crate::ops::reconcile::{self, Retired};
 use crate::ops::{Cause, Error, Result};
 use crate::repo::history::Kept;
-use crate::repo::{History, Manifest, Pending, RepoError, layout};
+use crate::repo::{History, Manifest, Pending, RepoError, manifest};
 
 /// The code of the finding that superfluous checkpoints are left.
 pub(super) const NOT_RETIRED: &str = "checkpoints-not-retired";
@@ -67,10 +67,10 @@ impl Run<'_> {
             return Err(self.failed(Cause::JobLost(what)));
         }
         let xml = self.domain.inactive_xml.as_bytes();
-        files.push(pending.add_file(layout::DOMAIN_XML, xml).map_err(failed)?);
+        files.push(pending.add_file(manifest::DOMAIN_XML, xml).map_err(failed)?);
         match self.host().nvram(self.domain) {
             Ok(None) => findings.extend(self.missing_nvram()),
-            Ok(Some(bytes)) => files.push(pending.add_file(layout::NVRAM, &bytes).map_err(failed)?),
+            Ok(Some(bytes)) => files.push(pending.add_file(manifest::NVRAM, &bytes).map_err(failed)?),
             Err(error) => {
                 let what = format!("the UEFI variables could not be saved: {}", with_sources(&error));
                 let finding = Finding::new("nvram-skipped", what);
@@ -103,7 +103,7 @@ impl Run<'_> {
         let path = self.domain.nvram.as_ref()?;
         let had_some = |kept: &Kept| {
             let point = &kept.manifest.point;
-            let is_known = kept.manifest.file(layout::NVRAM).is_some()
+            let is_known = kept.manifest.file(manifest::NVRAM).is_some()
                 || point.findings.iter().any(|finding| finding.code == NVRAM_MISSING);
             point.uuid == self.domain.uuid && is_known
         };

@@ -3,10 +3,10 @@
 use jiff::Timestamp;
 
 use crate::model::chain::{KeptPoint, LostPoint};
-use crate::model::restore_point::RestorePoint;
+use crate::model::restore_point::{RestorePoint, id_of};
 use crate::model::text::shown;
 use crate::ops::{Cause, Error, Result};
-use crate::repo::{History, layout};
+use crate::repo::History;
 
 /// The restore point that the user means.
 pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -> Result<&'a KeptPoint> {
@@ -44,7 +44,7 @@ pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -
             .filter(|kept| kept.point.time <= time)
             .max_by_key(|kept| kept.point.time)
             .ok_or_else(|| none(format!("there is no restore point from {at} or before")))?;
-        let until = layout::id_of(time);
+        let until = id_of(time);
         let mut lost = chains.lost_after(&nearest.point.id);
         return match lost.find(|lost| lost.id <= until) {
             Some(lost) => Err(cannot_be_read(domain, lost)),

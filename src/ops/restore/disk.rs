@@ -7,12 +7,12 @@ use crate::host::Host;
 use crate::image::chain::ChainSource;
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
 use crate::image::raw::RawWriter;
+use crate::io::Store;
 use crate::model::block::{BlockError, BlockSink, BlockSource, ImageFile, Written};
 use crate::model::stop::Stop;
 use crate::ops::copy::{self, Progress};
 use crate::ops::monitor::{Event, Monitor};
 use crate::ops::{Cause, Error, Result, lineage};
-use crate::repo::Store;
 
 /// Brings one disk back, onto its device or into a file that has no name yet, which is given too.
 pub(super) fn restore_disk<'a>(

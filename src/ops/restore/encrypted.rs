@@ -4,7 +4,7 @@ use crate::host::xml::{DomainDescription, read_domain};
 use crate::model::finding::Finding;
 use crate::model::restore_point::{Consistency, RestorePoint};
 use crate::ops::define;
-use crate::repo::{History, layout};
+use crate::repo::{History, manifest};
 
 /// Which of the restored disks were encrypted.
 #[derive(Debug, Default)]
@@ -97,6 +97,6 @@ fn is_of_a_run(point: &RestorePoint) -> bool {
 }
 
 fn definition(history: &History, point: &RestorePoint) -> Option<DomainDescription> {
-    let xml = define::read_verified(history, point, layout::DOMAIN_XML).ok()?;
+    let xml = define::read_verified(history, point, manifest::DOMAIN_XML).ok()?;
     read_domain(std::str::from_utf8(&xml).ok()?).ok()
 }

@@ -8,10 +8,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::io_cause;
+use crate::io::{Claim, Store};
 use crate::model::block::ImageFile;
 use crate::model::finding::Finding;
 use crate::ops::{Cause, Error, Result};
-use crate::repo::{Claim, Store, layout};
+
+/// What the name of such a file ends with.
+const PARTIAL: &str = ".partial";
+
+/// What the name of a file begins with that is being restored; a word of its own and [`PARTIAL`] follow.
+const RESTORING: &str = ".vmsnap-restore-";
 
 /// How often another name is tried when somebody takes the file for a dead one's in the moment between its creation and its claim.
 const MOST_TRIES: usize = 10;
@@ -34,7 +40,7 @@ impl<'a> Unfinished<'a> {
     ) -> std::result::Result<(Unfinished<'a>, Box<dyn ImageFile>), Cause> {
         let mut tries = 1..=MOST_TRIES;
         loop {
-            let path = to.with_file_name(layout::restoring(uuid::Uuid::new_v4()));
+            let path = to.with_file_name(restoring(uuid::Uuid::new_v4()));
             match store.create_claimed(&path) {
                 Ok((file, claim)) => {
                     let unfinished = Unfinished {
@@ -113,7 +119,7 @@ pub(super) fn sweep(store: &dyn Store, dir: &Path) -> Vec<Finding> {
         return findings;
     };
     for entry in entries.flatten() {
-        let is_ours = entry.file_name().to_str().is_some_and(layout::is_restoring);
+        let is_ours = entry.file_name().to_str().is_some_and(is_restoring);
         if is_ours && matches!(store.remove_unclaimed(&entry.path()), Ok(true)) {
             let what = format!(
                 "removed {}, left by a restore that did not finish",
@@ -148,5 +154,40 @@ impl Drop for NewDir<'_> {
     fn drop(&mut self) {
         // Fails, as it should, as soon as something is in the folder.
         let _ = self.store.remove_dir(&self.path);
+    }
+}
+
+/// The name of a file that is being restored: it says whose it is, and is short whatever the file's final name.
+fn restoring(run: uuid::Uuid) -> String {
+    format!("{RESTORING}{}{PARTIAL}", run.simple())
+}
+
+/// Whether [`restoring`] made this name.
+fn is_restoring(name: &str) -> bool {
+    name.strip_prefix(RESTORING)
+        .and_then(|rest| rest.strip_suffix(PARTIAL))
+        .is_some_and(|word| {
+            word.len() == 32 && word.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::file_name::is_plain_name;
+
+    #[test]
+    fn a_file_that_is_being_restored_is_known_by_its_name() {
+        let name = restoring(uuid::Uuid::from_u128(7));
+        assert!(is_restoring(&name) && is_plain_name(&name), "{name}");
+        for other in [
+            ".vmsnap-restore-.partial",
+            ".vmsnap-restore-7.partial",
+            "vda.qcow2",
+            &name[1..],
+            &name.to_uppercase(),
+        ] {
+            assert!(!is_restoring(other), "{other}");
+        }
     }
 }

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::repo::{History, layout};
+use crate::repo::History;
+use crate::repo::folder::layout;
 
 /// What the folder of a period holds.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,8 +19,9 @@ use crate::model::stop::Stop;
 use crate::model::text::with_sources;
 use crate::ops::monitor::{Event, Monitor};
 use crate::ops::{Cause, Error, Result, copy, lineage};
+use crate::repo::folder::layout;
 use crate::repo::history::Kept;
-use crate::repo::{DomainRepository, FileEntry, History, layout};
+use crate::repo::{DomainRepository, FileEntry, History};
 
 /// Most ranges that are told of one damaged file.
 const MOST_RANGES: usize = 16;

@@ -11,7 +11,8 @@ use crate::model::restore_point::RestorePoint;
 use crate::model::text::with_sources;
 use crate::ops::monitor::{Event, Monitor};
 use crate::ops::{Error, Result};
-use crate::repo::history::{Kept, is_gone};
+use crate::repo::folder::history::is_gone;
+use crate::repo::history::Kept;
 use crate::repo::{DamageNote, DomainRepository, History, Proof, RepoError};
 
 /// A verification on its way.

@@ -1,7 +1,7 @@
 //! The death of the process, or of the machine, at any durable step.
 //!
 //! * `fuse`: counts the steps and blows at one of them.
-//! * `store`: a [`crate::repo::Store`] that dies with it.
+//! * `store`: a [`crate::io::Store`] that dies with it.
 //! * `host`: a [`crate::host::Host`] that dies with it, together with its jobs.
 //! * `disk`: what of the files would survive a power cut.
 

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::disk::CrashDisk;
 use super::fuse::Fuse;
+use crate::io::{Claim, DiskStore, Store};
 use crate::model::block::ImageFile;
-use crate::repo::{Claim, DiskStore, Store};
 
 /// The real store behind a [`Fuse`].
 #[derive(Clone)]

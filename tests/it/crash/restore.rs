@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vmsnap::host::Host;
+use vmsnap::io::{DiskStore, Store};
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::restore::{self, DefineOptions, Format, Options, Outcome};
 use vmsnap::ops::{Cause, Result};
-use vmsnap::repo::{DiskStore, Repository, Store};
+use vmsnap::repo::Repository;
 use vmsnap::testkit::{Blow, CrashHost, CrashStore, Fuse};
 
 use super::world::{DOMAIN, World, at_step, every_end};

@@ -6,10 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vmsnap::host::Host;
+use vmsnap::io::DiskStore;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{self, Options, Outcome};
 use vmsnap::ops::{Context, Error, Result};
-use vmsnap::repo::{DiskStore, History, Repository};
+use vmsnap::repo::{History, Repository};
 use vmsnap::testkit::{Blow, CrashHost, CrashStore, Fuse};
 
 use crate::lab::{CLUSTER, Lab, tree};

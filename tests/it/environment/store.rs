@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rustix::io::Errno;
+use vmsnap::io::{Claim, DiskStore, Store};
 use vmsnap::model::block::ImageFile;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::text::with_sources;
 use vmsnap::ops::backup::Options;
-use vmsnap::repo::{Claim, DiskStore, Store};
 
 use super::{assert_next_run_heals, assert_unchanged, kept_files, two_points};
 use crate::lab::{CLUSTER, Lab, NAMES};

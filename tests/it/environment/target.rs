@@ -4,8 +4,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use vmsnap::io::DiskStore;
 use vmsnap::ops::Class;
-use vmsnap::repo::{DiskStore, Repository};
+use vmsnap::repo::Repository;
 
 use super::{
     assert_names, assert_next_run_heals, assert_nothing_left, assert_unchanged, kept_files, once_copying,

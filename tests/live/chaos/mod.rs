@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use vmsnap::io::DiskStore;
 use vmsnap::ops::Repository;
-use vmsnap::repo::{DiskStore, History};
+use vmsnap::repo::History;
 
 use crate::cli_lab::{Change, Machine, Repo, has_job};
 use crate::daemon::{Crash, Daemon};

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use vmsnap::io::DiskStore;
 use vmsnap::ops::Repository;
-use vmsnap::repo::DiskStore;
 
 use crate::embed::{Kind, Shape, TestDomain, run_ok};
 use crate::verbs::rng::Rng;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vmsnap::host::Host;
+use vmsnap::io::DiskStore;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{self, Outcome};
 use vmsnap::ops::monitor::{Event, Monitor};
 use vmsnap::ops::{Class, Context, Error, Repository, Result};
-use vmsnap::repo::DiskStore;
 
 use crate::embed::{Kind, Lab, Shape, TestDomain, run_ok};
 use crate::host::names;

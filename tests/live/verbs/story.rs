@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use jiff::{Span, Zoned};
 use vmsnap::host::Host;
+use vmsnap::io::DiskStore;
 use vmsnap::model::finding::Finding;
 use vmsnap::model::restore_point::{DiskPoint, Level};
 use vmsnap::model::stop::Stop;
@@ -14,7 +15,6 @@ use vmsnap::ops::backup::{self, Options, Outcome};
 use vmsnap::ops::list::{self, DomainList};
 use vmsnap::ops::restore::{self, DefineOptions, Format};
 use vmsnap::ops::{Context, Repository, Result};
-use vmsnap::repo::DiskStore;
 use vmsnap::testkit::Recorder;
 
 use crate::embed::{Lab, TestDomain, random, run_ok};

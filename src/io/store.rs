@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
-use crate::io::DirectFile;
+use super::DirectFile;
 use crate::model::block::ImageFile;
 
 /// What is done to durable storage. Tests put a store here that crashes at the n-th call.

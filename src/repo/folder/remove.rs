@@ -4,8 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::store::Store;
-use super::{RepoError, Result};
+use crate::io::Store;
+use crate::repo::{RepoError, Result};
 
 /// What the name of a folder begins with that is being deleted: nobody takes it for a period any more.
 const DOOMED: &str = ".removing-";

@@ -12,11 +12,11 @@ use jiff::Timestamp;
 use super::committed;
 use super::layout;
 use super::look::{entries, folder_names};
-use super::manifest::{FileEntry, Manifest};
 use super::remove;
-use super::store::Store;
-use super::{RepoError, Result};
+use crate::io::Store;
 use crate::model::block::ImageFile;
+use crate::model::restore_point::id_of;
+use crate::repo::{FileEntry, Manifest, RepoError, Result};
 
 /// A restore point being written. Dropped uncommitted it is removed as far as that goes; the next run removes the rest.
 pub struct Pending {
@@ -207,7 +207,7 @@ fn ensure_dir(store: &dyn Store, dir: &Path) -> Result<()> {
 
 /// An id that no restore point of the domain has or had: two restore points within one second get a suffix.
 pub(super) fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
-    let stem = layout::id_of(time);
+    let stem = id_of(time);
     let mut taken = Vec::new();
     for period in folder_names(domain_dir)? {
         let period_dir = domain_dir.join(period);

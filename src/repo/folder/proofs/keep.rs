@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::{FOLDER, Missed, Proof, RecordName, Sealed};
+use crate::io::Store;
 use crate::model::chain::Concern;
+use crate::repo::folder::history;
 use crate::repo::seal::{NO_DIGEST, seal};
-use crate::repo::store::Store;
-use crate::repo::{RepoError, Result, history};
+use crate::repo::{RepoError, Result};
 
 /// The most damage that is remembered of one disk, and of the files that belong to none.
 const MOST_DAMAGE: usize = 4;
@@ -20,7 +21,7 @@ const NEW: &str = ".new";
 
 /// Remembers a proof, and forgets `known`: the records of the same restore point that were there when the verification began, whatever time a
 /// clock that was wrong has given them. What somebody else has found since stays.
-pub(in crate::repo) fn keep(
+pub(in crate::repo::folder) fn keep(
     store: &dyn Store,
     domain_dir: &Path,
     proof: &Proof,
@@ -59,7 +60,7 @@ fn shortened(proof: &Proof) -> Proof {
 }
 
 /// Forgets what is remembered of restore points that are not there any more.
-pub(in crate::repo) fn forget_removed(store: &dyn Store, domain_dir: &Path) -> Result<()> {
+pub(in crate::repo::folder) fn forget_removed(store: &dyn Store, domain_dir: &Path) -> Result<()> {
     let dir = domain_dir.join(FOLDER);
     // In this order: a restore point is there before anything is remembered of it, so one that is made meanwhile keeps what was found of it.
     let names = names_in(&dir)?;
@@ -77,7 +78,11 @@ pub(in crate::repo) fn forget_removed(store: &dyn Store, domain_dir: &Path) -> R
 }
 
 /// Remembers what a comparison found. It is forgotten with the restore point only.
-pub(in crate::repo) fn keep_missed(store: &dyn Store, domain_dir: &Path, missed: &Missed) -> Result<()> {
+pub(in crate::repo::folder) fn keep_missed(
+    store: &dyn Store,
+    domain_dir: &Path,
+    missed: &Missed,
+) -> Result<()> {
     let dir = write(store, domain_dir, &RecordName::of_missed(missed), missed)?;
     // Unlike a proof it has to outlive a crash: the next backup relies on it.
     store.sync_dir(&dir).map_err(RepoError::io("sync", &dir))?;

@@ -3,14 +3,14 @@
 use std::io;
 use std::path::Path;
 
-use super::history::CHECKPOINT_DAMAGED;
 use super::layout;
 use super::look::read_bounded;
-use super::manifest::{self, FileEntry, Manifest, ManifestError};
-use super::{RepoError, Result};
 use crate::model::chain::FileFault;
 use crate::model::finding::Finding;
 use crate::model::text::shown;
+use crate::repo::history::CHECKPOINT_DAMAGED;
+use crate::repo::manifest::{self, FileEntry, Manifest, ManifestError};
+use crate::repo::{RepoError, Result};
 
 /// Why a restore point cannot be used.
 pub(super) struct Unusable {
@@ -104,7 +104,7 @@ pub(super) fn checkpoint_fault(period_dir: &Path, manifest: &Manifest) -> Option
 }
 
 /// What is wrong with a file, as far as a look tells.
-pub(super) fn fault_of(path: &Path, file: &FileEntry) -> Option<String> {
+pub(in crate::repo) fn fault_of(path: &Path, file: &FileEntry) -> Option<String> {
     let shown = path.display();
     match path.symlink_metadata() {
         Ok(found) if !found.is_file() => Some(format!("{shown} is not a file")),

@@ -10,8 +10,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::layout::{COMMITTED, split_finished};
-use super::store::Store;
-use super::{RepoError, Result};
+use crate::io::Store;
+use crate::repo::{RepoError, Result};
 
 /// The names of the folders of a period's restore points, as far as it is known that they were committed. To be read before the period
 /// itself: then whatever is named here, and not there, has gone.

@@ -1,0 +1,285 @@
+//! Reads what a domain's folder holds: restore points, what is wrong with them, and what unfinished runs left.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::committed;
+use super::layout::{self, split_finished};
+use super::look::{Entry, entries, folder_names};
+use super::point::{Expected, Unusable, checkpoint_fault, file_faults, read_point};
+use super::proofs::Proofs;
+use crate::model::chain::{Chains, KeptPoint, LostPoint};
+use crate::model::finding::Finding;
+use crate::model::period::{FOLDER_PREFIX, holds_restore_points};
+use crate::repo::history::{History, Kept, Leftover, WRITTEN_BY_A_NEWER_VMSNAP};
+use crate::repo::manifest::Manifest;
+use crate::repo::{RepoError, Result};
+
+/// Reads a domain's folder. A folder that is not there holds nothing.
+pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
+    let proofs = Proofs::read(dir)?;
+    let mut found = Found::default();
+    for (period, entry) in entries(dir)? {
+        if !holds_restore_points(&period) {
+            continue;
+        }
+        let period_dir = dir.join(&period);
+        let of_period = match is_folder(&period_dir, entry)? {
+            Ok(()) => read_period(&period_dir, domain, &period, &proofs)?,
+            Err(what) => Found::of_finding("period-unreadable", what),
+        };
+        // A period loses its name before its files: one that is being removed meanwhile has not lost some of them, it is not there.
+        if !is_gone(&period_dir) {
+            found.take(of_period);
+        }
+    }
+    found.miss();
+    let Found {
+        mut history,
+        points,
+        lost,
+        ..
+    } = found;
+    let is_there = |id: &str| history.kept.iter().any(|kept| kept.manifest.point.id == id);
+    let unreadable: Vec<Finding> = proofs.findings(is_there).collect();
+    history.findings.extend(unreadable);
+    history.chains = Chains::new(points).beside(lost);
+    let order: Vec<&str> = history
+        .chains
+        .points()
+        .iter()
+        .map(|kept| kept.point.id.as_str())
+        .collect();
+    history
+        .kept
+        .sort_by_key(|kept| order.iter().position(|id| *id == kept.manifest.point.id));
+    Ok(history)
+}
+
+/// What was found before it is put in order.
+#[derive(Default)]
+struct Found {
+    history: History,
+    points: Vec<KeptPoint>,
+    lost: Vec<LostPoint>,
+    /// Those that were committed to a period and are not in its folder.
+    gone: Vec<LostPoint>,
+}
+
+impl Found {
+    fn of_finding(code: &str, what: String) -> Found {
+        let mut found = Found::default();
+        found.history.findings.push(Finding::new(code, what));
+        found
+    }
+
+    /// A restore point of which nothing can be known.
+    fn lose(&mut self, code: &str, lost: LostPoint) {
+        let what = lost.what.clone();
+        self.history.findings.push(Finding::new(code, what));
+        self.lost.push(lost);
+    }
+
+    /// Tells which restore points have gone. One that lies elsewhere is told there.
+    fn miss(&mut self) {
+        for gone in std::mem::take(&mut self.gone) {
+            if !self.lost.iter().any(|lost| lost.id == gone.id) {
+                self.lose("restore-point-missing", gone);
+            }
+        }
+    }
+
+    fn keep(&mut self, dir: PathBuf, manifest: Manifest, proofs: &Proofs) {
+        let proof = proofs.of(&manifest);
+        let of_checkpoint = dir
+            .parent()
+            .and_then(|period| checkpoint_fault(period, &manifest));
+        self.history.findings.extend(of_checkpoint);
+        self.points.push(KeptPoint {
+            point: manifest.point.clone(),
+            manifest: manifest.digest.clone(),
+            faults: file_faults(&dir, &manifest),
+            doubts: proofs.doubts(&manifest),
+            missed: proofs.missed(&manifest),
+        });
+        let records = proofs.records(&manifest.point.id);
+        self.history.kept.push(Kept {
+            dir,
+            manifest,
+            proof,
+            records,
+        });
+    }
+
+    fn take(&mut self, other: Found) {
+        self.history.kept.extend(other.history.kept);
+        self.history.findings.extend(other.history.findings);
+        self.history.leftovers.extend(other.history.leftovers);
+        self.points.extend(other.points);
+        self.lost.extend(other.lost);
+        self.gone.extend(other.gone);
+    }
+}
+
+fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -> Result<Found> {
+    let mut found = Found::default();
+    let mut committed = committed::read(period_dir)?;
+    for (folder, entry) in entries(period_dir)? {
+        let point_dir = period_dir.join(&folder);
+        if let Some(stem) = folder.strip_suffix(layout::PARTIAL) {
+            match finished_name(stem, &committed) {
+                Some(name) => {
+                    committed.remove(&name);
+                    found.lose("restore-point-misnamed", misnamed(&point_dir, stem, &name));
+                }
+                None if matches!(entry, Entry::Folder) => {
+                    found.history.leftovers.push(Leftover { dir: point_dir });
+                }
+                None => {}
+            }
+        } else if let Some((id, _)) = split_finished(&folder) {
+            committed.remove(&folder);
+            let expected = Expected {
+                id,
+                domain,
+                period,
+                folder: &folder,
+            };
+            let read = match is_folder(&point_dir, entry)? {
+                Ok(()) => read_point(&point_dir, &expected)?,
+                Err(what) => Err(Unusable::damaged(what)),
+            };
+            match read {
+                Ok(manifest) => found.keep(point_dir, manifest, proofs),
+                Err(Unusable { what, is_newer }) => {
+                    let code = if is_newer {
+                        WRITTEN_BY_A_NEWER_VMSNAP
+                    } else {
+                        "restore-point-unreadable"
+                    };
+                    let id = id.to_owned();
+                    found.lose(code, LostPoint { id, what, is_newer });
+                }
+            }
+        }
+    }
+    found.gone = committed
+        .iter()
+        .filter_map(|folder| gone(period_dir, folder))
+        .collect();
+    Ok(found)
+}
+
+/// The name under which a restore point was committed that calls itself unfinished now: nobody unfinished has one.
+fn finished_name(stem: &str, committed: &BTreeSet<String>) -> Option<String> {
+    let names = [layout::FULL, layout::INCREMENTAL].map(|ending| format!("{stem}{ending}"));
+    names.into_iter().find(|name| committed.contains(name))
+}
+
+fn misnamed(dir: &Path, id: &str, name: &str) -> LostPoint {
+    LostPoint {
+        id: id.to_owned(),
+        what: format!(
+            "{} is a finished restore point under the name of an unfinished one: its name was {name}",
+            dir.display()
+        ),
+        is_newer: false,
+    }
+}
+
+/// A restore point that was committed and is not there.
+fn gone(period_dir: &Path, folder: &str) -> Option<LostPoint> {
+    let (id, _) = split_finished(folder)?;
+    Some(LostPoint {
+        id: id.to_owned(),
+        what: format!(
+            "the whole restore point {} is missing (if it was removed on purpose, remove {} too)",
+            period_dir.join(folder).display(),
+            committed::record(period_dir, folder).display()
+        ),
+        is_newer: false,
+    })
+}
+
+/// Whether it is a folder; if not, a sentence that names it.
+fn is_folder(path: &Path, entry: Entry) -> Result<std::result::Result<(), String>> {
+    let shown = path.display();
+    match entry {
+        Entry::Folder => Ok(Ok(())),
+        Entry::LinkToNowhere => Ok(Err(format!("{shown} is a link that leads nowhere"))),
+        Entry::NoFolder => Ok(Err(format!("{shown} is not a folder"))),
+        Entry::Unknown(error) => Err(RepoError::io("look at", path)(error)),
+    }
+}
+
+/// The ids of the restore points that are there, under whatever name and with whatever manifest, or that ought to be there. `None` where that
+/// cannot be known, as behind a link that leads nowhere, or where nothing is mounted now.
+pub(super) fn ids_that_may_be_there(dir: &Path) -> Result<Option<BTreeSet<String>>> {
+    let mut ids = BTreeSet::new();
+    for (period, entry) in entries(dir)? {
+        if !holds_restore_points(&period) {
+            continue;
+        }
+        let period_dir = dir.join(period);
+        let there = match entry {
+            Entry::Folder => entries(&period_dir)?,
+            _ => return Ok(None),
+        };
+        // One that is pruned meanwhile loses its name first.
+        if there.is_empty() && !is_gone(&period_dir) {
+            return Ok(None);
+        }
+        let names = there.into_iter().map(|(name, _)| name);
+        let names = names.chain(committed::read(&period_dir)?);
+        ids.extend(names.filter_map(|name| {
+            let stem = name.strip_suffix(layout::PARTIAL);
+            let id = stem.or_else(|| Some(split_finished(&name)?.0))?;
+            Some(id.to_owned())
+        }));
+    }
+    Ok(Some(ids))
+}
+
+/// The folders of periods that hold backups, also those of other programs or with restore points that cannot be read.
+pub(super) fn used_periods(dir: &Path) -> Result<Vec<String>> {
+    let mut used = Vec::new();
+    for name in folder_names(dir)? {
+        let is_backup = |(name, _): &(String, Entry)| is_of_backup(name);
+        if name.starts_with(FOLDER_PREFIX) && entries(&dir.join(&name))?.iter().any(is_backup) {
+            used.push(name);
+        }
+    }
+    Ok(used)
+}
+
+/// Whether a name in a period's folder is that of a finished restore point, or of a file of virtnbdbackup's.
+fn is_of_backup(name: &str) -> bool {
+    split_finished(name).is_some() || name.ends_with(".data") || name.ends_with(".cpt")
+}
+
+/// Whether nothing is at a path; not if that cannot be known.
+pub(crate) fn is_gone(dir: &Path) -> bool {
+    dir.symlink_metadata()
+        .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// The names of the folders in the repository that hold periods, or of which that cannot be known: whoever looks into them hears why.
+pub(super) fn domain_folders(root: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for (name, entry) in entries(root)? {
+        let is_one = match entry {
+            Entry::Folder => match entries(&root.join(&name)) {
+                Ok(within) => within.iter().any(|(name, _)| holds_restore_points(name)),
+                // Where a file system keeps what it has found; only its owner may look into it.
+                Err(_) => name != "lost+found",
+            },
+            Entry::NoFolder => false,
+            Entry::LinkToNowhere | Entry::Unknown(_) => true,
+        };
+        if is_one {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
