@@ -11,7 +11,7 @@ const MAY_IMPORT: [(&str, &[&str]); 10] = [
     ("io", &["model"]),
     ("nbd", &["model"]),
     ("image", &["model", "io"]),
-    ("repo", &["model", "io"]),
+    ("repo", &["model", "io", "image"]),
     ("host", &["model", "nbd"]),
     ("ops", &["model", "io", "nbd", "image", "repo", "host"]),
     ("cli", &["model", "ops", "demo"]),
@@ -82,6 +82,30 @@ fn every_room_imports_only_what_it_may() {
                     wrong.push(format!("{file}:{}: {room} must not import {word}", number + 1));
                 }
             }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What belongs to one kind of repository only.
+const OF_A_FOLDER: [&str; 8] = [
+    "repo::folder",
+    "FolderRepository",
+    "layout::",
+    "ChainImage",
+    "ChainSource",
+    "ChainDisk",
+    "flock",
+    "try_lock_shared",
+];
+
+#[test]
+fn ops_see_a_repository_through_its_interface_only() {
+    let mut wrong = Vec::new();
+    for (file, text) in rust_files("src/ops") {
+        for (number, line) in text.lines().enumerate() {
+            let found = OF_A_FOLDER.iter().find(|word| code(line).contains(**word));
+            wrong.extend(found.map(|word| format!("{file}:{}: {word}", number + 1)));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::qcow2::{Image, Mapping, Run};
@@ -13,7 +14,10 @@ use crate::model::stop::Stop;
 
 mod disk;
 
-pub use disk::ChainDisk;
+pub use super::pieces::Recorded;
+pub use disk::{ChainDisk, ChainExtent};
+
+use disk::CheckedFile;
 
 /// Memory for all images of a chain together, in bytes; the same again for their tables.
 const WINDOWS: usize = 32 * 1024 * 1024;
@@ -22,6 +26,15 @@ const WINDOW: std::ops::RangeInclusive<usize> = 64 * 1024..=1024 * 1024;
 const TABLE_WINDOW: std::ops::RangeInclusive<usize> = 16 * 1024..=64 * 1024;
 /// So much of an image that is not to be checked is read before its pages are given back, in bytes.
 const STRETCH: u64 = 8 * 1024 * 1024;
+
+/// The share of one image of a chain in the memory for bytes, and for tables.
+fn windows(images: usize) -> (usize, usize) {
+    let share = WINDOWS / images;
+    (
+        share.clamp(*WINDOW.start(), *WINDOW.end()),
+        share.clamp(*TABLE_WINDOW.start(), *TABLE_WINDOW.end()),
+    )
+}
 
 /// An image of a chain, opened for reading.
 #[derive(Debug)]
@@ -39,15 +52,6 @@ impl ChainImage {
     pub fn forget_cached(&self) {
         cache::forget(&self.file);
     }
-}
-
-/// What was recorded about an image when it was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recorded {
-    /// Length of the file in bytes.
-    pub bytes: u64,
-    /// BLAKE3 of the whole file, in hexadecimal.
-    pub blake3: String,
 }
 
 /// The disk that a chain of images holds, as blocks that cover all of it in order.
@@ -92,9 +96,7 @@ impl ChainSource {
         if images.is_empty() {
             return Err(Error::EmptyChain);
         }
-        let share = WINDOWS / images.len();
-        let window = share.clamp(*WINDOW.start(), *WINDOW.end());
-        let table_window = share.clamp(*TABLE_WINDOW.start(), *TABLE_WINDOW.end());
+        let (window, table_window) = windows(images.len());
         let layers = images
             .into_iter()
             .map(|image| {
@@ -262,8 +264,10 @@ impl Drop for ChainSource {
 #[derive(Debug)]
 struct Layer {
     image: Image,
-    /// Reads and checks the whole file, if it is to be checked.
+    /// Reads and checks the whole file, if it is read from front to back and to be checked.
     whole: Option<Sequential>,
+    /// Reads and checks pieces, if it is read here and there and to be checked.
+    checked: Option<Arc<CheckedFile>>,
     /// Where the last run started, and the run.
     run: Option<(u64, Run)>,
     /// Bytes of an image that is not to be checked that were read since its pages were given back.
@@ -295,6 +299,7 @@ impl Layer {
         Ok(Layer {
             image,
             whole,
+            checked: None,
             run: None,
             unreleased: 0,
         })

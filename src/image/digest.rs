@@ -183,15 +183,50 @@ fn read_piece(
     piece: Range<u64>,
     stop: &Stop,
 ) -> Result<(u64, Option<ChainingValue>)> {
-    let mut buffer = vec![0; 256 * 1024];
     let mut hasher = subtree_at(piece.start);
-    let (mut at, mut released) = (piece.start, piece.start);
-    while at < piece.end {
+    let start = piece.start;
+    let at = hash_range(file, path, piece, &mut hasher, stop)?;
+    cache::forget_until(file, start, at);
+    let digest = (at > start).then(|| hasher.finalize_non_root());
+    Ok((at, digest))
+}
+
+/// The digest of a piece of a file, which is read from front to back. The pages of a short one stay in the page cache: they are read next.
+///
+/// # Errors
+/// Whatever reading the file meets, or the wish to stop.
+pub(super) fn piece_digest(
+    file: &File,
+    path: &Path,
+    piece: Range<u64>,
+    stop: &Stop,
+) -> Result<ChainingValue> {
+    let mut hasher = subtree_at(piece.start);
+    hash_range(file, path, piece, &mut hasher, stop)?;
+    Ok(hasher.finalize_non_root())
+}
+
+/// The digest of a whole file in hexadecimal. What it reads does not stay in the page cache.
+///
+/// # Errors
+/// Whatever reading the file meets, or the wish to stop.
+pub(super) fn whole_digest(file: &File, path: &Path, stop: &Stop) -> Result<String> {
+    let mut hasher = Hasher::new();
+    hash_range(file, path, 0..u64::MAX, &mut hasher, stop)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Hashes a range of a file, and gives its end, which the file's end may cut short. Of a long range no more than the last pages stay in the page
+/// cache.
+fn hash_range(file: &File, path: &Path, range: Range<u64>, hasher: &mut Hasher, stop: &Stop) -> Result<u64> {
+    let mut buffer = vec![0; 256 * 1024];
+    let (mut at, mut released) = (range.start, range.start);
+    while at < range.end {
         if stop.requested() {
             cache::forget(file);
             return Err(Error::Stopped);
         }
-        let room = (piece.end - at).min(buffer.len() as u64);
+        let room = (range.end - at).min(buffer.len() as u64);
         let part = &mut buffer[..usize::try_from(room).unwrap_or(0)];
         match file.read_at(part, at) {
             Ok(0) => break,
@@ -207,9 +242,7 @@ fn read_piece(
             released = at;
         }
     }
-    cache::forget_until(file, released, at);
-    let digest = (at > piece.start).then(|| hasher.finalize_non_root());
-    Ok((at, digest))
+    Ok(at)
 }
 
 /// Length in bytes and BLAKE3 digest in hexadecimal of a whole file, read in pieces from its start.

@@ -18,6 +18,7 @@ pub mod raw;
 mod behind;
 mod cache;
 mod order;
+mod pieces;
 mod sequential;
 mod whole;
 mod zero;
@@ -101,6 +102,16 @@ pub enum Error {
         /// The recorded digest.
         expected: String,
     },
+    /// A piece of a file has not the digest that was recorded.
+    #[error("{}: it differs somewhere in the {length} bytes from offset {offset} on", path.display())]
+    Piece {
+        /// The file.
+        path: PathBuf,
+        /// Where the piece begins, in bytes.
+        offset: u64,
+        /// How long it is, in bytes.
+        length: u64,
+    },
     /// The target has not room for the disk.
     #[error("{} has {actual} bytes, the disk needs {needed}", path.display())]
     TooSmall {
@@ -157,9 +168,11 @@ impl Error {
                 BlockError::io("", io::Error::from(source.kind())).kind
             }
             Error::Format { source, .. } if source.is_unsupported() => BlockErrorKind::Invalid,
-            Error::Format { .. } | Error::Truncated { .. } | Error::Length { .. } | Error::Digest { .. } => {
-                BlockErrorKind::Damaged
-            }
+            Error::Format { .. }
+            | Error::Truncated { .. }
+            | Error::Length { .. }
+            | Error::Digest { .. }
+            | Error::Piece { .. } => BlockErrorKind::Damaged,
             Error::TooSmall { .. } => BlockErrorKind::NoSpace,
             Error::Size { .. } | Error::BackingName { .. } | Error::Block { .. } | Error::EmptyChain => {
                 BlockErrorKind::Invalid

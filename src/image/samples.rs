@@ -121,6 +121,7 @@ pub(super) fn link(file: &File, written: Option<&Written>) -> ChainImage {
         recorded: written.map(|written| Recorded {
             bytes: written.file_bytes,
             blake3: written.blake3.clone().expect("images have digests"),
+            pieces: written.pieces.clone(),
         }),
     }
 }

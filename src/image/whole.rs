@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::chain::Recorded;
+use super::pieces::Recorded;
 use super::sequential::Sequential;
 use super::{Error, Result, cache};
 use crate::model::stop::Stop;

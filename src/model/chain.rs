@@ -335,8 +335,6 @@ pub struct Parent {
     pub checkpoint: String,
     /// The disk's size then, in bytes.
     pub virtual_size: u64,
-    /// File name of its image, relative to the folder of a restore point of the same period.
-    pub backing: String,
 }
 
 /// Decides the level of one disk: incremental upon the newest restore point of the period that is whole, and whose
@@ -475,6 +473,5 @@ fn usable_parent(
         id: id.clone(),
         checkpoint: recorded.name.clone(),
         virtual_size: before.virtual_size,
-        backing: format!("../{}/{}", point.folder(), before.image),
     })
 }

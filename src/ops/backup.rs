@@ -4,7 +4,6 @@
 //! commit. Only then is removed what the new restore point has made superfluous. A failure before the commit takes back the checkpoint and
 //! the partial folder, and nothing that was kept before is touched.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::monitor::{self, Event};
@@ -19,7 +18,7 @@ use crate::model::left_out::Exclusion;
 use crate::model::period::{GroupBy, Period};
 use crate::model::restore_point::RestorePoint;
 use crate::model::text::with_sources;
-use crate::repo::{DomainRepository, History, LockedDomain, RepoError};
+use crate::repo::{DomainRepository, DomainWriter, History, RepoError};
 
 mod commit;
 mod disks;
@@ -80,8 +79,8 @@ impl Default for Options {
 pub struct Outcome {
     /// What its manifest says.
     pub point: RestorePoint,
-    /// Its folder.
-    pub dir: PathBuf,
+    /// Where it is.
+    pub location: String,
     /// Bytes of its images.
     pub file_bytes: u64,
     /// What pruning did, if it was asked for.
@@ -125,21 +124,32 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
     let guards = !options.force && !options.copy;
     if guards {
         let history = repository.history().map_err(repo_failed)?;
-        grouping::check(&repository, &history, options.group_by)?;
+        grouping::check(repository.as_ref(), &history, options.group_by)?;
     }
-    let locked = lock::lock_for(&repository, options.wait, context)?;
-    let settled = heal::settle(&repository, &locked, context, |survey, history| {
-        match options.copy {
-            // It touches no checkpoint.
-            true => reconcile::repairs(survey),
-            false => reconciled(survey, history, context, options).repairs,
-        }
-    })?;
+    let locked = lock::lock_for(repository.as_ref(), options.wait, context)?;
+    let settled = heal::settle(
+        repository.as_ref(),
+        locked.as_ref(),
+        context,
+        |survey, history| {
+            match options.copy {
+                // It touches no checkpoint.
+                true => reconcile::repairs(survey),
+                false => reconciled(survey, history, context, options).repairs,
+            }
+        },
+    )?;
     if guards {
         // A run that was waited for may have begun another chain.
-        grouping::check(&repository, &settled.history, options.group_by)?;
+        grouping::check(repository.as_ref(), &settled.history, options.group_by)?;
     }
-    let planned = decide(&repository, &settled.survey, &settled.history, context, options)?;
+    let planned = decide(
+        repository.as_ref(),
+        &settled.survey,
+        &settled.history,
+        context,
+        options,
+    )?;
     if let Some(operation) = planned.obstacle {
         return Err(Error::of(name, Cause::Busy { operation }));
     }
@@ -151,7 +161,8 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
     }
     let run = Run {
         domain: &settled.survey.domain,
-        locked: &locked,
+        repository: repository.as_ref(),
+        locked: locked.as_ref(),
         history: &settled.history,
         context,
         options,
@@ -165,7 +176,7 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
         } else if !is_retired {
             PruneOutcome::Kept(STILL_NEEDED.to_owned())
         } else {
-            prune_after(name, &repository, &locked, context, options)
+            prune_after(name, repository.as_ref(), locked.as_ref(), context, options)
         });
     }
     outcome.findings = findings;
@@ -174,7 +185,7 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
 
 /// Decides what a backup does now.
 fn decide(
-    repository: &DomainRepository,
+    repository: &dyn DomainRepository,
     survey: &Survey,
     history: &History,
     context: &Context,
@@ -184,7 +195,7 @@ fn decide(
     if !options.copy {
         return Ok(planned);
     }
-    let folder = repository.copy_folder(context.now.timestamp());
+    let folder = repository.copy_period(context.now.timestamp());
     let folder = folder.map_err(|error| Error::of(repository.name(), error))?;
     Ok(standalone::as_copy(planned, folder))
 }
@@ -211,8 +222,8 @@ fn current_periods(context: &Context) -> [String; 4] {
 /// Prunes now that the domain's new restore point exists. The backup has succeeded whatever comes of this.
 fn prune_after(
     name: &str,
-    repository: &DomainRepository,
-    locked: &LockedDomain,
+    repository: &dyn DomainRepository,
+    locked: &dyn DomainWriter,
     context: &Context,
     options: &Options,
 ) -> PruneOutcome {
@@ -248,17 +259,17 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
     let repository = context.repo.domain(name).map_err(failed)?;
     let history = repository.history().map_err(failed)?;
     if !options.force && !options.copy {
-        grouping::check(&repository, &history, options.group_by)?;
+        grouping::check(repository.as_ref(), &history, options.group_by)?;
     }
-    let look = |domain| survey::survey(domain, &repository, &history, context.host);
+    let look = |domain| survey::survey(domain, repository.as_ref(), &history, context.host);
     let survey = survey::steadily(name, context.host, look)?;
-    let mut planned = decide(&repository, &survey, &history, context, options)?;
+    let mut planned = decide(repository.as_ref(), &survey, &history, context, options)?;
     planned.backup.findings.extend(survey.findings);
     let today = context.now.date();
     let prune = || match &planned.backup {
         plan if plan.disks.is_empty() => PrunePlan::Keep(plan.reason()),
         plan if plan.is_partial() => PrunePlan::Keep(PARTIAL.to_owned()),
-        _ => prune::plan(&repository, &history.chains, options.group_by, today),
+        _ => prune::plan(repository.as_ref(), &history.chains, options.group_by, today),
     };
     let prune = (options.prune && !options.copy).then(prune);
     Ok(Preview {

@@ -9,13 +9,13 @@ use std::time::Duration;
 use super::heal::{self, Intent};
 use super::monitor::{self, Event};
 use super::plan::PlannedDisk;
-use super::{Cause, Context, Error, Result, job, lineage, lock, restore};
+use super::{Cause, Context, Error, Result, job, lock, restore};
 use crate::host::{BackupJob, BackupRequest, DiskRequest, PlaceWishes};
 use crate::model::block::CLUSTER;
 use crate::model::chain::Parent;
 use crate::model::finding::Finding;
 use crate::model::text::with_sources;
-use crate::repo::{DomainRepository, History, Missed, Pending, RepoError};
+use crate::repo::{DomainRepository, History, Missed, PendingPoint, RepoError};
 
 mod differences;
 mod outcome;
@@ -77,10 +77,13 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
         None => restore::choose(name, &history, "latest")?,
     };
     let period = latest.point.period.clone();
-    let locked = lock::lock_for(&repository, options.wait, context)?;
-    let settled = heal::settle(&repository, &locked, context, |survey, history| {
-        subjects::repairs(survey, &history.chains, &period)
-    })?;
+    let locked = lock::lock_for(repository.as_ref(), options.wait, context)?;
+    let settled = heal::settle(
+        repository.as_ref(),
+        locked.as_ref(),
+        context,
+        |survey, history| subjects::repairs(survey, &history.chains, &period),
+    )?;
     if let Some(job) = &settled.survey.job {
         let operation = job.operation.clone();
         return Err(Error::of(name, Cause::Busy { operation }));
@@ -91,7 +94,7 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
         findings: of_disks,
     } = subjects(&settled, &period);
     let comparison = Comparison {
-        repository: &repository,
+        repository: repository.as_ref(),
         settled: &settled,
         context,
         options,
@@ -152,7 +155,7 @@ fn missed_writes(compared: &[ComparedDisk], history: &History, context: &Context
 }
 
 struct Comparison<'a> {
-    repository: &'a DomainRepository,
+    repository: &'a dyn DomainRepository,
     settled: &'a heal::Settled,
     context: &'a Context<'a>,
     options: &'a Options,
@@ -163,7 +166,7 @@ impl Comparison<'_> {
     fn run(
         &self,
         disks: &[(PlannedDisk, Parent)],
-        pending: Pending,
+        pending: Box<dyn PendingPoint>,
         mut outcome: Outcome,
     ) -> Result<Outcome> {
         let findings = &mut outcome.findings;
@@ -181,7 +184,7 @@ impl Comparison<'_> {
                 source,
             })
         })?;
-        if let Err(error) = pending.write_intent(&noted) {
+        if let Err(error) = pending.write_note(&noted) {
             let _ = self.context.host.clear_places(&request.places);
             return Err(self.failed(error));
         }
@@ -197,10 +200,9 @@ impl Comparison<'_> {
             }
         };
         if let Some(trouble) = trouble {
-            let folder = pending.leave();
+            let location = pending.leave();
             let what = format!(
-                "what the comparison began could not be ended ({trouble}); the next backup will, by {}",
-                folder.display()
+                "what the comparison began could not be ended ({trouble}); the next backup will, by {location}"
             );
             self.tell(Finding::new("left-to-heal", what), findings);
         }
@@ -302,7 +304,8 @@ impl Comparison<'_> {
         };
         let stop = &self.context.stop;
         let history = &self.settled.history;
-        let kept = lineage::open_disk(history, &parent.id, target, stop).map_err(failed)?;
+        let kept = self.repository.open_disk(history, &parent.id, target, stop);
+        let kept = kept.map_err(|error| failed(error.into()))?;
         let mut differences =
             Differences::of(job, target, kept, parent.virtual_size, stop).map_err(failed)?;
         let unchanged = differences.unchanged.count();

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::Cause;
 use super::restore::{DefineOptions, Format, PlannedDisk};
+use super::stored::StoredPoint;
 use super::{Error, Result};
 use crate::host::Host;
 use crate::host::xml::{DomainDescription, Edits, ImageFormat, NewSource, read_domain, redefine};
@@ -13,7 +14,7 @@ use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::storage::SecretRef;
 use crate::model::text::shown;
-use crate::repo::{History, manifest};
+use crate::repo::SmallFile;
 
 /// A domain about to be defined.
 #[derive(Clone, Debug)]
@@ -48,17 +49,17 @@ pub struct NvramPlan {
 /// Decides how the domain of a restore point would be defined with these disks. Small files go into `dir`.
 pub(super) fn plan(
     host: &dyn Host,
-    history: &History,
-    point: &RestorePoint,
+    stored: StoredPoint<'_>,
     disks: &[PlannedDisk],
     dir: &Path,
     options: &DefineOptions,
     findings: &mut Vec<Finding>,
 ) -> Result<DefinePlan> {
+    let point = stored.point();
     let domain = point.domain.as_str();
     let failed = |cause: Cause| Error::of(domain, cause);
-    let xml = String::from_utf8(read_verified(history, point, manifest::DOMAIN_XML)?)
-        .map_err(|_| not_whole(point, "its domain.xml is not UTF-8".to_owned()))?;
+    let xml = String::from_utf8(stored.read(SmallFile::Definition)?)
+        .map_err(|_| stored.not_whole("its domain.xml is not UTF-8".to_owned()))?;
     let name = options.name.clone().unwrap_or_else(|| domain.to_owned());
     let (name_taken, uuid_taken) = host
         .is_defined(&name, &point.uuid)
@@ -83,7 +84,7 @@ pub(super) fn plan(
         return Err(failed(Cause::Usage(what)));
     }
     findings.extend(left.into_iter().map(|disk| left_alone(disk, point)));
-    let nvram = plan_nvram(history, point, &described, &name, dir, findings)?;
+    let nvram = plan_nvram(stored, &described, &name, dir, findings)?;
     let is_described = |disk: &&PlannedDisk| described.disks.iter().any(|found| found.target == disk.target);
     let edits = Edits {
         name: options.name.clone(),
@@ -114,16 +115,14 @@ pub(super) fn plan(
 
 /// Where the UEFI variables of the new domain go. Never where those of the old one are.
 fn plan_nvram(
-    history: &History,
-    point: &RestorePoint,
+    stored: StoredPoint<'_>,
     described: &DomainDescription,
     name: &str,
     dir: &Path,
     findings: &mut Vec<Finding>,
 ) -> Result<Option<NvramPlan>> {
-    let is_kept = history
-        .get(&point.id)
-        .is_some_and(|kept| kept.manifest.file(manifest::NVRAM).is_some());
+    let point = stored.point();
+    let is_kept = stored.has(SmallFile::Nvram);
     if !is_kept && described.nvram.is_none() {
         return Ok(None);
     }
@@ -137,7 +136,7 @@ fn plan_nvram(
         findings.push(Finding::new("nvram-fresh", what));
         return Ok(Some(NvramPlan { path, content: None }));
     }
-    let content = Some(read_verified(history, point, manifest::NVRAM)?);
+    let content = Some(stored.read(SmallFile::Nvram)?);
     Ok(Some(NvramPlan { path, content }))
 }
 
@@ -208,17 +207,4 @@ fn needs(disk: &Disk) -> String {
         needs.push_str(&format!(", libvirt's secret {}", shown(secret)));
     }
     needs
-}
-
-/// A small file of a restore point, if it is what the manifest says.
-pub(super) fn read_verified(history: &History, point: &RestorePoint, name: &str) -> Result<Vec<u8>> {
-    let Some(kept) = history.get(&point.id) else {
-        return Err(not_whole(point, "it is missing".to_owned()));
-    };
-    kept.read(name).map_err(|fault| not_whole(point, fault))
-}
-
-fn not_whole(point: &RestorePoint, fault: String) -> Error {
-    let id = point.id.clone();
-    Error::of(&point.domain, Cause::NotWhole { id, fault })
 }

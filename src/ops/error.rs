@@ -3,14 +3,13 @@
 use std::fmt;
 use std::io;
 
-use rustix::io::Errno;
-
 use crate::host::HostError;
 use crate::host::usage::{Usage, User};
 use crate::model::block::{BlockError, BlockErrorKind};
 use crate::model::finding::Finding;
 use crate::model::text::{bytes, shown};
 use crate::repo::RepoError;
+use crate::repo::error::{is_no_verdict, lacks_files};
 
 /// Result of every verb.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -59,7 +58,7 @@ pub enum Cause {
     Host(#[from] HostError),
     /// In the repository.
     #[error(transparent)]
-    Repo(#[from] RepoError),
+    Repo(RepoError),
     /// While copying.
     #[error(transparent)]
     Copy(#[from] BlockError),
@@ -169,7 +168,7 @@ pub enum Cause {
         /// The disk's size in bytes.
         disk: u64,
     },
-    /// A file outside the repository could not be used.
+    /// A file could not be used.
     #[error("cannot {operation} {}", path.display())]
     Io {
         /// What was being done, as a verb.
@@ -191,32 +190,27 @@ pub enum Cause {
 impl Cause {
     /// Whether this process, or the whole machine, may have no more files open. That says nothing about what is stored.
     pub fn lacks_files(&self) -> bool {
-        self.errnos()
-            .any(|errno| matches!(errno, Errno::MFILE | Errno::NFILE))
+        lacks_files(self)
     }
 
-    /// Whether something could not be read for a reason that says nothing of what is stored: a right, memory or open files that are missing, or a
-    /// server of files that is away.
+    /// Whether something could not be read for a reason that says nothing of what is stored.
     pub fn is_no_verdict(&self) -> bool {
-        let of_reader = [
-            Errno::ACCESS,
-            Errno::PERM,
-            Errno::NOMEM,
-            Errno::INTR,
-            Errno::STALE,
-            Errno::TIMEDOUT,
-            Errno::HOSTDOWN,
-            Errno::HOSTUNREACH,
-            Errno::NOTCONN,
-        ];
-        self.lacks_files() || self.errnos().any(|errno| of_reader.contains(&errno))
+        is_no_verdict(self)
     }
+}
 
-    /// What the kernel said, in this error and all beneath it.
-    fn errnos(&self) -> impl Iterator<Item = Errno> {
-        let first: &(dyn std::error::Error + 'static) = self;
-        let errors = std::iter::successors(Some(first), |error| error.source());
-        errors.filter_map(|error| error.downcast_ref().and_then(Errno::from_io_error))
+impl From<RepoError> for Cause {
+    fn from(error: RepoError) -> Cause {
+        match error {
+            RepoError::NotWhole { id, fault } => Cause::NotWhole { id, fault },
+            RepoError::Open { location, source } => Cause::Io {
+                operation: "open",
+                path: location.into(),
+                source,
+            },
+            RepoError::Blocks(error) => Cause::Copy(error),
+            error => Cause::Repo(error),
+        }
     }
 }
 
@@ -401,31 +395,5 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.cause.source()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_could_not_be_looked_at_is_no_verdict_and_what_is_not_there_is_one() {
-        let cause = |errno: Errno| {
-            let error = BlockError::io("cannot open x", errno.into());
-            Cause::Copy(error)
-        };
-        for errno in [
-            Errno::ACCESS,
-            Errno::PERM,
-            Errno::STALE,
-            Errno::NOMEM,
-            Errno::MFILE,
-        ] {
-            assert!(cause(errno).is_no_verdict(), "{errno}");
-        }
-        for errno in [Errno::NOENT, Errno::IO, Errno::LOOP, Errno::NOTDIR] {
-            assert!(!cause(errno).is_no_verdict(), "{errno}");
-        }
-        assert!(cause(Errno::MFILE).lacks_files() && !cause(Errno::ACCESS).lacks_files());
     }
 }

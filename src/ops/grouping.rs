@@ -11,7 +11,7 @@ use crate::repo::{DomainRepository, History};
 ///
 /// # Errors
 /// The grouping differs ([`Cause::OtherGrouping`]), or the folder cannot be read.
-pub(super) fn check(repository: &DomainRepository, history: &History, wanted: GroupBy) -> Result<()> {
+pub(super) fn check(repository: &dyn DomainRepository, history: &History, wanted: GroupBy) -> Result<()> {
     let name = repository.name();
     let used = repository
         .used_periods()
@@ -38,7 +38,7 @@ pub(super) const OTHER_GROUPING: &str = "other-grouping";
 /// # Errors
 /// The folder cannot be read.
 pub(super) fn finding(
-    repository: &DomainRepository,
+    repository: &dyn DomainRepository,
     history: &History,
     wanted: GroupBy,
 ) -> Result<Option<Finding>> {

@@ -13,7 +13,7 @@ use crate::host::{HostError, Places};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::text::with_sources;
-use crate::repo::{DomainRepository, History, LockedDomain};
+use crate::repo::{DomainRepository, DomainWriter, History, Leftover};
 
 /// What a run notes down before it begins a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,8 +50,8 @@ pub struct Settled {
 ///
 /// `repairs` decides what has to be repaired.
 pub(super) fn settle(
-    repository: &DomainRepository,
-    locked: &LockedDomain,
+    repository: &dyn DomainRepository,
+    locked: &dyn DomainWriter,
     context: &Context,
     repairs: impl Fn(&Survey, &History) -> Vec<Repair>,
 ) -> Result<Settled> {
@@ -107,7 +107,7 @@ pub(super) fn settle(
 fn carry_out(
     repairs: &[Repair],
     domain: &Domain,
-    locked: &LockedDomain,
+    locked: &dyn DomainWriter,
     context: &Context,
     missing: &mut Vec<String>,
 ) -> Result<Vec<Finding>> {
@@ -116,17 +116,17 @@ fn carry_out(
     let mut ended = Vec::new();
     for repair in repairs {
         match repair {
-            Repair::FinishRemoval(dir) => {
-                locked.finish_removal(dir).map_err(failed)?;
+            Repair::FinishRemoval(removal) => {
+                locked.finish_removal(removal).map_err(failed)?;
                 let what = format!(
                     "removed what an interrupted removal had left of {}",
-                    dir.display()
+                    removal.location
                 );
                 findings.push(Finding::new("removal-finished", what));
             }
-            Repair::RemovePartial(dir) => {
-                locked.remove_partial(dir).map_err(failed)?;
-                findings.push(healed(dir, &std::mem::take(&mut ended)));
+            Repair::RemovePartial(leftover) => {
+                locked.remove_leftover(leftover).map_err(failed)?;
+                findings.push(healed(leftover, &std::mem::take(&mut ended)));
             }
             Repair::Register(lost) => match context.host.register_checkpoint(domain, lost) {
                 Ok(true) => findings.push(Finding::new(
@@ -160,8 +160,8 @@ fn carry_out(
     Ok(findings)
 }
 
-fn healed(dir: &std::path::Path, ended: &[String]) -> Finding {
-    let dir = dir.display();
+fn healed(leftover: &Leftover, ended: &[String]) -> Finding {
+    let dir = &leftover.location;
     let what = match ended {
         [] => format!("removed {dir}, left by a run that did not finish"),
         [.., _] => format!(

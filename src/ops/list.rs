@@ -4,7 +4,7 @@ use super::{Error, Result};
 use crate::model::chain::{Chains, MissedWrite};
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
-use crate::repo::{DomainRepository, History, Proof, Repository};
+use crate::repo::{DomainRepository, History, Leftover, Proof, RepoError, Repository};
 
 /// The restore points of one domain.
 #[derive(Clone, Debug)]
@@ -51,12 +51,12 @@ impl Listed {
 }
 
 /// Lists the restore points of these domains. A domain without any is listed with none.
-pub fn list(repo: &Repository, domains: &[String]) -> Result<Vec<DomainList>> {
+pub fn list(repo: &dyn Repository, domains: &[String]) -> Result<Vec<DomainList>> {
     domains.iter().map(|domain| list_domain(repo, domain)).collect()
 }
 
-fn list_domain(repo: &Repository, domain: &str) -> Result<DomainList> {
-    let failed = |error| Error::of(domain, super::error::Cause::Repo(error));
+fn list_domain(repo: &dyn Repository, domain: &str) -> Result<DomainList> {
+    let failed = |error: RepoError| Error::of(domain, error);
     let repository = repo.domain(domain).map_err(failed)?;
     let mut history = repository.history().map_err(failed)?;
     let points = history.kept.iter().map(|kept| Listed {
@@ -68,7 +68,7 @@ fn list_domain(repo: &Repository, domain: &str) -> Result<DomainList> {
         missed: missed(&history.chains, &kept.manifest.point.id),
     });
     let points = points.collect();
-    history.findings.extend(unfinished(&repository, &history));
+    history.findings.extend(unfinished(repository.as_ref(), &history));
     Ok(DomainList {
         domain: domain.to_owned(),
         points,
@@ -86,14 +86,15 @@ fn missed(chains: &Chains, id: &str) -> Vec<ListedMiss> {
 }
 
 /// What is not wrong, but no restore point either. While somebody writes, what looks unfinished is theirs and told by nobody.
-pub(super) fn unfinished(repository: &DomainRepository, history: &History) -> Vec<Finding> {
+pub(super) fn unfinished(repository: &dyn DomainRepository, history: &History) -> Vec<Finding> {
     if history.leftovers.is_empty() || repository.writer().is_some() {
         return Vec::new();
     }
     // Who has written until now may have finished it since it was seen.
-    let left = history.leftovers.iter().filter(|leftover| leftover.dir.exists());
+    let is_there = |leftover: &&Leftover| repository.has_leftover(leftover);
+    let left = history.leftovers.iter().filter(is_there);
     left.map(|leftover| {
-        let what = format!("{} is of a run that has not finished", leftover.dir.display());
+        let what = format!("{} is of a run that has not finished", leftover.location);
         Finding::new("unfinished-run", what)
     })
     .collect()

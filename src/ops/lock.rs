@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Cause, Context, Error, Event, Monitor, Result};
 use crate::model::stop::Stop;
-use crate::repo::{DomainRepository, LockedDomain, RepoError};
+use crate::repo::{DomainRepository, DomainWriter, RepoError};
 
 /// Time between two tries.
 const STEP: Duration = Duration::from_millis(100);
@@ -15,23 +15,27 @@ const STEP: Duration = Duration::from_millis(100);
 /// # Errors
 /// The lock is still held after that time, the user asked to stop, or the folder cannot be used.
 pub(super) fn lock(
-    repository: &DomainRepository,
+    repository: &dyn DomainRepository,
     wait: Duration,
     monitor: &dyn Monitor,
     stop: &Stop,
-) -> Result<LockedDomain> {
+) -> Result<Box<dyn DomainWriter>> {
     let domain = repository.name();
     let began = Instant::now();
     let mut is_reported = false;
     loop {
-        let (path, holder) = match repository.lock() {
-            Err(RepoError::Locked { path, holder, .. }) => (path, holder),
+        let (location, holder) = match repository.try_lock() {
+            Err(RepoError::Locked { location, holder, .. }) => (location, holder),
             other => return other.map_err(|error| Error::of(domain, error)),
         };
         let left = wait.saturating_sub(began.elapsed());
         if left.is_zero() {
-            let waited = wait;
-            return Err(Error::of(domain, RepoError::Locked { path, holder, waited }));
+            let locked = RepoError::Locked {
+                location,
+                holder,
+                waited: wait,
+            };
+            return Err(Error::of(domain, locked));
         }
         if !is_reported {
             monitor.event(Event::Waits {
@@ -50,9 +54,9 @@ pub(super) fn lock(
 
 /// The same with what a verb works with.
 pub(super) fn lock_for(
-    repository: &DomainRepository,
+    repository: &dyn DomainRepository,
     wait: Duration,
     context: &Context,
-) -> Result<LockedDomain> {
+) -> Result<Box<dyn DomainWriter>> {
     lock(repository, wait, context.monitor, &context.stop)
 }

@@ -2,9 +2,9 @@
 //!
 //! * `copy`: the pump that every verb uses.
 //! * `plan`: decides a backup, before anything is done.
-//! * `lineage`: the images that make up a disk.
 //! * `survey`: reads how a domain stands; `reconcile`: decides what to repair, back up and retire; `heal`: carries repairs out.
 //! * `backup`, `prune`, `restore`, `define`, `list`, `status`, `scrub`, `verify`, `compare`: the verbs.
+//! * `stored`: a restore point with the repository that holds it.
 //! * `grouping`: keeps a domain's backups in one grouping.
 //! * `lock`: takes the right to write, waiting for another run if need be.
 //! * `monitor`: whom the verbs tell how they are getting on.
@@ -18,7 +18,6 @@ pub mod error;
 mod grouping;
 pub mod heal;
 pub mod job;
-pub mod lineage;
 pub mod list;
 mod lock;
 pub mod monitor;
@@ -28,18 +27,19 @@ pub mod reconcile;
 pub mod restore;
 pub mod scrub;
 pub mod status;
+mod stored;
 pub mod survey;
 pub mod verify;
 
 use std::path::Path;
-use std::sync::Arc;
 
 use jiff::Zoned;
 
-use crate::io::DiskStore;
 use crate::model::stop::Stop;
+use crate::repo;
 
 pub use crate::host::{Host, PlaceWishes};
+pub use crate::io::{DiskStore, Store};
 pub use crate::repo::Repository;
 pub use error::{Cause, Class, Error, Result};
 pub use monitor::{Event, Monitor};
@@ -49,7 +49,7 @@ pub struct Context<'a> {
     /// The hypervisor.
     pub host: &'a dyn Host,
     /// Where restore points are kept.
-    pub repo: &'a Repository,
+    pub repo: &'a dyn Repository,
     /// The moment the verb began, in the local time zone: periods are local.
     pub now: Zoned,
     /// Whom to tell.
@@ -125,17 +125,17 @@ pub fn missing_programs(programs: &[&'static str]) -> Vec<&'static str> {
 }
 
 /// Opens a repository that must be there.
-pub fn open_repository(root: &Path) -> Result<Repository> {
-    Repository::open(root, Arc::new(DiskStore)).map_err(|error| Error::of("", error))
+pub fn open_repository(root: &Path) -> Result<Box<dyn Repository>> {
+    repo::open(root).map_err(|error| Error::of("", error))
 }
 
 /// Opens a repository to look at; one that is not there holds nothing.
-pub fn open_or_empty_repository(root: &Path) -> Result<Repository> {
-    Repository::open_or_empty(root, Arc::new(DiskStore)).map_err(|error| Error::of("", error))
+pub fn open_or_empty_repository(root: &Path) -> Result<Box<dyn Repository>> {
+    repo::open_or_empty(root).map_err(|error| Error::of("", error))
 }
 
 /// Opens a repository as [`open_or_create_repository`] does, and creates nothing: for a dry run.
-pub fn open_as_if_created_repository(root: &Path) -> Result<Repository> {
+pub fn open_as_if_created_repository(root: &Path) -> Result<Box<dyn Repository>> {
     let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty());
     match parent.is_none_or(Path::is_dir) {
         true => open_or_empty_repository(root),
@@ -144,6 +144,6 @@ pub fn open_as_if_created_repository(root: &Path) -> Result<Repository> {
 }
 
 /// Opens a repository to write to, creating its last folder if need be.
-pub fn open_or_create_repository(root: &Path) -> Result<Repository> {
-    Repository::open_or_create(root, Arc::new(DiskStore)).map_err(|error| Error::of("", error))
+pub fn open_or_create_repository(root: &Path) -> Result<Box<dyn Repository>> {
+    repo::open_or_create(root).map_err(|error| Error::of("", error))
 }

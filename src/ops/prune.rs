@@ -1,24 +1,22 @@
 //! Deletes the period before the current one, once the current one has come far enough to stand alone.
 
-use std::path::PathBuf;
-
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
 use crate::model::chain::{Chains, KeptPoint};
 use crate::model::period::{GroupBy, Period};
 use crate::ops::{Error, Result};
-use crate::repo::{DomainRepository, LockedDomain};
+use crate::repo::{DomainRepository, DomainWriter};
 
 /// What pruning a domain would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PrunePlan {
-    /// Deletes this period's folder.
+    /// Deletes this period.
     Delete {
         /// The period.
         period: String,
-        /// Its folder.
-        dir: PathBuf,
+        /// Where it is.
+        location: String,
     },
     /// Deletes nothing, for this reason.
     Keep(String),
@@ -27,20 +25,21 @@ pub enum PrunePlan {
 /// Decides what pruning may delete on the day `today`: exactly the previous period of this grouping, and only when the current one has
 /// reached its middle mark and its newest restore point is whole, of the same domain, and holds every disk that the newest of the previous
 /// period holds. (A restore point that is whole has a whole full beneath it.)
-pub fn plan(repository: &DomainRepository, chains: &Chains, group_by: GroupBy, today: Date) -> PrunePlan {
+pub fn plan(repository: &dyn DomainRepository, chains: &Chains, group_by: GroupBy, today: Date) -> PrunePlan {
     let current = Period::containing(group_by, today);
     let Some(previous) = current.previous().map(Period::folder) else {
         return PrunePlan::Keep("there is no period before this one".to_owned());
     };
-    let Some(dir) = repository.period_dir(&previous) else {
+    let usage = repository.period_usage(&previous);
+    if !usage.exists {
         return PrunePlan::Keep(format!("there is no {previous}"));
-    };
+    }
     if let Err(why) = may_go(chains, current, &previous, today) {
         return PrunePlan::Keep(format!("{previous} stays: {why}"));
     }
     PrunePlan::Delete {
         period: previous,
-        dir,
+        location: usage.location,
     }
 }
 
@@ -103,7 +102,7 @@ fn is_later(kept: &KeptPoint, today: Date) -> bool {
 }
 
 /// Carries a plan out, under the lock under which it was made.
-pub fn carry_out(domain: &str, locked: &LockedDomain, plan: &PrunePlan) -> Result<()> {
+pub fn carry_out(domain: &str, locked: &dyn DomainWriter, plan: &PrunePlan) -> Result<()> {
     match plan {
         PrunePlan::Keep(_) => Ok(()),
         PrunePlan::Delete { period, .. } => locked

@@ -2,7 +2,6 @@
 //! state in, plan out. The plan is carried out by `heal` and `backup`, and printed by dry runs and by `status --verbose`.
 
 use std::fmt;
-use std::path::PathBuf;
 
 use super::heal::Intent;
 use super::plan::{self, BackupPlan};
@@ -13,6 +12,7 @@ use crate::model::checkpoint::{Checkpoint, REMOVAL_MARK, is_own, is_unique};
 use crate::model::domain::Allowed;
 use crate::model::left_out::Exclusion;
 use crate::model::restore_point::Level;
+use crate::repo::Leftover;
 
 /// Everything that a reconciliation follows from, besides the survey.
 #[derive(Clone, Debug)]
@@ -46,7 +46,7 @@ pub struct Reconciliation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Repair {
     /// Removes the rest of a period whose removal was interrupted.
-    FinishRemoval(PathBuf),
+    FinishRemoval(Leftover),
     /// Ends the job of a dead run, and lets the guest go on if that job's full scratch space had stopped it.
     AbortJob,
     /// Thaws the guest's file systems, which a dead run may have left frozen.
@@ -60,13 +60,13 @@ pub enum Repair {
     /// Makes a checkpoint known to libvirt again that has lost its record, if its bitmaps are there.
     Register(Checkpoint),
     /// Removes the folder of a dead run. It goes last: until then the next run knows what there is to end.
-    RemovePartial(PathBuf),
+    RemovePartial(Leftover),
 }
 
 impl fmt::Display for Repair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Repair::FinishRemoval(dir) => write!(f, "finish the removal of {}", dir.display()),
+            Repair::FinishRemoval(removal) => write!(f, "finish the removal of {}", removal.location),
             Repair::AbortJob => write!(f, "end the backup job of a run that did not finish"),
             Repair::Thaw => write!(
                 f,
@@ -83,7 +83,7 @@ impl fmt::Display for Repair {
                 "make checkpoint {}, which libvirt has lost, known to it again if its bitmaps are there",
                 lost.name
             ),
-            Repair::RemovePartial(dir) => write!(f, "remove {}", dir.display()),
+            Repair::RemovePartial(leftover) => write!(f, "remove {}", leftover.location),
         }
     }
 }
@@ -146,7 +146,7 @@ pub fn repairs(survey: &Survey) -> Vec<Repair> {
             let uuid = &survey.domain.uuid;
             repairs.extend(ending(intent, uuid, survey.job.as_ref(), &survey.checkpoints));
         }
-        repairs.push(Repair::RemovePartial(run.dir.clone()));
+        repairs.push(Repair::RemovePartial(run.leftover.clone()));
     }
     repairs
 }

@@ -6,13 +6,15 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::define::{self, DefinePlan};
 use super::error::Cause;
-use super::lineage::{self, PlannedImage};
 use super::monitor::{self, Event, Monitor};
+use super::stored::StoredPoint;
 use super::{Error, Result};
 use crate::host::Host;
+use crate::io::Store;
 use crate::model::block::Written;
 use crate::model::finding::Finding;
 use crate::model::left_out;
@@ -31,7 +33,7 @@ mod unfinished;
 use choose::chosen_targets;
 
 pub(super) use choose::choose;
-use disk::restore_disk;
+use disk::{Origin, restore_disk};
 use encrypted::Encrypted;
 use place::Place;
 use unfinished::{NewDir, Unfinished, place_all, sweep};
@@ -91,6 +93,8 @@ pub struct RestorePlan {
     pub define: Option<DefinePlan>,
     /// What is worth knowing.
     pub findings: Vec<Finding>,
+    /// What the repository held when it was planned: the disks are read by it.
+    history: Arc<History>,
 }
 
 /// One disk of a restore.
@@ -106,8 +110,8 @@ pub struct PlannedDisk {
     pub device: bool,
     /// How it is laid out.
     pub format: Format,
-    /// The images it is read from, newest first.
-    pub images: Vec<PlannedImage>,
+    /// How many restore points hold a part of it.
+    pub steps: usize,
 }
 
 impl RestorePlan {
@@ -130,7 +134,7 @@ pub struct Outcome {
 /// Decides what a restore would do. Reads only. `host` is needed to define the domain; otherwise it is only asked which domains use the target.
 pub fn plan(
     domain: &str,
-    repo: &Repository,
+    repo: &dyn Repository,
     host: Option<&dyn Host>,
     options: &Options,
 ) -> Result<RestorePlan> {
@@ -142,19 +146,24 @@ pub fn plan(
 /// The same; what it finds stays in `findings` when it fails.
 fn plan_noting(
     domain: &str,
-    repo: &Repository,
+    repo: &dyn Repository,
     host: Option<&dyn Host>,
     options: &Options,
     findings: &mut Vec<Finding>,
 ) -> Result<RestorePlan> {
     let failed = |cause: Cause| Error::of(domain, cause);
-    let history = repo
-        .domain(domain)
-        .and_then(|repository| repository.history())
-        .map_err(|error| failed(error.into()))?;
+    let repository = repo.domain(domain).map_err(|error| failed(error.into()))?;
+    let history = repository.history().map_err(|error| failed(error.into()))?;
     findings.extend(history.findings.iter().cloned());
-    let kept = choose(domain, &history, &options.at)?;
-    let point = &kept.point;
+    let point = &choose(domain, &history, &options.at)?.point;
+    let Some(kept) = history.get(&point.id) else {
+        let (id, fault) = (point.id.clone(), "it is missing".to_owned());
+        return Err(failed(Cause::NotWhole { id, fault }));
+    };
+    let stored = StoredPoint {
+        repository: repository.as_ref(),
+        kept,
+    };
     let targets = chosen_targets(domain, point, &options.disks)?;
     let place = Place::of(domain, options, targets.len())?;
     let mut disks = Vec::new();
@@ -169,7 +178,7 @@ fn plan_noting(
         )?);
     }
     findings.extend(check_targets(domain, &disks, &place, host)?);
-    let encrypted = Encrypted::of(&history, point, &targets);
+    let encrypted = Encrypted::of(stored, &targets);
     if options.define.is_some()
         && let Some((disk, what)) = encrypted.refusal()
     {
@@ -193,9 +202,7 @@ fn plan_noting(
                 let what = "--define needs a folder for the domain's files: name one with --to";
                 return Err(failed(Cause::Usage(what.to_owned())));
             };
-            Some(define::plan(
-                host, &history, point, &disks, dir, wanted, findings,
-            )?)
+            Some(define::plan(host, stored, &disks, dir, wanted, findings)?)
         }
     };
     Ok(RestorePlan {
@@ -204,33 +211,40 @@ fn plan_noting(
         disks,
         define,
         findings: std::mem::take(findings),
+        history: Arc::new(history),
     })
 }
 
-/// Carries a plan out, through the repository's door to durable files. The files get their names when all of them are whole and synced; a
-/// failure before leaves none of them.
-pub fn restore(
-    domain: &str,
-    repo: &Repository,
-    plan: RestorePlan,
-    host: Option<&dyn Host>,
-    monitor: &dyn Monitor,
-    stop: &Stop,
-) -> Result<Outcome> {
-    monitor::noting(monitor, |monitor| {
-        carry_out(domain, repo, plan, host, monitor, stop)
+/// What a restore works with.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    /// Where the restore point is.
+    pub repo: &'a dyn Repository,
+    /// The door to durable files, for what is restored.
+    pub store: &'a dyn Store,
+    /// The hypervisor, to define the domain with and to ask which domains use a target.
+    pub host: Option<&'a dyn Host>,
+    /// The receiver of events.
+    pub monitor: &'a dyn Monitor,
+    /// Asked for by the user's Ctrl-C.
+    pub stop: &'a Stop,
+}
+
+/// Carries a plan out. The files get their names when all of them are whole and synced; a failure before leaves none of them.
+pub fn restore(domain: &str, plan: RestorePlan, means: &Means) -> Result<Outcome> {
+    monitor::noting(means.monitor, |monitor| {
+        carry_out(domain, plan, &Means { monitor, ..*means })
     })
 }
 
-fn carry_out(
-    domain: &str,
-    repo: &Repository,
-    mut plan: RestorePlan,
-    host: Option<&dyn Host>,
-    monitor: &dyn Monitor,
-    stop: &Stop,
-) -> Result<Outcome> {
-    let store = repo.store().as_ref();
+fn carry_out(domain: &str, mut plan: RestorePlan, means: &Means) -> Result<Outcome> {
+    let Means {
+        store, host, monitor, ..
+    } = *means;
+    let repository = means
+        .repo
+        .domain(domain)
+        .map_err(|error| Error::of(domain, error))?;
     let new_dir = match &plan.new_dir {
         Some(dir) => Some(NewDir::create(domain, store, dir.clone())?),
         None => None,
@@ -247,7 +261,12 @@ fn carry_out(
     let mut all_written = Vec::new();
     let mut files = Vec::new();
     for disk in &plan.disks {
-        let (written, file) = restore_disk(domain, disk, store, host, monitor, stop)?;
+        let origin = Origin {
+            repository: repository.as_ref(),
+            history: &plan.history,
+            id: &plan.point.id,
+        };
+        let (written, file) = restore_disk(domain, disk, &origin, means)?;
         all_written.push(written);
         files.extend(file);
     }
@@ -312,7 +331,8 @@ fn plan_disk(
         let id = point.id.clone();
         Error::of_disk(domain, target, Cause::NotWhole { id, fault })
     };
-    let images = lineage::images(history, &point.id, target).map_err(not_whole)?;
+    let lineage = history.chains.lineage(&point.id, target);
+    let steps = lineage.map_err(not_whole)?.len();
     let size = point.disk(target).map_or(0, |disk| disk.virtual_size);
     if matches!(place, Place::Device(_)) && format == Some(Format::Qcow2) {
         let what = "--format qcow2 cannot be written onto a block device: give --format raw, or a file's name with --to";
@@ -328,7 +348,7 @@ fn plan_disk(
         to,
         device,
         format,
-        images,
+        steps,
     })
 }
 

@@ -14,7 +14,7 @@ use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
 use crate::model::text::with_sources;
-use crate::repo::{History, Repository};
+use crate::repo::{History, Note, Repository};
 
 mod next;
 mod plan;
@@ -43,7 +43,7 @@ pub struct Means<'a> {
     /// The hypervisor.
     pub host: &'a dyn Host,
     /// Where restore points are kept, if the user has said. Then its lock keeps backups of the domain away.
-    pub repo: Option<&'a Repository>,
+    pub repo: Option<&'a dyn Repository>,
     /// The day, in the local time zone.
     pub today: Date,
     /// The receiver of events.
@@ -86,7 +86,12 @@ pub fn scrub(name: &str, means: &Means, options: &Options) -> Result<Outcome> {
     let locked = match means.repo {
         Some(repo) => {
             let repository = repo.domain(name).map_err(|error| Error::of(name, error))?;
-            Some(lock::lock(&repository, options.wait, means.monitor, &means.stop)?)
+            Some(lock::lock(
+                repository.as_ref(),
+                options.wait,
+                means.monitor,
+                &means.stop,
+            )?)
         }
         None => None,
     };
@@ -99,7 +104,7 @@ pub fn scrub(name: &str, means: &Means, options: &Options) -> Result<Outcome> {
 fn refused(name: &str, means: &Means, options: &Options, history: &History) -> Result<Option<Finding>> {
     let Some(repo) = means.repo else { return Ok(None) };
     let repository = repo.domain(name).map_err(|error| Error::of(name, error))?;
-    grouping::finding(&repository, history, options.group_by)
+    grouping::finding(repository.as_ref(), history, options.group_by)
 }
 
 /// One scrub with everything it works on.
@@ -127,7 +132,8 @@ impl<'a> Scrub<'a> {
             let operation = job.operation;
             return Err(Error::of(name, Cause::Busy { operation }));
         }
-        let (found, unknown) = look(host, &domain, options.kind, history.as_ref()).map_err(failed)?;
+        let recorded = recorded(&domain, means, history.as_ref())?;
+        let (found, unknown) = look(host, &domain, options.kind, recorded).map_err(failed)?;
         let failed_after = |cause: Cause| Error {
             findings: unknown.clone(),
             ..Error::of(name, cause)
@@ -231,7 +237,7 @@ impl<'a> Scrub<'a> {
             self.means.host,
             &self.domain,
             self.options.kind,
-            self.history.as_ref(),
+            recorded(&self.domain, self.means, self.history.as_ref())?,
         );
         let (now, unknown) = looked.map_err(|error| self.failed(error))?;
         let bitmaps = plan::staying(&self.found, &self.plan);
@@ -268,14 +274,12 @@ fn look(
     host: &dyn Host,
     domain: &Domain,
     kind: ScrubType,
-    history: Option<&History>,
+    recorded: Vec<String>,
 ) -> std::result::Result<(Found, Vec<Finding>), HostError> {
     let mut found = Found {
         checkpoints: host.checkpoints(domain)?,
         bitmaps: Vec::new(),
-        recorded: history
-            .map(|history| recorded(history, &domain.uuid))
-            .unwrap_or_default(),
+        recorded,
         images_told: true,
     };
     let mut unknown = Vec::new();
@@ -319,19 +323,28 @@ fn look(
 }
 
 /// The names of checkpoints that restore points and unfinished runs of this domain recorded.
-fn recorded(history: &History, uuid: &str) -> Vec<String> {
+fn recorded(domain: &Domain, means: &Means, history: Option<&History>) -> Result<Vec<String>> {
+    let (Some(repo), Some(history)) = (means.repo, history) else {
+        return Ok(Vec::new());
+    };
+    let repository = repo.domain(&domain.name);
+    let repository = repository.map_err(|error| Error::of(&domain.name, error))?;
+    let uuid = &domain.uuid;
     let points = history.chains.points().iter().map(|kept| &kept.point);
     let committed = points
-        .filter(|point| point.uuid == uuid)
+        .filter(|point| point.uuid == *uuid)
         .filter_map(|point| point.checkpoint.as_ref())
         .map(|checkpoint| checkpoint.name.clone());
     let intents = history
         .leftovers
         .iter()
-        .filter_map(|leftover| leftover.intent().ok()?.text())
+        .filter_map(|leftover| match repository.note(leftover) {
+            Ok(Note::Text(text)) => Some(text),
+            Ok(Note::None | Note::Unusable(_)) | Err(_) => None,
+        })
         .filter_map(|intent| serde_json::from_slice::<heal::Intent>(&intent).ok());
     let begun = intents
-        .filter(|intent| intent.uuid == uuid)
+        .filter(|intent| intent.uuid == *uuid)
         .filter_map(|intent| intent.checkpoint);
-    committed.chain(begun).collect()
+    Ok(committed.chain(begun).collect())
 }

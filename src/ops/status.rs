@@ -21,7 +21,7 @@ use crate::model::left_out::{self, Exclusion, Exclusions, Kind, LeftOut};
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
 use crate::model::text::{shown, with_sources};
-use crate::repo::{DomainRepository, History, Proof, Repository};
+use crate::repo::{DomainRepository, History, Proof, RepoError, Repository};
 
 mod agreement;
 mod folder;
@@ -117,7 +117,7 @@ pub struct Subject<'a> {
     /// The hypervisor.
     pub host: &'a dyn Host,
     /// With a repository it is also told what the current period holds, and what the next backup will be.
-    pub repo: Option<&'a Repository>,
+    pub repo: Option<&'a dyn Repository>,
     /// Which period folder is looked at.
     pub group_by: GroupBy,
     /// The day, in local time.
@@ -251,13 +251,13 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
 
 /// Adds what the repository tells.
 fn compare_with(
-    repo: &Repository,
+    repo: &dyn Repository,
     domain: &Domain,
     checkpoints: &[Checkpoint],
     subject: &Subject<'_>,
     status: &mut DomainStatus,
 ) -> Result<()> {
-    let failed = |error| Error::of(&domain.name, Cause::Repo(error));
+    let failed = |error: RepoError| Error::of(&domain.name, error);
     let repository = repo.domain(&domain.name).map_err(failed)?;
     // Before its folder is read: whoever is done in between has left nothing unfinished.
     status.writer = repository.writer();
@@ -265,13 +265,13 @@ fn compare_with(
     if !repo.exists() {
         let message = format!(
             "there is no folder {}: nothing was backed up there yet, or its file system is not mounted",
-            shown(&repo.root().display().to_string())
+            shown(&repo.location())
         );
         status.findings.push(Finding::new("no-repository", message));
     }
     let period = Period::containing(subject.group_by, subject.today).folder();
     let begun = match status.writer {
-        Some(_) => survey::begun_checkpoints(&history),
+        Some(_) => survey::begun_checkpoints(repository.as_ref(), &history),
         None => BTreeSet::new(),
     };
     let disagreeing = disagreeing_period(&history, &period, &domain.uuid, checkpoints, &begun);
@@ -290,12 +290,12 @@ fn compare_with(
     let kept = newest.and_then(|newest| history.get(&newest.point.id));
     status.proof = kept.and_then(|kept| kept.proof.clone());
     status.missed = history.chains.standing_missed().cloned().collect();
-    status.dir = Some(dir_stats(repository.dir().join(&period), &history, &period));
-    match grouping::finding(&repository, &history, subject.group_by)? {
+    status.dir = Some(dir_stats(repository.period_usage(&period), &history, &period));
+    match grouping::finding(repository.as_ref(), &history, subject.group_by)? {
         // A backup of this grouping does not begin, so it is neither full nor incremental.
         Some(refused) => status.findings.push(refused),
         None if status.disks.iter().all(|disk| disk.bitmaps_known) => {
-            match next_backup(&repository, &history, domain, checkpoints, subject) {
+            match next_backup(repository.as_ref(), &history, domain, checkpoints, subject) {
                 Ok(next) => status.next = Some(next),
                 Err(error) => status.findings.push(Finding::new(
                     "next-backup-unknown",
@@ -312,7 +312,7 @@ fn compare_with(
 
 /// What a backup into the current period would do.
 fn next_backup(
-    repository: &DomainRepository,
+    repository: &dyn DomainRepository,
     history: &History,
     domain: &Domain,
     checkpoints: &[Checkpoint],

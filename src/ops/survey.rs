@@ -12,8 +12,7 @@ use crate::model::checkpoint::{self, Checkpoint};
 use crate::model::domain::{Disk, Domain, Source};
 use crate::model::finding::Finding;
 use crate::model::restore_point::{FileId, Level};
-use crate::repo::history::Note;
-use crate::repo::{DomainRepository, History, RepoError};
+use crate::repo::{DomainRepository, History, Leftover, Note, RepoError};
 
 /// How a domain stands.
 #[derive(Clone, Debug)]
@@ -30,8 +29,8 @@ pub struct Survey {
     pub disks: Vec<DiskFacts>,
     /// What unfinished runs left in the repository.
     pub leftovers: Vec<LeftoverRun>,
-    /// Folders of periods whose removal was begun.
-    pub removals: Vec<PathBuf>,
+    /// Periods whose removal was begun.
+    pub removals: Vec<Leftover>,
     /// Lost checkpoints of which a try to make them known again has shown that their bitmaps are gone.
     pub missing: Vec<String>,
     /// What is odd about it.
@@ -54,8 +53,8 @@ pub struct DiskFacts {
 /// A run that did not finish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftoverRun {
-    /// Its folder.
-    pub dir: PathBuf,
+    /// What it left.
+    pub leftover: Leftover,
     /// What it noted down; `None` when it had begun nothing outside its folder.
     pub intent: Option<Intent>,
 }
@@ -84,7 +83,7 @@ pub fn steadily<T>(name: &str, host: &dyn Host, mut look: impl FnMut(Domain) -> 
 /// Reads how the domain stands.
 pub fn survey(
     domain: Domain,
-    repository: &DomainRepository,
+    repository: &dyn DomainRepository,
     history: &History,
     host: &dyn Host,
 ) -> Result<Survey> {
@@ -97,7 +96,7 @@ pub fn survey(
 pub(super) fn survey_with(
     checkpoints: Vec<Checkpoint>,
     domain: Domain,
-    repository: &DomainRepository,
+    repository: &dyn DomainRepository,
     history: &History,
     host: &dyn Host,
 ) -> Result<Survey> {
@@ -110,7 +109,7 @@ pub(super) fn survey_with(
         capabilities: host.capabilities().map_err(failed)?,
         job: host.active_job(&domain).map_err(failed)?,
         disks: disk_facts(&domain, &history.chains, &checkpoints, host),
-        leftovers: leftover_runs(history, &mut findings).map_err(repo_failed)?,
+        leftovers: leftover_runs(repository, history, &mut findings).map_err(repo_failed)?,
         removals: repository.interrupted_removals().map_err(repo_failed)?,
         missing: Vec::new(),
         findings,
@@ -176,12 +175,13 @@ fn is_record_lost(uuid: &str, chains: &Chains, checkpoints: &[Checkpoint]) -> bo
 
 /// The runs that did not finish, with what they noted down.
 fn leftover_runs(
+    repository: &dyn DomainRepository,
     history: &History,
     findings: &mut Vec<Finding>,
 ) -> std::result::Result<Vec<LeftoverRun>, RepoError> {
     let mut runs = Vec::new();
     for leftover in &history.leftovers {
-        let intent = match leftover.intent()? {
+        let intent = match repository.note(leftover)? {
             // The note is on the disk before anything is begun: one that is not whole is of a run that began nothing.
             Note::Text(bytes) => serde_json::from_slice(&bytes).ok(),
             Note::Unusable(what) => {
@@ -191,7 +191,7 @@ fn leftover_runs(
             Note::None => None,
         };
         runs.push(LeftoverRun {
-            dir: leftover.dir.clone(),
+            leftover: leftover.clone(),
             intent,
         });
     }
@@ -199,8 +199,8 @@ fn leftover_runs(
 }
 
 /// The names of the checkpoints that unfinished runs have noted down, as far as that can be read.
-pub fn begun_checkpoints(history: &History) -> BTreeSet<String> {
-    let runs = leftover_runs(history, &mut Vec::new()).unwrap_or_default();
+pub fn begun_checkpoints(repository: &dyn DomainRepository, history: &History) -> BTreeSet<String> {
+    let runs = leftover_runs(repository, history, &mut Vec::new()).unwrap_or_default();
     let intents = runs.into_iter().filter_map(|run| run.intent);
     intents.filter_map(|intent| intent.checkpoint).collect()
 }
@@ -208,7 +208,7 @@ pub fn begun_checkpoints(history: &History) -> BTreeSet<String> {
 /// A repository that holds nothing of a domain which has checkpoints of ours is another one than before, or its file system is not mounted.
 /// Which of them it is cannot be known.
 fn without_its_past(
-    repository: &DomainRepository,
+    repository: &dyn DomainRepository,
     history: &History,
     checkpoints: &[Checkpoint],
 ) -> Option<Finding> {
@@ -218,7 +218,7 @@ fn without_its_past(
         let what = format!(
             "the domain has checkpoints of earlier backups, but {} holds no restore point: if there should be some, is the file system \
              mounted?",
-            repository.dir().display()
+            repository.location()
         );
         Finding::new("repository-without-its-past", what)
     })

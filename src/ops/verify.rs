@@ -5,7 +5,6 @@
 //! repository: `list` and `status` show it, and no backup relies on what was found damaged.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use jiff::Timestamp;
 
@@ -15,7 +14,7 @@ use crate::model::chain::Concern;
 use crate::model::finding::Finding;
 use crate::model::stop::Stop;
 use crate::repo::history::{self, WRITTEN_BY_A_NEWER_VMSNAP};
-use crate::repo::{DamageNote, History, RepoError, Repository};
+use crate::repo::{DamageNote, FileDamage, History, RepoError, Repository};
 
 pub use crate::repo::Proof;
 
@@ -98,7 +97,7 @@ pub struct ProvedPoint {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     /// The file, where it is one.
-    pub path: Option<PathBuf>,
+    pub location: Option<String>,
     /// Where in the file, in bytes, where that is known.
     pub offset: Option<u64>,
     /// The target of the disk that it concerns; `None` for files that belong to no disk.
@@ -113,7 +112,7 @@ impl Damage {
     /// Damage that is known by its words only.
     fn told(what: impl Into<String>) -> Damage {
         Damage {
-            path: None,
+            location: None,
             offset: None,
             disk: None,
             upon: None,
@@ -136,7 +135,7 @@ impl Damage {
 /// is in the outcome, and so is what ended the work after it was found.
 pub fn verify(
     domain: &str,
-    repo: &Repository,
+    repo: &dyn Repository,
     options: &Options,
     monitor: &dyn Monitor,
     stop: &Stop,
@@ -145,7 +144,7 @@ pub fn verify(
     let repository = repo.domain(domain).map_err(failed)?;
     let history = repository.history().map_err(failed)?;
     let mut outcome = Outcome {
-        findings: list::unfinished(&repository, &history),
+        findings: list::unfinished(repository.as_ref(), &history),
         ..Outcome::default()
     };
     for finding in &history.findings {
@@ -180,8 +179,8 @@ pub fn verify(
         chosen,
         damaged: BTreeSet::new(),
         unread: BTreeSet::new(),
-        prover: Prover::new(domain, &repository, &history, monitor, stop),
-        repository: &repository,
+        prover: Prover::new(domain, repository.as_ref(), &history, monitor, stop),
+        repository: repository.as_ref(),
         outcome,
     }
     .run()
@@ -214,6 +213,18 @@ fn with_parents(history: &History, chosen: &[String]) -> BTreeSet<String> {
         needed.insert(id);
     }
     needed
+}
+
+impl From<FileDamage> for Damage {
+    fn from(found: FileDamage) -> Damage {
+        Damage {
+            location: found.location,
+            offset: found.offset,
+            disk: found.disk,
+            upon: None,
+            what: found.what,
+        }
+    }
 }
 
 impl From<&Damage> for DamageNote {

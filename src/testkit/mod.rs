@@ -6,10 +6,12 @@ mod crash;
 mod disk;
 mod host;
 mod job;
+mod memory;
 mod recorder;
 
 pub use cached::{cached_bytes, forget_cached};
 pub use crash::{Blow, CrashHost, CrashStore, Fuse};
 pub use disk::MemDisk;
 pub use host::SimHost;
+pub use memory::MemoryRepository;
 pub use recorder::Recorder;

@@ -153,6 +153,7 @@ impl Sample {
                 recorded: Some(Recorded {
                     bytes: written.file_bytes,
                     blake3: written.blake3.clone().expect("images have digests"),
+                    pieces: written.pieces.clone(),
                 }),
             })
             .collect()

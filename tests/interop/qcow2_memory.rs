@@ -56,6 +56,7 @@ fn a_disk_of_ten_tebibytes_with_many_extents_takes_little_memory() {
         recorded: Some(Recorded {
             bytes: written.file_bytes,
             blake3: written.blake3.expect("images have digests"),
+            pieces: written.pieces,
         }),
     };
     let mut source =

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use vmsnap::image::chain::{ChainDisk, ChainImage, ChainSource, Recorded};
 use vmsnap::image::qcow2::{Qcow2Options, Qcow2Writer};
 use vmsnap::io::DirectFile;
-use vmsnap::model::block::{BlockError, BlockErrorKind, BlockSource, Content, Written};
+use vmsnap::model::block::{Beneath, BlockError, BlockErrorKind, BlockSource, Content, Written};
 use vmsnap::model::stop::Stop;
 use vmsnap::nbd::{ExportSource, Mode, SourceOptions};
 use vmsnap::ops::copy::{copy_export, pool};
@@ -183,7 +183,7 @@ impl Story {
             let before = parent.model.len() as u64;
             options.all_from = Some(before).filter(|before| *before < self.model.len() as u64);
             let beneath = ChainDisk::open(self.chain(self.points.len() - 1), stop.clone()).expect("a chain");
-            options.beneath = Some(std::sync::Arc::new(beneath));
+            options.beneath = Some(std::sync::Arc::new(Under(beneath)));
         }
         let mut source = ExportSource::open(server.socket(), "vda", options).expect("an export");
         let name = |parent: &Point| {
@@ -243,6 +243,7 @@ impl Story {
             recorded: Some(Recorded {
                 bytes: point.written.file_bytes,
                 blake3: point.written.blake3.clone().expect("a digest"),
+                pieces: point.written.pieces.clone(),
             }),
         });
         images.collect()
@@ -277,5 +278,24 @@ proptest! {
         }
         story.backup();
         story.check();
+    }
+}
+
+/// The disk upon which an incremental copy stands.
+#[derive(Debug)]
+struct Under(ChainDisk);
+
+impl Beneath for Under {
+    fn other_than_zero(&self, offset: u64, length: u64) -> Option<u64> {
+        let end = (offset + length).min(self.0.size());
+        let mut at = offset;
+        while at < end {
+            let extent = self.0.extent_at(at).expect("a sound table")?;
+            if extent.image.is_some() {
+                return Some(at);
+            }
+            at += extent.length;
+        }
+        None
     }
 }

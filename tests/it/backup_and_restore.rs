@@ -263,13 +263,13 @@ fn a_failed_first_backup_leaves_nothing_and_the_next_one_works() {
     lab.host.fail_reads_after(Some(2 * CLUSTER as u64));
     let error = lab.backup("vm1").expect_err("the export breaks");
     assert_eq!(error.disk.as_deref(), Some("vda"));
-    assert_eq!(tree(lab.repo.root()), NOTHING);
+    assert_eq!(tree(&lab.root()), NOTHING);
     assert!(!lab.host.has_job("vm1"));
     assert!(lab.host.disk("vm1", "vda", |disk| disk.bitmap_names()).is_empty());
     lab.host.fail_begin(true);
     lab.host.fail_reads_after(None);
     lab.backup("vm1").expect_err("libvirt refuses");
-    assert_eq!(tree(lab.repo.root()), NOTHING);
+    assert_eq!(tree(&lab.root()), NOTHING);
     lab.host.fail_begin(false);
     lab.backup("vm1").expect("full");
     lab.assert_gives_back("vm1", "vda");
@@ -342,7 +342,7 @@ fn a_job_of_somebody_else_is_left_alone() {
     let error = lab.backup("vm1").expect_err("the domain is busy");
     assert!(matches!(error.cause, Cause::Busy { .. }), "{error}");
     assert!(lab.host.has_job("vm1"));
-    assert_eq!(tree(lab.repo.root()), ["vm1", "vm1/.lock"]);
+    assert_eq!(tree(&lab.root()), ["vm1", "vm1/.lock"]);
 }
 
 #[test]
@@ -355,7 +355,7 @@ fn a_stop_ends_the_job_and_leaves_nothing() {
     let error = lab.backup("vm1").expect_err("stopped");
     assert_eq!(error.class(), Class::Stopped(15));
     assert!(!lab.host.has_job("vm1"));
-    assert_eq!(tree(lab.repo.root()), ["vm1", "vm1/.lock"]);
+    assert_eq!(tree(&lab.root()), ["vm1", "vm1/.lock"]);
 }
 
 #[test]
@@ -369,7 +369,7 @@ fn a_stop_while_the_job_begins_commits_nothing() {
         let error = lab.backup("vm1").expect_err("stopped");
         assert_eq!(error.class(), Class::Stopped(2), "{error}");
         assert!(!lab.host.has_job("vm1"));
-        assert_eq!(tree(lab.repo.root()), NOTHING);
+        assert_eq!(tree(&lab.root()), NOTHING);
     }
 }
 
@@ -415,7 +415,7 @@ fn what_could_not_be_ended_stays_noted_and_the_next_run_ends_it() {
         .expect_err("the export breaks, and the daemon is gone");
     assert!(lab.host.has_job("vm1"), "nobody could end it");
     assert!(
-        tree(lab.repo.root())
+        tree(&lab.root())
             .iter()
             .any(|path| path.ends_with(".partial/intent.json"))
     );

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::lab::{CLUSTER, DEAD, Lab, NAMES};
+use crate::lab::{CLUSTER, DEAD, InFolder, Lab, NAMES};
 
 fn lab() -> Lab {
     let mut lab = Lab::new();
@@ -23,7 +23,7 @@ fn vmsnap(lab: &Lab, arguments: &[&str]) -> Output {
         .arg("verify")
         .args(arguments)
         .arg("--repository")
-        .arg(lab.repo.root())
+        .arg(lab.root())
         .output()
         .expect("the program runs")
 }
@@ -33,7 +33,7 @@ fn stdout(output: &Output) -> String {
 }
 
 fn damage(lab: &Lab) -> String {
-    let image = lab.history("vm1").kept[0].dir.join("vda.qcow2");
+    let image = lab.history("vm1").kept[0].dir().join("vda.qcow2");
     let mut bytes = fs::read(&image).expect("it can be read");
     bytes[70_000] ^= 1;
     fs::write(&image, bytes).expect("it can be written");
@@ -173,7 +173,7 @@ fn damage_is_the_end_whatever_else_has_failed() {
 #[test]
 fn a_domain_without_restore_points_that_nobody_named_is_a_note() {
     let lab = lab();
-    fs::create_dir_all(lab.repo.root().join("vm3/vmsnap-backup-monthly-2026-11")).expect("made");
+    fs::create_dir_all(lab.root().join("vm3/vmsnap-backup-monthly-2026-11")).expect("made");
     let words = "there are no restore points of this domain in the repository";
     for arguments in [&[][..], &["*"], &["vm*"]] {
         let output = vmsnap(&lab, arguments);
@@ -195,7 +195,7 @@ fn a_domain_without_restore_points_that_nobody_named_is_a_note() {
 #[test]
 fn a_folder_that_cannot_be_read_is_an_error_and_the_others_are_proved_and_listed() {
     let lab = lab();
-    let folder = lab.repo.root().join("vm1");
+    let folder = lab.root().join("vm1");
     fs::rename(&folder, lab.folder.path().join("moved")).expect("moved");
     std::os::unix::fs::symlink("vm1", &folder).expect("a link to itself");
     let output = vmsnap(&lab, &["--all"]);
@@ -210,7 +210,7 @@ fn a_folder_that_cannot_be_read_is_an_error_and_the_others_are_proved_and_listed
     );
     let listed = Command::new(env!("CARGO_BIN_EXE_vmsnap"))
         .args(["list", "--repository"])
-        .arg(lab.repo.root())
+        .arg(lab.root())
         .output()
         .expect("the program runs");
     assert_eq!(listed.status.code(), Some(3), "{listed:?}");
@@ -224,7 +224,7 @@ fn a_folder_that_cannot_be_read_is_an_error_and_the_others_are_proved_and_listed
 #[test]
 fn what_a_newer_vmsnap_has_written_ends_with_three() {
     let lab = lab();
-    let manifest = lab.history("vm1").kept[1].dir.join("manifest.json");
+    let manifest = lab.history("vm1").kept[1].dir().join("manifest.json");
     let text = fs::read_to_string(&manifest).expect("a manifest");
     fs::write(
         &manifest,
@@ -267,7 +267,7 @@ fn a_command_that_reads_a_repository_asks_for_it_by_its_own_switch() {
 #[test]
 fn whoever_names_the_checkpoint_of_a_damaged_restore_point_hears_of_the_damage() {
     let lab = lab();
-    let manifest = lab.history("vm1").kept[1].dir.join("manifest.json");
+    let manifest = lab.history("vm1").kept[1].dir().join("manifest.json");
     fs::write(&manifest, "{").expect("written");
     for (at, code) in [(NAMES[1], 11), (NAMES[0], 0)] {
         let output = vmsnap(&lab, &["vm1", "--at", at]);

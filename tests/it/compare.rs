@@ -11,7 +11,7 @@ use vmsnap::ops::compare::{Meaning, Options, Outcome, Verdict, compare};
 use vmsnap::ops::list::list;
 use vmsnap::ops::{Cause, Class, Context, Event, Monitor, Result};
 
-use crate::lab::{CLUSTER, Lab, NAMES, tree};
+use crate::lab::{CLUSTER, InFolder, Lab, NAMES, tree};
 
 const SIZE: usize = 40 * CLUSTER + 512;
 
@@ -35,7 +35,7 @@ fn run(lab: &mut Lab, sample: Option<u64>) -> Result<Outcome> {
     };
     let context = Context {
         host: &lab.host,
-        repo: &lab.repo,
+        repo: lab.repo.as_ref(),
         now: lab.now.clone(),
         monitor: &lab.recorder,
         stop: lab.stop.clone(),
@@ -53,7 +53,7 @@ fn what_the_bitmap_calls_changed_is_left_out_and_the_rest_is_the_same() {
         .disk("vm1", "vda", |disk| disk.write(7 * CLUSTER, &[9; 3 * CLUSTER]));
     lab.host
         .disk("vm1", "vda", |disk| disk.zero(20 * CLUSTER, CLUSTER));
-    let before = tree(lab.repo.root());
+    let before = tree(&lab.root());
     let outcome = run(&mut lab, None).expect("compared");
     assert!(outcome.is_same(), "{:?}", outcome.disks);
     let compared: Vec<(u64, u64)> = outcome
@@ -63,7 +63,7 @@ fn what_the_bitmap_calls_changed_is_left_out_and_the_rest_is_the_same() {
         .collect();
     assert_eq!(compared, [(26, 26), (1, 1)], "of 30 and 1 clusters with data");
     assert_eq!(
-        tree(lab.repo.root()),
+        tree(&lab.root()),
         before,
         "no restore point was made, and nothing is left"
     );
@@ -342,9 +342,9 @@ fn list_and_status_show_a_missed_write() {
     );
     let found: serde_json::Value = serde_json::from_str(&json(&lab)).expect("JSON");
     assert_eq!(found["vm1"]["missedWrites"][0]["disk"], "vda");
-    let listed = |lab: &Lab| list(&lab.repo, &["vm1".to_owned()]).expect("readable");
+    let listed = |lab: &Lab| list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("readable");
     let id = lab.latest("vm1");
-    let shown = shown_list::text(&listed(&lab), lab.repo.root(), shown_list::Columns::Narrow);
+    let shown = shown_list::text(&listed(&lab), &lab.repo.location(), shown_list::Columns::Narrow);
     assert!(shown.contains(&format!("  {id}: {sentence}{stands}")), "{shown}");
     let found: serde_json::Value = serde_json::from_str(&shown_list::json(&listed(&lab))).expect("JSON");
     let points = &found["domains"][0]["restorePoints"];
@@ -354,23 +354,23 @@ fn list_and_status_show_a_missed_write() {
 
     lab.backup("vm1").expect("the disk is saved in full");
     assert!(!shown_status::text(&lab.status("vm1"), false).contains("issed write"));
-    let shown = shown_list::text(&listed(&lab), lab.repo.root(), shown_list::Columns::Narrow);
+    let shown = shown_list::text(&listed(&lab), &lab.repo.location(), shown_list::Columns::Narrow);
     assert!(shown.contains(&format!("  {id}: {sentence}\n")), "{shown}");
 }
 
 #[test]
 fn somebody_elses_job_and_an_export_that_breaks_leave_nothing() {
     let mut lab = lab();
-    let before = tree(lab.repo.root());
+    let before = tree(&lab.root());
     lab.host.fail_reads_after(Some(0));
     run(&mut lab, None).expect_err("the export breaks");
     lab.host.fail_reads_after(None);
     assert!(!lab.host.has_job("vm1"));
-    assert_eq!(tree(lab.repo.root()), before);
+    assert_eq!(tree(&lab.root()), before);
     lab.host.begin_foreign_job("vm1");
     let error = run(&mut lab, None).expect_err("it is busy");
     assert!(matches!(error.cause, Cause::Busy { .. }), "{error}");
-    assert_eq!(tree(lab.repo.root()), before);
+    assert_eq!(tree(&lab.root()), before);
 }
 
 #[test]
@@ -394,7 +394,7 @@ fn a_missed_write_is_remembered_also_when_the_comparison_fails_behind_it() {
         &|lab| lab.host.fail_end(true),
         &|lab| lab.host.fail_reads_after(Some((20 * CLUSTER) as u64)),
         &|lab| {
-            let image = lab.history("vm1").kept[0].dir.join("vdb.qcow2");
+            let image = lab.history("vm1").kept[0].dir().join("vdb.qcow2");
             let size = image.metadata().expect("it is there").len();
             std::fs::write(&image, vec![0; size as usize]).expect("overwritten");
         },
@@ -431,7 +431,7 @@ fn a_missed_write_is_remembered_also_when_the_comparison_fails_behind_it() {
 #[test]
 fn a_missed_write_found_by_an_older_restore_point_stands_for_the_newest_too() {
     let away = |lab: &Lab| {
-        let image = lab.history("vm1").kept[1].dir.join("vda.qcow2");
+        let image = lab.history("vm1").kept[1].dir().join("vda.qcow2");
         let away = lab.folder.path().join("away");
         (image, away)
     };
@@ -470,7 +470,7 @@ fn a_missed_write_that_cannot_be_remembered_is_told_all_the_same() {
     let mut lab = lab();
     lab.host
         .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
-    std::fs::write(lab.repo.root().join("vm1/.verified"), "in the way").expect("written");
+    std::fs::write(lab.root().join("vm1/.verified"), "in the way").expect("written");
     let outcome = run(&mut lab, None).expect("compared");
     let (lines, code) = answer(&outcome);
     assert_eq!(code, ExitCode::Damaged, "{lines}");

@@ -17,7 +17,7 @@ use vmsnap::ops::monitor::Silent;
 use vmsnap::ops::verify::{self, Which, verify};
 use vmsnap::ops::{Class, Result};
 
-use crate::lab::{CLUSTER, Lab, tree};
+use crate::lab::{CLUSTER, InFolder, Lab, tree};
 
 fn copying() -> Options {
     Options {
@@ -63,7 +63,7 @@ fn checkpoints(lab: &Lab) -> Vec<String> {
 }
 
 fn folder(lab: &Lab) -> PathBuf {
-    lab.repo.root().join("vm1")
+    lab.root().join("vm1")
 }
 
 /// The files below a folder with their bytes, without what is in copies.
@@ -93,7 +93,7 @@ fn proved(lab: &Lab, which: Which) -> Vec<String> {
         not_since: None,
         now: lab.now.timestamp(),
     };
-    let outcome = verify("vm1", &lab.repo, &options, &Silent, &Stop::default()).expect("verified");
+    let outcome = verify("vm1", lab.repo.as_ref(), &options, &Silent, &Stop::default()).expect("verified");
     outcome.all_damage().map(|damage| damage.what.clone()).collect()
 }
 
@@ -113,7 +113,7 @@ fn a_copy_stands_alone_and_the_chain_goes_on_beside_it() {
         let point = &outcome.point;
         assert_eq!(kind(point), "full copy");
         assert_eq!(
-            outcome.dir,
+            outcome.dir(),
             folder(&lab)
                 .join(format!("vmsnap-copy-{}", point.id))
                 .join(format!("{}.full", point.id))
@@ -127,7 +127,7 @@ fn a_copy_stands_alone_and_the_chain_goes_on_beside_it() {
             assert_eq!((disk.level, disk.checkpointed), (Level::Full, false));
         }
         assert_eq!(outcome.findings, []);
-        assert!(outcome.dir.join("nvram.fd").is_file() && outcome.dir.join("domain.xml").is_file());
+        assert!(outcome.dir().join("nvram.fd").is_file() && outcome.dir().join("domain.xml").is_file());
 
         writes(&lab, 2);
         let next = lab.backup("vm1").expect("an increment").point;
@@ -151,7 +151,7 @@ fn a_first_copy_begins_no_chain() {
     let first = copy(&mut lab);
     assert_eq!(checkpoints(&lab), [""; 0]);
     assert_eq!(lab.host.disk("vm1", "vda", |disk| disk.bitmap_names()), [""; 0]);
-    assert_eq!(lab.repo.domain_names().expect("listed"), ["vm1"]);
+    assert_eq!(lab.repo.domains().expect("listed"), ["vm1"]);
     assert_eq!(lab.status("vm1").latest, None);
     let next = lab.backup("vm1").expect("a full").point;
     assert_eq!(
@@ -185,7 +185,7 @@ fn a_copy_removed_by_hand_is_missed_by_nobody() {
     let first = copy(&mut lab);
     let second = copy(&mut lab);
     assert_eq!(proved(&lab, Which::All), [""; 0]);
-    fs::remove_dir_all(first.dir.parent().expect("a folder")).expect("removed");
+    fs::remove_dir_all(first.dir().parent().expect("a folder")).expect("removed");
     let history = lab.history("vm1");
     assert!(history.findings.is_empty(), "{:?}", history.findings);
     assert_eq!(proved(&lab, Which::All), [""; 0]);
@@ -194,7 +194,7 @@ fn a_copy_removed_by_hand_is_missed_by_nobody() {
     assert_eq!((next.point.level, next.findings), (Level::Incremental, vec![]));
 
     // What is lost of a copy that was not removed as a whole is damage.
-    fs::remove_dir_all(&second.dir).expect("removed");
+    fs::remove_dir_all(second.dir()).expect("removed");
     let damage = proved(&lab, Which::All);
     assert!(
         damage.len() == 1 && damage[0].contains("is missing"),
@@ -206,7 +206,7 @@ fn a_copy_removed_by_hand_is_missed_by_nobody() {
 fn a_damaged_copy_is_found_and_the_chain_goes_on() {
     let mut lab = lab();
     let saved = copy(&mut lab);
-    let image = saved.dir.join("vda.qcow2");
+    let image = saved.dir().join("vda.qcow2");
     let mut bytes = fs::read(&image).expect("an image");
     bytes[70_000] ^= 1;
     fs::write(&image, bytes).expect("written");
@@ -307,7 +307,7 @@ fn a_failed_copy_leaves_nothing() {
 #[test]
 fn a_dry_run_of_a_copy_says_so_and_does_nothing() {
     let lab = lab();
-    let before = tree(lab.repo.root());
+    let before = tree(&lab.root());
     let preview = backup::preview("vm1", &lab.context(&Silent), &copying()).expect("a preview");
     let text = plan_text("vm1", &preview);
     let id = "2026-11-03T01-20-00Z";
@@ -322,15 +322,15 @@ fn a_dry_run_of_a_copy_says_so_and_does_nothing() {
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(json["domains"][0]["copy"], true);
     assert_eq!(json["domains"][0]["checkpoint"], false);
-    assert_eq!(tree(lab.repo.root()), before);
+    assert_eq!(tree(&lab.root()), before);
 }
 
 #[test]
 fn a_list_shows_a_copy_as_a_copy() {
     let mut lab = lab();
     let saved = copy(&mut lab);
-    let listed = list(&lab.repo, &["vm1".to_owned()]).expect("listed");
-    let text = shown_list::text(&listed, lab.repo.root(), shown_list::Columns::Wide);
+    let listed = list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("listed");
+    let text = shown_list::text(&listed, &lab.repo.location(), shown_list::Columns::Wide);
     let row = text
         .lines()
         .find(|line| line.contains(&saved.point.id))

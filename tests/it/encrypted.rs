@@ -12,7 +12,7 @@ use vmsnap::ops::status::{Subject, status};
 use vmsnap::ops::{Cause, Error};
 
 use crate::forged::rewrite;
-use crate::lab::{CLUSTER, Lab};
+use crate::lab::{CLUSTER, InFolder, Lab};
 
 const LUKS: &str = "<encryption format='luks'><secret type='passphrase' uuid='u-1'/></encryption>";
 
@@ -67,7 +67,7 @@ fn restore_plan(lab: &Lab, define: bool) -> Result<RestorePlan, Error> {
         }),
         ..lab.restoring()
     };
-    restore::plan("vm1", &lab.repo, Some(&lab.host), &options)
+    restore::plan("vm1", lab.repo.as_ref(), Some(&lab.host), &options)
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn an_encrypted_disk_is_not_saved_without_the_switch() {
         "{message}"
     );
     assert!(outcome.point.disk("vda").is_none());
-    assert!(!outcome.dir.join("vda.qcow2").exists());
+    assert!(!outcome.dir().join("vda.qcow2").exists());
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn with_the_switch_its_plain_text_is_saved_and_recorded() {
         assert_eq!((recorded("vda"), recorded("vdb")), (Some(true), Some(false)));
         lab.assert_gives_back("vm1", "vda");
     }
-    let listed = vmsnap::ops::list::list(&lab.repo, &["vm1".to_owned()]).expect("a list");
+    let listed = vmsnap::ops::list::list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("a list");
     let json: serde_json::Value = serde_json::from_str(&report::list::json(&listed)).expect("JSON");
     let disks = &json["domains"][0]["restorePoints"][2]["disks"];
     assert_eq!(

@@ -9,7 +9,7 @@ use vmsnap::ops::verify::{Options, Outcome, Which, verify};
 use vmsnap::ops::{Cause, Class};
 use vmsnap::repo::Manifest;
 
-use crate::lab::Lab;
+use crate::lab::{InFolder, Lab};
 
 fn proved(lab: &Lab) -> Outcome {
     let options = Options {
@@ -18,7 +18,7 @@ fn proved(lab: &Lab) -> Outcome {
         not_since: None,
         now: lab.now.timestamp(),
     };
-    verify("vm1", &lab.repo, &options, &Silent, &Stop::default()).expect("there are restore points")
+    verify("vm1", lab.repo.as_ref(), &options, &Silent, &Stop::default()).expect("there are restore points")
 }
 
 /// Writes the manifest of a restore point anew, as a program would that knows how.
@@ -28,12 +28,12 @@ pub fn rewrite(lab: &Lab, index: usize, change: impl FnOnce(&mut Manifest)) {
     let mut manifest = kept.manifest.clone();
     change(&mut manifest);
     let text = manifest.to_text().expect("JSON");
-    fs::write(kept.dir.join("manifest.json"), text).expect("it can be written");
+    fs::write(kept.dir().join("manifest.json"), text).expect("it can be written");
 }
 
 /// Changes a byte of the guest's data, and makes the manifest say so.
 fn change_data(lab: &Lab, index: usize) {
-    let image = lab.history("vm1").kept[index].dir.join("vda.qcow2");
+    let image = lab.history("vm1").kept[index].dir().join("vda.qcow2");
     let mut bytes = fs::read(&image).expect("it can be read");
     let place = bytes
         .windows(64)
@@ -122,7 +122,7 @@ fn manifests_of_earlier_versions_name_no_parents_digest_and_are_sound() {
 #[test]
 fn a_manifest_of_a_newer_format_is_no_damage_and_is_not_remembered_as_such() {
     let lab = Lab::with_three_points();
-    let manifest = lab.history("vm1").kept[2].dir.join("manifest.json");
+    let manifest = lab.history("vm1").kept[2].dir().join("manifest.json");
     let text = fs::read_to_string(&manifest).expect("a manifest");
     fs::write(
         &manifest,

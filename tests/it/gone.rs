@@ -13,10 +13,10 @@ use vmsnap::ops::verify::{Options, Outcome, Which, verify};
 use vmsnap::ops::{Class, Result};
 use vmsnap::repo::Leftover;
 
-use crate::lab::{CLUSTER, Lab};
+use crate::lab::{CLUSTER, InFolder, Lab};
 
 fn dir(lab: &Lab, index: usize) -> PathBuf {
-    lab.history("vm1").kept[index].dir.clone()
+    lab.history("vm1").kept[index].dir().clone()
 }
 
 fn proved(lab: &Lab, which: Which) -> Result<Outcome> {
@@ -26,7 +26,7 @@ fn proved(lab: &Lab, which: Which) -> Result<Outcome> {
         not_since: None,
         now: lab.now.timestamp(),
     };
-    verify("vm1", &lab.repo, &options, &Silent, &Stop::default())
+    verify("vm1", lab.repo.as_ref(), &options, &Silent, &Stop::default())
 }
 
 /// What a verification of all calls damaged.
@@ -37,7 +37,7 @@ fn damage(lab: &Lab) -> Vec<String> {
 
 /// What `list` tells of the folder.
 fn told(lab: &Lab) -> Vec<String> {
-    let listed = list(&lab.repo, &["vm1".to_owned()]).expect("it can be listed");
+    let listed = list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("it can be listed");
     let findings = listed[0].findings.iter();
     findings.map(|finding| finding.message.clone()).collect()
 }
@@ -142,7 +142,17 @@ fn what_a_killed_run_leaves_is_missed_by_nobody() {
     fs::remove_file(record(&third)).expect("it came later");
     let history = lab.history("vm1");
     assert_eq!(history.findings, []);
-    assert_eq!(history.leftovers, [Leftover { dir: partial.clone() }]);
+    assert_eq!(
+        history.leftovers,
+        [Leftover {
+            key: format!(
+                "{}/{}",
+                "vmsnap-backup-monthly-2026-11",
+                partial.file_name().expect("a name").display()
+            ),
+            location: partial.display().to_string(),
+        }]
+    );
     // Behind its commit, before that was remembered.
     fs::rename(&partial, &third).expect("renamed");
     assert_eq!(damage(&lab), [""; 0]);
@@ -199,10 +209,10 @@ fn a_domain_whose_folder_cannot_be_read_is_named_and_no_other_stopped() {
         let mut lab = Lab::with_three_points();
         lab.host.add_domain("vm2", &[("vda", CLUSTER)]);
         lab.backup("vm2").expect("a full");
-        let folder = lab.repo.root().join("vm1");
+        let folder = lab.root().join("vm1");
         fs::rename(&folder, lab.folder.path().join("moved")).expect("moved");
         symlink(target, &folder).expect("linked");
-        assert_eq!(lab.repo.domain_names().expect("they are listed"), ["vm1", "vm2"]);
+        assert_eq!(lab.repo.domains().expect("they are listed"), ["vm1", "vm2"]);
         let error = proved(&lab, Which::All).expect_err("it cannot be read");
         assert_eq!(error.class(), Class::Failed, "{error}");
         assert!(

@@ -13,7 +13,7 @@ use vmsnap::ops::scrub::{self, Means, ScrubPlan, ScrubType};
 use vmsnap::ops::status::{DomainStatus, Subject, status};
 use vmsnap::ops::{Class, Error};
 
-use crate::lab::{CLUSTER, Lab, tree};
+use crate::lab::{CLUSTER, InFolder, Lab, tree};
 
 fn lab() -> Lab {
     let lab = Lab::new();
@@ -108,7 +108,7 @@ fn what_is_forced_goes_on_beside_the_other_chain() {
 fn sets_of_the_node_program_have_a_grouping_too() {
     for file in ["vda.full.data", "vm1.cpt"] {
         let mut lab = lab();
-        let folder = lab.repo.root().join("vm1/vmsnap-backup-quarterly-2026-Q3");
+        let folder = lab.root().join("vm1/vmsnap-backup-quarterly-2026-Q3");
         fs::create_dir_all(&folder).expect("made");
         fs::write(folder.join(file), "x").expect("written");
         let error = refused(&mut lab, GroupBy::Month);
@@ -122,7 +122,7 @@ fn sets_of_the_node_program_have_a_grouping_too() {
 fn a_restore_point_that_cannot_be_read_has_a_grouping_too() {
     let mut lab = lab();
     let saved = lab.backup_with("vm1", &by(GroupBy::Year)).expect("a full");
-    fs::write(saved.dir.join("manifest.json"), "torn").expect("written");
+    fs::write(saved.dir().join("manifest.json"), "torn").expect("written");
     let error = refused(&mut lab, GroupBy::Month);
     assert!(error.to_string().contains("grouped by year"), "{error}");
     lab.backup_with("vm1", &by(GroupBy::Year))
@@ -137,7 +137,7 @@ fn folders_without_a_backup_have_none() {
         "vm1/vmsnap-backup-quarterly-2026-Q4/2026-11-02T02-00-00Z.partial",
         "vm1/vmsnap-copy-2026-11-02T02-00-00Z",
     ] {
-        fs::create_dir_all(lab.repo.root().join(folder)).expect("made");
+        fs::create_dir_all(lab.root().join(folder)).expect("made");
     }
     lab.backup("vm1").expect("a full");
 }
@@ -167,7 +167,7 @@ fn scrub_plan(lab: &Lab, group_by: GroupBy) -> ScrubPlan {
     let means = Means {
         monitor: &Silent,
         host: &lab.host,
-        repo: Some(&lab.repo),
+        repo: Some(lab.repo.as_ref()),
         today: lab.now.date(),
         stop: lab.stop.clone(),
     };

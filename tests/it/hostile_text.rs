@@ -85,20 +85,21 @@ fn status_contains_it() {
 #[test]
 fn list_contains_it() {
     let lab = lab();
-    let listed = || vmsnap::ops::list::list(&lab.repo, &["vm1".to_owned()]).expect("a list");
+    let listed = || vmsnap::ops::list::list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("a list");
     assert_contained(|words| {
         let mut listed = listed();
         listed[0].points[0].faults = vec![words.to_owned()];
         listed[0].points[0].point.left_out = vec![LeftOut::skipped("vdb", words)];
         listed[0].findings = vec![finding(words)];
-        list::text(&listed, lab.repo.root(), list::Columns::Wide)
+        list::text(&listed, &lab.repo.location(), list::Columns::Wide)
     });
 }
 
 #[test]
 fn restore_contains_it() {
     let lab = lab();
-    let plan = || vmsnap::ops::restore::plan("vm1", &lab.repo, None, &lab.restoring()).expect("a plan");
+    let plan =
+        || vmsnap::ops::restore::plan("vm1", lab.repo.as_ref(), None, &lab.restoring()).expect("a plan");
     assert_contained(|words| {
         let mut plan = plan();
         plan.findings = vec![finding(words)];
@@ -115,7 +116,7 @@ fn verify_contains_it() {
             took: Duration::ZERO,
             outcome: Outcome {
                 damage: vec![Damage {
-                    path: None,
+                    location: None,
                     offset: None,
                     disk: None,
                     upon: None,

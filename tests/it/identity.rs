@@ -16,7 +16,7 @@ use vmsnap::ops::scrub::{self, Means, ScrubType};
 use vmsnap::testkit::MemDisk;
 
 use crate::forged::rewrite;
-use crate::lab::{CLUSTER, Lab};
+use crate::lab::{CLUSTER, InFolder, Lab};
 
 const SIZE: usize = 8 * CLUSTER + 512;
 
@@ -82,7 +82,7 @@ impl World {
         let outcome = self.with(user, |world| {
             let context = Context {
                 host: &world.labs[user.host].host,
-                repo: &world.labs[repository].repo,
+                repo: world.labs[repository].repo.as_ref(),
                 now: world.now.clone(),
                 monitor: &Silent,
                 stop: world.labs[0].stop.clone(),
@@ -173,7 +173,7 @@ fn a_counted_name_proves_nothing_and_gets_a_full() {
         lab.backup("vm1").expect("a full");
         let made = lab.made[0].clone();
         lab.host.rename_checkpoint("vm1", &made, "virtnbdbackup.3");
-        let period = lab.history("vm1").kept[0].dir.with_file_name("checkpoints");
+        let period = lab.history("vm1").kept[0].dir().with_file_name("checkpoints");
         std::fs::rename(
             period.join(format!("{made}.xml")),
             period.join("virtnbdbackup.3.xml"),
@@ -189,8 +189,8 @@ fn a_counted_name_proves_nothing_and_gets_a_full() {
             file.name = "virtnbdbackup.3.xml".to_owned();
         });
         // What an earlier version kept besides.
-        std::fs::create_dir(lab.repo.root().join("vm1/.spent")).expect("new");
-        std::fs::write(lab.repo.root().join("vm1/.spent/virtnbdbackup.4"), b"").expect("written");
+        std::fs::create_dir(lab.root().join("vm1/.spent")).expect("new");
+        std::fs::write(lab.root().join("vm1/.spent/virtnbdbackup.4"), b"").expect("written");
         lab.host.change("vm1", |domain| domain.state = state);
 
         let outcome = lab.backup("vm1").expect("a full");

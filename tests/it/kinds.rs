@@ -149,7 +149,7 @@ fn defined_without(vdb: &str) -> RestorePlan {
         define: Some(DefineOptions { name: None }),
         ..lab.restoring()
     };
-    restore::plan("vm1", &lab.repo, Some(&lab.host), &options).expect("a plan")
+    restore::plan("vm1", lab.repo.as_ref(), Some(&lab.host), &options).expect("a plan")
 }
 
 fn not_restored(plan: &RestorePlan) -> &Finding {
@@ -222,7 +222,7 @@ fn a_copy_of_a_domain_shares_no_disk_with_it() {
         }),
         ..lab.restoring()
     };
-    let refused = restore::plan("vm1", &lab.repo, Some(&lab.host), &options).map(|_| ());
+    let refused = restore::plan("vm1", lab.repo.as_ref(), Some(&lab.host), &options).map(|_| ());
     let message = refused.expect_err("vm1 has the volume").to_string();
     assert!(message.contains("volume fast/a"), "{message}");
 }

@@ -18,7 +18,7 @@ use vmsnap::ops::heal::Intent;
 use vmsnap::ops::restore::{self, Format};
 use vmsnap::ops::status::{DomainStatus, Subject, status};
 use vmsnap::ops::{Context, Monitor, PlaceWishes, Result, compare, copy};
-use vmsnap::repo::{History, Repository};
+use vmsnap::repo::{FolderRepository, History, Kept, Leftover, Repository};
 use vmsnap::testkit::{Recorder, SimHost};
 
 pub const CLUSTER: usize = 65536;
@@ -42,7 +42,7 @@ pub const NAMES: [&str; 6] = [
 pub struct Lab {
     pub host: SimHost,
     pub folder: tempfile::TempDir,
-    pub repo: Repository,
+    pub repo: Box<dyn Repository>,
     pub now: Zoned,
     pub recorder: Recorder,
     pub stop: Stop,
@@ -99,7 +99,9 @@ impl Lab {
         let drawn = Arc::new(AtomicU64::new(self.drawn.load(Ordering::Relaxed)));
         Lab {
             host: self.host.fork(),
-            repo: Repository::open(&root, Arc::new(DiskStore)).expect("the copied repository"),
+            repo: Box::new(
+                FolderRepository::open(&root, Arc::new(DiskStore)).expect("the copied repository"),
+            ),
             folder,
             now: self.now.clone(),
             recorder: Recorder::default(),
@@ -112,8 +114,13 @@ impl Lab {
 
     fn in_folder(folder: tempfile::TempDir, store: Arc<dyn Store>) -> Lab {
         let root = folder.path().join("backups");
+        let repo = FolderRepository::open_or_create(&root, store).expect("a new repository");
+        Lab::of(folder, Box::new(repo))
+    }
+
+    /// A lab with this repository.
+    pub fn of(folder: tempfile::TempDir, repo: Box<dyn Repository>) -> Lab {
         let drawn = Arc::default();
-        let repo = Repository::open_or_create(&root, store).expect("a new repository");
         Lab {
             host: SimHost::default(),
             folder,
@@ -148,7 +155,7 @@ impl Lab {
     pub fn context<'a>(&'a self, monitor: &'a dyn Monitor) -> Context<'a> {
         Context {
             host: &self.host,
-            repo: &self.repo,
+            repo: self.repo.as_ref(),
             now: self.now.clone(),
             monitor,
             stop: self.stop.clone(),
@@ -174,7 +181,7 @@ impl Lab {
     pub fn subject(&self) -> Subject<'_> {
         Subject {
             host: &self.host,
-            repo: Some(&self.repo),
+            repo: Some(self.repo.as_ref()),
             group_by: GroupBy::Month,
             today: self.now.date(),
             store_decrypted: false,
@@ -206,6 +213,22 @@ impl Lab {
             format: None,
             define: None,
         }
+    }
+
+    /// What a restore works with, watched by this monitor.
+    pub fn means<'a>(&'a self, monitor: &'a dyn Monitor, stop: &'a Stop) -> restore::Means<'a> {
+        restore::Means {
+            repo: self.repo.as_ref(),
+            store: &DiskStore,
+            host: None,
+            monitor,
+            stop,
+        }
+    }
+
+    /// The repository's folder.
+    pub fn root(&self) -> PathBuf {
+        self.repo.location().into()
     }
 
     /// What a backup would do now.
@@ -259,7 +282,8 @@ impl Lab {
     /// The folder of a run that was killed, with its note, in the newest period.
     pub fn leave_partial(&self, domain: &str, intent: &Intent) -> PathBuf {
         let newest = self.history(domain).kept.pop().expect("there are some");
-        let period = newest.dir.parent().expect("a period");
+        let dir = newest.dir();
+        let period = dir.parent().expect("a period");
         let partial = period.join("2026-11-03T20-00-00Z.partial");
         std::fs::create_dir(&partial).expect("a new folder");
         let note = serde_json::to_vec(intent).expect("JSON");
@@ -285,8 +309,8 @@ impl Lab {
             format: Some(Format::Raw),
             ..self.restoring()
         };
-        let plan = restore::plan(domain, &self.repo, None, &options)?;
-        restore::restore(domain, &self.repo, plan, None, &self.recorder, &Stop::default())?;
+        let plan = restore::plan(domain, self.repo.as_ref(), None, &options)?;
+        restore::restore(domain, plan, &self.means(&self.recorder, &Stop::default()))?;
         let bytes = std::fs::read(to.join(format!("{disk}.raw"))).expect("the restored file");
         std::fs::remove_dir_all(to).expect("it goes again");
         Ok(bytes)
@@ -301,6 +325,30 @@ impl Lab {
     /// The disk's bytes now.
     pub fn disk(&self, domain: &str, disk: &str) -> Vec<u8> {
         self.host.disk(domain, disk, |disk| disk.bytes().to_vec())
+    }
+}
+
+/// Something in the folder of a repository, where a test can damage it.
+pub trait InFolder {
+    /// Its folder.
+    fn dir(&self) -> PathBuf;
+}
+
+impl InFolder for Kept {
+    fn dir(&self) -> PathBuf {
+        PathBuf::from(&self.location)
+    }
+}
+
+impl InFolder for Leftover {
+    fn dir(&self) -> PathBuf {
+        PathBuf::from(&self.location)
+    }
+}
+
+impl InFolder for Outcome {
+    fn dir(&self) -> PathBuf {
+        PathBuf::from(&self.location)
     }
 }
 

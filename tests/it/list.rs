@@ -7,7 +7,7 @@ use vmsnap::ops::restore::{Format, Options, plan};
 use vmsnap::ops::verify::Which;
 use vmsnap::ops::{Cause, Class};
 
-use crate::lab::{CLUSTER, Lab, NAMES};
+use crate::lab::{CLUSTER, InFolder, Lab, NAMES};
 use crate::verify::{options as verification, run as verified};
 
 fn options(lab: &Lab, at: &str) -> Options {
@@ -35,11 +35,11 @@ fn a_point_is_found_by_id_checkpoint_time_and_as_the_latest() {
         ("2030-01-01T00:00:00Z", &second),
     ];
     for (at, expected) in cases {
-        let found = plan("vm1", &lab.repo, None, &options(&lab, at)).expect("a plan");
+        let found = plan("vm1", lab.repo.as_ref(), None, &options(&lab, at)).expect("a plan");
         assert_eq!(&found.point.id, expected, "{at}");
     }
     for at in ["2020-01-01T00:00:00Z", "nonsense", "virtnbdbackup.9"] {
-        let error = plan("vm1", &lab.repo, None, &options(&lab, at)).expect_err("no such point");
+        let error = plan("vm1", lab.repo.as_ref(), None, &options(&lab, at)).expect_err("no such point");
         assert_eq!(error.class(), Class::NotFound, "{at}: {error}");
     }
 }
@@ -50,9 +50,9 @@ fn a_list_tells_the_whole_from_the_broken() {
     lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
     lab.backup("vm1").expect("full");
     lab.backup("vm1").expect("incremental");
-    let image = lab.history("vm1").kept[1].dir.join("vda.qcow2");
+    let image = lab.history("vm1").kept[1].dir().join("vda.qcow2");
     std::fs::write(image, b"short").expect("written");
-    let listed = list(&lab.repo, &["vm1".to_owned()]).expect("readable");
+    let listed = list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("readable");
     let whole: Vec<bool> = listed[0]
         .points
         .iter()
@@ -70,11 +70,11 @@ fn nothing_that_exists_is_overwritten() {
     let to = lab.free_path();
     std::fs::create_dir(&to).expect("new");
     std::fs::write(to.join("vdb.qcow2"), b"precious").expect("written");
-    let error = plan("vm1", &lab.repo, None, &options_to(to.clone())).expect_err("vdb.qcow2 exists");
+    let error = plan("vm1", lab.repo.as_ref(), None, &options_to(to.clone())).expect_err("vdb.qcow2 exists");
     assert!(matches!(error.cause, Cause::Exists(_)), "{error}");
     assert_eq!(std::fs::read(to.join("vdb.qcow2")).expect("there"), b"precious");
     let file = to.join("one.qcow2");
-    let error = plan("vm1", &lab.repo, None, &options_to(file)).expect_err("two disks, one file");
+    let error = plan("vm1", lab.repo.as_ref(), None, &options_to(file)).expect_err("two disks, one file");
     assert_eq!(error.class(), Class::Usage, "{error}");
 }
 
@@ -94,7 +94,7 @@ fn typed(lab: &Lab, arguments: &[&str], stderr: &str) -> (Option<i32>, String) {
         .arg("list")
         .args(arguments)
         .arg("--repository")
-        .arg(lab.repo.root())
+        .arg(lab.root())
         .output()
         .expect("the program runs");
     let told = String::from_utf8(output.stderr).expect("text");
@@ -117,7 +117,7 @@ fn a_list_that_failed_does_not_claim_emptiness() {
     let lab = Lab::with_three_points();
     let (code, stdout) = typed(&lab, &["nobody"], "No matching domains found for: nobody");
     assert_eq!((code, stdout.as_str()), (Some(1), ""));
-    let folder = lab.repo.root().join("vm1");
+    let folder = lab.root().join("vm1");
     std::fs::rename(&folder, lab.folder.path().join("moved")).expect("moved");
     std::os::unix::fs::symlink("vm1", &folder).expect("linked");
     let (code, stdout) = typed(&lab, &[], &folder.display().to_string());
@@ -136,7 +136,7 @@ fn three_listed(lab: &Lab) -> Vec<DomainList> {
     let mut deep = verification(lab, Which::All);
     deep.deep = true;
     verified(lab, &deep).expect("sound");
-    let mut listed = list(&lab.repo, &["vm1".to_owned()]).expect("readable");
+    let mut listed = list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("readable");
     let points = &mut listed[0].points;
     for (point, size) in points.iter_mut().zip([4_310_000_000, 88_200_000, 999_000_000]) {
         point.size = size;
@@ -157,7 +157,7 @@ fn three_listed(lab: &Lab) -> Vec<DomainList> {
 fn a_list_fits_on_80_columns() {
     let lab = Lab::with_three_points();
     let mut listed = three_listed(&lab);
-    let narrow = text(&listed, lab.repo.root(), Columns::Narrow);
+    let narrow = text(&listed, &lab.repo.location(), Columns::Narrow);
     let expected = "\
 Restore points of vm1:
   ID (UTC)              LEVEL           SIZE  GUEST   CHAIN  VERIFIED
@@ -170,7 +170,7 @@ Restore points of vm1:
     // The longest cell of each column.
     listed[0].points[0].faults = vec!["gone".to_owned()];
     listed[0].points[1].doubt = Some("damaged".to_owned());
-    let widest = text(&listed, lab.repo.root(), Columns::Narrow);
+    let widest = text(&listed, &lab.repo.location(), Columns::Narrow);
     assert!(
         widest.contains("  NOT WHOLE  ") && widest.contains("  DAMAGED  "),
         "{widest}"
@@ -182,7 +182,7 @@ Restore points of vm1:
 #[test]
 fn list_wide_has_checkpoints_periods_and_deep_days() {
     let lab = Lab::with_three_points();
-    let wide = text(&three_listed(&lab), lab.repo.root(), Columns::Wide);
+    let wide = text(&three_listed(&lab), &lab.repo.location(), Columns::Wide);
     let lines: Vec<&str> = wide.lines().collect();
     assert_eq!(
         lines[1]

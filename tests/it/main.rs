@@ -28,6 +28,7 @@ mod page_cache;
 mod partial;
 mod prune;
 mod reconcile;
+mod repositories;
 mod repository;
 mod scrub;
 mod setup;

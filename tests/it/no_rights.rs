@@ -8,7 +8,7 @@ use std::thread;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use vmsnap::ops::verify::Which;
 
-use crate::lab::Lab;
+use crate::lab::{InFolder, Lab};
 use crate::verify::{lab, options, run, words};
 
 /// Does something on a thread that may read only what the modes allow, though root runs the tests.
@@ -37,7 +37,7 @@ fn what_does_not_stand_upon_an_unreadable_image_is_verified_all_the_same() {
         .iter()
         .map(|kept| kept.manifest.point.id.clone())
         .collect();
-    lock_up(&lab.history("vm1").kept[0].dir.join("vda.qcow2"));
+    lock_up(&lab.history("vm1").kept[0].dir().join("vda.qcow2"));
     let all = options(&lab, Which::All);
     let outcome = without_rights(|| run(&lab, &all)).expect("one can be read");
     let proved: Vec<&String> = outcome.points.iter().map(|point| &point.id).collect();
@@ -69,11 +69,11 @@ fn what_does_not_stand_upon_an_unreadable_image_is_verified_all_the_same() {
 #[test]
 fn what_is_recorded_and_may_not_be_read_is_taken_neither_for_nothing_nor_for_damage() {
     let places: [fn(&Lab) -> std::path::PathBuf; 3] = [
-        |lab| lab.history("vm1").kept[0].dir.join("manifest.json"),
-        |lab| lab.repo.root().join("vm1/.verified"),
+        |lab| lab.history("vm1").kept[0].dir().join("manifest.json"),
+        |lab| lab.root().join("vm1/.verified"),
         |lab| {
             let period = lab.history("vm1").kept[0]
-                .dir
+                .dir()
                 .parent()
                 .expect("a period")
                 .to_owned();

@@ -138,7 +138,7 @@ fn where_a_chain_cannot_be_opened_the_backup_is_full_and_says_why() {
 #[test]
 fn a_chain_longer_than_the_soft_limit_is_verified_and_restored() {
     let lab = long_chain(80);
-    let root = lab.repo.root().display().to_string();
+    let root = lab.root().display().to_string();
     let to = lab.free_path();
     let words = ["verify", "vm1", "--deep", "--repository", &root];
     let verified = limited("64:4096", env!("CARGO_BIN_EXE_vmsnap"), &words);
@@ -162,7 +162,7 @@ fn a_chain_longer_than_the_soft_limit_is_verified_and_restored() {
 #[test]
 fn a_file_too_many_is_named_with_a_hint_and_is_no_damage() {
     let lab = long_chain(80);
-    let root = lab.repo.root().display().to_string();
+    let root = lab.root().display().to_string();
     let to = lab.free_path().display().to_string();
     let verify = ["verify", "vm1", "--deep", "--repository", &root];
     let restore = ["restore", "vm1", "--to", &to, "--repository", &root];

@@ -11,7 +11,7 @@ use vmsnap::ops::verify::{self, Outcome, Which, verify};
 use vmsnap::ops::{Cause, Event, Monitor, Result};
 use vmsnap::testkit::{cached_bytes, forget_cached};
 
-use crate::lab::Lab;
+use crate::lab::{InFolder, Lab};
 
 const MIB: usize = 1 << 20;
 const PAGE: usize = 4096;
@@ -33,7 +33,7 @@ fn lab() -> Lab {
 
 fn images(lab: &Lab) -> Vec<PathBuf> {
     let kept = lab.history("vm1").kept;
-    kept.iter().map(|kept| kept.dir.join("vda.qcow2")).collect()
+    kept.iter().map(|kept| kept.dir().join("vda.qcow2")).collect()
 }
 
 fn cached(path: &Path) -> u64 {
@@ -70,7 +70,7 @@ fn prove(lab: &Lab, deep: bool, monitor: &dyn Monitor, stop: &Stop) -> Result<ve
         not_since: None,
         now: lab.now.timestamp(),
     };
-    verify("vm1", &lab.repo, &options, monitor, stop)
+    verify("vm1", lab.repo.as_ref(), &options, monitor, stop)
 }
 
 fn restore(lab: &Lab, monitor: &dyn Monitor, stop: &Stop) -> Result<()> {
@@ -79,8 +79,8 @@ fn restore(lab: &Lab, monitor: &dyn Monitor, stop: &Stop) -> Result<()> {
         format: Some(Format::Raw),
         ..lab.restoring()
     };
-    let plan = restore::plan("vm1", &lab.repo, None, &options)?;
-    let restored = restore::restore("vm1", &lab.repo, plan, None, monitor, stop);
+    let plan = restore::plan("vm1", lab.repo.as_ref(), None, &options)?;
+    let restored = restore::restore("vm1", plan, &lab.means(monitor, stop));
     let _ = fs::remove_dir_all(to);
     restored.map(|_| ())
 }

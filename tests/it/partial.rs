@@ -14,7 +14,7 @@ use vmsnap::ops::prune::PrunePlan;
 use vmsnap::ops::restore::{self, DefineOptions};
 use vmsnap::ops::status::{DomainStatus, Subject, status};
 
-use crate::lab::{CLUSTER, Lab};
+use crate::lab::{CLUSTER, InFolder, Lab};
 
 fn codes(findings: &[Finding]) -> Vec<&str> {
     findings.iter().map(|finding| finding.code.as_str()).collect()
@@ -112,7 +112,7 @@ fn a_partial_backup_prunes_nothing_and_says_why() {
     assert!(matches!(planned.prune, Some(PrunePlan::Keep(why)) if why.contains("partial")));
     let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("vda is saved");
     assert!(matches!(outcome.prune, Some(PruneOutcome::Kept(why)) if why.contains("partial")));
-    assert!(lab.repo.root().join("vm1/vmsnap-backup-monthly-2026-10").is_dir());
+    assert!(lab.root().join("vm1/vmsnap-backup-monthly-2026-10").is_dir());
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn a_restore_says_what_a_partial_restore_point_lacks() {
     lab.host.change("vm1", |domain| domain.disks[1].shareable = true);
     lab.backup("vm1").expect("vda is saved");
     let mut options = lab.restoring();
-    let plan = restore::plan("vm1", &lab.repo, None, &options).expect("a plan");
+    let plan = restore::plan("vm1", lab.repo.as_ref(), None, &options).expect("a plan");
     assert_eq!(codes(&plan.findings), ["disk-not-restored"]);
     assert!(
         plan.findings[0].message.contains("it is shareable"),
@@ -292,7 +292,7 @@ fn a_restore_says_what_a_partial_restore_point_lacks() {
 
     options.define = Some(DefineOptions { name: None });
     lab.host.remove_domain("vm1");
-    let plan = restore::plan("vm1", &lab.repo, Some(&lab.host), &options).expect("a plan");
+    let plan = restore::plan("vm1", lab.repo.as_ref(), Some(&lab.host), &options).expect("a plan");
     let of_vdb = plan
         .findings
         .iter()
@@ -310,8 +310,8 @@ fn list_and_json_mark_partial_restore_points() {
     lab.backup("vm1").expect("a full");
     lab.host.change("vm1", |domain| domain.disks[1].shareable = true);
     lab.backup("vm1").expect("vda is saved");
-    let listed = vmsnap::ops::list::list(&lab.repo, &["vm1".to_owned()]).expect("a list");
-    let text = report::list::text(&listed, lab.repo.root(), report::list::Columns::Narrow);
+    let listed = vmsnap::ops::list::list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("a list");
+    let text = report::list::text(&listed, &lab.repo.location(), report::list::Columns::Narrow);
     assert_eq!(text.matches("  PARTIAL  ").count(), 1, "{text}");
     assert_eq!(
         text.matches("partial, without disk vdb: it is shareable").count(),
@@ -344,9 +344,9 @@ fn a_failed_restore_carries_what_was_found_before() {
     let mut lab = lab(&["vda", "vdb"]);
     lab.host.change("vm1", |domain| domain.disks[1].shareable = true);
     lab.backup("vm1").expect("vda is saved");
-    let plan = restore::plan("vm1", &lab.repo, None, &lab.restoring()).expect("a plan");
-    std::fs::remove_file(lab.history("vm1").kept[0].dir.join("vda.qcow2")).expect("it is gone");
-    let failed = restore::restore("vm1", &lab.repo, plan, None, &lab.recorder, &lab.stop);
+    let plan = restore::plan("vm1", lab.repo.as_ref(), None, &lab.restoring()).expect("a plan");
+    std::fs::remove_file(lab.history("vm1").kept[0].dir().join("vda.qcow2")).expect("it is gone");
+    let failed = restore::restore("vm1", plan, &lab.means(&lab.recorder, &lab.stop));
     let error = failed.map(|_| ()).expect_err("its image is gone");
     assert_eq!(codes(&error.findings), ["disk-not-restored"]);
     let json = report::restore::failed_json(&error);
@@ -405,7 +405,7 @@ fn a_manifest_that_knows_nothing_of_it_is_not_partial() {
     let mut lab = lab(&["vda"]);
     lab.backup("vm1").expect("a full");
     let kept = &lab.history("vm1").kept[0];
-    let text = std::fs::read_to_string(kept.dir.join("manifest.json")).expect("a manifest");
+    let text = std::fs::read_to_string(kept.dir().join("manifest.json")).expect("a manifest");
     assert!(!text.contains("leftOut"), "as earlier versions wrote it");
     assert!(!kept.manifest.point.is_partial());
     let left = LeftOut::skipped("vdb", "r");

@@ -5,7 +5,7 @@ use vmsnap::ops::backup::{PruneOutcome, preview};
 use vmsnap::ops::prune::PrunePlan;
 use vmsnap::ops::{Context, monitor::Silent};
 
-use crate::lab::{CLUSTER, Lab, tree};
+use crate::lab::{CLUSTER, InFolder, Lab, tree};
 
 fn lab() -> Lab {
     let mut lab = Lab::new();
@@ -18,7 +18,7 @@ fn lab() -> Lab {
 }
 
 fn periods(lab: &Lab) -> Vec<String> {
-    let all = tree(&lab.repo.root().join("vm1"));
+    let all = tree(&lab.root().join("vm1"));
     all.into_iter()
         .filter(|path| path.starts_with("vmsnap-backup") && !path.contains('/'))
         .collect()
@@ -86,7 +86,7 @@ fn a_period_whose_full_is_damaged_is_no_reason_to_delete_the_one_before() {
         .kept
         .last()
         .expect("points")
-        .dir
+        .dir()
         .parent()
         .expect("a folder")
         .join("2026-11-10T01-00-00Z.full");
@@ -94,7 +94,12 @@ fn a_period_whose_full_is_damaged_is_no_reason_to_delete_the_one_before() {
     std::fs::remove_file(full.join("vda.qcow2")).expect("it was there");
     let repository = lab.repo.domain("vm1").expect("a name");
     let today = jiff::civil::date(2026, 11, 20);
-    let plan = vmsnap::ops::prune::plan(&repository, &lab.history("vm1").chains, GroupBy::Month, today);
+    let plan = vmsnap::ops::prune::plan(
+        repository.as_ref(),
+        &lab.history("vm1").chains,
+        GroupBy::Month,
+        today,
+    );
     assert!(matches!(plan, PrunePlan::Keep(_)), "{plan:?}");
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
     let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("a new full");
@@ -138,10 +143,10 @@ fn a_dry_run_tells_and_deletes_nothing() {
     let mut lab = lab();
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("November's full");
-    let before = tree(lab.repo.root());
+    let before = tree(&lab.root());
     let context = Context {
         host: &lab.host,
-        repo: &lab.repo,
+        repo: lab.repo.as_ref(),
         now: lab.now.clone(),
         monitor: &Silent,
         stop: lab.stop.clone(),
@@ -149,16 +154,16 @@ fn a_dry_run_tells_and_deletes_nothing() {
     };
     let preview = preview("vm1", &context, &Lab::pruning()).expect("a plan");
     match preview.prune {
-        Some(PrunePlan::Delete { dir, .. }) => assert!(dir.ends_with(OCTOBER)),
+        Some(PrunePlan::Delete { location, .. }) => assert!(location.ends_with(OCTOBER)),
         other => panic!("{other:?}"),
     }
-    assert_eq!(tree(lab.repo.root()), before);
+    assert_eq!(tree(&lab.root()), before);
 }
 
 #[test]
 fn an_interrupted_removal_counts_for_nothing_and_is_finished_by_the_next() {
     let mut lab = lab();
-    let half = lab.repo.root().join("vm1").join(format!(".removing-{SEPTEMBER}"));
+    let half = lab.root().join("vm1").join(format!(".removing-{SEPTEMBER}"));
     std::fs::create_dir(&half).expect("new");
     std::fs::write(half.join("x"), b"x").expect("written");
     let elsewhere = lab.folder.path().join("precious");
@@ -178,7 +183,7 @@ fn a_link_in_the_place_of_a_period_is_not_followed() {
     let elsewhere = lab.folder.path().join("precious");
     std::fs::create_dir(&elsewhere).expect("new");
     std::fs::write(elsewhere.join("file"), b"x").expect("written");
-    let october = lab.repo.root().join("vm1").join(OCTOBER);
+    let october = lab.root().join("vm1").join(OCTOBER);
     std::fs::remove_dir_all(&october).expect("it was there");
     std::os::unix::fs::symlink(&elsewhere, &october).expect("linked");
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");

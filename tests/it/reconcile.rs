@@ -1,7 +1,7 @@
 //! Reconciliation: state in, plan out; what a dry run announces is what a backup does.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use vmsnap::host::{ActiveJob, Host, Places};
 use vmsnap::model::checkpoint::{Checkpoint, REMOVAL_MARK};
@@ -10,6 +10,7 @@ use vmsnap::model::restore_point::{FileId, Level};
 use vmsnap::ops::heal::Intent;
 use vmsnap::ops::reconcile::{Reconciliation, Repair, Retired, Wishes, reconcile};
 use vmsnap::ops::survey::{LeftoverRun, Survey, survey};
+use vmsnap::repo::Leftover;
 
 use crate::lab::{CLUSTER, Lab, NAMES};
 
@@ -32,7 +33,7 @@ fn lab_with_points(count: usize) -> Lab {
 fn seen(lab: &Lab) -> Survey {
     let repository = lab.repo.domain("vm1").expect("a name");
     let domain = lab.host.domain("vm1").expect("it is there");
-    survey(domain, &repository, &lab.history("vm1"), &lab.host).expect("it can be surveyed")
+    survey(domain, repository.as_ref(), &lab.history("vm1"), &lab.host).expect("it can be surveyed")
 }
 
 fn planned(lab: &Lab, survey: &Survey) -> Reconciliation {
@@ -44,6 +45,13 @@ fn planned(lab: &Lab, survey: &Survey) -> Reconciliation {
         keep_checkpoints: 32,
     };
     reconcile(survey, &lab.history("vm1").chains, &wishes)
+}
+
+fn leftover(path: &str) -> Leftover {
+    Leftover {
+        key: path.rsplit('/').next().expect("a name").to_owned(),
+        location: path.to_owned(),
+    }
 }
 
 fn dead_run(uuid: &str) -> (LeftoverRun, Checkpoint) {
@@ -59,7 +67,7 @@ fn dead_run(uuid: &str) -> (LeftoverRun, Checkpoint) {
         freezes: true,
     };
     let run = LeftoverRun {
-        dir: PathBuf::from("/backups/vm1/x.partial"),
+        leftover: leftover("/backups/vm1/x.partial"),
         intent: Some(intent),
     };
     let checkpoint = Checkpoint {
@@ -98,17 +106,17 @@ fn a_dead_run_is_ended_guest_first_and_its_folder_last() {
     survey.leftovers.push(run);
     survey.checkpoints.push(checkpoint);
     survey.job = Some(job("/run/dead.sock"));
-    survey.removals.push("/backups/vm1/.removing-x".into());
+    survey.removals.push(leftover("/backups/vm1/.removing-x"));
     let plan = planned(&lab, &survey);
     assert_eq!(
         plan.repairs,
         [
-            Repair::FinishRemoval("/backups/vm1/.removing-x".into()),
+            Repair::FinishRemoval(leftover("/backups/vm1/.removing-x")),
             Repair::AbortJob,
             Repair::Thaw,
             Repair::ClearPlaces(places),
             Repair::DeleteCheckpoint(NAMES[2].to_owned()),
-            Repair::RemovePartial("/backups/vm1/x.partial".into()),
+            Repair::RemovePartial(leftover("/backups/vm1/x.partial")),
         ]
     );
     assert_eq!(plan.obstacle, None);
@@ -183,7 +191,6 @@ fn of_a_domain_made_anew_only_files_are_cleared_and_the_backup_is_full() {
 fn a_run_that_noted_nothing_had_begun_nothing() {
     let mut lab = lab_with_points(1);
     let partial = lab
-        .repo
         .root()
         .join("vm1")
         .join(PERIOD)
@@ -193,7 +200,10 @@ fn a_run_that_noted_nothing_had_begun_nothing() {
     let survey = seen(&lab);
     assert_eq!(
         planned(&lab, &survey).repairs,
-        [Repair::RemovePartial(partial.clone())]
+        [Repair::RemovePartial(Leftover {
+            key: format!("{PERIOD}/2026-11-03T05-00-00Z.partial"),
+            location: partial.display().to_string(),
+        })]
     );
     lab.backup("vm1").expect("repaired and backed up");
     assert!(!partial.exists());
@@ -309,11 +319,11 @@ fn a_dry_run_names_what_will_go_and_does_nothing() {
 fn a_dry_run_beside_a_run_says_who_is_at_work() {
     let lab = lab_with_points(1);
     assert_eq!(lab.preview("vm1").expect("a plan").writer, None);
-    let locked = lab.repo.domain("vm1").expect("a name").lock().expect("free");
+    let locked = lab.repo.domain("vm1").expect("a name").try_lock().expect("free");
     let writer = lab.preview("vm1").expect("it waits for nobody").writer;
     assert_eq!(writer, Some(format!("process {}", std::process::id())));
     drop(locked);
-    assert!(Path::new(&lab.repo.root().join("vm1/.lock")).exists());
+    assert!(Path::new(&lab.root().join("vm1/.lock")).exists());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use vmsnap::model::restore_point::Level;
 use vmsnap::ops::{Cause, Class};
 use vmsnap::repo::RepoError;
 
-use crate::lab::{CLUSTER, Lab, NAMES, tree};
+use crate::lab::{CLUSTER, InFolder, Lab, NAMES, tree};
 
 fn lab_with_two_points() -> Lab {
     let mut lab = Lab::new();
@@ -25,7 +25,7 @@ fn a_second_run_on_the_same_domain_is_told_at_once_who_holds_the_lock() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
     lab.host.add_domain("vm2", &[("vda", CLUSTER)]);
-    let held = lab.repo.domain("vm1").expect("a name").lock().expect("free");
+    let held = lab.repo.domain("vm1").expect("a name").try_lock().expect("free");
     let error = lab.backup("vm1").expect_err("locked");
     match &error.cause {
         Cause::Repo(RepoError::Locked { holder, .. }) => {
@@ -75,7 +75,7 @@ fn a_link_that_calls_itself_unfinished_or_doomed_is_not_followed() {
         let elsewhere = lab.folder.path().join("precious");
         fs::create_dir(&elsewhere).expect("new");
         fs::write(elsewhere.join("file"), b"x").expect("written");
-        std::os::unix::fs::symlink(&elsewhere, lab.repo.root().join("vm1").join(name)).expect("linked");
+        std::os::unix::fs::symlink(&elsewhere, lab.root().join("vm1").join(name)).expect("linked");
         lab.backup("vm1").expect_err("somebody has meddled");
         assert!(elsewhere.join("file").exists(), "{name}");
     }
@@ -85,7 +85,7 @@ fn a_link_that_calls_itself_unfinished_or_doomed_is_not_followed() {
 fn a_missing_parent_image_makes_the_next_backup_full_and_the_restore_fail_loudly() {
     let mut lab = lab_with_two_points();
     let points = lab.history("vm1");
-    fs::remove_file(points.kept[0].dir.join("vda.qcow2")).expect("it was there");
+    fs::remove_file(points.kept[0].dir().join("vda.qcow2")).expect("it was there");
     let error = lab.restored("vm1", "latest", "vda").expect_err("not whole");
     assert_eq!(error.class(), Class::Damaged);
     assert!(error.to_string().contains("vda.qcow2 is missing"), "{error}");
@@ -104,7 +104,7 @@ fn one_flipped_byte_in_any_image_is_never_restored() {
     let lab = lab_with_two_points();
     let points = lab.history("vm1");
     for kept in &points.kept {
-        let path = kept.dir.join("vda.qcow2");
+        let path = kept.dir().join("vda.qcow2");
         let good = fs::read(&path).expect("an image");
         for step in 0..20 {
             let mut bad = good.clone();
@@ -132,7 +132,7 @@ fn one_flipped_byte_in_any_image_is_never_restored() {
 fn a_damaged_or_missing_manifest_is_told_and_the_next_backup_is_full() {
     for damage in ["flip", "empty", "remove", "newer"] {
         let mut lab = lab_with_two_points();
-        let path = lab.history("vm1").kept[1].dir.join("manifest.json");
+        let path = lab.history("vm1").kept[1].dir().join("manifest.json");
         let text = fs::read_to_string(&path).expect("a manifest");
         match damage {
             "flip" => fs::write(&path, text.replacen("vda", "vdb", 1)),
@@ -173,9 +173,8 @@ fn a_restore_point_put_where_another_belongs_is_not_used() {
     let mut lab = lab_with_two_points();
     lab.host.add_domain("vm2", &[("vda", CLUSTER)]);
     lab.backup("vm2").expect("full");
-    let from = lab.history("vm1").kept[0].dir.clone();
+    let from = lab.history("vm1").kept[0].dir().clone();
     let to = lab
-        .repo
         .root()
         .join("vm2/vmsnap-backup-monthly-2026-11")
         .join(from.file_name().expect("a name"));
@@ -214,7 +213,7 @@ fn every_name_stays_in_the_repository() {
     }
     let mut sorted = names.map(str::to_owned);
     sorted.sort();
-    assert_eq!(lab.repo.domain_names().expect("readable"), sorted);
+    assert_eq!(lab.repo.domains().expect("readable"), sorted);
     let outside = tree(lab.folder.path());
     assert!(
         outside.iter().all(|path| path.starts_with("backups")),

@@ -34,7 +34,7 @@ fn options(kind: ScrubType, name: Option<&str>) -> Options {
     }
 }
 
-fn means<'a>(lab: &'a Lab, repo: Option<&'a Repository>) -> Means<'a> {
+fn means<'a>(lab: &'a Lab, repo: Option<&'a dyn Repository>) -> Means<'a> {
     Means {
         monitor: &vmsnap::ops::monitor::Silent,
         host: &lab.host,
@@ -48,7 +48,7 @@ fn run(lab: &Lab, kind: ScrubType, name: Option<&str>) -> Result<Outcome> {
     scrub::scrub("vm1", &means(lab, None), &options(kind, name))
 }
 
-fn plan(lab: &Lab, repo: Option<&Repository>, kind: ScrubType, name: Option<&str>) -> ScrubPlan {
+fn plan(lab: &Lab, repo: Option<&dyn Repository>, kind: ScrubType, name: Option<&str>) -> ScrubPlan {
     scrub::preview("vm1", &means(lab, repo), &options(kind, name)).expect("a plan")
 }
 
@@ -278,11 +278,11 @@ fn a_dry_run_tells_what_would_go_and_changes_nothing() {
     for kind in ScrubType::ALL {
         in_every_state(|lab, state| {
             let before = tree(lab.folder.path());
-            let plan = plan(lab, Some(&lab.repo), kind, None);
+            let plan = plan(lab, Some(lab.repo.as_ref()), kind, None);
             assert_eq!(checkpoints(lab).len(), 3);
             assert_eq!(bitmaps(lab, "vda").len(), 3);
             assert_eq!(tree(lab.folder.path()), before, "no lock, no folder");
-            let outcome = scrub::scrub("vm1", &means(lab, Some(&lab.repo)), &options(kind, None));
+            let outcome = scrub::scrub("vm1", &means(lab, Some(lab.repo.as_ref())), &options(kind, None));
             let outcome = outcome.expect("it begins");
             assert!(outcome.failure.is_none());
             assert_eq!(outcome.checkpoints, plan.checkpoints, "{state:?}");
@@ -338,9 +338,9 @@ fn those_made_since_its_start_go_when_they_are_named_or_the_repository_is() {
     let outcome = done(&lab, ScrubType::Bitmap, Some(OURS[0]));
     assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS[..1]));
 
-    let plan = plan(&lab, Some(&lab.repo), ScrubType::Both, None);
+    let plan = plan(&lab, Some(lab.repo.as_ref()), ScrubType::Both, None);
     assert_eq!(plan.tried, OURS);
-    let means = means(&lab, Some(&lab.repo));
+    let means = means(&lab, Some(lab.repo.as_ref()));
     let outcome = scrub::scrub("vm1", &means, &options(ScrubType::Both, None)).expect("it begins");
     assert!(outcome.failure.is_none());
     assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS[1..]));
@@ -399,8 +399,8 @@ fn with_the_repository_the_level_of_the_next_backup_is_told_exactly() {
     ];
     for (kind, name, level, reason) in cases {
         let mut lab = lab();
-        let announced = plan(&lab, Some(&lab.repo), kind, name).next;
-        let outcome = scrub::scrub("vm1", &means(&lab, Some(&lab.repo)), &options(kind, name));
+        let announced = plan(&lab, Some(lab.repo.as_ref()), kind, name).next;
+        let outcome = scrub::scrub("vm1", &means(&lab, Some(lab.repo.as_ref())), &options(kind, name));
         let outcome = outcome.expect("it begins");
         assert!(outcome.failure.is_none());
         assert_eq!(outcome.next, announced);
@@ -462,8 +462,8 @@ fn beside_a_job_nothing_is_touched() {
 fn beside_a_backup_into_the_same_repository_it_says_who_holds_the_lock() {
     let lab = lab();
     let repository = lab.repo.domain("vm1").expect("a name");
-    let held = repository.lock().expect("it is free");
-    let means = means(&lab, Some(&lab.repo));
+    let held = repository.try_lock().expect("it is free");
+    let means = means(&lab, Some(lab.repo.as_ref()));
     let refused = scrub::scrub("vm1", &means, &options(ScrubType::Both, None));
     assert!(matches!(cause(refused), Cause::Repo(RepoError::Locked { .. })));
     assert_eq!(checkpoints(&lab).len(), 3);
@@ -504,16 +504,13 @@ fn what_a_killed_run_left_without_a_record_is_known_by_its_note() {
     let lab = lab();
     let note = r#"{"uuid":"00000000-0000-4000-8000-000000000001","mark":"m","checkpoint":"virtnbdbackup.9",
         "places":{"sockets":[],"scratch":[],"ownDirs":[]}}"#;
-    let folder = lab
-        .repo
-        .root()
-        .join("vm1/vmsnap-backup-monthly-2026-11/x.partial");
+    let folder = lab.root().join("vm1/vmsnap-backup-monthly-2026-11/x.partial");
     std::fs::create_dir(&folder).expect("new");
     std::fs::write(folder.join("intent.json"), note).expect("written");
     lab.host
         .disk("vm1", "vda", |disk| disk.add_bitmap("virtnbdbackup.9"))
         .expect("it is new");
-    let means = means(&lab, Some(&lab.repo));
+    let means = means(&lab, Some(lab.repo.as_ref()));
     let outcome = scrub::scrub("vm1", &means, &options(ScrubType::Both, None)).expect("it begins");
     assert!(outcome.failure.is_none());
     assert_eq!(bitmaps(&lab, "vda"), ["mine"]);

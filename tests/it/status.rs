@@ -1,7 +1,5 @@
 //! What `status` finds, and every shape in which it is shown.
 
-use std::path::PathBuf;
-
 use vmsnap::cli::report::status::{Form, Look, text, write};
 use vmsnap::model::domain::DomainState;
 use vmsnap::model::restore_point::Level;
@@ -13,7 +11,7 @@ use crate::lab::{CLUSTER, Lab, NAMES};
 
 fn subject(lab: &Lab, with_repo: bool) -> Subject<'_> {
     Subject {
-        repo: with_repo.then_some(&lab.repo),
+        repo: with_repo.then_some(lab.repo.as_ref()),
         ..lab.subject()
     }
 }
@@ -48,7 +46,7 @@ fn sample() -> DomainStatus {
         disks: vec![disk("vda", &names)],
         inconsistencies: Vec::new(),
         dir: Some(DirStats {
-            path: PathBuf::from("/backups/vm1/vmsnap-backup-monthly-2024-11"),
+            location: "/backups/vm1/vmsnap-backup-monthly-2024-11".to_owned(),
             total_files: 23,
             total_size: 2_147_483_648,
             checkpoints: 2,
@@ -436,5 +434,5 @@ fn only_files_of_the_current_period_are_counted() {
     let found = ask(&lab, "vm1").expect("a status").dir.expect("asked for");
     // domain.xml, manifest.json and vda.qcow2 of the restore point, and the checkpoint's XML.
     assert_eq!((found.total_files, found.checkpoints), (4, 1));
-    assert!(found.path.ends_with("vm1/vmsnap-backup-monthly-2026-08"));
+    assert!(found.location.ends_with("vm1/vmsnap-backup-monthly-2026-08"));
 }

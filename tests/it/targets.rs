@@ -31,7 +31,7 @@ fn plan(lab: &Lab, to: &Path, format: Option<Format>, host: Option<&dyn Host>) -
         format,
         define: None,
     };
-    restore::plan("vm1", &lab.repo, host, &options)
+    restore::plan("vm1", lab.repo.as_ref(), host, &options)
 }
 
 fn refused(lab: &Lab, to: &Path) -> (Error, String) {
@@ -178,11 +178,11 @@ fn a_lost_image_comes_back_unless_its_domain_runs() {
     );
     restore::restore(
         "vm1",
-        &lab.repo,
         plan,
-        Some(&lab.host),
-        &lab.recorder,
-        &Stop::default(),
+        &restore::Means {
+            host: Some(&lab.host),
+            ..lab.means(&lab.recorder, &Stop::default())
+        },
     )
     .expect("restored");
     assert_eq!(read_qcow2(&to), lab.disk("vm1", "vda"));

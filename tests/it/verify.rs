@@ -13,7 +13,7 @@ use vmsnap::ops::verify::{Damage, Options, Outcome, Which, verify};
 use vmsnap::ops::{Cause, Class, Event, Monitor, Result};
 use vmsnap::repo::Manifest;
 
-use crate::lab::{CLUSTER, Lab};
+use crate::lab::{CLUSTER, InFolder, Lab};
 
 pub fn options(lab: &Lab, which: Which) -> Options {
     Options {
@@ -25,7 +25,7 @@ pub fn options(lab: &Lab, which: Which) -> Options {
 }
 
 pub fn run(lab: &Lab, options: &Options) -> Result<Outcome> {
-    verify("vm1", &lab.repo, options, &Silent, &Stop::default())
+    verify("vm1", lab.repo.as_ref(), options, &Silent, &Stop::default())
 }
 
 pub fn all(lab: &Lab) -> Outcome {
@@ -50,7 +50,7 @@ pub fn lab() -> Lab {
 
 /// Every file that belongs to a restore point.
 fn files(lab: &Lab) -> Vec<PathBuf> {
-    let root = lab.repo.root().join("vm1");
+    let root = lab.root().join("vm1");
     let mut files: Vec<PathBuf> = crate::lab::tree(&root)
         .into_iter()
         .filter(|name| name.starts_with("vmsnap-backup") && !name.contains("/.committed/"))
@@ -125,7 +125,7 @@ fn where_an_image_is_damaged_is_told_to_the_mebibyte() {
     lab.host
         .disk("vm1", "vda", |disk| disk.write(0, &[5; 80 * CLUSTER]));
     lab.backup("vm1").expect("a restore point");
-    let image = lab.history("vm1").kept[0].dir.join("vda.qcow2");
+    let image = lab.history("vm1").kept[0].dir().join("vda.qcow2");
     for at in [2_200_000, 3_300_000, 4_000_001] {
         flip(&image, at, 4);
     }
@@ -137,7 +137,7 @@ fn where_an_image_is_damaged_is_told_to_the_mebibyte() {
         "{}",
         words(&outcome)
     );
-    let of_image = |damage: &&Damage| damage.path.as_deref() == Some(image.as_path());
+    let of_image = |damage: &&Damage| damage.location == Some(image.display().to_string());
     assert_eq!(outcome.all_damage().filter(of_image).count(), 2);
 }
 
@@ -175,7 +175,7 @@ fn a_missing_swapped_cut_or_prolonged_file_is_found() {
             );
             let mut of_file = outcome
                 .all_damage()
-                .filter(|damage| damage.path.as_ref() == Some(path));
+                .filter(|damage| damage.location == Some(path.display().to_string()));
             let has_place = of_file.any(|damage| damage.offset.is_some());
             assert!(
                 case > 0 || !has_place,
@@ -190,7 +190,7 @@ fn a_missing_swapped_cut_or_prolonged_file_is_found() {
 #[test]
 fn a_link_or_a_pipe_in_the_place_of_a_file_is_damage_and_nobody_waits() {
     let lab = lab();
-    let image = lab.history("vm1").kept[1].dir.join("vda.qcow2");
+    let image = lab.history("vm1").kept[1].dir().join("vda.qcow2");
     let elsewhere = lab.folder.path().join("elsewhere");
     fs::rename(&image, &elsewhere).expect("moved");
     std::os::unix::fs::symlink(&elsewhere, &image).expect("linked");
@@ -213,7 +213,7 @@ fn the_newest_restore_point_is_proved_with_what_it_stands_upon_and_no_other() {
     lab.at("2026-12-01T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("a new chain");
     let newest = lab.backup("vm1").expect("an increment").point.id;
-    let old = lab.history("vm1").kept[1].dir.join("vda.qcow2");
+    let old = lab.history("vm1").kept[1].dir().join("vda.qcow2");
     flip(&old, 70_000, 3);
     let outcome = run(&lab, &options(&lab, Which::Latest)).expect("there is one");
     assert!(outcome.is_sound(), "{}", words(&outcome));
@@ -230,10 +230,10 @@ fn the_newest_restore_point_is_proved_with_what_it_stands_upon_and_no_other() {
 #[test]
 fn what_was_found_damaged_is_remembered_and_nothing_new_relies_on_it() {
     let mut lab = lab();
-    let image = lab.history("vm1").kept[1].dir.join("vda.qcow2");
+    let image = lab.history("vm1").kept[1].dir().join("vda.qcow2");
     flip(&image, 70_000, 0);
     assert!(!all(&lab).is_sound());
-    let listed = &list(&lab.repo, &["vm1".to_owned()]).expect("readable")[0];
+    let listed = &list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("readable")[0];
     let damaged: Vec<bool> = listed.points.iter().map(|point| point.doubt.is_some()).collect();
     assert_eq!(damaged, [false, true, true], "the third stands upon the second");
 
@@ -252,7 +252,7 @@ fn what_was_found_damaged_is_remembered_and_nothing_new_relies_on_it() {
     );
     lab.assert_gives_back("vm1", "vda");
 
-    let first = lab.history("vm1").kept[0].dir.join("vda.qcow2");
+    let first = lab.history("vm1").kept[0].dir().join("vda.qcow2");
     flip(&first, 70_000, 0);
     assert!(!all(&lab).is_sound());
     let outcome = lab.backup("vm1").expect("a restore point");
@@ -263,7 +263,7 @@ fn what_was_found_damaged_is_remembered_and_nothing_new_relies_on_it() {
     flip(&first, 70_000, 0);
     flip(&image, 70_000, 0);
     assert!(all(&lab).is_sound());
-    let listed = &list(&lab.repo, &["vm1".to_owned()]).expect("readable")[0];
+    let listed = &list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("readable")[0];
     assert!(listed.points.iter().all(|point| {
         let proof = point.proof.as_ref().expect("it was proved");
         proof.is_sound()
@@ -275,11 +275,11 @@ fn a_period_is_not_pruned_for_one_that_was_found_damaged() {
     let mut lab = lab();
     lab.at("2026-12-20T02:00:00+01:00[Europe/Berlin]");
     let full = lab.backup("vm1").expect("a new chain");
-    flip(&full.dir.join("vda.qcow2"), 70_000, 0);
+    flip(&full.dir().join("vda.qcow2"), 70_000, 0);
     assert!(!all(&lab).is_sound());
     let repository = lab.repo.domain("vm1").expect("a name");
     let plan = vmsnap::ops::prune::plan(
-        &repository,
+        repository.as_ref(),
         &lab.history("vm1").chains,
         vmsnap::model::period::GroupBy::Month,
         lab.now.date(),
@@ -318,7 +318,7 @@ fn what_was_proved_lately_is_skipped_unless_more_is_asked_for() {
     // The clock was wrong, and is right again.
     lab.pass(Span::new().days(-3));
     assert_eq!(skipped(&run(&lab, &later(&lab, false)).expect("some")), 0);
-    let image = lab.history("vm1").kept[2].dir.join("vda.qcow2");
+    let image = lab.history("vm1").kept[2].dir().join("vda.qcow2");
     flip(&image, 70_000, 1);
     assert!(!run(&lab, &options(&lab, Which::All)).expect("some").is_sound());
     flip(&image, 70_000, 1);
@@ -330,7 +330,7 @@ fn what_was_proved_lately_is_skipped_unless_more_is_asked_for() {
 fn forge(lab: &Lab, index: usize, change: impl FnOnce(&mut Vec<u8>, &mut Manifest)) {
     let history = lab.history("vm1");
     let kept = &history.kept[index];
-    let path = kept.dir.join("vda.qcow2");
+    let path = kept.dir().join("vda.qcow2");
     let mut bytes = fs::read(&path).expect("it can be read");
     let mut manifest = kept.manifest.clone();
     change(&mut bytes, &mut manifest);
@@ -343,7 +343,7 @@ fn forge(lab: &Lab, index: usize, change: impl FnOnce(&mut Vec<u8>, &mut Manifes
     entry.blake3 = blake3::hash(&bytes).to_hex().to_string();
     fs::write(&path, bytes).expect("it can be written");
     let text = manifest.to_text().expect("JSON");
-    fs::write(kept.dir.join("manifest.json"), text).expect("it can be written");
+    fs::write(kept.dir().join("manifest.json"), text).expect("it can be written");
 }
 
 #[test]
@@ -373,7 +373,7 @@ fn an_image_whose_structure_or_parent_is_wrong_is_found_though_its_digest_is_rig
 #[test]
 fn a_result_that_cannot_be_kept_is_a_result_all_the_same() {
     let lab = lab();
-    fs::write(lab.repo.root().join("vm1/.verified"), b"in the way").expect("written");
+    fs::write(lab.root().join("vm1/.verified"), b"in the way").expect("written");
     let outcome = all(&lab);
     assert!(outcome.is_sound());
     assert_eq!(outcome.findings.len(), 1, "{:?}", outcome.findings);
@@ -384,7 +384,7 @@ fn a_result_that_cannot_be_kept_is_a_result_all_the_same() {
 fn proofs_that_are_damaged_forged_or_stale_count_for_nothing() {
     let mut lab = lab();
     assert!(all(&lab).is_sound());
-    let dir = lab.repo.root().join("vm1/.verified");
+    let dir = lab.root().join("vm1/.verified");
     let proofs = |lab: &Lab| {
         let kept = lab.history("vm1").kept;
         kept.iter().filter(|kept| kept.proof.is_some()).count()
@@ -401,7 +401,7 @@ fn proofs_that_are_damaged_forged_or_stale_count_for_nothing() {
     // The proofs of a period that has gone go with the next verification.
     lab.at("2026-12-01T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("a new chain");
-    fs::remove_dir_all(lab.repo.root().join("vm1/vmsnap-backup-monthly-2026-11")).expect("by hand");
+    fs::remove_dir_all(lab.root().join("vm1/vmsnap-backup-monthly-2026-11")).expect("by hand");
     assert!(all(&lab).is_sound());
     assert_eq!(fs::read_dir(&dir).expect("it is there").count(), 1);
 }
@@ -409,7 +409,7 @@ fn proofs_that_are_damaged_forged_or_stale_count_for_nothing() {
 #[test]
 fn what_others_have_put_beside_the_proofs_stays_and_no_link_is_followed() {
     let mut lab = lab();
-    let dir = lab.repo.root().join("vm1/.verified");
+    let dir = lab.root().join("vm1/.verified");
     fs::create_dir(&dir).expect("new");
     fs::write(dir.join("notes.json"), b"mine").expect("written");
     assert!(all(&lab).is_sound());
@@ -422,7 +422,7 @@ fn what_others_have_put_beside_the_proofs_stays_and_no_link_is_followed() {
     fs::write(precious.join("virtnbdbackup.0"), b"mine").expect("written");
     fs::remove_dir_all(&dir).expect("it was there");
     std::os::unix::fs::symlink(&precious, &dir).expect("linked");
-    std::os::unix::fs::symlink(&precious, lab.repo.root().join("vm1/.spent")).expect("linked");
+    std::os::unix::fs::symlink(&precious, lab.root().join("vm1/.spent")).expect("linked");
     assert!(all(&lab).is_sound());
     lab.host.fail_reads_after(Some(0));
     lab.host.disk("vm1", "vda", |disk| disk.write(0, &[99; 10]));
@@ -447,11 +447,11 @@ impl Monitor for Pruner {
 fn a_restore_point_that_is_pruned_meanwhile_is_no_damage() {
     let lab = lab();
     let pruner = Pruner(Mutex::new(Some(
-        lab.repo.root().join("vm1/vmsnap-backup-monthly-2026-11"),
+        lab.root().join("vm1/vmsnap-backup-monthly-2026-11"),
     )));
     let options = options(&lab, Which::All);
-    let outcome =
-        verify("vm1", &lab.repo, &options, &pruner, &Stop::default()).expect("there were restore points");
+    let outcome = verify("vm1", lab.repo.as_ref(), &options, &pruner, &Stop::default())
+        .expect("there were restore points");
     assert!(outcome.is_sound(), "{}", words(&outcome));
     assert!(outcome.points.is_empty());
     assert!(
@@ -484,10 +484,11 @@ impl Monitor for Mover {
 #[test]
 fn a_restore_point_that_goes_meanwhile_without_its_period_is_damage_of_all_that_stand_upon_it() {
     let lab = lab();
-    let first = lab.history("vm1").kept[0].dir.clone();
+    let first = lab.history("vm1").kept[0].dir().clone();
     let mover = Mover(Mutex::new(0), first, lab.folder.path().join("moved"));
     let options = options(&lab, Which::All);
-    let outcome = verify("vm1", &lab.repo, &options, &mover, &Stop::default()).expect("it was looked at");
+    let outcome =
+        verify("vm1", lab.repo.as_ref(), &options, &mover, &Stop::default()).expect("it was looked at");
     let damaged = outcome.points.iter().filter(|point| !point.damage.is_empty());
     assert_eq!(damaged.count(), 3, "{}", words(&outcome));
 }
@@ -497,10 +498,10 @@ fn a_repository_that_goes_meanwhile_ends_the_verification_with_an_error() {
     let lab = lab();
     let first_has = lab.history("vm1").kept[0].manifest.files.len();
     for files in [0, first_has + 2] {
-        let (root, away) = (lab.repo.root().to_owned(), lab.folder.path().join("moved"));
+        let (root, away) = (lab.root().to_owned(), lab.folder.path().join("moved"));
         let mover = Mover(Mutex::new(files), root.clone(), away.clone());
         let options = options(&lab, Which::All);
-        let outcome = verify("vm1", &lab.repo, &options, &mover, &Stop::default());
+        let outcome = verify("vm1", lab.repo.as_ref(), &options, &mover, &Stop::default());
         fs::rename(&away, &root).expect("it comes back");
         let error = outcome.map_or_else(Some, |outcome| outcome.ended);
         assert!(error.is_some(), "after {files} files nothing is left to prove");
@@ -512,11 +513,18 @@ fn a_wish_to_stop_ends_it_and_an_unknown_domain_is_told() {
     let lab = lab();
     let stop = Stop::default();
     stop.request(15);
-    let error = verify("vm1", &lab.repo, &options(&lab, Which::All), &Silent, &stop).expect_err("stopped");
+    let error = verify(
+        "vm1",
+        lab.repo.as_ref(),
+        &options(&lab, Which::All),
+        &Silent,
+        &stop,
+    )
+    .expect_err("stopped");
     assert!(matches!(error.cause, Cause::Stopped(15)), "{error}");
     let error = verify(
         "vm9",
-        &lab.repo,
+        lab.repo.as_ref(),
         &options(&lab, Which::All),
         &Silent,
         &Stop::default(),

@@ -12,7 +12,7 @@ use vmsnap::ops::verify::{Options, Outcome, Which, verify};
 use vmsnap::ops::{Cause, Event, Monitor};
 use vmsnap::repo::Missed;
 
-use crate::lab::{CLUSTER, Lab, tree};
+use crate::lab::{CLUSTER, InFolder, Lab, tree};
 use crate::verify::{all, flip, lab, options, run, words};
 
 fn deep(lab: &Lab) -> Options {
@@ -44,12 +44,12 @@ fn skipped(outcome: &Outcome) -> Vec<bool> {
 }
 
 fn listed(lab: &Lab) -> Vec<Listed> {
-    let mut lists = list(&lab.repo, &["vm1".to_owned()]).expect("readable");
+    let mut lists = list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("readable");
     lists.remove(0).points
 }
 
 fn records(lab: &Lab) -> Vec<PathBuf> {
-    let dir = lab.repo.root().join("vm1/.verified");
+    let dir = lab.root().join("vm1/.verified");
     let mut paths: Vec<PathBuf> = tree(&dir).into_iter().map(|name| dir.join(name)).collect();
     paths.sort();
     paths
@@ -70,9 +70,9 @@ fn what_is_missing_or_cut_is_found_though_it_was_proved_lately() {
     let path_of = |lab: &Lab, file: &str| {
         let kept = lab.history("vm1").kept;
         match file {
-            "vda.qcow2 of the first" => kept[0].dir.join("vda.qcow2"),
-            "vda.qcow2 of the last" => kept[2].dir.join("vda.qcow2"),
-            xml => kept[0].dir.with_file_name("checkpoints").join(xml),
+            "vda.qcow2 of the first" => kept[0].dir().join("vda.qcow2"),
+            "vda.qcow2 of the last" => kept[2].dir().join("vda.qcow2"),
+            xml => kept[0].dir().with_file_name("checkpoints").join(xml),
         }
     };
     let cases: [fn(&Path); 2] = [
@@ -104,7 +104,7 @@ fn what_is_missing_or_cut_is_found_though_it_was_proved_lately() {
 fn a_parent_that_is_missing_is_found_though_all_was_proved_lately() {
     let mut lab = lab();
     assert!(all(&lab).is_sound());
-    let second = lab.history("vm1").kept[1].dir.clone();
+    let second = lab.history("vm1").kept[1].dir().clone();
     fs::remove_dir_all(second).expect("it is there");
     let options = options(&lab, Which::All);
     assert!(!lately(&mut lab, &options).is_sound());
@@ -126,7 +126,7 @@ fn a_verification_of_the_files_alone_does_not_forget_that_every_disk_was_read() 
     assert_eq!(skipped(&lately(&mut lab, &deep)), [true; 3]);
 
     // One that was damaged meanwhile has to be read again.
-    let image = lab.history("vm1").kept[2].dir.join("vdb.qcow2");
+    let image = lab.history("vm1").kept[2].dir().join("vdb.qcow2");
     flip(&image, 70_000, 0);
     assert!(!all(&lab).is_sound());
     flip(&image, 70_000, 0);
@@ -137,7 +137,7 @@ fn a_verification_of_the_files_alone_does_not_forget_that_every_disk_was_read() 
 #[test]
 fn damage_to_one_disk_or_to_a_small_file_makes_no_other_disk_full() {
     let mut lab = lab();
-    let first = lab.history("vm1").kept[0].dir.clone();
+    let first = lab.history("vm1").kept[0].dir().clone();
     flip(&first.join("vdb.qcow2"), 70_000, 0);
     flip(&first.join("domain.xml"), 10, 0);
     let outcome = all(&lab);
@@ -167,7 +167,7 @@ fn damage_to_one_disk_or_to_a_small_file_makes_no_other_disk_full() {
 #[test]
 fn a_record_of_damage_that_cannot_be_read_counts_as_damage_until_the_next_verification() {
     let mut lab = lab();
-    let image = lab.history("vm1").kept[2].dir.join("vda.qcow2");
+    let image = lab.history("vm1").kept[2].dir().join("vda.qcow2");
     flip(&image, 70_000, 0);
     assert!(!all(&lab).is_sound());
     let record = records(&lab)
@@ -238,7 +238,7 @@ fn a_proof_under_another_name_than_its_own_counts_for_nothing() {
     let dir = records[0].parent().expect("a folder");
     let text = fs::read_to_string(&records[2]).expect("it can be read");
     fs::write(dir.join("zz.json"), text.replace("2026", "2036")).expect("written");
-    let image = lab.history("vm1").kept[2].dir.join("vda.qcow2");
+    let image = lab.history("vm1").kept[2].dir().join("vda.qcow2");
     flip(&image, 70_000, 0);
     assert!(!all(&lab).is_sound());
     assert!(listed(&lab)[2].doubt.is_some());
@@ -264,10 +264,16 @@ fn damage_is_told_and_remembered_though_a_stop_comes_before_its_place_is_known()
     lab.host
         .disk("vm1", "vda", |disk| disk.write(0, &[5; 40 * CLUSTER]));
     lab.backup("vm1").expect("a restore point");
-    flip(&lab.history("vm1").kept[0].dir.join("vda.qcow2"), 2_200_000, 0);
+    flip(&lab.history("vm1").kept[0].dir().join("vda.qcow2"), 2_200_000, 0);
     let stop = Stop::default();
     let monitor = StopBehind(&stop, "vda.qcow2");
-    let outcome = verify("vm1", &lab.repo, &options(&lab, Which::All), &monitor, &stop);
+    let outcome = verify(
+        "vm1",
+        lab.repo.as_ref(),
+        &options(&lab, Which::All),
+        &monitor,
+        &stop,
+    );
     let outcome = outcome.expect("something was found");
     assert!(words(&outcome).contains("vda.qcow2"), "{}", words(&outcome));
     assert!(outcome.ended.is_some());
@@ -277,7 +283,7 @@ fn damage_is_told_and_remembered_though_a_stop_comes_before_its_place_is_known()
 #[test]
 fn a_verification_that_was_stopped_does_not_forget_the_damage_that_it_did_not_come_to() {
     let mut lab = lab();
-    let first = lab.history("vm1").kept[0].dir.clone();
+    let first = lab.history("vm1").kept[0].dir().clone();
     for image in ["vda.qcow2", "vdb.qcow2"] {
         flip(&first.join(image), 70_000, 0);
     }
@@ -285,7 +291,13 @@ fn a_verification_that_was_stopped_does_not_forget_the_damage_that_it_did_not_co
     lab.pass(Span::new().hours(1));
     let stop = Stop::default();
     let monitor = StopBehind(&stop, "vda.qcow2");
-    let outcome = verify("vm1", &lab.repo, &options(&lab, Which::All), &monitor, &stop);
+    let outcome = verify(
+        "vm1",
+        lab.repo.as_ref(),
+        &options(&lab, Which::All),
+        &monitor,
+        &stop,
+    );
     assert!(outcome.expect("something was found").ended.is_some());
     let chains = lab.history("vm1").chains;
     let id = &chains.points()[0].point.id;
@@ -295,7 +307,7 @@ fn a_verification_that_was_stopped_does_not_forget_the_damage_that_it_did_not_co
 #[test]
 fn nor_the_damage_that_a_record_may_have_told_of_which_cannot_be_read() {
     let mut lab = lab();
-    let first = lab.history("vm1").kept[0].dir.clone();
+    let first = lab.history("vm1").kept[0].dir().clone();
     for image in ["vda.qcow2", "vdb.qcow2"] {
         flip(&first.join(image), 70_000, 0);
     }
@@ -307,7 +319,13 @@ fn nor_the_damage_that_a_record_may_have_told_of_which_cannot_be_read() {
     lab.pass(Span::new().hours(1));
     let stop = Stop::default();
     let monitor = StopBehind(&stop, "vda.qcow2");
-    let outcome = verify("vm1", &lab.repo, &options(&lab, Which::All), &monitor, &stop);
+    let outcome = verify(
+        "vm1",
+        lab.repo.as_ref(),
+        &options(&lab, Which::All),
+        &monitor,
+        &stop,
+    );
     assert!(outcome.expect("something was found").ended.is_some());
     let chains = lab.history("vm1").chains;
     let id = &chains.points()[0].point.id;
@@ -318,9 +336,9 @@ fn nor_the_damage_that_a_record_may_have_told_of_which_cannot_be_read() {
 fn a_restore_point_that_was_not_read_to_its_end_is_not_remembered_as_sound_for_what_it_stands_upon() {
     let lab = lab();
     let kept = lab.history("vm1").kept;
-    flip(&kept[0].dir.join("vda.qcow2"), 70_000, 0);
+    flip(&kept[0].dir().join("vda.qcow2"), 70_000, 0);
     let second = kept[1]
-        .dir
+        .dir()
         .file_name()
         .expect("a name")
         .to_string_lossy()
@@ -329,7 +347,7 @@ fn a_restore_point_that_was_not_read_to_its_end_is_not_remembered_as_sound_for_w
     let file = format!("{second}/vda.qcow2");
     let outcome = verify(
         "vm1",
-        &lab.repo,
+        lab.repo.as_ref(),
         &options(&lab, Which::All),
         &StopBehind(&stop, &file),
         &stop,
@@ -363,11 +381,11 @@ fn damage_that_was_found_before_a_stop_is_told_and_remembered() {
         .map(|file| file.name.as_str())
         .collect();
     let (damaged, later) = (names[0], *names.last().expect("several"));
-    flip(&first.dir.join(damaged), 10, 0);
+    flip(&first.dir().join(damaged), 10, 0);
     let stop = Stop::default();
     let outcome = verify(
         "vm1",
-        &lab.repo,
+        lab.repo.as_ref(),
         &options(&lab, Which::All),
         &StopAt(&stop, later),
         &stop,
@@ -380,7 +398,13 @@ fn damage_that_was_found_before_a_stop_is_told_and_remembered() {
     ));
     assert!(listed(&lab)[0].doubt.is_some());
     let sound = self::lab();
-    let nothing = verify("vm1", &sound.repo, &options(&sound, Which::All), &Silent, &stop);
+    let nothing = verify(
+        "vm1",
+        sound.repo.as_ref(),
+        &options(&sound, Which::All),
+        &Silent,
+        &stop,
+    );
     assert!(nothing.is_err(), "nothing was looked at");
 }
 
@@ -389,7 +413,7 @@ fn damage_that_was_found_before_a_stop_is_told_and_remembered() {
 fn what_a_deep_verification_meets_in_a_parent_is_remembered_of_the_parent() {
     let mut lab = lab();
     assert!(all(&lab).is_sound());
-    flip(&lab.history("vm1").kept[0].dir.join("vda.qcow2"), 100_000, 3);
+    flip(&lab.history("vm1").kept[0].dir().join("vda.qcow2"), 100_000, 3);
     let latest = Options {
         deep: true,
         ..options(&lab, Which::Latest)
@@ -409,7 +433,7 @@ fn what_a_deep_verification_has_met_when_it_is_stopped_is_not_forgotten_by_a_sha
     assert!(all(&lab).is_sound());
     let kept = lab.history("vm1").kept;
     let newest = kept.last().expect("several").manifest.point.id.clone();
-    flip(&kept[0].dir.join("vda.qcow2"), 100_000, 3);
+    flip(&kept[0].dir().join("vda.qcow2"), 100_000, 3);
     lab.pass(Span::new().hours(24));
     let deep = Options {
         deep: true,
@@ -418,7 +442,13 @@ fn what_a_deep_verification_has_met_when_it_is_stopped_is_not_forgotten_by_a_sha
     };
     let stop = Stop::default();
     let behind_vda = format!("disk vdb of {newest}");
-    let stopped = verify("vm1", &lab.repo, &deep, &StopAt(&stop, &behind_vda), &stop);
+    let stopped = verify(
+        "vm1",
+        lab.repo.as_ref(),
+        &deep,
+        &StopAt(&stop, &behind_vda),
+        &stop,
+    );
     let stopped = stopped.expect("something was found");
     assert!(
         stopped.ended.is_some() && !stopped.is_sound(),
@@ -463,12 +493,12 @@ fn damage_is_not_hidden_by_a_verification_that_began_later_and_read_earlier() {
             .timestamp(),
         ..earlier.clone()
     };
-    let image = lab.history("vm1").kept[0].dir.join("vda.qcow2");
+    let image = lab.history("vm1").kept[0].dir().join("vda.qcow2");
     let meanwhile = Meanwhile::new(|| {
         assert!(run(&lab, &later).expect("proved").is_sound());
         flip(&image, 100_000, 3);
     });
-    let outcome = verify("vm1", &lab.repo, &earlier, &meanwhile, &Stop::default()).expect("proved");
+    let outcome = verify("vm1", lab.repo.as_ref(), &earlier, &meanwhile, &Stop::default()).expect("proved");
     assert!(!outcome.is_sound());
     assert!(listed(&lab)[0].doubt.is_some(), "nobody has disproved it");
     // Who knows of it can.
@@ -490,14 +520,14 @@ fn damage_that_was_found_meanwhile_outlives_a_verification_that_began_before() {
             .timestamp(),
         ..options.clone()
     };
-    let image = lab.history("vm1").kept[2].dir.join("vda.qcow2");
+    let image = lab.history("vm1").kept[2].dir().join("vda.qcow2");
     let meanwhile = Meanwhile::new(|| {
         flip(&image, 70_000, 3);
         assert!(!run(&lab, &earlier).expect("proved").is_sound());
         flip(&image, 70_000, 3);
     });
     assert!(
-        verify("vm1", &lab.repo, &options, &meanwhile, &Stop::default())
+        verify("vm1", lab.repo.as_ref(), &options, &meanwhile, &Stop::default())
             .expect("proved")
             .is_sound()
     );
@@ -516,10 +546,10 @@ fn what_is_remembered_of_a_restore_point_under_a_wrong_name_is_not_forgotten() {
     };
     let repository = lab.repo.domain("vm1").expect("a name");
     repository.keep_missed(&missed).expect("remembered");
-    let away = kept.dir.with_file_name(format!("{}.partial", missed.id));
-    fs::rename(&kept.dir, &away).expect("renamed");
+    let away = kept.dir().with_file_name(format!("{}.partial", missed.id));
+    fs::rename(kept.dir(), &away).expect("renamed");
     assert!(!all(&lab).is_sound());
-    fs::rename(&away, &kept.dir).expect("renamed back");
+    fs::rename(&away, kept.dir()).expect("renamed back");
     assert!(
         lab.history("vm1").chains.points()[2]
             .missed_write("vda")
@@ -532,7 +562,7 @@ fn what_is_remembered_of_a_restore_point_under_a_wrong_name_is_not_forgotten() {
 fn a_record_that_was_not_written_to_its_end_counts_for_nothing_and_goes() {
     let lab = lab();
     let ids: Vec<String> = listed(&lab).into_iter().map(|point| point.point.id).collect();
-    let dir = lab.repo.root().join("vm1/.verified");
+    let dir = lab.root().join("vm1/.verified");
     fs::create_dir(&dir).expect("new");
     for (id, kind) in ids.iter().zip(["json", "damaged.json", "damaged.json"]) {
         fs::write(dir.join(format!("{id}.2026-10-01T02-00-03Z.{kind}.new")), b"").expect("written");

@@ -11,7 +11,7 @@ use vmsnap::model::stop::Stop;
 use vmsnap::ops::backup::{Options, backup};
 use vmsnap::ops::scrub::{self, Means, ScrubType};
 use vmsnap::ops::{Cause, Class, Event, Monitor, compare};
-use vmsnap::repo::LockedDomain;
+use vmsnap::repo::DomainWriter;
 
 use crate::lab::{CLUSTER, Lab};
 
@@ -20,14 +20,14 @@ const LONG: Duration = Duration::from_secs(3600);
 
 /// Another run, and what it does when somebody waits for it.
 struct Other {
-    lock: Mutex<Option<LockedDomain>>,
+    lock: Mutex<Option<Box<dyn DomainWriter>>>,
     stops: Option<Stop>,
     told: Mutex<Vec<(String, Duration)>>,
 }
 
 impl Other {
     fn at_work(lab: &Lab) -> Other {
-        let lock = lab.repo.domain("vm1").expect("a name").lock().expect("free");
+        let lock = lab.repo.domain("vm1").expect("a name").try_lock().expect("free");
         Other {
             lock: Mutex::new(Some(lock)),
             stops: None,
@@ -92,7 +92,7 @@ fn every_verb_that_takes_the_lock_waits_for_the_other_run() {
     let other = Other::at_work(&lab);
     let means = Means {
         host: &lab.host,
-        repo: Some(&lab.repo),
+        repo: Some(lab.repo.as_ref()),
         today: lab.now.date(),
         monitor: &other,
         stop: Stop::default(),
@@ -110,7 +110,7 @@ fn every_verb_that_takes_the_lock_waits_for_the_other_run() {
 #[test]
 fn a_wait_ends_at_its_deadline_and_names_the_other_run() {
     let lab = lab();
-    let held = lab.repo.domain("vm1").expect("a name").lock().expect("free");
+    let held = lab.repo.domain("vm1").expect("a name").try_lock().expect("free");
     let at_once = backup("vm1", &lab.context(&lab.recorder), &waiting(Duration::ZERO));
     let at_once = at_once.expect_err("locked").to_string();
     assert!(at_once.ends_with(&format!("({})", this_process())), "{at_once}");

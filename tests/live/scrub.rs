@@ -14,7 +14,8 @@ use vmsnap::ops::backup::{self, backup};
 use vmsnap::ops::monitor::Silent;
 use vmsnap::ops::restore::{self, Format};
 use vmsnap::ops::scrub::{self, Means, Options, Outcome, ScrubType};
-use vmsnap::ops::{Cause, Context, Repository};
+use vmsnap::ops::{Cause, Context};
+use vmsnap::repo::{FolderRepository, Repository};
 
 use crate::embed::{DISK, Kind, Lab, TestDomain, run_ok};
 use crate::host::{back_up, begin};
@@ -29,7 +30,7 @@ const STATES: [DomainState; 3] = [DomainState::Running, DomainState::Paused, Dom
 struct Scene {
     domain: TestDomain,
     folder: tempfile::TempDir,
-    repo: Repository,
+    repo: FolderRepository,
     now: Zoned,
 }
 
@@ -37,7 +38,7 @@ impl Scene {
     fn new(name: &str, state: DomainState) -> Scene {
         let domain = TestDomain::define(name, &[Kind::Qcow2, Kind::Qcow2]);
         let folder = crate::owner::folder("scrub-");
-        let repo = Repository::open_or_create(&folder.path().join("b"), Arc::new(DiskStore));
+        let repo = FolderRepository::open_or_create(&folder.path().join("b"), Arc::new(DiskStore));
         let scene = Scene {
             domain,
             folder,
@@ -99,11 +100,14 @@ impl Scene {
         let plan = restore::plan(&self.domain.name, &self.repo, None, &options).expect("a plan");
         restore::restore(
             &self.domain.name,
-            &self.repo,
             plan,
-            None,
-            &Silent,
-            &Stop::default(),
+            &restore::Means {
+                repo: &self.repo,
+                store: &DiskStore,
+                host: None,
+                monitor: &Silent,
+                stop: &Stop::default(),
+            },
         )
         .expect("it is restored");
         let bytes = std::fs::read(to.join(format!("{disk}.raw"))).expect("it is there");
@@ -112,11 +116,11 @@ impl Scene {
         places.iter().map(|place| bytes[place << 20]).collect()
     }
 
-    fn means<'a>(&self, repo: Option<&'a Repository>) -> Means<'a> {
+    fn means<'a>(&self, repo: Option<&'a FolderRepository>) -> Means<'a> {
         Means {
             monitor: &vmsnap::ops::monitor::Silent,
             host: &Lab::get().host,
-            repo,
+            repo: repo.map(|repo| repo as &dyn Repository),
             today: self.now.date(),
             stop: Stop::default(),
         }
@@ -131,7 +135,7 @@ impl Scene {
         }
     }
 
-    fn scrub_with(&self, repo: Option<&Repository>, kind: ScrubType, name: Option<&str>) -> Outcome {
+    fn scrub_with(&self, repo: Option<&FolderRepository>, kind: ScrubType, name: Option<&str>) -> Outcome {
         let means = self.means(repo);
         let outcome = scrub::scrub(&self.domain.name, &means, &Scene::options(kind, name));
         let outcome = outcome.expect("it begins");
@@ -231,7 +235,7 @@ fn checkpoint_leaves_bitmaps_that_are_in_no_backups_way() {
 
         // A repository that knows nothing of them.
         let elsewhere = scene.folder.path().join("c");
-        scene.repo = Repository::open_or_create(&elsewhere, Arc::new(DiskStore)).expect("it is made");
+        scene.repo = FolderRepository::open_or_create(&elsewhere, Arc::new(DiskStore)).expect("it is made");
         scene.scrub(ScrubType::Checkpoint, None);
         assert_eq!(scene.back_up(), Level::Full, "{state:?}");
         assert_eq!(scene.restored("vda", &[0, 4, 8]), [0x41, 0x42, 0]);

@@ -8,15 +8,16 @@ use vmsnap::model::left_out::NOTHING_EXCLUDED;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
+use vmsnap::ops::Context;
 use vmsnap::ops::backup::{Options, backup};
 use vmsnap::ops::monitor::Silent;
 use vmsnap::ops::status::{DomainStatus, Subject, status};
-use vmsnap::ops::{Context, Repository};
+use vmsnap::repo::FolderRepository;
 
 use crate::embed::{Kind, Lab, TestDomain, random};
 
-fn repository(folder: &Path) -> Repository {
-    Repository::open_or_create(&folder.join("backups"), Arc::new(DiskStore)).expect("a new repository")
+fn repository(folder: &Path) -> FolderRepository {
+    FolderRepository::open_or_create(&folder.join("backups"), Arc::new(DiskStore)).expect("a new repository")
 }
 
 fn now() -> jiff::Zoned {
@@ -25,7 +26,7 @@ fn now() -> jiff::Zoned {
         .expect("a time")
 }
 
-fn ask(domain: &TestDomain, repo: &Repository) -> DomainStatus {
+fn ask(domain: &TestDomain, repo: &FolderRepository) -> DomainStatus {
     let subject = Subject {
         store_decrypted: false,
         exclude: &NOTHING_EXCLUDED,

@@ -73,7 +73,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
         return Ok(dry_run(
             &selection,
             host.as_ref(),
-            &repo,
+            repo.as_ref(),
             &options_of,
             stop,
             json,
@@ -91,7 +91,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
         let began = Instant::now();
         let context = Context {
             host: host.as_ref(),
-            repo: &repo,
+            repo: repo.as_ref(),
             now: now(),
             monitor: &progress,
             stop: stop.clone(),
@@ -173,7 +173,7 @@ fn tell_success(domain: &str, outcome: &Outcome) {
 fn dry_run(
     selection: &Selection,
     host: &dyn Host,
-    repo: &Repository,
+    repo: &dyn Repository,
     options_of: &dyn Fn(&String) -> Options,
     stop: &Stop,
     json: bool,

@@ -61,28 +61,28 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
 
     say("The guest writes 24 MiB here and there.");
     guest(&mut machine, stop, &FIRST)?;
-    let first = make_point(embed, &repo, stop, Level::Full)?;
+    let first = make_point(embed, repo.as_ref(), stop, Level::Full)?;
     let at_first = machine.model().to_vec();
 
     say(
         "\nThe guest overwrites 2 MiB, writes zeroes over 4 MiB, discards 3 MiB, and writes 64 KiB elsewhere.",
     );
     guest(&mut machine, stop, &THEN)?;
-    let second = make_point(embed, &repo, stop, Level::Incremental)?;
+    let second = make_point(embed, repo.as_ref(), stop, Level::Incremental)?;
     let at_second = machine.model().to_vec();
 
     say("\nThe guest goes on; no restore point holds this.");
     guest(&mut machine, stop, &LAST)?;
 
     say("\nvmsnap list:");
-    let listed = ops::list::list(&repo, &[DOMAIN.to_owned()])?;
-    say(report::list::text(&listed, repo.root(), Columns::Narrow).trim_end());
+    let listed = ops::list::list(repo.as_ref(), &[DOMAIN.to_owned()])?;
+    say(report::list::text(&listed, &repo.location(), Columns::Narrow).trim_end());
     say("\nvmsnap status:");
     let subject = ops::status::Subject {
         store_decrypted: false,
         exclude: &NOTHING_EXCLUDED,
         host: embed.host(),
-        repo: Some(&repo),
+        repo: Some(repo.as_ref()),
         group_by: GroupBy::Month,
         today: now().date(),
     };
@@ -91,7 +91,7 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
 
     say("");
     for (outcome, expected) in [(&first, &at_first), (&second, &at_second)] {
-        compare(embed, &repo, stop, &outcome.point.id, expected)?;
+        compare(embed, repo.as_ref(), stop, &outcome.point.id, expected)?;
     }
     say("\nBoth restore points gave back every byte.");
     Ok(ExitCode::Ok)
@@ -185,7 +185,12 @@ fn guest(machine: &mut Machine, stop: &Stop, writes: &[Write]) -> Result<(), Ref
     Ok(())
 }
 
-fn make_point(embed: &Embed, repo: &Repository, stop: &Stop, expected: Level) -> Result<Outcome, Refusal> {
+fn make_point(
+    embed: &Embed,
+    repo: &dyn Repository,
+    stop: &Stop,
+    expected: Level,
+) -> Result<Outcome, Refusal> {
     go_on(stop)?;
     let context = Context {
         host: embed.host(),
@@ -216,7 +221,13 @@ fn make_point(embed: &Embed, repo: &Repository, stop: &Stop, expected: Level) ->
 }
 
 /// Restores a point and holds it against what the disk was at that moment.
-fn compare(embed: &Embed, repo: &Repository, stop: &Stop, id: &str, expected: &[u8]) -> Result<(), Refusal> {
+fn compare(
+    embed: &Embed,
+    repo: &dyn Repository,
+    stop: &Stop,
+    id: &str,
+    expected: &[u8],
+) -> Result<(), Refusal> {
     go_on(stop)?;
     let to = embed.folder().join(format!("restored-{id}.raw"));
     let options = restore::Options {
@@ -227,7 +238,14 @@ fn compare(embed: &Embed, repo: &Repository, stop: &Stop, id: &str, expected: &[
         define: None,
     };
     let plan = restore::plan(DOMAIN, repo, None, &options)?;
-    restore::restore(DOMAIN, repo, plan, None, &Progress::silent(), stop)?;
+    let means = restore::Means {
+        repo,
+        store: &ops::DiskStore,
+        host: None,
+        monitor: &Progress::silent(),
+        stop,
+    };
+    restore::restore(DOMAIN, plan, &means)?;
     match first_difference(&to, expected)
         .map_err(|error| wrong(format!("cannot read {}: {error}", to.display())))?
     {

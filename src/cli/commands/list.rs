@@ -11,7 +11,7 @@ use crate::ops;
 /// Lists the restore points of the domains meant: all that are in the repository when none is named. One that cannot be read stops no other.
 pub fn run(args: &ListArgs) -> CommandResult {
     let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
-    let names = repo.domain_names().map_err(|error| ops::Error::of("", error))?;
+    let names = repo.domains().map_err(|error| ops::Error::of("", error))?;
     let mut typed = args.domains.all();
     if typed.is_empty() && !names.is_empty() {
         typed.push("*".to_owned());
@@ -20,7 +20,7 @@ pub fn run(args: &ListArgs) -> CommandResult {
     let mut tally = Tally::default();
     let mut domains = Vec::new();
     for domain in &selection.domains {
-        match ops::list::list(&repo, std::slice::from_ref(domain)) {
+        match ops::list::list(repo.as_ref(), std::slice::from_ref(domain)) {
             Ok(listed) => domains.extend(listed),
             Err(error) => tally.failed(&error, ExitCode::of_error(&error)),
         }
@@ -29,7 +29,7 @@ pub fn run(args: &ListArgs) -> CommandResult {
         shown::json(&domains)
     } else {
         let columns = if args.wide { Columns::Wide } else { Columns::Narrow };
-        shown::text(&domains, repo.root(), columns)
+        shown::text(&domains, &repo.location(), columns)
     };
     // Where no domain could be listed, the errors say all there is to say.
     if args.json || !domains.is_empty() || names.is_empty() {

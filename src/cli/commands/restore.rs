@@ -11,7 +11,7 @@ use crate::cli::progress::Progress;
 use crate::cli::report::restore as shown;
 use crate::model::stop::Stop;
 use crate::ops;
-use crate::ops::restore::{DefineOptions, Format, Options, plan, restore};
+use crate::ops::restore::{DefineOptions, Format, Means, Options, plan, restore};
 
 /// Restores the chosen disks. The hypervisor is asked to define the domain if that is wanted, and for users of the target if it may have any.
 pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
@@ -39,14 +39,21 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
         }
         Refusal::from(error)
     };
-    let plan = plan(&args.domain, &repo, host.as_deref(), &options).map_err(failed)?;
+    let plan = plan(&args.domain, repo.as_ref(), host.as_deref(), &options).map_err(failed)?;
     if args.dry_run {
         answer(&shown::plan_text(&args.domain, &plan));
         return Ok(ExitCode::Ok);
     }
     let progress = Progress::new();
     let began = Instant::now();
-    let outcome = restore(&args.domain, &repo, plan, host.as_deref(), &progress, stop).map_err(failed)?;
+    let means = Means {
+        repo: repo.as_ref(),
+        store: &ops::DiskStore,
+        host: host.as_deref(),
+        monitor: &progress,
+        stop,
+    };
+    let outcome = restore(&args.domain, plan, &means).map_err(failed)?;
     let text = if args.output_args.json {
         shown::json(&args.domain, &outcome)
     } else {

@@ -44,7 +44,7 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
         }
         let means = Means {
             host: host.as_ref(),
-            repo: repo.as_ref(),
+            repo: repo.as_deref(),
             today: now().date(),
             monitor: &progress,
             stop: stop.clone(),

@@ -48,7 +48,7 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
         store_decrypted: args.store_decrypted && !args.no_store_decrypted,
         exclude: &exclude,
         host: host.as_ref(),
-        repo: repo.as_ref(),
+        repo: repo.as_deref(),
         group_by,
         today: now().date(),
     };
@@ -59,7 +59,7 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
             Ok(mut status) => {
                 tell_details(&status);
                 if let (Some(repo), Some(typed)) = (&repo, &args.output) {
-                    show_as_typed(&mut status, repo, typed);
+                    show_as_typed(&mut status, repo.as_ref(), typed);
                 }
                 found.push(status);
             }
@@ -100,11 +100,11 @@ fn domains_asked_for(args: &StatusArgs) -> Result<Option<Vec<String>>, Refusal> 
 }
 
 /// The repository's own path has no links and no `..`; a script compares with what it gave.
-fn show_as_typed(status: &mut DomainStatus, repo: &Repository, typed: &Path) {
+fn show_as_typed(status: &mut DomainStatus, repo: &dyn Repository, typed: &Path) {
     if let Some(dir) = &mut status.dir
-        && let Ok(below) = dir.path.strip_prefix(repo.root())
+        && let Ok(below) = Path::new(&dir.location).strip_prefix(repo.location())
     {
-        dir.path = typed.join(below);
+        dir.location = typed.join(below).display().to_string();
     }
 }
 

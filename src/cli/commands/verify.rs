@@ -38,11 +38,11 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
         now: now.timestamp(),
     };
     let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
-    let names = repo.domain_names().map_err(|error| ops::Error::of("", error))?;
+    let names = repo.domains().map_err(|error| ops::Error::of("", error))?;
     let mut typed = args.domains.all();
     if typed.is_empty() {
         if names.is_empty() {
-            return Err(Refusal::new(ExitCode::NoDomains, nothing_in(&repo)));
+            return Err(Refusal::new(ExitCode::NoDomains, nothing_in(repo.as_ref())));
         }
         typed.push("*".to_owned());
     }
@@ -57,7 +57,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
             break;
         }
         let began = Instant::now();
-        match verify(domain, &repo, &options, &progress, stop) {
+        match verify(domain, repo.as_ref(), &options, &progress, stop) {
             Ok(outcome) => {
                 if !outcome.is_sound() {
                     tally.count(ExitCode::Damaged);
@@ -79,7 +79,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
                 done.push(proved);
             }
             // A first backup that was killed leaves such a folder. Nobody has asked for this one.
-            Err(error) if !named.contains(domain) && was_never_saved(&repo, domain, &error) => {
+            Err(error) if !named.contains(domain) && was_never_saved(repo.as_ref(), domain, &error) => {
                 log::tell(&Entry::of(Level::Notice, domain, &error.cause.to_string()));
             }
             Err(error) => {
@@ -92,7 +92,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
         tally.count(ExitCode::Signal(signal));
     }
     if tally.is_clean() && done.iter().all(|proved| proved.outcome.points.is_empty()) {
-        tell_error(&nothing_in(&repo));
+        tell_error(&nothing_in(repo.as_ref()));
         tally.count(ExitCode::NoDomains);
     }
     let code = tally.end(&[]);
@@ -104,13 +104,13 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
 
 /// Whether there is a folder of the domain, as a first backup leaves it that was killed. A folder that has gone since it was listed is more than
 /// that.
-fn was_never_saved(repo: &Repository, domain: &str, error: &ops::Error) -> bool {
-    let has_folder = || repo.domain(domain).is_ok_and(|folder| folder.dir().is_dir());
+fn was_never_saved(repo: &dyn Repository, domain: &str, error: &ops::Error) -> bool {
+    let has_folder = || repo.domain(domain).is_ok_and(|repository| repository.exists());
     matches!(error.cause, Cause::NoRestorePoints) && has_folder()
 }
 
-fn nothing_in(repo: &Repository) -> String {
-    format!("there is nothing to verify in {}", repo.root().display())
+fn nothing_in(repo: &dyn Repository) -> String {
+    format!("there is nothing to verify in {}", repo.location())
 }
 
 /// Compares the domains meant with their newest restore points. One that differs stops no other.
@@ -145,7 +145,7 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
         }
         let context = Context {
             host: host.as_ref(),
-            repo: &repo,
+            repo: repo.as_ref(),
             now: now(),
             monitor: &progress,
             stop: stop.clone(),

@@ -219,7 +219,7 @@ pub fn json(done: &[Done], unmatched: &[String], code: ExitCode) -> String {
                 point: PointJson::of(&outcome.point, outcome.file_bytes, None, &[]),
                 left_out: LeftOutJson::of(&outcome.point),
             }),
-            path: Some(outcome.dir.display().to_string()),
+            path: Some(outcome.location.clone()),
             prune: outcome.prune.as_ref().map(PruneJson::of),
             error: None,
             findings: &outcome.findings,
@@ -276,7 +276,7 @@ fn plan_tree(domain: &str, preview: &Preview) -> Tree {
         ])
     });
     let prune = match &preview.prune {
-        Some(PrunePlan::Delete { dir, .. }) => ("delete", Tree::text(dir.display().to_string())),
+        Some(PrunePlan::Delete { location, .. }) => ("delete", Tree::text(location)),
         Some(PrunePlan::Keep(why)) => ("keep", Tree::text(why)),
         None => ("keep", Tree::Null),
     };
@@ -332,7 +332,7 @@ pub fn plan_text(domain: &str, preview: &Preview) -> String {
     ));
     let mut lines = plan_lines(&preview.planned, preview.writer.as_deref(), &[]);
     match &preview.prune {
-        Some(PrunePlan::Delete { dir, .. }) => lines.push(format!("delete {}", dir.display())),
+        Some(PrunePlan::Delete { location, .. }) => lines.push(format!("delete {location}")),
         Some(PrunePlan::Keep(why)) => lines.push(format!("prune nothing: {why}")),
         None => {}
     }

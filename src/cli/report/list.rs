@@ -1,7 +1,5 @@
 //! What `vmsnap list` shows.
 
-use std::path::Path;
-
 use serde::Serialize;
 
 use super::{LeftOutJson, PointJson, document, line, missed_sentence, push_line, table};
@@ -110,9 +108,9 @@ pub enum Columns {
 }
 
 /// The list as tables, a table per domain; restore points of one chain stand together.
-pub fn text(domains: &[DomainList], root: &Path, columns: Columns) -> String {
+pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String {
     if domains.is_empty() {
-        return line(&format!("No restore points in {}", root.display()));
+        return line(&format!("No restore points in {}", location));
     }
     let mut blocks = Vec::new();
     for domain in domains {

@@ -127,7 +127,7 @@ pub fn plan_text(domain: &str, plan: &RestorePlan) -> String {
                 pretty::bytes(disk.size),
                 disk.to.display(),
                 disk.format.word(),
-                disk.images.len()
+                disk.steps
             ),
         );
     }

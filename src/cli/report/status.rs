@@ -89,7 +89,7 @@ pub fn text(status: &DomainStatus, pretty: bool) -> String {
     }
     if let Some(dir) = &status.dir {
         lines.push(format!("  Backup directory stats for {name}:"));
-        lines.push(format!("    Path: {}", shown(&dir.path.display().to_string())));
+        lines.push(format!("    Path: {}", shown(&dir.location)));
         lines.push(format!("    Total files: {}", dir.total_files));
         lines.push(format!("    Total size: {}", size(dir.total_size)));
         lines.push(format!("    Checkpoints: {}", dir.checkpoints));
@@ -320,7 +320,7 @@ fn domain_tree(status: &DomainStatus, pretty: bool) -> Tree {
 
 fn dir_tree(dir: &DirStats, pretty: bool) -> Tree {
     Tree::map([
-        ("path", Tree::text(dir.path.display().to_string())),
+        ("path", Tree::text(&dir.location)),
         ("totalFiles", Tree::Number(dir.total_files)),
         ("checkpoints", Tree::Number(dir.checkpoints)),
         ("totalSize", size_tree(dir.total_size, pretty)),

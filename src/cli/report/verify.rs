@@ -134,7 +134,7 @@ fn point_tree(point: &ProvedPoint) -> Tree {
 }
 
 fn damage_tree(damage: &Damage) -> Tree {
-    let path = damage.path.as_ref().map(|path| path.display().to_string());
+    let path = damage.location.clone();
     Tree::map([
         ("path", Tree::text_or_null(path)),
         ("offset", Tree::number_or_null(damage.offset)),

@@ -1,19 +1,40 @@
-//! A chain of images as one disk, read anywhere. No digest is checked: what is read is compared with something else.
+//! A chain of images as one disk, read anywhere.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::{ChainImage, ChainSource, Place, clip};
-use crate::image::Result;
-use crate::model::block::{Beneath, CLUSTER};
+use super::{ChainImage, ChainSource, Layer, Place, Recorded, STRETCH, clip, windows};
+use crate::image::pieces::PieceChecks;
+use crate::image::qcow2::Image;
+use crate::image::{Error, Result, cache, read_exact_at};
+use crate::model::block::CLUSTER;
 use crate::model::buffer::BufferPool;
-use crate::model::clusters::ClusterSet;
 use crate::model::stop::Stop;
 
 /// The disk that a chain of images holds. Each image takes an open file, so it is shared where several want to look at one disk.
+///
+/// What is asked about places ([`ChainDisk::extent_at`]) and compared ([`ChainDisk::holds`]) is read without a look at digests, so each question
+/// costs no more than its answer. What is handed out ([`ChainDisk::read_at`]) is checked: the tables that lead to it, and the bytes themselves.
 #[derive(Debug)]
 pub struct ChainDisk {
-    chain: Mutex<ChainSource>,
+    /// Newest first; shares its open files with the checked chain.
+    unchecked: Mutex<ChainSource>,
+    /// The same chain, none of whose bytes are used before they are checked. It is opened when something is read first.
+    checked: OnceLock<Mutex<ChainSource>>,
+    images: Vec<DiskImage>,
     size: u64,
+    stop: Stop,
+}
+
+/// Where a range of the disk is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChainExtent {
+    /// For how many bytes it holds; never 0.
+    pub length: u64,
+    /// The image that holds it, counted from the newest one, which is 0; `None` where the disk reads as zero.
+    pub image: Option<usize>,
 }
 
 impl ChainDisk {
@@ -22,15 +43,14 @@ impl ChainDisk {
     /// # Errors
     /// When there is no image, or one cannot be read as such.
     pub fn open(images: Vec<ChainImage>, stop: Stop) -> Result<Self> {
-        let unchecked = images.into_iter().map(|image| ChainImage {
-            recorded: None,
-            ..image
-        });
-        let pool = BufferPool::new(0, CLUSTER as usize);
-        let chain = ChainSource::open(unchecked.collect(), pool, stop)?;
+        let images: Vec<DiskImage> = images.into_iter().map(DiskImage::from).collect();
+        let unchecked = ChainSource::of_layers(&images, &stop, DiskImage::unchecked)?;
         Ok(ChainDisk {
-            size: chain.disk_size(),
-            chain: Mutex::new(chain),
+            size: unchecked.disk_size(),
+            unchecked: Mutex::new(unchecked),
+            checked: OnceLock::new(),
+            images,
+            stop,
         })
     }
 
@@ -39,55 +59,86 @@ impl ChainDisk {
         self.size
     }
 
-    fn chain(&self) -> MutexGuard<'_, ChainSource> {
-        self.chain.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The clusters of which some image holds data.
+    /// What the disk holds from `offset` on; `None` at its end and beyond. No digest is looked at.
     ///
     /// # Errors
     /// When a table cannot be read, or the wish to stop came.
-    pub fn data(&self) -> Result<ClusterSet> {
-        let mut chain = self.chain();
-        let mut data = ClusterSet::new(self.size);
-        let mut at = 0;
-        while at < self.size {
-            chain.check_stop()?;
-            let (place, length) = chain.place_at(at)?;
-            if let Place::Data { .. } = place {
-                data.add(at, length);
-            }
-            at += length;
+    pub fn extent_at(&self, offset: u64) -> Result<Option<ChainExtent>> {
+        if offset >= self.size {
+            return Ok(None);
         }
-        Ok(data)
+        let mut chain = lock(&self.unchecked);
+        chain.check_stop()?;
+        let (place, length) = chain.place_at(offset)?;
+        let image = match place {
+            Place::Data { layer, .. } => Some(layer),
+            Place::Zero => None,
+        };
+        Ok(Some(ChainExtent { length, image }))
     }
 
-    /// The first cluster from that of `offset` on of which some image holds data, by its offset in bytes.
+    /// Fills `out` with what the disk holds from `offset` on; what lies beyond its end is zero. Every byte of a file that this uses has passed its
+    /// digest. Several threads may read at the same time.
     ///
     /// # Errors
-    /// When a table cannot be read, or the wish to stop came.
-    pub fn data_from(&self, offset: u64) -> Result<Option<u64>> {
-        let mut chain = self.chain();
-        let mut at = offset - offset % CLUSTER;
-        while at < self.size {
-            chain.check_stop()?;
-            match chain.place_at(at)? {
-                (Place::Data { .. }, _) => return Ok(Some(at - at % CLUSTER)),
-                (Place::Zero, length) => at += length,
-            }
-        }
-        Ok(None)
-    }
-
-    /// Fills `out` with what the disk holds from `offset` on; what lies behind its end is zero.
-    ///
-    /// # Errors
-    /// When an image cannot be read.
-    pub fn read(&self, out: &mut [u8], offset: u64) -> Result<()> {
-        let mut chain = self.chain();
+    /// When a piece of a file is not what was written, cannot be read, or the wish to stop came. What is in `out` then means nothing.
+    pub fn read_at(&self, out: &mut [u8], offset: u64) -> Result<()> {
         let mut filled = 0;
         while filled < out.len() {
-            let here = offset + filled as u64;
+            let here = offset.saturating_add(filled as u64);
+            if here >= self.size {
+                out[filled..].fill(0);
+                break;
+            }
+            let checked = self.checked()?;
+            // The bytes themselves are read and checked without the lock.
+            let (place, length, source) = {
+                let mut chain = lock(checked);
+                chain.check_stop()?;
+                let (place, length) = chain.place_at(here)?;
+                let source = match place {
+                    Place::Data { layer, .. } => chain.layers[layer].checked.clone(),
+                    Place::Zero => None,
+                };
+                (place, length, source)
+            };
+            let end = filled + clip(length, out.len() - filled);
+            match (place, source) {
+                (Place::Data { host_offset, .. }, Some(source)) => {
+                    source.read_at(&mut out[filled..end], host_offset)?;
+                }
+                _ => out[filled..end].fill(0),
+            }
+            filled = end;
+        }
+        Ok(())
+    }
+
+    /// Whether the disk holds these bytes from `offset` on; what lies beyond its end is zero. No digest is looked at: a stored byte that is wrong
+    /// shows as a difference.
+    ///
+    /// # Errors
+    /// When an image cannot be read, or the wish to stop came.
+    pub fn holds(&self, bytes: &[u8], offset: u64) -> Result<bool> {
+        let mut kept = vec![0; bytes.len().min(CLUSTER as usize)];
+        let mut at = offset;
+        for expected in bytes.chunks(CLUSTER as usize) {
+            let kept = &mut kept[..expected.len()];
+            self.read_unchecked(kept, at)?;
+            if kept != expected {
+                return Ok(false);
+            }
+            at = at.saturating_add(expected.len() as u64);
+        }
+        Ok(true)
+    }
+
+    fn read_unchecked(&self, out: &mut [u8], offset: u64) -> Result<()> {
+        let mut chain = lock(&self.unchecked);
+        let mut filled = 0;
+        while filled < out.len() {
+            chain.check_stop()?;
+            let here = offset.saturating_add(filled as u64);
             if here >= self.size {
                 out[filled..].fill(0);
                 break;
@@ -104,20 +155,249 @@ impl ChainDisk {
         }
         Ok(())
     }
+
+    /// The checked chain.
+    fn checked(&self) -> Result<&Mutex<ChainSource>> {
+        if let Some(checked) = self.checked.get() {
+            return Ok(checked);
+        }
+        let stop = &self.stop;
+        let opened = ChainSource::of_layers(&self.images, stop, |image, table_window| {
+            image.checked(table_window, stop)
+        })?;
+        if opened.disk_size() != self.size {
+            // Another header was read when the chain was opened.
+            return Err(Error::Piece {
+                path: self.images[0].path.clone(),
+                offset: 0,
+                length: CLUSTER,
+            });
+        }
+        Ok(self.checked.get_or_init(|| Mutex::new(opened)))
+    }
 }
 
-impl Beneath for ChainDisk {
-    fn other_than_zero(&self, offset: u64, length: u64) -> Option<u64> {
-        let mut chain = self.chain();
-        let end = offset.saturating_add(length).min(self.size);
-        let mut at = offset;
-        while at < end {
-            match chain.place_at(at) {
-                Ok((Place::Zero, run)) => at = at.saturating_add(run),
-                // A table that cannot be read hides what lies there.
-                Ok((Place::Data { .. }, _)) | Err(_) => return Some(at),
+fn lock(chain: &Mutex<ChainSource>) -> MutexGuard<'_, ChainSource> {
+    chain.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ChainSource {
+    /// A chain that is read here and there, layer by layer as `open` makes them.
+    fn of_layers(
+        images: &[DiskImage],
+        stop: &Stop,
+        open: impl Fn(&DiskImage, usize) -> Result<Layer>,
+    ) -> Result<ChainSource> {
+        if images.is_empty() {
+            return Err(Error::EmptyChain);
+        }
+        let (_, table_window) = windows(images.len());
+        let layers = images.iter().map(|image| match stop.requested() {
+            true => Err(Error::Stopped),
+            false => open(image, table_window),
+        });
+        Ok(ChainSource {
+            layers: layers.collect::<Result<_>>()?,
+            pool: BufferPool::new(0, CLUSTER as usize),
+            stop: stop.clone(),
+            position: 0,
+            ended: false,
+            last: 0,
+        })
+    }
+}
+
+/// An image of the chain. Its open file is shared by all who read it.
+#[derive(Debug)]
+struct DiskImage {
+    file: Arc<File>,
+    path: PathBuf,
+    recorded: Option<Recorded>,
+}
+
+impl From<ChainImage> for DiskImage {
+    fn from(image: ChainImage) -> DiskImage {
+        DiskImage {
+            file: Arc::new(image.file),
+            path: image.path,
+            recorded: image.recorded,
+        }
+    }
+}
+
+impl DiskImage {
+    /// The image as a layer whose bytes are only looked at.
+    fn unchecked(&self, table_window: usize) -> Result<Layer> {
+        let image = Image::open_guarded(Arc::clone(&self.file), self.path.clone(), table_window, None)?;
+        Ok(self.layer(image, None))
+    }
+
+    /// The image as a layer of which nothing is used before it is checked, if there is something to check it by.
+    fn checked(&self, table_window: usize, stop: &Stop) -> Result<Layer> {
+        let new = |recorded: &Recorded| {
+            let (file, path) = (Arc::clone(&self.file), self.path.clone());
+            PieceChecks::new(file, path, recorded.clone(), stop.clone()).map(Arc::new)
+        };
+        let checks = self.recorded.as_ref().map(new).transpose()?;
+        let (file, path) = (Arc::clone(&self.file), self.path.clone());
+        let image = Image::open_guarded(file, path, table_window, checks.clone())?;
+        let file = CheckedFile {
+            file: Arc::clone(&self.file),
+            path: self.path.clone(),
+            checks,
+            unreleased: AtomicU64::new(0),
+        };
+        Ok(self.layer(image, Some(Arc::new(file))))
+    }
+
+    fn layer(&self, image: Image, checked: Option<Arc<CheckedFile>>) -> Layer {
+        Layer {
+            image,
+            whole: None,
+            checked,
+            run: None,
+            unreleased: 0,
+        }
+    }
+}
+
+/// The bytes of an image, each handed out after its piece has passed.
+#[derive(Debug)]
+pub(super) struct CheckedFile {
+    file: Arc<File>,
+    path: PathBuf,
+    checks: Option<Arc<PieceChecks>>,
+    /// Bytes that were read since the file's pages were given back.
+    unreleased: AtomicU64,
+}
+
+impl CheckedFile {
+    fn read_at(&self, out: &mut [u8], offset: u64) -> Result<()> {
+        let length = out.len() as u64;
+        let end = offset.saturating_add(length);
+        if let Some(checks) = &self.checks {
+            checks.check(offset..end)?;
+        }
+        read_exact_at(&self.file, &self.path, out, offset)?;
+        let unreleased = self.unreleased.fetch_add(length, Ordering::Relaxed) + length;
+        if unreleased >= STRETCH {
+            self.unreleased.store(0, Ordering::Relaxed);
+            // What was read ahead stays: it is asked for next.
+            cache::forget_until(&self.file, 0, end);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::samples::{C, bytes_of, data, image, link, memory_file, options};
+
+    /// A chain of a full image and one with one more cluster: several pieces long.
+    fn chain() -> (Vec<File>, Vec<ChainImage>, Vec<u8>) {
+        let mut bytes = vec![0; 40 * C];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        let size = bytes.len() as u64;
+        let (oldest, full) = image(options(size, None), [data(0, &bytes)]);
+        let (newest, incremental) = image(options(size, Some("oldest")), [data(7 * CLUSTER, &[9; C])]);
+        bytes[7 * C..8 * C].fill(9);
+        let links = vec![link(&newest, Some(&incremental)), link(&oldest, Some(&full))];
+        (vec![newest, oldest], links, bytes)
+    }
+
+    #[test]
+    fn several_threads_read_what_was_written() {
+        let (_, links, bytes) = chain();
+        let disk = ChainDisk::open(links, Stop::default()).expect("it opens");
+        std::thread::scope(|scope| {
+            for start in 0..4 {
+                let (disk, bytes) = (&disk, &bytes);
+                scope.spawn(move || {
+                    let mut out = vec![1; C + 700];
+                    for offset in (start * 300..bytes.len()).step_by(C - 511) {
+                        disk.read_at(&mut out, offset as u64).expect("it is sound");
+                        let there = out.len().min(bytes.len() - offset);
+                        assert!(out[..there] == bytes[offset..offset + there], "at {offset}");
+                        assert!(out[there..].iter().all(|byte| *byte == 0), "beyond the end");
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn no_damaged_byte_of_any_image_is_handed_out() {
+        let (files, links, bytes) = chain();
+        let recorded: Vec<_> = links.into_iter().map(|link| link.recorded).collect();
+        let contents: Vec<Vec<u8>> = files.iter().map(bytes_of).collect();
+        for (number, content) in contents.iter().enumerate() {
+            for place in (0..content.len()).step_by(content.len() / 37) {
+                let images = contents.iter().enumerate().map(|(other, content)| {
+                    let mut content = content.clone();
+                    if other == number {
+                        content[place] ^= 0x11;
+                    }
+                    ChainImage {
+                        file: memory_file(&content),
+                        path: "sample.qcow2".into(),
+                        recorded: recorded[other].clone(),
+                    }
+                });
+                // A damaged header may be refused at once.
+                let Ok(disk) = ChainDisk::open(images.collect(), Stop::default()) else {
+                    continue;
+                };
+                let mut refused = 0;
+                for offset in (0..bytes.len()).step_by(C) {
+                    let mut out = vec![0; C];
+                    match disk.read_at(&mut out, offset as u64) {
+                        Ok(()) => assert!(out == bytes[offset..offset + C], "byte {place} of image {number}"),
+                        Err(_) => refused += 1,
+                    }
+                }
+                assert!(refused > 0, "byte {place} of image {number} was not missed");
             }
         }
-        None
+    }
+
+    #[test]
+    fn stored_bytes_are_compared_without_being_handed_out() {
+        let (_, links, bytes) = chain();
+        let disk = ChainDisk::open(links, Stop::default()).expect("it opens");
+        assert!(
+            disk.holds(&bytes[5 * C..9 * C + 100], 5 * CLUSTER)
+                .expect("it reads")
+        );
+        assert!(!disk.holds(&bytes[..C], CLUSTER).expect("it reads"));
+        assert!(
+            disk.holds(&[0; 10], disk.size()).expect("it reads"),
+            "zero beyond the end"
+        );
+    }
+
+    #[test]
+    fn extents_tell_which_image_holds_what() {
+        let (_, links, _) = chain();
+        let disk = ChainDisk::open(links, Stop::default()).expect("it opens");
+        let extent = |offset| disk.extent_at(offset).expect("it is told");
+        assert_eq!(
+            extent(0),
+            Some(ChainExtent {
+                length: 7 * CLUSTER,
+                image: Some(1)
+            })
+        );
+        assert_eq!(extent(7 * CLUSTER + 5).expect("within").image, Some(0));
+        assert_eq!(extent(40 * CLUSTER), None);
+    }
+
+    #[test]
+    fn a_wish_to_stop_ends_a_read() {
+        let (_, links, _) = chain();
+        let stop = Stop::default();
+        let disk = ChainDisk::open(links, stop.clone()).expect("it opens");
+        stop.request(2);
+        assert!(matches!(disk.read_at(&mut [0; 10], 0), Err(Error::Stopped)));
     }
 }

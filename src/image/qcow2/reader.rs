@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::header::Header;
 use super::layout::{ENTRY_BYTES, Fault, L2Entry, parse_l1_entry};
+use crate::image::pieces::PieceChecks;
 use crate::image::{Error, Result, cache, read_exact_at};
 
 /// So many bytes of an L2 table are kept in memory by [`Image::open`].
@@ -47,6 +48,8 @@ pub struct Image {
     header: Header,
     l1: Window,
     l2: Window,
+    /// Checks what is read before it is used.
+    guard: Option<Arc<PieceChecks>>,
 }
 
 impl Image {
@@ -65,14 +68,27 @@ impl Image {
     /// # Errors
     /// As [`Image::open`].
     pub fn open_with(file: File, path: impl Into<PathBuf>, table_window: usize) -> Result<Image> {
-        let path = path.into();
+        Image::open_guarded(Arc::new(file), path.into(), table_window, None)
+    }
+
+    /// The same with a file that others read too. With a guard no byte of header and tables is used before its piece has passed.
+    ///
+    /// # Errors
+    /// As [`Image::open`], and those of the guard.
+    pub(in crate::image) fn open_guarded(
+        file: Arc<File>,
+        path: PathBuf,
+        table_window: usize,
+        guard: Option<Arc<PieceChecks>>,
+    ) -> Result<Image> {
         let file_length = file
             .metadata()
             .map_err(|error| Error::io("examine", &path, 0, error))?
             .len();
-        let header = read_header(&file, &path, file_length)?;
+        let header = read_header(&file, &path, file_length, guard.as_deref())?;
         Ok(Image {
-            file: Arc::new(file),
+            guard,
+            file,
             path,
             file_length,
             header,
@@ -157,7 +173,8 @@ impl Image {
         let start = self.header.l1_offset;
         let bytes = u64::from(self.header.l1_entries) * ENTRY_BYTES;
         let at = index * ENTRY_BYTES;
-        let entry = self.l1.entry(&self.file, &self.path, start, bytes, at)?;
+        let guard = self.guard.as_deref();
+        let entry = self.l1.entry(&self.file, &self.path, guard, start, bytes, at)?;
         let cluster = self.header.cluster_size();
         match parse_l1_entry(entry, cluster) {
             Ok(Some(table))
@@ -211,7 +228,8 @@ impl Image {
     fn l2_entry(&mut self, table: u64, index: u64, cluster_start: u64) -> Result<L2Entry> {
         let cluster = self.header.cluster_size();
         let at = index * ENTRY_BYTES;
-        let entry = self.l2.entry(&self.file, &self.path, table, cluster, at)?;
+        let guard = self.guard.as_deref();
+        let entry = self.l2.entry(&self.file, &self.path, guard, table, cluster, at)?;
         match L2Entry::parse(entry, cluster) {
             // QEMU may leave out the part of the last cluster that lies behind the disk's end.
             Ok(L2Entry::Data(host))
@@ -246,7 +264,7 @@ impl Drop for Image {
     }
 }
 
-fn read_header(file: &File, path: &Path, file_length: u64) -> Result<Header> {
+fn read_header(file: &File, path: &Path, file_length: u64, guard: Option<&PieceChecks>) -> Result<Header> {
     let refuse = |source| Error::Format {
         path: path.to_owned(),
         offset: 0,
@@ -254,11 +272,19 @@ fn read_header(file: &File, path: &Path, file_length: u64) -> Result<Header> {
     };
     let read = |length: u64| {
         let mut bytes = vec![0; usize::try_from(length.min(file_length)).unwrap_or(0)];
+        check(guard, 0, bytes.len())?;
         read_exact_at(file, path, &mut bytes, 0).map(|()| bytes)
     };
     // A cluster has at most 2 MiB; its size has to be known before it is read.
     let cluster_size = Header::probe_cluster_size(&read(512)?).map_err(refuse)?;
     Header::parse(&read(cluster_size)?, file_length).map_err(refuse)
+}
+
+/// Lets the guard, if there is one, check so many bytes of the file from `start` on.
+fn check(guard: Option<&PieceChecks>, start: u64, bytes: usize) -> Result<()> {
+    guard.map_or(Ok(()), |guard| {
+        guard.check(start..start.saturating_add(bytes as u64))
+    })
 }
 
 /// A piece of a table as it lies in the file.
@@ -278,14 +304,24 @@ impl Window {
     }
 
     /// The entry `at` bytes into a table that has `length` bytes and starts at `table`, all of it within the file.
-    fn entry(&mut self, file: &File, path: &Path, table: u64, length: u64, at: u64) -> Result<u64> {
+    fn entry(
+        &mut self,
+        file: &File,
+        path: &Path,
+        guard: Option<&PieceChecks>,
+        table: u64,
+        length: u64,
+        at: u64,
+    ) -> Result<u64> {
         let place = table + at;
         if place < self.start || place + ENTRY_BYTES > self.start + self.bytes.len() as u64 {
             let from = at - at % self.capacity;
             let count = self.capacity.min(length - from);
             self.bytes.resize(usize::try_from(count).unwrap_or(0), 0);
             self.start = table + from;
-            if let Err(error) = read_exact_at(file, path, &mut self.bytes, self.start) {
+            let checked = check(guard, self.start, self.bytes.len());
+            let read = checked.and_then(|()| read_exact_at(file, path, &mut self.bytes, self.start));
+            if let Err(error) = read {
                 self.bytes.clear();
                 return Err(error);
             }

@@ -9,8 +9,7 @@ use crate::model::text::{shown, with_sources};
 use crate::ops::plan::BackupPlan;
 use crate::ops::reconcile::{self, Retired};
 use crate::ops::{Cause, Error, Result};
-use crate::repo::history::Kept;
-use crate::repo::{History, Manifest, Pending, RepoError, manifest};
+use crate::repo::{History, Kept, Manifest, PendingPoint, RepoError, SmallFile};
 
 /// The code of the finding that superfluous checkpoints are left.
 pub(super) const NOT_RETIRED: &str = "checkpoints-not-retired";
@@ -20,37 +19,44 @@ const NVRAM_MISSING: &str = "nvram-missing";
 
 impl Run<'_> {
     /// Makes the restore point exist, or takes the checkpoint back.
-    pub(super) fn commit(&self, plan: &BackupPlan, pending: Pending, copied: Copied) -> Result<Outcome> {
+    pub(super) fn commit(
+        &self,
+        plan: &BackupPlan,
+        mut pending: Box<dyn PendingPoint>,
+        copied: Copied,
+    ) -> Result<Outcome> {
         let checkpoint = copied
             .checkpoint
             .as_ref()
             .map(|checkpoint| checkpoint.id.name.clone());
-        let manifest = self.fill(plan, &pending, copied);
+        let manifest = self.fill(plan, pending.as_ref(), copied);
         let committed = manifest.and_then(|(manifest, findings)| {
             let file_bytes = manifest.files.iter().map(|file| file.size).sum();
-            let dir = pending.commit(&manifest).map_err(|error| self.failed(error))?;
+            let location = pending.commit(&manifest).map_err(|error| self.failed(error))?;
             Ok(Outcome {
                 point: manifest.point,
-                dir,
+                location,
                 file_bytes,
                 prune: None,
                 findings,
             })
         });
-        if committed.is_err() {
-            if let Some(name) = &checkpoint
-                && let Err(error) = self.host().delete_checkpoint(self.domain, name)
-            {
-                self.leave(pending, &with_sources(&error));
-            }
-        } else {
-            pending.done();
+        if committed.is_err()
+            && let Some(name) = &checkpoint
+            && let Err(error) = self.host().delete_checkpoint(self.domain, name)
+        {
+            self.leave(pending, &with_sources(&error));
         }
         committed
     }
 
     /// Writes everything but the manifest, which it gives.
-    fn fill(&self, plan: &BackupPlan, pending: &Pending, copied: Copied) -> Result<(Manifest, Vec<Finding>)> {
+    fn fill(
+        &self,
+        plan: &BackupPlan,
+        pending: &dyn PendingPoint,
+        copied: Copied,
+    ) -> Result<(Manifest, Vec<Finding>)> {
         let failed = |error: RepoError| Error::of(&self.domain.name, error);
         let mut findings = plan.findings.clone();
         findings.extend(copied.findings);
@@ -67,10 +73,10 @@ impl Run<'_> {
             return Err(self.failed(Cause::JobLost(what)));
         }
         let xml = self.domain.inactive_xml.as_bytes();
-        files.push(pending.add_file(manifest::DOMAIN_XML, xml).map_err(failed)?);
+        files.push(pending.put(SmallFile::Definition, xml).map_err(failed)?);
         match self.host().nvram(self.domain) {
             Ok(None) => findings.extend(self.missing_nvram()),
-            Ok(Some(bytes)) => files.push(pending.add_file(manifest::NVRAM, &bytes).map_err(failed)?),
+            Ok(Some(bytes)) => files.push(pending.put(SmallFile::Nvram, &bytes).map_err(failed)?),
             Err(error) => {
                 let what = format!("the UEFI variables could not be saved: {}", with_sources(&error));
                 let finding = Finding::new("nvram-skipped", what);
@@ -80,7 +86,7 @@ impl Run<'_> {
         }
         let checkpoint = copied.checkpoint.as_ref();
         let checkpoint_file = checkpoint
-            .map(|checkpoint| pending.add_checkpoint(&checkpoint.id.name, &checkpoint.xml))
+            .map(|checkpoint| pending.put_checkpoint(&checkpoint.id.name, &checkpoint.xml))
             .transpose()
             .map_err(failed)?;
         let versions = self
@@ -103,7 +109,7 @@ impl Run<'_> {
         let path = self.domain.nvram.as_ref()?;
         let had_some = |kept: &Kept| {
             let point = &kept.manifest.point;
-            let is_known = kept.manifest.file(manifest::NVRAM).is_some()
+            let is_known = SmallFile::Nvram.entry(&kept.manifest).is_some()
                 || point.findings.iter().any(|finding| finding.code == NVRAM_MISSING);
             point.uuid == self.domain.uuid && is_known
         };

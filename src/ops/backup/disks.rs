@@ -9,8 +9,7 @@ use std::time::Duration;
 use super::settled::{Settled, reason_for_full};
 use super::spot::SpotCheck;
 use crate::host::{BackupJob, ReadOptions};
-use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
-use crate::model::block::{Beneath, BlockError, Written};
+use crate::model::block::{Beneath, Written};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::restore_point::DiskPoint;
@@ -20,7 +19,7 @@ use crate::ops::error::Cause;
 use crate::ops::monitor::Event;
 use crate::ops::plan::{BackupPlan, PlannedDisk};
 use crate::ops::{Context, Error, Result, job};
-use crate::repo::{FileEntry, History, Pending, PieceEntry};
+use crate::repo::{DomainRepository, FileEntry, History, Kept, NewDisk, ParentDisk, PendingPoint};
 
 /// Disks copied at the same time: each has a reader and a writer thread and its own buffers.
 const AT_ONCE: usize = 4;
@@ -45,8 +44,8 @@ pub struct CopiedDisk {
 pub fn copy_all(
     domain: &Domain,
     plan: &BackupPlan,
-    history: &History,
-    pending: &Pending,
+    (repository, history): (&dyn DomainRepository, &History),
+    pending: &dyn PendingPoint,
     job: &dyn BackupJob,
     context: &Context,
 ) -> Result<Vec<CopiedDisk>> {
@@ -55,6 +54,7 @@ pub fn copy_all(
     let worker = Worker {
         domain,
         plan,
+        repository,
         history,
         pending,
         job,
@@ -137,8 +137,9 @@ fn reason_of(error: Error, domain: &Domain, job: &dyn BackupJob, context: &Conte
 struct Worker<'a> {
     domain: &'a Domain,
     plan: &'a BackupPlan,
+    repository: &'a dyn DomainRepository,
     history: &'a History,
-    pending: &'a Pending,
+    pending: &'a dyn PendingPoint,
     job: &'a dyn BackupJob,
     context: &'a Context<'a>,
     stop: &'a Stop,
@@ -171,20 +172,17 @@ impl Worker<'_> {
             .job
             .disk_size(target, DEADLINE, self.stop)
             .map_err(|error| failed(error.into()))?;
-        let mut level = Settled::of(planned, size, self.history, self.stop).map_err(failed)?;
+        let mut level =
+            Settled::of(planned, size, (self.repository, self.history), self.stop).map_err(failed)?;
         self.begins(target, &level, size);
-        let image = format!("{target}.qcow2");
-        let mut copied = self.copy_image(planned, &level, size, &image);
+        let mut copied = self.copy_image(planned, &level, size);
         if let Err(error) = &copied
             && let Some(reason) = reason_for_full(&error.cause).filter(|_| level.parent.is_some())
         {
             // The chain is closed before the second try: its files may be what the first one lacked.
             level = Settled::full(reason);
-            self.pending
-                .remove_image(&image)
-                .map_err(|error| failed(error.into()))?;
             self.begins(target, &level, size);
-            copied = self.copy_image(planned, &level, size, &image);
+            copied = self.copy_image(planned, &level, size);
         }
         let written = copied?;
         let finding = level.finding(planned);
@@ -196,8 +194,8 @@ impl Worker<'_> {
             disk: target,
             copied: written.data_bytes,
         });
-        let parent = level.parent.as_ref();
-        let parent = parent.and_then(|parent| self.history.get(&parent.id));
+        let parent = self.parent(&level);
+        let file = self.pending.entry(target, &written);
         Ok(CopiedDisk {
             point: DiskPoint {
                 target: target.clone(),
@@ -211,18 +209,18 @@ impl Worker<'_> {
                 source_file: planned.source_file,
                 source_format: planned.disk.format.word().to_owned(),
                 decrypted: Some(planned.disk.is_encrypted()),
-                image: image.clone(),
+                image: file.name.clone(),
                 data_bytes: written.data_bytes,
                 zero_bytes: written.zero_bytes,
             },
-            file: FileEntry {
-                name: image,
-                size: written.file_bytes,
-                blake3: written.blake3.unwrap_or_default(),
-                pieces: written.pieces.as_ref().map(PieceEntry::from),
-            },
+            file,
             finding,
         })
+    }
+
+    /// The restore point upon which the disk is to stand.
+    fn parent(&self, level: &Settled) -> Option<&Kept> {
+        self.history.get(&level.parent.as_ref()?.id)
     }
 
     fn begins(&self, disk: &str, level: &Settled, size: u64) {
@@ -235,7 +233,7 @@ impl Worker<'_> {
         });
     }
 
-    fn copy_image(&self, planned: &PlannedDisk, level: &Settled, size: u64, image: &str) -> Result<Written> {
+    fn copy_image(&self, planned: &PlannedDisk, level: &Settled, size: u64) -> Result<Written> {
         let domain = &self.domain.name;
         let target = &planned.disk.target;
         let options = ReadOptions {
@@ -249,7 +247,7 @@ impl Worker<'_> {
             beneath: level
                 .parent
                 .as_ref()
-                .map(|parent| Arc::clone(&parent.disk) as Arc<dyn Beneath>),
+                .map(|parent| Arc::new(ParentDisk(Arc::clone(&parent.disk))) as Arc<dyn Beneath>),
             pool: copy::pool(),
             deadline: DEADLINE,
             stop: self.stop.clone(),
@@ -258,19 +256,16 @@ impl Worker<'_> {
             .job
             .open(target, &options)
             .map_err(|error| Error::of_disk(domain, target, error))?;
-        let file = self
-            .pending
-            .create_image(image)
-            .map_err(|error| Error::of_disk(domain, target, error))?;
-        let image = Qcow2Options {
-            path: self.pending.dir().join(image),
+        let disk = NewDisk {
+            target,
             size,
-            backing: level.parent.as_ref().map(|parent| parent.backing.clone()),
-            detect_zeroes: true,
+            parent: self.parent(level),
             stop: self.stop.clone(),
         };
-        let mut sink = Qcow2Writer::new(file, image)
-            .map_err(|error| Error::of_disk(domain, target, BlockError::from(error)))?;
+        let mut sink = self
+            .pending
+            .sink(&disk)
+            .map_err(|error| Error::of_disk(domain, target, error))?;
         let mut progress = |at: Progress| {
             self.context.monitor.event(Event::DiskAt {
                 domain,
@@ -281,13 +276,13 @@ impl Worker<'_> {
         };
         let failed = |cause: Cause| Error::of_disk(domain, target, cause);
         let Some(parent) = &level.parent else {
-            let copied = copy::copy_export(source.as_mut(), &mut sink, self.stop, &mut progress);
+            let copied = copy::copy_export(source.as_mut(), sink.as_mut(), self.stop, &mut progress);
             return copied.map_err(|error| failed(Cause::Copy(error)));
         };
         let spots = SpotCheck::choose(Arc::clone(&parent.disk), parent.virtual_size);
         let mut spots = spots.map_err(|error| failed(Cause::Copy(error)))?;
         let mut watched = spots.watch(source.as_mut());
-        let copied = copy::copy_export(&mut watched, &mut sink, self.stop, &mut progress);
+        let copied = copy::copy_export(&mut watched, sink.as_mut(), self.stop, &mut progress);
         let written = copied.map_err(|error| failed(Cause::Copy(error)))?;
         spots.compare(self.job, target, self.stop).map_err(failed)?;
         Ok(written)

@@ -15,12 +15,13 @@ use crate::ops::monitor::Event;
 use crate::ops::plan::BackupPlan;
 use crate::ops::reconcile::Reconciliation;
 use crate::ops::{Cause, Context, Error, Result};
-use crate::repo::{History, LockedDomain, Pending, RepoError};
+use crate::repo::{DomainRepository, DomainWriter, History, PendingPoint, RepoError};
 
 /// One backup with everything it works on.
 pub(super) struct Run<'a> {
     pub(super) domain: &'a Domain,
-    pub(super) locked: &'a LockedDomain,
+    pub(super) repository: &'a dyn DomainRepository,
+    pub(super) locked: &'a dyn DomainWriter,
     pub(super) history: &'a History,
     pub(super) context: &'a Context<'a>,
     pub(super) options: &'a Options,
@@ -52,12 +53,12 @@ impl Run<'_> {
         let mark = format!("vmsnap run {}", uuid::Uuid::new_v4());
         let request = self.request(plan, &mark)?;
         let intent = self.intent(&request, &mark);
-        if let Err(error) = self.note(&intent, &pending) {
+        if let Err(error) = self.note(&intent, pending.as_ref()) {
             // Nothing but the places was begun; they are empty folders.
             let _ = self.host().clear_places(&request.places);
             return Err(error);
         }
-        match self.copy(plan, &pending, &request) {
+        match self.copy(plan, pending.as_ref(), &request) {
             Ok(copied) => {
                 let outcome = self.commit(plan, pending, copied)?;
                 Ok(match self.options.copy {
@@ -112,21 +113,21 @@ impl Run<'_> {
         }
     }
 
-    fn note(&self, intent: &Intent, pending: &Pending) -> Result<()> {
+    fn note(&self, intent: &Intent, pending: &dyn PendingPoint) -> Result<()> {
         let text = serde_json::to_vec_pretty(intent).map_err(|source| {
             self.failed(RepoError::Manifest {
                 id: pending.id().to_owned(),
                 source,
             })
         })?;
-        pending.write_intent(&text).map_err(|error| self.failed(error))
+        pending.write_note(&text).map_err(|error| self.failed(error))
     }
 
     /// Begins the job, copies the disks, ends the job.
     fn copy(
         &self,
         plan: &BackupPlan,
-        pending: &Pending,
+        pending: &dyn PendingPoint,
         request: &BackupRequest,
     ) -> std::result::Result<Copied, Failure> {
         self.step(match plan.checkpoint {
@@ -150,7 +151,7 @@ impl Run<'_> {
         let disks = match disks::copy_all(
             self.domain,
             plan,
-            self.history,
+            (self.repository, self.history),
             pending,
             job.as_ref(),
             self.context,
@@ -192,12 +193,10 @@ impl Run<'_> {
     }
 
     /// Leaves the partial folder with its intent to the next run, which ends what this one could not.
-    pub(super) fn leave(&self, pending: Pending, trouble: &str) {
-        let folder = pending.leave();
-        let what = format!(
-            "what this run began could not be ended ({trouble}); the next one will, by {}",
-            folder.display()
-        );
+    pub(super) fn leave(&self, pending: Box<dyn PendingPoint>, trouble: &str) {
+        let location = pending.leave();
+        let what =
+            format!("what this run began could not be ended ({trouble}); the next one will, by {location}");
         self.tell(&Finding::new("left-to-heal", what));
     }
 

@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use crate::image::chain::ChainDisk;
 use crate::model::block::BlockErrorKind;
 use crate::model::finding::Finding;
 use crate::model::restore_point::Level;
 use crate::model::stop::Stop;
 use crate::model::text::with_sources;
 use crate::ops::plan::PlannedDisk;
-use crate::ops::{Cause, copy, lineage};
-use crate::repo::History;
+use crate::ops::{Cause, copy};
+use crate::repo::{DiskReader, DomainRepository, History};
 
 /// The level of a disk once its size is certain: a disk that has shrunk meanwhile is read in full from the same export.
 pub(super) struct Settled {
@@ -21,9 +20,8 @@ pub(super) struct Settled {
 pub(super) struct SettledParent {
     pub(super) id: String,
     pub(super) virtual_size: u64,
-    pub(super) backing: String,
     /// What it holds: looked at where the disk reads as zero, and by the spot check.
-    pub(super) disk: Arc<ChainDisk>,
+    pub(super) disk: Arc<dyn DiskReader>,
 }
 
 impl Settled {
@@ -31,7 +29,7 @@ impl Settled {
     pub(super) fn of(
         planned: &PlannedDisk,
         size: u64,
-        history: &History,
+        (repository, history): (&dyn DomainRepository, &History),
         stop: &Stop,
     ) -> std::result::Result<Settled, Cause> {
         let planned = &planned.level;
@@ -42,13 +40,13 @@ impl Settled {
             let reason = format!("disk {} has shrunk since {}", planned.target, parent.id);
             return Ok(Settled::full(reason));
         }
-        match lineage::open_disk(history, &parent.id, &planned.target, stop) {
+        let opened = repository.open_disk(history, &parent.id, &planned.target, stop);
+        match opened.map_err(Cause::from) {
             Ok(disk) => Ok(Settled {
                 parent: Some(SettledParent {
                     id: parent.id.clone(),
                     virtual_size: parent.virtual_size,
-                    backing: parent.backing.clone(),
-                    disk: Arc::new(disk),
+                    disk,
                 }),
                 reason: planned.reason.clone(),
             }),

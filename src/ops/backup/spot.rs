@@ -7,8 +7,6 @@
 use std::sync::Arc;
 
 use crate::host::{BackupJob, ReadOptions};
-use crate::image;
-use crate::image::chain::ChainDisk;
 use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content};
 use crate::model::buffer::BufferPool;
 use crate::model::clusters::ClusterSet;
@@ -16,13 +14,14 @@ use crate::model::stop::Stop;
 use crate::model::text::with_sources;
 use crate::ops::Cause;
 use crate::ops::copy::DEADLINE;
+use crate::repo::DiskReader;
 
 /// How many places are looked at. Another disk differs nearly everywhere, and each costs a read from the slowest of storages.
 const PLACES: u64 = 8;
 
 /// The places to be looked at.
 pub(super) struct SpotCheck {
-    kept: Arc<ChainDisk>,
+    kept: Arc<dyn DiskReader>,
     /// Offsets of clusters on the disk, in bytes.
     places: Vec<u64>,
 }
@@ -32,7 +31,7 @@ impl SpotCheck {
     ///
     /// # Errors
     /// [`BlockErrorKind::Distrusted`] when the chain cannot be read: nothing can stand upon it.
-    pub(super) fn choose(kept: Arc<ChainDisk>, size_then: u64) -> Result<SpotCheck, BlockError> {
+    pub(super) fn choose(kept: Arc<dyn DiskReader>, size_then: u64) -> Result<SpotCheck, BlockError> {
         // What stands in the cluster of the end may have grown since.
         let clusters = size_then / CLUSTER;
         let (seed, _) = uuid::Uuid::new_v4().as_u64_pair();
@@ -82,17 +81,10 @@ impl SpotCheck {
             stop: stop.clone(),
         };
         let mut live = job.open(target, &options).map_err(Cause::Host)?;
-        let mut kept = Vec::new();
         // Neighbours may come as one block.
         while let Some(block) = live.next_block().map_err(Cause::Copy)? {
-            kept.resize(usize::try_from(block.length()).unwrap_or(0), 0);
-            let read = self.kept.read(&mut kept, block.offset);
-            read.map_err(|error| Cause::Copy(unreadable(error)))?;
-            let is_same = match &block.content {
-                Content::Data(now) => now[..] == *kept,
-                Content::Zero(_) => kept.iter().all(|byte| *byte == 0),
-            };
-            if !is_same {
+            let is_same = self.is_same(&block);
+            if !is_same.map_err(|error| Cause::Copy(unreadable(error)))? {
                 let what = format!(
                     "what lies at {} is not what the restore point before holds there, and the bitmap calls it unchanged",
                     block.offset
@@ -102,13 +94,24 @@ impl SpotCheck {
         }
         Ok(())
     }
+
+    /// Whether the parent holds what this block of the same export holds.
+    fn is_same(&self, block: &Block) -> Result<bool, BlockError> {
+        match &block.content {
+            Content::Data(now) => self.kept.holds(now, block.offset),
+            Content::Zero(length) => {
+                let zeroes = vec![0; usize::try_from(*length).unwrap_or(0)];
+                self.kept.holds(&zeroes, block.offset)
+            }
+        }
+    }
 }
 
 /// What cannot be read is nothing to stand upon.
-fn unreadable(error: image::Error) -> BlockError {
-    match error {
-        image::Error::Stopped => BlockError::stopped(),
-        error => {
+fn unreadable(error: BlockError) -> BlockError {
+    match error.kind {
+        BlockErrorKind::Stopped => error,
+        _ => {
             let what = format!(
                 "the restore point before cannot be read: {}",
                 with_sources(&error)

@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use super::DEADLINE;
 use crate::host::{BackupJob, HostError, ReadOptions};
-use crate::image::chain::ChainDisk;
-use crate::model::block::{BlockError, CLUSTER, Content};
+use crate::model::block::{CLUSTER, Content};
 use crate::model::clusters::ClusterSet;
 use crate::model::stop::Stop;
 use crate::ops::{Cause, copy};
+use crate::repo::DiskReader;
 
 /// The clusters of a disk that have to be the same on both sides.
 pub(super) struct Differences {
     /// Those of them that hold data on either side.
     pub(super) unchanged: ClusterSet,
-    kept: ChainDisk,
+    kept: Arc<dyn DiskReader>,
 }
 
 impl Differences {
@@ -22,13 +22,13 @@ impl Differences {
     pub(super) fn of(
         job: &dyn BackupJob,
         target: &str,
-        kept: ChainDisk,
+        kept: Arc<dyn DiskReader>,
         size_then: u64,
         stop: &Stop,
     ) -> std::result::Result<Differences, Cause> {
         let map = job.map(target, DEADLINE, stop).map_err(Cause::Host)?;
         let mut unchanged = map.data;
-        unchanged.add_all(&kept.data().map_err(|error| Cause::Copy(error.into()))?);
+        unchanged.add_all(&kept.data_clusters().map_err(Cause::Copy)?);
         unchanged.remove_all(&map.changed);
         let mut grown = ClusterSet::new(unchanged.disk_size());
         if size_then < grown.disk_size() {
@@ -58,7 +58,6 @@ impl Differences {
         let mut live = job
             .open(target, &options)
             .map_err(|error: HostError| Cause::Host(error))?;
-        let mut kept = vec![0; CLUSTER as usize];
         let zeroes = vec![0; CLUSTER as usize];
         while let Some(block) = live.next_block().map_err(Cause::Copy)? {
             let length = usize::try_from(block.length()).unwrap_or(usize::MAX);
@@ -69,9 +68,8 @@ impl Differences {
                     Content::Zero(_) => &zeroes[..count],
                 };
                 let offset = block.offset + start as u64;
-                let read = self.kept.read(&mut kept[..count], offset);
-                read.map_err(|error| Cause::Copy(BlockError::from(error)))?;
-                tell(offset, now == &kept[..count])?;
+                let is_same = self.kept.holds(now, offset).map_err(Cause::Copy)?;
+                tell(offset, is_same)?;
             }
         }
         Ok(())

@@ -2,27 +2,31 @@
 
 use super::in_use::{self, Claim};
 use super::unfinished::Unfinished;
-use super::{Format, PlannedDisk, io_cause};
-use crate::host::Host;
-use crate::image::chain::ChainSource;
+use super::{Format, Means, PlannedDisk, io_cause};
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
 use crate::image::raw::RawWriter;
 use crate::io::Store;
 use crate::model::block::{BlockError, BlockSink, BlockSource, ImageFile, Written};
 use crate::model::stop::Stop;
 use crate::ops::copy::{self, Progress};
-use crate::ops::monitor::{Event, Monitor};
-use crate::ops::{Cause, Error, Result, lineage};
+use crate::ops::monitor::Event;
+use crate::ops::{Cause, Error, Result};
+use crate::repo::{DomainRepository, History, SourceOptions};
 
 /// Brings one disk back, onto its device or into a file that has no name yet, which is given too.
 pub(super) fn restore_disk<'a>(
     domain: &str,
     disk: &PlannedDisk,
-    store: &'a dyn Store,
-    host: Option<&dyn Host>,
-    monitor: &dyn Monitor,
-    stop: &Stop,
+    origin: &Origin<'_>,
+    means: &Means<'a>,
 ) -> Result<(Written, Option<Unfinished<'a>>)> {
+    let Means {
+        store,
+        host,
+        monitor,
+        stop,
+        ..
+    } = *means;
     let target = disk.target.as_str();
     let own_stop = stop.child();
     let failed = |cause: Cause| match (stop.signal(), &cause) {
@@ -44,7 +48,7 @@ pub(super) fn restore_disk<'a>(
     };
     if let Some(claim) = &claim {
         // What is on the device is lost with the first write: so be sure of the images first.
-        let mut rehearsal = open_chain(disk, &own_stop).map_err(&failed)?;
+        let mut rehearsal = origin.open(disk, &own_stop).map_err(&failed)?;
         while rehearsal
             .next_block()
             .map_err(|error| failed(error.into()))?
@@ -53,7 +57,7 @@ pub(super) fn restore_disk<'a>(
         // That may have taken hours.
         claim.check().map_err(&failed)?;
     }
-    let mut source = open_chain(disk, &own_stop).map_err(&failed)?;
+    let mut source = origin.open(disk, &own_stop).map_err(&failed)?;
     let (mut sink, unfinished) = open_sink(disk, claim.as_ref(), store, &own_stop).map_err(&failed)?;
     let mut progress = |at: Progress| {
         monitor.event(Event::DiskAt {
@@ -63,7 +67,7 @@ pub(super) fn restore_disk<'a>(
             copied: at.copied,
         });
     };
-    let written = copy::copy_chain(&mut source, sink.as_mut(), &own_stop, &mut progress)
+    let written = copy::copy_chain(source.as_mut(), sink.as_mut(), &own_stop, &mut progress)
         .map_err(|error| failed(error.into()))?;
     if let Some(claim) = &claim {
         claim.check_written().map_err(&failed)?;
@@ -76,10 +80,26 @@ pub(super) fn restore_disk<'a>(
     Ok((written, unfinished))
 }
 
-fn open_chain(disk: &PlannedDisk, stop: &Stop) -> std::result::Result<ChainSource, Cause> {
-    let images = lineage::open(&disk.images)?;
-    let source = ChainSource::open(images, copy::pool(), stop.clone()).map_err(BlockError::from)?;
-    Ok(source)
+/// Where the disks of a restore come from.
+pub(super) struct Origin<'a> {
+    pub(super) repository: &'a dyn DomainRepository,
+    pub(super) history: &'a History,
+    /// The restore point.
+    pub(super) id: &'a str,
+}
+
+impl Origin<'_> {
+    fn open(&self, disk: &PlannedDisk, stop: &Stop) -> std::result::Result<Box<dyn BlockSource>, Cause> {
+        let options = SourceOptions {
+            pool: copy::pool(),
+            stop: stop.clone(),
+            past_caches: false,
+        };
+        let opened = self
+            .repository
+            .open_source(self.history, self.id, &disk.target, &options);
+        Ok(opened?)
+    }
 }
 
 type Sink<'a> = (Box<dyn BlockSink>, Option<Unfinished<'a>>);

@@ -3,8 +3,8 @@
 use crate::host::xml::{DomainDescription, read_domain};
 use crate::model::finding::Finding;
 use crate::model::restore_point::{Consistency, RestorePoint};
-use crate::ops::define;
-use crate::repo::{History, manifest};
+use crate::ops::stored::StoredPoint;
+use crate::repo::SmallFile;
 
 /// Which of the restored disks were encrypted.
 #[derive(Debug, Default)]
@@ -17,7 +17,8 @@ pub(super) struct Encrypted {
 
 impl Encrypted {
     /// Sorts these disks of the restore point. A definition that cannot be read says nothing.
-    pub(super) fn of(history: &History, point: &RestorePoint, targets: &[String]) -> Encrypted {
+    pub(super) fn of(stored: StoredPoint<'_>, targets: &[String]) -> Encrypted {
+        let point = stored.point();
         let mut found = Encrypted::default();
         let unrecorded: Vec<&String> = targets
             .iter()
@@ -35,7 +36,7 @@ impl Encrypted {
         if unrecorded.is_empty() {
             return found;
         }
-        let described = definition(history, point);
+        let described = definition(stored);
         let is_encrypted = |target: &str| {
             let disk = described
                 .as_ref()
@@ -96,7 +97,7 @@ fn is_of_a_run(point: &RestorePoint) -> bool {
     }
 }
 
-fn definition(history: &History, point: &RestorePoint) -> Option<DomainDescription> {
-    let xml = define::read_verified(history, point, manifest::DOMAIN_XML).ok()?;
+fn definition(stored: StoredPoint<'_>) -> Option<DomainDescription> {
+    let xml = stored.read(SmallFile::Definition).ok()?;
     read_domain(std::str::from_utf8(&xml).ok()?).ok()
 }

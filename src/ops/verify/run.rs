@@ -4,21 +4,19 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
-use super::point::{self, Prover};
+use super::point::Prover;
 use super::{Damage, Options, Outcome, ProvedPoint, ids, with_parents};
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::text::with_sources;
 use crate::ops::monitor::{Event, Monitor};
 use crate::ops::{Error, Result};
-use crate::repo::folder::history::is_gone;
-use crate::repo::history::Kept;
-use crate::repo::{DamageNote, DomainRepository, History, Proof, RepoError};
+use crate::repo::{DamageNote, DomainRepository, History, Kept, Proof};
 
 /// A verification on its way.
 pub(super) struct Verification<'a> {
     pub(super) domain: &'a str,
-    pub(super) repository: &'a DomainRepository,
+    pub(super) repository: &'a dyn DomainRepository,
     pub(super) history: &'a History,
     pub(super) options: &'a Options,
     pub(super) monitor: &'a dyn Monitor,
@@ -138,7 +136,7 @@ impl Verification<'_> {
     fn proved_enough(&self, kept: &Kept) -> Option<Timestamp> {
         let id = &kept.manifest.point.id;
         let time = proved_before(kept.proof.as_ref(), self.options, self.is_deep(kept))?;
-        (self.history.chains.faults(id).is_empty() && point::has_checkpoint(kept)).then_some(time)
+        (self.history.chains.faults(id).is_empty() && kept.has_checkpoint_file).then_some(time)
     }
 
     /// Proves those that a restore point stands upon and that were skipped, and whose images a deep reading has gone through and met damage: it has
@@ -158,12 +156,8 @@ impl Verification<'_> {
             proved?;
         }
         let inherited = inherited(point, &self.damaged);
-        let is_own = |found: &Damage| {
-            found
-                .path
-                .as_ref()
-                .is_some_and(|path| path.starts_with(&kept.dir))
-        };
+        // Only what was found in its own files has a place.
+        let is_own = |found: &Damage| found.location.is_some();
         damage.retain(|found| is_own(found) || !inherited.iter().any(|from| from.disk == found.disk));
         damage.extend(inherited);
         Ok(())
@@ -189,18 +183,10 @@ impl Verification<'_> {
         }
     }
 
-    /// Whether a restore point was pruned meanwhile: its period has gone, which loses its name before its files, and nothing around it.
+    /// Whether a restore point was pruned meanwhile.
     fn is_pruned(&self, kept: &Kept) -> Result<bool> {
-        let period = kept.dir.parent().unwrap_or(&kept.dir);
-        if !is_gone(period) {
-            return Ok(false);
-        }
-        // What goes with the whole folder of the domain, as when a disk is unmounted, was not pruned.
-        let dir = self.repository.dir();
-        match dir.metadata() {
-            Ok(_) => Ok(true),
-            Err(error) => Err(Error::of(self.domain, RepoError::io("look at", dir)(error))),
-        }
+        let removed = self.repository.is_removed(kept);
+        removed.map_err(|error| Error::of(self.domain, error))
     }
 
     /// A result that cannot be remembered is a result all the same. One that is not complete forgets nothing of what was known.

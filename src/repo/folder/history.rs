@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::committed;
 use super::layout::{self, split_finished};
@@ -90,25 +90,27 @@ impl Found {
         }
     }
 
-    fn keep(&mut self, dir: PathBuf, manifest: Manifest, proofs: &Proofs) {
+    fn keep(&mut self, dir: &Path, manifest: Manifest, proofs: &Proofs) {
         let proof = proofs.of(&manifest);
         let of_checkpoint = dir
             .parent()
             .and_then(|period| checkpoint_fault(period, &manifest));
+        let has_checkpoint_file = of_checkpoint.is_none();
         self.history.findings.extend(of_checkpoint);
         self.points.push(KeptPoint {
             point: manifest.point.clone(),
             manifest: manifest.digest.clone(),
-            faults: file_faults(&dir, &manifest),
+            faults: file_faults(dir, &manifest),
             doubts: proofs.doubts(&manifest),
             missed: proofs.missed(&manifest),
         });
         let records = proofs.records(&manifest.point.id);
         self.history.kept.push(Kept {
-            dir,
+            location: dir.display().to_string(),
             manifest,
             proof,
             records,
+            has_checkpoint_file,
         });
     }
 
@@ -134,7 +136,10 @@ fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -
                     found.lose("restore-point-misnamed", misnamed(&point_dir, stem, &name));
                 }
                 None if matches!(entry, Entry::Folder) => {
-                    found.history.leftovers.push(Leftover { dir: point_dir });
+                    found.history.leftovers.push(Leftover {
+                        key: format!("{period}/{folder}"),
+                        location: point_dir.display().to_string(),
+                    });
                 }
                 None => {}
             }
@@ -151,7 +156,7 @@ fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -
                 Err(what) => Err(Unusable::damaged(what)),
             };
             match read {
-                Ok(manifest) => found.keep(point_dir, manifest, proofs),
+                Ok(manifest) => found.keep(&point_dir, manifest, proofs),
                 Err(Unusable { what, is_newer }) => {
                     let code = if is_newer {
                         WRITTEN_BY_A_NEWER_VMSNAP
@@ -259,7 +264,7 @@ fn is_of_backup(name: &str) -> bool {
 }
 
 /// Whether nothing is at a path; not if that cannot be known.
-pub(crate) fn is_gone(dir: &Path) -> bool {
+pub(super) fn is_gone(dir: &Path) -> bool {
     dir.symlink_metadata()
         .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }

@@ -1,5 +1,7 @@
 //! Which name on disk stands for what. Pure.
 
+use crate::model::restore_point::RestorePoint;
+
 /// What the folder of a restore point ends with while it is being written.
 pub const PARTIAL: &str = ".partial";
 /// What the folder of a full restore point ends with.
@@ -16,6 +18,17 @@ pub const CHECKPOINTS: &str = "checkpoints";
 pub const COMMITTED: &str = ".committed";
 /// The lock of a domain's folder.
 pub const LOCK: &str = ".lock";
+
+/// The name of the image of a disk within the folder of its restore point.
+pub fn image(target: &str) -> String {
+    format!("{target}.qcow2")
+}
+
+/// The name by which an image names that of this disk in a restore point of the same period.
+pub fn backing(point: &RestorePoint, target: &str) -> Option<String> {
+    let image = &point.disk(target)?.image;
+    Some(format!("../{}/{image}", point.folder()))
+}
 
 /// Splits the folder name of a finished restore point into its id and its ending.
 pub fn split_finished(folder: &str) -> Option<(&str, &'static str)> {

@@ -67,7 +67,7 @@ pub(super) fn folder_names(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// Whether what is there is no file, or none that could be ours: to read it once more would not help.
-pub(in crate::repo) fn is_of_another_kind(error: &io::Error) -> bool {
+pub(super) fn is_of_another_kind(error: &io::Error) -> bool {
     let kinds = [
         io::ErrorKind::IsADirectory,
         io::ErrorKind::InvalidInput,
@@ -77,7 +77,7 @@ pub(in crate::repo) fn is_of_another_kind(error: &io::Error) -> bool {
 }
 
 /// Reads a file of ours that has at most `limit` bytes. What a link leads to is no part of the repository, and is not read.
-pub(in crate::repo) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+pub(super) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let refused = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what);
     // To open a pipe would wait for somebody who writes to it.
     let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;

@@ -3,9 +3,10 @@
 //! Order of a commit: the files, each synced as it is finished; the manifest, synced; the folder, synced; the folder renamed to its
 //! final name; its parent synced. What a crash leaves before the rename is a `.partial` folder, which counts for nothing.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 
@@ -13,27 +14,30 @@ use super::committed;
 use super::layout;
 use super::look::{entries, folder_names};
 use super::remove;
+use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
 use crate::io::Store;
-use crate::model::block::ImageFile;
+use crate::model::block::{BlockError, BlockSink, ImageFile, Written};
 use crate::model::restore_point::id_of;
-use crate::repo::{FileEntry, Manifest, RepoError, Result};
+use crate::repo::{FileEntry, Manifest, NewDisk, PendingPoint, PieceEntry, RepoError, Result, SmallFile};
 
-/// A restore point being written. Dropped uncommitted it is removed as far as that goes; the next run removes the rest.
-pub struct Pending {
+/// A restore point being written into a folder. Dropped uncommitted it is removed as far as that goes; the next run removes the rest.
+pub(super) struct FolderPending {
     store: Arc<dyn Store>,
     id: String,
     period_dir: PathBuf,
     dir: PathBuf,
+    /// The images that were begun.
+    begun: Mutex<BTreeSet<String>>,
     kept: bool,
 }
 
-impl Pending {
+impl FolderPending {
     pub(super) fn create(
         store: Arc<dyn Store>,
         domain_dir: &Path,
         period: &str,
         time: Timestamp,
-    ) -> Result<Pending> {
+    ) -> Result<FolderPending> {
         let period_dir = domain_dir.join(period);
         ensure_dir(store.as_ref(), &period_dir)?;
         store
@@ -44,79 +48,30 @@ impl Pending {
         store
             .create_dir(&dir)
             .map_err(RepoError::io("create the folder", &dir))?;
-        Ok(Pending {
+        Ok(FolderPending {
             store,
             id,
             period_dir,
             dir,
+            begun: Mutex::default(),
             kept: false,
         })
     }
 
-    /// Id of the restore point that this becomes.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// The folder while it is being written.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// Notes down what is about to be begun outside the repository, so that the next run can end it if this one cannot.
-    pub fn write_intent(&self, intent: &[u8]) -> Result<()> {
-        let path = self.dir.join(layout::INTENT);
-        self.store
-            .create_file(&path, intent)
-            .map_err(RepoError::io("write", &path))?;
-        self.store
-            .sync_dir(&self.dir)
-            .map_err(RepoError::io("sync", &self.dir))?;
-        self.store
-            .sync_dir(&self.period_dir)
-            .map_err(RepoError::io("sync", &self.period_dir))
-    }
-
-    /// Creates the file of an image.
-    pub fn create_image(&self, name: &str) -> Result<Box<dyn ImageFile>> {
+    /// Creates the file of an image, in place of one that was begun before.
+    fn create_image(&self, name: &str) -> Result<Box<dyn ImageFile>> {
         let path = self.dir.join(name);
+        let is_new = self
+            .begun
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name.to_owned());
+        if !is_new {
+            remove_if_there(self.store.as_ref(), &path, "remove")?;
+        }
         self.store
             .create_image(&path)
             .map_err(RepoError::io("create", &path))
-    }
-
-    /// Removes the file of an image that is to be made anew, if there is one yet.
-    pub fn remove_image(&self, name: &str) -> Result<()> {
-        let path = self.dir.join(name);
-        match self.store.remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(RepoError::io("remove", &path)(error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Writes a small file.
-    pub fn add_file(&self, name: &str, content: &[u8]) -> Result<FileEntry> {
-        self.write(&self.dir.join(name), name, content)
-    }
-
-    /// Writes the checkpoint's XML into the period's `checkpoints` folder.
-    pub fn add_checkpoint(&self, checkpoint: &str, xml: &str) -> Result<FileEntry> {
-        let name = format!("{checkpoint}.xml");
-        let dir = self.period_dir.join(layout::CHECKPOINTS);
-        ensure_dir(self.store.as_ref(), &dir)?;
-        let path = dir.join(&name);
-        // A run that failed after this step may have left one; no manifest names it, or the number would not be used again.
-        match self.store.remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(RepoError::io("replace", &path)(error));
-            }
-            _ => {}
-        }
-        let entry = self.write(&path, &name, xml.as_bytes())?;
-        self.store.sync_dir(&dir).map_err(RepoError::io("sync", &dir))?;
-        Ok(entry)
     }
 
     fn write(&self, path: &Path, name: &str, content: &[u8]) -> Result<FileEntry> {
@@ -130,11 +85,68 @@ impl Pending {
             pieces: None,
         })
     }
+}
 
-    /// Makes it a restore point. After this it exists, whole; before it, nothing does.
-    ///
-    /// After an error it may be there nevertheless, when only its survival of a crash is uncertain.
-    pub fn commit(&self, manifest: &Manifest) -> Result<PathBuf> {
+impl PendingPoint for FolderPending {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn write_note(&self, note: &[u8]) -> Result<()> {
+        let path = self.dir.join(layout::INTENT);
+        self.store
+            .create_file(&path, note)
+            .map_err(RepoError::io("write", &path))?;
+        self.store
+            .sync_dir(&self.dir)
+            .map_err(RepoError::io("sync", &self.dir))?;
+        self.store
+            .sync_dir(&self.period_dir)
+            .map_err(RepoError::io("sync", &self.period_dir))
+    }
+
+    fn sink(&self, disk: &NewDisk<'_>) -> Result<Box<dyn BlockSink>> {
+        let image = layout::image(disk.target);
+        let file = self.create_image(&image)?;
+        let options = Qcow2Options {
+            path: self.dir.join(image),
+            size: disk.size,
+            backing: disk
+                .parent
+                .and_then(|parent| layout::backing(&parent.manifest.point, disk.target)),
+            detect_zeroes: true,
+            stop: disk.stop.clone(),
+        };
+        let writer = Qcow2Writer::new(file, options).map_err(BlockError::from)?;
+        Ok(Box::new(writer))
+    }
+
+    fn entry(&self, target: &str, written: &Written) -> FileEntry {
+        FileEntry {
+            name: layout::image(target),
+            size: written.file_bytes,
+            blake3: written.blake3.clone().unwrap_or_default(),
+            pieces: written.pieces.as_ref().map(PieceEntry::from),
+        }
+    }
+
+    fn put(&self, file: SmallFile, content: &[u8]) -> Result<FileEntry> {
+        self.write(&self.dir.join(file.name()), file.name(), content)
+    }
+
+    fn put_checkpoint(&self, checkpoint: &str, xml: &str) -> Result<FileEntry> {
+        let name = format!("{checkpoint}.xml");
+        let dir = self.period_dir.join(layout::CHECKPOINTS);
+        ensure_dir(self.store.as_ref(), &dir)?;
+        let path = dir.join(&name);
+        // A run that failed after this step may have left one; no manifest names it, or the number would not be used again.
+        remove_if_there(self.store.as_ref(), &path, "replace")?;
+        let entry = self.write(&path, &name, xml.as_bytes())?;
+        self.store.sync_dir(&dir).map_err(RepoError::io("sync", &dir))?;
+        Ok(entry)
+    }
+
+    fn commit(&mut self, manifest: &Manifest) -> Result<String> {
         let id = &self.id;
         let text = manifest.to_text().map_err(|source| RepoError::Manifest {
             id: id.clone(),
@@ -154,24 +166,19 @@ impl Pending {
         self.store
             .sync_dir(&self.period_dir)
             .map_err(RepoError::io("sync", &self.period_dir))?;
+        self.kept = true;
         // Only now: until the commit it tells the next run what there is to end. In a finished restore point it means nothing.
         let _ = self.store.remove_file(&dir.join(layout::INTENT));
-        Ok(dir)
+        Ok(dir.display().to_string())
     }
 
-    /// It is committed: nothing of it is to be removed.
-    pub fn done(mut self) {
+    fn leave(mut self: Box<Self>) -> String {
         self.kept = true;
-    }
-
-    /// Leaves the folder with its intent as it is, for the next run to end what was begun. Gives the folder.
-    pub fn leave(mut self) -> PathBuf {
-        self.kept = true;
-        self.dir.clone()
+        self.dir.display().to_string()
     }
 }
 
-impl Drop for Pending {
+impl Drop for FolderPending {
     fn drop(&mut self) {
         if !self.kept {
             // Best effort: what stays is a `.partial`, which the next run removes.
@@ -194,6 +201,13 @@ pub(super) fn remove_partial(store: &dyn Store, dir: &Path) -> Result<()> {
 
 fn is_intent(path: &Path) -> bool {
     path.ends_with(layout::INTENT)
+}
+
+fn remove_if_there(store: &dyn Store, path: &Path, operation: &'static str) -> Result<()> {
+    match store.remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RepoError::io(operation, path)(error)),
+        _ => Ok(()),
+    }
 }
 
 fn ensure_dir(store: &dyn Store, dir: &Path) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Reads one restore point: its manifest, and what a look at the names and sizes of its files tells.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::layout;
 use super::look::read_bounded;
@@ -98,13 +98,21 @@ pub(super) fn file_faults(dir: &Path, manifest: &Manifest) -> Vec<FileFault> {
 
 /// What is wrong with the XML of a restore point's checkpoint. No restore needs it, so it is told and no more.
 pub(super) fn checkpoint_fault(period_dir: &Path, manifest: &Manifest) -> Option<Finding> {
-    let file = manifest.checkpoint_file.as_ref()?;
-    let path = period_dir.join(layout::CHECKPOINTS).join(&file.name);
+    let (path, file) = checkpoint_file(period_dir, manifest)?;
     fault_of(&path, file).map(|what| Finding::new(CHECKPOINT_DAMAGED, what))
 }
 
+/// Where the XML of a restore point's checkpoint has to be, and what the manifest says of it.
+pub(super) fn checkpoint_file<'a>(
+    period_dir: &Path,
+    manifest: &'a Manifest,
+) -> Option<(PathBuf, &'a FileEntry)> {
+    let file = manifest.checkpoint_file.as_ref()?;
+    Some((period_dir.join(layout::CHECKPOINTS).join(&file.name), file))
+}
+
 /// What is wrong with a file, as far as a look tells.
-pub(in crate::repo) fn fault_of(path: &Path, file: &FileEntry) -> Option<String> {
+pub(super) fn fault_of(path: &Path, file: &FileEntry) -> Option<String> {
     let shown = path.display();
     match path.symlink_metadata() {
         Ok(found) if !found.is_file() => Some(format!("{shown} is not a file")),

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::io::Store;
-use crate::repo::{RepoError, Result};
+use crate::repo::{Leftover, RepoError, Result};
 
 /// What the name of a folder begins with that is being deleted: nobody takes it for a period any more.
 const DOOMED: &str = ".removing-";
@@ -25,10 +25,14 @@ pub(super) fn period(store: &dyn Store, domain_dir: &Path, period: &str) -> Resu
 }
 
 /// The folders that an interrupted run had begun to delete.
-pub(super) fn interrupted(domain_dir: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn interrupted(domain_dir: &Path) -> Result<Vec<Leftover>> {
     let names = super::look::folder_names(domain_dir)?;
     let doomed = names.into_iter().filter(|name| name.starts_with(DOOMED));
-    Ok(doomed.map(|name| domain_dir.join(name)).collect())
+    let leftover = |name: String| Leftover {
+        location: domain_dir.join(&name).display().to_string(),
+        key: name,
+    };
+    Ok(doomed.map(leftover).collect())
 }
 
 /// Deletes the rest of one of them.

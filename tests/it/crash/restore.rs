@@ -10,7 +10,7 @@ use vmsnap::io::{DiskStore, Store};
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::restore::{self, DefineOptions, Format, Options, Outcome};
 use vmsnap::ops::{Cause, Result};
-use vmsnap::repo::Repository;
+use vmsnap::repo::FolderRepository;
 use vmsnap::testkit::{Blow, CrashHost, CrashStore, Fuse};
 
 use super::world::{DOMAIN, World, at_step, every_end};
@@ -51,15 +51,18 @@ impl Errand {
                 name: Some(COPY.to_owned()),
             }),
         };
-        let repo = Repository::open(&world.root(), store).expect("it is there");
+        let repo = FolderRepository::open(&world.root(), Arc::clone(&store)).expect("it is there");
         let plan = restore::plan(DOMAIN, &repo, Some(host), &options)?;
         restore::restore(
             DOMAIN,
-            &repo,
             plan,
-            Some(host),
-            &world.lab.recorder,
-            &Stop::default(),
+            &restore::Means {
+                repo: &repo,
+                store: store.as_ref(),
+                host: Some(host),
+                monitor: &world.lab.recorder,
+                stop: &Stop::default(),
+            },
         )
     }
 

@@ -10,10 +10,10 @@ use vmsnap::io::DiskStore;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{self, Options, Outcome};
 use vmsnap::ops::{Context, Error, Result};
-use vmsnap::repo::{History, Repository};
+use vmsnap::repo::{FolderRepository, History};
 use vmsnap::testkit::{Blow, CrashHost, CrashStore, Fuse};
 
-use crate::lab::{CLUSTER, Lab, tree};
+use crate::lab::{CLUSTER, InFolder, Lab, tree};
 
 pub const DOMAIN: &str = "vm1";
 /// The period that a world due for pruning loses.
@@ -105,7 +105,7 @@ impl World {
             id: outcome.point.id.clone(),
             period: outcome.point.period.clone(),
             disks,
-            files: files_of(&outcome.dir),
+            files: files_of(&outcome.dir()),
         });
         self.guest_writes();
         outcome
@@ -115,7 +115,7 @@ impl World {
     pub fn crash(&mut self, options: &Options, fuse: &Fuse, store: CrashStore) -> Result<Outcome> {
         self.lab.host.die_with(Some(fuse));
         let host = CrashHost::new(self.lab.host.clone(), fuse);
-        let outcome = Repository::open_or_create(&self.root(), Arc::new(store))
+        let outcome = FolderRepository::open_or_create(&self.root(), Arc::new(store))
             .map_err(|error| Error::of(DOMAIN, error))
             .and_then(|repo| {
                 let context = Context {
@@ -135,8 +135,8 @@ impl World {
 
     /// The next process opens the repository anew: what is there may be another folder than before the power was cut.
     pub fn reopen(&mut self) {
-        let opened = Repository::open_or_create(&self.root(), Arc::new(DiskStore));
-        self.lab.repo = opened.expect("it can be opened");
+        let opened = FolderRepository::open_or_create(&self.root(), Arc::new(DiskStore));
+        self.lab.repo = Box::new(opened.expect("it can be opened"));
     }
 
     pub fn root(&self) -> std::path::PathBuf {
@@ -170,13 +170,13 @@ impl World {
                 id,
                 period: kept.manifest.point.period.clone(),
                 disks,
-                files: files_of(&kept.dir),
+                files: files_of(&kept.dir()),
             });
         }
         for moment in &self.moments {
             let kept = history.get(&moment.id).expect("it is listed");
             // The note of a run means nothing once its restore point exists.
-            let mut files = files_of(&kept.dir);
+            let mut files = files_of(&kept.dir());
             files.remove("intent.json");
             let mut before = moment.files.clone();
             before.remove("intent.json");
@@ -218,7 +218,7 @@ impl World {
     pub fn assert_next_backup_heals(&mut self, options: &Options) -> Level {
         self.guest_writes();
         // As the program does it.
-        Repository::open_or_create(&self.root(), Arc::new(DiskStore)).expect("it is there or made");
+        FolderRepository::open_or_create(&self.root(), Arc::new(DiskStore)).expect("it is there or made");
         let outcome = self.backup(options);
         let latest = self.moments.last().expect("it was made");
         self.assert_gives_back(latest);

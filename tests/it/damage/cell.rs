@@ -120,7 +120,8 @@ impl Cell {
     }
 
     fn list(&self) -> Checked {
-        let listed = list(&self.stage.lab.repo, &["vm1".to_owned()]).map_err(|error| with_sources(&error))?;
+        let listed =
+            list(self.stage.lab.repo.as_ref(), &["vm1".to_owned()]).map_err(|error| with_sources(&error))?;
         let mut text = String::new();
         for finding in listed[0]
             .findings
@@ -197,7 +198,7 @@ impl Cell {
             }
         }
         let lab = &self.stage.lab;
-        match plan("vm1", &lab.repo, Some(&lab.host), &options) {
+        match plan("vm1", lab.repo.as_ref(), Some(&lab.host), &options) {
             Ok(_) if !ways.is_empty() => Err(format!("it ignores {ways:?}")),
             Ok(plan) => {
                 let nvram = plan
@@ -313,7 +314,7 @@ impl Cell {
     }
 
     fn is_lock_unusable(&self) -> bool {
-        let path = self.stage.lab.repo.root().join("vm1/.lock");
+        let path = self.stage.lab.root().join("vm1/.lock");
         let is_file = path.symlink_metadata().is_ok_and(|found| found.is_file());
         self.target == Target::Lock && !is_file
     }
@@ -379,6 +380,6 @@ fn victim(stage: &Stage, target: Target) -> Victim {
             }
         }
         Target::Intent => alone(stage.leftover.join("intent.json")),
-        Target::Lock => alone(stage.lab.repo.root().join("vm1/.lock")),
+        Target::Lock => alone(stage.lab.root().join("vm1/.lock")),
     }
 }

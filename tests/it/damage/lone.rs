@@ -26,7 +26,7 @@ fn no_older_moment_is_given_for_one_that_cannot_be_read() {
     let manifest = lost.dir.join("manifest.json");
     fs::write(&manifest, "{").expect("written");
     let refused = |at: &str| {
-        let error = plan("vm1", &stage.lab.repo, None, &ask(&stage, at)).expect_err("it is lost");
+        let error = plan("vm1", stage.lab.repo.as_ref(), None, &ask(&stage, at)).expect_err("it is lost");
         assert_eq!(error.class(), Class::Damaged, "{at}: {error}");
         assert!(
             error.to_string().contains(&manifest.display().to_string()),
@@ -37,7 +37,12 @@ fn no_older_moment_is_given_for_one_that_cannot_be_read() {
     refused("2026-11-03T01:20:05Z");
     fs::remove_dir_all(&stage.points[3].dir).expect("it was there");
     refused("latest");
-    let before = plan("vm1", &stage.lab.repo, None, &ask(&stage, "2026-11-03T01:19:59Z"));
+    let before = plan(
+        "vm1",
+        stage.lab.repo.as_ref(),
+        None,
+        &ask(&stage, "2026-11-03T01:19:59Z"),
+    );
     assert_eq!(
         before.expect("a moment before the lost one").point.id,
         stage.points[1].id

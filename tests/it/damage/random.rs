@@ -178,8 +178,8 @@ proptest! {
             let outcome = lab.backup("vm1").expect("a backup");
             kept.push((outcome.point.id, lab.disk("vm1", "vda")));
         }
-        meddle(&lab.repo.root().join("vm1"), &mutation);
-        let listed = list(&lab.repo, &["vm1".to_owned()]).expect("readable");
+        meddle(&lab.root().join("vm1"), &mutation);
+        let listed = list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("readable");
         for point in &listed[0].points {
             prop_assert!(kept.iter().any(|(id, _)| *id == point.point.id), "{} was never made", point.point.id);
         }

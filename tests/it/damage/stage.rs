@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use vmsnap::host::Host;
 
-use crate::lab::{CLUSTER, DEAD, Lab, tree};
+use crate::lab::{CLUSTER, DEAD, InFolder, Lab, tree};
 
 pub const DISKS: [&str; 2] = ["vda", "vdb"];
 /// How many restore points there are: a full one, and incremental ones each upon the one before.
@@ -68,7 +68,7 @@ impl Stage {
 
     /// The content of every kept file of the domain: what a later run may change none of.
     pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {
-        let root = self.lab.repo.root().join("vm1");
+        let root = self.lab.root().join("vm1");
         let is_kept = |path: &String| {
             let found = root.join(path).symlink_metadata().expect("it is there");
             found.is_file() && found.len() < 1 << 30 && !path.contains(".partial") && path != ".lock"
@@ -108,8 +108,8 @@ fn story(lab: &mut Lab, domain: &str, seed: u8) -> Vec<Moment> {
             points.last().map(|last: &Moment| last.id.clone())
         );
         points.push(Moment {
+            dir: outcome.dir(),
             id: outcome.point.id,
-            dir: outcome.dir,
             disks: DISKS.map(|disk| lab.disk(domain, disk)),
         });
     }

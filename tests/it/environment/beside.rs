@@ -19,7 +19,7 @@ use vmsnap::ops::{Event, Result};
 use vmsnap::repo::{DamageNote, Missed, Proof};
 
 use super::{Watch, two_points, watched};
-use crate::lab::{CLUSTER, Lab, NAMES, tree};
+use crate::lab::{CLUSTER, InFolder, Lab, NAMES, tree};
 
 const OCTOBER: &str = "vmsnap-backup-monthly-2026-10";
 
@@ -94,14 +94,14 @@ fn a_restore_of_what_is_pruned_meanwhile_gives_right_bytes_or_a_clear_error() {
             format: Some(Format::Raw),
             ..lab.restoring()
         };
-        let plan = restore::plan("vm1", &lab.repo, None, &options).expect("it is all there");
+        let plan = restore::plan("vm1", lab.repo.as_ref(), None, &options).expect("it is all there");
         // The very first moment lies between the plan and the restore.
         let pruner = PruneAt::new(&lab, usize::wrapping_sub(moment, 1));
         if moment == 0 {
             prune_october(&lab);
         }
         let monitor = Watch(|event: &Event<'_>| pruner.watch(event));
-        let outcome = restore("vm1", &lab.repo, plan, None, &monitor, &Stop::default());
+        let outcome = restore("vm1", plan, &lab.means(&monitor, &Stop::default()));
         match outcome {
             Ok(_) => {
                 given += 1;
@@ -142,7 +142,7 @@ fn a_verification_beside_a_prune_calls_nothing_damaged_whenever_it_happens() {
                 not_since: None,
                 now: lab.now.timestamp(),
             };
-            let outcome = verify("vm1", &lab.repo, &options, &monitor, &Stop::default())
+            let outcome = verify("vm1", lab.repo.as_ref(), &options, &monitor, &Stop::default())
                 .expect("there were restore points");
             let told: Vec<_> = outcome.all_damage().collect();
             assert!(outcome.is_sound(), "{which:?}, moment {moment}: {told:#?}");
@@ -174,7 +174,7 @@ fn a_period_that_is_pruned_while_it_is_listed_is_listed_whole_or_not_at_all() {
                 for _ in 0..round % 7 {
                     let _ = repository.history();
                 }
-                let locked = repository.lock().expect("nobody else writes");
+                let locked = repository.try_lock().expect("nobody else writes");
                 locked
                     .remove_period("vmsnap-backup-monthly-2026-11")
                     .expect("it goes");
@@ -214,9 +214,9 @@ fn a_list_and_a_verification_take_no_running_backup_for_an_unfinished_one() {
             now: lab.now.timestamp(),
         };
         let monitor = Watch(|_: &Event<'_>| {});
-        let outcome = verify("vm1", &lab.repo, &options, &monitor, &Stop::default())?;
+        let outcome = verify("vm1", lab.repo.as_ref(), &options, &monitor, &Stop::default())?;
         assert!(outcome.is_sound() && outcome.points.len() == 2);
-        let listed = list(&lab.repo, &["vm1".to_owned()])?.remove(0);
+        let listed = list(lab.repo.as_ref(), &["vm1".to_owned()])?.remove(0);
         assert!(listed.points.len() == 2 && listed.points.iter().all(|point| point.is_whole()));
         let findings = outcome.findings.into_iter().chain(listed.findings);
         Ok(findings.map(|finding| finding.code.to_owned()).collect())
@@ -234,11 +234,11 @@ fn a_list_and_a_verification_take_no_running_backup_for_an_unfinished_one() {
     assert_eq!(*told.lock().expect("no panic"), [""; 0]);
 
     let period = lab.history("vm1").kept[0]
-        .dir
+        .dir()
         .parent()
         .expect("a period")
         .to_owned();
-    let third = lab.history("vm1").kept[2].dir.clone();
+    let third = lab.history("vm1").kept[2].dir().clone();
     fs::remove_dir_all(&third).expect("by hand");
     let known = period.join(".committed").join(third.file_name().expect("a name"));
     fs::remove_file(known).expect("and on purpose");
@@ -277,7 +277,7 @@ fn what_a_later_verification_has_found_is_not_forgotten_for_an_earlier_one_that_
         now: lab.now.timestamp(),
     };
     let earlier = options(&lab);
-    let newest = lab.history("vm1").kept[1].dir.join("vda.qcow2");
+    let newest = lab.history("vm1").kept[1].dir().join("vda.qcow2");
     lab.pass(Span::new().minutes(10));
     let later = std::sync::Once::new();
     let monitor = Watch(|event: &Event<'_>| {
@@ -288,16 +288,22 @@ fn what_a_later_verification_has_found_is_not_forgotten_for_an_earlier_one_that_
                 bytes[70_000] ^= 1;
                 fs::write(&newest, bytes).expect("it can be written");
                 let silent = Watch(|_: &Event<'_>| {});
-                let found = verify("vm1", &lab.repo, &options(&lab), &silent, &Stop::default());
+                let found = verify(
+                    "vm1",
+                    lab.repo.as_ref(),
+                    &options(&lab),
+                    &silent,
+                    &Stop::default(),
+                );
                 assert!(!found.expect("there are some").is_sound());
             });
         }
     });
-    let outcome = verify("vm1", &lab.repo, &earlier, &monitor, &Stop::default()).expect("some");
+    let outcome = verify("vm1", lab.repo.as_ref(), &earlier, &monitor, &Stop::default()).expect("some");
     assert!(later.is_completed() && outcome.is_sound());
     let history = lab.history("vm1");
     assert!(!history.chains.latest().expect("two").doubts.is_empty());
-    let proofs = tree(&lab.repo.root().join("vm1/.verified"));
+    let proofs = tree(&lab.root().join("vm1/.verified"));
     assert_eq!(
         proofs.len(),
         3,
@@ -347,7 +353,7 @@ fn a_verification_forgets_nothing_that_was_found_of_a_restore_point_made_meanwhi
             });
         }
     });
-    let outcome = verify("vm1", &lab.repo, &options, &monitor, &Stop::default()).expect("sound");
+    let outcome = verify("vm1", lab.repo.as_ref(), &options, &monitor, &Stop::default()).expect("sound");
     assert_eq!(outcome.points.len(), 2);
     let history = lab.history("vm1");
     let newest = history.chains.latest().expect("three");

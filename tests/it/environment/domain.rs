@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn of_two_runs_at_once_one_is_refused_and_the_other_succeeds() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
-    let before = kept_files(lab.repo.root());
+    let before = kept_files(&lab.root());
     let (is_copying, copying) = channel();
     let (go_on, went_on) = channel::<()>();
     let (is_copying, went_on) = (Mutex::new(is_copying), Mutex::new(went_on));
@@ -44,11 +44,11 @@ fn of_two_runs_at_once_one_is_refused_and_the_other_succeeds() {
             )
         });
         copying.recv_timeout(PATIENCE).expect("the first one copies");
-        let during = tree(lab.repo.root());
+        let during = tree(&lab.root());
         let refused = watched(lab, "vm1", &Lab::options(), |_| {}).expect_err("the other one writes");
         assert_eq!(refused.class(), Class::Locked, "{refused}");
-        assert_names(&refused, &lab.repo.root().display().to_string(), "refused");
-        assert_eq!(tree(lab.repo.root()), during, "nothing else has changed");
+        assert_names(&refused, &lab.root().display().to_string(), "refused");
+        assert_eq!(tree(&lab.root()), during, "nothing else has changed");
         assert!(lab.host.has_job("vm1"), "the other's job goes on");
         go_on.send(()).expect("it waits");
         first.join().expect("no panic")
@@ -56,7 +56,7 @@ fn of_two_runs_at_once_one_is_refused_and_the_other_succeeds() {
     let outcome = first.expect("the first one succeeds");
     let restored = lab.restored("vm1", &outcome.point.id, "vda").expect("restored");
     assert!(restored == lab.disk("vm1", "vda"));
-    assert_unchanged(&before, &kept_files(lab.repo.root()), "two runs");
+    assert_unchanged(&before, &kept_files(&lab.root()), "two runs");
     assert_nothing_left(&lab, "vm1", "two runs");
     lab.pass(jiff::Span::new().minutes(10));
     assert_next_run_heals(&mut lab, "vm1", "two runs");
@@ -97,7 +97,7 @@ fn a_domain_that_goes_away_in_mid_run_is_an_error_that_names_it() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
     two_points(&mut lab, "vm2");
-    let before = kept_files(lab.repo.root());
+    let before = kept_files(&lab.root());
     let host = lab.host.clone();
     let error = watched(
         &lab,
@@ -108,7 +108,7 @@ fn a_domain_that_goes_away_in_mid_run_is_an_error_that_names_it() {
     .expect_err("it is gone");
     assert_eq!(error.class(), Class::NotFound, "{error}");
     assert_names(&error, "vm1", "gone");
-    assert_unchanged(&before, &kept_files(lab.repo.root()), "gone");
+    assert_unchanged(&before, &kept_files(&lab.root()), "gone");
     assert_eq!(lab.history("vm1").kept.len(), 2, "nothing was committed");
     // What could not be ended is noted; that stops nobody else.
     assert_next_run_heals(&mut lab, "vm2", "the other");
@@ -137,7 +137,7 @@ fn a_domain_that_goes_away_in_mid_run_is_an_error_that_names_it() {
         "{}",
         outcome.point.disks[0].reason
     );
-    assert_unchanged(&before, &kept_files(lab.repo.root()), "made anew");
+    assert_unchanged(&before, &kept_files(&lab.root()), "made anew");
 }
 
 #[test]
@@ -166,12 +166,12 @@ fn a_dead_run_of_a_domain_made_anew_has_no_claim_on_the_new_one() {
 fn a_migration_keeps_the_backup_away_and_nothing_is_left_of_it() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
-    let before = tree(lab.repo.root());
+    let before = tree(&lab.root());
     lab.host.begin_migration("vm1");
     let error = lab.backup("vm1").expect_err("it is being migrated");
     assert!(matches!(error.cause, Cause::Busy { .. }), "{error}");
     assert_names(&error, "outgoing migration", "busy");
-    assert_eq!(tree(lab.repo.root()), before);
+    assert_eq!(tree(&lab.root()), before);
     assert!(lab.host.has_job("vm1"), "the migration goes on");
     let domain = lab.host.domain("vm1").expect("it is there");
     lab.host.abort_job(&domain).expect("it ends");
@@ -192,14 +192,14 @@ fn an_export_that_breaks_at_any_place_costs_nothing() {
             }
             lab.host
                 .disk("vm1", "vda", |disk| disk.write(0, &[7; 4 * CLUSTER]));
-            let before = kept_files(lab.repo.root());
+            let before = kept_files(&lab.root());
             lab.host.fail_reads_after(Some((clusters * CLUSTER) as u64));
             let error = lab.backup("vm1").expect_err("the export breaks");
             lab.host.fail_reads_after(None);
             assert_eq!(error.disk.as_deref(), Some("vda"), "{case}");
             assert_names(&error, "domain 'vm1', disk vda", &case);
             assert_eq!(error.class(), Class::Failed, "{case}");
-            assert_unchanged(&before, &kept_files(lab.repo.root()), &case);
+            assert_unchanged(&before, &kept_files(&lab.root()), &case);
             assert_nothing_left(&lab, "vm1", &case);
             assert_next_run_heals(&mut lab, "vm1", &case);
         }

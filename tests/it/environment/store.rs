@@ -201,12 +201,12 @@ fn every_call_fails(scene: Scene, errno: Errno, count: usize) {
         let case = format!("{scene:?}, {errno:?} at call {call} of {calls}, {count} times");
         let plan = Plan::new(errno, count);
         let mut lab = staged(scene, &plan);
-        let before = kept_files(lab.repo.root());
+        let before = kept_files(&lab.root());
         let points = lab.history("vm1").kept.len();
         plan.fail_from(call);
         let result = lab.backup_with("vm1", &options(scene));
         plan.fail_from(usize::MAX);
-        let after = kept_files(lab.repo.root());
+        let after = kept_files(&lab.root());
         let history = lab.history("vm1");
         match result {
             // What fails after the commit costs no more than a finding, and pruning may have begun.
@@ -219,7 +219,7 @@ fn every_call_fails(scene: Scene, errno: Errno, count: usize) {
                 let text = with_sources(&error);
                 assert!(text.starts_with("domain 'vm1'"), "{case}: {text}");
                 assert!(
-                    text.contains(&lab.repo.root().display().to_string()),
+                    text.contains(&lab.root().display().to_string()),
                     "{case}: no path in {text}"
                 );
                 let reason = io::Error::from(errno).to_string();
@@ -267,7 +267,7 @@ fn a_repair_that_changes_nothing_is_given_up_and_told() {
     let plan = Plan::new(Errno::IO, 0);
     let mut lab = staged(Scene::Incremental, &plan);
     let partial = "vm1/vmsnap-backup-monthly-2026-11/2026-11-03T05-00-00Z.partial";
-    fs::create_dir(lab.repo.root().join(partial)).expect("new");
+    fs::create_dir(lab.root().join(partial)).expect("new");
     plan.keeps_dirs.store(true, Ordering::SeqCst);
     let error = with_sources(&lab.backup("vm1").expect_err("it is there for ever"));
     assert!(

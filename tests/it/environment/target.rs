@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use vmsnap::io::DiskStore;
 use vmsnap::ops::Class;
-use vmsnap::repo::Repository;
+use vmsnap::repo::FolderRepository;
 
 use super::{
     assert_names, assert_next_run_heals, assert_nothing_left, assert_unchanged, kept_files, once_copying,
@@ -34,7 +34,7 @@ fn mount_again(root: &PathBuf, away: &PathBuf) {
 fn a_target_removed_in_mid_run_is_an_error_that_names_it_and_is_not_made_anew() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
-    let root = lab.repo.root().to_owned();
+    let root = lab.root().to_owned();
     let gone = root.clone();
     let error = watched(
         &lab,
@@ -50,7 +50,7 @@ fn a_target_removed_in_mid_run_is_an_error_that_names_it_and_is_not_made_anew() 
     let again = lab.backup("vm1").expect_err("it is not there");
     assert_eq!(again.class(), Class::Repository, "{again}");
     assert!(!root.exists());
-    lab.repo = Repository::open_or_create(&root, Arc::new(DiskStore)).expect("a new one");
+    lab.repo = Box::new(FolderRepository::open_or_create(&root, Arc::new(DiskStore)).expect("a new one"));
     let outcome = assert_full_after_loss(&mut lab);
     assert!(
         outcome.contains(&"repository-without-its-past".to_owned()),
@@ -71,7 +71,7 @@ fn nothing_is_written_into_the_folder_beneath_a_target_that_is_unmounted_in_mid_
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
     two_points(&mut lab, "vm2");
-    let (root, away) = (lab.repo.root().to_owned(), away(&lab));
+    let (root, away) = (lab.root().to_owned(), away(&lab));
     let before = kept_files(&root);
     let (from, to) = (root.clone(), away.clone());
     let error = watched(
@@ -101,9 +101,10 @@ fn nothing_is_written_into_the_folder_beneath_a_target_that_is_unmounted_in_mid_
 fn a_target_that_is_not_mounted_when_a_run_begins_is_told_as_far_as_it_can_be_known() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
-    let (root, away) = (lab.repo.root().to_owned(), away(&lab));
+    let (root, away) = (lab.root().to_owned(), away(&lab));
     unmount(&root, &away);
-    lab.repo = Repository::open_or_create(&root, Arc::new(DiskStore)).expect("a folder is there");
+    lab.repo =
+        Box::new(FolderRepository::open_or_create(&root, Arc::new(DiskStore)).expect("a folder is there"));
     let outcome = lab.backup("vm1").expect("a full");
     let found = outcome
         .findings
@@ -123,7 +124,7 @@ fn a_target_that_is_not_mounted_when_a_run_begins_is_told_as_far_as_it_can_be_kn
     assert_eq!(codes, Vec::<String>::new());
     fs::remove_dir_all(&root).expect("removed");
     fs::rename(&away, &root).expect("mounted again");
-    lab.repo = Repository::open(&root, Arc::new(DiskStore)).expect("it is back");
+    lab.repo = Box::new(FolderRepository::open(&root, Arc::new(DiskStore)).expect("it is back"));
     let outcome = lab.backup("vm1").expect("an incremental");
     assert!(outcome.point.parent.is_some(), "the old checkpoints still serve");
     lab.assert_gives_back("vm1", "vda");
@@ -141,7 +142,7 @@ fn a_domains_folder_that_cannot_be_made_stops_no_other_domain() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm2");
     lab.host.add_domain("vm1", &[("vda", 4 * crate::lab::CLUSTER)]);
-    let place = lab.repo.root().join("vm1");
+    let place = lab.root().join("vm1");
     fs::write(&place, "a file of somebody else").expect("written");
     let error = lab.backup("vm1").expect_err("it is no folder");
     assert_names(&error, &place.display().to_string(), "a file");

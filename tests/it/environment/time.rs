@@ -10,7 +10,7 @@ use crate::lab::{CLUSTER, Lab};
 fn a_clock_set_back_within_the_month_changes_neither_order_nor_chain() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
-    let before = kept_files(lab.repo.root());
+    let before = kept_files(&lab.root());
     for time in ["2026-11-01T00:00:30+01:00", "2026-11-03T02:00:00+01:00"] {
         lab.at(&format!("{time}[Europe/Berlin]"));
         let newest = lab.latest("vm1");
@@ -18,7 +18,7 @@ fn a_clock_set_back_within_the_month_changes_neither_order_nor_chain() {
         assert_eq!(outcome.point.parent, Some(newest), "{time}");
         assert_eq!(lab.latest("vm1"), outcome.point.id, "{time}");
     }
-    assert_unchanged(&before, &kept_files(lab.repo.root()), "set back");
+    assert_unchanged(&before, &kept_files(&lab.root()), "set back");
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn a_clock_set_back_over_the_turn_of_the_month_and_right_again_leaves_whole_chai
     lab.at("2026-12-05T02:00:00+01:00[Europe/Berlin]");
     let december = lab.backup("vm1").expect("December's full");
     assert_eq!(december.point.level, Level::Full);
-    let before = kept_files(lab.repo.root());
+    let before = kept_files(&lab.root());
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
     let outcome = assert_next_run_heals(&mut lab, "vm1", "set back");
     assert!(
@@ -46,7 +46,7 @@ fn a_clock_set_back_over_the_turn_of_the_month_and_right_again_leaves_whole_chai
     );
     let latest = lab.latest("vm1");
     assert_eq!(latest, outcome.point.id, "order stays by sequence");
-    assert_unchanged(&before, &kept_files(lab.repo.root()), "right again");
+    assert_unchanged(&before, &kept_files(&lab.root()), "right again");
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_wrong_clock_deletes_nothing_that_is_newer_than_what_it_takes_for_the_presen
     two_points(&mut lab, "vm1");
     lab.at("2026-12-05T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("December's full");
-    let before = kept_files(lab.repo.root());
+    let before = kept_files(&lab.root());
     // A battery is empty, or somebody has mistyped the month.
     for time in ["2000-01-20T02:00:00+01:00", "2026-11-20T02:00:00+01:00"] {
         lab.at(&format!("{time}[Europe/Berlin]"));
@@ -67,7 +67,7 @@ fn a_wrong_clock_deletes_nothing_that_is_newer_than_what_it_takes_for_the_presen
             outcome.prune
         );
     }
-    assert_unchanged(&before, &kept_files(lab.repo.root()), "wrong clocks");
+    assert_unchanged(&before, &kept_files(&lab.root()), "wrong clocks");
     assert_whole(&lab, "vm1", "wrong clocks");
 }
 
@@ -78,14 +78,14 @@ fn a_clock_set_back_deletes_no_period_whatever_it_takes_for_the_previous_one() {
     two_points(&mut lab, "vm1");
     lab.at("2026-12-05T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("December's full");
-    let before = kept_files(lab.repo.root());
+    let before = kept_files(&lab.root());
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
     let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("a backup");
     match outcome.prune {
         Some(PruneOutcome::Kept(why)) => assert!(why.contains("the clock is wrong"), "{why}"),
         other => panic!("October is gone: {other:?}"),
     }
-    assert_unchanged(&before, &kept_files(lab.repo.root()), "set back");
+    assert_unchanged(&before, &kept_files(&lab.root()), "set back");
     lab.at("2026-12-06T02:00:00+01:00[Europe/Berlin]");
     assert_next_run_heals(&mut lab, "vm1", "right again");
 }

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vmsnap::io::DiskStore;
-use vmsnap::ops::Repository;
 use vmsnap::repo::History;
+use vmsnap::repo::{FolderRepository, Repository};
 
 use crate::cli_lab::{Change, Machine, Repo, has_job};
 use crate::daemon::{Crash, Daemon};
@@ -175,7 +175,7 @@ impl Chaos {
     }
 
     fn history(&self) -> History {
-        let repo = Repository::open(&self.repo.root(), Arc::new(DiskStore)).expect("it is there");
+        let repo = FolderRepository::open(&self.repo.root(), Arc::new(DiskStore)).expect("it is there");
         let domain = repo.domain(self.machine.name()).expect("a name that fits");
         domain.history().expect("it is readable")
     }
@@ -183,9 +183,11 @@ impl Chaos {
     /// Whether a run's job has begun: it has an image.
     fn is_copying(&self) -> bool {
         let leftovers = self.history().leftovers;
-        leftovers
-            .iter()
-            .any(|leftover| leftover.dir.join("vda.qcow2").exists())
+        leftovers.iter().any(|leftover| {
+            std::path::Path::new(&leftover.location)
+                .join("vda.qcow2")
+                .exists()
+        })
     }
 
     /// Looks what the run that has just ended has left: a restore point, whole and of now; or a note of what it had begun; or nothing.

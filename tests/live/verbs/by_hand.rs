@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use vmsnap::io::DiskStore;
-use vmsnap::ops::Repository;
+use vmsnap::repo::FolderRepository;
 
 use crate::embed::{Kind, Shape, TestDomain, run_ok};
 use crate::verbs::rng::Rng;
@@ -103,16 +103,17 @@ fn the_documented_command_gives_back_every_restore_point_also_after_a_move() {
     for place in [story.repo.root().to_owned(), elsewhere.join("copy")] {
         if place != story.repo.root() {
             fs::rename(story.repo.root(), &place).expect("it is moved");
-            story.repo = Repository::open(&place, Arc::new(DiskStore)).expect("it is there");
+            story.repo = FolderRepository::open(&place, Arc::new(DiskStore)).expect("it is there");
         }
         for (number, kept) in story.history().kept.iter().enumerate() {
-            check_digests(&kept.dir);
-            let beneath = backing_names(&kept.dir.join("vda.qcow2"));
+            let dir = Path::new(&kept.location);
+            check_digests(dir);
+            let beneath = backing_names(&dir.join("vda.qcow2"));
             assert_eq!(beneath.len(), number);
             assert!(beneath.iter().all(|name| name.starts_with("../")), "{beneath:?}");
 
             let to = tempfile::tempdir_in(story.folder.path()).expect("a folder");
-            let command = documented_command(&kept.dir);
+            let command = documented_command(dir);
             let status = Command::new(&command[0])
                 .args(&command[1..])
                 .current_dir(to.path())
@@ -121,7 +122,7 @@ fn the_documented_command_gives_back_every_restore_point_also_after_a_move() {
             assert!(status.success(), "{command:?}");
             let restored = fs::read(to.path().join("restored.raw")).expect("it is there");
             let expected = fs::read(story.reference(number, "vda")).expect("it is readable");
-            assert!(restored == expected, "{}", kept.dir.display());
+            assert!(restored == expected, "{}", kept.location);
         }
         story.prove();
     }

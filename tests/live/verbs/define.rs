@@ -125,7 +125,7 @@ fn a_domain_comes_back_beside_its_original_under_a_new_name() {
         );
 
         let kept = story.history();
-        let dir = &kept.get(&point.id).expect("it is kept").dir;
+        let dir = Path::new(&kept.get(&point.id).expect("it is kept").location);
         let saved = fs::read_to_string(dir.join("domain.xml")).expect("it is readable");
         let mut tags = changed_tags(&saved, &plan.xml);
         tags.sort();

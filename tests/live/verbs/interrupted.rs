@@ -5,7 +5,7 @@ use std::path::Path;
 use vmsnap::host::{BackupRequest, CheckpointRequest, DiskRequest, Host, Places};
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::heal::Intent;
-use vmsnap::repo::Pending;
+use vmsnap::repo::{PendingPoint, Repository};
 
 use crate::embed::{Kind, Lab, Shape, TestDomain, run_ok};
 use crate::host::names;
@@ -117,7 +117,7 @@ pub(super) fn killed_run(story: &Story, since: Option<&str>, until: Until) -> (P
     let domain = story.domain.seen();
     let context = story.context();
     let repository = story.repo.domain(&domain.name).expect("a name that fits");
-    let locked = repository.lock().expect("nobody holds it");
+    let locked = repository.try_lock().expect("nobody holds it");
     let time = context.now.timestamp();
     let pending = locked
         .begin("vmsnap-backup-monthly-2026-11", time)
@@ -133,7 +133,7 @@ pub(super) fn killed_run(story: &Story, since: Option<&str>, until: Until) -> (P
         places: places.clone(),
         freezes: false,
     };
-    note(&pending, &intent);
+    note(pending.as_ref(), &intent);
     if until == Until::Begun {
         let disk = |target: &String| DiskRequest {
             target: target.clone(),
@@ -152,15 +152,17 @@ pub(super) fn killed_run(story: &Story, since: Option<&str>, until: Until) -> (P
             stop: context.stop,
         };
         std::mem::forget(host.begin_backup(&domain, &request).expect("it begins"));
-        std::fs::write(pending.dir().join("vda.qcow2"), "half an image").expect("it is written");
+        let partial = std::path::PathBuf::from(pending.leave());
+        std::fs::write(partial.join("vda.qcow2"), "half an image").expect("it is written");
+    } else {
+        std::mem::forget(pending);
     }
-    std::mem::forget(pending);
     (places, run)
 }
 
-fn note(pending: &Pending, intent: &Intent) {
+fn note(pending: &dyn PendingPoint, intent: &Intent) {
     let text = serde_json::to_vec(intent).expect("it is JSON");
-    pending.write_intent(&text).expect("it is noted");
+    pending.write_note(&text).expect("it is noted");
 }
 
 /// The next backup ends what the killed run left, and goes on with the chain.

@@ -1,6 +1,7 @@
 //! Names that a shell, a path or XML would stumble over.
 
 use vmsnap::model::restore_point::Level;
+use vmsnap::repo::Repository;
 
 use crate::embed::{Kind, Shape, TestDomain};
 use crate::verbs::story::{Story, levels};
@@ -39,12 +40,12 @@ fn domains_with_awkward_names_are_backed_up_and_given_back() {
         let outcome = story.back_up();
         assert_eq!(levels(&outcome), [("vda", Level::Incremental)]);
         assert_eq!(outcome.point.domain, given);
-        assert_eq!(story.repo.domain_names().expect("they are listed"), [given]);
+        assert_eq!(story.repo.domains().expect("they are listed"), [given]);
         let beneath = std::fs::read_dir(story.repo.root())
             .expect("it is readable")
             .count();
         assert_eq!(beneath, 1, "one folder for one domain");
-        assert!(outcome.dir.starts_with(story.repo.root()));
+        assert!(std::path::Path::new(&outcome.location).starts_with(story.repo.root()));
         story.prove();
     }
 }

@@ -9,7 +9,8 @@ use vmsnap::io::DiskStore;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{self, Outcome};
 use vmsnap::ops::monitor::{Event, Monitor};
-use vmsnap::ops::{Class, Context, Error, Repository, Result};
+use vmsnap::ops::{Class, Context, Error, Result};
+use vmsnap::repo::FolderRepository;
 
 use crate::embed::{Kind, Lab, Shape, TestDomain, run_ok};
 use crate::host::names;
@@ -29,8 +30,8 @@ fn story_on(mount: &Mount, name: &str, active: bool, rng: &mut Rng) -> Story {
         ..Shape::default()
     };
     let mut story = Story::of(TestDomain::shaped(name, &shape));
-    story.repo =
-        Repository::open_or_create(&mount.path().join("repository"), Arc::new(DiskStore)).expect("it is new");
+    story.repo = FolderRepository::open_or_create(&mount.path().join("repository"), Arc::new(DiskStore))
+        .expect("it is new");
     if active {
         story.domain.start();
     }

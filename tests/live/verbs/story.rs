@@ -14,7 +14,8 @@ use vmsnap::model::stop::Stop;
 use vmsnap::ops::backup::{self, Options, Outcome};
 use vmsnap::ops::list::{self, DomainList};
 use vmsnap::ops::restore::{self, DefineOptions, Format};
-use vmsnap::ops::{Context, Repository, Result};
+use vmsnap::ops::{Context, Result};
+use vmsnap::repo::{FolderRepository, Repository};
 use vmsnap::testkit::Recorder;
 
 use crate::embed::{Lab, TestDomain, random, run_ok};
@@ -44,7 +45,7 @@ struct Moment {
 /// them with what is restored.
 pub struct Story {
     pub domain: TestDomain,
-    pub repo: Repository,
+    pub repo: FolderRepository,
     pub options: Options,
     pub folder: tempfile::TempDir,
     pub recorder: Recorder,
@@ -58,7 +59,7 @@ impl Story {
     pub fn of(domain: TestDomain) -> Story {
         let folder = owner::folder("story ");
         let root = folder.path().join("the repository");
-        let repo = Repository::open_or_create(&root, Arc::new(DiskStore)).expect("a new repository");
+        let repo = FolderRepository::open_or_create(&root, Arc::new(DiskStore)).expect("a new repository");
         let mut story = Story {
             domain,
             repo,
@@ -333,7 +334,14 @@ impl Story {
         };
         let name = &self.domain.name;
         let plan = restore::plan(name, &self.repo, host, &options)?;
-        restore::restore(name, &self.repo, plan, host, &self.recorder, &Stop::default())
+        let means = restore::Means {
+            repo: &self.repo,
+            store: &DiskStore,
+            host,
+            monitor: &self.recorder,
+            stop: &Stop::default(),
+        };
+        restore::restore(name, plan, &means)
     }
 
     /// The file with what a disk held at a backup, counted from 0.

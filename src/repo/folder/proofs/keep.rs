@@ -1,5 +1,6 @@
 //! Writes and forgets the records of verifications.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,6 @@ use serde::Serialize;
 use super::{FOLDER, Missed, Proof, RecordName, Sealed};
 use crate::io::Store;
 use crate::model::chain::Concern;
-use crate::repo::folder::history;
 use crate::repo::seal::{NO_DIGEST, seal};
 use crate::repo::{RepoError, Result};
 
@@ -59,12 +59,17 @@ fn shortened(proof: &Proof) -> Proof {
     proof_of_few
 }
 
-/// Forgets what is remembered of restore points that are not there any more.
-pub(in crate::repo::folder) fn forget_removed(store: &dyn Store, domain_dir: &Path) -> Result<()> {
+/// Forgets what is remembered of restore points that are not there any more. `ids_there` gives the ids of those that may be there, if they can be
+/// known.
+pub(in crate::repo::folder) fn forget_removed(
+    store: &dyn Store,
+    domain_dir: &Path,
+    ids_there: impl FnOnce() -> Result<Option<BTreeSet<String>>>,
+) -> Result<()> {
     let dir = domain_dir.join(FOLDER);
     // In this order: a restore point is there before anything is remembered of it, so one that is made meanwhile keeps what was found of it.
     let names = names_in(&dir)?;
-    let Some(there) = history::ids_that_may_be_there(domain_dir)? else {
+    let Some(there) = ids_there()? else {
         return Ok(());
     };
     for name in names {

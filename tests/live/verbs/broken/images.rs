@@ -229,10 +229,11 @@ fn a_disk_set_back_to_the_middle_of_a_failed_run_does_not_go_on_from_that_runs_b
             Err(_) => break,
             // Too early: that restore point is of no interest here.
             Ok(outcome) => {
-                let (period, name) = (outcome.dir.parent(), outcome.dir.file_name());
+                let folder = std::path::PathBuf::from(outcome.location);
+                let (period, name) = (folder.parent(), folder.file_name());
                 let known = period.expect("a period").join(".committed");
                 std::fs::remove_file(known.join(name.expect("a name"))).expect("on purpose");
-                std::fs::remove_dir_all(outcome.dir).expect("it goes");
+                std::fs::remove_dir_all(&folder).expect("it goes");
             }
         }
     }

@@ -15,7 +15,7 @@ use crate::verbs::story::Story;
 fn folder(story: &Story, number: usize) -> PathBuf {
     let id = story.ids()[number].to_owned();
     let history = story.history();
-    history.get(&id).expect("it is kept").dir.clone()
+    PathBuf::from(&history.get(&id).expect("it is kept").location)
 }
 
 /// These restore points are lost, by their numbers, the highest first.

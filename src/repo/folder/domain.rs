@@ -1,0 +1,272 @@
+//! One domain's folder, to be read and to be written to.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::images::{self, FolderDisk};
+use super::look::{is_of_another_kind, read_bounded};
+use super::pending::{self, FolderPending};
+use super::{
+    FolderRepository, check, committed, history, layout, lock, point, proofs, remove, sync_name, usage,
+};
+use crate::image::chain::{ChainDisk, ChainImage, ChainSource};
+use crate::io::Store;
+use crate::model::block::{BlockError, BlockSource};
+use crate::model::period::COPY_PREFIX;
+use crate::model::stop::Stop;
+use crate::repo::{
+    DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Kept, Leftover, Missed, Note,
+    PendingPoint, PeriodUsage, Proof, RepoError, Result, SmallFile, SourceOptions, manifest,
+};
+
+/// The largest file that is read into memory as a whole, in bytes: UEFI variables and XML are far smaller.
+const MAX_SMALL_FILE: u64 = 256 << 20;
+
+/// One domain's folder: readable by everybody at any time.
+#[derive(Clone)]
+pub(super) struct FolderDomain {
+    pub(super) name: String,
+    pub(super) dir: PathBuf,
+    pub(super) repository: FolderRepository,
+}
+
+impl FolderDomain {
+    fn store(&self) -> &Arc<dyn Store> {
+        &self.repository.store
+    }
+
+    /// The folder of a restore point. A manifest lies where it says, or it is not read.
+    fn point_dir(&self, kept: &Kept) -> PathBuf {
+        let point = &kept.manifest.point;
+        self.dir.join(&point.period).join(point.folder())
+    }
+
+    fn images(&self, history: &History, id: &str, target: &str) -> Result<Vec<ChainImage>> {
+        images::open(history, id, target, |kept| self.point_dir(kept))
+    }
+}
+
+impl DomainRepository for FolderDomain {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn location(&self) -> String {
+        self.dir.display().to_string()
+    }
+
+    fn exists(&self) -> bool {
+        self.dir.is_dir()
+    }
+
+    fn history(&self) -> Result<History> {
+        history::read(&self.dir, &self.name)
+    }
+
+    fn used_periods(&self) -> Result<Vec<String>> {
+        history::used_periods(&self.dir)
+    }
+
+    fn period_usage(&self, period: &str) -> PeriodUsage {
+        usage::of(&self.dir.join(period))
+    }
+
+    fn copy_period(&self, time: Timestamp) -> Result<String> {
+        pending::free_id(&self.dir, time).map(|id| format!("{COPY_PREFIX}{id}"))
+    }
+
+    fn interrupted_removals(&self) -> Result<Vec<Leftover>> {
+        remove::interrupted(&self.dir)
+    }
+
+    fn has_leftover(&self, leftover: &Leftover) -> bool {
+        self.dir.join(&leftover.key).exists()
+    }
+
+    fn note(&self, leftover: &Leftover) -> Result<Note> {
+        let path = self.dir.join(&leftover.key).join(layout::INTENT);
+        match read_bounded(&path, manifest::MAX_BYTES) {
+            Ok(bytes) => Ok(Note::Text(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Note::None),
+            Err(error) if is_of_another_kind(&error) => {
+                Ok(Note::Unusable(format!("{} is no note: {error}", path.display())))
+            }
+            Err(error) => Err(RepoError::io("read", &path)(error)),
+        }
+    }
+
+    fn writer(&self) -> Option<String> {
+        lock::holder(&self.dir.join(layout::LOCK))
+    }
+
+    fn try_lock(&self) -> Result<Box<dyn DomainWriter>> {
+        self.repository.check_still_there()?;
+        let store = self.store();
+        match store.create_dir(&self.dir) {
+            Ok(()) => sync_name(store.as_ref(), &self.dir)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(RepoError::io("create the folder", &self.dir)(error)),
+        }
+        let path = self.dir.join(layout::LOCK);
+        match lock::acquire(&path) {
+            Ok(lock) => Ok(Box::new(FolderWriter {
+                domain: self.clone(),
+                _lock: lock,
+            })),
+            Err(lock::LockError::Held(holder)) => Err(RepoError::Locked {
+                location: path.display().to_string(),
+                holder,
+                waited: Duration::ZERO,
+            }),
+            Err(lock::LockError::Io(path, source)) => Err(RepoError::io("lock", &path)(source)),
+        }
+    }
+
+    fn open_disk(
+        &self,
+        history: &History,
+        id: &str,
+        target: &str,
+        stop: &Stop,
+    ) -> Result<Arc<dyn DiskReader>> {
+        let images = self.images(history, id, target)?;
+        let disk = ChainDisk::open(images, stop.clone()).map_err(BlockError::from)?;
+        Ok(Arc::new(FolderDisk(disk)))
+    }
+
+    fn open_source(
+        &self,
+        history: &History,
+        id: &str,
+        target: &str,
+        options: &SourceOptions,
+    ) -> Result<Box<dyn BlockSource>> {
+        let images = self.images(history, id, target)?;
+        if options.past_caches {
+            images.iter().for_each(ChainImage::forget_cached);
+        }
+        let source = ChainSource::open(images, options.pool.clone(), options.stop.clone());
+        Ok(Box::new(source.map_err(BlockError::from)?))
+    }
+
+    fn read_file(&self, kept: &Kept, file: SmallFile) -> std::result::Result<Vec<u8>, String> {
+        let path = self.point_dir(kept).join(file.name());
+        let Some(entry) = file.entry(&kept.manifest) else {
+            return Err(format!("its manifest names no {}", path.display()));
+        };
+        if let Some(fault) = point::fault_of(&path, entry) {
+            return Err(fault);
+        }
+        let bytes = read_bounded(&path, MAX_SMALL_FILE)
+            .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+        let digest = blake3::hash(&bytes).to_hex();
+        if !digest.as_str().eq_ignore_ascii_case(&entry.blake3) {
+            return Err(format!(
+                "{} is damaged: its digest is not the recorded one",
+                path.display()
+            ));
+        }
+        Ok(bytes)
+    }
+
+    fn check_files(
+        &self,
+        history: &History,
+        kept: &Kept,
+        watch: &mut dyn FileWatch,
+        stop: &Stop,
+        damage: &mut Vec<FileDamage>,
+    ) -> Result<()> {
+        let point_dir = self.point_dir(kept);
+        check::Check {
+            domain_dir: &self.dir,
+            history,
+            watch,
+            stop,
+            damage,
+        }
+        .run(&point_dir, kept)
+    }
+
+    fn is_removed(&self, kept: &Kept) -> Result<bool> {
+        // A period loses its name before its files.
+        if !history::is_gone(&self.dir.join(&kept.manifest.point.period)) {
+            return Ok(false);
+        }
+        // What goes with the whole folder of the domain, as when a disk is unmounted, was not removed on purpose.
+        match self.dir.metadata() {
+            Ok(_) => Ok(true),
+            Err(error) => Err(RepoError::io("look at", &self.dir)(error)),
+        }
+    }
+
+    fn keep_proof(&self, proof: &Proof, known: &[String]) -> Result<()> {
+        proofs::keep(self.store().as_ref(), &self.dir, proof, known)
+    }
+
+    fn keep_missed(&self, missed: &Missed) -> Result<()> {
+        proofs::keep_missed(self.store().as_ref(), &self.dir, missed)
+    }
+
+    fn forget_removed(&self) -> Result<()> {
+        let ids_there = || history::ids_that_may_be_there(&self.dir);
+        proofs::forget_removed(self.store().as_ref(), &self.dir, ids_there)
+    }
+}
+
+/// One domain's folder, with the right to write to it.
+struct FolderWriter {
+    domain: FolderDomain,
+    _lock: lock::DomainLock,
+}
+
+impl DomainWriter for FolderWriter {
+    fn history(&self) -> Result<History> {
+        self.domain.history()
+    }
+
+    fn begin(&self, period: &str, time: Timestamp) -> Result<Box<dyn PendingPoint>> {
+        let store = Arc::clone(self.domain.store());
+        let pending = FolderPending::create(store, &self.domain.dir, period, time)?;
+        Ok(Box::new(pending))
+    }
+
+    fn remember_committed(&self, history: &History) -> Result<()> {
+        let store = self.domain.store().as_ref();
+        let points = || history.kept.iter().map(|kept| &kept.manifest.point);
+        let periods: BTreeSet<&str> = points().map(|point| point.period.as_str()).collect();
+        for period in periods {
+            let folders: Vec<String> = points()
+                .filter(|point| point.period == period)
+                .map(|point| point.folder())
+                .collect();
+            let names = folders.iter().map(String::as_str);
+            committed::remember(store, &self.domain.dir.join(period), names)?;
+        }
+        Ok(())
+    }
+
+    fn remove_period(&self, period: &str) -> Result<()> {
+        remove::period(self.domain.store().as_ref(), &self.domain.dir, period)
+    }
+
+    fn finish_removal(&self, removal: &Leftover) -> Result<()> {
+        remove::finish(self.domain.store().as_ref(), &self.path_of(removal))
+    }
+
+    fn remove_leftover(&self, leftover: &Leftover) -> Result<()> {
+        pending::remove_partial(self.domain.store().as_ref(), &self.path_of(leftover))
+    }
+}
+
+impl FolderWriter {
+    fn path_of(&self, leftover: &Leftover) -> PathBuf {
+        let key: &Path = leftover.key.as_ref();
+        self.domain.dir.join(key)
+    }
+}

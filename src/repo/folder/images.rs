@@ -1,0 +1,80 @@
+//! The chain of images that makes up a disk at a restore point.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use crate::image::chain::{ChainDisk, ChainImage, Recorded};
+use crate::model::block::BlockError;
+use crate::repo::{DiskReader, History, Kept, RepoError, Result, Stored, StoredExtent};
+
+/// The images of a disk at a restore point, newest first and open. `dir_of` gives the folder of a restore point.
+///
+/// # Errors
+/// [`RepoError::NotWhole`] when something is wrong with the chain, [`RepoError::Open`] when a file cannot be opened.
+pub(super) fn open(
+    history: &History,
+    id: &str,
+    target: &str,
+    dir_of: impl Fn(&Kept) -> PathBuf,
+) -> Result<Vec<ChainImage>> {
+    let not_whole = |fault: String| RepoError::NotWhole {
+        id: id.to_owned(),
+        fault,
+    };
+    let mut images = Vec::new();
+    for step in history.chains.lineage(id, target).map_err(not_whole)? {
+        // `lineage` only names restore points that are in the history, each with this disk.
+        let (Some(kept), Some(disk)) = (history.get(&step.point.id), step.point.disk(target)) else {
+            return Err(not_whole(format!("restore point {} is missing", step.point.id)));
+        };
+        let path = dir_of(kept).join(&disk.image);
+        let Some(file) = kept.manifest.file(&disk.image) else {
+            return Err(not_whole(format!("its manifest names no {}", path.display())));
+        };
+        let recorded = Recorded {
+            bytes: file.size,
+            blake3: file.blake3.clone(),
+            pieces: file.pieces(),
+        };
+        images.push((path, recorded));
+    }
+    let open = |(path, recorded): (PathBuf, Recorded)| {
+        let opened = File::open(&path).map_err(|source| RepoError::Open {
+            location: path.display().to_string(),
+            source,
+        });
+        opened.map(|file| ChainImage {
+            file,
+            path,
+            recorded: Some(recorded),
+        })
+    };
+    images.into_iter().map(open).collect()
+}
+
+/// A disk in a chain of images.
+#[derive(Debug)]
+pub(super) struct FolderDisk(pub(super) ChainDisk);
+
+impl DiskReader for FolderDisk {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn extent_at(&self, offset: u64) -> std::result::Result<Option<StoredExtent>, BlockError> {
+        let found = self.0.extent_at(offset)?;
+        Ok(found.map(|extent| StoredExtent {
+            offset,
+            length: extent.length,
+            stored: extent.image.map_or(Stored::Zero, |depth| Stored::Data { depth }),
+        }))
+    }
+
+    fn read_at(&self, out: &mut [u8], offset: u64) -> std::result::Result<(), BlockError> {
+        Ok(self.0.read_at(out, offset)?)
+    }
+
+    fn holds(&self, bytes: &[u8], offset: u64) -> std::result::Result<bool, BlockError> {
+        Ok(self.0.holds(bytes, offset)?)
+    }
+}

@@ -1,0 +1,378 @@
+//! One domain's restore points in memory.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::disk::{MemoryDisk, MemorySource};
+use super::pending::MemoryPending;
+use super::{Domain, MemoryRepository, Point};
+use crate::model::block::{BlockError, BlockSource};
+use crate::model::chain::{Chains, KeptPoint, MissedWrite};
+use crate::model::period::{COPY_PREFIX, FOLDER_PREFIX};
+use crate::model::stop::Stop;
+use crate::repo::{
+    DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Kept, Leftover, Manifest,
+    Missed, Note, PendingPoint, PeriodUsage, Proof, RepoError, Result, SmallFile, SourceOptions,
+};
+
+/// One domain's part of a [`MemoryRepository`].
+#[derive(Clone)]
+pub(super) struct MemoryDomain {
+    pub(super) repository: MemoryRepository,
+    pub(super) name: String,
+}
+
+impl MemoryDomain {
+    fn with<T>(&self, what: impl FnOnce(&mut Domain) -> T) -> T {
+        self.repository.with(&self.name, what)
+    }
+
+    fn place(&self, key: &str) -> String {
+        format!("memory/{}/{key}", self.name)
+    }
+
+    fn open(&self, history: &History, id: &str, target: &str, stop: &Stop) -> Result<MemoryDisk> {
+        let not_whole = |fault: String| RepoError::NotWhole {
+            id: id.to_owned(),
+            fault,
+        };
+        let line = history.chains.lineage(id, target).map_err(not_whole)?;
+        let points = line.iter().map(|step| {
+            let found = self.with(|kept| kept.point(&step.point.id).cloned());
+            found.ok_or_else(|| not_whole(format!("restore point {} is missing", step.point.id)))
+        });
+        Ok(MemoryDisk {
+            points: points.collect::<Result<_>>()?,
+            target: target.to_owned(),
+            stop: stop.clone(),
+        })
+    }
+}
+
+/// What counts of the verifications of a restore point.
+fn proof_of(kept: &Domain, manifest: &Manifest) -> Option<Proof> {
+    let of_manifest = |proof: &&Proof| proof.id == manifest.point.id && proof.manifest == manifest.digest;
+    let newest_first = || {
+        kept.proofs
+            .iter()
+            .rev()
+            .map(|(_, proof)| proof)
+            .filter(of_manifest)
+    };
+    let damaged = newest_first().find(|proof| !proof.is_sound());
+    damaged.or_else(|| newest_first().next()).cloned()
+}
+
+fn missed_of(kept: &Domain, manifest: &Manifest) -> Vec<MissedWrite> {
+    let of_manifest = |missed: &&Missed| missed.id == manifest.point.id && missed.manifest == manifest.digest;
+    let missed = kept.missed.iter().filter(of_manifest);
+    let writes = missed.flat_map(|missed| {
+        missed.disks.iter().map(|disk| MissedWrite {
+            disk: disk.clone(),
+            found: missed.time,
+        })
+    });
+    writes.collect()
+}
+
+impl DomainRepository for MemoryDomain {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn location(&self) -> String {
+        format!("memory/{}", self.name)
+    }
+
+    fn exists(&self) -> bool {
+        self.with(|kept| !kept.ids.is_empty())
+    }
+
+    fn history(&self) -> Result<History> {
+        Ok(self.with(|domain| {
+            let points = domain.points.iter().map(|point| {
+                let manifest = &point.manifest;
+                KeptPoint {
+                    point: manifest.point.clone(),
+                    manifest: manifest.digest.clone(),
+                    faults: Vec::new(),
+                    doubts: proof_of(domain, manifest)
+                        .iter()
+                        .flat_map(Proof::doubts)
+                        .collect(),
+                    missed: missed_of(domain, manifest),
+                }
+            });
+            let chains = Chains::new(points.collect());
+            let kept = chains.points().iter().filter_map(|kept| {
+                let manifest = domain.point(&kept.point.id)?.manifest.clone();
+                let of_point = |(_, proof): &&(String, Proof)| proof.id == manifest.point.id;
+                Some(Kept {
+                    location: self.place(&format!("{}/{}", kept.point.period, kept.point.id)),
+                    proof: proof_of(domain, &manifest),
+                    records: domain
+                        .proofs
+                        .iter()
+                        .filter(of_point)
+                        .map(|(name, _)| name.clone())
+                        .collect(),
+                    has_checkpoint_file: true,
+                    manifest,
+                })
+            });
+            History {
+                kept: kept.collect(),
+                findings: Vec::new(),
+                leftovers: domain
+                    .pending
+                    .keys()
+                    .map(|key| Leftover {
+                        key: key.clone(),
+                        location: self.place(key),
+                    })
+                    .collect(),
+                chains,
+            }
+        }))
+    }
+
+    fn used_periods(&self) -> Result<Vec<String>> {
+        let mut used = self.with(|kept| {
+            let periods = kept
+                .points
+                .iter()
+                .map(|point| point.manifest.point.period.clone());
+            periods
+                .filter(|period| period.starts_with(FOLDER_PREFIX))
+                .collect::<Vec<_>>()
+        });
+        used.sort();
+        used.dedup();
+        Ok(used)
+    }
+
+    fn period_usage(&self, period: &str) -> PeriodUsage {
+        self.with(|kept| {
+            let points = || {
+                kept.points
+                    .iter()
+                    .filter(|point| point.manifest.point.period == period)
+            };
+            let files = || points().flat_map(|point| &point.manifest.files);
+            PeriodUsage {
+                exists: points().next().is_some(),
+                location: self.place(period),
+                files: files().count() as u64,
+                bytes: files().map(|file| file.size).sum(),
+            }
+        })
+    }
+
+    fn copy_period(&self, time: Timestamp) -> Result<String> {
+        Ok(format!("{COPY_PREFIX}{}", self.with(|kept| kept.free_id(time))))
+    }
+
+    fn interrupted_removals(&self) -> Result<Vec<Leftover>> {
+        Ok(Vec::new())
+    }
+
+    fn has_leftover(&self, leftover: &Leftover) -> bool {
+        self.with(|kept| kept.pending.contains_key(&leftover.key))
+    }
+
+    fn note(&self, leftover: &Leftover) -> Result<Note> {
+        let note = self.with(|kept| kept.pending.get(&leftover.key).cloned());
+        Ok(note.flatten().map_or(Note::None, Note::Text))
+    }
+
+    fn writer(&self) -> Option<String> {
+        self.with(|kept| kept.writer.clone())
+    }
+
+    fn try_lock(&self) -> Result<Box<dyn DomainWriter>> {
+        let holder = self.with(|kept| {
+            let own = format!("process {}", std::process::id());
+            match &kept.writer {
+                Some(holder) => Some(holder.clone()),
+                None => {
+                    kept.writer = Some(own);
+                    None
+                }
+            }
+        });
+        match holder {
+            None => Ok(Box::new(MemoryWriter(self.clone()))),
+            Some(holder) => Err(RepoError::Locked {
+                location: self.place(".lock"),
+                holder,
+                waited: Duration::ZERO,
+            }),
+        }
+    }
+
+    fn open_disk(
+        &self,
+        history: &History,
+        id: &str,
+        target: &str,
+        stop: &Stop,
+    ) -> Result<Arc<dyn DiskReader>> {
+        Ok(Arc::new(self.open(history, id, target, stop)?))
+    }
+
+    fn open_source(
+        &self,
+        history: &History,
+        id: &str,
+        target: &str,
+        options: &SourceOptions,
+    ) -> Result<Box<dyn BlockSource>> {
+        Ok(Box::new(MemorySource {
+            disk: self.open(history, id, target, &options.stop)?,
+            position: 0,
+        }))
+    }
+
+    fn read_file(&self, kept: &Kept, file: SmallFile) -> std::result::Result<Vec<u8>, String> {
+        let place = format!("{}/{}", kept.location, file.name());
+        let Some(entry) = file.entry(&kept.manifest) else {
+            return Err(format!("its manifest names no {place}"));
+        };
+        let id = &kept.manifest.point.id;
+        let content = self.with(|kept| kept.point(id)?.files.get(file.name()).cloned());
+        let content = content.ok_or_else(|| format!("{place} is missing"))?;
+        match blake3::hash(&content).to_hex().as_str() == entry.blake3 {
+            true => Ok(content),
+            false => Err(format!("{place} is damaged: its digest is not the recorded one")),
+        }
+    }
+
+    fn check_files(
+        &self,
+        _history: &History,
+        kept: &Kept,
+        watch: &mut dyn FileWatch,
+        stop: &Stop,
+        damage: &mut Vec<FileDamage>,
+    ) -> Result<()> {
+        let id = &kept.manifest.point.id;
+        let Some(point) = self.with(|kept| kept.point(id).cloned()) else {
+            return Ok(());
+        };
+        for (target, disk) in &point.disks {
+            if stop.requested() {
+                return Err(BlockError::stopped().into());
+            }
+            let location = format!("{}/{target}", kept.location);
+            watch.begins(&location, disk.size);
+            damage.extend(disk.damaged().map(|offset| FileDamage {
+                location: Some(location.clone()),
+                offset: Some(offset),
+                disk: Some(target.clone()),
+                what: format!("{location} is not what was written at offset {offset}"),
+            }));
+            watch.at(&location, disk.size);
+            watch.ends(&location);
+        }
+        Ok(())
+    }
+
+    fn is_removed(&self, kept: &Kept) -> Result<bool> {
+        Ok(self.with(|domain| domain.point(&kept.manifest.point.id).is_none()))
+    }
+
+    fn keep_proof(&self, proof: &Proof, known: &[String]) -> Result<()> {
+        self.with(|kept| {
+            kept.proofs.retain(|(name, _)| !known.contains(name));
+            kept.proofs
+                .push((format!("{}.{}", proof.id, uuid::Uuid::new_v4()), proof.clone()));
+        });
+        Ok(())
+    }
+
+    fn keep_missed(&self, missed: &Missed) -> Result<()> {
+        self.with(|kept| kept.missed.push(missed.clone()));
+        Ok(())
+    }
+
+    fn forget_removed(&self) -> Result<()> {
+        self.with(|kept| {
+            let ids: Vec<String> = kept
+                .points
+                .iter()
+                .map(|point| point.manifest.point.id.clone())
+                .collect();
+            kept.proofs.retain(|(_, proof)| ids.contains(&proof.id));
+            kept.missed.retain(|missed| ids.contains(&missed.id));
+        });
+        Ok(())
+    }
+}
+
+/// The only one who writes until it is dropped.
+struct MemoryWriter(MemoryDomain);
+
+impl Drop for MemoryWriter {
+    fn drop(&mut self) {
+        self.0.with(|kept| kept.writer = None);
+    }
+}
+
+impl DomainWriter for MemoryWriter {
+    fn history(&self) -> Result<History> {
+        self.0.history()
+    }
+
+    fn begin(&self, period: &str, time: Timestamp) -> Result<Box<dyn PendingPoint>> {
+        let id = self.0.with(|kept| {
+            let id = kept.free_id(time);
+            kept.ids.insert(id.clone());
+            kept.pending.insert(format!("{period}/{id}"), None);
+            id
+        });
+        Ok(Box::new(MemoryPending {
+            repository: self.0.repository.clone(),
+            domain: self.0.name.clone(),
+            key: format!("{period}/{id}"),
+            id,
+            disks: Arc::default(),
+            files: Mutex::new(BTreeMap::new()),
+            is_kept: false,
+        }))
+    }
+
+    /// Nothing goes here by itself.
+    fn remember_committed(&self, _history: &History) -> Result<()> {
+        Ok(())
+    }
+
+    fn remove_period(&self, period: &str) -> Result<()> {
+        let is_of = |point: &Arc<Point>| point.manifest.point.period == period;
+        let removed = self.0.with(|kept| {
+            let before = kept.points.len();
+            kept.points.retain(|point| !is_of(point));
+            before - kept.points.len()
+        });
+        match removed {
+            0 => Err(RepoError::Io {
+                operation: "remove",
+                location: self.0.place(period),
+                source: io::ErrorKind::NotFound.into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn finish_removal(&self, _removal: &Leftover) -> Result<()> {
+        Ok(())
+    }
+
+    fn remove_leftover(&self, leftover: &Leftover) -> Result<()> {
+        self.0.with(|kept| kept.pending.remove(&leftover.key));
+        Ok(())
+    }
+}

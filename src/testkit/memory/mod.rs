@@ -1,0 +1,116 @@
+//! A repository in memory: for tests of what every kind of repository has to do, and of the verbs on another kind than a folder.
+
+mod disk;
+mod domain;
+mod pending;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::model::restore_point::id_of;
+use crate::repo::{DomainRepository, Manifest, Missed, Proof, Repository, Result};
+
+use disk::StoredDisk;
+use domain::MemoryDomain;
+
+/// Restore points in memory. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryRepository {
+    domains: Arc<Mutex<BTreeMap<String, Domain>>>,
+}
+
+/// What is kept of one domain.
+#[derive(Debug, Default)]
+struct Domain {
+    points: Vec<Arc<Point>>,
+    /// Restore points that are not committed, by `PERIOD/ID`, with what their runs noted down.
+    pending: BTreeMap<String, Option<Vec<u8>>>,
+    /// The ids that were ever given.
+    ids: BTreeSet<String>,
+    /// Verifications, each with the name of its record.
+    proofs: Vec<(String, Proof)>,
+    missed: Vec<Missed>,
+    /// The writer, as it wrote itself down.
+    writer: Option<String>,
+}
+
+/// A committed restore point.
+#[derive(Debug)]
+struct Point {
+    manifest: Manifest,
+    disks: BTreeMap<String, StoredDisk>,
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Domain {
+    fn point(&self, id: &str) -> Option<&Arc<Point>> {
+        self.points.iter().find(|point| point.manifest.point.id == id)
+    }
+
+    /// An id of this moment that was never given.
+    fn free_id(&self, time: jiff::Timestamp) -> String {
+        let stem = id_of(time);
+        let numbered = (2u32..).map(|count| format!("{stem}-{count}"));
+        let mut candidates = std::iter::once(stem.clone()).chain(numbered);
+        candidates
+            .find(|id| !self.ids.contains(id))
+            .expect("the numbers do not end")
+    }
+}
+
+impl MemoryRepository {
+    fn domains(&self) -> MutexGuard<'_, BTreeMap<String, Domain>> {
+        self.domains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something with what is kept of a domain.
+    fn with<T>(&self, name: &str, what: impl FnOnce(&mut Domain) -> T) -> T {
+        what(self.domains().entry(name.to_owned()).or_default())
+    }
+
+    /// Changes a stored byte of a disk, as a broken memory would: its digest stays as it was.
+    ///
+    /// # Panics
+    /// When there is no such disk, or it holds no data.
+    pub fn damage(&self, domain: &str, id: &str, target: &str) {
+        self.with(domain, |kept| {
+            let point = kept.points.iter_mut().find(|point| point.manifest.point.id == id);
+            let point = point.expect("there is such a restore point");
+            let mut damaged = Point {
+                manifest: point.manifest.clone(),
+                disks: point.disks.clone(),
+                files: point.files.clone(),
+            };
+            let disk = damaged.disks.get_mut(target).expect("it holds that disk");
+            disk.damage();
+            *point = Arc::new(damaged);
+        });
+    }
+}
+
+impl Repository for MemoryRepository {
+    fn location(&self) -> String {
+        "memory".to_owned()
+    }
+
+    fn exists(&self) -> bool {
+        true
+    }
+
+    fn domains(&self) -> Result<Vec<String>> {
+        let domains = MemoryRepository::domains(self);
+        let has_some = |(_, kept): &(&String, &Domain)| !kept.ids.is_empty();
+        Ok(domains
+            .iter()
+            .filter(has_some)
+            .map(|(name, _)| name.clone())
+            .collect())
+    }
+
+    fn domain(&self, name: &str) -> Result<Box<dyn DomainRepository>> {
+        Ok(Box::new(MemoryDomain {
+            repository: self.clone(),
+            name: name.to_owned(),
+        }))
+    }
+}

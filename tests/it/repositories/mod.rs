@@ -1,0 +1,51 @@
+//! What every kind of repository has to do, written against its interface and run for each kind.
+
+mod kinds;
+mod model;
+mod points;
+mod verbs;
+
+use kinds::{Folder, Memory};
+
+/// Runs these functions of a module for every kind of repository.
+macro_rules! for_every_kind {
+    ($($module:ident::$name:ident),* $(,)?) => {
+        mod folder {
+            $(#[test]
+            fn $name() {
+                super::$module::$name(&super::Folder::default());
+            })*
+        }
+
+        mod memory {
+            $(#[test]
+            fn $name() {
+                super::$module::$name(&super::Memory::default());
+            })*
+        }
+    };
+}
+
+for_every_kind! {
+    points::what_is_committed_reads_back,
+    points::an_uncommitted_point_is_invisible,
+    points::a_dropped_point_leaves_nothing,
+    points::a_left_point_keeps_its_note,
+    points::a_disk_can_be_begun_again,
+    points::the_lock_excludes_and_names_its_holder,
+    points::history_is_in_the_order_of_the_commits,
+    points::two_points_of_one_second_have_two_ids,
+    points::a_removed_period_is_gone_and_no_damage,
+    points::two_domains_do_not_see_each_other,
+    points::damage_is_reported_and_never_handed_out,
+    points::small_files_are_checked,
+    points::proofs_and_missed_writes_are_remembered,
+    points::a_wish_to_stop_ends_every_read,
+    points::a_missing_parent_is_told,
+    model::sources_and_readers_agree_with_a_plain_disk,
+    verbs::a_chain_is_saved_listed_verified_and_restored,
+    verbs::damage_is_found_and_not_restored,
+    verbs::a_comparison_finds_a_missed_write,
+    verbs::a_dead_run_is_healed,
+    verbs::a_period_is_pruned,
+}

@@ -1,0 +1,413 @@
+//! Restore points: made, seen, removed, damaged, proved.
+
+use vmsnap::model::block::BlockErrorKind;
+use vmsnap::model::chain::{Concern, MissedWrite};
+use vmsnap::model::stop::Stop;
+use vmsnap::repo::{
+    DamageNote, DomainRepository, FileWatch, Leftover, Missed, Note, Proof, RepoError, SmallFile,
+};
+
+use super::kinds::{DEFINITION, Kind, Maker, PERIOD, data, is_damage, moment, read_through, reading, zero};
+use crate::lab::CLUSTER;
+
+const SIZE: u64 = 4 * CLUSTER as u64;
+
+fn domain(kind: &dyn Kind) -> Box<dyn DomainRepository> {
+    kind.repository().domain("vm1").expect("a name that fits")
+}
+
+/// A full restore point and one upon it, with the disk of each.
+fn two_points(domain: &dyn DomainRepository) -> [(String, Vec<u8>); 2] {
+    let first = Maker::new(domain, 0).make(SIZE, vec![data(0, &[1; 2 * CLUSTER])], None);
+    let changed = vec![data(1, &[2; CLUSTER]), zero(2, CLUSTER), data(3, &[3; CLUSTER])];
+    let second = Maker::new(domain, 1).make(SIZE, changed, Some(&first));
+    let mut disk = vec![0; SIZE as usize];
+    disk[..2 * CLUSTER].fill(1);
+    let full = disk.clone();
+    disk[CLUSTER..2 * CLUSTER].fill(2);
+    disk[3 * CLUSTER..].fill(3);
+    [(first, full), (second, disk)]
+}
+
+fn ids(domain: &dyn DomainRepository) -> Vec<String> {
+    let history = domain.history().expect("it can be read");
+    let points = history.chains.points().iter();
+    let ids: Vec<String> = points.map(|kept| kept.point.id.clone()).collect();
+    let kept: Vec<&String> = history.kept.iter().map(|kept| &kept.manifest.point.id).collect();
+    assert_eq!(ids.iter().collect::<Vec<_>>(), kept, "both in one order");
+    ids
+}
+
+pub fn what_is_committed_reads_back(kind: &dyn Kind) {
+    let domain = domain(kind);
+    assert_eq!(ids(domain.as_ref()), [""; 0]);
+    let points = two_points(domain.as_ref());
+    // By another opening of the same repository.
+    let again = self::domain(kind);
+    for (id, disk) in &points {
+        let read = read_through(again.as_ref(), id).expect("it is sound");
+        assert!(read == *disk, "{id}");
+    }
+    assert_eq!(kind.repository().domains().expect("they are listed"), ["vm1"]);
+    assert_eq!(again.used_periods().expect("they are listed"), [PERIOD]);
+    let usage = again.period_usage(PERIOD);
+    assert!(usage.exists && usage.files >= 4 && usage.bytes > 0, "{usage:?}");
+    assert!(!again.period_usage("vmsnap-backup-monthly-2026-10").exists);
+    let history = again.history().expect("it can be read");
+    assert!(history.findings.is_empty(), "{:?}", history.findings);
+    assert_eq!(history.chains.faults(&points[1].0), [""; 0]);
+}
+
+pub fn an_uncommitted_point_is_invisible(kind: &dyn Kind) {
+    let domain = domain(kind);
+    let writer = domain.try_lock().expect("nobody else writes");
+    let maker = Maker::new(domain.as_ref(), 0);
+    let mut pending = writer.begin(PERIOD, moment(0)).expect("it begins");
+    let history = writer.history().expect("it can be read");
+    let blocks = vec![data(0, &[7; CLUSTER])];
+    let manifest = maker.fill(pending.as_ref(), SIZE, blocks, (&history, None));
+    assert_eq!(ids(domain.as_ref()), [""; 0]);
+    let leftovers = domain.history().expect("it can be read").leftovers;
+    assert_eq!(leftovers.len(), 1, "{leftovers:?}");
+    let location = pending.commit(&manifest).expect("it is committed");
+    assert_eq!(ids(domain.as_ref()), [pending.id()]);
+    let history = domain.history().expect("it can be read");
+    assert_eq!(history.kept[0].location, location);
+    assert_eq!(history.leftovers, []);
+}
+
+pub fn a_dropped_point_leaves_nothing(kind: &dyn Kind) {
+    let domain = domain(kind);
+    let writer = domain.try_lock().expect("nobody else writes");
+    let maker = Maker::new(domain.as_ref(), 0);
+    let pending = writer.begin(PERIOD, moment(0)).expect("it begins");
+    pending.write_note(b"a note").expect("it is noted");
+    let history = writer.history().expect("it can be read");
+    maker.fill(
+        pending.as_ref(),
+        SIZE,
+        vec![data(0, &[7; CLUSTER])],
+        (&history, None),
+    );
+    drop(pending);
+    let history = domain.history().expect("it can be read");
+    assert!(history.kept.is_empty() && history.leftovers.is_empty() && history.findings.is_empty());
+    assert!(!domain.period_usage(PERIOD).exists);
+}
+
+pub fn a_left_point_keeps_its_note(kind: &dyn Kind) {
+    let domain = domain(kind);
+    let writer = domain.try_lock().expect("nobody else writes");
+    let pending = writer.begin(PERIOD, moment(0)).expect("it begins");
+    let note_of = |leftover: &Leftover| domain.note(leftover).expect("it can be read");
+    let leftover = || domain.history().expect("it can be read").leftovers.remove(0);
+    assert_eq!(note_of(&leftover()), Note::None);
+    pending.write_note(b"what was begun").expect("it is noted");
+    let location = pending.leave();
+    let leftover = leftover();
+    assert_eq!(leftover.location, location);
+    assert_eq!(note_of(&leftover), Note::Text(b"what was begun".to_vec()));
+    assert!(domain.has_leftover(&leftover));
+    writer.remove_leftover(&leftover).expect("it goes");
+    assert!(!domain.has_leftover(&leftover));
+    assert_eq!(domain.history().expect("it can be read").leftovers, []);
+}
+
+pub fn a_disk_can_be_begun_again(kind: &dyn Kind) {
+    let domain = domain(kind);
+    let writer = domain.try_lock().expect("nobody else writes");
+    let maker = Maker::new(domain.as_ref(), 0);
+    let mut pending = writer.begin(PERIOD, moment(0)).expect("it begins");
+    let history = writer.history().expect("it can be read");
+    let disk = vmsnap::repo::NewDisk {
+        target: "vda",
+        size: SIZE,
+        parent: None,
+        stop: Stop::default(),
+    };
+    let mut given_up = pending.sink(&disk).expect("it begins");
+    given_up
+        .write(data(0, &[9; CLUSTER]))
+        .expect("it takes the block");
+    drop(given_up);
+    let manifest = maker.fill(
+        pending.as_ref(),
+        SIZE,
+        vec![data(1, &[7; CLUSTER])],
+        (&history, None),
+    );
+    pending.commit(&manifest).expect("it is committed");
+    let read = read_through(domain.as_ref(), pending.id()).expect("it is sound");
+    assert!(read[..CLUSTER].iter().all(|byte| *byte == 0));
+    assert!(read[CLUSTER..2 * CLUSTER].iter().all(|byte| *byte == 7));
+}
+
+pub fn the_lock_excludes_and_names_its_holder(kind: &dyn Kind) {
+    let domain = domain(kind);
+    assert_eq!(domain.writer(), None);
+    let writer = domain.try_lock().expect("nobody else writes");
+    let own = format!("process {}", std::process::id());
+    assert_eq!(domain.writer().as_ref(), Some(&own));
+    match self::domain(kind).try_lock().map(|_| ()) {
+        Err(RepoError::Locked { holder, .. }) => assert_eq!(holder, own),
+        other => panic!("{other:?}"),
+    }
+    let other = kind.repository().domain("vm2").expect("a name that fits");
+    other.try_lock().expect("another domain is free");
+    drop(writer);
+    assert_eq!(domain.writer(), None);
+    domain.try_lock().expect("it is free again");
+}
+
+pub fn history_is_in_the_order_of_the_commits(kind: &dyn Kind) {
+    let domain = domain(kind);
+    // The clock goes back; the period changes.
+    let made = [(5, PERIOD), (1, "vmsnap-backup-monthly-2026-10"), (3, PERIOD)].map(|(number, period)| {
+        let maker = Maker {
+            period,
+            ..Maker::new(domain.as_ref(), number)
+        };
+        maker.make(SIZE, vec![data(0, &[1; CLUSTER])], None)
+    });
+    assert_eq!(ids(domain.as_ref()), made);
+}
+
+pub fn two_points_of_one_second_have_two_ids(kind: &dyn Kind) {
+    let domain = domain(kind);
+    let make = || Maker::new(domain.as_ref(), 0).make(SIZE, vec![data(0, &[1; CLUSTER])], None);
+    let made = [make(), make()];
+    assert_eq!(made[1], format!("{}-2", made[0]));
+    let copies = [0, 1].map(|number| domain.copy_period(moment(number)).expect("it is named"));
+    assert_ne!(copies[0], copies[1]);
+}
+
+pub fn a_removed_period_is_gone_and_no_damage(kind: &dyn Kind) {
+    let domain = domain(kind);
+    let old = "vmsnap-backup-monthly-2026-10";
+    let maker = Maker {
+        period: old,
+        ..Maker::new(domain.as_ref(), 0)
+    };
+    maker.make(SIZE, vec![data(0, &[1; CLUSTER])], None);
+    let stays = Maker::new(domain.as_ref(), 1).make(SIZE, vec![data(0, &[2; CLUSTER])], None);
+    let before = domain.history().expect("it can be read");
+    let writer = domain.try_lock().expect("nobody else writes");
+    writer.remember_committed(&before).expect("it is remembered");
+    let removed = |number: usize| domain.is_removed(&before.kept[number]).expect("it can be told");
+    assert!(!removed(0));
+    writer.remove_period(old).expect("it goes");
+    assert!(removed(0) && !removed(1));
+    assert_eq!(ids(domain.as_ref()), [stays]);
+    assert!(!domain.period_usage(old).exists);
+    let after = domain.history().expect("it can be read");
+    assert!(after.findings.is_empty(), "{:?}", after.findings);
+    assert_eq!(domain.interrupted_removals().expect("they are listed"), []);
+}
+
+pub fn two_domains_do_not_see_each_other(kind: &dyn Kind) {
+    let repository = kind.repository();
+    let [one, other] = ["vm1", "a/b: %"].map(|name| repository.domain(name).expect("a name that fits"));
+    let made = Maker::new(one.as_ref(), 0).make(SIZE, vec![data(0, &[1; CLUSTER])], None);
+    assert_eq!(ids(other.as_ref()), [""; 0]);
+    let others = Maker::new(other.as_ref(), 0).make(SIZE, vec![data(0, &[2; CLUSTER])], None);
+    assert_eq!(made, others, "the same moment");
+    for (domain, byte) in [(&one, 1), (&other, 2)] {
+        let read = read_through(domain.as_ref(), &made).expect("it is sound");
+        assert!(read[..CLUSTER].iter().all(|held| *held == byte));
+    }
+    let writer = one.try_lock().expect("nobody else writes");
+    writer.remove_period(PERIOD).expect("it goes");
+    assert_eq!(ids(one.as_ref()), [""; 0]);
+    assert_eq!(ids(other.as_ref()), [others]);
+}
+
+/// Counts what it is told.
+#[derive(Default)]
+struct Watch {
+    files: usize,
+    ended: usize,
+}
+
+impl FileWatch for Watch {
+    fn begins(&mut self, _file: &str, _size: u64) {
+        self.files += 1;
+    }
+
+    fn at(&mut self, _file: &str, _position: u64) {}
+
+    fn ends(&mut self, _file: &str) {
+        self.ended += 1;
+    }
+}
+
+pub fn damage_is_reported_and_never_handed_out(kind: &dyn Kind) {
+    let domain = domain(kind);
+    let points = two_points(domain.as_ref());
+    let history = domain.history().expect("it can be read");
+    let check = |id: &str| {
+        let (mut watch, mut damage) = (Watch::default(), Vec::new());
+        let kept = history.get(id).expect("it is kept");
+        let stop = Stop::default();
+        domain
+            .check_files(&history, kept, &mut watch, &stop, &mut damage)
+            .expect("it can be read");
+        assert!(watch.files > 0 && watch.files == watch.ended);
+        damage
+    };
+    assert_eq!(check(&points[0].0), []);
+    // The oldest image, on which both stand.
+    kind.damage("vm1", &points[0].0, "vda");
+    let found = check(&points[0].0);
+    assert!(!found.is_empty() && found.iter().all(|damage| damage.disk.as_deref() == Some("vda")));
+    assert_eq!(check(&points[1].0), [], "its own files are sound");
+    for (id, disk) in &points {
+        let error = read_through(domain.as_ref(), id).expect_err("it is damaged");
+        assert!(is_damage(&error), "{error}");
+        let reader = domain
+            .open_disk(&history, id, "vda", &Stop::default())
+            .expect("it opens");
+        let mut refused = 0;
+        for offset in (0..disk.len()).step_by(CLUSTER / 2) {
+            let mut out = vec![0; CLUSTER / 2];
+            match reader.read_at(&mut out, offset as u64) {
+                Ok(()) => assert!(
+                    out == disk[offset..offset + out.len()],
+                    "{id}: wrong bytes at {offset}"
+                ),
+                Err(error) => {
+                    assert_eq!(error.kind, BlockErrorKind::Damaged, "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 0, "{id}: the damage was not noticed");
+        assert!(!reader.holds(&disk[..CLUSTER], 0).expect("it can be compared"));
+    }
+}
+
+pub fn small_files_are_checked(kind: &dyn Kind) {
+    let domain = domain(kind);
+    let made = Maker::new(domain.as_ref(), 0).make(SIZE, vec![data(0, &[1; CLUSTER])], None);
+    let mut history = domain.history().expect("it can be read");
+    let kept = history.get(&made).expect("it is kept");
+    let read = domain.read_file(kept, SmallFile::Definition);
+    assert_eq!(read.as_deref(), Ok(DEFINITION));
+    domain.read_file(kept, SmallFile::Nvram).expect_err("it has none");
+    // As if the manifest recorded another content.
+    let files = &mut history.kept[0].manifest.files;
+    let entry = files
+        .iter_mut()
+        .find(|file| file.name == SmallFile::Definition.name());
+    entry.expect("it is listed").blake3 = "00".repeat(32);
+    let refused = domain.read_file(&history.kept[0], SmallFile::Definition);
+    assert!(refused.is_err_and(|what| what.contains("is damaged")));
+}
+
+pub fn proofs_and_missed_writes_are_remembered(kind: &dyn Kind) {
+    let domain = domain(kind);
+    let points = two_points(domain.as_ref());
+    let history = || domain.history().expect("it can be read");
+    let before = history();
+    let kept = before.get(&points[0].0).expect("it is kept");
+    let proof = |number: i64, damage: &[&str]| Proof {
+        id: kept.manifest.point.id.clone(),
+        manifest: kept.manifest.digest.clone(),
+        time: moment(number),
+        deep: true,
+        deep_time: None,
+        damage: damage
+            .iter()
+            .map(|what| DamageNote {
+                what: (*what).to_owned(),
+                concerns: Concern::Disk("vda".to_owned()),
+            })
+            .collect(),
+    };
+    let known = || history().get(&points[0].0).expect("it is kept").records.clone();
+    domain
+        .keep_proof(&proof(10, &[]), &known())
+        .expect("it is remembered");
+    assert_eq!(history().kept[0].proof, Some(proof(10, &[])));
+    domain
+        .keep_proof(&proof(11, &["it is torn"]), &known())
+        .expect("it is remembered");
+    let now = history();
+    assert_eq!(now.kept[0].proof, Some(proof(11, &["it is torn"])));
+    let doubt = now
+        .chains
+        .doubt(&points[1].0, "vda")
+        .expect("its parent is damaged");
+    assert!(doubt.contains("it is torn"), "{doubt}");
+    // One that knows nothing of the damage does not disprove it.
+    domain.keep_proof(&proof(12, &[]), &[]).expect("it is remembered");
+    assert!(!history().kept[0].proof.as_ref().expect("there is one").is_sound());
+    domain
+        .keep_proof(&proof(13, &[]), &known())
+        .expect("it is remembered");
+    assert_eq!(history().chains.doubt(&points[1].0, "vda"), None);
+    let missed = Missed {
+        id: points[1].0.clone(),
+        manifest: before.kept[1].manifest.digest.clone(),
+        time: moment(14),
+        disks: vec!["vda".to_owned()],
+    };
+    domain.keep_missed(&missed).expect("it is remembered");
+    domain.forget_removed().expect("nothing was removed");
+    let now = history();
+    assert_eq!(
+        now.chains.points()[1].missed,
+        [MissedWrite {
+            disk: "vda".to_owned(),
+            found: moment(14)
+        }]
+    );
+    assert_eq!(now.kept[0].proof, Some(proof(13, &[])));
+    assert_eq!(now.kept[1].proof, None);
+}
+
+pub fn a_wish_to_stop_ends_every_read(kind: &dyn Kind) {
+    let domain = domain(kind);
+    let [_, (id, disk)] = two_points(domain.as_ref());
+    let history = domain.history().expect("it can be read");
+    let stop = Stop::default();
+    let reader = domain.open_disk(&history, &id, "vda", &stop).expect("it opens");
+    let mut source = domain
+        .open_source(&history, &id, "vda", &reading(&stop))
+        .expect("it opens");
+    stop.request(2);
+    let stopped = [
+        reader.read_at(&mut [0; 100], 0).err(),
+        reader.extent_at(0).err(),
+        reader.holds(&disk[..100], 0).err(),
+        source.next_block().err(),
+    ];
+    for error in stopped {
+        assert_eq!(error.expect("it was asked to stop").kind, BlockErrorKind::Stopped);
+    }
+    let (mut watch, mut damage) = (Watch::default(), Vec::new());
+    let kept = history.get(&id).expect("it is kept");
+    let checked = domain.check_files(&history, kept, &mut watch, &stop, &mut damage);
+    assert!(checked.is_err() && damage.is_empty());
+}
+
+pub fn a_missing_parent_is_told(kind: &dyn Kind) {
+    let domain = domain(kind);
+    let old = "vmsnap-backup-monthly-2026-10";
+    let maker = Maker {
+        period: old,
+        ..Maker::new(domain.as_ref(), 0)
+    };
+    let parent = maker.make(SIZE, vec![data(0, &[1; CLUSTER])], None);
+    let child = Maker::new(domain.as_ref(), 1).make(SIZE, vec![data(1, &[2; CLUSTER])], Some(&parent));
+    let writer = domain.try_lock().expect("nobody else writes");
+    writer.remove_period(old).expect("it goes");
+    let history = domain.history().expect("it can be read");
+    let opened = domain.open_disk(&history, &child, "vda", &Stop::default());
+    match opened.map(|_| ()) {
+        Err(RepoError::NotWhole { id, fault }) => {
+            assert_eq!(id, child);
+            assert!(fault.contains(&parent), "{fault}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
