@@ -14,6 +14,7 @@ mod environment;
 #[cfg(feature = "libvirt")]
 mod first_minutes;
 mod forged;
+mod golden;
 mod gone;
 mod grouping;
 mod hostile_text;
