@@ -5,6 +5,26 @@ use serde::{Deserialize, Serialize};
 /// The prefix of our checkpoints' names: the classic one, so that status and scrub know them.
 const PREFIX: &str = "virtnbdbackup.";
 
+/// What a mark says before the id of the repository.
+const OF_REPOSITORY: &str = " of repository ";
+
+/// The mark of the checkpoint that a run makes. `repository` is the id of the repository of its restore point, if that is known.
+pub fn mark_of_run(run: &str, repository: Option<&str>) -> String {
+    with_repository(format!("vmsnap run {run}"), repository)
+}
+
+/// The mark of a checkpoint that is made known to libvirt again, because this restore point recorded it.
+pub fn mark_of_point(id: &str, repository: Option<&str>) -> String {
+    with_repository(format!("vmsnap restore point {id}"), repository)
+}
+
+fn with_repository(mark: String, repository: Option<&str>) -> String {
+    match repository {
+        Some(repository) => mark + OF_REPOSITORY + repository,
+        None => mark,
+    }
+}
+
 /// The mark of a record that is made only to remove the bitmaps of its name with it.
 pub const REMOVAL_MARK: &str = "vmsnap removes these bitmaps";
 
@@ -40,6 +60,18 @@ impl Checkpoint {
         self.disks
             .iter()
             .any(|disk| disk.target == target && disk.bitmap == Bitmap::Unknown)
+    }
+
+    /// The id of the repository for which it was made, where its mark says so: those of earlier versions do not.
+    pub fn repository(&self) -> Option<&str> {
+        let (_, id) = self.mark.as_deref()?.rsplit_once(OF_REPOSITORY)?;
+        Some(id)
+    }
+
+    /// Whether it was made for another repository than the one with the id `own`. A repository without an id has made no checkpoint whose
+    /// mark names a repository.
+    pub fn is_of_other_repository(&self, own: Option<&str>) -> bool {
+        self.repository().is_some_and(|of| Some(of) != own)
     }
 
     /// The same moment as the one recorded: name and time of creation agree. A name alone can have been used again.
@@ -142,6 +174,26 @@ mod tests {
             }
         }
         assert_ne!(new_name(1, 0), new_name(1, 1));
+    }
+
+    #[test]
+    fn a_mark_names_the_repository() {
+        let marked = |mark: &str| Checkpoint {
+            name: String::new(),
+            created: 0,
+            mark: Some(mark.to_owned()),
+            disks: Vec::new(),
+        };
+        for mark in [mark_of_run("r", Some("id")), mark_of_point("p", Some("id"))] {
+            let checkpoint = marked(&mark);
+            assert_eq!(checkpoint.repository(), Some("id"));
+            assert!(checkpoint.is_of_other_repository(Some("other")));
+            assert!(checkpoint.is_of_other_repository(None));
+            assert!(!checkpoint.is_of_other_repository(Some("id")));
+        }
+        for mark in [mark_of_run("r", None).as_str(), REMOVAL_MARK, "by hand"] {
+            assert!(!marked(mark).is_of_other_repository(Some("id")), "{mark}");
+        }
     }
 
     #[test]

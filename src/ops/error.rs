@@ -122,6 +122,15 @@ pub enum Cause {
         /// The name asked for.
         name: String,
     },
+    /// Another repository may need what a scrub was to remove.
+    #[error(
+        "'{}' was made for another repository than the one of --output, or nobody knows for which",
+        shown(name)
+    )]
+    OtherRepository {
+        /// The name asked for.
+        name: String,
+    },
     /// What a scrub was to remove is not there.
     #[error("there is no {what} named '{}'", shown(name))]
     NotThere {
@@ -340,6 +349,7 @@ impl Error {
             }
             Cause::ScratchFull(_) => "give a folder with more room with --scratch-dir",
             Cause::NoSuchRestorePoint(_) | Cause::NoRestorePoints => "`vmsnap list` shows what there is",
+            Cause::OtherRepository { .. } => "without --output it is removed whichever repository needs it",
             Cause::NotThere { .. } => "`vmsnap status` shows the checkpoints and bitmaps that can be listed",
             _ => return None,
         };

@@ -27,6 +27,8 @@ pub struct Inputs<'a> {
     pub checkpoints: &'a [Checkpoint],
     /// Lost checkpoints that could not be made known again: their bitmaps are gone.
     pub missing: &'a [String],
+    /// The id of the repository, if it is known.
+    pub repository: Option<&'a str>,
     /// The folder of the current period.
     pub period: &'a str,
     /// Which disks the user allows beyond the usual ones.

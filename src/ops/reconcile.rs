@@ -121,6 +121,7 @@ pub fn reconcile(survey: &Survey, chains: &Chains, wishes: &Wishes<'_>) -> Recon
         chains,
         checkpoints: &checkpoints,
         missing: &survey.missing,
+        repository: survey.repository.as_deref(),
         period: wishes.period,
         allowed: wishes.allowed,
         exclude: wishes.exclude,

@@ -17,6 +17,7 @@ use crate::model::text::with_sources;
 use crate::repo::{History, Note, Repository};
 
 mod next;
+mod others;
 mod plan;
 
 pub use next::NextBackup;
@@ -142,6 +143,9 @@ impl<'a> Scrub<'a> {
             Ok(Kept {
                 chains: history.chains.clone(),
                 period: Period::containing(options.group_by, means.today).folder(),
+                repository: means
+                    .repo
+                    .and_then(|repo| repo.identity().id().map(str::to_owned)),
                 disks: survey::disk_facts(&domain, &history.chains, &found.checkpoints, host),
                 refused: refused(name, means, options, history)?,
             })

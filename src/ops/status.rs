@@ -21,12 +21,12 @@ use crate::model::left_out::{self, Exclusion, Exclusions, Kind, LeftOut};
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
 use crate::model::text::{shown, with_sources};
-use crate::repo::{DomainRepository, History, Proof, RepoError, Repository};
+use crate::repo::{DomainRepository, History, Identity, Proof, RepoError, Repository};
 
 mod agreement;
 mod folder;
 
-use agreement::{disagreeing_bitmaps, disagreeing_period};
+use agreement::{Records, disagreeing_bitmaps, disagreeing_period};
 pub use folder::DirStats;
 use folder::dir_stats;
 
@@ -274,7 +274,20 @@ fn compare_with(
         Some(_) => survey::begun_checkpoints(repository.as_ref(), &history),
         None => BTreeSet::new(),
     };
-    let disagreeing = disagreeing_period(&history, &period, &domain.uuid, checkpoints, &begun);
+    let identity = repo.identity();
+    if let Identity::Unusable(why) = &identity {
+        let what = format!("the id of the repository cannot be used: {why}");
+        status.findings.push(Finding::new("repository-id-unusable", what));
+    }
+    let records = Records {
+        history: &history,
+        repository: identity.id(),
+        period: &period,
+        current: &current_periods(subject),
+        uuid: &domain.uuid,
+        begun: &begun,
+    };
+    let disagreeing = disagreeing_period(&records, checkpoints);
     status.inconsistencies.extend(disagreeing);
     // A copy is no sign that the backups go on.
     let newest = history.chains.latest_in_periods();
@@ -322,12 +335,17 @@ fn next_backup(
     let survey = survey::survey_with(checkpoints, domain.clone(), repository, history, subject.host)?;
     let wishes = Wishes {
         period: &Period::containing(subject.group_by, subject.today).folder(),
-        current: &GroupBy::ALL.map(|by| Period::containing(by, subject.today).folder()),
+        current: &current_periods(subject),
         allowed: allowed(subject),
         exclude: excluded_of(subject, &domain.name),
         keep_checkpoints: plan::KEPT_CHECKPOINTS,
     };
     Ok(reconcile::reconcile(&survey, &history.chains, &wishes))
+}
+
+/// The folders of the periods that go on now, one per grouping.
+fn current_periods(subject: &Subject<'_>) -> [String; 4] {
+    GroupBy::ALL.map(|by| Period::containing(by, subject.today).folder())
 }
 
 fn allowed(subject: &Subject<'_>) -> Allowed {

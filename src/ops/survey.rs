@@ -12,7 +12,7 @@ use crate::model::checkpoint::{self, Checkpoint};
 use crate::model::domain::{Disk, Domain, Source};
 use crate::model::finding::Finding;
 use crate::model::restore_point::{FileId, Level};
-use crate::repo::{DomainRepository, History, Leftover, Note, RepoError};
+use crate::repo::{DomainRepository, History, Identity, Leftover, Note, RepoError};
 
 /// How a domain stands.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct Survey {
     pub removals: Vec<Leftover>,
     /// Lost checkpoints of which a try to make them known again has shown that their bitmaps are gone.
     pub missing: Vec<String>,
+    /// The id of the repository, if it is known.
+    pub repository: Option<String>,
     /// What is odd about it.
     pub findings: Vec<Finding>,
 }
@@ -104,7 +106,8 @@ pub(super) fn survey_with(
     let failed = |error: HostError| Error::of(&name, error);
     let repo_failed = |error: RepoError| Error::of(&name, error);
     let mut findings = Vec::new();
-    findings.extend(without_its_past(repository, history, &checkpoints));
+    let identity = repository.identity();
+    findings.extend(without_its_past(repository, &identity, history, &checkpoints));
     Ok(Survey {
         capabilities: host.capabilities().map_err(failed)?,
         job: host.active_job(&domain).map_err(failed)?,
@@ -112,6 +115,7 @@ pub(super) fn survey_with(
         leftovers: leftover_runs(repository, history, &mut findings).map_err(repo_failed)?,
         removals: repository.interrupted_removals().map_err(repo_failed)?,
         missing: Vec::new(),
+        repository: identity.id().map(str::to_owned),
         findings,
         checkpoints,
         domain,
@@ -205,15 +209,19 @@ pub fn begun_checkpoints(repository: &dyn DomainRepository, history: &History) -
     intents.filter_map(|intent| intent.checkpoint).collect()
 }
 
-/// A repository that holds nothing of a domain which has checkpoints of ours is another one than before, or its file system is not mounted.
-/// Which of them it is cannot be known.
+/// Reports a repository that holds nothing of a domain which has checkpoints of ours: it may be another one than before, or its file system is not
+/// mounted. A repository that has an id is there, and checkpoints that name another one are not its own.
 fn without_its_past(
     repository: &dyn DomainRepository,
+    identity: &Identity,
     history: &History,
     checkpoints: &[Checkpoint],
 ) -> Option<Finding> {
     let has_past = !history.kept.is_empty() || !history.findings.is_empty() || !history.leftovers.is_empty();
-    let is_own = |found: &Checkpoint| checkpoint::is_own(&found.name);
+    let is_own = |found: &Checkpoint| {
+        let is_other = identity.id().is_some() && found.is_of_other_repository(identity.id());
+        checkpoint::is_own(&found.name) && !is_other
+    };
     (!has_past && checkpoints.iter().any(is_own)).then(|| {
         let what = format!(
             "the domain has checkpoints of earlier backups, but {} holds no restore point: if there should be some, is the file system \

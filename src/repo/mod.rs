@@ -7,6 +7,7 @@
 //! * `disk`: a disk at a restore point, read anywhere.
 //! * `files`: the files of a restore point, as a check of them reports.
 //! * `history`: what a repository holds of a domain, and what is wrong with it.
+//! * `identity`: the repository's own id.
 //! * `manifest`: the commit record.
 //! * `proof`: what is remembered of verifications and comparisons.
 //! * `seal`: texts that carry their own digest.
@@ -27,6 +28,7 @@ pub mod error;
 mod files;
 pub mod folder;
 pub mod history;
+mod identity;
 pub mod manifest;
 pub mod proof;
 mod seal;
@@ -36,6 +38,7 @@ pub use error::{RepoError, Result};
 pub use files::{FileDamage, FileWatch, SmallFile};
 pub use folder::FolderRepository;
 pub use history::{History, Kept, Leftover, Note};
+pub use identity::Identity;
 pub use manifest::{FileEntry, Manifest, PieceEntry};
 pub use proof::{DamageNote, Missed, Proof};
 
@@ -46,6 +49,15 @@ pub trait Repository: Send + Sync {
 
     /// Whether it is there: one that nobody has made yet holds nothing.
     fn exists(&self) -> bool;
+
+    /// Its id, by which its checkpoints are told from those of other repositories, as far as it is known.
+    fn identity(&self) -> Identity;
+
+    /// Gives it an id unless it has one. A damaged one stays as it is.
+    ///
+    /// # Errors
+    /// The id cannot be written.
+    fn ensure_identity(&self) -> Result<Identity>;
 
     /// The names of the domains that have restore points here, or had; also those whose part cannot be read, which its reader will hear.
     fn domains(&self) -> Result<Vec<String>>;
@@ -64,6 +76,9 @@ pub trait DomainRepository: Send + Sync {
 
     /// Whether it is there.
     fn exists(&self) -> bool;
+
+    /// The id of the repository that it is part of.
+    fn identity(&self) -> Identity;
 
     /// Reads what is there, and what is wrong with it. Waits for nobody: a run in progress is invisible until it commits.
     fn history(&self) -> Result<History>;

@@ -252,7 +252,7 @@ fn a_disk_of_qcow2_version_2_is_full_each_time_beside_incremental_ones() {
 }
 
 /// What a failed first run leaves.
-const NOTHING: [&str; 2] = ["vm1", "vm1/.lock"];
+const NOTHING: [&str; 3] = [".vmsnap-repository.json", "vm1", "vm1/.lock"];
 
 #[test]
 fn a_failed_first_backup_leaves_nothing_and_the_next_one_works() {

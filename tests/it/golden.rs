@@ -17,7 +17,7 @@ use vmsnap::ops::restore::{self, DefineOptions};
 use vmsnap::ops::scrub::{self, Means, ScrubType};
 use vmsnap::ops::verify::{Options, Which, verify};
 
-use crate::lab::{Lab, tree};
+use crate::lab::{InFolder, Lab, tree};
 
 const DOMAIN: &str = "golden";
 const UUID: &str = "6f0c2f7e-9d7b-4e0c-8a51-2d8f4f0a1b11";
@@ -86,7 +86,7 @@ fn unpack(from: &Path, to: &Path) {
 fn lab() -> Lab {
     let mut lab = Lab::new();
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-1");
-    unpack(&data, lab.repo.root());
+    unpack(&data, &lab.root());
     lab.at("2026-11-29T02:00:00+01:00[Europe/Berlin]");
     lab
 }
@@ -131,8 +131,8 @@ fn verification(lab: &Lab) -> Options {
 #[test]
 fn golden_points_are_listed_whole() {
     let lab = lab();
-    assert_eq!(lab.repo.domain_names().expect("readable"), [DOMAIN]);
-    let listed = list(&lab.repo, &[DOMAIN.to_owned()]).expect("readable");
+    assert_eq!(lab.repo.domains().expect("readable"), [DOMAIN]);
+    let listed = list(lab.repo.as_ref(), &[DOMAIN.to_owned()]).expect("readable");
     let points = &listed[0].points;
     let found: Vec<_> = points
         .iter()
@@ -151,7 +151,13 @@ fn golden_points_are_listed_whole() {
 #[test]
 fn golden_points_are_verified() {
     let lab = lab();
-    let outcome = verify(DOMAIN, &lab.repo, &verification(&lab), &Silent, &Stop::default());
+    let outcome = verify(
+        DOMAIN,
+        lab.repo.as_ref(),
+        &verification(&lab),
+        &Silent,
+        &Stop::default(),
+    );
     let outcome = outcome.expect("verified");
     assert!(outcome.is_sound(), "{outcome:?}");
     assert_eq!(outcome.points.len(), POINTS.len());
@@ -160,14 +166,20 @@ fn golden_points_are_verified() {
 #[test]
 fn golden_damage_is_found() {
     let lab = lab();
-    let image = lab.history(DOMAIN).kept[0].dir.join("vda.qcow2");
+    let image = lab.history(DOMAIN).kept[0].dir().join("vda.qcow2");
     let mut bytes = fs::read(&image).expect("readable");
     *bytes
         .iter_mut()
         .find(|byte| **byte == 0x11)
         .expect("the guest wrote it") = 0x10;
     fs::write(&image, bytes).expect("written");
-    let outcome = verify(DOMAIN, &lab.repo, &verification(&lab), &Silent, &Stop::default());
+    let outcome = verify(
+        DOMAIN,
+        lab.repo.as_ref(),
+        &verification(&lab),
+        &Silent,
+        &Stop::default(),
+    );
     let outcome = outcome.expect("verified");
     assert!(!outcome.is_sound());
     lab.restored(DOMAIN, POINTS[2].0, "vda")
@@ -195,15 +207,13 @@ fn golden_domain_is_defined_with_its_nvram() {
         }),
         ..lab.restoring()
     };
-    let plan = restore::plan(DOMAIN, &lab.repo, Some(&lab.host), &options).expect("a plan");
-    let restored = restore::restore(
-        DOMAIN,
-        &lab.repo,
-        plan,
-        Some(&lab.host),
-        &Silent,
-        &Stop::default(),
-    );
+    let stop = Stop::default();
+    let plan = restore::plan(DOMAIN, lab.repo.as_ref(), Some(&lab.host), &options).expect("a plan");
+    let means = restore::Means {
+        host: Some(&lab.host),
+        ..lab.means(&Silent, &stop)
+    };
+    let restored = restore::restore(DOMAIN, plan, &means);
     restored.expect("restored");
     lab.host.domain("golden-2").expect("it is defined");
     let files = tree(&options.to);
@@ -246,7 +256,13 @@ fn golden_chain_goes_on() {
     for target in ["vda", "vdb"] {
         lab.assert_gives_back(DOMAIN, target);
     }
-    let verified = verify(DOMAIN, &lab.repo, &verification(&lab), &Silent, &Stop::default());
+    let verified = verify(
+        DOMAIN,
+        lab.repo.as_ref(),
+        &verification(&lab),
+        &Silent,
+        &Stop::default(),
+    );
     let verified = verified.expect("verified");
     assert!(verified.is_sound(), "{verified:?}");
     assert_eq!(verified.points.len(), POINTS.len() + 1);
@@ -264,7 +280,7 @@ fn golden_period_is_pruned_and_its_copy_stays() {
     let outcome = lab.backup_with(DOMAIN, &Lab::pruning()).expect("a backup");
     let period = "vmsnap-backup-monthly-2026-11".to_owned();
     assert_eq!(outcome.prune, Some(PruneOutcome::Deleted(period)));
-    let listed = list(&lab.repo, &[DOMAIN.to_owned()]).expect("readable");
+    let listed = list(lab.repo.as_ref(), &[DOMAIN.to_owned()]).expect("readable");
     let ids: Vec<&str> = listed[0]
         .points
         .iter()
@@ -295,7 +311,7 @@ fn golden_bitmaps_are_scrubbed() {
     add_domain(&lab);
     let means = Means {
         host: &lab.host,
-        repo: Some(&lab.repo),
+        repo: Some(lab.repo.as_ref()),
         today: lab.now.date(),
         monitor: &Silent,
         stop: Stop::default(),

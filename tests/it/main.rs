@@ -36,6 +36,7 @@ mod setup;
 mod status;
 mod stories;
 mod targets;
+mod two_repositories;
 mod verify;
 mod verify_memory;
 mod waits;

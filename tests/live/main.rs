@@ -50,5 +50,6 @@ mod snapshots;
 mod status;
 mod targets;
 mod test_driver;
+mod two_repositories;
 mod unreachable;
 mod verbs;

@@ -5,7 +5,7 @@ use super::{Options, Outcome, tell};
 use crate::host::{
     BackupJob, BackupRequest, CheckpointRequest, DiskRequest, Host, HostError, NewCheckpoint, Places,
 };
-use crate::model::checkpoint::new_name;
+use crate::model::checkpoint::{mark_of_run, new_name};
 use crate::model::domain::{Domain, DomainState};
 use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
@@ -15,7 +15,7 @@ use crate::ops::monitor::Event;
 use crate::ops::plan::BackupPlan;
 use crate::ops::reconcile::Reconciliation;
 use crate::ops::{Cause, Context, Error, Result};
-use crate::repo::{DomainRepository, DomainWriter, History, PendingPoint, RepoError};
+use crate::repo::{DomainRepository, DomainWriter, History, Identity, PendingPoint, RepoError};
 
 /// One backup with everything it works on.
 pub(super) struct Run<'a> {
@@ -50,8 +50,9 @@ impl Run<'_> {
         }
         let begun = self.locked.begin(&plan.period, self.context.now.timestamp());
         let pending = begun.map_err(|error| self.failed(error))?;
-        let mark = format!("vmsnap run {}", uuid::Uuid::new_v4());
-        let request = self.request(plan, &mark)?;
+        let run = uuid::Uuid::new_v4().to_string();
+        let mark = mark_of_run(&run, self.repository_id()?.as_deref());
+        let request = self.request(plan, &run, &mark)?;
         let intent = self.intent(&request, &mark);
         if let Err(error) = self.note(&intent, pending.as_ref()) {
             // Nothing but the places was begun; they are empty folders.
@@ -78,10 +79,25 @@ impl Run<'_> {
         }
     }
 
-    fn request(&self, plan: &BackupPlan, mark: &str) -> Result<BackupRequest> {
+    /// The id of the repository; a standalone copy makes no checkpoint that would carry it.
+    fn repository_id(&self) -> Result<Option<String>> {
+        if self.options.copy {
+            return Ok(None);
+        }
+        let identity = self.context.repo.ensure_identity();
+        let identity = identity.map_err(|error| self.failed(error))?;
+        if let Identity::Unusable(why) = &identity {
+            self.tell(&Finding::new(
+                "repository-id-unusable",
+                format!("the id of the repository cannot be used, so its checkpoints do not carry it: {why}"),
+            ));
+        }
+        Ok(identity.id().map(str::to_owned))
+    }
+
+    fn request(&self, plan: &BackupPlan, run: &str, mark: &str) -> Result<BackupRequest> {
         let targets: Vec<String> = plan.disks.iter().map(|disk| disk.disk.target.clone()).collect();
         let now = self.context.now.timestamp().as_second();
-        let run = mark.rsplit(' ').next().unwrap_or(mark);
         let places = self
             .host()
             .places(self.domain, &targets, &self.options.places, run);

@@ -54,6 +54,7 @@ fn planned(survey: &Survey, chains: &Chains, period: &str) -> BackupPlan {
         chains,
         checkpoints: &survey.checkpoints,
         missing: &survey.missing,
+        repository: survey.repository.as_deref(),
         period,
         // The reason should be why such a disk is not compared, not which switch a backup of it needs. Nothing is stored here.
         allowed: Allowed::ALL,

@@ -3,7 +3,7 @@
 
 use super::Inputs;
 use crate::model::chain::{DiskNow, KeptPoint, decide};
-use crate::model::checkpoint::{Bitmap, Checkpoint, CheckpointDisk, CheckpointId, is_unique};
+use crate::model::checkpoint::{Bitmap, Checkpoint, CheckpointDisk, CheckpointId, is_unique, mark_of_point};
 
 /// The lost checkpoints of the period whose bitmaps the images are known to hold, oldest first.
 pub fn seen(inputs: &Inputs<'_>) -> Vec<Checkpoint> {
@@ -14,7 +14,7 @@ pub fn seen(inputs: &Inputs<'_>) -> Vec<Checkpoint> {
             let facts = facts.find(|facts| facts.target == target);
             facts.is_some_and(|facts| facts.bitmaps.contains(&id.name))
         };
-        checkpoint(kept, id, holds)
+        checkpoint(inputs, kept, id, holds)
     });
     checkpoints
         .filter(|checkpoint| !checkpoint.disks.is_empty())
@@ -34,7 +34,7 @@ pub fn suspected(inputs: &Inputs<'_>, known: &[Checkpoint], disks: &[DiskNow]) -
         return None;
     }
     let mut with_it = known.to_vec();
-    with_it.push(checkpoint(kept, id, |_| true));
+    with_it.push(checkpoint(inputs, kept, id, |_| true));
     let (uuid, period, chains) = (&inputs.domain.uuid, inputs.period, inputs.chains);
     let is_parent = |target: &str| {
         let mut disks = disks.iter();
@@ -44,7 +44,7 @@ pub fn suspected(inputs: &Inputs<'_>, known: &[Checkpoint], disks: &[DiskNow]) -
             .and_then(|level| level.parent)
             .is_some_and(|parent| parent.checkpoint == id.name)
     };
-    Some(checkpoint(kept, id, is_parent)).filter(|checkpoint| !checkpoint.disks.is_empty())
+    Some(checkpoint(inputs, kept, id, is_parent)).filter(|checkpoint| !checkpoint.disks.is_empty())
 }
 
 /// The restore points of the period with their checkpoints, oldest first.
@@ -62,14 +62,19 @@ fn is_lost(inputs: &Inputs<'_>, id: &CheckpointId) -> bool {
 }
 
 /// The checkpoint as it is made known again, on the disks that `covers` names.
-fn checkpoint(kept: &KeptPoint, id: &CheckpointId, covers: impl Fn(&str) -> bool) -> Checkpoint {
+fn checkpoint(
+    inputs: &Inputs<'_>,
+    kept: &KeptPoint,
+    id: &CheckpointId,
+    covers: impl Fn(&str) -> bool,
+) -> Checkpoint {
     let point = &kept.point;
     let disks = point.disks.iter();
     let covered = disks.filter(|disk| disk.checkpointed && covers(&disk.target));
     Checkpoint {
         name: id.name.clone(),
         created: id.created,
-        mark: Some(format!("vmsnap restore point {}", point.id)),
+        mark: Some(mark_of_point(&point.id, inputs.repository)),
         disks: covered
             .map(|disk| CheckpointDisk {
                 target: disk.target.clone(),

@@ -33,6 +33,8 @@ pub struct Kept {
     pub chains: Chains,
     /// The folder of the current period.
     pub period: String,
+    /// The id of the repository, if it is known.
+    pub repository: Option<String>,
     /// What is known of the domain's disks.
     pub disks: Vec<DiskFacts>,
     /// That a backup of the current grouping is refused, if it is.
@@ -105,6 +107,7 @@ fn next_in_repository(
         chains: &kept.chains,
         checkpoints,
         missing: &[],
+        repository: kept.repository.as_deref(),
         period: &kept.period,
         allowed: USUAL,
         exclude: &[],

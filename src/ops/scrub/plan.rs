@@ -1,6 +1,9 @@
 //! Decides a scrub before anything is done: what goes, what stays behind, and what the next backup will then be. Pure.
 
+use std::collections::BTreeSet;
+
 use super::next::{NextBackup, Outlook, next_backup};
+use super::others;
 use crate::model::checkpoint::{Bitmap, Checkpoint, is_own, sort_key};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
@@ -129,7 +132,16 @@ pub fn plan(
         }
         (name, _) => name,
     };
-    let targets = Targets::of(domain, found, name);
+    let others = others::names(found, outlook);
+    if let Some(name) = name.filter(|name| others.contains(name)) {
+        return Err(Cause::OtherRepository {
+            name: name.to_owned(),
+        });
+    }
+    if name.is_none() {
+        findings.extend(others::finding(&others, kind));
+    }
+    let targets = Targets::of(domain, found, name, &others);
     let mut plan = ScrubPlan {
         steps: Vec::new(),
         checkpoints: Vec::new(),
@@ -185,8 +197,9 @@ struct Targets<'a> {
 }
 
 impl<'a> Targets<'a> {
-    fn of(domain: &Domain, found: &'a Found, name: Option<&'a str>) -> Self {
-        let is_meant = |of: &str| is_own(of) && name.is_none_or(|name| name == of);
+    fn of(domain: &Domain, found: &'a Found, name: Option<&'a str>, others: &BTreeSet<&str>) -> Self {
+        let is_named = |of: &str| name.is_none_or(|name| name == of);
+        let is_meant = |of: &str| is_own(of) && is_named(of) && !others.contains(of);
         let is_active = domain.state.is_active();
         let mut suspected: Vec<&str> = Vec::new();
         if is_active {

@@ -43,37 +43,50 @@ pub(super) fn disagreeing_bitmaps(disks: &[DiskStatus], checkpoints: &[Checkpoin
     found
 }
 
-/// The checkpoints that the period's newest chain recorded must be those of the domain, except that the oldest may have been retired.
-/// Before the first restore point of a period there is nothing to disagree with. What a run at work has `begun` will belong to one.
-pub(super) fn disagreeing_period(
-    history: &History,
-    period: &str,
-    uuid: &str,
-    checkpoints: &[Checkpoint],
-    begun: &BTreeSet<String>,
-) -> Vec<String> {
-    let is_own = |name: &&str| is_own(name);
-    let there: BTreeSet<&str> = checkpoints
-        .iter()
-        .map(|found| found.name.as_str())
-        .filter(is_own)
-        .collect();
-    let mut recorded = Vec::new();
-    let of_period = |kept: &&KeptPoint| kept.point.period == period && kept.point.uuid == uuid;
-    for kept in history.chains.points().iter().rev().filter(of_period) {
-        recorded.extend(
-            kept.point
-                .checkpoint
-                .iter()
-                .map(|checkpoint| checkpoint.name.as_str()),
-        );
-        if kept.point.parent.is_none() {
-            break;
+/// What the checkpoints of a domain are compared with.
+pub(super) struct Records<'a> {
+    /// The restore points.
+    pub(super) history: &'a History,
+    /// The id of their repository, if it is known.
+    pub(super) repository: Option<&'a str>,
+    /// The folder of the period that is looked at.
+    pub(super) period: &'a str,
+    /// The folders of the periods that go on now, one per grouping.
+    pub(super) current: &'a [String],
+    /// The domain's UUID.
+    pub(super) uuid: &'a str,
+    /// The checkpoints of a run at work, which will belong to a restore point.
+    pub(super) begun: &'a BTreeSet<String>,
+}
+
+impl Records<'_> {
+    /// The names of the checkpoints that the newest chain of a period recorded, newest first.
+    fn newest_chain(&self, period: &str) -> Vec<&str> {
+        let mut recorded = Vec::new();
+        let of_period = |kept: &&KeptPoint| kept.point.period == period && kept.point.uuid == self.uuid;
+        for kept in self.history.chains.points().iter().rev().filter(of_period) {
+            let checkpoint = kept.point.checkpoint.iter();
+            recorded.extend(checkpoint.map(|checkpoint| checkpoint.name.as_str()));
+            if kept.point.parent.is_none() {
+                break;
+            }
         }
+        recorded
     }
+}
+
+/// The checkpoints that the period's newest chain recorded must be those of the domain, except that the oldest may have been retired, and that
+/// those of other repositories and of the current periods of other groupings stand beside them. Before the first restore point of a period
+/// there is nothing to disagree with.
+pub(super) fn disagreeing_period(records: &Records<'_>, checkpoints: &[Checkpoint]) -> Vec<String> {
+    let ours = || checkpoints.iter().filter(|found| is_own(&found.name));
+    let there: BTreeSet<&str> = ours().map(|found| found.name.as_str()).collect();
+    let recorded = records.newest_chain(records.period);
     if recorded.is_empty() {
         return Vec::new();
     }
+    let current = records.current.iter();
+    let of_groupings: Vec<&str> = current.flat_map(|period| records.newest_chain(period)).collect();
     let oldest_there = recorded
         .iter()
         .rposition(|name| there.contains(name))
@@ -82,10 +95,15 @@ pub(super) fn disagreeing_period(
         .iter()
         .filter(|name| !there.contains(*name));
     let lost = lost.map(|name| format!("checkpoint {name} of a restore point is not in the domain"));
-    let unknown = there
+    let is_known = |found: &&Checkpoint| {
+        let name = found.name.as_str();
+        recorded.contains(&name) || of_groupings.contains(&name) || records.begun.contains(name)
+    };
+    let is_other = |found: &&Checkpoint| found.is_of_other_repository(records.repository);
+    let unknown = ours().filter(|found| !is_known(found) && !is_other(found));
+    let names: BTreeSet<&str> = unknown.map(|found| found.name.as_str()).collect();
+    let unknown = names
         .iter()
-        .filter(|name| !recorded.contains(name) && !begun.contains(**name));
-    let unknown =
-        unknown.map(|name| format!("checkpoint {name} belongs to no restore point of this period's chain"));
+        .map(|name| format!("checkpoint {name} is not used by any restore point in this chain"));
     lost.chain(unknown).collect()
 }

@@ -20,8 +20,9 @@ use crate::model::block::{BlockError, BlockSource};
 use crate::model::period::COPY_PREFIX;
 use crate::model::stop::Stop;
 use crate::repo::{
-    DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Kept, Leftover, Missed, Note,
-    PendingPoint, PeriodUsage, Proof, RepoError, Result, SmallFile, SourceOptions, manifest,
+    DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept, Leftover,
+    Missed, Note, PendingPoint, PeriodUsage, Proof, RepoError, Repository, Result, SmallFile, SourceOptions,
+    manifest,
 };
 
 /// The largest file that is read into memory as a whole, in bytes: UEFI variables and XML are far smaller.
@@ -62,6 +63,10 @@ impl DomainRepository for FolderDomain {
 
     fn exists(&self) -> bool {
         self.dir.is_dir()
+    }
+
+    fn identity(&self) -> Identity {
+        self.repository.identity()
     }
 
     fn history(&self) -> Result<History> {

@@ -3,6 +3,7 @@
 //! * `domain`: one domain's folder, to be read and to be written to.
 //! * `layout`: which name stands for what.
 //! * `committed`: which restore points there were, whatever has happened to them since.
+//! * `identity`: the file of the repository's id.
 //! * `look`: folders and small files, as they may be when others have been at them.
 //! * `point`: reads one restore point.
 //! * `history`: reads what is there, and what is wrong with it.
@@ -18,6 +19,7 @@ mod check;
 mod committed;
 mod domain;
 mod history;
+mod identity;
 mod images;
 mod layout;
 mod lock;
@@ -34,7 +36,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{DomainRepository, RepoError, Repository, Result};
+use super::{DomainRepository, Identity, RepoError, Repository, Result};
 use crate::io::Store;
 use crate::model::file_name;
 
@@ -144,6 +146,14 @@ impl Repository for FolderRepository {
 
     fn exists(&self) -> bool {
         self.root.is_dir()
+    }
+
+    fn identity(&self) -> Identity {
+        identity::read(&self.root)
+    }
+
+    fn ensure_identity(&self) -> Result<Identity> {
+        identity::ensure(self.store.as_ref(), &self.root)
     }
 
     fn domains(&self) -> Result<Vec<String>> {

@@ -15,8 +15,9 @@ use crate::model::chain::{Chains, KeptPoint, MissedWrite};
 use crate::model::period::{COPY_PREFIX, FOLDER_PREFIX};
 use crate::model::stop::Stop;
 use crate::repo::{
-    DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Kept, Leftover, Manifest,
-    Missed, Note, PendingPoint, PeriodUsage, Proof, RepoError, Result, SmallFile, SourceOptions,
+    DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept, Leftover,
+    Manifest, Missed, Note, PendingPoint, PeriodUsage, Proof, RepoError, Repository, Result, SmallFile,
+    SourceOptions,
 };
 
 /// One domain's part of a [`MemoryRepository`].
@@ -90,6 +91,10 @@ impl DomainRepository for MemoryDomain {
 
     fn exists(&self) -> bool {
         self.with(|kept| !kept.ids.is_empty())
+    }
+
+    fn identity(&self) -> Identity {
+        self.repository.identity()
     }
 
     fn history(&self) -> Result<History> {

@@ -5,10 +5,10 @@ mod domain;
 mod pending;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::model::restore_point::id_of;
-use crate::repo::{DomainRepository, Manifest, Missed, Proof, Repository, Result};
+use crate::repo::{DomainRepository, Identity, Manifest, Missed, Proof, Repository, Result};
 
 use disk::StoredDisk;
 use domain::MemoryDomain;
@@ -17,6 +17,8 @@ use domain::MemoryDomain;
 #[derive(Clone, Debug, Default)]
 pub struct MemoryRepository {
     domains: Arc<Mutex<BTreeMap<String, Domain>>>,
+    /// Its id, once it has one.
+    id: Arc<OnceLock<String>>,
 }
 
 /// What is kept of one domain.
@@ -95,6 +97,18 @@ impl Repository for MemoryRepository {
 
     fn exists(&self) -> bool {
         true
+    }
+
+    fn identity(&self) -> Identity {
+        match self.id.get() {
+            Some(id) => Identity::Known(id.clone()),
+            None => Identity::None,
+        }
+    }
+
+    fn ensure_identity(&self) -> Result<Identity> {
+        self.id.get_or_init(|| uuid::Uuid::new_v4().to_string());
+        Ok(self.identity())
     }
 
     fn domains(&self) -> Result<Vec<String>> {
