@@ -6,6 +6,7 @@ pub mod chain;
 pub mod checkpoint;
 pub mod clusters;
 pub mod domain;
+pub mod eligibility;
 pub mod extents;
 pub mod file_name;
 pub mod finding;

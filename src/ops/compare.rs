@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-use super::heal::{self, Intent};
+use super::heal;
+use super::journal::JournalEntry;
 use super::monitor::{self, Event};
 use super::plan::PlannedDisk;
 use super::{Cause, Context, Error, Result, job, lineage, lock, restore};
@@ -168,7 +169,7 @@ impl Comparison<'_> {
     ) -> Result<Outcome> {
         let findings = &mut outcome.findings;
         let request = self.request(disks)?;
-        let intent = Intent {
+        let intent = JournalEntry {
             uuid: self.settled.survey.domain.uuid.clone(),
             mark: "vmsnap comparison".to_owned(),
             checkpoint: None,

@@ -3,8 +3,9 @@
 //! * `copy`: the pump that every verb uses.
 //! * `plan`: decides a backup, before anything is done.
 //! * `lineage`: the images that make up a disk.
+//! * `journal`: what a run writes down before it begins a job.
 //! * `survey`: reads how a domain stands; `reconcile`: decides what to repair, back up and retire; `heal`: carries repairs out.
-//! * `backup`, `prune`, `restore`, `define`, `list`, `status`, `scrub`, `verify`, `compare`: the verbs.
+//! * `backup`, `prune`, `restore`, `list`, `status`, `scrub`, `verify`, `compare`: the verbs.
 //! * `grouping`: keeps a domain's backups in one grouping.
 //! * `lock`: takes the right to write, waiting for another run if need be.
 //! * `monitor`: whom the verbs tell how they are getting on.
@@ -13,11 +14,11 @@
 pub mod backup;
 pub mod compare;
 pub mod copy;
-pub mod define;
 pub mod error;
 mod grouping;
 pub mod heal;
 pub mod job;
+pub mod journal;
 pub mod lineage;
 pub mod list;
 mod lock;

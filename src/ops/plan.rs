@@ -6,7 +6,8 @@ use super::survey::DiskFacts;
 use crate::host::Capabilities;
 use crate::model::chain::{Chains, DiskLevel, DiskNow, SourceNow, decide};
 use crate::model::checkpoint::Checkpoint;
-use crate::model::domain::{Allowed, Disk, Domain, Eligibility};
+use crate::model::domain::{Disk, Domain};
+use crate::model::eligibility::{self, Allowed, Eligibility};
 use crate::model::finding::Finding;
 use crate::model::left_out::{self, Exclusion, LeftOut};
 use crate::model::restore_point::{FileId, Level};
@@ -143,7 +144,7 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
     let mut all_now = Vec::new();
     let mut left_out = Vec::new();
     for disk in &inputs.domain.disks {
-        let full_only = match left_out::eligibility(inputs.domain, disk, inputs.allowed, inputs.exclude) {
+        let full_only = match eligibility::of(inputs.domain, disk, inputs.allowed, inputs.exclude) {
             Eligibility::NoDisk(_) => continue,
             Eligibility::Skipped(left) => {
                 left_out.push(left);
@@ -165,7 +166,7 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
         all_now.push(now);
     }
     let mut findings: Vec<Finding> = left_out.iter().map(LeftOut::finding).collect();
-    findings.extend(left_out::missing(inputs.domain, inputs.exclude));
+    findings.extend(eligibility::missing_exclusions(inputs.domain, inputs.exclude));
     let encrypted = disks.iter().filter(|planned| planned.disk.is_encrypted());
     findings.extend(encrypted.map(|planned| stored_decrypted(&planned.disk)));
     if let Err(reason) = &inputs.capabilities.incremental {
@@ -231,6 +232,3 @@ fn disk_now(disk: &Disk, full_only: Option<String>, facts: Option<&DiskFacts>) -
             .collect(),
     }
 }
-
-/// How many checkpoints of the active chain are kept in the domain.
-pub const KEPT_CHECKPOINTS: usize = 32;

@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::define::{self, DefinePlan};
 use super::error::Cause;
 use super::lineage::{self, PlannedImage};
 use super::monitor::{self, Event, Monitor};
@@ -22,6 +21,7 @@ use crate::model::text::shown;
 use crate::repo::{History, Repository};
 
 mod choose;
+mod define;
 mod disk;
 mod encrypted;
 mod in_use;
@@ -31,6 +31,7 @@ mod unfinished;
 use choose::chosen_targets;
 
 pub(super) use choose::choose;
+pub use define::{DefinePlan, NvramPlan};
 use disk::restore_disk;
 use encrypted::Encrypted;
 use place::Place;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use jiff::civil::Date;
 
 use super::error::Cause;
-use super::{Error, Monitor, Result, grouping, heal, lock, survey};
+use super::journal::JournalEntry;
+use super::{Error, Monitor, Result, grouping, lock, survey};
 use crate::host::{Host, HostError};
 use crate::model::domain::{Domain, Source};
 use crate::model::finding::Finding;
@@ -20,10 +21,19 @@ mod next;
 mod plan;
 
 pub use next::NextBackup;
-pub use plan::{DiskBitmap, ScrubPlan, ScrubType};
+pub use plan::{ScrubPlan, ScrubType};
 
 use next::{Kept, Outlook, next_backup};
 use plan::{Found, Step};
+
+/// A bitmap of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskBitmap {
+    /// The disk's target.
+    pub disk: String,
+    /// The bitmap's name.
+    pub name: String,
+}
 
 /// What a scrub is to do.
 #[derive(Clone, Debug)]
@@ -329,7 +339,7 @@ fn recorded(history: &History, uuid: &str) -> Vec<String> {
         .leftovers
         .iter()
         .filter_map(|leftover| leftover.intent().ok()?.text())
-        .filter_map(|intent| serde_json::from_slice::<heal::Intent>(&intent).ok());
+        .filter_map(|intent| serde_json::from_slice::<JournalEntry>(&intent).ok());
     let begun = intents
         .filter(|intent| intent.uuid == uuid)
         .filter_map(|intent| intent.checkpoint);

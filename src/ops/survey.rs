@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::heal::Intent;
-use super::plan::KEPT_CHECKPOINTS;
+use super::journal::JournalEntry;
 use super::{Error, Result};
 use crate::host::{ActiveJob, Capabilities, Host, HostError};
 use crate::model::chain::Chains;
-use crate::model::checkpoint::{self, Checkpoint};
+use crate::model::checkpoint::{self, Checkpoint, KEPT_CHECKPOINTS};
 use crate::model::domain::{Disk, Domain, Source};
 use crate::model::finding::Finding;
 use crate::model::restore_point::{FileId, Level};
@@ -57,7 +56,7 @@ pub struct LeftoverRun {
     /// Its folder.
     pub dir: PathBuf,
     /// What it noted down; `None` when it had begun nothing outside its folder.
-    pub intent: Option<Intent>,
+    pub intent: Option<JournalEntry>,
 }
 
 /// How often a domain is looked at again that was started or stopped while it was being looked at.

@@ -5,7 +5,6 @@ mod cached;
 mod crash;
 mod disk;
 mod host;
-mod job;
 mod recorder;
 
 pub use cached::{cached_bytes, forget_cached};

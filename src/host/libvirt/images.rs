@@ -1,10 +1,10 @@
 //! The images of a shut-off domain's disks, opened as libvirt would open them.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::checkpoints::IMAGE_DEADLINE;
 use super::link::Link;
 use super::{HostError, Result, secrets};
 use crate::host::chain::header::Header;
@@ -12,6 +12,9 @@ use crate::host::chain::{self, Chain, Head, Image, Layout, Look, Trouble, open};
 use crate::host::qemu::{self, ImageInfo, Keys, Patience, Target, Use};
 use crate::model::domain::{Disk, DiskFormat};
 use crate::model::stop::Stop;
+
+/// How long `qemu-img` may take to read what an image says of itself.
+const IMAGE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Looks at images on this machine.
 struct Here<'a> {

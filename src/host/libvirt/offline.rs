@@ -12,8 +12,8 @@ use virt::domain::Domain as Handle;
 
 use super::link::Link;
 use super::{
-    BackupJob, BackupRequest, HostError, Places, Result, checkpoints, failed, ffi, images, inspect, job,
-    places,
+    BackupJob, BackupRequest, HostError, Places, Result, checkpoints, failed, ffi, image_bitmaps, images,
+    inspect, job, places, records,
 };
 use crate::host::export::Export;
 use crate::host::qemu::{self, Offer, Patience, Reader, Target};
@@ -108,7 +108,7 @@ fn plan<'a>(link: &Link, domain: &'a Domain, request: &'a BackupRequest) -> Resu
         }
         let image = images::to_read(link, disk, &request.stop).map_err(HostError::of_disk(&disk.target))?;
         if let Some(since) = &wanted.since
-            && !checkpoints::has_usable_bitmap(disk, since, &request.stop)?
+            && !image_bitmaps::has_usable_bitmap(disk, since, &request.stop)?
         {
             return Err(unsupported(format!(
                 "the bitmap {since} of disk {} is missing or broken",
@@ -152,7 +152,7 @@ fn refuse_taken_name(plans: &[Plan], handle: &Handle, name: &str) -> Result<()> 
     }
     for plan in plans.iter().filter(|plan| plan.request.checkpointed) {
         let disk = plan.disk;
-        if checkpoints::has_bitmap(disk, name).map_err(HostError::of_disk(&disk.target))? {
+        if image_bitmaps::has_bitmap(disk, name).map_err(HostError::of_disk(&disk.target))? {
             return Err(HostError::BitmapExists {
                 name: name.to_owned(),
             });
@@ -164,7 +164,7 @@ fn refuse_taken_name(plans: &[Plan], handle: &Handle, name: &str) -> Result<()> 
 fn add_bitmaps(link: &Link, plans: &[Plan], name: &str, stop: &Stop) -> Result<()> {
     // Never stopped in the middle: a program that is killed while it writes to an image leaves all bitmaps in it broken.
     let patience = Patience {
-        deadline: checkpoints::EDIT_DEADLINE,
+        deadline: image_bitmaps::EDIT_DEADLINE,
         stop: Stop::default(),
     };
     for plan in plans.iter().filter(|plan| plan.request.checkpointed) {
@@ -191,7 +191,7 @@ fn make_known(
     wanted: &CheckpointRequest,
 ) -> Result<NewCheckpoint> {
     let name = &wanted.name;
-    let parent = checkpoints::newest(handle)?;
+    let parent = records::newest(handle)?;
     let covered = |target: &str| {
         request
             .disks

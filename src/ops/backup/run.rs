@@ -10,7 +10,8 @@ use crate::model::domain::{Domain, DomainState};
 use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
 use crate::model::text::with_sources;
-use crate::ops::heal::{self, Intent};
+use crate::ops::heal;
+use crate::ops::journal::JournalEntry;
 use crate::ops::monitor::Event;
 use crate::ops::plan::BackupPlan;
 use crate::ops::reconcile::Reconciliation;
@@ -102,8 +103,8 @@ impl Run<'_> {
         })
     }
 
-    fn intent(&self, request: &BackupRequest, mark: &str) -> Intent {
-        Intent {
+    fn intent(&self, request: &BackupRequest, mark: &str) -> JournalEntry {
+        JournalEntry {
             uuid: self.domain.uuid.clone(),
             mark: mark.to_owned(),
             checkpoint: request.checkpoint.as_ref().map(|wanted| wanted.name.clone()),
@@ -112,7 +113,7 @@ impl Run<'_> {
         }
     }
 
-    fn note(&self, intent: &Intent, pending: &Pending) -> Result<()> {
+    fn note(&self, intent: &JournalEntry, pending: &Pending) -> Result<()> {
         let text = serde_json::to_vec_pretty(intent).map_err(|source| {
             self.failed(RepoError::Manifest {
                 id: pending.id().to_owned(),

@@ -2,7 +2,7 @@
 
 use super::{Meaning, UncomparedDisk};
 use crate::model::chain::{Chains, Parent};
-use crate::model::domain::Allowed;
+use crate::model::eligibility::Allowed;
 use crate::model::finding::Finding;
 use crate::model::left_out::{Exclusion, Kind, LeftOut};
 use crate::ops::heal::Settled;

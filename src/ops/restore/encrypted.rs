@@ -1,9 +1,9 @@
 //! Restored disks that were encrypted in the domain. They come back as plain text, or with bytes whose meaning nobody recorded.
 
+use super::define;
 use crate::host::xml::{DomainDescription, read_domain};
 use crate::model::finding::Finding;
 use crate::model::restore_point::{Consistency, RestorePoint};
-use crate::ops::define;
 use crate::repo::{History, manifest};
 
 /// Which of the restored disks were encrypted.

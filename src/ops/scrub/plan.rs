@@ -1,5 +1,6 @@
 //! Decides a scrub before anything is done: what goes, what stays behind, and what the next backup will then be. Pure.
 
+use super::DiskBitmap;
 use super::next::{NextBackup, Outlook, next_backup};
 use crate::model::checkpoint::{Bitmap, Checkpoint, is_own, sort_key};
 use crate::model::domain::Domain;
@@ -51,15 +52,6 @@ impl ScrubType {
             ScrubType::Both | ScrubType::All => "checkpoint or bitmap",
         }
     }
-}
-
-/// A bitmap of a disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskBitmap {
-    /// The disk's target.
-    pub disk: String,
-    /// The bitmap's name.
-    pub name: String,
 }
 
 /// What a domain has, as far as that can be known.

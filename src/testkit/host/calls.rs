@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::domain::SimDomain;
+use super::job::SimJob;
 use super::{SimHost, backup_job, simulated, step};
 use crate::host::xml::read_domain;
 use crate::host::{
@@ -14,7 +15,6 @@ use crate::model::checkpoint::{Bitmap, Checkpoint};
 use crate::model::domain::{Agent, Domain, DomainState};
 use crate::model::restore_point::FileId;
 use crate::testkit::disk::MemDisk;
-use crate::testkit::job::SimJob;
 
 impl Host for SimHost {
     fn capabilities(&self) -> Result<Capabilities> {

@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::error::Cause;
-use super::restore::{DefineOptions, Format, PlannedDisk};
-use super::{Error, Result};
+use super::{DefineOptions, Format, PlannedDisk};
 use crate::host::Host;
 use crate::host::xml::{DomainDescription, Edits, ImageFormat, NewSource, read_domain, redefine};
 use crate::model::domain::{Device, Disk, Source};
@@ -13,6 +11,7 @@ use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::storage::SecretRef;
 use crate::model::text::shown;
+use crate::ops::error::{Cause, Error, Result};
 use crate::repo::{History, manifest};
 
 /// A domain about to be defined.

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::disk::MemDisk;
-use super::host::SimHost;
+use super::SimHost;
 use crate::host::{BackupJob, BackupRequest, Host, HostError, JobHealth, NewCheckpoint, ReadOptions, Result};
 use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content};
 use crate::model::buffer::Buffer;
@@ -13,6 +12,7 @@ use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
 use crate::model::stop::Stop;
+use crate::testkit::disk::MemDisk;
 
 /// A job of [`SimHost`]: the disks as they were when it began. Dropped unfinished it is aborted.
 pub(super) struct SimJob {
