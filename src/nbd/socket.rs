@@ -14,7 +14,7 @@ use rustix::net::{
 };
 
 use super::error::{Error, Result};
-use crate::model::stop::Stop;
+use crate::model::stop::{Stop, StopReason};
 
 /// How long a wait may go without a look at [`Stop`].
 const SLICE: Duration = Duration::from_millis(100);
@@ -286,7 +286,7 @@ mod tests {
         let patience = patience(60_000);
         let mut socket = Socket::from_stream(ours, &patience).expect("a socket");
         let waiting = std::thread::spawn(move || socket.receive_exact(&mut [0]));
-        patience.stop.request(2);
+        patience.stop.request(StopReason::Interrupted);
         assert!(matches!(waiting.join().expect("no panic"), Err(Error::Stopped)));
     }
 

@@ -297,8 +297,8 @@ impl Comparison<'_> {
         compared: &mut Vec<ComparedDisk>,
     ) -> Result<()> {
         let domain = &self.settled.survey.domain.name;
-        let failed = |cause: Cause| match (self.context.stop.signal(), cause) {
-            (Some(signal), _) => Error::of(domain, Cause::Stopped(signal)),
+        let failed = |cause: Cause| match (self.context.stop.reason(), cause) {
+            (Some(reason), _) => Error::of(domain, Cause::Stopped(reason)),
             (None, cause) => Error::of_disk(domain, target, cause),
         };
         let stop = &self.context.stop;
@@ -363,8 +363,8 @@ impl Comparison<'_> {
 
     fn failed(&self, cause: impl Into<Cause>) -> Error {
         let error = Error::of(&self.settled.survey.domain.name, cause);
-        match self.context.stop.signal() {
-            Some(signal) => Error::of(&error.domain, Cause::Stopped(signal)),
+        match self.context.stop.reason() {
+            Some(reason) => Error::of(&error.domain, Cause::Stopped(reason)),
             None => error,
         }
     }

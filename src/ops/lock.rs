@@ -41,8 +41,8 @@ pub(super) fn lock(
             });
             is_reported = true;
         }
-        if let Some(signal) = stop.signal() {
-            return Err(Error::of(domain, Cause::Stopped(signal)));
+        if let Some(reason) = stop.reason() {
+            return Err(Error::of(domain, Cause::Stopped(reason)));
         }
         thread::park_timeout(STEP.min(left));
     }

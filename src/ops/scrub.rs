@@ -191,8 +191,8 @@ impl<'a> Scrub<'a> {
     fn take_steps(&self, outcome: &mut Outcome) -> Result<()> {
         let host = self.means.host;
         for step in &self.plan.steps {
-            if let Some(signal) = self.means.stop.signal() {
-                return Err(self.failed(Cause::Stopped(signal)));
+            if let Some(reason) = self.means.stop.reason() {
+                return Err(self.failed(Cause::Stopped(reason)));
             }
             let done = match step {
                 Step::Forget(name) => host

@@ -140,8 +140,8 @@ pub fn statuses(names: &[String], subject: &Subject<'_>, stop: &Stop) -> Vec<Res
         loop {
             let place = next.fetch_add(1, Ordering::Relaxed);
             let Some(name) = names.get(place) else { return };
-            let result = match stop.signal() {
-                Some(signal) => Err(Error::of(name, Cause::Stopped(signal))),
+            let result = match stop.reason() {
+                Some(reason) => Err(Error::of(name, Cause::Stopped(reason))),
                 None => status(name, subject),
             };
             // Each place is filled by one thread only.

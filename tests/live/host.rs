@@ -9,7 +9,7 @@ use vmsnap::host::{
 use vmsnap::model::checkpoint::Bitmap;
 use vmsnap::model::domain::{Agent, Backing, DiskFormat, DomainState, Source};
 use vmsnap::model::restore_point::Consistency;
-use vmsnap::model::stop::Stop;
+use vmsnap::model::stop::{Stop, StopReason};
 
 use crate::embed::{DISK, Kind, Lab, TestDomain, run, run_ok};
 
@@ -371,7 +371,7 @@ fn a_wish_to_stop_is_heard_before_anything_begins() {
     let domain = TestDomain::paused("stop ", &[Kind::Qcow2]);
     let places = places(&domain, &[("vda", None)]);
     let request = request(&places, "c0", &[("vda", None)]);
-    request.stop.request(15);
+    request.stop.request(StopReason::Terminated);
     let begun = Lab::get().host.begin_backup(&domain.seen(), &request).map(|_| ());
     assert!(matches!(begun, Err(HostError::Stopped)), "{begun:?}");
     Lab::get().host.clear_places(&places).expect("they are cleared");

@@ -10,7 +10,7 @@ use virt::domain::Domain as Handle;
 use virt::error::ErrorNumber;
 use virt_sys as sys;
 
-use super::freeze::{Debt, Freeze};
+use super::freeze::{Freeze, ThawGuard};
 use super::link::Link;
 use super::{
     BackupJob, BackupRequest, CallError, HostError, Places, Result, checkpoints, failed, ffi, inspect, places,
@@ -247,7 +247,7 @@ struct ActiveDomainJob {
     checkpoint: Option<NewCheckpoint>,
     consistency: Consistency,
     findings: Vec<Finding>,
-    thaw: Option<Debt>,
+    thaw: Option<ThawGuard>,
     ended: bool,
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the programs' wrappers, on images made here.
 
 use super::*;
+use crate::model::stop::StopReason;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -152,7 +153,7 @@ fn a_stop_is_heard_while_a_reader_starts() {
     let image = dir.path().join("a.qcow2");
     create(&image, &[]);
     let stop = Stop::default();
-    stop.request(2);
+    stop.request(StopReason::Interrupted);
     let offer = Offer {
         image: &target(&image),
         export: "vda",

@@ -45,8 +45,8 @@ impl Run<'_> {
         if plan.disks.is_empty() {
             return Err(self.failed(Cause::NothingToBackUp));
         }
-        if let Some(signal) = self.context.stop.signal() {
-            return Err(self.failed(Cause::Stopped(signal)));
+        if let Some(reason) = self.context.stop.reason() {
+            return Err(self.failed(Cause::Stopped(reason)));
         }
         let begun = self.locked.begin(&plan.period, self.context.now.timestamp());
         let pending = begun.map_err(|error| self.failed(error))?;
@@ -208,9 +208,9 @@ impl Run<'_> {
 
     pub(super) fn failed(&self, cause: impl Into<Cause>) -> Error {
         let error = Error::of(&self.domain.name, cause);
-        match self.context.stop.signal() {
+        match self.context.stop.reason() {
             // What fails because the user asked to stop is no failure of its own.
-            Some(signal) if error.is_stopped() => Error::of(&self.domain.name, Cause::Stopped(signal)),
+            Some(reason) if error.is_stopped() => Error::of(&self.domain.name, Cause::Stopped(reason)),
             _ => error,
         }
     }

@@ -15,7 +15,7 @@ use crate::image::qcow2::check::check;
 use crate::image::{self, damaged_ranges, verify_file};
 use crate::model::block::{BlockErrorKind, BlockSource, Content};
 use crate::model::restore_point::DiskPoint;
-use crate::model::stop::Stop;
+use crate::model::stop::{Stop, StopReason};
 use crate::model::text::with_sources;
 use crate::ops::monitor::{Event, Monitor};
 use crate::ops::{Cause, Error, Result, copy, lineage};
@@ -276,7 +276,10 @@ impl<'a> Prover<'a> {
     }
 
     fn stopped(&self) -> Error {
-        Error::of(self.domain, Cause::Stopped(self.stop.signal().unwrap_or(2)))
+        Error::of(
+            self.domain,
+            Cause::Stopped(self.stop.reason().unwrap_or(StopReason::Interrupted)),
+        )
     }
 
     /// The file's path within the domain's folder.

@@ -14,6 +14,7 @@ use crate::host::{
 use crate::model::checkpoint::{Bitmap, Checkpoint};
 use crate::model::domain::{Agent, Domain, DomainState};
 use crate::model::restore_point::FileId;
+use crate::model::stop::StopReason;
 use crate::testkit::disk::MemDisk;
 
 impl Host for SimHost {
@@ -224,7 +225,7 @@ impl Host for SimHost {
             });
         }
         if let Some(stop) = state.stop_in_begin.take() {
-            stop.request(2);
+            stop.request(StopReason::Interrupted);
         }
         state.clock += 1;
         let clock = state.clock;
