@@ -9,14 +9,15 @@ use std::path::{Path, PathBuf};
 mod circles;
 
 /// A room and the rooms whose names may stand in its files. `crate` alone (the root) is nobody's.
-const MAY_IMPORT: [(&str, &[&str]); 10] = [
+const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("model", &[]),
+    ("wait", &[]),
     ("io", &["model"]),
-    ("nbd", &["model"]),
+    ("nbd", &["model", "wait"]),
     ("image", &["model", "io"]),
-    ("repo", &["model", "io"]),
-    ("host", &["model", "nbd"]),
-    ("ops", &["model", "io", "nbd", "image", "repo", "host"]),
+    ("repo", &["model", "io", "wait"]),
+    ("host", &["model", "nbd", "wait"]),
+    ("ops", &["model", "wait", "io", "nbd", "image", "repo", "host"]),
     ("cli", &["model", "ops", "demo"]),
     ("demo", &["model", "ops", "host", "repo", "image", "io"]),
     ("testkit", &["model", "io", "nbd", "image", "repo", "host", "ops"]),

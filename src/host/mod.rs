@@ -8,8 +8,6 @@ pub mod qemu;
 pub mod usage;
 pub mod xml;
 
-mod patience;
-
 #[cfg(feature = "libvirt")]
 mod export;
 #[cfg(feature = "libvirt")]

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// Why the work is to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +73,15 @@ impl Stop {
         let own = self.own.get().copied();
         own.or_else(|| self.parent.as_ref()?.reason())
     }
+}
+
+/// How long to wait for something, and what ends the wait before.
+#[derive(Clone, Debug)]
+pub struct WaitLimit {
+    /// The longest wait.
+    pub deadline: Duration,
+    /// Ends the wait when it is requested.
+    pub stop: Stop,
 }
 
 #[cfg(test)]

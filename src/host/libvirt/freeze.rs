@@ -72,12 +72,12 @@ impl Freeze {
             started: Instant::now(),
             phase: Arc::clone(&phase),
         };
-        let owed = stop.hold_exit();
+        let hold = stop.hold_exit();
         let thread = thread::Builder::new()
             .name("guest-agent".to_owned())
             .spawn(move || {
                 // Nobody ends the program by force before this thread has thawed what it froze.
-                let _owed = owed;
+                let _hold = hold;
                 talk.run(&wait_for_go, &tell);
             });
         let mut freeze = Freeze {

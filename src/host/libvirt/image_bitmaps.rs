@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::link::Link;
 use super::{HostError, Result, images};
-use crate::host::qemu::{self, ImageInfo, Patience, Use};
+use crate::host::qemu::{self, ImageInfo, Use};
 use crate::model::domain::Disk;
-use crate::model::stop::Stop;
+use crate::model::stop::{Stop, WaitLimit};
 
 /// How long `qemu-img` may take to add or remove a bitmap: much longer than it ever needs, because ending it half-way breaks all bitmaps of
 /// the image.
@@ -61,11 +61,11 @@ pub fn remove_from_images(link: &Link, disks: &[Disk], name: &str) -> Result<Vec
         // Its secret is not to be had.
         let Ok(image) = image else { continue };
         // Never ended half-way: that would break every bitmap of the image.
-        let patience = Patience {
+        let limit = WaitLimit {
             deadline: EDIT_DEADLINE,
             stop: Stop::default(),
         };
-        qemu::remove_bitmap(&image, name, &patience).map_err(HostError::of_disk(&disk.target))?;
+        qemu::remove_bitmap(&image, name, &limit).map_err(HostError::of_disk(&disk.target))?;
         removed.push(disk.target.clone());
     }
     Ok(removed)

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::host::export::Export;
 use crate::host::xml::{self, BackupDisk};
-use crate::host::{DiskRequest, JobHealth, NewCheckpoint, ReadOptions, patience};
+use crate::host::{DiskRequest, JobHealth, NewCheckpoint, ReadOptions};
 use crate::model::block::BlockSource;
 use crate::model::checkpoint::CheckpointId;
 use crate::model::clusters::DiskMap;
@@ -26,6 +26,7 @@ use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
 use crate::model::stop::Stop;
 use crate::model::text::with_sources;
+use crate::wait;
 
 /// How long QEMU may take to close what belonged to a job.
 const ENDING: Duration = Duration::from_secs(15);
@@ -48,7 +49,7 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
     };
     let (consistency, findings, thaw) = match freeze.map(Freeze::thaw) {
         None => (Consistency::Crash, Vec::new(), None),
-        Some((consistency, findings, debt)) => (consistency, findings, Some(debt)),
+        Some((consistency, findings, guard)) => (consistency, findings, Some(guard)),
     };
     begun?;
 
@@ -217,7 +218,7 @@ pub fn end(handle: &Handle) -> Result<()> {
         Err(error) if error.number == ErrorNumber::OperationInvalid => return Ok(()),
         Err(error) => return Err(failed("end the job")(error)),
     }
-    let gone = patience::until(ENDING, Duration::from_millis(10), || {
+    let gone = wait::until(ENDING, Duration::from_millis(10), || {
         match inspect::active_job(handle) {
             Ok(Some(_)) => None,
             Ok(None) => Some(Ok(())),

@@ -16,7 +16,7 @@ use super::{
     inspect, job, places, records,
 };
 use crate::host::export::Export;
-use crate::host::qemu::{self, Offer, Patience, Reader, Target};
+use crate::host::qemu::{self, Offer, Reader, Target};
 use crate::host::xml::{KnownCheckpoint, write_known_checkpoint};
 use crate::host::{CheckpointRequest, DiskRequest, JobHealth, NewCheckpoint, ReadOptions};
 use crate::model::block::BlockSource;
@@ -24,7 +24,7 @@ use crate::model::clusters::DiskMap;
 use crate::model::domain::{Disk, DiskFormat, Domain};
 use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
-use crate::model::stop::Stop;
+use crate::model::stop::{Stop, WaitLimit};
 use crate::model::text::with_sources;
 
 /// Begins the reading of a shut-off domain.
@@ -163,7 +163,7 @@ fn refuse_taken_name(plans: &[Plan], handle: &Handle, name: &str) -> Result<()> 
 
 fn add_bitmaps(link: &Link, plans: &[Plan], name: &str, stop: &Stop) -> Result<()> {
     // Never stopped in the middle: a program that is killed while it writes to an image leaves all bitmaps in it broken.
-    let patience = Patience {
+    let limit = WaitLimit {
         deadline: image_bitmaps::EDIT_DEADLINE,
         stop: Stop::default(),
     };
@@ -178,7 +178,7 @@ fn add_bitmaps(link: &Link, plans: &[Plan], name: &str, stop: &Stop) -> Result<(
             )));
         }
         let image = images::to_edit(link, plan.disk, stop).map_err(HostError::of_disk(&plan.disk.target))?;
-        qemu::add_bitmap(&image, name, &patience).map_err(HostError::of_disk(&plan.disk.target))?;
+        qemu::add_bitmap(&image, name, &limit).map_err(HostError::of_disk(&plan.disk.target))?;
     }
     Ok(())
 }
