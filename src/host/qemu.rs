@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{HostError, Result};
+use super::{HostError, Refusal, Result};
 use crate::model::stop::WaitLimit;
 use crate::wait;
 
@@ -195,9 +195,10 @@ impl Target {
     pub fn new(description: &Value, shown: &str, keys: Keys) -> Result<Target> {
         let description = format!("json:{description}");
         if description.len() > LONGEST_DESCRIPTION {
-            return Err(HostError::Unsupported {
-                what: format!("the backing chain of {shown} is too long to be described to QEMU"),
-            });
+            return Err(Refusal::ChainTooLong {
+                image: shown.to_owned(),
+            }
+            .into());
         }
         Ok(Target {
             description: description.into(),

@@ -8,7 +8,7 @@ use super::monitor::Event;
 use super::reconcile::{self, Repair};
 use super::survey::{self, Survey};
 use super::{Cause, Context, Error, Result};
-use crate::host::HostError;
+use crate::host::{Host, HostError};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::text::with_sources;
@@ -165,7 +165,7 @@ fn carry_out_at_host(repair: &Repair, domain: &Domain, context: &Context) -> Res
             host.delete_checkpoint(domain, name),
             Some(format!("its checkpoint {name}")),
         ),
-        Repair::DeleteBitmaps(name) => match host.delete_bitmap(domain, name) {
+        Repair::DeleteBitmaps(name) => match remove_orphaned_bitmaps(host, domain, name) {
             // Bitmaps of a shut-off domain elsewhere: that is no reason not to go on, and whether there are any nobody knows.
             Err(HostError::NotHere { .. }) => (Ok(()), None),
             done => (done, None),
@@ -185,4 +185,16 @@ pub(super) fn undo(domain: &Domain, entry: &JournalEntry, context: &Context) -> 
     reconcile::ending(entry, &domain.uuid, job.as_ref(), &checkpoints)
         .iter()
         .try_for_each(|repair| carry_out_at_host(repair, domain, context).map(drop))
+}
+/// Removes the bitmaps of that name from all disks, unless a checkpoint owns them. None there is no error.
+pub(super) fn remove_orphaned_bitmaps(
+    host: &dyn Host,
+    domain: &Domain,
+    name: &str,
+) -> std::result::Result<(), HostError> {
+    let checkpoints = host.checkpoints(domain)?;
+    if checkpoints.iter().any(|owner| owner.name == name) {
+        return Ok(());
+    }
+    host.remove_bitmaps(domain, name).map(drop)
 }

@@ -296,11 +296,7 @@ fn look(
             let sound = found.checkpoints.iter().filter(|one| one.is_sound_for(target));
             names.extend(sound.map(|one| one.name.clone()));
         }
-        let listed = match domain.state.is_active() {
-            true => host.stored_bitmap_names(domain, target),
-            false => host.bitmap_names(domain, target),
-        };
-        match listed {
+        match host.bitmap_names(domain, target) {
             Ok(listed) => names.extend(listed),
             Err(error @ HostError::NotHere { .. }) if has_to_be_seen(domain, kind) => return Err(error),
             Err(error) => {

@@ -362,7 +362,7 @@ fn bitmaps(
     let mut names: Vec<String> = sound.map(|checkpoint| checkpoint.name.clone()).collect();
     let is_listed = |name: &String| checkpoints.iter().any(|listed| listed.name == *name);
     // The rest is reported even if an image cannot be examined.
-    let mut orphans = host.stored_bitmap_names(domain, target).unwrap_or_default();
+    let mut orphans = host.bitmap_names(domain, target).unwrap_or_default();
     orphans.retain(|name| is_own(name) && !is_listed(name));
     orphans.sort();
     names.extend(orphans);

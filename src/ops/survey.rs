@@ -136,10 +136,9 @@ pub fn disk_facts(
         files: images(disk)
             .filter_map(|path| Some((path.to_owned(), host.file_id(path)?)))
             .collect(),
-        bitmaps: match (asks_images, domain.state.is_active()) {
-            (false, _) => Vec::new(),
-            (true, true) => host.stored_bitmap_names(domain, &disk.target).unwrap_or_default(),
-            (true, false) => host.bitmap_names(domain, &disk.target).unwrap_or_default(),
+        bitmaps: match asks_images {
+            true => host.bitmap_names(domain, &disk.target).unwrap_or_default(),
+            false => Vec::new(),
         },
     });
     facts.collect()

@@ -211,7 +211,7 @@ fn names_that_no_domain_has_are_errors() {
     ));
     for name in ["", ".", "..", "a/b", "a\0b"] {
         assert!(
-            matches!(host.domain(name), Err(HostError::Unsupported { .. })),
+            matches!(host.domain(name), Err(HostError::Refused(_))),
             "{name:?}"
         );
     }
@@ -409,7 +409,7 @@ fn nothing_at_a_place_is_ever_overwritten() {
     let begun = host
         .begin_backup(&domain.seen(), &request(&places, "c0", &[("vda", None)]))
         .map(|_| ());
-    assert!(matches!(begun, Err(HostError::Unsupported { .. })), "{begun:?}");
+    assert!(matches!(begun, Err(HostError::Refused(_))), "{begun:?}");
     assert_eq!(
         std::fs::read(&places.scratch[0].1).expect("it is still there"),
         b"data"

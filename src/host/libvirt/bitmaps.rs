@@ -6,65 +6,27 @@
 use virt::domain::Domain as Handle;
 
 use super::link::Link;
-use super::{HostError, Result, checkpoints, failed, ffi, image_bitmaps, images, inspect, records};
+use super::{Refusal, Result, failed, ffi, image_bitmaps, images, inspect, records};
 use crate::host::qemu::Use;
 use crate::host::xml::{CheckpointDescription, KnownCheckpoint, write_known_checkpoint};
-use crate::model::checkpoint::Checkpoint;
 use crate::model::domain::{Disk, DiskFormat, Domain, Source};
 use crate::model::stop::Stop;
 
-/// The bitmaps that can be known for certain: all of a shut-off domain's disk, those of checkpoints of an active one's.
+/// The bitmaps that lie in the image of a disk.
 pub fn names(link: &Link, domain: &Domain, target: &str) -> Result<Vec<String>> {
-    let disk = disk_of(domain, target)?;
-    if inspect::is_active(&link.find(domain)?)? {
-        let covers = |checkpoint: &Checkpoint| checkpoint.disks.iter().any(|disk| disk.target == target);
-        let checkpoints = checkpoints::list(link, domain)?;
-        return Ok(checkpoints
-            .into_iter()
-            .filter(covers)
-            .map(|checkpoint| checkpoint.name)
-            .collect());
-    }
+    let disk = domain.disk(target).ok_or_else(|| Refusal::no_such_disk(target))?;
     if !link.location().is_local {
         return Err(inspect::not_here("its images"));
     }
-    let top = images::infos(disk, Use::None, &Stop::default())?
-        .into_iter()
-        .next();
-    let bitmaps = top.map(|image| image.bitmaps).unwrap_or_default();
-    Ok(bitmaps.into_iter().map(|bitmap| bitmap.name).collect())
-}
-
-/// The bitmaps that the image of an active domain's disk holds.
-pub fn stored_names(link: &Link, domain: &Domain, target: &str) -> Result<Vec<String>> {
-    let disk = disk_of(domain, target)?;
-    if !link.location().is_local {
-        return Err(inspect::not_here("its images"));
-    }
+    let is_active = inspect::is_active(&link.find(domain)?)?;
     // What lies on a server is not asked for: the domain's QEMU may be the only one that the server lets in.
-    if disk.source.path().is_none() {
+    if is_active && disk.source.path().is_none() {
         return Ok(Vec::new());
     }
-    let top = images::infos(disk, Use::Running, &Stop::default())?
-        .into_iter()
-        .next();
+    let used = if is_active { Use::Running } else { Use::None };
+    let top = images::infos(disk, used, &Stop::default())?.into_iter().next();
     let bitmaps = top.map(|image| image.bitmaps).unwrap_or_default();
     Ok(bitmaps.into_iter().map(|bitmap| bitmap.name).collect())
-}
-
-fn disk_of<'a>(domain: &'a Domain, target: &str) -> Result<&'a Disk> {
-    domain.disk(target).ok_or_else(|| HostError::Unsupported {
-        what: format!("the domain has no disk {target}"),
-    })
-}
-
-/// Removes the bitmaps of this name that no checkpoint owns.
-pub fn delete(link: &Link, domain: &Domain, name: &str) -> Result<()> {
-    let handle = link.find(domain)?;
-    if records::lookup(&handle, name)?.is_some() {
-        return Ok(());
-    }
-    remove(link, domain, name).map(drop)
 }
 
 /// Removes the bitmaps of this name from every disk, keeps the record of the checkpoint that owns them, and tells which disks had one.

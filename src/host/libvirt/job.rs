@@ -13,7 +13,8 @@ use virt_sys as sys;
 use super::freeze::{Freeze, ThawGuard};
 use super::link::Link;
 use super::{
-    BackupJob, BackupRequest, CallError, HostError, Places, Result, checkpoints, failed, ffi, inspect, places,
+    BackupJob, BackupRequest, CallError, HostError, Places, Refusal, Result, checkpoints, failed, ffi,
+    inspect, places,
 };
 use crate::host::export::Export;
 use crate::host::xml::{self, BackupDisk};
@@ -116,7 +117,7 @@ fn begin_within_reason(handle: &Handle, backup: String, checkpoint: Option<Strin
 /// moment, those included that were plugged in after the decision what to read.
 fn documents(live: &Domain, request: &BackupRequest) -> Result<(PathBuf, String, Option<String>)> {
     let [socket] = request.places.sockets.as_slice() else {
-        return Err(unsupported("an active domain needs one socket".to_owned()));
+        return Err(Refusal::NotOneSocket.into());
     };
     let wanted = |target: &str| request.disks.iter().find(|disk| disk.target == target);
     if let Some(missing) = request
@@ -124,7 +125,7 @@ fn documents(live: &Domain, request: &BackupRequest) -> Result<(PathBuf, String,
         .iter()
         .find(|disk| !live.disks.iter().any(|here| here.target == disk.target))
     {
-        return Err(unsupported(format!("the domain has no disk {}", missing.target)));
+        return Err(Refusal::no_such_disk(&missing.target).into());
     }
     let mut disks = Vec::with_capacity(live.disks.len());
     for disk in &live.disks {
@@ -157,12 +158,10 @@ fn documents(live: &Domain, request: &BackupRequest) -> Result<(PathBuf, String,
 
 fn scratch_of<'a>(places: &'a Places, target: &str) -> Result<&'a Path> {
     let found = places.scratch.iter().find(|(disk, _)| disk == target);
-    let found = found.ok_or_else(|| unsupported(format!("disk {target} has no scratch file")));
-    found.map(|(_, file)| file.as_path())
-}
-
-fn unsupported(what: String) -> HostError {
-    HostError::Unsupported { what }
+    let (_, file) = found.ok_or_else(|| Refusal::NoScratchFile {
+        disk: target.to_owned(),
+    })?;
+    Ok(file.as_path())
 }
 
 fn check_places(places: &Places) -> Result<()> {
@@ -255,8 +254,9 @@ struct ActiveDomainJob {
 impl ActiveDomainJob {
     fn export(&self, target: &str) -> Result<Export<'_>> {
         let disk = self.bitmaps.iter().find(|(disk, _)| disk == target);
-        let (name, tells_changes) =
-            disk.ok_or_else(|| unsupported(format!("the job has no disk {target}")))?;
+        let (name, tells_changes) = disk.ok_or_else(|| Refusal::NotInJob {
+            disk: target.to_owned(),
+        })?;
         Ok(Export {
             socket: &self.socket,
             name,

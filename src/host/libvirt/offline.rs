@@ -12,8 +12,8 @@ use virt::domain::Domain as Handle;
 
 use super::link::Link;
 use super::{
-    BackupJob, BackupRequest, HostError, Places, Result, checkpoints, failed, ffi, image_bitmaps, images,
-    inspect, job, places, records,
+    BackupJob, BackupRequest, HostError, Places, Refusal, Result, checkpoints, failed, ffi, image_bitmaps,
+    images, inspect, job, places, records,
 };
 use crate::host::export::Export;
 use crate::host::qemu::{self, Offer, Reader, Target};
@@ -69,7 +69,7 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
         ));
     }
     if inspect::is_active(handle)? {
-        return Err(unsupported("the domain was started meanwhile".to_owned()));
+        return Err(Refusal::StartedMeanwhile.into());
     }
     Ok(Box::new(job))
 }
@@ -95,25 +95,28 @@ impl Plan<'_> {
 
 fn plan<'a>(link: &Link, domain: &'a Domain, request: &'a BackupRequest) -> Result<Vec<Plan<'a>>> {
     let [folder] = request.places.own_dirs.as_slice() else {
-        return Err(unsupported(
-            "a shut-off domain needs a folder for its readers".to_owned(),
-        ));
+        return Err(Refusal::NoReaderFolder.into());
     };
     let mut plans = Vec::with_capacity(request.disks.len());
     for wanted in &request.disks {
         let disk = domain.disk(&wanted.target);
-        let disk = disk.ok_or_else(|| unsupported(format!("the domain has no disk {}", wanted.target)))?;
+        let disk = disk.ok_or_else(|| Refusal::no_such_disk(&wanted.target))?;
         if let Some(why) = &disk.unreadable {
-            return Err(unsupported(format!("disk {}: {why}", disk.target)));
+            return Err(Refusal::UnreadableDisk {
+                disk: disk.target.clone(),
+                why: why.clone(),
+            }
+            .into());
         }
         let image = images::to_read(link, disk, &request.stop).map_err(HostError::of_disk(&disk.target))?;
         if let Some(since) = &wanted.since
             && !image_bitmaps::has_usable_bitmap(disk, since, &request.stop)?
         {
-            return Err(unsupported(format!(
-                "the bitmap {since} of disk {} is missing or broken",
-                disk.target
-            )));
+            return Err(Refusal::BitmapUnusable {
+                name: since.clone(),
+                disk: disk.target.clone(),
+            }
+            .into());
         }
         let socket = places::reader_socket(folder, &disk.target);
         places::check_socket(&socket)?;
@@ -125,10 +128,6 @@ fn plan<'a>(link: &Link, domain: &'a Domain, request: &'a BackupRequest) -> Resu
         });
     }
     Ok(plans)
-}
-
-fn unsupported(what: String) -> HostError {
-    HostError::Unsupported { what }
 }
 
 /// What the disks of this domain are worth as they lie there: with a saved memory image they are those of a machine in mid-flight.
@@ -148,7 +147,10 @@ fn moment(handle: &Handle) -> Result<(Consistency, Vec<Finding>)> {
 /// never removes what somebody else has made.
 fn refuse_taken_name(plans: &[Plan], handle: &Handle, name: &str) -> Result<()> {
     if ffi::Checkpoint::lookup(handle, name).is_ok() {
-        return Err(unsupported(format!("a checkpoint named '{name}' exists already")));
+        return Err(Refusal::CheckpointExists {
+            name: name.to_owned(),
+        }
+        .into());
     }
     for plan in plans.iter().filter(|plan| plan.request.checkpointed) {
         let disk = plan.disk;
@@ -172,10 +174,10 @@ fn add_bitmaps(link: &Link, plans: &[Plan], name: &str, stop: &Stop) -> Result<(
             return Err(HostError::Stopped);
         }
         if plan.disk.format != DiskFormat::Qcow2 {
-            return Err(unsupported(format!(
-                "disk {} cannot carry a bitmap",
-                plan.disk.target
-            )));
+            return Err(Refusal::NoBitmapInFormat {
+                disk: plan.disk.target.clone(),
+            }
+            .into());
         }
         let image = images::to_edit(link, plan.disk, stop).map_err(HostError::of_disk(&plan.disk.target))?;
         qemu::add_bitmap(&image, name, &limit).map_err(HostError::of_disk(&plan.disk.target))?;
@@ -232,8 +234,9 @@ struct OfflineJob {
 impl OfflineJob {
     fn export(&self, target: &str) -> Result<Export<'_>> {
         let disk = self.disks.iter().find(|(disk, ..)| disk == target);
-        let (name, bitmap, socket) =
-            disk.ok_or_else(|| unsupported(format!("the job has no disk {target}")))?;
+        let (name, bitmap, socket) = disk.ok_or_else(|| Refusal::NotInJob {
+            disk: target.to_owned(),
+        })?;
         Ok(Export {
             socket,
             name,
