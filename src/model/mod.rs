@@ -11,6 +11,7 @@ pub mod extents;
 pub mod file_name;
 pub mod finding;
 pub mod left_out;
+pub mod level;
 pub mod period;
 pub mod qcow2;
 pub mod restore_point;

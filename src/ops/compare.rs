@@ -13,8 +13,8 @@ use super::plan::PlannedDisk;
 use super::{Cause, Context, Error, Result, job, lineage, lock, restore};
 use crate::host::{BackupJob, BackupRequest, DiskRequest, PlaceWishes};
 use crate::model::block::CLUSTER;
-use crate::model::chain::Parent;
 use crate::model::finding::Finding;
+use crate::model::level::Parent;
 use crate::model::text::with_sources;
 use crate::repo::{DomainRepository, History, Missed, Pending, RepoError};
 

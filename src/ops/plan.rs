@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use super::survey::DiskFacts;
 use crate::host::Capabilities;
-use crate::model::chain::{Chains, DiskLevel, DiskNow, SourceNow, decide};
+use crate::model::chain::Chains;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::domain::{Disk, Domain};
 use crate::model::eligibility::{self, Allowed, Eligibility};
 use crate::model::finding::Finding;
 use crate::model::left_out::{self, Exclusion, LeftOut};
+use crate::model::level::{DiskLevel, DiskNow, SourceNow, decide};
 use crate::model::restore_point::{FileId, Level};
 
 mod lost;
@@ -82,7 +83,7 @@ impl PlannedDisk {
     pub fn announced_reason(&self) -> String {
         match &self.possible_parent {
             Some(name) => format!("incremental if the bitmap of checkpoint {name} is there, else full"),
-            None => self.level.reason.clone(),
+            None => self.level.reason.to_string(),
         }
     }
 }

@@ -36,7 +36,7 @@ impl Settled {
     ) -> std::result::Result<Settled, Cause> {
         let planned = &planned.level;
         let Some(parent) = &planned.parent else {
-            return Ok(Settled::full(planned.reason.clone()));
+            return Ok(Settled::full(planned.reason.to_string()));
         };
         if size < parent.virtual_size {
             let reason = format!("disk {} has shrunk since {}", planned.target, parent.id);
@@ -50,7 +50,7 @@ impl Settled {
                     backing: parent.backing.clone(),
                     disk: Arc::new(disk),
                 }),
-                reason: planned.reason.clone(),
+                reason: planned.reason.to_string(),
             }),
             Err(Cause::Copy(error)) if copy::is_stop(&error) => Err(Cause::Copy(error)),
             Err(Cause::NotWhole { fault, .. }) => {

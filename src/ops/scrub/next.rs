@@ -114,7 +114,7 @@ fn next_in_repository(
     };
     let same = |disk: &plan::PlannedDisk| disk.level.reason == first.level.reason;
     let reason = if others.iter().all(same) {
-        first.level.reason.clone()
+        first.level.reason.to_string()
     } else {
         let disks = backup.disks.iter().map(|disk| {
             let level = disk.level.level().word();
