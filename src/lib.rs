@@ -12,6 +12,7 @@ pub mod model;
 
 pub mod host;
 pub mod nbd;
+mod wait;
 
 pub mod image;
 pub mod io;

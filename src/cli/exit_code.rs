@@ -1,5 +1,8 @@
 //! Every exit code, in one place.
 
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::model::stop::StopReason;
 use crate::ops::{Class, Error};
 
 /// How the program ends. The numbers up to 10 are the classic ones.
@@ -105,6 +108,16 @@ impl ExitCode {
         }
     }
 
+    /// The code for work that was stopped: 128 and the number of the signal, as shells have it.
+    pub fn of_stop(reason: StopReason) -> ExitCode {
+        match reason {
+            StopReason::Interrupted => ExitCode::Signal(SIGINT),
+            StopReason::Terminated => ExitCode::Signal(SIGTERM),
+            StopReason::HungUp => ExitCode::Signal(SIGHUP),
+            StopReason::OtherPartFailed => ExitCode::Failed,
+        }
+    }
+
     /// The code for a failure of a verb other than backup.
     pub fn of_error(error: &Error) -> ExitCode {
         match error.class() {
@@ -112,7 +125,7 @@ impl ExitCode {
             Class::Repository => ExitCode::NoRepository,
             Class::Damaged => ExitCode::Damaged,
             Class::Missing => ExitCode::Missing,
-            Class::Stopped(signal) => ExitCode::Signal(signal),
+            Class::Stopped(reason) => ExitCode::of_stop(reason),
             Class::Usage => ExitCode::Usage,
             Class::GroupBy => ExitCode::GroupBy,
             Class::Failed | Class::Locked => ExitCode::Failed,

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::model::stop::Stop;
+use super::exit_code::ExitCode;
+use crate::model::stop::{Stop, StopReason};
 
 /// How long the work may take to clean up. What it leaves after that, the next run ends.
-const PATIENCE: Duration = Duration::from_millis(4500);
+const CLEAN_UP: Duration = Duration::from_millis(4500);
 
 /// How much longer, at most, for what must not be left to the next run: a guest whose file systems are frozen.
-const FOR_DEBTS: Duration = Duration::from_secs(60);
+const FOR_EXIT_HOLDS: Duration = Duration::from_secs(60);
 
 /// Begins to listen. The wish to stop arrives in what is returned.
 pub fn listen() -> Stop {
@@ -43,6 +44,14 @@ fn is_ignored(signal: i32) -> bool {
     mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
 }
 
+fn reason_of(signal: i32) -> StopReason {
+    match signal {
+        SIGINT => StopReason::Interrupted,
+        SIGHUP => StopReason::HungUp,
+        _ => StopReason::Terminated,
+    }
+}
+
 fn pass_on(mut signals: Signals, stop: &Stop) {
     let mut again: Option<Sender<()>> = None;
     for signal in signals.forever() {
@@ -51,26 +60,27 @@ fn pass_on(mut signals: Signals, stop: &Stop) {
             let _ = again.send(());
             continue;
         }
-        stop.request(signal);
+        let reason = reason_of(signal);
+        stop.request(reason);
         super::tell("stopping; what was begun is being ended (again to end at once)");
         let (sender, receiver) = channel();
         again = Some(sender);
         let stop = stop.clone();
-        thread::spawn(move || end_by_force(&receiver, &stop, 128 + signal));
+        thread::spawn(move || end_by_force(&receiver, &stop, ExitCode::of_stop(reason)));
     }
 }
 
 /// Ends the program when the work does not end by itself in time, or the user asks again.
-fn end_by_force(again: &Receiver<()>, stop: &Stop, code: i32) {
+fn end_by_force(again: &Receiver<()>, stop: &Stop, code: ExitCode) {
     let asked = Instant::now();
-    if again.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) && !stop.is_owing() {
+    if again.recv_timeout(CLEAN_UP) == Err(RecvTimeoutError::Timeout) && !stop.is_exit_held() {
         super::tell("cleaning up takes too long; what a backup has left, the next one ends");
     }
-    if stop.is_owing() {
+    if stop.is_exit_held() {
         super::tell("the guest's file systems are being thawed");
     }
-    while stop.is_owing() && asked.elapsed() < FOR_DEBTS {
+    while stop.is_exit_held() && asked.elapsed() < FOR_EXIT_HOLDS {
         let _ = again.recv_timeout(Duration::from_millis(100));
     }
-    std::process::exit(code);
+    std::process::exit(code.number());
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{HostError, ReadOptions, Result};
+use super::{HostError, ReadOptions, Refusal, Result};
 use crate::model::block::BlockSource;
 use crate::model::clusters::DiskMap;
 use crate::model::stop::Stop;
@@ -55,12 +55,10 @@ impl Export<'_> {
             (None, _, false) => Mode::Full,
             (None, Some(bitmap_context), true) => Mode::Changes { bitmap_context },
             (None, None, true) => {
-                return Err(HostError::Unsupported {
-                    what: format!(
-                        "disk {} was requested in full: its changes are not known",
-                        self.name
-                    ),
-                });
+                return Err(Refusal::RequestedInFull {
+                    disk: self.name.to_owned(),
+                }
+                .into());
             }
         };
         let source = SourceOptions {

@@ -18,6 +18,8 @@ use virt::domain::Domain;
 use virt::error::{Error, ErrorNumber};
 use virt_sys as sys;
 
+use crate::wait;
+
 unsafe extern "C" {
     /// The C library's, which libvirt allocates with.
     fn free(memory: *mut c_void);
@@ -133,7 +135,7 @@ fn run_event_loop() {
     loop {
         if virt::event::event_run_default_impl().is_err() {
             // Nobody can be told here; the pause keeps a lasting failure from taking a processor.
-            thread::park_timeout(Duration::from_millis(100));
+            wait::pause(Duration::from_millis(100));
         }
     }
 }

@@ -8,7 +8,7 @@ pub mod qemu;
 pub mod usage;
 pub mod xml;
 
-mod patience;
+mod refusal;
 
 #[cfg(feature = "libvirt")]
 mod export;
@@ -33,6 +33,7 @@ use crate::model::restore_point::{Consistency, FileId};
 use crate::model::stop::Stop;
 
 pub use no_connection::NoConnection;
+pub use refusal::Refusal;
 pub use usage::{DomainFile, DomainFiles};
 
 /// Result of everything in this room.
@@ -59,8 +60,10 @@ pub trait Host: Send + Sync {
     /// The domain's checkpoints, oldest first, with the state of each bitmap (running or shut off).
     fn checkpoints(&self, domain: &Domain) -> Result<Vec<Checkpoint>>;
 
-    /// Names of the bitmaps that the image of a disk of a **shut-off** domain carries, those without a checkpoint included.
-    /// For an active domain only those of its checkpoints can be known, for a shut-off one on another machine none ([`HostError::NotHere`]).
+    /// Names of the bitmaps that lie in the image of a disk, whether or not a checkpoint owns them.
+    ///
+    /// For a shut-off domain these are all bitmaps of the disk. For an active one they are those that were there when it was started and have
+    /// not been removed since; newer ones are in QEMU's memory only. On another machine none can be listed ([`HostError::NotHere`]).
     fn bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>>;
 
     /// Removes a checkpoint with its bitmaps, running or shut off. Bitmaps that are lost already are no error, nor are those in images of a shut-off
@@ -68,15 +71,8 @@ pub trait Host: Send + Sync {
     /// a checkpoint that is not there is one.
     fn delete_checkpoint(&self, domain: &Domain, name: &str) -> Result<()>;
 
-    /// Removes the bitmaps of that name that no checkpoint owns, from every disk, running or shut off. None there is no error.
-    fn delete_bitmap(&self, domain: &Domain, name: &str) -> Result<()>;
-
     /// Thaws the guest's file systems, in case a run that froze them was killed. A guest that is not frozen, or has no agent, is no error.
     fn thaw(&self, domain: &Domain) -> Result<()>;
-
-    /// Names of the bitmaps that the image of an **active** domain's disk holds: those that were there when the domain was started and have
-    /// not been removed since. Bitmaps that were made since are not among them, and nobody lists those that no checkpoint owns.
-    fn stored_bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>>;
 
     /// Removes the record of a checkpoint and nothing else, running or shut off. Its bitmaps stay, and go on recording.
     fn forget_checkpoint(&self, domain: &Domain, name: &str) -> Result<()>;
@@ -331,11 +327,8 @@ pub enum HostError {
         name: String,
     },
     /// What was asked cannot be done with this domain or hypervisor.
-    #[error("{what}")]
-    Unsupported {
-        /// What, and why not.
-        what: String,
-    },
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// What is asked for lies on another machine.
     #[error("the domain runs on another machine, where {what} cannot be reached: run there")]
     NotHere {

@@ -24,9 +24,9 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::patience::until;
-use super::{HostError, Result};
-use crate::model::stop::Stop;
+use super::{HostError, Refusal, Result};
+use crate::model::stop::WaitLimit;
+use crate::wait;
 
 /// How much of a program's output is kept, in bytes. `qemu-img info` of a chain of 1200 images takes some 2 MiB.
 const OUTPUT_LIMIT: u64 = 64 << 20;
@@ -36,15 +36,6 @@ const COMPLAINT_LIMIT: u64 = 16 << 10;
 
 /// How often a waiting loop looks at the user's wish to stop.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// How long a program may take.
-#[derive(Clone, Debug)]
-pub struct Patience {
-    /// At most so long.
-    pub deadline: Duration,
-    /// Asked for by the user's Ctrl-C.
-    pub stop: Stop,
-}
 
 #[allow(clippy::disallowed_methods, reason = "the one home of child processes")]
 fn command(program: &str, arguments: &[OsString]) -> Command {
@@ -116,14 +107,14 @@ fn tells_of_lock(message: &str) -> bool {
 }
 
 /// Runs `qemu-img` to its end and gives what it printed.
-fn qemu_img(operation: &str, arguments: &[OsString], patience: &Patience) -> Result<Vec<u8>> {
+fn qemu_img(operation: &str, arguments: &[OsString], limit: &WaitLimit) -> Result<Vec<u8>> {
     const PROGRAM: &str = "qemu-img";
     let mut command = command(PROGRAM, arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = start(command, PROGRAM)?;
     let output = drain(child.stdout.take(), OUTPUT_LIMIT);
     let complaints = drain(child.stderr.take(), COMPLAINT_LIMIT);
-    let finished = wait_for_end(&output, patience);
+    let finished = wait_for_end(&output, limit);
     if finished.is_err() {
         // It may have ended by itself just now: either way it is gone after the wait.
         let _ = child.kill();
@@ -136,7 +127,7 @@ fn qemu_img(operation: &str, arguments: &[OsString], patience: &Patience) -> Res
         Unfinished::TooLong => failed(
             PROGRAM,
             operation,
-            format!("no end after {} s", patience.deadline.as_secs()),
+            format!("no end after {} s", limit.deadline.as_secs()),
         ),
     })?;
     if !status.success() {
@@ -152,14 +143,14 @@ enum Unfinished {
 }
 
 /// Waits until the child has closed its output, which it does when it ends.
-fn wait_for_end(output: &Receiver<Vec<u8>>, patience: &Patience) -> std::result::Result<Vec<u8>, Unfinished> {
+fn wait_for_end(output: &Receiver<Vec<u8>>, limit: &WaitLimit) -> std::result::Result<Vec<u8>, Unfinished> {
     let started = Instant::now();
     loop {
         match output.recv_timeout(LOOK) {
             Ok(output) => return Ok(output),
             Err(RecvTimeoutError::Disconnected) => return Ok(Vec::new()),
-            Err(RecvTimeoutError::Timeout) if patience.stop.requested() => return Err(Unfinished::Stopped),
-            Err(RecvTimeoutError::Timeout) if started.elapsed() >= patience.deadline => {
+            Err(RecvTimeoutError::Timeout) if limit.stop.requested() => return Err(Unfinished::Stopped),
+            Err(RecvTimeoutError::Timeout) if started.elapsed() >= limit.deadline => {
                 return Err(Unfinished::TooLong);
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -204,9 +195,10 @@ impl Target {
     pub fn new(description: &Value, shown: &str, keys: Keys) -> Result<Target> {
         let description = format!("json:{description}");
         if description.len() > LONGEST_DESCRIPTION {
-            return Err(HostError::Unsupported {
-                what: format!("the backing chain of {shown} is too long to be described to QEMU"),
-            });
+            return Err(Refusal::ChainTooLong {
+                image: shown.to_owned(),
+            }
+            .into());
         }
         Ok(Target {
             description: description.into(),
@@ -290,7 +282,7 @@ pub fn is_locked(error: &HostError) -> bool {
 /// Does the work again while QEMU's lock on the image is somebody else's.
 fn once_unlocked<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
     let mut last = None;
-    let done = until(LOCK_PATIENCE, LOCK_STEP, || match work() {
+    let done = wait::until(LOCK_PATIENCE, LOCK_STEP, || match work() {
         Err(error) if is_locked(&error) => {
             last = Some(error);
             None
@@ -315,14 +307,14 @@ pub enum Use {
 }
 
 /// What an image says of itself.
-pub fn image_info(image: &Target, used: Use, patience: &Patience) -> Result<ImageInfo> {
+pub fn image_info(image: &Target, used: Use, limit: &WaitLimit) -> Result<ImageInfo> {
     let operation = format!("inspect {}", image.shown);
     let mut arguments = words(["info", "--output=json"]);
     if used == Use::Running {
         arguments.push("--force-share".into());
     }
     arguments.extend(image.arguments());
-    let run = || qemu_img(&operation, &arguments, patience);
+    let run = || qemu_img(&operation, &arguments, limit);
     let output = match used {
         Use::None => once_unlocked(run).map_err(|error| explained(error, image))?,
         Use::Running => run()?,
@@ -350,20 +342,20 @@ fn parse_info(json: &[u8]) -> serde_json::Result<ImageInfo> {
 }
 
 /// Adds a bitmap to a qcow2 image. It records from the moment that the image is next opened.
-pub fn add_bitmap(image: &Target, name: &str, patience: &Patience) -> Result<()> {
-    edit_bitmap("--add", "add a bitmap to", image, name, patience)
+pub fn add_bitmap(image: &Target, name: &str, limit: &WaitLimit) -> Result<()> {
+    edit_bitmap("--add", "add a bitmap to", image, name, limit)
 }
 
 /// Removes a bitmap from a qcow2 image, a broken one as well.
-pub fn remove_bitmap(image: &Target, name: &str, patience: &Patience) -> Result<()> {
-    edit_bitmap("--remove", "remove a bitmap from", image, name, patience)
+pub fn remove_bitmap(image: &Target, name: &str, limit: &WaitLimit) -> Result<()> {
+    edit_bitmap("--remove", "remove a bitmap from", image, name, limit)
 }
 
-fn edit_bitmap(action: &str, verb: &str, image: &Target, name: &str, patience: &Patience) -> Result<()> {
+fn edit_bitmap(action: &str, verb: &str, image: &Target, name: &str, limit: &WaitLimit) -> Result<()> {
     let mut arguments = words(["bitmap", action]);
     arguments.extend(image.arguments());
     arguments.push(name.into());
-    let edited = qemu_img(&format!("{verb} {}", image.shown), &arguments, patience);
+    let edited = qemu_img(&format!("{verb} {}", image.shown), &arguments, limit);
     edited.map(drop).map_err(|error| explained(error, image))
 }
 

@@ -353,6 +353,7 @@ mod tests {
     use super::*;
     use crate::image::samples::{C, data, image, link, options, read_chain};
     use crate::model::block::BlockErrorKind;
+    use crate::model::stop::StopReason;
 
     #[test]
     fn old_content_does_not_show_through_a_smaller_image() {
@@ -378,7 +379,7 @@ mod tests {
         let mut source = ChainSource::open(vec![link(&file, Some(&written))], pool.clone(), stop.clone())
             .expect("it opens");
         let _held = pool.try_take().expect("one buffer is free");
-        let asker = std::thread::spawn(move || stop.request(2));
+        let asker = std::thread::spawn(move || stop.request(StopReason::Interrupted));
         assert_eq!(
             source.next_block().expect_err("it was asked to stop").kind,
             BlockErrorKind::Stopped

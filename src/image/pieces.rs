@@ -255,7 +255,7 @@ mod tests {
         let (bytes, recorded) = sample();
         let stop = Stop::default();
         let (_, checks) = checks(&bytes, &recorded, &stop);
-        stop.request(2);
+        stop.request(crate::model::stop::StopReason::Terminated);
         assert!(matches!(checks.check(0..1), Err(Error::Stopped)));
     }
 

@@ -228,6 +228,7 @@ mod tests {
     use super::*;
     use crate::image::samples::{C, bytes_of, data, memory_file, zero};
     use crate::model::block::{BlockErrorKind, CLUSTER};
+    use crate::model::stop::StopReason;
     use std::os::unix::fs::{FileExt, MetadataExt};
 
     const SIZE: u64 = 7 * CLUSTER + 1536;
@@ -322,7 +323,7 @@ mod tests {
         let stop = Stop::default();
         let file = old_content(SIZE);
         let mut writer = RawWriter::onto_device(file, "disk.raw", SIZE, stop.clone()).expect("it begins");
-        stop.request(15);
+        stop.request(StopReason::Terminated);
         assert_eq!(
             writer.finish().expect_err("it was asked to stop").kind,
             BlockErrorKind::Stopped

@@ -186,6 +186,7 @@ impl std::fmt::Debug for Sequential {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::stop::StopReason;
     use proptest::prelude::*;
     use std::os::unix::fs::FileExt;
 
@@ -260,7 +261,7 @@ mod tests {
     fn a_wish_to_stop_ends_it() {
         let (bytes, file) = sample(100_000);
         let mut reader = reader(&bytes, &file, 4096);
-        reader.stop.request(2);
+        reader.stop.request(StopReason::Interrupted);
         assert!(matches!(reader.finish(), Err(Error::Stopped)));
     }
 }

@@ -1,9 +1,8 @@
-//! Which restore points stand upon which, and what the next one can stand upon.
+//! The restore points of a domain, and which of them are the parents of which.
 
 use jiff::Timestamp;
 
-use super::checkpoint::{Checkpoint, is_unique};
-use super::restore_point::{FileId, Level, RestorePoint};
+use super::restore_point::{Level, RestorePoint};
 
 /// A restore point as the repository holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,9 +194,9 @@ impl Chains {
         }
     }
 
-    /// Why another restore point than this one seems to have been here, or beneath it, when a child of it was made: whole as it may be, nothing
-    /// new is to rely on it.
-    fn disowned(&self, id: &str, target: &str) -> Option<String> {
+    /// Detects a replaced ancestor: a child was made when another restore point than this one, or than one of its parents, was here. However whole
+    /// it is, nothing new is to rely on it.
+    pub(super) fn replaced_ancestor(&self, id: &str, target: &str) -> Option<String> {
         let line = self.lineage(id, target).ok()?;
         let is_child = |kept: &&KeptPoint, parent: &KeptPoint| {
             let disk = kept.point.disk(target);
@@ -281,197 +280,4 @@ fn is_parent_of(child: &KeptPoint, kept: &KeptPoint, target: &str) -> Result<(),
         ));
     }
     Ok(())
-}
-
-/// A disk about to be backed up, as far as its level depends on it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskNow {
-    /// The disk's target.
-    pub target: String,
-    /// `Some` when the disk can only be backed up in full, with the reason.
-    pub full_only: Option<String>,
-    /// Its size now, in bytes, where it is known before the job.
-    pub virtual_size: Option<u64>,
-    /// Where its content lies now, and the images beneath.
-    pub sources: Vec<SourceNow>,
-}
-
-/// An image of a disk about to be backed up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceNow {
-    /// Its path, as the manifest would write it.
-    pub path: String,
-    /// Which file that is, where it can be known.
-    pub file: Option<FileId>,
-}
-
-/// The level of one disk, with the reason that stands in manifest and output.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskLevel {
-    /// The disk's target.
-    pub target: String,
-    /// Upon what it stands; `None` for a full.
-    pub parent: Option<Parent>,
-    /// Why.
-    pub reason: String,
-}
-
-impl DiskLevel {
-    /// Full or incremental.
-    pub fn level(&self) -> Level {
-        match self.parent {
-            Some(_) => Level::Incremental,
-            None => Level::Full,
-        }
-    }
-}
-
-/// What an incremental image stands upon.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parent {
-    /// The restore point.
-    pub id: String,
-    /// The checkpoint made with it, whose bitmap knows what was written since.
-    pub checkpoint: String,
-    /// The disk's size then, in bytes.
-    pub virtual_size: u64,
-}
-
-/// Decides the level of one disk: incremental upon the newest restore point of the period that is whole, and whose
-/// checkpoint is still there and sound for this disk; full otherwise.
-///
-/// `uuid` is the domain's, `period` the folder that the new restore point goes to, `checkpoints` what the hypervisor lists now.
-pub fn decide(
-    disk: &DiskNow,
-    uuid: &str,
-    period: &str,
-    chains: &Chains,
-    checkpoints: &[Checkpoint],
-) -> DiskLevel {
-    let full = |reason: String| DiskLevel {
-        target: disk.target.clone(),
-        parent: None,
-        reason,
-    };
-    if let Some(reason) = &disk.full_only {
-        return full(reason.clone());
-    }
-    let mut why_not = None;
-    let candidates = chains
-        .points()
-        .iter()
-        .rev()
-        .filter(|kept| kept.point.period == period);
-    for kept in candidates {
-        if kept.missed_write(&disk.target).is_some() {
-            let id = &kept.point.id;
-            let what = format!(
-                "a bitmap of disk {} had missed a write when {id} was compared with it",
-                disk.target
-            );
-            return full(what);
-        }
-        match usable_parent(disk, uuid, kept, chains, checkpoints) {
-            Ok(parent) => {
-                let reason = match &why_not {
-                    None => format!("changes since {}", parent.id),
-                    Some(why_not) => format!("changes since {} ({why_not})", parent.id),
-                };
-                return DiskLevel {
-                    target: disk.target.clone(),
-                    parent: Some(parent),
-                    reason,
-                };
-            }
-            // The newest candidate's trouble is what the user wants to hear of.
-            Err(reason) => {
-                why_not.get_or_insert(reason);
-            }
-        }
-    }
-    full(why_not.unwrap_or_else(|| "first of the period".to_owned()))
-}
-
-fn usable_parent(
-    disk: &DiskNow,
-    uuid: &str,
-    kept: &KeptPoint,
-    chains: &Chains,
-    checkpoints: &[Checkpoint],
-) -> Result<Parent, String> {
-    let point = &kept.point;
-    let id = &point.id;
-    if point.uuid != uuid {
-        return Err(format!(
-            "restore point {id} is of another domain of that name (UUID {})",
-            point.uuid
-        ));
-    }
-    let Some(before) = point.disk(&disk.target) else {
-        return Err(format!("disk {} is new since {id}", disk.target));
-    };
-    // Every disk carries bitmaps of the same names: another disk under this target would pass for this one.
-    let Some(source) = disk.sources.iter().find(|now| now.path == before.source) else {
-        return Err(format!("disk {} lay at {} with {id}", disk.target, before.source));
-    };
-    if let (Some(file), Some(before_file)) = (source.file, before.source_file)
-        && file != before_file
-    {
-        return Err(format!("{} is another file than it was with {id}", before.source));
-    }
-    let (Some(recorded), true) = (&point.checkpoint, before.checkpointed) else {
-        return Err(format!(
-            "no checkpoint was made of disk {} with {id}",
-            disk.target
-        ));
-    };
-    if !is_unique(&recorded.name) {
-        return Err(format!(
-            "checkpoint {} has a name that can have been given to another bitmap since {id}",
-            recorded.name
-        ));
-    }
-    if let Some(now) = disk.virtual_size
-        && now < before.virtual_size
-    {
-        return Err(format!("disk {} has shrunk since {id}", disk.target));
-    }
-    let Some(checkpoint) = checkpoints
-        .iter()
-        .find(|checkpoint| checkpoint.name == recorded.name)
-    else {
-        return Err(format!("checkpoint {} is gone", recorded.name));
-    };
-    if !checkpoint.is(recorded) {
-        return Err(format!(
-            "checkpoint {} was made anew by somebody else",
-            recorded.name
-        ));
-    }
-    if checkpoint.is_unknown_for(&disk.target) {
-        return Err(format!(
-            "the bitmap {} of disk {} cannot be seen from here",
-            recorded.name, disk.target
-        ));
-    }
-    if !checkpoint.is_sound_for(&disk.target) {
-        return Err(format!(
-            "the bitmap {} of disk {} is lost or inconsistent",
-            recorded.name, disk.target
-        ));
-    }
-    chains
-        .lineage(id, &disk.target)
-        .map_err(|fault| format!("the chain to {id} is not whole: {fault}"))?;
-    if let Some(doubt) = chains.doubt(id, &disk.target) {
-        return Err(format!("the chain to {id} is damaged: {doubt}"));
-    }
-    if let Some(fault) = chains.disowned(id, &disk.target) {
-        return Err(format!("the chain to {id} is not what it was: {fault}"));
-    }
-    Ok(Parent {
-        id: id.clone(),
-        checkpoint: recorded.name.clone(),
-        virtual_size: before.virtual_size,
-    })
 }

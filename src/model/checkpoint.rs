@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// How many checkpoints of the active chain stay in a domain unless the user says otherwise.
+pub const KEPT_CHECKPOINTS: usize = 32;
+
 /// The prefix of our checkpoints' names: the classic one, so that status and scrub know them.
 const PREFIX: &str = "virtnbdbackup.";
 

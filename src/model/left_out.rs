@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::domain::{Allowed, Disk, Domain, Eligibility};
 use super::finding::Finding;
 use super::text::shown;
 
@@ -112,45 +111,6 @@ pub type Exclusions = BTreeMap<String, Vec<Exclusion>>;
 
 /// A command line that excludes nothing.
 pub static NOTHING_EXCLUDED: Exclusions = Exclusions::new();
-
-/// What a backup does with a disk of this domain. `excluded`: what the command line excludes.
-pub fn eligibility(domain: &Domain, disk: &Disk, allowed: Allowed, excluded: &[Exclusion]) -> Eligibility {
-    let of_disk = disk.eligibility(allowed);
-    if matches!(of_disk, Eligibility::NoDisk(_)) {
-        return of_disk;
-    }
-    let reason = if excluded.iter().any(|excluded| excluded.disk == disk.target) {
-        "--exclude-disk names it"
-    } else if domain.excluded.contains(&disk.target) {
-        "the domain's metadata excludes it"
-    } else {
-        return of_disk;
-    };
-    Eligibility::Skipped(LeftOut {
-        disk: disk.target.clone(),
-        kind: Kind::Excluded,
-        reason: reason.to_owned(),
-    })
-}
-
-/// Exclusions of disks that the domain does not have: most likely misspelt, so that more is saved than was meant.
-pub fn missing(domain: &Domain, excluded: &[Exclusion]) -> Vec<Finding> {
-    let finding = |disk: &str, where_from: &str| {
-        let what = format!(
-            "the domain has no disk '{}', which {where_from} excludes",
-            shown(disk)
-        );
-        Finding::of_disk("excluded-disk-missing", disk, what)
-    };
-    let is_missing = |disk: &str| domain.disk(disk).is_none();
-    let typed = excluded
-        .iter()
-        .filter(|excluded| excluded.is_expected && is_missing(&excluded.disk))
-        .map(|excluded| finding(&excluded.disk, "--exclude-disk"));
-    let marked = domain.excluded.iter().filter(|disk| is_missing(disk));
-    let marked = marked.map(|disk| finding(disk, "its metadata"));
-    typed.chain(marked).collect()
-}
 
 #[cfg(test)]
 mod tests {

@@ -1,69 +1,87 @@
 //! The wish to stop, shared by everything that can take long.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-/// Asked for by a signal, by a test, or by the failure of what one works for; looked at by every loop that can take long.
+/// Why the work is to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The user pressed Ctrl-C (SIGINT).
+    Interrupted,
+    /// Another program asked for it (SIGTERM).
+    Terminated,
+    /// The terminal has gone (SIGHUP).
+    HungUp,
+    /// Another part of the same work failed; that failure is the one to report.
+    OtherPartFailed,
+}
+
+/// A request to stop, made by a signal, by a test, or by the failure of another part of the same work.
 ///
-/// Clones share one state. Once asked for, a stop is never taken back.
+/// Every loop that can take long looks at it. Clones share one state. A stop is never taken back, and the first reason stays.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
-    own: Arc<AtomicI32>,
-    debts: Arc<AtomicUsize>,
+    own: Arc<OnceLock<StopReason>>,
+    exit_holds: Arc<AtomicUsize>,
     parent: Option<Arc<Stop>>,
 }
 
-/// Something that must be put right before the program may end by force: a guest whose file systems are frozen.
+/// Keeps the program from being ended by force until it is dropped: a guest whose file systems are frozen has to be thawed first.
 #[derive(Debug)]
-pub struct Debt(Arc<AtomicUsize>);
+pub struct ExitHold(Arc<AtomicUsize>);
 
-impl Drop for Debt {
+impl Drop for ExitHold {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 impl Stop {
-    /// One that is asked for when this one is, and can be asked for alone.
+    /// A stop that is requested together with this one, and can be requested alone.
     pub fn child(&self) -> Stop {
         Stop {
             own: Arc::default(),
-            debts: Arc::clone(&self.debts),
+            exit_holds: Arc::clone(&self.exit_holds),
             parent: Some(Arc::new(self.clone())),
         }
     }
 
-    /// Until the debt is dropped, whoever ends the program by force waits for it.
-    pub fn owe(&self) -> Debt {
-        self.debts.fetch_add(1, Ordering::SeqCst);
-        Debt(Arc::clone(&self.debts))
+    /// Delays a forced end of the program until the result is dropped.
+    pub fn hold_exit(&self) -> ExitHold {
+        self.exit_holds.fetch_add(1, Ordering::SeqCst);
+        ExitHold(Arc::clone(&self.exit_holds))
     }
 
-    /// Whether something has to be put right first.
-    pub fn is_owing(&self) -> bool {
-        self.debts.load(Ordering::SeqCst) > 0
+    /// Whether the program must not be ended by force yet.
+    pub fn is_exit_held(&self) -> bool {
+        self.exit_holds.load(Ordering::SeqCst) > 0
     }
 
-    /// Ask everything that shares this to stop. `signal` is the number that asked (2 or 15);
-    /// the first one stays.
-    pub fn request(&self, signal: i32) {
-        let _ = self
-            .own
-            .compare_exchange(0, signal.max(1), Ordering::SeqCst, Ordering::SeqCst);
+    /// Asks everything that shares this to stop.
+    pub fn request(&self, reason: StopReason) {
+        let _ = self.own.set(reason);
     }
 
-    /// Whether a stop was asked for.
+    /// Whether a stop was requested.
     pub fn requested(&self) -> bool {
-        self.signal().is_some()
+        self.reason().is_some()
     }
 
-    /// The signal that asked for the stop.
-    pub fn signal(&self) -> Option<i32> {
-        match self.own.load(Ordering::SeqCst) {
-            0 => self.parent.as_ref().and_then(|parent| parent.signal()),
-            signal => Some(signal),
-        }
+    /// Why a stop was requested.
+    pub fn reason(&self) -> Option<StopReason> {
+        let own = self.own.get().copied();
+        own.or_else(|| self.parent.as_ref()?.reason())
     }
+}
+
+/// How long to wait for something, and what ends the wait before.
+#[derive(Clone, Debug)]
+pub struct WaitLimit {
+    /// The longest wait.
+    pub deadline: Duration,
+    /// Ends the wait when it is requested.
+    pub stop: Stop,
 }
 
 #[cfg(test)]
@@ -71,24 +89,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_debt_is_everybodys_until_it_is_dropped() {
+    fn an_exit_hold_counts_everywhere_until_it_is_dropped() {
         let stop = Stop::default();
-        let debt = stop.child().owe();
-        assert!(stop.is_owing());
-        drop(debt);
-        assert!(!stop.is_owing());
+        let hold = stop.child().hold_exit();
+        assert!(stop.is_exit_held());
+        drop(hold);
+        assert!(!stop.is_exit_held());
     }
 
     #[test]
     fn a_child_stops_with_its_parent_and_not_the_other_way_round() {
         let parent = Stop::default();
         let first = parent.child();
-        first.request(9);
+        first.request(StopReason::OtherPartFailed);
         assert!(!parent.requested());
         let second = parent.child();
-        parent.request(15);
-        parent.request(2);
-        assert_eq!(second.signal(), Some(15));
-        assert_eq!(first.signal(), Some(9));
+        parent.request(StopReason::Terminated);
+        parent.request(StopReason::Interrupted);
+        assert_eq!(second.reason(), Some(StopReason::Terminated));
+        assert_eq!(first.reason(), Some(StopReason::OtherPartFailed));
     }
 }

@@ -8,12 +8,12 @@ use super::error::{Error, Result};
 use super::negotiate::{Context, Export, negotiate};
 use super::options::BlockSizes;
 use super::pending::Body;
-use super::socket::{Patience, Socket};
+use super::socket::Socket;
 use super::transmit::Connection;
 use super::wire;
 use crate::model::buffer::Buffer;
 use crate::model::extents::Run;
-use crate::model::stop::Stop;
+use crate::model::stop::{Stop, WaitLimit};
 
 /// How a connection behaves.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ impl Client {
         contexts: &[&str],
         options: &ConnectOptions,
     ) -> Result<Self> {
-        let socket = Socket::connect(path, &Patience::from(options))?;
+        let socket = Socket::connect(path, &WaitLimit::from(options))?;
         Self::begin(socket, export, contexts)
     }
 
@@ -54,7 +54,7 @@ impl Client {
         contexts: &[&str],
         options: &ConnectOptions,
     ) -> Result<Self> {
-        let socket = Socket::from_stream(stream, &Patience::from(options))?;
+        let socket = Socket::from_stream(stream, &WaitLimit::from(options))?;
         Self::begin(socket, export, contexts)
     }
 
@@ -170,9 +170,9 @@ impl Client {
     }
 }
 
-impl From<&ConnectOptions> for Patience {
+impl From<&ConnectOptions> for WaitLimit {
     fn from(options: &ConnectOptions) -> Self {
-        Patience {
+        WaitLimit {
             deadline: options.deadline,
             stop: options.stop.clone(),
         }

@@ -14,48 +14,44 @@ use rustix::net::{
 };
 
 use super::error::{Error, Result};
-use crate::model::stop::Stop;
+use crate::model::stop::WaitLimit;
+use crate::wait;
 
-/// How long a wait may go without a look at [`Stop`].
+/// How long a wait may go without a look at the stop.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// For how long, and until which wish, one waits for a server.
-#[derive(Clone, Debug)]
-pub(super) struct Patience {
-    /// How long the other side may keep silent.
-    pub deadline: Duration,
-    /// The user's wish to stop.
-    pub stop: Stop,
-}
-
-impl Patience {
-    /// Waits until one of `sockets` has one of `events`.
-    pub fn wait(&self, sockets: &[BorrowedFd<'_>], events: PollFlags, phase: &'static str) -> Result<()> {
-        let begin = Instant::now();
-        let mut polled: Vec<PollFd<'_>> = sockets
-            .iter()
-            .map(|socket| PollFd::from_borrowed_fd(*socket, events))
-            .collect();
-        loop {
-            if self.stop.requested() {
-                return Err(Error::Stopped);
-            }
-            let left = self.deadline.saturating_sub(begin.elapsed());
-            if left.is_zero() {
-                return Err(Error::TimedOut {
+/// Waits until one of `sockets` has one of `events`.
+#[allow(clippy::disallowed_methods, reason = "it waits for sockets")]
+pub(super) fn wait_for(
+    limit: &WaitLimit,
+    sockets: &[BorrowedFd<'_>],
+    events: PollFlags,
+    phase: &'static str,
+) -> Result<()> {
+    let begin = Instant::now();
+    let mut polled: Vec<PollFd<'_>> = sockets
+        .iter()
+        .map(|socket| PollFd::from_borrowed_fd(*socket, events))
+        .collect();
+    loop {
+        if limit.stop.requested() {
+            return Err(Error::Stopped);
+        }
+        let left = limit.deadline.saturating_sub(begin.elapsed());
+        if left.is_zero() {
+            return Err(Error::TimedOut {
+                phase,
+                deadline: limit.deadline,
+            });
+        }
+        match poll(&mut polled, Some(&timespec(left.min(SLICE)))) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => return Ok(()),
+            Err(errno) => {
+                return Err(Error::Io {
                     phase,
-                    deadline: self.deadline,
+                    source: errno.into(),
                 });
-            }
-            match poll(&mut polled, Some(&timespec(left.min(SLICE)))) {
-                Ok(0) | Err(Errno::INTR) => {}
-                Ok(_) => return Ok(()),
-                Err(errno) => {
-                    return Err(Error::Io {
-                        phase,
-                        source: errno.into(),
-                    });
-                }
             }
         }
     }
@@ -81,13 +77,13 @@ pub(super) trait Channel {
 #[derive(Debug)]
 pub(super) struct Socket {
     stream: UnixStream,
-    patience: Patience,
+    limit: WaitLimit,
     phase: &'static str,
 }
 
 impl Socket {
     /// Connects to a listening unix socket.
-    pub fn connect(path: &Path, patience: &Patience) -> Result<Self> {
+    pub fn connect(path: &Path, limit: &WaitLimit) -> Result<Self> {
         let failed = |source: io::Error| Error::Connect {
             path: path.to_owned(),
             source,
@@ -98,30 +94,30 @@ impl Socket {
             .map_err(|errno| failed(errno.into()))?;
         let begin = Instant::now();
         loop {
-            if patience.stop.requested() {
+            if limit.stop.requested() {
                 return Err(Error::Stopped);
             }
             match connect(&socket, &address) {
                 Ok(()) => break,
                 Err(Errno::INTR) => {}
                 // The server's queue of connections is full. Nothing tells when there is room again.
-                Err(Errno::AGAIN) if begin.elapsed() < patience.deadline => {
-                    let _ = poll(&mut [], Some(&timespec(SLICE / 5)));
+                Err(Errno::AGAIN) if begin.elapsed() < limit.deadline => {
+                    wait::pause(SLICE / 5);
                 }
                 Err(Errno::AGAIN) => {
                     return Err(Error::TimedOut {
                         phase: "the connecting",
-                        deadline: patience.deadline,
+                        deadline: limit.deadline,
                     });
                 }
                 Err(errno) => return Err(failed(errno.into())),
             }
         }
-        Self::from_stream(socket.into(), patience)
+        Self::from_stream(socket.into(), limit)
     }
 
     /// Takes a connected stream.
-    pub fn from_stream(stream: UnixStream, patience: &Patience) -> Result<Self> {
+    pub fn from_stream(stream: UnixStream, limit: &WaitLimit) -> Result<Self> {
         let phase = "the handshake";
         // What must not wait at all says so with each call.
         stream
@@ -130,7 +126,7 @@ impl Socket {
             .map_err(|source| Error::Io { phase, source })?;
         Ok(Socket {
             stream,
-            patience: patience.clone(),
+            limit: limit.clone(),
             phase,
         })
     }
@@ -141,8 +137,8 @@ impl Socket {
     }
 
     /// How long this socket waits.
-    pub fn patience(&self) -> &Patience {
-        &self.patience
+    pub fn limit(&self) -> &WaitLimit {
+        &self.limit
     }
 
     /// Receives what is there, at least one byte, or `None` when nothing is there now.
@@ -182,7 +178,7 @@ impl Socket {
 
     /// Waits until there is something to receive.
     pub fn wait_readable(&self) -> Result<()> {
-        self.patience.wait(&[self.as_fd()], PollFlags::IN, self.phase)
+        wait_for(&self.limit, &[self.as_fd()], PollFlags::IN, self.phase)
     }
 
     /// Sends `bytes` if there is room for all of them now. For a last word that nobody waits for.
@@ -212,7 +208,7 @@ impl Channel for Socket {
                 Ok(count) => bytes = &bytes[count..],
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    self.patience.wait(&[self.as_fd()], PollFlags::OUT, self.phase)?;
+                    wait_for(&self.limit, &[self.as_fd()], PollFlags::OUT, self.phase)?;
                 }
                 Err(errno) => return Err(self.broken(errno.into())),
             }
@@ -236,10 +232,11 @@ impl Channel for Socket {
 mod tests {
     use super::*;
     use crate::model::block::BlockErrorKind;
+    use crate::model::stop::{Stop, StopReason};
     use std::io::Write;
 
-    fn patience(milliseconds: u64) -> Patience {
-        Patience {
+    fn limit(milliseconds: u64) -> WaitLimit {
+        WaitLimit {
             deadline: Duration::from_millis(milliseconds),
             stop: Stop::default(),
         }
@@ -248,7 +245,7 @@ mod tests {
     #[test]
     fn a_missing_socket_is_a_lost_server() {
         let error =
-            Socket::connect(Path::new("/nonexistent/nbd.sock"), &patience(1000)).expect_err("nobody there");
+            Socket::connect(Path::new("/nonexistent/nbd.sock"), &limit(1000)).expect_err("nobody there");
         assert_eq!(error.kind(), BlockErrorKind::Lost);
         assert_eq!(
             error.to_string(),
@@ -259,14 +256,14 @@ mod tests {
     #[test]
     fn a_path_longer_than_the_kernel_takes_is_refused() {
         let path = format!("/tmp/{}", "x".repeat(120));
-        let error = Socket::connect(Path::new(&path), &patience(1000)).expect_err("too long");
+        let error = Socket::connect(Path::new(&path), &limit(1000)).expect_err("too long");
         assert!(matches!(error, Error::Connect { .. }), "{error:?}");
     }
 
     #[test]
     fn a_full_send_queue_is_waited_for_until_the_deadline() {
         let (ours, _theirs) = UnixStream::pair().expect("a pair");
-        let mut socket = Socket::from_stream(ours, &patience(50)).expect("a socket");
+        let mut socket = Socket::from_stream(ours, &limit(50)).expect("a socket");
         let error = socket.send(&vec![0; 16 << 20]).expect_err("nobody reads");
         assert!(
             matches!(
@@ -283,17 +280,17 @@ mod tests {
     #[test]
     fn a_stop_ends_the_waiting() {
         let (ours, _theirs) = UnixStream::pair().expect("a pair");
-        let patience = patience(60_000);
-        let mut socket = Socket::from_stream(ours, &patience).expect("a socket");
+        let limit = limit(60_000);
+        let mut socket = Socket::from_stream(ours, &limit).expect("a socket");
         let waiting = std::thread::spawn(move || socket.receive_exact(&mut [0]));
-        patience.stop.request(2);
+        limit.stop.request(StopReason::Interrupted);
         assert!(matches!(waiting.join().expect("no panic"), Err(Error::Stopped)));
     }
 
     #[test]
     fn what_comes_in_pieces_is_gathered() {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        let socket = Socket::from_stream(ours, &patience(60_000)).expect("a socket");
+        let socket = Socket::from_stream(ours, &limit(60_000)).expect("a socket");
         let server = std::thread::spawn(move || {
             (0..100u8).try_for_each(|piece| (&theirs).write_all(&[piece; 10_000]))
         });
@@ -312,7 +309,7 @@ mod tests {
     #[test]
     fn a_pause_gives_what_has_come_then_nothing_and_the_end_is_told() {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        let socket = Socket::from_stream(ours, &patience(60_000)).expect("a socket");
+        let socket = Socket::from_stream(ours, &limit(60_000)).expect("a socket");
         (&theirs).write_all(&[7; 1000]).expect("there is room");
         let mut bytes = [0; 4096];
         assert_eq!(socket.receive_filling(&mut bytes).expect("some"), Some(1000));
@@ -329,8 +326,8 @@ mod tests {
         let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).expect("a socket");
         rustix::net::bind(&socket, &SocketAddrUnix::new(&path).expect("an address")).expect("bound");
         rustix::net::listen(&socket, 0).expect("listening");
-        let _first = Socket::connect(&path, &patience(50)).expect("fits into the queue");
-        let error = Socket::connect(&path, &patience(50)).expect_err("the queue is full");
+        let _first = Socket::connect(&path, &limit(50)).expect("fits into the queue");
+        let error = Socket::connect(&path, &limit(50)).expect_err("the queue is full");
         assert!(
             matches!(
                 error,

@@ -16,6 +16,7 @@ use rustix::event::PollFlags;
 use super::client::{Client, ConnectOptions};
 use super::error::{Error, Result};
 use super::pending::{Answer, Body};
+use super::socket::wait_for;
 use super::transmit::Connection;
 use super::wire;
 use crate::model::block::{Beneath, Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content};
@@ -331,9 +332,12 @@ impl ExportSource {
             .filter(|connection| connection.in_flight() > 0)
             .map(AsFd::as_fd)
             .collect();
-        self.connections[0]
-            .patience()
-            .wait(&busy, PollFlags::IN, "the transmission")
+        wait_for(
+            self.connections[0].limit(),
+            &busy,
+            PollFlags::IN,
+            "the transmission",
+        )
     }
 
     fn take_answer(&mut self, answer: Answer) -> Result<()> {

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use super::super::fake::FakeExport;
 use super::super::wire::*;
 use super::*;
+use crate::model::stop::StopReason;
 use proptest::prelude::*;
 
 const BITMAP: &str = "qemu:dirty-bitmap:b";
@@ -362,7 +363,7 @@ fn a_stop_ends_the_wait_for_a_server() {
     let stop = options.stop.clone();
     let mut source = source(&export, options);
     let reading = std::thread::spawn(move || source.next_block().expect_err("stopped").kind);
-    stop.request(15);
+    stop.request(StopReason::Terminated);
     assert_eq!(reading.join().expect("no panic"), BlockErrorKind::Stopped);
 }
 
@@ -374,7 +375,7 @@ fn a_stop_ends_the_wait_for_a_buffer() {
     let mut source = source(&export, options);
     let held = source.next_block().expect("a block");
     let reading = std::thread::spawn(move || source.next_block().expect_err("stopped").kind);
-    stop.request(15);
+    stop.request(StopReason::Terminated);
     assert_eq!(reading.join().expect("no panic"), BlockErrorKind::Stopped);
     drop(held);
 }

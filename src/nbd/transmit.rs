@@ -7,9 +7,10 @@ use super::error::{Result, errno};
 use super::negotiate::Export;
 use super::pending::{Answer, Asked, Body};
 use super::reply::Decoder;
-use super::socket::{Channel, Patience, Socket};
+use super::socket::{Channel, Socket};
 use super::wire::{self, Request};
 use crate::model::buffer::Buffer;
+use crate::model::stop::WaitLimit;
 
 /// Bytes that are received beyond the payload at hand: the heads of the next replies come along with the end of a payload in one call, and little payload is copied.
 const AHEAD: usize = 8 * 1024;
@@ -46,8 +47,8 @@ impl Connection {
     }
 
     /// How long this connection waits.
-    pub fn patience(&self) -> &Patience {
-        self.socket.patience()
+    pub fn limit(&self) -> &WaitLimit {
+        self.socket.limit()
     }
 
     /// How many requests are on their way.

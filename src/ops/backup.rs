@@ -10,9 +10,10 @@ use super::monitor::{self, Event};
 use super::prune::{self, PrunePlan};
 use super::reconcile::{self, Reconciliation, Wishes};
 use super::survey::{self, Survey};
-use super::{Cause, Context, Error, Result, grouping, heal, lock, plan};
+use super::{Cause, Context, Error, Result, grouping, heal, lock};
 use crate::host::PlaceWishes;
-use crate::model::domain::Allowed;
+use crate::model::checkpoint::KEPT_CHECKPOINTS;
+use crate::model::eligibility::Allowed;
 use crate::model::finding::Finding;
 use crate::model::left_out::Exclusion;
 use crate::model::period::{GroupBy, Period};
@@ -65,7 +66,7 @@ impl Default for Options {
             exclude: Vec::new(),
             freeze: Some(Duration::from_secs(10)),
             places: PlaceWishes::default(),
-            keep_checkpoints: plan::KEPT_CHECKPOINTS,
+            keep_checkpoints: KEPT_CHECKPOINTS,
             prune: false,
             force: false,
             copy: false,

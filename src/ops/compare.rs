@@ -6,14 +6,15 @@
 
 use std::time::Duration;
 
-use super::heal::{self, Intent};
+use super::heal;
+use super::journal::JournalEntry;
 use super::monitor::{self, Event};
 use super::plan::PlannedDisk;
 use super::{Cause, Context, Error, Result, job, lock, restore};
 use crate::host::{BackupJob, BackupRequest, DiskRequest, PlaceWishes};
 use crate::model::block::CLUSTER;
-use crate::model::chain::Parent;
 use crate::model::finding::Finding;
+use crate::model::level::Parent;
 use crate::model::text::with_sources;
 use crate::repo::{DomainRepository, History, Missed, PendingPoint, RepoError};
 
@@ -171,7 +172,7 @@ impl Comparison<'_> {
     ) -> Result<Outcome> {
         let findings = &mut outcome.findings;
         let request = self.request(disks)?;
-        let intent = Intent {
+        let intent = JournalEntry {
             uuid: self.settled.survey.domain.uuid.clone(),
             mark: "vmsnap comparison".to_owned(),
             checkpoint: None,
@@ -298,8 +299,8 @@ impl Comparison<'_> {
         compared: &mut Vec<ComparedDisk>,
     ) -> Result<()> {
         let domain = &self.settled.survey.domain.name;
-        let failed = |cause: Cause| match (self.context.stop.signal(), cause) {
-            (Some(signal), _) => Error::of(domain, Cause::Stopped(signal)),
+        let failed = |cause: Cause| match (self.context.stop.reason(), cause) {
+            (Some(reason), _) => Error::of(domain, Cause::Stopped(reason)),
             (None, cause) => Error::of_disk(domain, target, cause),
         };
         let stop = &self.context.stop;
@@ -365,8 +366,8 @@ impl Comparison<'_> {
 
     fn failed(&self, cause: impl Into<Cause>) -> Error {
         let error = Error::of(&self.settled.survey.domain.name, cause);
-        match self.context.stop.signal() {
-            Some(signal) => Error::of(&error.domain, Cause::Stopped(signal)),
+        match self.context.stop.reason() {
+            Some(reason) => Error::of(&error.domain, Cause::Stopped(reason)),
             None => error,
         }
     }

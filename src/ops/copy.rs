@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSink, BlockSource, Content, Written};
 use crate::model::buffer::BufferPool;
-use crate::model::stop::Stop;
+use crate::model::stop::{Stop, StopReason};
 
 /// Bytes of one read request: a huge page, so that a buffer for it is one. Shorter ones take more of our processor time.
 pub const REQUEST: usize = 2 << 20;
@@ -20,9 +20,6 @@ pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// How often one looks how far the copying of an export is.
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
-
-/// The signal that a copy asks readers to stop with, when the writer has failed.
-const WRITER_FAILED: i32 = i32::MAX;
 
 /// The memory for one disk.
 pub fn pool() -> BufferPool {
@@ -188,7 +185,7 @@ impl<'a> Pump<'a> {
             self.copied += bytes.len() as u64;
         }
         if let Err(error) = self.sink.write(block) {
-            self.stop.request(WRITER_FAILED);
+            self.stop.request(StopReason::OtherPartFailed);
             return Err(error);
         }
         Ok(Progress {

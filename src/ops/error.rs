@@ -7,6 +7,7 @@ use crate::host::HostError;
 use crate::host::usage::{Usage, User};
 use crate::model::block::{BlockError, BlockErrorKind};
 use crate::model::finding::Finding;
+use crate::model::stop::StopReason;
 use crate::model::text::{bytes, shown};
 use crate::repo::RepoError;
 use crate::repo::error::{is_no_verdict, lacks_files};
@@ -28,7 +29,7 @@ pub enum Class {
     /// A program or library is missing.
     Missing,
     /// The user asked to stop, by this signal.
-    Stopped(i32),
+    Stopped(StopReason),
     /// What was asked makes no sense.
     Usage,
     /// Another grouping than that of the domain's backups.
@@ -193,7 +194,7 @@ pub enum Cause {
     Usage(String),
     /// The user asked to stop.
     #[error("stopped on request")]
-    Stopped(i32),
+    Stopped(StopReason),
 }
 
 impl Cause {
@@ -257,7 +258,7 @@ impl Error {
             Cause::Repo(RepoError::Locked { .. }) => Class::Locked,
             Cause::Copy(error) if error.kind == BlockErrorKind::Damaged => Class::Damaged,
             Cause::NotWhole { .. } => Class::Damaged,
-            Cause::Stopped(signal) => Class::Stopped(*signal),
+            Cause::Stopped(reason) => Class::Stopped(*reason),
             Cause::OtherGrouping { .. } => Class::GroupBy,
             Cause::Usage(_) => Class::Usage,
             _ => Class::Failed,

@@ -3,34 +3,16 @@
 //! A run notes down what it is about to begin before it begins it. Whoever holds the domain's lock knows that the run which wrote the
 //! note is dead.
 
-use serde::{Deserialize, Serialize};
-
+use super::journal::JournalEntry;
 use super::monitor::Event;
 use super::reconcile::{self, Repair};
 use super::survey::{self, Survey};
 use super::{Cause, Context, Error, Result};
-use crate::host::{HostError, Places};
+use crate::host::{Host, HostError};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::text::with_sources;
 use crate::repo::{DomainRepository, DomainWriter, History, Leftover};
-
-/// What a run notes down before it begins a job.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Intent {
-    /// The domain's UUID.
-    pub uuid: String,
-    /// The run's mark, which its checkpoint carries in its description.
-    pub mark: String,
-    /// The checkpoint that it is about to make.
-    pub checkpoint: Option<String>,
-    /// Where its socket and scratch files are.
-    pub places: Places,
-    /// Whether the guest's file systems may have been frozen.
-    #[serde(default)]
-    pub freezes: bool,
-}
 
 /// How often a domain is looked at and repaired. One round does, unless something comes up meanwhile; a repair that changes nothing must not
 /// be tried for ever.
@@ -183,7 +165,7 @@ fn carry_out_at_host(repair: &Repair, domain: &Domain, context: &Context) -> Res
             host.delete_checkpoint(domain, name),
             Some(format!("its checkpoint {name}")),
         ),
-        Repair::DeleteBitmaps(name) => match host.delete_bitmap(domain, name) {
+        Repair::DeleteBitmaps(name) => match remove_orphaned_bitmaps(host, domain, name) {
             // Bitmaps of a shut-off domain elsewhere: that is no reason not to go on, and whether there are any nobody knows.
             Err(HostError::NotHere { .. }) => (Ok(()), None),
             done => (done, None),
@@ -196,11 +178,23 @@ fn carry_out_at_host(repair: &Repair, domain: &Domain, context: &Context) -> Res
 }
 
 /// Ends what this run noted down, when it fails.
-pub(super) fn undo(domain: &Domain, intent: &Intent, context: &Context) -> Result<()> {
+pub(super) fn undo(domain: &Domain, entry: &JournalEntry, context: &Context) -> Result<()> {
     let failed = |error: HostError| Error::of(&domain.name, error);
     let job = context.host.active_job(domain).map_err(failed)?;
     let checkpoints = context.host.checkpoints(domain).map_err(failed)?;
-    reconcile::ending(intent, &domain.uuid, job.as_ref(), &checkpoints)
+    reconcile::ending(entry, &domain.uuid, job.as_ref(), &checkpoints)
         .iter()
         .try_for_each(|repair| carry_out_at_host(repair, domain, context).map(drop))
+}
+/// Removes the bitmaps of that name from all disks, unless a checkpoint owns them. None there is no error.
+pub(super) fn remove_orphaned_bitmaps(
+    host: &dyn Host,
+    domain: &Domain,
+    name: &str,
+) -> std::result::Result<(), HostError> {
+    let checkpoints = host.checkpoints(domain)?;
+    if checkpoints.iter().any(|owner| owner.name == name) {
+        return Ok(());
+    }
+    host.remove_bitmaps(domain, name).map(drop)
 }

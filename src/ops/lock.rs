@@ -1,11 +1,11 @@
 //! Takes the right to write to a domain's folder, and waits for another run where that is wanted.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Cause, Context, Error, Event, Monitor, Result};
 use crate::model::stop::Stop;
 use crate::repo::{DomainRepository, DomainWriter, RepoError};
+use crate::wait;
 
 /// Time between two tries.
 const STEP: Duration = Duration::from_millis(100);
@@ -45,10 +45,10 @@ pub(super) fn lock(
             });
             is_reported = true;
         }
-        if let Some(signal) = stop.signal() {
-            return Err(Error::of(domain, Cause::Stopped(signal)));
+        if let Some(reason) = stop.reason() {
+            return Err(Error::of(domain, Cause::Stopped(reason)));
         }
-        thread::park_timeout(STEP.min(left));
+        wait::pause(STEP.min(left));
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! * `copy`: the pump that every verb uses.
 //! * `plan`: decides a backup, before anything is done.
+//! * `journal`: what a run writes down before it begins a job.
 //! * `survey`: reads how a domain stands; `reconcile`: decides what to repair, back up and retire; `heal`: carries repairs out.
-//! * `backup`, `prune`, `restore`, `define`, `list`, `status`, `scrub`, `verify`, `compare`: the verbs.
+//! * `backup`, `prune`, `restore`, `list`, `status`, `scrub`, `verify`, `compare`: the verbs.
 //! * `stored`: a restore point with the repository that holds it.
 //! * `grouping`: keeps a domain's backups in one grouping.
 //! * `lock`: takes the right to write, waiting for another run if need be.
@@ -13,11 +14,11 @@
 pub mod backup;
 pub mod compare;
 pub mod copy;
-pub mod define;
 pub mod error;
 mod grouping;
 pub mod heal;
 pub mod job;
+pub mod journal;
 pub mod list;
 mod lock;
 pub mod monitor;

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use super::survey::DiskFacts;
 use crate::host::Capabilities;
-use crate::model::chain::{Chains, DiskLevel, DiskNow, SourceNow, decide};
+use crate::model::chain::Chains;
 use crate::model::checkpoint::Checkpoint;
-use crate::model::domain::{Allowed, Disk, Domain, Eligibility};
+use crate::model::domain::{Disk, Domain};
+use crate::model::eligibility::{self, Allowed, Eligibility};
 use crate::model::finding::Finding;
 use crate::model::left_out::{self, Exclusion, LeftOut};
+use crate::model::level::{DiskLevel, DiskNow, SourceNow, decide};
 use crate::model::restore_point::{FileId, Level};
 
 mod lost;
@@ -83,7 +85,7 @@ impl PlannedDisk {
     pub fn announced_reason(&self) -> String {
         match &self.possible_parent {
             Some(name) => format!("incremental if the bitmap of checkpoint {name} is there, else full"),
-            None => self.level.reason.clone(),
+            None => self.level.reason.to_string(),
         }
     }
 }
@@ -145,7 +147,7 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
     let mut all_now = Vec::new();
     let mut left_out = Vec::new();
     for disk in &inputs.domain.disks {
-        let full_only = match left_out::eligibility(inputs.domain, disk, inputs.allowed, inputs.exclude) {
+        let full_only = match eligibility::of(inputs.domain, disk, inputs.allowed, inputs.exclude) {
             Eligibility::NoDisk(_) => continue,
             Eligibility::Skipped(left) => {
                 left_out.push(left);
@@ -167,7 +169,7 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
         all_now.push(now);
     }
     let mut findings: Vec<Finding> = left_out.iter().map(LeftOut::finding).collect();
-    findings.extend(left_out::missing(inputs.domain, inputs.exclude));
+    findings.extend(eligibility::missing_exclusions(inputs.domain, inputs.exclude));
     let encrypted = disks.iter().filter(|planned| planned.disk.is_encrypted());
     findings.extend(encrypted.map(|planned| stored_decrypted(&planned.disk)));
     if let Err(reason) = &inputs.capabilities.incremental {
@@ -233,6 +235,3 @@ fn disk_now(disk: &Disk, full_only: Option<String>, facts: Option<&DiskFacts>) -
             .collect(),
     }
 }
-
-/// How many checkpoints of the active chain are kept in the domain.
-pub const KEPT_CHECKPOINTS: usize = 32;

@@ -3,13 +3,13 @@
 
 use std::fmt;
 
-use super::heal::Intent;
+use super::journal::JournalEntry;
 use super::plan::{self, BackupPlan};
 use super::survey::Survey;
 use crate::host::{ActiveJob, Places};
 use crate::model::chain::{Chains, KeptPoint};
 use crate::model::checkpoint::{Checkpoint, REMOVAL_MARK, is_own, is_unique};
-use crate::model::domain::Allowed;
+use crate::model::eligibility::Allowed;
 use crate::model::left_out::Exclusion;
 use crate::model::restore_point::Level;
 use crate::repo::Leftover;
@@ -156,7 +156,7 @@ pub fn repairs(survey: &Survey) -> Vec<Repair> {
 ///
 /// `uuid` is the domain's, `job` the one that holds it now, `checkpoints` those that it has now.
 pub fn ending(
-    intent: &Intent,
+    intent: &JournalEntry,
     uuid: &str,
     job: Option<&ActiveJob>,
     checkpoints: &[Checkpoint],
@@ -191,7 +191,7 @@ pub fn ending(
 }
 
 /// Whether a checkpoint of that run's name is that run's, or a record with which its bitmaps were being removed.
-fn is_of_run(checkpoint: &Checkpoint, intent: &Intent) -> bool {
+fn is_of_run(checkpoint: &Checkpoint, intent: &JournalEntry) -> bool {
     let mark = checkpoint.mark.as_deref();
     mark == Some(&intent.mark) || mark == Some(REMOVAL_MARK)
 }

@@ -8,7 +8,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::define::{self, DefinePlan};
 use super::error::Cause;
 use super::monitor::{self, Event, Monitor};
 use super::stored::StoredPoint;
@@ -24,6 +23,7 @@ use crate::model::text::shown;
 use crate::repo::{History, Repository};
 
 mod choose;
+mod define;
 mod disk;
 mod encrypted;
 mod in_use;
@@ -33,6 +33,7 @@ mod unfinished;
 use choose::chosen_targets;
 
 pub(super) use choose::choose;
+pub use define::{DefinePlan, NvramPlan};
 use disk::{Origin, restore_disk};
 use encrypted::Encrypted;
 use place::Place;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use jiff::civil::Date;
 
 use super::error::Cause;
-use super::{Error, Monitor, Result, grouping, heal, lock, survey};
+use super::journal::JournalEntry;
+use super::{Error, Monitor, Result, grouping, lock, survey};
 use crate::host::{Host, HostError};
 use crate::model::domain::{Domain, Source};
 use crate::model::finding::Finding;
@@ -21,10 +22,19 @@ mod others;
 mod plan;
 
 pub use next::NextBackup;
-pub use plan::{DiskBitmap, ScrubPlan, ScrubType};
+pub use plan::{ScrubPlan, ScrubType};
 
 use next::{Kept, Outlook, next_backup};
 use plan::{Found, Step};
+
+/// A bitmap of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskBitmap {
+    /// The disk's target.
+    pub disk: String,
+    /// The bitmap's name.
+    pub name: String,
+}
 
 /// What a scrub is to do.
 #[derive(Clone, Debug)]
@@ -191,8 +201,8 @@ impl<'a> Scrub<'a> {
     fn take_steps(&self, outcome: &mut Outcome) -> Result<()> {
         let host = self.means.host;
         for step in &self.plan.steps {
-            if let Some(signal) = self.means.stop.signal() {
-                return Err(self.failed(Cause::Stopped(signal)));
+            if let Some(reason) = self.means.stop.reason() {
+                return Err(self.failed(Cause::Stopped(reason)));
             }
             let done = match step {
                 Step::Forget(name) => host
@@ -294,11 +304,7 @@ fn look(
             let sound = found.checkpoints.iter().filter(|one| one.is_sound_for(target));
             names.extend(sound.map(|one| one.name.clone()));
         }
-        let listed = match domain.state.is_active() {
-            true => host.stored_bitmap_names(domain, target),
-            false => host.bitmap_names(domain, target),
-        };
-        match listed {
+        match host.bitmap_names(domain, target) {
             Ok(listed) => names.extend(listed),
             Err(error @ HostError::NotHere { .. }) if has_to_be_seen(domain, kind) => return Err(error),
             Err(error) => {
@@ -346,7 +352,7 @@ fn recorded(domain: &Domain, means: &Means, history: Option<&History>) -> Result
             Ok(Note::Text(text)) => Some(text),
             Ok(Note::None | Note::Unusable(_)) | Err(_) => None,
         })
-        .filter_map(|intent| serde_json::from_slice::<heal::Intent>(&intent).ok());
+        .filter_map(|intent| serde_json::from_slice::<JournalEntry>(&intent).ok());
     let begun = intents
         .filter(|intent| intent.uuid == *uuid)
         .filter_map(|intent| intent.checkpoint);

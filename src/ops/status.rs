@@ -11,11 +11,12 @@ use jiff::civil::Date;
 
 use super::error::Cause;
 use super::reconcile::{self, Reconciliation, Wishes};
-use super::{Error, Result, grouping, plan, survey};
+use super::{Error, Result, grouping, survey};
 use crate::host::{Host, HostError};
 use crate::model::chain::MissedWrite;
-use crate::model::checkpoint::{Checkpoint, is_own};
-use crate::model::domain::{Allowed, Domain, DomainState, Eligibility};
+use crate::model::checkpoint::{Checkpoint, KEPT_CHECKPOINTS, is_own};
+use crate::model::domain::{Domain, DomainState};
+use crate::model::eligibility::{self, Allowed, Eligibility};
 use crate::model::finding::Finding;
 use crate::model::left_out::{self, Exclusion, Exclusions, Kind, LeftOut};
 use crate::model::period::{GroupBy, Period};
@@ -139,8 +140,8 @@ pub fn statuses(names: &[String], subject: &Subject<'_>, stop: &Stop) -> Vec<Res
         loop {
             let place = next.fetch_add(1, Ordering::Relaxed);
             let Some(name) = names.get(place) else { return };
-            let result = match stop.signal() {
-                Some(signal) => Err(Error::of(name, Cause::Stopped(signal))),
+            let result = match stop.reason() {
+                Some(reason) => Err(Error::of(name, Cause::Stopped(reason))),
                 None => status(name, subject),
             };
             // Each place is filled by one thread only.
@@ -171,14 +172,14 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
     let mut left_out = Vec::new();
     let excluded = excluded_of(subject, name);
     for disk in &domain.disks {
-        if let Eligibility::Skipped(left) = left_out::eligibility(&domain, disk, allowed(subject), excluded) {
+        if let Eligibility::Skipped(left) = eligibility::of(&domain, disk, allowed(subject), excluded) {
             if left.kind == Kind::Encrypted {
                 findings.push(left.finding());
             }
             left_out.push(left);
         }
         // Raw and encrypted disks are shown even where a backup needs a switch to save them.
-        let eligibility = left_out::eligibility(&domain, disk, Allowed::ALL, excluded);
+        let eligibility = eligibility::of(&domain, disk, Allowed::ALL, excluded);
         match &eligibility {
             Eligibility::NoDisk(_) => continue,
             Eligibility::Skipped(left) => {
@@ -211,7 +212,7 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
             can_be_incremental: eligibility == Eligibility::Incremental,
         });
     }
-    findings.extend(left_out::missing(&domain, excluded));
+    findings.extend(eligibility::missing_exclusions(&domain, excluded));
     let has_bitmaps = disks
         .iter()
         .any(|disk| disk.bitmaps.iter().any(|name| is_own(name)));
@@ -338,7 +339,7 @@ fn next_backup(
         current: &current_periods(subject),
         allowed: allowed(subject),
         exclude: excluded_of(subject, &domain.name),
-        keep_checkpoints: plan::KEPT_CHECKPOINTS,
+        keep_checkpoints: KEPT_CHECKPOINTS,
     };
     Ok(reconcile::reconcile(&survey, &history.chains, &wishes))
 }
@@ -379,7 +380,7 @@ fn bitmaps(
     let mut names: Vec<String> = sound.map(|checkpoint| checkpoint.name.clone()).collect();
     let is_listed = |name: &String| checkpoints.iter().any(|listed| listed.name == *name);
     // The rest is reported even if an image cannot be examined.
-    let mut orphans = host.stored_bitmap_names(domain, target).unwrap_or_default();
+    let mut orphans = host.bitmap_names(domain, target).unwrap_or_default();
     orphans.retain(|name| is_own(name) && !is_listed(name));
     orphans.sort();
     names.extend(orphans);

@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::heal::Intent;
-use super::plan::KEPT_CHECKPOINTS;
+use super::journal::JournalEntry;
 use super::{Error, Result};
 use crate::host::{ActiveJob, Capabilities, Host, HostError};
 use crate::model::chain::Chains;
-use crate::model::checkpoint::{self, Checkpoint};
+use crate::model::checkpoint::{self, Checkpoint, KEPT_CHECKPOINTS};
 use crate::model::domain::{Disk, Domain, Source};
 use crate::model::finding::Finding;
 use crate::model::restore_point::{FileId, Level};
@@ -58,7 +57,7 @@ pub struct LeftoverRun {
     /// What it left.
     pub leftover: Leftover,
     /// What it noted down; `None` when it had begun nothing outside its folder.
-    pub intent: Option<Intent>,
+    pub intent: Option<JournalEntry>,
 }
 
 /// How often a domain is looked at again that was started or stopped while it was being looked at.
@@ -140,10 +139,9 @@ pub fn disk_facts(
         files: images(disk)
             .filter_map(|path| Some((path.to_owned(), host.file_id(path)?)))
             .collect(),
-        bitmaps: match (asks_images, domain.state.is_active()) {
-            (false, _) => Vec::new(),
-            (true, true) => host.stored_bitmap_names(domain, &disk.target).unwrap_or_default(),
-            (true, false) => host.bitmap_names(domain, &disk.target).unwrap_or_default(),
+        bitmaps: match asks_images {
+            true => host.bitmap_names(domain, &disk.target).unwrap_or_default(),
+            false => Vec::new(),
         },
     });
     facts.collect()

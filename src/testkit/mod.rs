@@ -5,7 +5,6 @@ mod cached;
 mod crash;
 mod disk;
 mod host;
-mod job;
 mod memory;
 mod recorder;
 

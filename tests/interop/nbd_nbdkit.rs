@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use vmsnap::model::block::{BlockError, BlockErrorKind, BlockSource};
+use vmsnap::model::stop::StopReason;
 use vmsnap::nbd::{Client, Error, ExportSource, Mode};
 
 use crate::nbd::{C, changes, connect_options, drain, options, read};
@@ -198,7 +199,7 @@ fn a_slow_server_is_waited_for_until_the_deadline_or_the_stop() {
     let stop = patient.stop.clone();
     let mut source = ExportSource::open(server.socket(), "", patient).expect("an export");
     let reading = std::thread::spawn(move || drain(&mut source).err().map(|error| error.kind));
-    stop.request(15);
+    stop.request(StopReason::Terminated);
     assert_eq!(reading.join().expect("no panic"), Some(BlockErrorKind::Stopped));
 
     let folder = temp_dir();

@@ -3,6 +3,7 @@
 use vmsnap::model::domain::{Backing, Device, DiskFormat, DomainState, Source};
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
+use vmsnap::model::stop::StopReason;
 use vmsnap::ops::backup::Options;
 use vmsnap::ops::{Cause, Class};
 
@@ -351,9 +352,9 @@ fn a_stop_ends_the_job_and_leaves_nothing() {
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
     lab.host
         .disk("vm1", "vda", |disk| disk.write(0, &[1; 4 * CLUSTER]));
-    lab.stop.request(15);
+    lab.stop.request(StopReason::Terminated);
     let error = lab.backup("vm1").expect_err("stopped");
-    assert_eq!(error.class(), Class::Stopped(15));
+    assert_eq!(error.class(), Class::Stopped(StopReason::Terminated));
     assert!(!lab.host.has_job("vm1"));
     assert_eq!(tree(&lab.root()), ["vm1", "vm1/.lock"]);
 }
@@ -367,7 +368,7 @@ fn a_stop_while_the_job_begins_commits_nothing() {
         lab.host.add_domain("vm1", &targets);
         lab.host.stop_in_begin(&lab.stop);
         let error = lab.backup("vm1").expect_err("stopped");
-        assert_eq!(error.class(), Class::Stopped(2), "{error}");
+        assert_eq!(error.class(), Class::Stopped(StopReason::Interrupted), "{error}");
         assert!(!lab.host.has_job("vm1"));
         assert_eq!(tree(&lab.root()), NOTHING);
     }

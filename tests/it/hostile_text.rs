@@ -7,6 +7,7 @@ use vmsnap::cli::report::status::text as status_text;
 use vmsnap::cli::report::{backup, compare, failure, list, restore, scrub, verify};
 use vmsnap::model::finding::Finding;
 use vmsnap::model::left_out::LeftOut;
+use vmsnap::model::level::LevelReason;
 use vmsnap::ops::backup::PruneOutcome;
 use vmsnap::ops::compare::{Meaning, Outcome as Comparison, UncomparedDisk};
 use vmsnap::ops::scrub::{DiskBitmap, NextBackup, ScrubPlan};
@@ -50,7 +51,7 @@ fn backup_contains_it() {
         let left = LeftOut::skipped("vdb", words);
         preview.writer = Some(words.to_owned());
         preview.planned.obstacle = Some(words.to_owned());
-        preview.planned.backup.disks[0].level.reason = words.to_owned();
+        preview.planned.backup.disks[0].level.reason = LevelReason::FullOnly(words.to_owned());
         preview.planned.backup.findings.push(left.finding());
         preview.planned.backup.left_out.push(left);
         backup::plan_text("vm1", &preview)

@@ -14,7 +14,7 @@ use vmsnap::model::left_out::NOTHING_EXCLUDED;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::backup::{self, Options, Outcome, Preview};
-use vmsnap::ops::heal::Intent;
+use vmsnap::ops::journal::JournalEntry;
 use vmsnap::ops::restore::{self, Format};
 use vmsnap::ops::status::{DomainStatus, Subject, status};
 use vmsnap::ops::{Context, Monitor, PlaceWishes, Result, compare, copy};
@@ -266,8 +266,8 @@ impl Lab {
     }
 
     /// What a run that was killed has noted down.
-    pub fn intent_of_a_dead_run(&self, domain: &str, checkpoint: &str) -> Intent {
-        Intent {
+    pub fn intent_of_a_dead_run(&self, domain: &str, checkpoint: &str) -> JournalEntry {
+        JournalEntry {
             uuid: self.host.domain(domain).expect("it is there").uuid,
             mark: "vmsnap run dead".into(),
             checkpoint: Some(checkpoint.into()),
@@ -280,7 +280,7 @@ impl Lab {
     }
 
     /// The folder of a run that was killed, with its note, in the newest period.
-    pub fn leave_partial(&self, domain: &str, intent: &Intent) -> PathBuf {
+    pub fn leave_partial(&self, domain: &str, intent: &JournalEntry) -> PathBuf {
         let newest = self.history(domain).kept.pop().expect("there are some");
         let dir = newest.dir();
         let period = dir.parent().expect("a period");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use vmsnap::model::stop::Stop;
+use vmsnap::model::stop::{Stop, StopReason};
 use vmsnap::ops::compare::compare;
 use vmsnap::ops::monitor::Silent;
 use vmsnap::ops::restore::{self, Format};
@@ -141,7 +141,7 @@ impl Monitor for Stopper<'_> {
             _ => 0,
         };
         if at >= SIZE as u64 / 2 {
-            self.stop.request(2);
+            self.stop.request(StopReason::Interrupted);
         }
     }
 }
@@ -169,7 +169,10 @@ fn who_is_stopped_leaves_nothing_in_the_page_cache_either() {
             let stop = Stop::default();
             let stopper = Stopper { file, stop: &stop };
             let error = verb(&lab, &stopper, &stop).expect_err("it was asked to stop");
-            assert!(matches!(error.cause, Cause::Stopped(2)), "{name}: {error}");
+            assert!(
+                matches!(error.cause, Cause::Stopped(StopReason::Interrupted)),
+                "{name}: {error}"
+            );
         });
     }
 }

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use vmsnap::host::{ActiveJob, Host, Places};
 use vmsnap::model::checkpoint::{Checkpoint, REMOVAL_MARK};
-use vmsnap::model::domain::{Allowed, DomainState};
+use vmsnap::model::domain::DomainState;
+use vmsnap::model::eligibility::Allowed;
 use vmsnap::model::restore_point::{FileId, Level};
-use vmsnap::ops::heal::Intent;
+use vmsnap::ops::journal::JournalEntry;
 use vmsnap::ops::reconcile::{Reconciliation, Repair, Retired, Wishes, reconcile};
 use vmsnap::ops::survey::{LeftoverRun, Survey, survey};
 use vmsnap::repo::Leftover;
@@ -55,7 +56,7 @@ fn leftover(path: &str) -> Leftover {
 }
 
 fn dead_run(uuid: &str) -> (LeftoverRun, Checkpoint) {
-    let intent = Intent {
+    let intent = JournalEntry {
         uuid: uuid.to_owned(),
         mark: "vmsnap run 1".to_owned(),
         checkpoint: Some(NAMES[2].to_owned()),

@@ -6,6 +6,7 @@ use vmsnap::host::Host;
 use vmsnap::model::domain::DomainState;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
+use vmsnap::model::stop::StopReason;
 use vmsnap::ops::scrub::{self, Means, Options, Outcome, ScrubPlan, ScrubType};
 use vmsnap::ops::{Cause, Error, Repository, Result};
 use vmsnap::repo::RepoError;
@@ -490,11 +491,11 @@ fn a_failure_halfway_tells_what_is_gone_and_what_the_next_backup_will_be() {
 #[test]
 fn a_stop_ends_it_between_two_names() {
     let lab = lab();
-    lab.stop.request(2);
+    lab.stop.request(StopReason::Interrupted);
     let outcome = run(&lab, ScrubType::Both, None).expect("it begins");
     assert!(matches!(
         outcome.failure.expect("stopped").cause,
-        Cause::Stopped(2)
+        Cause::Stopped(StopReason::Interrupted)
     ));
     assert_eq!(checkpoints(&lab).len(), 3);
 }

@@ -3,7 +3,7 @@
 use vmsnap::cli::report::status::{Form, Look, text, write};
 use vmsnap::model::domain::DomainState;
 use vmsnap::model::restore_point::Level;
-use vmsnap::model::stop::Stop;
+use vmsnap::model::stop::{Stop, StopReason};
 use vmsnap::ops::Result;
 use vmsnap::ops::status::{DirStats, DiskStatus, DomainStatus, Newest, Subject, status, statuses};
 
@@ -413,7 +413,7 @@ fn many_domains_keep_their_order_and_one_that_fails_stops_no_other() {
         }
     }
     let stop = Stop::default();
-    stop.request(15);
+    stop.request(StopReason::Terminated);
     let stopped = statuses(&names, &subject(&lab, true), &stop);
     assert!(
         stopped

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use jiff::{Span, Timestamp};
 use vmsnap::model::restore_point::Level;
-use vmsnap::model::stop::Stop;
+use vmsnap::model::stop::{Stop, StopReason};
 use vmsnap::ops::list::list;
 use vmsnap::ops::monitor::Silent;
 use vmsnap::ops::verify::{Damage, Options, Outcome, Which, verify};
@@ -512,7 +512,7 @@ fn a_repository_that_goes_meanwhile_ends_the_verification_with_an_error() {
 fn a_wish_to_stop_ends_it_and_an_unknown_domain_is_told() {
     let lab = lab();
     let stop = Stop::default();
-    stop.request(15);
+    stop.request(StopReason::Terminated);
     let error = verify(
         "vm1",
         lab.repo.as_ref(),
@@ -521,7 +521,10 @@ fn a_wish_to_stop_ends_it_and_an_unknown_domain_is_told() {
         &stop,
     )
     .expect_err("stopped");
-    assert!(matches!(error.cause, Cause::Stopped(15)), "{error}");
+    assert!(
+        matches!(error.cause, Cause::Stopped(StopReason::Terminated)),
+        "{error}"
+    );
     let error = verify(
         "vm9",
         lab.repo.as_ref(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::{Span, Timestamp};
 use vmsnap::model::restore_point::Level;
-use vmsnap::model::stop::Stop;
+use vmsnap::model::stop::{Stop, StopReason};
 use vmsnap::ops::list::{Listed, list};
 use vmsnap::ops::monitor::Silent;
 use vmsnap::ops::verify::{Options, Outcome, Which, verify};
@@ -252,7 +252,7 @@ impl Monitor for StopBehind<'_> {
         if let Event::FileEnds { file, .. } = event
             && file.ends_with(self.1)
         {
-            self.0.request(2);
+            self.0.request(StopReason::Interrupted);
         }
     }
 }
@@ -365,7 +365,7 @@ impl Monitor for StopAt<'_> {
         if let Event::FileBegins { file, .. } = event
             && file.ends_with(self.1)
         {
-            self.0.request(2);
+            self.0.request(StopReason::Interrupted);
         }
     }
 }
@@ -394,7 +394,7 @@ fn damage_that_was_found_before_a_stop_is_told_and_remembered() {
     assert!(words(&outcome).contains(damaged), "{}", words(&outcome));
     assert!(matches!(
         outcome.ended.map(|error| error.cause),
-        Some(Cause::Stopped(2))
+        Some(Cause::Stopped(StopReason::Interrupted))
     ));
     assert!(listed(&lab)[0].doubt.is_some());
     let sound = self::lab();

@@ -7,7 +7,7 @@ use clap::Parser;
 use vmsnap::cli::args::{self, Cli, Command};
 use vmsnap::cli::classic::{is_classic, translate};
 use vmsnap::model::period::GroupBy;
-use vmsnap::model::stop::Stop;
+use vmsnap::model::stop::{Stop, StopReason};
 use vmsnap::ops::backup::{Options, backup};
 use vmsnap::ops::scrub::{self, Means, ScrubType};
 use vmsnap::ops::{Cause, Class, Event, Monitor, compare};
@@ -46,7 +46,7 @@ impl Monitor for Other {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
             told.push((holder.to_owned(), at_most));
             match &self.stops {
-                Some(stop) => stop.request(2),
+                Some(stop) => stop.request(StopReason::Interrupted),
                 None => drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take()),
             }
         }
@@ -132,7 +132,10 @@ fn a_stop_ends_the_wait() {
     let mut other = Other::at_work(&lab);
     other.stops = Some(lab.stop.clone());
     let stopped = backup("vm1", &lab.context(&other), &waiting(LONG)).expect_err("stopped");
-    assert!(matches!(stopped.cause, Cause::Stopped(2)), "{stopped}");
+    assert!(
+        matches!(stopped.cause, Cause::Stopped(StopReason::Interrupted)),
+        "{stopped}"
+    );
     assert_eq!(other.told().len(), 1, "it is said once");
 }
 

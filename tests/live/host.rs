@@ -9,7 +9,7 @@ use vmsnap::host::{
 use vmsnap::model::checkpoint::Bitmap;
 use vmsnap::model::domain::{Agent, Backing, DiskFormat, DomainState, Source};
 use vmsnap::model::restore_point::Consistency;
-use vmsnap::model::stop::Stop;
+use vmsnap::model::stop::{Stop, StopReason};
 
 use crate::embed::{DISK, Kind, Lab, TestDomain, run, run_ok};
 
@@ -211,7 +211,7 @@ fn names_that_no_domain_has_are_errors() {
     ));
     for name in ["", ".", "..", "a/b", "a\0b"] {
         assert!(
-            matches!(host.domain(name), Err(HostError::Unsupported { .. })),
+            matches!(host.domain(name), Err(HostError::Refused(_))),
             "{name:?}"
         );
     }
@@ -371,7 +371,7 @@ fn a_wish_to_stop_is_heard_before_anything_begins() {
     let domain = TestDomain::paused("stop ", &[Kind::Qcow2]);
     let places = places(&domain, &[("vda", None)]);
     let request = request(&places, "c0", &[("vda", None)]);
-    request.stop.request(15);
+    request.stop.request(StopReason::Terminated);
     let begun = Lab::get().host.begin_backup(&domain.seen(), &request).map(|_| ());
     assert!(matches!(begun, Err(HostError::Stopped)), "{begun:?}");
     Lab::get().host.clear_places(&places).expect("they are cleared");
@@ -409,7 +409,7 @@ fn nothing_at_a_place_is_ever_overwritten() {
     let begun = host
         .begin_backup(&domain.seen(), &request(&places, "c0", &[("vda", None)]))
         .map(|_| ());
-    assert!(matches!(begun, Err(HostError::Unsupported { .. })), "{begun:?}");
+    assert!(matches!(begun, Err(HostError::Refused(_))), "{begun:?}");
     assert_eq!(
         std::fs::read(&places.scratch[0].1).expect("it is still there"),
         b"data"

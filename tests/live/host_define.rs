@@ -24,10 +24,7 @@ fn a_domain_comes_back_with_a_new_name_uuid_address_and_disk() {
     let original = TestDomain::define("original & co ", &[Kind::Qcow2]);
     let seen = original.seen();
     assert!(
-        matches!(
-            host.define(&seen.inactive_xml),
-            Err(HostError::Unsupported { .. })
-        ),
+        matches!(host.define(&seen.inactive_xml), Err(HostError::Refused(_))),
         "the name is taken"
     );
 
@@ -42,7 +39,7 @@ fn a_domain_comes_back_with_a_new_name_uuid_address_and_disk() {
     };
     let same_uuid = redefine(&seen.inactive_xml, &edits).expect("it is edited");
     assert!(
-        matches!(host.define(&same_uuid), Err(HostError::Unsupported { .. })),
+        matches!(host.define(&same_uuid), Err(HostError::Refused(_))),
         "the UUID is taken"
     );
 

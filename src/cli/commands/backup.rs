@@ -84,8 +84,8 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
     let progress = Progress::new();
     let mut done = Vec::new();
     for domain in &selection.domains {
-        if let Some(signal) = stop.signal() {
-            done.push(shown::Done::not_reached(domain, signal));
+        if let Some(reason) = stop.reason() {
+            done.push(shown::Done::not_reached(domain, reason));
             continue;
         }
         let began = Instant::now();
@@ -118,8 +118,8 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
         }
         done.push(domain);
     }
-    if let Some(signal) = stop.signal() {
-        tally.count(ExitCode::Signal(signal));
+    if let Some(reason) = stop.reason() {
+        tally.count(ExitCode::of_stop(reason));
     }
     tell_summary(
         &selection.unmatched,

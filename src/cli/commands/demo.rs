@@ -45,8 +45,8 @@ pub fn run(args: &DemoArgs, stop: &Stop) -> CommandResult {
         say(&format!("\nThe temporary folder {left}: {}", folder.display()));
         say(&next_commands(&program(), own_domain().as_deref()));
     }
-    match (result, stop.signal()) {
-        (_, Some(signal)) => Ok(ExitCode::Signal(signal)),
+    match (result, stop.reason()) {
+        (_, Some(reason)) => Ok(ExitCode::of_stop(reason)),
         (result, None) => result,
     }
 }
@@ -269,8 +269,8 @@ fn first_difference(path: &Path, expected: &[u8]) -> std::io::Result<Option<usiz
 }
 
 fn go_on(stop: &Stop) -> Result<(), Refusal> {
-    match stop.signal() {
-        Some(signal) => Err(Refusal::new(ExitCode::Signal(signal), "stopped on request")),
+    match stop.reason() {
+        Some(reason) => Err(Refusal::new(ExitCode::of_stop(reason), "stopped on request")),
         None => Ok(()),
     }
 }

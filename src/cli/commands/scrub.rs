@@ -65,8 +65,8 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
         }
         done.push(domain);
     }
-    if let Some(signal) = stop.signal() {
-        tally.count(ExitCode::Signal(signal));
+    if let Some(reason) = stop.reason() {
+        tally.count(ExitCode::of_stop(reason));
     }
     let failures = done.iter().filter_map(shown::Scrubbed::failure);
     tell_summary(&selection.unmatched, failures.map(report::failure), done.len());

@@ -88,8 +88,8 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
             }
         }
     }
-    if let Some(signal) = stop.signal() {
-        tally.count(ExitCode::Signal(signal));
+    if let Some(reason) = stop.reason() {
+        tally.count(ExitCode::of_stop(reason));
     }
     if tally.is_clean() && done.iter().all(|proved| proved.outcome.points.is_empty()) {
         tell_error(&nothing_in(repo.as_ref()));
@@ -169,8 +169,8 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
             }
         }
     }
-    if let Some(signal) = stop.signal() {
-        tally.count(ExitCode::Signal(signal));
+    if let Some(reason) = stop.reason() {
+        tally.count(ExitCode::of_stop(reason));
     }
     if tally.is_clean() && done.is_empty() {
         tell_error("there is nothing to compare: none of these domains has a restore point");

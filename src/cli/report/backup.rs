@@ -15,6 +15,7 @@ use crate::model::finding::Finding;
 use crate::model::left_out::{self, Kind, LeftOut, UNASKED};
 use crate::model::period::COPY_PREFIX;
 use crate::model::restore_point::{Level, RestorePoint};
+use crate::model::stop::StopReason;
 use crate::model::text::shown;
 use crate::ops::backup::{Outcome, Preview, PruneOutcome};
 use crate::ops::plan::BackupPlan;
@@ -34,11 +35,11 @@ pub struct Done {
 
 impl Done {
     /// A domain whose turn did not come.
-    pub fn not_reached(domain: &str, signal: i32) -> Done {
+    pub fn not_reached(domain: &str, reason: StopReason) -> Done {
         Done {
             domain: domain.to_owned(),
             took: Duration::ZERO,
-            result: Err(Error::of(domain, Cause::Stopped(signal))),
+            result: Err(Error::of(domain, Cause::Stopped(reason))),
         }
     }
 

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::HostError;
+use super::{HostError, Refusal};
 use crate::model::domain::{Backing, Disk, DiskFormat, Encryption, Layer, Source};
 use crate::model::storage::{MAX_CHAIN, SecretRef};
 pub use graph::{Chain, Image, Layout, Storage, key_name};
@@ -55,10 +55,11 @@ pub enum Trouble {
 impl From<Trouble> for HostError {
     fn from(trouble: Trouble) -> HostError {
         match trouble {
-            Trouble::Refused(what) => HostError::Unsupported { what },
-            broken @ Trouble::Broken { .. } => HostError::Unsupported {
-                what: broken.to_string(),
-            },
+            Trouble::Refused(why) => Refusal::UnreadableImage { why }.into(),
+            broken @ Trouble::Broken { .. } => Refusal::UnreadableImage {
+                why: broken.to_string(),
+            }
+            .into(),
             Trouble::Io { path, error } => HostError::io("read", &path, error),
             Trouble::Host(error) => *error,
         }

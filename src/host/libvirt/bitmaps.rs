@@ -5,74 +5,35 @@
 
 use virt::domain::Domain as Handle;
 
-use super::checkpoints::{self, is_lost_bitmap};
 use super::link::Link;
-use super::{HostError, Result, failed, ffi, images, inspect};
-use crate::host::qemu::{self, ImageInfo, Patience, Use};
+use super::{Refusal, Result, failed, ffi, image_bitmaps, images, inspect, records};
+use crate::host::qemu::Use;
 use crate::host::xml::{CheckpointDescription, KnownCheckpoint, write_known_checkpoint};
-use crate::model::checkpoint::{Checkpoint, REMOVAL_MARK};
 use crate::model::domain::{Disk, DiskFormat, Domain, Source};
 use crate::model::stop::Stop;
 
-/// The bitmaps that can be known for certain: all of a shut-off domain's disk, those of checkpoints of an active one's.
+/// The bitmaps that lie in the image of a disk.
 pub fn names(link: &Link, domain: &Domain, target: &str) -> Result<Vec<String>> {
-    let disk = disk_of(domain, target)?;
-    if inspect::is_active(&link.find(domain)?)? {
-        let covers = |checkpoint: &Checkpoint| checkpoint.disks.iter().any(|disk| disk.target == target);
-        let checkpoints = checkpoints::list(link, domain)?;
-        return Ok(checkpoints
-            .into_iter()
-            .filter(covers)
-            .map(|checkpoint| checkpoint.name)
-            .collect());
-    }
+    let disk = domain.disk(target).ok_or_else(|| Refusal::no_such_disk(target))?;
     if !link.location().is_local {
         return Err(inspect::not_here("its images"));
     }
-    let top = images::infos(disk, Use::None, &Stop::default())?
-        .into_iter()
-        .next();
-    let bitmaps = top.map(|image| image.bitmaps).unwrap_or_default();
-    Ok(bitmaps.into_iter().map(|bitmap| bitmap.name).collect())
-}
-
-/// The bitmaps that the image of an active domain's disk holds.
-pub fn stored_names(link: &Link, domain: &Domain, target: &str) -> Result<Vec<String>> {
-    let disk = disk_of(domain, target)?;
-    if !link.location().is_local {
-        return Err(inspect::not_here("its images"));
-    }
+    let is_active = inspect::is_active(&link.find(domain)?)?;
     // What lies on a server is not asked for: the domain's QEMU may be the only one that the server lets in.
-    if disk.source.path().is_none() {
+    if is_active && disk.source.path().is_none() {
         return Ok(Vec::new());
     }
-    let top = images::infos(disk, Use::Running, &Stop::default())?
-        .into_iter()
-        .next();
+    let used = if is_active { Use::Running } else { Use::None };
+    let top = images::infos(disk, used, &Stop::default())?.into_iter().next();
     let bitmaps = top.map(|image| image.bitmaps).unwrap_or_default();
     Ok(bitmaps.into_iter().map(|bitmap| bitmap.name).collect())
-}
-
-fn disk_of<'a>(domain: &'a Domain, target: &str) -> Result<&'a Disk> {
-    domain.disk(target).ok_or_else(|| HostError::Unsupported {
-        what: format!("the domain has no disk {target}"),
-    })
-}
-
-/// Removes the bitmaps of this name that no checkpoint owns.
-pub fn delete(link: &Link, domain: &Domain, name: &str) -> Result<()> {
-    let handle = link.find(domain)?;
-    if checkpoints::lookup(&handle, name)?.is_some() {
-        return Ok(());
-    }
-    remove(link, domain, name).map(drop)
 }
 
 /// Removes the bitmaps of this name from every disk, keeps the record of the checkpoint that owns them, and tells which disks had one.
 pub fn remove(link: &Link, domain: &Domain, name: &str) -> Result<Vec<String>> {
     let handle = link.find(domain)?;
     if inspect::is_active(&handle)? {
-        return match checkpoints::lookup(&handle, name)? {
+        return match records::lookup(&handle, name)? {
             Some(checkpoint) => remove_keeping_record(&handle, &checkpoint, name),
             None => remove_orphans(&handle, name, &[]),
         };
@@ -80,18 +41,18 @@ pub fn remove(link: &Link, domain: &Domain, name: &str) -> Result<Vec<String>> {
     if !link.location().is_local {
         return Err(inspect::not_here("its images"));
     }
-    remove_from_images(link, &domain.disks, name)
+    image_bitmaps::remove_from_images(link, &domain.disks, name)
 }
 
 /// The record goes with the bitmaps, and is made anew whatever came of that.
 fn remove_keeping_record(handle: &Handle, checkpoint: &ffi::Checkpoint, name: &str) -> Result<Vec<String>> {
-    let record = checkpoints::describe(checkpoint)?;
+    let record = records::describe(checkpoint)?;
     let covered: Vec<&str> = record.disks.iter().map(|disk| disk.target.as_str()).collect();
-    let removed = checkpoints::delete_active(handle, checkpoint, name).and_then(|mut removed| {
+    let removed = records::delete_active(handle, checkpoint, name).and_then(|mut removed| {
         removed.extend(remove_orphans(handle, name, &covered)?);
         Ok(removed)
     });
-    if checkpoints::lookup(handle, name)?.is_none() {
+    if records::lookup(handle, name)?.is_none() {
         make_known_again(handle, &record)?;
     }
     removed
@@ -129,70 +90,9 @@ fn remove_orphans(handle: &Handle, name: &str, covered: &[&str]) -> Result<Vec<S
     let mut removed = Vec::new();
     for disk in live.iter().filter(carries) {
         let target = &disk.target;
-        if !covered.contains(&target.as_str()) && remove_of_disk(handle, &live, target, name)? {
+        if !covered.contains(&target.as_str()) && records::remove_of_disk(handle, &live, target, name)? {
             removed.push(target.clone());
         }
-    }
-    Ok(removed)
-}
-
-/// Removes a bitmap that libvirt has no record of from one disk of an active domain, and tells whether there was one.
-pub fn remove_of_disk(handle: &Handle, live: &[Disk], target: &str, name: &str) -> Result<bool> {
-    let operation = || failed(format!("remove the bitmap {name} of disk {target}"));
-    let disks: Vec<(&str, bool)> = live
-        .iter()
-        .map(|disk| (disk.target.as_str(), disk.target == target))
-        .collect();
-    let known = KnownCheckpoint {
-        name,
-        // libvirt wants a time, and nobody will ever see this one.
-        created: 1,
-        description: Some(REMOVAL_MARK),
-        parent: None,
-        disks: &disks,
-    };
-    let record = ffi::Checkpoint::redefine(handle, &write_known_checkpoint(&known)?).map_err(operation())?;
-    match record.delete(false) {
-        Ok(()) => Ok(true),
-        Err(error) => {
-            // Whatever it was, the record of our own making does not stay.
-            record.delete(true).map_err(operation())?;
-            if is_lost_bitmap(&error) {
-                Ok(false)
-            } else {
-                Err(operation()(error))
-            }
-        }
-    }
-}
-
-/// Removes the bitmap of this name from the disks of a shut-off domain, and tells which disks had one.
-///
-/// A disk whose images cannot be opened now keeps its bitmap. That bitmap is in nobody's way: its name is never given again.
-///
-/// # Errors
-/// An image is in use, or cannot be changed. Nothing has been removed if an image was in use.
-pub fn remove_from_images(link: &Link, disks: &[Disk], name: &str) -> Result<Vec<String>> {
-    let stop = Stop::default();
-    let mut carriers = Vec::new();
-    for disk in disks {
-        let chain = images::infos_if_reachable(disk, &stop)?.unwrap_or_default();
-        let has = |top: &ImageInfo| top.bitmaps.iter().any(|bitmap| bitmap.name == name);
-        if chain.first().is_some_and(has) {
-            carriers.push((disk, images::to_edit(link, disk, &stop)));
-        }
-    }
-    let mut removed = Vec::new();
-    for (disk, image) in carriers {
-        // Its secret is not to be had.
-        let Ok(image) = image else { continue };
-        // Never ended half-way: that would break every bitmap of the image.
-        let patience = Patience {
-            deadline: checkpoints::EDIT_DEADLINE,
-            stop: Stop::default(),
-        };
-        qemu::remove_bitmap(&image, name, &patience).map_err(HostError::of_disk(&disk.target))?;
-        removed.push(disk.target.clone());
     }
     Ok(removed)
 }

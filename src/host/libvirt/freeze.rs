@@ -36,19 +36,19 @@ const CALLED_OFF: u8 = 2;
 
 /// A guest that was asked to freeze.
 pub struct Freeze {
-    debt: Debt,
+    guard: ThawGuard,
     answers: Receiver<Answer>,
     frozen: bool,
     finding: Option<Finding>,
 }
 
-/// The thaw that the guest is owed.
+/// Thaws the guest when it is dropped, if it may be frozen.
 ///
 /// A thread of its own talks to the agent. It greets it with a harmless question first: an agent that does not answer
 /// is never told to freeze, so nothing is owed to it. Once told, the guest is thawed when [`Freeze::thaw`] is called, when
 /// this is dropped, and at once when freezing failed, for a freeze that was not answered in time may still come.
 /// Dropping waits for the thaw.
-pub struct Debt {
+pub struct ThawGuard {
     handle: Option<Handle>,
     go: Option<Sender<()>>,
     phase: Arc<AtomicU8>,
@@ -72,12 +72,12 @@ impl Freeze {
             started: Instant::now(),
             phase: Arc::clone(&phase),
         };
-        let owed = stop.owe();
+        let hold = stop.hold_exit();
         let thread = thread::Builder::new()
             .name("guest-agent".to_owned())
             .spawn(move || {
                 // Nobody ends the program by force before this thread has thawed what it froze.
-                let _owed = owed;
+                let _hold = hold;
                 talk.run(&wait_for_go, &tell);
             });
         let mut freeze = Freeze {
@@ -85,7 +85,7 @@ impl Freeze {
                 .as_ref()
                 .err()
                 .map(|error| not_frozen("freeze-failed", &error.to_string())),
-            debt: Debt {
+            guard: ThawGuard {
                 handle: Some(handle.clone()),
                 go: Some(go),
                 phase,
@@ -94,7 +94,7 @@ impl Freeze {
             answers,
             frozen: false,
         };
-        if freeze.debt.thread.is_some() {
+        if freeze.guard.thread.is_some() {
             freeze.wait_until_frozen(deadline, stop);
         }
         freeze
@@ -131,8 +131,8 @@ impl Freeze {
     }
 
     /// Thaws, and tells what the moment in between is worth. A guest that did not freeze is not waited for.
-    pub fn thaw(mut self) -> (Consistency, Vec<Finding>, Debt) {
-        self.debt.go = None;
+    pub fn thaw(mut self) -> (Consistency, Vec<Finding>, ThawGuard) {
+        self.guard.go = None;
         if self.frozen {
             // An agent that has just frozen answers at once; the greeting and the thaw have their limits all the same.
             let patience = Duration::from_secs(2 * u64::from(THAW_SECONDS) + 1);
@@ -141,20 +141,20 @@ impl Freeze {
                     let message =
                         "the guest had thawed its file systems by itself before the moment of the backup";
                     let finding = Finding::new("freeze-expired", message);
-                    return (Consistency::Crash, vec![finding], self.debt);
+                    return (Consistency::Crash, vec![finding], self.guard);
                 }
-                Ok(Answer::Thawed(Ok(_))) => return (Consistency::Filesystem, Vec::new(), self.debt),
+                Ok(Answer::Thawed(Ok(_))) => return (Consistency::Filesystem, Vec::new(), self.guard),
                 Ok(Answer::Thawed(Err(error)) | Answer::Frozen(Err(error))) => error.message,
                 Ok(Answer::Frozen(Ok(_))) | Err(_) => "the guest agent does not answer".to_owned(),
             };
             let message = format!("the guest's file systems may still be frozen: {why}");
             self.finding = Some(Finding::new("thaw-failed", message));
         }
-        (Consistency::Crash, self.finding.into_iter().collect(), self.debt)
+        (Consistency::Crash, self.finding.into_iter().collect(), self.guard)
     }
 }
 
-impl Drop for Debt {
+impl Drop for ThawGuard {
     fn drop(&mut self) {
         self.go = None;
         let called_off =
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn a_freeze_that_was_called_off_never_begins() {
         let phase = Arc::new(AtomicU8::new(GREETING));
-        drop(Debt {
+        drop(ThawGuard {
             handle: None,
             go: None,
             phase: Arc::clone(&phase),

@@ -1,17 +1,20 @@
 //! The images of a shut-off domain's disks, opened as libvirt would open them.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::checkpoints::IMAGE_DEADLINE;
 use super::link::Link;
 use super::{HostError, Result, secrets};
 use crate::host::chain::header::Header;
 use crate::host::chain::{self, Chain, Head, Image, Layout, Look, Trouble, open};
-use crate::host::qemu::{self, ImageInfo, Keys, Patience, Target, Use};
+use crate::host::qemu::{self, ImageInfo, Keys, Target, Use};
 use crate::model::domain::{Disk, DiskFormat};
-use crate::model::stop::Stop;
+use crate::model::stop::{Stop, WaitLimit};
+
+/// How long `qemu-img` may take to read what an image says of itself.
+const IMAGE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Looks at images on this machine.
 struct Here<'a> {
@@ -31,7 +34,7 @@ impl Look for Here<'_> {
         let image = json!({"driver": "qcow2", "file": storage, "backing": null});
         let shown = "the image on the server";
         let info = Target::new(&image, shown, Keys::default())
-            .and_then(|image| qemu::image_info(&image, Use::None, &patience(stop)))
+            .and_then(|image| qemu::image_info(&image, Use::None, &limit(stop)))
             .map_err(|error| Trouble::Host(Box::new(error)))?;
         Ok(Header {
             backing: info.backing,
@@ -43,8 +46,8 @@ impl Look for Here<'_> {
     }
 }
 
-fn patience(stop: &Stop) -> Patience {
-    Patience {
+fn limit(stop: &Stop) -> WaitLimit {
+    WaitLimit {
         deadline: IMAGE_DEADLINE,
         stop: stop.clone(),
     }
@@ -113,5 +116,5 @@ pub fn infos_if_reachable(disk: &Disk, stop: &Stop) -> Result<Option<Vec<ImageIn
 /// No key is needed for what an image says of itself.
 fn info(image: &Image, used: Use, stop: &Stop) -> Result<ImageInfo> {
     let image = Target::new(&image.node_alone()?, &image.storage.text(), Keys::default())?;
-    qemu::image_info(&image, used, &patience(stop))
+    qemu::image_info(&image, used, &limit(stop))
 }

@@ -11,7 +11,7 @@ use virt::error::ErrorNumber;
 use virt_sys as sys;
 
 use super::link::Link;
-use super::{ActiveJob, Capabilities, DiskSizes, HostError, Result, failed, ffi, images, volumes};
+use super::{ActiveJob, Capabilities, DiskSizes, HostError, Refusal, Result, failed, ffi, images, volumes};
 use crate::host::chain::open;
 use crate::host::xml::{DomainDescription, backup_socket, read_domain};
 use crate::model::domain::{Agent, Device, Disk, DiskFormat, Domain, DomainState, Source};
@@ -242,7 +242,7 @@ pub fn disk_sizes(link: &Link, domain: &Domain, target: &str) -> Result<DiskSize
         .filter(|_| link.location().is_local)
         .and_then(|path| open::not_an_image(path))
     {
-        return Err(HostError::Unsupported { what: why });
+        return Err(Refusal::UnreadableImage { why }.into());
     }
     let info = link
         .find(domain)?
@@ -280,7 +280,7 @@ pub fn active_job(handle: &Handle) -> Result<Option<ActiveJob>> {
         {
             return Ok(None);
         }
-        Err(error) if is_lost_job(&error) => return Err(lost_job()),
+        Err(error) if is_lost_job(&error) => return Err(Refusal::JobForgotten.into()),
         Err(error) => return Err(failed("tell whether a job is active")(error)),
     };
     let socket = match operation {
@@ -298,15 +298,6 @@ pub fn active_job(handle: &Handle) -> Result<Option<ActiveJob>> {
 /// and the domain cannot start again in the same libvirtd.
 fn is_lost_job(error: &ffi::CallError) -> bool {
     error.message.contains("backup job data missing")
-}
-
-fn lost_job() -> HostError {
-    HostError::Unsupported {
-        what:
-            "libvirtd was killed while it began a backup job, and now can neither go on with it nor end it, \
-               until the domain has been shut off (`virsh destroy`) and libvirtd has been restarted after that"
-                .to_owned(),
-    }
 }
 
 /// The socket of the backup job that is under way, if there is one.
@@ -356,18 +347,19 @@ pub fn nvram(link: &Link, domain: &Domain) -> Result<Option<Vec<u8>>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(HostError::io("look at", path, error)),
     };
-    let unusable = |why: String| HostError::Unsupported {
-        what: format!("the UEFI variables in {} cannot be taken: {why}", path.display()),
-    };
     if !meta.is_file() {
-        return Err(unusable("it is no file".to_owned()));
+        return Err(Refusal::NvramNotAFile { path: path.clone() }.into());
     }
     let mut bytes = Vec::new();
     let file = open::open_image(path)?;
     let read = file.take(LARGEST_NVRAM + 1).read_to_end(&mut bytes);
     read.map_err(|error| HostError::io("read", path, error))?;
     if bytes.len() as u64 > LARGEST_NVRAM {
-        return Err(unusable(format!("it has more than {} MiB", LARGEST_NVRAM >> 20)));
+        return Err(Refusal::NvramTooLarge {
+            path: path.clone(),
+            most_mib: LARGEST_NVRAM >> 20,
+        }
+        .into());
     }
     Ok(Some(bytes))
 }
@@ -391,7 +383,7 @@ mod tests {
         };
         assert!(is_lost_job(&error));
         assert!(
-            lost_job()
+            Refusal::JobForgotten
                 .to_string()
                 .contains("libvirtd has been restarted after that")
         );

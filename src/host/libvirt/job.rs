@@ -10,14 +10,15 @@ use virt::domain::Domain as Handle;
 use virt::error::ErrorNumber;
 use virt_sys as sys;
 
-use super::freeze::{Debt, Freeze};
+use super::freeze::{Freeze, ThawGuard};
 use super::link::Link;
 use super::{
-    BackupJob, BackupRequest, CallError, HostError, Places, Result, checkpoints, failed, ffi, inspect, places,
+    BackupJob, BackupRequest, CallError, HostError, Places, Refusal, Result, checkpoints, failed, ffi,
+    inspect, places,
 };
 use crate::host::export::Export;
 use crate::host::xml::{self, BackupDisk};
-use crate::host::{DiskRequest, JobHealth, NewCheckpoint, ReadOptions, patience};
+use crate::host::{DiskRequest, JobHealth, NewCheckpoint, ReadOptions};
 use crate::model::block::BlockSource;
 use crate::model::checkpoint::CheckpointId;
 use crate::model::clusters::DiskMap;
@@ -26,6 +27,7 @@ use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
 use crate::model::stop::Stop;
 use crate::model::text::with_sources;
+use crate::wait;
 
 /// How long QEMU may take to close what belonged to a job.
 const ENDING: Duration = Duration::from_secs(15);
@@ -48,7 +50,7 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
     };
     let (consistency, findings, thaw) = match freeze.map(Freeze::thaw) {
         None => (Consistency::Crash, Vec::new(), None),
-        Some((consistency, findings, debt)) => (consistency, findings, Some(debt)),
+        Some((consistency, findings, guard)) => (consistency, findings, Some(guard)),
     };
     begun?;
 
@@ -115,7 +117,7 @@ fn begin_within_reason(handle: &Handle, backup: String, checkpoint: Option<Strin
 /// moment, those included that were plugged in after the decision what to read.
 fn documents(live: &Domain, request: &BackupRequest) -> Result<(PathBuf, String, Option<String>)> {
     let [socket] = request.places.sockets.as_slice() else {
-        return Err(unsupported("an active domain needs one socket".to_owned()));
+        return Err(Refusal::NotOneSocket.into());
     };
     let wanted = |target: &str| request.disks.iter().find(|disk| disk.target == target);
     if let Some(missing) = request
@@ -123,7 +125,7 @@ fn documents(live: &Domain, request: &BackupRequest) -> Result<(PathBuf, String,
         .iter()
         .find(|disk| !live.disks.iter().any(|here| here.target == disk.target))
     {
-        return Err(unsupported(format!("the domain has no disk {}", missing.target)));
+        return Err(Refusal::no_such_disk(&missing.target).into());
     }
     let mut disks = Vec::with_capacity(live.disks.len());
     for disk in &live.disks {
@@ -156,12 +158,10 @@ fn documents(live: &Domain, request: &BackupRequest) -> Result<(PathBuf, String,
 
 fn scratch_of<'a>(places: &'a Places, target: &str) -> Result<&'a Path> {
     let found = places.scratch.iter().find(|(disk, _)| disk == target);
-    let found = found.ok_or_else(|| unsupported(format!("disk {target} has no scratch file")));
-    found.map(|(_, file)| file.as_path())
-}
-
-fn unsupported(what: String) -> HostError {
-    HostError::Unsupported { what }
+    let (_, file) = found.ok_or_else(|| Refusal::NoScratchFile {
+        disk: target.to_owned(),
+    })?;
+    Ok(file.as_path())
 }
 
 fn check_places(places: &Places) -> Result<()> {
@@ -217,7 +217,7 @@ pub fn end(handle: &Handle) -> Result<()> {
         Err(error) if error.number == ErrorNumber::OperationInvalid => return Ok(()),
         Err(error) => return Err(failed("end the job")(error)),
     }
-    let gone = patience::until(ENDING, Duration::from_millis(10), || {
+    let gone = wait::until(ENDING, Duration::from_millis(10), || {
         match inspect::active_job(handle) {
             Ok(Some(_)) => None,
             Ok(None) => Some(Ok(())),
@@ -247,15 +247,16 @@ struct ActiveDomainJob {
     checkpoint: Option<NewCheckpoint>,
     consistency: Consistency,
     findings: Vec<Finding>,
-    thaw: Option<Debt>,
+    thaw: Option<ThawGuard>,
     ended: bool,
 }
 
 impl ActiveDomainJob {
     fn export(&self, target: &str) -> Result<Export<'_>> {
         let disk = self.bitmaps.iter().find(|(disk, _)| disk == target);
-        let (name, tells_changes) =
-            disk.ok_or_else(|| unsupported(format!("the job has no disk {target}")))?;
+        let (name, tells_changes) = disk.ok_or_else(|| Refusal::NotInJob {
+            disk: target.to_owned(),
+        })?;
         Ok(Export {
             socket: &self.socket,
             name,

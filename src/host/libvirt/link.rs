@@ -8,7 +8,7 @@ use virt::connect::Connect;
 use virt::domain::Domain as Handle;
 use virt::error::ErrorNumber;
 
-use super::{CallError, HostError, Result, failed, ffi};
+use super::{CallError, HostError, Refusal, Result, failed, ffi};
 use crate::host::no_connection::{NoConnection, Places};
 use crate::model::domain::Domain;
 
@@ -143,9 +143,10 @@ fn found(
 /// Refuses names that no domain can have. libvirt 9.0 deletes the state of **all** domains when one named `.` or `..` is defined.
 pub fn check_name(name: &str) -> Result<()> {
     if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
-        return Err(HostError::Unsupported {
-            what: format!("no domain can have the name {name:?}"),
-        });
+        return Err(Refusal::ImpossibleDomainName {
+            name: name.to_owned(),
+        }
+        .into());
     }
     Ok(())
 }

@@ -4,12 +4,14 @@ mod bitmaps;
 mod checkpoints;
 mod files;
 mod freeze;
+mod image_bitmaps;
 mod images;
 mod inspect;
 mod job;
 mod link;
 mod offline;
 mod places;
+mod records;
 mod register;
 mod secrets;
 mod volumes;
@@ -25,7 +27,7 @@ use crate::model::restore_point::FileId;
 use super::ffi::{self, CallError};
 use super::{
     ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFiles, Host, HostError, PlaceWishes,
-    Places, Result,
+    Places, Refusal, Result,
 };
 use link::Link;
 
@@ -89,14 +91,6 @@ impl Host for LibvirtHost {
 
     fn delete_checkpoint(&self, domain: &Domain, name: &str) -> Result<()> {
         checkpoints::delete(&self.link, domain, name)
-    }
-
-    fn delete_bitmap(&self, domain: &Domain, name: &str) -> Result<()> {
-        bitmaps::delete(&self.link, domain, name)
-    }
-
-    fn stored_bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>> {
-        bitmaps::stored_names(&self.link, domain, target)
     }
 
     fn forget_checkpoint(&self, domain: &Domain, name: &str) -> Result<()> {
@@ -169,14 +163,17 @@ impl Host for LibvirtHost {
     fn define(&self, xml: &str) -> Result<()> {
         let description = read_domain(xml)?;
         link::check_name(&description.name)?;
-        let taken = |what: String| HostError::Unsupported {
-            what: format!("a domain {what} exists already"),
-        };
         if self.link.by_name(&description.name)?.is_some() {
-            return Err(taken(format!("named '{}'", description.name)));
+            return Err(Refusal::DomainNameTaken {
+                name: description.name,
+            }
+            .into());
         }
         if !description.uuid.is_empty() && self.link.by_uuid(&description.uuid)?.is_some() {
-            return Err(taken(format!("with the UUID {}", description.uuid)));
+            return Err(Refusal::DomainUuidTaken {
+                uuid: description.uuid,
+            }
+            .into());
         }
         // The bindings cannot take a NUL byte, and XML cannot hold one.
         ffi::c_string(xml).map_err(failed("define the domain"))?;

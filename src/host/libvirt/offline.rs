@@ -12,11 +12,11 @@ use virt::domain::Domain as Handle;
 
 use super::link::Link;
 use super::{
-    BackupJob, BackupRequest, HostError, Places, Result, checkpoints, failed, ffi, images, inspect, job,
-    places,
+    BackupJob, BackupRequest, HostError, Places, Refusal, Result, checkpoints, failed, ffi, image_bitmaps,
+    images, inspect, job, places, records,
 };
 use crate::host::export::Export;
-use crate::host::qemu::{self, Offer, Patience, Reader, Target};
+use crate::host::qemu::{self, Offer, Reader, Target};
 use crate::host::xml::{KnownCheckpoint, write_known_checkpoint};
 use crate::host::{CheckpointRequest, DiskRequest, JobHealth, NewCheckpoint, ReadOptions};
 use crate::model::block::BlockSource;
@@ -24,7 +24,7 @@ use crate::model::clusters::DiskMap;
 use crate::model::domain::{Disk, DiskFormat, Domain};
 use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
-use crate::model::stop::Stop;
+use crate::model::stop::{Stop, WaitLimit};
 use crate::model::text::with_sources;
 
 /// Begins the reading of a shut-off domain.
@@ -69,7 +69,7 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
         ));
     }
     if inspect::is_active(handle)? {
-        return Err(unsupported("the domain was started meanwhile".to_owned()));
+        return Err(Refusal::StartedMeanwhile.into());
     }
     Ok(Box::new(job))
 }
@@ -95,25 +95,28 @@ impl Plan<'_> {
 
 fn plan<'a>(link: &Link, domain: &'a Domain, request: &'a BackupRequest) -> Result<Vec<Plan<'a>>> {
     let [folder] = request.places.own_dirs.as_slice() else {
-        return Err(unsupported(
-            "a shut-off domain needs a folder for its readers".to_owned(),
-        ));
+        return Err(Refusal::NoReaderFolder.into());
     };
     let mut plans = Vec::with_capacity(request.disks.len());
     for wanted in &request.disks {
         let disk = domain.disk(&wanted.target);
-        let disk = disk.ok_or_else(|| unsupported(format!("the domain has no disk {}", wanted.target)))?;
+        let disk = disk.ok_or_else(|| Refusal::no_such_disk(&wanted.target))?;
         if let Some(why) = &disk.unreadable {
-            return Err(unsupported(format!("disk {}: {why}", disk.target)));
+            return Err(Refusal::UnreadableDisk {
+                disk: disk.target.clone(),
+                why: why.clone(),
+            }
+            .into());
         }
         let image = images::to_read(link, disk, &request.stop).map_err(HostError::of_disk(&disk.target))?;
         if let Some(since) = &wanted.since
-            && !checkpoints::has_usable_bitmap(disk, since, &request.stop)?
+            && !image_bitmaps::has_usable_bitmap(disk, since, &request.stop)?
         {
-            return Err(unsupported(format!(
-                "the bitmap {since} of disk {} is missing or broken",
-                disk.target
-            )));
+            return Err(Refusal::BitmapUnusable {
+                name: since.clone(),
+                disk: disk.target.clone(),
+            }
+            .into());
         }
         let socket = places::reader_socket(folder, &disk.target);
         places::check_socket(&socket)?;
@@ -125,10 +128,6 @@ fn plan<'a>(link: &Link, domain: &'a Domain, request: &'a BackupRequest) -> Resu
         });
     }
     Ok(plans)
-}
-
-fn unsupported(what: String) -> HostError {
-    HostError::Unsupported { what }
 }
 
 /// What the disks of this domain are worth as they lie there: with a saved memory image they are those of a machine in mid-flight.
@@ -148,11 +147,14 @@ fn moment(handle: &Handle) -> Result<(Consistency, Vec<Finding>)> {
 /// never removes what somebody else has made.
 fn refuse_taken_name(plans: &[Plan], handle: &Handle, name: &str) -> Result<()> {
     if ffi::Checkpoint::lookup(handle, name).is_ok() {
-        return Err(unsupported(format!("a checkpoint named '{name}' exists already")));
+        return Err(Refusal::CheckpointExists {
+            name: name.to_owned(),
+        }
+        .into());
     }
     for plan in plans.iter().filter(|plan| plan.request.checkpointed) {
         let disk = plan.disk;
-        if checkpoints::has_bitmap(disk, name).map_err(HostError::of_disk(&disk.target))? {
+        if image_bitmaps::has_bitmap(disk, name).map_err(HostError::of_disk(&disk.target))? {
             return Err(HostError::BitmapExists {
                 name: name.to_owned(),
             });
@@ -163,8 +165,8 @@ fn refuse_taken_name(plans: &[Plan], handle: &Handle, name: &str) -> Result<()> 
 
 fn add_bitmaps(link: &Link, plans: &[Plan], name: &str, stop: &Stop) -> Result<()> {
     // Never stopped in the middle: a program that is killed while it writes to an image leaves all bitmaps in it broken.
-    let patience = Patience {
-        deadline: checkpoints::EDIT_DEADLINE,
+    let limit = WaitLimit {
+        deadline: image_bitmaps::EDIT_DEADLINE,
         stop: Stop::default(),
     };
     for plan in plans.iter().filter(|plan| plan.request.checkpointed) {
@@ -172,13 +174,13 @@ fn add_bitmaps(link: &Link, plans: &[Plan], name: &str, stop: &Stop) -> Result<(
             return Err(HostError::Stopped);
         }
         if plan.disk.format != DiskFormat::Qcow2 {
-            return Err(unsupported(format!(
-                "disk {} cannot carry a bitmap",
-                plan.disk.target
-            )));
+            return Err(Refusal::NoBitmapInFormat {
+                disk: plan.disk.target.clone(),
+            }
+            .into());
         }
         let image = images::to_edit(link, plan.disk, stop).map_err(HostError::of_disk(&plan.disk.target))?;
-        qemu::add_bitmap(&image, name, &patience).map_err(HostError::of_disk(&plan.disk.target))?;
+        qemu::add_bitmap(&image, name, &limit).map_err(HostError::of_disk(&plan.disk.target))?;
     }
     Ok(())
 }
@@ -191,7 +193,7 @@ fn make_known(
     wanted: &CheckpointRequest,
 ) -> Result<NewCheckpoint> {
     let name = &wanted.name;
-    let parent = checkpoints::newest(handle)?;
+    let parent = records::newest(handle)?;
     let covered = |target: &str| {
         request
             .disks
@@ -232,8 +234,9 @@ struct OfflineJob {
 impl OfflineJob {
     fn export(&self, target: &str) -> Result<Export<'_>> {
         let disk = self.disks.iter().find(|(disk, ..)| disk == target);
-        let (name, bitmap, socket) =
-            disk.ok_or_else(|| unsupported(format!("the job has no disk {target}")))?;
+        let (name, bitmap, socket) = disk.ok_or_else(|| Refusal::NotInJob {
+            disk: target.to_owned(),
+        })?;
         Ok(Export {
             socket,
             name,

@@ -11,7 +11,7 @@ use virt::domain::Domain as Handle;
 
 use super::inspect;
 use super::link::Link;
-use super::{HostError, PlaceWishes, Places, Result};
+use super::{HostError, PlaceWishes, Places, Refusal, Result};
 use crate::host::{libvirt::link, qemu};
 use crate::model::domain::{Domain, Source};
 use crate::model::finding::Finding;
@@ -39,7 +39,7 @@ pub fn choose(
     link::check_name(&domain.name)?;
     let safe = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     if !(1..=36).contains(&run.len()) || !run.bytes().all(safe) {
-        return Err(refusal(format!("{run:?} cannot be the name of a run")));
+        return Err(Refusal::ImpossibleRunName { run: run.to_owned() }.into());
     }
     let handle = link.find(domain)?;
     if !inspect::is_active(&handle)? {
@@ -70,17 +70,13 @@ pub fn choose(
     })
 }
 
-fn refusal(what: String) -> HostError {
-    HostError::Unsupported { what }
-}
-
 /// For a shut-off domain: the readers are our own children, so the folder is for us alone. The wish for a socket is
 /// about what QEMU may reach, and does not concern them.
 fn for_readers(targets: &[String], run: &str) -> Result<Places> {
     let runtime = [Path::new("/run"), Path::new(TEMPORARY)];
     let may_write = |parent: &&Path| access(*parent, Access::WRITE_OK | Access::EXEC_OK).is_ok();
     let parent = runtime.into_iter().find(may_write);
-    let parent = parent.ok_or_else(|| refusal("there is no folder for sockets".to_owned()))?;
+    let parent = parent.ok_or(Refusal::NoSocketFolder)?;
     let folder = parent.join(format!("{PREFIX}{run}"));
     Ok(Places {
         sockets: targets
@@ -167,16 +163,13 @@ fn make_own(folder: &Path) -> Result<()> {
 /// Beside the image by default, as libvirt itself would do: that folder has the right permissions, and usually the room.
 fn scratch_file(domain: &Domain, target: &str, wishes: &PlaceWishes, run: &str) -> Result<PathBuf> {
     let disk = domain.disk(target);
-    let disk = disk.ok_or_else(|| refusal(format!("the domain has no disk {target}")))?;
+    let disk = disk.ok_or_else(|| Refusal::no_such_disk(target))?;
     let folder = match (&wishes.scratch_dir, &disk.source) {
         (Some(folder), _) => {
             let meta = fs::metadata(folder)
                 .map_err(|error| HostError::io("use the scratch folder", folder, error))?;
             if !meta.is_dir() || !folder.is_absolute() {
-                return Err(refusal(format!(
-                    "{} is no folder with an absolute path",
-                    folder.display()
-                )));
+                return Err(Refusal::NotAScratchFolder { path: folder.clone() }.into());
             }
             folder
         }
@@ -198,30 +191,30 @@ fn image_folder(source: &Source) -> Option<&Path> {
 /// nobody listens on any more may go.
 pub fn check_socket(socket: &Path) -> Result<()> {
     if !socket.is_absolute() {
-        return Err(refusal(format!(
-            "the path of the socket is not absolute: {}",
-            socket.display()
-        )));
+        return Err(Refusal::SocketNotAbsolute {
+            path: socket.to_owned(),
+        }
+        .into());
     }
     if socket.as_os_str().len() > 107 {
-        return Err(refusal(format!(
-            "the path of the socket has more than 107 bytes: {}",
-            socket.display()
-        )));
+        return Err(Refusal::SocketPathTooLong {
+            path: socket.to_owned(),
+        }
+        .into());
     }
     match fs::symlink_metadata(socket) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(HostError::io("use the socket", socket, error)),
-        Ok(meta) if !meta.file_type().is_socket() => Err(refusal(format!(
-            "something that is no socket lies at {}",
-            socket.display()
-        ))),
+        Ok(meta) if !meta.file_type().is_socket() => Err(Refusal::NotASocket {
+            path: socket.to_owned(),
+        }
+        .into()),
         Ok(_) => match UnixStream::connect(socket) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-            _ => Err(refusal(format!(
-                "somebody listens on the socket {}",
-                socket.display()
-            ))),
+            _ => Err(Refusal::SocketInUse {
+                path: socket.to_owned(),
+            }
+            .into()),
         },
     }
 }
@@ -231,10 +224,10 @@ pub fn check_scratch(file: &Path) -> Result<()> {
     match fs::symlink_metadata(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(HostError::io("use the scratch file", file, error)),
-        Ok(_) => Err(refusal(format!(
-            "something lies at the place of the scratch file {}",
-            file.display()
-        ))),
+        Ok(_) => Err(Refusal::ScratchFileTaken {
+            path: file.to_owned(),
+        }
+        .into()),
     }
 }
 

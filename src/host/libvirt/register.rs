@@ -4,7 +4,7 @@ use virt::domain::Domain as Handle;
 use virt::error::ErrorNumber;
 
 use super::link::Link;
-use super::{Result, checkpoints, failed, ffi, inspect};
+use super::{Result, failed, ffi, image_bitmaps, inspect, records};
 use crate::host::xml::{KnownCheckpoint, write_known_checkpoint};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::domain::{Disk, DiskFormat, Domain};
@@ -36,7 +36,7 @@ pub fn register(link: &Link, domain: &Domain, checkpoint: &Checkpoint) -> Result
     }
     let mut sound = Vec::new();
     for disk in covered {
-        if checkpoints::has_usable_bitmap(disk, &checkpoint.name, &Stop::default())? {
+        if image_bitmaps::has_usable_bitmap(disk, &checkpoint.name, &Stop::default())? {
             sound.push(disk.target.as_str());
         }
     }
@@ -61,7 +61,7 @@ impl Known<'_> {
         let mut sound = Vec::new();
         for target in targets.iter().filter(|_| targets.len() > 1) {
             if self.register(&[*target])? {
-                checkpoints::lookup(self.handle, &self.checkpoint.name)?
+                records::lookup(self.handle, &self.checkpoint.name)?
                     .map(|record| record.delete(true))
                     .transpose()
                     .map_err(failed(format!("look for the bitmap {}", self.checkpoint.name)))?;

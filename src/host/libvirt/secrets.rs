@@ -4,7 +4,7 @@ use virt::secret::Secret;
 use virt_sys as sys;
 
 use super::link::Link;
-use super::{CallError, HostError, Result, ffi};
+use super::{CallError, HostError, Refusal, Result, ffi};
 use crate::host::chain::key_name;
 use crate::host::qemu::Keys;
 use crate::model::storage::SecretRef;
@@ -37,11 +37,7 @@ fn value(link: &Link, wanted: &SecretRef) -> Result<Vec<u8>> {
 }
 
 fn unreadable(shown: &str, error: &CallError) -> HostError {
-    HostError::Unsupported {
-        what: format!(
-            "libvirt does not give the value of the {shown} that opens the image: {}; start the domain, or give the secret a value \
-             and define it without private='yes'",
-            error.message
-        ),
-    }
+    let secret = shown.to_owned();
+    let message = error.message.clone();
+    Refusal::SecretUnavailable { secret, message }.into()
 }

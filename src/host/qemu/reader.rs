@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::super::{HostError, Result, patience};
+use super::super::{HostError, Result};
 use super::{COMPLAINT_LIMIT, Target, command, complaint, drain, explained, failed, start, words};
 use crate::model::stop::Stop;
+use crate::wait;
 
 /// A disk to be offered by `qemu-nbd`.
 #[derive(Clone, Debug)]
@@ -111,7 +112,7 @@ impl Reader {
 
     fn wait_until_listening(&mut self, stop: &Stop) -> Option<Opening> {
         let pid_file = pid_file(&self.socket);
-        patience::until(OPENING, Duration::from_millis(5), || {
+        wait::until(OPENING, Duration::from_millis(5), || {
             if stop.requested() {
                 return Some(Opening::Stopped);
             }
@@ -211,7 +212,7 @@ pub fn end_stray_reader(socket: &Path) -> Result<()> {
     };
     // The process may have ended since it was looked at; that is what is wanted.
     let _ = kill_process(pid, Signal::KILL);
-    let gone = patience::until(Duration::from_secs(5), Duration::from_millis(10), || {
+    let gone = wait::until(Duration::from_secs(5), Duration::from_millis(10), || {
         has_ended(pid).then_some(())
     });
     gone.ok_or_else(|| {

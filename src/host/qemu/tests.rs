@@ -1,11 +1,12 @@
 //! Tests of the programs' wrappers, on images made here.
 
 use super::*;
+use crate::model::stop::{Stop, StopReason};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-fn patience() -> Patience {
-    Patience {
+fn limit() -> WaitLimit {
+    WaitLimit {
         deadline: Duration::from_secs(30),
         stop: Stop::default(),
     }
@@ -22,7 +23,7 @@ fn create(image: &Path, more: &[&str]) {
     arguments.extend(more.iter().map(OsString::from));
     arguments.push(image.into());
     arguments.push("1M".into());
-    qemu_img("create an image", &arguments, &patience()).expect("qemu-img works");
+    qemu_img("create an image", &arguments, &limit()).expect("qemu-img works");
 }
 
 #[test]
@@ -34,16 +35,16 @@ fn bitmaps_come_and_go_and_the_backing_file_stays_recorded() {
     let backing = base.to_str().expect("plain");
     create(&top, &["-F", "qcow2", "-b", backing]);
     let image = target(&top);
-    add_bitmap(&image, "-odd name", &patience()).expect("it is added");
-    let info = image_info(&image, Use::None, &patience()).expect("it is an image");
+    add_bitmap(&image, "-odd name", &limit()).expect("it is added");
+    let info = image_info(&image, Use::None, &limit()).expect("it is an image");
     let bitmap = ImageBitmap {
         name: "-odd name".into(),
         sound: true,
     };
     assert_eq!(info.bitmaps, [bitmap]);
     assert_eq!(info.backing, Some((backing.to_owned(), Some("qcow2".to_owned()))));
-    remove_bitmap(&image, "-odd name", &patience()).expect("it is removed");
-    let error = remove_bitmap(&image, "-odd name", &patience()).expect_err("it is gone");
+    remove_bitmap(&image, "-odd name", &limit()).expect("it is removed");
+    let error = remove_bitmap(&image, "-odd name", &limit()).expect_err("it is gone");
     assert!(error.to_string().contains("-odd name"), "{error}");
 }
 
@@ -66,7 +67,7 @@ fn an_interrupted_bitmap_is_not_sound() {
 #[test]
 fn a_missing_image_is_told_in_the_programs_words() {
     let image = target(Path::new("/nowhere/x.qcow2"));
-    let error = image_info(&image, Use::None, &patience()).expect_err("it is not there");
+    let error = image_info(&image, Use::None, &limit()).expect_err("it is not there");
     assert!(error.to_string().contains("No such file"), "{error}");
     let long = serde_json::Value::String("x".repeat(LONGEST_DESCRIPTION));
     Target::new(&long, "x", Keys::default()).expect_err("it is too long");
@@ -89,13 +90,13 @@ fn secrets_reach_the_program_and_no_command_line() {
             .iter()
             .any(|word| word.to_string_lossy().contains("geheim"))
     );
-    qemu_img("create an image", &arguments, &patience()).expect("qemu-img reads the secret");
+    qemu_img("create an image", &arguments, &limit()).expect("qemu-img reads the secret");
     let mut node = serde_json::json!({"driver": "qcow2", "file": {"driver": "file", "filename": image}});
     node["encrypt"] = serde_json::json!({"format": "luks", "key-secret": "key0"});
     let open = |keys| Target::new(&node, "a", keys).expect("it is short");
-    add_bitmap(&open(keys), "c0", &patience()).expect("the secret opens it");
+    add_bitmap(&open(keys), "c0", &limit()).expect("the secret opens it");
     let wrong = Keys::hold([("key0".to_owned(), b"falsch".to_vec())]).expect("it is held");
-    add_bitmap(&open(wrong), "c1", &patience()).expect_err("that is not the secret");
+    add_bitmap(&open(wrong), "c1", &limit()).expect_err("that is not the secret");
 }
 
 #[test]
@@ -110,7 +111,7 @@ fn a_reader_listens_when_it_is_started_and_leaves_nothing() {
     let image = dir.path().join("a.qcow2");
     let socket = dir.path().join("a b.sock");
     create(&image, &[]);
-    add_bitmap(&target(&image), "c0", &patience()).expect("it is added");
+    add_bitmap(&target(&image), "c0", &limit()).expect("it is added");
     let offer = Offer {
         image: &target(&image),
         export: "vda",
@@ -121,12 +122,12 @@ fn a_reader_listens_when_it_is_started_and_leaves_nothing() {
     assert_eq!(reader.ended(), None);
     UnixStream::connect(&socket).expect("it listens");
     assert!(
-        add_bitmap(&target(&image), "c1", &patience()).is_err(),
+        add_bitmap(&target(&image), "c1", &limit()).is_err(),
         "the reader holds the image"
     );
     drop(reader);
     assert!(!socket.exists() && !pid_file(&socket).exists());
-    add_bitmap(&target(&image), "c1", &patience()).expect("the image is free again");
+    add_bitmap(&target(&image), "c1", &limit()).expect("the image is free again");
 }
 
 #[test]
@@ -152,7 +153,7 @@ fn a_stop_is_heard_while_a_reader_starts() {
     let image = dir.path().join("a.qcow2");
     create(&image, &[]);
     let stop = Stop::default();
-    stop.request(2);
+    stop.request(StopReason::Interrupted);
     let offer = Offer {
         image: &target(&image),
         export: "vda",

@@ -16,9 +16,9 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use super::patience;
 use crate::model::finding::Finding;
 use crate::model::text::shown;
+use crate::wait;
 
 pub use hold::{HeldDevice, HoldError};
 use scan::{Identity, Kernel, Subject};
@@ -168,7 +168,7 @@ pub fn users_of(path: &Path, named: &DomainFiles) -> io::Result<Usages> {
         !usages.users.is_empty() && usages.users.iter().all(is_process)
     };
     if is_glance(&usages) {
-        patience::until(GLANCE, GLANCE_STEP, || match look(path, named, true) {
+        wait::until(GLANCE, GLANCE_STEP, || match look(path, named, true) {
             Ok(now) => {
                 usages = now;
                 (!is_glance(&usages)).then_some(())
@@ -350,7 +350,7 @@ mod tests {
     /// A look that takes for ever at files of this name.
     fn sometimes_silent(path: &Path, _: bool) -> Vec<(Identity, bool)> {
         if path.ends_with("silent") {
-            thread::park_timeout(Duration::from_secs(60));
+            wait::pause(Duration::from_secs(60));
         }
         scan::identity(path).map_or_else(|_| Vec::new(), |identity| vec![(identity, false)])
     }

@@ -26,7 +26,7 @@ use std::path::Path;
 
 use roxmltree::{Document, Node};
 
-use super::{HostError, Result};
+use super::{HostError, Refusal, Result};
 
 /// The longest document that is looked at, in bytes. libvirt itself refuses domains beyond 16 MiB.
 const LONGEST: usize = 16 << 20;
@@ -76,12 +76,11 @@ fn text(node: Node<'_, '_>) -> String {
 fn path_text<'a>(path: &'a Path, what: &str) -> Result<&'a str> {
     match path.to_str() {
         Some(text) if !text.chars().any(char::is_control) => Ok(text),
-        _ => Err(HostError::Unsupported {
-            what: format!(
-                "the path of the {what} cannot be passed to libvirt: {}",
-                path.display()
-            ),
-        }),
+        _ => Err(Refusal::ImpossiblePath {
+            what: what.to_owned(),
+            path: path.to_owned(),
+        }
+        .into()),
     }
 }
 

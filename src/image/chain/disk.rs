@@ -397,7 +397,7 @@ mod tests {
         let (_, links, _) = chain();
         let stop = Stop::default();
         let disk = ChainDisk::open(links, stop.clone()).expect("it opens");
-        stop.request(2);
+        stop.request(crate::model::stop::StopReason::Terminated);
         assert!(matches!(disk.read_at(&mut [0; 10], 0), Err(Error::Stopped)));
     }
 }

@@ -6,7 +6,7 @@ use super::check::{StructureFault, check};
 use super::layout::ENTRY_BYTES;
 use super::{Image, Qcow2Options};
 use crate::image::samples::{C, data, image, memory_file, options, zero};
-use crate::model::stop::Stop;
+use crate::model::stop::{Stop, StopReason};
 
 const SIZE: u64 = 40 * 1024 * 1024 + 1536;
 
@@ -115,6 +115,6 @@ fn a_wish_to_stop_ends_it() {
     let file = memory_file(&sample(None));
     let image = Image::open(file, "sample.qcow2").expect("it is one");
     let stop = Stop::default();
-    stop.request(2);
+    stop.request(StopReason::Interrupted);
     assert!(check(&image, &stop).is_err());
 }

@@ -261,6 +261,7 @@ mod tests {
     use crate::image::qcow2::{Image, Mapping};
     use crate::image::samples::{C, data, image, memory_file, options, zero};
     use crate::model::block::BlockErrorKind;
+    use crate::model::stop::StopReason;
     use std::io;
     use std::path::Path;
 
@@ -451,7 +452,7 @@ mod tests {
     #[test]
     fn nothing_is_written_after_the_end_or_a_wish_to_stop() {
         let mut writer = Qcow2Writer::new(Box::new(Full), options(CLUSTER, None)).expect("it begins");
-        writer.options.stop.request(2);
+        writer.options.stop.request(StopReason::Interrupted);
         assert_eq!(
             writer.finish().expect_err("it was asked to stop").kind,
             BlockErrorKind::Stopped

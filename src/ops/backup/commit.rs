@@ -6,6 +6,7 @@ use crate::host::NewCheckpoint;
 use crate::model::finding::Finding;
 use crate::model::restore_point::{Consistency, DiskPoint, Level, RestorePoint};
 use crate::model::text::{shown, with_sources};
+use crate::ops::heal;
 use crate::ops::plan::BackupPlan;
 use crate::ops::reconcile::{self, Retired};
 use crate::ops::{Cause, Error, Result};
@@ -179,8 +180,7 @@ impl Run<'_> {
                     Retired::Checkpoint(_) => None,
                 });
                 for name in bitmaps {
-                    self.host()
-                        .delete_bitmap(self.domain, name)
+                    heal::remove_orphaned_bitmaps(self.host(), self.domain, name)
                         .map_err(|error| trouble(format!("bitmap {name}: {}", with_sources(&error))))?;
                 }
                 Ok(())

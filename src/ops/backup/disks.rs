@@ -13,7 +13,7 @@ use crate::model::block::{Beneath, Written};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::restore_point::DiskPoint;
-use crate::model::stop::Stop;
+use crate::model::stop::{Stop, StopReason};
 use crate::ops::copy::{self, DEADLINE, Progress};
 use crate::ops::error::Cause;
 use crate::ops::monitor::Event;
@@ -77,7 +77,7 @@ pub fn copy_all(
             match results.recv_timeout(GLANCE) {
                 Ok((index, Ok(disk))) => copied[index] = Some(disk),
                 Ok((_, Err(error))) => {
-                    stop.request(1);
+                    stop.request(StopReason::OtherPartFailed);
                     // The others then only say that they were stopped.
                     if failure.as_ref().is_none_or(Error::is_stopped) {
                         failure = Some(error);
@@ -89,7 +89,7 @@ pub fn copy_all(
                     if let Some(trouble) = look(domain, job, context, glances)
                         && failure.is_none()
                     {
-                        stop.request(1);
+                        stop.request(StopReason::OtherPartFailed);
                         failure = Some(trouble);
                     }
                 }
@@ -109,13 +109,16 @@ fn all_of(copied: Vec<Option<CopiedDisk>>) -> Option<Vec<CopiedDisk>> {
 }
 
 fn stopped(domain: &Domain, context: &Context) -> Error {
-    Error::of(&domain.name, Cause::Stopped(context.stop.signal().unwrap_or(1)))
+    Error::of(
+        &domain.name,
+        Cause::Stopped(context.stop.reason().unwrap_or(StopReason::OtherPartFailed)),
+    )
 }
 
 /// What else has happened: the user wants to stop, or the job is in trouble.
 fn look(domain: &Domain, job: &dyn BackupJob, context: &Context, glances: u32) -> Option<Error> {
-    if let Some(signal) = context.stop.signal() {
-        return Some(Error::of(&domain.name, Cause::Stopped(signal)));
+    if let Some(reason) = context.stop.reason() {
+        return Some(Error::of(&domain.name, Cause::Stopped(reason)));
     }
     if !glances.is_multiple_of(GLANCES_PER_HEALTH_CHECK) {
         return None;
@@ -125,8 +128,8 @@ fn look(domain: &Domain, job: &dyn BackupJob, context: &Context, glances: u32) -
 
 /// A connection that broke often has a better explanation: the user's signal, or a job that has ended.
 fn reason_of(error: Error, domain: &Domain, job: &dyn BackupJob, context: &Context) -> Error {
-    if let Some(signal) = context.stop.signal() {
-        return Error::of(&domain.name, Cause::Stopped(signal));
+    if let Some(reason) = context.stop.reason() {
+        return Error::of(&domain.name, Cause::Stopped(reason));
     }
     match &error.cause {
         Cause::Copy(_) | Cause::Host(_) => job::trouble(&domain.name, job).unwrap_or(error),

@@ -10,7 +10,8 @@ use crate::model::domain::{Domain, DomainState};
 use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
 use crate::model::text::with_sources;
-use crate::ops::heal::{self, Intent};
+use crate::ops::heal;
+use crate::ops::journal::JournalEntry;
 use crate::ops::monitor::Event;
 use crate::ops::plan::BackupPlan;
 use crate::ops::reconcile::Reconciliation;
@@ -45,8 +46,8 @@ impl Run<'_> {
         if plan.disks.is_empty() {
             return Err(self.failed(Cause::NothingToBackUp));
         }
-        if let Some(signal) = self.context.stop.signal() {
-            return Err(self.failed(Cause::Stopped(signal)));
+        if let Some(reason) = self.context.stop.reason() {
+            return Err(self.failed(Cause::Stopped(reason)));
         }
         let begun = self.locked.begin(&plan.period, self.context.now.timestamp());
         let pending = begun.map_err(|error| self.failed(error))?;
@@ -119,8 +120,8 @@ impl Run<'_> {
         })
     }
 
-    fn intent(&self, request: &BackupRequest, mark: &str) -> Intent {
-        Intent {
+    fn intent(&self, request: &BackupRequest, mark: &str) -> JournalEntry {
+        JournalEntry {
             uuid: self.domain.uuid.clone(),
             mark: mark.to_owned(),
             checkpoint: request.checkpoint.as_ref().map(|wanted| wanted.name.clone()),
@@ -129,7 +130,7 @@ impl Run<'_> {
         }
     }
 
-    fn note(&self, intent: &Intent, pending: &dyn PendingPoint) -> Result<()> {
+    fn note(&self, intent: &JournalEntry, pending: &dyn PendingPoint) -> Result<()> {
         let text = serde_json::to_vec_pretty(intent).map_err(|source| {
             self.failed(RepoError::Manifest {
                 id: pending.id().to_owned(),
@@ -222,9 +223,9 @@ impl Run<'_> {
 
     pub(super) fn failed(&self, cause: impl Into<Cause>) -> Error {
         let error = Error::of(&self.domain.name, cause);
-        match self.context.stop.signal() {
+        match self.context.stop.reason() {
             // What fails because the user asked to stop is no failure of its own.
-            Some(signal) if error.is_stopped() => Error::of(&self.domain.name, Cause::Stopped(signal)),
+            Some(reason) if error.is_stopped() => Error::of(&self.domain.name, Cause::Stopped(reason)),
             _ => error,
         }
     }

@@ -34,7 +34,7 @@ impl Settled {
     ) -> std::result::Result<Settled, Cause> {
         let planned = &planned.level;
         let Some(parent) = &planned.parent else {
-            return Ok(Settled::full(planned.reason.clone()));
+            return Ok(Settled::full(planned.reason.to_string()));
         };
         if size < parent.virtual_size {
             let reason = format!("disk {} has shrunk since {}", planned.target, parent.id);
@@ -48,7 +48,7 @@ impl Settled {
                     virtual_size: parent.virtual_size,
                     disk,
                 }),
-                reason: planned.reason.clone(),
+                reason: planned.reason.to_string(),
             }),
             Err(Cause::Copy(error)) if copy::is_stop(&error) => Err(Cause::Copy(error)),
             Err(Cause::NotWhole { fault, .. }) => {

@@ -1,10 +1,7 @@
 //! A standalone copy: every disk in full, no checkpoint, nothing retired. Pure.
 
-use crate::model::chain::DiskLevel;
+use crate::model::level::{DiskLevel, LevelReason};
 use crate::ops::reconcile::{Reconciliation, Repair};
-
-/// Why each disk of a copy is full.
-const REASON: &str = "a standalone copy";
 
 /// The code of the finding that every backup is full, which of a copy is no news.
 const NO_INCREMENTAL: &str = "no-incremental";
@@ -22,7 +19,7 @@ pub(super) fn as_copy(planned: Reconciliation, folder: String) -> Reconciliation
         planned.level = DiskLevel {
             target: planned.disk.target.clone(),
             parent: None,
-            reason: REASON.to_owned(),
+            reason: LevelReason::StandaloneCopy,
         };
     }
     let touches_no_checkpoint = |repair: &Repair| !matches!(repair, Repair::Register(_));

@@ -1,10 +1,11 @@
 //! Which disks can be compared, and why the others cannot.
 
 use super::{Meaning, UncomparedDisk};
-use crate::model::chain::{Chains, Parent};
-use crate::model::domain::Allowed;
+use crate::model::chain::Chains;
+use crate::model::eligibility::Allowed;
 use crate::model::finding::Finding;
 use crate::model::left_out::{Exclusion, Kind, LeftOut};
+use crate::model::level::Parent;
 use crate::ops::heal::Settled;
 use crate::ops::plan::{self, BackupPlan, PlannedDisk, STORED_DECRYPTED};
 use crate::ops::reconcile::{self, Repair};
@@ -71,7 +72,7 @@ pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
     for disk in planned.disks {
         match disk.level.parent.clone() {
             Some(parent) => comparable.push((disk, parent)),
-            None => uncompared.push(why_not(&disk.disk.target, disk.level.reason, chains)),
+            None => uncompared.push(why_not(&disk.disk.target, disk.level.reason.to_string(), chains)),
         }
     }
     let newest = chains.latest_in_periods();

@@ -2,8 +2,9 @@
 //! bitmaps may be in the images still.
 
 use super::Inputs;
-use crate::model::chain::{DiskNow, KeptPoint, decide};
+use crate::model::chain::KeptPoint;
 use crate::model::checkpoint::{Bitmap, Checkpoint, CheckpointDisk, CheckpointId, is_unique, mark_of_point};
+use crate::model::level::{DiskNow, decide};
 
 /// The lost checkpoints of the period whose bitmaps the images are known to hold, oldest first.
 pub fn seen(inputs: &Inputs<'_>) -> Vec<Checkpoint> {

@@ -29,9 +29,9 @@ pub(super) fn restore_disk<'a>(
     } = *means;
     let target = disk.target.as_str();
     let own_stop = stop.child();
-    let failed = |cause: Cause| match (stop.signal(), &cause) {
-        (Some(signal), Cause::Copy(error)) if copy::is_stop(error) => {
-            Error::of(domain, Cause::Stopped(signal))
+    let failed = |cause: Cause| match (stop.reason(), &cause) {
+        (Some(reason), Cause::Copy(error)) if copy::is_stop(error) => {
+            Error::of(domain, Cause::Stopped(reason))
         }
         _ => Error::of_disk(domain, target, cause),
     };

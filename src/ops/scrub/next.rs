@@ -1,12 +1,12 @@
 //! Tells what the next backup will be, from the checkpoints that there are then. Pure.
 
-use super::plan::DiskBitmap;
+use super::DiskBitmap;
 use crate::host::Capabilities;
 use crate::model::chain::Chains;
 use crate::model::checkpoint::{Checkpoint, is_own, is_unique, sort_key};
-use crate::model::domain::{Allowed, Domain, Eligibility};
+use crate::model::domain::Domain;
+use crate::model::eligibility::{self, Allowed, Eligibility};
 use crate::model::finding::Finding;
-use crate::model::left_out;
 use crate::model::restore_point::Level;
 use crate::ops::plan;
 use crate::ops::survey::DiskFacts;
@@ -117,7 +117,7 @@ fn next_in_repository(
     };
     let same = |disk: &plan::PlannedDisk| disk.level.reason == first.level.reason;
     let reason = if others.iter().all(same) {
-        first.level.reason.clone()
+        first.level.reason.to_string()
     } else {
         let disks = backup.disks.iter().map(|disk| {
             let level = disk.level.level().word();
@@ -145,7 +145,7 @@ fn next_anywhere(
     let able = domain
         .disks
         .iter()
-        .filter(|disk| left_out::eligibility(domain, disk, USUAL, &[]) == Eligibility::Incremental);
+        .filter(|disk| eligibility::of(domain, disk, USUAL, &[]) == Eligibility::Incremental);
     let (mut bases, mut without) = (Vec::new(), Vec::new());
     for disk in able {
         let ours = checkpoints.iter().rev().filter(|one| is_own(&one.name));

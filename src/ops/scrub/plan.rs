@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::DiskBitmap;
 use super::next::{NextBackup, Outlook, next_backup};
 use super::others;
 use crate::model::checkpoint::{Bitmap, Checkpoint, is_own, sort_key};
@@ -54,15 +55,6 @@ impl ScrubType {
             ScrubType::Both | ScrubType::All => "checkpoint or bitmap",
         }
     }
-}
-
-/// A bitmap of a disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskBitmap {
-    /// The disk's target.
-    pub disk: String,
-    /// The bitmap's name.
-    pub name: String,
 }
 
 /// What a domain has, as far as that can be known.

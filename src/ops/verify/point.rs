@@ -3,7 +3,7 @@
 use super::Damage;
 use crate::model::block::{BlockErrorKind, Content};
 use crate::model::restore_point::DiskPoint;
-use crate::model::stop::Stop;
+use crate::model::stop::{Stop, StopReason};
 use crate::model::text::with_sources;
 use crate::ops::monitor::{Event, Monitor};
 use crate::ops::{Cause, Error, Result, copy};
@@ -138,7 +138,10 @@ impl<'a> Prover<'a> {
     }
 
     fn stopped(&self) -> Error {
-        Error::of(self.domain, Cause::Stopped(self.stop.signal().unwrap_or(2)))
+        Error::of(
+            self.domain,
+            Cause::Stopped(self.stop.reason().unwrap_or(StopReason::Interrupted)),
+        )
     }
 }
 

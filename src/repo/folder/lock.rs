@@ -4,10 +4,11 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
+
+use crate::wait;
 
 /// The right to write to one domain's folder, until dropped.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
             Ok(()) => break,
             Err(TryLockError::WouldBlock) if looks < LOOKS => {
                 looks += 1;
-                thread::park_timeout(LOOK);
+                wait::pause(LOOK);
             }
             Err(TryLockError::WouldBlock) => return Err(LockError::Held(read_holder(&mut file))),
             Err(TryLockError::Error(error)) => return Err(failed(error)),

@@ -83,10 +83,6 @@ impl<H: Host> Host for CrashHost<H> {
         self.ask(|host| host.bitmap_names(domain, target))
     }
 
-    fn stored_bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>> {
-        self.ask(|host| host.stored_bitmap_names(domain, target))
-    }
-
     fn active_job(&self, domain: &Domain) -> Result<Option<ActiveJob>> {
         self.ask(|host| host.active_job(domain))
     }
@@ -103,10 +99,6 @@ impl<H: Host> Host for CrashHost<H> {
         self.step("delete the checkpoint", |host| {
             host.delete_checkpoint(domain, name)
         })
-    }
-
-    fn delete_bitmap(&self, domain: &Domain, name: &str) -> Result<()> {
-        self.step("delete the bitmap", |host| host.delete_bitmap(domain, name))
     }
 
     fn thaw(&self, domain: &Domain) -> Result<()> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::domain::SimDomain;
+use super::job::SimJob;
 use super::{SimHost, backup_job, simulated, step};
 use crate::host::xml::read_domain;
 use crate::host::{
@@ -13,8 +14,8 @@ use crate::host::{
 use crate::model::checkpoint::{Bitmap, Checkpoint};
 use crate::model::domain::{Agent, Domain, DomainState};
 use crate::model::restore_point::FileId;
+use crate::model::stop::StopReason;
 use crate::testkit::disk::MemDisk;
-use crate::testkit::job::SimJob;
 
 impl Host for SimHost {
     fn capabilities(&self) -> Result<Capabilities> {
@@ -69,19 +70,14 @@ impl Host for SimHost {
             });
         }
         self.with(&domain.name, |found| {
-            let disk = found.disks.get(target);
-            let mut names = disk.map(MemDisk::bitmap_names).unwrap_or_default();
-            if found.domain.state.is_active() {
-                // As with libvirt: nobody lists those that no checkpoint owns.
-                let is_owned = |name: &String| found.checkpoints.iter().any(|one| one.id.name == *name);
-                names.retain(is_owned);
+            if !found.domain.state.is_active() {
+                return Ok(found
+                    .disks
+                    .get(target)
+                    .map(MemDisk::bitmap_names)
+                    .unwrap_or_default());
             }
-            Ok(names)
-        })
-    }
-
-    fn stored_bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>> {
-        self.with(&domain.name, |found| {
+            // As with libvirt: nobody lists those that are in QEMU's memory only.
             let is_there = |name: &&String| {
                 let disk = found.disks.get(target);
                 disk.is_some_and(|disk| disk.dirty(name).is_some())
@@ -107,7 +103,11 @@ impl Host for SimHost {
 
     fn remove_bitmaps(&self, domain: &Domain, name: &str) -> Result<Vec<String>> {
         self.refuse_removal(name)?;
+        let fuse = self.fuse();
         self.with(&domain.name, |found| {
+            if !found.domain.state.is_active() {
+                return found.remove_stored_bitmaps(name, &fuse);
+            }
             let disks = found.disks.iter_mut();
             let removed = disks.filter_map(|(target, disk)| disk.remove_bitmap(name).then(|| target.clone()));
             Ok(removed.collect())
@@ -123,7 +123,7 @@ impl Host for SimHost {
                 let removed = found.remove_stored_bitmaps(name, &fuse)?;
                 let forgotten = step(&fuse, "forget the checkpoint", || found.forget(name))?;
                 return match forgotten {
-                    Err(HostError::NoSuchCheckpoint { .. }) if removed => Ok(()),
+                    Err(HostError::NoSuchCheckpoint { .. }) if !removed.is_empty() => Ok(()),
                     forgotten => forgotten.map(drop),
                 };
             }
@@ -132,19 +132,6 @@ impl Host for SimHost {
                     disk.remove_bitmap(name);
                 }
             }
-            Ok(())
-        })
-    }
-
-    fn delete_bitmap(&self, domain: &Domain, name: &str) -> Result<()> {
-        let fuse = self.fuse();
-        self.with(&domain.name, |found| {
-            if !found.domain.state.is_active() {
-                return found.remove_stored_bitmaps(name, &fuse).map(drop);
-            }
-            found.disks.values_mut().for_each(|disk| {
-                disk.remove_bitmap(name);
-            });
             Ok(())
         })
     }
@@ -224,7 +211,7 @@ impl Host for SimHost {
             });
         }
         if let Some(stop) = state.stop_in_begin.take() {
-            stop.request(2);
+            stop.request(StopReason::Interrupted);
         }
         state.clock += 1;
         let clock = state.clock;

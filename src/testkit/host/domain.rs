@@ -101,16 +101,17 @@ impl SimDomain {
         }
     }
 
-    /// Removes bitmaps from the images of a shut-off domain, one by one, as the client does; whether there were any.
-    pub(super) fn remove_stored_bitmaps(&mut self, name: &str, fuse: &Option<Fuse>) -> Result<bool> {
+    /// Removes bitmaps from the images of a shut-off domain, one by one, as the client does, and names the disks that had one.
+    pub(super) fn remove_stored_bitmaps(&mut self, name: &str, fuse: &Option<Fuse>) -> Result<Vec<String>> {
         if self.job.is_some() {
             return Err(simulated("remove the bitmap", "a reader holds the image"));
         }
-        let mut removed = false;
-        for disk in self.disks.values_mut() {
-            removed |= step(fuse, "remove the bitmap from an image", || {
+        let mut removed = Vec::new();
+        for (target, disk) in &mut self.disks {
+            let had_one = step(fuse, "remove the bitmap from an image", || {
                 disk.remove_bitmap(name)
             })?;
+            removed.extend(had_one.then(|| target.clone()));
         }
         Ok(removed)
     }

@@ -11,6 +11,7 @@ use crate::model::stop::Stop;
 
 mod calls;
 mod domain;
+mod job;
 mod trouble;
 mod world;
 

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use vmsnap::host::Host;
-use vmsnap::ops::heal::Intent;
+use vmsnap::ops::journal::JournalEntry;
 use vmsnap::ops::{Cause, Class};
 
 use super::{
@@ -144,7 +144,7 @@ fn a_domain_that_goes_away_in_mid_run_is_an_error_that_names_it() {
 fn a_dead_run_of_a_domain_made_anew_has_no_claim_on_the_new_one() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
-    let intent = Intent {
+    let intent = JournalEntry {
         freezes: true,
         ..lab.intent_of_a_dead_run("vm1", NAMES[5])
     };

@@ -374,7 +374,7 @@ pub fn a_wish_to_stop_ends_every_read(kind: &dyn Kind) {
     let mut source = domain
         .open_source(&history, &id, "vda", &reading(&stop))
         .expect("it opens");
-    stop.request(2);
+    stop.request(vmsnap::model::stop::StopReason::Terminated);
     let stopped = [
         reader.read_at(&mut [0; 100], 0).err(),
         reader.extent_at(0).err(),

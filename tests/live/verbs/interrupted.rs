@@ -4,7 +4,7 @@ use std::path::Path;
 
 use vmsnap::host::{BackupRequest, CheckpointRequest, DiskRequest, Host, Places};
 use vmsnap::model::restore_point::Level;
-use vmsnap::ops::heal::Intent;
+use vmsnap::ops::journal::JournalEntry;
 use vmsnap::repo::{PendingPoint, Repository};
 
 use crate::embed::{Kind, Lab, Shape, TestDomain, run_ok};
@@ -126,7 +126,7 @@ pub(super) fn killed_run(story: &Story, since: Option<&str>, until: Until) -> (P
     let places = host
         .places(&domain, &story.targets(), &story.options.places, &run)
         .expect("there are places");
-    let intent = Intent {
+    let intent = JournalEntry {
         uuid: domain.uuid.clone(),
         mark: format!("vmsnap run {run}"),
         checkpoint: Some("virtnbdbackup.77".to_owned()),
@@ -160,7 +160,7 @@ pub(super) fn killed_run(story: &Story, since: Option<&str>, until: Until) -> (P
     (places, run)
 }
 
-fn note(pending: &dyn PendingPoint, intent: &Intent) {
+fn note(pending: &dyn PendingPoint, intent: &JournalEntry) {
     let text = serde_json::to_vec(intent).expect("it is JSON");
     pending.write_note(&text).expect("it is noted");
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::disk::MemDisk;
-use super::host::SimHost;
-use crate::host::{BackupJob, BackupRequest, Host, HostError, JobHealth, NewCheckpoint, ReadOptions, Result};
+use super::SimHost;
+use crate::host::{
+    BackupJob, BackupRequest, Host, HostError, JobHealth, NewCheckpoint, ReadOptions, Refusal, Result,
+};
 use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content};
 use crate::model::buffer::Buffer;
 use crate::model::clusters::{ClusterSet, DiskMap};
@@ -13,6 +14,7 @@ use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
 use crate::model::stop::Stop;
+use crate::testkit::disk::MemDisk;
 
 /// A job of [`SimHost`]: the disks as they were when it began. Dropped unfinished it is aborted.
 pub(super) struct SimJob {
@@ -38,8 +40,11 @@ impl SimJob {
     }
 
     fn frozen(&self, target: &str) -> Result<&MemDisk> {
-        self.frozen.get(target).ok_or_else(|| HostError::Unsupported {
-            what: format!("the job has no disk {target}"),
+        self.frozen.get(target).ok_or_else(|| {
+            Refusal::NotInJob {
+                disk: target.to_owned(),
+            }
+            .into()
         })
     }
 }
@@ -89,9 +94,10 @@ impl BackupJob for SimJob {
         let mut wanted = match (options.changes_only, since) {
             (true, Some(bitmap)) => disk.dirty(bitmap).unwrap_or_default().to_vec(),
             (true, None) => {
-                return Err(HostError::Unsupported {
-                    what: format!("disk {target} was requested in full"),
-                });
+                return Err(Refusal::RequestedInFull {
+                    disk: target.to_owned(),
+                }
+                .into());
             }
             (false, _) => vec![true; disk.bytes().len().div_ceil(CLUSTER as usize)],
         };

@@ -2,10 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::error::Cause;
-use super::restore::{DefineOptions, Format, PlannedDisk};
-use super::stored::StoredPoint;
-use super::{Error, Result};
+use super::{DefineOptions, Format, PlannedDisk};
 use crate::host::Host;
 use crate::host::xml::{DomainDescription, Edits, ImageFormat, NewSource, read_domain, redefine};
 use crate::model::domain::{Device, Disk, Source};
@@ -14,6 +11,8 @@ use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 use crate::model::storage::SecretRef;
 use crate::model::text::shown;
+use crate::ops::error::{Cause, Error, Result};
+use crate::ops::stored::StoredPoint;
 use crate::repo::SmallFile;
 
 /// A domain about to be defined.

@@ -1,18 +1,30 @@
-//! Waiting for something that tells nobody when it happens: a file that appears, a process that ends.
+//! Waiting for something that gives no notice: a file that appears, a process that ends, a lock that becomes free.
+//!
+//! The only place where a thread sleeps. Whatever gives notice is waited for at its socket, channel or condition.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Lets the thread sleep for this long.
+#[allow(clippy::disallowed_methods, reason = "the one home of sleeps")]
+pub(crate) fn pause(duration: Duration) {
+    thread::sleep(duration);
+}
+
 /// Asks `probe` every `step` until it has an answer; `None` when there was none before `deadline` passed.
 /// It is asked at least once.
-pub fn until<T>(deadline: Duration, step: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
+pub(crate) fn until<T>(
+    deadline: Duration,
+    step: Duration,
+    mut probe: impl FnMut() -> Option<T>,
+) -> Option<T> {
     let started = Instant::now();
     loop {
         if let Some(answer) = probe() {
             return Some(answer);
         }
         let left = deadline.checked_sub(started.elapsed())?;
-        thread::park_timeout(step.min(left));
+        pause(step.min(left));
     }
 }
 
