@@ -163,6 +163,16 @@ pub fn has_fields() -> bool {
         .is_some_and(|log| log.journal.is_some() || log.format == LogFormat::Json)
 }
 
+/// Prints an error about the program as a whole.
+pub fn error(message: &str) {
+    tell(&Entry::new(Level::Error, message));
+}
+
+/// Prints what the user should read even with `--quiet`.
+pub fn notice(message: &str) {
+    tell(&Entry::new(Level::Notice, message));
+}
+
 /// Tells an entry, if it matters enough.
 pub fn tell(entry: &Entry<'_>) {
     if !tells(entry.level) {
@@ -177,7 +187,7 @@ pub fn tell(entry: &Entry<'_>) {
         return;
     }
     let line = match log.map(|log| log.format) {
-        Some(LogFormat::Json) => json(entry, super::commands::now().timestamp()),
+        Some(LogFormat::Json) => json(entry, super::clock::now().timestamp()),
         _ => entry.text(),
     };
     let _ = writeln!(anstream::stderr().lock(), "{line}");

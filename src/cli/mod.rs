@@ -4,6 +4,7 @@
 
 pub mod args;
 pub mod classic;
+mod clock;
 mod commands;
 mod exclude;
 pub mod exit_code;
@@ -23,8 +24,6 @@ use clap::error::ErrorKind;
 
 use args::Cli;
 use exit_code::ExitCode;
-use log::{Entry, Level};
-use stdout::{answer, answer_in_colour};
 
 /// Runs the program with these arguments (the program's name first) and returns its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> i32 {
@@ -32,7 +31,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> i32 {
     let Some(error) = stdout::unwritten() else {
         return code.number();
     };
-    tell_error(&format!("the answer could not be written to stdout: {error}"));
+    log::error(&format!("cannot write the output to stdout: {error}"));
     ExitCode::worst([code, ExitCode::Failed]).number()
 }
 
@@ -42,7 +41,7 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
     let words = match classic::translate(arguments, &grammar) {
         Ok(words) => words,
         Err(misuse) => {
-            tell_error(misuse.message());
+            log::error(misuse.message());
             return misuse.code();
         }
     };
@@ -68,14 +67,4 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
     }
     let stop = signals::listen();
     commands::run(&cli, &stop)
-}
-
-/// Tells on stderr what went wrong.
-fn tell_error(message: &str) {
-    log::tell(&Entry::new(Level::Error, message));
-}
-
-/// Tells on stderr what the user should read in any case.
-fn tell(message: &str) {
-    log::tell(&Entry::new(Level::Notice, message));
 }

@@ -28,7 +28,7 @@ pub fn listen() -> Stop {
             let asked = stop.clone();
             thread::spawn(move || pass_on(signals, &asked));
         }
-        Err(error) => super::tell_error(&format!(
+        Err(error) => super::log::error(&format!(
             "signals cannot be caught ({error}): Ctrl-C will end it at once"
         )),
     }
@@ -52,7 +52,7 @@ fn pass_on(mut signals: Signals, stop: &Stop) {
             continue;
         }
         stop.request(signal);
-        super::tell("stopping; what was begun is being ended (again to end at once)");
+        super::log::notice("stopping; what was begun is being ended (again to end at once)");
         let (sender, receiver) = channel();
         again = Some(sender);
         let stop = stop.clone();
@@ -64,10 +64,10 @@ fn pass_on(mut signals: Signals, stop: &Stop) {
 fn end_by_force(again: &Receiver<()>, stop: &Stop, code: i32) {
     let asked = Instant::now();
     if again.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) && !stop.is_owing() {
-        super::tell("cleaning up takes too long; what a backup has left, the next one ends");
+        super::log::notice("cleaning up takes too long; what a backup has left, the next one ends");
     }
     if stop.is_owing() {
-        super::tell("the guest's file systems are being thawed");
+        super::log::notice("the guest's file systems are being thawed");
     }
     while stop.is_owing() && asked.elapsed() < FOR_DEBTS {
         let _ = again.recv_timeout(Duration::from_millis(100));

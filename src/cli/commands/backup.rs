@@ -3,16 +3,16 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    CommandResult, Refusal, Tally, exclusions, group_by, now, random, repository_path, tell_summary,
-    tell_versions,
+    CommandResult, Refusal, Tally, exclusions, group_by, random, repository_path, tell_summary, tell_versions,
 };
-use crate::cli::answer;
 use crate::cli::args::BackupArgs;
+use crate::cli::clock::now;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::log::{self, Entry, Level};
 use crate::cli::progress::Progress;
 use crate::cli::report::backup as shown;
 use crate::cli::select::{Selection, patterns, select};
+use crate::cli::stdout::answer;
 use crate::model::left_out::{Kind, UNASKED};
 use crate::model::stop::Stop;
 use crate::ops::backup::{Options, Outcome, backup, preview};

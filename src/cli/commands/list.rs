@@ -1,11 +1,11 @@
 //! `vmsnap list`.
 
 use super::{CommandResult, Tally, repository_to_read};
-use crate::cli::answer;
 use crate::cli::args::ListArgs;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::report::list::{self as shown, Columns};
 use crate::cli::select::select;
+use crate::cli::stdout::answer;
 use crate::ops;
 
 /// Lists the restore points of the domains meant: all that are in the repository when none is named. One that cannot be read stops no other.

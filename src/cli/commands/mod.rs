@@ -17,14 +17,14 @@ use std::path::{Path, PathBuf};
 pub(super) use demo::folder as demo_folder;
 
 use super::args::{Cli, Command};
+use super::exclude;
 use super::exit_code::ExitCode;
 use super::log::{self, Entry, Level};
 use super::select::Selection;
-use super::{exclude, report, tell_error};
 use crate::model::left_out::Exclusions;
 use crate::model::period::GroupBy;
 use crate::model::stop::Stop;
-use crate::model::text::shown;
+use crate::model::text::{shown, with_sources};
 use crate::ops::{self, Class, Error, Host};
 
 /// How a command ends early: with words for the user.
@@ -50,7 +50,7 @@ impl From<Error> for Refusal {
             code: ExitCode::of_error(&error),
             message: match error.class() {
                 Class::Missing => missing_text(&[missing_of(&error)]),
-                _ => report::causes(&error),
+                _ => with_sources(&error),
             },
             hint: error.hint(),
         }
@@ -87,12 +87,6 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
             refusal.code
         }
     }
-}
-
-/// The moment a verb begins: the only place where the clock is read.
-#[allow(clippy::disallowed_methods, reason = "this is the one place")]
-pub(super) fn now() -> jiff::Zoned {
-    jiff::Zoned::now()
 }
 
 /// A random number.
@@ -152,14 +146,14 @@ impl Tally {
     /// Tells which patterns matched nothing.
     fn unmatched(&mut self, patterns: &[String]) {
         for pattern in patterns {
-            tell_error(&unmatched_text(pattern));
+            log::error(&unmatched_text(pattern));
             self.codes.push(ExitCode::NoDomains);
         }
     }
 
     /// Tells of a domain's failure.
     fn failed(&mut self, error: &Error, code: ExitCode) {
-        let message = report::cause_chain(error);
+        let message = with_sources(&error.cause);
         let hint = error.hint();
         // What is missing is said once, at the end.
         let said_here = hint.as_deref().filter(|_| error.class() != Class::Missing);

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::{CommandResult, Refusal, repository_to_read};
-use crate::cli::answer;
 use crate::cli::args::{FormatArg, RestoreArgs};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::progress::Progress;
 use crate::cli::report::restore as shown;
+use crate::cli::stdout::answer;
 use crate::model::stop::Stop;
 use crate::ops;
 use crate::ops::restore::{DefineOptions, Format, Options, plan, restore};

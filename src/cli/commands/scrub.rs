@@ -1,12 +1,13 @@
 //! `vmsnap scrub`.
 
-use super::{CommandResult, Refusal, Tally, group_by, now, tell_summary, tell_versions};
-use crate::cli::answer;
+use super::{CommandResult, Refusal, Tally, group_by, tell_summary, tell_versions};
 use crate::cli::args::ScrubArgs;
+use crate::cli::clock::now;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::progress::Progress;
 use crate::cli::report::{self, scrub as shown};
 use crate::cli::select::select;
+use crate::cli::stdout::answer;
 use crate::model::stop::Stop;
 use crate::model::text;
 use crate::ops;

@@ -3,16 +3,17 @@
 use std::path::Path;
 
 use super::{
-    CommandResult, Refusal, Tally, exclusions, group_by, now, repository_path, tell_summary, tell_versions,
+    CommandResult, Refusal, Tally, exclusions, group_by, repository_path, tell_summary, tell_versions,
 };
 use crate::cli::args::StatusArgs;
+use crate::cli::clock::now;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::log::{self, Entry, Level};
 use crate::cli::report;
 use crate::cli::report::backup::plan_lines;
 use crate::cli::report::status::{Form, Look, write};
 use crate::cli::select::select;
-use crate::cli::{answer, answer_in_colour};
+use crate::cli::stdout::{answer, answer_in_colour};
 use crate::model::finding::Finding;
 use crate::model::left_out::LeftOut;
 use crate::model::stop::Stop;

@@ -4,14 +4,15 @@ use std::time::{Duration, Instant};
 
 use jiff::{Span, Timestamp, Zoned};
 
-use super::{CommandResult, Refusal, Tally, now, random, repository_to_read};
+use super::{CommandResult, Refusal, Tally, random, repository_to_read};
 use crate::cli::args::VerifyArgs;
+use crate::cli::clock::now;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::log::{self, Entry, Level};
 use crate::cli::progress::Progress;
 use crate::cli::report::{compare as comparison, verify as shown};
 use crate::cli::select::{patterns, select};
-use crate::cli::{answer, tell_error};
+use crate::cli::stdout::answer;
 use crate::model::stop::Stop;
 use crate::model::text::shown as as_shown;
 use crate::ops::verify::{Options, Which, verify};
@@ -92,7 +93,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
         tally.count(ExitCode::Signal(signal));
     }
     if tally.is_clean() && done.iter().all(|proved| proved.outcome.points.is_empty()) {
-        tell_error(&nothing_in(&repo));
+        log::error(&nothing_in(&repo));
         tally.count(ExitCode::NoDomains);
     }
     let code = tally.end(&[]);
@@ -173,7 +174,7 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
         tally.count(ExitCode::Signal(signal));
     }
     if tally.is_clean() && done.is_empty() {
-        tell_error("there is nothing to compare: none of these domains has a restore point");
+        log::error("there is nothing to compare: none of these domains has a restore point");
         tally.count(ExitCode::NoDomains);
     }
     let code = tally.end(&["qemu-img", "qemu-nbd"]);

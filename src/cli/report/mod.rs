@@ -18,7 +18,7 @@ use crate::model::chain::MissedWrite;
 use crate::model::finding::Finding;
 use crate::model::left_out::LeftOut;
 use crate::model::restore_point::RestorePoint;
-use crate::model::text::shown;
+use crate::model::text::{shown, with_sources};
 use crate::ops::Error;
 
 /// A line for a person. Text from outside in it (names, headers of images, errors of other programs)
@@ -32,16 +32,6 @@ fn push_line(text: &mut String, what: &str) {
     text.push_str(&line(what));
 }
 
-/// An error with everything beneath it, in one line.
-pub fn causes(error: &Error) -> String {
-    chain(error)
-}
-
-/// The same without domain and disk, for where they stand beside it.
-pub fn cause_chain(error: &Error) -> String {
-    chain(&error.cause)
-}
-
 /// The domain and disk of an error, and why, in one line.
 pub fn failure(error: &Error) -> String {
     let disk = error.disk.as_ref().map(|disk| format!(", disk {}", shown(disk)));
@@ -49,18 +39,8 @@ pub fn failure(error: &Error) -> String {
         "{}{}: {}",
         shown(&error.domain),
         disk.unwrap_or_default(),
-        cause_chain(error)
+        with_sources(&error.cause)
     )
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut below = error.source();
-    while let Some(source) = below {
-        text.push_str(&format!(": {source}"));
-        below = source.source();
-    }
-    text
 }
 
 /// A document as JSON with a line end.
@@ -83,7 +63,7 @@ struct ErrorJson {
 impl ErrorJson {
     fn of(error: &Error) -> Self {
         ErrorJson {
-            message: causes(error),
+            message: with_sources(error),
             disk: error.disk.clone(),
             hint: error.hint(),
         }
@@ -264,7 +244,7 @@ fn failed_tree(error: &Error) -> Tree {
 /// The same as [`ErrorJson`].
 fn error_tree(error: &Error) -> Tree {
     Tree::map([
-        ("message", Tree::text(causes(error))),
+        ("message", Tree::text(with_sources(error))),
         ("disk", Tree::text_or_null(error.disk.clone())),
         ("hint", Tree::text_or_null(error.hint())),
     ])
