@@ -193,13 +193,31 @@ pub fn tell(entry: &Entry<'_>) {
     let _ = writeln!(anstream::stderr().lock(), "{line}");
 }
 
+/// An entry with `--log-format json`.
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    #[serde(flatten)]
+    entry: &'a Entry<'a>,
+}
+
+/// A line with every key.
+#[cfg(test)]
+pub(super) fn sample() -> serde_json::Value {
+    let entry = &Entry {
+        level: Level::Error,
+        message: "text",
+        lines: &[],
+        hint: Some("text"),
+        domain: Some("text"),
+        disk: Some("text"),
+        restore_point: Some("text"),
+    };
+    let time = "text".to_owned();
+    serde_json::to_value(Line { time, entry }).expect("JSON")
+}
+
 fn json(entry: &Entry<'_>, time: jiff::Timestamp) -> String {
-    #[derive(Serialize)]
-    struct Line<'a> {
-        time: String,
-        #[serde(flatten)]
-        entry: &'a Entry<'a>,
-    }
     let time = format!("{time:.3}");
     let message = entry.whole_message();
     let entry = &Entry {

@@ -2,6 +2,7 @@
 
 use vmsnap::cli::exit_code::ExitCode;
 use vmsnap::cli::report::compare as shown;
+use vmsnap::cli::report::status_document::document as status_document;
 use vmsnap::cli::report::{list as shown_list, status as shown_status};
 use vmsnap::host::Host;
 use vmsnap::model::domain::DiskFormat;
@@ -152,8 +153,8 @@ fn answer(outcome: &Outcome) -> (String, ExitCode) {
 
 fn json(outcome: Outcome) -> serde_json::Value {
     let code = shown::exit_code(&outcome);
-    let text = shown::json(&[("vm1".to_owned(), outcome)], &[], &[], code);
-    let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let done = [("vm1".to_owned(), outcome)];
+    let document = serde_json::to_value(shown::document(&done, &[], &[], code)).expect("JSON");
     document["domains"][0].clone()
 }
 
@@ -292,8 +293,8 @@ fn the_json_of_a_failed_domain_has_its_error_and_findings() {
     let told = lab.recorder.findings();
     assert!(told.iter().any(|found| found.code == "not-compared"), "{told:?}");
     let code = ExitCode::of_error(&error);
-    let json = shown::json(&[], &[error], &["nope".to_owned()], code);
-    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let (failed, unmatched) = ([error], ["nope".to_owned()]);
+    let json = serde_json::to_value(shown::document(&[], &failed, &unmatched, code)).expect("JSON");
     assert_eq!(
         (&json["exitCode"], &json["unmatched"][0]),
         (&3.into(), &"nope".into())
@@ -327,8 +328,11 @@ fn list_and_status_show_a_missed_write() {
     let mut lab = lab();
     let sound = shown_status::text(&lab.status("vm1"), false);
     assert!(!sound.contains("issed"), "{sound}");
-    let json = |lab: &Lab| shown_status::tree(&[lab.status("vm1")], false).json(false);
-    assert!(!json(&lab).contains("missed"));
+    let json = |lab: &Lab| {
+        let statuses = [lab.status("vm1")];
+        serde_json::to_value(status_document(&statuses, false)).expect("JSON")
+    };
+    assert!(json(&lab)["vm1"].get("missedWrites").is_none());
     lab.host
         .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
     run(&mut lab, None).expect("compared");
@@ -340,13 +344,13 @@ fn list_and_status_show_a_missed_write() {
         shown.contains(&format!("  Missed write: {sentence}{stands}")),
         "{shown}"
     );
-    let found: serde_json::Value = serde_json::from_str(&json(&lab)).expect("JSON");
+    let found = json(&lab);
     assert_eq!(found["vm1"]["missedWrites"][0]["disk"], "vda");
     let listed = |lab: &Lab| list(&lab.repo, &["vm1".to_owned()]).expect("readable");
     let id = lab.latest("vm1");
     let shown = shown_list::text(&listed(&lab), lab.repo.root(), shown_list::Columns::Narrow);
     assert!(shown.contains(&format!("  {id}: {sentence}{stands}")), "{shown}");
-    let found: serde_json::Value = serde_json::from_str(&shown_list::json(&listed(&lab))).expect("JSON");
+    let found = serde_json::to_value(shown_list::document(&listed(&lab))).expect("JSON");
     let points = &found["domains"][0]["restorePoints"];
     assert_eq!(points[0]["missedWrites"], serde_json::json!([]));
     assert_eq!(points[1]["missedWrites"][0]["disk"], "vda");

@@ -4,7 +4,7 @@ use std::fs;
 
 use vmsnap::cli::exit_code::ExitCode;
 use vmsnap::cli::report;
-use vmsnap::cli::report::backup::plan_json;
+use vmsnap::cli::report::backup::plan_document;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{Options, preview};
@@ -66,8 +66,9 @@ fn another_grouping_is_refused_before_anything_is_begun() {
              side: each is pruned by its own grouping only"
         )
     );
-    let json = plan_json(&[], &[error], &[], ExitCode::GroupBy);
-    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let failed = [error];
+    let document = plan_document(&[], &failed, &[], ExitCode::GroupBy);
+    let json = serde_json::to_value(document).expect("JSON");
     let message = json["domains"][0]["error"]["message"]
         .as_str()
         .expect("a message");
@@ -200,8 +201,9 @@ fn status_announces_no_backup_that_would_be_refused() {
     let text = report::status::text(&found, false);
     assert!(text.contains(&format!("  Note: {REFUSED}\n")), "{text}");
     assert!(!text.contains("Next backup"), "{text}");
-    let json = report::status::tree(&[found], false).json(false);
-    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let found = [found];
+    let document = report::status_document::document(&found, false);
+    let json = serde_json::to_value(document).expect("JSON");
     assert_eq!(json["vm1"]["nextBackup"], serde_json::Value::Null);
     assert_eq!(json["vm1"]["findings"][0]["message"], REFUSED);
 
@@ -227,8 +229,9 @@ fn scrub_announces_no_backup_that_would_be_refused() {
     let last = format!("  the next backup of vm1 will be refused ({REFUSED})\n");
     assert!(text.ends_with(&last), "{text}");
     assert_eq!(text.matches("grouped by month").count(), 1, "{text}");
-    let json = report::scrub::json(&[shown], &[], ExitCode::Ok);
-    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let shown = [shown];
+    let document = report::scrub::document(&shown, &[], ExitCode::Ok);
+    let json = serde_json::to_value(document).expect("JSON");
     let domain = &json["domains"][0];
     assert_eq!(domain["nextBackup"]["refused"], true);
     assert_eq!(domain["nextBackup"]["level"], serde_json::Value::Null);

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use vmsnap::cli::log::{Entry, Level};
+use vmsnap::cli::report::lines::failure;
 use vmsnap::cli::report::status::text as status_text;
-use vmsnap::cli::report::{backup, compare, failure, list, restore, scrub, verify};
+use vmsnap::cli::report::{backup, compare, list, restore, scrub, verify};
 use vmsnap::model::finding::Finding;
 use vmsnap::model::left_out::LeftOut;
 use vmsnap::ops::backup::PruneOutcome;

@@ -11,6 +11,7 @@ use crate::cli::exit_code::ExitCode;
 use crate::cli::log::{self, Entry, Level};
 use crate::cli::progress::Progress;
 use crate::cli::report::backup as shown;
+use crate::cli::report::document::Document;
 use crate::cli::select::{Selection, patterns, select};
 use crate::cli::stdout::answer;
 use crate::model::left_out::{Kind, UNASKED};
@@ -129,7 +130,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
     tell_left_out(&done);
     let code = tally.end(&PROGRAMS);
     if args.output_args.json {
-        answer(&shown::json(&done, &selection.unmatched, code));
+        answer(&Document::Backup(shown::document(&done, &selection.unmatched, code)).json());
     }
     Ok(code)
 }
@@ -214,7 +215,8 @@ fn dry_run(
     }
     let code = tally.end(&PROGRAMS);
     if json {
-        answer(&shown::plan_json(&plans, &failed, &selection.unmatched, code));
+        let document = shown::plan_document(&plans, &failed, &selection.unmatched, code);
+        answer(&Document::DryRun(document).json());
     }
     code
 }

@@ -3,6 +3,7 @@
 use super::{CommandResult, Tally, repository_to_read};
 use crate::cli::args::ListArgs;
 use crate::cli::exit_code::ExitCode;
+use crate::cli::report::document::Document;
 use crate::cli::report::list::{self as shown, Columns};
 use crate::cli::select::select;
 use crate::cli::stdout::answer;
@@ -26,7 +27,7 @@ pub fn run(args: &ListArgs) -> CommandResult {
         }
     }
     let text = if args.json {
-        shown::json(&domains)
+        Document::List(shown::document(&domains)).json()
     } else {
         let columns = if args.wide { Columns::Wide } else { Columns::Narrow };
         shown::text(&domains, repo.root(), columns)

@@ -7,6 +7,7 @@ use super::{CommandResult, Refusal, repository_to_read};
 use crate::cli::args::{FormatArg, RestoreArgs};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::progress::Progress;
+use crate::cli::report::document::Document;
 use crate::cli::report::restore as shown;
 use crate::cli::stdout::answer;
 use crate::model::stop::Stop;
@@ -35,7 +36,7 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     };
     let failed = |error: ops::Error| {
         if args.output_args.json && !args.dry_run {
-            answer(&shown::failed_json(&error));
+            answer(&Document::FailedRestore(shown::failed_document(&error)).json());
         }
         Refusal::from(error)
     };
@@ -48,7 +49,7 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     let began = Instant::now();
     let outcome = restore(&args.domain, &repo, plan, host.as_deref(), &progress, stop).map_err(failed)?;
     let text = if args.output_args.json {
-        shown::json(&args.domain, &outcome)
+        Document::Restore(shown::document(&args.domain, &outcome)).json()
     } else {
         shown::text(&args.domain, &outcome, began.elapsed())
     };

@@ -5,7 +5,9 @@ use crate::cli::args::ScrubArgs;
 use crate::cli::clock::now;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::progress::Progress;
-use crate::cli::report::{self, scrub as shown};
+use crate::cli::report::document::Document;
+use crate::cli::report::lines::failure;
+use crate::cli::report::scrub as shown;
 use crate::cli::select::select;
 use crate::cli::stdout::answer;
 use crate::model::stop::Stop;
@@ -70,10 +72,10 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
         tally.count(ExitCode::Signal(signal));
     }
     let failures = done.iter().filter_map(shown::Scrubbed::failure);
-    tell_summary(&selection.unmatched, failures.map(report::failure), done.len());
+    tell_summary(&selection.unmatched, failures.map(failure), done.len());
     let code = tally.end(&["qemu-img"]);
     if args.output_args.json {
-        answer(&shown::json(&done, &selection.unmatched, code));
+        answer(&Document::Scrub(shown::document(&done, &selection.unmatched, code)).json());
     }
     Ok(code)
 }

@@ -9,8 +9,8 @@ use crate::cli::args::StatusArgs;
 use crate::cli::clock::now;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::log::{self, Entry, Level};
-use crate::cli::report;
 use crate::cli::report::backup::plan_lines;
+use crate::cli::report::lines::failure;
 use crate::cli::report::status::{Form, Look, write};
 use crate::cli::select::select;
 use crate::cli::stdout::{answer, answer_in_colour};
@@ -66,7 +66,7 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
             }
             Err(error) => {
                 tally.failed(&error, ExitCode::of_error(&error));
-                failures.push(report::failure(&error));
+                failures.push(failure(&error));
             }
         }
     }

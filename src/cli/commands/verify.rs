@@ -10,6 +10,7 @@ use crate::cli::clock::now;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::log::{self, Entry, Level};
 use crate::cli::progress::Progress;
+use crate::cli::report::document::Document;
 use crate::cli::report::{compare as comparison, verify as shown};
 use crate::cli::select::{patterns, select};
 use crate::cli::stdout::answer;
@@ -98,7 +99,8 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     }
     let code = tally.end(&[]);
     if args.json {
-        answer(&shown::json(&done, &failed, &selection.unmatched, code));
+        let document = shown::document(&done, &failed, &selection.unmatched, code);
+        answer(&Document::Verify(document).json());
     }
     Ok(code)
 }
@@ -179,7 +181,8 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     }
     let code = tally.end(&["qemu-img", "qemu-nbd"]);
     if args.json {
-        answer(&comparison::json(&done, &failed, &selection.unmatched, code));
+        let document = comparison::document(&done, &failed, &selection.unmatched, code);
+        answer(&Document::Compare(document).json());
     }
     Ok(code)
 }

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::{ErrorJson, document, line, push_line};
+use super::lines::{line, push_line};
+use super::parts::{Domains, ErrorPart, FindingPart, Text, findings, texts};
 use crate::cli::exit_code::ExitCode;
 use crate::model::finding::Finding;
 use crate::model::text::shown;
@@ -125,91 +126,81 @@ fn next_line(domain: &str, next: &NextBackup) -> String {
     format!("the next backup of {domain} will be {what} ({})", next.reason)
 }
 
-#[derive(Serialize)]
+/// A domain in the document of a scrub.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct ScrubJson<'a> {
-    schema: u32,
-    domains: Vec<DomainJson<'a>>,
+pub struct ScrubbedDomain<'a> {
+    pub(super) domain: Text<'a>,
+    pub(super) outcome: &'static str,
+    pub(super) checkpoints: Vec<Text<'a>>,
+    pub(super) bitmaps: Vec<BitmapPart<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) tried: Vec<Text<'a>>,
+    pub(super) left: Vec<BitmapPart<'a>>,
+    pub(super) next_backup: Option<NextPart<'a>>,
+    pub(super) error: Option<ErrorPart>,
+    pub(super) findings: Vec<FindingPart<'a>>,
+}
+
+/// A bitmap of a disk.
+#[derive(Debug, Serialize)]
+pub struct BitmapPart<'a> {
+    pub(super) disk: Text<'a>,
+    pub(super) name: Text<'a>,
+}
+
+/// What the next backup will be.
+#[derive(Debug, Serialize)]
+pub struct NextPart<'a> {
+    pub(super) level: Option<&'static str>,
+    pub(super) refused: bool,
+    pub(super) reason: Text<'a>,
+}
+
+/// The outcome of every domain: `planned`, `ok` or `failed`. What a failed scrub had removed before is in it too.
+pub fn document<'a>(
+    done: &'a [Scrubbed],
     unmatched: &'a [String],
-    exit_code: i32,
+    code: ExitCode,
+) -> Domains<'a, ScrubbedDomain<'a>> {
+    Domains::new(done.iter().map(domain).collect(), unmatched, code)
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct DomainJson<'a> {
-    domain: &'a str,
-    outcome: &'static str,
-    checkpoints: &'a [String],
-    bitmaps: Vec<BitmapJson<'a>>,
-    #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    tried: &'a [String],
-    left: Vec<BitmapJson<'a>>,
-    next_backup: Option<NextJson<'a>>,
-    error: Option<ErrorJson>,
-    findings: &'a [Finding],
-}
-
-#[derive(Serialize)]
-struct BitmapJson<'a> {
-    disk: &'a str,
-    name: &'a str,
-}
-
-#[derive(Serialize)]
-struct NextJson<'a> {
-    level: Option<&'static str>,
-    refused: bool,
-    reason: &'a str,
-}
-
-/// The outcome of every domain as one JSON document. `outcome` is `planned`, `ok` or `failed`; what a failed one removed before it failed
-/// is told all the same.
-pub fn json(done: &[Scrubbed], unmatched: &[String], code: ExitCode) -> String {
-    document(&ScrubJson {
-        schema: 1,
-        domains: done.iter().map(domain_json).collect(),
-        unmatched,
-        exit_code: code.number(),
-    })
-}
-
-fn domain_json(done: &Scrubbed) -> DomainJson<'_> {
+fn domain(done: &Scrubbed) -> ScrubbedDomain<'_> {
     let failure = done.failure();
     let view = done.view();
     let view = view.as_ref();
-    DomainJson {
-        domain: &done.domain,
+    ScrubbedDomain {
+        domain: Text::from(&done.domain),
         outcome: match (&done.result, failure) {
             (_, Some(_)) => "failed",
             (Ok(Result::Planned(_)), None) => "planned",
             _ => "ok",
         },
-        checkpoints: view.map_or(&[], |view| view.checkpoints),
-        bitmaps: view.map_or_else(Vec::new, |view| bitmaps_json(view.bitmaps)),
-        tried: view.map_or(&[], |view| view.tried),
-        left: view.map_or_else(Vec::new, |view| bitmaps_json(view.left)),
-        next_backup: view.map(|view| NextJson {
+        checkpoints: view.map_or_else(Vec::new, |view| texts(view.checkpoints)),
+        bitmaps: view.map_or_else(Vec::new, |view| bitmaps(view.bitmaps)),
+        tried: view.map_or_else(Vec::new, |view| texts(view.tried)),
+        left: view.map_or_else(Vec::new, |view| bitmaps(view.left)),
+        next_backup: view.map(|view| NextPart {
             level: view.next.level.map(|level| level.word()),
             refused: view.next.is_refused,
-            reason: &view.next.reason,
+            reason: Text::from(&view.next.reason),
         }),
-        error: failure.map(ErrorJson::of),
-        findings: match (view, failure) {
+        error: failure.map(ErrorPart::of),
+        findings: findings(match (view, failure) {
             (Some(view), _) => view.findings,
             (None, Some(error)) => &error.findings,
             (None, None) => &[],
-        },
+        }),
     }
 }
 
-fn bitmaps_json(bitmaps: &[DiskBitmap]) -> Vec<BitmapJson<'_>> {
-    bitmaps
-        .iter()
-        .map(|bitmap| BitmapJson {
-            disk: &bitmap.disk,
-            name: &bitmap.name,
-        })
-        .collect()
+fn bitmaps(bitmaps: &[DiskBitmap]) -> Vec<BitmapPart<'_>> {
+    let parts = bitmaps.iter().map(|bitmap| BitmapPart {
+        disk: Text::from(&bitmap.disk),
+        name: Text::from(&bitmap.name),
+    });
+    parts.collect()
 }
 
 #[cfg(test)]
@@ -255,8 +246,10 @@ mod tests {
             "vm1",
             crate::ops::Cause::StillThere("checkpoint virtnbdbackup.1".to_owned()),
         )));
-        let json = json(&[failed], &["nope".to_owned()], ExitCode::ScrubFailed);
-        let value: serde_json::Value = serde_json::from_str(&json).expect("it is JSON");
+        let failed = [failed];
+        let unmatched = ["nope".to_owned()];
+        let document = document(&failed, &unmatched, ExitCode::ScrubFailed);
+        let value = serde_json::to_value(document).expect("it is JSON");
         assert_eq!(value["exitCode"], 5);
         assert_eq!(value["unmatched"][0], "nope");
         let domain = &value["domains"][0];

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use super::tree::Tree;
-use super::{domains_json, error_tree, finding_tree, push_line};
+use serde::Serialize;
+
+use super::lines::push_line;
+use super::parts::{Domains, ErrorPart, FailedDomain, FindingPart, Text, findings};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::text::shown;
@@ -76,70 +78,102 @@ fn points_word(count: usize) -> String {
     }
 }
 
-/// The outcome of every domain as one JSON document.
-pub fn json(done: &[Proved], failed: &[Error], unmatched: &[String], code: ExitCode) -> String {
-    let domains = done.iter().map(|proved| {
-        let outcome = &proved.outcome;
-        Tree::map([
-            ("domain", Tree::text(&proved.domain)),
-            (
-                "outcome",
-                Tree::text(match outcome.is_sound() {
-                    false => "damaged",
-                    true if outcome.ended.is_some() || outcome.needs_newer() => "incomplete",
-                    true => "sound",
-                }),
-            ),
-            ("bytesRead", Tree::Number(outcome.bytes)),
-            (
-                "milliseconds",
-                Tree::Number(u64::try_from(proved.took.as_millis()).unwrap_or(u64::MAX)),
-            ),
-            (
-                "restorePoints",
-                Tree::List(outcome.points.iter().map(point_tree).collect()),
-            ),
-            (
-                "damage",
-                Tree::List(outcome.damage.iter().map(damage_tree).collect()),
-            ),
-            (
-                "findings",
-                Tree::List(outcome.findings.iter().map(finding_tree).collect()),
-            ),
-            ("error", outcome.ended.as_ref().map_or(Tree::Null, error_tree)),
-        ])
-    });
-    domains_json(domains.collect(), failed, unmatched, code)
+/// A domain in the document of a verification.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum VerifiedDomain<'a> {
+    /// What was found.
+    Verified(VerifiedPart<'a>),
+    /// Why nothing was verified.
+    Failed(FailedDomain<'a>),
 }
 
-fn point_tree(point: &ProvedPoint) -> Tree {
-    let outcome = match (&point.skipped, point.damage.is_empty()) {
-        (Some(_), _) => "skipped",
-        (None, true) => "sound",
-        (None, false) => "damaged",
-    };
-    Tree::map([
-        ("id", Tree::text(&point.id)),
-        ("outcome", Tree::text(outcome)),
-        (
-            "provedBefore",
-            Tree::text_or_null(point.skipped.map(|time| time.to_string())),
-        ),
-        (
-            "damage",
-            Tree::List(point.damage.iter().map(damage_tree).collect()),
-        ),
-    ])
+/// What a verification found.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VerifiedPart<'a> {
+    pub(super) domain: Text<'a>,
+    pub(super) outcome: &'static str,
+    pub(super) bytes_read: u64,
+    pub(super) milliseconds: u64,
+    pub(super) restore_points: Vec<ProvedPart<'a>>,
+    pub(super) damage: Vec<DamagePart<'a>>,
+    pub(super) findings: Vec<FindingPart<'a>>,
+    pub(super) error: Option<ErrorPart>,
 }
 
-fn damage_tree(damage: &Damage) -> Tree {
-    let path = damage.path.as_ref().map(|path| path.display().to_string());
-    Tree::map([
-        ("path", Tree::text_or_null(path)),
-        ("offset", Tree::number_or_null(damage.offset)),
-        ("disk", Tree::text_or_null(damage.disk.clone())),
-        ("standsUpon", Tree::text_or_null(damage.upon.clone())),
-        ("what", Tree::text(&damage.what)),
-    ])
+/// A restore point of a verification.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProvedPart<'a> {
+    pub(super) id: Text<'a>,
+    pub(super) outcome: &'static str,
+    pub(super) proved_before: Option<Text<'a>>,
+    pub(super) damage: Vec<DamagePart<'a>>,
+}
+
+/// Damage.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DamagePart<'a> {
+    pub(super) path: Option<Text<'a>>,
+    pub(super) offset: Option<u64>,
+    pub(super) disk: Option<Text<'a>>,
+    pub(super) stands_upon: Option<Text<'a>>,
+    pub(super) what: Text<'a>,
+}
+
+/// The outcome of every domain.
+pub fn document<'a>(
+    done: &'a [Proved],
+    failed: &'a [Error],
+    unmatched: &'a [String],
+    code: ExitCode,
+) -> Domains<'a, VerifiedDomain<'a>> {
+    let verified = done.iter().map(|proved| VerifiedDomain::Verified(part(proved)));
+    let failed = failed
+        .iter()
+        .map(|error| VerifiedDomain::Failed(FailedDomain::of(error)));
+    Domains::new(verified.chain(failed).collect(), unmatched, code)
+}
+
+fn part(proved: &Proved) -> VerifiedPart<'_> {
+    let outcome = &proved.outcome;
+    VerifiedPart {
+        domain: Text::from(&proved.domain),
+        outcome: match outcome.is_sound() {
+            false => "damaged",
+            true if outcome.ended.is_some() || outcome.needs_newer() => "incomplete",
+            true => "sound",
+        },
+        bytes_read: outcome.bytes,
+        milliseconds: u64::try_from(proved.took.as_millis()).unwrap_or(u64::MAX),
+        restore_points: outcome.points.iter().map(proved_part).collect(),
+        damage: outcome.damage.iter().map(damage_part).collect(),
+        findings: findings(&outcome.findings),
+        error: outcome.ended.as_ref().map(ErrorPart::of),
+    }
+}
+
+fn proved_part(point: &ProvedPoint) -> ProvedPart<'_> {
+    ProvedPart {
+        id: Text::from(&point.id),
+        outcome: match (&point.skipped, point.damage.is_empty()) {
+            (Some(_), _) => "skipped",
+            (None, true) => "sound",
+            (None, false) => "damaged",
+        },
+        proved_before: point.skipped.map(|time| Text::of(&time)),
+        damage: point.damage.iter().map(damage_part).collect(),
+    }
+}
+
+fn damage_part(damage: &Damage) -> DamagePart<'_> {
+    DamagePart {
+        path: damage.path.as_ref().map(|path| Text::of(&path.display())),
+        offset: damage.offset,
+        disk: damage.disk.as_ref().map(Text::from),
+        stands_upon: damage.upon.as_ref().map(Text::from),
+        what: Text::from(&damage.what),
+    }
 }
