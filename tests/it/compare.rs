@@ -1,6 +1,8 @@
 //! A domain beside its newest restore point: what no bitmap calls changed is the same, or it is told.
 
-use vmsnap::cli::exit_code::ExitCode;
+use std::time::Duration;
+
+use vmsnap::cli::exit_code::{ExitCode, Verb};
 use vmsnap::cli::report::compare as shown;
 use vmsnap::cli::report::status_document::document as status_document;
 use vmsnap::cli::report::{list as shown_list, status as shown_status};
@@ -9,6 +11,7 @@ use vmsnap::model::domain::DiskFormat;
 use vmsnap::model::finding::Finding;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::compare::{Meaning, Options, Outcome, Verdict, compare};
+use vmsnap::ops::each::{Fault, Faults, Judged, Turn};
 use vmsnap::ops::list::list;
 use vmsnap::ops::{Cause, Class, Context, Event, Monitor, Result};
 
@@ -148,13 +151,16 @@ fn a_shut_off_domain_is_compared_too_and_what_cannot_be_is_told() {
 
 /// What the program would print and end with.
 fn answer(outcome: &Outcome) -> (String, ExitCode) {
-    (shown::lines("vm1", outcome), shown::exit_code(outcome))
+    (shown::lines("vm1", outcome), code(outcome.faults()))
+}
+
+fn code(faults: Vec<Fault>) -> ExitCode {
+    ExitCode::of_faults(&Faults::of(faults), Verb::Other)
 }
 
 fn json(outcome: Outcome) -> serde_json::Value {
-    let code = shown::exit_code(&outcome);
-    let done = [("vm1".to_owned(), outcome)];
-    let document = serde_json::to_value(shown::document(&done, &[], &[], code)).expect("JSON");
+    let done = [Turn::new("vm1", Duration::ZERO, Ok(outcome))];
+    let document = serde_json::to_value(shown::document(&done, &[], code(done[0].faults()))).expect("JSON");
     document["domains"][0].clone()
 }
 
@@ -293,8 +299,9 @@ fn the_json_of_a_failed_domain_has_its_error_and_findings() {
     let told = lab.recorder.findings();
     assert!(told.iter().any(|found| found.code == "not-compared"), "{told:?}");
     let code = ExitCode::of_error(&error);
-    let (failed, unmatched) = ([error], ["nope".to_owned()]);
-    let json = serde_json::to_value(shown::document(&[], &failed, &unmatched, code)).expect("JSON");
+    let failed = [Turn::new("vm1", Duration::ZERO, Err(error))];
+    let unmatched = ["nope".to_owned()];
+    let json = serde_json::to_value(shown::document(&failed, &unmatched, code)).expect("JSON");
     assert_eq!(
         (&json["exitCode"], &json["unmatched"][0]),
         (&3.into(), &"nope".into())

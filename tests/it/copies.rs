@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use vmsnap::cli::exit_code::ExitCode;
 use vmsnap::cli::report::backup::{kind, plan_document, plan_text};
@@ -12,6 +13,7 @@ use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::backup::{self, Options, Outcome, PruneOutcome};
 use vmsnap::ops::compare::compare;
+use vmsnap::ops::each::Turn;
 use vmsnap::ops::list::list;
 use vmsnap::ops::monitor::Silent;
 use vmsnap::ops::verify::{self, Which, verify};
@@ -318,8 +320,8 @@ fn a_dry_run_of_a_copy_says_so_and_does_nothing() {
              disk vda: full, a standalone copy\n  disk vdb: full, a standalone copy\n"
         )
     );
-    let plans = [("vm1".to_owned(), preview)];
-    let json = serde_json::to_value(plan_document(&plans, &[], &[], ExitCode::Ok)).expect("JSON");
+    let plans = [Turn::new("vm1", Duration::ZERO, Ok(preview))];
+    let json = serde_json::to_value(plan_document(&plans, &[], ExitCode::Ok)).expect("JSON");
     assert_eq!(json["domains"][0]["copy"], true);
     assert_eq!(json["domains"][0]["checkpoint"], false);
     assert_eq!(tree(lab.repo.root()), before);

@@ -417,12 +417,8 @@ fn a_backup_without_changes_has_no_rate() {
     let mut lab = lab(&["vda"]);
     write(&lab, "vda", 1);
     let line = |result| {
-        let done = report::backup::Done {
-            domain: "vm1".into(),
-            took: std::time::Duration::from_millis(200),
-            result,
-        };
-        done.lines()
+        let took = std::time::Duration::from_millis(200);
+        report::backup::lines(&vmsnap::ops::each::Turn::new("vm1", took, result))
     };
     let first = line(lab.backup("vm1"));
     assert!(first.contains(", 65.5 kB in 0.2 s (328 kB/s), "), "{first}");

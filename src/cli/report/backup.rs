@@ -1,10 +1,8 @@
 //! What `vmsnap backup` shows.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
-use super::lines::{failure, line, push_line};
+use super::lines::{self, line, push_line};
 use super::parts::{
     Domains, ErrorPart, FailedDomain, FindingPart, LeftDiskPart, LeftOutPart, PointPart, Text, findings,
     left_disks,
@@ -17,99 +15,59 @@ use crate::model::period::COPY_PREFIX;
 use crate::model::restore_point::{Level, RestorePoint};
 use crate::model::text::shown;
 use crate::ops::backup::{Outcome, Preview, PruneOutcome};
+use crate::ops::each::Turn;
 use crate::ops::plan::BackupPlan;
 use crate::ops::prune::PrunePlan;
 use crate::ops::reconcile::Reconciliation;
-use crate::ops::{Cause, Error, Result};
 
-/// A domain that had its turn.
-pub struct Done {
-    /// Its name.
-    pub domain: String,
-    /// How long it took.
-    pub took: Duration,
-    /// What came of it.
-    pub result: Result<Outcome>,
+/// The domain with the disks that are left out for these kinds of reasons, if there are any.
+pub fn lacks(turn: &Turn<Outcome>, kinds: &[Kind]) -> Option<String> {
+    let outcome = turn.result.as_ref().ok()?;
+    let targets = left_out::targets(&outcome.point.left_out, kinds);
+    (!targets.is_empty()).then(|| format!("{}: {}", shown(&turn.domain), targets.join(", ")))
 }
 
-impl Done {
-    /// A domain whose turn did not come.
-    pub fn not_reached(domain: &str, signal: i32) -> Done {
-        Done {
-            domain: domain.to_owned(),
-            took: Duration::ZERO,
-            result: Err(Error::of(domain, Cause::Stopped(signal))),
-        }
-    }
-
-    /// Whether the backup succeeded, but not the pruning that was asked for.
-    pub fn prune_failed(&self) -> bool {
-        let prune = self
-            .result
-            .as_ref()
-            .ok()
-            .and_then(|outcome| outcome.prune.as_ref());
-        matches!(prune, Some(PruneOutcome::Failed(_)))
-    }
-
-    /// Whether a disk is missing though nobody asked for that.
-    pub fn is_partial(&self) -> bool {
-        self.result
-            .as_ref()
-            .is_ok_and(|outcome| outcome.point.is_partial())
-    }
-
-    /// The domain with the disks that are left out for these kinds of reasons, if there are any.
-    pub fn lacks(&self, kinds: &[Kind]) -> Option<String> {
-        let outcome = self.result.as_ref().ok()?;
-        let targets = left_out::targets(&outcome.point.left_out, kinds);
-        (!targets.is_empty()).then(|| format!("{}: {}", shown(&self.domain), targets.join(", ")))
-    }
-
-    /// What failed, with domain, disk and reason.
-    pub fn failure(&self) -> Option<String> {
-        match &self.result {
-            Err(error) => Some(failure(error)),
-            Ok(outcome) => match &outcome.prune {
-                Some(PruneOutcome::Failed(why)) => {
-                    Some(format!("{}: saved, but not pruned: {why}", shown(&self.domain)))
-                }
-                _ => None,
-            },
-        }
-    }
-
-    /// The lines that a person reads of a success; none of a failure, which is told elsewhere.
-    pub fn lines(&self) -> String {
-        match &self.result {
-            Err(_) => String::new(),
-            Ok(outcome) => {
-                let point = &outcome.point;
-                let copied: u64 = point.disks.iter().map(|disk| disk.data_bytes).sum();
-                let zeroes: u64 = point.disks.iter().map(|disk| disk.zero_bytes).sum();
-                let nothing = match (point.level, zeroes) {
-                    (Level::Incremental, 0) => "no changes",
-                    (_, 0) => "no data",
-                    _ => "only zeroes",
-                };
-                let pruned = outcome
-                    .prune
-                    .as_ref()
-                    .map(|prune| prune_line(&self.domain, prune));
-                let saved = line(&format!(
-                    "{}: {} {}, {}{}, {}, {}",
-                    shown(&self.domain),
-                    kind(point),
-                    point.id,
-                    disks_word(point.disks.len()),
-                    without(&point.left_out),
-                    pretty::amount(copied, self.took, nothing),
-                    point.consistency.sentence(),
-                ));
-                saved + &pruned.unwrap_or_default()
+/// What failed, with domain, disk and reason.
+pub fn failure(turn: &Turn<Outcome>) -> Option<String> {
+    match &turn.result {
+        Err(error) => Some(lines::failure(error)),
+        Ok(outcome) => match &outcome.prune {
+            Some(PruneOutcome::Failed(why)) => {
+                Some(format!("{}: saved, but not pruned: {why}", shown(&turn.domain)))
             }
-        }
+            _ => None,
+        },
     }
+}
+
+/// The lines about a success; none about a failure, which is reported on stderr.
+pub fn lines(turn: &Turn<Outcome>) -> String {
+    let Ok(outcome) = &turn.result else {
+        return String::new();
+    };
+    let point = &outcome.point;
+    let copied: u64 = point.disks.iter().map(|disk| disk.data_bytes).sum();
+    let zeroes: u64 = point.disks.iter().map(|disk| disk.zero_bytes).sum();
+    let nothing = match (point.level, zeroes) {
+        (Level::Incremental, 0) => "no changes",
+        (_, 0) => "no data",
+        _ => "only zeroes",
+    };
+    let pruned = outcome
+        .prune
+        .as_ref()
+        .map(|prune| prune_line(&turn.domain, prune));
+    let saved = line(&format!(
+        "{}: {} {}, {}{}, {}, {}",
+        shown(&turn.domain),
+        kind(point),
+        point.id,
+        disks_word(point.disks.len()),
+        without(&point.left_out),
+        pretty::amount(copied, turn.took, nothing),
+        point.consistency.sentence(),
+    ));
+    saved + &pruned.unwrap_or_default()
 }
 
 /// What a restore point is, in words.
@@ -201,18 +159,18 @@ impl<'a> PrunePart<'a> {
 
 /// The outcome of every domain.
 pub fn document<'a>(
-    done: &'a [Done],
+    turns: &'a [Turn<Outcome>],
     unmatched: &'a [String],
     code: ExitCode,
 ) -> Domains<'a, BackupDomain<'a>> {
-    let domains = done.iter().map(domain).collect();
+    let domains = turns.iter().map(domain).collect();
     Domains::new(domains, unmatched, code)
 }
 
-fn domain(done: &Done) -> BackupDomain<'_> {
-    let domain = Text::from(&done.domain);
-    let seconds = done.took.as_secs_f64();
-    match &done.result {
+fn domain(turn: &Turn<Outcome>) -> BackupDomain<'_> {
+    let domain = Text::from(&turn.domain);
+    let seconds = turn.took.as_secs_f64();
+    match &turn.result {
         Ok(outcome) => BackupDomain {
             domain,
             outcome: match outcome.point.is_partial() {
@@ -303,20 +261,17 @@ impl<'a> PrunePlanPart<'a> {
 
 /// What a dry run would do.
 pub fn plan_document<'a>(
-    plans: &'a [(String, Preview)],
-    failed: &'a [Error],
+    turns: &'a [Turn<Preview>],
     unmatched: &'a [String],
     code: ExitCode,
 ) -> Domains<'a, PlannedDomain<'a>> {
-    let planned = plans
-        .iter()
-        .map(|(domain, preview)| PlannedDomain::Planned(Box::new(plan_part(domain, preview))));
-    let failed = failed
-        .iter()
-        .map(|error| PlannedDomain::Failed(FailedDomain::of(error)));
+    let domains = turns.iter().map(|turn| match &turn.result {
+        Ok(preview) => PlannedDomain::Planned(Box::new(plan_part(&turn.domain, preview))),
+        Err(error) => PlannedDomain::Failed(FailedDomain::of(error, turn.ending)),
+    });
     Domains {
         dry_run: Some(true),
-        ..Domains::new(planned.chain(failed).collect(), unmatched, code)
+        ..Domains::new(domains.collect(), unmatched, code)
     }
 }
 

@@ -6,8 +6,8 @@ use super::lines::push_line;
 use super::parts::{Domains, FailedDomain, FindingPart, Text, findings};
 use crate::cli::exit_code::ExitCode;
 use crate::model::text::shown;
-use crate::ops::Error;
 use crate::ops::compare::{Meaning, Outcome, Verdict};
+use crate::ops::each::Turn;
 
 /// What a comparison with a domain found, in lines that a person reads.
 pub fn lines(domain: &str, outcome: &Outcome) -> String {
@@ -49,15 +49,6 @@ pub fn lines(domain: &str, outcome: &Outcome) -> String {
         push_line(&mut text, &format!("{domain}: disk {target}: {not}: {why}"));
     }
     text
-}
-
-/// How the program ends after it.
-pub fn exit_code(outcome: &Outcome) -> ExitCode {
-    match outcome.verdict() {
-        Verdict::Same => ExitCode::Ok,
-        Verdict::Incomplete => ExitCode::Failed,
-        Verdict::Differs => ExitCode::Damaged,
-    }
 }
 
 /// A domain in the document of a comparison.
@@ -102,18 +93,15 @@ pub struct UncomparedPart<'a> {
 
 /// The comparisons of several domains.
 pub fn document<'a>(
-    done: &'a [(String, Outcome)],
-    failed: &'a [Error],
+    turns: &'a [Turn<Outcome>],
     unmatched: &'a [String],
     code: ExitCode,
 ) -> Domains<'a, ComparedDomain<'a>> {
-    let compared = done
-        .iter()
-        .map(|(domain, outcome)| ComparedDomain::Compared(part(domain, outcome)));
-    let failed = failed
-        .iter()
-        .map(|error| ComparedDomain::Failed(FailedDomain::of(error)));
-    Domains::new(compared.chain(failed).collect(), unmatched, code)
+    let domains = turns.iter().map(|turn| match &turn.result {
+        Ok(outcome) => ComparedDomain::Compared(part(&turn.domain, outcome)),
+        Err(error) => ComparedDomain::Failed(FailedDomain::of(error, turn.ending)),
+    });
+    Domains::new(domains.collect(), unmatched, code)
 }
 
 fn part<'a>(domain: &'a str, outcome: &'a Outcome) -> ComparedPart<'a> {

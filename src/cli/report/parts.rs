@@ -12,6 +12,7 @@ use crate::model::left_out::LeftOut;
 use crate::model::restore_point::{Consistency, DiskPoint, RestorePoint};
 use crate::model::text::with_sources;
 use crate::ops::Error;
+use crate::ops::monitor::Ending;
 
 /// A text in a document. YAML has it in double quotes, as the Node.js VMSnap writes it.
 #[derive(Clone, PartialEq, Eq)]
@@ -94,10 +95,14 @@ pub struct FailedDomain<'a> {
 }
 
 impl<'a> FailedDomain<'a> {
-    pub(super) fn of(error: &'a Error) -> Self {
+    /// A domain that failed with this error, or was skipped because of it.
+    pub(super) fn of(error: &'a Error, ending: Ending) -> Self {
         FailedDomain {
             domain: Text::from(&error.domain),
-            outcome: "failed",
+            outcome: match ending {
+                Ending::Skipped => "skipped",
+                _ => "failed",
+            },
             error: ErrorPart::of(error),
             findings: findings(&error.findings),
         }

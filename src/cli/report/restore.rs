@@ -9,6 +9,7 @@ use super::parts::{FailedDomain, FindingPart, Text, findings};
 use crate::cli::pretty;
 use crate::model::text::shown;
 use crate::ops::Error;
+use crate::ops::monitor::Ending;
 use crate::ops::restore::{Outcome, RestorePlan};
 
 /// The document of a restore.
@@ -80,7 +81,7 @@ pub fn document<'a>(domain: &'a str, outcome: &'a Outcome) -> RestoreDocument<'a
 pub fn failed_document(error: &Error) -> FailedRestore<'_> {
     FailedRestore {
         schema: 1,
-        failed: FailedDomain::of(error),
+        failed: FailedDomain::of(error, Ending::Failed),
     }
 }
 

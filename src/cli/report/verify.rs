@@ -1,7 +1,5 @@
 //! What `vmsnap verify` shows.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
 use super::lines::push_line;
@@ -9,56 +7,50 @@ use super::parts::{Domains, ErrorPart, FailedDomain, FindingPart, Text, findings
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::text::shown;
-use crate::ops::Error;
+use crate::ops::each::Turn;
 use crate::ops::verify::{Damage, Outcome, ProvedPoint};
 
-/// A domain whose restore points were looked at.
-pub struct Proved {
-    /// Its name.
-    pub domain: String,
-    /// How long it took.
-    pub took: Duration,
-    /// What was found.
-    pub outcome: Outcome,
-}
-
-impl Proved {
-    /// The lines that a person reads: the damage, then the sum.
-    pub fn lines(&self) -> String {
-        let domain = shown(&self.domain);
-        let mut text = String::new();
-        for damage in self.outcome.all_damage().filter(|damage| damage.upon.is_none()) {
-            push_line(&mut text, &format!("{domain}: DAMAGED: {}", damage.what));
-        }
-        let upon = points_upon(&self.outcome.points);
-        if !upon.is_empty() {
-            push_line(
-                &mut text,
-                &format!("{domain}: DAMAGED: what stands upon that: {}", upon.join(", ")),
-            );
-        }
-        let points = &self.outcome.points;
-        let skipped = points.iter().filter(|point| point.skipped.is_some()).count();
-        let damaged = points.iter().filter(|point| !point.damage.is_empty()).count();
-        let mut parts = vec![format!("{} sound", points_word(points.len() - skipped - damaged))];
-        if damaged > 0 {
-            parts.push(format!("{damaged} DAMAGED"));
-        }
-        if skipped > 0 {
-            parts.push(format!("{skipped} proved before"));
-        }
-        if self.outcome.bytes > 0 {
-            let rate = self.outcome.bytes as f64 / self.took.as_secs_f64().max(0.001);
-            parts.push(format!(
-                "{} read in {} ({}/s)",
-                pretty::bytes(self.outcome.bytes),
-                pretty::seconds(self.took),
-                pretty::bytes(rate as u64),
-            ));
-        }
-        push_line(&mut text, &format!("{domain}: {}", parts.join(", ")));
-        text
+/// The lines about a verification: the damage, then the sum. None if nothing was verified.
+pub fn lines(turn: &Turn<Outcome>) -> String {
+    let Ok(outcome) = &turn.result else {
+        return String::new();
+    };
+    let domain = shown(&turn.domain);
+    let mut text = String::new();
+    for damage in outcome.all_damage().filter(|damage| damage.upon.is_none()) {
+        push_line(&mut text, &format!("{domain}: DAMAGED: {}", damage.what));
     }
+    let upon = points_upon(&outcome.points);
+    if !upon.is_empty() {
+        push_line(
+            &mut text,
+            &format!(
+                "{domain}: DAMAGED: restore points that need it: {}",
+                upon.join(", ")
+            ),
+        );
+    }
+    let points = &outcome.points;
+    let skipped = points.iter().filter(|point| point.skipped.is_some()).count();
+    let damaged = points.iter().filter(|point| !point.damage.is_empty()).count();
+    let mut parts = vec![format!("{} sound", points_word(points.len() - skipped - damaged))];
+    if damaged > 0 {
+        parts.push(format!("{damaged} DAMAGED"));
+    }
+    if skipped > 0 {
+        parts.push(format!("{skipped} verified before"));
+    }
+    if outcome.bytes > 0 {
+        let rate = outcome.bytes as f64 / turn.took.as_secs_f64().max(0.001);
+        parts.push(format!(
+            "{} read in {} ({}/s)",
+            pretty::bytes(outcome.bytes),
+            pretty::seconds(turn.took),
+            pretty::bytes(rate as u64),
+        ));
+    }
+    push_line(&mut text, &format!("{domain}: {}", parts.join(", ")));
+    text
 }
 
 /// The restore points that are damaged by what they stand upon, each with those of its disks.
@@ -125,29 +117,27 @@ pub struct DamagePart<'a> {
 
 /// The outcome of every domain.
 pub fn document<'a>(
-    done: &'a [Proved],
-    failed: &'a [Error],
+    turns: &'a [Turn<Outcome>],
     unmatched: &'a [String],
     code: ExitCode,
 ) -> Domains<'a, VerifiedDomain<'a>> {
-    let verified = done.iter().map(|proved| VerifiedDomain::Verified(part(proved)));
-    let failed = failed
-        .iter()
-        .map(|error| VerifiedDomain::Failed(FailedDomain::of(error)));
-    Domains::new(verified.chain(failed).collect(), unmatched, code)
+    let domains = turns.iter().map(|turn| match &turn.result {
+        Ok(outcome) => VerifiedDomain::Verified(part(turn, outcome)),
+        Err(error) => VerifiedDomain::Failed(FailedDomain::of(error, turn.ending)),
+    });
+    Domains::new(domains.collect(), unmatched, code)
 }
 
-fn part(proved: &Proved) -> VerifiedPart<'_> {
-    let outcome = &proved.outcome;
+fn part<'a>(turn: &'a Turn<Outcome>, outcome: &'a Outcome) -> VerifiedPart<'a> {
     VerifiedPart {
-        domain: Text::from(&proved.domain),
+        domain: Text::from(&turn.domain),
         outcome: match outcome.is_sound() {
             false => "damaged",
             true if outcome.ended.is_some() || outcome.needs_newer() => "incomplete",
             true => "sound",
         },
         bytes_read: outcome.bytes,
-        milliseconds: u64::try_from(proved.took.as_millis()).unwrap_or(u64::MAX),
+        milliseconds: u64::try_from(turn.took.as_millis()).unwrap_or(u64::MAX),
         restore_points: outcome.points.iter().map(proved_part).collect(),
         damage: outcome.damage.iter().map(damage_part).collect(),
         findings: findings(&outcome.findings),
