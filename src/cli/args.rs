@@ -1,5 +1,6 @@
 //! What is typed on the command line, word for word. What is meant is decided in `commands`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -47,8 +48,15 @@ impl Cli {
     /// Notes that the words were typed in the classic spelling, where a default differs.
     pub fn set_classic(&mut self) {
         match &mut self.command {
-            Command::Backup(args) => args.wait.is_classic = true,
-            Command::Scrub(args) => args.wait.is_classic = true,
+            Command::Backup(args) => {
+                args.wait.is_classic = true;
+                args.connect.is_classic = true;
+            }
+            Command::Scrub(args) => {
+                args.wait.is_classic = true;
+                args.connect.is_classic = true;
+            }
+            Command::Status(args) => args.connect.is_classic = true,
             _ => {}
         }
     }
@@ -107,6 +115,33 @@ pub struct LogArgs {
         env = "VMSNAP_LOG_FORMAT"
     )]
     pub log_format: LogFormat,
+}
+
+impl LogArgs {
+    /// The settings for an error in these words, which could not be parsed: only the format counts.
+    pub fn before_parsing(words: &[OsString]) -> LogArgs {
+        let environment = std::env::var("VMSNAP_LOG_FORMAT").unwrap_or_default();
+        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+        let mut format = environment.as_str();
+        for (place, word) in words.iter().enumerate() {
+            for switch in ["--log-format", "--logFormat"] {
+                match word.strip_prefix(switch) {
+                    Some("") => format = words.get(place + 1).map_or(format, AsRef::as_ref),
+                    Some(value) => format = value.strip_prefix('=').unwrap_or(format),
+                    None => {}
+                }
+            }
+        }
+        let log_format = match format {
+            "json" => LogFormat::Json,
+            _ => LogFormat::Text,
+        };
+        LogArgs {
+            verbose: 0,
+            quiet: false,
+            log_format,
+        }
+    }
 }
 
 /// How messages are written.

@@ -3,7 +3,19 @@
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::model::stop::StopReason;
+use crate::ops::each::{Fault, Faults};
 use crate::ops::{Class, Error};
+
+/// The verb whose failures an exit code is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// `backup`.
+    Backup,
+    /// `scrub`.
+    Scrub,
+    /// One whose failures have no code of their own.
+    Other,
+}
 
 /// How the program ends. The numbers up to 10 are the classic ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,36 +130,50 @@ impl ExitCode {
         }
     }
 
-    /// The code for a failure of a verb other than backup.
+    /// The code for the faults of a run of this verb over several domains.
+    pub fn of_faults(faults: &Faults, verb: Verb) -> ExitCode {
+        let codes = faults
+            .kinds()
+            .iter()
+            .map(|fault| ExitCode::of_fault(*fault, verb));
+        ExitCode::worst(codes)
+    }
+
+    fn of_fault(fault: Fault, verb: Verb) -> ExitCode {
+        match fault {
+            Fault::Unmatched | Fault::Nothing => ExitCode::NoDomains,
+            Fault::Failed(class) => ExitCode::of_class(class, verb),
+            Fault::Partial => ExitCode::BackupFailed,
+            Fault::NotPruned | Fault::Incomplete => ExitCode::Failed,
+            Fault::Damaged => ExitCode::Damaged,
+            Fault::Stopped(reason) => ExitCode::of_stop(reason),
+        }
+    }
+
+    /// The code for a failure that concerns no single domain, or of a verb without a code of its own.
     pub fn of_error(error: &Error) -> ExitCode {
-        match error.class() {
+        ExitCode::of_class(error.class(), Verb::Other)
+    }
+
+    /// The code for the failure of a verb on one domain. `backup` and `scrub` have codes of their own,
+    /// except where another run holds the domain's lock.
+    fn of_class(class: Class, verb: Verb) -> ExitCode {
+        let own = match verb {
+            Verb::Backup => ExitCode::BackupFailed,
+            Verb::Scrub => ExitCode::ScrubFailed,
+            Verb::Other => ExitCode::Failed,
+        };
+        match class {
             Class::NotFound => ExitCode::NoDomains,
             Class::Repository => ExitCode::NoRepository,
+            Class::Damaged | Class::Usage | Class::Failed if verb != Verb::Other => own,
             Class::Damaged => ExitCode::Damaged,
             Class::Missing => ExitCode::Missing,
             Class::Stopped(reason) => ExitCode::of_stop(reason),
             Class::Usage => ExitCode::Usage,
             Class::GroupBy => ExitCode::GroupBy,
+            Class::Locked if verb == Verb::Scrub => own,
             Class::Failed | Class::Locked => ExitCode::Failed,
-        }
-    }
-
-    /// The code for a failed backup of one domain. That another run is at it is no failure of the backup itself.
-    pub fn of_backup_error(error: &Error) -> ExitCode {
-        if error.class() == Class::Locked {
-            return ExitCode::Failed;
-        }
-        match ExitCode::of_error(error) {
-            ExitCode::Failed | ExitCode::Damaged | ExitCode::Usage => ExitCode::BackupFailed,
-            other => other,
-        }
-    }
-
-    /// The code for a failed scrub of one domain.
-    pub fn of_scrub_error(error: &Error) -> ExitCode {
-        match ExitCode::of_error(error) {
-            ExitCode::Failed | ExitCode::Damaged | ExitCode::Usage => ExitCode::ScrubFailed,
-            other => other,
         }
     }
 

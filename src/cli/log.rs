@@ -163,6 +163,16 @@ pub fn has_fields() -> bool {
         .is_some_and(|log| log.journal.is_some() || log.format == LogFormat::Json)
 }
 
+/// Prints an error about the program as a whole.
+pub fn error(message: &str) {
+    tell(&Entry::new(Level::Error, message));
+}
+
+/// Prints what the user should read even with `--quiet`.
+pub fn notice(message: &str) {
+    tell(&Entry::new(Level::Notice, message));
+}
+
 /// Tells an entry, if it matters enough.
 pub fn tell(entry: &Entry<'_>) {
     if !tells(entry.level) {
@@ -177,19 +187,37 @@ pub fn tell(entry: &Entry<'_>) {
         return;
     }
     let line = match log.map(|log| log.format) {
-        Some(LogFormat::Json) => json(entry, super::commands::now().timestamp()),
+        Some(LogFormat::Json) => json(entry, super::clock::now().timestamp()),
         _ => entry.text(),
     };
     let _ = writeln!(anstream::stderr().lock(), "{line}");
 }
 
+/// An entry with `--log-format json`.
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    #[serde(flatten)]
+    entry: &'a Entry<'a>,
+}
+
+/// A line with every key.
+#[cfg(test)]
+pub(super) fn sample() -> serde_json::Value {
+    let entry = &Entry {
+        level: Level::Error,
+        message: "text",
+        lines: &[],
+        hint: Some("text"),
+        domain: Some("text"),
+        disk: Some("text"),
+        restore_point: Some("text"),
+    };
+    let time = "text".to_owned();
+    serde_json::to_value(Line { time, entry }).expect("JSON")
+}
+
 fn json(entry: &Entry<'_>, time: jiff::Timestamp) -> String {
-    #[derive(Serialize)]
-    struct Line<'a> {
-        time: String,
-        #[serde(flatten)]
-        entry: &'a Entry<'a>,
-    }
     let time = format!("{time:.3}");
     let message = entry.whole_message();
     let entry = &Entry {

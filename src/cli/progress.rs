@@ -183,6 +183,11 @@ fn key((domain, disk): (&str, &str)) -> String {
 impl Monitor for Progress {
     fn event(&self, event: Event<'_>) {
         match event {
+            Event::DomainBegins { domain, number, of } if of > 1 => {
+                let what = format!("domain {number} of {of}");
+                self.tell(&Entry::of(Level::Debug, domain, &what));
+            }
+            Event::DomainBegins { .. } | Event::DomainEnds { .. } => {}
             Event::Step { domain, what } => self.tell(&Entry::of(Level::Debug, domain, what)),
             Event::Waits {
                 domain,

@@ -29,7 +29,7 @@ pub fn listen() -> Stop {
             let asked = stop.clone();
             thread::spawn(move || pass_on(signals, &asked));
         }
-        Err(error) => super::tell_error(&format!(
+        Err(error) => super::log::error(&format!(
             "signals cannot be caught ({error}): Ctrl-C will end it at once"
         )),
     }
@@ -62,7 +62,7 @@ fn pass_on(mut signals: Signals, stop: &Stop) {
         }
         let reason = reason_of(signal);
         stop.request(reason);
-        super::tell("stopping; what was begun is being ended (again to end at once)");
+        super::log::notice("stopping; what was begun is being ended (again to end at once)");
         let (sender, receiver) = channel();
         again = Some(sender);
         let stop = stop.clone();
@@ -74,10 +74,10 @@ fn pass_on(mut signals: Signals, stop: &Stop) {
 fn end_by_force(again: &Receiver<()>, stop: &Stop, code: ExitCode) {
     let asked = Instant::now();
     if again.recv_timeout(CLEAN_UP) == Err(RecvTimeoutError::Timeout) && !stop.is_exit_held() {
-        super::tell("cleaning up takes too long; what a backup has left, the next one ends");
+        super::log::notice("cleaning up takes too long; what a backup has left, the next one ends");
     }
     if stop.is_exit_held() {
-        super::tell("the guest's file systems are being thawed");
+        super::log::notice("the guest's file systems are being thawed");
     }
     while stop.is_exit_held() && asked.elapsed() < FOR_EXIT_HOLDS {
         let _ = again.recv_timeout(Duration::from_millis(100));

@@ -47,6 +47,9 @@ pub trait Host: Send + Sync {
     /// The names of all domains in the order of `virsh list --all`: active ones by id, then the others by name.
     fn domain_names(&self) -> Result<Vec<String>>;
 
+    /// The URI of the connection, as the hypervisor completes it.
+    fn uri(&self) -> &str;
+
     /// The domain of that name, as it is now.
     fn domain(&self, name: &str) -> Result<Domain>;
 

@@ -6,11 +6,12 @@
 
 use std::time::Duration;
 
+use super::each::{Fault, Judged};
 use super::monitor::{self, Event};
 use super::prune::{self, PrunePlan};
 use super::reconcile::{self, Reconciliation, Wishes};
 use super::survey::{self, Survey};
-use super::{Cause, Context, Error, Result, grouping, heal, lock};
+use super::{Cause, Class, Context, Error, Result, grouping, heal, lock};
 use crate::host::PlaceWishes;
 use crate::model::checkpoint::KEPT_CHECKPOINTS;
 use crate::model::eligibility::Allowed;
@@ -88,6 +89,15 @@ pub struct Outcome {
     pub prune: Option<PruneOutcome>,
     /// Everything worth telling: what the manifest says, what was healed before, and trouble after the commit.
     pub findings: Vec<Finding>,
+}
+
+impl Judged for Outcome {
+    fn faults(&self) -> Vec<Fault> {
+        let partial = self.point.is_partial().then_some(Fault::Partial);
+        let not_pruned = matches!(self.prune, Some(PruneOutcome::Failed(_)));
+        let not_pruned = not_pruned.then_some(Fault::NotPruned);
+        partial.into_iter().chain(not_pruned).collect()
+    }
 }
 
 /// What pruning did after a backup that succeeded.
@@ -252,6 +262,20 @@ pub struct Preview {
     pub prune: Option<PrunePlan>,
     /// The run that writes to the domain's folder now, as it wrote itself down: until it has ended, what it has begun looks like something left.
     pub writer: Option<String>,
+}
+
+impl Judged for Preview {
+    fn faults(&self) -> Vec<Fault> {
+        let plan = &self.planned.backup;
+        let fault = match self.writer {
+            Some(_) => Some(Fault::Failed(Class::Locked)),
+            None if self.planned.obstacle.is_some() || plan.disks.is_empty() || plan.is_partial() => {
+                Some(Fault::Partial)
+            }
+            None => None,
+        };
+        fault.into_iter().collect()
+    }
 }
 
 /// Tells what a backup would do, and does nothing.

@@ -1,5 +1,6 @@
 //! Lists restore points, and whether each can be given back. Needs no hypervisor.
 
+use super::each::Judged;
 use super::{Error, Result};
 use crate::model::chain::{Chains, MissedWrite};
 use crate::model::finding::Finding;
@@ -16,6 +17,8 @@ pub struct DomainList {
     /// What is wrong with its folder.
     pub findings: Vec<Finding>,
 }
+
+impl Judged for DomainList {}
 
 /// One restore point.
 #[derive(Clone, Debug)]
@@ -55,7 +58,8 @@ pub fn list(repo: &dyn Repository, domains: &[String]) -> Result<Vec<DomainList>
     domains.iter().map(|domain| list_domain(repo, domain)).collect()
 }
 
-fn list_domain(repo: &dyn Repository, domain: &str) -> Result<DomainList> {
+/// Lists the restore points of a domain.
+pub fn list_domain(repo: &dyn Repository, domain: &str) -> Result<DomainList> {
     let failed = |error: RepoError| Error::of(domain, error);
     let repository = repo.domain(domain).map_err(failed)?;
     let mut history = repository.history().map_err(failed)?;

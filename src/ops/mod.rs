@@ -1,4 +1,4 @@
-//! The verbs. Each is a plain function: `verb(subject, context, options) -> Result<Outcome>`.
+//! The verbs. Each is a plain function that takes a domain's name, what it works with, and its options.
 //!
 //! * `copy`: the pump that every verb uses.
 //! * `plan`: decides a backup, before anything is done.
@@ -8,12 +8,14 @@
 //! * `stored`: a restore point with the repository that holds it.
 //! * `grouping`: keeps a domain's backups in one grouping.
 //! * `lock`: takes the right to write, waiting for another run if need be.
+//! * `each`: runs a verb for each of several domains.
 //! * `monitor`: whom the verbs tell how they are getting on.
 //! * `error`: what can go wrong, with its class and its hint.
 
 pub mod backup;
 pub mod compare;
 pub mod copy;
+pub mod each;
 pub mod error;
 mod grouping;
 pub mod heal;

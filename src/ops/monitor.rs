@@ -10,6 +10,22 @@ use crate::model::restore_point::Level;
 /// Something worth showing while a verb works.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
+    /// The work on a domain begins.
+    DomainBegins {
+        /// The domain.
+        domain: &'a str,
+        /// Its place among the domains, from 1.
+        number: usize,
+        /// The number of domains.
+        of: usize,
+    },
+    /// The work on a domain has ended.
+    DomainEnds {
+        /// The domain.
+        domain: &'a str,
+        /// How it ended.
+        ending: Ending,
+    },
     /// A step that may take a moment has begun.
     Step {
         /// The domain.
@@ -91,6 +107,34 @@ pub enum Event<'a> {
         /// What.
         finding: &'a Finding,
     },
+}
+
+/// How the work on a domain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Everything that was asked is done.
+    Done,
+    /// A part of it is done.
+    Partial,
+    /// It failed.
+    Failed,
+    /// There was nothing to work on, and only a pattern matched the domain.
+    Skipped,
+    /// The user asked to stop before it was done, or before it began.
+    Stopped,
+}
+
+impl Ending {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Ending::Done => "done",
+            Ending::Partial => "partial",
+            Ending::Failed => "failed",
+            Ending::Skipped => "skipped",
+            Ending::Stopped => "stopped",
+        }
+    }
 }
 
 /// Takes events, from several threads at once, and never fails.

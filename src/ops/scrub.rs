@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::civil::Date;
 
+use super::each::Judged;
 use super::error::Cause;
 use super::journal::JournalEntry;
 use super::{Error, Monitor, Result, grouping, lock, survey};
@@ -79,6 +80,14 @@ pub struct Outcome {
     /// What ended it before all was done; what is above is done all the same.
     pub failure: Option<Error>,
 }
+
+impl Judged for Outcome {
+    fn error(&self) -> Option<&Error> {
+        self.failure.as_ref()
+    }
+}
+
+impl Judged for ScrubPlan {}
 
 /// Tells what a scrub of the domain would do, and does nothing.
 pub fn preview(name: &str, means: &Means, options: &Options) -> Result<ScrubPlan> {

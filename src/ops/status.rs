@@ -9,6 +9,7 @@ use std::thread;
 use jiff::Timestamp;
 use jiff::civil::Date;
 
+use super::each::Judged;
 use super::error::Cause;
 use super::reconcile::{self, Reconciliation, Wishes};
 use super::{Error, Result, grouping, survey};
@@ -68,6 +69,8 @@ pub struct DomainStatus {
     /// What is worth telling.
     pub findings: Vec<Finding>,
 }
+
+impl Judged for DomainStatus {}
 
 impl DomainStatus {
     /// Whether nothing that is known disagrees.

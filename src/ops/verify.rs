@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
+use super::each::{Fault, Judged};
 use super::monitor::{Event, Monitor};
 use super::{Error, Result, list, restore};
 use crate::model::chain::Concern;
@@ -79,6 +80,18 @@ impl Outcome {
     pub fn all_damage(&self) -> impl Iterator<Item = &Damage> {
         let of_points = self.points.iter().flat_map(|point| &point.damage);
         self.damage.iter().chain(of_points)
+    }
+}
+
+impl Judged for Outcome {
+    fn faults(&self) -> Vec<Fault> {
+        let damaged = (!self.is_sound()).then_some(Fault::Damaged);
+        let incomplete = self.needs_newer().then_some(Fault::Incomplete);
+        damaged.into_iter().chain(incomplete).collect()
+    }
+
+    fn error(&self) -> Option<&Error> {
+        self.ended.as_ref()
     }
 }
 

@@ -1,13 +1,17 @@
 //! A domain beside its newest restore point: what no bitmap calls changed is the same, or it is told.
 
-use vmsnap::cli::exit_code::ExitCode;
+use std::time::Duration;
+
+use vmsnap::cli::exit_code::{ExitCode, Verb};
 use vmsnap::cli::report::compare as shown;
+use vmsnap::cli::report::status_document::document as status_document;
 use vmsnap::cli::report::{list as shown_list, status as shown_status};
 use vmsnap::host::Host;
 use vmsnap::model::domain::DiskFormat;
 use vmsnap::model::finding::Finding;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::compare::{Meaning, Options, Outcome, Verdict, compare};
+use vmsnap::ops::each::{Fault, Faults, Judged, Turn};
 use vmsnap::ops::list::list;
 use vmsnap::ops::{Cause, Class, Context, Event, Monitor, Result};
 
@@ -147,13 +151,16 @@ fn a_shut_off_domain_is_compared_too_and_what_cannot_be_is_told() {
 
 /// What the program would print and end with.
 fn answer(outcome: &Outcome) -> (String, ExitCode) {
-    (shown::lines("vm1", outcome), shown::exit_code(outcome))
+    (shown::lines("vm1", outcome), code(outcome.faults()))
+}
+
+fn code(faults: Vec<Fault>) -> ExitCode {
+    ExitCode::of_faults(&Faults::of(faults), Verb::Other)
 }
 
 fn json(outcome: Outcome) -> serde_json::Value {
-    let code = shown::exit_code(&outcome);
-    let text = shown::json(&[("vm1".to_owned(), outcome)], &[], &[], code);
-    let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let done = [Turn::new("vm1", Duration::ZERO, Ok(outcome))];
+    let document = serde_json::to_value(shown::document(&done, &[], code(done[0].faults()))).expect("JSON");
     document["domains"][0].clone()
 }
 
@@ -292,8 +299,9 @@ fn the_json_of_a_failed_domain_has_its_error_and_findings() {
     let told = lab.recorder.findings();
     assert!(told.iter().any(|found| found.code == "not-compared"), "{told:?}");
     let code = ExitCode::of_error(&error);
-    let json = shown::json(&[], &[error], &["nope".to_owned()], code);
-    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let failed = [Turn::new("vm1", Duration::ZERO, Err(error))];
+    let unmatched = ["nope".to_owned()];
+    let json = serde_json::to_value(shown::document(&failed, &unmatched, code)).expect("JSON");
     assert_eq!(
         (&json["exitCode"], &json["unmatched"][0]),
         (&3.into(), &"nope".into())
@@ -327,8 +335,11 @@ fn list_and_status_show_a_missed_write() {
     let mut lab = lab();
     let sound = shown_status::text(&lab.status("vm1"), false);
     assert!(!sound.contains("issed"), "{sound}");
-    let json = |lab: &Lab| shown_status::tree(&[lab.status("vm1")], false).json(false);
-    assert!(!json(&lab).contains("missed"));
+    let json = |lab: &Lab| {
+        let statuses = [lab.status("vm1")];
+        serde_json::to_value(status_document(&statuses, false)).expect("JSON")
+    };
+    assert!(json(&lab)["vm1"].get("missedWrites").is_none());
     lab.host
         .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
     run(&mut lab, None).expect("compared");
@@ -340,13 +351,13 @@ fn list_and_status_show_a_missed_write() {
         shown.contains(&format!("  Missed write: {sentence}{stands}")),
         "{shown}"
     );
-    let found: serde_json::Value = serde_json::from_str(&json(&lab)).expect("JSON");
+    let found = json(&lab);
     assert_eq!(found["vm1"]["missedWrites"][0]["disk"], "vda");
     let listed = |lab: &Lab| list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("readable");
     let id = lab.latest("vm1");
     let shown = shown_list::text(&listed(&lab), &lab.repo.location(), shown_list::Columns::Narrow);
     assert!(shown.contains(&format!("  {id}: {sentence}{stands}")), "{shown}");
-    let found: serde_json::Value = serde_json::from_str(&shown_list::json(&listed(&lab))).expect("JSON");
+    let found = serde_json::to_value(shown_list::document(&listed(&lab))).expect("JSON");
     let points = &found["domains"][0]["restorePoints"];
     assert_eq!(points[0]["missedWrites"], serde_json::json!([]));
     assert_eq!(points[1]["missedWrites"][0]["disk"], "vda");

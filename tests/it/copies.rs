@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use vmsnap::cli::exit_code::ExitCode;
-use vmsnap::cli::report::backup::{kind, plan_json, plan_text};
+use vmsnap::cli::report::backup::{kind, plan_document, plan_text};
 use vmsnap::cli::report::list as shown_list;
 use vmsnap::host::Host;
 use vmsnap::model::domain::DomainState;
@@ -12,6 +13,7 @@ use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::backup::{self, Options, Outcome, PruneOutcome};
 use vmsnap::ops::compare::compare;
+use vmsnap::ops::each::Turn;
 use vmsnap::ops::list::list;
 use vmsnap::ops::monitor::Silent;
 use vmsnap::ops::verify::{self, Which, verify};
@@ -318,8 +320,8 @@ fn a_dry_run_of_a_copy_says_so_and_does_nothing() {
              disk vda: full, a standalone copy\n  disk vdb: full, a standalone copy\n"
         )
     );
-    let json = plan_json(&[("vm1".to_owned(), preview)], &[], &[], ExitCode::Ok);
-    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let plans = [Turn::new("vm1", Duration::ZERO, Ok(preview))];
+    let json = serde_json::to_value(plan_document(&plans, &[], ExitCode::Ok)).expect("JSON");
     assert_eq!(json["domains"][0]["copy"], true);
     assert_eq!(json["domains"][0]["checkpoint"], false);
     assert_eq!(tree(&lab.root()), before);
@@ -338,7 +340,7 @@ fn a_list_shows_a_copy_as_a_copy() {
     let words: Vec<&str> = row.split_whitespace().collect();
     assert_eq!(words[..2], [saved.point.id.as_str(), "copy"], "{text}");
     assert!(row.ends_with(&format!("vmsnap-copy-{}", saved.point.id)), "{row}");
-    let json: serde_json::Value = serde_json::from_str(&shown_list::json(&listed)).expect("JSON");
+    let json = serde_json::to_value(shown_list::document(&listed)).expect("JSON");
     let points = json["domains"][0]["restorePoints"].as_array().expect("a list");
     let flags: Vec<bool> = points.iter().map(|point| point["copy"] == true).collect();
     assert_eq!(flags, [false, false, true]);

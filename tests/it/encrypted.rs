@@ -149,7 +149,7 @@ fn with_the_switch_its_plain_text_is_saved_and_recorded() {
         lab.assert_gives_back("vm1", "vda");
     }
     let listed = vmsnap::ops::list::list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("a list");
-    let json: serde_json::Value = serde_json::from_str(&report::list::json(&listed)).expect("JSON");
+    let json = serde_json::to_value(report::list::document(&listed)).expect("JSON");
     let disks = &json["domains"][0]["restorePoints"][2]["disks"];
     assert_eq!(
         (&disks[0]["decrypted"], &disks[1]["decrypted"]),

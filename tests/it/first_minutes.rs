@@ -106,3 +106,57 @@ fn a_demo_without_driver_or_emulator_names_their_packages() {
         "libvirt-daemon-driver-qemu libvirt-daemon qemu-system-x86",
     );
 }
+
+/// The lines on stderr, each of which is JSON.
+fn json_lines(words: &[&str]) -> (Option<i32>, Vec<serde_json::Value>) {
+    let output = Command::new(env!("CARGO_BIN_EXE_vmsnap")).args(words).output();
+    let output = output.expect("the program runs");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let stderr = String::from_utf8(output.stderr).expect("text");
+    let lines = stderr
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"));
+    (output.status.code(), lines.collect())
+}
+
+#[test]
+fn a_usage_error_is_json_where_the_log_is() {
+    let cases: [(&[&str], i32, &str); 6] = [
+        (&["restore", "vm1", "--log-format", "json"], 64, "--to <DIR>"),
+        (
+            &["--log-format=json", "backup", "vm1", "--freeze-timeout=x"],
+            64,
+            "invalid value 'x'",
+        ),
+        (
+            &["backup", "--outptu=/b", "--log-format=json"],
+            64,
+            "there is no switch '--outptu'",
+        ),
+        (
+            &["--status", "--backup", "--logFormat=json"],
+            7,
+            "Only one command can be run",
+        ),
+        (
+            &["frobnicate", "--log-format", "json"],
+            64,
+            "there is no command 'frobnicate'",
+        ),
+        (
+            &["list", "--wide", "--json", "--log-format=json"],
+            64,
+            "cannot be used with",
+        ),
+    ];
+    for (words, code, message) in cases {
+        let (found, lines) = json_lines(words);
+        assert_eq!((found, lines.len()), (Some(code), 1), "{words:?}: {lines:?}");
+        assert_eq!(lines[0]["level"], "error", "{words:?}");
+        let text = lines[0]["message"].as_str().expect("a text");
+        assert!(text.contains(message), "{words:?}: {text}");
+    }
+    let (_, lines) = json_lines(cases[0].0);
+    let hint = lines[0]["hint"].as_str().expect("a hint");
+    assert!(hint.starts_with("Usage: vmsnap restore"), "{hint}");
+}

@@ -2,12 +2,15 @@
 
 use std::fs;
 
-use vmsnap::cli::exit_code::ExitCode;
+use std::time::Duration;
+
+use vmsnap::cli::exit_code::{ExitCode, Verb};
 use vmsnap::cli::report;
-use vmsnap::cli::report::backup::plan_json;
+use vmsnap::cli::report::backup::plan_document;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{Options, preview};
+use vmsnap::ops::each::{Fault, Faults, Turn};
 use vmsnap::ops::monitor::Silent;
 use vmsnap::ops::scrub::{self, Means, ScrubPlan, ScrubType};
 use vmsnap::ops::status::{DomainStatus, Subject, status};
@@ -44,7 +47,8 @@ fn refused(lab: &mut Lab, group_by: GroupBy) -> Error {
     let planned = preview("vm1", &lab.context(&Silent), &by(group_by)).expect_err("another grouping");
     assert_eq!(planned.to_string(), error.to_string());
     assert_eq!(error.class(), Class::GroupBy);
-    assert_eq!(ExitCode::of_backup_error(&error).number(), 10);
+    let faults = Faults::of([Fault::Failed(error.class())]);
+    assert_eq!(ExitCode::of_faults(&faults, Verb::Backup).number(), 10);
     assert_eq!(tree(lab.folder.path()), before);
     error
 }
@@ -66,8 +70,9 @@ fn another_grouping_is_refused_before_anything_is_begun() {
              side: each is pruned by its own grouping only"
         )
     );
-    let json = plan_json(&[], &[error], &[], ExitCode::GroupBy);
-    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let failed = [Turn::new("vm1", Duration::ZERO, Err(error))];
+    let document = plan_document(&failed, &[], ExitCode::GroupBy);
+    let json = serde_json::to_value(document).expect("JSON");
     let message = json["domains"][0]["error"]["message"]
         .as_str()
         .expect("a message");
@@ -200,8 +205,9 @@ fn status_announces_no_backup_that_would_be_refused() {
     let text = report::status::text(&found, false);
     assert!(text.contains(&format!("  Note: {REFUSED}\n")), "{text}");
     assert!(!text.contains("Next backup"), "{text}");
-    let json = report::status::tree(&[found], false).json(false);
-    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let found = [found];
+    let document = report::status_document::document(&found, false);
+    let json = serde_json::to_value(document).expect("JSON");
     assert_eq!(json["vm1"]["nextBackup"], serde_json::Value::Null);
     assert_eq!(json["vm1"]["findings"][0]["message"], REFUSED);
 
@@ -219,16 +225,15 @@ fn scrub_announces_no_backup_that_would_be_refused() {
     lab.backup("vm1").expect("a full");
     let plan = scrub_plan(&lab, GroupBy::Quarter);
     assert!(plan.next.is_refused && plan.next.level.is_none());
-    let shown = report::scrub::Scrubbed {
-        domain: "vm1".into(),
-        result: Ok(report::scrub::Result::Planned(plan)),
-    };
-    let text = shown.lines();
+    let planned = report::scrub::Scrubbed::Planned(plan);
+    let shown = Turn::new("vm1", Duration::ZERO, Ok(planned));
+    let text = report::scrub::lines(&shown);
     let last = format!("  the next backup of vm1 will be refused ({REFUSED})\n");
     assert!(text.ends_with(&last), "{text}");
     assert_eq!(text.matches("grouped by month").count(), 1, "{text}");
-    let json = report::scrub::json(&[shown], &[], ExitCode::Ok);
-    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let shown = [shown];
+    let document = report::scrub::document(&shown, &[], ExitCode::Ok);
+    let json = serde_json::to_value(document).expect("JSON");
     let domain = &json["domains"][0];
     assert_eq!(domain["nextBackup"]["refused"], true);
     assert_eq!(domain["nextBackup"]["level"], serde_json::Value::Null);

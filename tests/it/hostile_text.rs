@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use vmsnap::cli::log::{Entry, Level};
+use vmsnap::cli::report::lines::failure;
 use vmsnap::cli::report::status::text as status_text;
-use vmsnap::cli::report::{backup, compare, failure, list, restore, scrub, verify};
+use vmsnap::cli::report::{backup, compare, list, restore, scrub, verify};
 use vmsnap::model::finding::Finding;
 use vmsnap::model::left_out::LeftOut;
 use vmsnap::model::level::LevelReason;
 use vmsnap::ops::backup::PruneOutcome;
 use vmsnap::ops::compare::{Meaning, Outcome as Comparison, UncomparedDisk};
+use vmsnap::ops::each::Turn;
 use vmsnap::ops::scrub::{DiskBitmap, NextBackup, ScrubPlan};
 use vmsnap::ops::verify::{Damage, Outcome};
 use vmsnap::ops::{Cause, Error};
@@ -60,12 +62,7 @@ fn backup_contains_it() {
     assert_contained(|words| {
         let mut outcome = outcome.clone();
         outcome.prune = Some(PruneOutcome::Failed(words.to_owned()));
-        let done = backup::Done {
-            domain: "vm1".to_owned(),
-            took: Duration::ZERO,
-            result: Ok(outcome),
-        };
-        done.lines()
+        backup::lines(&Turn::new("vm1", Duration::ZERO, Ok(outcome)))
     });
 }
 
@@ -112,21 +109,17 @@ fn restore_contains_it() {
 #[test]
 fn verify_contains_it() {
     assert_contained(|words| {
-        let proved = verify::Proved {
-            domain: "vm1".to_owned(),
-            took: Duration::ZERO,
-            outcome: Outcome {
-                damage: vec![Damage {
-                    location: None,
-                    offset: None,
-                    disk: None,
-                    upon: None,
-                    what: words.to_owned(),
-                }],
-                ..Outcome::default()
-            },
+        let outcome = Outcome {
+            damage: vec![Damage {
+                location: None,
+                offset: None,
+                disk: None,
+                upon: None,
+                what: words.to_owned(),
+            }],
+            ..Outcome::default()
         };
-        proved.lines()
+        verify::lines(&Turn::new("vm1", Duration::ZERO, Ok(outcome)))
     });
 }
 
@@ -167,11 +160,8 @@ fn scrub_contains_it() {
             },
             findings: vec![finding(words)],
         };
-        let scrubbed = scrub::Scrubbed {
-            domain: "vm1".to_owned(),
-            result: Ok(scrub::Result::Planned(plan)),
-        };
-        scrubbed.lines()
+        let planned = scrub::Scrubbed::Planned(plan);
+        scrub::lines(&Turn::new("vm1", Duration::ZERO, Ok(planned)))
     });
 }
 

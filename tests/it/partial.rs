@@ -318,7 +318,7 @@ fn list_and_json_mark_partial_restore_points() {
         1,
         "{text}"
     );
-    let json: serde_json::Value = serde_json::from_str(&report::list::json(&listed)).expect("JSON");
+    let json = serde_json::to_value(report::list::document(&listed)).expect("JSON");
     let points = &json["domains"][0]["restorePoints"];
     assert_eq!(
         (&points[0]["partial"], &points[1]["partial"]),
@@ -349,8 +349,7 @@ fn a_failed_restore_carries_what_was_found_before() {
     let failed = restore::restore("vm1", plan, &lab.means(&lab.recorder, &lab.stop));
     let error = failed.map(|_| ()).expect_err("its image is gone");
     assert_eq!(codes(&error.findings), ["disk-not-restored"]);
-    let json = report::restore::failed_json(&error);
-    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let json = serde_json::to_value(report::restore::failed_document(&error)).expect("JSON");
     assert_eq!(json["outcome"], "failed");
     assert_eq!(json["findings"][0]["code"], "disk-not-restored");
 }
@@ -418,12 +417,8 @@ fn a_backup_without_changes_has_no_rate() {
     let mut lab = lab(&["vda"]);
     write(&lab, "vda", 1);
     let line = |result| {
-        let done = report::backup::Done {
-            domain: "vm1".into(),
-            took: std::time::Duration::from_millis(200),
-            result,
-        };
-        done.lines()
+        let took = std::time::Duration::from_millis(200);
+        report::backup::lines(&vmsnap::ops::each::Turn::new("vm1", took, result))
     };
     let first = line(lab.backup("vm1"));
     assert!(first.contains(", 65.5 kB in 0.2 s (328 kB/s), "), "{first}");

@@ -1,12 +1,15 @@
 //! What a scrub removes, what it leaves, and that the next backup is what it has announced.
 
-use vmsnap::cli::exit_code::ExitCode;
+use std::time::Duration;
+
+use vmsnap::cli::exit_code::{ExitCode, Verb};
 use vmsnap::cli::report;
 use vmsnap::host::Host;
 use vmsnap::model::domain::DomainState;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::StopReason;
+use vmsnap::ops::each::{Faults, Turn};
 use vmsnap::ops::scrub::{self, Means, Options, Outcome, ScrubPlan, ScrubType};
 use vmsnap::ops::{Cause, Error, Repository, Result};
 use vmsnap::repo::RepoError;
@@ -523,15 +526,12 @@ fn the_json_of_a_failed_domain_has_its_error_and_findings() {
     shut_off(&lab);
     lab.host.move_away();
     let missing = Some("virtnbdbackup.9");
-    let result = run(&lab, ScrubType::Checkpoint, missing).map(report::scrub::Result::Done);
-    let failed = report::scrub::Scrubbed {
-        domain: "vm1".to_owned(),
-        result,
-    };
-    assert_eq!(failed.lines(), "", "nothing was done");
-    let code = ExitCode::of_scrub_error(failed.failure().expect("there is no such checkpoint"));
-    let json = report::scrub::json(&[failed], &[], code);
-    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let result = run(&lab, ScrubType::Checkpoint, missing).map(report::scrub::Scrubbed::Done);
+    let failed = Turn::new("vm1", Duration::ZERO, result);
+    assert_eq!(report::scrub::lines(&failed), "", "nothing was done");
+    let code = ExitCode::of_faults(&Faults::of(failed.faults()), Verb::Scrub);
+    let failed = [failed];
+    let json = serde_json::to_value(report::scrub::document(&failed, &[], code)).expect("JSON");
     assert_eq!(json["exitCode"], 5);
     let domain = &json["domains"][0];
     assert_eq!(domain["outcome"], "failed");

@@ -48,6 +48,10 @@ pub struct ConnectArgs {
         env = "VMSNAP_CONNECT"
     )]
     pub connect: Option<String>,
+
+    /// Whether the words were typed in the classic spelling.
+    #[arg(skip)]
+    pub is_classic: bool,
 }
 
 /// Which domains.

@@ -1,22 +1,26 @@
 //! `vmsnap backup`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{
-    CommandResult, Refusal, Tally, exclusions, group_by, now, random, repository_path, tell_summary,
-    tell_versions,
+    CommandResult, Refusal, exclusions, group_by, random, repository_path, session_hint, tell_error,
+    tell_missing, tell_summary, tell_unmatched, tell_versions,
 };
-use crate::cli::answer;
 use crate::cli::args::BackupArgs;
-use crate::cli::exit_code::ExitCode;
+use crate::cli::clock::now;
+use crate::cli::exit_code::{ExitCode, Verb};
 use crate::cli::log::{self, Entry, Level};
 use crate::cli::progress::Progress;
 use crate::cli::report::backup as shown;
+use crate::cli::report::document::Document;
 use crate::cli::select::{Selection, patterns, select};
+use crate::cli::stdout::answer;
 use crate::model::left_out::{Kind, UNASKED};
 use crate::model::stop::Stop;
-use crate::ops::backup::{Options, Outcome, backup, preview};
-use crate::ops::{self, Context, Host, PlaceWishes, Repository};
+use crate::ops::backup::{Options, Outcome, Preview, backup, preview};
+use crate::ops::each::{Each, Turn};
+use crate::ops::monitor::Silent;
+use crate::ops::{self, Context, Host, Monitor, PlaceWishes, Repository};
 
 /// The programs that the backup of a shut-off domain needs.
 const PROGRAMS: [&str; 2] = ["qemu-img", "qemu-nbd"];
@@ -59,83 +63,101 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
             "--socketfile is for the backup of one domain",
         ));
     }
-    let mut tally = Tally::default();
-    tally.unmatched(&selection.unmatched);
+    let hint = session_hint(&args.connect, host.uri());
+    tell_unmatched(&selection.unmatched, hint.as_deref());
     tell_versions(host.as_ref(), selection.domains.len(), names.len());
     let exclude = exclusions(&args.exclude_disk, &selection, &names, host.as_ref())?;
-    let options_of = |domain: &String| Options {
+    let options_of = |domain: &str| Options {
         exclude: exclude.get(domain).cloned().unwrap_or_default(),
         ..options.clone()
     };
-    if args.dry_run {
-        let repo = ops::open_as_if_created_repository(path)?;
-        let json = args.output_args.json;
-        return Ok(dry_run(
-            &selection,
-            host.as_ref(),
-            repo.as_ref(),
-            &options_of,
-            stop,
-            json,
-            tally,
-        ));
+    let run = Run {
+        selection: &selection,
+        host: host.as_ref(),
+        options_of: &options_of,
+        stop,
+        json: args.output_args.json,
+    };
+    match args.dry_run {
+        true => Ok(run.preview(ops::open_as_if_created_repository(path)?.as_ref())),
+        false => Ok(run.back_up(ops::open_or_create_repository(path)?.as_ref())),
     }
-    let repo = ops::open_or_create_repository(path)?;
-    let progress = Progress::new();
-    let mut done = Vec::new();
-    for domain in &selection.domains {
-        if let Some(reason) = stop.reason() {
-            done.push(shown::Done::not_reached(domain, reason));
-            continue;
-        }
-        let began = Instant::now();
-        let context = Context {
-            host: host.as_ref(),
-            repo: repo.as_ref(),
-            now: now(),
-            monitor: &progress,
-            stop: stop.clone(),
-            random: &random,
-        };
-        let result = backup(domain, &context, &options_of(domain));
-        match &result {
-            Ok(outcome) => tell_success(domain, outcome),
-            Err(error) => tally.failed(error, ExitCode::of_backup_error(error)),
-        }
-        let domain = shown::Done {
-            domain: domain.clone(),
-            took: began.elapsed(),
-            result,
-        };
-        if domain.is_partial() {
-            tally.count(ExitCode::BackupFailed);
-        }
-        if domain.prune_failed() {
-            tally.count(ExitCode::Failed);
-        }
-        if !args.output_args.json {
-            answer(&domain.lines());
-        }
-        done.push(domain);
-    }
-    if let Some(reason) = stop.reason() {
-        tally.count(ExitCode::of_stop(reason));
-    }
-    tell_summary(
-        &selection.unmatched,
-        done.iter().filter_map(shown::Done::failure),
-        done.len(),
-    );
-    tell_left_out(&done);
-    let code = tally.end(&PROGRAMS);
-    if args.output_args.json {
-        answer(&shown::json(&done, &selection.unmatched, code));
-    }
-    Ok(code)
 }
 
-/// With several domains those that lack a disk are named again at the end, where one looks.
-fn tell_left_out(done: &[shown::Done]) {
+/// A backup of several domains, or its dry run.
+struct Run<'a> {
+    selection: &'a Selection,
+    host: &'a dyn Host,
+    options_of: &'a dyn Fn(&str) -> Options,
+    stop: &'a Stop,
+    json: bool,
+}
+
+impl Run<'_> {
+    fn each<'a>(&'a self, monitor: &'a dyn Monitor) -> Each<'a> {
+        Each {
+            domains: &self.selection.domains,
+            monitor,
+            stop: self.stop,
+        }
+    }
+
+    fn context<'a>(&'a self, repo: &'a dyn Repository, monitor: &'a dyn Monitor) -> Context<'a> {
+        Context {
+            host: self.host,
+            repo,
+            now: now(),
+            monitor,
+            stop: self.stop.clone(),
+            random: &random,
+        }
+    }
+
+    fn back_up(&self, repo: &dyn Repository) -> ExitCode {
+        let progress = Progress::new();
+        let verb = |domain: &str| backup(domain, &self.context(repo, &progress), &(self.options_of)(domain));
+        let ended = |turn: &Turn<Outcome>| {
+            tell_success(turn);
+            tell_error(turn);
+            if !self.json {
+                answer(&shown::lines(turn));
+            }
+        };
+        let round = self.each(&progress).run(verb, |_, _| false, ended);
+        let turns = &round.turns;
+        let unmatched = &self.selection.unmatched;
+        tell_summary(unmatched, turns.iter().filter_map(shown::failure), turns.len());
+        tell_left_out(turns);
+        tell_missing(&round, &PROGRAMS);
+        let code = ExitCode::of_faults(&round.faults(unmatched), Verb::Backup);
+        if self.json {
+            answer(&Document::Backup(shown::document(turns, unmatched, code)).json());
+        }
+        code
+    }
+
+    fn preview(&self, repo: &dyn Repository) -> ExitCode {
+        let verb = |domain: &str| preview(domain, &self.context(repo, &Silent), &(self.options_of)(domain));
+        let ended = |turn: &Turn<Preview>| {
+            tell_error(turn);
+            if let (Ok(preview), false) = (&turn.result, self.json) {
+                answer(&shown::plan_text(&turn.domain, preview));
+            }
+        };
+        let round = self.each(&Silent).run(verb, |_, _| false, ended);
+        tell_missing(&round, &PROGRAMS);
+        let unmatched = &self.selection.unmatched;
+        let code = ExitCode::of_faults(&round.faults(unmatched), Verb::Backup);
+        if self.json {
+            let document = shown::plan_document(&round.turns, unmatched, code);
+            answer(&Document::DryRun(document).json());
+        }
+        code
+    }
+}
+
+/// Prints the domains that lack a disk again at the end if there are several domains.
+fn tell_left_out(done: &[Turn<Outcome>]) {
     if done.len() < 2 {
         return;
     }
@@ -147,7 +169,7 @@ fn tell_left_out(done: &[shown::Done]) {
             "without their raw disks (--raw saves them too)",
         ),
     ] {
-        let lacking: Vec<String> = done.iter().filter_map(|done| done.lacks(kinds)).collect();
+        let lacking: Vec<String> = done.iter().filter_map(|done| shown::lacks(done, kinds)).collect();
         if !lacking.is_empty() {
             let text = format!("{} of {} {what}:", lacking.len(), done.len());
             log::tell(&Entry {
@@ -158,63 +180,14 @@ fn tell_left_out(done: &[shown::Done]) {
     }
 }
 
-/// For a journal or a log file of its own: a person reads it on stdout.
-fn tell_success(domain: &str, outcome: &Outcome) {
-    if log::has_fields() {
+/// Logs a success. Without a journal or a JSON log the user reads it on stdout only.
+fn tell_success(turn: &Turn<Outcome>) {
+    if let (Ok(outcome), true) = (&turn.result, log::has_fields()) {
         let point = &outcome.point;
         let message = format!("{} {}", shown::kind(point), point.id);
         log::tell(&Entry {
             restore_point: Some(&point.id),
-            ..Entry::of(Level::Info, domain, &message)
+            ..Entry::of(Level::Info, &turn.domain, &message)
         });
     }
-}
-
-fn dry_run(
-    selection: &Selection,
-    host: &dyn Host,
-    repo: &dyn Repository,
-    options_of: &dyn Fn(&String) -> Options,
-    stop: &Stop,
-    json: bool,
-    mut tally: Tally,
-) -> ExitCode {
-    let mut plans = Vec::new();
-    let mut failed = Vec::new();
-    for domain in &selection.domains {
-        let context = Context {
-            host,
-            repo,
-            now: now(),
-            monitor: &ops::monitor::Silent,
-            stop: stop.clone(),
-            random: &random,
-        };
-        match preview(domain, &context, &options_of(domain)) {
-            Ok(preview) => {
-                if preview.writer.is_some() {
-                    tally.count(ExitCode::Failed);
-                } else if preview.planned.obstacle.is_some()
-                    || preview.planned.backup.disks.is_empty()
-                    || preview.planned.backup.is_partial()
-                {
-                    tally.count(ExitCode::BackupFailed);
-                }
-                if json {
-                    plans.push((domain.clone(), preview));
-                } else {
-                    answer(&shown::plan_text(domain, &preview));
-                }
-            }
-            Err(error) => {
-                tally.failed(&error, ExitCode::of_backup_error(&error));
-                failed.push(error);
-            }
-        }
-    }
-    let code = tally.end(&PROGRAMS);
-    if json {
-        answer(&shown::plan_json(&plans, &failed, &selection.unmatched, code));
-    }
-    code
 }

@@ -3,9 +3,9 @@
 use clap_complete::Shell;
 
 use super::CommandResult;
-use crate::cli::answer;
 use crate::cli::args::{self, CompletionsArgs};
 use crate::cli::exit_code::ExitCode;
+use crate::cli::stdout::answer;
 
 /// Prints the completions of a shell.
 pub fn run(args: &CompletionsArgs) -> CommandResult {

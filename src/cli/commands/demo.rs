@@ -2,17 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{CommandResult, Refusal, now, random};
+use super::{CommandResult, Refusal, random};
 use crate::cli::args::DemoArgs;
+use crate::cli::clock::now;
 use crate::cli::exit_code::ExitCode;
+use crate::cli::pretty;
 use crate::cli::progress::Progress;
 use crate::cli::report::{self, list::Columns};
-use crate::cli::{answer, answer_in_colour, pretty};
+use crate::cli::stdout::{answer, answer_in_colour};
 use crate::demo::{self, Embed, Machine, Part, Write};
 use crate::model::left_out::NOTHING_EXCLUDED;
 use crate::model::period::GroupBy;
 use crate::model::restore_point::Level;
 use crate::model::stop::Stop;
+use crate::model::text::with_sources;
 use crate::ops::backup::{Options, Outcome, backup};
 use crate::ops::{self, Context, Repository, restore};
 
@@ -281,13 +284,7 @@ fn failed(error: demo::Error) -> Refusal {
         refusal.hint = Some(to_install(parts));
         return refusal;
     }
-    let mut message = error.to_string();
-    let mut below = std::error::Error::source(&error);
-    while let Some(source) = below {
-        message.push_str(&format!(": {source}"));
-        below = source.source();
-    }
-    Refusal::new(ExitCode::Failed, message)
+    Refusal::new(ExitCode::Failed, with_sources(&error))
 }
 
 /// The commands that install these parts.

@@ -1,15 +1,19 @@
 //! `vmsnap list`.
 
-use super::{CommandResult, Tally, repository_to_read};
-use crate::cli::answer;
+use super::{CommandResult, repository_to_read, tell_error, tell_unmatched};
 use crate::cli::args::ListArgs;
-use crate::cli::exit_code::ExitCode;
+use crate::cli::exit_code::{ExitCode, Verb};
+use crate::cli::report::document::Document;
 use crate::cli::report::list::{self as shown, Columns};
 use crate::cli::select::select;
+use crate::cli::stdout::answer;
+use crate::model::stop::Stop;
 use crate::ops;
+use crate::ops::each::Each;
+use crate::ops::monitor::Silent;
 
 /// Lists the restore points of the domains meant: all that are in the repository when none is named. One that cannot be read stops no other.
-pub fn run(args: &ListArgs) -> CommandResult {
+pub fn run(args: &ListArgs, stop: &Stop) -> CommandResult {
     let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
     let names = repo.domains().map_err(|error| ops::Error::of("", error))?;
     let mut typed = args.domains.all();
@@ -17,16 +21,18 @@ pub fn run(args: &ListArgs) -> CommandResult {
         typed.push("*".to_owned());
     }
     let selection = select(&typed, &names);
-    let mut tally = Tally::default();
-    let mut domains = Vec::new();
-    for domain in &selection.domains {
-        match ops::list::list(repo.as_ref(), std::slice::from_ref(domain)) {
-            Ok(listed) => domains.extend(listed),
-            Err(error) => tally.failed(&error, ExitCode::of_error(&error)),
-        }
-    }
+    let each = Each {
+        domains: &selection.domains,
+        monitor: &Silent,
+        stop,
+    };
+    let verb = |domain: &str| ops::list::list_domain(repo.as_ref(), domain);
+    let round = each.run(verb, |_, _| false, tell_error);
+    let faults = round.faults(&selection.unmatched);
+    let listed = round.turns.into_iter().filter_map(|turn| turn.result.ok());
+    let domains: Vec<_> = listed.collect();
     let text = if args.json {
-        shown::json(&domains)
+        Document::List(shown::document(&domains)).json()
     } else {
         let columns = if args.wide { Columns::Wide } else { Columns::Narrow };
         shown::text(&domains, &repo.location(), columns)
@@ -35,6 +41,6 @@ pub fn run(args: &ListArgs) -> CommandResult {
     if args.json || !domains.is_empty() || names.is_empty() {
         answer(&text);
     }
-    tally.unmatched(&selection.unmatched);
-    Ok(tally.end(&[]))
+    tell_unmatched(&selection.unmatched, None);
+    Ok(ExitCode::of_faults(&faults, Verb::Other))
 }

@@ -4,9 +4,9 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
 use super::{CommandResult, Refusal};
-use crate::cli::answer;
 use crate::cli::args::{self, ManArgs};
 use crate::cli::exit_code::ExitCode;
+use crate::cli::stdout::answer;
 use crate::model::text::shown;
 
 /// Prints the manual page of vmsnap or of one of its commands.

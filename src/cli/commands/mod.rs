@@ -16,15 +16,17 @@ use std::path::{Path, PathBuf};
 #[cfg(feature = "libvirt")]
 pub(super) use demo::folder as demo_folder;
 
-use super::args::{Cli, Command};
+use super::args::{Cli, Command, ConnectArgs};
+use super::exclude;
 use super::exit_code::ExitCode;
 use super::log::{self, Entry, Level};
+use super::report::lines::failure;
 use super::select::Selection;
-use super::{exclude, report, tell_error};
 use crate::model::left_out::Exclusions;
 use crate::model::period::GroupBy;
 use crate::model::stop::Stop;
-use crate::model::text::shown;
+use crate::model::text::{shown, with_sources};
+use crate::ops::each::{Judged, Round, Turn};
 use crate::ops::{self, Class, Error, Host};
 
 /// How a command ends early: with words for the user.
@@ -50,7 +52,7 @@ impl From<Error> for Refusal {
             code: ExitCode::of_error(&error),
             message: match error.class() {
                 Class::Missing => missing_text(&[missing_of(&error)]),
-                _ => report::causes(&error),
+                _ => with_sources(&error),
             },
             hint: error.hint(),
         }
@@ -64,7 +66,7 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
     let result = match &cli.command {
         Command::Backup(args) => backup::run(args, stop),
         Command::Restore(args) => restore::run(args, stop),
-        Command::List(args) => list::run(args),
+        Command::List(args) => list::run(args, stop),
         Command::Verify(args) => verify::run(args, stop),
         Command::Status(args) => status::run(args, stop),
         Command::Scrub(args) => scrub::run(args, stop),
@@ -87,12 +89,6 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
             refusal.code
         }
     }
-}
-
-/// The moment a verb begins: the only place where the clock is read.
-#[allow(clippy::disallowed_methods, reason = "this is the one place")]
-pub(super) fn now() -> jiff::Zoned {
-    jiff::Zoned::now()
 }
 
 /// A random number.
@@ -140,65 +136,64 @@ fn exclusions(
     Ok(excluded.of)
 }
 
-/// What a command over several domains has met with so far.
-#[derive(Default)]
-struct Tally {
-    codes: Vec<ExitCode>,
-    missing: Vec<String>,
-    hint: Option<String>,
+/// Prints which patterns match no domain; the hint follows the last one.
+fn tell_unmatched(patterns: &[String], hint: Option<&str>) {
+    for (place, pattern) in patterns.iter().enumerate() {
+        log::tell(&Entry {
+            hint: hint.filter(|_| place + 1 == patterns.len()),
+            ..Entry::new(Level::Error, &unmatched_text(pattern))
+        });
+    }
 }
 
-impl Tally {
-    /// Tells which patterns matched nothing.
-    fn unmatched(&mut self, patterns: &[String]) {
-        for pattern in patterns {
-            tell_error(&unmatched_text(pattern));
-            self.codes.push(ExitCode::NoDomains);
-        }
-    }
+/// The connection that libvirt chooses for users other than root.
+const SESSION: &str = "qemu:///session";
 
-    /// Tells of a domain's failure.
-    fn failed(&mut self, error: &Error, code: ExitCode) {
-        let message = report::cause_chain(error);
-        let hint = error.hint();
-        // What is missing is said once, at the end.
-        let said_here = hint.as_deref().filter(|_| error.class() != Class::Missing);
-        log::tell(&Entry {
-            disk: error.disk.as_deref(),
-            hint: said_here,
-            ..Entry::of(Level::Error, &error.domain, &message)
-        });
-        if error.class() == Class::Missing {
-            self.missing.push(missing_of(error));
-            self.hint = hint;
-        }
-        self.codes.push(code);
-    }
+/// Explains why no domain matches if the user did not choose the connection and got a session's.
+/// `uri` is that of the connection. The classic spelling has no such line.
+fn session_hint(args: &ConnectArgs, uri: &str) -> Option<String> {
+    let is_session = uri.split('?').next() == Some(SESSION);
+    (is_session && args.connect.is_none() && !args.is_classic).then(|| {
+        format!(
+            "vmsnap is connected to {SESSION}, which has only this user's own domains; \
+             for those of the system, add --connect qemu:///system"
+        )
+    })
+}
 
-    /// Whether nothing has failed so far.
-    fn is_clean(&self) -> bool {
-        self.codes.iter().all(|code| *code == ExitCode::Ok)
-    }
+/// Prints the error of a domain, if it has one. A missing program is printed once, at the end.
+fn tell_error<T: Judged>(turn: &Turn<T>) {
+    let Some(error) = turn.error() else { return };
+    let message = with_sources(&error.cause);
+    let hint = error.hint();
+    log::tell(&Entry {
+        disk: error.disk.as_deref(),
+        hint: hint.as_deref().filter(|_| error.class() != Class::Missing),
+        ..Entry::of(Level::Error, &error.domain, &message)
+    });
+}
 
-    /// Counts an end that has been told of already.
-    fn count(&mut self, code: ExitCode) {
-        self.codes.push(code);
+/// Prints that a domain was skipped, and why.
+fn tell_skipped<T>(turn: &Turn<T>) {
+    if let Err(error) = &turn.result {
+        log::tell(&Entry::of(Level::Notice, &turn.domain, &error.cause.to_string()));
     }
+}
 
-    /// How the program ends. `programs` are those that the command may need: when one was missed, all that are missing are named.
-    fn end(mut self, programs: &[&'static str]) -> ExitCode {
-        if !self.missing.is_empty() {
-            self.missing
-                .extend(ops::missing_programs(programs).into_iter().map(str::to_owned));
-            self.missing.sort();
-            self.missing.dedup();
-            log::tell(&Entry {
-                hint: self.hint.as_deref(),
-                ..Entry::new(Level::Error, &missing_text(&self.missing))
-            });
-        }
-        ExitCode::worst(self.codes)
-    }
+/// Prints which programs are missing, if a domain failed for that reason. `programs` are those that
+/// the verb may need: all that are missing are named.
+fn tell_missing<T: Judged>(round: &Round<T>, programs: &[&'static str]) {
+    let errors = round.turns.iter().filter_map(Turn::error);
+    let missed: Vec<&Error> = errors.filter(|error| error.class() == Class::Missing).collect();
+    let Some(last) = missed.last() else { return };
+    let mut missing: Vec<String> = missed.iter().map(|error| missing_of(error)).collect();
+    missing.extend(ops::missing_programs(programs).into_iter().map(str::to_owned));
+    missing.sort();
+    missing.dedup();
+    log::tell(&Entry {
+        hint: last.hint().as_deref(),
+        ..Entry::new(Level::Error, &missing_text(&missing))
+    });
 }
 
 /// What `--verbose` adds to every command: how many domains are meant, and what they run on.
@@ -211,8 +206,8 @@ fn tell_versions(host: &dyn Host, meant: usize, all: usize) {
     }
 }
 
-/// With several domains every failure is named again at the end, where one looks. `failures` are those of domains, each with its domain,
-/// its disk and its reason; `domains` is how many had their turn.
+/// Prints all failures again at the end if there are several domains. `failures` are those of
+/// domains, each with its domain, disk and reason; `domains` is the number of domains.
 fn tell_summary(unmatched: &[String], failures: impl IntoIterator<Item = String>, domains: usize) {
     let asked = domains + unmatched.len();
     let unmatched = unmatched.iter().map(|pattern| unmatched_text(pattern));
@@ -223,6 +218,11 @@ fn tell_summary(unmatched: &[String], failures: impl IntoIterator<Item = String>
             ..Entry::new(Level::Notice, &format!("{} of {asked} failed:", failures.len()))
         });
     }
+}
+
+/// The failures of domains, each with its domain, disk and reason.
+fn failures<T: Judged>(round: &Round<T>) -> impl Iterator<Item = String> {
+    round.turns.iter().filter_map(Turn::error).map(failure)
 }
 
 fn unmatched_text(pattern: &str) -> String {
@@ -236,4 +236,23 @@ fn missing_text(names: &[String]) -> String {
 /// The program or library that an error misses.
 fn missing_of(error: &Error) -> String {
     error.missing().unwrap_or("libvirt").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_chosen_by_default_is_explained() {
+        let args = |connect: Option<&str>, is_classic| ConnectArgs {
+            connect: connect.map(str::to_owned),
+            is_classic,
+        };
+        let hint = session_hint(&args(None, false), SESSION).expect("a hint");
+        assert!(hint.contains("connected to qemu:///session"), "{hint}");
+        assert!(hint.contains("--connect qemu:///system"), "{hint}");
+        assert!(session_hint(&args(Some(SESSION), false), SESSION).is_none());
+        assert!(session_hint(&args(None, true), SESSION).is_none());
+        assert!(session_hint(&args(None, false), "qemu:///system").is_none());
+    }
 }

@@ -4,11 +4,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::{CommandResult, Refusal, repository_to_read};
-use crate::cli::answer;
 use crate::cli::args::{FormatArg, RestoreArgs};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::progress::Progress;
+use crate::cli::report::document::Document;
 use crate::cli::report::restore as shown;
+use crate::cli::stdout::answer;
 use crate::model::stop::Stop;
 use crate::ops;
 use crate::ops::restore::{DefineOptions, Format, Means, Options, plan, restore};
@@ -35,7 +36,7 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     };
     let failed = |error: ops::Error| {
         if args.output_args.json && !args.dry_run {
-            answer(&shown::failed_json(&error));
+            answer(&Document::FailedRestore(shown::failed_document(&error)).json());
         }
         Refusal::from(error)
     };
@@ -55,7 +56,7 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     };
     let outcome = restore(&args.domain, plan, &means).map_err(failed)?;
     let text = if args.output_args.json {
-        shown::json(&args.domain, &outcome)
+        Document::Restore(shown::document(&args.domain, &outcome)).json()
     } else {
         shown::text(&args.domain, &outcome, began.elapsed())
     };

@@ -1,15 +1,21 @@
 //! `vmsnap scrub`.
 
-use super::{CommandResult, Refusal, Tally, group_by, now, tell_summary, tell_versions};
-use crate::cli::answer;
+use super::{
+    CommandResult, Refusal, failures, group_by, session_hint, tell_error, tell_missing, tell_summary,
+    tell_unmatched, tell_versions,
+};
 use crate::cli::args::ScrubArgs;
-use crate::cli::exit_code::ExitCode;
+use crate::cli::clock::now;
+use crate::cli::exit_code::{ExitCode, Verb};
 use crate::cli::progress::Progress;
-use crate::cli::report::{self, scrub as shown};
+use crate::cli::report::document::Document;
+use crate::cli::report::scrub::{self as shown, Scrubbed};
 use crate::cli::select::select;
+use crate::cli::stdout::answer;
 use crate::model::stop::Stop;
 use crate::model::text;
 use crate::ops;
+use crate::ops::each::{Each, Turn};
 use crate::ops::scrub::{Means, Options, ScrubType, preview, scrub};
 
 /// The checkpoint name that means all of ours, as without a name.
@@ -33,15 +39,16 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
     let host = ops::connect(args.connect.connect.as_deref())?;
     let names = host.domain_names().map_err(|error| ops::Error::of("", error))?;
     let selection = select(&typed, &names);
-    let mut tally = Tally::default();
-    tally.unmatched(&selection.unmatched);
+    let hint = session_hint(&args.connect, host.uri());
+    tell_unmatched(&selection.unmatched, hint.as_deref());
     tell_versions(host.as_ref(), selection.domains.len(), names.len());
     let progress = Progress::new();
-    let mut done = Vec::new();
-    for domain in &selection.domains {
-        if stop.requested() {
-            break;
-        }
+    let each = Each {
+        domains: &selection.domains,
+        monitor: &progress,
+        stop,
+    };
+    let verb = |domain: &str| {
         let means = Means {
             host: host.as_ref(),
             repo: repo.as_deref(),
@@ -49,30 +56,24 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
             monitor: &progress,
             stop: stop.clone(),
         };
-        let result = match args.dry_run {
-            true => preview(domain, &means, &options).map(shown::Result::Planned),
-            false => scrub(domain, &means, &options).map(shown::Result::Done),
-        };
-        let domain = shown::Scrubbed {
-            domain: domain.clone(),
-            result,
-        };
+        match args.dry_run {
+            true => preview(domain, &means, &options).map(Scrubbed::Planned),
+            false => scrub(domain, &means, &options).map(Scrubbed::Done),
+        }
+    };
+    let ended = |turn: &Turn<Scrubbed>| {
         if !args.output_args.json {
-            answer(&domain.lines());
+            answer(&shown::lines(turn));
         }
-        if let Some(error) = domain.failure() {
-            tally.failed(error, ExitCode::of_scrub_error(error));
-        }
-        done.push(domain);
-    }
-    if let Some(reason) = stop.reason() {
-        tally.count(ExitCode::of_stop(reason));
-    }
-    let failures = done.iter().filter_map(shown::Scrubbed::failure);
-    tell_summary(&selection.unmatched, failures.map(report::failure), done.len());
-    let code = tally.end(&["qemu-img"]);
+        tell_error(turn);
+    };
+    let round = each.run(verb, |_, _| false, ended);
+    tell_summary(&selection.unmatched, failures(&round), round.turns.len());
+    tell_missing(&round, &["qemu-img"]);
+    let code = ExitCode::of_faults(&round.faults(&selection.unmatched), Verb::Scrub);
     if args.output_args.json {
-        answer(&shown::json(&done, &selection.unmatched, code));
+        let document = shown::document(&round.turns, &selection.unmatched, code);
+        answer(&Document::Scrub(document).json());
     }
     Ok(code)
 }

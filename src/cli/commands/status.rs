@@ -3,19 +3,21 @@
 use std::path::Path;
 
 use super::{
-    CommandResult, Refusal, Tally, exclusions, group_by, now, repository_path, tell_summary, tell_versions,
+    CommandResult, Refusal, exclusions, failures, group_by, repository_path, session_hint, tell_error,
+    tell_missing, tell_summary, tell_unmatched, tell_versions,
 };
 use crate::cli::args::StatusArgs;
-use crate::cli::exit_code::ExitCode;
+use crate::cli::clock::now;
+use crate::cli::exit_code::{ExitCode, Verb};
 use crate::cli::log::{self, Entry, Level};
-use crate::cli::report;
 use crate::cli::report::backup::plan_lines;
 use crate::cli::report::status::{Form, Look, write};
 use crate::cli::select::select;
-use crate::cli::{answer, answer_in_colour};
+use crate::cli::stdout::{answer, answer_in_colour};
 use crate::model::finding::Finding;
 use crate::model::left_out::LeftOut;
 use crate::model::stop::Stop;
+use crate::ops::each::Round;
 use crate::ops::status::{DomainStatus, Subject, statuses};
 use crate::ops::{self, Repository};
 
@@ -40,8 +42,8 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
         None if names.is_empty() => select(&[EVERY_DOMAIN.to_owned()], &names),
         None => select(&names, &names),
     };
-    let mut tally = Tally::default();
-    tally.unmatched(&selection.unmatched);
+    let hint = session_hint(&args.connect, host.uri());
+    tell_unmatched(&selection.unmatched, hint.as_deref());
     tell_versions(host.as_ref(), selection.domains.len(), names.len());
     let exclude = exclusions(&args.exclude_disk, &selection, &names, host.as_ref())?;
     let subject = Subject {
@@ -52,21 +54,21 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
         group_by,
         today: now().date(),
     };
-    let mut found = Vec::new();
-    let mut failures = Vec::new();
-    for result in statuses(&selection.domains, &subject, stop) {
-        match result {
-            Ok(mut status) => {
-                tell_details(&status);
-                if let (Some(repo), Some(typed)) = (&repo, &args.output) {
-                    show_as_typed(&mut status, repo.as_ref(), typed);
-                }
-                found.push(status);
-            }
-            Err(error) => {
-                tally.failed(&error, ExitCode::of_error(&error));
-                failures.push(report::failure(&error));
-            }
+    let results = statuses(&selection.domains, &subject, stop);
+    let round = Round::of(&selection.domains, results, stop);
+    let faults = round.faults(&selection.unmatched);
+    let failures: Vec<String> = failures(&round).collect();
+    round.turns.iter().for_each(tell_error);
+    tell_missing(&round, &["qemu-img"]);
+    let mut found: Vec<DomainStatus> = round
+        .turns
+        .into_iter()
+        .filter_map(|turn| turn.result.ok())
+        .collect();
+    for status in &mut found {
+        tell_details(status);
+        if let (Some(repo), Some(typed)) = (&repo, &args.output) {
+            show_as_typed(status, repo.as_ref(), typed);
         }
     }
     let look = Look {
@@ -84,7 +86,7 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
         Form::Json | Form::Yaml => answer(&text),
     }
     tell_summary(&selection.unmatched, failures, selection.domains.len());
-    Ok(tally.end(&["qemu-img"]))
+    Ok(ExitCode::of_faults(&faults, Verb::Other))
 }
 
 /// What was typed; `None` when nothing was. A switch with nothing in it (`--domains=$UNSET`) is no wish for all domains.

@@ -1,20 +1,27 @@
 //! `vmsnap verify`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::{Span, Timestamp, Zoned};
 
-use super::{CommandResult, Refusal, Tally, now, random, repository_to_read};
+use super::{
+    CommandResult, Refusal, random, repository_to_read, session_hint, tell_error, tell_missing, tell_skipped,
+    tell_unmatched,
+};
 use crate::cli::args::VerifyArgs;
-use crate::cli::exit_code::ExitCode;
-use crate::cli::log::{self, Entry, Level};
+use crate::cli::clock::now;
+use crate::cli::exit_code::{ExitCode, Verb};
+use crate::cli::log;
 use crate::cli::progress::Progress;
+use crate::cli::report::document::Document;
 use crate::cli::report::{compare as comparison, verify as shown};
 use crate::cli::select::{patterns, select};
-use crate::cli::{answer, tell_error};
+use crate::cli::stdout::answer;
 use crate::model::stop::Stop;
 use crate::model::text::shown as as_shown;
-use crate::ops::verify::{Options, Which, verify};
+use crate::ops::each::{Each, Fault, Turn};
+use crate::ops::monitor::Ending;
+use crate::ops::verify::{Options, Outcome, Which, verify};
 use crate::ops::{self, Cause, Context, PlaceWishes, Repository, compare};
 
 /// Proves restore points of the domains meant: of all that are in the repository when none is named. One that is damaged stops no other.
@@ -48,56 +55,38 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     }
     let selection = select(&typed, &names);
     let named = patterns(&typed, &names);
-    let mut tally = Tally::default();
-    tally.unmatched(&selection.unmatched);
+    tell_unmatched(&selection.unmatched, None);
     let progress = Progress::new();
-    let (mut done, mut failed) = (Vec::new(), Vec::new());
-    for domain in &selection.domains {
-        if stop.requested() {
-            break;
-        }
-        let began = Instant::now();
-        match verify(domain, repo.as_ref(), &options, &progress, stop) {
-            Ok(outcome) => {
-                if !outcome.is_sound() {
-                    tally.count(ExitCode::Damaged);
-                }
-                if let Some(error) = &outcome.ended {
-                    tally.failed(error, ExitCode::of_error(error));
-                }
-                if outcome.needs_newer() {
-                    tally.count(ExitCode::Failed);
-                }
-                let proved = shown::Proved {
-                    domain: domain.clone(),
-                    took: began.elapsed(),
-                    outcome,
-                };
-                if !args.json {
-                    answer(&proved.lines());
-                }
-                done.push(proved);
-            }
-            // A first backup that was killed leaves such a folder. Nobody has asked for this one.
-            Err(error) if !named.contains(domain) && was_never_saved(repo.as_ref(), domain, &error) => {
-                log::tell(&Entry::of(Level::Notice, domain, &error.cause.to_string()));
-            }
-            Err(error) => {
-                tally.failed(&error, ExitCode::of_error(&error));
-                failed.push(error);
+    let each = Each {
+        domains: &selection.domains,
+        monitor: &progress,
+        stop,
+    };
+    let verb = |domain: &str| verify(domain, repo.as_ref(), &options, &progress, stop);
+    // A first backup that was killed leaves such a folder.
+    let may_skip = |domain: &str, error: &ops::Error| {
+        !named.iter().any(|name| name == domain) && was_never_saved(repo.as_ref(), domain, error)
+    };
+    let ended = |turn: &Turn<Outcome>| match turn.ending {
+        Ending::Skipped => tell_skipped(turn),
+        _ => {
+            tell_error(turn);
+            if !args.json {
+                answer(&shown::lines(turn));
             }
         }
+    };
+    let round = each.run(verb, may_skip, ended);
+    let mut faults = round.faults(&selection.unmatched);
+    if faults.is_success() && round.outcomes().all(|outcome| outcome.points.is_empty()) {
+        log::error(&nothing_in(repo.as_ref()));
+        faults.add(Fault::Nothing);
     }
-    if let Some(reason) = stop.reason() {
-        tally.count(ExitCode::of_stop(reason));
-    }
-    if tally.is_clean() && done.iter().all(|proved| proved.outcome.points.is_empty()) {
-        tell_error(&nothing_in(repo.as_ref()));
-        tally.count(ExitCode::NoDomains);
-    }
-    let code = tally.end(&[]);
+    tell_missing(&round, &[]);
+    let code = ExitCode::of_faults(&faults, Verb::Other);
     if args.json {
-        answer(&shown::json(&done, &failed, &selection.unmatched, code));
+        let document = shown::document(&round.turns, &selection.unmatched, code);
+        answer(&Document::Verify(document).json());
     }
     Ok(code)
 }
@@ -135,14 +124,15 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
         },
         wait: Duration::from_secs(args.wait),
     };
-    let mut tally = Tally::default();
-    tally.unmatched(&selection.unmatched);
+    let hint = session_hint(&args.connect, host.uri());
+    tell_unmatched(&selection.unmatched, hint.as_deref());
     let progress = Progress::new();
-    let (mut done, mut failed) = (Vec::new(), Vec::new());
-    for domain in &selection.domains {
-        if stop.requested() {
-            break;
-        }
+    let each = Each {
+        domains: &selection.domains,
+        monitor: &progress,
+        stop,
+    };
+    let verb = |domain: &str| {
         let context = Context {
             host: host.as_ref(),
             repo: repo.as_ref(),
@@ -151,34 +141,28 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
             stop: stop.clone(),
             random: &random,
         };
-        match compare::compare(domain, &context, &options) {
-            Ok(outcome) => {
-                tally.count(comparison::exit_code(&outcome));
-                if !args.json {
-                    answer(&comparison::lines(domain, &outcome));
-                }
-                done.push((domain.clone(), outcome));
-            }
-            // A domain that no backup is made of. Nobody has asked for this one.
-            Err(error) if matches!(error.cause, Cause::NoRestorePoints) && !named.contains(domain) => {
-                log::tell(&Entry::of(Level::Notice, domain, &error.cause.to_string()));
-            }
-            Err(error) => {
-                tally.failed(&error, ExitCode::of_error(&error));
-                failed.push(error);
-            }
-        }
+        compare::compare(domain, &context, &options)
+    };
+    // No backup was ever made of this domain.
+    let may_skip = |domain: &str, error: &ops::Error| {
+        matches!(error.cause, Cause::NoRestorePoints) && !named.iter().any(|name| name == domain)
+    };
+    let ended = |turn: &Turn<compare::Outcome>| match (&turn.result, turn.ending) {
+        (_, Ending::Skipped) => tell_skipped(turn),
+        (Ok(outcome), _) if !args.json => answer(&comparison::lines(&turn.domain, outcome)),
+        _ => tell_error(turn),
+    };
+    let round = each.run(verb, may_skip, ended);
+    let mut faults = round.faults(&selection.unmatched);
+    if faults.is_success() && round.outcomes().next().is_none() {
+        log::error("there is nothing to compare: none of these domains has a restore point");
+        faults.add(Fault::Nothing);
     }
-    if let Some(reason) = stop.reason() {
-        tally.count(ExitCode::of_stop(reason));
-    }
-    if tally.is_clean() && done.is_empty() {
-        tell_error("there is nothing to compare: none of these domains has a restore point");
-        tally.count(ExitCode::NoDomains);
-    }
-    let code = tally.end(&["qemu-img", "qemu-nbd"]);
+    tell_missing(&round, &["qemu-img", "qemu-nbd"]);
+    let code = ExitCode::of_faults(&faults, Verb::Other);
     if args.json {
-        answer(&comparison::json(&done, &failed, &selection.unmatched, code));
+        let document = comparison::document(&round.turns, &selection.unmatched, code);
+        answer(&Document::Compare(document).json());
     }
     Ok(code)
 }

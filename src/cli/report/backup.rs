@@ -1,13 +1,11 @@
 //! What `vmsnap backup` shows.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
-use super::tree::Tree;
-use super::{
-    ErrorJson, LeftOutJson, PointJson, document, failed_tree, failure, finding_tree, left_out_tree, line,
-    push_line,
+use super::lines::{self, line, push_line};
+use super::parts::{
+    Domains, ErrorPart, FailedDomain, FindingPart, LeftDiskPart, LeftOutPart, PointPart, Text, findings,
+    left_disks,
 };
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
@@ -15,102 +13,61 @@ use crate::model::finding::Finding;
 use crate::model::left_out::{self, Kind, LeftOut, UNASKED};
 use crate::model::period::COPY_PREFIX;
 use crate::model::restore_point::{Level, RestorePoint};
-use crate::model::stop::StopReason;
 use crate::model::text::shown;
 use crate::ops::backup::{Outcome, Preview, PruneOutcome};
+use crate::ops::each::Turn;
 use crate::ops::plan::BackupPlan;
 use crate::ops::prune::PrunePlan;
 use crate::ops::reconcile::Reconciliation;
-use crate::ops::{Cause, Error, Result};
 
-/// A domain that had its turn.
-pub struct Done {
-    /// Its name.
-    pub domain: String,
-    /// How long it took.
-    pub took: Duration,
-    /// What came of it.
-    pub result: Result<Outcome>,
+/// The domain with the disks that are left out for these kinds of reasons, if there are any.
+pub fn lacks(turn: &Turn<Outcome>, kinds: &[Kind]) -> Option<String> {
+    let outcome = turn.result.as_ref().ok()?;
+    let targets = left_out::targets(&outcome.point.left_out, kinds);
+    (!targets.is_empty()).then(|| format!("{}: {}", shown(&turn.domain), targets.join(", ")))
 }
 
-impl Done {
-    /// A domain whose turn did not come.
-    pub fn not_reached(domain: &str, reason: StopReason) -> Done {
-        Done {
-            domain: domain.to_owned(),
-            took: Duration::ZERO,
-            result: Err(Error::of(domain, Cause::Stopped(reason))),
-        }
-    }
-
-    /// Whether the backup succeeded, but not the pruning that was asked for.
-    pub fn prune_failed(&self) -> bool {
-        let prune = self
-            .result
-            .as_ref()
-            .ok()
-            .and_then(|outcome| outcome.prune.as_ref());
-        matches!(prune, Some(PruneOutcome::Failed(_)))
-    }
-
-    /// Whether a disk is missing though nobody asked for that.
-    pub fn is_partial(&self) -> bool {
-        self.result
-            .as_ref()
-            .is_ok_and(|outcome| outcome.point.is_partial())
-    }
-
-    /// The domain with the disks that are left out for these kinds of reasons, if there are any.
-    pub fn lacks(&self, kinds: &[Kind]) -> Option<String> {
-        let outcome = self.result.as_ref().ok()?;
-        let targets = left_out::targets(&outcome.point.left_out, kinds);
-        (!targets.is_empty()).then(|| format!("{}: {}", shown(&self.domain), targets.join(", ")))
-    }
-
-    /// What failed, with domain, disk and reason.
-    pub fn failure(&self) -> Option<String> {
-        match &self.result {
-            Err(error) => Some(failure(error)),
-            Ok(outcome) => match &outcome.prune {
-                Some(PruneOutcome::Failed(why)) => {
-                    Some(format!("{}: saved, but not pruned: {why}", shown(&self.domain)))
-                }
-                _ => None,
-            },
-        }
-    }
-
-    /// The lines that a person reads of a success; none of a failure, which is told elsewhere.
-    pub fn lines(&self) -> String {
-        match &self.result {
-            Err(_) => String::new(),
-            Ok(outcome) => {
-                let point = &outcome.point;
-                let copied: u64 = point.disks.iter().map(|disk| disk.data_bytes).sum();
-                let zeroes: u64 = point.disks.iter().map(|disk| disk.zero_bytes).sum();
-                let nothing = match (point.level, zeroes) {
-                    (Level::Incremental, 0) => "no changes",
-                    (_, 0) => "no data",
-                    _ => "only zeroes",
-                };
-                let pruned = outcome
-                    .prune
-                    .as_ref()
-                    .map(|prune| prune_line(&self.domain, prune));
-                let saved = line(&format!(
-                    "{}: {} {}, {}{}, {}, {}",
-                    shown(&self.domain),
-                    kind(point),
-                    point.id,
-                    disks_word(point.disks.len()),
-                    without(&point.left_out),
-                    pretty::amount(copied, self.took, nothing),
-                    point.consistency.sentence(),
-                ));
-                saved + &pruned.unwrap_or_default()
+/// What failed, with domain, disk and reason.
+pub fn failure(turn: &Turn<Outcome>) -> Option<String> {
+    match &turn.result {
+        Err(error) => Some(lines::failure(error)),
+        Ok(outcome) => match &outcome.prune {
+            Some(PruneOutcome::Failed(why)) => {
+                Some(format!("{}: saved, but not pruned: {why}", shown(&turn.domain)))
             }
-        }
+            _ => None,
+        },
     }
+}
+
+/// The lines about a success; none about a failure, which is reported on stderr.
+pub fn lines(turn: &Turn<Outcome>) -> String {
+    let Ok(outcome) = &turn.result else {
+        return String::new();
+    };
+    let point = &outcome.point;
+    let copied: u64 = point.disks.iter().map(|disk| disk.data_bytes).sum();
+    let zeroes: u64 = point.disks.iter().map(|disk| disk.zero_bytes).sum();
+    let nothing = match (point.level, zeroes) {
+        (Level::Incremental, 0) => "no changes",
+        (_, 0) => "no data",
+        _ => "only zeroes",
+    };
+    let pruned = outcome
+        .prune
+        .as_ref()
+        .map(|prune| prune_line(&turn.domain, prune));
+    let saved = line(&format!(
+        "{}: {} {}, {}{}, {}, {}",
+        shown(&turn.domain),
+        kind(point),
+        point.id,
+        disks_word(point.disks.len()),
+        without(&point.left_out),
+        pretty::amount(copied, turn.took, nothing),
+        point.consistency.sentence(),
+    ));
+    saved + &pruned.unwrap_or_default()
 }
 
 /// What a restore point is, in words.
@@ -155,160 +112,194 @@ fn disks_word(count: usize) -> String {
     }
 }
 
-#[derive(Serialize)]
+/// A domain in the document of a backup.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct BackupJson<'a> {
-    schema: u32,
-    domains: Vec<DomainJson<'a>>,
-    unmatched: &'a [String],
-    exit_code: i32,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct DomainJson<'a> {
-    domain: &'a str,
-    outcome: &'static str,
-    seconds: f64,
-    restore_point: Option<MadeJson<'a>>,
-    path: Option<String>,
+pub struct BackupDomain<'a> {
+    pub(super) domain: Text<'a>,
+    pub(super) outcome: &'static str,
+    pub(super) seconds: f64,
+    pub(super) restore_point: Option<MadePart<'a>>,
+    pub(super) path: Option<Text<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    prune: Option<PruneJson<'a>>,
-    error: Option<ErrorJson>,
-    findings: &'a [Finding],
+    pub(super) prune: Option<PrunePart<'a>>,
+    pub(super) error: Option<ErrorPart>,
+    pub(super) findings: Vec<FindingPart<'a>>,
 }
 
-#[derive(Serialize)]
-struct MadeJson<'a> {
+/// A restore point that a backup made.
+#[derive(Debug, Serialize)]
+pub struct MadePart<'a> {
     #[serde(flatten)]
-    point: PointJson<'a>,
+    pub(super) point: PointPart<'a>,
     #[serde(flatten)]
-    left_out: LeftOutJson<'a>,
+    pub(super) left_out: LeftOutPart<'a>,
 }
 
-#[derive(Serialize)]
+/// What pruning did.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct PruneJson<'a> {
-    deleted: Option<&'a str>,
-    kept: Option<&'a str>,
-    error: Option<&'a str>,
+pub struct PrunePart<'a> {
+    pub(super) deleted: Option<Text<'a>>,
+    pub(super) kept: Option<Text<'a>>,
+    pub(super) error: Option<Text<'a>>,
 }
 
-impl<'a> PruneJson<'a> {
+impl<'a> PrunePart<'a> {
     fn of(prune: &'a PruneOutcome) -> Self {
         let (mut deleted, mut kept, mut error) = (None, None, None);
         match prune {
-            PruneOutcome::Deleted(period) => deleted = Some(period.as_str()),
-            PruneOutcome::Kept(why) => kept = Some(why.as_str()),
-            PruneOutcome::Failed(why) => error = Some(why.as_str()),
+            PruneOutcome::Deleted(period) => deleted = Some(Text::from(period)),
+            PruneOutcome::Kept(why) => kept = Some(Text::from(why)),
+            PruneOutcome::Failed(why) => error = Some(Text::from(why)),
         }
-        PruneJson { deleted, kept, error }
+        PrunePart { deleted, kept, error }
     }
 }
 
-/// The outcome of every domain as one JSON document.
-pub fn json(done: &[Done], unmatched: &[String], code: ExitCode) -> String {
-    let domains = done.iter().map(|done| match &done.result {
-        Ok(outcome) => DomainJson {
-            domain: &done.domain,
+/// The outcome of every domain.
+pub fn document<'a>(
+    turns: &'a [Turn<Outcome>],
+    unmatched: &'a [String],
+    code: ExitCode,
+) -> Domains<'a, BackupDomain<'a>> {
+    let domains = turns.iter().map(domain).collect();
+    Domains::new(domains, unmatched, code)
+}
+
+fn domain(turn: &Turn<Outcome>) -> BackupDomain<'_> {
+    let domain = Text::from(&turn.domain);
+    let seconds = turn.took.as_secs_f64();
+    match &turn.result {
+        Ok(outcome) => BackupDomain {
+            domain,
             outcome: match outcome.point.is_partial() {
                 true => "partial",
                 false => "ok",
             },
-            seconds: done.took.as_secs_f64(),
-            restore_point: Some(MadeJson {
-                point: PointJson::of(&outcome.point, outcome.file_bytes, None, &[]),
-                left_out: LeftOutJson::of(&outcome.point),
+            seconds,
+            restore_point: Some(MadePart {
+                point: PointPart::of(&outcome.point, outcome.file_bytes),
+                left_out: LeftOutPart::of(&outcome.point),
             }),
-            path: Some(outcome.location.clone()),
-            prune: outcome.prune.as_ref().map(PruneJson::of),
+            path: Some(Text::from(&outcome.location)),
+            prune: outcome.prune.as_ref().map(PrunePart::of),
             error: None,
-            findings: &outcome.findings,
+            findings: findings(&outcome.findings),
         },
-        Err(error) => DomainJson {
-            domain: &done.domain,
+        Err(error) => BackupDomain {
+            domain,
             outcome: "failed",
-            seconds: done.took.as_secs_f64(),
+            seconds,
             restore_point: None,
             path: None,
             prune: None,
-            error: Some(ErrorJson::of(error)),
-            findings: &error.findings,
+            error: Some(ErrorPart::of(error)),
+            findings: findings(&error.findings),
         },
-    });
-    document(&BackupJson {
-        schema: 1,
-        domains: domains.collect(),
-        unmatched,
-        exit_code: code.number(),
-    })
+    }
 }
 
-/// What a dry run would do, as one JSON document.
-pub fn plan_json(
-    plans: &[(String, Preview)],
-    failed: &[Error],
-    unmatched: &[String],
+/// A domain in the document of a dry run.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum PlannedDomain<'a> {
+    /// What its backup would do.
+    Planned(Box<PlanPart<'a>>),
+    /// Why that is not known.
+    Failed(FailedDomain<'a>),
+}
+
+/// What a backup would do.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanPart<'a> {
+    pub(super) domain: Text<'a>,
+    pub(super) level: Option<&'static str>,
+    pub(super) copy: bool,
+    pub(super) reason: Text<'a>,
+    pub(super) period: Text<'a>,
+    pub(super) checkpoint: bool,
+    pub(super) disks: Vec<PlannedDiskPart<'a>>,
+    pub(super) repairs: Vec<Text<'a>>,
+    pub(super) retired: Vec<Text<'a>>,
+    pub(super) prune: PrunePlanPart<'a>,
+    pub(super) obstacle: Option<Text<'a>>,
+    pub(super) writer: Option<Text<'a>>,
+    pub(super) findings: Vec<FindingPart<'a>>,
+    pub(super) partial: bool,
+    pub(super) left_out: Vec<LeftDiskPart<'a>>,
+}
+
+/// A disk that a backup would save.
+#[derive(Debug, Serialize)]
+pub struct PlannedDiskPart<'a> {
+    pub(super) disk: Text<'a>,
+    pub(super) level: Option<&'static str>,
+    pub(super) reason: Text<'a>,
+}
+
+/// What pruning would do: an object with one key.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PrunePlanPart<'a> {
+    /// Delete this folder.
+    Delete(Text<'a>),
+    /// Delete nothing, for this reason; without a reason, nobody asked to prune.
+    Keep(Option<Text<'a>>),
+}
+
+impl<'a> PrunePlanPart<'a> {
+    fn of(prune: Option<&'a PrunePlan>) -> Self {
+        match prune {
+            Some(PrunePlan::Delete { location, .. }) => PrunePlanPart::Delete(Text::from(location)),
+            Some(PrunePlan::Keep(why)) => PrunePlanPart::Keep(Some(Text::from(why))),
+            None => PrunePlanPart::Keep(None),
+        }
+    }
+}
+
+/// What a dry run would do.
+pub fn plan_document<'a>(
+    turns: &'a [Turn<Preview>],
+    unmatched: &'a [String],
     code: ExitCode,
-) -> String {
-    let planned = plans.iter().map(|(domain, preview)| plan_tree(domain, preview));
-    let domains = planned.chain(failed.iter().map(failed_tree));
-    let document = Tree::map([
-        ("schema", Tree::Number(1)),
-        ("dryRun", Tree::Bool(true)),
-        ("domains", Tree::List(domains.collect())),
-        ("unmatched", Tree::texts(unmatched)),
-        ("exitCode", Tree::Number(code.number().unsigned_abs().into())),
-    ]);
-    document.json(false) + "\n"
+) -> Domains<'a, PlannedDomain<'a>> {
+    let domains = turns.iter().map(|turn| match &turn.result {
+        Ok(preview) => PlannedDomain::Planned(Box::new(plan_part(&turn.domain, preview))),
+        Err(error) => PlannedDomain::Failed(FailedDomain::of(error, turn.ending)),
+    });
+    Domains {
+        dry_run: Some(true),
+        ..Domains::new(domains.collect(), unmatched, code)
+    }
 }
 
-fn plan_tree(domain: &str, preview: &Preview) -> Tree {
+fn plan_part<'a>(domain: &'a str, preview: &'a Preview) -> PlanPart<'a> {
     let planned = &preview.planned;
     let plan = &planned.backup;
-    let disks = plan.disks.iter().map(|disk| {
-        Tree::map([
-            ("disk", Tree::text(&disk.disk.target)),
-            (
-                "level",
-                Tree::text_or_null(disk.announced_level().map(Level::word)),
-            ),
-            ("reason", Tree::text(disk.announced_reason())),
-        ])
+    let disks = plan.disks.iter().map(|disk| PlannedDiskPart {
+        disk: Text::from(&disk.disk.target),
+        level: disk.announced_level().map(Level::word),
+        reason: Text::of(&disk.announced_reason()),
     });
-    let prune = match &preview.prune {
-        Some(PrunePlan::Delete { location, .. }) => ("delete", Tree::text(location)),
-        Some(PrunePlan::Keep(why)) => ("keep", Tree::text(why)),
-        None => ("keep", Tree::Null),
-    };
-    Tree::map([
-        ("domain", Tree::text(domain)),
-        (
-            "level",
-            Tree::text_or_null(plan.announced_level().map(Level::word)),
-        ),
-        ("copy", Tree::Bool(is_copy(plan))),
-        ("reason", Tree::text(plan.reason())),
-        ("period", Tree::text(&plan.period)),
-        ("checkpoint", Tree::Bool(plan.checkpoint)),
-        ("disks", Tree::List(disks.collect())),
-        ("repairs", sentences(&planned.repairs)),
-        ("retired", sentences(&planned.retired)),
-        ("prune", Tree::map([prune])),
-        ("obstacle", Tree::text_or_null(planned.obstacle.as_deref())),
-        ("writer", Tree::text_or_null(preview.writer.as_deref())),
-        (
-            "findings",
-            Tree::List(plan.findings.iter().map(finding_tree).collect()),
-        ),
-        ("partial", Tree::Bool(plan.is_partial())),
-        ("leftOut", left_out_tree(&plan.left_out)),
-    ])
-}
-
-/// Steps as a list of sentences.
-pub fn sentences(steps: &[impl ToString]) -> Tree {
-    Tree::List(steps.iter().map(|step| Tree::text(step.to_string())).collect())
+    PlanPart {
+        domain: Text::from(domain),
+        level: plan.announced_level().map(Level::word),
+        copy: is_copy(plan),
+        reason: Text::of(&plan.reason()),
+        period: Text::from(&plan.period),
+        checkpoint: plan.checkpoint,
+        disks: disks.collect(),
+        repairs: planned.repairs.iter().map(Text::of).collect(),
+        retired: planned.retired.iter().map(Text::of).collect(),
+        prune: PrunePlanPart::of(preview.prune.as_ref()),
+        obstacle: planned.obstacle.as_ref().map(Text::from),
+        writer: preview.writer.as_ref().map(Text::from),
+        findings: findings(&plan.findings),
+        partial: plan.is_partial(),
+        left_out: left_disks(&plan.left_out),
+    }
 }
 
 fn is_copy(plan: &BackupPlan) -> bool {

@@ -1,11 +1,13 @@
 //! What `vmsnap verify --compare-live` shows.
 
-use super::tree::Tree;
-use super::{domains_json, finding_tree, push_line};
+use serde::Serialize;
+
+use super::lines::push_line;
+use super::parts::{Domains, FailedDomain, FindingPart, Text, findings};
 use crate::cli::exit_code::ExitCode;
 use crate::model::text::shown;
-use crate::ops::Error;
 use crate::ops::compare::{Meaning, Outcome, Verdict};
+use crate::ops::each::Turn;
 
 /// What a comparison with a domain found, in lines that a person reads.
 pub fn lines(domain: &str, outcome: &Outcome) -> String {
@@ -49,54 +51,86 @@ pub fn lines(domain: &str, outcome: &Outcome) -> String {
     text
 }
 
-/// How the program ends after it.
-pub fn exit_code(outcome: &Outcome) -> ExitCode {
-    match outcome.verdict() {
-        Verdict::Same => ExitCode::Ok,
-        Verdict::Incomplete => ExitCode::Failed,
-        Verdict::Differs => ExitCode::Damaged,
-    }
+/// A domain in the document of a comparison.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum ComparedDomain<'a> {
+    /// What was found.
+    Compared(ComparedPart<'a>),
+    /// Why nothing was compared.
+    Failed(FailedDomain<'a>),
 }
 
-/// The comparisons of several domains as one JSON document.
-pub fn json(done: &[(String, Outcome)], failed: &[Error], unmatched: &[String], code: ExitCode) -> String {
-    let domains = done.iter().map(|(domain, outcome)| {
-        let disks = outcome.disks.iter().map(|disk| {
-            let places = disk.places.iter().map(|place| Tree::Number(*place));
-            Tree::map([
-                ("disk", Tree::text(&disk.target)),
-                ("restorePoint", Tree::text(&disk.point)),
-                ("unchangedClusters", Tree::Number(disk.unchanged)),
-                ("comparedClusters", Tree::Number(disk.compared)),
-                ("differingClusters", Tree::Number(disk.differing)),
-                ("places", Tree::List(places.collect())),
-            ])
-        });
-        let uncompared = outcome.uncompared.iter().map(|disk| {
-            let meaning = match disk.meaning {
-                Meaning::MissedWrite => "missed-write",
-                Meaning::NotComparable => "not-comparable",
-                Meaning::NothingToCompare => "nothing-to-compare",
-            };
-            Tree::map([
-                ("disk", Tree::text(&disk.target)),
-                ("meaning", Tree::text(meaning)),
-                ("why", Tree::text(&disk.why)),
-            ])
-        });
-        let verdict = match outcome.verdict() {
+/// What a comparison found.
+#[derive(Debug, Serialize)]
+pub struct ComparedPart<'a> {
+    pub(super) domain: Text<'a>,
+    pub(super) outcome: &'static str,
+    pub(super) disks: Vec<ComparedDiskPart<'a>>,
+    pub(super) uncompared: Vec<UncomparedPart<'a>>,
+    pub(super) findings: Vec<FindingPart<'a>>,
+}
+
+/// A disk that was compared.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ComparedDiskPart<'a> {
+    pub(super) disk: Text<'a>,
+    pub(super) restore_point: Text<'a>,
+    pub(super) unchanged_clusters: u64,
+    pub(super) compared_clusters: u64,
+    pub(super) differing_clusters: u64,
+    pub(super) places: &'a [u64],
+}
+
+/// A disk that was not compared.
+#[derive(Debug, Serialize)]
+pub struct UncomparedPart<'a> {
+    pub(super) disk: Text<'a>,
+    pub(super) meaning: &'static str,
+    pub(super) why: Text<'a>,
+}
+
+/// The comparisons of several domains.
+pub fn document<'a>(
+    turns: &'a [Turn<Outcome>],
+    unmatched: &'a [String],
+    code: ExitCode,
+) -> Domains<'a, ComparedDomain<'a>> {
+    let domains = turns.iter().map(|turn| match &turn.result {
+        Ok(outcome) => ComparedDomain::Compared(part(&turn.domain, outcome)),
+        Err(error) => ComparedDomain::Failed(FailedDomain::of(error, turn.ending)),
+    });
+    Domains::new(domains.collect(), unmatched, code)
+}
+
+fn part<'a>(domain: &'a str, outcome: &'a Outcome) -> ComparedPart<'a> {
+    let disks = outcome.disks.iter().map(|disk| ComparedDiskPart {
+        disk: Text::from(&disk.target),
+        restore_point: Text::from(&disk.point),
+        unchanged_clusters: disk.unchanged,
+        compared_clusters: disk.compared,
+        differing_clusters: disk.differing,
+        places: &disk.places,
+    });
+    let uncompared = outcome.uncompared.iter().map(|disk| UncomparedPart {
+        disk: Text::from(&disk.target),
+        meaning: match disk.meaning {
+            Meaning::MissedWrite => "missed-write",
+            Meaning::NotComparable => "not-comparable",
+            Meaning::NothingToCompare => "nothing-to-compare",
+        },
+        why: Text::from(&disk.why),
+    });
+    ComparedPart {
+        domain: Text::from(domain),
+        outcome: match outcome.verdict() {
             Verdict::Same => "same",
             Verdict::Incomplete => "incomplete",
             Verdict::Differs => "differs",
-        };
-        let findings = outcome.findings.iter().map(finding_tree);
-        Tree::map([
-            ("domain", Tree::text(domain)),
-            ("outcome", Tree::text(verdict)),
-            ("disks", Tree::List(disks.collect())),
-            ("uncompared", Tree::List(uncompared.collect())),
-            ("findings", Tree::List(findings.collect())),
-        ])
-    });
-    domains_json(domains.collect(), failed, unmatched, code)
+        },
+        disks: disks.collect(),
+        uncompared: uncompared.collect(),
+        findings: findings(&outcome.findings),
+    }
 }

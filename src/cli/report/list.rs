@@ -2,100 +2,108 @@
 
 use serde::Serialize;
 
-use super::{LeftOutJson, PointJson, document, line, missed_sentence, push_line, table};
+use super::lines::{line, missed_sentence, push_line, table};
+use super::parts::{FindingPart, LeftOutPart, PointPart, Text, findings, texts};
 use crate::cli::pretty;
-use crate::model::finding::Finding;
 use crate::model::left_out;
 use crate::model::restore_point::Consistency;
 use crate::model::text::shown;
 use crate::ops::list::{DomainList, Listed, ListedMiss};
 use crate::ops::verify::Proof;
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ListJson<'a> {
-    schema: u32,
-    domains: Vec<DomainJson<'a>>,
+/// The document of a list.
+#[derive(Debug, Serialize)]
+pub struct ListDocument<'a> {
+    pub(super) schema: u32,
+    pub(super) domains: Vec<ListDomain<'a>>,
 }
 
-#[derive(Serialize)]
+/// A domain in the document of a list.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct DomainJson<'a> {
-    domain: &'a str,
-    restore_points: Vec<ListedJson<'a>>,
-    findings: &'a [Finding],
+pub struct ListDomain<'a> {
+    pub(super) domain: Text<'a>,
+    pub(super) restore_points: Vec<ListedPart<'a>>,
+    pub(super) findings: Vec<FindingPart<'a>>,
 }
 
-#[derive(Serialize)]
+/// A restore point in the document of a list.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct ListedJson<'a> {
+pub struct ListedPart<'a> {
     #[serde(flatten)]
-    point: PointJson<'a>,
-    verified: Option<VerifiedJson<'a>>,
-    doubt: Option<&'a str>,
-    missed_writes: Vec<MissJson<'a>>,
+    pub(super) point: PointPart<'a>,
+    pub(super) verified: Option<VerifiedPart<'a>>,
+    pub(super) doubt: Option<Text<'a>>,
+    pub(super) missed_writes: Vec<MissedPart<'a>>,
     #[serde(flatten)]
-    left_out: LeftOutJson<'a>,
+    pub(super) left_out: LeftOutPart<'a>,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct MissJson<'a> {
-    disk: &'a str,
-    found: String,
-    stands: bool,
+/// A write that a bitmap missed.
+#[derive(Debug, Serialize)]
+pub struct MissedPart<'a> {
+    pub(super) disk: Text<'a>,
+    pub(super) found: Text<'a>,
+    pub(super) stands: bool,
 }
 
-impl<'a> MissJson<'a> {
+impl<'a> MissedPart<'a> {
     fn of(missed: &'a ListedMiss) -> Self {
-        MissJson {
-            disk: &missed.write.disk,
-            found: missed.write.found.to_string(),
+        MissedPart {
+            disk: Text::from(&missed.write.disk),
+            found: Text::of(&missed.write.found),
             stands: missed.stands,
         }
     }
 }
 
-#[derive(Serialize)]
+/// The last verification of a restore point.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct VerifiedJson<'a> {
-    time: String,
-    deep: bool,
-    deep_time: Option<String>,
-    damage: Vec<&'a str>,
+pub struct VerifiedPart<'a> {
+    pub(super) time: Text<'a>,
+    pub(super) deep: bool,
+    pub(super) deep_time: Option<Text<'a>>,
+    pub(super) damage: Vec<Text<'a>>,
 }
 
-/// The list as one JSON document.
-pub fn json(domains: &[DomainList]) -> String {
-    let domains = domains.iter().map(|domain| DomainJson {
-        domain: &domain.domain,
-        restore_points: domain
-            .points
-            .iter()
-            .map(|listed| ListedJson {
-                point: PointJson::of(
-                    &listed.point,
-                    listed.size,
-                    Some(listed.is_whole()),
-                    &listed.faults,
-                ),
-                verified: listed.proof.as_ref().map(|proof| VerifiedJson {
-                    time: proof.time.to_string(),
-                    deep: proof.deep,
-                    deep_time: proof.last_deep().map(|time| time.to_string()),
-                    damage: proof.damage.iter().map(|note| note.what.as_str()).collect(),
-                }),
-                doubt: listed.doubt.as_deref(),
-                missed_writes: listed.missed.iter().map(MissJson::of).collect(),
-                left_out: LeftOutJson::of(&listed.point),
-            })
-            .collect(),
-        findings: &domain.findings,
+impl<'a> VerifiedPart<'a> {
+    fn of(proof: &'a Proof) -> Self {
+        VerifiedPart {
+            time: Text::of(&proof.time),
+            deep: proof.deep,
+            deep_time: proof.last_deep().map(|time| Text::of(&time)),
+            damage: texts(proof.damage.iter().map(|note| &note.what)),
+        }
+    }
+}
+
+/// The restore points of these domains.
+pub fn document(domains: &[DomainList]) -> ListDocument<'_> {
+    let domains = domains.iter().map(|domain| ListDomain {
+        domain: Text::from(&domain.domain),
+        restore_points: domain.points.iter().map(listed_part).collect(),
+        findings: findings(&domain.findings),
     });
-    document(&ListJson {
+    ListDocument {
         schema: 1,
         domains: domains.collect(),
-    })
+    }
+}
+
+fn listed_part(listed: &Listed) -> ListedPart<'_> {
+    ListedPart {
+        point: PointPart {
+            whole: Some(listed.is_whole()),
+            faults: texts(&listed.faults),
+            ..PointPart::of(&listed.point, listed.size)
+        },
+        verified: listed.proof.as_ref().map(VerifiedPart::of),
+        doubt: listed.doubt.as_ref().map(Text::from),
+        missed_writes: listed.missed.iter().map(MissedPart::of).collect(),
+        left_out: LeftOutPart::of(&listed.point),
+    }
 }
 
 /// Which columns the tables have.

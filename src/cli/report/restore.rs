@@ -4,81 +4,85 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::tree::Tree;
-use super::{document, error_tree, finding_tree, line, push_line};
+use super::lines::{line, push_line};
+use super::parts::{FailedDomain, FindingPart, Text, findings};
 use crate::cli::pretty;
 use crate::model::text::shown;
 use crate::ops::Error;
+use crate::ops::monitor::Ending;
 use crate::ops::restore::{Outcome, RestorePlan};
 
-#[derive(Serialize)]
+/// The document of a restore.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct RestoreJson<'a> {
-    schema: u32,
-    domain: &'a str,
-    restore_point: &'a str,
-    time: String,
-    disks: Vec<DiskJson<'a>>,
-    defined: Option<DefinedJson<'a>>,
-    findings: &'a [crate::model::finding::Finding],
+pub struct RestoreDocument<'a> {
+    pub(super) schema: u32,
+    pub(super) domain: Text<'a>,
+    pub(super) restore_point: Text<'a>,
+    pub(super) time: Text<'a>,
+    pub(super) disks: Vec<RestoredPart<'a>>,
+    pub(super) defined: Option<DefinedPart<'a>>,
+    pub(super) findings: Vec<FindingPart<'a>>,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct DiskJson<'a> {
-    disk: &'a str,
-    path: String,
-    format: &'static str,
-    virtual_size: u64,
-    data_bytes: u64,
+/// The document of a restore that failed.
+#[derive(Debug, Serialize)]
+pub struct FailedRestore<'a> {
+    pub(super) schema: u32,
+    #[serde(flatten)]
+    pub(super) failed: FailedDomain<'a>,
 }
 
-#[derive(Serialize)]
+/// A disk that was restored.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct DefinedJson<'a> {
-    name: &'a str,
-    new_uuid: Option<&'a str>,
+pub struct RestoredPart<'a> {
+    pub(super) disk: Text<'a>,
+    pub(super) path: Text<'a>,
+    pub(super) format: &'static str,
+    pub(super) virtual_size: u64,
+    pub(super) data_bytes: u64,
 }
 
-/// What was brought back, as one JSON document.
-pub fn json(domain: &str, outcome: &Outcome) -> String {
+/// A domain that was defined.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DefinedPart<'a> {
+    pub(super) name: Text<'a>,
+    pub(super) new_uuid: Option<Text<'a>>,
+}
+
+/// What was restored.
+pub fn document<'a>(domain: &'a str, outcome: &'a Outcome) -> RestoreDocument<'a> {
     let plan = &outcome.plan;
-    let disks = plan
-        .disks
-        .iter()
-        .zip(&outcome.written)
-        .map(|(disk, written)| DiskJson {
-            disk: &disk.target,
-            path: disk.to.display().to_string(),
-            format: disk.format.word(),
-            virtual_size: disk.size,
-            data_bytes: written.data_bytes,
-        });
-    document(&RestoreJson {
+    let disks = plan.disks.iter().zip(&outcome.written);
+    let disks = disks.map(|(disk, written)| RestoredPart {
+        disk: Text::from(&disk.target),
+        path: Text::of(&disk.to.display()),
+        format: disk.format.word(),
+        virtual_size: disk.size,
+        data_bytes: written.data_bytes,
+    });
+    RestoreDocument {
         schema: 1,
-        domain,
-        restore_point: &plan.point.id,
-        time: plan.point.time.to_string(),
+        domain: Text::from(domain),
+        restore_point: Text::from(&plan.point.id),
+        time: Text::of(&plan.point.time),
         disks: disks.collect(),
-        defined: plan.define.as_ref().map(|define| DefinedJson {
-            name: &define.name,
-            new_uuid: define.new_uuid.as_deref(),
+        defined: plan.define.as_ref().map(|define| DefinedPart {
+            name: Text::from(&define.name),
+            new_uuid: define.new_uuid.as_ref().map(Text::from),
         }),
-        findings: &plan.findings,
-    })
+        findings: findings(&plan.findings),
+    }
 }
 
-/// A restore that failed, as one JSON document.
-pub fn failed_json(error: &Error) -> String {
-    let findings = error.findings.iter().map(finding_tree);
-    let document = Tree::map([
-        ("schema", Tree::Number(1)),
-        ("domain", Tree::text(&error.domain)),
-        ("outcome", Tree::text("failed")),
-        ("error", error_tree(error)),
-        ("findings", Tree::List(findings.collect())),
-    ]);
-    document.json(false) + "\n"
+/// A restore that failed.
+pub fn failed_document(error: &Error) -> FailedRestore<'_> {
+    FailedRestore {
+        schema: 1,
+        failed: FailedDomain::of(error, Ending::Failed),
+    }
 }
 
 /// What was brought back, for a person.

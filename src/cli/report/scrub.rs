@@ -2,27 +2,30 @@
 
 use serde::Serialize;
 
-use super::{ErrorJson, document, line, push_line};
+use super::lines::{line, push_line};
+use super::parts::{Domains, ErrorPart, FindingPart, Text, findings, texts};
 use crate::cli::exit_code::ExitCode;
 use crate::model::finding::Finding;
 use crate::model::text::shown;
 use crate::ops::Error;
+use crate::ops::each::{Judged, Turn};
 use crate::ops::scrub::{DiskBitmap, NextBackup, Outcome, ScrubPlan};
 
-/// What came of a domain.
-pub enum Result {
+/// What a scrub did, or would do.
+pub enum Scrubbed {
     /// What would be removed.
     Planned(ScrubPlan),
-    /// What was removed, all that was meant or only a part.
+    /// What was removed; if the scrub failed, only a part.
     Done(Outcome),
 }
 
-/// A domain that had its turn.
-pub struct Scrubbed {
-    /// Its name.
-    pub domain: String,
-    /// What came of it.
-    pub result: std::result::Result<Result, Error>,
+impl Judged for Scrubbed {
+    fn error(&self) -> Option<&Error> {
+        match self {
+            Scrubbed::Planned(_) => None,
+            Scrubbed::Done(outcome) => outcome.failure.as_ref(),
+        }
+    }
 }
 
 /// What there is to show, whichever way it came about.
@@ -36,75 +39,69 @@ struct View<'a> {
 }
 
 impl Scrubbed {
-    /// Why it failed, wholly or in part.
-    pub fn failure(&self) -> Option<&Error> {
-        match &self.result {
-            Ok(Result::Planned(_)) => None,
-            Ok(Result::Done(outcome)) => outcome.failure.as_ref(),
-            Err(error) => Some(error),
-        }
-    }
-
-    fn view(&self) -> Option<View<'_>> {
-        match self.result.as_ref().ok()? {
-            Result::Planned(plan) => Some(View {
+    fn view(&self) -> View<'_> {
+        match self {
+            Scrubbed::Planned(plan) => View {
                 checkpoints: &plan.checkpoints,
                 bitmaps: &plan.bitmaps,
                 tried: &plan.tried,
                 left: &plan.left,
                 next: &plan.next,
                 findings: &plan.findings,
-            }),
-            Result::Done(outcome) => Some(View {
+            },
+            Scrubbed::Done(outcome) => View {
                 checkpoints: &outcome.checkpoints,
                 bitmaps: &outcome.bitmaps,
                 tried: &[],
                 left: &outcome.left,
                 next: &outcome.next,
                 findings: &outcome.findings,
-            }),
+            },
         }
     }
+}
 
-    /// The lines that a person reads; none where nothing was done.
-    pub fn lines(&self) -> String {
-        let Some(view) = self.view() else {
-            return String::new();
-        };
-        let planned = matches!(self.result, Ok(Result::Planned(_)));
-        let verb = if planned { "would remove" } else { "removed" };
-        let domain = shown(&self.domain);
-        let mut text = line(&format!(
-            "{domain}: {verb} {} and {}",
-            count(view.checkpoints.len(), "checkpoint"),
-            count(view.bitmaps.len(), "bitmap")
-        ));
-        for name in view.checkpoints {
-            push_line(&mut text, &format!("  checkpoint {name}"));
-        }
-        for bitmap in view.bitmaps {
-            push_line(
-                &mut text,
-                &format!("  bitmap {} of disk {}", bitmap.name, bitmap.disk),
-            );
-        }
-        for name in view.tried {
-            push_line(&mut text, &format!("  bitmap {name}, if there is one"));
-        }
-        for bitmap in view.left {
-            push_line(
-                &mut text,
-                &format!("  left: bitmap {} of disk {}", bitmap.name, bitmap.disk),
-            );
-        }
-        // The last line says why a backup is refused.
-        let is_said = |finding: &&Finding| view.next.is_refused && finding.message == view.next.reason;
-        for finding in view.findings.iter().filter(|finding| !is_said(finding)) {
-            push_line(&mut text, &format!("  note: {}", finding.message));
-        }
-        push_line(&mut text, &format!("  {}", next_line(&domain, view.next)));
-        text
+/// The lines about a scrub; none if nothing was done.
+pub fn lines(turn: &Turn<Scrubbed>) -> String {
+    let Ok(scrubbed) = &turn.result else {
+        return String::new();
+    };
+    let view = scrubbed.view();
+    let verb = match scrubbed {
+        Scrubbed::Planned(_) => "would remove",
+        Scrubbed::Done(_) => "removed",
+    };
+    let domain = shown(&turn.domain);
+    let mut text = line(&format!(
+        "{domain}: {verb} {} and {}",
+        count(view.checkpoints.len(), "checkpoint"),
+        count(view.bitmaps.len(), "bitmap")
+    ));
+    for name in view.checkpoints {
+        push_line(&mut text, &format!("  checkpoint {name}"));
     }
+    for bitmap in view.bitmaps {
+        push_line(
+            &mut text,
+            &format!("  bitmap {} of disk {}", bitmap.name, bitmap.disk),
+        );
+    }
+    for name in view.tried {
+        push_line(&mut text, &format!("  bitmap {name}, if there is one"));
+    }
+    for bitmap in view.left {
+        push_line(
+            &mut text,
+            &format!("  left: bitmap {} of disk {}", bitmap.name, bitmap.disk),
+        );
+    }
+    // The last line says why a backup is refused.
+    let is_said = |finding: &&Finding| view.next.is_refused && finding.message == view.next.reason;
+    for finding in view.findings.iter().filter(|finding| !is_said(finding)) {
+        push_line(&mut text, &format!("  note: {}", finding.message));
+    }
+    push_line(&mut text, &format!("  {}", next_line(&domain, view.next)));
+    text
 }
 
 fn count(number: usize, what: &str) -> String {
@@ -125,99 +122,91 @@ fn next_line(domain: &str, next: &NextBackup) -> String {
     format!("the next backup of {domain} will be {what} ({})", next.reason)
 }
 
-#[derive(Serialize)]
+/// A domain in the document of a scrub.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct ScrubJson<'a> {
-    schema: u32,
-    domains: Vec<DomainJson<'a>>,
+pub struct ScrubbedDomain<'a> {
+    pub(super) domain: Text<'a>,
+    pub(super) outcome: &'static str,
+    pub(super) checkpoints: Vec<Text<'a>>,
+    pub(super) bitmaps: Vec<BitmapPart<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) tried: Vec<Text<'a>>,
+    pub(super) left: Vec<BitmapPart<'a>>,
+    pub(super) next_backup: Option<NextPart<'a>>,
+    pub(super) error: Option<ErrorPart>,
+    pub(super) findings: Vec<FindingPart<'a>>,
+}
+
+/// A bitmap of a disk.
+#[derive(Debug, Serialize)]
+pub struct BitmapPart<'a> {
+    pub(super) disk: Text<'a>,
+    pub(super) name: Text<'a>,
+}
+
+/// What the next backup will be.
+#[derive(Debug, Serialize)]
+pub struct NextPart<'a> {
+    pub(super) level: Option<&'static str>,
+    pub(super) refused: bool,
+    pub(super) reason: Text<'a>,
+}
+
+/// The outcome of every domain: `planned`, `ok` or `failed`. What a failed scrub had removed before is in it too.
+pub fn document<'a>(
+    turns: &'a [Turn<Scrubbed>],
     unmatched: &'a [String],
-    exit_code: i32,
+    code: ExitCode,
+) -> Domains<'a, ScrubbedDomain<'a>> {
+    Domains::new(turns.iter().map(domain).collect(), unmatched, code)
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct DomainJson<'a> {
-    domain: &'a str,
-    outcome: &'static str,
-    checkpoints: &'a [String],
-    bitmaps: Vec<BitmapJson<'a>>,
-    #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    tried: &'a [String],
-    left: Vec<BitmapJson<'a>>,
-    next_backup: Option<NextJson<'a>>,
-    error: Option<ErrorJson>,
-    findings: &'a [Finding],
-}
-
-#[derive(Serialize)]
-struct BitmapJson<'a> {
-    disk: &'a str,
-    name: &'a str,
-}
-
-#[derive(Serialize)]
-struct NextJson<'a> {
-    level: Option<&'static str>,
-    refused: bool,
-    reason: &'a str,
-}
-
-/// The outcome of every domain as one JSON document. `outcome` is `planned`, `ok` or `failed`; what a failed one removed before it failed
-/// is told all the same.
-pub fn json(done: &[Scrubbed], unmatched: &[String], code: ExitCode) -> String {
-    document(&ScrubJson {
-        schema: 1,
-        domains: done.iter().map(domain_json).collect(),
-        unmatched,
-        exit_code: code.number(),
-    })
-}
-
-fn domain_json(done: &Scrubbed) -> DomainJson<'_> {
-    let failure = done.failure();
-    let view = done.view();
+fn domain(turn: &Turn<Scrubbed>) -> ScrubbedDomain<'_> {
+    let error = turn.error();
+    let view = turn.result.as_ref().ok().map(Scrubbed::view);
     let view = view.as_ref();
-    DomainJson {
-        domain: &done.domain,
-        outcome: match (&done.result, failure) {
+    ScrubbedDomain {
+        domain: Text::from(&turn.domain),
+        outcome: match (&turn.result, error) {
             (_, Some(_)) => "failed",
-            (Ok(Result::Planned(_)), None) => "planned",
+            (Ok(Scrubbed::Planned(_)), None) => "planned",
             _ => "ok",
         },
-        checkpoints: view.map_or(&[], |view| view.checkpoints),
-        bitmaps: view.map_or_else(Vec::new, |view| bitmaps_json(view.bitmaps)),
-        tried: view.map_or(&[], |view| view.tried),
-        left: view.map_or_else(Vec::new, |view| bitmaps_json(view.left)),
-        next_backup: view.map(|view| NextJson {
+        checkpoints: view.map_or_else(Vec::new, |view| texts(view.checkpoints)),
+        bitmaps: view.map_or_else(Vec::new, |view| bitmaps(view.bitmaps)),
+        tried: view.map_or_else(Vec::new, |view| texts(view.tried)),
+        left: view.map_or_else(Vec::new, |view| bitmaps(view.left)),
+        next_backup: view.map(|view| NextPart {
             level: view.next.level.map(|level| level.word()),
             refused: view.next.is_refused,
-            reason: &view.next.reason,
+            reason: Text::from(&view.next.reason),
         }),
-        error: failure.map(ErrorJson::of),
-        findings: match (view, failure) {
+        error: error.map(ErrorPart::of),
+        findings: findings(match (view, error) {
             (Some(view), _) => view.findings,
             (None, Some(error)) => &error.findings,
             (None, None) => &[],
-        },
+        }),
     }
 }
 
-fn bitmaps_json(bitmaps: &[DiskBitmap]) -> Vec<BitmapJson<'_>> {
-    bitmaps
-        .iter()
-        .map(|bitmap| BitmapJson {
-            disk: &bitmap.disk,
-            name: &bitmap.name,
-        })
-        .collect()
+fn bitmaps(bitmaps: &[DiskBitmap]) -> Vec<BitmapPart<'_>> {
+    let parts = bitmaps.iter().map(|bitmap| BitmapPart {
+        disk: Text::from(&bitmap.disk),
+        name: Text::from(&bitmap.name),
+    });
+    parts.collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::model::restore_point::Level;
 
-    fn done(failure: Option<Error>) -> Scrubbed {
+    fn done(failure: Option<Error>) -> Turn<Scrubbed> {
         let bitmap = |disk: &str| DiskBitmap {
             disk: disk.to_owned(),
             name: "virtnbdbackup.0".to_owned(),
@@ -234,16 +223,13 @@ mod tests {
             findings: Vec::new(),
             failure,
         };
-        Scrubbed {
-            domain: "vm1".to_owned(),
-            result: Ok(Result::Done(outcome)),
-        }
+        Turn::new("vm1", Duration::ZERO, Ok(Scrubbed::Done(outcome)))
     }
 
     #[test]
     fn what_was_removed_and_what_the_next_backup_will_be_is_said() {
         assert_eq!(
-            done(None).lines(),
+            lines(&done(None)),
             "vm1: removed 1 checkpoint and 2 bitmaps\n  checkpoint virtnbdbackup.0\n  bitmap virtnbdbackup.0 of disk vda\n  \
              bitmap virtnbdbackup.0 of disk vdb\n  the next backup of vm1 will be full (first of the period)\n"
         );
@@ -255,8 +241,10 @@ mod tests {
             "vm1",
             crate::ops::Cause::StillThere("checkpoint virtnbdbackup.1".to_owned()),
         )));
-        let json = json(&[failed], &["nope".to_owned()], ExitCode::ScrubFailed);
-        let value: serde_json::Value = serde_json::from_str(&json).expect("it is JSON");
+        let failed = [failed];
+        let unmatched = ["nope".to_owned()];
+        let document = document(&failed, &unmatched, ExitCode::ScrubFailed);
+        let value = serde_json::to_value(document).expect("it is JSON");
         assert_eq!(value["exitCode"], 5);
         assert_eq!(value["unmatched"][0], "nope");
         let domain = &value["domains"][0];

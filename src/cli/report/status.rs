@@ -1,16 +1,14 @@
 //! What `vmsnap status` shows: the classic lines and keys first, ours below and behind them.
 
 use anstyle::{AnsiColor, Style};
-use jiff::Timestamp;
 
-use super::backup::sentences;
-use super::tree::Tree;
-use super::{finding_tree, left_out_tree, missed_sentence, push_line};
+use super::document::Document;
+use super::lines::{missed_sentence, push_line};
+use super::status_document::document;
 use crate::cli::pretty;
 use crate::model::restore_point::Level;
 use crate::model::text::shown;
-use crate::ops::plan::BackupPlan;
-use crate::ops::status::{DirStats, DiskStatus, DomainStatus};
+use crate::ops::status::{DiskStatus, DomainStatus};
 
 /// How a status is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +38,13 @@ const INCONSISTENT: Style = AnsiColor::Yellow.on_default().bold();
 
 /// The answer, with colours in it if it is text.
 pub fn write(statuses: &[DomainStatus], look: Look) -> String {
+    let document = || Document::Status(document(statuses, look.pretty));
     match look.form {
         Form::Text => statuses.iter().map(|status| text(status, look.pretty)).collect(),
-        Form::Json if look.machine => tree(statuses, look.pretty).json(true) + "\n",
-        Form::Json => frame("JSON", &(tree(statuses, look.pretty).json(false) + "\n")),
-        Form::Yaml if look.machine => tree(statuses, look.pretty).yaml(),
-        Form::Yaml => frame("YAML", &tree(statuses, look.pretty).yaml()),
+        Form::Json if look.machine => document().json_line(),
+        Form::Json => frame("JSON", &document().json()),
+        Form::Yaml if look.machine => document().yaml(),
+        Form::Yaml => frame("YAML", &document().yaml()),
     }
 }
 
@@ -200,140 +199,4 @@ fn left_line(status: &DomainStatus) -> Option<String> {
     (!next.repairs.is_empty()).then(|| {
         "  Left by a run that did not finish: the next backup ends it (--verbose tells how)".to_owned()
     })
-}
-
-/// The document: a key per domain; in each object the known keys first, in their order.
-pub fn tree(statuses: &[DomainStatus], pretty: bool) -> Tree {
-    let entries = statuses
-        .iter()
-        .map(|status| (status.domain.clone(), domain_tree(status, pretty)));
-    Tree::Map(entries.collect())
-}
-
-fn size_tree(bytes: u64, pretty: bool) -> Tree {
-    match pretty {
-        true => Tree::text(pretty::bytes(bytes)),
-        false => Tree::Number(bytes),
-    }
-}
-
-fn domain_tree(status: &DomainStatus, pretty: bool) -> Tree {
-    let disks = status.disks.iter().map(|disk| {
-        Tree::map([
-            ("disk", Tree::text(&disk.target)),
-            ("virtualSize", size_tree(disk.virtual_size, pretty)),
-            ("actualSize", size_tree(disk.actual_size, pretty)),
-            ("bitmaps", Tree::texts(&disk.bitmaps)),
-            ("bitmapsKnown", Tree::Bool(disk.bitmaps_known)),
-            ("changedBytes", Tree::number_or_null(disk.changed_bytes)),
-        ])
-    });
-    let mut entries = vec![
-        ("checkpoints", Tree::texts(&status.checkpoints)),
-        ("disks", Tree::List(disks.collect())),
-        ("overallStatus", Tree::Number(u64::from(!status.is_consistent()))),
-    ];
-    entries.extend(
-        status
-            .dir
-            .as_ref()
-            .map(|dir| ("backupDirStats", dir_tree(dir, pretty))),
-    );
-    let newest = status.newest.as_ref();
-    let time = |time: Option<Timestamp>| Tree::text_or_null(time.map(|time| time.to_string()));
-    let findings = status.findings.iter().map(finding_tree);
-    entries.extend([
-        ("state", Tree::text(status.state.word())),
-        (
-            "newestCheckpoint",
-            Tree::text_or_null(newest.map(|newest| newest.name.as_str())),
-        ),
-        (
-            "newestCheckpointTime",
-            time(newest.and_then(|newest| newest.created)),
-        ),
-        ("changedBytes", Tree::number_or_null(status.changed_bytes())),
-        (
-            "lastRestorePoint",
-            Tree::text_or_null(status.latest.as_ref().map(|(id, _)| id.as_str())),
-        ),
-        (
-            "lastRestorePointTime",
-            time(status.latest.as_ref().map(|(_, time)| *time)),
-        ),
-        (
-            "nextBackup",
-            status
-                .next
-                .as_ref()
-                .map_or(Tree::Null, |next| plan_tree(&next.backup)),
-        ),
-        ("inconsistencies", Tree::texts(&status.inconsistencies)),
-        ("findings", Tree::List(findings.collect())),
-        (
-            "repairs",
-            status
-                .next
-                .as_ref()
-                .map_or(Tree::List(vec![]), |next| sentences(&next.repairs)),
-        ),
-        (
-            "lastVerifiedTime",
-            time(status.proof.as_ref().map(|proof| proof.time)),
-        ),
-        (
-            "lastVerifiedDamage",
-            Tree::List(
-                status
-                    .proof
-                    .iter()
-                    .flat_map(|proof| &proof.damage)
-                    .map(|note| Tree::text(&note.what))
-                    .collect(),
-            ),
-        ),
-        ("doubt", Tree::text_or_null(status.doubt.as_deref())),
-        ("writer", Tree::text_or_null(status.writer.as_deref())),
-    ]);
-    if !status.missed.is_empty() {
-        let missed = status.missed.iter().map(|missed| {
-            Tree::map([
-                ("disk", Tree::text(&missed.disk)),
-                ("found", Tree::text(missed.found.to_string())),
-            ])
-        });
-        entries.push(("missedWrites", Tree::List(missed.collect())));
-    }
-    if !status.left_out.is_empty() {
-        entries.push(("leftOut", left_out_tree(&status.left_out)));
-    }
-    if !status.latest_lacks.is_empty() {
-        entries.push(("lastRestorePointLacks", Tree::texts(&status.latest_lacks)));
-    }
-    Tree::Map(
-        entries
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect(),
-    )
-}
-
-fn dir_tree(dir: &DirStats, pretty: bool) -> Tree {
-    Tree::map([
-        ("path", Tree::text(&dir.location)),
-        ("totalFiles", Tree::Number(dir.total_files)),
-        ("checkpoints", Tree::Number(dir.checkpoints)),
-        ("totalSize", size_tree(dir.total_size, pretty)),
-    ])
-}
-
-fn plan_tree(plan: &BackupPlan) -> Tree {
-    Tree::map([
-        (
-            "level",
-            Tree::text_or_null(plan.announced_level().map(Level::word)),
-        ),
-        ("reason", Tree::text(plan.reason())),
-        ("period", Tree::text(&plan.period)),
-    ])
 }

@@ -1,62 +1,56 @@
 //! What `vmsnap verify` shows.
 
-use std::time::Duration;
+use serde::Serialize;
 
-use super::tree::Tree;
-use super::{domains_json, error_tree, finding_tree, push_line};
+use super::lines::push_line;
+use super::parts::{Domains, ErrorPart, FailedDomain, FindingPart, Text, findings};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::text::shown;
-use crate::ops::Error;
+use crate::ops::each::Turn;
 use crate::ops::verify::{Damage, Outcome, ProvedPoint};
 
-/// A domain whose restore points were looked at.
-pub struct Proved {
-    /// Its name.
-    pub domain: String,
-    /// How long it took.
-    pub took: Duration,
-    /// What was found.
-    pub outcome: Outcome,
-}
-
-impl Proved {
-    /// The lines that a person reads: the damage, then the sum.
-    pub fn lines(&self) -> String {
-        let domain = shown(&self.domain);
-        let mut text = String::new();
-        for damage in self.outcome.all_damage().filter(|damage| damage.upon.is_none()) {
-            push_line(&mut text, &format!("{domain}: DAMAGED: {}", damage.what));
-        }
-        let upon = points_upon(&self.outcome.points);
-        if !upon.is_empty() {
-            push_line(
-                &mut text,
-                &format!("{domain}: DAMAGED: what stands upon that: {}", upon.join(", ")),
-            );
-        }
-        let points = &self.outcome.points;
-        let skipped = points.iter().filter(|point| point.skipped.is_some()).count();
-        let damaged = points.iter().filter(|point| !point.damage.is_empty()).count();
-        let mut parts = vec![format!("{} sound", points_word(points.len() - skipped - damaged))];
-        if damaged > 0 {
-            parts.push(format!("{damaged} DAMAGED"));
-        }
-        if skipped > 0 {
-            parts.push(format!("{skipped} proved before"));
-        }
-        if self.outcome.bytes > 0 {
-            let rate = self.outcome.bytes as f64 / self.took.as_secs_f64().max(0.001);
-            parts.push(format!(
-                "{} read in {} ({}/s)",
-                pretty::bytes(self.outcome.bytes),
-                pretty::seconds(self.took),
-                pretty::bytes(rate as u64),
-            ));
-        }
-        push_line(&mut text, &format!("{domain}: {}", parts.join(", ")));
-        text
+/// The lines about a verification: the damage, then the sum. None if nothing was verified.
+pub fn lines(turn: &Turn<Outcome>) -> String {
+    let Ok(outcome) = &turn.result else {
+        return String::new();
+    };
+    let domain = shown(&turn.domain);
+    let mut text = String::new();
+    for damage in outcome.all_damage().filter(|damage| damage.upon.is_none()) {
+        push_line(&mut text, &format!("{domain}: DAMAGED: {}", damage.what));
     }
+    let upon = points_upon(&outcome.points);
+    if !upon.is_empty() {
+        push_line(
+            &mut text,
+            &format!(
+                "{domain}: DAMAGED: restore points that need it: {}",
+                upon.join(", ")
+            ),
+        );
+    }
+    let points = &outcome.points;
+    let skipped = points.iter().filter(|point| point.skipped.is_some()).count();
+    let damaged = points.iter().filter(|point| !point.damage.is_empty()).count();
+    let mut parts = vec![format!("{} sound", points_word(points.len() - skipped - damaged))];
+    if damaged > 0 {
+        parts.push(format!("{damaged} DAMAGED"));
+    }
+    if skipped > 0 {
+        parts.push(format!("{skipped} verified before"));
+    }
+    if outcome.bytes > 0 {
+        let rate = outcome.bytes as f64 / turn.took.as_secs_f64().max(0.001);
+        parts.push(format!(
+            "{} read in {} ({}/s)",
+            pretty::bytes(outcome.bytes),
+            pretty::seconds(turn.took),
+            pretty::bytes(rate as u64),
+        ));
+    }
+    push_line(&mut text, &format!("{domain}: {}", parts.join(", ")));
+    text
 }
 
 /// The restore points that are damaged by what they stand upon, each with those of its disks.
@@ -76,70 +70,100 @@ fn points_word(count: usize) -> String {
     }
 }
 
-/// The outcome of every domain as one JSON document.
-pub fn json(done: &[Proved], failed: &[Error], unmatched: &[String], code: ExitCode) -> String {
-    let domains = done.iter().map(|proved| {
-        let outcome = &proved.outcome;
-        Tree::map([
-            ("domain", Tree::text(&proved.domain)),
-            (
-                "outcome",
-                Tree::text(match outcome.is_sound() {
-                    false => "damaged",
-                    true if outcome.ended.is_some() || outcome.needs_newer() => "incomplete",
-                    true => "sound",
-                }),
-            ),
-            ("bytesRead", Tree::Number(outcome.bytes)),
-            (
-                "milliseconds",
-                Tree::Number(u64::try_from(proved.took.as_millis()).unwrap_or(u64::MAX)),
-            ),
-            (
-                "restorePoints",
-                Tree::List(outcome.points.iter().map(point_tree).collect()),
-            ),
-            (
-                "damage",
-                Tree::List(outcome.damage.iter().map(damage_tree).collect()),
-            ),
-            (
-                "findings",
-                Tree::List(outcome.findings.iter().map(finding_tree).collect()),
-            ),
-            ("error", outcome.ended.as_ref().map_or(Tree::Null, error_tree)),
-        ])
+/// A domain in the document of a verification.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum VerifiedDomain<'a> {
+    /// What was found.
+    Verified(VerifiedPart<'a>),
+    /// Why nothing was verified.
+    Failed(FailedDomain<'a>),
+}
+
+/// What a verification found.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VerifiedPart<'a> {
+    pub(super) domain: Text<'a>,
+    pub(super) outcome: &'static str,
+    pub(super) bytes_read: u64,
+    pub(super) milliseconds: u64,
+    pub(super) restore_points: Vec<ProvedPart<'a>>,
+    pub(super) damage: Vec<DamagePart<'a>>,
+    pub(super) findings: Vec<FindingPart<'a>>,
+    pub(super) error: Option<ErrorPart>,
+}
+
+/// A restore point of a verification.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProvedPart<'a> {
+    pub(super) id: Text<'a>,
+    pub(super) outcome: &'static str,
+    pub(super) proved_before: Option<Text<'a>>,
+    pub(super) damage: Vec<DamagePart<'a>>,
+}
+
+/// Damage.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DamagePart<'a> {
+    pub(super) path: Option<Text<'a>>,
+    pub(super) offset: Option<u64>,
+    pub(super) disk: Option<Text<'a>>,
+    pub(super) stands_upon: Option<Text<'a>>,
+    pub(super) what: Text<'a>,
+}
+
+/// The outcome of every domain.
+pub fn document<'a>(
+    turns: &'a [Turn<Outcome>],
+    unmatched: &'a [String],
+    code: ExitCode,
+) -> Domains<'a, VerifiedDomain<'a>> {
+    let domains = turns.iter().map(|turn| match &turn.result {
+        Ok(outcome) => VerifiedDomain::Verified(part(turn, outcome)),
+        Err(error) => VerifiedDomain::Failed(FailedDomain::of(error, turn.ending)),
     });
-    domains_json(domains.collect(), failed, unmatched, code)
+    Domains::new(domains.collect(), unmatched, code)
 }
 
-fn point_tree(point: &ProvedPoint) -> Tree {
-    let outcome = match (&point.skipped, point.damage.is_empty()) {
-        (Some(_), _) => "skipped",
-        (None, true) => "sound",
-        (None, false) => "damaged",
-    };
-    Tree::map([
-        ("id", Tree::text(&point.id)),
-        ("outcome", Tree::text(outcome)),
-        (
-            "provedBefore",
-            Tree::text_or_null(point.skipped.map(|time| time.to_string())),
-        ),
-        (
-            "damage",
-            Tree::List(point.damage.iter().map(damage_tree).collect()),
-        ),
-    ])
+fn part<'a>(turn: &'a Turn<Outcome>, outcome: &'a Outcome) -> VerifiedPart<'a> {
+    VerifiedPart {
+        domain: Text::from(&turn.domain),
+        outcome: match outcome.is_sound() {
+            false => "damaged",
+            true if outcome.ended.is_some() || outcome.needs_newer() => "incomplete",
+            true => "sound",
+        },
+        bytes_read: outcome.bytes,
+        milliseconds: u64::try_from(turn.took.as_millis()).unwrap_or(u64::MAX),
+        restore_points: outcome.points.iter().map(proved_part).collect(),
+        damage: outcome.damage.iter().map(damage_part).collect(),
+        findings: findings(&outcome.findings),
+        error: outcome.ended.as_ref().map(ErrorPart::of),
+    }
 }
 
-fn damage_tree(damage: &Damage) -> Tree {
-    let path = damage.location.clone();
-    Tree::map([
-        ("path", Tree::text_or_null(path)),
-        ("offset", Tree::number_or_null(damage.offset)),
-        ("disk", Tree::text_or_null(damage.disk.clone())),
-        ("standsUpon", Tree::text_or_null(damage.upon.clone())),
-        ("what", Tree::text(&damage.what)),
-    ])
+fn proved_part(point: &ProvedPoint) -> ProvedPart<'_> {
+    ProvedPart {
+        id: Text::from(&point.id),
+        outcome: match (&point.skipped, point.damage.is_empty()) {
+            (Some(_), _) => "skipped",
+            (None, true) => "sound",
+            (None, false) => "damaged",
+        },
+        proved_before: point.skipped.map(|time| Text::of(&time)),
+        damage: point.damage.iter().map(damage_part).collect(),
+    }
+}
+
+fn damage_part(damage: &Damage) -> DamagePart<'_> {
+    DamagePart {
+        path: damage.location.as_ref().map(Text::from),
+        offset: damage.offset,
+        disk: damage.disk.as_ref().map(Text::from),
+        stands_upon: damage.upon.as_ref().map(Text::from),
+        what: Text::from(&damage.what),
+    }
 }

@@ -69,6 +69,10 @@ impl Host for LibvirtHost {
         inspect::domain_names(&self.link)
     }
 
+    fn uri(&self) -> &str {
+        self.link.full_uri()
+    }
+
     fn domain(&self, name: &str) -> Result<Domain> {
         inspect::domain(&self.link, name)
     }

@@ -2,6 +2,7 @@
 
 use super::MISSED_WRITE;
 use crate::model::finding::Finding;
+use crate::ops::each::{Fault, Judged};
 
 /// What a comparison has found.
 #[derive(Clone, Debug)]
@@ -42,6 +43,16 @@ impl Outcome {
     /// Whether all that had to be compared was, and was the same.
     pub fn is_same(&self) -> bool {
         self.verdict() == Verdict::Same
+    }
+}
+
+impl Judged for Outcome {
+    fn faults(&self) -> Vec<Fault> {
+        match self.verdict() {
+            Verdict::Same => Vec::new(),
+            Verdict::Incomplete => vec![Fault::Incomplete],
+            Verdict::Differs => vec![Fault::Damaged],
+        }
     }
 }
 

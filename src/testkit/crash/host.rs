@@ -63,6 +63,10 @@ impl<H: Host> Host for CrashHost<H> {
         self.ask(|host| host.domain_names())
     }
 
+    fn uri(&self) -> &str {
+        self.host.uri()
+    }
+
     fn domain(&self, name: &str) -> Result<Domain> {
         self.ask(|host| host.domain(name))
     }

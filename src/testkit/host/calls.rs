@@ -29,6 +29,10 @@ impl Host for SimHost {
         Ok(self.state().domains.keys().cloned().collect())
     }
 
+    fn uri(&self) -> &str {
+        "simulated:///"
+    }
+
     fn domain(&self, name: &str) -> Result<Domain> {
         self.with(name, |found| Ok(found.domain.clone()))
     }

@@ -159,7 +159,7 @@ fn an_answer_that_could_not_be_written_is_a_failure() {
         let (code, stderr) = into(&node, words, full());
         assert_eq!(code, Some(3), "{words:?}: {stderr}");
         assert!(
-            stderr.starts_with("vmsnap: the answer could not be written to stdout: No space left"),
+            stderr.starts_with("vmsnap: cannot write the output to stdout: No space left"),
             "{words:?}: {stderr}"
         );
     }

@@ -1,0 +1,60 @@
+//! Writes documents as JSON and YAML.
+
+use serde::Serialize;
+
+use super::backup::{BackupDomain, PlannedDomain};
+use super::compare::ComparedDomain;
+use super::list::ListDocument;
+use super::parts::Domains;
+use super::restore::{FailedRestore, RestoreDocument};
+use super::scrub::ScrubbedDomain;
+use super::status_document::StatusDocument;
+use super::verify::VerifiedDomain;
+
+/// Every document that the program prints on stdout. `docs/json.md` describes them.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Document<'a> {
+    /// Of `backup`.
+    Backup(Domains<'a, BackupDomain<'a>>),
+    /// Of `backup --dry-run`.
+    DryRun(Domains<'a, PlannedDomain<'a>>),
+    /// Of `list`.
+    List(ListDocument<'a>),
+    /// Of `verify`.
+    Verify(Domains<'a, VerifiedDomain<'a>>),
+    /// Of `verify --compare-live`.
+    Compare(Domains<'a, ComparedDomain<'a>>),
+    /// Of `restore`.
+    Restore(RestoreDocument<'a>),
+    /// Of a `restore` that failed.
+    FailedRestore(FailedRestore<'a>),
+    /// Of `scrub`.
+    Scrub(Domains<'a, ScrubbedDomain<'a>>),
+    /// Of `status`.
+    Status(StatusDocument<'a>),
+}
+
+impl Document<'_> {
+    /// The document as JSON, indented by two spaces, with a line end.
+    pub fn json(&self) -> String {
+        written(serde_json::to_string_pretty(self)) + "\n"
+    }
+
+    /// The document as JSON on one line, with its line end.
+    pub fn json_line(&self) -> String {
+        written(serde_json::to_string(self)) + "\n"
+    }
+
+    /// The document as YAML in the layout of the Node.js VMSnap, with a line end.
+    pub fn yaml(&self) -> String {
+        let layout = serde_saphyr::ser_options! { compact_list_indent: false };
+        written(serde_saphyr::to_string_with_options(self, layout))
+    }
+}
+
+/// A written document, or the reason why it cannot be written. No value of ours has a key that is
+/// not a string, so this never fails; if it did, an empty document would hide it.
+fn written<E: std::fmt::Display>(result: Result<String, E>) -> String {
+    result.unwrap_or_else(|error| format!("{{\"error\": \"cannot write the document: {error}\"}}"))
+}
