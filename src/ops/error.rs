@@ -409,7 +409,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_not_be_looked_at_is_no_verdict_and_what_is_not_there_is_one() {
+    fn unreadable_gives_no_verdict_but_missing_does() {
         let cause = |errno: Errno| {
             let error = BlockError::io("cannot open x", errno.into());
             Cause::Copy(error)
