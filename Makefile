@@ -1,16 +1,16 @@
-# What there is to do with vmsnap's sources. `make help` lists it.
+# Tasks for vmsnap's sources. `make help` lists them.
 
 CARGO ?= cargo
 FUZZ_SECONDS ?= 30
 export CARGO
 
-# After live tests, whatever came of them: what they have left is a failure.
+# Runs after live tests, even failed ones: leftovers are a failure.
 AND_NOTHING_LEFT = status=$$?; $(CARGO) test --locked --test live_leftovers || status=1; exit $$status
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test check fmt lint scripts tidy unit it deny live bench fresh package fuzz
 
-# One target after the other: they share cargo's lock and the machine's cores.
+# One target at a time: they share cargo's lock and the cores.
 .NOTPARALLEL:
 
 help: ## this list

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Whether the README's commands work on machines that have nothing: in bare Debian roots, made here and removed again.
+# Tries the README's commands in bare Debian roots, which it creates and removes.
 #
 #   scripts/fresh.sh
 #
@@ -9,8 +9,8 @@
 #   FRESH_DIR     where roots are unpacked, and kept packed for the next run [~/.cache/vmsnap-fresh]
 #   FRESH_MIRROR  the Debian mirror [that of this machine's apt, else http://deb.debian.org/debian]
 #
-# Needs root, debootstrap (setup.sh installs it), a Debian mirror, and some GB of disk. The roots see the Rust toolchain and cargo's registry of
-# this machine, read-only, and nothing else of it.
+# Needs root, debootstrap (setup.sh installs it), a Debian mirror, and some GB of disk. The roots see this machine's Rust
+# toolchain and cargo registry, read-only, and nothing else.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -22,7 +22,7 @@ readonly CARGO=${CARGO:-cargo}
 readonly FALLBACK_MIRROR=http://deb.debian.org/debian
 # A random story, killed runs, the guest, shut-off domains, the classic spelling.
 readonly SOME_TESTS=(verbs::random verbs::interrupted guest_backup host_offline cli_classic)
-# Packed roots older than this many days are made anew.
+# Packed roots older than this many days are rebuilt.
 readonly KEEP_DAYS=14
 
 fail() {
@@ -37,7 +37,7 @@ note() {
 # The process of the part that runs now, and the root in use.
 job='' unpacked=''
 
-# Ends a part. Its first process has to end before the folder can go; with it, the kernel ends all others.
+# Ends a part. Its first process must end before the folder can be removed; the kernel then ends all others.
 clean_up() {
     local first=''
     if [ -n "$job" ]; then
@@ -56,10 +56,10 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# Runs a program in namespaces of its own. Nothing of it outlives this script, also when this script is killed.
+# Runs a program in its own namespaces. None of its processes outlives this script, even if this script is killed.
 alone() {
     local status=0
-    # A job of its own: otherwise it would ignore Ctrl-C for good, and so would all that it starts.
+    # Its own job: otherwise it and its children would ignore Ctrl-C.
     set -m
     setpriv --pdeathsig KILL unshare --mount --pid --uts --ipc --fork --kill-child "$@" </dev/null &
     job=$!
@@ -83,7 +83,7 @@ inside() {
 results=()
 failures=0
 
-# part LABEL PROGRAM...: runs a part and keeps how long it took and how it ended.
+# part LABEL PROGRAM...: runs a part and records its duration and result.
 part() {
     local label=$1 start=$SECONDS status=0 word=ok
     shift
@@ -104,7 +104,7 @@ mirror_of() {
     apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' "Label: $1" 2>/dev/null | sed -n '1s,/*$,,p' || true
 }
 
-# What this machine's apt has to know about its network has to be known inside, too.
+# apt inside needs the same network settings as this machine's apt.
 apt_settings() {
     apt-config dump 2>/dev/null | grep -E '^Acquire::(https?::|Check-|Retries)' || true
 }
@@ -115,7 +115,7 @@ sources() {
     echo "deb $security $1-security main"
 }
 
-# Makes a packed bare root unless there is one that is young enough: only what Debian calls minimal, no package lists.
+# Builds a packed bare root unless a recent one exists: Debian's minimal set, no package lists.
 pack() {
     local release=$1 packed=$2 name
     name=$(basename "$packed")
@@ -147,7 +147,7 @@ unpack() {
     echo fresh >"$unpacked/etc/hostname"
 }
 
-# What somebody does on a new machine before the README's first command.
+# What a user does on a new machine before the README's first command.
 fetch_sources() {
     git clone --quiet --no-hardlinks . "$unpacked/root/vmsnap" || return 1
     git -C "$unpacked/root/vmsnap" checkout --quiet --detach "$commit" || return 1
@@ -157,7 +157,7 @@ fetch_sources() {
     }
 }
 
-# Each of these has to be there: a filter that finds no test would pass.
+# Each filter must match a test; one without a match would pass.
 some_tests() {
     # shellcheck disable=SC2016 # for the shell inside
     inside bash -euc 'cd /root/vmsnap; scripts/setup.sh build demo test

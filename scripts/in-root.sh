@@ -34,7 +34,7 @@ umount -l /.host
 rmdir /.host
 hash -r
 
-# This shell stays: it collects the processes that others leave, as the first process of a machine does.
+# This shell stays to reap orphaned processes, like init.
 status=0
 "$@" </dev/null || status=$?
 exit "$status"

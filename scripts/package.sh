@@ -13,7 +13,7 @@ CARGO_DEB=3.8.0
 CARGO_GENERATE_RPM=0.21.1
 
 OUT=target/package
-# What both packages hold and git does not. Cargo.toml names these files.
+# Files of both packages that are not in git. Cargo.toml names them.
 FILES=$OUT/files
 
 fail() {

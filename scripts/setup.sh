@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing: Debian packages when run by root where apt-get is, otherwise it tells what is missing and fails.
+# Installs missing Debian packages if run by root with apt-get. Otherwise it names what is missing and fails.
 #
 #   scripts/setup.sh build|check|demo|test|bench|fresh|package...
 #
@@ -46,7 +46,7 @@ declare -A PROGRAMS=(
     [virtnbdbackup]="virtnbdbackup virtnbdrestore" [libnbd-bin]="nbdcopy"
 )
 
-# Only downloaded and taken apart, by the tests: they have to be in the package lists.
+# Only downloaded and unpacked by the tests: they must be in the package lists.
 GUEST_PACKAGES="linux-image-cloud-amd64 busybox-static qemu-guest-agent"
 
 # The QEMU packages are built from one source and install only in one version.
@@ -69,7 +69,7 @@ TEXT
     exit 1
 }
 
-# Those of the packages that are installed, one a line. dpkg-query fails where it has never heard of one of them, as on a new machine.
+# The installed ones of these packages, one per line. dpkg-query fails if it does not know one of them, as on a new machine.
 installed() {
     { dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null || true; } | sed -n 's/^installed //p'
 }
@@ -103,7 +103,7 @@ install() {
         *) words+=("$package") ;;
         esac
     done
-    # The two of one source go together, also when only one is missing.
+    # Packages from one source are installed together, even if only one is missing.
     case " $* " in
     *" qemu-system-x86 "*) [ -n "$(installed qemu-utils)" ] && words+=("qemu-utils=$version") ;;
     esac
@@ -166,7 +166,7 @@ fi
 # shellcheck disable=SC2086 # a list of words
 lists_know "${missing[@]}" $guest || apt-get update -q
 if [ ${#missing[@]} -gt 0 ]; then
-    # Lists can be there and be too old: the mirror then no longer has what they name.
+    # Package lists may be outdated: the mirror then no longer has the files that they name.
     install "${missing[@]}" || { apt-get update -q && install "${missing[@]}"; }
 fi
 # shellcheck disable=SC2086 # a list of words

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs a .deb of vmsnap as a user would, tries it, removes it, and checks that nothing of it stays.
+# Installs a .deb of vmsnap as a user would, tries it, removes it, and checks that nothing remains.
 #
 #   scripts/try-package.sh DEB
 #
-# Run it as root in a throw-away root of Debian 12, Debian 13 or Ubuntu 22.04 with /proc, /sys and /dev: it installs QEMU
+# Run it as root in a temporary root of Debian 12, Debian 13 or Ubuntu 22.04 with /proc, /sys and /dev: it installs QEMU
 # and libvirt's driver there.
 set -euo pipefail
 
@@ -26,8 +26,8 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# All paths except apt's and dpkg's own records, and libvirt's own folder in /run, which its driver makes for every program of root
-# that uses it, and which is gone after the next start of the machine.
+# All paths except the records of apt and dpkg, and libvirt's folder in /run, which its driver creates for every program of root
+# and which disappears with the next boot.
 paths() {
     find / \( -path /proc -o -path /sys -o -path /dev -o -path "$work" -o -path /run/libvirt -o -path /var/lib/dpkg -o -path /var/lib/apt \
         -o -path /var/cache/apt -o -path /var/cache/debconf -o -path /var/log \) -prune -o -print | LC_ALL=C sort

@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_comes_is_asked_for_once_at_least() {
+    fn condition_is_checked_at_least_once() {
         let mut asked = 0;
         let answer: Option<()> = until(Duration::ZERO, Duration::from_secs(1), || {
             asked += 1;

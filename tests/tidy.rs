@@ -1,5 +1,5 @@
-//! Keeps what ARCHITECTURE.md promises: who imports whom, that no modules import each other in a circle, where `unsafe` is, the lengths of files, the codes of findings. Also that no
-//! dependency needs a newer Rust than vmsnap says it does.
+//! Checks the rules of ARCHITECTURE.md: imports, circles of modules, `unsafe`, the lengths of files, the codes of findings. Also checks the
+//! names of tests, and that no dependency needs a newer Rust than vmsnap states.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -209,6 +209,40 @@ fn no_file_is_too_long_to_read() {
     }
 }
 
+/// The names of the tests in a file: functions after an attribute `#[test]`.
+fn tests_in(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut is_test = false;
+    for line in text.lines().map(str::trim) {
+        let function = line.strip_prefix("fn ").filter(|_| is_test);
+        if let Some(name) = function.and_then(|rest| rest.split('(').next()) {
+            found.push(name);
+        }
+        let belongs = line.is_empty() || line.starts_with("//") || line.starts_with('#');
+        is_test = line == "#[test]" || (is_test && belongs);
+    }
+    found
+}
+
+#[test]
+fn test_names_are_short() {
+    const MOST: usize = 60;
+    let mut number = 0;
+    let mut long = Vec::new();
+    for dir in ["src", "tests"] {
+        for (file, text) in rust_files(dir) {
+            for name in tests_in(&text) {
+                number += 1;
+                if name.len() > MOST {
+                    long.push(format!("{file}: {name}"));
+                }
+            }
+        }
+    }
+    assert!(number > 900, "{number}");
+    assert!(long.is_empty(), "longer than {MOST} characters: {long:#?}");
+}
+
 #[test]
 fn tests_are_never_switched_off() {
     for dir in ["src", "tests"] {
@@ -255,20 +289,20 @@ fn is_test(path: &str) -> bool {
 }
 
 #[test]
-fn every_test_that_the_safety_page_names_is_there() {
-    let text = fs::read_to_string(root().join("docs/safety.md")).expect("docs/safety.md");
-    let named = named_tests(&text);
-    assert!(named.len() > 40, "{named:?}");
-    let gone: Vec<&String> = named.iter().filter(|path| !is_test(path)).collect();
-    assert!(
-        gone.is_empty(),
-        "docs/safety.md names tests that are not there: {gone:#?}"
-    );
+fn every_test_that_a_page_names_exists() {
+    for (page, least) in [("safety", 150), ("classic", 20), ("performance", 1)] {
+        let page = format!("docs/{page}.md");
+        let text = fs::read_to_string(root().join(&page)).expect("a page");
+        let named = named_tests(&text);
+        assert!(named.len() >= least, "{page}: {named:?}");
+        let missing: Vec<&String> = named.iter().filter(|path| !is_test(path)).collect();
+        assert!(missing.is_empty(), "{page} names missing tests: {missing:#?}");
+    }
 }
 
 #[test]
 fn each_fault_of_the_node_program_has_a_test() {
-    let text = fs::read_to_string(root().join("docs/safety.md")).expect("docs/safety.md");
+    let text = fs::read_to_string(root().join("docs/classic.md")).expect("docs/classic.md");
     let (_, section) = text
         .split_once("## What the Node program gets wrong")
         .expect("the section");
@@ -372,7 +406,7 @@ fn no_dependency_needs_a_newer_rust_than_we_state() {
     assert!(newer.is_empty(), "Cargo.toml states {ours:?}: {newer:#?}");
 }
 
-/// The programs that a text starts: the names right behind these calls.
+/// The programs that a text starts: the names after these calls.
 fn started_programs(text: &str) -> BTreeSet<&str> {
     let calls = ["command(", "Command::new(", "run(", "run_ok(", "run_with_input("];
     let mut found = BTreeSet::new();
@@ -428,7 +462,7 @@ fn a_package_brings_every_program_that_a_test_starts() {
     );
 }
 
-/// Only a name that tells whose a folder is lets the check after the live tests know what they have left.
+/// The check after the live tests recognises leftovers by the names of their folders.
 #[test]
 fn live_tests_make_folders_that_bear_their_name() {
     let mut wrong = Vec::new();

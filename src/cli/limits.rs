@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_soft_limit_is_raised_within_the_hard_one_and_never_lowered() {
+    fn soft_limit_is_raised_within_hard_limit_and_never_lowered() {
         let cases: [(Option<u64>, Option<u64>, Option<u64>); 6] = [
             (Some(1024), Some(4096), Some(4096)),
             (Some(1024), Some(1 << 30), Some(ENOUGH_FILES)),

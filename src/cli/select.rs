@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn what_matches_nothing_is_said_and_the_rest_still_counts() {
+    fn unmatched_patterns_are_reported_and_others_still_count() {
         let found = select(&strings(&["nope,db"]), &strings(&["db"]));
         assert_eq!(found.domains, ["db"]);
         assert_eq!(found.unmatched, ["nope"]);

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_is_told_with_its_offset() {
+    fn failed_write_is_reported_with_its_offset() {
         let (mut behind, _) = start(2 * LENGTH as u64);
         let failed = (0..100_000).find_map(|n| behind.send(nth(n)).err());
         match failed {
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_of_the_last_write_is_told_by_the_finish() {
+    fn failure_of_the_last_write_is_reported_at_the_end() {
         for length in [4096, LENGTH] {
             let (mut behind, writes) = start(4096);
             behind

@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn another_digest_is_told_with_the_path_after_the_last_block() {
+    fn wrong_digest_is_reported_with_the_path_at_the_end() {
         let (file, mut written) = image(options(CLUSTER, None), [data(0, &[1; C])]);
         let right = written.blake3.replace("00".repeat(32));
         let mut source = ChainSource::open(

@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn many_pieces_become_fewer_and_longer_ones_and_the_digests_stay_right() {
+    fn merging_pieces_keeps_digests_right() {
         // A length of 64 KiB for a piece brings many of them about quickly; there the spine is the first cluster.
         for clusters in [2, 3, 1023, 1024, 1025, 1026, 1027, 2047, 2048, 2049, 4097] {
             let bytes = sample(clusters * FIRST - 100);
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_is_told_with_its_piece() {
+    fn flipped_bit_is_located_to_its_piece() {
         const MIB: u64 = 1 << 20;
         let mut bytes = sample(5 * MIB as usize + 100);
         let (_, pieces) = digest_from(FileDigest::new(), &bytes, FIRST);

@@ -117,7 +117,7 @@ proptest! {
     }
 
     #[test]
-    fn a_flipped_bit_is_always_told(layers in vec(layer(), 1..=3), which: prop::sample::Index, place: prop::sample::Index, bit in 0..8u8) {
+    fn flipped_bit_is_always_reported(layers in vec(layer(), 1..=3), which: prop::sample::Index, place: prop::sample::Index, bit in 0..8u8) {
         let (mut images, _) = chain(&layers);
         let (file, _) = &mut images[which.index(layers.len())];
         let mut bytes = bytes_of(file);
@@ -129,7 +129,7 @@ proptest! {
     }
 
     #[test]
-    fn a_file_of_another_length_is_always_told(layers in vec(layer(), 1..=3), which: prop::sample::Index, length: prop::sample::Index, grown in 1..10_000usize) {
+    fn file_of_wrong_length_is_always_reported(layers in vec(layer(), 1..=3), which: prop::sample::Index, length: prop::sample::Index, grown in 1..10_000usize) {
         let (mut images, _) = chain(&layers);
         let (file, _) = &mut images[which.index(layers.len())];
         let whole = bytes_of(file);

@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_of_a_device_is_right_and_none_behind_is_touched() {
+    fn device_is_written_exactly_and_nothing_after_it() {
         // In memory zeroing is refused and the zeroes have to be written.
         for file in [
             old_content(SIZE + 5000),

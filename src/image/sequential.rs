@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_changed_bit_is_told() {
+    fn single_changed_bit_is_reported() {
         let (mut bytes, file) = sample(200_000);
         bytes[150_000] ^= 1;
         let mut reader = reader(&bytes, &file, 65536);

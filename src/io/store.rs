@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_nobody_claims_is_removed() {
+    fn only_unclaimed_files_are_removed() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("x");
         let (mut file, claim) = DiskStore.create_claimed(&path).expect("new");

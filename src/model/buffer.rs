@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_buffer_is_aligned_to_huge_pages_and_holds_what_is_written() {
+    fn large_buffer_is_aligned_to_huge_pages_and_keeps_its_bytes() {
         for capacity in [
             HUGE_PAGE - ALIGNMENT,
             HUGE_PAGE,

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_names_are_told_from_ours() {
+    fn foreign_names_are_distinguished_from_ours() {
         let foreign = [
             "",
             "mine.3",

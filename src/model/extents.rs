@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_both_contexts_tell_is_used() {
+    fn only_ranges_that_both_contexts_report_are_used() {
         let mut planner = ExtentPlanner::new(4 * CLUSTER, None, false);
         let told = planner.tell(
             dirty(&[run(4 * CLUSTER, DIRTY)]),
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn clean_zeroes_are_told_where_they_are_wanted() {
+    fn clean_zeroes_are_reported_on_request() {
         let dirty_runs = [run(CLUSTER, DIRTY), run(2 * CLUSTER, 0)];
         let zero_runs = [run(2 * CLUSTER, ZERO), run(CLUSTER, 0)];
         for wanted in [false, true] {

@@ -124,7 +124,7 @@ fn folders_are_spelt_the_classic_way() {
 }
 
 #[test]
-fn every_day_of_many_years_has_its_folder_the_one_before_and_its_side_of_the_middle() {
+fn folder_predecessor_and_midpoint_side_hold_for_every_day() {
     let mut days = 0;
     for years in YEARS {
         // From December on, so that each watcher sees the first of January.
@@ -173,7 +173,7 @@ fn the_middle_mark_is_reached_on_these_days() {
 
 /// Fault 3: the half's middle mark is always passed, and at 28 to 30 June the previous folder is computed wrong.
 #[test]
-fn a_young_half_is_past_no_mark_and_the_end_of_june_has_the_right_half_before_it() {
+fn half_year_midpoint_and_predecessor_are_right_in_june() {
     let half = |day| Period::containing(GroupBy::BiAnnual, day);
     for day in [
         date(2024, 1, 1),
@@ -196,7 +196,7 @@ fn a_young_half_is_past_no_mark_and_the_end_of_june_has_the_right_half_before_it
 /// Half hour by half hour through a year before and after: the folder follows the clock on the wall, and days are counted by the dates
 /// that it has shown, however many hours they had.
 #[test]
-fn in_zones_that_change_their_clocks_the_folder_follows_the_wall() {
+fn folder_follows_local_time_across_clock_changes() {
     for (name, year) in ZONES {
         let zone = zone(name);
         let mut now = date(year - 1, 12, 31)
@@ -226,7 +226,7 @@ fn in_zones_that_change_their_clocks_the_folder_follows_the_wall() {
 }
 
 #[test]
-fn days_without_a_midnight_and_days_that_never_were_are_no_trouble() {
+fn days_without_midnight_and_skipped_days_are_handled() {
     let folder = |by, text: &str| {
         let now: Zoned = text.parse().expect("a time");
         Period::containing(by, now.date()).folder()

@@ -50,7 +50,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_are_accepted_exactly_when_none_of_their_bytes_came_before(
+        fn pieces_are_accepted_only_if_none_of_their_bytes_arrived(
             pieces in proptest::collection::vec((0usize..64, 1usize..12), 1..40),
         ) {
             let mut coverage = Coverage::default();

@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 #[test]
-fn an_oldstyle_server_is_told_apart() {
+fn oldstyle_server_is_recognised() {
     let mut greeting = Vec::from(INIT_MAGIC.to_be_bytes());
     greeting.extend(OLDSTYLE_MAGIC.to_be_bytes());
     greeting.extend([0, 3]);

@@ -135,7 +135,7 @@ fn simple_replies_bring_data_when_structured_ones_were_refused() {
 }
 
 #[test]
-fn an_error_chunk_tells_where_and_why() {
+fn error_chunk_says_where_and_why() {
     let answers = fed(
         true,
         &[
@@ -173,7 +173,7 @@ fn an_error_of_an_unknown_kind_is_an_error() {
 }
 
 #[test]
-fn contexts_tell_runs_of_their_own_and_equal_neighbours_are_one_run() {
+fn each_context_has_its_own_runs_and_equal_neighbours_merge() {
     let mut answers = fed(
         true,
         &[

@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_gives_what_has_come_then_nothing_and_the_end_is_told() {
+    fn pause_returns_received_bytes_then_none_then_the_end() {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         let socket = Socket::from_stream(ours, &limit(60_000)).expect("a socket");
         (&theirs).write_all(&[7; 1000]).expect("there is room");

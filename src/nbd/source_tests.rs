@@ -86,7 +86,7 @@ fn whole(length: usize, flags: u32) -> Vec<Run> {
 }
 
 #[test]
-fn a_client_reads_and_tells_what_was_agreed_upon() {
+fn client_reads_and_reports_what_was_negotiated() {
     let mut export = FakeExport::new(numbered_disk(3, 512));
     export.contexts = vec![(BASE_ALLOCATION.to_owned(), whole(3 * C + 512, 0))];
     export.block_sizes = Some([512, 4096, 1 << 16]);
@@ -128,7 +128,7 @@ fn a_client_says_goodbye() {
 }
 
 #[test]
-fn a_full_read_gives_every_byte_also_without_contexts_and_structured_replies() {
+fn full_read_works_without_contexts_and_structured_replies() {
     for structured in [true, false] {
         let mut export = FakeExport::new(numbered_disk(40, 1536));
         export.structured = structured;
@@ -204,7 +204,7 @@ fn an_error_of_the_server_ends_the_source_with_the_place() {
 }
 
 #[test]
-fn requests_are_as_long_as_a_buffer_and_the_server_allow_and_one_is_longer() {
+fn request_lengths_respect_buffer_and_server_one_is_longer() {
     const MIB: u32 = 1 << 20;
     for (maximum, longer, others) in [
         (32 * MIB, 2 * MIB, MIB),
@@ -526,7 +526,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn whatever_the_servers_manners_the_right_clusters_come(case in arb_case()) {
+    fn right_clusters_arrive_however_the_server_behaves(case in arb_case()) {
         let export = case.export();
         let mode = if case.full { Mode::Full } else { changes() };
         let mut options = options(mode, case.buffers, case.capacity);

@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_stands_still_keeps_no_answer_of_the_server_waiting() {
+    fn stalled_target_does_not_delay_server_replies() {
         let disk = Gate::default();
         let mut source = Scattered {
             pool: pool(),
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_told_of_the_progress_keeps_no_answer_waiting_and_hears_of_the_end() {
+    fn slow_progress_reporter_delays_no_reply_and_sees_the_end() {
         let mut source = Zeroes::new();
         let gate = source.all_given.clone();
         let mut told = Vec::new();

@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_in_the_format_number_is_damage_and_no_newer_format() {
+    fn flipped_bit_in_format_number_is_damage_not_a_newer_format() {
         let text = sample().to_text().expect("it serialises");
         let number = text.find("\"format\": 1").expect("it begins with that") + "\"format\": ".len();
         for bit in 0..8 {
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_without_a_disk_or_without_the_domains_definition_is_refused() {
+    fn manifest_without_disk_or_domain_definition_is_refused() {
         let mut without_disk = sample();
         without_disk.point.disks.clear();
         assert!(is_refused(&without_disk));

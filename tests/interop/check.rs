@@ -67,7 +67,7 @@ fn sound_images_of_every_geometry_are_sound() {
 }
 
 #[test]
-fn what_qemu_finds_wrong_after_a_flipped_bit_is_found_wrong() {
+fn every_fault_that_qemu_img_check_finds_is_found() {
     let folder = temp_dir();
     let path = folder.path().join("sound.qcow2");
     make(&path, "cluster_size=4k,refcount_bits=16,compat=1.1");

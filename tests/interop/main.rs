@@ -1,4 +1,4 @@
-//! vmsnap against the programs of others: qemu-img, qemu-io, qemu-nbd, nbdkit. A program that is missing fails its tests.
+//! vmsnap against other programs: qemu-img, qemu-io, qemu-nbd, nbdkit. A missing program fails its tests.
 
 mod check;
 mod nbd;

@@ -30,7 +30,7 @@ pub fn connect_options() -> ConnectOptions {
     }
 }
 
-/// The clusters that a bitmap tells.
+/// The clusters that a bitmap marks.
 pub fn changes(bitmap: &str) -> Mode {
     Mode::Changes {
         bitmap_context: format!("qemu:dirty-bitmap:{bitmap}"),

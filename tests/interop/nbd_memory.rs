@@ -1,4 +1,4 @@
-//! The memory that a backup takes, here and in QEMU.
+//! Memory use of a backup, in this process and in QEMU.
 
 use std::fs;
 use std::path::Path;
@@ -19,15 +19,15 @@ const TEN_TEBIBYTES: u64 = 10 << 40;
 /// Entries of an L1 or L2 table in a cluster.
 const ENTRIES: u64 = CLUSTER / 8;
 const TABLES: u64 = TEN_TEBIBYTES / CLUSTER / ENTRIES;
-/// Every so many L2 tables one maps anything.
+/// One in this many L2 tables maps anything.
 const EVERY: u64 = 160;
 const USED_TABLES: u64 = TABLES / EVERY;
 /// In such a table data and holes alternate.
 const EXTENTS: u64 = USED_TABLES * ENTRIES;
 
 #[test]
-fn the_backup_of_ten_tebibytes_in_a_million_pieces_takes_little_memory() {
-    if !is_alone("nbd_memory::the_backup_of_ten_tebibytes_in_a_million_pieces_takes_little_memory") {
+fn backup_of_10_tib_in_a_million_extents_takes_little_memory() {
+    if !is_alone("nbd_memory::backup_of_10_tib_in_a_million_extents_takes_little_memory") {
         return;
     }
     const { assert!(EXTENTS > 1_000_000) };

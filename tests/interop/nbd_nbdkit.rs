@@ -1,4 +1,4 @@
-//! The NBD client against nbdkit, with filters that make it an awkward server.
+//! The NBD client against nbdkit, with filters that make it a difficult server.
 
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ fn an_end_that_the_block_size_hides_is_refused() {
 }
 
 #[test]
-fn a_sparse_disk_of_nbdkit_is_the_same_extent_by_extent_and_as_a_whole() {
+fn sparse_nbdkit_disk_reads_the_same_by_extent_and_whole() {
     let folder = temp_dir();
     let server = Server::nbdkit(
         folder.path(),
@@ -104,7 +104,7 @@ fn a_sparse_disk_of_nbdkit_is_the_same_extent_by_extent_and_as_a_whole() {
 }
 
 #[test]
-fn injected_errors_are_told_with_their_place() {
+fn injected_errors_are_reported_with_their_place() {
     for (name, kind, words) in [
         ("EIO", BlockErrorKind::Io, "input/output error (EIO)"),
         (
@@ -239,7 +239,7 @@ fn drain_rest(source: &mut ExportSource) -> BlockError {
 }
 
 #[test]
-fn servers_of_older_handshakes_are_told_apart() {
+fn servers_of_older_handshakes_are_recognised() {
     for manner in ["--oldstyle", "--mask-handshake=0"] {
         let folder = temp_dir();
         let server = Server::nbdkit(folder.path(), &[manner, "pattern", "1M"]);

@@ -92,7 +92,7 @@ fn a_full_read_of_qemu_nbd_is_what_qemu_img_reads() {
 }
 
 #[test]
-fn changes_of_qemu_nbd_are_the_clusters_written_since_the_bitmap() {
+fn qemu_nbd_reports_exactly_the_clusters_written_since_bitmap() {
     let mut numbers = Numbers(7);
     for granularity in ["512", "4096", "64k", "1M"] {
         let folder = temp_dir();
@@ -154,7 +154,7 @@ fn a_status_reply_that_ends_early_is_asked_on() {
     let folder = temp_dir();
     let qcow2 = folder.path().join("disk.qcow2");
     let path = qcow2.to_str().expect("plain");
-    // QEMU tells at most 131,072 extents at once. Every other 512 bytes of 72 MiB are dirty.
+    // QEMU reports at most 131,072 extents at once. Every other 512 bytes of 72 MiB are dirty.
     let size: u64 = 72 << 20;
     run("qemu-img", &["create", "-f", "qcow2", path, &size.to_string()]);
     run("qemu-img", &["bitmap", "--add", "-g", "512", path, "b0"]);
@@ -209,7 +209,7 @@ fn a_bitmap_that_qemu_nbd_does_not_offer_is_an_error() {
 }
 
 #[test]
-fn what_our_reader_of_a_shut_off_domains_image_reads_stays_out_of_the_page_cache() {
+fn reader_of_shut_off_image_stays_out_of_the_page_cache() {
     // Not in memory: there a file's pages are the file.
     let folder = tempfile::tempdir_in("/var/tmp").expect("a temporary folder");
     let (plain, image) = (folder.path().join("plain.raw"), folder.path().join("a.qcow2"));

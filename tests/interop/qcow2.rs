@@ -1,4 +1,4 @@
-//! Images of ours read by QEMU and imago; images of QEMU's read by us.
+//! QEMU and imago read vmsnap's images; vmsnap reads QEMU's images.
 #![allow(clippy::disallowed_methods, reason = "tests start programs and wait for them")]
 
 use std::fs::{self, File};
@@ -71,7 +71,7 @@ fn write_image(path: &Path, size: u64, backing: Option<&str>, blocks: Vec<Block>
 }
 
 impl Sample {
-    /// Each image lies in a folder of its own and names the one before by a relative path.
+    /// Each image is in its own folder and names its parent by a relative path.
     fn make() -> Sample {
         let dir = tempfile::tempdir().expect("a folder");
         let small = 40 * 1024 * 1024 + 1536;
@@ -223,7 +223,7 @@ fn qemu_img_finds_neither_errors_nor_leaks_in_our_images() {
 }
 
 #[test]
-fn qemu_img_tells_the_facts_of_our_header() {
+fn qemu_img_reads_our_header_as_intended() {
     let sample = Sample::make();
     let info = json(&qemu_img(&[
         &"info",
@@ -315,7 +315,7 @@ fn imago_reads_the_same_bytes_through_the_chain() {
 }
 
 #[test]
-fn images_of_qemu_with_any_cluster_size_are_read_as_qemu_reads_them() {
+fn qemu_images_of_any_cluster_size_are_read_as_qemu_does() {
     let dir = tempfile::tempdir().expect("a folder");
     let size = 9 * 1024 * 1024 + 512;
     for cluster in [512, 4096, 65536, 2 << 20] {

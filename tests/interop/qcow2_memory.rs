@@ -1,4 +1,4 @@
-//! The memory that a vast disk takes.
+//! Memory use for a very large disk.
 
 use std::fs::File;
 
@@ -15,8 +15,8 @@ use crate::support::{is_alone, status_kib};
 const TEN_TEBIBYTES: u64 = 10 << 40;
 
 #[test]
-fn a_disk_of_ten_tebibytes_with_many_extents_takes_little_memory() {
-    if !is_alone("qcow2_memory::a_disk_of_ten_tebibytes_with_many_extents_takes_little_memory") {
+fn disk_of_10_tib_with_many_extents_takes_little_memory() {
+    if !is_alone("qcow2_memory::disk_of_10_tib_with_many_extents_takes_little_memory") {
         return;
     }
     let dir = tempfile::tempdir().expect("a folder");

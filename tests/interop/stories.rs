@@ -43,7 +43,7 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// One image under test, with what it has to hold and the restore points made of it.
+/// One image under test, its expected content, and the restore points made of it.
 struct Story {
     folder: tempfile::TempDir,
     image: PathBuf,
@@ -56,7 +56,7 @@ struct Story {
 struct Point {
     path: PathBuf,
     written: Written,
-    /// The point it stands upon.
+    /// Its parent.
     upon: Option<usize>,
     model: Vec<u8>,
 }
@@ -93,7 +93,7 @@ impl Story {
                 self.model[at..end].fill(0);
             }
             Act::Discard { at, length } => {
-                // Whole clusters only: what is left of a cluster that is discarded in part is the image's affair.
+                // Whole clusters only: the result of a partial discard depends on the image.
                 let end = end(at, length) / CLUSTER * CLUSTER;
                 if end > at {
                     self.waiting.push(format!("discard {at} {}", end - at));

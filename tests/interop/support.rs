@@ -1,4 +1,4 @@
-//! Runs the programs of others.
+//! Runs other programs.
 
 #![allow(clippy::disallowed_methods, reason = "tests start programs and wait for them")]
 

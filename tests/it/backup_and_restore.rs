@@ -1,4 +1,4 @@
-//! What is backed up comes back, at the level that was due, whatever the guest did.
+//! Backups have the right level, and restores the right bytes, whatever the guest did.
 
 use vmsnap::model::domain::{Backing, Device, DiskFormat, DomainState, Source};
 use vmsnap::model::period::GroupBy;
@@ -52,7 +52,7 @@ fn the_first_backup_is_full_and_the_next_are_incremental() {
 }
 
 #[test]
-fn a_new_month_begins_with_a_full_and_retires_the_old_checkpoints_only_then() {
+fn new_month_starts_full_then_retires_old_checkpoints() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
     lab.backup("vm1").expect("full");
@@ -130,7 +130,7 @@ fn a_grown_disk_stays_incremental_and_a_shrunk_one_gets_a_full() {
 }
 
 #[test]
-fn a_disk_made_smaller_and_larger_again_gets_a_full_because_its_bitmap_is_wrong() {
+fn disk_shrunk_and_grown_again_gets_a_full() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 6 * CLUSTER)]);
     lab.host
@@ -149,7 +149,7 @@ fn a_disk_made_smaller_and_larger_again_gets_a_full_because_its_bitmap_is_wrong(
 }
 
 #[test]
-fn a_lost_bitmap_of_one_disk_costs_a_smaller_loss_before_a_bigger_one() {
+fn lost_bitmap_of_one_disk_takes_the_cheapest_fallback() {
     let mut lab = Lab::new();
     lab.host
         .add_domain("vm1", &[("vda", 4 * CLUSTER), ("vdb", 4 * CLUSTER)]);
@@ -172,7 +172,7 @@ fn a_lost_bitmap_of_one_disk_costs_a_smaller_loss_before_a_bigger_one() {
 }
 
 #[test]
-fn a_domain_made_anew_under_the_same_name_gets_a_full() {
+fn recreated_domain_of_the_same_name_gets_a_full() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
     lab.backup("vm1").expect("full");
@@ -189,7 +189,7 @@ fn a_domain_made_anew_under_the_same_name_gets_a_full() {
 }
 
 #[test]
-fn skipped_disks_are_told_and_nothing_eligible_is_a_failure() {
+fn skipped_disks_are_reported_and_none_left_is_a_failure() {
     let mut lab = Lab::new();
     lab.host
         .add_domain("vm1", &[("vda", CLUSTER), ("sda", CLUSTER), ("vdc", CLUSTER)]);
@@ -224,7 +224,7 @@ fn skipped_disks_are_told_and_nothing_eligible_is_a_failure() {
 }
 
 #[test]
-fn an_old_hypervisor_gets_full_backups_and_is_told_why() {
+fn old_hypervisor_gets_full_backups_with_the_reason() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
     lab.host.forget_checkpoints("libvirt 7.0.0 is older than 7.6.0");
@@ -239,7 +239,7 @@ fn an_old_hypervisor_gets_full_backups_and_is_told_why() {
 }
 
 #[test]
-fn a_disk_of_qcow2_version_2_is_full_each_time_beside_incremental_ones() {
+fn qcow2_v2_disk_is_always_full_beside_incremental_disks() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", CLUSTER), ("vdb", CLUSTER)]);
     lab.host
@@ -297,7 +297,7 @@ fn periods_of_different_groupings_keep_chains_of_their_own() {
 }
 
 #[test]
-fn checkpoints_beyond_the_bound_are_retired_and_the_chain_goes_on() {
+fn checkpoints_over_the_limit_are_retired_and_chain_goes_on() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
     let two = Options {
@@ -320,7 +320,7 @@ fn checkpoints_beyond_the_bound_are_retired_and_the_chain_goes_on() {
 }
 
 #[test]
-fn bitmaps_without_a_checkpoint_are_in_nobodys_way_and_left_alone() {
+fn bitmaps_without_checkpoint_are_harmless_and_kept() {
     for state in [DomainState::Running, DomainState::ShutOff] {
         let mut lab = Lab::new();
         lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
@@ -336,7 +336,7 @@ fn bitmaps_without_a_checkpoint_are_in_nobodys_way_and_left_alone() {
 }
 
 #[test]
-fn a_job_of_somebody_else_is_left_alone() {
+fn foreign_job_is_left_alone() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
     lab.host.begin_foreign_job("vm1");
@@ -375,7 +375,7 @@ fn a_stop_while_the_job_begins_commits_nothing() {
 }
 
 #[test]
-fn disks_that_have_changed_places_get_a_full_though_their_bitmaps_have_the_same_names() {
+fn swapped_disks_get_a_full_despite_equal_bitmap_names() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", CLUSTER), ("vdb", CLUSTER)]);
     lab.backup("vm1").expect("full");
@@ -390,7 +390,7 @@ fn disks_that_have_changed_places_get_a_full_though_their_bitmaps_have_the_same_
 }
 
 #[test]
-fn a_disk_with_a_snapshot_upon_it_is_still_the_same_disk() {
+fn disk_with_a_snapshot_overlay_is_still_the_same_disk() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
     lab.backup("vm1").expect("full");
@@ -406,7 +406,7 @@ fn a_disk_with_a_snapshot_upon_it_is_still_the_same_disk() {
 }
 
 #[test]
-fn what_could_not_be_ended_stays_noted_and_the_next_run_ends_it() {
+fn job_that_could_not_be_ended_is_ended_by_the_next_run() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 2 * CLUSTER)]);
     lab.host.disk("vm1", "vda", |disk| disk.write(0, &[1; CLUSTER]));
@@ -432,7 +432,7 @@ fn what_could_not_be_ended_stays_noted_and_the_next_run_ends_it() {
 }
 
 #[test]
-fn a_job_that_begins_when_nobody_waits_for_it_any_more_is_ended_by_the_next_run() {
+fn job_started_after_the_timeout_is_ended_by_the_next_run() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 2 * CLUSTER)]);
     lab.backup("vm1").expect("a full");
@@ -448,7 +448,7 @@ fn a_job_that_begins_when_nobody_waits_for_it_any_more_is_ended_by_the_next_run(
 }
 
 #[test]
-fn bitmaps_of_a_checkpoint_that_a_dying_daemon_kept_no_record_of_are_removed() {
+fn bitmaps_of_a_checkpoint_lost_by_the_daemon_are_removed() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 2 * CLUSTER)]);
     lab.backup("vm1").expect("a full");

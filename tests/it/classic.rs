@@ -1,4 +1,4 @@
-//! The classic spelling, word for word: what was typed, and the subcommand's words that it means.
+//! The classic spelling: each command line and the equivalent subcommand.
 
 use std::ffi::OsString;
 
@@ -196,7 +196,7 @@ fn a_number_is_a_name() {
 }
 
 #[test]
-fn switches_that_do_not_concern_the_command_are_taken_and_ignored() {
+fn classic_switches_of_other_commands_are_ignored() {
     means(&[
         (
             "--domains=vm1 --backup --output=/b --pretty --machine --yaml --scrubType=x",
@@ -290,7 +290,7 @@ fn a_misspelt_word_is_refused_with_the_nearest() {
 }
 
 #[test]
-fn what_is_no_utf_8_goes_through_untouched() {
+fn arguments_that_are_not_utf_8_pass_unchanged() {
     use std::os::unix::ffi::OsStringExt;
     let path = OsString::from_vec(b"--output=/b\xff".to_vec());
     let typed = vec!["vmsnap".into(), "--backup".into(), path.clone()];

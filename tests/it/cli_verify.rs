@@ -1,4 +1,4 @@
-//! `vmsnap verify` as it is typed: what it says, and how it ends.
+//! `vmsnap verify` on the command line: output and exit codes.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -41,7 +41,7 @@ fn damage(lab: &Lab) -> String {
 }
 
 #[test]
-fn every_domain_has_its_line_and_the_end_is_zero_when_all_is_sound() {
+fn every_domain_has_its_line_and_sound_means_exit_zero() {
     let lab = lab();
     let output = vmsnap(&lab, &["--all", "--deep"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -127,7 +127,7 @@ fn the_json_of_a_failed_domain_has_its_error_and_findings() {
 }
 
 #[test]
-fn what_makes_no_sense_is_told_and_nothing_is_called_sound() {
+fn senseless_requests_are_errors_and_prove_nothing() {
     let lab = lab();
     let cases: [(&[&str], i32, &str); 8] = [
         (&["--older-than", "soon"], 64, "--older-than takes a time like 7d"),
@@ -157,7 +157,7 @@ fn stderr(output: &Output) -> String {
 }
 
 #[test]
-fn damage_is_the_end_whatever_else_has_failed() {
+fn damage_decides_the_exit_code() {
     let lab = lab();
     damage(&lab);
     for arguments in [["vm1", "nope"], ["nope", "vm1"]] {
@@ -193,7 +193,7 @@ fn a_domain_without_restore_points_that_nobody_named_is_a_note() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_read_is_an_error_and_the_others_are_proved_and_listed() {
+fn unreadable_folder_is_an_error_and_others_are_processed() {
     let lab = lab();
     let folder = lab.root().join("vm1");
     fs::rename(&folder, lab.folder.path().join("moved")).expect("moved");
@@ -222,7 +222,7 @@ fn a_folder_that_cannot_be_read_is_an_error_and_the_others_are_proved_and_listed
 }
 
 #[test]
-fn what_a_newer_vmsnap_has_written_ends_with_three() {
+fn newer_format_ends_with_exit_code_3() {
     let lab = lab();
     let manifest = lab.history("vm1").kept[1].dir().join("manifest.json");
     let text = fs::read_to_string(&manifest).expect("a manifest");
@@ -249,7 +249,7 @@ fn what_a_newer_vmsnap_has_written_ends_with_three() {
 }
 
 #[test]
-fn a_command_that_reads_a_repository_asks_for_it_by_its_own_switch() {
+fn missing_repository_error_names_the_commands_own_switch() {
     for command in ["verify", "list"] {
         let output = Command::new(env!("CARGO_BIN_EXE_vmsnap"))
             .arg(command)
@@ -265,7 +265,7 @@ fn a_command_that_reads_a_repository_asks_for_it_by_its_own_switch() {
 }
 
 #[test]
-fn whoever_names_the_checkpoint_of_a_damaged_restore_point_hears_of_the_damage() {
+fn naming_checkpoint_of_damaged_point_reports_the_damage() {
     let lab = lab();
     let manifest = lab.history("vm1").kept[1].dir().join("manifest.json");
     fs::write(&manifest, "{").expect("written");

@@ -1,4 +1,4 @@
-//! A domain beside its newest restore point: what no bitmap calls changed is the same, or it is told.
+//! Comparison of a domain with its newest restore point: a difference outside the bitmap is reported.
 
 use std::time::Duration;
 
@@ -15,7 +15,9 @@ use vmsnap::ops::each::{Fault, Faults, Judged, Turn};
 use vmsnap::ops::list::list;
 use vmsnap::ops::{Cause, Class, Context, Event, Monitor, Result};
 
-use crate::lab::{CLUSTER, InFolder, Lab, NAMES, tree};
+use crate::lab::{CLUSTER, Lab, NAMES, tree};
+
+mod missed;
 
 const SIZE: usize = 40 * CLUSTER + 512;
 
@@ -51,7 +53,7 @@ fn run(lab: &mut Lab, sample: Option<u64>) -> Result<Outcome> {
 }
 
 #[test]
-fn what_the_bitmap_calls_changed_is_left_out_and_the_rest_is_the_same() {
+fn comparison_skips_clusters_marked_as_changed() {
     let mut lab = lab();
     lab.host
         .disk("vm1", "vda", |disk| disk.write(7 * CLUSTER, &[9; 3 * CLUSTER]));
@@ -81,7 +83,7 @@ fn what_the_bitmap_calls_changed_is_left_out_and_the_rest_is_the_same() {
 }
 
 #[test]
-fn a_write_that_the_bitmap_missed_is_found_and_the_next_backup_of_that_disk_is_full() {
+fn missed_write_is_found_and_next_backup_of_disk_is_full() {
     // Into data, into a hole, and zeroes over data.
     let cases: [(usize, u8); 3] = [(12, 77), (35, 77), (12, 0)];
     for (cluster, byte) in cases {
@@ -118,7 +120,7 @@ fn a_sample_compares_no_more_than_was_asked_for() {
 }
 
 #[test]
-fn what_has_grown_since_is_not_compared() {
+fn grown_part_of_a_disk_is_not_compared() {
     let mut lab = lab();
     lab.host
         .disk("vm1", "vda", |disk| disk.resize(SIZE + 10 * CLUSTER));
@@ -129,7 +131,7 @@ fn what_has_grown_since_is_not_compared() {
 }
 
 #[test]
-fn a_shut_off_domain_is_compared_too_and_what_cannot_be_is_told() {
+fn shut_off_domain_is_compared_as_far_as_possible() {
     let mut lab = lab();
     lab.host.change("vm1", |domain| {
         domain.state = vmsnap::model::domain::DomainState::ShutOff;
@@ -172,7 +174,7 @@ fn lose_bitmaps(lab: &Lab, target: &str) {
 }
 
 #[test]
-fn a_missed_write_stands_in_every_later_comparison_until_the_disk_is_saved() {
+fn missed_write_is_reported_until_the_disk_is_saved() {
     for with_others in [true, false] {
         let mut lab = lab();
         if !with_others {
@@ -210,7 +212,7 @@ fn a_missed_write_stands_in_every_later_comparison_until_the_disk_is_saved() {
 }
 
 #[test]
-fn what_could_not_be_compared_is_never_called_the_same() {
+fn disk_that_could_not_be_compared_is_not_called_the_same() {
     let mut lab = lab();
     lose_bitmaps(&lab, "vda");
     let outcome = run(&mut lab, None).expect("the other disk is compared");
@@ -242,7 +244,7 @@ fn what_could_not_be_compared_is_never_called_the_same() {
 }
 
 #[test]
-fn a_disk_with_nothing_to_be_compared_by_is_told_and_no_failure() {
+fn disk_without_a_basis_for_comparison_is_no_failure() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", CLUSTER), ("vdb", CLUSTER)]);
     lab.host.change("vm1", |domain| {
@@ -321,7 +323,7 @@ fn the_json_of_a_failed_domain_has_its_error_and_findings() {
 }
 
 #[test]
-fn a_disk_that_no_backup_would_save_any_more_is_not_called_the_same() {
+fn disk_no_longer_backed_up_is_not_reported_as_same() {
     let mut lab = lab();
     lab.host.change("vm1", |domain| domain.disks[1].shareable = true);
     let outcome = run(&mut lab, None).expect("the other disk is compared");
@@ -370,7 +372,7 @@ fn list_and_status_show_a_missed_write() {
 }
 
 #[test]
-fn somebody_elses_job_and_an_export_that_breaks_leave_nothing() {
+fn foreign_job_and_broken_export_leave_nothing() {
     let mut lab = lab();
     let before = tree(&lab.root());
     lab.host.fail_reads_after(Some(0));
@@ -385,7 +387,7 @@ fn somebody_elses_job_and_an_export_that_breaks_leave_nothing() {
 }
 
 #[test]
-fn what_a_comparison_could_not_end_the_next_backup_ends() {
+fn next_backup_ends_what_a_comparison_could_not() {
     let mut lab = lab();
     lab.host.fail_reads_after(Some(0));
     lab.host.fail_end(true);
@@ -396,101 +398,6 @@ fn what_a_comparison_could_not_end_the_next_backup_ends() {
     let outcome = lab.backup("vm1").expect("healed and backed up");
     assert_eq!(outcome.findings[0].code, "healed-partial");
     assert_eq!(outcome.point.level, Level::Incremental);
-}
-
-#[test]
-fn a_missed_write_is_remembered_also_when_the_comparison_fails_behind_it() {
-    // The job cannot be ended; the export breaks on the same disk; on the next one.
-    let failures: [&dyn Fn(&Lab); 3] = [
-        &|lab| lab.host.fail_end(true),
-        &|lab| lab.host.fail_reads_after(Some((20 * CLUSTER) as u64)),
-        &|lab| {
-            let image = lab.history("vm1").kept[0].dir().join("vdb.qcow2");
-            let size = image.metadata().expect("it is there").len();
-            std::fs::write(&image, vec![0; size as usize]).expect("overwritten");
-        },
-    ];
-    for (case, fail) in failures.iter().enumerate() {
-        let mut lab = lab();
-        lab.host
-            .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
-        fail(&lab);
-        run(&mut lab, None).expect_err("it fails");
-        lab.host.fail_end(false);
-        lab.host.fail_reads_after(None);
-        let told = lab.recorder.findings();
-        assert!(
-            told.iter().any(|finding| finding.code == "missed-write"),
-            "case {case}: {told:?}"
-        );
-        let point = lab.backup("vm1").expect("healed").point;
-        let disk = point.disk("vda").expect("it is there");
-        assert_eq!(disk.level, Level::Full, "case {case}");
-        assert!(
-            disk.reason.contains("had missed a write"),
-            "case {case}: {}",
-            disk.reason
-        );
-        assert_eq!(
-            lab.restored("vm1", "latest", "vda").expect("restored"),
-            lab.disk("vm1", "vda")
-        );
-    }
-}
-
-/// The newest one cannot be compared for a moment, as its bitmap or its image is not there.
-#[test]
-fn a_missed_write_found_by_an_older_restore_point_stands_for_the_newest_too() {
-    let away = |lab: &Lab| {
-        let image = lab.history("vm1").kept[1].dir().join("vda.qcow2");
-        let away = lab.folder.path().join("away");
-        (image, away)
-    };
-    for is_bitmap in [true, false] {
-        let mut lab = lab();
-        lab.host
-            .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
-        let (image, away) = away(&lab);
-        if is_bitmap {
-            lab.host.disk("vm1", "vda", |disk| disk.remove_bitmap(NAMES[1]));
-        } else {
-            std::fs::rename(&image, &away).expect("away");
-        }
-        let outcome = run(&mut lab, None).expect("compared");
-        let oldest = lab.history("vm1").kept[0].manifest.point.id.clone();
-        assert_eq!(
-            (outcome.disks[0].point.as_str(), outcome.disks[0].differing),
-            (oldest.as_str(), 1)
-        );
-        assert_eq!(run(&mut lab, None).expect("again").verdict(), Verdict::Differs);
-        assert_eq!(lab.history("vm1").chains.standing_missed().count(), 1);
-        if !is_bitmap {
-            std::fs::rename(&away, &image).expect("back");
-        }
-        let point = lab.backup("vm1").expect("saved").point;
-        let disk = point.disk("vda").expect("it is there");
-        assert_eq!(disk.level, Level::Full);
-        assert!(disk.reason.contains("had missed a write"), "{}", disk.reason);
-        lab.assert_gives_back("vm1", "vda");
-        assert_eq!(lab.history("vm1").chains.standing_missed().count(), 0);
-    }
-}
-
-#[test]
-fn a_missed_write_that_cannot_be_remembered_is_told_all_the_same() {
-    let mut lab = lab();
-    lab.host
-        .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
-    std::fs::write(lab.root().join("vm1/.verified"), "in the way").expect("written");
-    let outcome = run(&mut lab, None).expect("compared");
-    let (lines, code) = answer(&outcome);
-    assert_eq!(code, ExitCode::Damaged, "{lines}");
-    assert!(lines.contains("cannot be remembered"), "{lines}");
-    let told = lab.recorder.findings();
-    assert!(
-        told.iter().any(|finding| finding.code == "missed-write-not-kept"),
-        "{told:?}"
-    );
 }
 
 /// Ends the job while its first disk is being read.
@@ -506,7 +413,7 @@ impl Monitor for Ender<'_> {
 }
 
 #[test]
-fn a_job_that_is_lost_meanwhile_ends_the_comparison() {
+fn lost_job_ends_the_comparison() {
     let lab = lab();
     let ender = Ender(&lab);
     let error = compare("vm1", &lab.context(&ender), &Lab::comparing()).expect_err("the job has gone");
@@ -514,7 +421,7 @@ fn a_job_that_is_lost_meanwhile_ends_the_comparison() {
 }
 
 #[test]
-fn a_disk_overwritten_in_place_with_another_one_is_noticed_by_the_backup_itself() {
+fn disk_overwritten_in_place_is_noticed_by_the_backup() {
     let mut lab = lab();
     // Its bitmaps have the right names and know nothing of what is different.
     lab.host

@@ -1,4 +1,4 @@
-//! Standalone copies: whole in themselves, and no part of any chain.
+//! Standalone copies: complete by themselves, and in no chain.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -182,7 +182,7 @@ fn copies_and_backups_of_one_second_have_ids_of_their_own() {
 }
 
 #[test]
-fn a_copy_removed_by_hand_is_missed_by_nobody() {
+fn copy_removed_by_hand_is_not_damage() {
     let mut lab = lab();
     let first = copy(&mut lab);
     let second = copy(&mut lab);

@@ -1,4 +1,4 @@
-//! Death at every step: of a backup, a prune, a healing, a restore; of the process, and of the machine.
+//! A process killed, or a machine without power, at every step of a backup, prune, repair or restore.
 
 mod backup;
 mod power;

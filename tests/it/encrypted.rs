@@ -1,4 +1,4 @@
-//! Encrypted disks: which of them are saved, what is recorded of that, and how their domain comes back.
+//! Encrypted disks: when they are saved, what the manifest records, and how their domain is restored.
 
 use vmsnap::cli::report;
 use vmsnap::model::domain::{Backing, Disk, DiskFormat, Encryption, Layer, Source};
@@ -204,7 +204,7 @@ fn an_excluded_encrypted_disk_makes_no_backup_partial() {
 }
 
 #[test]
-fn a_disk_whose_encryption_changed_keeps_its_chain_only_in_the_same_file() {
+fn changed_encryption_keeps_chain_only_in_the_same_file() {
     let file = |inode| FileId {
         inode,
         born: "2026-11-01T00:00:00Z".parse().expect("a time"),

@@ -1,4 +1,4 @@
-//! What the program says on a host where libvirt cannot be reached.
+//! Messages on a host where libvirt cannot be reached.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -42,7 +42,7 @@ fn a_host_without_a_running_libvirt_gets_a_command_to_type() {
 }
 
 #[test]
-fn a_user_without_the_right_to_connect_is_told_the_group() {
+fn missing_permission_names_the_group_to_join() {
     let folder = tempfile::tempdir().expect("a folder");
     let closed = folder.path().join("closed");
     fs::create_dir(&closed).expect("a folder");

@@ -1,4 +1,4 @@
-//! Restore points that are whole in themselves, and not those upon which their children were made.
+//! Restore points that are valid by themselves, but not the ones their children were made from.
 
 use std::fs;
 
@@ -21,7 +21,7 @@ fn proved(lab: &Lab) -> Outcome {
     verify("vm1", lab.repo.as_ref(), &options, &Silent, &Stop::default()).expect("there are restore points")
 }
 
-/// Writes the manifest of a restore point anew, as a program would that knows how.
+/// Rewrites the manifest of a restore point with a valid digest.
 pub fn rewrite(lab: &Lab, index: usize, change: impl FnOnce(&mut Manifest)) {
     let history = lab.history("vm1");
     let kept = &history.kept[index];
@@ -52,7 +52,7 @@ fn change_data(lab: &Lab, index: usize) {
 }
 
 #[test]
-fn a_parent_with_other_data_and_right_digests_is_another_restore_point() {
+fn parent_with_other_data_and_valid_digests_is_detected() {
     let mut lab = Lab::with_three_points();
     change_data(&lab, 0);
     let outcome = proved(&lab);
@@ -85,7 +85,7 @@ fn a_parent_with_other_data_and_right_digests_is_another_restore_point() {
 }
 
 #[test]
-fn what_is_not_older_is_nobodys_parent() {
+fn parent_must_be_older() {
     let lab = Lab::with_three_points();
     rewrite(&lab, 2, |manifest| manifest.point.sequence = 1);
     let history = lab.history("vm1");
@@ -102,7 +102,7 @@ fn what_is_not_older_is_nobodys_parent() {
 }
 
 #[test]
-fn manifests_of_earlier_versions_name_no_parents_digest_and_are_sound() {
+fn older_manifests_without_parent_digest_are_sound() {
     let mut lab = Lab::with_three_points();
     for index in [0, 1, 2] {
         rewrite(&lab, index, |manifest| {
@@ -120,7 +120,7 @@ fn manifests_of_earlier_versions_name_no_parents_digest_and_are_sound() {
 }
 
 #[test]
-fn a_manifest_of_a_newer_format_is_no_damage_and_is_not_remembered_as_such() {
+fn newer_manifest_format_is_not_recorded_as_damage() {
     let lab = Lab::with_three_points();
     let manifest = lab.history("vm1").kept[2].dir().join("manifest.json");
     let text = fs::read_to_string(&manifest).expect("a manifest");

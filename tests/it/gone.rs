@@ -1,4 +1,4 @@
-//! Restore points that have gone as a whole, and folders that cannot be looked into.
+//! Restore points that are missing as a whole, and folders that cannot be read.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -35,7 +35,7 @@ fn damage(lab: &Lab) -> Vec<String> {
     outcome.all_damage().map(|damage| damage.what.clone()).collect()
 }
 
-/// What `list` tells of the folder.
+/// What `list` reports about the folder.
 fn told(lab: &Lab) -> Vec<String> {
     let listed = list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("it can be listed");
     let findings = listed[0].findings.iter();
@@ -49,7 +49,7 @@ fn record(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_whole_restore_point_that_is_missing_is_told_wherever_it_stood() {
+fn missing_restore_point_is_reported_at_any_position() {
     for index in 0..3 {
         type Removal = fn(&Path);
         let removals: [Removal; 4] = [
@@ -77,7 +77,7 @@ fn a_whole_restore_point_that_is_missing_is_told_wherever_it_stood() {
 }
 
 #[test]
-fn a_missing_restore_point_is_told_once_and_is_in_no_backups_way() {
+fn missing_restore_point_is_reported_once_and_blocks_no_backup() {
     let mut lab = Lab::with_three_points();
     let gone = dir(&lab, 2);
     fs::remove_dir_all(&gone).expect("removed");
@@ -120,7 +120,7 @@ fn the_id_of_a_restore_point_that_has_gone_is_not_given_again() {
 }
 
 #[test]
-fn a_finished_restore_point_that_calls_itself_unfinished_is_not_removed() {
+fn committed_point_renamed_to_partial_is_not_removed() {
     let mut lab = Lab::with_three_points();
     let finished = dir(&lab, 2);
     let renamed = finished.with_extension("partial");
@@ -133,7 +133,7 @@ fn a_finished_restore_point_that_calls_itself_unfinished_is_not_removed() {
 }
 
 #[test]
-fn what_a_killed_run_leaves_is_missed_by_nobody() {
+fn leftovers_of_a_killed_run_are_not_missing_points() {
     let mut lab = Lab::with_three_points();
     // Before its commit: a whole restore point, but for its name.
     let third = dir(&lab, 2);
@@ -153,7 +153,7 @@ fn what_a_killed_run_leaves_is_missed_by_nobody() {
             location: partial.display().to_string(),
         }]
     );
-    // Behind its commit, before that was remembered.
+    // After its commit, before it was recorded.
     fs::rename(&partial, &third).expect("renamed");
     assert_eq!(damage(&lab), [""; 0]);
     lab.backup("vm1").expect("a backup");
@@ -161,7 +161,7 @@ fn what_a_killed_run_leaves_is_missed_by_nobody() {
 }
 
 #[test]
-fn a_repository_of_an_earlier_version_misses_nothing_until_the_next_backup() {
+fn older_repository_reports_nothing_missing_until_next_backup() {
     let mut lab = Lab::with_three_points();
     let kept = [0, 1, 2].map(|index| dir(&lab, index));
     fs::remove_dir_all(kept[0].parent().expect("a period").join(".committed")).expect("removed");
@@ -172,7 +172,7 @@ fn a_repository_of_an_earlier_version_misses_nothing_until_the_next_backup() {
 }
 
 #[test]
-fn a_pruned_period_is_missed_by_nobody() {
+fn pruned_period_is_not_reported_missing() {
     let mut lab = Lab::with_three_points();
     lab.at("2026-12-20T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("a full");
@@ -183,14 +183,14 @@ fn a_pruned_period_is_missed_by_nobody() {
 }
 
 #[test]
-fn an_unreadable_manifest_is_told_once_though_its_commit_is_known() {
+fn unreadable_manifest_of_committed_point_is_reported_once() {
     let lab = Lab::with_three_points();
     fs::write(dir(&lab, 2).join("manifest.json"), "{").expect("written");
     assert_eq!(damage(&lab).len(), 1);
 }
 
 #[test]
-fn a_period_that_is_a_link_to_nowhere_is_told() {
+fn period_that_is_a_dangling_link_is_reported() {
     let mut lab = Lab::with_three_points();
     let period = dir(&lab, 0).parent().expect("a period").to_owned();
     lab.at("2026-12-02T02:00:00+01:00[Europe/Berlin]");
@@ -204,7 +204,7 @@ fn a_period_that_is_a_link_to_nowhere_is_told() {
 }
 
 #[test]
-fn a_domain_whose_folder_cannot_be_read_is_named_and_no_other_stopped() {
+fn unreadable_domain_folder_is_named_and_stops_no_other() {
     for target in ["vm1", "/nowhere/at/all"] {
         let mut lab = Lab::with_three_points();
         lab.host.add_domain("vm2", &[("vda", CLUSTER)]);

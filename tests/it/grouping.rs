@@ -1,4 +1,4 @@
-//! One grouping per domain: another one is refused before anything is begun, unless it is forced.
+//! One grouping per domain: another one is refused before anything starts, unless forced.
 
 use std::fs;
 
@@ -86,7 +86,7 @@ fn another_grouping_is_refused_before_anything_is_begun() {
 }
 
 #[test]
-fn what_is_forced_goes_on_beside_the_other_chain() {
+fn forced_grouping_continues_beside_the_other_chain() {
     let mut lab = lab();
     lab.backup("vm1").expect("a full");
     let year = forced(GroupBy::Year);

@@ -1,5 +1,5 @@
-//! Images that several hosts, definitions and repositories use, and copies of them: an incremental restore point stands upon the bitmap that its parent's
-//! run made, or there is none.
+//! Images, and copies of them, that several hosts, definitions and repositories use: an incremental backup uses the
+//! bitmap that its parent's run made, or there is no incremental backup.
 
 use jiff::{Span, Zoned};
 use proptest::prelude::*;
@@ -141,7 +141,7 @@ impl World {
 
 /// Of the same second and the same image, on two hosts.
 #[test]
-fn a_bitmap_of_another_host_definition_or_repository_is_no_parent() {
+fn bitmap_of_other_host_definition_or_repository_is_no_parent() {
     let others = [
         (User { host: 1, ..VM1 }, 1),
         (User { domain: "vm2", ..VM1 }, 1),
@@ -208,7 +208,7 @@ fn a_counted_name_proves_nothing_and_gets_a_full() {
 }
 
 #[test]
-fn a_copy_put_back_goes_on_from_the_newest_restore_point_that_its_bitmaps_know() {
+fn image_put_back_continues_from_newest_point_with_a_bitmap() {
     for runs in [false, true] {
         let user = User { runs, ..VM1 };
         let mut world = World::new();
@@ -237,7 +237,7 @@ fn codes(outcome: &Outcome) -> Vec<&str> {
 
 /// A domain that was undefined and defined, or that is transient and was made again, or a libvirt that lost its records.
 #[test]
-fn a_lost_checkpoint_is_made_known_again_and_the_backup_is_incremental() {
+fn lost_checkpoint_is_registered_again_for_an_incremental() {
     for runs in [false, true] {
         let user = User { runs, ..VM1 };
         let mut world = World::new();
@@ -263,9 +263,9 @@ fn a_lost_checkpoint_is_made_known_again_and_the_backup_is_incremental() {
     }
 }
 
-/// QEMU holds the bitmaps in memory only: nobody sees them, and libvirt is asked.
+/// QEMU holds the bitmaps only in memory, where only libvirt can check them.
 #[test]
-fn a_lost_checkpoint_that_nobody_sees_is_asked_for_once() {
+fn unseen_lost_checkpoint_is_queried_only_once() {
     for is_gone in [false, true] {
         let mut lab = Lab::new();
         lab.host
@@ -391,7 +391,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     #[test]
-    fn whoever_uses_an_image_gets_back_every_byte(story in prop::collection::vec(act(), 1..40)) {
+    fn any_mix_of_hosts_and_repositories_restores_exactly(story in prop::collection::vec(act(), 1..40)) {
         let mut world = World::new();
         for act in story {
             match act {

@@ -1,4 +1,4 @@
-//! Disks that are no files of the host: volumes, network images, NVMe namespaces and devices that other processes provide.
+//! Disks that are not files of the host: volumes, network images, NVMe namespaces and devices of other processes.
 
 use vmsnap::host::xml::read_domain;
 use vmsnap::model::finding::Finding;

@@ -1,4 +1,4 @@
-//! A simulated hypervisor, a repository in a temporary folder, and a calendar that the test turns.
+//! A simulated hypervisor, a repository in a temporary folder, and a clock that the test sets.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What `list` tells, and which restore point `--at` means.
+//! The output of `list`, and the restore point that `--at` selects.
 
 use vmsnap::cli::report::list::{Columns, text};
 use vmsnap::model::restore_point::Consistency;
@@ -45,7 +45,7 @@ fn a_point_is_found_by_id_checkpoint_time_and_as_the_latest() {
 }
 
 #[test]
-fn a_list_tells_the_whole_from_the_broken() {
+fn list_distinguishes_whole_from_broken_points() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
     lab.backup("vm1").expect("full");

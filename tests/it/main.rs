@@ -1,4 +1,4 @@
-//! The verbs, hermetically: on a simulated hypervisor, with real files in a temporary folder.
+//! The verbs on a simulated hypervisor, with real files in a temporary folder.
 
 #![allow(clippy::disallowed_methods, reason = "tests damage repositories by hand")]
 

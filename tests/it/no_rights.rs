@@ -1,4 +1,4 @@
-//! A repository of which something may not be read: no verdict on what is there, and nothing that can be done without it is left undone.
+//! Repositories with unreadable files: nothing is said about their content, and everything else is done.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -27,7 +27,7 @@ fn lock_up(path: &Path) {
 }
 
 #[test]
-fn what_does_not_stand_upon_an_unreadable_image_is_verified_all_the_same() {
+fn points_not_using_an_unreadable_image_are_verified() {
     let mut lab = lab();
     lab.at("2026-12-01T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("a new chain");
@@ -67,7 +67,7 @@ fn what_does_not_stand_upon_an_unreadable_image_is_verified_all_the_same() {
 }
 
 #[test]
-fn what_is_recorded_and_may_not_be_read_is_taken_neither_for_nothing_nor_for_damage() {
+fn unreadable_records_count_neither_as_absent_nor_as_damage() {
     let places: [fn(&Lab) -> std::path::PathBuf; 3] = [
         |lab| lab.history("vm1").kept[0].dir().join("manifest.json"),
         |lab| lab.root().join("vm1/.verified"),

@@ -1,4 +1,4 @@
-//! Chains with more images than a process may have files open.
+//! Chains with more images than a process may open files.
 
 use std::env;
 use std::ffi::OsStr;
@@ -32,7 +32,7 @@ fn next(lab: &mut Lab, number: usize) -> Outcome {
     lab.backup("vm1").expect("a backup")
 }
 
-/// A domain with a chain of so many images.
+/// A domain with a chain of this many images.
 fn long_chain(images: usize) -> Lab {
     let mut lab = lab();
     for number in 0..images {
@@ -45,7 +45,7 @@ fn long_chain(images: usize) -> Lab {
     lab
 }
 
-/// Runs a program that may have so many files open: a soft limit, and a hard one, as `prlimit` (util-linux) takes them.
+/// Runs a program with these limits of open files, soft and hard, as `prlimit` (util-linux) takes them.
 fn limited(limits: &str, program: impl AsRef<OsStr>, arguments: &[&str]) -> Output {
     Command::new("prlimit")
         .arg(format!("--nofile={limits}"))
@@ -56,7 +56,7 @@ fn limited(limits: &str, program: impl AsRef<OsStr>, arguments: &[&str]) -> Outp
         .expect("prlimit runs")
 }
 
-/// Runs a test of this module by itself in a process that may have so many files open. Gives whether this is that process.
+/// Runs a test of this module alone in a process with these limits. Returns whether this is that process.
 fn is_limited(limits: &str, test: &str) -> bool {
     if env::var_os(LIMITED).is_some() {
         return true;
@@ -81,11 +81,8 @@ fn names_the_file_and_the_limit(text: &str) -> bool {
 }
 
 #[test]
-fn a_backup_needs_few_more_files_than_its_parents_chain_has_images() {
-    if !is_limited(
-        "128",
-        "a_backup_needs_few_more_files_than_its_parents_chain_has_images",
-    ) {
+fn open_files_of_a_backup_are_bounded_by_chain_length() {
+    if !is_limited("128", "open_files_of_a_backup_are_bounded_by_chain_length") {
         return;
     }
     let mut lab = lab();
@@ -103,11 +100,8 @@ fn a_backup_needs_few_more_files_than_its_parents_chain_has_images() {
 }
 
 #[test]
-fn where_a_chain_cannot_be_opened_the_backup_is_full_and_says_why() {
-    if !is_limited(
-        "64",
-        "where_a_chain_cannot_be_opened_the_backup_is_full_and_says_why",
-    ) {
+fn backup_is_full_with_a_reason_if_chain_cannot_be_opened() {
+    if !is_limited("64", "backup_is_full_with_a_reason_if_chain_cannot_be_opened") {
         return;
     }
     let mut lab = lab();

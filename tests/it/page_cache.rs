@@ -1,4 +1,4 @@
-//! What the page cache holds of a repository's images once they were read: nothing.
+//! Reading a repository leaves none of its images in the page cache.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ const MIB: usize = 1 << 20;
 const PAGE: usize = 4096;
 const SIZE: usize = 40 * MIB;
 
-/// Two restore points on a file system with a disk beneath: in memory a file's pages are the file.
+/// Two restore points on a file system with a disk: on tmpfs the pages of a file are the file.
 fn lab() -> Lab {
     let mut lab = Lab::on_disk();
     lab.host.add_domain("vm1", &[("vda", SIZE)]);
@@ -96,7 +96,7 @@ fn the_test_sees_what_is_cached() {
 }
 
 #[test]
-fn neither_verifications_nor_restores_leave_anything_of_an_image_in_the_page_cache() {
+fn verify_and_restore_leave_no_image_in_the_page_cache() {
     let lab = lab();
     let stop = Stop::default();
     assert_leaves_nothing_cached(&lab, "a verification", || {
@@ -110,7 +110,7 @@ fn neither_verifications_nor_restores_leave_anything_of_an_image_in_the_page_cac
     });
 }
 
-/// A damaged image is read once more, to tell where.
+/// A damaged image is read again to locate the damage.
 #[test]
 fn nothing_of_a_damaged_image_stays_in_the_page_cache_either() {
     let lab = lab();
@@ -152,7 +152,7 @@ fn whole(outcome: Outcome) -> Result<()> {
 }
 
 #[test]
-fn who_is_stopped_leaves_nothing_in_the_page_cache_either() {
+fn stopped_run_leaves_nothing_in_the_page_cache() {
     let lab = lab();
     type Verb = fn(&Lab, &dyn Monitor, &Stop) -> Result<()>;
     let verbs: [(&str, &'static str, Verb); 3] = [
@@ -185,7 +185,7 @@ fn read_from_disks() -> usize {
 }
 
 #[test]
-fn what_is_proved_is_what_is_on_the_disk() {
+fn verify_reads_the_disk_and_not_the_page_cache() {
     let lab = lab();
     let length: usize = images(&lab)
         .iter()
@@ -227,7 +227,7 @@ impl Monitor for Watcher<'_> {
 }
 
 #[test]
-fn a_comparison_gives_back_what_it_has_read() {
+fn comparison_leaves_nothing_in_the_page_cache() {
     let lab = lab();
     let image = &images(&lab)[0];
     let options = Lab::comparing();

@@ -1,4 +1,4 @@
-//! Disks that are not in a backup: which of them make it partial, and what is reported of them.
+//! Disks that are not in a backup: when it is partial, and what is reported.
 
 use std::path::PathBuf;
 

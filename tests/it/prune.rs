@@ -1,4 +1,4 @@
-//! What pruning deletes, and above all what it does not.
+//! What pruning deletes, and what it keeps.
 
 use vmsnap::model::period::GroupBy;
 use vmsnap::ops::backup::{PruneOutcome, preview};
@@ -76,7 +76,7 @@ fn a_failed_backup_prunes_nothing() {
 }
 
 #[test]
-fn a_period_whose_full_is_damaged_is_no_reason_to_delete_the_one_before() {
+fn period_with_damaged_full_does_not_allow_pruning() {
     let mut lab = lab();
     lab.at("2026-11-10T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("November's full");
@@ -139,7 +139,7 @@ fn a_period_of_another_domain_of_that_name_stays() {
 }
 
 #[test]
-fn a_dry_run_tells_and_deletes_nothing() {
+fn dry_run_reports_and_deletes_nothing() {
     let mut lab = lab();
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("November's full");
@@ -161,7 +161,7 @@ fn a_dry_run_tells_and_deletes_nothing() {
 }
 
 #[test]
-fn an_interrupted_removal_counts_for_nothing_and_is_finished_by_the_next() {
+fn interrupted_removal_is_ignored_and_finished_by_next_run() {
     let mut lab = lab();
     let half = lab.root().join("vm1").join(format!(".removing-{SEPTEMBER}"));
     std::fs::create_dir(&half).expect("new");

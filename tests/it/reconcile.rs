@@ -88,7 +88,7 @@ fn job(socket: &str) -> ActiveJob {
 }
 
 #[test]
-fn what_is_in_order_needs_no_repair() {
+fn sound_state_needs_no_repair() {
     let lab = lab_with_points(2);
     let plan = planned(&lab, &seen(&lab));
     assert_eq!(plan.repairs, []);
@@ -99,7 +99,7 @@ fn what_is_in_order_needs_no_repair() {
 }
 
 #[test]
-fn a_dead_run_is_ended_guest_first_and_its_folder_last() {
+fn dead_run_is_cleared_guest_first_and_folder_last() {
     let lab = lab_with_points(2);
     let mut survey = seen(&lab);
     let (run, checkpoint) = dead_run(&survey.domain.uuid);
@@ -128,7 +128,7 @@ fn a_dead_run_is_ended_guest_first_and_its_folder_last() {
 }
 
 #[test]
-fn the_job_and_the_checkpoint_of_somebody_else_are_let_be() {
+fn foreign_job_and_checkpoint_are_left_alone() {
     let lab = lab_with_points(2);
     let mut survey = seen(&lab);
     let (run, mut checkpoint) = dead_run(&survey.domain.uuid);
@@ -167,7 +167,7 @@ fn a_removal_of_bitmaps_that_was_interrupted_is_finished() {
 }
 
 #[test]
-fn of_a_domain_made_anew_only_files_are_cleared_and_the_backup_is_full() {
+fn recreated_domain_gets_files_cleared_and_a_full_backup() {
     let lab = lab_with_points(2);
     let mut survey = seen(&lab);
     let (run, checkpoint) = dead_run(&survey.domain.uuid);
@@ -263,7 +263,7 @@ fn a_lost_checkpoint_is_known_again_and_older_bitmaps_go() {
 }
 
 #[test]
-fn another_file_under_the_same_path_is_noticed_whatever_its_bitmaps_are_called() {
+fn replaced_file_is_noticed_despite_equal_bitmap_names() {
     let file = |inode, born: &str| FileId {
         inode,
         born: born.parse().expect("a time"),
@@ -300,7 +300,7 @@ fn another_file_under_the_same_path_is_noticed_whatever_its_bitmaps_are_called()
 }
 
 #[test]
-fn a_dry_run_names_what_will_go_and_does_nothing() {
+fn dry_run_names_what_will_be_removed_and_does_nothing() {
     let mut lab = lab_with_points(2);
     lab.at("2026-12-01T02:00:00+01:00[Europe/Berlin]");
     let before = crate::lab::tree(lab.folder.path());
@@ -317,7 +317,7 @@ fn a_dry_run_names_what_will_go_and_does_nothing() {
 }
 
 #[test]
-fn a_dry_run_beside_a_run_says_who_is_at_work() {
+fn dry_run_during_a_backup_names_the_lock_holder() {
     let lab = lab_with_points(1);
     assert_eq!(lab.preview("vm1").expect("a plan").writer, None);
     let locked = lab.repo.domain("vm1").expect("a name").try_lock().expect("free");

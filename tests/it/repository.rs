@@ -1,4 +1,4 @@
-//! What is kept: locks, leftovers, damage, names.
+//! Repositories: locks, leftovers, damage, names.
 
 use std::fs;
 
@@ -21,7 +21,7 @@ fn lab_with_two_points() -> Lab {
 }
 
 #[test]
-fn a_second_run_on_the_same_domain_is_told_at_once_who_holds_the_lock() {
+fn second_run_on_a_domain_fails_at_once_naming_lock_holder() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
     lab.host.add_domain("vm2", &[("vda", CLUSTER)]);
@@ -39,7 +39,7 @@ fn a_second_run_on_the_same_domain_is_told_at_once_who_holds_the_lock() {
 }
 
 #[test]
-fn what_a_killed_run_left_is_ended_by_the_next_one() {
+fn next_run_clears_what_a_killed_run_left() {
     let mut lab = lab_with_two_points();
     let partial = lab.leave_dead_run("vm1", NAMES[5]);
     lab.host.disk("vm1", "vda", |disk| disk.write(0, &[9; 10]));
@@ -57,7 +57,7 @@ fn what_a_killed_run_left_is_ended_by_the_next_one() {
 }
 
 #[test]
-fn a_checkpoint_that_another_run_made_under_the_same_name_is_not_removed() {
+fn checkpoint_of_another_run_with_same_name_is_kept() {
     let mut lab = lab_with_two_points();
     lab.leave_partial("vm1", &lab.intent_of_a_dead_run("vm1", NAMES[2]));
     lab.host
@@ -69,7 +69,7 @@ fn a_checkpoint_that_another_run_made_under_the_same_name_is_not_removed() {
 }
 
 #[test]
-fn a_link_that_calls_itself_unfinished_or_doomed_is_not_followed() {
+fn links_named_like_partial_or_removed_folders_are_ignored() {
     for name in ["vmsnap-backup-monthly-2026-11/x.partial", ".removing-x"] {
         let mut lab = lab_with_two_points();
         let elsewhere = lab.folder.path().join("precious");
@@ -82,7 +82,7 @@ fn a_link_that_calls_itself_unfinished_or_doomed_is_not_followed() {
 }
 
 #[test]
-fn a_missing_parent_image_makes_the_next_backup_full_and_the_restore_fail_loudly() {
+fn missing_parent_image_forces_a_full_and_fails_the_restore() {
     let mut lab = lab_with_two_points();
     let points = lab.history("vm1");
     fs::remove_file(points.kept[0].dir().join("vda.qcow2")).expect("it was there");
@@ -129,7 +129,7 @@ fn one_flipped_byte_in_any_image_is_never_restored() {
 }
 
 #[test]
-fn a_damaged_or_missing_manifest_is_told_and_the_next_backup_is_full() {
+fn bad_or_missing_manifest_is_reported_and_forces_a_full() {
     for damage in ["flip", "empty", "remove", "newer"] {
         let mut lab = lab_with_two_points();
         let path = lab.history("vm1").kept[1].dir().join("manifest.json");

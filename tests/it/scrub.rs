@@ -1,4 +1,4 @@
-//! What a scrub removes, what it leaves, and that the next backup is what it has announced.
+//! What a scrub removes and keeps, and that the next backup is as announced.
 
 use std::time::Duration;
 
@@ -16,9 +16,11 @@ use vmsnap::repo::RepoError;
 
 use crate::lab::{CLUSTER, Lab, NAMES, tree};
 
+mod bitmaps;
+
 const OURS: [&str; 2] = [NAMES[0], NAMES[1]];
 
-/// A domain with two disks, two restore points, and a checkpoint of somebody else.
+/// A domain with two disks, two restore points, and a foreign checkpoint.
 fn lab() -> Lab {
     let mut lab = Lab::new();
     lab.host
@@ -121,7 +123,7 @@ fn in_every_state(check: impl Fn(&mut Lab, DomainState)) {
 }
 
 #[test]
-fn both_removes_all_of_ours_and_nothing_else_and_the_next_backup_is_full() {
+fn type_both_removes_only_ours_and_next_backup_is_full() {
     for kind in [ScrubType::Both, ScrubType::All] {
         in_every_state(|lab, state| {
             let outcome = done(lab, kind, None);
@@ -208,7 +210,7 @@ fn a_named_one_goes_alone() {
 }
 
 #[test]
-fn the_star_takes_all_whatever_is_named() {
+fn type_star_removes_all_despite_a_name() {
     for name in [OURS[0], "virtnbdbackup.77", "mine", ""] {
         let lab = lab();
         let outcome = done(&lab, ScrubType::All, Some(name));
@@ -220,7 +222,7 @@ fn the_star_takes_all_whatever_is_named() {
 }
 
 #[test]
-fn foreign_names_are_refused_also_when_they_are_asked_for() {
+fn foreign_names_are_refused_even_on_request() {
     let kinds = [ScrubType::Checkpoint, ScrubType::Bitmap, ScrubType::Both];
     for kind in kinds {
         for name in [
@@ -245,7 +247,7 @@ fn foreign_names_are_refused_also_when_they_are_asked_for() {
 }
 
 #[test]
-fn what_is_not_there_is_said_and_nothing_else_goes() {
+fn missing_name_is_reported_and_nothing_else_is_removed() {
     let kinds = [
         (ScrubType::Checkpoint, "checkpoint"),
         (ScrubType::Bitmap, "bitmap"),
@@ -278,7 +280,7 @@ fn a_domain_without_anything_of_ours_is_no_failure() {
 }
 
 #[test]
-fn a_dry_run_tells_what_would_go_and_changes_nothing() {
+fn dry_run_of_a_scrub_changes_nothing() {
     for kind in ScrubType::ALL {
         in_every_state(|lab, state| {
             let before = tree(lab.folder.path());
@@ -298,156 +300,7 @@ fn a_dry_run_tells_what_would_go_and_changes_nothing() {
 }
 
 #[test]
-fn bitmaps_without_a_checkpoint_go_from_a_shut_off_domain() {
-    for kind in [ScrubType::Bitmap, ScrubType::Both, ScrubType::All] {
-        let lab = lab();
-        shut_off(&lab);
-        done(&lab, ScrubType::Checkpoint, None);
-        let outcome = done(&lab, kind, None);
-        assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS));
-        assert_eq!(bitmaps(&lab, "vda"), ["mine"]);
-    }
-}
-
-#[test]
-fn bitmaps_without_a_checkpoint_go_from_a_running_domain_if_they_were_there_at_its_start() {
-    let lab = lab();
-    done(&lab, ScrubType::Checkpoint, None);
-    shut_off(&lab);
-    start(&lab);
-    let plan = plan(&lab, None, ScrubType::Bitmap, None);
-    assert_eq!(pairs(&plan.bitmaps), on_both(&OURS));
-    let outcome = done(&lab, ScrubType::Bitmap, None);
-    assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS));
-    assert_eq!(bitmaps(&lab, "vdb"), ["mine"]);
-}
-
-#[test]
-fn those_made_since_its_start_go_when_they_are_named_or_the_repository_is() {
-    let lab = lab();
-    done(&lab, ScrubType::Checkpoint, None);
-    let outcome = done(&lab, ScrubType::Bitmap, None);
-    assert!(outcome.bitmaps.is_empty(), "nobody lists them");
-    let said = outcome
-        .findings
-        .iter()
-        .find(|found| found.code == "bitmaps-not-listed");
-    assert!(said.expect("it is said").message.contains("--checkpoint-name"));
-
-    let named = plan(&lab, None, ScrubType::Bitmap, Some(OURS[0]));
-    assert_eq!(
-        (named.tried.as_slice(), named.bitmaps.len()),
-        (&[OURS[0].to_owned()][..], 0)
-    );
-    let outcome = done(&lab, ScrubType::Bitmap, Some(OURS[0]));
-    assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS[..1]));
-
-    let plan = plan(&lab, Some(lab.repo.as_ref()), ScrubType::Both, None);
-    assert_eq!(plan.tried, OURS);
-    let means = means(&lab, Some(lab.repo.as_ref()));
-    let outcome = scrub::scrub("vm1", &means, &options(ScrubType::Both, None)).expect("it begins");
-    assert!(outcome.failure.is_none());
-    assert_eq!(pairs(&outcome.bitmaps), on_both(&OURS[1..]));
-    assert!(
-        !outcome
-            .findings
-            .iter()
-            .any(|found| found.code == "bitmaps-not-listed")
-    );
-    assert_eq!(bitmaps(&lab, "vda"), ["mine"]);
-}
-
-#[test]
-fn a_bitmap_on_a_disk_that_its_checkpoint_does_not_cover_goes_too() {
-    let lab = lab();
-    lab.host.attach("vm1", "vdc", CLUSTER);
-    lab.host
-        .disk("vm1", "vdc", |disk| disk.add_bitmap(OURS[0]))
-        .expect("it is new");
-    shut_off(&lab);
-    start(&lab);
-    let outcome = done(&lab, ScrubType::Both, None);
-    assert_eq!(outcome.bitmaps.len(), 5);
-    assert!(bitmaps(&lab, "vdc").is_empty());
-}
-
-#[test]
-fn with_the_repository_the_level_of_the_next_backup_is_told_exactly() {
-    let cases = [
-        // The older restore point can be built upon still, or the newer one.
-        (
-            ScrubType::Both,
-            Some(OURS[1]),
-            Level::Incremental,
-            "checkpoint virtnbdbackup.1793668200000000000000001 is gone",
-        ),
-        (
-            ScrubType::Checkpoint,
-            Some(OURS[0]),
-            Level::Incremental,
-            "changes since",
-        ),
-        (
-            ScrubType::Bitmap,
-            Some(OURS[1]),
-            Level::Incremental,
-            "lost or inconsistent",
-        ),
-        (ScrubType::Checkpoint, None, Level::Incremental, "changes since"),
-        (
-            ScrubType::Both,
-            None,
-            Level::Full,
-            "checkpoint virtnbdbackup.1793668200000000000000001 is gone",
-        ),
-    ];
-    for (kind, name, level, reason) in cases {
-        let mut lab = lab();
-        let announced = plan(&lab, Some(lab.repo.as_ref()), kind, name).next;
-        let outcome = scrub::scrub("vm1", &means(&lab, Some(lab.repo.as_ref())), &options(kind, name));
-        let outcome = outcome.expect("it begins");
-        assert!(outcome.failure.is_none());
-        assert_eq!(outcome.next, announced);
-        assert_eq!(outcome.next.level, Some(level), "{kind:?} {name:?}");
-        assert!(outcome.next.reason.contains(reason), "{}", outcome.next.reason);
-        let next = lab.backup("vm1").expect("it is backed up");
-        assert_eq!(next.point.level, level, "{kind:?} {name:?}");
-        for disk in &next.point.disks {
-            assert!(
-                outcome.next.reason.contains(&disk.reason),
-                "{}",
-                outcome.next.reason
-            );
-        }
-        lab.assert_gives_back("vm1", "vda");
-    }
-}
-
-#[test]
-fn without_the_repository_it_says_upon_what_the_level_depends() {
-    let lab = lab();
-    let next = done(&lab, ScrubType::Both, Some(OURS[1])).next;
-    assert_eq!(next.level, None);
-    assert!(
-        next.reason.contains(OURS[0]) && next.reason.contains("--output"),
-        "{}",
-        next.reason
-    );
-}
-
-#[test]
-fn an_old_hypervisor_makes_full_backups_only() {
-    let lab = lab();
-    lab.host.forget_checkpoints("libvirt 4.0.0 is too old");
-    let next = done(&lab, ScrubType::Both, Some(OURS[1])).next;
-    assert_eq!(
-        (next.level, next.reason.as_str()),
-        (Some(Level::Full), "libvirt 4.0.0 is too old")
-    );
-}
-
-#[test]
-fn beside_a_job_nothing_is_touched() {
+fn active_job_prevents_a_scrub() {
     let lab = lab();
     lab.host.begin_foreign_job("vm1");
     for kind in ScrubType::ALL {
@@ -463,7 +316,7 @@ fn beside_a_job_nothing_is_touched() {
 }
 
 #[test]
-fn beside_a_backup_into_the_same_repository_it_says_who_holds_the_lock() {
+fn scrub_during_a_backup_names_the_lock_holder() {
     let lab = lab();
     let repository = lab.repo.domain("vm1").expect("a name");
     let held = repository.try_lock().expect("it is free");
@@ -477,7 +330,7 @@ fn beside_a_backup_into_the_same_repository_it_says_who_holds_the_lock() {
 }
 
 #[test]
-fn a_failure_halfway_tells_what_is_gone_and_what_the_next_backup_will_be() {
+fn failed_scrub_reports_what_is_gone_and_next_backup() {
     let lab = lab();
     lab.host.fail_removal_of(Some(OURS[1]));
     let outcome = run(&lab, ScrubType::Both, None).expect("it begins");
@@ -504,7 +357,7 @@ fn a_stop_ends_it_between_two_names() {
 }
 
 #[test]
-fn what_a_killed_run_left_without_a_record_is_known_by_its_note() {
+fn unrecorded_leftovers_are_known_from_the_intent() {
     let lab = lab();
     let note = r#"{"uuid":"00000000-0000-4000-8000-000000000001","mark":"m","checkpoint":"virtnbdbackup.9",
         "places":{"sockets":[],"scratch":[],"ownDirs":[]}}"#;

@@ -1,4 +1,4 @@
-//! The script that installs what the README's two commands need, on machines that have none of it.
+//! The script that installs what `make demo` and `make test` need.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -76,7 +76,7 @@ fn where_everything_is_there_nothing_is_installed() {
 }
 
 #[test]
-fn a_machine_without_package_manager_is_told_what_it_lacks() {
+fn without_package_manager_missing_packages_are_named() {
     let stage = Stage::new("exit 1");
     stage.program("id", "echo 1000");
     let output = stage.set_up(&["build"]);

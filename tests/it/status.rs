@@ -1,4 +1,4 @@
-//! What `status` finds, and every shape in which it is shown.
+//! What `status` finds, in every output format.
 
 use vmsnap::cli::report::status::{Form, Look, text, write};
 use vmsnap::model::domain::DomainState;
@@ -181,7 +181,7 @@ fn json_for_machines_is_one_line_with_the_classic_keys_first() {
 }
 
 #[test]
-fn json_for_people_stands_in_a_frame() {
+fn json_for_people_has_a_frame() {
     let framed = write(
         &[sample()],
         Look {
@@ -258,7 +258,7 @@ fn yaml_has_bare_keys_quoted_texts_and_the_same_frame() {
 }
 
 #[test]
-fn status_tells_what_changed_and_what_the_next_backup_will_be() {
+fn status_shows_changes_and_the_next_backup() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
     let before = ask(&lab, "vm1").expect("a status");
@@ -304,7 +304,7 @@ fn disks_that_differ_are_each_given_their_reason() {
 }
 
 #[test]
-fn internal_snapshots_are_a_finding_where_our_bitmaps_keep_them_from_being_reverted_to() {
+fn snapshots_blocked_by_our_bitmaps_are_a_finding() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
     lab.host.take_snapshot("vm1", "before the update");
@@ -321,7 +321,7 @@ fn internal_snapshots_are_a_finding_where_our_bitmaps_keep_them_from_being_rever
 }
 
 #[test]
-fn a_running_domains_bitmaps_of_ours_without_a_checkpoint_are_shown() {
+fn our_bitmaps_without_checkpoint_are_shown_while_running() {
     let lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
     for name in [NAMES[5], "mine"] {
@@ -361,7 +361,7 @@ fn sets_of_names_are_compared_not_their_sizes() {
 }
 
 #[test]
-fn foreign_checkpoints_and_bitmaps_are_listed_and_judged_by_nobody() {
+fn foreign_checkpoints_and_bitmaps_are_listed_unjudged() {
     let lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
     lab.host
@@ -376,7 +376,7 @@ fn foreign_checkpoints_and_bitmaps_are_listed_and_judged_by_nobody() {
 
 /// Fault 8: with a remote `--connect` it runs qemu-img on the local path of the same name.
 #[test]
-fn what_cannot_be_seen_on_another_machine_is_said_and_not_guessed() {
+fn what_is_invisible_remotely_is_said_and_not_guessed() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
     lab.backup("vm1").expect("a full");
@@ -396,7 +396,7 @@ fn what_cannot_be_seen_on_another_machine_is_said_and_not_guessed() {
 
 /// Fault 9: one missing domain ends the whole run.
 #[test]
-fn many_domains_keep_their_order_and_one_that_fails_stops_no_other() {
+fn domains_keep_their_order_and_one_failure_stops_none() {
     let lab = Lab::new();
     let mut names: Vec<String> = (0..50).map(|number| format!("vm{number}")).collect();
     for name in &names {

@@ -65,7 +65,7 @@ proptest! {
                 Act::NextMonth => lab.pass(jiff::Span::new().months(1)),
                 Act::FailAfter(bytes) => {
                     lab.host.fail_reads_after(Some(bytes as u64));
-                    // It succeeds when nothing lies behind the place where reading breaks.
+                    // It succeeds if there is nothing after the place where reading fails.
                     if let Ok(outcome) = lab.backup("vm1") {
                         kept.push((outcome.point.id, lab.disk("vm1", "vda")));
                     }

@@ -1,4 +1,4 @@
-//! Targets of a restore that somebody uses: refused in the plan, before anything is written.
+//! Restore targets in use: refused in the plan, before anything is written.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -99,7 +99,7 @@ fn a_device_beneath_a_domains_disk_is_refused() {
 }
 
 #[test]
-fn without_libvirt_a_finding_says_that_no_domain_was_asked() {
+fn without_libvirt_a_finding_says_what_was_not_checked() {
     let lab = Lab::with_three_points();
     let device = node(lab.folder.path().join("device"));
     let found = plan(&lab, &device, None, None).expect("nobody is known to use it");
@@ -189,7 +189,7 @@ fn a_lost_image_comes_back_unless_its_domain_runs() {
 }
 
 #[test]
-fn a_file_that_is_there_is_never_overwritten_whoever_links_to_it() {
+fn existing_file_is_never_overwritten_even_through_links() {
     let folder = tempfile::tempdir().expect("a folder");
     let (image, to) = (folder.path().join("image.raw"), folder.path().join("to.raw"));
     fs::write(&image, "a disk").expect("written");

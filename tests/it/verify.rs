@@ -1,8 +1,7 @@
-//! Verification: what is sound is called so, whatever is damaged is found, and what was found is remembered.
+//! Verification: sound points are reported sound, all damage is found, and results are recorded.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use jiff::{Span, Timestamp};
 use vmsnap::model::restore_point::Level;
@@ -10,10 +9,12 @@ use vmsnap::model::stop::{Stop, StopReason};
 use vmsnap::ops::list::list;
 use vmsnap::ops::monitor::Silent;
 use vmsnap::ops::verify::{Damage, Options, Outcome, Which, verify};
-use vmsnap::ops::{Cause, Class, Event, Monitor, Result};
+use vmsnap::ops::{Cause, Class, Result};
 use vmsnap::repo::Manifest;
 
 use crate::lab::{CLUSTER, InFolder, Lab};
+
+mod changes;
 
 pub fn options(lab: &Lab, which: Which) -> Options {
     Options {
@@ -74,7 +75,7 @@ pub fn words(outcome: &Outcome) -> String {
 }
 
 #[test]
-fn what_is_sound_is_called_so_and_every_byte_is_read() {
+fn sound_point_is_read_completely_and_reported_sound() {
     let lab = lab();
     let outcome = all(&lab);
     assert!(outcome.is_sound(), "{}", words(&outcome));
@@ -119,7 +120,7 @@ fn one_flipped_byte_anywhere_is_found_and_its_file_named() {
 }
 
 #[test]
-fn where_an_image_is_damaged_is_told_to_the_mebibyte() {
+fn damage_is_located_to_the_mebibyte() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 80 * CLUSTER)]);
     lab.host
@@ -142,7 +143,7 @@ fn where_an_image_is_damaged_is_told_to_the_mebibyte() {
 }
 
 #[test]
-fn a_missing_swapped_cut_or_prolonged_file_is_found() {
+fn missing_swapped_shortened_or_extended_file_is_found() {
     let lab = lab();
     let paths = files(&lab);
     for path in &paths {
@@ -188,7 +189,7 @@ fn a_missing_swapped_cut_or_prolonged_file_is_found() {
 }
 
 #[test]
-fn a_link_or_a_pipe_in_the_place_of_a_file_is_damage_and_nobody_waits() {
+fn link_or_pipe_in_place_of_a_file_is_damage_without_waiting() {
     let lab = lab();
     let image = lab.history("vm1").kept[1].dir().join("vda.qcow2");
     let elsewhere = lab.folder.path().join("elsewhere");
@@ -208,7 +209,7 @@ fn a_link_or_a_pipe_in_the_place_of_a_file_is_damage_and_nobody_waits() {
 }
 
 #[test]
-fn the_newest_restore_point_is_proved_with_what_it_stands_upon_and_no_other() {
+fn newest_point_is_verified_with_its_chain_and_no_other() {
     let mut lab = lab();
     lab.at("2026-12-01T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("a new chain");
@@ -228,7 +229,7 @@ fn the_newest_restore_point_is_proved_with_what_it_stands_upon_and_no_other() {
 }
 
 #[test]
-fn what_was_found_damaged_is_remembered_and_nothing_new_relies_on_it() {
+fn found_damage_is_recorded_and_nothing_new_relies_on_it() {
     let mut lab = lab();
     let image = lab.history("vm1").kept[1].dir().join("vda.qcow2");
     flip(&image, 70_000, 0);
@@ -291,7 +292,7 @@ fn a_period_is_not_pruned_for_one_that_was_found_damaged() {
 }
 
 #[test]
-fn what_was_proved_lately_is_skipped_unless_more_is_asked_for() {
+fn recently_verified_points_are_skipped_unless_deep() {
     let mut lab = lab();
     assert!(all(&lab).is_sound());
     let week = Span::new().days(7);
@@ -347,7 +348,7 @@ fn forge(lab: &Lab, index: usize, change: impl FnOnce(&mut Vec<u8>, &mut Manifes
 }
 
 #[test]
-fn an_image_whose_structure_or_parent_is_wrong_is_found_though_its_digest_is_right() {
+fn wrong_structure_or_parent_is_found_despite_valid_digest() {
     let lab_with = |change: fn(&mut Vec<u8>, &mut Manifest)| {
         let lab = lab();
         forge(&lab, 2, change);
@@ -381,7 +382,7 @@ fn a_result_that_cannot_be_kept_is_a_result_all_the_same() {
 }
 
 #[test]
-fn proofs_that_are_damaged_forged_or_stale_count_for_nothing() {
+fn damaged_forged_or_stale_proofs_are_ignored() {
     let mut lab = lab();
     assert!(all(&lab).is_sound());
     let dir = lab.root().join("vm1/.verified");
@@ -394,7 +395,7 @@ fn proofs_that_are_damaged_forged_or_stale_count_for_nothing() {
     let path = paths.next().expect("one").expect("readable").path();
     fs::write(&path, b"{\"id\": 7").expect("written");
     assert_eq!(proofs(&lab), 2);
-    // Of a restore point that was made anew under the same id nothing is proved.
+    // A restore point created again under the same id is not proved.
     forge(&lab, 2, |_, manifest| manifest.host.push('x'));
     assert!(proofs(&lab) <= 2);
     assert!(lab.history("vm1").kept[2].proof.is_none());
@@ -407,7 +408,7 @@ fn proofs_that_are_damaged_forged_or_stale_count_for_nothing() {
 }
 
 #[test]
-fn what_others_have_put_beside_the_proofs_stays_and_no_link_is_followed() {
+fn foreign_files_beside_proofs_stay_and_links_are_ignored() {
     let mut lab = lab();
     let dir = lab.root().join("vm1/.verified");
     fs::create_dir(&dir).expect("new");
@@ -430,86 +431,8 @@ fn what_others_have_put_beside_the_proofs_stays_and_no_link_is_followed() {
     assert!(theirs.exists() && precious.join("virtnbdbackup.0").exists());
 }
 
-/// Removes a period as soon as one of its files is being read.
-struct Pruner(Mutex<Option<PathBuf>>);
-
-impl Monitor for Pruner {
-    fn event(&self, event: Event<'_>) {
-        if let Event::FileBegins { .. } = event
-            && let Some(dir) = self.0.lock().expect("no panic").take()
-        {
-            fs::remove_dir_all(dir).expect("by hand");
-        }
-    }
-}
-
 #[test]
-fn a_restore_point_that_is_pruned_meanwhile_is_no_damage() {
-    let lab = lab();
-    let pruner = Pruner(Mutex::new(Some(
-        lab.root().join("vm1/vmsnap-backup-monthly-2026-11"),
-    )));
-    let options = options(&lab, Which::All);
-    let outcome = verify("vm1", lab.repo.as_ref(), &options, &pruner, &Stop::default())
-        .expect("there were restore points");
-    assert!(outcome.is_sound(), "{}", words(&outcome));
-    assert!(outcome.points.is_empty());
-    assert!(
-        outcome
-            .findings
-            .iter()
-            .all(|finding| finding.code == "removed-meanwhile")
-    );
-    assert_eq!(outcome.findings.len(), 3);
-}
-
-/// Moves something away as soon as the first file, or the one after so many, is being read.
-struct Mover(Mutex<usize>, PathBuf, PathBuf);
-
-impl Monitor for Mover {
-    fn event(&self, event: Event<'_>) {
-        if matches!(event, Event::FileBegins { .. }) {
-            let mut left = self.0.lock().expect("no panic");
-            match *left {
-                0 => {
-                    // Only once: the next finds nothing there.
-                    let _ = fs::rename(&self.1, &self.2);
-                }
-                _ => *left -= 1,
-            }
-        }
-    }
-}
-
-#[test]
-fn a_restore_point_that_goes_meanwhile_without_its_period_is_damage_of_all_that_stand_upon_it() {
-    let lab = lab();
-    let first = lab.history("vm1").kept[0].dir().clone();
-    let mover = Mover(Mutex::new(0), first, lab.folder.path().join("moved"));
-    let options = options(&lab, Which::All);
-    let outcome =
-        verify("vm1", lab.repo.as_ref(), &options, &mover, &Stop::default()).expect("it was looked at");
-    let damaged = outcome.points.iter().filter(|point| !point.damage.is_empty());
-    assert_eq!(damaged.count(), 3, "{}", words(&outcome));
-}
-
-#[test]
-fn a_repository_that_goes_meanwhile_ends_the_verification_with_an_error() {
-    let lab = lab();
-    let first_has = lab.history("vm1").kept[0].manifest.files.len();
-    for files in [0, first_has + 2] {
-        let (root, away) = (lab.root().to_owned(), lab.folder.path().join("moved"));
-        let mover = Mover(Mutex::new(files), root.clone(), away.clone());
-        let options = options(&lab, Which::All);
-        let outcome = verify("vm1", lab.repo.as_ref(), &options, &mover, &Stop::default());
-        fs::rename(&away, &root).expect("it comes back");
-        let error = outcome.map_or_else(Some, |outcome| outcome.ended);
-        assert!(error.is_some(), "after {files} files nothing is left to prove");
-    }
-}
-
-#[test]
-fn a_wish_to_stop_ends_it_and_an_unknown_domain_is_told() {
+fn stop_ends_verify_and_unknown_domain_is_an_error() {
     let lab = lab();
     let stop = Stop::default();
     stop.request(StopReason::Terminated);

@@ -1,4 +1,4 @@
-//! A lock that another run holds: waited for as long as is wanted, and no longer.
+//! Waiting for another run's lock, up to a deadline.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::lab::{CLUSTER, Lab};
 /// Long enough that no test sees its end.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// Another run, and what it does when somebody waits for it.
+/// Another run, and what it does while a run waits for it.
 struct Other {
     lock: Mutex<Option<Box<dyn DomainWriter>>>,
     stops: Option<Stop>,

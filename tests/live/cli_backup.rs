@@ -1,4 +1,4 @@
-//! The program on a libvirtd: what it backs up comes back, and what it says of it.
+//! Backups by the program on a libvirtd: restores and output.
 
 use std::path::Path;
 
@@ -44,7 +44,7 @@ impl Story {
 }
 
 #[test]
-fn two_disks_come_back_at_every_restore_point_whatever_happened_between() {
+fn two_disks_come_back_right_at_every_restore_point() {
     let daemon = Daemon::acquire();
     let mut machine = Machine::paused(&daemon, "story", &[8 * MIB, 4 * MIB]);
     machine.change(0, 0, 3 * MIB, Change::Data(0xaa));
@@ -110,7 +110,7 @@ fn two_disks_come_back_at_every_restore_point_whatever_happened_between() {
     }
 }
 
-/// `list` tells the restore points in the words of `backup`, oldest first, each the parent of the next.
+/// `list` shows the restore points as `backup` reported them, oldest first, each the parent of the next.
 fn assert_listed(repo: &Repo, name: &str, points: &[(Value, Vec<Vec<u8>>)]) {
     let listed = repo.list(name);
     assert_eq!(listed.len(), points.len());
@@ -283,7 +283,7 @@ fn a_name_that_a_shell_would_run_is_only_a_name() {
         second["restorePoint"]["parent"], first["restorePoint"]["id"],
         "{second:#}"
     );
-    // What the program left in its folder is looked at after each run; the folder's parent is the temporary one.
+    // The program's folder is checked after each run; its parent is the temporary folder.
     assert_eq!(repo.list(name).len(), 2);
     machine.assert_restored(&repo.restore(name, "latest", "raw"), &machine.disks);
 }

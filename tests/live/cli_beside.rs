@@ -1,4 +1,4 @@
-//! The program on a libvirtd: what can be asked while a backup of the same domain is being made.
+//! Commands that run during a backup of the same domain.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::daemon::{Daemon, URI};
 
 const MIB: usize = 1 << 20;
 
-/// A restore point is kept, a backup stands still in the middle of its copy, and nobody waits for it.
+/// While a backup is stopped mid-copy, reading commands do not wait for it.
 fn assert_readers_do_not_wait(mut machine: Machine) {
     machine.fill(0, 1);
     let repo = Repo::new();
@@ -20,7 +20,7 @@ fn assert_readers_do_not_wait(mut machine: Machine) {
     machine.change(0, 3 * MIB, MIB, Change::Zero);
     let state = machine.domain.state();
 
-    // The process stands still: whoever waits for it waits for ever.
+    // The process is stopped: a command that waited for it would never end.
     let mut run = repo.begin_backup(&[&name], &["--json"]);
     let begun = run.hold_in_mid_copy();
     let root = repo.root().display().to_string();
@@ -40,7 +40,7 @@ fn assert_readers_do_not_wait(mut machine: Machine) {
     assert_eq!(points.len(), 1, "the one that is being made is not one yet");
     assert_eq!(points[0]["id"], first["restorePoint"]["id"]);
 
-    // QEMU tells nothing of bitmaps until the reader has taken what is on its way, so this one has to move.
+    // QEMU reports no bitmaps until the reader has taken the data in flight, so this reader must run.
     let status = run.slowly(|| ask(&["status", "--machine", "--connect", URI]))[&name].clone();
     let holder = format!("process {}", run.id());
     assert_eq!(status["writer"], holder.as_str(), "{status:#}");
@@ -76,13 +76,13 @@ fn assert_readers_do_not_wait(mut machine: Machine) {
 }
 
 #[test]
-fn list_status_verify_and_restore_do_not_wait_for_a_backup_of_the_same_domain() {
+fn reading_verbs_do_not_wait_for_a_backup_of_the_domain() {
     let daemon = Daemon::acquire();
     assert_readers_do_not_wait(Machine::paused(&daemon, "read-beside", &[256 * MIB]));
 }
 
 #[test]
-fn nor_while_a_shut_off_domain_is_being_read() {
+fn reading_verbs_do_not_wait_for_an_offline_backup() {
     let daemon = Daemon::acquire();
     assert_readers_do_not_wait(Machine::define(&daemon, "read-beside-off", &[256 * MIB]));
 }

@@ -1,4 +1,4 @@
-//! Backups and pruning as the Node program's users have them in cron: the classic spelling on real domains, seasons of it in seconds.
+//! Backups and pruning in the classic spelling, as in cron, on real domains, over several periods.
 
 use crate::cli_lab::{Change, Machine, json};
 use crate::cli_refusals::begin_foreign_job;
@@ -7,7 +7,7 @@ use crate::daemon::{Daemon, TestDomain};
 
 const MIB: usize = 1 << 20;
 
-/// What a name must never become: it is a name, whatever a shell would make of it.
+/// A name that a shell would interpret; it must stay a name.
 const SHELL: &str = "$(touch PWNED) `touch PWNED`; touch PWNED & \"b\" 'c' *?[x]";
 
 const Q2: &str = "vmsnap-backup-quarterly-2026-Q2";
@@ -108,7 +108,7 @@ fn a_season_in_the_classic_spelling() {
 /// Fault 1: a failed backup exits 0, and pruning still runs and can delete the last good chain. Fault 2: without `--groupBy`, `--prune` never
 /// prunes. Fault 9: one missing domain ends the whole run.
 #[test]
-fn a_failed_backup_with_prune_keeps_what_there_is_and_stops_no_other() {
+fn failed_backup_with_prune_keeps_everything_and_stops_no_other() {
     let daemon = Daemon::acquire();
     let bad = Machine::define(&daemon, "bad", &[MIB]);
     let good = Machine::define(&daemon, "good", &[MIB]);
@@ -170,9 +170,9 @@ fn a_failed_backup_with_prune_keeps_what_there_is_and_stops_no_other() {
     assert_eq!(user.periods(&bad), [OCTOBER]);
 }
 
-/// Fault 10: a failed first full leaves the folder behind; every later run of the period fails, with exit 0.
+/// Fault 10: a failed first full leaves its folder; every later run of the period fails, with exit code 0.
 #[test]
-fn after_a_failed_first_full_of_a_running_domain_the_next_run_makes_it() {
+fn next_run_makes_the_full_that_failed_first() {
     let daemon = Daemon::acquire();
     let machine = Machine::paused(&daemon, "first", &[MIB]);
     let user = User::new();
@@ -207,7 +207,7 @@ fn after_a_failed_first_full_of_a_running_domain_the_next_run_makes_it() {
 
 /// Fault 15: `--domains=101` matches nothing, `--backup=false` backs up.
 #[test]
-fn a_domain_whose_name_is_a_number_is_backed_up_when_that_is_meant() {
+fn domain_with_a_numeric_name_is_backed_up() {
     let daemon = Daemon::acquire();
     let number = format!("101{}", std::process::id());
     let machine = Machine::of(TestDomain::named(&daemon, &number), &daemon, &[MIB]);
@@ -243,7 +243,7 @@ fn a_domain_whose_name_is_a_number_is_backed_up_when_that_is_meant() {
     assert_eq!(machine.checkpoints().len(), 1);
 }
 
-/// Fault 3, through the program: in which folder a moment lies is told by the clock on the wall.
+/// Fault 3: local time decides the folder.
 #[test]
 fn the_folder_follows_local_time_where_clocks_change() {
     let daemon = Daemon::acquire();
@@ -305,7 +305,7 @@ fn the_folder_follows_local_time_where_clocks_change() {
     }
 }
 
-/// What asks a monitor by hand taints a domain; nothing of ours does.
+/// Direct monitor commands taint a domain; vmsnap uses none.
 #[test]
 fn no_command_of_ours_taints_a_domain() {
     let daemon = Daemon::acquire();

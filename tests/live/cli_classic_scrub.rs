@@ -1,4 +1,4 @@
-//! Scrubs in the classic spelling on real domains, word for word, and what is left of the domain's checkpoints and bitmaps.
+//! Scrubs in the classic spelling on real domains: output, and the remaining checkpoints and bitmaps.
 
 use std::path::Path;
 
@@ -41,7 +41,7 @@ fn counted(mut finished: Finished, made: &[&[String]]) -> Finished {
     finished
 }
 
-/// Three restore points with their checkpoints, which are given, and a checkpoint of somebody else's where the domain runs.
+/// Three restore points, whose checkpoints are returned, and a foreign checkpoint if the domain runs.
 fn prepare(user: &User, machine: &Machine) -> Vec<String> {
     let domains = format!("--domains={}", machine.name());
     for day in ["2026-11-02", "2026-11-03", "2026-11-04"] {
@@ -118,7 +118,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         "vmsnap: VM1: there is no checkpoint or bitmap named 'virtnbdbackup.9'\n\
          hint: `vmsnap status` shows the checkpoints and bitmaps that can be listed\n",
     );
-    // Named or not, everything of ours goes, and nothing of anybody else's.
+    // Named or not, all of ours are removed, and no foreign ones.
     says(
         &scrub(&[
             "--scrubType=*",
@@ -147,7 +147,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
 
 /// Fault 6: checkpoints are removed as metadata only, the bitmaps stay, and the next full fails with `Bitmap already exists`.
 #[test]
-fn bitmaps_without_their_checkpoints_are_in_no_full_backups_way() {
+fn bitmaps_without_checkpoints_do_not_block_a_full() {
     let daemon = Daemon::acquire();
     let running = Machine::paused(&daemon, "left-running", &[MIB]);
     let off = Machine::define(&daemon, "left-off", &[MIB]);
@@ -208,7 +208,7 @@ fn bitmaps_without_their_checkpoints_are_in_no_full_backups_way() {
     assert_eq!(off.checkpoints(), [""; 0]);
     assert_eq!(bitmaps(&off.image(0)), made_off);
 
-    // Another month: what is left is in nobody's way.
+    // Another month: leftovers block nothing.
     let made = user.on("2026-12-06", &["--backup", &domains, "--output=OUT", "--quiet"]);
     says(
         &made,
@@ -275,7 +275,7 @@ fn a_shut_off_domain_is_scrubbed_too_and_stays_shut_off() {
 }
 
 #[test]
-fn what_is_not_said_is_not_scrubbed() {
+fn scrub_removes_only_what_is_requested() {
     let daemon = Daemon::acquire();
     let machine = Machine::define(&daemon, "unsaid", &[MIB]);
     let user = User::new();

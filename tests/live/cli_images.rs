@@ -48,7 +48,7 @@ fn newest(repo: &Repo, domain: &TestDomain) -> Vec<u8> {
     fs::read(folder.join("vda.raw")).expect("it was restored")
 }
 
-/// Makes the extension with the format of the backing file one that nobody knows.
+/// Changes the header extension with the backing file's format into an unknown one.
 fn forget_backing_format(image: &Path) {
     let mut bytes = fs::read(image).expect("it is an image");
     let kind = 0xe279_2acau32.to_be_bytes();

@@ -1,4 +1,4 @@
-//! The program on a libvirtd: what it refuses, what fails, and what of the rest is done all the same.
+//! Refusals and failures on a libvirtd, and that the rest is still done.
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::process::Finished;
 
 const MIB: usize = 1 << 20;
 
-/// Begins a job that is none of ours.
+/// Starts a foreign job.
 pub fn begin_foreign_job(machine: &Machine) {
     let dir = machine.domain.path("open");
     std::fs::create_dir(&dir).expect("the folder is ours");
@@ -80,7 +80,7 @@ fn a_domain_that_fails_does_not_stop_the_others() {
 }
 
 #[test]
-fn a_pattern_that_matches_nothing_is_told_and_the_others_are_done() {
+fn unmatched_pattern_is_reported_and_others_are_processed() {
     let daemon = Daemon::acquire();
     let machine = Machine::define(&daemon, "matched", &[MIB]);
     let repo = Repo::new();
@@ -107,7 +107,7 @@ fn a_pattern_that_matches_nothing_is_told_and_the_others_are_done() {
 }
 
 #[test]
-fn what_is_typed_wrongly_has_an_exit_code_and_words() {
+fn usage_errors_have_an_exit_code_and_a_message() {
     let daemon = Daemon::acquire();
     let machine = Machine::define(&daemon, "typed", &[MIB]);
     let repo = Repo::new();
@@ -229,7 +229,7 @@ fn a_second_run_says_at_once_who_holds_the_domain() {
 }
 
 #[test]
-fn a_domain_that_was_never_saved_does_not_fail_a_comparison_unless_it_is_named() {
+fn never_saved_domain_fails_a_comparison_only_if_named() {
     let daemon = Daemon::acquire();
     let saved = Machine::paused(&daemon, "compared-saved", &[MIB]);
     let never = Machine::paused(&daemon, "compared-never", &[MIB]);

@@ -1,4 +1,4 @@
-//! A hypervisor on another machine, as far as the program can tell: reached over TCP, with files of its own under paths that exist here too.
+//! A simulated remote hypervisor: reached over TCP, with its own files under paths that also exist here.
 
 use std::fs;
 use std::net::TcpListener;
@@ -15,7 +15,7 @@ use crate::process::{COMMAND_DEADLINE, Finished, command, end, run, try_run, wai
 const NAME: &str = "far away";
 const THEIR_SIZE: u64 = 64 << 20;
 
-/// Everything that libvirt keeps is in folders of its own, and where a disk's path leads is another matter than outside.
+/// All of libvirt's files are in separate folders, and a disk's path leads to another file than outside.
 /// $1 the folder of the test, $2 what may be kept for the next test, $3 the name of the host. The shell stays, as the first process of a machine has to: it collects
 /// what others leave, which libvirt waits for.
 const ELSEWHERE: &str = "set -e; dir=$1 cache=$2; \
@@ -29,7 +29,7 @@ const ELSEWHERE: &str = "set -e; dir=$1 cache=$2; \
 const QEMU_CONF: &str = "user = \"+0\"\ngroup = \"+0\"\ndynamic_ownership = 0\nremember_owner = 0\n\
     stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\ncgroup_controllers = []\n";
 
-/// The other machine. It is gone when dropped, with all its processes.
+/// The other machine. Ended when dropped, with all its processes.
 pub struct Elsewhere {
     daemon: Child,
     folder: tempfile::TempDir,
@@ -37,7 +37,7 @@ pub struct Elsewhere {
 }
 
 impl Elsewhere {
-    /// A machine with a name and an identity of its own, and no domain.
+    /// A machine with its own name and identity, and without domains.
     pub fn start(host_name: &str) -> Elsewhere {
         let folder = owner::folder_on_disk("elsewhere-");
         let path = folder.path();
@@ -193,7 +193,7 @@ fn image(path: &Path, size: u64, bitmaps: &[&str], write: &str) {
     }
 }
 
-/// Sees whoever opens a file in a folder, or changes one.
+/// Notices every process that opens or changes a file in a folder.
 struct Watch {
     events: std::os::fd::OwnedFd,
 }
@@ -225,7 +225,7 @@ impl Watch {
 
 /// Fault 8: with a remote `--connect` it runs qemu-img on the local path of the same name.
 #[test]
-fn of_a_domain_on_another_machine_no_local_file_is_looked_at() {
+fn no_local_file_is_read_for_a_remote_domain() {
     let there = Elsewhere::start("far-away");
     there.define();
     let watch = Watch::over(&there.path("images"));

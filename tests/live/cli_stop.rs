@@ -1,4 +1,4 @@
-//! The program on a libvirtd: stopped, killed, and left without its daemon in the middle of a copy.
+//! The program stopped or killed mid-copy, and without its daemon.
 
 use std::thread;
 use std::time::Duration;
@@ -50,7 +50,7 @@ fn assert_next_is_right(repo: &Repo, machine: &Machine, begun: &Begun, level: &s
     let outcome = repo.back_up(machine.name(), &[]);
     assert_eq!(outcome["restorePoint"]["level"], level, "{outcome:#}");
     machine.assert_nothing_left(repo, begun);
-    // The one that the dead run has made is gone, and every other one belongs to a restore point.
+    // The dead run's checkpoint is gone, and every other one belongs to a restore point.
     let listed = repo.list(machine.name());
     let recorded: Vec<&str> = listed.iter().map(|point| text_of(&point["checkpoint"])).collect();
     assert_eq!(machine.checkpoints(), recorded);
@@ -100,7 +100,7 @@ fn ctrl_c_and_sigterm_end_the_job_and_leave_nothing() {
 }
 
 #[test]
-fn ctrl_c_ends_the_readers_of_a_shut_off_domain_and_no_further_domain_is_begun() {
+fn ctrl_c_ends_offline_readers_and_starts_no_more_domains() {
     let daemon = Daemon::acquire();
     let mut machine = Machine::define(&daemon, "stopped-off", &[BIG]);
     machine.fill(0, 1);
@@ -113,14 +113,14 @@ fn ctrl_c_ends_the_readers_of_a_shut_off_domain_and_no_further_domain_is_begun()
         (machine.checkpoints(), next.checkpoints()),
         (Vec::new(), Vec::new())
     );
-    // Nobody holds the image.
+    // No process holds the image.
     machine.domain.start_paused();
     let first = repo.back_up(machine.name(), &[]);
     assert_eq!(first["restorePoint"]["level"], "full");
 }
 
 #[test]
-fn what_a_killed_run_leaves_the_next_one_ends() {
+fn next_run_clears_a_killed_run() {
     let daemon = Daemon::acquire();
     let mut machine = Machine::paused(&daemon, "killed", &[BIG]);
     machine.fill(0, 1);
@@ -131,7 +131,7 @@ fn what_a_killed_run_leaves_the_next_one_ends() {
 
     machine.fill(0, 2);
     let begun = killed(&repo, &machine);
-    // What the guest writes while the dead run's job goes on counts.
+    // Writes of the guest during the dead run's job count.
     machine.change(0, 3 * MIB, MIB, Change::Zero);
     machine.change(0, 7 * MIB, 512, Change::Data(0xee));
     assert_heals(&repo, &machine, &begun, "incremental");
@@ -145,7 +145,7 @@ fn what_a_killed_run_leaves_the_next_one_ends() {
 }
 
 #[test]
-fn what_a_killed_run_leaves_of_a_shut_off_domain_the_next_one_ends() {
+fn next_run_clears_a_killed_run_of_a_shut_off_domain() {
     let daemon = Daemon::acquire();
     let mut machine = Machine::define(&daemon, "killed-off", &[BIG]);
     machine.fill(0, 1);
@@ -155,9 +155,9 @@ fn what_a_killed_run_leaves_of_a_shut_off_domain_the_next_one_ends() {
     machine.domain.start_paused();
 }
 
-/// Its readers hold the images, and nobody would come to end them before the next backup.
+/// Its readers hold the images, and nothing would end them before the next backup.
 #[test]
-fn a_killed_run_does_not_keep_a_shut_off_domain_from_starting() {
+fn shut_off_domain_can_start_after_a_killed_run() {
     let daemon = Daemon::acquire();
     let mut machine = Machine::define(&daemon, "killed-start", &[BIG]);
     machine.fill(0, 1);
@@ -182,7 +182,7 @@ fn assert_an_end_costs_one_run(machine: &mut Machine, end: impl Fn(&Machine, &Ru
         let begun = run.hold_in_mid_copy();
         end(machine, &run);
         if starts_again {
-            // While the run takes its bitmaps out of an image QEMU's lock lets nobody else have it: some milliseconds.
+            // While the run removes its bitmaps from an image, QEMU's lock blocks others for some milliseconds.
             let starts = || machine.domain.try_virsh(&["start", "--paused"]).ok();
             assert!(wait_until(STOP_DEADLINE * 4, starts), "it starts again");
         }
@@ -203,7 +203,7 @@ fn assert_an_end_costs_one_run(machine: &mut Machine, end: impl Fn(&Machine, &Ru
 }
 
 #[test]
-fn a_domain_that_is_stopped_in_mid_copy_costs_this_run_and_no_more() {
+fn domain_stopped_mid_copy_fails_only_this_run() {
     let daemon = Daemon::acquire();
     let mut machine = Machine::paused(&daemon, "pulled", &[64 * MIB, BIG]);
     machine.fill(0, 1);
@@ -228,7 +228,7 @@ const POWER_OFF: [u8; 10] = [
 ];
 
 #[test]
-fn a_domain_that_its_guest_shuts_down_in_mid_copy_costs_this_run_and_no_more() {
+fn domain_shut_down_by_guest_mid_copy_fails_only_this_run() {
     let daemon = Daemon::acquire();
     let mut machine = Machine::paused(&daemon, "powers-off", &[64 * MIB, BIG]);
     machine.fill(0, 1);

@@ -1,4 +1,4 @@
-//! A user of the classic spelling: settings, a clock, and what the program says with the words that differ from run to run taken out.
+//! A user of the classic spelling: settings, a clock, and the output without what differs from run to run.
 
 use crate::cli_lab::{Machine, Repo};
 use crate::clock;
@@ -51,7 +51,7 @@ impl User {
     }
 }
 
-/// A text with what is different in each run taken out: the domains' names are `VM`, ids `ID`, durations `TIME` and rates `RATE`.
+/// A text without what differs from run to run: domain names become `VM`, ids `ID`, durations `TIME` and rates `RATE`.
 pub fn golden(text: &str, machines: &[&Machine]) -> String {
     let mut text = text.to_owned();
     for (number, machine) in machines.iter().enumerate() {
@@ -95,7 +95,7 @@ fn without_idle_time(line: &str) -> String {
 
 #[track_caller]
 pub fn says(finished: &Finished, machines: &[&Machine], code: i32, stdout: &str, stderr: &str) {
-    // How far it has come is told at times that depend on the machine.
+    // Progress is reported at times that depend on the machine.
     let told = finished
         .stderr
         .split_inclusive('\n')

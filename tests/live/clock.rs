@@ -1,6 +1,6 @@
-//! A clock for the program: it shows the time that a test wants, and goes on from there. Deadlines, which run by another clock, stay as they are.
+//! A wall clock for the program that starts at the test's time. Deadlines use another clock and are not affected.
 //!
-//! The program asks the C library what time it is; a library of a few lines, put before it, adds as many seconds as the environment says.
+//! The program gets the time from the C library; a small preloaded library adds the seconds given in the environment.
 
 use std::fs;
 use std::path::{Path, PathBuf};

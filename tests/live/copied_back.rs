@@ -40,7 +40,7 @@ impl Past {
                 fs::copy(past.machine.image(0), &past.old).expect("it is copied");
             }
         }
-        // What no restore point has, and what the older image does not have either.
+        // Data that neither a restore point nor the older image has.
         past.write(0x20);
         past
     }
@@ -68,7 +68,7 @@ impl Past {
         }
     }
 
-    /// The backups after the image of `vda` was replaced: the first one is checked, `vdb` goes on as ever, and so does `vda` then.
+    /// The backups after the image of `vda` was replaced: checks the first one; `vdb` stays incremental, and then `vda` too.
     fn goes_on(mut self, is_active: bool, check: impl FnOnce(&Past, &Value)) {
         self.machine.learn(0);
         if is_active {
@@ -107,7 +107,7 @@ const STATES: [bool; 2] = [false, true];
 
 /// The file stays the same, and its bitmaps came back with its content.
 #[test]
-fn an_older_image_copied_back_in_place_goes_on_from_its_own_restore_point() {
+fn older_image_copied_back_continues_from_its_own_point() {
     let daemon = Daemon::acquire();
     for is_active in STATES {
         let past = Past::new(&daemon, "copied-back");

@@ -1,10 +1,10 @@
-//! A running system libvirtd for the tests: the machine's own where one answers, else one that lives as long as its users.
+//! A running system libvirtd for the tests: the machine's own if it answers, else one that lives as long as its users.
 //!
 //! Users are counted by file locks, so that test threads and test processes share one daemon, and a test
 //! process that is killed takes its share with it. There are three files: who holds the lease file's lock
 //! (shared, or alone) may use the daemon; who holds the gate file's lock may start and stop it; who holds the turn
 //! file's lock is the next to get a lease, so that one who wants it alone is not overtaken for ever. The lease
-//! is always taken before the gate, and nobody waits for a lease while holding the gate. The last user removes the
+//! is always taken before the gate, and no process waits for a lease while it holds the gate. The last user removes the
 //! files with their folder, so a lock counts only if its file is still the one of that name.
 
 mod domain;
@@ -157,7 +157,7 @@ impl Daemon {
 impl Drop for Lease {
     fn drop(&mut self) {
         let _gate = gate();
-        // One open file has one lock: this turns our shared one into an exclusive one if nobody else has one.
+        // An open file has one lock: this makes our shared lock exclusive if no other process has one.
         let last = self.file.unlock().is_ok() && self.file.try_lock().is_ok();
         if !last {
             return;

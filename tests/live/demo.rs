@@ -10,7 +10,7 @@ use crate::process::{COMMAND_DEADLINE, Finished, command, try_run};
 /// $1 takes the place of the folder `/etc`, then the program.
 const WITH_ETC: &str = "mount --bind \"$1\" /etc; shift; exec \"$@\"";
 
-/// Runs the demo in `dir`, with a home folder of its own and an `/etc` without libvirt's user for QEMU.
+/// Runs the demo in `dir`, with its own home folder and an `/etc` without libvirt's user for QEMU.
 fn demo_without_user(dir: &Path, home: &Path) -> Finished {
     let etc = owner::folder("etc-");
     for name in ["passwd", "group"] {
@@ -52,7 +52,7 @@ fn the_demo_runs_where_libvirts_user_for_qemu_is_missing() {
 }
 
 #[test]
-fn a_folder_that_nobody_may_enter_is_named() {
+fn folder_without_permission_is_named() {
     let dir = owner::folder("demo-");
     fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).expect("it is ours");
     let finished = demo_without_user(dir.path(), dir.path());

@@ -1,4 +1,4 @@
-//! A hypervisor inside the test process (`qemu:///embed`), and throw-away domains without a guest system on it.
+//! A hypervisor inside the test process (`qemu:///embed`), and temporary domains without a guest system.
 //!
 //! libvirt allows one root folder per process, so all tests share it. What is left when the process ends, however it
 //! ends, a watcher removes.
@@ -132,12 +132,12 @@ impl Kind {
     }
 }
 
-/// What a domain is to be like beyond the usual.
+/// How a domain differs from the default.
 #[derive(Clone, Copy, Default)]
 pub struct Shape<'a> {
     /// Its disks `vda`, `vdb` …, each with its size in bytes.
     pub disks: &'a [(Kind, u64)],
-    /// XML behind the domain's name.
+    /// XML after the domain's name.
     pub head: &'a str,
     /// XML within `<os>`.
     pub os: &'a str,
@@ -195,7 +195,7 @@ impl TestDomain {
         TestDomain { name, dir, handle }
     }
 
-    /// A domain that somebody else has defined, with images in this folder.
+    /// A domain defined elsewhere, with images in this folder.
     pub fn adopted(name: &str, dir: tempfile::TempDir) -> TestDomain {
         let handle = Handle::lookup_by_name(&Lab::get().connection, name).expect("it is there");
         let name = name.to_owned();
@@ -237,7 +237,7 @@ impl TestDomain {
         image_in(self.dir.path(), target)
     }
 
-    /// Where a disk's content lies now: an overlay, or wherever the domain was told to look.
+    /// The current image of a disk: an overlay, or the path in the domain's definition.
     pub fn image_now(&self, target: &str) -> PathBuf {
         let seen = self.seen();
         let path = seen.disk(target).and_then(|disk| disk.source.path());
@@ -273,7 +273,7 @@ impl TestDomain {
         assert_eq!(said.trim(), "", "qemu-io {command}");
     }
 
-    /// The format of a disk's image, as its first bytes tell.
+    /// The format of a disk's image, by its first bytes.
     pub fn format(&self, target: &str) -> &'static str {
         let mut magic = [0; 4];
         let image = fs::File::open(self.image_now(target)).expect("it is there");

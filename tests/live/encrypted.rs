@@ -1,4 +1,4 @@
-//! Encrypted disks of real domains: refused without the switch, saved as the guest's bytes with it, and brought back as plain disks.
+//! Encrypted disks of real domains: refused without the switch, saved as the guest's bytes with it, restored as plain disks.
 
 use std::fs;
 use std::path::Path;
@@ -43,7 +43,7 @@ fn id_of(outcome: &Value) -> String {
 }
 
 #[test]
-fn encrypted_disks_are_refused_or_saved_and_defined_as_plain_text() {
+fn encrypted_disks_are_refused_or_saved_as_plain_text() {
     let daemon = Daemon::acquire();
     let domain = TestDomain::new(&daemon, "luks");
     let secret = Secret::new(&daemon, domain.dir(), false);
@@ -91,7 +91,7 @@ fn encrypted_disks_are_refused_or_saved_and_defined_as_plain_text() {
         &machine.disks,
     );
 
-    // What the guest of the defined domain sees is what QEMU exports of its disks.
+    // QEMU exports the disks of the defined domain as its guest sees them.
     let back = TestDomain::new(&daemon, "luks-back");
     let document = bring_back(&repo, machine.name(), &back.path("disks"), back.name());
     assert_eq!(codes(&document), ["restored-decrypted", "restored-decrypted"]);

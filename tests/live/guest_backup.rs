@@ -1,4 +1,4 @@
-//! The program on a real guest that writes all the time: every restore point is good, and the guest goes on.
+//! Backups of a real guest that writes all the time: every restore point is good, and the guest continues.
 
 use std::fs;
 use std::path::Path;
@@ -14,12 +14,12 @@ use crate::guest::{Agent, BOOT_DEADLINE, CheckReport, Expect, Guest, check_disk}
 /// Rounds between two backups: enough for files that were rewritten, replaced and deleted.
 const ROUNDS: u64 = 12;
 
-/// The guest goes on writing: it stands still neither frozen nor paused.
+/// The guest continues to write: it is neither frozen nor paused.
 fn assert_writes_on(guest: &Guest) {
     guest.wait_for_round(guest.last_round() + 3, BOOT_DEADLINE);
 }
 
-/// How long libvirt waits for the domain's agent, as it has written it down; there is no call that tells.
+/// How long libvirt waits for the domain's agent, from libvirt's own file; no call reports it.
 fn agent_timeout(guest: &Guest) -> String {
     let path = format!("/run/libvirt/qemu/{}.xml", guest.domain.name());
     let status = fs::read_to_string(path).expect("libvirt notes down what runs");
@@ -53,7 +53,7 @@ fn check(repo: &Repo, guest: &Guest, made: &(Value, u64), expect: Expect) -> Che
 }
 
 #[test]
-fn a_frozen_guest_gives_clean_restore_points_and_goes_on_writing() {
+fn frozen_guest_gives_clean_points_and_goes_on_writing() {
     let daemon = Daemon::acquire();
     let guest = Guest::start(&daemon, "backup-frozen", Agent::Answering);
     guest.wait_for_round(ROUNDS, BOOT_DEADLINE);
@@ -98,7 +98,7 @@ fn a_frozen_guest_gives_clean_restore_points_and_goes_on_writing() {
 }
 
 #[test]
-fn an_agent_that_never_answers_costs_the_deadline_and_no_more() {
+fn hanging_agent_costs_only_its_deadline() {
     const DEADLINE: f64 = 4.0;
     let daemon = Daemon::acquire();
     let guest = Guest::start(&daemon, "backup-deaf", Agent::Deaf);
@@ -149,7 +149,7 @@ fn an_agent_that_never_answers_costs_the_deadline_and_no_more() {
 }
 
 #[test]
-fn a_chain_goes_through_a_guest_that_runs_is_shut_off_and_runs_again() {
+fn chain_continues_through_shutdown_and_restart_of_a_guest() {
     let daemon = Daemon::acquire();
     let guest = Guest::start(&daemon, "backup-off", Agent::Absent);
     guest.wait_for_round(ROUNDS, BOOT_DEADLINE);

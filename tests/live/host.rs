@@ -72,7 +72,7 @@ pub fn back_up(domain: &TestDomain, checkpoint: &str, disks: &[(&str, Option<&st
     job.finish().expect("it ends");
 }
 
-/// The dirty ranges that an export tells, in KiB: `(offset, length)`.
+/// The dirty ranges that an export reports, in KiB: `(offset, length)`.
 pub fn dirty(socket: &Path, export: &str, bitmap: &str) -> Vec<(u64, u64)> {
     let options = format!(
         "driver=nbd,server.type=unix,server.path={},export={export},x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}",
@@ -155,7 +155,7 @@ pub fn bitmaps(domain: &TestDomain, checkpoint: &str) -> Vec<(String, Bitmap)> {
 }
 
 #[test]
-fn the_hypervisor_tells_what_it_can_do() {
+fn hypervisor_reports_its_capabilities() {
     let capabilities = Lab::get().host.capabilities().expect("it answers");
     assert_eq!(capabilities.incremental, Ok(()));
     assert!(capabilities.versions.starts_with("libvirt ") && capabilities.versions.contains("QEMU "));
@@ -218,7 +218,7 @@ fn names_that_no_domain_has_are_errors() {
 }
 
 #[test]
-fn a_full_and_an_incremental_job_show_the_frozen_moment_and_what_changed() {
+fn full_and_incremental_jobs_show_frozen_moment_and_changes() {
     let domain = TestDomain::paused("inc ", &[Kind::Qcow2, Kind::Qcow2]);
     domain.io("vda", "write -P 0x41 0 1M");
     let disks = [("vda", None), ("vdb", None)];
@@ -268,7 +268,7 @@ fn a_full_and_an_incremental_job_show_the_frozen_moment_and_what_changed() {
 }
 
 #[test]
-fn a_disk_that_was_plugged_in_is_read_whole_beside_the_others_changes() {
+fn plugged_in_disk_is_read_whole_beside_changes_of_others() {
     let domain = TestDomain::paused("hotplug ", &[Kind::Qcow2]);
     back_up(&domain, "c0", &[("vda", None)]);
     domain.attach("vdb");
@@ -280,7 +280,7 @@ fn a_disk_that_was_plugged_in_is_read_whole_beside_the_others_changes() {
     job.finish().expect("it ends");
     assert_eq!(bitmaps(&domain, "c1").len(), 2);
 
-    // A disk that nobody asked for stays out of both the job and the checkpoint.
+    // An unrequested disk is in neither the job nor the checkpoint.
     back_up(&domain, "c2", &[("vda", Some("c1"))]);
     assert_eq!(bitmaps(&domain, "c2"), [("vda".to_owned(), Bitmap::Sound)]);
 }
@@ -306,7 +306,7 @@ fn raw_and_version_2_disks_are_read_without_a_checkpoint() {
 }
 
 #[test]
-fn an_aborted_job_leaves_nothing_and_tells_nothing() {
+fn aborted_job_leaves_and_reports_nothing() {
     let domain = TestDomain::paused("abort ", &[Kind::Qcow2]);
     back_up(&domain, "c0", &[("vda", None)]);
     domain.io("vda", "write -P 0x41 0 64k");
@@ -342,7 +342,7 @@ fn a_running_guest_without_an_agent_is_not_asked_to_freeze() {
 }
 
 #[test]
-fn a_job_that_somebody_else_ends_is_gone() {
+fn job_ended_by_others_is_gone() {
     let domain = TestDomain::paused("gone ", &[Kind::Qcow2]);
     let (job, places) = begin(&domain, "c0", &[("vda", None)]).expect("it begins");
     Lab::get().host.abort_job(&domain.seen()).expect("it is ended");

@@ -13,7 +13,7 @@ use crate::host::{NOW, assert_nothing_left, back_up, begin, bitmaps, dirty, name
 use crate::mount::Mount;
 
 #[test]
-fn a_shut_off_domain_is_read_in_full_and_incrementally_without_being_started() {
+fn shut_off_domain_is_read_without_being_started() {
     let domain = TestDomain::define("off ", &[Kind::Qcow2, Kind::Raw]);
     domain.io("vda", "write -P 0x41 0 1M");
     let (job, places) = begin(&domain, "c0", &[("vda", None)]).expect("it begins");
@@ -77,7 +77,7 @@ fn raw_disks_of_a_shut_off_domain_are_read_without_a_checkpoint() {
 }
 
 #[test]
-fn what_fails_half_way_is_undone_on_every_disk() {
+fn partial_failure_is_undone_on_every_disk() {
     let domain = TestDomain::define("half ", &[Kind::Qcow2, Kind::Qcow2Version2]);
     let refused = begin(&domain, "c0", &[("vda", None), ("vdb", None)]).map(|_| ());
     assert!(matches!(refused, Err(HostError::Refused(_))), "{refused:?}");
@@ -96,7 +96,7 @@ fn what_fails_half_way_is_undone_on_every_disk() {
 }
 
 #[test]
-fn somebody_elses_bitmap_of_the_same_name_stays() {
+fn foreign_bitmap_of_the_same_name_stays() {
     let domain = TestDomain::define("foreign ", &[Kind::Qcow2]);
     run_ok("qemu-img", [&"bitmap", &"--add", &domain.image("vda"), &"c0"]);
     let refused = begin(&domain, "c0", &[("vda", None)]).map(|_| ());
@@ -112,7 +112,7 @@ fn somebody_elses_bitmap_of_the_same_name_stays() {
 }
 
 #[test]
-fn a_bitmap_beneath_the_topmost_image_is_not_relied_on() {
+fn bitmap_below_the_top_image_is_not_used() {
     let domain = TestDomain::define("layers ", &[Kind::Qcow2]);
     back_up(&domain, "c0", &[("vda", None)]);
     let (top, base) = (domain.image("vda"), domain.dir.path().join("base.img"));
@@ -199,10 +199,10 @@ fn a_saved_machine_is_no_clean_one() {
 }
 
 #[test]
-fn what_a_killed_run_left_is_cleared() {
+fn offline_leftovers_of_a_killed_run_are_cleared() {
     let domain = TestDomain::define("stray ", &[Kind::Qcow2]);
     let (job, places) = begin(&domain, "c0", &[("vda", None)]).expect("it begins");
-    // As if we had been killed: nobody ends the reader.
+    // As after a kill: the reader is not ended.
     std::mem::forget(job);
     let host = &Lab::get().host;
     host.clear_places(&places).expect("they are cleared");

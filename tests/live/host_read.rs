@@ -93,11 +93,11 @@ fn check_changes(domain: &TestDomain) {
 }
 
 #[test]
-fn an_active_domains_disks_are_read_in_full_and_by_their_changes() {
+fn active_domain_disks_are_read_in_full_and_by_changes() {
     check_changes(&TestDomain::paused("read ", &[Kind::Qcow2]));
 }
 
 #[test]
-fn a_shut_off_domains_disks_are_read_in_full_and_by_their_changes() {
+fn shut_off_domain_disks_are_read_in_full_and_by_changes() {
     check_changes(&TestDomain::define("read off ", &[Kind::Qcow2]));
 }

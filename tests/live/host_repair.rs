@@ -1,4 +1,4 @@
-//! Checkpoints of running domains: removed, found broken, put right.
+//! Checkpoints of running domains: removed, found broken, repaired.
 
 use vmsnap::host::{Host, HostError};
 use vmsnap::model::checkpoint::Bitmap;
@@ -7,7 +7,7 @@ use crate::embed::{Kind, Lab, TestDomain, run_ok};
 use crate::host::{back_up, begin, bitmaps, names};
 
 #[test]
-fn a_bitmap_without_a_checkpoint_in_the_way_is_named() {
+fn blocking_bitmap_without_checkpoint_is_named() {
     let domain = TestDomain::define("orphan ", &[Kind::Qcow2]);
     run_ok("qemu-img", [&"bitmap", &"--add", &domain.image("vda"), &"c0"]);
     domain.start();
@@ -44,7 +44,7 @@ fn checkpoints_of_a_running_domain_go_with_their_bitmaps() {
 }
 
 #[test]
-fn a_checkpoint_that_lost_one_of_its_bitmaps_is_broken_and_can_be_deleted() {
+fn checkpoint_missing_a_bitmap_is_broken_and_deletable() {
     let domain = TestDomain::paused("lost ", &[Kind::Qcow2, Kind::Qcow2]);
     back_up(&domain, "c0", &[("vda", None), ("vdb", None)]);
     domain.destroy();

@@ -90,7 +90,7 @@ pub fn create_encrypted(image: &Path, format: &str, size: &str) {
     assert!((0..20).any(|_| create()), "qemu-img makes an encrypted image");
 }
 
-/// A storage pool of a folder's files; gone when it is dropped.
+/// A storage pool of a folder's files; removed when dropped.
 pub struct Pool<'a> {
     daemon: &'a Daemon,
     name: String,

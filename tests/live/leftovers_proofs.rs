@@ -20,14 +20,14 @@ fn gone() -> u32 {
     pid
 }
 
-/// A program that goes on after a test, as if a killed test process had started it.
+/// A program that outlives its test, as if a killed test process had started it.
 fn begin(program: &str, words: &[&str]) -> Child {
     let mut command = command(program, words);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("it starts")
 }
 
-/// Everything of a kind that a test can leave: made in the name of a test process that is gone.
+/// One of each thing that a test can leave, with the pid of an ended test process.
 struct Mess {
     folder: PathBuf,
     domain: String,
@@ -121,7 +121,7 @@ impl Mess {
 }
 
 #[test]
-fn what_a_killed_test_run_left_is_found_and_ended() {
+fn leftovers_of_a_killed_test_run_are_found_and_ended() {
     let daemon = Daemon::acquire();
     // Another process sweeps for the dead only while it holds this.
     let _gate = crate::daemon::gate();
@@ -134,7 +134,7 @@ fn what_a_killed_test_run_left_is_found_and_ended() {
 
     end(&found);
 
-    // Children of ours, which nobody else collects.
+    // Our own children, which only we can reap.
     for child in [&mut mess.qemu, &mut mess.nbd] {
         child.wait().expect("it has ended");
     }
@@ -147,7 +147,7 @@ fn what_a_killed_test_run_left_is_found_and_ended() {
 
 /// A user who looks around in a folder of the tests, and has something of a similar name.
 #[test]
-fn what_is_somebody_elses_is_left_alone() {
+fn foreign_things_are_left_alone() {
     let _daemon = Daemon::acquire();
     let _gate = crate::daemon::gate();
     let pid = gone();

@@ -1,4 +1,4 @@
-//! Loop devices of a test's own, gone with it.
+//! Loop devices of one test, removed with it.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -12,14 +12,14 @@ use crate::process::{COMMAND_DEADLINE, command, run, try_run, wait_until};
 /// Byte that a new device holds everywhere.
 pub const OLD: u8 = 0xaa;
 
-/// A block device over a file in a folder of its own. Detached when dropped, also by a panic.
+/// A block device over a file in its own folder. Detached when dropped, even by a panic.
 pub struct Loop {
     folder: tempfile::TempDir,
     device: PathBuf,
 }
 
 impl Loop {
-    /// A device of so many bytes, a multiple of 512, which are all [`OLD`].
+    /// A device of this many bytes, a multiple of 512, all [`OLD`].
     pub fn of(bytes: usize) -> Loop {
         let folder = owner::folder_on_disk("loop ");
         fs::write(folder.path().join("backing"), vec![OLD; bytes]).expect("written");
@@ -36,7 +36,7 @@ impl Loop {
         self.device.display().to_string()
     }
 
-    /// The file beneath.
+    /// The backing file.
     pub fn backing(&self) -> PathBuf {
         self.path("backing")
     }
@@ -60,7 +60,7 @@ impl Loop {
         byte[0]
     }
 
-    /// Adds a partition without a partition table, which the kernel may not know how to read: from so many sectors on, so many.
+    /// Adds a partition without a partition table, which the kernel may not know how to read: first sector, number of sectors.
     pub fn add_partition(&self, start: u64, sectors: u64) -> PathBuf {
         change_partition(&self.device, ADD, start, sectors).expect("the kernel adds a partition");
         let node = PathBuf::from(format!("{}p1", self.word()));

@@ -1,6 +1,6 @@
 //! Tests on real domains: in an embedded hypervisor, on a libvirtd of our own where none runs, and with a small Linux guest.
 //!
-//! They fail, and never skip, where something is missing. `README.md` beside this file tells what they need and what they leave (nothing).
+//! They fail, and never skip, if something is missing. `README.md` beside this file lists what they need.
 
 #![cfg(feature = "libvirt")]
 #![allow(

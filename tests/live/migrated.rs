@@ -1,4 +1,4 @@
-//! A domain that is migrated between two hosts, each with a libvirtd of its own, and backed up on both into one repository.
+//! A domain that migrates between two hosts, each with its own libvirtd, with backups from both into one repository.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ const NAME: &str = "on the move";
 const SIZE: usize = 8 << 20;
 const DEVICE: &str = "/machine/peripheral/virtio-disk0/virtio-backend";
 
-/// Two hosts, one folder that both see, and a domain on one of them. Everything is gone when dropped.
+/// Two hosts, one folder that both see, and a domain on one of them. All removed when dropped.
 struct Moving {
     hosts: [Elsewhere; 2],
     /// The index of the host on which the domain is.
@@ -70,7 +70,7 @@ impl Moving {
         self.disk[offset..offset + length].fill(byte);
     }
 
-    /// Migrates the domain to the other host, on which libvirt knows nothing of it.
+    /// Migrates the domain to the other host, whose libvirt does not know it.
     fn migrate(&mut self) {
         let there = &self.hosts[1 - self.at];
         let socket = format!("unix://{}", self.path("migration"));
@@ -129,7 +129,7 @@ fn a_domain_migrated_there_and_back_stays_incremental() {
     }
 }
 
-/// QEMU leaves the images of a domain that was migrated while it was paused inactive, without their bitmaps, until it goes on.
+/// After a migration while paused, QEMU keeps the images inactive, without bitmaps, until the domain resumes.
 #[test]
 fn a_domain_migrated_while_paused_is_full_with_the_reason() {
     let mut moving = Moving::start();

@@ -1,4 +1,4 @@
-//! Small file systems of a test's own, gone with it.
+//! Small file systems of one test, removed with it.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::embed::{run, run_ok};
 use crate::owner;
 
-/// A folder with a file system in memory of so many bytes. Unmounted when dropped, also by a panic.
+/// A folder with a file system of this many bytes in memory. Unmounted when dropped, even by a panic.
 pub struct Mount {
     dir: tempfile::TempDir,
     /// The same file system once more: it stays when the folder is empty.
@@ -38,7 +38,7 @@ impl Mount {
         self.dir.path()
     }
 
-    /// Leaves so many bytes free for others.
+    /// Leaves this many bytes free.
     pub fn leave(&self, bytes: u64) {
         let file = self.filler();
         let _ = std::fs::remove_file(&file);
@@ -71,7 +71,7 @@ impl Mount {
         run_ok("mount", [&"-o", &"remount,rw", &self.kept.path()]);
     }
 
-    /// Takes it away while it is used: who has files open keeps them, and the empty folder beneath shows.
+    /// Unmounts it while in use: open files stay open, and the empty folder below becomes visible.
     pub fn vanish(&self) {
         run_ok("umount", [&"--lazy", &self.path()]);
     }
@@ -83,7 +83,7 @@ impl Mount {
 }
 
 fn folder() -> tempfile::TempDir {
-    // Everybody may pass: QEMU may run as somebody else.
+    // Accessible to all users, because QEMU may run as another one.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     let folder = owner::folder_on_disk("mount ");
     fs::set_permissions(folder.path(), open).expect("the folder is ours");

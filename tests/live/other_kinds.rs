@@ -1,4 +1,4 @@
-//! A volume of a storage pool and an image that a server provides: saved while their domain runs, and brought back as files.
+//! A volume of a storage pool and an image on a server: saved while the domain runs, and restored as files.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ fn levels(outcome: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn volume_and_network_disks_are_incremental_and_come_back_as_files() {
+fn volume_and_network_disks_are_incremental_and_restorable() {
     let daemon = Daemon::acquire();
     let domain = TestDomain::new(&daemon, "kinds");
     let (folder, image) = (domain.path("pool"), domain.path("b.img"));

@@ -1,4 +1,4 @@
-//! Disks that are left out of backups of real domains: on purpose by `virsh metadata`, or because they cannot be saved.
+//! Disks left out of backups of real domains: excluded with `virsh metadata`, or unsupported.
 
 use std::fs::File;
 
@@ -109,7 +109,7 @@ fn a_mark_set_by_virsh_leaves_a_disk_out_in_every_state() {
 }
 
 #[test]
-fn uefi_variables_that_vanish_while_the_domain_runs_are_reported() {
+fn uefi_variables_lost_while_running_are_reported() {
     let daemon = Daemon::acquire();
     let machine = Machine::define(&daemon, "nvram", &[MIB]);
     // No guest runs, so any bytes do for the firmware.

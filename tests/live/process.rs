@@ -11,7 +11,7 @@ pub const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// What a command left behind.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Finished {
     /// Its exit code; `None` when a signal ended it.
@@ -99,7 +99,7 @@ pub fn wait_until(deadline: Duration, mut done: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// Whether a process exists and is more than a corpse that nobody has collected yet.
+/// Whether a process exists and is not a zombie.
 pub fn is_alive(pid: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;

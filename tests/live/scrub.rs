@@ -68,7 +68,7 @@ impl Scene {
         }
     }
 
-    /// Backs up, proves that the restore point gives back what is on the disk, and tells its level.
+    /// Backs up, checks that the restore point restores what is on the disk, and returns its level.
     fn back_up(&mut self) -> Level {
         let context = Context {
             host: &Lab::get().host,
@@ -199,7 +199,7 @@ fn full(outcome: &Outcome) {
 }
 
 #[test]
-fn both_leaves_nothing_of_ours_in_any_state_and_the_next_backup_is_full_and_right() {
+fn type_both_leaves_nothing_of_ours_in_any_state() {
     for state in STATES {
         let mut scene = Scene::with_points("scrub $(x) ", state);
         back_up(&scene.domain, "mine", &[("vda", None)]);
@@ -221,7 +221,7 @@ fn both_leaves_nothing_of_ours_in_any_state_and_the_next_backup_is_full_and_righ
 }
 
 #[test]
-fn checkpoint_leaves_bitmaps_that_are_in_no_backups_way() {
+fn type_checkpoint_leaves_bitmaps_that_block_no_backup() {
     for state in STATES {
         let mut scene = Scene::with_points("records ", state);
         let outcome = scene.scrub(ScrubType::Checkpoint, None);
@@ -233,7 +233,7 @@ fn checkpoint_leaves_bitmaps_that_are_in_no_backups_way() {
         assert_eq!(scene.back_up(), Level::Incremental, "{state:?}");
         assert_eq!(scene.restored("vda", &[0, 4, 8]), [0x41, 0x42, 0]);
 
-        // A repository that knows nothing of them.
+        // A repository that has not recorded them.
         let elsewhere = scene.folder.path().join("c");
         scene.repo = FolderRepository::open_or_create(&elsewhere, Arc::new(DiskStore)).expect("it is made");
         scene.scrub(ScrubType::Checkpoint, None);
@@ -243,7 +243,7 @@ fn checkpoint_leaves_bitmaps_that_are_in_no_backups_way() {
 }
 
 #[test]
-fn bitmap_keeps_the_records_as_they_were_and_the_next_backup_is_full() {
+fn type_bitmap_keeps_records_and_next_backup_is_full() {
     for state in STATES {
         let mut scene = Scene::with_points("bare ", state);
         let before = scene.checkpoints();
@@ -277,7 +277,7 @@ fn bitmap_keeps_the_records_as_they_were_and_the_next_backup_is_full() {
 }
 
 #[test]
-fn a_named_one_goes_alone_and_the_repository_tells_what_is_next() {
+fn named_one_goes_alone_and_the_next_level_is_predicted() {
     for state in STATES {
         let mut scene = Scene::with_points("named ", state);
         let outcome = scene.scrub_with(Some(&scene.repo), ScrubType::Both, Some(OURS[1]));
@@ -296,7 +296,7 @@ fn a_named_one_goes_alone_and_the_repository_tells_what_is_next() {
 }
 
 #[test]
-fn bitmaps_of_a_running_domain_that_no_checkpoint_owns_go_by_name_or_by_the_repository() {
+fn bitmaps_without_checkpoint_go_by_name_or_repository() {
     let scene = Scene::with_points("unlisted ", DomainState::Running);
     scene.scrub(ScrubType::Checkpoint, None);
     let outcome = scene.scrub(ScrubType::Bitmap, None);
@@ -403,7 +403,7 @@ fn a_qemu_killed_in_its_first_run_leaves_records_that_go() {
 }
 
 #[test]
-fn foreign_names_missing_names_and_jobs_stop_it_before_anything_goes() {
+fn foreign_or_missing_names_and_jobs_stop_scrub_early() {
     for state in STATES {
         let scene = Scene::with_points("refused ", state);
         back_up(&scene.domain, "mine", &[("vda", None), ("vdb", None)]);
@@ -425,7 +425,7 @@ fn foreign_names_missing_names_and_jobs_stop_it_before_anything_goes() {
 }
 
 #[test]
-fn a_disk_that_a_reader_holds_is_a_failure_and_nothing_is_claimed() {
+fn disk_held_by_a_reader_is_a_failure_with_no_false_claim() {
     let scene = Scene::with_points("held ", DomainState::ShutOff);
     let (job, _) = begin(&scene.domain, "other", &[("vda", None)]).expect("it begins");
     let cause = scene.fails(ScrubType::Both, None);

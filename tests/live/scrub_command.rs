@@ -1,4 +1,4 @@
-//! `vmsnap scrub` as it is typed: words, answers and exit codes, on a libvirtd.
+//! `vmsnap scrub` on a libvirtd: arguments, output and exit codes.
 
 use std::path::Path;
 
@@ -45,7 +45,7 @@ fn checkpoints(domain: &TestDomain) -> Vec<String> {
 }
 
 #[test]
-fn what_is_typed_wrong_is_said_before_a_hypervisor_is_asked() {
+fn usage_errors_are_reported_before_connecting() {
     let nowhere = ["--connect", "nowhere:///"];
     let with = |words: &[&str]| vmsnap(&[&["scrub"], words, &nowhere[..]].concat());
     let said = |finished: &Finished| finished.stderr.trim_end().to_owned();
@@ -79,7 +79,7 @@ fn what_is_typed_wrong_is_said_before_a_hypervisor_is_asked() {
 }
 
 #[test]
-fn one_failing_domain_does_not_stop_the_others_and_every_word_of_the_answer_is_true() {
+fn failing_domain_stops_no_other_and_output_is_true() {
     let daemon = Daemon::acquire();
     let running = domain(&daemon, "1 $(touch x);'\"&", true);
     let off = domain(&daemon, "off", false);
@@ -106,7 +106,7 @@ fn one_failing_domain_does_not_stop_the_others_and_every_word_of_the_answer_is_t
     assert!(planned.stdout.contains(&next), "{planned:#?}");
     assert_eq!(checkpoints(&running), ours);
 
-    // Two of them have nothing of that name; a pattern that matches nothing is told, and its code comes first.
+    // Two of them have no such name. A pattern without a match is reported, and its code comes first.
     let name = format!("--checkpointName={}", theirs[1]);
     let words = ["scrub", "--scrubType=both", &name, "--json"];
     let all = [

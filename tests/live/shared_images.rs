@@ -37,7 +37,7 @@ fn definition(machine: &Machine, folder: &Path, change: impl Fn(String) -> Strin
     file.display().to_string()
 }
 
-/// Somebody else uses the image: takes our bitmaps out of it, and backs it up into a repository of its own.
+/// Another user of the image: removes our bitmaps, and backs it up into another repository.
 fn used_by_others(label: &str, use_it: impl Fn(&Machine, &dyn Fn(&str, &[&str]))) {
     let daemon = Daemon::acquire();
     let mut machine = Machine::define(&daemon, label, &[4 * MIB]);
@@ -106,7 +106,7 @@ fn a_second_repository_leads_no_backup_astray() {
     });
 }
 
-/// libvirt keeps nothing of a transient domain; its bitmaps are in its image.
+/// libvirt keeps no record of a transient domain; its bitmaps are in its image.
 #[test]
 fn a_transient_domain_made_again_stays_incremental() {
     let daemon = Daemon::acquire();
@@ -135,7 +135,7 @@ fn a_transient_domain_made_again_stays_incremental() {
     machine.domain.destroy();
 }
 
-/// QEMU reverts no disk that has bitmaps, and libvirt shuts the domain off: what the documentation tells to do helps.
+/// QEMU does not revert a disk with bitmaps, and libvirt shuts the domain off. The documented remedy works.
 #[test]
 fn an_internal_snapshot_is_reverted_to_after_a_scrub() {
     let daemon = Daemon::acquire();

@@ -45,7 +45,7 @@ fn a_chain_goes_on_over_a_snapshot_that_is_committed_back() {
                 .domain
                 .virsh(&["blockcommit", disk, "--active", "--pivot", "--wait"]);
         }
-        // The layers have gone, and what was saved from them alone is nothing to stand upon: the restore points before them are.
+        // The overlays are gone, so points saved only from them cannot be parents; the points before them can.
         back_up(&mut machine, &repo, 7, first);
         back_up(&mut machine, &repo, 8, "incremental");
         machine.domain.destroy();

@@ -1,4 +1,4 @@
-//! Restores onto block devices: what is in use is refused before the first write, and what is not is kept free until the end.
+//! Restores onto block devices: devices in use are refused before the first write, others are kept free until the end.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -62,7 +62,7 @@ impl Kept {
         assert!(device.bytes() == before, "{} is as it was", device.word());
     }
 
-    /// Asserts that a restore succeeds and that the device then holds the disk, and behind its end what it held.
+    /// Asserts that a restore succeeds, and that the device then holds the disk and is unchanged after its end.
     fn assert_restored(&self, device: &Loop) {
         let finished = self.restore(device.device(), &[]);
         assert_eq!(finished.code, Some(0), "{finished:#?}");
@@ -130,7 +130,7 @@ fn a_device_of_a_running_domain_is_refused_by_any_name() {
         std::os::unix::fs::symlink(device.device(), &link).expect("new");
         kept.assert_refused(&link, &device, &words);
         kept.assert_refused(&node_of(device.device(), device.path("node")), &device, &words);
-        // The file beneath, by another device.
+        // The file below, through another device.
         let second = Attached::to(&device.backing());
         kept.assert_refused(second.device(), &device, &["is attached to its backing file"]);
         user.destroy();
@@ -237,7 +237,7 @@ fn mounts_swap_and_open_descriptors_are_refused() {
 }
 
 #[test]
-fn what_a_device_cannot_take_is_said_with_its_sizes() {
+fn too_small_device_is_refused_with_both_sizes() {
     let daemon = Daemon::acquire();
     let kept = Kept::new(&daemon, SIZE);
     let small = Loop::of(SIZE - 512);
@@ -253,7 +253,7 @@ fn what_a_device_cannot_take_is_said_with_its_sizes() {
     kept.assert_restored(&device);
 }
 
-/// A restore that stands still while it holds its device, and a domain that is not defined and has the device as its disk.
+/// A restore that is stopped while it holds its device, and an undefined domain with the device as its disk.
 struct Held {
     kept: Kept,
     device: Loop,
@@ -323,7 +323,7 @@ fn nobody_mounts_or_locks_a_device_during_a_restore() {
     );
 }
 
-/// libvirt may give QEMU a node of its own for the device, on which it does not see our locks: then the restore notices.
+/// libvirt may give QEMU its own node for the device, where it does not see our locks. Then the restore notices.
 fn start_a_domain_during_a_restore(moment: &Moment) {
     let daemon = Daemon::acquire();
     let held = Held::new(&daemon, moment);

@@ -26,7 +26,7 @@ struct Node {
     domains: Vec<(String, u32)>,
     /// Further devices of each domain.
     devices: String,
-    /// What stands in each domain beside its devices.
+    /// The part of each domain's XML that is not a device.
     metadata: String,
     /// In place of the disk `vda`.
     replace: Option<String>,

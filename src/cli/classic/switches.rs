@@ -102,7 +102,7 @@ mod tests {
     use crate::cli::args;
 
     #[test]
-    fn every_switch_of_the_node_program_is_known_to_the_commands_it_concerns() {
+    fn every_node_switch_is_known_to_its_commands() {
         let grammar = args::grammar();
         for (name, expected, concerned) in SWITCHES {
             for command in concerned {

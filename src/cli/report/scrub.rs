@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_removed_and_what_the_next_backup_will_be_is_said() {
+    fn report_says_what_was_removed_and_the_next_backup() {
         assert_eq!(
             lines(&done(None)),
             "vm1: removed 1 checkpoint and 2 bitmaps\n  checkpoint virtnbdbackup.0\n  bitmap virtnbdbackup.0 of disk vda\n  \
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_of_a_failure_tells_what_was_removed_before_it() {
+    fn json_of_a_failure_lists_what_was_removed_before() {
         let failed = done(Some(Error::of(
             "vm1",
             crate::ops::Cause::StillThere("checkpoint virtnbdbackup.1".to_owned()),

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn formats_are_told_by_their_magic() {
+    fn formats_are_recognised_by_their_magic() {
         assert_eq!(probe(b"plain text"), Ok(Looks::Raw));
         assert_eq!(probe(b"KDMV\0"), Ok(Looks::Other("vmdk")));
         assert_eq!(probe(b"LUKS\xba\xbe\0\x01"), Ok(Looks::Other("luks")));

@@ -178,7 +178,7 @@ fn keys_come_from_the_definition_alone() {
 }
 
 #[test]
-fn what_leads_elsewhere_is_refused_by_name() {
+fn images_that_lead_elsewhere_are_refused_by_name() {
     let named = |name: &str, format: &str| {
         let files = Files::default()
             .with("/i/t", header(3, Some((name, Some(format))), None))

@@ -376,7 +376,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_that_libvirt_has_lost_is_told_with_what_ends_it() {
+    fn job_lost_by_libvirt_is_reported_with_the_remedy() {
         let error = ffi::CallError {
             number: ErrorNumber::InternalError,
             message: "internal error: backup job data missing".to_owned(),
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn old_versions_are_told_apart_by_name() {
+    fn old_versions_are_recognised_by_name() {
         assert!(judge_versions(7_006_000, 6_001_000).incremental.is_ok());
         assert!(judge_versions(9_000_000, 0).incremental.is_ok());
         let old = judge_versions(7_005_000, 7_002_022);

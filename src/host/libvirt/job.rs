@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_taken_name_is_told_apart() {
+    fn taken_name_has_its_own_error() {
         let text = "internal error: unable to execute QEMU command 'transaction': Bitmap already exists: virtnbdbackup.3";
         match begin_error(message(text)) {
             HostError::BitmapExists { name } => assert_eq!(name, "virtnbdbackup.3"),
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_qemu_may_not_use_is_told_in_words() {
+    fn folder_that_qemu_may_not_use_is_explained() {
         let text = "'nbd-server-start': Failed to bind socket to /x/s: Permission denied";
         assert!(begin_error(message(text)).to_string().contains("for the socket"));
         let text = "'blockdev-add': Could not open '/x/s': Permission denied";

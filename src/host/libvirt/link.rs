@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uri_tells_where_the_hypervisor_is() {
+    fn uri_shows_where_the_hypervisor_is() {
         let local = |uri: &str| Location::of(uri).is_local;
         assert!(local("qemu:///system") && local("qemu+unix:///system") && local("qemu:///embed?root=/r"));
         for remote in [
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uri_tells_where_running_domains_have_their_folders() {
+    fn uri_shows_where_running_domains_keep_their_folders() {
         let state = |uri: &str| Location::of(uri).state_dir;
         assert_eq!(state("qemu:///system"), Some("/var/lib/libvirt/qemu".into()));
         assert_eq!(

@@ -65,7 +65,7 @@ fn an_interrupted_bitmap_is_not_sound() {
 }
 
 #[test]
-fn a_missing_image_is_told_in_the_programs_words() {
+fn missing_image_is_reported_with_the_programs_message() {
     let image = target(Path::new("/nowhere/x.qcow2"));
     let error = image_info(&image, Use::None, &limit()).expect_err("it is not there");
     assert!(error.to_string().contains("No such file"), "{error}");

@@ -109,7 +109,7 @@ fn a_volume_on_a_partition_uses_the_disk() {
 }
 
 #[test]
-fn partitions_disks_and_what_lies_beneath_belong_together() {
+fn partitions_disks_and_lower_devices_belong_together() {
     let machine = disk();
     assert_eq!(machine.parts("8:0"), ["its partition sda1", "its partition sda2"]);
     assert_eq!(machine.parts("8:1"), ["the whole disk sda"]);

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_to_be_known_again_reads_the_same() {
+    fn checkpoint_xml_for_registration_round_trips() {
         let known = KnownCheckpoint {
             name: "virtnbdbackup.4",
             created: 1_700_000_000,
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_tells_a_sound_bitmap() {
+    fn size_shows_a_sound_bitmap() {
         let xml = "<domaincheckpoint><name>c1</name><creationTime>1700000000</creationTime><disks>\
                    <disk name='vda' checkpoint='bitmap' bitmap='c1' size='1048576'/>\
                    <disk name='vdb' checkpoint='bitmap' bitmap='c1'/>\
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn parents_stand_before_children_though_the_clock_went_back() {
+    fn parents_precede_children_despite_a_clock_set_back() {
         let ordered = oldest_first(vec![
             description("c2", 50, Some("c1")),
             description("c1", 200, Some("c0")),

@@ -251,7 +251,7 @@ fn the_firmware_path_is_set_in_each_spelling() {
 }
 
 #[test]
-fn a_missing_uuid_is_put_behind_the_name() {
+fn missing_uuid_is_inserted_after_the_name() {
     let edits = Edits {
         uuid: Some("11111111-2222-3333-4444-555555555555".into()),
         ..Edits::default()

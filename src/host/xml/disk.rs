@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_storage_is_told_apart() {
+    fn every_kind_of_storage_is_recognised() {
         let source = |kind: &str, source: &str| {
             disk(&format!("<disk type='{kind}'>{source}<target dev='vda'/></disk>")).source
         };

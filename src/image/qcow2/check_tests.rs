@@ -53,7 +53,7 @@ fn what_the_writer_writes_is_sound() {
 }
 
 #[test]
-fn every_kind_of_fault_is_told_with_its_place() {
+fn every_kind_of_fault_is_reported_with_its_place() {
     let sound = sample(Some("../a/vda.qcow2"));
     let [l1, l2, refcounts, block] = places(&sound);
     let entry = |index: usize| l2 + index * ENTRY_BYTES as usize;

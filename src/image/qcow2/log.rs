@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn short_parts_are_written_together_and_long_ones_from_where_they_are() {
+    fn short_parts_are_combined_and_long_parts_written_in_place() {
         let half = CLUSTER_BYTES / 2;
         // A cluster, the halves of one, a long part with half a cluster at its end, and the other half.
         let written = writes_of(&[CLUSTER_BYTES, half, half, DIRECT + half, half]);

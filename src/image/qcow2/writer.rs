@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn zeroes_are_explicit_upon_a_backing_image_only() {
+    fn zeroes_are_explicit_only_above_a_backing_image() {
         let size = 9 * CLUSTER + 512;
         let (alone, written) = image(options(size, None), mixed());
         assert_eq!(clusters(alone, 11), "----d-d---.");
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_file_system_is_told_as_such() {
+    fn full_file_system_is_reported_as_such() {
         let mut writer = Qcow2Writer::new(Box::new(Full), options(100 * CLUSTER, None)).expect("it begins");
         let ones = vec![1; 8 * C];
         let failed = (0..12).find_map(|n| writer.write(data(n * 8 * CLUSTER, &ones)).err());

@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn bitmaps_are_looked_for_by_trial_only_where_nobody_could_list_them() {
+    fn bitmaps_are_probed_only_where_they_cannot_be_listed() {
         assert_eq!(bitmaps_tried(DomainState::ShutOff, true), [""; 0]);
         assert_eq!(bitmaps_tried(DomainState::Running, true), ["virtnbdbackup.9"]);
         assert_eq!(
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_in_the_order_of_their_numbers_and_each_is_there_once() {
+    fn names_are_sorted_by_number_without_duplicates() {
         let mut names = vec!["virtnbdbackup.10", "virtnbdbackup.9", "virtnbdbackup.10"];
         sort_names(&mut names);
         assert_eq!(names, ["virtnbdbackup.9", "virtnbdbackup.10"]);

@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_taker_is_told_who_holds_it_and_a_third_gets_it_after_the_drop() {
+    fn held_lock_names_its_holder_and_is_free_after_drop() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join(".lock");
         let first = acquire(&path).expect("nobody holds it");

@@ -1,4 +1,4 @@
-//! Backups whose machine loses its power at any of their steps.
+//! Power cuts at any step of a backup.
 
 use vmsnap::model::domain::DomainState;
 use vmsnap::ops::backup::Options;
@@ -16,11 +16,11 @@ enum Cut {
     Both,
 }
 
-/// Cuts the power before every step and behind the last, and looks at what is there, and at what the next run makes of it.
+/// Cuts the power before every step and after the last, checks what is left, and checks that the next run repairs it.
 fn cut_everywhere(world: &World, options: &Options, doomed: Option<&str>, cut: Cut) {
     let steps = steps_of(begin(world), options);
     for number in 0..=steps.len() {
-        // When the run was told that all is well, nothing may be missing, whatever the dice say.
+        // A run that reported success must be complete, whatever was lost at random.
         let seeds = match cut {
             _ if number == steps.len() => 10,
             Cut::Repository => 2,

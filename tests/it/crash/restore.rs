@@ -1,4 +1,4 @@
-//! Restores that end at any of their steps.
+//! Restores that stop at any step.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,7 @@ const COPY: &str = "copy";
 struct Errand {
     format: Format,
     define: bool,
-    /// Whether the folder is there before, with somebody's file in it.
+    /// Whether the folder exists before, with a foreign file in it.
     into_existing: bool,
 }
 
@@ -36,7 +36,7 @@ impl Errand {
             let to = self.to(world);
             fs::create_dir(&to).expect("new");
             fs::write(to.join("precious"), b"x").expect("written");
-            // Somebody's file whose name comes near to ours.
+            // A foreign file with a name similar to ours.
             fs::write(to.join(".vmsnap-restore-mine.partial"), b"x").expect("written");
         }
     }
@@ -94,7 +94,7 @@ impl Errand {
         files
     }
 
-    /// Every file that has its name is whole; somebody's files are as they were. Gives the names that are there.
+    /// Every file with a final name is whole, and foreign files are unchanged. Returns the names that exist.
     fn assert_whole_or_absent(&self, world: &World) -> Vec<String> {
         let to = self.to(world);
         let mut there = Vec::new();
@@ -128,7 +128,7 @@ impl Errand {
         for name in there {
             fs::remove_file(to.join(name)).expect("the user takes it away");
         }
-        // A copy that came to be defined is one more reason to refuse; whoever starts again takes it away, too.
+        // A domain that was defined is another reason to refuse, so the user removes it as well.
         let second = again(&undefined(world)).expect("nothing is in its way");
         assert_eq!(second.written.len(), 2);
         let whole: Vec<String> = self.expected(world).into_keys().collect();
@@ -181,7 +181,7 @@ fn world() -> World {
 }
 
 #[test]
-fn a_restore_ends_anywhere_and_the_next_one_clears_up() {
+fn restore_ends_anywhere_and_the_next_one_clears_up() {
     let world = world();
     for errand in errands() {
         let steps = errand.steps(&world);
@@ -203,7 +203,7 @@ fn a_restore_ends_anywhere_and_the_next_one_clears_up() {
 }
 
 #[test]
-fn a_restore_that_has_succeeded_survives_a_power_cut() {
+fn finished_restore_survives_a_power_cut() {
     let world = world();
     for errand in errands() {
         for seed in 0..8 {
@@ -226,7 +226,7 @@ fn a_restore_that_has_succeeded_survives_a_power_cut() {
 }
 
 #[test]
-fn a_power_cut_in_a_restore_leaves_no_file_that_is_not_whole() {
+fn power_cut_in_a_restore_leaves_only_whole_files() {
     let world = world();
     for errand in errands() {
         let steps = errand.steps(&world);
@@ -236,7 +236,7 @@ fn a_power_cut_in_a_restore_leaves_no_file_that_is_not_whole() {
                 errand.prepare(&world);
                 let fuse = Fuse::at(number, Blow::KilledBefore);
                 let store = CrashStore::with_power(&fuse, world.lab.folder.path()).expect("it can be read");
-                // It may have been killed behind its success.
+                // It may have been killed after its success.
                 let _ = errand.crash(&world, &fuse, store.clone());
                 store.cut_power(number as u64).expect("files are written");
                 let there = errand.assert_whole_or_absent(&world);
@@ -247,7 +247,7 @@ fn a_power_cut_in_a_restore_leaves_no_file_that_is_not_whole() {
 }
 
 #[test]
-fn what_a_living_restore_writes_is_left_alone() {
+fn files_of_a_running_restore_are_left_alone() {
     let world = world();
     let [errand, ..] = errands();
     let to = errand.to(&world);

@@ -1,4 +1,4 @@
-//! A domain with restore points, and what no crash may do to them.
+//! A domain with restore points, and the checks after a crash.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -133,7 +133,7 @@ impl World {
         outcome
     }
 
-    /// The next process opens the repository anew: what is there may be another folder than before the power was cut.
+    /// Opens the repository again, as the next process does: after a power cut it may be another folder.
     pub fn reopen(&mut self) {
         let opened = FolderRepository::open_or_create(&self.root(), Arc::new(DiskStore));
         self.lab.repo = Box::new(opened.expect("it can be opened"));

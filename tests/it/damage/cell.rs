@@ -1,4 +1,4 @@
-//! One cell of the matrix: one file damaged in one way, and every verb's turn.
+//! One cell of the matrix: one file damaged in one way, under every verb.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! The kinds of damage, and how what was damaged looks to who only sees names and sizes.
+//! The kinds of damage, and whether names and sizes show them.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, symlink};
@@ -63,7 +63,7 @@ pub struct Victim {
     pub elsewhere: PathBuf,
 }
 
-/// Damages the file. Tells what was changed: nothing where this kind makes no sense for this file.
+/// Damages the file. Returns what was changed: nothing if this kind makes no sense for the file.
 pub fn inflict(kind: Kind, victim: &Victim) -> Vec<PathBuf> {
     let path = victim.path.as_path();
     let bytes = fs::read(path).expect("it is sound");

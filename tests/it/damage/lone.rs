@@ -1,4 +1,4 @@
-//! Damage with a story of its own: what is newest is lost, a note is lost while its job goes on, a checkpoint's file is beside a lost manifest.
+//! Damage outside the matrix: the newest point lost, an intent lost during its job, a checkpoint's file beside a lost manifest.
 
 use std::fs;
 
@@ -20,7 +20,7 @@ fn ask(stage: &Stage, at: &str) -> Options {
 }
 
 #[test]
-fn no_older_moment_is_given_for_one_that_cannot_be_read() {
+fn older_point_is_never_substituted_for_an_unreadable_one() {
     let stage = Stage::new();
     let lost = &stage.points[2];
     let manifest = lost.dir.join("manifest.json");
@@ -50,7 +50,7 @@ fn no_older_moment_is_given_for_one_that_cannot_be_read() {
 }
 
 #[test]
-fn a_checkpoints_file_of_a_manifest_that_cannot_be_read_is_not_overwritten() {
+fn checkpoint_file_of_unreadable_manifest_is_not_overwritten() {
     let mut stage = Stage::new();
     let manifest = stage.points[3].dir.join("manifest.json");
     fs::write(&manifest, "{").expect("written");
@@ -91,7 +91,7 @@ fn a_job_whose_note_is_lost_is_not_taken_for_ours() {
 }
 
 #[test]
-fn one_disks_image_is_no_other_disks_trouble() {
+fn damage_of_one_image_does_not_affect_other_disks() {
     let mut stage = Stage::new();
     let image = stage.points[1].dir.join("vda.qcow2");
     fs::remove_file(&image).expect("it was there");

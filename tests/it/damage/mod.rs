@@ -51,7 +51,7 @@ const TARGETS: [Target; 13] = [
 const HANGS: Duration = Duration::from_secs(60);
 
 #[test]
-fn whatever_is_damaged_each_verb_gives_the_right_bytes_or_names_the_file() {
+fn each_verb_on_damage_gives_right_bytes_or_names_the_file() {
     let cells: Vec<(Target, Kind)> = TARGETS
         .into_iter()
         .flat_map(|target| Kind::ALL.map(|kind| (target, kind)))

@@ -1,4 +1,4 @@
-//! A random story, one random mutation of its files: every restore gives the right bytes, or an error.
+//! Random stories with one random change of their files: every restore gives the right bytes or an error.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ enum Mutation {
     DeleteFolder(Index),
 }
 
-/// What a folder may be called by somebody who meddles.
+/// Names that a user may give to a folder.
 #[derive(Clone, Debug)]
 enum Name {
     OtherEnding,
@@ -158,7 +158,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn after_any_meddling_each_restore_gives_the_right_bytes_or_an_error(
+    fn restore_after_random_damage_is_right_or_an_error(
         points in 3..=6usize,
         turn in 1..6usize,
         writes in prop::collection::vec((0..SIZE - 9000, 1..9000usize, 0..=255u8), 6..20),

@@ -1,4 +1,4 @@
-//! A repository with a story, in which one file at a time is to be damaged: four restore points of two disks, another domain, a dead run.
+//! The repository whose files are damaged: four restore points of two disks, another domain, a dead run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use vmsnap::host::Host;
 use crate::lab::{CLUSTER, DEAD, InFolder, Lab, tree};
 
 pub const DISKS: [&str; 2] = ["vda", "vdb"];
-/// How many restore points there are: a full one, and incremental ones each upon the one before.
+/// How many restore points there are: a full one, then incremental ones.
 pub const POINTS: usize = 4;
 
 /// One moment of the domain.

@@ -1,4 +1,4 @@
-//! Who reads while another run writes and prunes: a right answer or a clear error, never a false alarm and never wrong bytes.
+//! Reading while another run writes and prunes: a right answer or a clear error, no false alarm, no wrong bytes.
 
 use std::fs;
 use std::path::Path;
@@ -84,7 +84,7 @@ fn restored_files(to: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_restore_of_what_is_pruned_meanwhile_gives_right_bytes_or_a_clear_error() {
+fn restore_during_a_prune_is_right_or_a_clear_error() {
     let (base, disks) = due_for_pruning();
     let (mut given, mut refused) = (0, 0);
     for moment in 0.. {
@@ -128,7 +128,7 @@ fn a_restore_of_what_is_pruned_meanwhile_gives_right_bytes_or_a_clear_error() {
 }
 
 #[test]
-fn a_verification_beside_a_prune_calls_nothing_damaged_whenever_it_happens() {
+fn verify_during_a_prune_reports_no_damage() {
     let (base, _) = due_for_pruning();
     let mut left_out = 0;
     for which in [Which::All, Which::Latest] {
@@ -157,7 +157,7 @@ fn a_verification_beside_a_prune_calls_nothing_damaged_whenever_it_happens() {
 
 /// The folder of a period goes at some moment while it is being read, hundreds of times.
 #[test]
-fn a_period_that_is_pruned_while_it_is_listed_is_listed_whole_or_not_at_all() {
+fn period_pruned_during_list_is_shown_whole_or_not_at_all() {
     let mut base = Lab::in_memory();
     base.host.add_domain("vm1", &[("vda", CLUSTER)]);
     for _ in 0..12 {
@@ -202,7 +202,7 @@ fn a_period_that_is_pruned_while_it_is_listed_is_listed_whole_or_not_at_all() {
 }
 
 #[test]
-fn a_list_and_a_verification_take_no_running_backup_for_an_unfinished_one() {
+fn list_and_verify_ignore_a_running_backup() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
     let told: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -247,7 +247,7 @@ fn a_list_and_a_verification_take_no_running_backup_for_an_unfinished_one() {
 }
 
 #[test]
-fn the_checkpoint_of_a_running_backup_is_no_inconsistency_and_that_of_a_dead_one_is() {
+fn only_a_dead_runs_checkpoint_is_an_inconsistency() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
     let look = |lab: &Lab| lab.status("vm1");
@@ -267,7 +267,7 @@ fn the_checkpoint_of_a_running_backup_is_no_inconsistency_and_that_of_a_dead_one
 }
 
 #[test]
-fn what_a_later_verification_has_found_is_not_forgotten_for_an_earlier_one_that_ends_after_it() {
+fn later_verify_findings_survive_an_earlier_one_that_ends_last() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
     let options = |lab: &Lab| verify::Options {
@@ -313,7 +313,7 @@ fn what_a_later_verification_has_found_is_not_forgotten_for_an_earlier_one_that_
 
 /// What one reader remembers, no other one forgets: the next backup relies on it.
 #[test]
-fn a_verification_forgets_nothing_that_was_found_of_a_restore_point_made_meanwhile() {
+fn verify_keeps_damage_records_of_a_point_made_meanwhile() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
     let options = verify::Options {

@@ -1,4 +1,4 @@
-//! The domain goes away or is busy, its export breaks, and two runs meet.
+//! A domain that goes away or is busy, an export that breaks, two runs at once.
 
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
@@ -110,7 +110,7 @@ fn a_domain_that_goes_away_in_mid_run_is_an_error_that_names_it() {
     assert_names(&error, "vm1", "gone");
     assert_unchanged(&before, &kept_files(&lab.root()), "gone");
     assert_eq!(lab.history("vm1").kept.len(), 2, "nothing was committed");
-    // What could not be ended is noted; that stops nobody else.
+    // The intent stays, and other domains go on.
     assert_next_run_heals(&mut lab, "vm2", "the other");
     let error = lab.backup("vm1").expect_err("still gone");
     assert_eq!(error.class(), Class::NotFound, "{error}");
@@ -123,7 +123,7 @@ fn a_domain_that_goes_away_in_mid_run_is_an_error_that_names_it() {
     {
         lab.restored("vm1", &id, "vda").expect("the domain is not needed");
     }
-    // Somebody makes it anew, under the same name.
+    // The domain is created again under the same name.
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
     lab.host.change("vm1", |domain| {
         domain.uuid = "11111111-0000-4000-8000-000000000001".into();
@@ -141,7 +141,7 @@ fn a_domain_that_goes_away_in_mid_run_is_an_error_that_names_it() {
 }
 
 #[test]
-fn a_dead_run_of_a_domain_made_anew_has_no_claim_on_the_new_one() {
+fn recreated_domain_ignores_a_dead_run_of_the_old_one() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
     let intent = JournalEntry {

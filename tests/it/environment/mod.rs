@@ -1,4 +1,4 @@
-//! The world fails: the target, the clock, the domain, the export, another run. Nothing kept is lost, and the next run heals the rest.
+//! Failures of target, clock, domain and export: nothing kept is lost, and the next run repairs the rest.
 
 mod beside;
 mod domain;

@@ -1,4 +1,4 @@
-//! Every write, sync, rename and removal fails, one after the other, in every way a file system fails.
+//! Every write, sync, rename and removal fails in turn, in every way a file system can fail.
 
 use std::fs;
 use std::io;
@@ -248,7 +248,7 @@ fn every_call_fails(scene: Scene, errno: Errno, count: usize) {
 }
 
 #[test]
-fn what_a_dead_run_has_filled_the_target_with_is_removed_though_there_is_room_for_nothing() {
+fn leftovers_of_a_dead_run_are_removed_from_a_full_target() {
     let plan = Plan::new(Errno::NOSPC, 0);
     let mut lab = staged(Scene::Incremental, &plan);
     let partial = lab.leave_dead_run("vm1", NAMES[5]);
@@ -263,7 +263,7 @@ fn what_a_dead_run_has_filled_the_target_with_is_removed_though_there_is_room_fo
 }
 
 #[test]
-fn a_repair_that_changes_nothing_is_given_up_and_told() {
+fn repair_without_effect_is_given_up_with_an_error() {
     let plan = Plan::new(Errno::IO, 0);
     let mut lab = staged(Scene::Incremental, &plan);
     let partial = "vm1/vmsnap-backup-monthly-2026-11/2026-11-03T05-00-00Z.partial";
@@ -279,21 +279,21 @@ fn a_repair_that_changes_nothing_is_given_up_and_told() {
 }
 
 #[test]
-fn a_target_that_is_full_at_any_write_costs_nothing_that_was_kept() {
+fn target_full_at_any_write_loses_nothing_kept() {
     for scene in [Scene::FirstBackup, Scene::Incremental, Scene::NewPeriodWithPrune] {
         every_call_fails(scene, Errno::NOSPC, 1);
     }
 }
 
 #[test]
-fn a_target_that_becomes_read_only_at_any_moment_costs_nothing_that_was_kept() {
+fn target_read_only_at_any_moment_loses_nothing_kept() {
     for scene in [Scene::FirstBackup, Scene::Incremental, Scene::NewPeriodWithPrune] {
         every_call_fails(scene, Errno::ROFS, usize::MAX);
     }
 }
 
 #[test]
-fn a_target_that_fails_or_vanishes_at_any_moment_costs_nothing_that_was_kept() {
+fn target_failing_or_vanishing_loses_nothing_kept() {
     every_call_fails(Scene::Incremental, Errno::IO, 1);
     every_call_fails(Scene::Incremental, Errno::IO, 3);
     every_call_fails(Scene::Incremental, Errno::NOENT, usize::MAX);

@@ -1,4 +1,4 @@
-//! The target goes away: removed, replaced, unmounted, in mid-run and between runs.
+//! Targets that are removed, replaced or unmounted, during and between runs.
 
 use std::fs;
 use std::path::PathBuf;
@@ -31,7 +31,7 @@ fn mount_again(root: &PathBuf, away: &PathBuf) {
 }
 
 #[test]
-fn a_target_removed_in_mid_run_is_an_error_that_names_it_and_is_not_made_anew() {
+fn target_removed_mid_run_is_a_named_error_and_not_recreated() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
     let root = lab.root().to_owned();
@@ -58,7 +58,7 @@ fn a_target_removed_in_mid_run_is_an_error_that_names_it_and_is_not_made_anew() 
     );
 }
 
-/// The next run makes a full; the codes of what it tells.
+/// The next run makes a full backup. Returns the codes of its findings.
 fn assert_full_after_loss(lab: &mut Lab) -> Vec<String> {
     let outcome = lab.backup("vm1").expect("a full");
     assert_eq!(outcome.point.parent, None);
@@ -67,7 +67,7 @@ fn assert_full_after_loss(lab: &mut Lab) -> Vec<String> {
 }
 
 #[test]
-fn nothing_is_written_into_the_folder_beneath_a_target_that_is_unmounted_in_mid_run() {
+fn nothing_is_written_below_a_target_unmounted_mid_run() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
     two_points(&mut lab, "vm2");
@@ -98,7 +98,7 @@ fn nothing_is_written_into_the_folder_beneath_a_target_that_is_unmounted_in_mid_
 }
 
 #[test]
-fn a_target_that_is_not_mounted_when_a_run_begins_is_told_as_far_as_it_can_be_known() {
+fn unmounted_target_is_reported_as_far_as_it_can_be_known() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
     let (root, away) = (lab.root().to_owned(), away(&lab));

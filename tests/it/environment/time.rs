@@ -1,4 +1,4 @@
-//! The clock goes wrong.
+//! Wrong clocks.
 
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::PruneOutcome;
@@ -7,7 +7,7 @@ use super::{assert_next_run_heals, assert_unchanged, assert_whole, kept_files, t
 use crate::lab::{CLUSTER, Lab};
 
 #[test]
-fn a_clock_set_back_within_the_month_changes_neither_order_nor_chain() {
+fn clock_set_back_within_month_keeps_order_and_chain() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
     let before = kept_files(&lab.root());
@@ -22,7 +22,7 @@ fn a_clock_set_back_within_the_month_changes_neither_order_nor_chain() {
 }
 
 #[test]
-fn a_clock_set_back_over_the_turn_of_the_month_and_right_again_leaves_whole_chains() {
+fn clock_set_back_across_months_leaves_whole_chains() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
     lab.at("2026-12-05T02:00:00+01:00[Europe/Berlin]");
@@ -50,13 +50,13 @@ fn a_clock_set_back_over_the_turn_of_the_month_and_right_again_leaves_whole_chai
 }
 
 #[test]
-fn a_wrong_clock_deletes_nothing_that_is_newer_than_what_it_takes_for_the_present() {
+fn wrong_clock_deletes_nothing_newer_than_its_present() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
     lab.at("2026-12-05T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("December's full");
     let before = kept_files(&lab.root());
-    // A battery is empty, or somebody has mistyped the month.
+    // An empty battery, or a mistyped month.
     for time in ["2000-01-20T02:00:00+01:00", "2026-11-20T02:00:00+01:00"] {
         lab.at(&format!("{time}[Europe/Berlin]"));
         lab.host.disk("vm1", "vda", |disk| disk.write(0, &[9; CLUSTER]));
@@ -72,7 +72,7 @@ fn a_wrong_clock_deletes_nothing_that_is_newer_than_what_it_takes_for_the_presen
 }
 
 #[test]
-fn a_clock_set_back_deletes_no_period_whatever_it_takes_for_the_previous_one() {
+fn clock_set_back_deletes_no_period() {
     let mut lab = Lab::new();
     lab.at("2026-10-20T02:00:00+02:00[Europe/Berlin]");
     two_points(&mut lab, "vm1");
@@ -91,7 +91,7 @@ fn a_clock_set_back_deletes_no_period_whatever_it_takes_for_the_previous_one() {
 }
 
 #[test]
-fn a_period_that_a_wrong_clock_has_written_to_goes_like_others_once_a_newer_point_stands() {
+fn period_written_by_a_wrong_clock_is_pruned_later() {
     let mut lab = Lab::new();
     two_points(&mut lab, "vm1");
     lab.at("2026-12-20T02:00:00+01:00[Europe/Berlin]");

@@ -14,7 +14,7 @@ const ROUNDS: usize = 12;
 const DEADLINE: Duration = Duration::from_secs(90);
 
 #[test]
-fn a_daemon_killed_or_restarted_in_any_moment_of_a_run_costs_that_run_at_most() {
+fn daemon_killed_or_restarted_fails_at_most_that_run() {
     let daemon = Daemon::exclusive();
     let mut chaos = Chaos::new(&daemon, "killed-daemon");
     // The machine's own daemon is not for a test to kill.
@@ -56,7 +56,7 @@ fn round(daemon: &Daemon, chaos: &mut Chaos, number: usize) {
 
 /// A daemon that is killed or crashes at a bad moment does not find its QEMU again: the domain is shut off for libvirt, and the images are in use.
 #[test]
-fn a_qemu_that_libvirt_has_lost_is_named_and_costs_the_runs_until_it_is_ended() {
+fn qemu_lost_by_libvirt_is_named_until_it_is_ended() {
     let daemon = Daemon::exclusive();
     let mut chaos = Chaos::new(&daemon, "lost-qemu");
     if !daemon.is_ours() {
@@ -108,7 +108,7 @@ fn do_what_is_said_of_a_lost_qemu(chaos: &mut Chaos, lost: u32) {
     chaos.machine.domain.start_paused();
 }
 
-/// Whether libvirtd was killed after it had noted that a job begins, and before it had noted which: nobody can end that one.
+/// Whether libvirtd was killed between recording that a job starts and recording which one: such a job cannot be ended.
 fn has_lost_its_job(chaos: &Chaos) -> bool {
     let told = chaos.machine.domain.try_virsh(&["domjobinfo"]);
     told.stderr.contains("backup job data missing")

@@ -16,7 +16,7 @@ enum End {
     Destroyed,
 }
 
-/// A run during which the domain comes to an end, and an ordinary one after it, shut off and started by turns.
+/// A run during which the domain ends, and an ordinary run after it, alternately shut off and started.
 fn round(chaos: &mut Chaos, number: usize, end: End) {
     chaos.scribble();
     let mut run = chaos.repo.begin_backup(&[chaos.machine.name()], &[]);
@@ -31,7 +31,7 @@ fn round(chaos: &mut Chaos, number: usize, end: End) {
     }
     let finished = run.wait(STOP_DEADLINE * 8);
     assert!(matches!(finished.code, Some(0 | 9)), "{finished:#?}");
-    // What QEMU had not written yet is lost with it, for a run as well that came later and has found the domain shut off.
+    // Writes that QEMU had not finished are lost, also for a later run that finds the domain shut off.
     let history = chaos.history();
     let newest = &history.chains.latest().expect("there are some").point;
     if newest.consistency != Consistency::Offline {
@@ -85,7 +85,7 @@ fn a_qemu_killed_in_any_moment_of_a_run_costs_that_run_at_most() {
 }
 
 #[test]
-fn a_domain_destroyed_in_any_moment_of_a_run_costs_that_run_at_most() {
+fn domain_destroyed_at_any_moment_fails_at_most_that_run() {
     let daemon = Daemon::acquire();
     let mut chaos = Chaos::new(&daemon, "destroyed");
     let mut rounds = Rounds::new(&daemon);

@@ -1,4 +1,4 @@
-//! Everything that takes part in a backup is killed at random moments: what was kept stays, and the next ordinary run puts the rest right.
+//! Everything that takes part in a backup is killed at random: nothing kept is lost, and the next run repairs the rest.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -117,7 +117,7 @@ impl Chaos {
         chaos
     }
 
-    /// Goes on after a round that a crash of libvirtd has cut short, wherever that was: what was kept is whole, the disks are what they are.
+    /// Continues after a round that a crash of libvirtd has cut short: kept points are whole, the disks are taken as they are.
     fn begin_anew(&mut self) {
         let known: Vec<String> = self.moments.keys().cloned().collect();
         if let Some(lost) = self.machine.domain.lost_qemu() {
@@ -190,7 +190,7 @@ impl Chaos {
         })
     }
 
-    /// Looks what the run that has just ended has left: a restore point, whole and of now; or a note of what it had begun; or nothing.
+    /// Checks what the run that just ended has left: a whole restore point, or an intent, or nothing.
     fn take_stock(&mut self) {
         let history = self.history();
         assert_eq!(history.findings, [], "the folder is in order");
@@ -241,7 +241,7 @@ impl Chaos {
         }
     }
 
-    /// Everything is in order after an ordinary run: nothing of the runs that were killed is left anywhere.
+    /// Asserts that an ordinary run has left nothing of the killed runs.
     fn assert_clean(&self) {
         let machine = &self.machine;
         assert!(!self.is_active() || !has_job(&machine.domain), "a job is left");

@@ -11,7 +11,7 @@ const ROUNDS: usize = 200;
 const EACH: usize = 10;
 
 #[test]
-fn a_program_killed_two_hundred_times_loses_nothing_and_leaves_nothing() {
+fn program_killed_200_times_loses_and_leaves_nothing() {
     let daemon = Daemon::acquire();
     let mut chaos = Chaos::new(&daemon, "killed-runs");
     let mut committed = 0;
@@ -35,7 +35,7 @@ fn round(chaos: &mut Chaos, number: usize) -> bool {
     let is_done = run.wait(STOP_DEADLINE).code == Some(0);
     chaos.take_stock();
     if number.is_multiple_of(EACH) {
-        // A dead run is in nobody's way: the domain starts and stops before the next one as well.
+        // A dead run blocks nothing: the domain can start and stop before the next run.
         if number.is_multiple_of(2 * EACH) {
             turn(chaos);
             chaos.scribble();

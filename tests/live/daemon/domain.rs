@@ -1,4 +1,4 @@
-//! Domains of tests: made in a folder of their own and gone with it, also after a panic.
+//! Domains of tests: each in its own folder, removed with it, even after a panic.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -102,7 +102,7 @@ impl TestDomain {
     }
 
     /// Waits until libvirt has done with every QEMU that ended before. libvirt 9.0 does that one after the other, on the one thread that it has for it.
-    /// The end of a QEMU may still be waiting there when its domain is shut off already, and likely ends the next one if that is started meanwhile.
+    /// The end of a QEMU may still be queued when its domain is already shut off, and may then end a newly started one.
     pub fn settle(&self) {
         let home = Home::new();
         let name = format!("{}-last", home.name());
@@ -119,7 +119,7 @@ impl TestDomain {
         leftovers::forget(&name);
     }
 
-    /// Lets libvirt lose its QEMU, as a daemon does that was killed at a bad moment: its state file is gone when the next one starts.
+    /// Makes libvirt lose its QEMU, like a daemon killed at a bad moment: the state file is missing when the next one starts.
     pub fn lose_qemu(&self) {
         self.daemon.stop();
         let state = Path::new("/run/libvirt/qemu").join(format!("{}.xml", self.name));
@@ -193,7 +193,7 @@ pub fn kvm_works(daemon: &Daemon) -> bool {
     started.ok()
 }
 
-/// A paused domain that is gone with its QEMU.
+/// A paused domain that disappears with its QEMU.
 fn create_idle(daemon: &Daemon, home: &Home, name: &str, virt_type: &str) -> Finished {
     let file = home.path().join("domain.xml");
     let xml = format!(

@@ -44,7 +44,7 @@ fn add_checkpoint(domain: &TestDomain, name: &str) {
 }
 
 #[test]
-fn a_domain_is_gone_with_its_checkpoints_its_process_and_its_folder() {
+fn removed_domain_leaves_no_checkpoint_process_or_folder() {
     let daemon = Daemon::acquire();
     let domain = paused_domain(&daemon, "a name with 'quotes' & blanks");
     assert_eq!(domain.state(), "paused");
@@ -92,7 +92,7 @@ fn a_running_domain_outlives_a_restart_of_the_daemon() {
 }
 
 #[test]
-fn a_daemon_that_the_lab_started_is_stopped_without_a_trace_and_starts_again() {
+fn lab_daemon_stops_without_a_trace_and_starts_again() {
     let daemon = Daemon::exclusive();
     if !daemon.is_ours() {
         assert!(catch_unwind(AssertUnwindSafe(|| daemon.stop())).is_err());
@@ -144,7 +144,7 @@ fn a_qemu_that_libvirt_has_lost_is_noticed_and_ended() {
 }
 
 #[test]
-fn a_test_that_panics_while_the_daemon_is_stopped_leaves_nothing() {
+fn panicking_test_with_stopped_daemon_leaves_nothing() {
     let daemon = Daemon::exclusive();
     if !daemon.is_ours() {
         assert!(catch_unwind(AssertUnwindSafe(|| daemon.stop())).is_err());
@@ -164,7 +164,7 @@ fn a_test_that_panics_while_the_daemon_is_stopped_leaves_nothing() {
 
 /// Only a death by a signal that the lab has not sent is a crash.
 #[test]
-fn a_crash_of_the_daemon_is_told_from_a_stop_and_a_kill() {
+fn daemon_crash_is_distinguished_from_stop_and_kill() {
     let daemon = Daemon::exclusive();
     if !daemon.is_ours() {
         assert_eq!(daemon.crashes(), []);

@@ -24,7 +24,7 @@ const VIRTLOGD: &str = "virtlogd";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Waits for the daemon and records how it ended: $1 the log, $2 the record, then the daemon. Only its parent is told.
+/// Waits for the daemon and records how it ended: $1 the log, $2 the record, then the daemon. Only the parent learns this.
 /// Keeps open nothing that the tests have inherited, such as a lock around their whole run.
 const KEEPER: &str = "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec >>\"$1\" 2>&1 </dev/null; record=$2; shift 2; cd /; \
     \"$@\" & pid=$!; wait $pid; echo \"$pid $?\" >>\"$record\"";
@@ -158,7 +158,7 @@ fn answers() -> bool {
 
 fn start(name: &str, command: Command) {
     let finished = try_run(command, COMMAND_DEADLINE);
-    // Another user of this machine may have been faster: what counts is whether it answers.
+    // Another user of this machine may have been faster: only the answer counts.
     if !finished.ok() {
         eprintln!("{name} said: {finished:#?}");
     }
@@ -220,7 +220,7 @@ fn with_kvm() -> Option<Vec<String>> {
     let dir = Path::new(LAB_DIR).join("dev");
     fs::create_dir_all(&dir).expect("the lab's folder is ours");
     let (major, minor) = (rustix::fs::major(kvm.rdev()), rustix::fs::minor(kvm.rdev()));
-    // What is mounted later is to be seen by QEMU too.
+    // QEMU must also see what is mounted later.
     let mut words: Vec<String> = [
         "unshare",
         "--mount",
@@ -240,7 +240,7 @@ fn with_kvm() -> Option<Vec<String>> {
 /// The living process of that name which the lab has started.
 fn our_pid(name: &str) -> Option<u32> {
     let pid = fs::read_to_string(pid_file(name)).ok()?.trim().parse().ok()?;
-    // The number may have been given to another program meanwhile.
+    // The pid may have been reused.
     (is_alive(pid) && command_line(pid)?.contains(name)).then_some(pid)
 }
 

@@ -1,4 +1,4 @@
-//! The proof that a copy of a guest's disk is good: its file system, and every file on it.
+//! The check of a copy of a guest's disk: its file system, and every file on it.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -36,7 +36,7 @@ pub struct CheckReport {
 /// Looks at a copy of a guest's data disk, of any format and with any backing files, and leaves it as it is. Panics when the
 /// file system is damaged, or needs recovery although it was frozen.
 pub fn check_disk(copy: &Path, expect: Expect) -> CheckReport {
-    // On a disk of its own, so that the guest may write, and e2fsck read, without a layer between.
+    // On a separate disk, so that the guest can write and e2fsck can read without an overlay.
     let work = crate::owner::folder_on_disk("check-");
     let raw = work.path().join("disk.raw");
     run(command(

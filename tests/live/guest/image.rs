@@ -9,7 +9,7 @@ use crate::process::{COMMAND_DEADLINE, command, run, try_run};
 
 const INIT: &str = include_str!("init.sh");
 
-/// To be changed when the images are made in another way: kept ones are then made anew.
+/// Change this when the images are built differently, so that kept ones are rebuilt.
 const RECIPE: &str = "1";
 
 /// The package that depends on the newest kernel for virtual machines.
@@ -146,7 +146,7 @@ fn write_initrd(root: &Path, version: &str, initrd: &Path) {
         archive.file(to, &read(&unpacked(root, from))).unwrap();
     }
     for library in libraries(&unpacked(root, "usr/sbin/qemu-ga")) {
-        // Where the program wants its loader; /init tells it to look there for the others.
+        // The loader's path in the program; /init sets the path of the other libraries.
         let name = library
             .file_name()
             .and_then(|name| name.to_str())

@@ -1,4 +1,4 @@
-//! A small Linux guest that writes files with checksums for ever, and the proof that a copy of its disk is good.
+//! A small Linux guest that keeps writing files with digests, and the check of a copy of its disk.
 //!
 //! `init.sh` is its whole user space and tells the protocol of the files.
 
@@ -23,7 +23,7 @@ use crate::process::{command, run, wait_until};
 /// Memory of a guest, in MiB.
 pub const MEMORY_MIB: u32 = 256;
 
-/// Size of a guest's data disk, in MiB. Its files take 24 MiB at most, so the rest is there to be trimmed and written anew.
+/// Size of a guest's data disk, in MiB. Its files take 24 MiB at most, so the rest can be trimmed and rewritten.
 pub const DISK_MIB: u32 = 256;
 
 /// How long a guest may take to boot and write its first files, also without KVM.
@@ -70,7 +70,7 @@ impl GuestFiles {
         }
     }
 
-    /// What stands within `<os>` after `<type>`: kernel, initramfs, command line.
+    /// The XML within `<os>` after `<type>`: kernel, initramfs, command line.
     pub fn os_xml(&self, agent: Agent) -> String {
         let agent = match agent {
             Agent::Answering => "answering",
@@ -117,7 +117,7 @@ pub fn virt_type(daemon: &Daemon) -> &'static str {
     }
 }
 
-/// A guest that runs on the lab's daemon; gone when dropped.
+/// A guest on the lab's daemon; removed when dropped.
 pub struct Guest {
     /// Its domain.
     pub domain: TestDomain,
@@ -171,7 +171,7 @@ fn make_disk(dir: &Path, disk: &Path) {
     let file = std::fs::File::create(&raw).expect("the folder is ours");
     file.set_len(u64::from(DISK_MIB) << 20)
         .expect("a file can be sparse");
-    // All tables are written now: the guest is not to do it later, at a time of its own.
+    // All tables are written now, so that the guest does not write them later.
     let tables = "lazy_itable_init=0,lazy_journal_init=0";
     run(command(
         "mke2fs",

@@ -42,7 +42,7 @@ fn offset_of_a_file(raw: &Path) -> u64 {
 }
 
 #[test]
-fn after_a_loss_of_power_every_file_is_whole_and_none_that_was_reported_is_lost() {
+fn files_are_whole_and_reported_ones_kept_after_power_loss() {
     let daemon = Daemon::acquire();
     let guest = Guest::start(&daemon, "power", Agent::Absent);
     guest.wait_for_round(ROUNDS, BOOT_DEADLINE);
@@ -82,7 +82,7 @@ fn after_a_loss_of_power_every_file_is_whole_and_none_that_was_reported_is_lost(
 }
 
 #[test]
-fn a_disk_copied_while_frozen_needs_no_replay_and_thaw_lets_the_guest_go_on() {
+fn disk_copied_while_frozen_needs_no_journal_replay() {
     let daemon = Daemon::acquire();
     let guest = Guest::start(&daemon, "freeze", Agent::Answering);
     guest.wait_for_round(ROUNDS, BOOT_DEADLINE);

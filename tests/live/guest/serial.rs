@@ -60,7 +60,7 @@ fn last_round(text: &str) -> u64 {
 }
 
 #[test]
-fn the_last_whole_line_tells_the_round() {
+fn last_whole_line_shows_the_round() {
     assert_eq!(last_round(""), 0);
     assert_eq!(last_round("booting\r\nround 7\r\n"), 7);
     assert_eq!(last_round("round 7\r\nround 8\r\nround 1"), 8);

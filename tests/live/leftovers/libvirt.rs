@@ -7,7 +7,7 @@ use super::Leftover;
 use crate::owner::owners_in;
 use crate::process::{COMMAND_DEADLINE, Finished, command, run_within};
 
-/// Where libvirt keeps what domains are defined as.
+/// The folder of libvirt's domain definitions.
 const DEFINITIONS: &str = "/etc/libvirt/qemu";
 
 /// Where it keeps what else belongs to a domain, under its name.
@@ -60,13 +60,13 @@ pub fn undefine(name: &str) {
 }
 
 fn virsh(words: &[&str]) -> Option<Finished> {
-    // A daemon that nobody has started has no domain running, and its files are looked at anyway.
+    // Without a daemon no domain runs, and libvirt's files are checked anyway.
     SOCKETS.iter().find(|socket| Path::new(socket).exists())?;
     let words = [&["--connect", "qemu:///system"], words].concat();
     Some(run_within(command("virsh", &words), COMMAND_DEADLINE).0)
 }
 
-/// Removes what libvirt has forgotten of a domain that is gone, and its log.
+/// Removes libvirt's leftover files of a removed domain, and its log.
 pub fn forget(name: &str) {
     // A folder of a run has an id, and at most 20 characters of the name.
     let short: String = name.chars().take(20).collect();

@@ -1,4 +1,4 @@
-//! Fails if test processes that are gone have left anything on this machine, says what, and ends it. To be run after the live tests,
+//! Fails if ended test processes have left anything on this machine, names it, and removes it. Run it after the live tests,
 //! whatever came of them.
 
 #![allow(
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 fn settle() -> Vec<Leftover> {
     let mut found = Vec::new();
     let is_clean = wait_until(PATIENCE, || {
-        // Nobody starts or stops a daemon meanwhile.
+        // No test starts or stops a daemon during this check.
         let gate = File::open(Path::new(LAB_DIR).join("gate")).ok();
         let _locked = gate.as_ref().map(File::lock);
         found = of_the_gone();

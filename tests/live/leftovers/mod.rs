@@ -1,7 +1,7 @@
-//! Finds what test processes that are gone have left on this machine, and ends it.
+//! Finds and removes what ended test processes have left on this machine.
 //!
 //! A thing is the lab's if its name, its path, its command line or an open file holds the name of a test process
-//! ([`crate::owner`]), or if it is a daemon of the lab that nobody uses. Nothing else is looked at.
+//! ([`crate::owner`]), or if it is an unused daemon of the lab. Nothing else is considered.
 
 mod libvirt;
 mod processes;
@@ -26,7 +26,7 @@ pub enum Leftover {
     Domain(String),
     /// A mounted file system.
     Mount(PathBuf),
-    /// A loop device, and the file beneath.
+    /// A loop device and its backing file.
     Loop { device: PathBuf, backing: String },
     /// A bound Unix socket.
     Socket(String),
@@ -52,12 +52,12 @@ impl fmt::Display for Leftover {
     }
 }
 
-/// What the test processes that are gone have left.
+/// Leftovers of ended test processes.
 pub fn of_the_gone() -> Vec<Leftover> {
     find(&owner::is_gone)
 }
 
-/// What these test processes have left, and the lab's daemons if nobody uses them.
+/// Leftovers of these test processes, and the lab's unused daemons.
 pub fn find(is_left: &dyn Fn(u32) -> bool) -> Vec<Leftover> {
     let mut found = libvirt::domains(is_left);
     found.extend(processes::find(is_left));
@@ -75,9 +75,9 @@ pub fn find(is_left: &dyn Fn(u32) -> bool) -> Vec<Leftover> {
     found
 }
 
-/// Ends all of it. What cannot be ended is found again.
+/// Removes all of it. What cannot be removed is found again.
 pub fn end(found: &[Leftover]) {
-    // Whoever uses a thing goes before the thing: `find` gives them in this order.
+    // Users of a thing are ended before the thing: `find` returns them in this order.
     for leftover in found {
         match leftover {
             Leftover::Process { pid, started, .. } => processes::end(*pid, *started),
@@ -95,7 +95,7 @@ pub fn undefine(name: &str) {
     libvirt::undefine(name);
 }
 
-/// Removes what libvirt has forgotten of a domain that is gone, and its log.
+/// Removes libvirt's leftover files of a removed domain, and its log.
 pub fn forget(name: &str) {
     libvirt::forget(name);
 }

@@ -10,7 +10,7 @@ use super::{LAB_DIR, Leftover};
 use crate::owner::{PREFIX, owners_in};
 use crate::process::{command_line, is_alive, start_time, wait_until};
 
-/// The programs that tests start and that may outlive them. A user's shell or editor in a folder of the tests is none.
+/// The programs that tests start and that may outlive them; not a user's shell or editor in a folder of the tests.
 const PROGRAMS: [&str; 10] = [
     "libvirtd",
     "nbdkit",
@@ -29,9 +29,9 @@ const DAEMONS: [&str; 2] = ["libvirtd", "virtlogd"];
 
 const END_DEADLINE: Duration = Duration::from_secs(20);
 
-/// The processes of these test processes, and the lab's daemons if nobody uses them.
+/// The processes that these test processes started, and the lab's unused daemons.
 pub fn find(is_left: &dyn Fn(u32) -> bool) -> Vec<Leftover> {
-    // A lab in a container has daemons of its own with the same words.
+    // A lab in a container has its own daemons with the same command lines.
     let daemons = if lab_is_unused() { recorded() } else { Vec::new() };
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let ours = namespace("self");
@@ -45,7 +45,7 @@ pub fn find(is_left: &dyn Fn(u32) -> bool) -> Vec<Leftover> {
             return None;
         }
         let line = command_line(pid)?;
-        // The machine's own virtlogd has logs of test domains open as well: only what is recorded tells the lab's.
+        // The machine's virtlogd also has logs of test domains open; only the lab's record identifies the lab's.
         let is_ours = match DAEMONS.contains(&program.as_str()) {
             true => line.contains("--pid-file") && daemons.contains(&pid),
             false => names_in(pid, &line).iter().any(|pid| is_left(*pid)),

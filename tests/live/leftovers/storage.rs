@@ -45,7 +45,7 @@ pub fn unmount(point: &Path) {
     quietly("umount", &["--lazy", &point.display().to_string()]);
 }
 
-/// Takes away what the kernel has put upon it, and the device.
+/// Removes what the kernel has built on the device, and the device.
 pub fn detach(device: &Path) {
     let device = device.display().to_string();
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
@@ -56,6 +56,6 @@ pub fn detach(device: &Path) {
 }
 
 fn quietly(program: &str, words: &[&str]) {
-    // What is still there afterwards is found again.
+    // What remains is found again.
     run_within(command(program, words), COMMAND_DEADLINE);
 }

@@ -1,4 +1,4 @@
-//! What goes wrong in backups, and what is never done, whatever the names.
+//! Backups that fail, and hostile names.
 
 use std::fs::{self, File};
 
@@ -21,7 +21,7 @@ fn an_invalid_grouping_is_refused_before_anything_is_written() {
 
 /// Faults 9 and 1: one missing domain ends the whole run, and a failed backup exits 0.
 #[test]
-fn what_fails_stops_no_other_and_is_named_at_the_end() {
+fn failures_stop_no_other_domain_and_are_summarised() {
     let node = Node::new(&[("good", SHUT_OFF), ("running", RUNNING)]);
     let words = ["--backup", "--domains=gone,running,good", "--output=OUT"];
     let finished = node.vmsnap(&words);
@@ -149,7 +149,7 @@ fn a_name_made_of_shell_words_is_only_a_name() {
     assert!(!node.path("PWNED").exists());
 }
 
-/// Fault 10: a failed first full leaves the folder behind, and every later run of the period fails.
+/// Fault 10: a failed first full leaves its folder, and every later run of the period fails.
 #[test]
 fn after_a_failed_first_full_the_next_run_makes_it() {
     let mut node = Node::new(&[("vm1", RUNNING)]);
@@ -163,9 +163,9 @@ fn after_a_failed_first_full_the_next_run_makes_it() {
     assert_eq!(node.restore_points("vm1"), 1);
 }
 
-/// Fault 11: one lock for everything, without an owner, for which status waits too.
+/// Fault 11: one lock for everything, without an owner, which also blocks status.
 #[test]
-fn a_lock_is_per_domain_names_its_holder_and_hinders_no_status() {
+fn lock_is_per_domain_and_does_not_block_status() {
     let node = Node::new(&[("vm1", SHUT_OFF), ("vm2", SHUT_OFF)]);
     let backup = |domains| node.vmsnap(&["--backup", domains, "--output=OUT", "--wait=0"]);
     ends(&backup("--domains=vm1,vm2"), 0, "");
@@ -228,7 +228,7 @@ fn blanks_in_paths_and_other_languages_change_nothing() {
 }
 
 #[test]
-fn a_dry_run_into_a_folder_that_a_backup_would_make_tells_what_it_would_do() {
+fn dry_run_into_a_missing_folder_shows_the_plan() {
     let node = Node::new(&[("vm1", SHUT_OFF)]);
     let words = ["--backup", "--domains=vm1", "--dry-run"];
     let run = |output: &str| node.vmsnap(&[&words[..], &[output]].concat());

@@ -1,4 +1,4 @@
-//! Disks that are left out: what the program says of them, and how it ends.
+//! Disks that are left out: output and exit codes.
 
 use serde_json::Value;
 
@@ -75,7 +75,7 @@ fn a_partial_backup_is_kept_and_ends_with_nine() {
 }
 
 #[test]
-fn what_is_left_out_on_purpose_is_no_failure() {
+fn excluded_disk_is_no_failure() {
     let node = node(&[("vm1", SHUT_OFF)], SHAREABLE);
     for words in [
         ["--backup", "--domains=vm1", "--output=OUT", "--excludeDisk=vdb"],

@@ -1,11 +1,11 @@
-//! Status as it is typed and shown.
+//! The status command: arguments and output.
 
 use crate::process::{command, run};
 
 use super::*;
 
 #[test]
-fn without_any_word_it_tells_how_all_domains_stand() {
+fn no_arguments_show_the_status_of_all_domains() {
     let node = Node::new(&[("vm1", RUNNING), ("vm2", SHUT_OFF)]);
     let all = node.vmsnap(&[]);
     ends(&all, 0, "");
@@ -54,7 +54,7 @@ fn bitmaps_of_a_shut_off_domain_are_read_and_judged() {
 
 /// Fault 12: errors go to stdout, and `--verbose` breaks the JSON.
 #[test]
-fn stdout_has_the_answer_only_whatever_is_told_besides() {
+fn stdout_has_only_the_answer() {
     let node = Node::new(&[("vm1", RUNNING)]);
     let json = ["--domains=vm1,gone", "--json", "--machine"];
     let plain = node.vmsnap(&json);
@@ -80,7 +80,7 @@ fn stdout_has_the_answer_only_whatever_is_told_besides() {
 }
 
 #[test]
-fn json_and_yaml_stand_in_frames_and_yaml_wins() {
+fn json_and_yaml_have_frames_and_yaml_wins() {
     let node = Node::new(&[("vm1", RUNNING)]);
     let rule = "-".repeat(80);
     let json = node.vmsnap(&["--json", "--output=OUT"]).stdout;

@@ -1,4 +1,4 @@
-//! What is said of mistakes, of what is missing, and in help, completions and manual pages.
+//! Usage errors, missing programs, help, completions and manual pages.
 
 use std::fs::File;
 use std::process::Stdio;
@@ -63,7 +63,7 @@ fn every_mistake_has_its_message_and_its_code() {
 }
 
 #[test]
-fn missing_programs_are_named_with_their_packages_where_they_are_needed() {
+fn missing_programs_are_named_with_their_packages() {
     let node = Node::new(&[("off", SHUT_OFF), ("vm1", RUNNING)]);
     let nothing = [("PATH", "/nowhere")];
     let status = node.vmsnap_with(&[], &nothing);
@@ -163,7 +163,7 @@ fn an_answer_that_could_not_be_written_is_a_failure() {
             "{words:?}: {stderr}"
         );
     }
-    // What was asked is done all the same.
+    // The command is carried out anyway.
     let (code, stderr) = into(&node, &["--backup", "--domains=off", "--output=OUT"], full());
     assert_eq!((code, node.restore_points("off")), (Some(3), 1), "{stderr}");
     let (code, _) = into(&node, &["--backup", "--domains=off,gone", "--output=OUT"], full());
@@ -171,7 +171,7 @@ fn an_answer_that_could_not_be_written_is_a_failure() {
 }
 
 #[test]
-fn a_reader_that_has_gone_away_is_no_failure_and_stops_no_backup() {
+fn closed_output_pipe_is_no_failure_and_stops_no_backup() {
     let node = Node::new(&[("vm1", RUNNING), ("off", SHUT_OFF), ("off2", SHUT_OFF)]);
     let closed = || {
         let (reader, writer) = std::io::pipe().expect("a pipe");

@@ -1,4 +1,4 @@
-//! Getting data back without vmsnap, as `docs/format.md` tells.
+//! Restores without vmsnap, as described in `docs/format.md`.
 
 use std::fs;
 use std::path::Path;
@@ -68,7 +68,7 @@ fn check_digests(dir: &Path) {
     );
 }
 
-/// The names of the images beneath one, as they stand in the images.
+/// The names of an image's backing chain, as the images record them.
 fn backing_names(image: &Path) -> Vec<String> {
     let json = run_ok(
         "qemu-img",
@@ -80,7 +80,7 @@ fn backing_names(image: &Path) -> Vec<String> {
 }
 
 #[test]
-fn the_documented_command_gives_back_every_restore_point_also_after_a_move() {
+fn documented_command_restores_every_point_even_after_a_move() {
     let mut rng = Rng::new();
     let mut story = Story::of(TestDomain::shaped(
         "by hand ",
@@ -126,7 +126,7 @@ fn the_documented_command_gives_back_every_restore_point_also_after_a_move() {
         }
         story.prove();
     }
-    // The chain goes on at the new place.
+    // The chain continues at the new place.
     story.scribble(&mut rng, 5);
     assert!(story.back_up().point.parent.is_some());
     story.prove();

@@ -1,4 +1,4 @@
-//! Domains beside their newest restore points.
+//! Comparisons of real domains with their newest restore points.
 
 use std::path::Path;
 
@@ -31,7 +31,7 @@ fn compared(story: &Story, sample: Option<u64>) -> Result<Outcome> {
 }
 
 #[test]
-fn what_no_bitmap_calls_changed_is_the_same_running_and_shut_off() {
+fn unchanged_clusters_are_equal_running_and_shut_off() {
     let mut rng = Rng::new();
     let mut story = story("compared ");
     story.write("vda", 0, 8 << 20, 0x31);
@@ -65,7 +65,7 @@ fn clear(image: &Path, bitmap: &str) {
 }
 
 #[test]
-fn a_write_that_a_bitmap_does_not_know_of_is_found_and_the_next_backup_is_full() {
+fn write_unknown_to_the_bitmap_is_found_and_forces_a_full() {
     for active in [true, false] {
         let mut story = story("missed ");
         story.write("vda", 0, 8 << 20, 0x21);

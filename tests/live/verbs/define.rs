@@ -1,4 +1,4 @@
-//! A domain brought back with its disks.
+//! Restores that define the domain.
 
 use std::fs;
 use std::path::Path;
@@ -164,7 +164,7 @@ fn a_domain_comes_back_beside_its_original_under_a_new_name() {
 }
 
 #[test]
-fn a_domain_that_is_lost_comes_back_as_it_was_and_is_backed_up_again() {
+fn lost_domain_comes_back_unchanged_and_is_backed_up_again() {
     let mut rng = Rng::new();
     let (mut story, _firmware) = uefi_story("lost ", &mut rng);
     let original = story.domain.seen();
@@ -201,7 +201,7 @@ fn a_domain_that_is_lost_comes_back_as_it_was_and_is_backed_up_again() {
 }
 
 #[test]
-fn a_domain_whose_checkpoints_libvirt_forgot_goes_on_from_its_bitmaps() {
+fn domain_with_forgotten_checkpoints_continues_by_bitmaps() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = Story::of(TestDomain::shaped(
@@ -240,7 +240,7 @@ fn a_domain_whose_checkpoints_libvirt_forgot_goes_on_from_its_bitmaps() {
 }
 
 #[test]
-fn a_disk_that_was_plugged_in_for_one_run_does_not_keep_a_domain_from_coming_back() {
+fn domain_comes_back_after_a_disk_was_plugged_in_for_one_run() {
     let mut rng = Rng::new();
     let mut story = Story::of(TestDomain::shaped(
         "guest disk ",

@@ -37,7 +37,7 @@ fn unplug(story: &Story, target: &str) {
 }
 
 #[test]
-fn a_disk_plugged_in_while_the_domain_runs_gets_a_full_image_and_the_others_go_on() {
+fn disk_plugged_in_while_running_gets_a_full_alone() {
     let mut rng = Rng::new();
     let disks = [(Kind::Qcow2, 8 * MIB), (Kind::Qcow2, 3 * MIB + 512)];
     let domain = domain("hotplug ", &disks);
@@ -130,9 +130,9 @@ fn a_disk_that_has_shrunk_gets_a_full_image() {
     story.prove();
 }
 
-/// What was cut off is forgotten by the dirty bitmaps, and what grows anew is clean and zero.
+/// Dirty bitmaps forget what was cut off; what grows in its place is clean and zero.
 #[test]
-fn nothing_old_shows_through_where_a_disk_has_shrunk_and_grown_again() {
+fn no_old_data_shows_where_a_disk_shrank_and_grew() {
     for running in [true, false] {
         let domain = domain("regrown ", &[(Kind::Qcow2, 4 * MIB), (Kind::Qcow2, 4 * MIB)]);
         domain.start();
@@ -204,9 +204,9 @@ fn a_disk_that_was_away_goes_on_where_its_bitmap_left_off() {
     story.prove();
 }
 
-/// Both images carry bitmaps of the same names: each tells the changes of another disk than the target's last image.
+/// Both images carry bitmaps with the same names: each records the changes of the other disk.
 #[test]
-fn disks_that_change_places_do_not_stand_upon_each_others_images() {
+fn swapped_disks_do_not_use_each_others_images_as_parent() {
     let domain = domain("swapped ", &[(Kind::Qcow2, 2 * MIB), (Kind::Qcow2, 2 * MIB)]);
     let mut story = Story::of(domain);
     story.write("vda", 0, MIB, 0x61);
@@ -264,7 +264,7 @@ fn every_layer_of_an_external_snapshot_is_in_the_restored_disk() {
             [("vda", Level::Incremental), ("vdb", Level::Incremental)]
         );
     }
-    // Shut off, the older bitmaps lie in two layers, of which qemu-nbd tells one only: no matter at which level, the bytes are right.
+    // Shut off, the older bitmaps are in two layers, and qemu-nbd reports only one: the bytes are right at any level.
     story.domain.destroy();
     for _ in 0..2 {
         story.scribble(&mut rng, 10);

@@ -1,4 +1,4 @@
-//! QEMUs and runs that are killed between or in the backups.
+//! QEMU and vmsnap killed during or between backups.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ fn story(name: &str) -> Story {
     ))
 }
 
-/// What the disks hold after QEMU was killed: what it had in its caches is lost.
+/// What the disks hold after QEMU was killed; its caches are lost.
 fn learn(story: &mut Story) {
     for target in story.targets() {
         story.learn(&target);
@@ -34,7 +34,7 @@ fn learn(story: &mut Story) {
 }
 
 #[test]
-fn after_qemu_was_killed_the_next_backup_is_full_and_a_new_chain_begins() {
+fn killed_qemu_makes_the_next_backup_full() {
     let mut rng = Rng::new();
     // Bitmaps that are in the image already, and others that QEMU never came to write down.
     for restarted in [true, false] {
@@ -78,7 +78,7 @@ fn after_qemu_was_killed_the_next_backup_is_full_and_a_new_chain_begins() {
 }
 
 #[test]
-fn after_qemu_was_killed_a_shut_off_domain_gets_a_full_backup_too() {
+fn killed_qemu_makes_the_next_offline_backup_full() {
     let mut rng = Rng::new();
     let mut story = story("killed off ");
     story.scribble(&mut rng, 15);
@@ -111,7 +111,7 @@ pub(super) enum Until {
     Begun,
 }
 
-/// Does what a backup does, up to a point at which it is killed: nothing of it is ended. `since` is the parent's checkpoint.
+/// Does what a backup does until it is killed: nothing is cleaned up. `since` is the parent's checkpoint.
 pub(super) fn killed_run(story: &Story, since: Option<&str>, until: Until) -> (Places, String) {
     let host = &Lab::get().host;
     let domain = story.domain.seen();
@@ -165,7 +165,7 @@ fn note(pending: &dyn PendingPoint, intent: &JournalEntry) {
     pending.write_note(&text).expect("it is noted");
 }
 
-/// The next backup ends what the killed run left, and goes on with the chain.
+/// The next backup cleans up after the killed run and continues the chain.
 fn assert_healed(story: &mut Story, places: &Places, expected: [(&str, Level); 2]) {
     let before = names(&story.domain);
     let outcome = story.back_up();
@@ -205,7 +205,7 @@ fn begun(name: &str, active: bool, rng: &mut Rng) -> (Story, String) {
 }
 
 #[test]
-fn a_run_killed_in_its_job_costs_nothing_but_its_own_restore_point() {
+fn run_killed_during_its_job_loses_only_its_own_point() {
     let mut rng = Rng::new();
     let (mut story, since) = begun("dead run ", true, &mut rng);
     let (places, _) = killed_run(&story, Some(&since), Until::Begun);
@@ -229,7 +229,7 @@ fn a_run_killed_before_its_job_is_cleared_away() {
 }
 
 #[test]
-fn a_first_run_that_was_killed_leaves_the_way_free() {
+fn killed_first_run_blocks_nothing() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = story("first ");
@@ -248,7 +248,7 @@ fn a_first_run_that_was_killed_leaves_the_way_free() {
 }
 
 #[test]
-fn a_killed_run_of_a_domain_that_was_restarted_since_is_cleared_away() {
+fn killed_run_is_cleared_after_the_domain_restarted() {
     let mut rng = Rng::new();
     let (mut story, since) = begun("dead, restarted ", true, &mut rng);
     let (places, _) = killed_run(&story, Some(&since), Until::Begun);
@@ -261,7 +261,7 @@ fn a_killed_run_of_a_domain_that_was_restarted_since_is_cleared_away() {
 }
 
 #[test]
-fn a_killed_run_of_a_domain_that_was_shut_off_since_is_cleared_away() {
+fn killed_run_is_cleared_after_the_domain_was_shut_off() {
     let mut rng = Rng::new();
     let (mut story, since) = begun("dead, off ", true, &mut rng);
     let (places, _) = killed_run(&story, Some(&since), Until::Begun);
@@ -295,7 +295,7 @@ fn a_killed_run_whose_qemu_was_killed_too_is_cleared_away() {
 }
 
 #[test]
-fn a_killed_run_on_a_shut_off_domain_leaves_readers_that_are_ended() {
+fn readers_of_a_killed_offline_run_are_ended() {
     let mut rng = Rng::new();
     let (mut story, since) = begun("readers ", false, &mut rng);
     let (places, run) = killed_run(&story, Some(&since), Until::Begun);

@@ -1,4 +1,4 @@
-//! Disks that cannot be incremental beside one that can, and drives that are no disks.
+//! Disks that cannot be incremental beside one that can, and drives that are not disks.
 
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::Cause;
@@ -77,7 +77,7 @@ fn a_raw_disk_is_saved_only_on_request_and_then_in_full() {
 }
 
 #[test]
-fn a_domain_without_any_disk_for_a_backup_is_told_so() {
+fn domain_without_eligible_disks_is_reported() {
     for running in [true, false] {
         let mut story = Story::of(domain("nothing ", &[(Kind::Raw, MIB)], CDROM));
         if running {

@@ -1,4 +1,4 @@
-//! Names that a shell, a path or XML would stumble over.
+//! Names that are difficult for a shell, a path or XML.
 
 use vmsnap::model::restore_point::Level;
 use vmsnap::repo::Repository;
@@ -30,7 +30,7 @@ fn domains_with_awkward_names_are_backed_up_and_given_back() {
         let mut story = Story::of(domain);
         let given = story.domain.name.clone();
         assert!(given.starts_with(name));
-        // Running and shut off by turns: both ways make folders and sockets of their own.
+        // Alternately running and shut off, because both create their own folders and sockets.
         if number % 2 == 0 {
             story.domain.start();
         }

@@ -1,4 +1,4 @@
-//! Targets that are full, read-only or gone, and readers that die: the run says so and leaves nothing, and the next one succeeds.
+//! Targets that are full, read-only or missing, and readers that die: a clear error, nothing left, and the next run succeeds.
 
 use std::fs;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ const MIB: u64 = 1 << 20;
 const DISKS: [(Kind, u64); 2] = [(Kind::Qcow2, 4 * MIB), (Kind::Qcow2, 2 * MIB + 512)];
 const INCREMENTAL: [(&str, Level); 2] = [("vda", Level::Incremental), ("vdb", Level::Incremental)];
 
-/// A story with one restore point in a repository of its own file system.
+/// A story with one restore point, and its repository on a separate file system.
 fn story_on(mount: &Mount, name: &str, active: bool, rng: &mut Rng) -> Story {
     let shape = Shape {
         disks: &DISKS,
@@ -57,7 +57,7 @@ fn assert_taken_back(story: &Story, checkpoints: &[String], error: &Error) {
 }
 
 #[test]
-fn a_target_that_is_full_costs_the_run_and_says_what_to_do_however_full_it_is() {
+fn full_target_fails_the_run_and_says_what_to_do() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mount = Mount::of(64 * MIB);
@@ -85,7 +85,7 @@ fn a_target_that_is_full_costs_the_run_and_says_what_to_do_however_full_it_is() 
 }
 
 #[test]
-fn a_target_that_is_read_only_is_told_before_anything_begins() {
+fn read_only_target_is_reported_before_anything_starts() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mount = Mount::of(64 * MIB);
@@ -138,7 +138,7 @@ pub(super) fn back_up_at(story: &Story, number: usize, act: &(dyn Fn() + Sync)) 
 }
 
 #[test]
-fn a_target_that_vanishes_in_any_moment_of_a_run_costs_that_run_and_no_more() {
+fn target_vanishing_at_any_moment_fails_only_that_run() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mount = Mount::of(64 * MIB);
@@ -164,7 +164,7 @@ fn a_target_that_vanishes_in_any_moment_of_a_run_costs_that_run_and_no_more() {
 }
 
 #[test]
-fn a_reader_of_a_shut_off_domain_that_is_killed_costs_the_run_and_no_more() {
+fn killed_offline_reader_fails_only_that_run() {
     let mut rng = Rng::new();
     let mount = Mount::of(64 * MIB);
     let mut story = story_on(&mount, "dead reader ", false, &mut rng);
@@ -186,10 +186,10 @@ fn a_server_in_qemu_that_dies_costs_the_run_and_no_more() {
     let mut story = story_on(&mount, "dead server ", true, &mut rng);
     let handle = story.domain.handle().clone();
     let stop = || {
-        // QEMU 7.2 waits for ever in `nbd_server_stop` when a connection is being negotiated at that moment, as one of another disk may be.
+        // QEMU 7.2 waits forever in `nbd_server_stop` when a connection is being negotiated at that moment, as one of another disk may be.
         std::thread::sleep(std::time::Duration::from_millis(500));
         let hmp = virt_sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP;
-        // When it happens before the job there is none yet.
+        // Before the job there is none yet.
         let _ = handle.qemu_monitor_command("nbd_server_stop", hmp);
     };
     assert_costs_one_run(&mut story, &mut rng, &stop);

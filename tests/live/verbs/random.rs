@@ -59,7 +59,7 @@ fn tell(story: &mut Story, rng: &mut Rng, state: DomainState) {
 }
 
 #[test]
-fn a_full_and_five_incremental_points_of_a_running_domain_give_back_their_moments() {
+fn full_and_five_incrementals_of_a_running_domain_are_exact() {
     let mut rng = Rng::new();
     let domain = domain("random ");
     domain.start();
@@ -69,7 +69,7 @@ fn a_full_and_five_incremental_points_of_a_running_domain_give_back_their_moment
 }
 
 #[test]
-fn a_full_and_five_incremental_points_of_a_paused_domain_give_back_their_moments() {
+fn full_and_five_incrementals_of_a_paused_domain_are_exact() {
     let mut rng = Rng::new();
     let domain = domain("paused ");
     domain.start();

@@ -36,7 +36,7 @@ fn increment(story: &mut Story, rng: &mut Rng, state: DomainState) {
 }
 
 #[test]
-fn a_chain_goes_on_through_every_change_between_running_paused_and_shut_off() {
+fn chain_continues_through_every_change_of_domain_state() {
     let mut rng = Rng::new();
     let mut story = story("states ");
     story.scribble(&mut rng, 20);

@@ -1,10 +1,10 @@
-//! Numbers that look random and come again with the same seed.
+//! Reproducible random numbers.
 
 /// SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
 pub struct Rng(u64);
 
 impl Rng {
-    /// A new story each time, unless `VMSNAP_TEST_SEED` tells an old one again. The seed is printed, which shows when the test fails.
+    /// A new seed each time, unless `VMSNAP_TEST_SEED` is set. The seed is printed, so a failed test shows it.
     pub fn new() -> Rng {
         let wanted = std::env::var("VMSNAP_TEST_SEED").ok();
         let wanted = wanted.map(|text| text.parse().expect("VMSNAP_TEST_SEED is a number"));

@@ -50,7 +50,7 @@ pub struct Story {
     pub folder: tempfile::TempDir,
     pub recorder: Recorder,
     now: Zoned,
-    /// What each disk holds, as the acts tell.
+    /// What each disk holds, according to the writes so far.
     models: BTreeMap<String, Vec<u8>>,
     moments: Vec<Moment>,
 }
@@ -187,7 +187,7 @@ impl Story {
         model.resize(size as usize, 0);
     }
 
-    /// The bytes of a disk as a file of its own, taken from the image itself. Nobody may write meanwhile.
+    /// Copies the bytes of a disk from its image into a raw file. The domain must not write at the same time.
     fn copy(&self, target: &str, name: &str) -> PathBuf {
         let to = self.folder.path().join(format!("{name}.{target}.raw"));
         if self.domain.handle().is_active().expect("it is known") {
@@ -229,7 +229,7 @@ impl Story {
         outcome
     }
 
-    /// Backs up, and keeps what every disk of the restore point holds now. The domain stays as it was, and nothing of the job is left.
+    /// Backs up, and keeps what every disk holds now. Asserts that the domain's state is unchanged and nothing of the job is left.
     pub fn back_up(&mut self) -> Outcome {
         let before = self.domain.seen();
         let outcome = self.try_back_up().expect("a backup");
@@ -272,7 +272,7 @@ impl Story {
         lists.pop().expect("one domain, one list")
     }
 
-    /// Restores every restore point, raw and qcow2 by turns, and compares each disk with what it held.
+    /// Restores every restore point, alternately as raw and qcow2, and compares each disk with what it held.
     pub fn prove(&self) {
         let list = self.list();
         assert_eq!(list.findings, [], "nothing is wrong with the folder");
@@ -281,7 +281,7 @@ impl Story {
         self.prove_those_left();
     }
 
-    /// The same for those that are left, where restore points were lost, which the list may tell.
+    /// The same for the remaining restore points if some were lost, which `list` may report.
     pub fn prove_those_left(&self) {
         (0..self.moments.len()).for_each(|number| self.prove_one(number));
     }

@@ -1,4 +1,4 @@
-//! Bitmaps and checkpoints that do not belong together, and bitmaps that somebody has been at.
+//! Bitmaps without checkpoints, checkpoints without bitmaps, and bitmaps that others have changed.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -56,121 +56,125 @@ fn stored(story: &Story, target: &str) -> Vec<String> {
     names.expect("they are listed")
 }
 
-#[test]
-fn bitmaps_without_a_checkpoint_cost_nothing_whatever_their_names() {
-    let mut rng = Rng::new();
-    for active in [true, false] {
-        let mut story = begun("orphans ", &mut rng);
-        bitmap(&story, "vda", "--add", NEXT);
-        bitmap(&story, "vdb", "--add", "virtnbdbackup.77");
-        bitmap(&story, "vdb", "--add", "mine");
-        bring(&story, active);
-        assert_next(&mut story, &mut rng, [Some(1), Some(1)]);
-        off(&story);
-        assert!(
-            stored(&story, "vdb").contains(&"mine".to_owned()),
-            "it is not ours to remove"
-        );
-        story.prove();
-    }
+/// A state of the bitmaps of a shut-off domain with two restore points, and what the next backup makes of it.
+struct State {
+    /// Part of the domain's name.
+    name: &'static str,
+    /// Brings the state about.
+    make: fn(&mut Story),
+    /// The restore points that the next images of `vda` and `vdb` depend on; `None` for a full image.
+    parents: [Option<usize>; 2],
 }
 
-#[test]
-fn a_broken_bitmap_without_a_checkpoint_costs_nothing_where_the_others_are_sound() {
-    let mut rng = Rng::new();
-    for active in [true, false] {
-        let mut story = begun("broken orphan ", &mut rng);
-        bitmap(&story, "vdb", "--add", NEXT);
-        break_bitmap(&story.domain.image("vdb"), NEXT);
-        bring(&story, active);
-        assert_next(&mut story, &mut rng, [Some(1), Some(1)]);
-        story.prove();
-    }
+/// The bitmaps of one disk that other programs made.
+fn foreign(story: &Story, target: &str) -> Vec<String> {
+    let mut names = stored(story, target);
+    names.retain(|name| !name.starts_with("virtnbdbackup."));
+    names
 }
 
-#[test]
-fn a_bitmap_without_a_checkpoint_that_was_open_when_qemu_was_killed_is_in_no_way() {
+/// Backs up each state running and shut off, and restores every restore point.
+fn check(states: &[State]) {
     let mut rng = Rng::new();
-    for active in [true, false] {
-        let mut story = begun("killed orphan ", &mut rng);
-        bitmap(&story, "vda", "--add", NEXT);
-        story.domain.start();
-        story.domain.kill();
-        bring(&story, active);
-        assert_next(&mut story, &mut rng, [None, None]);
-        story.prove();
-    }
-}
-
-#[test]
-fn a_checkpoint_whose_newest_bitmaps_are_gone_is_passed_over_for_the_one_before() {
-    let mut rng = Rng::new();
-    for active in [true, false] {
-        let mut story = begun("lost ", &mut rng);
-        for target in ["vda", "vdb"] {
-            bitmap(&story, target, "--remove", &story.made(1));
+    for state in states {
+        for active in [true, false] {
+            let mut story = begun(state.name, &mut rng);
+            (state.make)(&mut story);
+            let before = ["vda", "vdb"].map(|target| foreign(&story, target));
+            bring(&story, active);
+            story.write("vda", 2 << 20, 65536, 0x72);
+            assert_next(&mut story, &mut rng, state.parents);
+            off(&story);
+            let after = ["vda", "vdb"].map(|target| foreign(&story, target));
+            assert_eq!(after, before, "{}: foreign bitmaps stay", state.name);
+            story.prove();
         }
-        bring(&story, active);
-        assert_next(&mut story, &mut rng, [Some(0), Some(0)]);
-        story.prove();
     }
 }
 
 #[test]
-fn a_disk_that_has_lost_a_bitmap_is_passed_over_alone() {
-    let mut rng = Rng::new();
-    for active in [true, false] {
-        let mut story = begun("lost one ", &mut rng);
-        bitmap(&story, "vdb", "--remove", &story.made(1));
-        bring(&story, active);
-        assert_next(&mut story, &mut rng, [Some(1), Some(0)]);
-        story.prove();
-    }
+fn bitmaps_without_checkpoint_are_harmless() {
+    check(&[
+        State {
+            name: "orphans ",
+            make: |story| {
+                bitmap(story, "vda", "--add", NEXT);
+                bitmap(story, "vdb", "--add", "virtnbdbackup.77");
+                bitmap(story, "vdb", "--add", "mine");
+                assert_eq!(foreign(story, "vdb"), ["mine"]);
+            },
+            parents: [Some(1), Some(1)],
+        },
+        State {
+            name: "broken orphan ",
+            make: |story| {
+                bitmap(story, "vdb", "--add", NEXT);
+                break_bitmap(&story.domain.image("vdb"), NEXT);
+            },
+            parents: [Some(1), Some(1)],
+        },
+        // A killed QEMU leaves every bitmap of the disk inconsistent.
+        State {
+            name: "killed orphan ",
+            make: |story| {
+                bitmap(story, "vda", "--add", NEXT);
+                story.domain.start();
+                story.domain.kill();
+            },
+            parents: [None, None],
+        },
+    ]);
 }
 
 #[test]
-fn a_disk_that_has_lost_all_its_bitmaps_gets_a_full_alone() {
-    let mut rng = Rng::new();
-    for active in [true, false] {
-        let mut story = begun("lost all ", &mut rng);
-        for number in [1, 0] {
-            bitmap(&story, "vda", "--remove", &story.made(number));
-        }
-        bring(&story, active);
-        assert_next(&mut story, &mut rng, [None, Some(1)]);
-        story.prove();
-    }
+fn lost_and_broken_bitmaps_give_way_to_older_ones() {
+    check(&[
+        State {
+            name: "lost ",
+            make: |story| {
+                for target in ["vda", "vdb"] {
+                    bitmap(story, target, "--remove", &story.made(1));
+                }
+            },
+            parents: [Some(0), Some(0)],
+        },
+        State {
+            name: "lost one ",
+            make: |story| bitmap(story, "vdb", "--remove", &story.made(1)),
+            parents: [Some(1), Some(0)],
+        },
+        State {
+            name: "broken newest ",
+            make: |story| break_bitmap(&story.domain.image("vda"), &story.made(1)),
+            parents: [Some(0), Some(1)],
+        },
+        // A disabled bitmap looks clean, but does not record the write.
+        State {
+            name: "disabled ",
+            make: |story| {
+                bitmap(story, "vda", "--disable", &story.made(1));
+                story.write("vda", 1 << 20, 65536, 0x71);
+            },
+            parents: [Some(0), Some(1)],
+        },
+    ]);
 }
 
 #[test]
-fn a_broken_bitmap_is_passed_over_for_an_older_one_that_is_sound() {
-    let mut rng = Rng::new();
-    for active in [true, false] {
-        let mut story = begun("broken newest ", &mut rng);
-        break_bitmap(&story.domain.image("vda"), &story.made(1));
-        bring(&story, active);
-        assert_next(&mut story, &mut rng, [Some(0), Some(1)]);
-        story.prove();
-    }
-}
-
-/// A bitmap that does not record looks clean: what it does not tell would be missing in the restore point.
-#[test]
-fn a_bitmap_that_somebody_has_disabled_is_not_trusted() {
-    let mut rng = Rng::new();
-    for active in [true, false] {
-        let mut story = begun("disabled ", &mut rng);
-        bitmap(&story, "vda", "--disable", &story.made(1));
-        story.write("vda", 1 << 20, 65536, 0x71);
-        bring(&story, active);
-        story.write("vda", 2 << 20, 65536, 0x72);
-        assert_next(&mut story, &mut rng, [Some(0), Some(1)]);
-        story.prove();
-    }
+fn disk_without_any_sound_bitmap_gets_a_full_alone() {
+    check(&[State {
+        name: "lost all ",
+        make: |story| {
+            for number in [1, 0] {
+                bitmap(story, "vda", "--remove", &story.made(number));
+            }
+        },
+        parents: [None, Some(1)],
+    }]);
 }
 
 #[test]
-fn checkpoints_of_others_in_between_are_kept_and_in_no_way_also_when_they_go_later() {
+fn foreign_checkpoints_between_ours_are_kept_and_harmless() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = begun("foreign ", &mut rng);
@@ -180,7 +184,7 @@ fn checkpoints_of_others_in_between_are_kept_and_in_no_way_also_when_they_go_lat
         back_up(&story.domain, "somebody-elses", &both);
         story.scribble(&mut rng, 5);
         assert_next(&mut story, &mut rng, [Some(1), Some(1)]);
-        // One with a name such as ours: other programs give the same.
+        // Other programs use names like ours.
         back_up(&story.domain, "virtnbdbackup.50", &both);
         assert_next(&mut story, &mut rng, [Some(3), Some(3)]);
         for name in ["somebody-elses", "virtnbdbackup.50"] {

@@ -1,4 +1,4 @@
-//! Domains that are not the ones they were, under the same name or another.
+//! Domains that were redefined, replaced or renamed.
 
 use virt::domain::Domain as Handle;
 use virt_sys as sys;
@@ -40,7 +40,7 @@ fn a_domain_defined_again_goes_on_from_the_bitmaps_that_it_left() {
 }
 
 #[test]
-fn another_domain_of_the_same_name_and_images_begins_a_chain_of_its_own() {
+fn other_domain_with_same_name_and_images_starts_a_new_chain() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = begun("other uuid ", &mut rng);
@@ -57,7 +57,7 @@ fn another_domain_of_the_same_name_and_images_begins_a_chain_of_its_own() {
 
 /// libvirt takes the checkpoints along: no manifest in the new folder names them, those in the old one still do.
 #[test]
-fn a_renamed_domain_begins_a_folder_of_its_own_and_goes_on_in_the_old_one_under_its_old_name() {
+fn renamed_domain_starts_a_new_folder_and_can_return() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = begun("renamed ", &mut rng);

@@ -1,4 +1,4 @@
-//! Images that were replaced, set back, or laid over with others, behind libvirt's back.
+//! Images that were replaced, reverted or covered by an overlay without libvirt's knowledge.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ fn kept(story: &Story, name: &str) -> PathBuf {
     story.folder.path().join(name)
 }
 
-/// Learns anew what both disks hold.
+/// Reads again what both disks hold.
 fn learn(story: &mut Story) {
     for target in ["vda", "vdb"] {
         story.learn(target);
@@ -41,7 +41,7 @@ fn a_disk_replaced_by_a_fresh_image_gets_a_full_alone() {
 
 /// As a snapshot of the storage does: the bitmaps in the image are those of its moment.
 #[test]
-fn a_disk_set_back_to_an_earlier_moment_goes_on_from_the_newest_restore_point_that_its_bitmaps_know() {
+fn reverted_disk_continues_from_newest_point_with_a_bitmap() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = begun("set back ", &mut rng);
@@ -108,7 +108,7 @@ fn lay_over(story: &Story, target: &str, overlay: &Path) {
     point_to(story, &image, overlay);
 }
 
-/// Tells libvirt another path of an image.
+/// Changes the path of an image in the definition.
 fn point_to(story: &Story, from: &Path, to: &Path) {
     let xml = story.domain.seen().inactive_xml;
     let name = |path: &Path| format!("'{}'", escape(&path.display().to_string()));
@@ -118,7 +118,7 @@ fn point_to(story: &Story, from: &Path, to: &Path) {
 }
 
 #[test]
-fn a_layer_laid_over_a_disk_without_libvirt_gets_a_full_alone() {
+fn overlay_added_without_libvirt_gets_a_full_alone() {
     let mut rng = Rng::new();
     for active in [true, false] {
         for is_committed in [true, false] {
@@ -129,7 +129,7 @@ fn a_layer_laid_over_a_disk_without_libvirt_gets_a_full_alone() {
             bring(&story, active);
             assert_next(&mut story, &mut rng, [None, Some(1)]);
 
-            // The layer goes again: its changes into the image beneath, or away with it.
+            // The overlay is removed: committed into the image below, or discarded.
             off(&story);
             if is_committed {
                 run_ok("qemu-img", [&"commit", &"-q", &"-f", &"qcow2", &overlay]);
@@ -149,7 +149,7 @@ fn a_layer_laid_over_a_disk_without_libvirt_gets_a_full_alone() {
 
 /// libvirt gives the new layer bitmaps of the same names: some of them in two layers.
 #[test]
-fn a_layer_of_libvirts_that_is_thrown_away_takes_its_restore_points_bitmaps_with_it() {
+fn discarded_libvirt_overlay_takes_its_bitmaps_with_it() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = begun("thrown away ", &mut rng);
@@ -189,9 +189,9 @@ fn filled(name: &str, byte: u8) -> Story {
     story
 }
 
-/// The bitmaps of another domain's image have the same names, and tell of other moments.
+/// The bitmaps of another domain's image have the same names but record other changes.
 #[test]
-fn a_disk_replaced_by_another_domains_image_with_bitmaps_of_the_same_names_gets_a_full_alone() {
+fn disk_replaced_by_another_domains_image_gets_a_full_alone() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let other = filled("other ", 0x31);
@@ -208,12 +208,12 @@ fn a_disk_replaced_by_another_domains_image_with_bitmaps_of_the_same_names_gets_
 
 /// The storage's snapshot was taken in mid-run, and holds that run's bitmap. The run failed, and another one made a checkpoint later.
 #[test]
-fn a_disk_set_back_to_the_middle_of_a_failed_run_does_not_go_on_from_that_runs_bitmap() {
+fn bitmap_of_a_failed_run_in_a_reverted_disk_is_not_used() {
     let mut story = filled("set back in mid-run ", 0x51);
     let (image, early) = (story.domain.image("vda"), kept(&story, "early"));
     let images = story.domain.dir.path().display().to_string();
     let fail = || {
-        // The first event behind the beginning of the job: the bitmaps are in the images.
+        // The first event after the job has started: the bitmaps are in the images.
         for (pid, line) in processes_with(&images) {
             if line.starts_with("qemu-nbd") {
                 copy(&image, &early);

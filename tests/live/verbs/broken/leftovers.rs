@@ -1,4 +1,4 @@
-//! What others, and dead runs of ours, have left on a domain.
+//! Leftovers of other programs and of dead runs.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ use crate::verbs::story::{Story, codes};
 const MIB: u64 = 1 << 20;
 
 #[test]
-fn a_job_of_somebody_else_is_left_alone_and_nothing_of_ours_begins() {
+fn foreign_job_is_left_alone_and_no_backup_starts() {
     let mut rng = Rng::new();
     let mut story = begun("busy ", &mut rng);
     story.domain.start();
@@ -47,7 +47,7 @@ fn a_job_of_somebody_else_is_left_alone_and_nothing_of_ours_begins() {
 
 /// A power cut: neither the run nor QEMU is there any more, their sockets and files are.
 #[test]
-fn what_a_power_cut_in_mid_run_leaves_the_next_run_ends() {
+fn next_run_clears_a_run_cut_by_power_loss() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = begun("power cut ", &mut rng);
@@ -70,7 +70,7 @@ fn what_a_power_cut_in_mid_run_leaves_the_next_run_ends() {
 }
 
 #[test]
-fn what_a_power_cut_leaves_of_a_shut_off_domains_run_the_next_one_ends() {
+fn next_run_clears_an_offline_run_cut_by_power_loss() {
     let mut rng = Rng::new();
     for run_is_emptied in [true, false] {
         let mut story = begun("power cut off ", &mut rng);
@@ -110,7 +110,7 @@ fn assert_gone(places: &Places) {
     }
 }
 
-/// A boot sector for ever writing 4 KiB at every odd multiple of 64 KiB below 16 MiB, each time with other bytes.
+/// A boot sector that keeps writing 4 KiB at every odd multiple of 64 KiB below 16 MiB, each time with other bytes.
 const RESTLESS: [u8; 33] = [
     0x31, 0xc0, // xor ax, ax
     0x8e, 0xd8, // mov ds, ax
@@ -162,13 +162,13 @@ fn writes(story: &Story) -> i64 {
     stats.wr_req
 }
 
-/// Whether the guest stands still because a disk could not be written to.
+/// Whether the guest is paused because of a write error.
 fn is_stuck(story: &Story) -> bool {
     let state = story.domain.handle().get_state().expect("it is known");
     state == (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_IOERROR as i32)
 }
 
-/// The guest goes on writing; stopped, its disk is backed up and proved.
+/// The guest continues to write; after it is stopped, its disk is backed up and checked.
 fn assert_goes_on(story: &mut Story) {
     assert_eq!(story.domain.seen().state, DomainState::Running);
     let before = writes(story);
@@ -183,7 +183,7 @@ fn assert_goes_on(story: &mut Story) {
 }
 
 #[test]
-fn a_guest_that_a_dead_runs_full_scratch_space_has_stopped_goes_on() {
+fn guest_stopped_by_a_dead_runs_full_scratch_goes_on() {
     let mut story = restless("stopped ");
     let scratch = Mount::of(MIB);
     story.options.places.scratch_dir = Some(scratch.path().to_owned());
@@ -200,7 +200,7 @@ fn a_guest_that_a_dead_runs_full_scratch_space_has_stopped_goes_on() {
 }
 
 #[test]
-fn a_scratch_space_that_is_full_when_the_copy_is_done_is_told_and_the_guest_goes_on() {
+fn scratch_full_after_the_copy_is_reported_and_guest_goes_on() {
     let mut story = restless("full at last ");
     let scratch = Mount::of(MIB);
     let (host, domain) = (&Lab::get().host, story.domain.seen());
@@ -220,7 +220,7 @@ fn a_scratch_space_that_is_full_when_the_copy_is_done_is_told_and_the_guest_goes
 
 /// Whether the run notices or is done before, the guest goes on.
 #[test]
-fn a_full_scratch_space_costs_this_run_at_most_and_the_guest_goes_on() {
+fn full_scratch_fails_at_most_this_run_and_guest_goes_on() {
     let mut story = restless("scratch ");
     let scratch = Mount::of(MIB);
     story.domain.handle().resume().expect("it runs");

@@ -1,4 +1,4 @@
-//! Broken states, built for real: after each of them one ordinary backup is right, and loses as little as can be.
+//! Broken states on real domains: the next ordinary backup is right, and as incremental as possible.
 
 use std::path::Path;
 
@@ -37,7 +37,7 @@ fn begun(name: &str, rng: &mut Rng) -> Story {
     story
 }
 
-/// Starts a shut-off domain if that is wished.
+/// Starts a shut-off domain if `active`.
 fn bring(story: &Story, active: bool) {
     if active {
         story.domain.start();
@@ -51,7 +51,7 @@ fn off(story: &Story) {
     }
 }
 
-/// The number of the restore point that a disk stands upon; `None` for a full.
+/// The number of a disk's parent; `None` for a full.
 fn upon(story: &Story, outcome: &Outcome, target: &str) -> Option<usize> {
     let disk = outcome.point.disk(target).expect("it was backed up");
     let parent = disk.parent.as_deref()?;
@@ -60,8 +60,8 @@ fn upon(story: &Story, outcome: &Outcome, target: &str) -> Option<usize> {
     Some(number.expect("the parent is a restore point of the story"))
 }
 
-/// The next backup: upon which restore points its disks have to stand, of `vda` and of `vdb`. The one after it stands upon it, and every
-/// restore point gives back its moment.
+/// Makes the next backup and checks the parents of `vda` and `vdb`; `None` is a full. The backup after it must be incremental
+/// to it.
 fn assert_next(story: &mut Story, rng: &mut Rng, expected: [Option<usize>; 2]) -> Outcome {
     story.scribble(rng, 5);
     let outcome = story.back_up();

@@ -1,4 +1,4 @@
-//! A repository that has lost something: what stands upon it is lost, and the next backup needs nothing of it.
+//! Repositories with a missing or damaged file: only its children are lost, and the next backup does not need it.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -42,7 +42,7 @@ fn a_missing_image_of_the_newest_restore_point_costs_one_step() {
     for active in [true, false] {
         let mut story = four("image lost ", &mut rng);
         fs::remove_file(folder(&story, 3).join("vda.qcow2")).expect("it goes");
-        // Every one stands upon those before: 0 to 2 are as they were.
+        // Each depends on those before it: 0 to 2 are unaffected.
         lose(&mut story, [3]);
         bring(&story, active);
         story.scribble(&mut rng, 5);
@@ -53,7 +53,7 @@ fn a_missing_image_of_the_newest_restore_point_costs_one_step() {
 }
 
 #[test]
-fn a_missing_manifest_in_the_middle_is_passed_over_for_what_was_before_it() {
+fn missing_manifest_in_the_middle_falls_back_to_the_one_before() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = four("manifest lost ", &mut rng);
@@ -85,9 +85,9 @@ fn a_period_whose_full_was_deleted_begins_with_a_full_again() {
     }
 }
 
-/// A byte of data that has changed is found by whoever reads all of it: a restore does, a backup only by luck.
+/// A changed byte of data is found by a restore, which reads everything; by a backup only by chance.
 #[test]
-fn a_flipped_byte_in_a_parent_is_told_by_every_restore_that_needs_it_and_by_no_wrong_byte() {
+fn flipped_byte_in_a_parent_fails_every_restore_that_needs_it() {
     let mut rng = Rng::new();
     let mut story = four("flipped ", &mut rng);
     let damaged = folder(&story, 0).join("vda.qcow2");
@@ -103,7 +103,7 @@ fn a_flipped_byte_in_a_parent_is_told_by_every_restore_that_needs_it_and_by_no_w
     story.domain.start();
     story.scribble(&mut rng, 5);
     let outcome = story.back_up();
-    // Unless one of the few places that every backup compares is the one with that byte: then it stands alone, and is right.
+    // Unless a spot check hits that byte: then the backup is full, and right.
     let stands_alone = super::upon(&story, &outcome, "vda").is_none();
     let newest = story.ids().len() - 1;
     if stands_alone {
