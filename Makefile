@@ -27,7 +27,7 @@ demo: ## a full and an incremental backup of a throw-away domain, restored and c
 test: ## everything: format, lints, all tests, those on real domains included (as root)
 	@scripts/setup.sh build demo test
 	@$(MAKE) --no-print-directory fmt lint scripts
-	$(CARGO) test --locked --no-default-features
+	$(CARGO) test --locked --no-default-features --test it
 	$(CARGO) test --locked; $(AND_NOTHING_LEFT)
 
 check: fmt lint scripts tidy unit it deny ## format, lints, scripts, house rules, unit tests, the verbs on a simulated hypervisor, dependencies: minutes, no domain is started

@@ -360,6 +360,58 @@ fn the_json_page_has_every_code_of_a_finding() {
     assert!(missing.is_empty(), "docs/json.md lacks {missing:#?}");
 }
 
+/// The packages of a lock file, each with its version.
+fn locked_packages(file: &str) -> BTreeSet<(String, String)> {
+    let text = fs::read_to_string(root().join(file)).expect("it is there");
+    let value = |line: &str, key: &str| Some(line.strip_prefix(key)?.trim_matches('"').to_owned());
+    let lines: Vec<&str> = text.lines().collect();
+    let pairs = lines.windows(2);
+    pairs
+        .filter_map(|pair| Some((value(pair[0], "name = ")?, value(pair[1], "version = ")?)))
+        .collect()
+}
+
+/// The crates that the fuzz targets' lock file names as dependencies of vmsnap.
+fn fuzz_dependencies_of_vmsnap() -> BTreeSet<String> {
+    let text = fs::read_to_string(root().join("fuzz/Cargo.lock")).expect("it is there");
+    let (_, block) = text.split_once("name = \"vmsnap\"\n").expect("it is locked");
+    let block = block.split("[[package]]").next().unwrap_or_default();
+    let quoted = block.lines().filter_map(|line| line.strip_prefix(" \""));
+    quoted
+        .filter_map(|line| line.split(['"', ' ']).next().map(str::to_owned))
+        .collect()
+}
+
+/// Nothing here builds the fuzz targets: their lock file is forgotten easily.
+#[test]
+fn fuzz_lock_file_has_the_same_dependencies() {
+    let (ours, theirs) = (locked_packages("Cargo.lock"), locked_packages("fuzz/Cargo.lock"));
+    assert!(
+        ours.len() > 50 && theirs.len() > 30,
+        "{} {}",
+        ours.len(),
+        theirs.len()
+    );
+    let is_ours = |name: &str| ours.iter().any(|(ours, _)| ours == name);
+    let other: Vec<_> = theirs
+        .difference(&ours)
+        .filter(|(name, _)| is_ours(name))
+        .collect();
+    assert!(other.is_empty(), "fuzz/Cargo.lock has other versions: {other:?}");
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("it is there");
+    let (_, needed) = manifest.split_once("\n[dependencies]\n").expect("there are some");
+    let needed = needed.split("\n[").next().unwrap_or_default();
+    let needed = needed.lines().filter(|line| !line.contains("optional = true"));
+    let needed = needed.filter_map(|line| Some(line.split_once(" = ")?.0.to_owned()));
+    let missing: Vec<_> = needed
+        .filter(|name| !fuzz_dependencies_of_vmsnap().contains(name))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "fuzz/Cargo.lock lacks {missing:?}: run cargo metadata there"
+    );
+}
+
 /// Major and minor number of a Rust version.
 fn rust_version(text: &str) -> (u32, u32) {
     let mut numbers = text.split('.').map(|number| number.parse().expect("a number"));

@@ -1,6 +1,7 @@
 //! The parts of libvirt and QEMU that the throw-away domain needs.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use virt::connect::Connect;
 use virt::error::ErrorNumber;
@@ -13,11 +14,24 @@ const EMULATORS: [&str; 2] = ["qemu-system-x86_64", "qemu-kvm"];
 /// Where Fedora and RHEL keep it, outside `PATH`.
 const EMULATOR_OF_RHEL: &str = "/usr/libexec/qemu-kvm";
 
+/// libvirt's QEMU driver, as the kernel names it in the list of what this process has loaded.
+const DRIVER_MODULE: &str = "libvirt_driver_qemu.so";
+
+/// The module with which that driver creates the scratch files of a backup job, and the folder beside the
+/// driver's that holds it.
+const FILES_MODULE: &str = "libvirt_storage_file_fs.so";
+const FILES_FOLDER: &str = "storage-file";
+
+/// The variable with which libvirt is told another folder.
+const FILES_VARIABLE: &str = "LIBVIRT_STORAGE_FILE_DIR";
+
 /// A part that distributions package by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// libvirt's QEMU driver, a module that libvirt loads.
     Driver,
+    /// The module with which the driver creates scratch files.
+    Files,
     /// QEMU's system emulator.
     Emulator,
 }
@@ -27,22 +41,25 @@ impl Part {
     pub fn name(self) -> &'static str {
         match self {
             Part::Driver => "libvirt's QEMU driver",
+            Part::Files => FILES_MODULE,
             Part::Emulator => EMULATORS[0],
         }
     }
 
-    /// The packages of Debian and Ubuntu. Debian 12 and Ubuntu have a part of the driver in `libvirt-daemon`.
+    /// The packages of Debian and Ubuntu.
     pub fn debian(self) -> &'static str {
         match self {
             Part::Driver => "libvirt-daemon-driver-qemu libvirt-daemon",
+            Part::Files => "libvirt-daemon",
             Part::Emulator => "qemu-system-x86",
         }
     }
 
-    /// The package of Fedora and RHEL.
+    /// The packages of Fedora and RHEL.
     pub fn fedora(self) -> &'static str {
         match self {
-            Part::Driver => "libvirt-daemon-driver-qemu",
+            Part::Driver => "libvirt-daemon-driver-qemu libvirt-daemon-driver-storage-core",
+            Part::Files => "libvirt-daemon-driver-storage-core",
             Part::Emulator => "qemu-kvm-core",
         }
     }
@@ -54,14 +71,58 @@ pub fn names(parts: &[Part]) -> String {
     names.join(", ")
 }
 
-/// The parts that are not installed. `uri` is the embedded driver's; nothing is started.
+/// The parts that are not installed. `uri` is the embedded driver's; no program is started.
 pub(super) fn missing(uri: &str) -> Vec<Part> {
     let lacks_driver = Connect::open(Some(uri)).is_err_and(|error| error.code() == ErrorNumber::NoConnect);
     let has_emulator = EMULATORS.into_iter().any(is_installed) || Path::new(EMULATOR_OF_RHEL).exists();
-    let parts = [(Part::Driver, lacks_driver), (Part::Emulator, !has_emulator)];
+    let parts = [
+        (Part::Driver, lacks_driver),
+        (Part::Files, lacks_files_module()),
+        (Part::Emulator, !has_emulator),
+    ];
     parts
         .into_iter()
         .filter(|(_, is_missing)| *is_missing)
         .map(|(part, _)| part)
         .collect()
+}
+
+/// Whether a driver that is loaded lacks the module that creates files. libvirt reports that only when a backup
+/// job begins, as a file that does not exist.
+fn lacks_files_module() -> bool {
+    let told = std::env::var_os(FILES_VARIABLE).map(PathBuf::from);
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let folder =
+        folder_of_driver(&maps).map(|beside| told.unwrap_or_else(|| beside.with_file_name(FILES_FOLDER)));
+    folder.is_some_and(|folder| !folder.join(FILES_MODULE).exists())
+}
+
+/// The folder of the loaded driver, from the text of `/proc/self/maps` (proc(5)); `None` without one.
+fn folder_of_driver(maps: &str) -> Option<&Path> {
+    let paths = maps
+        .lines()
+        .filter_map(|line| line.find('/').map(|at| Path::new(&line[at..])));
+    let mut drivers = paths.filter(|path| path.ends_with(DRIVER_MODULE));
+    drivers.next()?.parent()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loaded_driver_is_found_among_the_mappings() {
+        let maps = "55d0c0de2000-55d0c0de4000 r--p 00000000 fe:01 42   /usr/bin/vmsnap\n\
+                    7f10a1c00000-7f10a1c28000 rw-p 00000000 00:00 0\n\
+                    7f10a1d00000-7f10a1d28000 r--p 00000000 fe:01 77   \
+                    /usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so\n\
+                    7ffd3a5c0000-7ffd3a5e1000 rw-p 00000000 00:00 0   [stack]\n";
+        let folder = Path::new("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver");
+        assert_eq!(folder_of_driver(maps), Some(folder));
+        assert_eq!(
+            folder_of_driver("7f10-7f11 r--p 0 fe:01 7 /usr/lib/libvirt.so.0\n"),
+            None
+        );
+        assert_eq!(folder_of_driver(""), None);
+    }
 }

@@ -94,12 +94,14 @@ fn demo_lacks(environment: &[(&str, &str)], parts: &str, packages: &str) {
 #[test]
 fn a_demo_without_driver_or_emulator_names_their_packages() {
     let (no_driver, no_emulator) = (("LIBVIRT_DRIVER_DIR", "/nowhere"), ("PATH", "/nowhere"));
+    let no_files = ("LIBVIRT_STORAGE_FILE_DIR", "/nowhere");
     demo_lacks(
         &[no_driver],
         "libvirt's QEMU driver",
         "libvirt-daemon-driver-qemu libvirt-daemon",
     );
     demo_lacks(&[no_emulator], "qemu-system-x86_64", "qemu-system-x86");
+    demo_lacks(&[no_files], "libvirt_storage_file_fs.so", "libvirt-daemon");
     demo_lacks(
         &[no_driver, no_emulator],
         "libvirt's QEMU driver, qemu-system-x86_64",

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 /// How long an ordinary command may take.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
 
-const POLL: Duration = Duration::from_millis(20);
+/// The longest time between two questions whether something has happened. It begins with the shortest.
+const LONGEST_POLL: Duration = Duration::from_millis(20);
+const SHORTEST_POLL: Duration = Duration::from_millis(1);
 
 /// The result of a command.
 #[derive(Debug)]
@@ -88,6 +90,7 @@ pub fn end(child: &mut Child) {
 /// Asks again and again until the answer is yes; `false` when the deadline passes before.
 pub fn wait_until(deadline: Duration, mut done: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
+    let mut pause = SHORTEST_POLL;
     loop {
         if done() {
             return true;
@@ -95,7 +98,8 @@ pub fn wait_until(deadline: Duration, mut done: impl FnMut() -> bool) -> bool {
         if start.elapsed() >= deadline {
             return false;
         }
-        thread::sleep(POLL);
+        thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_POLL);
     }
 }
 

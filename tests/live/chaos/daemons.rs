@@ -44,7 +44,7 @@ fn round(daemon: &Daemon, chaos: &mut Chaos, number: usize) {
         do_what_is_said_of_a_lost_qemu(chaos, lost);
     } else if has_lost_its_job(chaos) {
         assert_tells_what_to_do(chaos);
-        chaos.machine.domain.destroy();
+        chaos.machine.pull_the_plug();
         daemon.restart();
         chaos.machine.domain.start_paused();
     }

@@ -48,10 +48,11 @@ fn round(chaos: &mut Chaos, number: usize) -> bool {
 }
 
 /// Starts a domain that is shut off, and the other way round.
-fn turn(chaos: &Chaos) {
-    let machine = &chaos.machine;
-    if chaos.is_active() {
-        machine.domain.destroy();
+fn turn(chaos: &mut Chaos) {
+    let is_active = chaos.is_active();
+    let machine = &mut chaos.machine;
+    if is_active {
+        machine.pull_the_plug();
     } else {
         machine.wait_for_readers_to_end();
         machine.domain.start_paused();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{Begun, Repo, STOP_DEADLINE, names_in};
 use crate::daemon::{Daemon, TestDomain};
@@ -152,6 +153,36 @@ impl Machine {
         ));
         self.disks[disk] = fs::read(&raw).expect("it was made");
         fs::remove_file(raw).expect("it was made");
+    }
+
+    /// Pulls the plug of a domain that may have a backup job, and gives whether its QEMU has closed the images
+    /// (see [`Machine::closed_well_since`]).
+    pub fn pull_the_plug(&mut self) -> bool {
+        let crashes = self.domain.qemu_crashes();
+        self.domain.destroy();
+        self.closed_well_since(crashes)
+    }
+
+    /// Whether the QEMU that has ended has closed its images; `crashes` is how often one had crashed before.
+    ///
+    /// QEMU 7.2 may crash while it ends with the job of a killed run. As after a power cut, writes are then lost and
+    /// bitmaps are broken: what the disks hold is learnt again. Any other loss is a failure.
+    pub fn closed_well_since(&mut self, crashes: usize) -> bool {
+        let before = self.disks.clone();
+        for disk in 0..before.len() {
+            self.learn(disk);
+        }
+        let lost = before != self.disks;
+        let deadline = if lost { STOP_DEADLINE } else { Duration::ZERO };
+        let has_crashed = wait_until(deadline, || self.domain.qemu_crashes() > crashes);
+        assert!(has_crashed || !lost, "writes are lost, and QEMU has not crashed");
+        if has_crashed {
+            println!(
+                "QEMU has crashed while {} was ended; writes were lost: {lost}",
+                self.name()
+            );
+        }
+        !has_crashed
     }
 
     /// Waits until nobody uses the images of a shut-off domain any more: the kernel ends the readers of a run that is killed, and a bitmap

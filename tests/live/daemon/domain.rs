@@ -119,6 +119,14 @@ impl TestDomain {
         leftovers::forget(&name);
     }
 
+    /// How many assertions of QEMU's have failed under this domain: each was a crash. virtlogd may write the last one late.
+    pub fn qemu_crashes(&self) -> usize {
+        let log = fs::read(log_of(&self.name)).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let failed = |line: &&str| line.contains("Assertion `") && line.ends_with("failed.");
+        log.lines().filter(failed).count()
+    }
+
     /// Makes libvirt lose its QEMU, like a daemon killed at a bad moment: the state file is missing when the next one starts.
     pub fn lose_qemu(&self) {
         self.daemon.stop();
@@ -193,6 +201,11 @@ pub fn kvm_works(daemon: &Daemon) -> bool {
     started.ok()
 }
 
+/// What libvirt and QEMU have written about a domain.
+fn log_of(name: &str) -> PathBuf {
+    Path::new("/var/log/libvirt/qemu").join(format!("{name}.log"))
+}
+
 /// A paused domain that disappears with its QEMU.
 fn create_idle(daemon: &Daemon, home: &Home, name: &str, virt_type: &str) -> Finished {
     let file = home.path().join("domain.xml");
@@ -225,7 +238,7 @@ fn remove(daemon: &Daemon, name: &str) -> Vec<String> {
     if wrong.iter().all(|wrong| wrong.starts_with(LOST)) {
         if thread::panicking() {
             // How its QEMU has ended, and why, goes with the log.
-            let log = fs::read(format!("/var/log/libvirt/qemu/{name}.log")).unwrap_or_default();
+            let log = fs::read(log_of(name)).unwrap_or_default();
             let end = String::from_utf8_lossy(&log[log.len().saturating_sub(3000)..]).into_owned();
             eprintln!("the end of the log of {name:?}:\n{end}");
         }
