@@ -285,7 +285,7 @@ fn what_is_not_said_is_not_scrubbed() {
         (
             &["--scrub", &domains],
             8,
-            "vmsnap: Invalid scrub type: none given, it is one of checkpoint, bitmap, both, *\n",
+            "vmsnap: Invalid scrub type: none given; use one of checkpoint, bitmap, both, *\n",
         ),
         (
             &["--scrub", &domains, "--scrubType=everything"],
