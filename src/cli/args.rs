@@ -1,4 +1,4 @@
-//! What is typed on the command line, word for word. What is meant is decided in `commands`.
+//! The command line, word for word. `commands` decides what it means.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -22,15 +22,15 @@ pub use shared::{ConnectArgs, DomainArgs, OutputArgs, RepositoryArgs, WaitArgs};
 pub use status::StatusArgs;
 pub use verify::VerifyArgs;
 
-/// Incremental backups of libvirt/KVM domains: made, kept, proved, brought back.
+/// Make, verify and restore incremental backups of libvirt/KVM domains.
 #[derive(Debug, Parser)]
 #[command(name = "vmsnap", version, max_term_width = 100, propagate_version = true)]
 #[command(after_help = "Examples:
-  vmsnap                                       how all domains stand
-  vmsnap backup vm1 --output /backups          a full backup, then what has changed
-  vmsnap list --repository /backups            what there is
+  vmsnap                                       the status of all domains
+  vmsnap backup vm1 --output /backups          a full backup, later incremental ones
+  vmsnap list --repository /backups            all restore points
   vmsnap restore vm1 --repository /backups --to /tmp/drill
-  vmsnap demo                                  all of it on a throw-away domain
+  vmsnap demo                                  all of this on a temporary domain
 
 The spelling of the Node.js VMSnap works too:
   vmsnap --domains=vm1 --backup --output=/backups --groupBy=quarter --prune")]
@@ -39,7 +39,7 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 
-    /// What to tell on the way.
+    /// The messages on stderr.
     #[command(flatten)]
     pub log: LogArgs,
 }
@@ -72,39 +72,39 @@ pub fn grammar() -> clap::Command {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Makes a restore point of each domain: full for the first of a period, then what has changed
+    /// Create a restore point of each domain: full at the start of a period, then incremental
     Backup(BackupArgs),
-    /// Brings disks back from a restore point, and the domain with --define
+    /// Restore disks from a restore point; with --define also the domain
     Restore(RestoreArgs),
-    /// Lists restore points; needs no hypervisor
+    /// List restore points; needs no hypervisor
     List(ListArgs),
-    /// Proves restore points: digests, structure and chain; with --deep every byte as a restore would read it
+    /// Verify restore points: digests, image structure and chains; with --deep every byte, as a restore reads it
     Verify(VerifyArgs),
-    /// Shows how domains stand: checkpoints, disks, bitmaps, and whether they agree
+    /// Show the checkpoints, disks and bitmaps of domains, and whether they are consistent
     Status(StatusArgs),
-    /// Removes our checkpoints and bitmaps from domains, and tells what the next backup will therefore be
+    /// Remove vmsnap's checkpoints and bitmaps from domains, and show what the next backup will be
     Scrub(ScrubArgs),
-    /// Shows the whole job on a throw-away domain and compares every byte; needs no configuration and no daemon
+    /// Back up and restore a temporary domain and compare every byte; needs no configuration and no daemon
     Demo(DemoArgs),
-    /// Prints the completions of a shell, as packages install them
+    /// Print the completion script of a shell, for packages to install
     Completions(CompletionsArgs),
-    /// Prints the manual page of vmsnap or of one of its commands, as packages install them
+    /// Print the manual page of vmsnap or of one of its commands, for packages to install
     Man(ManArgs),
 }
 
-/// What goes to stderr besides the answer.
+/// Which messages go to stderr.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Messages on stderr")]
 pub struct LogArgs {
-    /// Tell more; twice: still more
+    /// Print more messages; twice: even more
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
 
-    /// Tell only what went wrong
+    /// Print only errors
     #[arg(short, long, global = true)]
     pub quiet: bool,
 
-    /// How messages are written: text or json
+    /// Format of the messages: text or json
     #[arg(
         long,
         value_enum,
@@ -147,7 +147,7 @@ impl LogArgs {
 /// How messages are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// Lines for people; with fields where stderr is the systemd journal
+    /// Lines for people; with fields if stderr is the systemd journal
     Text,
     /// A JSON object per line
     Json,
@@ -177,7 +177,7 @@ pub struct ManArgs {
 /// Arguments of `vmsnap demo`.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// Where to put the throw-away files; a folder of its own is made there and removed again
+    /// Where to create the temporary folder, which is removed at the end
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     pub dir: PathBuf,
     /// The folder below `dir`, chosen before the first thread starts

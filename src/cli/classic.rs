@@ -3,10 +3,10 @@
 //! Whatever was typed comes out in one form: the subcommand, then its switches by their full names (`--name=value`), each boolean as
 //! often as it counts. So a script may keep `--domains=vm1 --backup --groupBy=quarter --prune=false`, and clap never sees it.
 //!
-//! * `switches`: which there are.
+//! * `switches`: all switches.
 //! * `read`: from words to tokens.
 //! * `write`: from tokens to the words of one subcommand.
-//! * `advice`: what is said of a word that has no place.
+//! * `advice`: suggestions for unknown words.
 
 mod advice;
 mod read;
@@ -23,17 +23,17 @@ use read::{Token, read};
 use switches::COMMANDS;
 use write::write;
 
-/// Why the words cannot be understood.
+/// An error in the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Misuse {
     /// More than one command.
     SeveralCommands,
-    /// A word that has no place here; the sentence says which.
+    /// A word that is not valid here, with a message.
     Word(String),
 }
 
 impl Misuse {
-    /// What the user is told.
+    /// The message for the user.
     pub fn message(&self) -> &str {
         match self {
             Misuse::SeveralCommands => "Only one command can be run at a time",
@@ -41,7 +41,7 @@ impl Misuse {
         }
     }
 
-    /// How the program ends.
+    /// The exit code.
     pub fn code(&self) -> ExitCode {
         match self {
             Misuse::SeveralCommands => ExitCode::SeveralCommands,
@@ -102,7 +102,7 @@ fn asks_for_help(token: &Token) -> bool {
     matches!(token, Token::Switch { name, .. } if is_help(name))
 }
 
-/// The subcommand of that name. Another plain word in its place is a mistake: the classic form has none.
+/// The subcommand of that name. Any other plain word in its place is an error: the classic form has none.
 fn known_subcommand<'a>(word: &OsStr, tokens: &[Token], grammar: &'a Command) -> Result<&'a str, Misuse> {
     let found = grammar.get_subcommands().find(|sub| word == sub.get_name());
     // Spelt out, so that the classic form does not depend on which subcommands this program was built with.

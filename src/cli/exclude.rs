@@ -1,4 +1,4 @@
-//! Which disks the user wants left out: `vdb`, or `vm1:vdb` for one domain.
+//! Reads `--exclude-disk`: `vdb`, or `vm1:vdb` for one domain.
 
 use wildmatch::WildMatch;
 
@@ -7,7 +7,7 @@ use crate::model::left_out::{Exclusion, Exclusions};
 use crate::model::text::shown;
 use crate::ops::Host;
 
-/// One item of what was typed.
+/// One item of the switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Item {
     /// The domains it is for: a name or a glob; `None` for all.
@@ -17,7 +17,7 @@ struct Item {
 }
 
 impl Item {
-    /// Whether it is for this domain. A domain's name that looks like a glob means itself first.
+    /// Whether it applies to this domain. An existing name that looks like a glob is taken as a name.
     fn is_for(&self, domain: &str, names: &[String]) -> bool {
         match &self.domain {
             None => true,
@@ -38,8 +38,8 @@ impl Item {
     }
 }
 
-/// What was typed, taken apart at commas; empty items count for nothing. What follows the last colon of an item is the disk. A domain that exists
-/// with its comma, typed in a word of its own, is that domain.
+/// Splits the arguments at commas and skips empty items. The disk follows the last colon of an item.
+/// An argument that names an existing domain with a comma in its name is not split.
 fn items(typed: &[String], names: &[String]) -> Result<Vec<Item>, String> {
     let mut items = Vec::new();
     for word in typed {
@@ -66,10 +66,10 @@ fn items(typed: &[String], names: &[String]) -> Result<Vec<Item>, String> {
                     shown(part)
                 ));
             }
-            // Whether `vm1:vda,vdb` means vdb of vm1 or of every domain is not to be guessed: too little would be saved.
+            // `vm1:vda,vdb` is ambiguous: a wrong guess would leave out too much.
             if let (None, Some(last)) = (domain, last_domain) {
                 return Err(format!(
-                    "--exclude-disk: write {}:{disk}, or {disk} first if it is meant for every domain",
+                    "ambiguous --exclude-disk: write {}:{disk}, or put {disk} first if it is for every domain",
                     shown(last)
                 ));
             }
@@ -97,8 +97,8 @@ pub struct Excluded {
     pub unused: Vec<String>,
 }
 
-/// Finds what the items mean for the domains that were selected. A disk that is missing is to be reported where an item names one domain, and
-/// where no domain that the item is for has such a disk.
+/// Assigns the items to the selected domains. A missing disk is reported if the item names one
+/// domain, or if no domain that the item applies to has such a disk.
 ///
 /// # Errors
 /// A sentence about an item that names no disk.
@@ -116,7 +116,7 @@ pub fn excluded(
     if items.is_empty() {
         return Ok(excluded);
     }
-    // A domain that cannot be looked at fails where it has its turn.
+    // A domain that cannot be read fails later, when it is backed up.
     let looked = selection.domains.iter().map(|name| (name, host.domain(name)));
     let domains: Vec<_> = looked
         .filter_map(|(name, domain)| Some((name, domain.ok()?)))

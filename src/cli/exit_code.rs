@@ -13,20 +13,20 @@ pub enum Verb {
     Backup,
     /// `scrub`.
     Scrub,
-    /// One whose failures have no code of their own.
+    /// A verb whose failures have no code of their own.
     Other,
 }
 
-/// How the program ends. The numbers up to 10 are the classic ones.
+/// The exit code of the program. The numbers up to 10 are the classic ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitCode {
-    /// All that was asked is done.
+    /// Everything that was asked is done.
     Ok,
-    /// No domains were named where they are required, or none matched.
+    /// No domain was given where one is required, or none matched.
     NoDomains,
-    /// No repository was named where one is required, or it cannot be used.
+    /// No repository was given where one is required, or it cannot be used.
     NoRepository,
-    /// Anything else that failed, a lock held by another run included.
+    /// Any other failure, including a lock held by another run.
     Failed,
     /// A program or library is missing.
     Missing,
@@ -36,15 +36,15 @@ pub enum ExitCode {
     SeveralCommands,
     /// The scrub of at least one domain failed; the others were still scrubbed.
     ScrubFailed,
-    /// `--scrub-type` is missing or names no type.
+    /// `--scrub-type` is missing or invalid.
     ScrubType,
     /// The backup of at least one domain failed or was partial; the others were still backed up.
     BackupFailed,
-    /// `--group-by` names no grouping, or another one than that of the domain's backups.
+    /// `--group-by` is invalid, or differs from the grouping of the domain's backups.
     GroupBy,
-    /// What is stored is damaged.
+    /// Stored data is damaged, or differs from the domain.
     Damaged,
-    /// An unknown switch, or a value that does not parse.
+    /// An unknown switch or an invalid value.
     Usage,
     /// Stopped by a signal.
     Signal(i32),
@@ -68,7 +68,7 @@ impl ExitCode {
         ExitCode::Usage,
     ];
 
-    /// The number that the shell sees.
+    /// The number that the shell gets.
     pub fn number(self) -> i32 {
         match self {
             ExitCode::Ok => 0,
@@ -88,34 +88,32 @@ impl ExitCode {
         }
     }
 
-    /// What it means.
+    /// The meaning of the code.
     pub fn meaning(self) -> &'static str {
         match self {
-            ExitCode::Ok => "all that was asked is done",
-            ExitCode::NoDomains => "no domains were named where they are required, or none matched",
-            ExitCode::NoRepository => "no repository was named where one is required, or it cannot be used",
+            ExitCode::Ok => "everything that was asked is done",
+            ExitCode::NoDomains => "no domain was given where one is required, or none matched",
+            ExitCode::NoRepository => "no repository was given where one is required, or it cannot be used",
             ExitCode::Failed => {
-                "anything else failed, a lock held by another run and an answer that could not be written included"
+                "any other failure, for example a lock held by another run, or output that cannot be written"
             }
             ExitCode::Missing => "a required program or library is missing",
             ExitCode::LockNotReleased => {
-                "the lock could not be released (unused: the kernel releases it with the process)"
+                "the lock could not be released (never used: the kernel releases the lock when the process ends)"
             }
             ExitCode::SeveralCommands => "more than one command was given",
-            ExitCode::ScrubFailed => {
-                "the scrub of at least one domain failed; the others were still scrubbed"
-            }
-            ExitCode::ScrubType => "--scrub-type is missing or names no type",
+            ExitCode::ScrubFailed => "the scrub of at least one domain failed; the others were scrubbed",
+            ExitCode::ScrubType => "--scrub-type is missing or invalid",
             ExitCode::BackupFailed => {
-                "the backup of at least one domain failed or was partial; the others were still backed up"
+                "the backup of at least one domain failed or was partial; the others were backed up"
             }
             ExitCode::GroupBy => {
-                "--group-by names no grouping, or another one than that of the domain's backups (--force overrides)"
+                "--group-by is invalid, or differs from the grouping of the domain's backups (--force overrides)"
             }
             ExitCode::Damaged => {
-                "what is stored is damaged; after a signal this comes before every other code"
+                "stored data is damaged, or differs from the domain; this code takes precedence over all others except a signal"
             }
-            ExitCode::Usage => "an unknown switch, or a value that does not parse",
+            ExitCode::Usage => "an unknown switch or an invalid value",
             ExitCode::Signal(_) => "stopped by a signal (130 SIGINT, 143 SIGTERM)",
         }
     }
@@ -177,7 +175,7 @@ impl ExitCode {
         }
     }
 
-    /// Of several codes the one to end with: a signal before everything, then damage, then the first in the order of the numbers.
+    /// The code to end with: a signal takes precedence, then damage, then the lowest number.
     pub fn worst(codes: impl IntoIterator<Item = ExitCode>) -> ExitCode {
         let failures = codes.into_iter().filter(|code| *code != ExitCode::Ok);
         failures

@@ -1,28 +1,29 @@
-//! What the kernel allows this process.
+//! Resource limits of this process.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::log::{self, Entry, Level};
 
-/// Open files that are enough for any chains: a disk takes one per restore point of its period, up to 366, and a few disks are read at once.
-/// The hard limit can be a thousand million, and children, which inherit what is set here, may try to close each possible one.
+/// The number of open files that is enough for any chain: a disk needs one per restore point of its
+/// period, at most 366, and few disks are read at once. The hard limit may be huge, and some child
+/// processes, which inherit the limit, close every possible file.
 const ENOUGH_FILES: u64 = 64 * 1024;
 
-/// Allows this process as many open files as it may allow itself, within reason. The soft limit is 1024 nearly everywhere, for the sake of
-/// programs that call `select()` (setrlimit(2), select(2)); this one does not, and what it starts opens few files and so never gets to the
-/// numbers that `select()` cannot take. Where it fails, long chains may.
+/// Raises the soft limit of open files to the hard limit or [`ENOUGH_FILES`]. The usual soft limit of
+/// 1024 protects programs that call `select()` (select(2)); this one does not, and its child
+/// processes open few files. If raising fails, long chains may fail.
 pub(super) fn raise_open_files() {
     let limits = getrlimit(Resource::Nofile);
     let Some(wanted) = wanted(&limits) else {
         return;
     };
     if let Err(error) = setrlimit(Resource::Nofile, wanted) {
-        let what = format!("the limit of open files stays as it is: {error}");
+        let what = format!("cannot raise the limit of open files: {error}");
         log::tell(&Entry::new(Level::Debug, &what));
     }
 }
 
-/// The limits to set, if others than there are; `None` in a limit is no limit.
+/// The limits to set, if they differ from the present ones; `None` in a limit means no limit.
 fn wanted(limits: &Rlimit) -> Option<Rlimit> {
     let current = limits.current?;
     let reachable = limits.maximum.unwrap_or(u64::MAX).min(ENOUGH_FILES);

@@ -1,6 +1,6 @@
-//! What is told on stderr besides the progress: lines for people, JSON for machines, fields for the systemd journal.
+//! Prints messages on stderr: lines for people, JSON for programs, fields for the systemd journal.
 //!
-//! One logger for the whole program, set up once. Nothing here fails: when stderr is gone there is nobody to tell.
+//! There is one logger, set up once. It never fails: if stderr is closed, messages are dropped.
 
 use std::io::Write;
 use std::os::unix::net::UnixDatagram;
@@ -12,17 +12,17 @@ use serde::Serialize;
 use super::args::{LogArgs, LogFormat};
 use crate::model::text::shown;
 
-/// How much an entry matters. The numbers are those of syslog, and one more.
+/// The level of an entry. The numbers are those of syslog, and one more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Something that was asked is not done.
     Error = 3,
-    /// Something worth telling that did not stop the work.
+    /// Something worth reporting that did not stop the work.
     Warning = 4,
     /// Something that the user should read in any case.
     Notice = 5,
-    /// How the work is getting on.
+    /// Progress.
     Info = 6,
     /// Its steps.
     Debug = 7,
@@ -30,15 +30,15 @@ pub enum Level {
     Trace = 8,
 }
 
-/// Something to tell.
+/// A message.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry<'a> {
-    /// How much it matters.
+    /// Its level.
     pub level: Level,
-    /// What; without the domain's name where `domain` has it.
+    /// The text; without the domain's name if `domain` has it.
     pub message: &'a str,
-    /// What belongs to the message, a line each.
+    /// Further lines of the message.
     #[serde(skip)]
     pub lines: &'a [String],
     /// What to do about it.
@@ -139,7 +139,7 @@ pub fn start(args: &LogArgs) {
     });
 }
 
-/// systemd tells in `JOURNAL_STREAM` which device and inode it has made stderr.
+/// `JOURNAL_STREAM` has the device and inode that systemd set up as stderr.
 fn stderr_is_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     rustix::fs::fstat(std::io::stderr())
@@ -152,12 +152,12 @@ fn connect(path: &Path) -> Option<UnixDatagram> {
     Some(socket)
 }
 
-/// Whether entries of this level are told.
+/// Whether entries of this level are printed.
 pub fn tells(level: Level) -> bool {
     level <= LOG.get().map_or(Level::Info, |log| log.least)
 }
 
-/// Whether entries have fields, so that what a person reads on stdout is worth an entry too.
+/// Whether entries have fields. Then results that are on stdout are logged too.
 pub fn has_fields() -> bool {
     LOG.get()
         .is_some_and(|log| log.journal.is_some() || log.format == LogFormat::Json)
@@ -173,14 +173,14 @@ pub fn notice(message: &str) {
     tell(&Entry::new(Level::Notice, message));
 }
 
-/// Tells an entry, if it matters enough.
+/// Prints an entry if its level is low enough.
 pub fn tell(entry: &Entry<'_>) {
     if !tells(entry.level) {
         return;
     }
     let log = LOG.get();
     let sent = log.and_then(|log| log.journal.as_ref()).is_some_and(|journal| {
-        // A datagram that the journal does not take goes to stderr, which it takes as well.
+        // If the journal refuses a datagram, the entry goes to stderr, which the journal reads too.
         journal.send(&fields(entry)).is_ok()
     });
     if sent {
@@ -225,11 +225,11 @@ fn json(entry: &Entry<'_>, time: jiff::Timestamp) -> String {
         lines: &[],
         ..entry.clone()
     };
-    // The keys are all strings, so this cannot fail; were it so, the words are still told.
+    // All keys are strings, so this cannot fail; if it did, the text would still be printed.
     serde_json::to_string(&Line { time, entry }).unwrap_or_else(|_| entry.text())
 }
 
-/// The entry in the journal's own form: `KEY=value` lines; a value of several lines has its length before it.
+/// The entry in the journal's format: `KEY=value` lines; a value of several lines is preceded by its length.
 fn fields(entry: &Entry<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let text = entry.text();

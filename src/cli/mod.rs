@@ -1,6 +1,6 @@
-//! The terminal: what is typed, what is shown, and how the program ends. Everything else is in `ops`.
+//! The command line: arguments, output and exit codes. Everything else is in `ops`.
 //!
-//! stdout carries the answer only; progress, findings and errors go to stderr.
+//! Results go to stdout; progress, findings and errors go to stderr.
 
 pub mod args;
 pub mod classic;

@@ -13,7 +13,7 @@ pub fn seconds(time: std::time::Duration) -> String {
     }
 }
 
-/// How long work still takes, which is only an estimate: `4 s`, `35 s`, `12 min`, `2 h 10 min`, `3 d`.
+/// An estimate of the remaining time: `4 s`, `35 s`, `12 min`, `2 h 10 min`, `3 d`.
 pub fn remaining(time: std::time::Duration) -> String {
     let seconds = time.as_secs_f64().ceil() as u64;
     let minutes = seconds.div_ceil(60);
@@ -25,7 +25,7 @@ pub fn remaining(time: std::time::Duration) -> String {
     }
 }
 
-/// How much in which time and how fast; where there is nothing, `nothing` says so in place of the amount.
+/// An amount with its time and rate; if it is zero, `nothing` is printed instead.
 pub fn amount(count: u64, time: std::time::Duration, nothing: &str) -> String {
     if count == 0 {
         return format!("{nothing}, {}", seconds(time));

@@ -1,4 +1,4 @@
-//! Shows on stderr how the work is getting on: a bar per disk on a terminal, a line per 10 % or 30 s otherwise.
+//! Shows progress on stderr: a bar per disk on a terminal, otherwise a line per 10 % or 30 s.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
@@ -17,10 +17,10 @@ use crate::ops::{Event, Monitor};
 const STEP: u64 = 10;
 const SMALL_STEP: u64 = 1;
 
-/// Time after which a line comes in any case.
+/// Time after which a line is printed in any case.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// A file that is smaller than this is read before a line about it could be, in bytes.
+/// Files smaller than this, in bytes, get no lines: they are read too fast.
 const WORTH_A_LINE: u64 = 64 << 20;
 
 /// The monitor of the terminal.
@@ -41,7 +41,7 @@ struct Disk {
 }
 
 impl Disk {
-    /// So many bytes, and how many of them came in a second.
+    /// The amount copied, and the rate per second.
     fn amount(&self, copied: u64) -> String {
         if copied == 0 {
             return "nothing".to_owned();
@@ -53,7 +53,7 @@ impl Disk {
 }
 
 impl Progress {
-    /// Bars where stderr is a terminal, lines elsewhere; only findings where the user wants quiet.
+    /// Shows bars if stderr is a terminal, otherwise lines; with `--quiet` only findings.
     pub fn new() -> Self {
         let wants_bars = log::tells(Level::Info) && !log::has_fields() && std::io::stderr().is_terminal();
         let bars = wants_bars.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)));
@@ -83,7 +83,7 @@ impl Progress {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells an entry, above the bars if there are any.
+    /// Prints an entry, above the bars if there are any.
     pub fn tell(&self, entry: &Entry<'_>) {
         match &self.bars {
             Some(bars) => bars.suspend(|| log::tell(entry)),
@@ -142,7 +142,7 @@ impl Progress {
         self.line(of, &format!("{percent} %, {what} {amount}"));
     }
 
-    /// Ends what has its result told elsewhere.
+    /// Removes the progress of a file whose result is printed elsewhere.
     fn forget(&self, of: (&str, &str)) {
         if let Some(bar) = self.disks().remove(&key(of)).and_then(|disk| disk.bar) {
             bar.finish_and_clear();
@@ -166,7 +166,7 @@ fn bar_style() -> ProgressStyle {
     let style = ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3} %{left} {msg}");
     let left = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
         let time = state.eta();
-        // Zero means that nothing can be estimated yet. Nobody can handle a failed write here.
+        // Zero means that there is no estimate yet. A failed write cannot be handled here.
         if !time.is_zero() {
             let _ = write!(out, ", {} left,", pretty::remaining(time));
         }

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the first asks the work to stop and clean up, the second ends the program at once.
+//! Handles Ctrl-C and SIGTERM: the first asks the verb to stop and clean up, the second ends the program at once.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -10,17 +10,17 @@ use signal_hook::iterator::Signals;
 use super::exit_code::ExitCode;
 use crate::model::stop::{Stop, StopReason};
 
-/// How long the work may take to clean up. What it leaves after that, the next run ends.
+/// How long the cleanup may take. The next run cleans up the rest.
 const CLEAN_UP: Duration = Duration::from_millis(4500);
 
-/// How much longer, at most, for what must not be left to the next run: a guest whose file systems are frozen.
+/// How much longer to wait at most while the file systems of a guest are frozen: the next run cannot thaw them in time.
 const FOR_EXIT_HOLDS: Duration = Duration::from_secs(60);
 
-/// Begins to listen. The wish to stop arrives in what is returned.
+/// Installs the handlers. A signal is passed on through the returned value.
 pub fn listen() -> Stop {
     let stop = Stop::default();
     let mut wanted = vec![SIGINT, SIGTERM];
-    // Who starts us with nohup wants us to outlive the terminal.
+    // With nohup the program has to outlive the terminal.
     if !is_ignored(SIGHUP) {
         wanted.push(SIGHUP);
     }
@@ -30,13 +30,13 @@ pub fn listen() -> Stop {
             thread::spawn(move || pass_on(signals, &asked));
         }
         Err(error) => super::log::error(&format!(
-            "signals cannot be caught ({error}): Ctrl-C will end it at once"
+            "cannot catch signals ({error}): Ctrl-C will end vmsnap without cleanup"
         )),
     }
     stop
 }
 
-/// Whether this process was started with a signal ignored, as the kernel tells (proc(5), `SigIgn`).
+/// Whether this process was started with a signal ignored (proc(5), `SigIgn`).
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -56,13 +56,13 @@ fn pass_on(mut signals: Signals, stop: &Stop) {
     let mut again: Option<Sender<()>> = None;
     for signal in signals.forever() {
         if let Some(again) = &again {
-            // The thread that waits has gone only with the program.
+            // The waiting thread ends only with the program.
             let _ = again.send(());
             continue;
         }
         let reason = reason_of(signal);
         stop.request(reason);
-        super::log::notice("stopping; what was begun is being ended (again to end at once)");
+        super::log::notice("stopping and cleaning up (a second signal quits at once)");
         let (sender, receiver) = channel();
         again = Some(sender);
         let stop = stop.clone();
@@ -70,14 +70,14 @@ fn pass_on(mut signals: Signals, stop: &Stop) {
     }
 }
 
-/// Ends the program when the work does not end by itself in time, or the user asks again.
+/// Ends the program if the verb does not stop in time, or at a second signal.
 fn end_by_force(again: &Receiver<()>, stop: &Stop, code: ExitCode) {
     let asked = Instant::now();
     if again.recv_timeout(CLEAN_UP) == Err(RecvTimeoutError::Timeout) && !stop.is_exit_held() {
-        super::log::notice("cleaning up takes too long; what a backup has left, the next one ends");
+        super::log::notice("the cleanup takes too long; the next backup will finish it");
     }
     if stop.is_exit_held() {
-        super::log::notice("the guest's file systems are being thawed");
+        super::log::notice("waiting until the guest's file systems are thawed");
     }
     while stop.is_exit_held() && asked.elapsed() < FOR_EXIT_HOLDS {
         let _ = again.recv_timeout(Duration::from_millis(100));

@@ -1,25 +1,25 @@
-//! stdout: the answer, and nothing else.
+//! Writes the output of a command to stdout.
 //!
-//! An answer that could not be written is remembered until the end, since what else was asked is done all the same: the other domains are
-//! still backed up. A reader that has gone away (`vmsnap list | head`) has read what it wanted, and is no failure.
+//! If a write fails, the error is remembered until the end, so that the other domains are still
+//! backed up. A reader that has closed the pipe (`vmsnap list | head`) is not an error.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::OnceLock;
 
-/// Why the first answer that could not be written was not.
+/// The error of the first write that failed.
 static UNWRITTEN: OnceLock<io::Error> = OnceLock::new();
 
-/// Prints the answer.
+/// Prints output.
 pub fn answer(text: &str) {
     note(print(&mut io::stdout().lock(), text));
 }
 
-/// Prints an answer with colours in it, which are taken out where stdout is no terminal, or as `NO_COLOR` and `CLICOLOR_FORCE` say.
+/// Prints output with colours, which are removed if stdout is not a terminal, or as `NO_COLOR` and `CLICOLOR_FORCE` say.
 pub fn answer_in_colour(text: &str) {
     note(print(&mut anstream::stdout().lock(), text));
 }
 
-/// Prints what the command line's parser has to say: help and versions on stdout, what is wrong on stderr.
+/// Prints the parser's output: help and versions on stdout, errors on stderr.
 pub fn answer_of_parser(said: &clap::Error) {
     let printed = said.print();
     if !said.use_stderr() {
@@ -27,7 +27,7 @@ pub fn answer_of_parser(said: &clap::Error) {
     }
 }
 
-/// Why an answer could not be written; `None` when all were, or when nobody wanted to read on.
+/// The error of the first write that failed; `None` if all succeeded or the reader closed the pipe.
 pub fn unwritten() -> Option<&'static io::Error> {
     UNWRITTEN.get()
 }
@@ -41,7 +41,7 @@ fn note(written: io::Result<()>) {
     if let Err(error) = written
         && error.kind() != ErrorKind::BrokenPipe
     {
-        // Later ones have the same reason.
+        // Later errors have the same reason.
         let _ = UNWRITTEN.set(error);
     }
 }

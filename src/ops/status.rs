@@ -9,7 +9,7 @@ use std::thread;
 use jiff::Timestamp;
 use jiff::civil::Date;
 
-use super::each::Judged;
+use super::each::{Fault, Judged};
 use super::error::Cause;
 use super::reconcile::{self, Reconciliation, Wishes};
 use super::{Error, Result, grouping, survey};
@@ -70,12 +70,33 @@ pub struct DomainStatus {
     pub findings: Vec<Finding>,
 }
 
-impl Judged for DomainStatus {}
+/// The code of the finding that a disk could not be examined.
+const NOT_EXAMINED: &str = "disk-not-examined";
+
+impl Judged for DomainStatus {
+    fn faults(&self) -> Vec<Fault> {
+        match self.is_complete() {
+            true => Vec::new(),
+            false => vec![Fault::Incomplete],
+        }
+    }
+}
 
 impl DomainStatus {
     /// Whether nothing that is known disagrees.
     pub fn is_consistent(&self) -> bool {
         self.inconsistencies.is_empty()
+    }
+
+    /// Whether every disk could be examined.
+    pub fn is_complete(&self) -> bool {
+        self.not_examined().next().is_none()
+    }
+
+    /// The findings about disks that could not be examined.
+    pub fn not_examined(&self) -> impl Iterator<Item = &Finding> {
+        let mut findings = self.findings.iter();
+        std::iter::from_fn(move || findings.find(|finding| finding.code == NOT_EXAMINED))
     }
 
     /// Bytes written since the newest checkpoint of ours, where every eligible disk's are known.
@@ -193,7 +214,13 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
         }
         let target = &disk.target;
         let of_disk = |error: HostError| Error::of_disk(name, target, error);
-        let sizes = host.disk_sizes(&domain, target).map_err(of_disk)?;
+        let sizes = match host.disk_sizes(&domain, target) {
+            Ok(sizes) => sizes,
+            Err(error) => {
+                findings.push(not_examined(host, &domain, target, error).map_err(of_disk)?);
+                continue;
+            }
+        };
         let bitmaps = match bitmaps(host, &domain, target, &checkpoints) {
             Ok(bitmaps) => Some(bitmaps),
             Err(HostError::NotHere { .. }) => {
@@ -203,7 +230,10 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
                 findings.push(Finding::of_disk("bitmaps-not-seen", target, message));
                 None
             }
-            Err(error) => return Err(of_disk(error)),
+            Err(error) => {
+                findings.push(not_examined(host, &domain, target, error).map_err(of_disk)?);
+                None
+            }
         };
         disks.push(DiskStatus {
             target: target.clone(),
@@ -311,7 +341,7 @@ fn compare_with(
     match grouping::finding(repository.as_ref(), &history, subject.group_by)? {
         // A backup of this grouping does not begin, so it is neither full nor incremental.
         Some(refused) => status.findings.push(refused),
-        None if status.disks.iter().all(|disk| disk.bitmaps_known) => {
+        None if status.is_complete() && status.disks.iter().all(|disk| disk.bitmaps_known) => {
             match next_backup(repository.as_ref(), &history, domain, checkpoints, subject) {
                 Ok(next) => status.next = Some(next),
                 Err(error) => status.findings.push(Finding::new(
@@ -325,6 +355,37 @@ fn compare_with(
     let damage = history.damage();
     status.findings.extend(history.findings.into_iter().chain(damage));
     Ok(())
+}
+
+/// The finding that a disk could not be examined. The other disks can be, unless the error concerns
+/// the host or the domain, or the domain was started or stopped meanwhile.
+fn not_examined(
+    host: &dyn Host,
+    domain: &Domain,
+    target: &str,
+    error: HostError,
+) -> std::result::Result<Finding, HostError> {
+    let cause = match &error {
+        HostError::OfDisk { source, .. } => source,
+        other => other,
+    };
+    let is_of_host = matches!(
+        cause,
+        HostError::Connect { .. }
+            | HostError::ImageInUse { .. }
+            | HostError::MissingProgram { .. }
+            | HostError::NoAnswer { .. }
+            | HostError::NoLibvirt
+            | HostError::NoSuchDomain { .. }
+            | HostError::Stopped
+    );
+    let before = (domain.state.is_active(), domain.id);
+    let is_same = |now: Domain| (now.state.is_active(), now.id) == before;
+    if is_of_host || !host.domain(&domain.name).is_ok_and(is_same) {
+        return Err(error);
+    }
+    let what = format!("disk {target} cannot be examined: {}", with_sources(&error));
+    Ok(Finding::of_disk(NOT_EXAMINED, target, what))
 }
 
 /// What a backup into the current period would do.

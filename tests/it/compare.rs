@@ -346,8 +346,8 @@ fn list_and_status_show_a_missed_write() {
         .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
     run(&mut lab, None).expect("compared");
 
-    let sentence = "vda: its bitmap missed a write, found 2026-11-03";
-    let stands = "; the next backup of it is full\n";
+    let sentence = "vda: its bitmap missed a write (found on 2026-11-03)";
+    let stands = "; the next backup of this disk is full\n";
     let shown = shown_status::text(&lab.status("vm1"), false);
     assert!(
         shown.contains(&format!("  Missed write: {sentence}{stands}")),

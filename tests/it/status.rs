@@ -5,6 +5,7 @@ use vmsnap::model::domain::DomainState;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::{Stop, StopReason};
 use vmsnap::ops::Result;
+use vmsnap::ops::each::{Fault, Judged};
 use vmsnap::ops::status::{DirStats, DiskStatus, DomainStatus, Newest, Subject, status, statuses};
 
 use crate::lab::{CLUSTER, Lab, NAMES};
@@ -420,6 +421,33 @@ fn domains_keep_their_order_and_one_failure_stops_none() {
             .iter()
             .all(|result| result.as_ref().is_err_and(|error| error.is_stopped()))
     );
+}
+
+#[test]
+fn a_disk_that_cannot_be_examined_hides_nothing_else() {
+    let mut lab = Lab::new();
+    lab.host
+        .add_domain("vm1", &[("vda", CLUSTER), ("vdb", 2 * CLUSTER)]);
+    lab.backup("vm1").expect("a full");
+    lab.host
+        .change("vm1", |domain| domain.state = DomainState::ShutOff);
+    lab.host.lose_disk("vm1", "vda");
+    let found = ask(&lab, "vm1").expect("the rest is known");
+    let targets: Vec<&str> = found.disks.iter().map(|disk| disk.target.as_str()).collect();
+    assert_eq!(targets, ["vdb"]);
+    assert!(found.disks[0].bitmaps_known && found.dir.is_some());
+    assert_eq!(found.faults(), [Fault::Incomplete]);
+    assert!(found.next.is_none(), "it cannot be predicted");
+    let finding = found.not_examined().next().expect("a finding");
+    assert_eq!(finding.disk.as_deref(), Some("vda"));
+    assert!(
+        finding.message.starts_with("disk vda cannot be examined: ")
+            && finding.message.contains("No such file"),
+        "{}",
+        finding.message
+    );
+    let text = text(&found, false);
+    assert!(text.contains("  Note: disk vda cannot be examined: "), "{text}");
 }
 
 /// Fault 13: directories count as files, and more than four sibling folders are an error.

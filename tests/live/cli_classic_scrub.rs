@@ -285,7 +285,7 @@ fn scrub_removes_only_what_is_requested() {
         (
             &["--scrub", &domains],
             8,
-            "vmsnap: Invalid scrub type: none given, it is one of checkpoint, bitmap, both, *\n",
+            "vmsnap: Invalid scrub type: none given; use one of checkpoint, bitmap, both, *\n",
         ),
         (
             &["--scrub", &domains, "--scrubType=everything"],

@@ -158,7 +158,7 @@ fn copies_leave_the_chain_alone(mut machine: Machine) {
         &[&machine],
         64,
         "",
-        "vmsnap: --copy and --prune exclude each other: a copy belongs to no period, and it prunes nothing\n",
+        "vmsnap: --copy and --prune cannot be combined: a copy belongs to no period\n",
     );
 }
 

@@ -176,7 +176,7 @@ fn a_dry_run_changes_nothing() {
             told.stdout.contains(&format!("{name}: {level} backup into")),
             "{told:#?}"
         );
-        assert!(told.stdout.contains("  make a checkpoint\n"), "{told:#?}");
+        assert!(told.stdout.contains("  create a checkpoint\n"), "{told:#?}");
     };
     plan("a full");
     assert_eq!(repo.tree(), []);

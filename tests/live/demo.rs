@@ -42,7 +42,7 @@ fn the_demo_runs_where_libvirts_user_for_qemu_is_missing() {
     assert!(
         finished
             .stdout
-            .contains("Both restore points gave back every byte"),
+            .contains("Both restore points were restored byte for byte"),
         "{finished:#?}"
     );
     for folder in [dir.path(), home.path()] {

@@ -117,3 +117,33 @@ fn an_unreachable_disk_does_not_stop_work_on_the_others() {
         assert_eq!(bitmaps(&image), [""; 0]);
     }
 }
+
+#[test]
+fn status_shows_the_disks_beside_an_unreachable_one() {
+    let daemon = Daemon::acquire();
+    let lab = TestDomain::new(&daemon, "status-unreachable");
+    let missing = file(&lab.path("missing.qcow2"), "vda");
+    let unreachable = unreachable_disks(&lab).into_iter().chain([missing]);
+    for (number, vda) in unreachable.enumerate() {
+        let domain = TestDomain::new(&daemon, &format!("status-beside-{number}"));
+        let image = domain.path("vdb.qcow2");
+        let path = image.display().to_string();
+        qemu_img(&["create", "-q", "-f", "qcow2", &path, "1M"]);
+        let devices = vda + &file(&image, "vdb");
+        domain.define(&domain.xml(daemon.virt_type(), 32, "", &devices));
+        let words = ["status", domain.name(), "--machine", "--json", "--connect", URI];
+        let found = Repo::new().run(&words);
+        let document: serde_json::Value = serde_json::from_str(&found.stdout).expect("JSON");
+        let status = &document[domain.name()];
+        assert_eq!(status["disks"][0]["disk"], "vdb", "{found:#?}");
+        assert_eq!(status["disks"].as_array().map(Vec::len), Some(1), "{found:#?}");
+        assert_eq!(status["findings"][0]["disk"], "vda", "{found:#?}");
+        // The first one is refused by rule, and no backup holds it.
+        let (code, finding) = match number {
+            0 => (0, "disk-skipped"),
+            _ => (3, "disk-not-examined"),
+        };
+        assert_eq!(status["findings"][0]["code"], finding, "{found:#?}");
+        assert_eq!(found.code, Some(code), "{found:#?}");
+    }
+}

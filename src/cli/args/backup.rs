@@ -1,4 +1,4 @@
-//! What is typed for `vmsnap backup`.
+//! Arguments of `vmsnap backup`.
 
 use std::path::PathBuf;
 
@@ -9,16 +9,16 @@ use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, flag_of_env, 
 /// Arguments of `vmsnap backup`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  vmsnap backup vm1 --output /backups                  full, then what has changed
-  vmsnap backup 'web-*' db --output /backups --prune   several, and rotate
-  vmsnap backup vm1 --output /backups --dry-run        what would be done, and why
-  vmsnap backup vm1 --output /mnt/usb --copy           a full copy beside the chain")]
+  vmsnap backup vm1 --output /backups                  full, later incremental
+  vmsnap backup 'web-*' db --output /backups --prune   several domains; delete old periods
+  vmsnap backup vm1 --output /backups --dry-run        show what would be done, and why
+  vmsnap backup vm1 --output /mnt/usb --copy           a full copy outside the chain")]
 pub struct BackupArgs {
     /// Which domains.
     #[command(flatten)]
     pub domains: DomainArgs,
 
-    /// The repository: a folder in which each domain gets a folder
+    /// Repository: a folder with a subfolder per domain
     #[arg(
         short,
         long,
@@ -29,9 +29,9 @@ pub struct BackupArgs {
     )]
     pub output: Option<PathBuf>,
 
-    /// The span whose restore points share a folder and a chain: month, quarter, bi-annual, year
+    /// Length of a period, whose restore points share a folder and a chain: month, quarter, bi-annual, year
     #[arg(
-        help_heading = "What is saved",
+        help_heading = "What to save",
         long,
         alias = "groupBy",
         value_name = "SPAN",
@@ -40,12 +40,12 @@ pub struct BackupArgs {
     pub group_by: String,
 
     /// Save raw disks too, always in full
-    #[arg(help_heading = "What is saved", long)]
+    #[arg(help_heading = "What to save", long)]
     pub raw: bool,
 
-    /// Save encrypted disks too, as plain text: the repository then holds what the encryption hides
+    /// Save encrypted disks too, as plain text: the repository then holds the unencrypted data
     #[arg(
-        help_heading = "What is saved",
+        help_heading = "What to save",
         long,
         alias = "storeDecrypted",
         env = "VMSNAP_STORE_DECRYPTED",
@@ -57,55 +57,50 @@ pub struct BackupArgs {
     #[arg(long, hide = true)]
     pub no_store_decrypted: bool,
 
-    /// Leave this disk out: vdb, or vm1:vdb for one domain (globs too); comma lists, several times
+    /// Leave this disk out: vdb, or vm1:vdb for one domain (or a glob); may be a list, and given several times
     #[arg(
-        help_heading = "What is saved",
+        help_heading = "What to save",
         long,
         value_name = "DISK",
         env = "VMSNAP_EXCLUDE_DISK"
     )]
     pub exclude_disk: Vec<String>,
 
-    /// Delete the previous period once the current one is past its middle and holds a whole full
+    /// Delete the previous period once the current one is past its midpoint and contains an intact full backup
     #[arg(long)]
     pub prune: bool,
 
-    /// Begin a second chain where the domain's backups have another grouping than --group-by
-    #[arg(help_heading = "What is saved", long)]
+    /// Start a second chain if the domain's backups have another grouping than --group-by
+    #[arg(help_heading = "What to save", long)]
     pub force: bool,
 
-    /// Save a full copy that stands alone: no checkpoint, no bitmap, no chain
-    #[arg(help_heading = "What is saved", long)]
+    /// Save a standalone full copy: no checkpoint, no bitmap, no chain
+    #[arg(help_heading = "What to save", long)]
     pub copy: bool,
 
-    /// Tell what would be done, and do nothing
+    /// Show what would be done, and do nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
-    /// How long the guest agent may take to freeze the file systems; 0 does not ask it
+    /// How long the guest agent may take to freeze the file systems; 0: do not freeze
     #[arg(
-        help_heading = "At the hypervisor",
+        help_heading = "Hypervisor",
         long,
         value_name = "SECONDS",
         default_value_t = 10
     )]
     pub freeze_timeout: u64,
 
-    /// Where QEMU keeps what the guest overwrites during the backup [default: beside each disk]
-    #[arg(help_heading = "At the hypervisor", long, value_name = "DIR")]
+    /// Where QEMU stores data that the guest overwrites during the backup [default: beside each disk]
+    #[arg(help_heading = "Hypervisor", long, value_name = "DIR")]
     pub scratch_dir: Option<PathBuf>,
 
-    /// The NBD unix socket, rarely needed
-    #[arg(
-        help_heading = "At the hypervisor",
-        long,
-        alias = "socket-file",
-        value_name = "PATH"
-    )]
+    /// Path of the NBD Unix socket; rarely needed
+    #[arg(help_heading = "Hypervisor", long, alias = "socket-file", value_name = "PATH")]
     pub socketfile: Option<PathBuf>,
 
-    /// Checkpoints of the active chain that stay in the domain
-    #[arg(help_heading = "At the hypervisor", long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    /// How many checkpoints of the active chain stay in the domain
+    #[arg(help_heading = "Hypervisor", long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_checkpoints: u32,
 
     /// How long to wait for another run.
@@ -116,7 +111,7 @@ pub struct BackupArgs {
     #[command(flatten)]
     pub connect: ConnectArgs,
 
-    /// How to tell.
+    /// The output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }

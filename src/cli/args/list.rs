@@ -1,4 +1,4 @@
-//! What is typed for `vmsnap list`.
+//! Arguments of `vmsnap list`.
 
 use clap::Args;
 
@@ -19,11 +19,11 @@ pub struct ListArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// All columns: also the checkpoint, the period's folder and the last deep verification
+    /// Show all columns: also the checkpoint, the folder of the period and the last deep verification
     #[arg(long, conflicts_with = "json")]
     pub wide: bool,
 
-    /// One JSON document on stdout
+    /// Print one JSON document on stdout
     #[arg(long)]
     pub json: bool,
 

@@ -1,4 +1,4 @@
-//! What is typed for `vmsnap restore`.
+//! Arguments of `vmsnap restore`.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use super::shared::{ConnectArgs, OutputArgs, RepositoryArgs};
   vmsnap restore vm1 --repository /backups --to /tmp/a.raw --disk vda --format raw
   vmsnap restore vm1 --repository /backups --to /images/drill --define --name drill")]
 pub struct RestoreArgs {
-    /// The domain, as it was named when it was backed up
+    /// The domain, by its name at the time of the backup
     #[arg(value_name = "DOMAIN")]
     pub domain: String,
 
@@ -21,19 +21,19 @@ pub struct RestoreArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// A folder for the disks; for a single disk also a file name or an unused block device
+    /// Folder for the disks; for a single disk also a file or an unused block device
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
 
-    /// The restore point: its id, its checkpoint, a time like 2026-11-01T02:00:00Z, or latest
+    /// Restore point: its id, its checkpoint, a time like 2026-11-01T02:00:00Z, or latest
     #[arg(long, value_name = "POINT", default_value = "latest")]
     pub at: String,
 
-    /// Only this disk; may be given several times
+    /// Restore only this disk; may be given several times
     #[arg(long = "disk", value_name = "TARGET")]
     pub disks: Vec<String>,
 
-    /// How the disks are laid out: qcow2 or raw [default: by the ending of a file's name, raw for a block device, otherwise qcow2]
+    /// Format of the restored disks: qcow2 or raw [default: by the file name, raw for a block device, otherwise qcow2]
     #[arg(long, value_enum, hide_possible_values = true)]
     pub format: Option<FormatArg>,
 
@@ -41,11 +41,11 @@ pub struct RestoreArgs {
     #[arg(long)]
     pub define: bool,
 
-    /// The name to define it under
+    /// Name of the defined domain
     #[arg(long, value_name = "NEW", requires = "define")]
     pub name: Option<String>,
 
-    /// Tell what would be done, and do nothing
+    /// Show what would be done, and do nothing
     #[arg(short = 'n', long, conflicts_with = "json")]
     pub dry_run: bool,
 
@@ -53,12 +53,12 @@ pub struct RestoreArgs {
     #[command(flatten)]
     pub connect: ConnectArgs,
 
-    /// How to tell.
+    /// The output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }
 
-/// The layouts on offer.
+/// Formats of restored disks.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum FormatArg {
     /// qcow2 without a backing file

@@ -1,4 +1,4 @@
-//! What is typed for `vmsnap scrub`.
+//! Arguments of `vmsnap scrub`.
 
 use std::path::PathBuf;
 
@@ -9,24 +9,24 @@ use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, path_or_empty
 /// Arguments of `vmsnap scrub`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  vmsnap scrub vm1 --scrub-type both --dry-run  what would go, and what the next backup would be
-  vmsnap scrub vm1 --scrub-type both            the next backup of vm1 is full
+  vmsnap scrub vm1 --scrub-type both --dry-run  what would be removed, and what the next backup would be
+  vmsnap scrub vm1 --scrub-type both            the next backup is full
   vmsnap scrub vm1 --scrub-type bitmap --checkpoint-name virtnbdbackup.1793584802087731450996213
-                                                a bitmap that is in the way")]
+                                                remove a bitmap that blocks a backup")]
 pub struct ScrubArgs {
     /// Which domains.
     #[command(flatten)]
     pub domains: DomainArgs,
 
-    /// What goes: checkpoint (their records only), bitmap (bitmaps only), both, or * (both, whatever is named)
+    /// What to remove: checkpoint (only their metadata), bitmap (only bitmaps), both, or * (both, ignoring --checkpoint-name)
     #[arg(long, aliases = ["scrubType", "type"], value_name = "TYPE")]
     pub scrub_type: Option<String>,
 
-    /// Only this checkpoint or bitmap; * is all of ours, as without the switch (virtnbdbackup.N)
+    /// Only the checkpoint or bitmap of this name; * means all of vmsnap's (virtnbdbackup.N), as without this switch
     #[arg(long, alias = "checkpointName", value_name = "NAME")]
     pub checkpoint_name: Option<String>,
 
-    /// The repository: keeps backups of the domain away meanwhile, and tells exactly what the next one will be
+    /// Repository: blocks backups of the domain during the scrub, and shows exactly what the next one will be
     #[arg(
         short,
         long,
@@ -37,11 +37,11 @@ pub struct ScrubArgs {
     )]
     pub output: Option<PathBuf>,
 
-    /// The span whose restore points share a folder and a chain, as for backup
+    /// Length of a period, as for vmsnap backup
     #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]
     pub group_by: String,
 
-    /// Tell what would be removed, and remove nothing
+    /// Show what would be removed, and remove nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
@@ -53,7 +53,7 @@ pub struct ScrubArgs {
     #[command(flatten)]
     pub connect: ConnectArgs,
 
-    /// How to tell.
+    /// The output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }

@@ -1,4 +1,4 @@
-//! What several commands take.
+//! Arguments of several commands.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,12 +6,12 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
-/// A path; an empty one (`--output=$UNSET`) is judged by the command, which knows the right words and the right exit code.
+/// A path. The command reports an empty one (`--output=$UNSET`): it knows the message and the exit code.
 pub(super) fn path_or_empty() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-/// A switch that an environment variable can give too. An unset variable is an empty one.
+/// A switch that an environment variable can set too. An empty variable counts as unset.
 pub(super) fn flag_of_env(value: &str) -> Result<bool, String> {
     match value.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" | "on" => Ok(true),
@@ -20,7 +20,7 @@ pub(super) fn flag_of_env(value: &str) -> Result<bool, String> {
     }
 }
 
-/// Which repository is read.
+/// The repository to read.
 #[derive(Debug, Args)]
 pub struct RepositoryArgs {
     /// The repository
@@ -39,9 +39,9 @@ pub struct RepositoryArgs {
 /// Which hypervisor.
 #[derive(Debug, Args)]
 pub struct ConnectArgs {
-    /// The hypervisor [default: as virsh chooses]
+    /// Connection URI of the hypervisor [default: as virsh chooses]
     #[arg(
-        help_heading = "At the hypervisor",
+        help_heading = "Hypervisor",
         short,
         long,
         value_name = "URI",
@@ -96,10 +96,10 @@ impl WaitArgs {
     }
 }
 
-/// How to tell.
+/// The output.
 #[derive(Debug, Args)]
 pub struct OutputArgs {
-    /// One JSON document on stdout
+    /// Print one JSON document on stdout
     #[arg(long)]
     pub json: bool,
 }

@@ -1,4 +1,4 @@
-//! What is typed for `vmsnap status`.
+//! Arguments of `vmsnap status`.
 
 use std::path::PathBuf;
 
@@ -10,14 +10,14 @@ use super::shared::{ConnectArgs, DomainArgs, flag_of_env, path_or_empty};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   vmsnap status                                 all domains
-  vmsnap status vm1 --output /backups --pretty  and what the next backup will be
+  vmsnap status vm1 --output /backups --pretty  with the backup folder and the next backup
   vmsnap status --machine --json                one line for monitoring")]
 pub struct StatusArgs {
     /// Which domains.
     #[command(flatten)]
     pub domains: DomainArgs,
 
-    /// The repository: adds what the current period holds, and the check against it
+    /// Repository: adds the folder of the current period, and checks the domain against it
     #[arg(
         short,
         long,
@@ -28,15 +28,15 @@ pub struct StatusArgs {
     )]
     pub output: Option<PathBuf>,
 
-    /// Which period folder is looked at: month, quarter, bi-annual, year
+    /// Which period folder to examine: month, quarter, bi-annual, year
     #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]
     pub group_by: String,
 
-    /// A disk that backups leave out: as for vmsnap backup
+    /// Disk that backups leave out, as for vmsnap backup
     #[arg(long, value_name = "DISK", env = "VMSNAP_EXCLUDE_DISK")]
     pub exclude_disk: Vec<String>,
 
-    /// Backups may hold the plain text of encrypted disks: as for vmsnap backup
+    /// Backups save encrypted disks as plain text, as for vmsnap backup
     #[arg(long, alias = "storeDecrypted", env = "VMSNAP_STORE_DECRYPTED", value_parser = flag_of_env)]
     pub store_decrypted: bool,
 
@@ -48,19 +48,19 @@ pub struct StatusArgs {
     #[command(flatten)]
     pub connect: ConnectArgs,
 
-    /// As JSON
+    /// Print JSON
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 
-    /// As YAML; wins over --json
+    /// Print YAML; overrides --json
     #[arg(long, alias = "yml", help_heading = "Output")]
     pub yaml: bool,
 
-    /// JSON on one line, JSON and YAML without a frame
+    /// JSON on one line; JSON and YAML without a frame
     #[arg(long, help_heading = "Output")]
     pub machine: bool,
 
-    /// Sizes for people: 14.3 GB
+    /// Print sizes with units: 14.3 GB
     #[arg(long, help_heading = "Output")]
     pub pretty: bool,
 }

@@ -1,4 +1,4 @@
-//! What is typed for `vmsnap verify`.
+//! Arguments of `vmsnap verify`.
 
 use std::path::PathBuf;
 
@@ -10,10 +10,10 @@ use super::shared::{ConnectArgs, DomainArgs, RepositoryArgs};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   vmsnap verify --repository /backups                     every domain's newest restore point and its chain
-  vmsnap verify vm1 --repository /backups --all --deep    everything, read as restores would
+  vmsnap verify vm1 --repository /backups --all --deep    everything, as a restore reads it
   vmsnap verify --repository /backups --all --older-than 7d
-                                                          from cron: what was not proved for a week
-  vmsnap verify --compare-live vm1 --repository /backups  whether a bitmap has missed a write")]
+                                                          for cron: what was not verified for a week
+  vmsnap verify --compare-live vm1 --repository /backups  find bitmaps that missed a write")]
 pub struct VerifyArgs {
     /// Which domains.
     #[command(flatten)]
@@ -23,28 +23,28 @@ pub struct VerifyArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// The restore point: its id, its checkpoint, a time like 2026-11-01T02:00:00Z, or latest
+    /// Restore point: its id, its checkpoint, a time like 2026-11-01T02:00:00Z, or latest
     #[arg(
-        help_heading = "What is proved",
+        help_heading = "What to verify",
         long,
         value_name = "POINT",
         default_value = "latest"
     )]
     pub at: String,
 
-    /// Every restore point
-    #[arg(help_heading = "What is proved", long, conflicts_with = "at")]
+    /// Verify all restore points
+    #[arg(help_heading = "What to verify", long, conflicts_with = "at")]
     pub all: bool,
 
-    /// Read every disk from end to end too, as a restore would
-    #[arg(help_heading = "What is proved", long)]
+    /// Also read every disk from start to end, as a restore would
+    #[arg(help_heading = "What to verify", long)]
     pub deep: bool,
 
-    /// Skip restore points that were found sound within this time (7d, 12h, 2w; m are minutes, mo months; at most 10y)
-    #[arg(help_heading = "What is proved", long, value_name = "TIME")]
+    /// Skip restore points that were found sound within this time (7d, 12h, 2w; m is minutes, mo is months; at most 10y)
+    #[arg(help_heading = "What to verify", long, value_name = "TIME")]
     pub older_than: Option<String>,
 
-    /// Compare the domains' disks as they are now with their newest restore points: what no bitmap calls changed has to be the same
+    /// Compare the domains' current disks with their newest restore points: data that no bitmap marks as changed must be the same
     #[arg(
         help_heading = "Comparison with the domain",
         long,
@@ -52,11 +52,11 @@ pub struct VerifyArgs {
     )]
     pub compare_live: bool,
 
-    /// Compare all of it, and not a random sample
+    /// Compare all clusters instead of a random sample
     #[arg(help_heading = "Comparison with the domain", long, requires = "compare_live")]
     pub full: bool,
 
-    /// How many clusters of 64 KiB of each disk a sample has
+    /// How many clusters of 64 KiB of each disk to compare
     #[arg(
         help_heading = "Comparison with the domain",
         long,
@@ -68,7 +68,7 @@ pub struct VerifyArgs {
     )]
     pub sample: u32,
 
-    /// Where QEMU keeps what the guest overwrites meanwhile [default: beside each disk]
+    /// Where QEMU stores data that the guest overwrites during the comparison [default: beside each disk]
     #[arg(
         help_heading = "Comparison with the domain",
         long,
@@ -77,7 +77,7 @@ pub struct VerifyArgs {
     )]
     pub scratch_dir: Option<PathBuf>,
 
-    /// How long to wait with --compare-live for another run of vmsnap on the same domain
+    /// With --compare-live: how long to wait for another run of vmsnap on the same domain
     #[arg(
         help_heading = "Comparison with the domain",
         long,
@@ -91,7 +91,7 @@ pub struct VerifyArgs {
     #[command(flatten)]
     pub connect: ConnectArgs,
 
-    /// One JSON document on stdout
+    /// Print one JSON document on stdout
     #[arg(long)]
     pub json: bool,
 }

@@ -1,4 +1,4 @@
-//! What is said of a word that has no place: the nearest one that has.
+//! Suggests the nearest word for one that is unknown.
 
 use std::ffi::OsStr;
 
@@ -51,7 +51,7 @@ pub(super) fn single_hyphen(name: &str) -> Misuse {
     Misuse::Word(format!("there is no switch '-{typed}': did you mean '--{long}'?"))
 }
 
-/// A letter in `word` that is no short switch. It is named once, together with the word where that has more letters.
+/// A letter in `word` that is not a short switch. The message has the whole word if it has more letters.
 pub(super) fn unknown_short(word: &str, letter: Option<char>, grammar: &Command) -> Misuse {
     let letter = letter.unwrap_or('-');
     let switch = shown(&format!("-{letter}"));
@@ -72,7 +72,7 @@ pub(super) fn unknown_short(word: &str, letter: Option<char>, grammar: &Command)
     Misuse::Word(format!("there is no switch '{switch}'{place}: {advice}"))
 }
 
-/// The name most like what was typed, unless none is like it.
+/// The name most similar to the typed one, if any is similar.
 fn nearest(typed: &str, names: impl Iterator<Item = String>) -> Option<String> {
     const LIKE: f64 = 0.7;
     let rated = names.map(|name| (strsim::jaro_winkler(typed, &name), name));

@@ -1,4 +1,4 @@
-//! Takes the typed words apart: which are switches, with which value, and which are plain.
+//! Splits the command line into switches with their values and plain words.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -16,18 +16,18 @@ pub(super) enum Token {
     Switch {
         name: String,
         kind: Kind,
-        /// Of a flag: whether it is on.
+        /// For a flag: whether it is on.
         on: bool,
         value: Option<OsString>,
     },
     /// A switch that no command has, as it was typed.
     Unknown(String),
     Plain(OsString),
-    /// `--` and everything behind it.
+    /// `--` and everything after it.
     Rest(Vec<OsString>),
 }
 
-/// Takes the words apart.
+/// Reads the words.
 pub(super) fn read(words: &[OsString], grammar: &Command) -> Result<Vec<Token>, Misuse> {
     let mut tokens: Vec<Token> = Vec::new();
     let mut words = words.iter().peekable();
@@ -44,7 +44,7 @@ pub(super) fn read(words: &[OsString], grammar: &Command) -> Result<Vec<Token>, 
                 let value = word.to_string_lossy();
                 let advice = format!("write --{flag}={value}");
                 return Err(Misuse::Word(format!(
-                    "--{flag} takes no word behind it: {advice}"
+                    "--{flag} takes no separate value: {advice}"
                 )));
             }
             tokens.push(Token::Plain(word.clone()));
@@ -114,7 +114,9 @@ fn long_switch(
         Some(b"false") => false,
         Some(other) => {
             let other = shown(&String::from_utf8_lossy(other));
-            return Err(Misuse::Word(format!("--{name} is true or false, not '{other}'")));
+            return Err(Misuse::Word(format!(
+                "--{name} must be true or false, not '{other}'"
+            )));
         }
     };
     Ok(Token::Switch {

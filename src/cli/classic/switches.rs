@@ -1,4 +1,4 @@
-//! The switches that there are: those of the Node program by name, those of the subcommands from the command line itself.
+//! All switches: those of the Node program by name, those of the subcommands from the grammar.
 
 use clap::builder::ArgAction;
 use clap::{Arg, Command};
@@ -17,7 +17,7 @@ pub(super) enum Kind {
     Value,
 }
 
-/// The switches of the Node program, with the commands that they mean something to. The others of its commands take and ignore them.
+/// The switches of the Node program, with the commands on which they have an effect. Its other commands accept and ignore them.
 pub(super) const SWITCHES: [(&str, Kind, &[&str]); 17] = [
     ("domains", Kind::Value, &COMMANDS),
     ("output", Kind::Value, &COMMANDS),
@@ -73,7 +73,7 @@ pub(super) fn kind_of(name: &str, grammar: &Command) -> Option<Kind> {
     every_arg(grammar).find(|arg| goes_by(arg, name)).map(kind)
 }
 
-/// Every argument of the command line, except the hidden `--no-…` that [`negation`] writes: it is read as its switch turned off.
+/// Every argument of the command line, except the hidden `--no-…` that [`negation`] writes.
 pub(super) fn every_arg(grammar: &Command) -> impl Iterator<Item = &Arg> {
     let of_commands = grammar.get_subcommands().flat_map(Command::get_arguments);
     let is_negation =
@@ -82,7 +82,7 @@ pub(super) fn every_arg(grammar: &Command) -> impl Iterator<Item = &Arg> {
     all.filter(move |arg| !is_negation(arg))
 }
 
-/// The switch that turns a flag off which an environment variable may have turned on. The others are off unless they are typed.
+/// The switch that turns off a flag that an environment variable may have turned on.
 pub(super) fn negation(arg: &Arg) -> Option<String> {
     let long = arg.get_long().filter(|_| arg.get_env().is_some())?;
     Some(format!("--no-{long}"))

@@ -65,7 +65,7 @@ pub(super) fn write(command: &str, tokens: Vec<Token>, grammar: &Command) -> Res
     Ok(written.into_iter().flat_map(|(_, words)| words).collect())
 }
 
-/// The full name that the command knows a switch by; `None` for one of the Node program's that means nothing to it.
+/// The full name of a switch of this command; `None` for a switch of the Node program that has no effect on it.
 fn name_in(command: &str, own: Option<&Command>, name: &str) -> Result<Option<String>, Misuse> {
     let arg = own.and_then(|own| own.get_arguments().find(|arg| goes_by(arg, name)));
     if let Some(long) = arg.and_then(Arg::get_long) {

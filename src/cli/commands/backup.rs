@@ -25,7 +25,7 @@ use crate::ops::{self, Context, Host, Monitor, PlaceWishes, Repository};
 /// The programs that the backup of a shut-off domain needs.
 const PROGRAMS: [&str; 2] = ["qemu-img", "qemu-nbd"];
 
-/// Makes a restore point of each domain meant. One that fails does not stop the others.
+/// Makes a restore point of each given domain. A failure does not stop the others.
 pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
     let options = Options {
         group_by: group_by(&args.group_by)?,
@@ -46,7 +46,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
     if options.copy && options.prune {
         return Err(Refusal::new(
             ExitCode::Usage,
-            "--copy and --prune exclude each other: a copy belongs to no period, and it prunes nothing",
+            "--copy and --prune cannot be combined: a copy belongs to no period",
         ));
     }
     let typed = args.domains.all();
@@ -60,7 +60,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
     if selection.domains.len() > 1 && options.places.socket.is_some() {
         return Err(Refusal::new(
             ExitCode::Usage,
-            "--socketfile is for the backup of one domain",
+            "--socketfile can only be used with one domain",
         ));
     }
     let hint = session_hint(&args.connect, host.uri());

@@ -1,4 +1,4 @@
-//! `vmsnap demo`: the main job end to end on a throw-away domain, every byte compared. It is the demonstration and the smoke test.
+//! `vmsnap demo`: backs up and restores a temporary domain and compares every byte. It is also the smoke test.
 
 use std::path::{Path, PathBuf};
 
@@ -57,12 +57,12 @@ pub fn run(args: &DemoArgs, stop: &Stop) -> CommandResult {
 fn story(embed: &Embed, stop: &Stop) -> CommandResult {
     let mut machine = Machine::start(embed, DOMAIN, SIZE).map_err(failed)?;
     say(&format!(
-        "A throw-away domain '{DOMAIN}' runs (paused, no guest system), with a disk of {}.\n",
+        "A temporary domain '{DOMAIN}' is running (paused, without a guest system) with a disk of {}.\n",
         pretty::bytes(SIZE as u64)
     ));
     let repo = ops::open_or_create_repository(&embed.folder().join("backups"))?;
 
-    say("The guest writes 24 MiB here and there.");
+    say("The guest writes 24 MiB in several places.");
     guest(&mut machine, stop, &FIRST)?;
     let first = make_point(embed, repo.as_ref(), stop, Level::Full)?;
     let at_first = machine.model().to_vec();
@@ -74,7 +74,7 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
     let second = make_point(embed, repo.as_ref(), stop, Level::Incremental)?;
     let at_second = machine.model().to_vec();
 
-    say("\nThe guest goes on; no restore point holds this.");
+    say("\nThe guest writes more, which no restore point holds.");
     guest(&mut machine, stop, &LAST)?;
 
     say("\nvmsnap list:");
@@ -96,7 +96,7 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
     for (outcome, expected) in [(&first, &at_first), (&second, &at_second)] {
         compare(embed, repo.as_ref(), stop, &outcome.point.id, expected)?;
     }
-    say("\nBoth restore points gave back every byte.");
+    say("\nBoth restore points were restored byte for byte.");
     Ok(ExitCode::Ok)
 }
 
@@ -115,7 +115,7 @@ fn next_commands(program: &str, domain: Option<&str>) -> String {
     )
 }
 
-/// How this program was started, as a word for the shell.
+/// The name by which this program was started, as a word for the shell.
 fn program() -> String {
     let typed = std::env::args().next();
     typed
@@ -129,7 +129,7 @@ fn own_domain() -> Option<String> {
     names.into_iter().find(|name| is_plain(name))
 }
 
-/// Whether a shell takes the word as it is, and vmsnap does not take it for a switch.
+/// Whether the word needs no quotes in a shell and is not a switch.
 fn is_plain(word: &str) -> bool {
     let is_safe = |c: char| c.is_ascii_alphanumeric() || "-_./+".contains(c);
     !word.is_empty() && !word.starts_with('-') && word.chars().all(is_safe)
@@ -207,7 +207,7 @@ fn make_point(
     let point = &outcome.point;
     if point.level != expected {
         return Err(wrong(format!(
-            "the backup is {} and has to be {}",
+            "the backup is {}, expected {}",
             point.level.word(),
             expected.word()
         )));
@@ -223,7 +223,7 @@ fn make_point(
     Ok(outcome)
 }
 
-/// Restores a point and holds it against what the disk was at that moment.
+/// Restores a point and compares it with the content of the disk at that moment.
 fn compare(
     embed: &Embed,
     repo: &dyn Repository,
@@ -254,7 +254,7 @@ fn compare(
     {
         None => {
             say(&format!(
-                "Restored {id}: all {} bytes are what the disk was then.",
+                "Restored {id}: all {} bytes equal the disk at that time.",
                 expected.len()
             ));
             Ok(())

@@ -12,7 +12,7 @@ use crate::ops;
 use crate::ops::each::Each;
 use crate::ops::monitor::Silent;
 
-/// Lists the restore points of the domains meant: all that are in the repository when none is named. One that cannot be read stops no other.
+/// Lists the restore points of the given domains, or of all in the repository. A failure does not stop the others.
 pub fn run(args: &ListArgs, stop: &Stop) -> CommandResult {
     let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
     let names = repo.domains().map_err(|error| ops::Error::of("", error))?;
@@ -37,7 +37,7 @@ pub fn run(args: &ListArgs, stop: &Stop) -> CommandResult {
         let columns = if args.wide { Columns::Wide } else { Columns::Narrow };
         shown::text(&domains, &repo.location(), columns)
     };
-    // Where no domain could be listed, the errors say all there is to say.
+    // If no domain could be listed, the errors are enough.
     if args.json || !domains.is_empty() || names.is_empty() {
         answer(&text);
     }

@@ -1,4 +1,4 @@
-//! `vmsnap man`: the manual pages, made from the command line itself.
+//! `vmsnap man`: the manual pages, generated from the grammar of the command line.
 
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
@@ -31,7 +31,7 @@ pub fn run(args: &ManArgs) -> CommandResult {
 }
 
 fn page(command: clap::Command) -> std::io::Result<Vec<u8>> {
-    // `help` prints what the pages hold, and has none of its own.
+    // `help` has no page of its own.
     let command = match command.find_subcommand("help") {
         Some(_) => command.mut_subcommand("help", |help| help.hide(true)),
         None => command,

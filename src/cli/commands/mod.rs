@@ -1,4 +1,4 @@
-//! One file per verb: from what was typed to what is meant, the call, and what is shown of its outcome.
+//! One file per command: it reads the arguments, calls the verb and prints the outcome.
 
 mod backup;
 mod completions;
@@ -29,7 +29,7 @@ use crate::model::text::{shown, with_sources};
 use crate::ops::each::{Judged, Round, Turn};
 use crate::ops::{self, Class, Error, Host};
 
-/// How a command ends early: with words for the user.
+/// An early end of a command, with a message for the user.
 pub(super) struct Refusal {
     code: ExitCode,
     message: String,
@@ -107,7 +107,7 @@ fn repository_path(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
 /// The repository of a command that the Node program did not have.
 fn repository_to_read(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
     repository_path(path).map_err(|refusal| Refusal {
-        message: "No repository specified: --repository DIR names it".to_owned(),
+        message: "No repository specified: use --repository DIR".to_owned(),
         ..refusal
     })
 }
@@ -130,7 +130,7 @@ fn exclusions(
     let excluded = exclude::excluded(typed, selection, names, host);
     let excluded = excluded.map_err(|message| Refusal::new(ExitCode::Usage, message))?;
     for item in &excluded.unused {
-        let what = format!("--exclude-disk {item} is for no domain of this host");
+        let what = format!("--exclude-disk {item} matches no domain on this host");
         log::tell(&Entry::new(Level::Warning, &what));
     }
     Ok(excluded.of)
@@ -196,7 +196,7 @@ fn tell_missing<T: Judged>(round: &Round<T>, programs: &[&'static str]) {
     });
 }
 
-/// What `--verbose` adds to every command: how many domains are meant, and what they run on.
+/// Prints with `--verbose` how many domains were selected, and the versions of the hypervisor.
 fn tell_versions(host: &dyn Host, meant: usize, all: usize) {
     if log::tells(Level::Debug)
         && let Ok(capabilities) = host.capabilities()
@@ -233,7 +233,7 @@ fn missing_text(names: &[String]) -> String {
     format!("Missing dependencies ({})", names.join(", "))
 }
 
-/// The program or library that an error misses.
+/// The program or library that is missing.
 fn missing_of(error: &Error) -> String {
     error.missing().unwrap_or("libvirt").to_owned()
 }

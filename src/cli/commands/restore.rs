@@ -14,7 +14,7 @@ use crate::model::stop::Stop;
 use crate::ops;
 use crate::ops::restore::{DefineOptions, Format, Means, Options, plan, restore};
 
-/// Restores the chosen disks. The hypervisor is asked to define the domain if that is wanted, and for users of the target if it may have any.
+/// Restores the chosen disks. The hypervisor is needed to define the domain, and to find users of the target.
 pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
     let host = match args.define {
@@ -64,7 +64,7 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     Ok(ExitCode::Ok)
 }
 
-/// Whether somebody could use the target: a device or a folder that is there, or a file in one. A new folder is used by nobody.
+/// Whether the target could be in use: an existing device or folder, or a file. A new folder cannot.
 fn could_be_in_use(to: &Path) -> bool {
     to.exists() || to.extension().is_some()
 }

@@ -18,10 +18,10 @@ use crate::ops;
 use crate::ops::each::{Each, Turn};
 use crate::ops::scrub::{Means, Options, ScrubType, preview, scrub};
 
-/// The checkpoint name that means all of ours, as without a name.
+/// The checkpoint name that means all of vmsnap's, as without a name.
 const ALL: &str = "*";
 
-/// Removes checkpoints and bitmaps of ours from each domain meant. One that fails does not stop the others.
+/// Removes vmsnap's checkpoints and bitmaps from each given domain. A failure does not stop the others.
 pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
     let typed = args.domains.all();
     if typed.iter().all(|item| item.trim().is_empty()) {
@@ -33,7 +33,7 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
         group_by: group_by(&args.group_by)?,
         wait: args.wait.time(),
     };
-    // An empty path is an unset variable, as everywhere.
+    // An empty path comes from an unset variable.
     let path = args.output.as_deref().filter(|path| !path.as_os_str().is_empty());
     let repo = path.map(ops::open_repository).transpose()?;
     let host = ops::connect(args.connect.connect.as_deref())?;
@@ -83,7 +83,7 @@ fn scrub_type(word: &str) -> Result<ScrubType, Refusal> {
         let mut message = format!("Invalid scrub type: {}", text::shown(word));
         if word.is_empty() {
             let words = ScrubType::ALL.map(ScrubType::word).join(", ");
-            message.push_str(&format!("none given, it is one of {words}"));
+            message.push_str(&format!("none given; use one of {words}"));
         }
         Refusal::new(ExitCode::ScrubType, message)
     })

@@ -24,7 +24,7 @@ use crate::ops::{self, Repository};
 /// The pattern that stands for a missing list of domains.
 const EVERY_DOMAIN: &str = "*";
 
-/// Shows how the domains meant stand: all of them when none is named.
+/// Shows the status of the given domains, or of all.
 pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
     let group_by = group_by(&args.group_by)?;
     let typed = domains_asked_for(args)?;
@@ -38,7 +38,7 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
     let names = host.domain_names().map_err(|error| ops::Error::of("", error))?;
     let selection = match typed {
         Some(typed) => select(&typed, &names),
-        // A host without domains has none that matches.
+        // On a host without domains nothing matches.
         None if names.is_empty() => select(&[EVERY_DOMAIN.to_owned()], &names),
         None => select(&names, &names),
     };
@@ -66,6 +66,7 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
         .filter_map(|turn| turn.result.ok())
         .collect();
     for status in &mut found {
+        tell_not_examined(status);
         tell_details(status);
         if let (Some(repo), Some(typed)) = (&repo, &args.output) {
             show_as_typed(status, repo.as_ref(), typed);
@@ -89,7 +90,7 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
     Ok(ExitCode::of_faults(&faults, Verb::Other))
 }
 
-/// What was typed; `None` when nothing was. A switch with nothing in it (`--domains=$UNSET`) is no wish for all domains.
+/// The given domains; `None` if there are none. An empty switch (`--domains=$UNSET`) does not select all domains.
 fn domains_asked_for(args: &StatusArgs) -> Result<Option<Vec<String>>, Refusal> {
     let typed = args.domains.all();
     if typed.is_empty() {
@@ -101,7 +102,7 @@ fn domains_asked_for(args: &StatusArgs) -> Result<Option<Vec<String>>, Refusal> 
     Ok(Some(typed))
 }
 
-/// The repository's own path has no links and no `..`; a script compares with what it gave.
+/// Shows the path as it was typed, because scripts compare it; the repository's own path is resolved.
 fn show_as_typed(status: &mut DomainStatus, repo: &dyn Repository, typed: &Path) {
     if let Some(dir) = &mut status.dir
         && let Ok(below) = Path::new(&dir.location).strip_prefix(repo.location())
@@ -110,7 +111,17 @@ fn show_as_typed(status: &mut DomainStatus, repo: &dyn Repository, typed: &Path)
     }
 }
 
-/// What `--verbose` adds.
+/// Prints which disks could not be examined: the exit code is not 0 because of them.
+fn tell_not_examined(status: &DomainStatus) {
+    for finding in status.not_examined() {
+        log::tell(&Entry {
+            disk: finding.disk.as_deref(),
+            ..Entry::of(Level::Error, &status.domain, &finding.message)
+        });
+    }
+}
+
+/// Prints the details of `--verbose`.
 fn tell_details(status: &DomainStatus) {
     let what = format!(
         "{}, checkpoints: {}, eligible disks: {}, inconsistencies: {}",

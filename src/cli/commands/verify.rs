@@ -11,7 +11,7 @@ use super::{
 use crate::cli::args::VerifyArgs;
 use crate::cli::clock::now;
 use crate::cli::exit_code::{ExitCode, Verb};
-use crate::cli::log;
+use crate::cli::log::{self, Entry, Level};
 use crate::cli::progress::Progress;
 use crate::cli::report::document::Document;
 use crate::cli::report::{compare as comparison, verify as shown};
@@ -19,12 +19,13 @@ use crate::cli::select::{patterns, select};
 use crate::cli::stdout::answer;
 use crate::model::stop::Stop;
 use crate::model::text::shown as as_shown;
+use crate::ops::compare::{Meaning, UncomparedDisk};
 use crate::ops::each::{Each, Fault, Turn};
 use crate::ops::monitor::Ending;
 use crate::ops::verify::{Options, Outcome, Which, verify};
 use crate::ops::{self, Cause, Context, PlaceWishes, Repository, compare};
 
-/// Proves restore points of the domains meant: of all that are in the repository when none is named. One that is damaged stops no other.
+/// Verifies restore points of the given domains, or of all in the repository. Damage to one does not stop the others.
 pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     if args.compare_live {
         return compare_live(args, stop);
@@ -91,8 +92,8 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     Ok(code)
 }
 
-/// Whether there is a folder of the domain, as a first backup leaves it that was killed. A folder that has gone since it was listed is more than
-/// that.
+/// Whether the domain has a folder without restore points, as a killed first backup leaves it. A
+/// folder that disappeared since it was listed is an error.
 fn was_never_saved(repo: &dyn Repository, domain: &str, error: &ops::Error) -> bool {
     let has_folder = || repo.domain(domain).is_ok_and(|repository| repository.exists());
     matches!(error.cause, Cause::NoRestorePoints) && has_folder()
@@ -102,7 +103,7 @@ fn nothing_in(repo: &dyn Repository) -> String {
     format!("there is nothing to verify in {}", repo.location())
 }
 
-/// Compares the domains meant with their newest restore points. One that differs stops no other.
+/// Compares the given domains with their newest restore points. A difference does not stop the others.
 fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     let typed = args.domains.all();
     if patterns(&typed, &[]).is_empty() {
@@ -149,8 +150,13 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     };
     let ended = |turn: &Turn<compare::Outcome>| match (&turn.result, turn.ending) {
         (_, Ending::Skipped) => tell_skipped(turn),
-        (Ok(outcome), _) if !args.json => answer(&comparison::lines(&turn.domain, outcome)),
-        _ => tell_error(turn),
+        (Ok(outcome), _) => {
+            tell_uncompared(&turn.domain, outcome, args.json);
+            if !args.json {
+                answer(&comparison::lines(&turn.domain, outcome));
+            }
+        }
+        (Err(_), _) => tell_error(turn),
     };
     let round = each.run(verb, may_skip, ended);
     let mut faults = round.faults(&selection.unmatched);
@@ -167,7 +173,22 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     Ok(code)
 }
 
-/// The moment that lies this long before now, which is at most [`MOST_YEARS`].
+/// Logs which disks should have been compared and were not. A user who reads the lines on stdout
+/// finds them there.
+fn tell_uncompared(domain: &str, outcome: &compare::Outcome, json: bool) {
+    if !json && !log::has_fields() {
+        return;
+    }
+    let is_due = |disk: &&UncomparedDisk| disk.meaning != Meaning::NothingToCompare;
+    for disk in outcome.uncompared.iter().filter(is_due) {
+        log::tell(&Entry {
+            disk: Some(&disk.target),
+            ..Entry::of(Level::Warning, domain, &format!("not compared: {}", disk.why))
+        });
+    }
+}
+
+/// The moment this long before now; at most [`MOST_YEARS`].
 fn before(now: &Zoned, age: &str) -> Result<Timestamp, Refusal> {
     let refused = |what: String| Refusal::new(ExitCode::Usage, what);
     let span: Option<Span> = age.parse().ok().filter(|span: &Span| !span.is_negative());
@@ -185,10 +206,10 @@ fn before(now: &Zoned, age: &str) -> Result<Timestamp, Refusal> {
         .ok_or_else(|| {
             let age = as_shown(age);
             refused(format!(
-                "--older-than takes at most {MOST_YEARS} years, and '{age}' is more (m are minutes, mo months)"
+                "--older-than takes at most {MOST_YEARS} years; '{age}' is longer (m is minutes, mo is months)"
             ))
         })
 }
 
-/// Whoever types more years than this has meant something else.
+/// More years than this are probably a mistake.
 const MOST_YEARS: i64 = 10;

@@ -70,7 +70,7 @@ pub fn lines(turn: &Turn<Outcome>) -> String {
     saved + &pruned.unwrap_or_default()
 }
 
-/// What a restore point is, in words.
+/// The kind of a restore point, in words.
 pub fn kind(point: &RestorePoint) -> String {
     match point.is_copy() {
         true => "full copy".to_owned(),
@@ -78,7 +78,7 @@ pub fn kind(point: &RestorePoint) -> String {
     }
 }
 
-/// What is said of pruning, behind what is said of the backup.
+/// The line about pruning, after that about the backup.
 fn prune_line(domain: &str, prune: &PruneOutcome) -> String {
     let domain = shown(domain);
     match prune {
@@ -88,7 +88,7 @@ fn prune_line(domain: &str, prune: &PruneOutcome) -> String {
     }
 }
 
-/// Which disks are not among those that were saved, after their number.
+/// The disks that were not saved, for the end of a sentence.
 pub fn without(left_out: &[LeftOut]) -> String {
     let words = [
         (&UNASKED[..], "PARTIAL: without"),
@@ -340,7 +340,7 @@ pub fn plan_lines(planned: &Reconciliation, writer: Option<&str>, known: &[Findi
     let mut lines = Vec::new();
     if let Some(writer) = writer {
         lines.push(format!(
-            "refused while another run ({writer}) is at work on this domain; what it has begun looks unfinished here"
+            "refused while another run ({writer}) is working on this domain; its work in progress looks unfinished here"
         ));
     }
     if let Some(operation) = &planned.obstacle {
@@ -349,7 +349,7 @@ pub fn plan_lines(planned: &Reconciliation, writer: Option<&str>, known: &[Findi
         ));
     }
     lines.extend(planned.repairs.iter().map(|repair| format!("first: {repair}")));
-    lines.extend(plan.checkpoint.then(|| "make a checkpoint".to_owned()));
+    lines.extend(plan.checkpoint.then(|| "create a checkpoint".to_owned()));
     for disk in &plan.disks {
         let level = disk.announced_level().map(|level| format!("{}, ", level.word()));
         lines.push(format!(

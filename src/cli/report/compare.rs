@@ -27,7 +27,7 @@ pub fn lines(domain: &str, outcome: &Outcome) -> String {
                 &mut text,
                 &format!(
                     "{domain}: disk {target}: {} DIFFER of {of}, at {}{}: a bitmap has missed a write, or the restore point is damaged \
-                 (vmsnap verify tells); {}",
+                 (`vmsnap verify` finds out); {}",
                     disk.differing,
                     places.join(", "),
                     if disk.differing > places.len() as u64 {

@@ -5,7 +5,7 @@ use crate::model::text::{shown, with_sources};
 use crate::ops::Error;
 
 /// A line for a person. Text from outside in it (names, headers of images, errors of other programs)
-/// can neither end the line nor control the terminal. Every line on stdout is made by this.
+/// can neither end the line nor control the terminal. Every line on stdout is built by this function.
 pub(super) fn line(text: &str) -> String {
     shown(text) + "\n"
 }
@@ -58,5 +58,8 @@ pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
 /// That a bitmap has missed a write, and when that was found (UTC).
 pub(super) fn missed_sentence(missed: &MissedWrite) -> String {
     let day = missed.found.strftime("%Y-%m-%d");
-    format!("{}: its bitmap missed a write, found {day}", shown(&missed.disk))
+    format!(
+        "{}: its bitmap missed a write (found on {day})",
+        shown(&missed.disk)
+    )
 }

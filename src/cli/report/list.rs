@@ -148,7 +148,7 @@ pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String 
             for missed in &listed.missed {
                 let what = missed_sentence(&missed.write);
                 let next = match missed.stands {
-                    true => "; the next backup of it is full",
+                    true => "; the next backup of this disk is full",
                     false => "",
                 };
                 push_line(&mut block, &format!("  {}: {what}{next}", listed.point.id));
@@ -246,7 +246,7 @@ fn short_proof(proof: &Proof) -> String {
     }
 }
 
-/// The same with the day on which damage was found, or with the last day of a deep verification.
+/// The same, with the day on which damage was found or of the last deep verification.
 fn full_proof(proof: &Proof) -> String {
     let day = proof.time.strftime("%Y-%m-%d");
     match (proof.is_sound(), proof.deep, proof.last_deep()) {

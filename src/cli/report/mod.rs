@@ -5,6 +5,8 @@ pub mod compare;
 pub mod document;
 pub mod lines;
 pub mod list;
+#[cfg(test)]
+mod page;
 mod parts;
 pub mod restore;
 #[cfg(test)]

@@ -85,7 +85,7 @@ pub fn failed_document(error: &Error) -> FailedRestore<'_> {
     }
 }
 
-/// What was brought back, for a person.
+/// The lines about a restore.
 pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
     let plan = &outcome.plan;
     let copied: u64 = outcome.written.iter().map(|written| written.data_bytes).sum();

@@ -87,7 +87,7 @@ pub fn lines(turn: &Turn<Scrubbed>) -> String {
         );
     }
     for name in view.tried {
-        push_line(&mut text, &format!("  bitmap {name}, if there is one"));
+        push_line(&mut text, &format!("  bitmap {name}, if it exists"));
     }
     for bitmap in view.left {
         push_line(

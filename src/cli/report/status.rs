@@ -156,10 +156,10 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
     }
     lines.extend(status.missed.iter().map(|missed| {
         let sentence = missed_sentence(missed);
-        format!("  Missed write: {sentence}; the next backup of it is full")
+        format!("  Missed write: {sentence}; the next backup of this disk is full")
     }));
     if let Some(writer) = &status.writer {
-        lines.push(format!("  At work now: {writer}"));
+        lines.push(format!("  Running now: {writer}"));
     }
     match status.next.as_ref().map(|next| &next.backup) {
         Some(plan) if plan.disks.is_empty() => lines.push(format!("  Next backup: none, {}", plan.reason())),
@@ -196,7 +196,6 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
 /// What a dead run left is no inconsistency: the next backup ends it. While a run is at work nothing is known to be left.
 fn left_line(status: &DomainStatus) -> Option<String> {
     let next = status.next.as_ref().filter(|_| status.writer.is_none())?;
-    (!next.repairs.is_empty()).then(|| {
-        "  Left by a run that did not finish: the next backup ends it (--verbose tells how)".to_owned()
-    })
+    (!next.repairs.is_empty())
+        .then(|| "  Left by an unfinished run: the next backup cleans it up (--verbose shows how)".to_owned())
 }

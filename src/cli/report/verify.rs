@@ -53,7 +53,7 @@ pub fn lines(turn: &Turn<Outcome>) -> String {
     text
 }
 
-/// The restore points that are damaged by what they stand upon, each with those of its disks.
+/// The restore points with damaged parents, each with the affected disks.
 fn points_upon(points: &[ProvedPoint]) -> Vec<String> {
     let upon = points.iter().filter_map(|point| {
         let damage = point.damage.iter().filter(|damage| damage.upon.is_some());

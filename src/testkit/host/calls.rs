@@ -38,6 +38,7 @@ impl Host for SimHost {
     }
 
     fn disk_sizes(&self, domain: &Domain, target: &str) -> Result<DiskSizes> {
+        self.check_reachable(domain, target)?;
         let size = self.disk(&domain.name, target, |disk| disk.bytes().len() as u64);
         Ok(DiskSizes {
             virtual_size: size,
@@ -68,6 +69,7 @@ impl Host for SimHost {
     }
 
     fn bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>> {
+        self.check_reachable(domain, target)?;
         if self.state().is_elsewhere && !domain.state.is_active() {
             return Err(HostError::NotHere {
                 what: "its images".to_owned(),
@@ -316,5 +318,19 @@ impl Host for SimHost {
         };
         self.state().domains.insert(described.name, found);
         Ok(())
+    }
+}
+
+impl SimHost {
+    fn check_reachable(&self, domain: &Domain, target: &str) -> Result<()> {
+        let disk = (domain.name.clone(), target.to_owned());
+        match self.state().unreachable.contains(&disk) {
+            false => Ok(()),
+            true => Err(HostError::Libvirt {
+                operation: format!("tell the size of disk {target}"),
+                code: 38,
+                message: "cannot stat file: No such file or directory".to_owned(),
+            }),
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! A simulated hypervisor: domains and checkpoints like libvirt's, disks in memory, failures on demand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -37,6 +37,8 @@ struct State {
     fail_end: bool,
     stop_in_begin: Option<Stop>,
     is_elsewhere: bool,
+    /// Domains and targets of the disks that cannot be opened.
+    unreachable: BTreeSet<(String, String)>,
     files: BTreeMap<PathBuf, FileId>,
     /// The internal snapshots of domains.
     snapshots: BTreeMap<String, Vec<String>>,

@@ -40,6 +40,12 @@ impl SimHost {
         self.state().is_elsewhere = true;
     }
 
+    /// The images of a disk cannot be opened.
+    pub fn lose_disk(&self, domain: &str, target: &str) {
+        let lost = (domain.to_owned(), target.to_owned());
+        self.state().unreachable.insert(lost);
+    }
+
     /// The hypervisor's machine loses its power: no job survives, and every bitmap of an active domain is broken.
     pub fn lose_power(&self) {
         for found in self.state().domains.values_mut() {
