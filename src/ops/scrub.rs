@@ -18,6 +18,7 @@ use crate::model::stop::Stop;
 use crate::model::text::with_sources;
 use crate::repo::{History, Note, Repository};
 
+mod found;
 mod next;
 mod others;
 mod plan;
@@ -25,8 +26,9 @@ mod plan;
 pub use next::NextBackup;
 pub use plan::{ScrubPlan, ScrubType};
 
+use found::Found;
 use next::{Kept, Outlook, next_backup};
-use plan::{Found, Step};
+use plan::Step;
 
 /// A bitmap of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]

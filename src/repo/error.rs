@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_not_be_looked_at_is_no_verdict_and_what_is_not_there_is_one() {
+    fn unreadable_gives_no_verdict_but_missing_does() {
         let error = |errno: Errno| BlockError::io("cannot open x", errno.into());
         for errno in [
             Errno::ACCESS,

@@ -202,7 +202,7 @@ fn scrub_with_a_repository_leaves_the_others_checkpoints() {
 }
 
 #[test]
-fn bitmaps_of_nobody_knows_whom_are_left_by_a_scrub_with_a_repository() {
+fn scrub_with_a_repository_leaves_bitmaps_of_unknown_origin() {
     let mut two = Two::new();
     two.level(A);
     two.level(B);

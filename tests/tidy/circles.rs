@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_of_three_through_children_and_passed_on_names_is_found() {
+    fn circle_of_three_through_children_is_found() {
         let files = [
             (
                 "ops/mod.rs",

@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sound_bitmap_in_the_topmost_image_alone_can_be_relied_on() {
+    fn sound_bitmap_in_the_top_image_only_is_usable() {
         assert!(is_usable(&[image(&[("a", true), ("b", false)])], "a"));
         assert!(is_usable(&[image(&[("a", true)]), image(&[("b", true)])], "a"));
         assert!(!is_usable(&[image(&[("a", false)])], "a"), "interrupted");

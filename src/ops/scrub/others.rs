@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use super::found::Found;
 use super::next::Outlook;
-use super::plan::{Found, ScrubType};
 use crate::model::checkpoint::{is_own, is_unique};
 use crate::model::finding::Finding;
 
@@ -31,7 +31,7 @@ pub(super) fn names<'a>(found: &'a Found, outlook: &Outlook) -> BTreeSet<&'a str
 }
 
 /// Reports what stays.
-pub(super) fn finding(names: &BTreeSet<&str>, kind: ScrubType) -> Option<Finding> {
+pub(super) fn finding(names: &BTreeSet<&str>, kind: &str) -> Option<Finding> {
     let (first, others) = (names.first()?, names.len() - 1);
     let all = match others {
         0 => format!("{first} stays"),
@@ -39,7 +39,7 @@ pub(super) fn finding(names: &BTreeSet<&str>, kind: ScrubType) -> Option<Finding
     };
     let what = format!(
         "{all}: another repository may need it; `vmsnap scrub --scrub-type '{}'` without --output removes it too",
-        kind.word()
+        kind
     );
     Some(Finding::new("left-to-other-repository", what))
 }

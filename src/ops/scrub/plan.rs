@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::DiskBitmap;
+use super::found::Found;
 use super::next::{NextBackup, Outlook, next_backup};
 use super::others;
 use crate::model::checkpoint::{Bitmap, Checkpoint, is_own, sort_key};
@@ -55,19 +56,6 @@ impl ScrubType {
             ScrubType::Both | ScrubType::All => "checkpoint or bitmap",
         }
     }
-}
-
-/// What a domain has, as far as that can be known.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
-    /// Its checkpoints, oldest first.
-    pub checkpoints: Vec<Checkpoint>,
-    /// The bitmaps that are known to be there, in the order of the disks.
-    pub bitmaps: Vec<DiskBitmap>,
-    /// Names that further bitmaps may have, of which nobody lists them: what restore points and unfinished runs recorded.
-    pub recorded: Vec<String>,
-    /// Whether all images have told their bitmaps. If so, a checkpoint has no others than the known ones.
-    pub images_told: bool,
 }
 
 /// One thing to do.
@@ -131,7 +119,7 @@ pub fn plan(
         });
     }
     if name.is_none() {
-        findings.extend(others::finding(&others, kind));
+        findings.extend(others::finding(&others, kind.word()));
     }
     let targets = Targets::of(domain, found, name, &others);
     let mut plan = ScrubPlan {
