@@ -107,7 +107,7 @@ fn the_json_of_a_failed_domain_has_its_error_and_findings() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let json: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
     assert_eq!(json["exitCode"], 1);
-    let [other, failed] = &json["domains"].as_array().expect("a list")[..] else {
+    let [failed, other] = &json["domains"].as_array().expect("a list")[..] else {
         panic!("{json:#}");
     };
     assert_eq!(

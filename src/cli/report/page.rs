@@ -82,7 +82,7 @@ fn described(rows: &Rows<'_>, heading: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (key, linked) in own {
         found.insert((*key).to_owned());
-        let below = linked.into_iter().flat_map(|linked| described(rows, linked));
+        let below = linked.iter().flat_map(|linked| described(rows, linked));
         found.extend(below.map(|path| format!("{key}.{path}")));
     }
     found
