@@ -252,6 +252,13 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
     if newest.is_some() || has_bitmaps {
         findings.extend(internal_snapshots(host, &domain));
     }
+    let mut inconsistencies = disagreeing_bitmaps(&disks, &checkpoints);
+    let not_examined = findings.iter().filter(|finding| finding.code == NOT_EXAMINED);
+    inconsistencies.extend(
+        not_examined
+            .filter_map(|finding| finding.disk.as_ref())
+            .map(|disk| format!("the bitmaps of disk {disk} cannot be checked")),
+    );
     let mut status = DomainStatus {
         domain: domain.name.clone(),
         state: domain.state,
@@ -259,7 +266,7 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
             name: newest.name.clone(),
             created: Timestamp::from_second(newest.created).ok(),
         }),
-        inconsistencies: disagreeing_bitmaps(&disks, &checkpoints),
+        inconsistencies,
         disks,
         left_out,
         dir: None,

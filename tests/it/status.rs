@@ -438,6 +438,10 @@ fn a_disk_that_cannot_be_examined_hides_nothing_else() {
     assert!(found.disks[0].bitmaps_known && found.dir.is_some());
     assert_eq!(found.faults(), [Fault::Incomplete]);
     assert!(found.next.is_none(), "it cannot be predicted");
+    assert_eq!(
+        found.inconsistencies,
+        ["the bitmaps of disk vda cannot be checked"]
+    );
     let finding = found.not_examined().next().expect("a finding");
     assert_eq!(finding.disk.as_deref(), Some("vda"));
     assert!(

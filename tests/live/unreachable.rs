@@ -145,5 +145,6 @@ fn status_shows_the_disks_beside_an_unreachable_one() {
         };
         assert_eq!(status["findings"][0]["code"], finding, "{found:#?}");
         assert_eq!(found.code, Some(code), "{found:#?}");
+        assert_eq!(status["overallStatus"], u8::from(code != 0), "{found:#?}");
     }
 }

@@ -17,6 +17,7 @@ use crate::cli::stdout::{answer, answer_in_colour};
 use crate::model::finding::Finding;
 use crate::model::left_out::LeftOut;
 use crate::model::stop::Stop;
+use crate::model::text::shown;
 use crate::ops::each::Round;
 use crate::ops::status::{DomainStatus, Subject, statuses};
 use crate::ops::{self, Repository};
@@ -57,7 +58,8 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
     let results = statuses(&selection.domains, &subject, stop);
     let round = Round::of(&selection.domains, results, stop);
     let faults = round.faults(&selection.unmatched);
-    let failures: Vec<String> = failures(&round).collect();
+    let not_examined = round.outcomes().flat_map(not_examined_lines);
+    let failures: Vec<String> = failures(&round).chain(not_examined).collect();
     round.turns.iter().for_each(tell_error);
     tell_missing(&round, &["qemu-img"]);
     let mut found: Vec<DomainStatus> = round
@@ -116,9 +118,25 @@ fn tell_not_examined(status: &DomainStatus) {
     for finding in status.not_examined() {
         log::tell(&Entry {
             disk: finding.disk.as_deref(),
-            ..Entry::of(Level::Error, &status.domain, &finding.message)
+            ..Entry::of(Level::Error, &status.domain, without_disk(finding))
         });
     }
+}
+
+/// The same for the summary.
+fn not_examined_lines(status: &DomainStatus) -> impl Iterator<Item = String> {
+    status.not_examined().map(|finding| {
+        let (domain, disk) = (shown(&status.domain), finding.disk.as_deref().unwrap_or_default());
+        format!("{domain}, disk {}: {}", shown(disk), without_disk(finding))
+    })
+}
+
+/// The message of a finding about a disk, for places that already name the disk.
+fn without_disk(finding: &Finding) -> &str {
+    let disk = finding.disk.as_deref().unwrap_or_default();
+    let rest = finding.message.strip_prefix("disk ");
+    let rest = rest.and_then(|rest| rest.strip_prefix(disk)?.strip_prefix(' '));
+    rest.unwrap_or(&finding.message)
 }
 
 /// Prints the details of `--verbose`.
