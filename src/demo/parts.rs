@@ -22,6 +22,9 @@ const DRIVER_MODULE: &str = "libvirt_driver_qemu.so";
 const FILES_MODULE: &str = "libvirt_storage_file_fs.so";
 const FILES_FOLDER: &str = "storage-file";
 
+/// From this version of libvirt on, encoded as libvirt does, a missing module is not reported: 11.3 needs none, 9.0 does.
+const NO_FILES_MODULE: u32 = 10_000_000;
+
 /// The variable with which libvirt is told another folder.
 const FILES_VARIABLE: &str = "LIBVIRT_STORAGE_FILE_DIR";
 
@@ -91,6 +94,10 @@ pub(super) fn missing(uri: &str) -> Vec<Part> {
 /// job begins, as a file that does not exist.
 fn lacks_files_module() -> bool {
     let told = std::env::var_os(FILES_VARIABLE).map(PathBuf::from);
+    let is_modular = Connect::get_version().is_ok_and(|version| version < NO_FILES_MODULE);
+    if told.is_none() && !is_modular {
+        return false;
+    }
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let folder =
         folder_of_driver(&maps).map(|beside| told.unwrap_or_else(|| beside.with_file_name(FILES_FOLDER)));

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::daemon::Daemon;
-use crate::leftovers::{Leftover, end, find};
+use crate::daemon::{Daemon, TestDomain};
+use crate::leftovers::{Leftover, end, find, forget};
 use crate::owner;
 use crate::process::{command, is_alive, processes_with, run, wait_until};
 
@@ -194,4 +194,31 @@ fn only_names_of_test_processes_count() {
         owner::owners_in("/var/tmp/vmsnap-1234-1 vmsnap-test vmsnap-test-12"),
         [0; 0]
     );
+}
+
+/// The folders of the QEMUs of a domain, of which libvirt shortens the name.
+fn folders_of(name: &str) -> Vec<PathBuf> {
+    let short: String = name.chars().take(20).collect();
+    let entries = fs::read_dir("/var/lib/libvirt/qemu").expect("libvirt's folder");
+    let paths = entries.flatten().map(|entry| entry.path());
+    let is_its = |path: &PathBuf| {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        file.starts_with("domain-") && file.ends_with(&format!("-{short}"))
+    };
+    paths.filter(is_its).collect()
+}
+
+#[test]
+fn forgetting_a_domain_leaves_the_folder_of_another() {
+    let daemon = Daemon::acquire();
+    let domain = TestDomain::new(&daemon, "name-longer-than-libvirt-keeps");
+    domain.define(&domain.xml(daemon.virt_type(), 32, "", ""));
+    domain.start_paused();
+    let folders = folders_of(domain.name());
+    assert!(!folders.is_empty(), "a running domain has a folder");
+    let shortened: String = domain.name().chars().take(20).collect();
+    forget(&format!("{shortened}-of-another"));
+    assert!(folders.iter().all(|folder| folder.exists()), "{folders:?}");
+    domain.destroy();
+    assert!(folders_of(domain.name()).is_empty(), "libvirt removes it");
 }

@@ -27,7 +27,7 @@ fn daemon_killed_or_restarted_fails_at_most_that_run() {
 }
 
 fn round(daemon: &Daemon, chaos: &mut Chaos, number: usize) {
-    chaos.scribble();
+    chaos.scribble_and_sync();
     let run = chaos.repo.begin_backup(&[chaos.machine.name()], &[]);
     chaos.wait_a_moment();
     match number % 2 {
@@ -48,7 +48,7 @@ fn round(daemon: &Daemon, chaos: &mut Chaos, number: usize) {
         daemon.restart();
         chaos.machine.domain.start_paused();
     }
-    chaos.scribble();
+    chaos.scribble_and_sync();
     chaos.run_well();
     chaos.assert_clean();
     chaos.prove();
@@ -65,7 +65,7 @@ fn qemu_lost_by_libvirt_is_named_until_it_is_ended() {
         return;
     }
     for is_mid_run in [false, true] {
-        chaos.scribble();
+        chaos.scribble_and_sync();
         if is_mid_run {
             let mut run = chaos.repo.begin_backup(&[chaos.machine.name()], &[]);
             wait_until(DEADLINE, || chaos.is_copying() || !run.is_running());
@@ -76,7 +76,7 @@ fn qemu_lost_by_libvirt_is_named_until_it_is_ended() {
         chaos.machine.domain.lose_qemu();
         let lost = chaos.machine.domain.lost_qemu().expect("it was lost on purpose");
         do_what_is_said_of_a_lost_qemu(&mut chaos, lost);
-        chaos.scribble();
+        chaos.scribble_and_sync();
         chaos.run_well();
         chaos.assert_clean();
         chaos.prove();

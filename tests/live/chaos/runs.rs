@@ -27,7 +27,7 @@ fn program_killed_200_times_loses_and_leaves_nothing() {
 fn round(chaos: &mut Chaos, number: usize) -> bool {
     // Now and then the next run follows at once.
     if !number.is_multiple_of(3) {
-        chaos.scribble();
+        chaos.scribble_and_sync();
     }
     let run = chaos.repo.begin_backup(&[chaos.machine.name()], &[]);
     chaos.wait_a_moment();
@@ -38,7 +38,7 @@ fn round(chaos: &mut Chaos, number: usize) -> bool {
         // A dead run blocks nothing: the domain can start and stop before the next run.
         if number.is_multiple_of(2 * EACH) {
             turn(chaos);
-            chaos.scribble();
+            chaos.scribble_and_sync();
         }
         chaos.run_well();
         chaos.prove();

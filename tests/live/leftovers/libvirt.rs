@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Leftover;
 use crate::owner::owners_in;
-use crate::process::{COMMAND_DEADLINE, Finished, command, run_within};
+use crate::process::{COMMAND_DEADLINE, Finished, command, processes_with, run_within};
 
 /// The folder of libvirt's domain definitions.
 const DEFINITIONS: &str = "/etc/libvirt/qemu";
@@ -68,14 +68,11 @@ fn virsh(words: &[&str]) -> Option<Finished> {
 
 /// Removes libvirt's leftover files of a removed domain, and its log.
 pub fn forget(name: &str) {
-    // A folder of a run has an id, and at most 20 characters of the name.
-    let short: String = name.chars().take(20).collect();
     let is_its = |file: &str| {
         let is_file = file
             .strip_prefix(name)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        let folder = file.strip_prefix("domain-").and_then(|rest| rest.split_once('-'));
-        is_file || folder.is_some_and(|(id, rest)| id.parse::<u32>().is_ok() && rest == short)
+        is_file || is_dead_folder(file, name)
     };
     let entries = FOLDERS.iter().filter_map(|folder| fs::read_dir(folder).ok());
     for entry in entries.flatten().flatten() {
@@ -83,6 +80,23 @@ pub fn forget(name: &str) {
             super::remove(&entry.path());
         }
     }
+}
+
+/// Whether this is the folder of a QEMU of the domain that has ended.
+///
+/// A folder's name has the id of the run and the first 20 characters of the domain's name. Domains of one test process may have these in
+/// common, so a folder is another domain's as long as libvirt knows its id, or a QEMU is running from it.
+fn is_dead_folder(folder: &str, name: &str) -> bool {
+    let short: String = name.chars().take(20).collect();
+    let Some((id, rest)) = folder
+        .strip_prefix("domain-")
+        .and_then(|rest| rest.split_once('-'))
+    else {
+        return false;
+    };
+    let is_active = || virsh(&["domname", id]).is_some_and(|said| said.ok());
+    let is_running = || !processes_with(&format!("{folder}/")).is_empty();
+    id.parse::<u32>().is_ok() && rest == short && !is_running() && !is_active()
 }
 
 /// libvirt's files and folders about domains of these test processes.
