@@ -31,7 +31,15 @@ fn back_up(user: &User, machine: &Machine, day: &str, group_by: &str) -> String 
 
 fn assert_consistent(user: &User, machine: &Machine, day: &str, group_by: &str) {
     let name = machine.name();
-    let words = ["status", name, "--output=OUT", "--group-by", group_by, "--json"];
+    let words = [
+        "status",
+        name,
+        "--output=OUT",
+        "--group-by",
+        group_by,
+        "--json",
+        "--machine",
+    ];
     let finished = user.on(day, &words);
     assert_eq!(finished.code, Some(0), "{finished:#?}");
     let status = &json(&finished)[name];
