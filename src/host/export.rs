@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::{HostError, ReadOptions, Refusal, Result};
 use crate::model::block::BlockSource;
 use crate::model::clusters::DiskMap;
-use crate::model::stop::Stop;
-use crate::nbd::{self, Client, ConnectOptions, ExportSource, Mode, SourceOptions};
+use crate::model::stop::{Stop, WaitLimit};
+use crate::nbd::{self, Client, ExportSource, Mode, SourceOptions};
 
 /// Where a disk of a job can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,22 +24,22 @@ pub struct Export<'a> {
 impl Export<'_> {
     /// The disk's size in bytes.
     pub fn size(&self, deadline: Duration, stop: &Stop) -> Result<u64> {
-        let options = ConnectOptions {
+        let limit = WaitLimit {
             deadline,
             stop: stop.clone(),
         };
-        let client = Client::connect_unix(self.socket, self.name, &[], &options);
+        let client = Client::connect_unix(self.socket, self.name, &[], &limit);
         Ok(client.map_err(|error| self.error(error))?.size())
     }
 
     /// What is known of the disk without reading it.
     pub fn map(&self, deadline: Duration, stop: &Stop) -> Result<DiskMap> {
-        let options = ConnectOptions {
+        let limit = WaitLimit {
             deadline,
             stop: stop.clone(),
         };
         let context = self.bitmap_context();
-        let map = nbd::disk_map(self.socket, self.name, context.as_deref(), &options);
+        let map = nbd::disk_map(self.socket, self.name, context.as_deref(), &limit);
         map.map_err(|error| self.error(error))
     }
 

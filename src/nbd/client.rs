@@ -2,7 +2,6 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use super::error::{Error, Result};
 use super::negotiate::{Context, Export, negotiate};
@@ -13,16 +12,7 @@ use super::transmit::Connection;
 use super::wire;
 use crate::model::buffer::Buffer;
 use crate::model::extents::Run;
-use crate::model::stop::{Stop, WaitLimit};
-
-/// How a connection behaves.
-#[derive(Clone, Debug)]
-pub struct ConnectOptions {
-    /// How long the server may neither send nor take a byte while we wait for it.
-    pub deadline: Duration,
-    /// The user's wish to stop; it ends every wait within about 100 ms.
-    pub stop: Stop,
-}
+use crate::model::stop::WaitLimit;
 
 /// A connection to one export, past its handshake. Dropping it disconnects.
 #[derive(Debug)]
@@ -37,13 +27,8 @@ impl Client {
     /// # Errors
     /// [`Error::Connect`] when nobody listens, [`Error::Refused`] when there is no such export, [`Error::Unsupported`] for servers that do not speak the
     /// fixed newstyle handshake, and everything that waiting for a server brings.
-    pub fn connect_unix(
-        path: &Path,
-        export: &str,
-        contexts: &[&str],
-        options: &ConnectOptions,
-    ) -> Result<Self> {
-        let socket = Socket::connect(path, &WaitLimit::from(options))?;
+    pub fn connect_unix(path: &Path, export: &str, contexts: &[&str], limit: &WaitLimit) -> Result<Self> {
+        let socket = Socket::connect(path, limit)?;
         Self::begin(socket, export, contexts)
     }
 
@@ -52,9 +37,9 @@ impl Client {
         stream: UnixStream,
         export: &str,
         contexts: &[&str],
-        options: &ConnectOptions,
+        limit: &WaitLimit,
     ) -> Result<Self> {
-        let socket = Socket::from_stream(stream, &WaitLimit::from(options))?;
+        let socket = Socket::from_stream(stream, limit)?;
         Self::begin(socket, export, contexts)
     }
 
@@ -74,11 +59,6 @@ impl Client {
     /// Whether the export cannot be written.
     pub fn read_only(&self) -> bool {
         self.export.flags & wire::FLAG_READ_ONLY != 0
-    }
-
-    /// Whether several connections may be used at once.
-    pub fn multi_conn(&self) -> bool {
-        self.export.flags & wire::FLAG_CAN_MULTI_CONN != 0
     }
 
     /// Whether the server sends structured replies.
@@ -167,14 +147,5 @@ impl Client {
             return Ok(());
         };
         Err(Error::BadRequest { offset, length, what })
-    }
-}
-
-impl From<&ConnectOptions> for WaitLimit {
-    fn from(options: &ConnectOptions) -> Self {
-        WaitLimit {
-            deadline: options.deadline,
-            stop: options.stop.clone(),
-        }
     }
 }

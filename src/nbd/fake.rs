@@ -48,7 +48,7 @@ impl FakeExport {
             disk,
             contexts: Vec::new(),
             structured: true,
-            flags: FLAG_HAS_FLAGS | FLAG_READ_ONLY | FLAG_SEND_DF | FLAG_CAN_MULTI_CONN,
+            flags: FLAG_HAS_FLAGS | FLAG_READ_ONLY | FLAG_SEND_DF,
             block_sizes: None,
             gather: 1,
             fragment: None,

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use super::client::{Client, ConnectOptions};
+use super::client::Client;
 use super::error::{Error, Result};
 use super::wire;
 use crate::model::block::CLUSTER;
 use crate::model::clusters::{ClusterSet, DiskMap};
 use crate::model::extents::Run;
+use crate::model::stop::WaitLimit;
 
 /// The longest range whose status is asked for at once, in bytes: fits a signed 32-bit number.
 const LONGEST: u64 = (2 << 30) - CLUSTER;
@@ -20,11 +21,11 @@ pub fn disk_map(
     path: &Path,
     export: &str,
     bitmap_context: Option<&str>,
-    options: &ConnectOptions,
+    limit: &WaitLimit,
 ) -> Result<DiskMap> {
     let mut wanted = vec![wire::BASE_ALLOCATION];
     wanted.extend(bitmap_context);
-    let mut client = Client::connect_unix(path, export, &wanted, options)?;
+    let mut client = Client::connect_unix(path, export, &wanted, limit)?;
     let context = |name: &str| client.contexts().iter().position(|context| context.name == name);
     let zero = context(wire::BASE_ALLOCATION);
     let dirty = match bitmap_context {

@@ -15,7 +15,7 @@ mod source;
 mod transmit;
 pub mod wire;
 
-pub use client::{Client, ConnectOptions};
+pub use client::Client;
 pub use error::{Error, Result};
 pub use map::disk_map;
 pub use negotiate::{Context, Export};

@@ -20,19 +20,11 @@ use crate::wait;
 /// How long a wait may go without a look at the stop.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// Waits until one of `sockets` has one of `events`.
-#[allow(clippy::disallowed_methods, reason = "it waits for sockets")]
-pub(super) fn wait_for(
-    limit: &WaitLimit,
-    sockets: &[BorrowedFd<'_>],
-    events: PollFlags,
-    phase: &'static str,
-) -> Result<()> {
+/// Waits until the socket has one of `events`.
+#[allow(clippy::disallowed_methods, reason = "it waits for a socket")]
+fn wait_for(limit: &WaitLimit, socket: BorrowedFd<'_>, events: PollFlags, phase: &'static str) -> Result<()> {
     let begin = Instant::now();
-    let mut polled: Vec<PollFd<'_>> = sockets
-        .iter()
-        .map(|socket| PollFd::from_borrowed_fd(*socket, events))
-        .collect();
+    let mut polled = [PollFd::from_borrowed_fd(socket, events)];
     loop {
         if limit.stop.requested() {
             return Err(Error::Stopped);
@@ -136,11 +128,6 @@ impl Socket {
         self.phase = "the transmission";
     }
 
-    /// How long this socket waits.
-    pub fn limit(&self) -> &WaitLimit {
-        &self.limit
-    }
-
     /// Receives what is there, at least one byte, or `None` when nothing is there now.
     pub fn receive_now(&self, buffers: &mut [IoSliceMut<'_>]) -> Result<Option<usize>> {
         loop {
@@ -178,7 +165,7 @@ impl Socket {
 
     /// Waits until there is something to receive.
     pub fn wait_readable(&self) -> Result<()> {
-        wait_for(&self.limit, &[self.as_fd()], PollFlags::IN, self.phase)
+        wait_for(&self.limit, self.as_fd(), PollFlags::IN, self.phase)
     }
 
     /// Sends `bytes` if there is room for all of them now. For a last word that nobody waits for.
@@ -208,7 +195,7 @@ impl Channel for Socket {
                 Ok(count) => bytes = &bytes[count..],
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    wait_for(&self.limit, &[self.as_fd()], PollFlags::OUT, self.phase)?;
+                    wait_for(&self.limit, self.as_fd(), PollFlags::OUT, self.phase)?;
                 }
                 Err(errno) => return Err(self.broken(errno.into())),
             }

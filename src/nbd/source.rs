@@ -6,24 +6,20 @@
 mod ask;
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::PollFlags;
-
-use super::client::{Client, ConnectOptions};
+use super::client::Client;
 use super::error::{Error, Result};
 use super::pending::{Answer, Body};
-use super::socket::wait_for;
 use super::transmit::Connection;
 use super::wire;
 use crate::model::block::{Beneath, Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content};
 use crate::model::buffer::{Buffer, BufferPool};
 use crate::model::clusters::{ClusterSet, WANTED};
 use crate::model::extents::{ExtentPlanner, Run, Runs};
-use crate::model::stop::Stop;
+use crate::model::stop::{Stop, WaitLimit};
 
 /// Longest range whose status is asked for at once, in bytes: fits a signed 32-bit number.
 const LONGEST_STATUS: u64 = (2 << 30) - CLUSTER;
@@ -32,7 +28,7 @@ const SHORTEST_MAPPED: u64 = 128 * 1024;
 /// Cookie of a status request; the cookies of reads are the numbers of their slots.
 const STATUS_COOKIE: u64 = u64::MAX >> 1;
 /// How long to wait for a buffer before looking at [`Stop`].
-const BUFFER_PATIENCE: Duration = Duration::from_millis(100);
+const BUFFER_WAIT: Duration = Duration::from_millis(100);
 
 /// What of an export is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,8 +54,6 @@ pub struct SourceOptions {
     /// The memory to read into. One buffer is one request; its capacity is at least [`CLUSTER`]. One request gets twice as much if they are
     /// long: blocks may be longer than a buffer.
     pub pool: BufferPool,
-    /// How many connections to use, at least 1; more than one only if the server says that it can.
-    pub connections: usize,
     /// Length of the first range whose status is asked for, in bytes; later ones double up to 2 GiB. A short one lets the first read start soon.
     pub first_status: u64,
     /// How long the server may keep silent while we wait for it.
@@ -72,13 +66,12 @@ pub struct SourceOptions {
 }
 
 impl SourceOptions {
-    /// The usual way: one connection, status from 64 MiB on.
+    /// The usual way: status from 64 MiB on.
     pub fn new(mode: Mode, pool: BufferPool, deadline: Duration, stop: Stop) -> Self {
         SourceOptions {
             mode,
             all_from: None,
             pool,
-            connections: 1,
             first_status: 64 << 20,
             deadline,
             beneath: None,
@@ -95,7 +88,7 @@ impl SourceOptions {
 pub struct ExportSource {
     name: String,
     size: u64,
-    connections: Vec<Connection>,
+    connection: Connection,
     planner: ExtentPlanner,
     status: Status,
     slots: VecDeque<Slot>,
@@ -144,7 +137,7 @@ impl ExportSource {
     /// # Errors
     /// [`Error::ContextMissing`] when changes are wanted and the server does not grant the bitmap; otherwise as [`Client::connect_unix`].
     pub fn open(path: &Path, export: &str, options: SourceOptions) -> Result<Self> {
-        let connect = ConnectOptions {
+        let limit = WaitLimit {
             deadline: options.deadline,
             stop: options.stop.clone(),
         };
@@ -153,32 +146,13 @@ impl ExportSource {
             Mode::Changes { bitmap_context } => vec![wire::BASE_ALLOCATION, bitmap_context],
             Mode::Only(_) => vec![],
         };
-        let first = Client::connect_unix(path, export, &wanted, &connect)?;
-        let further = if first.multi_conn() {
-            options.connections.saturating_sub(1)
-        } else {
-            0
-        };
-        let mut clients = vec![first];
-        for _ in 0..further {
-            clients.push(Client::connect_unix(path, export, &[], &connect)?);
-        }
-        Self::from_clients(clients, options)
+        let client = Client::connect_unix(path, export, &wanted, &limit)?;
+        Self::from_client(client, options)
     }
 
-    /// Reads through these connections to one export. The first one, which there has to be, is asked for the status.
-    pub fn from_clients(clients: Vec<Client>, options: SourceOptions) -> Result<Self> {
-        let Some(first) = clients.first() else {
-            return Err(Error::Unsupported {
-                what: "there is no connection to it".to_owned(),
-            });
-        };
-        let export = first.export.clone();
-        if clients.iter().any(|client| client.size() != export.size) {
-            return Err(Error::protocol(
-                "its connections tell different sizes of one export",
-            ));
-        }
+    /// Reads through a connection to the export.
+    pub(super) fn from_client(client: Client, options: SourceOptions) -> Result<Self> {
+        let export = client.export.clone();
         let alignment = u64::from(export.block_sizes.minimum);
         if !export.size.is_multiple_of(alignment) {
             return Err(Error::Unsupported {
@@ -189,14 +163,9 @@ impl ExportSource {
             });
         }
         let capacity = options.pool.buffer_capacity() as u64;
-        let shortest = clients
-            .iter()
-            .map(Client::longest_read)
-            .min()
-            .unwrap_or(wire::MAX_READ);
-        let shortest = u64::from(shortest);
-        let longest_read = capacity.min(shortest) / CLUSTER * CLUSTER;
-        let longer = (2 * longest_read).min(shortest / CLUSTER * CLUSTER);
+        let longest_allowed = u64::from(client.longest_read());
+        let longest_read = capacity.min(longest_allowed) / CLUSTER * CLUSTER;
+        let longer = (2 * longest_read).min(longest_allowed / CLUSTER * CLUSTER);
         let longer_read = (longest_read >= SHORTEST_MAPPED && longer > longest_read).then_some(longer);
         if longest_read == 0 {
             return Err(Error::BadRequest {
@@ -246,7 +215,7 @@ impl ExportSource {
         Ok(ExportSource {
             name: export.name,
             size: export.size,
-            connections: clients.into_iter().map(|client| client.connection).collect(),
+            connection: client.connection,
             planner,
             status,
             slots: VecDeque::new(),
@@ -261,11 +230,6 @@ impl ExportSource {
             delivered: 0,
             failed: false,
         })
-    }
-
-    /// How many connections are used.
-    pub fn connections(&self) -> usize {
-        self.connections.len()
     }
 
     fn advance(&mut self) -> Result<Option<Block>> {
@@ -300,44 +264,17 @@ impl ExportSource {
 
     /// Receives what is there, or waits until something is; with nothing in flight it waits for a buffer, which is the writer's to give and has no deadline.
     fn wait(&mut self) -> Result<()> {
-        if self
-            .connections
-            .iter()
-            .all(|connection| connection.in_flight() == 0)
-        {
-            self.spare = self.pool.take_within(BUFFER_PATIENCE);
+        if self.connection.in_flight() == 0 {
+            self.spare = self.pool.take_within(BUFFER_WAIT);
             return Ok(());
         }
-        let alone = self.connections.len() == 1;
-        let mut received = false;
-        for index in 0..self.connections.len() {
-            let connection = &mut self.connections[index];
-            if connection.in_flight() == 0 {
-                continue;
+        if self.connection.receive_long()? || self.connection.receive_now()? {
+            while let Some(answer) = self.connection.answer() {
+                self.take_answer(answer)?;
             }
-            // Several connections must not wait for one of them.
-            if (alone && connection.receive_long()?) || connection.receive_now()? {
-                received = true;
-                while let Some(answer) = self.connections[index].answer() {
-                    self.take_answer(answer)?;
-                }
-            }
-        }
-        if received {
             return Ok(());
         }
-        let busy: Vec<BorrowedFd<'_>> = self
-            .connections
-            .iter()
-            .filter(|connection| connection.in_flight() > 0)
-            .map(AsFd::as_fd)
-            .collect();
-        wait_for(
-            self.connections[0].limit(),
-            &busy,
-            PollFlags::IN,
-            "the transmission",
-        )
+        self.connection.wait_readable()
     }
 
     fn take_answer(&mut self, answer: Answer) -> Result<()> {
@@ -416,3 +353,7 @@ impl BlockSource for ExportSource {
 #[cfg(test)]
 #[path = "source_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "source_properties.rs"]
+mod properties;

@@ -6,52 +6,47 @@ use super::super::fake::FakeExport;
 use super::super::wire::*;
 use super::*;
 use crate::model::stop::StopReason;
-use proptest::prelude::*;
 
-const BITMAP: &str = "qemu:dirty-bitmap:b";
-const C: usize = CLUSTER as usize;
+pub(super) const BITMAP: &str = "qemu:dirty-bitmap:b";
+pub(super) const C: usize = CLUSTER as usize;
 
-fn connect_options() -> ConnectOptions {
-    ConnectOptions {
+fn limit() -> WaitLimit {
+    WaitLimit {
         deadline: Duration::from_secs(20),
         stop: Stop::default(),
     }
 }
 
-fn client(export: &FakeExport, contexts: &[&str], options: &ConnectOptions) -> Client {
-    Client::from_stream(export.serve().0, "vda", contexts, options).expect("a client")
+fn client(export: &FakeExport, contexts: &[&str], limit: &WaitLimit) -> Client {
+    Client::from_stream(export.serve().0, "vda", contexts, limit).expect("a client")
 }
 
-fn options(mode: Mode, buffers: usize, capacity: usize) -> SourceOptions {
-    let ConnectOptions { deadline, stop } = connect_options();
+pub(super) fn options(mode: Mode, buffers: usize, capacity: usize) -> SourceOptions {
+    let WaitLimit { deadline, stop } = limit();
     SourceOptions::new(mode, BufferPool::new(buffers, capacity), deadline, stop)
 }
 
-fn changes() -> Mode {
+pub(super) fn changes() -> Mode {
     Mode::Changes {
         bitmap_context: BITMAP.to_owned(),
     }
 }
 
-/// A source over as many connections as the options tell.
-fn source(export: &FakeExport, options: SourceOptions) -> ExportSource {
+pub(super) fn source(export: &FakeExport, options: SourceOptions) -> ExportSource {
     try_source(export, options).expect("a source")
 }
 
 fn try_source(export: &FakeExport, options: SourceOptions) -> Result<ExportSource> {
-    let connect = ConnectOptions {
+    let limit = WaitLimit {
         deadline: options.deadline,
         stop: options.stop.clone(),
     };
-    let mut clients = vec![client(export, &[BASE_ALLOCATION, BITMAP], &connect)];
-    for _ in 1..options.connections {
-        clients.push(client(export, &[], &connect));
-    }
-    ExportSource::from_clients(clients, options)
+    let client = client(export, &[BASE_ALLOCATION, BITMAP], &limit);
+    ExportSource::from_client(client, options)
 }
 
 /// Reads to the end and gives per cluster what came of it: nothing, zero or its bytes.
-fn clusters(source: &mut ExportSource) -> std::result::Result<Vec<Option<Vec<u8>>>, BlockError> {
+pub(super) fn clusters(source: &mut ExportSource) -> std::result::Result<Vec<Option<Vec<u8>>>, BlockError> {
     let size = source.size() as usize;
     let mut clusters = vec![None; size.div_ceil(C)];
     let mut end = 0;
@@ -90,9 +85,9 @@ fn client_reads_and_reports_what_was_negotiated() {
     let mut export = FakeExport::new(numbered_disk(3, 512));
     export.contexts = vec![(BASE_ALLOCATION.to_owned(), whole(3 * C + 512, 0))];
     export.block_sizes = Some([512, 4096, 1 << 16]);
-    let mut client = client(&export, &[BASE_ALLOCATION, BITMAP], &connect_options());
+    let mut client = client(&export, &[BASE_ALLOCATION, BITMAP], &limit());
     assert_eq!(client.size() as usize, 3 * C + 512);
-    assert!(client.read_only() && client.multi_conn() && client.structured());
+    assert!(client.read_only() && client.structured());
     assert_eq!(client.contexts().len(), 1);
     let mut bytes = vec![0; 2 * C + 512];
     client
@@ -114,7 +109,7 @@ fn client_reads_and_reports_what_was_negotiated() {
 fn a_client_says_goodbye() {
     let export = FakeExport::new(vec![0; 512]);
     let (stream, server) = export.serve();
-    drop(Client::from_stream(stream, "vda", &[], &connect_options()).expect("a client"));
+    drop(Client::from_stream(stream, "vda", &[], &limit()).expect("a client"));
     server.join().expect("the server has ended");
     assert_eq!(
         export
@@ -338,11 +333,11 @@ fn a_silent_server_is_lost_after_the_deadline() {
 #[test]
 fn a_silent_handshake_is_lost_after_the_deadline() {
     let (ours, _theirs) = UnixStream::pair().expect("a pair");
-    let options = ConnectOptions {
+    let limit = WaitLimit {
         deadline: Duration::from_millis(50),
         stop: Stop::default(),
     };
-    let error = Client::from_stream(ours, "vda", &[], &options).expect_err("silence");
+    let error = Client::from_stream(ours, "vda", &[], &limit).expect_err("silence");
     assert!(
         matches!(
             error,
@@ -394,7 +389,7 @@ fn a_buffer_that_comes_back_late_is_used() {
 }
 
 /// A map with one flag per unit, as runs of bytes.
-fn runs_of(map: &[bool], unit: usize, size: usize, flag: u32) -> Vec<Run> {
+pub(super) fn runs_of(map: &[bool], unit: usize, size: usize, flag: u32) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for (index, set) in map.iter().enumerate() {
         let length = unit.min(size.saturating_sub(index * unit)) as u64;
@@ -406,138 +401,4 @@ fn runs_of(map: &[bool], unit: usize, size: usize, flag: u32) -> Vec<Run> {
         }
     }
     runs
-}
-
-#[derive(Clone, Debug)]
-struct Case {
-    size: usize,
-    minimum: u32,
-    dirty_unit: usize,
-    zero_unit: usize,
-    dirty: Vec<bool>,
-    zero: Vec<bool>,
-    full: bool,
-    all_from: Option<u64>,
-    allocation: bool,
-    gather: usize,
-    fragment: Option<usize>,
-    most_runs: Vec<usize>,
-    unfragmented: bool,
-    connections: usize,
-    buffers: usize,
-    capacity: usize,
-    first_status: u64,
-}
-
-fn arb_case() -> impl Strategy<Value = Case> {
-    let map = || proptest::collection::vec(any::<bool>(), 8);
-    let disk = (
-        1usize..40,
-        prop::sample::select(vec![512u32, 4096, 65536]),
-        0u32..8,
-        0u32..8,
-        map(),
-        map(),
-    );
-    let wish = (
-        any::<bool>(),
-        proptest::option::of(0u64..40 * CLUSTER),
-        any::<bool>(),
-    );
-    let manner = (
-        1usize..6,
-        proptest::option::of(1000usize..100_000),
-        proptest::collection::vec(1usize..6, 1..3),
-        any::<bool>(),
-    );
-    let ours = (1usize..4, 1usize..6, 1usize..5, 1u64..20);
-    (disk, wish, manner, ours).prop_map(|(disk, wish, manner, ours)| {
-        let (units, minimum, dirty_shift, zero_shift, dirty, zero) = disk;
-        // Units of the maps are multiples of the minimum block size, up to 128 times as long.
-        let size = units * 33 * 512;
-        let size = size.next_multiple_of(minimum as usize);
-        let stretched = |map: Vec<bool>, unit: usize| (0..size / unit + 1).map(|i| map[i * 5 % 8]).collect();
-        let dirty_unit = (minimum as usize) << dirty_shift;
-        let zero_unit = (minimum as usize) << zero_shift;
-        Case {
-            size,
-            minimum,
-            dirty_unit,
-            zero_unit,
-            dirty: stretched(dirty, dirty_unit),
-            zero: stretched(zero, zero_unit),
-            full: wish.0,
-            all_from: wish.1,
-            allocation: wish.2,
-            gather: manner.0,
-            fragment: manner.1,
-            most_runs: manner.2,
-            unfragmented: manner.3,
-            connections: ours.0,
-            buffers: ours.1,
-            capacity: ours.2 * C,
-            first_status: ours.3 * CLUSTER,
-        }
-    })
-}
-
-impl Case {
-    fn export(&self) -> FakeExport {
-        let mut disk: Vec<u8> = (0..self.size).map(|at| (at / 512 % 251 + 1) as u8).collect();
-        for (at, byte) in disk.iter_mut().enumerate() {
-            if self.zero[at / self.zero_unit] {
-                *byte = 0;
-            }
-        }
-        let mut export = FakeExport::new(disk);
-        if self.allocation {
-            let runs = runs_of(&self.zero, self.zero_unit, self.size, STATE_HOLE | STATE_ZERO);
-            export.contexts.push((BASE_ALLOCATION.to_owned(), runs));
-        }
-        if !self.full {
-            let runs = runs_of(&self.dirty, self.dirty_unit, self.size, STATE_DIRTY);
-            export.contexts.push((BITMAP.to_owned(), runs));
-        }
-        export.block_sizes = Some([self.minimum, self.minimum.max(4096), 128 << 10]);
-        export.gather = self.gather;
-        export.fragment = self.fragment;
-        export.most_runs = self.most_runs.clone();
-        if !self.unfragmented {
-            export.flags &= !FLAG_SEND_DF;
-        }
-        export
-    }
-
-    /// What has to come of every cluster, found byte by byte.
-    fn expected(&self, disk: &[u8]) -> Vec<Option<Vec<u8>>> {
-        disk.chunks(C)
-            .enumerate()
-            .map(|(index, bytes)| {
-                let range = index * C..index * C + bytes.len();
-                let forced = self.all_from.is_some_and(|from| ((index + 1) * C) as u64 > from);
-                let dirty = range.clone().any(|at| self.dirty[at / self.dirty_unit]);
-                (self.full || forced || dirty).then(|| bytes.to_vec())
-            })
-            .collect()
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
-
-    #[test]
-    fn right_clusters_arrive_however_the_server_behaves(case in arb_case()) {
-        let export = case.export();
-        let mode = if case.full { Mode::Full } else { changes() };
-        let mut options = options(mode, case.buffers, case.capacity);
-        options.all_from = case.all_from;
-        options.connections = case.connections;
-        options.first_status = case.first_status;
-        let mut source = source(&export, options);
-        let got = clusters(&mut source).expect("an honest server");
-        let expected = case.expected(&export.disk);
-        for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
-            prop_assert!(got == expected, "cluster {} of {}", index, expected.is_some());
-        }
-    }
 }

@@ -1,7 +1,6 @@
 //! One connection in transmission: requests go out, several at a time, and answers come back in the server's order.
 
 use std::io::IoSliceMut;
-use std::os::fd::{AsFd, BorrowedFd};
 
 use super::error::{Result, errno};
 use super::negotiate::Export;
@@ -10,7 +9,6 @@ use super::reply::Decoder;
 use super::socket::{Channel, Socket};
 use super::wire::{self, Request};
 use crate::model::buffer::Buffer;
-use crate::model::stop::WaitLimit;
 
 /// Bytes that are received beyond the payload at hand: the heads of the next replies come along with the end of a payload in one call, and little payload is copied.
 const AHEAD: usize = 8 * 1024;
@@ -44,11 +42,6 @@ impl Connection {
             ahead: Box::new([0; AHEAD]),
             unfragmented: export.structured && export.flags & wire::FLAG_SEND_DF != 0,
         }
-    }
-
-    /// How long this connection waits.
-    pub fn limit(&self) -> &WaitLimit {
-        self.socket.limit()
     }
 
     /// How many requests are on their way.
@@ -144,6 +137,11 @@ impl Connection {
         Ok(true)
     }
 
+    /// Waits until there is something to receive.
+    pub fn wait_readable(&self) -> Result<()> {
+        self.socket.wait_readable()
+    }
+
     /// Waits until something was received.
     pub fn receive(&mut self) -> Result<()> {
         while !self.receive_now()? {
@@ -170,12 +168,6 @@ impl Connection {
             }
         }
         None
-    }
-}
-
-impl AsFd for Connection {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }
 

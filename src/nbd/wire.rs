@@ -30,8 +30,6 @@ pub const FLAG_HAS_FLAGS: u16 = 1 << 0;
 pub const FLAG_READ_ONLY: u16 = 1 << 1;
 /// Transmission flag: [`CMD_FLAG_DF`] may be used.
 pub const FLAG_SEND_DF: u16 = 1 << 7;
-/// Transmission flag: several connections see one export.
-pub const FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
 
 /// Option: choose the export without any reply but its size (for servers without [`OPT_GO`]).
 pub const OPT_EXPORT_NAME: u32 = 1;

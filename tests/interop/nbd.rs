@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use vmsnap::model::block::{BlockError, BlockSource, CLUSTER, Content};
 use vmsnap::model::buffer::BufferPool;
-use vmsnap::model::stop::Stop;
-use vmsnap::nbd::{ConnectOptions, ExportSource, Mode, SourceOptions};
+use vmsnap::model::stop::{Stop, WaitLimit};
+use vmsnap::nbd::{ExportSource, Mode, SourceOptions};
 
 /// Bytes of a cluster.
 pub const C: usize = CLUSTER as usize;
@@ -22,9 +22,9 @@ pub fn options(mode: Mode) -> SourceOptions {
     )
 }
 
-/// Patience enough for a busy machine.
-pub fn connect_options() -> ConnectOptions {
-    ConnectOptions {
+/// Long enough for a busy machine.
+pub fn limit() -> WaitLimit {
+    WaitLimit {
         deadline: Duration::from_secs(30),
         stop: Stop::default(),
     }

@@ -6,7 +6,7 @@ use vmsnap::model::block::{BlockError, BlockErrorKind, BlockSource};
 use vmsnap::model::stop::StopReason;
 use vmsnap::nbd::{Client, Error, ExportSource, Mode};
 
-use crate::nbd::{C, changes, connect_options, drain, options, read};
+use crate::nbd::{C, changes, drain, limit, options, read};
 use crate::support::{Server, temp_dir};
 
 /// nbdkit's pattern plugin: every 8 bytes hold their offset, big-endian.
@@ -45,20 +45,10 @@ fn nbdkit_gives_its_pattern_with_all_kinds_of_manners() {
             case.iter().partition(|word| word.starts_with("--"));
         let arguments = [&filters[..], &parameters, &settings].concat();
         let server = Server::nbdkit(folder.path(), &arguments);
-        for connections in [1, 4] {
-            let mut options = options(Mode::Full);
-            options.connections = connections;
-            let mut source = ExportSource::open(server.socket(), "", options).expect("an export");
-            let single = case.contains(&"multi-conn-mode=disable");
-            assert_eq!(
-                source.connections(),
-                if single { 1 } else { connections },
-                "{case:?}"
-            );
-            let got = drain(&mut source).expect("a read");
-            assert!(got.bytes == pattern(size), "{case:?}");
-            assert_eq!(got.data.len(), size.div_ceil(C), "{case:?}");
-        }
+        let mut source = ExportSource::open(server.socket(), "", options(Mode::Full)).expect("an export");
+        let got = drain(&mut source).expect("a read");
+        assert!(got.bytes == pattern(size), "{case:?}");
+        assert_eq!(got.data.len(), size.div_ceil(C), "{case:?}");
         let wanted = ExportSource::open(server.socket(), "", options(changes("b0")));
         assert!(matches!(wanted, Err(Error::ContextMissing { .. })), "{case:?}");
     }
@@ -94,7 +84,7 @@ fn sparse_nbdkit_disk_reads_the_same_by_extent_and_whole() {
             "random-content=true",
         ],
     );
-    let mut client = Client::connect_unix(server.socket(), "", &[], &connect_options()).expect("a client");
+    let mut client = Client::connect_unix(server.socket(), "", &[], &limit()).expect("a client");
     let mut expected = vec![0; client.size() as usize];
     client.read(0, &mut expected).expect("a plain read");
     let got = read(server.socket(), options(Mode::Full));
@@ -243,7 +233,7 @@ fn servers_of_older_handshakes_are_recognised() {
     for manner in ["--oldstyle", "--mask-handshake=0"] {
         let folder = temp_dir();
         let server = Server::nbdkit(folder.path(), &[manner, "pattern", "1M"]);
-        let outcome = Client::connect_unix(server.socket(), "", &[], &connect_options());
+        let outcome = Client::connect_unix(server.socket(), "", &[], &limit());
         assert!(
             matches!(outcome, Err(Error::Unsupported { .. })),
             "{manner}: {outcome:?}"
@@ -268,8 +258,8 @@ fn an_export_that_nbdkit_does_not_have_is_refused() {
             "exportname-strict=true",
         ],
     );
-    let outcome = Client::connect_unix(server.socket(), "vdb", &[], &connect_options());
+    let outcome = Client::connect_unix(server.socket(), "vdb", &[], &limit());
     assert!(matches!(outcome, Err(Error::Refused { .. })), "{outcome:?}");
-    let client = Client::connect_unix(server.socket(), "vda", &[], &connect_options()).expect("an export");
+    let client = Client::connect_unix(server.socket(), "vda", &[], &limit()).expect("an export");
     assert_eq!(client.size(), 1 << 20);
 }

@@ -9,7 +9,7 @@ use vmsnap::model::stop::Stop;
 use vmsnap::nbd::{Client, Error, ExportSource, Mode};
 use vmsnap::testkit::{cached_bytes, forget_cached};
 
-use crate::nbd::{C, changes, connect_options, drain, options, read};
+use crate::nbd::{C, changes, drain, limit, options, read};
 use crate::support::{Server, qemu_io, run, temp_dir};
 
 /// What qemu-img makes of the same image.
@@ -74,21 +74,13 @@ fn a_full_read_of_qemu_nbd_is_what_qemu_img_reads() {
     qemu_io(&image, "qcow2", &commands);
     let expected = raw_bytes(folder.path(), &image);
     let server = Server::qemu_nbd(folder.path(), &image, "qcow2", &[]);
-    for connections in [1, 3] {
-        let mut options = options(Mode::Full);
-        options.connections = connections;
-        options.first_status = 1 << 20;
-        let mut source = ExportSource::open(server.socket(), "", options).expect("an export");
-        assert_eq!(
-            source.connections(),
-            connections,
-            "qemu-nbd --shared says multi-conn"
-        );
-        let got = drain(&mut source).expect("a read");
-        assert!(got.bytes == expected, "{connections} connections");
-        assert_eq!(got.all().len(), expected.len().div_ceil(C), "every cluster comes");
-        assert!(!got.zero.is_empty(), "what was never written comes as zero");
-    }
+    let mut options = options(Mode::Full);
+    options.first_status = 1 << 20;
+    let mut source = ExportSource::open(server.socket(), "", options).expect("an export");
+    let got = drain(&mut source).expect("a read");
+    assert!(got.bytes == expected);
+    assert_eq!(got.all().len(), expected.len().div_ceil(C), "every cluster comes");
+    assert!(!got.zero.is_empty(), "what was never written comes as zero");
 }
 
 #[test]
@@ -164,13 +156,8 @@ fn a_status_reply_that_ends_early_is_asked_on() {
     qemu_io(&qcow2, "qcow2", &commands);
     let server = Server::qemu_nbd(folder.path(), &qcow2, "qcow2", &["-B", "b0"]);
     let context = "qemu:dirty-bitmap:b0";
-    let mut client = Client::connect_unix(
-        server.socket(),
-        "",
-        &["base:allocation", context],
-        &connect_options(),
-    )
-    .expect("a client");
+    let mut client =
+        Client::connect_unix(server.socket(), "", &["base:allocation", context], &limit()).expect("a client");
     let told = client.block_status(0, size).expect("a status");
     let lengths: Vec<u64> = told
         .iter()

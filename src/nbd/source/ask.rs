@@ -1,12 +1,11 @@
 //! What of an export is asked for next: status and reads, as many as there is room for.
 
 use super::super::error::{Error, Result};
-use super::super::transmit::Connection;
 use super::{ExportSource, LONGEST_STATUS, STATUS_COOKIE, Slot};
 use crate::model::block::{Block, CLUSTER, Content, Extent, ExtentKind};
 use crate::model::buffer::Buffer;
 
-/// Most requests in flight on one connection: QEMU looks at no more (`MAX_NBD_REQUESTS` in its `nbd/server.c`).
+/// Most requests in flight: QEMU looks at no more (`MAX_NBD_REQUESTS` in its `nbd/server.c`).
 const MAX_IN_FLIGHT: usize = 16;
 /// Most bytes in flight: the server has as much memory for them. More makes no disk quicker, and the caches of the processor hold less of it.
 const MAX_BYTES_IN_FLIGHT: u64 = 16 << 20;
@@ -40,7 +39,7 @@ impl ExportSource {
                 Some(ExtentKind::Data) => {}
             }
         }
-        self.connections.iter_mut().try_for_each(Connection::flush)
+        self.connection.flush()
     }
 
     /// Zeroes that no bitmap calls changed have to be zeroes beneath as well.
@@ -58,30 +57,21 @@ impl ExportSource {
         }
         let offset = self.planner.position();
         let length = self.status.length.min(self.size - offset);
-        self.connections[0].status(STATUS_COOKIE, offset, length as u32);
+        self.connection.status(STATUS_COOKIE, offset, length as u32);
         self.status.in_flight = true;
         self.status.length = (self.status.length * 2).min(LONGEST_STATUS);
     }
 
-    /// Queues the read of the next extent, or of its beginning; `false` when no connection or no buffer is free.
+    /// Queues the read of the next extent, or of its beginning; `false` when there is no room for another request.
     fn ask_for_data(&mut self) -> bool {
         if self.in_flight >= MAX_BYTES_IN_FLIGHT {
             return false;
         }
         // The status must not have to wait behind the reads that it is to keep going.
         let reserved = usize::from(!self.status.in_flight && !self.planner.complete());
-        let free = self
-            .connections
-            .iter()
-            .enumerate()
-            .filter_map(|(index, connection)| {
-                let reserved = if index == 0 { reserved } else { 0 };
-                let in_flight = connection.in_flight();
-                (in_flight + reserved < MAX_IN_FLIGHT).then_some((in_flight, index))
-            });
-        let Some((_, index)) = free.min() else {
+        if self.connection.in_flight() + reserved >= MAX_IN_FLIGHT {
             return false;
-        };
+        }
         let Some((buffer, longest)) = self.room_for_read() else {
             return false;
         };
@@ -89,7 +79,8 @@ impl ExportSource {
             return false;
         };
         let cookie = self.first_slot + self.slots.len() as u64;
-        self.connections[index].read(cookie, extent.offset, extent.length as u32, buffer);
+        self.connection
+            .read(cookie, extent.offset, extent.length as u32, buffer);
         self.in_flight += extent.length;
         self.slots.push_back(Slot::Waiting);
         true
