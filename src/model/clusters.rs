@@ -2,6 +2,7 @@
 
 use super::block::{CLUSTER, Extent};
 use super::extents::Run;
+use super::random::Random;
 
 /// A set of clusters of one disk: a bit for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +133,7 @@ impl ClusterSet {
             return self.clone();
         }
         // One pass that takes each cluster with the chance that is left to it (Knuth, The Art of Computer Programming, 3.4.2, algorithm S).
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let mut chosen = ClusterSet::new(self.size);
         let (mut left, mut wanted) = (all, count);
         for offset in self.offsets() {
@@ -151,24 +152,6 @@ impl Extend<Extent> for ClusterSet {
         extents
             .into_iter()
             .for_each(|extent| self.add(extent.offset, extent.length));
-    }
-}
-
-/// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `limit`, which is not 0. The bias of the multiplication is far below what a sample could show.
-    fn below(&mut self, limit: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(limit)) >> 64) as u64
     }
 }
 

@@ -14,6 +14,7 @@ pub mod left_out;
 pub mod level;
 pub mod period;
 pub mod qcow2;
+pub(crate) mod random;
 pub mod restore_point;
 pub mod stop;
 pub mod storage;

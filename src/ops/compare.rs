@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::heal;
-use super::journal::JournalEntry;
+use super::job::JobPlan;
 use super::monitor::{self, Event};
 use super::plan::PlannedDisk;
 use super::{Cause, Context, Error, Result, job, lock, restore};
@@ -163,84 +163,33 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// Begins the job, compares the disks, ends the job. What is begun is noted down before, as for a backup: the next run ends what a kill leaves.
+    /// Begins the job, compares the disks, ends the job.
     fn run(
         &self,
         disks: &[(PlannedDisk, Parent)],
         pending: Box<dyn PendingPoint>,
         mut outcome: Outcome,
     ) -> Result<Outcome> {
-        let findings = &mut outcome.findings;
         let request = self.request(disks)?;
-        let intent = JournalEntry {
-            uuid: self.settled.survey.domain.uuid.clone(),
-            mark: "vmsnap comparison".to_owned(),
-            checkpoint: None,
-            places: request.places.clone(),
-            freezes: false,
+        let plan = JobPlan {
+            domain: &self.settled.survey.domain,
+            context: self.context,
+            request: &request,
+            mark: "vmsnap comparison",
+            actors: ("the comparison", "the next backup"),
         };
-        let noted = serde_json::to_vec_pretty(&intent).map_err(|source| {
-            self.failed(RepoError::Manifest {
-                id: pending.id().to_owned(),
-                source,
-            })
-        })?;
-        if let Err(error) = pending.write_note(&noted) {
-            let _ = self.context.host.clear_places(&request.places);
-            return Err(self.failed(error));
-        }
-        let compared = self.with_job(disks, &request, findings);
-        let trouble = match &compared {
-            Ok(_) => None,
-            // It may yet begin, whatever is undone now.
-            Err(error) if error.is_unanswered() => Some("libvirt may still begin it".to_owned()),
-            // An answer of libvirt's can have been lost: what is there is looked at, and ended.
-            Err(_) => {
-                let undone = heal::undo(&self.settled.survey.domain, &intent, self.context);
-                undone.err().map(|trouble| with_sources(&trouble))
-            }
-        };
-        if let Some(trouble) = trouble {
-            let location = pending.leave();
-            let what = format!(
-                "what the comparison began could not be ended ({trouble}); the next backup will, by {location}"
-            );
-            self.tell(Finding::new("left-to-heal", what), findings);
-        }
-        outcome.disks = compared?;
-        Ok(outcome)
-    }
-
-    fn with_job(
-        &self,
-        disks: &[(PlannedDisk, Parent)],
-        request: &BackupRequest,
-        findings: &mut Vec<Finding>,
-    ) -> Result<Vec<ComparedDisk>> {
-        let host = self.context.host;
-        let job = host
-            .begin_backup(&self.settled.survey.domain, request)
-            .map_err(|error| self.failed(error))?;
         let mut compared = Vec::new();
-        let all = disks
-            .iter()
-            .try_for_each(|(disk, parent)| self.disk(&disk.disk.target, parent, job.as_ref(), &mut compared));
-        // The guest pays for the job until it has ended.
-        let ended = match all {
-            Ok(()) => job.finish().map_err(|error| self.failed(error)),
-            Err(error) => {
-                for finding in job.abort() {
-                    self.tell(finding, findings);
-                }
-                Err(error)
-            }
-        };
+        let ended = job::run(&plan, pending, |job, _| {
+            disks
+                .iter()
+                .try_for_each(|(disk, parent)| self.disk(&disk.disk.target, parent, job, &mut compared))
+        });
         // Whatever has failed: a write that was missed stays missed.
-        self.remember(&mut compared, ended.is_err(), findings);
-        for finding in ended? {
-            self.tell(finding, findings);
-        }
-        Ok(compared)
+        self.remember(&mut compared, ended.is_err(), &mut outcome.findings);
+        let (_, ended) = ended?;
+        outcome.findings.extend(ended.findings);
+        outcome.disks = compared;
+        Ok(outcome)
     }
 
     /// Remembers the disks that differ. Where there will be no outcome they are told here. That it cannot be remembered is no reason to keep quiet.
@@ -269,7 +218,7 @@ impl Comparison<'_> {
 
     fn request(&self, disks: &[(PlannedDisk, Parent)]) -> Result<BackupRequest> {
         let targets: Vec<String> = disks.iter().map(|(disk, _)| disk.disk.target.clone()).collect();
-        let run = uuid::Uuid::new_v4().to_string();
+        let run = job::run_word((self.context.random)());
         let domain = &self.settled.survey.domain;
         let places = self
             .context

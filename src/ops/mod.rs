@@ -4,6 +4,7 @@
 //! * `plan`: decides a backup, before anything is done.
 //! * `journal`: what a run writes down before it begins a job.
 //! * `survey`: reads how a domain stands; `reconcile`: decides what to repair, back up and retire; `heal`: carries repairs out.
+//! * `job`: a backup job from its journal entry to its end.
 //! * `backup`, `prune`, `restore`, `list`, `status`, `scrub`, `verify`, `compare`: the verbs.
 //! * `stored`: a restore point with the repository that holds it.
 //! * `grouping`: keeps a domain's backups in one grouping.
@@ -19,7 +20,7 @@ pub mod each;
 pub mod error;
 mod grouping;
 pub mod heal;
-pub mod job;
+mod job;
 pub mod journal;
 pub mod list;
 mod lock;

@@ -7,6 +7,7 @@ use crate::model::finding::Finding;
 use crate::model::restore_point::{Consistency, DiskPoint, Level, RestorePoint};
 use crate::model::text::{shown, with_sources};
 use crate::ops::heal;
+use crate::ops::job::JobPlan;
 use crate::ops::plan::BackupPlan;
 use crate::ops::reconcile::{self, Retired};
 use crate::ops::{Cause, Error, Result};
@@ -23,6 +24,7 @@ impl Run<'_> {
     pub(super) fn commit(
         &self,
         plan: &BackupPlan,
+        job: &JobPlan<'_>,
         mut pending: Box<dyn PendingPoint>,
         copied: Copied,
     ) -> Result<Outcome> {
@@ -46,7 +48,7 @@ impl Run<'_> {
             && let Some(name) = &checkpoint
             && let Err(error) = self.host().delete_checkpoint(self.domain, name)
         {
-            self.leave(pending, &with_sources(&error));
+            job.leave(pending, &with_sources(&error));
         }
         committed
     }

@@ -40,7 +40,7 @@ pub struct CopiedDisk {
     pub finding: Option<Finding>,
 }
 
-/// Copies every disk of the plan. The first failure ends all of them.
+/// Copies every disk of the plan. The first failure ends all of them. `seed` chooses the places that are looked at.
 pub fn copy_all(
     domain: &Domain,
     plan: &BackupPlan,
@@ -48,6 +48,7 @@ pub fn copy_all(
     pending: &dyn PendingPoint,
     job: &dyn BackupJob,
     context: &Context,
+    seed: u64,
 ) -> Result<Vec<CopiedDisk>> {
     let stop = context.stop.child();
     let queue: Mutex<VecDeque<usize>> = Mutex::new((0..plan.disks.len()).collect());
@@ -59,6 +60,7 @@ pub fn copy_all(
         pending,
         job,
         context,
+        seed,
         stop: &stop,
         queue: &queue,
     };
@@ -145,6 +147,7 @@ struct Worker<'a> {
     pending: &'a dyn PendingPoint,
     job: &'a dyn BackupJob,
     context: &'a Context<'a>,
+    seed: u64,
     stop: &'a Stop,
     queue: &'a Mutex<VecDeque<usize>>,
 }
@@ -282,7 +285,7 @@ impl Worker<'_> {
             let copied = copy::copy_export(source.as_mut(), sink.as_mut(), self.stop, &mut progress);
             return copied.map_err(|error| failed(Cause::Copy(error)));
         };
-        let spots = SpotCheck::choose(Arc::clone(&parent.disk), parent.virtual_size);
+        let spots = SpotCheck::choose(Arc::clone(&parent.disk), parent.virtual_size, self.seed);
         let mut spots = spots.map_err(|error| failed(Cause::Copy(error)))?;
         let mut watched = spots.watch(source.as_mut());
         let copied = copy::copy_export(&mut watched, sink.as_mut(), self.stop, &mut progress);

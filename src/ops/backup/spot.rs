@@ -10,6 +10,7 @@ use crate::host::{BackupJob, ReadOptions};
 use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content};
 use crate::model::buffer::BufferPool;
 use crate::model::clusters::ClusterSet;
+use crate::model::random::Random;
 use crate::model::stop::Stop;
 use crate::model::text::with_sources;
 use crate::ops::Cause;
@@ -27,14 +28,20 @@ pub(super) struct SpotCheck {
 }
 
 impl SpotCheck {
-    /// Chooses places at random where the parent's chain holds data. `size_then` is the disk's size with the parent, in bytes.
+    /// Chooses places at random where the parent's chain holds data. `size_then` is the disk's size with the parent, in bytes; the same `seed`
+    /// chooses the same places.
     ///
     /// # Errors
     /// [`BlockErrorKind::Distrusted`] when the chain cannot be read: nothing can stand upon it.
-    pub(super) fn choose(kept: Arc<dyn DiskReader>, size_then: u64) -> Result<SpotCheck, BlockError> {
+    pub(super) fn choose(
+        kept: Arc<dyn DiskReader>,
+        size_then: u64,
+        seed: u64,
+    ) -> Result<SpotCheck, BlockError> {
         // What stands in the cluster of the end may have grown since.
         let clusters = size_then / CLUSTER;
-        let (seed, _) = uuid::Uuid::new_v4().as_u64_pair();
+        // Seeds may be small numbers.
+        let seed = Random::new(seed).next();
         let mut places = Vec::new();
         for number in 0..PLACES.min(clusters) {
             // The places lie in equal parts of the disk, all as far behind the part's beginning: one random number is enough.
