@@ -1,5 +1,6 @@
 //! The real hypervisor: libvirt's QEMU driver, spoken to through its official bindings.
 
+mod active_job;
 mod bitmaps;
 mod checkpoints;
 mod files;
@@ -119,8 +120,8 @@ impl Host for LibvirtHost {
 
     fn abort_job(&self, domain: &Domain) -> Result<()> {
         let handle = self.link.find(domain)?;
-        job::end(&handle)?;
-        job::resume_if_stuck(&handle).map(drop)
+        active_job::end(&handle)?;
+        active_job::resume_if_stuck(&handle).map(drop)
     }
 
     fn thaw(&self, domain: &Domain) -> Result<()> {
