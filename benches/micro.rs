@@ -84,7 +84,7 @@ fn extent_merging(criterion: &mut Criterion) {
         bencher.iter(|| {
             let mut planner = ExtentPlanner::new(size, None, false);
             let runs = |runs| Runs { runs, flag: 1 };
-            planner.tell(Some(runs(&dirty)), Some(runs(&zero)), size);
+            planner.add_status(Some(runs(&dirty)), Some(runs(&zero)), size);
             let mut bytes = 0;
             while let Some(extent) = planner.take(REQUEST as u64) {
                 bytes += extent.length;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 #[path = "tidy/circles.rs"]
 mod circles;
+#[path = "tidy/glossary.rs"]
+mod glossary;
 
 /// A room and the rooms whose names may stand in its files. `crate` alone (the root) is nobody's.
 const MAY_IMPORT: [(&str, &[&str]); 11] = [
@@ -123,6 +125,16 @@ fn no_modules_import_each_other_in_a_circle() {
         .map(|(file, text)| (file.trim_start_matches("src/"), text.as_str()));
     let circles = circles::Crate::read(files).circles();
     assert!(circles.is_empty(), "{circles:#?}");
+}
+
+#[test]
+fn the_glossary_explains_the_words_of_types() {
+    let glossary = fs::read_to_string(root().join("docs/glossary.md")).expect("docs/glossary.md");
+    let rooms = ["src/model", "src/ops", "src/repo", "src/host"];
+    let files: Vec<(String, String)> = rooms.iter().flat_map(|room| rust_files(room)).collect();
+    let texts = files.iter().map(|(_, text)| text.as_str());
+    let unexplained = glossary::unexplained(&glossary, texts);
+    assert!(unexplained.is_empty(), "{unexplained:#?}");
 }
 
 #[test]

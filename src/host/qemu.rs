@@ -267,7 +267,7 @@ struct RawBitmap {
 
 /// How long an image may be locked, and how often that is looked at. A `qemu-img` that writes to it is not killed with the run that started it, but needs
 /// milliseconds.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_WAIT: Duration = Duration::from_secs(5);
 const LOCK_STEP: Duration = Duration::from_millis(50);
 
 /// Whether a QEMU program failed because another process holds QEMU's lock on an image.
@@ -282,7 +282,7 @@ pub fn is_locked(error: &HostError) -> bool {
 /// Does the work again while QEMU's lock on the image is somebody else's.
 fn once_unlocked<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
     let mut last = None;
-    let done = wait::until(LOCK_PATIENCE, LOCK_STEP, || match work() {
+    let done = wait::until(LOCK_WAIT, LOCK_STEP, || match work() {
         Err(error) if is_locked(&error) => {
             last = Some(error);
             None

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::qcow2::{Image, Mapping, Run};
+use super::qcow2::{Image, MappedRun, Mapping};
 use super::sequential::Sequential;
 use super::{Error, Result, cache};
 use crate::model::block::{Block, BlockError, BlockSource, CLUSTER, Content};
@@ -269,7 +269,7 @@ struct Layer {
     /// Reads and checks pieces, if it is read here and there and to be checked.
     checked: Option<Arc<CheckedFile>>,
     /// Where the last run started, and the run.
-    run: Option<(u64, Run)>,
+    run: Option<(u64, MappedRun)>,
     /// Bytes of an image that is not to be checked that were read since its pages were given back.
     unreleased: u64,
 }
@@ -306,7 +306,7 @@ impl Layer {
     }
 
     /// What this image says from `offset` on; `None` behind its end.
-    fn run_at(&mut self, offset: u64) -> Result<Option<Run>> {
+    fn run_at(&mut self, offset: u64) -> Result<Option<MappedRun>> {
         if let Some((start, run)) = self.run
             && let Some(passed) = offset.checked_sub(start)
             && passed < run.length
@@ -317,7 +317,7 @@ impl Layer {
                 },
                 same => same,
             };
-            return Ok(Some(Run {
+            return Ok(Some(MappedRun {
                 mapping,
                 length: run.length - passed,
             }));

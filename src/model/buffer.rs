@@ -202,13 +202,13 @@ impl BufferPool {
         taken.map(|memory| self.dress(memory))
     }
 
-    /// A buffer as soon as one is free, or none after `patience`, so that the caller can look whether it is to stop.
-    pub fn take_within(&self, patience: Duration) -> Option<Buffer> {
+    /// A buffer as soon as one is free, or none after `longest`, so that the caller can look whether it is to stop.
+    pub fn take_within(&self, longest: Duration) -> Option<Buffer> {
         let guard = self.shelf.lock();
         let (mut guard, _) = self
             .shelf
             .returned
-            .wait_timeout_while(guard, patience, |free| free.is_empty())
+            .wait_timeout_while(guard, longest, |free| free.is_empty())
             .unwrap_or_else(PoisonError::into_inner);
         let taken = guard.pop_back();
         drop(guard);

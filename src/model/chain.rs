@@ -14,15 +14,15 @@ pub struct KeptPoint {
     /// What is wrong with its own files; empty when they are all there with the recorded sizes.
     pub faults: Vec<FileFault>,
     /// What the last verification found damaged. Nothing new is to rely on it; giving it back may be tried all the same.
-    pub doubts: Vec<Doubt>,
+    pub suspected_damage: Vec<SuspectedDamage>,
     /// What comparisons with the domain found: nothing new may rely on what any bitmap of these disks knew then.
-    pub missed: Vec<MissedWrite>,
+    pub missed_writes: Vec<MissedWrite>,
 }
 
 impl KeptPoint {
     /// The write of which a comparison with this restore point found that a bitmap of the disk had missed it.
     pub fn missed_write(&self, target: &str) -> Option<&MissedWrite> {
-        self.missed.iter().find(|missed| missed.disk == target)
+        self.missed_writes.iter().find(|missed| missed.disk == target)
     }
 }
 
@@ -37,7 +37,7 @@ pub struct MissedWrite {
 
 /// Something that a verification found damaged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Doubt {
+pub struct SuspectedDamage {
     /// A sentence that names the file.
     pub what: String,
     /// What of the restore point it concerns.
@@ -209,19 +209,19 @@ impl Chains {
     }
 
     /// What the last verification found damaged in the images that make up this disk at `id`.
-    pub fn doubt(&self, id: &str, target: &str) -> Option<String> {
+    pub fn suspected_damage(&self, id: &str, target: &str) -> Option<String> {
         let line = self.lineage(id, target).ok()?;
-        let mut doubts = line.into_iter().flat_map(|kept| &kept.doubts);
-        let found = doubts.find(|doubt| doubt.concerns.is_of_disk(target));
-        found.map(|doubt| doubt.what.clone())
+        let mut found = line.into_iter().flat_map(|kept| &kept.suspected_damage);
+        let found = found.find(|damage| damage.concerns.is_of_disk(target));
+        found.map(|damage| damage.what.clone())
     }
 
     /// The same for any disk of it, and for its other files.
-    pub fn doubts(&self, id: &str) -> Option<String> {
+    pub fn any_suspected_damage(&self, id: &str) -> Option<String> {
         let kept = self.get(id)?;
         let mut disks = kept.point.disks.iter();
-        let of_disk = disks.find_map(|disk| self.doubt(id, &disk.target));
-        of_disk.or_else(|| kept.doubts.first().map(|doubt| doubt.what.clone()))
+        let of_disk = disks.find_map(|disk| self.suspected_damage(id, &disk.target));
+        of_disk.or_else(|| kept.suspected_damage.first().map(|damage| damage.what.clone()))
     }
 
     /// The newest restore point in a period that holds this disk.
@@ -237,11 +237,12 @@ impl Chains {
     }
 
     /// The missed writes that are not made good: nothing was saved of these disks since they were found.
-    pub fn standing_missed(&self) -> impl Iterator<Item = &MissedWrite> {
-        let missed = self
-            .points
-            .iter()
-            .flat_map(|kept| kept.missed.iter().map(move |missed| (&kept.point.id, missed)));
+    pub fn standing_missed_writes(&self) -> impl Iterator<Item = &MissedWrite> {
+        let missed = self.points.iter().flat_map(|kept| {
+            kept.missed_writes
+                .iter()
+                .map(move |missed| (&kept.point.id, missed))
+        });
         let standing = missed.filter(|(id, missed)| self.is_latest_with(id, &missed.disk));
         standing.map(|(_, missed)| missed)
     }

@@ -83,7 +83,7 @@ impl ExtentPlanner {
     /// Takes what was told from [`Self::position`] on, as far as **all** given contexts tell it and at most up to `end`,
     /// and returns how many bytes that was. A context that is `None` tells nothing: without a `dirty` context everything is dirty, without a `zero` context nothing is known
     /// to read as zero.
-    pub fn tell(&mut self, dirty: Option<Runs<'_>>, zero: Option<Runs<'_>>, end: u64) -> u64 {
+    pub fn add_status(&mut self, dirty: Option<Runs<'_>>, zero: Option<Runs<'_>>, end: u64) -> u64 {
         let begin = self.position;
         let end = end.min(self.size);
         let mut dirty = Walk::new(dirty, true);
@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn without_contexts_the_whole_disk_is_data() {
         let mut planner = ExtentPlanner::new(3 * CLUSTER + 512, None, false);
-        assert_eq!(planner.tell(None, None, u64::MAX), 3 * CLUSTER + 512);
+        assert_eq!(planner.add_status(None, None, u64::MAX), 3 * CLUSTER + 512);
         assert!(planner.complete());
         assert_eq!(
             taken(&mut planner),
@@ -257,7 +257,7 @@ mod tests {
     fn a_hole_that_does_not_read_as_zero_is_data() {
         const HOLE: u32 = 1;
         let mut planner = ExtentPlanner::new(CLUSTER, None, false);
-        planner.tell(None, zero(&[run(CLUSTER, HOLE)]), u64::MAX);
+        planner.add_status(None, zero(&[run(CLUSTER, HOLE)]), u64::MAX);
         let next = planner.next().expect("it was told");
         assert_eq!(next.kind, ExtentKind::Data);
     }
@@ -266,7 +266,7 @@ mod tests {
     fn one_dirty_byte_makes_its_cluster_dirty() {
         let mut planner = ExtentPlanner::new(4 * CLUSTER, None, false);
         let runs = [run(2 * CLUSTER - 1, 0), run(1, DIRTY), run(2 * CLUSTER, 0)];
-        assert_eq!(planner.tell(dirty(&runs), None, u64::MAX), 4 * CLUSTER);
+        assert_eq!(planner.add_status(dirty(&runs), None, u64::MAX), 4 * CLUSTER);
         assert_eq!(
             taken(&mut planner),
             [Extent {
@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn only_ranges_that_both_contexts_report_are_used() {
         let mut planner = ExtentPlanner::new(4 * CLUSTER, None, false);
-        let told = planner.tell(
+        let told = planner.add_status(
             dirty(&[run(4 * CLUSTER, DIRTY)]),
             zero(&[run(CLUSTER + 512, ZERO)]),
             u64::MAX,
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(told, CLUSTER + 512);
         assert_eq!(planner.position(), CLUSTER + 512);
         assert_eq!(planner.planned(), 1, "the second cluster is not known whole");
-        planner.tell(
+        planner.add_status(
             dirty(&[run(3 * CLUSTER - 512, 0)]),
             zero(&[run(3 * CLUSTER, 0)]),
             u64::MAX,
@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn a_long_extent_is_taken_in_pieces() {
         let mut planner = ExtentPlanner::new(5 * CLUSTER, None, false);
-        planner.tell(None, None, u64::MAX);
+        planner.add_status(None, None, u64::MAX);
         let lengths: Vec<u64> = std::iter::from_fn(|| planner.take(2 * CLUSTER))
             .map(|extent| extent.length)
             .collect();
@@ -381,7 +381,7 @@ mod tests {
                 let from = (planner.position() / 512) as usize;
                 let dirty_runs = answer(&dirty_map, from, DIRTY, *dirty_most, *dirty_longest);
                 let zero_runs = answer(&zero_map, from, ZERO, *zero_most, *zero_longest);
-                let told = planner.tell(dirty(&dirty_runs), zero(&zero_runs), u64::MAX);
+                let told = planner.add_status(dirty(&dirty_runs), zero(&zero_runs), u64::MAX);
                 let common = |runs: &[Run]| runs.iter().map(|run| run.length).sum::<u64>();
                 prop_assert_eq!(told, common(&dirty_runs).min(common(&zero_runs)));
                 extents.extend(std::iter::from_fn(|| planner.take(longest * CLUSTER)));
@@ -407,7 +407,7 @@ mod tests {
         let zero_runs = [run(2 * CLUSTER, ZERO), run(CLUSTER, 0)];
         for wanted in [false, true] {
             let mut planner = ExtentPlanner::new(3 * CLUSTER, None, wanted);
-            planner.tell(dirty(&dirty_runs), zero(&zero_runs), u64::MAX);
+            planner.add_status(dirty(&dirty_runs), zero(&zero_runs), u64::MAX);
             let kinds: Vec<ExtentKind> = taken(&mut planner).iter().map(|extent| extent.kind).collect();
             let mut expected = vec![ExtentKind::Zero];
             expected.extend(wanted.then_some(ExtentKind::CleanZero));

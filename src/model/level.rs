@@ -325,7 +325,7 @@ fn usable_parent(
     if let Err(fault) = chains.lineage(&id, &disk) {
         return Err(UnusableParent::NotWhole { id, fault });
     }
-    if let Some(damage) = chains.doubt(&id, &disk) {
+    if let Some(damage) = chains.suspected_damage(&id, &disk) {
         return Err(UnusableParent::Damaged { id, damage });
     }
     if let Some(fault) = chains.replaced_ancestor(&id, &disk) {

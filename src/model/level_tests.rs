@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::chain::{Concern, Doubt, FileFault, MissedWrite};
+use crate::model::chain::{Concern, FileFault, MissedWrite, SuspectedDamage};
 use crate::model::checkpoint::{Bitmap, CheckpointDisk, CheckpointId, new_name};
 use crate::model::restore_point::{Consistency, DiskPoint, RestorePoint};
 
@@ -155,7 +155,7 @@ fn kept(index: usize, made: Made) -> KeptPoint {
         file: "vda.qcow2".into(),
         what: "vda.qcow2 is missing".into(),
     };
-    let doubt = Doubt {
+    let damage = SuspectedDamage {
         what: "vda.qcow2 is damaged".into(),
         concerns: Concern::Disk("vda".into()),
     };
@@ -167,8 +167,8 @@ fn kept(index: usize, made: Made) -> KeptPoint {
         point,
         manifest: format!("digest {index}"),
         faults: Vec::from_iter((defect == Defect::FileMissing).then_some(fault)),
-        doubts: Vec::from_iter((defect == Defect::Damaged).then_some(doubt)),
-        missed: Vec::from_iter((defect == Defect::MissedWrite).then_some(missed)),
+        suspected_damage: Vec::from_iter((defect == Defect::Damaged).then_some(damage)),
+        missed_writes: Vec::from_iter((defect == Defect::MissedWrite).then_some(missed)),
     }
 }
 

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::error::{Error, Result};
 use super::negotiate::{Context, Export, negotiate};
+use super::open_request::Body;
 use super::options::BlockSizes;
-use super::pending::Body;
 use super::socket::Socket;
 use super::transmit::Connection;
 use super::wire;

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::error::{Error, Result};
-use super::pending::{Answer, Asked, Pending};
+use super::open_request::{Answer, Asked, OpenRequest};
 use super::wire::{self, Chunk, ErrorChunk};
 use crate::model::buffer::Buffer;
 
@@ -51,7 +51,7 @@ enum Stage {
 pub(super) struct Decoder {
     structured: bool,
     contexts: Vec<u32>,
-    pending: Vec<Pending>,
+    pending: Vec<OpenRequest>,
     stage: Stage,
     /// The beginning of a message whose end has not come.
     partial: Vec<u8>,
@@ -73,8 +73,13 @@ impl Decoder {
 
     /// A request was sent. Its cookie is not in use, and a read's buffer has room for `length` bytes.
     pub fn expect(&mut self, cookie: u64, offset: u64, length: u32, asked: Asked) {
-        self.pending
-            .push(Pending::new(cookie, offset, length, asked, self.contexts.len()));
+        self.pending.push(OpenRequest::new(
+            cookie,
+            offset,
+            length,
+            asked,
+            self.contexts.len(),
+        ));
     }
 
     /// How many requests wait for their reply.

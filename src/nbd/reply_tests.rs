@@ -1,6 +1,6 @@
 //! Replies put together out of bytes.
 
-use super::super::pending::{Body, MAX_RUNS};
+use super::super::open_request::{Body, MAX_RUNS};
 use super::wire::*;
 use super::*;
 use crate::model::extents::Run;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::client::Client;
 use super::error::{Error, Result};
-use super::pending::{Answer, Body};
+use super::open_request::{Answer, Body};
 use super::transmit::Connection;
 use super::wire;
 use crate::model::block::{Beneath, Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content};
@@ -198,7 +198,7 @@ impl ExportSource {
                 runs: &runs,
                 flag: WANTED,
             };
-            planner.tell(Some(wanted), None, export.size);
+            planner.add_status(Some(wanted), None, export.size);
             // What the set does not reach is not wanted.
             let rest = [Run {
                 length: u64::MAX,
@@ -208,9 +208,9 @@ impl ExportSource {
                 runs: &rest,
                 flag: WANTED,
             };
-            planner.tell(Some(rest), None, export.size);
+            planner.add_status(Some(rest), None, export.size);
         } else if status.dirty.is_none() && status.zero.is_none() {
-            planner.tell(None, None, export.size);
+            planner.add_status(None, None, export.size);
         }
         Ok(ExportSource {
             name: export.name,
@@ -325,7 +325,7 @@ impl ExportSource {
                 "the status at offset {position} tells less than one block"
             )));
         }
-        self.planner.tell(dirty, zero, end);
+        self.planner.add_status(dirty, zero, end);
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::io::IoSliceMut;
 
 use super::error::{Result, errno};
 use super::negotiate::Export;
-use super::pending::{Answer, Asked, Body};
+use super::open_request::{Answer, Asked, Body};
 use super::reply::Decoder;
 use super::socket::{Channel, Socket};
 use super::wire::{self, Request};

@@ -22,14 +22,14 @@ use crate::model::restore_point::RestorePoint;
 use crate::model::text::with_sources;
 use crate::repo::{DomainRepository, DomainWriter, History, RepoError};
 
+mod attempt;
 mod commit;
 mod disks;
-mod run;
-mod settled;
+mod final_level;
 mod spot;
 mod standalone;
 
-use run::Run;
+use attempt::Attempt;
 
 /// What a backup is to do.
 #[derive(Clone, Debug)]
@@ -138,7 +138,7 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
         grouping::check(repository.as_ref(), &history, options.group_by)?;
     }
     let locked = lock::lock_for(repository.as_ref(), options.wait, context)?;
-    let settled = heal::settle(
+    let healed = heal::heal(
         repository.as_ref(),
         locked.as_ref(),
         context,
@@ -152,33 +152,33 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
     )?;
     if guards {
         // A run that was waited for may have begun another chain.
-        grouping::check(repository.as_ref(), &settled.history, options.group_by)?;
+        grouping::check(repository.as_ref(), &healed.history, options.group_by)?;
     }
     let planned = decide(
         repository.as_ref(),
-        &settled.survey,
-        &settled.history,
+        &healed.survey,
+        &healed.history,
         context,
         options,
     )?;
     if let Some(operation) = planned.obstacle {
         return Err(Error::of(name, Cause::Busy { operation }));
     }
-    let mut findings = settled.findings;
-    let of_history = settled.history.findings.iter().cloned();
-    for finding in of_history.chain(settled.history.damage()) {
-        tell(name, &finding, context);
+    let mut findings = healed.findings;
+    let of_history = healed.history.findings.iter().cloned();
+    for finding in of_history.chain(healed.history.damage()) {
+        report(name, &finding, context);
         findings.push(finding);
     }
-    let run = Run {
-        domain: &settled.survey.domain,
+    let attempt = Attempt {
+        domain: &healed.survey.domain,
         repository: repository.as_ref(),
         locked: locked.as_ref(),
-        history: &settled.history,
+        history: &healed.history,
         context,
         options,
     };
-    let mut outcome = run.attempt(&planned)?;
+    let mut outcome = attempt.make(&planned)?;
     monitor::add_new(&mut findings, std::mem::take(&mut outcome.findings));
     if options.prune && !options.copy {
         let is_retired = !findings.iter().any(|finding| finding.code == commit::NOT_RETIRED);
@@ -304,6 +304,6 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
     })
 }
 
-fn tell(domain: &str, finding: &Finding, context: &Context) {
+fn report(domain: &str, finding: &Finding, context: &Context) {
     context.monitor.event(Event::Found { domain, finding });
 }

@@ -16,7 +16,7 @@ use crate::model::block::CLUSTER;
 use crate::model::finding::Finding;
 use crate::model::level::Parent;
 use crate::model::text::with_sources;
-use crate::repo::{DomainRepository, History, Missed, PendingPoint, RepoError};
+use crate::repo::{DomainRepository, History, MissedWriteRecord, PendingPoint, RepoError};
 
 mod differences;
 mod outcome;
@@ -79,13 +79,13 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
     };
     let period = latest.point.period.clone();
     let locked = lock::lock_for(repository.as_ref(), options.wait, context)?;
-    let settled = heal::settle(
+    let healed = heal::heal(
         repository.as_ref(),
         locked.as_ref(),
         context,
         |survey, history| subjects::repairs(survey, &history.chains, &period),
     )?;
-    if let Some(job) = &settled.survey.job {
+    if let Some(job) = &healed.survey.job {
         let operation = job.operation.clone();
         return Err(Error::of(name, Cause::Busy { operation }));
     }
@@ -93,18 +93,18 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
         comparable,
         uncompared,
         findings: of_disks,
-    } = subjects(&settled, &period);
+    } = subjects(&healed, &period);
     let comparison = Comparison {
         repository: repository.as_ref(),
-        settled: &settled,
+        healed: &healed,
         context,
         options,
     };
     // What was healed has been told already.
-    let mut findings = settled.findings.clone();
-    let of_history = settled.history.findings.iter().cloned();
-    for finding in of_history.chain(settled.history.damage()).chain(of_disks) {
-        comparison.tell(finding, &mut findings);
+    let mut findings = healed.findings.clone();
+    let of_history = healed.history.findings.iter().cloned();
+    for finding in of_history.chain(healed.history.damage()).chain(of_disks) {
+        comparison.report(finding, &mut findings);
     }
     let of_uncompared: Vec<Finding> = uncompared.iter().map(UncomparedDisk::finding).collect();
     findings.extend(of_uncompared.iter().cloned());
@@ -128,7 +128,7 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
     if compared.is_err() {
         // The outcome would have named them.
         for finding in of_uncompared {
-            comparison.tell(finding, &mut Vec::new());
+            comparison.report(finding, &mut Vec::new());
         }
     }
     compared
@@ -136,15 +136,15 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
 
 /// What has to be remembered: of the newest restore point with a disk that differs, whichever it was compared with. Whatever older one the next
 /// backup might rely on, a full one of that disk has to come first.
-fn missed_writes(compared: &[ComparedDisk], history: &History, context: &Context) -> Vec<Missed> {
-    let mut found: Vec<Missed> = Vec::new();
+fn missed_writes(compared: &[ComparedDisk], history: &History, context: &Context) -> Vec<MissedWriteRecord> {
+    let mut found: Vec<MissedWriteRecord> = Vec::new();
     for disk in compared.iter().filter(|disk| disk.differing > 0) {
         let Some(newest) = history.chains.latest_with(&disk.target) else {
             continue;
         };
         match found.iter_mut().find(|missed| missed.id == newest.point.id) {
             Some(missed) => missed.disks.push(disk.target.clone()),
-            None => found.push(Missed {
+            None => found.push(MissedWriteRecord {
                 id: newest.point.id.clone(),
                 manifest: newest.manifest.clone(),
                 time: context.now.timestamp(),
@@ -157,7 +157,7 @@ fn missed_writes(compared: &[ComparedDisk], history: &History, context: &Context
 
 struct Comparison<'a> {
     repository: &'a dyn DomainRepository,
-    settled: &'a heal::Settled,
+    healed: &'a heal::HealedDomain,
     context: &'a Context<'a>,
     options: &'a Options,
 }
@@ -172,7 +172,7 @@ impl Comparison<'_> {
     ) -> Result<Outcome> {
         let request = self.request(disks)?;
         let plan = JobPlan {
-            domain: &self.settled.survey.domain,
+            domain: &self.healed.survey.domain,
             context: self.context,
             request: &request,
             mark: "vmsnap comparison",
@@ -194,10 +194,10 @@ impl Comparison<'_> {
 
     /// Remembers the disks that differ. Where there will be no outcome they are told here. That it cannot be remembered is no reason to keep quiet.
     fn remember(&self, compared: &mut [ComparedDisk], is_failing: bool, findings: &mut Vec<Finding>) {
-        let missed = missed_writes(compared, &self.settled.history, self.context);
+        let missed = missed_writes(compared, &self.healed.history, self.context);
         let kept = missed
             .iter()
-            .try_for_each(|missed| self.repository.keep_missed(missed));
+            .try_for_each(|missed| self.repository.keep_missed_writes(missed));
         for disk in compared.iter_mut().filter(|disk| disk.differing > 0) {
             disk.is_remembered = kept.is_ok();
             if is_failing {
@@ -207,19 +207,19 @@ impl Comparison<'_> {
                     disk.differing,
                     disk.consequence()
                 );
-                self.tell(Finding::of_disk(MISSED_WRITE, target, what), findings);
+                self.report(Finding::of_disk(MISSED_WRITE, target, what), findings);
             }
         }
         if let Err(error) = kept {
             let what = format!("that disks differ cannot be remembered: {}", with_sources(&error));
-            self.tell(Finding::new("missed-write-not-kept", what), findings);
+            self.report(Finding::new("missed-write-not-kept", what), findings);
         }
     }
 
     fn request(&self, disks: &[(PlannedDisk, Parent)]) -> Result<BackupRequest> {
         let targets: Vec<String> = disks.iter().map(|(disk, _)| disk.disk.target.clone()).collect();
         let run = job::run_word((self.context.random)());
-        let domain = &self.settled.survey.domain;
+        let domain = &self.healed.survey.domain;
         let places = self
             .context
             .host
@@ -247,13 +247,13 @@ impl Comparison<'_> {
         job: &dyn BackupJob,
         compared: &mut Vec<ComparedDisk>,
     ) -> Result<()> {
-        let domain = &self.settled.survey.domain.name;
+        let domain = &self.healed.survey.domain.name;
         let failed = |cause: Cause| match (self.context.stop.reason(), cause) {
             (Some(reason), _) => Error::of(domain, Cause::Stopped(reason)),
             (None, cause) => Error::of_disk(domain, target, cause),
         };
         let stop = &self.context.stop;
-        let history = &self.settled.history;
+        let history = &self.healed.history;
         let kept = self.repository.open_disk(history, &parent.id, target, stop);
         let kept = kept.map_err(|error| failed(error.into()))?;
         let mut differences =
@@ -314,15 +314,15 @@ impl Comparison<'_> {
     }
 
     fn failed(&self, cause: impl Into<Cause>) -> Error {
-        let error = Error::of(&self.settled.survey.domain.name, cause);
+        let error = Error::of(&self.healed.survey.domain.name, cause);
         match self.context.stop.reason() {
             Some(reason) => Error::of(&error.domain, Cause::Stopped(reason)),
             None => error,
         }
     }
 
-    fn tell(&self, finding: Finding, findings: &mut Vec<Finding>) {
-        let (domain, found) = (&self.settled.survey.domain.name, &finding);
+    fn report(&self, finding: Finding, findings: &mut Vec<Finding>) {
+        let (domain, found) = (&self.healed.survey.domain.name, &finding);
         let monitor = self.context.monitor;
         monitor.event(Event::Found {
             domain,

@@ -19,7 +19,7 @@ use crate::repo::{DomainRepository, DomainWriter, History, Leftover};
 const ROUNDS: usize = 5;
 
 /// A domain with nothing left to repair.
-pub struct Settled {
+pub struct HealedDomain {
     /// How it stands now.
     pub survey: Survey,
     /// What the repository holds of it.
@@ -31,12 +31,12 @@ pub struct Settled {
 /// Looks at the domain and repairs what has to be repaired, until nothing is left.
 ///
 /// `repairs` decides what has to be repaired.
-pub(super) fn settle(
+pub(super) fn heal(
     repository: &dyn DomainRepository,
     locked: &dyn DomainWriter,
     context: &Context,
     repairs: impl Fn(&Survey, &History) -> Vec<Repair>,
-) -> Result<Settled> {
+) -> Result<HealedDomain> {
     let name = repository.name();
     let mut findings = Vec::new();
     let mut unfinished = Vec::new();
@@ -58,7 +58,7 @@ pub(super) fn settle(
         }
         let repairs = repairs(&survey, &history);
         if repairs.is_empty() {
-            return Ok(Settled {
+            return Ok(HealedDomain {
                 survey,
                 history,
                 findings,

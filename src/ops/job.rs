@@ -122,7 +122,7 @@ impl JobPlan<'_> {
             Err(error) => {
                 // The job first: until it has ended the guest pays for it.
                 let trouble = job.abort();
-                trouble.iter().for_each(|finding| self.tell(finding));
+                trouble.iter().for_each(|finding| self.report(finding));
                 let is_undone = trouble.is_empty();
                 return Err(Failure { error, is_undone });
             }
@@ -133,7 +133,7 @@ impl JobPlan<'_> {
             error: self.failed(error),
             is_undone: false,
         })?;
-        findings.iter().for_each(|finding| self.tell(finding));
+        findings.iter().for_each(|finding| self.report(finding));
         Ok(EndedJob {
             work,
             checkpoint,
@@ -147,14 +147,14 @@ impl JobPlan<'_> {
         let (this, next) = self.actors;
         let location = pending.leave();
         let what = format!("what {this} began could not be ended ({trouble}); {next} will, by {location}");
-        self.tell(&Finding::new("left-to-heal", what));
+        self.report(&Finding::new("left-to-heal", what));
     }
 
     fn failed(&self, cause: impl Into<Cause>) -> Error {
         failed(self.domain, self.context, cause)
     }
 
-    fn tell(&self, finding: &Finding) {
+    fn report(&self, finding: &Finding) {
         let domain = &self.domain.name;
         self.context.monitor.event(Event::Found { domain, finding });
     }

@@ -32,14 +32,14 @@ pub struct Listed {
     /// When it was last verified, and with what result.
     pub proof: Option<Proof>,
     /// What verifications found damaged of what it is made of, parents included.
-    pub doubt: Option<String>,
+    pub suspected_damage: Option<String>,
     /// The missed writes that comparisons of it with the domain have found.
-    pub missed: Vec<ListedMiss>,
+    pub missed_writes: Vec<ListedMissedWrite>,
 }
 
 /// A write that a bitmap had missed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListedMiss {
+pub struct ListedMissedWrite {
     /// Of which disk, and when it was found.
     pub write: MissedWrite,
     /// Whether nothing was saved of the disk since: its next backup is full.
@@ -68,8 +68,8 @@ pub fn list_domain(repo: &dyn Repository, domain: &str) -> Result<DomainList> {
         faults: history.chains.faults(&kept.manifest.point.id),
         size: kept.manifest.files.iter().map(|file| file.size).sum(),
         proof: kept.proof.clone(),
-        doubt: history.chains.doubts(&kept.manifest.point.id),
-        missed: missed(&history.chains, &kept.manifest.point.id),
+        suspected_damage: history.chains.any_suspected_damage(&kept.manifest.point.id),
+        missed_writes: missed(&history.chains, &kept.manifest.point.id),
     });
     let points = points.collect();
     history.findings.extend(unfinished(repository.as_ref(), &history));
@@ -80,9 +80,9 @@ pub fn list_domain(repo: &dyn Repository, domain: &str) -> Result<DomainList> {
     })
 }
 
-fn missed(chains: &Chains, id: &str) -> Vec<ListedMiss> {
-    let missed = chains.get(id).into_iter().flat_map(|kept| &kept.missed);
-    let listed = missed.map(|write| ListedMiss {
+fn missed(chains: &Chains, id: &str) -> Vec<ListedMissedWrite> {
+    let missed = chains.get(id).into_iter().flat_map(|kept| &kept.missed_writes);
+    let listed = missed.map(|write| ListedMissedWrite {
         write: write.clone(),
         stands: chains.is_latest_with(id, &write.disk),
     });

@@ -70,9 +70,9 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
             "the newest restore point of {folder} is not whole: {fault}"
         ));
     }
-    if let Some(doubt) = chains.doubts(&newest.point.id) {
+    if let Some(damage) = chains.any_suspected_damage(&newest.point.id) {
         return Err(format!(
-            "the newest restore point of {folder} is damaged: {doubt}"
+            "the newest restore point of {folder} is damaged: {damage}"
         ));
     }
     let Some(before) = newest_of(previous) else {

@@ -143,9 +143,9 @@ pub fn repairs(survey: &Survey) -> Vec<Repair> {
     let removals = survey.removals.iter().cloned().map(Repair::FinishRemoval);
     let mut repairs: Vec<Repair> = removals.collect();
     for run in &survey.leftovers {
-        if let Some(intent) = &run.intent {
+        if let Some(entry) = &run.journal_entry {
             let uuid = &survey.domain.uuid;
-            repairs.extend(ending(intent, uuid, survey.job.as_ref(), &survey.checkpoints));
+            repairs.extend(ending(entry, uuid, survey.job.as_ref(), &survey.checkpoints));
         }
         repairs.push(Repair::RemovePartial(run.leftover.clone()));
     }
@@ -156,28 +156,28 @@ pub fn repairs(survey: &Survey) -> Vec<Repair> {
 ///
 /// `uuid` is the domain's, `job` the one that holds it now, `checkpoints` those that it has now.
 pub fn ending(
-    intent: &JournalEntry,
+    entry: &JournalEntry,
     uuid: &str,
     job: Option<&ActiveJob>,
     checkpoints: &[Checkpoint],
 ) -> Vec<Repair> {
     let mut repairs = Vec::new();
     // A domain made anew under the same name has nothing of that run.
-    let is_same = intent.uuid == uuid;
+    let is_same = entry.uuid == uuid;
     let is_its_job = |job: &ActiveJob| {
         let socket = job.socket.as_ref();
-        socket.is_some_and(|socket| intent.places.sockets.contains(socket))
+        socket.is_some_and(|socket| entry.places.sockets.contains(socket))
     };
     if is_same && job.is_some_and(is_its_job) {
         repairs.push(Repair::AbortJob);
     }
-    if is_same && intent.freezes {
+    if is_same && entry.freezes {
         repairs.push(Repair::Thaw);
     }
-    repairs.push(Repair::ClearPlaces(intent.places.clone()));
-    if let (true, Some(name)) = (is_same, &intent.checkpoint) {
+    repairs.push(Repair::ClearPlaces(entry.places.clone()));
+    if let (true, Some(name)) = (is_same, &entry.checkpoint) {
         match checkpoints.iter().find(|checkpoint| checkpoint.name == *name) {
-            Some(checkpoint) if is_of_run(checkpoint, intent) => {
+            Some(checkpoint) if is_of_run(checkpoint, entry) => {
                 repairs.push(Repair::DeleteCheckpoint(name.clone()));
             }
             // The name is another's by now.
@@ -191,9 +191,9 @@ pub fn ending(
 }
 
 /// Whether a checkpoint of that run's name is that run's, or a record with which its bitmaps were being removed.
-fn is_of_run(checkpoint: &Checkpoint, intent: &JournalEntry) -> bool {
+fn is_of_run(checkpoint: &Checkpoint, entry: &JournalEntry) -> bool {
     let mark = checkpoint.mark.as_deref();
-    mark == Some(&intent.mark) || mark == Some(REMOVAL_MARK)
+    mark == Some(&entry.mark) || mark == Some(REMOVAL_MARK)
 }
 
 /// What goes once the planned restore point exists.

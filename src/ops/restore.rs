@@ -89,7 +89,7 @@ pub struct RestorePlan {
     /// A folder that has to be created first.
     pub new_dir: Option<PathBuf>,
     /// The disks.
-    pub disks: Vec<PlannedDisk>,
+    pub disks: Vec<RestoredDisk>,
     /// The domain to be defined.
     pub define: Option<DefinePlan>,
     /// What is worth knowing.
@@ -100,7 +100,7 @@ pub struct RestorePlan {
 
 /// One disk of a restore.
 #[derive(Clone, Debug)]
-pub struct PlannedDisk {
+pub struct RestoredDisk {
     /// The disk's target.
     pub target: String,
     /// Its size, in bytes.
@@ -291,7 +291,7 @@ fn carry_out(domain: &str, mut plan: RestorePlan, means: &Means) -> Result<Outco
 /// Refuses what somebody uses. A folder that is not there yet holds nothing that could be in use.
 fn check_targets(
     domain: &str,
-    disks: &[PlannedDisk],
+    disks: &[RestoredDisk],
     place: &Place,
     host: Option<&dyn Host>,
 ) -> Result<Vec<Finding>> {
@@ -327,7 +327,7 @@ fn plan_disk(
     target: &str,
     place: &Place,
     format: Option<Format>,
-) -> Result<PlannedDisk> {
+) -> Result<RestoredDisk> {
     let not_whole = |fault: String| {
         let id = point.id.clone();
         Error::of_disk(domain, target, Cause::NotWhole { id, fault })
@@ -343,7 +343,7 @@ fn plan_disk(
     if !device && to.symlink_metadata().is_ok() {
         return Err(Error::of_disk(domain, target, Cause::Exists(to)));
     }
-    Ok(PlannedDisk {
+    Ok(RestoredDisk {
         target: target.to_owned(),
         size,
         to,

@@ -356,16 +356,16 @@ fn recorded(domain: &Domain, means: &Means, history: Option<&History>) -> Result
         .filter(|point| point.uuid == *uuid)
         .filter_map(|point| point.checkpoint.as_ref())
         .map(|checkpoint| checkpoint.name.clone());
-    let intents = history
+    let entries = history
         .leftovers
         .iter()
         .filter_map(|leftover| match repository.note(leftover) {
             Ok(Note::Text(text)) => Some(text),
             Ok(Note::None | Note::Unusable(_)) | Err(_) => None,
         })
-        .filter_map(|intent| serde_json::from_slice::<JournalEntry>(&intent).ok());
-    let begun = intents
-        .filter(|intent| intent.uuid == *uuid)
-        .filter_map(|intent| intent.checkpoint);
+        .filter_map(|text| serde_json::from_slice::<JournalEntry>(&text).ok());
+    let begun = entries
+        .filter(|entry| entry.uuid == *uuid)
+        .filter_map(|entry| entry.checkpoint);
     Ok(committed.chain(begun).collect())
 }

@@ -58,9 +58,9 @@ pub struct DomainStatus {
     /// When the newest restore point was last verified, and with what result.
     pub proof: Option<Proof>,
     /// What verifications found damaged of what the newest restore point is made of, parents included.
-    pub doubt: Option<String>,
+    pub suspected_damage: Option<String>,
     /// The writes that bitmaps are known to have missed, of disks of which nothing was saved since.
-    pub missed: Vec<MissedWrite>,
+    pub missed_writes: Vec<MissedWrite>,
     /// What a backup would do now; `None` without a repository, where it cannot be known from here, and where the backup would be refused: its
     /// grouping is another one than that of the domain's backups.
     pub next: Option<Reconciliation>,
@@ -273,8 +273,8 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
         latest: None,
         latest_lacks: Vec::new(),
         proof: None,
-        doubt: None,
-        missed: Vec::new(),
+        suspected_damage: None,
+        missed_writes: Vec::new(),
         next: None,
         writer: None,
         findings,
@@ -340,10 +340,10 @@ fn compare_with(
         .flatten()
         .map(|left| left.disk.clone())
         .collect();
-    status.doubt = newest.and_then(|kept| history.chains.doubts(&kept.point.id));
+    status.suspected_damage = newest.and_then(|kept| history.chains.any_suspected_damage(&kept.point.id));
     let kept = newest.and_then(|newest| history.get(&newest.point.id));
     status.proof = kept.and_then(|kept| kept.proof.clone());
-    status.missed = history.chains.standing_missed().cloned().collect();
+    status.missed_writes = history.chains.standing_missed_writes().cloned().collect();
     status.dir = Some(dir_stats(repository.period_usage(&period), &history, &period));
     match grouping::finding(repository.as_ref(), &history, subject.group_by)? {
         // A backup of this grouping does not begin, so it is neither full nor incremental.

@@ -57,7 +57,7 @@ pub struct LeftoverRun {
     /// What it left.
     pub leftover: Leftover,
     /// What it noted down; `None` when it had begun nothing outside its folder.
-    pub intent: Option<JournalEntry>,
+    pub journal_entry: Option<JournalEntry>,
 }
 
 /// How often a domain is looked at again that was started or stopped while it was being looked at.
@@ -183,7 +183,7 @@ fn leftover_runs(
 ) -> std::result::Result<Vec<LeftoverRun>, RepoError> {
     let mut runs = Vec::new();
     for leftover in &history.leftovers {
-        let intent = match repository.note(leftover)? {
+        let journal_entry = match repository.note(leftover)? {
             // The note is on the disk before anything is begun: one that is not whole is of a run that began nothing.
             Note::Text(bytes) => serde_json::from_slice(&bytes).ok(),
             Note::Unusable(what) => {
@@ -194,7 +194,7 @@ fn leftover_runs(
         };
         runs.push(LeftoverRun {
             leftover: leftover.clone(),
-            intent,
+            journal_entry,
         });
     }
     Ok(runs)
@@ -203,8 +203,8 @@ fn leftover_runs(
 /// The names of the checkpoints that unfinished runs have noted down, as far as that can be read.
 pub fn begun_checkpoints(repository: &dyn DomainRepository, history: &History) -> BTreeSet<String> {
     let runs = leftover_runs(repository, history, &mut Vec::new()).unwrap_or_default();
-    let intents = runs.into_iter().filter_map(|run| run.intent);
-    intents.filter_map(|intent| intent.checkpoint).collect()
+    let entries = runs.into_iter().filter_map(|run| run.journal_entry);
+    entries.filter_map(|entry| entry.checkpoint).collect()
 }
 
 /// Reports a repository that holds nothing of a domain which has checkpoints of ours: it may be another one than before, or its file system is not

@@ -40,7 +40,7 @@ pub use folder::FolderRepository;
 pub use history::{History, Kept, Leftover, Note};
 pub use identity::Identity;
 pub use manifest::{FileEntry, Manifest, PieceEntry};
-pub use proof::{DamageNote, Missed, Proof};
+pub use proof::{DamageNote, MissedWriteRecord, Proof};
 
 /// Restore points of domains, in one place.
 pub trait Repository: Send + Sync {
@@ -159,7 +159,7 @@ pub trait DomainRepository: Send + Sync {
     fn keep_proof(&self, proof: &Proof, known: &[String]) -> Result<()>;
 
     /// Remembers that bitmaps had missed writes, so that nothing new relies on them.
-    fn keep_missed(&self, missed: &Missed) -> Result<()>;
+    fn keep_missed_writes(&self, missed: &MissedWriteRecord) -> Result<()>;
 
     /// Forgets what is remembered of restore points that are not there any more.
     fn forget_removed(&self) -> Result<()>;

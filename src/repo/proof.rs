@@ -5,7 +5,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::model::chain::{Concern, Doubt};
+use crate::model::chain::{Concern, SuspectedDamage};
 
 /// The result of one verification of one restore point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +72,7 @@ impl From<DamageNote> for WrittenNote {
 /// What a comparison of a restore point with its domain found: disks of which a bitmap had missed a write.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Missed {
+pub struct MissedWriteRecord {
     /// The restore point's id.
     pub id: String,
     /// The digest in its manifest.
@@ -99,8 +99,8 @@ impl Proof {
     }
 
     /// What it found damaged, for who decides what can be relied on.
-    pub fn doubts(&self) -> impl Iterator<Item = Doubt> {
-        self.damage.iter().map(|note| Doubt {
+    pub fn suspected_damage(&self) -> impl Iterator<Item = SuspectedDamage> {
+        self.damage.iter().map(|note| SuspectedDamage {
             what: format!("{} (found by the verification of {:.0})", note.what, self.time),
             concerns: note.concerns.clone(),
         })

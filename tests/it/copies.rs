@@ -218,7 +218,10 @@ fn a_damaged_copy_is_found_and_the_chain_goes_on() {
         "{damage:?}"
     );
     let status = lab.status("vm1");
-    assert!(status.is_consistent() && status.doubt.is_none(), "{status:#?}");
+    assert!(
+        status.is_consistent() && status.suspected_damage.is_none(),
+        "{status:#?}"
+    );
     let next = lab.backup("vm1").expect("an increment").point;
     assert_eq!(next.level, Level::Incremental);
     assert!(lab.restored("vm1", &saved.point.id, "vda").is_err());
@@ -283,7 +286,7 @@ fn a_comparison_takes_the_chain_and_not_the_copy() {
         .disk("vm1", "vda", |disk| disk.swap_content(0, &[9; CLUSTER]));
     assert!(!run(&lab).expect("compared").is_same());
     copy(&mut lab);
-    assert_eq!(lab.status("vm1").missed.len(), 1);
+    assert_eq!(lab.status("vm1").missed_writes.len(), 1);
     let next = lab.backup("vm1").expect("saved").point;
     assert_eq!(next.disk("vda").map(|disk| disk.level), Some(Level::Full));
 

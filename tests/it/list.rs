@@ -169,7 +169,7 @@ Restore points of vm1:
 
     // The longest cell of each column.
     listed[0].points[0].faults = vec!["gone".to_owned()];
-    listed[0].points[1].doubt = Some("damaged".to_owned());
+    listed[0].points[1].suspected_damage = Some("damaged".to_owned());
     let widest = text(&listed, &lab.repo.location(), Columns::Narrow);
     assert!(
         widest.contains("  NOT WHOLE  ") && widest.contains("  DAMAGED  "),

@@ -172,7 +172,13 @@ fn a_file_too_many_is_named_with_a_hint_and_is_no_damage() {
         );
     }
     let history = lab.history("vm1");
-    assert!(history.chains.points().iter().all(|kept| kept.doubts.is_empty()));
+    assert!(
+        history
+            .chains
+            .points()
+            .iter()
+            .all(|kept| kept.suspected_damage.is_empty())
+    );
     assert!(
         !lab.free_path().join("vda.qcow2").exists(),
         "nothing is half restored"

@@ -69,7 +69,7 @@ fn dead_run(uuid: &str) -> (LeftoverRun, Checkpoint) {
     };
     let run = LeftoverRun {
         leftover: leftover("/backups/vm1/x.partial"),
-        intent: Some(intent),
+        journal_entry: Some(intent),
     };
     let checkpoint = Checkpoint {
         name: NAMES[2].to_owned(),
@@ -103,7 +103,7 @@ fn dead_run_is_cleared_guest_first_and_folder_last() {
     let lab = lab_with_points(2);
     let mut survey = seen(&lab);
     let (run, checkpoint) = dead_run(&survey.domain.uuid);
-    let places = run.intent.as_ref().expect("it noted").places.clone();
+    let places = run.journal_entry.as_ref().expect("it noted").places.clone();
     survey.leftovers.push(run);
     survey.checkpoints.push(checkpoint);
     survey.job = Some(job("/run/dead.sock"));

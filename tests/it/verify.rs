@@ -235,7 +235,11 @@ fn found_damage_is_recorded_and_nothing_new_relies_on_it() {
     flip(&image, 70_000, 0);
     assert!(!all(&lab).is_sound());
     let listed = &list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("readable")[0];
-    let damaged: Vec<bool> = listed.points.iter().map(|point| point.doubt.is_some()).collect();
+    let damaged: Vec<bool> = listed
+        .points
+        .iter()
+        .map(|point| point.suspected_damage.is_some())
+        .collect();
     assert_eq!(damaged, [false, true, true], "the third stands upon the second");
 
     let outcome = lab.backup("vm1").expect("a restore point");

@@ -8,7 +8,7 @@ use vmsnap::model::restore_point::Level;
 
 use vmsnap::ops::list::{Listed, list};
 use vmsnap::ops::verify::{Options, Outcome, Which};
-use vmsnap::repo::Missed;
+use vmsnap::repo::MissedWriteRecord;
 
 use crate::lab::{InFolder, Lab, tree};
 use crate::verify::{all, flip, lab, options, run, words};
@@ -157,7 +157,10 @@ fn damage_of_one_disk_or_small_file_makes_no_other_disk_full() {
         [["vdb"], ["vdb"]],
         "vda stands upon nothing damaged"
     );
-    let doubts: Vec<bool> = listed(&lab).iter().map(|point| point.doubt.is_some()).collect();
+    let doubts: Vec<bool> = listed(&lab)
+        .iter()
+        .map(|point| point.suspected_damage.is_some())
+        .collect();
     assert_eq!(doubts, [true; 3]);
     let outcome = lab.backup("vm1").expect("a restore point");
     let level = |target| outcome.point.disk(target).expect("it is there").level;
@@ -179,7 +182,7 @@ fn unreadable_damage_record_is_damage_until_next_verify() {
         flip(&record, at, 1);
         let kept = &lab.history("vm1").chains;
         let id = &kept.points()[2].point.id;
-        assert!(kept.doubt(id, "vda").is_some(), "byte {at}");
+        assert!(kept.suspected_damage(id, "vda").is_some(), "byte {at}");
         flip(&record, at, 1);
     }
     flip(&record, 20, 1);
@@ -205,26 +208,34 @@ fn missed_write_survives_a_flipped_bit_in_its_record() {
     let lab = lab();
     let history = lab.history("vm1");
     let newest = &history.kept[2].manifest;
-    let missed = Missed {
+    let missed = MissedWriteRecord {
         id: newest.point.id.clone(),
         manifest: newest.digest.clone(),
         time: lab.now.timestamp(),
         disks: vec!["vda".to_owned()],
     };
     let repository = lab.repo.domain("vm1").expect("a name");
-    repository.keep_missed(&missed).expect("remembered");
+    repository.keep_missed_writes(&missed).expect("remembered");
     let record = records(&lab).remove(0);
     let length = fs::metadata(&record).expect("it is there").len() as usize;
     for at in 0..length {
         flip(&record, at, 2);
         let chains = lab.history("vm1").chains;
         let kept = &chains.points()[2];
-        assert!(kept.missed_write("vda").is_some(), "byte {at}: {:?}", kept.missed);
+        assert!(
+            kept.missed_write("vda").is_some(),
+            "byte {at}: {:?}",
+            kept.missed_writes
+        );
         flip(&record, at, 2);
     }
     let chains = lab.history("vm1").chains;
     let kept = &chains.points()[2];
-    let disks: Vec<&str> = kept.missed.iter().map(|missed| missed.disk.as_str()).collect();
+    let disks: Vec<&str> = kept
+        .missed_writes
+        .iter()
+        .map(|missed| missed.disk.as_str())
+        .collect();
     assert_eq!(disks, ["vda"]);
     flip(&record, 20, 1);
     assert!(words(&all(&lab)).contains(record.to_str().expect("a plain path")));
@@ -241,21 +252,21 @@ fn proof_under_a_wrong_name_is_ignored() {
     let image = lab.history("vm1").kept[2].dir().join("vda.qcow2");
     flip(&image, 70_000, 0);
     assert!(!all(&lab).is_sound());
-    assert!(listed(&lab)[2].doubt.is_some());
+    assert!(listed(&lab)[2].suspected_damage.is_some());
 }
 
 #[test]
 fn records_of_a_point_under_a_wrong_name_are_kept() {
     let lab = lab();
     let kept = &lab.history("vm1").kept[2];
-    let missed = Missed {
+    let missed = MissedWriteRecord {
         id: kept.manifest.point.id.clone(),
         manifest: kept.manifest.digest.clone(),
         time: lab.now.timestamp(),
         disks: vec!["vda".to_owned()],
     };
     let repository = lab.repo.domain("vm1").expect("a name");
-    repository.keep_missed(&missed).expect("remembered");
+    repository.keep_missed_writes(&missed).expect("remembered");
     let away = kept.dir().with_file_name(format!("{}.partial", missed.id));
     fs::rename(kept.dir(), &away).expect("renamed");
     assert!(!all(&lab).is_sound());
@@ -277,7 +288,7 @@ fn unfinished_record_is_ignored_and_removed() {
     for (id, kind) in ids.iter().zip(["json", "damaged.json", "damaged.json"]) {
         fs::write(dir.join(format!("{id}.2026-10-01T02-00-03Z.{kind}.new")), b"").expect("written");
     }
-    assert!(listed(&lab).iter().all(|point| point.doubt.is_none()));
+    assert!(listed(&lab).iter().all(|point| point.suspected_damage.is_none()));
     let outcome = all(&lab);
     assert!(
         outcome.is_sound() && outcome.findings.is_empty(),

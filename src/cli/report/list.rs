@@ -8,7 +8,7 @@ use crate::cli::pretty;
 use crate::model::left_out;
 use crate::model::restore_point::Consistency;
 use crate::model::text::shown;
-use crate::ops::list::{DomainList, Listed, ListedMiss};
+use crate::ops::list::{DomainList, Listed, ListedMissedWrite};
 use crate::ops::verify::Proof;
 
 /// The document of a list.
@@ -49,7 +49,7 @@ pub struct MissedPart<'a> {
 }
 
 impl<'a> MissedPart<'a> {
-    fn of(missed: &'a ListedMiss) -> Self {
+    fn of(missed: &'a ListedMissedWrite) -> Self {
         MissedPart {
             disk: Text::from(&missed.write.disk),
             found: Text::of(&missed.write.found),
@@ -100,8 +100,8 @@ fn listed_part(listed: &Listed) -> ListedPart<'_> {
             ..PointPart::of(&listed.point, listed.size)
         },
         verified: listed.proof.as_ref().map(VerifiedPart::of),
-        doubt: listed.doubt.as_ref().map(Text::from),
-        missed_writes: listed.missed.iter().map(MissedPart::of).collect(),
+        doubt: listed.suspected_damage.as_ref().map(Text::from),
+        missed_writes: listed.missed_writes.iter().map(MissedPart::of).collect(),
         left_out: LeftOutPart::of(&listed.point),
     }
 }
@@ -145,7 +145,7 @@ pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String 
             }
         }
         for listed in &domain.points {
-            for missed in &listed.missed {
+            for missed in &listed.missed_writes {
                 let what = missed_sentence(&missed.write);
                 let next = match missed.stands {
                     true => "; the next backup of this disk is full",
@@ -227,7 +227,7 @@ fn guest_word(consistency: Consistency) -> &'static str {
 }
 
 fn chain_word(listed: &Listed) -> &'static str {
-    match (listed.is_whole(), &listed.doubt) {
+    match (listed.is_whole(), &listed.suspected_damage) {
         (false, _) => "NOT WHOLE",
         (true, Some(_)) => "DAMAGED",
         (true, None) if listed.point.is_partial() => "PARTIAL",

@@ -145,8 +145,8 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
         (None, None) => {}
     }
     if status.latest.is_some() {
-        lines.push(match (&status.doubt, &status.proof) {
-            (Some(doubt), _) => format!("  Last verified: DAMAGED: {doubt}"),
+        lines.push(match (&status.suspected_damage, &status.proof) {
+            (Some(damage), _) => format!("  Last verified: DAMAGED: {damage}"),
             (None, None) => "  Last verified: never".to_owned(),
             (None, Some(proof)) => match proof.damage.first() {
                 None => format!("  Last verified: {}, sound", proof.time),
@@ -154,7 +154,7 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
             },
         });
     }
-    lines.extend(status.missed.iter().map(|missed| {
+    lines.extend(status.missed_writes.iter().map(|missed| {
         let sentence = missed_sentence(missed);
         format!("  Missed write: {sentence}; the next backup of this disk is full")
     }));

@@ -117,7 +117,7 @@ fn part(status: &DomainStatus, pretty: bool) -> StatusPart<'_> {
     let newest = status.newest.as_ref();
     let latest = status.latest.as_ref();
     let proof = status.proof.as_ref();
-    let missed = status.missed.iter().map(|missed| MissedPart {
+    let missed = status.missed_writes.iter().map(|missed| MissedPart {
         disk: Text::from(&missed.disk),
         found: Text::of(&missed.found),
     });
@@ -146,7 +146,7 @@ fn part(status: &DomainStatus, pretty: bool) -> StatusPart<'_> {
                 .flat_map(|proof| &proof.damage)
                 .map(|note| &note.what),
         ),
-        doubt: status.doubt.as_ref().map(Text::from),
+        doubt: status.suspected_damage.as_ref().map(Text::from),
         writer: status.writer.as_ref().map(Text::from),
         missed_writes: missed.collect(),
         left_out: left_disks(&status.left_out),

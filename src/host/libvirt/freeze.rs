@@ -135,8 +135,8 @@ impl Freeze {
         self.guard.go = None;
         if self.frozen {
             // An agent that has just frozen answers at once; the greeting and the thaw have their limits all the same.
-            let patience = Duration::from_secs(2 * u64::from(THAW_SECONDS) + 1);
-            let why = match self.answers.recv_timeout(patience) {
+            let longest = Duration::from_secs(2 * u64::from(THAW_SECONDS) + 1);
+            let why = match self.answers.recv_timeout(longest) {
                 Ok(Answer::Thawed(Ok(0))) => {
                     let message =
                         "the guest had thawed its file systems by itself before the moment of the backup";

@@ -12,5 +12,5 @@ mod log;
 mod check_tests;
 
 pub use header::Header;
-pub use reader::{Image, Mapping, Run};
+pub use reader::{Image, MappedRun, Mapping};
 pub use writer::{Qcow2Options, Qcow2Writer};

@@ -30,7 +30,7 @@ pub enum Mapping {
 
 /// A mapping that holds for some bytes. For data the bytes of the file follow each other as those of the disk do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct MappedRun {
     /// What the image says.
     pub mapping: Mapping,
     /// For how many bytes; never 0.
@@ -145,7 +145,7 @@ impl Image {
     ///
     /// # Errors
     /// When a table cannot be read or says what is not allowed.
-    pub fn run_at(&mut self, offset: u64) -> Result<Option<Run>> {
+    pub fn run_at(&mut self, offset: u64) -> Result<Option<MappedRun>> {
         let left = match self.size().checked_sub(offset) {
             None | Some(0) => return Ok(None),
             Some(left) => left,
@@ -162,7 +162,7 @@ impl Image {
             index += 1;
         }
         let end = index.saturating_mul(span).min(self.size());
-        Ok(Some(Run {
+        Ok(Some(MappedRun {
             mapping: Mapping::Unallocated,
             length: end - offset,
         }))
@@ -190,7 +190,7 @@ impl Image {
     }
 
     /// The run from `offset` on as far as this L2 table goes. `left` is what remains of the disk.
-    fn run_in_table(&mut self, table: u64, offset: u64, left: u64) -> Result<Run> {
+    fn run_in_table(&mut self, table: u64, offset: u64, left: u64) -> Result<MappedRun> {
         let cluster = self.header.cluster_size();
         let entries = self.header.table_entries();
         let within = offset % cluster;
@@ -218,7 +218,7 @@ impl Image {
             }
             length += cluster;
         }
-        Ok(Run {
+        Ok(MappedRun {
             mapping,
             length: length.min(left),
         })

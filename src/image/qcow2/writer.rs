@@ -268,7 +268,7 @@ mod tests {
     /// What an image says about each cluster of its first bytes: d for data, 0 for zero, - for nothing.
     fn clusters(file: std::fs::File, count: u64) -> String {
         let mut image = Image::open(file, "x").expect("it is an image");
-        let kind = |run: crate::image::qcow2::Run| match run.mapping {
+        let kind = |run: crate::image::qcow2::MappedRun| match run.mapping {
             Mapping::Data { .. } => 'd',
             Mapping::Zero => '0',
             Mapping::Unallocated => '-',
@@ -437,9 +437,9 @@ mod tests {
                 .expect("it takes the block");
         }
         // The thread that writes is given the time to begin.
-        let patience = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
         while file.metadata().expect("it has a length").len() <= CLUSTER {
-            assert!(std::time::Instant::now() < patience, "something is written");
+            assert!(std::time::Instant::now() < deadline, "something is written");
             std::thread::yield_now();
         }
         drop(writer);

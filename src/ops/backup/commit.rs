@@ -1,6 +1,6 @@
 //! From copied disks to a restore point that exists; and what may go once it does.
 
-use super::run::{Copied, Run};
+use super::attempt::{Attempt, Copied};
 use super::{Outcome, current_periods};
 use crate::host::NewCheckpoint;
 use crate::model::finding::Finding;
@@ -19,7 +19,7 @@ pub(super) const NOT_RETIRED: &str = "checkpoints-not-retired";
 /// The code of the finding that a domain that has run has no file of UEFI variables.
 const NVRAM_MISSING: &str = "nvram-missing";
 
-impl Run<'_> {
+impl Attempt<'_> {
     /// Makes the restore point exist, or takes the checkpoint back.
     pub(super) fn commit(
         &self,
@@ -83,7 +83,7 @@ impl Run<'_> {
             Err(error) => {
                 let what = format!("the UEFI variables could not be saved: {}", with_sources(&error));
                 let finding = Finding::new("nvram-skipped", what);
-                self.tell(&finding);
+                self.report(&finding);
                 findings.push(finding);
             }
         }
@@ -124,7 +124,7 @@ impl Run<'_> {
             );
             Finding::new(NVRAM_MISSING, what)
         })?;
-        self.tell(&finding);
+        self.report(&finding);
         Some(finding)
     }
 
@@ -188,7 +188,7 @@ impl Run<'_> {
                 Ok(())
             });
         if let Err(finding) = retired {
-            self.tell(&finding);
+            self.report(&finding);
             outcome.findings.push(finding);
         }
         outcome
@@ -213,7 +213,7 @@ impl Run<'_> {
     fn not_remembered(&self, error: &RepoError, outcome: &mut Outcome) {
         let what = format!("would not be missed if it went: {}", with_sources(error));
         let finding = Finding::new("commit-not-remembered", format!("{} {what}", outcome.point.id));
-        self.tell(&finding);
+        self.report(&finding);
         outcome.findings.push(finding);
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::settled::{Settled, reason_for_full};
+use super::final_level::{FinalLevel, reason_for_full};
 use super::spot::SpotCheck;
 use crate::host::{BackupJob, ReadOptions};
 use crate::model::block::{Beneath, Written};
@@ -179,14 +179,14 @@ impl Worker<'_> {
             .disk_size(target, DEADLINE, self.stop)
             .map_err(|error| failed(error.into()))?;
         let mut level =
-            Settled::of(planned, size, (self.repository, self.history), self.stop).map_err(failed)?;
+            FinalLevel::of(planned, size, (self.repository, self.history), self.stop).map_err(failed)?;
         self.begins(target, &level, size);
         let mut copied = self.copy_image(planned, &level, size);
         if let Err(error) = &copied
             && let Some(reason) = reason_for_full(&error.cause).filter(|_| level.parent.is_some())
         {
             // The chain is closed before the second try: its files may be what the first one lacked.
-            level = Settled::full(reason);
+            level = FinalLevel::full(reason);
             self.begins(target, &level, size);
             copied = self.copy_image(planned, &level, size);
         }
@@ -225,11 +225,11 @@ impl Worker<'_> {
     }
 
     /// The restore point upon which the disk is to stand.
-    fn parent(&self, level: &Settled) -> Option<&Kept> {
+    fn parent(&self, level: &FinalLevel) -> Option<&Kept> {
         self.history.get(&level.parent.as_ref()?.id)
     }
 
-    fn begins(&self, disk: &str, level: &Settled, size: u64) {
+    fn begins(&self, disk: &str, level: &FinalLevel, size: u64) {
         self.context.monitor.event(Event::DiskBegins {
             domain: &self.domain.name,
             disk,
@@ -239,7 +239,7 @@ impl Worker<'_> {
         });
     }
 
-    fn copy_image(&self, planned: &PlannedDisk, level: &Settled, size: u64) -> Result<Written> {
+    fn copy_image(&self, planned: &PlannedDisk, level: &FinalLevel, size: u64) -> Result<Written> {
         let domain = &self.domain.name;
         let target = &planned.disk.target;
         let options = ReadOptions {

@@ -44,7 +44,7 @@ impl Differences {
         job: &dyn BackupJob,
         target: &str,
         stop: &Stop,
-        mut tell: impl FnMut(u64, bool) -> std::result::Result<(), Cause>,
+        mut report: impl FnMut(u64, bool) -> std::result::Result<(), Cause>,
     ) -> std::result::Result<(), Cause> {
         let options = ReadOptions {
             changes_only: false,
@@ -69,7 +69,7 @@ impl Differences {
                 };
                 let offset = block.offset + start as u64;
                 let is_same = self.kept.holds(now, offset).map_err(Cause::Copy)?;
-                tell(offset, is_same)?;
+                report(offset, is_same)?;
             }
         }
         Ok(())

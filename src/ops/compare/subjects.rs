@@ -6,7 +6,7 @@ use crate::model::eligibility::Allowed;
 use crate::model::finding::Finding;
 use crate::model::left_out::{Exclusion, Kind, LeftOut};
 use crate::model::level::Parent;
-use crate::ops::heal::Settled;
+use crate::ops::heal::HealedDomain;
 use crate::ops::plan::{self, BackupPlan, PlannedDisk, STORED_DECRYPTED};
 use crate::ops::reconcile::{self, Repair};
 use crate::ops::survey::Survey;
@@ -64,9 +64,9 @@ fn planned(survey: &Survey, chains: &Chains, period: &str) -> BackupPlan {
 }
 
 /// Sorts the disks by what a backup into this period would do.
-pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
-    let chains = &settled.history.chains;
-    let planned = planned(&settled.survey, chains, period);
+pub(super) fn subjects(healed: &HealedDomain, period: &str) -> Subjects {
+    let chains = &healed.history.chains;
+    let planned = planned(&healed.survey, chains, period);
     let mut comparable = Vec::new();
     let mut uncompared = Vec::new();
     for disk in planned.disks {
@@ -78,7 +78,7 @@ pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
     let newest = chains.latest_in_periods();
     for before in newest.iter().flat_map(|kept| &kept.point.disks) {
         let target = &before.target;
-        if settled.survey.domain.disk(target).is_none() {
+        if healed.survey.domain.disk(target).is_none() {
             uncompared.push(UncomparedDisk {
                 target: target.clone(),
                 why: "the domain has no such disk any more".to_owned(),
@@ -89,7 +89,7 @@ pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
     for left in &planned.left_out {
         let is_saved = newest.is_some_and(|kept| kept.point.disk(&left.disk).is_some());
         match left.kind {
-            Kind::Excluded => uncompared.push(excluded(settled, left)),
+            Kind::Excluded => uncompared.push(excluded(healed, left)),
             Kind::Raw | Kind::Encrypted | Kind::Skipped if is_saved => {
                 uncompared.push(why_not(&left.disk, left.finding().message, chains));
             }
@@ -111,9 +111,9 @@ pub(super) fn subjects(settled: &Settled, period: &str) -> Subjects {
     }
 }
 
-fn excluded(settled: &Settled, left: &LeftOut) -> UncomparedDisk {
-    let recorded = recorded_exclusions(&settled.history.chains).find(|recorded| recorded.disk == left.disk);
-    let is_marked = settled.survey.domain.excluded.contains(&left.disk);
+fn excluded(healed: &HealedDomain, left: &LeftOut) -> UncomparedDisk {
+    let recorded = recorded_exclusions(&healed.history.chains).find(|recorded| recorded.disk == left.disk);
+    let is_marked = healed.survey.domain.excluded.contains(&left.disk);
     let why = match recorded {
         Some(recorded) if !is_marked => {
             format!("the newest restore point leaves it out: {}", recorded.reason)

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{DefineOptions, Format, PlannedDisk};
+use super::{DefineOptions, Format, RestoredDisk};
 use crate::host::Host;
 use crate::host::xml::{DomainDescription, Edits, ImageFormat, NewSource, read_domain, redefine};
 use crate::model::domain::{Device, Disk, Source};
@@ -49,7 +49,7 @@ pub struct NvramPlan {
 pub(super) fn plan(
     host: &dyn Host,
     stored: StoredPoint<'_>,
-    disks: &[PlannedDisk],
+    disks: &[RestoredDisk],
     dir: &Path,
     options: &DefineOptions,
     findings: &mut Vec<Finding>,
@@ -84,7 +84,7 @@ pub(super) fn plan(
     }
     findings.extend(left.into_iter().map(|disk| left_alone(disk, point)));
     let nvram = plan_nvram(stored, &described, &name, dir, findings)?;
-    let is_described = |disk: &&PlannedDisk| described.disks.iter().any(|found| found.target == disk.target);
+    let is_described = |disk: &&RestoredDisk| described.disks.iter().any(|found| found.target == disk.target);
     let edits = Edits {
         name: options.name.clone(),
         uuid: new_uuid.clone(),
@@ -139,7 +139,7 @@ fn plan_nvram(
     Ok(Some(NvramPlan { path, content }))
 }
 
-fn new_source(disk: &PlannedDisk) -> NewSource {
+fn new_source(disk: &RestoredDisk) -> NewSource {
     NewSource {
         path: disk.to.clone(),
         format: match disk.format {
@@ -151,7 +151,7 @@ fn new_source(disk: &PlannedDisk) -> NewSource {
 }
 
 /// Disks that the restore point does not hold keep their old sources: if the old domain is still there, both would use them.
-fn disks_left_alone<'a>(described: &'a DomainDescription, restored: &[PlannedDisk]) -> Vec<&'a Disk> {
+fn disks_left_alone<'a>(described: &'a DomainDescription, restored: &[RestoredDisk]) -> Vec<&'a Disk> {
     let is_left = |disk: &&Disk| {
         let is_drive = matches!(disk.device, Device::Cdrom | Device::Floppy);
         let is_restored = restored.iter().any(|restored| restored.target == disk.target);

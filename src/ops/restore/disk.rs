@@ -2,7 +2,7 @@
 
 use super::in_use::{self, Claim};
 use super::unfinished::Unfinished;
-use super::{Format, Means, PlannedDisk, io_cause};
+use super::{Format, Means, RestoredDisk, io_cause};
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
 use crate::image::raw::RawWriter;
 use crate::io::Store;
@@ -16,7 +16,7 @@ use crate::repo::{DomainRepository, History, SourceOptions};
 /// Brings one disk back, onto its device or into a file that has no name yet, which is given too.
 pub(super) fn restore_disk<'a>(
     domain: &str,
-    disk: &PlannedDisk,
+    disk: &RestoredDisk,
     origin: &Origin<'_>,
     means: &Means<'a>,
 ) -> Result<(Written, Option<Unfinished<'a>>)> {
@@ -89,7 +89,7 @@ pub(super) struct Origin<'a> {
 }
 
 impl Origin<'_> {
-    fn open(&self, disk: &PlannedDisk, stop: &Stop) -> std::result::Result<Box<dyn BlockSource>, Cause> {
+    fn open(&self, disk: &RestoredDisk, stop: &Stop) -> std::result::Result<Box<dyn BlockSource>, Cause> {
         let options = SourceOptions {
             pool: copy::pool(),
             stop: stop.clone(),
@@ -105,7 +105,7 @@ impl Origin<'_> {
 type Sink<'a> = (Box<dyn BlockSink>, Option<Unfinished<'a>>);
 
 fn open_sink<'a>(
-    disk: &PlannedDisk,
+    disk: &RestoredDisk,
     claim: Option<&Claim<'_>>,
     store: &'a dyn Store,
     stop: &Stop,
@@ -119,7 +119,7 @@ fn open_sink<'a>(
 }
 
 fn begin_file(
-    disk: &PlannedDisk,
+    disk: &RestoredDisk,
     file: Box<dyn ImageFile>,
     stop: &Stop,
 ) -> crate::image::Result<Box<dyn BlockSink>> {
@@ -141,7 +141,7 @@ fn begin_file(
 }
 
 fn begin_device(
-    disk: &PlannedDisk,
+    disk: &RestoredDisk,
     claim: &Claim<'_>,
     stop: &Stop,
 ) -> std::result::Result<Box<dyn BlockSink>, Cause> {

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::{PlannedDisk, io_cause};
+use super::{RestoredDisk, io_cause};
 use crate::host::usage::{self, HeldDevice, HoldError, Usage, Usages, User};
 use crate::host::{DomainFiles, Host};
 use crate::model::finding::Finding;
@@ -29,7 +29,7 @@ pub(super) fn domain_files(host: Option<&dyn Host>) -> Result<DomainFiles> {
 }
 
 /// Refuses a device that somebody uses, or that cannot take the disk.
-pub(super) fn check_device(disk: &PlannedDisk, named: &DomainFiles) -> Result<Vec<Finding>> {
+pub(super) fn check_device(disk: &RestoredDisk, named: &DomainFiles) -> Result<Vec<Finding>> {
     let path = &disk.to;
     let found = usage::users_of(path, named).map_err(|source| io_cause("examine", path, source))?;
     let findings = refuse_users(path, found)?;
@@ -70,7 +70,7 @@ pub(super) fn check_file(path: &Path, named: &DomainFiles) -> Result<Vec<Finding
 }
 
 /// Claims the device of a disk until the claim is dropped. Nothing has been written to it yet.
-pub(super) fn claim<'a>(disk: &PlannedDisk, host: Option<&'a dyn Host>) -> Result<Claim<'a>> {
+pub(super) fn claim<'a>(disk: &RestoredDisk, host: Option<&'a dyn Host>) -> Result<Claim<'a>> {
     let path = &disk.to;
     let held = HeldDevice::open(path).map_err(|error| match error {
         HoldError::Io(source) => io_cause("use", path, source),
@@ -144,7 +144,7 @@ fn refuse_users(path: &Path, found: Usages) -> Result<Vec<Finding>> {
     }
 }
 
-fn check_size(disk: &PlannedDisk, device: u64) -> Result<()> {
+fn check_size(disk: &RestoredDisk, device: u64) -> Result<()> {
     match device < disk.size {
         false => Ok(()),
         true => Err(Cause::TooSmall {

@@ -78,7 +78,7 @@ impl Verification<'_> {
             point.id
         );
         self.unread.insert(point.id.clone());
-        self.tell(Finding::new("not-verified", what));
+        self.report(Finding::new("not-verified", what));
         true
     }
 
@@ -91,7 +91,7 @@ impl Verification<'_> {
             return;
         }
         let what = format!("restore point {id} was not verified: {}", with_sources(&error));
-        self.tell(Finding::new("not-verified", what));
+        self.report(Finding::new("not-verified", what));
     }
 
     /// Proves one restore point and remembers what was found, also when an error ends it.
@@ -113,7 +113,7 @@ impl Verification<'_> {
         let proved = self.prover.prove(kept, deep, &mut damage);
         if self.is_pruned(kept)? {
             let what = format!("restore point {id} was removed while it was being verified");
-            self.tell(Finding::new("removed-meanwhile", what));
+            self.report(Finding::new("removed-meanwhile", what));
             return proved;
         }
         let proved = match proved {
@@ -222,11 +222,11 @@ impl Verification<'_> {
         let told = &mut self.outcome.findings.iter();
         if !told.any(|finding| finding.code == "proof-not-kept") {
             let what = format!("the result cannot be remembered: {}", with_sources(&error));
-            self.tell(Finding::new("proof-not-kept", what));
+            self.report(Finding::new("proof-not-kept", what));
         }
     }
 
-    fn tell(&mut self, finding: Finding) {
+    fn report(&mut self, finding: Finding) {
         self.monitor.event(Event::Found {
             domain: self.domain,
             finding: &finding,

@@ -21,8 +21,8 @@ use crate::model::period::COPY_PREFIX;
 use crate::model::stop::Stop;
 use crate::repo::{
     DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept, Leftover,
-    Missed, Note, PendingPoint, PeriodUsage, Proof, RepoError, Repository, Result, SmallFile, SourceOptions,
-    manifest,
+    MissedWriteRecord, Note, PendingPoint, PeriodUsage, Proof, RepoError, Repository, Result, SmallFile,
+    SourceOptions, manifest,
 };
 
 /// The largest file that is read into memory as a whole, in bytes: UEFI variables and XML are far smaller.
@@ -214,8 +214,8 @@ impl DomainRepository for FolderDomain {
         proofs::keep(self.store().as_ref(), &self.dir, proof, known)
     }
 
-    fn keep_missed(&self, missed: &Missed) -> Result<()> {
-        proofs::keep_missed(self.store().as_ref(), &self.dir, missed)
+    fn keep_missed_writes(&self, missed: &MissedWriteRecord) -> Result<()> {
+        proofs::keep_missed_writes(self.store().as_ref(), &self.dir, missed)
     }
 
     fn forget_removed(&self) -> Result<()> {

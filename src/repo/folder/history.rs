@@ -101,8 +101,8 @@ impl Found {
             point: manifest.point.clone(),
             manifest: manifest.digest.clone(),
             faults: file_faults(dir, &manifest),
-            doubts: proofs.doubts(&manifest),
-            missed: proofs.missed(&manifest),
+            suspected_damage: proofs.suspected_damage(&manifest),
+            missed_writes: proofs.missed_writes(&manifest),
         });
         let records = proofs.records(&manifest.point.id);
         self.history.kept.push(Kept {

@@ -9,16 +9,16 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::look::read_bounded;
-use crate::model::chain::{Concern, Doubt, MissedWrite};
+use crate::model::chain::{Concern, MissedWrite, SuspectedDamage};
 use crate::model::finding::Finding;
 use crate::model::restore_point::id_of;
 use crate::repo::manifest::Manifest;
-use crate::repo::proof::{Missed, Proof};
+use crate::repo::proof::{MissedWriteRecord, Proof};
 use crate::repo::seal::holds;
 
 mod keep;
 
-pub(super) use keep::{forget_removed, keep, keep_missed};
+pub(super) use keep::{forget_removed, keep, keep_missed_writes};
 
 /// The folder of a domain's proofs, in the domain's folder.
 const FOLDER: &str = ".verified";
@@ -40,7 +40,7 @@ pub(super) struct Proofs {
     /// Oldest first.
     proofs: Vec<Proof>,
     /// Oldest first.
-    missed: Vec<Missed>,
+    missed: Vec<MissedWriteRecord>,
     unreadable: Vec<Unreadable>,
     /// The names of all records of verifications, those that cannot be read or were not written to their end included.
     names: Vec<String>,
@@ -88,7 +88,7 @@ impl RecordName {
         }
     }
 
-    fn of_missed(missed: &Missed) -> RecordName {
+    fn of_missed(missed: &MissedWriteRecord) -> RecordName {
         RecordName {
             id: missed.id.clone(),
             time: id_of(missed.time),
@@ -161,7 +161,7 @@ impl Proofs {
             read => read.map_err(|error| error.to_string())?,
         };
         if name.kind == MISSED {
-            let missed: Missed = unseal(&text)?;
+            let missed: MissedWriteRecord = unseal(&text)?;
             own_name(name.is_of(&missed.id, missed.time))?;
             self.missed.push(missed);
         } else {
@@ -189,9 +189,9 @@ impl Proofs {
     }
 
     /// What was last found damaged of the restore point with this manifest, or may have been.
-    pub(super) fn doubts(&self, manifest: &Manifest) -> Vec<Doubt> {
+    pub(super) fn suspected_damage(&self, manifest: &Manifest) -> Vec<SuspectedDamage> {
         let proof = self.of(manifest);
-        let lost = self.lost(manifest, DAMAGED).map(|lost| Doubt {
+        let lost = self.lost(manifest, DAMAGED).map(|lost| SuspectedDamage {
             what: format!(
                 "{} tells of damage and cannot be read ({})",
                 lost.path.display(),
@@ -199,12 +199,12 @@ impl Proofs {
             ),
             concerns: Concern::All,
         });
-        let known = proof.iter().flat_map(Proof::doubts);
+        let known = proof.iter().flat_map(Proof::suspected_damage);
         known.chain(lost).collect()
     }
 
     /// The disks of which a bitmap was found to have missed a write when they were compared with this restore point, or may have been.
-    pub(super) fn missed(&self, manifest: &Manifest) -> Vec<MissedWrite> {
+    pub(super) fn missed_writes(&self, manifest: &Manifest) -> Vec<MissedWrite> {
         let lost = self.lost(manifest, MISSED);
         let lost = lost.flat_map(|lost| {
             let found = lost.name.time().unwrap_or(manifest.point.time);
@@ -214,9 +214,10 @@ impl Proofs {
                 found,
             })
         });
-        let of_manifest =
-            |missed: &&Missed| missed.id == manifest.point.id && missed.manifest == manifest.digest;
-        let of_disks = |missed: &Missed| {
+        let of_manifest = |missed: &&MissedWriteRecord| {
+            missed.id == manifest.point.id && missed.manifest == manifest.digest
+        };
+        let of_disks = |missed: &MissedWriteRecord| {
             let found = missed.time;
             let disks = missed.disks.clone().into_iter();
             disks.map(move |disk| MissedWrite { disk, found })

@@ -16,8 +16,8 @@ use crate::model::period::{COPY_PREFIX, FOLDER_PREFIX};
 use crate::model::stop::Stop;
 use crate::repo::{
     DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept, Leftover,
-    Manifest, Missed, Note, PendingPoint, PeriodUsage, Proof, RepoError, Repository, Result, SmallFile,
-    SourceOptions,
+    Manifest, MissedWriteRecord, Note, PendingPoint, PeriodUsage, Proof, RepoError, Repository, Result,
+    SmallFile, SourceOptions,
 };
 
 /// One domain's part of a [`MemoryRepository`].
@@ -69,7 +69,8 @@ fn proof_of(kept: &Domain, manifest: &Manifest) -> Option<Proof> {
 }
 
 fn missed_of(kept: &Domain, manifest: &Manifest) -> Vec<MissedWrite> {
-    let of_manifest = |missed: &&Missed| missed.id == manifest.point.id && missed.manifest == manifest.digest;
+    let of_manifest =
+        |missed: &&MissedWriteRecord| missed.id == manifest.point.id && missed.manifest == manifest.digest;
     let missed = kept.missed.iter().filter(of_manifest);
     let writes = missed.flat_map(|missed| {
         missed.disks.iter().map(|disk| MissedWrite {
@@ -105,11 +106,11 @@ impl DomainRepository for MemoryDomain {
                     point: manifest.point.clone(),
                     manifest: manifest.digest.clone(),
                     faults: Vec::new(),
-                    doubts: proof_of(domain, manifest)
+                    suspected_damage: proof_of(domain, manifest)
                         .iter()
-                        .flat_map(Proof::doubts)
+                        .flat_map(Proof::suspected_damage)
                         .collect(),
-                    missed: missed_of(domain, manifest),
+                    missed_writes: missed_of(domain, manifest),
                 }
             });
             let chains = Chains::new(points.collect());
@@ -299,7 +300,7 @@ impl DomainRepository for MemoryDomain {
         Ok(())
     }
 
-    fn keep_missed(&self, missed: &Missed) -> Result<()> {
+    fn keep_missed_writes(&self, missed: &MissedWriteRecord) -> Result<()> {
         self.with(|kept| kept.missed.push(missed.clone()));
         Ok(())
     }

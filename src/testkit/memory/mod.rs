@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::model::restore_point::id_of;
-use crate::repo::{DomainRepository, Identity, Manifest, Missed, Proof, Repository, Result};
+use crate::repo::{DomainRepository, Identity, Manifest, MissedWriteRecord, Proof, Repository, Result};
 
 use disk::StoredDisk;
 use domain::MemoryDomain;
@@ -31,7 +31,7 @@ struct Domain {
     ids: BTreeSet<String>,
     /// Verifications, each with the name of its record.
     proofs: Vec<(String, Proof)>,
-    missed: Vec<Missed>,
+    missed: Vec<MissedWriteRecord>,
     /// The writer, as it wrote itself down.
     writer: Option<String>,
 }

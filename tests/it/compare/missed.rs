@@ -72,7 +72,7 @@ fn missed_write_found_by_older_point_counts_for_newest() {
             (oldest.as_str(), 1)
         );
         assert_eq!(run(&mut lab, None).expect("again").verdict(), Verdict::Differs);
-        assert_eq!(lab.history("vm1").chains.standing_missed().count(), 1);
+        assert_eq!(lab.history("vm1").chains.standing_missed_writes().count(), 1);
         if !is_bitmap {
             std::fs::rename(&away, &image).expect("back");
         }
@@ -81,7 +81,7 @@ fn missed_write_found_by_older_point_counts_for_newest() {
         assert_eq!(disk.level, Level::Full);
         assert!(disk.reason.contains("had missed a write"), "{}", disk.reason);
         lab.assert_gives_back("vm1", "vda");
-        assert_eq!(lab.history("vm1").chains.standing_missed().count(), 0);
+        assert_eq!(lab.history("vm1").chains.standing_missed_writes().count(), 0);
     }
 }
 

@@ -16,7 +16,7 @@ use vmsnap::ops::list::list;
 use vmsnap::ops::restore::{self, Format, restore};
 use vmsnap::ops::verify::{self, Which, verify};
 use vmsnap::ops::{Event, Result};
-use vmsnap::repo::{DamageNote, Missed, Proof};
+use vmsnap::repo::{DamageNote, MissedWriteRecord, Proof};
 
 use super::{Watch, two_points, watched};
 use crate::lab::{CLUSTER, InFolder, Lab, NAMES, tree};
@@ -302,7 +302,7 @@ fn later_verify_findings_survive_an_earlier_one_that_ends_last() {
     let outcome = verify("vm1", lab.repo.as_ref(), &earlier, &monitor, &Stop::default()).expect("some");
     assert!(later.is_completed() && outcome.is_sound());
     let history = lab.history("vm1");
-    assert!(!history.chains.latest().expect("two").doubts.is_empty());
+    assert!(!history.chains.latest().expect("two").suspected_damage.is_empty());
     let proofs = tree(&lab.root().join("vm1/.verified"));
     assert_eq!(
         proofs.len(),
@@ -331,13 +331,13 @@ fn verify_keeps_damage_records_of_a_point_made_meanwhile() {
                 let history = lab.history("vm1");
                 let manifest = history.get(&id).expect("it is there").manifest.digest.clone();
                 let repository = lab.repo.domain("vm1").expect("a name that fits");
-                let missed = Missed {
+                let missed = MissedWriteRecord {
                     id: id.clone(),
                     manifest: manifest.clone(),
                     time,
                     disks: vec!["vda".to_owned()],
                 };
-                repository.keep_missed(&missed).expect("it is remembered");
+                repository.keep_missed_writes(&missed).expect("it is remembered");
                 let proof = Proof {
                     id,
                     manifest,
@@ -360,11 +360,11 @@ fn verify_keeps_damage_records_of_a_point_made_meanwhile() {
     assert!(newest.missed_write("vda").is_some());
     assert!(
         newest
-            .doubts
+            .suspected_damage
             .iter()
-            .any(|doubt| doubt.what.contains("a flipped bit")),
+            .any(|damage| damage.what.contains("a flipped bit")),
         "{:?}",
-        newest.doubts
+        newest.suspected_damage
     );
     lab.pass(Span::new().minutes(10));
     let next = lab.backup("vm1").expect("it goes on");

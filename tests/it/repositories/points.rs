@@ -4,7 +4,7 @@ use vmsnap::model::block::BlockErrorKind;
 use vmsnap::model::chain::{Concern, MissedWrite};
 use vmsnap::model::stop::Stop;
 use vmsnap::repo::{
-    DamageNote, DomainRepository, FileWatch, Leftover, Missed, Note, Proof, RepoError, SmallFile,
+    DamageNote, DomainRepository, FileWatch, Leftover, MissedWriteRecord, Note, Proof, RepoError, SmallFile,
 };
 
 use super::kinds::{DEFINITION, Kind, Maker, PERIOD, data, is_damage, moment, read_through, reading, zero};
@@ -333,29 +333,29 @@ pub fn proofs_and_missed_writes_are_remembered(kind: &dyn Kind) {
         .expect("it is remembered");
     let now = history();
     assert_eq!(now.kept[0].proof, Some(proof(11, &["it is torn"])));
-    let doubt = now
+    let damage = now
         .chains
-        .doubt(&points[1].0, "vda")
+        .suspected_damage(&points[1].0, "vda")
         .expect("its parent is damaged");
-    assert!(doubt.contains("it is torn"), "{doubt}");
+    assert!(damage.contains("it is torn"), "{damage}");
     // One that knows nothing of the damage does not disprove it.
     domain.keep_proof(&proof(12, &[]), &[]).expect("it is remembered");
     assert!(!history().kept[0].proof.as_ref().expect("there is one").is_sound());
     domain
         .keep_proof(&proof(13, &[]), &known())
         .expect("it is remembered");
-    assert_eq!(history().chains.doubt(&points[1].0, "vda"), None);
-    let missed = Missed {
+    assert_eq!(history().chains.suspected_damage(&points[1].0, "vda"), None);
+    let missed = MissedWriteRecord {
         id: points[1].0.clone(),
         manifest: before.kept[1].manifest.digest.clone(),
         time: moment(14),
         disks: vec!["vda".to_owned()],
     };
-    domain.keep_missed(&missed).expect("it is remembered");
+    domain.keep_missed_writes(&missed).expect("it is remembered");
     domain.forget_removed().expect("nothing was removed");
     let now = history();
     assert_eq!(
-        now.chains.points()[1].missed,
+        now.chains.points()[1].missed_writes,
         [MissedWrite {
             disk: "vda".to_owned(),
             found: moment(14)

@@ -44,7 +44,7 @@ fn damage_is_recorded_if_stopped_before_it_is_located() {
     let outcome = outcome.expect("something was found");
     assert!(words(&outcome).contains("vda.qcow2"), "{}", words(&outcome));
     assert!(outcome.ended.is_some());
-    assert!(listed(&lab)[0].doubt.is_some());
+    assert!(listed(&lab)[0].suspected_damage.is_some());
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn stopped_verify_keeps_damage_it_did_not_reach() {
     assert!(outcome.expect("something was found").ended.is_some());
     let chains = lab.history("vm1").chains;
     let id = &chains.points()[0].point.id;
-    assert!(chains.doubt(id, "vda").is_some() && chains.doubt(id, "vdb").is_some());
+    assert!(chains.suspected_damage(id, "vda").is_some() && chains.suspected_damage(id, "vdb").is_some());
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn stopped_verify_keeps_an_unreadable_damage_record() {
     assert!(outcome.expect("something was found").ended.is_some());
     let chains = lab.history("vm1").chains;
     let id = &chains.points()[0].point.id;
-    assert!(chains.doubt(id, "vda").is_some() && chains.doubt(id, "vdb").is_some());
+    assert!(chains.suspected_damage(id, "vda").is_some() && chains.suspected_damage(id, "vdb").is_some());
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn damage_found_before_a_stop_is_recorded() {
         outcome.ended.map(|error| error.cause),
         Some(Cause::Stopped(StopReason::Interrupted))
     ));
-    assert!(listed(&lab)[0].doubt.is_some());
+    assert!(listed(&lab)[0].suspected_damage.is_some());
     let sound = self::lab();
     let nothing = verify(
         "vm1",
@@ -267,11 +267,14 @@ fn later_verify_with_older_reads_does_not_hide_damage() {
     });
     let outcome = verify("vm1", lab.repo.as_ref(), &earlier, &meanwhile, &Stop::default()).expect("proved");
     assert!(!outcome.is_sound());
-    assert!(listed(&lab)[0].doubt.is_some(), "nobody has disproved it");
+    assert!(
+        listed(&lab)[0].suspected_damage.is_some(),
+        "nobody has disproved it"
+    );
     // Who knows of it can.
     flip(&image, 100_000, 3);
     assert!(all(&lab).is_sound());
-    assert!(listed(&lab)[0].doubt.is_none());
+    assert!(listed(&lab)[0].suspected_damage.is_none());
 }
 
 /// The other way round: the verification that began earlier has read the image before it was damaged.
@@ -298,5 +301,5 @@ fn damage_found_meanwhile_survives_an_earlier_verify() {
             .expect("proved")
             .is_sound()
     );
-    assert!(listed(&lab)[2].doubt.is_some());
+    assert!(listed(&lab)[2].suspected_damage.is_some());
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{FOLDER, Missed, Proof, RecordName, Sealed};
+use super::{FOLDER, MissedWriteRecord, Proof, RecordName, Sealed};
 use crate::io::Store;
 use crate::model::chain::Concern;
 use crate::repo::seal::{NO_DIGEST, seal};
@@ -83,10 +83,10 @@ pub(in crate::repo::folder) fn forget_removed(
 }
 
 /// Remembers what a comparison found. It is forgotten with the restore point only.
-pub(in crate::repo::folder) fn keep_missed(
+pub(in crate::repo::folder) fn keep_missed_writes(
     store: &dyn Store,
     domain_dir: &Path,
-    missed: &Missed,
+    missed: &MissedWriteRecord,
 ) -> Result<()> {
     let dir = write(store, domain_dir, &RecordName::of_missed(missed), missed)?;
     // Unlike a proof it has to outlive a crash: the next backup relies on it.

@@ -12,38 +12,38 @@ use crate::ops::{Cause, copy};
 use crate::repo::{DiskReader, DomainRepository, History};
 
 /// The level of a disk once its size is certain: a disk that has shrunk meanwhile is read in full from the same export.
-pub(super) struct Settled {
-    pub(super) parent: Option<SettledParent>,
+pub(super) struct FinalLevel {
+    pub(super) parent: Option<FinalParent>,
     pub(super) reason: String,
 }
 
-pub(super) struct SettledParent {
+pub(super) struct FinalParent {
     pub(super) id: String,
     pub(super) virtual_size: u64,
     /// What it holds: looked at where the disk reads as zero, and by the spot check.
     pub(super) disk: Arc<dyn DiskReader>,
 }
 
-impl Settled {
+impl FinalLevel {
     /// An error only when somebody asked to stop: whatever else is wrong with the parent's chain, a full needs nothing of it.
     pub(super) fn of(
         planned: &PlannedDisk,
         size: u64,
         (repository, history): (&dyn DomainRepository, &History),
         stop: &Stop,
-    ) -> std::result::Result<Settled, Cause> {
+    ) -> std::result::Result<FinalLevel, Cause> {
         let planned = &planned.level;
         let Some(parent) = &planned.parent else {
-            return Ok(Settled::full(planned.reason.to_string()));
+            return Ok(FinalLevel::full(planned.reason.to_string()));
         };
         if size < parent.virtual_size {
             let reason = format!("disk {} has shrunk since {}", planned.target, parent.id);
-            return Ok(Settled::full(reason));
+            return Ok(FinalLevel::full(reason));
         }
         let opened = repository.open_disk(history, &parent.id, &planned.target, stop);
         match opened.map_err(Cause::from) {
-            Ok(disk) => Ok(Settled {
-                parent: Some(SettledParent {
+            Ok(disk) => Ok(FinalLevel {
+                parent: Some(FinalParent {
                     id: parent.id.clone(),
                     virtual_size: parent.virtual_size,
                     disk,
@@ -53,18 +53,18 @@ impl Settled {
             Err(Cause::Copy(error)) if copy::is_stop(&error) => Err(Cause::Copy(error)),
             Err(Cause::NotWhole { fault, .. }) => {
                 let reason = format!("the chain to {} is not whole: {fault}", parent.id);
-                Ok(Settled::full(reason))
+                Ok(FinalLevel::full(reason))
             }
             Err(cause) => {
                 let why = with_sources(&cause);
                 let reason = format!("the chain to {} cannot be read: {why}", parent.id);
-                Ok(Settled::full(reason))
+                Ok(FinalLevel::full(reason))
             }
         }
     }
 
-    pub(super) fn full(reason: String) -> Settled {
-        Settled { parent: None, reason }
+    pub(super) fn full(reason: String) -> FinalLevel {
+        FinalLevel { parent: None, reason }
     }
 
     /// What is told of a disk that is not what was planned: a full costs room and time that nobody expects.

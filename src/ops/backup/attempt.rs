@@ -1,7 +1,7 @@
 //! One attempt at a backup, from the plan to the copied disks; everything it began is taken back when it fails.
 
 use super::disks::{self, CopiedDisk};
-use super::{Options, Outcome, tell};
+use super::{Options, Outcome, report};
 use crate::host::{BackupRequest, CheckpointRequest, DiskRequest, Host, NewCheckpoint};
 use crate::model::checkpoint::{mark_of_run, new_name};
 use crate::model::domain::Domain;
@@ -15,7 +15,7 @@ use crate::ops::{Cause, Context, Error, Result};
 use crate::repo::{DomainRepository, DomainWriter, History, Identity};
 
 /// One backup with everything it works on.
-pub(super) struct Run<'a> {
+pub(super) struct Attempt<'a> {
     pub(super) domain: &'a Domain,
     pub(super) repository: &'a dyn DomainRepository,
     pub(super) locked: &'a dyn DomainWriter,
@@ -32,12 +32,12 @@ pub(super) struct Copied {
     pub(super) findings: Vec<Finding>,
 }
 
-impl Run<'_> {
+impl Attempt<'_> {
     /// Copies and commits what was planned, and retires what it makes superfluous.
-    pub(super) fn attempt(&self, planned: &Reconciliation) -> Result<Outcome> {
+    pub(super) fn make(&self, planned: &Reconciliation) -> Result<Outcome> {
         let plan = &planned.backup;
         for finding in &plan.findings {
-            self.tell(finding);
+            self.report(finding);
         }
         if plan.disks.is_empty() {
             return Err(self.failed(Cause::NothingToBackUp));
@@ -64,7 +64,7 @@ impl Run<'_> {
         });
         let (pending, ended) = job::run(&job_plan, pending, |job, pending| {
             let findings = job.findings();
-            findings.iter().for_each(|finding| self.tell(finding));
+            findings.iter().for_each(|finding| self.report(finding));
             let copied = disks::copy_all(
                 self.domain,
                 plan,
@@ -99,7 +99,7 @@ impl Run<'_> {
         let identity = self.context.repo.ensure_identity();
         let identity = identity.map_err(|error| self.failed(error))?;
         if let Identity::Unusable(why) = &identity {
-            self.tell(&Finding::new(
+            self.report(&Finding::new(
                 "repository-id-unusable",
                 format!("the id of the repository cannot be used, so its checkpoints do not carry it: {why}"),
             ));
@@ -139,8 +139,8 @@ impl Run<'_> {
         job::failed(self.domain, self.context, cause)
     }
 
-    pub(super) fn tell(&self, finding: &Finding) {
-        tell(&self.domain.name, finding, self.context);
+    pub(super) fn report(&self, finding: &Finding) {
+        report(&self.domain.name, finding, self.context);
     }
 
     fn step(&self, what: &str) {

@@ -66,7 +66,7 @@ impl Answer {
 
 /// A request that waits for its reply or the rest of it.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub(super) struct OpenRequest {
     /// The request's.
     pub cookie: u64,
     offset: u64,
@@ -95,7 +95,7 @@ struct StatusParts {
     cut: bool,
 }
 
-impl Pending {
+impl OpenRequest {
     /// A request for `length` bytes at `offset`; a read's buffer has room for them. A status is told by so many contexts.
     pub fn new(cookie: u64, offset: u64, length: u32, asked: Asked, contexts: usize) -> Self {
         let parts = match asked {
@@ -105,7 +105,7 @@ impl Pending {
             },
             Asked::Status => Parts::Status((0..contexts).map(|_| StatusParts::default()).collect()),
         };
-        Pending {
+        OpenRequest {
             cookie,
             offset,
             length,
@@ -200,7 +200,7 @@ impl Pending {
 
     /// The reply is over: it has to be whole, or an error.
     pub fn finish(self) -> Result<Answer> {
-        let Pending {
+        let OpenRequest {
             cookie,
             offset,
             length,
