@@ -1,4 +1,5 @@
-//! BLAKE3 of whole files and of their pieces: on the way while an image is written, and of a file that is there.
+//! BLAKE3 of whole files and of their pieces: on the way while an image is written, and of a file
+//! that is there.
 
 use std::fs::File;
 use std::io;
@@ -22,11 +23,13 @@ const MOST_PIECES: usize = 1024;
 
 /// The digest of a file whose first cluster becomes known last, and those of its pieces.
 ///
-/// BLAKE3 is a binary tree over chunks of 1 KiB in which every left subtree is complete and a power of two long
-/// (section 2.1 of the BLAKE3 paper). The pieces of the file are such subtrees of one length. Within the first piece, counted in clusters, the
-/// subtrees that hang on its left spine cover 1, 2–3, 4–7, 8–15: none of them needs the first cluster, and each is the right sibling of all
-/// that stands before it. So the bytes are hashed as these subtrees and pieces while they pass by, and the tree is put together at the end.
-/// Memory is bounded: when there are many pieces, two and two become one, and the second one a further sibling on the spine.
+/// BLAKE3 is a binary tree over chunks of 1 KiB in which every left subtree is complete and a power
+/// of two long (section 2.1 of the BLAKE3 paper). The pieces of the file are such subtrees of one
+/// length. Within the first piece, counted in clusters, the subtrees that hang on its left spine
+/// cover 1, 2–3, 4–7, 8–15: none of them needs the first cluster, and each is the right sibling of
+/// all that stands before it. So the bytes are hashed as these subtrees and pieces while they pass
+/// by, and the tree is put together at the end. Memory is bounded: when there are many pieces, two
+/// and two become one, and the second one a further sibling on the spine.
 #[derive(Debug)]
 pub struct FileDigest {
     /// The subtrees on the first piece's spine that are complete, from the smallest.
@@ -60,8 +63,8 @@ impl FileDigest {
         }
     }
 
-    /// Takes the next bytes of the file; the first call starts at offset [`CLUSTER`]. Any length will do; pieces of
-    /// 128 KiB and more are the quickest.
+    /// Takes the next bytes of the file; the first call starts at offset [`CLUSTER`]. Any length
+    /// will do; pieces of 128 KiB and more are the quickest.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let room = self.subtree_end - self.position;
@@ -101,7 +104,8 @@ impl FileDigest {
         self.piece *= 2;
     }
 
-    /// The digest of the whole file, given its first cluster, and those of its pieces if there are several.
+    /// The digest of the whole file, given its first cluster, and those of its pieces if there are
+    /// several.
     pub fn finish(mut self, first: &[u8; CLUSTER as usize]) -> (Hash, Option<Pieces>) {
         if self.subtree.count() > 0 {
             self.end_subtree();
@@ -125,7 +129,8 @@ impl FileDigest {
     }
 }
 
-/// The two subtrees of a tree over several pieces: the left one holds the greatest power of two of them that leaves something for the right one.
+/// The two subtrees of a tree over several pieces: the left one holds the greatest power of two of
+/// them that leaves something for the right one.
 fn halves(pieces: &[ChainingValue]) -> (&[ChainingValue], &[ChainingValue]) {
     pieces.split_at(pieces.len().next_power_of_two() / 2)
 }
@@ -144,8 +149,8 @@ fn subtree_at(offset: u64) -> Hasher {
     hasher
 }
 
-/// Which bytes of a file are in pieces that are not what they were: ranges that do not touch, at most `most` of them. Leaves nothing of the file in the
-/// page cache.
+/// Which bytes of a file are in pieces that are not what they were: ranges that do not touch, at
+/// most `most` of them. Leaves nothing of the file in the page cache.
 ///
 /// # Errors
 /// Whatever reading the file meets, or the wish to stop.
@@ -176,7 +181,8 @@ pub fn damaged_ranges(
     Ok(found)
 }
 
-/// The end of a piece, which the file's end may cut short, and its digest; none where nothing of it is there.
+/// The end of a piece, which the file's end may cut short, and its digest; none where nothing of it
+/// is there.
 fn read_piece(
     file: &File,
     path: &Path,
@@ -191,7 +197,8 @@ fn read_piece(
     Ok((at, digest))
 }
 
-/// The digest of a piece of a file, which is read from front to back. The pages of a short one stay in the page cache: they are read next.
+/// The digest of a piece of a file, which is read from front to back. The pages of a short one stay
+/// in the page cache: they are read next.
 ///
 /// # Errors
 /// Whatever reading the file meets, or the wish to stop.
@@ -216,8 +223,8 @@ pub(super) fn whole_digest(file: &File, path: &Path, stop: &Stop) -> Result<Stri
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Hashes a range of a file, and gives its end, which the file's end may cut short. Of a long range no more than the last pages stay in the page
-/// cache.
+/// Hashes a range of a file, and gives its end, which the file's end may cut short. Of a long range
+/// no more than the last pages stay in the page cache.
 fn hash_range(file: &File, path: &Path, range: Range<u64>, hasher: &mut Hasher, stop: &Stop) -> Result<u64> {
     let mut buffer = vec![0; 256 * 1024];
     let (mut at, mut released) = (range.start, range.start);
@@ -302,7 +309,8 @@ mod tests {
 
     #[test]
     fn merging_pieces_keeps_digests_right() {
-        // A length of 64 KiB for a piece brings many of them about quickly; there the spine is the first cluster.
+        // A length of 64 KiB for a piece brings many of them about quickly; there the spine is the
+        // first cluster.
         for clusters in [2, 3, 1023, 1024, 1025, 1026, 1027, 2047, 2048, 2049, 4097] {
             let bytes = sample(clusters * FIRST - 100);
             let digest = FileDigest {

@@ -25,9 +25,11 @@ pub struct Recorded {
 /// How long a thread waits for another one's result before it looks at the wish to stop.
 const GLANCE: Duration = Duration::from_millis(100);
 
-/// Verifies pieces of a file when they are first asked for, each once, and remembers which ones have passed.
+/// Verifies pieces of a file when they are first asked for, each once, and remembers which ones
+/// have passed.
 ///
-/// A file without digests of pieces is one piece. A piece is read from front to back with a small buffer, so the memory does not grow with it.
+/// A file without digests of pieces is one piece. A piece is read from front to back with a small
+/// buffer, so the memory does not grow with it.
 #[derive(Debug)]
 pub(super) struct PieceChecks {
     file: Arc<File>,
@@ -93,7 +95,8 @@ impl PieceChecks {
     /// Makes sure that these bytes of the file lie in pieces that are what was written.
     ///
     /// # Errors
-    /// [`Error::Digest`] and [`Error::Piece`] when they are not; others when the file cannot be read, or the wish to stop came.
+    /// [`Error::Digest`] and [`Error::Piece`] when they are not; others when the file cannot be
+    /// read, or the wish to stop came.
     pub(super) fn check(&self, bytes: Range<u64>) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());

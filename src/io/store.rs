@@ -1,4 +1,5 @@
-//! The only door to durable files. Everything that has to outlive a crash is created, synced, renamed and deleted here.
+//! The only door to durable files. Everything that has to outlive a crash is created, synced,
+//! renamed and deleted here.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -15,25 +16,29 @@ pub trait Store: Send + Sync {
     /// Creates a folder that only its owner may look into; one that exists is an error.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// Creates a folder as the umask has it: QEMU, which runs as a user of its own, may have to reach what lies in it. One that exists is
-    /// an error.
+    /// Creates a folder as the umask has it: QEMU, which runs as a user of its own, may have to
+    /// reach what lies in it. One that exists is an error.
     fn create_open_dir(&self, path: &Path) -> io::Result<()>;
 
     /// Creates a file for an image; one that exists is an error.
     fn create_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>>;
 
-    /// Creates a file that means nothing until it is renamed, and claims it: until the claim is dropped, or its owner dies,
-    /// [`Store::remove_unclaimed`] leaves it alone. One that exists is an error.
+    /// Creates a file that means nothing until it is renamed, and claims it: until the claim is
+    /// dropped, or its owner dies, [`Store::remove_unclaimed`] leaves it alone. One that exists is
+    /// an error.
     ///
     /// # Errors
-    /// `WouldBlock` when somebody has taken the new file for a dead one's and removes it: another name will do.
+    /// `WouldBlock` when somebody has taken the new file for a dead one's and removes it: another
+    /// name will do.
     fn create_claimed(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)>;
 
-    /// Removes a file that [`Store::create_claimed`] made and whose owner is dead. Tells whether it has removed it: not what is claimed, nor
-    /// what is no file, nor anything where the file system knows no locks.
+    /// Removes a file that [`Store::create_claimed`] made and whose owner is dead. Tells whether it
+    /// has removed it: not what is claimed, nor what is no file, nor anything where the file system
+    /// knows no locks.
     fn remove_unclaimed(&self, path: &Path) -> io::Result<bool>;
 
-    /// Creates a small file with this content and syncs it; one that exists is an error. Only its owner may read it.
+    /// Creates a small file with this content and syncs it; one that exists is an error. Only its
+    /// owner may read it.
     fn create_file(&self, path: &Path, content: &[u8]) -> io::Result<()>;
 
     /// Renames; a target that exists is an error.
@@ -49,20 +54,22 @@ pub trait Store: Send + Sync {
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
 }
 
-/// The proof that the owner of an unfinished file lives: a lock of the kernel's (`flock`), which no dead process holds.
+/// The proof that the owner of an unfinished file lives: a lock of the kernel's (`flock`), which no
+/// dead process holds.
 #[derive(Debug)]
 pub struct Claim {
     _file: Option<File>,
 }
 
 impl Claim {
-    /// Locks a file that has just been created. Where the file system knows no locks there is none, and nobody can take the file for
-    /// abandoned either.
+    /// Locks a file that has just been created. Where the file system knows no locks there is none,
+    /// and nobody can take the file for abandoned either.
     fn take(file: &File) -> io::Result<Claim> {
         match file.try_lock() {
             // Between its creation and the lock, somebody may have locked and removed it.
             Ok(()) if file.metadata()?.nlink() == 0 => Err(io::ErrorKind::WouldBlock.into()),
-            // The lock belongs to the open file, which the copy shares: it lasts until both are closed.
+            // The lock belongs to the open file, which the copy shares: it lasts until both are
+            // closed.
             Ok(()) => Ok(Claim {
                 _file: Some(file.try_clone()?),
             }),
@@ -108,8 +115,8 @@ impl Store for DiskStore {
         if !found.is_file() || file.try_lock().is_err() {
             return Ok(false);
         }
-        // Until it was locked, its owner could rename it and somebody else put another one there. From now on nobody can: an owner holds the
-        // lock for as long as the file has this name.
+        // Until it was locked, its owner could rename it and somebody else put another one there.
+        // From now on nobody can: an owner holds the lock for as long as the file has this name.
         let there = path.symlink_metadata()?;
         if (there.dev(), there.ino()) != (found.dev(), found.ino()) {
             return Ok(false);

@@ -3,7 +3,8 @@
 /// The longest file name that Linux file systems take, in bytes.
 const NAME_MAX: usize = 255;
 
-/// A name as a file name: what is not safe there is percent-escaped. `None` if the result is empty or longer than a file name can be.
+/// A name as a file name: what is not safe there is percent-escaped. `None` if the result is empty
+/// or longer than a file name can be.
 ///
 /// Different names give different file names, because `%` itself is escaped too.
 pub fn escape(name: &str) -> Option<String> {

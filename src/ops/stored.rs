@@ -1,4 +1,5 @@
-//! A restore point with the repository that holds it: what a restore and the definition of its domain read.
+//! A restore point with the repository that holds it: what a restore and the definition of its
+//! domain read.
 
 use super::{Cause, Error, Result};
 use crate::model::restore_point::RestorePoint;

@@ -30,27 +30,32 @@ pub struct StoredExtent {
     pub stored: Stored,
 }
 
-/// A disk at a restore point, read anywhere and by several threads at once. It looks at the wish to stop with which it was opened.
+/// A disk at a restore point, read anywhere and by several threads at once. It looks at the wish to
+/// stop with which it was opened.
 ///
-/// Questions about places ([`DiskReader::extent_at`]) and comparisons ([`DiskReader::holds`]) look at no digest, because a digest covers up to
-/// gigabytes of a large disk, and their callers decide nothing that needs one: whoever compares has the right bytes already.
+/// [`DiskReader::extent_at`] and [`DiskReader::holds`] check no digest. A digest can cover gigabytes of
+/// a large disk, and their callers do not need it: a caller that compares already has the right bytes.
 pub trait DiskReader: Send + Sync + Debug {
     /// The disk's size in bytes.
     fn size(&self) -> u64;
 
-    /// What the disk holds from `offset` on; `None` at its end and beyond. Neighbouring extents may hold the same.
+    /// What the disk holds from `offset` on; `None` at its end and beyond. Neighbouring extents may
+    /// hold the same.
     ///
     /// # Errors
     /// When that cannot be read, or the wish to stop came.
     fn extent_at(&self, offset: u64) -> Result<Option<StoredExtent>, BlockError>;
 
-    /// Fills `out` with what the disk holds from `offset` on; what lies beyond its end is zero. Only bytes whose digest was found right are given.
+    /// Fills `out` with what the disk holds from `offset` on; what lies beyond its end is zero.
+    /// Only bytes whose digest was found right are given.
     ///
     /// # Errors
-    /// [`crate::model::block::BlockErrorKind::Damaged`] when they are not what was written; others when they cannot be read, or the wish to stop came.
+    /// [`crate::model::block::BlockErrorKind::Damaged`] when they are not what was written; others
+    /// when they cannot be read, or the wish to stop came.
     fn read_at(&self, out: &mut [u8], offset: u64) -> Result<(), BlockError>;
 
-    /// Whether the disk holds these bytes from `offset` on; what lies beyond its end is zero. A stored byte that is damaged shows as a difference.
+    /// Whether the disk holds these bytes from `offset` on; what lies beyond its end is zero. A
+    /// stored byte that is damaged shows as a difference.
     ///
     /// # Errors
     /// When it cannot be read, or the wish to stop came.
@@ -58,7 +63,7 @@ pub trait DiskReader: Send + Sync + Debug {
 }
 
 impl dyn DiskReader + '_ {
-    /// What a range holds, extent by extent. It ends with the disk, or behind an error.
+    /// What a range holds, extent by extent. The iterator ends with the disk, or after an error.
     pub fn extents(&self, range: Range<u64>) -> impl Iterator<Item = Result<StoredExtent, BlockError>> {
         let mut at = Some(range.start);
         std::iter::from_fn(move || {
@@ -105,7 +110,7 @@ impl dyn DiskReader + '_ {
     }
 }
 
-/// A stored disk upon which an incremental one is about to be made.
+/// A stored disk that is the parent of an incremental one.
 #[derive(Clone, Debug)]
 pub struct ParentDisk(pub Arc<dyn DiskReader>);
 
@@ -117,7 +122,7 @@ impl Beneath for ParentDisk {
             match self.0.extent_at(at) {
                 Ok(Some(extent)) if extent.stored == Stored::Zero => at = at.saturating_add(extent.length),
                 Ok(None) => return None,
-                // Whoever copies looks at the same wish, and nothing is committed.
+                // The copy checks the same request, and nothing is committed.
                 Err(error) if error.kind == BlockErrorKind::Stopped => return None,
                 // What cannot be read hides what lies there.
                 Ok(Some(_)) | Err(_) => return Some(at),

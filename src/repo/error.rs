@@ -12,7 +12,8 @@ use crate::model::block::BlockError;
 /// Result of everything in this room.
 pub type Result<T> = std::result::Result<T, RepoError>;
 
-/// What can go wrong in the repository. Locations are texts for people: only the repository knows what they mean.
+/// What can go wrong in the repository. Locations are texts for people: only the repository knows
+/// what they mean.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RepoError {
@@ -113,13 +114,14 @@ impl RepoError {
     }
 }
 
-/// Whether this process, or the whole machine, may have no more files open. That says nothing about what is stored.
+/// Whether this process, or the whole machine, may have no more files open. That says nothing about
+/// what is stored.
 pub fn lacks_files(error: &(dyn StdError + 'static)) -> bool {
     errnos(error).any(|errno| matches!(errno, Errno::MFILE | Errno::NFILE))
 }
 
-/// Whether something could not be read for a reason that says nothing of what is stored: a right, memory or open files that are missing, or a server
-/// of files that is away.
+/// Whether something could not be read for a reason that says nothing of what is stored: a right,
+/// memory or open files that are missing, or a server of files that is away.
 pub fn is_no_verdict(error: &(dyn StdError + 'static)) -> bool {
     let of_reader = [
         Errno::ACCESS,

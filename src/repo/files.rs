@@ -40,7 +40,7 @@ pub struct FileDamage {
     pub what: String,
 }
 
-/// Told how far a check of a restore point's files is.
+/// Receives the progress of a check of a restore point's files.
 pub trait FileWatch {
     /// A file of so many bytes is about to be read.
     fn begins(&mut self, file: &str, size: u64);

@@ -8,7 +8,8 @@ use crate::model::finding::Finding;
 /// The code of the finding that only a newer program can read a restore point. It is no damage.
 pub const WRITTEN_BY_A_NEWER_VMSNAP: &str = "restore-point-too-new";
 
-/// The code of what is found of a checkpoint's XML that a manifest records and that is not there as it was.
+/// The code of what is found of a checkpoint's XML that a manifest records and that is not there as
+/// it was.
 pub const CHECKPOINT_DAMAGED: &str = "checkpoint-file-damaged";
 
 /// What a repository holds of a domain.
@@ -30,7 +31,8 @@ impl History {
         self.kept.iter().find(|kept| kept.manifest.point.id == id)
     }
 
-    /// What is wrong with the files of restore points, as far as names and sizes tell: `list` tells it beside each, the others by this.
+    /// What is wrong with the files of restore points, as far as names and sizes tell: `list` tells
+    /// it beside each, the others by this.
     pub fn damage(&self) -> Vec<Finding> {
         let faults = self.chains.points().iter().flat_map(|kept| &kept.faults);
         faults
@@ -50,11 +52,13 @@ pub struct Kept {
     pub proof: Option<Proof>,
     /// The names of all records of its verifications.
     pub records: Vec<String>,
-    /// Whether the XML of its checkpoint is there, as far as names and lengths tell; also if it has no checkpoint.
+    /// Whether the XML of its checkpoint is there, as far as names and lengths tell; also if it has
+    /// no checkpoint.
     pub has_checkpoint_file: bool,
 }
 
-/// What a run left in a repository that ended early: a restore point that is not committed, or a period that is half removed.
+/// What a run left in a repository that ended early: a restore point that is not committed, or a
+/// period that is half removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
     /// By which its repository finds it again.

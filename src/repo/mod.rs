@@ -1,7 +1,8 @@
 //! What is kept: restore points, and what is known of them, whatever kind of repository holds them.
 //!
-//! The verbs see a repository through [`Repository`], [`DomainRepository`], [`DomainWriter`] and [`PendingPoint`], and a stored disk through
-//! [`DiskReader`] or a [`BlockSource`]. Where something lies is a text for people: only the repository itself finds it again.
+//! The verbs see a repository through [`Repository`], [`DomainRepository`], [`DomainWriter`] and
+//! [`PendingPoint`], and a stored disk through [`DiskReader`] or a [`BlockSource`]. Where something
+//! lies is a text for people: only the repository itself finds it again.
 //!
 //! * `folder`: the repository in a folder, a chain of qcow2 images per disk.
 //! * `disk`: a disk at a restore point, read anywhere.
@@ -47,10 +48,11 @@ pub trait Repository: Send + Sync {
     /// Where it is, for people.
     fn location(&self) -> String;
 
-    /// Whether it is there: one that nobody has made yet holds nothing.
+    /// Whether it exists. A repository that was not created yet is empty.
     fn exists(&self) -> bool;
 
-    /// Its id, by which its checkpoints are told from those of other repositories, as far as it is known.
+    /// Its id, by which its checkpoints are told from those of other repositories, as far as it is
+    /// known.
     fn identity(&self) -> Identity;
 
     /// Gives it an id unless it has one. A damaged one stays as it is.
@@ -59,7 +61,8 @@ pub trait Repository: Send + Sync {
     /// The id cannot be written.
     fn ensure_identity(&self) -> Result<Identity>;
 
-    /// The names of the domains that have restore points here, or had; also those whose part cannot be read, which its reader will hear.
+    /// The names of the domains that have or had restore points here. It includes domains whose part
+    /// cannot be read: opening that part reports why.
     fn domains(&self) -> Result<Vec<String>>;
 
     /// One domain's part of the repository. It need not be there yet.
@@ -80,37 +83,44 @@ pub trait DomainRepository: Send + Sync {
     /// The id of the repository that it is part of.
     fn identity(&self) -> Identity;
 
-    /// Reads what is there, and what is wrong with it. Waits for nobody: a run in progress is invisible until it commits.
+    /// Reads what is there and what is wrong with it. It never waits: a run in progress is invisible
+    /// until it commits.
     fn history(&self) -> Result<History>;
 
-    /// The periods that hold backups, also those of other programs or with restore points that cannot be read.
+    /// The periods that hold backups, also those of other programs or with restore points that
+    /// cannot be read.
     fn used_periods(&self) -> Result<Vec<String>>;
 
-    /// What this period takes, and where it is. A period that is not there takes nothing.
+    /// The size and place of a period. A missing period has no files.
     fn period_usage(&self, period: &str) -> PeriodUsage;
 
-    /// The name of the period that a standalone copy of this moment gets. It is that of no other copy, also within one second.
+    /// The name of the period for a standalone copy made at this moment. No other copy has it, not even
+    /// one of the same second.
     fn copy_period(&self, time: Timestamp) -> Result<String>;
 
-    /// Periods whose removal was begun and not ended.
+    /// Periods whose removal was started and not finished.
     fn interrupted_removals(&self) -> Result<Vec<Leftover>>;
 
     /// Whether what an unfinished run left is still there.
     fn has_leftover(&self, leftover: &Leftover) -> bool;
 
-    /// What an unfinished run noted down before it began. A note that cannot be read now is an error: what it tells must not be lost.
+    /// What an unfinished run wrote down before it started. A note that cannot be read now is an error:
+    /// its content must not be lost.
     fn note(&self, leftover: &Leftover) -> Result<Note>;
 
-    /// Who writes here now, as it wrote itself down; `None` when nobody does. Waits for nobody, and is in nobody's way.
+    /// The run that writes here now, as it recorded itself; `None` if there is none. It never waits and
+    /// never delays a writer.
     fn writer(&self) -> Option<String>;
 
-    /// Takes the right to write, or says at once who has it ([`RepoError::Locked`]). Creates the domain's part if need be.
+    /// Takes the right to write, or returns at once with its holder ([`RepoError::Locked`]). Creates the
+    /// domain's part if it is missing.
     fn try_lock(&self) -> Result<Box<dyn DomainWriter>>;
 
     /// Opens a disk at a restore point of this history, to be read anywhere.
     ///
     /// # Errors
-    /// [`RepoError::NotWhole`] when something is wrong with what it is made of; others when that cannot be opened or read.
+    /// [`RepoError::NotWhole`] when something is wrong with what it is made of; others when that
+    /// cannot be opened or read.
     fn open_disk(
         &self,
         history: &History,
@@ -119,8 +129,8 @@ pub trait DomainRepository: Send + Sync {
         stop: &Stop,
     ) -> Result<Arc<dyn DiskReader>>;
 
-    /// Opens a disk at a restore point of this history, to be read once from front to back. Only a source that has ended without an error vouches
-    /// for its blocks.
+    /// Opens a disk at a restore point of this history, to be read once from front to back. Only a
+    /// source that has ended without an error vouches for its blocks.
     ///
     /// # Errors
     /// As [`DomainRepository::open_disk`].
@@ -132,14 +142,16 @@ pub trait DomainRepository: Send + Sync {
         options: &SourceOptions,
     ) -> Result<Box<dyn BlockSource>>;
 
-    /// The content of a small file of a restore point, if it is what the manifest says; otherwise a sentence that names it.
+    /// The content of a small file of a restore point, if it is what the manifest says; otherwise a
+    /// sentence that names it.
     fn read_file(&self, kept: &Kept, file: SmallFile) -> std::result::Result<Vec<u8>, String>;
 
-    /// Adds everything to `damage` that is not what was written of a restore point's own files. Whatever was found before an error is in `damage`
-    /// all the same.
+    /// Adds everything to `damage` that is not what was written of a restore point's own files.
+    /// Whatever was found before an error is in `damage` all the same.
     ///
     /// # Errors
-    /// When the user asked to stop, or something could not be read for a reason that is no verdict on the restore point.
+    /// When the user asked to stop, or something could not be read for a reason that is no verdict
+    /// on the restore point.
     fn check_files(
         &self,
         history: &History,
@@ -152,16 +164,17 @@ pub trait DomainRepository: Send + Sync {
     /// Whether a restore point that was there has been removed on purpose, with its whole period.
     ///
     /// # Errors
-    /// When the domain's part has gone with it: that may be a file system that was unmounted.
+    /// When the domain's part is missing too: its file system may have been unmounted.
     fn is_removed(&self, kept: &Kept) -> Result<bool>;
 
-    /// Remembers the result of a verification, and forgets those of the same restore point that were `known` when it began: [`Kept::records`].
+    /// Records the result of a verification, and removes the `known` results of the same restore point:
+    /// those that existed when it started ([`Kept::records`]).
     fn keep_proof(&self, proof: &Proof, known: &[String]) -> Result<()>;
 
-    /// Remembers that bitmaps had missed writes, so that nothing new relies on them.
+    /// Records that bitmaps missed writes, so that no later backup relies on them.
     fn keep_missed_writes(&self, missed: &MissedWriteRecord) -> Result<()>;
 
-    /// Forgets what is remembered of restore points that are not there any more.
+    /// Removes the records of restore points that are not there any more.
     fn forget_removed(&self) -> Result<()>;
 }
 
@@ -172,7 +185,8 @@ pub struct SourceOptions {
     pub pool: BufferPool,
     /// The wish to stop.
     pub stop: Stop,
-    /// Whether what is read has to come from the storage, and not from what a cache remembers of it.
+    /// Whether what is read has to come from the storage, and not from what a cache remembers of
+    /// it.
     pub past_caches: bool,
 }
 
@@ -197,31 +211,35 @@ pub trait DomainWriter: Send {
     /// Begins a restore point of this moment in a period.
     fn begin(&self, period: &str, time: Timestamp) -> Result<Box<dyn PendingPoint>>;
 
-    /// Remembers of these restore points that they were committed: one of them that has gone is missed from then on.
+    /// Records that these restore points were committed. From then on it is noticed if one is missing.
     fn remember_committed(&self, history: &History) -> Result<()>;
 
-    /// Removes a whole period with everything in it. From the first step on nothing in it counts, however much of it is left.
+    /// Removes a period with everything in it. After the first step nothing in it counts, however much
+    /// of it is left.
     fn remove_period(&self, period: &str) -> Result<()>;
 
-    /// Ends the removal of a period that an earlier run had begun: one of [`DomainRepository::interrupted_removals`].
+    /// Finishes the removal of a period that an earlier run started: one of
+    /// [`DomainRepository::interrupted_removals`].
     fn finish_removal(&self, removal: &Leftover) -> Result<()>;
 
-    /// Removes what a run left that did not finish: one of [`History::leftovers`].
+    /// Removes what an unfinished run left: one of [`History::leftovers`].
     fn remove_leftover(&self, leftover: &Leftover) -> Result<()>;
 }
 
-/// A restore point being written. Dropped uncommitted it is removed as far as that goes; the next run removes the rest.
+/// A restore point that is being written. If it is dropped before the commit, it is removed as far as
+/// possible; the next run removes the rest.
 pub trait PendingPoint: Send + Sync {
     /// Id of the restore point that this becomes.
     fn id(&self) -> &str;
 
-    /// Notes down what is about to be begun outside the repository, so that the next run can end it if this one cannot.
+    /// Writes down what is about to be started outside the repository, so that the next run can undo it
+    /// if this run cannot.
     fn write_note(&self, note: &[u8]) -> Result<()>;
 
-    /// Begins a disk, in place of an earlier attempt at the same disk.
+    /// Starts a disk. It replaces an earlier attempt at the same disk.
     fn sink(&self, disk: &NewDisk<'_>) -> Result<Box<dyn BlockSink>>;
 
-    /// What the manifest has to say of a disk that its sink has finished.
+    /// The manifest's entry for a disk that its sink has finished.
     fn entry(&self, target: &str, written: &Written) -> FileEntry;
 
     /// Writes a small file.
@@ -230,12 +248,13 @@ pub trait PendingPoint: Send + Sync {
     /// Writes the XML of the checkpoint that was made with the restore point.
     fn put_checkpoint(&self, checkpoint: &str, xml: &str) -> Result<FileEntry>;
 
-    /// Makes it a restore point, and tells where it is. After this it exists, whole; before it, nothing does.
+    /// Makes it a restore point and returns its location. It exists completely after this, and not at all
+    /// before.
     ///
-    /// After an error it may be there nevertheless, when only its survival of a crash is uncertain.
+    /// After an error it may exist nevertheless, if only its survival of a crash is uncertain.
     fn commit(&mut self, manifest: &Manifest) -> Result<String>;
 
-    /// Leaves it with its note as it is, for the next run to end what was begun. Tells where it is.
+    /// Leaves it and its note in place, for the next run to undo what was started. Returns its location.
     fn leave(self: Box<Self>) -> String;
 }
 

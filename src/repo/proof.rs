@@ -13,12 +13,13 @@ use crate::model::chain::{Concern, SuspectedDamage};
 pub struct Proof {
     /// The restore point's id.
     pub id: String,
-    /// The digest in its manifest: a restore point made anew under the same id is not proved by this.
+    /// The digest in its manifest: a restore point made anew under the same id is not proved by
+    /// this.
     pub manifest: String,
     /// When it was verified.
     pub time: Timestamp,
-    /// Whether every disk was read from end to end as a restore would, besides the files of the restore point itself. Where damage was found,
-    /// some may not have been.
+    /// Whether every disk was read from end to end as a restore would, besides the files of the
+    /// restore point itself. Where damage was found, some may not have been.
     pub deep: bool,
     /// When that was last done and all was sound, if this verification did not do it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -69,7 +70,8 @@ impl From<DamageNote> for WrittenNote {
     }
 }
 
-/// What a comparison of a restore point with its domain found: disks of which a bitmap had missed a write.
+/// What a comparison of a restore point with its domain found: disks of which a bitmap had missed a
+/// write.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MissedWriteRecord {

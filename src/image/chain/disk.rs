@@ -13,15 +13,18 @@ use crate::model::block::CLUSTER;
 use crate::model::buffer::BufferPool;
 use crate::model::stop::Stop;
 
-/// The disk that a chain of images holds. Each image takes an open file, so it is shared where several want to look at one disk.
+/// The disk that a chain of images holds. Each image takes an open file, so it is shared where
+/// several want to look at one disk.
 ///
-/// What is asked about places ([`ChainDisk::extent_at`]) and compared ([`ChainDisk::holds`]) is read without a look at digests, so each question
-/// costs no more than its answer. What is handed out ([`ChainDisk::read_at`]) is checked: the tables that lead to it, and the bytes themselves.
+/// What is asked about places ([`ChainDisk::extent_at`]) and compared ([`ChainDisk::holds`]) is
+/// read without a look at digests, so each question costs no more than its answer. What is handed
+/// out ([`ChainDisk::read_at`]) is checked: the tables that lead to it, and the bytes themselves.
 #[derive(Debug)]
 pub struct ChainDisk {
     /// Newest first; shares its open files with the checked chain.
     unchecked: Mutex<ChainSource>,
-    /// The same chain, none of whose bytes are used before they are checked. It is opened when something is read first.
+    /// The same chain, none of whose bytes are used before they are checked. It is opened when
+    /// something is read first.
     checked: OnceLock<Mutex<ChainSource>>,
     images: Vec<DiskImage>,
     size: u64,
@@ -33,7 +36,8 @@ pub struct ChainDisk {
 pub struct ChainExtent {
     /// For how many bytes it holds; never 0.
     pub length: u64,
-    /// The image that holds it, counted from the newest one, which is 0; `None` where the disk reads as zero.
+    /// The image that holds it, counted from the newest one, which is 0; `None` where the disk
+    /// reads as zero.
     pub image: Option<usize>,
 }
 
@@ -77,11 +81,13 @@ impl ChainDisk {
         Ok(Some(ChainExtent { length, image }))
     }
 
-    /// Fills `out` with what the disk holds from `offset` on; what lies beyond its end is zero. Every byte of a file that this uses has passed its
-    /// digest. Several threads may read at the same time.
+    /// Fills `out` with what the disk holds from `offset` on; what lies beyond its end is zero.
+    /// Every byte of a file that this uses has passed its digest. Several threads may read at the
+    /// same time.
     ///
     /// # Errors
-    /// When a piece of a file is not what was written, cannot be read, or the wish to stop came. What is in `out` then means nothing.
+    /// When a piece of a file is not what was written, cannot be read, or the wish to stop came.
+    /// What is in `out` then means nothing.
     pub fn read_at(&self, out: &mut [u8], offset: u64) -> Result<()> {
         let mut filled = 0;
         while filled < out.len() {
@@ -114,8 +120,8 @@ impl ChainDisk {
         Ok(())
     }
 
-    /// Whether the disk holds these bytes from `offset` on; what lies beyond its end is zero. No digest is looked at: a stored byte that is wrong
-    /// shows as a difference.
+    /// Whether the disk holds these bytes from `offset` on; what lies beyond its end is zero. No
+    /// digest is looked at: a stored byte that is wrong shows as a difference.
     ///
     /// # Errors
     /// When an image cannot be read, or the wish to stop came.
@@ -232,7 +238,8 @@ impl DiskImage {
         Ok(self.layer(image, None))
     }
 
-    /// The image as a layer of which nothing is used before it is checked, if there is something to check it by.
+    /// The image as a layer of which nothing is used before it is checked, if there is something to
+    /// check it by.
     fn checked(&self, table_window: usize, stop: &Stop) -> Result<Layer> {
         let new = |recorded: &Recorded| {
             let (file, path) = (Arc::clone(&self.file), self.path.clone());

@@ -1,5 +1,5 @@
-//! Checks the files of a restore point: their lengths and digests, the structure of its images, and that those say of themselves what the
-//! manifest says.
+//! Checks the files of a restore point: their lengths and digests, the structure of its images, and
+//! that those say of themselves what the manifest says.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -200,7 +200,8 @@ fn damaged_range(path: &Path, range: &Range<u64>) -> FileDamage {
     }
 }
 
-/// Opens a file that has to be one: what a link leads to is no part of the repository, and a pipe would be waited for.
+/// Opens a file that has to be one: what a link leads to is no part of the repository, and a pipe
+/// would be waited for.
 fn open_file(path: &Path) -> image::Result<File> {
     let failed = |source| image::Error::Open {
         path: path.to_owned(),

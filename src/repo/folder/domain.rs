@@ -25,7 +25,8 @@ use crate::repo::{
     SourceOptions, manifest,
 };
 
-/// The largest file that is read into memory as a whole, in bytes: UEFI variables and XML are far smaller.
+/// The largest file that is read into memory as a whole, in bytes: UEFI variables and XML are far
+/// smaller.
 const MAX_SMALL_FILE: u64 = 256 << 20;
 
 /// One domain's folder: readable by everybody at any time.
@@ -203,7 +204,8 @@ impl DomainRepository for FolderDomain {
         if !history::is_gone(&self.dir.join(&kept.manifest.point.period)) {
             return Ok(false);
         }
-        // What goes with the whole folder of the domain, as when a disk is unmounted, was not removed on purpose.
+        // What goes with the whole folder of the domain, as when a disk is unmounted, was not
+        // removed on purpose.
         match self.dir.metadata() {
             Ok(_) => Ok(true),
             Err(error) => Err(RepoError::io("look at", &self.dir)(error)),

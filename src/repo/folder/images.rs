@@ -7,10 +7,12 @@ use crate::image::chain::{ChainDisk, ChainImage, Recorded};
 use crate::model::block::BlockError;
 use crate::repo::{DiskReader, History, Kept, RepoError, Result, Stored, StoredExtent};
 
-/// The images of a disk at a restore point, newest first and open. `dir_of` gives the folder of a restore point.
+/// The images of a disk at a restore point, newest first and open. `dir_of` gives the folder of a
+/// restore point.
 ///
 /// # Errors
-/// [`RepoError::NotWhole`] when something is wrong with the chain, [`RepoError::Open`] when a file cannot be opened.
+/// [`RepoError::NotWhole`] when something is wrong with the chain, [`RepoError::Open`] when a file
+/// cannot be opened.
 pub(super) fn open(
     history: &History,
     id: &str,

@@ -1,4 +1,5 @@
-//! A repository in a folder: a folder per domain, in it a folder per period, in it a folder per restore point.
+//! A repository in a folder: a folder per domain, in it a folder per period, in it a folder per
+//! restore point.
 //!
 //! * `domain`: one domain's folder, to be read and to be written to.
 //! * `layout`: which name stands for what.
@@ -42,7 +43,8 @@ use crate::model::file_name;
 
 use domain::FolderDomain;
 
-/// Makes the name of a new folder survive a crash. Without it everything within could be lost however well that was synced.
+/// Makes the name of a new folder survive a crash. Without it everything within could be lost
+/// however well that was synced.
 fn sync_name(store: &dyn Store, dir: &Path) -> Result<()> {
     let parent = match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -57,7 +59,8 @@ fn sync_name(store: &dyn Store, dir: &Path) -> Result<()> {
 pub struct FolderRepository {
     root: PathBuf,
     store: Arc<dyn Store>,
-    /// The folder itself, whatever comes to lie under its path. While it is open, its file system cannot be unmounted in passing.
+    /// The folder itself, whatever comes to lie under its path. While it is open, its file system
+    /// cannot be unmounted in passing.
     opened: Option<Arc<File>>,
 }
 
@@ -68,7 +71,8 @@ impl FolderRepository {
             location: root.display().to_string(),
             source,
         };
-        // Images name their backing files by relative paths, but what we print and hand to QEMU has to be absolute.
+        // Images name their backing files by relative paths, but what we print and hand to QEMU has
+        // to be absolute.
         let root = root.canonicalize().map_err(unusable)?;
         if !root.is_dir() {
             return Err(unusable(io::ErrorKind::NotADirectory.into()));
@@ -81,8 +85,8 @@ impl FolderRepository {
         })
     }
 
-    /// Opens a repository to write to; its last folder is created if its parent is there. A deeper path that is missing is
-    /// more likely a file system that is not mounted.
+    /// Opens a repository to write to; its last folder is created if its parent is there. A deeper
+    /// path that is missing is more likely a file system that is not mounted.
     pub fn open_or_create(root: &Path, store: Arc<dyn Store>) -> Result<FolderRepository> {
         match store.create_dir(root) {
             Ok(()) => sync_name(store.as_ref(), root)?,
@@ -118,8 +122,8 @@ impl FolderRepository {
         &self.root
     }
 
-    /// Whether the folder that was opened is still the one under this path: a target may be unmounted in mid-run, and the folder beneath is
-    /// not where backups belong.
+    /// Whether the folder that was opened is still the one under this path: a target may be
+    /// unmounted in mid-run, and the folder beneath is not where backups belong.
     fn check_still_there(&self) -> Result<()> {
         let unusable = |source| RepoError::Unusable {
             location: self.root.display().to_string(),

@@ -1,7 +1,9 @@
-//! A restore point being written. It has its own type and its own name on disk until it is committed.
+//! A restore point being written. It has its own type and its own name on disk until it is
+//! committed.
 //!
-//! Order of a commit: the files, each synced as it is finished; the manifest, synced; the folder, synced; the folder renamed to its
-//! final name; its parent synced. What a crash leaves before the rename is a `.partial` folder, which counts for nothing.
+//! Order of a commit: the files, each synced as it is finished; the manifest, synced; the folder,
+//! synced; the folder renamed to its final name; its parent synced. What a crash leaves before the
+//! rename is a `.partial` folder, which counts for nothing.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -20,7 +22,8 @@ use crate::model::block::{BlockError, BlockSink, ImageFile, Written};
 use crate::model::restore_point::id_of;
 use crate::repo::{FileEntry, Manifest, NewDisk, PendingPoint, PieceEntry, RepoError, Result, SmallFile};
 
-/// A restore point being written into a folder. Dropped uncommitted it is removed as far as that goes; the next run removes the rest.
+/// A restore point being written into a folder. Dropped uncommitted it is removed as far as that
+/// goes; the next run removes the rest.
 pub(super) struct FolderPending {
     store: Arc<dyn Store>,
     id: String,
@@ -139,7 +142,8 @@ impl PendingPoint for FolderPending {
         let dir = self.period_dir.join(layout::CHECKPOINTS);
         ensure_dir(self.store.as_ref(), &dir)?;
         let path = dir.join(&name);
-        // A run that failed after this step may have left one; no manifest names it, or the number would not be used again.
+        // A run that failed after this step may have left one; no manifest names it, or the number
+        // would not be used again.
         remove_if_there(self.store.as_ref(), &path, "replace")?;
         let entry = self.write(&path, &name, xml.as_bytes())?;
         self.store.sync_dir(&dir).map_err(RepoError::io("sync", &dir))?;
@@ -167,7 +171,8 @@ impl PendingPoint for FolderPending {
             .sync_dir(&self.period_dir)
             .map_err(RepoError::io("sync", &self.period_dir))?;
         self.kept = true;
-        // Only now: until the commit it tells the next run what there is to end. In a finished restore point it means nothing.
+        // Only now: until the commit it tells the next run what there is to end. In a finished
+        // restore point it means nothing.
         let _ = self.store.remove_file(&dir.join(layout::INTENT));
         Ok(dir.display().to_string())
     }
@@ -187,9 +192,11 @@ impl Drop for FolderPending {
     }
 }
 
-/// Removes the folder of an unfinished run, and its period's folder where that run had only just created it.
+/// Removes the folder of an unfinished run, and its period's folder where that run had only just
+/// created it.
 pub(super) fn remove_partial(store: &dyn Store, dir: &Path) -> Result<()> {
-    // The intent goes last: as long as something of the run is left, so is the note of what it began.
+    // The intent goes last: as long as something of the run is left, so is the note of what it
+    // began.
     remove::tree(store, dir, is_intent)?;
     if let Some(period_dir) = dir.parent() {
         // These fail, as they should, as soon as anything is in the folders.
@@ -219,7 +226,8 @@ fn ensure_dir(store: &dyn Store, dir: &Path) -> Result<()> {
     }
 }
 
-/// An id that no restore point of the domain has or had: two restore points within one second get a suffix.
+/// An id that no restore point of the domain has or had: two restore points within one second get a
+/// suffix.
 pub(super) fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
     let stem = id_of(time);
     let mut taken = Vec::new();

@@ -1,7 +1,8 @@
 //! The records of verifications and comparisons, in `.verified/` of the domain's folder.
 //!
-//! A small file per verification, beside the periods and not in them. A record that cannot be read counts as the worst that its name allows: what
-//! tells of soundness counts for nothing, what tells of damage or of missed writes for all that it can tell of, because the next backup relies on it.
+//! A small file per verification, beside the periods and not in them. A record that cannot be read
+//! counts as the worst that its name allows: what tells of soundness counts for nothing, what tells
+//! of damage or of missed writes for all that it can tell of, because the next backup relies on it.
 
 use std::path::{Path, PathBuf};
 
@@ -29,7 +30,8 @@ const MISSED: &str = ".missed.json";
 /// What the name of a file ends with that tells of damage.
 const DAMAGED: &str = ".damaged.json";
 
-/// What the name of any other proof ends with. Older versions gave it to those that tell of damage too.
+/// What the name of any other proof ends with. Older versions gave it to those that tell of damage
+/// too.
 const SOUND: &str = ".json";
 
 /// The largest proof that is read, in bytes.
@@ -42,7 +44,8 @@ pub(super) struct Proofs {
     /// Oldest first.
     missed: Vec<MissedWriteRecord>,
     unreadable: Vec<Unreadable>,
-    /// The names of all records of verifications, those that cannot be read or were not written to their end included.
+    /// The names of all records of verifications, those that cannot be read or were not written to
+    /// their end included.
     names: Vec<String>,
 }
 
@@ -64,7 +67,8 @@ struct RecordName {
 }
 
 impl RecordName {
-    /// `ID.TIME.json`, `ID.TIME.damaged.json` or `ID.TIME.missed.json`; `None` for every other name.
+    /// `ID.TIME.json`, `ID.TIME.damaged.json` or `ID.TIME.missed.json`; `None` for every other
+    /// name.
     fn parse(name: &str) -> Option<RecordName> {
         let with = |kind: &'static str| Some((name.strip_suffix(kind)?, kind));
         let (stem, kind) = with(MISSED).or_else(|| with(DAMAGED)).or_else(|| with(SOUND))?;
@@ -172,8 +176,9 @@ impl Proofs {
         Ok(())
     }
 
-    /// What counts of the restore point with this manifest: damage that was found and that no verification has disproved which knew of it; else
-    /// the newest proof. A verification that began later may have read it earlier.
+    /// What counts of the restore point with this manifest: damage that was found and that no
+    /// verification has disproved which knew of it; else the newest proof. A verification that
+    /// began later may have read it earlier.
     pub(super) fn of(&self, manifest: &Manifest) -> Option<Proof> {
         let of_manifest = |proof: &&Proof| proof.id == manifest.point.id && proof.manifest == manifest.digest;
         let newest_first = || self.proofs.iter().rev().filter(of_manifest);
@@ -203,7 +208,8 @@ impl Proofs {
         known.chain(lost).collect()
     }
 
-    /// The disks of which a bitmap was found to have missed a write when they were compared with this restore point, or may have been.
+    /// The disks of which a bitmap was found to have missed a write when they were compared with
+    /// this restore point, or may have been.
     pub(super) fn missed_writes(&self, manifest: &Manifest) -> Vec<MissedWrite> {
         let lost = self.lost(manifest, MISSED);
         let lost = lost.flat_map(|lost| {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::io::Store;
 use crate::repo::{Leftover, RepoError, Result};
 
-/// What the name of a folder begins with that is being deleted: nobody takes it for a period any more.
+/// What the name of a folder begins with that is being deleted: nobody takes it for a period any
+/// more.
 const DOOMED: &str = ".removing-";
 
 /// Deletes the folder of a period.
@@ -49,7 +50,8 @@ fn refuse_link(dir: &Path) -> Result<()> {
     Err(RepoError::io("remove", dir)(io::ErrorKind::NotADirectory.into()))
 }
 
-/// Deletes a folder with all below it: links themselves, never what they point to. Files for which `last` says so go after the others.
+/// Deletes a folder with all below it: links themselves, never what they point to. Files for which
+/// `last` says so go after the others.
 pub(super) fn tree(store: &dyn Store, dir: &Path, last: fn(&Path) -> bool) -> Result<()> {
     for (path, is_dir) in content(dir, last)? {
         remove(store, &path, is_dir, last)?;
@@ -64,7 +66,8 @@ fn remove(store: &dyn Store, path: &Path, is_dir: bool, last: fn(&Path) -> bool)
     }
 }
 
-/// What lies in a folder, and whether that is a folder itself; those at the end for which `last` says so.
+/// What lies in a folder, and whether that is a folder itself; those at the end for which `last`
+/// says so.
 fn content(dir: &Path, last: fn(&Path) -> bool) -> Result<Vec<(PathBuf, bool)>> {
     refuse_link(dir)?;
     let mut paths = Vec::new();

@@ -27,6 +27,7 @@ macro_rules! for_every_kind {
 }
 
 for_every_kind! {
+    points::id_is_given_once,
     points::what_is_committed_reads_back,
     points::an_uncommitted_point_is_invisible,
     points::a_dropped_point_leaves_nothing,

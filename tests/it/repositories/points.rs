@@ -4,7 +4,7 @@ use vmsnap::model::block::BlockErrorKind;
 use vmsnap::model::chain::{Concern, MissedWrite};
 use vmsnap::model::stop::Stop;
 use vmsnap::repo::{
-    DamageNote, DomainRepository, FileWatch, Leftover, MissedWriteRecord, Note, Proof, RepoError, SmallFile,
+    DamageNote, DomainRepository, FileWatch, Identity, Leftover, MissedWriteRecord, Note, Proof, RepoError, SmallFile,
 };
 
 use super::kinds::{DEFINITION, Kind, Maker, PERIOD, data, is_damage, moment, read_through, reading, zero};
@@ -36,6 +36,17 @@ fn ids(domain: &dyn DomainRepository) -> Vec<String> {
     let kept: Vec<&String> = history.kept.iter().map(|kept| &kept.manifest.point.id).collect();
     assert_eq!(ids.iter().collect::<Vec<_>>(), kept, "both in one order");
     ids
+}
+
+pub fn id_is_given_once(kind: &dyn Kind) {
+    let repository = kind.repository();
+    assert_eq!(repository.identity(), Identity::None);
+    let given = repository.ensure_identity().expect("it is given");
+    assert!(given.id().is_some(), "{given:?}");
+    let again = kind.repository();
+    assert_eq!(again.ensure_identity().expect("it is kept"), given);
+    assert_eq!(again.identity(), given);
+    assert_eq!(domain(kind).identity(), given);
 }
 
 pub fn what_is_committed_reads_back(kind: &dyn Kind) {

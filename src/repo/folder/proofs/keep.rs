@@ -19,8 +19,9 @@ const MOST_DAMAGE: usize = 4;
 /// What the name of a record ends with, besides, until all of it is written.
 const NEW: &str = ".new";
 
-/// Remembers a proof, and forgets `known`: the records of the same restore point that were there when the verification began, whatever time a
-/// clock that was wrong has given them. What somebody else has found since stays.
+/// Remembers a proof, and forgets `known`: the records of the same restore point that were there
+/// when the verification began, whatever time a clock that was wrong has given them. What somebody
+/// else has found since stays.
 pub(in crate::repo::folder) fn keep(
     store: &dyn Store,
     domain_dir: &Path,
@@ -59,15 +60,16 @@ fn shortened(proof: &Proof) -> Proof {
     proof_of_few
 }
 
-/// Forgets what is remembered of restore points that are not there any more. `ids_there` gives the ids of those that may be there, if they can be
-/// known.
+/// Forgets what is remembered of restore points that are not there any more. `ids_there` gives the
+/// ids of those that may be there, if they can be known.
 pub(in crate::repo::folder) fn forget_removed(
     store: &dyn Store,
     domain_dir: &Path,
     ids_there: impl FnOnce() -> Result<Option<BTreeSet<String>>>,
 ) -> Result<()> {
     let dir = domain_dir.join(FOLDER);
-    // In this order: a restore point is there before anything is remembered of it, so one that is made meanwhile keeps what was found of it.
+    // In this order: a restore point is there before anything is remembered of it, so one that is
+    // made meanwhile keeps what was found of it.
     let names = names_in(&dir)?;
     let Some(there) = ids_there()? else {
         return Ok(());
@@ -124,7 +126,8 @@ fn write(
     Ok(dir)
 }
 
-/// Writes a file that is there in whole or not at all: half a record would count as the worst that it may have told.
+/// Writes a file that is there in whole or not at all: half a record would count as the worst that
+/// it may have told.
 fn put(store: &dyn Store, path: &Path, text: &[u8]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(NEW);
@@ -151,7 +154,8 @@ fn put(store: &dyn Store, path: &Path, text: &[u8]) -> io::Result<()> {
     named
 }
 
-/// The names of the files in the folder of proofs. There are none behind a link that somebody has put there.
+/// The names of the files in the folder of proofs. There are none behind a link that somebody has
+/// put there.
 pub(super) fn names_in(dir: &Path) -> Result<Vec<String>> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Ok(Vec::new()),
