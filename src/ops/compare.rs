@@ -180,39 +180,48 @@ impl Comparison<'_> {
         };
         let mut compared = Vec::new();
         let ended = job::run(&plan, pending, |job, _| {
-            disks
+            let all = disks
                 .iter()
-                .try_for_each(|(disk, parent)| self.disk(&disk.disk.target, parent, job, &mut compared))
+                .try_for_each(|(disk, parent)| self.disk(&disk.disk.target, parent, job, &mut compared));
+            // Whatever has failed, and before the process can die while it ends the job: a write that was missed stays missed.
+            self.remember(&mut compared, &mut outcome.findings);
+            all
         });
-        // Whatever has failed: a write that was missed stays missed.
-        self.remember(&mut compared, ended.is_err(), &mut outcome.findings);
+        if ended.is_err() {
+            // There will be no outcome to name them.
+            self.report_differing(&compared);
+        }
         let (_, ended) = ended?;
         outcome.findings.extend(ended.findings);
         outcome.disks = compared;
         Ok(outcome)
     }
 
-    /// Remembers the disks that differ. Where there will be no outcome they are told here. That it cannot be remembered is no reason to keep quiet.
-    fn remember(&self, compared: &mut [ComparedDisk], is_failing: bool, findings: &mut Vec<Finding>) {
+    /// Remembers the disks that differ. That it cannot be remembered is no reason to keep quiet.
+    fn remember(&self, compared: &mut [ComparedDisk], findings: &mut Vec<Finding>) {
         let missed = missed_writes(compared, &self.healed.history, self.context);
         let kept = missed
             .iter()
             .try_for_each(|missed| self.repository.keep_missed_writes(missed));
         for disk in compared.iter_mut().filter(|disk| disk.differing > 0) {
             disk.is_remembered = kept.is_ok();
-            if is_failing {
-                let (target, point) = (&disk.target, &disk.point);
-                let what = format!(
-                    "disk {target} differs from {point} in {} clusters that no bitmap calls changed; {}",
-                    disk.differing,
-                    disk.consequence()
-                );
-                self.report(Finding::of_disk(MISSED_WRITE, target, what), findings);
-            }
         }
         if let Err(error) = kept {
             let what = format!("that disks differ cannot be remembered: {}", with_sources(&error));
             self.report(Finding::new("missed-write-not-kept", what), findings);
+        }
+    }
+
+    /// Reports the disks that differ.
+    fn report_differing(&self, compared: &[ComparedDisk]) {
+        for disk in compared.iter().filter(|disk| disk.differing > 0) {
+            let (target, point) = (&disk.target, &disk.point);
+            let what = format!(
+                "disk {target} differs from {point} in {} clusters that no bitmap calls changed; {}",
+                disk.differing,
+                disk.consequence()
+            );
+            self.report(Finding::of_disk(MISSED_WRITE, target, what), &mut Vec::new());
         }
     }
 

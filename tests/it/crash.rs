@@ -1,6 +1,7 @@
-//! A process killed, or a machine without power, at every step of a backup, prune, repair or restore.
+//! A process killed, or a machine without power, at every step of a backup, comparison, prune, repair or restore.
 
 mod backup;
+mod compare;
 mod power;
 mod restore;
 mod world;

@@ -113,6 +113,16 @@ impl World {
 
     /// A backup by a process that dies with the fuse.
     pub fn crash(&mut self, options: &Options, fuse: &Fuse, store: CrashStore) -> Result<Outcome> {
+        self.crash_in(fuse, store, |context| backup::backup(DOMAIN, context, options))
+    }
+
+    /// The work of a process that dies with the fuse.
+    pub fn crash_in<T>(
+        &mut self,
+        fuse: &Fuse,
+        store: CrashStore,
+        work: impl FnOnce(&Context) -> Result<T>,
+    ) -> Result<T> {
         self.lab.host.die_with(Some(fuse));
         let host = CrashHost::new(self.lab.host.clone(), fuse);
         let outcome = FolderRepository::open_or_create(&self.root(), Arc::new(store))
@@ -126,7 +136,7 @@ impl World {
                     stop: self.lab.stop.clone(),
                     random: &*self.lab.random,
                 };
-                backup::backup(DOMAIN, &context, options)
+                work(&context)
             });
         self.lab.host.die_with(None);
         self.lab.pass(jiff::Span::new().minutes(10));

@@ -4,7 +4,8 @@ use vmsnap::model::block::BlockErrorKind;
 use vmsnap::model::chain::{Concern, MissedWrite};
 use vmsnap::model::stop::Stop;
 use vmsnap::repo::{
-    DamageNote, DomainRepository, FileWatch, Identity, Leftover, MissedWriteRecord, Note, Proof, RepoError, SmallFile,
+    DamageNote, DomainRepository, FileWatch, Identity, Leftover, MissedWriteRecord, Note, Proof, RepoError,
+    SmallFile,
 };
 
 use super::kinds::{DEFINITION, Kind, Maker, PERIOD, data, is_damage, moment, read_through, reading, zero};
