@@ -44,6 +44,9 @@ pub trait Store: Send + Sync {
     /// Renames; a target that exists is an error.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
+    /// Renames; a file that is there under the new name is replaced in the same step.
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()>;
+
     /// Makes what was created, renamed and removed in a folder survive a crash.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 
@@ -145,6 +148,10 @@ impl Store for DiskStore {
         }
     }
 
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Ok(rustix::fs::rename(from, to)?)
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         File::open(path)?.sync_all()
     }
@@ -190,6 +197,9 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         }
         assert_eq!(std::fs::read(&b).expect("it is there"), b"b");
+        DiskStore.replace(&a, &b).expect("that is what it is for");
+        assert_eq!(std::fs::read(&b).expect("it is there"), b"a");
+        assert!(!a.exists());
     }
 
     #[test]

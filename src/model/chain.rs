@@ -2,6 +2,8 @@
 
 use jiff::Timestamp;
 
+use super::checkpoint::CheckpointId;
+use super::pin::Pin;
 use super::restore_point::{Level, RestorePoint};
 
 /// A restore point as the repository holds it.
@@ -17,6 +19,8 @@ pub struct KeptPoint {
     pub suspected_damage: Vec<SuspectedDamage>,
     /// What comparisons with the domain found: nothing new may rely on what any bitmap of these disks knew then.
     pub missed_writes: Vec<MissedWrite>,
+    /// What keeps it from being removed, if it is pinned.
+    pub pin: Option<Pin>,
 }
 
 impl KeptPoint {
@@ -84,6 +88,21 @@ pub struct LostPoint {
     pub what: String,
     /// Whether it was written by a newer program, and may well be sound.
     pub is_newer: bool,
+    /// Whether nothing of it is there any more.
+    pub is_gone: bool,
+}
+
+/// A restore point that was removed on purpose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemovedPoint {
+    /// Its id.
+    pub id: String,
+    /// The UUID of its domain.
+    pub uuid: String,
+    /// The checkpoint that was made with it, which may still be in the domain.
+    pub checkpoint: Option<CheckpointId>,
+    /// When it was removed.
+    pub removed: Timestamp,
 }
 
 /// The restore points of one domain that were read, with the questions one asks of them.
@@ -91,6 +110,7 @@ pub struct LostPoint {
 pub struct Chains {
     points: Vec<KeptPoint>,
     lost: Vec<LostPoint>,
+    removed: Vec<RemovedPoint>,
 }
 
 impl Chains {
@@ -103,7 +123,32 @@ impl Chains {
         Chains {
             points,
             lost: Vec::new(),
+            removed: Vec::new(),
         }
+    }
+
+    /// The same, with those that were removed on purpose, as far as that is remembered.
+    pub fn with_removed(self, removed: Vec<RemovedPoint>) -> Self {
+        Chains { removed, ..self }
+    }
+
+    /// Those that were removed on purpose and are not there, as far as that is remembered.
+    pub fn removed(&self) -> impl Iterator<Item = &RemovedPoint> {
+        let is_gone = |removed: &&RemovedPoint| self.get(&removed.id).is_none();
+        self.removed.iter().filter(is_gone)
+    }
+
+    /// The checkpoints that restore points of this domain recorded, also those that were removed.
+    pub fn recorded_checkpoints<'a>(&'a self, uuid: &'a str) -> impl Iterator<Item = &'a CheckpointId> {
+        let kept = self.points.iter().filter(move |kept| kept.point.uuid == uuid);
+        let removed = self.removed().filter(move |removed| removed.uuid == uuid);
+        let of_kept = kept.filter_map(|kept| kept.point.checkpoint.as_ref());
+        of_kept.chain(removed.filter_map(|removed| removed.checkpoint.as_ref()))
+    }
+
+    /// The restore points that could not be read.
+    pub fn all_lost(&self) -> impl Iterator<Item = &LostPoint> {
+        self.lost_after("")
     }
 
     /// The same, beside restore points that could not be read.
@@ -127,10 +172,12 @@ impl Chains {
     }
 
     fn missing(&self, id: &str) -> String {
-        self.lost(id).map_or_else(
-            || format!("restore point {id} is missing"),
-            |lost| lost.what.clone(),
-        )
+        let removed = self.removed().find(|removed| removed.id == id);
+        match (self.lost(id), removed) {
+            (Some(lost), _) => lost.what.clone(),
+            (None, Some(removed)) => format!("restore point {id} was removed on {}", removed.removed),
+            (None, None) => format!("restore point {id} is missing"),
+        }
     }
 
     /// All of them, in the order they were committed.

@@ -169,6 +169,7 @@ fn kept(index: usize, made: Made) -> KeptPoint {
         faults: Vec::from_iter((defect == Defect::FileMissing).then_some(fault)),
         suspected_damage: Vec::from_iter((defect == Defect::Damaged).then_some(damage)),
         missed_writes: Vec::from_iter((defect == Defect::MissedWrite).then_some(missed)),
+        pin: None,
     }
 }
 

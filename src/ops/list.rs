@@ -4,6 +4,7 @@ use super::each::Judged;
 use super::{Error, Result};
 use crate::model::chain::{Chains, MissedWrite};
 use crate::model::finding::Finding;
+use crate::model::pin::Pin;
 use crate::model::restore_point::RestorePoint;
 use crate::repo::{DomainRepository, History, Leftover, Proof, RepoError, Repository};
 
@@ -35,6 +36,8 @@ pub struct Listed {
     pub suspected_damage: Option<String>,
     /// The missed writes that comparisons of it with the domain have found.
     pub missed_writes: Vec<ListedMissedWrite>,
+    /// What keeps it from being removed, if it is pinned.
+    pub pin: Option<Pin>,
 }
 
 /// A write that a bitmap had missed.
@@ -66,10 +69,14 @@ pub fn list_domain(repo: &dyn Repository, domain: &str) -> Result<DomainList> {
     let points = history.kept.iter().map(|kept| Listed {
         point: kept.manifest.point.clone(),
         faults: history.chains.faults(&kept.manifest.point.id),
-        size: kept.manifest.files.iter().map(|file| file.size).sum(),
+        size: kept.size(),
         proof: kept.proof.clone(),
         suspected_damage: history.chains.any_suspected_damage(&kept.manifest.point.id),
         missed_writes: missed(&history.chains, &kept.manifest.point.id),
+        pin: history
+            .chains
+            .get(&kept.manifest.point.id)
+            .and_then(|kept| kept.pin.clone()),
     });
     let points = points.collect();
     history.findings.extend(unfinished(repository.as_ref(), &history));

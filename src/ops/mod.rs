@@ -5,7 +5,8 @@
 //! * `journal`: what a run writes down before it begins a job.
 //! * `survey`: reads how a domain stands; `reconcile`: decides what to repair, back up and retire; `heal`: carries repairs out.
 //! * `job`: a backup job from its journal entry to its end.
-//! * `backup`, `prune`, `restore`, `list`, `status`, `scrub`, `verify`, `compare`: the verbs.
+//! * `backup`, `restore`, `list`, `status`, `scrub`, `verify`, `compare`, `retention`, `pin`: the verbs.
+//! * `prune`: deletes the previous period after a backup.
 //! * `stored`: a restore point with the repository that holds it.
 //! * `grouping`: keeps a domain's backups in one grouping.
 //! * `lock`: takes the right to write, waiting for another run if need be.
@@ -25,10 +26,12 @@ pub mod journal;
 pub mod list;
 mod lock;
 pub mod monitor;
+pub mod pin;
 pub mod plan;
 pub mod prune;
 pub mod reconcile;
 pub mod restore;
+pub mod retention;
 pub mod scrub;
 pub mod status;
 mod stored;

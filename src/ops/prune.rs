@@ -75,6 +75,9 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
             "the newest restore point of {folder} is damaged: {damage}"
         ));
     }
+    if let Some(pinned) = pinned_in(chains, previous) {
+        return Err(format!("restore point {} is pinned", pinned.point.id));
+    }
     let Some(before) = newest_of(previous) else {
         return Ok(());
     };
@@ -93,6 +96,12 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
         Some(disk) => Err(format!("disk {} is in no newer restore point", disk.target)),
         None => Ok(()),
     }
+}
+
+/// A pinned restore point of a period, which therefore stays as a whole.
+pub(super) fn pinned_in<'a>(chains: &'a Chains, period: &str) -> Option<&'a KeptPoint> {
+    let mut points = chains.points().iter();
+    points.find(|kept| kept.point.period == period && kept.pin.is_some())
 }
 
 /// Whether it is of a later day, wherever on earth it was made.

@@ -225,14 +225,8 @@ fn retired(
 /// Bitmaps without a checkpoint that a restore point of this domain recorded: they cost room and writes. Those that nobody here recorded are
 /// not ours to remove, nor are those whose name somebody else can have given as well.
 fn orphans(survey: &Survey, chains: &Chains, checkpoints: &[Checkpoint]) -> Vec<String> {
-    let of_domain = chains
-        .points()
-        .iter()
-        .filter(|kept| kept.point.uuid == survey.domain.uuid);
-    let recorded: Vec<&String> = of_domain
-        .filter_map(|kept| kept.point.checkpoint.as_ref())
-        .map(|checkpoint| &checkpoint.name)
-        .collect();
+    let recorded = chains.recorded_checkpoints(&survey.domain.uuid);
+    let recorded: Vec<&String> = recorded.map(|checkpoint| &checkpoint.name).collect();
     let on_disks = survey.disks.iter().flat_map(|disk| &disk.bitmaps);
     let mut orphans: Vec<String> = Vec::new();
     // Those that were asked for in vain may be there all the same, on a disk where they are broken.
@@ -270,7 +264,6 @@ pub fn superfluous(
     next: Option<Next<'_>>,
 ) -> Vec<String> {
     let mut wanted = Vec::new();
-    let mut recorded_here = Vec::new();
     for period in current {
         let mut left = keep.max(1);
         if let Some(next) = next.filter(|next| next.period == period) {
@@ -288,9 +281,7 @@ pub fn superfluous(
             }
         }
     }
-    for kept in chains.points().iter().filter(|kept| kept.point.uuid == uuid) {
-        recorded_here.extend(&kept.point.checkpoint);
-    }
+    let recorded_here: Vec<_> = chains.recorded_checkpoints(uuid).collect();
     checkpoints
         .iter()
         .filter(|checkpoint| is_own(&checkpoint.name))

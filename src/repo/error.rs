@@ -70,6 +70,22 @@ pub enum RepoError {
         /// The first thing that is wrong with it.
         fault: String,
     },
+    /// A restore point that another one depends on is not removed.
+    #[error("restore point {id} is not removed: {by} depends on it")]
+    Needed {
+        /// Its id.
+        id: String,
+        /// The id of the other one.
+        by: String,
+    },
+    /// A small file in which something is remembered is not what was written, and stays as it is.
+    #[error("{location} cannot be read: {why}")]
+    NoNote {
+        /// Where it lies.
+        location: String,
+        /// Why not.
+        why: String,
+    },
     /// What holds a disk could not be opened.
     #[error("cannot open {location}")]
     Open {

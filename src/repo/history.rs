@@ -31,6 +31,15 @@ impl History {
         self.kept.iter().find(|kept| kept.manifest.point.id == id)
     }
 
+    /// The restore points that depend directly on this one, in the order of `kept`.
+    pub fn children<'a>(&'a self, id: &'a str) -> impl Iterator<Item = &'a Kept> {
+        let depends = move |kept: &&Kept| {
+            let mut disks = kept.manifest.point.disks.iter();
+            disks.any(|disk| disk.parent.as_deref() == Some(id))
+        };
+        self.kept.iter().filter(depends)
+    }
+
     /// What is wrong with the files of restore points, as far as names and sizes tell: `list` tells
     /// it beside each, the others by this.
     pub fn damage(&self) -> Vec<Finding> {
@@ -55,6 +64,13 @@ pub struct Kept {
     /// Whether the XML of its checkpoint is there, as far as names and lengths tell; also if it has
     /// no checkpoint.
     pub has_checkpoint_file: bool,
+}
+
+impl Kept {
+    /// Bytes of its files.
+    pub fn size(&self) -> u64 {
+        self.manifest.files.iter().map(|file| file.size).sum()
+    }
 }
 
 /// What a run left in a repository that ended early: a restore point that is not committed, or a

@@ -22,6 +22,7 @@ use jiff::Timestamp;
 use crate::io::DiskStore;
 use crate::model::block::{BlockSink, BlockSource, Written};
 use crate::model::buffer::BufferPool;
+use crate::model::pin::Pin;
 use crate::model::stop::Stop;
 
 mod disk;
@@ -98,7 +99,7 @@ pub trait DomainRepository: Send + Sync {
     /// one of the same second.
     fn copy_period(&self, time: Timestamp) -> Result<String>;
 
-    /// Periods whose removal was started and not finished.
+    /// Periods and restore points whose removal was started and not finished.
     fn interrupted_removals(&self) -> Result<Vec<Leftover>>;
 
     /// Whether what an unfinished run left is still there.
@@ -161,7 +162,8 @@ pub trait DomainRepository: Send + Sync {
         damage: &mut Vec<FileDamage>,
     ) -> Result<()>;
 
-    /// Whether a restore point that was there has been removed on purpose, with its whole period.
+    /// Whether a restore point that was there has been removed on purpose, alone or with its whole
+    /// period.
     ///
     /// # Errors
     /// When the domain's part is missing too: its file system may have been unmounted.
@@ -218,7 +220,27 @@ pub trait DomainWriter: Send {
     /// of it is left.
     fn remove_period(&self, period: &str) -> Result<()>;
 
-    /// Finishes the removal of a period that an earlier run started: one of
+    /// Removes a restore point of this history, and remembers that it was removed at this moment.
+    /// After the first step it is not there, however much of it is left. Those that depend on it
+    /// have to be removed before.
+    ///
+    /// # Errors
+    /// [`RepoError::Needed`] when one that depends on it is there; others when it is not removed, or
+    /// not wholly.
+    fn remove_point(&self, history: &History, id: &str, now: Timestamp) -> Result<()>;
+
+    /// Pins a restore point of this history, which stays as it is otherwise. A pin that it has is
+    /// replaced.
+    ///
+    /// # Errors
+    /// Also when its pin cannot be read: that stays as it is.
+    fn pin(&self, kept: &Kept, pin: &Pin) -> Result<()>;
+
+    /// Unpins a restore point of this history, and tells whether it was pinned. A pin that cannot be
+    /// read goes too.
+    fn unpin(&self, kept: &Kept) -> Result<bool>;
+
+    /// Finishes a removal that an earlier run started: one of
     /// [`DomainRepository::interrupted_removals`].
     fn finish_removal(&self, removal: &Leftover) -> Result<()>;
 

@@ -30,6 +30,10 @@ pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -
     if let Some(lost) = chains.lost(at) {
         return Err(cannot_be_read(domain, lost));
     }
+    if let Some(removed) = chains.removed().find(|removed| removed.id == at) {
+        let day = removed.removed;
+        return Err(none(format!("restore point {at} was removed by a policy on {day}")));
+    }
     let has_checkpoint = |kept: &&KeptPoint| {
         kept.point
             .checkpoint
@@ -53,9 +57,9 @@ pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -
     }
     // A checkpoint is known by a manifest only.
     if let Some(lost) = chains.lost_after("").last() {
-        let (id, is_newer) = (lost.id.clone(), lost.is_newer);
         let what = format!("'{}' may be its checkpoint, but {}", shown(at), lost.what);
-        return Err(cannot_be_read(domain, &LostPoint { id, what, is_newer }));
+        let lost = LostPoint { what, ..lost.clone() };
+        return Err(cannot_be_read(domain, &lost));
     }
     Err(none(format!(
         "'{}' is neither the id of a restore point, nor a checkpoint of one, nor a time like 2026-11-01T02:00:00Z",

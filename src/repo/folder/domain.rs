@@ -12,12 +12,15 @@ use super::images::{self, FolderDisk};
 use super::look::{is_of_another_kind, read_bounded};
 use super::pending::{self, FolderPending};
 use super::{
-    FolderRepository, check, committed, history, layout, lock, point, proofs, remove, sync_name, usage,
+    FolderRepository, check, committed, history, layout, lock, pins, point, proofs, remove, removed,
+    sync_name, usage,
 };
 use crate::image::chain::{ChainDisk, ChainImage, ChainSource};
 use crate::io::Store;
 use crate::model::block::{BlockError, BlockSource};
+use crate::model::chain::RemovedPoint;
 use crate::model::period::COPY_PREFIX;
+use crate::model::pin::Pin;
 use crate::model::stop::Stop;
 use crate::repo::{
     DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept, Leftover,
@@ -200,9 +203,13 @@ impl DomainRepository for FolderDomain {
     }
 
     fn is_removed(&self, kept: &Kept) -> Result<bool> {
-        // A period loses its name before its files.
-        if !history::is_gone(&self.dir.join(&kept.manifest.point.period)) {
-            return Ok(false);
+        // Both lose their names before their files.
+        let period = self.dir.join(&kept.manifest.point.period);
+        if !history::is_gone(&period) {
+            let id = &kept.manifest.point.id;
+            let is_it = |point: &RemovedPoint| point.id == *id;
+            return Ok(history::is_gone(&self.point_dir(kept))
+                && removed::read(&self.dir)?.0.iter().any(is_it));
         }
         // What goes with the whole folder of the domain, as when a disk is unmounted, was not
         // removed on purpose.
@@ -260,6 +267,40 @@ impl DomainWriter for FolderWriter {
 
     fn remove_period(&self, period: &str) -> Result<()> {
         remove::period(self.domain.store().as_ref(), &self.domain.dir, period)
+    }
+
+    fn remove_point(&self, history: &History, id: &str, now: Timestamp) -> Result<()> {
+        let Some(kept) = history.get(id) else {
+            return Err(RepoError::NotWhole {
+                id: id.to_owned(),
+                fault: format!("restore point {id} is missing"),
+            });
+        };
+        let is_there = |child: &&Kept| !history::is_gone(&self.domain.point_dir(child));
+        if let Some(child) = history.children(id).find(is_there) {
+            return Err(RepoError::Needed {
+                id: id.to_owned(),
+                by: child.manifest.point.id.clone(),
+            });
+        }
+        let (store, dir) = (self.domain.store().as_ref(), &self.domain.dir);
+        let point = &kept.manifest.point;
+        let removed = RemovedPoint {
+            id: id.to_owned(),
+            uuid: point.uuid.clone(),
+            checkpoint: point.checkpoint.clone(),
+            removed: now,
+        };
+        removed::remember(store, dir, &removed)?;
+        remove::restore_point(store, &dir.join(&point.period), &point.folder())
+    }
+
+    fn pin(&self, kept: &Kept, pin: &Pin) -> Result<()> {
+        pins::write(self.domain.store().as_ref(), &self.domain.point_dir(kept), pin)
+    }
+
+    fn unpin(&self, kept: &Kept) -> Result<bool> {
+        pins::remove(self.domain.store().as_ref(), &self.domain.point_dir(kept))
     }
 
     fn finish_removal(&self, removal: &Leftover) -> Result<()> {

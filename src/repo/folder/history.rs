@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::committed;
 use super::layout::{self, split_finished};
 use super::look::{Entry, entries, folder_names};
 use super::point::{Expected, Unusable, checkpoint_fault, file_faults, read_point};
 use super::proofs::Proofs;
+use super::{committed, pins, removed};
 use crate::model::chain::{Chains, KeptPoint, LostPoint};
 use crate::model::finding::Finding;
 use crate::model::period::{FOLDER_PREFIX, holds_restore_points};
@@ -44,7 +44,10 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
     let is_there = |id: &str| history.kept.iter().any(|kept| kept.manifest.point.id == id);
     let unreadable: Vec<Finding> = proofs.findings(is_there).collect();
     history.findings.extend(unreadable);
-    history.chains = Chains::new(points).beside(lost);
+    // After the rest: what has been removed meanwhile is in it.
+    let (removed, unreadable) = removed::read(dir)?;
+    history.findings.extend(unreadable);
+    history.chains = Chains::new(points).beside(lost).with_removed(removed);
     let order: Vec<&str> = history
         .chains
         .points()
@@ -90,7 +93,9 @@ impl Found {
         }
     }
 
-    fn keep(&mut self, dir: &Path, manifest: Manifest, proofs: &Proofs) {
+    fn keep(&mut self, dir: &Path, manifest: Manifest, proofs: &Proofs) -> Result<()> {
+        let (pin, unreadable) = pins::read(dir)?;
+        self.history.findings.extend(unreadable);
         let proof = proofs.of(&manifest);
         let of_checkpoint = dir
             .parent()
@@ -103,6 +108,7 @@ impl Found {
             faults: file_faults(dir, &manifest),
             suspected_damage: proofs.suspected_damage(&manifest),
             missed_writes: proofs.missed_writes(&manifest),
+            pin,
         });
         let records = proofs.records(&manifest.point.id);
         self.history.kept.push(Kept {
@@ -112,6 +118,7 @@ impl Found {
             records,
             has_checkpoint_file,
         });
+        Ok(())
     }
 
     fn take(&mut self, other: Found) {
@@ -155,25 +162,41 @@ fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -
                 Ok(()) => read_point(&point_dir, &expected)?,
                 Err(what) => Err(Unusable::damaged(what)),
             };
+            let mut of_point = Found::default();
             match read {
-                Ok(manifest) => found.keep(&point_dir, manifest, proofs),
+                Ok(manifest) => of_point.keep(&point_dir, manifest, proofs)?,
                 Err(Unusable { what, is_newer }) => {
                     let code = if is_newer {
                         WRITTEN_BY_A_NEWER_VMSNAP
                     } else {
                         "restore-point-unreadable"
                     };
-                    let id = id.to_owned();
-                    found.lose(code, LostPoint { id, what, is_newer });
+                    let lost = LostPoint {
+                        id: id.to_owned(),
+                        what,
+                        is_newer,
+                        is_gone: false,
+                    };
+                    of_point.lose(code, lost);
                 }
+            }
+            // One that is removed meanwhile loses its record and then its folder, before its files.
+            if !is_gone(&point_dir) {
+                found.take(of_point);
+            } else if is_recorded(period_dir, &folder) {
+                found.gone.extend(gone(period_dir, &folder));
             }
         }
     }
-    found.gone = committed
-        .iter()
-        .filter_map(|folder| gone(period_dir, folder))
-        .collect();
+    let missing = committed.iter().filter(|folder| is_recorded(period_dir, folder));
+    let missing: Vec<LostPoint> = missing.filter_map(|folder| gone(period_dir, folder)).collect();
+    found.gone.extend(missing);
     Ok(found)
+}
+
+/// Whether it is still recorded that this folder was committed.
+fn is_recorded(period_dir: &Path, folder: &str) -> bool {
+    !is_gone(&committed::record(period_dir, folder))
 }
 
 /// The name under which a restore point was committed that calls itself unfinished now: nobody unfinished has one.
@@ -190,6 +213,7 @@ fn misnamed(dir: &Path, id: &str, name: &str) -> LostPoint {
             dir.display()
         ),
         is_newer: false,
+        is_gone: false,
     }
 }
 
@@ -204,6 +228,7 @@ fn gone(period_dir: &Path, folder: &str) -> Option<LostPoint> {
             committed::record(period_dir, folder).display()
         ),
         is_newer: false,
+        is_gone: true,
     })
 }
 

@@ -16,6 +16,12 @@ pub const INTENT: &str = "intent.json";
 pub const CHECKPOINTS: &str = "checkpoints";
 /// Folder of the names of a period's committed restore points.
 pub const COMMITTED: &str = ".committed";
+/// The pin of a restore point, in its folder.
+pub const PIN: &str = "pinned.json";
+/// What remembers removed restore points, in the domain's folder.
+pub const REMOVED: &str = ".removed.json";
+/// What the folder of a restore point ends with, after its name, while it is being deleted.
+pub const REMOVING: &str = ".removing";
 /// The lock of a domain's folder.
 pub const LOCK: &str = ".lock";
 

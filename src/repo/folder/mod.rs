@@ -12,6 +12,9 @@
 //! * `check`: checks the files of a restore point.
 //! * `pending`: a restore point being written, until it is committed.
 //! * `proofs`: the records of verifications and comparisons.
+//! * `note`: small files that may be replaced.
+//! * `pins`: the pin of a restore point.
+//! * `removed`: which restore points were removed on purpose.
 //! * `remove`: deletes folders.
 //! * `usage`: counts files.
 //! * `lock`: one writer per domain.
@@ -25,10 +28,13 @@ mod images;
 mod layout;
 mod lock;
 mod look;
+mod note;
 mod pending;
+mod pins;
 mod point;
 mod proofs;
 mod remove;
+mod removed;
 mod usage;
 
 use std::fs::File;

@@ -16,6 +16,7 @@ use super::committed;
 use super::layout;
 use super::look::{entries, folder_names};
 use super::remove;
+use super::removed;
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
 use crate::io::Store;
 use crate::model::block::{BlockError, BlockSink, ImageFile, Written};
@@ -230,7 +231,9 @@ fn ensure_dir(store: &dyn Store, dir: &Path) -> Result<()> {
 /// suffix.
 pub(super) fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
     let stem = id_of(time);
-    let mut taken = Vec::new();
+    // One that was removed keeps its id, as far as it is remembered.
+    let (removed, _) = removed::read(domain_dir)?;
+    let mut taken: Vec<String> = removed.into_iter().map(|point| format!("{}.", point.id)).collect();
     for period in folder_names(domain_dir)? {
         let period_dir = domain_dir.join(period);
         taken.extend(entries(&period_dir)?.into_iter().map(|(name, _)| name));

@@ -27,7 +27,7 @@ fn count_files(dir: &Path, depth: u32) -> (u64, u64) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let Ok(found) = entry.metadata() else { continue };
         // What is only known of restore points is no part of any.
-        if entry.file_name() == layout::COMMITTED {
+        if entry.file_name() == layout::COMMITTED || entry.file_name() == layout::PIN {
             continue;
         }
         if found.is_dir() && depth > 0 {

@@ -146,6 +146,11 @@ impl Store for CrashStore {
         self.step("rename", from, real, |disk, ()| disk.rename(from, to))
     }
 
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let real = || DiskStore.replace(from, to);
+        self.step("replace", from, real, |disk, ()| disk.rename(from, to))
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         // The model stands for the disk; whether the folder is there is all that the real call could tell.
         let real = || std::fs::metadata(path).map(drop);

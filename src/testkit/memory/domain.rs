@@ -11,8 +11,9 @@ use super::disk::{MemoryDisk, MemorySource};
 use super::pending::MemoryPending;
 use super::{Domain, MemoryRepository, Point};
 use crate::model::block::{BlockError, BlockSource};
-use crate::model::chain::{Chains, KeptPoint, MissedWrite};
+use crate::model::chain::{Chains, KeptPoint, MissedWrite, RemovedPoint};
 use crate::model::period::{COPY_PREFIX, FOLDER_PREFIX};
+use crate::model::pin::Pin;
 use crate::model::stop::Stop;
 use crate::repo::{
     DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept, Leftover,
@@ -111,9 +112,10 @@ impl DomainRepository for MemoryDomain {
                         .flat_map(Proof::suspected_damage)
                         .collect(),
                     missed_writes: missed_of(domain, manifest),
+                    pin: domain.pins.get(&manifest.point.id).cloned(),
                 }
             });
-            let chains = Chains::new(points.collect());
+            let chains = Chains::new(points.collect()).with_removed(domain.removed.clone());
             let kept = chains.points().iter().filter_map(|kept| {
                 let manifest = domain.point(&kept.point.id)?.manifest.clone();
                 let of_point = |(_, proof): &&(String, Proof)| proof.id == manifest.point.id;
@@ -371,6 +373,50 @@ impl DomainWriter for MemoryWriter {
             }),
             _ => Ok(()),
         }
+    }
+
+    fn remove_point(&self, history: &History, id: &str, now: Timestamp) -> Result<()> {
+        let is_there = |id: &str| self.0.with(|domain| domain.point(id).is_some());
+        let needed_by = history
+            .children(id)
+            .map(|child| &child.manifest.point.id)
+            .find(|child| is_there(child));
+        if let Some(by) = needed_by {
+            let (id, by) = (id.to_owned(), by.clone());
+            return Err(RepoError::Needed { id, by });
+        }
+        self.0.with(|domain| {
+            let place = domain
+                .points
+                .iter()
+                .position(|point| point.manifest.point.id == id);
+            let Some(place) = place else {
+                return Err(RepoError::NotWhole {
+                    id: id.to_owned(),
+                    fault: format!("restore point {id} is missing"),
+                });
+            };
+            let point = domain.points.remove(place);
+            domain.pins.remove(id);
+            domain.removed.push(RemovedPoint {
+                id: id.to_owned(),
+                uuid: point.manifest.point.uuid.clone(),
+                checkpoint: point.manifest.point.checkpoint.clone(),
+                removed: now,
+            });
+            Ok(())
+        })
+    }
+
+    fn pin(&self, kept: &Kept, pin: &Pin) -> Result<()> {
+        let id = kept.manifest.point.id.clone();
+        self.0.with(|domain| domain.pins.insert(id, pin.clone()));
+        Ok(())
+    }
+
+    fn unpin(&self, kept: &Kept) -> Result<bool> {
+        let id = &kept.manifest.point.id;
+        Ok(self.0.with(|domain| domain.pins.remove(id).is_some()))
     }
 
     fn finish_removal(&self, _removal: &Leftover) -> Result<()> {

@@ -7,6 +7,8 @@ mod pending;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::model::chain::RemovedPoint;
+use crate::model::pin::Pin;
 use crate::model::restore_point::id_of;
 use crate::repo::{DomainRepository, Identity, Manifest, MissedWriteRecord, Proof, Repository, Result};
 
@@ -32,6 +34,9 @@ struct Domain {
     /// Verifications, each with the name of its record.
     proofs: Vec<(String, Proof)>,
     missed: Vec<MissedWriteRecord>,
+    /// By the ids of their restore points.
+    pins: BTreeMap<String, Pin>,
+    removed: Vec<RemovedPoint>,
     /// The writer, as it wrote itself down.
     writer: Option<String>,
 }

@@ -119,6 +119,11 @@ impl Store for FailingStore {
         DiskStore.rename(from, to)
     }
 
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.call()?;
+        DiskStore.replace(from, to)
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.0.call()?;
         DiskStore.sync_dir(path)

@@ -1,0 +1,252 @@
+//! Which restore points a policy keeps. Pure: restore points, policy and a moment in, a verdict for
+//! each restore point out.
+//!
+//! The rules are those of `restic forget`. Restore points are looked at from the newest to the
+//! oldest. A rule such as "daily 7" keeps the newest of each day until it has kept seven; if it has
+//! not kept seven when it comes to the oldest one, it keeps that one too. `within` keeps everything
+//! of a span before the newest. A restore point stays if any rule keeps it.
+//!
+//! What is added to restic's rules, and only ever keeps more: damage fills no place of a rule, the
+//! newest restore point of every disk stays, and so does everything that a kept one stands upon.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::civil::DateTime;
+use jiff::{Timestamp, Zoned};
+
+use super::period::{GroupBy, Period};
+
+mod policy;
+
+pub use policy::{BadPolicy, Policy, Quota, Rule, Within};
+
+/// A restore point as far as retention is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its id.
+    pub id: String,
+    /// Its number in the order of commits.
+    pub sequence: u64,
+    /// The UUID of its domain. A domain made anew under the same name has another one, and the
+    /// policy applies to each by itself.
+    pub uuid: String,
+    /// Its moment.
+    pub time: Timestamp,
+    /// The folder of its period.
+    pub period: String,
+    /// The targets of its disks.
+    pub disks: Vec<String>,
+    /// The ids of the restore points that its images depend on, each a direct parent.
+    pub parents: Vec<String>,
+    /// Whether it is a standalone copy, which no policy removes.
+    pub is_copy: bool,
+    /// Whether it is pinned.
+    pub is_pinned: bool,
+    /// Whether it can be given back whole, as far as is known.
+    pub is_intact: bool,
+}
+
+/// Why a restore point stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeepReason {
+    /// A rule keeps it as the newest of its day, week and so on.
+    Rule(Rule),
+    /// A rule that has places left keeps it because it is the oldest.
+    Oldest(Rule),
+    /// It is not older than the span before the newest.
+    Within,
+    /// It is pinned.
+    Pinned,
+    /// It is a standalone copy.
+    Copy,
+    /// It is the newest of its domain, or of a period that goes on.
+    Newest,
+    /// It is the newest that holds this disk.
+    NewestOfDisk(String),
+    /// Nothing of its domain is removed now.
+    HeldBack,
+}
+
+/// What becomes of a restore point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It stays, for at least one reason.
+    Keep(Vec<KeepReason>),
+    /// Nothing keeps it, but a restore point that stays depends on it: its data cannot go yet.
+    Needed {
+        /// The id of the oldest kept restore point that depends on it.
+        by: String,
+    },
+    /// It goes.
+    Remove,
+}
+
+/// Gives a verdict on each of these restore points of one name, in their order. `now` gives the
+/// periods that go on and the time zone in which days and hours are counted.
+pub fn decide(points: &[Candidate], policy: &Policy, now: &Zoned) -> Vec<Verdict> {
+    let mut reasons: Vec<Vec<KeepReason>> = vec![Vec::new(); points.len()];
+    for domain in domains(points) {
+        keep_by_policy(points, &domain, policy, now, &mut reasons);
+        keep_what_always_stays(points, &domain, now, &mut reasons);
+    }
+    for (point, reasons) in points.iter().zip(&mut reasons) {
+        if point.is_pinned {
+            reasons.push(KeepReason::Pinned);
+        }
+        if point.is_copy {
+            reasons.push(KeepReason::Copy);
+        }
+    }
+    let kept: Vec<bool> = reasons.iter().map(|reasons| !reasons.is_empty()).collect();
+    let needed = needed_by(points, &kept);
+    let verdict = |(point, reasons): (&Candidate, Vec<KeepReason>)| match needed.get(&point.id) {
+        _ if !reasons.is_empty() => Verdict::Keep(reasons),
+        Some(by) => Verdict::Needed { by: (*by).to_owned() },
+        None => Verdict::Remove,
+    };
+    points.iter().zip(reasons).map(verdict).collect()
+}
+
+/// The places of the restore points of each domain's UUID, newest first, without copies.
+fn domains(points: &[Candidate]) -> Vec<Vec<usize>> {
+    let mut domains: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (place, point) in points.iter().enumerate().filter(|(_, point)| !point.is_copy) {
+        domains.entry(&point.uuid).or_default().push(place);
+    }
+    let newest_first = |mut places: Vec<usize>| {
+        places.sort_by_key(|place| {
+            let point = &points[*place];
+            std::cmp::Reverse((point.time, point.sequence))
+        });
+        places
+    };
+    domains.into_values().map(newest_first).collect()
+}
+
+/// Restic's rules, for restore points that are given newest first.
+fn keep_by_policy(
+    points: &[Candidate],
+    newest_first: &[usize],
+    policy: &Policy,
+    now: &Zoned,
+    reasons: &mut [Vec<KeepReason>],
+) {
+    let zone = now.time_zone();
+    let Some(newest) = newest_first.first() else { return };
+    let newest = points[*newest].time.to_zoned(zone.clone());
+    let cutoff = policy.within.map(|within| within.before(&newest));
+    // Damage is kept beside what takes its place, and the oldest is the oldest that can be given back.
+    let oldest = newest_first.iter().rposition(|place| points[*place].is_intact);
+    let oldest = oldest.unwrap_or(newest_first.len() - 1);
+    let mut left: [(Quota, Option<Bucket>); Rule::ALL.len()] =
+        Rule::ALL.map(|rule| (policy.quota(rule), None));
+    for (number, place) in newest_first.iter().enumerate() {
+        let point = &points[*place];
+        let local = point.time.to_zoned(zone.clone()).datetime();
+        for (rule, (quota, last)) in Rule::ALL.into_iter().zip(&mut left) {
+            if quota.is_empty() {
+                continue;
+            }
+            let bucket = Bucket::of(rule, local, number);
+            let is_first = *last != Some(bucket);
+            if !is_first && number < oldest {
+                continue;
+            }
+            reasons[*place].push(match is_first {
+                true => KeepReason::Rule(rule),
+                false => KeepReason::Oldest(rule),
+            });
+            if point.is_intact {
+                *quota = quota.less_one();
+                *last = Some(bucket);
+            }
+        }
+        if cutoff.is_some_and(|cutoff| cutoff.is_none_or(|cutoff| point.time > cutoff)) {
+            reasons[*place].push(KeepReason::Within);
+        }
+    }
+}
+
+/// The hour, day, week, month or year of a restore point in the local calendar; for `last` its
+/// number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bucket(i64);
+
+impl Bucket {
+    fn of(rule: Rule, local: DateTime, number: usize) -> Bucket {
+        let (year, month) = (i64::from(local.year()), i64::from(local.month()));
+        let (day, hour) = (i64::from(local.day()), i64::from(local.hour()));
+        Bucket(match rule {
+            Rule::Last => number as i64,
+            Rule::Hourly => ((year * 100 + month) * 100 + day) * 100 + hour,
+            Rule::Daily => (year * 100 + month) * 100 + day,
+            Rule::Weekly => {
+                let week = local.date().iso_week_date();
+                i64::from(week.year()) * 100 + i64::from(week.week())
+            }
+            Rule::Monthly => year * 100 + month,
+            Rule::Yearly => year,
+        })
+    }
+}
+
+/// Keeps what no policy may remove: the newest restore point of a domain, the newest of each period
+/// that goes on (the next one may stand on it), and the newest of each disk.
+fn keep_what_always_stays(
+    points: &[Candidate],
+    places: &[usize],
+    now: &Zoned,
+    reasons: &mut [Vec<KeepReason>],
+) {
+    let newest = |of: &dyn Fn(&Candidate) -> bool| {
+        let places = places.iter().copied().filter(|place| of(&points[*place]));
+        places.max_by_key(|place| points[*place].sequence)
+    };
+    let mut keep = |place: Option<usize>, reason: KeepReason| {
+        if let Some(reasons) = place.map(|place| &mut reasons[place])
+            && reasons.is_empty()
+        {
+            reasons.push(reason);
+        }
+    };
+    keep(newest(&|_| true), KeepReason::Newest);
+    for group_by in GroupBy::ALL {
+        let period = Period::containing(group_by, now.date()).folder();
+        keep(newest(&|point| point.period == period), KeepReason::Newest);
+    }
+    let disks: BTreeSet<&String> = places.iter().flat_map(|place| &points[*place].disks).collect();
+    for disk in disks {
+        let holds = |point: &Candidate| point.disks.contains(disk);
+        let intact = newest(&|point| point.is_intact && holds(point));
+        keep(newest(&holds), KeepReason::NewestOfDisk(disk.clone()));
+        keep(intact, KeepReason::NewestOfDisk(disk.clone()));
+    }
+}
+
+/// The restore points that a kept one depends on, each with the oldest kept one that does.
+fn needed_by<'a>(points: &'a [Candidate], kept: &[bool]) -> BTreeMap<String, &'a str> {
+    let by_id: BTreeMap<&str, &Candidate> = points.iter().map(|point| (point.id.as_str(), point)).collect();
+    let mut oldest_first: Vec<&Candidate> = points
+        .iter()
+        .zip(kept)
+        .filter(|(_, is_kept)| **is_kept)
+        .map(|(point, _)| point)
+        .collect();
+    oldest_first.sort_by_key(|point| point.sequence);
+    let mut needed: BTreeMap<String, &str> = BTreeMap::new();
+    for point in oldest_first {
+        let mut parents: Vec<&String> = point.parents.iter().collect();
+        while let Some(parent) = parents.pop() {
+            if needed.contains_key(parent) {
+                continue;
+            }
+            needed.insert(parent.clone(), &point.id);
+            parents.extend(by_id.get(parent.as_str()).iter().flat_map(|found| &found.parents));
+        }
+    }
+    needed
+}
+
+#[cfg(test)]
+#[path = "retention_tests.rs"]
+mod tests;

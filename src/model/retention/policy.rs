@@ -1,0 +1,219 @@
+//! How many restore points are to stay, and for how long.
+
+use std::fmt;
+
+use jiff::{Span, Timestamp, Zoned};
+
+/// A rule that keeps restore points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// The newest ones, whenever they were made.
+    Last,
+    /// One of each hour.
+    Hourly,
+    /// One of each day.
+    Daily,
+    /// One of each ISO week, which begins on Monday.
+    Weekly,
+    /// One of each month.
+    Monthly,
+    /// One of each year.
+    Yearly,
+}
+
+impl Rule {
+    /// All of them, in restic's order.
+    pub const ALL: [Rule; 6] = [
+        Rule::Last,
+        Rule::Hourly,
+        Rule::Daily,
+        Rule::Weekly,
+        Rule::Monthly,
+        Rule::Yearly,
+    ];
+
+    /// The word in the name of its switch, as in `--keep-daily`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Rule::Last => "last",
+            Rule::Hourly => "hourly",
+            Rule::Daily => "daily",
+            Rule::Weekly => "weekly",
+            Rule::Monthly => "monthly",
+            Rule::Yearly => "yearly",
+        }
+    }
+}
+
+/// How many restore points a rule keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quota {
+    /// At most this number; 0 switches the rule off.
+    AtMost(u32),
+    /// As many as there are.
+    Unlimited,
+}
+
+impl Default for Quota {
+    fn default() -> Quota {
+        Quota::AtMost(0)
+    }
+}
+
+impl Quota {
+    /// Whether it keeps nothing more.
+    pub fn is_empty(self) -> bool {
+        self == Quota::AtMost(0)
+    }
+
+    /// What is left after it has kept one.
+    pub(super) fn less_one(self) -> Quota {
+        match self {
+            Quota::AtMost(number) => Quota::AtMost(number.saturating_sub(1)),
+            Quota::Unlimited => Quota::Unlimited,
+        }
+    }
+}
+
+impl std::str::FromStr for Quota {
+    type Err = BadPolicy;
+
+    fn from_str(text: &str) -> Result<Quota, BadPolicy> {
+        match text {
+            "unlimited" | "-1" => Ok(Quota::Unlimited),
+            number => number.parse().map(Quota::AtMost).map_err(|_| BadPolicy::Count),
+        }
+    }
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Quota::AtMost(number) => write!(f, "{number}"),
+            Quota::Unlimited => write!(f, "unlimited"),
+        }
+    }
+}
+
+/// A span before the newest restore point, in units of the calendar.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Within {
+    years: u32,
+    months: u32,
+    days: u32,
+    hours: u32,
+}
+
+impl Within {
+    /// The moment this long before another one; `None` if it is before all calendars.
+    pub(super) fn before(self, moment: &Zoned) -> Option<Timestamp> {
+        let span = Span::new().try_years(self.years).ok()?;
+        let span = span.try_months(self.months).ok()?.try_days(self.days).ok()?;
+        let earlier = moment.checked_sub(span).ok()?;
+        // Hours are real ones, whatever the clocks do.
+        let hours = Span::new().try_hours(self.hours).ok()?;
+        earlier.timestamp().checked_sub(hours).ok()
+    }
+
+    fn is_zero(self) -> bool {
+        self == Within::default()
+    }
+}
+
+impl std::str::FromStr for Within {
+    type Err = BadPolicy;
+
+    /// Reads `1y6m2w7d12h`: years, months, weeks, days, hours, each at most once, at least one.
+    fn from_str(text: &str) -> Result<Within, BadPolicy> {
+        const UNITS: [char; 5] = ['y', 'm', 'w', 'd', 'h'];
+        let mut numbers = [0u32; UNITS.len()];
+        let mut next = 0;
+        let mut rest = text;
+        while !rest.is_empty() {
+            let end = rest.find(|c: char| !c.is_ascii_digit()).ok_or(BadPolicy::Duration)?;
+            let number = rest[..end].parse().map_err(|_| BadPolicy::Duration)?;
+            let mut units = UNITS.iter().enumerate().skip(next);
+            let unit = units.find(|(_, unit)| rest[end..].starts_with(**unit));
+            let (place, _) = unit.ok_or(BadPolicy::Duration)?;
+            numbers[place] = number;
+            next = place + 1;
+            rest = &rest[end + 1..];
+        }
+        let [years, months, weeks, days, hours] = numbers;
+        let days = weeks.checked_mul(7).and_then(|more| days.checked_add(more));
+        let days = days.filter(|_| !text.is_empty()).ok_or(BadPolicy::Duration)?;
+        Ok(Within {
+            years,
+            months,
+            days,
+            hours,
+        })
+    }
+}
+
+impl fmt::Display for Within {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [
+            (self.years, 'y'),
+            (self.months, 'm'),
+            (self.days, 'd'),
+            (self.hours, 'h'),
+        ];
+        let mut units = units.into_iter().filter(|(number, _)| *number > 0);
+        units.try_for_each(|(number, unit)| write!(f, "{number}{unit}"))
+    }
+}
+
+/// Why a word of a policy is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPolicy {
+    /// A count is not one.
+    #[error("expected a number, or 'unlimited' (-1)")]
+    Count,
+    /// A duration is not one.
+    #[error("expected a time like 14d or 1y6m2w7d12h (y years, m months, w weeks, d days, h hours)")]
+    Duration,
+}
+
+/// What is to stay of a domain's restore points.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    quotas: [Quota; Rule::ALL.len()],
+    /// Everything of this span before the newest restore point stays.
+    pub within: Option<Within>,
+}
+
+impl Policy {
+    /// The same with this quota for a rule.
+    pub fn with(mut self, rule: Rule, quota: Quota) -> Policy {
+        self.quotas[rule as usize] = quota;
+        self
+    }
+
+    /// The same with this span; one of no length is no rule.
+    pub fn with_within(mut self, within: Option<Within>) -> Policy {
+        self.within = within.filter(|within| !within.is_zero());
+        self
+    }
+
+    /// How many restore points a rule keeps.
+    pub fn quota(&self, rule: Rule) -> Quota {
+        self.quotas[rule as usize]
+    }
+
+    /// Whether it would keep nothing.
+    pub fn is_empty(&self) -> bool {
+        self.within.is_none() && self.quotas.iter().all(|quota| quota.is_empty())
+    }
+}
+
+impl fmt::Display for Policy {
+    /// As on the command line, without `--keep-`: `daily 7, within 14d`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rules = Rule::ALL.into_iter().filter(|rule| !self.quota(*rule).is_empty());
+        let rules = rules.map(|rule| format!("{} {}", rule.word(), self.quota(rule)));
+        let within = self.within.map(|within| format!("within {within}"));
+        let words: Vec<String> = rules.chain(within).collect();
+        write!(f, "{}", words.join(", "))
+    }
+}

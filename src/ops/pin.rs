@@ -1,0 +1,92 @@
+//! Pins restore points, so that nothing removes them, and unpins them.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::each::Judged;
+use super::restore::choose;
+use super::{Cause, Error, Monitor, Result, lock};
+use crate::model::pin::Pin;
+use crate::model::stop::Stop;
+use crate::repo::{RepoError, Repository};
+
+/// What to do with the pin of a restore point.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Pin it with this note, which may be empty. The note of a pin that it has is replaced.
+    Pin {
+        /// Why, in the user's words; at most [`Pin::LONGEST_NOTE`] bytes.
+        note: String,
+        /// Now.
+        now: Timestamp,
+    },
+    /// Unpin it.
+    Unpin,
+}
+
+/// What pinning works with.
+pub struct Means<'a> {
+    /// Where restore points are kept.
+    pub repo: &'a dyn Repository,
+    /// How long to wait for another run that writes to the domain's folder.
+    pub wait: Duration,
+    /// Whom to tell.
+    pub monitor: &'a dyn Monitor,
+    /// The wish to stop.
+    pub stop: &'a Stop,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The id of the restore point.
+    pub id: String,
+    /// Its pin now.
+    pub pin: Option<Pin>,
+    /// Whether it was pinned before.
+    pub was_pinned: bool,
+}
+
+impl Judged for Outcome {}
+
+/// Pins or unpins the restore point that `at` names as for a restore.
+///
+/// # Errors
+/// There is no such restore point, the note is too long, the lock is held, or the pin cannot be
+/// written. A pin that cannot be read is not replaced.
+pub fn change_pin(domain: &str, at: &str, change: &Change, means: &Means<'_>) -> Result<Outcome> {
+    let failed = |error: RepoError| Error::of(domain, error);
+    let repository = means.repo.domain(domain).map_err(failed)?;
+    // Before a lock is created for it, the restore point has to be there.
+    choose(domain, &repository.history().map_err(failed)?, at)?;
+    let locked = lock::lock(repository.as_ref(), means.wait, means.monitor, means.stop)?;
+    let history = locked.history().map_err(failed)?;
+    let point = choose(domain, &history, at)?;
+    let id = point.point.id.clone();
+    let gone = || Error::of(domain, Cause::NoSuchRestorePoint(format!("restore point {id} is missing")));
+    let kept = history.get(&id).ok_or_else(gone)?;
+    let pin = match change {
+        Change::Unpin => {
+            locked.unpin(kept).map_err(failed)?;
+            None
+        }
+        Change::Pin { note, .. } if note.len() > Pin::LONGEST_NOTE => {
+            let what = format!("a note has at most {} bytes", Pin::LONGEST_NOTE);
+            return Err(Error::of(domain, Cause::Usage(what)));
+        }
+        Change::Pin { note, now } => {
+            let pin = Pin {
+                since: Some(*now),
+                note: note.clone(),
+            };
+            locked.pin(kept, &pin).map_err(failed)?;
+            Some(pin)
+        }
+    };
+    Ok(Outcome {
+        was_pinned: point.pin.is_some(),
+        id,
+        pin,
+    })
+}

@@ -1,0 +1,102 @@
+//! Small files that may be replaced: each carries the digest of its own text, and is there in its
+//! old or its new form whatever happens.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::look::read_bounded;
+use crate::io::Store;
+use crate::repo::seal::{NO_DIGEST, holds, seal};
+use crate::repo::{RepoError, Result};
+
+/// The version of the format of these files.
+const FORMAT: u32 = 1;
+
+/// What the name of such a file ends with until it is written to its end.
+const NEW: &str = ".new";
+
+#[derive(Serialize, Deserialize)]
+struct Sealed<T> {
+    format: u32,
+    digest: String,
+    #[serde(flatten)]
+    content: T,
+}
+
+/// Only what a reader of any version needs to know first.
+#[derive(Deserialize)]
+struct Head {
+    format: u32,
+}
+
+/// Reads such a file of at most `limit` bytes; `None` if there is none, a reason if it is not what
+/// was written.
+///
+/// # Errors
+/// That it may not be read: whether anything is wrong with it only somebody with more rights knows.
+pub(super) fn read<T: DeserializeOwned>(
+    path: &Path,
+    limit: u64,
+) -> Result<std::result::Result<Option<T>, String>> {
+    match read_bounded(path, limit) {
+        Ok(text) => Ok(parse(&text).map(Some)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Ok(None)),
+        // The folder above it is none.
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(Ok(None)),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(RepoError::io("read", path)(error))
+        }
+        Err(error) => Ok(Err(error.to_string())),
+    }
+}
+
+fn parse<T: DeserializeOwned>(text: &[u8]) -> std::result::Result<T, String> {
+    let head: Head = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    if head.format > FORMAT {
+        return Err("it was written by a newer vmsnap".to_owned());
+    }
+    let sealed: Sealed<T> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    match holds(text, &sealed.digest) {
+        true => Ok(sealed.content),
+        false => Err("its digest does not match its text".to_owned()),
+    }
+}
+
+/// Writes such a file, in place of the one that is there.
+pub(super) fn write(store: &dyn Store, path: &Path, content: &impl Serialize) -> Result<()> {
+    let failed = RepoError::io("write", path);
+    let text = serde_json::to_string_pretty(&Sealed {
+        format: FORMAT,
+        digest: NO_DIGEST.to_owned(),
+        content,
+    });
+    let text = match text {
+        Ok(text) => seal(&text),
+        Err(error) => return Err(failed(io::Error::other(error))),
+    };
+    put(store, path, text.as_bytes()).map_err(failed)?;
+    let dir = path.parent().unwrap_or(path);
+    store.sync_dir(dir).map_err(RepoError::io("sync", dir))
+}
+
+fn put(store: &dyn Store, path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(NEW);
+    let new = PathBuf::from(new);
+    let written = match store.create_file(&new, text) {
+        // A run that was killed has left it.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let removed = store.remove_file(&new);
+            removed.and_then(|()| store.create_file(&new, text))
+        }
+        written => written,
+    };
+    let replaced = written.and_then(|()| store.replace(&new, path));
+    if replaced.is_err() {
+        let _ = store.remove_file(&new);
+    }
+    replaced
+}
