@@ -7,7 +7,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 mod backup;
+mod keep;
 mod list;
+mod pin;
+mod prune;
 mod restore;
 mod scrub;
 mod shared;
@@ -15,7 +18,10 @@ mod status;
 mod verify;
 
 pub use backup::BackupArgs;
+pub use keep::KeepArgs;
 pub use list::ListArgs;
+pub use pin::{PinArgs, PinnedArgs, UnpinArgs};
+pub use prune::PruneArgs;
 pub use restore::{FormatArg, RestoreArgs};
 pub use scrub::ScrubArgs;
 pub use shared::{ConnectArgs, DomainArgs, OutputArgs, RepositoryArgs, WaitArgs};
@@ -80,6 +86,12 @@ pub enum Command {
     List(ListArgs),
     /// Verify restore points: digests, image structure and chains; with --deep every byte, as a restore reads it
     Verify(VerifyArgs),
+    /// Remove the restore points that a policy does not keep; needs no hypervisor
+    Prune(PruneArgs),
+    /// Pin a restore point, so that nothing removes it
+    Pin(PinArgs),
+    /// Unpin a restore point
+    Unpin(UnpinArgs),
     /// Show the checkpoints, disks and bitmaps of domains, and whether they are consistent
     Status(StatusArgs),
     /// Remove vmsnap's checkpoints and bitmaps from domains, and show what the next backup will be

@@ -1,4 +1,4 @@
-//! Which restore points a policy keeps. Pure: restore points, policy and a moment in, a verdict for
+//! Which restore points a policy keeps. Pure: restore points, policy and a moment in, a decision for
 //! each restore point out.
 //!
 //! The rules are those of `restic forget`. Restore points are looked at from the newest to the
@@ -69,7 +69,7 @@ pub enum KeepReason {
 
 /// What becomes of a restore point.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Decision {
     /// It stays, for at least one reason.
     Keep(Vec<KeepReason>),
     /// Nothing keeps it, but a restore point that stays depends on it: its data cannot go yet.
@@ -81,9 +81,9 @@ pub enum Verdict {
     Remove,
 }
 
-/// Gives a verdict on each of these restore points of one name, in their order. `now` gives the
+/// Decides about each of these restore points of one name, in their order. `now` gives the
 /// periods that go on and the time zone in which days and hours are counted.
-pub fn decide(points: &[Candidate], policy: &Policy, now: &Zoned) -> Vec<Verdict> {
+pub fn decide(points: &[Candidate], policy: &Policy, now: &Zoned) -> Vec<Decision> {
     let mut reasons: Vec<Vec<KeepReason>> = vec![Vec::new(); points.len()];
     for domain in domains(points) {
         keep_by_policy(points, &domain, policy, now, &mut reasons);
@@ -99,12 +99,12 @@ pub fn decide(points: &[Candidate], policy: &Policy, now: &Zoned) -> Vec<Verdict
     }
     let kept: Vec<bool> = reasons.iter().map(|reasons| !reasons.is_empty()).collect();
     let needed = needed_by(points, &kept);
-    let verdict = |(point, reasons): (&Candidate, Vec<KeepReason>)| match needed.get(&point.id) {
-        _ if !reasons.is_empty() => Verdict::Keep(reasons),
-        Some(by) => Verdict::Needed { by: (*by).to_owned() },
-        None => Verdict::Remove,
+    let decision = |(point, reasons): (&Candidate, Vec<KeepReason>)| match needed.get(&point.id) {
+        _ if !reasons.is_empty() => Decision::Keep(reasons),
+        Some(by) => Decision::Needed { by: (*by).to_owned() },
+        None => Decision::Remove,
     };
-    points.iter().zip(reasons).map(verdict).collect()
+    points.iter().zip(reasons).map(decision).collect()
 }
 
 /// The places of the restore points of each domain's UUID, newest first, without copies.
@@ -132,7 +132,9 @@ fn keep_by_policy(
     reasons: &mut [Vec<KeepReason>],
 ) {
     let zone = now.time_zone();
-    let Some(newest) = newest_first.first() else { return };
+    let Some(newest) = newest_first.first() else {
+        return;
+    };
     let newest = points[*newest].time.to_zoned(zone.clone());
     let cutoff = policy.within.map(|within| within.before(&newest));
     // Damage is kept beside what takes its place, and the oldest is the oldest that can be given back.

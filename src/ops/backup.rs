@@ -10,6 +10,7 @@ use super::each::{Fault, Judged};
 use super::monitor::{self, Event};
 use super::prune::{self, PrunePlan};
 use super::reconcile::{self, Reconciliation, Wishes};
+use super::retention::{self, Policy, RetentionOutcome, RetentionPreview};
 use super::survey::{self, Survey};
 use super::{Cause, Class, Context, Error, Result, grouping, heal, lock};
 use crate::host::PlaceWishes;
@@ -50,6 +51,8 @@ pub struct Options {
     pub keep_checkpoints: usize,
     /// Whether the previous period may be deleted once this one has come far enough.
     pub prune: bool,
+    /// What is to stay of the domain's restore points once the new one exists; `None`: all of them.
+    pub keep: Option<Policy>,
     /// Whether a grouping may begin beside another one.
     pub force: bool,
     /// Whether this is a standalone copy, which no chain and no checkpoint has anything to do with.
@@ -69,6 +72,7 @@ impl Default for Options {
             places: PlaceWishes::default(),
             keep_checkpoints: KEPT_CHECKPOINTS,
             prune: false,
+            keep: None,
             force: false,
             copy: false,
             wait: Duration::ZERO,
@@ -87,6 +91,8 @@ pub struct Outcome {
     pub file_bytes: u64,
     /// What pruning did, if it was asked for.
     pub prune: Option<PruneOutcome>,
+    /// What the policy did, if there was one.
+    pub retention: Option<RetentionOutcome>,
     /// Everything worth telling: what the manifest says, what was healed before, and trouble after the commit.
     pub findings: Vec<Finding>,
 }
@@ -94,7 +100,8 @@ pub struct Outcome {
 impl Judged for Outcome {
     fn faults(&self) -> Vec<Fault> {
         let partial = self.point.is_partial().then_some(Fault::Partial);
-        let not_pruned = matches!(self.prune, Some(PruneOutcome::Failed(_)));
+        let not_pruned = matches!(self.prune, Some(PruneOutcome::Failed(_)))
+            || matches!(self.retention, Some(RetentionOutcome::Failed { .. }));
         let not_pruned = not_pruned.then_some(Fault::NotPruned);
         partial.into_iter().chain(not_pruned).collect()
     }
@@ -117,6 +124,12 @@ const STILL_NEEDED: &str = "checkpoints could not be retired, and the manifests 
 /// Why nothing is pruned after a backup that lacks a disk: older restore points may be the only ones that hold it.
 const PARTIAL: &str = "the backup is partial, and the previous period may hold what it lacks";
 
+/// Why a policy removes nothing after a backup that lacks a disk.
+const PARTIAL_KEPT: &str = "the backup is partial, and older restore points may hold what it lacks";
+
+/// Why a policy removes nothing while checkpoints that are superfluous could not be removed.
+const STILL_RECORDED: &str = "checkpoints could not be retired";
+
 /// Makes a restore point of the domain of that name.
 pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
     monitor::noting(context.monitor, |monitor| {
@@ -125,6 +138,7 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
 }
 
 fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
+    check(name, options)?;
     let repo_failed = |error: RepoError| Error::of(name, error);
     let repository = context.repo.domain(name).map_err(repo_failed)?;
     // Before anything is created for it, the domain has to be there.
@@ -189,9 +203,46 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
         } else {
             prune_after(name, repository.as_ref(), locked.as_ref(), context, options)
         });
+        findings.extend(pinned_period(repository.as_ref(), context, options));
+    }
+    if let Some(policy) = &options.keep {
+        let is_retired = !findings.iter().any(|finding| finding.code == commit::NOT_RETIRED);
+        outcome.retention = Some(if outcome.point.is_partial() {
+            RetentionOutcome::Kept(PARTIAL_KEPT.to_owned())
+        } else if !is_retired {
+            RetentionOutcome::Kept(STILL_RECORDED.to_owned())
+        } else {
+            retention::after_backup(name, repository.as_ref(), locked.as_ref(), policy, context)
+        });
     }
     outcome.findings = findings;
     Ok(outcome)
+}
+
+/// Refuses options that contradict each other.
+fn check(name: &str, options: &Options) -> Result<()> {
+    let what = match &options.keep {
+        Some(policy) if policy.is_empty() => retention::EMPTY_POLICY,
+        Some(_) if options.prune => PRUNE_OR_KEEP,
+        Some(_) if options.copy => COPY_OR_KEEP,
+        _ => return Ok(()),
+    };
+    Err(Error::of(name, Cause::Usage(what.to_owned())))
+}
+
+/// What is said of two rules at once.
+pub const PRUNE_OR_KEEP: &str = "--prune and --keep-… cannot be combined: they are different rules";
+
+/// What is said of a policy for a copy.
+pub const COPY_OR_KEEP: &str = "--copy and --keep-… cannot be combined: a copy is outside all rules";
+
+/// The finding that the previous period stays because of a pin, once it would have come to go.
+fn pinned_period(repository: &dyn DomainRepository, context: &Context, options: &Options) -> Option<Finding> {
+    let history = repository.history().ok()?;
+    let today = context.now.date();
+    let finding = prune::pinned(&history.chains, options.group_by, today)?;
+    report(repository.name(), &finding, context);
+    Some(finding)
 }
 
 /// Decides what a backup does now.
@@ -260,6 +311,8 @@ pub struct Preview {
     pub planned: Reconciliation,
     /// What would be pruned after it, if that was asked for.
     pub prune: Option<PrunePlan>,
+    /// What the policy would do after it, if there is one.
+    pub retention: Option<RetentionPreview>,
     /// The run that writes to the domain's folder now, as it wrote itself down: until it has ended, what it has begun looks like something left.
     pub writer: Option<String>,
 }
@@ -280,6 +333,7 @@ impl Judged for Preview {
 
 /// Tells what a backup would do, and does nothing.
 pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Preview> {
+    check(name, options)?;
     let failed = |error: RepoError| Error::of(name, error);
     let repository = context.repo.domain(name).map_err(failed)?;
     let history = repository.history().map_err(failed)?;
@@ -297,9 +351,15 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
         _ => prune::plan(repository.as_ref(), &history.chains, options.group_by, today),
     };
     let prune = (options.prune && !options.copy).then(prune);
+    let retention = options.keep.as_ref().map(|policy| match &planned.backup {
+        plan if plan.disks.is_empty() => RetentionPreview::Keep(plan.reason()),
+        plan if plan.is_partial() => RetentionPreview::Keep(PARTIAL_KEPT.to_owned()),
+        _ => retention::preview_after(&history, &planned, &survey.domain.uuid, policy, context),
+    });
     Ok(Preview {
         planned,
         prune,
+        retention,
         writer: repository.writer(),
     })
 }

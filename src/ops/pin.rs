@@ -64,7 +64,12 @@ pub fn change_pin(domain: &str, at: &str, change: &Change, means: &Means<'_>) ->
     let history = locked.history().map_err(failed)?;
     let point = choose(domain, &history, at)?;
     let id = point.point.id.clone();
-    let gone = || Error::of(domain, Cause::NoSuchRestorePoint(format!("restore point {id} is missing")));
+    let gone = || {
+        Error::of(
+            domain,
+            Cause::NoSuchRestorePoint(format!("restore point {id} is missing")),
+        )
+    };
     let kept = history.get(&id).ok_or_else(gone)?;
     let pin = match change {
         Change::Unpin => {

@@ -4,6 +4,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
 use crate::model::chain::{Chains, KeptPoint};
+use crate::model::finding::Finding;
 use crate::model::period::{GroupBy, Period};
 use crate::ops::{Error, Result};
 use crate::repo::{DomainRepository, DomainWriter};
@@ -98,8 +99,19 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     }
 }
 
+/// The finding that the period before the current one stays because a restore point of it is
+/// pinned, once it would have come to go.
+pub(super) fn pinned(chains: &Chains, group_by: GroupBy, today: Date) -> Option<Finding> {
+    let current = Period::containing(group_by, today);
+    let previous = current.previous().filter(|_| current.is_past_middle(today))?;
+    let folder = previous.folder();
+    let pinned = pinned_in(chains, &folder)?;
+    let what = format!("{folder} stays: restore point {} is pinned", pinned.point.id);
+    Some(Finding::new("period-pinned", what))
+}
+
 /// A pinned restore point of a period, which therefore stays as a whole.
-pub(super) fn pinned_in<'a>(chains: &'a Chains, period: &str) -> Option<&'a KeptPoint> {
+fn pinned_in<'a>(chains: &'a Chains, period: &str) -> Option<&'a KeptPoint> {
     let mut points = chains.points().iter();
     points.find(|kept| kept.point.period == period && kept.pin.is_some())
 }

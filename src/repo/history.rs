@@ -12,6 +12,9 @@ pub const WRITTEN_BY_A_NEWER_VMSNAP: &str = "restore-point-too-new";
 /// it was.
 pub const CHECKPOINT_DAMAGED: &str = "checkpoint-file-damaged";
 
+/// The code of the finding that the record of removed restore points cannot be read.
+pub const REMOVALS_UNREADABLE: &str = "removals-unreadable";
+
 /// What a repository holds of a domain.
 #[derive(Debug, Default)]
 pub struct History {

@@ -3,5 +3,6 @@
 mod backup;
 mod compare;
 mod power;
+mod prune;
 mod restore;
 mod world;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::keep::KeepArgs;
 use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, flag_of_env, path_or_empty};
 
 /// Arguments of `vmsnap backup`.
@@ -11,6 +12,7 @@ use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, flag_of_env, 
 #[command(after_help = "Examples:
   vmsnap backup vm1 --output /backups                  full, later incremental
   vmsnap backup 'web-*' db --output /backups --prune   several domains; delete old periods
+  vmsnap backup vm1 --output /backups --keep-daily 14 --keep-monthly 12   then remove by a policy
   vmsnap backup vm1 --output /backups --dry-run        show what would be done, and why
   vmsnap backup vm1 --output /mnt/usb --copy           a full copy outside the chain")]
 pub struct BackupArgs {
@@ -69,6 +71,10 @@ pub struct BackupArgs {
     /// Delete the previous period once the current one is past its midpoint and contains an intact full backup
     #[arg(long)]
     pub prune: bool,
+
+    /// What is to stay of the domain's restore points after the backup.
+    #[command(flatten)]
+    pub keep: KeepArgs,
 
     /// Start a second chain if the domain's backups have another grouping than --group-by
     #[arg(help_heading = "What to save", long)]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::prune::not_empty;
 use super::{
     CommandResult, Refusal, exclusions, group_by, random, repository_path, session_hint, tell_error,
     tell_missing, tell_summary, tell_unmatched, tell_versions,
@@ -17,7 +18,7 @@ use crate::cli::select::{Selection, patterns, select};
 use crate::cli::stdout::answer;
 use crate::model::left_out::{Kind, UNASKED};
 use crate::model::stop::Stop;
-use crate::ops::backup::{Options, Outcome, Preview, backup, preview};
+use crate::ops::backup::{COPY_OR_KEEP, Options, Outcome, PRUNE_OR_KEEP, Preview, backup, preview};
 use crate::ops::each::{Each, Turn};
 use crate::ops::monitor::Silent;
 use crate::ops::{self, Context, Host, Monitor, PlaceWishes, Repository};
@@ -39,6 +40,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
         },
         keep_checkpoints: args.keep_checkpoints as usize,
         prune: args.prune,
+        keep: args.keep.policy().map(not_empty).transpose()?,
         force: args.force,
         copy: args.copy,
         wait: args.wait.time(),
@@ -48,6 +50,14 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
             ExitCode::Usage,
             "--copy and --prune cannot be combined: a copy belongs to no period",
         ));
+    }
+    let misuse = match options.keep {
+        Some(_) if options.prune => Some(PRUNE_OR_KEEP),
+        Some(_) if options.copy => Some(COPY_OR_KEEP),
+        _ => None,
+    };
+    if let Some(what) = misuse {
+        return Err(Refusal::new(ExitCode::Usage, what));
     }
     let typed = args.domains.all();
     if patterns(&typed, &[]).is_empty() {

@@ -6,6 +6,8 @@ mod completions;
 mod demo;
 mod list;
 mod man;
+mod pin;
+mod prune;
 mod restore;
 mod scrub;
 mod status;
@@ -27,7 +29,7 @@ use crate::model::period::GroupBy;
 use crate::model::stop::Stop;
 use crate::model::text::{shown, with_sources};
 use crate::ops::each::{Judged, Round, Turn};
-use crate::ops::{self, Class, Error, Host};
+use crate::ops::{self, Cause, Class, Error, Host, Repository};
 
 /// An early end of a command, with a message for the user.
 pub(super) struct Refusal {
@@ -68,6 +70,9 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
         Command::Restore(args) => restore::run(args, stop),
         Command::List(args) => list::run(args, stop),
         Command::Verify(args) => verify::run(args, stop),
+        Command::Prune(args) => prune::run(args, stop),
+        Command::Pin(args) => pin::pin(args, stop),
+        Command::Unpin(args) => pin::unpin(args, stop),
         Command::Status(args) => status::run(args, stop),
         Command::Scrub(args) => scrub::run(args, stop),
         Command::Completions(args) => completions::run(args),
@@ -110,6 +115,13 @@ fn repository_to_read(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
         message: "No repository specified: use --repository DIR".to_owned(),
         ..refusal
     })
+}
+
+/// Whether the domain has a folder without restore points, as a killed first backup leaves it. A
+/// folder that disappeared since it was listed is an error.
+fn was_never_saved(repo: &dyn Repository, domain: &str, error: &Error) -> bool {
+    let has_folder = || repo.domain(domain).is_ok_and(|repository| repository.exists());
+    matches!(error.cause, Cause::NoRestorePoints) && has_folder()
 }
 
 fn group_by(word: &str) -> Result<GroupBy, Refusal> {

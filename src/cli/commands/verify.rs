@@ -6,7 +6,7 @@ use jiff::{Span, Timestamp, Zoned};
 
 use super::{
     CommandResult, Refusal, random, repository_to_read, session_hint, tell_error, tell_missing, tell_skipped,
-    tell_unmatched,
+    tell_unmatched, was_never_saved,
 };
 use crate::cli::args::VerifyArgs;
 use crate::cli::clock::now;
@@ -90,13 +90,6 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
         answer(&Document::Verify(document).json());
     }
     Ok(code)
-}
-
-/// Whether the domain has a folder without restore points, as a killed first backup leaves it. A
-/// folder that disappeared since it was listed is an error.
-fn was_never_saved(repo: &dyn Repository, domain: &str, error: &ops::Error) -> bool {
-    let has_folder = || repo.domain(domain).is_ok_and(|repository| repository.exists());
-    matches!(error.cause, Cause::NoRestorePoints) && has_folder()
 }
 
 fn nothing_in(repo: &dyn Repository) -> String {

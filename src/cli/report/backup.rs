@@ -7,6 +7,7 @@ use super::parts::{
     Domains, ErrorPart, FailedDomain, FindingPart, LeftDiskPart, LeftOutPart, PointPart, Text, findings,
     left_disks,
 };
+use super::prune::{self, AppliedPart, RetentionPart};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
 use crate::model::finding::Finding;
@@ -19,6 +20,7 @@ use crate::ops::each::Turn;
 use crate::ops::plan::BackupPlan;
 use crate::ops::prune::PrunePlan;
 use crate::ops::reconcile::Reconciliation;
+use crate::ops::retention::RetentionOutcome;
 
 /// The domain with the disks that are left out for these kinds of reasons, if there are any.
 pub fn lacks(turn: &Turn<Outcome>, kinds: &[Kind]) -> Option<String> {
@@ -31,8 +33,8 @@ pub fn lacks(turn: &Turn<Outcome>, kinds: &[Kind]) -> Option<String> {
 pub fn failure(turn: &Turn<Outcome>) -> Option<String> {
     match &turn.result {
         Err(error) => Some(lines::failure(error)),
-        Ok(outcome) => match &outcome.prune {
-            Some(PruneOutcome::Failed(why)) => {
+        Ok(outcome) => match (&outcome.prune, &outcome.retention) {
+            (Some(PruneOutcome::Failed(why)), _) | (_, Some(RetentionOutcome::Failed { why, .. })) => {
                 Some(format!("{}: saved, but not pruned: {why}", shown(&turn.domain)))
             }
             _ => None,
@@ -67,7 +69,9 @@ pub fn lines(turn: &Turn<Outcome>) -> String {
         pretty::amount(copied, turn.took, nothing),
         point.consistency.sentence(),
     ));
-    saved + &pruned.unwrap_or_default()
+    let retention = outcome.retention.as_ref();
+    let removed = retention.map(|retention| prune::backup_line(&turn.domain, retention));
+    saved + &pruned.unwrap_or_default() + &removed.unwrap_or_default()
 }
 
 /// The kind of a restore point, in words.
@@ -123,6 +127,8 @@ pub struct BackupDomain<'a> {
     pub(super) path: Option<Text<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) prune: Option<PrunePart<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) retention: Option<AppliedPart<'a>>,
     pub(super) error: Option<ErrorPart>,
     pub(super) findings: Vec<FindingPart<'a>>,
 }
@@ -184,6 +190,7 @@ fn domain(turn: &Turn<Outcome>) -> BackupDomain<'_> {
             }),
             path: Some(Text::from(&outcome.location)),
             prune: outcome.prune.as_ref().map(PrunePart::of),
+            retention: outcome.retention.as_ref().map(AppliedPart::of),
             error: None,
             findings: findings(&outcome.findings),
         },
@@ -194,6 +201,7 @@ fn domain(turn: &Turn<Outcome>) -> BackupDomain<'_> {
             restore_point: None,
             path: None,
             prune: None,
+            retention: None,
             error: Some(ErrorPart::of(error)),
             findings: findings(&error.findings),
         },
@@ -224,6 +232,8 @@ pub struct PlanPart<'a> {
     pub(super) repairs: Vec<Text<'a>>,
     pub(super) retired: Vec<Text<'a>>,
     pub(super) prune: PrunePlanPart<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) retention: Option<RetentionPart<'a>>,
     pub(super) obstacle: Option<Text<'a>>,
     pub(super) writer: Option<Text<'a>>,
     pub(super) findings: Vec<FindingPart<'a>>,
@@ -294,6 +304,7 @@ fn plan_part<'a>(domain: &'a str, preview: &'a Preview) -> PlanPart<'a> {
         repairs: planned.repairs.iter().map(Text::of).collect(),
         retired: planned.retired.iter().map(Text::of).collect(),
         prune: PrunePlanPart::of(preview.prune.as_ref()),
+        retention: preview.retention.as_ref().map(RetentionPart::of_preview),
         obstacle: planned.obstacle.as_ref().map(Text::from),
         writer: preview.writer.as_ref().map(Text::from),
         findings: findings(&plan.findings),
@@ -328,6 +339,7 @@ pub fn plan_text(domain: &str, preview: &Preview) -> String {
         Some(PrunePlan::Keep(why)) => lines.push(format!("prune nothing: {why}")),
         None => {}
     }
+    lines.extend(preview.retention.iter().flat_map(prune::preview_lines));
     for step in lines {
         push_line(&mut text, &format!("  {step}"));
     }

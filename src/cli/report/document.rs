@@ -6,6 +6,8 @@ use super::backup::{BackupDomain, PlannedDomain};
 use super::compare::ComparedDomain;
 use super::list::ListDocument;
 use super::parts::Domains;
+use super::pin::{FailedPin, PinDocument};
+use super::prune::PrunedDomain;
 use super::restore::{FailedRestore, RestoreDocument};
 use super::scrub::ScrubbedDomain;
 use super::status_document::StatusDocument;
@@ -29,6 +31,12 @@ pub enum Document<'a> {
     Restore(RestoreDocument<'a>),
     /// Of a `restore` that failed.
     FailedRestore(FailedRestore<'a>),
+    /// Of `prune`.
+    Prune(Domains<'a, PrunedDomain<'a>>),
+    /// Of `pin` and `unpin`.
+    Pin(PinDocument<'a>),
+    /// Of a `pin` or `unpin` that failed.
+    FailedPin(FailedPin<'a>),
     /// Of `scrub`.
     Scrub(Domains<'a, ScrubbedDomain<'a>>),
     /// Of `status`.

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::lines::{line, missed_sentence, push_line, table};
 use super::parts::{FindingPart, LeftOutPart, PointPart, Text, findings, texts};
+use super::pin::{self, PinPart};
 use crate::cli::pretty;
 use crate::model::left_out;
 use crate::model::restore_point::Consistency;
@@ -36,6 +37,7 @@ pub struct ListedPart<'a> {
     pub(super) verified: Option<VerifiedPart<'a>>,
     pub(super) doubt: Option<Text<'a>>,
     pub(super) missed_writes: Vec<MissedPart<'a>>,
+    pub(super) pin: Option<PinPart<'a>>,
     #[serde(flatten)]
     pub(super) left_out: LeftOutPart<'a>,
 }
@@ -102,6 +104,7 @@ fn listed_part(listed: &Listed) -> ListedPart<'_> {
         verified: listed.proof.as_ref().map(VerifiedPart::of),
         doubt: listed.suspected_damage.as_ref().map(Text::from),
         missed_writes: listed.missed_writes.iter().map(MissedPart::of).collect(),
+        pin: listed.pin.as_ref().map(PinPart::of),
         left_out: LeftOutPart::of(&listed.point),
     }
 }
@@ -161,6 +164,14 @@ pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String 
                 push_line(
                     &mut block,
                     &format!("  {id}: partial, without disk {disk}: {reason}"),
+                );
+            }
+        }
+        for listed in &domain.points {
+            if let Some(pin) = &listed.pin {
+                push_line(
+                    &mut block,
+                    &format!("  {}: {}", listed.point.id, pin::sentence(pin)),
                 );
             }
         }

@@ -8,6 +8,8 @@ pub mod list;
 #[cfg(test)]
 mod page;
 mod parts;
+pub mod pin;
+pub mod prune;
 pub mod restore;
 #[cfg(test)]
 mod samples;

@@ -20,6 +20,9 @@ fn heading(document: &Document<'_>) -> &'static str {
         Document::Compare(_) => "`verify --compare-live --json`",
         Document::Restore(_) => "`restore --json`",
         Document::FailedRestore(_) => "`restore --json` that failed",
+        Document::Prune(_) => "`prune --json`",
+        Document::Pin(_) => "`pin --json`",
+        Document::FailedPin(_) => "`pin --json` that failed",
         Document::Scrub(_) => "`scrub --json`",
         Document::Status(_) => "`status --json`",
     }
@@ -113,8 +116,8 @@ fn the_page_lists_exactly_the_keys_of_each_document() {
     for document in samples() {
         let mut written = BTreeSet::new();
         paths(&serde_json::to_value(&document).expect("JSON"), "", &mut written);
-        // A dry run is the only document with this key, and shares its type with others.
-        if !matches!(document, Document::DryRun(_)) {
+        // Only dry runs have this key; some share their type with others.
+        if !matches!(document, Document::DryRun(_) | Document::Prune(_)) {
             written.remove("dryRun");
         }
         let heading = heading(&document);

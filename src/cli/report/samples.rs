@@ -7,6 +7,8 @@ use super::document::Document;
 use super::list::{ListDocument, ListDomain, ListedPart, MissedPart, VerifiedPart};
 use super::parts::{DiskPart, Domains, ErrorPart, FailedDomain, FindingPart};
 use super::parts::{LeftDiskPart, LeftOutPart, PointPart, Text};
+use super::pin::{FailedPin, PinDocument, PinPart};
+use super::prune::{AppliedPart, DecisionPart, PrunedDomain, RetentionPart};
 use super::restore::{DefinedPart, FailedRestore, RestoreDocument, RestoredPart};
 use super::scrub::{BitmapPart, NextPart, ScrubbedDomain};
 use super::status_document::{self as status, Size, StatusDocument, StatusPart};
@@ -94,6 +96,41 @@ fn domains<D>(domains: Vec<D>) -> Domains<'static, D> {
     }
 }
 
+fn retention() -> RetentionPart<'static> {
+    RetentionPart {
+        restore_points: vec![DecisionPart {
+            id: text(),
+            time: text(),
+            level: "full",
+            size: 1,
+            decision: "keep",
+            reasons: vec![text()],
+            needed_by: Some(text()),
+        }],
+        removed: vec![text()],
+        freed_bytes: 1,
+        held_back: Some(text()),
+    }
+}
+
+fn pin() -> PinPart<'static> {
+    PinPart {
+        since: Some(text()),
+        note: text(),
+    }
+}
+
+fn pruned() -> PrunedDomain<'static> {
+    PrunedDomain {
+        domain: text(),
+        outcome: "ok",
+        retention: retention(),
+        writer: Some(text()),
+        error: Some(error()),
+        findings: vec![finding()],
+    }
+}
+
 fn backup() -> BackupDomain<'static> {
     BackupDomain {
         domain: text(),
@@ -107,6 +144,10 @@ fn backup() -> BackupDomain<'static> {
         prune: Some(PrunePart {
             deleted: Some(text()),
             kept: Some(text()),
+            error: Some(text()),
+        }),
+        retention: Some(AppliedPart {
+            retention: retention(),
             error: Some(text()),
         }),
         error: Some(error()),
@@ -130,6 +171,7 @@ fn plan(prune: PrunePlanPart<'static>) -> PlannedDomain<'static> {
         repairs: vec![text()],
         retired: vec![text()],
         prune,
+        retention: Some(retention()),
         obstacle: Some(text()),
         writer: Some(text()),
         findings: vec![finding()],
@@ -153,6 +195,7 @@ fn listed() -> ListedPart<'static> {
             found: text(),
             stands: true,
         }],
+        pin: Some(pin()),
         left_out: left_out(),
     }
 }
@@ -322,6 +365,18 @@ pub(super) fn samples() -> Vec<Document<'static>> {
         ])),
         Document::Restore(restore()),
         Document::FailedRestore(FailedRestore {
+            schema: 1,
+            failed: failed_domain(),
+        }),
+        Document::Prune(domains(vec![pruned()])),
+        Document::Pin(PinDocument {
+            schema: 1,
+            domain: text(),
+            restore_point: text(),
+            was_pinned: true,
+            pin: Some(pin()),
+        }),
+        Document::FailedPin(FailedPin {
             schema: 1,
             failed: failed_domain(),
         }),

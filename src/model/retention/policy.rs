@@ -130,7 +130,9 @@ impl std::str::FromStr for Within {
         let mut next = 0;
         let mut rest = text;
         while !rest.is_empty() {
-            let end = rest.find(|c: char| !c.is_ascii_digit()).ok_or(BadPolicy::Duration)?;
+            let end = rest
+                .find(|c: char| !c.is_ascii_digit())
+                .ok_or(BadPolicy::Duration)?;
             let number = rest[..end].parse().map_err(|_| BadPolicy::Duration)?;
             let mut units = UNITS.iter().enumerate().skip(next);
             let unit = units.find(|(_, unit)| rest[end..].starts_with(**unit));

@@ -41,6 +41,7 @@ impl Attempt<'_> {
                 location,
                 file_bytes,
                 prune: None,
+                retention: None,
                 findings,
             })
         });

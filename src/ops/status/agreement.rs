@@ -99,8 +99,18 @@ pub(super) fn disagreeing_period(records: &Records<'_>, checkpoints: &[Checkpoin
         let name = found.name.as_str();
         recorded.contains(&name) || of_groupings.contains(&name) || records.begun.contains(name)
     };
+    // The next backup retires what a removed restore point has left.
+    let is_removed = |found: &&Checkpoint| {
+        let mut removed = records.history.chains.removed();
+        removed.any(|point| {
+            point
+                .checkpoint
+                .as_ref()
+                .is_some_and(|recorded| found.is(recorded))
+        })
+    };
     let is_other = |found: &&Checkpoint| found.is_of_other_repository(records.repository);
-    let unknown = ours().filter(|found| !is_known(found) && !is_other(found));
+    let unknown = ours().filter(|found| !is_known(found) && !is_other(found) && !is_removed(found));
     let names: BTreeSet<&str> = unknown.map(|found| found.name.as_str()).collect();
     let unknown = names
         .iter()

@@ -208,8 +208,9 @@ impl DomainRepository for FolderDomain {
         if !history::is_gone(&period) {
             let id = &kept.manifest.point.id;
             let is_it = |point: &RemovedPoint| point.id == *id;
-            return Ok(history::is_gone(&self.point_dir(kept))
-                && removed::read(&self.dir)?.0.iter().any(is_it));
+            return Ok(
+                history::is_gone(&self.point_dir(kept)) && removed::read(&self.dir)?.0.iter().any(is_it)
+            );
         }
         // What goes with the whole folder of the domain, as when a disk is unmounted, was not
         // removed on purpose.

@@ -233,7 +233,10 @@ pub(super) fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
     let stem = id_of(time);
     // One that was removed keeps its id, as far as it is remembered.
     let (removed, _) = removed::read(domain_dir)?;
-    let mut taken: Vec<String> = removed.into_iter().map(|point| format!("{}.", point.id)).collect();
+    let mut taken: Vec<String> = removed
+        .into_iter()
+        .map(|point| format!("{}.", point.id))
+        .collect();
     for period in folder_names(domain_dir)? {
         let period_dir = domain_dir.join(period);
         taken.extend(entries(&period_dir)?.into_iter().map(|(name, _)| name));

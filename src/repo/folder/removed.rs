@@ -15,6 +15,7 @@ use crate::io::Store;
 use crate::model::chain::RemovedPoint;
 use crate::model::checkpoint::CheckpointId;
 use crate::model::finding::Finding;
+use crate::repo::history::REMOVALS_UNREADABLE;
 use crate::repo::{RepoError, Result};
 
 /// How many are remembered; the oldest are forgotten.
@@ -57,7 +58,7 @@ pub(super) fn read(domain_dir: &Path) -> Result<(Vec<RemovedPoint>, Option<Findi
                  is moved away",
                 path.display()
             );
-            (Vec::new(), Some(Finding::new("removals-unreadable", what)))
+            (Vec::new(), Some(Finding::new(REMOVALS_UNREADABLE, what)))
         }
     })
 }
@@ -128,7 +129,7 @@ mod tests {
             std::fs::write(&path, bad).expect("written");
             let (removed, finding) = read(folder.path()).expect("it may be read");
             assert!(removed.is_empty());
-            assert_eq!(finding.expect("it is told").code, "removals-unreadable");
+            assert_eq!(finding.expect("it is told").code, REMOVALS_UNREADABLE);
             remember(&DiskStore, folder.path(), &point(3)).expect_err("nothing is overwritten");
             assert_eq!(std::fs::read_to_string(&path).expect("readable"), bad);
         }

@@ -37,6 +37,9 @@ for_every_kind! {
     points::history_is_in_the_order_of_the_commits,
     points::two_points_of_one_second_have_two_ids,
     points::a_removed_period_is_gone_and_no_damage,
+    points::a_removed_point_is_gone_and_no_damage,
+    points::a_point_that_another_needs_is_not_removed,
+    points::a_pin_is_kept_replaced_and_removed,
     points::two_domains_do_not_see_each_other,
     points::damage_is_reported_and_never_handed_out,
     points::small_files_are_checked,
@@ -49,4 +52,5 @@ for_every_kind! {
     verbs::a_comparison_finds_a_missed_write,
     verbs::a_dead_run_is_healed,
     verbs::a_period_is_pruned,
+    verbs::a_policy_removes_what_nothing_needs,
 }

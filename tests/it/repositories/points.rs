@@ -2,6 +2,7 @@
 
 use vmsnap::model::block::BlockErrorKind;
 use vmsnap::model::chain::{Concern, MissedWrite};
+use vmsnap::model::pin::Pin;
 use vmsnap::model::stop::Stop;
 use vmsnap::repo::{
     DamageNote, DomainRepository, FileWatch, Identity, Leftover, MissedWriteRecord, Note, Proof, RepoError,
@@ -214,6 +215,89 @@ pub fn a_removed_period_is_gone_and_no_damage(kind: &dyn Kind) {
     let after = domain.history().expect("it can be read");
     assert!(after.findings.is_empty(), "{:?}", after.findings);
     assert_eq!(domain.interrupted_removals().expect("they are listed"), []);
+}
+
+pub fn a_removed_point_is_gone_and_no_damage(kind: &dyn Kind) {
+    let domain = domain(kind);
+    let [(first, full), (second, _)] = two_points(domain.as_ref());
+    let before = domain.history().expect("it can be read");
+    let writer = domain.try_lock().expect("nobody else writes");
+    writer.remember_committed(&before).expect("it is remembered");
+    let removed = |number: usize| domain.is_removed(&before.kept[number]).expect("it can be told");
+    writer.remove_point(&before, &second, moment(9)).expect("it goes");
+    assert!(removed(1) && !removed(0));
+    assert_eq!(ids(domain.as_ref()), [first.clone()]);
+    let after = domain.history().expect("it can be read");
+    assert!(after.findings.is_empty(), "{:?}", after.findings);
+    let known: Vec<_> = after
+        .chains
+        .removed()
+        .map(|point| (point.id.clone(), point.removed))
+        .collect();
+    assert_eq!(known, [(second.clone(), moment(9))]);
+    assert_eq!(domain.interrupted_removals().expect("they are listed"), []);
+    let read = read_through(domain.as_ref(), &first).expect("it is sound");
+    assert!(read == full);
+    let gone = read_through(domain.as_ref(), &second).expect_err("it is gone");
+    assert!(gone.to_string().contains("was removed on"), "{gone}");
+    writer
+        .remove_point(&after, &second, moment(9))
+        .expect_err("it is gone");
+    drop(writer);
+    // Its id is not given again.
+    let third = Maker::new(domain.as_ref(), 1).make(SIZE, vec![data(0, &[9; CLUSTER])], Some(&first));
+    assert_ne!(third, second);
+}
+
+pub fn a_point_that_another_needs_is_not_removed(kind: &dyn Kind) {
+    let domain = domain(kind);
+    let points = two_points(domain.as_ref());
+    let [(first, _), (second, _)] = &points;
+    let history = domain.history().expect("it can be read");
+    let writer = domain.try_lock().expect("nobody else writes");
+    let error = writer
+        .remove_point(&history, first, moment(9))
+        .expect_err("refused");
+    assert!(matches!(error, RepoError::Needed { .. }), "{error}");
+    for (id, disk) in &points {
+        assert!(read_through(domain.as_ref(), id).expect("it is sound") == *disk);
+    }
+    for id in [second, first] {
+        writer
+            .remove_point(&history, id, moment(9))
+            .expect("nothing needs it now");
+    }
+    assert_eq!(ids(domain.as_ref()), [""; 0]);
+    assert!(!domain.period_usage(PERIOD).exists);
+}
+
+pub fn a_pin_is_kept_replaced_and_removed(kind: &dyn Kind) {
+    let domain = domain(kind);
+    two_points(domain.as_ref());
+    let pin = |note: &str| Pin {
+        since: Some(moment(7)),
+        note: note.to_owned(),
+    };
+    let pins = || -> Vec<Option<Pin>> {
+        let history = domain.history().expect("it can be read");
+        let points = history.chains.points().iter();
+        points.map(|kept| kept.pin.clone()).collect()
+    };
+    let usage = domain.period_usage(PERIOD);
+    let history = domain.history().expect("it can be read");
+    let writer = domain.try_lock().expect("nobody else writes");
+    for note in ["", "before the upgrade"] {
+        writer.pin(&history.kept[0], &pin(note)).expect("pinned");
+        assert_eq!(pins(), [Some(pin(note)), None]);
+    }
+    assert_eq!(
+        domain.period_usage(PERIOD),
+        usage,
+        "a pin is no part of what is stored"
+    );
+    assert!(writer.unpin(&history.kept[0]).expect("unpinned"));
+    assert!(!writer.unpin(&history.kept[1]).expect("nothing to do"));
+    assert_eq!(pins(), [None, None]);
 }
 
 pub fn two_domains_do_not_see_each_other(kind: &dyn Kind) {

@@ -2,9 +2,10 @@
 
 use vmsnap::host::Host;
 use vmsnap::model::restore_point::Level;
-use vmsnap::ops::backup::PruneOutcome;
+use vmsnap::ops::backup::{Options, PruneOutcome};
 use vmsnap::ops::compare::{Verdict, compare};
 use vmsnap::ops::list::list;
+use vmsnap::ops::retention::{Policy, Quota, RetentionOutcome, Rule};
 use vmsnap::ops::verify::{self, Which, verify};
 use vmsnap::ops::{Class, Context};
 use vmsnap::testkit::Recorder;
@@ -136,4 +137,30 @@ pub fn a_period_is_pruned(kind: &dyn Kind) {
     assert_eq!(outcome.prune, Some(PruneOutcome::Deleted(PERIOD.to_owned())));
     assert_eq!(lab.history("vm1").kept.len(), 1);
     lab.assert_gives_back("vm1", "vda");
+}
+
+pub fn a_policy_removes_what_nothing_needs(kind: &dyn Kind) {
+    let mut lab = lab(kind);
+    let november = lab.latest("vm1");
+    lab.at("2026-12-20T02:00:00+01:00[Europe/Berlin]");
+    let keeping = Options {
+        keep: Some(Policy::default().with(Rule::Last, Quota::AtMost(2))),
+        ..Lab::options()
+    };
+    let outcome = lab.backup_with("vm1", &keeping).expect("a new full");
+    match outcome.retention {
+        Some(RetentionOutcome::Applied { removed, .. }) => assert_eq!(removed, [""; 0], "all are needed"),
+        other => panic!("{other:?}"),
+    }
+    let outcome = lab.backup_with("vm1", &keeping).expect("an increment");
+    match outcome.retention {
+        Some(RetentionOutcome::Applied { removed, .. }) => {
+            assert!(removed.len() == 3 && removed[0] == november, "{removed:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(lab.history("vm1").kept.len(), 2);
+    lab.assert_gives_back("vm1", "vda");
+    assert!(lab.status("vm1").is_consistent());
+    assert!(verified(&lab, Which::All).is_sound());
 }

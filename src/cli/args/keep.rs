@@ -1,0 +1,89 @@
+//! The switches of a retention policy.
+
+use clap::Args;
+
+use crate::ops::retention::{Policy, Quota, Rule, Within};
+
+/// What is to stay; the words and rules are restic's.
+#[derive(Debug, Args)]
+pub struct KeepArgs {
+    /// Keep the newest N restore points (unlimited or -1: all, as for the other rules)
+    #[arg(
+        help_heading = "What to keep",
+        long,
+        value_name = "N",
+        allow_negative_numbers = true
+    )]
+    pub keep_last: Option<Quota>,
+
+    /// Keep the newest restore point of each of the newest N hours that have one
+    #[arg(
+        help_heading = "What to keep",
+        long,
+        value_name = "N",
+        allow_negative_numbers = true
+    )]
+    pub keep_hourly: Option<Quota>,
+
+    /// The same for days
+    #[arg(
+        help_heading = "What to keep",
+        long,
+        value_name = "N",
+        allow_negative_numbers = true
+    )]
+    pub keep_daily: Option<Quota>,
+
+    /// The same for weeks, which begin on Monday
+    #[arg(
+        help_heading = "What to keep",
+        long,
+        value_name = "N",
+        allow_negative_numbers = true
+    )]
+    pub keep_weekly: Option<Quota>,
+
+    /// The same for months
+    #[arg(
+        help_heading = "What to keep",
+        long,
+        value_name = "N",
+        allow_negative_numbers = true
+    )]
+    pub keep_monthly: Option<Quota>,
+
+    /// The same for years
+    #[arg(
+        help_heading = "What to keep",
+        long,
+        value_name = "N",
+        allow_negative_numbers = true
+    )]
+    pub keep_yearly: Option<Quota>,
+
+    /// Keep everything of this time before the newest restore point: 14d, 1y6m2w7d12h (m are months)
+    #[arg(help_heading = "What to keep", long, value_name = "DURATION")]
+    pub keep_within: Option<Within>,
+}
+
+impl KeepArgs {
+    /// The policy; `None` if no switch is given.
+    pub fn policy(&self) -> Option<Policy> {
+        let quotas = [
+            self.keep_last,
+            self.keep_hourly,
+            self.keep_daily,
+            self.keep_weekly,
+            self.keep_monthly,
+            self.keep_yearly,
+        ];
+        if quotas.iter().all(Option::is_none) && self.keep_within.is_none() {
+            return None;
+        }
+        let rules = Rule::ALL.into_iter().zip(quotas);
+        let policy = rules.fold(Policy::default(), |policy, (rule, quota)| {
+            policy.with(rule, quota.unwrap_or_default())
+        });
+        Some(policy.with_within(self.keep_within))
+    }
+}

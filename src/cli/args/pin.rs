@@ -1,0 +1,53 @@
+//! Arguments of `vmsnap pin` and `vmsnap unpin`.
+
+use clap::Args;
+
+use super::shared::{OutputArgs, RepositoryArgs, WaitArgs};
+
+/// Arguments of `vmsnap pin`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  vmsnap pin vm1 2026-11-01T02-00-03Z --note 'before the upgrade' --repository /backups")]
+pub struct PinArgs {
+    /// The restore point.
+    #[command(flatten)]
+    pub point: PinnedArgs,
+
+    /// Why it is to stay; shown by `vmsnap list`
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub note: String,
+}
+
+/// Arguments of `vmsnap unpin`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  vmsnap unpin vm1 2026-11-01T02-00-03Z --repository /backups")]
+pub struct UnpinArgs {
+    /// The restore point.
+    #[command(flatten)]
+    pub point: PinnedArgs,
+}
+
+/// The restore point that is pinned or unpinned.
+#[derive(Debug, Args)]
+pub struct PinnedArgs {
+    /// The domain
+    #[arg(value_name = "DOMAIN")]
+    pub domain: String,
+
+    /// The restore point, as for `vmsnap restore --at`: its id, its checkpoint, a time, or latest
+    #[arg(value_name = "ID")]
+    pub id: String,
+
+    /// Where the restore points are.
+    #[command(flatten)]
+    pub repository: RepositoryArgs,
+
+    /// How long to wait for another run.
+    #[command(flatten)]
+    pub wait: WaitArgs,
+
+    /// The output.
+    #[command(flatten)]
+    pub output_args: OutputArgs,
+}

@@ -1,0 +1,37 @@
+//! Arguments of `vmsnap prune`.
+
+use clap::Args;
+
+use super::keep::KeepArgs;
+use super::shared::{DomainArgs, OutputArgs, RepositoryArgs, WaitArgs};
+
+/// Arguments of `vmsnap prune`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap prune --repository /backups --keep-daily 14 --keep-weekly 8 --keep-monthly 12 --dry-run
+  vmsnap prune vm1 --repository /backups --keep-within 14d --keep-yearly unlimited")]
+pub struct PruneArgs {
+    /// Which domains.
+    #[command(flatten)]
+    pub domains: DomainArgs,
+
+    /// Where the restore points are.
+    #[command(flatten)]
+    pub repository: RepositoryArgs,
+
+    /// What is to stay.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+
+    /// Show what would stay, what would go, and why; remove nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// How long to wait for another run.
+    #[command(flatten)]
+    pub wait: WaitArgs,
+
+    /// The output.
+    #[command(flatten)]
+    pub output_args: OutputArgs,
+}

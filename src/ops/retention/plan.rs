@@ -1,0 +1,267 @@
+//! Decides what a policy removes of a domain's restore points, and what forbids it. Pure.
+
+use jiff::{Span, Zoned};
+
+use crate::model::chain::{Chains, KeptPoint};
+use crate::model::finding::Finding;
+use crate::model::restore_point::RestorePoint;
+use crate::model::retention::{self, Candidate, Decision, KeepReason, Policy};
+use crate::repo::History;
+use crate::repo::history::REMOVALS_UNREADABLE;
+
+/// What retention would do with a domain's restore points.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetentionPlan {
+    /// The restore points, in the order they were made.
+    pub points: Vec<PlannedPoint>,
+    /// Why nothing is removed of the domain that has this name now.
+    pub obstacle: Option<Obstacle>,
+    /// The same for domains that had the name before, each with its UUID.
+    pub earlier_obstacles: Vec<(String, Obstacle)>,
+}
+
+/// What would become of a restore point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedPoint {
+    /// The restore point.
+    pub point: RestorePoint,
+    /// Bytes of its files.
+    pub size: u64,
+    /// What becomes of it.
+    pub decision: Decision,
+}
+
+/// Why no restore point of a domain may be removed, whatever the policy says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// The newest restore point cannot be given back whole.
+    NotWhole {
+        /// Its id.
+        id: String,
+        /// The first thing that is wrong with it.
+        fault: String,
+    },
+    /// A verification found the newest restore point damaged.
+    Damaged {
+        /// Its id.
+        id: String,
+        /// What was found.
+        what: String,
+    },
+    /// The newest restore point lacks a disk that nobody asked to leave out.
+    Partial {
+        /// Its id.
+        id: String,
+    },
+    /// A restore point cannot be read, so nobody knows upon which others it stands.
+    Unreadable {
+        /// Its id.
+        id: String,
+        /// A sentence that names its manifest.
+        what: String,
+    },
+    /// A restore point is of a day that has not come: the clock is wrong, or was then.
+    Future {
+        /// Its id.
+        id: String,
+    },
+    /// The record of removed restore points cannot be read.
+    NoRecord {
+        /// A sentence that names it.
+        what: String,
+    },
+}
+
+impl RetentionPlan {
+    /// The restore points that go, newest first: none goes before those that depend on it.
+    pub fn removals(&self) -> impl Iterator<Item = &PlannedPoint> {
+        let goes = |planned: &&PlannedPoint| planned.decision == Decision::Remove;
+        self.points.iter().rev().filter(goes)
+    }
+
+    /// Bytes that are freed.
+    pub fn freed(&self) -> u64 {
+        self.removals().map(|planned| planned.size).sum()
+    }
+}
+
+/// A restore point that does not exist yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextPoint {
+    /// The UUID of its domain.
+    pub uuid: String,
+    /// The folder of its period.
+    pub period: String,
+    /// The targets of its disks.
+    pub disks: Vec<String>,
+    /// The ids of the restore points upon which it stands, or may stand.
+    pub parents: Vec<String>,
+}
+
+impl NextPoint {
+    fn candidate(&self, chains: &Chains, now: &Zoned) -> Candidate {
+        let newest = chains.points().last().map_or(0, |kept| kept.point.sequence);
+        Candidate {
+            id: "the next restore point".to_owned(),
+            sequence: newest + 1,
+            uuid: self.uuid.clone(),
+            time: now.timestamp(),
+            period: self.period.clone(),
+            disks: self.disks.clone(),
+            parents: self.parents.clone(),
+            is_copy: false,
+            is_pinned: false,
+            is_intact: true,
+        }
+    }
+}
+
+/// Decides what a policy removes now.
+pub fn plan(history: &History, policy: &Policy, now: &Zoned) -> RetentionPlan {
+    plan_after(history, policy, now, None)
+}
+
+/// Decides what a policy removes once the next restore point exists. The plan does not list that
+/// one.
+pub fn plan_after(
+    history: &History,
+    policy: &Policy,
+    now: &Zoned,
+    next: Option<&NextPoint>,
+) -> RetentionPlan {
+    let chains = &history.chains;
+    let points = chains.points().iter().map(|kept| candidate(history, kept));
+    let next_candidate = next.map(|next| next.candidate(chains, now));
+    let candidates: Vec<Candidate> = points.chain(next_candidate).collect();
+    let mut decisions = retention::decide(&candidates, policy, now);
+    let of_all = obstacle_of_all(history, now);
+    let mut plan = RetentionPlan {
+        points: Vec::new(),
+        obstacle: of_all.clone(),
+        earlier_obstacles: Vec::new(),
+    };
+    let newest = chains.latest_in_periods().map(|kept| &kept.point.uuid);
+    let current = next.map(|next| &next.uuid).or(newest);
+    for uuid in uuids(chains.in_periods()) {
+        // The next one will be the newest, and whole.
+        let is_of_next = next.is_some_and(|next| next.uuid == *uuid);
+        let own = || obstacle_of(history, uuid).filter(|_| !is_of_next);
+        let obstacle = of_all.clone().or_else(own);
+        let Some(obstacle) = obstacle else { continue };
+        for (candidate, decision) in candidates.iter().zip(&mut decisions) {
+            if candidate.uuid == *uuid && !matches!(decision, Decision::Keep(_)) {
+                *decision = Decision::Keep(vec![KeepReason::HeldBack]);
+            }
+        }
+        if Some(uuid) == current {
+            plan.obstacle = Some(obstacle);
+        } else if of_all.is_none() {
+            plan.earlier_obstacles.push((uuid.clone(), obstacle));
+        }
+    }
+    let points = chains.points().iter().zip(decisions);
+    plan.points = points
+        .map(|(kept, decision)| PlannedPoint {
+            point: kept.point.clone(),
+            size: history.get(&kept.point.id).map_or(0, |kept| kept.size()),
+            decision,
+        })
+        .collect();
+    plan
+}
+
+/// The UUIDs of these restore points, each once.
+fn uuids<'a>(points: impl Iterator<Item = &'a KeptPoint>) -> Vec<&'a String> {
+    let mut uuids = Vec::new();
+    for kept in points {
+        if !uuids.contains(&&kept.point.uuid) {
+            uuids.push(&kept.point.uuid);
+        }
+    }
+    uuids
+}
+
+fn candidate(history: &History, kept: &KeptPoint) -> Candidate {
+    let point = &kept.point;
+    let chains = &history.chains;
+    let disks = || point.disks.iter();
+    Candidate {
+        id: point.id.clone(),
+        sequence: point.sequence,
+        uuid: point.uuid.clone(),
+        time: point.time,
+        period: point.period.clone(),
+        disks: disks().map(|disk| disk.target.clone()).collect(),
+        parents: disks().filter_map(|disk| disk.parent.clone()).collect(),
+        is_copy: point.is_copy(),
+        is_pinned: kept.pin.is_some(),
+        is_intact: chains.faults(&point.id).is_empty() && chains.any_suspected_damage(&point.id).is_none(),
+    }
+}
+
+/// What keeps every restore point from being removed.
+fn obstacle_of_all(history: &History, now: &Zoned) -> Option<Obstacle> {
+    let chains = &history.chains;
+    let unreadable = |finding: &&Finding| finding.code == REMOVALS_UNREADABLE;
+    if let Some(finding) = history.findings.iter().find(unreadable) {
+        return Some(Obstacle::NoRecord {
+            what: finding.message.clone(),
+        });
+    }
+    // Nothing stands upon data that have gone.
+    if let Some(lost) = chains.all_lost().find(|lost| !lost.is_gone) {
+        return Some(Obstacle::Unreadable {
+            id: lost.id.clone(),
+            what: lost.what.clone(),
+        });
+    }
+    let tomorrow = now.checked_add(Span::new().hours(24)).ok()?.timestamp();
+    let future = chains.points().iter().find(|kept| kept.point.time > tomorrow)?;
+    Some(Obstacle::Future {
+        id: future.point.id.clone(),
+    })
+}
+
+/// What keeps the restore points of the domain with this UUID from being removed.
+fn obstacle_of(history: &History, uuid: &str) -> Option<Obstacle> {
+    let chains = &history.chains;
+    let newest = chains.in_periods().rev().find(|kept| kept.point.uuid == *uuid)?;
+    let id = newest.point.id.clone();
+    if let Some(lost) = chains.lost_after(&id).next() {
+        return Some(Obstacle::Unreadable {
+            id: lost.id.clone(),
+            what: lost.what.clone(),
+        });
+    }
+    if let Some(fault) = chains.faults(&id).into_iter().next() {
+        return Some(Obstacle::NotWhole { id, fault });
+    }
+    if let Some(what) = chains.any_suspected_damage(&id) {
+        return Some(Obstacle::Damaged { id, what });
+    }
+    newest.point.is_partial().then_some(Obstacle::Partial { id })
+}
+
+impl Obstacle {
+    /// Why nothing is removed, in a sentence.
+    pub fn sentence(&self) -> String {
+        match self {
+            Obstacle::NotWhole { id, fault } => {
+                format!("the newest restore point {id} is not whole: {fault}")
+            }
+            Obstacle::Damaged { id, what } => {
+                format!("the newest restore point {id} is damaged: {what}")
+            }
+            Obstacle::Partial { id } => {
+                format!("the newest restore point {id} is partial: older ones may hold what it lacks")
+            }
+            Obstacle::Unreadable { id, what } => {
+                format!("restore point {id} cannot be read, so nobody knows what it needs: {what}")
+            }
+            Obstacle::Future { id } => {
+                format!("restore point {id} is of a later day than today: the clock is wrong, or was then")
+            }
+            Obstacle::NoRecord { what } => what.clone(),
+        }
+    }
+}
