@@ -216,7 +216,7 @@ fn obstacle_of_all(history: &History, now: &Zoned) -> Option<Obstacle> {
         });
     }
     let tomorrow = now.checked_add(Span::new().hours(24)).ok()?.timestamp();
-    let future = chains.points().iter().find(|kept| kept.point.time > tomorrow)?;
+    let future = chains.in_periods().find(|kept| kept.point.time > tomorrow)?;
     Some(Obstacle::Future {
         id: future.point.id.clone(),
     })
