@@ -18,7 +18,7 @@ use super::period::{GroupBy, Period};
 
 mod policy;
 
-pub use policy::{BadPolicy, Policy, Quota, Rule, Within};
+pub use policy::{Policy, PolicyError, Quota, Rule, Within};
 
 /// A restore point as far as retention is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ pub enum Fault {
     Failed(Class),
     /// A disk is missing although nobody asked to leave it out, or (in a dry run) no backup is possible.
     Partial,
-    /// The backup was saved, but pruning failed.
+    /// Restore points that should go are still there: pruning failed, or is not allowed now.
     NotPruned,
     /// Stored data is damaged, or differs from the domain.
     Damaged,

@@ -13,7 +13,7 @@ use crate::repo::{RepoError, Repository};
 
 /// What to do with the pin of a restore point.
 #[derive(Clone, Debug)]
-pub enum Change {
+pub enum PinRequest {
     /// Pin it with this note, which may be empty. The note of a pin that it has is replaced.
     Pin {
         /// Why, in the user's words; at most [`Pin::LONGEST_NOTE`] bytes.
@@ -55,7 +55,7 @@ impl Judged for Outcome {}
 /// # Errors
 /// There is no such restore point, the note is too long, the lock is held, or the pin cannot be
 /// written. A pin that cannot be read is not replaced.
-pub fn change_pin(domain: &str, at: &str, change: &Change, means: &Means<'_>) -> Result<Outcome> {
+pub fn change_pin(domain: &str, at: &str, change: &PinRequest, means: &Means<'_>) -> Result<Outcome> {
     let failed = |error: RepoError| Error::of(domain, error);
     let repository = means.repo.domain(domain).map_err(failed)?;
     // Before a lock is created for it, the restore point has to be there.
@@ -72,15 +72,15 @@ pub fn change_pin(domain: &str, at: &str, change: &Change, means: &Means<'_>) ->
     };
     let kept = history.get(&id).ok_or_else(gone)?;
     let pin = match change {
-        Change::Unpin => {
+        PinRequest::Unpin => {
             locked.unpin(kept).map_err(failed)?;
             None
         }
-        Change::Pin { note, .. } if note.len() > Pin::LONGEST_NOTE => {
+        PinRequest::Pin { note, .. } if note.len() > Pin::LONGEST_NOTE => {
             let what = format!("a note has at most {} bytes", Pin::LONGEST_NOTE);
             return Err(Error::of(domain, Cause::Usage(what)));
         }
-        Change::Pin { note, now } => {
+        PinRequest::Pin { note, now } => {
             let pin = Pin {
                 since: Some(*now),
                 note: note.clone(),

@@ -16,7 +16,7 @@ use crate::repo::{DomainRepository, DomainWriter, History, RepoError, Repository
 mod after_backup;
 mod plan;
 
-pub use crate::model::retention::{BadPolicy, Decision, KeepReason, Policy, Quota, Rule, Within};
+pub use crate::model::retention::{Decision, KeepReason, Policy, PolicyError, Quota, Rule, Within};
 pub use after_backup::{RetentionOutcome, RetentionPreview};
 pub(super) use after_backup::{after_backup, preview_after};
 pub use plan::{NextPoint, Obstacle, PlannedPoint, RetentionPlan, plan, plan_after};

@@ -377,7 +377,8 @@ fn folder_in_memory() -> tempfile::TempDir {
         .expect("a temporary folder")
 }
 
-fn copy_tree(from: &Path, to: &Path) {
+/// Copies what is in a folder into another one. Images, which never change, are linked.
+pub fn copy_tree(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).expect("a folder") {
         let entry = entry.expect("an entry");
         let copy = to.join(entry.file_name());

@@ -6,21 +6,21 @@ use std::time::Duration;
 use vmsnap::io::DiskStore;
 use vmsnap::model::pin::Pin;
 use vmsnap::ops::backup::PruneOutcome;
-use vmsnap::ops::pin::{Change, Means, Outcome, change_pin};
+use vmsnap::ops::pin::{Means, Outcome, PinRequest, change_pin};
 use vmsnap::ops::retention::{self, Policy, Quota, Rule, prune};
 use vmsnap::ops::{Class, Result};
 use vmsnap::repo::{FolderRepository, Repository};
 
-use crate::lab::{CLUSTER, InFolder, Lab};
+use crate::lab::{CLUSTER, InFolder, Lab, copy_tree};
 
 /// Pins a restore point of `vm1`.
 pub fn pin(lab: &Lab, at: &str, note: &str) -> Result<Outcome> {
     let now = lab.now.timestamp();
     let note = note.to_owned();
-    changed(lab, at, &Change::Pin { note, now })
+    changed(lab, at, &PinRequest::Pin { note, now })
 }
 
-fn changed(lab: &Lab, at: &str, change: &Change) -> Result<Outcome> {
+fn changed(lab: &Lab, at: &str, change: &PinRequest) -> Result<Outcome> {
     let means = Means {
         repo: lab.repo.as_ref(),
         wait: Duration::ZERO,
@@ -71,10 +71,10 @@ fn a_pin_is_set_changed_and_removed() {
     let second = pin(&lab, &id, "two").expect("pinned again");
     assert!(second.was_pinned);
     assert_eq!(pins(lab.repo.as_ref())[0], second.pin);
-    let gone = changed(&lab, &id, &Change::Unpin).expect("unpinned");
+    let gone = changed(&lab, &id, &PinRequest::Unpin).expect("unpinned");
     assert!(gone.was_pinned && gone.pin.is_none());
     assert!(
-        !changed(&lab, "latest", &Change::Unpin)
+        !changed(&lab, "latest", &PinRequest::Unpin)
             .expect("nothing to do")
             .was_pinned
     );
@@ -110,7 +110,7 @@ fn classic_pruning_keeps_a_period_with_a_pinned_point() {
         .find(|finding| finding.code == "period-pinned");
     assert_eq!(finding.map(|finding| &finding.message), Some(&why));
     assert!(lab.history("vm1").get(&october).is_some());
-    changed(&lab, &october, &Change::Unpin).expect("unpinned");
+    changed(&lab, &october, &PinRequest::Unpin).expect("unpinned");
     let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("an increment");
     assert!(
         matches!(outcome.prune, Some(PruneOutcome::Deleted(_))),
@@ -125,12 +125,8 @@ fn a_pin_goes_with_a_copy_of_the_folder() {
     let id = lab.history("vm1").kept[0].manifest.point.id.clone();
     pin(&lab, &id, "keep me").expect("pinned");
     let copy = lab.folder.path().join("copied by hand");
-    let copied = std::process::Command::new("cp")
-        .arg("-a")
-        .arg(lab.root())
-        .arg(&copy)
-        .status();
-    assert!(copied.expect("cp runs").success());
+    fs::create_dir(&copy).expect("a new folder");
+    copy_tree(&lab.root(), &copy);
     let repo = FolderRepository::open(&copy, std::sync::Arc::new(DiskStore)).expect("a repository");
     assert_eq!(pins(&repo), pins(lab.repo.as_ref()));
     assert_eq!(
@@ -167,7 +163,7 @@ fn a_damaged_pin_still_pins_and_is_told() {
             "the restore point is as it was"
         );
     }
-    changed(&lab, &id, &Change::Unpin).expect("what cannot be read goes on request");
+    changed(&lab, &id, &PinRequest::Unpin).expect("what cannot be read goes on request");
     assert_eq!(pruned(&lab).removed.expect("it is no dry run").ids, [id]);
 }
 

@@ -412,8 +412,8 @@ fn a_dry_run_shows_each_point_and_why() {
         ["ID", "(UTC)", "LEVEL", "SIZE", "DECISION", "WHY"]
     );
     assert!(lines[2].starts_with("  2024-01-01T01-00-00Z  full"), "{shown}");
-    assert!(lines[2].ends_with("remove   no rule keeps it"), "{shown}");
-    assert!(lines[4].ends_with("keep     last"), "{shown}");
+    assert!(lines[2].ends_with("  remove    no rule keeps it"), "{shown}");
+    assert!(lines[4].ends_with("  keep      last"), "{shown}");
     assert_eq!(of_vm1(&lab), before);
     let output = vmsnap(&lab, &["prune", "vm1", "--keep-last=1", "--dry-run", "--json"]);
     let document: Value = serde_json::from_slice(&output.stdout).expect("JSON");

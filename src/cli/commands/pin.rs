@@ -10,11 +10,11 @@ use crate::cli::report::pin as shown;
 use crate::cli::stdout::answer;
 use crate::model::stop::Stop;
 use crate::ops;
-use crate::ops::pin::{Change, Means, change_pin};
+use crate::ops::pin::{Means, PinRequest, change_pin};
 
 /// Pins a restore point.
 pub fn pin(args: &PinArgs, stop: &Stop) -> CommandResult {
-    let change = Change::Pin {
+    let change = PinRequest::Pin {
         note: args.note.clone(),
         now: now().timestamp(),
     };
@@ -23,10 +23,10 @@ pub fn pin(args: &PinArgs, stop: &Stop) -> CommandResult {
 
 /// Unpins a restore point.
 pub fn unpin(args: &UnpinArgs, stop: &Stop) -> CommandResult {
-    run(&args.point, &Change::Unpin, stop)
+    run(&args.point, &PinRequest::Unpin, stop)
 }
 
-fn run(args: &PinnedArgs, change: &Change, stop: &Stop) -> CommandResult {
+fn run(args: &PinnedArgs, change: &PinRequest, stop: &Stop) -> CommandResult {
     let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
     let json = args.output_args.json;
     let failed = |error: ops::Error| {

@@ -76,12 +76,12 @@ impl Quota {
 }
 
 impl std::str::FromStr for Quota {
-    type Err = BadPolicy;
+    type Err = PolicyError;
 
-    fn from_str(text: &str) -> Result<Quota, BadPolicy> {
+    fn from_str(text: &str) -> Result<Quota, PolicyError> {
         match text {
             "unlimited" | "-1" => Ok(Quota::Unlimited),
-            number => number.parse().map(Quota::AtMost).map_err(|_| BadPolicy::Count),
+            number => number.parse().map(Quota::AtMost).map_err(|_| PolicyError::Count),
         }
     }
 }
@@ -121,10 +121,10 @@ impl Within {
 }
 
 impl std::str::FromStr for Within {
-    type Err = BadPolicy;
+    type Err = PolicyError;
 
     /// Reads `1y6m2w7d12h`: years, months, weeks, days, hours, each at most once, at least one.
-    fn from_str(text: &str) -> Result<Within, BadPolicy> {
+    fn from_str(text: &str) -> Result<Within, PolicyError> {
         const UNITS: [char; 5] = ['y', 'm', 'w', 'd', 'h'];
         let mut numbers = [0u32; UNITS.len()];
         let mut next = 0;
@@ -132,18 +132,18 @@ impl std::str::FromStr for Within {
         while !rest.is_empty() {
             let end = rest
                 .find(|c: char| !c.is_ascii_digit())
-                .ok_or(BadPolicy::Duration)?;
-            let number = rest[..end].parse().map_err(|_| BadPolicy::Duration)?;
+                .ok_or(PolicyError::Duration)?;
+            let number = rest[..end].parse().map_err(|_| PolicyError::Duration)?;
             let mut units = UNITS.iter().enumerate().skip(next);
             let unit = units.find(|(_, unit)| rest[end..].starts_with(**unit));
-            let (place, _) = unit.ok_or(BadPolicy::Duration)?;
+            let (place, _) = unit.ok_or(PolicyError::Duration)?;
             numbers[place] = number;
             next = place + 1;
             rest = &rest[end + 1..];
         }
         let [years, months, weeks, days, hours] = numbers;
         let days = weeks.checked_mul(7).and_then(|more| days.checked_add(more));
-        let days = days.filter(|_| !text.is_empty()).ok_or(BadPolicy::Duration)?;
+        let days = days.filter(|_| !text.is_empty()).ok_or(PolicyError::Duration)?;
         Ok(Within {
             years,
             months,
@@ -168,7 +168,7 @@ impl fmt::Display for Within {
 
 /// Why a word of a policy is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadPolicy {
+pub enum PolicyError {
     /// A count is not one.
     #[error("expected a number, or 'unlimited' (-1)")]
     Count,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::Options as BackupOptions;
-use vmsnap::ops::pin::{self, Change, change_pin};
+use vmsnap::ops::pin::{self, PinRequest, change_pin};
 use vmsnap::ops::retention::{self, Means, Options, Outcome, Policy, Quota, Rule, prune};
 use vmsnap::ops::{Context, Result};
 use vmsnap::testkit::{Blow, CrashStore, Fuse};
@@ -48,7 +48,7 @@ fn world(of_october: usize) -> (World, Vec<String>) {
 }
 
 fn pin(world: &World, id: &str) {
-    let change = Change::Pin {
+    let change = PinRequest::Pin {
         note: "stays".to_owned(),
         now: world.lab.now.timestamp(),
     };
@@ -196,7 +196,7 @@ fn a_backup_with_a_policy_ends_anywhere() {
 fn a_pin_ends_anywhere_and_is_the_old_or_the_new_one() {
     let (world, _) = world(1);
     let id = world.moments[0].id.clone();
-    let change = Change::Pin {
+    let change = PinRequest::Pin {
         note: "new".to_owned(),
         now: world.lab.now.timestamp(),
     };

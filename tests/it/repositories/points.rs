@@ -226,7 +226,7 @@ pub fn a_removed_point_is_gone_and_no_damage(kind: &dyn Kind) {
     let removed = |number: usize| domain.is_removed(&before.kept[number]).expect("it can be told");
     writer.remove_point(&before, &second, moment(9)).expect("it goes");
     assert!(removed(1) && !removed(0));
-    assert_eq!(ids(domain.as_ref()), [first.clone()]);
+    assert_eq!(ids(domain.as_ref()), std::slice::from_ref(&first));
     let after = domain.history().expect("it can be read");
     assert!(after.findings.is_empty(), "{:?}", after.findings);
     let known: Vec<_> = after
