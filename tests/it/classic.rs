@@ -29,6 +29,10 @@ fn means(cases: &[(&str, &str)]) {
 #[test]
 fn the_classic_words_mean_the_subcommands_words() {
     means(&[
+        (
+            "backup vm1 --keep-daily -1 --keepLast 3",
+            "backup vm1 --keep-daily=-1 --keep-last=3",
+        ),
         ("", "status"),
         ("--status", "status"),
         ("--domains=vm1", "status --domains=vm1"),

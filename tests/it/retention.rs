@@ -460,7 +460,7 @@ fn a_prune_reports_what_went_in_both_forms() {
     let document: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(document["domains"][0]["removed"][0], "2024-01-01T01-00-00Z");
     assert_eq!(document["domains"][0]["outcome"], "ok");
-    let again = vmsnap(&lab, &["prune", "--keep-daily", "unlimited"]);
+    let again = vmsnap(&lab, &["prune", "--keep-daily", "-1", "--keep-last", "unlimited"]);
     assert_eq!(text(&again.stdout), "vm1: removed none of 1 restore point\n");
 }
 
@@ -504,7 +504,7 @@ fn a_held_back_prune_ends_with_three_and_says_why() {
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     let shown = text(&output.stdout);
     assert!(
-        shown.contains("note: nothing is removed: the newest restore point 2024-02-01"),
+        shown.contains("\n  nothing is removed: the newest restore point 2024-02-01"),
         "{shown}"
     );
     let output = vmsnap(&lab, &["prune", "--keep-last", "1", "--json"]);

@@ -71,9 +71,10 @@ pub(super) fn read(words: &[OsString], grammar: &Command) -> Result<Vec<Token>, 
     Ok(tokens)
 }
 
-/// Whether a word cannot be the value of the switch before it.
+/// Whether a word cannot be the value of the switch before it. A negative number can.
 fn is_switch(word: &OsStr) -> bool {
-    word.len() > 1 && word.as_bytes().starts_with(b"-")
+    let after = word.as_bytes().strip_prefix(b"-");
+    after.is_some_and(|after| !after.iter().all(u8::is_ascii_digit))
 }
 
 fn long_switch(

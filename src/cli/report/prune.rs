@@ -40,12 +40,13 @@ pub fn lines(turn: &Turn<Outcome>) -> String {
             }
         }
     }
+    if let Some(obstacle) = &plan.obstacle {
+        let what = format!("  nothing is removed: {}", obstacle.sentence());
+        push_line(&mut text, &what);
+    }
     if let Some(writer) = &outcome.writer {
         let what = format!("  refused while another run ({writer}) is working on this domain");
         push_line(&mut text, &what);
-    }
-    for finding in &outcome.findings {
-        push_line(&mut text, &format!("  note: {}", finding.message));
     }
     text
 }
