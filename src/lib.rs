@@ -1,6 +1,6 @@
 //! vmsnap makes incremental backups of libvirt domains and brings them back.
 //!
-//! The data's way:
+//! Data flow:
 //!
 //! ```text
 //! domain ─ libvirt job + checkpoint ─► NBD export ─► dirty extents ─► blocks ─► qcow2 writer ─► restore point ─► chain ─► period

@@ -167,7 +167,7 @@ fn lost_bitmap_of_one_disk_takes_the_cheapest_fallback() {
         Some(first.point.id.as_str()),
         "the older checkpoint still serves"
     );
-    assert!(vdb.reason.contains("lost or inconsistent"), "{}", vdb.reason);
+    assert!(vdb.reason.contains("missing or inconsistent"), "{}", vdb.reason);
     lab.assert_gives_back("vm1", "vdb");
 }
 
@@ -184,7 +184,7 @@ fn recreated_domain_of_the_same_name_gets_a_full() {
     assert!(
         again.point.disks[0]
             .reason
-            .contains("another domain of that name")
+            .contains("another domain with the same name")
     );
 }
 
@@ -386,7 +386,7 @@ fn swapped_disks_get_a_full_despite_equal_bitmap_names() {
     let swapped = lab.backup("vm1").expect("full");
     assert_eq!(swapped.point.level, Level::Full);
     let reason = &swapped.point.disks[0].reason;
-    assert!(reason.contains("vda lay at /images/vda.qcow2"), "{reason}");
+    assert!(reason.contains("vda was at /images/vda.qcow2"), "{reason}");
 }
 
 #[test]

@@ -101,7 +101,7 @@ fn missed_write_is_found_and_next_backup_of_disk_is_full() {
         let level = |target| point.disk(target).expect("it is there").level;
         assert_eq!((level("vda"), level("vdb")), (Level::Full, Level::Incremental));
         let reason = &point.disk("vda").expect("it is there").reason;
-        assert!(reason.contains("had missed a write"), "{reason}");
+        assert!(reason.contains("found a write that a bitmap"), "{reason}");
         lab.assert_gives_back("vm1", "vda");
         assert_eq!(lab.backup("vm1").expect("and on").point.level, Level::Incremental);
         assert!(run(&mut lab, None).expect("compared").is_same());

@@ -62,7 +62,7 @@ fn parent_with_other_data_and_valid_digests_is_detected() {
         .map(|point| point.damage.is_empty())
         .collect();
     assert_eq!(sound, [true, false, false], "the parent is sound by itself");
-    let words = "was made upon another restore point 2026-11-03T01-00-00Z than the one that is there";
+    let words = "depends on restore point 2026-11-03T01-00-00Z, which has been replaced by another one";
     assert!(outcome.points[1].damage[0].what.contains(words), "{outcome:?}");
     let history = lab.history("vm1");
     let newest = lab.latest("vm1");
@@ -96,7 +96,7 @@ fn parent_must_be_older() {
         .flat_map(|kept| history.chains.faults(&kept.point.id))
         .collect();
     assert!(
-        faults.len() == 1 && faults[0].contains("which is not older by its number"),
+        faults.len() == 1 && faults[0].contains("whose sequence number is not lower"),
         "{faults:?}"
     );
 }

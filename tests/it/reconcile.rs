@@ -180,7 +180,7 @@ fn recreated_domain_gets_files_cleared_and_a_full_backup() {
         [Repair::ClearPlaces(_), Repair::RemovePartial(_)]
     ));
     assert_eq!(plan.backup.level(), Level::Full);
-    assert!(plan.backup.reason().contains("another domain of that name"));
+    assert!(plan.backup.reason().contains("another domain with the same name"));
     assert_eq!(
         plan.retired,
         [],
@@ -290,7 +290,7 @@ fn replaced_file_is_noticed_despite_equal_bitmap_names() {
         let level = |target| point.disk(target).expect("it is there").level;
         assert_eq!((level("vda"), level("vdb")), (Level::Full, Level::Incremental));
         let reason = &point.disk("vda").expect("it is there").reason;
-        assert!(reason.contains("another file than it was"), "{reason}");
+        assert!(reason.contains("is not the same file as"), "{reason}");
         lab.assert_gives_back("vm1", "vda");
         assert_eq!(
             lab.backup("vm1").expect("same file").point.level,

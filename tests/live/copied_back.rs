@@ -134,7 +134,7 @@ fn an_older_image_as_a_new_file_gets_a_full_with_the_reason() {
         past.goes_on(is_active, |_, vda| {
             assert_eq!(vda["level"], "full", "{vda:#}");
             let reason = text_of(&vda["reason"]);
-            let expected = format!("{} is another file than it was with", image.display());
+            let expected = format!("{} is not the same file as when", image.display());
             assert!(reason.contains(&expected), "{reason}");
         });
     }
@@ -161,7 +161,7 @@ fn a_restored_image_as_a_new_file_gets_a_full_with_the_reason() {
                 assert_eq!(vda["level"], "full", "{vda:#}");
                 let reason = text_of(&vda["reason"]);
                 assert!(
-                    reason.contains("is gone") || reason.contains("is another file than it was with"),
+                    reason.contains("is gone") || reason.contains("is not the same file as when"),
                     "{reason}"
                 );
             });

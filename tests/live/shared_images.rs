@@ -62,7 +62,7 @@ fn used_by_others(label: &str, use_it: impl Fn(&Machine, &dyn Fn(&str, &[&str]))
     let outcome = back_up(&machine, &repo, "full");
     let reason = text_of(&outcome["restorePoint"]["disks"][0]["reason"]).to_owned();
     assert!(
-        reason.contains("is gone") || reason.contains("is lost"),
+        reason.contains("is gone") || reason.contains("is missing"),
         "{reason}"
     );
     machine.change(0, MIB, 512, Change::Data(0x33));

@@ -36,7 +36,7 @@ fn missed_write_is_recorded_even_if_comparison_then_fails() {
         let disk = point.disk("vda").expect("it is there");
         assert_eq!(disk.level, Level::Full, "case {case}");
         assert!(
-            disk.reason.contains("had missed a write"),
+            disk.reason.contains("found a write that a bitmap"),
             "case {case}: {}",
             disk.reason
         );
@@ -79,7 +79,11 @@ fn missed_write_found_by_older_point_counts_for_newest() {
         let point = lab.backup("vm1").expect("saved").point;
         let disk = point.disk("vda").expect("it is there");
         assert_eq!(disk.level, Level::Full);
-        assert!(disk.reason.contains("had missed a write"), "{}", disk.reason);
+        assert!(
+            disk.reason.contains("found a write that a bitmap"),
+            "{}",
+            disk.reason
+        );
         lab.assert_gives_back("vm1", "vda");
         assert_eq!(lab.history("vm1").chains.standing_missed_writes().count(), 0);
     }

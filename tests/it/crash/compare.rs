@@ -49,7 +49,11 @@ fn missed_write_is_kept_wherever_the_comparison_ends() {
                 let disk = outcome.point.disk("vda").expect("it is there");
                 if number >= ending {
                     assert_eq!(disk.level, Level::Full);
-                    assert!(disk.reason.contains("had missed a write"), "{}", disk.reason);
+                    assert!(
+                        disk.reason.contains("found a write that a bitmap"),
+                        "{}",
+                        disk.reason
+                    );
                 }
                 if disk.level == Level::Full {
                     assert_eq!(

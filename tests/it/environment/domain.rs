@@ -133,7 +133,7 @@ fn a_domain_that_goes_away_in_mid_run_is_an_error_that_names_it() {
     assert!(
         outcome.point.disks[0]
             .reason
-            .contains("another domain of that name"),
+            .contains("another domain with the same name"),
         "{}",
         outcome.point.disks[0].reason
     );

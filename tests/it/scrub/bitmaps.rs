@@ -100,7 +100,7 @@ fn with_repository_next_backup_level_is_exact() {
             ScrubType::Bitmap,
             Some(OURS[1]),
             Level::Incremental,
-            "lost or inconsistent",
+            "missing or inconsistent",
         ),
         (ScrubType::Checkpoint, None, Level::Incremental, "changes since"),
         (

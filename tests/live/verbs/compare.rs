@@ -93,7 +93,7 @@ fn write_unknown_to_the_bitmap_is_found_and_forces_a_full() {
             [("vda", Level::Full), ("vdb", Level::Incremental)]
         );
         assert!(
-            reason(&healed, "vda").contains("missed a write"),
+            reason(&healed, "vda").contains("found a write that a bitmap"),
             "{}",
             reason(&healed, "vda")
         );

@@ -190,7 +190,7 @@ fn lost_domain_comes_back_unchanged_and_is_backed_up_again() {
     let full = story.back_up();
     assert_eq!(levels(&full), [("vda", Level::Full), ("vdb", Level::Full)]);
     let reason = reason(&full, "vda");
-    assert!(reason.contains("lay at"), "{reason}");
+    assert!(reason.contains("vda was at"), "{reason}");
     story.scribble(&mut rng, 10);
     let next = story.back_up();
     assert_eq!(

@@ -59,7 +59,7 @@ fn killed_qemu_makes_the_next_backup_full() {
         assert_eq!(levels(&full), FULL);
         for target in ["vda", "vdb"] {
             assert!(
-                reason(&full, target).contains("lost or inconsistent"),
+                reason(&full, target).contains("missing or inconsistent"),
                 "{}",
                 reason(&full, target)
             );
