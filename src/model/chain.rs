@@ -47,7 +47,7 @@ pub struct SuspectedDamage {
     pub concerns: Concern,
 }
 
-/// The part of a restore point that a damage affects.
+/// The part of a restore point that damage affects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Concern {
     /// The disk of this target.
