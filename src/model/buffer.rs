@@ -15,7 +15,8 @@ pub const ALIGNMENT: usize = 4096;
 /// Length of a huge page in bytes, on machines whose usual pages have 4 KiB.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Memory of a fixed capacity whose start is aligned to [`ALIGNMENT`]. It goes back to its pool when dropped.
+/// Memory of a fixed capacity whose start is aligned to [`ALIGNMENT`]. It returns to its pool when
+/// it is dropped.
 pub struct Buffer {
     memory: Memory,
     length: usize,

@@ -57,7 +57,7 @@ impl Checkpoint {
             .any(|disk| disk.target == target && disk.bitmap == Bitmap::Sound)
     }
 
-    /// Bytes written to this disk since the checkpoint, if the hypervisor can tell.
+    /// Bytes written to this disk since the checkpoint, if the hypervisor reports it.
     pub fn dirty_bytes(&self, target: &str) -> Option<u64> {
         let disk = self.disks.iter().find(|disk| disk.target == target);
         disk.and_then(|disk| disk.dirty_bytes)
@@ -96,7 +96,7 @@ pub struct CheckpointDisk {
     pub target: String,
     /// The state of its bitmap.
     pub bitmap: Bitmap,
-    /// Bytes written since the checkpoint, if the hypervisor can tell.
+    /// Bytes written since the checkpoint, if the hypervisor reports it.
     pub dirty_bytes: Option<u64>,
 }
 

@@ -267,7 +267,7 @@ mod tests {
         const HOLE: u32 = 1;
         let mut planner = ExtentPlanner::new(CLUSTER, None, false);
         planner.add_status(None, zero(&[run(CLUSTER, HOLE)]), u64::MAX);
-        let next = planner.next().expect("it was told");
+        let next = planner.next().expect("an extent is planned");
         assert_eq!(next.kind, ExtentKind::Data);
     }
 

@@ -160,7 +160,7 @@ pub struct DiskPoint {
     pub virtual_size: u64,
     /// The location of the disk's content on the host.
     pub source: String,
-    /// The identity of that file, if the file system can tell; older manifests do not record it.
+    /// The identity of that file, if the file system provides it; older manifests do not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_file: Option<FileId>,
     /// The disk's own format (`qcow2`, `raw`).

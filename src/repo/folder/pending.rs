@@ -194,7 +194,7 @@ impl Drop for FolderPending {
 
 /// Removes the folder of an unfinished run, and also its period's folder if it is then empty.
 pub(super) fn remove_partial(store: &dyn Store, dir: &Path) -> Result<()> {
-    // The journal entry goes last, so that it exists as long as anything else of the run.
+    // The journal entry goes last, so that it exists until the rest of the run is gone.
     remove::tree(store, dir, is_intent)?;
     if let Some(period_dir) = dir.parent() {
         // These calls fail, as intended, if the folders are not empty.

@@ -41,7 +41,7 @@ pub(super) struct Expected<'a> {
 /// Reads one manifest, or returns the reason why it is not usable.
 ///
 /// # Errors
-/// Permission is denied: only a process with more rights can tell whether the manifest is usable.
+/// Permission is denied: only a process with more rights can decide whether it is usable.
 pub(super) fn read_point(
     dir: &Path,
     expected: &Expected<'_>,
