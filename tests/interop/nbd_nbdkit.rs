@@ -222,7 +222,7 @@ fn drain_rest(source: &mut ExportSource) -> BlockError {
     loop {
         match source.next_block() {
             Ok(Some(_)) => {}
-            Ok(None) => panic!("a killed server gave the whole disk"),
+            Ok(None) => panic!("a killed server delivered the whole disk"),
             Err(error) => return error,
         }
     }
@@ -240,7 +240,7 @@ fn servers_of_older_handshakes_are_recognised() {
         );
     }
     let folder = temp_dir();
-    // Fixed newstyle with the 124 zeroes.
+    // A fixed newstyle server whose answer ends with the 124 zero bytes.
     let server = Server::nbdkit(folder.path(), &["--mask-handshake=1", "pattern", "1M"]);
     assert!(read(server.socket(), options(Mode::Full)).bytes == pattern(1 << 20));
 }

@@ -1,4 +1,4 @@
-//! One grouping per domain: another one is refused before anything starts, unless forced.
+//! Each domain has one grouping: another one is refused before anything starts, unless forced.
 
 use std::fs;
 
@@ -38,7 +38,7 @@ fn forced(group_by: GroupBy) -> Options {
     }
 }
 
-/// Backup and dry run are refused alike, and nothing is made.
+/// Checks that a backup and its dry run are refused with the same error and create nothing.
 fn refused(lab: &mut Lab, group_by: GroupBy) -> Error {
     let before = tree(lab.folder.path());
     let error = lab
@@ -95,7 +95,7 @@ fn forced_grouping_continues_beside_the_other_chain() {
         (first.level, first.period.as_str()),
         (Level::Full, "vmsnap-backup-yearly-2026")
     );
-    // Now that is the newest.
+    // The new grouping is now that of the newest restore point.
     let second = lab
         .backup_with("vm1", &by(GroupBy::Year))
         .expect("it goes on")

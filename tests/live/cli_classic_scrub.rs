@@ -1,4 +1,5 @@
-//! Scrubs in the classic spelling on real domains: output, and the remaining checkpoints and bitmaps.
+//! Scrubs in the classic spelling on real domains: output, and the remaining checkpoints and
+//! bitmaps.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use crate::process::{Finished, command, run};
 
 const MIB: usize = 1 << 20;
 
-/// The bitmaps in an image that no QEMU has open, by name.
+/// The names of the bitmaps in an image that no QEMU has open.
 pub fn bitmaps(image: &Path) -> Vec<String> {
     let image = image.display().to_string();
     let info = run(command("qemu-img", &["info", "--output=json", &image]));
@@ -24,12 +25,12 @@ pub fn bitmaps(image: &Path) -> Vec<String> {
     names
 }
 
-/// Those of these names.
+/// The names with these numbers.
 fn these(names: &[String], numbers: &[usize]) -> Vec<String> {
     numbers.iter().map(|number| names[*number].clone()).collect()
 }
 
-/// The answer with the checkpoints of each domain counted from 0.
+/// The output with each domain's checkpoints renamed to consecutive numbers from 0.
 fn counted(mut finished: Finished, made: &[&[String]]) -> Finished {
     for names in made {
         for (number, name) in names.iter().enumerate() {
@@ -41,7 +42,8 @@ fn counted(mut finished: Finished, made: &[&[String]]) -> Finished {
     finished
 }
 
-/// Three restore points, whose checkpoints are returned, and a foreign checkpoint if the domain runs.
+/// Makes three restore points and returns their checkpoints. Adds a foreign checkpoint if the
+/// domain runs.
 fn prepare(user: &User, machine: &Machine) -> Vec<String> {
     let domains = format!("--domains={}", machine.name());
     for day in ["2026-11-02", "2026-11-03", "2026-11-04"] {
@@ -118,7 +120,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         "vmsnap: VM1: there is no checkpoint or bitmap named 'virtnbdbackup.9'\n\
          hint: `vmsnap status` shows the checkpoints and bitmaps that can be listed\n",
     );
-    // Named or not, all of ours are removed, and no foreign ones.
+    // With or without a name, all of our checkpoints are removed and no foreign ones.
     says(
         &scrub(&[
             "--scrubType=*",
@@ -142,10 +144,15 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
     );
     let left = machine.checkpoints();
     machine.domain.destroy();
-    assert_eq!(bitmaps(&machine.image(0)), left, "mine and the new one");
+    assert_eq!(
+        bitmaps(&machine.image(0)),
+        left,
+        "the foreign bitmap and the new one"
+    );
 }
 
-/// Fault 6: checkpoints are removed as metadata only, the bitmaps stay, and the next full fails with `Bitmap already exists`.
+/// Fault 6: checkpoints are removed as metadata only, the bitmaps stay, and the next full fails
+/// with `Bitmap already exists`.
 #[test]
 fn bitmaps_without_checkpoints_do_not_block_a_full() {
     let daemon = Daemon::acquire();
@@ -208,7 +215,7 @@ fn bitmaps_without_checkpoints_do_not_block_a_full() {
     assert_eq!(off.checkpoints(), [""; 0]);
     assert_eq!(bitmaps(&off.image(0)), made_off);
 
-    // Another month: leftovers block nothing.
+    // In another month leftover bitmaps block nothing.
     let made = user.on("2026-12-06", &["--backup", &domains, "--output=OUT", "--quiet"]);
     says(
         &made,

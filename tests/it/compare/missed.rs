@@ -1,4 +1,4 @@
-//! Missed writes whose record or comparison is disturbed.
+//! Missed writes when recording them or the comparison itself fails.
 
 use vmsnap::cli::exit_code::ExitCode;
 use vmsnap::model::restore_point::Level;
@@ -9,7 +9,8 @@ use crate::lab::{CLUSTER, InFolder, Lab, NAMES};
 
 #[test]
 fn missed_write_is_recorded_even_if_comparison_then_fails() {
-    // The job cannot be ended; the export breaks on the same disk; on the next one.
+    // The job cannot be ended; the export breaks on the same disk; the export breaks on the next
+    // disk.
     let failures: [&dyn Fn(&Lab); 3] = [
         &|lab| lab.host.fail_end(true),
         &|lab| lab.host.fail_reads_after(Some((20 * CLUSTER) as u64)),
@@ -47,7 +48,7 @@ fn missed_write_is_recorded_even_if_comparison_then_fails() {
     }
 }
 
-/// The newest one cannot be compared for a moment, as its bitmap or its image is not there.
+/// The newest point cannot be compared for a while, because its bitmap or its image is missing.
 #[test]
 fn missed_write_found_by_older_point_counts_for_newest() {
     let away = |lab: &Lab| {
