@@ -67,7 +67,7 @@ fn damage_is_named_ends_with_eleven_and_stops_no_other_domain() {
     let lines: Vec<&str> = lines.lines().collect();
     assert!(
         lines[0].starts_with(&format!(
-            "vm1: DAMAGED: {image} is not what was written: its digest is "
+            "vm1: DAMAGED: {image} does not match its recorded digest: expected "
         )),
         "{lines:?}"
     );
