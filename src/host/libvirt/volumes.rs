@@ -1,4 +1,4 @@
-//! Where the volumes of storage pools lie, asked of libvirt.
+//! Locates the volumes of storage pools through libvirt.
 
 use virt::error::ErrorNumber;
 use virt::storage_pool::StoragePool;
@@ -10,7 +10,8 @@ use super::{HostError, Result, failed, ffi};
 use crate::model::domain::Source;
 use crate::model::storage::Volume;
 
-/// Where a volume lies. The inner error says why that is not known, and what to do.
+/// Returns the location of a volume. The inner error gives the reason why it is unknown, and the
+/// remedy.
 pub fn place(link: &Link, volume: &Volume) -> Result<std::result::Result<Source, String>> {
     let Volume {
         pool, volume: name, ..
