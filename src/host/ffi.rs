@@ -61,7 +61,7 @@ fn check(status: c_int) -> Call<c_int> {
 pub fn c_string(text: &str) -> Call<CString> {
     CString::new(text).map_err(|_| CallError {
         number: ErrorNumber::InvalidArg,
-        message: "the text holds a NUL byte".to_owned(),
+        message: "the text contains a NUL byte".to_owned(),
     })
 }
 

@@ -359,13 +359,13 @@ pub enum HostError {
         message: String,
     },
     /// A call to libvirt did not return in time. libvirt may still carry it out.
-    #[error("libvirt does not answer: it was to {operation}")]
+    #[error("libvirt did not {operation} in time")]
     NoAnswer {
         /// The operation, as a verb phrase.
         operation: String,
     },
     /// A bitmap that no checkpoint owns already has the name of the new checkpoint.
-    #[error("a bitmap named '{name}' without a checkpoint is in the way")]
+    #[error("a bitmap named '{name}' already exists, without a checkpoint")]
     BitmapExists {
         /// The name.
         name: String,
@@ -380,13 +380,13 @@ pub enum HostError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The requested files are on another machine.
-    #[error("the domain runs on another machine, where {what} cannot be reached: run there")]
+    #[error("the domain runs on another machine, so {what} cannot be reached: run vmsnap there")]
     NotHere {
         /// What cannot be reached, for example `its images`.
         what: String,
     },
     /// This program was built without libvirt.
-    #[error("this vmsnap was built without libvirt: it lists and restores disks, and nothing else")]
+    #[error("this vmsnap was built without libvirt: it can only list backups and restore disks")]
     NoLibvirt,
     /// XML from the hypervisor or from a file is invalid.
     #[error("cannot read the {what}: {message}")]

@@ -133,7 +133,7 @@ fn qemu_img(operation: &str, arguments: &[OsString], limit: &WaitLimit) -> Resul
         Unfinished::TooLong => failed(
             PROGRAM,
             operation,
-            format!("no end after {} s", limit.deadline.as_secs()),
+            format!("it did not finish within {} s", limit.deadline.as_secs()),
         ),
     })?;
     if !status.success() {

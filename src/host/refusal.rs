@@ -55,7 +55,7 @@ pub enum Refusal {
         disk: String,
     },
     /// The domain was shut off when its backup was planned, and is running now.
-    #[error("the domain was started meanwhile")]
+    #[error("the domain was started after its backup was planned")]
     StartedMeanwhile,
     /// The changes of a disk were to be read, but the disk was requested in full.
     #[error("disk {disk} was requested in full: its changes are not known")]
@@ -82,14 +82,14 @@ pub enum Refusal {
         uuid: String,
     },
     /// libvirt does not allow this domain name.
-    #[error("no domain can have the name {name:?}")]
+    #[error("invalid domain name {name:?}")]
     ImpossibleDomainName {
         /// The name.
         name: String,
     },
     /// The value of a secret that opens an encrypted image cannot be read.
     #[error(
-        "libvirt does not give the value of the {secret} that opens the image: {message}; start the domain, or give the secret a value \
+        "cannot read the value of the {secret} that opens the image: {message}; start the domain, or give the secret a value \
          and define it without private='yes'"
     )]
     SecretUnavailable {
@@ -101,18 +101,18 @@ pub enum Refusal {
     /// libvirtd died while it started a job. It has lost its record of the job, but the domain is
     /// still busy with it.
     #[error(
-        "libvirtd was killed while it began a backup job, and now can neither go on with it nor end it, \
-         until the domain has been shut off (`virsh destroy`) and libvirtd has been restarted after that"
+        "libvirtd was killed while it started a backup job, and now it can neither continue nor end the job: \
+         shut off the domain (`virsh destroy`), then restart libvirtd"
     )]
     JobForgotten,
     /// The path of the UEFI variables is not a regular file.
-    #[error("the UEFI variables in {} cannot be taken: it is no file", path.display())]
+    #[error("cannot read the UEFI variables: {} is not a regular file", path.display())]
     NvramNotAFile {
         /// Their path.
         path: PathBuf,
     },
     /// The file of the UEFI variables is larger than any valid one.
-    #[error("the UEFI variables in {} cannot be taken: it has more than {most_mib} MiB", path.display())]
+    #[error("cannot read the UEFI variables: {} is larger than {most_mib} MiB", path.display())]
     NvramTooLarge {
         /// Their path.
         path: PathBuf,
@@ -128,13 +128,13 @@ pub enum Refusal {
         path: PathBuf,
     },
     /// The name of a run is not safe as a part of file names.
-    #[error("{run:?} cannot be the name of a run")]
+    #[error("invalid name of a run: {run:?}")]
     ImpossibleRunName {
         /// The name of the run.
         run: String,
     },
     /// vmsnap may not write to any of the folders for sockets.
-    #[error("there is no folder for sockets")]
+    #[error("there is no folder for sockets: this user may not write to /run or /var/tmp")]
     NoSocketFolder,
     /// The request for a shut-off domain's job has no folder for the readers.
     #[error("a shut-off domain needs a folder for its readers")]
@@ -149,13 +149,13 @@ pub enum Refusal {
         disk: String,
     },
     /// The path given for scratch files is not a folder with an absolute path.
-    #[error("{} is no folder with an absolute path", path.display())]
+    #[error("the path for scratch files is not a folder with an absolute path: {}", path.display())]
     NotAScratchFolder {
         /// The path.
         path: PathBuf,
     },
     /// The path of a new scratch file already exists.
-    #[error("something lies at the place of the scratch file {}", path.display())]
+    #[error("the scratch file {} already exists", path.display())]
     ScratchFileTaken {
         /// The path.
         path: PathBuf,
@@ -167,19 +167,19 @@ pub enum Refusal {
         path: PathBuf,
     },
     /// The path of the socket is longer than the kernel allows.
-    #[error("the path of the socket has more than 107 bytes: {}", path.display())]
+    #[error("the path of the socket is longer than 107 bytes: {}", path.display())]
     SocketPathTooLong {
         /// The path.
         path: PathBuf,
     },
     /// The path of the new socket exists and is not a socket.
-    #[error("something that is no socket lies at {}", path.display())]
+    #[error("cannot create the socket {}: another file has this path", path.display())]
     NotASocket {
         /// The path.
         path: PathBuf,
     },
     /// A process is listening on the socket.
-    #[error("somebody listens on the socket {}", path.display())]
+    #[error("another process is listening on the socket {}", path.display())]
     SocketInUse {
         /// The path.
         path: PathBuf,

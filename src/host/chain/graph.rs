@@ -71,7 +71,7 @@ impl Storage {
         let file = |driver: &str, path: &Path| match path.to_str() {
             Some(path) => Ok(json!({"driver": driver, "filename": path})),
             None => Err(Trouble::Refused(format!(
-                "the path {} is not UTF-8, and QEMU cannot be given it",
+                "the path {} is not UTF-8, so it cannot be passed to QEMU",
                 path.display()
             ))),
         };

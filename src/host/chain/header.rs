@@ -74,7 +74,7 @@ pub fn probe(head: &[u8]) -> Result<Looks, String> {
 /// # Errors
 /// The bytes are not a qcow2 header, or one of its fields, names or extensions is invalid.
 pub fn parse(head: &[u8]) -> Result<Header, String> {
-    let short = || "its header is cut short".to_owned();
+    let short = || "its header is truncated".to_owned();
     let head = qcow2::Head::new(head).ok_or_else(|| "it is not a qcow2 image".to_owned())?;
     match head.version().ok_or_else(short)? {
         2 | 3 => {}
@@ -96,7 +96,7 @@ pub fn parse(head: &[u8]) -> Result<Header, String> {
     };
     for extension in head.extensions() {
         let (kind, content) =
-            extension.map_err(|OutOfBounds| "an extension of its header is cut short".to_owned())?;
+            extension.map_err(|OutOfBounds| "an extension of its header is truncated".to_owned())?;
         let text = || text(content).ok_or_else(|| "a name in its header is invalid".to_owned());
         match kind {
             EXTENSION_BACKING_FORMAT => {
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(probe(b"LUKS\xba\xbe\0\x01"), Ok(Looks::Other("luks")));
         assert_eq!(probe(b"QFI\xfb\0\0\0\x01"), Ok(Looks::Other("qcow")));
         assert!(matches!(probe(&header(3, None, None)), Ok(Looks::Qcow2(_))));
-        probe(b"QFI\xfb\0\0\0\x03").expect_err("it is cut short");
+        probe(b"QFI\xfb\0\0\0\x03").expect_err("it is truncated");
     }
 
     #[test]

@@ -114,7 +114,7 @@ impl Planner<'_> {
         let shown = layer.source.text();
         if layer.is_slice {
             return refused(format!(
-                "{shown} is used only in part (<slices>), which cannot be read"
+                "only a part of {shown} is used (<slices>), which is not supported"
             ));
         }
         let (storage, head) = self.storage(&layer.source)?;
@@ -203,7 +203,7 @@ impl Planner<'_> {
             }
             Source::Volume(volume) => match &volume.place {
                 Some(place) if !matches!(**place, Source::Volume(_)) => self.storage(place),
-                _ => refused(format!("it is not known where the {} lies", source.text())),
+                _ => refused(format!("the location of the {} is unknown", source.text())),
             },
             Source::Network(network) => {
                 let node = protocol::node(network).map_err(Trouble::Refused)?;
@@ -281,7 +281,7 @@ impl Planner<'_> {
         // `protocol:` prefix.
         if !name.starts_with('/') {
             return refused(format!(
-                "{shown} names the data file '{name}', which is no absolute path, so the domain cannot start with it either"
+                "{shown} names the data file '{name}', which is not an absolute path, so the domain cannot start with it either"
             ));
         }
         Ok(Some(self.file(Path::new(name))?.0))
@@ -356,7 +356,7 @@ fn probed(head: &Head, storage: &Storage, above: &Storage) -> Result<Layout, Tro
     let (shown, above) = (storage.text(), above.text());
     let unclear = |why: &str| {
         refused(format!(
-            "{above} does not record the format of its backing file {shown}, and {why}: \
+            "{above} does not record the format of its backing file {shown}, which looks like {why}: \
              record it (qemu-img rebase -u -F FORMAT -b {shown} {above})"
         ))
     };
@@ -374,8 +374,8 @@ fn probed(head: &Head, storage: &Storage, above: &Storage) -> Result<Layout, Tro
             key: None,
             backing: None,
         }),
-        Looks::Qcow2(_) => unclear("that looks like a qcow2 image which names other files"),
-        Looks::Other(format) => unclear(&format!("that looks like an image of the format {format}")),
+        Looks::Qcow2(_) => unclear("a qcow2 image that names other files"),
+        Looks::Other(format) => unclear(&format!("an image of the format {format}")),
     }
 }
 

@@ -59,7 +59,7 @@ fn check_kind(path: &Path, found: &std::fs::Metadata) -> Result<(), Trouble> {
         () if kind.is_fifo() => "a FIFO",
         () if kind.is_socket() => "a socket",
         () if kind.is_char_device() => "a character device",
-        () => "no file",
+        () => "of an unknown kind",
     };
     Err(Trouble::Refused(format!(
         "{} is {what}, not a file or block device",

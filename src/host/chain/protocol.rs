@@ -22,7 +22,7 @@ pub fn node(network: &Network) -> Result<Value, String> {
     };
     if !network.needs.is_empty() {
         return only_running(format!(
-            "it needs settings of libvirt's ({})",
+            "it needs settings that only libvirt can apply ({})",
             network.needs.join(", ")
         ));
     }
@@ -30,7 +30,7 @@ pub fn node(network: &Network) -> Result<Value, String> {
     match (network.protocol.as_str(), network.hosts.as_slice()) {
         ("nbd", [server]) => match socket(server, 10809) {
             Some(server) => Ok(json!({"driver": "nbd", "server": server, "export": name})),
-            None => only_running("its server is reached in an unknown way".to_owned()),
+            None => only_running("the transport to its server is not supported".to_owned()),
         },
         (protocol @ ("http" | "https"), [Server::Tcp { host, port }]) => {
             Ok(json!({"driver": protocol, "url": url(network, host, *port)}))
@@ -43,7 +43,7 @@ pub fn node(network: &Network) -> Result<Value, String> {
                     "driver": "iscsi", "transport": "tcp", "target": target, "lun": lun,
                     "portal": format!("{}:{}", bracketed(host), usable(*port).unwrap_or(3260)),
                 })),
-                Err(_) => only_running(format!("'{lun}' is no number of a LUN")),
+                Err(_) => only_running(format!("'{lun}' is not a LUN number")),
             }
         }
         ("rbd", servers) => rbd(name, servers).or_else(|why| only_running(why.to_owned())),
@@ -95,12 +95,12 @@ fn rbd(name: &str, servers: &[Server]) -> Result<Value, &'static str> {
         }
         // libvirt 9.0 reads `a/b/c` as image `b/c` in pool `a`, newer versions as image `c` in
         // namespace `b`.
-        [_, _, _] => return Err("the versions of libvirt differ in how they read a name of three parts"),
+        [_, _, _] => return Err("versions of libvirt interpret a name of three parts differently"),
         _ => return Err("its name is not POOL/IMAGE"),
     };
     let address = |server: &Server| match server {
         Server::Tcp { host, port } => Ok(json!({"host": host, "port": port.unwrap_or(0).to_string()})),
-        _ => Err("its servers are reached in an unknown way"),
+        _ => Err("the transport to its servers is not supported"),
     };
     let servers = servers.iter().map(address).collect::<Result<Vec<_>, _>>()?;
     if !servers.is_empty() {

@@ -45,7 +45,7 @@ pub fn end(handle: &Handle) -> Result<()> {
         Err(HostError::Libvirt {
             operation: "end the job".to_owned(),
             code: 0,
-            message: format!("it still runs after {} s", ENDING.as_secs()),
+            message: format!("it is still running after {} s", ENDING.as_secs()),
         })
     })
 }
@@ -110,8 +110,8 @@ impl ActiveDomainJob {
             Ok(false) => None,
             Ok(true) => Some(Finding::new(
                 "guest-stood-still",
-                "the scratch space was full before the copy was done, and the guest stood still until then; \
-                 --scratch-dir names a folder with more room",
+                "the scratch space became full before the copy was complete, and the guest was paused until then; \
+                 choose a folder with more space with --scratch-dir",
             )),
             Err(error) => Some(Finding::new("guest-not-resumed", with_sources(&error))),
         }
@@ -198,7 +198,7 @@ impl BackupJob for ActiveDomainJob {
             return Ok(JobHealth::Gone("the domain was stopped".to_owned()));
         }
         if !self.stuck_before && is_stuck(&handle)? {
-            let errors = ffi::disk_errors(&handle).map_err(failed("tell the disks' errors"))?;
+            let errors = ffi::disk_errors(&handle).map_err(failed("report the disks' errors"))?;
             let words = |error: &ffi::DiskError| {
                 format!(
                     "{}: {}",
@@ -214,7 +214,7 @@ impl BackupJob for ActiveDomainJob {
             Some(job) if job.socket.as_ref() == Some(&self.socket) => Ok(JobHealth::Good),
             // A domain that is being stopped loses its job before it disappears.
             _ => Ok(JobHealth::Gone(
-                "somebody has ended it, or the domain is being stopped".to_owned(),
+                "another program has ended it, or the domain is being stopped".to_owned(),
             )),
         }
     }

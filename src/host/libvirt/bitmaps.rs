@@ -81,7 +81,7 @@ fn make_known_again(handle: &Handle, record: &CheckpointDescription) -> Result<(
     })?;
     let made = ffi::Checkpoint::redefine(handle, &xml);
     made.map(drop).map_err(failed(format!(
-        "keep the checkpoint {name}, whose bitmaps are gone"
+        "keep the record of checkpoint {name}, whose bitmaps are gone"
     )))
 }
 

@@ -29,7 +29,7 @@ pub fn all(link: &Link) -> Result<DomainFiles> {
             Ok(system) => of_link(&system, &mut found)?,
             Err(_) if link.location().is_local => {}
             Err(error) => {
-                let what = format!("the domains of this machine are not known: {error}");
+                let what = format!("cannot list the domains of this machine: {error}");
                 found.findings.push(Finding::new("domains-not-known", what));
             }
         }
@@ -48,7 +48,7 @@ fn of_link(link: &Link, found: &mut DomainFiles) -> Result<()> {
             Err(error) if is_gone(&error) => {}
             Err(error) => {
                 let name = handle.get_name().unwrap_or_default();
-                let what = format!("the disks of domain '{}' are not known: {error}", shown(&name));
+                let what = format!("cannot list the disks of domain '{}': {error}", shown(&name));
                 found.findings.push(Finding::new("domains-not-known", what));
             }
         }
@@ -58,7 +58,7 @@ fn of_link(link: &Link, found: &mut DomainFiles) -> Result<()> {
 
 fn of_domain(link: &Link, handle: &Handle) -> Result<Vec<DomainFile>> {
     let describe = |flags| handle.get_xml_desc(flags).map_err(failed("describe the domain"));
-    let domain = handle.get_name().map_err(failed("tell the domain's name"))?;
+    let domain = handle.get_name().map_err(failed("report the domain's name"))?;
     let is_active = inspect::is_active(handle)?;
     let mut sources = Vec::new();
     if is_active {

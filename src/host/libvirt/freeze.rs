@@ -112,7 +112,7 @@ impl Freeze {
         while !stop.requested() {
             let finding = match self.answers.recv_timeout(LOOK) {
                 Err(RecvTimeoutError::Timeout) if started.elapsed() < deadline => continue,
-                Err(_) => not_frozen("agent-not-answering", "the guest agent does not answer in time"),
+                Err(_) => not_frozen("agent-not-answering", "the guest agent did not answer in time"),
                 Ok(Answer::Frozen(Ok(0))) => {
                     not_frozen("nothing-frozen", "the guest has none that can be frozen")
                 }
@@ -148,13 +148,13 @@ impl Freeze {
             let why = match self.answers.recv_timeout(longest) {
                 Ok(Answer::Thawed(Ok(0))) => {
                     let message =
-                        "the guest had thawed its file systems by itself before the moment of the backup";
+                        "the guest thawed its file systems by itself before the moment of the backup";
                     let finding = Finding::new("freeze-expired", message);
                     return (Consistency::Crash, vec![finding], self.guard);
                 }
                 Ok(Answer::Thawed(Ok(_))) => return (Consistency::Filesystem, Vec::new(), self.guard),
                 Ok(Answer::Thawed(Err(error)) | Answer::Frozen(Err(error))) => error.message,
-                Ok(Answer::Frozen(Ok(_))) | Err(_) => "the guest agent does not answer".to_owned(),
+                Ok(Answer::Frozen(Ok(_))) | Err(_) => "the guest agent did not answer".to_owned(),
             };
             let message = format!("the guest's file systems may still be frozen: {why}");
             self.finding = Some(Finding::new("thaw-failed", message));

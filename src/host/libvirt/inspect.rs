@@ -29,7 +29,7 @@ pub fn internal_snapshots(handle: &Handle) -> Result<Vec<String>> {
     match handle.list_all_snapshots(sys::VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL) {
         Ok(snapshots) => snapshots
             .iter()
-            .map(|snapshot| snapshot.get_name().map_err(failed("tell a snapshot's name")))
+            .map(|snapshot| snapshot.get_name().map_err(failed("report a snapshot's name")))
             .collect(),
         // This driver has no snapshots.
         Err(error) if error.code() == ErrorNumber::NoSupport => Ok(Vec::new()),
@@ -39,7 +39,9 @@ pub fn internal_snapshots(handle: &Handle) -> Result<Vec<String>> {
 
 pub fn capabilities(link: &Link) -> Result<Capabilities> {
     let connection = link.connection()?;
-    let libvirt = connection.get_lib_version().map_err(failed("tell its version"))?;
+    let libvirt = connection
+        .get_lib_version()
+        .map_err(failed("report its version"))?;
     // Without a QEMU for this machine's architecture, libvirt reports no version. Checkpoints are
     // then assumed to work.
     let qemu = connection.get_hyp_version().unwrap_or(0);
@@ -85,7 +87,7 @@ pub fn domain_names(link: &Link) -> Result<Vec<String>> {
     for handle in &handles {
         listed.push((
             handle.get_id(),
-            handle.get_name().map_err(failed("tell a domain's name"))?,
+            handle.get_name().map_err(failed("report a domain's name"))?,
         ));
     }
     listed.sort_by(listing_order);
@@ -138,14 +140,14 @@ pub fn domain_of(link: &Link, handle: &Handle) -> Result<Domain> {
         complete(link, disk, state)?;
     }
     Ok(Domain {
-        name: handle.get_name().map_err(failed("tell the domain's name"))?,
+        name: handle.get_name().map_err(failed("report the domain's name"))?,
         uuid: handle
             .get_uuid_string()
-            .map_err(failed("tell the domain's UUID"))?,
+            .map_err(failed("report the domain's UUID"))?,
         state,
         persistent: handle
             .is_persistent()
-            .map_err(failed("tell whether the domain is persistent"))?,
+            .map_err(failed("report whether the domain is persistent"))?,
         id: handle.get_id().filter(|_| state.is_active()),
         disks,
         nvram: description.nvram,
@@ -194,7 +196,7 @@ fn no_listener(agent: Agent) -> Agent {
 
 /// Returns the domain's state, and libvirt's number for the reason.
 pub fn state(handle: &Handle) -> Result<(DomainState, i32)> {
-    let (state, reason) = handle.get_state().map_err(failed("tell the domain's state"))?;
+    let (state, reason) = handle.get_state().map_err(failed("report the domain's state"))?;
     let active = is_active(handle)?;
     let state = match state {
         _ if !active => DomainState::ShutOff,
@@ -208,7 +210,7 @@ pub fn state(handle: &Handle) -> Result<(DomainState, i32)> {
 pub fn is_active(handle: &Handle) -> Result<bool> {
     handle
         .is_active()
-        .map_err(failed("tell whether the domain is active"))
+        .map_err(failed("report whether the domain is active"))
 }
 
 /// Reads the live XML of a running domain.
@@ -242,7 +244,7 @@ fn is_qcow2_version_2(image: &Path) -> bool {
 }
 
 pub fn disk_sizes(link: &Link, domain: &Domain, target: &str) -> Result<DiskSizes> {
-    let operation = format!("tell the size of disk {target}");
+    let operation = format!("report the size of disk {target}");
     ffi::c_string(target).map_err(failed(operation.as_str()))?;
     // If the path is a FIFO, libvirt would block with the domain locked.
     let path = domain.disk(target).and_then(|disk| disk.source.path());
@@ -289,7 +291,7 @@ pub fn active_job(handle: &Handle) -> Result<Option<ActiveJob>> {
             return Ok(None);
         }
         Err(error) if is_lost_job(&error) => return Err(Refusal::JobForgotten.into()),
-        Err(error) => return Err(failed("tell whether a job is active")(error)),
+        Err(error) => return Err(failed("report whether a job is active")(error)),
     };
     let socket = match operation {
         sys::VIR_DOMAIN_JOB_OPERATION_BACKUP => socket_of_job(handle)?,
@@ -356,7 +358,7 @@ pub fn nvram(link: &Link, domain: &Domain) -> Result<Option<Vec<u8>>> {
         Ok(meta) => meta,
         // libvirt creates the file at the first start.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(HostError::io("look at", path, error)),
+        Err(error) => return Err(HostError::io("examine", path, error)),
     };
     if !meta.is_file() {
         return Err(Refusal::NvramNotAFile { path: path.clone() }.into());
@@ -396,7 +398,7 @@ mod tests {
         assert!(
             Refusal::JobForgotten
                 .to_string()
-                .contains("libvirtd has been restarted after that")
+                .contains("then restart libvirtd")
         );
     }
 

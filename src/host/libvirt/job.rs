@@ -176,11 +176,11 @@ fn begin_error(mut error: CallError) -> HostError {
         };
     }
     let hint = if error.message.contains("nbd-server-start") {
-        "; QEMU may not use this folder: name another place for the socket"
+        "; QEMU has no permission for this folder: choose another path for the socket"
     } else if error.message.contains("Permission denied")
         || error.message.contains("failed to create image file")
     {
-        "; QEMU may not use this folder: name another one for scratch files"
+        "; QEMU has no permission for this folder: choose another folder for scratch files"
     } else {
         ""
     };

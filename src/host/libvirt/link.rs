@@ -37,7 +37,7 @@ impl Link {
 
     fn begin(uri: Option<&str>, is_read_only: bool) -> Result<Link> {
         let connection = open(uri, is_read_only)?;
-        let full_uri = connection.get_uri().map_err(failed("tell its URI"))?;
+        let full_uri = connection.get_uri().map_err(failed("report its URI"))?;
         Ok(Link {
             uri: uri.map(str::to_owned),
             is_read_only,
@@ -71,16 +71,16 @@ impl Link {
         check_name(name)?;
         found(
             Handle::lookup_by_name(&self.connection()?, name),
-            "look for the domain",
+            "look up the domain",
         )
     }
 
     /// Looks up the domain with this UUID.
     pub fn by_uuid(&self, uuid: &str) -> Result<Option<Handle>> {
-        ffi::c_string(uuid).map_err(failed("look for the domain"))?;
+        ffi::c_string(uuid).map_err(failed("look up the domain"))?;
         found(
             Handle::lookup_by_uuid_string(&self.connection()?, uuid),
-            "look for the domain",
+            "look up the domain",
         )
     }
 

@@ -137,12 +137,12 @@ fn plan<'a>(link: &Link, domain: &'a Domain, request: &'a BackupRequest) -> Resu
 fn moment(handle: &Handle) -> Result<(Consistency, Vec<Finding>)> {
     if !handle
         .has_managed_save(0)
-        .map_err(failed("look for a saved memory image"))?
+        .map_err(failed("check for a saved memory image"))?
     {
         return Ok((Consistency::Offline, Vec::new()));
     }
-    let message = "the domain's memory was saved (managed save) and is not in the backup: \
-                   its disks are those of a machine whose power was cut";
+    let message = "the domain's saved memory (managed save) is not in the backup: \
+                   its disks are in the state after a power cut";
     Ok((Consistency::Crash, vec![Finding::new("managed-save", message)]))
 }
 
@@ -218,7 +218,7 @@ fn make_known(
         parent: parent.as_deref(),
         disks: &disks,
     })?;
-    ffi::Checkpoint::redefine(handle, &xml).map_err(failed(format!("make the checkpoint {name} known")))?;
+    ffi::Checkpoint::redefine(handle, &xml).map_err(failed(format!("register the checkpoint {name}")))?;
     job::record(handle, name)
 }
 

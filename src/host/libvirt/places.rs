@@ -163,7 +163,7 @@ pub fn make_for_readers(places: &Places) -> Result<()> {
 
 fn make_own(folder: &Path) -> Result<()> {
     let made = DirBuilder::new().mode(0o700).create(folder);
-    made.map_err(|error| HostError::io("make the folder", folder, error))
+    made.map_err(|error| HostError::io("create the folder", folder, error))
 }
 
 /// Chooses the path of a scratch file: beside the image by default, as libvirt does.
@@ -310,7 +310,7 @@ fn remove_if(path: &Path, is_ours: impl Fn(&fs::Metadata) -> bool) -> Result<()>
         {
             Ok(())
         }
-        Err(error) => Err(HostError::io("look at", path, error)),
+        Err(error) => Err(HostError::io("examine", path, error)),
     }
 }
 
@@ -325,7 +325,7 @@ mod tests {
         let socket = dir.path().join("s");
         check_socket(&socket).expect("nothing is there");
         let listener = UnixListener::bind(&socket).expect("it binds");
-        assert!(check_socket(&socket).is_err(), "somebody listens");
+        assert!(check_socket(&socket).is_err(), "a process is listening");
         drop(listener);
         check_socket(&socket).expect("nobody listens");
         let file = dir.path().join("precious");

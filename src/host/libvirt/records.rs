@@ -33,7 +33,7 @@ pub fn lookup(handle: &Handle, name: &str) -> Result<Option<ffi::Checkpoint>> {
     match ffi::Checkpoint::lookup(handle, name) {
         Ok(checkpoint) => Ok(Some(checkpoint)),
         Err(error) if error.number == ErrorNumber::NoDomainCheckpoint => Ok(None),
-        Err(error) => Err(failed(format!("look for the checkpoint {name}"))(error)),
+        Err(error) => Err(failed(format!("look up the checkpoint {name}"))(error)),
     }
 }
 

@@ -69,7 +69,7 @@ impl Known<'_> {
                 records::lookup(self.handle, &self.checkpoint.name)?
                     .map(|record| record.delete(true))
                     .transpose()
-                    .map_err(failed(format!("look for the bitmap {}", self.checkpoint.name)))?;
+                    .map_err(failed(format!("check the bitmap {}", self.checkpoint.name)))?;
                 sound.push(*target);
             }
         }
@@ -103,7 +103,7 @@ impl Known<'_> {
         match made {
             Ok(_) => Ok(true),
             Err(error) if error.number == ErrorNumber::CheckpointInconsistent => Ok(false),
-            Err(error) => Err(failed(format!("make the checkpoint {name} known again"))(error)),
+            Err(error) => Err(failed(format!("register the checkpoint {name} again"))(error)),
         }
     }
 }

@@ -113,7 +113,7 @@ impl Reader {
             None => Err(failed(
                 PROGRAM,
                 &operation(offer),
-                format!("it does not listen after {} s", OPENING.as_secs()),
+                format!("it was not listening after {} s", OPENING.as_secs()),
             )),
         }
     }
@@ -231,7 +231,7 @@ pub fn end_stray_reader(socket: &Path) -> Result<()> {
         failed(
             "qemu-nbd",
             "be ended",
-            format!("process {} stays", pid.as_raw_nonzero()),
+            format!("process {} is still running", pid.as_raw_nonzero()),
         )
     })
 }

@@ -290,7 +290,7 @@ fn domain_users(
     }
     for file in silent.into_iter().filter_map(|index| named.files.get(index)) {
         let what = format!(
-            "{} could not be looked at in time: whether {} of domain '{}' is the target is not known",
+            "{} could not be examined in time, so {} of domain '{}' may be the target",
             file.path.display(),
             file.role,
             shown(&file.domain)

@@ -46,7 +46,7 @@ pub fn read_checkpoint(xml: &str) -> Result<CheckpointDescription> {
     let name = name.ok_or_else(|| bad(WHAT, "it has no name"))?;
     let created = child(checkpoint, "creationTime").map(text);
     let created = created.and_then(|seconds| seconds.trim().parse().ok());
-    let created = created.ok_or_else(|| bad(WHAT, format!("{name} has no time of creation")))?;
+    let created = created.ok_or_else(|| bad(WHAT, format!("{name} has no creation time")))?;
     let parent = child(checkpoint, "parent")
         .and_then(|parent| child(parent, "name"))
         .map(text);
@@ -72,14 +72,20 @@ fn covered_disk(disk: Node, checkpoint: &str) -> Result<Option<CoveredDisk>> {
     }
     let target = disk.attribute("name").unwrap_or_default();
     if !is_valid_target(target) {
-        return Err(bad(WHAT, format!("{checkpoint} covers a disk named {target:?}")));
+        return Err(bad(
+            WHAT,
+            format!("{checkpoint} has the invalid disk target {target:?}"),
+        ));
     }
     let dirty_bytes = match disk.attribute("size") {
         None => None,
         Some(size) => {
-            let size = size
-                .parse()
-                .map_err(|_| bad(WHAT, format!("{checkpoint} tells the size {size:?} of {target}")))?;
+            let size = size.parse().map_err(|_| {
+                bad(
+                    WHAT,
+                    format!("{checkpoint} has the invalid size {size:?} for disk {target}"),
+                )
+            })?;
             Some(size)
         }
     };

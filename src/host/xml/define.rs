@@ -152,7 +152,7 @@ fn set_disk(splice: &mut Splice, disk: Node, new: &NewSource) -> Result<()> {
     }
     let first = disk
         .first_element_child()
-        .ok_or_else(|| bad(WHAT, "a disk has no content"))?;
+        .ok_or_else(|| bad(WHAT, "a <disk> is empty"))?;
     match child(disk, "driver") {
         None => splice.insert(
             first.range().start,
@@ -287,7 +287,7 @@ impl Splice<'_> {
         let mut done = 0;
         for (range, text) in &self.edits {
             if range.start < done {
-                return Err(bad(WHAT, "two changes meet in the same place"));
+                return Err(bad(WHAT, "two edits overlap"));
             }
             edited.push_str(&self.xml[done..range.start]);
             edited.push_str(text);

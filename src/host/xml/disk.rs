@@ -25,14 +25,19 @@ pub fn read_disk(disk: Node) -> Result<Disk> {
     let target = child(disk, "target").and_then(|target| target.attribute("dev"));
     let target = target.ok_or_else(|| bad(WHAT, "a disk has no target"))?;
     if !is_valid_target(target) {
-        return Err(bad(WHAT, format!("a disk has the target {target:?}")));
+        return Err(bad(WHAT, format!("a disk has the invalid target {target:?}")));
     }
     let device = match disk.attribute("device").unwrap_or("disk") {
         "disk" => Device::Disk,
         "cdrom" => Device::Cdrom,
         "floppy" => Device::Floppy,
         "lun" => Device::Lun,
-        other => return Err(bad(WHAT, format!("disk {target} is a device of kind {other:?}"))),
+        other => {
+            return Err(bad(
+                WHAT,
+                format!("disk {target} has the unknown device type {other:?}"),
+            ));
+        }
     };
     let driver = child(disk, "driver").and_then(|driver| driver.attribute("type"));
     Ok(Disk {

@@ -41,7 +41,10 @@ fn bad(what: &str, message: impl Into<String>) -> HostError {
 /// Parses a document with this root element. A DTD is refused, so there are no entities to expand.
 fn parse<'a>(xml: &'a str, what: &str, root: &str) -> Result<Document<'a>> {
     if xml.len() > LONGEST {
-        return Err(bad(what, format!("it is {} bytes long", xml.len())));
+        return Err(bad(
+            what,
+            format!("it has {} bytes, more than {LONGEST}", xml.len()),
+        ));
     }
     let document = Document::parse(xml).map_err(|error| bad(what, error.to_string()))?;
     let name = document.root_element().tag_name().name();
