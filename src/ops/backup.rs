@@ -113,11 +113,12 @@ pub enum PruneOutcome {
 }
 
 /// The reason not to prune while superfluous checkpoints could not be removed.
-const STILL_NEEDED: &str = "checkpoints could not be retired, and the manifests of the previous period may be all that tells which are ours";
+const STILL_NEEDED: &str = "checkpoints could not be retired, and only the manifests of the \
+    previous period may show that they are vmsnap's";
 
 /// The reason not to prune after a partial backup: only older restore points may hold the missing
 /// disk.
-const PARTIAL: &str = "the backup is partial, and the previous period may hold what it lacks";
+const PARTIAL: &str = "the backup is partial, and the previous period may hold the missing disk";
 
 /// Makes a restore point of the domain `name`.
 pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcome> {

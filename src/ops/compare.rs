@@ -76,7 +76,7 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
     let latest = match history.chains.latest_in_periods() {
         Some(latest) => latest,
         None if history.chains.latest().is_some() => {
-            let what = "the repository holds copies of this domain only, and no bitmap knows what was written since a copy";
+            let what = "the repository holds only copies of this domain, and no bitmap records what was written since a copy";
             return Err(Error::of(name, Cause::NoSuchRestorePoint(what.to_owned())));
         }
         None => restore::choose(name, &history, "latest")?,
@@ -213,7 +213,7 @@ impl Comparison<'_> {
             disk.is_remembered = kept.is_ok();
         }
         if let Err(error) = kept {
-            let what = format!("that disks differ cannot be remembered: {}", with_sources(&error));
+            let what = format!("the differences cannot be recorded: {}", with_sources(&error));
             self.report(Finding::new("missed-write-not-kept", what), findings);
         }
     }
@@ -223,7 +223,7 @@ impl Comparison<'_> {
         for disk in compared.iter().filter(|disk| disk.differing > 0) {
             let (target, point) = (&disk.target, &disk.point);
             let what = format!(
-                "disk {target} differs from {point} in {} clusters that no bitmap calls changed; {}",
+                "disk {target} differs from {point} in {} clusters that no bitmap marks as changed; {}",
                 disk.differing,
                 disk.consequence()
             );

@@ -376,12 +376,12 @@ mod tests {
         let gate = source.all_given.clone();
         let mut told = Vec::new();
         let copied = copy_export(&mut source, &mut Void, &Stop::default(), &mut |at| {
-            assert!(gate.pass(), "the copying waits for who is told of it");
+            assert!(gate.pass(), "the copy waits for the receiver of its progress");
             told.push(at.position);
         });
         copied.expect("it ends");
         assert_eq!(told.last(), Some(&(BLOCKS * CLUSTER)));
-        assert!(told.len() <= 2, "what was missed is not told later: {told:?}");
+        assert!(told.len() <= 2, "missed values are not reported later: {told:?}");
     }
 
     #[test]

@@ -68,7 +68,8 @@ pub enum Cause {
     NothingToBackUp,
     /// The requested grouping differs from that of the domain's backups.
     #[error(
-        "its backups are grouped by {existing} (the newest lies in {folder}): a backup by {wanted} would begin a second chain beside them"
+        "its backups are grouped by {existing} (the newest lies in {folder}): a backup by {wanted} \
+         would begin a second chain beside them"
     )]
     OtherGrouping {
         /// The grouping of the existing backups.
@@ -89,14 +90,14 @@ pub enum Cause {
     JobLost(String),
     /// The scratch space of this disk is full.
     #[error(
-        "the scratch space of {0} is full, so the guest stood still; the job was aborted and the guest goes on"
+        "the scratch space of {0} was full, which paused the guest; the job was aborted and the guest resumed"
     )]
     ScratchFull(String),
     /// The requested restore point does not exist.
     #[error("{0}")]
     NoSuchRestorePoint(String),
     /// The restore point cannot be restored completely.
-    #[error("restore point {id} cannot be given back whole: {fault}")]
+    #[error("restore point {id} cannot be restored completely: {fault}")]
     NotWhole {
         /// Its id.
         id: String,
@@ -116,7 +117,7 @@ pub enum Cause {
     NoRestorePoints,
     /// The name to scrub is not one that vmsnap gives.
     #[error(
-        "'{}' is not a name that vmsnap gives (virtnbdbackup. and a number); checkpoints and bitmaps of others are never touched",
+        "'{}' is not a vmsnap name (virtnbdbackup. and a number); other checkpoints and bitmaps are never touched",
         shown(name)
     )]
     NotOurs {
@@ -125,7 +126,7 @@ pub enum Cause {
     },
     /// Another repository may need the checkpoint or bitmap that was to be scrubbed.
     #[error(
-        "'{}' was made for another repository than the one of --output, or nobody knows for which",
+        "'{}' was made for a repository other than that of --output, or its repository is unknown",
         shown(name)
     )]
     OtherRepository {
@@ -147,7 +148,7 @@ pub enum Cause {
     #[error("not all bitmaps are known to be removed: {0}")]
     NotAllRemoved(String),
     /// The target already exists.
-    #[error("{} exists already, and nothing is ever overwritten", .0.display())]
+    #[error("{} already exists, and is not overwritten", .0.display())]
     Exists(std::path::PathBuf),
     /// The target of a restore is in use. Nothing has been written.
     #[error("{} is in use, and nothing was written to it: {}", path.display(), listed(users))]
@@ -158,7 +159,7 @@ pub enum Cause {
         users: Vec<Usage>,
     },
     /// A block device came into use while it was being written.
-    #[error("{} was taken into use while it was written: {}", path.display(), listed(users))]
+    #[error("{} came into use while it was being written: {}", path.display(), listed(users))]
     TakenMeanwhile {
         /// The block device.
         path: std::path::PathBuf,
@@ -301,29 +302,27 @@ impl Error {
                 return Some(format!("install {program}: {package}"));
             }
             Cause::Host(HostError::ImageInUse { .. }) => {
-                "libvirt says that the domain is shut off. A program that works on the image ends by itself: try again then. \
-                 A QEMU of this domain is one that libvirtd has lost, for example because it was killed: end it with `kill` \
-                 and the process number, so that it closes its images, and start the domain again"
+                "libvirt reports the domain as shut off. If a program works on the image, wait until it ends, then try again. \
+                 If the process is a QEMU of this domain, libvirtd has lost it, for example because libvirtd was killed: \
+                 end it with `kill` and the process number, so that it closes its images, and start the domain again"
             }
             Cause::Host(HostError::NoLibvirt) => {
-                "on Debian libvirt0, on Fedora libvirt-libs, and a vmsnap that was built with them"
+                "install libvirt0 (Debian) or libvirt-libs (Fedora), and a vmsnap that was built with libvirt"
             }
             Cause::Host(HostError::NoSuchDomain { .. }) => "`virsh list --all` shows the domains",
             Cause::Host(HostError::Connect { why, .. }) => why.hint(),
             Cause::Host(HostError::NoAnswer { .. }) => {
-                "the domain was stopped meanwhile, or QEMU hangs; if the domain cannot be started now, restart libvirtd (or virtqemud)"
+                "the domain was stopped, or QEMU hangs; if the domain cannot be started now, restart libvirtd (or virtqemud)"
             }
             Cause::Repo(RepoError::Locked { .. }) => {
-                "wait for that run to end, or let --wait SECONDS do it; a run that was killed holds no lock"
+                "wait for that run to end, or use --wait SECONDS; a killed run holds no lock"
             }
             Cause::Repo(RepoError::Unusable { source, .. } | RepoError::Io { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
-                "run as root, or as a user who may read and write there"
+                "run as root, or as a user with read and write access"
             }
-            Cause::Repo(RepoError::Unusable { .. }) => {
-                "create the folder, or mount the file system it belongs to"
-            }
+            Cause::Repo(RepoError::Unusable { .. }) => "create the folder, or mount its file system",
             Cause::Repo(error) if error.is_no_space() => NO_SPACE,
             Cause::Copy(error) if error.kind == BlockErrorKind::NoSpace => NO_SPACE,
             Cause::Copy(error) if error.kind == BlockErrorKind::Damaged => {
@@ -332,8 +331,9 @@ impl Error {
             Cause::NotWhole { .. } => "`vmsnap list` shows which restore points are whole",
             Cause::OtherGrouping { existing, .. } => {
                 return Some(format!(
-                    "--group-by {existing} goes on with those backups; --force begins a second chain with a full backup, and the two live side by side: \
-                     each is pruned by its own grouping only"
+                    "--group-by {existing} continues those backups; --force begins a second chain \
+                     with a full backup beside the first: \
+                     each chain is pruned by its own grouping only"
                 ));
             }
             Cause::NothingToBackUp => {
@@ -344,14 +344,16 @@ impl Error {
             }
             Cause::InUse { users, .. } => return Some(hint_for_users(users)),
             Cause::TakenMeanwhile { .. } => {
-                "what is on the device now cannot be relied on: end that use, then restore again"
+                "do not rely on the content of the device: end that use, then restore again"
             }
             Cause::TooSmall { .. } => {
                 "restore to a device that is at least as large as the disk, or to a file"
             }
-            Cause::ScratchFull(_) => "give a folder with more room with --scratch-dir",
-            Cause::NoSuchRestorePoint(_) | Cause::NoRestorePoints => "`vmsnap list` shows what there is",
-            Cause::OtherRepository { .. } => "without --output it is removed whichever repository needs it",
+            Cause::ScratchFull(_) => "name a folder with more space with --scratch-dir",
+            Cause::NoSuchRestorePoint(_) | Cause::NoRestorePoints => "`vmsnap list` shows the restore points",
+            Cause::OtherRepository { .. } => {
+                "without --output, it is removed even if another repository needs it"
+            }
             Cause::NotThere { .. } => "`vmsnap status` shows the checkpoints and bitmaps that can be listed",
             _ => return None,
         };
@@ -387,9 +389,10 @@ fn hint_for_users(users: &[Usage]) -> String {
     }
 }
 
-const LACKS_FILES: &str = "raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of systemd): each image of a chain takes one";
+const LACKS_FILES: &str = "raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of \
+    systemd): each image of a chain needs one open file";
 
-const NO_SPACE: &str = "make room in the target and run again: nothing that was kept before is lost";
+const NO_SPACE: &str = "make room in the target and run again: no earlier restore point is lost";
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

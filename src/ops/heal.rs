@@ -82,10 +82,7 @@ pub(super) fn heal(
         unfinished = repairs;
     }
     let unfinished: Vec<String> = unfinished.iter().map(Repair::to_string).collect();
-    let what = format!(
-        "what a run that did not finish had left ({})",
-        unfinished.join("; ")
-    );
+    let what = format!("work of an unfinished run ({})", unfinished.join("; "));
     Err(Error::of(name, Cause::StillThere(what)))
 }
 
@@ -106,7 +103,7 @@ fn carry_out(
             Repair::FinishRemoval(removal) => {
                 locked.finish_removal(removal).map_err(failed)?;
                 let what = format!(
-                    "removed what an interrupted removal had left of {}",
+                    "finished the interrupted removal of {}",
                     removal.location
                 );
                 findings.push(Finding::new("removal-finished", what));
@@ -119,7 +116,7 @@ fn carry_out(
                 Ok(true) => findings.push(Finding::new(
                     "checkpoint-known-again",
                     format!(
-                        "libvirt had lost checkpoint {}, whose bitmaps are there: it knows it again",
+                        "registered checkpoint {} with libvirt again: libvirt had lost its record, but its bitmaps are there",
                         lost.name
                     ),
                 )),
@@ -130,7 +127,7 @@ fn carry_out(
                     findings.push(Finding::new(
                         "checkpoint-not-known-again",
                         format!(
-                            "checkpoint {}, which libvirt has lost: {}",
+                            "checkpoint {}, which libvirt has lost, cannot be registered again: {}",
                             lost.name,
                             with_sources(&error)
                         ),

@@ -75,7 +75,7 @@ pub(super) fn run<T>(
     };
     if error.is_unanswered() {
         // libvirt may still begin the job, whatever is undone now.
-        plan.leave(pending, "libvirt may still begin it");
+        plan.leave(pending, "libvirt may still begin the job");
     } else if !is_undone && let Err(trouble) = heal::undo(plan.domain, &entry, plan.context) {
         plan.leave(pending, &with_sources(&trouble));
     }
@@ -152,7 +152,7 @@ impl JobPlan<'_> {
     pub(super) fn leave(&self, pending: Box<dyn PendingPoint>, trouble: &str) {
         let (this, next) = self.actors;
         let location = pending.leave();
-        let what = format!("what {this} began could not be ended ({trouble}); {next} will, by {location}");
+        let what = format!("{this} could not undo what it began ({trouble}); {next} will, using {location}");
         self.report(&Finding::new("left-to-heal", what));
     }
 

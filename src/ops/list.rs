@@ -100,7 +100,7 @@ pub(super) fn unfinished(repository: &dyn DomainRepository, history: &History) -
     let is_there = |leftover: &&Leftover| repository.has_leftover(leftover);
     let left = history.leftovers.iter().filter(is_there);
     left.map(|leftover| {
-        let what = format!("{} is of a run that has not finished", leftover.location);
+        let what = format!("{} belongs to a run that has not finished", leftover.location);
         Finding::new("unfinished-run", what)
     })
     .collect()

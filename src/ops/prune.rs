@@ -50,11 +50,11 @@ pub fn plan(repository: &dyn DomainRepository, chains: &Chains, group_by: GroupB
 fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std::result::Result<(), String> {
     let folder = current.folder();
     if !current.is_past_middle(today) {
-        return Err(format!("the middle of {folder} has not come yet"));
+        return Err(format!("{folder} is not past its midpoint yet"));
     }
     if let Some(later) = chains.in_periods().find(|kept| is_later(kept, today)) {
         return Err(format!(
-            "restore point {} is of a later day than today: the clock is wrong, or was then",
+            "restore point {} is dated later than today: the clock is wrong, or was wrong then",
             later.point.id
         ));
     }
@@ -83,7 +83,7 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     };
     if before.point.uuid != newest.point.uuid {
         return Err(format!(
-            "it is of another domain of that name (UUID {})",
+            "it belongs to another domain of that name (UUID {})",
             before.point.uuid
         ));
     }

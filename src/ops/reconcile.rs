@@ -85,7 +85,7 @@ impl fmt::Display for Repair {
             Repair::DeleteBitmaps(name) => write!(f, "remove its bitmaps {name}, if there are any"),
             Repair::Register(lost) => write!(
                 f,
-                "make checkpoint {}, which libvirt has lost, known to it again if its bitmaps are there",
+                "register checkpoint {}, which libvirt has lost, again if its bitmaps are there",
                 lost.name
             ),
             Repair::RemovePartial(leftover) => write!(f, "remove {}", leftover.location),

@@ -200,7 +200,8 @@ fn plan_noting(
             let host =
                 host.ok_or_else(|| failed(Cause::Usage("defining a domain needs a hypervisor".to_owned())))?;
             if !options.disks.is_empty() {
-                let what = "--define needs all disks of the restore point, so it does not go with --disk";
+                let what =
+                    "--define needs all disks of the restore point, so it cannot be combined with --disk";
                 return Err(failed(Cause::Usage(what.to_owned())));
             }
             let Place::Dir { dir, .. } = &place else {

@@ -215,7 +215,10 @@ impl Attempt<'_> {
     }
 
     fn not_remembered(&self, error: &RepoError, outcome: &mut Outcome) {
-        let what = format!("would not be missed if it went: {}", with_sources(error));
+        let what = format!(
+            "could not be recorded, so its loss would go unnoticed: {}",
+            with_sources(error)
+        );
         let finding = Finding::new("commit-not-remembered", format!("{} {what}", outcome.point.id));
         self.report(&finding);
         outcome.findings.push(finding);

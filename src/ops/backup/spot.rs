@@ -98,7 +98,7 @@ impl SpotCheck {
             let is_same = self.is_same(&block);
             if !is_same.map_err(|error| Cause::Copy(unreadable(error)))? {
                 let what = format!(
-                    "what lies at {} is not what the restore point before holds there, and the bitmap calls it unchanged",
+                    "the data at offset {} differs from the previous restore point, but the bitmap marks it as unchanged",
                     block.offset
                 );
                 return Err(Cause::Copy(BlockError::new(BlockErrorKind::Distrusted, what)));
@@ -126,7 +126,7 @@ fn unreadable(error: BlockError) -> BlockError {
         BlockErrorKind::Stopped => error,
         _ => {
             let what = format!(
-                "the restore point before cannot be read: {}",
+                "the previous restore point cannot be read: {}",
                 with_sources(&error)
             );
             BlockError::new(BlockErrorKind::Distrusted, what)

@@ -118,7 +118,8 @@ impl ComparedDisk {
         match self.is_remembered {
             true => "the next backup of this disk will be full",
             false => {
-                "that cannot be remembered, so the next backup may rely on its bitmap: remove it (vmsnap scrub), and it will be full"
+                "the difference cannot be recorded, so the next backup may rely on the disk's \
+                 bitmap: remove the bitmap (vmsnap scrub) to make that backup full"
             }
         }
     }

@@ -84,7 +84,7 @@ pub(super) fn subjects(healed: &HealedDomain, period: &str) -> Subjects {
         if healed.survey.domain.disk(target).is_none() {
             uncompared.push(UncomparedDisk {
                 target: target.clone(),
-                why: "the domain has no such disk any more".to_owned(),
+                why: "the domain no longer has this disk".to_owned(),
                 meaning: Meaning::NothingToCompare,
             });
         }

@@ -81,12 +81,14 @@ impl Encrypted {
 
 /// How the user can find out what a disk holds. The bytes alone prove nothing: a guest can use LUKS
 /// on a disk that the host does not encrypt.
-const HOW_TO_TELL: &str = "look at its first bytes: with \"LUKS\" there it is most likely the encrypted image itself, to be used with its \
-     old <encryption> and secret (but a guest can keep LUKS of its own on a plain disk), without it plain text";
+const HOW_TO_TELL: &str = "look at its first bytes: if they are \"LUKS\", it is most likely the \
+    encrypted image itself, to be used with its old <encryption> and secret (but a guest can \
+    also use LUKS on a plain disk); otherwise it is plain text";
 
 fn unclear(disk: &str) -> String {
     format!(
-        "disk {disk} was encrypted in the domain, and the restore point, which an earlier version made while the domain was shut off, does \
+        "disk {disk} was encrypted in the domain, and the restore point, which an earlier version \
+         made while the domain was shut off, does \
          not record whether it holds plain text or cipher text"
     )
 }

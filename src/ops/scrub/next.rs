@@ -162,20 +162,21 @@ fn next_anywhere(
     let newest_lost = lost.max_by(|a, b| sort_key(&a.name).cmp(&sort_key(&b.name)));
     if let (true, Some(lost)) = (bases.is_empty(), newest_lost) {
         return unknown(format!(
-            "bitmap {} is left, and it depends on whether the repository has its restore point in this period (--output tells)",
+            "bitmap {} is left, and it depends on whether the repository has its restore point in \
+             this period; use --output to find out",
             lost.name
         ));
     }
     if bases.is_empty() {
-        return full("the domain has no checkpoint of ours with a sound bitmap");
+        return full("the domain has no vmsnap checkpoint with a sound bitmap");
     }
     let mut reason = format!(
-        "{} {} left, and it depends on whether the repository has its restore point in this period (--output tells)",
+        "{} {} left, and it depends on whether the repository has its restore point in this period; use --output to find out",
         bases.join(", "),
         if bases.len() == 1 { "is" } else { "are" },
     );
     if !without.is_empty() {
-        reason.push_str(&format!("; disk {} in full in any case", without.join(", ")));
+        reason.push_str(&format!("; disk {} is full in any case", without.join(", ")));
     }
     unknown(reason)
 }

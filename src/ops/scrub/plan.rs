@@ -102,7 +102,7 @@ pub fn plan(
         (Some(name), ScrubType::All) => {
             findings.push(Finding::new(
                 "checkpoint-name-ignored",
-                format!("the name '{name}' has no effect: the type * removes all of ours"),
+                format!("the name '{name}' has no effect: the type * removes all names of vmsnap"),
             ));
             None
         }
@@ -147,7 +147,8 @@ pub fn plan(
     if kind != ScrubType::Checkpoint && name.is_none() && domain.state.is_active() && outlook.kept.is_none() {
         plan.findings.push(Finding::new(
             "bitmaps-not-listed",
-            "while a domain runs nobody lists bitmaps that were made since its start and belong to no checkpoint; where there may be some, \
+            "while a domain runs, bitmaps that were made since its start and belong to no \
+             checkpoint cannot be listed; if there may be some, \
              name them with --checkpoint-name, or the repository with --output, or scrub when the domain is shut off",
         ));
     }
@@ -238,8 +239,8 @@ impl<'a> Targets<'a> {
             plan.findings.push(Finding::new(
                 "bitmaps-left",
                 format!(
-                    "the bitmaps stay and go on recording, each costs memory and room in its image and a little of every write, and a \
-                     backup uses those again that its restore points recorded; {how}"
+                    "the bitmaps stay and keep recording; each costs memory, space in its image and a little time per write; a \
+                     backup reuses those that its restore points recorded; {how}"
                 ),
             ));
         }

@@ -57,7 +57,7 @@ impl<'a> Prover<'a> {
                 // with them.
                 _ if is_damaged => {}
                 Err(fault) => {
-                    let what = format!("disk {target} of {id} cannot be given back: {fault}");
+                    let what = format!("disk {target} of {id} cannot be restored: {fault}");
                     damage.push(Damage::told(what).of_disk(target));
                 }
                 Ok(_) if deep => damage.extend(self.prove_disk(id, disk)?),
@@ -109,7 +109,7 @@ impl<'a> Prover<'a> {
             Err(Cause::Copy(error)) if error.kind == BlockErrorKind::Stopped => Err(self.stopped()),
             Err(cause) if cause.is_no_verdict() => Err(Error::of_disk(domain, target, cause)),
             Err(cause) => {
-                let what = format!("{name} cannot be given back: {}", with_sources(&cause));
+                let what = format!("{name} cannot be restored: {}", with_sources(&cause));
                 Ok(Some(Damage::told(what).of_disk(target)))
             }
         }

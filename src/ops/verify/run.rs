@@ -74,7 +74,7 @@ impl Verification<'_> {
             return false;
         };
         let what = format!(
-            "restore point {} was not verified: it stands upon {parent}, which could not be read",
+            "restore point {} was not verified: it depends on {parent}, which could not be read",
             point.id
         );
         self.unread.insert(point.id.clone());
@@ -224,7 +224,7 @@ impl Verification<'_> {
         // Reported once: later results fail for the same reason.
         let told = &mut self.outcome.findings.iter();
         if !told.any(|finding| finding.code == "proof-not-kept") {
-            let what = format!("the result cannot be remembered: {}", with_sources(&error));
+            let what = format!("the result cannot be recorded: {}", with_sources(&error));
             self.report(Finding::new("proof-not-kept", what));
         }
     }
@@ -245,7 +245,7 @@ fn inherited(point: &RestorePoint, damaged: &BTreeSet<(String, String)>) -> Vec<
         let is_damaged = damaged.contains(&(parent.clone(), disk.target.clone()));
         is_damaged.then(|| {
             let what = format!(
-                "disk {} of {} stands upon {parent}, which is damaged",
+                "disk {} of {} depends on {parent}, which is damaged",
                 disk.target, point.id
             );
             Damage {
