@@ -286,7 +286,7 @@ fn disk_without_a_basis_for_comparison_is_no_failure() {
     let (lines, code) = answer(&outcome);
     assert_eq!(code, ExitCode::Ok, "{lines}");
     assert!(
-        lines.contains("vm1: disk vdb: not compared: the domain has no such disk"),
+        lines.contains("vm1: disk vdb: not compared: the domain no longer has this disk"),
         "{lines}"
     );
     // A comparison without any other disk is an error.
@@ -439,7 +439,7 @@ fn disk_overwritten_in_place_is_noticed_by_the_backup() {
     let level = |target| point.disk(target).expect("it is there").level;
     assert_eq!((level("vda"), level("vdb")), (Level::Full, Level::Incremental));
     let reason = &point.disk("vda").expect("it is there").reason;
-    assert!(reason.contains("the bitmap calls it unchanged"), "{reason}");
+    assert!(reason.contains("the bitmap marks it as unchanged"), "{reason}");
     lab.assert_gives_back("vm1", "vda");
     assert_eq!(
         lab.backup("vm1").expect("the next backup").point.level,

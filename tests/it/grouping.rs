@@ -66,8 +66,8 @@ fn another_grouping_is_refused_before_anything_is_begun() {
     assert_eq!(
         error.hint().as_deref(),
         Some(
-            "--group-by month goes on with those backups; --force begins a second chain with a full backup, and the two live side by \
-             side: each is pruned by its own grouping only"
+            "--group-by month continues those backups; --force begins a second chain with a full backup beside the first: each \
+             chain is pruned by its own grouping only"
         )
     );
     let failed = [Turn::new("vm1", Duration::ZERO, Err(error))];

@@ -55,7 +55,7 @@ fn a_season_in_the_classic_spelling() {
     assert!(both.len() == 2 && both.contains(&first[0]), "{both:?}");
 
     // 44 whole days of the new quarter are one day short of its middle.
-    let stays = format!("VM1: pruned nothing: {Q2} stays: the middle of {Q3} has not come yet\n");
+    let stays = format!("VM1: pruned nothing: {Q2} stays: {Q3} is not past its midpoint yet\n");
     says(
         &user.on("2026-08-14", &[&classic[..], &["--prune"]].concat()),
         &[&machine],

@@ -185,8 +185,8 @@ fn another_grouping_is_refused_and_forced() {
     let both = format!("{},{}", old.name(), new.name());
     let message = "its backups are grouped by month (the newest lies in vmsnap-backup-monthly-2026-11): a backup by quarter would \
                    begin a second chain beside them";
-    let hint = "hint: --group-by month goes on with those backups; --force begins a second chain with a full backup, and the two live \
-                side by side: each is pruned by its own grouping only";
+    let hint = "hint: --group-by month continues those backups; --force begins a second chain with a full backup beside the first: \
+                each chain is pruned by its own grouping only";
     let dry = backup(old.name(), &["--groupBy=quarter", "--dry-run"]);
     says(
         &dry,

@@ -99,7 +99,7 @@ fn missed_write_that_cannot_be_recorded_is_still_reported() {
     let outcome = run(&mut lab, None).expect("compared");
     let (lines, code) = answer(&outcome);
     assert_eq!(code, ExitCode::Damaged, "{lines}");
-    assert!(lines.contains("cannot be remembered"), "{lines}");
+    assert!(lines.contains("cannot be recorded"), "{lines}");
     let told = lab.recorder.findings();
     assert!(
         told.iter().any(|finding| finding.code == "missed-write-not-kept"),
