@@ -118,7 +118,7 @@ impl ExitCode {
         }
     }
 
-    /// The code for work that was stopped: 128 and the number of the signal, as shells have it.
+    /// The code for work that was stopped: 128 plus the number of the signal, as in a shell.
     pub fn of_stop(reason: StopReason) -> ExitCode {
         match reason {
             StopReason::Interrupted => ExitCode::Signal(SIGINT),
@@ -148,13 +148,14 @@ impl ExitCode {
         }
     }
 
-    /// The code for a failure that concerns no single domain, or of a verb without a code of its own.
+    /// The code for a failure that concerns no single domain, or of a verb without a code of its
+    /// own.
     pub fn of_error(error: &Error) -> ExitCode {
         ExitCode::of_class(error.class(), Verb::Other)
     }
 
-    /// The code for the failure of a verb on one domain. `backup` and `scrub` have codes of their own,
-    /// except where another run holds the domain's lock.
+    /// The code for the failure of a verb on one domain. `backup` and `scrub` have codes of their
+    /// own, except where another run holds the domain's lock.
     fn of_class(class: Class, verb: Verb) -> ExitCode {
         let own = match verb {
             Verb::Backup => ExitCode::BackupFailed,

@@ -43,7 +43,7 @@ fn program_with_old_symbols_is_accepted() {
 fn program_with_newer_symbols_is_refused() {
     refuses(
         &program(&["GLIBC_2.36"]),
-        "vmsnap needs GLIBC_2.36. Ubuntu 22.04 has GLIBC_2.35",
+        "vmsnap needs GLIBC_2.36. Ubuntu 22.04 has at most GLIBC_2.35",
     );
     refuses(
         &program(&["GLIBC_2.4", "LIBVIRT_10.1.0"]),

@@ -1,4 +1,4 @@
-//! What `vmsnap list` shows.
+//! The output of `vmsnap list`.
 
 use serde::Serialize;
 
@@ -106,12 +106,12 @@ fn listed_part(listed: &Listed) -> ListedPart<'_> {
     }
 }
 
-/// Which columns the tables have.
+/// The columns of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Columns {
-    /// Those that fit on a terminal of 80 columns.
+    /// The columns that fit on a terminal of 80 columns.
     Narrow,
-    /// All.
+    /// All columns.
     Wide,
 }
 
@@ -246,7 +246,7 @@ fn short_proof(proof: &Proof) -> String {
     }
 }
 
-/// The same, with the day on which damage was found or of the last deep verification.
+/// The same, also with the day on which damage was found, or that of the last deep verification.
 fn full_proof(proof: &Proof) -> String {
     let day = proof.time.strftime("%Y-%m-%d");
     match (proof.is_sound(), proof.deep, proof.last_deep()) {

@@ -1,4 +1,4 @@
-//! What several documents contain: texts, errors, findings, restore points.
+//! Parts of several documents: texts, errors, findings, restore points.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -85,7 +85,7 @@ impl<'a, D> Domains<'a, D> {
     }
 }
 
-/// A domain that has nothing but an error, and what was found before it.
+/// A domain with an error, and the findings before it.
 #[derive(Debug, Serialize)]
 pub struct FailedDomain<'a> {
     pub(super) domain: Text<'a>,

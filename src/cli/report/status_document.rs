@@ -1,4 +1,5 @@
-//! What `vmsnap status` prints as JSON and YAML: first the keys of the Node.js VMSnap in its order, then the others.
+//! The document of `vmsnap status`, for JSON and YAML: the keys of the Node.js VMSnap in its order,
+//! then the others.
 
 use serde::{Serialize, Serializer};
 
@@ -61,7 +62,7 @@ pub struct DiskPart<'a> {
     pub(super) changed_bytes: Option<u64>,
 }
 
-/// What the folder of a period holds.
+/// The content of the folder of a period.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FolderPart<'a> {
@@ -71,7 +72,7 @@ pub struct FolderPart<'a> {
     pub(super) total_size: Size,
 }
 
-/// What the next backup will be.
+/// The expected next backup.
 #[derive(Debug, Serialize)]
 pub struct NextPart<'a> {
     pub(super) level: Option<Text<'a>>,

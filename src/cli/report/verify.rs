@@ -1,4 +1,4 @@
-//! What `vmsnap verify` shows.
+//! The output of `vmsnap verify`.
 
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ use crate::model::text::shown;
 use crate::ops::each::Turn;
 use crate::ops::verify::{Damage, Outcome, ProvedPoint};
 
-/// The lines about a verification: the damage, then the sum. None if nothing was verified.
+/// The lines about a verification: the damage, then a summary. None if nothing was verified.
 pub fn lines(turn: &Turn<Outcome>) -> String {
     let Ok(outcome) = &turn.result else {
         return String::new();
@@ -74,13 +74,13 @@ fn points_word(count: usize) -> String {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum VerifiedDomain<'a> {
-    /// What was found.
+    /// The results.
     Verified(VerifiedPart<'a>),
-    /// Why nothing was verified.
+    /// The error, if nothing was verified.
     Failed(FailedDomain<'a>),
 }
 
-/// What a verification found.
+/// The results of a verification.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VerifiedPart<'a> {

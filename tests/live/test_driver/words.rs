@@ -93,7 +93,7 @@ fn completions_and_manual_pages_are_printed() {
         page.stdout.contains(".SH \"EXIT STATUS\"") && page.stdout.contains("vmsnap\\-status"),
         "{page:#?}"
     );
-    ends(&node.vmsnap(&["man", "nothing"]), 64, "it is one of backup, ");
+    ends(&node.vmsnap(&["man", "nothing"]), 64, "use one of backup, ");
     for words in [
         &["--help"][..],
         &["backup", "--help"],
