@@ -381,7 +381,7 @@ fn wrong_structure_or_parent_is_found_despite_valid_digest() {
     });
     assert!(parent.contains("its backing file is"), "{parent}");
     let size = lab_with(|_, manifest| manifest.point.disks[0].virtual_size += 512);
-    assert!(size.contains("it is an image of"), "{size}");
+    assert!(size.contains("the image is for a disk of"), "{size}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use vmsnap::ops::scrub::{self, Means, Options, Outcome, ScrubType};
 use vmsnap::ops::{Cause, Context};
 use vmsnap::repo::{FolderRepository, Repository};
 
-use crate::embed::{DISK, Kind, Lab, TestDomain, run_ok};
+use crate::embed::{DISK, Kind, Lab, TestDomain, random, run_ok};
 use crate::host::{back_up, begin};
 
 const OURS: [&str; 2] = [
@@ -76,7 +76,7 @@ impl Scene {
             now: self.now.clone(),
             monitor: &Silent,
             stop: Stop::default(),
-            random: &|| 7,
+            random: &random,
         };
         let outcome = backup(&self.domain.name, &context, &backup::Options::default());
         let outcome = outcome.expect("it is backed up");

@@ -262,7 +262,8 @@ pub fn wait_for_readers_to_end(domain: &TestDomain) {
 
 /// The programs that a run uses to read a shut-off domain's images.
 fn readers_of(domain: &TestDomain) -> Vec<(u32, String)> {
-    let mut found = processes_with(&domain.dir().display().to_string());
+    // With the slash: another domain's folder may begin with the same characters.
+    let mut found = processes_with(&format!("{}/", domain.dir().display()));
     found.retain(|(_, line)| line.starts_with("qemu-nbd") || line.starts_with("qemu-img"));
     found
 }
