@@ -4,6 +4,10 @@ CARGO ?= cargo
 FUZZ_SECONDS ?= 30
 export CARGO
 
+# Live tests mostly wait for libvirt and QEMU, so at least four run at a time.
+RUST_TEST_THREADS ?= $(shell cores=$$(nproc); echo $$((cores > 4 ? cores : 4)))
+export RUST_TEST_THREADS
+
 # Runs after live tests, also after failed ones. Leftovers are a failure.
 AND_NOTHING_LEFT = status=$$?; $(CARGO) test --locked --test live_leftovers || status=1; exit $$status
 

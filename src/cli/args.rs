@@ -121,7 +121,7 @@ pub struct LogArgs {
 
 impl LogArgs {
     /// The settings for words that could not be parsed: only the log format is read from them.
-    pub fn before_parsing(words: &[OsString]) -> LogArgs {
+    pub(crate) fn before_parsing(words: &[OsString]) -> LogArgs {
         let environment = std::env::var("VMSNAP_LOG_FORMAT").unwrap_or_default();
         let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
         let mut format = environment.as_str();

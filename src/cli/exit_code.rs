@@ -119,7 +119,7 @@ impl ExitCode {
     }
 
     /// The code for work that was stopped: 128 plus the number of the signal, as in a shell.
-    pub fn of_stop(reason: StopReason) -> ExitCode {
+    pub(crate) fn of_stop(reason: StopReason) -> ExitCode {
         match reason {
             StopReason::Interrupted => ExitCode::Signal(SIGINT),
             StopReason::Terminated => ExitCode::Signal(SIGTERM),
@@ -177,7 +177,7 @@ impl ExitCode {
     }
 
     /// The code to end with: a signal takes precedence, then damage, then the lowest number.
-    pub fn worst(codes: impl IntoIterator<Item = ExitCode>) -> ExitCode {
+    pub(crate) fn worst(codes: impl IntoIterator<Item = ExitCode>) -> ExitCode {
         let failures = codes.into_iter().filter(|code| *code != ExitCode::Ok);
         failures
             .min_by_key(|code| match code {

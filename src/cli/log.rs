@@ -158,7 +158,7 @@ pub fn tells(level: Level) -> bool {
 }
 
 /// Whether entries have fields. Then results that are on stdout are logged too.
-pub fn has_fields() -> bool {
+pub(crate) fn has_fields() -> bool {
     LOG.get()
         .is_some_and(|log| log.journal.is_some() || log.format == LogFormat::Json)
 }

@@ -14,7 +14,7 @@ pub struct Selection {
 
 /// Splits arguments into patterns: at commas, trimmed, without empty items. An argument that is the
 /// name of an existing domain stays whole, even with commas or blanks in it.
-pub fn patterns(typed: &[String], names: &[String]) -> Vec<String> {
+pub(crate) fn patterns(typed: &[String], names: &[String]) -> Vec<String> {
     let mut patterns = Vec::new();
     for argument in typed {
         if names.contains(argument) {

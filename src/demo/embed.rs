@@ -83,7 +83,7 @@ impl Embed {
 
     /// Whether the driver and its QEMU processes run as the user `nobody`, because libvirt's own
     /// user does not exist.
-    pub fn is_nobody(&self) -> bool {
+    pub(crate) fn is_nobody(&self) -> bool {
         self.nobody.is_some()
     }
 

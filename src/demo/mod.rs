@@ -10,7 +10,7 @@ mod machine;
 mod nobody;
 mod parts;
 
-pub use crate::host::libvirt::prepare_environment;
+pub(crate) use crate::host::libvirt::prepare_environment;
 pub use embed::Embed;
 pub use machine::{Machine, Write};
 pub use parts::{Part, names};

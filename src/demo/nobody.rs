@@ -15,7 +15,7 @@ const NOBODY: u32 = 65534;
 
 /// While it exists, this thread and each thread that it starts work as the user `nobody`. Then this
 /// thread is root again.
-pub struct Nobody {
+pub(crate) struct Nobody {
     groups: Vec<Gid>,
     /// Not `Send`, because only the thread that has changed its user can change back.
     _stays: PhantomData<*const ()>,
@@ -24,7 +24,7 @@ pub struct Nobody {
 impl Nobody {
     /// Changes from root to `nobody`, with the right to use KVM if a group has it. `folder` will
     /// belong to `nobody`.
-    pub fn become_with(folder: &Path) -> Result<Nobody> {
+    pub(crate) fn become_with(folder: &Path) -> Result<Nobody> {
         let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
         let failed = |error: rustix::io::Errno| Error::Nobody(error.into());
         rustix::fs::chown(folder, Some(uid), Some(gid)).map_err(failed)?;

@@ -52,7 +52,7 @@ impl Part {
     }
 
     /// The packages of Debian and Ubuntu.
-    pub fn debian(self) -> &'static str {
+    pub(crate) fn debian(self) -> &'static str {
         match self {
             Part::Driver => "libvirt-daemon-driver-qemu libvirt-daemon",
             Part::Files => "libvirt-daemon",
@@ -61,7 +61,7 @@ impl Part {
     }
 
     /// The packages of Fedora and RHEL.
-    pub fn fedora(self) -> &'static str {
+    pub(crate) fn fedora(self) -> &'static str {
         match self {
             Part::Driver => "libvirt-daemon-driver-qemu libvirt-daemon-driver-storage-core",
             Part::Files => "libvirt-daemon-driver-storage-core",

@@ -29,7 +29,7 @@ unsafe extern "C" {
 
 /// A libvirt call that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CallError {
+pub(crate) struct CallError {
     /// libvirt's error number (`virErrorNumber`).
     pub number: ErrorNumber,
     /// libvirt's message.
@@ -46,7 +46,7 @@ impl From<Error> for CallError {
 }
 
 /// The result of a libvirt call.
-pub type Call<T> = Result<T, CallError>;
+pub(crate) type Call<T> = Result<T, CallError>;
 
 /// Returns the error of the last libvirt call of this thread.
 fn last_error() -> CallError {
@@ -58,7 +58,7 @@ fn check(status: c_int) -> Call<c_int> {
 }
 
 /// Converts text for libvirt. Text with a NUL byte is an error.
-pub fn c_string(text: &str) -> Call<CString> {
+pub(crate) fn c_string(text: &str) -> Call<CString> {
     CString::new(text).map_err(|_| CallError {
         number: ErrorNumber::InvalidArg,
         message: "the text contains a NUL byte".to_owned(),
@@ -85,7 +85,7 @@ fn owned_text(text: *mut c_char) -> Call<String> {
 /// goes where the user wants it.
 ///
 /// Call this before the program starts its first thread.
-pub fn quiet_driver() {
+pub(crate) fn quiet_driver() {
     const OUTPUTS: &str = "LIBVIRT_LOG_OUTPUTS";
     if std::env::var_os(OUTPUTS).is_none() {
         // SAFETY: the caller promises that there is no other thread yet that could read the
@@ -100,14 +100,14 @@ pub fn quiet_driver() {
 /// it needs it, and reads the variable once.
 ///
 /// Call this before the program starts its first thread.
-pub fn set_runtime_folder(folder: &Path) {
+pub(crate) fn set_runtime_folder(folder: &Path) {
     // SAFETY: the caller promises that there is no other thread yet that could read the
     // environment.
     unsafe { std::env::set_var("XDG_RUNTIME_DIR", folder) };
 }
 
 /// Makes the kernel kill the command's process when the **thread** that starts it ends.
-pub fn tie_to_this_thread(command: &mut Command) {
+pub(crate) fn tie_to_this_thread(command: &mut Command) {
     let us = rustix::process::Pid::from_raw(std::process::id().cast_signed());
     let tie = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -154,7 +154,7 @@ fn run_event_loop() {
 }
 
 /// Starts a backup job, with a checkpoint of the same moment if `checkpoint_xml` is given.
-pub fn backup_begin(domain: &Domain, backup_xml: &str, checkpoint_xml: Option<&str>) -> Call<()> {
+pub(crate) fn backup_begin(domain: &Domain, backup_xml: &str, checkpoint_xml: Option<&str>) -> Call<()> {
     let backup = c_string(backup_xml)?;
     let checkpoint = checkpoint_xml.map(c_string).transpose()?;
     let checkpoint = checkpoint.as_ref().map_or(ptr::null(), |text| text.as_ptr());
@@ -165,7 +165,7 @@ pub fn backup_begin(domain: &Domain, backup_xml: &str, checkpoint_xml: Option<&s
 }
 
 /// Returns the XML of the active backup job.
-pub fn backup_xml(domain: &Domain) -> Call<String> {
+pub(crate) fn backup_xml(domain: &Domain) -> Call<String> {
     // SAFETY: the domain lives as long as its borrow.
     owned_text(unsafe { sys::virDomainBackupGetXMLDesc(domain.as_ptr(), 0) })
 }
@@ -181,7 +181,7 @@ pub fn abort_job(domain: &Domain) -> Call<()> {
 ///
 /// The `get_job_stats` of the crate `virt` is not usable: without a job it makes a vector of
 /// libvirt's null pointer, and it leaks the strings.
-pub fn job_operation(domain: &Domain) -> Call<Option<u32>> {
+pub(crate) fn job_operation(domain: &Domain) -> Call<Option<u32>> {
     let mut kind: c_int = 0;
     let mut count: c_int = 0;
     let mut parameters: sys::virTypedParameterPtr = ptr::null_mut();
@@ -216,7 +216,7 @@ pub fn thaw(domain: &Domain) -> Call<u32> {
 /// Sets how long the guest agent may take for each command, in seconds.
 ///
 /// `None` restores libvirt's default: 5 s for the first contact, and no limit after that.
-pub fn set_agent_timeout(domain: &Domain, seconds: Option<u16>) -> Call<()> {
+pub(crate) fn set_agent_timeout(domain: &Domain, seconds: Option<u16>) -> Call<()> {
     let timeout = seconds.map_or(sys::VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, c_int::from);
     // SAFETY: the domain lives as long as its borrow.
     check(unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), timeout, 0) })?;
@@ -225,7 +225,7 @@ pub fn set_agent_timeout(domain: &Domain, seconds: Option<u16>) -> Call<()> {
 
 /// A disk with an I/O error.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskError {
+pub(crate) struct DiskError {
     /// The disk's target.
     pub target: String,
     /// Whether the error is a lack of space.
@@ -233,7 +233,7 @@ pub struct DiskError {
 }
 
 /// Lists the disks that stopped because of an I/O error.
-pub fn disk_errors(domain: &Domain) -> Call<Vec<DiskError>> {
+pub(crate) fn disk_errors(domain: &Domain) -> Call<Vec<DiskError>> {
     // SAFETY: the domain lives as long as its borrow; NULL and 0 ask for the number of disks.
     let disks = check(unsafe { sys::virDomainGetDiskErrors(domain.as_ptr(), ptr::null_mut(), 0, 0) })?;
     let empty = sys::virDomainDiskError {
@@ -297,7 +297,7 @@ impl Checkpoint {
     }
 
     /// Looks up the checkpoint with this name.
-    pub fn lookup(domain: &Domain, name: &str) -> Call<Checkpoint> {
+    pub(crate) fn lookup(domain: &Domain, name: &str) -> Call<Checkpoint> {
         let name = c_string(name)?;
         // SAFETY: the domain lives as long as its borrow, the name outlives the call.
         Self::own(unsafe { sys::virDomainCheckpointLookupByName(domain.as_ptr(), name.as_ptr(), 0) })
@@ -309,7 +309,7 @@ impl Checkpoint {
     }
 
     /// Registers a checkpoint of an active domain if QEMU reports that its bitmaps are sound.
-    pub fn redefine_if_sound(domain: &Domain, xml: &str) -> Call<Checkpoint> {
+    pub(crate) fn redefine_if_sound(domain: &Domain, xml: &str) -> Call<Checkpoint> {
         let flags =
             sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE;
         Self::make_known(domain, xml, flags)

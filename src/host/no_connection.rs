@@ -70,7 +70,7 @@ fn socket_of(uri: &str) -> Option<PathBuf> {
 
 impl NoConnection {
     /// Finds out why the connection to QEMU's hypervisor on this machine failed.
-    pub fn on_this_machine(places: &Places) -> NoConnection {
+    pub(crate) fn on_this_machine(places: &Places) -> NoConnection {
         let refusals: Vec<ErrorKind> = places
             .sockets
             .iter()

@@ -10,7 +10,8 @@ mod reader;
 
 pub use keys::Keys;
 
-pub use reader::{Offer, Reader, end_stray_reader, pid_file};
+pub(crate) use reader::end_stray_reader;
+pub use reader::{Offer, Reader, pid_file};
 
 use std::ffi::OsString;
 use std::io::{self, Read};
@@ -221,7 +222,7 @@ fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
 
 /// The properties of an image, from `qemu-img info --output=json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ImageInfo {
+pub(crate) struct ImageInfo {
     /// The bitmaps in the image itself.
     pub bitmaps: Vec<ImageBitmap>,
     /// The backing file that its header names, and the recorded format.
@@ -234,7 +235,7 @@ pub struct ImageInfo {
 
 /// A bitmap in an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ImageBitmap {
+pub(crate) struct ImageBitmap {
     /// Its name.
     pub name: String,
     /// Whether it is complete and records writes: it was closed properly and is loaded when the
@@ -281,7 +282,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 const LOCK_STEP: Duration = Duration::from_millis(50);
 
 /// Returns whether a QEMU program failed because another process holds QEMU's lock on an image.
-pub fn is_locked(error: &HostError) -> bool {
+pub(crate) fn is_locked(error: &HostError) -> bool {
     match error {
         HostError::ImageInUse { .. } => true,
         HostError::Program { message, .. } => tells_of_lock(message),
@@ -310,7 +311,7 @@ fn once_unlocked<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
 
 /// Whether a running domain uses the image that is inspected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
+pub(crate) enum Use {
     /// No domain uses it. If the image is locked, vmsnap waits for a few seconds and then fails.
     None,
     /// A running domain uses it. The image is read despite QEMU's lock, so the answer may be out of
@@ -319,7 +320,7 @@ pub enum Use {
 }
 
 /// Reads the properties of an image.
-pub fn image_info(image: &Target, used: Use, limit: &WaitLimit) -> Result<ImageInfo> {
+pub(crate) fn image_info(image: &Target, used: Use, limit: &WaitLimit) -> Result<ImageInfo> {
     let operation = format!("inspect {}", image.shown);
     let mut arguments = words(["info", "--output=json"]);
     if used == Use::Running {

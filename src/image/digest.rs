@@ -154,7 +154,7 @@ fn subtree_at(offset: u64) -> Hasher {
 ///
 /// # Errors
 /// If the file cannot be read, or a stop was requested.
-pub fn damaged_ranges(
+pub(crate) fn damaged_ranges(
     file: &File,
     path: &Path,
     pieces: &Pieces,

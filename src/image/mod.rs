@@ -29,8 +29,9 @@ mod properties;
 #[cfg(test)]
 mod samples;
 
-pub use digest::{damaged_ranges, file_digest};
-pub use whole::verify_file;
+pub(crate) use digest::damaged_ranges;
+pub use digest::file_digest;
+pub(crate) use whole::verify_file;
 
 /// The result of functions in this module.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -18,7 +18,7 @@ const PIECE: usize = 1024 * 1024;
 /// # Errors
 /// [`Error::Length`] or [`Error::Digest`] if the file does not match; others if it cannot be read,
 /// or a stop was requested.
-pub fn verify_file(
+pub(crate) fn verify_file(
     file: File,
     path: &Path,
     recorded: &Recorded,

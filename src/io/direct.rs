@@ -38,21 +38,6 @@ impl DirectFile {
         }
     }
 
-    /// Takes over an open file, and writes through the page cache.
-    pub fn buffered(file: File) -> Self {
-        DirectFile {
-            file,
-            direct: false,
-            stretch_start: 0,
-            stretch_end: 0,
-        }
-    }
-
-    /// Whether writes currently bypass the page cache.
-    pub fn is_direct(&self) -> bool {
-        self.direct
-    }
-
     /// The file itself. While writes bypass the page cache, reads do so as well and must be
     /// aligned.
     pub fn file(&self) -> &File {
@@ -64,7 +49,7 @@ impl DirectFile {
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn write_any(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+    pub(crate) fn write_any(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         if !self.direct {
             return self.write_cached(bytes, offset);
         }
@@ -153,11 +138,21 @@ mod tests {
         (file.try_clone().expect("a second handle"), file)
     }
 
+    /// A file that is written through the page cache.
+    fn buffered(file: File) -> DirectFile {
+        DirectFile {
+            file,
+            direct: false,
+            stretch_start: 0,
+            stretch_end: 0,
+        }
+    }
+
     #[test]
     fn aligned_and_odd_writes_both_arrive() {
         // One of the two probably is a file system without O_DIRECT; the result must be the same.
         for dir in [&std::env::temp_dir(), Path::new("/dev/shm")] {
-            for take_over in [DirectFile::new, DirectFile::buffered] {
+            for take_over in [DirectFile::new, buffered] {
                 let (handle, file) = file_in(dir);
                 let mut file = take_over(file);
                 let mut buffer = Buffer::alone(8192);
@@ -186,7 +181,7 @@ mod tests {
         let direct = DirectFile::new(file);
         assert_eq!(
             fcntl_getfl(&handle).expect("its flags").contains(OFlags::DIRECT),
-            direct.is_direct()
+            direct.direct
         );
         drop(direct);
         assert!(!fcntl_getfl(&handle).expect("its flags").contains(OFlags::DIRECT));
@@ -194,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_long_buffered_write_gives_its_pages_back_and_loses_nothing() {
-        let mut file = DirectFile::buffered(tempfile::tempfile().expect("a temporary file"));
+        let mut file = buffered(tempfile::tempfile().expect("a temporary file"));
         let mut buffer = Buffer::alone(1 << 20);
         for piece in 0..40u64 {
             buffer.fill(piece as u8);

@@ -177,7 +177,7 @@ impl BlockError {
     }
 
     /// Wraps an error of another module.
-    pub fn from_source(
+    pub(crate) fn from_source(
         kind: BlockErrorKind,
         what: impl Into<String>,
         source: impl StdError + Send + Sync + 'static,

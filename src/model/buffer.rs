@@ -10,7 +10,7 @@ use memmap2::{Advice, MmapMut};
 
 /// Alignment of the start address and the length of every buffer, in bytes. It allows files to be
 /// read and written past the page cache.
-pub const ALIGNMENT: usize = 4096;
+pub(crate) const ALIGNMENT: usize = 4096;
 
 /// Length of a huge page in bytes, on machines whose usual pages have 4 KiB.
 const HUGE_PAGE: usize = 2 << 20;
@@ -35,7 +35,7 @@ impl Buffer {
     }
 
     /// The number of bytes that it can hold.
-    pub fn capacity(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         self.memory.capacity
     }
 
@@ -191,7 +191,7 @@ impl BufferPool {
     }
 
     /// The number of bytes that one buffer holds.
-    pub fn buffer_capacity(&self) -> usize {
+    pub(crate) fn buffer_capacity(&self) -> usize {
         self.capacity
     }
 
@@ -201,7 +201,7 @@ impl BufferPool {
     }
 
     /// Takes a buffer if one is free now. It still holds the bytes of its last user.
-    pub fn try_take(&self) -> Option<Buffer> {
+    pub(crate) fn try_take(&self) -> Option<Buffer> {
         let taken = self.shelf.lock().pop_back();
         taken.map(|memory| self.dress(memory))
     }

@@ -60,7 +60,7 @@ pub enum Concern {
 
 impl Concern {
     /// Whether it affects the disk of this target.
-    pub fn is_of_disk(&self, target: &str) -> bool {
+    pub(crate) fn is_of_disk(&self, target: &str) -> bool {
         match self {
             Concern::Disk(disk) => disk == target,
             Concern::Files => false,
@@ -124,7 +124,7 @@ impl Chains {
 
     /// Restore points that could not be read and may be later than `after`, judged by their ids.
     /// Ids are good enough for a warning, not for a decision.
-    pub fn lost_after(&self, after: &str) -> impl Iterator<Item = &LostPoint> {
+    pub(crate) fn lost_after(&self, after: &str) -> impl Iterator<Item = &LostPoint> {
         self.lost
             .iter()
             .filter(move |lost| lost.id.as_str() > after && self.get(&lost.id).is_none())
@@ -149,12 +149,12 @@ impl Chains {
 
     /// The restore points in periods, in the same order: all except standalone copies, on which no
     /// backup depends.
-    pub fn in_periods(&self) -> impl DoubleEndedIterator<Item = &KeptPoint> {
+    pub(crate) fn in_periods(&self) -> impl DoubleEndedIterator<Item = &KeptPoint> {
         self.points.iter().filter(|kept| !kept.point.is_copy())
     }
 
     /// The newest restore point in a period.
-    pub fn latest_in_periods(&self) -> Option<&KeptPoint> {
+    pub(crate) fn latest_in_periods(&self) -> Option<&KeptPoint> {
         self.in_periods().next_back()
     }
 
@@ -225,7 +225,7 @@ impl Chains {
     }
 
     /// Damage in any disk of a restore point, or in its other files.
-    pub fn any_suspected_damage(&self, id: &str) -> Option<String> {
+    pub(crate) fn any_suspected_damage(&self, id: &str) -> Option<String> {
         let kept = self.get(id)?;
         let mut disks = kept.point.disks.iter();
         let of_disk = disks.find_map(|disk| self.suspected_damage(id, &disk.target));
@@ -233,14 +233,14 @@ impl Chains {
     }
 
     /// The newest restore point in a period that holds this disk.
-    pub fn latest_with(&self, target: &str) -> Option<&KeptPoint> {
+    pub(crate) fn latest_with(&self, target: &str) -> Option<&KeptPoint> {
         self.in_periods()
             .rev()
             .find(|kept| kept.point.disk(target).is_some())
     }
 
     /// Whether `id` is the last restore point that saved this disk.
-    pub fn is_latest_with(&self, id: &str, target: &str) -> bool {
+    pub(crate) fn is_latest_with(&self, id: &str, target: &str) -> bool {
         self.latest_with(target).is_some_and(|kept| kept.point.id == id)
     }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// The number of checkpoints of the active chain that stay in a domain unless the user sets
 /// another.
-pub const KEPT_CHECKPOINTS: usize = 32;
+pub(crate) const KEPT_CHECKPOINTS: usize = 32;
 
 /// The prefix of the names of vmsnap's checkpoints. The classic program uses it too, and status and
 /// scrub recognise it.
@@ -15,13 +15,13 @@ const OF_REPOSITORY: &str = " of repository ";
 
 /// The mark of a checkpoint that a run makes. `repository` is the id of the repository of its
 /// restore point, if it is known.
-pub fn mark_of_run(run: &str, repository: Option<&str>) -> String {
+pub(crate) fn mark_of_run(run: &str, repository: Option<&str>) -> String {
     with_repository(format!("vmsnap run {run}"), repository)
 }
 
 /// The mark of a checkpoint that is registered with libvirt again from the record of this restore
 /// point.
-pub fn mark_of_point(id: &str, repository: Option<&str>) -> String {
+pub(crate) fn mark_of_point(id: &str, repository: Option<&str>) -> String {
     with_repository(format!("vmsnap restore point {id}"), repository)
 }
 
@@ -58,13 +58,13 @@ impl Checkpoint {
     }
 
     /// Bytes written to this disk since the checkpoint, if the hypervisor reports it.
-    pub fn dirty_bytes(&self, target: &str) -> Option<u64> {
+    pub(crate) fn dirty_bytes(&self, target: &str) -> Option<u64> {
         let disk = self.disks.iter().find(|disk| disk.target == target);
         disk.and_then(|disk| disk.dirty_bytes)
     }
 
     /// Whether the bitmap of this disk cannot be examined now.
-    pub fn is_unknown_for(&self, target: &str) -> bool {
+    pub(crate) fn is_unknown_for(&self, target: &str) -> bool {
         self.disks
             .iter()
             .any(|disk| disk.target == target && disk.bitmap == Bitmap::Unknown)
@@ -78,7 +78,7 @@ impl Checkpoint {
 
     /// Whether it was made for another repository than the one with the id `own`. A repository
     /// without an id has never made a checkpoint whose mark names a repository.
-    pub fn is_of_other_repository(&self, own: Option<&str>) -> bool {
+    pub(crate) fn is_of_other_repository(&self, own: Option<&str>) -> bool {
         self.repository().is_some_and(|of| Some(of) != own)
     }
 
@@ -134,25 +134,25 @@ const RANDOM_DIGITS: usize = 15;
 /// It consists of the time in seconds since 1970 and 15 random digits (50 bits), so later names
 /// have higher numbers. The number has 25 digits: a program that counts up from the highest number
 /// it can read never reaches it.
-pub fn new_name(seconds: i64, random: u64) -> String {
+pub(crate) fn new_name(seconds: i64, random: u64) -> String {
     let seconds = seconds.clamp(0, 10_i64.pow(TIME_DIGITS as u32) - 1);
     let random = random % 10_u64.pow(RANDOM_DIGITS as u32);
     format!("{PREFIX}{seconds:0TIME_DIGITS$}{random:0RANDOM_DIGITS$}")
 }
 
 /// Whether a name is one of vmsnap's: `virtnbdbackup.` and any number of digits.
-pub fn is_own(name: &str) -> bool {
+pub(crate) fn is_own(name: &str) -> bool {
     digits(name).is_some()
 }
 
 /// Whether a name has the form of [`new_name`], so that a bitmap with this name can only be from
 /// that run. A counted number can be given twice.
-pub fn is_unique(name: &str) -> bool {
+pub(crate) fn is_unique(name: &str) -> bool {
     digits(name).is_some_and(|digits| digits.len() == TIME_DIGITS + RANDOM_DIGITS)
 }
 
 /// A key that sorts vmsnap's names by their numbers, and foreign names after them.
-pub fn sort_key(name: &str) -> (bool, usize, &str) {
+pub(crate) fn sort_key(name: &str) -> (bool, usize, &str) {
     match digits(name) {
         Some(digits) => {
             let number = digits.trim_start_matches('0');

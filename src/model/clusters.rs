@@ -21,11 +21,11 @@ pub struct DiskMap {
 }
 
 /// The flag of the runs in [`ClusterSet::runs`] that belong to the set.
-pub const WANTED: u32 = 1;
+pub(crate) const WANTED: u32 = 1;
 
 impl ClusterSet {
     /// The largest disk for which a set can be made, in bytes: its bits take 128 MiB.
-    pub const LARGEST_DISK: u64 = 64 << 40;
+    pub(crate) const LARGEST_DISK: u64 = 64 << 40;
 
     /// An empty set for a disk of `size` bytes, at most [`Self::LARGEST_DISK`]. Clusters beyond
     /// that limit are in no set.
@@ -65,14 +65,14 @@ impl ClusterSet {
     }
 
     /// Adds all clusters of another set.
-    pub fn add_all(&mut self, other: &ClusterSet) {
+    pub(crate) fn add_all(&mut self, other: &ClusterSet) {
         for (word, other) in self.words.iter_mut().zip(&other.words) {
             *word |= other;
         }
     }
 
     /// Removes all clusters of another set.
-    pub fn remove_all(&mut self, other: &ClusterSet) {
+    pub(crate) fn remove_all(&mut self, other: &ClusterSet) {
         for (word, other) in self.words.iter_mut().zip(&other.words) {
             *word &= !other;
         }

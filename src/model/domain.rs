@@ -163,7 +163,7 @@ impl Disk {
 
     /// Whether the definition declares any of its images encrypted: its source, one beneath it, or
     /// a data file.
-    pub fn is_encrypted(&self) -> bool {
+    pub(crate) fn is_encrypted(&self) -> bool {
         self.image().layers().any(Layer::is_encrypted)
     }
 }

@@ -24,7 +24,7 @@ pub fn escape(name: &str) -> Option<String> {
 }
 
 /// The name from which [`escape`] made this file name; `None` if it made no such name.
-pub fn unescape(folder: &str) -> Option<String> {
+pub(crate) fn unescape(folder: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(folder.len());
     let mut rest = folder.bytes();
     while let Some(byte) = rest.next() {
@@ -41,7 +41,7 @@ pub fn unescape(folder: &str) -> Option<String> {
 }
 
 /// Whether a name that was read from a file is safe as the name of a file in the same folder.
-pub fn is_plain_name(name: &str) -> bool {
+pub(crate) fn is_plain_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= NAME_MAX
         && name != "."

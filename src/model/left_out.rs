@@ -49,10 +49,10 @@ impl Kind {
 }
 
 /// The kinds that make a backup partial: nobody asked to leave the disk out.
-pub const UNASKED: [Kind; 2] = [Kind::Encrypted, Kind::Skipped];
+pub(crate) const UNASKED: [Kind; 2] = [Kind::Encrypted, Kind::Skipped];
 
 /// Code of the finding that a disk was left out on purpose.
-pub const DISK_EXCLUDED: &str = "disk-excluded";
+pub(crate) const DISK_EXCLUDED: &str = "disk-excluded";
 
 impl LeftOut {
     /// A disk that cannot be saved.
@@ -90,7 +90,7 @@ pub fn targets<'a>(left_out: &'a [LeftOut], kinds: &[Kind]) -> Vec<&'a str> {
 }
 
 /// The disks that nobody asked to leave out.
-pub fn unasked(left_out: &[LeftOut]) -> impl Iterator<Item = &LeftOut> {
+pub(crate) fn unasked(left_out: &[LeftOut]) -> impl Iterator<Item = &LeftOut> {
     left_out.iter().filter(|left| UNASKED.contains(&left.kind))
 }
 

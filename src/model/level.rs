@@ -8,7 +8,7 @@ use super::restore_point::{FileId, Level};
 
 /// The facts about a disk that decide its level in the next backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskNow {
+pub(crate) struct DiskNow {
     /// The disk's target.
     pub target: String,
     /// The reason why the disk can only be backed up in full; `None` if it can be incremental.
@@ -21,7 +21,7 @@ pub struct DiskNow {
 
 /// An image of the disk to be backed up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceNow {
+pub(crate) struct SourceNow {
     /// Its path, as the manifest would record it.
     pub path: String,
     /// The identity of the file, if it can be known.
@@ -230,7 +230,7 @@ pub enum UnusableParent {
 /// A restore point is usable if it is whole, and its checkpoint still exists and is sound for this
 /// disk. `uuid` is the domain's, `period` the folder of the new restore point, and `checkpoints`
 /// the hypervisor's list now.
-pub fn decide(
+pub(crate) fn decide(
     disk: &DiskNow,
     uuid: &str,
     period: &str,

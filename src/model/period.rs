@@ -31,13 +31,13 @@ impl GroupBy {
     }
 
     /// The grouping for this word of the command line.
-    pub fn from_word(word: &str) -> Option<GroupBy> {
+    pub(crate) fn from_word(word: &str) -> Option<GroupBy> {
         GroupBy::ALL.into_iter().find(|by| by.word() == word)
     }
 
     /// Whole days from the period's start to its midpoint. From then on pruning may delete the
     /// previous period.
-    pub fn middle_mark_days(self) -> i32 {
+    pub(crate) fn middle_mark_days(self) -> i32 {
         match self {
             GroupBy::Month => 15,
             GroupBy::Quarter => 45,
@@ -68,14 +68,14 @@ impl GroupBy {
 
 /// One period: a grouping and the day it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Period {
+pub(crate) struct Period {
     group_by: GroupBy,
     start: Date,
 }
 
 impl Period {
     /// The period that contains `day` (local time, as in the classic program).
-    pub fn containing(group_by: GroupBy, day: Date) -> Period {
+    pub(crate) fn containing(group_by: GroupBy, day: Date) -> Period {
         let months = group_by.months();
         let first_month = (day.month() - 1) / months * months + 1;
         Period {
@@ -85,7 +85,7 @@ impl Period {
     }
 
     /// The period of this folder; `None` for any other name.
-    pub fn of_folder(folder: &str) -> Option<Period> {
+    pub(crate) fn of_folder(folder: &str) -> Option<Period> {
         let rest = folder.strip_prefix(FOLDER_PREFIX)?;
         GroupBy::ALL.into_iter().find_map(|group_by| {
             let suffix = rest.strip_prefix(group_by.stem())?.strip_prefix('-')?;
@@ -108,7 +108,7 @@ impl Period {
 
     /// The period just before this one, of the same grouping. `None` only at the calendar's
     /// beginning.
-    pub fn previous(self) -> Option<Period> {
+    pub(crate) fn previous(self) -> Option<Period> {
         let day_before = self.start.yesterday().ok()?;
         Some(Period::containing(self.group_by, day_before))
     }
@@ -120,7 +120,7 @@ impl Period {
 
     /// Whether `day` has reached the midpoint. It counts days of the calendar, not hours, so clock
     /// changes, days without midnight and skipped days do not move the date.
-    pub fn is_past_middle(self, day: Date) -> bool {
+    pub(crate) fn is_past_middle(self, day: Date) -> bool {
         let days = (day - self.start).get_days();
         days >= self.group_by.middle_mark_days()
     }
@@ -140,14 +140,14 @@ impl Period {
 }
 
 /// The prefix of every period folder.
-pub const FOLDER_PREFIX: &str = "vmsnap-backup-";
+pub(crate) const FOLDER_PREFIX: &str = "vmsnap-backup-";
 
 /// The prefix of the folder of a standalone copy; the copy's id follows.
-pub const COPY_PREFIX: &str = "vmsnap-copy-";
+pub(crate) const COPY_PREFIX: &str = "vmsnap-copy-";
 
 /// Whether a folder of this name holds restore points: it is that of a period or of a standalone
 /// copy.
-pub fn holds_restore_points(folder: &str) -> bool {
+pub(crate) fn holds_restore_points(folder: &str) -> bool {
     folder.starts_with(FOLDER_PREFIX) || folder.starts_with(COPY_PREFIX)
 }
 

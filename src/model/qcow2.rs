@@ -5,25 +5,25 @@
 //! its callers decide which values they accept.
 
 /// The first four bytes of an image.
-pub const MAGIC: [u8; 4] = *b"QFI\xfb";
+pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// Length of a version 2 header, in bytes.
-pub const LENGTH_V2: usize = 72;
+pub(crate) const LENGTH_V2: usize = 72;
 /// Length of a version 3 header without optional fields, in bytes.
-pub const LENGTH_V3: usize = 104;
+pub(crate) const LENGTH_V3: usize = 104;
 /// The greatest length of a backing file's name, in bytes (`backing_file_size`).
-pub const MAX_BACKING_NAME: usize = 1023;
+pub(crate) const MAX_BACKING_NAME: usize = 1023;
 
 /// Incompatible feature: an external data file holds the guest's bytes.
-pub const EXTERNAL_DATA: u64 = 1 << 2;
+pub(crate) const EXTERNAL_DATA: u64 = 1 << 2;
 
 /// The extension that ends the list.
-pub const EXTENSION_END: u32 = 0;
+pub(crate) const EXTENSION_END: u32 = 0;
 /// The extension with the name of the backing file's format.
-pub const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+pub(crate) const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 /// The extension that locates the bitmaps.
-pub const EXTENSION_BITMAPS: u32 = 0x2385_2875;
+pub(crate) const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 /// The extension with the name of the external data file.
-pub const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
+pub(crate) const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
 
 /// Part of a header reaches beyond the available bytes, or beyond its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl<'a> Head<'a> {
     }
 
     /// The incompatible features; 0 for version 2, which has none.
-    pub fn incompatible_features(self) -> Option<u64> {
+    pub(crate) fn incompatible_features(self) -> Option<u64> {
         match self.version()? {
             2 => Some(0),
             _ => self.u64(72),
@@ -81,7 +81,7 @@ impl<'a> Head<'a> {
     ///
     /// # Errors
     /// The name is too long, or the bytes do not hold it.
-    pub fn backing_name(self) -> Result<Option<&'a [u8]>, OutOfBounds> {
+    pub(crate) fn backing_name(self) -> Result<Option<&'a [u8]>, OutOfBounds> {
         let offset = self.u64(8).ok_or(OutOfBounds)?;
         let length = self.u32(16).ok_or(OutOfBounds)? as usize;
         if offset == 0 || length == 0 {

@@ -110,7 +110,7 @@ impl RestorePoint {
     }
 
     /// The word for its kind: copy, or its level.
-    pub fn kind_word(&self) -> &'static str {
+    pub(crate) fn kind_word(&self) -> &'static str {
         match self.is_copy() {
             true => "copy",
             false => self.level.word(),

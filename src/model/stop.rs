@@ -30,7 +30,7 @@ pub struct Stop {
 
 /// Delays a forced exit of the program until it is dropped: a frozen guest has to be thawed first.
 #[derive(Debug)]
-pub struct ExitHold(Arc<AtomicUsize>);
+pub(crate) struct ExitHold(Arc<AtomicUsize>);
 
 impl Drop for ExitHold {
     fn drop(&mut self) {
@@ -49,13 +49,13 @@ impl Stop {
     }
 
     /// Delays a forced exit of the program until the result is dropped.
-    pub fn hold_exit(&self) -> ExitHold {
+    pub(crate) fn hold_exit(&self) -> ExitHold {
         self.exit_holds.fetch_add(1, Ordering::SeqCst);
         ExitHold(Arc::clone(&self.exit_holds))
     }
 
     /// Whether a forced exit of the program has to wait.
-    pub fn is_exit_held(&self) -> bool {
+    pub(crate) fn is_exit_held(&self) -> bool {
         self.exit_holds.load(Ordering::SeqCst) > 0
     }
 

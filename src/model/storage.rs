@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// The largest number of images in a backing chain that a definition may describe. libvirt has the
 /// same limit.
-pub const MAX_CHAIN: usize = 200;
+pub(crate) const MAX_CHAIN: usize = 200;
 
 /// The location of an image's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,7 +219,7 @@ impl Layer {
 
     /// Whether the definition declares the image or its data file encrypted. Images beneath are not
     /// considered.
-    pub fn is_encrypted(&self) -> bool {
+    pub(crate) fn is_encrypted(&self) -> bool {
         let data_file = self.data_file.as_ref().and_then(|file| file.encryption.as_ref());
         self.encryption.is_some() || data_file.is_some()
     }

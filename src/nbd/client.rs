@@ -1,7 +1,6 @@
 //! A client of one export: the handshake, its results, and single requests that wait for their
 //! answers.
 
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::error::{Error, Result};
@@ -36,8 +35,9 @@ impl Client {
     }
 
     /// Does the same over a stream that is already connected.
-    pub fn from_stream(
-        stream: UnixStream,
+    #[cfg(test)]
+    pub(crate) fn from_stream(
+        stream: std::os::unix::net::UnixStream,
         export: &str,
         contexts: &[&str],
         limit: &WaitLimit,
@@ -60,7 +60,8 @@ impl Client {
     }
 
     /// Whether the export is read-only.
-    pub fn read_only(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn read_only(&self) -> bool {
         self.export.flags & wire::FLAG_READ_ONLY != 0
     }
 
@@ -70,7 +71,7 @@ impl Client {
     }
 
     /// The limits of requests.
-    pub fn block_sizes(&self) -> BlockSizes {
+    pub(crate) fn block_sizes(&self) -> BlockSizes {
         self.export.block_sizes
     }
 
@@ -80,7 +81,7 @@ impl Client {
     }
 
     /// The longest read that may be sent, in bytes: a multiple of the server's minimum block size.
-    pub fn longest_read(&self) -> u32 {
+    pub(crate) fn longest_read(&self) -> u32 {
         let BlockSizes { minimum, maximum, .. } = self.export.block_sizes;
         let longest = maximum.min(wire::MAX_READ);
         longest - longest % minimum

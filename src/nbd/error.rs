@@ -113,7 +113,7 @@ pub enum Error {
 /// Error numbers of the protocol ("Error values" in the NBD protocol).
 pub(super) mod errno {
     /// The request is longer than the server can answer in one piece.
-    pub const EOVERFLOW: u32 = 75;
+    pub(crate) const EOVERFLOW: u32 = 75;
     /// The server is shutting down.
     pub const ESHUTDOWN: u32 = 108;
 }
@@ -163,7 +163,7 @@ impl Error {
     }
 
     /// Converts this error into the error of a block source. `what` describes the failed operation.
-    pub fn into_block_error(self, what: impl Into<String>) -> BlockError {
+    pub(crate) fn into_block_error(self, what: impl Into<String>) -> BlockError {
         match self {
             Error::Stopped => BlockError::stopped(),
             error => BlockError::from_source(error.kind(), what, error),

@@ -21,7 +21,7 @@ const LONGEST: u64 = (2 << 30) - CLUSTER;
 /// # Errors
 /// [`Error::ContextMissing`] if the server does not grant the bitmap; otherwise as
 /// [`Client::connect_unix`].
-pub fn disk_map(
+pub(crate) fn disk_map(
     path: &Path,
     export: &str,
     bitmap_context: Option<&str>,

@@ -17,7 +17,7 @@ pub mod wire;
 
 pub use client::Client;
 pub use error::{Error, Result};
-pub use map::disk_map;
+pub(crate) use map::disk_map;
 pub use negotiate::{Context, Export};
 pub use options::BlockSizes;
 pub use source::{ExportSource, Mode, SourceOptions};

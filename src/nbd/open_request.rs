@@ -48,7 +48,7 @@ pub(super) enum Body {
 
 impl Answer {
     /// Returns the body, or the server's error.
-    pub fn into_body(self) -> Result<Body> {
+    pub(crate) fn into_body(self) -> Result<Body> {
         let command = match &self.body {
             Body::Read(_) => "read",
             Body::Status(_) => "report the status of",
@@ -119,7 +119,7 @@ impl OpenRequest {
     }
 
     /// Whether this is a read.
-    pub fn is_read(&self) -> bool {
+    pub(crate) fn is_read(&self) -> bool {
         matches!(self.parts, Parts::Read { .. })
     }
 
@@ -143,7 +143,7 @@ impl OpenRequest {
     }
 
     /// Notes that the server sends a whole read at once.
-    pub fn cover_whole(&mut self) -> Result<(usize, usize)> {
+    pub(crate) fn cover_whole(&mut self) -> Result<(usize, usize)> {
         self.cover(self.offset, self.length)
     }
 
@@ -156,7 +156,7 @@ impl OpenRequest {
     }
 
     /// Notes that a context's descriptors begin, which may happen only once.
-    pub fn begin_context(&mut self, context: usize) -> Result<()> {
+    pub(crate) fn begin_context(&mut self, context: usize) -> Result<()> {
         match &mut self.parts {
             Parts::Status(contexts) if !contexts[context].begun => {
                 contexts[context].begun = true;

@@ -4,7 +4,7 @@ use super::error::{Error, Result};
 use super::wire::*;
 
 /// Parses the first 18 bytes from a server and returns its handshake flags.
-pub fn parse_greeting(bytes: &[u8]) -> Result<u16> {
+pub(crate) fn parse_greeting(bytes: &[u8]) -> Result<u16> {
     let mut fields = Fields(bytes);
     if fields.u64()? != INIT_MAGIC {
         return Err(Error::protocol("it does not send the greeting of an NBD server"));
@@ -26,7 +26,7 @@ pub fn parse_greeting(bytes: &[u8]) -> Result<u16> {
 }
 
 /// Encodes an option as the client sends it.
-pub fn encode_option(option: u32, data: &[u8]) -> Vec<u8> {
+pub(crate) fn encode_option(option: u32, data: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(16 + data.len());
     bytes.extend(OPTION_MAGIC.to_be_bytes());
     bytes.extend(option.to_be_bytes());
@@ -41,7 +41,7 @@ fn put_string(bytes: &mut Vec<u8>, string: &str) {
 }
 
 /// Encodes the data of [`OPT_GO`], with a request for block sizes.
-pub fn encode_go(export: &str) -> Vec<u8> {
+pub(crate) fn encode_go(export: &str) -> Vec<u8> {
     let mut data = Vec::with_capacity(export.len() + 8);
     put_string(&mut data, export);
     data.extend(1u16.to_be_bytes());
@@ -50,7 +50,7 @@ pub fn encode_go(export: &str) -> Vec<u8> {
 }
 
 /// Encodes the data of [`OPT_SET_META_CONTEXT`].
-pub fn encode_set_meta_context(export: &str, contexts: &[&str]) -> Vec<u8> {
+pub(crate) fn encode_set_meta_context(export: &str, contexts: &[&str]) -> Vec<u8> {
     let mut data = Vec::new();
     put_string(&mut data, export);
     data.extend((contexts.len() as u32).to_be_bytes());
@@ -62,7 +62,7 @@ pub fn encode_set_meta_context(export: &str, contexts: &[&str]) -> Vec<u8> {
 
 /// The head of a reply to an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OptionReply {
+pub(crate) struct OptionReply {
     /// The option that is answered.
     pub option: u32,
     /// One of the `REP_` numbers.
@@ -72,7 +72,7 @@ pub struct OptionReply {
 }
 
 /// Parses the 20 bytes before the payload of a reply to an option.
-pub fn parse_option_reply(bytes: &[u8]) -> Result<OptionReply> {
+pub(crate) fn parse_option_reply(bytes: &[u8]) -> Result<OptionReply> {
     let mut fields = Fields(bytes);
     let magic = fields.u64()?;
     if magic != OPTION_REPLY_MAGIC {
@@ -96,7 +96,7 @@ pub fn parse_option_reply(bytes: &[u8]) -> Result<OptionReply> {
 
 /// Describes an error reply to an option: the name of the error, and the server's message if it
 /// sent one.
-pub fn option_error_words(kind: u32, payload: &[u8]) -> String {
+pub(crate) fn option_error_words(kind: u32, payload: &[u8]) -> String {
     let name = match kind & !REP_ERROR_BIT {
         1 => "the option is not supported",
         2 => "its policy forbids it",
@@ -121,7 +121,7 @@ pub fn option_error_words(kind: u32, payload: &[u8]) -> String {
 
 /// The content of one [`REP_INFO`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Info {
+pub(crate) enum Info {
     /// Size of the export in bytes, and its transmission flags.
     Export {
         /// Size, in bytes.
@@ -180,7 +180,7 @@ impl BlockSizes {
 }
 
 /// Parses the payload of [`REP_INFO`].
-pub fn parse_info(payload: &[u8]) -> Result<Info> {
+pub(crate) fn parse_info(payload: &[u8]) -> Result<Info> {
     let mut fields = Fields(payload);
     match fields.u16()? {
         INFO_EXPORT => {
@@ -204,13 +204,13 @@ pub fn parse_info(payload: &[u8]) -> Result<Info> {
 }
 
 /// Parses the 10 bytes that answer [`OPT_EXPORT_NAME`]: size and transmission flags.
-pub fn parse_export_name_reply(bytes: &[u8]) -> Result<(u64, u16)> {
+pub(crate) fn parse_export_name_reply(bytes: &[u8]) -> Result<(u64, u16)> {
     let mut fields = Fields(bytes);
     Ok((fields.u64()?, fields.u16()?))
 }
 
 /// Parses the payload of [`REP_META_CONTEXT`]: id and name.
-pub fn parse_meta_context(payload: &[u8]) -> Result<(u32, &str)> {
+pub(crate) fn parse_meta_context(payload: &[u8]) -> Result<(u32, &str)> {
     let mut fields = Fields(payload);
     let id = fields.u32()?;
     let name = str::from_utf8(fields.0).map_err(|_| Error::protocol("a context's name is not UTF-8"))?;

@@ -108,7 +108,7 @@ impl Decoder {
 
     /// Notes that `count` bytes were put into the place that [`Self::direct`] returned; at most as
     /// many as it has room for.
-    pub fn advance(&mut self, count: usize) -> Result<()> {
+    pub(crate) fn advance(&mut self, count: usize) -> Result<()> {
         if let Stage::Data {
             slot,
             position,
@@ -131,7 +131,7 @@ impl Decoder {
     }
 
     /// Takes the next bytes of the stream. After an error the connection is unusable.
-    pub fn feed(&mut self, mut bytes: &[u8]) -> Result<()> {
+    pub(crate) fn feed(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             if let Some(room) = self.direct() {
                 let count = room.len().min(bytes.len());

@@ -110,7 +110,7 @@ impl Socket {
     }
 
     /// Wraps a connected stream.
-    pub fn from_stream(stream: UnixStream, limit: &WaitLimit) -> Result<Self> {
+    pub(crate) fn from_stream(stream: UnixStream, limit: &WaitLimit) -> Result<Self> {
         let phase = "the handshake";
         // Calls that must not wait at all use `DONTWAIT`.
         stream
@@ -125,12 +125,12 @@ impl Socket {
     }
 
     /// Notes that the handshake is over.
-    pub fn enter_transmission(&mut self) {
+    pub(crate) fn enter_transmission(&mut self) {
         self.phase = "the transmission";
     }
 
     /// Receives the bytes that have arrived, at least one, or `None` if none have.
-    pub fn receive_now(&self, buffers: &mut [IoSliceMut<'_>]) -> Result<Option<usize>> {
+    pub(crate) fn receive_now(&self, buffers: &mut [IoSliceMut<'_>]) -> Result<Option<usize>> {
         loop {
             let received = recvmsg(
                 &self.stream,
@@ -150,7 +150,7 @@ impl Socket {
     ///
     /// A socket's queue holds some 200 KiB, so a long answer comes in many pieces. Letting the
     /// kernel gather them saves most of the calls.
-    pub fn receive_filling(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
+    pub(crate) fn receive_filling(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
         match recv(&self.stream, buffer, RecvFlags::WAITALL) {
             Err(Errno::INTR) => Ok(None),
             received => self.received(received.map(|(count, _)| count)),
@@ -167,12 +167,12 @@ impl Socket {
     }
 
     /// Waits until bytes can be received.
-    pub fn wait_readable(&self) -> Result<()> {
+    pub(crate) fn wait_readable(&self) -> Result<()> {
         wait_for(&self.limit, self.as_fd(), PollFlags::IN, self.phase)
     }
 
     /// Sends `bytes` if there is room for all of them now. For a goodbye that may get lost.
-    pub fn try_send(&self, bytes: &[u8]) {
+    pub(crate) fn try_send(&self, bytes: &[u8]) {
         let _ = send(&self.stream, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 

@@ -48,7 +48,7 @@ impl Connection {
     }
 
     /// The number of requests in flight.
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.decoder.pending()
     }
 
@@ -110,7 +110,7 @@ impl Connection {
     }
 
     /// Receives the bytes that have arrived, once. Returns `false` if none have.
-    pub fn receive_now(&mut self) -> Result<bool> {
+    pub(crate) fn receive_now(&mut self) -> Result<bool> {
         let ahead = IoSliceMut::new(&mut self.ahead[..]);
         let (direct, received) = match self.decoder.direct() {
             Some(room) => {
@@ -132,7 +132,7 @@ impl Connection {
 
     /// Receives the missing payload of an answer if it is long, and waits for it briefly. Returns
     /// `false` if nothing arrived, or no long payload is due.
-    pub fn receive_long(&mut self) -> Result<bool> {
+    pub(crate) fn receive_long(&mut self) -> Result<bool> {
         let Some(room) = self.decoder.direct().filter(|room| room.len() >= LONG) else {
             return Ok(false);
         };
@@ -144,12 +144,12 @@ impl Connection {
     }
 
     /// Waits until bytes can be received.
-    pub fn wait_readable(&self) -> Result<()> {
+    pub(crate) fn wait_readable(&self) -> Result<()> {
         self.socket.wait_readable()
     }
 
     /// Waits until bytes were received.
-    pub fn receive(&mut self) -> Result<()> {
+    pub(crate) fn receive(&mut self) -> Result<()> {
         while !self.receive_now()? {
             self.socket.wait_readable()?;
         }

@@ -79,7 +79,7 @@ pub fn copy_export(
 ///
 /// # Errors
 /// The first error of the source or the sink; or a request to stop.
-pub fn copy_chain(
+pub(crate) fn copy_chain(
     source: &mut dyn BlockSource,
     sink: &mut dyn BlockSink,
     stop: &Stop,
@@ -210,7 +210,7 @@ impl<'a> Pump<'a> {
 }
 
 /// Whether an error only says that somebody asked to stop. The real reason is another error then.
-pub fn is_stop(error: &BlockError) -> bool {
+pub(crate) fn is_stop(error: &BlockError) -> bool {
     error.kind == BlockErrorKind::Stopped
 }
 

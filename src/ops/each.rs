@@ -218,7 +218,7 @@ impl Faults {
     }
 
     /// Whether everything that was asked is done.
-    pub fn is_success(&self) -> bool {
+    pub(crate) fn is_success(&self) -> bool {
         self.kinds.is_empty()
     }
 

@@ -201,7 +201,7 @@ pub enum Cause {
 impl Cause {
     /// Whether this process, or the whole machine, may have run out of open files. That says
     /// nothing about the stored data.
-    pub fn lacks_files(&self) -> bool {
+    pub(crate) fn lacks_files(&self) -> bool {
         lacks_files(self)
     }
 
@@ -282,11 +282,6 @@ impl Error {
             Cause::Copy(error) => error.kind == BlockErrorKind::Stopped,
             _ => false,
         }
-    }
-
-    /// Whether another run holds the domain's lock.
-    pub fn is_locked(&self) -> bool {
-        matches!(self.cause, Cause::Repo(RepoError::Locked { .. }))
     }
 
     /// Whether a call timed out that may still be carried out.

@@ -20,7 +20,7 @@ use crate::repo::{DomainRepository, DomainWriter, History, Leftover};
 const ROUNDS: usize = 5;
 
 /// A domain with nothing left to repair.
-pub struct HealedDomain {
+pub(crate) struct HealedDomain {
     /// Its current state.
     pub survey: Survey,
     /// Its restore points and leftovers in the repository.

@@ -60,7 +60,7 @@ pub fn list(repo: &dyn Repository, domains: &[String]) -> Result<Vec<DomainList>
 }
 
 /// Lists the restore points of a domain.
-pub fn list_domain(repo: &dyn Repository, domain: &str) -> Result<DomainList> {
+pub(crate) fn list_domain(repo: &dyn Repository, domain: &str) -> Result<DomainList> {
     let failed = |error: RepoError| Error::of(domain, error);
     let repository = repo.domain(domain).map_err(failed)?;
     let mut history = repository.history().map_err(failed)?;

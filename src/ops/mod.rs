@@ -95,7 +95,7 @@ const LOOK_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 /// Returns `None` if the connection fails or takes longer than ten seconds. If the chosen
 /// hypervisor cannot be reached, `qemu:///system` is tried.
 #[cfg(feature = "libvirt")]
-pub fn connect_to_look(uri: Option<&str>) -> Option<Box<dyn Host>> {
+pub(crate) fn connect_to_look(uri: Option<&str>) -> Option<Box<dyn Host>> {
     use crate::host::libvirt::LibvirtHost;
     let uri = uri.map(str::to_owned);
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -115,7 +115,7 @@ pub fn connect_to_look(uri: Option<&str>) -> Option<Box<dyn Host>> {
 
 /// Returns `None`, because this program was built without libvirt.
 #[cfg(not(feature = "libvirt"))]
-pub fn connect_to_look(_uri: Option<&str>) -> Option<Box<dyn Host>> {
+pub(crate) fn connect_to_look(_uri: Option<&str>) -> Option<Box<dyn Host>> {
     None
 }
 
@@ -126,23 +126,23 @@ pub fn connect(_uri: Option<&str>) -> Result<Box<dyn Host>> {
 }
 
 /// Returns those of the programs that are not installed.
-pub fn missing_programs(programs: &[&'static str]) -> Vec<&'static str> {
+pub(crate) fn missing_programs(programs: &[&'static str]) -> Vec<&'static str> {
     let is_missing = |program: &&&'static str| !crate::host::qemu::is_installed(program);
     programs.iter().filter(is_missing).copied().collect()
 }
 
 /// Opens an existing repository.
-pub fn open_repository(root: &Path) -> Result<Box<dyn Repository>> {
+pub(crate) fn open_repository(root: &Path) -> Result<Box<dyn Repository>> {
     repo::open(root).map_err(|error| Error::of("", error))
 }
 
 /// Opens a repository for reading; a missing folder counts as an empty repository.
-pub fn open_or_empty_repository(root: &Path) -> Result<Box<dyn Repository>> {
+pub(crate) fn open_or_empty_repository(root: &Path) -> Result<Box<dyn Repository>> {
     repo::open_or_empty(root).map_err(|error| Error::of("", error))
 }
 
 /// Opens a repository as [`open_or_create_repository`] does, but creates nothing: for a dry run.
-pub fn open_as_if_created_repository(root: &Path) -> Result<Box<dyn Repository>> {
+pub(crate) fn open_as_if_created_repository(root: &Path) -> Result<Box<dyn Repository>> {
     let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty());
     match parent.is_none_or(Path::is_dir) {
         true => open_or_empty_repository(root),
@@ -151,6 +151,6 @@ pub fn open_as_if_created_repository(root: &Path) -> Result<Box<dyn Repository>>
 }
 
 /// Opens a repository for writing, and creates its last folder if it is missing.
-pub fn open_or_create_repository(root: &Path) -> Result<Box<dyn Repository>> {
+pub(crate) fn open_or_create_repository(root: &Path) -> Result<Box<dyn Repository>> {
     repo::open_or_create(root).map_err(|error| Error::of("", error))
 }

@@ -83,7 +83,7 @@ impl PlannedDisk {
     }
 
     /// Why it has this level.
-    pub fn announced_reason(&self) -> String {
+    pub(crate) fn announced_reason(&self) -> String {
         match &self.possible_parent {
             Some(name) => format!("incremental if the bitmap of checkpoint {name} is there, else full"),
             None => self.level.reason.to_string(),
@@ -208,7 +208,7 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
 }
 
 /// The code of the finding that the backup of an encrypted disk holds its plain text.
-pub const STORED_DECRYPTED: &str = "stored-decrypted";
+pub(crate) const STORED_DECRYPTED: &str = "stored-decrypted";
 
 fn stored_decrypted(disk: &Disk) -> Finding {
     let what = format!(

@@ -272,7 +272,7 @@ pub struct Next<'a> {
 /// These are checkpoints that restore points of this repository recorded, except the newest `keep`
 /// of the newest chain of each period in `current` (the folders of the current periods).
 /// Checkpoints that no restore point here recorded are not touched.
-pub fn superfluous(
+pub(crate) fn superfluous(
     chains: &Chains,
     uuid: &str,
     checkpoints: &[Checkpoint],

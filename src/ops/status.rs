@@ -89,7 +89,7 @@ impl DomainStatus {
     }
 
     /// Whether every disk could be examined.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.not_examined().next().is_none()
     }
 

@@ -66,7 +66,11 @@ const MOST_LOOKS: usize = 4;
 
 /// Runs `look` on the domain `name`, and again if it fails because the domain was started or
 /// stopped.
-pub fn steadily<T>(name: &str, host: &dyn Host, mut look: impl FnMut(Domain) -> Result<T>) -> Result<T> {
+pub(crate) fn steadily<T>(
+    name: &str,
+    host: &dyn Host,
+    mut look: impl FnMut(Domain) -> Result<T>,
+) -> Result<T> {
     let mut looks = 1;
     loop {
         let domain = host.domain(name).map_err(|error| Error::of(name, error))?;
@@ -125,7 +129,7 @@ pub(super) fn survey_with(
 
 /// Returns the facts about the domain's disks. Facts that cannot be read now are left out: they are
 /// read again when they matter.
-pub fn disk_facts(
+pub(crate) fn disk_facts(
     domain: &Domain,
     chains: &Chains,
     checkpoints: &[Checkpoint],
@@ -206,7 +210,7 @@ fn leftover_runs(
 
 /// Returns the checkpoints that unfinished runs are making, as far as their journal entries can be
 /// read.
-pub fn begun_checkpoints(repository: &dyn DomainRepository, history: &History) -> BTreeSet<String> {
+pub(crate) fn begun_checkpoints(repository: &dyn DomainRepository, history: &History) -> BTreeSet<String> {
     let runs = leftover_runs(repository, history, &mut Vec::new()).unwrap_or_default();
     let entries = runs.into_iter().filter_map(|run| run.journal_entry);
     entries.filter_map(|entry| entry.checkpoint).collect()

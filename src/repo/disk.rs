@@ -85,7 +85,7 @@ impl dyn DiskReader + '_ {
     ///
     /// # Errors
     /// As [`DiskReader::extent_at`].
-    pub fn data_clusters(&self) -> Result<ClusterSet, BlockError> {
+    pub(crate) fn data_clusters(&self) -> Result<ClusterSet, BlockError> {
         let mut data = ClusterSet::new(self.size());
         for extent in self.extents(0..self.size()) {
             let extent = extent?;
@@ -100,7 +100,7 @@ impl dyn DiskReader + '_ {
     ///
     /// # Errors
     /// As [`DiskReader::extent_at`].
-    pub fn data_from(&self, offset: u64) -> Result<Option<u64>, BlockError> {
+    pub(crate) fn data_from(&self, offset: u64) -> Result<Option<u64>, BlockError> {
         for extent in self.extents(offset - offset % CLUSTER..self.size()) {
             let extent = extent?;
             if extent.stored != Stored::Zero {
@@ -113,7 +113,7 @@ impl dyn DiskReader + '_ {
 
 /// A stored disk that is the parent of an incremental one.
 #[derive(Clone, Debug)]
-pub struct ParentDisk(pub Arc<dyn DiskReader>);
+pub(crate) struct ParentDisk(pub Arc<dyn DiskReader>);
 
 impl Beneath for ParentDisk {
     fn other_than_zero(&self, offset: u64, length: u64) -> Option<u64> {

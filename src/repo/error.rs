@@ -103,7 +103,7 @@ impl RepoError {
     }
 
     /// Whether the target is full.
-    pub fn is_no_space(&self) -> bool {
+    pub(crate) fn is_no_space(&self) -> bool {
         let (RepoError::Io { source, .. } | RepoError::Unusable { source, .. }) = self else {
             return false;
         };
@@ -116,7 +116,7 @@ impl RepoError {
 
 /// Whether this process or the whole machine has too many open files. Such an error says nothing
 /// about the stored data.
-pub fn lacks_files(error: &(dyn StdError + 'static)) -> bool {
+pub(crate) fn lacks_files(error: &(dyn StdError + 'static)) -> bool {
     errnos(error).any(|errno| matches!(errno, Errno::MFILE | Errno::NFILE))
 }
 

@@ -6,11 +6,11 @@ use crate::model::chain::Chains;
 use crate::model::finding::Finding;
 
 /// The code of the finding that only a newer program can read a restore point. This is not damage.
-pub const WRITTEN_BY_A_NEWER_VMSNAP: &str = "restore-point-too-new";
+pub(crate) const WRITTEN_BY_A_NEWER_VMSNAP: &str = "restore-point-too-new";
 
 /// The code of the finding that a checkpoint's XML is missing or differs from its entry in the
 /// manifest.
-pub const CHECKPOINT_DAMAGED: &str = "checkpoint-file-damaged";
+pub(crate) const CHECKPOINT_DAMAGED: &str = "checkpoint-file-damaged";
 
 /// The content of a repository for one domain.
 #[derive(Debug, Default)]

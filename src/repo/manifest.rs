@@ -14,16 +14,16 @@ use crate::model::text::shown;
 
 /// The version of the format that this program writes. It reads older versions and refuses newer
 /// ones.
-pub const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 
 /// The largest manifest that is read, in bytes.
-pub const MAX_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_BYTES: u64 = 16 << 20;
 
 /// The name of the file with the domain's definition.
-pub const DOMAIN_XML: &str = "domain.xml";
+pub(crate) const DOMAIN_XML: &str = "domain.xml";
 
 /// The name of the file with the domain's UEFI variables.
-pub const NVRAM: &str = "nvram.fd";
+pub(crate) const NVRAM: &str = "nvram.fd";
 
 /// The content of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -34,7 +34,8 @@ pub mod manifest;
 pub mod proof;
 mod seal;
 
-pub use disk::{DiskReader, ParentDisk, Stored, StoredExtent};
+pub(crate) use disk::ParentDisk;
+pub use disk::{DiskReader, Stored, StoredExtent};
 pub use error::{RepoError, Result};
 pub use files::{FileDamage, FileWatch, SmallFile};
 pub use folder::FolderRepository;
@@ -285,7 +286,7 @@ pub fn open_or_create(location: &Path) -> Result<Box<dyn Repository>> {
 }
 
 /// Opens a repository for reading. A repository that does not exist yet is empty.
-pub fn open_or_empty(location: &Path) -> Result<Box<dyn Repository>> {
+pub(crate) fn open_or_empty(location: &Path) -> Result<Box<dyn Repository>> {
     Ok(Box::new(FolderRepository::open_or_empty(
         location,
         Arc::new(DiskStore),

@@ -94,7 +94,7 @@ impl MemDisk {
     }
 
     /// Renames a bitmap, if it exists.
-    pub fn rename_bitmap(&mut self, from: &str, to: &str) {
+    pub(crate) fn rename_bitmap(&mut self, from: &str, to: &str) {
         if let Some(bits) = self.bitmaps.remove(from) {
             self.bitmaps.insert(to.to_owned(), bits);
         }

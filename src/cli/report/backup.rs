@@ -129,7 +129,7 @@ pub struct BackupDomain<'a> {
 
 /// A restore point that a backup made.
 #[derive(Debug, Serialize)]
-pub struct MadePart<'a> {
+pub(crate) struct MadePart<'a> {
     #[serde(flatten)]
     pub(super) point: PointPart<'a>,
     #[serde(flatten)]
@@ -139,7 +139,7 @@ pub struct MadePart<'a> {
 /// The outcome of pruning.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PrunePart<'a> {
+pub(crate) struct PrunePart<'a> {
     pub(super) deleted: Option<Text<'a>>,
     pub(super) kept: Option<Text<'a>>,
     pub(super) error: Option<Text<'a>>,
@@ -233,7 +233,7 @@ pub struct PlanPart<'a> {
 
 /// A disk that a backup would save.
 #[derive(Debug, Serialize)]
-pub struct PlannedDiskPart<'a> {
+pub(crate) struct PlannedDiskPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) level: Option<&'static str>,
     pub(super) reason: Text<'a>,
@@ -242,7 +242,7 @@ pub struct PlannedDiskPart<'a> {
 /// The plan of pruning: an object with one key.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub enum PrunePlanPart<'a> {
+pub(crate) enum PrunePlanPart<'a> {
     /// Delete this folder.
     Delete(Text<'a>),
     /// Delete nothing, for this reason; none without `--prune`.
@@ -335,7 +335,7 @@ pub fn plan_text(domain: &str, preview: &Preview) -> String {
 }
 
 /// The steps of a planned backup, a line each. Findings in `known` were reported elsewhere.
-pub fn plan_lines(planned: &Reconciliation, writer: Option<&str>, known: &[Finding]) -> Vec<String> {
+pub(crate) fn plan_lines(planned: &Reconciliation, writer: Option<&str>, known: &[Finding]) -> Vec<String> {
     let plan = &planned.backup;
     let mut lines = Vec::new();
     if let Some(writer) = writer {

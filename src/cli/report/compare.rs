@@ -74,7 +74,7 @@ pub struct ComparedPart<'a> {
 /// A disk that was compared.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ComparedDiskPart<'a> {
+pub(crate) struct ComparedDiskPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) restore_point: Text<'a>,
     pub(super) unchanged_clusters: u64,
@@ -85,7 +85,7 @@ pub struct ComparedDiskPart<'a> {
 
 /// A disk that was not compared.
 #[derive(Debug, Serialize)]
-pub struct UncomparedPart<'a> {
+pub(crate) struct UncomparedPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) meaning: &'static str,
     pub(super) why: Text<'a>,

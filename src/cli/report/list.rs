@@ -21,7 +21,7 @@ pub struct ListDocument<'a> {
 /// A domain in the document of a list.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ListDomain<'a> {
+pub(crate) struct ListDomain<'a> {
     pub(super) domain: Text<'a>,
     pub(super) restore_points: Vec<ListedPart<'a>>,
     pub(super) findings: Vec<FindingPart<'a>>,
@@ -30,7 +30,7 @@ pub struct ListDomain<'a> {
 /// A restore point in the document of a list.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ListedPart<'a> {
+pub(crate) struct ListedPart<'a> {
     #[serde(flatten)]
     pub(super) point: PointPart<'a>,
     pub(super) verified: Option<VerifiedPart<'a>>,
@@ -42,7 +42,7 @@ pub struct ListedPart<'a> {
 
 /// A write that a bitmap missed.
 #[derive(Debug, Serialize)]
-pub struct MissedPart<'a> {
+pub(crate) struct MissedPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) found: Text<'a>,
     pub(super) stands: bool,

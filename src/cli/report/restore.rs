@@ -36,7 +36,7 @@ pub struct FailedRestore<'a> {
 /// A disk that was restored.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct RestoredPart<'a> {
+pub(crate) struct RestoredPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) path: Text<'a>,
     pub(super) format: &'static str,
@@ -47,7 +47,7 @@ pub struct RestoredPart<'a> {
 /// A domain that was defined.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct DefinedPart<'a> {
+pub(crate) struct DefinedPart<'a> {
     pub(super) name: Text<'a>,
     pub(super) new_uuid: Option<Text<'a>>,
 }

@@ -140,14 +140,14 @@ pub struct ScrubbedDomain<'a> {
 
 /// A bitmap of a disk.
 #[derive(Debug, Serialize)]
-pub struct BitmapPart<'a> {
+pub(crate) struct BitmapPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) name: Text<'a>,
 }
 
 /// The expected next backup.
 #[derive(Debug, Serialize)]
-pub struct NextPart<'a> {
+pub(crate) struct NextPart<'a> {
     pub(super) level: Option<&'static str>,
     pub(super) refused: bool,
     pub(super) reason: Text<'a>,

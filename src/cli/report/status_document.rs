@@ -22,7 +22,7 @@ impl Serialize for StatusDocument<'_> {
 /// The state of a domain.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct StatusPart<'a> {
+pub(crate) struct StatusPart<'a> {
     pub(super) checkpoints: Vec<Text<'a>>,
     pub(super) disks: Vec<DiskPart<'a>>,
     pub(super) overall_status: u8,
@@ -53,7 +53,7 @@ pub struct StatusPart<'a> {
 /// The state of a disk.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct DiskPart<'a> {
+pub(crate) struct DiskPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) virtual_size: Size,
     pub(super) actual_size: Size,
@@ -65,7 +65,7 @@ pub struct DiskPart<'a> {
 /// The content of the folder of a period.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct FolderPart<'a> {
+pub(crate) struct FolderPart<'a> {
     pub(super) path: Text<'a>,
     pub(super) total_files: u64,
     pub(super) checkpoints: u64,
@@ -74,7 +74,7 @@ pub struct FolderPart<'a> {
 
 /// The expected next backup.
 #[derive(Debug, Serialize)]
-pub struct NextPart<'a> {
+pub(crate) struct NextPart<'a> {
     pub(super) level: Option<Text<'a>>,
     pub(super) reason: Text<'a>,
     pub(super) period: Text<'a>,
@@ -82,7 +82,7 @@ pub struct NextPart<'a> {
 
 /// A write that a bitmap missed.
 #[derive(Debug, Serialize)]
-pub struct MissedPart<'a> {
+pub(crate) struct MissedPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) found: Text<'a>,
 }

@@ -97,7 +97,7 @@ pub struct VerifiedPart<'a> {
 /// A restore point of a verification.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ProvedPart<'a> {
+pub(crate) struct ProvedPart<'a> {
     pub(super) id: Text<'a>,
     pub(super) outcome: &'static str,
     pub(super) proved_before: Option<Text<'a>>,
@@ -107,7 +107,7 @@ pub struct ProvedPart<'a> {
 /// Damage.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct DamagePart<'a> {
+pub(crate) struct DamagePart<'a> {
     pub(super) path: Option<Text<'a>>,
     pub(super) offset: Option<u64>,
     pub(super) disk: Option<Text<'a>>,

@@ -61,7 +61,7 @@ pub struct Chain {
 }
 
 /// Returns QEMU's name for the secret with this number.
-pub fn key_name(number: usize) -> String {
+pub(crate) fn key_name(number: usize) -> String {
     format!("key{number}")
 }
 
@@ -108,7 +108,7 @@ impl Image {
     /// Returns QEMU's description of the image without a backing image.
     ///
     /// Sufficient to read the image's properties and to change its bitmaps.
-    pub fn node_alone(&self) -> Result<Value, Trouble> {
+    pub(crate) fn node_alone(&self) -> Result<Value, Trouble> {
         self.describe(false)
     }
 

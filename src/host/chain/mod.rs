@@ -25,9 +25,10 @@ use serde_json::Value;
 use super::{HostError, Refusal};
 use crate::model::domain::{Backing, Disk, DiskFormat, Encryption, Layer, Source};
 use crate::model::storage::{MAX_CHAIN, SecretRef};
-pub use graph::{Chain, Image, Layout, Storage, key_name};
+pub(crate) use graph::key_name;
+pub use graph::{Chain, Image, Layout, Storage};
 use header::{Header, Looks};
-pub use open::{Head, not_an_image};
+pub use open::Head;
 
 /// The reason why a chain cannot be determined.
 #[derive(Debug, thiserror::Error)]

@@ -28,7 +28,7 @@ pub struct Head {
 ///
 /// # Errors
 /// [`Trouble::Refused`] for other kinds, [`Trouble::Io`] if the file cannot be opened.
-pub fn open_image(path: &Path) -> Result<File, Trouble> {
+pub(crate) fn open_image(path: &Path) -> Result<File, Trouble> {
     let failed = |error: io::Error| Trouble::Io {
         path: path.to_owned(),
         error,
@@ -44,7 +44,7 @@ pub fn open_image(path: &Path) -> Result<File, Trouble> {
 }
 
 /// Returns the reason why this path cannot be an image; `None` if it can be one or is missing.
-pub fn not_an_image(path: &Path) -> Option<String> {
+pub(crate) fn not_an_image(path: &Path) -> Option<String> {
     match check_kind(path, &path.metadata().ok()?) {
         Err(Trouble::Refused(why)) => Some(why),
         _ => None,
@@ -68,7 +68,7 @@ fn check_kind(path: &Path, found: &std::fs::Metadata) -> Result<(), Trouble> {
 }
 
 /// Reads the first bytes of an image.
-pub fn read_head(path: &Path) -> Result<Head, Trouble> {
+pub(crate) fn read_head(path: &Path) -> Result<Head, Trouble> {
     let file = open_image(path)?;
     let failed = |error: io::Error| Trouble::Io {
         path: path.to_owned(),

@@ -51,7 +51,7 @@ pub fn end(handle: &Handle) -> Result<()> {
 }
 
 /// A job that QEMU carries out for a running or paused domain.
-pub struct ActiveDomainJob {
+pub(crate) struct ActiveDomainJob {
     pub link: Arc<Link>,
     pub domain: Domain,
     /// Whether a disk error had paused the guest before the job: then the job does not resume it.
@@ -145,7 +145,7 @@ impl ActiveDomainJob {
 }
 
 /// Resumes a guest that full scratch space has paused, and returns whether it was paused.
-pub fn resume_if_stuck(handle: &Handle) -> Result<bool> {
+pub(crate) fn resume_if_stuck(handle: &Handle) -> Result<bool> {
     let was_stuck = is_stuck(handle)?;
     if was_stuck {
         handle.resume().map_err(failed("resume the domain"))?;

@@ -26,7 +26,7 @@ const THAW_ATTEMPTS: usize = 5;
 /// Thaws a guest that a dead run may have left frozen.
 ///
 /// Ignores errors: an agent that does not answer cannot thaw anything.
-pub fn thaw_now(handle: &Handle) {
+pub(crate) fn thaw_now(handle: &Handle) {
     let _ = ffi::set_agent_timeout(handle, Some(THAW_SECONDS));
     let _ = ffi::thaw(handle);
     let _ = ffi::set_agent_timeout(handle, None);
@@ -38,7 +38,7 @@ const FREEZING: u8 = 1;
 const CALLED_OFF: u8 = 2;
 
 /// A freeze that has been requested from the guest.
-pub struct Freeze {
+pub(crate) struct Freeze {
     guard: ThawGuard,
     answers: Receiver<Answer>,
     frozen: bool,
@@ -53,7 +53,7 @@ pub struct Freeze {
 /// After the freeze command, the thread thaws when [`Freeze::thaw`] is called or when this value is
 /// dropped. It thaws at once if the freeze fails, because a freeze that timed out may still happen.
 /// Dropping waits for the thaw.
-pub struct ThawGuard {
+pub(crate) struct ThawGuard {
     handle: Option<Handle>,
     go: Option<Sender<()>>,
     phase: Arc<AtomicU8>,

@@ -11,7 +11,7 @@ use crate::model::stop::{Stop, WaitLimit};
 /// How long `qemu-img` may take to add or remove a bitmap.
 ///
 /// Much longer than it ever needs, because killing it midway breaks all bitmaps of the image.
-pub const EDIT_DEADLINE: Duration = Duration::from_secs(600);
+pub(crate) const EDIT_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Returns whether an incremental read of the image can rely on the bitmap.
 ///
@@ -31,7 +31,7 @@ pub fn is_usable(chain: &[ImageInfo], name: &str) -> bool {
 
 /// Returns whether the image of a shut-off domain's disk has a bitmap of this name, sound or
 /// broken.
-pub fn has_bitmap(disk: &Disk, name: &str) -> Result<bool> {
+pub(crate) fn has_bitmap(disk: &Disk, name: &str) -> Result<bool> {
     let chain = images::infos(disk, Use::None, &Stop::default())?;
     Ok(chain
         .first()
@@ -39,7 +39,7 @@ pub fn has_bitmap(disk: &Disk, name: &str) -> Result<bool> {
 }
 
 /// Returns whether a shut-off domain's disk has a bitmap that an incremental read can rely on.
-pub fn has_usable_bitmap(disk: &Disk, name: &str, stop: &Stop) -> Result<bool> {
+pub(crate) fn has_usable_bitmap(disk: &Disk, name: &str, stop: &Stop) -> Result<bool> {
     Ok(is_usable(&images::infos(disk, Use::None, stop)?, name))
 }
 
@@ -50,7 +50,7 @@ pub fn has_usable_bitmap(disk: &Disk, name: &str, stop: &Stop) -> Result<bool> {
 ///
 /// # Errors
 /// An image is in use or cannot be changed. If an image is in use, nothing has been removed.
-pub fn remove_from_images(link: &Link, disks: &[Disk], name: &str) -> Result<Vec<String>> {
+pub(crate) fn remove_from_images(link: &Link, disks: &[Disk], name: &str) -> Result<Vec<String>> {
     let stop = Stop::default();
     let mut carriers = Vec::new();
     for disk in disks {

@@ -68,14 +68,14 @@ pub fn refusal(disk: &Disk) -> Option<String> {
 }
 
 /// Describes a disk of a shut-off domain with its whole chain, for reading.
-pub fn to_read(link: &Link, disk: &Disk, stop: &Stop) -> Result<Target> {
+pub(crate) fn to_read(link: &Link, disk: &Disk, stop: &Stop) -> Result<Target> {
     let chain = plan(disk, stop)?;
     let keys = secrets::keys(link, &chain.secrets)?;
     Target::new(&chain.top.node()?, &chain.top.storage.text(), keys)
 }
 
 /// Describes only the topmost image of a shut-off domain's disk, to change its bitmaps.
-pub fn to_edit(link: &Link, disk: &Disk, stop: &Stop) -> Result<Target> {
+pub(crate) fn to_edit(link: &Link, disk: &Disk, stop: &Stop) -> Result<Target> {
     let chain = plan(disk, stop)?;
     let keys = secrets::keys(link, &chain.secrets)?;
     Target::new(&chain.top.node_alone()?, &chain.top.storage.text(), keys)
@@ -84,7 +84,7 @@ pub fn to_edit(link: &Link, disk: &Disk, stop: &Stop) -> Result<Target> {
 /// Reads the properties of a disk's images, topmost first.
 ///
 /// The list is empty if the disk's format has no bitmaps or if its image is missing.
-pub fn infos(disk: &Disk, used: Use, stop: &Stop) -> Result<Vec<ImageInfo>> {
+pub(crate) fn infos(disk: &Disk, used: Use, stop: &Stop) -> Result<Vec<ImageInfo>> {
     let is_missing = disk.source.path().is_some_and(|path| !path.exists());
     if disk.format != DiskFormat::Qcow2 || is_missing {
         return Ok(Vec::new());
@@ -107,7 +107,7 @@ pub fn infos(disk: &Disk, used: Use, stop: &Stop) -> Result<Vec<ImageInfo>> {
 ///
 /// # Errors
 /// An image is in use, `qemu-img` is missing, or the user asked to stop.
-pub fn infos_if_reachable(disk: &Disk, stop: &Stop) -> Result<Option<Vec<ImageInfo>>> {
+pub(crate) fn infos_if_reachable(disk: &Disk, stop: &Stop) -> Result<Option<Vec<ImageInfo>>> {
     if disk.unreadable.is_some() {
         return Ok(None);
     }

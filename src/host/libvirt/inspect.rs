@@ -25,7 +25,7 @@ const OLDEST_LIBVIRT: u32 = 7_006_000;
 const OLDEST_QEMU: u32 = 6_001_000;
 
 /// Lists the names of the domain's internal snapshots.
-pub fn internal_snapshots(handle: &Handle) -> Result<Vec<String>> {
+pub(crate) fn internal_snapshots(handle: &Handle) -> Result<Vec<String>> {
     match handle.list_all_snapshots(sys::VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL) {
         Ok(snapshots) => snapshots
             .iter()
@@ -117,7 +117,7 @@ pub fn domain(link: &Link, name: &str) -> Result<Domain> {
 }
 
 /// Reads the present state of a domain.
-pub fn domain_of(link: &Link, handle: &Handle) -> Result<Domain> {
+pub(crate) fn domain_of(link: &Link, handle: &Handle) -> Result<Domain> {
     let (state, _) = state(handle)?;
     let inactive_xml = inactive_xml(handle)?;
     // The live XML has the open backing images, disks that were plugged in since the start, and the
@@ -265,7 +265,7 @@ pub fn disk_sizes(link: &Link, domain: &Domain, target: &str) -> Result<DiskSize
 }
 
 /// Identifies the file at a path on this machine.
-pub fn file_id(link: &Link, path: &Path) -> Option<FileId> {
+pub(crate) fn file_id(link: &Link, path: &Path) -> Option<FileId> {
     if !link.location().is_local {
         return None;
     }
@@ -314,7 +314,7 @@ fn is_lost_job(error: &ffi::CallError) -> bool {
 }
 
 /// Returns the socket of the active backup job, if there is one.
-pub fn socket_of_job(handle: &Handle) -> Result<Option<std::path::PathBuf>> {
+pub(crate) fn socket_of_job(handle: &Handle) -> Result<Option<std::path::PathBuf>> {
     match ffi::backup_xml(handle) {
         Ok(xml) => backup_socket(&xml),
         // The job has just ended.
@@ -378,7 +378,7 @@ pub fn nvram(link: &Link, domain: &Domain) -> Result<Option<Vec<u8>>> {
 }
 
 /// Creates the error for files on another machine.
-pub fn not_here(what: &str) -> HostError {
+pub(crate) fn not_here(what: &str) -> HostError {
     HostError::NotHere {
         what: what.to_owned(),
     }

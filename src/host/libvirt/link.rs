@@ -16,7 +16,7 @@ use crate::model::domain::Domain;
 ///
 /// It is opened again after a restart of the daemon, because jobs and checkpoints survive the
 /// restart.
-pub struct Link {
+pub(crate) struct Link {
     uri: Option<String>,
     full_uri: String,
     is_read_only: bool,
@@ -31,7 +31,7 @@ impl Link {
     }
 
     /// Opens a read-only connection, which more users are allowed to open.
-    pub fn open_read_only(uri: Option<&str>) -> Result<Link> {
+    pub(crate) fn open_read_only(uri: Option<&str>) -> Result<Link> {
         Link::begin(uri, true)
     }
 
@@ -48,7 +48,7 @@ impl Link {
     }
 
     /// Returns the connection's URI, as completed by libvirt.
-    pub fn full_uri(&self) -> &str {
+    pub(crate) fn full_uri(&self) -> &str {
         &self.full_uri
     }
 
@@ -67,7 +67,7 @@ impl Link {
     }
 
     /// Looks up the domain with this name.
-    pub fn by_name(&self, name: &str) -> Result<Option<Handle>> {
+    pub(crate) fn by_name(&self, name: &str) -> Result<Option<Handle>> {
         check_name(name)?;
         found(
             Handle::lookup_by_name(&self.connection()?, name),
@@ -76,7 +76,7 @@ impl Link {
     }
 
     /// Looks up the domain with this UUID.
-    pub fn by_uuid(&self, uuid: &str) -> Result<Option<Handle>> {
+    pub(crate) fn by_uuid(&self, uuid: &str) -> Result<Option<Handle>> {
         ffi::c_string(uuid).map_err(failed("look up the domain"))?;
         found(
             Handle::lookup_by_uuid_string(&self.connection()?, uuid),
@@ -146,7 +146,7 @@ fn found(
 /// Refuses invalid domain names.
 ///
 /// libvirt 9.0 deletes the state of **all** domains when a domain named `.` or `..` is defined.
-pub fn check_name(name: &str) -> Result<()> {
+pub(crate) fn check_name(name: &str) -> Result<()> {
     if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
         return Err(Refusal::ImpossibleDomainName {
             name: name.to_owned(),
@@ -158,7 +158,7 @@ pub fn check_name(name: &str) -> Result<()> {
 
 /// Where the hypervisor of a URI runs and keeps its sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Location {
+pub(crate) struct Location {
     /// Whether it runs on this machine. Only then are its images, sockets and scratch files
     /// accessible.
     pub is_local: bool,

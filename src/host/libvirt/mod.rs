@@ -47,7 +47,7 @@ impl LibvirtHost {
     }
 
     /// Connects as [`LibvirtHost::connect`] does, but read-only.
-    pub fn connect_read_only(uri: Option<&str>) -> Result<LibvirtHost> {
+    pub(crate) fn connect_read_only(uri: Option<&str>) -> Result<LibvirtHost> {
         let link = Link::open_read_only(uri)?;
         Ok(LibvirtHost { link: Arc::new(link) })
     }
@@ -57,7 +57,7 @@ impl LibvirtHost {
 ///
 /// The driver uses `folder` instead of the user's runtime folder. Call this before the program
 /// starts its first thread.
-pub fn prepare_environment(folder: &std::path::Path) {
+pub(crate) fn prepare_environment(folder: &std::path::Path) {
     ffi::quiet_driver();
     ffi::set_runtime_folder(folder);
 }

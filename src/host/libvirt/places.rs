@@ -92,7 +92,7 @@ fn for_readers(targets: &[String], run: &str) -> Result<Places> {
 }
 
 /// Returns the socket of one disk's reader in the folder of a run.
-pub fn reader_socket(folder: &Path, target: &str) -> PathBuf {
+pub(crate) fn reader_socket(folder: &Path, target: &str) -> PathBuf {
     folder.join(format!("{target}.sock"))
 }
 
@@ -140,7 +140,7 @@ fn is_open_to_all(owner: Option<(u32, u32)>) -> bool {
 
 /// Creates the folders of an active domain's job. QEMU may write to them; no other user can list
 /// them.
-pub fn make_for_qemu(places: &Places, handle: &Handle) -> Result<()> {
+pub(crate) fn make_for_qemu(places: &Places, handle: &Handle) -> Result<()> {
     if places.own_dirs.is_empty() {
         return Ok(());
     }
@@ -157,7 +157,7 @@ pub fn make_for_qemu(places: &Places, handle: &Handle) -> Result<()> {
 }
 
 /// Creates the folders for the readers of a shut-off domain, accessible only to this user.
-pub fn make_for_readers(places: &Places) -> Result<()> {
+pub(crate) fn make_for_readers(places: &Places) -> Result<()> {
     places.own_dirs.iter().try_for_each(|folder| make_own(folder))
 }
 
@@ -198,7 +198,7 @@ fn image_folder(source: &Source) -> Option<&Path> {
 /// Checks that QEMU may create its socket at this path.
 ///
 /// QEMU removes any existing file at the path. Only a socket without a listener may be lost.
-pub fn check_socket(socket: &Path) -> Result<()> {
+pub(crate) fn check_socket(socket: &Path) -> Result<()> {
     if !socket.is_absolute() {
         return Err(Refusal::SocketNotAbsolute {
             path: socket.to_owned(),
@@ -230,7 +230,7 @@ pub fn check_socket(socket: &Path) -> Result<()> {
 
 /// Checks that the scratch file does not exist. libvirt's own error message does not show the
 /// remedy.
-pub fn check_scratch(file: &Path) -> Result<()> {
+pub(crate) fn check_scratch(file: &Path) -> Result<()> {
     match fs::symlink_metadata(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(HostError::io("use the scratch file", file, error)),
@@ -242,7 +242,7 @@ pub fn check_scratch(file: &Path) -> Result<()> {
 }
 
 /// Cleans up after a successful job, where a failure is only a finding.
-pub fn clear_finding(places: &Places) -> Vec<Finding> {
+pub(crate) fn clear_finding(places: &Places) -> Vec<Finding> {
     let trouble = clear(places).err();
     trouble
         .map(|error| Finding::new("files-not-removed", with_sources(&error)))

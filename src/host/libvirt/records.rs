@@ -29,7 +29,7 @@ pub fn newest(handle: &Handle) -> Result<Option<String>> {
 }
 
 /// Looks up the checkpoint with this name.
-pub fn lookup(handle: &Handle, name: &str) -> Result<Option<ffi::Checkpoint>> {
+pub(crate) fn lookup(handle: &Handle, name: &str) -> Result<Option<ffi::Checkpoint>> {
     match ffi::Checkpoint::lookup(handle, name) {
         Ok(checkpoint) => Ok(Some(checkpoint)),
         Err(error) if error.number == ErrorNumber::NoDomainCheckpoint => Ok(None),
@@ -47,7 +47,11 @@ pub fn describe(checkpoint: &ffi::Checkpoint) -> Result<CheckpointDescription> {
 /// libvirt deletes nothing if one of the bitmaps is missing. In that case, only the record is
 /// deleted. Then a record for one disk at a time is registered and deleted with its bitmap, if it
 /// exists.
-pub fn delete_active(handle: &Handle, checkpoint: &ffi::Checkpoint, name: &str) -> Result<Vec<String>> {
+pub(crate) fn delete_active(
+    handle: &Handle,
+    checkpoint: &ffi::Checkpoint,
+    name: &str,
+) -> Result<Vec<String>> {
     let operation = format!("delete the checkpoint {name}");
     let live = inspect::live(handle)?.disks;
     let mut covered: Vec<String> = describe(checkpoint)?
@@ -78,14 +82,14 @@ pub fn delete_active(handle: &Handle, checkpoint: &ffi::Checkpoint, name: &str) 
 ///
 /// The text is the same since libvirt 7.x (qemuBlockBitmapsHandle… in src/qemu/qemu_checkpoint.c).
 /// The error number is that of all internal errors.
-pub fn is_lost_bitmap(error: &CallError) -> bool {
+pub(crate) fn is_lost_bitmap(error: &CallError) -> bool {
     error.message.contains("not found in backing chain")
 }
 
 /// Removes a bitmap without a record from one disk of an active domain.
 ///
 /// Returns whether the disk had the bitmap.
-pub fn remove_of_disk(handle: &Handle, live: &[Disk], target: &str, name: &str) -> Result<bool> {
+pub(crate) fn remove_of_disk(handle: &Handle, live: &[Disk], target: &str, name: &str) -> Result<bool> {
     let operation = || failed(format!("remove the bitmap {name} of disk {target}"));
     let disks: Vec<(&str, bool)> = live
         .iter()

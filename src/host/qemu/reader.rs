@@ -211,7 +211,7 @@ impl Drop for Reader {
 /// Ends a `qemu-nbd` process that a killed run has left.
 ///
 /// Does nothing if the process with the recorded id is not the one that serves `socket`.
-pub fn end_stray_reader(socket: &Path) -> Result<()> {
+pub(crate) fn end_stray_reader(socket: &Path) -> Result<()> {
     let file = pid_file(socket);
     let text = match std::fs::read_to_string(&file) {
         Ok(text) => text,

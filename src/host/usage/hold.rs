@@ -27,7 +27,7 @@ const WRITE: i64 = 1;
 
 /// The reason why a device could not be opened and claimed.
 #[derive(Debug)]
-pub enum HoldError {
+pub(crate) enum HoldError {
     /// Another program has claimed or locked the device.
     Used(User),
     /// The device could not be opened.
@@ -38,7 +38,7 @@ pub enum HoldError {
 ///
 /// The claim lasts until this value and every file cloned from it are closed.
 #[derive(Debug)]
-pub struct HeldDevice {
+pub(crate) struct HeldDevice {
     file: File,
     path: PathBuf,
 }

@@ -21,7 +21,7 @@ use crate::model::finding::Finding;
 use crate::model::text::shown;
 use crate::wait;
 
-pub use hold::{HeldDevice, HoldError};
+pub(crate) use hold::{HeldDevice, HoldError};
 use scan::{Identity, Kernel, Subject};
 
 /// How long the examination of one domain's file may take: the file may be on a server that does
@@ -147,7 +147,7 @@ impl fmt::Display for Usage {
 
 /// The users of a device, and findings about users that could not be examined.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Usages {
+pub(crate) struct Usages {
     /// The uses that were found.
     pub users: Vec<Usage>,
     /// Findings about processes and files that could not be examined.
@@ -155,7 +155,7 @@ pub struct Usages {
 }
 
 /// Returns the size of a block device in bytes; `None` if it is unknown or for other files.
-pub fn device_size(path: &Path) -> Option<u64> {
+pub(crate) fn device_size(path: &Path) -> Option<u64> {
     Kernel::new().size(path)
 }
 
@@ -167,7 +167,7 @@ pub fn device_size(path: &Path) -> Option<u64> {
 ///
 /// # Errors
 /// The path cannot be examined.
-pub fn users_of(path: &Path, named: &DomainFiles) -> io::Result<Usages> {
+pub(crate) fn users_of(path: &Path, named: &DomainFiles) -> io::Result<Usages> {
     let mut usages = look(path, named, true)?;
     let is_glance = |usages: &Usages| {
         let is_process = |usage: &Usage| matches!(usage.user, User::Process { .. });
@@ -189,7 +189,7 @@ pub fn users_of(path: &Path, named: &DomainFiles) -> io::Result<Usages> {
 ///
 /// Includes processes that have it open only for an instant. The list is empty if the path cannot
 /// be examined.
-pub fn users_now(path: &Path) -> Vec<Usage> {
+pub(crate) fn users_now(path: &Path) -> Vec<Usage> {
     look(path, &DomainFiles::default(), true).map_or_else(|_| Vec::new(), |usages| usages.users)
 }
 
@@ -197,14 +197,14 @@ pub fn users_now(path: &Path) -> Vec<Usage> {
 ///
 /// # Errors
 /// As [`users_of`].
-pub fn other_users_of(held: &HeldDevice, named: &DomainFiles) -> io::Result<Usages> {
+pub(crate) fn other_users_of(held: &HeldDevice, named: &DomainFiles) -> io::Result<Usages> {
     look(held.path(), named, false)
 }
 
 /// Lists the domains' files with this path, whether or not the file exists.
 ///
 /// Compares names, and resolves links in the folders above the file.
-pub fn domains_naming<'a>(path: &Path, named: &'a DomainFiles) -> Vec<&'a DomainFile> {
+pub(crate) fn domains_naming<'a>(path: &Path, named: &'a DomainFiles) -> Vec<&'a DomainFile> {
     let Some((parent, name)) = path.parent().zip(path.file_name()) else {
         return Vec::new();
     };

@@ -11,7 +11,7 @@ use super::Number;
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MountLine {
+pub(crate) struct MountLine {
     /// The device number of the file system's files (`st_dev`).
     pub device: Number,
     /// Where it is mounted.

@@ -11,7 +11,7 @@ const WHAT: &str = "checkpoint XML";
 
 /// The contents of a checkpoint's XML.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CheckpointDescription {
+pub(crate) struct CheckpointDescription {
     /// Its name.
     pub name: String,
     /// When it was made, in seconds since 1970.
@@ -26,7 +26,7 @@ pub struct CheckpointDescription {
 
 /// One disk that a checkpoint covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CoveredDisk {
+pub(crate) struct CoveredDisk {
     /// The disk's target.
     pub target: String,
     /// The bitmap's name.
@@ -37,7 +37,7 @@ pub struct CoveredDisk {
 }
 
 /// Reads a checkpoint's XML.
-pub fn read_checkpoint(xml: &str) -> Result<CheckpointDescription> {
+pub(crate) fn read_checkpoint(xml: &str) -> Result<CheckpointDescription> {
     let document = parse(xml, WHAT, "domaincheckpoint")?;
     let checkpoint = document.root_element();
     let name = child(checkpoint, "name")
@@ -100,7 +100,7 @@ fn covered_disk(disk: Node, checkpoint: &str) -> Result<Option<CoveredDisk>> {
 ///
 /// `disks` lists **all** disks of the domain and whether the checkpoint covers them, because
 /// libvirt covers disks that are not listed.
-pub fn write_new_checkpoint(name: &str, description: &str, disks: &[(&str, bool)]) -> Result<String> {
+pub(crate) fn write_new_checkpoint(name: &str, description: &str, disks: &[(&str, bool)]) -> Result<String> {
     write(name, Some(description), None, None, disks)
 }
 
@@ -108,7 +108,7 @@ pub fn write_new_checkpoint(name: &str, description: &str, disks: &[(&str, bool)
 ///
 /// Its bitmaps already exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KnownCheckpoint<'a> {
+pub(crate) struct KnownCheckpoint<'a> {
     /// Its name, which is also the name of its bitmaps.
     pub name: &'a str,
     /// When it was created, in seconds since 1970; libvirt requires it.
@@ -122,7 +122,7 @@ pub struct KnownCheckpoint<'a> {
 }
 
 /// Writes the XML that registers a checkpoint.
-pub fn write_known_checkpoint(checkpoint: &KnownCheckpoint<'_>) -> Result<String> {
+pub(crate) fn write_known_checkpoint(checkpoint: &KnownCheckpoint<'_>) -> Result<String> {
     write(
         checkpoint.name,
         checkpoint.description,
@@ -188,7 +188,7 @@ fn write(
 /// Sorts checkpoints by their creation: parents before children, and by time otherwise.
 ///
 /// A clock that was set back does not change the order of a checkpoint and its ancestors.
-pub fn oldest_first(mut checkpoints: Vec<CheckpointDescription>) -> Vec<CheckpointDescription> {
+pub(crate) fn oldest_first(mut checkpoints: Vec<CheckpointDescription>) -> Vec<CheckpointDescription> {
     checkpoints.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
     let mut ordered: Vec<CheckpointDescription> = Vec::with_capacity(checkpoints.len());
     while !checkpoints.is_empty() {

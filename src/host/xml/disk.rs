@@ -15,13 +15,13 @@ const WHAT: &str = "domain XML";
 ///
 /// It has 1 to 64 ASCII letters, digits, `_`, `-` and `.`, and does not begin with `.` or `-`.
 /// libvirt's schema is stricter.
-pub fn is_valid_target(target: &str) -> bool {
+pub(crate) fn is_valid_target(target: &str) -> bool {
     let safe = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     (1..=64).contains(&target.len()) && target.bytes().all(safe) && !target.starts_with(['.', '-'])
 }
 
 /// Reads one `<disk>`.
-pub fn read_disk(disk: Node) -> Result<Disk> {
+pub(crate) fn read_disk(disk: Node) -> Result<Disk> {
     let target = child(disk, "target").and_then(|target| target.attribute("dev"));
     let target = target.ok_or_else(|| bad(WHAT, "a disk has no target"))?;
     if !is_valid_target(target) {

@@ -5,7 +5,7 @@ use roxmltree::Node;
 use super::children;
 
 /// The namespace of vmsnap's element. An incompatible version would get a new namespace.
-pub const NAMESPACE: &str = "urn:vmsnap:domain:1";
+pub(crate) const NAMESPACE: &str = "urn:vmsnap:domain:1";
 
 /// How many marks are read at most; no domain has this many disks.
 const MOST: usize = 1024;

@@ -12,7 +12,7 @@ const WHAT: &str = "backup XML";
 
 /// One disk in a backup document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BackupDisk<'a> {
+pub(crate) enum BackupDisk<'a> {
     /// It is read.
     Read {
         /// The disk's target.
@@ -34,7 +34,7 @@ pub enum BackupDisk<'a> {
 ///
 /// Every disk names its own parent checkpoint, because disks may differ in it, and new disks have
 /// none.
-pub fn write_backup(socket: &Path, disks: &[BackupDisk<'_>]) -> Result<String> {
+pub(crate) fn write_backup(socket: &Path, disks: &[BackupDisk<'_>]) -> Result<String> {
     let socket = path_text(socket, "socket")?;
     let mut scratches = Vec::with_capacity(disks.len());
     for disk in disks {
@@ -98,7 +98,7 @@ fn write_disk(list: &mut Writer<Vec<u8>>, disk: &BackupDisk<'_>, scratch: &str) 
 /// Reads a job's unix socket from the output of `virDomainBackupGetXMLDesc`.
 ///
 /// `None` for push mode and for TCP.
-pub fn backup_socket(xml: &str) -> Result<Option<PathBuf>> {
+pub(crate) fn backup_socket(xml: &str) -> Result<Option<PathBuf>> {
     let document = parse(xml, WHAT, "domainbackup")?;
     let server = child(document.root_element(), "server");
     let socket = server.and_then(|server| server.attribute("socket"));

@@ -11,15 +11,15 @@ mod excluded;
 mod job;
 mod sources;
 
-pub use checkpoint::{
-    CheckpointDescription, CoveredDisk, KnownCheckpoint, oldest_first, read_checkpoint,
-    write_known_checkpoint, write_new_checkpoint,
+pub(crate) use checkpoint::{
+    CheckpointDescription, KnownCheckpoint, oldest_first, read_checkpoint, write_known_checkpoint,
+    write_new_checkpoint,
 };
 pub use define::{Edits, ImageFormat, NewSource, redefine};
-pub use disk::is_valid_target;
+pub(crate) use disk::is_valid_target;
 pub use domain::{DomainDescription, read_domain};
-pub use job::{BackupDisk, backup_socket, write_backup};
-pub use sources::{NamedPlace, NamedSource, read_sources};
+pub(crate) use job::{BackupDisk, backup_socket, write_backup};
+pub(crate) use sources::{NamedPlace, read_sources};
 
 use std::io;
 use std::path::Path;

@@ -11,7 +11,7 @@ const WHAT: &str = "domain XML";
 
 /// The location of a named source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NamedPlace {
+pub(crate) enum NamedPlace {
     /// At an absolute path on the host.
     Path(PathBuf),
     /// In a storage volume.
@@ -25,7 +25,7 @@ pub enum NamedPlace {
 
 /// A file, block device or volume that a domain's XML names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamedSource {
+pub(crate) struct NamedSource {
     /// Its purpose in the domain, for example `disk vda` or `the backing file of disk vda`.
     pub role: String,
     /// Its location.
@@ -37,7 +37,7 @@ pub struct NamedSource {
 /// Reads all sources from the XML of an active or inactive domain.
 ///
 /// They are its disks with all images beneath them, its firmware, and all other devices.
-pub fn read_sources(xml: &str) -> Result<Vec<NamedSource>> {
+pub(crate) fn read_sources(xml: &str) -> Result<Vec<NamedSource>> {
     let document = parse(xml, WHAT, "domain")?;
     let domain = document.root_element();
     let mut found = Vec::new();

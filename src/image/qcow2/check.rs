@@ -10,7 +10,7 @@ use crate::image::{Error, Result};
 use crate::model::stop::Stop;
 
 /// The most faults that are reported for one image. An image with more is broken as a whole.
-pub const MOST_FAULTS: usize = 20;
+pub(crate) const MOST_FAULTS: usize = 20;
 
 /// How much of a table is read at once, in bytes.
 const WINDOW: usize = 64 * 1024;

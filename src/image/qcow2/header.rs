@@ -41,12 +41,12 @@ impl Header {
     }
 
     /// Number of entries in an L2 table.
-    pub fn table_entries(&self) -> u64 {
+    pub(crate) fn table_entries(&self) -> u64 {
         self.cluster_size() / ENTRY_BYTES
     }
 
     /// Bytes of the disk that one L2 table maps.
-    pub fn table_span(&self) -> u64 {
+    pub(crate) fn table_span(&self) -> u64 {
         self.cluster_size() * self.table_entries()
     }
 
@@ -55,7 +55,7 @@ impl Header {
     ///
     /// # Errors
     /// If it is not the header of a version 3 image.
-    pub fn probe_cluster_size(bytes: &[u8]) -> Result<u64, Fault> {
+    pub(crate) fn probe_cluster_size(bytes: &[u8]) -> Result<u64, Fault> {
         let field = Fields::new(bytes)?;
         match field.u32(4)? {
             VERSION => {}
@@ -133,7 +133,7 @@ impl Header {
     /// Encodes the header with its extensions and the backing name, in less than a cluster of
     /// 64 KiB. The backing name must have at most
     /// [`MAX_BACKING_NAME`](crate::model::qcow2::MAX_BACKING_NAME) bytes.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let name = self.backing_name.as_deref().unwrap_or_default().as_bytes();
         let mut extensions = Vec::new();
         if let Some(format) = &self.backing_format {

@@ -6,13 +6,13 @@
 use crate::model::block::BlockErrorKind;
 
 /// The version of the format that is written and read.
-pub const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 3;
 /// The longest L1 table, in bytes (`QCOW_MAX_L1_SIZE`).
-pub const MAX_L1_BYTES: u64 = 32 * 1024 * 1024;
+pub(crate) const MAX_L1_BYTES: u64 = 32 * 1024 * 1024;
 /// Bytes of one entry of an L1 table, an L2 table or the refcount table.
-pub const ENTRY_BYTES: u64 = 8;
+pub(crate) const ENTRY_BYTES: u64 = 8;
 /// The smallest and the largest `cluster_bits` (`MIN_CLUSTER_BITS`, `MAX_CLUSTER_BITS`).
-pub const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
+pub(crate) const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 
 /// Set in an L1 or L2 entry whose cluster has a refcount of exactly one.
 const COPIED: u64 = 1 << 63;
@@ -98,7 +98,7 @@ pub enum Fault {
 
 impl Fault {
     /// Whether the image may be sound and only uses unsupported features.
-    pub fn is_unsupported(&self) -> bool {
+    pub(crate) fn is_unsupported(&self) -> bool {
         matches!(
             self,
             Fault::Version(_)
@@ -121,7 +121,7 @@ impl Fault {
 }
 
 /// Encodes an entry of the L1 table ("L1 table entry"), for an L2 table whose refcount is one.
-pub fn l1_entry(table_offset: u64) -> u64 {
+pub(crate) fn l1_entry(table_offset: u64) -> u64 {
     COPIED | table_offset
 }
 
@@ -129,7 +129,7 @@ pub fn l1_entry(table_offset: u64) -> u64 {
 ///
 /// # Errors
 /// If reserved bits are set, or the offset is not that of a cluster.
-pub fn parse_l1_entry(entry: u64, cluster_size: u64) -> Result<Option<u64>, Fault> {
+pub(crate) fn parse_l1_entry(entry: u64, cluster_size: u64) -> Result<Option<u64>, Fault> {
     if entry & !(COPIED | OFFSET_MASK) != 0 {
         return Err(fault("L1", entry, "has reserved bits set"));
     }
@@ -142,7 +142,7 @@ pub fn parse_l1_entry(entry: u64, cluster_size: u64) -> Result<Option<u64>, Faul
 
 /// An entry of an L2 table: the content of a cluster of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum L2Entry {
+pub(crate) enum L2Entry {
     /// Not mapped: the backing image's content, or zero without one.
     Unallocated,
     /// Zero.
@@ -153,7 +153,7 @@ pub enum L2Entry {
 
 impl L2Entry {
     /// Encodes the entry ("Standard Cluster Descriptor"), for a cluster whose refcount is one.
-    pub fn encode(self) -> u64 {
+    pub(crate) fn encode(self) -> u64 {
         match self {
             L2Entry::Unallocated => 0,
             L2Entry::Zero => READS_AS_ZERO,

@@ -67,7 +67,7 @@ impl Image {
     ///
     /// # Errors
     /// As [`Image::open`].
-    pub fn open_with(file: File, path: impl Into<PathBuf>, table_window: usize) -> Result<Image> {
+    pub(crate) fn open_with(file: File, path: impl Into<PathBuf>, table_window: usize) -> Result<Image> {
         Image::open_guarded(Arc::new(file), path.into(), table_window, None)
     }
 
@@ -109,12 +109,12 @@ impl Image {
     }
 
     /// The backing image's name, as stored in the header.
-    pub fn backing_name(&self) -> Option<&str> {
+    pub(crate) fn backing_name(&self) -> Option<&str> {
         self.header.backing_name.as_deref()
     }
 
     /// Length of the file in bytes.
-    pub fn file_length(&self) -> u64 {
+    pub(crate) fn file_length(&self) -> u64 {
         self.file_length
     }
 

@@ -32,7 +32,7 @@ const GLANCE: Duration = Duration::from_millis(100);
 const GLANCES_PER_HEALTH_CHECK: u32 = 10;
 
 /// A disk that was copied into its image.
-pub struct CopiedDisk {
+pub(crate) struct CopiedDisk {
     /// Its entry in the manifest.
     pub point: DiskPoint,
     /// Its image file.
@@ -43,7 +43,7 @@ pub struct CopiedDisk {
 
 /// Copies every disk of the plan. The first failure stops all copies. `seed` chooses the places of
 /// the spot checks.
-pub fn copy_all(
+pub(crate) fn copy_all(
     domain: &Domain,
     plan: &BackupPlan,
     (repository, history): (&dyn DomainRepository, &History),

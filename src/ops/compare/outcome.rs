@@ -114,7 +114,7 @@ pub struct ComparedDisk {
 
 impl ComparedDisk {
     /// Returns what a difference means for the next backup.
-    pub fn consequence(&self) -> &'static str {
+    pub(crate) fn consequence(&self) -> &'static str {
         match self.is_remembered {
             true => "the next backup of this disk will be full",
             false => {

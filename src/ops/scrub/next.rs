@@ -19,7 +19,7 @@ const USUAL: Allowed = Allowed {
 
 /// The inputs of the prediction, besides checkpoints and bitmaps.
 #[derive(Clone, Debug)]
-pub struct Outlook {
+pub(crate) struct Outlook {
     /// What the hypervisor can do.
     pub capabilities: Capabilities,
     /// What the repository holds, if one was named.
@@ -54,7 +54,7 @@ pub struct NextBackup {
 }
 
 /// Predicts the next backup of a domain with these checkpoints and bitmaps.
-pub fn next_backup(
+pub(crate) fn next_backup(
     domain: &Domain,
     checkpoints: &[Checkpoint],
     bitmaps: &[DiskBitmap],

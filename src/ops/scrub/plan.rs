@@ -45,7 +45,7 @@ impl ScrubType {
     }
 
     /// Returns the type with this word.
-    pub fn from_word(word: &str) -> Option<ScrubType> {
+    pub(crate) fn from_word(word: &str) -> Option<ScrubType> {
         ScrubType::ALL.into_iter().find(|kind| kind.word() == word)
     }
 
@@ -156,13 +156,13 @@ pub fn plan(
 }
 
 /// Returns the known bitmaps that the plan does not remove.
-pub fn staying(found: &Found, plan: &ScrubPlan) -> Vec<DiskBitmap> {
+pub(crate) fn staying(found: &Found, plan: &ScrubPlan) -> Vec<DiskBitmap> {
     let stays = |bitmap: &&DiskBitmap| !plan.bitmaps.contains(bitmap);
     found.bitmaps.iter().filter(stays).cloned().collect()
 }
 
 /// Creates the error that nothing has this name.
-pub fn not_there(kind: ScrubType, name: &str) -> Cause {
+pub(crate) fn not_there(kind: ScrubType, name: &str) -> Cause {
     Cause::NotThere {
         what: kind.what(),
         name: name.to_owned(),

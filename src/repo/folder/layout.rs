@@ -9,15 +9,15 @@ pub const FULL: &str = ".full";
 /// The ending of an incremental restore point's folder.
 pub const INCREMENTAL: &str = ".inc";
 /// The commit record.
-pub const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 /// The journal entry of an unfinished run, for the run that cleans up after it.
-pub const INTENT: &str = "intent.json";
+pub(crate) const INTENT: &str = "intent.json";
 /// The folder of the checkpoints' XML within a period.
-pub const CHECKPOINTS: &str = "checkpoints";
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 /// The folder of the names of a period's committed restore points.
-pub const COMMITTED: &str = ".committed";
+pub(crate) const COMMITTED: &str = ".committed";
 /// The lock of a domain's folder.
-pub const LOCK: &str = ".lock";
+pub(crate) const LOCK: &str = ".lock";
 
 /// The name of the image of a disk within the folder of its restore point.
 pub fn image(target: &str) -> String {
@@ -32,7 +32,7 @@ pub fn backing(point: &RestorePoint, target: &str) -> Option<String> {
 }
 
 /// Splits the folder name of a finished restore point into its id and its ending.
-pub fn split_finished(folder: &str) -> Option<(&str, &'static str)> {
+pub(crate) fn split_finished(folder: &str) -> Option<(&str, &'static str)> {
     [FULL, INCREMENTAL]
         .into_iter()
         .find_map(|ending| folder.strip_suffix(ending).map(|id| (id, ending)))

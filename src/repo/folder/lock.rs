@@ -12,7 +12,7 @@ use crate::wait;
 
 /// The right to write to one domain's folder, until it is dropped.
 #[derive(Debug)]
-pub struct DomainLock {
+pub(crate) struct DomainLock {
     _file: File,
 }
 

@@ -102,7 +102,7 @@ impl FolderRepository {
     }
 
     /// Opens a repository for reading. A repository that does not exist yet is empty.
-    pub fn open_or_empty(root: &Path, store: Arc<dyn Store>) -> Result<FolderRepository> {
+    pub(crate) fn open_or_empty(root: &Path, store: Arc<dyn Store>) -> Result<FolderRepository> {
         match FolderRepository::open(root, Arc::clone(&store)) {
             Err(RepoError::Unusable { location, source }) if source.kind() == io::ErrorKind::NotFound => {
                 let root =
