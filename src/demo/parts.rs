@@ -95,14 +95,14 @@ pub(super) fn missing(uri: &str) -> Vec<Part> {
 /// Whether the loaded driver lacks the module that creates files. libvirt reports that only when a
 /// backup job begins, as a file that does not exist.
 fn lacks_files_module() -> bool {
-    let told = std::env::var_os(FILES_VARIABLE).map(PathBuf::from);
+    let configured = std::env::var_os(FILES_VARIABLE).map(PathBuf::from);
     let is_modular = Connect::get_version().is_ok_and(|version| version < NO_FILES_MODULE);
-    if told.is_none() && !is_modular {
+    if configured.is_none() && !is_modular {
         return false;
     }
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let folder =
-        folder_of_driver(&maps).map(|beside| told.unwrap_or_else(|| beside.with_file_name(FILES_FOLDER)));
+    let folder = folder_of_driver(&maps)
+        .map(|beside| configured.unwrap_or_else(|| beside.with_file_name(FILES_FOLDER)));
     folder.is_some_and(|folder| !folder.join(FILES_MODULE).exists())
 }
 

@@ -50,7 +50,7 @@ struct ClusterSoFar {
 }
 
 /// A cluster about which nothing is reported yet.
-const UNTOLD: ClusterSoFar = ClusterSoFar {
+const UNREPORTED: ClusterSoFar = ClusterSoFar {
     dirty: false,
     zero: true,
 };
@@ -65,7 +65,7 @@ impl ExtentPlanner {
             all_from: all_from - all_from % CLUSTER,
             clean_zeroes,
             position: 0,
-            cluster: UNTOLD,
+            cluster: UNREPORTED,
             planned: VecDeque::new(),
         }
     }
@@ -161,7 +161,7 @@ impl ExtentPlanner {
         let end = self.position + length;
         if end.is_multiple_of(CLUSTER) || end == self.size {
             let start = self.position - self.position % CLUSTER;
-            let ClusterSoFar { dirty, zero } = std::mem::replace(&mut self.cluster, UNTOLD);
+            let ClusterSoFar { dirty, zero } = std::mem::replace(&mut self.cluster, UNREPORTED);
             self.plan(start, end - start, dirty, zero);
         }
         length
@@ -189,34 +189,34 @@ impl ExtentPlanner {
 struct Walk<'a> {
     runs: Option<Runs<'a>>,
     used: u64,
-    untold: bool,
+    unreported: bool,
 }
 
 impl<'a> Walk<'a> {
-    fn new(runs: Option<Runs<'a>>, untold: bool) -> Self {
+    fn new(runs: Option<Runs<'a>>, unreported: bool) -> Self {
         Walk {
             runs,
             used: 0,
-            untold,
+            unreported,
         }
     }
 
     /// Length and flag of the rest of the current run; `None` after the last run.
     fn current(&self) -> Option<(u64, bool)> {
         match &self.runs {
-            None => Some((u64::MAX, self.untold)),
-            Some(told) => {
-                let run = told.runs.first()?;
-                Some((run.length - self.used, run.flags & told.flag != 0))
+            None => Some((u64::MAX, self.unreported)),
+            Some(left) => {
+                let run = left.runs.first()?;
+                Some((run.length - self.used, run.flags & left.flag != 0))
             }
         }
     }
 
     fn advance(&mut self, length: u64) {
-        if let Some(told) = &mut self.runs {
+        if let Some(left) = &mut self.runs {
             self.used += length;
-            if told.runs.first().is_some_and(|run| run.length == self.used) {
-                told.runs = &told.runs[1..];
+            if left.runs.first().is_some_and(|run| run.length == self.used) {
+                left.runs = &left.runs[1..];
                 self.used = 0;
             }
         }
@@ -289,12 +289,12 @@ mod tests {
     #[test]
     fn only_ranges_that_both_contexts_report_are_used() {
         let mut planner = ExtentPlanner::new(4 * CLUSTER, None, false);
-        let told = planner.add_status(
+        let used = planner.add_status(
             dirty(&[run(4 * CLUSTER, DIRTY)]),
             zero(&[run(CLUSTER + 512, ZERO)]),
             u64::MAX,
         );
-        assert_eq!(told, CLUSTER + 512);
+        assert_eq!(used, CLUSTER + 512);
         assert_eq!(planner.position(), CLUSTER + 512);
         assert_eq!(planner.planned(), 1, "the second cluster is not known whole");
         planner.add_status(
@@ -391,9 +391,9 @@ mod tests {
                 let from = (planner.position() / 512) as usize;
                 let dirty_runs = answer(&dirty_map, from, DIRTY, *dirty_most, *dirty_longest);
                 let zero_runs = answer(&zero_map, from, ZERO, *zero_most, *zero_longest);
-                let told = planner.add_status(dirty(&dirty_runs), zero(&zero_runs), u64::MAX);
+                let used = planner.add_status(dirty(&dirty_runs), zero(&zero_runs), u64::MAX);
                 let common = |runs: &[Run]| runs.iter().map(|run| run.length).sum::<u64>();
-                prop_assert_eq!(told, common(&dirty_runs).min(common(&zero_runs)));
+                prop_assert_eq!(used, common(&dirty_runs).min(common(&zero_runs)));
                 extents.extend(std::iter::from_fn(|| planner.take(longest * CLUSTER)));
                 if planner.complete() {
                     break;

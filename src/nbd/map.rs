@@ -59,13 +59,13 @@ pub(crate) fn disk_map(
     let mut position = 0;
     while position < size {
         let length = LONGEST.min(size - position);
-        let told = client.block_status(position, length)?;
+        let status = client.block_status(position, length)?;
         // Contexts may cover ranges of different lengths: their common part is used, the rest is
         // requested again.
-        let told_by = |runs: &[Run]| runs.iter().map(|run| run.length).sum::<u64>();
-        let common = told
+        let length_of = |runs: &[Run]| runs.iter().map(|run| run.length).sum::<u64>();
+        let common = status
             .iter()
-            .map(|runs| told_by(runs))
+            .map(|runs| length_of(runs))
             .min()
             .unwrap_or(0)
             .min(length);
@@ -79,12 +79,12 @@ pub(crate) fn disk_map(
             )));
         }
         if let Some(zero) = zero {
-            add(&mut map.data, &told[zero], position, end, |flags| {
+            add(&mut map.data, &status[zero], position, end, |flags| {
                 flags & wire::STATE_ZERO == 0
             });
         }
         if let Some(dirty) = dirty {
-            add(&mut map.changed, &told[dirty], position, end, |flags| {
+            add(&mut map.changed, &status[dirty], position, end, |flags| {
                 flags & wire::STATE_DIRTY != 0
             });
         }

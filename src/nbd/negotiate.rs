@@ -47,7 +47,7 @@ pub(super) fn negotiate(channel: &mut impl Channel, export: &str, contexts: &[&s
         }
     }
     let no_zeroes = greet(channel)?;
-    let outcome = haggle(channel, export, contexts, no_zeroes);
+    let outcome = negotiate_options(channel, export, contexts, no_zeroes);
     if matches!(outcome, Err(Error::Refused { .. })) {
         // The protocol asks for a goodbye. Its failure does not matter, because the connection ends
         // anyway.
@@ -72,7 +72,12 @@ fn greet(channel: &mut impl Channel) -> Result<bool> {
     Ok(agreed & wire::FLAG_NO_ZEROES != 0)
 }
 
-fn haggle(channel: &mut impl Channel, name: &str, contexts: &[&str], no_zeroes: bool) -> Result<Export> {
+fn negotiate_options(
+    channel: &mut impl Channel,
+    name: &str,
+    contexts: &[&str],
+    no_zeroes: bool,
+) -> Result<Export> {
     let mut export = Export {
         name: name.to_owned(),
         size: 0,
@@ -154,16 +159,16 @@ fn set_meta_contexts(channel: &mut impl Channel, export: &str, wanted: &[&str]) 
 fn go(channel: &mut impl Channel, export: &mut Export) -> Result<bool> {
     let option = wire::OPT_GO;
     channel.send(&options::encode_option(option, &options::encode_go(&export.name)))?;
-    let mut told = false;
+    let mut has_export_size = false;
     for _ in 0..MAX_REPLIES {
         let (reply, payload) = option_reply(channel, option)?;
         match reply.kind {
-            wire::REP_ACK if told => return Ok(true),
+            wire::REP_ACK if has_export_size => return Ok(true),
             wire::REP_ACK => return Err(Error::protocol("it opens the export without sending its size")),
             wire::REP_INFO => match options::parse_info(&payload)? {
                 Info::Export { size, flags } => {
                     (export.size, export.flags) = (size, flags);
-                    told = true;
+                    has_export_size = true;
                 }
                 Info::BlockSize(sizes) => export.block_sizes = sizes,
                 Info::Other => {}

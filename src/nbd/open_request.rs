@@ -90,7 +90,7 @@ enum Parts {
 struct StatusParts {
     runs: Vec<Run>,
     /// The part of the request that the runs cover, in bytes.
-    told: u64,
+    reported: u64,
     /// Whether this context's chunk, which comes once, has begun.
     begun: bool,
     /// Whether there were too many runs, so that later ones are dropped.
@@ -175,7 +175,7 @@ impl OpenRequest {
             return;
         };
         let parts = &mut contexts[context];
-        let length = u64::from(length).min(u64::from(self.length) - parts.told);
+        let length = u64::from(length).min(u64::from(self.length) - parts.reported);
         if length == 0 || parts.cut {
             return;
         }
@@ -188,7 +188,7 @@ impl OpenRequest {
             }
             _ => parts.runs.push(Run { length, flags }),
         }
-        parts.told += length;
+        parts.reported += length;
     }
 
     /// Records an error from the server; the first one counts.

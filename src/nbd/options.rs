@@ -166,13 +166,13 @@ impl BlockSizes {
             preferred,
             maximum,
         } = self;
-        let told = || format!("block sizes of {minimum}, {preferred} and {maximum} bytes");
+        let sizes = || format!("block sizes of {minimum}, {preferred} and {maximum} bytes");
         if !minimum.is_power_of_two() || minimum > 65536 || maximum < minimum || preferred < minimum {
-            return Err(Error::protocol(told()));
+            return Err(Error::protocol(sizes()));
         }
         if maximum < 65536 {
             return Err(Error::Unsupported {
-                what: format!("{}: reads of 64 KiB must be allowed", told()),
+                what: format!("{}: reads of 64 KiB must be allowed", sizes()),
             });
         }
         Ok(self)

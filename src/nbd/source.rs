@@ -317,13 +317,13 @@ impl ExportSource {
         };
         let dirty = runs(self.status.dirty, wire::STATE_DIRTY);
         let zero = runs(self.status.zero, wire::STATE_ZERO);
-        let told = |runs: &Option<Runs<'_>>| {
+        let length = |runs: &Option<Runs<'_>>| {
             runs.as_ref()
-                .map_or(u64::MAX, |told| told.runs.iter().map(|run| run.length).sum())
+                .map_or(u64::MAX, |length| length.runs.iter().map(|run| run.length).sum())
         };
         let position = self.planner.position();
         let end = position
-            .saturating_add(told(&dirty).min(told(&zero)))
+            .saturating_add(length(&dirty).min(length(&zero)))
             .min(asked_to);
         // A server with large blocks rejects a request that starts within a block.
         let end = if end == self.size {

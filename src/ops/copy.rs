@@ -374,14 +374,17 @@ mod tests {
     fn slow_progress_reporter_delays_no_reply_and_sees_the_end() {
         let mut source = Zeroes::new();
         let gate = source.all_given.clone();
-        let mut told = Vec::new();
+        let mut positions = Vec::new();
         let copied = copy_export(&mut source, &mut Void, &Stop::default(), &mut |at| {
             assert!(gate.pass(), "the copy waits for the receiver of its progress");
-            told.push(at.position);
+            positions.push(at.position);
         });
         copied.expect("it ends");
-        assert_eq!(told.last(), Some(&(BLOCKS * CLUSTER)));
-        assert!(told.len() <= 2, "missed values are not reported later: {told:?}");
+        assert_eq!(positions.last(), Some(&(BLOCKS * CLUSTER)));
+        assert!(
+            positions.len() <= 2,
+            "missed values are not reported later: {positions:?}"
+        );
     }
 
     #[test]

@@ -159,7 +159,7 @@ fn healed(leftover: &Leftover, ended: &[String]) -> Finding {
 /// Carries out a repair at the hypervisor. Describes what was ended, if that is worth reporting.
 fn carry_out_at_host(repair: &Repair, domain: &Domain, context: &Context) -> Result<Option<String>> {
     let host = context.host;
-    let (done, told) = match repair {
+    let (done, report) = match repair {
         Repair::AbortJob => (host.abort_job(domain), Some("its backup job".to_owned())),
         Repair::Thaw => (host.thaw(domain), None),
         Repair::ClearPlaces(places) => (host.clear_places(places), None),
@@ -177,7 +177,7 @@ fn carry_out_at_host(repair: &Repair, domain: &Domain, context: &Context) -> Res
         // itself.
         Repair::FinishRemoval(_) | Repair::RemovePartial(_) | Repair::Register(_) => (Ok(()), None),
     };
-    done.map(|()| told)
+    done.map(|()| report)
         .map_err(|error| Error::of(&domain.name, error))
 }
 

@@ -310,7 +310,7 @@ fn look(
         checkpoints: host.checkpoints(domain)?,
         bitmaps: Vec::new(),
         recorded,
-        images_told: true,
+        bitmaps_known: true,
     };
     let mut unknown = Vec::new();
     for disk in domain.disks.iter().filter(|disk| disk.source != Source::Empty) {
@@ -324,7 +324,7 @@ fn look(
             Ok(listed) => names.extend(listed),
             Err(error @ HostError::NotHere { .. }) if has_to_be_seen(domain, kind) => return Err(error),
             Err(error) => {
-                found.images_told = false;
+                found.bitmaps_known = false;
                 unknown.push(Finding::of_disk(
                     "bitmaps-unknown",
                     target,

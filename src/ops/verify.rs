@@ -45,7 +45,7 @@ pub struct Options {
     /// Whether to also read every disk from end to end, as a restore would.
     pub deep: bool,
     /// Skips restore points that were found sound at this time or later.
-    pub not_since: Option<Timestamp>,
+    pub verified_since: Option<Timestamp>,
     /// The current time, which is recorded.
     pub now: Timestamp,
 }
@@ -118,19 +118,19 @@ pub struct Damage {
     /// The target of the disk that it concerns; `None` for files that belong to no disk.
     pub disk: Option<String>,
     /// The damaged restore point, if this one only depends on it.
-    pub upon: Option<String>,
+    pub inherited_from: Option<String>,
     /// A description that names the file.
     pub what: String,
 }
 
 impl Damage {
     /// Creates damage that is known by its description only.
-    fn told(what: impl Into<String>) -> Damage {
+    fn found(what: impl Into<String>) -> Damage {
         Damage {
             location: None,
             offset: None,
             disk: None,
-            upon: None,
+            inherited_from: None,
             what: what.into(),
         }
     }
@@ -172,7 +172,7 @@ pub fn verify(
             // An unusable manifest may be that of the newest restore point, so it counts unless the
             // user named another one.
             Which::At(_) => outcome.findings.push(finding.clone()),
-            Which::Latest | Which::All => outcome.damage.push(Damage::told(&finding.message)),
+            Which::Latest | Which::All => outcome.damage.push(Damage::found(&finding.message)),
         }
     }
     let chosen = match chosen(domain, &history, &options.which) {
@@ -238,7 +238,7 @@ impl From<FileDamage> for Damage {
             location: found.location,
             offset: found.offset,
             disk: found.disk,
-            upon: None,
+            inherited_from: None,
             what: found.what,
         }
     }

@@ -22,11 +22,11 @@ pub fn cached_bytes(path: &Path) -> io::Result<u64> {
         .arg(path)
         .env("LC_ALL", "C")
         .output()?;
-    let told = String::from_utf8_lossy(&asked.stdout);
-    match told.trim().parse() {
+    let answer = String::from_utf8_lossy(&asked.stdout);
+    match answer.trim().parse() {
         Ok(bytes) if asked.status.success() => Ok(bytes),
         _ => Err(io::Error::other(format!(
-            "{FINCORE} {}: {told}{}",
+            "{FINCORE} {}: {answer}{}",
             path.display(),
             String::from_utf8_lossy(&asked.stderr)
         ))),

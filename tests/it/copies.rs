@@ -92,7 +92,7 @@ fn proved(lab: &Lab, which: Which) -> Vec<String> {
     let options = verify::Options {
         which,
         deep: true,
-        not_since: None,
+        verified_since: None,
         now: lab.now.timestamp(),
     };
     let outcome = verify("vm1", lab.repo.as_ref(), &options, &Silent, &Stop::default()).expect("verified");

@@ -15,7 +15,7 @@ fn proved(lab: &Lab) -> Outcome {
     let options = Options {
         which: Which::All,
         deep: true,
-        not_since: None,
+        verified_since: None,
         now: lab.now.timestamp(),
     };
     verify("vm1", lab.repo.as_ref(), &options, &Silent, &Stop::default()).expect("there are restore points")

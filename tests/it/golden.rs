@@ -126,7 +126,7 @@ fn verification(lab: &Lab) -> Options {
     Options {
         which: Which::All,
         deep: true,
-        not_since: None,
+        verified_since: None,
         now: lab.now.timestamp(),
     }
 }

@@ -23,7 +23,7 @@ fn proved(lab: &Lab, which: Which) -> Result<Outcome> {
     let options = Options {
         which,
         deep: false,
-        not_since: None,
+        verified_since: None,
         now: lab.now.timestamp(),
     };
     verify("vm1", lab.repo.as_ref(), &options, &Silent, &Stop::default())

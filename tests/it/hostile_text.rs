@@ -115,7 +115,7 @@ fn verify_contains_it() {
                 location: None,
                 offset: None,
                 disk: None,
-                upon: None,
+                inherited_from: None,
                 what: words.to_owned(),
             }],
             ..Outcome::default()

@@ -72,7 +72,7 @@ fn prove(lab: &Lab, deep: bool, monitor: &dyn Monitor, stop: &Stop) -> Result<ve
     let options = verify::Options {
         which: Which::Latest,
         deep,
-        not_since: None,
+        verified_since: None,
         now: lab.now.timestamp(),
     };
     verify("vm1", lab.repo.as_ref(), &options, monitor, stop)

@@ -20,7 +20,7 @@ pub fn options(lab: &Lab, which: Which) -> Options {
     Options {
         which,
         deep: false,
-        not_since: None,
+        verified_since: None,
         now: lab.now.timestamp(),
     }
 }
@@ -302,7 +302,7 @@ fn recently_verified_points_are_skipped_unless_deep() {
     let week = Span::new().days(7);
     let later = |lab: &Lab, deep| Options {
         deep,
-        not_since: Some(lab.now.checked_sub(week).expect("in range").timestamp()),
+        verified_since: Some(lab.now.checked_sub(week).expect("in range").timestamp()),
         ..options(lab, Which::All)
     };
     let skipped = |outcome: &Outcome| {

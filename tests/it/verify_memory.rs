@@ -27,7 +27,7 @@ fn lately(lab: &mut Lab, options: &Options) -> Outcome {
     lab.pass(Span::new().hours(24));
     let options = Options {
         now: lab.now.timestamp(),
-        not_since: Some(
+        verified_since: Some(
             lab.now
                 .checked_sub(Span::new().hours(96))
                 .expect("a time")

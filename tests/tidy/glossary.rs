@@ -31,17 +31,19 @@ fn explained(glossary: &str) -> BTreeSet<String> {
     words.map(str::to_lowercase).collect()
 }
 
-/// The public types that a source file defines.
-fn public_types(text: &str) -> impl Iterator<Item = &str> {
+/// The types of a source file that other files may use.
+fn exported_types(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter_map(|line| {
-        let rest = line.strip_prefix("pub ")?;
+        let rest = line
+            .strip_prefix("pub ")
+            .or_else(|| line.strip_prefix("pub(crate) "))?;
         let kinds = ["struct ", "enum ", "trait ", "type "];
         let name = kinds.iter().find_map(|kind| rest.strip_prefix(kind))?;
         name.split(|c: char| !c.is_alphanumeric()).next()
     })
 }
 
-/// The words in names of public types that are neither in the glossary nor everyday words, each
+/// The words in names of these types that are neither in the glossary nor everyday words, each
 /// with an example. Plurals and participles count as their stem.
 pub fn unexplained<'a>(glossary: &str, texts: impl Iterator<Item = &'a str>) -> BTreeMap<String, String> {
     let mut known = explained(glossary);
@@ -51,7 +53,7 @@ pub fn unexplained<'a>(glossary: &str, texts: impl Iterator<Item = &'a str>) -> 
         stems.into_iter().flatten().any(|stem| known.contains(stem))
     };
     let mut unexplained = BTreeMap::new();
-    for name in texts.flat_map(public_types) {
+    for name in texts.flat_map(exported_types) {
         for word in words(name).into_iter().filter(|word| !is_known(word)) {
             unexplained.insert(word, name.to_owned());
         }

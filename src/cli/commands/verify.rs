@@ -39,7 +39,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
             (false, at) => Which::At(at.to_owned()),
         },
         deep: args.deep,
-        not_since: args
+        verified_since: args
             .older_than
             .as_deref()
             .map(|age| before(&now, age))

@@ -17,16 +17,19 @@ pub fn lines(turn: &Turn<Outcome>) -> String {
     };
     let domain = shown(&turn.domain);
     let mut text = String::new();
-    for damage in outcome.all_damage().filter(|damage| damage.upon.is_none()) {
+    for damage in outcome
+        .all_damage()
+        .filter(|damage| damage.inherited_from.is_none())
+    {
         push_line(&mut text, &format!("{domain}: DAMAGED: {}", damage.what));
     }
-    let upon = points_upon(&outcome.points);
-    if !upon.is_empty() {
+    let dependents = dependent_points(&outcome.points);
+    if !dependents.is_empty() {
         push_line(
             &mut text,
             &format!(
                 "{domain}: DAMAGED: restore points that need it: {}",
-                upon.join(", ")
+                dependents.join(", ")
             ),
         );
     }
@@ -54,13 +57,16 @@ pub fn lines(turn: &Turn<Outcome>) -> String {
 }
 
 /// The restore points with damaged parents, each with the affected disks.
-fn points_upon(points: &[ProvedPoint]) -> Vec<String> {
-    let upon = points.iter().filter_map(|point| {
-        let damage = point.damage.iter().filter(|damage| damage.upon.is_some());
+fn dependent_points(points: &[ProvedPoint]) -> Vec<String> {
+    let dependents = points.iter().filter_map(|point| {
+        let damage = point
+            .damage
+            .iter()
+            .filter(|damage| damage.inherited_from.is_some());
         let disks: Vec<&str> = damage.filter_map(|damage| damage.disk.as_deref()).collect();
         (!disks.is_empty()).then(|| format!("{} ({})", point.id, disks.join(", ")))
     });
-    upon.collect()
+    dependents.collect()
 }
 
 fn points_word(count: usize) -> String {
@@ -163,7 +169,7 @@ fn damage_part(damage: &Damage) -> DamagePart<'_> {
         path: damage.location.as_ref().map(Text::from),
         offset: damage.offset,
         disk: damage.disk.as_ref().map(Text::from),
-        stands_upon: damage.upon.as_ref().map(Text::from),
+        stands_upon: damage.inherited_from.as_ref().map(Text::from),
         what: Text::from(&damage.what),
     }
 }

@@ -386,7 +386,7 @@ mod tests {
 
     #[test]
     fn users_are_named_in_sentences() {
-        let told = |user: User, part: Option<&str>| {
+        let text = |user: User, part: Option<&str>| {
             let part = part.map(str::to_owned);
             Usage { user, part }.to_string()
         };
@@ -395,16 +395,16 @@ mod tests {
             role: "disk vda".into(),
             is_active: false,
         };
-        assert_eq!(told(domain, None), "shut-off domain 'a\\nb' has it as disk vda");
+        assert_eq!(text(domain, None), "shut-off domain 'a\\nb' has it as disk vda");
         let mount = User::Mount { point: "/srv".into() };
         assert_eq!(
-            told(mount, Some("its partition sda1")),
+            text(mount, Some("its partition sda1")),
             "its partition sda1 is mounted on /srv"
         );
         assert_eq!(
-            told(User::Claim, None),
+            text(User::Claim, None),
             "the kernel or a program has claimed it exclusively"
         );
-        assert_eq!(told(User::QemuLock, None), "a QEMU process holds a lock on it");
+        assert_eq!(text(User::QemuLock, None), "a QEMU process holds a lock on it");
     }
 }

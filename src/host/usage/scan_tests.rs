@@ -154,8 +154,8 @@ fn open_descriptors_of_others_are_uses_and_own_ones_are_not() {
     fs::create_dir(machine.path("proc/9")).expect("new");
     let kernel = machine.kernel();
     let (users, unseen) = kernel.users(&kernel.subject(&file).expect("it is there"));
-    let told: Vec<String> = users.iter().map(Usage::to_string).collect();
-    assert_eq!(told, ["process 7 (qemu\\u{1b}[31m) has it open"]);
+    let texts: Vec<String> = users.iter().map(Usage::to_string).collect();
+    assert_eq!(texts, ["process 7 (qemu\\u{1b}[31m) has it open"]);
     assert_eq!(unseen, 0);
 }
 

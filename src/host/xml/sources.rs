@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn every_path_is_read_with_its_role() {
         let found = read_sources(XML).expect("it is well-formed");
-        let told: Vec<String> = found
+        let lines: Vec<String> = found
             .iter()
             .map(|source| {
                 let place = match &source.place {
@@ -175,7 +175,7 @@ mod tests {
             })
             .collect();
         assert_eq!(
-            told,
+            lines,
             [
                 "/top.qcow2 disk vda true",
                 "/dev/data the data file of disk vda false",

@@ -388,7 +388,7 @@ mod tests {
     fn extents_tell_which_image_holds_what() {
         let (_, links, _) = chain();
         let disk = ChainDisk::open(links, Stop::default()).expect("it opens");
-        let extent = |offset| disk.extent_at(offset).expect("it is told");
+        let extent = |offset| disk.extent_at(offset).expect("the extent is known");
         assert_eq!(
             extent(0),
             Some(ChainExtent {

@@ -83,8 +83,8 @@ fn every_kind_of_fault_is_reported_with_its_place() {
         let mut bytes = sound.clone();
         put(&mut bytes, at, number);
         let faults = faults_of(&bytes);
-        let told = faults.first().unwrap_or_else(|| panic!("{what} is not reported"));
-        assert!(told.what.contains(expected), "{what}: {faults:?}");
+        let fault = faults.first().unwrap_or_else(|| panic!("{what} is not reported"));
+        assert!(fault.what.contains(expected), "{what}: {faults:?}");
     }
     let mut bytes = sound;
     bytes[60..64].copy_from_slice(&1u32.to_be_bytes());

@@ -33,7 +33,7 @@ impl ExportSource {
                 }
                 Some(ExtentKind::CleanZero) => {
                     if let Some(extent) = self.planner.take(u64::MAX / CLUSTER * CLUSTER) {
-                        self.look_beneath(extent)?;
+                        self.check_beneath(extent)?;
                     }
                 }
                 Some(ExtentKind::Data) if !self.ask_for_data() => break,
@@ -44,7 +44,7 @@ impl ExportSource {
     }
 
     /// Checks that zeroes that the bitmap does not mark are zeroes beneath as well.
-    fn look_beneath(&self, extent: Extent) -> Result<()> {
+    fn check_beneath(&self, extent: Extent) -> Result<()> {
         let beneath = self.beneath.as_ref();
         match beneath.and_then(|beneath| beneath.other_than_zero(extent.offset, extent.length)) {
             Some(offset) => Err(Error::Distrusted { offset }),

@@ -88,7 +88,7 @@ impl Attempt<'_> {
         };
         let outcome = self.commit(plan, &job_plan, pending, copied)?;
         Ok(match self.options.copy {
-            true => self.remembered(outcome),
+            true => self.record_copy(outcome),
             false => self.retire(&planned.retired, outcome),
         })
     }

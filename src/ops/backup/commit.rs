@@ -198,10 +198,10 @@ impl Attempt<'_> {
     }
 
     /// Records the committed copy. A copy makes nothing superfluous.
-    pub(super) fn remembered(&self, mut outcome: Outcome) -> Outcome {
+    pub(super) fn record_copy(&self, mut outcome: Outcome) -> Outcome {
         match self.locked.history() {
             Ok(history) => self.remember(&history, &mut outcome),
-            Err(error) => self.not_remembered(&error, &mut outcome),
+            Err(error) => self.report_unrecorded(&error, &mut outcome),
         }
         outcome
     }
@@ -210,11 +210,11 @@ impl Attempt<'_> {
     /// the next backup tries again.
     fn remember(&self, history: &History, outcome: &mut Outcome) {
         if let Err(error) = self.locked.remember_committed(history) {
-            self.not_remembered(&error, outcome);
+            self.report_unrecorded(&error, outcome);
         }
     }
 
-    fn not_remembered(&self, error: &RepoError, outcome: &mut Outcome) {
+    fn report_unrecorded(&self, error: &RepoError, outcome: &mut Outcome) {
         let what = format!(
             "could not be recorded, so its loss would go unnoticed: {}",
             with_sources(error)

@@ -29,7 +29,7 @@ const AT_ONCE: usize = 4;
 const GLANCE: Duration = Duration::from_millis(100);
 
 /// The number of such checks for each check of the job's health.
-const GLANCES_PER_HEALTH_CHECK: u32 = 10;
+const LOOKS_PER_HEALTH_CHECK: u32 = 10;
 
 /// A disk that was copied into its image.
 pub(crate) struct CopiedDisk {
@@ -76,7 +76,7 @@ pub(crate) fn copy_all(
         drop(sender);
         let mut copied: Vec<Option<CopiedDisk>> = plan.disks.iter().map(|_| None).collect();
         let mut failure: Option<Error> = None;
-        let mut glances = 0;
+        let mut looks = 0;
         loop {
             match results.recv_timeout(GLANCE) {
                 Ok((index, Ok(disk))) => copied[index] = Some(disk),
@@ -89,8 +89,8 @@ pub(crate) fn copy_all(
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    glances += 1;
-                    if let Some(trouble) = look(domain, job, context, glances)
+                    looks += 1;
+                    if let Some(trouble) = look(domain, job, context, looks)
                         && failure.is_none()
                     {
                         stop.request(StopReason::OtherPartFailed);
@@ -120,11 +120,11 @@ fn stopped(domain: &Domain, context: &Context) -> Error {
 }
 
 /// Looks for a reason to give up: a request to stop, or trouble with the job.
-fn look(domain: &Domain, job: &dyn BackupJob, context: &Context, glances: u32) -> Option<Error> {
+fn look(domain: &Domain, job: &dyn BackupJob, context: &Context, looks: u32) -> Option<Error> {
     if let Some(reason) = context.stop.reason() {
         return Some(Error::of(&domain.name, Cause::Stopped(reason)));
     }
-    if !glances.is_multiple_of(GLANCES_PER_HEALTH_CHECK) {
+    if !looks.is_multiple_of(LOOKS_PER_HEALTH_CHECK) {
         return None;
     }
     job::trouble(&domain.name, job)

@@ -14,5 +14,5 @@ pub struct Found {
     /// points and unfinished runs recorded.
     pub recorded: Vec<String>,
     /// Whether the bitmaps of all images could be listed. If so, a checkpoint has no unknown ones.
-    pub images_told: bool,
+    pub bitmaps_known: bool,
 }

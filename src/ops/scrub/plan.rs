@@ -188,7 +188,7 @@ impl<'a> Targets<'a> {
             let listed = found.checkpoints.iter().map(|checkpoint| &checkpoint.name);
             suspected.extend(listed.clone().chain(&found.recorded).map(String::as_str));
             let is_known = |of: &str| found.bitmaps.iter().any(|known| known.name == of);
-            let is_lost = |of: &str| found.images_told && listed.clone().any(|name| name == of);
+            let is_lost = |of: &str| found.bitmaps_known && listed.clone().any(|name| name == of);
             suspected.retain(|of| is_meant(of) && !is_known(of) && !is_lost(of));
             suspected.extend(name.filter(|name| !is_known(name)));
             sort_names(&mut suspected);
@@ -359,7 +359,7 @@ mod tests {
     }
 
     /// A checkpoint of vmsnap's and a foreign one. Their bitmaps are not listed.
-    fn found(images_told: bool) -> Found {
+    fn found(bitmaps_known: bool) -> Found {
         let disk = CheckpointDisk {
             target: "vda".into(),
             bitmap: Bitmap::Broken,
@@ -377,11 +377,11 @@ mod tests {
             recorded: ["mine", "virtnbdbackup.10", "virtnbdbackup.9"]
                 .map(str::to_owned)
                 .to_vec(),
-            images_told,
+            bitmaps_known,
         }
     }
 
-    fn bitmaps_tried(state: DomainState, images_told: bool) -> Vec<String> {
+    fn bitmaps_tried(state: DomainState, bitmaps_known: bool) -> Vec<String> {
         let outlook = Outlook {
             capabilities: Capabilities {
                 incremental: Ok(()),
@@ -391,7 +391,7 @@ mod tests {
         };
         let plan = plan(
             &domain(state),
-            &found(images_told),
+            &found(bitmaps_known),
             ScrubType::Bitmap,
             None,
             &outlook,

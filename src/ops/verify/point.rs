@@ -58,7 +58,7 @@ impl<'a> Prover<'a> {
                 _ if is_damaged => {}
                 Err(fault) => {
                     let what = format!("disk {target} of {id} cannot be restored: {fault}");
-                    damage.push(Damage::told(what).of_disk(target));
+                    damage.push(Damage::found(what).of_disk(target));
                 }
                 Ok(_) if deep => damage.extend(self.prove_disk(id, disk)?),
                 Ok(_) => {}
@@ -110,7 +110,7 @@ impl<'a> Prover<'a> {
             Err(cause) if cause.is_no_verdict() => Err(Error::of_disk(domain, target, cause)),
             Err(cause) => {
                 let what = format!("{name} cannot be restored: {}", with_sources(&cause));
-                Ok(Some(Damage::told(what).of_disk(target)))
+                Ok(Some(Damage::found(what).of_disk(target)))
             }
         }
     }

@@ -47,7 +47,7 @@ impl Verification<'_> {
             match self.prove(kept) {
                 Ok(()) => {}
                 // Restore points that do not depend on it can still be read.
-                Err(error) if error.cause.is_no_verdict() => self.pass_over(kept, error),
+                Err(error) if error.cause.is_no_verdict() => self.skip(kept, error),
                 Err(error) => {
                     self.outcome.ended = Some(error);
                     break;
@@ -84,7 +84,7 @@ impl Verification<'_> {
 
     /// Continues after a restore point that could not be read. The first such error becomes the
     /// error of the run; later ones become findings.
-    fn pass_over(&mut self, kept: &Kept, error: Error) {
+    fn skip(&mut self, kept: &Kept, error: Error) {
         let id = &kept.manifest.point.id;
         self.unread.insert(id.clone());
         if self.outcome.ended.is_none() {
@@ -118,10 +118,10 @@ impl Verification<'_> {
             return proved;
         }
         let proved = match proved {
-            Ok(()) if deep && !damage.is_empty() => self.look_beneath(kept, &mut damage),
+            Ok(()) if deep && !damage.is_empty() => self.check_parents(kept, &mut damage),
             proved => proved,
         };
-        self.book(kept, deep, damage, proved.is_ok());
+        self.record(kept, deep, damage, proved.is_ok());
         proved
     }
 
@@ -143,7 +143,7 @@ impl Verification<'_> {
     /// Verifies the skipped restore points beneath one whose deep reading found damage: the damage
     /// belongs to the restore point whose image it is in. Damage that turns out to be inherited
     /// replaces what was found.
-    fn look_beneath(&mut self, kept: &Kept, damage: &mut Vec<Damage>) -> Result<()> {
+    fn check_parents(&mut self, kept: &Kept, damage: &mut Vec<Damage>) -> Result<()> {
         let point = &kept.manifest.point;
         let beneath = with_parents(self.history, std::slice::from_ref(&point.id));
         let was_skipped = |proved: &ProvedPoint| proved.skipped.is_some() && beneath.contains(&proved.id);
@@ -154,7 +154,7 @@ impl Verification<'_> {
             };
             let mut found = inherited(&parent.manifest.point, &self.damaged);
             let proved = self.prover.prove(parent, false, &mut found);
-            self.book(parent, false, found, proved.is_ok());
+            self.record(parent, false, found, proved.is_ok());
             proved?;
         }
         let inherited = inherited(point, &self.damaged);
@@ -166,7 +166,7 @@ impl Verification<'_> {
     }
 
     /// Records a result, and replaces an earlier one of the same restore point.
-    fn book(&mut self, kept: &Kept, deep: bool, damage: Vec<Damage>, is_complete: bool) {
+    fn record(&mut self, kept: &Kept, deep: bool, damage: Vec<Damage>, is_complete: bool) {
         let id = &kept.manifest.point.id;
         if !is_complete && damage.is_empty() {
             return;
@@ -196,7 +196,7 @@ impl Verification<'_> {
     fn remember(&mut self, kept: &Kept, deep: bool, damage: &[Damage], is_complete: bool) {
         let known = kept.proof.as_ref();
         // Inherited damage is recorded with the restore point that it comes from.
-        let own = damage.iter().filter(|damage| damage.upon.is_none());
+        let own = damage.iter().filter(|damage| damage.inherited_from.is_none());
         let mut notes: Vec<DamageNote> = own.map(DamageNote::from).collect();
         if !is_complete && notes.is_empty() {
             return;
@@ -222,8 +222,8 @@ impl Verification<'_> {
             return;
         };
         // Reported once: later results fail for the same reason.
-        let told = &mut self.outcome.findings.iter();
-        if !told.any(|finding| finding.code == "proof-not-kept") {
+        let findings = &mut self.outcome.findings.iter();
+        if !findings.any(|finding| finding.code == "proof-not-kept") {
             let what = format!("the result cannot be recorded: {}", with_sources(&error));
             self.report(Finding::new("proof-not-kept", what));
         }
@@ -249,8 +249,8 @@ fn inherited(point: &RestorePoint, damaged: &BTreeSet<(String, String)>) -> Vec<
                 disk.target, point.id
             );
             Damage {
-                upon: Some(parent.clone()),
-                ..Damage::told(what).of_disk(&disk.target)
+                inherited_from: Some(parent.clone()),
+                ..Damage::found(what).of_disk(&disk.target)
             }
         })
     });
@@ -259,12 +259,12 @@ fn inherited(point: &RestorePoint, damaged: &BTreeSet<(String, String)>) -> Vec<
 
 /// Returns the time of an earlier verification, if that is enough.
 fn proved_before(proof: Option<&Proof>, options: &Options, deep: bool) -> Option<Timestamp> {
-    let not_since = options.not_since?;
+    let verified_since = options.verified_since?;
     let proof = proof.filter(|proof| proof.is_sound())?;
     let time = match deep {
         true => proof.last_deep()?,
         false => proof.time,
     };
     // A time in the future was written by a wrong clock.
-    (time >= not_since && time <= options.now).then_some(time)
+    (time >= verified_since && time <= options.now).then_some(time)
 }

@@ -8,31 +8,31 @@ use crate::io::Store;
 use crate::repo::{Leftover, RepoError, Result};
 
 /// The prefix of a folder that is being deleted. With it, no program takes the folder for a period.
-const DOOMED: &str = ".removing-";
+const REMOVING: &str = ".removing-";
 
 /// Deletes the folder of a period.
 pub(super) fn period(store: &dyn Store, domain_dir: &Path, period: &str) -> Result<()> {
     let dir = domain_dir.join(period);
     refuse_link(&dir)?;
-    let doomed = domain_dir.join(format!("{DOOMED}{period}"));
+    let removing = domain_dir.join(format!("{REMOVING}{period}"));
     store
-        .rename(&dir, &doomed)
+        .rename(&dir, &removing)
         .map_err(RepoError::io("remove", &dir))?;
     store
         .sync_dir(domain_dir)
         .map_err(RepoError::io("sync", domain_dir))?;
-    tree(store, &doomed, |_| false)
+    tree(store, &removing, |_| false)
 }
 
 /// The folders that an interrupted run started to delete.
 pub(super) fn interrupted(domain_dir: &Path) -> Result<Vec<Leftover>> {
     let names = super::look::folder_names(domain_dir)?;
-    let doomed = names.into_iter().filter(|name| name.starts_with(DOOMED));
+    let removing = names.into_iter().filter(|name| name.starts_with(REMOVING));
     let leftover = |name: String| Leftover {
         location: domain_dir.join(&name).display().to_string(),
         key: name,
     };
-    Ok(doomed.map(leftover).collect())
+    Ok(removing.map(leftover).collect())
 }
 
 /// Deletes the rest of such a folder.

@@ -43,7 +43,7 @@ struct State {
     is_dead: bool,
     /// Objects of a dead process. They must be neither used nor dropped, because dropping cleans
     /// up.
-    graves: Vec<Box<dyn Any + Send>>,
+    buried: Vec<Box<dyn Any + Send>>,
 }
 
 impl Fuse {
@@ -101,7 +101,7 @@ impl Fuse {
 
     /// Keeps an object of a dead process that must not be dropped yet.
     pub(crate) fn bury(&self, thing: impl Any + Send) {
-        self.state().graves.push(Box::new(thing));
+        self.state().buried.push(Box::new(thing));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -175,7 +175,7 @@ impl SimSource {
         &self.bytes[start..self.bytes.len().min(start + CLUSTER as usize)]
     }
 
-    fn is_behind_failure(&self, cluster: usize) -> bool {
+    fn is_past_failure(&self, cluster: usize) -> bool {
         let limit = self.fail_after;
         limit.is_some_and(|limit| cluster as u64 * CLUSTER >= limit)
     }
@@ -183,7 +183,7 @@ impl SimSource {
     /// Returns this cluster of data and the next one, if the next one is also wanted and data.
     fn pair(&self, first: usize) -> Option<Buffer> {
         let second = first + 1;
-        let is_wanted = self.wanted.get(second) == Some(&true) && !self.is_behind_failure(second);
+        let is_wanted = self.wanted.get(second) == Some(&true) && !self.is_past_failure(second);
         if !is_wanted || is_zero(self.cluster(second)) {
             return None;
         }
@@ -195,7 +195,7 @@ impl SimSource {
     }
 
     /// Like the real source, checks that unchanged clusters of zero are zero beneath.
-    fn look_beneath(&self, first: usize, end: usize) -> std::result::Result<(), BlockError> {
+    fn check_beneath(&self, first: usize, end: usize) -> std::result::Result<(), BlockError> {
         let Some(beneath) = &self.options.beneath else {
             return Ok(());
         };
@@ -220,13 +220,13 @@ impl BlockSource for SimSource {
 
     fn next_block(&mut self) -> std::result::Result<Option<Block>, BlockError> {
         let Some(ahead) = self.wanted[self.next..].iter().position(|wanted| *wanted) else {
-            self.look_beneath(self.next, self.wanted.len())?;
+            self.check_beneath(self.next, self.wanted.len())?;
             return Ok(None);
         };
-        self.look_beneath(self.next, self.next + ahead)?;
+        self.check_beneath(self.next, self.next + ahead)?;
         let cluster = self.next + ahead;
         let offset = (cluster * CLUSTER as usize) as u64;
-        if self.is_behind_failure(cluster) {
+        if self.is_past_failure(cluster) {
             return Err(BlockError::new(
                 BlockErrorKind::Lost,
                 "the simulated export is gone",

@@ -141,7 +141,7 @@ fn verify_during_a_prune_reports_no_damage() {
             let options = verify::Options {
                 which: which.clone(),
                 deep: true,
-                not_since: None,
+                verified_since: None,
                 now: lab.now.timestamp(),
             };
             let outcome = verify("vm1", lab.repo.as_ref(), &options, &monitor, &Stop::default())
@@ -212,7 +212,7 @@ fn list_and_verify_ignore_a_running_backup() {
         let options = verify::Options {
             which: Which::All,
             deep: false,
-            not_since: None,
+            verified_since: None,
             now: lab.now.timestamp(),
         };
         let monitor = Watch(|_: &Event<'_>| {});
@@ -275,7 +275,7 @@ fn later_verify_findings_survive_an_earlier_one_that_ends_last() {
     let options = |lab: &Lab| verify::Options {
         which: Which::All,
         deep: false,
-        not_since: None,
+        verified_since: None,
         now: lab.now.timestamp(),
     };
     let earlier = options(&lab);
@@ -323,7 +323,7 @@ fn verify_keeps_damage_records_of_a_point_made_meanwhile() {
     let options = verify::Options {
         which: Which::All,
         deep: false,
-        not_since: None,
+        verified_since: None,
         now: lab.now.timestamp(),
     };
     let meanwhile = std::sync::Once::new();

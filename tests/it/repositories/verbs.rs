@@ -31,7 +31,7 @@ fn verified(lab: &Lab, which: Which) -> verify::Outcome {
     let options = verify::Options {
         which,
         deep: true,
-        not_since: None,
+        verified_since: None,
         now: lab.now.timestamp(),
     };
     verify(

@@ -208,7 +208,7 @@ fn shallow_verify_keeps_damage_of_a_stopped_deep_one() {
     lab.pass(Span::new().hours(24));
     let deep = Options {
         deep: true,
-        not_since: Some(Timestamp::UNIX_EPOCH),
+        verified_since: Some(Timestamp::UNIX_EPOCH),
         ..options(&lab, Which::Latest)
     };
     let stop = Stop::default();
