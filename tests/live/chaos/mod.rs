@@ -2,6 +2,7 @@
 //! the next run repairs the rest.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,10 +13,10 @@ use vmsnap::io::DiskStore;
 use vmsnap::repo::History;
 use vmsnap::repo::{FolderRepository, Repository};
 
-use crate::cli_lab::{Change, Machine, Repo, has_job};
+use crate::cli_lab::{Change, Machine, Repo, STOP_DEADLINE, has_job};
 use crate::daemon::{Crash, Daemon};
 use crate::leftovers;
-use crate::process::{command, processes_with, run};
+use crate::process::{command, processes_with, run, wait_until};
 use crate::verbs::rng::Rng;
 
 mod daemons;
@@ -24,8 +25,8 @@ mod runs;
 
 const MIB: usize = 1 << 20;
 
-/// The number of times that libvirtd may crash by itself in one test. 9.0 does so now and then;
-/// more crashes would need an investigation.
+/// The number of times that libvirtd, and that the domain's QEMU, may crash by itself in one test.
+/// libvirtd 9.0 and QEMU 7.2 do so now and then; more crashes would need an investigation.
 const MOST_CRASHES: usize = 3;
 
 /// Small disks, one of which ends within a cluster.
@@ -38,10 +39,12 @@ fn clusters(bytes: &[u8]) -> Clusters {
     bytes.chunks(65536).map(blake3::hash).collect()
 }
 
-/// Runs the rounds of a test. Repeats a round during which libvirtd crashed by itself.
+/// Runs the rounds of a test. Repeats a round during which libvirtd or QEMU crashed by itself.
 struct Rounds<'a> {
     daemon: &'a Daemon,
+    /// Of libvirtd.
     crashes: Vec<Crash>,
+    qemu_crashes: usize,
 }
 
 impl<'a> Rounds<'a> {
@@ -49,26 +52,34 @@ impl<'a> Rounds<'a> {
         Rounds {
             daemon,
             crashes: Vec::new(),
+            qemu_crashes: 0,
         }
     }
 
     /// Runs one round. Repeats it only if it failed and libvirtd died by a signal that the lab had
-    /// not sent. The restore points from before must exist in any case.
+    /// not sent, or QEMU by a failed assertion of its own. The restore points from before must
+    /// exist in any case.
     fn run(&mut self, chaos: &mut Chaos, mut round: impl FnMut(&mut Chaos)) {
         loop {
             let before = self.daemon.crashes().len();
+            let qemu_before = chaos.machine.domain.qemu_crashes();
             let Err(panic) = catch_unwind(AssertUnwindSafe(|| round(chaos))) else {
                 return;
             };
             let crashes = self.daemon.crashes().split_off(before);
             if crashes.is_empty() {
-                resume_unwind(panic);
+                // virtlogd may write QEMU's last words late.
+                let qemu_crashes = || chaos.machine.domain.qemu_crashes() - qemu_before;
+                if !wait_until(STOP_DEADLINE, || qemu_crashes() > 0) {
+                    resume_unwind(panic);
+                }
+                self.qemu_crashes += qemu_crashes();
             }
-            println!("libvirtd has crashed by itself, so the round is repeated: {crashes:?}");
             self.crashes.extend(crashes);
+            println!("{self}, so the round is repeated");
             assert!(
-                self.crashes.len() <= MOST_CRASHES,
-                "libvirtd has crashed by itself more than {MOST_CRASHES} times: {:?}",
+                self.crashes.len() <= MOST_CRASHES && self.qemu_crashes <= MOST_CRASHES,
+                "more than {MOST_CRASHES} crashes: {:?}",
                 self.crashes
             );
             self.daemon.revive();
@@ -77,9 +88,19 @@ impl<'a> Rounds<'a> {
     }
 }
 
+impl fmt::Display for Rounds<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (daemon, qemu) = (self.crashes.len(), self.qemu_crashes);
+        write!(
+            f,
+            "libvirtd has crashed by itself {daemon} times, QEMU {qemu} times"
+        )
+    }
+}
+
 impl Drop for Rounds<'_> {
     fn drop(&mut self) {
-        println!("libvirtd has crashed by itself {} times", self.crashes.len());
+        println!("{self}");
     }
 }
 
@@ -120,7 +141,7 @@ impl Chaos {
         chaos
     }
 
-    /// Continues after a round that a crash of libvirtd ended early. Checks that kept points are
+    /// Continues after a round that a crash of libvirtd or QEMU ended early. Checks that kept points are
     /// whole, and takes the present content of the disks as known.
     fn begin_anew(&mut self) {
         let known: Vec<String> = self.moments.keys().cloned().collect();
