@@ -1,4 +1,4 @@
-//! vmsnap makes incremental backups of libvirt domains and brings them back.
+//! vmsnap makes incremental backups of libvirt domains and restores them.
 //!
 //! Data flow:
 //!

@@ -234,7 +234,8 @@ fn smallest(bench: &Bench) -> Table {
     })
 }
 
-/// The least that every tool needs: one connection, and a job with a checkpoint, started and ended.
+/// The smallest amount of work that every tool needs: one connection, and a job with a checkpoint,
+/// started and ended.
 fn libvirt_calls(source: &Source) -> Sample {
     let (name, job) = (source.name(), source.job_document());
     let checkpoint = source.dir().join("checkpoint.xml").display().to_string();

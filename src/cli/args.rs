@@ -32,7 +32,7 @@ pub use verify::VerifyArgs;
   vmsnap restore vm1 --repository /backups --to /tmp/drill
   vmsnap demo                                  all of this on a temporary domain
 
-The spelling of the Node.js VMSnap works too:
+The command-line syntax of the Node.js VMSnap also works:
   vmsnap --domains=vm1 --backup --output=/backups --groupBy=quarter --prune")]
 pub struct Cli {
     /// What to do.
@@ -78,8 +78,8 @@ pub enum Command {
     Restore(RestoreArgs),
     /// List restore points; needs no hypervisor
     List(ListArgs),
-    /// Verify restore points: digests, image structure and chains; with --deep every byte, as a
-    /// restore reads it
+    /// Verify restore points: digests, image structure and chains; with --deep, also read every
+    /// byte as a restore does
     Verify(VerifyArgs),
     /// Show the checkpoints, disks and bitmaps of domains, and whether they are consistent
     Status(StatusArgs),
@@ -88,9 +88,9 @@ pub enum Command {
     /// Back up and restore a temporary domain and compare every byte; needs no configuration and no
     /// daemon
     Demo(DemoArgs),
-    /// Print the completion script of a shell, for packages to install
+    /// Print the completion script of a shell; for packagers
     Completions(CompletionsArgs),
-    /// Print the manual page of vmsnap or of one of its commands, for packages to install
+    /// Print the manual page of vmsnap or of one of its commands; for packagers
     Man(ManArgs),
 }
 
@@ -98,7 +98,7 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Messages on stderr")]
 pub struct LogArgs {
-    /// Print more messages; twice: even more
+    /// Print more messages; -vv prints even more
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
 

@@ -20,7 +20,7 @@ pub enum Verb {
 /// The exit code of the program. The numbers up to 10 are the classic ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitCode {
-    /// Everything that was asked is done.
+    /// Everything that was requested was done.
     Ok,
     /// No domain was given where one is required, or none matched.
     NoDomains,
@@ -91,7 +91,7 @@ impl ExitCode {
     /// The meaning of the code.
     pub fn meaning(self) -> &'static str {
         match self {
-            ExitCode::Ok => "everything that was asked is done",
+            ExitCode::Ok => "everything that was requested was done",
             ExitCode::NoDomains => "no domain was given where one is required, or none matched",
             ExitCode::NoRepository => "no repository was given where one is required, or it cannot be used",
             ExitCode::Failed => {

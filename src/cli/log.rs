@@ -16,7 +16,7 @@ use crate::model::text::shown;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// Something that was asked is not done.
+    /// Something that was requested was not done.
     Error = 3,
     /// Something worth reporting that did not stop the work.
     Warning = 4,

@@ -38,11 +38,11 @@ pub enum Error {
         message: String,
     },
     /// This thread could not change its user.
-    #[error("cannot switch to the user nobody")]
+    #[error("cannot switch to user 'nobody'")]
     Nobody(#[source] std::io::Error),
     /// The user `nobody` cannot enter the folder.
     #[error(
-        "the user nobody cannot use {}, and the demo has to run as that user because libvirt's own user for QEMU does not exist: choose another folder with --dir",
+        "user 'nobody' cannot use {}, and the demo has to run as that user because libvirt's own user for QEMU does not exist: choose another folder with --dir",
         path.display()
     )]
     Unreachable {

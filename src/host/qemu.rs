@@ -54,7 +54,7 @@ fn start(mut command: Command, program: &str) -> Result<Child> {
     command.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => HostError::MissingProgram {
             program: program.to_owned(),
-            package: "qemu-utils (Debian), qemu-img (Fedora)".to_owned(),
+            package: "qemu-utils (Debian) or qemu-img (Fedora)".to_owned(),
         },
         _ => failed(program, "be started", error.to_string()),
     })

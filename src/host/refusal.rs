@@ -35,7 +35,7 @@ pub enum Refusal {
         why: String,
     },
     /// The backing chain of a disk is too long for a description on QEMU's command line.
-    #[error("the backing chain of {image} is too long to be described to QEMU")]
+    #[error("the backing chain of {image} is too long for QEMU's command line")]
     ChainTooLong {
         /// The topmost image, as messages name it.
         image: String,
@@ -49,7 +49,7 @@ pub enum Refusal {
         disk: String,
     },
     /// The format of a disk's image has no bitmaps.
-    #[error("disk {disk} cannot carry a bitmap")]
+    #[error("the image format of disk {disk} does not support bitmaps")]
     NoBitmapInFormat {
         /// The disk's target.
         disk: String,
@@ -58,7 +58,7 @@ pub enum Refusal {
     #[error("the domain was started after its backup was planned")]
     StartedMeanwhile,
     /// The changes of a disk were to be read, but the disk was requested in full.
-    #[error("disk {disk} was requested in full: its changes are not known")]
+    #[error("cannot read only the changes of disk {disk}: the job was started for the whole disk")]
     RequestedInFull {
         /// The disk's target.
         disk: String,
@@ -120,7 +120,10 @@ pub enum Refusal {
         most_mib: u64,
     },
     /// A path cannot be written in XML: it is not UTF-8 or has control characters.
-    #[error("the path of the {what} cannot be passed to libvirt: {}", path.display())]
+    #[error(
+        "the path of the {what} cannot be passed to libvirt because it is not UTF-8 or has control characters: {}",
+        path.display()
+    )]
     ImpossiblePath {
         /// What the path is for, for example `socket`.
         what: String,
@@ -128,28 +131,28 @@ pub enum Refusal {
         path: PathBuf,
     },
     /// The name of a run is not safe as a part of file names.
-    #[error("invalid name of a run: {run:?}")]
+    #[error("invalid run name {run:?}")]
     ImpossibleRunName {
         /// The name of the run.
         run: String,
     },
     /// vmsnap may not write to any of the folders for sockets.
-    #[error("there is no folder for sockets: this user may not write to /run or /var/tmp")]
+    #[error("cannot create a socket: no write permission for /run and /var/tmp")]
     NoSocketFolder,
     /// The request for a shut-off domain's job has no folder for the readers.
-    #[error("a shut-off domain needs a folder for its readers")]
+    #[error("the request for a shut-off domain names no folder for the qemu-nbd sockets")]
     NoReaderFolder,
     /// The request for an active domain's job has no socket, or several.
-    #[error("an active domain needs one socket")]
+    #[error("the request for an active domain must name exactly one socket")]
     NotOneSocket,
     /// The request has no scratch file for a disk of the job.
-    #[error("disk {disk} has no scratch file")]
+    #[error("the request names no scratch file for disk {disk}")]
     NoScratchFile {
         /// The disk's target.
         disk: String,
     },
     /// The path given for scratch files is not a folder with an absolute path.
-    #[error("the path for scratch files is not a folder with an absolute path: {}", path.display())]
+    #[error("--scratch-dir must be the absolute path of an existing folder: {}", path.display())]
     NotAScratchFolder {
         /// The path.
         path: PathBuf,

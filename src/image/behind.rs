@@ -13,9 +13,9 @@ use super::{Error, Result};
 use crate::model::block::ImageFile;
 use crate::model::buffer::Buffer;
 
-/// The most pieces that wait for the disk. The buffers that hold them are the real limit: a caller
-/// that sends pieces of a pool's buffers waits for the next buffer, never here. So it can always
-/// receive the bytes that a server has sent.
+/// The largest number of pieces that wait for the disk. The buffers that hold them are the real
+/// limit: a caller that sends pieces of a pool's buffers waits for the next buffer, never here. So
+/// it can always receive the bytes that a server has sent.
 const QUEUE: usize = 1024;
 
 /// A part of a buffer, and its place in the file. The buffer returns to its pool after its last

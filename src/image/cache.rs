@@ -1,5 +1,5 @@
-//! Drops content that is read only once from the page cache: an image would displace the pages that
-//! the host needs.
+//! Drops pages from the page cache if their content is read only once: an image would displace the
+//! pages that the host needs.
 
 use std::fs::File;
 use std::num::NonZeroU64;
@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Advice, fadvise};
 
-/// The kernel caches a file in pieces of up to some MiB, and keeps a piece if only a part of it is
-/// dropped. So this many bytes that were dropped before are dropped again.
+/// How many bytes before `done` are dropped again, because the kernel keeps partly dropped pieces.
+/// It caches a file in pieces of up to some MiB.
 const OVERLAP: u64 = 8 * 1024 * 1024;
 
 /// Drops the pages before `end`. Those before `done` have been dropped already.
@@ -32,7 +32,7 @@ pub(super) fn expect_no_order(file: &File) {
     let _ = fadvise(file, 0, None, Advice::Random);
 }
 
-/// The most that the kernel is expected to read ahead of a sequential reader, in bytes.
+/// The largest number of bytes that the kernel is expected to read ahead of a sequential reader.
 const READ_AHEAD: u64 = 32 * 1024 * 1024;
 
 /// Waits for the read-ahead from `from` on, because pages cannot be dropped before they have

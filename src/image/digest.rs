@@ -129,8 +129,8 @@ impl FileDigest {
     }
 }
 
-/// Splits a tree over several pieces into its two subtrees. The left one has the largest power of
-/// two of pieces that leaves some for the right one.
+/// Splits a tree over several pieces into its two subtrees. The left subtree has the largest
+/// power-of-two number of pieces that leaves at least one for the right.
 fn halves(pieces: &[ChainingValue]) -> (&[ChainingValue], &[ChainingValue]) {
     pieces.split_at(pieces.len().next_power_of_two() / 2)
 }

@@ -105,7 +105,7 @@ pub enum Error {
         expected: String,
     },
     /// The digest of a piece of a file differs from the recorded one.
-    #[error("{} does not match its recorded digest somewhere in the {length} bytes from offset {offset} on", path.display())]
+    #[error("{} does not match its recorded digest somewhere in the {length} bytes starting at offset {offset}", path.display())]
     Piece {
         /// The file.
         path: PathBuf,

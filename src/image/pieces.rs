@@ -22,7 +22,8 @@ pub struct Recorded {
     pub pieces: Option<Pieces>,
 }
 
-/// How long a thread waits for another thread's result before it looks at the stop again.
+/// How long a thread waits for another thread's result before it checks for a stop request
+/// again.
 const GLANCE: Duration = Duration::from_millis(100);
 
 /// Verifies each piece of a file once, when it is first used, and remembers the pieces that passed.

@@ -14,9 +14,9 @@ use crate::model::block::{Block, BlockError, BlockSink, Content, ImageFile, Writ
 use crate::model::buffer::Buffer;
 use crate::model::stop::Stop;
 
-/// How much is zeroed at once before the stop is looked at again, in bytes.
+/// The largest number of bytes zeroed before the writer checks for a stop request.
 const ZERO_STEP: u64 = 64 * 1024 * 1024;
-/// The same for zeroes that have to be written, in bytes.
+/// The largest number of zero bytes written at once, where the target cannot zero a range.
 const ZERO_WRITE: usize = 1024 * 1024;
 
 /// The target of a raw disk.

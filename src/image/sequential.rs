@@ -11,7 +11,7 @@ use crate::model::stop::Stop;
 
 /// How much is read before its pages are dropped, in bytes.
 const STRETCH: u64 = 8 * 1024 * 1024;
-/// The most that is read at once, in bytes: the stop is looked at in between.
+/// The largest number of bytes read before the reader checks for a stop request.
 const PIECE: usize = 1024 * 1024;
 
 /// A file that is read once, front to back.

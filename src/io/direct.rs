@@ -17,7 +17,7 @@ const CACHED_STRETCH: u64 = 8 * 1024 * 1024;
 ///
 /// A file system may reject the flag itself or only the first write with it (open(2), "EINVAL"). In
 /// both cases all further writes go through the page cache, and their pages are dropped soon after,
-/// so that the guests keep theirs.
+/// so that the guests' pages stay cached.
 #[derive(Debug)]
 pub struct DirectFile {
     file: File,

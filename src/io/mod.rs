@@ -1,4 +1,4 @@
-//! Access to files, for the repository, which creates images, and for the image writers.
+//! File access for the repository and the image writers.
 
 mod direct;
 mod store;

@@ -54,8 +54,8 @@ pub trait Store: Send + Sync {
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
 }
 
-/// The proof that the owner of an unfinished file is alive: a kernel lock (`flock`), which ends
-/// with its process.
+/// A kernel lock (`flock`) that shows that the owner of an unfinished file is alive; it ends with
+/// the process.
 #[derive(Debug)]
 pub struct Claim {
     _file: Option<File>,

@@ -1,4 +1,5 @@
-//! Aligned memory that is reused and limited: a copy needs no more of it for a larger disk.
+//! Aligned memory that is reused and limited: the memory of a copy does not depend on the disk's
+//! size.
 
 use std::collections::VecDeque;
 use std::fmt;

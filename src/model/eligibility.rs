@@ -105,15 +105,15 @@ impl Disk {
         let is_encrypted = self.is_encrypted() && !allowed.decrypted;
         let (kind, reason) = match (is_raw, is_encrypted) {
             (false, false) => return None,
-            (true, false) => (Kind::Raw, "it is raw; give --raw to back it up in full each time"),
+            (true, false) => (Kind::Raw, "it is raw; use --raw to back it up in full each time"),
             (true, true) => (
                 Kind::Raw,
-                "it is raw and encrypted; give --raw to back it up in full each time, and --store-decrypted \
+                "it is raw and encrypted; use --raw to back it up in full each time, and --store-decrypted \
                  because the backup would hold its plain text",
             ),
             (false, true) => (
                 Kind::Encrypted,
-                "it is encrypted, and the backup would hold its plain text; give --store-decrypted to allow that",
+                "it is encrypted, and the backup would hold its plain text; use --store-decrypted to allow that",
             ),
         };
         Some(LeftOut {
@@ -150,7 +150,7 @@ pub fn of(domain: &Domain, disk: &Disk, allowed: Allowed, excluded: &[Exclusion]
 pub(crate) fn missing_exclusions(domain: &Domain, excluded: &[Exclusion]) -> Vec<Finding> {
     let finding = |disk: &str, where_from: &str| {
         let what = format!(
-            "the domain has no disk '{}', which {where_from} excludes",
+            "{where_from} names disk '{}', which the domain does not have",
             shown(disk)
         );
         Finding::of_disk("excluded-disk-missing", disk, what)

@@ -155,7 +155,7 @@ pub enum UnusableParent {
         id: String,
     },
     /// Another bitmap may have the same name.
-    #[error("checkpoint {checkpoint} of {id} has a name that another bitmap may have been given since")]
+    #[error("the name of checkpoint {checkpoint} ({id}) may have been reused for another bitmap")]
     AmbiguousName {
         /// The checkpoint's name.
         checkpoint: String,
@@ -199,7 +199,7 @@ pub enum UnusableParent {
         disk: String,
     },
     /// Files of its chain are missing or have other sizes, or its chain does not fit together.
-    #[error("the chain to {id} is not whole: {fault}")]
+    #[error("the chain of {id} is not whole: {fault}")]
     NotWhole {
         /// The restore point.
         id: String,
@@ -207,7 +207,7 @@ pub enum UnusableParent {
         fault: String,
     },
     /// A verification has found damage in its chain.
-    #[error("the chain to {id} is damaged: {damage}")]
+    #[error("the chain of {id} is damaged: {damage}")]
     Damaged {
         /// The restore point.
         id: String,
@@ -215,7 +215,7 @@ pub enum UnusableParent {
         damage: String,
     },
     /// A restore point of its chain has been replaced by another one.
-    #[error("the chain to {id} has changed: {fault}")]
+    #[error("the chain of {id} has changed: {fault}")]
     Replaced {
         /// The restore point.
         id: String,

@@ -272,7 +272,7 @@ fn each_defect_has_its_own_reason() {
         (
             Defect::CountedName,
             format!(
-                "checkpoint virtnbdbackup.0 of {first} has a name that another bitmap may have been given since"
+                "the name of checkpoint virtnbdbackup.0 ({first}) may have been reused for another bitmap"
             ),
         ),
         (Defect::Larger, format!("disk vda has shrunk since {first}")),
@@ -291,11 +291,11 @@ fn each_defect_has_its_own_reason() {
         ),
         (
             Defect::FileMissing,
-            format!("the chain to {first} is not whole: vda.qcow2 is missing"),
+            format!("the chain of {first} is not whole: vda.qcow2 is missing"),
         ),
         (
             Defect::Damaged,
-            format!("the chain to {first} is damaged: vda.qcow2 is damaged"),
+            format!("the chain of {first} is damaged: vda.qcow2 is damaged"),
         ),
         (
             Defect::MissedWrite,
@@ -342,7 +342,7 @@ fn a_replaced_parent_is_not_relied_on() {
     let level = decided(&[full, child]);
     assert_eq!(
         level.reason.to_string(),
-        format!("the chain to {} is not whole: {fault}", id(1))
+        format!("the chain of {} is not whole: {fault}", id(1))
     );
     // The parent is not usable either.
     let gone = Made {

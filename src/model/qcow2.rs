@@ -95,7 +95,8 @@ impl<'a> Head<'a> {
 
     /// The header's extensions in their order: kind and content.
     ///
-    /// They end with [`EXTENSION_END`], where the backing file's name begins, or with the bytes.
+    /// The list ends at [`EXTENSION_END`], at the backing file's name, or at the end of the bytes,
+    /// whichever comes first.
     /// Nothing follows after an error.
     pub fn extensions(self) -> Extensions<'a> {
         let name = self.u64(8).filter(|offset| *offset != 0).unwrap_or(u64::MAX);

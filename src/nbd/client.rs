@@ -34,7 +34,7 @@ impl Client {
         Self::begin(socket, export, contexts)
     }
 
-    /// Does the same over a stream that is already connected.
+    /// Opens `export` over a stream that is already connected.
     #[cfg(test)]
     pub(crate) fn from_stream(
         stream: std::os::unix::net::UnixStream,

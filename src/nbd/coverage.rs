@@ -2,8 +2,8 @@
 
 use super::error::{Error, Result};
 
-/// The most separate pieces that one reply may consist of at any time; adjacent pieces count as
-/// one. Real servers send their chunks in order, which makes one piece.
+/// The largest number of separate pieces that one reply may consist of at any time; adjacent pieces
+/// count as one. Real servers send their chunks in order, which makes one piece.
 const MAX_PIECES: usize = 16_384;
 
 /// The bytes of one read that have arrived: sorted ranges `(start, end)` that neither overlap nor

@@ -28,7 +28,7 @@ pub(super) struct FakeExport {
     /// Answers reads in chunks of this many bytes, last one first. Zeroes become holes, and chunks
     /// of different replies are mixed.
     pub fragment: Option<usize>,
-    /// The most runs per status reply, for each context in turn.
+    /// The largest number of runs per status reply, for each context in turn.
     pub most_runs: Vec<usize>,
     /// The longest read that it answers unfragmented, in bytes.
     pub longest_unfragmented: u32,
@@ -38,7 +38,7 @@ pub(super) struct FakeExport {
     pub hang_up_after: usize,
     /// Stops answering after this many requests.
     pub silent_after: usize,
-    /// The most requests that were in flight together when it answered.
+    /// The largest number of requests that were in flight together when it answered.
     pub most_together: Arc<AtomicUsize>,
     /// All requests that arrived.
     pub seen: Arc<Mutex<Vec<Seen>>>,

@@ -5,7 +5,8 @@ use super::options::{self, BlockSizes, Info, OptionReply};
 use super::socket::Channel;
 use super::wire;
 
-/// The most replies to one option. QEMU sends at most one for each context or kind of information.
+/// The largest number of replies to one option. QEMU sends at most one for each context or kind of
+/// information.
 const MAX_REPLIES: usize = 64;
 
 /// A metadata context that the server grants.

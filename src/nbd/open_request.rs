@@ -6,10 +6,10 @@ use super::wire::ErrorChunk;
 use crate::model::buffer::Buffer;
 use crate::model::extents::Run;
 
-/// The most runs of one context that are kept from a reply: as many as QEMU sends. The rest of the
-/// range is requested again.
+/// The largest number of runs of one context that are kept from a reply: as many as QEMU sends. The
+/// rest of the range is requested again.
 pub(super) const MAX_RUNS: usize = 131_072;
-/// The most error chunks in one reply. Real servers send one.
+/// The largest number of error chunks in one reply. Real servers send one.
 const MAX_ERRORS: u32 = 1024;
 
 /// The kind of a request.

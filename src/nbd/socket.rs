@@ -17,7 +17,7 @@ use super::error::{Error, Result};
 use crate::model::stop::WaitLimit;
 use crate::wait;
 
-/// How long a wait lasts before it looks at the stop again.
+/// How long a wait lasts before it checks for a stop request again.
 const SLICE: Duration = Duration::from_millis(100);
 
 /// Waits until the socket has one of `events`.

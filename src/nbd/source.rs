@@ -354,7 +354,7 @@ impl BlockSource for ExportSource {
         self.advance().map_err(|error| {
             self.failed = true;
             error.into_block_error(format!(
-                "cannot read export '{}' from offset {} on",
+                "cannot read export '{}' starting at offset {}",
                 self.name, self.delivered
             ))
         })

@@ -38,7 +38,7 @@ const MISSED_WRITE: &str = "missed-write";
 /// space is full.
 const CLUSTERS_PER_HEALTH_CHECK: u64 = 1024;
 
-/// The most differing places of a disk that are reported.
+/// The largest number of differing places of a disk that are reported.
 const MOST_PLACES: usize = 20;
 
 /// The options of a comparison.

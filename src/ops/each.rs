@@ -217,7 +217,7 @@ impl Faults {
         }
     }
 
-    /// Whether everything that was asked is done.
+    /// Whether everything that was requested was done.
     pub(crate) fn is_success(&self) -> bool {
         self.kinds.is_empty()
     }

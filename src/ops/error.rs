@@ -68,8 +68,8 @@ pub enum Cause {
     NothingToBackUp,
     /// The requested grouping differs from that of the domain's backups.
     #[error(
-        "its backups are grouped by {existing} (the newest lies in {folder}): a backup by {wanted} \
-         would begin a second chain beside them"
+        "its backups are grouped by {existing} (newest period: {folder}); a backup grouped by {wanted} \
+         would start a second chain"
     )]
     OtherGrouping {
         /// The grouping of the existing backups.
@@ -117,7 +117,7 @@ pub enum Cause {
     NoRestorePoints,
     /// The name to scrub is not one that vmsnap gives.
     #[error(
-        "'{}' is not a vmsnap name (virtnbdbackup. and a number); other checkpoints and bitmaps are never touched",
+        "'{}' is not a vmsnap name (virtnbdbackup.N); other checkpoints and bitmaps are never touched",
         shown(name)
     )]
     NotOurs {
@@ -126,7 +126,7 @@ pub enum Cause {
     },
     /// Another repository may need the checkpoint or bitmap that was to be scrubbed.
     #[error(
-        "'{}' was made for a repository other than that of --output, or its repository is unknown",
+        "'{}' belongs to another repository than --output, or to an unknown one; it was not removed",
         shown(name)
     )]
     OtherRepository {
@@ -142,13 +142,16 @@ pub enum Cause {
         name: String,
     },
     /// Something still exists although it was removed without an error.
-    #[error("{0} is still there after its removal")]
+    #[error("{0} still exists although it was removed")]
     StillThere(String),
+    /// Work of an unfinished run remains after several rounds of repairs: this work.
+    #[error("an unfinished run could not be cleaned up; still to do: {0}")]
+    NotCleanedUp(String),
     /// A scrub removed all that it could see, but could not examine every disk.
-    #[error("not all bitmaps are known to be removed: {0}")]
+    #[error("some bitmaps may remain: {0}")]
     NotAllRemoved(String),
     /// The target already exists.
-    #[error("{} already exists, and is not overwritten", .0.display())]
+    #[error("{} already exists; it was not overwritten", .0.display())]
     Exists(std::path::PathBuf),
     /// The target of a restore is in use. Nothing has been written.
     #[error("{} is in use, and nothing was written to it: {}", path.display(), listed(users))]
@@ -293,13 +296,13 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match &self.cause {
             cause if cause.lacks_files() => LACKS_FILES,
-            Cause::Host(HostError::MissingProgram { program, package }) => {
-                return Some(format!("install {program}: {package}"));
+            Cause::Host(HostError::MissingProgram { package, .. }) => {
+                return Some(format!("install the package {package}"));
             }
             Cause::Host(HostError::ImageInUse { .. }) => {
-                "libvirt reports the domain as shut off. If a program works on the image, wait until it ends, then try again. \
+                "libvirt reports the domain as shut off. If another program is using the image, wait until it finishes, then try again. \
                  If the process is a QEMU of this domain, libvirtd has lost it, for example because libvirtd was killed: \
-                 end it with `kill` and the process number, so that it closes its images, and start the domain again"
+                 end it with `kill` and its process id, so that it closes its images, and start the domain again"
             }
             Cause::Host(HostError::NoLibvirt) => {
                 "install libvirt0 (Debian) or libvirt-libs (Fedora), and a vmsnap that was built with libvirt"
@@ -310,7 +313,7 @@ impl Error {
                 "the domain was stopped, or QEMU hangs; if the domain cannot be started now, restart libvirtd (or virtqemud)"
             }
             Cause::Repo(RepoError::Locked { .. }) => {
-                "wait for that run to end, or use --wait SECONDS; a killed run holds no lock"
+                "wait for that run to end, or use --wait SECONDS; a killed run leaves no lock behind"
             }
             Cause::Repo(RepoError::Unusable { source, .. } | RepoError::Io { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
@@ -332,23 +335,21 @@ impl Error {
                 ));
             }
             Cause::NothingToBackUp => {
-                "the findings say why each disk was left out; --raw includes raw disks, --store-decrypted encrypted ones"
+                "the notes above say why each disk was left out; --raw includes raw disks, --store-decrypted encrypted ones"
             }
             Cause::Busy { .. } => {
                 "wait for it to end (`virsh domjobinfo` shows it), or end it with `virsh domjobabort`"
             }
             Cause::InUse { users, .. } => return Some(hint_for_users(users)),
             Cause::TakenMeanwhile { .. } => {
-                "do not rely on the content of the device: end that use, then restore again"
+                "do not rely on the content of the device: stop whatever uses it, then restore again"
             }
             Cause::TooSmall { .. } => {
                 "restore to a device that is at least as large as the disk, or to a file"
             }
-            Cause::ScratchFull(_) => "name a folder with more space with --scratch-dir",
+            Cause::ScratchFull(_) => "use --scratch-dir to choose a folder with more space",
             Cause::NoSuchRestorePoint(_) | Cause::NoRestorePoints => "`vmsnap list` shows the restore points",
-            Cause::OtherRepository { .. } => {
-                "without --output, it is removed even if another repository needs it"
-            }
+            Cause::OtherRepository { .. } => "run without --output to remove it anyway",
             Cause::NotThere { .. } => "`vmsnap status` shows the checkpoints and bitmaps that can be listed",
             _ => return None,
         };
@@ -356,7 +357,7 @@ impl Error {
     }
 }
 
-/// The most users of a device that a message names.
+/// The largest number of users of a device that a message names.
 const MOST_USERS: usize = 5;
 
 fn listed(users: &[Usage]) -> String {
@@ -380,14 +381,14 @@ fn hint_for_users(users: &[Usage]) -> String {
             "restore to another place; if the domain is to be replaced, undefine it first (`virsh undefine '{name}'`)"
         ),
         None if is_mounted => "unmount it first, or restore to another place".to_owned(),
-        None => "end that use first, or restore to another place".to_owned(),
+        None => "stop whatever uses it first, or restore to another place".to_owned(),
     }
 }
 
 const LACKS_FILES: &str = "raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of \
     systemd): each image of a chain needs one open file";
 
-const NO_SPACE: &str = "make room in the target and run again: no earlier restore point is lost";
+const NO_SPACE: &str = "free space in the target, then run again; earlier restore points are intact";
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

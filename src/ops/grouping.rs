@@ -51,7 +51,7 @@ pub(super) fn finding(
         return Err(refused);
     };
     let what = format!(
-        "{}, so it is refused without --force; --group-by {existing} shows what the next backup of that chain will be",
+        "{}, so the backup needs --force; --group-by {existing} shows the next backup of the existing chain",
         refused.cause
     );
     Ok(Some(Finding::new(OTHER_GROUPING, what)))

@@ -15,8 +15,8 @@ use crate::model::finding::Finding;
 use crate::model::text::with_sources;
 use crate::repo::{DomainRepository, DomainWriter, History, Leftover};
 
-/// The most rounds of surveying and repairing a domain. One round is enough unless something new
-/// happens during it. The limit ends repairs that change nothing.
+/// The largest number of rounds of surveying and repairing a domain. One round is enough unless
+/// something new happens during it. The limit ends repairs that change nothing.
 const ROUNDS: usize = 5;
 
 /// A domain with nothing left to repair.
@@ -82,8 +82,7 @@ pub(super) fn heal(
         unfinished = repairs;
     }
     let unfinished: Vec<String> = unfinished.iter().map(Repair::to_string).collect();
-    let what = format!("work of an unfinished run ({})", unfinished.join("; "));
-    Err(Error::of(name, Cause::StillThere(what)))
+    Err(Error::of(name, Cause::NotCleanedUp(unfinished.join("; "))))
 }
 
 /// Carries out the repairs in order. Each unfinished run becomes one finding, which names what was
@@ -116,7 +115,7 @@ fn carry_out(
                 Ok(true) => findings.push(Finding::new(
                     "checkpoint-known-again",
                     format!(
-                        "registered checkpoint {} with libvirt again: libvirt had lost its record, but its bitmaps are there",
+                        "registered checkpoint {} with libvirt again: libvirt had lost its record, but its bitmaps still exist",
                         lost.name
                     ),
                 )),

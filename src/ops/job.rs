@@ -152,7 +152,9 @@ impl JobPlan<'_> {
     pub(super) fn leave(&self, pending: Box<dyn PendingPoint>, trouble: &str) {
         let (this, next) = self.actors;
         let location = pending.leave();
-        let what = format!("{this} could not undo what it began ({trouble}); {next} will, using {location}");
+        let what = format!(
+            "{this} could not clean up after itself ({trouble}); {next} will, with the journal entry in {location}"
+        );
         self.report(&Finding::new("left-to-heal", what));
     }
 

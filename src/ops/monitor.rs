@@ -113,13 +113,13 @@ pub enum Event<'a> {
 /// How the work on a domain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Everything that was asked is done.
+    /// Everything that was requested was done.
     Done,
     /// A part of it is done.
     Partial,
     /// It failed.
     Failed,
-    /// There was nothing to work on, and only a pattern matched the domain.
+    /// Skipped: there was nothing to do, and the user selected the domain only by a pattern.
     Skipped,
     /// The user asked to stop before it was done, or before it began.
     Stopped,

@@ -85,7 +85,7 @@ impl PlannedDisk {
     /// Why it has this level.
     pub(crate) fn announced_reason(&self) -> String {
         match &self.possible_parent {
-            Some(name) => format!("incremental if the bitmap of checkpoint {name} is there, else full"),
+            Some(name) => format!("incremental if the bitmap of checkpoint {name} still exists, else full"),
             None => self.level.reason.to_string(),
         }
     }

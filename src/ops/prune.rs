@@ -83,7 +83,7 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     };
     if before.point.uuid != newest.point.uuid {
         return Err(format!(
-            "it belongs to another domain of that name (UUID {})",
+            "it belongs to another domain with the same name (UUID {})",
             before.point.uuid
         ));
     }

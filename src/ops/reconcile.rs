@@ -79,13 +79,13 @@ impl fmt::Display for Repair {
             ),
             Repair::ClearPlaces(places) => {
                 let files = places.sockets.len() + places.scratch.len();
-                write!(f, "remove that run's sockets and scratch files, up to {files}")
+                write!(f, "remove that run's sockets and scratch files (at most {files})")
             }
             Repair::DeleteCheckpoint(name) => write!(f, "remove its checkpoint {name}"),
             Repair::DeleteBitmaps(name) => write!(f, "remove its bitmaps {name}, if there are any"),
             Repair::Register(lost) => write!(
                 f,
-                "register checkpoint {}, which libvirt has lost, again if its bitmaps are there",
+                "re-register checkpoint {}, which libvirt has lost, if its bitmaps still exist",
                 lost.name
             ),
             Repair::RemovePartial(leftover) => write!(f, "remove {}", leftover.location),

@@ -63,8 +63,8 @@ impl Format {
 /// The options of a restore.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which restore point: an id, a checkpoint's name, a time (RFC 3339: the newest one not after
-    /// it), or `latest`.
+    /// Which restore point: an id, a checkpoint's name, a time (RFC 3339; selects the newest
+    /// restore point at or before it), or `latest`.
     pub at: String,
     /// The target: a folder; for a single disk also a file or a block device.
     pub to: PathBuf,
@@ -97,7 +97,7 @@ pub struct RestorePlan {
     pub define: Option<DefinePlan>,
     /// The findings of planning.
     pub findings: Vec<Finding>,
-    /// The domain's history when the restore was planned; the disks are read by it.
+    /// The domain's history when the restore was planned; the disks are read according to it.
     history: Arc<History>,
 }
 
@@ -343,7 +343,7 @@ fn plan_disk(
     let steps = lineage.map_err(not_whole)?.len();
     let size = point.disk(target).map_or(0, |disk| disk.virtual_size);
     if matches!(place, Place::Device(_)) && format == Some(Format::Qcow2) {
-        let what = "--format qcow2 cannot be written onto a block device: give --format raw, or a file's name with --to";
+        let what = "a block device cannot hold --format qcow2: use --format raw, or name a file with --to";
         return Err(Error::of_disk(domain, target, Cause::Usage(what.to_owned())));
     }
     let (to, device, format) = place.of_disk(target, format);

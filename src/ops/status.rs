@@ -154,7 +154,7 @@ pub struct Subject<'a> {
     pub exclude: &'a Exclusions,
 }
 
-/// The most domains examined at the same time: each may run a `qemu-img`.
+/// The largest number of domains examined at the same time: each may run a `qemu-img`.
 const AT_ONCE: usize = 8;
 
 /// Returns the state of each domain, in the order of `names`. Examines several at a time. A failure
@@ -474,7 +474,7 @@ fn internal_snapshots(host: &dyn Host, domain: &Domain) -> Option<Finding> {
     };
     let domain = shown(&domain.name);
     let what = format!(
-        "the domain has {all}: reverting to one fails as long as its disks have vmsnap's bitmaps. Before that, run \
+        "the domain has {all}: reverting to one fails as long as its disks have vmsnap's bitmaps. Before reverting, run \
          `vmsnap scrub {domain} --scrub-type both`; the next backup is then full"
     );
     Some(Finding::new("internal-snapshots", what))

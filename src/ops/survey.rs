@@ -61,7 +61,7 @@ pub struct LeftoverRun {
     pub journal_entry: Option<JournalEntry>,
 }
 
-/// The most attempts to examine a domain that is started or stopped at the same time.
+/// The largest number of attempts to examine a domain that is started or stopped at the same time.
 const MOST_LOOKS: usize = 4;
 
 /// Runs `look` on the domain `name`, and again if it fails because the domain was started or
@@ -165,7 +165,8 @@ fn images(disk: &Disk) -> impl Iterator<Item = &Path> {
 }
 
 /// Whether libvirt has lost a checkpoint that the newest chain recorded. Its bitmaps may still be
-/// there. Looking for them takes time on a running domain, so it needs a reason.
+/// there. Looking for them takes time on a running domain, so vmsnap looks for them only in this
+/// case.
 fn is_record_lost(uuid: &str, chains: &Chains, checkpoints: &[Checkpoint]) -> bool {
     let newest_first = chains.in_periods().rev().map(|kept| &kept.point);
     let mut of_chain = newest_first.filter(|point| point.uuid == uuid);

@@ -3,7 +3,7 @@
 //!
 //! A verification only reads, takes no lock and disturbs no run. A restore point that is pruned at
 //! the same time is left out. The repository records the result. `list` and `status` show it, and
-//! no backup relies on damage that was found.
+//! no backup uses a damaged restore point as a parent.
 
 use std::collections::BTreeSet;
 

@@ -44,7 +44,7 @@ pub enum RepoError {
         name: String,
     },
     /// Another run writes to the domain's part of the repository.
-    #[error("{location} is locked by another run ({holder}){}", after(*waited))]
+    #[error("{}", locked(location, holder, *waited))]
     Locked {
         /// The location of the lock.
         location: String,
@@ -84,11 +84,14 @@ pub enum RepoError {
     Blocks(#[from] BlockError),
 }
 
-/// The end of the message about a lock.
-fn after(waited: Duration) -> String {
+/// The message about a lock.
+fn locked(location: &str, holder: &str, waited: Duration) -> String {
     match waited {
-        Duration::ZERO => String::new(),
-        waited => format!(", still after waiting {} s", waited.as_secs()),
+        Duration::ZERO => format!("{location} is locked by another run ({holder})"),
+        waited => {
+            let seconds = waited.as_secs();
+            format!("after {seconds} s, {location} is still locked by another run ({holder})")
+        }
     }
 }
 

@@ -109,7 +109,7 @@ pub enum ManifestError {
     NotAManifest(String),
     /// It was written by a newer program.
     #[error(
-        "it has format {0} and was written by a newer vmsnap: use that version (this one reads up to {FORMAT})"
+        "it has format version {0}, written by a newer vmsnap; this one reads versions up to {FORMAT}: upgrade vmsnap"
     )]
     TooNew(u32),
     /// Its text has changed since it was written.

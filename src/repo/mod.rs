@@ -272,7 +272,7 @@ pub struct NewDisk<'a> {
     pub stop: Stop,
 }
 
-/// Opens a repository that must exist.
+/// Opens an existing repository.
 pub fn open(location: &Path) -> Result<Box<dyn Repository>> {
     Ok(Box::new(FolderRepository::open(location, Arc::new(DiskStore))?))
 }

@@ -52,7 +52,7 @@ fn every_domain_has_its_line_and_sound_means_exit_zero() {
     assert!(lines[1].starts_with("vm1: 2 restore points sound, "), "{lines:?}");
     let again = vmsnap(&lab, &["vm1", "--all", "--older-than", "7d"]);
     assert!(
-        stdout(&again) == "vm1: 0 restore points sound, 2 verified before\n",
+        stdout(&again) == "vm1: 0 restore points sound, 2 skipped (verified recently)\n",
         "nothing was read: {again:?}"
     );
 }
@@ -71,7 +71,10 @@ fn damage_is_named_ends_with_eleven_and_stops_no_other_domain() {
         )),
         "{lines:?}"
     );
-    assert!(lines[1].contains("restore points that need it"), "{lines:?}");
+    assert!(
+        lines[1].contains("restore points that depend on the damaged ones"),
+        "{lines:?}"
+    );
     assert!(
         lines[2].starts_with("vm1: 0 restore points sound, 2 DAMAGED, "),
         "{lines:?}"

@@ -60,8 +60,8 @@ fn another_grouping_is_refused_before_anything_is_begun() {
     let error = refused(&mut lab, GroupBy::Quarter);
     assert_eq!(
         error.to_string(),
-        "domain 'vm1': its backups are grouped by month (the newest lies in vmsnap-backup-monthly-2026-11): a backup by quarter \
-         would begin a second chain beside them"
+        "domain 'vm1': its backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11); a backup grouped by \
+         quarter would start a second chain"
     );
     assert_eq!(
         error.hint().as_deref(),
@@ -185,9 +185,8 @@ fn scrub_plan(lab: &Lab, group_by: GroupBy) -> ScrubPlan {
     scrub::preview("vm1", &means, &options).expect("a plan")
 }
 
-const REFUSED: &str = "its backups are grouped by month (the newest lies in vmsnap-backup-monthly-2026-11): a backup by quarter \
-    would begin a second chain beside them, so it is refused without --force; --group-by month shows what the next backup of \
-    that chain will be";
+const REFUSED: &str = "its backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11); a backup grouped by quarter \
+    would start a second chain, so the backup needs --force; --group-by month shows the next backup of the existing chain";
 
 #[test]
 fn status_announces_no_backup_that_would_be_refused() {

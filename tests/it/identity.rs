@@ -297,7 +297,7 @@ fn unseen_lost_checkpoint_is_queried_only_once() {
             "{text}"
         );
         let line = format!(
-            "disk vda: incremental if the bitmap of checkpoint {} is there, else full\n",
+            "disk vda: incremental if the bitmap of checkpoint {} still exists, else full\n",
             lab.made[0]
         );
         assert!(text.contains(&line), "{text}");

@@ -202,7 +202,7 @@ fn a_defined_domain_says_what_a_missing_disk_needs() {
         let plan = defined_without(&xml);
         let message = &not_restored(&plan).message;
         let expected = format!(
-            "disk vdb is not in the restore point (--exclude-disk names it): the domain names its old source and needs {needs}"
+            "disk vdb is not in the restore point (--exclude-disk names it): the defined domain still uses the old source and needs {needs}"
         );
         assert_eq!(message, &expected);
         let defined = plan.define.expect("it was asked for").xml;

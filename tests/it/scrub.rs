@@ -152,7 +152,7 @@ fn checkpoint_removes_the_records_only_and_says_what_that_costs() {
         let said = outcome.findings.iter().find(|found| found.code == "bitmaps-left");
         let said = &said.expect("it is said").message;
         assert!(
-            said.contains("memory") && said.contains("the type bitmap"),
+            said.contains("memory") && said.contains("`--scrub-type bitmap`"),
             "{said}"
         );
         assert_eq!(checkpoints(lab), ["mine"]);

@@ -152,7 +152,7 @@ fn qcow2_is_not_written_onto_a_device() {
     let device = node(lab.folder.path().join("device"));
     let error = plan(&lab, &device, Some(Format::Qcow2), None).expect_err("it is no device's format");
     assert_eq!(error.class(), Class::Usage);
-    assert!(error.to_string().contains("give --format raw"), "{error}");
+    assert!(error.to_string().contains("use --format raw"), "{error}");
     let raw = plan(&lab, &device, Some(Format::Raw), None).expect("the raw format is accepted");
     assert_eq!(raw.disks[0].format, Format::Raw);
 }

@@ -134,7 +134,7 @@ fn damage_is_located_to_the_mebibyte() {
     let places: Vec<Option<u64>> = outcome.all_damage().map(|damage| damage.offset).collect();
     assert_eq!(places, [Some(2 << 20); 2], "{}", words(&outcome));
     assert!(
-        words(&outcome).contains("in the 2097152 bytes from offset 2097152 on"),
+        words(&outcome).contains("in the 2097152 bytes starting at offset 2097152"),
         "{}",
         words(&outcome)
     );

@@ -121,8 +121,9 @@ fn a_wait_ends_at_its_deadline_and_names_the_other_run() {
     );
     let later = later.expect_err("locked");
     assert_eq!(later.class(), Class::Locked);
-    let end = format!("({}), still after waiting 1 s", this_process());
+    let end = format!("is still locked by another run ({})", this_process());
     assert!(later.to_string().ends_with(&end), "{later}");
+    assert!(later.to_string().contains(": after 1 s, "), "{later}");
     drop(held);
 }
 

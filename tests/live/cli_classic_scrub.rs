@@ -79,10 +79,10 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         "VM1: removed 1 checkpoint and no bitmaps\n  \
          checkpoint virtnbdbackup.2\n  \
          left: bitmap virtnbdbackup.2 of disk vda\n  \
-         note: the bitmaps stay and keep recording; each costs memory, space in its image and a little time per write; a \
-         backup reuses those that its restore points recorded; the type bitmap removes each by its name, or all of them when the domain \
-         is shut off\n  \
-         the next backup of VM1 will be full or incremental (virtnbdbackup.1 is left, and it depends on whether the repository has \
+         note: the bitmaps stay and keep recording; each costs memory, space in its image and a little time per write; \
+         later backups can still use those that the repository's restore points recorded; `--scrub-type bitmap` removes each with \
+         --checkpoint-name, or all of them while the domain is shut off\n  \
+         the next backup of VM1 will be full or incremental (virtnbdbackup.1 remains; incremental only if the repository has \
          its restore point in this period; use --output to find out)\n",
         "",
     );
@@ -93,7 +93,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         0,
         "VM1: removed no checkpoints and 1 bitmap\n  \
          bitmap virtnbdbackup.2 of disk vda\n  \
-         the next backup of VM1 will be full or incremental (virtnbdbackup.1 is left, and it depends on whether the repository has \
+         the next backup of VM1 will be full or incremental (virtnbdbackup.1 remains; incremental only if the repository has \
          its restore point in this period; use --output to find out)\n",
         "",
     );
@@ -104,7 +104,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         "VM1: removed 1 checkpoint and 1 bitmap\n  \
          checkpoint virtnbdbackup.1\n  \
          bitmap virtnbdbackup.1 of disk vda\n  \
-         the next backup of VM1 will be full or incremental (virtnbdbackup.0 is left, and it depends on whether the repository has \
+         the next backup of VM1 will be full or incremental (virtnbdbackup.0 remains; incremental only if the repository has \
          its restore point in this period; use --output to find out)\n",
         "",
     );
@@ -115,7 +115,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         &[&machine],
         5,
         "VM1: removed no checkpoints and no bitmaps\n  \
-         the next backup of VM1 will be full or incremental (virtnbdbackup.0 is left, and it depends on whether the repository has \
+         the next backup of VM1 will be full or incremental (virtnbdbackup.0 remains; incremental only if the repository has \
          its restore point in this period; use --output to find out)\n",
         "vmsnap: VM1: there is no checkpoint or bitmap named 'virtnbdbackup.9'\n\
          hint: `vmsnap status` shows the checkpoints and bitmaps that can be listed\n",
@@ -132,7 +132,8 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         "VM1: removed 1 checkpoint and 1 bitmap\n  \
          checkpoint virtnbdbackup.0\n  \
          bitmap virtnbdbackup.0 of disk vda\n  \
-         note: the name 'virtnbdbackup.9' has no effect: the type * removes all names of vmsnap\n  \
+         note: --checkpoint-name 'virtnbdbackup.9' is ignored: --scrub-type '*' removes all of vmsnap's checkpoints and \
+         bitmaps\n  \
          the next backup of VM1 will be full (checkpoint virtnbdbackup.2 is gone)\n",
         "",
     );
@@ -196,18 +197,18 @@ fn bitmaps_without_checkpoints_do_not_block_a_full() {
          checkpoint virtnbdbackup.0\n  checkpoint virtnbdbackup.1\n  checkpoint virtnbdbackup.2\n  \
          left: bitmap virtnbdbackup.0 of disk vda\n  left: bitmap virtnbdbackup.1 of disk vda\n  \
          left: bitmap virtnbdbackup.2 of disk vda\n  \
-         note: the bitmaps stay and keep recording; each costs memory, space in its image and a little time per write; a \
-         backup reuses those that its restore points recorded; the type bitmap removes each by its name, or all of them when the domain \
-         is shut off\n  \
-         the next backup of VM1 will be full or incremental (bitmap virtnbdbackup.2 is left, and it depends on whether the repository has \
+         note: the bitmaps stay and keep recording; each costs memory, space in its image and a little time per write; \
+         later backups can still use those that the repository's restore points recorded; `--scrub-type bitmap` removes each with \
+         --checkpoint-name, or all of them while the domain is shut off\n  \
+         the next backup of VM1 will be full or incremental (bitmap virtnbdbackup.2 remains; incremental only if the repository has \
          its restore point in this period; use --output to find out)\n\
          VM2: removed 3 checkpoints and no bitmaps\n  \
          checkpoint virtnbdbackup.0\n  checkpoint virtnbdbackup.1\n  checkpoint virtnbdbackup.2\n  \
          left: bitmap virtnbdbackup.0 of disk vda\n  left: bitmap virtnbdbackup.1 of disk vda\n  \
          left: bitmap virtnbdbackup.2 of disk vda\n  \
-         note: the bitmaps stay and keep recording; each costs memory, space in its image and a little time per write; a \
-         backup reuses those that its restore points recorded; the type bitmap removes them\n  \
-         the next backup of VM2 will be full or incremental (bitmap virtnbdbackup.2 is left, and it depends on whether the repository has \
+         note: the bitmaps stay and keep recording; each costs memory, space in its image and a little time per write; \
+         later backups can still use those that the repository's restore points recorded; `--scrub-type bitmap` removes them\n  \
+         the next backup of VM2 will be full or incremental (bitmap virtnbdbackup.2 remains; incremental only if the repository has \
          its restore point in this period; use --output to find out)\n",
         "",
     );
@@ -248,9 +249,9 @@ fn a_shut_off_domain_is_scrubbed_too_and_stays_shut_off() {
         0,
         "VM1: removed no checkpoints and 2 bitmaps\n  \
          bitmap virtnbdbackup.1 of disk vda\n  bitmap virtnbdbackup.1 of disk vdb\n  \
-         note: checkpoint virtnbdbackup.1 stays without bitmaps: no incremental backup can start there; the type checkpoint removes \
-         the records\n  \
-         the next backup of VM1 will be full or incremental (virtnbdbackup.2 is left, and it depends on whether the repository has \
+         note: checkpoint virtnbdbackup.1 stays without bitmaps: no incremental backup can start there; `--scrub-type checkpoint` \
+         removes the records\n  \
+         the next backup of VM1 will be full or incremental (virtnbdbackup.2 remains; incremental only if the repository has \
          its restore point in this period; use --output to find out)\n",
         "",
     );

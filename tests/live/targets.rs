@@ -246,12 +246,12 @@ fn too_small_device_is_refused_with_both_sizes() {
     let small = Loop::of(SIZE - 512);
     let words = "is too small: it has 4193792 bytes (4.19 MB), and the disk has 4194304 bytes (4.19 MB)";
     kept.assert_refused(small.device(), &small, &[words]);
-    assert!(!kept.restore(small.device(), &[]).stderr.contains("make room"));
+    assert!(!kept.restore(small.device(), &[]).stderr.contains("free space"));
 
     let device = Loop::of(2 * SIZE);
     let finished = kept.restore(device.device(), &["--format", "qcow2"]);
     assert_eq!(finished.code, Some(64), "{finished:#?}");
-    assert!(finished.stderr.contains("give --format raw"), "{finished:#?}");
+    assert!(finished.stderr.contains("use --format raw"), "{finished:#?}");
     assert!(device.bytes().iter().all(|&byte| byte == OLD));
     kept.assert_restored(&device);
 }

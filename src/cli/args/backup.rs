@@ -58,8 +58,8 @@ pub struct BackupArgs {
     #[arg(long, hide = true)]
     pub no_store_decrypted: bool,
 
-    /// Leave this disk out: vdb, or vm1:vdb for one domain (or a glob); may be a list, and given
-    /// several times
+    /// Leave out this disk: vdb in all domains, or vm1:vdb in one (vm1 may be a glob); comma lists
+    /// allowed, may be given several times
     #[arg(
         help_heading = "What to save",
         long,
@@ -73,7 +73,7 @@ pub struct BackupArgs {
     #[arg(long)]
     pub prune: bool,
 
-    /// Start a second chain if the domain's backups have another grouping than --group-by
+    /// Start a second chain if the domain's backups have a different grouping from --group-by
     #[arg(help_heading = "What to save", long)]
     pub force: bool,
 

@@ -25,7 +25,8 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
 
-    /// Restore point: its id, its checkpoint, a time like 2026-11-01T02:00:00Z, or latest
+    /// Restore point: its id, its checkpoint, a time like 2026-11-01T02:00:00Z (the newest at or
+    /// before it), or latest
     #[arg(long, value_name = "POINT", default_value = "latest")]
     pub at: String,
 

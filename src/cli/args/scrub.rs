@@ -18,18 +18,18 @@ pub struct ScrubArgs {
     #[command(flatten)]
     pub domains: DomainArgs,
 
-    /// What to remove: checkpoint (only their metadata), bitmap (only bitmaps), both, or * (both,
-    /// ignoring --checkpoint-name)
+    /// What to remove: checkpoint (records only; bitmaps stay), bitmap (only bitmaps), both, or *
+    /// (both, ignoring --checkpoint-name)
     #[arg(long, aliases = ["scrubType", "type"], value_name = "TYPE")]
     pub scrub_type: Option<String>,
 
-    /// Only the checkpoint or bitmap of this name; * means all of vmsnap's (virtnbdbackup.N), as
-    /// without this switch
+    /// Remove only the checkpoint or bitmap with this name [default: all of vmsnap's
+    /// (virtnbdbackup.N), same as *]
     #[arg(long, alias = "checkpointName", value_name = "NAME")]
     pub checkpoint_name: Option<String>,
 
-    /// Repository: blocks backups of the domain during the scrub, and shows exactly what the next
-    /// one will be
+    /// Repository: lock the domain's folder during the scrub, keep what another repository may
+    /// need, and predict the next backup exactly
     #[arg(
         short,
         long,
@@ -40,7 +40,7 @@ pub struct ScrubArgs {
     )]
     pub output: Option<PathBuf>,
 
-    /// Length of a period, as for vmsnap backup
+    /// Length of a period, as in vmsnap backup
     #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]
     pub group_by: String,
 

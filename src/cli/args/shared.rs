@@ -62,7 +62,7 @@ pub struct DomainArgs {
     #[arg(value_name = "DOMAIN")]
     pub names: Vec<String>,
 
-    /// The same as a switch; may be given several times
+    /// Same as the DOMAIN arguments; may be given several times
     #[arg(long, value_name = "LIST")]
     pub domains: Vec<String>,
 }
@@ -77,8 +77,8 @@ impl DomainArgs {
 /// How long to wait for another run.
 #[derive(Debug, Args)]
 pub struct WaitArgs {
-    /// How long to wait for another run of vmsnap on the same domain [default: 0; classic spelling:
-    /// 100]
+    /// How long to wait until another run on the same domain ends [default: 0; 100 with the Node.js
+    /// VMSnap syntax]
     #[arg(long, value_name = "SECONDS", env = "VMSNAP_WAIT")]
     pub wait: Option<u64>,
 

@@ -32,11 +32,11 @@ pub struct StatusArgs {
     #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]
     pub group_by: String,
 
-    /// Disk that backups leave out, as for vmsnap backup
+    /// Assume that backups leave out this disk (as in vmsnap backup)
     #[arg(long, value_name = "DISK", env = "VMSNAP_EXCLUDE_DISK")]
     pub exclude_disk: Vec<String>,
 
-    /// Backups save encrypted disks as plain text, as for vmsnap backup
+    /// Assume that backups use --store-decrypted
     #[arg(long, alias = "storeDecrypted", env = "VMSNAP_STORE_DECRYPTED", value_parser = flag_of_env)]
     pub store_decrypted: bool,
 
@@ -56,7 +56,7 @@ pub struct StatusArgs {
     #[arg(long, alias = "yml", help_heading = "Output")]
     pub yaml: bool,
 
-    /// JSON on one line; JSON and YAML without a frame
+    /// Print JSON on one line, and JSON and YAML without title and separator lines
     #[arg(long, help_heading = "Output")]
     pub machine: bool,
 

@@ -12,7 +12,7 @@ use super::shared::{ConnectArgs, DomainArgs, RepositoryArgs};
   vmsnap verify --repository /backups                     newest restore points and their chains
   vmsnap verify vm1 --repository /backups --all --deep    everything, as a restore reads it
   vmsnap verify --repository /backups --all --older-than 7d
-                                                          for cron: what was not verified for a week
+                                                          for cron: only those not verified in the last week
   vmsnap verify --compare-live vm1 --repository /backups  find bitmaps that missed a write")]
 pub struct VerifyArgs {
     /// The domains to work on.
@@ -23,7 +23,8 @@ pub struct VerifyArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// Restore point: its id, its checkpoint, a time like 2026-11-01T02:00:00Z, or latest
+    /// Restore point: its id, its checkpoint, a time like 2026-11-01T02:00:00Z (the newest at or
+    /// before it), or latest
     #[arg(
         help_heading = "What to verify",
         long,
@@ -40,8 +41,8 @@ pub struct VerifyArgs {
     #[arg(help_heading = "What to verify", long)]
     pub deep: bool,
 
-    /// Skip restore points that were found sound within this time (7d, 12h, 2w; m is minutes, mo is
-    /// months; at most 10y)
+    /// Skip restore points that were verified as sound within the last TIME (7d, 12h, 2w; m is
+    /// minutes, mo is months; at most 10y)
     #[arg(help_heading = "What to verify", long, value_name = "TIME")]
     pub older_than: Option<String>,
 

@@ -127,7 +127,7 @@ fn long_switch(
     })
 }
 
-/// `-nq`, `-c URI`, `-cURI`.
+/// Reads a word of short switches, such as `-nq`, `-c URI` or `-cURI`.
 fn short_switches(
     word: &OsStr,
     grammar: &Command,

@@ -6,12 +6,12 @@ use clap::{Arg, Command};
 /// The commands of the Node program, where each is a switch.
 pub(super) const COMMANDS: [&str; 3] = ["status", "backup", "scrub"];
 
-/// What follows a switch.
+/// The kind of value that a switch takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Nothing, or `=true` or `=false`.
     Flag,
-    /// The same; the number of times counts.
+    /// Like a flag, but the number of times counts.
     Count,
     /// A value.
     Value,
@@ -63,7 +63,7 @@ pub(super) fn kind(arg: &Arg) -> Kind {
     }
 }
 
-/// What follows the switch of this name, whatever the command.
+/// Returns the kind of value of the switch with this name in any command.
 pub(super) fn kind_of(name: &str, grammar: &Command) -> Option<Kind> {
     if COMMANDS.contains(&name) {
         return Some(Kind::Flag);

@@ -162,11 +162,15 @@ fn tell_left_out(done: &[Turn<Outcome>]) {
         return;
     }
     for (kinds, level, what) in [
-        (&UNASKED[..], Level::Notice, "partial, without"),
+        (
+            &UNASKED[..],
+            Level::Notice,
+            "backups are partial; disks not saved",
+        ),
         (
             &[Kind::Raw],
             Level::Info,
-            "without their raw disks (--raw saves them too)",
+            "domains were saved without their raw disks (--raw saves them too)",
         ),
     ] {
         let lacking: Vec<String> = done.iter().filter_map(|done| shown::lacks(done, kinds)).collect();
@@ -180,7 +184,7 @@ fn tell_left_out(done: &[Turn<Outcome>]) {
     }
 }
 
-/// Writes a success to a log with fields. Other users read it on stdout only.
+/// Logs a successful backup if log entries have fields; otherwise stdout alone reports it.
 fn tell_success(turn: &Turn<Outcome>) {
     if let (Ok(outcome), true) = (&turn.result, log::has_fields()) {
         let point = &outcome.point;

@@ -75,7 +75,7 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
     let second = make_point(embed, repo.as_ref(), stop, Level::Incremental)?;
     let at_second = machine.model().to_vec();
 
-    say("\nThe guest writes more, which no restore point holds.");
+    say("\nThe guest writes more data, which is in no restore point.");
     guest(&mut machine, stop, &LAST)?;
 
     say("\nvmsnap list:");

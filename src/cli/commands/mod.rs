@@ -105,7 +105,8 @@ fn repository_path(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
         .ok_or_else(|| Refusal::new(ExitCode::NoRepository, "No output directory specified"))
 }
 
-/// The same for a command that the Node program did not have: the message names the switch.
+/// The given path of a repository, for a command that the Node program did not have: the message
+/// names the switch.
 fn repository_to_read(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
     repository_path(path).map_err(|refusal| Refusal {
         message: "No repository specified: use --repository DIR".to_owned(),

@@ -18,7 +18,7 @@ use crate::ops;
 use crate::ops::each::{Each, Turn};
 use crate::ops::scrub::{Means, Options, ScrubType, preview, scrub};
 
-/// The checkpoint name that means all of vmsnap's, as without a name.
+/// The name that selects all of vmsnap's checkpoints, which is also the default.
 const ALL: &str = "*";
 
 /// Removes vmsnap's checkpoints and bitmaps from each given domain. A failure does not stop the

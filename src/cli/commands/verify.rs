@@ -213,5 +213,5 @@ fn before(now: &Zoned, age: &str) -> Result<Timestamp, Refusal> {
         })
 }
 
-/// More years than this are probably a mistake.
+/// The largest accepted number of years; more is probably a mistake.
 const MOST_YEARS: i64 = 10;

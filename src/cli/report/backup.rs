@@ -340,7 +340,7 @@ pub(crate) fn plan_lines(planned: &Reconciliation, writer: Option<&str>, known: 
     let mut lines = Vec::new();
     if let Some(writer) = writer {
         lines.push(format!(
-            "refused while another run ({writer}) is working on this domain; its work in progress looks unfinished here"
+            "refused while another run ({writer}) is working on this domain; leftovers listed here may belong to that run"
         ));
     }
     if let Some(operation) = &planned.obstacle {

@@ -15,20 +15,25 @@ pub fn lines(domain: &str, outcome: &Outcome) -> String {
     let mut text = String::new();
     for disk in &outcome.disks {
         let target = shown(&disk.target);
-        let of = format!(
-            "{} of {} clusters unchanged since {}",
-            disk.compared, disk.unchanged, disk.point
-        );
         if disk.differing == 0 {
-            push_line(&mut text, &format!("{domain}: disk {target}: the same in {of}"));
+            push_line(
+                &mut text,
+                &format!(
+                    "{domain}: disk {target}: no difference in {} of the {} clusters that the bitmap marks as unchanged since {}",
+                    disk.compared, disk.unchanged, disk.point
+                ),
+            );
         } else {
             let places: Vec<String> = disk.places.iter().map(u64::to_string).collect();
             push_line(
                 &mut text,
                 &format!(
-                    "{domain}: disk {target}: {} DIFFER of {of}, at {}{}: a bitmap has missed a write, or the restore point is damaged \
-                 (`vmsnap verify` finds out); {}",
+                    "{domain}: disk {target}: {} of {} compared clusters DIFFER from {} although the bitmap marks them as \
+                     unchanged (offsets {}{}): a bitmap has missed a write, or the restore point is damaged \
+                     (run `vmsnap verify` to find out which); {}",
                     disk.differing,
+                    disk.compared,
+                    disk.point,
                     places.join(", "),
                     if disk.differing > places.len() as u64 {
                         ", …"

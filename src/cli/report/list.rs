@@ -246,7 +246,8 @@ fn short_proof(proof: &Proof) -> String {
     }
 }
 
-/// The same, also with the day on which damage was found, or that of the last deep verification.
+/// The day of the last verification, also with the day on which damage was found, or that of the
+/// last deep verification.
 fn full_proof(proof: &Proof) -> String {
     let day = proof.time.strftime("%Y-%m-%d");
     match (proof.is_sound(), proof.deep, proof.last_deep()) {

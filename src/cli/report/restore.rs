@@ -104,7 +104,7 @@ pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
     }
     if let Some(define) = &plan.define {
         let identity = match &define.new_uuid {
-            Some(uuid) => format!("new UUID {uuid}, new network addresses"),
+            Some(uuid) => format!("new UUID {uuid}, new MAC addresses"),
             None => "its old identity".to_owned(),
         };
         push_line(
@@ -126,12 +126,13 @@ pub fn plan_text(domain: &str, plan: &RestorePlan) -> String {
         push_line(
             &mut text,
             &format!(
-                "  disk {}: {} to {} ({}), from {} image(s)",
+                "  disk {}: {} to {} ({}), from {} {}",
                 disk.target,
                 pretty::bytes(disk.size),
                 disk.to.display(),
                 disk.format.word(),
-                disk.steps
+                disk.steps,
+                if disk.steps == 1 { "image" } else { "images" }
             ),
         );
     }

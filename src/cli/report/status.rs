@@ -197,6 +197,7 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
 /// removes them. None while a run is at work: its files look like leftovers.
 fn left_line(status: &DomainStatus) -> Option<String> {
     let next = status.next.as_ref().filter(|_| status.writer.is_none())?;
-    (!next.repairs.is_empty())
-        .then(|| "  Left by an unfinished run: the next backup cleans it up (--verbose shows how)".to_owned())
+    (!next.repairs.is_empty()).then(|| {
+        "  Leftovers of an unfinished run: the next backup removes them (--verbose shows how)".to_owned()
+    })
 }

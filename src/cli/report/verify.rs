@@ -28,7 +28,7 @@ pub fn lines(turn: &Turn<Outcome>) -> String {
         push_line(
             &mut text,
             &format!(
-                "{domain}: DAMAGED: restore points that need it: {}",
+                "{domain}: DAMAGED: restore points that depend on the damaged ones: {}",
                 dependents.join(", ")
             ),
         );
@@ -41,7 +41,7 @@ pub fn lines(turn: &Turn<Outcome>) -> String {
         parts.push(format!("{damaged} DAMAGED"));
     }
     if skipped > 0 {
-        parts.push(format!("{skipped} verified before"));
+        parts.push(format!("{skipped} skipped (verified recently)"));
     }
     if outcome.bytes > 0 {
         let rate = outcome.bytes as f64 / turn.took.as_secs_f64().max(0.001);

@@ -135,7 +135,7 @@ impl Planner<'_> {
             DiskFormat::Other(format) if layer.encryption.is_none() => Layout::Plain(plain(format, &shown)?),
             DiskFormat::Other(format) => {
                 return refused(format!(
-                    "{shown} is encrypted and of the format {format}, which is not supported"
+                    "{shown} is encrypted and has the format {format}, which is not supported"
                 ));
             }
         };
@@ -388,7 +388,7 @@ fn backing_path(name: &str, above: &Storage) -> Result<PathBuf, Trouble> {
     let colon = name.find(':');
     if colon.is_some_and(|colon| name.find('/').is_none_or(|slash| colon < slash)) {
         return refused(format!(
-            "{shown} names its backing file as '{name}', not as a path: it is read only while the domain runs"
+            "{shown} names its backing file as '{name}', not as a path; vmsnap can read it only while the domain is running: start the domain"
         ));
     }
     if name.starts_with('/') {
@@ -397,7 +397,7 @@ fn backing_path(name: &str, above: &Storage) -> Result<PathBuf, Trouble> {
     match above.path().and_then(Path::parent) {
         Some(folder) => Ok(folder.join(name)),
         None => refused(format!(
-            "{shown} names its backing file as '{name}': it is read only while the domain runs"
+            "{shown} names its backing file as '{name}'; vmsnap can read it only while the domain is running: start the domain"
         )),
     }
 }

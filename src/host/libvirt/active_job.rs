@@ -110,8 +110,8 @@ impl ActiveDomainJob {
             Ok(false) => None,
             Ok(true) => Some(Finding::new(
                 "guest-stood-still",
-                "the scratch space became full before the copy was complete, and the guest was paused until then; \
-                 choose a folder with more space with --scratch-dir",
+                "the scratch space filled up during the copy, so the guest was paused until the copy ended; \
+                 use --scratch-dir to choose a folder with more space",
             )),
             Err(error) => Some(Finding::new("guest-not-resumed", with_sources(&error))),
         }

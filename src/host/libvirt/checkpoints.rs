@@ -140,7 +140,7 @@ pub fn forget(link: &Link, domain: &Domain, name: &str) -> Result<()> {
     })?;
     checkpoint
         .delete(true)
-        .map_err(failed(format!("forget the checkpoint {name}")))
+        .map_err(failed(format!("delete the record of checkpoint {name}")))
 }
 
 #[cfg(test)]

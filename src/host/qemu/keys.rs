@@ -23,7 +23,7 @@ impl Keys {
     pub fn hold(secrets: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<Keys> {
         let mut held = Vec::new();
         for (name, secret) in secrets {
-            let failed = |why: String| failed("QEMU", "be given a secret", why);
+            let failed = |why: String| failed("vmsnap", "pass a secret to QEMU", why);
             let memory = memfd_create("vmsnap-key", MemfdFlags::CLOEXEC);
             let mut file = File::from(memory.map_err(|error| failed(error.to_string()))?);
             file.write_all(&secret)

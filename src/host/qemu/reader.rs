@@ -185,7 +185,8 @@ fn tied(mut command: Command) -> Command {
     command
 }
 
-/// Returns the command as it is: without libvirt no domain can start while the reader runs.
+/// Returns the command unchanged. Without libvirt no domain can start while the reader runs, so the
+/// reader does not have to end with this thread.
 #[cfg(not(feature = "libvirt"))]
 fn tied(command: Command) -> Command {
     command

@@ -16,15 +16,15 @@ use crate::model::stop::Stop;
 /// The disk that a chain of images holds, for reads at any offset.
 ///
 /// Each image takes an open file, so several readers of one disk should share it. Lookups
-/// ([`ChainDisk::extent_at`]) and comparisons ([`ChainDisk::holds`]) do not check digests, so each
-/// costs no more than its answer. Bytes that are handed out ([`ChainDisk::read_at`]) are verified,
-/// and so are the tables that lead to them.
+/// ([`ChainDisk::extent_at`]) and comparisons ([`ChainDisk::holds`]) do not check digests, so they
+/// read only what the answer needs. Bytes that are handed out ([`ChainDisk::read_at`]) are
+/// verified, and so are the tables that lead to them.
 #[derive(Debug)]
 pub struct ChainDisk {
     /// Newest first; shares its open files with the verified chain.
     unchecked: Mutex<ChainSource>,
-    /// The same chain, whose bytes are verified before they are used. It is opened by the first
-    /// read.
+    /// A second source for the chain, whose bytes are verified before they are used. It is opened
+    /// by the first read.
     checked: OnceLock<Mutex<ChainSource>>,
     images: Vec<DiskImage>,
     size: u64,

@@ -9,7 +9,8 @@ use super::reader::Image;
 use crate::image::{Error, Result};
 use crate::model::stop::Stop;
 
-/// The most faults that are reported for one image. An image with more is broken as a whole.
+/// The largest number of faults that are reported for one image. An image with more is broken as a
+/// whole.
 pub(crate) const MOST_FAULTS: usize = 20;
 
 /// How much of a table is read at once, in bytes.
@@ -124,7 +125,7 @@ impl Check<'_> {
             match parse_l1_entry(entry, self.cluster) {
                 Ok(None) => continue,
                 Ok(Some(_)) if entry & COPIED == 0 => {
-                    self.fault(at, "an L1 entry lacks the flag that its table is used once");
+                    self.fault(at, "an L1 entry lacks the \"refcount is 1\" flag (bit 63)");
                 }
                 Ok(Some(_)) if index >= tables => {
                     self.fault(at, "an L1 entry lies past the end of the disk");
@@ -155,7 +156,7 @@ impl Check<'_> {
                 self.fault(at, format!("L2 entry {entry:#018x} has reserved bits set"));
             } else if entry & L2_OFFSET_MASK != 0 {
                 if entry & COPIED == 0 {
-                    self.fault(at, "an L2 entry lacks the flag that its cluster is used once");
+                    self.fault(at, "an L2 entry lacks the \"refcount is 1\" flag (bit 63)");
                 }
                 self.take(entry & L2_OFFSET_MASK, self.cluster, "data", at);
             }

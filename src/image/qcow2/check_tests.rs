@@ -65,7 +65,7 @@ fn every_kind_of_fault_is_reported_with_its_place() {
             "no copied flag",
             entry(0),
             number(&sound, entry(0)) & !(1 << 63),
-            "used once",
+            "refcount is 1",
         ),
         ("reserved bits", entry(0), second | 2, "reserved bits"),
         ("compressed", entry(0), second | 1 << 62, "compressed"),

@@ -71,7 +71,7 @@ pub enum Fault {
     },
     /// An L1 table that is too large, too small for the disk, or not within the file.
     #[error(
-        "an L1 table of {entries} entries at offset {offset} does not fit a disk of {size} bytes in this file"
+        "invalid L1 table ({entries} entries at offset {offset}): wrong size for a disk of {size} bytes, or outside the file"
     )]
     L1 {
         /// Number of its entries.

@@ -20,7 +20,7 @@ const DIRECT: usize = 256 * 1024;
 /// Length of a staging buffer in bytes: short parts are combined into writes of this length. Whole
 /// clusters.
 const STAGING: usize = 1024 * 1024;
-/// The most staging buffers on their way to the file.
+/// The largest number of staging buffers on their way to the file.
 const STAGING_BUFFERS: usize = 4;
 
 /// The file after its first cluster, as an append-only log that hashes its bytes.

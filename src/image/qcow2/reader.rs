@@ -62,7 +62,7 @@ impl Image {
         Image::open_with(file, path, TABLE_WINDOW)
     }
 
-    /// Does the same with `table_window` bytes of memory for L2 tables, for very long chains. The
+    /// Opens an image with `table_window` bytes of memory for L2 tables, for very long chains. The
     /// size is rounded to whole entries; below 4096 it only makes reading slow.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl Image {
         Image::open_guarded(Arc::new(file), path.into(), table_window, None)
     }
 
-    /// Does the same with a shared file. With a guard, no byte of the header and tables is used
+    /// Opens an image in a shared file. With a guard, no byte of the header and tables is used
     /// before its piece has passed.
     ///
     /// # Errors

@@ -5,12 +5,13 @@ use super::{ExportSource, LONGEST_STATUS, STATUS_COOKIE, Slot};
 use crate::model::block::{Block, CLUSTER, Content, Extent, ExtentKind};
 use crate::model::buffer::Buffer;
 
-/// The most requests in flight: QEMU handles no more (`MAX_NBD_REQUESTS` in its `nbd/server.c`).
+/// The largest number of requests in flight: QEMU handles no more (`MAX_NBD_REQUESTS` in its
+/// `nbd/server.c`).
 const MAX_IN_FLIGHT: usize = 16;
-/// The most bytes in flight: the server needs as much memory. More makes no disk faster, and less
-/// of it fits in the processor's caches.
+/// The largest number of bytes in flight: the server needs as much memory. A larger value makes no
+/// disk faster and uses the processor's caches less well.
 const MAX_BYTES_IN_FLIGHT: u64 = 16 << 20;
-/// The most places in the queue. Zeroes need a place but no buffer.
+/// The largest number of places in the queue. Zeroes need a place but no buffer.
 const MAX_SLOTS: usize = 256;
 /// The status of further ranges is requested while fewer extents than this are planned.
 const PLAN_AHEAD: usize = 4096;

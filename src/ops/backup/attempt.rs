@@ -103,7 +103,7 @@ impl Attempt<'_> {
         if let Identity::Unusable(why) = &identity {
             self.report(&Finding::new(
                 "repository-id-unusable",
-                format!("the id of the repository cannot be used, so its checkpoints do not carry it: {why}"),
+                format!("the id of the repository cannot be used, so the new checkpoint does not name its repository: {why}"),
             ));
         }
         Ok(identity.id().map(str::to_owned))

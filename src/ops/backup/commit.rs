@@ -197,7 +197,7 @@ impl Attempt<'_> {
         outcome
     }
 
-    /// Records the committed copy. A copy makes nothing superfluous.
+    /// Records the committed copy. No checkpoint is retired, because a copy supersedes none.
     pub(super) fn record_copy(&self, mut outcome: Outcome) -> Outcome {
         match self.locked.history() {
             Ok(history) => self.remember(&history, &mut outcome),
@@ -216,7 +216,7 @@ impl Attempt<'_> {
 
     fn report_unrecorded(&self, error: &RepoError, outcome: &mut Outcome) {
         let what = format!(
-            "could not be recorded, so its loss would go unnoticed: {}",
+            "was saved but could not be recorded; if it goes missing, vmsnap will not notice: {}",
             with_sources(error)
         );
         let finding = Finding::new("commit-not-remembered", format!("{} {what}", outcome.point.id));

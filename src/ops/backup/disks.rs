@@ -21,8 +21,8 @@ use crate::ops::plan::{BackupPlan, PlannedDisk};
 use crate::ops::{Context, Error, Result, job};
 use crate::repo::{DomainRepository, FileEntry, History, Kept, NewDisk, ParentDisk, PendingPoint};
 
-/// The most disks copied at the same time. Each has a reader thread, a writer thread and its own
-/// buffers.
+/// The largest number of disks copied at the same time. Each has a reader thread, a writer thread
+/// and its own buffers.
 const AT_ONCE: usize = 4;
 
 /// The longest time between two checks for a request to stop.

@@ -58,12 +58,12 @@ impl FinalLevel {
             }),
             Err(Cause::Copy(error)) if copy::is_stop(&error) => Err(Cause::Copy(error)),
             Err(Cause::NotWhole { fault, .. }) => {
-                let reason = format!("the chain to {} is not whole: {fault}", parent.id);
+                let reason = format!("the chain of {} is not whole: {fault}", parent.id);
                 Ok(FinalLevel::full(reason))
             }
             Err(cause) => {
                 let why = with_sources(&cause);
-                let reason = format!("the chain to {} cannot be read: {why}", parent.id);
+                let reason = format!("the chain of {} cannot be read: {why}", parent.id);
                 Ok(FinalLevel::full(reason))
             }
         }

@@ -141,7 +141,7 @@ fn why_not(target: &str, why: String, chains: &Chains) -> UncomparedDisk {
     let (meaning, why) = match missed {
         Some((kept, missed)) => {
             let why = format!(
-                "its bitmap missed a write, as a comparison with {} found on {:.0}; the next backup of it is full",
+                "a comparison with {} on {:.0} found that its bitmap missed a write; its next backup is full",
                 kept.point.id, missed.found
             );
             (Meaning::MissedWrite, why)

@@ -43,7 +43,7 @@ pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -
         let nearest = newest_first()
             .filter(|kept| kept.point.time <= time)
             .max_by_key(|kept| kept.point.time)
-            .ok_or_else(|| none(format!("there is no restore point from {at} or before")))?;
+            .ok_or_else(|| none(format!("there is no restore point at or before {at}")))?;
         let until = id_of(time);
         let mut lost = chains.lost_after(&nearest.point.id);
         return match lost.find(|lost| lost.id <= until) {
@@ -54,7 +54,11 @@ pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -
     // Only its manifest shows which restore point a checkpoint belongs to.
     if let Some(lost) = chains.lost_after("").last() {
         let (id, is_newer) = (lost.id.clone(), lost.is_newer);
-        let what = format!("'{}' may be its checkpoint, but {}", shown(at), lost.what);
+        let what = format!(
+            "'{}' may be a checkpoint of this restore point, but {}",
+            shown(at),
+            lost.what
+        );
         return Err(cannot_be_read(domain, &LostPoint { id, what, is_newer }));
     }
     Err(none(format!(

@@ -68,7 +68,7 @@ pub(super) fn plan(
         .map_err(|error| failed(error.into()))?;
     if name_taken {
         let what = format!(
-            "a domain named '{}' is defined; give another name with --name",
+            "a domain named '{}' is already defined; use --name to choose another name",
             shown(&name)
         );
         return Err(failed(Cause::Usage(what)));
@@ -101,7 +101,8 @@ pub(super) fn plan(
     };
     for disk in disks.iter().filter(|disk| !is_described(disk)) {
         let what = format!(
-            "disk {} was plugged in while the domain ran: its definition does not name it",
+            "disk {} was hot-plugged and is not in the domain's definition: it is restored, but the new domain will \
+             not have it",
             disk.target
         );
         findings.push(Finding::of_disk("disk-not-defined", &disk.target, what));
@@ -168,7 +169,7 @@ fn left_alone(disk: &Disk, point: &RestorePoint) -> Finding {
     let left = point.left_out.iter().find(|left| left.disk == disk.target);
     let why = left.map_or_else(String::new, |left| format!(" ({})", shown(&left.reason)));
     let what = format!(
-        "disk {} is not in the restore point{why}: the domain names its old source and needs {}",
+        "disk {} is not in the restore point{why}: the defined domain still uses the old source and needs {}",
         disk.target,
         needs(disk)
     );

@@ -58,7 +58,7 @@ impl Encrypted {
     /// Returns a finding for each of them.
     pub(super) fn findings(&self) -> impl Iterator<Item = Finding> {
         let plain = self.plain.iter().map(|disk| {
-            let what = format!("disk {disk} was encrypted in the domain: the restored disk is not encrypted");
+            let what = format!("disk {disk} was encrypted in the domain, but the restored disk is not");
             Finding::of_disk("restored-decrypted", disk, what)
         });
         let unknown = self.unknown.iter().map(|disk| {
@@ -81,15 +81,14 @@ impl Encrypted {
 
 /// How the user can find out what a disk holds. The bytes alone prove nothing: a guest can use LUKS
 /// on a disk that the host does not encrypt.
-const HOW_TO_TELL: &str = "look at its first bytes: if they are \"LUKS\", it is most likely the \
-    encrypted image itself, to be used with its old <encryption> and secret (but a guest can \
-    also use LUKS on a plain disk); otherwise it is plain text";
+const HOW_TO_TELL: &str = "look at the first bytes. \"LUKS\": most likely still encrypted; use it \
+    with its old <encryption> and secret. Anything else: plain text. (A guest can also use LUKS on \
+    a plain disk.)";
 
 fn unclear(disk: &str) -> String {
     format!(
-        "disk {disk} was encrypted in the domain, and the restore point, which an earlier version \
-         made while the domain was shut off, does \
-         not record whether it holds plain text or cipher text"
+        "disk {disk} was encrypted in the domain. An earlier vmsnap made the restore point while the \
+         domain was shut off; it does not record whether the image is plain text or cipher text"
     )
 }
 

@@ -22,8 +22,8 @@ pub(super) fn domain_files(host: Option<&dyn Host>) -> Result<DomainFiles> {
             files: Vec::new(),
             findings: vec![Finding::new(
                 "domains-not-known",
-                "libvirt could not be asked whether a domain uses the target: only processes, mounts, swap and other devices \
-                 of this machine were looked at",
+                "cannot ask libvirt whether a domain uses the target; only processes, mounts, swap and other devices \
+                 of this machine were checked",
             )],
         }),
     }

@@ -11,7 +11,8 @@ use crate::model::restore_point::Level;
 use crate::ops::plan;
 use crate::ops::survey::DiskFacts;
 
-/// Encrypted disks count, because the switch that allows them does not affect the level.
+/// The kinds of disks in the prediction. Encrypted disks are included, because the switch that
+/// allows them does not affect the level.
 const USUAL: Allowed = Allowed {
     raw: false,
     decrypted: true,
@@ -162,8 +163,8 @@ fn next_anywhere(
     let newest_lost = lost.max_by(|a, b| sort_key(&a.name).cmp(&sort_key(&b.name)));
     if let (true, Some(lost)) = (bases.is_empty(), newest_lost) {
         return unknown(format!(
-            "bitmap {} is left, and it depends on whether the repository has its restore point in \
-             this period; use --output to find out",
+            "bitmap {} remains; incremental only if the repository has its restore point in this period; \
+             use --output to find out",
             lost.name
         ));
     }
@@ -171,9 +172,14 @@ fn next_anywhere(
         return full("the domain has no vmsnap checkpoint with a sound bitmap");
     }
     let mut reason = format!(
-        "{} {} left, and it depends on whether the repository has its restore point in this period; use --output to find out",
+        "{} {}; incremental only if the repository has {} in this period; use --output to find out",
         bases.join(", "),
-        if bases.len() == 1 { "is" } else { "are" },
+        if bases.len() == 1 { "remains" } else { "remain" },
+        if bases.len() == 1 {
+            "its restore point"
+        } else {
+            "their restore points"
+        },
     );
     if !without.is_empty() {
         reason.push_str(&format!("; disk {} is full in any case", without.join(", ")));

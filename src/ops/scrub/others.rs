@@ -36,13 +36,12 @@ pub(super) fn names<'a>(found: &'a Found, outlook: &Outlook) -> BTreeSet<&'a str
 /// Reports the names that stay.
 pub(super) fn finding(names: &BTreeSet<&str>, kind: &str) -> Option<Finding> {
     let (first, others) = (names.first()?, names.len() - 1);
-    let all = match others {
-        0 => format!("{first} stays"),
-        more => format!("{first} and {more} more stay"),
+    let (all, them) = match others {
+        0 => (format!("{first} stays"), "it"),
+        more => (format!("{first} and {more} more stay"), "them"),
     };
     let what = format!(
-        "{all}: another repository may need it; `vmsnap scrub --scrub-type '{}'` without --output removes it too",
-        kind
+        "{all}: another repository may need {them}; `vmsnap scrub --scrub-type '{kind}'` without --output also removes {them}"
     );
     Some(Finding::new("left-to-other-repository", what))
 }

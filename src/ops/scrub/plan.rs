@@ -102,7 +102,9 @@ pub fn plan(
         (Some(name), ScrubType::All) => {
             findings.push(Finding::new(
                 "checkpoint-name-ignored",
-                format!("the name '{name}' has no effect: the type * removes all names of vmsnap"),
+                format!(
+                    "--checkpoint-name '{name}' is ignored: --scrub-type '*' removes all of vmsnap's checkpoints and bitmaps"
+                ),
             ));
             None
         }
@@ -147,9 +149,8 @@ pub fn plan(
     if kind != ScrubType::Checkpoint && name.is_none() && domain.state.is_active() && outlook.kept.is_none() {
         plan.findings.push(Finding::new(
             "bitmaps-not-listed",
-            "while a domain runs, bitmaps that were made since its start and belong to no \
-             checkpoint cannot be listed; if there may be some, \
-             name them with --checkpoint-name, or the repository with --output, or scrub when the domain is shut off",
+            "bitmaps created since the domain started cannot be listed without a checkpoint; to remove them, \
+             give --checkpoint-name or --output, or scrub while the domain is shut off",
         ));
     }
     Ok(plan)
@@ -232,15 +233,15 @@ impl<'a> Targets<'a> {
         if !plan.left.is_empty() {
             let how = match self.is_active {
                 true => {
-                    "the type bitmap removes each by its name, or all of them when the domain is shut off"
+                    "`--scrub-type bitmap` removes each with --checkpoint-name, or all of them while the domain is shut off"
                 }
-                false => "the type bitmap removes them",
+                false => "`--scrub-type bitmap` removes them",
             };
             plan.findings.push(Finding::new(
                 "bitmaps-left",
                 format!(
-                    "the bitmaps stay and keep recording; each costs memory, space in its image and a little time per write; a \
-                     backup reuses those that its restore points recorded; {how}"
+                    "the bitmaps stay and keep recording; each costs memory, space in its image and a little time per write; \
+                     later backups can still use those that the repository's restore points recorded; {how}"
                 ),
             ));
         }
@@ -262,7 +263,7 @@ impl<'a> Targets<'a> {
             plan.findings.push(Finding::new(
                 "checkpoints-left",
                 format!(
-                    "{} without bitmaps: no incremental backup can start there; the type checkpoint removes the records",
+                    "{} without bitmaps: no incremental backup can start there; `--scrub-type checkpoint` removes the records",
                     match bare.as_slice() {
                         [one] => format!("checkpoint {one} stays"),
                         several => format!("checkpoints {} stay", several.join(", ")),

@@ -42,7 +42,8 @@ impl<'a> Prover<'a> {
         self.bytes
     }
 
-    /// Adds the damage of a restore point to `damage`, which begins with what it inherits.
+    /// Adds the damage of a restore point to `damage`, which already contains the damage of its
+    /// parents.
     ///
     /// # Errors
     /// The user asked to stop, or something could not be read for a reason that says nothing about

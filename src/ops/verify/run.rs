@@ -140,9 +140,9 @@ impl Verification<'_> {
         (self.history.chains.faults(id).is_empty() && kept.has_checkpoint_file).then_some(time)
     }
 
-    /// Verifies the skipped restore points beneath one whose deep reading found damage: the damage
-    /// belongs to the restore point whose image it is in. Damage that turns out to be inherited
-    /// replaces what was found.
+    /// After a deep verification found damage, verifies the parents that were skipped, to find the
+    /// restore point whose image is damaged. Damage that turns out to be inherited replaces the
+    /// damage that was found.
     fn check_parents(&mut self, kept: &Kept, damage: &mut Vec<Damage>) -> Result<()> {
         let point = &kept.manifest.point;
         let beneath = with_parents(self.history, std::slice::from_ref(&point.id));

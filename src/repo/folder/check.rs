@@ -22,7 +22,7 @@ use crate::model::text::with_sources;
 use crate::repo::error::is_no_verdict;
 use crate::repo::{FileDamage, FileEntry, FileWatch, History, Kept, Result};
 
-/// The most ranges that are reported for one damaged file.
+/// The largest number of ranges that are reported for one damaged file.
 const MOST_RANGES: usize = 16;
 
 /// A check of the files of one restore point.
@@ -149,7 +149,7 @@ impl Check<'_> {
         });
         if disk.parent.is_some() == expected.is_some() && image.backing_name() != expected.as_deref() {
             disagree(format!(
-                "its backing file is {}, but by the manifests it has to be {}",
+                "its backing file is {}, but the manifests require {}",
                 image.backing_name().unwrap_or("none"),
                 expected.as_deref().unwrap_or("none")
             ));
@@ -189,7 +189,7 @@ fn damage_of(path: &Path, what: String) -> FileDamage {
 
 fn damaged_range(path: &Path, range: &Range<u64>) -> FileDamage {
     let what = format!(
-        "{}: it differs somewhere in the {} bytes from offset {} on",
+        "{}: it differs somewhere in the {} bytes starting at offset {}",
         path.display(),
         range.end - range.start,
         range.start

@@ -82,7 +82,8 @@ impl Found {
         self.lost.push(lost);
     }
 
-    /// Reports the missing restore points. One that was found elsewhere is reported there.
+    /// Reports the missing restore points. Skips those that were already reported as unreadable or
+    /// misnamed.
     fn miss(&mut self) {
         for gone in std::mem::take(&mut self.gone) {
             if !self.lost.iter().any(|lost| lost.id == gone.id) {
@@ -177,7 +178,7 @@ fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -
     Ok(found)
 }
 
-/// The name under which a restore point was committed that is now named like an unfinished one.
+/// The committed name of a restore point whose folder now has the name of an unfinished one.
 /// Unfinished restore points have no such name.
 fn finished_name(stem: &str, committed: &BTreeSet<String>) -> Option<String> {
     let names = [layout::FULL, layout::INCREMENTAL].map(|ending| format!("{stem}{ending}"));
@@ -188,7 +189,7 @@ fn misnamed(dir: &Path, id: &str, name: &str) -> LostPoint {
     LostPoint {
         id: id.to_owned(),
         what: format!(
-            "{} is a committed restore point under the name of an unfinished one: its name was {name}",
+            "committed restore point {} has the folder name of an unfinished one: rename it back to {name}",
             dir.display()
         ),
         is_newer: false,
@@ -201,7 +202,7 @@ fn gone(period_dir: &Path, folder: &str) -> Option<LostPoint> {
     Some(LostPoint {
         id: id.to_owned(),
         what: format!(
-            "the whole restore point {} is missing (if it was removed on purpose, remove {} too)",
+            "restore point {} is missing (if it was removed on purpose, remove {} too)",
             period_dir.join(folder).display(),
             committed::record(period_dir, folder).display()
         ),
@@ -214,7 +215,7 @@ fn is_folder(path: &Path, entry: Entry) -> Result<std::result::Result<(), String
     let shown = path.display();
     match entry {
         Entry::Folder => Ok(Ok(())),
-        Entry::LinkToNowhere => Ok(Err(format!("{shown} is a link that leads nowhere"))),
+        Entry::LinkToNowhere => Ok(Err(format!("{shown} is a dangling or circular link"))),
         Entry::NoFolder => Ok(Err(format!("{shown} is not a folder"))),
         Entry::Unknown(error) => Err(RepoError::io("look at", path)(error)),
     }

@@ -65,7 +65,7 @@ pub struct FolderRepository {
 }
 
 impl FolderRepository {
-    /// Opens a repository that must exist.
+    /// Opens an existing repository.
     pub fn open(root: &Path, store: Arc<dyn Store>) -> Result<FolderRepository> {
         let unusable = |source| RepoError::Unusable {
             location: root.display().to_string(),

@@ -30,7 +30,7 @@ impl Unusable {
     }
 }
 
-/// The claims that a manifest has to make, because of the folders that contain it.
+/// The values that a manifest must contain to match the folder it is in.
 pub(super) struct Expected<'a> {
     pub(super) id: &'a str,
     pub(super) domain: &'a str,

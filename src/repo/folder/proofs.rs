@@ -39,9 +39,9 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// The records of a domain's restore points.
 pub(super) struct Proofs {
-    /// Oldest first.
+    /// The verifications, oldest first.
     proofs: Vec<Proof>,
-    /// Oldest first.
+    /// The missed writes, oldest first.
     missed: Vec<MissedWriteRecord>,
     unreadable: Vec<Unreadable>,
     /// The names of all records of verifications, including unreadable ones and those that were not

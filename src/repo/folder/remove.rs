@@ -1,4 +1,4 @@
-//! Deletes folders. A period first loses its name, in one step, and then its files.
+//! Deletes folders. A period is first renamed, in one step; then its files are deleted.
 
 use std::fs;
 use std::io;

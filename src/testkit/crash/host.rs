@@ -1,6 +1,6 @@
 //! A hypervisor whose client dies.
 //!
-//! Questions are not steps, because dying at a question is the same as dying before the next step.
+//! Read-only calls are not steps, because dying at one is the same as dying before the next step.
 
 use std::path::Path;
 use std::time::Duration;

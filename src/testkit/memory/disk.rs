@@ -185,7 +185,7 @@ impl DiskReader for MemoryDisk {
     }
 }
 
-/// The same disk, read from front to back.
+/// A [`MemoryDisk`] that is read from front to back.
 pub(super) struct MemorySource {
     pub(super) disk: MemoryDisk,
     pub(super) position: u64,

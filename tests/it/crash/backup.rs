@@ -25,7 +25,7 @@ fn end_everywhere(
     end_everywhere_before(world, options, options, doomed, blows)
 }
 
-/// Does the same, but the next run has other options.
+/// Ends the run at every step, as [`end_everywhere`] does; the next run has other options.
 fn end_everywhere_before(
     world: &World,
     options: &Options,

@@ -144,7 +144,7 @@ fn remove(path: &Path) {
     fs::remove_file(path).expect("it was there");
 }
 
-/// The same content in a later version of its format.
+/// Returns the content in a later version of its format.
 fn newer(path: &Path, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
     if path.ends_with("manifest.json") {
         let text = String::from_utf8(bytes).expect("JSON");
@@ -163,9 +163,9 @@ fn newer(path: &Path, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
 /// A file compared with what it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// The same bytes.
+    /// An unchanged file.
     Same,
-    /// The same length, but other bytes.
+    /// A file of unchanged length with other bytes.
     Altered,
     /// A missing file, or another length.
     Visible,

@@ -272,7 +272,7 @@ fn repair_without_effect_is_given_up_with_an_error() {
     plan.keeps_dirs.store(true, Ordering::SeqCst);
     let error = with_sources(&lab.backup("vm1").expect_err("it cannot be removed"));
     assert!(
-        error.contains(partial) && error.contains("is still there after"),
+        error.contains(partial) && error.contains("could not be cleaned up"),
         "{error}"
     );
     plan.keeps_dirs.store(false, Ordering::SeqCst);

@@ -69,7 +69,7 @@ fn missing_programs_are_named_with_their_packages() {
     let status = node.vmsnap_with(&[], &nothing);
     ends(&status, 4, "vmsnap: Missing dependencies (qemu-img)\n");
     assert!(
-        status.stderr.contains("qemu-utils (Debian), qemu-img (Fedora)"),
+        status.stderr.contains("qemu-utils (Debian) or qemu-img (Fedora)"),
         "{status:#?}"
     );
     assert_eq!(status.stdout, VM1, "the other domains are still printed");

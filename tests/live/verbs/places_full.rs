@@ -72,7 +72,7 @@ fn full_target_fails_the_run_and_says_what_to_do() {
             let error = story.try_back_up().map(drop).expect_err("there is no room");
             assert_eq!(error.class(), Class::Failed, "{left} KiB left: {error}");
             let hint = error.hint().unwrap_or_default();
-            assert!(hint.contains("make room"), "{left} KiB left: {error} ({hint})");
+            assert!(hint.contains("free space"), "{left} KiB left: {error} ({hint})");
             assert_taken_back(&story, &before, &error);
             let history = story.history();
             assert!(history.leftovers.is_empty(), "{left} KiB left: {error}");

@@ -14,7 +14,7 @@ impl Rng {
         Rng(seed)
     }
 
-    /// The same numbers for the same seed.
+    /// Creates a generator; equal seeds give equal numbers.
     pub fn seeded(seed: u64) -> Rng {
         Rng(seed)
     }
