@@ -1,4 +1,4 @@
-//! The command line, word for word. `commands` decides what it means.
+//! The grammar of the command line, for clap. `commands` carries it out.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -38,7 +38,7 @@ pub use verify::VerifyArgs;
   vmsnap restore vm1 --repository /backups --to /tmp/drill
   vmsnap demo                                  all of this on a temporary domain
 
-The spelling of the Node.js VMSnap works too:
+The command-line syntax of the Node.js VMSnap also works:
   vmsnap --domains=vm1 --backup --output=/backups --groupBy=quarter --prune")]
 pub struct Cli {
     /// What to do.
@@ -51,7 +51,7 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Notes that the words were typed in the classic spelling, where a default differs.
+    /// Marks the arguments as typed in the classic spelling, which changes some defaults.
     pub fn set_classic(&mut self) {
         match &mut self.command {
             Command::Backup(args) => {
@@ -84,11 +84,12 @@ pub enum Command {
     Restore(RestoreArgs),
     /// List restore points; needs no hypervisor
     List(ListArgs),
-    /// Verify restore points: digests, image structure and chains; with --deep every byte, as a restore reads it
+    /// Verify restore points: digests, image structure and chains; with --deep, also read every
+    /// byte as a restore does
     Verify(VerifyArgs),
     /// Remove the restore points that a policy does not keep; needs no hypervisor
     Prune(PruneArgs),
-    /// Pin a restore point, so that nothing removes it
+    /// Pin a restore point, so that it is not removed
     Pin(PinArgs),
     /// Unpin a restore point
     Unpin(UnpinArgs),
@@ -96,11 +97,12 @@ pub enum Command {
     Status(StatusArgs),
     /// Remove vmsnap's checkpoints and bitmaps from domains, and show what the next backup will be
     Scrub(ScrubArgs),
-    /// Back up and restore a temporary domain and compare every byte; needs no configuration and no daemon
+    /// Back up and restore a temporary domain and compare every byte; needs no configuration and no
+    /// daemon
     Demo(DemoArgs),
-    /// Print the completion script of a shell, for packages to install
+    /// Print the completion script of a shell; for packagers
     Completions(CompletionsArgs),
-    /// Print the manual page of vmsnap or of one of its commands, for packages to install
+    /// Print the manual page of vmsnap or of one of its commands; for packagers
     Man(ManArgs),
 }
 
@@ -108,11 +110,11 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Messages on stderr")]
 pub struct LogArgs {
-    /// Print more messages; twice: even more
+    /// Print more messages; -vv prints even more
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
 
-    /// Print only errors
+    /// Print only errors and warnings
     #[arg(short, long, global = true)]
     pub quiet: bool,
 
@@ -130,8 +132,8 @@ pub struct LogArgs {
 }
 
 impl LogArgs {
-    /// The settings for an error in these words, which could not be parsed: only the format counts.
-    pub fn before_parsing(words: &[OsString]) -> LogArgs {
+    /// The settings for words that could not be parsed: only the log format is read from them.
+    pub(crate) fn before_parsing(words: &[OsString]) -> LogArgs {
         let environment = std::env::var("VMSNAP_LOG_FORMAT").unwrap_or_default();
         let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
         let mut format = environment.as_str();

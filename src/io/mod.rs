@@ -1,4 +1,4 @@
-//! The door to files: beneath both the repository, which creates images, and the images' own writers.
+//! File access for the repository and the image writers.
 
 mod direct;
 mod store;

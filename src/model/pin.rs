@@ -5,9 +5,9 @@ use jiff::Timestamp;
 /// A restore point's pin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pin {
-    /// When it was pinned; `None` if the record of it cannot be read.
+    /// When it was pinned; `None` if the pin cannot be read.
     pub since: Option<Timestamp>,
-    /// Why, in the user's words; empty if no reason was given.
+    /// The reason in the user's words; empty if none was given.
     pub note: String,
 }
 

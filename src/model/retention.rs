@@ -1,13 +1,13 @@
-//! Which restore points a policy keeps. Pure: restore points, policy and a moment in, a decision for
-//! each restore point out.
+//! Decides which restore points a policy keeps. A pure function: it takes restore points, a policy
+//! and a moment, and returns a decision for each restore point.
 //!
-//! The rules are those of `restic forget`. Restore points are looked at from the newest to the
-//! oldest. A rule such as "daily 7" keeps the newest of each day until it has kept seven; if it has
-//! not kept seven when it comes to the oldest one, it keeps that one too. `within` keeps everything
-//! of a span before the newest. A restore point stays if any rule keeps it.
+//! The rules are those of `restic forget`. They go through the restore points from the newest to
+//! the oldest. A rule such as "daily 7" keeps the newest of each day until it has kept seven. If it
+//! has kept fewer when it reaches the oldest, it keeps the oldest too. `within` keeps everything in
+//! a span before the newest. A restore point stays if any rule keeps it.
 //!
-//! What is added to restic's rules, and only ever keeps more: damage fills no place of a rule, the
-//! newest restore point of every disk stays, and so does everything that a kept one stands upon.
+//! Three additions to restic's rules only keep more: a damaged restore point does not count for a
+//! rule, the newest restore point of every disk stays, and so do the ancestors of kept ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,17 +20,17 @@ mod policy;
 
 pub use policy::{Policy, PolicyError, Quota, Rule, Within};
 
-/// A restore point as far as retention is concerned.
+/// A restore point with the facts that a policy needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// Its id.
     pub id: String,
     /// Its number in the order of commits.
     pub sequence: u64,
-    /// The UUID of its domain. A domain made anew under the same name has another one, and the
-    /// policy applies to each by itself.
+    /// The UUID of its domain. A domain that was created again under the same name has another
+    /// UUID, and the policy applies to each separately.
     pub uuid: String,
-    /// Its moment.
+    /// The moment that it shows.
     pub time: Timestamp,
     /// The folder of its period.
     pub period: String,
@@ -42,7 +42,7 @@ pub struct Candidate {
     pub is_copy: bool,
     /// Whether it is pinned.
     pub is_pinned: bool,
-    /// Whether it can be given back whole, as far as is known.
+    /// Whether it can be restored completely, as far as is known.
     pub is_intact: bool,
 }
 
@@ -51,39 +51,39 @@ pub struct Candidate {
 pub enum KeepReason {
     /// A rule keeps it as the newest of its day, week and so on.
     Rule(Rule),
-    /// A rule that has places left keeps it because it is the oldest.
+    /// A rule with quota left keeps it because it is the oldest.
     Oldest(Rule),
-    /// It is not older than the span before the newest.
+    /// It is within the policy's span before the newest.
     Within,
     /// It is pinned.
     Pinned,
     /// It is a standalone copy.
     Copy,
-    /// It is the newest of its domain, or of a period that goes on.
+    /// It is the newest of its domain, or of a current period.
     Newest,
-    /// It is the newest that holds this disk.
+    /// It is the newest with this disk.
     NewestOfDisk(String),
-    /// Nothing of its domain is removed now.
+    /// No restore point of its domain may be removed now.
     HeldBack,
 }
 
-/// What becomes of a restore point.
+/// The decision about a restore point.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// It stays, for at least one reason.
     Keep(Vec<KeepReason>),
-    /// Nothing keeps it, but a restore point that stays depends on it: its data cannot go yet.
+    /// No rule keeps it, but it stays because a kept restore point depends on it.
     Needed {
         /// The id of the oldest kept restore point that depends on it.
         by: String,
     },
-    /// It goes.
+    /// It is removed.
     Remove,
 }
 
-/// Decides about each of these restore points of one name, in their order. `now` gives the
-/// periods that go on and the time zone in which days and hours are counted.
-pub fn decide(points: &[Candidate], policy: &Policy, now: &Zoned) -> Vec<Decision> {
+/// Decides about each of these restore points of one domain name, in their order. `now` determines
+/// the current periods and the time zone in which days and hours are counted.
+pub(crate) fn decide(points: &[Candidate], policy: &Policy, now: &Zoned) -> Vec<Decision> {
     let mut reasons: Vec<Vec<KeepReason>> = vec![Vec::new(); points.len()];
     for domain in domains(points) {
         keep_by_policy(points, &domain, policy, now, &mut reasons);
@@ -107,7 +107,7 @@ pub fn decide(points: &[Candidate], policy: &Policy, now: &Zoned) -> Vec<Decisio
     points.iter().zip(reasons).map(decision).collect()
 }
 
-/// The places of the restore points of each domain's UUID, newest first, without copies.
+/// The indexes of the restore points of each domain UUID, newest first, without copies.
 fn domains(points: &[Candidate]) -> Vec<Vec<usize>> {
     let mut domains: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (place, point) in points.iter().enumerate().filter(|(_, point)| !point.is_copy) {
@@ -123,7 +123,7 @@ fn domains(points: &[Candidate]) -> Vec<Vec<usize>> {
     domains.into_values().map(newest_first).collect()
 }
 
-/// Restic's rules, for restore points that are given newest first.
+/// Applies restic's rules to restore points that are given newest first.
 fn keep_by_policy(
     points: &[Candidate],
     newest_first: &[usize],
@@ -137,7 +137,7 @@ fn keep_by_policy(
     };
     let newest = points[*newest].time.to_zoned(zone.clone());
     let cutoff = policy.within.map(|within| within.before(&newest));
-    // Damage is kept beside what takes its place, and the oldest is the oldest that can be given back.
+    // A damaged restore point is kept beside its substitute, and never counts as the oldest.
     let oldest = newest_first.iter().rposition(|place| points[*place].is_intact);
     let oldest = oldest.unwrap_or(newest_first.len() - 1);
     let mut left: [(Quota, Option<Bucket>); Rule::ALL.len()] =
@@ -169,8 +169,8 @@ fn keep_by_policy(
     }
 }
 
-/// The hour, day, week, month or year of a restore point in the local calendar; for `last` its
-/// number.
+/// The hour, day, week, month or year of a restore point in the local calendar, or its number for
+/// `last`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Bucket(i64);
 
@@ -192,8 +192,8 @@ impl Bucket {
     }
 }
 
-/// Keeps what no policy may remove: the newest restore point of a domain, the newest of each period
-/// that goes on (the next one may stand on it), and the newest of each disk.
+/// Keeps the restore points that no policy may remove: the newest of a domain, the newest of each
+/// current period (the next backup may depend on it), and the newest with each disk.
 fn keep_what_always_stays(
     points: &[Candidate],
     places: &[usize],
@@ -225,7 +225,7 @@ fn keep_what_always_stays(
     }
 }
 
-/// The restore points that a kept one depends on, each with the oldest kept one that does.
+/// The ids of the restore points on which a kept one depends, each with the oldest such kept one.
 fn needed_by<'a>(points: &'a [Candidate], kept: &[bool]) -> BTreeMap<String, &'a str> {
     let by_id: BTreeMap<&str, &Candidate> = points.iter().map(|point| (point.id.as_str(), point)).collect();
     let mut oldest_first: Vec<&Candidate> = points

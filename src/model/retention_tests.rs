@@ -1,4 +1,4 @@
-//! What policies keep, beside restic and by their rules.
+//! Compares policies with restic, and tests their rules.
 
 use jiff::tz::TimeZone;
 use proptest::prelude::*;
@@ -53,7 +53,7 @@ fn decided(points: &[Candidate], policy: &Policy) -> Vec<Decision> {
     decide(points, policy, &at(newest.unwrap_or_default()))
 }
 
-/// The ids of those that a reason keeps, each with its reasons.
+/// The ids of the kept restore points, each with the reasons.
 fn kept(points: &[Candidate], policy: &Policy) -> Vec<(String, Vec<KeepReason>)> {
     let decisions = points.iter().zip(decided(points, policy));
     let kept = decisions.filter_map(|(point, decision)| match decision {
@@ -245,7 +245,7 @@ fn damage_fills_no_place() {
     assert_eq!(reasons("2"), Some(vec![KeepReason::Rule(Rule::Daily)]));
     assert_eq!(removed(&points, &daily(2)), ["0"]);
     assert_eq!(removed(&points, &daily(1)), ["0", "1", "2"], "its time has come");
-    // The oldest is the oldest that can be given back.
+    // The oldest is the oldest intact one.
     points[0].is_intact = false;
     points[1].is_intact = false;
     points[2].is_intact = true;
@@ -444,7 +444,7 @@ proptest! {
     }
 
     #[test]
-    fn the_newest_and_all_that_it_stands_on_always_stay(points in stories(), policy in policies()) {
+    fn the_newest_and_its_ancestors_always_stay(points in stories(), policy in policies()) {
         let decisions = decided(&points, &policy);
         let newest = points.iter().rposition(|point| !point.is_copy);
         prop_assert!(newest.is_none_or(|newest| stays(&decisions[newest])));

@@ -1,4 +1,4 @@
-//! Pins restore points, so that nothing removes them, and unpins them.
+//! Pins restore points, so that they are not removed, and unpins them.
 
 use std::time::Duration;
 
@@ -11,33 +11,33 @@ use crate::model::pin::Pin;
 use crate::model::stop::Stop;
 use crate::repo::{RepoError, Repository};
 
-/// What to do with the pin of a restore point.
+/// A change to the pin of a restore point.
 #[derive(Clone, Debug)]
 pub enum PinRequest {
-    /// Pin it with this note, which may be empty. The note of a pin that it has is replaced.
+    /// Pin it with this note, which may be empty. It replaces the note of an existing pin.
     Pin {
-        /// Why, in the user's words; at most [`Pin::LONGEST_NOTE`] bytes.
+        /// The reason in the user's words; at most [`Pin::LONGEST_NOTE`] bytes.
         note: String,
-        /// Now.
+        /// The current time.
         now: Timestamp,
     },
     /// Unpin it.
     Unpin,
 }
 
-/// What pinning works with.
+/// The context of a pin.
 pub struct Means<'a> {
-    /// Where restore points are kept.
+    /// The repository.
     pub repo: &'a dyn Repository,
     /// How long to wait for another run that writes to the domain's folder.
     pub wait: Duration,
-    /// Whom to tell.
+    /// Receives progress and findings.
     pub monitor: &'a dyn Monitor,
-    /// The wish to stop.
+    /// A request to stop.
     pub stop: &'a Stop,
 }
 
-/// What was done.
+/// The result of pinning or unpinning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// The id of the restore point.
@@ -50,15 +50,15 @@ pub struct Outcome {
 
 impl Judged for Outcome {}
 
-/// Pins or unpins the restore point that `at` names as for a restore.
+/// Pins or unpins a restore point. `at` selects it as for a restore.
 ///
 /// # Errors
 /// There is no such restore point, the note is too long, the lock is held, or the pin cannot be
-/// written. A pin that cannot be read is not replaced.
+/// written. An unreadable pin is not replaced.
 pub fn change_pin(domain: &str, at: &str, change: &PinRequest, means: &Means<'_>) -> Result<Outcome> {
     let failed = |error: RepoError| Error::of(domain, error);
     let repository = means.repo.domain(domain).map_err(failed)?;
-    // Before a lock is created for it, the restore point has to be there.
+    // Fails for an unknown restore point before a lock is created.
     choose(domain, &repository.history().map_err(failed)?, at)?;
     let locked = lock::lock(repository.as_ref(), means.wait, means.monitor, means.stop)?;
     let history = locked.history().map_err(failed)?;
@@ -77,7 +77,7 @@ pub fn change_pin(domain: &str, at: &str, change: &PinRequest, means: &Means<'_>
             None
         }
         PinRequest::Pin { note, .. } if note.len() > Pin::LONGEST_NOTE => {
-            let what = format!("a note has at most {} bytes", Pin::LONGEST_NOTE);
+            let what = format!("a note may have at most {} bytes", Pin::LONGEST_NOTE);
             return Err(Error::of(domain, Cause::Usage(what)));
         }
         PinRequest::Pin { note, now } => {

@@ -1,4 +1,4 @@
-//! Deletes the period before the current one, once the current one has come far enough to stand alone.
+//! Deletes the previous period once the current one can stand alone.
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -9,7 +9,7 @@ use crate::model::period::{GroupBy, Period};
 use crate::ops::{Error, Result};
 use crate::repo::{DomainRepository, DomainWriter};
 
-/// What pruning a domain would do.
+/// The plan of pruning a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PrunePlan {
     /// Deletes this period.
@@ -23,9 +23,12 @@ pub enum PrunePlan {
     Keep(String),
 }
 
-/// Decides what pruning may delete on the day `today`: exactly the previous period of this grouping, and only when the current one has
-/// reached its middle mark and its newest restore point is whole, of the same domain, and holds every disk that the newest of the previous
-/// period holds. (A restore point that is whole has a whole full beneath it.)
+/// Decides what pruning may delete on the day `today`.
+///
+/// Only the previous period of this grouping can go. The current period has to be past its
+/// midpoint. Its newest restore point has to be whole, without suspected damage, of the same
+/// domain, and has to hold every disk that the newest one of the previous period holds. (The chain
+/// of a whole restore point contains a whole full backup.)
 pub fn plan(repository: &dyn DomainRepository, chains: &Chains, group_by: GroupBy, today: Date) -> PrunePlan {
     let current = Period::containing(group_by, today);
     let Some(previous) = current.previous().map(Period::folder) else {
@@ -44,15 +47,15 @@ pub fn plan(repository: &dyn DomainRepository, chains: &Chains, group_by: GroupB
     }
 }
 
-/// Why the period before `current` has to stay.
+/// Checks whether the period before `current` may go; an error is the reason why not.
 fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std::result::Result<(), String> {
     let folder = current.folder();
     if !current.is_past_middle(today) {
-        return Err(format!("the middle of {folder} has not come yet"));
+        return Err(format!("{folder} is not past its midpoint yet"));
     }
     if let Some(later) = chains.in_periods().find(|kept| is_later(kept, today)) {
         return Err(format!(
-            "restore point {} is of a later day than today: the clock is wrong, or was then",
+            "restore point {} is dated later than today: the clock is wrong, or was wrong then",
             later.point.id
         ));
     }
@@ -84,7 +87,7 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     };
     if before.point.uuid != newest.point.uuid {
         return Err(format!(
-            "it is of another domain of that name (UUID {})",
+            "it belongs to another domain with the same name (UUID {})",
             before.point.uuid
         ));
     }
@@ -99,8 +102,8 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     }
 }
 
-/// The finding that the period before the current one stays because a restore point of it is
-/// pinned, once it would have come to go.
+/// The finding that the previous period stays because one of its restore points is pinned, although
+/// the period was due to be deleted.
 pub(super) fn pinned(chains: &Chains, group_by: GroupBy, today: Date) -> Option<Finding> {
     let current = Period::containing(group_by, today);
     let previous = current.previous().filter(|_| current.is_past_middle(today))?;
@@ -110,13 +113,13 @@ pub(super) fn pinned(chains: &Chains, group_by: GroupBy, today: Date) -> Option<
     Some(Finding::new("period-pinned", what))
 }
 
-/// A pinned restore point of a period, which therefore stays as a whole.
+/// A pinned restore point of a period. The whole period stays because of it.
 fn pinned_in<'a>(chains: &'a Chains, period: &str) -> Option<&'a KeptPoint> {
     let mut points = chains.points().iter();
     points.find(|kept| kept.point.period == period && kept.pin.is_some())
 }
 
-/// Whether it is of a later day, wherever on earth it was made.
+/// Whether it is dated after today in every time zone.
 fn is_later(kept: &KeptPoint, today: Date) -> bool {
     let day = kept.point.time.to_zoned(TimeZone::UTC).date();
     today.tomorrow().is_ok_and(|tomorrow| day > tomorrow)

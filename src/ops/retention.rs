@@ -1,7 +1,7 @@
 //! Removes the restore points that a policy does not keep.
 //!
-//! The plan is data: a decision about each restore point. Nothing is removed unless the newest restore
-//! point can be given back, and none upon which another stands that stays.
+//! The plan is data: a decision about each restore point. Nothing is removed unless the newest
+//! restore point can be restored, and no restore point on which a kept one depends.
 
 use jiff::Zoned;
 
@@ -19,19 +19,20 @@ mod plan;
 pub use crate::model::retention::{Decision, KeepReason, Policy, PolicyError, Quota, Rule, Within};
 pub use after_backup::{RetentionOutcome, RetentionPreview};
 pub(super) use after_backup::{after_backup, preview_after};
-pub use plan::{NextPoint, Obstacle, PlannedPoint, RetentionPlan, plan, plan_after};
+use plan::{NextPoint, plan, plan_after};
+pub use plan::{Obstacle, PlannedPoint, RetentionPlan};
 
-/// What was removed, and what ended it early.
+/// The removed restore points, and the error that ended the removal early.
 #[derive(Debug, Default)]
 pub struct Removed {
-    /// The ids, in the order in which they went.
+    /// The ids, in the order of removal.
     pub ids: Vec<String>,
-    /// Why the rest of the plan was not carried out.
+    /// The reason why the rest of the plan was not carried out.
     pub failure: Option<Error>,
 }
 
-/// Carries a plan out, under the lock and on the history under which it was made.
-pub fn carry_out(
+/// Carries out a plan, with the lock and the history with which it was made.
+pub(super) fn carry_out(
     domain: &str,
     locked: &dyn DomainWriter,
     history: &History,
@@ -55,37 +56,37 @@ pub fn carry_out(
     removed
 }
 
-/// What a prune by policy works with.
+/// The context of a prune by policy.
 pub struct Means<'a> {
-    /// Where restore points are kept.
+    /// The repository.
     pub repo: &'a dyn Repository,
-    /// Now, in the local time zone.
+    /// The current time in the local time zone.
     pub now: Zoned,
-    /// Whom to tell.
+    /// Receives progress and findings.
     pub monitor: &'a dyn Monitor,
-    /// The wish to stop. What has begun is finished first.
+    /// A request to stop. The removal of the current restore point is finished first.
     pub stop: &'a Stop,
 }
 
-/// What a prune by policy is to do.
+/// The options of a prune by policy.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What is to stay.
+    /// The policy that decides which restore points stay.
     pub policy: Policy,
     /// How long to wait for another run that writes to the domain's folder.
     pub wait: std::time::Duration,
 }
 
-/// What a prune by policy did, or would do.
+/// The result of a prune by policy, or of its dry run.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What was decided.
+    /// The decisions.
     pub plan: RetentionPlan,
-    /// What was removed; `None` for a dry run.
+    /// The removed restore points; `None` for a dry run.
     pub removed: Option<Removed>,
-    /// The run that writes to the domain's folder now, for a dry run: a prune would be refused.
+    /// For a dry run: the run that writes to the domain's folder now, so a prune would be refused.
     pub writer: Option<String>,
-    /// What is worth telling.
+    /// The findings.
     pub findings: Vec<Finding>,
 }
 
@@ -103,11 +104,11 @@ impl Judged for Outcome {
     }
 }
 
-/// Removes the restore points of the domain that the policy does not keep.
+/// Removes the restore points of a domain that the policy does not keep.
 ///
 /// # Errors
-/// The policy is empty, the domain has no restore points, or its folder cannot be locked or read. A
-/// removal that fails is in the outcome.
+/// The policy is empty, the domain has no restore points, or its folder cannot be locked or read.
+/// The outcome reports a failed removal.
 pub fn prune(domain: &str, means: &Means<'_>, options: &Options) -> Result<Outcome> {
     monitor::noting(means.monitor, |monitor| {
         let repository = open(domain, means, options)?;
@@ -122,7 +123,7 @@ pub fn prune(domain: &str, means: &Means<'_>, options: &Options) -> Result<Outco
         let plan = plan(&history, &options.policy, &means.now);
         findings.extend(report(domain, &history, &plan, monitor));
         let removed = carry_out(domain, locked.as_ref(), &history, &plan, &means.now, means.stop);
-        // Of what has gone nothing needs to be known; that it is still known does no harm.
+        // Records of removed restore points are useless but harmless, so a failure does not matter.
         let _ = repository.forget_removed();
         Ok(Outcome {
             plan,
@@ -133,7 +134,7 @@ pub fn prune(domain: &str, means: &Means<'_>, options: &Options) -> Result<Outco
     })
 }
 
-/// Tells what a prune would do, and does nothing.
+/// Plans a prune without doing anything.
 ///
 /// # Errors
 /// As [`prune`], except for the lock.
@@ -150,7 +151,7 @@ pub fn preview(domain: &str, means: &Means<'_>, options: &Options) -> Result<Out
     })
 }
 
-/// The domain's part of the repository, if there is anything to prune and a policy to do it by.
+/// Opens the domain's part of the repository. Fails without restore points or with an empty policy.
 fn open(domain: &str, means: &Means<'_>, options: &Options) -> Result<Box<dyn DomainRepository>> {
     if options.policy.is_empty() {
         return Err(Error::of(domain, Cause::Usage(EMPTY_POLICY.to_owned())));
@@ -164,22 +165,22 @@ fn open(domain: &str, means: &Means<'_>, options: &Options) -> Result<Box<dyn Do
     }
 }
 
-/// What an empty policy is told.
-pub const EMPTY_POLICY: &str = "the policy keeps nothing: give at least one --keep-… above 0";
+/// The message for an empty policy.
+pub(crate) const EMPTY_POLICY: &str = "the policy keeps nothing: give at least one --keep-… above 0";
 
 fn finished(domain: &str, location: &str, monitor: &dyn Monitor) -> Finding {
-    let what = format!("removed what an interrupted removal had left of {location}");
+    let what = format!("removed the leftovers of an interrupted removal: {location}");
     let finding = Finding::new("removal-finished", what);
-    tell(domain, &finding, monitor);
+    notify(domain, &finding, monitor);
     finding
 }
 
-/// What is worth telling of a domain that is pruned: what is wrong with its folder, and what holds
-/// back the restore points of domains that had its name before.
+/// Reports findings about a pruned domain: problems with its folder, and the reasons why nothing is
+/// removed, also for earlier domains of its name.
 fn report(domain: &str, history: &History, plan: &RetentionPlan, monitor: &dyn Monitor) -> Vec<Finding> {
     let earlier = plan.earlier_obstacles.iter().map(|(uuid, obstacle)| {
         let what = format!(
-            "nothing is removed of the earlier domain of that name with UUID {uuid}: {}",
+            "nothing is removed of the earlier domain with this name and UUID {uuid}: {}",
             obstacle.sentence()
         );
         Finding::new("earlier-domain-held-back", what)
@@ -190,10 +191,12 @@ fn report(domain: &str, history: &History, plan: &RetentionPlan, monitor: &dyn M
     });
     let of_history = history.findings.iter().cloned().chain(history.damage());
     let findings: Vec<Finding> = held_back.chain(of_history).chain(earlier).collect();
-    findings.iter().for_each(|finding| tell(domain, finding, monitor));
+    findings
+        .iter()
+        .for_each(|finding| notify(domain, finding, monitor));
     findings
 }
 
-fn tell(domain: &str, finding: &Finding, monitor: &dyn Monitor) {
+fn notify(domain: &str, finding: &Finding, monitor: &dyn Monitor) {
     monitor.event(Event::Found { domain, finding });
 }

@@ -1,4 +1,4 @@
-//! One grouping per domain: another one is refused before anything starts, unless forced.
+//! Each domain has one grouping: another one is refused before anything starts, unless forced.
 
 use std::fs;
 
@@ -38,7 +38,7 @@ fn forced(group_by: GroupBy) -> Options {
     }
 }
 
-/// Backup and dry run are refused alike, and nothing is made.
+/// Checks that a backup and its dry run are refused with the same error and create nothing.
 fn refused(lab: &mut Lab, group_by: GroupBy) -> Error {
     let before = tree(lab.folder.path());
     let error = lab
@@ -60,14 +60,14 @@ fn another_grouping_is_refused_before_anything_is_begun() {
     let error = refused(&mut lab, GroupBy::Quarter);
     assert_eq!(
         error.to_string(),
-        "domain 'vm1': its backups are grouped by month (the newest lies in vmsnap-backup-monthly-2026-11): a backup by quarter \
-         would begin a second chain beside them"
+        "domain 'vm1': its backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11); a backup grouped by \
+         quarter would start a second chain"
     );
     assert_eq!(
         error.hint().as_deref(),
         Some(
-            "--group-by month goes on with those backups; --force begins a second chain with a full backup, and the two live side by \
-             side: each is pruned by its own grouping only"
+            "--group-by month continues those backups; --force begins a second chain with a full backup beside the first: each \
+             chain is pruned by its own grouping only"
         )
     );
     let failed = [Turn::new("vm1", Duration::ZERO, Err(error))];
@@ -95,7 +95,7 @@ fn forced_grouping_continues_beside_the_other_chain() {
         (first.level, first.period.as_str()),
         (Level::Full, "vmsnap-backup-yearly-2026")
     );
-    // Now that is the newest.
+    // The new grouping is now that of the newest restore point.
     let second = lab
         .backup_with("vm1", &by(GroupBy::Year))
         .expect("it goes on")
@@ -185,9 +185,8 @@ fn scrub_plan(lab: &Lab, group_by: GroupBy) -> ScrubPlan {
     scrub::preview("vm1", &means, &options).expect("a plan")
 }
 
-const REFUSED: &str = "its backups are grouped by month (the newest lies in vmsnap-backup-monthly-2026-11): a backup by quarter \
-    would begin a second chain beside them, so it is refused without --force; --group-by month shows what the next backup of \
-    that chain will be";
+const REFUSED: &str = "its backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11); a backup grouped by quarter \
+    would start a second chain, so the backup needs --force; --group-by month shows the next backup of the existing chain";
 
 #[test]
 fn status_announces_no_backup_that_would_be_refused() {

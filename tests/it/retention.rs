@@ -1,4 +1,4 @@
-//! What a policy removes, what it keeps, and what forbids it.
+//! Retention by policy: removals, kept restore points, and obstacles.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -21,7 +21,7 @@ fn last(number: u32) -> Policy {
     Policy::default().with(Rule::Last, Quota::AtMost(number))
 }
 
-/// What every restore point has to give back.
+/// The content of `vda` in every restore point, with the id.
 type Moments = Vec<(String, Vec<u8>)>;
 
 /// Two chains: three restore points of October, three of November.
@@ -73,7 +73,7 @@ fn removed(outcome: &Outcome) -> &[String] {
     &removed.ids
 }
 
-/// Those that are there, each of which gives back its moment.
+/// The numbers of the restore points that exist. Checks that each restores its content.
 fn there(lab: &Lab, moments: &Moments) -> Vec<usize> {
     let history = lab.history("vm1");
     assert!(history.findings.is_empty(), "{:?}", history.findings);
@@ -163,7 +163,7 @@ fn a_policy_after_a_backup_does_what_its_dry_run_said() {
 }
 
 #[test]
-fn nothing_goes_when_the_backup_fails_or_is_partial() {
+fn nothing_goes_when_the_backup_fails() {
     let (mut lab, moments) = lab();
     let keeping = BackupOptions {
         keep: Some(last(1)),
@@ -174,6 +174,40 @@ fn nothing_goes_when_the_backup_fails_or_is_partial() {
     lab.backup_with("vm1", &keeping).expect_err("the export breaks");
     lab.host.fail_reads_after(None);
     assert_eq!(there(&lab, &moments), [0, 1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn nothing_goes_when_the_newest_is_partial() {
+    let (mut lab, moments) = lab();
+    lab.host.change("vm1", |domain| {
+        let mut other = domain.disks[0].clone();
+        other.target = "vdb".into();
+        other.transient = true;
+        domain.disks.push(other);
+    });
+    let keeping = BackupOptions {
+        keep: Some(last(1)),
+        ..Lab::options()
+    };
+    let why = "the backup is partial, and older restore points may hold the missing disk";
+    let context = lab.context(&lab.recorder);
+    let preview = backup::preview("vm1", &context, &keeping).expect("a plan");
+    assert_eq!(preview.retention, Some(RetentionPreview::Keep(why.to_owned())));
+    let outcome = lab.backup_with("vm1", &keeping).expect("vda is saved");
+    assert!(outcome.point.is_partial());
+    assert_eq!(outcome.retention, Some(RetentionOutcome::Kept(why.to_owned())));
+    // A later prune is held back too, until a complete backup is the newest.
+    let outcome = pruned(&lab, last(1)).expect("a result");
+    assert_eq!(removed(&outcome), [""; 0]);
+    let partial = lab.latest("vm1");
+    assert_eq!(outcome.plan.obstacle, Some(Obstacle::Partial { id: partial }));
+    assert!(!outcome.faults().is_empty(), "the prune is not a success");
+    assert_eq!(there(&lab, &moments), [0, 1, 2, 3, 4, 5]);
+    lab.host.change("vm1", |domain| domain.disks.truncate(1));
+    lab.backup("vm1").expect("a complete backup");
+    let outcome = pruned(&lab, last(1)).expect("pruned");
+    assert_eq!(removed(&outcome).len(), 3);
+    assert_eq!(there(&lab, &moments), [3, 4, 5]);
 }
 
 #[test]
@@ -265,7 +299,7 @@ fn a_domain_made_anew_is_judged_by_itself() {
 }
 
 #[test]
-fn a_removed_point_is_told_from_a_lost_one() {
+fn a_removed_point_is_no_lost_point() {
     let (lab, moments) = lab();
     pruned(&lab, last(3)).expect("pruned");
     let error = lab.restored("vm1", &moments[0].0, "vda").expect_err("it is gone");
@@ -327,7 +361,7 @@ fn a_checkpoint_of_a_removed_point_is_retired_later() {
         let checkpoints = lab.host.checkpoints(&vm1).expect("they are listed");
         checkpoints.iter().any(|found| found.name == october)
     };
-    // No manifest names the checkpoint any more, and yet it is known as ours.
+    // No manifest names the checkpoint, but the record of removed restore points does.
     assert_eq!(removed(&pruned(&lab, last(1)).expect("pruned")).len(), 1);
     assert!(has_it(&lab));
     assert!(

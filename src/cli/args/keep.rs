@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::ops::retention::{Policy, Quota, Rule, Within};
 
-/// What is to stay; the words and rules are restic's.
+/// The policy; words and rules are those of restic.
 #[derive(Debug, Args)]
 pub struct KeepArgs {
     /// Keep the newest N restore points (unlimited or -1: all, as for the other rules)
@@ -61,14 +61,14 @@ pub struct KeepArgs {
     )]
     pub keep_yearly: Option<Quota>,
 
-    /// Keep everything of this time before the newest restore point: 14d, 1y6m2w7d12h (m are months)
+    /// Keep everything of this time before the newest restore point: 14d, 1y6m2w7d12h (m: months)
     #[arg(help_heading = "What to keep", long, value_name = "DURATION")]
     pub keep_within: Option<Within>,
 }
 
 impl KeepArgs {
     /// The policy; `None` if no switch is given.
-    pub fn policy(&self) -> Option<Policy> {
+    pub(crate) fn policy(&self) -> Option<Policy> {
         let quotas = [
             self.keep_last,
             self.keep_hourly,

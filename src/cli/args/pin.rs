@@ -13,7 +13,7 @@ pub struct PinArgs {
     #[command(flatten)]
     pub point: PinnedArgs,
 
-    /// Why it is to stay; shown by `vmsnap list`
+    /// The reason, shown by `vmsnap list`
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub note: String,
 }
@@ -39,7 +39,7 @@ pub struct PinnedArgs {
     #[arg(value_name = "ID")]
     pub id: String,
 
-    /// Where the restore points are.
+    /// The repository.
     #[command(flatten)]
     pub repository: RepositoryArgs,
 

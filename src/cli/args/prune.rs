@@ -15,15 +15,15 @@ pub struct PruneArgs {
     #[command(flatten)]
     pub domains: DomainArgs,
 
-    /// Where the restore points are.
+    /// The repository.
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// What is to stay.
+    /// The policy.
     #[command(flatten)]
     pub keep: KeepArgs,
 
-    /// Show what would stay, what would go, and why; remove nothing
+    /// Show each decision and its reason; remove nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 

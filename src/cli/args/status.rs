@@ -13,7 +13,7 @@ use super::shared::{ConnectArgs, DomainArgs, flag_of_env, path_or_empty};
   vmsnap status vm1 --output /backups --pretty  with the backup folder and the next backup
   vmsnap status --machine --json                one line for monitoring")]
 pub struct StatusArgs {
-    /// Which domains.
+    /// The domains to work on.
     #[command(flatten)]
     pub domains: DomainArgs,
 
@@ -32,11 +32,11 @@ pub struct StatusArgs {
     #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]
     pub group_by: String,
 
-    /// Disk that backups leave out, as for vmsnap backup
+    /// Assume that backups leave out this disk (as in vmsnap backup)
     #[arg(long, value_name = "DISK", env = "VMSNAP_EXCLUDE_DISK")]
     pub exclude_disk: Vec<String>,
 
-    /// Backups save encrypted disks as plain text, as for vmsnap backup
+    /// Assume that backups use --store-decrypted
     #[arg(long, alias = "storeDecrypted", env = "VMSNAP_STORE_DECRYPTED", value_parser = flag_of_env)]
     pub store_decrypted: bool,
 
@@ -44,7 +44,7 @@ pub struct StatusArgs {
     #[arg(long, hide = true)]
     pub no_store_decrypted: bool,
 
-    /// Which hypervisor.
+    /// The hypervisor to connect to.
     #[command(flatten)]
     pub connect: ConnectArgs,
 
@@ -56,7 +56,7 @@ pub struct StatusArgs {
     #[arg(long, alias = "yml", help_heading = "Output")]
     pub yaml: bool,
 
-    /// JSON on one line; JSON and YAML without a frame
+    /// Print JSON on one line, and JSON and YAML without title and separator lines
     #[arg(long, help_heading = "Output")]
     pub machine: bool,
 

@@ -3,21 +3,22 @@
 use clap::builder::ArgAction;
 use clap::{Arg, Command};
 
-/// The commands of the Node program, each of which is also a switch of it.
+/// The commands of the Node program, where each is a switch.
 pub(super) const COMMANDS: [&str; 3] = ["status", "backup", "scrub"];
 
-/// What follows a switch.
+/// The kind of value that a switch takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Nothing, or `=true` or `=false`.
     Flag,
-    /// The same, and it counts how often.
+    /// Like a flag, but the number of times counts.
     Count,
     /// A value.
     Value,
 }
 
-/// The switches of the Node program, with the commands on which they have an effect. Its other commands accept and ignore them.
+/// The switches of the Node program, with the commands on which they have an effect. Its other
+/// commands accept and ignore them.
 pub(super) const SWITCHES: [(&str, Kind, &[&str]); 17] = [
     ("domains", Kind::Value, &COMMANDS),
     ("output", Kind::Value, &COMMANDS),
@@ -38,7 +39,7 @@ pub(super) const SWITCHES: [(&str, Kind, &[&str]); 17] = [
     ("socketfile", Kind::Value, &["backup"]),
 ];
 
-/// `groupBy` as `group-by`.
+/// Converts camel case to kebab case: `groupBy` becomes `group-by`.
 pub(super) fn kebab(name: &str) -> String {
     let mut text = String::with_capacity(name.len());
     for character in name.chars() {
@@ -62,7 +63,7 @@ pub(super) fn kind(arg: &Arg) -> Kind {
     }
 }
 
-/// What follows the switch of this name, whatever the command.
+/// Returns the kind of value of the switch with this name in any command.
 pub(super) fn kind_of(name: &str, grammar: &Command) -> Option<Kind> {
     if COMMANDS.contains(&name) {
         return Some(Kind::Flag);

@@ -166,17 +166,21 @@ impl Run<'_> {
     }
 }
 
-/// Prints the domains that lack a disk again at the end if there are several domains.
+/// If there are several domains, repeats at the end which of them lack a disk.
 fn tell_left_out(done: &[Turn<Outcome>]) {
     if done.len() < 2 {
         return;
     }
     for (kinds, level, what) in [
-        (&UNASKED[..], Level::Notice, "partial, without"),
+        (
+            &UNASKED[..],
+            Level::Notice,
+            "backups are partial; disks not saved",
+        ),
         (
             &[Kind::Raw],
             Level::Info,
-            "without their raw disks (--raw saves them too)",
+            "domains were saved without their raw disks (--raw saves them too)",
         ),
     ] {
         let lacking: Vec<String> = done.iter().filter_map(|done| shown::lacks(done, kinds)).collect();
@@ -190,7 +194,7 @@ fn tell_left_out(done: &[Turn<Outcome>]) {
     }
 }
 
-/// Logs a success. Without a journal or a JSON log the user reads it on stdout only.
+/// Logs a successful backup if log entries have fields; otherwise stdout alone reports it.
 fn tell_success(turn: &Turn<Outcome>) {
     if let (Ok(outcome), true) = (&turn.result, log::has_fields()) {
         let point = &outcome.point;

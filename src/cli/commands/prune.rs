@@ -18,8 +18,8 @@ use crate::ops::each::{Each, Turn};
 use crate::ops::monitor::Ending;
 use crate::ops::retention::{EMPTY_POLICY, Means, Options, Outcome, Policy, preview, prune};
 
-/// Removes what the policy does not keep of the given domains, or of all in the repository. A failure
-/// does not stop the others.
+/// Removes the restore points that the policy does not keep, of the given domains or of all in the
+/// repository. A failure does not stop the others.
 pub fn run(args: &PruneArgs, stop: &Stop) -> CommandResult {
     let policy = args.keep.policy().unwrap_or_default();
     let options = Options {
@@ -79,7 +79,7 @@ pub fn run(args: &PruneArgs, stop: &Stop) -> CommandResult {
     Ok(code)
 }
 
-/// The policy, unless it would keep nothing.
+/// Refuses a policy that keeps nothing.
 pub(super) fn not_empty(policy: Policy) -> Result<Policy, Refusal> {
     match policy.is_empty() {
         true => Err(Refusal::new(ExitCode::Usage, EMPTY_POLICY)),

@@ -1,4 +1,4 @@
-//! What `vmsnap verify --compare-live` shows.
+//! The output of `vmsnap verify --compare-live`.
 
 use serde::Serialize;
 
@@ -9,26 +9,31 @@ use crate::model::text::shown;
 use crate::ops::compare::{Meaning, Outcome, Verdict};
 use crate::ops::each::Turn;
 
-/// What a comparison with a domain found, in lines that a person reads.
+/// The lines about the comparison of a domain.
 pub fn lines(domain: &str, outcome: &Outcome) -> String {
     let domain = shown(domain);
     let mut text = String::new();
     for disk in &outcome.disks {
         let target = shown(&disk.target);
-        let of = format!(
-            "{} of {} clusters unchanged since {}",
-            disk.compared, disk.unchanged, disk.point
-        );
         if disk.differing == 0 {
-            push_line(&mut text, &format!("{domain}: disk {target}: the same in {of}"));
+            push_line(
+                &mut text,
+                &format!(
+                    "{domain}: disk {target}: no difference in {} of the {} clusters that the bitmap marks as unchanged since {}",
+                    disk.compared, disk.unchanged, disk.point
+                ),
+            );
         } else {
             let places: Vec<String> = disk.places.iter().map(u64::to_string).collect();
             push_line(
                 &mut text,
                 &format!(
-                    "{domain}: disk {target}: {} DIFFER of {of}, at {}{}: a bitmap has missed a write, or the restore point is damaged \
-                 (`vmsnap verify` finds out); {}",
+                    "{domain}: disk {target}: {} of {} compared clusters DIFFER from {} although the bitmap marks them as \
+                     unchanged (offsets {}{}): a bitmap has missed a write, or the restore point is damaged \
+                     (run `vmsnap verify` to find out which); {}",
                     disk.differing,
+                    disk.compared,
+                    disk.point,
                     places.join(", "),
                     if disk.differing > places.len() as u64 {
                         ", …"
@@ -55,13 +60,13 @@ pub fn lines(domain: &str, outcome: &Outcome) -> String {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum ComparedDomain<'a> {
-    /// What was found.
+    /// The results.
     Compared(ComparedPart<'a>),
-    /// Why nothing was compared.
+    /// The error, if nothing was compared.
     Failed(FailedDomain<'a>),
 }
 
-/// What a comparison found.
+/// The results of a comparison.
 #[derive(Debug, Serialize)]
 pub struct ComparedPart<'a> {
     pub(super) domain: Text<'a>,
@@ -74,7 +79,7 @@ pub struct ComparedPart<'a> {
 /// A disk that was compared.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ComparedDiskPart<'a> {
+pub(crate) struct ComparedDiskPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) restore_point: Text<'a>,
     pub(super) unchanged_clusters: u64,
@@ -85,7 +90,7 @@ pub struct ComparedDiskPart<'a> {
 
 /// A disk that was not compared.
 #[derive(Debug, Serialize)]
-pub struct UncomparedPart<'a> {
+pub(crate) struct UncomparedPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) meaning: &'static str,
     pub(super) why: Text<'a>,

@@ -1,4 +1,4 @@
-//! What `vmsnap pin` and `vmsnap unpin` show, and the pins that `vmsnap list` shows.
+//! The report of `vmsnap pin` and `vmsnap unpin`, and the pins in the report of `vmsnap list`.
 
 use serde::Serialize;
 
@@ -12,7 +12,7 @@ use crate::ops::pin::Outcome;
 
 /// A pin in a document.
 #[derive(Debug, Serialize)]
-pub struct PinPart<'a> {
+pub(crate) struct PinPart<'a> {
     pub(super) since: Option<Text<'a>>,
     pub(super) note: Text<'a>,
 }
@@ -26,10 +26,10 @@ impl<'a> PinPart<'a> {
     }
 }
 
-/// The document of a pin that was set or removed.
+/// The document of a successful pin or unpin.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PinDocument<'a> {
+pub(crate) struct PinDocument<'a> {
     pub(super) schema: u32,
     pub(super) domain: Text<'a>,
     pub(super) restore_point: Text<'a>,
@@ -37,16 +37,16 @@ pub struct PinDocument<'a> {
     pub(super) pin: Option<PinPart<'a>>,
 }
 
-/// The document of a pin that could not be set or removed.
+/// The document of a failed pin or unpin.
 #[derive(Debug, Serialize)]
-pub struct FailedPin<'a> {
+pub(crate) struct FailedPin<'a> {
     pub(super) schema: u32,
     #[serde(flatten)]
     pub(super) failed: FailedDomain<'a>,
 }
 
-/// What was done.
-pub fn document<'a>(domain: &'a str, outcome: &'a Outcome) -> PinDocument<'a> {
+/// The document of a change to a pin.
+pub(crate) fn document<'a>(domain: &'a str, outcome: &'a Outcome) -> PinDocument<'a> {
     PinDocument {
         schema: 1,
         domain: Text::from(domain),
@@ -56,16 +56,16 @@ pub fn document<'a>(domain: &'a str, outcome: &'a Outcome) -> PinDocument<'a> {
     }
 }
 
-/// Why nothing was done.
-pub fn failed_document(error: &Error) -> FailedPin<'_> {
+/// The document of a failure.
+pub(crate) fn failed_document(error: &Error) -> FailedPin<'_> {
     FailedPin {
         schema: 1,
         failed: FailedDomain::of(error, Ending::Failed),
     }
 }
 
-/// What was done, in a line.
-pub fn text(domain: &str, outcome: &Outcome) -> String {
+/// The line about a change to a pin.
+pub(crate) fn text(domain: &str, outcome: &Outcome) -> String {
     let domain = shown(domain);
     let id = &outcome.id;
     line(&match (&outcome.pin, outcome.was_pinned) {
@@ -75,7 +75,7 @@ pub fn text(domain: &str, outcome: &Outcome) -> String {
     })
 }
 
-/// That a restore point is pinned, and why.
+/// The pin as a sentence, with its note.
 pub(super) fn sentence(pin: &Pin) -> String {
     match pin.note.as_str() {
         "" => "pinned".to_owned(),

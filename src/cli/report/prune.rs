@@ -1,4 +1,4 @@
-//! What `vmsnap prune` shows, and what a backup shows of a policy.
+//! The report of `vmsnap prune`, and the part about a policy in the report of a backup.
 
 use serde::Serialize;
 
@@ -14,7 +14,7 @@ use crate::ops::retention::{
 };
 
 /// The lines about a domain; none if nothing was decided.
-pub fn lines(turn: &Turn<Outcome>) -> String {
+pub(crate) fn lines(turn: &Turn<Outcome>) -> String {
     let Ok(outcome) = &turn.result else {
         return String::new();
     };
@@ -51,7 +51,7 @@ pub fn lines(turn: &Turn<Outcome>) -> String {
     text
 }
 
-/// How many restore points of how many.
+/// The number of restore points out of all, in words.
 fn of_all(verb: &str, count: usize, plan: &RetentionPlan) -> String {
     let all = plan.points.len();
     let points = if all == 1 { "point" } else { "points" };
@@ -122,7 +122,7 @@ fn reason(reason: &KeepReason) -> String {
     }
 }
 
-/// The line about a policy, after that about a backup.
+/// The line about a policy, after the line about the backup.
 pub(super) fn backup_line(domain: &str, outcome: &RetentionOutcome) -> String {
     let domain = shown(domain);
     line(&match outcome {
@@ -144,7 +144,7 @@ pub(super) fn backup_line(domain: &str, outcome: &RetentionOutcome) -> String {
     })
 }
 
-/// What a dry run of a backup shows of a policy.
+/// The lines about a policy in the dry run of a backup.
 pub(super) fn preview_lines(preview: &RetentionPreview) -> Vec<String> {
     let plan = match preview {
         RetentionPreview::Keep(why) => return vec![format!("remove nothing: {why}")],
@@ -158,26 +158,26 @@ pub(super) fn preview_lines(preview: &RetentionPreview) -> Vec<String> {
     match (&plan.obstacle, lines.is_empty()) {
         (Some(obstacle), _) => vec![format!("remove nothing: {}", obstacle.sentence())],
         (None, true) => {
-            vec!["remove nothing: the policy keeps all, or kept restore points need them".to_owned()]
+            vec!["remove nothing: all restore points are kept or needed".to_owned()]
         }
         (None, false) => lines,
     }
 }
 
-/// What a policy does with a domain's restore points, in a document.
+/// The decisions and removals of a policy for a domain, in a document.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct RetentionPart<'a> {
+pub(crate) struct RetentionPart<'a> {
     pub(super) restore_points: Vec<DecisionPart<'a>>,
     pub(super) removed: Vec<Text<'a>>,
     pub(super) freed_bytes: u64,
     pub(super) held_back: Option<Text<'a>>,
 }
 
-/// What becomes of a restore point.
+/// The decision about a restore point.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct DecisionPart<'a> {
+pub(crate) struct DecisionPart<'a> {
     pub(super) id: Text<'a>,
     pub(super) time: Text<'a>,
     pub(super) level: &'static str,
@@ -188,7 +188,7 @@ pub struct DecisionPart<'a> {
 }
 
 impl<'a> RetentionPart<'a> {
-    /// A plan, and what of it was removed; `None` for a dry run.
+    /// A plan with the ids of removed restore points; `None` for a dry run.
     fn of(plan: &'a RetentionPlan, removed: Option<&'a [String]>) -> Self {
         RetentionPart {
             restore_points: plan.points.iter().map(decision_part).collect(),
@@ -225,9 +225,9 @@ fn decision_part(planned: &PlannedPoint) -> DecisionPart<'_> {
     }
 }
 
-/// What a policy did after a backup, in a document.
+/// The result of a policy after a backup, in a document.
 #[derive(Debug, Serialize)]
-pub struct AppliedPart<'a> {
+pub(crate) struct AppliedPart<'a> {
     #[serde(flatten)]
     pub(super) retention: RetentionPart<'a>,
     pub(super) error: Option<Text<'a>>,
@@ -257,7 +257,7 @@ impl<'a> AppliedPart<'a> {
 /// A domain in the document of a prune.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PrunedDomain<'a> {
+pub(crate) struct PrunedDomain<'a> {
     pub(super) domain: Text<'a>,
     pub(super) outcome: &'static str,
     #[serde(flatten)]
@@ -268,7 +268,7 @@ pub struct PrunedDomain<'a> {
 }
 
 /// The outcome of every domain.
-pub fn document<'a>(
+pub(crate) fn document<'a>(
     turns: &'a [Turn<Outcome>],
     unmatched: &'a [String],
     code: ExitCode,

@@ -1,4 +1,4 @@
-//! How many restore points are to stay, and for how long.
+//! The policy: how many restore points stay, and for how long.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use jiff::{Span, Timestamp, Zoned};
 /// A rule that keeps restore points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// The newest ones, whenever they were made.
+    /// The newest ones, regardless of their times.
     Last,
     /// One of each hour.
     Hourly,
@@ -33,7 +33,7 @@ impl Rule {
     ];
 
     /// The word in the name of its switch, as in `--keep-daily`.
-    pub fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Rule::Last => "last",
             Rule::Hourly => "hourly",
@@ -48,7 +48,7 @@ impl Rule {
 /// How many restore points a rule keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quota {
-    /// At most this number; 0 switches the rule off.
+    /// At most this number; 0 disables the rule.
     AtMost(u32),
     /// As many as there are.
     Unlimited,
@@ -61,12 +61,12 @@ impl Default for Quota {
 }
 
 impl Quota {
-    /// Whether it keeps nothing more.
-    pub fn is_empty(self) -> bool {
+    /// Whether it keeps no further restore point.
+    pub(crate) fn is_empty(self) -> bool {
         self == Quota::AtMost(0)
     }
 
-    /// What is left after it has kept one.
+    /// The remaining quota after it has kept one.
     pub(super) fn less_one(self) -> Quota {
         match self {
             Quota::AtMost(number) => Quota::AtMost(number.saturating_sub(1)),
@@ -105,12 +105,12 @@ pub struct Within {
 }
 
 impl Within {
-    /// The moment this long before another one; `None` if it is before all calendars.
+    /// The moment this long before another one; `None` if it is out of range.
     pub(super) fn before(self, moment: &Zoned) -> Option<Timestamp> {
         let span = Span::new().try_years(self.years).ok()?;
         let span = span.try_months(self.months).ok()?.try_days(self.days).ok()?;
         let earlier = moment.checked_sub(span).ok()?;
-        // Hours are real ones, whatever the clocks do.
+        // Hours are elapsed time, also across a change of the clocks.
         let hours = Span::new().try_hours(self.hours).ok()?;
         earlier.timestamp().checked_sub(hours).ok()
     }
@@ -166,45 +166,45 @@ impl fmt::Display for Within {
     }
 }
 
-/// Why a word of a policy is refused.
+/// The error for an invalid value in a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    /// A count is not one.
+    /// The count is invalid.
     #[error("expected a number, or 'unlimited' (-1)")]
     Count,
-    /// A duration is not one.
+    /// The duration is invalid.
     #[error("expected a time like 14d or 1y6m2w7d12h (y years, m months, w weeks, d days, h hours)")]
     Duration,
 }
 
-/// What is to stay of a domain's restore points.
+/// The rules that decide which of a domain's restore points stay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     quotas: [Quota; Rule::ALL.len()],
-    /// Everything of this span before the newest restore point stays.
+    /// Everything within this span before the newest restore point stays.
     pub within: Option<Within>,
 }
 
 impl Policy {
-    /// The same with this quota for a rule.
+    /// Sets the quota of a rule.
     pub fn with(mut self, rule: Rule, quota: Quota) -> Policy {
         self.quotas[rule as usize] = quota;
         self
     }
 
-    /// The same with this span; one of no length is no rule.
+    /// Sets the span; an empty span is no rule.
     pub fn with_within(mut self, within: Option<Within>) -> Policy {
         self.within = within.filter(|within| !within.is_zero());
         self
     }
 
-    /// How many restore points a rule keeps.
-    pub fn quota(&self, rule: Rule) -> Quota {
+    /// The quota of a rule.
+    pub(crate) fn quota(&self, rule: Rule) -> Quota {
         self.quotas[rule as usize]
     }
 
-    /// Whether it would keep nothing.
-    pub fn is_empty(&self) -> bool {
+    /// Whether it keeps nothing.
+    pub(crate) fn is_empty(&self) -> bool {
         self.within.is_none() && self.quotas.iter().all(|quota| quota.is_empty())
     }
 }

@@ -1,4 +1,5 @@
-//! Defines the domain of a restore point: its XML as it was, with the paths of the restored disks, and a new identity where the old one is taken.
+//! Defines the domain of a restore point: its XML as it was, with the paths of the restored disks,
+//! and a new identity if the old one is taken.
 
 use std::path::{Path, PathBuf};
 
@@ -15,12 +16,12 @@ use crate::ops::error::{Cause, Error, Result};
 use crate::ops::stored::StoredPoint;
 use crate::repo::SmallFile;
 
-/// A domain about to be defined.
+/// A domain to be defined.
 #[derive(Clone, Debug)]
 pub struct DefinePlan {
     /// Its name.
     pub name: String,
-    /// Its new UUID, when the old one is taken; its network cards get new addresses then too.
+    /// Its new UUID, if the old one is taken. Its network cards get new addresses then too.
     pub new_uuid: Option<String>,
     /// Its XML.
     pub xml: String,
@@ -29,23 +30,25 @@ pub struct DefinePlan {
 }
 
 impl DefinePlan {
-    /// The file of UEFI variables that has to be there before the domain is defined.
+    /// Returns the file of UEFI variables that has to exist before the domain is defined: path and
+    /// content.
     pub(super) fn nvram_content(&self) -> Option<(&Path, &[u8])> {
         let nvram = self.nvram.as_ref()?;
         Some((nvram.path.as_path(), nvram.content.as_deref()?))
     }
 }
 
-/// The UEFI variables of a domain about to be defined.
+/// The UEFI variables of a domain to be defined.
 #[derive(Clone, Debug)]
 pub struct NvramPlan {
-    /// Where they go.
+    /// The path of their new file.
     pub path: PathBuf,
-    /// What they are; without it libvirt makes fresh ones.
+    /// Their content; without it libvirt makes new ones.
     pub content: Option<Vec<u8>>,
 }
 
-/// Decides how the domain of a restore point would be defined with these disks. Small files go into `dir`.
+/// Plans the definition of the domain of a restore point with these disks. Small files go into
+/// `dir`.
 pub(super) fn plan(
     host: &dyn Host,
     stored: StoredPoint<'_>,
@@ -65,7 +68,7 @@ pub(super) fn plan(
         .map_err(|error| failed(error.into()))?;
     if name_taken {
         let what = format!(
-            "a domain named '{}' is defined; give another name with --name",
+            "a domain named '{}' is already defined; use --name to choose another name",
             shown(&name)
         );
         return Err(failed(Cause::Usage(what)));
@@ -98,7 +101,8 @@ pub(super) fn plan(
     };
     for disk in disks.iter().filter(|disk| !is_described(disk)) {
         let what = format!(
-            "disk {} was plugged in while the domain ran: its definition does not name it",
+            "disk {} was hot-plugged and is not in the domain's definition: it is restored, but the new domain will \
+             not have it",
             disk.target
         );
         findings.push(Finding::of_disk("disk-not-defined", &disk.target, what));
@@ -112,7 +116,7 @@ pub(super) fn plan(
     })
 }
 
-/// Where the UEFI variables of the new domain go. Never where those of the old one are.
+/// Decides where the UEFI variables of the new domain go: never into the file of the old domain.
 fn plan_nvram(
     stored: StoredPoint<'_>,
     described: &DomainDescription,
@@ -150,7 +154,8 @@ fn new_source(disk: &RestoredDisk) -> NewSource {
     }
 }
 
-/// Disks that the restore point does not hold keep their old sources: if the old domain is still there, both would use them.
+/// Returns the disks that the restore point does not hold. They keep their old sources. If the old
+/// domain still exists, both would use them.
 fn disks_left_alone<'a>(described: &'a DomainDescription, restored: &[RestoredDisk]) -> Vec<&'a Disk> {
     let is_left = |disk: &&Disk| {
         let is_drive = matches!(disk.device, Device::Cdrom | Device::Floppy);
@@ -164,14 +169,14 @@ fn left_alone(disk: &Disk, point: &RestorePoint) -> Finding {
     let left = point.left_out.iter().find(|left| left.disk == disk.target);
     let why = left.map_or_else(String::new, |left| format!(" ({})", shown(&left.reason)));
     let what = format!(
-        "disk {} is not in the restore point{why}: the domain names its old source and needs {}",
+        "disk {} is not in the restore point{why}: the defined domain still uses the old source and needs {}",
         disk.target,
         needs(disk)
     );
     Finding::of_disk("disk-not-restored", &disk.target, what)
 }
 
-/// What has to be on the host for a disk that keeps its source.
+/// Describes what the host has to provide for a disk that keeps its source.
 fn needs(disk: &Disk) -> String {
     let text = shown(&disk.source.text());
     let mut needs = match &disk.source {

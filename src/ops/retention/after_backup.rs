@@ -1,4 +1,4 @@
-//! Applies a policy after a backup: the backup has succeeded whatever comes of this.
+//! Applies a policy after a backup. A failure here does not make the backup fail.
 
 use super::{NextPoint, Policy, Removed, RetentionPlan, carry_out, plan, plan_after};
 use crate::model::text::with_sources;
@@ -6,37 +6,37 @@ use crate::ops::Context;
 use crate::ops::reconcile::Reconciliation;
 use crate::repo::{DomainRepository, DomainWriter, History};
 
-/// What a policy did after a backup.
+/// The result of a policy after a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RetentionOutcome {
-    /// It was applied.
+    /// The policy was applied.
     Applied {
-        /// What was decided.
+        /// The decisions.
         plan: RetentionPlan,
-        /// The ids of those that were removed, in the order in which they went.
+        /// The ids of the removed restore points, in the order of removal.
         removed: Vec<String>,
     },
-    /// Nothing was decided, for this reason.
+    /// The policy was not applied, for this reason.
     Kept(String),
-    /// It was not applied, or not to its end.
+    /// The policy could not be applied, or only in part.
     Failed {
-        /// The ids of those that were removed before.
+        /// The ids of the restore points that were removed before the failure.
         removed: Vec<String>,
-        /// Why not.
+        /// The reason.
         why: String,
     },
 }
 
-/// What a policy would do after a backup.
+/// The dry run of a policy after a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RetentionPreview {
-    /// What would be decided.
+    /// The decisions.
     Plan(RetentionPlan),
-    /// Nothing would be decided, for this reason.
+    /// The policy would not be applied, for this reason.
     Keep(String),
 }
 
-/// Applies a policy now that the domain's new restore point exists.
+/// Applies a policy after the domain's new restore point was committed.
 pub(in crate::ops) fn after_backup(
     domain: &str,
     repository: &dyn DomainRepository,
@@ -55,7 +55,7 @@ pub(in crate::ops) fn after_backup(
     };
     let plan = plan(&history, policy, &context.now);
     let Removed { ids, failure } = carry_out(domain, locked, &history, &plan, &context.now, &context.stop);
-    // Of what has gone nothing needs to be known; that it is still known does no harm.
+    // Records of removed restore points are useless but harmless, so a failure does not matter.
     let _ = repository.forget_removed();
     match failure {
         None => RetentionOutcome::Applied { plan, removed: ids },
@@ -66,7 +66,7 @@ pub(in crate::ops) fn after_backup(
     }
 }
 
-/// Tells what a policy would do once the planned backup is made.
+/// Plans what a policy would do after the planned backup.
 pub(in crate::ops) fn preview_after(
     history: &History,
     planned: &Reconciliation,

@@ -1,4 +1,4 @@
-//! Decides what a policy removes of a domain's restore points, and what forbids it. Pure.
+//! Decides which of a domain's restore points a policy removes, and what forbids it. Pure.
 
 use jiff::{Span, Zoned};
 
@@ -9,43 +9,43 @@ use crate::model::retention::{self, Candidate, Decision, KeepReason, Policy};
 use crate::repo::History;
 use crate::repo::history::REMOVALS_UNREADABLE;
 
-/// What retention would do with a domain's restore points.
+/// The decisions of a policy about a domain's restore points.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetentionPlan {
-    /// The restore points, in the order they were made.
+    /// The restore points, in the order of their commits.
     pub points: Vec<PlannedPoint>,
-    /// Why nothing is removed of the domain that has this name now.
+    /// Why nothing of the current domain of this name is removed.
     pub obstacle: Option<Obstacle>,
-    /// The same for domains that had the name before, each with its UUID.
+    /// The same for earlier domains of this name, each with its UUID.
     pub earlier_obstacles: Vec<(String, Obstacle)>,
 }
 
-/// What would become of a restore point.
+/// A restore point with the decision about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedPoint {
     /// The restore point.
     pub point: RestorePoint,
-    /// Bytes of its files.
+    /// The total size of its files, in bytes.
     pub size: u64,
-    /// What becomes of it.
+    /// The decision.
     pub decision: Decision,
 }
 
-/// Why no restore point of a domain may be removed, whatever the policy says.
+/// The reason why no restore point of a domain may be removed, whatever the policy keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// The newest restore point cannot be given back whole.
+    /// The newest restore point is not whole.
     NotWhole {
         /// Its id.
         id: String,
-        /// The first thing that is wrong with it.
+        /// Its first fault.
         fault: String,
     },
     /// A verification found the newest restore point damaged.
     Damaged {
         /// Its id.
         id: String,
-        /// What was found.
+        /// The damage.
         what: String,
     },
     /// The newest restore point lacks a disk that nobody asked to leave out.
@@ -53,48 +53,48 @@ pub enum Obstacle {
         /// Its id.
         id: String,
     },
-    /// A restore point cannot be read, so nobody knows upon which others it stands.
+    /// A restore point cannot be read, so its parents are unknown.
     Unreadable {
         /// Its id.
         id: String,
         /// A sentence that names its manifest.
         what: String,
     },
-    /// A restore point is of a day that has not come: the clock is wrong, or was then.
+    /// A restore point is dated in the future: the clock is or was wrong.
     Future {
         /// Its id.
         id: String,
     },
     /// The record of removed restore points cannot be read.
     NoRecord {
-        /// A sentence that names it.
+        /// A sentence that names the record.
         what: String,
     },
 }
 
 impl RetentionPlan {
-    /// The restore points that go, newest first: none goes before those that depend on it.
+    /// The restore points to remove, newest first, so that children precede their parents.
     pub fn removals(&self) -> impl Iterator<Item = &PlannedPoint> {
         let goes = |planned: &&PlannedPoint| planned.decision == Decision::Remove;
         self.points.iter().rev().filter(goes)
     }
 
-    /// Bytes that are freed.
-    pub fn freed(&self) -> u64 {
+    /// The total size of the files to remove, in bytes.
+    pub(crate) fn freed(&self) -> u64 {
         self.removals().map(|planned| planned.size).sum()
     }
 }
 
 /// A restore point that does not exist yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NextPoint {
+pub(super) struct NextPoint {
     /// The UUID of its domain.
     pub uuid: String,
     /// The folder of its period.
     pub period: String,
     /// The targets of its disks.
     pub disks: Vec<String>,
-    /// The ids of the restore points upon which it stands, or may stand.
+    /// The ids of the restore points on which it depends or may depend.
     pub parents: Vec<String>,
 }
 
@@ -117,13 +117,13 @@ impl NextPoint {
 }
 
 /// Decides what a policy removes now.
-pub fn plan(history: &History, policy: &Policy, now: &Zoned) -> RetentionPlan {
+pub(super) fn plan(history: &History, policy: &Policy, now: &Zoned) -> RetentionPlan {
     plan_after(history, policy, now, None)
 }
 
-/// Decides what a policy removes once the next restore point exists. The plan does not list that
-/// one.
-pub fn plan_after(
+/// Decides what a policy removes once the next restore point exists. The plan does not list the
+/// next restore point.
+pub(super) fn plan_after(
     history: &History,
     policy: &Policy,
     now: &Zoned,
@@ -143,7 +143,7 @@ pub fn plan_after(
     let newest = chains.latest_in_periods().map(|kept| &kept.point.uuid);
     let current = next.map(|next| &next.uuid).or(newest);
     for uuid in uuids(chains.in_periods()) {
-        // The next one will be the newest, and whole.
+        // The next restore point will be the newest, and it will be whole.
         let is_of_next = next.is_some_and(|next| next.uuid == *uuid);
         let own = || obstacle_of(history, uuid).filter(|_| !is_of_next);
         let obstacle = of_all.clone().or_else(own);
@@ -199,7 +199,7 @@ fn candidate(history: &History, kept: &KeptPoint) -> Candidate {
     }
 }
 
-/// What keeps every restore point from being removed.
+/// The obstacle for all restore points of this name.
 fn obstacle_of_all(history: &History, now: &Zoned) -> Option<Obstacle> {
     let chains = &history.chains;
     let unreadable = |finding: &&Finding| finding.code == REMOVALS_UNREADABLE;
@@ -208,7 +208,7 @@ fn obstacle_of_all(history: &History, now: &Zoned) -> Option<Obstacle> {
             what: finding.message.clone(),
         });
     }
-    // Nothing stands upon data that have gone.
+    // A restore point that is gone completely needs no parents.
     if let Some(lost) = chains.all_lost().find(|lost| !lost.is_gone) {
         return Some(Obstacle::Unreadable {
             id: lost.id.clone(),
@@ -222,7 +222,7 @@ fn obstacle_of_all(history: &History, now: &Zoned) -> Option<Obstacle> {
     })
 }
 
-/// What keeps the restore points of the domain with this UUID from being removed.
+/// The obstacle for the restore points of the domain with this UUID.
 fn obstacle_of(history: &History, uuid: &str) -> Option<Obstacle> {
     let chains = &history.chains;
     let newest = chains.in_periods().rev().find(|kept| kept.point.uuid == *uuid)?;
@@ -243,8 +243,8 @@ fn obstacle_of(history: &History, uuid: &str) -> Option<Obstacle> {
 }
 
 impl Obstacle {
-    /// Why nothing is removed, in a sentence.
-    pub fn sentence(&self) -> String {
+    /// The obstacle as a sentence.
+    pub(crate) fn sentence(&self) -> String {
         match self {
             Obstacle::NotWhole { id, fault } => {
                 format!("the newest restore point {id} is not whole: {fault}")
@@ -253,13 +253,13 @@ impl Obstacle {
                 format!("the newest restore point {id} is damaged: {what}")
             }
             Obstacle::Partial { id } => {
-                format!("the newest restore point {id} is partial: older ones may hold what it lacks")
+                format!("the newest restore point {id} is partial, and older ones may hold the missing disk")
             }
             Obstacle::Unreadable { id, what } => {
-                format!("restore point {id} cannot be read, so nobody knows what it needs: {what}")
+                format!("restore point {id} cannot be read, so its parents are unknown: {what}")
             }
             Obstacle::Future { id } => {
-                format!("restore point {id} is of a later day than today: the clock is wrong, or was then")
+                format!("restore point {id} is dated in the future: the clock is or was wrong")
             }
             Obstacle::NoRecord { what } => what.clone(),
         }

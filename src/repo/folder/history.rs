@@ -1,4 +1,4 @@
-//! Reads what a domain's folder holds: restore points, what is wrong with them, and what unfinished runs left.
+//! Reads a domain's folder: restore points, their problems, and leftovers of unfinished runs.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,7 +16,7 @@ use crate::repo::history::{History, Kept, Leftover, WRITTEN_BY_A_NEWER_VMSNAP};
 use crate::repo::manifest::Manifest;
 use crate::repo::{RepoError, Result};
 
-/// Reads a domain's folder. A folder that is not there holds nothing.
+/// Reads a domain's folder. A missing folder is empty.
 pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
     let proofs = Proofs::read(dir)?;
     let mut found = Found::default();
@@ -29,7 +29,8 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
             Ok(()) => read_period(&period_dir, domain, &period, &proofs)?,
             Err(what) => Found::of_finding("period-unreadable", what),
         };
-        // A period loses its name before its files: one that is being removed meanwhile has not lost some of them, it is not there.
+        // A period loses its name before its files. If it is being removed now, it has not lost
+        // files; it is no longer there.
         if !is_gone(&period_dir) {
             found.take(of_period);
         }
@@ -44,7 +45,7 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
     let is_there = |id: &str| history.kept.iter().any(|kept| kept.manifest.point.id == id);
     let unreadable: Vec<Finding> = proofs.findings(is_there).collect();
     history.findings.extend(unreadable);
-    // After the rest: what has been removed meanwhile is in it.
+    // Read last, so that it lists restore points that were removed while the others were read.
     let (removed, unreadable) = removed::read(dir)?;
     history.findings.extend(unreadable);
     history.chains = Chains::new(points).beside(lost).with_removed(removed);
@@ -60,13 +61,13 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
     Ok(history)
 }
 
-/// What was found before it is put in order.
+/// The content that was found, before it is put in order.
 #[derive(Default)]
 struct Found {
     history: History,
     points: Vec<KeptPoint>,
     lost: Vec<LostPoint>,
-    /// Those that were committed to a period and are not in its folder.
+    /// Restore points that were committed to a period and are not in its folder.
     gone: Vec<LostPoint>,
 }
 
@@ -77,14 +78,15 @@ impl Found {
         found
     }
 
-    /// A restore point of which nothing can be known.
+    /// Adds a restore point whose content is unknown.
     fn lose(&mut self, code: &str, lost: LostPoint) {
         let what = lost.what.clone();
         self.history.findings.push(Finding::new(code, what));
         self.lost.push(lost);
     }
 
-    /// Tells which restore points have gone. One that lies elsewhere is told there.
+    /// Reports the missing restore points. Skips those that were already reported as unreadable or
+    /// misnamed.
     fn miss(&mut self) {
         for gone in std::mem::take(&mut self.gone) {
             if !self.lost.iter().any(|lost| lost.id == gone.id) {
@@ -180,7 +182,8 @@ fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -
                     of_point.lose(code, lost);
                 }
             }
-            // One that is removed meanwhile loses its record and then its folder, before its files.
+            // A concurrent removal deletes the committed name first, then renames the folder, then
+            // deletes the files.
             if !is_gone(&point_dir) {
                 found.take(of_point);
             } else if is_recorded(period_dir, &folder) {
@@ -194,12 +197,13 @@ fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -
     Ok(found)
 }
 
-/// Whether it is still recorded that this folder was committed.
+/// Whether this folder is still recorded as committed.
 fn is_recorded(period_dir: &Path, folder: &str) -> bool {
     !is_gone(&committed::record(period_dir, folder))
 }
 
-/// The name under which a restore point was committed that calls itself unfinished now: nobody unfinished has one.
+/// The committed name of a restore point whose folder now has the name of an unfinished one.
+/// Unfinished restore points have no such name.
 fn finished_name(stem: &str, committed: &BTreeSet<String>) -> Option<String> {
     let names = [layout::FULL, layout::INCREMENTAL].map(|ending| format!("{stem}{ending}"));
     names.into_iter().find(|name| committed.contains(name))
@@ -209,7 +213,7 @@ fn misnamed(dir: &Path, id: &str, name: &str) -> LostPoint {
     LostPoint {
         id: id.to_owned(),
         what: format!(
-            "{} is a finished restore point under the name of an unfinished one: its name was {name}",
+            "committed restore point {} has the folder name of an unfinished one: rename it back to {name}",
             dir.display()
         ),
         is_newer: false,
@@ -217,13 +221,13 @@ fn misnamed(dir: &Path, id: &str, name: &str) -> LostPoint {
     }
 }
 
-/// A restore point that was committed and is not there.
+/// A restore point that was committed and is missing.
 fn gone(period_dir: &Path, folder: &str) -> Option<LostPoint> {
     let (id, _) = split_finished(folder)?;
     Some(LostPoint {
         id: id.to_owned(),
         what: format!(
-            "the whole restore point {} is missing (if it was removed on purpose, remove {} too)",
+            "restore point {} is missing (if it was removed on purpose, remove {} too)",
             period_dir.join(folder).display(),
             committed::record(period_dir, folder).display()
         ),
@@ -232,19 +236,19 @@ fn gone(period_dir: &Path, folder: &str) -> Option<LostPoint> {
     })
 }
 
-/// Whether it is a folder; if not, a sentence that names it.
+/// Checks that it is a folder; otherwise returns a sentence that names it.
 fn is_folder(path: &Path, entry: Entry) -> Result<std::result::Result<(), String>> {
     let shown = path.display();
     match entry {
         Entry::Folder => Ok(Ok(())),
-        Entry::LinkToNowhere => Ok(Err(format!("{shown} is a link that leads nowhere"))),
+        Entry::LinkToNowhere => Ok(Err(format!("{shown} is a dangling or circular link"))),
         Entry::NoFolder => Ok(Err(format!("{shown} is not a folder"))),
         Entry::Unknown(error) => Err(RepoError::io("look at", path)(error)),
     }
 }
 
-/// The ids of the restore points that are there, under whatever name and with whatever manifest, or that ought to be there. `None` where that
-/// cannot be known, as behind a link that leads nowhere, or where nothing is mounted now.
+/// The ids of the restore points that exist, under any name and with any manifest, or should exist.
+/// `None` if they cannot be known, as with a broken link or an unmounted file system.
 pub(super) fn ids_that_may_be_there(dir: &Path) -> Result<Option<BTreeSet<String>>> {
     let mut ids = BTreeSet::new();
     for (period, entry) in entries(dir)? {
@@ -256,7 +260,7 @@ pub(super) fn ids_that_may_be_there(dir: &Path) -> Result<Option<BTreeSet<String
             Entry::Folder => entries(&period_dir)?,
             _ => return Ok(None),
         };
-        // One that is pruned meanwhile loses its name first.
+        // A period that is pruned at the same time loses its name first.
         if there.is_empty() && !is_gone(&period_dir) {
             return Ok(None);
         }
@@ -271,7 +275,8 @@ pub(super) fn ids_that_may_be_there(dir: &Path) -> Result<Option<BTreeSet<String
     Ok(Some(ids))
 }
 
-/// The folders of periods that hold backups, also those of other programs or with restore points that cannot be read.
+/// The folders of periods that hold backups, including those of other programs and those with
+/// unreadable restore points.
 pub(super) fn used_periods(dir: &Path) -> Result<Vec<String>> {
     let mut used = Vec::new();
     for name in folder_names(dir)? {
@@ -283,25 +288,27 @@ pub(super) fn used_periods(dir: &Path) -> Result<Vec<String>> {
     Ok(used)
 }
 
-/// Whether a name in a period's folder is that of a finished restore point, or of a file of virtnbdbackup's.
+/// Whether a name in a period's folder is that of a finished restore point, or of a file of
+/// virtnbdbackup.
 fn is_of_backup(name: &str) -> bool {
     split_finished(name).is_some() || name.ends_with(".data") || name.ends_with(".cpt")
 }
 
-/// Whether nothing is at a path; not if that cannot be known.
+/// Whether nothing is at a path; false if that cannot be known.
 pub(super) fn is_gone(dir: &Path) -> bool {
     dir.symlink_metadata()
         .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// The names of the folders in the repository that hold periods, or of which that cannot be known: whoever looks into them hears why.
+/// The names of the folders in the repository that hold periods, and of those that cannot be
+/// examined: opening them reports the reason.
 pub(super) fn domain_folders(root: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for (name, entry) in entries(root)? {
         let is_one = match entry {
             Entry::Folder => match entries(&root.join(&name)) {
                 Ok(within) => within.iter().any(|(name, _)| holds_restore_points(name)),
-                // Where a file system keeps what it has found; only its owner may look into it.
+                // A file system keeps recovered files there; only its owner may look into it.
                 Err(_) => name != "lost+found",
             },
             Entry::NoFolder => false,

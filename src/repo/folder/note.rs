@@ -1,5 +1,5 @@
-//! Small files that may be replaced: each carries the digest of its own text, and is there in its
-//! old or its new form whatever happens.
+//! Small files that can be replaced. Each contains the digest of its own text. After a crash it has
+//! either its old or its new content.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::repo::{RepoError, Result};
 /// The version of the format of these files.
 const FORMAT: u32 = 1;
 
-/// What the name of such a file ends with until it is written to its end.
+/// The suffix of such a file until it is completely written.
 const NEW: &str = ".new";
 
 #[derive(Serialize, Deserialize)]
@@ -26,17 +26,17 @@ struct Sealed<T> {
     content: T,
 }
 
-/// Only what a reader of any version needs to know first.
+/// The part that a reader of any version can parse.
 #[derive(Deserialize)]
 struct Head {
     format: u32,
 }
 
-/// Reads such a file of at most `limit` bytes; `None` if there is none, a reason if it is not what
-/// was written.
+/// Reads such a file of at most `limit` bytes. Returns `None` if it is missing, and the reason if
+/// it is damaged.
 ///
 /// # Errors
-/// That it may not be read: whether anything is wrong with it only somebody with more rights knows.
+/// Permission denied: then nothing is known about its content.
 pub(super) fn read<T: DeserializeOwned>(
     path: &Path,
     limit: u64,
@@ -44,7 +44,7 @@ pub(super) fn read<T: DeserializeOwned>(
     match read_bounded(path, limit) {
         Ok(text) => Ok(parse(&text).map(Some)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Ok(None)),
-        // The folder above it is none.
+        // Its parent is not a folder.
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(Ok(None)),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             Err(RepoError::io("read", path)(error))
@@ -65,7 +65,7 @@ fn parse<T: DeserializeOwned>(text: &[u8]) -> std::result::Result<T, String> {
     }
 }
 
-/// Writes such a file, in place of the one that is there.
+/// Writes such a file and replaces an existing one.
 pub(super) fn write(store: &dyn Store, path: &Path, content: &impl Serialize) -> Result<()> {
     let failed = RepoError::io("write", path);
     let text = serde_json::to_string_pretty(&Sealed {
@@ -87,7 +87,7 @@ fn put(store: &dyn Store, path: &Path, text: &[u8]) -> io::Result<()> {
     new.push(NEW);
     let new = PathBuf::from(new);
     let written = match store.create_file(&new, text) {
-        // A run that was killed has left it.
+        // A killed run left it.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let removed = store.remove_file(&new);
             removed.and_then(|()| store.create_file(&new, text))

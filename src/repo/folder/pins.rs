@@ -1,5 +1,5 @@
-//! The pin of a restore point: a small file in its folder, so that it goes wherever the restore
-//! point goes. Whatever lies in its place pins: nothing is removed because a file is damaged.
+//! The pin of a restore point: a small file in its folder, so that a copy of the folder is pinned
+//! too. A damaged file still pins, so damage never causes a removal.
 
 use std::io;
 use std::path::Path;
@@ -23,7 +23,7 @@ struct Written {
     note: String,
 }
 
-/// The pin of the restore point in this folder, and what is wrong with it.
+/// Reads the pin of the restore point in this folder, with a finding if the pin is damaged.
 pub(super) fn read(point_dir: &Path) -> Result<(Option<Pin>, Option<Finding>)> {
     let path = point_dir.join(layout::PIN);
     Ok(match note::read::<Written>(&path, MAX_BYTES)? {
@@ -36,7 +36,10 @@ pub(super) fn read(point_dir: &Path) -> Result<(Option<Pin>, Option<Finding>)> {
             (Some(pin), None)
         }
         Err(why) => {
-            let what = format!("{} cannot be read ({why}): it counts as a pin", path.display());
+            let what = format!(
+                "cannot read {}: {why}; the restore point counts as pinned",
+                path.display()
+            );
             (Some(Pin::default()), Some(Finding::new("pin-unreadable", what)))
         }
     })
@@ -45,7 +48,7 @@ pub(super) fn read(point_dir: &Path) -> Result<(Option<Pin>, Option<Finding>)> {
 /// Pins the restore point in this folder.
 ///
 /// # Errors
-/// Also when what is there now cannot be read: it stays as it is.
+/// An existing pin cannot be read; it is not overwritten.
 pub(super) fn write(store: &dyn Store, point_dir: &Path, pin: &Pin) -> Result<()> {
     let path = point_dir.join(layout::PIN);
     if let Err(why) = note::read::<Written>(&path, MAX_BYTES)? {
@@ -61,7 +64,7 @@ pub(super) fn write(store: &dyn Store, point_dir: &Path, pin: &Pin) -> Result<()
     note::write(store, &path, &content)
 }
 
-/// Unpins it, and tells whether it was pinned. What cannot be read goes too.
+/// Unpins the restore point, and returns whether it was pinned. Removes a damaged pin too.
 pub(super) fn remove(store: &dyn Store, point_dir: &Path) -> Result<bool> {
     let path = point_dir.join(layout::PIN);
     match store.remove_file(&path) {
@@ -138,7 +141,7 @@ mod tests {
             fs::write(&path, bad).expect("written");
             let (found, finding) = read_in(folder.path());
             assert_eq!(found, Some(Pin::default()), "{bad:.40}");
-            assert_eq!(finding.expect("it is told").code, "pin-unreadable");
+            assert_eq!(finding.expect("a finding").code, "pin-unreadable");
             let error = write(&DiskStore, folder.path(), &pin("new")).expect_err("refused");
             assert!(error.to_string().contains("pinned.json"), "{error}");
             assert_eq!(fs::read_to_string(&path).expect("readable"), bad);

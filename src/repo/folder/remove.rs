@@ -1,4 +1,5 @@
-//! Deletes folders. A period or a restore point loses its name first, in one step, then its files.
+//! Deletes folders. A period or restore point is first renamed, in one step; then its files are
+//! deleted.
 
 use std::fs;
 use std::io;
@@ -11,31 +12,30 @@ use crate::model::period::holds_restore_points;
 use crate::repo::manifest::{self, Manifest};
 use crate::repo::{Leftover, RepoError, Result};
 
-/// What the name of a folder begins with that is being deleted: nobody takes it for a period any
-/// more.
-const DOOMED: &str = ".removing-";
+/// The prefix of a folder that is being deleted. With it, no program takes the folder for a period.
+const REMOVING: &str = ".removing-";
 
 /// Deletes the folder of a period.
 pub(super) fn period(store: &dyn Store, domain_dir: &Path, period: &str) -> Result<()> {
     let dir = domain_dir.join(period);
     refuse_link(&dir)?;
-    let doomed = domain_dir.join(format!("{DOOMED}{period}"));
+    let removing = domain_dir.join(format!("{REMOVING}{period}"));
     store
-        .rename(&dir, &doomed)
+        .rename(&dir, &removing)
         .map_err(RepoError::io("remove", &dir))?;
     store
         .sync_dir(domain_dir)
         .map_err(RepoError::io("sync", domain_dir))?;
-    tree(store, &doomed, |_| false)
+    tree(store, &removing, |_| false)
 }
 
-/// Deletes the folder of a restore point upon which no other stands. Its period's folder goes with
-/// the last one.
+/// Deletes the folder of a restore point on which no other depends. The folder of its period is
+/// deleted with the last one.
 pub(super) fn restore_point(store: &dyn Store, period_dir: &Path, folder: &str) -> Result<()> {
     let dir = period_dir.join(folder);
     refuse_link(period_dir)?;
     refuse_link(&dir)?;
-    // First: what is named there and has no folder is missed.
+    // The committed name goes first: a committed name without its folder counts as damage.
     let record = committed::record(period_dir, folder);
     match store.remove_file(&record) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -49,58 +49,58 @@ pub(super) fn restore_point(store: &dyn Store, period_dir: &Path, folder: &str) 
             .sync_dir(&records)
             .map_err(RepoError::io("sync", &records))?;
     }
-    let doomed = period_dir.join(format!("{folder}{}", layout::REMOVING));
+    let removing = period_dir.join(format!("{folder}{}", layout::REMOVING_SUFFIX));
     store
-        .rename(&dir, &doomed)
+        .rename(&dir, &removing)
         .map_err(RepoError::io("remove", &dir))?;
     store
         .sync_dir(period_dir)
         .map_err(RepoError::io("sync", period_dir))?;
-    finish(store, &doomed)
+    finish(store, &removing)
 }
 
-/// The folders that an interrupted run had begun to delete.
+/// The folders that an interrupted run started to delete.
 pub(super) fn interrupted(domain_dir: &Path) -> Result<Vec<Leftover>> {
-    let mut doomed = Vec::new();
+    let mut removing = Vec::new();
     for name in folder_names(domain_dir)? {
-        if name.starts_with(DOOMED) {
-            doomed.push(name);
+        if name.starts_with(REMOVING) {
+            removing.push(name);
         } else if holds_restore_points(&name) {
             let within = folder_names(&domain_dir.join(&name))?;
-            let within = within.into_iter().filter(|folder| is_doomed_point(folder));
-            doomed.extend(within.map(|folder| format!("{name}/{folder}")));
+            let within = within.into_iter().filter(|folder| is_removing_point(folder));
+            removing.extend(within.map(|folder| format!("{name}/{folder}")));
         }
     }
     let leftover = |key: String| Leftover {
         location: domain_dir.join(&key).display().to_string(),
         key,
     };
-    Ok(doomed.into_iter().map(leftover).collect())
+    Ok(removing.into_iter().map(leftover).collect())
 }
 
 /// Whether this is the name of a restore point's folder that is being deleted.
-fn is_doomed_point(folder: &str) -> bool {
-    let name = folder.strip_suffix(layout::REMOVING);
+fn is_removing_point(folder: &str) -> bool {
+    let name = folder.strip_suffix(layout::REMOVING_SUFFIX);
     name.is_some_and(|name| layout::split_finished(name).is_some())
 }
 
-/// Deletes the rest of one of them.
+/// Deletes the rest of such a folder.
 pub(super) fn finish(store: &dyn Store, dir: &Path) -> Result<()> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    let Some(period_dir) = dir.parent().filter(|_| is_doomed_point(&name)) else {
+    let Some(period_dir) = dir.parent().filter(|_| is_removing_point(&name)) else {
         return tree(store, dir, |_| false);
     };
     remove_checkpoint_file(store, period_dir, dir)?;
     tree(store, dir, |path| path.ends_with(layout::MANIFEST))?;
-    // These fail, as they should, as soon as anything is in the folders.
+    // Fails if the folders are not empty, as intended.
     let _ = store.remove_dir(&period_dir.join(layout::COMMITTED));
     let _ = store.remove_dir(&period_dir.join(layout::CHECKPOINTS));
     let _ = store.remove_dir(period_dir);
     Ok(())
 }
 
-/// Deletes the XML of the checkpoint of a restore point that is being deleted. Its manifest, which
-/// alone names it, is still there then.
+/// Deletes the checkpoint XML of a restore point that is being deleted. Only its manifest names
+/// that file, so the manifest is deleted last.
 fn remove_checkpoint_file(store: &dyn Store, period_dir: &Path, dir: &Path) -> Result<()> {
     let text = read_bounded(&dir.join(layout::MANIFEST), manifest::MAX_BYTES);
     let manifest = text.ok().and_then(|text| Manifest::parse(&text).ok());
@@ -114,7 +114,7 @@ fn remove_checkpoint_file(store: &dyn Store, period_dir: &Path, dir: &Path) -> R
     }
 }
 
-/// What a link points to was put there by hand, and belongs to whoever did so.
+/// Refuses a link: a user put it there by hand, and its target belongs to that user.
 fn refuse_link(dir: &Path) -> Result<()> {
     let found = dir.symlink_metadata().map_err(RepoError::io("look at", dir))?;
     if found.is_dir() {
@@ -123,8 +123,8 @@ fn refuse_link(dir: &Path) -> Result<()> {
     Err(RepoError::io("remove", dir)(io::ErrorKind::NotADirectory.into()))
 }
 
-/// Deletes a folder with all below it: links themselves, never what they point to. Files for which
-/// `last` says so go after the others.
+/// Deletes a folder with everything below it. Links are removed, never their targets. Files for
+/// which `last` is true are deleted after the others.
 pub(super) fn tree(store: &dyn Store, dir: &Path, last: fn(&Path) -> bool) -> Result<()> {
     for (path, is_dir) in content(dir, last)? {
         remove(store, &path, is_dir, last)?;
@@ -139,8 +139,8 @@ fn remove(store: &dyn Store, path: &Path, is_dir: bool, last: fn(&Path) -> bool)
     }
 }
 
-/// What lies in a folder, and whether that is a folder itself; those at the end for which `last`
-/// says so.
+/// The entries of a folder, and whether each is a folder itself. Those for which `last` is true are
+/// at the end.
 fn content(dir: &Path, last: fn(&Path) -> bool) -> Result<Vec<(PathBuf, bool)>> {
     refuse_link(dir)?;
     let mut paths = Vec::new();

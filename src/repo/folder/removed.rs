@@ -1,9 +1,9 @@
-//! Remembers which restore points were removed on purpose: in one file of the domain's folder, so
-//! that what is missing can be told from what was removed, and a checkpoint that is still in the
-//! domain is known as ours.
+//! Records in one file of the domain's folder which restore points were removed on purpose. This
+//! distinguishes them from lost ones, and identifies their checkpoints that are still in the
+//! domain.
 //!
-//! It is written before a restore point goes. So it may name some that are still there: it counts
-//! only for those that are not.
+//! A restore point is recorded before it is removed, so an entry counts only if the restore point
+//! is missing.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use crate::model::finding::Finding;
 use crate::repo::history::REMOVALS_UNREADABLE;
 use crate::repo::{RepoError, Result};
 
-/// How many are remembered; the oldest are forgotten.
+/// The number of entries; the oldest are dropped.
 const MOST: usize = 1000;
 
 /// The largest file that is read, in bytes.
@@ -38,7 +38,7 @@ struct WrittenPoint {
     checkpoint: Option<CheckpointId>,
 }
 
-/// What is remembered, oldest first, and what is wrong with the file.
+/// Reads the entries, oldest first, with a finding if the file is damaged.
 pub(super) fn read(domain_dir: &Path) -> Result<(Vec<RemovedPoint>, Option<Finding>)> {
     let path = domain_dir.join(layout::REMOVED);
     Ok(match note::read::<Written>(&path, MAX_BYTES)? {
@@ -54,8 +54,8 @@ pub(super) fn read(domain_dir: &Path) -> Result<(Vec<RemovedPoint>, Option<Findi
         }
         Err(why) => {
             let what = format!(
-                "{}, which tells what was removed, cannot be read ({why}): nothing is pruned until it \
-                 is moved away",
+                "cannot read the record of removed restore points, {}: {why}; nothing is pruned until \
+                 it is moved away",
                 path.display()
             );
             (Vec::new(), Some(Finding::new(REMOVALS_UNREADABLE, what)))
@@ -63,10 +63,10 @@ pub(super) fn read(domain_dir: &Path) -> Result<(Vec<RemovedPoint>, Option<Findi
     })
 }
 
-/// Remembers a restore point that is about to go.
+/// Records a restore point that is about to be removed.
 ///
 /// # Errors
-/// Also when what is there now cannot be read: it stays as it is.
+/// The existing record cannot be read; it is not overwritten.
 pub(super) fn remember(store: &dyn Store, domain_dir: &Path, point: &RemovedPoint) -> Result<()> {
     let path = domain_dir.join(layout::REMOVED);
     let mut written = match note::read::<Written>(&path, MAX_BYTES)? {
@@ -129,7 +129,7 @@ mod tests {
             std::fs::write(&path, bad).expect("written");
             let (removed, finding) = read(folder.path()).expect("it may be read");
             assert!(removed.is_empty());
-            assert_eq!(finding.expect("it is told").code, REMOVALS_UNREADABLE);
+            assert_eq!(finding.expect("a finding").code, REMOVALS_UNREADABLE);
             remember(&DiskStore, folder.path(), &point(3)).expect_err("nothing is overwritten");
             assert_eq!(std::fs::read_to_string(&path).expect("readable"), bad);
         }

@@ -194,7 +194,7 @@ fn lock_is_per_domain_and_does_not_block_status() {
         let waited = node.vmsnap_with(words, environment);
         let line = "vm1: waiting up to 1 s for another run (process 4711)\n";
         ends(&waited, 3, line);
-        ends(&waited, 3, "(process 4711), still after waiting 1 s\n");
+        ends(&waited, 3, "is still locked by another run (process 4711)\n");
     }
     ends(
         &node.vmsnap(&["backup", "vm1", "--output=OUT"]),

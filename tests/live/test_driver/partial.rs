@@ -31,7 +31,7 @@ fn a_partial_backup_is_kept_and_ends_with_nine() {
     ends(
         &finished,
         9,
-        "vmsnap: 2 of 2 partial, without:\n  vm1: vdb\n  vm2: vdb\n",
+        "vmsnap: 2 of 2 backups are partial; disks not saved:\n  vm1: vdb\n  vm2: vdb\n",
     );
     assert_eq!(
         finished.stdout.matches("1 disk (PARTIAL: without vdb), ").count(),
@@ -137,7 +137,7 @@ fn a_misspelt_exclusion_is_refused_or_reported() {
     ends(
         &finished,
         0,
-        "vm1: note: the domain has no disk 'vdz', which --exclude-disk excludes\n",
+        "vm1: note: --exclude-disk names disk 'vdz', which the domain does not have\n",
     );
     ends(
         &finished,
@@ -146,7 +146,7 @@ fn a_misspelt_exclusion_is_refused_or_reported() {
     );
 }
 
-/// Whether `backup --dry-run` and `status` leave the encrypted disk `vdb` out.
+/// Asserts whether `backup --dry-run` and `status` leave out the encrypted disk `vdb`.
 #[track_caller]
 fn leaves_encrypted_out(node: &Node, words: &[&str], variable: Option<&str>, expected: bool) {
     let environment: Vec<(&str, &str)> = variable
@@ -182,7 +182,7 @@ fn store_decrypted_by_switch_and_variable() {
         leaves_encrypted_out(&node, &["--storeDecrypted"], Some(value), false);
     }
     leaves_encrypted_out(&node, &["--storeDecrypted"], None, false);
-    // What is typed counts.
+    // The command line overrides the variable.
     for off in ["--storeDecrypted=false", "--no-store-decrypted"] {
         leaves_encrypted_out(&node, &[off], Some("yes"), true);
     }
@@ -195,7 +195,7 @@ fn raw_disks_keep_the_classic_rule_and_are_named() {
     ends(
         &finished,
         0,
-        "vm1: note: disk vdb is not backed up: it is raw; give --raw",
+        "vm1: note: disk vdb is not backed up: it is raw; use --raw",
     );
     assert!(
         finished
