@@ -179,12 +179,8 @@ fn nothing_goes_when_the_backup_fails() {
 #[test]
 fn nothing_goes_when_the_newest_is_partial() {
     let (mut lab, moments) = lab();
-    lab.host.change("vm1", |domain| {
-        let mut other = domain.disks[0].clone();
-        other.target = "vdb".into();
-        other.transient = true;
-        domain.disks.push(other);
-    });
+    lab.host.attach("vm1", "vdb", CLUSTER);
+    lab.host.change("vm1", |domain| domain.disks[1].transient = true);
     let keeping = BackupOptions {
         keep: Some(last(1)),
         ..Lab::options()

@@ -254,6 +254,6 @@ mod tests {
         assert_eq!(domain["bitmaps"][1]["disk"], "vdb");
         assert_eq!(domain["nextBackup"]["level"], "full");
         let message = domain["error"]["message"].as_str().expect("a text");
-        assert!(message.contains("still there"), "{message}");
+        assert!(message.contains("still exists"), "{message}");
     }
 }
