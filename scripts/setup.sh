@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs missing Debian packages if run by root with apt-get. Otherwise it names what is missing and fails.
+# Installs missing Debian or Ubuntu packages if run by root with apt-get. Otherwise it names what is missing and fails.
 #
 #   scripts/setup.sh build|check|demo|test|bench|fresh|package...
 #
@@ -7,7 +7,7 @@
 #   demo   libvirt's QEMU driver and QEMU; no daemon is started, but Debian 12 and Ubuntu have a part of the driver in libvirt-daemon
 #   test   the demo's, a daemon, and the tools and packages of the test guest
 #   bench  the programs that the benchmarks compare with
-#   fresh  what makes a bare Debian root
+#   fresh  what makes a bare root of Debian or Ubuntu
 #   package  the tools that make and check packages
 set -euo pipefail
 
@@ -47,7 +47,15 @@ declare -A PROGRAMS=(
 )
 
 # Only downloaded and unpacked by the tests: they must be in the package lists.
-GUEST_PACKAGES="linux-image-cloud-amd64 busybox-static qemu-guest-agent"
+guest_packages() {
+    local ID='' ID_LIKE='' kernel=linux-image-cloud-amd64
+    # shellcheck source=/dev/null
+    [ ! -r /etc/os-release ] || . /etc/os-release
+    case " $ID $ID_LIKE " in
+    *" ubuntu "*) kernel=linux-image-virtual ;;
+    esac
+    echo "$kernel busybox-static qemu-guest-agent"
+}
 
 # The QEMU packages are built from one source and install only in one version.
 QEMU_PACKAGES=" qemu-system-x86 qemu-utils "
@@ -129,7 +137,7 @@ for level in "$@"; do
     [ -n "${DEBIAN[$level]+known}" ] || usage
     debian="$debian ${DEBIAN[$level]}"
     fedora="$fedora ${FEDORA[$level]}"
-    [ "$level" = test ] && guest=$GUEST_PACKAGES
+    [ "$level" = test ] && guest=$(guest_packages)
 done
 debian=${debian# } fedora=${fedora# }
 
