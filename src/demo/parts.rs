@@ -22,8 +22,9 @@ const DRIVER_MODULE: &str = "libvirt_driver_qemu.so";
 const FILES_MODULE: &str = "libvirt_storage_file_fs.so";
 const FILES_FOLDER: &str = "storage-file";
 
-/// From this version of libvirt on, encoded as libvirt does, a missing module is not reported: 11.3 needs none, 9.0 does.
-const NO_FILES_MODULE: u32 = 10_000_000;
+/// The newest version of libvirt, encoded as libvirt does, that is known to need the module: 10.0 does, 11.0 does
+/// not. With a newer one a missing module is not reported.
+const NEEDS_FILES_MODULE: u32 = 10_000_000;
 
 /// The variable with which libvirt is told another folder.
 const FILES_VARIABLE: &str = "LIBVIRT_STORAGE_FILE_DIR";
@@ -94,7 +95,7 @@ pub(super) fn missing(uri: &str) -> Vec<Part> {
 /// job begins, as a file that does not exist.
 fn lacks_files_module() -> bool {
     let told = std::env::var_os(FILES_VARIABLE).map(PathBuf::from);
-    let is_modular = Connect::get_version().is_ok_and(|version| version < NO_FILES_MODULE);
+    let is_modular = Connect::get_version().is_ok_and(needs_files_module);
     if told.is_none() && !is_modular {
         return false;
     }
@@ -102,6 +103,11 @@ fn lacks_files_module() -> bool {
     let folder =
         folder_of_driver(&maps).map(|beside| told.unwrap_or_else(|| beside.with_file_name(FILES_FOLDER)));
     folder.is_some_and(|folder| !folder.join(FILES_MODULE).exists())
+}
+
+/// Whether the driver of this version of libvirt creates files with a module.
+fn needs_files_module(version: u32) -> bool {
+    version <= NEEDS_FILES_MODULE
 }
 
 /// The folder of the loaded driver, from the text of `/proc/self/maps` (proc(5)); `None` without one.
@@ -131,5 +137,12 @@ mod tests {
             None
         );
         assert_eq!(folder_of_driver(""), None);
+    }
+
+    #[test]
+    fn libvirt_needs_the_files_module_up_to_10_0() {
+        // Ubuntu 22.04, Debian 12, Ubuntu 24.04, Debian 13.
+        let needs = [8_000_000, 9_000_000, 10_000_000, 11_003_000].map(needs_files_module);
+        assert_eq!(needs, [true, true, true, false]);
     }
 }
