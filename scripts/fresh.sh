@@ -8,10 +8,10 @@
 #   FRESH_PACKAGE a .deb to try in a bare root of each release; none [what `make package` makes, where it can]
 #   FRESH_DIR     where roots are unpacked, and kept packed for the next run [~/.cache/vmsnap-fresh]
 #   FRESH_MIRROR  the Debian mirror [that of this machine's apt, else http://deb.debian.org/debian]
-#   FRESH_UBUNTU_MIRROR  the Ubuntu mirror [that of this machine's apt, else http://archive.ubuntu.com/ubuntu]
+#   FRESH_UBUNTU_MIRROR  the Ubuntu mirror [as above, else http://archive.ubuntu.com/ubuntu]
 #
-# Needs root, debootstrap (setup.sh installs it), the mirrors, and some GB of disk. The roots see this machine's Rust
-# toolchain and cargo registry, read-only, and nothing else.
+# Needs root, debootstrap (setup.sh installs it), the mirrors, and some GB of disk. The roots see
+# this machine's Rust toolchain and cargo registry, read-only, and nothing else.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -22,7 +22,7 @@ readonly DIR=${FRESH_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/vmsnap-fresh}
 readonly CARGO=${CARGO:-cargo}
 readonly FALLBACK_MIRROR=http://deb.debian.org/debian
 readonly FALLBACK_UBUNTU_MIRROR=http://archive.ubuntu.com/ubuntu
-# The releases that are Ubuntu's; other names are taken as Debian's.
+# Ubuntu's releases. Every other name is a Debian release.
 readonly UBUNTU_ROOTS=" jammy noble resolute "
 readonly SCRIPTS=/usr/share/debootstrap/scripts
 readonly UBUNTU_KEYS=usr/share/keyrings/ubuntu-archive-keyring.gpg
@@ -127,7 +127,7 @@ mirror_for() {
     if is_ubuntu "$1"; then echo "$ubuntu_mirror"; else echo "$mirror"; fi
 }
 
-# What names another mirror than that.
+# The variable that changes the mirror of a release.
 mirror_setting() {
     if is_ubuntu "$1"; then echo FRESH_UBUNTU_MIRROR; else echo FRESH_MIRROR; fi
 }
@@ -135,7 +135,7 @@ mirror_setting() {
 sources() {
     local from components=main updates=$security
     from=$(mirror_for "$1")
-    # QEMU and libvirt need libraries from universe. Ubuntu's mirrors have the security updates too.
+    # Ubuntu has some of the build and test packages in universe, and security updates on its mirrors.
     if is_ubuntu "$1"; then
         components="main universe"
         updates=$from
@@ -145,13 +145,15 @@ sources() {
     echo "deb $updates $1-security $components"
 }
 
-# The script with which debootstrap makes a root of this release. All of Ubuntu's are one, which may not have the new names yet.
+# debootstrap's script for a release. All Ubuntu releases share one script, but an older debootstrap
+# does not have it under the newer names.
 script_for() {
     if [ ! -e "$SCRIPTS/$1" ] && is_ubuntu "$1"; then echo "$SCRIPTS/gutsy"; else echo "$SCRIPTS/$1"; fi
 }
 
-# Sets `keys` to Ubuntu's archive keys. Ubuntu, and Debian from 13 on, have them in the package ubuntu-keyring. Elsewhere it is
-# taken from Debian 13 and only unpacked: apt checks it with Debian's own keys.
+# Sets `keys` to the file of Ubuntu's archive keys. Ubuntu and Debian 13 have it in the package
+# ubuntu-keyring. If it is not installed, the package is downloaded from Debian 13, checked by apt
+# with Debian's keys, and unpacked, but not installed.
 find_ubuntu_keys() {
     local apt settings
     keys=/$UBUNTU_KEYS
@@ -173,7 +175,7 @@ find_ubuntu_keys() {
     clean_up
 }
 
-# Builds a packed bare root unless a recent one exists: the distribution's minimal set, no package lists.
+# Builds a packed bare root unless a recent one exists: the minimal packages, no package lists.
 pack() {
     local release=$1 packed=$2 name settings=(--variant=minbase)
     name=$(basename "$packed")

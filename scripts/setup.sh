@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Installs missing Debian or Ubuntu packages if run by root with apt-get. Otherwise it names what is missing and fails.
+# Installs missing packages of Debian or Ubuntu if run by root with apt-get. Otherwise it names what is
+# missing and fails.
 #
 #   scripts/setup.sh build|check|demo|test|bench|fresh|package...
 #
 #   build  the compiler's needs            check  shellcheck
-#   demo   libvirt's QEMU driver and QEMU; no daemon is started, but Debian 12 and Ubuntu have a part of the driver in libvirt-daemon
+#   demo   libvirt's QEMU driver and QEMU; no daemon is started. Debian 12, Ubuntu 22.04 and
+#          24.04 have a part of the driver in libvirt-daemon
 #   test   the demo's, a daemon, and the tools and packages of the test guest
 #   bench  the programs that the benchmarks compare with
 #   fresh  what makes a bare root of Debian or Ubuntu
