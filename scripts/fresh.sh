@@ -169,7 +169,7 @@ find_ubuntu_keys() {
     if ! (cd "$apt" && apt-get "${settings[@]}" update && apt-get "${settings[@]}" download ubuntu-keyring) >"$DIR/apt.log" 2>&1 ||
         ! dpkg-deb -x "$apt"/ubuntu-keyring_*.deb "$apt/package" || ! cp -L "$apt/package/$UBUNTU_KEYS" "$keys.new"; then
         tail -n 20 "$DIR/apt.log" >&2
-        fail "cannot get Ubuntu's archive keys from $mirror, Debian's $KEYS_RELEASE: install a package that has /$UBUNTU_KEYS"
+        fail "cannot get the package ubuntu-keyring from $mirror $KEYS_RELEASE. Install a package with /$UBUNTU_KEYS"
     fi
     mv "$keys.new" "$keys"
     clean_up
