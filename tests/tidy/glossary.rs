@@ -1,8 +1,8 @@
-//! The words in the names of types, against the glossary.
+//! Checks the words in names of types against the glossary.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Words that mean in names of types what they mean everywhere in English or in programming.
+/// Words whose meaning in names of types is the usual one in English or in programming.
 const EVERYDAY: &str = "
     active allowed beneath bounds buffer by call cause changes class compared concern connection content copied count covered daemons
     define description detail device dir each edits ended ending entry error event exit extensions facts format found guard group head header health held
@@ -12,7 +12,7 @@ const EVERYDAY: &str = "
     subject suspected table target text time to trouble turn type uncompared unusable use user wait watch which wishes wish word writer written
 ";
 
-/// The lower-case words of a name in camel case.
+/// The words of a name in camel case, in lower case.
 fn words(name: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     for c in name.chars() {
@@ -24,24 +24,27 @@ fn words(name: &str) -> Vec<String> {
     words
 }
 
-/// The words that the glossary explains: those in bold.
+/// The words that the glossary explains, which are in bold.
 fn explained(glossary: &str) -> BTreeSet<String> {
     let bold = glossary.split("**").skip(1).step_by(2);
     let words = bold.flat_map(|term| term.split(|c: char| !c.is_alphanumeric()));
     words.map(str::to_lowercase).collect()
 }
 
-/// The public types that a source file defines.
-fn public_types(text: &str) -> impl Iterator<Item = &str> {
+/// The types of a source file that other files may use.
+fn exported_types(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter_map(|line| {
-        let rest = line.strip_prefix("pub ")?;
+        let rest = line
+            .strip_prefix("pub ")
+            .or_else(|| line.strip_prefix("pub(crate) "))?;
         let kinds = ["struct ", "enum ", "trait ", "type "];
         let name = kinds.iter().find_map(|kind| rest.strip_prefix(kind))?;
         name.split(|c: char| !c.is_alphanumeric()).next()
     })
 }
 
-/// The words in the names of public types that are neither explained nor everyday words, with an example each. Plurals and participles count as their stem.
+/// The words in names of these types that are neither in the glossary nor everyday words, each
+/// with an example. Plurals and participles count as their stem.
 pub fn unexplained<'a>(glossary: &str, texts: impl Iterator<Item = &'a str>) -> BTreeMap<String, String> {
     let mut known = explained(glossary);
     known.extend(EVERYDAY.split_whitespace().map(str::to_owned));
@@ -50,7 +53,7 @@ pub fn unexplained<'a>(glossary: &str, texts: impl Iterator<Item = &'a str>) -> 
         stems.into_iter().flatten().any(|stem| known.contains(stem))
     };
     let mut unexplained = BTreeMap::new();
-    for name in texts.flat_map(public_types) {
+    for name in texts.flat_map(exported_types) {
         for word in words(name).into_iter().filter(|word| !is_known(word)) {
             unexplained.insert(word, name.to_owned());
         }

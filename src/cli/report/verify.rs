@@ -1,4 +1,4 @@
-//! What `vmsnap verify` shows.
+//! The output of `vmsnap verify`.
 
 use serde::Serialize;
 
@@ -10,23 +10,26 @@ use crate::model::text::shown;
 use crate::ops::each::Turn;
 use crate::ops::verify::{Damage, Outcome, ProvedPoint};
 
-/// The lines about a verification: the damage, then the sum. None if nothing was verified.
+/// The lines about a verification: the damage, then a summary. None if nothing was verified.
 pub fn lines(turn: &Turn<Outcome>) -> String {
     let Ok(outcome) = &turn.result else {
         return String::new();
     };
     let domain = shown(&turn.domain);
     let mut text = String::new();
-    for damage in outcome.all_damage().filter(|damage| damage.upon.is_none()) {
+    for damage in outcome
+        .all_damage()
+        .filter(|damage| damage.inherited_from.is_none())
+    {
         push_line(&mut text, &format!("{domain}: DAMAGED: {}", damage.what));
     }
-    let upon = points_upon(&outcome.points);
-    if !upon.is_empty() {
+    let dependents = dependent_points(&outcome.points);
+    if !dependents.is_empty() {
         push_line(
             &mut text,
             &format!(
                 "{domain}: DAMAGED: restore points that need it: {}",
-                upon.join(", ")
+                dependents.join(", ")
             ),
         );
     }
@@ -54,13 +57,16 @@ pub fn lines(turn: &Turn<Outcome>) -> String {
 }
 
 /// The restore points with damaged parents, each with the affected disks.
-fn points_upon(points: &[ProvedPoint]) -> Vec<String> {
-    let upon = points.iter().filter_map(|point| {
-        let damage = point.damage.iter().filter(|damage| damage.upon.is_some());
+fn dependent_points(points: &[ProvedPoint]) -> Vec<String> {
+    let dependents = points.iter().filter_map(|point| {
+        let damage = point
+            .damage
+            .iter()
+            .filter(|damage| damage.inherited_from.is_some());
         let disks: Vec<&str> = damage.filter_map(|damage| damage.disk.as_deref()).collect();
         (!disks.is_empty()).then(|| format!("{} ({})", point.id, disks.join(", ")))
     });
-    upon.collect()
+    dependents.collect()
 }
 
 fn points_word(count: usize) -> String {
@@ -74,13 +80,13 @@ fn points_word(count: usize) -> String {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum VerifiedDomain<'a> {
-    /// What was found.
+    /// The results.
     Verified(VerifiedPart<'a>),
-    /// Why nothing was verified.
+    /// The error, if nothing was verified.
     Failed(FailedDomain<'a>),
 }
 
-/// What a verification found.
+/// The results of a verification.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VerifiedPart<'a> {
@@ -97,7 +103,7 @@ pub struct VerifiedPart<'a> {
 /// A restore point of a verification.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ProvedPart<'a> {
+pub(crate) struct ProvedPart<'a> {
     pub(super) id: Text<'a>,
     pub(super) outcome: &'static str,
     pub(super) proved_before: Option<Text<'a>>,
@@ -107,7 +113,7 @@ pub struct ProvedPart<'a> {
 /// Damage.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct DamagePart<'a> {
+pub(crate) struct DamagePart<'a> {
     pub(super) path: Option<Text<'a>>,
     pub(super) offset: Option<u64>,
     pub(super) disk: Option<Text<'a>>,
@@ -163,7 +169,7 @@ fn damage_part(damage: &Damage) -> DamagePart<'_> {
         path: damage.location.as_ref().map(Text::from),
         offset: damage.offset,
         disk: damage.disk.as_ref().map(Text::from),
-        stands_upon: damage.upon.as_ref().map(Text::from),
+        stands_upon: damage.inherited_from.as_ref().map(Text::from),
         what: Text::from(&damage.what),
     }
 }

@@ -1,4 +1,5 @@
-//! The header of an image: "Header" and "Header extensions" in QEMU's `docs/interop/qcow2.txt`. Numbers are big-endian.
+//! The header of an image: "Header" and "Header extensions" in QEMU's `docs/interop/qcow2.txt`.
+//! Numbers are big-endian.
 
 use super::layout::{CLUSTER_BITS, ENTRY_BYTES, Fault, MAX_L1_BYTES, VERSION};
 use crate::model::qcow2::{EXTENSION_BACKING_FORMAT, EXTERNAL_DATA, Head, LENGTH_V3, MAGIC, OutOfBounds};
@@ -8,7 +9,7 @@ const CORRUPT: u64 = 1 << 1;
 const COMPRESSION_TYPE: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 
-/// What a header says. Offsets and sizes are in bytes.
+/// The fields of a header. Offsets and sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Binary logarithm of the cluster size.
@@ -17,43 +18,44 @@ pub struct Header {
     pub size: u64,
     /// Where the L1 table starts.
     pub l1_offset: u64,
-    /// How many entries it has.
+    /// Number of its entries.
     pub l1_entries: u32,
     /// Where the refcount table starts.
     pub refcount_table_offset: u64,
-    /// How many clusters it has.
+    /// Number of its clusters.
     pub refcount_table_clusters: u32,
     /// Binary logarithm of the width of a refcount in bits.
     pub refcount_order: u32,
-    /// How many internal snapshots there are. Their content is not looked at.
+    /// Number of internal snapshots. Their content is not read.
     pub snapshots: u32,
-    /// The backing image's name, as it stands there. It is never opened from here.
+    /// Name of the backing image, as stored. It is never opened from here.
     pub backing_name: Option<String>,
     /// The backing image's format.
     pub backing_format: Option<String>,
 }
 
 impl Header {
-    /// Bytes of a cluster.
+    /// Size of a cluster, in bytes.
     pub fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
     }
 
-    /// Entries of an L2 table.
-    pub fn table_entries(&self) -> u64 {
+    /// Number of entries in an L2 table.
+    pub(crate) fn table_entries(&self) -> u64 {
         self.cluster_size() / ENTRY_BYTES
     }
 
     /// Bytes of the disk that one L2 table maps.
-    pub fn table_span(&self) -> u64 {
+    pub(crate) fn table_span(&self) -> u64 {
         self.cluster_size() * self.table_entries()
     }
 
-    /// The size of a cluster by the fixed part of a header: so many bytes are to be given to [`Header::parse`].
+    /// Reads the cluster size from the fixed part of a header: [`Header::parse`] needs that many
+    /// bytes.
     ///
     /// # Errors
-    /// When it is no header of a version 3 image.
-    pub fn probe_cluster_size(bytes: &[u8]) -> Result<u64, Fault> {
+    /// If it is not the header of a version 3 image.
+    pub(crate) fn probe_cluster_size(bytes: &[u8]) -> Result<u64, Fault> {
         let field = Fields::new(bytes)?;
         match field.u32(4)? {
             VERSION => {}
@@ -66,10 +68,11 @@ impl Header {
         Ok(1 << cluster_bits)
     }
 
-    /// Reads the header from the image's first cluster (or what there is of it), for a file of `file_length` bytes.
+    /// Parses the header from the image's first cluster, or the part of it that exists, for a file
+    /// of `file_length` bytes.
     ///
     /// # Errors
-    /// When something in it is not allowed, not supported, or does not fit the file.
+    /// If a field is invalid, unsupported, or does not fit the file.
     pub fn parse(first_cluster: &[u8], file_length: u64) -> Result<Header, Fault> {
         let cluster_size = Header::probe_cluster_size(first_cluster)?;
         let visible = first_cluster
@@ -127,9 +130,10 @@ impl Header {
         Ok(())
     }
 
-    /// The header's bytes with its extensions and the backing name, shorter than a cluster of 64 KiB.
-    /// The backing name must have at most [`MAX_BACKING_NAME`](crate::model::qcow2::MAX_BACKING_NAME) bytes.
-    pub fn encode(&self) -> Vec<u8> {
+    /// Encodes the header with its extensions and the backing name, in less than a cluster of
+    /// 64 KiB. The backing name must have at most
+    /// [`MAX_BACKING_NAME`](crate::model::qcow2::MAX_BACKING_NAME) bytes.
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let name = self.backing_name.as_deref().unwrap_or_default().as_bytes();
         let mut extensions = Vec::new();
         if let Some(format) = &self.backing_format {
@@ -158,7 +162,7 @@ impl Header {
         bytes.extend(self.refcount_table_offset.to_be_bytes());
         bytes.extend(self.refcount_table_clusters.to_be_bytes());
         bytes.extend(self.snapshots.to_be_bytes());
-        // Offset of the snapshots; incompatible, compatible and autoclear features: none of them.
+        // Offset of the snapshots; incompatible, compatible and autoclear features: all zero.
         bytes.extend([0; 4 * 8]);
         bytes.extend(self.refcount_order.to_be_bytes());
         bytes.extend((LENGTH_V3 as u32).to_be_bytes());
@@ -170,7 +174,7 @@ impl Header {
 
 fn check_features(incompatible: u64) -> Result<(), Fault> {
     // A dirty image has unreliable refcounts, which a reader does not use. The compression type
-    // matters to compressed clusters only, and those are refused where they are met.
+    // matters to compressed clusters only, and those are rejected when they are read.
     let known = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION_TYPE | EXTENDED_L2;
     if incompatible & !known != 0 {
         return Err(Fault::Features(incompatible & !known));
@@ -204,7 +208,7 @@ fn backing_format(field: Fields<'_>) -> Result<Option<String>, Fault> {
     Ok(None)
 }
 
-/// The fields at given offsets.
+/// Reads the header's fields at given offsets.
 #[derive(Clone, Copy)]
 struct Fields<'a> {
     head: Head<'a>,
@@ -249,7 +253,7 @@ mod tests {
         }
     }
 
-    /// The sample's first cluster with some of its bytes replaced, parsed.
+    /// Parses the sample's first cluster with some of its bytes replaced.
     fn parse_with(offset: usize, bytes: &[u8]) -> Result<Header, Fault> {
         let mut cluster = sample().encode();
         cluster.resize(65536, 0);
@@ -301,7 +305,7 @@ mod tests {
         assert!(refused(36, &5u32.to_be_bytes()), "too few entries for the disk");
         assert!(refused(36, &u32::MAX.to_be_bytes()), "more than 32 MiB");
         assert!(refused(40, &(5 * 65536u64 + 8).to_be_bytes()), "not aligned");
-        assert!(refused(40, &FILE.to_be_bytes()), "behind the file");
+        assert!(refused(40, &FILE.to_be_bytes()), "after the end of the file");
         assert!(refused(40, &(u64::MAX << 16).to_be_bytes()), "the sum overflows");
         assert!(refused(24, &u64::MAX.to_be_bytes()), "a disk of 16 EiB");
     }
