@@ -1,4 +1,4 @@
-//! Kernel and initramfs of the test guest, made from packages of Debian or Ubuntu and kept for later runs.
+//! Kernel and initramfs of the test guest, made from packages of Debian or Ubuntu and kept.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -50,7 +50,8 @@ pub struct GuestImage {
 }
 
 impl GuestImage {
-    /// The images of an earlier run, or new ones (30 MB of packages). Panics if they cannot be made.
+    /// The images of an earlier run, or new ones (30 MB of packages). Panics if they cannot be
+    /// made.
     pub fn build_or_cached() -> GuestImage {
         let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .parent()
@@ -110,8 +111,8 @@ fn kernel_package() -> String {
     found.unwrap_or_else(|| panic!("none of {KERNEL_METAPACKAGES:?} depends on a kernel"))
 }
 
-/// The first dependency of a package whose name has this prefix. Ubuntu has a separate package for a
-/// kernel's modules.
+/// The first dependency of a package whose name has this prefix. Ubuntu has a separate package for
+/// a kernel's modules.
 fn first_dependency(package: &str, prefix: &str) -> Option<String> {
     let listing = try_run(
         command("apt-cache", &["depends", "--important", package]),
