@@ -24,7 +24,7 @@ const FILES_MODULE: &str = "libvirt_storage_file_fs.so";
 const FILES_FOLDER: &str = "storage-file";
 
 /// The newest version of libvirt, in libvirt's encoding, for which vmsnap reports a missing module:
-/// 10.0 needs it, 11.0 does not.
+/// 10.0 needs it, 11.3 does not.
 const NEEDS_FILES_MODULE: u32 = 10_000_000;
 
 /// The variable that sets another folder for libvirt.
