@@ -76,7 +76,7 @@ bench: ## vmsnap beside virtnbdbackup, qemu-img and nbdcopy on temporary domains
 	@scripts/setup.sh bench || echo "Missing programs are left out." >&2
 	$(CARGO) bench --locked --bench peers
 
-fresh: ## demo, package and some tests in bare Debian 12 and 13 roots (as root); FRESH_TESTS (some, all, none), FRESH_ROOTS (bookworm trixie)
+fresh: ## demo, package and some tests in bare roots of Debian 12 and 13, or others (as root); FRESH_TESTS (some, all, none), FRESH_ROOTS (bookworm trixie)
 	@scripts/fresh.sh
 
 fuzz: ## each fuzz target for FUZZ_SECONDS (30); needs cargo-fuzz and a nightly Rust

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Runs the README's commands in bare Debian roots, which it creates and removes.
+# Runs the README's commands in bare roots of Debian and Ubuntu, which it creates and removes.
 #
 #   scripts/fresh.sh
 #
-#   FRESH_ROOTS   the releases [bookworm trixie]
+#   FRESH_ROOTS   the releases, of Ubuntu too: jammy, noble, resolute [bookworm trixie]
 #   FRESH_TESTS   some: a few live tests after the demo; all: `make test`; none [some]
 #   FRESH_PACKAGE a .deb to try in each bare root; none [built with `make package` if possible]
 #   FRESH_DIR     the folder of the roots; packed ones stay there [~/.cache/vmsnap-fresh]
 #   FRESH_MIRROR  the Debian mirror [from this machine's apt, else http://deb.debian.org/debian]
+#   FRESH_UBUNTU_MIRROR  the Ubuntu mirror [from this machine's apt, else
+#                 http://archive.ubuntu.com/ubuntu]
 #
-# Needs root, debootstrap (setup.sh installs it), a Debian mirror, and some GB of disk. The roots
-# see nothing of this machine except its Rust toolchain and cargo registry, read-only.
+# Needs root, debootstrap (setup.sh installs it), the mirrors, and some GB of disk. The roots see
+# nothing of this machine except its Rust toolchain and cargo registry, read-only.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,6 +22,13 @@ readonly TESTS=${FRESH_TESTS:-some}
 readonly DIR=${FRESH_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/vmsnap-fresh}
 readonly CARGO=${CARGO:-cargo}
 readonly FALLBACK_MIRROR=http://deb.debian.org/debian
+readonly FALLBACK_UBUNTU_MIRROR=http://archive.ubuntu.com/ubuntu
+# Ubuntu's releases. Every other name is a Debian release.
+readonly UBUNTU_ROOTS=" jammy noble resolute "
+readonly SCRIPTS=/usr/share/debootstrap/scripts
+readonly UBUNTU_KEYS=usr/share/keyrings/ubuntu-archive-keyring.gpg
+# The oldest Debian release that has Ubuntu's keys in a package.
+readonly KEYS_RELEASE=trixie
 # Random stories, killed runs, the guest, shut-off domains, the classic spelling.
 readonly SOME_TESTS=(verbs::random verbs::interrupted guest_backup host_offline cli_classic)
 # The package tests the optimized program, so the roots' own builds save time.
@@ -111,15 +120,65 @@ apt_settings() {
     apt-config dump 2>/dev/null | grep -E '^Acquire::(https?::|Check-|Retries)' || true
 }
 
-sources() {
-    echo "deb $mirror $1 main"
-    echo "deb $mirror $1-updates main"
-    echo "deb $security $1-security main"
+is_ubuntu() {
+    [[ $UBUNTU_ROOTS == *" $1 "* ]]
 }
 
-# Builds a packed bare root unless a recent one exists: Debian's minimal set, no package lists.
+mirror_for() {
+    if is_ubuntu "$1"; then echo "$ubuntu_mirror"; else echo "$mirror"; fi
+}
+
+# The variable that changes the mirror of a release.
+mirror_setting() {
+    if is_ubuntu "$1"; then echo FRESH_UBUNTU_MIRROR; else echo FRESH_MIRROR; fi
+}
+
+sources() {
+    local from components=main updates=$security
+    from=$(mirror_for "$1")
+    # Ubuntu has some build and test packages in universe, and security updates on its mirrors.
+    if is_ubuntu "$1"; then
+        components="main universe"
+        updates=$from
+    fi
+    echo "deb $from $1 $components"
+    echo "deb $from $1-updates $components"
+    echo "deb $updates $1-security $components"
+}
+
+# debootstrap's script for a release. All Ubuntu releases share one script, but an older debootstrap
+# does not have it under the newer names.
+script_for() {
+    if [ ! -e "$SCRIPTS/$1" ] && is_ubuntu "$1"; then echo "$SCRIPTS/gutsy"; else echo "$SCRIPTS/$1"; fi
+}
+
+# Sets `keys` to the file of Ubuntu's archive keys. Ubuntu and Debian 13 have it in the package
+# ubuntu-keyring. If it is not installed, the package is downloaded from Debian 13, checked by apt
+# with Debian's keys, and unpacked, but not installed.
+find_ubuntu_keys() {
+    local apt settings
+    keys=/$UBUNTU_KEYS
+    [ ! -s "$keys" ] || return 0
+    keys=$DIR/ubuntu-archive-keyring.gpg
+    [ ! -s "$keys" ] || return 0
+    unpacked=$DIR/root-keys
+    apt=$(realpath -m "$unpacked")
+    mkdir -p "$apt"/{lists,archives}/partial
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $KEYS_RELEASE main" >"$apt/sources.list"
+    settings=(-q -o Dir::Etc::SourceList="$apt/sources.list" -o Dir::Etc::SourceParts=- -o Dir::State::Lists="$apt/lists"
+        -o Dir::Cache="$apt" -o APT::Sandbox::User=root -o APT::Update::Error-Mode=any)
+    if ! (cd "$apt" && apt-get "${settings[@]}" update && apt-get "${settings[@]}" download ubuntu-keyring) >"$DIR/apt.log" 2>&1 ||
+        ! dpkg-deb -x "$apt"/ubuntu-keyring_*.deb "$apt/package" || ! cp -L "$apt/package/$UBUNTU_KEYS" "$keys.new"; then
+        tail -n 20 "$DIR/apt.log" >&2
+        fail "cannot get the package ubuntu-keyring from $mirror $KEYS_RELEASE. Install a package with /$UBUNTU_KEYS"
+    fi
+    mv "$keys.new" "$keys"
+    clean_up
+}
+
+# Builds a packed bare root unless a recent one exists: the minimal packages, no package lists.
 pack() {
-    local release=$1 packed=$2 name
+    local release=$1 packed=$2 name settings=(--variant=minbase)
     name=$(basename "$packed")
     find "$DIR" -maxdepth 1 -name "$release-*.tar" \( ! -name "$name" -o -mtime +"$KEEP_DAYS" \) -delete
     if [ -s "$packed" ]; then
@@ -127,7 +186,9 @@ pack() {
         return
     fi
     unpacked=$DIR/root-$release
-    if ! alone debootstrap --variant=minbase "$release" "$unpacked" "$mirror" >"$DIR/debootstrap.log" 2>&1; then
+    ! is_ubuntu "$release" || settings+=(--keyring="$keys" --force-check-gpg)
+    if ! alone debootstrap "${settings[@]}" "$release" "$unpacked" "$(mirror_for "$release")" "$(script_for "$release")" \
+        >"$DIR/debootstrap.log" 2>&1; then
         tail -n 20 "$DIR/debootstrap.log" >&2
         fail "debootstrap could not make a root of $release"
     fi
@@ -221,7 +282,7 @@ done
 [ "$(uname -m)" = x86_64 ] || fail "this needs an x86-64 machine"
 scripts/setup.sh fresh
 for release in $ROOTS; do
-    [ -e "/usr/share/debootstrap/scripts/$release" ] || fail "debootstrap does not know the release '$release'"
+    [ -e "$(script_for "$release")" ] || fail "debootstrap does not know the release '$release'"
 done
 [ -c /dev/kvm ] || note "there is no /dev/kvm: QEMU emulates the processor, which takes longer"
 
@@ -229,19 +290,25 @@ mkdir -p "$DIR"
 exec {lock}>"$DIR/lock"
 flock --nonblock "$lock" || { note "waiting for another run in $DIR"; flock "$lock"; }
 # A killed run leaves its root.
-rm -rf --one-file-system "$DIR"/root-* "$DIR"/*.tar.new
+rm -rf --one-file-system "$DIR"/root-* "$DIR"/*.new
 
 mirror=${FRESH_MIRROR:-$(mirror_of Debian)}
 mirror=${mirror:-$FALLBACK_MIRROR}
 security=$(mirror_of Debian-Security)
 security=${security:-${FALLBACK_MIRROR}-security}
+ubuntu_mirror=${FRESH_UBUNTU_MIRROR:-$(mirror_of Ubuntu)}
+ubuntu_mirror=${ubuntu_mirror:-$FALLBACK_UBUNTU_MIRROR}
 if [ -z "${http_proxy:-}" ]; then
     eval "$(apt-config shell http_proxy Acquire::http::Proxy 2>/dev/null || true)"
     [ -z "${http_proxy:-}" ] || export http_proxy
 fi
 for release in $ROOTS; do
-    wget -q --timeout=30 --tries=2 -O /dev/null "$mirror/dists/$release/InRelease" ||
-        fail "cannot reach the Debian mirror: $mirror/dists/$release/InRelease (FRESH_MIRROR names another one)"
+    wget -q --timeout=30 --tries=2 -O /dev/null "$(mirror_for "$release")/dists/$release/InRelease" ||
+        fail "cannot get $(mirror_for "$release")/dists/$release/InRelease ($(mirror_setting "$release") names another mirror)"
+done
+keys=''
+for release in $ROOTS; do
+    ! is_ubuntu "$release" || find_ubuntu_keys
 done
 
 sysroot=$(rustc --print sysroot 2>/dev/null) || fail "rustc is missing"

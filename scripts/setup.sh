@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Installs missing Debian packages as root. Without root or apt-get it names them and fails.
+# Installs missing packages of Debian or Ubuntu as root. Without root or apt-get it names them and
+# fails.
 #
 #   scripts/setup.sh build|check|demo|test|bench|fresh|package...
 #
 #   build    to compile vmsnap
 #   check    shellcheck
-#   demo     libvirt's QEMU driver and QEMU. Debian 12 and Ubuntu have a part of the driver in
-#            libvirt-daemon; no daemon is started
+#   demo     libvirt's QEMU driver and QEMU. Debian 12, Ubuntu 22.04 and 24.04 have a part of the
+#            driver in libvirt-daemon; no daemon is started
 #   test     libvirt's daemon, and the programs that tests start
 #   bench    the programs that vmsnap is compared with
-#   fresh    to create bare Debian roots
+#   fresh    to create bare roots of Debian or Ubuntu
 #   package  to build and check packages
 set -euo pipefail
 
@@ -17,7 +18,7 @@ declare -A DEBIAN=(
     [build]="build-essential pkg-config libvirt-dev"
     [check]="shellcheck"
     [demo]="libvirt0 libvirt-daemon-driver-qemu libvirt-daemon qemu-system-x86 qemu-utils"
-    [test]="libvirt-daemon-system libvirt-clients nbdkit e2fsprogs util-linux mount procps xz-utils"
+    [test]="libvirt-daemon-system libvirt-clients nbdkit e2fsprogs util-linux mount procps xz-utils tzdata"
     [bench]="virtnbdbackup libnbd-bin"
     [fresh]="debootstrap debian-archive-keyring wget git util-linux"
     [package]="dpkg-dev binutils file lintian rpm qemu-utils"
@@ -26,7 +27,7 @@ declare -A FEDORA=(
     [build]="gcc make pkgconf-pkg-config libvirt-devel"
     [check]="ShellCheck"
     [demo]="libvirt-libs libvirt-daemon-driver-qemu libvirt-daemon-driver-storage-core qemu-kvm-core qemu-img"
-    [test]="libvirt-daemon libvirt-daemon-log libvirt-client nbdkit e2fsprogs util-linux procps-ng xz"
+    [test]="libvirt-daemon libvirt-daemon-log libvirt-client nbdkit e2fsprogs util-linux procps-ng xz tzdata"
     [bench]="virtnbdbackup libnbd"
     [fresh]="debootstrap debian-keyring wget git util-linux"
     [package]="dpkg-dev dpkg binutils file rpm-build qemu-img"
@@ -50,7 +51,15 @@ declare -A PROGRAMS=(
 )
 
 # The tests download and unpack these without installing them. The package lists must know them.
-GUEST_PACKAGES="linux-image-cloud-amd64 busybox-static qemu-guest-agent"
+guest_packages() {
+    local ID='' ID_LIKE='' kernel=linux-image-cloud-amd64
+    # shellcheck source=/dev/null
+    [ ! -r /etc/os-release ] || . /etc/os-release
+    case " $ID $ID_LIKE " in
+    *" ubuntu "*) kernel=linux-image-virtual ;;
+    esac
+    echo "$kernel busybox-static qemu-guest-agent"
+}
 
 # Packages of one source, which must have the same version.
 QEMU_PACKAGES=" qemu-system-x86 qemu-utils "
@@ -132,7 +141,7 @@ for level in "$@"; do
     [ -n "${DEBIAN[$level]+known}" ] || usage
     debian="$debian ${DEBIAN[$level]}"
     fedora="$fedora ${FEDORA[$level]}"
-    [ "$level" = test ] && guest=$GUEST_PACKAGES
+    [ "$level" = test ] && guest=$(guest_packages)
 done
 debian=${debian# } fedora=${fedora# }
 

@@ -3,8 +3,8 @@
 #
 #   scripts/try-package.sh DEB
 #
-# Run it as root in a temporary root of Debian 12, Debian 13 or Ubuntu 22.04 with /proc, /sys and
-# /dev: it installs QEMU and libvirt's driver there.
+# Run it as root in a temporary root of Debian 12, Ubuntu 22.04 or a newer release with /proc, /sys
+# and /dev: it installs QEMU and libvirt's driver there.
 set -euo pipefail
 
 fail() {

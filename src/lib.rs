@@ -8,8 +8,8 @@
 //!             disk or new domain ◄── qcow2/raw writer ◄── blocks ◄── extents of the chain (newest wins) ◄─────────┘
 //! ```
 
-// Without libvirt nothing uses much of `host` and parts of the rooms below it. The build with libvirt
-// finds what nothing uses at all.
+// Without libvirt, much of `host` and of the rooms below it is unused. The build with libvirt finds
+// what is never used.
 #![cfg_attr(not(feature = "libvirt"), allow(dead_code, unused_imports))]
 
 pub mod model;

@@ -207,6 +207,25 @@ fn every_file_begins_with_what_it_is() {
 }
 
 #[test]
+fn comments_have_at_most_100_columns() {
+    for (file, text) in ["src", "tests", "benches"].into_iter().flat_map(rust_files) {
+        let mut in_diagram = false;
+        for (number, line) in text.lines().enumerate() {
+            let is_comment = line.trim_start().starts_with("//");
+            if is_comment && line.contains("```") {
+                in_diagram = !in_diagram;
+            }
+            let columns = line.chars().count();
+            assert!(
+                !is_comment || in_diagram || columns <= 100,
+                "{file}:{} has a comment of {columns} columns",
+                number + 1
+            );
+        }
+    }
+}
+
+#[test]
 fn no_file_is_too_long_to_read() {
     for dir in ["src", "tests"] {
         for (file, text) in rust_files(dir) {

@@ -23,9 +23,9 @@ const DRIVER_MODULE: &str = "libvirt_driver_qemu.so";
 const FILES_MODULE: &str = "libvirt_storage_file_fs.so";
 const FILES_FOLDER: &str = "storage-file";
 
-/// The first version of libvirt, in libvirt's encoding, for which vmsnap does not report a missing
-/// module: 11.3 needs none, 9.0 does.
-const NO_FILES_MODULE: u32 = 10_000_000;
+/// The newest version of libvirt, in libvirt's encoding, for which vmsnap reports a missing module:
+/// 10.0 needs it, 11.3 does not.
+const NEEDS_FILES_MODULE: u32 = 10_000_000;
 
 /// The variable that sets another folder for libvirt.
 const FILES_VARIABLE: &str = "LIBVIRT_STORAGE_FILE_DIR";
@@ -96,7 +96,7 @@ pub(super) fn missing(uri: &str) -> Vec<Part> {
 /// backup job begins, as a file that does not exist.
 fn lacks_files_module() -> bool {
     let configured = std::env::var_os(FILES_VARIABLE).map(PathBuf::from);
-    let is_modular = Connect::get_version().is_ok_and(|version| version < NO_FILES_MODULE);
+    let is_modular = Connect::get_version().is_ok_and(needs_files_module);
     if configured.is_none() && !is_modular {
         return false;
     }
@@ -104,6 +104,11 @@ fn lacks_files_module() -> bool {
     let folder = folder_of_driver(&maps)
         .map(|beside| configured.unwrap_or_else(|| beside.with_file_name(FILES_FOLDER)));
     folder.is_some_and(|folder| !folder.join(FILES_MODULE).exists())
+}
+
+/// Whether this version of libvirt's driver creates files with a module.
+fn needs_files_module(version: u32) -> bool {
+    version <= NEEDS_FILES_MODULE
 }
 
 /// The folder of the loaded driver, from the text of `/proc/self/maps` (proc(5)); `None` if no
@@ -134,5 +139,12 @@ mod tests {
             None
         );
         assert_eq!(folder_of_driver(""), None);
+    }
+
+    #[test]
+    fn libvirt_needs_the_files_module_up_to_10_0() {
+        // Ubuntu 22.04, Debian 12, Ubuntu 24.04, Debian 13.
+        let needs = [8_000_000, 9_000_000, 10_000_000, 11_003_000].map(needs_files_module);
+        assert_eq!(needs, [true, true, true, false]);
     }
 }

@@ -75,7 +75,7 @@ pub(super) fn unknown_short(word: &str, letter: Option<char>, grammar: &Command)
 
 /// The name most similar to the typed one, if any is similar.
 fn nearest(typed: &str, names: impl Iterator<Item = String>) -> Option<String> {
-    const LIKE: f64 = 0.7;
+    const LIKE: f64 = 0.75;
     let rated = names.map(|name| (strsim::jaro_winkler(typed, &name), name));
     let like = rated.filter(|(likeness, _)| *likeness >= LIKE);
     like.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, name)| name)

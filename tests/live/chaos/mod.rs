@@ -141,8 +141,8 @@ impl Chaos {
         chaos
     }
 
-    /// Continues after a round that a crash of libvirtd or QEMU ended early. Checks that kept points are
-    /// whole, and takes the present content of the disks as known.
+    /// Continues after a round that a crash of libvirtd or QEMU ended early. Checks that kept
+    /// points are whole, and takes the present content of the disks as known.
     fn begin_anew(&mut self) {
         let known: Vec<String> = self.moments.keys().cloned().collect();
         if let Some(lost) = self.machine.domain.lost_qemu() {

@@ -1,4 +1,4 @@
-//! Kernel and initramfs of the test guest, made from Debian packages and kept for later runs.
+//! Kernel and initramfs of the test guest, made from packages of Debian or Ubuntu and kept.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -12,8 +12,8 @@ const INIT: &str = include_str!("init.sh");
 /// Increment this when the images are built differently, so that existing ones are rebuilt.
 const RECIPE: &str = "1";
 
-/// The package that depends on the newest kernel for virtual machines.
-const KERNEL_METAPACKAGE: &str = "linux-image-cloud-amd64";
+/// The packages that depend on the newest kernel for virtual machines: Debian's, Ubuntu's.
+const KERNEL_METAPACKAGES: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-virtual"];
 
 /// The files taken from packages besides the kernel: the package, the file in it, its path in the
 /// image.
@@ -33,6 +33,9 @@ const MODULES: [&str; 7] = [
     "virtio_console",
 ];
 
+/// Kernels before 5.16 have this driver within `virtio_pci`.
+const NEWER_MODULE: &str = "virtio_pci_legacy_dev";
+
 const DIRECTORIES: [&str; 11] = [
     "bin", "sbin", "dev", "proc", "sys", "run", "tmp", "usr", "usr/sbin", "modules", "lib64",
 ];
@@ -47,8 +50,8 @@ pub struct GuestImage {
 }
 
 impl GuestImage {
-    /// The images of an earlier run, or new ones (30 MB of Debian packages). Panics if they cannot
-    /// be made.
+    /// The images of an earlier run, or new ones (30 MB of packages). Panics if they cannot be
+    /// made.
     pub fn build_or_cached() -> GuestImage {
         let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .parent()
@@ -74,7 +77,9 @@ impl GuestImage {
 /// Builds `images/vmlinuz` and `images/initrd` in the folder.
 fn build(work: &Path) {
     let kernel_package = kernel_package();
+    let modules_package = first_dependency(&kernel_package, "linux-modules-");
     let mut packages = vec![kernel_package.as_str()];
+    packages.extend(modules_package.as_deref());
     packages.extend(PROGRAMS.map(|(package, ..)| package));
     download(work, &packages);
     let root = work.join("root");
@@ -98,18 +103,28 @@ fn build(work: &Path) {
     write_initrd(&root, version, &images.join("initrd"));
 }
 
-/// The package of the newest kernel, on which the metapackage depends.
+/// The package of the newest kernel, on which the distribution's metapackage depends.
 fn kernel_package() -> String {
-    let listing = run(command(
-        "apt-cache",
-        &["depends", "--important", KERNEL_METAPACKAGE],
-    ));
-    let package = listing
+    let found = KERNEL_METAPACKAGES
+        .iter()
+        .find_map(|metapackage| first_dependency(metapackage, "linux-image-"));
+    found.unwrap_or_else(|| panic!("none of {KERNEL_METAPACKAGES:?} depends on a kernel"))
+}
+
+/// The first dependency of a package whose name has this prefix. Ubuntu has a separate package for
+/// a kernel's modules.
+fn first_dependency(package: &str, prefix: &str) -> Option<String> {
+    let listing = try_run(
+        command("apt-cache", &["depends", "--important", package]),
+        COMMAND_DEADLINE,
+    );
+    let mut dependencies = listing
+        .stdout
         .lines()
-        .find_map(|line| line.trim().strip_prefix("Depends: "));
-    package
-        .unwrap_or_else(|| panic!("{KERNEL_METAPACKAGE} does not depend on a kernel: {listing}"))
-        .to_owned()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "));
+    dependencies
+        .find(|name| name.starts_with(prefix))
+        .map(ToOwned::to_owned)
 }
 
 /// Downloads packages into the folder without installing them.
@@ -205,8 +220,10 @@ fn modules(root: &Path, version: &str) -> Vec<(String, Vec<u8>)> {
         if builtin.lines().any(|line| line.ends_with(&format!("/{name}.ko"))) {
             continue;
         }
-        let file =
-            find_module(top, name).unwrap_or_else(|| panic!("the kernel {version} has no module {name}"));
+        let Some(file) = find_module(top, name) else {
+            assert_eq!(name, NEWER_MODULE, "the kernel {version} has no such module");
+            continue;
+        };
         let compressed = file.extension().is_some_and(|extension| extension == "xz");
         if compressed {
             run(command("xz", &[Path::new("--decompress"), &file]));
