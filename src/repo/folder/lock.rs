@@ -13,7 +13,15 @@ use crate::wait;
 /// The right to write to one domain's folder, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct DomainLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DomainLock {
+    /// Unlocks, because closing the file is not enough while a child process that was just forked
+    /// still has it open. Without an unlock the lock ends when the child starts its program.
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
+    }
 }
 
 /// The reason why the lock was not taken.
@@ -65,7 +73,7 @@ pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
         .and_then(|()| file.rewind())
         .and_then(|()| file.write_all(note.as_bytes()))
         .map_err(failed)?;
-    Ok(DomainLock { _file: file })
+    Ok(DomainLock { file })
 }
 
 /// The holder of the lock, if it is held.
@@ -108,6 +116,18 @@ mod tests {
         drop(first);
         assert_eq!(holder(&path), None);
         acquire(&path).expect("it is free again");
+    }
+
+    /// As a child process has it between fork and exec.
+    #[test]
+    fn lock_is_free_after_drop_even_if_its_file_is_open() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join(".lock");
+        let lock = acquire(&path).expect("nobody holds it");
+        let inherited = lock.file.try_clone().expect("a second handle");
+        drop(lock);
+        acquire(&path).expect("it is free again");
+        drop(inherited);
     }
 
     #[test]
