@@ -21,8 +21,8 @@ use vmsnap::repo::{FolderRepository, Repository};
 use crate::embed::{DISK, Kind, Lab, TestDomain, run_ok};
 use crate::host::{back_up, begin};
 
-/// A number that ends the name of a checkpoint in 7. No two are the same, because they also name the
-/// places of runs, which go on at the same time.
+/// A number that ends the name of a checkpoint in 7. No two are the same, because they also name
+/// the places of runs, which go on at the same time.
 fn ending_in_seven() -> u64 {
     static DRAWN: AtomicU64 = AtomicU64::new(0);
     let drawn = DRAWN.fetch_add(1, Ordering::Relaxed) + u64::from(std::process::id());
