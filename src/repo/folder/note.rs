@@ -16,7 +16,7 @@ use crate::repo::{RepoError, Result};
 const FORMAT: u32 = 1;
 
 /// The suffix of such a file until it is completely written.
-const NEW: &str = ".new";
+pub(super) const NEW: &str = ".new";
 
 #[derive(Serialize, Deserialize)]
 struct Sealed<T> {
@@ -82,7 +82,9 @@ pub(super) fn write(store: &dyn Store, path: &Path, content: &impl Serialize) ->
     store.sync_dir(dir).map_err(RepoError::io("sync", dir))
 }
 
-fn put(store: &dyn Store, path: &Path, text: &[u8]) -> io::Result<()> {
+/// Writes a file completely or not at all, and replaces an existing one in one step. The caller
+/// syncs its folder.
+pub(super) fn put(store: &dyn Store, path: &Path, text: &[u8]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(NEW);
     let new = PathBuf::from(new);

@@ -10,15 +10,13 @@ use serde::Serialize;
 use super::{FOLDER, MissedWriteRecord, Proof, RecordName, Sealed};
 use crate::io::Store;
 use crate::model::chain::Concern;
+use crate::repo::folder::note;
 use crate::repo::seal::{NO_DIGEST, seal};
 use crate::repo::{RepoError, Result};
 
 /// The largest number of damage notes that are recorded for one disk, and for the files that belong
 /// to no disk.
 const MOST_DAMAGE: usize = 4;
-
-/// The additional ending of a record until it is written completely.
-const NEW: &str = ".new";
 
 /// Records a proof, and removes the `known` records of the same restore point: those that existed
 /// when the verification started, even if a wrong clock gave them a later time. Records that other
@@ -123,36 +121,9 @@ fn write(
     })?;
     let text = seal(&text);
     let path = dir.join(name.file_name());
-    put(store, &path, text.as_bytes()).map_err(RepoError::io("write", &path))?;
+    // Two records may have the same second: the later one counts.
+    note::put(store, &path, text.as_bytes()).map_err(RepoError::io("write", &path))?;
     Ok(dir)
-}
-
-/// Writes a file completely or not at all. Half a record would count as the worst that its name
-/// allows.
-fn put(store: &dyn Store, path: &Path, text: &[u8]) -> io::Result<()> {
-    let mut new = path.as_os_str().to_owned();
-    new.push(NEW);
-    let new = PathBuf::from(new);
-    let written = match store.create_file(&new, text) {
-        // A killed run has left it.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let removed = store.remove_file(&new);
-            removed.and_then(|()| store.create_file(&new, text))
-        }
-        written => written,
-    };
-    let named = written.and_then(|()| match store.rename(&new, path) {
-        // Two records have the same second: the later one counts.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let removed = store.remove_file(path);
-            removed.and_then(|()| store.rename(&new, path))
-        }
-        named => named,
-    });
-    if named.is_err() {
-        let _ = store.remove_file(&new);
-    }
-    named
 }
 
 /// The names of the files in the folder of the records. A link in its place counts as empty.
@@ -178,5 +149,5 @@ pub(super) fn names_in(dir: &Path) -> Result<Vec<String>> {
 
 /// The name of a record without the ending of an incomplete file.
 pub(super) fn whole(name: &str) -> &str {
-    name.strip_suffix(NEW).unwrap_or(name)
+    name.strip_suffix(note::NEW).unwrap_or(name)
 }
