@@ -23,7 +23,7 @@ use super::exclude;
 use super::exit_code::ExitCode;
 use super::log::{self, Entry, Level};
 use super::report::lines::failure;
-use super::select::Selection;
+use super::select::{Selection, patterns, select};
 use crate::model::left_out::Exclusions;
 use crate::model::period::GroupBy;
 use crate::model::stop::Stop;
@@ -124,6 +124,27 @@ fn repository_to_read(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
 fn was_never_saved(repo: &dyn Repository, domain: &str, error: &Error) -> bool {
     let has_folder = || repo.domain(domain).is_ok_and(|repository| repository.exists());
     matches!(error.cause, Cause::NoRestorePoints) && has_folder()
+}
+
+/// Selects domains of the repository; all of them if no word is typed. Also returns the typed
+/// patterns. `verb` completes the refusal of an empty repository.
+fn select_kept(
+    repo: &dyn Repository,
+    mut typed: Vec<String>,
+    verb: &str,
+) -> Result<(Selection, Vec<String>), Refusal> {
+    let names = repo.domains().map_err(|error| Error::of("", error))?;
+    if typed.is_empty() {
+        if names.is_empty() {
+            return Err(Refusal::new(ExitCode::NoDomains, nothing_in(repo, verb)));
+        }
+        typed.push("*".to_owned());
+    }
+    Ok((select(&typed, &names), patterns(&typed, &names)))
+}
+
+fn nothing_in(repo: &dyn Repository, verb: &str) -> String {
+    format!("there is nothing to {verb} in {}", repo.location())
 }
 
 fn group_by(word: &str) -> Result<GroupBy, Refusal> {

@@ -1,8 +1,8 @@
 //! `vmsnap prune`.
 
 use super::{
-    CommandResult, Refusal, failures, repository_to_read, tell_error, tell_skipped, tell_summary,
-    tell_unmatched, was_never_saved,
+    CommandResult, Refusal, failures, repository_to_read, select_kept, tell_error, tell_skipped,
+    tell_summary, tell_unmatched, was_never_saved,
 };
 use crate::cli::args::PruneArgs;
 use crate::cli::clock::now;
@@ -10,7 +10,6 @@ use crate::cli::exit_code::{ExitCode, Verb};
 use crate::cli::progress::Progress;
 use crate::cli::report::document::Document;
 use crate::cli::report::prune as shown;
-use crate::cli::select::{patterns, select};
 use crate::cli::stdout::answer;
 use crate::model::stop::Stop;
 use crate::ops;
@@ -27,17 +26,7 @@ pub fn run(args: &PruneArgs, stop: &Stop) -> CommandResult {
         wait: args.wait.time(),
     };
     let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
-    let names = repo.domains().map_err(|error| ops::Error::of("", error))?;
-    let mut typed = args.domains.all();
-    if typed.is_empty() {
-        if names.is_empty() {
-            let what = format!("there is nothing to prune in {}", repo.location());
-            return Err(Refusal::new(ExitCode::NoDomains, what));
-        }
-        typed.push("*".to_owned());
-    }
-    let selection = select(&typed, &names);
-    let named = patterns(&typed, &names);
+    let (selection, named) = select_kept(repo.as_ref(), args.domains.all(), "prune")?;
     tell_unmatched(&selection.unmatched, None);
     let progress = Progress::new();
     let each = Each {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use jiff::{Span, Timestamp, Zoned};
 
 use super::{
-    CommandResult, Refusal, random, repository_to_read, session_hint, tell_error, tell_missing, tell_skipped,
-    tell_unmatched, was_never_saved,
+    CommandResult, Refusal, nothing_in, random, repository_to_read, select_kept, session_hint, tell_error,
+    tell_missing, tell_skipped, tell_unmatched, was_never_saved,
 };
 use crate::cli::args::VerifyArgs;
 use crate::cli::clock::now;
@@ -23,7 +23,7 @@ use crate::ops::compare::{Meaning, UncomparedDisk};
 use crate::ops::each::{Each, Fault, Turn};
 use crate::ops::monitor::Ending;
 use crate::ops::verify::{Options, Outcome, Which, verify};
-use crate::ops::{self, Cause, Context, PlaceWishes, Repository, compare};
+use crate::ops::{self, Cause, Context, PlaceWishes, compare};
 
 /// Verifies restore points of the given domains, or of all in the repository. Damage to one does
 /// not stop the others.
@@ -47,16 +47,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
         now: now.timestamp(),
     };
     let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
-    let names = repo.domains().map_err(|error| ops::Error::of("", error))?;
-    let mut typed = args.domains.all();
-    if typed.is_empty() {
-        if names.is_empty() {
-            return Err(Refusal::new(ExitCode::NoDomains, nothing_in(repo.as_ref())));
-        }
-        typed.push("*".to_owned());
-    }
-    let selection = select(&typed, &names);
-    let named = patterns(&typed, &names);
+    let (selection, named) = select_kept(repo.as_ref(), args.domains.all(), "verify")?;
     tell_unmatched(&selection.unmatched, None);
     let progress = Progress::new();
     let each = Each {
@@ -81,7 +72,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     let round = each.run(verb, may_skip, ended);
     let mut faults = round.faults(&selection.unmatched);
     if faults.is_success() && round.outcomes().all(|outcome| outcome.points.is_empty()) {
-        log::error(&nothing_in(repo.as_ref()));
+        log::error(&nothing_in(repo.as_ref(), "verify"));
         faults.add(Fault::Nothing);
     }
     tell_missing(&round, &[]);
@@ -91,10 +82,6 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
         answer(&Document::Verify(document).json());
     }
     Ok(code)
-}
-
-fn nothing_in(repo: &dyn Repository) -> String {
-    format!("there is nothing to verify in {}", repo.location())
 }
 
 /// Compares the given domains with their newest restore points. A difference does not stop the
