@@ -114,7 +114,7 @@ pub struct RestoredDisk {
     pub device: bool,
     /// Its format.
     pub format: Format,
-    /// The number of restore points that hold a part of it.
+    /// The number of restore points that hold parts of the disk.
     pub steps: usize,
 }
 

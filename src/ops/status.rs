@@ -367,8 +367,8 @@ fn compare_with(
 }
 
 /// Returns the finding that a disk could not be examined. Returns the error instead if the other
-/// disks cannot be examined either: it concerns the host or the domain, or the domain was started
-/// or stopped meanwhile.
+/// disks cannot be examined either: it concerns the host or the domain, or the domain has been
+/// started or stopped since.
 fn not_examined(
     host: &dyn Host,
     domain: &Domain,

@@ -71,7 +71,7 @@ pub(super) struct Part {
     pub(super) name: Option<String>,
 }
 
-/// A block device and all devices and files whose use is a use of it.
+/// A block device, with all devices and files through which it can be in use.
 #[derive(Clone, Debug)]
 pub(super) struct Subject {
     parts: Vec<Part>,
