@@ -117,7 +117,7 @@ impl RestorePoint {
         }
     }
 
-    /// Whether it lacks a disk that nobody asked to leave out.
+    /// Whether it lacks a disk that should have been saved.
     pub fn is_partial(&self) -> bool {
         left_out::is_partial(&self.left_out)
     }

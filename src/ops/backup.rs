@@ -1,7 +1,7 @@
 //! Makes a restore point of a domain.
 //!
 //! The order, which `docs/safety.md` explains: lock, heal, plan, write the journal entry, begin the
-//! job and make the checkpoint, copy the disks, end the job, commit. Superfluous checkpoints are
+//! job and make the checkpoint, copy the disks, end the job, commit. Superseded checkpoints are
 //! removed only after the commit. A failure before the commit removes the new checkpoint and the
 //! partial folder, and touches no earlier restore point.
 
@@ -119,7 +119,7 @@ pub enum PruneOutcome {
     Failed(String),
 }
 
-/// The reason not to prune while superfluous checkpoints could not be removed.
+/// The reason not to prune while superseded checkpoints could not be removed.
 const STILL_NEEDED: &str = "checkpoints could not be retired, and only the manifests of the \
     previous period may show that they are vmsnap's";
 
@@ -130,7 +130,7 @@ const PARTIAL: &str = "the backup is partial, and the previous period may hold t
 /// The reason why a policy removes nothing after a partial backup.
 const PARTIAL_KEPT: &str = "the backup is partial, and older restore points may hold the missing disk";
 
-/// The reason why a policy removes nothing while superfluous checkpoints could not be removed.
+/// The reason why a policy removes nothing while superseded checkpoints could not be removed.
 const STILL_RECORDED: &str = "checkpoints could not be retired";
 
 /// Makes a restore point of the domain `name`.

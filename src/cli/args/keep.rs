@@ -61,7 +61,8 @@ pub struct KeepArgs {
     )]
     pub keep_yearly: Option<Quota>,
 
-    /// Keep everything of this time before the newest restore point: 14d, 1y6m2w7d12h (m: months)
+    /// Keep all restore points within this duration before the newest one: 14d, 1y6m2w7d12h
+    /// (m: months)
     #[arg(help_heading = "What to keep", long, value_name = "DURATION")]
     pub keep_within: Option<Within>,
 }
