@@ -197,7 +197,7 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
     };
     let mut outcome = attempt.make(&planned)?;
     monitor::add_new(&mut findings, std::mem::take(&mut outcome.findings));
-    if options.prune && !options.copy {
+    if options.prune {
         let is_retired = !findings.iter().any(|finding| finding.code == commit::NOT_RETIRED);
         outcome.prune = Some(if outcome.point.is_partial() {
             PruneOutcome::Kept(PARTIAL.to_owned())
@@ -224,20 +224,28 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
 
 /// Refuses options that contradict each other.
 fn check(name: &str, options: &Options) -> Result<()> {
-    let what = match &options.keep {
-        Some(policy) if policy.is_empty() => retention::EMPTY_POLICY,
-        Some(_) if options.prune => PRUNE_OR_KEEP,
-        Some(_) if options.copy => COPY_OR_KEEP,
-        _ => return Ok(()),
-    };
-    Err(Error::of(name, Cause::Usage(what.to_owned())))
+    match options.contradiction() {
+        None => Ok(()),
+        Some(what) => Err(Error::of(name, Cause::Usage(what.to_owned()))),
+    }
 }
 
-/// The message for `--prune` together with a policy.
-pub(crate) const PRUNE_OR_KEEP: &str = "--prune and --keep-… cannot be combined: they are different rules";
-
-/// The message for a policy together with `--copy`.
-pub(crate) const COPY_OR_KEEP: &str = "--copy and --keep-… cannot be combined: no rule applies to a copy";
+impl Options {
+    /// Why these options exclude each other.
+    pub(crate) fn contradiction(&self) -> Option<&'static str> {
+        match &self.keep {
+            _ if self.copy && self.prune => {
+                Some("--copy and --prune cannot be combined: a copy belongs to no period")
+            }
+            Some(policy) if policy.is_empty() => Some(retention::EMPTY_POLICY),
+            Some(_) if self.prune => {
+                Some("--prune and --keep-… cannot be combined: they are different rules")
+            }
+            Some(_) if self.copy => Some("--copy and --keep-… cannot be combined: no rule applies to a copy"),
+            _ => None,
+        }
+    }
+}
 
 /// Reports that the previous period stays because of a pin although it was due to be deleted.
 fn pinned_period(repository: &dyn DomainRepository, context: &Context, options: &Options) -> Option<Finding> {
@@ -355,7 +363,7 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
         plan if plan.is_partial() => PrunePlan::Keep(PARTIAL.to_owned()),
         _ => prune::plan(repository.as_ref(), &history.chains, options.group_by, today),
     };
-    let prune = (options.prune && !options.copy).then(prune);
+    let prune = options.prune.then(prune);
     let retention = options.keep.as_ref().map(|policy| match &planned.backup {
         plan if plan.disks.is_empty() => RetentionPreview::Keep(plan.reason()),
         plan if plan.is_partial() => RetentionPreview::Keep(PARTIAL_KEPT.to_owned()),
