@@ -85,13 +85,20 @@ impl Moving {
     /// Backs up the domain on its host. Checks the level and that every byte is restored. Returns
     /// the JSON about the domain.
     fn back_up(&self, level: &str) -> Value {
+        let outcome = self.back_up_at_any_level();
+        assert_eq!(outcome["restorePoint"]["level"], level, "{outcome:#}");
+        outcome
+    }
+
+    /// Backs up the domain on its host. Checks that every byte is restored. Returns the JSON about
+    /// the domain.
+    fn back_up_at_any_level(&self) -> Value {
         let root = self.path("backups");
         let words = ["backup", NAME, "--output", &root, "--json"];
         let finished = self.host().run_there(env!("CARGO_BIN_EXE_vmsnap"), &words);
         assert_eq!(finished.code, Some(0), "{finished:#?}");
         let outcome = json(&finished)["domains"][0].clone();
         let point = &outcome["restorePoint"];
-        assert_eq!(point["level"], level, "{outcome:#}");
         let id = text_of(&point["id"]);
         let to = self.path(id);
         let words = [
@@ -131,19 +138,22 @@ fn a_domain_migrated_there_and_back_stays_incremental() {
     }
 }
 
-/// After a migration while paused, QEMU keeps the images inactive, without bitmaps, until the
-/// domain resumes.
+/// After a migration while paused, QEMU 7.2 keeps the images inactive, without bitmaps, until the
+/// domain resumes. QEMU 10.0 has the bitmaps at once.
 #[test]
-fn a_domain_migrated_while_paused_is_full_with_the_reason() {
+fn a_domain_migrated_while_paused_is_saved_with_the_reason() {
     let mut moving = Moving::start();
     moving.write(0, SIZE / 2, 0x41);
     moving.back_up("full");
     moving.write(1 << 20, 65536, 0x42);
     moving.host().virsh(&["suspend", NAME]);
     moving.migrate();
-    let outcome = moving.back_up("full");
+    let outcome = moving.back_up_at_any_level();
     let reason = text_of(&outcome["restorePoint"]["disks"][0]["reason"]);
-    assert!(reason.contains("is gone"), "{reason}");
+    match text_of(&outcome["restorePoint"]["level"]) {
+        "full" => assert!(reason.contains("is gone"), "{reason}"),
+        _ => assert_eq!(codes(&outcome), ["checkpoint-known-again"]),
+    }
     moving.host().virsh(&["resume", NAME]);
     moving.write(5 << 20, 512, 0x43);
     moving.back_up("incremental");
