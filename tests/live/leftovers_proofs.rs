@@ -123,6 +123,8 @@ impl Mess {
 #[test]
 fn leftovers_of_a_killed_test_run_are_found_and_ended() {
     let daemon = Daemon::acquire();
+    // Trying KVM needs the gate, perhaps in another thread for which this one would wait.
+    daemon.virt_type();
     // Other processes remove leftovers only while they hold this.
     let _gate = crate::daemon::gate();
     let pid = gone();
