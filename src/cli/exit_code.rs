@@ -22,7 +22,8 @@ pub enum Verb {
 pub enum ExitCode {
     /// Everything that was requested was done.
     Ok,
-    /// No domain was given where one is required, or none matched.
+    /// No domain was given where one is required, none matched, or the domain or restore point does
+    /// not exist.
     NoDomains,
     /// No repository was given where one is required, or it cannot be used.
     NoRepository,
@@ -92,7 +93,9 @@ impl ExitCode {
     pub fn meaning(self) -> &'static str {
         match self {
             ExitCode::Ok => "everything that was requested was done",
-            ExitCode::NoDomains => "no domain was given where one is required, or none matched",
+            ExitCode::NoDomains => {
+                "no domain was given where one is required, a given name or pattern matched none, or the domain or restore point does not exist"
+            }
             ExitCode::NoRepository => "no repository was given where one is required, or it cannot be used",
             ExitCode::Failed => {
                 "any other failure, for example output that cannot be written, or (except for scrub) a lock held by another run"

@@ -55,7 +55,7 @@ pub enum Refusal {
         disk: String,
     },
     /// The domain was shut off when its backup was planned, and is running now.
-    #[error("the domain was started after its backup was planned")]
+    #[error("the domain was started after its backup was planned: run again")]
     StartedMeanwhile,
     /// The changes of a disk were to be read, but the disk was requested in full.
     #[error("cannot read only the changes of disk {disk}: the job was started for the whole disk")]
@@ -137,7 +137,7 @@ pub enum Refusal {
         run: String,
     },
     /// vmsnap may not write to any of the folders for sockets.
-    #[error("cannot create a socket: no write permission for /run and /var/tmp")]
+    #[error("cannot create a socket: no write permission for /run and /var/tmp: run as root")]
     NoSocketFolder,
     /// The request for a shut-off domain's job has no folder for the readers.
     #[error("the request for a shut-off domain names no folder for the qemu-nbd sockets")]
@@ -158,7 +158,7 @@ pub enum Refusal {
         path: PathBuf,
     },
     /// The path of a new scratch file already exists.
-    #[error("the scratch file {} already exists", path.display())]
+    #[error("the scratch file {} already exists: run again, which chooses another name", path.display())]
     ScratchFileTaken {
         /// The path.
         path: PathBuf,

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The number of checkpoints of the active chain that stay in a domain unless the user sets
-/// another.
+/// The number of checkpoints of the newest chain of each current period that stay in a domain,
+/// unless the user sets another.
 pub(crate) const KEPT_CHECKPOINTS: usize = 32;
 
 /// The prefix of the names of vmsnap's checkpoints. The classic program uses it too, and status and

@@ -48,7 +48,7 @@ pub struct Options {
     pub freeze: Option<Duration>,
     /// Where to put the socket and scratch files.
     pub places: PlaceWishes,
-    /// How many checkpoints of the active chain stay in the domain.
+    /// How many checkpoints of the newest chain of each current period stay in the domain.
     pub keep_checkpoints: usize,
     /// Whether to delete the previous period if the current one is past its midpoint.
     pub prune: bool,

@@ -320,7 +320,14 @@ impl Error {
             {
                 "run as root, or as a user with read and write access"
             }
-            Cause::Repo(RepoError::Unusable { .. }) => "create the folder, or mount its file system",
+            Cause::Repo(RepoError::Unusable { source, .. })
+                if source.kind() == io::ErrorKind::NotADirectory =>
+            {
+                "give the path of a folder"
+            }
+            Cause::Repo(RepoError::Unusable { .. }) => {
+                "check the path; mount its file system, or create the folder for a first backup"
+            }
             Cause::Repo(error) if error.is_no_space() => NO_SPACE,
             Cause::Copy(error) if error.kind == BlockErrorKind::NoSpace => NO_SPACE,
             Cause::Copy(error) if error.kind == BlockErrorKind::Damaged => {
@@ -335,7 +342,7 @@ impl Error {
                 ));
             }
             Cause::NothingToBackUp => {
-                "the notes above say why each disk was left out; --raw includes raw disks, --store-decrypted encrypted ones"
+                "the notes say why each disk was left out; --raw includes raw disks, --store-decrypted includes encrypted disks"
             }
             Cause::Busy { .. } => {
                 "wait for it to end (`virsh domjobinfo` shows it), or end it with `virsh domjobabort`"

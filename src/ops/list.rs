@@ -33,7 +33,7 @@ pub struct Listed {
     pub size: u64,
     /// When it was last verified, and with what result.
     pub proof: Option<Proof>,
-    /// The damage that verifications found in it or its parents.
+    /// The first damage that verifications found in it or its parents; `None` if they found none.
     pub suspected_damage: Option<String>,
     /// The missed writes that comparisons with it have found.
     pub missed_writes: Vec<ListedMissedWrite>,

@@ -28,7 +28,7 @@ pub struct Wishes<'a> {
     pub allowed: Allowed,
     /// The exclusions of the command line.
     pub exclude: &'a [Exclusion],
-    /// How many checkpoints of the active chain stay in the domain.
+    /// How many checkpoints of the newest chain of each current period stay in the domain.
     pub keep_checkpoints: usize,
 }
 

@@ -66,7 +66,7 @@ pub struct Options {
     /// Which restore point: an id, a checkpoint's name, a time (RFC 3339; selects the newest
     /// restore point at or before it), or `latest`.
     pub at: String,
-    /// The target: a folder; for a single disk also a file or a block device.
+    /// The target: a folder; for a single disk also a new file or a block device.
     pub to: PathBuf,
     /// The targets of the disks to restore; empty for all.
     pub disks: Vec<String>,

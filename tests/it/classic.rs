@@ -183,7 +183,11 @@ fn a_variable_that_is_neither_yes_nor_no_is_a_usage_error() {
         let output = program.output().expect("the program runs");
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(64), "{stderr}");
-        for words in ["perhaps", "--store-decrypted", "expected yes or no"] {
+        for words in [
+            "perhaps",
+            "--store-decrypted",
+            "VMSNAP_STORE_DECRYPTED must be yes or no",
+        ] {
             assert!(stderr.contains(words), "{stderr}");
         }
     }

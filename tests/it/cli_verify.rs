@@ -188,7 +188,15 @@ fn a_domain_without_restore_points_that_nobody_named_is_a_note() {
     let nothing = vmsnap(&lab, &["vm3*"]);
     assert_eq!(nothing.status.code(), Some(1), "{nothing:?}");
     assert!(
-        stderr(&nothing).contains("there is nothing to verify in"),
+        stderr(&nothing).contains("none of these domains has a restore point"),
+        "{nothing:?}"
+    );
+    let empty = Lab::new();
+    fs::create_dir_all(empty.root()).expect("a folder");
+    let nothing = vmsnap(&empty, &[]);
+    assert_eq!(nothing.status.code(), Some(1), "{nothing:?}");
+    assert!(
+        stderr(&nothing).contains(": it has no restore points (check --repository)"),
         "{nothing:?}"
     );
     damage(&lab);

@@ -116,6 +116,19 @@ fn the_text_is_the_classic_one_with_ours_below() {
 }
 
 #[test]
+fn suspected_damage_has_a_line_of_its_own() {
+    let status = DomainStatus {
+        suspected_damage: Some("vda.qcow2 does not match its recorded digest".to_owned()),
+        ..sample()
+    };
+    let ours = OURS.replace(
+        "Last verified: never",
+        "Damaged: vda.qcow2 does not match its recorded digest",
+    );
+    assert_eq!(plain(&text(&status, false)), format!("{CLASSIC}{ours}"));
+}
+
+#[test]
 fn the_empty_cases_have_their_classic_lines() {
     assert_eq!(
         plain(&text(&empty("vm1"), false)),

@@ -58,7 +58,10 @@ fn usage_errors_are_reported_before_connecting() {
     for spelling in ["--scrub-type=bitmaps", "--scrubType=bitmaps", "--type=bitmaps"] {
         let finished = with(&["vm1", spelling]);
         assert_eq!(finished.code, Some(8));
-        assert_eq!(said(&finished), "vmsnap: Invalid scrub type: bitmaps");
+        assert_eq!(
+            said(&finished),
+            "vmsnap: Invalid scrub type: bitmaps; use one of checkpoint, bitmap, both, *"
+        );
         assert_eq!(finished.stdout, "");
     }
     let finished = with(&["vm1"]);

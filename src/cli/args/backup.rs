@@ -52,7 +52,7 @@ pub struct BackupArgs {
         long,
         alias = "storeDecrypted",
         env = "VMSNAP_STORE_DECRYPTED",
-        value_parser = flag_of_env
+        value_parser = flag_of_env("VMSNAP_STORE_DECRYPTED")
     )]
     pub store_decrypted: bool,
 
@@ -105,11 +105,12 @@ pub struct BackupArgs {
     #[arg(help_heading = "Hypervisor", long, value_name = "DIR")]
     pub scratch_dir: Option<PathBuf>,
 
-    /// Path of the NBD Unix socket; rarely needed
+    /// Absolute path of the NBD Unix socket, for a single running domain [default: chosen by
+    /// vmsnap]
     #[arg(help_heading = "Hypervisor", long, alias = "socket-file", value_name = "PATH")]
     pub socketfile: Option<PathBuf>,
 
-    /// How many checkpoints of the active chain stay in the domain
+    /// How many checkpoints of the newest chain of each current period stay in the domain
     #[arg(help_heading = "Hypervisor", long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_checkpoints: u32,
 

@@ -21,7 +21,8 @@ pub struct RestoreArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// Folder for the disks; for a single disk also a file or an unused block device
+    /// Folder for the disks (created if missing); for one disk also a new file whose name ends in
+    /// .qcow2, .raw or .img, or an unused block device
     #[arg(long, value_name = "PATH")]
     pub to: PathBuf,
 

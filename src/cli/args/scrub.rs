@@ -18,8 +18,8 @@ pub struct ScrubArgs {
     #[command(flatten)]
     pub domains: DomainArgs,
 
-    /// What to remove: checkpoint (records only; bitmaps stay), bitmap (only bitmaps), both, or *
-    /// (both, ignoring --checkpoint-name)
+    /// What to remove: checkpoint (only libvirt's records; the bitmaps stay), bitmap (only
+    /// bitmaps), both, or * (both, ignoring --checkpoint-name)
     #[arg(long, aliases = ["scrubType", "type"], value_name = "TYPE")]
     pub scrub_type: Option<String>,
 

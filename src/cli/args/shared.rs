@@ -12,12 +12,12 @@ pub(super) fn path_or_empty() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-/// Parses a switch that an environment variable can set too. An empty variable counts as unset.
-pub(super) fn flag_of_env(value: &str) -> Result<bool, String> {
-    match value.to_ascii_lowercase().as_str() {
+/// Parses a switch that this environment variable can set too. An empty variable counts as unset.
+pub(super) fn flag_of_env(variable: &'static str) -> impl TypedValueParser<Value = bool> {
+    move |value: &str| match value.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" | "on" => Ok(true),
         "" | "0" | "false" | "no" | "off" => Ok(false),
-        _ => Err("expected yes or no".to_owned()),
+        _ => Err(format!("{variable} must be yes or no")),
     }
 }
 

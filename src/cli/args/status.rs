@@ -37,7 +37,12 @@ pub struct StatusArgs {
     pub exclude_disk: Vec<String>,
 
     /// Assume that backups use --store-decrypted
-    #[arg(long, alias = "storeDecrypted", env = "VMSNAP_STORE_DECRYPTED", value_parser = flag_of_env)]
+    #[arg(
+        long,
+        alias = "storeDecrypted",
+        env = "VMSNAP_STORE_DECRYPTED",
+        value_parser = flag_of_env("VMSNAP_STORE_DECRYPTED")
+    )]
     pub store_decrypted: bool,
 
     /// Backups leave encrypted disks out whatever the environment says

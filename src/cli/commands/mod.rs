@@ -136,7 +136,9 @@ fn select_kept(
     let names = repo.domains().map_err(|error| Error::of("", error))?;
     if typed.is_empty() {
         if names.is_empty() {
-            return Err(Refusal::new(ExitCode::NoDomains, nothing_in(repo, verb)));
+            let what = nothing_in(repo, verb);
+            let what = format!("{what}: it has no restore points (check --repository)");
+            return Err(Refusal::new(ExitCode::NoDomains, what));
         }
         typed.push("*".to_owned());
     }
@@ -165,7 +167,8 @@ fn exclusions(
     let excluded = exclude::excluded(typed, selection, names, host);
     let excluded = excluded.map_err(|message| Refusal::new(ExitCode::Usage, message))?;
     for item in &excluded.unused {
-        let what = format!("--exclude-disk {item} matches no domain on this host");
+        let what =
+            format!("--exclude-disk {item} matches no domain of this hypervisor, so it excludes nothing");
         log::tell(&Entry::new(Level::Warning, &what));
     }
     Ok(excluded.of)

@@ -29,7 +29,10 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
         return Err(Refusal::new(ExitCode::NoDomains, "No domains specified"));
     }
     let options = Options {
-        kind: scrub_type(args.scrub_type.as_deref().unwrap_or_default())?,
+        kind: scrub_type(
+            args.scrub_type.as_deref().unwrap_or_default(),
+            args.connect.is_classic,
+        )?,
         name: args.checkpoint_name.clone().filter(|name| name != ALL),
         group_by: group_by(&args.group_by)?,
         wait: args.wait.time(),
@@ -79,12 +82,17 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
     Ok(code)
 }
 
-fn scrub_type(word: &str) -> Result<ScrubType, Refusal> {
+/// The type that a word names. The classic message about a wrong word does not list the types.
+fn scrub_type(word: &str, is_classic: bool) -> Result<ScrubType, Refusal> {
     ScrubType::from_word(word).ok_or_else(|| {
-        let mut message = format!("Invalid scrub type: {}", text::shown(word));
-        if word.is_empty() {
+        let typed = match word.is_empty() {
+            true => "none given".into(),
+            false => text::shown(word),
+        };
+        let mut message = format!("Invalid scrub type: {typed}");
+        if word.is_empty() || !is_classic {
             let words = ScrubType::ALL.map(ScrubType::word).join(", ");
-            message.push_str(&format!("none given; use one of {words}"));
+            message.push_str(&format!("; use one of {words}"));
         }
         Refusal::new(ExitCode::ScrubType, message)
     })
@@ -97,18 +105,20 @@ mod tests {
     #[test]
     fn every_type_is_known_by_its_word_and_no_other_is() {
         for kind in ScrubType::ALL {
-            assert_eq!(scrub_type(kind.word()).ok(), Some(kind));
+            assert_eq!(scrub_type(kind.word(), false).ok(), Some(kind));
         }
         for word in ["", "Both", "bitmaps", " both", "**"] {
-            let refusal = scrub_type(word).expect_err("no type");
-            assert_eq!(refusal.code, ExitCode::ScrubType);
-            assert!(
-                refusal
-                    .message
-                    .starts_with(&format!("Invalid scrub type: {word}")),
-                "{}",
-                refusal.message
-            );
+            for is_classic in [false, true] {
+                let refusal = scrub_type(word, is_classic).expect_err("no type");
+                assert_eq!(refusal.code, ExitCode::ScrubType);
+                let message = refusal.message;
+                assert!(
+                    message.starts_with(&format!("Invalid scrub type: {word}")),
+                    "{message}"
+                );
+                let lists_types = message.ends_with("; use one of checkpoint, bitmap, both, *");
+                assert_eq!(lists_types, word.is_empty() || !is_classic, "{message}");
+            }
         }
     }
 }

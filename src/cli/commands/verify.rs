@@ -72,7 +72,8 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     let round = each.run(verb, may_skip, ended);
     let mut faults = round.faults(&selection.unmatched);
     if faults.is_success() && round.outcomes().all(|outcome| outcome.points.is_empty()) {
-        log::error(&nothing_in(repo.as_ref(), "verify"));
+        let what = nothing_in(repo.as_ref(), "verify");
+        log::error(&format!("{what}: none of these domains has a restore point"));
         faults.add(Fault::Nothing);
     }
     tell_missing(&round, &[]);

@@ -146,7 +146,7 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
     }
     if status.latest.is_some() {
         lines.push(match (&status.suspected_damage, &status.proof) {
-            (Some(damage), _) => format!("  Last verified: DAMAGED: {damage}"),
+            (Some(damage), _) => format!("  Damaged: {damage}"),
             (None, None) => "  Last verified: never".to_owned(),
             (None, Some(proof)) => match proof.damage.first() {
                 None => format!("  Last verified: {}, sound", proof.time),

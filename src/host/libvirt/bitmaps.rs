@@ -81,7 +81,7 @@ fn make_known_again(handle: &Handle, record: &CheckpointDescription) -> Result<(
     })?;
     let made = ffi::Checkpoint::redefine(handle, &xml);
     made.map(drop).map_err(failed(format!(
-        "keep the record of checkpoint {name}, whose bitmaps are gone"
+        "register the checkpoint {name} again after its bitmaps were removed"
     )))
 }
 

@@ -29,7 +29,9 @@ pub fn all(link: &Link) -> Result<DomainFiles> {
             Ok(system) => of_link(&system, &mut found)?,
             Err(_) if link.location().is_local => {}
             Err(error) => {
-                let what = format!("cannot list the domains of this machine: {error}");
+                let what = format!(
+                    "cannot list the domains of this machine, so one of them may use the target: {error}"
+                );
                 found.findings.push(Finding::new("domains-not-known", what));
             }
         }
@@ -48,7 +50,10 @@ fn of_link(link: &Link, found: &mut DomainFiles) -> Result<()> {
             Err(error) if is_gone(&error) => {}
             Err(error) => {
                 let name = handle.get_name().unwrap_or_default();
-                let what = format!("cannot list the disks of domain '{}': {error}", shown(&name));
+                let what = format!(
+                    "cannot list the disks of domain '{}', so it may use the target: {error}",
+                    shown(&name)
+                );
                 found.findings.push(Finding::new("domains-not-known", what));
             }
         }

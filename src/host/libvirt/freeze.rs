@@ -147,8 +147,8 @@ impl Freeze {
             let longest = Duration::from_secs(2 * u64::from(THAW_SECONDS) + 1);
             let why = match self.answers.recv_timeout(longest) {
                 Ok(Answer::Thawed(Ok(0))) => {
-                    let message =
-                        "the guest thawed its file systems by itself before the moment of the backup";
+                    let message = "the guest's file systems were no longer frozen when vmsnap thawed them: \
+                                   the restore point counts as crash-consistent";
                     let finding = Finding::new("freeze-expired", message);
                     return (Consistency::Crash, vec![finding], self.guard);
                 }

@@ -314,7 +314,7 @@ impl BackupJob for OfflineJob {
             .find_map(|(target, reader)| Some((target, reader.ended()?)));
         Ok(match ended {
             None => JobHealth::Good,
-            Some((target, how)) => JobHealth::Gone(format!("the reader of disk {target} has ended: {how}")),
+            Some((target, how)) => JobHealth::Gone(format!("qemu-nbd for disk {target} has ended: {how}")),
         })
     }
 

@@ -91,7 +91,7 @@ fn for_readers(targets: &[String], run: &str) -> Result<Places> {
     })
 }
 
-/// Returns the socket of one disk's reader in the folder of a run.
+/// Returns the path of the socket on which a run's qemu-nbd serves this disk.
 pub(crate) fn reader_socket(folder: &Path, target: &str) -> PathBuf {
     folder.join(format!("{target}.sock"))
 }
@@ -228,8 +228,7 @@ pub(crate) fn check_socket(socket: &Path) -> Result<()> {
     }
 }
 
-/// Checks that the scratch file does not exist. libvirt's own error message does not show the
-/// remedy.
+/// Checks that the scratch file does not exist, because libvirt's error does not say what to do.
 pub(crate) fn check_scratch(file: &Path) -> Result<()> {
     match fs::symlink_metadata(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -142,7 +142,7 @@ fn a_misspelt_exclusion_is_refused_or_reported() {
     ends(
         &finished,
         0,
-        "note: --exclude-disk vm9:vda matches no domain on this host\n",
+        "note: --exclude-disk vm9:vda matches no domain of this hypervisor, so it excludes nothing\n",
     );
 }
 
