@@ -100,6 +100,8 @@ pub struct Written {
     pub data_bytes: u64,
     /// Bytes that were stored as explicit zeroes.
     pub zero_bytes: u64,
+    /// Whether any of the data are stored compressed.
+    pub is_compressed: bool,
     /// Length of the file, in bytes; the device's size for a device.
     pub file_bytes: u64,
     /// BLAKE3 digest of the file, in hexadecimal; `None` where a digest makes no sense (raw files and devices).

@@ -14,6 +14,7 @@ use super::survey::{self, Survey};
 use super::{Cause, Class, Context, Error, Result, grouping, heal, lock};
 use crate::host::PlaceWishes;
 use crate::model::checkpoint::KEPT_CHECKPOINTS;
+use crate::model::compression::Compression;
 use crate::model::eligibility::Allowed;
 use crate::model::finding::Finding;
 use crate::model::left_out::Exclusion;
@@ -54,6 +55,8 @@ pub struct Options {
     pub force: bool,
     /// Whether this is a standalone copy, which no chain and no checkpoint has anything to do with.
     pub copy: bool,
+    /// How the images are compressed.
+    pub compression: Compression,
     /// How long to wait for another run that writes to the domain's folder.
     pub wait: Duration,
 }
@@ -71,6 +74,7 @@ impl Default for Options {
             prune: false,
             force: false,
             copy: false,
+            compression: Compression::default(),
             wait: Duration::ZERO,
         }
     }

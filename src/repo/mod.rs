@@ -22,6 +22,7 @@ use jiff::Timestamp;
 use crate::io::DiskStore;
 use crate::model::block::{BlockSink, BlockSource, Written};
 use crate::model::buffer::BufferPool;
+use crate::model::compression::Compression;
 use crate::model::stop::Stop;
 
 mod disk;
@@ -267,6 +268,8 @@ pub struct NewDisk<'a> {
     pub size: u64,
     /// The restore point upon which it is to stand; `None` for a full.
     pub parent: Option<&'a Kept>,
+    /// How its data may be compressed.
+    pub compression: Compression,
     /// The wish to stop.
     pub stop: Stop,
 }

@@ -41,6 +41,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
         prune: args.prune,
         force: args.force,
         copy: args.copy,
+        compression: args.compress,
         wait: args.wait.time(),
     };
     if options.copy && options.prune {
