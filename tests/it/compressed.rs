@@ -26,7 +26,7 @@ fn noise(seed: u8, length: usize) -> Vec<u8> {
 
 /// A domain whose disk has text, noise and nothing.
 fn lab() -> Lab {
-    let mut lab = Lab::new();
+    let lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", CLUSTERS * CLUSTER)]);
     lab.host.disk("vm1", "vda", |disk| {
         disk.write(0, &b"all work and no play makes a dull disk. ".repeat(9000));

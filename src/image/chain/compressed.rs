@@ -2,10 +2,10 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::disk::CheckedFile;
 use super::{ChainSource, Place};
 use crate::image::qcow2::Decompressor;
 use crate::image::qcow2::decompress::ClusterPart;
+use crate::image::qcow2::layout::Fault;
 use crate::image::{Error, Result};
 
 /// How many decompressors are kept for later reads. Each holds about 400 KiB.
@@ -35,24 +35,18 @@ impl ChainSource {
 pub(super) struct Decompressors(Mutex<Vec<Decompressor>>);
 
 impl Decompressors {
-    /// Fills `out` with a part of a cluster of which the file holds `stored` bytes.
+    /// Fills `out` with a part of a cluster, as [`Decompressor::read`] does.
+    ///
+    /// # Errors
+    /// Those of [`Decompressor::read`].
     pub(super) fn read(
         &self,
         out: &mut [u8],
         part: &ClusterPart,
-        stored: usize,
-        file: &CheckedFile,
+        fetch: impl FnOnce(&mut Vec<u8>) -> Result<()>,
+        fault: impl FnOnce(Fault) -> Error,
     ) -> Result<()> {
         let mut decompressor = self.take(part);
-        let fetch = |bytes: &mut Vec<u8>| {
-            bytes.resize(stored, 0);
-            file.read_at(bytes, part.cluster.start)
-        };
-        let fault = |source| Error::Format {
-            path: file.path().to_owned(),
-            offset: part.cluster.start,
-            source,
-        };
         let read = decompressor.read(out, part, fetch, fault);
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < KEPT {

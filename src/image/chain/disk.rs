@@ -1,13 +1,15 @@
 //! A chain of images as one disk, read anywhere.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::compressed::Decompressors;
 use super::{ChainImage, ChainSource, Layer, Place, Recorded, STRETCH, clip, windows};
 use crate::image::pieces::PieceChecks;
+use crate::image::qcow2::decompress::ClusterPart;
+use crate::image::qcow2::layout::Fault;
 use crate::image::qcow2::{Decompressor, Image};
 use crate::image::{Error, Result, cache, read_exact_at};
 use crate::model::block::CLUSTER;
@@ -122,7 +124,9 @@ impl ChainDisk {
                 (Place::Compressed { .. }, Some(source)) => {
                     if let Some((part, stored)) = part {
                         let out = &mut out[filled..end];
-                        self.decompressors.read(out, &part, stored, &source)?;
+                        let fetch = |bytes: &mut Vec<u8>| source.read_stored(bytes, &part, stored);
+                        let fault = |fault| source.damaged(&part, fault);
+                        self.decompressors.read(out, &part, fetch, fault)?;
                     }
                 }
                 _ => out[filled..end].fill(0),
@@ -142,7 +146,14 @@ impl ChainDisk {
         let mut at = offset;
         for expected in bytes.chunks(CLUSTER as usize) {
             let kept = &mut kept[..expected.len()];
-            self.read_unchecked(kept, at)?;
+            match self.read_unchecked(kept, at) {
+                // A wrong byte in a compressed cluster.
+                Err(Error::Format {
+                    source: Fault::Decompression(_),
+                    ..
+                }) => return Ok(false),
+                other => other?,
+            }
             if kept != expected {
                 return Ok(false);
             }
@@ -299,12 +310,22 @@ pub(super) struct CheckedFile {
 }
 
 impl CheckedFile {
-    /// Its path, for messages only.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// Reads the `length` bytes that are stored of a compressed cluster.
+    fn read_stored(&self, bytes: &mut Vec<u8>, part: &ClusterPart, length: usize) -> Result<()> {
+        bytes.resize(length, 0);
+        self.read_at(bytes, part.cluster.start)
     }
 
-    pub(super) fn read_at(&self, out: &mut [u8], offset: u64) -> Result<()> {
+    /// The error of a compressed cluster that is damaged although its digest is right.
+    fn damaged(&self, part: &ClusterPart, source: Fault) -> Error {
+        Error::Format {
+            path: self.path.clone(),
+            offset: part.cluster.start,
+            source,
+        }
+    }
+
+    fn read_at(&self, out: &mut [u8], offset: u64) -> Result<()> {
         let length = out.len() as u64;
         let end = offset.saturating_add(length);
         if let Some(checks) = &self.checks {

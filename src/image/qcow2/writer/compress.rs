@@ -25,11 +25,14 @@ use crate::model::compression::ZstdLevel;
 /// What a worker takes at once, in bytes; whole clusters.
 const PIECE: usize = 1 << 20;
 /// The most workers of one image.
-const MOST_WORKERS: usize = 16;
+const MOST_WORKERS: usize = 8;
+/// Pieces that may wait besides one for each worker: what the assembling thread stores meanwhile.
+const WAITING: usize = 4;
 
 /// Writes blocks as [`Qcow2Writer`] does, with clusters compressed where that makes them shorter.
 ///
-/// Memory: besides that of the writer, for each worker two pieces of 1 MiB and the tables of zstd.
+/// Memory: besides that of the writer, a piece of 1 MiB and the tables of zstd for each worker, and
+/// five more pieces.
 pub struct CompressingWriter {
     path: PathBuf,
     /// What the assembling thread takes, in order. Gone after the end or a failure.
@@ -74,8 +77,7 @@ impl CompressingWriter {
         let path = options.path.clone();
         let detect_zeroes = options.detect_zeroes;
         let image = Qcow2Writer::new(file, options)?;
-        // One piece for each worker, and one for each that waits for its turn.
-        let (parts, parts_in_order) = sync_channel(2 * workers);
+        let (parts, parts_in_order) = sync_channel(workers + WAITING);
         let (jobs, waiting_jobs) = channel();
         let mut writer = CompressingWriter {
             parts: Some(parts),

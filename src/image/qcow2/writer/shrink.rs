@@ -75,7 +75,8 @@ impl Shrinker {
         let mut stored = Stored {
             length: range.len(),
             runs: Vec::new(),
-            bytes: Vec::new(),
+            // Enough for every attempt, so that it never grows to twice of it.
+            bytes: Vec::with_capacity(range.len()),
             buffer: None,
         };
         let piece = &buffer[range.clone()];
