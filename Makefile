@@ -4,7 +4,11 @@ CARGO ?= cargo
 FUZZ_SECONDS ?= 30
 export CARGO
 
-# Runs after live tests, even failed ones: leftovers are a failure.
+# Live tests mostly wait for libvirt and QEMU, so at least four run at a time.
+RUST_TEST_THREADS ?= $(shell cores=$$(nproc); echo $$((cores > 4 ? cores : 4)))
+export RUST_TEST_THREADS
+
+# Runs after live tests, also after failed ones. Leftovers are a failure.
 AND_NOTHING_LEFT = status=$$?; $(CARGO) test --locked --test live_leftovers || status=1; exit $$status
 
 .DEFAULT_GOAL := help
@@ -20,17 +24,17 @@ build: ## the program, target/release/vmsnap
 	@scripts/setup.sh build
 	$(CARGO) build --release --locked
 
-demo: ## a full and an incremental backup of a throw-away domain, restored and compared
+demo: ## a full and an incremental backup of a temporary domain, restored and compared
 	@scripts/setup.sh build demo
 	$(CARGO) run --release --locked -- demo
 
-test: ## everything: format, lints, all tests, those on real domains included (as root)
+test: ## everything: format, lints and all tests, also on real domains (as root)
 	@scripts/setup.sh build demo test
 	@$(MAKE) --no-print-directory fmt lint scripts
 	$(CARGO) test --locked --no-default-features --test it
 	$(CARGO) test --locked; $(AND_NOTHING_LEFT)
 
-check: fmt lint scripts tidy unit it deny ## format, lints, scripts, house rules, unit tests, the verbs on a simulated hypervisor, dependencies: minutes, no domain is started
+check: fmt lint scripts tidy unit it deny ## all that needs no domain: format, lints, scripts, rules, unit tests, simulated hypervisor, dependencies
 
 fmt: ## whether the sources are formatted
 	$(CARGO) fmt --check
@@ -44,14 +48,14 @@ scripts: ## shellcheck on every shell script
 	@scripts/setup.sh check
 	find . \( -name target -o -name .git \) -prune -o \( -name '*.sh' -o -path ./.ci/run \) -type f -print0 | xargs -0 shellcheck
 
-tidy: ## the house rules: who may import whom, unsafe in one file, file sizes
+tidy: ## the rules of ARCHITECTURE.md: imports, unsafe in one file, file lengths
 	$(CARGO) test --locked --test tidy
 
-unit: ## the tests beside the code
+unit: ## the unit tests
 	@scripts/setup.sh build
 	$(CARGO) test --locked --lib --bins
 
-deny: ## the licences, sources and versions of the dependencies, and advisories where their database can be reached
+deny: ## licences, sources and versions of the dependencies; advisories if their database can be reached
 	@scripts/setup.sh build
 	@scripts/deny.sh
 
@@ -59,7 +63,7 @@ it: ## the verbs on a simulated hypervisor
 	@scripts/setup.sh build
 	$(CARGO) test --locked --test it
 
-live: ## the tests on real domains alone (as root), and whether they have left anything
+live: ## only the tests on real domains (as root), and whether they left anything
 	@scripts/setup.sh build demo test
 	$(CARGO) test --locked --test live; $(AND_NOTHING_LEFT)
 
@@ -67,9 +71,9 @@ package: ## target/package: a .deb, an .rpm and the static rescue program, built
 	@scripts/setup.sh build package
 	@scripts/package.sh
 
-bench: ## vmsnap beside virtnbdbackup, qemu-img and nbdcopy on throw-away domains (as root); BENCH_SIZE (GiB, 4), BENCH_ROUNDS (3), BENCH_WORK, BENCH_TOOLS
+bench: ## vmsnap beside virtnbdbackup, qemu-img and nbdcopy on temporary domains (as root); BENCH_SIZE (GiB, 4), BENCH_ROUNDS (3), BENCH_WORK, BENCH_TOOLS
 	@scripts/setup.sh build demo test
-	@scripts/setup.sh bench || echo "What is missing is left out." >&2
+	@scripts/setup.sh bench || echo "Missing programs are left out." >&2
 	$(CARGO) bench --locked --bench peers
 
 fresh: ## demo, package and some tests in bare Debian 12 and 13 roots (as root); FRESH_TESTS (some, all, none), FRESH_ROOTS (bookworm trixie)

@@ -1,4 +1,4 @@
-//! What the pieces of the data's way cost by themselves: `cargo bench --bench micro`.
+//! Measures single steps of the data flow: `cargo bench --bench micro`.
 
 use std::hint::black_box;
 use std::io;
@@ -17,7 +17,7 @@ use vmsnap::ops::copy::REQUEST;
 
 const MIB: usize = 1 << 20;
 
-/// Takes everything and keeps nothing: what remains is the writer's own work.
+/// An image file that keeps nothing, so that only the writer's own work is measured.
 struct Nowhere;
 
 impl ImageFile for Nowhere {
@@ -34,7 +34,7 @@ impl ImageFile for Nowhere {
     }
 }
 
-/// A structured reply's chunk, as the NBD protocol lays it out.
+/// A chunk of a structured reply in the format of the NBD protocol.
 fn chunk(kind: u16, cookie: u64, payload: &[u8]) -> Vec<u8> {
     let mut bytes = 0x668e_33efu32.to_be_bytes().to_vec();
     bytes.extend(1u16.to_be_bytes());
@@ -45,7 +45,7 @@ fn chunk(kind: u16, cookie: u64, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The longest status that QEMU sends, and a read.
+/// Decodes the longest block status that QEMU sends, and the reply to a read.
 fn nbd_decode(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("nbd decode");
     let descriptors = 131_072u32;
@@ -67,7 +67,7 @@ fn nbd_decode(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Two contexts whose runs never end at the same place.
+/// Merges two metadata contexts whose runs end at different offsets.
 fn extent_merging(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("extent merging");
     let alternating = |length: u64| -> Vec<Run> {
@@ -95,7 +95,7 @@ fn extent_merging(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Digest, search for zeroes, tables, and the way to the thread that writes.
+/// Writes qcow2 images: digest, search for zeroes, tables, and the handover to the writing thread.
 fn qcow2_writing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("qcow2 writing");
     group.sample_size(20).measurement_time(Duration::from_secs(4));
@@ -112,13 +112,15 @@ fn qcow2_writing(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let mut writer = writer();
                 for number in 0..total / length {
-                    // Every second place stays free, so that no two blocks are neighbours.
+                    // A gap after each block keeps blocks from being neighbours.
                     let offset = (2 * number * length) as u64;
                     let content = match byte {
                         Some(byte) => Content::Data(filled(&pool, length, byte)),
                         None => Content::Zero(length as u64),
                     };
-                    writer.write(Block { offset, content }).expect("it takes it");
+                    writer
+                        .write(Block { offset, content })
+                        .expect("it accepts the block");
                 }
                 writer.finish().expect("it finishes")
             });
@@ -135,10 +137,11 @@ fn writer() -> Qcow2Writer {
         detect_zeroes: true,
         stop: Stop::default(),
     };
-    Qcow2Writer::new(Box::new(Nowhere), options).expect("it begins")
+    Qcow2Writer::new(Box::new(Nowhere), options).expect("it can be created")
 }
 
-/// A buffer of the pool. Its bytes are written only when they are not right already, so that filling does not count.
+/// A buffer of the pool with this content. Buffers that already have it are not filled again, so
+/// that filling is not measured.
 fn filled(pool: &BufferPool, length: usize, byte: u8) -> Buffer {
     let mut buffer = loop {
         if let Some(buffer) = pool.take_within(Duration::from_secs(1)) {
@@ -153,7 +156,7 @@ fn filled(pool: &BufferPool, length: usize, byte: u8) -> Buffer {
     buffer
 }
 
-/// The digest as it is computed on the way. What it takes per byte no backup can go below.
+/// Computes the digest as a backup does. Its time per byte is a lower limit for every backup.
 fn digest(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("digest");
     for length in [64 * 1024, 256 * 1024, MIB, REQUEST] {

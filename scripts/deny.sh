@@ -21,8 +21,8 @@ fi
 
 "$cargo" deny --locked --all-features check bans licenses sources
 
-# Without the database the advisories are unknown. That is no fault of the sources, so it is only
-# reported. The fetch must not ask for a password when the address needs one.
+# An unreachable database is no fault of the sources, so it is only reported. The fetch must not ask
+# for a password.
 if GIT_TERMINAL_PROMPT=0 timeout 60 "$cargo" deny fetch db >/dev/null 2>&1; then
     "$cargo" deny --locked --all-features check --disable-fetch advisories
 else

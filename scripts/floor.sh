@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Checks that a program or a .deb runs on the oldest releases that vmsnap supports: Debian 12 and Ubuntu 22.04.
+# Checks that a program or a .deb runs on the oldest supported releases: Debian 12 and Ubuntu 22.04.
 #
 #   scripts/floor.sh FILE...
 #
-# A .deb may depend only on packages and versions that both releases have. Any other file is a program, which may need
-# only symbols of their glibc and libvirt.
+# A .deb may depend only on packages and versions that both releases have. Any other file is taken
+# for a program, which may need only symbols of their glibc and libvirt.
 set -euo pipefail
 
-# The older version of each, which is Ubuntu 22.04's.
+# The older version of each: that of Ubuntu 22.04.
 declare -A SYMBOLS=([GLIBC]=2.35 [LIBVIRT]=8.0.0 [LIBVIRT_QEMU]=8.0.0 [GCC]=12.0.0)
 declare -A PACKAGES=([libc6]=2.35 [libgcc-s1]=12 [libvirt0]=8.0.0)
 
-ADVICE="Build on Debian 12 or Ubuntu 22.04, or do without what is newer."
+ADVICE="Build on Debian 12 or Ubuntu 22.04, or avoid the newer symbols and packages."
 
 is_at_most() {
     [ "$(printf '%s\n' "$1" "$2" | sort -V | tail -n 1)" = "$2" ]
 }
 
-# The symbol versions that the dynamic linker looks for, one a line, as "GLIBC 2.34".
+# The symbol versions that the dynamic linker needs, one per line, as "GLIBC 2.34".
 required() {
     objdump -p "$1" | awk '/^Version References:/ { on = 1 } on && NF == 4 { print $4 }' |
         sed -E 's/_([^_]*)$/ \1/' | sort -u
@@ -31,7 +31,7 @@ check_program() {
             echo "$1 needs ${library}_$version, and $0 has no limit for $library." >&2
             status=1
         elif ! is_at_most "$version" "${SYMBOLS[$library]}"; then
-            echo "$1 needs ${library}_$version. Ubuntu 22.04 has ${library}_${SYMBOLS[$library]} and older." >&2
+            echo "$1 needs ${library}_$version. Ubuntu 22.04 has at most ${library}_${SYMBOLS[$library]}." >&2
             status=1
         fi
     done < <(required "$1")
@@ -46,7 +46,7 @@ check_deb() {
     local depends package version status=0
     depends=$(dpkg-deb -f "$1" Depends)
     [ -n "$depends" ] || { echo "$1 depends on nothing: dpkg-shlibdeps has not run." >&2; return 1; }
-    # "libc6 (>= 2.34), libvirt0 (>= 6.0.0)": one a line, as "libc6 2.34".
+    # Turns "libc6 (>= 2.34), libvirt0 (>= 6.0.0)" into one per line, as "libc6 2.34".
     while read -r package version; do
         if [ -z "${PACKAGES[$package]+known}" ]; then
             echo "$1 depends on $package, and $0 has no limit for it." >&2

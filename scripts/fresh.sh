@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Tries the README's commands in bare Debian roots, which it creates and removes.
+# Runs the README's commands in bare Debian roots, which it creates and removes.
 #
 #   scripts/fresh.sh
 #
 #   FRESH_ROOTS   the releases [bookworm trixie]
 #   FRESH_TESTS   some: a few live tests after the demo; all: `make test`; none [some]
-#   FRESH_PACKAGE a .deb to try in a bare root of each release; none [what `make package` makes, where it can]
-#   FRESH_DIR     where roots are unpacked, and kept packed for the next run [~/.cache/vmsnap-fresh]
-#   FRESH_MIRROR  the Debian mirror [that of this machine's apt, else http://deb.debian.org/debian]
+#   FRESH_PACKAGE a .deb to try in each bare root; none [built with `make package` if possible]
+#   FRESH_DIR     the folder of the roots; packed ones stay there [~/.cache/vmsnap-fresh]
+#   FRESH_MIRROR  the Debian mirror [from this machine's apt, else http://deb.debian.org/debian]
 #
-# Needs root, debootstrap (setup.sh installs it), a Debian mirror, and some GB of disk. The roots see this machine's Rust
-# toolchain and cargo registry, read-only, and nothing else.
+# Needs root, debootstrap (setup.sh installs it), a Debian mirror, and some GB of disk. The roots
+# see nothing of this machine except its Rust toolchain and cargo registry, read-only.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,9 +20,9 @@ readonly TESTS=${FRESH_TESTS:-some}
 readonly DIR=${FRESH_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/vmsnap-fresh}
 readonly CARGO=${CARGO:-cargo}
 readonly FALLBACK_MIRROR=http://deb.debian.org/debian
-# A random story, killed runs, the guest, shut-off domains, the classic spelling.
+# Random stories, killed runs, the guest, shut-off domains, the classic spelling.
 readonly SOME_TESTS=(verbs::random verbs::interrupted guest_backup host_offline cli_classic)
-# A root's own build of the program has to work; the optimized program is tried with the package. So roots spend less time on optimizing.
+# The package tests the optimized program, so the roots' own builds save time.
 readonly QUICK_BUILD=(CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=false)
 # Packed roots older than this many days are rebuilt.
 readonly KEEP_DAYS=14
@@ -36,10 +36,10 @@ note() {
     echo "fresh: note: $*" >&2
 }
 
-# The process of the part that runs now, and the root in use.
+# The process of the running part, and the unpacked root.
 job='' unpacked=''
 
-# Ends a part. Its first process must end before the folder can be removed; the kernel then ends all others.
+# Ends a part and removes its root. When its first process ends, the kernel ends all others.
 clean_up() {
     local first=''
     if [ -n "$job" ]; then
@@ -58,10 +58,10 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# Runs a program in its own namespaces. None of its processes outlives this script, even if this script is killed.
+# Runs a program in its own namespaces. Its processes end with this script, even if it is killed.
 alone() {
     local status=0
-    # Its own job: otherwise it and its children would ignore Ctrl-C.
+    # Without job control a background process would ignore Ctrl-C.
     set -m
     setpriv --pdeathsig KILL unshare --mount --pid --uts --ipc --fork --kill-child "$@" </dev/null &
     job=$!
@@ -106,7 +106,7 @@ mirror_of() {
     apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' "Label: $1" 2>/dev/null | sed -n '1s,/*$,,p' || true
 }
 
-# apt inside needs the same network settings as this machine's apt.
+# The network settings of this machine's apt, which apt in a root needs too.
 apt_settings() {
     apt-config dump 2>/dev/null | grep -E '^Acquire::(https?::|Check-|Retries)' || true
 }
@@ -123,7 +123,7 @@ pack() {
     name=$(basename "$packed")
     find "$DIR" -maxdepth 1 -name "$release-*.tar" \( ! -name "$name" -o -mtime +"$KEEP_DAYS" \) -delete
     if [ -s "$packed" ]; then
-        echo "made on $(date -r "$packed" '+%F')"
+        echo "from $(date -r "$packed" '+%F')"
         return
     fi
     unpacked=$DIR/root-$release
@@ -139,7 +139,7 @@ pack() {
     clean_up
 }
 
-# Unpacks the bare root to where the parts work.
+# Unpacks a bare root for the next part.
 unpack() {
     unpacked=$DIR/root-$1
     mkdir -p "$unpacked"
@@ -149,7 +149,7 @@ unpack() {
     echo fresh >"$unpacked/etc/hostname"
 }
 
-# What a user does on a new machine before the README's first command.
+# The steps of a user on a new machine before the README's first command.
 fetch_sources() {
     git clone --quiet --no-hardlinks . "$unpacked/root/vmsnap" || return 1
     git -C "$unpacked/root/vmsnap" checkout --quiet --detach "$commit" || return 1
@@ -159,9 +159,9 @@ fetch_sources() {
     }
 }
 
-# Each filter must match a test; one without a match would pass.
+# Fails if a filter matches no test, because cargo would succeed.
 some_tests() {
-    # shellcheck disable=SC2016 # for the shell inside
+    # shellcheck disable=SC2016 # expanded by the shell in the root
     inside bash -euc 'cd /root/vmsnap; scripts/setup.sh build demo test
         for name; do
             found=$(cargo test --quiet --locked --test live -- --list "$name" | grep -c ": test$") || true
@@ -170,7 +170,7 @@ some_tests() {
         cargo test --locked --test live -- "$@"' bash "${SOME_TESTS[@]}"
 }
 
-# Only a package that was built on the oldest release can be installed on all.
+# Only a package built on the oldest releases can be installed on all.
 can_package() {
     local ID='' VERSION_ID=''
     # shellcheck source=/dev/null
@@ -183,7 +183,7 @@ can_package() {
 
 make_package() {
     make --no-print-directory package || return 1
-    # The newest one: an older version may lie beside it.
+    # The newest one: packages of older versions may be there.
     package=$(find target/package -maxdepth 1 -name '*.deb' -printf '%T@ %p\n' | sort -n | sed -n '$s/^[^ ]* //p')
     [ -n "$package" ]
 }
@@ -211,14 +211,14 @@ try_release() {
 
 case $TESTS in
 some | all | none) ;;
-*) echo "fresh: FRESH_TESTS is some, all or none, not '$TESTS'" >&2; exit 64 ;;
+*) echo "fresh: FRESH_TESTS must be some, all or none, not '$TESTS'" >&2; exit 64 ;;
 esac
 [ -n "${ROOTS// /}" ] || { echo "fresh: FRESH_ROOTS names no release" >&2; exit 64; }
 for release in $ROOTS; do
-    [[ $release =~ ^[a-z]+$ ]] || { echo "fresh: '$release' in FRESH_ROOTS is no name of a release" >&2; exit 64; }
+    [[ $release =~ ^[a-z]+$ ]] || { echo "fresh: '$release' in FRESH_ROOTS is not the name of a release" >&2; exit 64; }
 done
-[ "$(id -u)" = 0 ] || fail "only root can make a root folder and enter it: sudo make fresh"
-[ "$(uname -m)" = x86_64 ] || fail "the roots are made for x86-64 only"
+[ "$(id -u)" = 0 ] || fail "run as root: sudo make fresh"
+[ "$(uname -m)" = x86_64 ] || fail "this needs an x86-64 machine"
 scripts/setup.sh fresh
 for release in $ROOTS; do
     [ -e "/usr/share/debootstrap/scripts/$release" ] || fail "debootstrap does not know the release '$release'"
@@ -228,7 +228,7 @@ done
 mkdir -p "$DIR"
 exec {lock}>"$DIR/lock"
 flock --nonblock "$lock" || { note "waiting for another run in $DIR"; flock "$lock"; }
-# A run that was killed left its root.
+# A killed run leaves its root.
 rm -rf --one-file-system "$DIR"/root-* "$DIR"/*.tar.new
 
 mirror=${FRESH_MIRROR:-$(mirror_of Debian)}
@@ -244,26 +244,26 @@ for release in $ROOTS; do
         fail "cannot reach the Debian mirror: $mirror/dists/$release/InRelease (FRESH_MIRROR names another one)"
 done
 
-sysroot=$(rustc --print sysroot 2>/dev/null) || fail "there is no rustc"
+sysroot=$(rustc --print sysroot 2>/dev/null) || fail "rustc is missing"
 if [ "$sysroot" = /usr ] || [ ! -x "$sysroot/bin/cargo" ]; then
-    fail "the Rust of this machine, in $sysroot, cannot be shown to a root: Rust has to come from rustup"
+    fail "the roots cannot use the Rust in $sysroot: install Rust with rustup"
 fi
-"$CARGO" fetch --quiet --locked || fail "cargo cannot fetch what vmsnap is built from"
+"$CARGO" fetch --quiet --locked || fail "cargo cannot fetch the dependencies"
 registry=${CARGO_HOME:-$HOME/.cargo}/registry
 
 commit=$(git rev-parse HEAD)
-[ -z "$(git status --porcelain)" ] || note "what is not committed is not part of it"
+[ -z "$(git status --porcelain)" ] || note "uncommitted changes are not tested"
 
 package=''
 case ${FRESH_PACKAGE:-} in
 none) ;;
 '')
     if [ ! -x scripts/package.sh ]; then
-        note "these sources make no package"
+        note "these sources cannot build a package"
     elif can_package; then
         part "make package" make_package || true
     else
-        note "the package is not tried: it has to be built on Debian 12 or Ubuntu 22.04"
+        note "no package is tested: it must be built on Debian 12 or Ubuntu 22.04"
     fi
     ;;
 *)

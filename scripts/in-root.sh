@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Runs a program in a root folder as the first process of new mount, process and host name namespaces.
+# Runs a program in a root folder, in new namespaces for mounts, processes and the host name.
 #
-#   unshare --mount --pid --uts --ipc --fork --kill-child scripts/in-root.sh ROOT [HOST=INSIDE]... -- PROGRAM [ARGUMENT]...
+#   unshare --mount --pid --uts --ipc --fork --kill-child \
+#       scripts/in-root.sh ROOT [HOST=INSIDE]... -- PROGRAM [ARGUMENT]...
 #
-# The kernel ends all processes and mounts of these namespaces when this process ends. HOST=INSIDE shows a folder of the host in the
-# root, read-only.
+# HOST=INSIDE mounts a folder of the host in the root, read-only. When this process ends, the kernel
+# ends all processes and mounts of the namespaces.
 set -euo pipefail
 
 root=$1
@@ -34,7 +35,7 @@ umount -l /.host
 rmdir /.host
 hash -r
 
-# This shell stays to reap orphaned processes, like init.
+# This shell stays, because the first process must reap orphans.
 status=0
 "$@" </dev/null || status=$?
 exit "$status"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds into target/package: a .deb, an .rpm, and the rescue program, which is one static file. `make package` calls it.
+# Builds a .deb, an .rpm and the static rescue program into target/package. `make package` calls it.
 #
-# Needs `scripts/setup.sh build package`. The packaging tools are crates; missing ones are installed into cargo's own folder.
-# DEBFULLNAME and DEBEMAIL name another maintainer in the .deb.
+# Needs `scripts/setup.sh build package`. The packaging tools are crates; missing ones are installed
+# into cargo's own folder. DEBFULLNAME and DEBEMAIL set another maintainer of the .deb.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -30,13 +30,13 @@ tool() {
             return
         fi
     done
-    # Optimizing these as their authors do takes several times longer.
+    # Their own release profiles take several times longer to build.
     CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
         "$CARGO" install --quiet --locked "$crate@$version" >&2
     echo "$CARGO_BIN/$crate"
 }
 
-# Files that the program prints, and documents in the form that packages want.
+# Writes the manual pages, completions and changelogs of the packages.
 generate() {
     local program=$1 page
     rm -rf "$FILES"
@@ -76,15 +76,15 @@ make_deb() {
 make_rpm() {
     local rpm digest
     rpm=$OUT/vmsnap-$VERSION-1.$(uname -m).rpm
-    # Its own search for libraries follows them to the libraries of libraries, which differ between distributions.
+    # Its own search also requires the libraries of libraries, which differ between distributions.
     "$(tool cargo-generate-rpm "$CARGO_GENERATE_RPM")" generate-rpm --auto-req find-requires --output "$rpm"
     rpm -K --nosignature "$rpm"
     digest=$(rpm -qp --qf '[%{FILEDIGESTS} %{FILENAMES}\n]' "$rpm" | awk '$2 == "/usr/bin/vmsnap" { print $1 }')
-    [ "$digest" = "$(sha256sum <"$FILES/vmsnap" | cut -d ' ' -f 1)" ] || fail "$rpm does not hold the program"
+    [ "$digest" = "$(sha256sum <"$FILES/vmsnap" | cut -d ' ' -f 1)" ] || fail "$rpm does not contain the program"
     rpm -qp --requires "$rpm" | grep -q '^libvirt\.so\.0(' || fail "$rpm does not require libvirt"
 }
 
-# Backs up a shut-off domain of libvirt's test driver with the program, and restores it with the rescue program alone.
+# Backs up a shut-off domain of libvirt's test driver and restores it with the rescue program alone.
 check_rescue() {
     local program=$1 rescue=$2 lab
     file "$rescue" | grep -Eq 'statically linked|static-pie linked' || fail "$rescue is not static: $(file "$rescue")"
@@ -119,7 +119,7 @@ make_rescue() {
 }
 
 dpkg-query -W libvirt0 >/dev/null 2>&1 ||
-    fail "build packages on Debian 12 or Ubuntu 22.04: dpkg knows the versions of the libraries there"
+    fail "build packages on Debian 12 or Ubuntu 22.04: dpkg must know the libraries' versions"
 
 "$CARGO" build --release --locked
 program=$TARGET/release/vmsnap

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Installs missing Debian packages if run by root with apt-get. Otherwise it names what is missing and fails.
+# Installs missing Debian packages as root. Without root or apt-get it names them and fails.
 #
 #   scripts/setup.sh build|check|demo|test|bench|fresh|package...
 #
-#   build  the compiler's needs            check  shellcheck
-#   demo   libvirt's QEMU driver and QEMU; no daemon is started, but Debian 12 and Ubuntu have a part of the driver in libvirt-daemon
-#   test   the demo's, a daemon, and the tools and packages of the test guest
-#   bench  the programs that the benchmarks compare with
-#   fresh  what makes a bare Debian root
-#   package  the tools that make and check packages
+#   build    to compile vmsnap
+#   check    shellcheck
+#   demo     libvirt's QEMU driver and QEMU. Debian 12 and Ubuntu have a part of the driver in
+#            libvirt-daemon; no daemon is started
+#   test     libvirt's daemon, and the programs that tests start
+#   bench    the programs that vmsnap is compared with
+#   fresh    to create bare Debian roots
+#   package  to build and check packages
 set -euo pipefail
 
 declare -A DEBIAN=(
@@ -30,8 +32,9 @@ declare -A FEDORA=(
     [package]="dpkg-dev dpkg binutils file rpm-build qemu-img"
 )
 
-# The programs that tests and benchmarks start, by the Debian package that brings them. Beside the packages above these are ones that no Debian
-# system is without (coreutils, dash, bash, dpkg, apt, libc-bin). tests/tidy.rs compares this list with the sources.
+# The programs that tests and benchmarks start, by Debian package: those above, and some that every
+# Debian system has (coreutils, dash, bash, dpkg, apt, libc-bin). tests/tidy.rs compares this list
+# with the sources.
 declare -A PROGRAMS=(
     [coreutils]="env mkfifo mv sleep true" [dash]="sh" [bash]="bash" [dpkg]="dpkg-deb" [apt]="apt-cache apt-get" [libc-bin]="ldd"
     [build-essential]="cc"
@@ -46,10 +49,10 @@ declare -A PROGRAMS=(
     [virtnbdbackup]="virtnbdbackup virtnbdrestore" [libnbd-bin]="nbdcopy"
 )
 
-# Only downloaded and unpacked by the tests: they must be in the package lists.
+# The tests download and unpack these without installing them. The package lists must know them.
 GUEST_PACKAGES="linux-image-cloud-amd64 busybox-static qemu-guest-agent"
 
-# The QEMU packages are built from one source and install only in one version.
+# Packages of one source, which must have the same version.
 QEMU_PACKAGES=" qemu-system-x86 qemu-utils "
 
 usage() {
@@ -57,19 +60,19 @@ usage() {
     exit 64
 }
 
-# Fails with advice: Rust comes from rustup, not from packages that may be too old.
+# Fails without cargo, and says how to install it: the distribution's Rust may be too old.
 need_cargo() {
     local cargo=${CARGO:-cargo}
     command -v "$cargo" >/dev/null && return
     cat >&2 <<TEXT
-There is no '$cargo'. Rust comes from https://rustup.rs:
+'$cargo' is missing. Install Rust with rustup (https://rustup.rs):
     curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh
-or say where it is: make CARGO=/path/to/cargo ...
+or give its path: make CARGO=/path/to/cargo ...
 TEXT
     exit 1
 }
 
-# The installed ones of these packages, one per line. dpkg-query fails if it does not know one of them, as on a new machine.
+# The installed ones of these packages, one per line. dpkg-query fails if it does not know one.
 installed() {
     { dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null || true; } | sed -n 's/^installed //p'
 }
@@ -78,7 +81,7 @@ candidate() {
     apt-cache policy "$1" | awk '/Candidate:/ { print $2 }'
 }
 
-# Whether the package lists know all of these.
+# Whether the package lists know all these packages.
 lists_know() {
     local known
     known=$(apt-cache policy "$@" | awk '/Candidate:/ && $2 != "(none)"' | wc -l)
@@ -92,8 +95,8 @@ tell_missing() {
     exit 1
 }
 
-# Installs Debian packages. QEMU's in the version that the system emulator has as its candidate: where a newer
-# qemu-utils is there already (from backports), the emulator of the release would not install beside it.
+# Installs Debian packages. Those of QEMU get the candidate version of the system emulator: a newer
+# qemu-utils (from backports) would keep the emulator from being installed.
 install() {
     local version package words=()
     version=$(candidate qemu-system-x86)
@@ -110,13 +113,13 @@ install() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends --allow-downgrades "${words[@]}"
 }
 
-# A package can be there without its programs on the search path, such as /usr/sbin after a plain `su`.
+# Fails if a program is not in PATH, for example in /usr/sbin after a plain `su`.
 check_programs() {
     local package program
     for package in "$@"; do
         for program in ${PROGRAMS[$package]:-}; do
             command -v "$program" >/dev/null || {
-                echo "'$program' of the package $package is not in any folder of PATH" >&2
+                echo "'$program' of the package $package is not in PATH" >&2
                 exit 1
             }
         done
@@ -166,7 +169,7 @@ fi
 # shellcheck disable=SC2086 # a list of words
 lists_know "${missing[@]}" $guest || apt-get update -q
 if [ ${#missing[@]} -gt 0 ]; then
-    # Package lists may be outdated: the mirror then no longer has the files that they name.
+    # With outdated package lists the mirror may lack the files that they name.
     install "${missing[@]}" || { apt-get update -q && install "${missing[@]}"; }
 fi
 # shellcheck disable=SC2086 # a list of words

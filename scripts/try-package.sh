@@ -3,8 +3,8 @@
 #
 #   scripts/try-package.sh DEB
 #
-# Run it as root in a temporary root of Debian 12, Debian 13 or Ubuntu 22.04 with /proc, /sys and /dev: it installs QEMU
-# and libvirt's driver there.
+# Run it as root in a temporary root of Debian 12, Debian 13 or Ubuntu 22.04 with /proc, /sys and
+# /dev: it installs QEMU and libvirt's driver there.
 set -euo pipefail
 
 fail() {
@@ -18,7 +18,7 @@ step() {
 
 [ $# -eq 1 ] || { echo "usage: $0 DEB" >&2; exit 64; }
 [ "$(id -u)" = 0 ] || fail "only root can install packages"
-[ -s "$1" ] || fail "there is no package $1"
+[ -s "$1" ] || fail "the package $1 is missing or empty"
 deb=$(realpath "$1")
 ! command -v vmsnap >/dev/null || fail "vmsnap is installed already: use a bare root"
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
@@ -26,8 +26,8 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# All paths except the records of apt and dpkg, and libvirt's folder in /run, which its driver creates for every program of root
-# and which disappears with the next boot.
+# All paths except the records of apt and dpkg, and libvirt's folder in /run. libvirt's driver
+# creates that folder for every program of root; it disappears with the next boot.
 paths() {
     find / \( -path /proc -o -path /sys -o -path /dev -o -path "$work" -o -path /run/libvirt -o -path /var/lib/dpkg -o -path /var/lib/apt \
         -o -path /var/cache/apt -o -path /var/cache/debconf -o -path /var/log \) -prune -o -print | LC_ALL=C sort
@@ -99,9 +99,9 @@ LC_ALL=C comm -13 "$work/before" "$work/after" >"$work/left"
 [ ! -s "$work/left" ] || { cat "$work/left" >&2; fail "vmsnap demo or the package left these paths"; }
 LC_ALL=C comm -23 "$work/before" "$work/after" >"$work/gone"
 LC_ALL=C sort "$work/owned" | LC_ALL=C comm -13 - "$work/gone" >"$work/others"
-[ ! -s "$work/others" ] || { cat "$work/others" >&2; fail "these paths went, and the package did not hold them"; }
+[ ! -s "$work/others" ] || { cat "$work/others" >&2; fail "these paths disappeared, but did not belong to the package"; }
 apt-get autoremove -y -q >"$work/apt.log" 2>&1 || { cat "$work/apt.log" >&2; fail "apt-get autoremove failed"; }
 find / \( -path /proc -o -path /sys -o -path /dev -o -path "$work" -o -path "$deb" \) -prune -o -iname '*vmsnap*' -print >"$work/named"
 [ ! -s "$work/named" ] || { cat "$work/named" >&2; fail "these paths still carry the name vmsnap"; }
 
-step "the package is good: $(wc -l <"$work/gone") paths came and went, nothing else stays"
+step "the package is good: purging it removed its $(wc -l <"$work/gone") paths and left nothing"

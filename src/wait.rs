@@ -1,18 +1,20 @@
-//! Waiting for something that gives no notice: a file that appears, a process that ends, a lock that becomes free.
+//! Waits for events that give no notice: a file appears, a process ends, a lock becomes free.
 //!
-//! The only place where a thread sleeps. Whatever gives notice is waited for at its socket, channel or condition.
+//! No other module sleeps. Code that waits for an event with a notice blocks on the socket, channel
+//! or condition variable.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Lets the thread sleep for this long.
+/// Suspends the calling thread for this long.
 #[allow(clippy::disallowed_methods, reason = "the one home of sleeps")]
 pub(crate) fn pause(duration: Duration) {
     thread::sleep(duration);
 }
 
-/// Asks `probe` every `step` until it has an answer; `None` when there was none before `deadline` passed.
-/// It is asked at least once.
+/// Calls `probe` every `step` until it returns an answer, and at least once.
+///
+/// Returns `None` if there was no answer before `deadline` passed.
 pub(crate) fn until<T>(
     deadline: Duration,
     step: Duration,

@@ -1,5 +1,6 @@
-//! Checks the rules of ARCHITECTURE.md: imports, circles of modules, `unsafe`, the lengths of files, the codes of findings. Also checks the
-//! names of tests, and that no dependency needs a newer Rust than vmsnap states.
+//! Checks the rules of ARCHITECTURE.md: imports, circles of modules, `unsafe`, lengths of files and
+//! codes of findings. Also checks names of tests, and that no dependency needs a newer Rust than
+//! vmsnap states.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +11,7 @@ mod circles;
 #[path = "tidy/glossary.rs"]
 mod glossary;
 
-/// A room and the rooms whose names may stand in its files. `crate` alone (the root) is nobody's.
+/// Each room with the rooms that its files may name. No room may import the bare crate root.
 const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("model", &[]),
     ("wait", &[]),
@@ -25,7 +26,7 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("testkit", &["model", "io", "nbd", "image", "repo", "host", "ops"]),
 ];
 
-/// No file has more lines than this.
+/// The maximum number of lines in a file.
 const MOST_LINES: usize = 800;
 
 fn root() -> PathBuf {
@@ -76,8 +77,7 @@ fn every_room_imports_only_what_it_may() {
             continue;
         }
         let allowed = MAY_IMPORT.iter().find(|(name, _)| *name == room);
-        let (_, allowed) =
-            allowed.unwrap_or_else(|| panic!("{file} is in a room that the table does not know"));
+        let (_, allowed) = allowed.unwrap_or_else(|| panic!("{file} is in a room that the table lacks"));
         for (number, line) in text.lines().enumerate() {
             for rest in code(line).split("crate::").skip(1) {
                 let word: String = rest
@@ -93,7 +93,7 @@ fn every_room_imports_only_what_it_may() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What belongs to one kind of repository only.
+/// Names that belong to one kind of repository.
 const OF_A_FOLDER: [&str; 8] = [
     "repo::folder",
     "FolderRepository",
@@ -158,7 +158,7 @@ fn unsafe_code_is_in_one_file() {
     );
 }
 
-/// The page on the architecture has no more lines than this.
+/// The maximum number of lines in ARCHITECTURE.md.
 const MOST_LINES_OF_ARCHITECTURE: usize = 150;
 
 #[test]
@@ -200,7 +200,7 @@ fn every_file_begins_with_what_it_is() {
         for (file, text) in rust_files(dir) {
             assert!(
                 text.starts_with("//! "),
-                "{file} does not begin with a line about it"
+                "{file} does not begin with a doc comment"
             );
         }
     }
@@ -279,7 +279,8 @@ fn named_tests(text: &str) -> Vec<String> {
     words.filter(is_path).map(str::to_owned).collect()
 }
 
-/// Whether `live::status::name` is a test in `tests/live/status.rs`, `repo::lock::tests::name` one beside `src/repo/lock.rs`.
+/// Whether a path names a test. `live::status::name` is in `tests/live/status.rs`, and
+/// `repo::lock::tests::name` is next to `src/repo/lock.rs`.
 fn is_test(path: &str) -> bool {
     let mut parts: Vec<&str> = path.split("::").filter(|part| *part != "tests").collect();
     let dir = if matches!(parts[0], "it" | "live" | "interop") {
@@ -292,7 +293,7 @@ fn is_test(path: &str) -> bool {
     let files =
         [".rs", "/mod.rs", "_tests.rs", "/tests.rs"].map(|end| root().join(format!("{dir}/{module}{end}")));
     let mut texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
-    // The tests of a whole file.
+    // A path may also name a whole file of tests.
     let whole = root().join(format!("{dir}/{}.rs", path.replace("::", "/")));
     let folder = whole.with_extension("").join("mod.rs");
     whole.is_file() || folder.is_file() || texts.any(|text| text.contains(&function))
@@ -325,17 +326,17 @@ fn each_fault_of_the_node_program_has_a_test() {
     }
 }
 
-/// The words between double quotes in a line of code.
+/// The strings between double quotes in a line of code.
 fn quoted(line: &str) -> impl Iterator<Item = &str> {
     code(line).split('"').skip(1).step_by(2)
 }
 
-/// The codes of findings that a file makes.
+/// The codes of the findings that a file makes.
 fn codes(text: &str) -> Vec<String> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
     for (number, line) in lines.iter().enumerate() {
-        // The code stands on the same line or, alone, on the next one.
+        // The code is on the same line or alone on the next one.
         let makes = line.contains("Finding::new(") || line.contains("Finding::of_disk(");
         let constant = line.contains("const ") && line.contains(": &str = ");
         let step = line.trim_start().starts_with("(\"") && line.contains("self.");
@@ -370,7 +371,7 @@ fn the_json_page_has_every_code_of_a_finding() {
     assert!(missing.is_empty(), "docs/json.md lacks {missing:#?}");
 }
 
-/// The packages of a lock file, each with its version.
+/// The packages in a lock file, each with its version.
 fn locked_packages(file: &str) -> BTreeSet<(String, String)> {
     let text = fs::read_to_string(root().join(file)).expect("it is there");
     let value = |line: &str, key: &str| Some(line.strip_prefix(key)?.trim_matches('"').to_owned());
@@ -392,7 +393,7 @@ fn fuzz_dependencies_of_vmsnap() -> BTreeSet<String> {
         .collect()
 }
 
-/// Nothing here builds the fuzz targets: their lock file is forgotten easily.
+/// This workspace never builds the fuzz targets, so their lock file is easily forgotten.
 #[test]
 fn fuzz_lock_file_has_the_same_dependencies() {
     let (ours, theirs) = (locked_packages("Cargo.lock"), locked_packages("fuzz/Cargo.lock"));
@@ -422,7 +423,7 @@ fn fuzz_lock_file_has_the_same_dependencies() {
     );
 }
 
-/// Major and minor number of a Rust version.
+/// The major and minor number of a Rust version.
 fn rust_version(text: &str) -> (u32, u32) {
     let mut numbers = text.split('.').map(|number| number.parse().expect("a number"));
     (numbers.next().expect("a major"), numbers.next().expect("a minor"))
@@ -431,7 +432,7 @@ fn rust_version(text: &str) -> (u32, u32) {
 #[test]
 #[allow(clippy::disallowed_methods, reason = "only cargo knows the dependencies")]
 fn no_dependency_needs_a_newer_rust_than_we_state() {
-    // Offline and for this platform: every crate that is asked for has been built already.
+    // Offline and for this platform, because the crates it needs have already been built.
     let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let output = std::process::Command::new(env!("CARGO"))
         .args([
@@ -468,13 +469,13 @@ fn no_dependency_needs_a_newer_rust_than_we_state() {
     assert!(newer.is_empty(), "Cargo.toml states {ours:?}: {newer:#?}");
 }
 
-/// The programs that a text starts: the names after these calls.
+/// The programs that a text starts: the names in calls of these functions.
 fn started_programs(text: &str) -> BTreeSet<&str> {
     let calls = ["command(", "Command::new(", "run(", "run_ok(", "run_with_input("];
     let mut found = BTreeSet::new();
     for call in calls {
         for (at, _) in text.match_indices(call) {
-            // `guest.run("x")` and `qmp_command("x")` start nothing here.
+            // `guest.run("x")` and `qmp_command("x")` do not start a program.
             let before = text[..at].chars().next_back();
             if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '.') {
                 continue;
@@ -482,7 +483,7 @@ fn started_programs(text: &str) -> BTreeSet<&str> {
             let Some(rest) = text[at + call.len()..].trim_start().strip_prefix('"') else {
                 continue;
             };
-            // Elsewhere a function of that name takes options.
+            // In other files a function with such a name takes options.
             found.extend(rest.split('"').next().filter(|word| !word.starts_with('-')));
         }
     }
@@ -524,7 +525,7 @@ fn a_package_brings_every_program_that_a_test_starts() {
     );
 }
 
-/// The check after the live tests recognises leftovers by the names of their folders.
+/// The check after the live tests recognises leftovers by the names of folders.
 #[test]
 fn live_tests_make_folders_that_bear_their_name() {
     let mut wrong = Vec::new();

@@ -1,4 +1,4 @@
-//! What the disks of the domains hold, and whether the page cache holds it too.
+//! The content of the domains' disks, and whether it is in the page cache.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,18 +14,18 @@ use vmsnap::model::stop::Stop;
 /// Length of a piece of a disk, in bytes.
 const MIB: u64 = 1 << 20;
 
-/// What a disk is filled with.
+/// The content of a disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Fill {
-    /// Bytes that look random, throughout.
+    /// Incompressible bytes.
     Random,
-    /// Of each 16 MiB: 6 of random bytes, 2 of text, 4 of zeroes that were written, and a hole of 4.
+    /// In each 16 MiB: 6 MiB incompressible, 2 MiB text, 4 MiB written zeroes, and a hole of 4 MiB.
     Mixed,
-    /// Nothing at all.
+    /// No data.
     Nothing,
 }
 
-/// What stands in a MiB.
+/// The content of a MiB.
 enum Piece {
     Random,
     Text,
@@ -51,12 +51,12 @@ pub fn make(path: &Path, size: u64, fill: Fill) {
         path: path.to_owned(),
         size,
         backing: None,
-        // Zeroes that were written are to take room.
+        // Written zeroes must be allocated.
         detect_zeroes: false,
         stop: Stop::default(),
     };
     let file = DirectFile::new(file.expect("the image is new"));
-    let mut image = Qcow2Writer::new(Box::new(file), options).expect("an image can be begun");
+    let mut image = Qcow2Writer::new(Box::new(file), options).expect("an image can be created");
     let pool = BufferPool::new(8, MIB as usize);
     let mut random = blake3::Hasher::new().finalize_xof();
     let pieces = if fill == Fill::Nothing { 0 } else { size / MIB };
@@ -89,26 +89,29 @@ fn write_text(buffer: &mut [u8], seed: u64) {
     }
 }
 
-/// Brings a file into the page cache.
+/// Reads a file into the page cache.
 pub fn warm(path: &Path) {
     let read = File::open(path).and_then(|mut file| io::copy(&mut file, &mut io::sink()));
     read.expect("the file can be read");
 }
 
-/// Puts a file out of the page cache.
+/// Drops a file from the page cache.
 pub fn cool(path: &Path) {
     let file = File::open(path).expect("the file is there");
-    // What is not on the disk yet stays in the cache.
+    // The kernel does not drop dirty pages.
     file.sync_all().expect("it can be synced");
-    fadvise(&file, 0, None, Advice::DontNeed).expect("the kernel takes the advice");
+    fadvise(&file, 0, None, Advice::DontNeed).expect("the kernel accepts the advice");
 }
 
-/// Puts a file out of the page cache, with memory at hand for its return. A hypervisor that takes back what is free makes whoever needs it next
-/// wait, and most of all who fills the page cache in large pieces. So it is made to give twice the file's length just before.
+/// Drops a file from the page cache and allocates memory for reading it again.
+///
+/// A hypervisor may have reclaimed free memory. Then the first use of each page is slow, most of
+/// all when the page cache is filled in large pieces. So twice the file's length is allocated and
+/// freed.
 pub fn cool_with_memory(path: &Path) {
     cool(path);
     let length = path.metadata().expect("the file is there").len();
-    // Its pages are the memory, and become free when it goes. A machine that has less does with less.
+    // Dropping the file frees its pages. A failure means less memory, which is acceptable.
     let mut memory = tempfile::tempfile_in("/dev/shm").expect("a file in memory");
     let _ = io::copy(&mut io::repeat(1).take(2 * length), &mut memory);
 }

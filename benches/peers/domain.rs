@@ -1,4 +1,4 @@
-//! A paused domain with one disk, whose guest's writes are handed to its QEMU.
+//! A paused domain with one disk. The bench writes to the disk through its QEMU.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +12,7 @@ use crate::daemon::{Daemon, TestDomain, URI};
 use crate::disk::{self, Fill};
 use crate::process::{COMMAND_DEADLINE, wait_until};
 
-/// A domain and the folder in which all that belongs to it lies. Both go when it is dropped.
+/// A domain and the folder with its files. Both are removed when it is dropped.
 pub struct Source {
     domain: TestDomain,
     /// Size of the disk, in bytes.
@@ -20,14 +20,14 @@ pub struct Source {
 }
 
 impl Source {
-    /// Defines a domain with a disk; it is shut off.
+    /// Defines a domain with a disk and does not start it.
     pub fn define(daemon: &Daemon, label: &str, size: u64, fill: Fill) -> Source {
         let domain = TestDomain::new(daemon, label);
         let source = Source { domain, size };
         disk::make(&source.image(), size, fill);
         let sockets = source.sockets();
         fs::create_dir(&sockets).expect("the folder is ours");
-        // QEMU makes its socket and writes its scratch file there, as a user of its own.
+        // QEMU creates its socket and scratch file there, and runs as its own user.
         fs::set_permissions(&sockets, Permissions::from_mode(0o777)).expect("the folder is ours");
         let disk = format!(
             "<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap'/>\
@@ -39,10 +39,10 @@ impl Source {
         source
     }
 
-    /// The same, started and paused.
+    /// Defines a domain with a disk and starts it paused.
     pub fn start(daemon: &Daemon, label: &str, size: u64, fill: Fill) -> Source {
         let source = Source::define(daemon, label, size, fill);
-        // virtlogd may have ended since the last domain has.
+        // virtlogd may have ended after the last domain.
         daemon.start();
         source.domain.start_paused();
         source
@@ -67,14 +67,14 @@ impl Source {
         self.domain.path("job")
     }
 
-    /// The process of its QEMU.
+    /// The process id of its QEMU.
     pub fn qemu(&self) -> u32 {
         let path = format!("/run/libvirt/qemu/{}.pid", self.name());
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
         text.trim().parse().expect("a process id")
     }
 
-    /// The guest writes `byte` over ranges of `length` bytes that begin at these offsets.
+    /// Fills ranges of `length` bytes at these offsets with `byte`, as a write of the guest.
     pub fn write(&self, offsets: impl Iterator<Item = u64>, length: u64, byte: u8) {
         let connection = Connect::open(Some(URI)).expect("the daemon answers");
         let domain = Domain::lookup_by_name(&connection, self.name()).expect("the domain is there");
@@ -84,24 +84,25 @@ impl Source {
             );
             let answer = domain
                 .qemu_monitor_command(&command, VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
-                .expect("QEMU takes it");
+                .expect("QEMU accepts it");
             assert!(answer.trim().is_empty(), "{command}: {answer}");
         }
     }
 
-    /// Begins a job that exports the whole disk; the NBD URI of the export. Nothing but this benchmark uses the domain.
+    /// Starts a job that exports the whole disk. Only this benchmark uses the domain.
     pub fn begin_job(&self) -> Job<'_> {
         self.domain.virsh(&["backup-begin", &self.job_document()]);
         Job { source: self }
     }
 
-    /// Waits until no job is active: some programs leave before the job that they have ended is gone.
+    /// Waits until no job is active: some programs exit before the job that they ended has
+    /// disappeared.
     pub fn wait_until_idle(&self) {
         let idle = || self.domain.virsh(&["domjobinfo"]).contains("None");
         assert!(wait_until(COMMAND_DEADLINE, idle), "a job does not end");
     }
 
-    /// The file with the document that begins such a job.
+    /// Writes the XML of such a job to a file and returns its path.
     pub fn job_document(&self) -> String {
         let (sockets, file) = (self.sockets(), self.domain.path("job.xml"));
         let xml = format!(
@@ -115,7 +116,7 @@ impl Source {
     }
 }
 
-/// A job that goes on; ended when dropped.
+/// An active job, which is ended when it is dropped.
 pub struct Job<'a> {
     source: &'a Source,
 }
@@ -132,7 +133,7 @@ impl Job<'_> {
 
 impl Drop for Job<'_> {
     fn drop(&mut self) {
-        // A job that has failed by itself is gone already.
+        // A failed job has already ended.
         let _ = self.source.domain.try_virsh(&["domjobabort"]);
         if !std::thread::panicking() {
             self.source.wait_until_idle();

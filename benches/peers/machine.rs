@@ -1,11 +1,11 @@
-//! On what, and with which versions, it was measured.
+//! Describes the machine and the versions that were measured.
 
 use std::fs;
 
 use crate::process::{COMMAND_DEADLINE, command, try_run};
 use crate::work::Bench;
 
-/// A markdown list.
+/// The description, as a Markdown list.
 pub fn describe(bench: &Bench) -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut lines = vec![

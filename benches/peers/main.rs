@@ -1,7 +1,13 @@
-//! The same work done by vmsnap and by its peers, side by side in one run, on throw-away domains of a real libvirtd.
+//! Measures the same work with vmsnap and with its peers on temporary domains of a real libvirtd.
 //!
-//! `make bench` installs what is missing and starts it. The environment can make it smaller: `BENCH_SIZE` (GiB of data, 4), `BENCH_ROUNDS` (3),
-//! `BENCH_WORK` (names of works, separated by commas; all of them), `BENCH_TOOLS` (programs beside vmsnap; all that are installed). The result is a markdown table on stdout; how it gets on is told on stderr.
+//! `make bench` installs missing packages and starts it. These variables limit it:
+//!
+//! * `BENCH_SIZE`: GiB of data (4).
+//! * `BENCH_ROUNDS`: how often each tool does each work (3).
+//! * `BENCH_WORK`: names of works, separated by commas (all).
+//! * `BENCH_TOOLS`: programs beside vmsnap, separated by commas (all that are installed).
+//!
+//! The tables go to stdout as Markdown, progress to stderr.
 #![allow(
     clippy::disallowed_methods,
     clippy::print_stdout,
@@ -18,7 +24,7 @@ mod table;
 mod tools;
 mod work;
 
-/// The lab of the live tests: a libvirtd, and domains that go when they are dropped.
+/// The lab of the live tests: a libvirtd, and domains that are removed when they are dropped.
 #[path = "../../tests/live"]
 #[allow(dead_code, unused_imports, reason = "the live tests use more of it")]
 mod live {
@@ -46,7 +52,7 @@ fn main() {
         let known = work::ALL.iter().any(|(known, _)| known == name);
         assert!(
             known,
-            "BENCH_WORK names '{name}', which is none of {:?}",
+            "BENCH_WORK names '{name}', which is not one of {:?}",
             work::ALL.map(|(name, _)| name)
         );
     }
@@ -54,7 +60,7 @@ fn main() {
     for name in tools.split(',').filter(|name| !name.is_empty()) {
         assert!(
             tools::PEERS.contains(&name),
-            "BENCH_TOOLS names '{name}', which is none of {:?}",
+            "BENCH_TOOLS names '{name}', which is not one of {:?}",
             tools::PEERS
         );
     }
@@ -84,5 +90,5 @@ fn setting<N: FromStr + PartialOrd + From<u8>>(name: &str, usual: N) -> N {
         return usual;
     };
     let number = text.parse().ok().filter(|number| *number >= N::from(1));
-    number.unwrap_or_else(|| panic!("{name} is not a number of at least 1: {text}"))
+    number.unwrap_or_else(|| panic!("{name} must be a number of at least 1, not '{text}'"))
 }

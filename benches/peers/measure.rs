@@ -1,4 +1,4 @@
-//! One program run once: what it took.
+//! Runs programs once and measures them.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,22 +14,22 @@ use wait4::Wait4;
 /// Clock ticks in a second, as procfs counts them (`USER_HZ`): 100 wherever KVM runs.
 const TICKS: u64 = 100;
 
-/// What a run took.
+/// The measurements of one run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sample {
-    /// From its start until everything it wrote is on stable storage.
+    /// Time from the start until all output is on stable storage.
     pub wall: Duration,
-    /// Processor time of the program and of the programs that it started and waited for.
+    /// Processor time of the program and of the child processes that it waited for.
     pub cpu: Duration,
-    /// Processor time of the domain's QEMU meanwhile.
+    /// Processor time of the domain's QEMU during the run.
     pub qemu_cpu: Duration,
     /// Largest resident memory of one of its processes, in bytes.
     pub peak: u64,
-    /// What its output takes on the disk, in bytes.
+    /// Disk space of the output, in bytes.
     pub written: u64,
 }
 
-/// Ctrl-C ends the programs that run, and thereby the benchmark, which then removes what it has made.
+/// Lets Ctrl-C end the running program first. The benchmark then ends and removes its domains.
 pub fn end_children_first() {
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, stop()).expect("a handler can be set");
@@ -41,8 +41,8 @@ fn stop() -> Arc<AtomicBool> {
     Arc::clone(STOP.get_or_init(Arc::default))
 }
 
-/// Runs programs one after the other, which have to succeed and leave their output in `output`, and syncs what they have not.
-/// `qemu` is the process whose time counts as QEMU's.
+/// Runs programs one after the other and syncs their output in the folder `output`. They must
+/// succeed. `qemu` is the process id of the domain's QEMU.
 pub fn run(commands: Vec<Command>, qemu: Option<u32>, output: &Path) -> Sample {
     let qemu_before = qemu.map(cpu_of).unwrap_or_default();
     let mut sample = Sample::default();
@@ -81,10 +81,10 @@ fn run_one(mut command: Command, output: &Path, sample: &mut Sample) {
     sample.peak = sample.peak.max(used.rusage.maxrss);
 }
 
-/// Processor time that a living process has used so far.
+/// Processor time that a running process has used so far.
 fn cpu_of(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // Fields 14 and 15 of proc(5); the name, which is the second one, may hold blanks.
+    // Fields 14 and 15 of proc(5). The second field, the name, may contain blanks.
     let fields = stat
         .rsplit_once(") ")
         .map(|(_, rest)| rest.split(' '))
@@ -98,7 +98,7 @@ fn cpu_of(pid: u32) -> Duration {
     Duration::from_millis(ticks * 1000 / TICKS)
 }
 
-/// What the files below a folder take on the disk, in bytes.
+/// Disk space of the files below a folder, in bytes.
 pub fn written(folder: &Path) -> u64 {
     files_below(folder).iter().map(|file| on_disk(file)).sum()
 }

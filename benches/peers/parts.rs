@@ -1,4 +1,4 @@
-//! Parts of a backup, done by this program itself and by nothing else: what the work takes whoever does it.
+//! Parts of a backup that this program does alone, to show what they cost in any program.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,14 +17,15 @@ use vmsnap::model::block::ImageFile;
 use vmsnap::model::buffer::Buffer;
 use vmsnap::ops::copy::{self, BUFFERS, REQUEST};
 
-/// With this word and a number of bytes this program computes a digest and ends.
+/// With this argument and a number of bytes, this program computes a digest.
 const DIGEST: &str = "--digest";
-/// With this word and two paths it copies the first one's file to the second one's through a socket, with a digest.
+/// With this argument and two paths, it copies the first file to the second through a socket, with
+/// a digest.
 const COPY: &str = "--copy-through-socket";
-/// With this word and a path it sends that file to its standard output, which is a socket.
+/// With this argument and a path, it sends the file to its standard output, which is a socket.
 const SEND: &str = "--send";
 
-/// Does what the words of this program ask for, if it is a part.
+/// Runs the part that the arguments name, if they name one.
 pub fn run(words: &[String]) -> bool {
     match words {
         [word, bytes, ..] if word == DIGEST => digest(bytes.parse().expect("a number of bytes")),
@@ -35,12 +36,12 @@ pub fn run(words: &[String]) -> bool {
     true
 }
 
-/// This program, which computes a digest of so many bytes.
+/// The command that computes a digest of this number of bytes.
 pub fn digesting(bytes: u64) -> Command {
     this_program(&[DIGEST, &bytes.to_string()])
 }
 
-/// This program, which receives a file from a socket, computes its digest, and writes it.
+/// The command that receives a file from a socket, computes its digest, and writes it.
 pub fn copying(input: &Path, output: &Path) -> Command {
     this_program(&[COPY, &input.display().to_string(), &output.display().to_string()])
 }
@@ -51,7 +52,7 @@ fn this_program(words: &[&str]) -> Command {
     command
 }
 
-/// Computes the digest of so many bytes that lie in the processor's cache.
+/// Computes the digest of this number of bytes, which are in the processor's cache.
 fn digest(bytes: u64) {
     let piece = vec![1; 256 * 1024];
     let mut hasher = blake3::Hasher::new();
@@ -61,8 +62,9 @@ fn digest(bytes: u64) {
     println!("{}", hasher.finalize());
 }
 
-/// Receives and hashes on one thread and writes past the page cache on another one, with vmsnap's memory. The sender is a process of its own that is not waited for: its
-/// processor time is not counted.
+/// Receives and hashes on one thread, and writes past the page cache on another, with as many
+/// buffers as vmsnap. The sender is a separate process. Nothing waits for it, so its processor time
+/// does not count.
 #[allow(clippy::zombie_processes, reason = "its processor time would count as ours")]
 fn through_socket(input: &str, output: &Path) {
     let (socket, theirs) = UnixStream::pair().expect("a pair of sockets");
@@ -70,7 +72,7 @@ fn through_socket(input: &str, output: &Path) {
     let theirs = Stdio::from(OwnedFd::from(theirs));
     sender.stdin(Stdio::null()).stdout(theirs);
     sender.spawn().expect("this program can be started");
-    // It holds the other socket, whose end is not told while one of ours is open.
+    // It holds the sender's socket. The receiver sees the end only when all copies are closed.
     drop(sender);
     let (filled, to_write) = sync_channel::<Buffer>(BUFFERS);
     let file = File::options()
@@ -91,21 +93,21 @@ fn through_socket(input: &str, output: &Path) {
     let mut hasher = blake3::Hasher::new();
     loop {
         let taken = pool.take_within(Duration::from_secs(60));
-        let mut piece = taken.expect("the disk gives buffers back");
+        let mut piece = taken.expect("the writer returns buffers");
         let (count, _) = recv(&socket, &mut piece[..], RecvFlags::WAITALL).expect("it can be received");
         piece.set_len(count);
         if count == 0 {
             break;
         }
         hasher.update(&piece);
-        filled.send(piece).expect("the writer takes it");
+        filled.send(piece).expect("the writer accepts it");
     }
     drop(filled);
     writer.join().expect("no panic");
     println!("{}", hasher.finalize());
 }
 
-/// Sends a file to whoever is at the other end of the standard output.
+/// Sends a file through the socket that is the standard output.
 fn send(input: &str) {
     let file = File::open(input).expect("it can be opened");
     let socket = io::stdout().as_fd().try_clone_to_owned();

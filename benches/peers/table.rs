@@ -1,11 +1,11 @@
-//! Medians and ratios as a markdown table.
+//! Medians and ratios as a Markdown table.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::measure::Sample;
 
-/// What one work took with each tool.
+/// The measurements of one work with each tool.
 pub struct Table {
     title: String,
     rows: Vec<Row>,
@@ -17,7 +17,7 @@ struct Row {
 }
 
 impl Table {
-    /// The tool that is named first is the one that the others are held against.
+    /// An empty table. The first tool is the one that the others are compared with.
     pub fn new(title: impl Into<String>, names: impl Iterator<Item = String>) -> Table {
         Table {
             title: title.into(),
@@ -30,7 +30,7 @@ impl Table {
         }
     }
 
-    /// One more run of the tool in this row.
+    /// Adds a run of the tool in this row.
     pub fn add(&mut self, row: usize, sample: Sample) {
         let row = &mut self.rows[row];
         eprintln!("  {}: {:.2} s", row.name, sample.wall.as_secs_f64());

@@ -10,7 +10,7 @@ use crate::process::{command, run};
 /// The programs beside vmsnap, by their names in `BENCH_TOOLS`.
 pub const PEERS: [&str; 4] = ["virtnbdbackup", "qemu-img", "nbdcopy", "virsh"];
 
-/// A program with the way it is used.
+/// A program, and how it is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tool {
     Vmsnap,
@@ -23,15 +23,16 @@ pub enum Tool {
     /// The same with compressed clusters.
     QemuImgCompressed,
     Nbdcopy,
-    /// The same program reading in the disk's order, as whoever writes an image must.
+    /// nbdcopy reading in the disk's order, as the writer of an image must.
     NbdcopyInOrder,
-    /// No peer: what it takes to receive the bytes, and to put them nowhere.
+    /// No peer: receives the bytes and discards them.
     Receiving,
-    /// No peer: what it takes to compute the digest, of bytes that are in the processor's cache.
+    /// No peer: computes the digest of bytes that are in the processor's cache.
     Digesting,
-    /// No peer: what it takes to receive the bytes of a file from a socket, compute their digest, and write them past the page cache; no NBD, no QEMU, no image.
+    /// No peer: receives a file from a socket, computes its digest, and writes it past the page
+    /// cache, without NBD, QEMU and qcow2.
     Copying,
-    /// The calls that a comparison is held against.
+    /// No peer: only calls of `virsh`, and of `qemu-img` for a status.
     Virsh,
 }
 
@@ -54,12 +55,12 @@ impl Tool {
         }
     }
 
-    /// Those of the tools that are installed.
+    /// The tools that are installed.
     pub fn installed<const N: usize>(tools: [Tool; N]) -> Vec<Tool> {
         tools.into_iter().filter(|tool| tool.is_installed()).collect()
     }
 
-    /// Its program, if it is one beside vmsnap and this one.
+    /// The program that it needs, other than vmsnap and this bench.
     fn program(self) -> Option<&'static str> {
         match self {
             Tool::Vmsnap | Tool::VmsnapPlain | Tool::Digesting | Tool::Copying => None,
@@ -70,7 +71,7 @@ impl Tool {
         }
     }
 
-    /// Whether it is there, and wanted if only some are (`BENCH_TOOLS`).
+    /// Whether it is installed, and not excluded by `BENCH_TOOLS`.
     fn is_installed(self) -> bool {
         let Some(program) = self.program() else {
             return true;
@@ -82,13 +83,13 @@ impl Tool {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
         if !found {
-            eprintln!("  {program} is not installed and left out");
+            eprintln!("  {program} is left out: not installed");
         }
         found
     }
 }
 
-/// vmsnap with these words.
+/// vmsnap with these arguments.
 pub fn vmsnap(words: &[&str]) -> Command {
     let mut command = command(env!("CARGO_BIN_EXE_vmsnap"), words);
     for name in [
@@ -116,7 +117,7 @@ pub fn vmsnap_backup(source: &Source, repository: &Path) -> Command {
     ])
 }
 
-/// Takes what vmsnap has made out of a domain, so that the next backup is full.
+/// Removes vmsnap's checkpoints and bitmaps from a domain, so that the next backup is full.
 pub fn vmsnap_scrub(source: &Source) {
     let words = [
         "scrub",
@@ -130,7 +131,7 @@ pub fn vmsnap_scrub(source: &Source) {
     run(vmsnap(&words));
 }
 
-/// A backup of a domain by virtnbdbackup; `level` in its words.
+/// A backup of a domain by virtnbdbackup; `level` is the value of its switch `-l`.
 pub fn virtnbdbackup(source: &Source, level: &str, output: &Path) -> Command {
     let output = output.display().to_string();
     let scratch = source.dir().display().to_string();
@@ -152,7 +153,7 @@ pub fn virtnbdbackup(source: &Source, level: &str, output: &Path) -> Command {
     command
 }
 
-/// A restore of all that virtnbdbackup has made.
+/// A restore of all backups that virtnbdbackup made.
 pub fn virtnbdrestore(source: &Source, input: &Path, output: &Path) -> Command {
     let (input, output) = (input.display().to_string(), output.display().to_string());
     let log = source.dir().join("virtnbdrestore.log").display().to_string();
@@ -183,8 +184,8 @@ pub fn qemu_img_compressed(input: &str, output: &Path) -> Command {
     command("qemu-img", &words)
 }
 
-/// A copy to a raw file by `nbdcopy`: with the settings that are quickest on a disk that is not in the page cache, where four threads read at places
-/// 128 MiB apart, or in the disk's order.
+/// A copy to a raw file by `nbdcopy`, in the disk's order or with the settings that are fastest for
+/// a disk that is not in the page cache: four threads that read 128 MiB apart.
 pub fn nbdcopy(tool: Tool, uri: &str, output: &Path) -> Command {
     let output = match tool {
         Tool::Receiving => "null:".to_owned(),

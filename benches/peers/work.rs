@@ -1,4 +1,4 @@
-//! The works: what is made ready, and what each tool does with it.
+//! The works: their preparation, and the commands of each tool.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,15 +17,15 @@ use crate::tools::{self, Tool};
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
-/// How many domains a status is asked for.
+/// Number of domains of the status.
 const DOMAINS: usize = 50;
-/// How many incremental restore points are restored upon the full one.
+/// Number of incremental restore points after the full one.
 const INCREMENTS: u8 = 5;
 
-/// What all works need.
+/// The settings of all works.
 pub struct Bench {
     pub daemon: Daemon,
-    /// How much data there is, in GiB.
+    /// Amount of data, in GiB.
     pub gib: u64,
     /// How often each tool does each work.
     pub rounds: usize,
@@ -46,8 +46,9 @@ pub const ALL: [(&str, Work); 8] = [
 ];
 
 impl Bench {
-    /// Runs every tool `rounds` times, each round beginning with another one and every second one backwards: what a tool leaves in the machine's
-    /// memory is not always the same one's advantage.
+    /// Runs every tool `rounds` times. Each round begins with another tool, and every second round
+    /// runs backwards: the state that one tool leaves in memory must not always favour the same
+    /// next tool.
     fn compare(&self, title: String, tools: &[Tool], mut once: impl FnMut(Tool) -> Sample) -> Table {
         let mut table = Table::new(title, tools.iter().map(|tool| tool.name().to_owned()));
         for round in 0..self.rounds {
@@ -80,7 +81,7 @@ impl Bench {
             Tool::Digesting,
             Tool::Copying,
         ]);
-        // The file of a disk with zeroes is not what a backup writes.
+        // A backup does not write the zeroes of the other disks.
         tools.retain(|tool| *tool != Tool::Copying || fill == Fill::Random);
         // Of data that do not shrink these show nothing but the loss of time.
         let compressing = [Tool::VirtnbdbackupCompressed, Tool::QemuImgCompressed];
@@ -89,7 +90,7 @@ impl Bench {
             prepare(&source.image());
             let output = new_folder(&source, "output");
             let sample = match tool {
-                // Whatever the disk's length, so much of it is data.
+                // Every disk holds this much data, whatever its length.
                 Tool::Digesting => measure::run(vec![parts::digesting(self.gib * GIB)], None, &output),
                 Tool::Copying => {
                     let copy = parts::copying(&source.image(), &output.join("vda.raw"));
@@ -105,7 +106,7 @@ impl Bench {
     }
 }
 
-/// A full backup by one tool; nothing of ours is in the domain before.
+/// A full backup by one tool. The domain has no checkpoint of vmsnap.
 fn full_backup(tool: Tool, source: &Source, output: &Path) -> Sample {
     let job = match tool {
         Tool::QemuImg | Tool::QemuImgCompressed | Tool::Nbdcopy | Tool::NbdcopyInOrder | Tool::Receiving => {
@@ -157,13 +158,13 @@ fn full_cold(bench: &Bench) -> Table {
 
 fn full_mixed(bench: &Bench) -> Table {
     let title = format!(
-        "full-mixed: a disk of {} GiB, of which 3/8 are incompressible, 1/8 is text, 1/4 is written zeroes and 1/4 holes, in the page cache",
+        "full-mixed: {} GiB, 3/8 incompressible, 1/8 text, 1/4 written zeroes, 1/4 holes, in the page cache",
         2 * bench.gib
     );
     bench.full(title, 2 * bench.gib * GIB, Fill::Mixed, disk::warm)
 }
 
-/// A domain for each of the tools that make incremental backups, with the folder of its backups and a full one in it.
+/// A domain for each tool that makes incremental backups, each with a full backup.
 struct Pair {
     ours: Source,
     theirs: Option<Source>,
@@ -223,7 +224,7 @@ fn scatter(size: u64, count: u64, phase: u64) -> impl Iterator<Item = u64> {
 fn scattered(bench: &Bench) -> Table {
     let count = 2048 * bench.gib;
     let title = format!(
-        "scattered: incremental, {} MiB in {count} scattered clusters of a disk of {} GiB",
+        "scattered: incremental, {} MiB in {count} scattered clusters of a {} GiB disk",
         count * CLUSTER / MIB,
         bench.gib
     );
@@ -239,7 +240,7 @@ fn scattered(bench: &Bench) -> Table {
 }
 
 fn smallest(bench: &Bench) -> Table {
-    let title = "smallest: incremental, 1 MiB of a sparse disk of 100 GiB; beside it, only the calls of libvirt that begin and end a job with a checkpoint";
+    let title = "smallest: incremental, 1 MiB of a sparse 100 GiB disk";
     let pair = Pair::start(bench, 100 * GIB, Fill::Nothing);
     let calls = Source::start(&bench.daemon, "calls", 100 * GIB, Fill::Nothing);
     let mut tools = pair.tools();
@@ -255,7 +256,7 @@ fn smallest(bench: &Bench) -> Table {
     })
 }
 
-/// What no tool can do without: one connection, a job with a checkpoint begun and ended.
+/// The least that every tool needs: one connection, and a job with a checkpoint, started and ended.
 fn libvirt_calls(source: &Source) -> Sample {
     let (name, job) = (source.name(), source.job_document());
     let checkpoint = source.dir().join("checkpoint.xml").display().to_string();
@@ -277,7 +278,7 @@ fn libvirt_calls(source: &Source) -> Sample {
 fn restore(bench: &Bench) -> Table {
     let count = 512 * bench.gib;
     let title = format!(
-        "restore: a full restore point of {} GiB and {INCREMENTS} incremental ones of {} MiB in scattered clusters, to qcow2, not in the page cache",
+        "restore: a full restore point of {} GiB and {INCREMENTS} incremental ones of {} MiB, to qcow2, not in the page cache",
         bench.gib,
         count * CLUSTER / MIB
     );
@@ -358,7 +359,7 @@ fn restore_compressed(bench: &Bench) -> Table {
     })
 }
 
-/// The image of the newest restore point: the names of their folders sort by time.
+/// The image of the newest restore point. The names of the folders sort by time.
 fn newest_image(repository: &Path) -> PathBuf {
     let files = measure::files_below(repository).into_iter();
     let images = files.filter(|file| file.ends_with("vda.qcow2"));
@@ -366,9 +367,7 @@ fn newest_image(repository: &Path) -> PathBuf {
 }
 
 fn status(bench: &Bench) -> Table {
-    let title = format!(
-        "status: {DOMAINS} domains that are shut off; beside it, the calls of virsh and qemu-img that a program without libvirt's API makes for it"
-    );
+    let title = format!("status: {DOMAINS} domains that are shut off");
     let define = |_| Source::define(&bench.daemon, "status", GIB, Fill::Nothing);
     let sources: Vec<Source> = (0..DOMAINS).map(define).collect();
     bench.compare(title, &[Tool::Vmsnap, Tool::Virsh], |tool| {
@@ -384,6 +383,7 @@ fn status(bench: &Bench) -> Table {
     })
 }
 
+/// The calls that a program without libvirt's API makes for a status.
 fn status_calls(sources: &[Source]) -> Vec<Command> {
     let virsh = |words: &[&str]| command("virsh", &[&["--connect", URI], words].concat());
     let mut commands = vec![virsh(&["list", "--all", "--name"])];

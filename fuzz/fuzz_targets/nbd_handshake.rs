@@ -1,4 +1,4 @@
-//! Any bytes as a server's side of the handshake.
+//! Feeds arbitrary bytes to the NBD handshake as a server's answers.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

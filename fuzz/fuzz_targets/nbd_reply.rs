@@ -1,4 +1,5 @@
-//! Any bytes as the replies of a server in transmission. The first byte chooses between simple and structured replies, the second one how the stream is cut.
+//! Feeds arbitrary bytes to the reply decoder. The first byte chooses simple or structured replies,
+//! the second one the length of the pieces in which the stream arrives.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any bytes as an image: the header, the tables, and the data they point to.
+//! Reads arbitrary bytes as a qcow2 image: the header, the tables and the data they point to.
 #![no_main]
 
 use std::fs::File;
@@ -29,7 +29,8 @@ fuzz_target!(|bytes: &[u8]| {
         offset += run.length;
     }
 
-    // A run of zero may be as long as the disk is said to be; only small ones are read to the end.
+    // A run of zeroes can be as long as the disk claims to be, so only small disks are read to the
+    // end.
     if image.size() > 64 << 20 {
         return;
     }

@@ -1,4 +1,4 @@
-//! The command line, word for word. `commands` decides what it means.
+//! The grammar of the command line, for clap. `commands` carries it out.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Notes that the words were typed in the classic spelling, where a default differs.
+    /// Marks the arguments as typed in the classic spelling, which changes some defaults.
     pub fn set_classic(&mut self) {
         match &mut self.command {
             Command::Backup(args) => {
@@ -78,13 +78,15 @@ pub enum Command {
     Restore(RestoreArgs),
     /// List restore points; needs no hypervisor
     List(ListArgs),
-    /// Verify restore points: digests, image structure and chains; with --deep every byte, as a restore reads it
+    /// Verify restore points: digests, image structure and chains; with --deep every byte, as a
+    /// restore reads it
     Verify(VerifyArgs),
     /// Show the checkpoints, disks and bitmaps of domains, and whether they are consistent
     Status(StatusArgs),
     /// Remove vmsnap's checkpoints and bitmaps from domains, and show what the next backup will be
     Scrub(ScrubArgs),
-    /// Back up and restore a temporary domain and compare every byte; needs no configuration and no daemon
+    /// Back up and restore a temporary domain and compare every byte; needs no configuration and no
+    /// daemon
     Demo(DemoArgs),
     /// Print the completion script of a shell, for packages to install
     Completions(CompletionsArgs),
@@ -100,7 +102,7 @@ pub struct LogArgs {
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
 
-    /// Print only errors
+    /// Print only errors and warnings
     #[arg(short, long, global = true)]
     pub quiet: bool,
 
@@ -118,8 +120,8 @@ pub struct LogArgs {
 }
 
 impl LogArgs {
-    /// The settings for an error in these words, which could not be parsed: only the format counts.
-    pub fn before_parsing(words: &[OsString]) -> LogArgs {
+    /// The settings for words that could not be parsed: only the log format is read from them.
+    pub(crate) fn before_parsing(words: &[OsString]) -> LogArgs {
         let environment = std::env::var("VMSNAP_LOG_FORMAT").unwrap_or_default();
         let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
         let mut format = environment.as_str();

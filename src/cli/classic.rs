@@ -1,7 +1,8 @@
-//! The classic spelling: from the words of the Node.js VMSnap to those of the subcommands. Pure.
+//! Translates the command line of the Node.js VMSnap into a subcommand and its switches. Pure.
 //!
-//! Whatever was typed comes out in one form: the subcommand, then its switches by their full names (`--name=value`), each boolean as
-//! often as it counts. So a script may keep `--domains=vm1 --backup --groupBy=quarter --prune=false`, and clap never sees it.
+//! The result has the same form for both spellings: the subcommand, then its switches by their full
+//! names (`--name=value`). Booleans that are off are left out, and counted ones are repeated. So a
+//! script may keep `--domains=vm1 --backup --groupBy=quarter --prune=false`: clap never sees it.
 //!
 //! * `switches`: all switches.
 //! * `read`: from words to tokens.
@@ -50,7 +51,8 @@ impl Misuse {
     }
 }
 
-/// Translates the typed words, the program's name first. `grammar` is the built command line of the subcommands.
+/// Translates the typed words, which start with the program's name. `grammar` is the built command
+/// line of the subcommands.
 pub fn translate(words: Vec<OsString>, grammar: &Command) -> Result<Vec<OsString>, Misuse> {
     let mut typed = words.iter().cloned();
     let program = typed.next().unwrap_or_else(|| "vmsnap".into());
@@ -88,7 +90,8 @@ pub fn translate(words: Vec<OsString>, grammar: &Command) -> Result<Vec<OsString
     Ok(translated)
 }
 
-/// Whether these words, the program's name first, are in the classic spelling: it has no plain words.
+/// Whether these words, which start with the program's name, are in the classic spelling: it has no
+/// plain words.
 pub fn is_classic(words: &[OsString], grammar: &Command) -> bool {
     let typed = words.get(1..).unwrap_or_default();
     read(typed, grammar).is_ok_and(|tokens| !tokens.iter().any(|token| matches!(token, Token::Plain(_))))
@@ -102,15 +105,16 @@ fn asks_for_help(token: &Token) -> bool {
     matches!(token, Token::Switch { name, .. } if is_help(name))
 }
 
-/// The subcommand of that name. Any other plain word in its place is an error: the classic form has none.
+/// Finds the subcommand of this name. Any other plain word in its place is an error, because the
+/// classic spelling has no plain words.
 fn known_subcommand<'a>(word: &OsStr, tokens: &[Token], grammar: &'a Command) -> Result<&'a str, Misuse> {
     let found = grammar.get_subcommands().find(|sub| word == sub.get_name());
-    // Spelt out, so that the classic form does not depend on which subcommands this program was built with.
+    // The classic commands are known even to a program that was built without them.
     let classic = COMMANDS.into_iter().find(|name| word == *name);
     if let Some(name) = found.map(Command::get_name).or(classic) {
         return Ok(name);
     }
-    // A misspelt switch leaves its value behind as a plain word.
+    // The value of a misspelt switch is read as a plain word.
     let misspelt = tokens.iter().find_map(|token| match token {
         Token::Unknown(name) => Some(unknown(name, all_switches(grammar), None)),
         _ => None,
@@ -118,7 +122,7 @@ fn known_subcommand<'a>(word: &OsStr, tokens: &[Token], grammar: &'a Command) ->
     Err(misspelt.unwrap_or_else(|| no_command(word, grammar)))
 }
 
-/// The one command that was asked for, as a word or as a switch; `None` when none was.
+/// The command that was asked for, as a word or as a switch; `None` if there is none.
 fn the_command<'a>(subcommand: Option<&'a str>, tokens: &[Token]) -> Result<Option<&'a str>, Misuse> {
     let is_on = |command: &&&str| {
         let last = tokens.iter().rev().find_map(|token| match token {

@@ -1,4 +1,4 @@
-//! Reads the clock. Every verb is told the time, so that tests can choose it.
+//! Reads the clock. Verbs get the time as an argument, so that tests can choose it.
 
 /// The present moment in the local time zone.
 #[allow(clippy::disallowed_methods, reason = "this is the only place")]

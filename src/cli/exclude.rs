@@ -7,7 +7,7 @@ use crate::model::left_out::{Exclusion, Exclusions};
 use crate::model::text::shown;
 use crate::ops::Host;
 
-/// One item of the switch.
+/// An item of the switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Item {
     /// The domains it is for: a name or a glob; `None` for all.
@@ -17,7 +17,8 @@ struct Item {
 }
 
 impl Item {
-    /// Whether it applies to this domain. An existing name that looks like a glob is taken as a name.
+    /// Whether the item applies to this domain. An existing name that looks like a glob is taken as
+    /// a name.
     fn is_for(&self, domain: &str, names: &[String]) -> bool {
         match &self.domain {
             None => true,
@@ -38,8 +39,8 @@ impl Item {
     }
 }
 
-/// Splits the arguments at commas and skips empty items. The disk follows the last colon of an item.
-/// An argument that names an existing domain with a comma in its name is not split.
+/// Splits the arguments at commas and skips empty items. The disk follows the last colon of an
+/// item. An argument that names an existing domain with a comma in its name is not split.
 fn items(typed: &[String], names: &[String]) -> Result<Vec<Item>, String> {
     let mut items = Vec::new();
     for word in typed {
@@ -83,13 +84,13 @@ fn items(typed: &[String], names: &[String]) -> Result<Vec<Item>, String> {
     Ok(items)
 }
 
-/// Whether it can be the target of a disk.
+/// Whether the word can be the target of a disk.
 fn is_target(word: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
     !word.is_empty() && word.bytes().all(is_allowed)
 }
 
-/// What the user excludes.
+/// The disks that the user excludes.
 pub struct Excluded {
     /// By domain.
     pub of: Exclusions,

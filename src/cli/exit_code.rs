@@ -118,8 +118,8 @@ impl ExitCode {
         }
     }
 
-    /// The code for work that was stopped: 128 and the number of the signal, as shells have it.
-    pub fn of_stop(reason: StopReason) -> ExitCode {
+    /// The code for work that was stopped: 128 plus the number of the signal, as in a shell.
+    pub(crate) fn of_stop(reason: StopReason) -> ExitCode {
         match reason {
             StopReason::Interrupted => ExitCode::Signal(SIGINT),
             StopReason::Terminated => ExitCode::Signal(SIGTERM),
@@ -148,13 +148,14 @@ impl ExitCode {
         }
     }
 
-    /// The code for a failure that concerns no single domain, or of a verb without a code of its own.
+    /// The code for a failure that concerns no single domain, or of a verb without a code of its
+    /// own.
     pub fn of_error(error: &Error) -> ExitCode {
         ExitCode::of_class(error.class(), Verb::Other)
     }
 
-    /// The code for the failure of a verb on one domain. `backup` and `scrub` have codes of their own,
-    /// except where another run holds the domain's lock.
+    /// The code for the failure of a verb on one domain. `backup` and `scrub` have codes of their
+    /// own, except where another run holds the domain's lock.
     fn of_class(class: Class, verb: Verb) -> ExitCode {
         let own = match verb {
             Verb::Backup => ExitCode::BackupFailed,
@@ -176,7 +177,7 @@ impl ExitCode {
     }
 
     /// The code to end with: a signal takes precedence, then damage, then the lowest number.
-    pub fn worst(codes: impl IntoIterator<Item = ExitCode>) -> ExitCode {
+    pub(crate) fn worst(codes: impl IntoIterator<Item = ExitCode>) -> ExitCode {
         let failures = codes.into_iter().filter(|code| *code != ExitCode::Ok);
         failures
             .min_by_key(|code| match code {

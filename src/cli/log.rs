@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::args::{LogArgs, LogFormat};
 use crate::model::text::shown;
 
-/// The level of an entry. The numbers are those of syslog, and one more.
+/// The level of an entry. The numbers up to 7 are those of syslog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
@@ -24,7 +24,7 @@ pub enum Level {
     Notice = 5,
     /// Progress.
     Info = 6,
-    /// Its steps.
+    /// The steps of the work.
     Debug = 7,
     /// Everything.
     Trace = 8,
@@ -77,8 +77,8 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// The lines that a person reads. Text from outside in them can neither end a line nor control the
-    /// terminal.
+    /// The lines that a person reads. Text from outside in them can neither end a line nor control
+    /// the terminal.
     pub fn text(&self) -> String {
         let mut text = String::new();
         if matches!(self.level, Level::Error | Level::Notice) {
@@ -120,7 +120,7 @@ struct Log {
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// Where the journal takes entries with fields (systemd's `docs/JOURNAL_NATIVE_PROTOCOL.md`).
+/// The journal's socket for entries with fields (systemd's `docs/JOURNAL_NATIVE_PROTOCOL.md`).
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// Sets the logger up. Only the first call counts.
@@ -139,7 +139,7 @@ pub fn start(args: &LogArgs) {
     });
 }
 
-/// `JOURNAL_STREAM` has the device and inode that systemd set up as stderr.
+/// Whether stderr is the journal: `JOURNAL_STREAM` has the device and inode that systemd connected.
 fn stderr_is_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     rustix::fs::fstat(std::io::stderr())
@@ -158,7 +158,7 @@ pub fn tells(level: Level) -> bool {
 }
 
 /// Whether entries have fields. Then results that are on stdout are logged too.
-pub fn has_fields() -> bool {
+pub(crate) fn has_fields() -> bool {
     LOG.get()
         .is_some_and(|log| log.journal.is_some() || log.format == LogFormat::Json)
 }
@@ -229,7 +229,8 @@ fn json(entry: &Entry<'_>, time: jiff::Timestamp) -> String {
     serde_json::to_string(&Line { time, entry }).unwrap_or_else(|_| entry.text())
 }
 
-/// The entry in the journal's format: `KEY=value` lines; a value of several lines is preceded by its length.
+/// The entry in the journal's format: `KEY=value` lines; a value of several lines is preceded by
+/// its length.
 fn fields(entry: &Entry<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let text = entry.text();

@@ -76,7 +76,8 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
     commands::run(&cli, &stop)
 }
 
-/// Prints an error in the command line: for people as the parser writes it, otherwise as a log entry.
+/// Prints an error in the command line: for people as the parser writes it, otherwise as a log
+/// entry.
 fn tell_usage_error(error: &clap::Error, log: &LogArgs) {
     if log.log_format == LogFormat::Text {
         stdout::answer_of_parser(error);

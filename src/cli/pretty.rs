@@ -26,7 +26,7 @@ pub fn remaining(time: std::time::Duration) -> String {
 }
 
 /// An amount with its time and rate; if it is zero, `nothing` is printed instead.
-pub fn amount(count: u64, time: std::time::Duration, nothing: &str) -> String {
+pub(crate) fn amount(count: u64, time: std::time::Duration, nothing: &str) -> String {
     if count == 0 {
         return format!("{nothing}, {}", seconds(time));
     }

@@ -13,7 +13,7 @@ use crate::model::left_out::DISK_EXCLUDED;
 use crate::model::text::shown;
 use crate::ops::{Event, Monitor};
 
-/// Percent between two lines, and with `-vv`.
+/// Percent between two lines; the small step is for `-vv`.
 const STEP: u64 = 10;
 const SMALL_STEP: u64 = 1;
 
@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// Files smaller than this, in bytes, get no lines: they are read too fast.
 const WORTH_A_LINE: u64 = 64 << 20;
 
-/// The monitor of the terminal.
+/// Prints the progress of a verb.
 pub struct Progress {
     bars: Option<MultiProgress>,
     silent: bool,
@@ -69,7 +69,7 @@ impl Progress {
         }
     }
 
-    /// Only findings.
+    /// Shows only findings.
     #[cfg(feature = "libvirt")]
     pub fn silent() -> Self {
         Progress {

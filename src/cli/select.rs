@@ -1,19 +1,20 @@
-//! Which domains the user means: names, comma lists and globs.
+//! Selects domains by names, comma lists and globs.
 
 use wildmatch::WildMatch;
 
-/// What a selection gave.
+/// The result of a selection.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Selection {
-    /// The domains meant, each once, in the order asked for; those of one glob in the order of `names`.
+    /// The selected domains, each once, in the order of the patterns; those of a glob in the order
+    /// of `names`.
     pub domains: Vec<String>,
     /// The patterns that match nothing.
     pub unmatched: Vec<String>,
 }
 
-/// The patterns in what was typed: arguments are split at commas and trimmed; empty items count for nothing. A name that exists with its
-/// comma or blank, typed as a whole, is that name.
-pub fn patterns(typed: &[String], names: &[String]) -> Vec<String> {
+/// Splits arguments into patterns: at commas, trimmed, without empty items. An argument that is the
+/// name of an existing domain stays whole, even with commas or blanks in it.
+pub(crate) fn patterns(typed: &[String], names: &[String]) -> Vec<String> {
     let mut patterns = Vec::new();
     for argument in typed {
         if names.contains(argument) {
@@ -26,7 +27,8 @@ pub fn patterns(typed: &[String], names: &[String]) -> Vec<String> {
     patterns
 }
 
-/// Finds what the patterns mean among the names there are. `*` is any run of characters, `?` one character, all else is literal.
+/// Selects the names that the patterns match. `*` matches any run of characters, `?` one character;
+/// everything else is literal. A pattern that is an existing name selects only that name.
 pub fn select(typed: &[String], names: &[String]) -> Selection {
     let mut selection = Selection::default();
     for pattern in patterns(typed, names) {

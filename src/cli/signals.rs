@@ -1,4 +1,5 @@
-//! Handles Ctrl-C and SIGTERM: the first asks the verb to stop and clean up, the second ends the program at once.
+//! Handles Ctrl-C, SIGTERM and SIGHUP: the first asks the verb to stop and clean up, the second
+//! ends the program at once.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -13,14 +14,15 @@ use crate::model::stop::{Stop, StopReason};
 /// How long the cleanup may take. The next run cleans up the rest.
 const CLEAN_UP: Duration = Duration::from_millis(4500);
 
-/// How much longer to wait at most while the file systems of a guest are frozen: the next run cannot thaw them in time.
+/// The longest time from the first signal to the end of the program while a guest's file systems
+/// are frozen. The next run would thaw them too late.
 const FOR_EXIT_HOLDS: Duration = Duration::from_secs(60);
 
 /// Installs the handlers. A signal is passed on through the returned value.
 pub fn listen() -> Stop {
     let stop = Stop::default();
     let mut wanted = vec![SIGINT, SIGTERM];
-    // With nohup the program has to outlive the terminal.
+    // Started by nohup, the program must outlive the terminal.
     if !is_ignored(SIGHUP) {
         wanted.push(SIGHUP);
     }

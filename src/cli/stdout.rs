@@ -14,13 +14,14 @@ pub fn answer(text: &str) {
     note(print(&mut io::stdout().lock(), text));
 }
 
-/// Prints output with colours, which are removed if stdout is not a terminal, or as `NO_COLOR` and `CLICOLOR_FORCE` say.
-pub fn answer_in_colour(text: &str) {
+/// Prints output with colours, which are removed if stdout is not a terminal, or as `NO_COLOR` and
+/// `CLICOLOR_FORCE` say.
+pub(crate) fn answer_in_colour(text: &str) {
     note(print(&mut anstream::stdout().lock(), text));
 }
 
 /// Prints the parser's output: help and versions on stdout, errors on stderr.
-pub fn answer_of_parser(said: &clap::Error) {
+pub(crate) fn answer_of_parser(said: &clap::Error) {
     let printed = said.print();
     if !said.use_stderr() {
         note(printed.and_then(|()| io::stdout().flush()));

@@ -11,14 +11,16 @@ use super::nobody::Nobody;
 use super::{Error, Result, parts};
 use crate::host::libvirt::LibvirtHost;
 
-/// Works in containers and without any daemon: QEMU runs as we do, logs to plain files, and no security driver, namespace or cgroup is needed.
+/// The driver's configuration for containers, without any daemon. QEMU runs as our own user and
+/// logs to plain files; no security driver, namespace or cgroup is needed.
 const QEMU_CONF: &str = r#"stdio_handler = "file"
 security_driver = "none"
 namespaces = []
 cgroup_controllers = []
 "#;
 
-/// As root libvirt would run QEMU as another user, who may lack /dev/kvm.
+/// The additional configuration for root: otherwise libvirt would run QEMU as another user, who may
+/// lack access to /dev/kvm.
 const QEMU_CONF_ROOT: &str = r#"user = "+0"
 group = "+0"
 dynamic_ownership = 0
@@ -27,7 +29,7 @@ remember_owner = 0
 
 const START_DRIVER: &str = "start its driver in this process";
 
-/// The driver's root folder and a connection to it. libvirt allows one root per process.
+/// An embedded driver with its root folder and a connection. libvirt allows one root per process.
 pub struct Embed {
     uri: String,
     // The fields are dropped in this order.
@@ -38,10 +40,13 @@ pub struct Embed {
 }
 
 impl Embed {
-    /// Makes `folder`, which must not exist, and starts the driver in it. The folder goes when this is dropped; machines have to be dropped before.
+    /// Makes `folder`, which must not exist, and starts the driver in it.
     ///
-    /// The driver of root needs libvirt's own user for QEMU, whatever the configuration says (libvirt 9.0), and in some releases no
-    /// package of the demo brings that user. Then this thread and the threads that it starts work as the user `nobody` until this is dropped.
+    /// The folder is removed when this is dropped; machines have to be dropped before.
+    ///
+    /// As root, the driver needs libvirt's own user for QEMU, whatever the configuration says
+    /// (libvirt 9.0), and in some releases no package of the demo creates that user. In that case
+    /// this thread and the threads that it starts work as the user `nobody` until this is dropped.
     pub fn start(folder: &Path) -> Result<Embed> {
         let folder = make_folder(folder)?;
         let is_root = rustix::process::geteuid().is_root();
@@ -76,8 +81,9 @@ impl Embed {
         })
     }
 
-    /// Whether the driver and its QEMUs run as the user `nobody`, because libvirt's own user is missing.
-    pub fn is_nobody(&self) -> bool {
+    /// Whether the driver and its QEMU processes run as the user `nobody`, because libvirt's own
+    /// user does not exist.
+    pub(crate) fn is_nobody(&self) -> bool {
         self.nobody.is_some()
     }
 
@@ -86,23 +92,23 @@ impl Embed {
         &self.uri
     }
 
-    /// The hypervisor.
+    /// The host interface to the driver.
     pub fn host(&self) -> &LibvirtHost {
         &self.host
     }
 
-    /// The connection itself.
+    /// libvirt's connection to the driver.
     pub fn connection(&self) -> &Connect {
         &self.connection
     }
 
-    /// The throw-away folder, with room for disks and repositories.
+    /// The throw-away folder, which also has room for disks and repositories.
     pub fn folder(&self) -> PathBuf {
         self.folder.path().to_owned()
     }
 }
 
-/// The folder is removed when the result is dropped.
+/// Makes the folder, which is removed when the result is dropped.
 fn make_folder(folder: &Path) -> Result<TempDir> {
     let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else {
         let source = std::io::ErrorKind::InvalidInput.into();
@@ -117,7 +123,8 @@ fn make_folder(folder: &Path) -> Result<TempDir> {
     Ok(made)
 }
 
-/// Whether libvirt's user for QEMU is there, under its name on Debian and Ubuntu or that on Fedora and others.
+/// Whether libvirt's user for QEMU exists, under its name on Debian and Ubuntu or that on Fedora
+/// and others.
 fn qemu_user_exists(passwd: &Path) -> bool {
     let users = fs::read_to_string(passwd).unwrap_or_default();
     users

@@ -13,35 +13,36 @@ use crate::io::{DiskStore, Store};
 use crate::model::block::{BlockError, BlockSink};
 use crate::model::stop::Stop;
 
-/// What "the guest" does to its disk. Offsets and lengths are bytes.
+/// A write of the simulated guest. Offsets and lengths are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// Writes so many bytes of one value.
+    /// Writes bytes of one value.
     Data {
-        /// Where.
+        /// The start.
         offset: usize,
-        /// How many.
+        /// The length.
         length: usize,
-        /// Which value.
+        /// The value.
         byte: u8,
     },
     /// Writes zeroes.
     Zero {
-        /// Where.
+        /// The start.
         offset: usize,
-        /// How many.
+        /// The length.
         length: usize,
     },
-    /// Discards; the disk is set up so that discarded ranges read as zero.
+    /// Discards a range. The disk is set up so that discarded ranges read as zero.
     Discard {
-        /// Where.
+        /// The start.
         offset: usize,
-        /// How many.
+        /// The length.
         length: usize,
     },
 }
 
-/// A throw-away domain with one disk, `vda`. It is destroyed, undefined and its disk removed when dropped.
+/// A throw-away domain with one disk, `vda`. When it is dropped, the domain is destroyed and
+/// undefined, and its disk removed.
 pub struct Machine {
     name: String,
     domain: Domain,
@@ -80,12 +81,12 @@ impl Machine {
         &self.image
     }
 
-    /// What the disk holds now, byte by byte, as far as the writes tell.
+    /// The expected content of the disk, byte by byte, after the writes so far.
     pub fn model(&self) -> &[u8] {
         &self.model
     }
 
-    /// The guest works on its disk.
+    /// Performs a write of the simulated guest.
     pub fn write(&mut self, write: Write) -> Result<()> {
         let (command, range, byte) = match write {
             Write::Data { offset, length, byte } => (
@@ -104,7 +105,7 @@ impl Machine {
         let answer = self
             .domain
             .qemu_monitor_command(&monitor, sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
-            .map_err(Error::libvirt("hand a write to the throw-away domain"))?;
+            .map_err(Error::libvirt("write to the disk of the throw-away domain"))?;
         if !answer.trim().is_empty() {
             return Err(Error::Guest { command, answer });
         }
@@ -115,7 +116,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Whatever fails here, the folder in which all of it lies is removed next.
+        // Errors do not matter here, because the folder with everything in it is removed next.
         let _ = self.domain.destroy();
         let _ = self
             .domain
@@ -124,7 +125,7 @@ impl Drop for Machine {
     }
 }
 
-/// An empty image is one that nothing was written to.
+/// Makes an empty image: the writer finishes without any block.
 fn make_image(path: &Path, size: u64) -> Result<()> {
     let file = DiskStore.create_image(path).map_err(Error::io("create", path))?;
     let options = Qcow2Options {
@@ -139,7 +140,7 @@ fn make_image(path: &Path, size: u64) -> Result<()> {
     Ok(())
 }
 
-/// Without network, guest system and any device that would need configuration.
+/// The definition of the domain, without network, guest system and devices that need configuration.
 fn domain_xml(name: &str, image: &Path) -> String {
     let usable = Access::READ_OK | Access::WRITE_OK;
     let kind = if access("/dev/kvm", usable).is_ok() {

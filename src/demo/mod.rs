@@ -1,42 +1,44 @@
-//! A throw-away domain for `vmsnap demo` and the live tests: no daemon, no configuration, no guest system.
+//! A throw-away domain for `vmsnap demo` and the live tests: no daemon, no configuration, no guest
+//! system.
 //!
-//! libvirt's driver runs inside this process (`qemu:///embed`), QEMU is started paused, and "the guest" writes through QEMU's own block device. What
-//! was written is kept as a plain model, so that restored bytes can be compared with what they have to be.
+//! libvirt's driver runs inside this process (`qemu:///embed`), QEMU is started paused, and a
+//! simulated guest writes through QEMU's own block device. The writes are also kept as a plain
+//! model, so that restored bytes can be compared with the expected ones.
 
 mod embed;
 mod machine;
 mod nobody;
 mod parts;
 
-pub use crate::host::libvirt::prepare_environment;
+pub(crate) use crate::host::libvirt::prepare_environment;
 pub use embed::Embed;
 pub use machine::{Machine, Write};
 pub use parts::{Part, names};
 
-/// What can go wrong while the throw-away domain is made and used.
+/// An error while the throw-away domain is made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or folder could not be used.
     #[error("cannot {operation} {}", path.display())]
     Io {
-        /// What was being done, as a verb.
+        /// The operation that failed, as a verb.
         operation: &'static str,
-        /// To which path.
+        /// Its path.
         path: std::path::PathBuf,
-        /// Why not.
+        /// The reason.
         #[source]
         source: std::io::Error,
     },
     /// libvirt refused.
     #[error("libvirt could not {operation}: {message}")]
     Libvirt {
-        /// What was being done, as a verb phrase.
+        /// The operation that failed, as a verb phrase.
         operation: &'static str,
-        /// libvirt's words.
+        /// libvirt's message.
         message: String,
     },
     /// This thread could not change its user.
-    #[error("cannot work as the user nobody")]
+    #[error("cannot switch to the user nobody")]
     Nobody(#[source] std::io::Error),
     /// The user `nobody` cannot enter the folder.
     #[error(
@@ -46,21 +48,21 @@ pub enum Error {
     Unreachable {
         /// The folder.
         path: std::path::PathBuf,
-        /// Why not.
+        /// The reason.
         #[source]
         source: std::io::Error,
     },
     /// Parts of libvirt or QEMU are not installed.
     #[error("Missing dependencies ({})", names(parts))]
     Missing {
-        /// All that are missing.
+        /// All missing parts.
         parts: Vec<Part>,
     },
     /// The disk's image could not be made.
-    #[error("cannot make the disk's image")]
+    #[error("cannot create the disk's image")]
     Image(#[from] crate::model::block::BlockError),
     /// The simulated guest could not write.
-    #[error("the simulated guest could not '{command}': {answer}")]
+    #[error("the simulated guest cannot run '{command}': {answer}")]
     Guest {
         /// The command.
         command: String,
@@ -69,7 +71,7 @@ pub enum Error {
     },
 }
 
-/// Result of everything in this room.
+/// Result of a function of the demo.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {

@@ -1,4 +1,4 @@
-//! Working as the user `nobody` for a while.
+//! Lets the current thread work as the user `nobody` for a while.
 
 use std::fs;
 use std::marker::PhantomData;
@@ -10,19 +10,21 @@ use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::{Error, Result};
 
-/// `nobody` and `nogroup`: the numbers are the kernel's own for owners that it cannot name.
+/// `nobody` and `nogroup`: the kernel uses these numbers for owners that it cannot map.
 const NOBODY: u32 = 65534;
 
-/// As long as it lives this thread, and each thread that it starts, is the user `nobody`. Then this thread is root again.
-pub struct Nobody {
+/// While it exists, this thread and each thread that it starts work as the user `nobody`. Then this
+/// thread is root again.
+pub(crate) struct Nobody {
     groups: Vec<Gid>,
-    /// Only the thread that has changed can change back.
+    /// Not `Send`, because only the thread that has changed its user can change back.
     _stays: PhantomData<*const ()>,
 }
 
 impl Nobody {
-    /// Root becomes `nobody`, with the right to use KVM if a group has it. `folder` will belong to `nobody`.
-    pub fn become_with(folder: &Path) -> Result<Nobody> {
+    /// Changes from root to `nobody`, with the right to use KVM if a group has it. `folder` will
+    /// belong to `nobody`.
+    pub(crate) fn become_with(folder: &Path) -> Result<Nobody> {
         let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
         let failed = |error: rustix::io::Errno| Error::Nobody(error.into());
         rustix::fs::chown(folder, Some(uid), Some(gid)).map_err(failed)?;
@@ -36,7 +38,7 @@ impl Nobody {
         let kvm: Vec<Gid> = kvm.into_iter().filter(|group| !group.is_root()).collect();
         set_thread_groups(&kvm).map_err(failed)?;
         set_thread_res_gid(gid, gid, Gid::ROOT).map_err(failed)?;
-        // Root stays the saved user: the way back.
+        // Root stays the saved user, so that this thread can change back.
         set_thread_res_uid(uid, uid, Uid::ROOT).map_err(failed)?;
         match fs::read_dir(folder) {
             Ok(_) => Ok(nobody),
@@ -50,7 +52,7 @@ impl Nobody {
 
 impl Drop for Nobody {
     fn drop(&mut self) {
-        // Nothing of this fails for a thread whose saved user is root.
+        // These calls cannot fail for a thread whose saved user is root.
         let _ = set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT);
         let _ = set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT);
         let _ = set_thread_groups(&self.groups);

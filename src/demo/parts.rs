@@ -11,24 +11,26 @@ use crate::host::qemu::is_installed;
 /// The names under which libvirt looks for the emulator.
 const EMULATORS: [&str; 2] = ["qemu-system-x86_64", "qemu-kvm"];
 
-/// Where Fedora and RHEL keep it, outside `PATH`.
+/// The path of the emulator on Fedora and RHEL, outside `PATH`.
 const EMULATOR_OF_RHEL: &str = "/usr/libexec/qemu-kvm";
 
-/// libvirt's QEMU driver, as the kernel names it in the list of what this process has loaded.
+/// The file of libvirt's QEMU driver, which appears in the kernel's list of the mappings of this
+/// process.
 const DRIVER_MODULE: &str = "libvirt_driver_qemu.so";
 
-/// The module with which that driver creates the scratch files of a backup job, and the folder beside the
-/// driver's that holds it.
+/// The module with which that driver creates the scratch files of a backup job, and its folder,
+/// which is beside the driver's.
 const FILES_MODULE: &str = "libvirt_storage_file_fs.so";
 const FILES_FOLDER: &str = "storage-file";
 
-/// From this version of libvirt on, encoded as libvirt does, a missing module is not reported: 11.3 needs none, 9.0 does.
+/// The first version of libvirt, in libvirt's encoding, for which vmsnap does not report a missing
+/// module: 11.3 needs none, 9.0 does.
 const NO_FILES_MODULE: u32 = 10_000_000;
 
-/// The variable with which libvirt is told another folder.
+/// The variable that sets another folder for libvirt.
 const FILES_VARIABLE: &str = "LIBVIRT_STORAGE_FILE_DIR";
 
-/// A part that distributions package by itself.
+/// A component that distributions package separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// libvirt's QEMU driver, a module that libvirt loads.
@@ -40,7 +42,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// What users know it by.
+    /// The name that users know.
     pub fn name(self) -> &'static str {
         match self {
             Part::Driver => "libvirt's QEMU driver",
@@ -50,7 +52,7 @@ impl Part {
     }
 
     /// The packages of Debian and Ubuntu.
-    pub fn debian(self) -> &'static str {
+    pub(crate) fn debian(self) -> &'static str {
         match self {
             Part::Driver => "libvirt-daemon-driver-qemu libvirt-daemon",
             Part::Files => "libvirt-daemon",
@@ -59,7 +61,7 @@ impl Part {
     }
 
     /// The packages of Fedora and RHEL.
-    pub fn fedora(self) -> &'static str {
+    pub(crate) fn fedora(self) -> &'static str {
         match self {
             Part::Driver => "libvirt-daemon-driver-qemu libvirt-daemon-driver-storage-core",
             Part::Files => "libvirt-daemon-driver-storage-core",
@@ -74,7 +76,7 @@ pub fn names(parts: &[Part]) -> String {
     names.join(", ")
 }
 
-/// The parts that are not installed. `uri` is the embedded driver's; no program is started.
+/// The parts that are not installed. `uri` is the embedded driver's. No program is started.
 pub(super) fn missing(uri: &str) -> Vec<Part> {
     let lacks_driver = Connect::open(Some(uri)).is_err_and(|error| error.code() == ErrorNumber::NoConnect);
     let has_emulator = EMULATORS.into_iter().any(is_installed) || Path::new(EMULATOR_OF_RHEL).exists();
@@ -90,8 +92,8 @@ pub(super) fn missing(uri: &str) -> Vec<Part> {
         .collect()
 }
 
-/// Whether a driver that is loaded lacks the module that creates files. libvirt reports that only when a backup
-/// job begins, as a file that does not exist.
+/// Whether the loaded driver lacks the module that creates files. libvirt reports that only when a
+/// backup job begins, as a file that does not exist.
 fn lacks_files_module() -> bool {
     let told = std::env::var_os(FILES_VARIABLE).map(PathBuf::from);
     let is_modular = Connect::get_version().is_ok_and(|version| version < NO_FILES_MODULE);
@@ -104,7 +106,8 @@ fn lacks_files_module() -> bool {
     folder.is_some_and(|folder| !folder.join(FILES_MODULE).exists())
 }
 
-/// The folder of the loaded driver, from the text of `/proc/self/maps` (proc(5)); `None` without one.
+/// The folder of the loaded driver, from the text of `/proc/self/maps` (proc(5)); `None` if no
+/// driver is loaded.
 fn folder_of_driver(maps: &str) -> Option<&Path> {
     let paths = maps
         .lines()

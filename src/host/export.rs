@@ -1,4 +1,4 @@
-//! The one place where an NBD export becomes a [`BlockSource`].
+//! Opens NBD exports as [`BlockSource`]s; no other module of this folder does.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use crate::model::clusters::DiskMap;
 use crate::model::stop::{Stop, WaitLimit};
 use crate::nbd::{self, Client, ExportSource, Mode, SourceOptions};
 
-/// Where a disk of a job can be read.
+/// The export of a disk of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export<'a> {
     /// The unix socket.
     pub socket: &'a Path,
     /// The disk's target, which is also the export's name.
     pub name: &'a str,
-    /// The bitmap that tells the changes; `None` if the disk was requested in full.
+    /// The bitmap that marks the changes; `None` if the disk was requested in full.
     pub bitmap: Option<String>,
 }
 
 impl Export<'_> {
-    /// The disk's size in bytes.
+    /// Returns the disk's size in bytes.
     pub fn size(&self, deadline: Duration, stop: &Stop) -> Result<u64> {
         let limit = WaitLimit {
             deadline,
@@ -32,7 +32,7 @@ impl Export<'_> {
         Ok(client.map_err(|error| self.error(error))?.size())
     }
 
-    /// What is known of the disk without reading it.
+    /// Returns the disk's map of data and changes, without reading the disk.
     pub fn map(&self, deadline: Duration, stop: &Stop) -> Result<DiskMap> {
         let limit = WaitLimit {
             deadline,

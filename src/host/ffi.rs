@@ -1,8 +1,10 @@
-//! The calls that have to be unsafe, behind safe functions. The only unsafe code of the program.
+//! Safe wrappers for unsafe calls: all unsafe code of the program is in this file.
 //!
-//! They are those to libvirt that the crate `virt` lacks, and one to the kernel.
+//! It is needed for calls to libvirt that the crate `virt` lacks, to set environment variables, and
+//! to prepare a child process.
 //!
-//! Strings cross as `CString` and come back copied; what libvirt allocates is freed here; handles free themselves.
+//! Strings are passed as `CString` and returned as copies. Memory that libvirt allocates is freed
+//! here, and handles free themselves.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::io;
@@ -21,16 +23,16 @@ use virt_sys as sys;
 use crate::wait;
 
 unsafe extern "C" {
-    /// The C library's, which libvirt allocates with.
+    /// The C library's function; libvirt allocates with the same allocator.
     fn free(memory: *mut c_void);
 }
 
 /// A libvirt call that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CallError {
+pub(crate) struct CallError {
     /// libvirt's error number (`virErrorNumber`).
     pub number: ErrorNumber,
-    /// libvirt's words.
+    /// libvirt's message.
     pub message: String,
 }
 
@@ -43,10 +45,10 @@ impl From<Error> for CallError {
     }
 }
 
-/// Result of a libvirt call.
-pub type Call<T> = Result<T, CallError>;
+/// The result of a libvirt call.
+pub(crate) type Call<T> = Result<T, CallError>;
 
-/// Takes the error of the call that this thread has just made.
+/// Returns the error of the last libvirt call of this thread.
 fn last_error() -> CallError {
     Error::last_error().into()
 }
@@ -55,65 +57,75 @@ fn check(status: c_int) -> Call<c_int> {
     if status < 0 { Err(last_error()) } else { Ok(status) }
 }
 
-/// Text for libvirt. Only a NUL byte cannot be told to it.
-pub fn c_string(text: &str) -> Call<CString> {
+/// Converts text for libvirt. Text with a NUL byte is an error.
+pub(crate) fn c_string(text: &str) -> Call<CString> {
     CString::new(text).map_err(|_| CallError {
         number: ErrorNumber::InvalidArg,
-        message: "the text holds a NUL byte".to_owned(),
+        message: "the text contains a NUL byte".to_owned(),
     })
 }
 
-/// Copies a string that libvirt has allocated for us, and frees it.
+/// Copies a string that libvirt has allocated for the caller, and frees the original.
 fn owned_text(text: *mut c_char) -> Call<String> {
     if text.is_null() {
         return Err(last_error());
     }
-    // SAFETY: libvirt returns either NULL, excluded above, or a NUL-terminated string that is ours.
+    // SAFETY: libvirt returns either NULL, excluded above, or a NUL-terminated string that the
+    // caller owns.
     let copy = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
-    // SAFETY: the caller of these functions has to free the string, which nothing refers to any more.
+    // SAFETY: the caller of libvirt's function has to free the string, and no reference to it is
+    // left.
     unsafe { free(text.cast()) };
     Ok(copy)
 }
 
-/// Keeps libvirt's driver from writing its log to stderr when it runs inside this process (`qemu:///embed`): errors reach us
-/// as errors, and the rest concerns nobody. Who has set the variable wants to see it.
+/// Keeps a libvirt driver inside this process (`qemu:///embed`) from logging to stderr.
 ///
-/// To be called before the program starts its first thread.
-pub fn quiet_driver() {
+/// vmsnap reports the driver's errors itself. If the user has set `LIBVIRT_LOG_OUTPUTS`, the log
+/// goes where the user wants it.
+///
+/// Call this before the program starts its first thread.
+pub(crate) fn quiet_driver() {
     const OUTPUTS: &str = "LIBVIRT_LOG_OUTPUTS";
     if std::env::var_os(OUTPUTS).is_none() {
-        // SAFETY: the caller promises that there is no other thread yet, so nobody reads the environment meanwhile.
+        // SAFETY: the caller promises that there is no other thread yet that could read the
+        // environment.
         unsafe { std::env::set_var(OUTPUTS, "4:file:/dev/null") };
     }
 }
 
-/// Makes libvirt use `folder` where it would use the user's runtime folder, or the home folder of a user without one. libvirt
-/// creates the folder when it needs it, and reads the variable once.
+/// Makes libvirt use `folder` instead of the user's runtime folder.
+///
+/// For a user without a runtime folder it replaces the home folder. libvirt creates the folder when
+/// it needs it, and reads the variable once.
 ///
 /// Call this before the program starts its first thread.
-pub fn set_runtime_folder(folder: &Path) {
-    // SAFETY: the caller promises that there is no other thread yet, so nobody reads the environment meanwhile.
+pub(crate) fn set_runtime_folder(folder: &Path) {
+    // SAFETY: the caller promises that there is no other thread yet that could read the
+    // environment.
     unsafe { std::env::set_var("XDG_RUNTIME_DIR", folder) };
 }
 
-/// Has the kernel kill the command's process when the **thread** that starts it ends, however that comes to pass.
-pub fn tie_to_this_thread(command: &mut Command) {
+/// Makes the kernel kill the command's process when the **thread** that starts it ends.
+pub(crate) fn tie_to_this_thread(command: &mut Command) {
     let us = rustix::process::Pid::from_raw(std::process::id().cast_signed());
     let tie = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        // We may have died before that: then nobody would ever send the signal.
+        // If this process died before the call above, the kernel never sends the signal.
         match rustix::process::getppid() == us {
             true => Ok(()),
             false => Err(io::ErrorKind::NotFound.into()),
         }
     };
-    // SAFETY: between fork and exec only calls are allowed that neither allocate nor lock. These are two system calls, made directly, and
-    // an error that holds nothing but its kind.
+    // SAFETY: between fork and exec, calls must neither allocate nor lock. The closure makes two
+    // direct system calls and returns an error without allocated data.
     unsafe { command.pre_exec(tie) };
 }
 
-/// Starts libvirt's event loop once per process and makes libvirt print nothing by itself. The embedded driver
-/// demands the loop, keepalive messages need it, and it has to be there before the first connection is opened.
+/// Starts libvirt's event loop once per process, and keeps libvirt from printing errors itself.
+///
+/// The embedded driver and keepalive messages need the loop. It has to run before the first
+/// connection is opened.
 pub fn prepare() -> Call<()> {
     static PREPARED: OnceLock<Call<()>> = OnceLock::new();
     PREPARED
@@ -134,88 +146,94 @@ pub fn prepare() -> Call<()> {
 fn run_event_loop() {
     loop {
         if virt::event::event_run_default_impl().is_err() {
-            // Nobody can be told here; the pause keeps a lasting failure from taking a processor.
+            // The error cannot be reported here. The pause keeps a permanent failure from using a
+            // whole CPU.
             wait::pause(Duration::from_millis(100));
         }
     }
 }
 
-/// Begins a backup job, with a checkpoint made at the same moment if `checkpoint_xml` is given.
-pub fn backup_begin(domain: &Domain, backup_xml: &str, checkpoint_xml: Option<&str>) -> Call<()> {
+/// Starts a backup job, with a checkpoint of the same moment if `checkpoint_xml` is given.
+pub(crate) fn backup_begin(domain: &Domain, backup_xml: &str, checkpoint_xml: Option<&str>) -> Call<()> {
     let backup = c_string(backup_xml)?;
     let checkpoint = checkpoint_xml.map(c_string).transpose()?;
     let checkpoint = checkpoint.as_ref().map_or(ptr::null(), |text| text.as_ptr());
-    // SAFETY: the domain lives as long as its borrow; both strings outlive the call, NULL means no checkpoint.
+    // SAFETY: the domain lives as long as its borrow, both strings outlive the call, and NULL means
+    // no checkpoint.
     check(unsafe { sys::virDomainBackupBegin(domain.as_ptr(), backup.as_ptr(), checkpoint, 0) })?;
     Ok(())
 }
 
-/// The XML of the backup job that is under way.
-pub fn backup_xml(domain: &Domain) -> Call<String> {
+/// Returns the XML of the active backup job.
+pub(crate) fn backup_xml(domain: &Domain) -> Call<String> {
     // SAFETY: the domain lives as long as its borrow.
     owned_text(unsafe { sys::virDomainBackupGetXMLDesc(domain.as_ptr(), 0) })
 }
 
-/// Ends the domain's job. This is also how a pull-mode backup that has been read in full ends.
+/// Ends the domain's job. A pull-mode backup has to be ended this way even after a complete read.
 pub fn abort_job(domain: &Domain) -> Call<()> {
     // SAFETY: the domain lives as long as its borrow.
     check(unsafe { sys::virDomainAbortJob(domain.as_ptr()) })?;
     Ok(())
 }
 
-/// The operation (`virDomainJobOperation`) of the job that holds the domain; `None` when there is none.
+/// Returns the operation (`virDomainJobOperation`) of the active job; `None` without a job.
 ///
-/// `virt`'s own `get_job_stats` makes a vector of the null pointer that libvirt returns without a job, and leaks the texts in it.
-pub fn job_operation(domain: &Domain) -> Call<Option<u32>> {
+/// The `get_job_stats` of the crate `virt` is not usable: without a job it makes a vector of
+/// libvirt's null pointer, and it leaks the strings.
+pub(crate) fn job_operation(domain: &Domain) -> Call<Option<u32>> {
     let mut kind: c_int = 0;
     let mut count: c_int = 0;
     let mut parameters: sys::virTypedParameterPtr = ptr::null_mut();
-    // SAFETY: the domain lives as long as its borrow, and the three places are ours to be written to.
+    // SAFETY: the domain lives as long as its borrow, and the three pointers are to local
+    // variables.
     check(unsafe { sys::virDomainGetJobStats(domain.as_ptr(), &mut kind, &mut parameters, &mut count, 0) })?;
     let mut operation: c_int = 0;
     let name = sys::VIR_DOMAIN_JOB_OPERATION.as_ptr();
-    // SAFETY: libvirt has just given `count` parameters at `parameters`, none of which has been freed; a missing one
-    // leaves `operation` as it is.
+    // SAFETY: libvirt has just returned `count` parameters at `parameters`, and none has been
+    // freed. If the parameter is missing, `operation` stays as it is.
     unsafe { sys::virTypedParamsGetInt(parameters, count, name, &mut operation) };
-    // SAFETY: the array is ours to free, once, together with what its entries hold; a null pointer is allowed.
+    // SAFETY: the caller has to free the array and its entries once; a null pointer is allowed.
     unsafe { sys::virTypedParamsFree(parameters, count) };
     let active = [sys::VIR_DOMAIN_JOB_BOUNDED, sys::VIR_DOMAIN_JOB_UNBOUNDED].contains(&(kind as c_uint));
     Ok(active.then_some(operation as u32))
 }
 
-/// Freezes all file systems of the guest; tells how many.
+/// Freezes all file systems of the guest and returns their number.
 pub fn freeze(domain: &Domain) -> Call<u32> {
     // SAFETY: the domain lives as long as its borrow; no mount points (NULL, 0) means all of them.
     let frozen = check(unsafe { sys::virDomainFSFreeze(domain.as_ptr(), ptr::null_mut(), 0, 0) })?;
     Ok(frozen as u32)
 }
 
-/// Thaws all file systems of the guest; tells how many.
+/// Thaws all file systems of the guest and returns their number.
 pub fn thaw(domain: &Domain) -> Call<u32> {
     // SAFETY: the domain lives as long as its borrow; no mount points (NULL, 0) means all of them.
     let thawed = check(unsafe { sys::virDomainFSThaw(domain.as_ptr(), ptr::null_mut(), 0, 0) })?;
     Ok(thawed as u32)
 }
 
-/// How long each question to the guest agent may take, in seconds; `None` is libvirt's default: 5 s for the greeting, no limit after it.
-pub fn set_agent_timeout(domain: &Domain, seconds: Option<u16>) -> Call<()> {
+/// Sets how long the guest agent may take for each command, in seconds.
+///
+/// `None` restores libvirt's default: 5 s for the first contact, and no limit after that.
+pub(crate) fn set_agent_timeout(domain: &Domain, seconds: Option<u16>) -> Call<()> {
     let timeout = seconds.map_or(sys::VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, c_int::from);
     // SAFETY: the domain lives as long as its borrow.
     check(unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), timeout, 0) })?;
     Ok(())
 }
 
-/// A disk that the guest could not write to.
+/// A disk with an I/O error.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskError {
+pub(crate) struct DiskError {
     /// The disk's target.
     pub target: String,
-    /// Whether it was for want of space.
+    /// Whether the error is a lack of space.
     pub no_space: bool,
 }
 
-/// The disks that stand still because of an error.
-pub fn disk_errors(domain: &Domain) -> Call<Vec<DiskError>> {
+/// Lists the disks that stopped because of an I/O error.
+pub(crate) fn disk_errors(domain: &Domain) -> Call<Vec<DiskError>> {
     // SAFETY: the domain lives as long as its borrow; NULL and 0 ask for the number of disks.
     let disks = check(unsafe { sys::virDomainGetDiskErrors(domain.as_ptr(), ptr::null_mut(), 0, 0) })?;
     let empty = sys::virDomainDiskError {
@@ -226,7 +244,7 @@ pub fn disk_errors(domain: &Domain) -> Call<Vec<DiskError>> {
     if errors.is_empty() {
         return Ok(Vec::new());
     }
-    // SAFETY: `errors` has room for as many entries as the call is told.
+    // SAFETY: the number passed to the call is the number of entries in `errors`.
     let filled = check(unsafe {
         sys::virDomainGetDiskErrors(domain.as_ptr(), errors.as_mut_ptr(), errors.len() as c_uint, 0)
     })?;
@@ -240,19 +258,19 @@ pub fn disk_errors(domain: &Domain) -> Call<Vec<DiskError>> {
     errors.iter().take(filled as usize).map(read).collect()
 }
 
-/// A checkpoint of a domain. It keeps the domain's handle alive by itself.
+/// A checkpoint of a domain. It keeps the domain's handle alive.
 #[derive(Debug)]
 pub struct Checkpoint(NonNull<sys::virDomainCheckpoint>);
 
-// SAFETY: libvirt's objects may be used from any thread, and by several at once: their counters and the connection
-// beneath are locked (https://libvirt.org/html/libvirt-libvirt-host.html).
+// SAFETY: libvirt's objects may be used from several threads at once: libvirt locks their reference
+// counts and their connection (https://libvirt.org/html/libvirt-libvirt-host.html).
 unsafe impl Send for Checkpoint {}
 // SAFETY: as above.
 unsafe impl Sync for Checkpoint {}
 
 impl Drop for Checkpoint {
     fn drop(&mut self) {
-        // SAFETY: the handle was given to us with one reference, which ends here.
+        // SAFETY: this value owns one reference to the handle, which is released here.
         unsafe { sys::virDomainCheckpointFree(self.0.as_ptr()) };
     }
 }
@@ -262,35 +280,36 @@ impl Checkpoint {
         NonNull::new(handle).map(Checkpoint).ok_or_else(last_error)
     }
 
-    /// All checkpoints of a domain, in no order.
+    /// Lists all checkpoints of a domain, in no particular order.
     pub fn all(domain: &Domain) -> Call<Vec<Checkpoint>> {
         let mut list: *mut sys::virDomainCheckpointPtr = ptr::null_mut();
-        // SAFETY: the domain lives as long as its borrow; libvirt writes an array of its own making to `list`.
+        // SAFETY: the domain lives as long as its borrow; libvirt writes the address of a new array
+        // to `list`.
         let count = check(unsafe { sys::virDomainListAllCheckpoints(domain.as_ptr(), &mut list, 0) })?;
         let checkpoints = (0..count as usize)
             // SAFETY: the array has `count` entries.
             .filter_map(|index| NonNull::new(unsafe { *list.add(index) }))
             .map(Checkpoint)
             .collect();
-        // SAFETY: the array is ours to free; its entries have been taken over above.
+        // SAFETY: the caller has to free the array; its entries are now owned by `checkpoints`.
         unsafe { free(list.cast()) };
         Ok(checkpoints)
     }
 
-    /// The checkpoint of that name.
-    pub fn lookup(domain: &Domain, name: &str) -> Call<Checkpoint> {
+    /// Looks up the checkpoint with this name.
+    pub(crate) fn lookup(domain: &Domain, name: &str) -> Call<Checkpoint> {
         let name = c_string(name)?;
         // SAFETY: the domain lives as long as its borrow, the name outlives the call.
         Self::own(unsafe { sys::virDomainCheckpointLookupByName(domain.as_ptr(), name.as_ptr(), 0) })
     }
 
-    /// Makes a checkpoint known to libvirt whose bitmaps are there already. Nothing is looked up in the images.
+    /// Registers a checkpoint whose bitmaps already exist. libvirt does not check the images.
     pub fn redefine(domain: &Domain, xml: &str) -> Call<Checkpoint> {
         Self::make_known(domain, xml, sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE)
     }
 
-    /// The same for an active domain, whose QEMU is asked whether the bitmaps are there and sound.
-    pub fn redefine_if_sound(domain: &Domain, xml: &str) -> Call<Checkpoint> {
+    /// Registers a checkpoint of an active domain if QEMU reports that its bitmaps are sound.
+    pub(crate) fn redefine_if_sound(domain: &Domain, xml: &str) -> Call<Checkpoint> {
         let flags =
             sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE;
         Self::make_known(domain, xml, flags)
@@ -306,7 +325,9 @@ impl Checkpoint {
         Self::own(unsafe { sys::virDomainCheckpointCreateXML(domain.as_ptr(), xml.as_ptr(), flags) })
     }
 
-    /// Its XML without the domain's. `sizes` asks QEMU for the state of each bitmap, which only an active domain can tell.
+    /// Returns the checkpoint's XML without the XML of its domain.
+    ///
+    /// `sizes` asks QEMU for the state of each bitmap, which works only for an active domain.
     pub fn xml(&self, sizes: bool) -> Call<String> {
         let sizes = if sizes {
             sys::VIR_DOMAIN_CHECKPOINT_XML_SIZE
@@ -318,14 +339,15 @@ impl Checkpoint {
         owned_text(unsafe { sys::virDomainCheckpointGetXMLDesc(self.0.as_ptr(), flags) })
     }
 
-    /// Removes it: with its bitmaps, or only from libvirt's list.
+    /// Removes the checkpoint: its record alone, or also its bitmaps.
     pub fn delete(&self, metadata_only: bool) -> Call<()> {
         let flags = if metadata_only {
             sys::VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY
         } else {
             0
         };
-        // SAFETY: the handle is valid until it is dropped, also when the checkpoint itself is gone.
+        // SAFETY: the handle is valid until it is dropped, even after the checkpoint has been
+        // removed.
         check(unsafe { sys::virDomainCheckpointDelete(self.0.as_ptr(), flags) })?;
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! The hypervisor: the trait that the verbs see, and the errors of everything behind it.
+//! The hypervisor: the trait that the verbs use, and the errors of its implementations.
 //!
-//! `libvirt` is the real one, `crate::testkit` has a simulated one.
+//! `libvirt` implements the trait for QEMU; `crate::testkit` has a simulated hypervisor.
 
 pub mod chain;
 pub mod no_connection;
@@ -36,100 +36,134 @@ pub use no_connection::NoConnection;
 pub use refusal::Refusal;
 pub use usage::{DomainFile, DomainFiles};
 
-/// Result of everything in this room.
+/// The result of every fallible function in this module.
 pub type Result<T> = std::result::Result<T, HostError>;
 
 /// A hypervisor with its domains.
 pub trait Host: Send + Sync {
-    /// What this hypervisor can do.
+    /// Returns what this hypervisor can do.
     fn capabilities(&self) -> Result<Capabilities>;
 
-    /// The names of all domains in the order of `virsh list --all`: active ones by id, then the others by name.
+    /// Lists the names of all domains in the order of `virsh list --all`.
+    ///
+    /// Active domains come first, by id; the others follow by name.
     fn domain_names(&self) -> Result<Vec<String>>;
 
-    /// The URI of the connection, as the hypervisor completes it.
+    /// Returns the URI of the connection, as completed by the hypervisor.
     fn uri(&self) -> &str;
 
-    /// The domain of that name, as it is now.
+    /// Returns the present state of the domain with this name.
     fn domain(&self, name: &str) -> Result<Domain>;
 
-    /// Size and allocation of a disk, in bytes.
+    /// Returns size and allocation of a disk, in bytes.
     fn disk_sizes(&self, domain: &Domain, target: &str) -> Result<DiskSizes>;
 
-    /// Which file a path of a disk names; `None` where that cannot be known: it is on another machine, no file, or its file system does not
-    /// tell when it was created.
+    /// Identifies the file that a disk's path names.
+    ///
+    /// `None` if the path is on another machine or is not a file, or if the file system does not
+    /// record when the file was created.
     fn file_id(&self, path: &Path) -> Option<FileId>;
 
-    /// The domain's checkpoints, oldest first, with the state of each bitmap (running or shut off).
+    /// Lists the domain's checkpoints, oldest first, with the state of each bitmap.
+    ///
+    /// Works for running and for shut-off domains.
     fn checkpoints(&self, domain: &Domain) -> Result<Vec<Checkpoint>>;
 
-    /// Names of the bitmaps that lie in the image of a disk, whether or not a checkpoint owns them.
+    /// Lists the bitmaps in the image of a disk, whether or not a checkpoint owns them.
     ///
-    /// For a shut-off domain these are all bitmaps of the disk. For an active one they are those that were there when it was started and have
-    /// not been removed since; newer ones are in QEMU's memory only. On another machine none can be listed ([`HostError::NotHere`]).
+    /// For a shut-off domain these are all bitmaps of the disk. For an active domain they are the
+    /// bitmaps that existed when it was started and have not been removed since; newer bitmaps are
+    /// only in QEMU's memory.
+    ///
+    /// # Errors
+    /// [`HostError::NotHere`] if the image is on another machine.
     fn bitmap_names(&self, domain: &Domain, target: &str) -> Result<Vec<String>>;
 
-    /// Removes a checkpoint with its bitmaps, running or shut off. Bitmaps that are lost already are no error, nor are those in images of a shut-off
-    /// domain that cannot be opened now, which stay;
-    /// a checkpoint that is not there is one.
+    /// Removes a checkpoint with its bitmaps from a running or shut-off domain.
+    ///
+    /// A missing bitmap is not an error. Bitmaps in images of a shut-off domain that cannot be
+    /// opened now stay, which is not an error either. A missing checkpoint is an error.
     fn delete_checkpoint(&self, domain: &Domain, name: &str) -> Result<()>;
 
-    /// Thaws the guest's file systems, in case a run that froze them was killed. A guest that is not frozen, or has no agent, is no error.
+    /// Thaws the guest's file systems, in case a run that froze them was killed.
+    ///
+    /// A guest that is not frozen or has no agent is not an error.
     fn thaw(&self, domain: &Domain) -> Result<()>;
 
-    /// Removes the record of a checkpoint and nothing else, running or shut off. Its bitmaps stay, and go on recording.
+    /// Removes only the record of a checkpoint from a running or shut-off domain.
+    ///
+    /// The bitmaps stay and continue to record.
     fn forget_checkpoint(&self, domain: &Domain, name: &str) -> Result<()>;
 
-    /// Makes a checkpoint known to the hypervisor that has lost its record, with its name, time and mark, on those of its disks whose bitmaps of
-    /// that name are there and sound. False, and nothing done, where none is.
+    /// Registers a checkpoint whose record the hypervisor has lost, with its name, time and mark.
+    ///
+    /// The new record covers those of the checkpoint's disks that have a sound bitmap of that name.
+    /// Returns false, and changes nothing, if no disk has one.
     fn register_checkpoint(&self, domain: &Domain, checkpoint: &Checkpoint) -> Result<bool>;
 
-    /// Removes the bitmaps of that name from every disk, running or shut off, and keeps the record of the checkpoint that owns them, if
-    /// there is one. Returns the targets of the disks that had one; none is no error.
+    /// Removes the bitmaps of that name from every disk of a running or shut-off domain.
+    ///
+    /// The record of the checkpoint that owns them stays, if there is one. Returns the targets of
+    /// the disks that had such a bitmap; it is not an error if no disk had one.
     fn remove_bitmaps(&self, domain: &Domain, name: &str) -> Result<Vec<String>>;
 
-    /// The names of the domain's internal snapshots: those that lie within its images.
+    /// Lists the names of the domain's internal snapshots, which are stored in its images.
     fn internal_snapshots(&self, domain: &Domain) -> Result<Vec<String>>;
 
-    /// The job that holds the domain now.
+    /// Returns the job that the domain is busy with now.
     fn active_job(&self, domain: &Domain) -> Result<Option<ActiveJob>>;
 
-    /// Ends the domain's active backup job, whoever began it, and lets the guest go on if that job's full scratch space had stopped it.
+    /// Ends the domain's active backup job, no matter which program started it.
+    ///
+    /// Resumes the guest if it was paused because the scratch space of that job was full.
     fn abort_job(&self, domain: &Domain) -> Result<()>;
 
-    /// Chooses where socket and scratch files of a job go, such that QEMU may create them there. Creates nothing: what a job begins is noted
-    /// down before.
-    /// `run` is a word of at most 36 safe characters that makes the names unique.
+    /// Chooses paths for the socket and scratch files of a job where QEMU may create them.
+    ///
+    /// Creates nothing, because the journal entry for the job has to be written first. `run` makes
+    /// the names unique; it has at most 36 characters, each an ASCII letter, a digit, `-` or `_`.
     fn places(&self, domain: &Domain, targets: &[String], wishes: &PlaceWishes, run: &str) -> Result<Places>;
 
-    /// Removes what a killed run left at these places: the sockets, scratch files and our own folders. What is not there is no error.
+    /// Removes the sockets, scratch files and folders that a killed run left at these places.
+    ///
+    /// A missing file or folder is not an error.
     fn clear_places(&self, places: &Places) -> Result<()>;
 
-    /// Freezes the guest's file systems if that is wished and possible, makes the checkpoint and begins the job in one step, thaws.
+    /// Freezes the guest's file systems, starts the job together with its checkpoint, and thaws.
     ///
-    /// When this fails there is neither job nor checkpoint nor a frozen file system left, unless libvirt's answer itself was lost
-    /// ([`HostError::Libvirt`]: then see what is there). The folders among the places, which it makes, may stay: [`Host::clear_places`]
-    /// removes them.
+    /// The guest is frozen only if the request asks for it, the guest runs and its agent is
+    /// connected. The checkpoint and the job begin in one step. Creates the folders among the
+    /// places.
+    ///
+    /// # Errors
+    /// After an error there is no job, no checkpoint and no frozen file system. The exception is
+    /// [`HostError::Libvirt`] for a lost answer: then the caller has to check what exists. The
+    /// folders may stay; [`Host::clear_places`] removes them.
     fn begin_backup(&self, domain: &Domain, request: &BackupRequest) -> Result<Box<dyn BackupJob>>;
 
-    /// The bytes of the domain's UEFI variables, if it has any.
+    /// Reads the file of the domain's UEFI variables, if it has any.
     fn nvram(&self, domain: &Domain) -> Result<Option<Vec<u8>>>;
 
-    /// Whether a domain of that name and whether one of that UUID is defined.
+    /// Returns whether a domain with that name and whether a domain with that UUID is defined.
     fn is_defined(&self, name: &str, uuid: &str) -> Result<(bool, bool)>;
 
-    /// The files and block devices on this machine that the definitions of all domains name, active and inactive ones. What cannot be
-    /// found out is a finding.
+    /// Lists the files and block devices on this machine that the definitions of all domains name.
+    ///
+    /// Includes active and inactive domains. A domain or file that cannot be examined becomes a
+    /// finding.
     fn domain_files(&self) -> Result<DomainFiles>;
 
-    /// Defines a domain. One that has the same name or UUID is an error, never redefined.
+    /// Defines a new domain.
+    ///
+    /// An existing domain with the same name or UUID is an error; it is never redefined.
     fn define(&self, xml: &str) -> Result<()>;
 }
 
 /// What a hypervisor can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Whether checkpoints and incremental backups work: libvirt ≥ 7.6 with QEMU ≥ 6.1. `Err` says why not.
+    /// Whether checkpoints and incremental backups work: libvirt ≥ 7.6 with QEMU ≥ 6.1. `Err` holds
+    /// the reason why they do not.
     pub incremental: std::result::Result<(), String>,
     /// Versions, for the manifest (`libvirt 9.0.0, QEMU 7.2.22`).
     pub versions: String,
@@ -138,22 +172,22 @@ pub struct Capabilities {
 /// Size and allocation of a disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskSizes {
-    /// What the guest sees.
+    /// The size that the guest sees.
     pub virtual_size: u64,
-    /// What it takes on the host.
+    /// The space that the disk takes on the host.
     pub actual_size: u64,
 }
 
-/// A job that holds a domain.
+/// A job that a domain is busy with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActiveJob {
-    /// libvirt's word for what it does (`backup`, `migration` …).
+    /// libvirt's name for the operation, such as `backup`.
     pub operation: String,
-    /// The socket of a backup job: by it a run knows its own again.
+    /// The socket of a backup job, by which a run recognizes its own job.
     pub socket: Option<PathBuf>,
 }
 
-/// What the user said about places; `None` leaves the choice to the host.
+/// The places that the user has chosen; `None` leaves the choice to the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlaceWishes {
     /// Path of the NBD socket.
@@ -162,7 +196,7 @@ pub struct PlaceWishes {
     pub scratch_dir: Option<PathBuf>,
 }
 
-/// Where socket and scratch files of one job go.
+/// The paths of the sockets and scratch files of one job.
 #[derive(Clone, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Places {
@@ -170,33 +204,34 @@ pub struct Places {
     pub sockets: Vec<PathBuf>,
     /// A scratch file per disk, by target; empty for a shut-off domain.
     pub scratch: Vec<(String, PathBuf)>,
-    /// Folders made for this job alone.
+    /// Folders that are created for this job alone.
     pub own_dirs: Vec<PathBuf>,
 }
 
-/// What a job is to do.
+/// A request for a backup job.
 #[derive(Clone, Debug)]
 pub struct BackupRequest {
-    /// The checkpoint to make; `None` makes none.
+    /// The checkpoint to create, if any.
     pub checkpoint: Option<CheckpointRequest>,
-    /// The disks to read. Disks of the domain that are not here are left out of the job.
+    /// The disks to read. The job leaves out all other disks of the domain.
     pub disks: Vec<DiskRequest>,
-    /// Where socket and scratch files go.
+    /// The paths of socket and scratch files.
     pub places: Places,
-    /// How long the guest agent may take to freeze the file systems; `None` does not ask it.
+    /// How long the guest agent may take to freeze the file systems; `None` does not freeze them.
     pub freeze: Option<Duration>,
-    /// The time now, in seconds since 1970: the date of a shut-off domain's new checkpoint. libvirt dates the others itself.
+    /// The current time, in seconds since 1970: the creation time of a shut-off domain's new
+    /// checkpoint. libvirt sets the time of other checkpoints itself.
     pub now: i64,
-    /// Asked for by the user's Ctrl-C.
+    /// Set when the user presses Ctrl-C.
     pub stop: Stop,
 }
 
-/// The checkpoint that a job is to make.
+/// A checkpoint to be created with a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckpointRequest {
     /// Its name.
     pub name: String,
-    /// Its description, by which the run that made it is known again.
+    /// Its description, which identifies the run that created it.
     pub mark: String,
 }
 
@@ -207,156 +242,168 @@ pub struct DiskRequest {
     pub target: String,
     /// The checkpoint since which changes are wanted; `None` for the whole disk.
     pub since: Option<String>,
-    /// Whether the new checkpoint is to cover this disk.
+    /// Whether the new checkpoint covers this disk.
     pub checkpointed: bool,
 }
 
-/// How a disk of a job is to be read.
+/// Options for reading a disk of a job.
 #[derive(Clone, Debug)]
 pub struct ReadOptions {
-    /// Whether to read changes only (the disk was requested with `since`), or everything.
+    /// Whether to read only the changes; the disk must have been requested with `since`.
     pub changes_only: bool,
-    /// Only these clusters, whatever is known of them; the other wishes then say nothing.
+    /// Reads only these clusters, changed or not; `changes_only` is then ignored.
     pub only: Option<Arc<ClusterSet>>,
-    /// From this offset on everything counts as changed, in bytes: the part by which the disk has grown.
+    /// The offset, in bytes, from which everything counts as changed: the disk has grown from
+    /// there.
     pub all_from: Option<u64>,
-    /// What the changes will be put upon, so that zeroes that no bitmap knows of are noticed: the source then ends with
+    /// The content to which the changes will be applied. The source uses it to detect zeroes that
+    /// the bitmap did not record, and then ends with
     /// [`crate::model::block::BlockErrorKind::Distrusted`].
     pub beneath: Option<Arc<dyn Beneath>>,
     /// The memory to read into. One buffer is one request.
     pub pool: BufferPool,
-    /// How long the other side may keep silent.
+    /// How long the server may take to answer.
     pub deadline: Duration,
-    /// Asked for by the user's Ctrl-C.
+    /// Set when the user presses Ctrl-C.
     pub stop: Stop,
 }
 
-/// A backup job: the disks frozen at one moment. Dropped unfinished it is aborted: the job ended and its checkpoint removed.
+/// A backup job, which offers the disks as they were at one moment.
+///
+/// Dropping an unfinished job aborts it: the job is ended and its checkpoint removed.
 pub trait BackupJob: Send + Sync {
-    /// The checkpoint that was made, to be recorded.
+    /// Returns the checkpoint that was created with the job.
     fn checkpoint(&self) -> Option<&NewCheckpoint>;
 
-    /// In which state the guest's file systems are.
+    /// Returns the state of the guest's file systems in this backup.
     fn consistency(&self) -> Consistency;
 
-    /// What was worth telling at the beginning (an agent that did not answer).
+    /// Returns the findings from the start of the job, such as an agent that did not answer.
     fn findings(&self) -> Vec<Finding>;
 
-    /// Size of a disk of the job in bytes, as its export tells.
+    /// Returns the size of a disk of the job in bytes, as its export reports it.
     fn disk_size(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<u64>;
 
-    /// What is known of a disk of the job without reading it. A disk that was requested in full has no changes.
+    /// Returns the map of data and changes of a disk of the job, without reading the disk.
+    ///
+    /// The map of a disk that was requested in full has no changes.
     fn map(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<DiskMap>;
 
     /// Opens a disk of the job for reading.
     fn open(&self, target: &str, options: &ReadOptions) -> Result<Box<dyn BlockSource>>;
 
-    /// Whether the job is still good. Called about once a second while disks are being read.
+    /// Checks whether the job is still usable. Called about once a second while disks are read.
     fn health(&self) -> Result<JobHealth>;
 
-    /// Ends the job and keeps the checkpoint. What could not be cleared away is told, and costs nothing.
+    /// Ends the job and keeps the checkpoint.
+    ///
+    /// Returns a finding for each leftover that could not be removed; the backup stays valid.
     fn finish(self: Box<Self>) -> Result<Vec<Finding>>;
 
-    /// Ends the job and removes its checkpoint, and tells what could not be undone. Dropping does the same, silently.
+    /// Ends the job, removes its checkpoint, and returns a finding for each step that failed.
+    ///
+    /// Dropping the job does the same without a report.
     fn abort(self: Box<Self>) -> Vec<Finding>;
 }
 
-/// A checkpoint that a job has made.
+/// A checkpoint that a job has created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewCheckpoint {
-    /// Name and time, to know it again.
+    /// Name and creation time, which identify it.
     pub id: CheckpointId,
-    /// Its XML as the hypervisor gave it.
+    /// Its XML as the hypervisor returned it.
     pub xml: String,
 }
 
-/// Whether a job is still good.
+/// Whether a job is still usable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobHealth {
-    /// All is well.
+    /// The job is usable.
     Good,
-    /// The scratch space is full and the guest stands still until the job is aborted; the text tells which disk.
+    /// The scratch space is full and the guest is paused until the job is aborted; the text names
+    /// the disks.
     ScratchFull(String),
-    /// The job is gone (domain stopped, job aborted by somebody else).
+    /// The job has ended early, because the domain was stopped or another program aborted the job.
+    /// The text is the reason.
     Gone(String),
 }
 
-/// What can go wrong at the hypervisor.
+/// An error of the hypervisor or of the programs and files on its side.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HostError {
     /// The connection could not be made.
     #[error("cannot connect to {uri}: {message}")]
     Connect {
-        /// The URI, or words for the default one.
+        /// The URI, or a description of the default hypervisor.
         uri: String,
-        /// libvirt's words.
+        /// libvirt's message.
         message: String,
-        /// Why, as far as this machine shows.
+        /// The likely cause, as far as this machine shows it.
         why: NoConnection,
     },
-    /// No domain has that name.
+    /// No domain has this name.
     #[error("there is no domain named '{name}'")]
     NoSuchDomain {
-        /// The name asked for.
+        /// The requested name.
         name: String,
     },
     /// A libvirt call failed.
     #[error("libvirt could not {operation}: {message}")]
     Libvirt {
-        /// What was being done, as a verb phrase.
+        /// The operation, as a verb phrase.
         operation: String,
         /// libvirt's error number (`virErrorNumber`).
         code: i32,
-        /// libvirt's words.
+        /// libvirt's message.
         message: String,
     },
-    /// A call to libvirt did not come back in time. It may still be carried out.
-    #[error("libvirt does not answer: it was to {operation}")]
+    /// A call to libvirt did not return in time. libvirt may still carry it out.
+    #[error("libvirt did not {operation} in time")]
     NoAnswer {
-        /// What was being done, as a verb phrase.
+        /// The operation, as a verb phrase.
         operation: String,
     },
-    /// The name of the new checkpoint is taken by a bitmap that no checkpoint owns.
-    #[error("a bitmap named '{name}' without a checkpoint is in the way")]
+    /// A bitmap that no checkpoint owns already has the name of the new checkpoint.
+    #[error("a bitmap named '{name}' already exists, without a checkpoint")]
     BitmapExists {
         /// The name.
         name: String,
     },
-    /// A checkpoint of that name is not there.
+    /// The domain has no checkpoint with this name.
     #[error("there is no checkpoint named '{name}'")]
     NoSuchCheckpoint {
         /// The name.
         name: String,
     },
-    /// What was asked cannot be done with this domain or hypervisor.
+    /// The request cannot be carried out with this domain or hypervisor.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// What is asked for lies on another machine.
-    #[error("the domain runs on another machine, where {what} cannot be reached: run there")]
+    /// The requested files are on another machine.
+    #[error("the domain runs on another machine, so {what} cannot be reached: run vmsnap there")]
     NotHere {
-        /// What, in words (`its images`).
+        /// What cannot be reached, for example `its images`.
         what: String,
     },
     /// This program was built without libvirt.
-    #[error("this vmsnap was built without libvirt: it lists and restores disks, and nothing else")]
+    #[error("this vmsnap was built without libvirt: it can only list backups and restore disks")]
     NoLibvirt,
-    /// XML from the hypervisor or a file that cannot be understood.
+    /// XML from the hypervisor or from a file is invalid.
     #[error("cannot read the {what}: {message}")]
     Xml {
-        /// Which document.
+        /// The kind of document, for example `domain XML`.
         what: String,
-        /// Why not.
+        /// The reason.
         message: String,
     },
     /// A file or folder could not be used.
     #[error("cannot {operation} {}", path.display())]
     Io {
-        /// What was being done, as a verb.
+        /// The operation, as a verb phrase that the path completes.
         operation: String,
-        /// To which path.
+        /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -365,17 +412,17 @@ pub enum HostError {
     Program {
         /// The program's name.
         program: String,
-        /// What was being done, as a verb phrase.
+        /// The operation, as a verb phrase.
         operation: String,
-        /// Its words.
+        /// The program's own message.
         message: String,
     },
     /// An image of a shut-off domain is locked by another process.
     #[error("{image} is in use: {users}")]
     ImageInUse {
-        /// The image, as it is shown.
+        /// The image, as messages name it.
         image: String,
-        /// Who uses it, in words: `process 4711 (qemu-system-x86, guest web) has it open`.
+        /// A description of its users: `process 4711 (qemu-system-x86, guest web) has it open`.
         users: String,
     },
     /// A program is not installed.
@@ -383,7 +430,7 @@ pub enum HostError {
     MissingProgram {
         /// Its name.
         program: String,
-        /// Debian and Fedora package, for the hint.
+        /// The Debian and Fedora packages, for the hint.
         package: String,
     },
     /// The export of a disk could not be opened or read.
@@ -391,16 +438,16 @@ pub enum HostError {
     Export {
         /// The disk's target.
         disk: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: crate::nbd::Error,
     },
-    /// Something that concerns one disk.
+    /// An error that concerns one disk.
     #[error("disk {disk}")]
     OfDisk {
         /// The disk's target.
         disk: String,
-        /// What.
+        /// The error.
         #[source]
         source: Box<HostError>,
     },
@@ -410,7 +457,7 @@ pub enum HostError {
 }
 
 impl HostError {
-    /// Says of an error which disk it concerns.
+    /// Returns a function that adds this disk's target to an error.
     pub fn of_disk(disk: &str) -> impl FnOnce(HostError) -> HostError {
         let disk = disk.to_owned();
         move |error| HostError::OfDisk {
@@ -419,7 +466,7 @@ impl HostError {
         }
     }
 
-    /// An I/O error with its path.
+    /// Creates an I/O error with its operation and path.
     pub fn io(operation: impl fmt::Display, path: &Path, source: io::Error) -> Self {
         HostError::Io {
             operation: operation.to_string(),

@@ -1,32 +1,33 @@
-//! Why libvirt could not be reached, and what to do about it.
+//! Finds out why vmsnap cannot connect to libvirt, and what the user can do.
 
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-/// Why a connection to libvirt could not be made.
+/// The reason why a connection to libvirt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoConnection {
     /// This machine has no libvirt daemon.
     NotInstalled,
-    /// A daemon is installed, but none listens.
+    /// A daemon is installed, but none is listening.
     NotRunning(Daemons),
     /// This user may not connect.
     NotAllowed,
-    /// Another machine, a URI that libvirt does not know, or a reason that only its message gives.
+    /// Any other reason: another machine, a URI that libvirt does not know, or a cause that only
+    /// libvirt's message shows.
     Other,
 }
 
 /// Which of libvirt's daemons for QEMU are installed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Daemons {
-    /// `libvirtd`, the daemon for everything (Debian).
+    /// `libvirtd`, the daemon for all hypervisors (Debian).
     pub libvirtd: bool,
-    /// `virtqemud`, the daemon for QEMU alone (Fedora).
+    /// `virtqemud`, the daemon for QEMU only (Fedora).
     pub virtqemud: bool,
 }
 
-/// Where daemons and their sockets are.
+/// The folders and sockets where libvirt's daemons are looked for.
 #[derive(Clone, Debug)]
 pub struct Places {
     /// Folders that can hold the daemons' programs.
@@ -36,7 +37,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// The usual folders, and the sockets of the system's daemons, or the one that the URI names.
+    /// Returns the usual folders and sockets; a socket that the URI names replaces the usual ones.
     pub fn of(uri: Option<&str>) -> Places {
         let named = uri.and_then(socket_of);
         let usual = || {
@@ -60,7 +61,7 @@ impl Places {
     }
 }
 
-/// The value of `socket=` in a URI.
+/// Returns the value of `socket=` in a URI.
 fn socket_of(uri: &str) -> Option<PathBuf> {
     let (_, query) = uri.split_once('?')?;
     let value = query.split('&').find_map(|pair| pair.strip_prefix("socket="))?;
@@ -68,8 +69,8 @@ fn socket_of(uri: &str) -> Option<PathBuf> {
 }
 
 impl NoConnection {
-    /// Finds out why QEMU's hypervisor of this machine could not be reached.
-    pub fn on_this_machine(places: &Places) -> NoConnection {
+    /// Finds out why the connection to QEMU's hypervisor on this machine failed.
+    pub(crate) fn on_this_machine(places: &Places) -> NoConnection {
         let refusals: Vec<ErrorKind> = places
             .sockets
             .iter()
@@ -80,7 +81,7 @@ impl NoConnection {
             return NoConnection::NotAllowed;
         }
         if refusals.len() < places.sockets.len() {
-            // A daemon listens, and libvirt's message says what it refused.
+            // A daemon is listening, so libvirt's message gives the reason.
             return NoConnection::Other;
         }
         match places.daemons() {
@@ -92,7 +93,7 @@ impl NoConnection {
         }
     }
 
-    /// What to do about it.
+    /// Returns a hint for the user.
     pub fn hint(self) -> &'static str {
         match self {
             NoConnection::NotInstalled => {
@@ -150,7 +151,7 @@ mod tests {
     fn a_stopped_daemon_is_started_by_its_own_socket() {
         let folder = tempfile::tempdir().expect("a folder");
         let places = places(folder.path());
-        // A daemon that was killed leaves its socket, which then refuses connections.
+        // The socket of a killed daemon stays, and refuses connections.
         drop(UnixListener::bind(&places.sockets[0]).expect("a socket"));
         let hint_with = |daemon: &str| {
             fs::write(folder.path().join(daemon), b"").expect("a file");

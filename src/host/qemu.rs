@@ -1,7 +1,8 @@
-//! The only child processes: `qemu-img` and `qemu-nbd`, for the disks of shut-off domains.
+//! Runs `qemu-img` and `qemu-nbd`, the only child processes, for the disks of shut-off domains.
 //!
-//! Arguments go as they are, never through a shell. Every image is opened by a description that names the format of each
-//! of its layers (`crate::host::chain`), so that what a guest wrote into a raw disk is never taken for an image header.
+//! Arguments never pass through a shell. Every image is opened by a description that names the
+//! format of each of its layers (`crate::host::chain`). QEMU therefore never takes data that a
+//! guest wrote to a raw disk for an image header.
 
 mod in_use;
 mod keys;
@@ -9,7 +10,8 @@ mod reader;
 
 pub use keys::Keys;
 
-pub use reader::{Offer, Reader, end_stray_reader, pid_file};
+pub(crate) use reader::end_stray_reader;
+pub use reader::{Offer, Reader, pid_file};
 
 use std::ffi::OsString;
 use std::io::{self, Read};
@@ -28,20 +30,22 @@ use super::{HostError, Refusal, Result};
 use crate::model::stop::WaitLimit;
 use crate::wait;
 
-/// How much of a program's output is kept, in bytes. `qemu-img info` of a chain of 1200 images takes some 2 MiB.
+/// How much of a program's output is kept, in bytes. `qemu-img info` prints about 2 MiB for a chain
+/// of 1200 images.
 const OUTPUT_LIMIT: u64 = 64 << 20;
 
-/// How much of a program's complaints is kept, in bytes.
+/// How much of a program's error output is kept, in bytes.
 const COMPLAINT_LIMIT: u64 = 16 << 10;
 
-/// How often a waiting loop looks at the user's wish to stop.
+/// How often a waiting loop checks whether the user asked to stop.
 const LOOK: Duration = Duration::from_millis(100);
 
 #[allow(clippy::disallowed_methods, reason = "the one home of child processes")]
 fn command(program: &str, arguments: &[OsString]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null());
-    // The terminal's Ctrl-C is for us: we end what we have started, in our order.
+    // Keeps the terminal's Ctrl-C from the child: vmsnap ends its children itself, in its own
+    // order.
     command.process_group(0);
     command
 }
@@ -56,7 +60,7 @@ fn start(mut command: Command, program: &str) -> Result<Child> {
     })
 }
 
-/// Whether a program can be found where programs are looked for.
+/// Returns whether `PATH` has an executable program of this name.
 pub fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_program = |file: PathBuf| {
@@ -74,23 +78,25 @@ fn failed(program: &str, operation: &str, message: impl Into<String>) -> HostErr
     }
 }
 
-/// Reads a child's stream to its end on a thread of its own, so that the child never waits for us; keeps the first `limit` bytes.
+/// Reads a child's stream to its end and keeps the first `limit` bytes.
+///
+/// A separate thread reads, so the child never blocks on a full pipe.
 fn drain(stream: Option<impl Read + Send + 'static>, limit: u64) -> Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut kept = Vec::new();
         if let Some(mut stream) = stream {
-            // A stream that breaks ends like one that is closed: the exit status tells whether all went well.
+            // A read error is treated like the end of the stream: the exit status shows the result.
             let _ = stream.by_ref().take(limit).read_to_end(&mut kept);
             let _ = io::copy(&mut stream, &mut io::sink());
         }
-        // The receiver may be gone already, when nobody wants to know any more.
+        // The receiver is gone if the caller no longer needs the output.
         let _ = sender.send(kept);
     });
     receiver
 }
 
-/// The same error, or the one that names the users of the image if QEMU's lock on it was the reason.
+/// Replaces an error about QEMU's lock on the image by an error that names the image's users.
 fn explained(error: HostError, image: &Target) -> HostError {
     match error {
         HostError::Program { message, .. } if tells_of_lock(&message) => HostError::ImageInUse {
@@ -101,12 +107,13 @@ fn explained(error: HostError, image: &Target) -> HostError {
     }
 }
 
-/// QEMU says `Failed to get shared "write" lock`, or that it failed to lock a byte.
+/// Recognizes QEMU's messages about locks: `Failed to get shared "write" lock`, or a failure to
+/// lock a byte.
 fn tells_of_lock(message: &str) -> bool {
     message.contains(" lock")
 }
 
-/// Runs `qemu-img` to its end and gives what it printed.
+/// Runs `qemu-img` to its end and returns its output.
 fn qemu_img(operation: &str, arguments: &[OsString], limit: &WaitLimit) -> Result<Vec<u8>> {
     const PROGRAM: &str = "qemu-img";
     let mut command = command(PROGRAM, arguments);
@@ -116,7 +123,7 @@ fn qemu_img(operation: &str, arguments: &[OsString], limit: &WaitLimit) -> Resul
     let complaints = drain(child.stderr.take(), COMPLAINT_LIMIT);
     let finished = wait_for_end(&output, limit);
     if finished.is_err() {
-        // It may have ended by itself just now: either way it is gone after the wait.
+        // The process may have just ended by itself; the wait below succeeds in both cases.
         let _ = child.kill();
     }
     let status = child
@@ -127,7 +134,7 @@ fn qemu_img(operation: &str, arguments: &[OsString], limit: &WaitLimit) -> Resul
         Unfinished::TooLong => failed(
             PROGRAM,
             operation,
-            format!("no end after {} s", limit.deadline.as_secs()),
+            format!("it did not finish within {} s", limit.deadline.as_secs()),
         ),
     })?;
     if !status.success() {
@@ -142,7 +149,7 @@ enum Unfinished {
     TooLong,
 }
 
-/// Waits until the child has closed its output, which it does when it ends.
+/// Waits until the child closes its output, which happens when it ends.
 fn wait_for_end(output: &Receiver<Vec<u8>>, limit: &WaitLimit) -> std::result::Result<Vec<u8>, Unfinished> {
     let started = Instant::now();
     loop {
@@ -158,7 +165,7 @@ fn wait_for_end(output: &Receiver<Vec<u8>>, limit: &WaitLimit) -> std::result::R
     }
 }
 
-/// What a program said last, or how it ended if it said nothing.
+/// Joins the lines of a program's error output; without any, describes its exit status.
 fn complaint(said: &[u8], status: ExitStatus) -> String {
     let said = String::from_utf8_lossy(said);
     match said
@@ -173,25 +180,26 @@ fn complaint(said: &[u8], status: ExitStatus) -> String {
     }
 }
 
-/// An image as a QEMU program is to open it.
+/// An image to be opened by a QEMU program.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// Its description for QEMU's block layer.
     description: OsString,
-    /// How it is shown.
+    /// Its name in messages.
     shown: String,
     /// The secrets that open it.
     keys: Keys,
 }
 
-/// The longest argument that the kernel passes on, in bytes (`MAX_ARG_STRLEN`), with room to spare.
+/// The longest description of an image, in bytes: somewhat less than the kernel's limit for one
+/// argument (`MAX_ARG_STRLEN`, 128 KiB).
 const LONGEST_DESCRIPTION: usize = 120 << 10;
 
 impl Target {
-    /// An image of this description (`BlockdevOptions` in QEMU's `qapi/block-core.json`).
+    /// Creates a target from a description (`BlockdevOptions` in QEMU's `qapi/block-core.json`).
     ///
     /// # Errors
-    /// When the description is too long to be passed on.
+    /// The description is too long for a command line.
     pub fn new(description: &Value, shown: &str, keys: Keys) -> Result<Target> {
         let description = format!("json:{description}");
         if description.len() > LONGEST_DESCRIPTION {
@@ -212,12 +220,12 @@ fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
     words.into_iter().map(OsString::from).collect()
 }
 
-/// What an image says of itself, as `qemu-img info --output=json` prints it.
+/// The properties of an image, from `qemu-img info --output=json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ImageInfo {
-    /// The bitmaps that it carries itself.
+pub(crate) struct ImageInfo {
+    /// The bitmaps in the image itself.
     pub bitmaps: Vec<ImageBitmap>,
-    /// The backing file that its header names, with the format.
+    /// The backing file that its header names, and the recorded format.
     pub backing: Option<(String, Option<String>)>,
     /// The data file that its header names.
     pub data_file: Option<String>,
@@ -227,10 +235,11 @@ pub struct ImageInfo {
 
 /// A bitmap in an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ImageBitmap {
+pub(crate) struct ImageBitmap {
     /// Its name.
     pub name: String,
-    /// Whether it is whole and records: it was closed properly and is loaded when the image is opened.
+    /// Whether it is complete and records writes: it was closed properly and is loaded when the
+    /// image is opened.
     pub sound: bool,
 }
 
@@ -265,13 +274,15 @@ struct RawBitmap {
     flags: Vec<String>,
 }
 
-/// How long an image may be locked, and how often that is looked at. A `qemu-img` that writes to it is not killed with the run that started it, but needs
+/// How long to wait for a locked image, and how often to try.
+///
+/// A `qemu-img` that changes an image survives the run that started it, but ends within
 /// milliseconds.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 const LOCK_STEP: Duration = Duration::from_millis(50);
 
-/// Whether a QEMU program failed because another process holds QEMU's lock on an image.
-pub fn is_locked(error: &HostError) -> bool {
+/// Returns whether a QEMU program failed because another process holds QEMU's lock on an image.
+pub(crate) fn is_locked(error: &HostError) -> bool {
     match error {
         HostError::ImageInUse { .. } => true,
         HostError::Program { message, .. } => tells_of_lock(message),
@@ -279,7 +290,8 @@ pub fn is_locked(error: &HostError) -> bool {
     }
 }
 
-/// Does the work again while QEMU's lock on the image is somebody else's.
+/// Repeats the work while another process holds QEMU's lock on the image, for at most
+/// [`LOCK_WAIT`].
 fn once_unlocked<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
     let mut last = None;
     let done = wait::until(LOCK_WAIT, LOCK_STEP, || match work() {
@@ -292,22 +304,23 @@ fn once_unlocked<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
     match (done, last) {
         (Some(done), _) => done,
         (None, Some(error)) => Err(error),
-        // It is asked at least once, so there is an answer.
+        // Never reached: the work runs at least once.
         (None, None) => work(),
     }
 }
 
-/// Whose image is looked at.
+/// Whether a running domain uses the image that is inspected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
-    /// Nobody's now. An image that is in use is waited for; after that it is an error.
+pub(crate) enum Use {
+    /// No domain uses it. If the image is locked, vmsnap waits for a few seconds and then fails.
     None,
-    /// A running domain's. The image is read past QEMU's lock, so an answer is no proof: QEMU writes most of what changes when it closes it.
+    /// A running domain uses it. The image is read despite QEMU's lock, so the answer may be out of
+    /// date: QEMU writes most changes only when it closes the image.
     Running,
 }
 
-/// What an image says of itself.
-pub fn image_info(image: &Target, used: Use, limit: &WaitLimit) -> Result<ImageInfo> {
+/// Reads the properties of an image.
+pub(crate) fn image_info(image: &Target, used: Use, limit: &WaitLimit) -> Result<ImageInfo> {
     let operation = format!("inspect {}", image.shown);
     let mut arguments = words(["info", "--output=json"]);
     if used == Use::Running {
@@ -327,7 +340,8 @@ fn parse_info(json: &[u8]) -> serde_json::Result<ImageInfo> {
     let bitmap = |raw: RawBitmap| {
         let has = |flag: &str| raw.flags.iter().any(|given| given == flag);
         ImageBitmap {
-            // "in-use": QEMU was killed while it was open. Without "auto" nobody has let it record.
+            // "in-use": QEMU was killed while the bitmap was open. Without "auto" it does not
+            // record.
             sound: has("auto") && !has("in-use"),
             name: raw.name,
         }
@@ -341,12 +355,12 @@ fn parse_info(json: &[u8]) -> serde_json::Result<ImageInfo> {
     })
 }
 
-/// Adds a bitmap to a qcow2 image. It records from the moment that the image is next opened.
+/// Adds a bitmap to a qcow2 image. The bitmap records from the next time the image is opened.
 pub fn add_bitmap(image: &Target, name: &str, limit: &WaitLimit) -> Result<()> {
     edit_bitmap("--add", "add a bitmap to", image, name, limit)
 }
 
-/// Removes a bitmap from a qcow2 image, a broken one as well.
+/// Removes a sound or broken bitmap from a qcow2 image.
 pub fn remove_bitmap(image: &Target, name: &str, limit: &WaitLimit) -> Result<()> {
     edit_bitmap("--remove", "remove a bitmap from", image, name, limit)
 }
@@ -360,7 +374,7 @@ fn edit_bitmap(action: &str, verb: &str, image: &Target, name: &str, limit: &Wai
 }
 
 impl Target {
-    /// The files that it names: its own and those of its backing chain.
+    /// Lists the files of the image and of its backing chain.
     fn files(&self) -> Vec<PathBuf> {
         let text = self.description.to_string_lossy();
         let description = serde_json::from_str(text.trim_start_matches("json:"));
@@ -369,7 +383,7 @@ impl Target {
         found
     }
 
-    /// The arguments for its secrets and the image itself, which end a program's switches.
+    /// Returns the arguments for the secrets and the image. They follow all switches of a command.
     fn arguments(&self) -> Vec<OsString> {
         let mut arguments = self.keys.arguments();
         arguments.push("--".into());

@@ -1,21 +1,23 @@
-//! Why the hypervisor's side refuses what it is asked.
+//! The reasons for which the hypervisor's side refuses a request.
 
 use std::path::PathBuf;
 
-/// Why something cannot be done with this domain or hypervisor. A refusal means that nothing was started.
+/// The reason why a request cannot be carried out with this domain or hypervisor.
+///
+/// A refusal means that nothing was started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// The domain has no disk of that target.
+    /// The domain has no disk with this target.
     #[error("the domain has no disk {disk}")]
     NoSuchDisk {
-        /// The target asked for.
+        /// The requested target.
         disk: String,
     },
     /// A disk is not part of the job.
     #[error("the job has no disk {disk}")]
     NotInJob {
-        /// The target asked for.
+        /// The requested target.
         disk: String,
     },
     /// A disk cannot be read in the domain's present state.
@@ -23,19 +25,19 @@ pub enum Refusal {
     UnreadableDisk {
         /// The disk's target.
         disk: String,
-        /// Why not, as the domain's description has it.
+        /// The reason, from the domain's description.
         why: String,
     },
-    /// An image of a disk, or one beneath it, cannot be read.
+    /// A disk's image or an image of its backing chain cannot be read.
     #[error("{why}")]
     UnreadableImage {
-        /// Why not; names the image.
+        /// The reason, which names the image.
         why: String,
     },
-    /// The images of a disk are too many for the description that QEMU takes.
+    /// The backing chain of a disk is too long for a description on QEMU's command line.
     #[error("the backing chain of {image} is too long to be described to QEMU")]
     ChainTooLong {
-        /// The topmost image, as it is shown.
+        /// The topmost image, as messages name it.
         image: String,
     },
     /// The bitmap that an incremental read needs cannot be used.
@@ -52,10 +54,10 @@ pub enum Refusal {
         /// The disk's target.
         disk: String,
     },
-    /// The domain was shut off when its backup was planned, and now it runs.
-    #[error("the domain was started meanwhile")]
+    /// The domain was shut off when its backup was planned, and is running now.
+    #[error("the domain was started after its backup was planned")]
     StartedMeanwhile,
-    /// Changes were wanted of a disk that was requested in full.
+    /// The changes of a disk were to be read, but the disk was requested in full.
     #[error("disk {disk} was requested in full: its changes are not known")]
     RequestedInFull {
         /// The disk's target.
@@ -79,80 +81,81 @@ pub enum Refusal {
         /// The UUID.
         uuid: String,
     },
-    /// libvirt allows no domain of that name.
-    #[error("no domain can have the name {name:?}")]
+    /// libvirt does not allow this domain name.
+    #[error("invalid domain name {name:?}")]
     ImpossibleDomainName {
         /// The name.
         name: String,
     },
-    /// A secret that opens an encrypted image has no value that can be read.
+    /// The value of a secret that opens an encrypted image cannot be read.
     #[error(
-        "libvirt does not give the value of the {secret} that opens the image: {message}; start the domain, or give the secret a value \
+        "cannot read the value of the {secret} that opens the image: {message}; start the domain, or give the secret a value \
          and define it without private='yes'"
     )]
     SecretUnavailable {
-        /// The secret, as it is shown.
+        /// The secret, as messages name it.
         secret: String,
-        /// libvirt's words.
+        /// libvirt's message.
         message: String,
     },
-    /// libvirtd died while it began a job and has forgotten that job, which still holds the domain.
+    /// libvirtd died while it started a job. It has lost its record of the job, but the domain is
+    /// still busy with it.
     #[error(
-        "libvirtd was killed while it began a backup job, and now can neither go on with it nor end it, \
-         until the domain has been shut off (`virsh destroy`) and libvirtd has been restarted after that"
+        "libvirtd was killed while it started a backup job, and now it can neither continue nor end the job: \
+         shut off the domain (`virsh destroy`), then restart libvirtd"
     )]
     JobForgotten,
-    /// The UEFI variables are not a file.
-    #[error("the UEFI variables in {} cannot be taken: it is no file", path.display())]
+    /// The path of the UEFI variables is not a regular file.
+    #[error("cannot read the UEFI variables: {} is not a regular file", path.display())]
     NvramNotAFile {
         /// Their path.
         path: PathBuf,
     },
-    /// The UEFI variables are larger than any that are known.
-    #[error("the UEFI variables in {} cannot be taken: it has more than {most_mib} MiB", path.display())]
+    /// The file of the UEFI variables is larger than any valid one.
+    #[error("cannot read the UEFI variables: {} is larger than {most_mib} MiB", path.display())]
     NvramTooLarge {
         /// Their path.
         path: PathBuf,
-        /// The largest size that is taken, in MiB.
+        /// The largest accepted size, in MiB.
         most_mib: u64,
     },
-    /// A path cannot stand in libvirt's documents.
+    /// A path cannot be written in XML: it is not UTF-8 or has control characters.
     #[error("the path of the {what} cannot be passed to libvirt: {}", path.display())]
     ImpossiblePath {
-        /// What lies there (`socket`).
+        /// What the path is for, for example `socket`.
         what: String,
         /// The path.
         path: PathBuf,
     },
-    /// The word for a run cannot stand in names of files.
-    #[error("{run:?} cannot be the name of a run")]
+    /// The name of a run is not safe as a part of file names.
+    #[error("invalid name of a run: {run:?}")]
     ImpossibleRunName {
-        /// The word.
+        /// The name of the run.
         run: String,
     },
-    /// This machine has no folder that takes sockets.
-    #[error("there is no folder for sockets")]
+    /// vmsnap may not write to any of the folders for sockets.
+    #[error("there is no folder for sockets: this user may not write to /run or /var/tmp")]
     NoSocketFolder,
-    /// The job of a shut-off domain was given no folder for its readers.
+    /// The request for a shut-off domain's job has no folder for the readers.
     #[error("a shut-off domain needs a folder for its readers")]
     NoReaderFolder,
-    /// The job of an active domain was given no socket, or several.
+    /// The request for an active domain's job has no socket, or several.
     #[error("an active domain needs one socket")]
     NotOneSocket,
-    /// A disk of the job was given no scratch file.
+    /// The request has no scratch file for a disk of the job.
     #[error("disk {disk} has no scratch file")]
     NoScratchFile {
         /// The disk's target.
         disk: String,
     },
-    /// What was named as the folder for scratch files is not one.
-    #[error("{} is no folder with an absolute path", path.display())]
+    /// The path given for scratch files is not a folder with an absolute path.
+    #[error("the path for scratch files is not a folder with an absolute path: {}", path.display())]
     NotAScratchFolder {
         /// The path.
         path: PathBuf,
     },
-    /// Something lies where a scratch file is to be made.
-    #[error("something lies at the place of the scratch file {}", path.display())]
+    /// The path of a new scratch file already exists.
+    #[error("the scratch file {} already exists", path.display())]
     ScratchFileTaken {
         /// The path.
         path: PathBuf,
@@ -163,20 +166,20 @@ pub enum Refusal {
         /// The path.
         path: PathBuf,
     },
-    /// The path of the socket is longer than the kernel takes.
-    #[error("the path of the socket has more than 107 bytes: {}", path.display())]
+    /// The path of the socket is longer than the kernel allows.
+    #[error("the path of the socket is longer than 107 bytes: {}", path.display())]
     SocketPathTooLong {
         /// The path.
         path: PathBuf,
     },
-    /// Something else lies where the socket is to be made.
-    #[error("something that is no socket lies at {}", path.display())]
+    /// The path of the new socket exists and is not a socket.
+    #[error("cannot create the socket {}: another file has this path", path.display())]
     NotASocket {
         /// The path.
         path: PathBuf,
     },
-    /// A process uses the socket.
-    #[error("somebody listens on the socket {}", path.display())]
+    /// A process is listening on the socket.
+    #[error("another process is listening on the socket {}", path.display())]
     SocketInUse {
         /// The path.
         path: PathBuf,
@@ -185,7 +188,7 @@ pub enum Refusal {
 
 #[cfg(feature = "libvirt")]
 impl Refusal {
-    /// The domain has no disk of that target.
+    /// Creates the refusal for a domain that has no disk with this target.
     pub(super) fn no_such_disk(disk: &str) -> Refusal {
         let disk = disk.to_owned();
         Refusal::NoSuchDisk { disk }

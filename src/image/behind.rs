@@ -1,4 +1,4 @@
-//! A thread that writes while the next bytes are being read and hashed.
+//! A thread that writes to an image while the next bytes are being read and hashed.
 
 use std::fmt;
 use std::io;
@@ -13,19 +13,22 @@ use super::{Error, Result};
 use crate::model::block::ImageFile;
 use crate::model::buffer::Buffer;
 
-/// Pieces that may wait for the disk. The buffers in which they lie are the real bound: who hands over pieces of a pool's buffers never waits here, but
-/// for the next buffer, and so can always take what a server has on its way.
+/// The most pieces that wait for the disk. The buffers that hold them are the real limit: a caller
+/// that sends pieces of a pool's buffers waits for the next buffer, never here. So it can always
+/// receive the bytes that a server has sent.
 const QUEUE: usize = 1024;
 
-/// A part of a buffer on its way to a place in the file. The buffer goes home when its last piece is written.
+/// A part of a buffer, and its place in the file. The buffer returns to its pool after its last
+/// piece was written.
 pub(super) struct Piece {
     pub(super) buffer: Arc<Buffer>,
     pub(super) range: Range<usize>,
     pub(super) offset: u64,
 }
 
-/// An image file with a thread of its own that writes pieces in the order they were sent.
-/// Dropped without [`WriteBehind::finish`] it writes no more than it has begun.
+/// An image file with its own thread, which writes pieces in the order they were sent.
+///
+/// Dropping it without [`WriteBehind::finish`] cancels the pieces whose writing has not begun.
 pub(super) struct WriteBehind {
     path: PathBuf,
     sender: Option<SyncSender<Piece>>,
@@ -39,7 +42,7 @@ struct Failure {
 }
 
 impl WriteBehind {
-    /// `path` is for messages only.
+    /// Starts the thread. `path` is for messages only.
     pub(super) fn start(file: Box<dyn ImageFile>, path: &Path) -> Result<Self> {
         let (sender, receiver) = sync_channel(QUEUE);
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -56,7 +59,7 @@ impl WriteBehind {
         })
     }
 
-    /// Hands over a piece. Waits while more are on their way than the buffers of one copy can hold. A failure of an earlier piece is told here.
+    /// Queues a piece, and waits while the queue is full. Reports a failure of an earlier piece.
     pub(super) fn send(&mut self, piece: Piece) -> Result<()> {
         let sent = self
             .sender
@@ -65,14 +68,14 @@ impl WriteBehind {
         if sent {
             return Ok(());
         }
-        // The thread hangs up only when it has failed.
+        // The thread closes the channel only after a failure.
         self.join()?;
         Err(Error::Closed {
             path: self.path.clone(),
         })
     }
 
-    /// Waits until everything is written, and brings it to stable storage.
+    /// Waits until everything is written, then syncs the file.
     pub(super) fn finish(mut self) -> Result<()> {
         match self.join()? {
             Some(mut file) => file
@@ -193,7 +196,7 @@ mod tests {
         }
     }
 
-    /// The `n`-th of pieces that follow each other.
+    /// The `n`-th of consecutive pieces.
     fn nth(n: u64) -> Piece {
         piece(n * LENGTH as u64, LENGTH)
     }

@@ -1,4 +1,5 @@
-//! Gives the page cache back what was read only once: an image is larger than what the host's cache is there for.
+//! Drops content that is read only once from the page cache: an image would displace the pages that
+//! the host needs.
 
 use std::fs::File;
 use std::num::NonZeroU64;
@@ -6,34 +7,36 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Advice, fadvise};
 
-/// The kernel caches a file in pieces of several pages, up to some MiB, and keeps a piece of which only a part is given back. So what was
-/// given back before is named once more, in bytes.
+/// The kernel caches a file in pieces of up to some MiB, and keeps a piece if only a part of it is
+/// dropped. So this many bytes that were dropped before are dropped again.
 const OVERLAP: u64 = 8 * 1024 * 1024;
 
-/// Gives back what lies before `end`; before `done` all has been given back already.
+/// Drops the pages before `end`. Those before `done` have been dropped already.
 pub(super) fn forget_until(file: &File, done: u64, end: u64) {
     let from = done.saturating_sub(OVERLAP);
     let length = NonZeroU64::new(end.saturating_sub(from));
     if length.is_some() {
-        // Advice only: a file system that cannot take it has been read all the same.
+        // Advice only: if the file system ignores it, the read was correct all the same.
         let _ = fadvise(file, from, length, Advice::DontNeed);
     }
 }
 
-/// Gives the whole file back. What is read next comes from the disk, but for what was written and is not there yet.
+/// Drops the whole file, so that the next reads come from the disk. Pages that are not on the disk
+/// yet stay.
 pub(super) fn forget(file: &File) {
     let _ = fadvise(file, 0, None, Advice::DontNeed);
 }
 
-/// Lets nothing be read ahead: for what is read here and there.
+/// Disables read-ahead, for files that are read at random places.
 pub(super) fn expect_no_order(file: &File) {
     let _ = fadvise(file, 0, None, Advice::Random);
 }
 
-/// The most that the kernel is expected to be reading ahead of who reads a file from front to back, in bytes.
+/// The most that the kernel is expected to read ahead of a sequential reader, in bytes.
 const READ_AHEAD: u64 = 32 * 1024 * 1024;
 
-/// Waits for what is being read ahead from `from` on: it cannot be given back before it is there. Nothing further is read ahead.
+/// Waits for the read-ahead from `from` on, because pages cannot be dropped before they have
+/// arrived. Disables further read-ahead.
 pub(super) fn await_read_ahead(file: &File, from: u64) {
     expect_no_order(file);
     let mut bytes = vec![0; 1024 * 1024];

@@ -1,4 +1,5 @@
-//! A chain of images as one disk: each byte from the newest image that has it, each image checked as a whole.
+//! Reads a chain of images as one disk, each byte from the newest image that has it, and verifies
+//! each image as a whole.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -21,15 +22,15 @@ pub use disk::{ChainDisk, ChainExtent};
 
 use disk::CheckedFile;
 
-/// Memory for all images of a chain together, in bytes; the same again for their tables.
+/// Memory for all images of a chain together, in bytes; their tables may take as much again.
 const WINDOWS: usize = 32 * 1024 * 1024;
-/// Bounds of one image's share of it. Very long chains take the lower one and exceed the sum.
+/// Limits of one image's share. Very long chains take the lower one and exceed the total.
 const WINDOW: std::ops::RangeInclusive<usize> = 64 * 1024..=1024 * 1024;
 const TABLE_WINDOW: std::ops::RangeInclusive<usize> = 16 * 1024..=64 * 1024;
-/// So much of an image that is not to be checked is read before its pages are given back, in bytes.
+/// How much of an image is read before its cached pages are dropped, in bytes.
 const STRETCH: u64 = 8 * 1024 * 1024;
 
-/// The share of one image of a chain in the memory for bytes, and for tables.
+/// One image's share of the memory: for data, and for tables.
 fn windows(images: usize) -> (usize, usize) {
     let share = WINDOWS / images;
     (
@@ -45,12 +46,12 @@ pub struct ChainImage {
     pub file: File,
     /// Its path, for messages only.
     pub path: PathBuf,
-    /// What was recorded about it. Without it the image is read, but not checked.
+    /// The recorded length and digests. Without them the image is read, but not verified.
     pub recorded: Option<Recorded>,
 }
 
 impl ChainImage {
-    /// Lets what is read next come from the disk, and not from what the page cache remembers of it.
+    /// Drops the cached pages, so that the next reads come from the disk.
     pub fn forget_cached(&self) {
         cache::forget(&self.file);
     }
@@ -58,10 +59,11 @@ impl ChainImage {
 
 /// The disk that a chain of images holds, as blocks that cover all of it in order.
 ///
-/// What no image says anything about is zero, and so is what lies behind the end of a smaller image in the middle: older
-/// images do not show through there, as in QEMU. Images whose length and digest were recorded are read front to back,
-/// once, and the digests are compared before the source ends: only a source that has given `None` vouches for
-/// its blocks. To verify a chain without writing it, take all blocks and drop them.
+/// Ranges that no image maps are zero. So is the range past the end of a smaller image in the
+/// middle: older images do not show through there, as in QEMU. Images with a recorded length and
+/// digest are read once, front to back, and their digests are compared before the source ends. So
+/// the blocks are verified only after the source has returned `None`. To verify a chain without
+/// writing it, take all blocks and drop them.
 #[derive(Debug)]
 pub struct ChainSource {
     /// Newest first.
@@ -75,7 +77,7 @@ pub struct ChainSource {
     decompressor: Decompressor,
 }
 
-/// What a place of the disk holds, after all images were asked.
+/// The content of a place of the disk, looked up in all images.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Data {
@@ -91,14 +93,15 @@ enum Place {
 }
 
 impl ChainSource {
-    /// Opens a chain, newest image first. Buffers of `pool` bound the blocks; their capacity has to be at least
-    /// [`CLUSTER`].
+    /// Opens a chain, newest image first. Data blocks are at most as long as a buffer of `pool`,
+    /// whose capacity must be at least [`CLUSTER`].
     ///
     /// # Errors
-    /// When there is no image, one cannot be read as such, or has not its recorded length.
+    /// If there is no image, an image cannot be read as such, or its length differs from the
+    /// recorded one.
     ///
     /// # Panics
-    /// When the pool's buffers are smaller than a cluster.
+    /// If the pool's buffers are smaller than a cluster.
     pub fn open(images: Vec<ChainImage>, pool: BufferPool, stop: Stop) -> Result<Self> {
         assert!(
             pool.buffer_capacity() as u64 >= CLUSTER,
@@ -133,12 +136,12 @@ impl ChainSource {
         self.layers.first().map_or(0, |layer| layer.image.size())
     }
 
-    /// What the disk holds at `offset`, and for how many bytes at least.
+    /// Returns the content of the disk at `offset`, and for at least how many bytes this holds.
     fn place_at(&mut self, offset: u64) -> Result<(Place, u64)> {
         let mut length = self.disk_size() - offset;
         for (index, layer) in self.layers.iter_mut().enumerate() {
             let Some(run) = layer.run_at(offset)? else {
-                // Behind the end of this image: zero, whatever the older ones hold.
+                // Past the end of this image the disk is zero, whatever the older images hold.
                 break;
             };
             length = length.min(run.length);
@@ -179,7 +182,8 @@ impl ChainSource {
         Ok(Some(block))
     }
 
-    /// How many bytes of zero there are from the start of a cluster on, in whole clusters or up to the disk's end.
+    /// Returns the number of zero bytes from the start of a cluster on, in whole clusters or up to
+    /// the disk's end.
     fn zeroes_from(&mut self, offset: u64) -> Result<u64> {
         let size = self.disk_size();
         let mut end = offset;
@@ -196,7 +200,8 @@ impl ChainSource {
         Ok(end - offset)
     }
 
-    /// A buffer full of data from the start of a cluster on. It ends before the next whole cluster of zero.
+    /// Reads a buffer of data from the start of a cluster on. It ends before the next cluster that
+    /// is all zero.
     fn data_from(&mut self, offset: u64) -> Result<Buffer> {
         let mut buffer = self.buffer()?;
         let whole = buffer.capacity() as u64 / CLUSTER * CLUSTER;
@@ -228,7 +233,8 @@ impl ChainSource {
                     filled += count;
                 }
                 (Place::Zero, length) => {
-                    // A foreign image may have clusters smaller than ours: a block does not end within one of ours.
+                    // A foreign image may have smaller clusters than ours: a block must not end
+                    // within one of ours.
                     let at_boundary = to_boundary == CLUSTER;
                     if filled > 0 && at_boundary && length >= CLUSTER.min((limit - filled) as u64) {
                         break;
@@ -308,7 +314,7 @@ impl BlockSource for ChainSource {
 
 impl Drop for ChainSource {
     fn drop(&mut self) {
-        // What was read before is there by now, in however many images.
+        // Only the last image read can still have read-ahead in progress.
         let last = self.layers.get_mut(self.last);
         if let Some(whole) = last.and_then(|layer| layer.whole.as_mut()) {
             whole.break_off();
@@ -316,24 +322,24 @@ impl Drop for ChainSource {
     }
 }
 
-/// One image with what was last asked of it.
+/// One image, with the last run that was looked up in it.
 #[derive(Debug)]
 struct Layer {
     image: Image,
-    /// Reads and checks the whole file, if it is read from front to back and to be checked.
+    /// Reads and verifies the whole file, if it is read front to back and has a recorded digest.
     whole: Option<Sequential>,
-    /// Reads and checks pieces, if it is read here and there and to be checked.
+    /// Reads and verifies pieces, if the file is read at random places and has to be verified.
     checked: Option<Arc<CheckedFile>>,
-    /// Where the last run started, and the run.
+    /// The start of the last run, and the run.
     run: Option<(u64, MappedRun)>,
-    /// Bytes of an image that is not to be checked that were read since its pages were given back.
+    /// Bytes read from an image without verification since its pages were dropped.
     unreleased: u64,
 }
 
 impl Layer {
     fn open(source: ChainImage, window: usize, table_window: usize, stop: &Stop) -> Result<Layer> {
         let ChainImage { file, path, recorded } = source;
-        // A wrong length explains whatever is wrong with the rest, so it is told first.
+        // A wrong length explains any other fault, so it is reported first.
         if let Some(recorded) = &recorded {
             let actual = file
                 .metadata()
@@ -361,7 +367,7 @@ impl Layer {
         })
     }
 
-    /// What this image says from `offset` on; `None` behind its end.
+    /// Returns the image's mapping from `offset` on, or `None` past its end.
     fn run_at(&mut self, offset: u64) -> Result<Option<MappedRun>> {
         if let Some((start, run)) = self.run
             && let Some(passed) = offset.checked_sub(start)
@@ -392,7 +398,7 @@ impl Layer {
                 self.unreleased += out.len() as u64;
                 if self.unreleased >= STRETCH {
                     self.unreleased = 0;
-                    // What was read ahead stays: it is asked for next.
+                    // Pages that were read ahead stay: they are read next.
                     self.image.forget_until(host_offset + out.len() as u64);
                 }
                 Ok(())
@@ -467,7 +473,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             format!(
-                "sample.qcow2 is not what was written: its digest is {right:.16}…, recorded was {:.16}…",
+                "sample.qcow2 does not match its recorded digest: expected {:.16}…, found {right:.16}…",
                 "00".repeat(32)
             )
         );

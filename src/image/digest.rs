@@ -1,5 +1,5 @@
-//! BLAKE3 of whole files and of their pieces: on the way while an image is written, and of a file
-//! that is there.
+//! BLAKE3 digests of whole files and of their pieces: computed while an image is written, or from
+//! an existing file.
 
 use std::fs::File;
 use std::io;
@@ -14,31 +14,31 @@ use super::{Error, Result, cache};
 use crate::model::block::{CLUSTER, Pieces};
 use crate::model::stop::Stop;
 
-/// Length of the pieces of a file that is not too long for it, in bytes.
+/// Length of a piece, in bytes, unless the file is so long that pieces are merged.
 const SHORTEST_PIECE: u64 = 1 << 20;
-/// So much is read before its pages are given back, in bytes.
+/// How much is read before its pages are dropped, in bytes.
 const STRETCH: u64 = 8 << 20;
-/// When a file has so many pieces, pairs of them become one. An even number.
+/// At this number of pieces, pairs of them are merged. An even number.
 const MOST_PIECES: usize = 1024;
 
-/// The digest of a file whose first cluster becomes known last, and those of its pieces.
+/// The digest of a file whose first cluster becomes known last, and the digests of its pieces.
 ///
-/// BLAKE3 is a binary tree over chunks of 1 KiB in which every left subtree is complete and a power
-/// of two long (section 2.1 of the BLAKE3 paper). The pieces of the file are such subtrees of one
-/// length. Within the first piece, counted in clusters, the subtrees that hang on its left spine
-/// cover 1, 2–3, 4–7, 8–15: none of them needs the first cluster, and each is the right sibling of
-/// all that stands before it. So the bytes are hashed as these subtrees and pieces while they pass
-/// by, and the tree is put together at the end. Memory is bounded: when there are many pieces, two
-/// and two become one, and the second one a further sibling on the spine.
+/// BLAKE3 is a binary tree over chunks of 1 KiB. Every left subtree is complete, and its length is
+/// a power of two (section 2.1 of the BLAKE3 paper). The pieces of the file are such subtrees of
+/// one length. Within the first piece, the subtrees on its left spine cover the clusters 1, 2–3,
+/// 4–7 and 8–15. None of them needs the first cluster, and each is the right sibling of everything
+/// before it. So these subtrees and pieces are hashed as the bytes arrive, and the tree is put
+/// together at the end. To bound the memory, pieces are merged in pairs if there are many; the
+/// second piece then becomes a further sibling on the spine.
 #[derive(Debug)]
 pub struct FileDigest {
-    /// The subtrees on the first piece's spine that are complete, from the smallest.
+    /// The complete subtrees on the first piece's spine, smallest first.
     spine: Vec<ChainingValue>,
-    /// The complete pieces behind the first one.
+    /// The complete pieces after the first one.
     pieces: Vec<ChainingValue>,
     /// Length of a piece, in bytes.
     piece: u64,
-    /// The subtree that the bytes go into now.
+    /// The subtree that is being hashed.
     subtree: Hasher,
     position: u64,
     subtree_end: u64,
@@ -51,7 +51,7 @@ impl Default for FileDigest {
 }
 
 impl FileDigest {
-    /// A digest that waits for the byte behind the first cluster.
+    /// Creates a digest that expects the byte after the first cluster.
     pub fn new() -> Self {
         FileDigest {
             spine: Vec::new(),
@@ -63,8 +63,8 @@ impl FileDigest {
         }
     }
 
-    /// Takes the next bytes of the file; the first call starts at offset [`CLUSTER`]. Any length
-    /// will do; pieces of 128 KiB and more are the quickest.
+    /// Adds the next bytes of the file; the first call starts at offset [`CLUSTER`]. Any length is
+    /// valid; 128 KiB or more at a time are fastest.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let room = self.subtree_end - self.position;
@@ -104,8 +104,8 @@ impl FileDigest {
         self.piece *= 2;
     }
 
-    /// The digest of the whole file, given its first cluster, and those of its pieces if there are
-    /// several.
+    /// Returns the digest of the whole file, given its first cluster, and the digests of its pieces
+    /// if there are several.
     pub fn finish(mut self, first: &[u8; CLUSTER as usize]) -> (Hash, Option<Pieces>) {
         if self.subtree.count() > 0 {
             self.end_subtree();
@@ -129,8 +129,8 @@ impl FileDigest {
     }
 }
 
-/// The two subtrees of a tree over several pieces: the left one holds the greatest power of two of
-/// them that leaves something for the right one.
+/// Splits a tree over several pieces into its two subtrees. The left one has the largest power of
+/// two of pieces that leaves some for the right one.
 fn halves(pieces: &[ChainingValue]) -> (&[ChainingValue], &[ChainingValue]) {
     pieces.split_at(pieces.len().next_power_of_two() / 2)
 }
@@ -149,12 +149,12 @@ fn subtree_at(offset: u64) -> Hasher {
     hasher
 }
 
-/// Which bytes of a file are in pieces that are not what they were: ranges that do not touch, at
+/// Finds the ranges of a file whose pieces do not match their digests: ranges that do not touch, at
 /// most `most` of them. Leaves nothing of the file in the page cache.
 ///
 /// # Errors
-/// Whatever reading the file meets, or the wish to stop.
-pub fn damaged_ranges(
+/// If the file cannot be read, or a stop was requested.
+pub(crate) fn damaged_ranges(
     file: &File,
     path: &Path,
     pieces: &Pieces,
@@ -165,7 +165,7 @@ pub fn damaged_ranges(
     for (number, expected) in (0..).zip(&pieces.digests) {
         let begin = number * pieces.size;
         let (end, digest) = read_piece(file, path, begin..begin + pieces.size, stop)?;
-        // What a file lacks is told by its length.
+        // The check of the length reports missing bytes.
         let Some(digest) = digest else { break };
         if digest == *expected {
             continue;
@@ -181,8 +181,8 @@ pub fn damaged_ranges(
     Ok(found)
 }
 
-/// The end of a piece, which the file's end may cut short, and its digest; none where nothing of it
-/// is there.
+/// Returns the end of a piece, which the file's end may cut short, and its digest: `None` if the
+/// file has no byte of the piece.
 fn read_piece(
     file: &File,
     path: &Path,
@@ -197,11 +197,11 @@ fn read_piece(
     Ok((at, digest))
 }
 
-/// The digest of a piece of a file, which is read from front to back. The pages of a short one stay
-/// in the page cache: they are read next.
+/// Computes the digest of a piece of a file, front to back. The pages of a short piece stay in the
+/// page cache, because they are read next.
 ///
 /// # Errors
-/// Whatever reading the file meets, or the wish to stop.
+/// If the file cannot be read, or a stop was requested.
 pub(super) fn piece_digest(
     file: &File,
     path: &Path,
@@ -213,18 +213,18 @@ pub(super) fn piece_digest(
     Ok(hasher.finalize_non_root())
 }
 
-/// The digest of a whole file in hexadecimal. What it reads does not stay in the page cache.
+/// Computes the digest of a whole file in hexadecimal. Only its last pages stay in the page cache.
 ///
 /// # Errors
-/// Whatever reading the file meets, or the wish to stop.
+/// If the file cannot be read, or a stop was requested.
 pub(super) fn whole_digest(file: &File, path: &Path, stop: &Stop) -> Result<String> {
     let mut hasher = Hasher::new();
     hash_range(file, path, 0..u64::MAX, &mut hasher, stop)?;
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Hashes a range of a file, and gives its end, which the file's end may cut short. Of a long range
-/// no more than the last pages stay in the page cache.
+/// Hashes a range of a file, and returns its end, which the file's end may cut short. Only the last
+/// pages of a long range stay in the page cache.
 fn hash_range(file: &File, path: &Path, range: Range<u64>, hasher: &mut Hasher, stop: &Stop) -> Result<u64> {
     let mut buffer = vec![0; 256 * 1024];
     let (mut at, mut released) = (range.start, range.start);
@@ -252,10 +252,10 @@ fn hash_range(file: &File, path: &Path, range: Range<u64>, hasher: &mut Hasher, 
     Ok(at)
 }
 
-/// Length in bytes and BLAKE3 digest in hexadecimal of a whole file, read in pieces from its start.
+/// Returns the length in bytes and the BLAKE3 digest in hexadecimal of a whole file.
 ///
 /// # Errors
-/// Whatever reading the file meets.
+/// If the file cannot be read.
 pub fn file_digest(file: &File) -> io::Result<(u64, String)> {
     let mut hasher = Hasher::new();
     let mut piece = vec![0; 256 * 1024];
@@ -309,8 +309,8 @@ mod tests {
 
     #[test]
     fn merging_pieces_keeps_digests_right() {
-        // A length of 64 KiB for a piece brings many of them about quickly; there the spine is the
-        // first cluster.
+        // A piece length of 64 KiB produces many pieces quickly. The spine is then just the first
+        // cluster.
         for clusters in [2, 3, 1023, 1024, 1025, 1026, 1027, 2047, 2048, 2049, 4097] {
             let bytes = sample(clusters * FIRST - 100);
             let digest = FileDigest {

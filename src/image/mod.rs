@@ -1,7 +1,8 @@
-//! The writer and its reader: images in qcow2 and raw.
+//! Images in qcow2 and raw format: writers and readers.
 //!
-//! Blocks become an image in [`qcow2::Qcow2Writer`] or a plain disk in [`raw::RawWriter`]; a chain of images becomes
-//! blocks again in [`chain::ChainSource`], which checks every byte of every image on the way.
+//! [`qcow2::Qcow2Writer`] turns blocks into an image, and [`raw::RawWriter`] turns them into a
+//! plain disk. [`chain::ChainSource`] turns a chain of images back into blocks, and verifies every
+//! byte of every image.
 
 use std::fs::File;
 use std::io;
@@ -28,13 +29,14 @@ mod properties;
 #[cfg(test)]
 mod samples;
 
-pub use digest::{damaged_ranges, file_digest};
-pub use whole::verify_file;
+pub(crate) use digest::damaged_ranges;
+pub use digest::file_digest;
+pub(crate) use whole::verify_file;
 
-/// Result of everything in this room.
+/// The result of functions in this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong with images.
+/// An error of reading or writing images.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -46,20 +48,20 @@ pub enum Error {
     Open {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
     /// A file could not be read or written.
     #[error("cannot {operation} {} at offset {offset}", path.display())]
     Io {
-        /// What was being done, as a verb.
+        /// The operation, as a verb.
         operation: &'static str,
-        /// To which path.
+        /// The file.
         path: PathBuf,
-        /// Where in the file, in bytes.
+        /// The offset in the file, in bytes.
         offset: u64,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -68,22 +70,22 @@ pub enum Error {
     Truncated {
         /// The file.
         path: PathBuf,
-        /// Up to where bytes were expected.
+        /// The offset up to which bytes were expected.
         offset: u64,
     },
-    /// The bytes are not those of an image that can be read.
+    /// A file is not a readable qcow2 image.
     #[error("{} cannot be read as a qcow2 image: fault at offset {offset}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// Where in the file the fault lies, in bytes.
+        /// Offset of the fault in the file, in bytes.
         offset: u64,
-        /// What is wrong.
+        /// The fault.
         #[source]
         source: qcow2::layout::Fault,
     },
-    /// A file has not the length that was recorded.
-    #[error("{} is {actual} bytes long, recorded were {expected}", path.display())]
+    /// The length of a file differs from the recorded one.
+    #[error("{} is {actual} bytes long, expected {expected}", path.display())]
     Length {
         /// The file.
         path: PathBuf,
@@ -92,8 +94,8 @@ pub enum Error {
         /// The recorded length in bytes.
         expected: u64,
     },
-    /// A file has not the digest that was recorded.
-    #[error("{} is not what was written: its digest is {actual:.16}…, recorded was {expected:.16}…", path.display())]
+    /// The digest of a file differs from the recorded one.
+    #[error("{} does not match its recorded digest: expected {expected:.16}…, found {actual:.16}…", path.display())]
     Digest {
         /// The file.
         path: PathBuf,
@@ -102,18 +104,18 @@ pub enum Error {
         /// The recorded digest.
         expected: String,
     },
-    /// A piece of a file has not the digest that was recorded.
-    #[error("{}: it differs somewhere in the {length} bytes from offset {offset} on", path.display())]
+    /// The digest of a piece of a file differs from the recorded one.
+    #[error("{} does not match its recorded digest somewhere in the {length} bytes from offset {offset} on", path.display())]
     Piece {
         /// The file.
         path: PathBuf,
-        /// Where the piece begins, in bytes.
+        /// Start of the piece, in bytes.
         offset: u64,
-        /// How long it is, in bytes.
+        /// Length of the piece, in bytes.
         length: u64,
     },
-    /// The target has not room for the disk.
-    #[error("{} has {actual} bytes, the disk needs {needed}", path.display())]
+    /// The target is too small for the disk.
+    #[error("{} is too small: it has {actual} bytes, the disk needs {needed}", path.display())]
     TooSmall {
         /// The target.
         path: PathBuf,
@@ -122,45 +124,45 @@ pub enum Error {
         /// The disk's size in bytes.
         needed: u64,
     },
-    /// A disk of this size cannot be written as such an image.
+    /// Such an image cannot hold a disk of this size.
     #[error("cannot make an image for a disk of {size} bytes: {why}")]
     Size {
         /// The disk's size in bytes.
         size: u64,
-        /// What stands in the way.
+        /// The reason.
         why: &'static str,
     },
     /// The name of a backing image does not fit into a header.
-    #[error("the backing name is {length} bytes long, the limit is {limit} and it may not be empty")]
+    #[error("the backing name is {length} bytes long, it must have 1 to {limit}")]
     BackingName {
         /// Its length in bytes.
         length: usize,
-        /// The most bytes it may have.
+        /// The longest allowed length, in bytes.
         limit: usize,
     },
-    /// A block that does not follow the one before, or does not fit the disk.
+    /// A block is out of order, not aligned, or outside the disk.
     #[error("block of {length} bytes at offset {offset} is out of place: {why}")]
     Block {
-        /// Where it starts on the disk.
+        /// Its start on the disk, in bytes.
         offset: u64,
-        /// How long it is.
+        /// Its length, in bytes.
         length: u64,
-        /// What is wrong with it.
+        /// The reason.
         why: &'static str,
     },
-    /// A sink was used after its end, or after a failure.
-    #[error("{} is written no further: it was finished or has failed", path.display())]
+    /// A sink was used after its end or after a failure.
+    #[error("cannot write to {}: it was finished or failed earlier", path.display())]
     Closed {
         /// The target.
         path: PathBuf,
     },
-    /// A chain of no images at all.
+    /// A chain has no images.
     #[error("a chain needs at least one image")]
     EmptyChain,
 }
 
 impl Error {
-    /// What kind of trouble it is at the end of the pump.
+    /// The kind of this error, for callers that copy blocks.
     pub fn kind(&self) -> BlockErrorKind {
         match self {
             Error::Stopped => BlockErrorKind::Stopped,
@@ -181,7 +183,7 @@ impl Error {
         }
     }
 
-    /// An I/O error with its place.
+    /// Creates an I/O error with its place.
     pub fn io(operation: &'static str, path: &Path, offset: u64, source: io::Error) -> Self {
         Error::Io {
             operation,
@@ -196,7 +198,8 @@ impl From<Error> for BlockError {
     fn from(error: Error) -> Self {
         let kind = error.kind();
         let what = error.to_string();
-        // The message is taken over, so what lies beneath is handed on and not the error itself: nothing is said twice.
+        // The message is copied, so the cause is passed on without the error itself: nothing is
+        // printed twice.
         match error {
             Error::Open { source, .. } | Error::Io { source, .. } => {
                 BlockError::from_source(kind, what, source)

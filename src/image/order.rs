@@ -1,9 +1,9 @@
-//! The order in which a sink takes its blocks.
+//! Checks the order of the blocks that a sink takes.
 
 use super::{Error, Result};
 use crate::model::block::CLUSTER;
 
-/// Watches that blocks come in the disk's order, do not overlap, and fit it.
+/// Checks that blocks come in the disk's order, do not overlap, and fit the disk.
 #[derive(Debug)]
 pub(super) struct Order {
     size: u64,
@@ -11,24 +11,24 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// For a disk of `size` bytes.
+    /// Starts before the first block of a disk of `size` bytes.
     pub(super) fn new(size: u64) -> Self {
         Order { size, position: 0 }
     }
 
-    /// The first byte behind the last block.
+    /// The first byte after the last block.
     pub(super) fn position(&self) -> u64 {
         self.position
     }
 
-    /// Takes note of a block.
+    /// Checks a block and moves past it.
     pub(super) fn accept(&mut self, offset: u64, length: u64) -> Result<()> {
         let refuse = |why| Err(Error::Block { offset, length, why });
         let Some(end) = offset.checked_add(length).filter(|&end| end <= self.size) else {
-            return refuse("it reaches beyond the end of the disk");
+            return refuse("it extends past the end of the disk");
         };
         if offset < self.position {
-            return refuse("it lies before the end of the last one");
+            return refuse("it starts before the end of the previous block");
         }
         if !offset.is_multiple_of(CLUSTER) {
             return refuse("it does not start on a cluster");

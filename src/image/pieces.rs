@@ -1,4 +1,4 @@
-//! Which pieces of a file are known to be what was written.
+//! Verifies the pieces of a file when they are first used.
 
 use std::fs::File;
 use std::ops::Range;
@@ -11,24 +11,23 @@ use super::{Error, Result};
 use crate::model::block::Pieces;
 use crate::model::stop::Stop;
 
-/// What was recorded about a file when it was made.
+/// The length and digests that were recorded when a file was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {
     /// Length of the file in bytes.
     pub bytes: u64,
     /// BLAKE3 of the whole file, in hexadecimal.
     pub blake3: String,
-    /// The digests of its pieces, where there are some.
+    /// The digests of its pieces, if it has several.
     pub pieces: Option<Pieces>,
 }
 
-/// How long a thread waits for another one's result before it looks at the wish to stop.
+/// How long a thread waits for another thread's result before it looks at the stop again.
 const GLANCE: Duration = Duration::from_millis(100);
 
-/// Verifies pieces of a file when they are first asked for, each once, and remembers which ones
-/// have passed.
+/// Verifies each piece of a file once, when it is first used, and remembers the pieces that passed.
 ///
-/// A file without digests of pieces is one piece. A piece is read from front to back with a small
+/// A file without digests of pieces is one piece. A piece is read front to back with a small
 /// buffer, so the memory does not grow with it.
 #[derive(Debug)]
 pub(super) struct PieceChecks {
@@ -40,12 +39,12 @@ pub(super) struct PieceChecks {
     changed: Condvar,
 }
 
-/// What is known of the pieces.
+/// The state of the pieces.
 #[derive(Debug, Default)]
 struct State {
     /// One bit for each piece that has passed.
     verified: Vec<u64>,
-    /// The pieces that threads are reading now.
+    /// The pieces that threads are verifying now.
     busy: Vec<u64>,
 }
 
@@ -67,10 +66,10 @@ impl State {
 }
 
 impl PieceChecks {
-    /// Nothing is verified yet.
+    /// Starts with no piece verified.
     ///
     /// # Errors
-    /// [`Error::Length`] when the file has not its recorded length.
+    /// [`Error::Length`] if the file's length differs from the recorded one.
     pub(super) fn new(file: Arc<File>, path: PathBuf, recorded: Recorded, stop: Stop) -> Result<PieceChecks> {
         let found = file
             .metadata()
@@ -92,11 +91,11 @@ impl PieceChecks {
         })
     }
 
-    /// Makes sure that these bytes of the file lie in pieces that are what was written.
+    /// Verifies the pieces that contain these bytes of the file.
     ///
     /// # Errors
-    /// [`Error::Digest`] and [`Error::Piece`] when they are not; others when the file cannot be
-    /// read, or the wish to stop came.
+    /// [`Error::Digest`] or [`Error::Piece`] if a piece is damaged; others if the file cannot be
+    /// read, or a stop was requested.
     pub(super) fn check(&self, bytes: Range<u64>) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
@@ -186,7 +185,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// A file of three pieces and a bit, with what was recorded of it.
+    /// A file of three pieces and a bit, with its recorded digests.
     fn sample() -> (Vec<u8>, Recorded) {
         let mut bytes = vec![0; 3 * MIB as usize + 1000];
         blake3::Hasher::new().finalize_xof().fill(&mut bytes);

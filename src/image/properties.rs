@@ -1,4 +1,4 @@
-//! Chains of random images against a plain disk in memory, sound and damaged.
+//! Property tests: chains of random images, sound and damaged, against a plain disk in memory.
 
 use std::fs::File;
 
@@ -11,7 +11,7 @@ use super::samples::{
 };
 use crate::model::block::{Block, BlockErrorKind, Written};
 
-/// What one backup does to the disk: its new size, and blocks with gaps between them.
+/// One backup's changes: the disk's new size, and blocks with gaps between them.
 #[derive(Clone, Debug)]
 struct Layer {
     sectors: usize,
@@ -21,7 +21,8 @@ struct Layer {
 }
 
 fn layer() -> impl Strategy<Value = Layer> {
-    // A gap in clusters, then a run of clusters: zero blocks are lists of `None`, data blocks may hold zeroes as well.
+    // A gap in clusters, then a run of clusters. Zero blocks are lists of `None`; data blocks may
+    // hold zeroes as well.
     let cluster = prop_oneof![1 => Just(Some(0)), 3 => (1..=255u8).prop_map(Some)];
     let clusters = prop_oneof![
         1 => (1..6usize).prop_map(|count| vec![None; count]),
@@ -40,7 +41,7 @@ fn layer() -> impl Strategy<Value = Layer> {
         })
 }
 
-/// The blocks of a layer, done to a plain disk as well.
+/// Returns the blocks of a layer, and applies them to a plain disk.
 fn apply(layer: &Layer, disk: &mut Vec<u8>) -> Vec<Block> {
     disk.resize(layer.sectors * 512, 0);
     let mut blocks = Vec::new();
@@ -71,7 +72,7 @@ fn apply(layer: &Layer, disk: &mut Vec<u8>) -> Vec<Block> {
     blocks
 }
 
-/// A chain of images, oldest first, and what the disk is after the last one.
+/// A chain of images, oldest first, and the content of the disk after the last one.
 fn chain(layers: &[Layer]) -> (Vec<(File, Written)>, Vec<u8>) {
     let mut disk = Vec::new();
     let images = layers
@@ -101,7 +102,7 @@ fn read(images: &[(File, Written)], with_digests: bool) -> Result<Vec<u8>, Block
     .map_err(|error| error.kind)
 }
 
-/// Reads everything an image says, at most so many runs of it.
+/// Reads the runs of an image, at most 10,000.
 fn walk(file: File) {
     if let Ok(mut image) = Image::open(file, "hostile.qcow2") {
         let mut offset = 0;
@@ -166,7 +167,7 @@ proptest! {
         for (place, value) in damage {
             bytes[place] = value;
         }
-        // Tables lie at the end.
+        // The tables are at the end.
         let tables = bytes.len().saturating_sub(5 * C);
         for (place, value) in tail {
             let place = tables + place.index(bytes.len() - tables);

@@ -1,4 +1,4 @@
-//! Writes a disk byte by byte as the guest sees it: into a sparse file, or onto a block device.
+//! Writes a disk as the guest sees it, into a sparse file or onto a block device.
 
 use std::fmt;
 use std::fs::File;
@@ -14,16 +14,17 @@ use crate::model::block::{Block, BlockError, BlockSink, Content, ImageFile, Writ
 use crate::model::buffer::Buffer;
 use crate::model::stop::Stop;
 
-/// So much is zeroed at once before a wish to stop is looked for, in bytes.
+/// How much is zeroed at once before the stop is looked at again, in bytes.
 const ZERO_STEP: u64 = 64 * 1024 * 1024;
-/// So much when the zeroes have to be written.
+/// The same for zeroes that have to be written, in bytes.
 const ZERO_WRITE: usize = 1024 * 1024;
 
-/// What a raw disk is written to.
+/// The target of a raw disk.
 enum Target {
-    /// A new, empty file. What is zero stays a hole.
+    /// A new, empty file. Zeroes stay holes.
     File(Box<dyn ImageFile>),
-    /// A block device with some content. Every byte of the disk is written or zeroed; what lies behind the disk's end stays.
+    /// A block device with old content. Every byte of the disk is written or zeroed; bytes past the
+    /// disk's end stay.
     Device(DirectFile),
 }
 
@@ -45,12 +46,12 @@ impl Target {
 
 /// Writes blocks as a raw disk.
 pub struct RawWriter {
-    /// Gone after the end.
+    /// `None` after the end.
     target: Option<Target>,
     path: PathBuf,
     size: u64,
     order: Order,
-    /// Memory for zeroes, once it is known that the device cannot zero by itself.
+    /// A buffer of zeroes, once the device has turned out not to zero ranges by itself.
     zeroes: Option<Buffer>,
     written: Written,
     stop: Stop,
@@ -60,7 +61,7 @@ impl RawWriter {
     /// Begins a disk of `size` bytes in a new, empty file. `path` is for messages only.
     ///
     /// # Errors
-    /// When the file cannot become so long.
+    /// If the file cannot have this length.
     pub fn into_file(
         mut file: Box<dyn ImageFile>,
         path: impl Into<PathBuf>,
@@ -73,13 +74,14 @@ impl RawWriter {
         Ok(RawWriter::new(Target::File(file), path, size, size, stop))
     }
 
-    /// Begins a disk of `size` bytes on a block device that may be read and written. `path` is for messages only.
+    /// Begins a disk of `size` bytes on a block device that is open for reading and writing. `path`
+    /// is for messages only.
     ///
     /// # Errors
-    /// When the device is too small; nothing has been written then.
+    /// If the device is too small; nothing has been written then.
     pub fn onto_device(mut device: File, path: impl Into<PathBuf>, size: u64, stop: Stop) -> Result<Self> {
         let path = path.into();
-        // The length of a block device is where its end is; its metadata says 0.
+        // The length of a block device is the offset of its end; its metadata says 0.
         let length = device
             .seek(SeekFrom::End(0))
             .map_err(|error| Error::io("examine", &path, 0, error))?;
@@ -128,7 +130,7 @@ impl RawWriter {
         self.write_at(offset, bytes)
     }
 
-    /// Makes a range read as zero: in a new file it does.
+    /// Makes a range read as zero. A new file does so already.
     fn zero(&mut self, mut start: u64, end: u64) -> Result<()> {
         if self.device().is_none() {
             return Ok(());
@@ -141,7 +143,7 @@ impl RawWriter {
         Ok(())
     }
 
-    /// Zeroes the first bytes of a range, and tells how many.
+    /// Zeroes the first bytes of a range, and returns how many.
     fn zero_some(&mut self, start: u64, length: u64) -> Result<u64> {
         if let Some(zeroes) = self.zeroes.take() {
             let now = length.min(zeroes.len() as u64);
@@ -160,7 +162,8 @@ impl RawWriter {
             Err(error @ (rustix::io::Errno::NOSPC | rustix::io::Errno::IO)) => {
                 Err(Error::io("zero", &self.path, start, error.into()))
             }
-            // Not every device and file system can do it, and the range's end may not suit the device's blocks.
+            // Not every device and file system supports this, and the range's end may not suit the
+            // device's blocks.
             Err(_) => {
                 let mut zeroes = Buffer::alone(ZERO_WRITE);
                 zeroes.fill(0);
@@ -233,7 +236,7 @@ mod tests {
 
     const SIZE: u64 = 7 * CLUSTER + 1536;
 
-    /// Blocks with gaps before, between and behind them, and the disk they make.
+    /// Blocks with gaps before, between and after them, and the resulting disk.
     fn blocks() -> (Vec<Block>, Vec<u8>) {
         let mut disk = vec![0; SIZE as usize];
         disk[2 * C] = 1;
@@ -289,7 +292,7 @@ mod tests {
 
     #[test]
     fn device_is_written_exactly_and_nothing_after_it() {
-        // In memory zeroing is refused and the zeroes have to be written.
+        // A file in memory does not support zeroing, so the zeroes have to be written.
         for file in [
             old_content(SIZE + 5000),
             memory_file(&vec![0xaa; SIZE as usize + 5000]),

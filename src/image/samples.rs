@@ -1,4 +1,4 @@
-//! Images made for the tests of this room.
+//! Images for the tests of this module.
 
 use std::fs::File;
 use std::io;
@@ -30,7 +30,7 @@ pub(super) fn bytes_of(file: &File) -> Vec<u8> {
     bytes
 }
 
-/// An image file that asserts what the trait promises about every write.
+/// An image file that asserts the trait's promises about every write.
 struct Checked {
     file: File,
     end: u64,
@@ -65,7 +65,7 @@ impl ImageFile for Checked {
     }
 }
 
-/// A block of data whose buffer has some room left, as those of a pool may.
+/// A block of data whose buffer has some room left, like those of a pool.
 pub(super) fn data(offset: u64, bytes: &[u8]) -> Block {
     let mut buffer = Buffer::alone(bytes.len().next_multiple_of(C));
     buffer.fill(0xee);
@@ -85,7 +85,7 @@ pub(super) fn zero(offset: u64, length: u64) -> Block {
     }
 }
 
-/// Options for an image of a disk of that size.
+/// Options for an image of a disk of this size.
 pub(super) fn options(size: u64, backing: Option<&str>) -> Qcow2Options {
     Qcow2Options {
         path: "sample.qcow2".into(),
@@ -96,7 +96,7 @@ pub(super) fn options(size: u64, backing: Option<&str>) -> Qcow2Options {
     }
 }
 
-/// Writes an image, and looks whether what the writer tells about the file is true.
+/// Writes an image, and checks the writer's report about the file.
 pub(super) fn image(options: Qcow2Options, blocks: impl IntoIterator<Item = Block>) -> (File, Written) {
     let begin = |file| Box::new(Qcow2Writer::new(file, options).expect("it begins")) as Box<dyn BlockSink>;
     write(begin, blocks)

@@ -1,4 +1,4 @@
-//! Reads a file once from front to back, hashes all of it, and hands out the parts that are asked for on the way.
+//! Reads and hashes a file once, front to back, and hands out requested parts on the way.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -9,33 +9,35 @@ use rustix::fs::{Advice, fadvise};
 use super::{Error, Result, cache, read_exact_at};
 use crate::model::stop::Stop;
 
-/// So much is read before its pages are given back, in bytes.
+/// How much is read before its pages are dropped, in bytes.
 const STRETCH: u64 = 8 * 1024 * 1024;
-/// The most that is read at once, in bytes: a wish to stop is looked for in between.
+/// The most that is read at once, in bytes: the stop is looked at in between.
 const PIECE: usize = 1024 * 1024;
 
-/// A file on its single way past us.
+/// A file that is read once, front to back.
 ///
-/// In an image of ours data lies in the disk's order, so a reader of the disk asks for rising offsets and everything is
-/// read once. Offsets that were passed already can be asked for too, and are read again.
+/// In an image that vmsnap wrote, data lies in the disk's order. So a reader of the disk requests
+/// rising offsets, and everything is read once. Earlier offsets can be requested too, and are read
+/// again.
 pub(super) struct Sequential {
     file: Arc<File>,
     path: PathBuf,
     length: u64,
     expected: String,
     hasher: blake3::Hasher,
-    /// Everything before is hashed.
+    /// All bytes before this offset have been hashed.
     cursor: u64,
-    /// The last bytes before the cursor, or none of them.
+    /// The last bytes before the cursor; may be empty.
     window: Vec<u8>,
     window_size: usize,
-    /// Everything before has been given back by the page cache.
+    /// The pages before this offset have been dropped.
     released: u64,
     stop: Stop,
 }
 
 impl Sequential {
-    /// For a file of `length` bytes whose BLAKE3 is to be `expected` (hexadecimal). `window_size` bytes of memory are taken.
+    /// Prepares a file of `length` bytes whose BLAKE3 digest should be `expected` (hexadecimal). It
+    /// takes `window_size` bytes of memory.
     pub(super) fn new(
         file: Arc<File>,
         path: PathBuf,
@@ -44,7 +46,7 @@ impl Sequential {
         window_size: usize,
         stop: Stop,
     ) -> Self {
-        // Advice only: a file system that cannot take it reads all the same.
+        // Advice only: a file system that ignores it reads all the same.
         let _ = fadvise(&*file, 0, None, Advice::Sequential);
         Sequential {
             file,
@@ -95,7 +97,7 @@ impl Sequential {
         Ok(())
     }
 
-    /// Reads what is left of the file and compares the digest.
+    /// Reads the rest of the file and compares the digest.
     pub(super) fn finish(&mut self) -> Result<()> {
         while self.cursor < self.length {
             self.pass_some(u64::MAX, self.length)?;
@@ -111,7 +113,8 @@ impl Sequential {
         Ok(())
     }
 
-    /// Reads the next bytes and tells how many were passed so far; the same number again at the end of the file.
+    /// Reads the next bytes and returns how many have been read so far; the same number again at
+    /// the end of the file.
     pub(super) fn pass_piece(&mut self) -> Result<u64> {
         if self.cursor < self.length {
             self.pass_some(u64::MAX, self.length)?;
@@ -119,19 +122,21 @@ impl Sequential {
         Ok(self.cursor)
     }
 
-    /// For who stops before the end: waits for what is being read ahead, so that it can be given back. Takes as long as 32 MiB do at the most.
+    /// For an early abort: waits for read-ahead to arrive, so that its pages can be dropped. Takes
+    /// at most as long as reading 32 MiB.
     pub(super) fn break_off(&mut self) {
         if self.cursor > 0 && self.cursor < self.length {
             cache::await_read_ahead(&self.file, self.cursor);
         }
     }
 
-    /// Whether so many bytes are worth a read of their own, without a copy.
+    /// Whether this many bytes are worth a read of their own, without a copy.
     fn is_long(&self, bytes: usize) -> bool {
         bytes >= self.window_size.div_ceil(4)
     }
 
-    /// Moves the window over the next bytes: as many as it holds, at most `limit`.
+    /// Moves the window over the next bytes: as many as it holds, at most `limit`. `wanted` is the
+    /// offset for an error message.
     fn pass_some(&mut self, limit: u64, wanted: u64) -> Result<()> {
         let left = (self.length - self.cursor)
             .min(limit)
@@ -171,7 +176,7 @@ impl Sequential {
 }
 
 impl Drop for Sequential {
-    /// Whatever it ended with: what was read ahead, or again, goes too.
+    /// After success or failure, drops the pages that were read ahead or read again.
     fn drop(&mut self) {
         cache::forget(&self.file);
     }

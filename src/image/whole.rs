@@ -9,15 +9,16 @@ use super::sequential::Sequential;
 use super::{Error, Result, cache};
 use crate::model::stop::Stop;
 
-/// So much is read at once, in bytes.
+/// How much is read at once, in bytes.
 const PIECE: usize = 1024 * 1024;
 
-/// Reads the whole file once, without filling the page cache, and compares it with what was recorded. `progress` is told how many bytes have been
-/// read, about once a MiB.
+/// Reads the whole file once, without filling the page cache, and compares it with its recorded
+/// length and digest. Calls `progress` with the number of bytes read so far, about once per MiB.
 ///
 /// # Errors
-/// [`Error::Length`] and [`Error::Digest`] when the file is not what was recorded; others when it cannot be read, or the wish to stop came.
-pub fn verify_file(
+/// [`Error::Length`] or [`Error::Digest`] if the file does not match; others if it cannot be read,
+/// or a stop was requested.
+pub(crate) fn verify_file(
     file: File,
     path: &Path,
     recorded: &Recorded,
@@ -34,7 +35,7 @@ pub fn verify_file(
             expected: recorded.bytes,
         });
     }
-    // What is proved is what is on the disk, not what the cache remembers of it.
+    // The bytes on the disk have to be verified, not those in the page cache.
     cache::forget(&file);
     let digest = recorded.blake3.clone();
     let stop = stop.clone();

@@ -1,4 +1,4 @@
-//! Is there anything but zero in here?
+//! Finds bytes and clusters that are all zero.
 
 use crate::model::block::CLUSTER;
 
@@ -6,14 +6,14 @@ use crate::model::block::CLUSTER;
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     const PROBE: usize = 64;
     let probe = &bytes[..bytes.len().min(PROBE)];
-    // A slice that starts with zero and equals itself shifted by one byte is zero throughout, and the comparison is
-    // the C library's memcmp, which stops at the first difference.
+    // A slice that starts with zero and equals itself shifted by one byte is zero throughout. The
+    // comparison is the C library's memcmp, which stops at the first difference.
     probe.iter().all(|&byte| byte == 0)
         && bytes[bytes.len().min(1)..] == bytes[..bytes.len().saturating_sub(1)]
 }
 
-/// Splits bytes that start on a cluster into runs of clusters that are all zero or are not: `(zero, start, end)`.
-/// The last cluster may be short.
+/// Splits bytes that start on a cluster into runs of clusters that are all zero or not:
+/// `(zero, start, end)`. The last cluster may be short.
 pub(super) fn runs(bytes: &[u8]) -> impl Iterator<Item = (bool, usize, usize)> + '_ {
     let cluster = CLUSTER as usize;
     let mut start = 0;

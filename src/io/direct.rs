@@ -10,13 +10,14 @@ use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 use crate::model::block::ImageFile;
 use crate::model::buffer::ALIGNMENT;
 
-/// So many bytes are written through the page cache before their pages are given back.
+/// How much is written through the page cache before its pages are dropped, in bytes.
 const CACHED_STRETCH: u64 = 8 * 1024 * 1024;
 
-/// A file that is written with `O_DIRECT`, and through the page cache where that is refused.
+/// A file that is written with `O_DIRECT`, or through the page cache where that is not supported.
 ///
-/// A file system may refuse the flag itself or only the first write with it (open(2), "EINVAL"); both are met by going
-/// through the page cache from there on, with its pages given back behind the writer, so that the guests keep theirs.
+/// A file system may reject the flag itself or only the first write with it (open(2), "EINVAL"). In
+/// both cases all further writes go through the page cache, and their pages are dropped soon after,
+/// so that the guests keep theirs.
 #[derive(Debug)]
 pub struct DirectFile {
     file: File,
@@ -26,7 +27,7 @@ pub struct DirectFile {
 }
 
 impl DirectFile {
-    /// Takes over an open file that may be read and written.
+    /// Takes over a file that is open for reading and writing.
     pub fn new(file: File) -> Self {
         let direct = set_direct(&file, true).is_ok();
         DirectFile {
@@ -37,31 +38,18 @@ impl DirectFile {
         }
     }
 
-    /// Takes over an open file and leaves the page cache in the way.
-    pub fn buffered(file: File) -> Self {
-        DirectFile {
-            file,
-            direct: false,
-            stretch_start: 0,
-            stretch_end: 0,
-        }
-    }
-
-    /// Whether writes go past the page cache, as far as is known now.
-    pub fn is_direct(&self) -> bool {
-        self.direct
-    }
-
-    /// The file itself. While writes go past the page cache, reads do so as well and have to be aligned.
+    /// The file itself. While writes bypass the page cache, reads do so as well and must be
+    /// aligned.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Writes all of `bytes` at `offset`. What is not aligned to [`ALIGNMENT`] goes through the page cache.
+    /// Writes all of `bytes` at `offset`. A write that is not aligned to [`ALIGNMENT`] goes through
+    /// the page cache.
     ///
     /// # Errors
-    /// Whatever writing the file meets.
-    pub fn write_any(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+    /// If the file cannot be written.
+    pub(crate) fn write_any(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         if !self.direct {
             return self.write_cached(bytes, offset);
         }
@@ -88,7 +76,8 @@ impl DirectFile {
         self.file.write_all_at(bytes, offset)?;
         let end = offset + bytes.len() as u64;
         if end.saturating_sub(self.stretch_end) >= CACHED_STRETCH {
-            // Dirty pages are not dropped, but their writing begins; the stretch before is clean by now and goes.
+            // Dirty pages are not dropped, but their write-out begins. The stretch before is clean
+            // by now and is dropped.
             let length = NonZeroU64::new(end - self.stretch_start);
             let _ = fadvise(&self.file, self.stretch_start, length, Advice::DontNeed);
             self.stretch_start = self.stretch_end;
@@ -118,7 +107,8 @@ impl ImageFile for DirectFile {
 
 impl Drop for DirectFile {
     fn drop(&mut self) {
-        // The flag belongs to the open file, not to the descriptor: another handle to it would have it as well.
+        // The flag belongs to the open file, not to the descriptor: another handle to it would keep
+        // the flag.
         if self.direct {
             let _ = set_direct(&self.file, false);
         }
@@ -148,11 +138,21 @@ mod tests {
         (file.try_clone().expect("a second handle"), file)
     }
 
+    /// A file that is written through the page cache.
+    fn buffered(file: File) -> DirectFile {
+        DirectFile {
+            file,
+            direct: false,
+            stretch_start: 0,
+            stretch_end: 0,
+        }
+    }
+
     #[test]
     fn aligned_and_odd_writes_both_arrive() {
-        // One of the two is likely to be a file system without O_DIRECT; the result has to be the same.
+        // One of the two probably is a file system without O_DIRECT; the result must be the same.
         for dir in [&std::env::temp_dir(), Path::new("/dev/shm")] {
-            for take_over in [DirectFile::new, DirectFile::buffered] {
+            for take_over in [DirectFile::new, buffered] {
                 let (handle, file) = file_in(dir);
                 let mut file = take_over(file);
                 let mut buffer = Buffer::alone(8192);
@@ -181,7 +181,7 @@ mod tests {
         let direct = DirectFile::new(file);
         assert_eq!(
             fcntl_getfl(&handle).expect("its flags").contains(OFlags::DIRECT),
-            direct.is_direct()
+            direct.direct
         );
         drop(direct);
         assert!(!fcntl_getfl(&handle).expect("its flags").contains(OFlags::DIRECT));
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_long_buffered_write_gives_its_pages_back_and_loses_nothing() {
-        let mut file = DirectFile::buffered(tempfile::tempfile().expect("a temporary file"));
+        let mut file = buffered(tempfile::tempfile().expect("a temporary file"));
         let mut buffer = Buffer::alone(1 << 20);
         for piece in 0..40u64 {
             buffer.fill(piece as u8);

@@ -1,4 +1,4 @@
-//! The door to files: beneath both the repository, which creates images, and the images' own writers.
+//! Access to files, for the repository, which creates images, and for the image writers.
 
 mod direct;
 mod store;

@@ -1,5 +1,5 @@
-//! The only door to durable files. Everything that has to outlive a crash is created, synced,
-//! renamed and deleted here.
+//! The only access to durable files: all that must survive a crash is created, synced, renamed and
+//! deleted here.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -11,40 +11,40 @@ use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use super::DirectFile;
 use crate::model::block::ImageFile;
 
-/// What is done to durable storage. Tests put a store here that crashes at the n-th call.
+/// Operations on durable storage. Tests use a store that crashes at the n-th call.
 pub trait Store: Send + Sync {
-    /// Creates a folder that only its owner may look into; one that exists is an error.
+    /// Creates a folder that only its owner may access; an existing one is an error.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// Creates a folder as the umask has it: QEMU, which runs as a user of its own, may have to
-    /// reach what lies in it. One that exists is an error.
+    /// Creates a folder with the permissions that the umask allows, because QEMU may run as another
+    /// user and need access to its content. An existing one is an error.
     fn create_open_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// Creates a file for an image; one that exists is an error.
+    /// Creates a file for an image; an existing one is an error.
     fn create_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>>;
 
-    /// Creates a file that means nothing until it is renamed, and claims it: until the claim is
-    /// dropped, or its owner dies, [`Store::remove_unclaimed`] leaves it alone. One that exists is
-    /// an error.
+    /// Creates a file that has no meaning until it is renamed, and claims it. Until the claim is
+    /// dropped or its owner dies, [`Store::remove_unclaimed`] leaves the file alone. An existing
+    /// file is an error.
     ///
     /// # Errors
-    /// `WouldBlock` when somebody has taken the new file for a dead one's and removes it: another
-    /// name will do.
+    /// `WouldBlock` if another process took the new file for an abandoned one and removes it: the
+    /// caller should try another name.
     fn create_claimed(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)>;
 
-    /// Removes a file that [`Store::create_claimed`] made and whose owner is dead. Tells whether it
-    /// has removed it: not what is claimed, nor what is no file, nor anything where the file system
-    /// knows no locks.
+    /// Removes a file that [`Store::create_claimed`] made and whose owner is dead. Returns whether
+    /// it was removed. A claimed file and anything but a regular file stay; without file locks in
+    /// the file system everything stays.
     fn remove_unclaimed(&self, path: &Path) -> io::Result<bool>;
 
-    /// Creates a small file with this content and syncs it; one that exists is an error. Only its
+    /// Creates a small file with this content and syncs it; an existing one is an error. Only its
     /// owner may read it.
     fn create_file(&self, path: &Path, content: &[u8]) -> io::Result<()>;
 
-    /// Renames; a target that exists is an error.
+    /// Renames a file or folder; an existing target is an error.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Makes what was created, renamed and removed in a folder survive a crash.
+    /// Makes everything created, renamed and removed in a folder survive a crash.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 
     /// Removes a file.
@@ -54,19 +54,19 @@ pub trait Store: Send + Sync {
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
 }
 
-/// The proof that the owner of an unfinished file lives: a lock of the kernel's (`flock`), which no
-/// dead process holds.
+/// The proof that the owner of an unfinished file is alive: a kernel lock (`flock`), which ends
+/// with its process.
 #[derive(Debug)]
 pub struct Claim {
     _file: Option<File>,
 }
 
 impl Claim {
-    /// Locks a file that has just been created. Where the file system knows no locks there is none,
-    /// and nobody can take the file for abandoned either.
+    /// Locks a file that has just been created. On a file system without locks the claim is empty,
+    /// and no process can take the file for abandoned.
     fn take(file: &File) -> io::Result<Claim> {
         match file.try_lock() {
-            // Between its creation and the lock, somebody may have locked and removed it.
+            // Another process may have locked and removed it between its creation and this lock.
             Ok(()) if file.metadata()?.nlink() == 0 => Err(io::ErrorKind::WouldBlock.into()),
             // The lock belongs to the open file, which the copy shares: it lasts until both are
             // closed.
@@ -79,13 +79,13 @@ impl Claim {
     }
 }
 
-/// The real thing.
+/// The store on the real file system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DiskStore;
 
 impl Store for DiskStore {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        // Images are copies of whole machines: nobody but the owner needs to look into them.
+        // Images are copies of whole machines, so only their owner may read them.
         DirBuilder::new().mode(0o700).create(path)
     }
 
@@ -107,7 +107,7 @@ impl Store for DiskStore {
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = OpenOptions::new()
             .read(true)
-            // Some network file systems lock only what may be written.
+            // Some network file systems lock only files that are open for writing.
             .write(true)
             .custom_flags(flags.bits() as i32)
             .open(path)?;
@@ -115,8 +115,9 @@ impl Store for DiskStore {
         if !found.is_file() || file.try_lock().is_err() {
             return Ok(false);
         }
-        // Until it was locked, its owner could rename it and somebody else put another one there.
-        // From now on nobody can: an owner holds the lock for as long as the file has this name.
+        // Before the lock, its owner could rename it, and another process could create a file with
+        // this name. From now on neither can happen: an owner holds the lock for as long as the
+        // file has this name.
         let there = path.symlink_metadata()?;
         if (there.dev(), there.ino()) != (found.dev(), found.ino()) {
             return Ok(false);
@@ -134,7 +135,7 @@ impl Store for DiskStore {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(()),
-            // Some network file systems cannot promise it in one step.
+            // Some network file systems cannot do this in one step.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
                 if to.symlink_metadata().is_ok() {
                     return Err(io::ErrorKind::AlreadyExists.into());

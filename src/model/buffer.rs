@@ -1,4 +1,4 @@
-//! Reused, aligned memory, bounded in number: what a copy needs does not grow with the disk.
+//! Aligned memory that is reused and limited: a copy needs no more of it for a larger disk.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use memmap2::{Advice, MmapMut};
 
-/// Start address and length of every buffer are multiples of this, in bytes, so that files can be read and written past the page cache.
-pub const ALIGNMENT: usize = 4096;
+/// Alignment of the start address and the length of every buffer, in bytes. It allows files to be
+/// read and written past the page cache.
+pub(crate) const ALIGNMENT: usize = 4096;
 
-/// Length of a huge page in bytes, with the usual pages of 4 KiB beneath it.
+/// Length of a huge page in bytes, on machines whose usual pages have 4 KiB.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Memory of a fixed capacity whose start is aligned to [`ALIGNMENT`]. It goes back to its pool when dropped.
+/// Memory of a fixed capacity whose start is aligned to [`ALIGNMENT`]. It returns to its pool when
+/// it is dropped.
 pub struct Buffer {
     memory: Memory,
     length: usize,
@@ -32,15 +34,15 @@ impl Buffer {
         }
     }
 
-    /// How many bytes it can hold.
-    pub fn capacity(&self) -> usize {
+    /// The number of bytes that it can hold.
+    pub(crate) fn capacity(&self) -> usize {
         self.memory.capacity
     }
 
-    /// Sets how many bytes it holds.
+    /// Sets the number of bytes that it holds.
     ///
     /// # Panics
-    /// When `length` is beyond the capacity: that is a mistake of the caller, never of the data.
+    /// If `length` is beyond the capacity, which is a mistake of the caller, never of the data.
     pub fn set_len(&mut self, length: usize) {
         assert!(length <= self.capacity(), "a buffer cannot grow");
         self.length = length;
@@ -75,19 +77,20 @@ impl Drop for Buffer {
     }
 }
 
-/// Aligned memory, taken from the system as it is first used.
+/// Aligned memory. The system provides it when it is first used.
 #[derive(Default)]
 struct Memory {
     room: Room,
-    /// Where in the room it starts, and how much it holds, in bytes.
+    /// The start of the aligned part within the room, and its length, both in bytes.
     start: usize,
     capacity: usize,
 }
 
-/// More memory than is used: the start in it is what is aligned.
+/// An allocation that is larger than needed, so that it contains an aligned start.
 enum Room {
-    /// In huge pages, if the kernel has some: a large buffer is filled by the kernel, hashed, and written from where it lies, and each of them has
-    /// to look up every page. Such a page counts as resident in whole.
+    /// In huge pages, if the kernel has some. The kernel fills a large buffer, hashing reads it,
+    /// and the writer writes it in place; each of them looks up every page. A huge page counts as
+    /// resident in whole.
     Mapped(MmapMut),
     Plain(Vec<u8>),
 }
@@ -106,7 +109,7 @@ impl Memory {
         let mapped = is_large.then(|| MmapMut::map_anon(length).ok());
         let (mut room, alignment) = match mapped.flatten() {
             Some(mapped) => {
-                // Where the kernel knows no huge pages the usual ones do.
+                // Without huge pages in the kernel, the usual ones do.
                 let _ = mapped.advise(Advice::HugePage);
                 (Room::Mapped(mapped), HUGE_PAGE)
             }
@@ -160,7 +163,7 @@ impl Shelf {
 
 /// A fixed number of buffers of one size. Clones share the buffers.
 ///
-/// The pool is what bounds a copy: a reader that outruns its writer finds it empty and waits.
+/// The pool limits a copy: a reader that is faster than its writer finds it empty and waits.
 #[derive(Clone)]
 pub struct BufferPool {
     shelf: Arc<Shelf>,
@@ -169,7 +172,8 @@ pub struct BufferPool {
 }
 
 impl BufferPool {
-    /// `count` buffers of `capacity` bytes each (rounded up to [`ALIGNMENT`]). Memory is taken from the system as it is first used.
+    /// Makes `count` buffers of `capacity` bytes each (rounded up to [`ALIGNMENT`]). The system
+    /// provides the memory when it is first used.
     pub fn new(count: usize, capacity: usize) -> Self {
         let capacity = capacity.next_multiple_of(ALIGNMENT);
         let mut free = VecDeque::with_capacity(count);
@@ -186,23 +190,24 @@ impl BufferPool {
         }
     }
 
-    /// How many bytes one buffer holds.
-    pub fn buffer_capacity(&self) -> usize {
+    /// The number of bytes that one buffer holds.
+    pub(crate) fn buffer_capacity(&self) -> usize {
         self.capacity
     }
 
-    /// How many buffers there are in all, those in use included.
+    /// The number of buffers, including those in use.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// A buffer, if one is free now. Its content is whatever its last user left there.
-    pub fn try_take(&self) -> Option<Buffer> {
+    /// Takes a buffer if one is free now. It still holds the bytes of its last user.
+    pub(crate) fn try_take(&self) -> Option<Buffer> {
         let taken = self.shelf.lock().pop_back();
         taken.map(|memory| self.dress(memory))
     }
 
-    /// A buffer as soon as one is free, or none after `longest`, so that the caller can look whether it is to stop.
+    /// Takes a buffer as soon as one is free. Returns none after `longest`, so that the caller can
+    /// check whether to stop.
     pub fn take_within(&self, longest: Duration) -> Option<Buffer> {
         let guard = self.shelf.lock();
         let (mut guard, _) = self

@@ -1,63 +1,66 @@
-//! The restore points of a domain, and which of them are the parents of which.
+//! The restore points of a domain, and their parents.
 
 use jiff::Timestamp;
 
 use super::restore_point::{Level, RestorePoint};
 
-/// A restore point as the repository holds it.
+/// A restore point with what the repository knows of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptPoint {
-    /// What its manifest says.
+    /// The content of its manifest.
     pub point: RestorePoint,
-    /// The digest of its manifest, by which what stands upon it knows it.
+    /// The digest of its manifest, by which its children refer to it.
     pub manifest: String,
-    /// What is wrong with its own files; empty when they are all there with the recorded sizes.
+    /// The faults of its own files; empty if they are all there with the recorded sizes.
     pub faults: Vec<FileFault>,
-    /// What the last verification found damaged. Nothing new is to rely on it; giving it back may be tried all the same.
+    /// The damage that the last verification found. Nothing new relies on it, but a restore may
+    /// still be tried.
     pub suspected_damage: Vec<SuspectedDamage>,
-    /// What comparisons with the domain found: nothing new may rely on what any bitmap of these disks knew then.
+    /// The missed writes that comparisons with the domain found. Nothing new relies on the bitmaps
+    /// that these disks had then.
     pub missed_writes: Vec<MissedWrite>,
 }
 
 impl KeptPoint {
-    /// The write of which a comparison with this restore point found that a bitmap of the disk had missed it.
+    /// The missed write of this disk, if a comparison with this restore point found one.
     pub fn missed_write(&self, target: &str) -> Option<&MissedWrite> {
         self.missed_writes.iter().find(|missed| missed.disk == target)
     }
 }
 
-/// A bitmap had missed a write: a disk differed from its restore point where the bitmap called it unchanged.
+/// A write that a bitmap did not record: a disk differed from its restore point where the bitmap
+/// called it unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MissedWrite {
     /// The disk's target.
     pub disk: String,
-    /// When it was found.
+    /// When the comparison found it.
     pub found: Timestamp,
 }
 
-/// Something that a verification found damaged.
+/// Damage that a verification found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SuspectedDamage {
     /// A sentence that names the file.
     pub what: String,
-    /// What of the restore point it concerns.
+    /// The part of the restore point that it affects.
     pub concerns: Concern,
 }
 
-/// What of a restore point a damage concerns.
+/// The part of a restore point that damage affects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Concern {
     /// The disk of this target.
     Disk(String),
-    /// Files that belong to none of its disks.
+    /// Files that belong to no disk.
     Files,
-    /// All of it, as far as anybody knows.
+    /// The whole restore point, because nothing more precise is known.
     All,
 }
 
 impl Concern {
-    /// Whether the disk of this target is concerned.
-    pub fn is_of_disk(&self, target: &str) -> bool {
+    /// Whether it affects the disk of this target.
+    pub(crate) fn is_of_disk(&self, target: &str) -> bool {
         match self {
             Concern::Disk(disk) => disk == target,
             Concern::Files => false,
@@ -66,7 +69,7 @@ impl Concern {
     }
 }
 
-/// What is wrong with a file of a restore point.
+/// A fault of a file of a restore point: the file is missing, or its size differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileFault {
     /// The file's name within the restore point.
@@ -75,18 +78,18 @@ pub struct FileFault {
     pub what: String,
 }
 
-/// A restore point that has gone, or whose manifest cannot be used: of its content nothing is known.
+/// A restore point that is missing, or whose manifest cannot be used. Its content is unknown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LostPoint {
-    /// Its id, as its folder's name has it.
+    /// Its id, as in the name of its folder.
     pub id: String,
     /// A sentence that names its manifest.
     pub what: String,
-    /// Whether it was written by a newer program, and may well be sound.
+    /// Whether a newer program wrote it, so that it may well be sound.
     pub is_newer: bool,
 }
 
-/// The restore points of one domain that were read, with the questions one asks of them.
+/// The readable restore points of one domain, with lookups of parents, faults and damage.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chains {
     points: Vec<KeptPoint>,
@@ -106,21 +109,22 @@ impl Chains {
         }
     }
 
-    /// The same, beside restore points that could not be read.
+    /// Adds restore points that could not be read.
     pub fn beside(self, lost: Vec<LostPoint>) -> Self {
         Chains { lost, ..self }
     }
 
-    /// The restore point of this id that could not be read, if there is none of that id that could.
+    /// The restore point of this id that could not be read, unless one of the same id could be
+    /// read.
     pub fn lost(&self, id: &str) -> Option<&LostPoint> {
         self.lost
             .iter()
             .find(|lost| lost.id == id && self.get(id).is_none())
     }
 
-    /// A restore point that could not be read and that may be of a later moment than `after`, both by their ids. Names decide nothing, but
-    /// warn.
-    pub fn lost_after(&self, after: &str) -> impl Iterator<Item = &LostPoint> {
+    /// Restore points that could not be read and may be later than `after`, judged by their ids.
+    /// Ids are good enough for a warning, not for a decision.
+    pub(crate) fn lost_after(&self, after: &str) -> impl Iterator<Item = &LostPoint> {
         self.lost
             .iter()
             .filter(move |lost| lost.id.as_str() > after && self.get(&lost.id).is_none())
@@ -133,32 +137,36 @@ impl Chains {
         )
     }
 
-    /// All of them, in the order they were committed.
+    /// All of them, in the order in which they were committed.
     pub fn points(&self) -> &[KeptPoint] {
         &self.points
     }
 
-    /// The one with this id.
+    /// The restore point with this id.
     pub fn get(&self, id: &str) -> Option<&KeptPoint> {
         self.points.iter().find(|kept| kept.point.id == id)
     }
 
-    /// Those in periods, in the same order: all except standalone copies, which no backup stands on.
-    pub fn in_periods(&self) -> impl DoubleEndedIterator<Item = &KeptPoint> {
+    /// The restore points in periods, in the same order: all except standalone copies, on which no
+    /// backup depends.
+    pub(crate) fn in_periods(&self) -> impl DoubleEndedIterator<Item = &KeptPoint> {
         self.points.iter().filter(|kept| !kept.point.is_copy())
     }
 
-    /// The newest one in a period.
-    pub fn latest_in_periods(&self) -> Option<&KeptPoint> {
+    /// The newest restore point in a period.
+    pub(crate) fn latest_in_periods(&self) -> Option<&KeptPoint> {
         self.in_periods().next_back()
     }
 
-    /// The newest one, copies included.
+    /// The newest restore point, copies included.
     pub fn latest(&self) -> Option<&KeptPoint> {
         self.points.last()
     }
 
-    /// The restore points whose images make up this disk at `id`, newest first, or what breaks the chain.
+    /// The restore points whose images make up this disk at `id`, newest first.
+    ///
+    /// # Errors
+    /// A sentence that says what breaks the chain.
     pub fn lineage(&self, id: &str, target: &str) -> Result<Vec<&KeptPoint>, String> {
         let mut line: Vec<&KeptPoint> = Vec::new();
         let mut wanted = id.to_owned();
@@ -171,7 +179,7 @@ impl Chains {
                 .point
                 .disk(target)
                 .ok_or_else(|| format!("restore point {wanted} does not hold disk {target}"))?;
-            // What is wrong with other files is no hindrance to this disk.
+            // Faults of other files do not matter for this disk.
             if let Some(fault) = kept.faults.iter().find(|fault| fault.file == disk.image) {
                 return Err(fault.what.clone());
             }
@@ -194,8 +202,8 @@ impl Chains {
         }
     }
 
-    /// Detects a replaced ancestor: a child was made when another restore point than this one, or than one of its parents, was here. However whole
-    /// it is, nothing new is to rely on it.
+    /// Detects a replaced ancestor: this restore point, or one of its parents, is not the one on
+    /// which a child was made. Nothing new relies on such a chain, even if it is whole.
     pub(super) fn replaced_ancestor(&self, id: &str, target: &str) -> Option<String> {
         let line = self.lineage(id, target).ok()?;
         let is_child = |kept: &&KeptPoint, parent: &KeptPoint| {
@@ -208,7 +216,7 @@ impl Chains {
         })
     }
 
-    /// What the last verification found damaged in the images that make up this disk at `id`.
+    /// Damage that the last verification found in the images that make up this disk at `id`.
     pub fn suspected_damage(&self, id: &str, target: &str) -> Option<String> {
         let line = self.lineage(id, target).ok()?;
         let mut found = line.into_iter().flat_map(|kept| &kept.suspected_damage);
@@ -216,8 +224,8 @@ impl Chains {
         found.map(|damage| damage.what.clone())
     }
 
-    /// The same for any disk of it, and for its other files.
-    pub fn any_suspected_damage(&self, id: &str) -> Option<String> {
+    /// Damage in any disk of a restore point, or in its other files.
+    pub(crate) fn any_suspected_damage(&self, id: &str) -> Option<String> {
         let kept = self.get(id)?;
         let mut disks = kept.point.disks.iter();
         let of_disk = disks.find_map(|disk| self.suspected_damage(id, &disk.target));
@@ -225,18 +233,18 @@ impl Chains {
     }
 
     /// The newest restore point in a period that holds this disk.
-    pub fn latest_with(&self, target: &str) -> Option<&KeptPoint> {
+    pub(crate) fn latest_with(&self, target: &str) -> Option<&KeptPoint> {
         self.in_periods()
             .rev()
             .find(|kept| kept.point.disk(target).is_some())
     }
 
-    /// Whether nothing was saved of this disk since the restore point `id`.
-    pub fn is_latest_with(&self, id: &str, target: &str) -> bool {
+    /// Whether `id` is the last restore point that saved this disk.
+    pub(crate) fn is_latest_with(&self, id: &str, target: &str) -> bool {
         self.latest_with(target).is_some_and(|kept| kept.point.id == id)
     }
 
-    /// The missed writes that are not made good: nothing was saved of these disks since they were found.
+    /// The missed writes that still matter: no backup has saved the disk since they were found.
     pub fn standing_missed_writes(&self) -> impl Iterator<Item = &MissedWrite> {
         let missed = self.points.iter().flat_map(|kept| {
             kept.missed_writes
@@ -247,7 +255,7 @@ impl Chains {
         standing.map(|(_, missed)| missed)
     }
 
-    /// Why this restore point cannot be given back whole; empty when it can.
+    /// The reasons why this restore point cannot be restored completely; empty if it can.
     pub fn faults(&self, id: &str) -> Vec<String> {
         let Some(kept) = self.get(id) else {
             return vec![self.missing(id)];
@@ -264,20 +272,21 @@ impl Chains {
     }
 }
 
-/// Whether `kept` is the restore point upon which this disk of `child` was made, and not another one of that name.
+/// Checks that `kept` is the restore point on which this disk of `child` was made, and not another
+/// one with the same id.
 fn is_parent_of(child: &KeptPoint, kept: &KeptPoint, target: &str) -> Result<(), String> {
     let (of, parent) = (&child.point.id, &kept.point.id);
     let disk = child.point.disk(target);
-    if let Some(made_upon) = disk.and_then(|disk| disk.parent_manifest.as_ref())
-        && !made_upon.eq_ignore_ascii_case(&kept.manifest)
+    if let Some(made_on) = disk.and_then(|disk| disk.parent_manifest.as_ref())
+        && !made_on.eq_ignore_ascii_case(&kept.manifest)
     {
         return Err(format!(
-            "disk {target} of {of} was made upon another restore point {parent} than the one that is there"
+            "disk {target} of {of} depends on restore point {parent}, which has been replaced by another one"
         ));
     }
     if child.point.sequence <= kept.point.sequence {
         return Err(format!(
-            "disk {target} of {of} stands upon {parent}, which is not older by its number"
+            "disk {target} of {of} depends on {parent}, whose sequence number is not lower"
         ));
     }
     Ok(())

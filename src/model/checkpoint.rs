@@ -1,23 +1,27 @@
-//! libvirt's named points in time, and the names of ours.
+//! libvirt's checkpoints, and the names and marks of vmsnap's.
 
 use serde::{Deserialize, Serialize};
 
-/// How many checkpoints of the active chain stay in a domain unless the user says otherwise.
-pub const KEPT_CHECKPOINTS: usize = 32;
+/// The number of checkpoints of the active chain that stay in a domain unless the user sets
+/// another.
+pub(crate) const KEPT_CHECKPOINTS: usize = 32;
 
-/// The prefix of our checkpoints' names: the classic one, so that status and scrub know them.
+/// The prefix of the names of vmsnap's checkpoints. The classic program uses it too, and status and
+/// scrub recognise it.
 const PREFIX: &str = "virtnbdbackup.";
 
-/// What a mark says before the id of the repository.
+/// The words of a mark before the id of the repository.
 const OF_REPOSITORY: &str = " of repository ";
 
-/// The mark of the checkpoint that a run makes. `repository` is the id of the repository of its restore point, if that is known.
-pub fn mark_of_run(run: &str, repository: Option<&str>) -> String {
+/// The mark of a checkpoint that a run makes. `repository` is the id of the repository of its
+/// restore point, if it is known.
+pub(crate) fn mark_of_run(run: &str, repository: Option<&str>) -> String {
     with_repository(format!("vmsnap run {run}"), repository)
 }
 
-/// The mark of a checkpoint that is made known to libvirt again, because this restore point recorded it.
-pub fn mark_of_point(id: &str, repository: Option<&str>) -> String {
+/// The mark of a checkpoint that is registered with libvirt again from the record of this restore
+/// point.
+pub(crate) fn mark_of_point(id: &str, repository: Option<&str>) -> String {
     with_repository(format!("vmsnap restore point {id}"), repository)
 }
 
@@ -28,7 +32,8 @@ fn with_repository(mark: String, repository: Option<&str>) -> String {
     }
 }
 
-/// The mark of a record that is made only to remove the bitmaps of its name with it.
+/// The mark of a checkpoint record that is created only to delete the bitmaps of the same name with
+/// it.
 pub const REMOVAL_MARK: &str = "vmsnap removes these bitmaps";
 
 /// A checkpoint as libvirt lists it.
@@ -38,7 +43,7 @@ pub struct Checkpoint {
     pub name: String,
     /// When it was made, in seconds since 1970.
     pub created: i64,
-    /// Its description; a run of ours leaves its mark there.
+    /// Its description, which holds the mark if vmsnap made it.
     pub mark: Option<String>,
     /// The disks it covers with a bitmap.
     pub disks: Vec<CheckpointDisk>,
@@ -52,32 +57,33 @@ impl Checkpoint {
             .any(|disk| disk.target == target && disk.bitmap == Bitmap::Sound)
     }
 
-    /// Bytes written to this disk since, where the hypervisor can tell.
-    pub fn dirty_bytes(&self, target: &str) -> Option<u64> {
+    /// Bytes written to this disk since the checkpoint, if the hypervisor reports it.
+    pub(crate) fn dirty_bytes(&self, target: &str) -> Option<u64> {
         let disk = self.disks.iter().find(|disk| disk.target == target);
         disk.and_then(|disk| disk.dirty_bytes)
     }
 
-    /// Whether the bitmap of this disk cannot be looked at from here.
-    pub fn is_unknown_for(&self, target: &str) -> bool {
+    /// Whether the bitmap of this disk cannot be examined now.
+    pub(crate) fn is_unknown_for(&self, target: &str) -> bool {
         self.disks
             .iter()
             .any(|disk| disk.target == target && disk.bitmap == Bitmap::Unknown)
     }
 
-    /// The id of the repository for which it was made, where its mark says so: those of earlier versions do not.
+    /// The id of the repository for which it was made. Marks of earlier versions do not name it.
     pub fn repository(&self) -> Option<&str> {
         let (_, id) = self.mark.as_deref()?.rsplit_once(OF_REPOSITORY)?;
         Some(id)
     }
 
-    /// Whether it was made for another repository than the one with the id `own`. A repository without an id has made no checkpoint whose
-    /// mark names a repository.
-    pub fn is_of_other_repository(&self, own: Option<&str>) -> bool {
+    /// Whether it was made for another repository than the one with the id `own`. A repository
+    /// without an id has never made a checkpoint whose mark names a repository.
+    pub(crate) fn is_of_other_repository(&self, own: Option<&str>) -> bool {
         self.repository().is_some_and(|of| Some(of) != own)
     }
 
-    /// The same moment as the one recorded: name and time of creation agree. A name alone can have been used again.
+    /// Whether it is the recorded checkpoint: name and time of creation agree. A name alone can be
+    /// used again.
     pub fn is(&self, recorded: &CheckpointId) -> bool {
         self.name == recorded.name && self.created == recorded.created
     }
@@ -88,62 +94,65 @@ impl Checkpoint {
 pub struct CheckpointDisk {
     /// The disk's target.
     pub target: String,
-    /// What is known of its bitmap.
+    /// The state of its bitmap.
     pub bitmap: Bitmap,
-    /// Bytes written since, where the hypervisor can tell.
+    /// Bytes written since the checkpoint, if the hypervisor reports it.
     pub dirty_bytes: Option<u64>,
 }
 
-/// What is known of a checkpoint's bitmap on one disk.
+/// The state of a checkpoint's bitmap on one disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bitmap {
-    /// It is there and records.
+    /// It is present and recording.
     Sound,
-    /// It is missing, or marked inconsistent since QEMU was killed.
+    /// It is missing, or marked inconsistent because QEMU was killed.
     Broken,
-    /// It cannot be looked at now: the domain is shut off, and its images are on another machine, or cannot be opened.
+    /// It cannot be examined now: the domain is shut off, and its images are on another machine or
+    /// cannot be opened.
     Unknown,
 }
 
-/// What a manifest keeps of a checkpoint, to know it again.
+/// The record of a checkpoint in a manifest, by which it is recognised.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckpointId {
     /// Its name.
     pub name: String,
-    /// When it was made, in seconds since 1970, as libvirt says.
+    /// When it was made, in seconds since 1970, as libvirt reports it.
     pub created: i64,
 }
 
-/// Digits of a name's time, in seconds since 1970.
+/// The number of digits of the time in a name, in seconds since 1970.
 const TIME_DIGITS: usize = 10;
 
-/// Digits of a name's random part.
+/// The number of digits of the random part of a name.
 const RANDOM_DIGITS: usize = 15;
 
-/// A name that no other run gives, whatever host, definition or repository it is for, and whenever: the time in seconds since 1970, then 15
-/// random digits (50 bits). Later names have higher numbers.
+/// Makes a name that no other run makes, on any host, for any definition or repository, at any
+/// time.
 ///
-/// The number has 25 digits: a program that counts from the highest number it can read never comes to one of these.
-pub fn new_name(seconds: i64, random: u64) -> String {
+/// It consists of the time in seconds since 1970 and 15 random digits (50 bits), so later names
+/// have higher numbers. The number has 25 digits: a program that counts up from the highest number
+/// it can read never reaches it.
+pub(crate) fn new_name(seconds: i64, random: u64) -> String {
     let seconds = seconds.clamp(0, 10_i64.pow(TIME_DIGITS as u32) - 1);
     let random = random % 10_u64.pow(RANDOM_DIGITS as u32);
     format!("{PREFIX}{seconds:0TIME_DIGITS$}{random:0RANDOM_DIGITS$}")
 }
 
-/// Whether a name is one of ours: `virtnbdbackup.` and digits, however many.
-pub fn is_own(name: &str) -> bool {
+/// Whether a name is one of vmsnap's: `virtnbdbackup.` and any number of digits.
+pub(crate) fn is_own(name: &str) -> bool {
     digits(name).is_some()
 }
 
-/// Whether a name has the form of [`new_name`]: the bitmap that has it can only be the one of its run. A number that was counted can
-/// have been given again.
-pub fn is_unique(name: &str) -> bool {
+/// Whether a name has the form of [`new_name`], so that a bitmap with this name can only be from
+/// that run. A counted number can be given twice.
+pub(crate) fn is_unique(name: &str) -> bool {
     digits(name).is_some_and(|digits| digits.len() == TIME_DIGITS + RANDOM_DIGITS)
 }
 
-/// A key that sorts our names by their numbers, and foreign names after them.
-pub fn sort_key(name: &str) -> (bool, usize, &str) {
+/// A key that sorts vmsnap's names by their numbers, and foreign names after them.
+pub(crate) fn sort_key(name: &str) -> (bool, usize, &str) {
     match digits(name) {
         Some(digits) => {
             let number = digits.trim_start_matches('0');
@@ -153,7 +162,7 @@ pub fn sort_key(name: &str) -> (bool, usize, &str) {
     }
 }
 
-/// The digits of one of our names; `None` for a foreign one.
+/// The digits of one of vmsnap's names; `None` for a foreign name.
 fn digits(name: &str) -> Option<&str> {
     let digits = name.strip_prefix(PREFIX)?;
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());

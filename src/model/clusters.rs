@@ -4,30 +4,31 @@ use super::block::{CLUSTER, Extent};
 use super::extents::Run;
 use super::random::Random;
 
-/// A set of clusters of one disk: a bit for each.
+/// A set of clusters of one disk, with one bit for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterSet {
     size: u64,
     words: Vec<u64>,
 }
 
-/// What an export tells of a disk.
+/// The map of a disk, as its export reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskMap {
-    /// The clusters with any byte that the bitmap calls changed; empty without a bitmap.
+    /// The clusters with at least one byte that the bitmap calls changed; empty without a bitmap.
     pub changed: ClusterSet,
     /// The clusters that are not known to read as zero.
     pub data: ClusterSet,
 }
 
-/// The flag of the wanted runs in [`ClusterSet::runs`].
-pub const WANTED: u32 = 1;
+/// The flag of the runs in [`ClusterSet::runs`] that belong to the set.
+pub(crate) const WANTED: u32 = 1;
 
 impl ClusterSet {
-    /// The largest disk that a set can be of, in bytes: its bits take 128 MiB.
-    pub const LARGEST_DISK: u64 = 64 << 40;
+    /// The largest disk for which a set can be made, in bytes: its bits take 128 MiB.
+    pub(crate) const LARGEST_DISK: u64 = 64 << 40;
 
-    /// An empty set for a disk of `size` bytes, at most [`Self::LARGEST_DISK`]; what lies behind is in no set.
+    /// An empty set for a disk of `size` bytes, at most [`Self::LARGEST_DISK`]. Clusters beyond
+    /// that limit are in no set.
     pub fn new(size: u64) -> Self {
         let size = size.min(Self::LARGEST_DISK);
         let words = size.div_ceil(CLUSTER).div_ceil(64);
@@ -42,7 +43,8 @@ impl ClusterSet {
         self.size
     }
 
-    /// Adds every cluster that has a byte of this range; what lies behind the end of the disk is left out.
+    /// Adds every cluster that has a byte of this range. Bytes beyond the end of the disk are
+    /// ignored.
     pub fn add(&mut self, offset: u64, length: u64) {
         let end = offset.saturating_add(length).min(self.size).div_ceil(CLUSTER);
         let mut index = offset / CLUSTER;
@@ -63,25 +65,25 @@ impl ClusterSet {
     }
 
     /// Adds all clusters of another set.
-    pub fn add_all(&mut self, other: &ClusterSet) {
+    pub(crate) fn add_all(&mut self, other: &ClusterSet) {
         for (word, other) in self.words.iter_mut().zip(&other.words) {
             *word |= other;
         }
     }
 
     /// Removes all clusters of another set.
-    pub fn remove_all(&mut self, other: &ClusterSet) {
+    pub(crate) fn remove_all(&mut self, other: &ClusterSet) {
         for (word, other) in self.words.iter_mut().zip(&other.words) {
             *word &= !other;
         }
     }
 
-    /// How many clusters are in it.
+    /// The number of clusters in the set.
     pub fn count(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
-    /// The clusters, by their offset on the disk in bytes, in order.
+    /// The offsets of its clusters on the disk in bytes, in order.
     pub fn offsets(&self) -> impl Iterator<Item = u64> {
         self.words.iter().enumerate().flat_map(|(place, &word)| {
             let mut left = word;
@@ -95,7 +97,8 @@ impl ClusterSet {
         })
     }
 
-    /// The ranges of neighbouring clusters, as offset and length in bytes. The last one may end with the disk, within a cluster.
+    /// The ranges of adjacent clusters, as offset and length in bytes. The last range may end with
+    /// the disk, within a cluster.
     pub fn ranges(&self) -> impl Iterator<Item = (u64, u64)> {
         let mut offsets = self.offsets().peekable();
         std::iter::from_fn(move || {
@@ -108,7 +111,7 @@ impl ClusterSet {
         })
     }
 
-    /// The set as runs over the whole disk, those in it with the flag [`WANTED`].
+    /// The set as runs over the whole disk. The runs in the set have the flag [`WANTED`].
     pub fn runs(&self) -> Vec<Run> {
         let mut runs = Vec::new();
         let mut at = 0;
@@ -126,13 +129,15 @@ impl ClusterSet {
         runs
     }
 
-    /// Keeps `count` of its clusters, chosen at random; all of them when there are no more. The same seed chooses the same.
+    /// Picks `count` of its clusters at random, or all of them if there are no more. The same seed
+    /// picks the same clusters.
     pub fn sample(&self, count: u64, seed: u64) -> ClusterSet {
         let all = self.count();
         if count >= all {
             return self.clone();
         }
-        // One pass that takes each cluster with the chance that is left to it (Knuth, The Art of Computer Programming, 3.4.2, algorithm S).
+        // A single pass takes each cluster with the probability that is left to it (Knuth, The Art
+        // of Computer Programming, 3.4.2, algorithm S).
         let mut random = Random::new(seed);
         let mut chosen = ClusterSet::new(self.size);
         let (mut left, mut wanted) = (all, count);
@@ -237,7 +242,7 @@ mod tests {
                 chosen[(offset / CLUSTER) as usize] += 1;
             }
         }
-        // 200 are expected, with a deviation of 13.
+        // The mean is 200, the standard deviation 13.
         assert!(
             chosen.iter().all(|times| (120..280).contains(times)),
             "{chosen:?}"

@@ -1,4 +1,4 @@
-//! A libvirt virtual machine and its disks, as its XML tells.
+//! A libvirt virtual machine and its disks, as its XML describes them.
 
 use std::path::PathBuf;
 
@@ -7,21 +7,21 @@ pub use super::storage::{Backing, DiskFormat, Encryption, Layer, Source};
 /// Whether the domain runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DomainState {
-    /// Running (also: blocked, being shut down, suspended by its guest).
+    /// Running, blocked, being shut down, or suspended by its guest.
     Running,
-    /// Paused, by whom ever.
+    /// Paused, for whatever reason.
     Paused,
     /// Not running: shut off or crashed.
     ShutOff,
 }
 
 impl DomainState {
-    /// Whether there is a QEMU process that holds the disks.
+    /// Whether a QEMU process holds the disks.
     pub fn is_active(self) -> bool {
         self != DomainState::ShutOff
     }
 
-    /// The word for it, as `virsh` says it.
+    /// The word that `virsh` uses for it.
     pub fn word(self) -> &'static str {
         match self {
             DomainState::Running => "running",
@@ -34,7 +34,7 @@ impl DomainState {
 /// A domain as the hypervisor describes it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Domain {
-    /// Its name, exactly as libvirt has it.
+    /// Its name, exactly as in libvirt.
     pub name: String,
     /// Its UUID, in libvirt's spelling.
     pub uuid: String,
@@ -42,19 +42,20 @@ pub struct Domain {
     pub state: DomainState,
     /// Whether its definition outlives its run.
     pub persistent: bool,
-    /// The id of the run, while it runs.
+    /// libvirt's id of the running domain; `None` unless it runs.
     pub id: Option<u32>,
-    /// Its drives in the order of the XML, those included that are never backed up.
+    /// Its drives in the order of the XML, including those that are never backed up.
     pub disks: Vec<Disk>,
-    /// Where its UEFI variables are kept, if it has any.
+    /// The path of its UEFI variables, if it has any.
     pub nvram: Option<PathBuf>,
     /// Whether it has an emulated TPM, whose state is not in any disk.
     pub has_tpm_state: bool,
-    /// Whether it has a guest agent channel, and the agent was connected when last seen.
+    /// The state of its guest agent when last seen.
     pub agent: Agent,
-    /// Targets of disks that its metadata excludes from backups, as they stand there: whether it has such disks is another matter.
+    /// Targets of disks that its metadata excludes from backups. The domain need not have these
+    /// disks.
     pub excluded: Vec<String>,
-    /// The XML to define it again: inactive form, security information included.
+    /// The XML to define it again: the inactive form, with security information.
     pub inactive_xml: String,
 }
 
@@ -65,18 +66,18 @@ impl Domain {
     }
 }
 
-/// What is known of the guest agent.
+/// The state of the guest agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Agent {
     /// The domain has no channel for it.
     None,
-    /// There is a channel; nobody is connected to it in the guest.
+    /// There is a channel, but nothing in the guest has opened it.
     Disconnected,
-    /// There is a channel and something in the guest has opened it.
+    /// There is a channel, and something in the guest has opened it.
     Connected,
 }
 
-/// What the guest sees the drive as.
+/// The kind of device that the guest sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
     /// A plain disk.
@@ -92,34 +93,36 @@ pub enum Device {
 /// One drive of a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// Its target, the name by which everything speaks of it (`vda`).
+    /// Its target (`vda`), which identifies it everywhere.
     pub target: String,
-    /// What the guest sees it as.
+    /// The kind of device that the guest sees.
     pub device: Device,
-    /// Where its content lies.
+    /// The location of its content.
     pub source: Source,
-    /// How its content is laid out.
+    /// The format of its content.
     pub format: DiskFormat,
     /// Whether the guest may not write to it.
     pub readonly: bool,
     /// Whether other domains may write to it at the same time.
     pub shareable: bool,
-    /// Whether its writes are thrown away when the domain stops.
+    /// Whether its changes are discarded when the domain stops.
     pub transient: bool,
-    /// How its image is encrypted.
+    /// The encryption of its image.
     pub encryption: Option<Encryption>,
-    /// Whether it is only a part of its source.
+    /// Whether it is only a slice of its source.
     pub is_slice: bool,
-    /// Where the guest's bytes lie if the image holds only their mapping, as far as the definition says.
+    /// The external data file, if the definition names one: it holds the guest's bytes, and the
+    /// image only their mapping.
     pub data_file: Option<Box<Layer>>,
-    /// The images beneath its source, as the definition says. That of a running domain names all of them.
+    /// The images beneath its source, as the definition describes them. For a running domain the
+    /// definition names all of them.
     pub backing: Backing,
     /// Why it cannot be read in the domain's present state, if the hypervisor knows that it cannot.
     pub unreadable: Option<String>,
 }
 
 impl Disk {
-    /// A plain disk of which nothing else is known.
+    /// A plain disk with defaults for everything else.
     pub fn new(target: &str, source: Source, format: DiskFormat) -> Disk {
         Disk {
             target: target.to_owned(),
@@ -158,8 +161,9 @@ impl Disk {
         }
     }
 
-    /// Whether the definition says that any of its images is encrypted: its source, one beneath it, or a data file.
-    pub fn is_encrypted(&self) -> bool {
+    /// Whether the definition declares any of its images encrypted: its source, one beneath it, or
+    /// a data file.
+    pub(crate) fn is_encrypted(&self) -> bool {
         self.image().layers().any(Layer::is_encrypted)
     }
 }

@@ -1,42 +1,42 @@
-//! Decides which drives of a domain a backup saves, and whether their bitmaps let it be incremental. Pure.
+//! Decides which drives of a domain a backup saves, and whether they can be incremental. Pure.
 
 use super::domain::{Device, Disk, DiskFormat, Domain, Source};
 use super::finding::Finding;
 use super::left_out::{Exclusion, Kind, LeftOut};
 use super::text::shown;
 
-/// Which disks a backup may save beyond those that it saves anyway.
+/// The kinds of disks that a backup saves only on request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allowed {
     /// Raw disks.
     pub raw: bool,
-    /// Encrypted disks, of which the backup holds the plain text.
+    /// Encrypted disks, whose plain text the backup stores.
     pub decrypted: bool,
 }
 
 impl Allowed {
-    /// Everything that can be read.
+    /// Every kind that can be read.
     pub const ALL: Allowed = Allowed {
         raw: true,
         decrypted: true,
     };
 }
 
-/// What a backup does with a drive.
+/// The decision of a backup about a drive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Eligibility {
-    /// Backed up; its bitmaps let it be incremental.
+    /// Backed up; it can be incremental because it can carry bitmaps.
     Incremental,
-    /// Backed up, always in full, for this reason.
+    /// Always backed up in full, for this reason.
     FullOnly(String),
     /// Not backed up.
     Skipped(LeftOut),
-    /// A drive for media, or an empty one: no disk, and nothing to back up.
+    /// A removable-media drive, or an empty one: there is nothing to back up.
     NoDisk(&'static str),
 }
 
 impl Disk {
-    /// What a backup does with this drive.
+    /// Decides what a backup does with this drive.
     pub fn eligibility(&self, allowed: Allowed) -> Eligibility {
         let skip = |why: &str| Eligibility::Skipped(LeftOut::skipped(&self.target, why));
         match self.device {
@@ -76,7 +76,7 @@ impl Disk {
             return skip("it is shareable, so other domains may write to it at the same time");
         }
         if self.transient {
-            return skip("it is transient, so its content ends with the run");
+            return skip("it is transient, so its changes are discarded when the domain stops");
         }
         if let Some(left) = self.not_allowed(allowed) {
             return Eligibility::Skipped(left);
@@ -99,7 +99,7 @@ impl Disk {
         }
     }
 
-    /// Why the disk is left out until the user allows it, if that is so.
+    /// Why the disk is left out unless the user allows it; `None` if it is allowed.
     fn not_allowed(&self, allowed: Allowed) -> Option<LeftOut> {
         let is_raw = self.format == DiskFormat::Raw && !allowed.raw;
         let is_encrypted = self.is_encrypted() && !allowed.decrypted;
@@ -124,7 +124,8 @@ impl Disk {
     }
 }
 
-/// What a backup does with a disk of this domain. `excluded`: what the command line excludes.
+/// Decides what a backup does with a disk of this domain. `excluded` lists the disks that the
+/// command line excludes.
 pub fn of(domain: &Domain, disk: &Disk, allowed: Allowed, excluded: &[Exclusion]) -> Eligibility {
     let of_disk = disk.eligibility(allowed);
     if matches!(of_disk, Eligibility::NoDisk(_)) {
@@ -144,8 +145,9 @@ pub fn of(domain: &Domain, disk: &Disk, allowed: Allowed, excluded: &[Exclusion]
     })
 }
 
-/// Exclusions of disks that the domain does not have: most likely misspelt, so that more is saved than was meant.
-pub fn missing_exclusions(domain: &Domain, excluded: &[Exclusion]) -> Vec<Finding> {
+/// Reports exclusions of disks that the domain does not have. They are most likely misspelt, so
+/// that more is saved than the user meant.
+pub(crate) fn missing_exclusions(domain: &Domain, excluded: &[Exclusion]) -> Vec<Finding> {
     let finding = |disk: &str, where_from: &str| {
         let what = format!(
             "the domain has no disk '{}', which {where_from} excludes",

@@ -1,32 +1,37 @@
-//! From what a server tells about ranges of a disk to what has to be read: cluster-aligned extents, in the disk's order.
+//! Turns the block status of a server into the ranges to read: cluster-aligned extents, in the
+//! disk's order.
 
 use std::collections::VecDeque;
 
 use super::block::{CLUSTER, Extent, ExtentKind};
 
-/// A stretch of a disk for which one metadata context tells the same flags. Its place follows from the runs before it.
+/// A stretch of a disk for which one metadata context reports the same flags. Its offset follows
+/// from the runs before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// How long it is, in bytes; never 0.
+    /// Its length in bytes; never 0.
     pub length: u64,
     /// The context's flags.
     pub flags: u32,
 }
 
-/// What one metadata context tells: consecutive runs, and the flag that is looked at.
+/// The report of one metadata context: consecutive runs, and the flag to look at.
 #[derive(Clone, Copy, Debug)]
 pub struct Runs<'a> {
-    /// The runs, from the place where the planner stands.
+    /// The runs, from the planner's position on.
     pub runs: &'a [Run],
     /// The flag, as a mask.
     pub flag: u32,
 }
 
-/// Turns what metadata contexts tell into the extents to copy.
+/// Turns the reports of metadata contexts into the extents to copy.
 ///
-/// A cluster with any dirty byte is copied whole. It is [`ExtentKind::Zero`] when all of it is known to read as zero,
-/// [`ExtentKind::Data`] otherwise. Clean clusters are left out, but for those that read as zero where these are wanted. What is told may end anywhere, also within a cluster: the planner keeps what it knows of
-/// that cluster until the rest is told. Neighbours of one kind are one extent.
+/// A cluster with any dirty byte is copied whole. It is [`ExtentKind::Zero`] if all of it is known
+/// to read as zero, and [`ExtentKind::Data`] otherwise. Clean clusters are left out, except those
+/// that read as zero if the caller wants these.
+///
+/// A report may end anywhere, also within a cluster: the planner remembers that cluster until the
+/// rest is reported. Adjacent clusters of one kind form one extent.
 #[derive(Clone, Debug)]
 pub struct ExtentPlanner {
     size: u64,
@@ -37,22 +42,22 @@ pub struct ExtentPlanner {
     planned: VecDeque<Extent>,
 }
 
-/// What is known of the cluster in which the planner stands.
+/// The state of the cluster at the planner's position.
 #[derive(Clone, Copy, Debug)]
 struct ClusterSoFar {
     dirty: bool,
     zero: bool,
 }
 
-/// A cluster of which nothing is known yet.
+/// A cluster about which nothing is reported yet.
 const UNTOLD: ClusterSoFar = ClusterSoFar {
     dirty: false,
     zero: true,
 };
 
 impl ExtentPlanner {
-    /// For a disk of `size` bytes. From the cluster of `all_from` on, everything counts as dirty.
-    /// With `clean_zeroes`, clean clusters that read as zero are told too.
+    /// Plans a disk of `size` bytes. Everything from the cluster of `all_from` on counts as dirty.
+    /// With `clean_zeroes`, clean clusters that read as zero are planned too.
     pub fn new(size: u64, all_from: Option<u64>, clean_zeroes: bool) -> Self {
         let all_from = all_from.unwrap_or(u64::MAX);
         ExtentPlanner {
@@ -65,24 +70,26 @@ impl ExtentPlanner {
         }
     }
 
-    /// The first byte of the disk about which nothing was told yet.
+    /// The first byte of the disk about which nothing is reported yet.
     pub fn position(&self) -> u64 {
         self.position
     }
 
-    /// Whether the whole disk was told.
+    /// Whether the whole disk is reported.
     pub fn complete(&self) -> bool {
         self.position == self.size
     }
 
-    /// How many extents are planned and not yet taken.
+    /// The number of extents that are planned and not yet taken.
     pub fn planned(&self) -> usize {
         self.planned.len()
     }
 
-    /// Takes what was told from [`Self::position`] on, as far as **all** given contexts tell it and at most up to `end`,
-    /// and returns how many bytes that was. A context that is `None` tells nothing: without a `dirty` context everything is dirty, without a `zero` context nothing is known
-    /// to read as zero.
+    /// Takes reports from [`Self::position`] on, up to where **all** given contexts report, and at
+    /// most up to `end`. Returns the number of bytes taken.
+    ///
+    /// A context that is `None` reports nothing: without a `dirty` context everything is dirty,
+    /// without a `zero` context nothing is known to read as zero.
     pub fn add_status(&mut self, dirty: Option<Runs<'_>>, zero: Option<Runs<'_>>, end: u64) -> u64 {
         let begin = self.position;
         let end = end.min(self.size);
@@ -100,12 +107,13 @@ impl ExtentPlanner {
         self.position - begin
     }
 
-    /// The next extent, as far as it is planned.
+    /// The next extent, if one is planned.
     pub fn next(&self) -> Option<&Extent> {
         self.planned.front()
     }
 
-    /// Takes the next extent, or as much of it as `longest` allows. `longest` is a multiple of [`CLUSTER`] and not 0.
+    /// Takes the next extent, or the first `longest` bytes of it. `longest` is a multiple of
+    /// [`CLUSTER`] and not 0.
     pub fn take(&mut self, longest: u64) -> Option<Extent> {
         debug_assert!(
             longest > 0 && longest.is_multiple_of(CLUSTER),
@@ -124,11 +132,12 @@ impl ExtentPlanner {
         Some(taken)
     }
 
-    /// `length` bytes of one kind follow.
+    /// Adds `length` bytes of one kind.
     fn push(&mut self, mut length: u64, dirty: bool, zero: bool) {
         while length > 0 {
             let within = self.position % CLUSTER;
-            // Whole clusters at once, so that the cost follows the number of runs and not the size of the disk.
+            // Whole clusters at once, so that the cost follows the number of runs and not the size
+            // of the disk.
             let piece = if within == 0 && length >= CLUSTER {
                 let forced = self.position >= self.all_from;
                 let alike = if forced {
@@ -145,7 +154,7 @@ impl ExtentPlanner {
         }
     }
 
-    /// `length` bytes of the cluster in which the planner stands are told.
+    /// Adds `length` bytes to the cluster at the planner's position. Returns `length`.
     fn push_within_cluster(&mut self, length: u64, dirty: bool, zero: bool) -> u64 {
         self.cluster.dirty |= dirty || self.position >= self.all_from;
         self.cluster.zero &= zero;
@@ -158,7 +167,7 @@ impl ExtentPlanner {
         length
     }
 
-    /// Whole clusters (or the disk's last one) of one kind follow what is planned. Returns their length.
+    /// Appends whole clusters (or the disk's last one) of one kind. Returns their length.
     fn plan(&mut self, offset: u64, length: u64, dirty: bool, zero: bool) -> u64 {
         let kind = match (dirty, zero) {
             (true, false) => Some(ExtentKind::Data),
@@ -176,7 +185,7 @@ impl ExtentPlanner {
     }
 }
 
-/// A place in a context's runs.
+/// A position in the runs of a context.
 struct Walk<'a> {
     runs: Option<Runs<'a>>,
     used: u64,
@@ -192,7 +201,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Length and flag of what follows; `None` when no more was told.
+    /// Length and flag of the rest of the current run; `None` after the last run.
     fn current(&self) -> Option<(u64, bool)> {
         match &self.runs {
             None => Some((u64::MAX, self.untold)),
@@ -258,7 +267,7 @@ mod tests {
         const HOLE: u32 = 1;
         let mut planner = ExtentPlanner::new(CLUSTER, None, false);
         planner.add_status(None, zero(&[run(CLUSTER, HOLE)]), u64::MAX);
-        let next = planner.next().expect("it was told");
+        let next = planner.next().expect("an extent is planned");
         assert_eq!(next.kind, ExtentKind::Data);
     }
 
@@ -320,7 +329,7 @@ mod tests {
         assert_eq!(lengths, [2 * CLUSTER, 2 * CLUSTER, CLUSTER]);
     }
 
-    /// One flag per 512 bytes, made of granules.
+    /// One flag per 512 bytes; neighbours share it in granules of a power of two.
     fn arb_map(units: usize) -> impl Strategy<Value = Vec<bool>> {
         (0u32..13, proptest::collection::vec(any::<bool>(), 1..200)).prop_map(move |(shift, granules)| {
             (0..units)
@@ -329,7 +338,8 @@ mod tests {
         })
     }
 
-    /// The runs that a server would answer from unit `from` on, cut off after `most` runs and `longest` units.
+    /// The runs with which a server would answer from unit `from` on, cut off after `most` runs and
+    /// `longest` units.
     fn answer(map: &[bool], from: usize, flag: u32, most: usize, longest: usize) -> Vec<Run> {
         let mut runs: Vec<Run> = Vec::new();
         for &set in map[from..].iter().take(longest) {
@@ -344,7 +354,7 @@ mod tests {
         runs
     }
 
-    /// The naive way: every cluster by all of its bytes.
+    /// The naive way: examines every byte of every cluster.
     fn naive(dirty: &[bool], zero: &[bool], all_from: Option<u64>) -> Vec<(u64, ExtentKind)> {
         let units = (CLUSTER / 512) as usize;
         let mut clusters = Vec::new();

@@ -1,10 +1,10 @@
-//! Names of domains and the like as names of files. Pure.
+//! Names of domains as names of files. Pure.
 
 /// The longest file name that Linux file systems take, in bytes.
 const NAME_MAX: usize = 255;
 
-/// A name as a file name: what is not safe there is percent-escaped. `None` if the result is empty
-/// or longer than a file name can be.
+/// A name as a file name, with unsafe characters percent-escaped. `None` if the result is empty or
+/// too long for a file name.
 ///
 /// Different names give different file names, because `%` itself is escaped too.
 pub fn escape(name: &str) -> Option<String> {
@@ -23,8 +23,8 @@ pub fn escape(name: &str) -> Option<String> {
     (!escaped.is_empty() && escaped.len() <= NAME_MAX).then_some(escaped)
 }
 
-/// The name from which [`escape`] made this file name; `None` if it made none.
-pub fn unescape(folder: &str) -> Option<String> {
+/// The name from which [`escape`] made this file name; `None` if it made no such name.
+pub(crate) fn unescape(folder: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(folder.len());
     let mut rest = folder.bytes();
     while let Some(byte) = rest.next() {
@@ -40,8 +40,8 @@ pub fn unescape(folder: &str) -> Option<String> {
     (escape(&name).as_deref() == Some(folder)).then_some(name)
 }
 
-/// Whether a name that was read from a file may be used as the name of a file in the same folder.
-pub fn is_plain_name(name: &str) -> bool {
+/// Whether a name that was read from a file is safe as the name of a file in the same folder.
+pub(crate) fn is_plain_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= NAME_MAX
         && name != "."

@@ -1,14 +1,15 @@
-//! Something worth telling that did not stop the work.
+//! Something worth reporting that did not stop the work.
 
 use serde::{Deserialize, Serialize};
 
-/// Something worth telling that did not stop the work: told, counted, kept in the manifest and in the JSON.
+/// Something worth reporting that did not stop the work: printed, counted, and kept in the manifest
+/// and the JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// What kind of thing was found: a stable, lower-case word with hyphens, for programs (`disk-skipped`).
+    /// The kind of finding: a stable, lower-case word with hyphens, for programs (`disk-skipped`).
     pub code: String,
-    /// The target name of the disk it concerns, if it is one disk.
+    /// The target of the disk that it concerns, if it concerns one disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
     /// One sentence for a person, without a full stop at its end.

@@ -1,4 +1,5 @@
-//! Disks of a domain that a backup leaves out, and why: on purpose, by the rule for raw disks, or because they cannot be saved.
+//! Disks that a backup leaves out: on purpose, by the rule for raw disks, or because it cannot save
+//! them.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use super::text::shown;
 pub struct LeftOut {
     /// The disk's target.
     pub disk: String,
-    /// What kind of reason it is.
+    /// The kind of reason.
     pub kind: Kind,
     /// The reason, as a clause without a full stop (`it is shareable …`).
     pub reason: String,
@@ -27,9 +28,10 @@ pub enum Kind {
     Excluded,
     /// It is raw, and raw disks are saved only on request.
     Raw,
-    /// It is encrypted, and the user has not allowed to store its plain text: the backup is partial.
+    /// It is encrypted, and the user has not allowed vmsnap to store its plain text. The backup is
+    /// partial.
     Encrypted,
-    /// It cannot be saved, and nobody asked to leave it out: the backup is partial.
+    /// It cannot be saved, and nobody asked to leave it out. The backup is partial.
     #[serde(other)]
     Skipped,
 }
@@ -47,10 +49,10 @@ impl Kind {
 }
 
 /// The kinds that make a backup partial: nobody asked to leave the disk out.
-pub const UNASKED: [Kind; 2] = [Kind::Encrypted, Kind::Skipped];
+pub(crate) const UNASKED: [Kind; 2] = [Kind::Encrypted, Kind::Skipped];
 
 /// Code of the finding that a disk was left out on purpose.
-pub const DISK_EXCLUDED: &str = "disk-excluded";
+pub(crate) const DISK_EXCLUDED: &str = "disk-excluded";
 
 impl LeftOut {
     /// A disk that cannot be saved.
@@ -81,14 +83,14 @@ impl LeftOut {
     }
 }
 
-/// The targets of those that were left out for these kinds of reasons.
+/// The targets of the disks that were left out for these kinds of reasons.
 pub fn targets<'a>(left_out: &'a [LeftOut], kinds: &[Kind]) -> Vec<&'a str> {
     let of_kinds = left_out.iter().filter(|left| kinds.contains(&left.kind));
     of_kinds.map(|left| left.disk.as_str()).collect()
 }
 
-/// Those that nobody asked to leave out.
-pub fn unasked(left_out: &[LeftOut]) -> impl Iterator<Item = &LeftOut> {
+/// The disks that nobody asked to leave out.
+pub(crate) fn unasked(left_out: &[LeftOut]) -> impl Iterator<Item = &LeftOut> {
     left_out.iter().filter(|left| UNASKED.contains(&left.kind))
 }
 
@@ -102,14 +104,14 @@ pub fn is_partial(left_out: &[LeftOut]) -> bool {
 pub struct Exclusion {
     /// The disk's target.
     pub disk: String,
-    /// Whether to report that the domain has no such disk.
+    /// Whether to report that the domain does not have this disk.
     pub is_expected: bool,
 }
 
-/// What the command line excludes, by domain.
+/// The exclusions of a command line, by domain.
 pub type Exclusions = BTreeMap<String, Vec<Exclusion>>;
 
-/// A command line that excludes nothing.
+/// The exclusions of a command line that excludes nothing.
 pub static NOTHING_EXCLUDED: Exclusions = Exclusions::new();
 
 #[cfg(test)]

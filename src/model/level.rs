@@ -6,25 +6,25 @@ use super::chain::{Chains, KeptPoint};
 use super::checkpoint::{Checkpoint, is_unique};
 use super::restore_point::{FileId, Level};
 
-/// A disk about to be backed up, as far as its level depends on it.
+/// The facts about a disk that decide its level in the next backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskNow {
+pub(crate) struct DiskNow {
     /// The disk's target.
     pub target: String,
-    /// `Some` when the disk can only be backed up in full, with the reason.
+    /// The reason why the disk can only be backed up in full; `None` if it can be incremental.
     pub full_only: Option<String>,
-    /// Its size now, in bytes, where it is known before the job.
+    /// Its size now, in bytes, if it is known before the job.
     pub virtual_size: Option<u64>,
-    /// Where its content lies now, and the images beneath.
+    /// The location of its content now, and the images beneath.
     pub sources: Vec<SourceNow>,
 }
 
-/// An image of a disk about to be backed up.
+/// An image of the disk to be backed up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceNow {
-    /// Its path, as the manifest would write it.
+pub(crate) struct SourceNow {
+    /// Its path, as the manifest would record it.
     pub path: String,
-    /// Which file that is, where it can be known.
+    /// The identity of the file, if it can be known.
     pub file: Option<FileId>,
 }
 
@@ -33,9 +33,9 @@ pub struct SourceNow {
 pub struct DiskLevel {
     /// The disk's target.
     pub target: String,
-    /// Upon what it stands; `None` for a full.
+    /// The restore point on which it depends; `None` for a full.
     pub parent: Option<Parent>,
-    /// Why.
+    /// The reason for the level.
     pub reason: LevelReason,
 }
 
@@ -49,20 +49,20 @@ impl DiskLevel {
     }
 }
 
-/// What an incremental image stands upon.
+/// The restore point on which an incremental image depends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parent {
-    /// The restore point.
+    /// Its id.
     pub id: String,
-    /// The checkpoint made with it, whose bitmap knows what was written since.
+    /// The checkpoint made with it, whose bitmap records the writes since.
     pub checkpoint: String,
-    /// The disk's size then, in bytes.
+    /// The disk's size in that restore point, in bytes.
     pub virtual_size: u64,
     /// File name of its image, relative to the folder of a restore point of the same period.
     pub backing: String,
 }
 
-/// Why a disk has its level. Its text stands in manifests and output.
+/// Why a disk has its level. Manifests and output contain its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LevelReason {
     /// Full: the disk cannot be incremental, for this reason.
@@ -71,14 +71,15 @@ pub enum LevelReason {
     StandaloneCopy,
     /// Full: the period holds no restore point yet.
     FirstOfPeriod,
-    /// Full: a comparison has found a write that a bitmap of the disk does not know of.
+    /// Full: a comparison has found a write that a bitmap of the disk missed.
     MissedWrite {
         /// The disk's target.
         disk: String,
         /// The restore point that was compared.
         compared_with: String,
     },
-    /// Full: no restore point of the period can be the parent. The reason is that of the newest one.
+    /// Full: no restore point of the period can be the parent. The reason is that for the newest
+    /// one.
     NoParent(UnusableParent),
     /// Incremental.
     ChangesSince {
@@ -97,7 +98,7 @@ impl fmt::Display for LevelReason {
             LevelReason::FirstOfPeriod => f.write_str("first of the period"),
             LevelReason::MissedWrite { disk, compared_with } => write!(
                 f,
-                "a bitmap of disk {disk} had missed a write when {compared_with} was compared with it"
+                "a comparison with {compared_with} found a write that a bitmap of disk {disk} had missed"
             ),
             LevelReason::NoParent(why) => write!(f, "{why}"),
             LevelReason::ChangesSince { parent, instead_of } => {
@@ -111,8 +112,8 @@ impl fmt::Display for LevelReason {
 /// Why a restore point cannot be the parent of a disk's next image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnusableParent {
-    /// It is of another domain that had the same name.
-    #[error("restore point {id} is of another domain of that name (UUID {uuid})")]
+    /// It belongs to another domain that had the same name.
+    #[error("restore point {id} belongs to another domain with the same name (UUID {uuid})")]
     OtherDomain {
         /// The restore point.
         id: String,
@@ -127,34 +128,34 @@ pub enum UnusableParent {
         /// The restore point.
         id: String,
     },
-    /// The disk's content lay somewhere else.
-    #[error("disk {disk} lay at {source_then} with {id}")]
+    /// The disk's content had another location.
+    #[error("disk {disk} was at {source_then} when {id} was made")]
     Moved {
         /// The disk's target.
         disk: String,
-        /// Where it lay.
+        /// The location of the disk then.
         source_then: String,
         /// The restore point.
         id: String,
     },
-    /// The path of the disk names another file now.
-    #[error("{source_then} is another file than it was with {id}")]
+    /// The path of the disk leads to another file now.
+    #[error("{source_then} is not the same file as when {id} was made")]
     OtherFile {
         /// The path.
         source_then: String,
         /// The restore point.
         id: String,
     },
-    /// No checkpoint covers the disk since then.
-    #[error("no checkpoint was made of disk {disk} with {id}")]
+    /// The checkpoint of the restore point does not cover the disk.
+    #[error("{id} has no checkpoint of disk {disk}")]
     NoCheckpoint {
         /// The disk's target.
         disk: String,
         /// The restore point.
         id: String,
     },
-    /// Another bitmap can have the same name.
-    #[error("checkpoint {checkpoint} has a name that can have been given to another bitmap since {id}")]
+    /// Another bitmap may have the same name.
+    #[error("checkpoint {checkpoint} of {id} has a name that another bitmap may have been given since")]
     AmbiguousName {
         /// The checkpoint's name.
         checkpoint: String,
@@ -169,20 +170,20 @@ pub enum UnusableParent {
         /// The restore point.
         id: String,
     },
-    /// Its checkpoint is not there any more.
+    /// Its checkpoint no longer exists.
     #[error("checkpoint {checkpoint} is gone")]
     CheckpointGone {
         /// The checkpoint's name.
         checkpoint: String,
     },
-    /// A checkpoint of that name is there, and was made at another time.
-    #[error("checkpoint {checkpoint} was made anew by somebody else")]
+    /// A checkpoint of that name exists, but was made at another time.
+    #[error("checkpoint {checkpoint} has been replaced by another one of the same name")]
     CheckpointMadeAnew {
         /// The checkpoint's name.
         checkpoint: String,
     },
     /// The bitmap cannot be examined now.
-    #[error("the bitmap {checkpoint} of disk {disk} cannot be seen from here")]
+    #[error("bitmap {checkpoint} of disk {disk} cannot be examined now")]
     BitmapUnknown {
         /// The checkpoint's name.
         checkpoint: String,
@@ -190,7 +191,7 @@ pub enum UnusableParent {
         disk: String,
     },
     /// The bitmap is missing or marked inconsistent.
-    #[error("the bitmap {checkpoint} of disk {disk} is lost or inconsistent")]
+    #[error("bitmap {checkpoint} of disk {disk} is missing or inconsistent")]
     BitmapBroken {
         /// The checkpoint's name.
         checkpoint: String,
@@ -202,7 +203,7 @@ pub enum UnusableParent {
     NotWhole {
         /// The restore point.
         id: String,
-        /// What breaks the chain.
+        /// The fault that breaks the chain.
         fault: String,
     },
     /// A verification has found damage in its chain.
@@ -210,24 +211,26 @@ pub enum UnusableParent {
     Damaged {
         /// The restore point.
         id: String,
-        /// What was found.
+        /// The damage that was found.
         damage: String,
     },
-    /// A restore point of its chain is not the one that was there before.
-    #[error("the chain to {id} is not what it was: {fault}")]
+    /// A restore point of its chain has been replaced by another one.
+    #[error("the chain to {id} has changed: {fault}")]
     Replaced {
         /// The restore point.
         id: String,
-        /// What shows it.
+        /// The evidence.
         fault: String,
     },
 }
 
-/// Decides the level of one disk: incremental to the newest restore point of the period that is whole and whose checkpoint is still there and sound
-/// for this disk; full otherwise.
+/// Decides the level of one disk: incremental to the newest usable restore point of the period,
+/// full if there is none.
 ///
-/// `uuid` is the domain's, `period` the folder that the new restore point goes to, `checkpoints` what the hypervisor lists now.
-pub fn decide(
+/// A restore point is usable if it is whole, and its checkpoint still exists and is sound for this
+/// disk. `uuid` is the domain's, `period` the folder of the new restore point, and `checkpoints`
+/// the hypervisor's list now.
+pub(crate) fn decide(
     disk: &DiskNow,
     uuid: &str,
     period: &str,
@@ -285,7 +288,8 @@ fn usable_parent(
     let Some(before) = point.disk(&disk) else {
         return Err(UnusableParent::NewDisk { disk, id });
     };
-    // Every disk carries bitmaps of the same names: another disk under this target would pass for this one.
+    // Bitmaps have the same names on every disk, so another disk under this target would pass for
+    // this one.
     let Some(source) = now.sources.iter().find(|now| now.path == before.source) else {
         let source_then = before.source.clone();
         return Err(UnusableParent::Moved {

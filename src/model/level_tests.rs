@@ -1,4 +1,5 @@
-//! The choice of level and parent: each reason by itself, and random histories against a naive model.
+//! Tests of the choice of level and parent: each reason by itself, and random histories against a
+//! naive model.
 
 use jiff::Timestamp;
 use proptest::prelude::*;
@@ -12,7 +13,7 @@ const UUID: &str = "6f1b2a3c-0000-4000-8000-000000000001";
 const PERIOD: &str = "vmsnap-backup-monthly-2026-11";
 const SIZE: u64 = 1 << 20;
 
-/// The one thing that is wrong with a restore point.
+/// The only fault of a restore point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Defect {
     None,
@@ -31,7 +32,7 @@ enum Defect {
     FileMissing,
     Damaged,
     MissedWrite,
-    /// The restore point names another manifest than its parent's.
+    /// The restore point names another digest than that of its parent's manifest.
     OtherParent,
 }
 
@@ -55,7 +56,7 @@ const DEFECTS: [Defect; 17] = [
     Defect::OtherParent,
 ];
 
-/// A restore point to be made up.
+/// A restore point to be constructed.
 #[derive(Clone, Copy, Debug)]
 struct Made {
     defect: Defect,
@@ -213,7 +214,7 @@ fn decided(history: &[Made]) -> DiskLevel {
     decide(&now(), UUID, PERIOD, &chains, &checkpoints)
 }
 
-/// A full restore point with one defect.
+/// The reason for the next level after a full restore point with one defect.
 fn reason(defect: Defect) -> String {
     let made = Made {
         defect,
@@ -254,37 +255,40 @@ fn each_defect_has_its_own_reason() {
         (Defect::OtherPeriod, "first of the period".to_owned()),
         (
             Defect::OtherDomain,
-            format!("restore point {first} is of another domain of that name (UUID another)"),
+            format!("restore point {first} belongs to another domain with the same name (UUID another)"),
         ),
         (Defect::NoDisk, format!("disk vda is new since {first}")),
-        (Defect::Moved, format!("disk vda lay at /elsewhere with {first}")),
+        (
+            Defect::Moved,
+            format!("disk vda was at /elsewhere when {first} was made"),
+        ),
         (
             Defect::OtherFile,
-            format!("/i/vda is another file than it was with {first}"),
+            format!("/i/vda is not the same file as when {first} was made"),
         ),
         (
             Defect::NotCovered,
-            format!("no checkpoint was made of disk vda with {first}"),
+            format!("{first} has no checkpoint of disk vda"),
         ),
         (
             Defect::CountedName,
             format!(
-                "checkpoint virtnbdbackup.0 has a name that can have been given to another bitmap since {first}"
+                "checkpoint virtnbdbackup.0 of {first} has a name that another bitmap may have been given since"
             ),
         ),
         (Defect::Larger, format!("disk vda has shrunk since {first}")),
         (Defect::CheckpointGone, format!("checkpoint {made} is gone")),
         (
             Defect::MadeAnew,
-            format!("checkpoint {made} was made anew by somebody else"),
+            format!("checkpoint {made} has been replaced by another one of the same name"),
         ),
         (
             Defect::Unknown,
-            format!("the bitmap {made} of disk vda cannot be seen from here"),
+            format!("bitmap {made} of disk vda cannot be examined now"),
         ),
         (
             Defect::Broken,
-            format!("the bitmap {made} of disk vda is lost or inconsistent"),
+            format!("bitmap {made} of disk vda is missing or inconsistent"),
         ),
         (
             Defect::FileMissing,
@@ -296,7 +300,7 @@ fn each_defect_has_its_own_reason() {
         ),
         (
             Defect::MissedWrite,
-            format!("a bitmap of disk vda had missed a write when {first} was compared with it"),
+            format!("a comparison with {first} found a write that a bitmap of disk vda had missed"),
         ),
     ];
     for (defect, text) in expected {
@@ -312,7 +316,7 @@ fn an_older_parent_is_named_with_the_trouble_of_the_newest() {
     };
     let level = decided(&[full(Defect::None), full(Defect::Moved), full(Defect::Broken)]);
     let broken = format!(
-        "the bitmap {} of disk vda is lost or inconsistent",
+        "bitmap {} of disk vda is missing or inconsistent",
         new_name(1_793_000_000, 2)
     );
     assert_eq!(
@@ -332,7 +336,7 @@ fn a_replaced_parent_is_not_relied_on() {
         is_full: false,
     };
     let fault = format!(
-        "disk vda of {} was made upon another restore point {} than the one that is there",
+        "disk vda of {} depends on restore point {}, which has been replaced by another one",
         id(1),
         id(0)
     );
@@ -341,7 +345,7 @@ fn a_replaced_parent_is_not_relied_on() {
         level.reason.to_string(),
         format!("the chain to {} is not whole: {fault}", id(1))
     );
-    // The parent does not serve either.
+    // The parent is not usable either.
     let gone = Made {
         defect: Defect::OtherParent,
         is_full: false,
@@ -380,7 +384,7 @@ fn unknown_sizes_and_files_are_no_hindrance() {
     assert_eq!(level.parent.expect("it is the parent").id, id(0));
 }
 
-/// The indexes of the chain of a restore point, newest first; `None` when it does not fit together.
+/// The indexes of the chain of a restore point, newest first; `None` if it does not fit together.
 fn naive_chain(history: &[Made], index: usize) -> Option<Vec<usize>> {
     let mut chain = Vec::new();
     for at in (0..=index).rev() {
@@ -401,7 +405,7 @@ fn naive_chain(history: &[Made], index: usize) -> Option<Vec<usize>> {
 fn naive_is_usable(history: &[Made], index: usize) -> bool {
     let own = [
         Defect::None,
-        // These concern the chain.
+        // These defects affect the chain and are checked below.
         Defect::FileMissing,
         Defect::Damaged,
         Defect::OtherParent,
@@ -418,7 +422,7 @@ fn naive_is_usable(history: &[Made], index: usize) -> bool {
         && !chain.iter().any(is_replaced)
 }
 
-/// The index of the parent, by trying one after the other.
+/// The index of the parent, found by trying each restore point, newest first.
 fn naive_parent(history: &[Made]) -> Option<usize> {
     for index in (0..history.len()).rev() {
         match history[index].defect {
@@ -432,7 +436,7 @@ fn naive_parent(history: &[Made]) -> Option<usize> {
 }
 
 fn histories() -> impl Strategy<Value = Vec<Made>> {
-    // Half of them are sound, so that chains grow.
+    // At least half of them are sound, so that chains grow.
     let defect = prop_oneof![
         1 => Just(Defect::None),
         1 => proptest::sample::select(&DEFECTS[..]),

@@ -1,4 +1,4 @@
-//! The nouns: plain data and pure functions. No I/O, no clock, no libvirt.
+//! Plain data and pure functions: no I/O, no clock, no libvirt.
 
 pub mod block;
 pub mod buffer;

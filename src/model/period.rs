@@ -17,10 +17,10 @@ pub enum GroupBy {
 }
 
 impl GroupBy {
-    /// All of them, shortest first.
+    /// All groupings, shortest first.
     pub const ALL: [GroupBy; 4] = [GroupBy::Month, GroupBy::Quarter, GroupBy::BiAnnual, GroupBy::Year];
 
-    /// The word on the command line.
+    /// The word for it on the command line.
     pub fn word(self) -> &'static str {
         match self {
             GroupBy::Month => "month",
@@ -30,13 +30,14 @@ impl GroupBy {
         }
     }
 
-    /// The grouping that this word of the command line means.
-    pub fn from_word(word: &str) -> Option<GroupBy> {
+    /// The grouping for this word of the command line.
+    pub(crate) fn from_word(word: &str) -> Option<GroupBy> {
         GroupBy::ALL.into_iter().find(|by| by.word() == word)
     }
 
-    /// Whole days from the period's start to its middle mark, from which pruning may delete the period before.
-    pub fn middle_mark_days(self) -> i32 {
+    /// Whole days from the period's start to its midpoint. From then on pruning may delete the
+    /// previous period.
+    pub(crate) fn middle_mark_days(self) -> i32 {
         match self {
             GroupBy::Month => 15,
             GroupBy::Quarter => 45,
@@ -45,7 +46,7 @@ impl GroupBy {
         }
     }
 
-    /// The word in the names of its folders.
+    /// The word for it in folder names.
     fn stem(self) -> &'static str {
         match self {
             GroupBy::Month => "monthly",
@@ -67,14 +68,14 @@ impl GroupBy {
 
 /// One period: a grouping and the day it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Period {
+pub(crate) struct Period {
     group_by: GroupBy,
     start: Date,
 }
 
 impl Period {
-    /// The period in which `day` lies (local time, by the classic rule).
-    pub fn containing(group_by: GroupBy, day: Date) -> Period {
+    /// The period that contains `day` (local time, as in the classic program).
+    pub(crate) fn containing(group_by: GroupBy, day: Date) -> Period {
         let months = group_by.months();
         let first_month = (day.month() - 1) / months * months + 1;
         Period {
@@ -83,8 +84,8 @@ impl Period {
         }
     }
 
-    /// The period that has this folder; `None` for any other name.
-    pub fn of_folder(folder: &str) -> Option<Period> {
+    /// The period of this folder; `None` for any other name.
+    pub(crate) fn of_folder(folder: &str) -> Option<Period> {
         let rest = folder.strip_prefix(FOLDER_PREFIX)?;
         GroupBy::ALL.into_iter().find_map(|group_by| {
             let suffix = rest.strip_prefix(group_by.stem())?.strip_prefix('-')?;
@@ -95,18 +96,19 @@ impl Period {
                 .checked_mul(group_by.months())?
                 .checked_add(1)?;
             let start = Date::new(year.parse().ok()?, month, 1).ok()?;
-            // Only the spelling that `folder` gives.
+            // Accept only the spelling that `folder` produces.
             Some(Period { group_by, start }).filter(|period| period.folder() == folder)
         })
     }
 
-    /// How it is grouped.
+    /// The grouping.
     pub fn group_by(self) -> GroupBy {
         self.group_by
     }
 
-    /// The period just before this one, of the same grouping. `None` only at the calendar's beginning.
-    pub fn previous(self) -> Option<Period> {
+    /// The period just before this one, of the same grouping. `None` only at the calendar's
+    /// beginning.
+    pub(crate) fn previous(self) -> Option<Period> {
         let day_before = self.start.yesterday().ok()?;
         Some(Period::containing(self.group_by, day_before))
     }
@@ -116,14 +118,14 @@ impl Period {
         self.start
     }
 
-    /// Whether `day` has reached the middle mark. The days of the calendar are counted, not hours: where clocks are put forward or
-    /// back, or a midnight or a whole day is left out, the mark stands on the same date all the same.
-    pub fn is_past_middle(self, day: Date) -> bool {
+    /// Whether `day` has reached the midpoint. It counts days of the calendar, not hours, so clock
+    /// changes, days without midnight and skipped days do not move the date.
+    pub(crate) fn is_past_middle(self, day: Date) -> bool {
         let days = (day - self.start).get_days();
         days >= self.group_by.middle_mark_days()
     }
 
-    /// The folder's name, as the classic program spells it.
+    /// The folder's name, spelt as in the classic program.
     pub fn folder(self) -> String {
         let year = self.start.year();
         let month = self.start.month();
@@ -137,14 +139,15 @@ impl Period {
     }
 }
 
-/// What the name of every period folder begins with.
-pub const FOLDER_PREFIX: &str = "vmsnap-backup-";
+/// The prefix of every period folder.
+pub(crate) const FOLDER_PREFIX: &str = "vmsnap-backup-";
 
 /// The prefix of the folder of a standalone copy; the copy's id follows.
-pub const COPY_PREFIX: &str = "vmsnap-copy-";
+pub(crate) const COPY_PREFIX: &str = "vmsnap-copy-";
 
-/// Whether a folder of this name holds restore points: that of a period, or that of a standalone copy.
-pub fn holds_restore_points(folder: &str) -> bool {
+/// Whether a folder of this name holds restore points: it is that of a period or of a standalone
+/// copy.
+pub(crate) fn holds_restore_points(folder: &str) -> bool {
     folder.starts_with(FOLDER_PREFIX) || folder.starts_with(COPY_PREFIX)
 }
 

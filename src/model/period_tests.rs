@@ -1,4 +1,5 @@
-//! Periods against a calendar of the test's own, day by day and, in zones that change their clocks, half hour by half hour.
+//! Compares periods with an independent calendar: day by day and, in zones with clock changes, half
+//! hour by half hour.
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, Zoned};
@@ -6,11 +7,12 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Years of every kind: leap, not leap, a century that is one and one that is none.
+/// Years of every kind: leap years, common years, a century that is a leap year and one that is
+/// not.
 const YEARS: [std::ops::RangeInclusive<i16>; 3] = [1999..=2001, 2010..=2030, 2099..=2101];
 
-/// Zones that put their clocks forward and back, one that has left out a whole day (30 December 2011), two in which some days have no
-/// midnight, the two ends of the day, and one whose changes are half an hour.
+/// Zones of every kind: with clock changes, with a skipped day (30 December 2011), with days that
+/// lack midnight (two), at both ends of the day, and with changes of half an hour.
 const ZONES: [(&str, i16); 9] = [
     ("Europe/Berlin", 2024),
     ("America/New_York", 2024),
@@ -23,7 +25,7 @@ const ZONES: [(&str, i16); 9] = [
     ("UTC", 2000),
 ];
 
-/// What the names of the folders must be, by the classic page and nothing else.
+/// The folder names by the description of the classic interface, computed independently.
 fn naive_folder(by: GroupBy, year: i16, month: i8) -> String {
     match by {
         GroupBy::Month => format!("vmsnap-backup-monthly-{year}-{month:02}"),
@@ -58,14 +60,14 @@ fn naive_month_length(year: i16, month: i8) -> i8 {
     }
 }
 
-/// Somebody who looks at the calendar every day: which folder it is, which one it was before, and how many days have gone by since
-/// that changed.
+/// Follows the calendar day by day: the current folder, the previous one, and the days since the
+/// last change.
 struct Watcher {
     by: GroupBy,
     folder: String,
     before: Option<String>,
     days: u32,
-    /// Whether the first day of the folder was seen: only then are the days right.
+    /// Whether it has seen the first day of the folder: only then is `days` right.
     counts: bool,
 }
 
@@ -127,7 +129,7 @@ fn folders_are_spelt_the_classic_way() {
 fn folder_predecessor_and_midpoint_side_hold_for_every_day() {
     let mut days = 0;
     for years in YEARS {
-        // From December on, so that each watcher sees the first of January.
+        // Starts in December, so that each watcher sees the first of January.
         let mut watchers = Watcher::all(years.start() - 1, 12);
         for year in years {
             for month in 1..=12 {
@@ -142,7 +144,7 @@ fn folder_predecessor_and_midpoint_side_hold_for_every_day() {
             }
         }
     }
-    // 27 years; leap days in 2000, 2012, 2016, 2020, 2024 and 2028, none in 2100.
+    // 27 years with leap days in 2000, 2012, 2016, 2020, 2024 and 2028, and none in 2100.
     assert_eq!(days, 27 * 365 + 6);
 }
 
@@ -171,7 +173,8 @@ fn the_middle_mark_is_reached_on_these_days() {
     }
 }
 
-/// Fault 3: the half's middle mark is always passed, and at 28 to 30 June the previous folder is computed wrong.
+/// Guards against two faults of the classic program: a midpoint of the half-year that is always
+/// past, and a wrong previous folder on 28 to 30 June.
 #[test]
 fn half_year_midpoint_and_predecessor_are_right_in_june() {
     let half = |day| Period::containing(GroupBy::BiAnnual, day);
@@ -193,8 +196,8 @@ fn half_year_midpoint_and_predecessor_are_right_in_june() {
     assert_eq!(after.folder(), "vmsnap-backup-bi-annually-2024-p1");
 }
 
-/// Half hour by half hour through a year before and after: the folder follows the clock on the wall, and days are counted by the dates
-/// that it has shown, however many hours they had.
+/// Steps by half an hour through a year and those before and after it. The folder follows local
+/// time, and each date counts as one day, however many hours it has.
 #[test]
 fn folder_follows_local_time_across_clock_changes() {
     for (name, year) in ZONES {
@@ -206,7 +209,7 @@ fn folder_follows_local_time_across_clock_changes() {
         let mut watchers = Watcher::all(now.year(), now.month());
         let mut shown = now.date();
         while now.year() <= year + 1 {
-            // The wall's own words, which know nothing of periods.
+            // The formatted local time, which does not depend on `Period`.
             let wall = now.strftime("%Y %m").to_string();
             let (wall_year, wall_month) = wall.split_once(' ').expect("two numbers");
             let wall_year = wall_year.parse().expect("a year");
@@ -243,7 +246,7 @@ fn days_without_midnight_and_skipped_days_are_handled() {
         .checked_add(SignedDuration::from_secs(1))
         .expect("in range");
     assert_eq!(after.date(), date(2018, 11, 4));
-    // 29 December 2011 was followed by the 31st, and that by a new year.
+    // 29 December 2011 was followed by 31 December and a new year.
     let eve: Zoned = "2011-12-29T23:59:59-10:00[Pacific/Apia]".parse().expect("a time");
     let next = eve.checked_add(SignedDuration::from_secs(1)).expect("in range");
     assert_eq!(next.date(), date(2011, 12, 31));
@@ -274,7 +277,8 @@ fn at_the_same_moment_zones_may_be_in_different_periods() {
 }
 
 proptest! {
-    /// Whatever the moment and the zone: the day lies in its period and in no other, and periods follow each other without a gap.
+    /// At any moment in any zone, the day lies in its period and in no other, and periods follow
+    /// each other without a gap.
     #[test]
     fn periods_tile_the_calendar(seconds in 0_i64..7_000_000_000, place in 0..ZONES.len()) {
         let now = Timestamp::from_second(seconds).expect("in range").to_zoned(zone(ZONES[place].0));
@@ -288,7 +292,7 @@ proptest! {
             prop_assert_eq!(Period::containing(by, period.start().yesterday().expect("in range")), previous);
             prop_assert!(previous.start() < period.start());
             prop_assert!(!period.is_past_middle(period.start()));
-            prop_assert!(previous.is_past_middle(day) , "the middle of the period before lies behind");
+            prop_assert!(previous.is_past_middle(day) , "the previous period is past its midpoint");
         }
     }
 }

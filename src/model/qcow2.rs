@@ -1,29 +1,31 @@
-//! The header of a qcow2 image, taken apart: "Header" and "Header extensions" in QEMU's `docs/interop/qcow2.txt`. Numbers are big-endian.
+//! Parses the header of a qcow2 image: "Header" and "Header extensions" in QEMU's
+//! `docs/interop/qcow2.txt`.
 //!
-//! Any bytes may be given. This parser says where fields, names and extensions lie; its callers decide what they accept.
+//! Numbers are big-endian. The parser accepts any bytes. It locates fields, names and extensions;
+//! its callers decide which values they accept.
 
 /// The first four bytes of an image.
-pub const MAGIC: [u8; 4] = *b"QFI\xfb";
+pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// Length of a version 2 header, in bytes.
-pub const LENGTH_V2: usize = 72;
+pub(crate) const LENGTH_V2: usize = 72;
 /// Length of a version 3 header without optional fields, in bytes.
-pub const LENGTH_V3: usize = 104;
-/// The most bytes a backing file's name may have (`backing_file_size`).
-pub const MAX_BACKING_NAME: usize = 1023;
+pub(crate) const LENGTH_V3: usize = 104;
+/// The greatest length of a backing file's name, in bytes (`backing_file_size`).
+pub(crate) const MAX_BACKING_NAME: usize = 1023;
 
-/// Incompatible feature: the guest's bytes lie in an external data file.
-pub const EXTERNAL_DATA: u64 = 1 << 2;
+/// Incompatible feature: an external data file holds the guest's bytes.
+pub(crate) const EXTERNAL_DATA: u64 = 1 << 2;
 
-/// Ends the extensions.
-pub const EXTENSION_END: u32 = 0;
-/// Holds the name of the backing file's format.
-pub const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
-/// Says where the bitmaps lie.
-pub const EXTENSION_BITMAPS: u32 = 0x2385_2875;
-/// Holds the name of the external data file.
-pub const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
+/// The extension that ends the list.
+pub(crate) const EXTENSION_END: u32 = 0;
+/// The extension with the name of the backing file's format.
+pub(crate) const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+/// The extension that locates the bitmaps.
+pub(crate) const EXTENSION_BITMAPS: u32 = 0x2385_2875;
+/// The extension with the name of the external data file.
+pub(crate) const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
 
-/// Something in a header reaches beyond the bytes that are there, or beyond its limit.
+/// Part of a header reaches beyond the available bytes, or beyond its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfBounds;
 
@@ -32,18 +34,18 @@ pub struct OutOfBounds;
 pub struct Head<'a>(&'a [u8]);
 
 impl<'a> Head<'a> {
-    /// The beginning of an image, if it begins like one of qcow2 (of any version).
+    /// The beginning of an image, if it starts with the magic number of qcow2 (any version).
     pub fn new(bytes: &'a [u8]) -> Option<Head<'a>> {
         bytes.starts_with(&MAGIC).then_some(Head(bytes))
     }
 
-    /// The field of 4 bytes at an offset.
+    /// The 4-byte field at an offset.
     pub fn u32(self, at: usize) -> Option<u32> {
         let bytes = self.0.get(at..at.checked_add(4)?)?;
         Some(u32::from_be_bytes(bytes.try_into().ok()?))
     }
 
-    /// The field of 8 bytes at an offset.
+    /// The 8-byte field at an offset.
     pub fn u64(self, at: usize) -> Option<u64> {
         let bytes = self.0.get(at..at.checked_add(8)?)?;
         Some(u64::from_be_bytes(bytes.try_into().ok()?))
@@ -54,7 +56,7 @@ impl<'a> Head<'a> {
         self.u32(4)
     }
 
-    /// Length of the header, in bytes: a version 2 header does not say it.
+    /// Length of the header, in bytes. A version 2 header has a fixed length.
     pub fn length(self) -> Option<usize> {
         match self.version()? {
             2 => Some(LENGTH_V2),
@@ -62,8 +64,8 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// The incompatible features, which version 2 does not have.
-    pub fn incompatible_features(self) -> Option<u64> {
+    /// The incompatible features; 0 for version 2, which has none.
+    pub(crate) fn incompatible_features(self) -> Option<u64> {
         match self.version()? {
             2 => Some(0),
             _ => self.u64(72),
@@ -79,7 +81,7 @@ impl<'a> Head<'a> {
     ///
     /// # Errors
     /// The name is too long, or the bytes do not hold it.
-    pub fn backing_name(self) -> Result<Option<&'a [u8]>, OutOfBounds> {
+    pub(crate) fn backing_name(self) -> Result<Option<&'a [u8]>, OutOfBounds> {
         let offset = self.u64(8).ok_or(OutOfBounds)?;
         let length = self.u32(16).ok_or(OutOfBounds)? as usize;
         if offset == 0 || length == 0 {
@@ -91,8 +93,10 @@ impl<'a> Head<'a> {
         name.map(Some).ok_or(OutOfBounds)
     }
 
-    /// The header's extensions in their order: kind and content. They end with [`EXTENSION_END`], where the backing file's name begins, or
-    /// with the bytes; after an error nothing follows.
+    /// The header's extensions in their order: kind and content.
+    ///
+    /// They end with [`EXTENSION_END`], where the backing file's name begins, or with the bytes.
+    /// Nothing follows after an error.
     pub fn extensions(self) -> Extensions<'a> {
         let name = self.u64(8).filter(|offset| *offset != 0).unwrap_or(u64::MAX);
         let end = usize::try_from(name).unwrap_or(usize::MAX).min(self.0.len());
@@ -136,7 +140,8 @@ pub mod samples {
 
     use super::*;
 
-    /// A header of this version with these names in it: the backing file's with its format, and the data file's.
+    /// A header of this version with these names: the backing file with its format, and the data
+    /// file.
     pub fn header(version: u32, backing: Option<(&str, Option<&str>)>, data_file: Option<&str>) -> Vec<u8> {
         let mut bytes = vec![0; if version == 2 { LENGTH_V2 } else { LENGTH_V3 }];
         bytes[..4].copy_from_slice(&MAGIC);
@@ -169,7 +174,8 @@ pub mod samples {
         bytes
     }
 
-    /// The header with a piece of it overwritten, cut to 400 bytes: what a hostile guest may write.
+    /// The header with a piece overwritten, cut to 400 bytes: the kind of bytes that a hostile
+    /// guest may write.
     pub fn overwritten(mut header: Vec<u8>, at: usize, noise: &[u8]) -> Vec<u8> {
         header.truncate(400);
         for (offset, byte) in noise.iter().enumerate() {
@@ -233,7 +239,7 @@ mod tests {
         assert_eq!(with(16, &1024u32.to_be_bytes()), Err(OutOfBounds));
         assert_eq!(with(8, &65535u64.to_be_bytes()), Err(OutOfBounds));
         assert_eq!(with(8, &u64::MAX.to_be_bytes()), Err(OutOfBounds));
-        assert_eq!(with(16, &[0; 4]), Ok(0), "a name of no length is none");
+        assert_eq!(with(16, &[0; 4]), Ok(0), "an empty name counts as no name");
         assert_eq!(found(&whole[..18]), Err(OutOfBounds), "cut in the field");
     }
 
@@ -242,7 +248,7 @@ mod tests {
         let mut bytes = header(3, Some(("base", Some("qcow2"))), Some("d"));
         bytes[108..112].copy_from_slice(&u32::MAX.to_be_bytes());
         assert_eq!(extensions(&bytes), [Err(OutOfBounds)]);
-        // Their room ends where the name begins.
+        // The extensions end where the name begins.
         let mut bytes = header(3, Some(("base", Some("qcow2"))), Some("d"));
         bytes[8..16].copy_from_slice(&120u64.to_be_bytes());
         assert_eq!(extensions(&bytes).len(), 1);
@@ -266,7 +272,7 @@ mod tests {
             if let Ok(Some(name)) = head.backing_name() {
                 prop_assert!((1..=MAX_BACKING_NAME).contains(&name.len()));
             }
-            // Each takes 8 bytes at least.
+            // Each extension takes at least 8 bytes.
             prop_assert!(head.extensions().count() <= bytes.len() / 8);
             let mut pure = MAGIC.to_vec();
             pure.extend(noise);

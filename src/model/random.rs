@@ -1,10 +1,10 @@
-//! Numbers that look random and follow from a seed, which comes from outside.
+//! Pseudorandom numbers that follow from a seed.
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// The numbers that follow from this seed, always the same ones.
+    /// Starts the sequence of numbers for this seed, which is always the same.
     pub(crate) fn new(seed: u64) -> Random {
         Random(seed)
     }
@@ -18,7 +18,8 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `limit`, which is not 0. The bias of the multiplication is far below what a sample could show.
+    /// A number below `limit`, which is not 0. The bias of the multiplication is too small to show
+    /// in a sample.
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(limit)) >> 64) as u64
     }

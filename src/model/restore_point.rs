@@ -9,13 +9,13 @@ use super::finding::Finding;
 use super::left_out::{self, LeftOut};
 use super::period::COPY_PREFIX;
 
-/// Whether an image holds the whole disk or what changed since its parent.
+/// Whether an image holds the whole disk or the changes since its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// The whole disk.
     Full,
-    /// What changed since the parent.
+    /// The changes since the parent.
     Incremental,
 }
 
@@ -29,20 +29,20 @@ impl Level {
     }
 }
 
-/// In which state the guest's file systems are in a restore point.
+/// The state of the guest's file systems in a restore point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Consistency {
     /// The guest agent froze the file systems around the moment.
     Filesystem,
-    /// As after a power cut: the guest ran and was not asked, or did not answer.
+    /// As after a power cut: the guest was running, and its agent was not asked or did not answer.
     Crash,
     /// The domain was shut off.
     Offline,
 }
 
 impl Consistency {
-    /// The word for it, with what it means.
+    /// A short description for people.
     pub fn sentence(self) -> &'static str {
         match self {
             Consistency::Filesystem => "file systems frozen",
@@ -52,49 +52,51 @@ impl Consistency {
     }
 }
 
-/// The id of a restore point of this moment: the time in UTC to the second, in characters that every file system takes.
+/// The id of a restore point of this moment: the time in UTC to the second, in characters that
+/// every file system accepts.
 pub fn id_of(time: Timestamp) -> String {
     time.to_zoned(TimeZone::UTC)
         .strftime("%Y-%m-%dT%H-%M-%SZ")
         .to_string()
 }
 
-/// One moment of one domain: the content of `manifest.json`, without what only the files concern.
+/// One moment of one domain: the content of `manifest.json`, except what concerns only the files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RestorePoint {
-    /// Its name within the domain; also the stem of its folder's name.
+    /// Its id within the domain, which is also the stem of its folder's name.
     pub id: String,
-    /// Counts the domain's restore points in the order they were committed, from 1. Unlike the time it never goes back.
+    /// The number of the restore point in the domain's order of commits, from 1. Unlike the time,
+    /// it never goes back.
     pub sequence: u64,
     /// The domain's name.
     pub domain: String,
     /// The domain's UUID.
     pub uuid: String,
-    /// The moment the disks were frozen at.
+    /// The moment that the disks show.
     pub time: Timestamp,
-    /// Name of the period's folder.
+    /// The name of the period's folder.
     pub period: String,
-    /// Incremental as soon as one disk is.
+    /// Incremental if at least one disk is.
     pub level: Level,
-    /// The restore point that an incremental one stands upon (the newest of its disks' parents).
+    /// The restore point on which an incremental one depends (the newest of its disks' parents).
     pub parent: Option<String>,
-    /// The checkpoint that the next restore point can start from.
+    /// The checkpoint from which the next restore point can start.
     pub checkpoint: Option<CheckpointId>,
-    /// In which state the guest's file systems are.
+    /// The state of the guest's file systems.
     pub consistency: Consistency,
     /// The disks, in the order of the domain's XML.
     pub disks: Vec<DiskPoint>,
-    /// What was worth telling.
+    /// Everything worth reporting.
     #[serde(default)]
     pub findings: Vec<Finding>,
-    /// The domain's disks that it does not hold, and why; older manifests do not say.
+    /// The domain's disks that it does not hold, with reasons; older manifests do not record them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<LeftOut>,
 }
 
 impl RestorePoint {
-    /// Name of its folder within the period's.
+    /// The name of its folder within the period's folder.
     pub fn folder(&self) -> String {
         match self.level {
             Level::Full => format!("{}.full", self.id),
@@ -102,13 +104,13 @@ impl RestorePoint {
         }
     }
 
-    /// Whether it is a standalone copy: it lies in a folder of its own, and no backup stands on it.
+    /// Whether it is a standalone copy: it has its own folder, and no backup depends on it.
     pub fn is_copy(&self) -> bool {
         self.period.starts_with(COPY_PREFIX)
     }
 
-    /// The word for what it is: a copy, or its level.
-    pub fn kind_word(&self) -> &'static str {
+    /// The word for its kind: copy, or its level.
+    pub(crate) fn kind_word(&self) -> &'static str {
         match self.is_copy() {
             true => "copy",
             false => self.level.word(),
@@ -137,13 +139,14 @@ impl RestorePoint {
     }
 }
 
-/// Which file a path named. A path can name another file tomorrow, and the number of an inode be given again; both with the same birth cannot.
+/// The identity of the file at a path. The path may lead to another file later, and an inode number
+/// may be reused, but not together with the same time of birth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FileId {
     /// The inode's number.
     pub inode: u64,
-    /// When the file was created, as its file system says.
+    /// When the file was created, as its file system records it.
     pub born: Timestamp,
 }
 
@@ -153,11 +156,11 @@ pub struct FileId {
 pub struct DiskPoint {
     /// The disk's target (`vda`).
     pub target: String,
-    /// Whether the image stands alone.
+    /// Whether the image is full or depends on a parent.
     pub level: Level,
-    /// Why it has this level, in a few words.
+    /// The reason for the level, in a few words.
     pub reason: String,
-    /// The restore point whose image of the same disk this one stands upon.
+    /// The restore point whose image of the same disk is the parent of this one.
     pub parent: Option<String>,
     /// The digest of that restore point's manifest; older manifests do not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -166,17 +169,18 @@ pub struct DiskPoint {
     pub checkpointed: bool,
     /// Size of the disk, in bytes.
     pub virtual_size: u64,
-    /// Where the disk's content lay on the host.
+    /// The location of the disk's content on the host.
     pub source: String,
-    /// Which file that was, where the file system tells; older manifests do not.
+    /// The identity of that file, if the file system provides it; older manifests do not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_file: Option<FileId>,
     /// The disk's own format (`qcow2`, `raw`).
     pub source_format: String,
-    /// Whether the disk was encrypted, so that the image holds what was not readable on the host; older manifests do not record it.
+    /// Whether the disk was encrypted, so that the image holds plain text that the host's image did
+    /// not. Older manifests do not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decrypted: Option<bool>,
-    /// File name of the image within the restore point.
+    /// The file name of the image within the restore point.
     pub image: String,
     /// Bytes of data in the image, before compression.
     pub data_bytes: u64,

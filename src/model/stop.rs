@@ -1,4 +1,4 @@
-//! The wish to stop, shared by everything that can take long.
+//! The request to stop, shared by everything that can take long.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -17,9 +17,10 @@ pub enum StopReason {
     OtherPartFailed,
 }
 
-/// A request to stop, made by a signal, by a test, or by the failure of another part of the same work.
+/// A request to stop: by a signal, by a test, or because another part of the same work failed.
 ///
-/// Every loop that can take long looks at it. Clones share one state. A stop is never taken back, and the first reason stays.
+/// Every loop that can take long checks it. Clones share one state. A stop is never withdrawn, and
+/// the first reason counts.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
     own: Arc<OnceLock<StopReason>>,
@@ -27,9 +28,9 @@ pub struct Stop {
     parent: Option<Arc<Stop>>,
 }
 
-/// Keeps the program from being ended by force until it is dropped: a guest whose file systems are frozen has to be thawed first.
+/// Delays a forced exit of the program until it is dropped: a frozen guest has to be thawed first.
 #[derive(Debug)]
-pub struct ExitHold(Arc<AtomicUsize>);
+pub(crate) struct ExitHold(Arc<AtomicUsize>);
 
 impl Drop for ExitHold {
     fn drop(&mut self) {
@@ -38,7 +39,7 @@ impl Drop for ExitHold {
 }
 
 impl Stop {
-    /// A stop that is requested together with this one, and can be requested alone.
+    /// A stop that is requested together with this one, and can also be requested alone.
     pub fn child(&self) -> Stop {
         Stop {
             own: Arc::default(),
@@ -47,14 +48,14 @@ impl Stop {
         }
     }
 
-    /// Delays a forced end of the program until the result is dropped.
-    pub fn hold_exit(&self) -> ExitHold {
+    /// Delays a forced exit of the program until the result is dropped.
+    pub(crate) fn hold_exit(&self) -> ExitHold {
         self.exit_holds.fetch_add(1, Ordering::SeqCst);
         ExitHold(Arc::clone(&self.exit_holds))
     }
 
-    /// Whether the program must not be ended by force yet.
-    pub fn is_exit_held(&self) -> bool {
+    /// Whether a forced exit of the program has to wait.
+    pub(crate) fn is_exit_held(&self) -> bool {
         self.exit_holds.load(Ordering::SeqCst) > 0
     }
 
@@ -75,7 +76,7 @@ impl Stop {
     }
 }
 
-/// How long to wait for something, and what ends the wait before.
+/// A limit for a wait: a longest time, and a stop that ends it early.
 #[derive(Clone, Debug)]
 pub struct WaitLimit {
     /// The longest wait.

@@ -1,11 +1,13 @@
-//! Where the bytes of a disk lie, as its domain's definition says: storage, format, encryption and backing chain.
+//! The storage of a disk, as its domain's definition describes it: source, format, encryption and
+//! backing chain.
 
 use std::path::PathBuf;
 
-/// The longest backing chain that a definition may describe. libvirt has the same limit.
-pub const MAX_CHAIN: usize = 200;
+/// The largest number of images in a backing chain that a definition may describe. libvirt has the
+/// same limit.
+pub(crate) const MAX_CHAIN: usize = 200;
 
-/// Where the bytes of an image lie.
+/// The location of an image's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A file on the host.
@@ -24,7 +26,7 @@ pub enum Source {
     VhostUser(String),
     /// A vDPA device. QEMU never sees its bytes.
     VhostVdpa(String),
-    /// A kind that this program does not know; libvirt's word for it.
+    /// A type that vmsnap does not know, by libvirt's word for it.
     Other(String),
     /// Nothing: an empty drive.
     Empty,
@@ -37,7 +39,7 @@ pub struct Volume {
     pub pool: String,
     /// The volume's name in it.
     pub volume: String,
-    /// Where its bytes lie, once libvirt was asked.
+    /// The location of its bytes, after libvirt was asked.
     pub place: Option<Box<Source>>,
 }
 
@@ -46,7 +48,7 @@ pub struct Volume {
 pub struct Network {
     /// The protocol (`nbd`, `rbd`, `iscsi`, `https` …).
     pub protocol: String,
-    /// The image's name there: export, pool and image, target and LUN, or path.
+    /// The image's name on the server: export, pool and image, target and LUN, or path.
     pub name: String,
     /// The servers.
     pub hosts: Vec<Server>,
@@ -63,17 +65,17 @@ pub enum Server {
     Tcp {
         /// Its name or address.
         host: String,
-        /// Its port; the protocol's usual one if it is missing.
+        /// Its port; the protocol's usual port if `None`.
         port: Option<u16>,
     },
     /// Reached over a unix socket.
     Unix(PathBuf),
-    /// Reached in another way; libvirt's word for it.
+    /// Reached in another way, by libvirt's word for it.
     Other(String),
 }
 
 impl Source {
-    /// The path on the host, where there is one.
+    /// The path on the host, if there is one.
     pub fn path(&self) -> Option<&PathBuf> {
         match self {
             Source::File(path) | Source::Block(path) => Some(path),
@@ -82,7 +84,8 @@ impl Source {
         }
     }
 
-    /// The source in one line, without secrets. It stays the same as long as the definition does.
+    /// The source in one line, without secrets. It does not change while the definition stays the
+    /// same.
     pub fn text(&self) -> String {
         match self {
             Source::File(path) | Source::Block(path) | Source::Directory(path) => path.display().to_string(),
@@ -118,21 +121,21 @@ impl Network {
     }
 }
 
-/// How an image is laid out.
+/// The format of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskFormat {
-    /// qcow2 of version 3 (or not known to be older): carries dirty bitmaps.
+    /// qcow2 of version 3 (or not known to be older), which can carry dirty bitmaps.
     Qcow2,
-    /// qcow2 of version 2 (`compat=0.10`): cannot carry dirty bitmaps.
+    /// qcow2 of version 2 (`compat=0.10`), which cannot carry dirty bitmaps.
     Qcow2V2,
-    /// No layout: the bytes themselves.
+    /// No format: the bytes themselves.
     Raw,
-    /// Another one; QEMU's word for it.
+    /// Another format, by QEMU's word for it.
     Other(String),
 }
 
 impl DiskFormat {
-    /// The format of this name.
+    /// The format with this name.
     pub fn named(word: &str) -> DiskFormat {
         match word {
             "qcow2" => DiskFormat::Qcow2,
@@ -151,57 +154,58 @@ impl DiskFormat {
     }
 }
 
-/// How an image is encrypted.
+/// The encryption of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encryption {
     /// The format (`luks`, `qcow` …).
     pub format: String,
-    /// The program that decrypts (`qemu`, `librbd`); QEMU if it is missing.
+    /// The program that decrypts (`qemu`, `librbd`); QEMU if `None`.
     pub engine: Option<String>,
-    /// The secrets that open it.
+    /// The secrets that decrypt it.
     pub secrets: Vec<SecretRef>,
 }
 
-/// How a definition names one of libvirt's secrets.
+/// A reference to one of libvirt's secrets in a definition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretRef {
     /// By its UUID.
     Uuid(String),
-    /// By the volume that it is for.
+    /// By the volume to which it belongs.
     Usage(String),
 }
 
-/// What lies beneath an image, as the definition says.
+/// The definition's statement about the image beneath another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Backing {
-    /// The definition does not say: libvirt follows the image's header.
+    /// The definition does not say, so libvirt follows the image's header.
     #[default]
     Unsaid,
-    /// Nothing, whatever the image's header says.
+    /// There is none, whatever the image's header says.
     End,
-    /// This image, whatever the image's header says.
+    /// It is this image, whatever the image's header says.
     Layer(Box<Layer>),
 }
 
 /// One image of a definition's backing chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
-    /// Where its bytes lie.
+    /// The location of its bytes.
     pub source: Source,
-    /// How it is laid out.
+    /// Its format.
     pub format: DiskFormat,
-    /// How it is encrypted.
+    /// Its encryption.
     pub encryption: Option<Encryption>,
-    /// Whether it is only a part of its source.
+    /// Whether it is only a slice of its source.
     pub is_slice: bool,
-    /// Where the guest's bytes lie if the image holds only their mapping.
+    /// The external data file, if there is one: it holds the guest's bytes, and the image only
+    /// their mapping.
     pub data_file: Option<Box<Layer>>,
-    /// What lies beneath it.
+    /// The image beneath it.
     pub backing: Backing,
 }
 
 impl Layer {
-    /// An image of this source and format of which the definition says nothing else.
+    /// An image of this source and format, with defaults for everything else.
     pub fn new(source: Source, format: DiskFormat) -> Layer {
         Layer {
             source,
@@ -213,8 +217,9 @@ impl Layer {
         }
     }
 
-    /// Whether the definition says that the image or its data file is encrypted. It says nothing of the images beneath.
-    pub fn is_encrypted(&self) -> bool {
+    /// Whether the definition declares the image or its data file encrypted. Images beneath are not
+    /// considered.
+    pub(crate) fn is_encrypted(&self) -> bool {
         let data_file = self.data_file.as_ref().and_then(|file| file.encryption.as_ref());
         self.encryption.is_some() || data_file.is_some()
     }

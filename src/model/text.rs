@@ -1,6 +1,6 @@
-//! Names, errors and sizes as they are shown to people.
+//! Formats names, errors and sizes for people.
 
-/// A name for a message: as it is, but for characters that would break the line or play with the terminal, which are escaped.
+/// A name for a message. Characters that would break the line or confuse the terminal are escaped.
 pub fn shown(name: &str) -> String {
     let mut text = String::with_capacity(name.len());
     for character in name.chars() {
@@ -13,7 +13,7 @@ pub fn shown(name: &str) -> String {
     text
 }
 
-/// An error with everything beneath it, in one line.
+/// An error with all its sources, in one line.
 pub fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut below = error.source();
@@ -24,21 +24,23 @@ pub fn with_sources(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// A size in decimal units with three significant digits: `14.3 GB`, `107 GB`, `1.02 kB`, `0 B` (as npm's pretty-bytes writes them).
+/// A size in decimal units with three significant digits, as npm's pretty-bytes writes it:
+/// `14.3 GB`, `107 GB`, `1.02 kB`, `0 B`.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     if count < 1000 {
         return format!("{count} B");
     }
     let exponent = (count.ilog10() / 3) as usize;
-    // Floating point as in pretty-bytes, so that ties are rounded as there.
+    // Floating point as in pretty-bytes, so that ties are rounded in the same way.
     let value = count as f64 / 1000f64.powi(exponent as i32);
     format!("{} {}", three_digits(value), UNITS[exponent])
 }
 
-/// Three significant digits, exact ties rounded up, trailing zeroes dropped. `value` is from 1 to 1000.
+/// Three significant digits, exact ties rounded up, trailing zeroes dropped. `value` is from 1 to
+/// 1000.
 fn three_digits(value: f64) -> String {
-    // The exact decimal expansion of such a number has less than 60 places.
+    // The exact decimal expansion of such a number has fewer than 60 places.
     let exact = format!("{value:.60}");
     let (whole, fraction) = exact.split_once('.').unwrap_or((&exact, ""));
     let places = 3usize.saturating_sub(whole.len());
@@ -53,7 +55,7 @@ fn three_digits(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Line and paragraph separators, and marks that change the direction of what follows.
+/// Whether it is a line or paragraph separator, or a mark that changes the text direction.
 fn is_invisible(character: char) -> bool {
     matches!(character, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

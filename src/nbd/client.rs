@@ -1,6 +1,6 @@
-//! A client of one export: the handshake, what was agreed upon, and single requests that wait for their answer.
+//! A client of one export: the handshake, its results, and single requests that wait for their
+//! answers.
 
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::error::{Error, Result};
@@ -14,7 +14,7 @@ use crate::model::buffer::Buffer;
 use crate::model::extents::Run;
 use crate::model::stop::WaitLimit;
 
-/// A connection to one export, past its handshake. Dropping it disconnects.
+/// A connection to one export, after the handshake. Dropping it disconnects.
 #[derive(Debug)]
 pub struct Client {
     pub(super) connection: Connection,
@@ -22,19 +22,22 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to a unix socket and opens `export`, with as many of `contexts` as the server grants.
+    /// Connects to a unix socket and opens `export`, with those of `contexts` that the server
+    /// grants.
     ///
     /// # Errors
-    /// [`Error::Connect`] when nobody listens, [`Error::Refused`] when there is no such export, [`Error::Unsupported`] for servers that do not speak the
-    /// fixed newstyle handshake, and everything that waiting for a server brings.
+    /// [`Error::Connect`] if no server listens, [`Error::Refused`] if there is no such export,
+    /// [`Error::Unsupported`] if the server lacks the fixed newstyle handshake, and the errors of
+    /// waiting for a server.
     pub fn connect_unix(path: &Path, export: &str, contexts: &[&str], limit: &WaitLimit) -> Result<Self> {
         let socket = Socket::connect(path, limit)?;
         Self::begin(socket, export, contexts)
     }
 
-    /// The same over a stream that is connected already.
-    pub fn from_stream(
-        stream: UnixStream,
+    /// Does the same over a stream that is already connected.
+    #[cfg(test)]
+    pub(crate) fn from_stream(
+        stream: std::os::unix::net::UnixStream,
         export: &str,
         contexts: &[&str],
         limit: &WaitLimit,
@@ -56,8 +59,9 @@ impl Client {
         self.export.size
     }
 
-    /// Whether the export cannot be written.
-    pub fn read_only(&self) -> bool {
+    /// Whether the export is read-only.
+    #[cfg(test)]
+    pub(crate) fn read_only(&self) -> bool {
         self.export.flags & wire::FLAG_READ_ONLY != 0
     }
 
@@ -66,24 +70,24 @@ impl Client {
         self.export.structured
     }
 
-    /// What requests may look like.
-    pub fn block_sizes(&self) -> BlockSizes {
+    /// The limits of requests.
+    pub(crate) fn block_sizes(&self) -> BlockSizes {
         self.export.block_sizes
     }
 
-    /// The contexts that the server granted.
+    /// The metadata contexts that the server granted.
     pub fn contexts(&self) -> &[Context] {
         &self.export.contexts
     }
 
     /// The longest read that may be sent, in bytes: a multiple of the server's minimum block size.
-    pub fn longest_read(&self) -> u32 {
+    pub(crate) fn longest_read(&self) -> u32 {
         let BlockSizes { minimum, maximum, .. } = self.export.block_sizes;
         let longest = maximum.min(wire::MAX_READ);
         longest - longest % minimum
     }
 
-    /// Reads `into.len()` bytes at `offset`, both multiples of the server's minimum block size.
+    /// Reads `into.len()` bytes at `offset`. Both are multiples of the server's minimum block size.
     pub fn read(&mut self, offset: u64, into: &mut [u8]) -> Result<()> {
         self.check(offset, into.len() as u64)?;
         let longest = self.longest_read();
@@ -92,7 +96,7 @@ impl Client {
         for piece in into.chunks_mut(longest as usize) {
             self.connection.read(0, offset, piece.len() as u32, buffer);
             let Body::Read(filled) = self.answered()? else {
-                return Err(Error::protocol("a read is answered with a status"));
+                return Err(Error::protocol("it answers a read with a status"));
             };
             piece.copy_from_slice(&filled[..piece.len()]);
             buffer = filled;
@@ -101,8 +105,11 @@ impl Client {
         Ok(())
     }
 
-    /// Asks for the status of a range of at most 4 GiB - 1, both ends multiples of the server's minimum block size. Gives the runs of every context of [`Self::contexts`], in that order, from
-    /// `offset` on: at least one each, never reaching behind the range, but often ending before it.
+    /// Returns the status of a range of at most 4 GiB - 1 in every context.
+    ///
+    /// Both ends of the range are multiples of the server's minimum block size. The result has the
+    /// runs of each context from `offset` on, in the order of [`Self::contexts`]: at least one run
+    /// each. The runs never extend past the range, but they often end before it.
     pub fn block_status(&mut self, offset: u64, length: u64) -> Result<Vec<Vec<Run>>> {
         self.check(offset, length)?;
         let bad = |what: &str| Error::BadRequest {
@@ -110,18 +117,18 @@ impl Client {
             length,
             what: what.to_owned(),
         };
-        let short = u32::try_from(length).map_err(|_| bad("a status request has 32 bits for its length"))?;
+        let short = u32::try_from(length).map_err(|_| bad("the length does not fit into 32 bits"))?;
         if short == 0 || self.export.contexts.is_empty() {
-            return Err(bad("there is nothing to tell a status of"));
+            return Err(bad("the range is empty, or no metadata context was granted"));
         }
         self.connection.status(0, offset, short);
         match self.answered()? {
             Body::Status(contexts) => Ok(contexts),
-            Body::Read(_) => Err(Error::protocol("a status is answered with data")),
+            Body::Read(_) => Err(Error::protocol("it answers a status request with data")),
         }
     }
 
-    /// Waits for the answer to the only request.
+    /// Waits for the answer to the only request in flight.
     fn answered(&mut self) -> Result<Body> {
         loop {
             self.connection.flush()?;
@@ -142,7 +149,7 @@ impl Client {
         {
             format!("the export ends at {}", self.export.size)
         } else if !offset.is_multiple_of(minimum) || !length.is_multiple_of(minimum) {
-            format!("both must be multiples of {minimum}")
+            format!("offset and length must be multiples of {minimum}")
         } else {
             return Ok(());
         };

@@ -1,18 +1,20 @@
-//! Which bytes of a read have arrived, whatever the order of their chunks.
+//! Records which bytes of a read have arrived, in any order of their chunks.
 
 use super::error::{Error, Result};
 
-/// Most separate pieces that one reply may be in at any time; neighbours count as one. Real servers send their chunks in order, which makes one piece.
+/// The most separate pieces that one reply may consist of at any time; adjacent pieces count as
+/// one. Real servers send their chunks in order, which makes one piece.
 const MAX_PIECES: usize = 16_384;
 
-/// The bytes of one read that have arrived: sorted ranges that neither overlap nor touch, as `(start, end)`.
+/// The bytes of one read that have arrived: sorted ranges `(start, end)` that neither overlap nor
+/// touch.
 #[derive(Debug, Default)]
 pub(super) struct Coverage {
     pieces: Vec<(usize, usize)>,
 }
 
 impl Coverage {
-    /// Takes `start..end`, which is not empty, or refuses it when some of it has arrived before.
+    /// Adds `start..end`, which is not empty. It is an error if any of these bytes arrived before.
     pub fn add(&mut self, start: usize, end: usize) -> Result<()> {
         let place = self.pieces.partition_point(|piece| piece.0 < start);
         let before = place.checked_sub(1).map(|index| self.pieces[index].1);
@@ -30,14 +32,14 @@ impl Coverage {
             (false, false) if self.pieces.len() < MAX_PIECES => self.pieces.insert(place, (start, end)),
             (false, false) => {
                 return Err(Error::protocol(format!(
-                    "a reply is scattered in over {MAX_PIECES} pieces"
+                    "a reply arrives in more than {MAX_PIECES} separate pieces"
                 )));
             }
         }
         Ok(())
     }
 
-    /// Whether `0..length` has arrived.
+    /// Whether all of `0..length` has arrived.
     pub fn complete(&self, length: usize) -> bool {
         self.pieces == [(0, length)]
     }

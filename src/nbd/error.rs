@@ -1,4 +1,4 @@
-//! What can go wrong between us and an NBD server.
+//! Errors of the NBD client.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,58 +6,59 @@ use std::time::Duration;
 
 use crate::model::block::{BlockError, BlockErrorKind};
 
-/// Result of everything in this room.
+/// The result of functions in this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong between us and an NBD server.
+/// An error of the NBD client.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The user asked to stop.
     #[error("stopped on request")]
     Stopped,
-    /// Nobody listens on the socket, or it cannot be used.
+    /// No server listens on the socket, or the socket cannot be used.
     #[error("cannot connect to the NBD server at {}", path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
     /// The server closed the connection.
     #[error("the NBD server closed the connection during {phase}")]
     Disconnected {
-        /// `the handshake` or `the transmission`.
+        /// The phase of the connection: `the handshake` or `the transmission`.
         phase: &'static str,
     },
-    /// The server sent or took no byte before the deadline.
+    /// The server neither sent nor accepted a byte before the deadline.
     #[error("the NBD server was silent for {} s during {phase}", deadline.as_secs_f64())]
     TimedOut {
-        /// `the connecting`, `the handshake` or `the transmission`.
+        /// The phase of the connection: `the connection attempt`, `the handshake` or
+        /// `the transmission`.
         phase: &'static str,
-        /// How long it may keep silent.
+        /// The longest silence that is allowed.
         deadline: Duration,
     },
     /// The socket failed.
     #[error("the connection to the NBD server failed during {phase}")]
     Io {
-        /// `the handshake` or `the transmission`.
+        /// The phase of the connection: `the handshake` or `the transmission`.
         phase: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The server said something that the protocol does not allow.
+    /// The server sent something that the protocol does not allow.
     #[error("the NBD server broke the protocol: {what}")]
     Protocol {
-        /// What it said.
+        /// The violation, in words.
         what: String,
     },
-    /// The server works in a way that this client does not know or cannot use.
+    /// The server works in a way that this client does not support.
     #[error("the NBD server cannot be used: {what}")]
     Unsupported {
-        /// What is missing.
+        /// The reason.
         what: String,
     },
     /// The server refused to open the export.
@@ -65,10 +66,10 @@ pub enum Error {
     Refused {
         /// The export's name.
         export: String,
-        /// The server's words, or the name of its error.
+        /// The server's message, or the name of its error.
         reason: String,
     },
-    /// The server does not offer a metadata context without which the wanted answer cannot be given.
+    /// The server does not offer a metadata context that is required.
     #[error("the NBD server does not offer context '{context}' for export '{export}'")]
     ContextMissing {
         /// The export's name.
@@ -76,43 +77,44 @@ pub enum Error {
         /// The context's name.
         context: String,
     },
-    /// The disk reads as zero where it did not before, and the bitmap does not know of it: whatever else has changed, it may not know either.
-    #[error("the bitmap does not know that the disk has become zero at offset {offset}")]
+    /// A range became zero and the bitmap does not mark it as changed. The bitmap may lack other
+    /// changes, too.
+    #[error("the bitmap does not record that the disk became zero at offset {offset}")]
     Distrusted {
-        /// Where, in bytes.
+        /// Start of the range, in bytes.
         offset: u64,
     },
     /// The server answered a request with an error.
     #[error("the NBD server could not {command} {length} bytes at offset {offset}: {}", errno_words(*errno, message))]
     Server {
-        /// What was asked for, as a verb phrase (`read`, `tell the status of`).
+        /// The request, as a verb phrase (`read`, `report the status of`).
         command: &'static str,
-        /// Where the request began (or where the server met the error, if it told), in bytes.
+        /// Start of the request, or the place of the error if the server reported it, in bytes.
         offset: u64,
         /// Length of the request, in bytes.
         length: u32,
         /// The protocol's error number; most are those of Linux.
         errno: u32,
-        /// The server's words; mostly empty.
+        /// The server's message; usually empty.
         message: String,
     },
-    /// A request that the export or its block sizes do not allow: a mistake of the caller.
-    #[error("cannot ask for {length} bytes at offset {offset}: {what}")]
+    /// A request that the export or its block sizes do not allow: a bug in the caller.
+    #[error("invalid request for {length} bytes at offset {offset}: {what}")]
     BadRequest {
-        /// Where, in bytes.
+        /// Start of the request, in bytes.
         offset: u64,
-        /// How much, in bytes.
+        /// Length of the request, in bytes.
         length: u64,
-        /// Why not.
+        /// The reason.
         what: String,
     },
 }
 
-/// Numbers of the errors that the protocol names ("Error values" in the NBD protocol).
+/// Error numbers of the protocol ("Error values" in the NBD protocol).
 pub(super) mod errno {
-    /// The request is longer than the server can answer unfragmented.
-    pub const EOVERFLOW: u32 = 75;
-    /// The server is about to go away.
+    /// The request is longer than the server can answer in one piece.
+    pub(crate) const EOVERFLOW: u32 = 75;
+    /// The server is shutting down.
     pub const ESHUTDOWN: u32 = 108;
 }
 
@@ -141,7 +143,7 @@ impl Error {
         Error::Protocol { what: what.into() }
     }
 
-    /// What kind of trouble it is.
+    /// The kind of this error, for callers that copy blocks.
     pub fn kind(&self) -> BlockErrorKind {
         match self {
             Error::Stopped => BlockErrorKind::Stopped,
@@ -160,8 +162,8 @@ impl Error {
         }
     }
 
-    /// The same, as trouble of the pump. `what` tells what was being done.
-    pub fn into_block_error(self, what: impl Into<String>) -> BlockError {
+    /// Converts this error into the error of a block source. `what` describes the failed operation.
+    pub(crate) fn into_block_error(self, what: impl Into<String>) -> BlockError {
         match self {
             Error::Stopped => BlockError::stopped(),
             error => BlockError::from_source(error.kind(), what, error),

@@ -1,4 +1,5 @@
-//! A server for the tests: serves bytes from memory over a socket pair, honestly but as awkwardly as it is told to.
+//! A server for tests: serves bytes from memory over a socket pair, correctly but as awkwardly as
+//! configured.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -13,32 +14,33 @@ use crate::model::extents::Run;
 /// Flags, command, offset and length of a request.
 pub(super) type Seen = (u16, u16, u64, u32);
 
-/// An export and the manners of its server.
+/// An export and the behaviour of its server.
 #[derive(Clone, Debug)]
 pub(super) struct FakeExport {
     pub disk: Vec<u8>,
-    /// Names, and runs over the whole disk.
+    /// The names of the contexts, with runs over the whole disk.
     pub contexts: Vec<(String, Vec<Run>)>,
     pub structured: bool,
     pub flags: u16,
     pub block_sizes: Option<[u32; 3]>,
-    /// Gathers up to so many requests before it answers them, last one first.
+    /// Gathers up to this many requests, then answers them, last one first.
     pub gather: usize,
-    /// Answers reads in chunks of this many bytes, last one first, zeroes as holes, chunks of different replies mixed.
+    /// Answers reads in chunks of this many bytes, last one first. Zeroes become holes, and chunks
+    /// of different replies are mixed.
     pub fragment: Option<usize>,
-    /// Most runs per status reply, for each context in turn.
+    /// The most runs per status reply, for each context in turn.
     pub most_runs: Vec<usize>,
-    /// Longest read that it answers unfragmented, in bytes.
+    /// The longest read that it answers unfragmented, in bytes.
     pub longest_unfragmented: u32,
     /// Reads that touch this offset fail with this error.
     pub fail: Option<(u64, u32)>,
-    /// Hangs up after so many requests.
+    /// Closes the connection after this many requests.
     pub hang_up_after: usize,
-    /// Says nothing any more after so many requests.
+    /// Stops answering after this many requests.
     pub silent_after: usize,
-    /// Most requests that were in flight together when it answered.
+    /// The most requests that were in flight together when it answered.
     pub most_together: Arc<AtomicUsize>,
-    /// All requests that came.
+    /// All requests that arrived.
     pub seen: Arc<Mutex<Vec<Seen>>>,
 }
 
@@ -62,7 +64,7 @@ impl FakeExport {
         }
     }
 
-    /// Serves one connection from a thread. It ends when the client does.
+    /// Serves one connection from a thread, which ends when the client disconnects.
     pub fn serve(&self) -> (UnixStream, JoinHandle<()>) {
         let (client, server) = UnixStream::pair().expect("a socket pair");
         let session = Session {
@@ -215,7 +217,7 @@ impl Session {
             self.export.most_together.fetch_max(asked.len(), Ordering::SeqCst);
             let mut replies: Vec<Vec<Vec<u8>>> =
                 asked.iter().rev().map(|request| self.answer(*request)).collect();
-            // The chunks of all replies in turn.
+            // Interleaves the chunks of all replies.
             while replies.iter().any(|chunks| !chunks.is_empty()) {
                 for chunks in &mut replies {
                     if !chunks.is_empty() && self.stream.write_all(&chunks.remove(0)).is_err() {
@@ -226,7 +228,7 @@ impl Session {
         }
     }
 
-    /// The chunks of one answer.
+    /// The chunks of the answer to one request.
     fn answer(&self, (flags, command, cookie, offset, length): Asked) -> Vec<Vec<u8>> {
         self.check(command, offset, length);
         let end = offset + u64::from(length);

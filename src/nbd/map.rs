@@ -1,4 +1,4 @@
-//! What an export tells of a disk without reading it: which clusters changed, and which are not zero.
+//! Reads which clusters of an export changed and which hold data, without reading the disk.
 
 use std::path::Path;
 
@@ -10,14 +10,18 @@ use crate::model::clusters::{ClusterSet, DiskMap};
 use crate::model::extents::Run;
 use crate::model::stop::WaitLimit;
 
-/// The longest range whose status is asked for at once, in bytes: fits a signed 32-bit number.
+/// The longest range of one status request, in bytes: it fits a signed 32-bit number.
 const LONGEST: u64 = (2 << 30) - CLUSTER;
 
-/// Asks for the status of the whole export. `bitmap_context` is `qemu:dirty-bitmap:NAME`; without it nothing counts as changed.
+/// Reads the status of the whole export.
+///
+/// `bitmap_context` is `qemu:dirty-bitmap:NAME`; without it no cluster counts as changed. Without
+/// `base:allocation` every cluster counts as data.
 ///
 /// # Errors
-/// [`Error::ContextMissing`] when the server does not grant the bitmap; otherwise as [`Client::connect_unix`].
-pub fn disk_map(
+/// [`Error::ContextMissing`] if the server does not grant the bitmap; otherwise as
+/// [`Client::connect_unix`].
+pub(crate) fn disk_map(
     path: &Path,
     export: &str,
     bitmap_context: Option<&str>,
@@ -56,7 +60,8 @@ pub fn disk_map(
     while position < size {
         let length = LONGEST.min(size - position);
         let told = client.block_status(position, length)?;
-        // Contexts may tell of ranges of different lengths: what all of them tell is taken, the rest asked for again.
+        // Contexts may cover ranges of different lengths: their common part is used, the rest is
+        // requested again.
         let told_by = |runs: &[Run]| runs.iter().map(|run| run.length).sum::<u64>();
         let common = told
             .iter()
@@ -70,7 +75,7 @@ pub fn disk_map(
         }
         if end <= position {
             return Err(Error::protocol(format!(
-                "the status at offset {position} tells less than one block"
+                "the status at offset {position} covers less than one block"
             )));
         }
         if let Some(zero) = zero {

@@ -1,4 +1,4 @@
-//! The reader: an NBD client that turns an export into extents and blocks.
+//! The NBD client: reads an export as extents and blocks.
 
 mod client;
 mod coverage;
@@ -17,12 +17,12 @@ pub mod wire;
 
 pub use client::Client;
 pub use error::{Error, Result};
-pub use map::disk_map;
+pub(crate) use map::disk_map;
 pub use negotiate::{Context, Export};
 pub use options::BlockSizes;
 pub use source::{ExportSource, Mode, SourceOptions};
 
-/// Entries for the fuzz targets: the parsers without a socket.
+/// Entry points for the fuzz targets: the parsers without a socket.
 #[doc(hidden)]
 pub mod fuzzing {
     pub use super::negotiate::negotiate_with_script;

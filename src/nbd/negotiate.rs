@@ -1,23 +1,23 @@
-//! The handshake: fixed newstyle, from the server's greeting to the first moment of transmission.
+//! The fixed newstyle handshake, from the server's greeting to the start of transmission.
 
 use super::error::{Error, Result};
 use super::options::{self, BlockSizes, Info, OptionReply};
 use super::socket::Channel;
 use super::wire;
 
-/// Most replies that one option may get. QEMU sends at most one for each context or kind of information.
+/// The most replies to one option. QEMU sends at most one for each context or kind of information.
 const MAX_REPLIES: usize = 64;
 
 /// A metadata context that the server grants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Context {
-    /// The number that stands for it in replies.
+    /// Its number in replies.
     pub id: u32,
     /// Its name.
     pub name: String,
 }
 
-/// What was agreed upon in the handshake.
+/// The result of the handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
     /// Its name.
@@ -26,15 +26,15 @@ pub struct Export {
     pub size: u64,
     /// Transmission flags (`FLAG_` numbers in [`wire`]).
     pub flags: u16,
-    /// What requests may look like.
+    /// The limits of requests.
     pub block_sizes: BlockSizes,
     /// Whether replies to reads are structured.
     pub structured: bool,
-    /// The contexts that the server grants out of those that were asked for.
+    /// The requested contexts that the server grants.
     pub contexts: Vec<Context>,
 }
 
-/// Opens `export` with as many of `contexts` as the server grants.
+/// Opens `export` with those of `contexts` that the server grants.
 pub(super) fn negotiate(channel: &mut impl Channel, export: &str, contexts: &[&str]) -> Result<Export> {
     for name in contexts.iter().chain([&export]) {
         if name.len() > wire::MAX_STRING {
@@ -49,13 +49,15 @@ pub(super) fn negotiate(channel: &mut impl Channel, export: &str, contexts: &[&s
     let no_zeroes = greet(channel)?;
     let outcome = haggle(channel, export, contexts, no_zeroes);
     if matches!(outcome, Err(Error::Refused { .. })) {
-        // The protocol asks for a goodbye. The server is left whether or not it hears it.
+        // The protocol asks for a goodbye. Its failure does not matter, because the connection ends
+        // anyway.
         let _ = channel.send(&options::encode_option(wire::OPT_ABORT, &[]));
     }
     outcome
 }
 
-/// Exchanges greetings. Returns whether the zeroes after [`wire::OPT_EXPORT_NAME`] are left out.
+/// Exchanges greetings. Returns whether the server omits the zeroes after
+/// [`wire::OPT_EXPORT_NAME`].
 fn greet(channel: &mut impl Channel) -> Result<bool> {
     let mut greeting = [0; 18];
     channel.receive_exact(&mut greeting)?;
@@ -87,21 +89,21 @@ fn haggle(channel: &mut impl Channel, name: &str, contexts: &[&str], no_zeroes: 
     }
     if export.flags & wire::FLAG_HAS_FLAGS == 0 {
         return Err(Error::protocol(format!(
-            "transmission flags {:#06x} are not valid",
+            "invalid transmission flags {:#06x}",
             export.flags
         )));
     }
-    // The largest offset that QEMU and Linux know.
+    // The largest offset that QEMU and Linux support.
     if export.size > i64::MAX as u64 {
         return Err(Error::protocol(format!(
-            "an export of {} bytes is too big",
+            "an export of {} bytes is too large",
             export.size
         )));
     }
     Ok(export)
 }
 
-/// Asks for structured replies. A server that does not know them says so.
+/// Requests structured replies. Returns `false` if the server does not support them.
 fn structured_replies(channel: &mut impl Channel, export: &str) -> Result<bool> {
     let option = wire::OPT_STRUCTURED_REPLY;
     channel.send(&options::encode_option(option, &[]))?;
@@ -114,7 +116,7 @@ fn structured_replies(channel: &mut impl Channel, export: &str) -> Result<bool> 
     }
 }
 
-/// Asks for contexts; the result are those that the server grants. One that refuses the option grants none.
+/// Requests contexts and returns those that the server grants: none if it refuses the option.
 fn set_meta_contexts(channel: &mut impl Channel, export: &str, wanted: &[&str]) -> Result<Vec<Context>> {
     let option = wire::OPT_SET_META_CONTEXT;
     channel.send(&options::encode_option(
@@ -129,7 +131,7 @@ fn set_meta_contexts(channel: &mut impl Channel, export: &str, wanted: &[&str]) 
             wire::REP_META_CONTEXT => {
                 let (id, name) = options::parse_meta_context(&payload)?;
                 if !wanted.contains(&name) {
-                    return Err(Error::protocol("it grants a context that was not asked for"));
+                    return Err(Error::protocol("it grants a context that was not requested"));
                 }
                 if granted.iter().any(|other| other.id == id || other.name == name) {
                     return Err(Error::protocol(format!("it grants context {id} '{name}' twice")));
@@ -148,7 +150,7 @@ fn set_meta_contexts(channel: &mut impl Channel, export: &str, wanted: &[&str]) 
     }
 }
 
-/// Opens the export; `false` when the server does not know how to do it this way.
+/// Opens the export. Returns `false` if the server does not support this option.
 fn go(channel: &mut impl Channel, export: &mut Export) -> Result<bool> {
     let option = wire::OPT_GO;
     channel.send(&options::encode_option(option, &options::encode_go(&export.name)))?;
@@ -157,7 +159,7 @@ fn go(channel: &mut impl Channel, export: &mut Export) -> Result<bool> {
         let (reply, payload) = option_reply(channel, option)?;
         match reply.kind {
             wire::REP_ACK if told => return Ok(true),
-            wire::REP_ACK => return Err(Error::protocol("it opens the export without telling its size")),
+            wire::REP_ACK => return Err(Error::protocol("it opens the export without sending its size")),
             wire::REP_INFO => match options::parse_info(&payload)? {
                 Info::Export { size, flags } => {
                     (export.size, export.flags) = (size, flags);
@@ -176,7 +178,7 @@ fn go(channel: &mut impl Channel, export: &mut Export) -> Result<bool> {
     )))
 }
 
-/// Opens the export the old way, where a server says no by hanging up.
+/// Opens the export with the old option. A server refuses it by closing the connection.
 fn export_name(channel: &mut impl Channel, export: &mut Export, no_zeroes: bool) -> Result<()> {
     channel.send(&options::encode_option(
         wire::OPT_EXPORT_NAME,
@@ -220,7 +222,7 @@ fn unexpected(option: u32, kind: u32) -> Error {
     ))
 }
 
-/// The handshake against a server whose words are all known beforehand. For the fuzz target and the tests.
+/// Runs the handshake against a fixed script of server bytes, for the fuzz target and the tests.
 #[doc(hidden)]
 pub fn negotiate_with_script(script: &[u8], export: &str, contexts: &[&str]) -> Result<Export> {
     struct Script<'a>(&'a [u8]);

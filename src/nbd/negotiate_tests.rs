@@ -1,4 +1,4 @@
-//! The handshake against scripted servers.
+//! Tests of the handshake against scripted servers.
 
 use super::wire::*;
 use super::*;

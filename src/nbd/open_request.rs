@@ -1,4 +1,4 @@
-//! A request that waits for its reply, and what of the reply has come.
+//! A request that waits for its reply, and the parts of the reply that have arrived.
 
 use super::coverage::Coverage;
 use super::error::{Error, Result};
@@ -6,12 +6,13 @@ use super::wire::ErrorChunk;
 use crate::model::buffer::Buffer;
 use crate::model::extents::Run;
 
-/// Most runs of one context that are kept of a reply: as many as QEMU sends. What is beyond them is asked for again.
+/// The most runs of one context that are kept from a reply: as many as QEMU sends. The rest of the
+/// range is requested again.
 pub(super) const MAX_RUNS: usize = 131_072;
-/// Most error chunks that one reply may bring. Real servers send one.
+/// The most error chunks in one reply. Real servers send one.
 const MAX_ERRORS: u32 = 1024;
 
-/// What was asked for.
+/// The kind of a request.
 #[derive(Debug)]
 pub(super) enum Asked {
     /// Bytes, into the beginning of this buffer.
@@ -20,36 +21,37 @@ pub(super) enum Asked {
     Status,
 }
 
-/// A request that was answered in full.
+/// A request with its complete answer.
 #[derive(Debug)]
 pub(super) struct Answer {
-    /// The request's.
+    /// The cookie of the request.
     pub cookie: u64,
-    /// Where it began, in bytes.
+    /// Start of the request, in bytes.
     pub offset: u64,
-    /// Its length, in bytes.
+    /// Length of the request, in bytes.
     pub length: u32,
-    /// What came.
+    /// The content.
     pub body: Body,
-    /// Set when the server answered with an error; then the body is worth nothing.
+    /// The server's error. If it is set, the body is meaningless.
     pub error: Option<ErrorChunk>,
 }
 
-/// What an answer brings.
+/// The content of an answer.
 #[derive(Debug)]
 pub(super) enum Body {
     /// The buffer of the read, filled.
     Read(Buffer),
-    /// For every context, in the order of the negotiation, its runs from the request's offset on; they may end before the request does, and never behind it.
+    /// The runs of each context from the request's offset on, in the order of the negotiation. They
+    /// may end before the request does, but never extend past it.
     Status(Vec<Vec<Run>>),
 }
 
 impl Answer {
-    /// The body, or the server's error.
-    pub fn into_body(self) -> Result<Body> {
+    /// Returns the body, or the server's error.
+    pub(crate) fn into_body(self) -> Result<Body> {
         let command = match &self.body {
             Body::Read(_) => "read",
-            Body::Status(_) => "tell the status of",
+            Body::Status(_) => "report the status of",
         };
         match self.error {
             None => Ok(self.body),
@@ -64,10 +66,10 @@ impl Answer {
     }
 }
 
-/// A request that waits for its reply or the rest of it.
+/// A request whose reply is not complete yet.
 #[derive(Debug)]
 pub(super) struct OpenRequest {
-    /// The request's.
+    /// The cookie of the request.
     pub cookie: u64,
     offset: u64,
     length: u32,
@@ -76,27 +78,28 @@ pub(super) struct OpenRequest {
     errors: u32,
 }
 
-/// What of a reply has come.
+/// The parts of a reply that have arrived.
 #[derive(Debug)]
 enum Parts {
     Read { buffer: Buffer, coverage: Coverage },
     Status(Vec<StatusParts>),
 }
 
-/// What one context has told.
+/// The status from one context.
 #[derive(Debug, Default)]
 struct StatusParts {
     runs: Vec<Run>,
-    /// How much of the request the runs cover, in bytes.
+    /// The part of the request that the runs cover, in bytes.
     told: u64,
-    /// The server has begun this context's chunk, which comes once.
+    /// Whether this context's chunk, which comes once, has begun.
     begun: bool,
-    /// Too many runs: what follows is left out.
+    /// Whether there were too many runs, so that later ones are dropped.
     cut: bool,
 }
 
 impl OpenRequest {
-    /// A request for `length` bytes at `offset`; a read's buffer has room for them. A status is told by so many contexts.
+    /// Creates a request for `length` bytes at `offset`. A read's buffer has room for them;
+    /// `contexts` is the number of contexts that a status covers.
     pub fn new(cookie: u64, offset: u64, length: u32, asked: Asked, contexts: usize) -> Self {
         let parts = match asked {
             Asked::Read(buffer) => Parts::Read {
@@ -115,12 +118,13 @@ impl OpenRequest {
         }
     }
 
-    /// Whether it is a read.
-    pub fn is_read(&self) -> bool {
+    /// Whether this is a read.
+    pub(crate) fn is_read(&self) -> bool {
         matches!(self.parts, Parts::Read { .. })
     }
 
-    /// The server sends `length` bytes from `offset` of the disk on. Returns where these belong in the buffer.
+    /// Notes that the server sends `length` bytes from `offset` of the disk on. Returns their start
+    /// and end in the buffer.
     pub fn cover(&mut self, offset: u64, length: u32) -> Result<(usize, usize)> {
         let start = offset.checked_sub(self.offset);
         let end = start.and_then(|start| start.checked_add(u64::from(length)));
@@ -132,18 +136,18 @@ impl OpenRequest {
                 Ok((start as usize, end as usize))
             }
             _ => Err(Error::protocol(format!(
-                "a chunk of {length} bytes at offset {offset} answers a read of {} at {}",
+                "a chunk of {length} bytes at offset {offset} does not fit a read of {} bytes at offset {}",
                 self.length, self.offset
             ))),
         }
     }
 
-    /// The server sends all of a read at once.
-    pub fn cover_whole(&mut self) -> Result<(usize, usize)> {
+    /// Notes that the server sends a whole read at once.
+    pub(crate) fn cover_whole(&mut self) -> Result<(usize, usize)> {
         self.cover(self.offset, self.length)
     }
 
-    /// A part of a read's buffer, which [`Self::cover`] has named.
+    /// The part of a read's buffer between positions that [`Self::cover`] returned.
     pub fn room(&mut self, start: usize, end: usize) -> Option<&mut [u8]> {
         match &mut self.parts {
             Parts::Read { buffer, .. } => Some(&mut buffer[start..end]),
@@ -151,20 +155,21 @@ impl OpenRequest {
         }
     }
 
-    /// A context's descriptors begin; they come once.
-    pub fn begin_context(&mut self, context: usize) -> Result<()> {
+    /// Notes that a context's descriptors begin, which may happen only once.
+    pub(crate) fn begin_context(&mut self, context: usize) -> Result<()> {
         match &mut self.parts {
             Parts::Status(contexts) if !contexts[context].begun => {
                 contexts[context].begun = true;
                 Ok(())
             }
             _ => Err(Error::protocol(
-                "the status of one context comes twice in one reply",
+                "one reply has two status chunks of the same context",
             )),
         }
     }
 
-    /// One descriptor of a context. The last one may reach beyond the request, and more may follow: only what was asked for is kept.
+    /// Adds one descriptor of a context. The last one may extend past the request, and more may
+    /// follow: only the requested range is kept.
     pub fn tell(&mut self, context: usize, length: u32, flags: u32) {
         let Parts::Status(contexts) = &mut self.parts else {
             return;
@@ -186,19 +191,19 @@ impl OpenRequest {
         parts.told += length;
     }
 
-    /// The server tells of an error; the first one counts.
+    /// Records an error from the server; the first one counts.
     pub fn fail(&mut self, error: ErrorChunk) -> Result<()> {
         self.error.get_or_insert(error);
         self.errors += 1;
         if self.errors > MAX_ERRORS {
             return Err(Error::protocol(format!(
-                "one reply brings over {MAX_ERRORS} errors"
+                "one reply has more than {MAX_ERRORS} errors"
             )));
         }
         Ok(())
     }
 
-    /// The reply is over: it has to be whole, or an error.
+    /// Ends the reply, which must be complete unless it is an error.
     pub fn finish(self) -> Result<Answer> {
         let OpenRequest {
             cookie,
@@ -212,7 +217,7 @@ impl OpenRequest {
             Parts::Read { buffer, coverage } => {
                 if error.is_none() && !coverage.complete(length as usize) {
                     return Err(Error::protocol(format!(
-                        "the reply to a read of {length} bytes at offset {offset} is not whole"
+                        "the reply to a read of {length} bytes at offset {offset} is incomplete"
                     )));
                 }
                 Body::Read(buffer)
@@ -220,7 +225,7 @@ impl OpenRequest {
             Parts::Status(contexts) => {
                 if error.is_none() && contexts.iter().any(|context| !context.begun) {
                     return Err(Error::protocol(format!(
-                        "the status at offset {offset} lacks a context that was agreed upon"
+                        "the status at offset {offset} lacks a negotiated context"
                     )));
                 }
                 Body::Status(contexts.into_iter().map(|context| context.runs).collect())

@@ -1,13 +1,13 @@
-//! The messages of the handshake: pure encoding and parsing, like [`super::wire`].
+//! Encodes and parses the messages of the handshake without I/O, like [`super::wire`].
 
 use super::error::{Error, Result};
 use super::wire::*;
 
-/// Parses the first 18 bytes of a server; the result are its handshake flags.
-pub fn parse_greeting(bytes: &[u8]) -> Result<u16> {
+/// Parses the first 18 bytes from a server and returns its handshake flags.
+pub(crate) fn parse_greeting(bytes: &[u8]) -> Result<u16> {
     let mut fields = Fields(bytes);
     if fields.u64()? != INIT_MAGIC {
-        return Err(Error::protocol("it does not greet as an NBD server"));
+        return Err(Error::protocol("it does not send the greeting of an NBD server"));
     }
     match fields.u64()? {
         OPTION_MAGIC => {}
@@ -25,8 +25,8 @@ pub fn parse_greeting(bytes: &[u8]) -> Result<u16> {
     fields.u16()
 }
 
-/// An option as the client sends it.
-pub fn encode_option(option: u32, data: &[u8]) -> Vec<u8> {
+/// Encodes an option as the client sends it.
+pub(crate) fn encode_option(option: u32, data: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(16 + data.len());
     bytes.extend(OPTION_MAGIC.to_be_bytes());
     bytes.extend(option.to_be_bytes());
@@ -40,8 +40,8 @@ fn put_string(bytes: &mut Vec<u8>, string: &str) {
     bytes.extend(string.as_bytes());
 }
 
-/// The data of [`OPT_GO`], asking for block sizes.
-pub fn encode_go(export: &str) -> Vec<u8> {
+/// Encodes the data of [`OPT_GO`], with a request for block sizes.
+pub(crate) fn encode_go(export: &str) -> Vec<u8> {
     let mut data = Vec::with_capacity(export.len() + 8);
     put_string(&mut data, export);
     data.extend(1u16.to_be_bytes());
@@ -49,8 +49,8 @@ pub fn encode_go(export: &str) -> Vec<u8> {
     data
 }
 
-/// The data of [`OPT_SET_META_CONTEXT`].
-pub fn encode_set_meta_context(export: &str, contexts: &[&str]) -> Vec<u8> {
+/// Encodes the data of [`OPT_SET_META_CONTEXT`].
+pub(crate) fn encode_set_meta_context(export: &str, contexts: &[&str]) -> Vec<u8> {
     let mut data = Vec::new();
     put_string(&mut data, export);
     data.extend((contexts.len() as u32).to_be_bytes());
@@ -62,7 +62,7 @@ pub fn encode_set_meta_context(export: &str, contexts: &[&str]) -> Vec<u8> {
 
 /// The head of a reply to an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OptionReply {
+pub(crate) struct OptionReply {
     /// The option that is answered.
     pub option: u32,
     /// One of the `REP_` numbers.
@@ -72,7 +72,7 @@ pub struct OptionReply {
 }
 
 /// Parses the 20 bytes before the payload of a reply to an option.
-pub fn parse_option_reply(bytes: &[u8]) -> Result<OptionReply> {
+pub(crate) fn parse_option_reply(bytes: &[u8]) -> Result<OptionReply> {
     let mut fields = Fields(bytes);
     let magic = fields.u64()?;
     if magic != OPTION_REPLY_MAGIC {
@@ -87,25 +87,26 @@ pub fn parse_option_reply(bytes: &[u8]) -> Result<OptionReply> {
     };
     if reply.length > MAX_OPTION_PAYLOAD {
         return Err(Error::protocol(format!(
-            "an option reply is {} bytes long",
+            "an option reply of {} bytes is too long",
             reply.length
         )));
     }
     Ok(reply)
 }
 
-/// What an error reply to an option says: the server's words, or the name of the error.
-pub fn option_error_words(kind: u32, payload: &[u8]) -> String {
+/// Describes an error reply to an option: the name of the error, and the server's message if it
+/// sent one.
+pub(crate) fn option_error_words(kind: u32, payload: &[u8]) -> String {
     let name = match kind & !REP_ERROR_BIT {
         1 => "the option is not supported",
         2 => "its policy forbids it",
         3 => "the option is invalid",
         4 => "its platform does not support it",
-        5 => "it wants TLS, which this client does not speak",
+        5 => "it requires TLS, which this client does not support",
         6 => "there is no such export",
         7 => "it is shutting down",
-        8 => "it wants the client to negotiate block sizes",
-        9 => "the option is too big",
+        8 => "it requires the client to negotiate block sizes",
+        9 => "the option is too large",
         number => {
             return format!("unknown error {number} {}", printable(payload))
                 .trim_end()
@@ -118,9 +119,9 @@ pub fn option_error_words(kind: u32, payload: &[u8]) -> String {
     }
 }
 
-/// One [`REP_INFO`].
+/// The content of one [`REP_INFO`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Info {
+pub(crate) enum Info {
     /// Size of the export in bytes, and its transmission flags.
     Export {
         /// Size, in bytes.
@@ -130,11 +131,11 @@ pub enum Info {
     },
     /// The block sizes as the server sent them.
     BlockSize(BlockSizes),
-    /// Something that was not asked for.
+    /// Information that was not requested.
     Other,
 }
 
-/// What a server says about the lengths of requests, in bytes.
+/// The server's limits for requests, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockSizes {
     /// Offset and length of every request are multiples of this: a power of two, at most 65,536.
@@ -146,7 +147,8 @@ pub struct BlockSizes {
 }
 
 impl Default for BlockSizes {
-    /// What the protocol lets a client assume of a server that tells nothing: it serves single bytes, and reads of 32 MiB.
+    /// The sizes that a client may assume if the server sends none: it serves single bytes, and
+    /// reads of up to 32 MiB.
     fn default() -> Self {
         BlockSizes {
             minimum: 1,
@@ -157,7 +159,7 @@ impl Default for BlockSizes {
 }
 
 impl BlockSizes {
-    /// Refuses sizes that break the protocol's rules, and those that leave no room for a 64 KiB read.
+    /// Rejects sizes that break the protocol's rules, and sizes that do not allow a read of 64 KiB.
     pub fn checked(self) -> Result<Self> {
         let BlockSizes {
             minimum,
@@ -178,7 +180,7 @@ impl BlockSizes {
 }
 
 /// Parses the payload of [`REP_INFO`].
-pub fn parse_info(payload: &[u8]) -> Result<Info> {
+pub(crate) fn parse_info(payload: &[u8]) -> Result<Info> {
     let mut fields = Fields(payload);
     match fields.u16()? {
         INFO_EXPORT => {
@@ -201,14 +203,14 @@ pub fn parse_info(payload: &[u8]) -> Result<Info> {
     }
 }
 
-/// Parses the 10 bytes with which [`OPT_EXPORT_NAME`] is answered: size and transmission flags.
-pub fn parse_export_name_reply(bytes: &[u8]) -> Result<(u64, u16)> {
+/// Parses the 10 bytes that answer [`OPT_EXPORT_NAME`]: size and transmission flags.
+pub(crate) fn parse_export_name_reply(bytes: &[u8]) -> Result<(u64, u16)> {
     let mut fields = Fields(bytes);
     Ok((fields.u64()?, fields.u16()?))
 }
 
 /// Parses the payload of [`REP_META_CONTEXT`]: id and name.
-pub fn parse_meta_context(payload: &[u8]) -> Result<(u32, &str)> {
+pub(crate) fn parse_meta_context(payload: &[u8]) -> Result<(u32, &str)> {
     let mut fields = Fields(payload);
     let id = fields.u32()?;
     let name = str::from_utf8(fields.0).map_err(|_| Error::protocol("a context's name is not UTF-8"))?;

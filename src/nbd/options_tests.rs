@@ -1,4 +1,4 @@
-//! The messages of the handshake.
+//! Tests of the messages of the handshake.
 
 use super::*;
 use proptest::prelude::*;

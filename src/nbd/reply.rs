@@ -1,7 +1,8 @@
-//! Takes the server's bytes apart and puts replies together. No I/O in here, so that any bytes can be tried on it.
+//! Decodes the server's replies, without I/O, so that tests can feed it any bytes.
 //!
-//! Replies come in any order, and the chunks of one reply between those of others. Payload of reads is received straight into the buffer of its
-//! request: [`Decoder::direct`] tells where the next bytes belong.
+//! Replies come in any order, and chunks of different replies may be mixed. The payload of a read
+//! is received straight into the buffer of its request: [`Decoder::direct`] returns the place for
+//! the next bytes.
 
 use std::collections::VecDeque;
 
@@ -10,7 +11,8 @@ use super::open_request::{Answer, Asked, OpenRequest};
 use super::wire::{self, Chunk, ErrorChunk};
 use crate::model::buffer::Buffer;
 
-/// What the next bytes of the stream are. A `slot` is an index into the pending requests; none is removed while a stage names it.
+/// The meaning of the next bytes in the stream. A `slot` is an index into the pending requests; no
+/// request is removed while a stage holds an index.
 #[derive(Clone, Copy, Debug)]
 enum Stage {
     Magic,
@@ -46,20 +48,20 @@ enum Stage {
     },
 }
 
-/// Puts replies together out of the server's bytes.
+/// Assembles replies from the server's bytes.
 #[derive(Debug)]
 pub(super) struct Decoder {
     structured: bool,
     contexts: Vec<u32>,
     pending: Vec<OpenRequest>,
     stage: Stage,
-    /// The beginning of a message whose end has not come.
+    /// The beginning of a message that is not complete yet.
     partial: Vec<u8>,
     answers: VecDeque<Answer>,
 }
 
 impl Decoder {
-    /// For a connection with these negotiated contexts.
+    /// Creates a decoder for a connection with these negotiated contexts.
     pub fn new(structured: bool, contexts: Vec<u32>) -> Self {
         Decoder {
             structured,
@@ -71,7 +73,8 @@ impl Decoder {
         }
     }
 
-    /// A request was sent. Its cookie is not in use, and a read's buffer has room for `length` bytes.
+    /// Registers a request that was sent. Its cookie is not in use, and a read's buffer has room
+    /// for `length` bytes.
     pub fn expect(&mut self, cookie: u64, offset: u64, length: u32, asked: Asked) {
         self.pending.push(OpenRequest::new(
             cookie,
@@ -82,17 +85,18 @@ impl Decoder {
         ));
     }
 
-    /// How many requests wait for their reply.
+    /// The number of requests that wait for their replies.
     pub fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// The next complete answer.
+    /// Takes the next complete answer.
     pub fn answer(&mut self) -> Option<Answer> {
         self.answers.pop_front()
     }
 
-    /// Where the next bytes belong, when they are payload of a read; after receiving some call [`Self::advance`].
+    /// The place for the next bytes, if they are payload of a read. After receiving some, call
+    /// [`Self::advance`].
     pub fn direct(&mut self) -> Option<&mut [u8]> {
         match self.stage {
             Stage::Data {
@@ -102,8 +106,9 @@ impl Decoder {
         }
     }
 
-    /// `count` bytes were put where [`Self::direct`] told; at most as many as it had room for.
-    pub fn advance(&mut self, count: usize) -> Result<()> {
+    /// Notes that `count` bytes were put into the place that [`Self::direct`] returned; at most as
+    /// many as it has room for.
+    pub(crate) fn advance(&mut self, count: usize) -> Result<()> {
         if let Stage::Data {
             slot,
             position,
@@ -125,8 +130,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// Takes the next bytes of the stream. After an error the connection is of no more use.
-    pub fn feed(&mut self, mut bytes: &[u8]) -> Result<()> {
+    /// Takes the next bytes of the stream. After an error the connection is unusable.
+    pub(crate) fn feed(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             if let Some(room) = self.direct() {
                 let count = room.len().min(bytes.len());
@@ -152,7 +157,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// How many bytes the current stage takes at once. Never 0.
+    /// The number of bytes that the current stage takes at once; never 0.
     fn need(&self) -> usize {
         match self.stage {
             Stage::Magic => 4,
@@ -166,7 +171,7 @@ impl Decoder {
         }
     }
 
-    /// The bytes of one stage are there.
+    /// Processes the complete bytes of one stage.
     fn step(&mut self, bytes: &[u8]) -> Result<()> {
         match self.stage {
             Stage::Magic => self.magic(bytes),
@@ -226,7 +231,7 @@ impl Decoder {
             wire::STRUCTURED_REPLY_MAGIC if self.structured => Stage::ChunkHead,
             wire::STRUCTURED_REPLY_MAGIC => {
                 return Err(Error::protocol(
-                    "a structured reply although none were agreed upon",
+                    "a structured reply although none were negotiated",
                 ));
             }
             magic => {
@@ -282,7 +287,7 @@ impl Decoder {
             kind if kind & wire::REPLY_ERROR_BIT != 0 => Stage::ErrorPayload { chunk, slot },
             kind => {
                 return Err(Error::protocol(format!(
-                    "a chunk of kind {kind} answers another command"
+                    "a chunk of kind {kind} does not match the command of its request"
                 )));
             }
         };
@@ -293,7 +298,7 @@ impl Decoder {
         let id = wire::parse_context_id(bytes)?;
         let Some(context) = self.contexts.iter().position(|known| *known == id) else {
             return Err(Error::protocol(format!(
-                "the status of context {id}, which was not agreed upon"
+                "the status of context {id}, which was not negotiated"
             )));
         };
         self.pending[slot].begin_context(context)?;
@@ -306,7 +311,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// A chunk is over; with the last one its request is answered.
+    /// Ends a chunk. The last chunk of a reply completes the answer.
     fn chunk_ends(&mut self, slot: usize, done: bool) -> Result<()> {
         self.stage = Stage::Magic;
         if !done {
@@ -318,8 +323,8 @@ impl Decoder {
     }
 }
 
-/// Feeds `bytes`, cut into pieces of `piece` bytes, to a client that waits for two reads and a status, and tells how many requests they answer.
-/// For the fuzz target and the tests.
+/// Feeds `bytes`, cut into pieces of `piece` bytes, to a decoder that waits for two reads and a
+/// status. Returns how many requests they answer. For the fuzz target and the tests.
 #[doc(hidden)]
 pub fn decode_script(bytes: &[u8], structured: bool, piece: usize) -> Result<usize> {
     let mut decoder = Decoder::new(structured, vec![1, 2]);

@@ -1,4 +1,4 @@
-//! Replies put together out of bytes.
+//! Tests of the reply decoder.
 
 use super::super::open_request::{Body, MAX_RUNS};
 use super::wire::*;
@@ -50,7 +50,8 @@ fn simple(errno: u32, cookie: u64, bytes: &[u8]) -> Vec<u8> {
     [&head[..], &cookie.to_be_bytes(), bytes].concat()
 }
 
-/// Waits for a read of 16 bytes at 4096 (cookie 1), one of 8 at 0 (cookie 2) and a status of 1 GiB at 0 (cookie 3); buffers are filled with 0xee.
+/// A decoder that waits for a read of 16 bytes at 4096 (cookie 1), a read of 8 bytes at 0
+/// (cookie 2) and a status of 1 GiB at 0 (cookie 3). Buffers are filled with 0xee.
 fn decoder(structured: bool) -> Decoder {
     let mut decoder = Decoder::new(structured, vec![5, 6]);
     for (cookie, offset, length) in [(1, 4096, 16), (2, 0, 8)] {
@@ -228,7 +229,7 @@ fn what_the_protocol_forbids_is_refused() {
             vec![simple(0, 99, b"")],
         ),
         (
-            "a chunk without agreement",
+            "a chunk that was not negotiated",
             false,
             vec![data(true, 2, 0, &[0; 8])],
         ),
@@ -251,7 +252,7 @@ fn what_the_protocol_forbids_is_refused() {
             vec![data(true, 1, 4095, &[0; 16])],
         ),
         (
-            "data behind the request",
+            "data after the request",
             true,
             vec![data(true, 1, 4097, &[0; 16])],
         ),

@@ -1,4 +1,4 @@
-//! A socket that never waits longer than it may, and never waits deaf.
+//! A socket whose waits end at a deadline and notice a request to stop.
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,7 +17,7 @@ use super::error::{Error, Result};
 use crate::model::stop::WaitLimit;
 use crate::wait;
 
-/// How long a wait may go without a look at the stop.
+/// How long a wait lasts before it looks at the stop again.
 const SLICE: Duration = Duration::from_millis(100);
 
 /// Waits until the socket has one of `events`.
@@ -56,7 +56,7 @@ fn timespec(duration: Duration) -> Timespec {
     }
 }
 
-/// What the handshake needs of a connection.
+/// The operations that the handshake needs.
 pub(super) trait Channel {
     /// Sends all of `bytes`.
     fn send(&mut self, bytes: &[u8]) -> Result<()>;
@@ -92,13 +92,14 @@ impl Socket {
             match connect(&socket, &address) {
                 Ok(()) => break,
                 Err(Errno::INTR) => {}
-                // The server's queue of connections is full. Nothing tells when there is room again.
+                // The server's queue of connections is full, and nothing signals when it has room
+                // again.
                 Err(Errno::AGAIN) if begin.elapsed() < limit.deadline => {
                     wait::pause(SLICE / 5);
                 }
                 Err(Errno::AGAIN) => {
                     return Err(Error::TimedOut {
-                        phase: "the connecting",
+                        phase: "the connection attempt",
                         deadline: limit.deadline,
                     });
                 }
@@ -108,10 +109,10 @@ impl Socket {
         Self::from_stream(socket.into(), limit)
     }
 
-    /// Takes a connected stream.
-    pub fn from_stream(stream: UnixStream, limit: &WaitLimit) -> Result<Self> {
+    /// Wraps a connected stream.
+    pub(crate) fn from_stream(stream: UnixStream, limit: &WaitLimit) -> Result<Self> {
         let phase = "the handshake";
-        // What must not wait at all says so with each call.
+        // Calls that must not wait at all use `DONTWAIT`.
         stream
             .set_nonblocking(false)
             .and_then(|()| stream.set_read_timeout(Some(SLICE)))
@@ -123,13 +124,13 @@ impl Socket {
         })
     }
 
-    /// The handshake is over.
-    pub fn enter_transmission(&mut self) {
+    /// Notes that the handshake is over.
+    pub(crate) fn enter_transmission(&mut self) {
         self.phase = "the transmission";
     }
 
-    /// Receives what is there, at least one byte, or `None` when nothing is there now.
-    pub fn receive_now(&self, buffers: &mut [IoSliceMut<'_>]) -> Result<Option<usize>> {
+    /// Receives the bytes that have arrived, at least one, or `None` if none have.
+    pub(crate) fn receive_now(&self, buffers: &mut [IoSliceMut<'_>]) -> Result<Option<usize>> {
         loop {
             let received = recvmsg(
                 &self.stream,
@@ -144,10 +145,12 @@ impl Socket {
         }
     }
 
-    /// Receives until `buffer` is full, for at most [`SLICE`]: what has come by then, or `None` when nothing has.
+    /// Receives until `buffer` is full, for at most [`SLICE`]. Returns the number of bytes, or
+    /// `None` if none arrived.
     ///
-    /// A socket's queue holds some 200 KiB, so a long answer comes in many pieces. To let the kernel gather them saves most of the calls.
-    pub fn receive_filling(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
+    /// A socket's queue holds some 200 KiB, so a long answer comes in many pieces. Letting the
+    /// kernel gather them saves most of the calls.
+    pub(crate) fn receive_filling(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
         match recv(&self.stream, buffer, RecvFlags::WAITALL) {
             Err(Errno::INTR) => Ok(None),
             received => self.received(received.map(|(count, _)| count)),
@@ -163,13 +166,13 @@ impl Socket {
         }
     }
 
-    /// Waits until there is something to receive.
-    pub fn wait_readable(&self) -> Result<()> {
+    /// Waits until bytes can be received.
+    pub(crate) fn wait_readable(&self) -> Result<()> {
         wait_for(&self.limit, self.as_fd(), PollFlags::IN, self.phase)
     }
 
-    /// Sends `bytes` if there is room for all of them now. For a last word that nobody waits for.
-    pub fn try_send(&self, bytes: &[u8]) {
+    /// Sends `bytes` if there is room for all of them now. For a goodbye that may get lost.
+    pub(crate) fn try_send(&self, bytes: &[u8]) {
         let _ = send(&self.stream, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 
@@ -319,7 +322,7 @@ mod tests {
             matches!(
                 error,
                 Error::TimedOut {
-                    phase: "the connecting",
+                    phase: "the connection attempt",
                     ..
                 }
             ),

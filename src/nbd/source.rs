@@ -1,7 +1,10 @@
-//! An export as the beginning of the pump: its blocks in the disk's order, read ahead with many requests in flight.
+//! Reads an export as blocks in the disk's order, ahead of the consumer, with many requests in
+//! flight.
 //!
-//! The way of a range: the status tells its extents (`planner`); each extent is cut into requests, one buffer of the pool each, which take their place
-//! in a queue in the disk's order (`slots`); answers fill their places as they come; the front of the queue is handed out. The next status is asked for while the reads of the last one are under way.
+//! The planner turns the status of a range into extents. Each extent is cut into requests with one
+//! buffer of the pool each, which take places (`slots`) in a queue in the disk's order. Answers
+//! fill their places as they arrive, and the front of the queue is handed out. The next status is
+//! requested while the reads of the previous one are in flight.
 
 mod ask;
 
@@ -21,52 +24,56 @@ use crate::model::clusters::{ClusterSet, WANTED};
 use crate::model::extents::{ExtentPlanner, Run, Runs};
 use crate::model::stop::{Stop, WaitLimit};
 
-/// Longest range whose status is asked for at once, in bytes: fits a signed 32-bit number.
+/// The longest range of one status request, in bytes: it fits a signed 32-bit number.
 const LONGEST_STATUS: u64 = (2 << 30) - CLUSTER;
-/// From this length on QEMU's C library may map memory anew for a read, in bytes (`M_MMAP_THRESHOLD` in mallopt(3)).
+/// The shortest read for which QEMU's C library may map new memory, in bytes (`M_MMAP_THRESHOLD` in
+/// mallopt(3)).
 const SHORTEST_MAPPED: u64 = 128 * 1024;
-/// Cookie of a status request; the cookies of reads are the numbers of their slots.
+/// The cookie of a status request. The cookies of reads are the numbers of their slots.
 const STATUS_COOKIE: u64 = u64::MAX >> 1;
 /// How long to wait for a buffer before looking at [`Stop`].
 const BUFFER_WAIT: Duration = Duration::from_millis(100);
 
-/// What of an export is wanted.
+/// The part of an export to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// The whole disk.
     Full,
-    /// The clusters that a dirty bitmap tells.
+    /// The clusters that a dirty bitmap marks.
     Changes {
         /// The bitmap's context (`qemu:dirty-bitmap:NAME`).
         bitmap_context: String,
     },
-    /// These clusters, whatever is known of them.
+    /// Exactly these clusters, whatever the server reports about them.
     Only(Arc<ClusterSet>),
 }
 
-/// How an export is to be read.
+/// Options for reading an export.
 #[derive(Clone, Debug)]
 pub struct SourceOptions {
-    /// What of it is wanted.
+    /// The part of the export to read.
     pub mode: Mode,
-    /// From the cluster of this offset on everything counts as changed, in bytes.
+    /// The cluster at this offset, in bytes, and all later ones count as changed.
     pub all_from: Option<u64>,
-    /// The memory to read into. One buffer is one request; its capacity is at least [`CLUSTER`]. One request gets twice as much if they are
-    /// long: blocks may be longer than a buffer.
+    /// The memory to read into. Each request takes one buffer with a capacity of at least
+    /// [`CLUSTER`]. If the buffers are long, one request gets twice as much, so blocks may be
+    /// longer than a buffer.
     pub pool: BufferPool,
-    /// Length of the first range whose status is asked for, in bytes; later ones double up to 2 GiB. A short one lets the first read start soon.
+    /// Length of the first range whose status is requested, in bytes; later ones double up to
+    /// 2 GiB. A short one lets the first read start early.
     pub first_status: u64,
-    /// How long the server may keep silent while we wait for it.
+    /// How long the server may be silent while the source waits for it.
     pub deadline: Duration,
-    /// What the changes will be put upon. Given it, ranges that read as zero and that the bitmap does not call changed are looked up there;
-    /// where something else lies beneath, the bitmap is wrong, and the source ends with [`Error::Distrusted`].
+    /// The disk beneath the incremental image. If it is given, ranges that read as zero and are not
+    /// marked as changed are looked up there. If they hold anything else beneath, the bitmap is
+    /// wrong, and the source fails with [`Error::Distrusted`].
     pub beneath: Option<Arc<dyn Beneath>>,
-    /// The user's wish to stop.
+    /// Ends the source when the user asks to stop.
     pub stop: Stop,
 }
 
 impl SourceOptions {
-    /// The usual way: status from 64 MiB on.
+    /// The usual options: the first status covers 64 MiB.
     pub fn new(mode: Mode, pool: BufferPool, deadline: Duration, stop: Stop) -> Self {
         SourceOptions {
             mode,
@@ -80,10 +87,11 @@ impl SourceOptions {
     }
 }
 
-/// The blocks of an export.
+/// An export as a source of blocks.
 ///
-/// In [`Mode::Full`] every byte of the disk is in a block; ranges known to read as zero come as [`Content::Zero`]. In [`Mode::Changes`] only changed
-/// clusters come, always whole, and in [`Mode::Only`] only those of the set, always as data.
+/// In [`Mode::Full`] the blocks cover the whole disk; ranges known to read as zero come as
+/// [`Content::Zero`]. In [`Mode::Changes`] they cover only the changed clusters, which are always
+/// whole. In [`Mode::Only`] they cover only the clusters of the set, always as data.
 #[derive(Debug)]
 pub struct ExportSource {
     name: String,
@@ -95,27 +103,28 @@ pub struct ExportSource {
     /// The number of the slot at the queue's front.
     first_slot: u64,
     pool: BufferPool,
-    /// A buffer that was waited for.
+    /// A buffer from the pool that the source had to wait for; the next read takes it.
     spare: Option<Buffer>,
     beneath: Option<Arc<dyn Beneath>>,
-    /// Length of the longest read but one, in bytes: whole clusters.
+    /// Length of the longest reads, except the one longer read, in bytes: whole clusters.
     longest_read: u64,
-    /// Length of the one read that is longer than all others, in bytes: whole clusters. None where there is no such length, or it was asked for.
+    /// Length of the one read that is longer than all others, in bytes: whole clusters. `None` if
+    /// there is no such length, or the read was sent.
     longer_read: Option<u64>,
     stop: Stop,
-    /// How much was asked for and has not come, in bytes.
+    /// Bytes that were requested and have not arrived.
     in_flight: u64,
     /// End of the last block that was handed out, in bytes.
     delivered: u64,
     failed: bool,
 }
 
-/// How the status is asked for.
+/// The state of the status requests.
 #[derive(Debug)]
 struct Status {
-    /// Which of the negotiated contexts tells what is dirty.
+    /// Index of the negotiated context that reports dirty ranges.
     dirty: Option<usize>,
-    /// Which of the negotiated contexts tells what reads as zero.
+    /// Index of the negotiated context that reports zeroes.
     zero: Option<usize>,
     /// Length of the next range, in bytes.
     length: u64,
@@ -135,7 +144,8 @@ impl ExportSource {
     /// Connects to a unix socket and begins to read `export`.
     ///
     /// # Errors
-    /// [`Error::ContextMissing`] when changes are wanted and the server does not grant the bitmap; otherwise as [`Client::connect_unix`].
+    /// [`Error::ContextMissing`] in [`Mode::Changes`] if the server does not grant the bitmap;
+    /// otherwise as [`Client::connect_unix`].
     pub fn open(path: &Path, export: &str, options: SourceOptions) -> Result<Self> {
         let limit = WaitLimit {
             deadline: options.deadline,
@@ -150,14 +160,14 @@ impl ExportSource {
         Self::from_client(client, options)
     }
 
-    /// Reads through a connection to the export.
+    /// Reads through an existing connection to the export.
     pub(super) fn from_client(client: Client, options: SourceOptions) -> Result<Self> {
         let export = client.export.clone();
         let alignment = u64::from(export.block_sizes.minimum);
         if !export.size.is_multiple_of(alignment) {
             return Err(Error::Unsupported {
                 what: format!(
-                    "the end of an export of {} bytes cannot be read in blocks of {alignment}",
+                    "an export of {} bytes is not a multiple of its block size of {alignment} bytes",
                     export.size
                 ),
             });
@@ -199,7 +209,7 @@ impl ExportSource {
                 flag: WANTED,
             };
             planner.add_status(Some(wanted), None, export.size);
-            // What the set does not reach is not wanted.
+            // Clusters after the last run of the set are not wanted.
             let rest = [Run {
                 length: u64::MAX,
                 flags: 0,
@@ -262,7 +272,8 @@ impl ExportSource {
         }
     }
 
-    /// Receives what is there, or waits until something is; with nothing in flight it waits for a buffer, which is the writer's to give and has no deadline.
+    /// Receives the bytes that have arrived, or waits for some. With nothing in flight it waits for
+    /// a buffer; the consumer returns buffers, and has no deadline.
     fn wait(&mut self) -> Result<()> {
         if self.connection.in_flight() == 0 {
             self.spare = self.pool.take_within(BUFFER_WAIT);
@@ -296,7 +307,7 @@ impl ExportSource {
         }
     }
 
-    /// Plans what the contexts tell in common; the rest is asked for again.
+    /// Plans the range that all contexts cover; the rest is requested again.
     fn take_status(&mut self, contexts: &[Vec<Run>], asked_to: u64) -> Result<()> {
         let runs = |context: Option<usize>, flag| {
             context.map(|index| Runs {
@@ -314,7 +325,7 @@ impl ExportSource {
         let end = position
             .saturating_add(told(&dirty).min(told(&zero)))
             .min(asked_to);
-        // A server of large blocks takes no question that starts within one of them.
+        // A server with large blocks rejects a request that starts within a block.
         let end = if end == self.size {
             end
         } else {
@@ -322,7 +333,7 @@ impl ExportSource {
         };
         if end <= position {
             return Err(Error::protocol(format!(
-                "the status at offset {position} tells less than one block"
+                "the status at offset {position} covers less than one block"
             )));
         }
         self.planner.add_status(dirty, zero, end);
@@ -337,13 +348,13 @@ impl BlockSource for ExportSource {
 
     fn next_block(&mut self) -> std::result::Result<Option<Block>, BlockError> {
         if self.failed {
-            let what = format!("export '{}' has failed before", self.name);
+            let what = format!("reading export '{}' failed earlier", self.name);
             return Err(BlockError::new(BlockErrorKind::Lost, what));
         }
         self.advance().map_err(|error| {
             self.failed = true;
             error.into_block_error(format!(
-                "cannot read export '{}' on from offset {}",
+                "cannot read export '{}' from offset {} on",
                 self.name, self.delivered
             ))
         })

@@ -1,4 +1,4 @@
-//! The source against servers in memory of all manners.
+//! Property tests of the source against servers in memory with varied behaviour.
 
 use proptest::prelude::*;
 
@@ -105,7 +105,7 @@ impl Case {
         export
     }
 
-    /// What has to come of every cluster, found byte by byte.
+    /// The expected content of every cluster, computed byte by byte.
     fn expected(&self, disk: &[u8]) -> Vec<Option<Vec<u8>>> {
         disk.chunks(C)
             .enumerate()

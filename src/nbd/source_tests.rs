@@ -1,4 +1,4 @@
-//! The source and the client against a server in memory.
+//! Tests of the source and the client against a server in memory.
 
 use std::os::unix::net::UnixStream;
 
@@ -45,7 +45,7 @@ fn try_source(export: &FakeExport, options: SourceOptions) -> Result<ExportSourc
     ExportSource::from_client(client, options)
 }
 
-/// Reads to the end and gives per cluster what came of it: nothing, zero or its bytes.
+/// Reads to the end and returns the bytes of each cluster, or `None` if no block covers it.
 pub(super) fn clusters(source: &mut ExportSource) -> std::result::Result<Vec<Option<Vec<u8>>>, BlockError> {
     let size = source.size() as usize;
     let mut clusters = vec![None; size.div_ceil(C)];

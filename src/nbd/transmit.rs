@@ -1,4 +1,5 @@
-//! One connection in transmission: requests go out, several at a time, and answers come back in the server's order.
+//! One connection in transmission: several requests are in flight, and answers come back in the
+//! server's order.
 
 use std::io::IoSliceMut;
 
@@ -10,28 +11,30 @@ use super::socket::{Channel, Socket};
 use super::wire::{self, Request};
 use crate::model::buffer::Buffer;
 
-/// Bytes that are received beyond the payload at hand: the heads of the next replies come along with the end of a payload in one call, and little payload is copied.
+/// How many bytes are received beyond the current payload. One call brings the end of a payload and
+/// the heads of the next replies, and little payload is copied.
 const AHEAD: usize = 8 * 1024;
 
-/// Payload of so many bytes is worth a call of its own that waits for all of it.
+/// Payload of at least this length, in bytes, gets a call of its own that waits for all of it.
 const LONG: usize = 128 * 1024;
 
 /// A connection after the handshake.
 ///
-/// Requests are queued by [`Self::read`] and [`Self::status`] and leave with [`Self::flush`]. They are so small (28 bytes, few in flight) that
-/// they fit the socket's queue even when the server reads none of them until we have read its replies: both sides never wait for each other.
+/// [`Self::read`] and [`Self::status`] queue requests, and [`Self::flush`] sends them. Requests are
+/// small (28 bytes) and few are in flight. So they fit the socket's queue even if the server reads
+/// none of them until the client has read its replies: the two sides never wait for each other.
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: Socket,
     decoder: Decoder,
     outgoing: Vec<u8>,
     ahead: Box<[u8; AHEAD]>,
-    /// Reads ask for answers in one piece.
+    /// Whether reads request an answer in one piece.
     unfragmented: bool,
 }
 
 impl Connection {
-    /// The handshake on `socket` has led to `export`.
+    /// Begins transmission after the handshake on `socket` has opened `export`.
     pub fn new(mut socket: Socket, export: &Export) -> Self {
         socket.enter_transmission();
         let contexts = export.contexts.iter().map(|context| context.id).collect();
@@ -44,12 +47,13 @@ impl Connection {
         }
     }
 
-    /// How many requests are on their way.
-    pub fn in_flight(&self) -> usize {
+    /// The number of requests in flight.
+    pub(crate) fn in_flight(&self) -> usize {
         self.decoder.pending()
     }
 
-    /// Queues a read of `length` bytes into the beginning of `buffer`, which has room for them. `cookie` is below 2^63 and not in use.
+    /// Queues a read of `length` bytes into the beginning of `buffer`, which has room for them.
+    /// `cookie` is below 2^63 and not in use.
     pub fn read(&mut self, cookie: u64, offset: u64, length: u32, buffer: Buffer) {
         self.queue(
             cookie,
@@ -61,7 +65,7 @@ impl Connection {
         );
     }
 
-    /// Queues a question for the status of a range. `cookie` as in [`Self::read`].
+    /// Queues a status request for a range. `cookie` as in [`Self::read`].
     pub fn status(&mut self, cookie: u64, offset: u64, length: u32) {
         self.queue(
             cookie,
@@ -73,7 +77,8 @@ impl Connection {
         );
     }
 
-    /// The lowest bit of the cookie on the wire remembers whether the answer was to come in one piece.
+    /// Queues a request. The lowest bit of the cookie on the wire records whether an answer in one
+    /// piece was requested.
     fn queue(
         &mut self,
         cookie: u64,
@@ -94,7 +99,7 @@ impl Connection {
         self.decoder.expect(request.cookie, offset, length, asked);
     }
 
-    /// Sends what is queued.
+    /// Sends the queued requests.
     pub fn flush(&mut self) -> Result<()> {
         if self.outgoing.is_empty() {
             return Ok(());
@@ -104,8 +109,8 @@ impl Connection {
         sent
     }
 
-    /// Receives what is there, once; `false` when nothing is there now.
-    pub fn receive_now(&mut self) -> Result<bool> {
+    /// Receives the bytes that have arrived, once. Returns `false` if none have.
+    pub(crate) fn receive_now(&mut self) -> Result<bool> {
         let ahead = IoSliceMut::new(&mut self.ahead[..]);
         let (direct, received) = match self.decoder.direct() {
             Some(room) => {
@@ -125,8 +130,9 @@ impl Connection {
         Ok(true)
     }
 
-    /// Receives the payload that an answer still lacks, if it is long, and waits for it a while; `false` when nothing has come or nothing long is due.
-    pub fn receive_long(&mut self) -> Result<bool> {
+    /// Receives the missing payload of an answer if it is long, and waits for it briefly. Returns
+    /// `false` if nothing arrived, or no long payload is due.
+    pub(crate) fn receive_long(&mut self) -> Result<bool> {
         let Some(room) = self.decoder.direct().filter(|room| room.len() >= LONG) else {
             return Ok(false);
         };
@@ -137,20 +143,21 @@ impl Connection {
         Ok(true)
     }
 
-    /// Waits until there is something to receive.
-    pub fn wait_readable(&self) -> Result<()> {
+    /// Waits until bytes can be received.
+    pub(crate) fn wait_readable(&self) -> Result<()> {
         self.socket.wait_readable()
     }
 
-    /// Waits until something was received.
-    pub fn receive(&mut self) -> Result<()> {
+    /// Waits until bytes were received.
+    pub(crate) fn receive(&mut self) -> Result<()> {
         while !self.receive_now()? {
             self.socket.wait_readable()?;
         }
         Ok(())
     }
 
-    /// The next complete answer. A read that the server finds too long to answer in one piece is sent again without that wish.
+    /// Takes the next complete answer. If the server finds a read too long for an answer in one
+    /// piece, the read is sent again without that flag.
     pub fn answer(&mut self) -> Option<Answer> {
         while let Some(mut answer) = self.decoder.answer() {
             let unfragmented = answer.cookie & 1 != 0;
@@ -172,7 +179,7 @@ impl Connection {
 }
 
 impl Drop for Connection {
-    /// Says goodbye, so that the server need not take the end for a failure.
+    /// Sends a goodbye, so that the server does not take the end for a failure.
     fn drop(&mut self) {
         let goodbye = Request {
             flags: 0,

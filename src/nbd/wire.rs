@@ -1,112 +1,121 @@
-//! Numbers and messages of the NBD protocol: pure encoding and parsing.
+//! Numbers and messages of the NBD protocol, encoded and parsed without I/O.
 //!
-//! Source: <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>. Names are the document's without `NBD_`. All integers are big-endian.
+//! Source: <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>. Names are those of
+//! the document without `NBD_`. All integers are big-endian.
 
 use super::error::{Error, Result};
 
 /// First eight bytes of every server (`NBDMAGIC`).
-pub const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
+pub(crate) const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// Begins every option, and is the second magic of a newstyle server (`IHAVEOPT`).
-pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
+pub(crate) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 /// The second magic of an oldstyle server.
-pub const OLDSTYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
+pub(crate) const OLDSTYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
 /// Begins every reply to an option.
-pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+pub(crate) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Begins every request.
-pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+pub(crate) const REQUEST_MAGIC: u32 = 0x2560_9513;
 /// Begins a simple reply.
-pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+pub(crate) const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Begins a chunk of a structured reply.
-pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+pub(crate) const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 
 /// Handshake flag of server and client: fixed newstyle negotiation.
-pub const FLAG_FIXED_NEWSTYLE: u16 = 1 << 0;
+pub(crate) const FLAG_FIXED_NEWSTYLE: u16 = 1 << 0;
 /// Handshake flag of server and client: no 124 zeroes after `OPT_EXPORT_NAME`.
-pub const FLAG_NO_ZEROES: u16 = 1 << 1;
+pub(crate) const FLAG_NO_ZEROES: u16 = 1 << 1;
 
 /// Transmission flag that every server sets.
-pub const FLAG_HAS_FLAGS: u16 = 1 << 0;
+pub(crate) const FLAG_HAS_FLAGS: u16 = 1 << 0;
 /// Transmission flag: the export cannot be written.
-pub const FLAG_READ_ONLY: u16 = 1 << 1;
+#[cfg(test)]
+pub(crate) const FLAG_READ_ONLY: u16 = 1 << 1;
 /// Transmission flag: [`CMD_FLAG_DF`] may be used.
-pub const FLAG_SEND_DF: u16 = 1 << 7;
+pub(crate) const FLAG_SEND_DF: u16 = 1 << 7;
 
-/// Option: choose the export without any reply but its size (for servers without [`OPT_GO`]).
-pub const OPT_EXPORT_NAME: u32 = 1;
+/// Option: choose the export; the reply is its size and flags (for servers without [`OPT_GO`]).
+pub(crate) const OPT_EXPORT_NAME: u32 = 1;
 /// Option: end the session.
-pub const OPT_ABORT: u32 = 2;
+pub(crate) const OPT_ABORT: u32 = 2;
 /// Option: choose the export and begin transmission.
-pub const OPT_GO: u32 = 7;
+pub(crate) const OPT_GO: u32 = 7;
 /// Option: use structured replies.
-pub const OPT_STRUCTURED_REPLY: u32 = 8;
+pub(crate) const OPT_STRUCTURED_REPLY: u32 = 8;
 /// Option: choose metadata contexts.
-pub const OPT_SET_META_CONTEXT: u32 = 10;
+pub(crate) const OPT_SET_META_CONTEXT: u32 = 10;
 
 /// Option reply: done.
-pub const REP_ACK: u32 = 1;
-/// Option reply: something about the export.
-pub const REP_INFO: u32 = 3;
+pub(crate) const REP_ACK: u32 = 1;
+/// Option reply: information about the export.
+pub(crate) const REP_INFO: u32 = 3;
 /// Option reply: a metadata context and its id.
-pub const REP_META_CONTEXT: u32 = 4;
+pub(crate) const REP_META_CONTEXT: u32 = 4;
 /// The bit that all error replies to options have.
-pub const REP_ERROR_BIT: u32 = 1 << 31;
+pub(crate) const REP_ERROR_BIT: u32 = 1 << 31;
 /// Option reply: the server does not know the option.
-pub const REP_ERR_UNSUP: u32 = REP_ERROR_BIT | 1;
+pub(crate) const REP_ERR_UNSUP: u32 = REP_ERROR_BIT | 1;
 /// Option reply: the server wants TLS.
-pub const REP_ERR_TLS_REQD: u32 = REP_ERROR_BIT | 5;
-/// Option reply: the server is about to go away.
-pub const REP_ERR_SHUTDOWN: u32 = REP_ERROR_BIT | 7;
+pub(crate) const REP_ERR_TLS_REQD: u32 = REP_ERROR_BIT | 5;
+/// Option reply: the server is shutting down.
+pub(crate) const REP_ERR_SHUTDOWN: u32 = REP_ERROR_BIT | 7;
 
 /// Kind of [`REP_INFO`]: size and transmission flags.
-pub const INFO_EXPORT: u16 = 0;
+pub(crate) const INFO_EXPORT: u16 = 0;
 /// Kind of [`REP_INFO`]: block sizes.
-pub const INFO_BLOCK_SIZE: u16 = 3;
+pub(crate) const INFO_BLOCK_SIZE: u16 = 3;
 
 /// Command: read.
-pub const CMD_READ: u16 = 0;
+pub(crate) const CMD_READ: u16 = 0;
 /// Command: disconnect.
-pub const CMD_DISC: u16 = 2;
-/// Command: tell the status of a range.
-pub const CMD_BLOCK_STATUS: u16 = 7;
-/// Command flag: answer a read in one piece. QEMU then spares itself a look at the allocation of every range.
-pub const CMD_FLAG_DF: u16 = 1 << 2;
+pub(crate) const CMD_DISC: u16 = 2;
+/// Command: report the status of a range.
+pub(crate) const CMD_BLOCK_STATUS: u16 = 7;
+/// Command flag: answer a read in one piece. This saves QEMU a look at the allocation of every
+/// range.
+pub(crate) const CMD_FLAG_DF: u16 = 1 << 2;
 
 /// Reply flag: last chunk.
-pub const REPLY_FLAG_DONE: u16 = 1 << 0;
-/// Chunk: nothing.
-pub const REPLY_NONE: u16 = 0;
+pub(crate) const REPLY_FLAG_DONE: u16 = 1 << 0;
+/// Chunk: no payload.
+pub(crate) const REPLY_NONE: u16 = 0;
 /// Chunk: data at an offset.
-pub const REPLY_OFFSET_DATA: u16 = 1;
+pub(crate) const REPLY_OFFSET_DATA: u16 = 1;
 /// Chunk: zeroes at an offset.
-pub const REPLY_OFFSET_HOLE: u16 = 2;
+pub(crate) const REPLY_OFFSET_HOLE: u16 = 2;
 /// Chunk: status of a range in one context.
-pub const REPLY_BLOCK_STATUS: u16 = 5;
+pub(crate) const REPLY_BLOCK_STATUS: u16 = 5;
 /// The bit that all error chunks have.
-pub const REPLY_ERROR_BIT: u16 = 1 << 15;
+pub(crate) const REPLY_ERROR_BIT: u16 = 1 << 15;
 /// Chunk: an error.
-pub const REPLY_ERROR: u16 = REPLY_ERROR_BIT | 1;
-/// Chunk: an error with the offset where it was met.
-pub const REPLY_ERROR_OFFSET: u16 = REPLY_ERROR_BIT | 2;
+#[cfg(test)]
+pub(crate) const REPLY_ERROR: u16 = REPLY_ERROR_BIT | 1;
+/// Chunk: an error with its offset.
+pub(crate) const REPLY_ERROR_OFFSET: u16 = REPLY_ERROR_BIT | 2;
 
-/// The context that tells holes and zeroes.
-pub const BASE_ALLOCATION: &str = "base:allocation";
+/// The context that reports holes and zeroes.
+pub(crate) const BASE_ALLOCATION: &str = "base:allocation";
 /// Flag of [`BASE_ALLOCATION`]: not allocated. Alone it says nothing about the content.
-pub const STATE_HOLE: u32 = 1 << 0;
+#[cfg(test)]
+pub(crate) const STATE_HOLE: u32 = 1 << 0;
 /// Flag of [`BASE_ALLOCATION`]: reads as zero.
-pub const STATE_ZERO: u32 = 1 << 1;
-/// Flag of QEMU's `qemu:dirty-bitmap:NAME` contexts: written since the bitmap was made (QEMU's `docs/interop/nbd.txt`).
-pub const STATE_DIRTY: u32 = 1 << 0;
+pub(crate) const STATE_ZERO: u32 = 1 << 1;
+/// Flag of QEMU's `qemu:dirty-bitmap:NAME` contexts: written since the bitmap was made (QEMU's
+/// `docs/interop/nbd.txt`).
+pub(crate) const STATE_DIRTY: u32 = 1 << 0;
 
 /// Longest string that the protocol allows, in bytes.
-pub const MAX_STRING: usize = 4096;
-/// Longest read that every server without block sizes can be expected to take, in bytes.
-pub const MAX_READ: u32 = 32 << 20;
-/// Longest payload of an error chunk that is looked at, in bytes: a message (its length has 16 bits) and what may follow it.
-pub const MAX_ERROR_PAYLOAD: u32 = 65536 + 64;
-/// Longest payload of a reply to an option that is looked at, in bytes: a string and what may stand before it.
-pub const MAX_OPTION_PAYLOAD: u32 = MAX_STRING as u32 + 64;
-/// Longest payload of a status chunk that is looked at, in bytes. QEMU sends at most 131,072 descriptors (1 MiB) for each context.
-pub const MAX_STATUS_PAYLOAD: u32 = 64 << 20;
+pub(crate) const MAX_STRING: usize = 4096;
+/// Longest read that every server can be expected to accept if it sends no block sizes, in bytes.
+pub(crate) const MAX_READ: u32 = 32 << 20;
+/// Longest accepted payload of an error chunk, in bytes: a message (its length has 16 bits) and
+/// fields that may follow.
+pub(crate) const MAX_ERROR_PAYLOAD: u32 = 65536 + 64;
+/// Longest accepted payload of a reply to an option, in bytes: a string and fields that may precede
+/// it.
+pub(crate) const MAX_OPTION_PAYLOAD: u32 = MAX_STRING as u32 + 64;
+/// Longest accepted payload of a status chunk, in bytes. QEMU sends at most 131,072 descriptors (1
+/// MiB) for each context.
+pub(crate) const MAX_STATUS_PAYLOAD: u32 = 64 << 20;
 
 /// Takes integers off the front of a message.
 pub(super) struct Fields<'a>(pub &'a [u8]);
@@ -116,7 +125,7 @@ impl Fields<'_> {
         let (head, rest) = self
             .0
             .split_first_chunk::<N>()
-            .ok_or_else(|| Error::protocol("a message is shorter than its kind demands"))?;
+            .ok_or_else(|| Error::protocol("a message is shorter than its kind requires"))?;
         self.0 = rest;
         Ok(*head)
     }
@@ -145,7 +154,8 @@ impl Fields<'_> {
     }
 }
 
-/// A server's words, made safe to print: UTF-8 without control characters, at most 512 characters.
+/// Makes a server's message safe to print: UTF-8 without control characters, at most 512
+/// characters.
 pub(super) fn printable(words: &[u8]) -> String {
     String::from_utf8_lossy(words)
         .chars()
@@ -163,17 +173,17 @@ pub struct Request {
     pub flags: u16,
     /// One of the `CMD_` numbers.
     pub command: u16,
-    /// Comes back in the reply.
+    /// Returned in the reply.
     pub cookie: u64,
-    /// In bytes.
+    /// Start of the range, in bytes.
     pub offset: u64,
-    /// In bytes.
+    /// Length of the range, in bytes.
     pub length: u32,
 }
 
 impl Request {
     /// The request's 28 bytes.
-    pub fn encode(&self) -> [u8; 28] {
+    pub(crate) fn encode(&self) -> [u8; 28] {
         let mut bytes = [0; 28];
         bytes[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
         bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
@@ -187,15 +197,15 @@ impl Request {
 
 /// A simple reply, without its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SimpleReply {
+pub(crate) struct SimpleReply {
     /// 0 for success.
     pub errno: u32,
-    /// The request's.
+    /// The cookie of the request.
     pub cookie: u64,
 }
 
-/// Parses what follows the magic of a simple reply (12 bytes).
-pub fn parse_simple_reply(bytes: &[u8]) -> Result<SimpleReply> {
+/// Parses the 12 bytes after the magic of a simple reply.
+pub(crate) fn parse_simple_reply(bytes: &[u8]) -> Result<SimpleReply> {
     let mut fields = Fields(bytes);
     Ok(SimpleReply {
         errno: fields.u32()?,
@@ -205,19 +215,19 @@ pub fn parse_simple_reply(bytes: &[u8]) -> Result<SimpleReply> {
 
 /// The head of a chunk of a structured reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chunk {
-    /// Whether it is the reply's last one.
+pub(crate) struct Chunk {
+    /// Whether this is the reply's last chunk.
     pub done: bool,
     /// One of the `REPLY_` numbers.
     pub kind: u16,
-    /// The request's.
+    /// The cookie of the request.
     pub cookie: u64,
     /// Length of the payload, in bytes; checked against what the kind allows.
     pub length: u32,
 }
 
-/// Parses what follows the magic of a chunk (16 bytes), and holds its length against its kind.
-pub fn parse_chunk(bytes: &[u8]) -> Result<Chunk> {
+/// Parses the 16 bytes after the magic of a chunk, and checks its length against its kind.
+pub(crate) fn parse_chunk(bytes: &[u8]) -> Result<Chunk> {
     let mut fields = Fields(bytes);
     let flags = fields.u16()?;
     let chunk = Chunk {
@@ -237,7 +247,7 @@ pub fn parse_chunk(bytes: &[u8]) -> Result<Chunk> {
         kind if kind & REPLY_ERROR_BIT != 0 => (6..=MAX_ERROR_PAYLOAD).contains(&chunk.length),
         kind => {
             return Err(Error::protocol(format!(
-                "a reply chunk is of the unknown kind {kind}"
+                "a reply chunk has the unknown kind {kind}"
             )));
         }
     };
@@ -251,23 +261,23 @@ pub fn parse_chunk(bytes: &[u8]) -> Result<Chunk> {
 }
 
 /// Parses the offset before the data of [`REPLY_OFFSET_DATA`] (8 bytes).
-pub fn parse_offset(bytes: &[u8]) -> Result<u64> {
+pub(crate) fn parse_offset(bytes: &[u8]) -> Result<u64> {
     Fields(bytes).u64()
 }
 
 /// Parses the payload of [`REPLY_OFFSET_HOLE`] (12 bytes): offset and length.
-pub fn parse_hole(bytes: &[u8]) -> Result<(u64, u32)> {
+pub(crate) fn parse_hole(bytes: &[u8]) -> Result<(u64, u32)> {
     let mut fields = Fields(bytes);
     Ok((fields.u64()?, fields.u32()?))
 }
 
 /// Parses the context id before the descriptors of [`REPLY_BLOCK_STATUS`] (4 bytes).
-pub fn parse_context_id(bytes: &[u8]) -> Result<u32> {
+pub(crate) fn parse_context_id(bytes: &[u8]) -> Result<u32> {
     Fields(bytes).u32()
 }
 
 /// Parses a descriptor of [`REPLY_BLOCK_STATUS`] (8 bytes): length, which is never 0, and flags.
-pub fn parse_descriptor(bytes: &[u8]) -> Result<(u32, u32)> {
+pub(crate) fn parse_descriptor(bytes: &[u8]) -> Result<(u32, u32)> {
     let mut fields = Fields(bytes);
     match (fields.u32()?, fields.u32()?) {
         (0, _) => Err(Error::protocol("a block status descriptor has length 0")),
@@ -275,19 +285,19 @@ pub fn parse_descriptor(bytes: &[u8]) -> Result<(u32, u32)> {
     }
 }
 
-/// What an error chunk says.
+/// The content of an error chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ErrorChunk {
+pub(crate) struct ErrorChunk {
     /// Never 0.
     pub errno: u32,
-    /// The server's words, made safe to print.
+    /// The server's message, made safe to print.
     pub message: String,
-    /// Where the error was met, in bytes, if that was told.
+    /// Where the error occurred, in bytes, if the server reported it.
     pub offset: Option<u64>,
 }
 
-/// Parses the payload of an error chunk; also of unknown kinds, which all begin alike.
-pub fn parse_error_chunk(kind: u16, payload: &[u8]) -> Result<ErrorChunk> {
+/// Parses the payload of an error chunk, also of unknown kinds, which all begin alike.
+pub(crate) fn parse_error_chunk(kind: u16, payload: &[u8]) -> Result<ErrorChunk> {
     let mut fields = Fields(payload);
     let errno = fields.u32()?;
     let length = usize::from(fields.u16()?);
@@ -297,7 +307,7 @@ pub fn parse_error_chunk(kind: u16, payload: &[u8]) -> Result<ErrorChunk> {
         )));
     };
     if errno == 0 {
-        return Err(Error::protocol("an error chunk carries no error"));
+        return Err(Error::protocol("an error chunk has the error number 0"));
     }
     let offset = match kind {
         REPLY_ERROR_OFFSET => Some(Fields(rest).u64()?),

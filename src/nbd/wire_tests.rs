@@ -1,4 +1,4 @@
-//! The messages of the transmission.
+//! Tests of the messages of the transmission.
 
 use super::*;
 use proptest::prelude::*;

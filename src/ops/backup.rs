@@ -1,8 +1,9 @@
 //! Makes a restore point of a domain.
 //!
-//! The order, which `docs/safety.md` explains: lock, heal, plan, note the intent, begin job and checkpoint, copy the disks, end the job,
-//! commit. Only then is removed what the new restore point has made superfluous. A failure before the commit takes back the checkpoint and
-//! the partial folder, and nothing that was kept before is touched.
+//! The order, which `docs/safety.md` explains: lock, heal, plan, write the journal entry, begin the
+//! job and make the checkpoint, copy the disks, end the job, commit. Superfluous checkpoints are
+//! removed only after the commit. A failure before the commit removes the new checkpoint and the
+//! partial folder, and touches no earlier restore point.
 
 use std::time::Duration;
 
@@ -32,28 +33,28 @@ mod standalone;
 
 use attempt::Attempt;
 
-/// What a backup is to do.
+/// The options of a backup.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which restore points share a folder and a chain.
+    /// The grouping: it decides which restore points share a folder and a chain.
     pub group_by: GroupBy,
     /// Whether raw disks are saved too.
     pub raw: bool,
     /// Whether encrypted disks are saved too, as plain text.
     pub store_decrypted: bool,
-    /// Disks that are left out on purpose, besides those that the domain's metadata excludes.
+    /// Disks to leave out, besides those that the domain's metadata excludes.
     pub exclude: Vec<Exclusion>,
-    /// How long the guest agent may take to freeze the file systems; `None` does not ask it.
+    /// How long the guest agent may take to freeze the file systems; `None` for no freeze.
     pub freeze: Option<Duration>,
-    /// Where socket and scratch files are to be.
+    /// Where to put the socket and scratch files.
     pub places: PlaceWishes,
     /// How many checkpoints of the active chain stay in the domain.
     pub keep_checkpoints: usize,
-    /// Whether the previous period may be deleted once this one has come far enough.
+    /// Whether to delete the previous period if the current one is past its midpoint.
     pub prune: bool,
-    /// Whether a grouping may begin beside another one.
+    /// Whether to allow a second grouping beside the existing one.
     pub force: bool,
-    /// Whether this is a standalone copy, which no chain and no checkpoint has anything to do with.
+    /// Whether to make a standalone copy, which has no checkpoint and belongs to no chain.
     pub copy: bool,
     /// How the images are compressed.
     pub compression: Compression,
@@ -80,18 +81,18 @@ impl Default for Options {
     }
 }
 
-/// A restore point that now exists.
+/// The result of a successful backup.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What its manifest says.
+    /// The restore point, as its manifest describes it.
     pub point: RestorePoint,
-    /// Where it is.
+    /// Where it is stored.
     pub location: String,
-    /// Bytes of its images.
+    /// The total size of its files, in bytes.
     pub file_bytes: u64,
-    /// What pruning did, if it was asked for.
+    /// The result of pruning, if it was requested.
     pub prune: Option<PruneOutcome>,
-    /// Everything worth telling: what the manifest says, what was healed before, and trouble after the commit.
+    /// All findings: those in the manifest, those of healing, and problems after the commit.
     pub findings: Vec<Finding>,
 }
 
@@ -104,24 +105,26 @@ impl Judged for Outcome {
     }
 }
 
-/// What pruning did after a backup that succeeded.
+/// The result of pruning after a successful backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PruneOutcome {
-    /// This period is gone.
+    /// This period was deleted.
     Deleted(String),
     /// Nothing was deleted, for this reason.
     Kept(String),
-    /// The period should have been deleted, and is not, or not wholly.
+    /// Deleting failed, for this reason. The period still exists, at least in part.
     Failed(String),
 }
 
-/// Why nothing is pruned while checkpoints that are superfluous could not be removed.
-const STILL_NEEDED: &str = "checkpoints could not be retired, and the manifests of the previous period may be all that tells which are ours";
+/// The reason not to prune while superfluous checkpoints could not be removed.
+const STILL_NEEDED: &str = "checkpoints could not be retired, and only the manifests of the \
+    previous period may show that they are vmsnap's";
 
-/// Why nothing is pruned after a backup that lacks a disk: older restore points may be the only ones that hold it.
-const PARTIAL: &str = "the backup is partial, and the previous period may hold what it lacks";
+/// The reason not to prune after a partial backup: only older restore points may hold the missing
+/// disk.
+const PARTIAL: &str = "the backup is partial, and the previous period may hold the missing disk";
 
-/// Makes a restore point of the domain of that name.
+/// Makes a restore point of the domain `name`.
 pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
     monitor::noting(context.monitor, |monitor| {
         back_up(name, &context.with_monitor(monitor), options)
@@ -131,7 +134,7 @@ pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcom
 fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
     let repo_failed = |error: RepoError| Error::of(name, error);
     let repository = context.repo.domain(name).map_err(repo_failed)?;
-    // Before anything is created for it, the domain has to be there.
+    // Fails for an unknown domain before anything is created for it.
     context
         .host
         .domain(name)
@@ -148,14 +151,14 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
         context,
         |survey, history| {
             match options.copy {
-                // It touches no checkpoint.
+                // A copy touches no checkpoint.
                 true => reconcile::repairs(survey),
                 false => reconciled(survey, history, context, options).repairs,
             }
         },
     )?;
     if guards {
-        // A run that was waited for may have begun another chain.
+        // Another run may have begun another chain while this one waited for the lock.
         grouping::check(repository.as_ref(), &healed.history, options.group_by)?;
     }
     let planned = decide(
@@ -198,7 +201,7 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
     Ok(outcome)
 }
 
-/// Decides what a backup does now.
+/// Decides what a backup would do now.
 fn decide(
     repository: &dyn DomainRepository,
     survey: &Survey,
@@ -229,12 +232,13 @@ fn reconciled(survey: &Survey, history: &History, context: &Context, options: &O
     reconcile::reconcile(survey, &history.chains, &wishes)
 }
 
-/// The folders of the periods that go on now, one per grouping: a domain may be backed up by several.
+/// Returns the folders of the current periods, one per grouping: a domain may be backed up by
+/// several.
 fn current_periods(context: &Context) -> [String; 4] {
     GroupBy::ALL.map(|by| Period::containing(by, context.now.date()).folder())
 }
 
-/// Prunes now that the domain's new restore point exists. The backup has succeeded whatever comes of this.
+/// Prunes after the new restore point exists. A failure here does not fail the backup.
 fn prune_after(
     name: &str,
     repository: &dyn DomainRepository,
@@ -257,14 +261,15 @@ fn prune_after(
     }
 }
 
-/// What a dry run shows.
+/// The result of a dry run.
 #[derive(Clone, Debug)]
 pub struct Preview {
     /// What would be repaired, backed up and retired.
     pub planned: Reconciliation,
-    /// What would be pruned after it, if that was asked for.
+    /// What would be pruned afterwards, if pruning was requested.
     pub prune: Option<PrunePlan>,
-    /// The run that writes to the domain's folder now, as it wrote itself down: until it has ended, what it has begun looks like something left.
+    /// The run that writes to the domain's folder now, as it describes itself. Until it ends, its
+    /// unfinished work looks like leftovers.
     pub writer: Option<String>,
 }
 
@@ -282,7 +287,7 @@ impl Judged for Preview {
     }
 }
 
-/// Tells what a backup would do, and does nothing.
+/// Plans a backup without doing anything.
 pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Preview> {
     let failed = |error: RepoError| Error::of(name, error);
     let repository = context.repo.domain(name).map_err(failed)?;

@@ -1,8 +1,10 @@
-//! Compares a domain's disks with its newest restore point: what no bitmap calls changed since has to be the same. It takes no restore point.
+//! Compares a domain's disks with its newest restore point, and makes no restore point.
 //!
-//! A job without a checkpoint shows the disks frozen at one moment. Clusters that the bitmap since the restore point calls unchanged, and that hold
-//! data on either side, are read from both sides, a random sample of them or all. One that differs tells of a bitmap that has missed a write, or of a
-//! damaged restore point; either way nothing new may rely on it, which the repository remembers: the next backup of that disk is full.
+//! A job without a checkpoint shows the disks as they were at one moment. Clusters that the bitmap
+//! since the restore point marks as unchanged, and that hold data on either side, are read from
+//! both sides: a random sample of them, or all. If one differs, a bitmap has missed a write, or the
+//! restore point is damaged. Nothing new may rely on it then. The repository records that, and the
+//! next backup of the disk is full.
 
 use std::time::Duration;
 
@@ -26,35 +28,37 @@ use differences::Differences;
 pub use outcome::{ComparedDisk, Meaning, Outcome, UncomparedDisk, Verdict};
 use subjects::{Subjects, subjects};
 
-/// How long QEMU may keep silent.
+/// The longest time that QEMU may take to answer.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The code of the finding that a bitmap has missed a write.
+/// The code of the finding that a bitmap missed a write.
 const MISSED_WRITE: &str = "missed-write";
 
-/// Every so many clusters the job's health is asked for: while its scratch space is full the guest stands still.
+/// The number of clusters for each check of the job's health: the guest is paused while its scratch
+/// space is full.
 const CLUSTERS_PER_HEALTH_CHECK: u64 = 1024;
 
-/// So many places of a disk that differ are told.
+/// The most differing places of a disk that are reported.
 const MOST_PLACES: usize = 20;
 
-/// What a comparison is to do.
+/// The options of a comparison.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How many clusters of each disk are compared; `None` for all.
     pub sample: Option<u64>,
-    /// Which clusters a sample takes: another seed takes others.
+    /// The seed that chooses the clusters of a sample.
     pub seed: u64,
-    /// Where socket and scratch files are to be.
+    /// Where to put the socket and scratch files.
     pub places: PlaceWishes,
     /// How long to wait for another run that writes to the domain's folder.
     pub wait: Duration,
 }
 
-/// Compares the disks of the domain of that name with what they have to be by its newest restore point.
+/// Compares the disks of the domain `name` with its newest restore point.
 ///
 /// # Errors
-/// When there is nothing to compare with, the job cannot be begun, or the user asked to stop. A difference is no error: it is in the outcome.
+/// There is nothing to compare with, the job cannot begin, or the user asked to stop. A difference
+/// is no error: it is in the outcome.
 pub fn compare(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
     monitor::noting(context.monitor, |monitor| {
         compare_noting(name, &context.with_monitor(monitor), options)
@@ -72,7 +76,7 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
     let latest = match history.chains.latest_in_periods() {
         Some(latest) => latest,
         None if history.chains.latest().is_some() => {
-            let what = "the repository holds copies of this domain only, and no bitmap knows what was written since a copy";
+            let what = "the repository holds only copies of this domain, and no bitmap records what was written since a copy";
             return Err(Error::of(name, Cause::NoSuchRestorePoint(what.to_owned())));
         }
         None => restore::choose(name, &history, "latest")?,
@@ -100,7 +104,7 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
         context,
         options,
     };
-    // What was healed has been told already.
+    // Healing has reported its findings already.
     let mut findings = healed.findings.clone();
     let of_history = healed.history.findings.iter().cloned();
     for finding in of_history.chain(healed.history.damage()).chain(of_disks) {
@@ -126,7 +130,7 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
         true => Ok(outcome),
     };
     if compared.is_err() {
-        // The outcome would have named them.
+        // There is no outcome to name them.
         for finding in of_uncompared {
             comparison.report(finding, &mut Vec::new());
         }
@@ -134,8 +138,10 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
     compared
 }
 
-/// What has to be remembered: of the newest restore point with a disk that differs, whichever it was compared with. Whatever older one the next
-/// backup might rely on, a full one of that disk has to come first.
+/// Returns the missed writes to record, each with the newest restore point of its disk.
+///
+/// The restore point that was compared may be an older one. The record applies to the newest one,
+/// so that the next backup of the disk is full whichever restore point it could rely on.
 fn missed_writes(compared: &[ComparedDisk], history: &History, context: &Context) -> Vec<MissedWriteRecord> {
     let mut found: Vec<MissedWriteRecord> = Vec::new();
     for disk in compared.iter().filter(|disk| disk.differing > 0) {
@@ -163,7 +169,7 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// Begins the job, compares the disks, ends the job.
+    /// Begins the job, compares the disks, and ends the job.
     fn run(
         &self,
         disks: &[(PlannedDisk, Parent)],
@@ -183,7 +189,7 @@ impl Comparison<'_> {
             let all = disks
                 .iter()
                 .try_for_each(|(disk, parent)| self.disk(&disk.disk.target, parent, job, &mut compared));
-            // Whatever has failed, and before the process can die while it ends the job: a write that was missed stays missed.
+            // Record first, even after a failure: the process could die while it ends the job.
             self.remember(&mut compared, &mut outcome.findings);
             all
         });
@@ -197,7 +203,7 @@ impl Comparison<'_> {
         Ok(outcome)
     }
 
-    /// Remembers the disks that differ. That it cannot be remembered is no reason to keep quiet.
+    /// Records the disks that differ. If that fails, they are still reported.
     fn remember(&self, compared: &mut [ComparedDisk], findings: &mut Vec<Finding>) {
         let missed = missed_writes(compared, &self.healed.history, self.context);
         let kept = missed
@@ -207,7 +213,7 @@ impl Comparison<'_> {
             disk.is_remembered = kept.is_ok();
         }
         if let Err(error) = kept {
-            let what = format!("that disks differ cannot be remembered: {}", with_sources(&error));
+            let what = format!("the differences cannot be recorded: {}", with_sources(&error));
             self.report(Finding::new("missed-write-not-kept", what), findings);
         }
     }
@@ -217,7 +223,7 @@ impl Comparison<'_> {
         for disk in compared.iter().filter(|disk| disk.differing > 0) {
             let (target, point) = (&disk.target, &disk.point);
             let what = format!(
-                "disk {target} differs from {point} in {} clusters that no bitmap calls changed; {}",
+                "disk {target} differs from {point} in {} clusters that no bitmap marks as changed; {}",
                 disk.differing,
                 disk.consequence()
             );
@@ -248,7 +254,7 @@ impl Comparison<'_> {
         })
     }
 
-    /// Compares one disk. What was found before a failure is in `compared` too, where it matters.
+    /// Compares one disk. Differences found before a failure are added to `compared` too.
     fn disk(
         &self,
         target: &str,

@@ -1,4 +1,4 @@
-//! The pump: takes blocks from a source and puts them into a sink, with a bounded pool of buffers between them.
+//! Copies blocks from a source to a sink, with a bounded pool of buffers between them.
 
 use std::sync::mpsc::sync_channel;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,24 +9,26 @@ use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSink, BlockSou
 use crate::model::buffer::BufferPool;
 use crate::model::stop::{Stop, StopReason};
 
-/// Bytes of one read request: a huge page, so that a buffer for it is one. Shorter ones take more of our processor time.
+/// Bytes of one read request: a huge page, so that a buffer takes exactly one. Shorter requests
+/// cost more processor time.
 pub const REQUEST: usize = 2 << 20;
 
-/// Buffers per disk: what is in flight, what waits for the writer, and what is being written.
+/// Buffers per disk: for requests in flight, for blocks that wait for the writer, and for the block
+/// that is being written.
 pub const BUFFERS: usize = 16;
 
-/// How long the other side may keep silent before it is given up.
+/// The longest time that the other side may take to answer.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
-/// How often one looks how far the copying of an export is.
+/// The interval at which the progress of an export is read.
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 
-/// The memory for one disk.
+/// Creates the buffers for one disk.
 pub fn pool() -> BufferPool {
     BufferPool::new(BUFFERS, REQUEST)
 }
 
-/// How far a copy is.
+/// The progress of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Everything before this offset of the disk is done, in bytes.
@@ -35,14 +37,17 @@ pub struct Progress {
     pub copied: u64,
 }
 
-/// Copies an export, and finishes the sink. One thread takes the export's answers, hashes them while they are in its processor's cache, and hands them
-/// on to the image, which is written behind it: that thread waits for nothing but a buffer. This one tells the progress, so whoever is told may take
-/// his time: what he has missed meanwhile is not told to him later.
+/// Copies an export and finishes the sink.
 ///
-/// `stop` is asked for when the sink fails: whoever shares it (the other disks of a job) ends as well.
+/// One thread receives the data, hashes it while it is in the processor's cache, and hands it to
+/// the image, which is written in the background. That thread waits only for buffers. The calling
+/// thread reports the progress. A slow receiver delays nothing: it only misses intermediate values.
+///
+/// `stop` is requested if the sink fails, so that others who share it (the other disks of a job)
+/// end as well.
 ///
 /// # Errors
-/// Whatever the source or the sink met first; a stop.
+/// The first error of the source or the sink; or a request to stop.
 pub fn copy_export(
     source: &mut dyn BlockSource,
     sink: &mut dyn BlockSink,
@@ -52,7 +57,7 @@ pub fn copy_export(
     let board = Board::default();
     thread::scope(|scope| {
         let copier = scope.spawn(|| -> Result<Written, BlockError> {
-            // However the copying ends, a panic included, nobody waits for its progress any longer.
+            // However the copy ends, even by a panic, the calling thread must not wait any longer.
             let _end = EndOfBoard(&board);
             let mut pump = Pump::new(sink, stop);
             while let Some(block) = source.next_block()? {
@@ -67,20 +72,22 @@ pub fn copy_export(
     })
 }
 
-/// Copies a chain of images, and finishes the sink. The images are read and hashed on a thread of their own.
+/// Copies a chain of images and finishes the sink. A separate thread reads and hashes the images.
 ///
-/// `stop` must be the one that the source looks at too: it is asked for when the sink fails, so that a waiting reader ends.
+/// `stop` must be the one that the source checks too: it is requested if the sink fails, so that a
+/// waiting reader ends.
 ///
 /// # Errors
-/// Whatever the source or the sink met first; a stop.
-pub fn copy_chain(
+/// The first error of the source or the sink; or a request to stop.
+pub(crate) fn copy_chain(
     source: &mut dyn BlockSource,
     sink: &mut dyn BlockSink,
     stop: &Stop,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Written, BlockError> {
     let mut pump = Pump::new(sink, stop);
-    // The pool of buffers is the real bound; zero blocks need none, so the channel has one of its own.
+    // The pool of buffers bounds the data. Blocks of zeroes need no buffer, so the channel has a
+    // bound of its own.
     let (sender, receiver) = sync_channel(2 * BUFFERS);
     thread::scope(|scope| {
         let reader = scope.spawn(move || -> Result<(), BlockError> {
@@ -102,7 +109,7 @@ pub fn copy_chain(
     pump.finish()
 }
 
-/// What a thread came to; its panic goes on here.
+/// Returns the result of a thread, or continues its panic.
 fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     match thread.join() {
         Ok(end) => end,
@@ -110,8 +117,8 @@ fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     }
 }
 
-/// Where one thread writes down how far it is, over what stood there, and another one looks now and then: to be woken for each block would take
-/// more time than a short block itself.
+/// The latest progress of one thread, which another thread reads now and then. Waking that thread
+/// for each block would take longer than a short block itself.
 #[derive(Default)]
 struct Board {
     news: Mutex<News>,
@@ -129,7 +136,7 @@ impl Board {
         self.news().at = Some(at);
     }
 
-    /// What is new at the next look; `None` when nothing will come any more.
+    /// Waits for new progress; `None` when the copy has ended.
     fn take(&self) -> Option<Progress> {
         loop {
             let goes_on = |news: &mut News| !news.ended;
@@ -149,7 +156,7 @@ impl Board {
     }
 }
 
-/// Tells the end when it goes.
+/// Marks the copy as ended when it is dropped.
 struct EndOfBoard<'a>(&'a Board);
 
 impl Drop for EndOfBoard<'_> {
@@ -159,7 +166,7 @@ impl Drop for EndOfBoard<'_> {
     }
 }
 
-/// What puts blocks into a sink, and knows how far it is.
+/// Writes blocks into a sink and counts its progress.
 struct Pump<'a> {
     sink: &'a mut dyn BlockSink,
     stop: &'a Stop,
@@ -202,8 +209,8 @@ impl<'a> Pump<'a> {
     }
 }
 
-/// Whether an error only tells that somebody asked to stop: another one is the reason then.
-pub fn is_stop(error: &BlockError) -> bool {
+/// Whether an error only says that somebody asked to stop. The real reason is another error then.
+pub(crate) fn is_stop(error: &BlockError) -> bool {
     error.kind == BlockErrorKind::Stopped
 }
 
@@ -220,7 +227,7 @@ mod tests {
     const TABLE_SPAN: u64 = 512 << 20;
     const BLOCKS: u64 = 40;
 
-    /// Shut until it is opened.
+    /// Closed until it is opened.
     #[derive(Clone, Default)]
     struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
@@ -230,7 +237,7 @@ mod tests {
             self.0.1.notify_all();
         }
 
-        /// Whether it was opened within a minute.
+        /// Waits until it is opened, at most a minute; returns whether it was.
         fn pass(&self) -> bool {
             let (is_open, turned) = &*self.0;
             let shut = is_open.lock().expect("no test panics with it");
@@ -240,7 +247,7 @@ mod tests {
         }
     }
 
-    /// A disk that writes nothing until somebody opens it.
+    /// An image file that writes nothing until its gate is opened.
     struct Stuck(Gate);
 
     impl ImageFile for Stuck {
@@ -260,7 +267,7 @@ mod tests {
         }
     }
 
-    /// Clusters of data so far apart that each has a table of its own.
+    /// Clusters of data so far apart that each one has its own table in the image.
     struct Scattered {
         pool: BufferPool,
         given: u64,
@@ -276,7 +283,7 @@ mod tests {
             if self.given == BLOCKS {
                 return Ok(None);
             }
-            // Whatever may be on its way is taken in before the disk writes anything.
+            // Every buffer is handed out before the image file writes anything.
             if self.given == BUFFERS as u64 {
                 self.disk.open();
             }
@@ -314,7 +321,7 @@ mod tests {
         assert_eq!(copied.expect("it goes on").data_bytes, BLOCKS * CLUSTER);
     }
 
-    /// Blocks of zeroes; opens its gate when the last one was taken.
+    /// Blocks of zeroes; opens its gate after the last one.
     struct Zeroes {
         given: u64,
         all_given: Gate,
@@ -350,7 +357,7 @@ mod tests {
         }
     }
 
-    /// Takes everything.
+    /// A sink that drops everything.
     struct Void;
 
     impl BlockSink for Void {
@@ -369,12 +376,12 @@ mod tests {
         let gate = source.all_given.clone();
         let mut told = Vec::new();
         let copied = copy_export(&mut source, &mut Void, &Stop::default(), &mut |at| {
-            assert!(gate.pass(), "the copying waits for who is told of it");
+            assert!(gate.pass(), "the copy waits for the receiver of its progress");
             told.push(at.position);
         });
         copied.expect("it ends");
         assert_eq!(told.last(), Some(&(BLOCKS * CLUSTER)));
-        assert!(told.len() <= 2, "what was missed is not told later: {told:?}");
+        assert!(told.len() <= 2, "missed values are not reported later: {told:?}");
     }
 
     #[test]

@@ -15,7 +15,8 @@ pub enum Fault {
     Unmatched,
     /// A domain failed.
     Failed(Class),
-    /// A disk is missing although nobody asked to leave it out, or (in a dry run) no backup is possible.
+    /// A disk is missing although nobody asked to leave it out, or (in a dry run) no backup is
+    /// possible.
     Partial,
     /// The backup was saved, but pruning failed.
     NotPruned,
@@ -29,7 +30,7 @@ pub enum Fault {
     Stopped(StopReason),
 }
 
-/// What a verb returns for a domain, as far as the run over all domains has to know it.
+/// The part of a verb's result that a run over several domains needs.
 pub trait Judged {
     /// Why it is not a full success, although the verb returned no error.
     fn faults(&self) -> Vec<Fault> {
@@ -101,7 +102,7 @@ fn faults_of<T: Judged>(result: &Result<T>) -> Vec<Fault> {
     }
 }
 
-/// The domains of a run, and what it needs for itself.
+/// A run over several domains.
 #[derive(Clone, Copy)]
 pub struct Each<'a> {
     /// The names of the domains, in their order.
@@ -185,7 +186,8 @@ impl<T: Judged> Round<T> {
         self.faults(&[]).is_success()
     }
 
-    /// The faults of all domains, and the request to stop. `unmatched` are the patterns that match no domain.
+    /// The faults of all domains, and the request to stop. `unmatched` are the patterns that match
+    /// no domain.
     pub fn faults(&self, unmatched: &[String]) -> Faults {
         let patterns = unmatched.iter().map(|_| Fault::Unmatched);
         let of_turns = self.turns.iter().flat_map(Turn::faults);
@@ -201,7 +203,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// These faults.
+    /// Collects these faults, each kind once.
     pub fn of(faults: impl IntoIterator<Item = Fault>) -> Faults {
         let mut kinds = Faults::default();
         faults.into_iter().for_each(|fault| kinds.add(fault));
@@ -216,7 +218,7 @@ impl Faults {
     }
 
     /// Whether everything that was asked is done.
-    pub fn is_success(&self) -> bool {
+    pub(crate) fn is_success(&self) -> bool {
         self.kinds.is_empty()
     }
 

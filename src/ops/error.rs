@@ -1,4 +1,4 @@
-//! What can go wrong in a verb: the facts, the class from which the exit code follows, and a hint what to do.
+//! Errors of the verbs: the cause, the class that decides the exit code, and a hint for the user.
 
 use std::fmt;
 use std::io;
@@ -12,27 +12,27 @@ use crate::model::text::{bytes, shown};
 use crate::repo::RepoError;
 use crate::repo::error::{is_no_verdict, lacks_files};
 
-/// Result of every verb.
+/// The result of every verb.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What kind of failure it is; `cli` makes an exit code of it.
+/// The kind of a failure; `cli` derives the exit code from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// The domain or restore point asked for is not there.
+    /// The requested domain or restore point does not exist.
     NotFound,
     /// The repository's folder cannot be used.
     Repository,
     /// Another run writes to the domain's folder.
     Locked,
-    /// What is stored is damaged.
+    /// Stored data is damaged.
     Damaged,
     /// A program or library is missing.
     Missing,
-    /// The user asked to stop, by this signal.
+    /// The user asked to stop, for this reason.
     Stopped(StopReason),
-    /// What was asked makes no sense.
+    /// The request makes no sense.
     Usage,
-    /// Another grouping than that of the domain's backups.
+    /// The requested grouping differs from that of the domain's backups.
     GroupBy,
     /// Anything else.
     Failed,
@@ -41,66 +41,67 @@ pub enum Class {
 /// A failure of a verb.
 #[derive(Debug)]
 pub struct Error {
-    /// The domain it concerns.
+    /// The domain that the failure concerns; empty if it concerns none.
     pub domain: String,
-    /// The disk it concerns, if it is one.
+    /// The disk that the failure concerns, if it is one.
     pub disk: Option<String>,
-    /// What happened.
+    /// The cause of the failure.
     pub cause: Cause,
-    /// What the verb had found before it failed, each finding once.
+    /// The findings of the verb before it failed, each once.
     pub findings: Vec<Finding>,
 }
 
-/// What happened.
+/// The cause of a failure.
 #[derive(Debug, thiserror::Error)]
 pub enum Cause {
-    /// At the hypervisor.
+    /// The hypervisor's side failed.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// In the repository.
+    /// The repository failed.
     #[error(transparent)]
     Repo(RepoError),
-    /// While copying.
+    /// Copying blocks failed.
     #[error(transparent)]
     Copy(#[from] BlockError),
-    /// The domain has no disk that could be backed up.
+    /// The domain has no disk that can be backed up.
     #[error("there is nothing to back up: no disk of the domain is eligible")]
     NothingToBackUp,
-    /// The domain's backups are grouped otherwise than asked for.
+    /// The requested grouping differs from that of the domain's backups.
     #[error(
-        "its backups are grouped by {existing} (the newest lies in {folder}): a backup by {wanted} would begin a second chain beside them"
+        "its backups are grouped by {existing} (the newest lies in {folder}): a backup by {wanted} \
+         would begin a second chain beside them"
     )]
     OtherGrouping {
-        /// The grouping that there is.
+        /// The grouping of the existing backups.
         existing: &'static str,
-        /// The grouping that was asked for.
+        /// The requested grouping.
         wanted: &'static str,
         /// The folder of the newest period.
         folder: String,
     },
-    /// Somebody else's job holds the domain.
+    /// A job that this run did not start is active on the domain.
     #[error("another job ({operation}) is active on the domain")]
     Busy {
-        /// libvirt's word for it.
+        /// libvirt's name for the job.
         operation: String,
     },
-    /// The job ended under our hands.
+    /// The backup job ended while it was in use.
     #[error("the backup job is lost: {0}")]
     JobLost(String),
-    /// The scratch space is full.
+    /// The scratch space of this disk is full.
     #[error(
-        "the scratch space of {0} is full, so the guest stood still; the job was aborted and the guest goes on"
+        "the scratch space of {0} was full, which paused the guest; the job was aborted and the guest resumed"
     )]
     ScratchFull(String),
-    /// The restore point asked for is not there.
+    /// The requested restore point does not exist.
     #[error("{0}")]
     NoSuchRestorePoint(String),
-    /// The restore point cannot be given back.
-    #[error("restore point {id} cannot be given back whole: {fault}")]
+    /// The restore point cannot be restored completely.
+    #[error("restore point {id} cannot be restored completely: {fault}")]
     NotWhole {
         /// Its id.
         id: String,
-        /// The first thing that is wrong with it.
+        /// The first fault that was found.
         fault: String,
     },
     /// The restore point was written by a newer program.
@@ -111,45 +112,45 @@ pub enum Cause {
         /// A sentence that names its manifest.
         what: String,
     },
-    /// The repository holds no restore point of the domain, and nothing that could be one.
+    /// The repository contains no restore point of the domain, not even an unreadable one.
     #[error("there are no restore points of this domain in the repository")]
     NoRestorePoints,
-    /// A name that a scrub must not touch.
+    /// The name to scrub is not one that vmsnap gives.
     #[error(
-        "'{}' is not a name that vmsnap gives (virtnbdbackup. and a number); checkpoints and bitmaps of others are never touched",
+        "'{}' is not a vmsnap name (virtnbdbackup. and a number); other checkpoints and bitmaps are never touched",
         shown(name)
     )]
     NotOurs {
-        /// The name asked for.
+        /// The requested name.
         name: String,
     },
-    /// Another repository may need what a scrub was to remove.
+    /// Another repository may need the checkpoint or bitmap that was to be scrubbed.
     #[error(
-        "'{}' was made for another repository than the one of --output, or nobody knows for which",
+        "'{}' was made for a repository other than that of --output, or its repository is unknown",
         shown(name)
     )]
     OtherRepository {
-        /// The name asked for.
+        /// The requested name.
         name: String,
     },
-    /// What a scrub was to remove is not there.
+    /// The checkpoint or bitmap to scrub does not exist.
     #[error("there is no {what} named '{}'", shown(name))]
     NotThere {
-        /// `checkpoint`, `bitmap` or both.
+        /// `checkpoint`, `bitmap` or `checkpoint or bitmap`.
         what: &'static str,
-        /// The name asked for.
+        /// The requested name.
         name: String,
     },
-    /// What was removed without an error is there all the same.
+    /// Something still exists although it was removed without an error.
     #[error("{0} is still there after its removal")]
     StillThere(String),
-    /// A scrub has removed what it could see, and some disk could not be seen.
+    /// A scrub removed all that it could see, but could not examine every disk.
     #[error("not all bitmaps are known to be removed: {0}")]
     NotAllRemoved(String),
-    /// Something is where we would write.
-    #[error("{} exists already, and nothing is ever overwritten", .0.display())]
+    /// The target already exists.
+    #[error("{} already exists, and is not overwritten", .0.display())]
     Exists(std::path::PathBuf),
-    /// Somebody uses what a restore was to overwrite. Nothing has been written.
+    /// The target of a restore is in use. Nothing has been written.
     #[error("{} is in use, and nothing was written to it: {}", path.display(), listed(users))]
     InUse {
         /// The block device or file.
@@ -157,8 +158,8 @@ pub enum Cause {
         /// The users, at least one.
         users: Vec<Usage>,
     },
-    /// Somebody began to use a device while it was being written.
-    #[error("{} was taken into use while it was written: {}", path.display(), listed(users))]
+    /// A block device came into use while it was being written.
+    #[error("{} came into use while it was being written: {}", path.display(), listed(users))]
     TakenMeanwhile {
         /// The block device.
         path: std::path::PathBuf,
@@ -178,18 +179,18 @@ pub enum Cause {
         /// The disk's size in bytes.
         disk: u64,
     },
-    /// A file could not be used.
+    /// An operation on a file failed.
     #[error("cannot {operation} {}", path.display())]
     Io {
-        /// What was being done, as a verb.
+        /// The operation, as a verb.
         operation: &'static str,
-        /// To which path.
+        /// The file.
         path: std::path::PathBuf,
-        /// Why not.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// What was asked makes no sense.
+    /// The request makes no sense.
     #[error("{0}")]
     Usage(String),
     /// The user asked to stop.
@@ -198,12 +199,13 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Whether this process, or the whole machine, may have no more files open. That says nothing about what is stored.
-    pub fn lacks_files(&self) -> bool {
+    /// Whether this process, or the whole machine, may have run out of open files. That says
+    /// nothing about the stored data.
+    pub(crate) fn lacks_files(&self) -> bool {
         lacks_files(self)
     }
 
-    /// Whether something could not be read for a reason that says nothing of what is stored.
+    /// Whether something could not be read for a reason that says nothing about the stored data.
     pub fn is_no_verdict(&self) -> bool {
         is_no_verdict(self)
     }
@@ -225,7 +227,7 @@ impl From<RepoError> for Cause {
 }
 
 impl Error {
-    /// A failure that concerns a whole domain, unless the cause says which disk.
+    /// Creates an error that concerns a whole domain, unless the cause names a disk.
     pub fn of(domain: &str, cause: impl Into<Cause>) -> Error {
         let (disk, cause) = match cause.into() {
             Cause::Host(HostError::OfDisk { disk, source }) => (Some(disk), Cause::Host(*source)),
@@ -239,7 +241,7 @@ impl Error {
         }
     }
 
-    /// A failure that concerns one disk.
+    /// Creates an error that concerns one disk.
     pub fn of_disk(domain: &str, disk: &str, cause: impl Into<Cause>) -> Error {
         Error {
             disk: Some(disk.to_owned()),
@@ -247,7 +249,7 @@ impl Error {
         }
     }
 
-    /// What kind of failure it is.
+    /// Returns the kind of the failure.
     pub fn class(&self) -> Class {
         match &self.cause {
             Cause::Host(HostError::NoSuchDomain { .. })
@@ -265,7 +267,7 @@ impl Error {
         }
     }
 
-    /// The program that is not installed, if that is what happened.
+    /// Returns the program that is not installed, if that is the cause.
     pub fn missing(&self) -> Option<&str> {
         match &self.cause {
             Cause::Host(HostError::MissingProgram { program, .. }) => Some(program),
@@ -273,7 +275,7 @@ impl Error {
         }
     }
 
-    /// Whether it only says that the user asked to stop.
+    /// Whether the error only says that the user asked to stop.
     pub fn is_stopped(&self) -> bool {
         match &self.cause {
             Cause::Stopped(_) | Cause::Host(HostError::Stopped) => true,
@@ -282,17 +284,12 @@ impl Error {
         }
     }
 
-    /// Whether another run holds the domain's lock.
-    pub fn is_locked(&self) -> bool {
-        matches!(self.cause, Cause::Repo(RepoError::Locked { .. }))
-    }
-
-    /// Whether a call was given up that may still be carried out.
+    /// Whether a call timed out that may still be carried out.
     pub fn is_unanswered(&self) -> bool {
         matches!(self.cause, Cause::Host(HostError::NoAnswer { .. }))
     }
 
-    /// What to do about it.
+    /// Returns a hint on what the user can do.
     pub fn hint(&self) -> Option<String> {
         let hint = match &self.cause {
             cause if cause.lacks_files() => LACKS_FILES,
@@ -300,29 +297,27 @@ impl Error {
                 return Some(format!("install {program}: {package}"));
             }
             Cause::Host(HostError::ImageInUse { .. }) => {
-                "libvirt says that the domain is shut off. A program that works on the image ends by itself: try again then. \
-                 A QEMU of this domain is one that libvirtd has lost, for example because it was killed: end it with `kill` \
-                 and the process number, so that it closes its images, and start the domain again"
+                "libvirt reports the domain as shut off. If a program works on the image, wait until it ends, then try again. \
+                 If the process is a QEMU of this domain, libvirtd has lost it, for example because libvirtd was killed: \
+                 end it with `kill` and the process number, so that it closes its images, and start the domain again"
             }
             Cause::Host(HostError::NoLibvirt) => {
-                "on Debian libvirt0, on Fedora libvirt-libs, and a vmsnap that was built with them"
+                "install libvirt0 (Debian) or libvirt-libs (Fedora), and a vmsnap that was built with libvirt"
             }
             Cause::Host(HostError::NoSuchDomain { .. }) => "`virsh list --all` shows the domains",
             Cause::Host(HostError::Connect { why, .. }) => why.hint(),
             Cause::Host(HostError::NoAnswer { .. }) => {
-                "the domain was stopped meanwhile, or QEMU hangs; if the domain cannot be started now, restart libvirtd (or virtqemud)"
+                "the domain was stopped, or QEMU hangs; if the domain cannot be started now, restart libvirtd (or virtqemud)"
             }
             Cause::Repo(RepoError::Locked { .. }) => {
-                "wait for that run to end, or let --wait SECONDS do it; a run that was killed holds no lock"
+                "wait for that run to end, or use --wait SECONDS; a killed run holds no lock"
             }
             Cause::Repo(RepoError::Unusable { source, .. } | RepoError::Io { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
-                "run as root, or as a user who may read and write there"
+                "run as root, or as a user with read and write access"
             }
-            Cause::Repo(RepoError::Unusable { .. }) => {
-                "create the folder, or mount the file system it belongs to"
-            }
+            Cause::Repo(RepoError::Unusable { .. }) => "create the folder, or mount its file system",
             Cause::Repo(error) if error.is_no_space() => NO_SPACE,
             Cause::Copy(error) if error.kind == BlockErrorKind::NoSpace => NO_SPACE,
             Cause::Copy(error) if error.kind == BlockErrorKind::Damaged => {
@@ -331,8 +326,9 @@ impl Error {
             Cause::NotWhole { .. } => "`vmsnap list` shows which restore points are whole",
             Cause::OtherGrouping { existing, .. } => {
                 return Some(format!(
-                    "--group-by {existing} goes on with those backups; --force begins a second chain with a full backup, and the two live side by side: \
-                     each is pruned by its own grouping only"
+                    "--group-by {existing} continues those backups; --force begins a second chain \
+                     with a full backup beside the first: \
+                     each chain is pruned by its own grouping only"
                 ));
             }
             Cause::NothingToBackUp => {
@@ -343,14 +339,16 @@ impl Error {
             }
             Cause::InUse { users, .. } => return Some(hint_for_users(users)),
             Cause::TakenMeanwhile { .. } => {
-                "what is on the device now cannot be relied on: end that use, then restore again"
+                "do not rely on the content of the device: end that use, then restore again"
             }
             Cause::TooSmall { .. } => {
                 "restore to a device that is at least as large as the disk, or to a file"
             }
-            Cause::ScratchFull(_) => "give a folder with more room with --scratch-dir",
-            Cause::NoSuchRestorePoint(_) | Cause::NoRestorePoints => "`vmsnap list` shows what there is",
-            Cause::OtherRepository { .. } => "without --output it is removed whichever repository needs it",
+            Cause::ScratchFull(_) => "name a folder with more space with --scratch-dir",
+            Cause::NoSuchRestorePoint(_) | Cause::NoRestorePoints => "`vmsnap list` shows the restore points",
+            Cause::OtherRepository { .. } => {
+                "without --output, it is removed even if another repository needs it"
+            }
             Cause::NotThere { .. } => "`vmsnap status` shows the checkpoints and bitmaps that can be listed",
             _ => return None,
         };
@@ -358,7 +356,7 @@ impl Error {
     }
 }
 
-/// How many users of a device a message names.
+/// The most users of a device that a message names.
 const MOST_USERS: usize = 5;
 
 fn listed(users: &[Usage]) -> String {
@@ -386,9 +384,10 @@ fn hint_for_users(users: &[Usage]) -> String {
     }
 }
 
-const LACKS_FILES: &str = "raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of systemd): each image of a chain takes one";
+const LACKS_FILES: &str = "raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of \
+    systemd): each image of a chain needs one open file";
 
-const NO_SPACE: &str = "make room in the target and run again: nothing that was kept before is lost";
+const NO_SPACE: &str = "make room in the target and run again: no earlier restore point is lost";
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,4 +1,5 @@
-//! Keeps a domain's backups in one grouping: another one begins a second chain, and only on request.
+//! Keeps a domain's backups in one grouping: a second chain with another grouping begins only on
+//! request.
 
 use std::cmp::Reverse;
 
@@ -30,10 +31,10 @@ pub(super) fn check(repository: &dyn DomainRepository, history: &History, wanted
     }
 }
 
-/// Code of the finding that a backup of this grouping would be refused.
+/// The code of the finding that a backup with this grouping would be refused.
 pub(super) const OTHER_GROUPING: &str = "other-grouping";
 
-/// What there is to know for a user who asks about a grouping that a backup would refuse.
+/// Returns a finding if a backup with the wanted grouping would be refused.
 ///
 /// # Errors
 /// The folder cannot be read.
@@ -56,8 +57,10 @@ pub(super) fn finding(
     Ok(Some(Finding::new(OTHER_GROUPING, what)))
 }
 
-/// The period whose grouping is not the wanted one: that of the newest restore point; without any that can be read, the newest of the `used`
-/// folders, unless one of them has the wanted grouping.
+/// Returns the period whose grouping differs from the wanted one, if there is one.
+///
+/// The newest restore point decides. If none can be read, the newest of the `used` folders decides,
+/// unless one of them has the wanted grouping.
 fn other_grouping(newest: Option<&str>, used: &[String], wanted: GroupBy) -> Option<Period> {
     if let Some(newest) = newest {
         return Period::of_folder(newest).filter(|period| period.group_by() != wanted);

@@ -1,7 +1,8 @@
-//! Carries out repairs: ends what an unfinished run left, its job, its checkpoint, its sockets and scratch files, its partial folder.
+//! Carries out repairs: cleans up the job, checkpoint, sockets, scratch files and partial folder of
+//! an unfinished run.
 //!
-//! A run notes down what it is about to begin before it begins it. Whoever holds the domain's lock knows that the run which wrote the
-//! note is dead.
+//! A run writes a journal entry before it begins anything outside the repository. A process that
+//! holds the domain's lock knows that the run which wrote the entry is dead.
 
 use super::journal::JournalEntry;
 use super::monitor::Event;
@@ -14,23 +15,26 @@ use crate::model::finding::Finding;
 use crate::model::text::with_sources;
 use crate::repo::{DomainRepository, DomainWriter, History, Leftover};
 
-/// How often a domain is looked at and repaired. One round does, unless something comes up meanwhile; a repair that changes nothing must not
-/// be tried for ever.
+/// The most rounds of surveying and repairing a domain. One round is enough unless something new
+/// happens during it. The limit ends repairs that change nothing.
 const ROUNDS: usize = 5;
 
 /// A domain with nothing left to repair.
-pub struct HealedDomain {
-    /// How it stands now.
+pub(crate) struct HealedDomain {
+    /// Its current state.
     pub survey: Survey,
-    /// What the repository holds of it.
+    /// Its restore points and leftovers in the repository.
     pub history: History,
-    /// What was repaired.
+    /// The findings of the surveys and of the repairs.
     pub findings: Vec<Finding>,
 }
 
-/// Looks at the domain and repairs what has to be repaired, until nothing is left.
+/// Surveys the domain and repairs it, until nothing is left to repair.
 ///
-/// `repairs` decides what has to be repaired.
+/// `repairs` decides which repairs are needed.
+///
+/// # Errors
+/// A repair fails, or repairs are still needed after several rounds.
 pub(super) fn heal(
     repository: &dyn DomainRepository,
     locked: &dyn DomainWriter,
@@ -72,20 +76,18 @@ pub(super) fn heal(
             context,
             &mut missing,
         )?);
-        // What was looked for in vain is not looked for again; there may be an older one.
+        // A checkpoint that was not found is not looked for again, so this round does not count:
+        // there may be an older one.
         rounds += usize::from(missing.len() == known_missing);
         unfinished = repairs;
     }
     let unfinished: Vec<String> = unfinished.iter().map(Repair::to_string).collect();
-    let what = format!(
-        "what a run that did not finish had left ({})",
-        unfinished.join("; ")
-    );
+    let what = format!("work of an unfinished run ({})", unfinished.join("; "));
     Err(Error::of(name, Cause::StillThere(what)))
 }
 
-/// Carries the repairs out, in their order. Each run that was ended is a finding, with what there was to end. The names of lost checkpoints whose
-/// bitmaps are gone as well are added to `missing`.
+/// Carries out the repairs in order. Each unfinished run becomes one finding, which names what was
+/// ended. The names of lost checkpoints whose bitmaps are gone too are added to `missing`.
 fn carry_out(
     repairs: &[Repair],
     domain: &Domain,
@@ -101,7 +103,7 @@ fn carry_out(
             Repair::FinishRemoval(removal) => {
                 locked.finish_removal(removal).map_err(failed)?;
                 let what = format!(
-                    "removed what an interrupted removal had left of {}",
+                    "finished the interrupted removal of {}",
                     removal.location
                 );
                 findings.push(Finding::new("removal-finished", what));
@@ -114,18 +116,18 @@ fn carry_out(
                 Ok(true) => findings.push(Finding::new(
                     "checkpoint-known-again",
                     format!(
-                        "libvirt had lost checkpoint {}, whose bitmaps are there: it knows it again",
+                        "registered checkpoint {} with libvirt again: libvirt had lost its record, but its bitmaps are there",
                         lost.name
                     ),
                 )),
                 Ok(false) => missing.push(lost.name.clone()),
-                // A full backup does not need it.
+                // The backup goes on: a full backup does not need the checkpoint.
                 Err(error) => {
                     missing.push(lost.name.clone());
                     findings.push(Finding::new(
                         "checkpoint-not-known-again",
                         format!(
-                            "checkpoint {}, which libvirt has lost: {}",
+                            "checkpoint {}, which libvirt has lost, cannot be registered again: {}",
                             lost.name,
                             with_sources(&error)
                         ),
@@ -154,7 +156,7 @@ fn healed(leftover: &Leftover, ended: &[String]) -> Finding {
     Finding::new("healed-partial", what)
 }
 
-/// Carries out what concerns the hypervisor, and tells what was ended, if that is worth telling.
+/// Carries out a repair at the hypervisor. Describes what was ended, if that is worth reporting.
 fn carry_out_at_host(repair: &Repair, domain: &Domain, context: &Context) -> Result<Option<String>> {
     let host = context.host;
     let (done, told) = match repair {
@@ -166,18 +168,20 @@ fn carry_out_at_host(repair: &Repair, domain: &Domain, context: &Context) -> Res
             Some(format!("its checkpoint {name}")),
         ),
         Repair::DeleteBitmaps(name) => match remove_orphaned_bitmaps(host, domain, name) {
-            // Bitmaps of a shut-off domain elsewhere: that is no reason not to go on, and whether there are any nobody knows.
+            // The bitmaps of a shut-off domain on another machine cannot be seen. That does not
+            // stop the backup.
             Err(HostError::NotHere { .. }) => (Ok(()), None),
             done => (done, None),
         },
-        // Those of the repository; a failed run sees to them itself.
+        // These concern the repository: `carry_out` handles them, and a failed run handles them
+        // itself.
         Repair::FinishRemoval(_) | Repair::RemovePartial(_) | Repair::Register(_) => (Ok(()), None),
     };
     done.map(|()| told)
         .map_err(|error| Error::of(&domain.name, error))
 }
 
-/// Ends what this run noted down, when it fails.
+/// Undoes what a failed run began, by its journal entry.
 pub(super) fn undo(domain: &Domain, entry: &JournalEntry, context: &Context) -> Result<()> {
     let failed = |error: HostError| Error::of(&domain.name, error);
     let job = context.host.active_job(domain).map_err(failed)?;
@@ -186,7 +190,9 @@ pub(super) fn undo(domain: &Domain, entry: &JournalEntry, context: &Context) -> 
         .iter()
         .try_for_each(|repair| carry_out_at_host(repair, domain, context).map(drop))
 }
-/// Removes the bitmaps of that name from all disks, unless a checkpoint owns them. None there is no error.
+
+/// Removes the bitmaps of that name from all disks, unless a checkpoint owns them. Missing bitmaps
+/// are no error.
 pub(super) fn remove_orphaned_bitmaps(
     host: &dyn Host,
     domain: &Domain,

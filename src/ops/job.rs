@@ -1,7 +1,7 @@
-//! A backup job of a run, from its journal entry to its end.
+//! Runs a backup job, from its journal entry to its end.
 //!
-//! The journal entry is durable before the job begins. When the run fails, what it began is undone; what cannot be undone is left to the next run,
-//! which finds the entry.
+//! The journal entry is durable before the job begins. A run that fails undoes what it began. What
+//! it cannot undo is left to the next run, which finds the entry.
 
 use super::journal::JournalEntry;
 use super::monitor::Event;
@@ -19,30 +19,31 @@ pub(super) struct JobPlan<'a> {
     pub(super) domain: &'a Domain,
     pub(super) context: &'a Context<'a>,
     pub(super) request: &'a BackupRequest,
-    /// The run's mark, by which its checkpoint is recognised.
+    /// The run's mark, which identifies its checkpoint.
     pub(super) mark: &'a str,
-    /// Who begins it and who would end what it left, for a message: `this run`, `the next one`.
+    /// Two phrases for a message: who runs the job, and who would clean up after it (`this run`,
+    /// `the next one`).
     pub(super) actors: (&'static str, &'static str),
 }
 
-/// A job that has ended well.
+/// The results of a job that ended well.
 pub(super) struct EndedJob<T> {
     /// The result of the work.
     pub(super) work: T,
     pub(super) checkpoint: Option<NewCheckpoint>,
     pub(super) consistency: Consistency,
-    /// What could not be cleared away at its end; reported already.
+    /// Findings about files that could not be removed at its end; reported already.
     pub(super) findings: Vec<Finding>,
 }
 
-/// A job that failed.
+/// A failed job.
 struct Failure {
     error: Error,
-    /// Whether nothing of it is left at the hypervisor.
+    /// Whether nothing of the job is left at the hypervisor.
     is_undone: bool,
 }
 
-/// The word that makes the names of a run's places and its mark unique.
+/// Returns the word that makes a run's mark and the names of its places unique.
 pub(super) fn run_word(seed: u64) -> String {
     let mut random = Random::new(seed);
     let number = u128::from(random.next()) << 64 | u128::from(random.next());
@@ -50,10 +51,13 @@ pub(super) fn run_word(seed: u64) -> String {
     uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
 }
 
-/// Writes the journal entry, begins the job, does the work and ends the job. After a success the journal entry is still there: it goes with the pending restore point.
+/// Writes the journal entry, begins the job, does the work and ends the job.
+///
+/// After a success the journal entry still exists. It goes with the pending restore point.
 ///
 /// # Errors
-/// What failed first. Then nothing is left of the job, or a finding has said that the next run will end it.
+/// The first failure. Then nothing is left of the job, or a finding has said that the next run will
+/// clean up.
 pub(super) fn run<T>(
     plan: &JobPlan<'_>,
     pending: Box<dyn PendingPoint>,
@@ -61,7 +65,7 @@ pub(super) fn run<T>(
 ) -> Result<(Box<dyn PendingPoint>, EndedJob<T>)> {
     let entry = plan.entry();
     if let Err(error) = plan.write(&entry, pending.as_ref()) {
-        // Nothing but the places was begun; they are empty folders.
+        // Only the places exist so far; they are empty folders.
         let _ = plan.context.host.clear_places(&plan.request.places);
         return Err(error);
     }
@@ -70,8 +74,8 @@ pub(super) fn run<T>(
         Err(failure) => failure,
     };
     if error.is_unanswered() {
-        // It may yet begin, whatever is undone now.
-        plan.leave(pending, "libvirt may still begin it");
+        // libvirt may still begin the job, whatever is undone now.
+        plan.leave(pending, "libvirt may still begin the job");
     } else if !is_undone && let Err(trouble) = heal::undo(plan.domain, &entry, plan.context) {
         plan.leave(pending, &with_sources(&trouble));
     }
@@ -107,7 +111,8 @@ impl JobPlan<'_> {
     ) -> std::result::Result<EndedJob<T>, Failure> {
         let host = self.context.host;
         let job = host.begin_backup(self.domain, self.request).map_err(|error| {
-            // A refusal means that nothing was started; after an error of libvirt's its answer may have been lost.
+            // A refusal means that nothing was started. After an error of libvirt's, its answer may
+            // have been lost.
             let may_have_begun = matches!(
                 error,
                 HostError::Libvirt { .. } | HostError::Connect { .. } | HostError::NoAnswer { .. }
@@ -120,7 +125,7 @@ impl JobPlan<'_> {
         let work = match work(job.as_ref(), pending) {
             Ok(work) => work,
             Err(error) => {
-                // The job first: until it has ended the guest pays for it.
+                // End the job first: the guest is slower until it has ended.
                 let trouble = job.abort();
                 trouble.iter().for_each(|finding| self.report(finding));
                 let is_undone = trouble.is_empty();
@@ -142,11 +147,12 @@ impl JobPlan<'_> {
         })
     }
 
-    /// Leaves the pending restore point with its journal entry to the next run, which ends what this one could not.
+    /// Leaves the pending restore point with its journal entry to the next run, which undoes what
+    /// this one could not.
     pub(super) fn leave(&self, pending: Box<dyn PendingPoint>, trouble: &str) {
         let (this, next) = self.actors;
         let location = pending.leave();
-        let what = format!("what {this} began could not be ended ({trouble}); {next} will, by {location}");
+        let what = format!("{this} could not undo what it began ({trouble}); {next} will, using {location}");
         self.report(&Finding::new("left-to-heal", what));
     }
 
@@ -160,7 +166,8 @@ impl JobPlan<'_> {
     }
 }
 
-/// The error of a run. What fails because the user asked to stop is no failure of its own.
+/// Creates the error of a run. A failure that the user's request to stop has caused is reported as
+/// that request.
 pub(super) fn failed(domain: &Domain, context: &Context, cause: impl Into<Cause>) -> Error {
     let error = Error::of(&domain.name, cause);
     match context.stop.reason() {
@@ -169,13 +176,13 @@ pub(super) fn failed(domain: &Domain, context: &Context, cause: impl Into<Cause>
     }
 }
 
-/// Why a job cannot be relied on any more, if it cannot.
+/// Returns why a job cannot be relied on any more, or `None` if it can.
 pub(super) fn trouble(domain: &str, job: &dyn BackupJob) -> Option<Error> {
     match job.health() {
         Ok(JobHealth::Good) => None,
         Ok(JobHealth::ScratchFull(disk)) => Some(Error::of(domain, Cause::ScratchFull(disk))),
         Ok(JobHealth::Gone(why)) => Some(Error::of(domain, Cause::JobLost(why))),
-        // A question that could not be asked says nothing about the job: the data path tells by itself.
+        // A failed query says nothing about the job. If the job is gone, the copy fails by itself.
         Err(_) => None,
     }
 }

@@ -4,17 +4,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::Places;
 
-/// What a run writes down before it begins a job, so that a later run can end that job if this one dies.
+/// A record that a run writes before it begins a job, so that a later run can end that job if this
+/// run dies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JournalEntry {
     /// The domain's UUID.
     pub uuid: String,
-    /// The run's mark, which is the description of its checkpoint.
+    /// The run's mark, which is also the description of its checkpoint.
     pub mark: String,
     /// The name of the checkpoint that the run is about to make, if it makes one.
     pub checkpoint: Option<String>,
-    /// Where its socket and scratch files are.
+    /// The paths of its socket and scratch files.
     pub places: Places,
     /// Whether the guest's file systems may have been frozen.
     #[serde(default)]

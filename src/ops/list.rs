@@ -1,4 +1,4 @@
-//! Lists restore points, and whether each can be given back. Needs no hypervisor.
+//! Lists restore points and whether each can be restored. Needs no hypervisor.
 
 use super::each::Judged;
 use super::{Error, Result};
@@ -14,7 +14,7 @@ pub struct DomainList {
     pub domain: String,
     /// Its restore points, in the order they were made.
     pub points: Vec<Listed>,
-    /// What is wrong with its folder.
+    /// Findings about its folder.
     pub findings: Vec<Finding>,
 }
 
@@ -23,43 +23,44 @@ impl Judged for DomainList {}
 /// One restore point.
 #[derive(Clone, Debug)]
 pub struct Listed {
-    /// What its manifest says.
+    /// The restore point, as its manifest describes it.
     pub point: RestorePoint,
-    /// Why it cannot be given back whole; empty when it can, as far as names and sizes of its files and its parents' tell.
+    /// Why it cannot be restored completely. Empty if it can, judged by the names and sizes of its
+    /// files and its parents' files.
     pub faults: Vec<String>,
-    /// Bytes of its files.
+    /// The total size of its files, in bytes.
     pub size: u64,
     /// When it was last verified, and with what result.
     pub proof: Option<Proof>,
-    /// What verifications found damaged of what it is made of, parents included.
+    /// The damage that verifications found in it or its parents.
     pub suspected_damage: Option<String>,
-    /// The missed writes that comparisons of it with the domain have found.
+    /// The missed writes that comparisons with it have found.
     pub missed_writes: Vec<ListedMissedWrite>,
 }
 
-/// A write that a bitmap had missed.
+/// A write that a bitmap missed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedMissedWrite {
-    /// Of which disk, and when it was found.
+    /// The disk, and when it was found.
     pub write: MissedWrite,
-    /// Whether nothing was saved of the disk since: its next backup is full.
+    /// Whether the disk was not saved since, so that its next backup is full.
     pub stands: bool,
 }
 
 impl Listed {
-    /// Whether it and the chain to it are all there.
+    /// Whether it and its whole chain are there.
     pub fn is_whole(&self) -> bool {
         self.faults.is_empty()
     }
 }
 
-/// Lists the restore points of these domains. A domain without any is listed with none.
+/// Lists the restore points of these domains. A domain without any has an empty list.
 pub fn list(repo: &dyn Repository, domains: &[String]) -> Result<Vec<DomainList>> {
     domains.iter().map(|domain| list_domain(repo, domain)).collect()
 }
 
 /// Lists the restore points of a domain.
-pub fn list_domain(repo: &dyn Repository, domain: &str) -> Result<DomainList> {
+pub(crate) fn list_domain(repo: &dyn Repository, domain: &str) -> Result<DomainList> {
     let failed = |error: RepoError| Error::of(domain, error);
     let repository = repo.domain(domain).map_err(failed)?;
     let mut history = repository.history().map_err(failed)?;
@@ -89,16 +90,17 @@ fn missed(chains: &Chains, id: &str) -> Vec<ListedMissedWrite> {
     listed.collect()
 }
 
-/// What is not wrong, but no restore point either. While somebody writes, what looks unfinished is theirs and told by nobody.
+/// Reports unfinished runs. While another run writes, its leftovers are work in progress and not
+/// reported.
 pub(super) fn unfinished(repository: &dyn DomainRepository, history: &History) -> Vec<Finding> {
     if history.leftovers.is_empty() || repository.writer().is_some() {
         return Vec::new();
     }
-    // Who has written until now may have finished it since it was seen.
+    // A run that was still writing may have finished since its folder was seen.
     let is_there = |leftover: &&Leftover| repository.has_leftover(leftover);
     let left = history.leftovers.iter().filter(is_there);
     left.map(|leftover| {
-        let what = format!("{} is of a run that has not finished", leftover.location);
+        let what = format!("{} belongs to a run that has not finished", leftover.location);
         Finding::new("unfinished-run", what)
     })
     .collect()

@@ -1,4 +1,4 @@
-//! Takes the right to write to a domain's folder, and waits for another run where that is wanted.
+//! Takes the lock of a domain's folder, and waits for another run if requested.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,8 @@ use crate::wait;
 /// Time between two tries.
 const STEP: Duration = Duration::from_millis(100);
 
-/// Takes the lock of the domain's folder; waits up to `wait` while another run holds it, and reports that once.
+/// Takes the lock of the domain's folder; waits up to `wait` while another run holds it, and
+/// reports that once.
 ///
 /// # Errors
 /// The lock is still held after that time, the user asked to stop, or the folder cannot be used.
@@ -52,7 +53,7 @@ pub(super) fn lock(
     }
 }
 
-/// The same with what a verb works with.
+/// Takes the lock with the monitor and the stop of a context.
 pub(super) fn lock_for(
     repository: &dyn DomainRepository,
     wait: Duration,

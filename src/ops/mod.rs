@@ -1,17 +1,18 @@
-//! The verbs. Each is a plain function that takes a domain's name, what it works with, and its options.
+//! The verbs: each is a plain function that takes a domain's name, a context and options.
 //!
-//! * `copy`: the pump that every verb uses.
-//! * `plan`: decides a backup, before anything is done.
-//! * `journal`: what a run writes down before it begins a job.
-//! * `survey`: reads how a domain stands; `reconcile`: decides what to repair, back up and retire; `heal`: carries repairs out.
-//! * `job`: a backup job from its journal entry to its end.
+//! * `copy`: copies blocks from a source to a sink.
+//! * `plan`: plans a backup before anything is done.
+//! * `journal`: the journal entry that a run writes before it begins a job.
+//! * `survey`: reads the state of a domain; `reconcile`: decides what to repair, back up and
+//!   retire; `heal`: carries out repairs.
+//! * `job`: runs a backup job from its journal entry to its end.
 //! * `backup`, `prune`, `restore`, `list`, `status`, `scrub`, `verify`, `compare`: the verbs.
-//! * `stored`: a restore point with the repository that holds it.
+//! * `stored`: a restore point together with the repository that holds it.
 //! * `grouping`: keeps a domain's backups in one grouping.
-//! * `lock`: takes the right to write, waiting for another run if need be.
+//! * `lock`: takes the lock of a domain's folder, and waits for another run if requested.
 //! * `each`: runs a verb for each of several domains.
-//! * `monitor`: whom the verbs tell how they are getting on.
-//! * `error`: what can go wrong, with its class and its hint.
+//! * `monitor`: receives the events of the verbs: progress and findings.
+//! * `error`: the errors of the verbs, with a class and a hint for the user.
 
 pub mod backup;
 pub mod compare;
@@ -48,24 +49,24 @@ pub use crate::repo::Repository;
 pub use error::{Cause, Class, Error, Result};
 pub use monitor::{Event, Monitor};
 
-/// What every verb that changes something works with.
+/// The environment of every verb that changes something.
 pub struct Context<'a> {
     /// The hypervisor.
     pub host: &'a dyn Host,
-    /// Where restore points are kept.
+    /// The repository of the restore points.
     pub repo: &'a dyn Repository,
-    /// The moment the verb began, in the local time zone: periods are local.
+    /// The time at which the verb began, in the local time zone, because periods are local.
     pub now: Zoned,
-    /// Whom to tell.
+    /// The receiver of events.
     pub monitor: &'a dyn Monitor,
-    /// Asked for by the user's Ctrl-C.
+    /// The user's request to stop (Ctrl-C).
     pub stop: Stop,
-    /// Random numbers, for names that no other run gives.
+    /// Random numbers, for names that no other run uses.
     pub random: &'a (dyn Fn() -> u64 + Sync),
 }
 
 impl Context<'_> {
-    /// The same with another monitor.
+    /// Returns the same context with another monitor.
     fn with_monitor<'b>(&'b self, monitor: &'b dyn Monitor) -> Context<'b> {
         Context {
             host: self.host,
@@ -78,25 +79,27 @@ impl Context<'_> {
     }
 }
 
-/// Connects to a hypervisor; without a URI to the one that `virsh` would choose.
+/// Connects to a hypervisor; without a URI, to the one that `virsh` would choose.
 #[cfg(feature = "libvirt")]
 pub fn connect(uri: Option<&str>) -> Result<Box<dyn Host>> {
     let host = crate::host::libvirt::LibvirtHost::connect(uri).map_err(|error| Error::of("", error))?;
     Ok(Box::new(host))
 }
 
-/// How long connecting may take where it is only to look.
+/// The longest time that a read-only connection may take.
 #[cfg(feature = "libvirt")]
 const LOOK_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Connects to a hypervisor with the right to look, for work that can do without it. `None` when that fails or takes long. Where the chosen
-/// hypervisor cannot be reached, that of the system will do.
+/// Connects to a hypervisor read-only, for work that can do without a hypervisor.
+///
+/// Returns `None` if the connection fails or takes longer than ten seconds. If the chosen
+/// hypervisor cannot be reached, `qemu:///system` is tried.
 #[cfg(feature = "libvirt")]
-pub fn connect_to_look(uri: Option<&str>) -> Option<Box<dyn Host>> {
+pub(crate) fn connect_to_look(uri: Option<&str>) -> Option<Box<dyn Host>> {
     use crate::host::libvirt::LibvirtHost;
     let uri = uri.map(str::to_owned);
     let (sender, receiver) = std::sync::mpsc::channel();
-    // A daemon that hangs answers no call; then the thread is given up.
+    // A daemon that hangs never answers. The thread is then abandoned.
     let connect = move || {
         let chosen = LibvirtHost::connect_read_only(uri.as_deref());
         let host = chosen.or_else(|_| LibvirtHost::connect_read_only(Some("qemu:///system")));
@@ -110,36 +113,36 @@ pub fn connect_to_look(uri: Option<&str>) -> Option<Box<dyn Host>> {
     Some(Box::new(host))
 }
 
-/// This program was built without libvirt, so there is nobody to ask.
+/// Returns `None`, because this program was built without libvirt.
 #[cfg(not(feature = "libvirt"))]
-pub fn connect_to_look(_uri: Option<&str>) -> Option<Box<dyn Host>> {
+pub(crate) fn connect_to_look(_uri: Option<&str>) -> Option<Box<dyn Host>> {
     None
 }
 
-/// This program was built without libvirt, so there is nothing to connect to.
+/// Fails, because this program was built without libvirt.
 #[cfg(not(feature = "libvirt"))]
 pub fn connect(_uri: Option<&str>) -> Result<Box<dyn Host>> {
     Err(Error::of("", crate::host::HostError::NoLibvirt))
 }
 
-/// Those of these programs that are not installed.
-pub fn missing_programs(programs: &[&'static str]) -> Vec<&'static str> {
+/// Returns those of the programs that are not installed.
+pub(crate) fn missing_programs(programs: &[&'static str]) -> Vec<&'static str> {
     let is_missing = |program: &&&'static str| !crate::host::qemu::is_installed(program);
     programs.iter().filter(is_missing).copied().collect()
 }
 
-/// Opens a repository that must be there.
-pub fn open_repository(root: &Path) -> Result<Box<dyn Repository>> {
+/// Opens an existing repository.
+pub(crate) fn open_repository(root: &Path) -> Result<Box<dyn Repository>> {
     repo::open(root).map_err(|error| Error::of("", error))
 }
 
-/// Opens a repository to look at; one that is not there holds nothing.
-pub fn open_or_empty_repository(root: &Path) -> Result<Box<dyn Repository>> {
+/// Opens a repository for reading; a missing folder counts as an empty repository.
+pub(crate) fn open_or_empty_repository(root: &Path) -> Result<Box<dyn Repository>> {
     repo::open_or_empty(root).map_err(|error| Error::of("", error))
 }
 
-/// Opens a repository as [`open_or_create_repository`] does, and creates nothing: for a dry run.
-pub fn open_as_if_created_repository(root: &Path) -> Result<Box<dyn Repository>> {
+/// Opens a repository as [`open_or_create_repository`] does, but creates nothing: for a dry run.
+pub(crate) fn open_as_if_created_repository(root: &Path) -> Result<Box<dyn Repository>> {
     let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty());
     match parent.is_none_or(Path::is_dir) {
         true => open_or_empty_repository(root),
@@ -147,7 +150,7 @@ pub fn open_as_if_created_repository(root: &Path) -> Result<Box<dyn Repository>>
     }
 }
 
-/// Opens a repository to write to, creating its last folder if need be.
-pub fn open_or_create_repository(root: &Path) -> Result<Box<dyn Repository>> {
+/// Opens a repository for writing, and creates its last folder if it is missing.
+pub(crate) fn open_or_create_repository(root: &Path) -> Result<Box<dyn Repository>> {
     repo::open_or_create(root).map_err(|error| Error::of("", error))
 }

@@ -1,4 +1,5 @@
-//! Whom the verbs tell how they are getting on. The terminal, silence and a recorder for tests are three of them.
+//! Receives the events of the verbs: progress and findings. Receivers are the terminal, silence,
+//! and a recorder for tests.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -37,9 +38,9 @@ pub enum Event<'a> {
     Waits {
         /// The domain.
         domain: &'a str,
-        /// The other run, as it wrote itself down.
+        /// The other run, as it describes itself.
         holder: &'a str,
-        /// How long it waits at most.
+        /// The longest time that it waits.
         at_most: Duration,
     },
     /// A disk is about to be copied.
@@ -55,7 +56,7 @@ pub enum Event<'a> {
         /// Size of the disk, in bytes.
         size: u64,
     },
-    /// A disk is so far.
+    /// A disk was copied up to a position.
     DiskAt {
         /// The domain.
         domain: &'a str,
@@ -79,16 +80,16 @@ pub enum Event<'a> {
     FileBegins {
         /// The domain.
         domain: &'a str,
-        /// Its path within the domain's folder.
+        /// Its path within the domain's folder, or the name of a disk.
         file: &'a str,
         /// Its size, in bytes.
         size: u64,
     },
-    /// A file is so far.
+    /// A file was read up to a position.
     FileAt {
         /// The domain.
         domain: &'a str,
-        /// Its path within the domain's folder.
+        /// Its path within the domain's folder, or the name of a disk.
         file: &'a str,
         /// Everything before this offset is read, in bytes.
         position: u64,
@@ -97,14 +98,14 @@ pub enum Event<'a> {
     FileEnds {
         /// The domain.
         domain: &'a str,
-        /// Its path within the domain's folder.
+        /// Its path within the domain's folder, or the name of a disk.
         file: &'a str,
     },
     /// Something that did not stop the work.
     Found {
         /// The domain.
         domain: &'a str,
-        /// What.
+        /// The finding.
         finding: &'a Finding,
     },
 }
@@ -125,7 +126,7 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// The word for it.
+    /// Returns the word for it.
     pub fn word(self) -> &'static str {
         match self {
             Ending::Done => "done",
@@ -137,13 +138,13 @@ impl Ending {
     }
 }
 
-/// Takes events, from several threads at once, and never fails.
+/// Receives events, from several threads at once. Never fails.
 pub trait Monitor: Send + Sync {
-    /// Called for every event; returns soon.
+    /// Called for every event; has to return soon.
     fn event(&self, event: Event<'_>);
 }
 
-/// Silence.
+/// A monitor that ignores all events.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 
@@ -151,7 +152,8 @@ impl Monitor for Silent {
     fn event(&self, _event: Event<'_>) {}
 }
 
-/// Passes events on, each finding only once, and keeps the findings: a verb that fails reports what it had found before.
+/// Passes events on, each finding only once, and keeps the findings for the error of a verb that
+/// fails.
 struct Notes<'a> {
     next: &'a dyn Monitor,
     findings: Mutex<Vec<Finding>>,
@@ -170,7 +172,8 @@ impl Monitor for Notes<'_> {
     }
 }
 
-/// Does a verb's work with a monitor that passes each finding on once. An error carries the findings reported before it.
+/// Runs `work` with a monitor that passes each finding on once. An error carries the findings
+/// reported before it.
 pub(super) fn noting<T>(monitor: &dyn Monitor, work: impl FnOnce(&dyn Monitor) -> Result<T>) -> Result<T> {
     let notes = Notes {
         next: monitor,
@@ -184,7 +187,7 @@ pub(super) fn noting<T>(monitor: &dyn Monitor, work: impl FnOnce(&dyn Monitor) -
     result.map_err(|error| Error { findings, ..error })
 }
 
-/// Adds the findings that are not there yet.
+/// Adds the findings that are not in the list yet.
 pub(super) fn add_new(findings: &mut Vec<Finding>, further: impl IntoIterator<Item = Finding>) {
     for finding in further {
         if !findings.contains(&finding) {

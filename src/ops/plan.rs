@@ -1,4 +1,5 @@
-//! Decides a backup before anything is done: which disks, at which level, why, and whether a checkpoint is made. Pure.
+//! Plans a backup before anything is done: which disks, at which level, why, and whether a
+//! checkpoint is made. Pure.
 
 use std::path::PathBuf;
 
@@ -15,11 +16,11 @@ use crate::model::restore_point::{FileId, Level};
 
 mod lost;
 
-/// Everything that a plan follows from.
+/// The inputs of a plan.
 pub struct Inputs<'a> {
     /// The domain as it is now.
     pub domain: &'a Domain,
-    /// What is known of its disks.
+    /// The facts about its disks.
     pub disks: &'a [DiskFacts],
     /// What the hypervisor can do.
     pub capabilities: &'a Capabilities,
@@ -27,32 +28,32 @@ pub struct Inputs<'a> {
     pub chains: &'a Chains,
     /// The domain's checkpoints.
     pub checkpoints: &'a [Checkpoint],
-    /// Lost checkpoints that could not be made known again: their bitmaps are gone.
+    /// Lost checkpoints that could not be registered again.
     pub missing: &'a [String],
     /// The id of the repository, if it is known.
     pub repository: Option<&'a str>,
     /// The folder of the current period.
     pub period: &'a str,
-    /// Which disks the user allows beyond the usual ones.
+    /// The kinds of disks that the user allows beyond the usual ones.
     pub allowed: Allowed,
-    /// What the command line excludes.
+    /// The exclusions of the command line.
     pub exclude: &'a [Exclusion],
 }
 
-/// What a backup will do.
+/// The plan of a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupPlan {
-    /// The folder of the period it goes to.
+    /// The folder of its period.
     pub period: String,
-    /// Checkpoints that libvirt has lost, to be made known to it again first, if their bitmaps are there.
+    /// Lost checkpoints to register with libvirt first, if their bitmaps are there.
     pub registered: Vec<Checkpoint>,
-    /// Whether it makes a checkpoint: not when no disk can carry one.
+    /// Whether it makes a checkpoint: not if no disk can have one.
     pub checkpoint: bool,
     /// The disks it saves, in the order of the domain's XML.
     pub disks: Vec<PlannedDisk>,
     /// The disks it leaves out, and why.
     pub left_out: Vec<LeftOut>,
-    /// What is worth telling, each disk that is left out included.
+    /// Findings, including one for each disk that is left out.
     pub findings: Vec<Finding>,
 }
 
@@ -61,19 +62,19 @@ pub struct BackupPlan {
 pub struct PlannedDisk {
     /// The disk.
     pub disk: Disk,
-    /// Its level and why, as far as can be seen now.
+    /// Its level and the reason, as far as they are known before the backup.
     pub level: DiskLevel,
-    /// A checkpoint that libvirt has lost: if its bitmap is there, which only the backup can find out, the
-    /// disk is incremental to it instead.
+    /// A lost checkpoint whose bitmap only the backup can look for. If the bitmap is there, the
+    /// disk is incremental to this checkpoint.
     pub possible_parent: Option<String>,
     /// Whether the new checkpoint covers it.
     pub checkpointed: bool,
-    /// Which file its source is, where that can be known.
+    /// The file that its source is, if that can be known.
     pub source_file: Option<FileId>,
 }
 
 impl PlannedDisk {
-    /// Its level; `None` where that depends on a bitmap that only the backup can look for.
+    /// Its level; `None` if that depends on a bitmap that only the backup can look for.
     pub fn announced_level(&self) -> Option<Level> {
         match self.possible_parent {
             Some(_) => None,
@@ -82,7 +83,7 @@ impl PlannedDisk {
     }
 
     /// Why it has this level.
-    pub fn announced_reason(&self) -> String {
+    pub(crate) fn announced_reason(&self) -> String {
         match &self.possible_parent {
             Some(name) => format!("incremental if the bitmap of checkpoint {name} is there, else full"),
             None => self.level.reason.to_string(),
@@ -91,8 +92,8 @@ impl PlannedDisk {
 }
 
 impl BackupPlan {
-    /// Its level; `None` where that depends on bitmaps that only the backup can look for, and where there is
-    /// nothing to back up.
+    /// Its level; `None` if that depends on bitmaps that only the backup can look for, or if there
+    /// is nothing to back up.
     pub fn announced_level(&self) -> Option<Level> {
         let levels = || self.disks.iter().map(PlannedDisk::announced_level);
         if levels().any(|level| level == Some(Level::Incremental)) {
@@ -107,7 +108,7 @@ impl BackupPlan {
         left_out::is_partial(&self.left_out)
     }
 
-    /// Incremental as soon as one disk is.
+    /// Its level: incremental if at least one disk is incremental.
     pub fn level(&self) -> Level {
         if self.disks.iter().any(|disk| disk.level.parent.is_some()) {
             Level::Incremental
@@ -116,7 +117,8 @@ impl BackupPlan {
         }
     }
 
-    /// Why it has this level, in one line: each reason once, with the disks it holds for where they differ.
+    /// Returns why it has this level, in one line. Each reason appears once; if there are several,
+    /// each names its disks.
     pub fn reason(&self) -> String {
         let mut reasons: Vec<(String, Vec<&str>)> = Vec::new();
         for planned in &self.disks {
@@ -139,7 +141,7 @@ impl BackupPlan {
     }
 }
 
-/// Decides what a backup of the domain would do now.
+/// Plans a backup of the domain.
 pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
     let seen = lost::seen(inputs);
     let known = [inputs.checkpoints, &seen].concat();
@@ -205,8 +207,8 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
     }
 }
 
-/// Code of the finding that the backup of an encrypted disk holds its plain text.
-pub const STORED_DECRYPTED: &str = "stored-decrypted";
+/// The code of the finding that the backup of an encrypted disk holds its plain text.
+pub(crate) const STORED_DECRYPTED: &str = "stored-decrypted";
 
 fn stored_decrypted(disk: &Disk) -> Finding {
     let what = format!(

@@ -1,4 +1,4 @@
-//! Deletes the period before the current one, once the current one has come far enough to stand alone.
+//! Deletes the previous period once the current one can stand alone.
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -8,7 +8,7 @@ use crate::model::period::{GroupBy, Period};
 use crate::ops::{Error, Result};
 use crate::repo::{DomainRepository, DomainWriter};
 
-/// What pruning a domain would do.
+/// The plan of pruning a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PrunePlan {
     /// Deletes this period.
@@ -22,9 +22,12 @@ pub enum PrunePlan {
     Keep(String),
 }
 
-/// Decides what pruning may delete on the day `today`: exactly the previous period of this grouping, and only when the current one has
-/// reached its middle mark and its newest restore point is whole, of the same domain, and holds every disk that the newest of the previous
-/// period holds. (A restore point that is whole has a whole full beneath it.)
+/// Decides what pruning may delete on the day `today`.
+///
+/// Only the previous period of this grouping can go. The current period has to be past its
+/// midpoint. Its newest restore point has to be whole, without suspected damage, of the same
+/// domain, and has to hold every disk that the newest one of the previous period holds. (The chain
+/// of a whole restore point contains a whole full backup.)
 pub fn plan(repository: &dyn DomainRepository, chains: &Chains, group_by: GroupBy, today: Date) -> PrunePlan {
     let current = Period::containing(group_by, today);
     let Some(previous) = current.previous().map(Period::folder) else {
@@ -43,15 +46,15 @@ pub fn plan(repository: &dyn DomainRepository, chains: &Chains, group_by: GroupB
     }
 }
 
-/// Why the period before `current` has to stay.
+/// Checks whether the period before `current` may go; an error is the reason why not.
 fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std::result::Result<(), String> {
     let folder = current.folder();
     if !current.is_past_middle(today) {
-        return Err(format!("the middle of {folder} has not come yet"));
+        return Err(format!("{folder} is not past its midpoint yet"));
     }
     if let Some(later) = chains.in_periods().find(|kept| is_later(kept, today)) {
         return Err(format!(
-            "restore point {} is of a later day than today: the clock is wrong, or was then",
+            "restore point {} is dated later than today: the clock is wrong, or was wrong then",
             later.point.id
         ));
     }
@@ -80,7 +83,7 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     };
     if before.point.uuid != newest.point.uuid {
         return Err(format!(
-            "it is of another domain of that name (UUID {})",
+            "it belongs to another domain of that name (UUID {})",
             before.point.uuid
         ));
     }
@@ -95,7 +98,7 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     }
 }
 
-/// Whether it is of a later day, wherever on earth it was made.
+/// Whether it is dated after today in every time zone.
 fn is_later(kept: &KeptPoint, today: Date) -> bool {
     let day = kept.point.time.to_zoned(TimeZone::UTC).date();
     today.tomorrow().is_ok_and(|tomorrow| day > tomorrow)

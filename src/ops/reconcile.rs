@@ -1,5 +1,8 @@
-//! Reconciles three views of a domain: the hypervisor's checkpoints, the bitmaps of its disks, and the repository's restore points. Pure:
-//! state in, plan out. The plan is carried out by `heal` and `backup`, and printed by dry runs and by `status --verbose`.
+//! Reconciles three views of a domain: the hypervisor's checkpoints, the bitmaps of its disks, and
+//! the repository's restore points.
+//!
+//! Pure: state in, plan out. `heal` and `backup` carry the plan out. Dry runs print it, and so does
+//! `status --verbose`.
 
 use std::fmt;
 
@@ -14,52 +17,54 @@ use crate::model::left_out::Exclusion;
 use crate::model::restore_point::Level;
 use crate::repo::Leftover;
 
-/// Everything that a reconciliation follows from, besides the survey.
+/// The inputs of a reconciliation besides the survey.
 #[derive(Clone, Debug)]
 pub struct Wishes<'a> {
     /// The folder of the period that the next restore point goes to.
     pub period: &'a str,
-    /// The folders of the periods that go on now, one per grouping.
+    /// The folders of the current periods, one per grouping.
     pub current: &'a [String],
-    /// Which disks the user allows beyond the usual ones.
+    /// The kinds of disks that the user allows beyond the usual ones.
     pub allowed: Allowed,
-    /// What the command line excludes.
+    /// The exclusions of the command line.
     pub exclude: &'a [Exclusion],
     /// How many checkpoints of the active chain stay in the domain.
     pub keep_checkpoints: usize,
 }
 
-/// What a backup does now, in three parts.
+/// The plan of a backup, in three parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reconciliation {
-    /// What has to be put right first, in this order.
+    /// The repairs that come first, in this order.
     pub repairs: Vec<Repair>,
-    /// Somebody else's job that keeps the backup from beginning; libvirt's word for it.
+    /// libvirt's name for a job that vmsnap did not start and that blocks the backup.
     pub obstacle: Option<String>,
     /// The backup: the level of each disk, and why.
     pub backup: BackupPlan,
-    /// What goes once the new restore point exists, and not before.
+    /// What to remove after the new restore point exists.
     pub retired: Vec<Retired>,
 }
 
-/// One thing that is put right before a backup.
+/// A repair that is made before a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Repair {
     /// Removes the rest of a period whose removal was interrupted.
     FinishRemoval(Leftover),
-    /// Ends the job of a dead run, and lets the guest go on if that job's full scratch space had stopped it.
+    /// Ends the job of a dead run, and resumes the guest if a full scratch space had paused it.
     AbortJob,
     /// Thaws the guest's file systems, which a dead run may have left frozen.
     Thaw,
-    /// Removes the sockets and scratch files of a dead run, and ends what still reads the images for it.
+    /// Removes the sockets and scratch files of a dead run, and ends processes that still read
+    /// images for it.
     ClearPlaces(Places),
-    /// Removes the checkpoint that a dead run made, known by its mark, with its bitmaps.
+    /// Removes the checkpoint that a dead run made, identified by its mark, with its bitmaps.
     DeleteCheckpoint(String),
-    /// Removes the bitmaps that a dead run made for a checkpoint that it did not come to make.
+    /// Removes the bitmaps of a checkpoint that a dead run did not finish making.
     DeleteBitmaps(String),
-    /// Makes a checkpoint known to libvirt again that has lost its record, if its bitmaps are there.
+    /// Registers a checkpoint with libvirt again that libvirt has lost, if its bitmaps are there.
     Register(Checkpoint),
-    /// Removes the folder of a dead run. It goes last: until then the next run knows what there is to end.
+    /// Removes the folder of a dead run. This comes last, because its journal entry shows the next
+    /// run what is left to end.
     RemovePartial(Leftover),
 }
 
@@ -80,7 +85,7 @@ impl fmt::Display for Repair {
             Repair::DeleteBitmaps(name) => write!(f, "remove its bitmaps {name}, if there are any"),
             Repair::Register(lost) => write!(
                 f,
-                "make checkpoint {}, which libvirt has lost, known to it again if its bitmaps are there",
+                "register checkpoint {}, which libvirt has lost, again if its bitmaps are there",
                 lost.name
             ),
             Repair::RemovePartial(leftover) => write!(f, "remove {}", leftover.location),
@@ -88,12 +93,12 @@ impl fmt::Display for Repair {
     }
 }
 
-/// Something that a new restore point has made superfluous.
+/// Something that a new restore point makes superfluous.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Retired {
     /// A checkpoint with its bitmaps.
     Checkpoint(String),
-    /// Bitmaps that lost the checkpoint a restore point recorded.
+    /// Bitmaps whose checkpoint is gone and was recorded by a restore point.
     Bitmaps(String),
 }
 
@@ -106,7 +111,7 @@ impl fmt::Display for Retired {
     }
 }
 
-/// Reconciles what the survey found with the domain's restore points.
+/// Decides what to repair, back up and retire, from the survey and the domain's restore points.
 pub fn reconcile(survey: &Survey, chains: &Chains, wishes: &Wishes<'_>) -> Reconciliation {
     let mut repairs = repairs(survey);
     let aborts = repairs.contains(&Repair::AbortJob);
@@ -138,7 +143,7 @@ pub fn reconcile(survey: &Survey, chains: &Chains, wishes: &Wishes<'_>) -> Recon
     }
 }
 
-/// What has to be put right before a backup, or anything else that begins a job.
+/// Returns the repairs needed before a backup, or before anything else that begins a job.
 pub fn repairs(survey: &Survey) -> Vec<Repair> {
     let removals = survey.removals.iter().cloned().map(Repair::FinishRemoval);
     let mut repairs: Vec<Repair> = removals.collect();
@@ -152,9 +157,10 @@ pub fn repairs(survey: &Survey) -> Vec<Repair> {
     repairs
 }
 
-/// Ends what a run noted down. The guest comes first, and whatever holds the images goes before what changes them.
+/// Returns the repairs that end what a run began, by its journal entry. The guest comes first.
+/// Processes that hold images end before those images are changed.
 ///
-/// `uuid` is the domain's, `job` the one that holds it now, `checkpoints` those that it has now.
+/// `uuid` is the domain's, `job` its active job, and `checkpoints` are its current checkpoints.
 pub fn ending(
     entry: &JournalEntry,
     uuid: &str,
@@ -162,7 +168,7 @@ pub fn ending(
     checkpoints: &[Checkpoint],
 ) -> Vec<Repair> {
     let mut repairs = Vec::new();
-    // A domain made anew under the same name has nothing of that run.
+    // A domain made again under the same name has nothing of that run.
     let is_same = entry.uuid == uuid;
     let is_its_job = |job: &ActiveJob| {
         let socket = job.socket.as_ref();
@@ -180,23 +186,23 @@ pub fn ending(
             Some(checkpoint) if is_of_run(checkpoint, entry) => {
                 repairs.push(Repair::DeleteCheckpoint(name.clone()));
             }
-            // The name is another's by now.
+            // The name belongs to another checkpoint now.
             Some(_) => {}
-            // A checkpoint is made in two steps, bitmaps first: by us where the domain is shut off, else by libvirt, which may have died between
-            // them as well.
+            // A checkpoint is made in two steps, bitmaps first: by vmsnap if the domain is shut
+            // off, else by libvirt. Either may have died between the steps.
             None => repairs.push(Repair::DeleteBitmaps(name.clone())),
         }
     }
     repairs
 }
 
-/// Whether a checkpoint of that run's name is that run's, or a record with which its bitmaps were being removed.
+/// Whether the checkpoint is that run's, or a record made to remove that run's bitmaps.
 fn is_of_run(checkpoint: &Checkpoint, entry: &JournalEntry) -> bool {
     let mark = checkpoint.mark.as_deref();
     mark == Some(&entry.mark) || mark == Some(REMOVAL_MARK)
 }
 
-/// What goes once the planned restore point exists.
+/// Returns what to remove after the planned restore point exists.
 fn retired(
     survey: &Survey,
     chains: &Chains,
@@ -210,7 +216,7 @@ fn retired(
     let uuid = &survey.domain.uuid;
     let next = Next {
         period: &backup.period,
-        // What goes in any case.
+        // If the level is uncertain, only what is superfluous in both cases goes.
         is_full: backup.announced_level() == Some(Level::Full),
     };
     let keep = wishes.keep_checkpoints;
@@ -222,8 +228,11 @@ fn retired(
         .collect()
 }
 
-/// Bitmaps without a checkpoint that a restore point of this domain recorded: they cost room and writes. Those that nobody here recorded are
-/// not ours to remove, nor are those whose name somebody else can have given as well.
+/// Returns the bitmaps without a checkpoint that a restore point of this domain recorded. They cost
+/// space and slow down writes.
+///
+/// Bitmaps that no restore point here recorded are not touched, nor are those whose name another
+/// program may have given too.
 fn orphans(survey: &Survey, chains: &Chains, checkpoints: &[Checkpoint]) -> Vec<String> {
     let of_domain = chains
         .points()
@@ -235,7 +244,7 @@ fn orphans(survey: &Survey, chains: &Chains, checkpoints: &[Checkpoint]) -> Vec<
         .collect();
     let on_disks = survey.disks.iter().flat_map(|disk| &disk.bitmaps);
     let mut orphans: Vec<String> = Vec::new();
-    // Those that were asked for in vain may be there all the same, on a disk where they are broken.
+    // Bitmaps that were not found may still be there, on a disk where they are broken.
     let candidates = on_disks.chain(&survey.missing);
     for name in candidates.filter(|name| is_unique(name)) {
         let is_owned = checkpoints
@@ -258,10 +267,12 @@ pub struct Next<'a> {
     pub is_full: bool,
 }
 
-/// The checkpoints that are superfluous, or will be once `next` exists: those that restore points of this repository recorded, unless they
-/// belong to the newest chain of a period in `current` (the folders of the periods that go on now), and there to its newest `keep`.
-/// Checkpoints that nobody here recorded are not ours to remove.
-pub fn superfluous(
+/// Returns the checkpoints that are superfluous, or will be once `next` exists.
+///
+/// These are checkpoints that restore points of this repository recorded, except the newest `keep`
+/// of the newest chain of each period in `current` (the folders of the current periods).
+/// Checkpoints that no restore point here recorded are not touched.
+pub(crate) fn superfluous(
     chains: &Chains,
     uuid: &str,
     checkpoints: &[Checkpoint],

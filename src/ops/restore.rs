@@ -1,7 +1,8 @@
-//! Brings disks back from a restore point, and on request the domain.
+//! Restores disks from a restore point and, on request, defines the domain.
 //!
-//! Every block of a disk is read once, from the newest image of its chain that holds it. The digest of every image is verified on the way, so
-//! what was damaged is not given back as if it were sound. Nothing that exists is ever overwritten, except a block device that was named.
+//! Every block of a disk is read once, from the newest image of its chain that holds it. The digest
+//! of every image is verified on the way, so damaged data is not restored as if it were sound.
+//! Nothing that exists is ever overwritten, except a block device that the user named.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -39,18 +40,18 @@ use encrypted::Encrypted;
 use place::Place;
 use unfinished::{NewDir, Unfinished, place_all, sweep};
 
-/// How a restored disk is laid out.
+/// The format of a restored disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Format {
     /// A qcow2 file without a backing file.
     #[default]
     Qcow2,
-    /// The bytes themselves, with holes where they are zero.
+    /// The plain bytes, with holes where they are zero.
     Raw,
 }
 
 impl Format {
-    /// QEMU's word for it.
+    /// Returns QEMU's name for it.
     pub fn word(self) -> &'static str {
         match self {
             Format::Qcow2 => "qcow2",
@@ -59,29 +60,31 @@ impl Format {
     }
 }
 
-/// What a restore is to do.
+/// The options of a restore.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which restore point: an id, a checkpoint's name, a time (RFC 3339: the newest one not after it), or `latest`.
+    /// Which restore point: an id, a checkpoint's name, a time (RFC 3339: the newest one not after
+    /// it), or `latest`.
     pub at: String,
-    /// A folder; for a single disk also a file or a block device.
+    /// The target: a folder; for a single disk also a file or a block device.
     pub to: PathBuf,
-    /// The disks wanted, by target; empty for all.
+    /// The targets of the disks to restore; empty for all.
     pub disks: Vec<String>,
-    /// How the disks are laid out; `None` goes by the ending of a file's name, and is qcow2 otherwise.
+    /// The format of the disks. `None`: by the ending of a file's name, raw on a block device, and
+    /// qcow2 in a folder.
     pub format: Option<Format>,
-    /// Whether to define the domain too, and under which name.
+    /// Whether to define the domain too, and how.
     pub define: Option<DefineOptions>,
 }
 
-/// How the domain is to be defined.
+/// The options for defining the domain.
 #[derive(Clone, Debug, Default)]
 pub struct DefineOptions {
     /// Its new name; `None` keeps the old one.
     pub name: Option<String>,
 }
 
-/// What a restore will do.
+/// The plan of a restore.
 #[derive(Clone, Debug)]
 pub struct RestorePlan {
     /// The restore point.
@@ -90,11 +93,11 @@ pub struct RestorePlan {
     pub new_dir: Option<PathBuf>,
     /// The disks.
     pub disks: Vec<RestoredDisk>,
-    /// The domain to be defined.
+    /// The domain to define, if requested.
     pub define: Option<DefinePlan>,
-    /// What is worth knowing.
+    /// The findings of planning.
     pub findings: Vec<Finding>,
-    /// What the repository held when it was planned: the disks are read by it.
+    /// The domain's history when the restore was planned; the disks are read by it.
     history: Arc<History>,
 }
 
@@ -105,34 +108,35 @@ pub struct RestoredDisk {
     pub target: String,
     /// Its size, in bytes.
     pub size: u64,
-    /// Where it goes.
+    /// The file or block device that it is written to.
     pub to: PathBuf,
     /// Whether that is a block device.
     pub device: bool,
-    /// How it is laid out.
+    /// Its format.
     pub format: Format,
-    /// How many restore points hold a part of it.
+    /// The number of restore points that hold a part of it.
     pub steps: usize,
 }
 
 impl RestorePlan {
-    /// The folders that files come to lie in.
+    /// Returns the folders that the files are written to.
     fn folders(&self) -> BTreeSet<&Path> {
         let files = self.disks.iter().filter(|disk| !disk.device);
         files.filter_map(|disk| disk.to.parent()).collect()
     }
 }
 
-/// A restore that is done.
+/// The result of a restore.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// The plan that was carried out.
     pub plan: RestorePlan,
-    /// What was written, disk by disk.
+    /// What was written, one entry per disk.
     pub written: Vec<Written>,
 }
 
-/// Decides what a restore would do. Reads only. `host` is needed to define the domain; otherwise it is only asked which domains use the target.
+/// Plans a restore. Reads only. `host` is needed to define the domain; otherwise it is only asked
+/// which domains use the target.
 pub fn plan(
     domain: &str,
     repo: &dyn Repository,
@@ -144,7 +148,7 @@ pub fn plan(
     plan.map_err(|error| Error { findings, ..error })
 }
 
-/// The same; what it finds stays in `findings` when it fails.
+/// Plans a restore. If that fails, `findings` keeps what was found before.
 fn plan_noting(
     domain: &str,
     repo: &dyn Repository,
@@ -196,7 +200,8 @@ fn plan_noting(
             let host =
                 host.ok_or_else(|| failed(Cause::Usage("defining a domain needs a hypervisor".to_owned())))?;
             if !options.disks.is_empty() {
-                let what = "--define needs all disks of the restore point, so it does not go with --disk";
+                let what =
+                    "--define needs all disks of the restore point, so it cannot be combined with --disk";
                 return Err(failed(Cause::Usage(what.to_owned())));
             }
             let Place::Dir { dir, .. } = &place else {
@@ -216,22 +221,23 @@ fn plan_noting(
     })
 }
 
-/// What a restore works with.
+/// The environment of a restore.
 #[derive(Clone, Copy)]
 pub struct Means<'a> {
-    /// Where the restore point is.
+    /// The repository of the restore point.
     pub repo: &'a dyn Repository,
-    /// The door to durable files, for what is restored.
+    /// The store that the restored files are written to.
     pub store: &'a dyn Store,
-    /// The hypervisor, to define the domain with and to ask which domains use a target.
+    /// The hypervisor: defines the domain, and shows which domains use a target.
     pub host: Option<&'a dyn Host>,
     /// The receiver of events.
     pub monitor: &'a dyn Monitor,
-    /// Asked for by the user's Ctrl-C.
+    /// The user's request to stop (Ctrl-C).
     pub stop: &'a Stop,
 }
 
-/// Carries a plan out. The files get their names when all of them are whole and synced; a failure before leaves none of them.
+/// Carries out a plan. The files get their names after all of them are complete and synced. A
+/// failure before that leaves no file.
 pub fn restore(domain: &str, plan: RestorePlan, means: &Means) -> Result<Outcome> {
     monitor::noting(means.monitor, |monitor| {
         carry_out(domain, plan, &Means { monitor, ..*means })
@@ -288,7 +294,8 @@ fn carry_out(domain: &str, mut plan: RestorePlan, means: &Means) -> Result<Outco
     })
 }
 
-/// Refuses what somebody uses. A folder that is not there yet holds nothing that could be in use.
+/// Refuses targets that are in use. A folder that does not exist yet contains nothing that could be
+/// in use.
 fn check_targets(
     domain: &str,
     disks: &[RestoredDisk],
@@ -311,7 +318,7 @@ fn check_targets(
     Ok(findings)
 }
 
-/// The disks that a partial restore point lacks, though nobody asked for that.
+/// Reports the disks that a partial restore point lacks although nobody asked for that.
 fn not_in_point(point: &RestorePoint) -> impl Iterator<Item = Finding> {
     left_out::unasked(&point.left_out).map(|left| {
         let (disk, reason) = (shown(&left.disk), shown(&left.reason));

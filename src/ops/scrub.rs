@@ -1,6 +1,8 @@
-//! Removes our checkpoints and bitmaps from a domain, and tells what the next backup will therefore be. Names of others are never touched.
+//! Removes vmsnap's checkpoints and bitmaps from a domain, and predicts the next backup. Other
+//! names are never touched.
 //!
-//! What is removed is decided first, as plain data (`plan`), and looked for again when it is done: a scrub says yes only to what is gone.
+//! A scrub is planned first, as plain data (`plan`). Afterwards it looks again, and reports as
+//! removed only what is gone.
 
 use std::time::Duration;
 
@@ -39,47 +41,47 @@ pub struct DiskBitmap {
     pub name: String,
 }
 
-/// What a scrub is to do.
+/// The options of a scrub.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What kind of thing goes.
+    /// What to remove.
     pub kind: ScrubType,
-    /// Only what has this name; `None` is all of ours.
+    /// The only name to remove; `None` for all of vmsnap's names.
     pub name: Option<String>,
-    /// Which restore points share a folder: with a repository the level of the next backup depends on it.
+    /// The grouping of backups: with a repository, the level of the next backup depends on it.
     pub group_by: GroupBy,
     /// How long to wait for another run that writes to the domain's folder.
     pub wait: Duration,
 }
 
-/// What a scrub works with.
+/// The environment of a scrub.
 pub struct Means<'a> {
     /// The hypervisor.
     pub host: &'a dyn Host,
-    /// Where restore points are kept, if the user has said. Then its lock keeps backups of the domain away.
+    /// The repository, if the user named one. Its lock then keeps backups of the domain away.
     pub repo: Option<&'a dyn Repository>,
-    /// The day, in the local time zone.
+    /// The current day, in the local time zone.
     pub today: Date,
     /// The receiver of events.
     pub monitor: &'a dyn Monitor,
-    /// Asked for by the user's Ctrl-C.
+    /// The user's request to stop (Ctrl-C).
     pub stop: Stop,
 }
 
-/// What a scrub has done.
+/// The result of a scrub.
 #[derive(Debug)]
 pub struct Outcome {
     /// The checkpoints whose records are gone.
     pub checkpoints: Vec<String>,
     /// The bitmaps that are gone.
     pub bitmaps: Vec<DiskBitmap>,
-    /// The bitmaps that stayed behind without a checkpoint.
+    /// The bitmaps that remain without a checkpoint.
     pub left: Vec<DiskBitmap>,
     /// What the next backup will be.
     pub next: NextBackup,
-    /// What else there is to know.
+    /// Other findings.
     pub findings: Vec<Finding>,
-    /// What ended it before all was done; what is above is done all the same.
+    /// The error that ended it early. Everything listed above is done nevertheless.
     pub failure: Option<Error>,
 }
 
@@ -91,7 +93,7 @@ impl Judged for Outcome {
 
 impl Judged for ScrubPlan {}
 
-/// Tells what a scrub of the domain would do, and does nothing.
+/// Plans a scrub of the domain without doing anything.
 pub fn preview(name: &str, means: &Means, options: &Options) -> Result<ScrubPlan> {
     let history = match means.repo {
         Some(repo) => {
@@ -103,7 +105,7 @@ pub fn preview(name: &str, means: &Means, options: &Options) -> Result<ScrubPlan
     Ok(Scrub::begin(name, means, options, history)?.plan)
 }
 
-/// Removes what the options mean from the domain of that name.
+/// Removes what the options select from the domain `name`.
 pub fn scrub(name: &str, means: &Means, options: &Options) -> Result<Outcome> {
     let locked = match means.repo {
         Some(repo) => {
@@ -122,14 +124,14 @@ pub fn scrub(name: &str, means: &Means, options: &Options) -> Result<Outcome> {
     Ok(Scrub::begin(name, means, options, history)?.carry_out())
 }
 
-/// That the repository has the domain's backups in another grouping, if it has.
+/// Returns a finding if the domain's backups in the repository have another grouping.
 fn refused(name: &str, means: &Means, options: &Options, history: &History) -> Result<Option<Finding>> {
     let Some(repo) = means.repo else { return Ok(None) };
     let repository = repo.domain(name).map_err(|error| Error::of(name, error))?;
     grouping::finding(repository.as_ref(), history, options.group_by)
 }
 
-/// One scrub with everything it works on.
+/// A scrub with everything that it works on.
 struct Scrub<'a> {
     means: &'a Means<'a>,
     options: &'a Options,
@@ -208,7 +210,8 @@ impl<'a> Scrub<'a> {
         outcome
     }
 
-    /// Stops at the first failure: what comes after it would most likely fail for the same reason, after a long wait.
+    /// Stops at the first failure: later steps would most likely fail for the same reason, after a
+    /// long wait.
     fn take_steps(&self, outcome: &mut Outcome) -> Result<()> {
         let host = self.means.host;
         for step in &self.plan.steps {
@@ -234,7 +237,7 @@ impl<'a> Scrub<'a> {
             done.map_err(|error| self.failed(error))?;
         }
         match &self.options.name {
-            // Only now it is known that nothing had this name.
+            // Only now is it known that nothing had this name.
             Some(name) if outcome.checkpoints.is_empty() && outcome.bitmaps.is_empty() => {
                 match self.options.kind {
                     ScrubType::All => Ok(()),
@@ -245,7 +248,7 @@ impl<'a> Scrub<'a> {
         }
     }
 
-    /// The known bitmaps that go with the checkpoint of this name.
+    /// Returns the known bitmaps that go with the checkpoint of this name.
     fn gone_with(&self, name: &str) -> Vec<DiskBitmap> {
         let checkpoint = self.found.checkpoints.iter().find(|one| one.name == name);
         let goes = |bitmap: &&DiskBitmap| {
@@ -256,7 +259,7 @@ impl<'a> Scrub<'a> {
         self.plan.bitmaps.iter().filter(goes).cloned().collect()
     }
 
-    /// Looks again: what should be gone has to be gone, and what is there now decides the next backup.
+    /// Looks again: everything removed has to be gone. What is there now decides the next backup.
     fn verify(&self, next: &mut NextBackup) -> Result<()> {
         let looked = look(
             self.means.host,
@@ -289,12 +292,14 @@ impl<'a> Scrub<'a> {
     }
 }
 
-/// Whether a scrub is complete only if the bitmaps in every image are known. The checkpoints of an active domain name most of them.
+/// Whether a scrub is complete only if the bitmaps in every image are known. For an active domain,
+/// the checkpoints name most of them.
 fn has_to_be_seen(domain: &Domain, kind: ScrubType) -> bool {
     !domain.state.is_active() && kind != ScrubType::Checkpoint
 }
 
-/// What the domain has. Of an active one that is what its checkpoints and its images tell; the findings name what could not be asked.
+/// Returns what the domain has: for an active one, what its checkpoints and its images show. The
+/// findings name the disks that could not be examined.
 fn look(
     host: &dyn Host,
     domain: &Domain,
@@ -343,7 +348,8 @@ fn look(
     Ok((found, unknown))
 }
 
-/// The names of checkpoints that restore points and unfinished runs of this domain recorded.
+/// Returns the names of checkpoints that restore points and unfinished runs of this domain
+/// recorded.
 fn recorded(domain: &Domain, means: &Means, history: Option<&History>) -> Result<Vec<String>> {
     let (Some(repo), Some(history)) = (means.repo, history) else {
         return Ok(Vec::new());

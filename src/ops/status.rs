@@ -1,5 +1,5 @@
-//! Tells how a domain stands: its checkpoints, its disks with their bitmaps, and whether they agree with each other and with the repository.
-//! Changes nothing and waits for nobody.
+//! Reports the state of a domain: its checkpoints, its disks with their bitmaps, and whether they
+//! agree with each other and with the repository. Changes nothing and waits for no other run.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -32,7 +32,7 @@ use agreement::{Records, disagreeing_bitmaps, disagreeing_period};
 pub use folder::DirStats;
 use folder::dir_stats;
 
-/// How a domain stands.
+/// The state of a domain.
 #[derive(Clone, Debug)]
 pub struct DomainStatus {
     /// Its name.
@@ -41,32 +41,32 @@ pub struct DomainStatus {
     pub state: DomainState,
     /// Names of its checkpoints, oldest first.
     pub checkpoints: Vec<String>,
-    /// The newest checkpoint of ours.
+    /// The newest of vmsnap's checkpoints.
     pub newest: Option<Newest>,
-    /// Its eligible disks. Raw ones are among them, though a backup saves them only on request.
+    /// Its eligible disks, including raw ones, which a backup saves only on request.
     pub disks: Vec<DiskStatus>,
     /// The disks that a backup without `--raw` leaves out, and why.
     pub left_out: Vec<LeftOut>,
-    /// What disagrees; empty when all is well.
+    /// What disagrees; empty if everything agrees.
     pub inconsistencies: Vec<String>,
-    /// The folder of the current period.
+    /// The contents of the current period's folder.
     pub dir: Option<DirStats>,
     /// The newest restore point: its id and its time.
     pub latest: Option<(String, Timestamp)>,
-    /// The disks that the newest restore point lacks though nobody asked for that.
+    /// The disks that the newest restore point lacks although nobody asked for that.
     pub latest_lacks: Vec<String>,
     /// When the newest restore point was last verified, and with what result.
     pub proof: Option<Proof>,
-    /// What verifications found damaged of what the newest restore point is made of, parents included.
+    /// The damage that verifications found in the newest restore point or its parents.
     pub suspected_damage: Option<String>,
-    /// The writes that bitmaps are known to have missed, of disks of which nothing was saved since.
+    /// The writes that bitmaps are known to have missed, for disks that were not saved since.
     pub missed_writes: Vec<MissedWrite>,
-    /// What a backup would do now; `None` without a repository, where it cannot be known from here, and where the backup would be refused: its
-    /// grouping is another one than that of the domain's backups.
+    /// The plan of a backup made now. `None` without a repository, if it cannot be known from here,
+    /// or if the backup would be refused because of its grouping.
     pub next: Option<Reconciliation>,
-    /// The run that writes to the domain's folder now, as it wrote itself down.
+    /// The run that writes to the domain's folder now, as it describes itself.
     pub writer: Option<String>,
-    /// What is worth telling.
+    /// Findings worth reporting.
     pub findings: Vec<Finding>,
 }
 
@@ -83,13 +83,13 @@ impl Judged for DomainStatus {
 }
 
 impl DomainStatus {
-    /// Whether nothing that is known disagrees.
+    /// Whether everything that is known agrees.
     pub fn is_consistent(&self) -> bool {
         self.inconsistencies.is_empty()
     }
 
     /// Whether every disk could be examined.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.not_examined().next().is_none()
     }
 
@@ -99,7 +99,8 @@ impl DomainStatus {
         std::iter::from_fn(move || findings.find(|finding| finding.code == NOT_EXAMINED))
     }
 
-    /// Bytes written since the newest checkpoint of ours, where every eligible disk's are known.
+    /// Bytes written since vmsnap's newest checkpoint; `None` unless they are known for every disk
+    /// that can be incremental.
     pub fn changed_bytes(&self) -> Option<u64> {
         let changed = self.disks.iter().filter(|disk| disk.can_be_incremental);
         let mut changed = changed.map(|disk| disk.changed_bytes).peekable();
@@ -108,7 +109,7 @@ impl DomainStatus {
     }
 }
 
-/// The newest checkpoint of ours.
+/// The newest of vmsnap's checkpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Newest {
     /// Its name.
@@ -117,35 +118,35 @@ pub struct Newest {
     pub created: Option<Timestamp>,
 }
 
-/// How a disk stands.
+/// The state of a disk.
 #[derive(Clone, Debug)]
 pub struct DiskStatus {
     /// Its target.
     pub target: String,
     /// Its size, in bytes.
     pub virtual_size: u64,
-    /// What it takes on the host, in bytes.
+    /// The space that it takes on the host, in bytes.
     pub actual_size: u64,
     /// Names of its sound bitmaps.
     pub bitmaps: Vec<String>,
-    /// Whether its bitmaps could be looked at; if not, `bitmaps` is empty and means nothing.
+    /// Whether its bitmaps could be examined; if not, `bitmaps` is empty and means nothing.
     pub bitmaps_known: bool,
-    /// Bytes written since the newest checkpoint of ours, where the hypervisor can tell.
+    /// Bytes written since vmsnap's newest checkpoint, if the hypervisor knows.
     pub changed_bytes: Option<u64>,
-    /// Whether it can carry bitmaps at all.
+    /// Whether it can have bitmaps at all.
     pub can_be_incremental: bool,
 }
 
-/// What a status is asked of.
+/// The inputs of a status.
 #[derive(Clone, Copy)]
 pub struct Subject<'a> {
     /// The hypervisor.
     pub host: &'a dyn Host,
-    /// With a repository it is also told what the current period holds, and what the next backup will be.
+    /// The repository. With one, the status covers the current period and the next backup too.
     pub repo: Option<&'a dyn Repository>,
-    /// Which period folder is looked at.
+    /// The grouping whose current period is examined.
     pub group_by: GroupBy,
-    /// The day, in local time.
+    /// The current day, in the local time zone.
     pub today: Date,
     /// Whether backups may hold the plain text of encrypted disks.
     pub store_decrypted: bool,
@@ -153,10 +154,11 @@ pub struct Subject<'a> {
     pub exclude: &'a Exclusions,
 }
 
-/// How many domains are looked at at the same time: each may run a `qemu-img`.
+/// The most domains examined at the same time: each may run a `qemu-img`.
 const AT_ONCE: usize = 8;
 
-/// Tells how the domains stand, several at a time, in the order of `names`. One that fails does not stop the others.
+/// Returns the state of each domain, in the order of `names`. Examines several at a time. A failure
+/// does not stop the others.
 pub fn statuses(names: &[String], subject: &Subject<'_>, stop: &Stop) -> Vec<Result<DomainStatus>> {
     let results: Vec<OnceLock<Result<DomainStatus>>> = names.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
@@ -180,7 +182,7 @@ pub fn statuses(names: &[String], subject: &Subject<'_>, stop: &Stop) -> Vec<Res
     results.into_iter().filter_map(OnceLock::into_inner).collect()
 }
 
-/// Tells how the domain of that name stands.
+/// Returns the state of the domain `name`.
 pub fn status(name: &str, subject: &Subject<'_>) -> Result<DomainStatus> {
     survey::steadily(name, subject.host, |domain| status_of(domain, subject))
 }
@@ -290,7 +292,7 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
     Ok(status)
 }
 
-/// Adds what the repository tells.
+/// Adds what the repository knows.
 fn compare_with(
     repo: &dyn Repository,
     domain: &Domain,
@@ -300,7 +302,7 @@ fn compare_with(
 ) -> Result<()> {
     let failed = |error: RepoError| Error::of(&domain.name, error);
     let repository = repo.domain(&domain.name).map_err(failed)?;
-    // Before its folder is read: whoever is done in between has left nothing unfinished.
+    // Read before its folder: a run that ends in between has left nothing unfinished.
     status.writer = repository.writer();
     let history = repository.history().map_err(failed)?;
     if !repo.exists() {
@@ -330,7 +332,7 @@ fn compare_with(
     };
     let disagreeing = disagreeing_period(&records, checkpoints);
     status.inconsistencies.extend(disagreeing);
-    // A copy is no sign that the backups go on.
+    // A copy does not show that the backups continue.
     let newest = history.chains.latest_in_periods();
     let latest = newest.map(|kept| (kept.point.id.clone(), kept.point.time));
     status.latest = latest;
@@ -346,7 +348,7 @@ fn compare_with(
     status.missed_writes = history.chains.standing_missed_writes().cloned().collect();
     status.dir = Some(dir_stats(repository.period_usage(&period), &history, &period));
     match grouping::finding(repository.as_ref(), &history, subject.group_by)? {
-        // A backup of this grouping does not begin, so it is neither full nor incremental.
+        // A refused backup has no level.
         Some(refused) => status.findings.push(refused),
         None if status.is_complete() && status.disks.iter().all(|disk| disk.bitmaps_known) => {
             match next_backup(repository.as_ref(), &history, domain, checkpoints, subject) {
@@ -364,8 +366,9 @@ fn compare_with(
     Ok(())
 }
 
-/// The finding that a disk could not be examined. The other disks can be, unless the error concerns
-/// the host or the domain, or the domain was started or stopped meanwhile.
+/// Returns the finding that a disk could not be examined. Returns the error instead if the other
+/// disks cannot be examined either: it concerns the host or the domain, or the domain was started
+/// or stopped meanwhile.
 fn not_examined(
     host: &dyn Host,
     domain: &Domain,
@@ -395,7 +398,7 @@ fn not_examined(
     Ok(Finding::of_disk(NOT_EXAMINED, target, what))
 }
 
-/// What a backup into the current period would do.
+/// Plans a backup into the current period.
 fn next_backup(
     repository: &dyn DomainRepository,
     history: &History,
@@ -415,7 +418,7 @@ fn next_backup(
     Ok(reconcile::reconcile(&survey, &history.chains, &wishes))
 }
 
-/// The folders of the periods that go on now, one per grouping.
+/// Returns the folders of the current periods, one per grouping.
 fn current_periods(subject: &Subject<'_>) -> [String; 4] {
     GroupBy::ALL.map(|by| Period::containing(by, subject.today).folder())
 }
@@ -431,8 +434,9 @@ fn excluded_of<'a>(subject: &Subject<'a>, domain: &str) -> &'a [Exclusion] {
     subject.exclude.get(domain).map_or(&[], Vec::as_slice)
 }
 
-/// The bitmaps of a disk: those of checkpoints in their order, then the others. While the domain runs, of the others only those of our names are
-/// known that were in the image at its start.
+/// Returns the bitmaps of a disk: first those of checkpoints, in their order, then the others.
+/// While the domain runs, the others are only vmsnap's, and only those that were in the image at
+/// its start.
 fn bitmaps(
     host: &dyn Host,
     domain: &Domain,
@@ -458,9 +462,10 @@ fn bitmaps(
     Ok(names)
 }
 
-/// QEMU refuses to revert a disk that has bitmaps to an internal snapshot, and libvirt shuts the domain off then.
+/// Reports internal snapshots. QEMU refuses to revert a disk that has bitmaps to one, and libvirt
+/// then shuts the domain off.
 fn internal_snapshots(host: &dyn Host, domain: &Domain) -> Option<Finding> {
-    // Whether there are any is not worth a failure.
+    // A failure to list them is ignored: the status is worth more.
     let names = host.internal_snapshots(domain).unwrap_or_default();
     let (newest, others) = names.split_last()?;
     let all = match others.len() {

@@ -1,11 +1,11 @@
-//! A restore point with the repository that holds it: what a restore and the definition of its
-//! domain read.
+//! A restore point together with the repository that holds it: the input of a restore and of a
+//! domain's definition.
 
 use super::{Cause, Error, Result};
 use crate::model::restore_point::RestorePoint;
 use crate::repo::{DomainRepository, Kept, SmallFile};
 
-/// A restore point about to be given back.
+/// A restore point to be restored.
 #[derive(Clone, Copy)]
 pub(super) struct StoredPoint<'a> {
     pub(super) repository: &'a dyn DomainRepository,
@@ -13,23 +13,23 @@ pub(super) struct StoredPoint<'a> {
 }
 
 impl<'a> StoredPoint<'a> {
-    /// What its manifest says.
+    /// Returns the restore point, as its manifest describes it.
     pub(super) fn point(&self) -> &'a RestorePoint {
         &self.kept.manifest.point
     }
 
-    /// Whether it has this file.
+    /// Whether the restore point has this file.
     pub(super) fn has(&self, file: SmallFile) -> bool {
         file.entry(&self.kept.manifest).is_some()
     }
 
-    /// A small file of it, if it is what the manifest says.
+    /// Reads a small file, and checks it against the manifest.
     pub(super) fn read(&self, file: SmallFile) -> Result<Vec<u8>> {
         let read = self.repository.read_file(self.kept, file);
         read.map_err(|fault| self.not_whole(fault))
     }
 
-    /// That it cannot be given back whole, and why.
+    /// Creates the error that the restore point cannot be restored completely.
     pub(super) fn not_whole(&self, fault: String) -> Error {
         let id = self.point().id.clone();
         Error::of(&self.point().domain, Cause::NotWhole { id, fault })

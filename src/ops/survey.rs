@@ -1,4 +1,5 @@
-//! Reads how a domain stands: what the hypervisor says of it, what its disks carry, and what unfinished runs noted down. Changes nothing.
+//! Reads the state of a domain: what the hypervisor reports, which bitmaps its disks have, and what
+//! unfinished runs recorded. Changes nothing.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,58 +14,63 @@ use crate::model::finding::Finding;
 use crate::model::restore_point::{FileId, Level};
 use crate::repo::{DomainRepository, History, Identity, Leftover, Note, RepoError};
 
-/// How a domain stands.
+/// The state of a domain.
 #[derive(Clone, Debug)]
 pub struct Survey {
     /// The domain.
     pub domain: Domain,
     /// What its hypervisor can do.
     pub capabilities: Capabilities,
-    /// The job that holds it now.
+    /// The job that is active on it.
     pub job: Option<ActiveJob>,
     /// Its checkpoints, oldest first.
     pub checkpoints: Vec<Checkpoint>,
-    /// What is known of its disks, in the order of its XML.
+    /// The facts about its disks, in the order of its XML.
     pub disks: Vec<DiskFacts>,
     /// What unfinished runs left in the repository.
     pub leftovers: Vec<LeftoverRun>,
-    /// Periods whose removal was begun.
+    /// Periods whose removal was interrupted.
     pub removals: Vec<Leftover>,
-    /// Lost checkpoints of which a try to make them known again has shown that their bitmaps are gone.
+    /// Lost checkpoints whose bitmaps are gone, as an attempt to register them again has shown.
     pub missing: Vec<String>,
     /// The id of the repository, if it is known.
     pub repository: Option<String>,
-    /// What is odd about it.
+    /// Findings about its state.
     pub findings: Vec<Finding>,
 }
 
-/// What is known of a disk before a backup begins.
+/// The facts about a disk before a backup begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskFacts {
     /// Its target.
     pub target: String,
-    /// Its size in bytes, where it can be told; it is looked at again when its export is open.
+    /// Its size in bytes, if known. The backup reads it again from the export.
     pub size: Option<u64>,
-    /// Which files its images are, as far as that can be known.
+    /// The identities of its image files, as far as they can be known.
     pub files: Vec<(PathBuf, FileId)>,
-    /// The bitmaps that its image is known to carry, whoever made them.
+    /// The bitmaps that its image is known to have, whichever program made them.
     pub bitmaps: Vec<String>,
 }
 
 /// A run that did not finish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftoverRun {
-    /// What it left.
+    /// The leftover itself.
     pub leftover: Leftover,
-    /// What it noted down; `None` when it had begun nothing outside its folder.
+    /// Its journal entry; `None` if it had begun nothing outside its folder.
     pub journal_entry: Option<JournalEntry>,
 }
 
-/// How often a domain is looked at again that was started or stopped while it was being looked at.
+/// The most attempts to examine a domain that is started or stopped at the same time.
 const MOST_LOOKS: usize = 4;
 
-/// Looks at the domain of that name. What fails because it was started or stopped meanwhile is done again.
-pub fn steadily<T>(name: &str, host: &dyn Host, mut look: impl FnMut(Domain) -> Result<T>) -> Result<T> {
+/// Runs `look` on the domain `name`, and again if it fails because the domain was started or
+/// stopped.
+pub(crate) fn steadily<T>(
+    name: &str,
+    host: &dyn Host,
+    mut look: impl FnMut(Domain) -> Result<T>,
+) -> Result<T> {
     let mut looks = 1;
     loop {
         let domain = host.domain(name).map_err(|error| Error::of(name, error))?;
@@ -81,7 +87,7 @@ pub fn steadily<T>(name: &str, host: &dyn Host, mut look: impl FnMut(Domain) -> 
     }
 }
 
-/// Reads how the domain stands.
+/// Reads the state of the domain.
 pub fn survey(
     domain: Domain,
     repository: &dyn DomainRepository,
@@ -93,7 +99,7 @@ pub fn survey(
     survey_with(checkpoints, domain, repository, history, host)
 }
 
-/// The same for checkpoints that have just been read.
+/// Reads the state of the domain, for checkpoints that have just been read.
 pub(super) fn survey_with(
     checkpoints: Vec<Checkpoint>,
     domain: Domain,
@@ -121,8 +127,9 @@ pub(super) fn survey_with(
     })
 }
 
-/// What is known of the domain's disks. What cannot be told now is left out: it is looked at again when it matters.
-pub fn disk_facts(
+/// Returns the facts about the domain's disks. Facts that cannot be read now are left out: they are
+/// read again when they matter.
+pub(crate) fn disk_facts(
     domain: &Domain,
     chains: &Chains,
     checkpoints: &[Checkpoint],
@@ -157,8 +164,8 @@ fn images(disk: &Disk) -> impl Iterator<Item = &Path> {
         .map(PathBuf::as_path)
 }
 
-/// Whether a checkpoint that the newest chain recorded has lost its record: its bitmaps may be there still. Looking for them costs a running domain's
-/// backup some time, so it is not done without a reason.
+/// Whether libvirt has lost a checkpoint that the newest chain recorded. Its bitmaps may still be
+/// there. Looking for them takes time on a running domain, so it needs a reason.
 fn is_record_lost(uuid: &str, chains: &Chains, checkpoints: &[Checkpoint]) -> bool {
     let newest_first = chains.in_periods().rev().map(|kept| &kept.point);
     let mut of_chain = newest_first.filter(|point| point.uuid == uuid);
@@ -168,14 +175,14 @@ fn is_record_lost(uuid: &str, chains: &Chains, checkpoints: &[Checkpoint]) -> bo
         is_full = point.level == Level::Full;
         Some(point)
     });
-    // Those before have been retired.
+    // Older checkpoints have been retired.
     chain.by_ref().take(KEPT_CHECKPOINTS).any(|point| {
         let recorded = point.checkpoint.as_ref();
         recorded.is_some_and(|recorded| !checkpoints.iter().any(|listed| listed.name == recorded.name))
     })
 }
 
-/// The runs that did not finish, with what they noted down.
+/// Returns the unfinished runs with their journal entries.
 fn leftover_runs(
     repository: &dyn DomainRepository,
     history: &History,
@@ -184,7 +191,8 @@ fn leftover_runs(
     let mut runs = Vec::new();
     for leftover in &history.leftovers {
         let journal_entry = match repository.note(leftover)? {
-            // The note is on the disk before anything is begun: one that is not whole is of a run that began nothing.
+            // The entry is durable before anything is begun, so a run with an incomplete entry
+            // began nothing.
             Note::Text(bytes) => serde_json::from_slice(&bytes).ok(),
             Note::Unusable(what) => {
                 findings.push(Finding::new("note-unusable", what));
@@ -200,15 +208,18 @@ fn leftover_runs(
     Ok(runs)
 }
 
-/// The names of the checkpoints that unfinished runs have noted down, as far as that can be read.
-pub fn begun_checkpoints(repository: &dyn DomainRepository, history: &History) -> BTreeSet<String> {
+/// Returns the checkpoints that unfinished runs are making, as far as their journal entries can be
+/// read.
+pub(crate) fn begun_checkpoints(repository: &dyn DomainRepository, history: &History) -> BTreeSet<String> {
     let runs = leftover_runs(repository, history, &mut Vec::new()).unwrap_or_default();
     let entries = runs.into_iter().filter_map(|run| run.journal_entry);
     entries.filter_map(|entry| entry.checkpoint).collect()
 }
 
-/// Reports a repository that holds nothing of a domain which has checkpoints of ours: it may be another one than before, or its file system is not
-/// mounted. A repository that has an id is there, and checkpoints that name another one are not its own.
+/// Reports a repository that holds nothing of a domain although the domain has vmsnap's
+/// checkpoints: it may be the wrong repository, or its file system is not mounted.
+///
+/// If the repository has an id, checkpoints that name another repository do not count.
 fn without_its_past(
     repository: &dyn DomainRepository,
     identity: &Identity,
@@ -222,8 +233,8 @@ fn without_its_past(
     };
     (!has_past && checkpoints.iter().any(is_own)).then(|| {
         let what = format!(
-            "the domain has checkpoints of earlier backups, but {} holds no restore point: if there should be some, is the file system \
-             mounted?",
+            "the domain has checkpoints of earlier backups, but {} holds no restore point; if it \
+             should, check that its file system is mounted",
             repository.location()
         );
         Finding::new("repository-without-its-past", what)

@@ -1,8 +1,9 @@
-//! Proves restore points: their manifests and parents, the digest of every file, the structure of every image, and on request every byte as a
-//! restore would read it.
+//! Verifies restore points: their manifests and parents, the digest of every file, the structure of
+//! every image and, on request, every byte as a restore would read it.
 //!
-//! It reads only, takes no lock and disturbs no run; a restore point that is pruned meanwhile is left out. What it finds is remembered in the
-//! repository: `list` and `status` show it, and no backup relies on what was found damaged.
+//! A verification only reads, takes no lock and disturbs no run. A restore point that is pruned at
+//! the same time is left out. The repository records the result. `list` and `status` show it, and
+//! no backup relies on damage that was found.
 
 use std::collections::BTreeSet;
 
@@ -25,42 +26,43 @@ mod run;
 use point::Prover;
 use run::Verification;
 
-/// Which restore points are to be proved. Those that they stand upon are proved with them.
+/// The restore points to verify. Their parents are verified too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Which {
     /// The newest one.
     Latest,
-    /// One: its id, its checkpoint, or a time.
+    /// One of them: its id, its checkpoint, or a time.
     At(String),
     /// All of them.
     All,
 }
 
-/// What a verification is to do.
+/// The options of a verification.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Which restore points.
     pub which: Which,
-    /// Whether to read every disk from end to end as a restore would, besides the files.
+    /// Whether to also read every disk from end to end, as a restore would.
     pub deep: bool,
-    /// Restore points that were found sound at this time or later are skipped.
+    /// Skips restore points that were found sound at this time or later.
     pub not_since: Option<Timestamp>,
-    /// The time now, which is remembered.
+    /// The current time, which is recorded.
     pub now: Timestamp,
 }
 
-/// What a verification has found.
+/// The result of a verification.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// The restore points, in the order they were made.
     pub points: Vec<ProvedPoint>,
-    /// Damage that belongs to no restore point that could be read: manifests that cannot be used.
+    /// Damage that belongs to no readable restore point: unusable manifests.
     pub damage: Vec<Damage>,
-    /// Bytes that were read.
+    /// The number of bytes that were read.
     pub bytes: u64,
-    /// What else is worth telling.
+    /// Other findings.
     pub findings: Vec<Finding>,
-    /// What ended it before all was looked at: a wish to stop, or files that could not be read for a reason that is no verdict on them.
+    /// The error that ended it early: a request to stop, or files that could not be read for a
+    /// reason that says nothing about them.
     pub ended: Option<Error>,
 }
 
@@ -71,12 +73,12 @@ impl Outcome {
         codes.any(|code| code == WRITTEN_BY_A_NEWER_VMSNAP)
     }
 
-    /// Whether nothing was found damaged.
+    /// Whether no damage was found.
     pub fn is_sound(&self) -> bool {
         self.damage.is_empty() && self.points.iter().all(|point| point.damage.is_empty())
     }
 
-    /// All that was found damaged, once each.
+    /// Returns all damage, once each.
     pub fn all_damage(&self) -> impl Iterator<Item = &Damage> {
         let of_points = self.points.iter().flat_map(|point| &point.damage);
         self.damage.iter().chain(of_points)
@@ -100,29 +102,29 @@ impl Judged for Outcome {
 pub struct ProvedPoint {
     /// Its id.
     pub id: String,
-    /// When it had been proved before, if that was enough.
+    /// The time of an earlier verification, if that was enough to skip this one.
     pub skipped: Option<Timestamp>,
-    /// What is damaged of its own files and disks.
+    /// The damage in its own files and disks.
     pub damage: Vec<Damage>,
 }
 
 /// Something that is damaged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// The file, where it is one.
+    /// The file, if it is one.
     pub location: Option<String>,
-    /// Where in the file, in bytes, where that is known.
+    /// The offset in the file, in bytes, if known.
     pub offset: Option<u64>,
     /// The target of the disk that it concerns; `None` for files that belong to no disk.
     pub disk: Option<String>,
-    /// The restore point that is damaged, where this one only stands upon it.
+    /// The damaged restore point, if this one only depends on it.
     pub upon: Option<String>,
-    /// What is wrong, in words that name the file.
+    /// A description that names the file.
     pub what: String,
 }
 
 impl Damage {
-    /// Damage that is known by its words only.
+    /// Creates damage that is known by its description only.
     fn told(what: impl Into<String>) -> Damage {
         Damage {
             location: None,
@@ -141,11 +143,12 @@ impl Damage {
     }
 }
 
-/// Proves restore points of the domain of that name.
+/// Verifies restore points of the domain.
 ///
 /// # Errors
-/// When there is nothing to prove, the repository cannot be read, or the user asked to stop before anything was looked at. Damage is no error: it
-/// is in the outcome, and so is what ended the work after it was found.
+/// There is nothing to verify, the repository cannot be read, or the user asked to stop before
+/// anything was examined. Damage is no error: it is in the outcome, and so is an error that ended
+/// the work later.
 pub fn verify(
     domain: &str,
     repo: &dyn Repository,
@@ -162,18 +165,19 @@ pub fn verify(
     };
     for finding in &history.findings {
         match options.which {
-            // What is told of a file that is read here anyway is told with what is found there.
+            // This file is read below anyway, and reported with what is found there.
             _ if finding.code == history::CHECKPOINT_DAMAGED => {}
-            // What only a newer program can read is not known to be damaged.
+            // A manifest that only a newer program can read is not known to be damaged.
             _ if finding.code == WRITTEN_BY_A_NEWER_VMSNAP => outcome.findings.push(finding.clone()),
-            // A manifest that cannot be used may be that of the newest restore point, so it concerns whoever did not name another.
+            // An unusable manifest may be that of the newest restore point, so it counts unless the
+            // user named another one.
             Which::At(_) => outcome.findings.push(finding.clone()),
             Which::Latest | Which::All => outcome.damage.push(Damage::told(&finding.message)),
         }
     }
     let chosen = match chosen(domain, &history, &options.which) {
         Ok(chosen) => chosen,
-        // That none can be read is told above.
+        // Damage that explains this was added above.
         Err(_) if !outcome.damage.is_empty() => Vec::new(),
         Err(error) => {
             let findings = outcome.findings;
@@ -214,7 +218,7 @@ fn chosen(domain: &str, history: &History, which: &Which) -> Result<Vec<String>>
     Ok(vec![kept.point.id.clone()])
 }
 
-/// The ids of these restore points, and of all that they stand upon.
+/// Returns the ids of these restore points and of everything that they depend on.
 fn with_parents(history: &History, chosen: &[String]) -> BTreeSet<String> {
     let mut needed = BTreeSet::new();
     let mut next: Vec<String> = chosen.to_vec();

@@ -1,4 +1,4 @@
-//! A disk at a restore point, read anywhere.
+//! A disk at a restore point, with random access.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -7,63 +7,64 @@ use std::sync::Arc;
 use crate::model::block::{Beneath, BlockError, BlockErrorKind, CLUSTER};
 use crate::model::clusters::ClusterSet;
 
-/// What a range of a stored disk holds.
+/// How a range of a disk is stored at a restore point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// Bytes, kept by the restore point so many steps back: 0 is the restore point itself.
+    /// Data, stored in the restore point this many steps back in the chain: 0 is the restore point
+    /// itself.
     Data {
         /// The number of steps.
         depth: usize,
     },
-    /// It reads as zero.
+    /// Reads as zero.
     Zero,
 }
 
-/// A range of a stored disk and what it holds.
+/// A range of a stored disk, and how it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredExtent {
-    /// Where it starts on the disk, in bytes.
+    /// Its start on the disk, in bytes.
     pub offset: u64,
-    /// How long it is, in bytes; never 0.
+    /// Its length in bytes; never 0.
     pub length: u64,
-    /// What it holds.
+    /// How it is stored.
     pub stored: Stored,
 }
 
-/// A disk at a restore point, read anywhere and by several threads at once. It looks at the wish to
-/// stop with which it was opened.
+/// A disk at a restore point, with random access from several threads at once.
 ///
-/// [`DiskReader::extent_at`] and [`DiskReader::holds`] check no digest. A digest can cover gigabytes of
-/// a large disk, and their callers do not need it: a caller that compares already has the right bytes.
+/// It checks the stop with which it was opened. [`DiskReader::extent_at`] and [`DiskReader::holds`]
+/// check no digest, because a digest can cover gigabytes of a large disk. Their callers do not need
+/// it: a caller that compares already has the right bytes.
 pub trait DiskReader: Send + Sync + Debug {
     /// The disk's size in bytes.
     fn size(&self) -> u64;
 
-    /// What the disk holds from `offset` on; `None` at its end and beyond. Neighbouring extents may
-    /// hold the same.
+    /// The extent at `offset`; `None` at the disk's end and beyond. Adjacent extents may be stored
+    /// alike.
     ///
     /// # Errors
-    /// When that cannot be read, or the wish to stop came.
+    /// Reading failed, or a stop was requested.
     fn extent_at(&self, offset: u64) -> Result<Option<StoredExtent>, BlockError>;
 
-    /// Fills `out` with what the disk holds from `offset` on; what lies beyond its end is zero.
-    /// Only bytes whose digest was found right are given.
+    /// Fills `out` with the disk's bytes from `offset` on. Bytes beyond the disk's end are zero. It
+    /// returns only bytes with a correct digest.
     ///
     /// # Errors
-    /// [`crate::model::block::BlockErrorKind::Damaged`] when they are not what was written; others
-    /// when they cannot be read, or the wish to stop came.
+    /// [`crate::model::block::BlockErrorKind::Damaged`] if the stored bytes have changed; other
+    /// kinds if reading failed or a stop was requested.
     fn read_at(&self, out: &mut [u8], offset: u64) -> Result<(), BlockError>;
 
-    /// Whether the disk holds these bytes from `offset` on; what lies beyond its end is zero. A
-    /// stored byte that is damaged shows as a difference.
+    /// Whether the disk holds these bytes from `offset` on. Bytes beyond the disk's end count as
+    /// zero. A damaged stored byte counts as a difference.
     ///
     /// # Errors
-    /// When it cannot be read, or the wish to stop came.
+    /// Reading failed, or a stop was requested.
     fn holds(&self, bytes: &[u8], offset: u64) -> Result<bool, BlockError>;
 }
 
 impl dyn DiskReader + '_ {
-    /// What a range holds, extent by extent. The iterator ends with the disk, or after an error.
+    /// The extents of a range. The iterator ends with the disk, or after an error.
     pub fn extents(&self, range: Range<u64>) -> impl Iterator<Item = Result<StoredExtent, BlockError>> {
         let mut at = Some(range.start);
         std::iter::from_fn(move || {
@@ -84,7 +85,7 @@ impl dyn DiskReader + '_ {
     ///
     /// # Errors
     /// As [`DiskReader::extent_at`].
-    pub fn data_clusters(&self) -> Result<ClusterSet, BlockError> {
+    pub(crate) fn data_clusters(&self) -> Result<ClusterSet, BlockError> {
         let mut data = ClusterSet::new(self.size());
         for extent in self.extents(0..self.size()) {
             let extent = extent?;
@@ -95,11 +96,11 @@ impl dyn DiskReader + '_ {
         Ok(data)
     }
 
-    /// The first cluster from that of `offset` on that holds data, by its offset in bytes.
+    /// The offset in bytes of the first cluster with data, starting with the cluster of `offset`.
     ///
     /// # Errors
     /// As [`DiskReader::extent_at`].
-    pub fn data_from(&self, offset: u64) -> Result<Option<u64>, BlockError> {
+    pub(crate) fn data_from(&self, offset: u64) -> Result<Option<u64>, BlockError> {
         for extent in self.extents(offset - offset % CLUSTER..self.size()) {
             let extent = extent?;
             if extent.stored != Stored::Zero {
@@ -112,7 +113,7 @@ impl dyn DiskReader + '_ {
 
 /// A stored disk that is the parent of an incremental one.
 #[derive(Clone, Debug)]
-pub struct ParentDisk(pub Arc<dyn DiskReader>);
+pub(crate) struct ParentDisk(pub Arc<dyn DiskReader>);
 
 impl Beneath for ParentDisk {
     fn other_than_zero(&self, offset: u64, length: u64) -> Option<u64> {
@@ -122,9 +123,9 @@ impl Beneath for ParentDisk {
             match self.0.extent_at(at) {
                 Ok(Some(extent)) if extent.stored == Stored::Zero => at = at.saturating_add(extent.length),
                 Ok(None) => return None,
-                // The copy checks the same request, and nothing is committed.
+                // The copy checks the same stop, so nothing is committed.
                 Err(error) if error.kind == BlockErrorKind::Stopped => return None,
-                // What cannot be read hides what lies there.
+                // Content that cannot be read may be other than zero.
                 Ok(Some(_)) | Err(_) => return Some(at),
             }
         }

@@ -1,4 +1,4 @@
-//! What can go wrong with a repository.
+//! The errors of a repository.
 
 use std::error::Error as StdError;
 use std::io;
@@ -9,36 +9,36 @@ use rustix::io::Errno;
 
 use crate::model::block::BlockError;
 
-/// Result of everything in this room.
+/// Result of a function of the repository.
 pub type Result<T> = std::result::Result<T, RepoError>;
 
-/// What can go wrong in the repository. Locations are texts for people: only the repository knows
-/// what they mean.
+/// An error of a repository. Locations are texts for people: only the repository can interpret
+/// them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RepoError {
     /// A file or folder could not be used.
     #[error("cannot {operation} {location}")]
     Io {
-        /// What was being done, as a verb.
+        /// The operation that failed, as a verb.
         operation: &'static str,
-        /// To what.
+        /// Its file or folder.
         location: String,
-        /// Why not.
+        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// The repository is not there, or is none.
+    /// The repository is missing, or its path is not one of a repository.
     #[error("the repository {location} cannot be used")]
     Unusable {
-        /// Where it was expected.
+        /// Its expected location.
         location: String,
-        /// Why not.
+        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// A domain's name gives a folder name that is too long.
-    #[error("the name of domain '{name}' makes a folder name of more than 255 bytes")]
+    /// The folder name for a domain's name would be too long.
+    #[error("the folder name for domain '{name}' would be longer than 255 bytes")]
     NameTooLong {
         /// The domain's name.
         name: String,
@@ -46,36 +46,36 @@ pub enum RepoError {
     /// Another run writes to the domain's part of the repository.
     #[error("{location} is locked by another run ({holder}){}", after(*waited))]
     Locked {
-        /// Where the lock is.
+        /// The location of the lock.
         location: String,
-        /// The process that holds it, as it wrote itself down.
+        /// The process that holds it, as it recorded itself.
         holder: String,
-        /// How long the caller has waited for it.
+        /// The time that the caller has waited for it.
         waited: Duration,
     },
-    /// A manifest could not be made.
-    #[error("cannot write down the manifest of {id}")]
+    /// A manifest could not be serialised.
+    #[error("cannot write the manifest of {id}")]
     Manifest {
         /// Id of the restore point.
         id: String,
-        /// Why not.
+        /// The reason.
         #[source]
         source: serde_json::Error,
     },
-    /// A restore point cannot be given back.
-    #[error("restore point {id} cannot be given back whole: {fault}")]
+    /// A restore point is not whole.
+    #[error("restore point {id} is not whole: {fault}")]
     NotWhole {
         /// Its id.
         id: String,
-        /// The first thing that is wrong with it.
+        /// The first fault that was found.
         fault: String,
     },
-    /// What holds a disk could not be opened.
+    /// A file of a disk could not be opened.
     #[error("cannot open {location}")]
     Open {
-        /// Where it lies.
+        /// Its location.
         location: String,
-        /// Why not.
+        /// The reason.
         #[source]
         source: io::Error,
     },
@@ -84,7 +84,7 @@ pub enum RepoError {
     Blocks(#[from] BlockError),
 }
 
-/// The end of a sentence about a lock.
+/// The end of the message about a lock.
 fn after(waited: Duration) -> String {
     match waited {
         Duration::ZERO => String::new(),
@@ -103,7 +103,7 @@ impl RepoError {
     }
 
     /// Whether the target is full.
-    pub fn is_no_space(&self) -> bool {
+    pub(crate) fn is_no_space(&self) -> bool {
         let (RepoError::Io { source, .. } | RepoError::Unusable { source, .. }) = self else {
             return false;
         };
@@ -114,14 +114,14 @@ impl RepoError {
     }
 }
 
-/// Whether this process, or the whole machine, may have no more files open. That says nothing about
-/// what is stored.
-pub fn lacks_files(error: &(dyn StdError + 'static)) -> bool {
+/// Whether this process or the whole machine has too many open files. Such an error says nothing
+/// about the stored data.
+pub(crate) fn lacks_files(error: &(dyn StdError + 'static)) -> bool {
     errnos(error).any(|errno| matches!(errno, Errno::MFILE | Errno::NFILE))
 }
 
-/// Whether something could not be read for a reason that says nothing of what is stored: a right,
-/// memory or open files that are missing, or a server of files that is away.
+/// Whether reading failed for a reason that says nothing about the stored data: a missing right,
+/// lack of memory or of open files, or an unreachable file server.
 pub fn is_no_verdict(error: &(dyn StdError + 'static)) -> bool {
     let of_reader = [
         Errno::ACCESS,
@@ -137,7 +137,7 @@ pub fn is_no_verdict(error: &(dyn StdError + 'static)) -> bool {
     lacks_files(error) || errnos(error).any(|errno| of_reader.contains(&errno))
 }
 
-/// What the kernel said, in this error and all beneath it.
+/// The kernel's error numbers in this error and its sources.
 fn errnos<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = Errno> + 'a {
     let mut next = Some(error);
     let errors = std::iter::from_fn(move || {

@@ -1,4 +1,4 @@
-//! The files of a restore point, as a check of them reports.
+//! The files of a restore point, and the reports of a check of them.
 
 use super::FileEntry;
 use super::manifest::{DOMAIN_XML, Manifest, NVRAM};
@@ -13,7 +13,7 @@ pub enum SmallFile {
 }
 
 impl SmallFile {
-    /// The name by which the manifest knows it.
+    /// Its name in the manifest.
     pub fn name(self) -> &'static str {
         match self {
             SmallFile::Definition => DOMAIN_XML,
@@ -21,31 +21,31 @@ impl SmallFile {
         }
     }
 
-    /// What the manifest says of it, if the restore point has it.
+    /// Its entry in the manifest, if the restore point has it.
     pub fn entry(self, manifest: &Manifest) -> Option<&FileEntry> {
         manifest.file(self.name())
     }
 }
 
-/// Something of a restore point's files that is not what was written.
+/// A part of a restore point's files that is not what was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileDamage {
-    /// The file, where it is one.
+    /// The file, if it is a file.
     pub location: Option<String>,
-    /// Where in the file, in bytes, where that is known.
+    /// The offset in the file, in bytes, if it is known.
     pub offset: Option<u64>,
-    /// The target of the disk that it concerns; `None` for files that belong to no disk.
+    /// The target of the disk that it affects; `None` for files that belong to no disk.
     pub disk: Option<String>,
-    /// What is wrong, in words that name the file.
+    /// A description that names the file.
     pub what: String,
 }
 
 /// Receives the progress of a check of a restore point's files.
 pub trait FileWatch {
-    /// A file of so many bytes is about to be read.
+    /// Reading starts for a file of this many bytes.
     fn begins(&mut self, file: &str, size: u64);
     /// Everything before this offset of the file has been read.
     fn at(&mut self, file: &str, position: u64);
-    /// The file is read no further.
+    /// The file is not read any further.
     fn ends(&mut self, file: &str);
 }

@@ -1,38 +1,38 @@
-//! What a repository holds of a domain, whatever kind it is of.
+//! The content of a repository for one domain, independent of the kind of repository.
 
 use super::manifest::Manifest;
 use super::proof::Proof;
 use crate::model::chain::Chains;
 use crate::model::finding::Finding;
 
-/// The code of the finding that only a newer program can read a restore point. It is no damage.
-pub const WRITTEN_BY_A_NEWER_VMSNAP: &str = "restore-point-too-new";
+/// The code of the finding that only a newer program can read a restore point. This is not damage.
+pub(crate) const WRITTEN_BY_A_NEWER_VMSNAP: &str = "restore-point-too-new";
 
-/// The code of what is found of a checkpoint's XML that a manifest records and that is not there as
-/// it was.
-pub const CHECKPOINT_DAMAGED: &str = "checkpoint-file-damaged";
+/// The code of the finding that a checkpoint's XML is missing or differs from its entry in the
+/// manifest.
+pub(crate) const CHECKPOINT_DAMAGED: &str = "checkpoint-file-damaged";
 
-/// What a repository holds of a domain.
+/// The content of a repository for one domain.
 #[derive(Debug, Default)]
 pub struct History {
     /// The restore points whose manifests can be read.
     pub chains: Chains,
     /// Their manifests and where they are, in the order of `chains`.
     pub kept: Vec<Kept>,
-    /// What is wrong: restore points without a readable manifest and the like.
+    /// The problems that were found, such as restore points without a readable manifest.
     pub findings: Vec<Finding>,
-    /// What unfinished runs left.
+    /// The leftovers of unfinished runs.
     pub leftovers: Vec<Leftover>,
 }
 
 impl History {
-    /// Manifest and place of a restore point.
+    /// The manifest and location of a restore point.
     pub fn get(&self, id: &str) -> Option<&Kept> {
         self.kept.iter().find(|kept| kept.manifest.point.id == id)
     }
 
-    /// What is wrong with the files of restore points, as far as names and sizes tell: `list` tells
-    /// it beside each, the others by this.
+    /// Faults of the files of restore points, as far as names and sizes show. `list` reports them
+    /// with each restore point; other callers use these findings.
     pub fn damage(&self) -> Vec<Finding> {
         let faults = self.chains.points().iter().flat_map(|kept| &kept.faults);
         faults
@@ -44,36 +44,37 @@ impl History {
 /// A restore point with a manifest that could be read.
 #[derive(Debug)]
 pub struct Kept {
-    /// Where it is, for people.
+    /// Its location, for people.
     pub location: String,
     /// Its manifest.
     pub manifest: Manifest,
-    /// When it was last verified, and with what result.
+    /// Its last verification, with the result.
     pub proof: Option<Proof>,
     /// The names of all records of its verifications.
     pub records: Vec<String>,
-    /// Whether the XML of its checkpoint is there, as far as names and lengths tell; also if it has
-    /// no checkpoint.
+    /// Whether the XML of its checkpoint is there with the recorded length; true if it has no
+    /// checkpoint.
     pub has_checkpoint_file: bool,
 }
 
-/// What a run left in a repository that ended early: a restore point that is not committed, or a
-/// period that is half removed.
+/// The leftover of a run that ended early: an uncommitted restore point, or a partly removed
+/// period.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
-    /// By which its repository finds it again.
+    /// The key by which its repository finds it again.
     pub key: String,
-    /// Where it is, for people.
+    /// Its location, for people.
     pub location: String,
 }
 
-/// What an unfinished run noted down before it began.
+/// The journal entry that an unfinished run wrote before it started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// Nothing: it did not come so far.
+    /// None: the run ended before it wrote one.
     None,
-    /// This text.
+    /// The content of the entry.
     Text(Vec<u8>),
-    /// In its place is something that is no note, and will never be one; a sentence that names it.
+    /// There is something else in its place that will never be a journal entry. The sentence names
+    /// it.
     Unusable(String),
 }

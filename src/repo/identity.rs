@@ -1,13 +1,13 @@
-//! The id of a repository, by which its checkpoints are told from those of other repositories.
+//! The id of a repository, which distinguishes its checkpoints from those of other repositories.
 
-/// What is known of a repository's id.
+/// The state of a repository's id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// The repository has none yet: no backup of this version was made into it.
+    /// The repository has no id yet: no backup of this version was made into it.
     None,
     /// Its id, a UUID.
     Known(String),
-    /// The file of the id cannot be used, with the reason.
+    /// The file of the id cannot be used, for this reason.
     Unusable(String),
 }
 

@@ -1,7 +1,8 @@
-//! The commit record of a restore point: what it is, and which files with which digests belong to it.
+//! The commit record of a restore point: its description, and its files with their digests.
 //!
-//! The manifest carries the digest of its own text: the BLAKE3 of the file with the digest's 64 digits replaced by zeroes.
-//! So one flipped byte anywhere in a restore point is found.
+//! The manifest carries the digest of its own text: the BLAKE3 of the file with the 64 digits of
+//! the digest replaced by zeroes. Therefore one flipped byte anywhere in a restore point is
+//! detected.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,20 +12,21 @@ use crate::model::file_name::is_plain_name;
 use crate::model::restore_point::RestorePoint;
 use crate::model::text::shown;
 
-/// The newest version of the format. Older ones stay readable; a newer one is refused.
-pub const FORMAT: u32 = 2;
+/// The newest version of the format that this program writes. It reads older versions and refuses
+/// newer ones.
+pub(crate) const FORMAT: u32 = 2;
 
-/// The version of a manifest whose images have no compressed clusters: every vmsnap reads it.
+/// The version of a manifest whose images have no compressed clusters. Every vmsnap reads it.
 const PLAIN_FORMAT: u32 = 1;
 
 /// The largest manifest that is read, in bytes.
-pub const MAX_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_BYTES: u64 = 16 << 20;
 
 /// The name of the file with the domain's definition.
-pub const DOMAIN_XML: &str = "domain.xml";
+pub(crate) const DOMAIN_XML: &str = "domain.xml";
 
 /// The name of the file with the domain's UEFI variables.
-pub const NVRAM: &str = "nvram.fd";
+pub(crate) const NVRAM: &str = "nvram.fd";
 
 /// The content of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,16 +34,16 @@ pub const NVRAM: &str = "nvram.fd";
 pub struct Manifest {
     /// Version of the format.
     pub format: u32,
-    /// Digest of this text with zeroes in this place.
+    /// The digest of this text with zeroes in place of the digest.
     pub digest: String,
     /// The program that wrote it, with its version.
     pub tool: String,
-    /// The versions of the hypervisor.
+    /// The versions of libvirt and QEMU.
     pub host: String,
-    /// What the restore point is.
+    /// The description of the restore point.
     #[serde(flatten)]
     pub point: RestorePoint,
-    /// The files in the restore point's folder, the manifest itself excepted.
+    /// The files in the restore point's folder, except the manifest itself.
     pub files: Vec<FileEntry>,
     /// The checkpoint's XML in the period's `checkpoints` folder.
     pub checkpoint_file: Option<FileEntry>,
@@ -57,17 +59,17 @@ pub struct FileEntry {
     pub size: u64,
     /// Its BLAKE3 digest in hexadecimal.
     pub blake3: String,
-    /// The digests of its pieces; small files, and manifests of the first versions, have none.
+    /// The digests of its pieces; `None` for small files and in manifests of the first versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pieces: Option<PieceEntry>,
 }
 
-/// The digests of a file's pieces: they tell where it is damaged.
+/// The digests of a file's pieces, which locate damage in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PieceEntry {
-    /// Length of each piece but the last, in bytes: a power of two.
+    /// Length of each piece except the last, in bytes: a power of two.
     pub size: u64,
-    /// The BLAKE3 chaining value of each piece in hexadecimal, one behind the other.
+    /// The concatenated BLAKE3 chaining values of the pieces, in hexadecimal.
     pub blake3: String,
 }
 
@@ -84,7 +86,8 @@ impl From<&Pieces> for PieceEntry {
 }
 
 impl FileEntry {
-    /// The digests of its pieces; `None` where they are not known, or not such as this program writes.
+    /// The digests of its pieces; `None` if they are missing or do not have the form that this
+    /// program writes.
     pub fn pieces(&self) -> Option<Pieces> {
         let entry = self.pieces.as_ref()?;
         // A piece is a whole subtree of BLAKE3's tree over chunks of 1 KiB.
@@ -104,24 +107,24 @@ impl FileEntry {
 /// Why a manifest cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// It is no JSON, or lacks something.
+    /// It is not JSON, or lacks a field.
     #[error("it is not a manifest: {0}")]
     NotAManifest(String),
     /// It was written by a newer program.
     #[error(
-        "it has format {0} and was written by a newer vmsnap: use that (this one reads formats up to {FORMAT})"
+        "it has format {0} and was written by a newer vmsnap: use that version (this one reads up to {FORMAT})"
     )]
     TooNew(u32),
-    /// Its text is not what was written.
+    /// Its text has changed since it was written.
     #[error("it is damaged: its digest does not match its text")]
     Digest,
-    /// It says something that cannot be.
+    /// It contains an impossible statement.
     #[error("it is damaged or forged: {0}")]
     Impossible(String),
 }
 
 impl Manifest {
-    /// A manifest of this program for a restore point.
+    /// Makes the manifest of this program for a restore point.
     pub fn new(
         host: &str,
         point: RestorePoint,
@@ -139,7 +142,7 @@ impl Manifest {
         }
     }
 
-    /// The text to be written, with its digest in it.
+    /// The text to write, including its digest.
     pub fn to_text(&self) -> serde_json::Result<String> {
         let blank = Manifest {
             digest: NO_DIGEST.to_owned(),
@@ -147,11 +150,11 @@ impl Manifest {
         };
         let mut text = serde_json::to_string_pretty(&blank)?;
         text.push('\n');
-        // The first run of 64 zeroes is the digest's place: only the format number stands before it.
+        // The first 64 zeroes are the digest's place, because only the format number precedes it.
         Ok(seal(&text))
     }
 
-    /// Reads what [`Manifest::to_text`] wrote, and checks everything that can be checked without looking at other files.
+    /// Reads a text of [`Manifest::to_text`], and checks everything that does not need other files.
     pub fn parse(text: &[u8]) -> Result<Manifest, ManifestError> {
         #[derive(Deserialize)]
         struct Version {
@@ -162,7 +165,8 @@ impl Manifest {
         let not = |error: serde_json::Error| ManifestError::NotAManifest(error.to_string());
         let version: Version = serde_json::from_slice(text).map_err(not)?;
         if version.format > FORMAT {
-            // A flipped bit is no newer program: then all the rest is as we wrote it.
+            // Distinguish a flipped bit from a newer program: after a flip, the rest still matches
+            // our digest.
             let mut known = PLAIN_FORMAT..=FORMAT;
             if known.any(|ours| holds(&with_format(text, version.format, ours), &version.digest)) {
                 return Err(ManifestError::Digest);
@@ -182,7 +186,8 @@ impl Manifest {
         }
     }
 
-    /// What every manifest says; and names from it become paths: none may lead out of its folder.
+    /// Checks the required content, and the names: they become paths, and no path may leave its
+    /// folder.
     fn check_content(&self) -> Result<(), String> {
         let point = &self.point;
         if point.disks.is_empty() {
@@ -201,7 +206,7 @@ impl Manifest {
                 && !is_digest(digest)
             {
                 return Err(format!(
-                    "the digest of disk {}'s parent is none",
+                    "invalid digest of the parent of disk {}",
                     shown(&disk.target)
                 ));
             }
@@ -215,7 +220,7 @@ impl Manifest {
         for file in self.files.iter().chain(&self.checkpoint_file) {
             names.push(("file", &file.name));
             if !is_digest(&file.blake3) {
-                return Err(format!("the digest of file '{}' is none", file.name));
+                return Err(format!("invalid digest of file '{}'", file.name));
             }
         }
         match names.into_iter().find(|(_, name)| !is_plain_name(name)) {
@@ -239,7 +244,7 @@ fn format_of(point: &RestorePoint) -> u32 {
     }
 }
 
-/// The text as it would be with another format number.
+/// The text with the format number `ours` in place of its own.
 fn with_format(text: &[u8], number: u32, ours: u32) -> Vec<u8> {
     let [theirs, ours] = [number, ours].map(|number| format!("\"format\": {number}"));
     let text = String::from_utf8_lossy(text);

@@ -1,6 +1,7 @@
-//! What is remembered of verifications and comparisons.
+//! The records of verifications and comparisons.
 //!
-//! A proof is no part of what it proves, so it is kept beside the restore points.
+//! A proof is not part of the restore point that it proves, so it is kept beside the restore
+//! points.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -13,32 +14,32 @@ use crate::model::chain::{Concern, SuspectedDamage};
 pub struct Proof {
     /// The restore point's id.
     pub id: String,
-    /// The digest in its manifest: a restore point made anew under the same id is not proved by
-    /// this.
+    /// The digest in its manifest. The proof does not apply to a later restore point with the same
+    /// id.
     pub manifest: String,
     /// When it was verified.
     pub time: Timestamp,
-    /// Whether every disk was read from end to end as a restore would, besides the files of the
-    /// restore point itself. Where damage was found, some may not have been.
+    /// Whether every disk was read from end to end, as in a restore, besides the restore point's
+    /// own files. If damage was found, some disks may not have been read.
     pub deep: bool,
-    /// When that was last done and all was sound, if this verification did not do it.
+    /// When a deep verification last found everything sound, if this one was not deep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deep_time: Option<Timestamp>,
-    /// What was damaged; empty when all was sound.
+    /// The damage that was found; empty if everything was sound.
     pub damage: Vec<DamageNote>,
 }
 
-/// What a proof remembers of one damage.
+/// A note about damage in a proof.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "WrittenNote", into = "WrittenNote")]
 pub struct DamageNote {
-    /// What is wrong, in words that name the file.
+    /// A description that names the file.
     pub what: String,
-    /// What of the restore point it concerns.
+    /// The part of the restore point that it affects.
     pub concerns: Concern,
 }
 
-/// A note as it stands in the file. The first versions wrote words only.
+/// A note in the form of the file. The first versions wrote only a text.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum WrittenNote {
@@ -70,8 +71,8 @@ impl From<DamageNote> for WrittenNote {
     }
 }
 
-/// What a comparison of a restore point with its domain found: disks of which a bitmap had missed a
-/// write.
+/// The result of a comparison of a restore point with its domain: the disks of which a bitmap
+/// missed a write.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MissedWriteRecord {
@@ -86,7 +87,7 @@ pub struct MissedWriteRecord {
 }
 
 impl Proof {
-    /// Whether all was sound.
+    /// Whether everything was sound.
     pub fn is_sound(&self) -> bool {
         self.damage.is_empty()
     }
@@ -100,7 +101,7 @@ impl Proof {
         }
     }
 
-    /// What it found damaged, for who decides what can be relied on.
+    /// The damage that it found, for decisions about what can be relied on.
     pub fn suspected_damage(&self) -> impl Iterator<Item = SuspectedDamage> {
         self.damage.iter().map(|note| SuspectedDamage {
             what: format!("{} (found by the verification of {:.0})", note.what, self.time),

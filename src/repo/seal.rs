@@ -1,15 +1,15 @@
 //! Texts that carry their own digest: the BLAKE3 of the text with zeroes in the digest's place.
 
-/// What stands in the digest's place until it is known.
+/// The placeholder for the digest until it is known.
 pub(super) const NO_DIGEST: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// The text with its digest in the first place that holds [`NO_DIGEST`].
+/// The text with its digest in place of the first [`NO_DIGEST`].
 pub(super) fn seal(text: &str) -> String {
     let digest = blake3::hash(text.as_bytes()).to_hex();
     text.replacen(NO_DIGEST, digest.as_str(), 1)
 }
 
-/// Whether this is the text that was sealed; `digest` is what it says of itself.
+/// Whether the text is unchanged since it was sealed. `digest` is the digest that it states.
 pub(super) fn holds(text: &[u8], digest: &str) -> bool {
     let Ok(text) = std::str::from_utf8(text) else {
         return false;

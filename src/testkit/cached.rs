@@ -1,4 +1,4 @@
-//! How much of a file the page cache holds.
+//! Measures and drops the cached pages of a file.
 
 use std::fs::File;
 use std::io;
@@ -7,13 +7,14 @@ use std::process::Command;
 
 use rustix::fs::{Advice, fadvise};
 
-/// Asks the kernel without touching a page (`mincore(2)`), which needs unsafe code: so by a program that does nothing else.
+/// Asks the kernel for cached pages without touching them (`mincore(2)`). That call needs unsafe
+/// code, so a separate program makes it.
 const FINCORE: &str = "fincore";
 
-/// How many bytes of the file the page cache holds, in whole pages.
+/// Returns how many bytes of the file the page cache holds, in whole pages.
 ///
 /// # Errors
-/// When `fincore` (util-linux) is not there, or cannot tell for this file.
+/// If `fincore` (util-linux) is missing, or fails for this file.
 #[allow(clippy::disallowed_methods, reason = "doubles have no host to ask")]
 pub fn cached_bytes(path: &Path) -> io::Result<u64> {
     let asked = Command::new(FINCORE)
@@ -35,11 +36,12 @@ pub fn cached_bytes(path: &Path) -> io::Result<u64> {
 /// How often the kernel is asked to forget a file.
 const ATTEMPTS: usize = 100;
 
-/// Lets the page cache forget the file, as far as it is on the disk. The kernel keeps what it is moving at that moment to make room for
-/// large pages, so it is asked until nothing is left.
+/// Drops the file's pages from the page cache, as far as they are on the disk. The kernel keeps
+/// pages that it is moving at that moment to form large pages, so it is asked until nothing is
+/// left.
 ///
 /// # Errors
-/// When the file cannot be opened, advice is not taken, or something is still cached in the end.
+/// If the file cannot be opened, the advice is rejected, or something is still cached in the end.
 pub fn forget_cached(path: &Path) -> io::Result<()> {
     let file = File::open(path)?;
     for _ in 0..ATTEMPTS {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::model::block::CLUSTER;
 
-/// A disk in memory: its bytes, and per bitmap the clusters written since it was made.
+/// A disk in memory: its bytes, and for each bitmap the clusters written since it was made.
 #[derive(Clone, Debug, Default)]
 pub struct MemDisk {
     bytes: Vec<u8>,
@@ -12,7 +12,7 @@ pub struct MemDisk {
 }
 
 impl MemDisk {
-    /// A disk of zeroes, of so many bytes.
+    /// Creates a disk of `size` zero bytes.
     pub fn new(size: usize) -> Self {
         MemDisk {
             bytes: vec![0; size],
@@ -25,19 +25,20 @@ impl MemDisk {
         &self.bytes
     }
 
-    /// The guest writes.
+    /// Writes as the guest does.
     pub fn write(&mut self, offset: usize, bytes: &[u8]) {
         self.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
         self.mark(offset, bytes.len());
     }
 
-    /// The guest writes zeroes, or discards on a disk where that makes zeroes.
+    /// Writes zeroes as the guest does, or discards on a disk where that makes zeroes.
     pub fn zero(&mut self, offset: usize, length: usize) {
         self.bytes[offset..offset + length].fill(0);
         self.mark(offset, length);
     }
 
-    /// Somebody resizes the disk: what is new is zero and dirty, what is gone is gone from the bitmaps too.
+    /// Resizes the disk. New space is zero and dirty; removed space is removed from the bitmaps,
+    /// too.
     pub fn resize(&mut self, size: usize) {
         let old = self.bytes.len();
         self.bytes.resize(size, 0);
@@ -49,7 +50,8 @@ impl MemDisk {
         }
     }
 
-    /// The disk is made smaller and larger again: what was behind is zero, and no bitmap knows.
+    /// Shrinks the disk to `size` and grows it again. The space after `size` is zero, and no bitmap
+    /// records this.
     pub fn shrink_and_grow(&mut self, size: usize) {
         let before = self.bytes.len();
         self.bytes.truncate(size);
@@ -59,7 +61,8 @@ impl MemDisk {
         }
     }
 
-    /// Another image takes its place, one that carries bitmaps of the same names: none of them knows what is different.
+    /// Changes content without marking it, as if another image with bitmaps of the same names
+    /// replaced this one.
     pub fn swap_content(&mut self, offset: usize, bytes: &[u8]) {
         self.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
     }
@@ -75,7 +78,7 @@ impl MemDisk {
         }
     }
 
-    /// Begins a bitmap; one of that name that is there is an error.
+    /// Adds a bitmap; an existing one of this name is an error.
     pub fn add_bitmap(&mut self, name: &str) -> Result<(), String> {
         if self.bitmaps.contains_key(name) {
             return Err(name.to_owned());
@@ -85,13 +88,13 @@ impl MemDisk {
         Ok(())
     }
 
-    /// Ends a bitmap; whether it was there.
+    /// Removes a bitmap, and returns whether it existed.
     pub fn remove_bitmap(&mut self, name: &str) -> bool {
         self.bitmaps.remove(name).is_some()
     }
 
-    /// Gives a bitmap another name, if it is there.
-    pub fn rename_bitmap(&mut self, from: &str, to: &str) {
+    /// Renames a bitmap, if it exists.
+    pub(crate) fn rename_bitmap(&mut self, from: &str, to: &str) {
         if let Some(bits) = self.bitmaps.remove(from) {
             self.bitmaps.insert(to.to_owned(), bits);
         }

@@ -1,5 +1,5 @@
-//! Doubles for the tests: a whole simulated hypervisor whose disks are memory, a monitor that records, and the death of the process or the
-//! machine at any step.
+//! Test doubles: a simulated hypervisor with disks in memory, a repository in memory, a monitor
+//! that records, and the death of the process or of the machine at any step.
 
 mod cached;
 mod crash;

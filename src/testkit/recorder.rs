@@ -1,11 +1,11 @@
-//! A monitor that remembers what it was told.
+//! A monitor that records findings.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::model::finding::Finding;
 use crate::ops::{Event, Monitor};
 
-/// Remembers the findings it was told, in order.
+/// Records the reported findings, in order.
 #[derive(Debug, Default)]
 pub struct Recorder(Mutex<Vec<Finding>>);
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Makes a golden repository with a vmsnap program: a small domain that stays shut off, three restore points and a copy.
+# Makes a golden repository with a vmsnap program: a small domain that stays shut off, three restore
+# points and a copy.
 #
 #   tests/data/make.sh VMSNAP OUT
 #
-# OUT gets the repository's files. Images are written as `NAME.runs`: a line per run of equal bytes (offset, length, byte, decimal numbers),
-# zeroes left out, and a last line with the file's length. Needs qemu-io, virsh, python3, and write access to /srv.
+# Writes the repository's files to OUT. Images are written as `NAME.runs`: one line for each run of
+# equal bytes (offset, length, byte, as decimal numbers), without zeroes, and a last line with the
+# file's length. Needs qemu-io, virsh, python3, and write access to /srv.
 set -euo pipefail
 
 vmsnap=$(realpath "$1")

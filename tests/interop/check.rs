@@ -1,4 +1,4 @@
-//! The checker of images beside `qemu-img check`.
+//! vmsnap's check of images compared with `qemu-img check`.
 #![allow(clippy::disallowed_methods, reason = "tests start programs and wait for them")]
 
 use std::fs::{self, File};
@@ -11,7 +11,7 @@ use vmsnap::model::stop::Stop;
 
 use crate::support::{qemu_io, run, temp_dir};
 
-/// Whether ours finds the image sound.
+/// Whether vmsnap finds the image sound.
 fn is_sound(path: &Path) -> bool {
     let file = File::open(path).expect("it can be opened");
     match Image::open(file, path) {
@@ -20,7 +20,7 @@ fn is_sound(path: &Path) -> bool {
     }
 }
 
-/// Whether QEMU finds it sound: neither corruptions nor leaked clusters.
+/// Whether QEMU finds the image sound: no corruption and no leaked clusters.
 fn is_sound_for_qemu(path: &Path) -> bool {
     let output = Command::new("qemu-img")
         .args(["check", "-q", "-f", "qcow2"])
@@ -81,7 +81,7 @@ fn every_fault_that_qemu_img_check_finds_is_found() {
     let (mut by_qemu, mut by_us) = (0, 0);
     for round in 0..240usize {
         let table = tables[round % tables.len()];
-        // Most bits of a table say something in its first entries only.
+        // Only the first entries of a table are in use, so only their bits are flipped.
         let bit = round.wrapping_mul(2_654_435_761) % (24 * 64);
         let mut bytes = sound.clone();
         bytes[table + bit / 8] ^= 1 << (bit % 8);
@@ -89,14 +89,14 @@ fn every_fault_that_qemu_img_check_finds_is_found() {
         let (ours, qemus) = (is_sound(&broken), is_sound_for_qemu(&broken));
         assert!(
             qemus || !ours,
-            "bit {bit} of the table at {table}: QEMU finds it, we do not"
+            "bit {bit} of the table at {table}: QEMU finds the fault, vmsnap does not"
         );
         by_qemu += usize::from(!qemus);
         by_us += usize::from(!ours);
     }
     assert!(
         by_qemu > 100 && by_us >= by_qemu,
-        "{by_qemu} of 240, {by_us} by us"
+        "of 240 flips QEMU found {by_qemu}, vmsnap {by_us}"
     );
 }
 

@@ -1,4 +1,5 @@
-//! vmsnap against other programs: qemu-img, qemu-io, qemu-nbd, nbdkit. A missing program fails its tests.
+//! vmsnap against other programs: qemu-img, qemu-io, qemu-nbd, nbdkit. A missing program fails its
+//! tests.
 
 mod check;
 mod nbd;

@@ -1,4 +1,4 @@
-//! What the tests of the NBD client share.
+//! Helpers of the NBD client's tests.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,7 +9,7 @@ use vmsnap::model::buffer::BufferPool;
 use vmsnap::model::stop::{Stop, WaitLimit};
 use vmsnap::nbd::{ExportSource, Mode, SourceOptions};
 
-/// Bytes of a cluster.
+/// Bytes in a cluster.
 pub const C: usize = CLUSTER as usize;
 
 /// The usual options, with eight buffers of 256 KiB.
@@ -30,14 +30,15 @@ pub fn limit() -> WaitLimit {
     }
 }
 
-/// The clusters that a bitmap marks.
+/// Reads only the clusters that a bitmap marks.
 pub fn changes(bitmap: &str) -> Mode {
     Mode::Changes {
         bitmap_context: format!("qemu:dirty-bitmap:{bitmap}"),
     }
 }
 
-/// What came of an export: its bytes (0 where nothing came), and which clusters came as data and as zero.
+/// The result of reading an export: its bytes (0 where none came), and the numbers of the clusters
+/// that came as data and as zero.
 pub struct Got {
     pub bytes: Vec<u8>,
     pub data: BTreeSet<usize>,
@@ -50,7 +51,7 @@ impl Got {
     }
 }
 
-/// Reads a source to its end and looks at the shape of its blocks.
+/// Reads a source to its end and checks the order and length of its blocks.
 pub fn drain(source: &mut ExportSource) -> Result<Got, BlockError> {
     let size = source.size() as usize;
     let mut got = Got {
@@ -79,7 +80,7 @@ pub fn drain(source: &mut ExportSource) -> Result<Got, BlockError> {
     Ok(got)
 }
 
-/// Reads an export that has to be readable.
+/// Reads an export to its end; a failure fails the test.
 pub fn read(socket: &Path, options: SourceOptions) -> Got {
     let mut source = ExportSource::open(socket, "", options).expect("an export");
     drain(&mut source).expect("a read")

@@ -19,10 +19,10 @@ const TEN_TEBIBYTES: u64 = 10 << 40;
 /// Entries of an L1 or L2 table in a cluster.
 const ENTRIES: u64 = CLUSTER / 8;
 const TABLES: u64 = TEN_TEBIBYTES / CLUSTER / ENTRIES;
-/// One in this many L2 tables maps anything.
+/// One in this many L2 tables is in use.
 const EVERY: u64 = 160;
 const USED_TABLES: u64 = TABLES / EVERY;
-/// In such a table data and holes alternate.
+/// In each of these tables data and holes alternate.
 const EXTENTS: u64 = USED_TABLES * ENTRIES;
 
 #[test]
@@ -43,7 +43,7 @@ fn backup_of_10_tib_in_a_million_extents_takes_little_memory() {
     let options = Qcow2Options {
         path: path.clone(),
         size: TEN_TEBIBYTES,
-        // Zeroes have to be noted down then.
+        // With a backing file, zeroes have to be recorded in the image.
         backing: Some("../older/vda.qcow2".into()),
         detect_zeroes: true,
         stop: stop.clone(),
@@ -61,8 +61,9 @@ fn backup_of_10_tib_in_a_million_extents_takes_little_memory() {
     assert!(all < 128 * 1024, "{all} KiB in all");
 }
 
-/// An image of 10 TiB with all its data in one cluster, which every second entry of one L2 table names; so do many entries of the L1 table name
-/// this L2 table. Read-only, QEMU does not mind. The data is zeroes, which nothing but reading them can tell.
+/// Writes an image of 10 TiB whose data is all in one cluster. Every second entry of one L2 table
+/// names this cluster, and many entries of the L1 table name this L2 table. QEMU accepts that when
+/// it only reads. The data is zeroes, which only reading reveals.
 fn write_vast_image(path: &Path) {
     let l1_clusters = TABLES.div_ceil(ENTRIES);
     let (l1, refcounts) = (CLUSTER, CLUSTER * (1 + l1_clusters));
@@ -72,7 +73,7 @@ fn write_vast_image(path: &Path) {
         let start = offset as usize;
         image[start..start + bytes.len()].copy_from_slice(bytes);
     };
-    // The header's fields stand in QEMU's docs/interop/qcow2.txt.
+    // Source: the header in QEMU's docs/interop/qcow2.txt.
     put(0, b"QFI\xfb\0\0\0\x03");
     put(20, &CLUSTER.trailing_zeros().to_be_bytes());
     put(24, &TEN_TEBIBYTES.to_be_bytes());
@@ -108,7 +109,8 @@ fn qemu_reuses_the_memory_for_its_answers() {
         }
         assert_eq!(read, SIZE);
     };
-    // The first time it takes what it then has. Of that it gives back what is free at the end of its heap, every now and then.
+    // The first read makes QEMU's heap grow. QEMU returns only the free end of its heap to the
+    // kernel, and only now and then.
     read_all();
     let before = server.page_faults();
     read_all();

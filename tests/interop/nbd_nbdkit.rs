@@ -120,7 +120,7 @@ fn injected_errors_are_reported_with_their_place() {
             let mut source = ExportSource::open(server.socket(), "", options(Mode::Full)).expect("an export");
             let error = drain(&mut source).err().expect("an error");
             assert_eq!(error.kind, kind);
-            assert_eq!(error.to_string(), "cannot read export '' on from offset 0");
+            assert_eq!(error.to_string(), "cannot read export '' from offset 0 on");
             let cause = error.source.expect("a cause").to_string();
             assert!(
                 (cause.contains("read 524288 bytes at offset 0")
@@ -139,7 +139,7 @@ fn injected_errors_are_reported_with_their_place() {
     let error = drain(&mut source).err().expect("an error");
     let cause = error.source.expect("a cause").to_string();
     assert!(
-        cause.contains("tell the status of 1048576 bytes at offset 0"),
+        cause.contains("report the status of 1048576 bytes at offset 0"),
         "{cause}"
     );
 }
@@ -222,7 +222,7 @@ fn drain_rest(source: &mut ExportSource) -> BlockError {
     loop {
         match source.next_block() {
             Ok(Some(_)) => {}
-            Ok(None) => panic!("a killed server gave the whole disk"),
+            Ok(None) => panic!("a killed server delivered the whole disk"),
             Err(error) => return error,
         }
     }
@@ -240,7 +240,7 @@ fn servers_of_older_handshakes_are_recognised() {
         );
     }
     let folder = temp_dir();
-    // Fixed newstyle with the 124 zeroes.
+    // A fixed newstyle server whose answer ends with the 124 zero bytes.
     let server = Server::nbdkit(folder.path(), &["--mask-handshake=1", "pattern", "1M"]);
     assert!(read(server.socket(), options(Mode::Full)).bytes == pattern(1 << 20));
 }

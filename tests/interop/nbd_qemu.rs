@@ -12,7 +12,7 @@ use vmsnap::testkit::{cached_bytes, forget_cached};
 use crate::nbd::{C, changes, drain, limit, options, read};
 use crate::support::{Server, qemu_io, run, temp_dir};
 
-/// What qemu-img makes of the same image.
+/// The content of the image as `qemu-img convert` writes it.
 fn raw_bytes(folder: &Path, image: &Path) -> Vec<u8> {
     let raw = folder.join("reference.raw");
     let _ = std::fs::remove_file(&raw);
@@ -24,7 +24,7 @@ fn raw_bytes(folder: &Path, image: &Path) -> Vec<u8> {
     std::fs::read(&raw).expect("the reference")
 }
 
-/// A stream of numbers that is the same in every run.
+/// Pseudo-random numbers, the same in every run.
 struct Numbers(u64);
 
 impl Numbers {
@@ -37,7 +37,7 @@ impl Numbers {
     }
 }
 
-/// Random qemu-io commands, and the ranges that they touch in bytes.
+/// Random qemu-io commands, and the ranges in bytes that they write to.
 fn random_writes(numbers: &mut Numbers, size: u64, count: usize) -> (Vec<String>, Vec<(u64, u64)>) {
     let mut ranges = Vec::new();
     let commands = (0..count)
@@ -79,8 +79,12 @@ fn a_full_read_of_qemu_nbd_is_what_qemu_img_reads() {
     let mut source = ExportSource::open(server.socket(), "", options).expect("an export");
     let got = drain(&mut source).expect("a read");
     assert!(got.bytes == expected);
-    assert_eq!(got.all().len(), expected.len().div_ceil(C), "every cluster comes");
-    assert!(!got.zero.is_empty(), "what was never written comes as zero");
+    assert_eq!(
+        got.all().len(),
+        expected.len().div_ceil(C),
+        "every cluster is delivered"
+    );
+    assert!(!got.zero.is_empty(), "unwritten clusters are delivered as zero");
 }
 
 #[test]
@@ -107,10 +111,10 @@ fn qemu_nbd_reports_exactly_the_clusters_written_since_bitmap() {
         let came = got.all();
         assert!(
             written.is_subset(&came),
-            "{granularity}: every written cluster comes"
+            "{granularity}: every written cluster is delivered"
         );
         if granularity != "1M" {
-            assert_eq!(written, came, "{granularity}: no other cluster comes");
+            assert_eq!(written, came, "{granularity}: no other cluster is delivered");
         }
         for cluster in came {
             let range = cluster * C..((cluster + 1) * C).min(expected.len());
@@ -137,7 +141,7 @@ fn a_grown_part_counts_as_changed() {
     assert_eq!(
         got.all(),
         (16..32).collect(),
-        "from the cluster of the old end on"
+        "from the cluster that holds the old end"
     );
 }
 
@@ -163,7 +167,7 @@ fn a_status_reply_that_ends_early_is_asked_on() {
         .iter()
         .map(|runs| runs.iter().map(|run| run.length).sum())
         .collect();
-    assert_eq!(lengths, [size, 64 << 20], "QEMU counts every context apart");
+    assert_eq!(lengths, [size, 64 << 20], "QEMU limits each context separately");
     let got = read(server.socket(), options(changes("b0")));
     assert_eq!(got.data.len() as u64, size / CLUSTER, "every cluster is dirty");
     assert!(
@@ -197,7 +201,7 @@ fn a_bitmap_that_qemu_nbd_does_not_offer_is_an_error() {
 
 #[test]
 fn reader_of_shut_off_image_stays_out_of_the_page_cache() {
-    // Not in memory: there a file's pages are the file.
+    // Not on tmpfs, where the page cache itself holds the file.
     let folder = tempfile::tempdir_in("/var/tmp").expect("a temporary folder");
     let (plain, image) = (folder.path().join("plain.raw"), folder.path().join("a.qcow2"));
     std::fs::write(&plain, vec![7; 32 << 20]).expect("written");
@@ -208,7 +212,7 @@ fn reader_of_shut_off_image_stays_out_of_the_page_cache() {
     );
     let file = std::fs::File::open(&image).expect("it was made");
     file.sync_all().expect("it is on the disk");
-    forget_cached(&image).expect("advice is taken");
+    forget_cached(&image).expect("the cached pages are dropped");
     let socket = folder.path().join("s");
     let node = serde_json::json!({"driver": "qcow2", "file": {"driver": "file", "filename": image}});
     let target = Target::new(&node, "the image", Keys::default()).expect("it is short");
@@ -223,5 +227,8 @@ fn reader_of_shut_off_image_stays_out_of_the_page_cache() {
     let got = drain(&mut source).expect("it can be read");
     assert!(got.bytes.iter().all(|byte| *byte == 7) && got.bytes.len() == 32 << 20);
     drop(reader);
-    assert_eq!(cached_bytes(&image).expect("the file system can tell"), 0);
+    assert_eq!(
+        cached_bytes(&image).expect("the file system reports cached pages"),
+        0
+    );
 }

@@ -20,7 +20,8 @@ use vmsnap::model::stop::Stop;
 
 const C: usize = CLUSTER as usize;
 
-/// A chain of three images over a disk that is written, zeroed and grown, with the disk after each of them.
+/// A chain of three images of a disk that is written, zeroed and grown, and the disk's content at
+/// each image.
 struct Sample {
     dir: TempDir,
     images: Vec<(PathBuf, Written)>,
@@ -114,7 +115,8 @@ impl Sample {
         let dir = tempfile::tempdir().expect("a folder");
         let small = 40 * 1024 * 1024 + 1536;
         let grown = small + 12 * 1024 * 1024;
-        // The disk's size, then offset and length of what is written; no length stands for four clusters of zero.
+        // The disk's size, then offset and length of each write. `None` as length means four
+        // clusters of zero.
         type Edits = Vec<(usize, Option<usize>)>;
         let edits: [(usize, Edits); 3] = [
             (
@@ -182,7 +184,7 @@ impl Sample {
         sample
     }
 
-    /// The chain up to the image of that number, newest first.
+    /// The chain that ends with this image, newest image first.
     fn chain(&self, newest: usize) -> Vec<ChainImage> {
         let links = self.images[..=newest].iter().rev();
         links
@@ -199,7 +201,7 @@ impl Sample {
     }
 }
 
-/// Runs `qemu-img` and gives what it prints; a failure of it fails the test.
+/// Runs `qemu-img` and returns its output. A failure fails the test.
 fn qemu_img(arguments: &[&dyn AsRef<std::ffi::OsStr>]) -> String {
     let output = run("qemu-img", arguments);
     assert!(
@@ -523,7 +525,8 @@ fn a_block_device_holds_the_disk_to_the_last_byte() {
     let sample = Sample::make();
     let disk = &sample.disks[1];
     let path = sample.dir.path().join("device");
-    // A file with old content stands for the device: both take zero ranges and have a fixed end.
+    // A file with old content stands in for the device: both have a fixed size and accept zeroed
+    // ranges.
     let file = new_file(&path);
     file.write_all_at(&vec![0xaa; disk.len() + 4096], 0)
         .expect("it can be written");
@@ -534,7 +537,7 @@ fn a_block_device_holds_the_disk_to_the_last_byte() {
     assert_same(&found[..disk.len()], disk, "device");
     assert!(
         found[disk.len()..].iter().all(|&byte| byte == 0xaa),
-        "nothing behind the disk is touched"
+        "nothing after the end of the disk is written"
     );
 }
 

@@ -1,5 +1,6 @@
-//! Random stories of writes, zeroes, discards, growth and backups on a qcow2 image whose bitmaps `qemu-img` makes and whose exports `qemu-nbd`
-//! offers: the whole data's way but for libvirt, against a plain byte model.
+//! Random stories of writes, zeroes, discards, growth and backups on a qcow2 image, compared with a
+//! plain array of bytes. `qemu-img` makes the bitmaps and `qemu-nbd` the exports: all of the data
+//! path except libvirt.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -30,7 +31,8 @@ enum Act {
 }
 
 fn act() -> impl Strategy<Value = Act> {
-    // qemu-io takes any offset for writes; zeroes and discards are kept to sectors, as a guest's are.
+    // qemu-io writes at any offset. Zeroes and discards are aligned to sectors, as those of a guest
+    // are.
     let at = 0..SIZE - 1;
     let sectors = 0..SIZE / 512 - 1;
     prop_oneof![
@@ -48,7 +50,7 @@ struct Story {
     folder: tempfile::TempDir,
     image: PathBuf,
     model: Vec<u8>,
-    /// What the guest did since the last look at the image.
+    /// The guest's writes that have not reached the image yet.
     waiting: Vec<String>,
     points: Vec<Point>,
 }
@@ -56,7 +58,7 @@ struct Story {
 struct Point {
     path: PathBuf,
     written: Written,
-    /// Its parent.
+    /// The number of the parent.
     upon: Option<usize>,
     model: Vec<u8>,
 }
@@ -112,7 +114,7 @@ impl Story {
             Act::ShrinkAndGrow(by) => {
                 self.settle();
                 let size = self.model.len();
-                // Whole clusters: what is cut off within one leaves no trace at all.
+                // Whole clusters: truncating within a cluster leaves no trace in the image.
                 let less = size.saturating_sub(by).max(CLUSTER) / CLUSTER * CLUSTER;
                 self.model.truncate(less);
                 self.model.resize(size, 0);
@@ -211,7 +213,7 @@ impl Story {
         copy_export(&mut source, &mut sink, &stop, &mut |_| {})
     }
 
-    /// Every point gives back its moment through our reader, and the newest one through qemu-img too.
+    /// vmsnap's reader returns the right bytes for every point, and qemu-img for the newest one.
     fn check(&self) {
         for number in 0..self.points.len() {
             let found = self.read_back(number);
@@ -230,7 +232,7 @@ impl Story {
             );
             assert!(
                 std::fs::read(raw).expect("converted") == newest.model,
-                "qemu-img reads something else"
+                "qemu-img reads other bytes"
             );
         }
     }
@@ -281,7 +283,7 @@ proptest! {
     }
 }
 
-/// The disk upon which an incremental copy stands.
+/// The disk beneath an incremental image.
 #[derive(Debug)]
 struct Under(ChainDisk);
 

@@ -1,4 +1,4 @@
-//! Runs other programs.
+//! Runs other programs, and measures memory.
 
 #![allow(clippy::disallowed_methods, reason = "tests start programs and wait for them")]
 
@@ -17,12 +17,13 @@ pub fn temp_dir() -> tempfile::TempDir {
         .expect("a temporary folder")
 }
 
-/// Runs a program to its end and gives its standard output. A missing or failing program fails the test.
+/// Runs a program to its end and returns its standard output. A missing or failing program fails
+/// the test.
 pub fn run<A: AsRef<OsStr>>(program: &str, arguments: &[A]) -> String {
     run_with_input(program, arguments, "")
 }
 
-/// The same with something on its standard input.
+/// Runs a program as `run` does, with text on its standard input.
 pub fn run_with_input<A: AsRef<OsStr>>(program: &str, arguments: &[A], input: &str) -> String {
     let mut child = Command::new(program)
         .args(arguments)
@@ -33,7 +34,7 @@ pub fn run_with_input<A: AsRef<OsStr>>(program: &str, arguments: &[A], input: &s
         .unwrap_or_else(|error| panic!("{program} must be installed: {error}"));
     let mut stdin = child.stdin.take().expect("a pipe");
     let input = input.to_owned();
-    // From a thread: a program that writes while it reads must not wait for us.
+    // A thread feeds the input: a program that writes before it has read everything must not block.
     let feeder = std::thread::spawn(move || {
         let _ = stdin.write_all(input.as_bytes());
     });
@@ -50,7 +51,7 @@ pub fn run_with_input<A: AsRef<OsStr>>(program: &str, arguments: &[A], input: &s
     text(&output.stdout)
 }
 
-/// Runs qemu-io commands on an image. qemu-io reports most failures on its output only.
+/// Runs qemu-io commands on an image. Most failures of qemu-io appear only in its output.
 pub fn qemu_io(image: &Path, format: &str, commands: &[String]) {
     let mut script = commands.join("\n");
     script.push_str("\nquit\n");
@@ -70,14 +71,14 @@ pub fn qemu_io(image: &Path, format: &str, commands: &[String]) {
     );
 }
 
-/// A server on a unix socket. It is killed when dropped.
+/// A server on a unix socket, killed when dropped.
 pub struct Server {
     child: Child,
     socket: PathBuf,
 }
 
 impl Server {
-    /// qemu-nbd, read-only, for up to 8 clients.
+    /// Starts qemu-nbd, read-only, for up to 8 clients.
     pub fn qemu_nbd(folder: &Path, image: &Path, format: &str, arguments: &[&str]) -> Self {
         let socket = folder.join("qemu-nbd.sock");
         let mut command = Command::new("qemu-nbd");
@@ -86,7 +87,7 @@ impl Server {
         Self::start(command, socket)
     }
 
-    /// nbdkit with these filters, plugin and parameters.
+    /// Starts nbdkit with these filters, plugin and parameters.
     pub fn nbdkit(folder: &Path, arguments: &[&str]) -> Self {
         let socket = folder.join("nbdkit.sock");
         let mut command = Command::new("nbdkit");
@@ -95,7 +96,7 @@ impl Server {
         Self::start(command, socket)
     }
 
-    /// Starts it and waits until it takes connections.
+    /// Starts the server and waits until it accepts connections.
     fn start(mut command: Command, socket: PathBuf) -> Self {
         let program = command.get_program().to_string_lossy().into_owned();
         let log = socket.with_extension("log");
@@ -119,22 +120,23 @@ impl Server {
         server
     }
 
-    /// Where it listens.
+    /// The path of its socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// How many pages of memory the kernel has given to it so far.
+    /// The number of pages of memory that the kernel has given to the server so far.
     pub fn page_faults(&self) -> u64 {
         let path = format!("/proc/{}/stat", self.child.id());
         let stat = std::fs::read_to_string(path).expect("it runs");
-        // Field 10 of proc_pid_stat(5); the name, which is the second one, may hold blanks.
+        // Field 10 in proc_pid_stat(5). Field 2, the name, may contain blanks, so counting starts
+        // after it.
         let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
         let faults = fields.split(' ').nth(7).expect("a field");
         faults.parse().expect("a number")
     }
 
-    /// Kills it at once.
+    /// Kills the server immediately.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -147,8 +149,8 @@ impl Drop for Server {
     }
 }
 
-/// Whether this is the process of its own in which a test measures memory: a peak is a matter of the whole process. Everywhere else the test
-/// is run there, and has to succeed.
+/// Whether this is the separate process in which a test measures its memory, since a peak belongs
+/// to a whole process. Otherwise runs the test in such a process, where it has to succeed.
 pub fn is_alone(test: &str) -> bool {
     const ALONE: &str = "VMSNAP_TEST_RUNS_ALONE";
     if std::env::var_os(ALONE).is_some() {
@@ -163,7 +165,7 @@ pub fn is_alone(test: &str) -> bool {
     false
 }
 
-/// A field of procfs about this process, in KiB.
+/// A field of `/proc/self/status`, in KiB.
 pub fn status_kib(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
     let line = status

@@ -1,4 +1,4 @@
-//! Backups have the right level, and restores the right bytes, whatever the guest did.
+//! The levels of backups and the bytes of restores, for many changes of the guest's disks.
 
 use vmsnap::model::domain::{Backing, Device, DiskFormat, DomainState, Source};
 use vmsnap::model::period::GroupBy;
@@ -33,7 +33,7 @@ fn the_first_backup_is_full_and_the_next_are_incremental() {
     assert_eq!(second.point.parent.as_deref(), Some(first.point.id.as_str()));
     assert_eq!(
         second.point.disks[0].zero_bytes, CLUSTER as u64,
-        "what became zero is kept as zero"
+        "zeroed clusters are stored as zero"
     );
     let at_second = lab.disk("vm1", "vda");
 
@@ -64,11 +64,7 @@ fn new_month_starts_full_then_retires_old_checkpoints() {
     lab.host.fail_reads_after(Some(0));
     lab.host.disk("vm1", "vda", |disk| disk.write(0, &[1]));
     lab.backup("vm1").expect_err("the export breaks");
-    assert_eq!(
-        names(&lab),
-        [NAMES[0], NAMES[1]],
-        "nothing is retired for a failure"
-    );
+    assert_eq!(names(&lab), [NAMES[0], NAMES[1]], "a failed run retires nothing");
 
     lab.host.fail_reads_after(None);
     let full = lab.backup("vm1").expect("full");
@@ -167,7 +163,7 @@ fn lost_bitmap_of_one_disk_takes_the_cheapest_fallback() {
         Some(first.point.id.as_str()),
         "the older checkpoint still serves"
     );
-    assert!(vdb.reason.contains("lost or inconsistent"), "{}", vdb.reason);
+    assert!(vdb.reason.contains("missing or inconsistent"), "{}", vdb.reason);
     lab.assert_gives_back("vm1", "vdb");
 }
 
@@ -184,7 +180,7 @@ fn recreated_domain_of_the_same_name_gets_a_full() {
     assert!(
         again.point.disks[0]
             .reason
-            .contains("another domain of that name")
+            .contains("another domain with the same name")
     );
 }
 
@@ -252,7 +248,7 @@ fn qcow2_v2_disk_is_always_full_beside_incremental_disks() {
     assert!(old.reason.contains("version 2"), "{}", old.reason);
 }
 
-/// What a failed first run leaves.
+/// The files after a failed first run.
 const NOTHING: [&str; 3] = [".vmsnap-repository.json", "vm1", "vm1/.lock"];
 
 #[test]
@@ -386,7 +382,7 @@ fn swapped_disks_get_a_full_despite_equal_bitmap_names() {
     let swapped = lab.backup("vm1").expect("full");
     assert_eq!(swapped.point.level, Level::Full);
     let reason = &swapped.point.disks[0].reason;
-    assert!(reason.contains("vda lay at /images/vda.qcow2"), "{reason}");
+    assert!(reason.contains("vda was at /images/vda.qcow2"), "{reason}");
 }
 
 #[test]
@@ -414,7 +410,7 @@ fn job_that_could_not_be_ended_is_ended_by_the_next_run() {
     lab.host.fail_reads_after(Some(0));
     lab.backup("vm1")
         .expect_err("the export breaks, and the daemon is gone");
-    assert!(lab.host.has_job("vm1"), "nobody could end it");
+    assert!(lab.host.has_job("vm1"), "the failed run could not end it");
     assert!(
         tree(&lab.root())
             .iter()
@@ -440,11 +436,11 @@ fn job_started_after_the_timeout_is_ended_by_the_next_run() {
     let given_up = lab.backup("vm1").expect_err("no answer");
     assert!(given_up.is_unanswered(), "{given_up}");
     lab.host.begin_now();
-    assert!(lab.host.has_job("vm1"), "libvirt has come round");
+    assert!(lab.host.has_job("vm1"), "libvirt ends the job later");
     let outcome = lab.backup("vm1").expect("ended and backed up");
     assert_eq!(outcome.findings[0].code, "healed-partial");
     let bitmaps = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
-    assert_eq!(bitmaps, lab.made, "what libvirt began is gone");
+    assert_eq!(bitmaps, lab.made, "the checkpoint that libvirt began is gone");
 }
 
 #[test]
@@ -456,7 +452,7 @@ fn bitmaps_of_a_checkpoint_lost_by_the_daemon_are_removed() {
     lab.backup("vm1").expect_err("the daemon dies");
     lab.backup("vm1").expect("incremental");
     let bitmaps = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
-    assert_eq!(bitmaps, [NAMES[0], NAMES[2]], "nobody else could ever remove it");
+    assert_eq!(bitmaps, [NAMES[0], NAMES[2]], "no other run could remove it");
 }
 
 #[test]

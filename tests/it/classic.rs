@@ -279,7 +279,7 @@ fn a_misspelt_word_is_refused_with_the_nearest() {
         ("--backup -- vm1", "there is no command 'vm1'"),
     ];
     for (line, expected) in cases {
-        let misuse = translated(line).expect_err("a mistake");
+        let misuse = translated(line).expect_err("a usage error");
         assert!(
             misuse.message().contains(expected),
             "{line}: {}",

@@ -67,7 +67,7 @@ fn damage_is_named_ends_with_eleven_and_stops_no_other_domain() {
     let lines: Vec<&str> = lines.lines().collect();
     assert!(
         lines[0].starts_with(&format!(
-            "vm1: DAMAGED: {image} is not what was written: its digest is "
+            "vm1: DAMAGED: {image} does not match its recorded digest: expected "
         )),
         "{lines:?}"
     );
@@ -95,7 +95,7 @@ fn the_json_names_file_and_outcome_of_every_restore_point() {
     let points = domain["restorePoints"].as_array().expect("a list");
     assert_eq!(points[0]["outcome"], "damaged");
     assert_eq!(points[0]["damage"][0]["path"], image.as_str());
-    assert_eq!(points[1]["outcome"], "damaged", "it stands upon the other");
+    assert_eq!(points[1]["outcome"], "damaged", "it depends on the damaged one");
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn newer_format_ends_with_exit_code_3() {
         );
         assert!(!stdout(&output).contains("DAMAGED"), "{output:?}");
     }
-    // An older one is sound; of the domain that is not all.
+    // An older point is sound, but the domain has more than that.
     let older = lab.history("vm1").kept[0].manifest.point.id.clone();
     let output = vmsnap(&lab, &["vm1", "--at", &older, "--json"]);
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");

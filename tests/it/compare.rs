@@ -1,4 +1,5 @@
-//! Comparison of a domain with its newest restore point: a difference outside the bitmap is reported.
+//! Comparison of a domain with its newest restore point: a difference outside the bitmap is
+//! reported.
 
 use std::time::Duration;
 
@@ -77,14 +78,14 @@ fn comparison_skips_clusters_marked_as_changed() {
     let names = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
     assert_eq!(names, [NAMES[0], NAMES[1]]);
     assert_eq!(
-        lab.backup("vm1").expect("as ever").point.level,
+        lab.backup("vm1").expect("a backup").point.level,
         Level::Incremental
     );
 }
 
 #[test]
 fn missed_write_is_found_and_next_backup_of_disk_is_full() {
-    // Into data, into a hole, and zeroes over data.
+    // A write into data, a write into a hole, and zeroes over data.
     let cases: [(usize, u8); 3] = [(12, 77), (35, 77), (12, 0)];
     for (cluster, byte) in cases {
         let mut lab = lab();
@@ -101,9 +102,12 @@ fn missed_write_is_found_and_next_backup_of_disk_is_full() {
         let level = |target| point.disk(target).expect("it is there").level;
         assert_eq!((level("vda"), level("vdb")), (Level::Full, Level::Incremental));
         let reason = &point.disk("vda").expect("it is there").reason;
-        assert!(reason.contains("had missed a write"), "{reason}");
+        assert!(reason.contains("found a write that a bitmap"), "{reason}");
         lab.assert_gives_back("vm1", "vda");
-        assert_eq!(lab.backup("vm1").expect("and on").point.level, Level::Incremental);
+        assert_eq!(
+            lab.backup("vm1").expect("the next backup").point.level,
+            Level::Incremental
+        );
         assert!(run(&mut lab, None).expect("compared").is_same());
     }
 }
@@ -116,7 +120,10 @@ fn a_sample_compares_no_more_than_was_asked_for() {
     lab.host
         .disk("vm1", "vda", |disk| disk.swap_content(0, &[99; 30 * CLUSTER]));
     let outcome = run(&mut lab, Some(5)).expect("compared");
-    assert_eq!(outcome.disks[0].differing, 5, "another disk differs everywhere");
+    assert_eq!(
+        outcome.disks[0].differing, 5,
+        "an exchanged disk differs everywhere"
+    );
 }
 
 #[test]
@@ -151,7 +158,7 @@ fn shut_off_domain_is_compared_as_far_as_possible() {
     );
 }
 
-/// What the program would print and end with.
+/// The lines that the program would print, and its exit code.
 fn answer(outcome: &Outcome) -> (String, ExitCode) {
     (shown::lines("vm1", outcome), code(outcome.faults()))
 }
@@ -186,7 +193,7 @@ fn missed_write_is_reported_until_the_disk_is_saved() {
         assert_eq!(run(&mut lab, None).expect("compared").verdict(), Verdict::Differs);
         for _ in 0..2 {
             let told = lab.recorder.findings().len();
-            let outcome = run(&mut lab, None).expect("told again");
+            let outcome = run(&mut lab, None).expect("compared again");
             let (lines, code) = answer(&outcome);
             assert_eq!(code, ExitCode::Damaged, "{lines}");
             let line = "vm1: disk vda: NOT COMPARED: its bitmap missed a write, as a comparison with ";
@@ -229,12 +236,12 @@ fn disk_that_could_not_be_compared_is_not_called_the_same() {
         (&finding["code"], &finding["disk"]),
         (&"not-compared".into(), &"vda".into())
     );
-    // Nor when no disk is left.
+    // The same when no disk can be compared.
     lose_bitmaps(&lab, "vdb");
-    let outcome = run(&mut lab, None).expect("it is told");
+    let outcome = run(&mut lab, None).expect("a result");
     let (lines, code) = answer(&outcome);
     assert_eq!((lines.lines().count(), code), (2, ExitCode::Failed), "{lines}");
-    // A difference weighs more.
+    // A difference outweighs a disk that was not compared.
     let mut lab = self::lab();
     lose_bitmaps(&lab, "vdb");
     lab.host
@@ -261,7 +268,7 @@ fn disk_without_a_basis_for_comparison_is_no_failure() {
     let line = "vm1: disk vdb: not compared: a raw disk cannot carry a dirty bitmap";
     assert!(lines.contains(line), "{lines}");
     assert_eq!(outcome.uncompared[0].meaning, Meaning::NothingToCompare);
-    // The answer names it, so it is no finding on stderr; in the document it is one.
+    // The result lines name the disk, so stderr has no finding for it. The JSON document has one.
     let of_vdb = |findings: &[Finding]| {
         let of_vdb = findings
             .iter()
@@ -271,7 +278,7 @@ fn disk_without_a_basis_for_comparison_is_no_failure() {
     assert_eq!(lines.matches("vdb").count(), 1, "{lines}");
     assert_eq!(of_vdb(&lab.recorder.findings()), ["raw-disk-skipped"; 0]);
     assert_eq!(of_vdb(&outcome.findings), ["not-compared"]);
-    // One that is gone.
+    // A disk that the domain no longer has.
     lab.host.change("vm1", |domain| {
         domain.disks.remove(1);
     });
@@ -279,10 +286,10 @@ fn disk_without_a_basis_for_comparison_is_no_failure() {
     let (lines, code) = answer(&outcome);
     assert_eq!(code, ExitCode::Ok, "{lines}");
     assert!(
-        lines.contains("vm1: disk vdb: not compared: the domain has no such disk"),
+        lines.contains("vm1: disk vdb: not compared: the domain no longer has this disk"),
         "{lines}"
     );
-    // With no other disk that is no answer.
+    // A comparison without any other disk is an error.
     lab.host.change("vm1", |domain| {
         domain.disks.clear();
     });
@@ -423,7 +430,7 @@ fn lost_job_ends_the_comparison() {
 #[test]
 fn disk_overwritten_in_place_is_noticed_by_the_backup() {
     let mut lab = lab();
-    // Its bitmaps have the right names and know nothing of what is different.
+    // The bitmaps have the right names but did not record the change.
     lab.host
         .disk("vm1", "vda", |disk| disk.swap_content(0, &[99; 30 * CLUSTER]));
     lab.host
@@ -432,7 +439,10 @@ fn disk_overwritten_in_place_is_noticed_by_the_backup() {
     let level = |target| point.disk(target).expect("it is there").level;
     assert_eq!((level("vda"), level("vdb")), (Level::Full, Level::Incremental));
     let reason = &point.disk("vda").expect("it is there").reason;
-    assert!(reason.contains("the bitmap calls it unchanged"), "{reason}");
+    assert!(reason.contains("the bitmap marks it as unchanged"), "{reason}");
     lab.assert_gives_back("vm1", "vda");
-    assert_eq!(lab.backup("vm1").expect("and on").point.level, Level::Incremental);
+    assert_eq!(
+        lab.backup("vm1").expect("the next backup").point.level,
+        Level::Incremental
+    );
 }

@@ -1,4 +1,4 @@
-//! Standalone copies: complete by themselves, and in no chain.
+//! Standalone copies: complete by themselves and in no chain.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ fn writes(lab: &Lab, byte: u8) {
     lab.host.disk("vm1", "vdb", |disk| disk.write(0, &[byte; 700]));
 }
 
-/// The domain's checkpoints, and the bitmaps of each disk.
+/// The domain's checkpoints, then the bitmaps of `vda` and of `vdb`.
 fn at_the_host(lab: &Lab) -> (Vec<String>, Vec<String>, Vec<String>) {
     let bitmaps = |target| lab.host.disk("vm1", target, |disk| disk.bitmap_names());
     (checkpoints(lab), bitmaps("vda"), bitmaps("vdb"))
@@ -68,7 +68,7 @@ fn folder(lab: &Lab) -> PathBuf {
     lab.root().join("vm1")
 }
 
-/// The files below a folder with their bytes, without what is in copies.
+/// The files below a folder with their bytes, except those of copies.
 fn files(root: &Path) -> Vec<(String, Vec<u8>)> {
     let paths = tree(root)
         .into_iter()
@@ -195,7 +195,7 @@ fn copy_removed_by_hand_is_not_damage() {
     let next = lab.backup("vm1").expect("an increment");
     assert_eq!((next.point.level, next.findings), (Level::Incremental, vec![]));
 
-    // What is lost of a copy that was not removed as a whole is damage.
+    // A copy whose folder is missing while its period is still there is damage.
     fs::remove_dir_all(second.dir()).expect("removed");
     let damage = proved(&lab, Which::All);
     assert!(
@@ -281,7 +281,7 @@ fn a_comparison_takes_the_chain_and_not_the_copy() {
         outcome.disks
     );
 
-    // A write that the bitmap missed is not made good by a copy.
+    // A copy does not make up for a write that the bitmap missed.
     lab.host
         .disk("vm1", "vda", |disk| disk.swap_content(0, &[9; CLUSTER]));
     assert!(!run(&lab).expect("compared").is_same());

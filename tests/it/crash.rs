@@ -1,4 +1,5 @@
-//! A process killed, or a machine without power, at every step of a backup, comparison, prune, repair or restore.
+//! A process is killed, or a machine loses power, at every step of a backup, comparison, prune,
+//! repair or restore.
 
 mod backup;
 mod compare;

@@ -1,4 +1,5 @@
-//! Encrypted disks: when they are saved, what the manifest records, and how their domain is restored.
+//! Encrypted disks: when they are saved, what the manifest records, and how their domain is
+//! restored.
 
 use vmsnap::cli::report;
 use vmsnap::model::domain::{Backing, Disk, DiskFormat, Encryption, Layer, Source};
@@ -28,7 +29,8 @@ fn codes(findings: &[Finding]) -> Vec<&str> {
     findings.iter().map(|finding| finding.code.as_str()).collect()
 }
 
-/// A domain with an encrypted disk `vda`, as its definition says too, and a plain disk `vdb`.
+/// A domain with an encrypted disk `vda`, which its definition also declares, and a plain disk
+/// `vdb`.
 fn lab() -> Lab {
     let lab = Lab::new();
     lab.host
@@ -59,7 +61,7 @@ fn level(outcome: &Outcome, disk: &str) -> Level {
     outcome.point.disk(disk).expect("it was saved").level
 }
 
-/// What a restore of the latest restore point would do.
+/// The plan of restoring the latest restore point.
 fn restore_plan(lab: &Lab, define: bool) -> Result<RestorePlan, Error> {
     let options = restore::Options {
         define: define.then(|| DefineOptions {
@@ -95,7 +97,7 @@ fn a_domain_of_encrypted_disks_fails_with_the_finding() {
     let error = lab.backup("vm1").expect_err("nothing is left");
     assert!(matches!(error.cause, Cause::NothingToBackUp));
     assert_eq!(codes(&error.findings), ["disk-encrypted"]);
-    assert!(error.hint().expect("a way out").contains("--store-decrypted"));
+    assert!(error.hint().expect("a hint").contains("--store-decrypted"));
 }
 
 #[test]
@@ -261,7 +263,7 @@ fn status_preview_and_comparison_know_encrypted_disks() {
     assert_eq!(by_comparison.count(), 0, "{reported:?}");
 }
 
-/// The restore point as an earlier version wrote it.
+/// Rewrites the restore point as an earlier version would have recorded it.
 fn age(lab: &Lab, consistency: Consistency) {
     rewrite(lab, 0, |manifest| {
         manifest.point.consistency = consistency;
@@ -286,7 +288,9 @@ fn an_earlier_point_of_a_shut_off_domain_defines_no_domain() {
     let mut lab = lab();
     lab.backup_with("vm1", &decrypting()).expect("a full");
     age(&lab, Consistency::Offline);
-    let refused = restore_plan(&lab, true).map(|_| ()).expect_err("nobody can tell");
+    let refused = restore_plan(&lab, true)
+        .map(|_| ())
+        .expect_err("the encryption is unknown");
     assert_eq!(refused.disk.as_deref(), Some("vda"));
     let Cause::Usage(what) = &refused.cause else {
         panic!("{refused}");

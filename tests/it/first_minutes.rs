@@ -50,7 +50,7 @@ fn missing_permission_names_the_group_to_join() {
     let _listens = UnixListener::bind(&socket).expect("a socket");
     fs::set_permissions(&closed, PermissionsExt::from_mode(0o0)).expect("it is ours");
     let refused = without_rights(|| ops::connect(Some(&uri_of(&socket))).map(drop));
-    let error = refused.expect_err("nobody may");
+    let error = refused.expect_err("no user may connect");
     let hint = error.hint().expect("there is advice");
     assert!(
         hint.contains("run as root") && hint.contains("usermod -aG libvirt"),
@@ -68,7 +68,8 @@ fn a_uri_that_libvirt_does_not_know_blames_no_daemon() {
     assert!(!hint.contains("systemctl"), "{hint}");
 }
 
-/// Runs the demo in this environment, where these parts are missing: it names the packages and leaves nothing.
+/// Runs the demo in an environment where these parts are missing. It names the packages to install
+/// and leaves nothing.
 fn demo_lacks(environment: &[(&str, &str)], parts: &str, packages: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     let output = Command::new(env!("CARGO_BIN_EXE_vmsnap"))
@@ -109,7 +110,7 @@ fn a_demo_without_driver_or_emulator_names_their_packages() {
     );
 }
 
-/// The lines on stderr, each of which is JSON.
+/// The exit code, and the lines on stderr, each of which is JSON.
 fn json_lines(words: &[&str]) -> (Option<i32>, Vec<serde_json::Value>) {
     let output = Command::new(env!("CARGO_BIN_EXE_vmsnap")).args(words).output();
     let output = output.expect("the program runs");

@@ -1,4 +1,4 @@
-//! Restore points that are valid by themselves, but not the ones their children were made from.
+//! Restore points that are valid by themselves but replaced the ones their children depend on.
 
 use std::fs;
 
@@ -21,7 +21,7 @@ fn proved(lab: &Lab) -> Outcome {
     verify("vm1", lab.repo.as_ref(), &options, &Silent, &Stop::default()).expect("there are restore points")
 }
 
-/// Rewrites the manifest of a restore point with a valid digest.
+/// Rewrites the manifest of a restore point and gives it a valid digest.
 pub fn rewrite(lab: &Lab, index: usize, change: impl FnOnce(&mut Manifest)) {
     let history = lab.history("vm1");
     let kept = &history.kept[index];
@@ -31,7 +31,7 @@ pub fn rewrite(lab: &Lab, index: usize, change: impl FnOnce(&mut Manifest)) {
     fs::write(kept.dir().join("manifest.json"), text).expect("it can be written");
 }
 
-/// Changes a byte of the guest's data, and makes the manifest say so.
+/// Changes a byte of the guest's data and updates the manifest to match.
 fn change_data(lab: &Lab, index: usize) {
     let image = lab.history("vm1").kept[index].dir().join("vda.qcow2");
     let mut bytes = fs::read(&image).expect("it can be read");
@@ -62,13 +62,13 @@ fn parent_with_other_data_and_valid_digests_is_detected() {
         .map(|point| point.damage.is_empty())
         .collect();
     assert_eq!(sound, [true, false, false], "the parent is sound by itself");
-    let words = "was made upon another restore point 2026-11-03T01-00-00Z than the one that is there";
+    let words = "depends on restore point 2026-11-03T01-00-00Z, which has been replaced by another one";
     assert!(outcome.points[1].damage[0].what.contains(words), "{outcome:?}");
     let history = lab.history("vm1");
     let newest = lab.latest("vm1");
     assert!(
         history.chains.faults(&newest)[0].contains(words),
-        "list and status tell it"
+        "list and status report it"
     );
     let error = lab.restored("vm1", "latest", "vda").expect_err("not what it was");
     assert_eq!(error.class(), Class::Damaged);
@@ -77,7 +77,7 @@ fn parent_with_other_data_and_valid_digests_is_detected() {
     assert_eq!(
         outcome.point.level,
         Level::Full,
-        "nothing new stands upon the other one"
+        "nothing new depends on the replaced one"
     );
     let reason = &outcome.point.disks[0].reason;
     assert!(reason.contains(words), "{reason}");
@@ -96,7 +96,7 @@ fn parent_must_be_older() {
         .flat_map(|kept| history.chains.faults(&kept.point.id))
         .collect();
     assert!(
-        faults.len() == 1 && faults[0].contains("which is not older by its number"),
+        faults.len() == 1 && faults[0].contains("whose sequence number is not lower"),
         "{faults:?}"
     );
 }

@@ -1,4 +1,5 @@
-//! Repositories that earlier versions wrote: each released format is kept in `tests/data`, and every verb works on it.
+//! Repositories that earlier versions wrote: each released format is kept in `tests/data`, and
+//! every verb works on it.
 
 use std::fs;
 use std::path::Path;
@@ -23,16 +24,17 @@ const DOMAIN: &str = "golden";
 const UUID: &str = "6f0c2f7e-9d7b-4e0c-8a51-2d8f4f0a1b11";
 const KIB: usize = 1024;
 
-/// The restore points of the golden repository: id, level, and what `tests/data/make.sh` had written by then.
+/// The restore points of the golden repository, with id and level. They hold what
+/// `tests/data/make.sh` had written by then.
 const POINTS: [(&str, Level); 4] = [
     ("2026-11-27T18-31-37Z", Level::Full),
     ("2026-11-27T18-31-41Z", Level::Incremental),
     ("2026-11-27T18-31-45Z", Level::Incremental),
-    // The standalone copy, of the same moment as the one before it.
+    // The standalone copy, with the same disks as the point before it.
     ("2026-11-27T18-31-55Z", Level::Full),
 ];
 
-/// The disks vda and vdb at each restore point.
+/// The content of `vda` and `vdb` at each restore point.
 fn expected() -> [[Vec<u8>; 2]; 4] {
     let mut vda = vec![0; 256 * KIB];
     let mut vdb = vec![0; 150 * KIB];
@@ -82,7 +84,7 @@ fn unpack(from: &Path, to: &Path) {
     }
 }
 
-/// A lab with the golden repository, some days later.
+/// A lab with the golden repository, a few days after its last backup.
 fn lab() -> Lab {
     let mut lab = Lab::new();
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-1");
@@ -91,7 +93,7 @@ fn lab() -> Lab {
     lab
 }
 
-/// The golden domain, shut off, as it was after its last backup.
+/// Adds the golden domain, shut off, as it was after its last backup.
 fn add_domain(lab: &Lab) {
     let disks = [("vda", 256 * KIB), ("vdb", 150 * KIB)];
     lab.host.add_domain(DOMAIN, &disks);
@@ -104,7 +106,8 @@ fn add_domain(lab: &Lab) {
     for ((target, _), bytes) in disks.iter().zip(last) {
         lab.host.disk(DOMAIN, target, |disk| {
             disk.write(0, &bytes);
-            // Those of the restore points before it have been merged into what the disk holds now.
+            // Added after the write, so the bitmaps mark nothing that the last backup already
+            // holds.
             for name in &names {
                 disk.add_bitmap(name).expect("a new name");
             }

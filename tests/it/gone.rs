@@ -1,4 +1,4 @@
-//! Restore points that are missing as a whole, and folders that cannot be read.
+//! Restore points that are missing completely, and folders that cannot be read.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -29,20 +29,20 @@ fn proved(lab: &Lab, which: Which) -> Result<Outcome> {
     verify("vm1", lab.repo.as_ref(), &options, &Silent, &Stop::default())
 }
 
-/// What a verification of all calls damaged.
+/// The damage that a verification of all points finds.
 fn damage(lab: &Lab) -> Vec<String> {
     let outcome = proved(lab, Which::All).expect("there are restore points");
     outcome.all_damage().map(|damage| damage.what.clone()).collect()
 }
 
-/// What `list` reports about the folder.
+/// The findings of `list` about the domain.
 fn told(lab: &Lab) -> Vec<String> {
     let listed = list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("it can be listed");
     let findings = listed[0].findings.iter();
     findings.map(|finding| finding.message.clone()).collect()
 }
 
-/// The record that a restore point was committed.
+/// The file that records that a restore point was committed.
 fn record(dir: &Path) -> PathBuf {
     let (period, name) = (dir.parent().expect("a period"), dir.file_name().expect("a name"));
     period.join(".committed").join(name)
@@ -70,7 +70,7 @@ fn missing_restore_point_is_reported_at_any_position() {
                 let named = told.iter().filter(|what| what.contains(&stem)).count();
                 assert!(named >= 1, "way {way}, point {index}: {told:?}");
             }
-            let latest = proved(&lab, Which::Latest).expect("damage is no error");
+            let latest = proved(&lab, Which::Latest).expect("damage is not an error");
             assert!(!latest.is_sound(), "way {way}, point {index}");
         }
     }
@@ -102,9 +102,9 @@ fn missing_restore_point_is_reported_once_and_blocks_no_backup() {
         .collect();
     assert_eq!(codes, ["restore-point-missing"]);
     lab.assert_gives_back("vm1", "vda");
-    assert_eq!(damage(&lab), found, "it is missed still");
+    assert_eq!(damage(&lab), found, "it is still reported as missing");
 
-    fs::remove_file(record(&gone)).expect("whoever has removed it on purpose says so");
+    fs::remove_file(record(&gone)).expect("the user removes the record too");
     assert_eq!(damage(&lab), [""; 0]);
 }
 
@@ -135,11 +135,11 @@ fn committed_point_renamed_to_partial_is_not_removed() {
 #[test]
 fn leftovers_of_a_killed_run_are_not_missing_points() {
     let mut lab = Lab::with_three_points();
-    // Before its commit: a whole restore point, but for its name.
+    // Killed before its commit: everything is there except the final folder name.
     let third = dir(&lab, 2);
     let partial = third.with_extension("partial");
     fs::rename(&third, &partial).expect("renamed");
-    fs::remove_file(record(&third)).expect("it came later");
+    fs::remove_file(record(&third)).expect("it was recorded after the commit");
     let history = lab.history("vm1");
     assert_eq!(history.findings, []);
     assert_eq!(
@@ -153,11 +153,11 @@ fn leftovers_of_a_killed_run_are_not_missing_points() {
             location: partial.display().to_string(),
         }]
     );
-    // After its commit, before it was recorded.
+    // Killed after its commit, before it was recorded.
     fs::rename(&partial, &third).expect("renamed");
     assert_eq!(damage(&lab), [""; 0]);
     lab.backup("vm1").expect("a backup");
-    assert!(record(&third).exists(), "the next backup remembers it");
+    assert!(record(&third).exists(), "the next backup records it");
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn pruned_period_is_not_reported_missing() {
     lab.backup("vm1").expect("a full");
     lab.at("2026-12-21T02:00:00+01:00[Europe/Berlin]");
     lab.backup_with("vm1", &Lab::pruning()).expect("an increment");
-    assert_eq!(lab.history("vm1").kept.len(), 2, "November has gone");
+    assert_eq!(lab.history("vm1").kept.len(), 2, "November is gone");
     assert_eq!(damage(&lab), [""; 0]);
 }
 

@@ -1,4 +1,4 @@
-//! One grouping per domain: another one is refused before anything starts, unless forced.
+//! Each domain has one grouping: another one is refused before anything starts, unless forced.
 
 use std::fs;
 
@@ -38,7 +38,7 @@ fn forced(group_by: GroupBy) -> Options {
     }
 }
 
-/// Backup and dry run are refused alike, and nothing is made.
+/// Checks that a backup and its dry run are refused with the same error and create nothing.
 fn refused(lab: &mut Lab, group_by: GroupBy) -> Error {
     let before = tree(lab.folder.path());
     let error = lab
@@ -66,8 +66,8 @@ fn another_grouping_is_refused_before_anything_is_begun() {
     assert_eq!(
         error.hint().as_deref(),
         Some(
-            "--group-by month goes on with those backups; --force begins a second chain with a full backup, and the two live side by \
-             side: each is pruned by its own grouping only"
+            "--group-by month continues those backups; --force begins a second chain with a full backup beside the first: each \
+             chain is pruned by its own grouping only"
         )
     );
     let failed = [Turn::new("vm1", Duration::ZERO, Err(error))];
@@ -95,7 +95,7 @@ fn forced_grouping_continues_beside_the_other_chain() {
         (first.level, first.period.as_str()),
         (Level::Full, "vmsnap-backup-yearly-2026")
     );
-    // Now that is the newest.
+    // The new grouping is now that of the newest restore point.
     let second = lab
         .backup_with("vm1", &by(GroupBy::Year))
         .expect("it goes on")

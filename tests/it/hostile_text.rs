@@ -1,4 +1,5 @@
-//! Text from outside (here a backing name of an image's header) cannot forge lines or control the terminal.
+//! Text from outside (here a backing file name in an image's header) cannot forge lines or control
+//! the terminal.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::lab::{CLUSTER, Lab};
 const HOSTILE: &str = "'json:\u{1b}[2J\u{1b}[31mevil\nvm2: full backup 2026 OK\r\u{202e}'";
 const HARMLESS: &str = "'json:evil'";
 
-/// With hostile words there are as many lines as with harmless ones, and the words cannot be obeyed.
+/// Hostile text causes no additional line, and its control characters are escaped.
 fn assert_contained(lines: impl Fn(&str) -> String) {
     let (harmless, hostile) = (lines(HARMLESS), lines(HOSTILE));
     assert!(harmless.contains("json:evil"), "{harmless}");
@@ -165,7 +166,7 @@ fn scrub_contains_it() {
     });
 }
 
-/// What failed is printed by the logger, which escapes each line of it.
+/// The logger prints failures and escapes each line.
 #[test]
 fn failures_contain_it() {
     assert_contained(|words| {

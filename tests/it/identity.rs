@@ -1,5 +1,5 @@
-//! Images, and copies of them, that several hosts, definitions and repositories use: an incremental backup uses the
-//! bitmap that its parent's run made, or there is no incremental backup.
+//! Images, and copies of them, that several hosts, definitions and repositories use. An incremental
+//! backup uses the bitmap that its parent's run made; without it the backup is full.
 
 use jiff::{Span, Zoned};
 use proptest::prelude::*;
@@ -20,7 +20,7 @@ use crate::lab::{CLUSTER, InFolder, Lab};
 
 const SIZE: usize = 8 * CLUSTER + 512;
 
-/// One of those that use the image: a host, a definition on it, and whether it runs then.
+/// A user of the image: a host, a domain defined there, and whether it runs during its backup.
 #[derive(Clone, Copy, Debug)]
 struct User {
     host: usize,
@@ -34,14 +34,14 @@ const VM1: User = User {
     runs: false,
 };
 
-/// Two hosts, each with two definitions of one disk, two repositories, the image, and copies of it.
+/// Two hosts with two definitions of one disk each, two repositories, the image, and copies of it.
 struct World {
-    /// A host with a repository each; any host can use either.
+    /// One host and one repository per lab; any host can use either repository.
     labs: [Lab; 2],
     now: Zoned,
     image: MemDisk,
     copies: Vec<MemDisk>,
-    /// The repository, the domain, the restore point, and what the disk held.
+    /// The repository, the domain, the restore point, and the content of the disk.
     kept: Vec<(usize, &'static str, String, Vec<u8>)>,
 }
 
@@ -64,7 +64,7 @@ impl World {
         }
     }
 
-    /// Gives a user the image for the time of its work.
+    /// Lends a user the image for the duration of `work`.
     fn with<T>(&mut self, user: User, work: impl FnOnce(&World) -> T) -> T {
         let host = self.labs[user.host].host.clone();
         let image = std::mem::take(&mut self.image);
@@ -116,7 +116,8 @@ impl World {
         });
     }
 
-    /// libvirt forgets the checkpoints of a domain, as when it is undefined, or transient and shut off.
+    /// libvirt forgets the domain's checkpoints, as when it is undefined, or is transient and shut
+    /// off.
     fn lose_records(&mut self, user: User) {
         let host = &self.labs[user.host].host;
         let domain = host.domain(user.domain).expect("it is there");
@@ -130,7 +131,7 @@ impl World {
         self.now = self.now.checked_add(Span::new().minutes(7)).expect("in range");
     }
 
-    /// Every restore point gives back its moment.
+    /// Checks that every restore point gives back its disk.
     fn prove(&self) {
         for (repository, domain, id, bytes) in &self.kept {
             let restored = self.labs[*repository].restored(domain, id, "vda");
@@ -139,7 +140,7 @@ impl World {
     }
 }
 
-/// Of the same second and the same image, on two hosts.
+/// Checkpoints made in the same second on the same image, by two hosts.
 #[test]
 fn bitmap_of_other_host_definition_or_repository_is_no_parent() {
     let others = [
@@ -188,7 +189,7 @@ fn a_counted_name_proves_nothing_and_gets_a_full() {
             let file = manifest.checkpoint_file.as_mut().expect("it is listed");
             file.name = "virtnbdbackup.3.xml".to_owned();
         });
-        // What an earlier version kept besides.
+        // An earlier version also kept this folder.
         std::fs::create_dir(lab.root().join("vm1/.spent")).expect("new");
         std::fs::write(lab.root().join("vm1/.spent/virtnbdbackup.4"), b"").expect("written");
         lab.host.change("vm1", |domain| domain.state = state);
@@ -201,7 +202,7 @@ fn a_counted_name_proves_nothing_and_gets_a_full() {
         let left = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
         assert_eq!(left, lab.made[1..], "the old checkpoint is retired");
         assert_eq!(
-            lab.backup("vm1").expect("the next").point.level,
+            lab.backup("vm1").expect("the next backup").point.level,
             Level::Incremental
         );
     }
@@ -235,7 +236,8 @@ fn codes(outcome: &Outcome) -> Vec<&str> {
     findings.map(|finding| finding.code.as_str()).collect()
 }
 
-/// A domain that was undefined and defined, or that is transient and was made again, or a libvirt that lost its records.
+/// The domain was undefined and defined again, or was transient and created again, or libvirt lost
+/// its records.
 #[test]
 fn lost_checkpoint_is_registered_again_for_an_incremental() {
     for runs in [false, true] {
@@ -258,7 +260,7 @@ fn lost_checkpoint_is_registered_again_for_an_incremental() {
         let known = listed
             .iter()
             .find(|listed| second.checkpoint.as_ref().is_some_and(|made| listed.is(made)));
-        assert!(known.is_some(), "with its name and its time: {listed:?}");
+        assert!(known.is_some(), "listed with its name and its time: {listed:?}");
         world.prove();
     }
 }
@@ -337,7 +339,7 @@ fn a_domain_of_another_uuid_does_not_inherit_a_checkpoint() {
     }
 }
 
-/// Shared storage and one repository: the domain moves between two hosts.
+/// Two hosts with shared storage and one repository; the domain moves between them.
 #[test]
 fn a_domain_that_moves_between_hosts_stays_incremental() {
     for runs in [false, true] {

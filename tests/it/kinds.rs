@@ -1,4 +1,5 @@
-//! Disks that are not files of the host: volumes, network images, NVMe namespaces and devices of other processes.
+//! Disks that are not files on the host: volumes, network images, NVMe namespaces and devices of
+//! other processes.
 
 use vmsnap::host::xml::read_domain;
 use vmsnap::model::finding::Finding;
@@ -41,7 +42,7 @@ const VHOST_USER: &str = "<disk type='vhostuser' device='disk'><driver name='qem
 const VHOST_VDPA: &str = "<disk type='vhostvdpa' device='disk'><driver name='qemu' type='raw'/>\
     <source dev='/dev/vhost-vdpa-0'/><target dev='vdb' bus='virtio'/></disk>";
 
-/// A domain with a file as its disk `vda` and this one as its disk `vdb`.
+/// A domain whose disk `vda` is a file and whose disk `vdb` is given.
 fn lab(vdb: &str) -> Lab {
     let lab = Lab::new();
     lab.host
@@ -50,7 +51,7 @@ fn lab(vdb: &str) -> Lab {
     lab
 }
 
-/// Gives the domain another disk `vdb`.
+/// Replaces the domain's disk `vdb`.
 fn redefine(lab: &Lab, vdb: &str) {
     lab.host.change("vm1", |domain| {
         let from = domain.inactive_xml.rfind("<disk ").expect("the disk vdb");
@@ -82,7 +83,7 @@ fn volumes_and_network_disks_are_incremental() {
         let second = backup(&mut lab, &Lab::options(), 2);
         assert_eq!(level(&second).0, Level::Incremental);
         lab.assert_gives_back("vm1", "vdb");
-        // Under the same target the guest has another image now.
+        // The guest now has another image under the same target.
         redefine(&lab, &other);
         let third = backup(&mut lab, &Lab::options(), 3);
         let (level, reason) = level(&third);
@@ -140,7 +141,7 @@ fn back_up_without_vdb(lab: &mut Lab) {
     lab.backup_with("vm1", &options).expect("vda is saved");
 }
 
-/// What a restore with `--define` would do with a backup of this domain that leaves `vdb` out.
+/// The plan of a restore with `--define` of a backup that leaves `vdb` out.
 fn defined_without(vdb: &str) -> RestorePlan {
     let mut lab = lab(vdb);
     back_up_without_vdb(&mut lab);
@@ -191,7 +192,7 @@ fn a_defined_domain_says_what_a_missing_disk_needs() {
         (encrypted(secret), "/e, libvirt's secret u-1"),
         (encrypted(by_usage), "/e, libvirt's secret /images/e"),
         (encrypted(&store), "/e, libvirt's secret u-1"),
-        // Each secret is named once, however many images it opens.
+        // A secret is named once, even if several images need it.
         (
             encrypted(secret).replace("<target", &format!("{backing}<target")),
             "/e, libvirt's secret u-1",

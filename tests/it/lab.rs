@@ -24,13 +24,14 @@ use vmsnap::testkit::{Recorder, SimHost};
 
 pub const CLUSTER: usize = 65536;
 
-/// The name of the checkpoint of a run that was killed.
+/// The checkpoint of a killed run.
 pub const DEAD: &str = "virtnbdbackup.1793600000999999999999999";
 
-/// Where the job of a run that was killed offers its disks.
+/// The socket on which the job of a killed run offers its disks.
 const DEAD_SOCKET: &str = "/run/dead.sock";
 
-/// The names of the checkpoints that the first backups of a lab make, failed ones counted, as long as the test does not turn the calendar.
+/// The names of the checkpoints that a lab's first backups make, including failed ones, unless the
+/// test changes the date.
 pub const NAMES: [&str; 6] = [
     "virtnbdbackup.1793667600000000000000000",
     "virtnbdbackup.1793668200000000000000001",
@@ -47,11 +48,11 @@ pub struct Lab {
     pub now: Zoned,
     pub recorder: Recorder,
     pub stop: Stop,
-    /// The checkpoints that backups have made, in their order.
+    /// The checkpoints that backups have made, oldest first.
     pub made: Vec<String>,
-    /// How many numbers were drawn.
+    /// The number of random numbers drawn.
     drawn: Arc<AtomicU64>,
-    /// Gives the next number instead of a random one.
+    /// Returns the next number, counted instead of random.
     pub random: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
@@ -69,7 +70,7 @@ impl Lab {
         Lab::in_folder(tempfile::tempdir().expect("a temporary folder"), store)
     }
 
-    /// A lab in memory where there is such a file system: for tests that sync thousands of times.
+    /// A lab on a file system in memory if there is one, for tests that sync thousands of times.
     pub fn in_memory() -> Lab {
         Lab::in_folder(folder_in_memory(), Arc::new(DiskStore))
     }
@@ -80,7 +81,7 @@ impl Lab {
         Lab::in_folder(folder, Arc::new(DiskStore))
     }
 
-    /// A lab with a full restore point and two incremental ones of a domain with one disk.
+    /// A lab with a full and two incremental restore points of a domain with one disk.
     pub fn with_three_points() -> Lab {
         Lab::with_points_of(&Lab::options())
     }
@@ -97,7 +98,7 @@ impl Lab {
         lab
     }
 
-    /// Another lab in the same state, which goes its own way from now on.
+    /// An independent copy of this lab.
     pub fn fork(&self) -> Lab {
         let folder = folder_in_memory();
         copy_tree(self.folder.path(), folder.path());
@@ -149,7 +150,7 @@ impl Lab {
         }
     }
 
-    /// The same with `--compress none`: the guest's bytes lie in the images as they are.
+    /// The options of [`Lab::options`] with `--compress none`: the guest's bytes lie in the images as they are.
     pub fn plain() -> Options {
         Options {
             compression: Compression::None,
@@ -157,7 +158,7 @@ impl Lab {
         }
     }
 
-    /// The same with `--prune`.
+    /// The options of [`Lab::options`] with `--prune`.
     pub fn pruning() -> Options {
         Options {
             prune: true,
@@ -165,7 +166,7 @@ impl Lab {
         }
     }
 
-    /// All that a verb needs, watched by this monitor.
+    /// The context of a verb, with this monitor.
     pub fn context<'a>(&'a self, monitor: &'a dyn Monitor) -> Context<'a> {
         Context {
             host: &self.host,
@@ -191,7 +192,7 @@ impl Lab {
         outcome
     }
 
-    /// What a status is asked of, by month and of everything that is known.
+    /// The subject of a status, grouped by month, with the repository.
     pub fn subject(&self) -> Subject<'_> {
         Subject {
             host: &self.host,
@@ -203,12 +204,12 @@ impl Lab {
         }
     }
 
-    /// How a domain stands.
+    /// The status of a domain.
     pub fn status(&self, domain: &str) -> DomainStatus {
         status(domain, &self.subject()).expect("a status")
     }
 
-    /// A comparison of every cluster.
+    /// Options to compare every cluster.
     pub fn comparing() -> compare::Options {
         compare::Options {
             sample: None,
@@ -218,7 +219,7 @@ impl Lab {
         }
     }
 
-    /// A restore of all disks of the newest restore point into a new folder.
+    /// Options to restore all disks of the newest restore point into a new folder.
     pub fn restoring(&self) -> restore::Options {
         restore::Options {
             at: "latest".into(),
@@ -229,7 +230,7 @@ impl Lab {
         }
     }
 
-    /// What a restore works with, watched by this monitor.
+    /// The means of a restore, with this monitor.
     pub fn means<'a>(&'a self, monitor: &'a dyn Monitor, stop: &'a Stop) -> restore::Means<'a> {
         restore::Means {
             repo: self.repo.as_ref(),
@@ -245,7 +246,7 @@ impl Lab {
         self.repo.location().into()
     }
 
-    /// What a backup would do now.
+    /// The preview of a backup.
     pub fn preview(&self, domain: &str) -> Result<Preview> {
         backup::preview(domain, &self.context(&self.recorder), &Lab::options())
     }
@@ -270,16 +271,19 @@ impl Lab {
         latest.point.id.clone()
     }
 
-    /// Asserts that the newest restore point gives back what the disk holds now.
+    /// Asserts that the newest restore point gives back the current content of the disk.
     pub fn assert_gives_back(&self, domain: &str, disk: &str) {
         let restored = self.restored(domain, "latest", disk).expect("it can be restored");
         let held = self.disk(domain, disk);
         assert_eq!(restored.len(), held.len(), "{domain} {disk}");
         let differs = restored.iter().zip(&held).position(|(a, b)| a != b);
-        assert_eq!(differs, None, "{domain} {disk} differs at this offset");
+        assert_eq!(
+            differs, None,
+            "{domain} {disk}: the offset of the first difference"
+        );
     }
 
-    /// What a run that was killed has noted down.
+    /// The journal entry of a killed run.
     pub fn intent_of_a_dead_run(&self, domain: &str, checkpoint: &str) -> JournalEntry {
         JournalEntry {
             uuid: self.host.domain(domain).expect("it is there").uuid,
@@ -293,7 +297,7 @@ impl Lab {
         }
     }
 
-    /// The folder of a run that was killed, with its note, in the newest period.
+    /// Creates the folder of a killed run, with its journal entry, in the newest period.
     pub fn leave_partial(&self, domain: &str, intent: &JournalEntry) -> PathBuf {
         let newest = self.history(domain).kept.pop().expect("there are some");
         let dir = newest.dir();
@@ -305,7 +309,8 @@ impl Lab {
         partial
     }
 
-    /// A run was killed: its job goes on, and its checkpoint and its folder, which is given, are there.
+    /// Leaves the state of a killed run: its job is active, and its checkpoint and its folder
+    /// exist. Returns the folder.
     pub fn leave_dead_run(&self, domain: &str, checkpoint: &str) -> PathBuf {
         let intent = self.intent_of_a_dead_run(domain, checkpoint);
         let partial = self.leave_partial(domain, &intent);
@@ -314,7 +319,7 @@ impl Lab {
         partial
     }
 
-    /// The bytes of a disk at a restore point, restored as a raw file.
+    /// The content of a disk at a restore point, restored as a raw file.
     pub fn restored(&self, domain: &str, at: &str, disk: &str) -> Result<Vec<u8>> {
         let to = self.free_path();
         let options = restore::Options {
@@ -326,23 +331,23 @@ impl Lab {
         let plan = restore::plan(domain, self.repo.as_ref(), None, &options)?;
         restore::restore(domain, plan, &self.means(&self.recorder, &Stop::default()))?;
         let bytes = std::fs::read(to.join(format!("{disk}.raw"))).expect("the restored file");
-        std::fs::remove_dir_all(to).expect("it goes again");
+        std::fs::remove_dir_all(to).expect("it is removed");
         Ok(bytes)
     }
 
     pub fn free_path(&self) -> PathBuf {
         let path = self.folder.path().join("restored");
-        assert!(!path.exists(), "one restore at a time");
+        assert!(!path.exists(), "the path for restores is free");
         path
     }
 
-    /// The disk's bytes now.
+    /// The current content of the disk.
     pub fn disk(&self, domain: &str, disk: &str) -> Vec<u8> {
         self.host.disk(domain, disk, |disk| disk.bytes().to_vec())
     }
 }
 
-/// Something in the folder of a repository, where a test can damage it.
+/// Something in a repository's folder, where a test can damage it.
 pub trait InFolder {
     /// Its folder.
     fn dir(&self) -> PathBuf;
@@ -399,7 +404,7 @@ fn copy_tree(from: &Path, to: &Path) {
             std::fs::create_dir(&copy).expect("a new folder");
             copy_tree(&entry.path(), &copy);
         } else if copy.extension().is_some_and(|ending| ending == "qcow2") {
-            // No image is ever written to again.
+            // A hard link suffices, because images are never written to again.
             std::fs::hard_link(entry.path(), copy).expect("linked");
         } else {
             std::fs::copy(entry.path(), copy).expect("copied");
@@ -407,7 +412,7 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// The paths of everything below a folder, relative to it, sorted.
+/// The paths of everything below a folder, relative to the folder and sorted.
 pub fn tree(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![root.to_owned()];

@@ -88,7 +88,8 @@ fn options_to(to: std::path::PathBuf) -> Options {
     }
 }
 
-/// Runs `vmsnap list` and gives its exit code and standard output; its errors have to name `stderr`.
+/// Runs `vmsnap list` and returns its exit code and standard output. Its stderr has to contain
+/// `stderr`.
 fn typed(lab: &Lab, arguments: &[&str], stderr: &str) -> (Option<i32>, String) {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_vmsnap"))
         .arg("list")
@@ -130,8 +131,8 @@ fn a_list_that_failed_does_not_claim_emptiness() {
     );
 }
 
-/// Three restore points of which the last was read by `verify --deep`, and the first two by `verify`
-/// some days later, with fixed sizes.
+/// Three restore points with fixed sizes. `verify --deep` has read the last one, and `verify` the
+/// first two some days later.
 fn three_listed(lab: &Lab) -> Vec<DomainList> {
     let mut deep = verification(lab, Which::All);
     deep.deep = true;
@@ -168,7 +169,7 @@ Restore points of vm1:
 ";
     assert_eq!(narrow, expected);
 
-    // The longest cell of each column.
+    // Cells that are longer than the others in their columns.
     listed[0].points[0].size = 1_020;
     listed[0].points[0].point.disks[0].data_bytes = 999_999;
     listed[0].points[0].faults = vec!["gone".to_owned()];

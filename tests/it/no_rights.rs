@@ -1,4 +1,5 @@
-//! Repositories with unreadable files: nothing is said about their content, and everything else is done.
+//! Repositories with unreadable files: no claim is made about their content, and everything else is
+//! done.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,12 +12,12 @@ use vmsnap::ops::verify::Which;
 use crate::lab::{InFolder, Lab};
 use crate::verify::{lab, options, run, words};
 
-/// Does something on a thread that may read only what the modes allow, though root runs the tests.
+/// Runs `work` on a thread that may read only what file modes allow, although root runs the tests.
 pub fn without_rights<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let limited = || {
-        let mut sets = capabilities(None).expect("the kernel tells");
+        let mut sets = capabilities(None).expect("the kernel lists capabilities");
         sets.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
-        set_capabilities(None, sets).expect("fewer are always allowed");
+        set_capabilities(None, sets).expect("capabilities can be dropped");
         work()
     };
     thread::scope(|scope| scope.spawn(limited).join().expect("no panic"))
@@ -43,7 +44,7 @@ fn points_not_using_an_unreadable_image_are_verified() {
     let proved: Vec<&String> = outcome.points.iter().map(|point| &point.id).collect();
     assert_eq!(proved, [&ids[3]]);
     assert!(outcome.is_sound(), "{}", words(&outcome));
-    let error = outcome.ended.expect("it is no whole answer");
+    let error = outcome.ended.expect("the verification is incomplete");
     assert!(error.cause.is_no_verdict(), "{error}");
     let told: Vec<&str> = outcome
         .findings
@@ -86,10 +87,10 @@ fn unreadable_records_count_neither_as_absent_nor_as_damage() {
         assert!(run(&lab, &all).expect("proved").is_sound());
         let place = place(&lab);
         lock_up(&place);
-        let error = without_rights(|| run(&lab, &all)).expect_err("it cannot be known");
+        let error = without_rights(|| run(&lab, &all)).expect_err("the place is unreadable");
         let told = vmsnap::model::text::with_sources(&error);
         assert!(told.contains(place.to_str().expect("plain")), "{told}");
-        let hint = error.hint().expect("there is a way");
+        let hint = error.hint().expect("a hint");
         assert!(hint.contains("run as root"), "{hint}");
     }
 }

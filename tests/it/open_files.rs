@@ -1,4 +1,4 @@
-//! Chains with more images than a process may open files.
+//! Chains with more images than a process may open.
 
 use std::env;
 use std::ffi::OsStr;
@@ -12,7 +12,7 @@ use crate::lab::{CLUSTER, Lab};
 
 const SIZE: usize = 4 * CLUSTER;
 
-/// Set in a process that is limited, so that a test knows in which of the two it runs.
+/// Set in the process with limits, so that the test can recognise it.
 const LIMITED: &str = "VMSNAP_TEST_LIMITED";
 
 fn lab() -> Lab {
@@ -23,7 +23,7 @@ fn lab() -> Lab {
     lab
 }
 
-/// Writes something and backs it up.
+/// Writes to the disk and backs it up.
 fn next(lab: &mut Lab, number: usize) -> Outcome {
     let byte = number as u8 + 2;
     lab.host.disk("vm1", "vda", |disk| {
@@ -45,7 +45,8 @@ fn long_chain(images: usize) -> Lab {
     lab
 }
 
-/// Runs a program with these limits of open files, soft and hard, as `prlimit` (util-linux) takes them.
+/// Runs a program with these soft and hard limits of open files, in the syntax of `prlimit`
+/// (util-linux).
 fn limited(limits: &str, program: impl AsRef<OsStr>, arguments: &[&str]) -> Output {
     Command::new("prlimit")
         .arg(format!("--nofile={limits}"))
@@ -56,7 +57,7 @@ fn limited(limits: &str, program: impl AsRef<OsStr>, arguments: &[&str]) -> Outp
         .expect("prlimit runs")
 }
 
-/// Runs a test of this module alone in a process with these limits. Returns whether this is that process.
+/// Runs a test of this module alone in a process with these limits. Returns true in that process.
 fn is_limited(limits: &str, test: &str) -> bool {
     if env::var_os(LIMITED).is_some() {
         return true;
@@ -75,7 +76,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Says that files could not be opened, and which was the first.
+/// Whether the text names the first image that could not be opened, and the reason.
 fn names_the_file_and_the_limit(text: &str) -> bool {
     text.contains("/vda.qcow2") && text.contains("Too many open files")
 }
@@ -110,7 +111,7 @@ fn backup_is_full_with_a_reason_if_chain_cannot_be_opened() {
     let full = { outcomes }.find(|outcome| outcome.point.level == Level::Full);
     let full = full.expect("80 images cannot be opened");
     let told = |finding: &&vmsnap::model::finding::Finding| finding.code == "full-instead";
-    let finding = full.findings.iter().find(told).expect("it is told");
+    let finding = full.findings.iter().find(told).expect("a finding");
     assert!(
         names_the_file_and_the_limit(&finding.message),
         "{}",
@@ -124,7 +125,7 @@ fn backup_is_full_with_a_reason_if_chain_cannot_be_opened() {
     assert_eq!(
         next(&mut lab, 80).point.level,
         Level::Incremental,
-        "upon the new full"
+        "depends on the new full backup"
     );
     assert!(lab.restored("vm1", "latest", "vda").expect("restored") == lab.disk("vm1", "vda"));
 }

@@ -1,4 +1,5 @@
-//! The check that packages run on the oldest supported releases, with stand-ins for the programs that read them.
+//! The check that packages run on the oldest supported releases. Stand-ins replace the programs
+//! that read the packages.
 
 use std::process::Output;
 
@@ -6,7 +7,7 @@ use crate::setup::Stage;
 
 const NOT_INSTALLED: &str = "exit 1";
 
-/// Checks a file of this name, of which `reader` prints `answer`.
+/// Checks a file with this name; `reader` prints `answer` about it.
 fn check(reader: &str, answer: &str, file: &str) -> Output {
     let stage = Stage::new(NOT_INSTALLED);
     stage.program(reader, &format!("cat <<'TEXT'\n{answer}\nTEXT"));
@@ -20,7 +21,7 @@ fn refuses(output: &Output, message: &str) {
     assert!(stderr.contains("Build on Debian 12 or Ubuntu 22.04"), "{stderr}");
 }
 
-/// What `objdump -p` prints of a program that needs these versions.
+/// Checks a program whose `objdump -p` output lists these symbol versions.
 fn program(versions: &[&str]) -> Output {
     let lines: String = versions
         .iter()
@@ -42,7 +43,7 @@ fn program_with_old_symbols_is_accepted() {
 fn program_with_newer_symbols_is_refused() {
     refuses(
         &program(&["GLIBC_2.36"]),
-        "vmsnap needs GLIBC_2.36. Ubuntu 22.04 has GLIBC_2.35",
+        "vmsnap needs GLIBC_2.36. Ubuntu 22.04 has at most GLIBC_2.35",
     );
     refuses(
         &program(&["GLIBC_2.4", "LIBVIRT_10.1.0"]),

@@ -1,4 +1,4 @@
-//! Reading a repository leaves none of its images in the page cache.
+//! Verbs that read a repository leave nothing of its images in the page cache.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ const MIB: usize = 1 << 20;
 const PAGE: usize = 4096;
 const SIZE: usize = 40 * MIB;
 
-/// Two restore points on a file system with a disk: on tmpfs the pages of a file are the file.
+/// Two restore points on a real disk. On tmpfs the page cache itself holds the files.
 fn lab() -> Lab {
     let mut lab = Lab::on_disk();
     lab.host.add_domain("vm1", &[("vda", SIZE)]);
@@ -37,18 +37,23 @@ fn images(lab: &Lab) -> Vec<PathBuf> {
 }
 
 fn cached(path: &Path) -> u64 {
-    cached_bytes(path)
-        .unwrap_or_else(|error| panic!("the file system of {} cannot tell: {error}", path.display()))
+    cached_bytes(path).unwrap_or_else(|error| {
+        panic!(
+            "the file system of {} does not report cached pages: {error}",
+            path.display()
+        )
+    })
 }
 
 fn forget(image: &Path) {
-    forget_cached(image).expect("advice is taken");
+    forget_cached(image).expect("the cached pages are dropped");
 }
 
-/// How often a verb is tried: the kernel keeps pages that it is moving at the moment when they are given back, by no fault of the verb.
+/// Attempts for each verb. The kernel keeps pages that it is moving when a verb drops them, which
+/// is not the verb's fault.
 const ATTEMPTS: usize = 5;
 
-/// Fails if bytes of the images are cached whenever this has been done.
+/// Fails if bytes of the images stay cached in every attempt.
 fn assert_leaves_nothing_cached(lab: &Lab, what: &str, mut verb: impl FnMut()) {
     let images = images(lab);
     let mut left = vec![];
@@ -60,7 +65,7 @@ fn assert_leaves_nothing_cached(lab: &Lab, what: &str, mut verb: impl FnMut()) {
             return;
         }
     }
-    panic!("{what} leaves {left:?} bytes of {images:?} behind");
+    panic!("{what} leaves {left:?} bytes of {images:?} in the cache");
 }
 
 fn prove(lab: &Lab, deep: bool, monitor: &dyn Monitor, stop: &Stop) -> Result<verify::Outcome> {
@@ -127,7 +132,7 @@ fn nothing_of_a_damaged_image_stays_in_the_page_cache_either() {
     });
 }
 
-/// Asks to stop once a file whose name begins so, or a disk, is half read.
+/// Requests a stop when a disk, or a file whose name begins with this, is half read.
 struct Stopper<'a> {
     file: &'static str,
     stop: &'a Stop,
@@ -146,7 +151,7 @@ impl Monitor for Stopper<'_> {
     }
 }
 
-/// Nothing, or what ended the verification.
+/// `Ok`, or the error that ended the verification.
 fn whole(outcome: Outcome) -> Result<()> {
     outcome.ended.map_or(Ok(()), Err)
 }
@@ -177,7 +182,7 @@ fn stopped_run_leaves_nothing_in_the_page_cache() {
     }
 }
 
-/// How many bytes this thread has let come from disks.
+/// The bytes that this thread has read from disks so far.
 fn read_from_disks() -> usize {
     let counts = fs::read_to_string("/proc/thread-self/io").expect("the kernel counts what is read");
     let line = counts.lines().find_map(|line| line.strip_prefix("read_bytes: "));
@@ -193,7 +198,8 @@ fn verify_reads_the_disk_and_not_the_page_cache() {
         .sum();
     let mut read = 0;
     for _ in 0..ATTEMPTS {
-        // Once more, for what the kernel is moving at that moment stays in the cache.
+        // Each attempt first fills the cache. Pages that the kernel is moving stay cached and are
+        // not read from the disk.
         for image in images(&lab) {
             fs::read(image).expect("it can be read");
         }
@@ -211,7 +217,7 @@ fn verify_reads_the_disk_and_not_the_page_cache() {
     panic!("{read} of {length} bytes came from the disk");
 }
 
-/// What is cached of an image when nearly all of it has been compared, in bytes.
+/// Records the cached bytes of an image when nearly all of it has been compared.
 struct Watcher<'a> {
     image: &'a Path,
     cached: std::sync::Mutex<Option<u64>>,
@@ -241,7 +247,7 @@ fn comparison_leaves_nothing_in_the_page_cache() {
         let cached = watcher.cached.into_inner().expect("no panic");
         assert!(
             cached.is_some_and(|bytes| bytes > 0 && bytes < 20 * MIB as u64),
-            "{cached:?} bytes after nearly all was read"
+            "{cached:?} bytes cached near the end of the image"
         );
     });
 }

@@ -1,4 +1,4 @@
-//! Disks that are not in a backup: when it is partial, and what is reported.
+//! Backups without some disks: when they are partial, and the findings.
 
 use std::path::PathBuf;
 
@@ -248,7 +248,7 @@ fn uncompared(lab: &Lab) -> Vec<(String, String)> {
     disks.map(|disk| (disk.target, disk.why)).collect()
 }
 
-/// Its bitmap is gone: of a disk that backups save, that would be an incomplete comparison.
+/// The bitmap is missing, which would make the comparison incomplete if backups saved the disk.
 #[test]
 fn a_disk_that_the_newest_point_excludes_is_not_compared() {
     for was_saved in [true, false] {
@@ -392,7 +392,7 @@ fn lost_uefi_variables_are_a_finding_and_fresh_ones_are_not() {
     assert!(is_reported(&lab.backup("vm1").expect("it runs without them")));
     lab.host
         .change("vm1", |domain| domain.state = DomainState::ShutOff);
-    assert!(is_reported(&lab.backup("vm1").expect("it has run before")));
+    assert!(is_reported(&lab.backup("vm1").expect("a backup")));
 
     lab.host.set_nvram("vm1", b"variables");
     let with = lab.backup("vm1").expect("they are there");

@@ -1,4 +1,4 @@
-//! What pruning deletes, and what it keeps.
+//! The files that pruning deletes, and those that it keeps.
 
 use vmsnap::model::period::GroupBy;
 use vmsnap::ops::backup::{PruneOutcome, preview};
@@ -90,7 +90,8 @@ fn period_with_damaged_full_does_not_allow_pruning() {
         .parent()
         .expect("a folder")
         .join("2026-11-10T01-00-00Z.full");
-    // The newest chain of the period is broken; what the next backup makes is whole, so it may go then.
+    // The period's newest chain is broken. The next backup makes a whole one, so the period may go
+    // then.
     std::fs::remove_file(full.join("vda.qcow2")).expect("it was there");
     let repository = lab.repo.domain("vm1").expect("a name");
     let today = jiff::civil::date(2026, 11, 20);

@@ -1,4 +1,4 @@
-//! Reconciliation: state in, plan out; what a dry run announces is what a backup does.
+//! Reconciliation: a plan from a given state. A backup does what its dry run announces.
 
 use std::fs;
 use std::path::Path;
@@ -30,7 +30,7 @@ fn lab_with_points(count: usize) -> Lab {
     lab
 }
 
-/// The domain as it is, to be changed by the test.
+/// A survey of the domain, for the test to change.
 fn seen(lab: &Lab) -> Survey {
     let repository = lab.repo.domain("vm1").expect("a name");
     let domain = lab.host.domain("vm1").expect("it is there");
@@ -103,7 +103,12 @@ fn dead_run_is_cleared_guest_first_and_folder_last() {
     let lab = lab_with_points(2);
     let mut survey = seen(&lab);
     let (run, checkpoint) = dead_run(&survey.domain.uuid);
-    let places = run.journal_entry.as_ref().expect("it noted").places.clone();
+    let places = run
+        .journal_entry
+        .as_ref()
+        .expect("it wrote a journal entry")
+        .places
+        .clone();
     survey.leftovers.push(run);
     survey.checkpoints.push(checkpoint);
     survey.job = Some(job("/run/dead.sock"));
@@ -180,7 +185,7 @@ fn recreated_domain_gets_files_cleared_and_a_full_backup() {
         [Repair::ClearPlaces(_), Repair::RemovePartial(_)]
     ));
     assert_eq!(plan.backup.level(), Level::Full);
-    assert!(plan.backup.reason().contains("another domain of that name"));
+    assert!(plan.backup.reason().contains("another domain with the same name"));
     assert_eq!(
         plan.retired,
         [],
@@ -222,7 +227,7 @@ fn a_lost_checkpoint_is_known_again_and_older_bitmaps_go() {
         lab.host.disk("vm1", "vda", |disk| {
             disk.add_bitmap("virtnbdbackup.90").expect("new");
         });
-        // What is shut off and started again has its bitmaps in its images.
+        // After a stop and a start the images hold the bitmaps.
         lab.host
             .change("vm1", |domain| domain.state = DomainState::ShutOff);
         if !off {
@@ -278,7 +283,7 @@ fn replaced_file_is_noticed_despite_equal_bitmap_names() {
         lab.backup("vm1").expect("same file").point.level,
         Level::Incremental
     );
-    // The number of an inode can be given again; its birth cannot.
+    // An inode number can be reused, but not together with its birth time.
     for other in [
         file(7, "2026-01-01T00:00:00.000000002Z"),
         file(8, "2026-01-01T00:00:00.000000002Z"),
@@ -290,7 +295,7 @@ fn replaced_file_is_noticed_despite_equal_bitmap_names() {
         let level = |target| point.disk(target).expect("it is there").level;
         assert_eq!((level("vda"), level("vdb")), (Level::Full, Level::Incremental));
         let reason = &point.disk("vda").expect("it is there").reason;
-        assert!(reason.contains("another file than it was"), "{reason}");
+        assert!(reason.contains("is not the same file as"), "{reason}");
         lab.assert_gives_back("vm1", "vda");
         assert_eq!(
             lab.backup("vm1").expect("same file").point.level,
@@ -321,7 +326,7 @@ fn dry_run_during_a_backup_names_the_lock_holder() {
     let lab = lab_with_points(1);
     assert_eq!(lab.preview("vm1").expect("a plan").writer, None);
     let locked = lab.repo.domain("vm1").expect("a name").try_lock().expect("free");
-    let writer = lab.preview("vm1").expect("it waits for nobody").writer;
+    let writer = lab.preview("vm1").expect("a preview does not wait").writer;
     assert_eq!(writer, Some(format!("process {}", std::process::id())));
     drop(locked);
     assert!(Path::new(&lab.root().join("vm1/.lock")).exists());

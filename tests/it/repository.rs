@@ -76,7 +76,7 @@ fn links_named_like_partial_or_removed_folders_are_ignored() {
         fs::create_dir(&elsewhere).expect("new");
         fs::write(elsewhere.join("file"), b"x").expect("written");
         std::os::unix::fs::symlink(&elsewhere, lab.root().join("vm1").join(name)).expect("linked");
-        lab.backup("vm1").expect_err("somebody has meddled");
+        lab.backup("vm1").expect_err("a link is refused");
         assert!(elsewhere.join("file").exists(), "{name}");
     }
 }
@@ -182,7 +182,7 @@ fn a_restore_point_put_where_another_belongs_is_not_used() {
     let history = lab.history("vm2");
     assert_eq!(history.kept.len(), 1);
     assert!(
-        history.findings[0].message.contains("does not belong here"),
+        history.findings[0].message.contains("is in the wrong place"),
         "{:?}",
         history.findings
     );

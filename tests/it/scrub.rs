@@ -1,4 +1,4 @@
-//! What a scrub removes and keeps, and that the next backup is as announced.
+//! The checkpoints and bitmaps that a scrub removes and keeps, and the level of the next backup.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ fn plan(lab: &Lab, repo: Option<&dyn Repository>, kind: ScrubType, name: Option<
     scrub::preview("vm1", &means(lab, repo), &options(kind, name)).expect("a plan")
 }
 
-/// A scrub that has to succeed.
+/// Runs a scrub that has to succeed.
 fn done(lab: &Lab, kind: ScrubType, name: Option<&str>) -> Outcome {
     let outcome = run(lab, kind, name).expect("it begins");
     if let Some(failure) = &outcome.failure {
@@ -96,7 +96,7 @@ fn pairs(bitmaps: &[scrub::DiskBitmap]) -> Vec<(String, String)> {
     pairs
 }
 
-/// The bitmaps of these names on both disks.
+/// These bitmaps on both disks, as pairs of bitmap and disk.
 fn on_both(names: &[&str]) -> Vec<(String, String)> {
     let pair = |name: &&str| ["vda", "vdb"].map(|disk| ((*name).to_owned(), disk.to_owned()));
     names.iter().flat_map(pair).collect()
@@ -111,7 +111,7 @@ fn cause(result: Result<Outcome>) -> Cause {
 
 const STATES: [DomainState; 3] = [DomainState::Running, DomainState::Paused, DomainState::ShutOff];
 
-/// The lab's domain in each state.
+/// Runs a check with the lab's domain in each state.
 fn in_every_state(check: impl Fn(&mut Lab, DomainState)) {
     for state in STATES {
         let mut lab = lab();
@@ -179,7 +179,7 @@ fn bitmap_removes_the_bitmaps_only_and_the_records_stay() {
             .findings
             .iter()
             .find(|found| found.code == "checkpoints-left");
-        assert!(said.expect("it is said").message.contains(NAMES[1]));
+        assert!(said.expect("it is reported").message.contains(NAMES[1]));
         assert_eq!(outcome.next.level, Some(Level::Full));
         assert_eq!(lab.backup("vm1").expect("backed up").point.level, Level::Full);
     });

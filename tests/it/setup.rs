@@ -5,11 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// A folder of programs that stand in for Debian's.
+/// A folder of programs that replace those of Debian.
 pub struct Stage(tempfile::TempDir);
 
 impl Stage {
-    /// `dpkg_query` is what the program of that name does; whatever apt-get is asked for, it writes down.
+    /// `dpkg_query` is the script of that program. The stand-in for apt-get only logs its
+    /// arguments.
     pub fn new(dpkg_query: &str) -> Stage {
         let stage = Stage(tempfile::tempdir().expect("a folder"));
         stage.program("dpkg-query", dpkg_query);
@@ -23,7 +24,7 @@ impl Stage {
         stage
     }
 
-    /// Lets a program of this name do this.
+    /// Adds a program with this name and script.
     pub fn program(&self, name: &str, what: &str) {
         let path = self.0.path().join(name);
         fs::write(&path, format!("#!/bin/sh\n{what}\n")).expect("the folder is ours");
@@ -38,7 +39,7 @@ impl Stage {
         self.script("scripts/setup.sh", levels)
     }
 
-    /// Runs a script of ours with these programs in front of the machine's.
+    /// Runs one of the project's scripts with these programs first in `PATH`.
     pub fn script(&self, script: &str, words: &[&str]) -> Output {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
         let usual = std::env::var("PATH").unwrap_or_default();
@@ -58,7 +59,8 @@ impl Stage {
 
 #[test]
 fn packages_that_a_new_machine_has_never_heard_of_are_installed() {
-    // Of these two it knows one: dpkg-query names it, and fails because of the other.
+    // The machine knows one of the two packages. dpkg-query prints it, but fails because of the
+    // other.
     let stage = Stage::new("echo 'installed build-essential'; echo 'no packages found' >&2; exit 1");
     let output = stage.set_up(&["build"]);
     assert!(output.status.success(), "{output:?}");

@@ -1,4 +1,4 @@
-//! What `status` finds, in every output format.
+//! The results of `status` in every output format.
 
 use vmsnap::cli::report::status::{Form, Look, text, write};
 use vmsnap::model::domain::DomainState;
@@ -33,7 +33,7 @@ fn disk(target: &str, bitmaps: &[&str]) -> DiskStatus {
     }
 }
 
-/// The domain of the classic page.
+/// The status in the examples of the classic interface.
 fn sample() -> DomainStatus {
     let names = ["virtnbdbackup.0", "virtnbdbackup.1"];
     DomainStatus {
@@ -375,7 +375,7 @@ fn foreign_checkpoints_and_bitmaps_are_listed_unjudged() {
     assert!(found.newest.is_none());
 }
 
-/// Fault 8: with a remote `--connect` it runs qemu-img on the local path of the same name.
+/// Fault 8: with a remote `--connect`, status runs qemu-img on the local path of the same name.
 #[test]
 fn what_is_invisible_remotely_is_said_and_not_guessed() {
     let mut lab = Lab::new();
@@ -387,7 +387,7 @@ fn what_is_invisible_remotely_is_said_and_not_guessed() {
     let found = ask(&lab, "vm1").expect("a status");
     assert!(!found.disks[0].bitmaps_known && found.disks[0].bitmaps.is_empty());
     assert!(found.is_consistent(), "{:?}", found.inconsistencies);
-    assert!(found.next.is_none(), "nobody can tell");
+    assert!(found.next.is_none(), "it is unknown");
     assert_eq!(found.findings[0].code, "bitmaps-not-seen");
     lab.host
         .change("vm1", |domain| domain.state = DomainState::Running);
@@ -463,8 +463,12 @@ fn only_files_of_the_current_period_are_counted() {
         lab.at(&format!("2026-{month:02}-03T02:00:00+00:00[UTC]"));
         lab.backup("vm1").expect("a full");
     }
-    let found = ask(&lab, "vm1").expect("a status").dir.expect("asked for");
-    // domain.xml, manifest.json and vda.qcow2 of the restore point, and the checkpoint's XML.
+    let found = ask(&lab, "vm1")
+        .expect("a status")
+        .dir
+        .expect("the period's statistics");
+    // The files are domain.xml, manifest.json and vda.qcow2 of the restore point, and the
+    // checkpoint's XML.
     assert_eq!((found.total_files, found.checkpoints), (4, 1));
     assert!(found.location.ends_with("vm1/vmsnap-backup-monthly-2026-08"));
 }

@@ -1,4 +1,5 @@
-//! Random stories of writes, zeroes, resizes, restarts and backups: every restore point gives back the bytes of its moment.
+//! Random stories of writes, zeroes, resizes, restarts and backups: every restore point gives back
+//! the bytes of its moment.
 
 use proptest::prelude::*;
 
@@ -65,7 +66,7 @@ proptest! {
                 Act::NextMonth => lab.pass(jiff::Span::new().months(1)),
                 Act::FailAfter(bytes) => {
                     lab.host.fail_reads_after(Some(bytes as u64));
-                    // It succeeds if there is nothing after the place where reading fails.
+                    // The backup succeeds if no data lies beyond the place where reading fails.
                     if let Ok(outcome) = lab.backup("vm1") {
                         kept.push((outcome.point.id, lab.disk("vm1", "vda")));
                     }

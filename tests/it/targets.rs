@@ -1,4 +1,4 @@
-//! Restore targets in use: refused in the plan, before anything is written.
+//! Restore targets that are in use: the plan refuses them before anything is written.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -16,7 +16,7 @@ use vmsnap::ops::{Cause, Class, Error, Result};
 use crate::lab::{CLUSTER, Lab, read_qcow2};
 use crate::no_rights::without_rights;
 
-/// A node of a block device that is not there: the number is one of those for experiments, which no driver has.
+/// A device node without a device: its number is reserved for local and experimental use.
 fn node(path: PathBuf) -> PathBuf {
     let made = mknodat(CWD, &path, FileType::BlockDevice, Mode::RUSR, makedev(60, 17));
     made.expect("this test has to run as root, outside of a user namespace");
@@ -74,7 +74,7 @@ fn a_device_of_a_domain_is_refused_by_any_name() {
                 to.display()
             );
             assert!(told.contains(&expected), "{told}");
-            let hint = error.hint().expect("there is a way");
+            let hint = error.hint().expect("a hint");
             assert_eq!(
                 hint.contains("virsh undefine 'user'"),
                 state == DomainState::ShutOff,
@@ -109,7 +109,7 @@ fn without_libvirt_a_finding_says_what_was_not_checked() {
     assert_eq!(asked.findings, []);
 }
 
-/// A process of a user who is not root, until it is dropped.
+/// A process of another user than root, killed when dropped.
 struct Stranger(Child);
 
 impl Stranger {
@@ -153,7 +153,7 @@ fn qcow2_is_not_written_onto_a_device() {
     let error = plan(&lab, &device, Some(Format::Qcow2), None).expect_err("it is no device's format");
     assert_eq!(error.class(), Class::Usage);
     assert!(error.to_string().contains("give --format raw"), "{error}");
-    let raw = plan(&lab, &device, Some(Format::Raw), None).expect("raw is");
+    let raw = plan(&lab, &device, Some(Format::Raw), None).expect("the raw format is accepted");
     assert_eq!(raw.disks[0].format, Format::Raw);
 }
 

@@ -1,4 +1,4 @@
-//! One domain that is backed up into two repositories: each goes on as if the other were not there.
+//! One domain backed up into two repositories: each works as if the other did not exist.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use vmsnap::repo::{FolderRepository, Identity, Repository};
 
 use crate::lab::{CLUSTER, Lab};
 
-/// A domain with one disk, and a second repository beside that of the lab.
+/// A domain with one disk, and a second repository next to the lab's.
 struct Two {
     lab: Lab,
     other: FolderRepository,
@@ -53,7 +53,7 @@ impl Two {
         }
     }
 
-    /// Backs up after a write, and checks what both repositories then say.
+    /// Writes to the disk and backs it up.
     fn back_up(&mut self, which: Which, options: &Options) -> Outcome {
         let seconds = self.lab.now.timestamp().as_second();
         let place = usize::try_from(seconds / 600 % 8).expect("small") * CLUSTER;
@@ -122,7 +122,8 @@ fn two_repositories_stay_incremental_and_consistent() {
     }
     two.lab.at("2026-12-01T02:00:00+01:00[Europe/Berlin]");
     two.assert_consistent(GroupBy::Month, GroupBy::Month);
-    // One of them is the first in the new period; the checkpoints of the other's old period stay until it is there too.
+    // `A` begins the new period first. The checkpoints of `B`'s old period stay until `B` does so
+    // too.
     assert_eq!([two.level(A), two.level(A)], [Level::Full, Level::Incremental]);
     assert_eq!([two.level(B), two.level(B)], [Level::Full, Level::Incremental]);
     two.assert_consistent(GroupBy::Month, GroupBy::Month);
@@ -196,7 +197,7 @@ fn scrub_with_a_repository_leaves_the_others_checkpoints() {
     assert_eq!(
         scrubbed.checkpoints.len(),
         3,
-        "without a repository all are meant"
+        "without a repository a scrub removes all"
     );
     assert_eq!([two.level(A), two.level(B)], [Level::Full; 2]);
 }
@@ -220,7 +221,7 @@ fn scrub_with_a_repository_leaves_bitmaps_of_unknown_origin() {
     assert_eq!(
         scrubbed.bitmaps.len(),
         1,
-        "its own, which its restore point recorded"
+        "the checkpoint that its own restore point recorded"
     );
     assert_eq!([two.level(B), two.level(A)], [Level::Incremental, Level::Full]);
     two.assert_consistent(GroupBy::Month, GroupBy::Month);

@@ -1,4 +1,4 @@
-//! Verification: sound points are reported sound, all damage is found, and results are recorded.
+//! Verification: sound points are reported as sound, all damage is found, and results are recorded.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,7 +68,7 @@ pub fn flip(path: &Path, at: usize, bit: usize) {
     fs::write(path, bytes).expect("it can be written");
 }
 
-/// The words about all damage.
+/// The messages about all damage.
 pub fn words(outcome: &Outcome) -> String {
     let damage: Vec<&str> = outcome.all_damage().map(|damage| damage.what.as_str()).collect();
     damage.join("\n")
@@ -116,7 +116,7 @@ fn one_flipped_byte_anywhere_is_found_and_its_file_named() {
             flip(&path, at as usize, bit);
         }
     }
-    assert!(all(&lab).is_sound(), "all is as it was");
+    assert!(all(&lab).is_sound(), "everything is restored");
 }
 
 #[test]
@@ -180,12 +180,12 @@ fn missing_swapped_shortened_or_extended_file_is_found() {
             let has_place = of_file.any(|damage| damage.offset.is_some());
             assert!(
                 case > 0 || !has_place,
-                "a file that is missing is damaged nowhere"
+                "the damage of a missing file has no place"
             );
         }
         fs::write(path, bytes).expect("it can be written");
     }
-    assert!(all(&lab).is_sound(), "all is as it was");
+    assert!(all(&lab).is_sound(), "everything is restored");
 }
 
 #[test]
@@ -240,11 +240,11 @@ fn found_damage_is_recorded_and_nothing_new_relies_on_it() {
         .iter()
         .map(|point| point.suspected_damage.is_some())
         .collect();
-    assert_eq!(damaged, [false, true, true], "the third stands upon the second");
+    assert_eq!(damaged, [false, true, true], "the third depends on the second");
 
     let outcome = lab.backup("vm1").expect("a restore point");
     let disk = |target| outcome.point.disk(target).expect("it is there");
-    // The first restore point is sound, and so is its bitmap: the smaller loss.
+    // The first point and its bitmap are sound, so the next backup can be incremental.
     assert_eq!(disk("vda").level, Level::Incremental);
     assert_eq!(
         disk("vda").parent.as_deref(),
@@ -264,7 +264,7 @@ fn found_damage_is_recorded_and_nothing_new_relies_on_it() {
     assert_eq!(outcome.point.disk("vda").expect("it is there").level, Level::Full);
     lab.assert_gives_back("vm1", "vda");
 
-    // Mended by hand, and proved: the word of the last verification counts.
+    // After a repair by hand, the last verification counts.
     flip(&first, 70_000, 0);
     flip(&image, 70_000, 0);
     assert!(all(&lab).is_sound());
@@ -312,26 +312,35 @@ fn recently_verified_points_are_skipped_unless_deep() {
     let soon = run(&lab, &later(&lab, false)).expect("there are some");
     assert_eq!((skipped(&soon), soon.bytes), (3, 0));
     let deep = run(&lab, &later(&lab, true)).expect("there are some");
+    assert_eq!(skipped(&deep), 0, "a verification of files does not suffice");
     assert_eq!(
-        skipped(&deep),
-        0,
-        "a look at the files is less than what is asked for"
+        skipped(&run(&lab, &later(&lab, true)).expect("there are restore points")),
+        3
     );
-    assert_eq!(skipped(&run(&lab, &later(&lab, true)).expect("some")), 3);
     lab.pass(Span::new().days(8));
-    assert_eq!(skipped(&run(&lab, &later(&lab, false)).expect("some")), 0);
-    // The clock was wrong, and is right again.
+    assert_eq!(
+        skipped(&run(&lab, &later(&lab, false)).expect("there are restore points")),
+        0
+    );
+    // The clock was ahead and has been corrected.
     lab.pass(Span::new().days(-3));
-    assert_eq!(skipped(&run(&lab, &later(&lab, false)).expect("some")), 0);
+    assert_eq!(
+        skipped(&run(&lab, &later(&lab, false)).expect("there are restore points")),
+        0
+    );
     let image = lab.history("vm1").kept[2].dir().join("vda.qcow2");
     flip(&image, 70_000, 1);
-    assert!(!run(&lab, &options(&lab, Which::All)).expect("some").is_sound());
+    assert!(
+        !run(&lab, &options(&lab, Which::All))
+            .expect("there are restore points")
+            .is_sound()
+    );
     flip(&image, 70_000, 1);
-    let again = run(&lab, &later(&lab, false)).expect("some");
-    assert_eq!(skipped(&again), 2, "what was damaged is looked at again");
+    let again = run(&lab, &later(&lab, false)).expect("there are restore points");
+    assert_eq!(skipped(&again), 2, "the damaged point is read again");
 }
 
-/// Puts another image in the place of one, and writes the manifest as if it belonged there.
+/// Replaces an image and updates the manifest to match.
 fn forge(lab: &Lab, index: usize, change: impl FnOnce(&mut Vec<u8>, &mut Manifest)) {
     let history = lab.history("vm1");
     let kept = &history.kept[index];
@@ -372,7 +381,7 @@ fn wrong_structure_or_parent_is_found_despite_valid_digest() {
     });
     assert!(parent.contains("its backing file is"), "{parent}");
     let size = lab_with(|_, manifest| manifest.point.disks[0].virtual_size += 512);
-    assert!(size.contains("it is an image of"), "{size}");
+    assert!(size.contains("the image is for a disk of"), "{size}");
 }
 
 #[test]
@@ -399,11 +408,11 @@ fn damaged_forged_or_stale_proofs_are_ignored() {
     let path = paths.next().expect("one").expect("readable").path();
     fs::write(&path, b"{\"id\": 7").expect("written");
     assert_eq!(proofs(&lab), 2);
-    // A restore point created again under the same id is not proved.
+    // A restore point that was replaced under the same id has no proof.
     forge(&lab, 2, |_, manifest| manifest.host.push('x'));
     assert!(proofs(&lab) <= 2);
     assert!(lab.history("vm1").kept[2].proof.is_none());
-    // The proofs of a period that has gone go with the next verification.
+    // The next verification removes the proofs of a deleted period.
     lab.at("2026-12-01T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("a new chain");
     fs::remove_dir_all(lab.root().join("vm1/vmsnap-backup-monthly-2026-11")).expect("by hand");

@@ -1,4 +1,4 @@
-//! Records of verifications, and what relies on them.
+//! Records of verifications, and the verbs that rely on them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ fn deep(lab: &Lab) -> Options {
     }
 }
 
-/// The same again a day later, for what was not proved within four days.
+/// Runs a verification a day later that skips points verified within four days.
 fn lately(lab: &mut Lab, options: &Options) -> Outcome {
     lab.pass(Span::new().hours(24));
     let options = Options {
@@ -114,7 +114,7 @@ fn missing_parent_is_found_despite_a_recent_proof() {
 fn shallow_verify_keeps_the_record_of_a_deep_one() {
     let mut lab = lab();
     let deep = deep(&lab);
-    assert!(run(&lab, &deep).expect("some").is_sound());
+    assert!(run(&lab, &deep).expect("there are restore points").is_sound());
     lab.pass(Span::new().hours(1));
     assert!(all(&lab).is_sound());
     let proofs: Vec<_> = listed(&lab).into_iter().filter_map(|point| point.proof).collect();
@@ -125,7 +125,7 @@ fn shallow_verify_keeps_the_record_of_a_deep_one() {
     );
     assert_eq!(skipped(&lately(&mut lab, &deep)), [true; 3]);
 
-    // A point damaged in the meantime must be read again.
+    // A point that was damaged since must be read again.
     let image = lab.history("vm1").kept[2].dir().join("vdb.qcow2");
     flip(&image, 70_000, 0);
     assert!(!all(&lab).is_sound());
@@ -152,11 +152,7 @@ fn damage_of_one_disk_or_small_file_makes_no_other_disk_full() {
     let mut own = damaged[0].clone();
     own.sort_unstable();
     assert_eq!(own, ["-", "vdb"]);
-    assert_eq!(
-        damaged[1..],
-        [["vdb"], ["vdb"]],
-        "vda stands upon nothing damaged"
-    );
+    assert_eq!(damaged[1..], [["vdb"], ["vdb"]], "vda depends on nothing damaged");
     let doubts: Vec<bool> = listed(&lab)
         .iter()
         .map(|point| point.suspected_damage.is_some())
@@ -195,7 +191,7 @@ fn unreadable_damage_record_is_damage_until_next_verify() {
         "{:?}",
         history.findings
     );
-    // The verification that replaces the record reports it once more.
+    // The next verification reports the unreadable record once more and replaces it.
     flip(&image, 70_000, 0);
     lab.pass(Span::new().hours(1));
     assert!(words(&all(&lab)).contains(record.to_str().expect("a plain path")));
@@ -278,7 +274,7 @@ fn records_of_a_point_under_a_wrong_name_are_kept() {
     );
 }
 
-/// As a run leaves it that is killed, or whose disk is full.
+/// A record as a killed run, or one without disk space, leaves it.
 #[test]
 fn unfinished_record_is_ignored_and_removed() {
     let lab = lab();

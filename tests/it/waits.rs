@@ -15,10 +15,10 @@ use vmsnap::repo::DomainWriter;
 
 use crate::lab::{CLUSTER, Lab};
 
-/// Long enough that no test sees its end.
+/// Long enough that no test reaches its end.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// Another run, and what it does while a run waits for it.
+/// Another run, with its actions while this run waits for it.
 struct Other {
     lock: Mutex<Option<Box<dyn DomainWriter>>>,
     stops: Option<Stop>,
@@ -76,7 +76,7 @@ fn every_verb_that_takes_the_lock_waits_for_the_other_run() {
     let lab = lab();
     let said = [(this_process(), LONG)];
     let other = Other::at_work(&lab);
-    backup("vm1", &lab.context(&other), &waiting(LONG)).expect("its turn has come");
+    backup("vm1", &lab.context(&other), &waiting(LONG)).expect("it got the lock");
     assert_eq!(other.told(), said);
 
     let other = Other::at_work(&lab);
@@ -86,7 +86,7 @@ fn every_verb_that_takes_the_lock_waits_for_the_other_run() {
         places: vmsnap::ops::PlaceWishes::default(),
         wait: LONG,
     };
-    compare::compare("vm1", &lab.context(&other), &options).expect("its turn has come");
+    compare::compare("vm1", &lab.context(&other), &options).expect("it got the lock");
     assert_eq!(other.told(), said);
 
     let other = Other::at_work(&lab);
@@ -103,7 +103,7 @@ fn every_verb_that_takes_the_lock_waits_for_the_other_run() {
         group_by: GroupBy::Month,
         wait: LONG,
     };
-    scrub::scrub("vm1", &means, &options).expect("its turn has come");
+    scrub::scrub("vm1", &means, &options).expect("it got the lock");
     assert_eq!(other.told(), said);
 }
 
@@ -136,10 +136,10 @@ fn a_stop_ends_the_wait() {
         matches!(stopped.cause, Cause::Stopped(StopReason::Interrupted)),
         "{stopped}"
     );
-    assert_eq!(other.told().len(), 1, "it is said once");
+    assert_eq!(other.told().len(), 1, "it is reported once");
 }
 
-/// How long these words wait, in seconds.
+/// The seconds that a command line waits for a lock.
 fn seconds(line: &str) -> u64 {
     let words = format!("vmsnap {line}");
     let words: Vec<_> = words.split_whitespace().map(Into::into).collect();

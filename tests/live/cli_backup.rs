@@ -10,7 +10,7 @@ use crate::process::{command, run};
 
 const MIB: usize = 1 << 20;
 
-/// The restore points made so far, each with what the disks were.
+/// The restore points made so far, each with the content of the disks.
 struct Story {
     repo: Repo,
     machine: Machine,
@@ -110,7 +110,8 @@ fn two_disks_come_back_right_at_every_restore_point() {
     }
 }
 
-/// `list` shows the restore points as `backup` reported them, oldest first, each the parent of the next.
+/// `list` shows the restore points as `backup` reported them, oldest first, each the parent of the
+/// next.
 fn assert_listed(repo: &Repo, name: &str, points: &[(Value, Vec<Vec<u8>>)]) {
     let listed = repo.list(name);
     assert_eq!(listed.len(), points.len());
@@ -283,7 +284,7 @@ fn a_name_that_a_shell_would_run_is_only_a_name() {
         second["restorePoint"]["parent"], first["restorePoint"]["id"],
         "{second:#}"
     );
-    // The program's folder is checked after each run; its parent is the temporary folder.
+    // The home folder is checked after each run.
     assert_eq!(repo.list(name).len(), 2);
     machine.assert_restored(&repo.restore(name, "latest", "raw"), &machine.disks);
 }
@@ -331,7 +332,7 @@ fn stdout_is_the_answer_and_stderr_everything_else() {
     let listed = status["checkpoints"].as_array().expect("a list");
     let mut listed: Vec<&str> = listed.iter().map(text_of).collect();
     listed.sort_unstable();
-    assert_eq!(listed, made, "within one second their order is not known");
+    assert_eq!(listed, made, "points of one second have no known order");
     assert_eq!(
         (&status["overallStatus"], &status["inconsistencies"]),
         (&0.into(), &serde_json::json!([]))

@@ -9,7 +9,7 @@ use crate::daemon::{Daemon, URI};
 
 const MIB: usize = 1 << 20;
 
-/// While a backup is stopped mid-copy, reading commands do not wait for it.
+/// While a backup is stopped in mid-copy, reading commands do not wait for it.
 fn assert_readers_do_not_wait(mut machine: Machine) {
     machine.fill(0, 1);
     let repo = Repo::new();
@@ -37,10 +37,11 @@ fn assert_readers_do_not_wait(mut machine: Machine) {
     let listed = ask(&["list"])["domains"][0].clone();
     assert_eq!(listed["findings"], Value::Array(Vec::new()));
     let points = listed["restorePoints"].as_array().expect("a list");
-    assert_eq!(points.len(), 1, "the one that is being made is not one yet");
+    assert_eq!(points.len(), 1, "the unfinished restore point is not listed");
     assert_eq!(points[0]["id"], first["restorePoint"]["id"]);
 
-    // QEMU reports no bitmaps until the reader has taken the data in flight, so this reader must run.
+    // QEMU reports no bitmaps until the reader has taken the data in flight, so this reader must
+    // run.
     let status = run.slowly(|| ask(&["status", "--machine", "--connect", URI]))[&name].clone();
     let holder = format!("process {}", run.id());
     assert_eq!(status["writer"], holder.as_str(), "{status:#}");

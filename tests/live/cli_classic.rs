@@ -15,12 +15,13 @@ const Q3: &str = "vmsnap-backup-quarterly-2026-Q3";
 const OCTOBER: &str = "vmsnap-backup-monthly-2026-10";
 const NOVEMBER: &str = "vmsnap-backup-monthly-2026-11";
 
-/// What a run says on stderr of a domain with one disk.
+/// The stderr of a run for a domain with one disk.
 fn steps(level: &str, reason: &str, copied: &str) -> String {
     format!("VM1 vda: {level}, {reason}\nVM1 vda: done, {copied} copied\n")
 }
 
-/// Faults 2, 7, 14 and 15: pruning without `--prune` and with `--prune=false`, names that reach a shell, blanks in paths, another language.
+/// Faults 2, 7, 14 and 15: pruning without `--prune` and with `--prune=false`, names that reach a
+/// shell, blanks in paths, another language.
 #[test]
 fn a_season_in_the_classic_spelling() {
     let daemon = Daemon::acquire();
@@ -53,8 +54,8 @@ fn a_season_in_the_classic_spelling() {
     let both = machine.checkpoints();
     assert!(both.len() == 2 && both.contains(&first[0]), "{both:?}");
 
-    // 44 whole days of the new quarter are one too few.
-    let stays = format!("VM1: pruned nothing: {Q2} stays: the middle of {Q3} has not come yet\n");
+    // 44 whole days of the new quarter are one day short of its middle.
+    let stays = format!("VM1: pruned nothing: {Q2} stays: {Q3} is not past its midpoint yet\n");
     says(
         &user.on("2026-08-14", &[&classic[..], &["--prune"]].concat()),
         &[&machine],
@@ -66,7 +67,7 @@ fn a_season_in_the_classic_spelling() {
     let left = machine.checkpoints();
     assert!(
         left.len() == 1 && !both.contains(&left[0]),
-        "the old ones went after the new full: {left:?}"
+        "the old checkpoints were removed after the new full: {left:?}"
     );
 
     let not_meant = [
@@ -105,8 +106,9 @@ fn a_season_in_the_classic_spelling() {
     );
 }
 
-/// Fault 1: a failed backup exits 0, and pruning still runs and can delete the last good chain. Fault 2: without `--groupBy`, `--prune` never
-/// prunes. Fault 9: one missing domain ends the whole run.
+/// Fault 1: a failed backup exits 0, and pruning still runs and can delete the last good chain.
+/// Fault 2: without `--groupBy`, `--prune` never prunes. Fault 9: one missing domain ends the whole
+/// run.
 #[test]
 fn failed_backup_with_prune_keeps_everything_and_stops_no_other() {
     let daemon = Daemon::acquire();
@@ -170,7 +172,8 @@ fn failed_backup_with_prune_keeps_everything_and_stops_no_other() {
     assert_eq!(user.periods(&bad), [OCTOBER]);
 }
 
-/// Fault 10: a failed first full leaves its folder; every later run of the period fails, with exit code 0.
+/// Fault 10: a failed first full leaves its folder; every later run of the period fails, with exit
+/// code 0.
 #[test]
 fn next_run_makes_the_full_that_failed_first() {
     let daemon = Daemon::acquire();
@@ -305,7 +308,7 @@ fn the_folder_follows_local_time_where_clocks_change() {
     }
 }
 
-/// Direct monitor commands taint a domain; vmsnap uses none.
+/// Direct monitor commands taint a domain. vmsnap uses none of them.
 #[test]
 fn no_command_of_ours_taints_a_domain() {
     let daemon = Daemon::acquire();
@@ -334,5 +337,5 @@ fn no_command_of_ours_taints_a_domain() {
     machine
         .domain
         .virsh(&["qemu-monitor-command", "--hmp", "--cmd", "info name"]);
-    assert_eq!(messages().len(), before.len() + 1, "it would be told");
+    assert_eq!(messages().len(), before.len() + 1, "a taint would be reported");
 }

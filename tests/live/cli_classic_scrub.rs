@@ -1,4 +1,5 @@
-//! Scrubs in the classic spelling on real domains: output, and the remaining checkpoints and bitmaps.
+//! Scrubs in the classic spelling on real domains: output, and the remaining checkpoints and
+//! bitmaps.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use crate::process::{Finished, command, run};
 
 const MIB: usize = 1 << 20;
 
-/// The bitmaps in an image that no QEMU has open, by name.
+/// The names of the bitmaps in an image that no QEMU has open.
 pub fn bitmaps(image: &Path) -> Vec<String> {
     let image = image.display().to_string();
     let info = run(command("qemu-img", &["info", "--output=json", &image]));
@@ -24,12 +25,12 @@ pub fn bitmaps(image: &Path) -> Vec<String> {
     names
 }
 
-/// Those of these names.
+/// The names with these numbers.
 fn these(names: &[String], numbers: &[usize]) -> Vec<String> {
     numbers.iter().map(|number| names[*number].clone()).collect()
 }
 
-/// The answer with the checkpoints of each domain counted from 0.
+/// The output with each domain's checkpoints renamed to consecutive numbers from 0.
 fn counted(mut finished: Finished, made: &[&[String]]) -> Finished {
     for names in made {
         for (number, name) in names.iter().enumerate() {
@@ -41,7 +42,8 @@ fn counted(mut finished: Finished, made: &[&[String]]) -> Finished {
     finished
 }
 
-/// Three restore points, whose checkpoints are returned, and a foreign checkpoint if the domain runs.
+/// Makes three restore points and returns their checkpoints. Adds a foreign checkpoint if the
+/// domain runs.
 fn prepare(user: &User, machine: &Machine) -> Vec<String> {
     let domains = format!("--domains={}", machine.name());
     for day in ["2026-11-02", "2026-11-03", "2026-11-04"] {
@@ -77,11 +79,11 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         "VM1: removed 1 checkpoint and no bitmaps\n  \
          checkpoint virtnbdbackup.2\n  \
          left: bitmap virtnbdbackup.2 of disk vda\n  \
-         note: the bitmaps stay and go on recording, each costs memory and room in its image and a little of every write, and a \
-         backup uses those again that its restore points recorded; the type bitmap removes each by its name, or all of them when the domain \
+         note: the bitmaps stay and keep recording; each costs memory, space in its image and a little time per write; a \
+         backup reuses those that its restore points recorded; the type bitmap removes each by its name, or all of them when the domain \
          is shut off\n  \
          the next backup of VM1 will be full or incremental (virtnbdbackup.1 is left, and it depends on whether the repository has \
-         its restore point in this period (--output tells))\n",
+         its restore point in this period; use --output to find out)\n",
         "",
     );
     assert_eq!(machine.checkpoints(), all(&[0, 1]));
@@ -92,7 +94,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         "VM1: removed no checkpoints and 1 bitmap\n  \
          bitmap virtnbdbackup.2 of disk vda\n  \
          the next backup of VM1 will be full or incremental (virtnbdbackup.1 is left, and it depends on whether the repository has \
-         its restore point in this period (--output tells))\n",
+         its restore point in this period; use --output to find out)\n",
         "",
     );
     says(
@@ -103,7 +105,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
          checkpoint virtnbdbackup.1\n  \
          bitmap virtnbdbackup.1 of disk vda\n  \
          the next backup of VM1 will be full or incremental (virtnbdbackup.0 is left, and it depends on whether the repository has \
-         its restore point in this period (--output tells))\n",
+         its restore point in this period; use --output to find out)\n",
         "",
     );
     assert_eq!(machine.checkpoints(), all(&[0]));
@@ -114,11 +116,11 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         5,
         "VM1: removed no checkpoints and no bitmaps\n  \
          the next backup of VM1 will be full or incremental (virtnbdbackup.0 is left, and it depends on whether the repository has \
-         its restore point in this period (--output tells))\n",
+         its restore point in this period; use --output to find out)\n",
         "vmsnap: VM1: there is no checkpoint or bitmap named 'virtnbdbackup.9'\n\
          hint: `vmsnap status` shows the checkpoints and bitmaps that can be listed\n",
     );
-    // Named or not, all of ours are removed, and no foreign ones.
+    // With or without a name, all of our checkpoints are removed and no foreign ones.
     says(
         &scrub(&[
             "--scrubType=*",
@@ -130,7 +132,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         "VM1: removed 1 checkpoint and 1 bitmap\n  \
          checkpoint virtnbdbackup.0\n  \
          bitmap virtnbdbackup.0 of disk vda\n  \
-         note: the name 'virtnbdbackup.9' has no effect: the type * removes all of ours\n  \
+         note: the name 'virtnbdbackup.9' has no effect: the type * removes all names of vmsnap\n  \
          the next backup of VM1 will be full (checkpoint virtnbdbackup.2 is gone)\n",
         "",
     );
@@ -142,10 +144,15 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
     );
     let left = machine.checkpoints();
     machine.domain.destroy();
-    assert_eq!(bitmaps(&machine.image(0)), left, "mine and the new one");
+    assert_eq!(
+        bitmaps(&machine.image(0)),
+        left,
+        "the foreign bitmap and the new one"
+    );
 }
 
-/// Fault 6: checkpoints are removed as metadata only, the bitmaps stay, and the next full fails with `Bitmap already exists`.
+/// Fault 6: checkpoints are removed as metadata only, the bitmaps stay, and the next full fails
+/// with `Bitmap already exists`.
 #[test]
 fn bitmaps_without_checkpoints_do_not_block_a_full() {
     let daemon = Daemon::acquire();
@@ -189,26 +196,26 @@ fn bitmaps_without_checkpoints_do_not_block_a_full() {
          checkpoint virtnbdbackup.0\n  checkpoint virtnbdbackup.1\n  checkpoint virtnbdbackup.2\n  \
          left: bitmap virtnbdbackup.0 of disk vda\n  left: bitmap virtnbdbackup.1 of disk vda\n  \
          left: bitmap virtnbdbackup.2 of disk vda\n  \
-         note: the bitmaps stay and go on recording, each costs memory and room in its image and a little of every write, and a \
-         backup uses those again that its restore points recorded; the type bitmap removes each by its name, or all of them when the domain \
+         note: the bitmaps stay and keep recording; each costs memory, space in its image and a little time per write; a \
+         backup reuses those that its restore points recorded; the type bitmap removes each by its name, or all of them when the domain \
          is shut off\n  \
          the next backup of VM1 will be full or incremental (bitmap virtnbdbackup.2 is left, and it depends on whether the repository has \
-         its restore point in this period (--output tells))\n\
+         its restore point in this period; use --output to find out)\n\
          VM2: removed 3 checkpoints and no bitmaps\n  \
          checkpoint virtnbdbackup.0\n  checkpoint virtnbdbackup.1\n  checkpoint virtnbdbackup.2\n  \
          left: bitmap virtnbdbackup.0 of disk vda\n  left: bitmap virtnbdbackup.1 of disk vda\n  \
          left: bitmap virtnbdbackup.2 of disk vda\n  \
-         note: the bitmaps stay and go on recording, each costs memory and room in its image and a little of every write, and a \
-         backup uses those again that its restore points recorded; the type bitmap removes them\n  \
+         note: the bitmaps stay and keep recording; each costs memory, space in its image and a little time per write; a \
+         backup reuses those that its restore points recorded; the type bitmap removes them\n  \
          the next backup of VM2 will be full or incremental (bitmap virtnbdbackup.2 is left, and it depends on whether the repository has \
-         its restore point in this period (--output tells))\n",
+         its restore point in this period; use --output to find out)\n",
         "",
     );
     assert_eq!(running.checkpoints(), ["mine"]);
     assert_eq!(off.checkpoints(), [""; 0]);
     assert_eq!(bitmaps(&off.image(0)), made_off);
 
-    // Another month: leftovers block nothing.
+    // In another month leftover bitmaps block nothing.
     let made = user.on("2026-12-06", &["--backup", &domains, "--output=OUT", "--quiet"]);
     says(
         &made,
@@ -244,7 +251,7 @@ fn a_shut_off_domain_is_scrubbed_too_and_stays_shut_off() {
          note: checkpoint virtnbdbackup.1 stays without bitmaps: no incremental backup can start there; the type checkpoint removes \
          the records\n  \
          the next backup of VM1 will be full or incremental (virtnbdbackup.2 is left, and it depends on whether the repository has \
-         its restore point in this period (--output tells))\n",
+         its restore point in this period; use --output to find out)\n",
         "",
     );
     assert_eq!(off.checkpoints(), made);
@@ -266,7 +273,7 @@ fn a_shut_off_domain_is_scrubbed_too_and_stays_shut_off() {
          checkpoint virtnbdbackup.0\n  checkpoint virtnbdbackup.1\n  checkpoint virtnbdbackup.2\n  \
          bitmap virtnbdbackup.0 of disk vda\n  bitmap virtnbdbackup.0 of disk vdb\n  \
          bitmap virtnbdbackup.2 of disk vda\n  bitmap virtnbdbackup.2 of disk vdb\n  \
-         the next backup of VM1 will be full (the domain has no checkpoint of ours with a sound bitmap)\n",
+         the next backup of VM1 will be full (the domain has no vmsnap checkpoint with a sound bitmap)\n",
         "",
     );
     assert_eq!(off.checkpoints(), [""; 0]);

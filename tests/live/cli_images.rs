@@ -1,4 +1,5 @@
-//! The program on domains whose disks are encrypted, lie elsewhere, or have chains that their headers describe wrongly.
+//! The program on domains whose disks are encrypted, are stored elsewhere, or have chains that
+//! their headers describe wrongly.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -40,7 +41,7 @@ fn define(daemon: &Daemon, label: &str, disk: impl FnOnce(&TestDomain) -> String
     domain
 }
 
-/// The bytes of the newest restore point.
+/// The content of the disk at the newest restore point.
 fn newest(repo: &Repo, domain: &TestDomain) -> Vec<u8> {
     let points = repo.list(domain.name());
     let at = text_of(&points.last().expect("a restore point")["id"]).to_owned();
@@ -57,7 +58,7 @@ fn forget_backing_format(image: &Path) {
     fs::write(image, bytes).expect("the folder is ours");
 }
 
-/// A random chain in the domain's folder: the XML of its disk.
+/// Makes a random chain in the domain's folder and returns the XML of its disk.
 fn random_chain(domain: &TestDomain, rng: &mut Rng) -> String {
     let depth = 1 + rng.below(4);
     let mut below: Option<(PathBuf, &str)> = None;
@@ -118,7 +119,8 @@ fn random_chain(domain: &TestDomain, rng: &mut Rng) -> String {
     file(&below.expect("one level at least").0, "qcow2", &backing)
 }
 
-/// Depth, formats, versions, cluster sizes, data files, formats that are not recorded, and definitions that say something else than the headers.
+/// Chains of random depth, formats, versions and cluster sizes, with data files, without recorded
+/// formats, and with definitions that contradict the headers.
 #[test]
 fn random_chains_read_alike_running_and_shut_off() {
     let daemon = Daemon::acquire();
@@ -222,7 +224,7 @@ fn a_fifo_as_a_disk_is_refused_at_once() {
     assert!(refused.stderr.contains("is a FIFO"), "{refused:#?}");
 }
 
-/// An encrypted image, and how its disk is described.
+/// Makes an encrypted image and returns the XML of its disk.
 fn encrypted(domain: &TestDomain, format: &str, secret: &Secret<'_>) -> String {
     let image = domain.path("encrypted");
     create_encrypted(&image, format, "4M");
@@ -257,7 +259,7 @@ fn encrypted_disks_are_saved_as_plain_text_only_on_request() {
         });
         let mut expected = vec![0; 4 * MIB];
         domain.start_paused();
-        // What was never written reads as noise from raw LUKS.
+        // Unwritten parts of a raw LUKS disk read as noise.
         guest_fills(&domain, 0, 0, 4 * MIB);
         guest_writes(&domain, 0x41, 0);
         expected[..65536].fill(0x41);
@@ -281,7 +283,7 @@ fn encrypted_disks_are_saved_as_plain_text_only_on_request() {
         assert_eq!(off["restorePoint"]["level"], level, "{off}");
         assert!(plain(&expected), "the shut-off domain's bytes");
 
-        // The restored domain starts without a secret and sees the bytes.
+        // The restored domain starts without a secret and sees the plain text.
         let to = domain.path("restored");
         let name = format!("{}-new", domain.name());
         let restored = bring_back(&repo, domain.name(), &to, &name);
@@ -329,7 +331,7 @@ fn volumes_and_servers_are_backed_up_in_both_states() {
             let source = Server::source(&socket);
             disk("network", "qcow2", &source, "")
         });
-        // It goes before the domain's folder does.
+        // Keep the pool until here, so that it is dropped before the domain's folder.
         let _pool = pool;
         let repo = Repo::new();
         let mut expected = vec![0; 2 * MIB];

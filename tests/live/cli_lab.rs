@@ -1,4 +1,4 @@
-//! Shared by the tests of the program: running it, and its JSON.
+//! Helpers for tests of the program: running it, and its JSON.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,14 +18,15 @@ mod machine;
 
 pub use machine::{Change, Machine, assert_nothing_left, checkpoints, has_job, wait_for_readers_to_end};
 
-/// Longer than any run of the program takes, also on a busy machine.
+/// A limit for one run of the program, generous for a busy machine.
 const RUN_DEADLINE: Duration = Duration::from_secs(120);
 
-/// How long a run may take to end after a signal: 5 s are promised, the rest is for a busy machine.
+/// The time within which a run ends after a signal. The documented limit is 5 s; the rest is for a
+/// busy machine.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(8);
 
-/// A repository in its own folder, and the program that uses it. The program runs in an empty folder, which is also its home and
-/// must stay empty.
+/// A repository in its own folder, and the program that uses it. The program runs in an empty
+/// folder, which is also its home and must stay empty.
 pub struct Repo {
     dir: tempfile::TempDir,
 }
@@ -44,7 +45,7 @@ impl Repo {
         self.dir.path().join("repository")
     }
 
-    /// A path beside the repository.
+    /// A path next to the repository.
     pub fn beside(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -56,27 +57,28 @@ impl Repo {
         finished
     }
 
-    /// Asserts that the program has kept nothing outside the repository.
+    /// Asserts that the program has left nothing outside the repository.
     pub fn assert_nothing_beside(&self) {
         assert_eq!(names_in(&self.beside("home")), [""; 0]);
     }
 
-    /// Runs `vmsnap backup` of these domains on the lab's daemon into this repository, with more switches.
+    /// Runs `vmsnap backup` of these domains on the lab's daemon into this repository, with more
+    /// switches.
     pub fn backup(&self, domains: &[&str], more: &[&str]) -> Finished {
         self.run(&strs(&self.backup_args(domains, more)))
     }
 
-    /// Begins the same and does not wait for its end.
+    /// Starts [`Repo::backup`] without waiting for its end.
     pub fn begin_backup(&self, domains: &[&str], more: &[&str]) -> Running {
         Running::start(self, &strs(&self.backup_args(domains, more)))
     }
 
-    /// Begins a run with exactly these arguments.
+    /// Starts a run with exactly these arguments.
     pub fn begin(&self, args: &[&str]) -> Running {
         Running::start(self, args)
     }
 
-    /// A backup of one domain that has to succeed: what its JSON says of the domain.
+    /// Backs up one domain, which has to succeed, and returns the JSON about the domain.
     pub fn back_up(&self, domain: &str, more: &[&str]) -> Value {
         let finished = self.backup(&[domain], &[&["--json"], more].concat());
         assert_eq!(finished.code, Some(0), "{finished:#?}");
@@ -93,7 +95,7 @@ impl Repo {
         points.expect("a list of restore points").clone()
     }
 
-    /// Restores all disks of a restore point into a new folder, which it gives.
+    /// Restores all disks of a restore point into a new folder and returns the folder.
     pub fn restore(&self, domain: &str, at: &str, format: &str) -> PathBuf {
         let to = self.beside(&format!("restored {at} {format}"));
         let (root, folder) = (self.root().display().to_string(), to.display().to_string());
@@ -129,7 +131,7 @@ impl Repo {
             .collect()
     }
 
-    /// The intent of an unfinished run, if there is one.
+    /// The journal entry of an unfinished run, if there is one.
     pub fn unfinished(&self) -> Option<Begun> {
         partial_in(&self.root()).and_then(|partial| read_intent(&partial))
     }
@@ -140,7 +142,7 @@ impl Repo {
         words.into_iter().map(String::from).collect()
     }
 
-    /// The program with exactly these arguments, to be run.
+    /// The command of the program with exactly these arguments.
     pub fn command(&self, args: &[&str]) -> std::process::Command {
         let mut command = command(env!("CARGO_BIN_EXE_vmsnap"), args);
         let home = self.beside("home");
@@ -160,14 +162,14 @@ impl Repo {
 
 impl Drop for Repo {
     fn drop(&mut self) {
-        // Of a run that was killed, if the test has ended before the next one.
+        // A killed run leaves these if the test ends before the next run.
         for place in leftovers::places_noted_in(&self.root()) {
             leftovers::remove(&place);
         }
     }
 }
 
-/// A running program. Killed when dropped.
+/// A running program, killed when dropped.
 pub struct Running {
     child: Child,
     stdout: PathBuf,
@@ -175,7 +177,7 @@ pub struct Running {
     root: PathBuf,
 }
 
-/// What a run is about to start, from its `intent.json`.
+/// The journal entry (`intent.json`) of a run.
 pub struct Begun {
     /// The name of its checkpoint.
     pub checkpoint: String,
@@ -198,29 +200,30 @@ impl Running {
         }
     }
 
-    /// Stops the process (not the job) as soon as the first image is being written. Only the first run in a repository
-    /// with one domain can be caught so.
+    /// Stops the process, but not the job, when the first image is being written. Works only for
+    /// the first run in a repository, with one domain.
     pub fn hold_in_mid_copy(&mut self) -> Begun {
         let begun = self.hold_when("an image is being written", |partial| {
             names_in(partial).iter().any(|name| name.ends_with(".qcow2"))
         });
         assert!(
             begun.places.iter().any(|place| place.exists()),
-            "a job is under way: {:?}",
+            "a job is active: {:?}",
             begun.places
         );
         begun
     }
 
-    /// Stops the process as soon as its partial folder, which holds a whole intent, is in the state that is waited for.
+    /// Stops the process when its partial folder holds a whole journal entry and `ready` accepts
+    /// the folder.
     pub fn hold_when(&mut self, what: &str, mut ready: impl FnMut(&Path) -> bool) -> Begun {
         let mut found = None;
-        // Copying does not take long: looking has to be quick.
+        // Copying is fast, so the folder is polled at short intervals.
         let started = std::time::Instant::now();
         while found.is_none() {
             assert!(
                 started.elapsed() < RUN_DEADLINE,
-                "{what} was waited for in vain: {}",
+                "timed out waiting ({what}): {}",
                 self.said()
             );
             assert!(
@@ -242,7 +245,7 @@ impl Running {
         found.expect("it was found")
     }
 
-    /// Stops the process as soon as it holds a device with all its locks.
+    /// Stops the process when it holds all its locks on a device.
     pub fn hold_with_locks_on(&mut self, device: &Path) {
         let started = std::time::Instant::now();
         let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
@@ -269,11 +272,11 @@ impl Running {
         self.signal(Signal::STOP);
     }
 
-    /// Stops the process as soon as something is seen. The process runs slowly until then, so that it
-    /// does not get far beyond.
+    /// Stops the process when `seen` returns true. The process runs slowly until then, so that it
+    /// stops soon after that.
     pub fn hold_once(&self, what: &str, seen: impl FnMut() -> bool) {
         let seen = self.slowly(|| wait_until(RUN_DEADLINE, seen));
-        assert!(seen, "{what} was waited for in vain: {}", self.said());
+        assert!(seen, "timed out waiting ({what}): {}", self.said());
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -281,12 +284,13 @@ impl Running {
         kill_process(pid, signal).expect("the process is ours");
     }
 
-    /// Lets the process go on.
+    /// Lets the process continue.
     pub fn go_on(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Does something while the process runs, only a twentieth of the time; it is stopped afterwards.
+    /// Runs `work` while the process runs for only a twentieth of the time. The process is stopped
+    /// afterwards.
     pub fn slowly<T>(&self, work: impl FnOnce() -> T) -> T {
         let is_done = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -313,10 +317,10 @@ impl Running {
         self.child.try_wait().expect("it is ours").is_none()
     }
 
-    /// Waits for its end; panics at the deadline.
+    /// Waits until the process has ended; panics at the deadline.
     pub fn wait(mut self, deadline: Duration) -> Finished {
         let ended = wait_until(deadline, || !self.is_running());
-        assert!(ended, "it goes on after {deadline:?}: {}", self.said());
+        assert!(ended, "it still runs after {deadline:?}: {}", self.said());
         let status = self.child.wait().expect("it is ours");
         Finished {
             code: status.code(),
@@ -390,7 +394,7 @@ pub fn json(finished: &Finished) -> Value {
     serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished:#?}"))
 }
 
-/// What the JSON of a backup says of a domain.
+/// The outcome of a domain in the JSON of a backup.
 pub fn outcome_of(finished: &Finished, domain: &str) -> Value {
     let document = json(finished);
     let domains = document["domains"].as_array().expect("a list of domains");

@@ -1,4 +1,4 @@
-//! What the newer versions of the Node program added, on real domains.
+//! Features that newer versions of the Node program added, on real domains.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -19,7 +19,8 @@ fn the_checkpoint_name_star_is_every_checkpoint() {
     let machine = Machine::paused(&daemon, "star", &[MIB]);
     let user = User::new();
     let domains = format!("--domains={}", machine.name());
-    // The bitmaps that a scrub of records leaves are used again by the next backup, so that type comes last.
+    // A scrub of checkpoints alone leaves the bitmaps, which the next backup uses. So this type
+    // comes last.
     for kind in ["both", "*", "checkpoint"] {
         for day in ["2026-11-02", "2026-11-03"] {
             let made = user.on(day, &[&domains, "--backup", "--output=OUT", "-q"]);
@@ -53,7 +54,7 @@ fn the_checkpoint_name_star_is_every_checkpoint() {
     );
 }
 
-/// The names of the bitmaps of a running domain, as its QEMU knows them; of a shut-off one those in its images.
+/// The names of a domain's bitmaps: from its QEMU if it runs, otherwise from its images.
 fn bitmaps(machine: &Machine) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     let mut add = |bitmaps: &Value| {
@@ -184,8 +185,8 @@ fn another_grouping_is_refused_and_forced() {
     let both = format!("{},{}", old.name(), new.name());
     let message = "its backups are grouped by month (the newest lies in vmsnap-backup-monthly-2026-11): a backup by quarter would \
                    begin a second chain beside them";
-    let hint = "hint: --group-by month goes on with those backups; --force begins a second chain with a full backup, and the two live \
-                side by side: each is pruned by its own grouping only";
+    let hint = "hint: --group-by month continues those backups; --force begins a second chain with a full backup beside the first: \
+                each chain is pruned by its own grouping only";
     let dry = backup(old.name(), &["--groupBy=quarter", "--dry-run"]);
     says(
         &dry,

@@ -1,4 +1,4 @@
-//! Refusals and failures on a libvirtd, and that the rest is still done.
+//! Refusals and failures on a libvirtd. The rest of the work is still done.
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::process::Finished;
 
 const MIB: usize = 1 << 20;
 
-/// Starts a foreign job.
+/// Starts a backup job that is not vmsnap's.
 pub fn begin_foreign_job(machine: &Machine) {
     let dir = machine.domain.path("open");
     std::fs::create_dir(&dir).expect("the folder is ours");
@@ -219,7 +219,7 @@ fn a_second_run_says_at_once_who_holds_the_domain() {
         "{message}"
     );
     assert_eq!(outcome_of(&second, other.name())["outcome"], "ok");
-    // Readers do not mind.
+    // Reading commands do not need the lock.
     assert_eq!(repo.list(machine.name()).len(), 0);
 
     first.signal(Signal::CONT);
@@ -243,7 +243,7 @@ fn never_saved_domain_fails_a_comparison_only_if_named() {
     assert!(finished.stdout.contains(saved.name()), "{finished:#?}");
     assert!(finished.stderr.contains(never.name()), "{finished:#?}");
     assert_eq!(compare(never.name()).code, Some(1));
-    // None at all is no answer.
+    // A pattern without any match is an error.
     let finished = compare("*-compared-never");
     assert_eq!(finished.code, Some(1), "{finished:#?}");
     assert!(finished.stderr.contains("nothing to compare"), "{finished:#?}");

@@ -1,4 +1,5 @@
-//! A simulated remote hypervisor: reached over TCP, with its own files under paths that also exist here.
+//! A simulated remote hypervisor: reached over TCP, with its own files under paths that also exist
+//! on this machine.
 
 use std::fs;
 use std::net::TcpListener;
@@ -15,9 +16,10 @@ use crate::process::{COMMAND_DEADLINE, Finished, command, end, run, try_run, wai
 const NAME: &str = "far away";
 const THEIR_SIZE: u64 = 64 << 20;
 
-/// All of libvirt's files are in separate folders, and a disk's path leads to another file than outside.
-/// $1 the folder of the test, $2 what may be kept for the next test, $3 the name of the host. The shell stays, as the first process of a machine has to: it collects
-/// what others leave, which libvirt waits for.
+/// Starts libvirtd with all its files in separate folders, where a disk's path leads to another
+/// file than outside. $1 is the folder of the test, $2 a cache for later tests, $3 the name of the
+/// host. The shell stays as the first process of the PID namespace: libvirt waits until it has
+/// reaped orphans.
 const ELSEWHERE: &str = "set -e; dir=$1 cache=$2; \
     echo \"$3\" >/proc/sys/kernel/hostname; \
     mkdir -p /run/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt; \
@@ -29,7 +31,7 @@ const ELSEWHERE: &str = "set -e; dir=$1 cache=$2; \
 const QEMU_CONF: &str = "user = \"+0\"\ngroup = \"+0\"\ndynamic_ownership = 0\nremember_owner = 0\n\
     stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\ncgroup_controllers = []\n";
 
-/// The other machine. Ended when dropped, with all its processes.
+/// The simulated remote machine. Ended when dropped, with all its processes.
 pub struct Elsewhere {
     daemon: Child,
     folder: tempfile::TempDir,
@@ -37,7 +39,7 @@ pub struct Elsewhere {
 }
 
 impl Elsewhere {
-    /// A machine with its own name and identity, and without domains.
+    /// Starts a machine with its own name and identity, and without domains.
     pub fn start(host_name: &str) -> Elsewhere {
         let folder = owner::folder_on_disk("elsewhere-");
         let path = folder.path();
@@ -53,7 +55,7 @@ impl Elsewhere {
         );
         fs::write(path.join("etc/libvirtd.conf"), conf).expect("it is written");
         fs::write(path.join("etc/qemu.conf"), QEMU_CONF).expect("it is written");
-        // libvirt asks each QEMU for seconds what it can do, and keeps the answers here.
+        // libvirt needs seconds to probe each QEMU's capabilities, and keeps the results here.
         let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("elsewhere-cache");
         fs::create_dir_all(&cache).expect("it is made");
         let words = [
@@ -89,12 +91,12 @@ impl Elsewhere {
         elsewhere
     }
 
-    /// How it is reached from outside.
+    /// The URI under which the machine is reached from outside.
     pub fn uri(&self) -> &str {
         &self.uri
     }
 
-    /// Runs a program on it: with its processes, its `/run`, and its name.
+    /// Runs a program in the machine's namespaces, so with its processes, its `/run` and its name.
     pub fn run_there(&self, program: &str, words: &[&str]) -> Finished {
         let shim = self.daemon.id();
         let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"));
@@ -111,20 +113,20 @@ impl Elsewhere {
         self.folder.path().join(name)
     }
 
-    /// Runs virsh on its daemon, whatever comes of it.
+    /// Runs virsh on the machine's daemon and returns the result, even of a failure.
     pub fn try_virsh(&self, words: &[&str]) -> Finished {
         let words = [&["--connect", self.uri.as_str()], words].concat();
         try_run(command("virsh", &words), COMMAND_DEADLINE)
     }
 
-    /// Runs virsh on its daemon; panics when it fails.
+    /// Runs virsh on the machine's daemon; panics if it fails.
     pub fn virsh(&self, words: &[&str]) -> String {
         let finished = self.try_virsh(words);
         assert!(finished.ok(), "virsh {words:?}: {finished:#?}");
         finished.stdout
     }
 
-    /// Defines the domain: its disk lies there, and here is another one under the same path.
+    /// Defines the domain. Its disk is on the machine; another file has the same path outside.
     fn define(&self) {
         image(&self.path("theirs/vda.qcow2"), THEIR_SIZE, &[], "write -P 1 0 3M");
         image(
@@ -155,7 +157,7 @@ impl Elsewhere {
         try_run(program, COMMAND_DEADLINE)
     }
 
-    /// What the status says of the domain.
+    /// The JSON status of the domain.
     fn status(&self) -> serde_json::Value {
         let finished = self.vmsnap(&["--json", "--machine", "--output=OUT"]);
         assert_eq!(
@@ -167,7 +169,7 @@ impl Elsewhere {
         document[NAME].take()
     }
 
-    /// What libvirt says that the disk takes on the other machine.
+    /// The allocation of the disk on the machine, according to libvirt.
     fn allocation(&self) -> u64 {
         let told = self.virsh(&["domblkinfo", NAME, "vda"]);
         let line = told.lines().find_map(|line| line.strip_prefix("Allocation:"));
@@ -193,7 +195,7 @@ fn image(path: &Path, size: u64, bitmaps: &[&str], write: &str) {
     }
 }
 
-/// Notices every process that opens or changes a file in a folder.
+/// Notices when any process opens or changes a file in a folder.
 struct Watch {
     events: std::os::fd::OwnedFd,
 }
@@ -210,7 +212,7 @@ impl Watch {
         Watch { events }
     }
 
-    /// The names of the files since the last time.
+    /// The names of the files with events since the last call.
     fn seen(&self) -> Vec<String> {
         let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.events, &mut buffer);
@@ -223,14 +225,17 @@ impl Watch {
     }
 }
 
-/// Fault 8: with a remote `--connect` it runs qemu-img on the local path of the same name.
+/// Fault 8: with a remote `--connect`, status runs qemu-img on the local path of the same name.
 #[test]
 fn no_local_file_is_read_for_a_remote_domain() {
     let there = Elsewhere::start("far-away");
     there.define();
     let watch = Watch::over(&there.path("images"));
     fs::read(there.path("images/vda.qcow2")).expect("it is here");
-    assert!(watch.seen().contains(&"vda.qcow2".to_owned()), "the watch sees");
+    assert!(
+        watch.seen().contains(&"vda.qcow2".to_owned()),
+        "the watch notices opened files"
+    );
 
     let off = there.status();
     assert_eq!(off["state"], "shut off");

@@ -1,4 +1,4 @@
-//! The program stopped or killed mid-copy, and without its daemon.
+//! The program is stopped or killed in mid-copy, or loses its daemon.
 
 use std::thread;
 use std::time::Duration;
@@ -14,10 +14,11 @@ use crate::process::{Finished, wait_until};
 
 const MIB: usize = 1 << 20;
 
-/// Enough to copy for a process that was caught at the beginning not to be done before it sees a signal.
+/// Large enough that a process held at the start of its copy cannot finish before it handles a
+/// signal.
 const BIG: usize = 256 * MIB;
 
-/// A backup that is stopped by a signal in the middle of its copy.
+/// Sends a signal to a backup in the middle of its copy.
 fn stopped_by(repo: &Repo, machine: &Machine, more: &[&str], signal: Signal) -> (Begun, Finished) {
     let mut run = repo.begin_backup(&[machine.name()], &[&["--json"], more].concat());
     let begun = run.hold_in_mid_copy();
@@ -27,7 +28,7 @@ fn stopped_by(repo: &Repo, machine: &Machine, more: &[&str], signal: Signal) -> 
     (begun, run.wait(STOP_DEADLINE))
 }
 
-/// A backup that is killed in the middle of its copy.
+/// Kills a backup in the middle of its copy.
 fn killed(repo: &Repo, machine: &Machine) -> Begun {
     let mut run = repo.begin_backup(&[machine.name()], &[]);
     let begun = run.hold_in_mid_copy();
@@ -39,7 +40,8 @@ fn killed(repo: &Repo, machine: &Machine) -> Begun {
     begun
 }
 
-/// The level of the next backup after QEMU has ended, which closed its images or crashed.
+/// The possible levels of the next backup after QEMU has ended: it closed its images, or it
+/// crashed.
 fn level_after(closed_well: bool) -> &'static [&'static str] {
     match closed_well {
         true => &["incremental"],
@@ -47,7 +49,7 @@ fn level_after(closed_well: bool) -> &'static [&'static str] {
     }
 }
 
-/// The next ordinary backup: it ends what is left, and its restore point gives back the disks.
+/// The next ordinary backup removes what is left, and its restore point gives back the disks.
 fn assert_heals(repo: &Repo, machine: &Machine, begun: &Begun, levels: &[&str]) {
     let outcome = assert_next_is_right(repo, machine, begun, levels);
     assert_eq!(codes(&outcome), ["healed-partial"], "{outcome:#}");
@@ -122,7 +124,7 @@ fn ctrl_c_ends_offline_readers_and_starts_no_more_domains() {
         (machine.checkpoints(), next.checkpoints()),
         (Vec::new(), Vec::new())
     );
-    // No process holds the image.
+    // No process holds the image, so the domain can start.
     machine.domain.start_paused();
     let first = repo.back_up(machine.name(), &[]);
     assert_eq!(first["restorePoint"]["level"], "full");
@@ -140,7 +142,7 @@ fn next_run_clears_a_killed_run() {
 
     machine.fill(0, 2);
     let begun = killed(&repo, &machine);
-    // Writes of the guest during the dead run's job count.
+    // The guest's writes during the dead run's job are saved too.
     machine.change(0, 3 * MIB, MIB, Change::Zero);
     machine.change(0, 7 * MIB, 512, Change::Data(0xee));
     assert_heals(&repo, &machine, &begun, &["incremental"]);
@@ -164,7 +166,7 @@ fn next_run_clears_a_killed_run_of_a_shut_off_domain() {
     machine.domain.start_paused();
 }
 
-/// Its readers hold the images, and nothing would end them before the next backup.
+/// The dead run's readers hold the images, and nothing would end them before the next backup.
 #[test]
 fn shut_off_domain_can_start_after_a_killed_run() {
     let daemon = Daemon::acquire();
@@ -178,7 +180,8 @@ fn shut_off_domain_can_start_after_a_killed_run() {
     assert_heals(&repo, &machine, &begun, &["full"]);
 }
 
-/// Ends the domain in the middle of an incremental backup, which fails; it is started again before that run is over, or not before the next.
+/// Ends the domain in the middle of an incremental backup, which fails. The domain is started again
+/// before that run ends, or only before the next one.
 fn assert_an_end_costs_one_run(machine: &mut Machine, end: impl Fn(&Machine, &Running)) {
     let repo = Repo::new();
     repo.back_up(machine.name(), &[]);
@@ -192,7 +195,8 @@ fn assert_an_end_costs_one_run(machine: &mut Machine, end: impl Fn(&Machine, &Ru
         let crashes = machine.domain.qemu_crashes();
         end(machine, &run);
         if starts_again {
-            // While the run removes its bitmaps from an image, QEMU's lock blocks others for some milliseconds.
+            // While the run removes its bitmaps from an image, QEMU's lock blocks other programs
+            // for some milliseconds.
             let starts = || machine.domain.try_virsh(&["start", "--paused"]).ok();
             assert!(wait_until(STOP_DEADLINE * 4, starts), "it starts again");
         }
@@ -203,8 +207,12 @@ fn assert_an_end_costs_one_run(machine: &mut Machine, end: impl Fn(&Machine, &Ru
             (&outcome["outcome"], &outcome["restorePoint"].is_null()),
             (&"failed".into(), &true)
         );
-        assert_eq!(repo.list(machine.name()), kept, "what was kept is as it was");
-        // How much could be cleaned up depends on how far the domain was in its ending.
+        assert_eq!(
+            repo.list(machine.name()),
+            kept,
+            "the kept restore points have not changed"
+        );
+        // How much the run could clean up depends on how far the domain's end had come.
         let level = level_after(machine.closed_well_since(crashes));
         assert_next_is_right(&repo, machine, &begun, level);
         if !starts_again {
@@ -221,22 +229,25 @@ fn domain_stopped_mid_copy_fails_only_this_run() {
     assert_an_end_costs_one_run(&mut machine, |machine, run| {
         thread::scope(|scope| {
             scope.spawn(|| machine.domain.destroy());
-            // QEMU ends when it has sent what was asked for. A reader that stands still would keep it until it is killed, and its
-            // bitmaps would be lost.
+            // QEMU ends after it has sent the requested data. A stopped reader would delay that
+            // until QEMU is killed, and then its bitmaps would be lost.
             thread::sleep(Duration::from_secs(1));
             run.go_on();
         });
     });
 }
 
-/// A boot sector that switches the machine off, as an operating system does at the end of its shutdown: S5 (sleep type 0 and SLP_EN) in the
-/// ACPI register PM1a_CNT, which SeaBIOS puts at port 0x604 of a q35.
+/// A boot sector that switches the machine off as an operating system does: S5 (sleep type 0 and
+/// SLP_EN) in the ACPI register PM1a_CNT, which SeaBIOS puts at port 0x604 of a q35.
 const POWER_OFF: [u8; 10] = [
     0xba, 0x04, 0x06, // mov dx, 0x604
     0xb8, 0x00, 0x20, // mov ax, 0x2000
     0xef, // out dx, ax
     0xf4, 0xeb, 0xfd, // hlt, again and again
 ];
+
+/// The time for the firmware to start the boot sector on a busy host.
+const BOOT_DEADLINE: Duration = Duration::from_secs(180);
 
 #[test]
 fn domain_shut_down_by_guest_mid_copy_fails_only_this_run() {
@@ -250,12 +261,15 @@ fn domain_shut_down_by_guest_mid_copy_fails_only_this_run() {
     assert_an_end_costs_one_run(&mut machine, |machine, run| {
         machine.domain.virsh(&["resume"]);
         let is = |state: &str| machine.domain.state() == state;
-        let begins_to_end = wait_until(STOP_DEADLINE * 4, || is("in shutdown") || is("shut off"));
-        assert!(begins_to_end, "the guest goes on: {}", machine.domain.state());
+        let begins_to_end = wait_until(BOOT_DEADLINE, || is("in shutdown") || is("shut off"));
+        assert!(begins_to_end, "the guest still runs: {}", machine.domain.state());
         run.go_on();
-        assert!(wait_until(STOP_DEADLINE * 4, || is("shut off")), "it ends");
+        assert!(
+            wait_until(STOP_DEADLINE * 4, || is("shut off")),
+            "the domain is shut off"
+        );
         let why = machine.domain.virsh(&["domstate", "--reason"]);
-        assert_eq!(why.trim(), "shut off (shutdown)", "by its guest");
+        assert_eq!(why.trim(), "shut off (shutdown)", "shut down by its guest");
     });
 }
 
@@ -266,7 +280,7 @@ fn a_daemon_that_is_restarted_in_mid_copy_costs_nothing() {
     machine.fill(0, 1);
     let repo = Repo::new();
     if !daemon.is_ours() {
-        // The machine's own daemon is not for a test to restart.
+        // A test must not restart the machine's own daemon.
         repo.back_up(machine.name(), &[]);
         return;
     }
@@ -279,7 +293,7 @@ fn a_daemon_that_is_restarted_in_mid_copy_costs_nothing() {
     machine.assert_nothing_left(&repo, &begun);
     machine.assert_restored(&repo.restore(machine.name(), "latest", "raw"), &machine.disks);
 
-    // One that is away when the copy is done, and comes back later.
+    // The daemon is gone when the copy ends, and comes back later.
     machine.fill(0, 2);
     let mut run = repo.begin_backup(&[machine.name()], &["--json"]);
     let begun = run.hold_in_mid_copy();
@@ -288,7 +302,11 @@ fn a_daemon_that_is_restarted_in_mid_copy_costs_nothing() {
     let failed = run.wait(Duration::from_secs(60));
     daemon.start();
     assert_eq!(failed.code, Some(9), "{failed:#?}");
-    assert_eq!(repo.list(machine.name()).len(), 1, "what was kept is still there");
+    assert_eq!(
+        repo.list(machine.name()).len(),
+        1,
+        "the kept restore point is still listed"
+    );
     assert_heals(&repo, &machine, &begun, &["incremental"]);
 
     // The same with Ctrl-C.

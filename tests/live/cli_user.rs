@@ -1,11 +1,12 @@
-//! A user of the classic spelling: settings, a clock, and the output without what differs from run to run.
+//! A user of the classic spelling: settings, a clock, and output without the parts that vary
+//! between runs.
 
 use crate::cli_lab::{Machine, Repo};
 use crate::clock;
 use crate::daemon::URI;
 use crate::process::{COMMAND_DEADLINE, Finished, try_run};
 
-/// A user with German settings, a folder with a blank in its name for the backups, and a clock.
+/// A user with German settings, a clock, and a backup folder whose name contains a blank.
 pub struct User {
     pub repo: Repo,
 }
@@ -15,12 +16,13 @@ impl User {
         User { repo: Repo::new() }
     }
 
-    /// Runs the words on that day, at two o'clock at night in Berlin. `OUT` stands for the folder of the backups.
+    /// Runs the program with these words at 02:00 in Berlin on that day. `OUT` stands for the
+    /// backup folder.
     pub fn on(&self, day: &str, words: &[&str]) -> Finished {
         self.at(&format!("{day}T02:00:00[Europe/Berlin]"), words)
     }
 
-    /// Runs the words at that time, which names its zone.
+    /// Runs the program with these words at that time, which names its zone.
     pub fn at(&self, time: &str, words: &[&str]) -> Finished {
         let out = self.repo.root().display().to_string();
         let mut words: Vec<String> = words.iter().map(|word| word.replace("OUT", &out)).collect();
@@ -36,7 +38,7 @@ impl User {
         finished
     }
 
-    /// The folders of a domain's periods.
+    /// The names of a domain's period folders.
     pub fn periods(&self, machine: &Machine) -> Vec<String> {
         let entries = std::fs::read_dir(self.repo.root().join(machine.name()));
         let names = entries
@@ -51,7 +53,8 @@ impl User {
     }
 }
 
-/// A text without what differs from run to run: domain names become `VM`, ids `ID`, durations `TIME` and rates `RATE`.
+/// Replaces the parts of a text that vary between runs: domain names become `VM`, ids `ID`,
+/// durations `TIME` and rates `RATE`.
 pub fn golden(text: &str, machines: &[&Machine]) -> String {
     let mut text = text.to_owned();
     for (number, machine) in machines.iter().enumerate() {
@@ -73,7 +76,7 @@ pub fn golden(text: &str, machines: &[&Machine]) -> String {
         .split_inclusive('\n')
         .map(|line| match line.split_once(" in ") {
             Some((before, after)) if after.contains("RATE") => {
-                let (_, rest) = after.split_once("RATE").expect("just asked");
+                let (_, rest) = after.split_once("RATE").expect("the line contains RATE");
                 format!("{before} in TIME (RATE{rest}")
             }
             _ => without_idle_time(line),
@@ -81,7 +84,7 @@ pub fn golden(text: &str, machines: &[&Machine]) -> String {
     lines.collect()
 }
 
-/// Where nothing was copied there is a time, and no rate.
+/// Replaces the duration in a line without a rate, which is printed when nothing was copied.
 fn without_idle_time(line: &str) -> String {
     for nothing in [", no changes, ", ", no data, ", ", only zeroes, "] {
         if let Some((before, after)) = line.split_once(nothing)
@@ -95,7 +98,7 @@ fn without_idle_time(line: &str) -> String {
 
 #[track_caller]
 pub fn says(finished: &Finished, machines: &[&Machine], code: i32, stdout: &str, stderr: &str) {
-    // Progress is reported at times that depend on the machine.
+    // The times of progress reports depend on the machine, so these lines are skipped.
     let told = finished
         .stderr
         .split_inclusive('\n')

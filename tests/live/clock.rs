@@ -1,6 +1,8 @@
-//! A wall clock for the program that starts at the test's time. Deadlines use another clock and are not affected.
+//! A wall clock for the program that starts at the test's time. Deadlines use another clock and are
+//! not affected.
 //!
-//! The program gets the time from the C library; a small preloaded library adds the seconds given in the environment.
+//! The program gets the time from the C library. A small preloaded library adds the number of
+//! seconds given in the environment.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,7 +30,7 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
 }
 "#;
 
-/// Makes it this time for a command, in this time zone: `2026-08-20T02:00:00+02:00[Europe/Berlin]`.
+/// Sets the time and time zone that a command sees: `2026-08-20T02:00:00+02:00[Europe/Berlin]`.
 pub fn set(command: &mut Command, time: &str) {
     let time: Zoned = time.parse().expect("a time with its zone");
     let shift = time.timestamp().as_second() - Timestamp::now().as_second();
@@ -39,7 +41,7 @@ pub fn set(command: &mut Command, time: &str) {
         .env("LD_PRELOAD", library());
 }
 
-/// Compiles it, once for each test process.
+/// Compiles the library once for each test process.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
@@ -51,7 +53,7 @@ fn library() -> &'static Path {
         let mut compile = command("cc", &["-shared", "-fPIC", "-O1"]);
         compile.args(files);
         run(compile);
-        // Other test processes may be using the one that is there.
+        // Renamed into place, because other test processes may be using the existing file.
         fs::rename(&made, &library).expect("the folder is ours");
         fs::remove_file(&source).expect("it was written");
         library

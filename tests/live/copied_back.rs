@@ -1,4 +1,4 @@
-//! Images of real domains that are put back: an older copy with its bitmaps, and an image that a restore made.
+//! Images of real domains that are put back: an older copy with its bitmaps, and a restored image.
 
 use std::fs;
 use std::path::Path;
@@ -10,12 +10,13 @@ use crate::daemon::Daemon;
 
 const MIB: usize = 1 << 20;
 
-/// Three restore points of two disks, written between them. The image of `vda` after the second one is kept in a file, with its bitmaps.
+/// Three restore points of two disks with writes in between. A file holds the image of `vda` after
+/// the second one, with its bitmaps.
 struct Past {
     machine: Machine,
     repo: Repo,
     ids: Vec<String>,
-    /// What the disks held at each restore point.
+    /// The content of the disks at each restore point.
     moments: Vec<Vec<Vec<u8>>>,
     old: std::path::PathBuf,
 }
@@ -52,7 +53,7 @@ impl Past {
         }
     }
 
-    /// A backup of both disks; all restore points give back their moments.
+    /// Backs up both disks and checks that all restore points give back their disks.
     fn back_up(&mut self) -> Value {
         let outcome = self.repo.back_up(self.machine.name(), &[]);
         let point = outcome["restorePoint"].clone();
@@ -68,7 +69,8 @@ impl Past {
         }
     }
 
-    /// The backups after the image of `vda` was replaced: checks the first one; `vdb` stays incremental, and then `vda` too.
+    /// The backups after the image of `vda` was replaced. `check` examines `vda` in the first one,
+    /// where `vdb` stays incremental; in the next one both are incremental.
     fn goes_on(mut self, is_active: bool, check: impl FnOnce(&Past, &Value)) {
         self.machine.learn(0);
         if is_active {
@@ -119,7 +121,7 @@ fn older_image_copied_back_continues_from_its_own_point() {
     }
 }
 
-/// Puts this file in the place of the image.
+/// Replaces the image by this file.
 fn replace(from: &Path, image: &Path) {
     fs::rename(from, image).expect("it is moved");
 }
@@ -134,13 +136,13 @@ fn an_older_image_as_a_new_file_gets_a_full_with_the_reason() {
         past.goes_on(is_active, |_, vda| {
             assert_eq!(vda["level"], "full", "{vda:#}");
             let reason = text_of(&vda["reason"]);
-            let expected = format!("{} is another file than it was with", image.display());
+            let expected = format!("{} is not the same file as when", image.display());
             assert!(reason.contains(&expected), "{reason}");
         });
     }
 }
 
-/// A restored image has no bitmaps, though libvirt still has the checkpoints.
+/// A restored image has no bitmaps, although libvirt still has the checkpoints.
 #[test]
 fn a_restored_image_as_a_new_file_gets_a_full_with_the_reason() {
     let daemon = Daemon::acquire();
@@ -161,7 +163,7 @@ fn a_restored_image_as_a_new_file_gets_a_full_with_the_reason() {
                 assert_eq!(vda["level"], "full", "{vda:#}");
                 let reason = text_of(&vda["reason"]);
                 assert!(
-                    reason.contains("is gone") || reason.contains("is another file than it was with"),
+                    reason.contains("is gone") || reason.contains("is not the same file as when"),
                     "{reason}"
                 );
             });

@@ -1,11 +1,13 @@
-//! A running system libvirtd for the tests: the machine's own if it answers, else one that lives as long as its users.
+//! A running system libvirtd for the tests: the machine's own if it answers, otherwise one that
+//! lives as long as its users.
 //!
-//! Users are counted by file locks, so that test threads and test processes share one daemon, and a test
-//! process that is killed takes its share with it. There are three files: who holds the lease file's lock
-//! (shared, or alone) may use the daemon; who holds the gate file's lock may start and stop it; who holds the turn
-//! file's lock is the next to get a lease, so that one who wants it alone is not overtaken for ever. The lease
-//! is always taken before the gate, and no process waits for a lease while it holds the gate. The last user removes the
-//! files with their folder, so a lock counts only if its file is still the one of that name.
+//! File locks count the users. Test threads and test processes share one daemon, and a killed test
+//! process loses its lease. There are three lock files. A process that holds the lease file's lock,
+//! shared or exclusive, may use the daemon. The holder of the gate file's lock may start and stop
+//! it. The holder of the turn file's lock is the next to get a lease, so that an exclusive one is
+//! not overtaken for ever. The lease is always taken before the gate, and no process waits for a
+//! lease while it holds the gate. The last user removes the files with their folder, so a lock
+//! counts only if its file still has its name.
 
 mod domain;
 mod home;
@@ -29,13 +31,14 @@ use crate::process::{Finished, command, try_run, wait_until};
 /// The connection to the daemon.
 pub const URI: &str = "qemu:///system";
 
-/// How long one user may wait for others: longer than any test runs.
+/// The time that one user may wait for others: longer than any test runs.
 const LEASE_DEADLINE: Duration = Duration::from_secs(1200);
 
-/// How long one virsh call may take. The first call that looks into QEMU takes many seconds.
+/// The limit for one virsh call. The first call that probes QEMU takes many seconds.
 const VIRSH_DEADLINE: Duration = Duration::from_secs(180);
 
-/// The right to use the daemon. The last one that is dropped, over all test processes, stops the daemon if the lab has started it.
+/// The right to use the daemon. If the lab has started the daemon, it stops when the last lease of
+/// all test processes is dropped.
 #[derive(Clone)]
 pub struct Daemon {
     lease: Arc<Lease>,
@@ -47,59 +50,59 @@ struct Lease {
 }
 
 impl Daemon {
-    /// A daemon to be shared with other tests. Panics when none can be had. One lease is enough for a test: a second one would wait for
-    /// whoever waits for the first one to end.
+    /// A lease that is shared with other tests. Panics if there is no daemon. A test takes only one
+    /// lease: a second one could wait for a process that waits for the end of the first one.
     pub fn acquire() -> Daemon {
         Daemon::lease(false)
     }
 
-    /// A daemon that no other test uses, for those that restart or stop it; waits for the others to end.
-    /// A test that holds another lease waits for itself.
+    /// An exclusive lease for tests that restart or stop the daemon; waits for other tests to end.
+    /// A test that holds another lease would wait for itself.
     pub fn exclusive() -> Daemon {
         Daemon::lease(true)
     }
 
-    /// Whether the lab has started the daemon: only then may it be restarted and stopped.
+    /// Whether the lab has started the daemon, which is required to restart or stop it.
     pub fn is_ours(&self) -> bool {
         start::is_ours()
     }
 
-    /// Stops the daemon and starts it again. Domains and their jobs go on. Panics without an exclusive lease or when the
-    /// daemon is not the lab's.
+    /// Stops the daemon and starts it again. Domains and their jobs continue. Panics without an
+    /// exclusive lease or if the daemon is not the lab's.
     pub fn restart(&self) {
         self.stop();
         self.start();
     }
 
-    /// Starts it after [`Daemon::stop`].
+    /// Starts the daemon after [`Daemon::stop`].
     pub fn start(&self) {
         let _gate = gate();
         start::ensure_running();
     }
 
-    /// Stops the daemon. Panics as [`Daemon::restart`] does.
+    /// Stops the daemon. Panics like [`Daemon::restart`].
     pub fn stop(&self) {
         assert!(self.lease.exclusive, "other tests may be using the daemon");
         let _gate = gate();
         assert!(
             start::is_ours(),
-            "the libvirtd of this machine is not the lab's to stop"
+            "the libvirtd of this machine was not started by the lab, which must not stop it"
         );
         start::stop().expect("the daemon stops");
     }
 
-    /// Kills the daemon. Panics as [`Daemon::restart`] does.
+    /// Kills the daemon. Panics like [`Daemon::restart`].
     pub fn kill(&self) {
         assert!(self.lease.exclusive, "other tests may be using the daemon");
         let _gate = gate();
         assert!(
             start::is_ours(),
-            "the libvirtd of this machine is not the lab's to kill"
+            "the libvirtd of this machine was not started by the lab, which must not kill it"
         );
         start::kill();
     }
 
-    /// The deaths of libvirtd by signals that the lab has not sent, in the order in which they happened.
+    /// The deaths of libvirtd by signals that the lab has not sent, oldest first.
     pub fn crashes(&self) -> Vec<Crash> {
         start::crashes()
     }
@@ -109,18 +112,18 @@ impl Daemon {
         self.start();
     }
 
-    /// `kvm` where the QEMU of this daemon can use it, else `qemu` (TCG): the `type` of a domain.
+    /// The `type` of a domain: `kvm` if QEMU under this daemon can use it, otherwise `qemu` (TCG).
     pub fn virt_type(&self) -> &'static str {
         static VIRT_TYPE: OnceLock<&str> = OnceLock::new();
         VIRT_TYPE.get_or_init(|| if domain::kvm_works(self) { "kvm" } else { "qemu" })
     }
 
-    /// Runs virsh on this daemon, whatever comes of it.
+    /// Runs virsh on this daemon and returns the result, even of a failure.
     pub fn try_virsh<A: AsRef<str>>(&self, args: &[A]) -> Finished {
         virsh(args)
     }
 
-    /// Runs virsh on this daemon and gives its output; panics when it fails.
+    /// Runs virsh on this daemon and returns its output; panics if it fails.
     pub fn virsh<A: AsRef<str> + std::fmt::Debug>(&self, args: &[A]) -> String {
         let finished = virsh(args);
         assert!(finished.ok(), "virsh {args:?} failed: {finished:#?}");
@@ -142,7 +145,7 @@ impl Daemon {
             }
         };
         drop(turn);
-        // From here on a panic gives the lease back.
+        // From here on a panic releases the lease.
         let daemon = Daemon {
             lease: Arc::new(Lease { file, exclusive }),
         };
@@ -157,16 +160,18 @@ impl Daemon {
 impl Drop for Lease {
     fn drop(&mut self) {
         let _gate = gate();
-        // An open file has one lock: this makes our shared lock exclusive if no other process has one.
+        // An open file has one lock: this makes our shared lock exclusive if no other process has
+        // one.
         let last = self.file.unlock().is_ok() && self.file.try_lock().is_ok();
         if !last {
             return;
         }
         let stopped = if start::is_ours() { start::stop() } else { Ok(()) };
         match stopped {
-            // Who waits for a lock in it looks again.
+            // A process that waits for a lock in this folder opens the file again.
             Ok(()) => drop(std::fs::remove_dir_all(LAB_DIR)),
-            // Not a panic: this may run while a test panics. The daemon ends by its own timeout.
+            // No panic, because the test may be panicking already. The daemon ends by its own
+            // timeout.
             Err(message) => eprintln!("the lab's daemon could not be stopped: {message}"),
         }
     }
@@ -178,7 +183,7 @@ fn virsh<A: AsRef<str>>(args: &[A]) -> Finished {
     try_run(command("virsh", &words), VIRSH_DEADLINE)
 }
 
-/// Tries until it is there; panics at the deadline.
+/// Tries until the lock is acquired; panics at the deadline.
 fn wait_for_lock(mut attempt: impl FnMut() -> Result<(), TryLockError>) {
     let got = wait_until(LEASE_DEADLINE, || match attempt() {
         Ok(()) => true,
@@ -188,7 +193,7 @@ fn wait_for_lock(mut attempt: impl FnMut() -> Result<(), TryLockError>) {
     assert!(got, "another test run has kept the lab for {LEASE_DEADLINE:?}");
 }
 
-/// The right to start and stop; given back when the file is closed.
+/// The right to start and stop the daemon; released when the file is closed.
 pub fn gate() -> File {
     loop {
         let file = lock_file("gate");
@@ -199,7 +204,7 @@ pub fn gate() -> File {
     }
 }
 
-/// Whether the lab's file of that name still is this one.
+/// Whether the lab's file with this name is still the same file.
 fn is_current(file: &File, name: &str) -> bool {
     let ours = file.metadata().expect("an open file can be looked at");
     std::fs::metadata(Path::new(LAB_DIR).join(name)).is_ok_and(|now| now.ino() == ours.ino())

@@ -1,4 +1,4 @@
-//! `vmsnap demo` on machines that lack something.
+//! `vmsnap demo` on machines where something is missing.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::owner;
 use crate::process::{COMMAND_DEADLINE, Finished, command, try_run};
 
-/// $1 takes the place of the folder `/etc`, then the program.
+/// Mounts the folder $1 over `/etc` and executes the program that follows.
 const WITH_ETC: &str = "mount --bind \"$1\" /etc; shift; exec \"$@\"";
 
 /// Runs the demo in `dir`, with its own home folder and an `/etc` without libvirt's user for QEMU.
@@ -33,9 +33,10 @@ fn demo_without_user(dir: &Path, home: &Path) -> Finished {
 
 #[test]
 fn the_demo_runs_where_libvirts_user_for_qemu_is_missing() {
-    // libvirt's sockets lie deep in it, and the path of a socket is short.
+    // Short names: the paths of libvirt's sockets in this folder are long, and socket paths are
+    // limited.
     let (dir, home) = (owner::folder("d-"), owner::folder("home-"));
-    // As /var/tmp: others may make files, and remove only their own.
+    // Like /var/tmp: all users may create files, and remove only their own.
     fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).expect("it is ours");
     let finished = demo_without_user(dir.path(), home.path());
     assert!(finished.ok(), "{finished:#?}");

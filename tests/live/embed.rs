@@ -1,7 +1,8 @@
-//! A hypervisor inside the test process (`qemu:///embed`), and temporary domains without a guest system.
+//! A hypervisor inside the test process (`qemu:///embed`), and temporary domains without a guest
+//! system.
 //!
-//! libvirt allows one root folder per process, so all tests share it. What is left when the process ends, however it
-//! ends, a watcher removes.
+//! libvirt allows one root folder per process, so all tests share it. A watcher removes what is
+//! left when the process ends, however it ends.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -24,13 +25,14 @@ use crate::owner;
 /// Size of every disk, in bytes.
 pub const DISK: u64 = 32 << 20;
 
-/// Settings under which QEMU runs as us, in a container as well, and without any libvirt daemon.
+/// Settings with which QEMU runs as the test's user, even in a container, and without a libvirt
+/// daemon.
 const QEMU_CONF: &str =
     "stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\ncgroup_controllers = []\n";
 const AS_ROOT: &str = "user = \"+0\"\ngroup = \"+0\"\ndynamic_ownership = 0\nremember_owner = 0\n";
 
-/// Ends the QEMUs that the process has left and removes its root, as soon as it is gone. A number may have been given to another program
-/// since it was written down: a QEMU of this root names it on its command line.
+/// Waits until the process $0 is gone, ends its QEMUs, and removes its root $1. A recorded process
+/// id may have been reused, so the command line must name the root.
 const WATCHER: &str = "tail --pid=\"$0\" -f /dev/null; \
     for file in \"$1\"/run/qemu/*.pid; do \
         [ -f \"$file\" ] && pid=$(cat \"$file\") && grep -qsF \"$1\" \"/proc/$pid/cmdline\" && kill -9 \"$pid\"; \
@@ -55,7 +57,8 @@ impl Lab {
         let root = owner::folder("live-").keep();
         let watcher = watch(&root);
         fs::create_dir(root.join("etc")).expect("it is made");
-        // libvirt asks each QEMU for seconds what it can do, and keeps the answers here; it knows when they are stale.
+        // libvirt needs seconds to probe each QEMU's capabilities, and keeps the results here. It
+        // knows when they are stale.
         let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libvirt-cache");
         fs::create_dir_all(&cache)
             .and_then(|()| symlink(&cache, root.join("cache")))
@@ -102,7 +105,7 @@ pub fn run(program: &str, arguments: &[&OsStr]) -> Output {
     output.unwrap_or_else(|error| panic!("{program}: {error}"))
 }
 
-/// Runs a program that has to succeed; gives what it printed.
+/// Runs a program, which has to succeed, and returns its output.
 pub fn run_ok<const N: usize>(program: &str, arguments: [&dyn AsRef<OsStr>; N]) -> String {
     let arguments = arguments.map(AsRef::as_ref);
     let output = run(program, &arguments);
@@ -115,7 +118,7 @@ pub fn run_ok<const N: usize>(program: &str, arguments: [&dyn AsRef<OsStr>; N]) 
     text
 }
 
-/// How a disk is made.
+/// The format of a disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Qcow2,
@@ -132,7 +135,7 @@ impl Kind {
     }
 }
 
-/// How a domain differs from the default.
+/// The properties in which a domain differs from the default.
 #[derive(Clone, Copy, Default)]
 pub struct Shape<'a> {
     /// Its disks `vda`, `vdb` …, each with its size in bytes.
@@ -145,7 +148,7 @@ pub struct Shape<'a> {
     pub devices: &'a str,
 }
 
-/// A domain with disks `vda`, `vdb` …, destroyed and undefined when it is dropped.
+/// A domain with disks `vda`, `vdb` …, destroyed and undefined when dropped.
 pub struct TestDomain {
     pub name: String,
     pub dir: tempfile::TempDir,
@@ -153,7 +156,7 @@ pub struct TestDomain {
 }
 
 impl TestDomain {
-    /// Defines a domain; it is shut off. A number makes the name unique.
+    /// Defines a domain, shut off. A number makes the name unique.
     pub fn define(name: &str, disks: &[Kind]) -> TestDomain {
         let disks: Vec<(Kind, u64)> = disks.iter().map(|kind| (*kind, DISK)).collect();
         TestDomain::shaped(
@@ -165,7 +168,7 @@ impl TestDomain {
         )
     }
 
-    /// Defines a domain of this shape; it is shut off. A number makes the name unique.
+    /// Defines a domain with these properties, shut off. A number makes the name unique.
     pub fn shaped(name: &str, shape: &Shape) -> TestDomain {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let name = format!("{name}{}", NUMBER.fetch_add(1, Ordering::SeqCst));
@@ -195,14 +198,14 @@ impl TestDomain {
         TestDomain { name, dir, handle }
     }
 
-    /// A domain defined elsewhere, with images in this folder.
+    /// A domain that is already defined, with images in this folder.
     pub fn adopted(name: &str, dir: tempfile::TempDir) -> TestDomain {
         let handle = Handle::lookup_by_name(&Lab::get().connection, name).expect("it is there");
         let name = name.to_owned();
         TestDomain { name, dir, handle }
     }
 
-    /// Defines a domain and starts it paused: without a guest system it would only burn time.
+    /// Defines a domain and starts it paused: without a guest system it would only use CPU time.
     pub fn paused(name: &str, disks: &[Kind]) -> TestDomain {
         let domain = TestDomain::define(name, disks);
         domain.start();
@@ -219,7 +222,7 @@ impl TestDomain {
         self.handle.destroy().expect("it ends");
     }
 
-    /// The domain that has the name now.
+    /// Looks up the domain that has the name now.
     pub fn look_again(&mut self) {
         self.handle = Handle::lookup_by_name(&Lab::get().connection, &self.name).expect("it is there");
     }
@@ -244,7 +247,7 @@ impl TestDomain {
         path.expect("it has an image").clone()
     }
 
-    /// Plugs in another disk.
+    /// Attaches another disk.
     pub fn attach(&self, target: &str) {
         create(&self.image(target), Kind::Qcow2, DISK);
         self.handle
@@ -252,12 +255,13 @@ impl TestDomain {
             .expect("it is plugged in");
     }
 
-    /// The XML of a qcow2 disk whose image lies at its usual place.
+    /// The XML of a qcow2 disk whose image has its usual path.
     pub fn disk_xml(&self, target: &str) -> String {
         disk_xml(self.dir.path(), target, Kind::Qcow2)
     }
 
-    /// A qemu-io command on a disk, as if the guest did it (`write -P 0x41 0 1M`, `write -z …`, `discard …`).
+    /// Runs a qemu-io command on a disk, as if the guest did it (`write -P 0x41 0 1M`, `write -z
+    /// …`, `discard …`).
     pub fn io(&self, target: &str, command: &str) {
         if !self.handle.is_active().expect("it is known") {
             let (image, format) = (self.image_now(target), self.format(target));
@@ -273,7 +277,7 @@ impl TestDomain {
         assert_eq!(said.trim(), "", "qemu-io {command}");
     }
 
-    /// The format of a disk's image, by its first bytes.
+    /// The format of a disk's image, detected from its first bytes.
     pub fn format(&self, target: &str) -> &'static str {
         let mut magic = [0; 4];
         let image = fs::File::open(self.image_now(target)).expect("it is there");
@@ -284,7 +288,7 @@ impl TestDomain {
         }
     }
 
-    /// A human monitor command.
+    /// Runs a human monitor command.
     pub fn monitor(&self, command: &str) -> String {
         let hmp = sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP;
         self.handle
@@ -292,7 +296,7 @@ impl TestDomain {
             .expect("the monitor answers")
     }
 
-    /// Ends QEMU as a power cut would.
+    /// Kills QEMU, as a power cut would.
     pub fn kill(&self) {
         let files = fs::read_dir(Lab::get().root().join("run/qemu")).expect("libvirt keeps ids there");
         let file = files.flatten().map(|file| file.path());
@@ -307,7 +311,7 @@ impl TestDomain {
         });
     }
 
-    /// The names in the folder of the images, without the images.
+    /// The names of files in the images' folder that are not images.
     pub fn strangers(&self) -> Vec<OsString> {
         let entries = fs::read_dir(self.dir.path()).expect("it is readable").flatten();
         let name = |entry: fs::DirEntry| entry.file_name();
@@ -320,18 +324,18 @@ impl TestDomain {
 
 impl Drop for TestDomain {
     fn drop(&mut self) {
-        // Whatever the test has made of it: running or not, defined or not.
+        // The domain may be running or not, defined or not.
         let _ = self.handle.destroy();
         let flags = sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE;
         let _ = self.handle.undefine_flags(flags);
     }
 }
 
-/// Waits until something happens, half a minute at most.
+/// Waits until something happens, at most 30 seconds.
 pub fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
     let started = std::time::Instant::now();
     while !happened() {
-        assert!(started.elapsed().as_secs() < 30, "waited in vain for {what}");
+        assert!(started.elapsed().as_secs() < 30, "timed out waiting for {what}");
         std::thread::park_timeout(std::time::Duration::from_millis(10));
     }
 }
@@ -374,7 +378,7 @@ pub fn escape(text: &str) -> String {
         .replace('\'', "&apos;")
 }
 
-/// A random number, as the program draws it.
+/// A random number from the same source as the program's.
 pub fn random() -> u64 {
     let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
     high ^ low

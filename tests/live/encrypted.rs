@@ -1,4 +1,5 @@
-//! Encrypted disks of real domains: refused without the switch, saved as the guest's bytes with it, restored as plain disks.
+//! Encrypted disks of real domains: refused without the switch, saved as plain text with it,
+//! restored as plain disks.
 
 use std::fs;
 use std::path::Path;
@@ -55,7 +56,7 @@ fn encrypted_disks_are_refused_or_saved_as_plain_text() {
         disks: vec![vec![0; 2 * MIB]; 2],
     };
     machine.change(0, 0, MIB, Change::Data(0x11));
-    // What was never written to a raw LUKS disk reads as garbage.
+    // Unwritten parts of a raw LUKS disk read as noise, so all of it is written.
     machine.change(1, 0, MIB, Change::Data(0x12));
     machine.change(1, MIB, MIB, Change::Data(0x13));
 

@@ -1,4 +1,5 @@
-//! Backups of a real guest that writes all the time: every restore point is good, and the guest continues.
+//! Backups of a real guest that never stops writing: every restore point is good, and the guest
+//! continues.
 
 use std::fs;
 use std::path::Path;
@@ -11,15 +12,16 @@ use crate::cli_lab::{Repo, STOP_DEADLINE, assert_nothing_left, checkpoints, code
 use crate::daemon::Daemon;
 use crate::guest::{Agent, BOOT_DEADLINE, CheckReport, Expect, Guest, check_disk};
 
-/// Rounds between two backups: enough for files that were rewritten, replaced and deleted.
+/// Rounds between two backups: enough for files that are rewritten, replaced and deleted.
 const ROUNDS: u64 = 12;
 
-/// The guest continues to write: it is neither frozen nor paused.
+/// Asserts that the guest continues to write, so it is neither frozen nor paused.
 fn assert_writes_on(guest: &Guest) {
     guest.wait_for_round(guest.last_round() + 3, BOOT_DEADLINE);
 }
 
-/// How long libvirt waits for the domain's agent, from libvirt's own file; no call reports it.
+/// The time that libvirt waits for the domain's agent, read from libvirt's own file. No call
+/// reports it.
 fn agent_timeout(guest: &Guest) -> String {
     let path = format!("/run/libvirt/qemu/{}.xml", guest.domain.name());
     let status = fs::read_to_string(path).expect("libvirt notes down what runs");
@@ -27,7 +29,7 @@ fn agent_timeout(guest: &Guest) -> String {
     rest.split('<').next().unwrap_or(rest).to_owned()
 }
 
-/// A backup while the guest writes, and the last round that had been reported before it began.
+/// A backup while the guest writes. Also returns the last round reported before it began.
 fn back_up(repo: &Repo, guest: &Guest, more: &[&str]) -> (Value, u64) {
     let before = guest.last_round();
     let outcome = repo.back_up(guest.domain.name(), more);
@@ -38,7 +40,7 @@ fn back_up(repo: &Repo, guest: &Guest, more: &[&str]) -> (Value, u64) {
     (outcome, before)
 }
 
-/// Restores a point and looks at every file on it.
+/// Restores a point and checks every file on it.
 fn check(repo: &Repo, guest: &Guest, made: &(Value, u64), expect: Expect) -> CheckReport {
     let (outcome, before) = made;
     let id = text_of(&outcome["restorePoint"]["id"]);
@@ -79,12 +81,12 @@ fn frozen_guest_gives_clean_points_and_goes_on_writing() {
         ("crash", vec![])
     );
 
-    // As a run leaves it that is killed between freeze and thaw.
+    // A run killed between freeze and thaw leaves the file systems frozen.
     guest.domain.virsh(&["domfsfreeze"]);
     let (outcome, _) = back_up(&repo, &guest, &[]);
     assert_eq!(
         outcome["restorePoint"]["consistency"], "crash",
-        "who froze it, and whether it still is, is not known"
+        "it is unknown whether the guest is still frozen"
     );
     assert_eq!(codes(&outcome), ["freeze-failed"]);
     assert_writes_on(&guest);
@@ -108,10 +110,10 @@ fn hanging_agent_costs_only_its_deadline() {
     let repo = Repo::new();
     let usual_timeout = agent_timeout(&guest);
 
-    // Ctrl-C while it is being waited for.
+    // Ctrl-C while the run waits for the agent.
     let name = guest.domain.name();
     let mut run = repo.begin_backup(&[name], &["--freeze-timeout", "100"]);
-    let begun = run.hold_when("the note of what is about to begin", |_| true);
+    let begun = run.hold_when("the run's journal entry", |_| true);
     run.go_on();
     std::thread::sleep(Duration::from_secs(1));
     assert!(run.is_running());
@@ -168,7 +170,7 @@ fn chain_continues_through_shutdown_and_restart_of_a_guest() {
         .iter()
         .map(|(outcome, _)| {
             let point = &outcome["restorePoint"];
-            assert_eq!(codes(outcome), [""; 0], "nobody was asked to freeze anything");
+            assert_eq!(codes(outcome), [""; 0], "no agent was asked to freeze anything");
             (text_of(&point["level"]), text_of(&point["consistency"]))
         })
         .collect();

@@ -1,4 +1,4 @@
-//! The host room on running and paused domains.
+//! The module `host` on running and paused domains.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use vmsnap::model::stop::{Stop, StopReason};
 
 use crate::embed::{DISK, Kind, Lab, TestDomain, run, run_ok};
 
-/// The time that shut-off domains' checkpoints are dated with.
+/// The creation time of checkpoints of shut-off domains.
 pub const NOW: i64 = 1_800_000_000;
 
 /// A word that makes names unique.
@@ -21,7 +21,7 @@ pub fn run_word() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
-/// Asks for a checkpoint on all these disks: `(target, since)`.
+/// A request for a checkpoint on all these disks: `(target, since)`.
 pub fn request(places: &Places, checkpoint: &str, disks: &[(&str, Option<&str>)]) -> BackupRequest {
     let disk = |&(target, since): &(&str, Option<&str>)| DiskRequest {
         target: target.to_owned(),
@@ -41,7 +41,7 @@ pub fn request(places: &Places, checkpoint: &str, disks: &[(&str, Option<&str>)]
     }
 }
 
-/// Chooses places as ops would.
+/// Chooses places as a backup does.
 pub fn places(domain: &TestDomain, disks: &[(&str, Option<&str>)]) -> Places {
     let targets: Vec<String> = disks.iter().map(|(target, _)| (*target).to_owned()).collect();
     let chosen = Lab::get()
@@ -66,7 +66,7 @@ pub fn begin(
     Ok((begun?, places))
 }
 
-/// Makes a whole backup, without looking at the data.
+/// Makes a complete backup job without reading the data.
 pub fn back_up(domain: &TestDomain, checkpoint: &str, disks: &[(&str, Option<&str>)]) {
     let (job, _) = begin(domain, checkpoint, disks).expect("it begins");
     job.finish().expect("it ends");
@@ -81,7 +81,7 @@ pub fn dirty(socket: &Path, export: &str, bitmap: &str) -> Vec<(u64, u64)> {
     let json = run_ok("qemu-img", [&"map", &"--output=json", &"--image-opts", &options]);
     let extents: Vec<serde_json::Value> = serde_json::from_str(&json).expect("it is JSON");
     let kib = |extent: &serde_json::Value, key: &str| extent[key].as_u64().expect("a number") / 1024;
-    // qemu-img shows what the context calls dirty as if it were a hole.
+    // qemu-img shows a dirty range as a hole.
     let is_dirty = |extent: &&serde_json::Value| extent["data"] == false;
     extents
         .iter()
@@ -90,7 +90,7 @@ pub fn dirty(socket: &Path, export: &str, bitmap: &str) -> Vec<(u64, u64)> {
         .collect()
 }
 
-/// Whether an export reads as this pattern throughout the range.
+/// Whether a range of an export reads as this pattern everywhere.
 pub fn reads(socket: &Path, export: &str, pattern: &str, offset: &str, length: &str) -> bool {
     let options = format!(
         "driver=nbd,server.type=unix,server.path={},export={export}",
@@ -108,7 +108,7 @@ pub fn reads(socket: &Path, export: &str, pattern: &str, offset: &str, length: &
     !text.contains("Pattern verification failed")
 }
 
-/// Nothing of a job is left: no job, no socket, no scratch file, no folder of ours.
+/// Asserts that nothing of a job is left: no job, no socket, no scratch file, no folder of ours.
 pub fn assert_nothing_left(domain: &TestDomain, places: &Places) {
     assert_eq!(
         Lab::get().host.active_job(&domain.seen()).expect("it is known"),
@@ -125,7 +125,7 @@ pub fn assert_nothing_left(domain: &TestDomain, places: &Places) {
     assert!(domain.strangers().is_empty(), "{:?}", domain.strangers());
 }
 
-/// The checkpoints' names, oldest first.
+/// The names of the checkpoints, oldest first.
 pub fn names(domain: &TestDomain) -> Vec<String> {
     let checkpoints = Lab::get()
         .host
@@ -137,7 +137,7 @@ pub fn names(domain: &TestDomain) -> Vec<String> {
         .collect()
 }
 
-/// The state of a checkpoint's bitmaps.
+/// The state of a checkpoint's bitmap on each disk.
 pub fn bitmaps(domain: &TestDomain, checkpoint: &str) -> Vec<(String, Bitmap)> {
     let checkpoints = Lab::get()
         .host
@@ -193,7 +193,8 @@ fn a_domain_is_described_as_it_is() {
     let on = domain.seen();
     assert_eq!(on.state, DomainState::Paused);
     assert!(on.id.is_some());
-    // The definition leaves the chain to the headers; of a running domain libvirt says where it ends.
+    // The definition leaves the chain to the headers. Of a running domain, libvirt reports where it
+    // ends.
     let mut expected = off.disks.clone();
     expected.iter_mut().for_each(|disk| disk.backing = Backing::End);
     assert_eq!(on.disks, expected);
@@ -242,7 +243,7 @@ fn full_and_incremental_jobs_show_frozen_moment_and_changes() {
     domain.io("vda", "write -P 0x42 0 1M");
     assert!(
         reads(&places.sockets[0], "vda", "0x41", "0", "1M"),
-        "the moment is frozen"
+        "the export keeps the old content"
     );
     job.finish().expect("it ends");
     assert_nothing_left(&domain, &places);
@@ -264,7 +265,11 @@ fn full_and_incremental_jobs_show_frozen_moment_and_changes() {
     assert_eq!(names(&domain), ["virtnbdbackup.0", "virtnbdbackup.1"]);
     let sound = |target: &str| (target.to_owned(), Bitmap::Sound);
     assert_eq!(bitmaps(&domain, "virtnbdbackup.1"), [sound("vda"), sound("vdb")]);
-    assert_eq!(domain.seen().state, DomainState::Paused, "it stays as it was");
+    assert_eq!(
+        domain.seen().state,
+        DomainState::Paused,
+        "the domain stays paused"
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Bringing a domain back under another name.
+//! Defining a restored domain under another name.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ struct Undefine(Handle);
 
 impl Drop for Undefine {
     fn drop(&mut self) {
-        // It may never have been defined.
+        // The domain may not have been defined.
         let _ = self.0.undefine();
     }
 }

@@ -1,4 +1,4 @@
-//! The host room on shut-off domains.
+//! The module `host` on shut-off domains.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -40,7 +40,7 @@ fn shut_off_domain_is_read_without_being_started() {
     assert_eq!(names(&domain), ["c0", "c1"]);
     assert_eq!(domain.seen().state, DomainState::ShutOff);
 
-    // The line goes on when the domain runs, and back again.
+    // The chain continues when the domain runs, and when it is shut off again.
     domain.start();
     domain.io("vda", "write -P 0x43 8M 64k");
     let (job, places) = begin(&domain, "c2", &[("vda", Some("c1"))]).expect("it begins");
@@ -202,7 +202,7 @@ fn a_saved_machine_is_no_clean_one() {
 fn offline_leftovers_of_a_killed_run_are_cleared() {
     let domain = TestDomain::define("stray ", &[Kind::Qcow2]);
     let (job, places) = begin(&domain, "c0", &[("vda", None)]).expect("it begins");
-    // As after a kill: the reader is not ended.
+    // As after a kill, the reader is not ended.
     std::mem::forget(job);
     let host = &Lab::get().host;
     host.clear_places(&places).expect("they are cleared");

@@ -12,7 +12,8 @@ use crate::host::begin;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The blocks of a disk, in KiB: `(offset, length, first byte)`; zeroes as `None`, neighbours of one content joined.
+/// The blocks of a disk, in KiB: `(offset, length, first byte)`. Zeroes have no byte, and adjacent
+/// blocks with the same content are joined.
 fn blocks(job: &dyn BackupJob, target: &str, changes_only: bool) -> Vec<(u64, u64, Option<u8>)> {
     let options = ReadOptions {
         changes_only,
@@ -48,7 +49,7 @@ fn check_changes(domain: &TestDomain) {
     let (job, _) = begin(domain, "c0", &[("vda", None)]).expect("it begins");
     assert_eq!(
         job.disk_size("vda", DEADLINE, &Stop::default())
-            .expect("it is told"),
+            .expect("the size is known"),
         DISK
     );
     let full = blocks(job.as_ref(), "vda", false);

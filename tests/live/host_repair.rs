@@ -60,7 +60,7 @@ fn checkpoint_missing_a_bitmap_is_broken_and_deletable() {
         .delete_checkpoint(&domain.seen(), "c0")
         .expect("it is deleted");
     assert_eq!(names(&domain), [""; 0]);
-    // The bitmap of the other disk went too: the name is free again on both.
+    // The bitmap of the other disk was removed too: the name is free again on both.
     back_up(&domain, "c0", &[("vda", None), ("vdb", None)]);
 }
 
@@ -74,13 +74,13 @@ fn bitmaps_of_a_killed_qemu_are_broken_and_can_be_deleted() {
     assert_eq!(
         bitmaps(&domain, "c0"),
         [("vda".to_owned(), Bitmap::Broken)],
-        "as the image tells"
+        "according to the image"
     );
     domain.start();
     assert_eq!(
         bitmaps(&domain, "c0"),
         [("vda".to_owned(), Bitmap::Broken)],
-        "as QEMU tells"
+        "according to QEMU"
     );
     let refused = begin(&domain, "c1", &[("vda", Some("c0"))]).map(|_| ());
     assert!(

@@ -1,4 +1,4 @@
-//! What the tests of encrypted disks, volumes and network disks share.
+//! Helpers for tests of encrypted disks, volumes and network disks.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -14,17 +14,17 @@ use crate::process::{command, end, try_run, wait_until};
 
 const PASSPHRASE: &str = "open sesame";
 
-/// How long a helper program may take on a busy machine.
+/// The time limit of a helper program on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// One of libvirt's secrets, with the passphrase of [`create_encrypted`]; removed when it is dropped.
+/// A libvirt secret with the passphrase of [`create_encrypted`], removed when dropped.
 pub struct Secret<'a> {
     daemon: &'a Daemon,
     uuid: String,
 }
 
 impl<'a> Secret<'a> {
-    /// Defines it. libvirt does not give the value of a private one.
+    /// Defines the secret. libvirt does not reveal the value of a private one.
     pub fn new(daemon: &'a Daemon, folder: &Path, is_private: bool) -> Secret<'a> {
         let uuid = uuid::Uuid::new_v4().to_string();
         let (document, value) = (folder.join("secret.xml"), folder.join("secret.value"));
@@ -44,7 +44,7 @@ impl<'a> Secret<'a> {
         secret
     }
 
-    /// How a definition names it.
+    /// The XML with which a disk's definition names the secret.
     pub fn encryption(&self) -> String {
         format!(
             "<encryption format='luks'><secret type='passphrase' uuid='{}'/></encryption>",
@@ -59,7 +59,7 @@ impl Drop for Secret<'_> {
     }
 }
 
-/// Makes an encrypted image: `qcow2` with LUKS, or `raw` LUKS.
+/// Creates an encrypted image: `qcow2` with LUKS, or `raw` LUKS.
 pub fn create_encrypted(image: &Path, format: &str, size: &str) {
     let (format, prefix) = match format {
         "raw" => ("luks", ""),
@@ -70,7 +70,7 @@ pub fn create_encrypted(image: &Path, format: &str, size: &str) {
     } else {
         "encrypt.format=luks,"
     };
-    // Few rounds: the passphrase is no secret.
+    // Few iterations, because the passphrase need not be secure.
     let options = format!("{luks}{prefix}key-secret=s,{prefix}iter-time=10");
     let object = format!("secret,id=s,data={PASSPHRASE}");
     let words = [
@@ -85,19 +85,19 @@ pub fn create_encrypted(image: &Path, format: &str, size: &str) {
         text(image),
         size,
     ];
-    // Key derivation is measured, and fails now and then on a busy machine.
+    // qemu-img measures the key derivation, which sometimes fails on a busy machine.
     let create = || try_run(command("qemu-img", &words), DEADLINE).ok();
     assert!((0..20).any(|_| create()), "qemu-img makes an encrypted image");
 }
 
-/// A storage pool of a folder's files; removed when dropped.
+/// A storage pool over the files in a folder, removed when dropped.
 pub struct Pool<'a> {
     daemon: &'a Daemon,
     name: String,
 }
 
 impl<'a> Pool<'a> {
-    /// Makes a pool of this name of what is in the folder.
+    /// Creates a pool with this name over the folder.
     pub fn new(daemon: &'a Daemon, name: &str, folder: &Path) -> Pool<'a> {
         daemon.virsh(&["pool-create-as", name, "dir", "--target", text(folder)]);
         Pool {
@@ -113,13 +113,13 @@ impl Drop for Pool<'_> {
     }
 }
 
-/// An NBD server of a file's bytes, as the export `disk`; ended when it is dropped.
+/// An NBD server of a file's bytes with the export `disk`, ended when dropped.
 pub struct Server(Child);
 
 impl Server {
-    /// Starts it on a socket that QEMU's user can open.
+    /// Starts a server on a socket that QEMU's user can open.
     pub fn start(image: &Path, socket: &Path) -> Server {
-        // An export does not grow, as the qcow2 image in it does.
+        // An export cannot grow, but the qcow2 image in it does.
         let file = fs::OpenOptions::new().write(true).open(image);
         let grown = file.and_then(|file| file.set_len(8 << 20));
         grown.expect("the folder is ours");
@@ -139,7 +139,7 @@ impl Server {
         server
     }
 
-    /// The disk that it serves, as a definition's source.
+    /// The source XML of a disk on the server with this socket.
     pub fn source(socket: &Path) -> String {
         format!(
             "<source protocol='nbd' name='disk'><host transport='unix' socket='{}'/></source>",
@@ -154,13 +154,13 @@ impl Drop for Server {
     }
 }
 
-/// Gives a file or folder of ours this mode.
+/// Sets the mode of a file or folder of the test.
 pub fn make(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).expect("it is ours");
 }
 
-/// Restores the newest restore point of a domain into a new folder, which QEMU's user can reach, and defines a domain of this name there: what
-/// the program says of it.
+/// Restores the newest restore point of a domain into a new folder, which QEMU's user can enter,
+/// and defines a domain with this name there. Returns the program's JSON.
 pub fn bring_back(repo: &Repo, domain: &str, to: &Path, name: &str) -> Value {
     let root = repo.root();
     let restore = ["restore", domain, "--repository", text(&root), "--to", text(to)];

@@ -1,4 +1,4 @@
-//! What the search for leftovers finds, ends and leaves alone.
+//! The search for leftovers: what it finds, ends and leaves alone.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,7 +12,7 @@ use crate::leftovers::{Leftover, end, find, forget};
 use crate::owner;
 use crate::process::{command, is_alive, processes_with, run, wait_until};
 
-/// The number of a process that has ended, and which is not given away so soon.
+/// The id of a process that has ended. It will not be reused soon.
 fn gone() -> u32 {
     let mut child = Command::new("true").spawn().expect("true can be run");
     let pid = child.id();
@@ -20,14 +20,14 @@ fn gone() -> u32 {
     pid
 }
 
-/// A program that outlives its test, as if a killed test process had started it.
+/// Starts a program that outlives its test, as if a killed test process had started it.
 fn begin(program: &str, words: &[&str]) -> Child {
     let mut command = command(program, words);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("it starts")
 }
 
-/// One of each thing that a test can leave, with the pid of an ended test process.
+/// One of each thing that a test can leave, with the id of an ended test process.
 struct Mess {
     folder: PathBuf,
     domain: String,
@@ -69,7 +69,7 @@ impl Mess {
         fs::write(folder.join("domain.xml"), xml).expect("written");
         daemon.virsh(&["define", &path("domain.xml")]);
         daemon.virsh(&["start", "--paused", &domain]);
-        // One that libvirt does not know, and a server.
+        // A QEMU that libvirt does not know, and a server.
         let lost = format!("guest={stem}-lost,debug-threads=on");
         let qemu = begin(
             "qemu-system-x86_64",
@@ -123,7 +123,7 @@ impl Mess {
 #[test]
 fn leftovers_of_a_killed_test_run_are_found_and_ended() {
     let daemon = Daemon::acquire();
-    // Another process sweeps for the dead only while it holds this.
+    // Other processes remove leftovers only while they hold this.
     let _gate = crate::daemon::gate();
     let pid = gone();
     let mut mess = Mess::make(&daemon, pid);
@@ -134,7 +134,7 @@ fn leftovers_of_a_killed_test_run_are_found_and_ended() {
 
     end(&found);
 
-    // Our own children, which only we can reap.
+    // These are our own children, so only this process can reap them.
     for child in [&mut mess.qemu, &mut mess.nbd] {
         child.wait().expect("it has ended");
     }
@@ -145,7 +145,7 @@ fn leftovers_of_a_killed_test_run_are_found_and_ended() {
     assert_eq!(processes_with(&mess.domain), []);
 }
 
-/// A user who looks around in a folder of the tests, and has something of a similar name.
+/// A user who works in a folder of the tests, and has files with a similar name.
 #[test]
 fn foreign_things_are_left_alone() {
     let _daemon = Daemon::acquire();
@@ -158,7 +158,7 @@ fn foreign_things_are_left_alone() {
     symlink(theirs.path(), folder.join("link")).expect("made");
     let mut shell = command("sleep", &["1000"]);
     let mut shell = shell.current_dir(&folder).spawn().expect("it starts");
-    // Another test process, which is there.
+    // This test process exists.
     assert!(!owner::is_gone(std::process::id()));
 
     let is_its = |owner: u32| owner == pid;
@@ -196,7 +196,7 @@ fn only_names_of_test_processes_count() {
     );
 }
 
-/// The folders of the QEMUs of a domain, of which libvirt shortens the name.
+/// The folders of a domain's QEMUs. libvirt shortens the domain's name in them.
 fn folders_of(name: &str) -> Vec<PathBuf> {
     let short: String = name.chars().take(20).collect();
     let entries = fs::read_dir("/var/lib/libvirt/qemu").expect("libvirt's folder");

@@ -1,4 +1,4 @@
-//! Loop devices of one test, removed with it.
+//! Loop devices of one test, detached with it.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -9,10 +9,10 @@ use rustix::ioctl;
 use crate::owner;
 use crate::process::{COMMAND_DEADLINE, command, run, try_run, wait_until};
 
-/// Byte that a new device holds everywhere.
+/// The byte that fills a new device.
 pub const OLD: u8 = 0xaa;
 
-/// A block device over a file in its own folder. Detached when dropped, even by a panic.
+/// A block device over a file in its own folder, detached when dropped, even after a panic.
 pub struct Loop {
     folder: tempfile::TempDir,
     device: PathBuf,
@@ -31,7 +31,7 @@ impl Loop {
         &self.device
     }
 
-    /// The device as a word of a command line.
+    /// The path of the device as an argument of a command.
     pub fn word(&self) -> String {
         self.device.display().to_string()
     }
@@ -60,7 +60,8 @@ impl Loop {
         byte[0]
     }
 
-    /// Adds a partition without a partition table, which the kernel may not know how to read: first sector, number of sectors.
+    /// Adds a partition without a partition table, which the kernel may be unable to read. `start`
+    /// and `sectors` count sectors.
     pub fn add_partition(&self, start: u64, sectors: u64) -> PathBuf {
         change_partition(&self.device, ADD, start, sectors).expect("the kernel adds a partition");
         let node = PathBuf::from(format!("{}p1", self.word()));
@@ -79,7 +80,7 @@ impl Drop for Loop {
     }
 }
 
-/// Another device over a file that is there already. Detached when dropped, also by a panic.
+/// Another device over an existing file, detached when dropped, even after a panic.
 pub struct Attached(PathBuf);
 
 impl Attached {
@@ -106,12 +107,13 @@ fn attach(file: &Path) -> PathBuf {
 
 fn detach(device: &Path) {
     let device = device.display().to_string();
-    // A partition goes first; most have none.
+    // Partitions are removed first; most devices have none.
     let _ = change_partition(Path::new(&device), DELETE, 0, 0);
     try_run(command("losetup", &["--detach", &device]), COMMAND_DEADLINE);
 }
 
-/// `BLKPG_ADD_PARTITION`, `BLKPG_DEL_PARTITION` (linux/blkpg.h). Not every release has `addpart` and `delpart`, which do the same.
+/// `BLKPG_ADD_PARTITION` and `BLKPG_DEL_PARTITION` (linux/blkpg.h). The programs `addpart` and
+/// `delpart` do the same, but some releases lack them.
 const ADD: i32 = 1;
 const DELETE: i32 = 2;
 
@@ -133,7 +135,8 @@ struct Request {
     data: *const Partition,
 }
 
-/// Adds or deletes partition 1 of a device, by its first sector and its number of sectors of 512 bytes.
+/// Adds or deletes partition 1 of a device. `start` is its first sector and `sectors` its number of
+/// sectors, of 512 bytes each.
 fn change_partition(device: &Path, operation: i32, start: u64, sectors: u64) -> std::io::Result<()> {
     const BLKPG: ioctl::Opcode = ioctl::opcode::none(0x12, 105);
     let partition = Partition {
@@ -149,7 +152,7 @@ fn change_partition(device: &Path, operation: i32, start: u64, sectors: u64) -> 
         data: &raw const partition,
     };
     let device = File::open(device)?;
-    // SAFETY: BLKPG takes a pointer to a `struct blkpg_ioctl_arg`, and what that points to outlives the call.
+    // SAFETY: BLKPG takes a pointer to a `struct blkpg_ioctl_arg`, whose data outlives the call.
     unsafe { ioctl::ioctl(&device, ioctl::Setter::<BLKPG, Request>::new(request)) }?;
     Ok(())
 }

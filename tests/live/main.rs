@@ -1,6 +1,8 @@
-//! Tests on real domains: in an embedded hypervisor, on a libvirtd of our own where none runs, and with a small Linux guest.
+//! Tests on real domains: in an embedded hypervisor, on a libvirtd started by the lab if none runs,
+//! and with a small Linux guest.
 //!
-//! They fail, and never skip, if something is missing. `README.md` beside this file lists what they need.
+//! They fail, and are never skipped, if something is missing. `README.md` in this folder lists the
+//! requirements.
 
 #![cfg(feature = "libvirt")]
 #![allow(

@@ -1,4 +1,5 @@
-//! A domain that migrates between two hosts, each with its own libvirtd, with backups from both into one repository.
+//! A domain that migrates between two hosts, each with its own libvirtd, with backups from both
+//! into one repository.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,18 +15,18 @@ const NAME: &str = "on the move";
 const SIZE: usize = 8 << 20;
 const DEVICE: &str = "/machine/peripheral/virtio-disk0/virtio-backend";
 
-/// Two hosts, one folder that both see, and a domain on one of them. All removed when dropped.
+/// Two hosts, a folder that both see, and a domain on one of them. All are removed when dropped.
 struct Moving {
     hosts: [Elsewhere; 2],
-    /// The index of the host on which the domain is.
+    /// The index of the host that has the domain.
     at: usize,
     folder: tempfile::TempDir,
-    /// What the disk holds.
+    /// The content of the disk.
     disk: Vec<u8>,
 }
 
 impl Moving {
-    /// The domain runs, without a guest system.
+    /// Starts a domain without a guest system on the first host.
     fn start() -> Moving {
         let folder = owner::folder_on_disk("migrated-");
         let moving = Moving {
@@ -60,7 +61,7 @@ impl Moving {
         self.folder.path().join(name).display().to_string()
     }
 
-    /// Writes as the guest would.
+    /// Writes to the disk as the guest would.
     fn write(&mut self, offset: usize, length: usize, byte: u8) {
         let words = format!("qemu-io -d {DEVICE} \"write -P {byte} {offset} {length}\"");
         let said = self
@@ -70,18 +71,19 @@ impl Moving {
         self.disk[offset..offset + length].fill(byte);
     }
 
-    /// Migrates the domain to the other host, whose libvirt does not know it.
+    /// Migrates the domain to the other host, whose libvirt does not know the domain.
     fn migrate(&mut self) {
         let there = &self.hosts[1 - self.at];
         let socket = format!("unix://{}", self.path("migration"));
-        // The hosts share a local folder, which libvirt does not know.
+        // The hosts share a local folder, but libvirt does not know that it is shared.
         let how = ["--live", "--persistent", "--undefinesource", "--unsafe"];
         let words = [&["migrate", NAME, there.uri(), "--migrateuri", &socket], &how[..]].concat();
         self.host().virsh(&words);
         self.at = 1 - self.at;
     }
 
-    /// Backs the domain up where it is: this level, and every byte comes back. Gives what the JSON says of the domain.
+    /// Backs up the domain on its host. Checks the level and that every byte is restored. Returns
+    /// the JSON about the domain.
     fn back_up(&self, level: &str) -> Value {
         let root = self.path("backups");
         let words = ["backup", NAME, "--output", &root, "--json"];
@@ -107,7 +109,7 @@ impl Moving {
         let restored = self.host().run_there(env!("CARGO_BIN_EXE_vmsnap"), &words);
         assert_eq!(restored.code, Some(0), "{restored:#?}");
         let found = fs::read(PathBuf::from(to).join("vda.raw")).expect("it was restored");
-        assert!(found == self.disk, "{id} holds what the disk held");
+        assert!(found == self.disk, "{id} gives back the disk");
         outcome
     }
 }
@@ -129,7 +131,8 @@ fn a_domain_migrated_there_and_back_stays_incremental() {
     }
 }
 
-/// After a migration while paused, QEMU keeps the images inactive, without bitmaps, until the domain resumes.
+/// After a migration while paused, QEMU keeps the images inactive, without bitmaps, until the
+/// domain resumes.
 #[test]
 fn a_domain_migrated_while_paused_is_full_with_the_reason() {
     let mut moving = Moving::start();

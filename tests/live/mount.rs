@@ -1,4 +1,4 @@
-//! Small file systems of one test, removed with it.
+//! Small file systems of one test, unmounted with it.
 
 use std::fs;
 use std::path::Path;
@@ -6,10 +6,11 @@ use std::path::Path;
 use crate::embed::{run, run_ok};
 use crate::owner;
 
-/// A folder with a file system of this many bytes in memory. Unmounted when dropped, even by a panic.
+/// A folder with a file system of this many bytes in memory, unmounted when dropped, even after a
+/// panic.
 pub struct Mount {
     dir: tempfile::TempDir,
-    /// The same file system once more: it stays when the folder is empty.
+    /// A second mount of the same file system, which keeps it alive after [`Mount::vanish`].
     kept: tempfile::TempDir,
 }
 
@@ -18,7 +19,7 @@ impl Mount {
         Mount::of_kind("tmpfs", &format!("size={bytes},mode=0777"))
     }
 
-    /// One on which no file can be read past the page cache.
+    /// A file system that does not support direct I/O.
     pub fn without_direct_io() -> Mount {
         Mount::of_kind("ramfs", "mode=0777")
     }
@@ -51,10 +52,10 @@ impl Mount {
             0,
             free.saturating_sub(bytes),
         )
-        .expect("there is so much room");
+        .expect("the file fits");
     }
 
-    /// Gives back what [`Mount::leave`] took.
+    /// Frees the space that [`Mount::leave`] took.
     pub fn make_room(&self) {
         std::fs::remove_file(self.filler()).expect("it was made");
     }
@@ -71,19 +72,20 @@ impl Mount {
         run_ok("mount", [&"-o", &"remount,rw", &self.kept.path()]);
     }
 
-    /// Unmounts it while in use: open files stay open, and the empty folder below becomes visible.
+    /// Unmounts it while in use. Open files stay open, and the empty folder beneath becomes
+    /// visible.
     pub fn vanish(&self) {
         run_ok("umount", [&"--lazy", &self.path()]);
     }
 
-    /// Mounts it again with all it held.
+    /// Mounts it again with its content.
     pub fn come_back(&self) {
         run_ok("mount", [&"--bind", &self.kept.path(), &self.path()]);
     }
 }
 
 fn folder() -> tempfile::TempDir {
-    // Accessible to all users, because QEMU may run as another one.
+    // Accessible to all users, because QEMU may run as another user.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     let folder = owner::folder_on_disk("mount ");
     fs::set_permissions(folder.path(), open).expect("the folder is ours");
@@ -93,7 +95,7 @@ fn folder() -> tempfile::TempDir {
 impl Drop for Mount {
     fn drop(&mut self) {
         for dir in [self.dir.path(), self.kept.path()] {
-            // It may have vanished already.
+            // The file system may have vanished already.
             run("umount", &["--lazy".as_ref(), dir.as_os_str()]);
         }
     }

@@ -1,4 +1,5 @@
-//! A volume of a storage pool and an image on a server: saved while the domain runs, and restored as files.
+//! A volume of a storage pool and an image on a server: saved while the domain runs, and restored
+//! as files.
 
 use std::fs;
 
@@ -23,7 +24,7 @@ fn volume_and_network_disks_are_incremental_and_restorable() {
     let (folder, image) = (domain.path("pool"), domain.path("b.img"));
     fs::create_dir(&folder).expect("it is new");
     make(&folder, 0o755);
-    // libvirt would make a qcow2 image of version 2.
+    // Not created by libvirt, which would make a qcow2 image of version 2.
     for image in [&folder.join("a.qcow2"), &image] {
         let size = (2 * MIB).to_string();
         run(command(

@@ -1,7 +1,7 @@
-//! Names that say which test process made a thing: `vmsnap-test-<pid>-…`.
+//! Names that contain the id of the test process that made a thing: `vmsnap-test-<pid>-…`.
 //!
-//! Every folder and domain of the live tests has such a name. A thing counts as left over only if the process in its
-//! name is gone, so that test runs beside this one keep what they use.
+//! Every folder and domain of the live tests has such a name. A thing counts as left over only if
+//! the process in its name is gone, so concurrent test runs keep their things.
 
 use std::path::Path;
 
@@ -9,18 +9,20 @@ use tempfile::TempDir;
 
 use crate::process::is_alive;
 
-/// What begins every such name. The number of the test process follows.
+/// The prefix of every such name. The id of the test process follows.
 pub const PREFIX: &str = "vmsnap-test-";
 
-/// What begins the file name of every program that uses the lab: the live tests (`live-<hash>`) and the benchmark beside the peers.
+/// The prefixes of the file names of programs that use the lab: the live tests (`live-<hash>`) and
+/// the benchmark that compares vmsnap with its peers.
 const PROGRAMS: [&str; 2] = ["live", "peers"];
 
-/// The stem of names of things that this process makes.
+/// The stem of the names that this process gives.
 pub fn stem() -> String {
     format!("{PREFIX}{}", std::process::id())
 }
 
-/// A new folder for temporary files, which is removed when dropped. Random letters follow the label, which may hold blanks.
+/// A new folder for temporary files, removed when dropped. Random letters follow the label, which
+/// may contain blanks.
 pub fn folder(label: &str) -> TempDir {
     folder_in(&std::env::temp_dir(), label)
 }
@@ -37,7 +39,7 @@ pub fn folder_in(parent: &Path, label: &str) -> TempDir {
     made.unwrap_or_else(|error| panic!("no folder in {}: {error}", parent.display()))
 }
 
-/// The numbers of the test processes that a text names.
+/// The ids of the test processes that a text names.
 pub fn owners_in(text: &str) -> Vec<u32> {
     text.split(PREFIX)
         .skip(1)
@@ -45,7 +47,7 @@ pub fn owners_in(text: &str) -> Vec<u32> {
         .collect()
 }
 
-/// The number of the test process that made a thing of this name.
+/// The id of the test process that made a thing with this name.
 pub fn owner_of(name: &str) -> Option<u32> {
     number_before_dash(name.strip_prefix(PREFIX)?)
 }
@@ -54,12 +56,12 @@ fn number_before_dash(text: &str) -> Option<u32> {
     text.split_once('-')?.0.parse().ok()
 }
 
-/// Whether no test process has this number any more. Another program may have it by now.
+/// Whether no test process has this id. Another program may have it by now.
 pub fn is_gone(pid: u32) -> bool {
     if !is_alive(pid) {
         return true;
     }
-    // Without the right to look, the owner counts as alive.
+    // If the link cannot be read, the owner counts as alive.
     let program = std::fs::read_link(format!("/proc/{pid}/exe"));
     program.is_ok_and(|program| {
         let name = program.file_name().unwrap_or_default().as_encoded_bytes();

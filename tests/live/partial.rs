@@ -13,7 +13,7 @@ const MIB: usize = 1 << 20;
 const KEY: [&str; 5] = ["metadata", "--uri", "urn:vmsnap:domain:1", "--key", "vmsnap"];
 const MARK: [&str; 2] = ["--set", "<backup><exclude disk=\"vdb\"/></backup>"];
 
-/// A domain with a disk `vda` that can be saved and a shareable disk `vdb`; shut off.
+/// A shut-off domain with a disk `vda` that can be saved and a shareable disk `vdb`.
 fn machine(daemon: &Daemon, label: &str) -> Machine {
     let machine = Machine::define(daemon, label, &[2 * MIB]);
     let image = machine.domain.path("shared.img");
@@ -88,7 +88,7 @@ fn a_mark_set_by_virsh_leaves_a_disk_out_in_every_state() {
         );
     };
     marked("--config");
-    // It survives a definition, as a migration or a restore makes one.
+    // The mark survives a new definition, such as one by a migration or a restore.
     let xml = machine
         .domain
         .virsh(&["dumpxml", "--inactive", "--security-info"]);
@@ -102,7 +102,7 @@ fn a_mark_set_by_virsh_leaves_a_disk_out_in_every_state() {
     assert!(status.stdout.contains(line), "{status:#?}");
     assert!(status.stdout.contains("  Overall status: OK\n"), "{status:#?}");
     unmarked(&["--config", "--live"]);
-    // Of the running domain alone, and of its definition alone.
+    // A mark of the running domain alone, then of its definition alone.
     marked("--live");
     unmarked(&["--live"]);
     marked("--config");
@@ -112,7 +112,7 @@ fn a_mark_set_by_virsh_leaves_a_disk_out_in_every_state() {
 fn uefi_variables_lost_while_running_are_reported() {
     let daemon = Daemon::acquire();
     let machine = Machine::define(&daemon, "nvram", &[MIB]);
-    // No guest runs, so any bytes do for the firmware.
+    // No guest runs, so the firmware may have any content.
     let path = |name: &str| machine.domain.path(name);
     for name in ["code.fd", "template.fd"] {
         let file = File::create(path(name)).expect("the folder is ours");
@@ -135,11 +135,11 @@ fn uefi_variables_lost_while_running_are_reported() {
             .map(|code| (*code).to_owned())
             .collect::<Vec<_>>()
     };
-    assert_eq!(codes_now(), [""; 0], "it was never started");
+    assert_eq!(codes_now(), [""; 0], "before the first start");
     machine.domain.start_paused();
-    assert_eq!(codes_now(), [""; 0], "libvirt has made them");
+    assert_eq!(codes_now(), [""; 0], "libvirt made them at the start");
     std::fs::remove_file(&variables).expect("they are there");
     assert_eq!(codes_now(), ["nvram-missing"]);
     machine.domain.destroy();
-    assert_eq!(codes_now(), ["nvram-missing"], "it has run before");
+    assert_eq!(codes_now(), ["nvram-missing"], "after the first start");
 }

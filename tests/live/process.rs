@@ -1,4 +1,4 @@
-//! Child processes of the tests, each with a deadline, and waiting for what other processes do.
+//! Child processes of the tests, each with a deadline, and waiting for events in other processes.
 
 use std::io::Read;
 use std::path::Path;
@@ -6,10 +6,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long an ordinary command may take.
+/// The time limit of an ordinary command.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
 
-/// The longest time between two questions whether something has happened. It begins with the shortest.
+/// The longest pause between two polls. Polling begins with the shortest one.
 const LONGEST_POLL: Duration = Duration::from_millis(20);
 const SHORTEST_POLL: Duration = Duration::from_millis(1);
 
@@ -34,12 +34,13 @@ impl Finished {
 /// A command to be run by [`run`] or [`try_run`].
 pub fn command<A: AsRef<std::ffi::OsStr>>(program: impl AsRef<std::ffi::OsStr>, args: &[A]) -> Command {
     let mut command = Command::new(program);
-    // libvirt's and apt's messages are looked into.
+    // Tests parse messages of libvirt and apt.
     command.args(args).env("LC_ALL", "C").stdin(Stdio::null());
     command
 }
 
-/// Runs a command to its end and gives its standard output; panics with all it said when it fails.
+/// Runs a command to its end and returns its standard output. If it fails, panics with all its
+/// output.
 pub fn run(command: Command) -> String {
     let what = format!("{command:?}");
     let finished = try_run(command, COMMAND_DEADLINE);
@@ -47,7 +48,8 @@ pub fn run(command: Command) -> String {
     finished.stdout
 }
 
-/// Runs a command to its end, whatever that is; panics when it cannot be started or when the deadline passes.
+/// Runs a command to its end and returns the result, even of a failure. Panics if it cannot be
+/// started or if the deadline passes.
 pub fn try_run(command: Command, deadline: Duration) -> Finished {
     let what = format!("{command:?}");
     let (finished, ended) = run_within(command, deadline);
@@ -55,7 +57,8 @@ pub fn try_run(command: Command, deadline: Duration) -> Finished {
     finished
 }
 
-/// Runs a command to its end, or kills it at the deadline: the second value is then `false`.
+/// Runs a command to its end, or kills it at the deadline. The second value is `false` if it was
+/// killed.
 pub fn run_within(mut command: Command, deadline: Duration) -> (Finished, bool) {
     let what = format!("{command:?}");
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -69,7 +72,8 @@ pub fn run_within(mut command: Command, deadline: Duration) -> (Finished, bool) 
         end(&mut child);
     }
     let status = child.wait().expect("a child can be waited for");
-    // A daemon that keeps the pipes open would keep us here: those we start get pipes only while they are in the foreground.
+    // A daemon that kept the pipes open would block us here. Daemons that we start get pipes only
+    // while they are in the foreground.
     let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
     (
         Finished {
@@ -87,7 +91,7 @@ pub fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Asks again and again until the answer is yes; `false` when the deadline passes before.
+/// Polls until `done` returns true. Returns `false` if the deadline passes first.
 pub fn wait_until(deadline: Duration, mut done: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     let mut pause = SHORTEST_POLL;
@@ -108,19 +112,20 @@ pub fn is_alive(pid: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
     };
-    // The state follows the name, which stands in parentheses and may hold anything.
+    // The state follows the name, which is in parentheses and may contain any character.
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     !matches!(state, Some('Z' | 'X') | None)
 }
 
-/// When a process was started, in clock ticks after the machine was: with its number it is known for certain.
+/// The start time of a process in clock ticks after boot. Together with its id it identifies the
+/// process.
 pub fn start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Field 22 (proc(5)); the first two end with the name in parentheses.
+    // Field 22 (proc(5)). Field 2, the name in parentheses, is skipped.
     stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
 }
 
-/// The living processes on whose command line a word holds `text`: their numbers and command lines.
+/// The ids and command lines of living processes whose command line contains `text`.
 pub fn processes_with(text: &str) -> Vec<(u32, String)> {
     let entries = std::fs::read_dir("/proc").expect("/proc is there");
     let pids = entries
@@ -132,7 +137,7 @@ pub fn processes_with(text: &str) -> Vec<(u32, String)> {
         .collect()
 }
 
-/// A process's arguments with blanks between.
+/// A process's arguments, separated by blanks.
 pub fn command_line(pid: u32) -> Option<String> {
     let bytes = std::fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).ok()?;
     Some(
@@ -146,7 +151,7 @@ fn drain(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String>
     thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(mut pipe) = pipe {
-            // What came before an error is still worth showing.
+            // The output before an error is still worth showing.
             let _ = pipe.read_to_end(&mut bytes);
         }
         String::from_utf8_lossy(&bytes).into_owned()

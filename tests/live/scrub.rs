@@ -1,4 +1,4 @@
-//! Scrubs of real domains: what QEMU and the images hold afterwards, and the backup after it.
+//! Scrubs of real domains: the remaining bitmaps in QEMU and in the images, and the next backup.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use vmsnap::ops::scrub::{self, Means, Options, Outcome, ScrubType};
 use vmsnap::ops::{Cause, Context};
 use vmsnap::repo::{FolderRepository, Repository};
 
-use crate::embed::{DISK, Kind, Lab, TestDomain, run_ok};
+use crate::embed::{DISK, Kind, Lab, TestDomain, random, run_ok};
 use crate::host::{back_up, begin};
 
 const OURS: [&str; 2] = [
@@ -49,7 +49,7 @@ impl Scene {
         scene
     }
 
-    /// With two restore points.
+    /// A scene with two restore points.
     fn with_points(name: &str, state: DomainState) -> Scene {
         let mut scene = Scene::new(name, state);
         scene.domain.io("vda", "write -P 0x41 0 1M");
@@ -68,7 +68,7 @@ impl Scene {
         }
     }
 
-    /// Backs up, checks that the restore point restores what is on the disk, and returns its level.
+    /// Backs up, checks that the restore point gives back the disks, and returns its level.
     fn back_up(&mut self) -> Level {
         let context = Context {
             host: &Lab::get().host,
@@ -76,7 +76,7 @@ impl Scene {
             now: self.now.clone(),
             monitor: &Silent,
             stop: Stop::default(),
-            random: &|| 7,
+            random: &random,
         };
         let outcome = backup(&self.domain.name, &context, &backup::Options::default());
         let outcome = outcome.expect("it is backed up");
@@ -87,7 +87,7 @@ impl Scene {
         outcome.point.level
     }
 
-    /// The first bytes of each of `places` (in MiB) of a disk of the newest restore point.
+    /// The bytes at each of `places` (in MiB) of a disk in the newest restore point.
     fn restored(&self, disk: &str, places: &[usize]) -> Vec<u8> {
         let to = self.folder.path().join("restored");
         let options = restore::Options {
@@ -112,7 +112,7 @@ impl Scene {
         .expect("it is restored");
         let bytes = std::fs::read(to.join(format!("{disk}.raw"))).expect("it is there");
         assert_eq!(bytes.len() as u64, DISK);
-        std::fs::remove_dir_all(to).expect("it goes again");
+        std::fs::remove_dir_all(to).expect("it is removed");
         places.iter().map(|place| bytes[place << 20]).collect()
     }
 
@@ -166,7 +166,8 @@ impl Scene {
         self.checkpoints().into_iter().map(|one| one.name).collect()
     }
 
-    /// Whether a disk has a bitmap of this name in truth: in QEMU while there is one, in the image otherwise.
+    /// Whether a disk really has a bitmap with this name: in QEMU if it runs, otherwise in the
+    /// image.
     fn has(&self, disk: &str, bitmap: &str) -> bool {
         let quoted = format!("\"{bitmap}\"");
         if !self.domain.seen().state.is_active() {
@@ -216,7 +217,7 @@ fn type_both_leaves_nothing_of_ours_in_any_state() {
         scene.domain.io("vda", "write -P 0x44 8M 1M");
         assert_eq!(scene.back_up(), Level::Incremental);
         assert_eq!(scene.restored("vda", &[0, 4, 8, 12]), [0x43, 0x42, 0x44, 0]);
-        assert_eq!(scene.names()[0], "mine", "it was never touched");
+        assert_eq!(scene.names()[0], "mine", "the foreign checkpoint is still there");
     }
 }
 
@@ -233,7 +234,7 @@ fn type_checkpoint_leaves_bitmaps_that_block_no_backup() {
         assert_eq!(scene.back_up(), Level::Incremental, "{state:?}");
         assert_eq!(scene.restored("vda", &[0, 4, 8]), [0x41, 0x42, 0]);
 
-        // A repository that has not recorded them.
+        // A repository that has not recorded the checkpoints.
         let elsewhere = scene.folder.path().join("c");
         scene.repo = FolderRepository::open_or_create(&elsewhere, Arc::new(DiskStore)).expect("it is made");
         scene.scrub(ScrubType::Checkpoint, None);
@@ -269,7 +270,7 @@ fn type_bitmap_keeps_records_and_next_backup_is_full() {
             scene.fails(ScrubType::Bitmap, Some(OURS[0])),
             Cause::NotThere { .. }
         ));
-        assert_eq!(scene.names(), OURS, "looking for it in vain has cost nothing");
+        assert_eq!(scene.names(), OURS, "the search has removed no checkpoint");
         assert_eq!(scene.back_up(), Level::Full, "{state:?}");
         assert_eq!(scene.back_up(), Level::Incremental);
         assert_eq!(scene.restored("vda", &[0, 4, 8]), [0x41, 0x42, 0]);
@@ -302,7 +303,7 @@ fn bitmaps_without_checkpoint_go_by_name_or_repository() {
     let outcome = scene.scrub(ScrubType::Bitmap, None);
     assert!(
         outcome.bitmaps.is_empty(),
-        "made since the start: nobody lists them"
+        "bitmaps made since the start cannot be listed"
     );
     let told = outcome
         .findings
@@ -316,7 +317,7 @@ fn bitmaps_without_checkpoint_go_by_name_or_repository() {
     let outcome = scene.scrub_with(Some(&scene.repo), ScrubType::Both, None);
     assert_eq!(outcome.bitmaps.len(), 2);
     assert!(!scene.has_any_of_ours());
-    assert_eq!(scene.names(), [""; 0], "no record of the search is left");
+    assert_eq!(scene.names(), [""; 0], "the search leaves no checkpoint");
 }
 
 #[test]
@@ -325,7 +326,8 @@ fn those_from_before_the_start_are_found_in_the_images() {
         let mut scene = Scene::with_points("stored ", DomainState::Paused);
         scene.scrub(ScrubType::Checkpoint, None);
         scene.domain.destroy();
-        // Not on a disk that any checkpoint ever covered alone: one disk is enough.
+        // One bitmap is missing, so no checkpoint covers both disks. A bitmap on one disk is
+        // enough.
         run_ok(
             "qemu-img",
             [&"bitmap", &"--remove", &scene.domain.image("vdb"), &OURS[0]],
@@ -374,7 +376,7 @@ fn inconsistent_bitmaps_of_a_killed_qemu_go() {
         scene.domain.start();
         scene.domain.kill();
         scene.bring_to(state);
-        assert!(scene.has("vda", OURS[0]), "there, and of no use");
+        assert!(scene.has("vda", OURS[0]), "the bitmap exists but is unusable");
         let outcome = scene.scrub(kind, None);
         assert_eq!(outcome.bitmaps.len(), 4, "{kind:?} {state:?}");
         assert!(!scene.has_any_of_ours(), "{kind:?} {state:?}");
@@ -391,7 +393,7 @@ fn a_qemu_killed_in_its_first_run_leaves_records_that_go() {
         let mut scene = Scene::with_points("first run ", DomainState::Paused);
         scene.domain.kill();
         scene.bring_to(state);
-        assert!(!scene.has_any_of_ours(), "they were never written");
+        assert!(!scene.has_any_of_ours(), "the bitmaps were never saved");
         let outcome = scene.scrub(ScrubType::Both, None);
         assert_eq!(
             (outcome.checkpoints.len(), outcome.bitmaps.len()),

@@ -74,7 +74,7 @@ fn usage_errors_are_reported_before_connecting() {
     assert_eq!(
         with(&["vm1", "--scrub-type", "both"]).code,
         Some(3),
-        "nobody is there"
+        "no libvirtd answers"
     );
 }
 
@@ -106,7 +106,8 @@ fn failing_domain_stops_no_other_and_output_is_true() {
     assert!(planned.stdout.contains(&next), "{planned:#?}");
     assert_eq!(checkpoints(&running), ours);
 
-    // Two of them have no such name. A pattern without a match is reported, and its code comes first.
+    // Two of the domains have no such name. A pattern without a match is reported, and its code
+    // comes first.
     let name = format!("--checkpointName={}", theirs[1]);
     let words = ["scrub", "--scrubType=both", &name, "--json"];
     let all = [
@@ -181,7 +182,7 @@ fn failing_domain_stops_no_other_and_output_is_true() {
     }
 }
 
-/// The type is looked at after the switches were read.
+/// The type is checked after the switches have been read.
 #[test]
 fn an_empty_output_is_an_unset_variable() {
     let finished = vmsnap(&["scrub", "vm1", "--output="]);

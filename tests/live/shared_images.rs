@@ -1,4 +1,5 @@
-//! Images that several definitions, hosts and repositories use, domains whose checkpoints libvirt has lost, and internal snapshots.
+//! Images that several definitions, hosts and repositories use, domains whose checkpoints libvirt
+//! has lost, and internal snapshots.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +10,7 @@ use crate::process::{Finished, command, try_run};
 
 const MIB: usize = 1 << 20;
 
-/// The settings of a hypervisor that needs no daemon: a second host for the same images.
+/// The settings of a hypervisor without a daemon, which is a second host for the same images.
 const QEMU_CONF: &str = "user = \"+0\"\ngroup = \"+0\"\ndynamic_ownership = 0\nremember_owner = 0\n\
     stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\ncgroup_controllers = []\n";
 
@@ -20,7 +21,7 @@ fn virsh(uri: &str, words: &[&str]) -> Finished {
     finished
 }
 
-/// A backup of the machine of this level; the restore point gives back what the disks hold.
+/// Backs up the machine, checks the level and that the restore point gives back the disks.
 fn back_up(machine: &Machine, repo: &Repo, level: &str) -> serde_json::Value {
     let outcome = repo.back_up(machine.name(), &[]);
     assert_eq!(outcome["restorePoint"]["level"], level, "{outcome:#}");
@@ -29,7 +30,7 @@ fn back_up(machine: &Machine, repo: &Repo, level: &str) -> serde_json::Value {
     outcome
 }
 
-/// Writes the machine's definition, changed, into a file, which is given.
+/// Writes the machine's changed definition into a file and returns its path.
 fn definition(machine: &Machine, folder: &Path, change: impl Fn(String) -> String) -> String {
     let xml = machine.domain.virsh(&["dumpxml", "--inactive"]);
     let file = folder.join(format!("{}.xml", machine.name()));
@@ -37,7 +38,8 @@ fn definition(machine: &Machine, folder: &Path, change: impl Fn(String) -> Strin
     file.display().to_string()
 }
 
-/// Another user of the image: removes our bitmaps, and backs it up into another repository.
+/// Another user of the image removes our bitmaps and backs it up into another repository. Checks
+/// that the next backup of the machine is full.
 fn used_by_others(label: &str, use_it: impl Fn(&Machine, &dyn Fn(&str, &[&str]))) {
     let daemon = Daemon::acquire();
     let mut machine = Machine::define(&daemon, label, &[4 * MIB]);
@@ -62,7 +64,7 @@ fn used_by_others(label: &str, use_it: impl Fn(&Machine, &dyn Fn(&str, &[&str]))
     let outcome = back_up(&machine, &repo, "full");
     let reason = text_of(&outcome["restorePoint"]["disks"][0]["reason"]).to_owned();
     assert!(
-        reason.contains("is gone") || reason.contains("is lost"),
+        reason.contains("is gone") || reason.contains("is missing"),
         "{reason}"
     );
     machine.change(0, MIB, 512, Change::Data(0x33));
@@ -106,7 +108,7 @@ fn a_second_repository_leads_no_backup_astray() {
     });
 }
 
-/// libvirt keeps no record of a transient domain; its bitmaps are in its image.
+/// libvirt keeps no record of a transient domain. Its bitmaps are in its image.
 #[test]
 fn a_transient_domain_made_again_stays_incremental() {
     let daemon = Daemon::acquire();
@@ -135,7 +137,8 @@ fn a_transient_domain_made_again_stays_incremental() {
     machine.domain.destroy();
 }
 
-/// QEMU does not revert a disk with bitmaps, and libvirt shuts the domain off. The documented remedy works.
+/// QEMU does not revert a disk with bitmaps, and libvirt shuts the domain off. The documented
+/// remedy works.
 #[test]
 fn an_internal_snapshot_is_reverted_to_after_a_scrub() {
     let daemon = Daemon::acquire();

@@ -1,11 +1,11 @@
-//! The program on domains with external snapshots that are taken and committed back by libvirt.
+//! The program on domains with external snapshots that libvirt takes and commits back.
 
 use crate::cli_lab::{Change, Machine, Repo, text_of};
 use crate::daemon::Daemon;
 
 const MIB: usize = 1 << 20;
 
-/// Some changes, and a backup of this level that gives back what the disks hold.
+/// Makes some changes and a backup with this level, which must give back the disks.
 fn back_up(machine: &mut Machine, repo: &Repo, byte: u8, level: &str) {
     for disk in 0..machine.disks.len() {
         machine.change(disk, usize::from(byte) * 65536, 70 * 1024, Change::Data(byte));
@@ -45,7 +45,8 @@ fn a_chain_goes_on_over_a_snapshot_that_is_committed_back() {
                 .domain
                 .virsh(&["blockcommit", disk, "--active", "--pivot", "--wait"]);
         }
-        // The overlays are gone, so points saved only from them cannot be parents; the points before them can.
+        // The overlays are gone, so points saved only from them cannot be parents. The points
+        // before them can.
         back_up(&mut machine, &repo, 7, first);
         back_up(&mut machine, &repo, 8, "incremental");
         machine.domain.destroy();

@@ -38,7 +38,8 @@ fn ask(domain: &TestDomain, repo: &FolderRepository) -> DomainStatus {
     status(&domain.name, &subject).expect("a status")
 }
 
-/// Fault 5: the disk of a running domain vanishes from the status, because its image is locked, and the status says OK.
+/// Fault 5: the disk of a running domain is missing from the status, because its image is locked,
+/// and the status says OK.
 #[test]
 fn a_running_domain_shows_its_disks_bitmaps_and_changes() {
     let domain = TestDomain::paused("status", &[Kind::Qcow2, Kind::Raw]);
@@ -80,7 +81,11 @@ fn a_running_domain_shows_its_disks_bitmaps_and_changes() {
     let off = ask(&domain, &repo);
     assert!(off.is_consistent(), "{:?}", off.inconsistencies);
     assert_eq!(off.disks[0].bitmaps, [made.as_str()]);
-    assert_eq!(off.changed_bytes(), None, "nobody counts while it is shut off");
+    assert_eq!(
+        off.changed_bytes(),
+        None,
+        "not counted while the domain is shut off"
+    );
 
     domain.start();
     domain.kill();

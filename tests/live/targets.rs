@@ -1,4 +1,5 @@
-//! Restores onto block devices: devices in use are refused before the first write, others are kept free until the end.
+//! Restores onto block devices: devices in use are refused before the first write, and others stay
+//! reserved until the end.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -48,7 +49,8 @@ impl Kept {
         self.repo.run(&[&self.args(&root, &to)[..], more].concat())
     }
 
-    /// Asserts that a restore is refused with these words, also as a dry run, and that nothing is written.
+    /// Asserts that a restore and its dry run are refused with these words and that nothing is
+    /// written.
     fn assert_refused(&self, to: &Path, device: &Loop, words: &[&str]) {
         let before = device.bytes();
         for more in [&["--dry-run"][..], &[]] {
@@ -59,10 +61,11 @@ impl Kept {
                 assert!(finished.stderr.contains(word), "{word}: {finished:#?}");
             }
         }
-        assert!(device.bytes() == before, "{} is as it was", device.word());
+        assert!(device.bytes() == before, "{} is unchanged", device.word());
     }
 
-    /// Asserts that a restore succeeds, and that the device then holds the disk and is unchanged after its end.
+    /// Asserts that a restore succeeds, and that the device then holds the disk and is unchanged
+    /// after it.
     fn assert_restored(&self, device: &Loop) {
         let finished = self.restore(device.device(), &[]);
         assert_eq!(finished.code, Some(0), "{finished:#?}");
@@ -70,7 +73,7 @@ impl Kept {
         assert!(bytes[..disk.len()] == disk[..], "the device holds the disk");
         assert!(
             bytes[disk.len()..].iter().all(|&byte| byte == OLD),
-            "and no byte more"
+            "the rest of the device is unchanged"
         );
     }
 }
@@ -89,7 +92,7 @@ fn define(daemon: &Daemon, label: &str, devices: &str) -> TestDomain {
     domain
 }
 
-/// Another node of a device.
+/// Creates another node of a device.
 fn node_of(device: &Path, node: PathBuf) -> PathBuf {
     let found = fs::metadata(device).expect("it is there");
     let number = std::os::unix::fs::MetadataExt::rdev(&found);
@@ -130,7 +133,7 @@ fn a_device_of_a_running_domain_is_refused_by_any_name() {
         std::os::unix::fs::symlink(device.device(), &link).expect("new");
         kept.assert_refused(&link, &device, &words);
         kept.assert_refused(&node_of(device.device(), device.path("node")), &device, &words);
-        // The file below, through another device.
+        // The backing file, through another loop device.
         let second = Attached::to(&device.backing());
         kept.assert_refused(second.device(), &device, &["is attached to its backing file"]);
         user.destroy();
@@ -152,7 +155,7 @@ fn devices_that_a_shut_off_domain_names_are_refused() {
     kept.assert_refused(device.device(), &device, &words);
     drop(user);
 
-    // The definition names the overlay only; its header names the device.
+    // The definition names only the overlay, whose header names the device.
     let user = TestDomain::new(&daemon, "overlay");
     let top = user.path("top.qcow2").display().to_string();
     run(command(
@@ -205,7 +208,7 @@ fn mounts_swap_and_open_descriptors_are_refused() {
     run(command("mkfs.ext4", &["-q", &device.word()]));
     let point = device.path("mount point");
     fs::create_dir(&point).expect("new");
-    // Read-only: ext4 writes to a device by itself when it may.
+    // Read-only, because ext4 may write to a device without a request.
     let words = ["-o", "ro", &device.word(), &point.display().to_string()].map(str::to_owned);
     run(command("mount", &words));
     let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -253,7 +256,7 @@ fn too_small_device_is_refused_with_both_sizes() {
     kept.assert_restored(&device);
 }
 
-/// A restore that is stopped while it holds its device, and an undefined domain with the device as its disk.
+/// A stopped restore that holds its device, and an undefined domain with the device as its disk.
 struct Held {
     kept: Kept,
     device: Loop,
@@ -261,12 +264,12 @@ struct Held {
     user: TestDomain,
 }
 
-/// When a restore is made to stand still.
+/// The point at which a restore is stopped.
 #[derive(PartialEq)]
 enum Moment {
-    /// It has locked its device, and has hardly written to it.
+    /// It has locked its device and has written little or nothing.
     Locked,
-    /// It has written to its device, and is not done.
+    /// It has written to its device but is not done.
     Writing,
 }
 
@@ -323,7 +326,8 @@ fn nobody_mounts_or_locks_a_device_during_a_restore() {
     );
 }
 
-/// libvirt may give QEMU its own node for the device, where it does not see our locks. Then the restore notices.
+/// libvirt may give QEMU its own node for the device, on which our locks are not visible. The
+/// restore then notices the change.
 fn start_a_domain_during_a_restore(moment: &Moment) {
     let daemon = Daemon::acquire();
     let held = Held::new(&daemon, moment);

@@ -1,5 +1,6 @@
-//! The program itself, as cron and scripts call it, against libvirt's `test:///` driver: domains of the test's own whose disks are real
-//! images. Nothing runs, so shut-off domains can be backed up and running ones cannot, which is a failure made to order.
+//! The program against libvirt's `test:///` driver, as cron and scripts call it. The domains' disks
+//! are real images. No QEMU runs, so shut-off domains can be backed up, and backups of running ones
+//! always fail.
 
 mod backup;
 mod partial;
@@ -13,14 +14,14 @@ use std::process::Command;
 use crate::owner;
 use crate::process::{COMMAND_DEADLINE, Finished, command, run, try_run};
 
-/// Shut off, as the driver's own XML says it.
+/// States in the driver's XML.
 const SHUT_OFF: u32 = 5;
 const RUNNING: u32 = 1;
 
-/// What a domain's name must never become.
+/// A domain name that must never reach a shell.
 const NASTY: &str = "a $(touch PWNED) `touch PWNED`; touch PWNED & \"b\" 'c' *?[x]";
 
-/// A hypervisor of a node file's making.
+/// A hypervisor described by a node file of the driver.
 struct Node {
     folder: tempfile::TempDir,
     domains: Vec<(String, u32)>,
@@ -28,12 +29,12 @@ struct Node {
     devices: String,
     /// The part of each domain's XML that is not a device.
     metadata: String,
-    /// In place of the disk `vda`.
+    /// Replaces the disk `vda`.
     replace: Option<String>,
 }
 
 impl Node {
-    /// Domains of these names and states, each with a disk `vda`.
+    /// A hypervisor with domains of these names and states, each with a disk `vda`.
     fn new(domains: &[(&str, u32)]) -> Node {
         let folder = owner::folder("test driver ");
         let node = Node {
@@ -63,7 +64,7 @@ impl Node {
         node
     }
 
-    /// libvirt reads the file at each start of the program.
+    /// Writes the node file. libvirt reads it at each start of the program.
     fn write(&self) {
         let domains = self.domains.iter().enumerate().map(|(number, (name, state))| {
             let image = escape(self.image(number).to_str().expect("UTF-8"));
@@ -103,7 +104,7 @@ impl Node {
         self.path("my backups")
     }
 
-    /// Runs the program in the node's folder; `OUT` stands for the folder of the backups.
+    /// Runs the program in the node's folder. `OUT` stands for the backup folder.
     fn vmsnap(&self, words: &[&str]) -> Finished {
         self.vmsnap_with(words, &[])
     }
@@ -114,7 +115,7 @@ impl Node {
         try_run(program, COMMAND_DEADLINE)
     }
 
-    /// The program with these words, to be run.
+    /// The command of the program with these arguments.
     fn program(&self, words: &[&str]) -> Command {
         let out = self.backups();
         let out = out.to_str().expect("UTF-8");

@@ -1,4 +1,5 @@
-//! A real domain that is backed up into two repositories by turns, over two periods, and by two groupings into one repository.
+//! A real domain backed up alternately into two repositories over two periods, and with two
+//! groupings into one repository.
 
 use serde_json::Value;
 
@@ -8,7 +9,7 @@ use crate::daemon::Daemon;
 
 const MIB: usize = 1 << 20;
 
-/// A backup on that day, of this grouping; its level.
+/// Backs up on that day with this grouping, and returns the level.
 fn back_up(user: &User, machine: &Machine, day: &str, group_by: &str) -> String {
     let name = machine.name();
     let words = [
@@ -25,7 +26,7 @@ fn back_up(user: &User, machine: &Machine, day: &str, group_by: &str) -> String 
     let point = &json(&finished)["domains"][0]["restorePoint"];
     let restored = user.repo.restore(name, text_of(&point["id"]), "raw");
     machine.assert_restored(&restored, &machine.disks);
-    std::fs::remove_dir_all(restored).expect("it goes again");
+    std::fs::remove_dir_all(restored).expect("it is removed");
     text_of(&point["level"]).to_owned()
 }
 
@@ -69,7 +70,7 @@ fn two_repositories_by_turns_stay_incremental() {
                 .for_each(|user| assert_consistent(user, &machine, day, "month"));
         }
     }
-    // Each has retired its own checkpoints of November, and no other.
+    // Each repository has retired its own checkpoints of November and no others.
     assert_eq!(machine.checkpoints().len(), 4);
 
     let scrub = ["scrub", machine.name(), "--scrub-type", "both", "--output=OUT"];

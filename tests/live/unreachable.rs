@@ -1,4 +1,4 @@
-//! Shut-off domains with a disk that cannot be opened, beside one that can.
+//! Shut-off domains with a disk that cannot be opened and one that can.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,8 @@ fn file(path: &Path, target: &str) -> String {
     disk("file", &format!("<source file='{}'/>", path.display()), target)
 }
 
-/// The XML of disks `vda` that cannot be opened: one that libvirt would not start either, one without a header, one on a server that is not there.
+/// The XML of disks `vda` that cannot be opened: a disk that libvirt would not start either, an
+/// image without a header, and an image on a missing server.
 fn unreachable_disks(lab: &TestDomain) -> [String; 3] {
     let base = lab.path("base.raw");
     fs::write(&base, vec![0; MIB]).expect("written");
@@ -56,7 +57,7 @@ fn unreachable_disks(lab: &TestDomain) -> [String; 3] {
     ]
 }
 
-/// The byte at one MiB of the disk in the newest restore point.
+/// The byte at 1 MiB of the disk in the newest restore point.
 fn newest_byte(repo: &Repo, domain: &TestDomain) -> u8 {
     let points = repo.list(domain.name());
     let at = text_of(&points.last().expect("a restore point")["id"]).to_owned();
@@ -111,7 +112,11 @@ fn an_unreachable_disk_does_not_stop_work_on_the_others() {
         // Scrubbing.
         let scrub = ["scrub", domain.name(), "--scrub-type", "both", "--connect", URI];
         let scrubbed = repo.run(&scrub);
-        assert_eq!(scrubbed.code, Some(5), "what vda has is not known: {scrubbed:#?}");
+        assert_eq!(
+            scrubbed.code,
+            Some(5),
+            "the bitmaps of vda are unknown: {scrubbed:#?}"
+        );
         let words = "the bitmaps in the image of disk vda could not be listed";
         assert!(scrubbed.stderr.contains(words), "{scrubbed:#?}");
         assert_eq!(bitmaps(&image), [""; 0]);
@@ -138,7 +143,7 @@ fn status_shows_the_disks_beside_an_unreachable_one() {
         assert_eq!(status["disks"][0]["disk"], "vdb", "{found:#?}");
         assert_eq!(status["disks"].as_array().map(Vec::len), Some(1), "{found:#?}");
         assert_eq!(status["findings"][0]["disk"], "vda", "{found:#?}");
-        // The first one is refused by rule, and no backup holds it.
+        // The first disk is refused by rule, and no backup holds it.
         let (code, finding) = match number {
             0 => (0, "disk-skipped"),
             _ => (3, "disk-not-examined"),

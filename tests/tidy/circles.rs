@@ -10,17 +10,17 @@ pub struct Crate {
     modules: BTreeMap<Name, Paths>,
 }
 
-/// The paths in one module's code.
+/// The paths in the code of one module.
 #[derive(Default)]
 struct Paths {
     /// Every path that the code names.
     named: BTreeSet<String>,
-    /// The names that `use` brings into the module, with the paths they stand for.
+    /// The names that `use` brings into the module, each with the path it stands for.
     brought_in: BTreeMap<String, String>,
 }
 
 impl Crate {
-    /// Reads the source files, given as path below `src/` and text. Code of tests does not count.
+    /// Reads source files, given as path below `src/` and text. Code of tests is skipped.
     pub fn read<'a>(files: impl Iterator<Item = (&'a str, &'a str)>) -> Crate {
         let files: Vec<(Name, String)> = files
             .map(|(path, text)| (module_name(path), product_code(text)))
@@ -37,11 +37,12 @@ impl Crate {
         }
     }
 
-    /// The circles, each as the imports that close it.
+    /// The circles, each as one of the imports that form it.
     ///
-    /// Imports count between siblings only, on behalf of all that lies below them: `ops::restore::define` using `ops::heal::x` is
-    /// `ops::restore` importing `ops::heal`. A module may use what its parent defines, as `super::Error`, while the parent uses the
-    /// module; but a name that the parent only passes on counts as that of the module that defines it.
+    /// Only imports between siblings count, including those of the modules below them:
+    /// `ops::restore::define` using `ops::heal::x` makes `ops::restore` import `ops::heal`. A
+    /// module may use an item that its parent defines, such as `super::Error`, while the parent
+    /// uses the module. A name that the parent only re-exports counts as defined by its own module.
     pub fn circles(&self) -> Vec<String> {
         let mut circles = Vec::new();
         for (parent, graph) in self.siblings() {
@@ -63,7 +64,7 @@ impl Crate {
         circles
     }
 
-    /// For each parent which of its children import which others.
+    /// For each parent, the imports between its children.
     fn siblings(&self) -> BTreeMap<Name, Graph> {
         let mut siblings: BTreeMap<Name, Graph> = BTreeMap::new();
         for (from, paths) in &self.modules {
@@ -82,7 +83,7 @@ impl Crate {
         siblings
     }
 
-    /// The module that defines what a path names, followed through `use`; `None` for what is not of this crate.
+    /// The module that defines the item of a path, followed through `use`. `None` for other crates.
     fn home(&self, from: &Name, path: &str, depth: usize) -> Option<Name> {
         let (module, item) = self.locate(from, path)?;
         let passed_on = item.and_then(|item| self.modules[&module].brought_in.get(&item));
@@ -94,7 +95,7 @@ impl Crate {
         }
     }
 
-    /// The module in which a path ends, and the first name after it.
+    /// The last module of a path, and the first name after it.
     fn locate(&self, from: &Name, path: &str) -> Option<(Name, Option<String>)> {
         let mut words = path.split("::").peekable();
         let mut at = from.clone();
@@ -123,7 +124,7 @@ impl Crate {
     }
 }
 
-/// Who imports whom, each with one example: the modules from and to which it goes.
+/// The imports between siblings, each with one example: the importing and the imported module.
 #[derive(Default)]
 struct Graph(BTreeMap<String, BTreeMap<String, (Name, Name)>>);
 
@@ -156,7 +157,7 @@ fn child(parent: &[String], word: &str) -> Name {
     name
 }
 
-/// `ops/heal.rs` is `ops::heal`, as `ops/heal/mod.rs` would be.
+/// The name of the module in a file: `ops/heal.rs` and `ops/heal/mod.rs` are both `ops::heal`.
 fn module_name(path: &str) -> Name {
     let path = path.trim_end_matches(".rs");
     let path = path.trim_end_matches("/mod");
@@ -204,7 +205,7 @@ fn paths(code: &str) -> Paths {
     paths
 }
 
-/// Cuts the code at its next `use`: what stands before, the tree, what stands after.
+/// Splits the code at its next `use`: the text before it, its tree, the text after it.
 fn next_use(code: &str) -> Option<(&str, &str, &str)> {
     let starts = code.match_indices("use ");
     let mut starts = starts.filter(|(at, _)| {
@@ -216,7 +217,7 @@ fn next_use(code: &str) -> Option<(&str, &str, &str)> {
     Some((&code[..at], tree, after))
 }
 
-/// The paths of a `use` tree, each with the name it gets.
+/// The paths of a `use` tree, each with the name it introduces.
 fn leaves(prefix: &str, tree: &str) -> Vec<(String, String)> {
     let tree = tree.trim();
     let Some((head, group)) = tree.split_once('{') else {
@@ -244,7 +245,7 @@ fn leaves(prefix: &str, tree: &str) -> Vec<(String, String)> {
     parts.flat_map(|part| leaves(&prefix, part)).collect()
 }
 
-/// The paths that stand in the code itself (`heal::undo`).
+/// The paths in the code outside of `use` (`heal::undo`).
 fn inline_paths(code: &str) -> impl Iterator<Item = String> {
     let words = code.split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':');
     words

@@ -1,8 +1,8 @@
-//! The words in the names of types, against the glossary.
+//! Checks the words in names of types against the glossary.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Words that mean in names of types what they mean everywhere in English or in programming.
+/// Words whose meaning in names of types is the usual one in English or in programming.
 const EVERYDAY: &str = "
     active allowed beneath bounds buffer by call cause changes class compared concern connection content copied count covered daemons
     define description detail device dir each edits ended ending entry error event exit extensions facts format found guard group head header health held
@@ -12,7 +12,7 @@ const EVERYDAY: &str = "
     subject suspected table target text time to trouble turn type uncompared unknown unusable use user wait watch which wishes wish word writer written
 ";
 
-/// The lower-case words of a name in camel case.
+/// The words of a name in camel case, in lower case.
 fn words(name: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     for c in name.chars() {
@@ -24,7 +24,7 @@ fn words(name: &str) -> Vec<String> {
     words
 }
 
-/// The words that the glossary explains: those in bold.
+/// The words that the glossary explains, which are in bold.
 fn explained(glossary: &str) -> BTreeSet<String> {
     let bold = glossary.split("**").skip(1).step_by(2);
     let words = bold.flat_map(|term| term.split(|c: char| !c.is_alphanumeric()));
@@ -41,7 +41,8 @@ fn public_types(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The words in the names of public types that are neither explained nor everyday words, with an example each. Plurals and participles count as their stem.
+/// The words in names of public types that are neither in the glossary nor everyday words, each
+/// with an example. Plurals and participles count as their stem.
 pub fn unexplained<'a>(glossary: &str, texts: impl Iterator<Item = &'a str>) -> BTreeMap<String, String> {
     let mut known = explained(glossary);
     known.extend(EVERYDAY.split_whitespace().map(str::to_owned));

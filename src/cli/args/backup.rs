@@ -16,7 +16,7 @@ use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, flag_of_env, 
   vmsnap backup vm1 --output /backups --dry-run        show what would be done, and why
   vmsnap backup vm1 --output /mnt/usb --copy           a full copy outside the chain")]
 pub struct BackupArgs {
-    /// Which domains.
+    /// The domains to work on.
     #[command(flatten)]
     pub domains: DomainArgs,
 
@@ -31,7 +31,8 @@ pub struct BackupArgs {
     )]
     pub output: Option<PathBuf>,
 
-    /// Length of a period, whose restore points share a folder and a chain: month, quarter, bi-annual, year
+    /// Length of a period, whose restore points share a folder and a chain: month, quarter,
+    /// bi-annual, year
     #[arg(
         help_heading = "What to save",
         long,
@@ -59,7 +60,8 @@ pub struct BackupArgs {
     #[arg(long, hide = true)]
     pub no_store_decrypted: bool,
 
-    /// Leave this disk out: vdb, or vm1:vdb for one domain (or a glob); may be a list, and given several times
+    /// Leave this disk out: vdb, or vm1:vdb for one domain (or a glob); may be a list, and given
+    /// several times
     #[arg(
         help_heading = "What to save",
         long,
@@ -78,7 +80,8 @@ pub struct BackupArgs {
     )]
     pub compress: Compression,
 
-    /// Delete the previous period once the current one is past its midpoint and contains an intact full backup
+    /// Delete the previous period once the current one is past its midpoint and contains an intact
+    /// full backup
     #[arg(long)]
     pub prune: bool,
 
@@ -103,7 +106,8 @@ pub struct BackupArgs {
     )]
     pub freeze_timeout: u64,
 
-    /// Where QEMU stores data that the guest overwrites during the backup [default: beside each disk]
+    /// Where QEMU stores data that the guest overwrites during the backup [default: beside each
+    /// disk]
     #[arg(help_heading = "Hypervisor", long, value_name = "DIR")]
     pub scratch_dir: Option<PathBuf>,
 
@@ -119,11 +123,11 @@ pub struct BackupArgs {
     #[command(flatten)]
     pub wait: WaitArgs,
 
-    /// Which hypervisor.
+    /// The hypervisor to connect to.
     #[command(flatten)]
     pub connect: ConnectArgs,
 
-    /// The output.
+    /// The form of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }

@@ -11,7 +11,7 @@ use super::shared::{ConnectArgs, DomainArgs, RepositoryArgs};
   vmsnap list vm1 --repository /backups --wide   with checkpoints and folders
   vmsnap list vm1 --repository /backups --json   for scripts")]
 pub struct ListArgs {
-    /// Which domains.
+    /// The domains to work on.
     #[command(flatten)]
     pub domains: DomainArgs,
 
@@ -19,7 +19,8 @@ pub struct ListArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// Show all columns: also the checkpoint, the folder of the period and the last deep verification
+    /// Show all columns: also the checkpoint, the folder of the period and the last deep
+    /// verification
     #[arg(long, conflicts_with = "json")]
     pub wide: bool,
 
@@ -27,7 +28,8 @@ pub struct ListArgs {
     #[arg(long)]
     pub json: bool,
 
-    // Accepted so that a script can give every command the same switches; a list asks no hypervisor.
+    // Accepted so that a script can give every command the same switches; a list asks no
+    // hypervisor.
     #[command(flatten)]
     #[allow(missing_docs)]
     pub connect: ConnectArgs,

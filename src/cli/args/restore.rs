@@ -33,7 +33,8 @@ pub struct RestoreArgs {
     #[arg(long = "disk", value_name = "TARGET")]
     pub disks: Vec<String>,
 
-    /// Format of the restored disks: qcow2 or raw [default: by the file name, raw for a block device, otherwise qcow2]
+    /// Format of the restored disks: qcow2 or raw [default: by the file name, raw for a block
+    /// device, otherwise qcow2]
     #[arg(long, value_enum, hide_possible_values = true)]
     pub format: Option<FormatArg>,
 
@@ -49,11 +50,11 @@ pub struct RestoreArgs {
     #[arg(short = 'n', long, conflicts_with = "json")]
     pub dry_run: bool,
 
-    /// Which hypervisor.
+    /// The hypervisor to connect to.
     #[command(flatten)]
     pub connect: ConnectArgs,
 
-    /// The output.
+    /// The form of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }

@@ -9,24 +9,27 @@ use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, path_or_empty
 /// Arguments of `vmsnap scrub`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  vmsnap scrub vm1 --scrub-type both --dry-run  what would be removed, and what the next backup would be
+  vmsnap scrub vm1 --scrub-type both --dry-run  what would be removed, and the next backup
   vmsnap scrub vm1 --scrub-type both            the next backup is full
   vmsnap scrub vm1 --scrub-type bitmap --checkpoint-name virtnbdbackup.1793584802087731450996213
                                                 remove a bitmap that blocks a backup")]
 pub struct ScrubArgs {
-    /// Which domains.
+    /// The domains to work on.
     #[command(flatten)]
     pub domains: DomainArgs,
 
-    /// What to remove: checkpoint (only their metadata), bitmap (only bitmaps), both, or * (both, ignoring --checkpoint-name)
+    /// What to remove: checkpoint (only their metadata), bitmap (only bitmaps), both, or * (both,
+    /// ignoring --checkpoint-name)
     #[arg(long, aliases = ["scrubType", "type"], value_name = "TYPE")]
     pub scrub_type: Option<String>,
 
-    /// Only the checkpoint or bitmap of this name; * means all of vmsnap's (virtnbdbackup.N), as without this switch
+    /// Only the checkpoint or bitmap of this name; * means all of vmsnap's (virtnbdbackup.N), as
+    /// without this switch
     #[arg(long, alias = "checkpointName", value_name = "NAME")]
     pub checkpoint_name: Option<String>,
 
-    /// Repository: blocks backups of the domain during the scrub, and shows exactly what the next one will be
+    /// Repository: blocks backups of the domain during the scrub, and shows exactly what the next
+    /// one will be
     #[arg(
         short,
         long,
@@ -49,11 +52,11 @@ pub struct ScrubArgs {
     #[command(flatten)]
     pub wait: WaitArgs,
 
-    /// Which hypervisor.
+    /// The hypervisor to connect to.
     #[command(flatten)]
     pub connect: ConnectArgs,
 
-    /// The output.
+    /// The form of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }

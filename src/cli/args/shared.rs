@@ -6,12 +6,13 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
-/// A path. The command reports an empty one (`--output=$UNSET`): it knows the message and the exit code.
+/// Accepts any path. The command reports an empty one (`--output=$UNSET`) with its own message and
+/// exit code.
 pub(super) fn path_or_empty() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-/// A switch that an environment variable can set too. An empty variable counts as unset.
+/// Parses a switch that an environment variable can set too. An empty variable counts as unset.
 pub(super) fn flag_of_env(value: &str) -> Result<bool, String> {
     match value.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" | "on" => Ok(true),
@@ -36,7 +37,7 @@ pub struct RepositoryArgs {
     pub dir: Option<PathBuf>,
 }
 
-/// Which hypervisor.
+/// The hypervisor to connect to.
 #[derive(Debug, Args)]
 pub struct ConnectArgs {
     /// Connection URI of the hypervisor [default: as virsh chooses]
@@ -54,7 +55,7 @@ pub struct ConnectArgs {
     pub is_classic: bool,
 }
 
-/// Which domains.
+/// The domains to work on.
 #[derive(Debug, Args)]
 pub struct DomainArgs {
     /// Domains: names, globs (* and ?), comma lists
@@ -67,7 +68,7 @@ pub struct DomainArgs {
 }
 
 impl DomainArgs {
-    /// All that was typed, in one list.
+    /// The domains of both forms, in one list.
     pub fn all(&self) -> Vec<String> {
         self.names.iter().chain(&self.domains).cloned().collect()
     }
@@ -76,7 +77,8 @@ impl DomainArgs {
 /// How long to wait for another run.
 #[derive(Debug, Args)]
 pub struct WaitArgs {
-    /// How long to wait for another run of vmsnap on the same domain [default: 0; classic spelling: 100]
+    /// How long to wait for another run of vmsnap on the same domain [default: 0; classic spelling:
+    /// 100]
     #[arg(long, value_name = "SECONDS", env = "VMSNAP_WAIT")]
     pub wait: Option<u64>,
 
@@ -96,7 +98,7 @@ impl WaitArgs {
     }
 }
 
-/// The output.
+/// The form of the output.
 #[derive(Debug, Args)]
 pub struct OutputArgs {
     /// Print one JSON document on stdout

@@ -13,7 +13,7 @@ use super::shared::{ConnectArgs, DomainArgs, flag_of_env, path_or_empty};
   vmsnap status vm1 --output /backups --pretty  with the backup folder and the next backup
   vmsnap status --machine --json                one line for monitoring")]
 pub struct StatusArgs {
-    /// Which domains.
+    /// The domains to work on.
     #[command(flatten)]
     pub domains: DomainArgs,
 
@@ -44,7 +44,7 @@ pub struct StatusArgs {
     #[arg(long, hide = true)]
     pub no_store_decrypted: bool,
 
-    /// Which hypervisor.
+    /// The hypervisor to connect to.
     #[command(flatten)]
     pub connect: ConnectArgs,
 

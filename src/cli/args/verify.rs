@@ -9,13 +9,13 @@ use super::shared::{ConnectArgs, DomainArgs, RepositoryArgs};
 /// Arguments of `vmsnap verify`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  vmsnap verify --repository /backups                     every domain's newest restore point and its chain
+  vmsnap verify --repository /backups                     newest restore points and their chains
   vmsnap verify vm1 --repository /backups --all --deep    everything, as a restore reads it
   vmsnap verify --repository /backups --all --older-than 7d
                                                           for cron: what was not verified for a week
   vmsnap verify --compare-live vm1 --repository /backups  find bitmaps that missed a write")]
 pub struct VerifyArgs {
-    /// Which domains.
+    /// The domains to work on.
     #[command(flatten)]
     pub domains: DomainArgs,
 
@@ -40,11 +40,13 @@ pub struct VerifyArgs {
     #[arg(help_heading = "What to verify", long)]
     pub deep: bool,
 
-    /// Skip restore points that were found sound within this time (7d, 12h, 2w; m is minutes, mo is months; at most 10y)
+    /// Skip restore points that were found sound within this time (7d, 12h, 2w; m is minutes, mo is
+    /// months; at most 10y)
     #[arg(help_heading = "What to verify", long, value_name = "TIME")]
     pub older_than: Option<String>,
 
-    /// Compare the domains' current disks with their newest restore points: data that no bitmap marks as changed must be the same
+    /// Compare the domains' current disks with their newest restore points: data that no bitmap
+    /// marks as changed must be the same
     #[arg(
         help_heading = "Comparison with the domain",
         long,
@@ -68,7 +70,8 @@ pub struct VerifyArgs {
     )]
     pub sample: u32,
 
-    /// Where QEMU stores data that the guest overwrites during the comparison [default: beside each disk]
+    /// Where QEMU stores data that the guest overwrites during the comparison [default: beside each
+    /// disk]
     #[arg(
         help_heading = "Comparison with the domain",
         long,
@@ -87,7 +90,7 @@ pub struct VerifyArgs {
     )]
     pub wait: u64,
 
-    /// Which hypervisor.
+    /// The hypervisor to connect to.
     #[command(flatten)]
     pub connect: ConnectArgs,
 

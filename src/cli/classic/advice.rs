@@ -1,4 +1,4 @@
-//! Suggests the nearest word for one that is unknown.
+//! Suggests known words for unknown ones.
 
 use std::ffi::OsStr;
 
@@ -51,7 +51,8 @@ pub(super) fn single_hyphen(name: &str) -> Misuse {
     Misuse::Word(format!("there is no switch '-{typed}': did you mean '--{long}'?"))
 }
 
-/// A letter in `word` that is not a short switch. The message has the whole word if it has more letters.
+/// A letter of `word` that is not a short switch. The message quotes the whole word if it has more
+/// letters.
 pub(super) fn unknown_short(word: &str, letter: Option<char>, grammar: &Command) -> Misuse {
     let letter = letter.unwrap_or('-');
     let switch = shown(&format!("-{letter}"));

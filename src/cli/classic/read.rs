@@ -31,14 +31,14 @@ pub(super) enum Token {
 pub(super) fn read(words: &[OsString], grammar: &Command) -> Result<Vec<Token>, Misuse> {
     let mut tokens: Vec<Token> = Vec::new();
     let mut words = words.iter().peekable();
-    let mut behind_flag = None;
+    let mut after_flag = None;
     while let Some(word) = words.next() {
         let bytes = word.as_bytes();
         if bytes == b"--" {
             tokens.push(Token::Rest(words.cloned().collect()));
             break;
         }
-        let flag: Option<String> = behind_flag.take();
+        let flag: Option<String> = after_flag.take();
         if !bytes.starts_with(b"-") || bytes == b"-" {
             if let (Some(flag), b"true" | b"false") = (flag, bytes) {
                 let value = word.to_string_lossy();
@@ -61,7 +61,7 @@ pub(super) fn read(words: &[OsString], grammar: &Command) -> Result<Vec<Token>, 
             } = &token
                 && *kind != Kind::Value
             {
-                behind_flag = Some(name.clone());
+                after_flag = Some(name.clone());
             }
             tokens.push(token);
         } else {

@@ -3,7 +3,7 @@
 use clap::builder::ArgAction;
 use clap::{Arg, Command};
 
-/// The commands of the Node program, each of which is also a switch of it.
+/// The commands of the Node program, where each is a switch.
 pub(super) const COMMANDS: [&str; 3] = ["status", "backup", "scrub"];
 
 /// What follows a switch.
@@ -11,13 +11,14 @@ pub(super) const COMMANDS: [&str; 3] = ["status", "backup", "scrub"];
 pub(super) enum Kind {
     /// Nothing, or `=true` or `=false`.
     Flag,
-    /// The same, and it counts how often.
+    /// The same; the number of times counts.
     Count,
     /// A value.
     Value,
 }
 
-/// The switches of the Node program, with the commands on which they have an effect. Its other commands accept and ignore them.
+/// The switches of the Node program, with the commands on which they have an effect. Its other
+/// commands accept and ignore them.
 pub(super) const SWITCHES: [(&str, Kind, &[&str]); 17] = [
     ("domains", Kind::Value, &COMMANDS),
     ("output", Kind::Value, &COMMANDS),
@@ -38,7 +39,7 @@ pub(super) const SWITCHES: [(&str, Kind, &[&str]); 17] = [
     ("socketfile", Kind::Value, &["backup"]),
 ];
 
-/// `groupBy` as `group-by`.
+/// Converts camel case to kebab case: `groupBy` becomes `group-by`.
 pub(super) fn kebab(name: &str) -> String {
     let mut text = String::with_capacity(name.len());
     for character in name.chars() {

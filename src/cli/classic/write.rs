@@ -1,4 +1,4 @@
-//! Writes what was typed as the words of one subcommand.
+//! Writes tokens as the words of one subcommand.
 
 use std::ffi::{OsStr, OsString};
 
@@ -9,7 +9,8 @@ use super::advice::unknown_to;
 use super::read::Token;
 use super::switches::{COMMANDS, Kind, SWITCHES, goes_by, negation};
 
-/// The switches of a command: the typed ones that it has, in the order of their first appearance, and the plain words between them.
+/// The words of a command: its typed switches in the order of their first appearance, with the
+/// plain words between them.
 pub(super) fn write(command: &str, tokens: Vec<Token>, grammar: &Command) -> Result<Vec<OsString>, Misuse> {
     let own = grammar.find_subcommand(command);
     let mut written: Vec<(Option<String>, Vec<OsString>)> = Vec::new();
@@ -65,7 +66,8 @@ pub(super) fn write(command: &str, tokens: Vec<Token>, grammar: &Command) -> Res
     Ok(written.into_iter().flat_map(|(_, words)| words).collect())
 }
 
-/// The full name of a switch of this command; `None` for a switch of the Node program that has no effect on it.
+/// The full name of a switch of this command; `None` for a switch of the Node program that has no
+/// effect on it.
 fn name_in(command: &str, own: Option<&Command>, name: &str) -> Result<Option<String>, Misuse> {
     let arg = own.and_then(|own| own.get_arguments().find(|arg| goes_by(arg, name)));
     if let Some(long) = arg.and_then(Arg::get_long) {

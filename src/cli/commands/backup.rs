@@ -157,7 +157,7 @@ impl Run<'_> {
     }
 }
 
-/// Prints the domains that lack a disk again at the end if there are several domains.
+/// If there are several domains, repeats at the end which of them lack a disk.
 fn tell_left_out(done: &[Turn<Outcome>]) {
     if done.len() < 2 {
         return;
@@ -181,7 +181,7 @@ fn tell_left_out(done: &[Turn<Outcome>]) {
     }
 }
 
-/// Logs a success. Without a journal or a JSON log the user reads it on stdout only.
+/// Writes a success to a log with fields. Other users read it on stdout only.
 fn tell_success(turn: &Turn<Outcome>) {
     if let (Ok(outcome), true) = (&turn.result, log::has_fields()) {
         let point = &outcome.point;

@@ -1,4 +1,5 @@
-//! `vmsnap demo`: backs up and restores a temporary domain and compares every byte. It is also the smoke test.
+//! `vmsnap demo`: backs up and restores a temporary domain and compares every byte. It is also the
+//! smoke test.
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +29,7 @@ pub fn folder(dir: &Path) -> PathBuf {
     dir.join(format!("vmsnap-demo-{:08x}", random() as u32))
 }
 
-/// Runs the demonstration. Exit code 0 only if every comparison held.
+/// Runs the demonstration. The exit code is 0 only if all restored bytes are right.
 pub fn run(args: &DemoArgs, stop: &Stop) -> CommandResult {
     say("This takes about ten seconds. It needs no libvirt daemon and changes nothing on this host.");
     say("Starting libvirt's QEMU driver inside this process, in a temporary folder ...");

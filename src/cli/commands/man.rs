@@ -19,7 +19,7 @@ pub fn run(args: &ManArgs) -> CommandResult {
             let found = found.ok_or_else(|| {
                 let names = grammar.get_subcommands().map(|sub| sub.get_name().to_owned());
                 let names = names.filter(|name| name != "help").collect::<Vec<_>>().join(", ");
-                let message = format!("there is no command '{}': it is one of {names}", shown(name));
+                let message = format!("there is no command '{}'; use one of {names}", shown(name));
                 Refusal::new(ExitCode::Usage, message)
             })?;
             found.display_name(format!("vmsnap-{name}"))

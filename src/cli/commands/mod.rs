@@ -61,7 +61,7 @@ impl From<Error> for Refusal {
 
 type CommandResult = Result<ExitCode, Refusal>;
 
-/// Runs the command and returns how the program ends.
+/// Runs the command and returns the exit code of the program.
 pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
     let result = match &cli.command {
         Command::Backup(args) => backup::run(args, stop),
@@ -98,13 +98,14 @@ pub(super) fn random() -> u64 {
     high ^ low
 }
 
+/// The given path of a repository.
 fn repository_path(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
     path.map(PathBuf::as_path)
         .filter(|path| !path.as_os_str().is_empty())
         .ok_or_else(|| Refusal::new(ExitCode::NoRepository, "No output directory specified"))
 }
 
-/// The repository of a command that the Node program did not have.
+/// The same for a command that the Node program did not have: the message names the switch.
 fn repository_to_read(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
     repository_path(path).map_err(|refusal| Refusal {
         message: "No repository specified: use --repository DIR".to_owned(),
@@ -115,12 +116,12 @@ fn repository_to_read(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
 fn group_by(word: &str) -> Result<GroupBy, Refusal> {
     GroupBy::from_word(word).ok_or_else(|| {
         let words = GroupBy::ALL.map(GroupBy::word).join(", ");
-        let message = format!("Invalid groupBy: {}. It is one of {words}", shown(word));
+        let message = format!("Invalid groupBy: {}. Use one of {words}", shown(word));
         Refusal::new(ExitCode::GroupBy, message)
     })
 }
 
-/// What `--exclude-disk` means for these domains.
+/// The exclusions of `--exclude-disk` for the selected domains.
 fn exclusions(
     typed: &[String],
     selection: &Selection,
@@ -149,8 +150,8 @@ fn tell_unmatched(patterns: &[String], hint: Option<&str>) {
 /// The connection that libvirt chooses for users other than root.
 const SESSION: &str = "qemu:///session";
 
-/// Explains why no domain matches if the user did not choose the connection and got a session's.
-/// `uri` is that of the connection. The classic spelling has no such line.
+/// A hint for a user who got the connection `uri` to a session by default: it has no domains of the
+/// system. None if the user chose the connection, or in the classic spelling.
 fn session_hint(args: &ConnectArgs, uri: &str) -> Option<String> {
     let is_session = uri.split('?').next() == Some(SESSION);
     (is_session && args.connect.is_none() && !args.is_classic).then(|| {
@@ -206,8 +207,8 @@ fn tell_versions(host: &dyn Host, meant: usize, all: usize) {
     }
 }
 
-/// Prints all failures again at the end if there are several domains. `failures` are those of
-/// domains, each with its domain, disk and reason; `domains` is the number of domains.
+/// If there are several domains, repeats all failures at the end. `failures` are those of domains,
+/// each with its domain, disk and reason; `domains` is the number of domains.
 fn tell_summary(unmatched: &[String], failures: impl IntoIterator<Item = String>, domains: usize) {
     let asked = domains + unmatched.len();
     let unmatched = unmatched.iter().map(|pattern| unmatched_text(pattern));

@@ -14,7 +14,8 @@ use crate::model::stop::Stop;
 use crate::ops;
 use crate::ops::restore::{DefineOptions, Format, Means, Options, plan, restore};
 
-/// Restores the chosen disks. The hypervisor is needed to define the domain, and to find users of the target.
+/// Restores the chosen disks. The hypervisor defines the domain and knows which domains use the
+/// target.
 pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
     let host = match args.define {
@@ -64,7 +65,8 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     Ok(ExitCode::Ok)
 }
 
-/// Whether the target could be in use: an existing device or folder, or a file. A new folder cannot.
+/// Whether a domain could use the target: it exists, or its name looks like a file's. A new folder
+/// is unused.
 fn could_be_in_use(to: &Path) -> bool {
     to.exists() || to.extension().is_some()
 }

@@ -21,7 +21,8 @@ use crate::ops::scrub::{Means, Options, ScrubType, preview, scrub};
 /// The checkpoint name that means all of vmsnap's, as without a name.
 const ALL: &str = "*";
 
-/// Removes vmsnap's checkpoints and bitmaps from each given domain. A failure does not stop the others.
+/// Removes vmsnap's checkpoints and bitmaps from each given domain. A failure does not stop the
+/// others.
 pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
     let typed = args.domains.all();
     if typed.iter().all(|item| item.trim().is_empty()) {

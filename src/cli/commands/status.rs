@@ -22,7 +22,7 @@ use crate::ops::each::Round;
 use crate::ops::status::{DomainStatus, Subject, statuses};
 use crate::ops::{self, Repository};
 
-/// The pattern that stands for a missing list of domains.
+/// The pattern to report if no domain is given and the host has none.
 const EVERY_DOMAIN: &str = "*";
 
 /// Shows the status of the given domains, or of all.
@@ -92,7 +92,8 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
     Ok(ExitCode::of_faults(&faults, Verb::Other))
 }
 
-/// The given domains; `None` if there are none. An empty switch (`--domains=$UNSET`) does not select all domains.
+/// The given domains; `None` if there are none. An empty switch (`--domains=$UNSET`) does not
+/// select all domains.
 fn domains_asked_for(args: &StatusArgs) -> Result<Option<Vec<String>>, Refusal> {
     let typed = args.domains.all();
     if typed.is_empty() {
@@ -104,7 +105,8 @@ fn domains_asked_for(args: &StatusArgs) -> Result<Option<Vec<String>>, Refusal> 
     Ok(Some(typed))
 }
 
-/// Shows the path as it was typed, because scripts compare it; the repository's own path is resolved.
+/// Shows the path as it was typed, because scripts compare it; the repository's own path is
+/// resolved.
 fn show_as_typed(status: &mut DomainStatus, repo: &dyn Repository, typed: &Path) {
     if let Some(dir) = &mut status.dir
         && let Ok(below) = Path::new(&dir.location).strip_prefix(repo.location())
@@ -113,7 +115,7 @@ fn show_as_typed(status: &mut DomainStatus, repo: &dyn Repository, typed: &Path)
     }
 }
 
-/// Prints which disks could not be examined: the exit code is not 0 because of them.
+/// Prints which disks could not be examined. Because of them the exit code is not 0.
 fn tell_not_examined(status: &DomainStatus) {
     for finding in status.not_examined() {
         log::tell(&Entry {
@@ -123,7 +125,7 @@ fn tell_not_examined(status: &DomainStatus) {
     }
 }
 
-/// The same for the summary.
+/// The disks that could not be examined, for the summary.
 fn not_examined_lines(status: &DomainStatus) -> impl Iterator<Item = String> {
     status.not_examined().map(|finding| {
         let (domain, disk) = (shown(&status.domain), finding.disk.as_deref().unwrap_or_default());
@@ -131,7 +133,7 @@ fn not_examined_lines(status: &DomainStatus) -> impl Iterator<Item = String> {
     })
 }
 
-/// The message of a finding about a disk, for places that already name the disk.
+/// The message of a finding without its first words `disk NAME`, for lines that already name it.
 fn without_disk(finding: &Finding) -> &str {
     let disk = finding.disk.as_deref().unwrap_or_default();
     let rest = finding.message.strip_prefix("disk ");

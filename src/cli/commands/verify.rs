@@ -25,7 +25,8 @@ use crate::ops::monitor::Ending;
 use crate::ops::verify::{Options, Outcome, Which, verify};
 use crate::ops::{self, Cause, Context, PlaceWishes, Repository, compare};
 
-/// Verifies restore points of the given domains, or of all in the repository. Damage to one does not stop the others.
+/// Verifies restore points of the given domains, or of all in the repository. Damage to one does
+/// not stop the others.
 pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     if args.compare_live {
         return compare_live(args, stop);
@@ -64,7 +65,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
         stop,
     };
     let verb = |domain: &str| verify(domain, repo.as_ref(), &options, &progress, stop);
-    // A first backup that was killed leaves such a folder.
+    // A glob also matches the folder that a killed first backup left.
     let may_skip = |domain: &str, error: &ops::Error| {
         !named.iter().any(|name| name == domain) && was_never_saved(repo.as_ref(), domain, error)
     };
@@ -103,7 +104,8 @@ fn nothing_in(repo: &dyn Repository) -> String {
     format!("there is nothing to verify in {}", repo.location())
 }
 
-/// Compares the given domains with their newest restore points. A difference does not stop the others.
+/// Compares the given domains with their newest restore points. A difference does not stop the
+/// others.
 fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     let typed = args.domains.all();
     if patterns(&typed, &[]).is_empty() {
@@ -144,7 +146,7 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
         };
         compare::compare(domain, &context, &options)
     };
-    // No backup was ever made of this domain.
+    // A glob also matches domains that were never backed up.
     let may_skip = |domain: &str, error: &ops::Error| {
         matches!(error.cause, Cause::NoRestorePoints) && !named.iter().any(|name| name == domain)
     };

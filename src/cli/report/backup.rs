@@ -1,4 +1,4 @@
-//! What `vmsnap backup` shows.
+//! The output of `vmsnap backup`.
 
 use serde::Serialize;
 
@@ -27,7 +27,7 @@ pub fn lacks(turn: &Turn<Outcome>, kinds: &[Kind]) -> Option<String> {
     (!targets.is_empty()).then(|| format!("{}: {}", shown(&turn.domain), targets.join(", ")))
 }
 
-/// What failed, with domain, disk and reason.
+/// The failure of a domain, or of its pruning, in one line.
 pub fn failure(turn: &Turn<Outcome>) -> Option<String> {
     match &turn.result {
         Err(error) => Some(lines::failure(error)),
@@ -82,7 +82,7 @@ pub fn kind(point: &RestorePoint) -> String {
     }
 }
 
-/// The line about pruning, after that about the backup.
+/// The line about pruning, which follows the line about the backup.
 fn prune_line(domain: &str, prune: &PruneOutcome) -> String {
     let domain = shown(domain);
     match prune {
@@ -133,17 +133,17 @@ pub struct BackupDomain<'a> {
 
 /// A restore point that a backup made.
 #[derive(Debug, Serialize)]
-pub struct MadePart<'a> {
+pub(crate) struct MadePart<'a> {
     #[serde(flatten)]
     pub(super) point: PointPart<'a>,
     #[serde(flatten)]
     pub(super) left_out: LeftOutPart<'a>,
 }
 
-/// What pruning did.
+/// The outcome of pruning.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PrunePart<'a> {
+pub(crate) struct PrunePart<'a> {
     pub(super) deleted: Option<Text<'a>>,
     pub(super) kept: Option<Text<'a>>,
     pub(super) error: Option<Text<'a>>,
@@ -208,13 +208,13 @@ fn domain(turn: &Turn<Outcome>) -> BackupDomain<'_> {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum PlannedDomain<'a> {
-    /// What its backup would do.
+    /// The plan of its backup.
     Planned(Box<PlanPart<'a>>),
-    /// Why that is not known.
+    /// The error, if there is no plan.
     Failed(FailedDomain<'a>),
 }
 
-/// What a backup would do.
+/// The plan of a backup.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlanPart<'a> {
@@ -237,19 +237,19 @@ pub struct PlanPart<'a> {
 
 /// A disk that a backup would save.
 #[derive(Debug, Serialize)]
-pub struct PlannedDiskPart<'a> {
+pub(crate) struct PlannedDiskPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) level: Option<&'static str>,
     pub(super) reason: Text<'a>,
 }
 
-/// What pruning would do: an object with one key.
+/// The plan of pruning: an object with one key.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub enum PrunePlanPart<'a> {
+pub(crate) enum PrunePlanPart<'a> {
     /// Delete this folder.
     Delete(Text<'a>),
-    /// Delete nothing, for this reason; without a reason, nobody asked to prune.
+    /// Delete nothing, for this reason; none without `--prune`.
     Keep(Option<Text<'a>>),
 }
 
@@ -263,7 +263,7 @@ impl<'a> PrunePlanPart<'a> {
     }
 }
 
-/// What a dry run would do.
+/// The plans of every domain.
 pub fn plan_document<'a>(
     turns: &'a [Turn<Preview>],
     unmatched: &'a [String],
@@ -310,7 +310,7 @@ fn is_copy(plan: &BackupPlan) -> bool {
     plan.period.starts_with(COPY_PREFIX)
 }
 
-/// What a dry run would do with a domain.
+/// The lines of a dry run about a domain.
 pub fn plan_text(domain: &str, preview: &Preview) -> String {
     let plan = &preview.planned.backup;
     let mut text = line(&format!(
@@ -338,8 +338,8 @@ pub fn plan_text(domain: &str, preview: &Preview) -> String {
     text
 }
 
-/// What a backup would do now, step by step. Findings that are `known` were reported elsewhere.
-pub fn plan_lines(planned: &Reconciliation, writer: Option<&str>, known: &[Finding]) -> Vec<String> {
+/// The steps of a planned backup, a line each. Findings in `known` were reported elsewhere.
+pub(crate) fn plan_lines(planned: &Reconciliation, writer: Option<&str>, known: &[Finding]) -> Vec<String> {
     let plan = &planned.backup;
     let mut lines = Vec::new();
     if let Some(writer) = writer {

@@ -1,4 +1,4 @@
-//! What `vmsnap verify --compare-live` shows.
+//! The output of `vmsnap verify --compare-live`.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use crate::model::text::shown;
 use crate::ops::compare::{Meaning, Outcome, Verdict};
 use crate::ops::each::Turn;
 
-/// What a comparison with a domain found, in lines that a person reads.
+/// The lines about the comparison of a domain.
 pub fn lines(domain: &str, outcome: &Outcome) -> String {
     let domain = shown(domain);
     let mut text = String::new();
@@ -55,13 +55,13 @@ pub fn lines(domain: &str, outcome: &Outcome) -> String {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum ComparedDomain<'a> {
-    /// What was found.
+    /// The results.
     Compared(ComparedPart<'a>),
-    /// Why nothing was compared.
+    /// The error, if nothing was compared.
     Failed(FailedDomain<'a>),
 }
 
-/// What a comparison found.
+/// The results of a comparison.
 #[derive(Debug, Serialize)]
 pub struct ComparedPart<'a> {
     pub(super) domain: Text<'a>,
@@ -74,7 +74,7 @@ pub struct ComparedPart<'a> {
 /// A disk that was compared.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ComparedDiskPart<'a> {
+pub(crate) struct ComparedDiskPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) restore_point: Text<'a>,
     pub(super) unchanged_clusters: u64,
@@ -85,7 +85,7 @@ pub struct ComparedDiskPart<'a> {
 
 /// A disk that was not compared.
 #[derive(Debug, Serialize)]
-pub struct UncomparedPart<'a> {
+pub(crate) struct UncomparedPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) meaning: &'static str,
     pub(super) why: Text<'a>,

@@ -14,7 +14,7 @@ use super::verify::VerifiedDomain;
 /// Every document that the program prints on stdout. `docs/json.md` describes them.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub enum Document<'a> {
+pub(crate) enum Document<'a> {
     /// Of `backup`.
     Backup(Domains<'a, BackupDomain<'a>>),
     /// Of `backup --dry-run`.
@@ -42,7 +42,7 @@ impl Document<'_> {
     }
 
     /// The document as JSON on one line, with its line end.
-    pub fn json_line(&self) -> String {
+    pub(crate) fn json_line(&self) -> String {
         written(serde_json::to_string(self)) + "\n"
     }
 

@@ -4,8 +4,9 @@ use crate::model::chain::MissedWrite;
 use crate::model::text::{shown, with_sources};
 use crate::ops::Error;
 
-/// A line for a person. Text from outside in it (names, headers of images, errors of other programs)
-/// can neither end the line nor control the terminal. Every line on stdout is built by this function.
+/// A line for a person. Text from outside in it (names, headers of images, errors of other
+/// programs) can neither end the line nor control the terminal. Every line on stdout is built by
+/// this function.
 pub(super) fn line(text: &str) -> String {
     shown(text) + "\n"
 }
@@ -26,7 +27,7 @@ pub fn failure(error: &Error) -> String {
     )
 }
 
-/// Columns of equal width, two blanks between them; `right` names the columns whose cells end at the right.
+/// A table with two blanks between its columns. The columns in `right` are aligned to the right.
 pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let cells = rows
         .iter()
@@ -55,7 +56,7 @@ pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     text
 }
 
-/// That a bitmap has missed a write, and when that was found (UTC).
+/// A sentence about a missed write, with the day on which it was found (UTC).
 pub(super) fn missed_sentence(missed: &MissedWrite) -> String {
     let day = missed.found.strftime("%Y-%m-%d");
     format!(

@@ -1,4 +1,4 @@
-//! What `vmsnap list` shows.
+//! The output of `vmsnap list`.
 
 use serde::Serialize;
 
@@ -21,7 +21,7 @@ pub struct ListDocument<'a> {
 /// A domain in the document of a list.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ListDomain<'a> {
+pub(crate) struct ListDomain<'a> {
     pub(super) domain: Text<'a>,
     pub(super) restore_points: Vec<ListedPart<'a>>,
     pub(super) findings: Vec<FindingPart<'a>>,
@@ -30,7 +30,7 @@ pub struct ListDomain<'a> {
 /// A restore point in the document of a list.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ListedPart<'a> {
+pub(crate) struct ListedPart<'a> {
     #[serde(flatten)]
     pub(super) point: PointPart<'a>,
     pub(super) verified: Option<VerifiedPart<'a>>,
@@ -42,7 +42,7 @@ pub struct ListedPart<'a> {
 
 /// A write that a bitmap missed.
 #[derive(Debug, Serialize)]
-pub struct MissedPart<'a> {
+pub(crate) struct MissedPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) found: Text<'a>,
     pub(super) stands: bool,
@@ -106,12 +106,12 @@ fn listed_part(listed: &Listed) -> ListedPart<'_> {
     }
 }
 
-/// Which columns the tables have.
+/// The columns of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Columns {
-    /// Those that fit on a terminal of 80 columns.
+    /// The columns that fit on a terminal of 80 columns.
     Narrow,
-    /// All.
+    /// All columns.
     Wide,
 }
 
@@ -260,7 +260,7 @@ fn short_proof(proof: &Proof) -> String {
     }
 }
 
-/// The same, with the day on which damage was found or of the last deep verification.
+/// The same, also with the day on which damage was found, or that of the last deep verification.
 fn full_proof(proof: &Proof) -> String {
     let day = proof.time.strftime("%Y-%m-%d");
     match (proof.is_sound(), proof.deep, proof.last_deep()) {

@@ -1,4 +1,4 @@
-//! What the verbs' outcomes look like: lines for people, and documents for programs.
+//! The output of the verbs: lines for people and documents for programs.
 
 pub mod backup;
 pub mod compare;

@@ -43,7 +43,7 @@ fn paths(value: &Value, above: &str, found: &mut BTreeSet<String>) {
     }
 }
 
-/// The rows of a page's tables of keys, by heading: the key, and the heading whose keys it has too.
+/// The keys that a page lists, by heading. A key may link to a heading, whose keys it contains.
 type Rows<'a> = BTreeMap<&'a str, Vec<(&'a str, Option<&'a str>)>>;
 
 fn rows(page: &str) -> Rows<'_> {
@@ -75,7 +75,7 @@ fn rows(page: &str) -> Rows<'_> {
     rows
 }
 
-/// The paths that a heading's table lists, with those of the headings that it links.
+/// The paths of keys that a heading lists, with those of the headings that it links to.
 fn described(rows: &Rows<'_>, heading: &str) -> BTreeSet<String> {
     let own = rows.get(heading);
     let own = own.unwrap_or_else(|| panic!("docs/json.md has no table of keys for {heading}"));

@@ -1,4 +1,4 @@
-//! What several documents contain: texts, errors, findings, restore points.
+//! Parts of several documents: texts, errors, findings, restore points.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -85,7 +85,7 @@ impl<'a, D> Domains<'a, D> {
     }
 }
 
-/// A domain that has nothing but an error, and what was found before it.
+/// A domain with an error, and the findings before it.
 #[derive(Debug, Serialize)]
 pub struct FailedDomain<'a> {
     pub(super) domain: Text<'a>,
@@ -111,7 +111,7 @@ impl<'a> FailedDomain<'a> {
 
 /// An error with its causes.
 #[derive(Debug, Serialize)]
-pub struct ErrorPart {
+pub(crate) struct ErrorPart {
     pub(super) message: Text<'static>,
     pub(super) disk: Option<Text<'static>>,
     pub(super) hint: Option<Text<'static>>,
@@ -129,7 +129,7 @@ impl ErrorPart {
 
 /// A finding.
 #[derive(Debug, Serialize)]
-pub struct FindingPart<'a> {
+pub(crate) struct FindingPart<'a> {
     pub(super) code: Text<'a>,
     pub(super) disk: Option<Text<'a>>,
     pub(super) message: Text<'a>,
@@ -147,7 +147,7 @@ pub(super) fn findings(findings: &[Finding]) -> Vec<FindingPart<'_>> {
 /// A restore point as `list` and `backup` show it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PointPart<'a> {
+pub(crate) struct PointPart<'a> {
     pub(super) id: Text<'a>,
     pub(super) time: Text<'a>,
     pub(super) period: Text<'a>,
@@ -188,7 +188,7 @@ impl<'a> PointPart<'a> {
 /// A disk of a restore point.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct DiskPart<'a> {
+pub(crate) struct DiskPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) level: &'static str,
     pub(super) reason: Text<'a>,
@@ -221,7 +221,7 @@ impl<'a> DiskPart<'a> {
 /// The disks that a restore point lacks; these keys come after the others.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct LeftOutPart<'a> {
+pub(crate) struct LeftOutPart<'a> {
     pub(super) partial: bool,
     pub(super) left_out: Vec<LeftDiskPart<'a>>,
 }
@@ -237,7 +237,7 @@ impl<'a> LeftOutPart<'a> {
 
 /// A disk that is not saved.
 #[derive(Debug, Serialize)]
-pub struct LeftDiskPart<'a> {
+pub(crate) struct LeftDiskPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) kind: Text<'a>,
     pub(super) reason: Text<'a>,

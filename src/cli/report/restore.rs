@@ -1,4 +1,4 @@
-//! What `vmsnap restore` shows.
+//! The output of `vmsnap restore`.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub struct FailedRestore<'a> {
 /// A disk that was restored.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct RestoredPart<'a> {
+pub(crate) struct RestoredPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) path: Text<'a>,
     pub(super) format: &'static str,
@@ -47,12 +47,12 @@ pub struct RestoredPart<'a> {
 /// A domain that was defined.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct DefinedPart<'a> {
+pub(crate) struct DefinedPart<'a> {
     pub(super) name: Text<'a>,
     pub(super) new_uuid: Option<Text<'a>>,
 }
 
-/// What was restored.
+/// The document of a restore that succeeded.
 pub fn document<'a>(domain: &'a str, outcome: &'a Outcome) -> RestoreDocument<'a> {
     let plan = &outcome.plan;
     let disks = plan.disks.iter().zip(&outcome.written);
@@ -77,7 +77,7 @@ pub fn document<'a>(domain: &'a str, outcome: &'a Outcome) -> RestoreDocument<'a
     }
 }
 
-/// A restore that failed.
+/// The document of a restore that failed.
 pub fn failed_document(error: &Error) -> FailedRestore<'_> {
     FailedRestore {
         schema: 1,
@@ -115,7 +115,7 @@ pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
     text
 }
 
-/// What a dry run would do.
+/// The lines of a dry run.
 pub fn plan_text(domain: &str, plan: &RestorePlan) -> String {
     let mut text = line(&format!(
         "{}: restore point {} would be restored",

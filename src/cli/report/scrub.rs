@@ -1,4 +1,4 @@
-//! What `vmsnap scrub` shows.
+//! The output of `vmsnap scrub`.
 
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use crate::ops::Error;
 use crate::ops::each::{Judged, Turn};
 use crate::ops::scrub::{DiskBitmap, NextBackup, Outcome, ScrubPlan};
 
-/// What a scrub did, or would do.
+/// The outcome of a scrub or of its dry run.
 pub enum Scrubbed {
     /// What would be removed.
     Planned(ScrubPlan),
@@ -28,7 +28,7 @@ impl Judged for Scrubbed {
     }
 }
 
-/// What there is to show, whichever way it came about.
+/// The parts that an outcome and a plan have in common.
 struct View<'a> {
     checkpoints: &'a [String],
     bitmaps: &'a [DiskBitmap],
@@ -95,7 +95,7 @@ pub fn lines(turn: &Turn<Scrubbed>) -> String {
             &format!("  left: bitmap {} of disk {}", bitmap.name, bitmap.disk),
         );
     }
-    // The last line says why a backup is refused.
+    // The last line has the reason why a backup is refused.
     let is_said = |finding: &&Finding| view.next.is_refused && finding.message == view.next.reason;
     for finding in view.findings.iter().filter(|finding| !is_said(finding)) {
         push_line(&mut text, &format!("  note: {}", finding.message));
@@ -112,7 +112,7 @@ fn count(number: usize, what: &str) -> String {
     }
 }
 
-/// The classic sentence, and the reason behind it.
+/// The classic sentence about the next backup, and the reason.
 fn next_line(domain: &str, next: &NextBackup) -> String {
     let what = match next.level {
         Some(level) => level.word(),
@@ -140,20 +140,21 @@ pub struct ScrubbedDomain<'a> {
 
 /// A bitmap of a disk.
 #[derive(Debug, Serialize)]
-pub struct BitmapPart<'a> {
+pub(crate) struct BitmapPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) name: Text<'a>,
 }
 
-/// What the next backup will be.
+/// The expected next backup.
 #[derive(Debug, Serialize)]
-pub struct NextPart<'a> {
+pub(crate) struct NextPart<'a> {
     pub(super) level: Option<&'static str>,
     pub(super) refused: bool,
     pub(super) reason: Text<'a>,
 }
 
-/// The outcome of every domain: `planned`, `ok` or `failed`. What a failed scrub had removed before is in it too.
+/// The outcome of every domain: `planned`, `ok` or `failed`. A failed scrub also lists what it had
+/// removed.
 pub fn document<'a>(
     turns: &'a [Turn<Scrubbed>],
     unmatched: &'a [String],

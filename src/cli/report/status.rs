@@ -1,4 +1,4 @@
-//! What `vmsnap status` shows: the classic lines and keys first, ours below and behind them.
+//! The output of `vmsnap status`: the classic lines and keys first, then ours.
 
 use anstyle::{AnsiColor, Style};
 
@@ -21,10 +21,10 @@ pub enum Form {
     Yaml,
 }
 
-/// What was asked of the output.
+/// The form of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
-    /// How it is written.
+    /// The format.
     pub form: Form,
     /// JSON on one line, JSON and YAML without a frame.
     pub machine: bool,
@@ -36,7 +36,7 @@ const DOMAIN: Style = AnsiColor::Magenta.on_default().bold();
 const OK: Style = AnsiColor::Green.on_default().bold();
 const INCONSISTENT: Style = AnsiColor::Yellow.on_default().bold();
 
-/// The answer, with colours in it if it is text.
+/// The output; text has colours.
 pub fn write(statuses: &[DomainStatus], look: Look) -> String {
     let document = || Document::Status(document(statuses, look.pretty));
     match look.form {
@@ -193,7 +193,8 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
     lines
 }
 
-/// What a dead run left is no inconsistency: the next backup ends it. While a run is at work nothing is known to be left.
+/// The line about leftovers of a dead run. They are no inconsistency, because the next backup
+/// removes them. None while a run is at work: its files look like leftovers.
 fn left_line(status: &DomainStatus) -> Option<String> {
     let next = status.next.as_ref().filter(|_| status.writer.is_none())?;
     (!next.repairs.is_empty())

@@ -1,4 +1,5 @@
-//! What `vmsnap status` prints as JSON and YAML: first the keys of the Node.js VMSnap in its order, then the others.
+//! The document of `vmsnap status`, for JSON and YAML: the keys of the Node.js VMSnap in its order,
+//! then the others.
 
 use serde::{Serialize, Serializer};
 
@@ -21,7 +22,7 @@ impl Serialize for StatusDocument<'_> {
 /// The state of a domain.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct StatusPart<'a> {
+pub(crate) struct StatusPart<'a> {
     pub(super) checkpoints: Vec<Text<'a>>,
     pub(super) disks: Vec<DiskPart<'a>>,
     pub(super) overall_status: u8,
@@ -52,7 +53,7 @@ pub struct StatusPart<'a> {
 /// The state of a disk.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct DiskPart<'a> {
+pub(crate) struct DiskPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) virtual_size: Size,
     pub(super) actual_size: Size,
@@ -61,19 +62,19 @@ pub struct DiskPart<'a> {
     pub(super) changed_bytes: Option<u64>,
 }
 
-/// What the folder of a period holds.
+/// The content of the folder of a period.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct FolderPart<'a> {
+pub(crate) struct FolderPart<'a> {
     pub(super) path: Text<'a>,
     pub(super) total_files: u64,
     pub(super) checkpoints: u64,
     pub(super) total_size: Size,
 }
 
-/// What the next backup will be.
+/// The expected next backup.
 #[derive(Debug, Serialize)]
-pub struct NextPart<'a> {
+pub(crate) struct NextPart<'a> {
     pub(super) level: Option<Text<'a>>,
     pub(super) reason: Text<'a>,
     pub(super) period: Text<'a>,
@@ -81,7 +82,7 @@ pub struct NextPart<'a> {
 
 /// A write that a bitmap missed.
 #[derive(Debug, Serialize)]
-pub struct MissedPart<'a> {
+pub(crate) struct MissedPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) found: Text<'a>,
 }

@@ -1,4 +1,4 @@
-//! What `vmsnap verify` shows.
+//! The output of `vmsnap verify`.
 
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ use crate::model::text::shown;
 use crate::ops::each::Turn;
 use crate::ops::verify::{Damage, Outcome, ProvedPoint};
 
-/// The lines about a verification: the damage, then the sum. None if nothing was verified.
+/// The lines about a verification: the damage, then a summary. None if nothing was verified.
 pub fn lines(turn: &Turn<Outcome>) -> String {
     let Ok(outcome) = &turn.result else {
         return String::new();
@@ -74,13 +74,13 @@ fn points_word(count: usize) -> String {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum VerifiedDomain<'a> {
-    /// What was found.
+    /// The results.
     Verified(VerifiedPart<'a>),
-    /// Why nothing was verified.
+    /// The error, if nothing was verified.
     Failed(FailedDomain<'a>),
 }
 
-/// What a verification found.
+/// The results of a verification.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VerifiedPart<'a> {
@@ -97,7 +97,7 @@ pub struct VerifiedPart<'a> {
 /// A restore point of a verification.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ProvedPart<'a> {
+pub(crate) struct ProvedPart<'a> {
     pub(super) id: Text<'a>,
     pub(super) outcome: &'static str,
     pub(super) proved_before: Option<Text<'a>>,
@@ -107,7 +107,7 @@ pub struct ProvedPart<'a> {
 /// Damage.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct DamagePart<'a> {
+pub(crate) struct DamagePart<'a> {
     pub(super) path: Option<Text<'a>>,
     pub(super) offset: Option<u64>,
     pub(super) disk: Option<Text<'a>>,

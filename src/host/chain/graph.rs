@@ -1,5 +1,6 @@
-//! The images of a disk with everything that QEMU needs to open them, as its block layer describes it (`BlockdevOptions` in
-//! its `qapi/block-core.json`).
+//! Describes the images of a disk for QEMU's block layer.
+//!
+//! The format is `BlockdevOptions` in QEMU's `qapi/block-core.json`.
 
 use std::path::{Path, PathBuf};
 
@@ -8,69 +9,69 @@ use serde_json::{Value, json};
 use super::Trouble;
 use crate::model::storage::SecretRef;
 
-/// One image of a chain, as QEMU is to open it.
+/// One image of a chain, with its format and storage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Where its bytes lie.
+    /// The file, device or server with its bytes.
     pub storage: Storage,
-    /// How it is laid out.
+    /// The image's format.
     pub layout: Layout,
 }
 
-/// Where the bytes of an image lie.
+/// The file, device or server that holds the bytes of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Storage {
     /// A file.
     File(PathBuf),
     /// A block device.
     Device(PathBuf),
-    /// A server, as QEMU's block layer describes it, and as it is shown.
+    /// A server: its description for QEMU's block layer, and its name in messages.
     Remote(Value, String),
 }
 
-/// How an image is laid out.
+/// The format of an image, and the other files and keys that it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// The bytes themselves.
+    /// Raw bytes.
     Raw,
-    /// The bytes themselves, encrypted; the number of its key.
+    /// Raw bytes encrypted with LUKS, and the number of the key.
     Luks(usize),
-    /// A format without any reference to other files.
+    /// A format without references to other files.
     Plain(&'static str),
     /// qcow2.
     Qcow2 {
-        /// Whether it may carry bitmaps.
+        /// Whether it may contain bitmaps.
         has_bitmaps: bool,
-        /// The file with the guest's bytes, if it holds only their mapping.
+        /// The external data file with the guest's bytes, if there is one.
         data_file: Option<Storage>,
-        /// The number of its key, if it is encrypted.
+        /// The number of the key, if the image is encrypted.
         key: Option<usize>,
         /// The image beneath.
         backing: Option<Box<Image>>,
     },
 }
 
-/// A disk as QEMU is to open it, and the secrets for that.
+/// All images of a disk, and the secrets that open them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     /// The topmost image.
     pub top: Image,
-    /// The secrets, by the numbers of keys.
+    /// The secrets; the number of a key is its index here.
     pub secrets: Vec<SecretRef>,
 }
 
-/// The name by which QEMU knows the secret of this number.
-pub fn key_name(number: usize) -> String {
+/// Returns QEMU's name for the secret with this number.
+pub(crate) fn key_name(number: usize) -> String {
     format!("key{number}")
 }
 
 impl Storage {
-    /// The storage alone, for QEMU.
+    /// Returns QEMU's description of the storage.
     pub(super) fn node(&self) -> Result<Value, Trouble> {
         let file = |driver: &str, path: &Path| match path.to_str() {
             Some(path) => Ok(json!({"driver": driver, "filename": path})),
             None => Err(Trouble::Refused(format!(
-                "the path {} is not UTF-8, and QEMU cannot be given it",
+                "the path {} is not UTF-8, so it cannot be passed to QEMU",
                 path.display()
             ))),
         };
@@ -81,7 +82,7 @@ impl Storage {
         }
     }
 
-    /// The path on the host, if it has one.
+    /// Returns the path on the host, if there is one.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Storage::File(path) | Storage::Device(path) => Some(path),
@@ -89,7 +90,7 @@ impl Storage {
         }
     }
 
-    /// The storage as it is shown.
+    /// Returns the name of the storage for messages.
     pub fn text(&self) -> String {
         match self {
             Storage::File(path) | Storage::Device(path) => path.display().to_string(),
@@ -99,13 +100,15 @@ impl Storage {
 }
 
 impl Image {
-    /// The image with everything beneath it, for QEMU.
+    /// Returns QEMU's description of the image and all images beneath it.
     pub fn node(&self) -> Result<Value, Trouble> {
         self.describe(true)
     }
 
-    /// The image alone, for QEMU: what it says of itself, and its bitmaps.
-    pub fn node_alone(&self) -> Result<Value, Trouble> {
+    /// Returns QEMU's description of the image without a backing image.
+    ///
+    /// Sufficient to read the image's properties and to change its bitmaps.
+    pub(crate) fn node_alone(&self) -> Result<Value, Trouble> {
         self.describe(false)
     }
 
@@ -136,7 +139,7 @@ impl Image {
         })
     }
 
-    /// The image and those beneath it, topmost first.
+    /// Iterates over the image and the images beneath it, topmost first.
     pub fn images(&self) -> impl Iterator<Item = &Image> {
         std::iter::successors(Some(self), |image| match &image.layout {
             Layout::Qcow2 { backing, .. } => backing.as_deref(),

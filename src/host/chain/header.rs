@@ -1,18 +1,18 @@
-//! What the header of an image says of other files, as far as libvirt reads it.
+//! Reads the references to other files from an image's header, as far as libvirt reads them.
 
 use crate::model::qcow2::{
     self, EXTENSION_BACKING_FORMAT, EXTENSION_BITMAPS, EXTENSION_DATA_FILE, EXTERNAL_DATA, OutOfBounds,
 };
 
-/// How much of an image's beginning is looked at, in bytes: as much as libvirt looks at (`VIR_STORAGE_MAX_HEADER`).
+/// How many bytes of an image are read: the same number as in libvirt (`VIR_STORAGE_MAX_HEADER`).
 pub const HEAD: usize = 0x8200;
 
-/// What a qcow2 header says.
+/// The properties that a qcow2 header records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Header {
     /// The backing file's name and, where it is recorded, its format.
     pub backing: Option<(String, Option<String>)>,
-    /// Whether the guest's bytes lie in another file.
+    /// Whether the guest's bytes are in another file.
     pub has_data_file: bool,
     /// That file's name.
     pub data_file: Option<String>,
@@ -22,18 +22,19 @@ pub struct Header {
     pub has_bitmaps: bool,
 }
 
-/// What the first bytes of an image look like.
+/// The probable format of an image, from its first bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Looks {
     /// A qcow2 image.
     Qcow2(Header),
     /// An image of another format, by name.
     Other(&'static str),
-    /// Nothing in particular.
+    /// No known format.
     Raw,
 }
 
-/// Formats by the bytes at an offset, as libvirt recognises them (`fileTypeInfo` in its `storage_file_probe.c`).
+/// Formats and their magic bytes at an offset, as in libvirt (`fileTypeInfo` in its
+/// `storage_file_probe.c`).
 const MAGICS: [(&str, usize, &[u8]); 14] = [
     ("bochs", 0, b"Bochs Virtual HD Image"),
     ("cloop", 0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop"),
@@ -51,10 +52,10 @@ const MAGICS: [(&str, usize, &[u8]); 14] = [
     ("vpc", 0, b"conectix"),
 ];
 
-/// Tells what the first bytes of an image look like.
+/// Guesses the format of an image from its first bytes.
 ///
 /// # Errors
-/// When it begins like a qcow2 image whose header is broken.
+/// The image begins like qcow2 but has an invalid header.
 pub fn probe(head: &[u8]) -> Result<Looks, String> {
     let version = qcow2::Head::new(head).and_then(qcow2::Head::version);
     if matches!(version, Some(2 | 3)) {
@@ -71,15 +72,15 @@ pub fn probe(head: &[u8]) -> Result<Looks, String> {
 /// Reads the header of a qcow2 image of version 2 or 3 from the first [`HEAD`] bytes of its file.
 ///
 /// # Errors
-/// The bytes are no qcow2 header, or a field, name or extension in it is invalid.
+/// The bytes are not a qcow2 header, or one of its fields, names or extensions is invalid.
 pub fn parse(head: &[u8]) -> Result<Header, String> {
-    let short = || "its header is cut short".to_owned();
+    let short = || "its header is truncated".to_owned();
     let head = qcow2::Head::new(head).ok_or_else(|| "it is not a qcow2 image".to_owned())?;
     match head.version().ok_or_else(short)? {
         2 | 3 => {}
         other => return Err(format!("it is a qcow2 image of the unknown version {other}")),
     }
-    // Read for its length: without it the extensions would seem to be none.
+    // Checked because without its length field the header would seem to have no extensions.
     head.length().ok_or_else(short)?;
     let features = head.incompatible_features().ok_or_else(short)?;
     let name = head.backing_name().ok().and_then(|name| match name {
@@ -95,7 +96,7 @@ pub fn parse(head: &[u8]) -> Result<Header, String> {
     };
     for extension in head.extensions() {
         let (kind, content) =
-            extension.map_err(|OutOfBounds| "an extension of its header is cut short".to_owned())?;
+            extension.map_err(|OutOfBounds| "an extension of its header is truncated".to_owned())?;
         let text = || text(content).ok_or_else(|| "a name in its header is invalid".to_owned());
         match kind {
             EXTENSION_BACKING_FORMAT => {
@@ -111,7 +112,9 @@ pub fn parse(head: &[u8]) -> Result<Header, String> {
     Ok(header)
 }
 
-/// A name in a header. QEMU's end at the first NUL, so one that has a NUL would mean two things.
+/// Decodes a name in a header.
+///
+/// A name with a NUL byte is invalid: QEMU would read only the part before it.
 fn text(name: &[u8]) -> Option<String> {
     let name = String::from_utf8(name.to_vec()).ok()?;
     (!name.contains('\0')).then_some(name)
@@ -144,7 +147,7 @@ mod tests {
         assert_eq!(probe(b"LUKS\xba\xbe\0\x01"), Ok(Looks::Other("luks")));
         assert_eq!(probe(b"QFI\xfb\0\0\0\x01"), Ok(Looks::Other("qcow")));
         assert!(matches!(probe(&header(3, None, None)), Ok(Looks::Qcow2(_))));
-        probe(b"QFI\xfb\0\0\0\x03").expect_err("it is cut short");
+        probe(b"QFI\xfb\0\0\0\x03").expect_err("it is truncated");
     }
 
     #[test]

@@ -1,9 +1,13 @@
-//! Which images make up a disk of a shut-off domain, decided before QEMU opens any of them.
+//! Determines the images of a shut-off domain's disk before QEMU opens any of them.
 //!
-//! The rules are libvirt's own (`virStorageSourceGetMetadata` in its `src/storage_file/storage_source.c`): where the
-//! definition names the chain, that is the chain; beneath that the headers of images are followed. Every image has an explicit format and an
-//! explicit backing image or none, so QEMU probes nothing and follows no header by itself.
-//! What libvirt would refuse to start, or what cannot be known without probing, is refused by name.
+//! The rules are libvirt's (`virStorageSourceGetMetadata` in its
+//! `src/storage_file/storage_source.c`). The chain in the domain's definition has priority. If the
+//! definition does not state where the chain ends, the image headers are followed from there. Every
+//! image gets an explicit format and an explicit backing image or none, so QEMU neither probes
+//! formats nor follows headers.
+//!
+//! A chain is refused, with the name of the image, if libvirt would refuse to start the domain or
+//! if a format is unknown without probing.
 
 mod graph;
 pub mod header;
@@ -21,33 +25,34 @@ use serde_json::Value;
 use super::{HostError, Refusal};
 use crate::model::domain::{Backing, Disk, DiskFormat, Encryption, Layer, Source};
 use crate::model::storage::{MAX_CHAIN, SecretRef};
-pub use graph::{Chain, Image, Layout, Storage, key_name};
+pub(crate) use graph::key_name;
+pub use graph::{Chain, Image, Layout, Storage};
 use header::{Header, Looks};
-pub use open::{Head, not_an_image};
+pub use open::Head;
 
-/// Why a chain cannot be built.
+/// The reason why a chain cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
-    /// It may not be read: why, and what to do.
+    /// The chain must not be read. The text gives the reason and the remedy.
     #[error("{0}")]
     Refused(String),
-    /// An image is not what the definition or the header above it says.
+    /// An image does not have the format that the definition or the header above it states.
     #[error("{shown} cannot be read as qcow2: {why}")]
     Broken {
         /// The image.
         shown: String,
-        /// Why not.
+        /// The reason.
         why: String,
     },
-    /// An image could not be looked at.
+    /// An image could not be read.
     #[error("cannot read {}: {error}", path.display())]
     Io {
-        /// Which one.
+        /// The image's path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         error: io::Error,
     },
-    /// A server could not be asked.
+    /// An image on a server could not be inspected.
     #[error(transparent)]
     Host(Box<HostError>),
 }
@@ -66,19 +71,20 @@ impl From<Trouble> for HostError {
     }
 }
 
-/// What the planner has to look up.
+/// Reads the image headers that the planner needs.
 pub trait Look {
-    /// The first bytes of a file or block device.
+    /// Reads the first bytes of a file or block device.
     fn head(&self, path: &Path) -> Result<Head, Trouble>;
 
-    /// What the qcow2 header of an image on a server says. `storage` is the description of its storage for QEMU.
+    /// Reads the qcow2 header of an image on a server. `storage` is QEMU's description of its
+    /// storage.
     fn remote_header(&self, storage: &Value) -> Result<Header, Trouble>;
 }
 
-/// Decides how QEMU is to open a disk.
+/// Determines the images of a disk and how QEMU opens them.
 ///
 /// # Errors
-/// [`Trouble::Refused`] when it may not be read, with the file and what to do.
+/// [`Trouble::Refused`] if the disk must not be read; its text names the file and the remedy.
 pub fn plan(disk: &Disk, look: &dyn Look) -> Result<Chain, Trouble> {
     let mut planner = Planner {
         look,
@@ -104,12 +110,12 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    /// An image that the definition names.
+    /// Plans an image that the definition names.
     fn defined(&mut self, layer: &Layer) -> Result<Image, Trouble> {
         let shown = layer.source.text();
         if layer.is_slice {
             return refused(format!(
-                "{shown} is used only in part (<slices>), which cannot be read"
+                "only a part of {shown} is used (<slices>), which is not supported"
             ));
         }
         let (storage, head) = self.storage(&layer.source)?;
@@ -189,7 +195,7 @@ impl Planner<'_> {
         })
     }
 
-    /// Where the bytes of a source lie, and how they begin if that can be seen from here.
+    /// Returns the storage of a source, and its first bytes if it is on this machine.
     fn storage(&mut self, source: &Source) -> Result<(Storage, Option<Head>), Trouble> {
         match source {
             Source::File(path) | Source::Block(path) => {
@@ -198,7 +204,7 @@ impl Planner<'_> {
             }
             Source::Volume(volume) => match &volume.place {
                 Some(place) if !matches!(**place, Source::Volume(_)) => self.storage(place),
-                _ => refused(format!("it is not known where the {} lies", source.text())),
+                _ => refused(format!("the location of the {} is unknown", source.text())),
             },
             Source::Network(network) => {
                 let node = protocol::node(network).map_err(Trouble::Refused)?;
@@ -229,7 +235,7 @@ impl Planner<'_> {
         Ok((storage, head))
     }
 
-    /// The image that a header names as its backing file, if it names one.
+    /// Plans the image that a header names as its backing file, if it names one.
     fn followed(&mut self, header: &Header, above: &Storage) -> Result<Option<Box<Image>>, Trouble> {
         let Some((name, format)) = &header.backing else {
             return Ok(None);
@@ -244,13 +250,13 @@ impl Planner<'_> {
                 self.found_qcow2(&header, &storage)?
             }
             Some(known) if is_known(known) => Layout::Plain(plain(known, &storage.text())?),
-            // libvirt takes a word that it does not know for none.
+            // libvirt treats an unknown format name like a missing one.
             Some(_) | None => probed(&head, &storage, above)?,
         };
         Ok(Some(Box::new(Image { storage, layout })))
     }
 
-    /// A qcow2 image that a header names with its format.
+    /// Plans a qcow2 image whose format is recorded in the header above it.
     fn found_qcow2(&mut self, header: &Header, storage: &Storage) -> Result<Layout, Trouble> {
         let shown = storage.text();
         if header.encryption != 0 {
@@ -266,16 +272,17 @@ impl Planner<'_> {
         })
     }
 
-    /// The data file that a header names. QEMU opens it for the domain, too.
+    /// Returns the data file that a header names. QEMU opens it for the domain, too.
     fn data_file(&mut self, header: &Header, shown: &str) -> Result<Option<Storage>, Trouble> {
         if !header.has_data_file {
             return Ok(None);
         }
         let name = header.data_file.as_deref().unwrap_or_default();
-        // QEMU looks for a relative one in its own working directory, and takes `protocol:` for what it says.
+        // QEMU resolves a relative name in its own working directory and would interpret a
+        // `protocol:` prefix.
         if !name.starts_with('/') {
             return refused(format!(
-                "{shown} names the data file '{name}', which is no absolute path, so the domain cannot start with it either"
+                "{shown} names the data file '{name}', which is not an absolute path, so the domain cannot start with it either"
             ));
         }
         Ok(Some(self.file(Path::new(name))?.0))
@@ -313,7 +320,7 @@ fn broken(shown: &str, why: &str) -> Trouble {
 /// Formats that refer to no other file, as QEMU names them.
 const PLAIN: [&str; 3] = ["vdi", "vhdx", "vpc"];
 
-/// Formats that libvirt knows, and this program cannot read.
+/// Formats that libvirt knows and vmsnap does not read.
 const OTHERS: [&str; 12] = [
     "bochs",
     "cloop",
@@ -342,12 +349,15 @@ fn plain(format: &str, shown: &str) -> Result<&'static str, Trouble> {
     })
 }
 
-/// A backing file whose format is not recorded. Like libvirt, takes one for what it looks like if it refers to no other file.
+/// Determines the format of a backing file whose format is not recorded.
+///
+/// Like libvirt, accepts the format that the first bytes show only if the image refers to no other
+/// file.
 fn probed(head: &Head, storage: &Storage, above: &Storage) -> Result<Layout, Trouble> {
     let (shown, above) = (storage.text(), above.text());
     let unclear = |why: &str| {
         refused(format!(
-            "{above} does not record the format of its backing file {shown}, and {why}: \
+            "{above} does not record the format of its backing file {shown}, which looks like {why}: \
              record it (qemu-img rebase -u -F FORMAT -b {shown} {above})"
         ))
     };
@@ -365,12 +375,14 @@ fn probed(head: &Head, storage: &Storage, above: &Storage) -> Result<Layout, Tro
             key: None,
             backing: None,
         }),
-        Looks::Qcow2(_) => unclear("that looks like a qcow2 image which names other files"),
-        Looks::Other(format) => unclear(&format!("that looks like an image of the format {format}")),
+        Looks::Qcow2(_) => unclear("a qcow2 image that names other files"),
+        Looks::Other(format) => unclear(&format!("an image of the format {format}")),
     }
 }
 
-/// Where a backing file lies that a header names, as libvirt finds it: relative to the folder in the path by which the image above was opened.
+/// Resolves the backing file name in a header as libvirt does.
+///
+/// A relative name is relative to the folder in the path by which the image above was opened.
 fn backing_path(name: &str, above: &Storage) -> Result<PathBuf, Trouble> {
     let shown = above.text();
     let colon = name.find(':');

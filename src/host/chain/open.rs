@@ -1,4 +1,4 @@
-//! Opens images of a chain to look at their first bytes, whatever lies at their paths.
+//! Opens the images of a chain safely and reads their first bytes.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,27 +10,31 @@ use rustix::fs::{Mode, OFlags};
 use super::Trouble;
 use super::header::HEAD;
 
-/// The first bytes of an image, and what lies at its path.
+/// The first bytes of an image, with its kind and identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// At most [`HEAD`] bytes.
     pub bytes: Vec<u8>,
     /// Whether it is a block device.
     pub is_block: bool,
-    /// Device and inode, which no other file has.
+    /// Device and inode, which identify the file.
     pub id: (u64, u64),
 }
 
-/// Opens a file or block device for reading. Anything else is refused at once: a FIFO or a device would wait for its other end.
+/// Opens a file or block device for reading.
+///
+/// Other kinds are refused at once, because opening or reading a FIFO or character device may
+/// block.
 ///
 /// # Errors
-/// [`Trouble::Refused`] for what is neither, [`Trouble::Io`] for what cannot be opened.
-pub fn open_image(path: &Path) -> Result<File, Trouble> {
+/// [`Trouble::Refused`] for other kinds, [`Trouble::Io`] if the file cannot be opened.
+pub(crate) fn open_image(path: &Path) -> Result<File, Trouble> {
     let failed = |error: io::Error| Trouble::Io {
         path: path.to_owned(),
         error,
     };
-    // Looked at first, because some devices act on being opened; and again afterwards, because it may have been replaced.
+    // Checked before, because opening has side effects on some devices, and after, because the file
+    // may have been replaced.
     check_kind(path, &path.metadata().map_err(failed)?)?;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
@@ -39,8 +43,8 @@ pub fn open_image(path: &Path) -> Result<File, Trouble> {
     Ok(file)
 }
 
-/// Why what lies at this path cannot be an image, if it cannot. A path that leads nowhere can.
-pub fn not_an_image(path: &Path) -> Option<String> {
+/// Returns the reason why this path cannot be an image; `None` if it can be one or is missing.
+pub(crate) fn not_an_image(path: &Path) -> Option<String> {
     match check_kind(path, &path.metadata().ok()?) {
         Err(Trouble::Refused(why)) => Some(why),
         _ => None,
@@ -55,7 +59,7 @@ fn check_kind(path: &Path, found: &std::fs::Metadata) -> Result<(), Trouble> {
         () if kind.is_fifo() => "a FIFO",
         () if kind.is_socket() => "a socket",
         () if kind.is_char_device() => "a character device",
-        () => "no file",
+        () => "of an unknown kind",
     };
     Err(Trouble::Refused(format!(
         "{} is {what}, not a file or block device",
@@ -64,7 +68,7 @@ fn check_kind(path: &Path, found: &std::fs::Metadata) -> Result<(), Trouble> {
 }
 
 /// Reads the first bytes of an image.
-pub fn read_head(path: &Path) -> Result<Head, Trouble> {
+pub(crate) fn read_head(path: &Path) -> Result<Head, Trouble> {
     let file = open_image(path)?;
     let failed = |error: io::Error| Trouble::Io {
         path: path.to_owned(),

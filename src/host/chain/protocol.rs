@@ -1,17 +1,18 @@
-//! From libvirt's description of a server's image to the one of QEMU's block layer (`BlockdevOptions` in QEMU's
-//! `qapi/block-core.json`), for what can be opened without libvirt's help.
+//! Converts libvirt's description of an image on a server to QEMU's.
 //!
-//! It has to be the one that libvirt builds: another URL or name is another disk. The tests compare with what
-//! `virsh domxml-to-native qemu-argv` of libvirt 9.0.0 prints.
+//! The result is `BlockdevOptions` in QEMU's `qapi/block-core.json`. Only servers that need no
+//! settings of libvirt are supported. The result must equal libvirt's own, because another URL or
+//! name is another disk. The tests compare with the output of `virsh domxml-to-native qemu-argv` of
+//! libvirt 9.0.0.
 
 use serde_json::{Value, json};
 
 use crate::model::storage::{Network, Server};
 
-/// The description of an image for QEMU.
+/// Returns QEMU's description of the storage.
 ///
 /// # Errors
-/// Why it can only be read while the domain runs.
+/// The reason why the image can only be read while the domain runs.
 pub fn node(network: &Network) -> Result<Value, String> {
     let only_running = |why: String| {
         Err(format!(
@@ -21,7 +22,7 @@ pub fn node(network: &Network) -> Result<Value, String> {
     };
     if !network.needs.is_empty() {
         return only_running(format!(
-            "it needs settings of libvirt's ({})",
+            "it needs settings that only libvirt can apply ({})",
             network.needs.join(", ")
         ));
     }
@@ -29,20 +30,20 @@ pub fn node(network: &Network) -> Result<Value, String> {
     match (network.protocol.as_str(), network.hosts.as_slice()) {
         ("nbd", [server]) => match socket(server, 10809) {
             Some(server) => Ok(json!({"driver": "nbd", "server": server, "export": name})),
-            None => only_running("its server is reached in an unknown way".to_owned()),
+            None => only_running("the transport to its server is not supported".to_owned()),
         },
         (protocol @ ("http" | "https"), [Server::Tcp { host, port }]) => {
             Ok(json!({"driver": protocol, "url": url(network, host, *port)}))
         }
         ("iscsi", [Server::Tcp { host, port }]) => {
-            // libvirt looks for the first slash.
+            // libvirt splits at the first slash.
             let (target, lun) = name.split_once('/').unwrap_or((name, "0"));
             match lun.parse::<u32>() {
                 Ok(lun) => Ok(json!({
                     "driver": "iscsi", "transport": "tcp", "target": target, "lun": lun,
                     "portal": format!("{}:{}", bracketed(host), usable(*port).unwrap_or(3260)),
                 })),
-                Err(_) => only_running(format!("'{lun}' is no number of a LUN")),
+                Err(_) => only_running(format!("'{lun}' is not a LUN number")),
             }
         }
         ("rbd", servers) => rbd(name, servers).or_else(|why| only_running(why.to_owned())),
@@ -51,9 +52,11 @@ pub fn node(network: &Network) -> Result<Value, String> {
     }
 }
 
-/// The URL that libvirt 9.0 builds (`qemuBlockStorageSourceGetURI`): an explicit port, the name
-/// percent-encoded as libxml2 encodes a path, the query as it stands. A `%20` in a name is three
-/// characters of that name, and leading slashes count.
+/// Builds the same URL as libvirt 9.0 (`qemuBlockStorageSourceGetURI`).
+///
+/// The port is explicit, the name is percent-encoded like a path in libxml2, and the query is
+/// copied unchanged. A `%20` in a name is three characters of that name, and leading slashes are
+/// kept.
 fn url(network: &Network, host: &str, port: Option<u16>) -> String {
     let Network { protocol, name, .. } = network;
     let port = usable(port).unwrap_or(if protocol == "https" { 443 } else { 80 });
@@ -67,7 +70,7 @@ fn url(network: &Network, host: &str, port: Option<u16>) -> String {
     format!("{protocol}://{}:{port}{slash}{path}{query}", bracketed(host))
 }
 
-/// A path as it stands in a URL of libvirt's (`xmlSaveUri` of libxml2).
+/// Percent-encodes a path as libvirt does (`xmlSaveUri` of libxml2).
 fn encoded(path: &str) -> String {
     let mut text = String::with_capacity(path.len());
     for byte in path.bytes() {
@@ -80,21 +83,24 @@ fn encoded(path: &str) -> String {
     text
 }
 
-/// An RBD image. libvirt names no default port: with port 0, librados tries those of both its protocols.
+/// Describes an RBD image.
+///
+/// libvirt has no default port here: with port 0, librados tries the ports of both of its
+/// protocols.
 fn rbd(name: &str, servers: &[Server]) -> Result<Value, &'static str> {
     let parts: Vec<&str> = name.split('/').collect();
     let mut node = match parts.as_slice() {
         [pool, image] if !pool.is_empty() && !image.is_empty() => {
             json!({"driver": "rbd", "pool": pool, "image": image})
         }
-        // libvirt 9.0 takes `a/b/c` for the image `b/c` in the pool `a`, newer versions for the image `c`
-        // in the namespace `b`.
-        [_, _, _] => return Err("the versions of libvirt differ in how they read a name of three parts"),
+        // libvirt 9.0 reads `a/b/c` as image `b/c` in pool `a`, newer versions as image `c` in
+        // namespace `b`.
+        [_, _, _] => return Err("versions of libvirt interpret a name of three parts differently"),
         _ => return Err("its name is not POOL/IMAGE"),
     };
     let address = |server: &Server| match server {
         Server::Tcp { host, port } => Ok(json!({"host": host, "port": port.unwrap_or(0).to_string()})),
-        _ => Err("its servers are reached in an unknown way"),
+        _ => Err("the transport to its servers is not supported"),
     };
     let servers = servers.iter().map(address).collect::<Result<Vec<_>, _>>()?;
     if !servers.is_empty() {
@@ -113,7 +119,7 @@ fn socket(server: &Server, usual: u16) -> Option<Value> {
     }
 }
 
-/// libvirt takes port 0 for none.
+/// Treats port 0 as no port, as libvirt does.
 fn usable(port: Option<u16>) -> Option<u16> {
     port.filter(|port| *port != 0)
 }

@@ -1,4 +1,4 @@
-//! Chains of images in memory.
+//! Tests of the planner with image headers in memory.
 
 use std::collections::BTreeMap;
 use std::path::Path;

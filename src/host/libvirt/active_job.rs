@@ -1,4 +1,4 @@
-//! A pull-mode backup job of an active domain, once it has begun.
+//! A pull-mode backup job of an active domain, from its start to its end.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,10 +22,12 @@ use crate::model::stop::Stop;
 use crate::model::text::with_sources;
 use crate::wait;
 
-/// How long QEMU may take to close what belonged to a job.
+/// How long QEMU may take to close the files and exports of a job.
 const ENDING: Duration = Duration::from_secs(15);
 
-/// Ends the domain's backup job and waits until QEMU has closed what belonged to it. No job is no error.
+/// Ends the domain's backup job and waits until QEMU has closed its files and exports.
+///
+/// It is not an error if there is no job.
 pub fn end(handle: &Handle) -> Result<()> {
     match ffi::abort_job(handle) {
         Ok(()) => {}
@@ -43,22 +45,22 @@ pub fn end(handle: &Handle) -> Result<()> {
         Err(HostError::Libvirt {
             operation: "end the job".to_owned(),
             code: 0,
-            message: format!("it still runs after {} s", ENDING.as_secs()),
+            message: format!("it is still running after {} s", ENDING.as_secs()),
         })
     })
 }
 
 /// A job that QEMU carries out for a running or paused domain.
-pub struct ActiveDomainJob {
+pub(crate) struct ActiveDomainJob {
     pub link: Arc<Link>,
     pub domain: Domain,
-    /// Whether the guest stood still because of a disk before the job: then it is not for the job to let it go on.
+    /// Whether a disk error had paused the guest before the job: then the job does not resume it.
     pub stuck_before: bool,
-    /// The disks of the job, with whether each tells its changes.
+    /// The disks of the job, and whether the export of each reports its changes.
     pub bitmaps: Vec<(String, bool)>,
     pub socket: PathBuf,
     pub places: Places,
-    /// The name asked for: known from the beginning, though it could not be read back.
+    /// The requested name, which is known even if the new checkpoint cannot be read back.
     pub wanted_checkpoint: Option<String>,
     pub checkpoint: Option<NewCheckpoint>,
     pub consistency: Consistency,
@@ -76,12 +78,13 @@ impl ActiveDomainJob {
         Ok(Export {
             socket: &self.socket,
             name,
-            // libvirt's own name for it (qemuBackupDiskPrepareOneBitmaps in src/qemu/qemu_backup.c).
+            // This is libvirt's name (qemuBackupDiskPrepareOneBitmaps in src/qemu/qemu_backup.c).
             bitmap: tells_changes.then(|| format!("backup-{name}")),
         })
     }
 
-    /// Ends our job. One that is not ours is left alone: somebody has ended ours and begun another.
+    /// Ends this job. If another program has ended it and started its own job, that job is not
+    /// touched.
     fn end_job(&self) -> Result<()> {
         let handle = self.link.find(&self.domain)?;
         match inspect::active_job(&handle)? {
@@ -90,7 +93,7 @@ impl ActiveDomainJob {
         }
     }
 
-    /// Lets a guest run on that stands still because the scratch space was full, and tells whether it did.
+    /// Resumes the guest if full scratch space has paused it, and returns whether it did.
     fn resume(&self) -> Result<bool> {
         let handle = self.link.find(&self.domain)?;
         if self.stuck_before {
@@ -99,14 +102,16 @@ impl ActiveDomainJob {
         resume_if_stuck(&handle)
     }
 
-    /// The scratch space may have become full since the job's health was last asked for. What was read is right all the same.
+    /// Resumes the guest if the scratch space became full after the last health check.
+    ///
+    /// The data that was read is correct in any case.
     fn resume_finding(&self) -> Option<Finding> {
         match self.resume() {
             Ok(false) => None,
             Ok(true) => Some(Finding::new(
                 "guest-stood-still",
-                "the scratch space was full before the copy was done, and the guest stood still until then; \
-                 --scratch-dir names a folder with more room",
+                "the scratch space became full before the copy was complete, and the guest was paused until then; \
+                 choose a folder with more space with --scratch-dir",
             )),
             Err(error) => Some(Finding::new("guest-not-resumed", with_sources(&error))),
         }
@@ -122,7 +127,7 @@ impl ActiveDomainJob {
         }
     }
 
-    /// The guest comes first: it may stand still until the job has ended.
+    /// Undoes the job. Ends the job first, because the guest may be paused until then.
     fn undo(&mut self) -> Vec<Finding> {
         self.ended = true;
         let steps = [
@@ -139,8 +144,8 @@ impl ActiveDomainJob {
     }
 }
 
-/// Lets a guest run on that a full scratch space had stopped, and tells whether one had.
-pub fn resume_if_stuck(handle: &Handle) -> Result<bool> {
+/// Resumes a guest that full scratch space has paused, and returns whether it was paused.
+pub(crate) fn resume_if_stuck(handle: &Handle) -> Result<bool> {
     let was_stuck = is_stuck(handle)?;
     if was_stuck {
         handle.resume().map_err(failed("resume the domain"))?;
@@ -148,7 +153,7 @@ pub fn resume_if_stuck(handle: &Handle) -> Result<bool> {
     Ok(was_stuck)
 }
 
-/// Whether the domain was paused because a disk could not be written to.
+/// Returns whether the domain is paused because of a disk error.
 pub fn is_stuck(handle: &Handle) -> Result<bool> {
     let (state, reason) = inspect::state(handle)?;
     Ok(state == DomainState::Paused && reason == sys::VIR_DOMAIN_PAUSED_IOERROR as i32)
@@ -180,7 +185,8 @@ impl BackupJob for ActiveDomainJob {
     }
 
     fn health(&self) -> Result<JobHealth> {
-        // A daemon that is being restarted hurts neither the job nor the reading. What is wrong shows when it is back.
+        // A restart of libvirtd harms neither the job nor the reading. A lost job is noticed when
+        // the daemon is back.
         let handle = match self.link.find(&self.domain) {
             Err(HostError::NoSuchDomain { .. }) => {
                 return Ok(JobHealth::Gone("the domain is gone".to_owned()));
@@ -192,7 +198,7 @@ impl BackupJob for ActiveDomainJob {
             return Ok(JobHealth::Gone("the domain was stopped".to_owned()));
         }
         if !self.stuck_before && is_stuck(&handle)? {
-            let errors = ffi::disk_errors(&handle).map_err(failed("tell the disks' errors"))?;
+            let errors = ffi::disk_errors(&handle).map_err(failed("report the disks' errors"))?;
             let words = |error: &ffi::DiskError| {
                 format!(
                     "{}: {}",
@@ -206,9 +212,9 @@ impl BackupJob for ActiveDomainJob {
         }
         match inspect::active_job(&handle)? {
             Some(job) if job.socket.as_ref() == Some(&self.socket) => Ok(JobHealth::Good),
-            // A domain that is being stopped loses its job before it is gone itself.
+            // A domain that is being stopped loses its job before it disappears.
             _ => Ok(JobHealth::Gone(
-                "somebody has ended it, or the domain is being stopped".to_owned(),
+                "another program has ended it, or the domain is being stopped".to_owned(),
             )),
         }
     }

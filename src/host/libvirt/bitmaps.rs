@@ -1,7 +1,8 @@
-//! Bitmaps by themselves: named, and removed with or without a checkpoint that owns them.
+//! Lists and removes bitmaps, with or without a checkpoint that owns them.
 //!
-//! libvirt lists and removes bitmaps only through checkpoints. One without an owner gets a record, with which it goes; one whose owner is
-//! to stay goes with its record, which is then made anew.
+//! libvirt removes bitmaps only through checkpoints. To remove a bitmap without a checkpoint, a
+//! record is registered and deleted with the bitmap. To remove a bitmap and keep its checkpoint's
+//! record, the checkpoint is deleted and its record registered again.
 
 use virt::domain::Domain as Handle;
 
@@ -12,14 +13,14 @@ use crate::host::xml::{CheckpointDescription, KnownCheckpoint, write_known_check
 use crate::model::domain::{Disk, DiskFormat, Domain, Source};
 use crate::model::stop::Stop;
 
-/// The bitmaps that lie in the image of a disk.
+/// Lists the bitmaps in the image of a disk.
 pub fn names(link: &Link, domain: &Domain, target: &str) -> Result<Vec<String>> {
     let disk = domain.disk(target).ok_or_else(|| Refusal::no_such_disk(target))?;
     if !link.location().is_local {
         return Err(inspect::not_here("its images"));
     }
     let is_active = inspect::is_active(&link.find(domain)?)?;
-    // What lies on a server is not asked for: the domain's QEMU may be the only one that the server lets in.
+    // Does not connect to a server: it may allow only the connection of the domain's QEMU.
     if is_active && disk.source.path().is_none() {
         return Ok(Vec::new());
     }
@@ -29,7 +30,9 @@ pub fn names(link: &Link, domain: &Domain, target: &str) -> Result<Vec<String>> 
     Ok(bitmaps.into_iter().map(|bitmap| bitmap.name).collect())
 }
 
-/// Removes the bitmaps of this name from every disk, keeps the record of the checkpoint that owns them, and tells which disks had one.
+/// Removes the bitmaps of this name from every disk, and returns the disks that had one.
+///
+/// Keeps the record of the checkpoint that owns them.
 pub fn remove(link: &Link, domain: &Domain, name: &str) -> Result<Vec<String>> {
     let handle = link.find(domain)?;
     if inspect::is_active(&handle)? {
@@ -44,7 +47,7 @@ pub fn remove(link: &Link, domain: &Domain, name: &str) -> Result<Vec<String>> {
     image_bitmaps::remove_from_images(link, &domain.disks, name)
 }
 
-/// The record goes with the bitmaps, and is made anew whatever came of that.
+/// Deletes the checkpoint and registers its record again, even if the deletion fails midway.
 fn remove_keeping_record(handle: &Handle, checkpoint: &ffi::Checkpoint, name: &str) -> Result<Vec<String>> {
     let record = records::describe(checkpoint)?;
     let covered: Vec<&str> = record.disks.iter().map(|disk| disk.target.as_str()).collect();
@@ -60,7 +63,7 @@ fn remove_keeping_record(handle: &Handle, checkpoint: &ffi::Checkpoint, name: &s
 
 fn make_known_again(handle: &Handle, record: &CheckpointDescription) -> Result<()> {
     let name = &record.name;
-    // libvirt refuses a parent that has gone, and a disk that has been unplugged.
+    // libvirt refuses a parent that no longer exists and a disk that has been unplugged.
     let parent = record.parent.as_deref();
     let parent = parent.filter(|parent| ffi::Checkpoint::lookup(handle, parent).is_ok());
     let live = inspect::live(handle)?.disks;
@@ -78,11 +81,11 @@ fn make_known_again(handle: &Handle, record: &CheckpointDescription) -> Result<(
     })?;
     let made = ffi::Checkpoint::redefine(handle, &xml);
     made.map(drop).map_err(failed(format!(
-        "keep the checkpoint {name}, whose bitmaps are gone"
+        "keep the record of checkpoint {name}, whose bitmaps are gone"
     )))
 }
 
-/// Removes the bitmaps of this name from the disks of an active domain that are not among `covered`.
+/// Removes the bitmaps of this name from an active domain's disks that are not in `covered`.
 fn remove_orphans(handle: &Handle, name: &str, covered: &[&str]) -> Result<Vec<String>> {
     let live = inspect::live(handle)?.disks;
     let carries =

@@ -1,7 +1,8 @@
-//! Checkpoints with their bitmaps: listed, judged, removed.
+//! Lists, checks and removes checkpoints with their bitmaps.
 //!
-//! Of an active domain libvirt tells the state of each bitmap: what QEMU holds in memory is not in the image yet. Of a
-//! shut-off one it tells nothing, and the images are asked.
+//! For an active domain, libvirt reports the state of each bitmap, because bitmaps in QEMU's memory
+//! are not in the image yet. For a shut-off domain, libvirt reports nothing, so the images are
+//! inspected.
 
 use std::collections::BTreeMap;
 
@@ -27,13 +28,13 @@ pub fn list(link: &Link, domain: &Domain) -> Result<Vec<Checkpoint>> {
                 .as_ref()
                 .is_err_and(|error| error.number == ErrorNumber::InvalidArg)
         {
-            // A driver that cannot be asked for bitmaps.
+            // This driver does not report the state of bitmaps.
             told_by_qemu = false;
             xml = checkpoint.xml(false);
         }
         match xml {
             Ok(xml) => descriptions.push(read_checkpoint(&xml)?),
-            // Somebody has removed it just now.
+            // Another program has just removed it.
             Err(error) if error.number == ErrorNumber::NoDomainCheckpoint => {}
             Err(error) => return Err(failed("describe a checkpoint")(error)),
         }
@@ -49,7 +50,7 @@ pub fn list(link: &Link, domain: &Domain) -> Result<Vec<Checkpoint>> {
 fn judge(description: CheckpointDescription, told_by_qemu: bool, images: &mut Images) -> Result<Checkpoint> {
     let mut disks = Vec::with_capacity(description.disks.len());
     for disk in description.disks {
-        // QEMU gives a size for each bitmap that is there and consistent, and for no other.
+        // QEMU reports a size only for bitmaps that exist and are consistent.
         let bitmap = match (told_by_qemu, disk.dirty_bytes) {
             (true, Some(_)) => Bitmap::Sound,
             (true, None) => Bitmap::Broken,
@@ -69,7 +70,7 @@ fn judge(description: CheckpointDescription, told_by_qemu: bool, images: &mut Im
     })
 }
 
-/// The images of a shut-off domain's disks, each looked at once, and only if it is asked for.
+/// The images of a shut-off domain's disks, each inspected at most once and only when needed.
 struct Images<'a> {
     domain: &'a Domain,
     are_here: bool,
@@ -117,7 +118,8 @@ pub fn delete(link: &Link, domain: &Domain, name: &str) -> Result<()> {
     if !link.location().is_local {
         return Err(inspect::not_here("its images"));
     }
-    // The bitmaps go before libvirt's record of them: if this is interrupted, the record still says what is left to do.
+    // Removes the bitmaps before the record: after an interruption, the record shows the remaining
+    // work.
     let removed = image_bitmaps::remove_from_images(link, &domain.disks, name)?;
     match checkpoint {
         Some(checkpoint) => checkpoint
@@ -130,7 +132,7 @@ pub fn delete(link: &Link, domain: &Domain, name: &str) -> Result<()> {
     }
 }
 
-/// Removes the record of a checkpoint alone. libvirt does that in every state of the domain.
+/// Removes only the record of a checkpoint. libvirt supports this in every state of the domain.
 pub fn forget(link: &Link, domain: &Domain, name: &str) -> Result<()> {
     let handle = link.find(domain)?;
     let checkpoint = records::lookup(&handle, name)?.ok_or_else(|| HostError::NoSuchCheckpoint {

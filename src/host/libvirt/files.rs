@@ -1,4 +1,4 @@
-//! The files and block devices that the definitions of all domains on this machine name.
+//! Lists the files and block devices that the definitions of all domains on this machine name.
 
 use virt::domain::Domain as Handle;
 use virt::error::ErrorNumber;
@@ -13,10 +13,12 @@ use crate::host::{DomainFile, DomainFiles};
 use crate::model::finding::Finding;
 use crate::model::text::shown;
 
-/// The hypervisor whose domains share this machine with those of any other connection.
+/// The system's hypervisor, whose domains are checked in addition to those of the user's
+/// connection.
 const SYSTEM: &str = "qemu:///system";
 
-/// All files of the connection's domains, if they are on this machine, and of the system's.
+/// Lists the files of the system's domains and, if it is on this machine, of the connection's
+/// domains.
 pub fn all(link: &Link) -> Result<DomainFiles> {
     let mut found = DomainFiles::default();
     if link.location().is_local {
@@ -27,7 +29,7 @@ pub fn all(link: &Link) -> Result<DomainFiles> {
             Ok(system) => of_link(&system, &mut found)?,
             Err(_) if link.location().is_local => {}
             Err(error) => {
-                let what = format!("the domains of this machine are not known: {error}");
+                let what = format!("cannot list the domains of this machine: {error}");
                 found.findings.push(Finding::new("domains-not-known", what));
             }
         }
@@ -46,7 +48,7 @@ fn of_link(link: &Link, found: &mut DomainFiles) -> Result<()> {
             Err(error) if is_gone(&error) => {}
             Err(error) => {
                 let name = handle.get_name().unwrap_or_default();
-                let what = format!("the disks of domain '{}' are not known: {error}", shown(&name));
+                let what = format!("cannot list the disks of domain '{}': {error}", shown(&name));
                 found.findings.push(Finding::new("domains-not-known", what));
             }
         }
@@ -56,11 +58,11 @@ fn of_link(link: &Link, found: &mut DomainFiles) -> Result<()> {
 
 fn of_domain(link: &Link, handle: &Handle) -> Result<Vec<DomainFile>> {
     let describe = |flags| handle.get_xml_desc(flags).map_err(failed("describe the domain"));
-    let domain = handle.get_name().map_err(failed("tell the domain's name"))?;
+    let domain = handle.get_name().map_err(failed("report the domain's name"))?;
     let is_active = inspect::is_active(handle)?;
     let mut sources = Vec::new();
     if is_active {
-        // The images that are open now, blocks jobs' targets included.
+        // The images that are open now, including the targets of block jobs.
         sources.extend(
             read_sources(&describe(0)?)?
                 .into_iter()
@@ -89,7 +91,9 @@ fn of_domain(link: &Link, handle: &Handle) -> Result<Vec<DomainFile>> {
     Ok(files.collect())
 }
 
-/// Where a volume lies. One of a pool that is not active has no path; a process that uses it is found by its descriptors.
+/// Returns the path of a volume; `None` if its pool is not active.
+///
+/// Without the path, a process that uses the volume is still found by its open descriptors.
 fn volume_path(link: &Link, pool: &str, volume: &str) -> Option<std::path::PathBuf> {
     ffi::c_string(pool).ok()?;
     ffi::c_string(volume).ok()?;

@@ -1,4 +1,4 @@
-//! Freezes the guest's file systems around the beginning of a job, and thaws them whatever happens.
+//! Freezes the guest's file systems while a job starts, and thaws them in every case.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -14,41 +14,46 @@ use crate::model::finding::Finding;
 use crate::model::restore_point::Consistency;
 use crate::model::stop::Stop;
 
-/// How often waiting looks at the user's wish to stop.
+/// How often a waiting loop checks whether the user asked to stop.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How long one attempt to thaw may take, in seconds, and how many there are: a guest that stays frozen is worse than
-/// a backup that ends late.
+/// How long one attempt to thaw may take, in seconds, and the largest number of attempts.
+///
+/// A backup that ends late is better than a guest that stays frozen.
 const THAW_SECONDS: u16 = 5;
 const THAW_ATTEMPTS: usize = 5;
 
-/// Thaws a guest that a dead run may have left frozen. An agent that does not answer has frozen nothing that we could thaw.
-pub fn thaw_now(handle: &Handle) {
+/// Thaws a guest that a dead run may have left frozen.
+///
+/// Ignores errors: an agent that does not answer cannot thaw anything.
+pub(crate) fn thaw_now(handle: &Handle) {
     let _ = ffi::set_agent_timeout(handle, Some(THAW_SECONDS));
     let _ = ffi::thaw(handle);
     let _ = ffi::set_agent_timeout(handle, None);
 }
 
-/// What the thread is at. Only one of both sides can leave [`GREETING`].
+/// The phases of the thread. Either the thread or its caller leaves [`GREETING`], never both.
 const GREETING: u8 = 0;
 const FREEZING: u8 = 1;
 const CALLED_OFF: u8 = 2;
 
-/// A guest that was asked to freeze.
-pub struct Freeze {
+/// A freeze that has been requested from the guest.
+pub(crate) struct Freeze {
     guard: ThawGuard,
     answers: Receiver<Answer>,
     frozen: bool,
     finding: Option<Finding>,
 }
 
-/// Thaws the guest when it is dropped, if it may be frozen.
+/// Thaws the guest when it is dropped, if the guest may be frozen.
 ///
-/// A thread of its own talks to the agent. It greets it with a harmless question first: an agent that does not answer
-/// is never told to freeze, so nothing is owed to it. Once told, the guest is thawed when [`Freeze::thaw`] is called, when
-/// this is dropped, and at once when freezing failed, for a freeze that was not answered in time may still come.
+/// A separate thread talks to the agent. It first sends a harmless command: an agent that does not
+/// answer it is never asked to freeze, so there is nothing to thaw.
+///
+/// After the freeze command, the thread thaws when [`Freeze::thaw`] is called or when this value is
+/// dropped. It thaws at once if the freeze fails, because a freeze that timed out may still happen.
 /// Dropping waits for the thaw.
-pub struct ThawGuard {
+pub(crate) struct ThawGuard {
     handle: Option<Handle>,
     go: Option<Sender<()>>,
     phase: Arc<AtomicU8>,
@@ -61,7 +66,9 @@ enum Answer {
 }
 
 impl Freeze {
-    /// Asks the guest agent to freeze and waits for its answer, at most `deadline`, or until the user wants to stop.
+    /// Asks the guest agent to freeze and waits for its answer.
+    ///
+    /// Waits at most `deadline`, and only until the user asks to stop.
     pub fn start(handle: &Handle, deadline: Duration, stop: &Stop) -> Freeze {
         let (go, wait_for_go) = mpsc::channel();
         let (tell, answers) = mpsc::channel();
@@ -76,7 +83,7 @@ impl Freeze {
         let thread = thread::Builder::new()
             .name("guest-agent".to_owned())
             .spawn(move || {
-                // Nobody ends the program by force before this thread has thawed what it froze.
+                // Delays a forced exit of the program until this thread has thawed the guest.
                 let _hold = hold;
                 talk.run(&wait_for_go, &tell);
             });
@@ -105,7 +112,7 @@ impl Freeze {
         while !stop.requested() {
             let finding = match self.answers.recv_timeout(LOOK) {
                 Err(RecvTimeoutError::Timeout) if started.elapsed() < deadline => continue,
-                Err(_) => not_frozen("agent-not-answering", "the guest agent does not answer in time"),
+                Err(_) => not_frozen("agent-not-answering", "the guest agent did not answer in time"),
                 Ok(Answer::Frozen(Ok(0))) => {
                     not_frozen("nothing-frozen", "the guest has none that can be frozen")
                 }
@@ -130,22 +137,24 @@ impl Freeze {
         }
     }
 
-    /// Thaws, and tells what the moment in between is worth. A guest that did not freeze is not waited for.
+    /// Thaws the guest, and returns the consistency of a backup that started after the freeze.
+    ///
+    /// Does not wait for a guest that did not freeze.
     pub fn thaw(mut self) -> (Consistency, Vec<Finding>, ThawGuard) {
         self.guard.go = None;
         if self.frozen {
-            // An agent that has just frozen answers at once; the greeting and the thaw have their limits all the same.
+            // An agent that has just frozen the guest normally answers at once; this is the limit.
             let longest = Duration::from_secs(2 * u64::from(THAW_SECONDS) + 1);
             let why = match self.answers.recv_timeout(longest) {
                 Ok(Answer::Thawed(Ok(0))) => {
                     let message =
-                        "the guest had thawed its file systems by itself before the moment of the backup";
+                        "the guest thawed its file systems by itself before the moment of the backup";
                     let finding = Finding::new("freeze-expired", message);
                     return (Consistency::Crash, vec![finding], self.guard);
                 }
                 Ok(Answer::Thawed(Ok(_))) => return (Consistency::Filesystem, Vec::new(), self.guard),
                 Ok(Answer::Thawed(Err(error)) | Answer::Frozen(Err(error))) => error.message,
-                Ok(Answer::Frozen(Ok(_))) | Err(_) => "the guest agent does not answer".to_owned(),
+                Ok(Answer::Frozen(Ok(_))) | Err(_) => "the guest agent did not answer".to_owned(),
             };
             let message = format!("the guest's file systems may still be frozen: {why}");
             self.finding = Some(Finding::new("thaw-failed", message));
@@ -161,9 +170,10 @@ impl Drop for ThawGuard {
             self.phase
                 .compare_exchange(GREETING, CALLED_OFF, Ordering::SeqCst, Ordering::SeqCst);
         match (called_off, self.thread.take()) {
-            // It has told all that it had to tell.
+            // The thread has started to freeze: wait until it has thawed the guest.
             (Err(_), Some(thread)) => drop(thread.join()),
-            // It still waits for an answer to its greeting, and may not live long enough to take back the limit that it has set.
+            // The thread still waits for the first answer. The program may end before the thread
+            // resets the agent's time limit, so reset it here.
             (Ok(_), Some(_)) => {
                 let _ = self
                     .handle
@@ -179,7 +189,7 @@ fn not_frozen(code: &str, why: &str) -> Finding {
     Finding::new(code, format!("the guest's file systems were not frozen: {why}"))
 }
 
-/// Whether the agent said nothing, as opposed to "no".
+/// Returns whether the agent gave no answer, as opposed to a refusal.
 fn does_not_answer(error: &CallError) -> bool {
     matches!(
         error.number,
@@ -187,7 +197,7 @@ fn does_not_answer(error: &CallError) -> bool {
     )
 }
 
-/// The thread's side.
+/// The state of the thread that talks to the agent.
 struct Talk {
     handle: Handle,
     deadline: Duration,
@@ -197,13 +207,13 @@ struct Talk {
 
 impl Talk {
     fn run(&self, wait_for_go: &Receiver<()>, tell: &Sender<Answer>) {
-        // Whoever listened may have given up: what is owed is done all the same.
+        // The receiver may have timed out; the thaw happens anyway.
         match self.greet() {
             Err(error) => drop(tell.send(Answer::Frozen(Err(error)))),
             Ok(()) if self.may_freeze() => self.freeze_and_thaw(wait_for_go, tell),
             Ok(()) => {}
         }
-        // Best effort: the domain may be gone.
+        // Ignores errors: the domain may be gone.
         let _ = ffi::set_agent_timeout(&self.handle, None);
     }
 
@@ -214,10 +224,10 @@ impl Talk {
         changed.is_ok()
     }
 
-    /// Asks the guest for its time. An agent that refuses to tell is awake as well.
+    /// Asks the guest for its time, to check that the agent answers. A refusal counts as an answer.
     ///
-    /// libvirt 9.0 gives one and the same error for an agent that never answers and for one that is slow to freeze, so
-    /// the two have to be told apart before there is anything to thaw.
+    /// libvirt 9.0 returns the same error for an agent that never answers and for one that freezes
+    /// slowly. This command distinguishes them before there is anything to thaw.
     fn greet(&self) -> Result<(), CallError> {
         ffi::set_agent_timeout(&self.handle, Some(whole_seconds(self.deadline / 2)))?;
         match self.handle.get_time(0).map_err(CallError::from) {
@@ -233,18 +243,19 @@ impl Talk {
         let is_frozen = frozen.is_ok();
         let _ = tell.send(Answer::Frozen(frozen));
         if is_frozen {
-            // Nothing is ever sent: the sender's end is the sign.
+            // No message is ever sent: this returns when the sender is dropped.
             let _ = wait_for_go.recv();
         }
         let _ = tell.send(Answer::Thawed(self.thaw()));
     }
 
     fn thaw(&self) -> Result<u32, CallError> {
-        // With the limit of the freeze, should this fail.
+        // If this fails, the limit of the freeze stays in force.
         let _ = ffi::set_agent_timeout(&self.handle, Some(THAW_SECONDS));
         let mut thawed = ffi::thaw(&self.handle);
         for _ in 1..THAW_ATTEMPTS {
-            // Only silence can end: an agent that says no, or a domain that is gone, says the same again.
+            // Tries again only after a timeout: a refusal, or a domain that is gone, would not
+            // change.
             if !thawed.as_ref().is_err_and(does_not_answer) || !self.handle.is_active().unwrap_or(false) {
                 break;
             }
@@ -254,7 +265,7 @@ impl Talk {
     }
 }
 
-/// libvirt counts in whole seconds, from 1.
+/// Rounds down to whole seconds, at least 1, as libvirt requires.
 fn whole_seconds(duration: Duration) -> u16 {
     u16::try_from(duration.as_secs()).unwrap_or(u16::MAX).max(1)
 }

@@ -1,4 +1,4 @@
-//! The bitmaps in the images of a shut-off domain's disks: judged, and removed.
+//! Checks and removes bitmaps in the images of a shut-off domain's disks.
 
 use std::time::Duration;
 
@@ -8,14 +8,16 @@ use crate::host::qemu::{self, ImageInfo, Use};
 use crate::model::domain::Disk;
 use crate::model::stop::{Stop, WaitLimit};
 
-/// How long `qemu-img` may take to add or remove a bitmap: much longer than it ever needs, because ending it half-way breaks all bitmaps of
-/// the image.
-pub const EDIT_DEADLINE: Duration = Duration::from_secs(600);
-
-/// Whether an incremental read of the image can rely on the bitmap.
+/// How long `qemu-img` may take to add or remove a bitmap.
 ///
-/// It has to lie in the topmost image alone: `qemu-nbd --bitmap` also finds one further down the chain, which knows
-/// nothing of what was written above it, and one bitmap out of several is only a part of the truth.
+/// Much longer than it ever needs, because killing it midway breaks all bitmaps of the image.
+pub(crate) const EDIT_DEADLINE: Duration = Duration::from_secs(600);
+
+/// Returns whether an incremental read of the image can rely on the bitmap.
+///
+/// The bitmap has to be sound and in the topmost image only. `qemu-nbd --bitmap` also finds a
+/// bitmap further down the chain, which lacks the writes to the images above it. If several images
+/// have the bitmap, each records only a part of the writes.
 pub fn is_usable(chain: &[ImageInfo], name: &str) -> bool {
     let Some((top, beneath)) = chain.split_first() else {
         return false;
@@ -27,26 +29,28 @@ pub fn is_usable(chain: &[ImageInfo], name: &str) -> bool {
         && !beneath.iter().any(has)
 }
 
-/// Whether the image of a shut-off domain's disk has a bitmap of this name, in whatever state.
-pub fn has_bitmap(disk: &Disk, name: &str) -> Result<bool> {
+/// Returns whether the image of a shut-off domain's disk has a bitmap of this name, sound or
+/// broken.
+pub(crate) fn has_bitmap(disk: &Disk, name: &str) -> Result<bool> {
     let chain = images::infos(disk, Use::None, &Stop::default())?;
     Ok(chain
         .first()
         .is_some_and(|top| top.bitmaps.iter().any(|bitmap| bitmap.name == name)))
 }
 
-/// Whether a shut-off domain's disk has a bitmap that an incremental read can rely on.
-pub fn has_usable_bitmap(disk: &Disk, name: &str, stop: &Stop) -> Result<bool> {
+/// Returns whether a shut-off domain's disk has a bitmap that an incremental read can rely on.
+pub(crate) fn has_usable_bitmap(disk: &Disk, name: &str, stop: &Stop) -> Result<bool> {
     Ok(is_usable(&images::infos(disk, Use::None, stop)?, name))
 }
 
-/// Removes the bitmap of this name from the disks of a shut-off domain, and tells which disks had one.
+/// Removes the bitmap of this name from the disks of a shut-off domain.
 ///
-/// A disk whose images cannot be opened now keeps its bitmap. That bitmap is in nobody's way: its name is never given again.
+/// Returns the targets of the disks that had one. A disk whose images cannot be opened now keeps
+/// its bitmap, which does no harm, because its name is never used again.
 ///
 /// # Errors
-/// An image is in use, or cannot be changed. Nothing has been removed if an image was in use.
-pub fn remove_from_images(link: &Link, disks: &[Disk], name: &str) -> Result<Vec<String>> {
+/// An image is in use or cannot be changed. If an image is in use, nothing has been removed.
+pub(crate) fn remove_from_images(link: &Link, disks: &[Disk], name: &str) -> Result<Vec<String>> {
     let stop = Stop::default();
     let mut carriers = Vec::new();
     for disk in disks {
@@ -58,9 +62,9 @@ pub fn remove_from_images(link: &Link, disks: &[Disk], name: &str) -> Result<Vec
     }
     let mut removed = Vec::new();
     for (disk, image) in carriers {
-        // Its secret is not to be had.
+        // The image cannot be opened, for example because its secret is not available.
         let Ok(image) = image else { continue };
-        // Never ended half-way: that would break every bitmap of the image.
+        // Never stopped midway: that would break all bitmaps of the image.
         let limit = WaitLimit {
             deadline: EDIT_DEADLINE,
             stop: Stop::default(),

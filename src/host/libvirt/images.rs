@@ -1,4 +1,4 @@
-//! The images of a shut-off domain's disks, opened as libvirt would open them.
+//! Opens the images of a shut-off domain's disks as libvirt would.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use crate::host::qemu::{self, ImageInfo, Keys, Target, Use};
 use crate::model::domain::{Disk, DiskFormat};
 use crate::model::stop::{Stop, WaitLimit};
 
-/// How long `qemu-img` may take to read what an image says of itself.
+/// How long `qemu-img` may take to read the properties of an image.
 const IMAGE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Looks at images on this machine.
+/// Reads image headers from this machine.
 struct Here<'a> {
-    /// Whether servers are asked, too, and the wish to stop while they are.
+    /// If set, images on servers are inspected, too, until the user asks to stop.
     servers: Option<&'a Stop>,
 }
 
@@ -57,7 +57,9 @@ fn plan(disk: &Disk, stop: &Stop) -> Result<Chain> {
     Ok(chain::plan(disk, &Here { servers: Some(stop) })?)
 }
 
-/// Why a disk of a shut-off domain may not be read, if that shows without asking anybody else. What cannot be looked at now is no reason.
+/// Returns the reason why a disk of a shut-off domain must not be read, if there is one.
+///
+/// Does not connect to servers. An image that cannot be read now is not a reason.
 pub fn refusal(disk: &Disk) -> Option<String> {
     match chain::plan(disk, &Here { servers: None }) {
         Err(Trouble::Refused(why)) => Some(why),
@@ -65,22 +67,24 @@ pub fn refusal(disk: &Disk) -> Option<String> {
     }
 }
 
-/// A disk of a shut-off domain for reading.
-pub fn to_read(link: &Link, disk: &Disk, stop: &Stop) -> Result<Target> {
+/// Describes a disk of a shut-off domain with its whole chain, for reading.
+pub(crate) fn to_read(link: &Link, disk: &Disk, stop: &Stop) -> Result<Target> {
     let chain = plan(disk, stop)?;
     let keys = secrets::keys(link, &chain.secrets)?;
     Target::new(&chain.top.node()?, &chain.top.storage.text(), keys)
 }
 
-/// The topmost image of a shut-off domain's disk, alone, to change its bitmaps.
-pub fn to_edit(link: &Link, disk: &Disk, stop: &Stop) -> Result<Target> {
+/// Describes only the topmost image of a shut-off domain's disk, to change its bitmaps.
+pub(crate) fn to_edit(link: &Link, disk: &Disk, stop: &Stop) -> Result<Target> {
     let chain = plan(disk, stop)?;
     let keys = secrets::keys(link, &chain.secrets)?;
     Target::new(&chain.top.node_alone()?, &chain.top.storage.text(), keys)
 }
 
-/// What the images of a disk say of themselves, topmost first. Empty for disks that carry no bitmaps and for images that are not there.
-pub fn infos(disk: &Disk, used: Use, stop: &Stop) -> Result<Vec<ImageInfo>> {
+/// Reads the properties of a disk's images, topmost first.
+///
+/// The list is empty if the disk's format has no bitmaps or if its image is missing.
+pub(crate) fn infos(disk: &Disk, used: Use, stop: &Stop) -> Result<Vec<ImageInfo>> {
     let is_missing = disk.source.path().is_some_and(|path| !path.exists());
     if disk.format != DiskFormat::Qcow2 || is_missing {
         return Ok(Vec::new());
@@ -96,12 +100,14 @@ pub fn infos(disk: &Disk, used: Use, stop: &Stop) -> Result<Vec<ImageInfo>> {
     Ok(infos)
 }
 
-/// The same for work on all disks of a shut-off domain: `None` for a disk whose images cannot be opened now (refused, broken, on a server that
-/// does not answer), which is no reason to leave the other disks alone.
+/// Reads the properties of a disk's images; `None` if the images cannot be opened now.
+///
+/// Used for work on all disks of a shut-off domain: a disk that is refused, broken or on a server
+/// that does not answer must not prevent work on the others.
 ///
 /// # Errors
 /// An image is in use, `qemu-img` is missing, or the user asked to stop.
-pub fn infos_if_reachable(disk: &Disk, stop: &Stop) -> Result<Option<Vec<ImageInfo>>> {
+pub(crate) fn infos_if_reachable(disk: &Disk, stop: &Stop) -> Result<Option<Vec<ImageInfo>>> {
     if disk.unreadable.is_some() {
         return Ok(None);
     }
@@ -113,7 +119,7 @@ pub fn infos_if_reachable(disk: &Disk, stop: &Stop) -> Result<Option<Vec<ImageIn
     }
 }
 
-/// No key is needed for what an image says of itself.
+/// Reads the properties of one image, which needs no key.
 fn info(image: &Image, used: Use, stop: &Stop) -> Result<ImageInfo> {
     let image = Target::new(&image.node_alone()?, &image.storage.text(), Keys::default())?;
     qemu::image_info(&image, used, &limit(stop))

@@ -1,4 +1,4 @@
-//! What a domain is like now. Nothing here changes anything.
+//! Reads the present state of a domain, without changes.
 
 use std::cmp::Ordering;
 use std::fs;
@@ -17,21 +17,21 @@ use crate::host::xml::{DomainDescription, backup_socket, read_domain};
 use crate::model::domain::{Agent, Device, Disk, DiskFormat, Domain, DomainState, Source};
 use crate::model::restore_point::FileId;
 
-/// The largest file of UEFI variables that is taken, in bytes. The usual ones have 128 KiB to 4 MiB.
+/// The largest accepted file of UEFI variables, in bytes. Usual files have 128 KiB to 4 MiB.
 const LARGEST_NVRAM: u64 = 64 << 20;
 
-/// libvirt 7.6.0 and QEMU 6.1.0 in libvirt's counting: major × 1,000,000 + minor × 1,000 + release.
+/// libvirt 7.6.0 and QEMU 6.1.0 as numbers: major × 1,000,000 + minor × 1,000 + release.
 const OLDEST_LIBVIRT: u32 = 7_006_000;
 const OLDEST_QEMU: u32 = 6_001_000;
 
-/// The names of the domain's internal snapshots.
-pub fn internal_snapshots(handle: &Handle) -> Result<Vec<String>> {
+/// Lists the names of the domain's internal snapshots.
+pub(crate) fn internal_snapshots(handle: &Handle) -> Result<Vec<String>> {
     match handle.list_all_snapshots(sys::VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL) {
         Ok(snapshots) => snapshots
             .iter()
-            .map(|snapshot| snapshot.get_name().map_err(failed("tell a snapshot's name")))
+            .map(|snapshot| snapshot.get_name().map_err(failed("report a snapshot's name")))
             .collect(),
-        // Of a driver that knows none.
+        // This driver has no snapshots.
         Err(error) if error.code() == ErrorNumber::NoSupport => Ok(Vec::new()),
         Err(error) => Err(failed("list the snapshots")(error)),
     }
@@ -39,8 +39,11 @@ pub fn internal_snapshots(handle: &Handle) -> Result<Vec<String>> {
 
 pub fn capabilities(link: &Link) -> Result<Capabilities> {
     let connection = link.connection()?;
-    let libvirt = connection.get_lib_version().map_err(failed("tell its version"))?;
-    // Without a QEMU for this machine's kind libvirt knows no version; its domains then tell for themselves.
+    let libvirt = connection
+        .get_lib_version()
+        .map_err(failed("report its version"))?;
+    // Without a QEMU for this machine's architecture, libvirt reports no version. Checkpoints are
+    // then assumed to work.
     let qemu = connection.get_hyp_version().unwrap_or(0);
     Ok(judge_versions(libvirt, qemu))
 }
@@ -84,14 +87,14 @@ pub fn domain_names(link: &Link) -> Result<Vec<String>> {
     for handle in &handles {
         listed.push((
             handle.get_id(),
-            handle.get_name().map_err(failed("tell a domain's name"))?,
+            handle.get_name().map_err(failed("report a domain's name"))?,
         ));
     }
     listed.sort_by(listing_order);
     Ok(listed.into_iter().map(|(_, name)| name).collect())
 }
 
-/// The order of `virsh list --all` (vshDomainSorter in tools/virsh-domain-monitor.c).
+/// Orders domains like `virsh list --all` (vshDomainSorter in tools/virsh-domain-monitor.c).
 fn listing_order(a: &(Option<u32>, String), b: &(Option<u32>, String)) -> Ordering {
     let by_name = || {
         a.1.to_ascii_lowercase()
@@ -113,17 +116,19 @@ pub fn domain(link: &Link, name: &str) -> Result<Domain> {
     domain_of(link, &handle)
 }
 
-/// The domain behind a handle, as it is now.
-pub fn domain_of(link: &Link, handle: &Handle) -> Result<Domain> {
+/// Reads the present state of a domain.
+pub(crate) fn domain_of(link: &Link, handle: &Handle) -> Result<Domain> {
     let (state, _) = state(handle)?;
     let inactive_xml = inactive_xml(handle)?;
-    // The live XML names the layers that are open now, disks that were plugged in since the start, and the agent's state.
+    // The live XML has the open backing images, disks that were plugged in since the start, and the
+    // agent's state.
     let defined = read_domain(&inactive_xml)?;
     let mut description = match state.is_active() {
         true => live(handle)?,
         false => defined.clone(),
     };
-    // `virsh metadata` changes the running domain, its definition or both: a mark in either of them counts.
+    // `virsh metadata` changes the running domain, its definition or both, so a mark in either
+    // counts.
     let mut excluded = defined.excluded;
     for mark in std::mem::take(&mut description.excluded) {
         if !excluded.contains(&mark) {
@@ -135,14 +140,14 @@ pub fn domain_of(link: &Link, handle: &Handle) -> Result<Domain> {
         complete(link, disk, state)?;
     }
     Ok(Domain {
-        name: handle.get_name().map_err(failed("tell the domain's name"))?,
+        name: handle.get_name().map_err(failed("report the domain's name"))?,
         uuid: handle
             .get_uuid_string()
-            .map_err(failed("tell the domain's UUID"))?,
+            .map_err(failed("report the domain's UUID"))?,
         state,
         persistent: handle
             .is_persistent()
-            .map_err(failed("tell whether the domain is persistent"))?,
+            .map_err(failed("report whether the domain is persistent"))?,
         id: handle.get_id().filter(|_| state.is_active()),
         disks,
         nvram: description.nvram,
@@ -157,7 +162,10 @@ pub fn domain_of(link: &Link, handle: &Handle) -> Result<Domain> {
     })
 }
 
-/// Adds to a disk what its definition does not say: where its volume lies, an old version of qcow2, and whether it can be read now.
+/// Adds properties that a disk's definition lacks.
+///
+/// They are the location of its volume, an old version of qcow2, and whether the disk can be read
+/// now.
 fn complete(link: &Link, disk: &mut Disk, state: DomainState) -> Result<()> {
     if let Source::Volume(volume) = &mut disk.source {
         match volumes::place(link, volume)? {
@@ -186,13 +194,13 @@ fn no_listener(agent: Agent) -> Agent {
     }
 }
 
-/// The domain's state, and libvirt's number for the reason.
+/// Returns the domain's state, and libvirt's number for the reason.
 pub fn state(handle: &Handle) -> Result<(DomainState, i32)> {
-    let (state, reason) = handle.get_state().map_err(failed("tell the domain's state"))?;
+    let (state, reason) = handle.get_state().map_err(failed("report the domain's state"))?;
     let active = is_active(handle)?;
     let state = match state {
         _ if !active => DomainState::ShutOff,
-        // A crashed domain that is still active stands still with its disks open.
+        // A crashed domain that is still active is paused with its disks open.
         sys::VIR_DOMAIN_PAUSED | sys::VIR_DOMAIN_CRASHED => DomainState::Paused,
         _ => DomainState::Running,
     };
@@ -202,16 +210,16 @@ pub fn state(handle: &Handle) -> Result<(DomainState, i32)> {
 pub fn is_active(handle: &Handle) -> Result<bool> {
     handle
         .is_active()
-        .map_err(failed("tell whether the domain is active"))
+        .map_err(failed("report whether the domain is active"))
 }
 
-/// What the XML of a running domain tells.
+/// Reads the live XML of a running domain.
 pub fn live(handle: &Handle) -> Result<DomainDescription> {
     let xml = handle.get_xml_desc(0).map_err(failed("describe the domain"))?;
     read_domain(&xml)
 }
 
-/// The XML to define the domain again, with its passwords where we may see them.
+/// Returns the XML to define the domain again, with passwords if this user may see them.
 fn inactive_xml(handle: &Handle) -> Result<String> {
     let inactive = sys::VIR_DOMAIN_XML_INACTIVE;
     match handle.get_xml_desc(inactive | sys::VIR_DOMAIN_XML_SECURE) {
@@ -225,8 +233,10 @@ fn inactive_xml(handle: &Handle) -> Result<String> {
     }
 }
 
-/// Whether the image begins like a qcow2 file of version 2 (`docs/interop/qcow2.txt` in QEMU: magic, then the version,
-/// both big-endian). One that cannot be read counts as newer: QEMU will tell if it is not.
+/// Returns whether the image is a qcow2 file of version 2.
+///
+/// The file begins with the magic and the version, both big-endian (`docs/interop/qcow2.txt` in
+/// QEMU). An unreadable image counts as newer: if it is old, QEMU reports an error later.
 fn is_qcow2_version_2(image: &Path) -> bool {
     let mut head = [0; 8];
     open::open_image(image).is_ok_and(|mut file| file.read_exact(&mut head).is_ok())
@@ -234,9 +244,9 @@ fn is_qcow2_version_2(image: &Path) -> bool {
 }
 
 pub fn disk_sizes(link: &Link, domain: &Domain, target: &str) -> Result<DiskSizes> {
-    let operation = format!("tell the size of disk {target}");
+    let operation = format!("report the size of disk {target}");
     ffi::c_string(target).map_err(failed(operation.as_str()))?;
-    // libvirt would wait for the other end of a FIFO, and keep the domain locked.
+    // If the path is a FIFO, libvirt would block with the domain locked.
     let path = domain.disk(target).and_then(|disk| disk.source.path());
     if let Some(why) = path
         .filter(|_| link.location().is_local)
@@ -254,8 +264,8 @@ pub fn disk_sizes(link: &Link, domain: &Domain, target: &str) -> Result<DiskSize
     })
 }
 
-/// Which file a path on this machine names.
-pub fn file_id(link: &Link, path: &Path) -> Option<FileId> {
+/// Identifies the file at a path on this machine.
+pub(crate) fn file_id(link: &Link, path: &Path) -> Option<FileId> {
     if !link.location().is_local {
         return None;
     }
@@ -266,12 +276,12 @@ pub fn file_id(link: &Link, path: &Path) -> Option<FileId> {
     })
 }
 
-/// The job that holds the domain now.
+/// Returns the job that the domain is busy with now.
 pub fn active_job(handle: &Handle) -> Result<Option<ActiveJob>> {
     let operation = match ffi::job_operation(handle) {
         Ok(None) => return Ok(None),
         Ok(Some(operation)) => operation,
-        // Shut off, or a driver without jobs.
+        // The domain is shut off, or the driver has no jobs.
         Err(error)
             if matches!(
                 error.number,
@@ -281,7 +291,7 @@ pub fn active_job(handle: &Handle) -> Result<Option<ActiveJob>> {
             return Ok(None);
         }
         Err(error) if is_lost_job(&error) => return Err(Refusal::JobForgotten.into()),
-        Err(error) => return Err(failed("tell whether a job is active")(error)),
+        Err(error) => return Err(failed("report whether a job is active")(error)),
     };
     let socket = match operation {
         sys::VIR_DOMAIN_JOB_OPERATION_BACKUP => socket_of_job(handle)?,
@@ -293,18 +303,21 @@ pub fn active_job(handle: &Handle) -> Result<Option<ActiveJob>> {
     }))
 }
 
-/// libvirt's words (qemuBackupGetJobInfoStats in src/qemu/qemu_backup.c) for a job that its status file tells of
-/// and whose description it never came to write down. Seen with 9.0.0; neither `virsh domjobabort` nor a restart of libvirtd ends it while the domain runs,
-/// and the domain cannot start again in the same libvirtd.
+/// Recognizes libvirt's error for a job whose description it has lost.
+///
+/// The error is from qemuBackupGetJobInfoStats in src/qemu/qemu_backup.c. It occurs after libvirtd
+/// was killed between writing the job to its status file and writing the description (seen with
+/// 9.0.0). While the domain runs, neither `virsh domjobabort` nor a restart of libvirtd ends the
+/// job. After a shutdown, the domain cannot start again in the same libvirtd.
 fn is_lost_job(error: &ffi::CallError) -> bool {
     error.message.contains("backup job data missing")
 }
 
-/// The socket of the backup job that is under way, if there is one.
-pub fn socket_of_job(handle: &Handle) -> Result<Option<std::path::PathBuf>> {
+/// Returns the socket of the active backup job, if there is one.
+pub(crate) fn socket_of_job(handle: &Handle) -> Result<Option<std::path::PathBuf>> {
     match ffi::backup_xml(handle) {
         Ok(xml) => backup_socket(&xml),
-        // It ended just now.
+        // The job has just ended.
         Err(error)
             if matches!(
                 error.number,
@@ -317,7 +330,7 @@ pub fn socket_of_job(handle: &Handle) -> Result<Option<std::path::PathBuf>> {
     }
 }
 
-/// The words of `virsh domjobinfo`, in lower case.
+/// Returns the name of an operation as in `virsh domjobinfo`, in lower case.
 fn operation_word(operation: u32) -> &'static str {
     match operation {
         sys::VIR_DOMAIN_JOB_OPERATION_START => "start",
@@ -343,9 +356,9 @@ pub fn nvram(link: &Link, domain: &Domain) -> Result<Option<Vec<u8>>> {
     }
     let meta = match fs::metadata(path) {
         Ok(meta) => meta,
-        // libvirt makes the file at the first start.
+        // libvirt creates the file at the first start.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(HostError::io("look at", path, error)),
+        Err(error) => return Err(HostError::io("examine", path, error)),
     };
     if !meta.is_file() {
         return Err(Refusal::NvramNotAFile { path: path.clone() }.into());
@@ -364,8 +377,8 @@ pub fn nvram(link: &Link, domain: &Domain) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// What is asked for lies on another machine.
-pub fn not_here(what: &str) -> HostError {
+/// Creates the error for files on another machine.
+pub(crate) fn not_here(what: &str) -> HostError {
     HostError::NotHere {
         what: what.to_owned(),
     }
@@ -385,7 +398,7 @@ mod tests {
         assert!(
             Refusal::JobForgotten
                 .to_string()
-                .contains("libvirtd has been restarted after that")
+                .contains("then restart libvirtd")
         );
     }
 

@@ -1,4 +1,4 @@
-//! Begins the pull-mode backup job of an active domain.
+//! Starts the pull-mode backup job of an active domain.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::model::checkpoint::CheckpointId;
 use crate::model::domain::{Agent, Domain, DomainState};
 use crate::model::restore_point::Consistency;
 
-/// Begins a job, with its checkpoint in the same call.
+/// Starts a job together with its checkpoint.
 pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Result<Box<dyn BackupJob>> {
     let domain = inspect::domain_of(link, handle)?;
     let (socket, backup, checkpoint) = documents(&domain, request)?;
@@ -28,7 +28,7 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
     let stuck_before = is_stuck(handle)?;
     places::make_for_qemu(&request.places, handle)?;
 
-    // A guest that stands still cannot freeze anything, and its disks do not change either.
+    // A paused guest cannot freeze its file systems, and its disks do not change.
     let can_freeze = domain.state == DomainState::Running && domain.agent == Agent::Connected;
     let freeze = request.freeze.filter(|_| can_freeze);
     let freeze = freeze.map(|deadline| Freeze::start(handle, deadline, &request.stop));
@@ -66,17 +66,20 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
     Ok(Box::new(job))
 }
 
-/// How long libvirt may take to begin a job, with the guest's file systems frozen, and how long for a domain that is gone.
+/// How long libvirt may take to start a job while the guest is frozen, and how long if the domain
+/// is gone.
 const BEGINNING: Duration = Duration::from_secs(120);
 const BEGINNING_OF_NOTHING: Duration = Duration::from_secs(10);
 
-/// Begins the job on a thread of its own. libvirt 9.0 waits for ever, and keeps the domain locked, when QEMU goes away while it makes a scratch file.
+/// Starts the job on a separate thread, with a time limit.
+///
+/// If QEMU ends while it creates a scratch file, libvirt 9.0 blocks forever with the domain locked.
 fn begin_within_reason(handle: &Handle, backup: String, checkpoint: Option<String>) -> Result<()> {
     let (sender, receiver) = channel();
     let on_thread = handle.clone();
     thread::spawn(move || {
         let begun = ffi::backup_begin(&on_thread, &backup, checkpoint.as_deref());
-        // Who has given up does not listen.
+        // The receiver may have timed out.
         let _ = sender.send(begun);
     });
     let id = handle.get_id();
@@ -88,7 +91,7 @@ fn begin_within_reason(handle: &Handle, backup: String, checkpoint: Option<Strin
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {}
         }
-        // What cannot be asked now is taken for alive: only the long deadline ends that.
+        // If the state is unknown, the domain counts as alive and only the long deadline applies.
         if handle.get_id() == id && inspect::is_active(handle).unwrap_or(true) {
             last_alive = Instant::now();
         }
@@ -101,8 +104,10 @@ fn begin_within_reason(handle: &Handle, backup: String, checkpoint: Option<Strin
     })
 }
 
-/// The socket, and the documents for the job and its checkpoint. They name every disk that the domain has at this
-/// moment, those included that were plugged in after the decision what to read.
+/// Returns the socket, and the documents for the job and its checkpoint.
+///
+/// The documents name every disk that the domain has now, including disks that were plugged in
+/// after the backup was planned.
 fn documents(live: &Domain, request: &BackupRequest) -> Result<(PathBuf, String, Option<String>)> {
     let [socket] = request.places.sockets.as_slice() else {
         return Err(Refusal::NotOneSocket.into());
@@ -171,11 +176,11 @@ fn begin_error(mut error: CallError) -> HostError {
         };
     }
     let hint = if error.message.contains("nbd-server-start") {
-        "; QEMU may not use this folder: name another place for the socket"
+        "; QEMU has no permission for this folder: choose another path for the socket"
     } else if error.message.contains("Permission denied")
         || error.message.contains("failed to create image file")
     {
-        "; QEMU may not use this folder: name another one for scratch files"
+        "; QEMU has no permission for this folder: choose another folder for scratch files"
     } else {
         ""
     };
@@ -183,7 +188,7 @@ fn begin_error(mut error: CallError) -> HostError {
     failed("begin the backup job")(error)
 }
 
-/// Reads back the checkpoint that was just made.
+/// Reads back the checkpoint that was just created.
 pub fn record(handle: &Handle, name: &str) -> Result<NewCheckpoint> {
     let operation = || format!("describe the new checkpoint {name}");
     let checkpoint = ffi::Checkpoint::lookup(handle, name).map_err(failed(operation()))?;

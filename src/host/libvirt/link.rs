@@ -1,4 +1,4 @@
-//! The connection, and how domains are found by it.
+//! The connection to libvirt, and the lookup of domains.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,11 @@ use super::{CallError, HostError, Refusal, Result, failed, ffi};
 use crate::host::no_connection::{NoConnection, Places};
 use crate::model::domain::Domain;
 
-/// A connection to libvirt. It is opened anew when the daemon has been restarted: jobs and checkpoints outlive that.
-pub struct Link {
+/// A connection to libvirt.
+///
+/// It is opened again after a restart of the daemon, because jobs and checkpoints survive the
+/// restart.
+pub(crate) struct Link {
     uri: Option<String>,
     full_uri: String,
     is_read_only: bool,
@@ -27,14 +30,14 @@ impl Link {
         Link::begin(uri, false)
     }
 
-    /// Opens a connection by which nothing can be changed, which more users may.
-    pub fn open_read_only(uri: Option<&str>) -> Result<Link> {
+    /// Opens a read-only connection, which more users are allowed to open.
+    pub(crate) fn open_read_only(uri: Option<&str>) -> Result<Link> {
         Link::begin(uri, true)
     }
 
     fn begin(uri: Option<&str>, is_read_only: bool) -> Result<Link> {
         let connection = open(uri, is_read_only)?;
-        let full_uri = connection.get_uri().map_err(failed("tell its URI"))?;
+        let full_uri = connection.get_uri().map_err(failed("report its URI"))?;
         Ok(Link {
             uri: uri.map(str::to_owned),
             is_read_only,
@@ -44,17 +47,17 @@ impl Link {
         })
     }
 
-    /// The connection's URI, as libvirt completes it.
-    pub fn full_uri(&self) -> &str {
+    /// Returns the connection's URI, as completed by libvirt.
+    pub(crate) fn full_uri(&self) -> &str {
         &self.full_uri
     }
 
-    /// Where the hypervisor keeps what.
+    /// Returns where the hypervisor runs.
     pub fn location(&self) -> &Location {
         &self.location
     }
 
-    /// The connection, opened again if it was lost.
+    /// Returns the connection, and opens it again if it was lost.
     pub fn connection(&self) -> Result<Connect> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         if !connection.is_alive().unwrap_or(false) {
@@ -63,25 +66,25 @@ impl Link {
         Ok(connection.clone())
     }
 
-    /// The domain of that name, if there is one.
-    pub fn by_name(&self, name: &str) -> Result<Option<Handle>> {
+    /// Looks up the domain with this name.
+    pub(crate) fn by_name(&self, name: &str) -> Result<Option<Handle>> {
         check_name(name)?;
         found(
             Handle::lookup_by_name(&self.connection()?, name),
-            "look for the domain",
+            "look up the domain",
         )
     }
 
-    /// The domain of that UUID, if there is one.
-    pub fn by_uuid(&self, uuid: &str) -> Result<Option<Handle>> {
-        ffi::c_string(uuid).map_err(failed("look for the domain"))?;
+    /// Looks up the domain with this UUID.
+    pub(crate) fn by_uuid(&self, uuid: &str) -> Result<Option<Handle>> {
+        ffi::c_string(uuid).map_err(failed("look up the domain"))?;
         found(
             Handle::lookup_by_uuid_string(&self.connection()?, uuid),
-            "look for the domain",
+            "look up the domain",
         )
     }
 
-    /// The domain that was looked at before: by its UUID, since it may have been renamed since.
+    /// Finds a known domain again by its UUID, because it may have been renamed.
     pub fn find(&self, domain: &Domain) -> Result<Handle> {
         self.by_uuid(&domain.uuid)?
             .ok_or_else(|| HostError::NoSuchDomain {
@@ -105,7 +108,7 @@ fn open(uri: Option<&str>, is_read_only: bool) -> Result<Connect> {
         false => Connect::open(uri),
     };
     let connection = opened.map_err(|error| refused(error.into()))?;
-    // Notices a daemon that hangs. The embedded driver knows no such thing, and needs none.
+    // Detects a daemon that hangs. The embedded driver does not support this and does not need it.
     let _ = connection.set_keep_alive(5, 6);
     Ok(connection)
 }
@@ -121,7 +124,7 @@ fn why_refused(uri: Option<&str>, number: ErrorNumber) -> NoConnection {
         ErrorNumber::AuthFailed | ErrorNumber::AuthCancelled | ErrorNumber::AuthUnavailable if is_local => {
             NoConnection::NotAllowed
         }
-        // A URI that libvirt cannot read says nothing of the daemons.
+        // Other errors, such as an invalid URI, show nothing about the daemons.
         ErrorNumber::SystemError | ErrorNumber::NoConnect if is_local => {
             NoConnection::on_this_machine(&Places::of(uri.as_deref()))
         }
@@ -140,8 +143,10 @@ fn found(
     }
 }
 
-/// Refuses names that no domain can have. libvirt 9.0 deletes the state of **all** domains when one named `.` or `..` is defined.
-pub fn check_name(name: &str) -> Result<()> {
+/// Refuses invalid domain names.
+///
+/// libvirt 9.0 deletes the state of **all** domains when a domain named `.` or `..` is defined.
+pub(crate) fn check_name(name: &str) -> Result<()> {
     if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
         return Err(Refusal::ImpossibleDomainName {
             name: name.to_owned(),
@@ -151,24 +156,27 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Where the hypervisor behind a URI runs and keeps its sockets.
+/// Where the hypervisor of a URI runs and keeps its sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Location {
-    /// Whether it runs on this machine: only then can its images, sockets and scratch files be reached.
+pub(crate) struct Location {
+    /// Whether it runs on this machine. Only then are its images, sockets and scratch files
+    /// accessible.
     pub is_local: bool,
-    /// The folder in which libvirt makes a private folder for each running domain (`domain-<id>-<name>`).
+    /// The folder in which libvirt creates a private folder for each running domain
+    /// (`domain-<id>-<name>`).
     pub state_dir: Option<PathBuf>,
 }
 
 impl Location {
-    /// Reads a full URI, as <https://libvirt.org/uri.html> describes it.
+    /// Reads a full URI; <https://libvirt.org/uri.html> describes the format.
     pub fn of(uri: &str) -> Location {
         let (scheme, rest) = uri.split_once("://").unwrap_or(("", uri));
         let transport = scheme.split_once('+').map(|(_, transport)| transport);
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let is_local = matches!(transport, None | Some("unix")) && authority.is_empty();
-        // For root libvirt's session is the system (remoteConnectOpen in src/remote/remote_driver.c).
+        // For root, libvirt opens the system's hypervisor instead of a session (remoteConnectOpen
+        // in src/remote/remote_driver.c).
         let we_are_root = rustix::process::geteuid().is_root();
         let state_dir = match path {
             "/system" => Some(PathBuf::from("/var/lib/libvirt/qemu")),
@@ -196,7 +204,7 @@ fn config_home() -> Option<PathBuf> {
     set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")))
 }
 
-/// Resolves `%XX`; what is no such escape stays as it is.
+/// Decodes `%XX`; other percent signs stay unchanged.
 fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

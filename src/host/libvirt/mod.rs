@@ -1,4 +1,4 @@
-//! The real hypervisor: libvirt's QEMU driver, spoken to through its official bindings.
+//! Implements the hypervisor with libvirt's QEMU driver, through libvirt's official Rust bindings.
 
 mod active_job;
 mod bitmaps;
@@ -32,7 +32,7 @@ use super::{
 };
 use link::Link;
 
-/// libvirt, reached by one connection that is opened anew when it is lost.
+/// A hypervisor with one connection to libvirt, which is opened again when it is lost.
 pub struct LibvirtHost {
     link: Arc<Link>,
 }
@@ -40,23 +40,24 @@ pub struct LibvirtHost {
 impl LibvirtHost {
     /// Connects to `uri`; `None` leaves the choice to libvirt, as `virsh` does.
     ///
-    /// Starts libvirt's event loop on a thread of its own, once per process.
+    /// Starts libvirt's event loop on a separate thread, once per process.
     pub fn connect(uri: Option<&str>) -> Result<LibvirtHost> {
         let link = Link::open(uri)?;
         Ok(LibvirtHost { link: Arc::new(link) })
     }
 
-    /// Connects as [`LibvirtHost::connect`] does, with the right to look and no other.
-    pub fn connect_read_only(uri: Option<&str>) -> Result<LibvirtHost> {
+    /// Connects as [`LibvirtHost::connect`] does, but read-only.
+    pub(crate) fn connect_read_only(uri: Option<&str>) -> Result<LibvirtHost> {
         let link = Link::open_read_only(uri)?;
         Ok(LibvirtHost { link: Arc::new(link) })
     }
 }
 
-/// Keeps the log of a driver that runs inside this process off stderr, and its files out of the user's folders.
+/// Keeps a libvirt driver inside this process from using stderr and the user's folders.
 ///
-/// The driver keeps in `folder` what it would keep in the user's runtime folder. Call this before the program starts its first thread.
-pub fn prepare_environment(folder: &std::path::Path) {
+/// The driver uses `folder` instead of the user's runtime folder. Call this before the program
+/// starts its first thread.
+pub(crate) fn prepare_environment(folder: &std::path::Path) {
     ffi::quiet_driver();
     ffi::set_runtime_folder(folder);
 }
@@ -188,7 +189,8 @@ impl Host for LibvirtHost {
     }
 }
 
-/// Makes an error of this room from one of libvirt's. `operation` is a verb phrase.
+/// Returns a function that converts libvirt's error to a [`HostError`]. `operation` is a verb
+/// phrase.
 fn failed<E: Into<CallError>>(operation: impl Into<String>) -> impl FnOnce(E) -> HostError {
     let operation = operation.into();
     move |error| {

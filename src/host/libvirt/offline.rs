@@ -1,8 +1,9 @@
-//! The backup of a shut-off domain: nothing is started, its images are read by `qemu-nbd`.
+//! The backup of a shut-off domain: `qemu-nbd` reads its images, and the domain is not started.
 //!
-//! The new bitmaps are added before the readers open the images, because a reader keeps everybody else from writing to
-//! them, us included. What is written in between (by a domain that was started and stopped) is in the new bitmap too,
-//! and so is saved once more next time: too much, never too little.
+//! The new bitmaps are added before the readers open the images, because a reader's lock excludes
+//! all writers, including vmsnap. If the domain is started and stopped in between, its writes are
+//! in this backup and also in the new bitmap, so the next backup saves them again. No write is
+//! lost.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,7 +28,7 @@ use crate::model::restore_point::Consistency;
 use crate::model::stop::{Stop, WaitLimit};
 use crate::model::text::with_sources;
 
-/// Begins the reading of a shut-off domain.
+/// Starts the backup job of a shut-off domain.
 pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Result<Box<dyn BackupJob>> {
     if !link.location().is_local {
         return Err(inspect::not_here("its disks"));
@@ -47,7 +48,7 @@ pub fn begin(link: &Arc<Link>, handle: &Handle, request: &BackupRequest) -> Resu
         findings,
         ended: false,
     };
-    // From here on a return drops the job, which undoes what has been done so far.
+    // From here on, an early return drops the job, which undoes all steps so far.
     places::make_for_readers(&request.places)?;
     if let Some(wanted) = &request.checkpoint {
         refuse_taken_name(&plans, handle, &wanted.name)?;
@@ -130,21 +131,25 @@ fn plan<'a>(link: &Link, domain: &'a Domain, request: &'a BackupRequest) -> Resu
     Ok(plans)
 }
 
-/// What the disks of this domain are worth as they lie there: with a saved memory image they are those of a machine in mid-flight.
+/// Determines the consistency of the domain's disks.
+///
+/// With a saved memory image, they are in the state after a power cut.
 fn moment(handle: &Handle) -> Result<(Consistency, Vec<Finding>)> {
     if !handle
         .has_managed_save(0)
-        .map_err(failed("look for a saved memory image"))?
+        .map_err(failed("check for a saved memory image"))?
     {
         return Ok((Consistency::Offline, Vec::new()));
     }
-    let message = "the domain's memory was saved (managed save) and is not in the backup: \
-                   its disks are those of a machine whose power was cut";
+    let message = "the domain's saved memory (managed save) is not in the backup: \
+                   its disks are in the state after a power cut";
     Ok((Consistency::Crash, vec![Finding::new("managed-save", message)]))
 }
 
-/// As libvirt does for an active domain: a name that is taken is an error before anything has changed. Undoing then
-/// never removes what somebody else has made.
+/// Refuses a checkpoint name that is taken, before anything changes.
+///
+/// libvirt does the same for an active domain. Undoing the job then never removes another program's
+/// bitmaps.
 fn refuse_taken_name(plans: &[Plan], handle: &Handle, name: &str) -> Result<()> {
     if ffi::Checkpoint::lookup(handle, name).is_ok() {
         return Err(Refusal::CheckpointExists {
@@ -164,7 +169,8 @@ fn refuse_taken_name(plans: &[Plan], handle: &Handle, name: &str) -> Result<()> 
 }
 
 fn add_bitmaps(link: &Link, plans: &[Plan], name: &str, stop: &Stop) -> Result<()> {
-    // Never stopped in the middle: a program that is killed while it writes to an image leaves all bitmaps in it broken.
+    // Never stopped midway: a program that is killed while it changes an image breaks all bitmaps
+    // in it.
     let limit = WaitLimit {
         deadline: image_bitmaps::EDIT_DEADLINE,
         stop: Stop::default(),
@@ -185,7 +191,7 @@ fn add_bitmaps(link: &Link, plans: &[Plan], name: &str, stop: &Stop) -> Result<(
     Ok(())
 }
 
-/// Tells libvirt of the checkpoint whose bitmaps are in the images now.
+/// Registers the checkpoint whose bitmaps are now in the images.
 fn make_known(
     handle: &Handle,
     domain: &Domain,
@@ -212,7 +218,7 @@ fn make_known(
         parent: parent.as_deref(),
         disks: &disks,
     })?;
-    ffi::Checkpoint::redefine(handle, &xml).map_err(failed(format!("make the checkpoint {name} known")))?;
+    ffi::Checkpoint::redefine(handle, &xml).map_err(failed(format!("register the checkpoint {name}")))?;
     job::record(handle, name)
 }
 
@@ -223,7 +229,7 @@ struct OfflineJob {
     readers: Mutex<Vec<(String, Reader)>>,
     /// The disks being read: target, bitmap, socket.
     disks: Vec<(String, Option<String>, PathBuf)>,
-    /// The checkpoint's name, as soon as something of it may exist.
+    /// The checkpoint's name, set before its first bitmap is added.
     new_name: Option<String>,
     checkpoint: Option<NewCheckpoint>,
     consistency: Consistency,
@@ -261,7 +267,7 @@ impl OfflineJob {
         }
     }
 
-    /// The readers hold the images, so they go first.
+    /// Undoes the job. Ends the readers first, because they lock the images.
     fn undo(&mut self) -> Vec<Finding> {
         self.ended = true;
         self.end_readers();

@@ -1,4 +1,4 @@
-//! Where socket and scratch files of a job go, such that QEMU may create them there.
+//! Chooses, creates and removes the socket, scratch files and folders of a job.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -17,13 +17,14 @@ use crate::model::domain::{Domain, Source};
 use crate::model::finding::Finding;
 use crate::model::text::with_sources;
 
-/// A unix socket's path can have 107 bytes; the rest is room for what is put behind it.
+/// The longest path for a socket in libvirt's folder, in bytes. The kernel allows 107; the rest is
+/// room for a suffix.
 const LONGEST_SOCKET: usize = 100;
 
-/// What all folders of ours begin with.
+/// The prefix of vmsnap's names for folders, sockets and, after a dot, scratch files.
 const PREFIX: &str = "vmsnap-";
 
-/// Where temporary files of any size may lie that outlive a restart.
+/// The folder for large temporary files, which survive a restart of the machine.
 const TEMPORARY: &str = "/var/tmp";
 
 pub fn choose(
@@ -70,8 +71,10 @@ pub fn choose(
     })
 }
 
-/// For a shut-off domain: the readers are our own children, so the folder is for us alone. The wish for a socket is
-/// about what QEMU may reach, and does not concern them.
+/// Chooses the places for the readers of a shut-off domain.
+///
+/// The readers are child processes of vmsnap, so no other user needs access to the folder. A socket
+/// path from the user is for QEMU and does not apply here.
 fn for_readers(targets: &[String], run: &str) -> Result<Places> {
     let runtime = [Path::new("/run"), Path::new(TEMPORARY)];
     let may_write = |parent: &&Path| access(*parent, Access::WRITE_OK | Access::EXEC_OK).is_ok();
@@ -88,13 +91,14 @@ fn for_readers(targets: &[String], run: &str) -> Result<Places> {
     })
 }
 
-/// The socket of one disk's reader in the folder of a run.
-pub fn reader_socket(folder: &Path, target: &str) -> PathBuf {
+/// Returns the socket of one disk's reader in the folder of a run.
+pub(crate) fn reader_socket(folder: &Path, target: &str) -> PathBuf {
     folder.join(format!("{target}.sock"))
 }
 
-/// The folder that libvirt makes for each run of a domain, for QEMU's own sockets: QEMU may write there whatever
-/// security driver confines it.
+/// Finds the folder that libvirt creates for the sockets of a running domain.
+///
+/// QEMU may write there under every security driver.
 fn private_folder(link: &Link, handle: &Handle) -> Option<PathBuf> {
     let prefix = format!("domain-{}-", handle.get_id()?);
     let entries = fs::read_dir(link.location().state_dir.as_ref()?).ok()?;
@@ -105,22 +109,23 @@ fn private_folder(link: &Link, handle: &Handle) -> Option<PathBuf> {
             .starts_with(prefix.as_bytes())
     };
     let folder = entries.flatten().find(is_it)?.path();
-    // One that cannot be listed cannot be reached either.
+    // A folder that this user cannot list cannot be used either.
     fs::read_dir(&folder).ok()?;
     Some(folder)
 }
 
-/// A folder of a name that is not taken.
+/// Returns the path of a new folder.
 fn own_folder(handle: &Handle, run: &str) -> Result<PathBuf> {
     let mut name = format!("{PREFIX}{run}");
     if is_open_to_all(qemu_user(handle)?) {
-        // Nobody must be able to guess it.
+        // All users may enter the folder, so its name must be hard to guess.
         name = format!("{name}-{}", uuid::Uuid::new_v4().simple());
     }
     Ok(Path::new(TEMPORARY).join(name))
 }
 
-/// Whom the folder is to belong to: QEMU's user and group, where we can know them and give it away.
+/// Returns QEMU's user and group if they are known and this process may change the owner of a
+/// folder.
 fn qemu_user(handle: &Handle) -> Result<Option<(u32, u32)>> {
     match rustix::process::geteuid().is_root() {
         true => Ok(inspect::live(handle)?.owner),
@@ -128,13 +133,14 @@ fn qemu_user(handle: &Handle) -> Result<Option<(u32, u32)>> {
     }
 }
 
-/// Whether everybody has to be let in, because QEMU is somebody whom we do not know.
+/// Returns whether all users need access to the folder, because QEMU's user is unknown.
 fn is_open_to_all(owner: Option<(u32, u32)>) -> bool {
     rustix::process::geteuid().is_root() && owner.is_none()
 }
 
-/// Makes the folders of an active domain's job: QEMU may write to them, and nobody else may look into them.
-pub fn make_for_qemu(places: &Places, handle: &Handle) -> Result<()> {
+/// Creates the folders of an active domain's job. QEMU may write to them; no other user can list
+/// them.
+pub(crate) fn make_for_qemu(places: &Places, handle: &Handle) -> Result<()> {
     if places.own_dirs.is_empty() {
         return Ok(());
     }
@@ -150,17 +156,19 @@ pub fn make_for_qemu(places: &Places, handle: &Handle) -> Result<()> {
     })
 }
 
-/// Makes the folders of a shut-off domain's readers, for us alone.
-pub fn make_for_readers(places: &Places) -> Result<()> {
+/// Creates the folders for the readers of a shut-off domain, accessible only to this user.
+pub(crate) fn make_for_readers(places: &Places) -> Result<()> {
     places.own_dirs.iter().try_for_each(|folder| make_own(folder))
 }
 
 fn make_own(folder: &Path) -> Result<()> {
     let made = DirBuilder::new().mode(0o700).create(folder);
-    made.map_err(|error| HostError::io("make the folder", folder, error))
+    made.map_err(|error| HostError::io("create the folder", folder, error))
 }
 
-/// Beside the image by default, as libvirt itself would do: that folder has the right permissions, and usually the room.
+/// Chooses the path of a scratch file: beside the image by default, as libvirt does.
+///
+/// The image's folder has the right permissions and usually enough space.
 fn scratch_file(domain: &Domain, target: &str, wishes: &PlaceWishes, run: &str) -> Result<PathBuf> {
     let disk = domain.disk(target);
     let disk = disk.ok_or_else(|| Refusal::no_such_disk(target))?;
@@ -178,7 +186,7 @@ fn scratch_file(domain: &Domain, target: &str, wishes: &PlaceWishes, run: &str) 
     Ok(folder.join(format!(".{PREFIX}{target}-{run}.scratch")))
 }
 
-/// The folder that a source's file lies in. Other kinds have none on this machine.
+/// Returns the folder of a source's file; `None` for other kinds of sources.
 fn image_folder(source: &Source) -> Option<&Path> {
     match source {
         Source::File(image) => image.parent(),
@@ -187,9 +195,10 @@ fn image_folder(source: &Source) -> Option<&Path> {
     }
 }
 
-/// Makes sure that nothing is lost when QEMU makes its socket: it removes whatever lies at the path. A socket that
-/// nobody listens on any more may go.
-pub fn check_socket(socket: &Path) -> Result<()> {
+/// Checks that QEMU may create its socket at this path.
+///
+/// QEMU removes any existing file at the path. Only a socket without a listener may be lost.
+pub(crate) fn check_socket(socket: &Path) -> Result<()> {
     if !socket.is_absolute() {
         return Err(Refusal::SocketNotAbsolute {
             path: socket.to_owned(),
@@ -219,8 +228,9 @@ pub fn check_socket(socket: &Path) -> Result<()> {
     }
 }
 
-/// libvirt refuses a scratch file that is there already, in words that do not say what to do about it.
-pub fn check_scratch(file: &Path) -> Result<()> {
+/// Checks that the scratch file does not exist. libvirt's own error message does not show the
+/// remedy.
+pub(crate) fn check_scratch(file: &Path) -> Result<()> {
     match fs::symlink_metadata(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(HostError::io("use the scratch file", file, error)),
@@ -231,8 +241,8 @@ pub fn check_scratch(file: &Path) -> Result<()> {
     }
 }
 
-/// The same at the end of a job that went well: what stays is worth telling, no more.
-pub fn clear_finding(places: &Places) -> Vec<Finding> {
+/// Cleans up after a successful job, where a failure is only a finding.
+pub(crate) fn clear_finding(places: &Places) -> Vec<Finding> {
     let trouble = clear(places).err();
     trouble
         .map(|error| Finding::new("files-not-removed", with_sources(&error)))
@@ -240,7 +250,9 @@ pub fn clear_finding(places: &Places) -> Vec<Finding> {
         .collect()
 }
 
-/// Removes what a run has left at these places, as far as the names are ours: a list of places may come from a file.
+/// Removes the files and folders that a run has left at these places.
+///
+/// The list of places may come from a file, so only paths with vmsnap's names are removed.
 pub fn clear(places: &Places) -> Result<()> {
     for socket in places.sockets.iter().filter(|socket| is_socket_name(socket)) {
         qemu::end_stray_reader(socket)?;
@@ -267,7 +279,9 @@ pub fn clear(places: &Places) -> Result<()> {
     Ok(())
 }
 
-/// A socket whose name, or whose folder's name, is of our making. One that the user has named is QEMU's to remove.
+/// Returns whether the name of the socket or of its folder is one of vmsnap's names.
+///
+/// QEMU removes a socket whose path the user has chosen.
 fn is_socket_name(socket: &Path) -> bool {
     let is_ours = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(PREFIX.as_bytes());
     let folder = socket.parent().and_then(Path::file_name);
@@ -296,7 +310,7 @@ fn remove_if(path: &Path, is_ours: impl Fn(&fs::Metadata) -> bool) -> Result<()>
         {
             Ok(())
         }
-        Err(error) => Err(HostError::io("look at", path, error)),
+        Err(error) => Err(HostError::io("examine", path, error)),
     }
 }
 
@@ -311,7 +325,7 @@ mod tests {
         let socket = dir.path().join("s");
         check_socket(&socket).expect("nothing is there");
         let listener = UnixListener::bind(&socket).expect("it binds");
-        assert!(check_socket(&socket).is_err(), "somebody listens");
+        assert!(check_socket(&socket).is_err(), "a process is listening");
         drop(listener);
         check_socket(&socket).expect("nobody listens");
         let file = dir.path().join("precious");

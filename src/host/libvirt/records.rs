@@ -1,4 +1,4 @@
-//! libvirt's records of an active domain's checkpoints: found, described, and deleted with their bitmaps.
+//! Finds, reads and deletes libvirt's records of checkpoints, mainly of active domains.
 
 use virt::domain::Domain as Handle;
 use virt::error::ErrorNumber;
@@ -10,7 +10,7 @@ use crate::host::xml::{
 use crate::model::checkpoint::REMOVAL_MARK;
 use crate::model::domain::Disk;
 
-/// All checkpoints of the domain; none where the driver keeps none.
+/// Lists all checkpoints of the domain; the list is empty if the driver does not support them.
 pub fn all(handle: &Handle) -> Result<Vec<ffi::Checkpoint>> {
     match ffi::Checkpoint::all(handle) {
         Ok(checkpoints) => Ok(checkpoints),
@@ -19,7 +19,7 @@ pub fn all(handle: &Handle) -> Result<Vec<ffi::Checkpoint>> {
     }
 }
 
-/// The name of the newest checkpoint.
+/// Returns the name of the newest checkpoint.
 pub fn newest(handle: &Handle) -> Result<Option<String>> {
     let mut descriptions = Vec::new();
     for checkpoint in all(handle)? {
@@ -28,25 +28,30 @@ pub fn newest(handle: &Handle) -> Result<Option<String>> {
     Ok(oldest_first(descriptions).pop().map(|newest| newest.name))
 }
 
-/// The checkpoint of this name, if there is one.
-pub fn lookup(handle: &Handle, name: &str) -> Result<Option<ffi::Checkpoint>> {
+/// Looks up the checkpoint with this name.
+pub(crate) fn lookup(handle: &Handle, name: &str) -> Result<Option<ffi::Checkpoint>> {
     match ffi::Checkpoint::lookup(handle, name) {
         Ok(checkpoint) => Ok(Some(checkpoint)),
         Err(error) if error.number == ErrorNumber::NoDomainCheckpoint => Ok(None),
-        Err(error) => Err(failed(format!("look for the checkpoint {name}"))(error)),
+        Err(error) => Err(failed(format!("look up the checkpoint {name}"))(error)),
     }
 }
 
-/// What libvirt has recorded of a checkpoint.
+/// Reads libvirt's record of a checkpoint.
 pub fn describe(checkpoint: &ffi::Checkpoint) -> Result<CheckpointDescription> {
     read_checkpoint(&checkpoint.xml(false).map_err(failed("describe a checkpoint"))?)
 }
 
-/// Deletes a checkpoint of an active domain with its bitmaps, and tells on which disks it had one.
+/// Deletes a checkpoint of an active domain with its bitmaps, and returns the disks that had one.
 ///
-/// libvirt deletes nothing at all if one of the bitmaps is lost. The record then goes alone, and comes back for one
-/// disk after the other: where the bitmap is there it goes with it.
-pub fn delete_active(handle: &Handle, checkpoint: &ffi::Checkpoint, name: &str) -> Result<Vec<String>> {
+/// libvirt deletes nothing if one of the bitmaps is missing. In that case, only the record is
+/// deleted. Then a record for one disk at a time is registered and deleted with its bitmap, if it
+/// exists.
+pub(crate) fn delete_active(
+    handle: &Handle,
+    checkpoint: &ffi::Checkpoint,
+    name: &str,
+) -> Result<Vec<String>> {
     let operation = format!("delete the checkpoint {name}");
     let live = inspect::live(handle)?.disks;
     let mut covered: Vec<String> = describe(checkpoint)?
@@ -73,13 +78,18 @@ pub fn delete_active(handle: &Handle, checkpoint: &ffi::Checkpoint, name: &str) 
     Ok(removed)
 }
 
-/// libvirt's words since 7.x (qemuBlockBitmapsHandle… in src/qemu/qemu_checkpoint.c); the number is that of any internal error.
-pub fn is_lost_bitmap(error: &CallError) -> bool {
+/// Recognizes libvirt's error for a missing bitmap.
+///
+/// The text is the same since libvirt 7.x (qemuBlockBitmapsHandle… in src/qemu/qemu_checkpoint.c).
+/// The error number is that of all internal errors.
+pub(crate) fn is_lost_bitmap(error: &CallError) -> bool {
     error.message.contains("not found in backing chain")
 }
 
-/// Removes a bitmap that libvirt has no record of from one disk of an active domain, and tells whether there was one.
-pub fn remove_of_disk(handle: &Handle, live: &[Disk], target: &str, name: &str) -> Result<bool> {
+/// Removes a bitmap without a record from one disk of an active domain.
+///
+/// Returns whether the disk had the bitmap.
+pub(crate) fn remove_of_disk(handle: &Handle, live: &[Disk], target: &str, name: &str) -> Result<bool> {
     let operation = || failed(format!("remove the bitmap {name} of disk {target}"));
     let disks: Vec<(&str, bool)> = live
         .iter()
@@ -87,7 +97,7 @@ pub fn remove_of_disk(handle: &Handle, live: &[Disk], target: &str, name: &str) 
         .collect();
     let known = KnownCheckpoint {
         name,
-        // libvirt wants a time, and nobody will ever see this one.
+        // libvirt requires a time; the record is deleted at once.
         created: 1,
         description: Some(REMOVAL_MARK),
         parent: None,
@@ -97,7 +107,7 @@ pub fn remove_of_disk(handle: &Handle, live: &[Disk], target: &str, name: &str) 
     match record.delete(false) {
         Ok(()) => Ok(true),
         Err(error) => {
-            // Whatever it was, the record of our own making does not stay.
+            // The temporary record must not stay after any error.
             record.delete(true).map_err(operation())?;
             if is_lost_bitmap(&error) {
                 Ok(false)

@@ -1,4 +1,4 @@
-//! Checkpoints whose records libvirt has lost, made known to it again where their bitmaps are sound.
+//! Registers checkpoints whose records libvirt has lost, on the disks whose bitmaps are sound.
 
 use virt::domain::Domain as Handle;
 use virt::error::ErrorNumber;
@@ -10,7 +10,9 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::domain::{Disk, DiskFormat, Domain};
 use crate::model::stop::Stop;
 
-/// Makes the checkpoint known on those of its disks whose bitmaps are sound, and tells whether there was one.
+/// Registers the checkpoint on those of its disks whose bitmaps are sound.
+///
+/// Returns false if no disk has a sound bitmap.
 pub fn register(link: &Link, domain: &Domain, checkpoint: &Checkpoint) -> Result<bool> {
     let handle = link.find(domain)?;
     let disks = inspect::domain_of(link, &handle)?.disks;
@@ -52,7 +54,10 @@ struct Known<'a> {
 }
 
 impl Known<'_> {
-    /// QEMU is asked for all bitmaps at once, and for one after the other only where one of them is missing.
+    /// Registers the checkpoint of an active domain, where QEMU checks the bitmaps.
+    ///
+    /// First tries all disks at once. If one of their bitmaps is not sound, tries each disk alone
+    /// to find those with a sound bitmap.
     fn register_active(&self, covered: &[&Disk]) -> Result<bool> {
         let targets: Vec<&str> = covered.iter().map(|disk| disk.target.as_str()).collect();
         if self.register(&targets)? {
@@ -64,14 +69,16 @@ impl Known<'_> {
                 records::lookup(self.handle, &self.checkpoint.name)?
                     .map(|record| record.delete(true))
                     .transpose()
-                    .map_err(failed(format!("look for the bitmap {}", self.checkpoint.name)))?;
+                    .map_err(failed(format!("check the bitmap {}", self.checkpoint.name)))?;
                 sound.push(*target);
             }
         }
         self.register(&sound)
     }
 
-    /// The same for these disks; false where libvirt finds that one of their bitmaps is missing or inconsistent.
+    /// Registers the checkpoint on these disks.
+    ///
+    /// Returns false if libvirt reports that one of the bitmaps is missing or inconsistent.
     fn register(&self, targets: &[&str]) -> Result<bool> {
         if targets.is_empty() {
             return Ok(false);
@@ -85,7 +92,7 @@ impl Known<'_> {
             name,
             created: self.checkpoint.created,
             description: self.checkpoint.mark.as_deref(),
-            // Bookkeeping only, and the one before it may be lost as well.
+            // Nothing depends on the parent, and its record may be lost as well.
             parent: None,
             disks: &disks.collect::<Vec<_>>(),
         })?;
@@ -96,7 +103,7 @@ impl Known<'_> {
         match made {
             Ok(_) => Ok(true),
             Err(error) if error.number == ErrorNumber::CheckpointInconsistent => Ok(false),
-            Err(error) => Err(failed(format!("make the checkpoint {name} known again"))(error)),
+            Err(error) => Err(failed(format!("register the checkpoint {name} again"))(error)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The secrets that open encrypted images, asked of libvirt.
+//! Reads the secrets that open encrypted images from libvirt.
 
 use virt::secret::Secret;
 use virt_sys as sys;
@@ -9,7 +9,7 @@ use crate::host::chain::key_name;
 use crate::host::qemu::Keys;
 use crate::model::storage::SecretRef;
 
-/// The values of these secrets, for the images that ask for them by number.
+/// Reads the values of these secrets, under the names that images use for them.
 pub fn keys(link: &Link, secrets: &[SecretRef]) -> Result<Keys> {
     let mut values = Vec::with_capacity(secrets.len());
     for (number, secret) in secrets.iter().enumerate() {

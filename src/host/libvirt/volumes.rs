@@ -1,4 +1,4 @@
-//! Where the volumes of storage pools lie, asked of libvirt.
+//! Locates the volumes of storage pools through libvirt.
 
 use virt::error::ErrorNumber;
 use virt::storage_pool::StoragePool;
@@ -10,14 +10,15 @@ use super::{HostError, Result, failed, ffi};
 use crate::model::domain::Source;
 use crate::model::storage::Volume;
 
-/// Where a volume lies. The inner error says why that is not known, and what to do.
+/// Returns the location of a volume. The inner error gives the reason why it is unknown, and the
+/// remedy.
 pub fn place(link: &Link, volume: &Volume) -> Result<std::result::Result<Source, String>> {
     let Volume {
         pool, volume: name, ..
     } = volume;
     for text in [pool, name] {
         // The bindings cannot take a NUL byte, and XML cannot hold one.
-        ffi::c_string(text).map_err(failed("look for a storage volume"))?;
+        ffi::c_string(text).map_err(failed("look up a storage volume"))?;
     }
     let connection = link.connection()?;
     let found = match StoragePool::lookup_by_name(&connection, pool) {
@@ -31,7 +32,7 @@ pub fn place(link: &Link, volume: &Volume) -> Result<std::result::Result<Source,
     };
     if !found
         .is_active()
-        .map_err(failed(format!("look at the storage pool {pool}")))?
+        .map_err(failed(format!("examine the storage pool {pool}")))?
     {
         return Ok(Err(format!(
             "the storage pool '{pool}' that holds it is not active: start it (virsh pool-start)"
@@ -41,13 +42,13 @@ pub fn place(link: &Link, volume: &Volume) -> Result<std::result::Result<Source,
         Ok(volume) => volume,
         Err(error) if error.code() == ErrorNumber::NoStorageVolume => {
             return Ok(Err(format!(
-                "the storage pool '{pool}' has no volume '{name}': look for it again (virsh pool-refresh)"
+                "the storage pool '{pool}' has no volume '{name}': refresh the pool (virsh pool-refresh)"
             )));
         }
         Err(error) => return Ok(Err(unknown(pool, name, error.message()))),
     };
     let read =
-        |error: virt::error::Error| -> HostError { failed(format!("look at the volume {name}"))(error) };
+        |error: virt::error::Error| -> HostError { failed(format!("examine the volume {name}"))(error) };
     let path = volume.get_path().map_err(read)?;
     let kind = volume.get_info().map_err(read)?.kind;
     Ok(match kind {
@@ -60,5 +61,5 @@ pub fn place(link: &Link, volume: &Volume) -> Result<std::result::Result<Source,
 }
 
 fn unknown(pool: &str, name: &str, why: &str) -> String {
-    format!("libvirt cannot say where the volume {pool}/{name} lies: {why}")
+    format!("libvirt cannot locate the volume {pool}/{name}: {why}")
 }

@@ -1,14 +1,14 @@
-//! Names the processes that keep QEMU's lock on an image.
+//! Names the processes that hold QEMU's lock on an image.
 
 use std::fs;
 use std::path::PathBuf;
 
 use crate::host::usage::{self, User};
 
-/// How the name of the domain begins after `-name`.
+/// The prefix of the domain's name in the argument after `-name`.
 const GUEST: &str = "guest=";
 
-/// Who uses any of these files, in words.
+/// Describes the users of these files for a message.
 pub fn users(files: &[PathBuf]) -> String {
     let mut found: Vec<String> = files
         .iter()
@@ -18,7 +18,7 @@ pub fn users(files: &[PathBuf]) -> String {
     found.sort();
     found.dedup();
     match found.is_empty() {
-        // It has ended since, or belongs to somebody whose processes may not be looked at.
+        // The process has ended since, or this user may not inspect it.
         true => "another process holds QEMU's lock on it".to_owned(),
         false => found.join("; "),
     }
@@ -33,13 +33,15 @@ fn named(mut usage: usage::Usage) -> String {
     usage.to_string()
 }
 
-/// The domain of a QEMU that libvirt has started, as the arguments after `-name` say: `guest=web,debug-threads=on`.
+/// Reads the domain's name from the arguments of a QEMU process that libvirt has started.
+///
+/// The argument after `-name` is `guest=web,debug-threads=on`.
 fn guest_of(arguments: &[u8]) -> Option<String> {
     let mut words = arguments.split(|byte| *byte == 0);
     words.find(|word| *word == b"-name")?;
     let value = String::from_utf8_lossy(words.next()?).into_owned();
     let rest = value.strip_prefix(GUEST)?;
-    // QEMU doubles the commas of a name.
+    // A comma in the name is written twice.
     let rest = rest.replace(",,", "\0");
     let name = rest.split(',').next().unwrap_or_default();
     Some(name.replace('\0', ","))

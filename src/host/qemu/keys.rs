@@ -1,4 +1,4 @@
-//! Secrets on their way to a QEMU program: in memory only, never on a disk and never on a command line.
+//! Passes secrets to a QEMU program in memory, never on a disk or a command line.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -11,14 +11,15 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use super::super::Result;
 use super::failed;
 
-/// Secrets that a program needs to open an image, each in a file without a name that goes with this process.
+/// The secrets that a program needs to open an image, each in an anonymous file in memory.
 ///
-/// A program that runs as the same user reads it by way of `/proc`; nobody who could not read our memory anyway can.
+/// The files disappear with this process. A program of the same user reads them through `/proc`;
+/// such a program could read this process's memory anyway.
 #[derive(Clone, Debug, Default)]
 pub struct Keys(Arc<Vec<(String, File)>>);
 
 impl Keys {
-    /// Holds secrets under the names by which an image's description asks for them.
+    /// Stores secrets under the names that an image's description uses for them.
     pub fn hold(secrets: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<Keys> {
         let mut held = Vec::new();
         for (name, secret) in secrets {
@@ -32,7 +33,7 @@ impl Keys {
         Ok(Keys(Arc::new(held)))
     }
 
-    /// The arguments that make the secrets known to a program (`secret` in QEMU's `qapi/crypto.json`).
+    /// Returns the arguments that define the secrets (`secret` in QEMU's `qapi/crypto.json`).
     pub fn arguments(&self) -> Vec<OsString> {
         let us = std::process::id();
         let object = |(name, file): &(String, File)| {

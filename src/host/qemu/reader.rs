@@ -1,4 +1,4 @@
-//! `qemu-nbd`, which offers an image of a shut-off domain.
+//! Runs `qemu-nbd`, which offers an image of a shut-off domain.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -22,37 +22,40 @@ pub struct Offer<'a> {
     pub image: &'a Target,
     /// The export's name.
     pub export: &'a str,
-    /// The bitmap whose dirty ranges the export tells, as context `qemu:dirty-bitmap:<name>`.
+    /// The bitmap whose dirty ranges the export reports, as context `qemu:dirty-bitmap:<name>`.
     pub bitmap: Option<&'a str>,
-    /// The unix socket to make.
+    /// The unix socket to create.
     pub socket: &'a Path,
 }
 
 const PROGRAM: &str = "qemu-nbd";
 
-/// Reads with `O_DIRECT`. QEMU asks it of every image of a chain.
+/// Reads with `O_DIRECT`. QEMU applies this to every image of a chain.
 const PAST_THE_CACHE: [&str; 1] = ["--cache=none"];
 
-/// How many connections one reader takes at once.
+/// How many connections one reader accepts at the same time.
 const CONNECTIONS: &str = "8";
 
 /// How long `qemu-nbd` may take to open an image and listen.
 const OPENING: Duration = Duration::from_secs(30);
 
-/// A `qemu-nbd` that offers one image read-only. It ends, and its socket goes, when this is dropped.
+/// A `qemu-nbd` process that offers one image read-only.
 ///
-/// While it runs no domain can start that writes to the image: QEMU's own locks see to that. When we are killed the kernel kills it too.
-/// Its process id lies beside the socket, for the next run to end one that is left all the same.
+/// Dropping this value ends the process and removes its socket. While the process runs, QEMU's
+/// locks keep a domain that writes to the image from starting. If vmsnap is killed, the kernel
+/// kills the process too. If it survives anyway, the next run finds it by the file with its process
+/// id, beside the socket, and ends it.
 #[derive(Debug)]
 pub struct Reader {
     child: Child,
-    /// Keeps the thread alive that the child's life hangs on.
+    /// Keeps the thread alive that started the child: the kernel kills the child when that thread
+    /// ends.
     _parent: Sender<()>,
     complaints: Receiver<Vec<u8>>,
     socket: PathBuf,
 }
 
-/// The file beside a reader's socket that holds its process id.
+/// Returns the path of the file with a reader's process id, which is beside its socket.
 pub fn pid_file(socket: &Path) -> PathBuf {
     let mut name = socket.as_os_str().to_owned();
     name.push(".pid");
@@ -60,18 +63,23 @@ pub fn pid_file(socket: &Path) -> PathBuf {
 }
 
 impl Reader {
-    /// Starts a reader and waits until it listens. It reads past the page cache if all images of the chain lie where that is possible: what a
-    /// backup reads once would drive out what the host's other work needs.
+    /// Starts a reader and waits until it listens.
+    ///
+    /// The reader bypasses the page cache if the file systems of all images of the chain support
+    /// that. Otherwise a backup would evict pages that other programs on the host need.
     pub fn start(offer: &Offer<'_>, stop: &Stop) -> Result<Reader> {
         match Reader::try_start(offer, &PAST_THE_CACHE, stop)? {
             Ok(reader) => Ok(reader),
-            // Not every file system can do that, and each image may lie on another one. If that was not the reason, this tells the same.
+            // Each image may be on a file system without O_DIRECT. If the first attempt failed for
+            // another reason, the second one reports the same error.
             Err(_) => Reader::try_start(offer, &[], stop)?
                 .map_err(|message| explained(failed(PROGRAM, &operation(offer), message), offer.image)),
         }
     }
 
-    /// The same with these arguments more. The inner error is what a reader said that ended by itself.
+    /// Starts a reader with these additional arguments.
+    ///
+    /// The inner error is the message of a reader that ended by itself.
     fn try_start(
         offer: &Offer<'_>,
         more: &[&str],
@@ -105,7 +113,7 @@ impl Reader {
             None => Err(failed(
                 PROGRAM,
                 &operation(offer),
-                format!("it does not listen after {} s", OPENING.as_secs()),
+                format!("it was not listening after {} s", OPENING.as_secs()),
             )),
         }
     }
@@ -119,13 +127,13 @@ impl Reader {
             if let Some(message) = self.ended() {
                 return Some(Opening::Ended(message));
             }
-            // qemu-nbd writes the file after it has begun to listen (qemu-nbd.c).
+            // qemu-nbd writes the file after it has started to listen (qemu-nbd.c).
             let written = std::fs::metadata(&pid_file).is_ok_and(|file| file.len() > 0);
             written.then_some(Opening::Listening)
         })
     }
 
-    /// How it has ended, if it has.
+    /// Returns the reason why the process has ended, if it has.
     pub fn ended(&mut self) -> Option<String> {
         match self.child.try_wait() {
             Ok(None) => None,
@@ -145,15 +153,17 @@ fn operation(offer: &Offer<'_>) -> String {
     format!("offer {}", offer.image.shown)
 }
 
-/// Starts a child that does not outlive us. The kernel's promise is about the thread that starts it, so that thread has nothing else to do,
-/// and ends when the other end of its channel is dropped.
+/// Starts a child that the kernel kills when this process ends.
+///
+/// The kernel kills it when the thread that started it ends. A separate thread therefore starts the
+/// child and then waits until the returned sender is dropped.
 fn start_tied(command: Command, program: &'static str) -> Result<(Child, Sender<()>)> {
     let (started, result) = mpsc::channel();
     let (parent, until_dropped) = mpsc::channel::<()>();
     let spawned = thread::Builder::new()
         .name("reader's parent".to_owned())
         .spawn(move || {
-            // Nobody ever sends anything: both calls fail when the other end is gone, which is all that is waited for.
+            // No message is ever sent on `parent`; `recv` returns when it is dropped.
             if started.send(start(tied(command), program)).is_ok() {
                 let _ = until_dropped.recv();
             }
@@ -175,7 +185,7 @@ fn tied(mut command: Command) -> Command {
     command
 }
 
-/// Without libvirt there is no domain whose start could be in the way.
+/// Returns the command as it is: without libvirt no domain can start while the reader runs.
 #[cfg(not(feature = "libvirt"))]
 fn tied(command: Command) -> Command {
     command
@@ -189,7 +199,7 @@ enum Opening {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // It holds nothing that could be lost: it only reads.
+        // The process only reads, so killing it loses nothing.
         let _ = self.child.kill();
         let _ = self.child.wait();
         for file in [self.socket.clone(), pid_file(&self.socket)] {
@@ -198,8 +208,10 @@ impl Drop for Reader {
     }
 }
 
-/// Ends a `qemu-nbd` that a killed run has left behind, if the process of that id still is the one that serves `socket`.
-pub fn end_stray_reader(socket: &Path) -> Result<()> {
+/// Ends a `qemu-nbd` process that a killed run has left.
+///
+/// Does nothing if the process with the recorded id is not the one that serves `socket`.
+pub(crate) fn end_stray_reader(socket: &Path) -> Result<()> {
     let file = pid_file(socket);
     let text = match std::fs::read_to_string(&file) {
         Ok(text) => text,
@@ -210,7 +222,7 @@ pub fn end_stray_reader(socket: &Path) -> Result<()> {
     let Some(pid) = pid.filter(|pid| serves(*pid, socket)) else {
         return Ok(());
     };
-    // The process may have ended since it was looked at; that is what is wanted.
+    // An error means that the process has already ended.
     let _ = kill_process(pid, Signal::KILL);
     let gone = wait::until(Duration::from_secs(5), Duration::from_millis(10), || {
         has_ended(pid).then_some(())
@@ -219,27 +231,27 @@ pub fn end_stray_reader(socket: &Path) -> Result<()> {
         failed(
             "qemu-nbd",
             "be ended",
-            format!("process {} stays", pid.as_raw_nonzero()),
+            format!("process {} is still running", pid.as_raw_nonzero()),
         )
     })
 }
 
-/// Whether the process is gone, or waits for nothing but its parent's notice: only then are its files closed.
+/// Returns whether the process is gone or a zombie: only then are its files closed.
 fn has_ended(pid: Pid) -> bool {
     let folder = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
     let Ok(stat) = std::fs::read_to_string(folder.join("stat")) else {
         return true;
     };
-    // `pid (name) state …` (proc_pid_stat(5)); the name may hold brackets itself.
+    // The format is `pid (name) state …` (proc_pid_stat(5)); the name may contain parentheses.
     let dead = stat
         .rsplit_once(") ")
         .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']));
-    // The first thread may be dead while others still close the files.
+    // The first thread may be dead while other threads still have the files open.
     let threads = std::fs::read_dir(folder.join("task")).map_or(0, Iterator::count);
     dead && threads <= 1
 }
 
-/// Whether the process is a `qemu-nbd` with this socket among its arguments.
+/// Returns whether the process is a `qemu-nbd` with this socket among its arguments.
 fn serves(pid: Pid, socket: &Path) -> bool {
     let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
     let mut arguments = line.split(|byte| *byte == 0);

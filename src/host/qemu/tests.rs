@@ -1,4 +1,4 @@
-//! Tests of the programs' wrappers, on images made here.
+//! Tests of the wrappers of `qemu-img` and `qemu-nbd`, on temporary images.
 
 use super::*;
 use crate::model::stop::{Stop, StopReason};

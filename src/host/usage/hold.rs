@@ -1,7 +1,8 @@
-//! An open block device that nobody else can claim, as far as the kernel lets us.
+//! Opens a block device and claims it exclusively, as far as the kernel allows.
 //!
-//! `O_EXCL` keeps away mounts, swap, device-mapper, RAID and every program that asks for the same. QEMU does not ask for it; it takes
-//! advisory locks on single bytes of the file (`raw_apply_lock_bytes` in QEMU's block/file-posix.c), which are taken here as well.
+//! `O_EXCL` excludes mounts, swap, device-mapper, RAID and every program that also uses `O_EXCL`.
+//! QEMU does not use it, but takes advisory locks on single bytes of the file
+//! (`raw_apply_lock_bytes` in QEMU's block/file-posix.c). This module takes the same locks.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -14,26 +15,30 @@ use rustix::fs::OFlags;
 
 use super::{Usage, User};
 
-/// Byte `USED + n` is locked by a process that does `n`, `DENIED + n` by one that does not let others do it
-/// (RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE).
+/// The offsets of QEMU's lock bytes (RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE).
+///
+/// A process that performs action `n` locks byte `USED + n`. A process that forbids action `n` to
+/// others locks byte `DENIED + n`.
 const USED: i64 = 100;
 const DENIED: i64 = 200;
-/// What QEMU distinguishes: consistent reads (0), writes (1), unchanging writes (2), resizing (3).
+/// QEMU's actions: consistent reads (0), writes (1), writes that change nothing (2), resizing (3).
 const ACTIONS: std::ops::RangeInclusive<i64> = 0..=3;
 const WRITE: i64 = 1;
 
-/// Why a device could not be had.
+/// The reason why a device could not be opened and claimed.
 #[derive(Debug)]
-pub enum HoldError {
-    /// Somebody else has claimed or locked it.
+pub(crate) enum HoldError {
+    /// Another program has claimed or locked the device.
     Used(User),
-    /// It could not be opened.
+    /// The device could not be opened.
     Io(io::Error),
 }
 
-/// A block device that is open for reading and writing, claimed and locked until this and every file made from it are closed.
+/// A block device that is open for reading and writing, claimed and locked.
+///
+/// The claim lasts until this value and every file cloned from it are closed.
 #[derive(Debug)]
-pub struct HeldDevice {
+pub(crate) struct HeldDevice {
     file: File,
     path: PathBuf,
 }
@@ -42,7 +47,7 @@ impl HeldDevice {
     /// Opens and claims a block device.
     ///
     /// # Errors
-    /// When somebody uses it, as far as claims and locks show it, or when it cannot be opened.
+    /// Claims or locks show that the device is in use, or it cannot be opened.
     pub fn open(path: &Path) -> Result<HeldDevice, HoldError> {
         let file = OpenOptions::new()
             .read(true)
@@ -57,7 +62,8 @@ impl HeldDevice {
             lock(&file, DENIED + action);
         }
         lock(&file, USED + WRITE);
-        // As QEMU does it: first the own locks, then a look at those of others, so that of two at least one gives way.
+        // Takes its own locks before it checks for others, as QEMU does: of two processes at least
+        // one then notices the conflict.
         if is_locked_by_others(&file) {
             return Err(HoldError::Used(User::QemuLock));
         }
@@ -67,21 +73,23 @@ impl HeldDevice {
         })
     }
 
-    /// The path by which it was opened.
+    /// Returns the path by which the device was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The same open file once more. The claim lasts until all of them are closed.
+    /// Clones the open file. The claim lasts until all clones are closed.
     ///
     /// # Errors
-    /// When this process may open no more files.
+    /// The process has reached its limit of open files.
     pub fn file(&self) -> io::Result<File> {
         self.file.try_clone()
     }
 }
 
-/// The claim or lock of somebody else, found without changing anything. What cannot be opened shows none.
+/// Finds another program's claim or lock without changing anything.
+///
+/// `None` if the device cannot be opened.
 pub(super) fn claimed_by_others(path: &Path) -> Option<Usage> {
     let flags = OFlags::EXCL | OFlags::NONBLOCK;
     let opened = OpenOptions::new()
@@ -96,12 +104,14 @@ pub(super) fn claimed_by_others(path: &Path) -> Option<Usage> {
     Some(Usage { user, part: None })
 }
 
-/// Takes a shared lock on a byte. On a file system without locks QEMU cannot lock either, so a failure is ignored.
+/// Takes a shared lock on a byte.
+///
+/// Ignores failures: on a file system without locks QEMU cannot lock either.
 fn lock(file: &File, byte: i64) {
     let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&one_byte(libc::F_RDLCK, byte)));
 }
 
-/// Whether another open file does what we would not let it do, or does not let us write.
+/// Returns whether the locks of another open file show any action or forbid writing.
 fn is_locked_by_others(file: &File) -> bool {
     let mut bytes = ACTIONS.map(|action| USED + action).chain([DENIED + WRITE]);
     bytes.any(|byte| {

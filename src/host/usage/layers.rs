@@ -1,7 +1,8 @@
-//! The files beneath a qcow2 image, as its header and the headers beneath it name them.
+//! Lists the files beneath a qcow2 image, from the image headers of its backing chain.
 //!
-//! Headers are hostile: a guest may have written one. The names are only compared with a device that a restore would overwrite. Nothing but
-//! the headers of qcow2 images is read, and an image that claims too much can only cause a refusal.
+//! Headers are not trusted, because a guest may have written them. Only headers of qcow2 images are
+//! read. The names in them are only compared with the device that a restore would overwrite, so a
+//! false name can only cause a refusal.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -15,12 +16,13 @@ use rustix::fs::OFlags;
 
 use crate::model::qcow2::{self, EXTENSION_BACKING_FORMAT, EXTENSION_DATA_FILE};
 
-/// Images of one chain that are looked at at most; libvirt itself follows 200.
+/// The largest number of images of one chain that are read; libvirt follows 200.
 const MOST_LAYERS: usize = 256;
-/// Bytes of an image that are read. The names lie within its first cluster, which is 64 KiB unless somebody chose otherwise.
+/// How many bytes of an image are read: its first cluster contains the names. Clusters have 64 KiB
+/// by default and at most 2 MiB.
 const HEAD: u64 = 2 << 20;
 
-/// What a header names.
+/// The files that a header names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Named {
     backing: Option<PathBuf>,
@@ -29,7 +31,7 @@ struct Named {
     data: Option<PathBuf>,
 }
 
-/// The files beneath an image, topmost first. What cannot be read names nothing.
+/// Lists the files beneath an image, topmost first. Stops at an image that cannot be read.
 pub(super) fn beneath(image: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut seen = HashSet::new();
@@ -46,7 +48,7 @@ pub(super) fn beneath(image: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The beginning of a file or block device; a pipe would keep us waiting.
+/// Reads the beginning of a file or block device; opening a FIFO could block.
 fn head(image: &Path) -> Option<Vec<u8>> {
     let kind = image.metadata().ok()?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
@@ -77,7 +79,7 @@ fn read(head: &[u8], image: &Path) -> Named {
     named
 }
 
-/// A path on this machine, from a name as QEMU takes it; `None` for one elsewhere.
+/// Converts a file name in QEMU's syntax to a path on this machine; `None` for other storage.
 fn path_of(name: &[u8], image: &Path) -> Option<PathBuf> {
     let name = name.strip_suffix(b"\0").unwrap_or(name);
     if let Some(json) = name.strip_prefix(b"json:") {
@@ -133,7 +135,7 @@ mod tests {
         write("top", header(3, Some(("middle", Some("qcow2"))), None));
         write("middle", header(3, Some(("top", Some("qcow2"))), None));
         assert_eq!(beneath(&path("top")), [path("middle"), path("top")]);
-        // All bytes of a raw file are the guest's.
+        // A raw file has no header: the guest controls all of its bytes.
         write("top", header(3, Some(("middle", Some("raw"))), None));
         assert_eq!(beneath(&path("top")), [path("middle")]);
         assert_eq!(beneath(&path("missing")), Vec::<PathBuf>::new());

@@ -1,8 +1,9 @@
-//! Finds out who uses a block device, so that a restore overwrites nothing that is in use.
+//! Finds the users of a block device, so that a restore does not overwrite a device in use.
 //!
-//! * `parse`: the kernel's texts; `scan`: processes, mounts, swap, holders and loop devices of this machine.
-//! * `layers`: the images beneath a domain's disks, as their headers name them.
-//! * `hold`: an open device that nobody else can claim.
+//! * `parse` reads the kernel's text files.
+//! * `scan` examines processes, mounts, swap, holders and loop devices of this machine.
+//! * `layers` lists the images beneath a domain's disks, from the image headers.
+//! * `hold` opens a device and claims it exclusively.
 
 mod hold;
 mod layers;
@@ -20,25 +21,28 @@ use crate::model::finding::Finding;
 use crate::model::text::shown;
 use crate::wait;
 
-pub use hold::{HeldDevice, HoldError};
+pub(crate) use hold::{HeldDevice, HoldError};
 use scan::{Identity, Kernel, Subject};
 
-/// How long a look at one file that a domain names may take: it may be on a server that does not answer.
+/// How long the examination of one domain's file may take: the file may be on a server that does
+/// not answer.
 const LOOK_DEADLINE: Duration = Duration::from_secs(3);
-/// How many files may be given up before the rest is given up as well. Each keeps a thread.
+/// After this number of files that do not answer, the remaining files are not examined. Each such
+/// file blocks a thread.
 const MOST_SILENT: usize = 8;
 
-/// How long a process may have the device open before it counts as a user: udev and its helpers look at a device for a
-/// moment after each change.
+/// How long a process may have the device open before it counts as a user.
+///
+/// udev and its helpers open a device for a moment after each change.
 const GLANCE: Duration = Duration::from_secs(1);
 const GLANCE_STEP: Duration = Duration::from_millis(100);
 
-/// The number of a block device.
+/// A device number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Number {
-    /// The driver's number.
+    /// The number of the driver.
     pub major: u32,
-    /// The driver's number for the device.
+    /// The number of the device within its driver.
     pub minor: u32,
 }
 
@@ -49,71 +53,72 @@ pub struct DomainFile {
     pub domain: String,
     /// Whether the domain has a QEMU process now.
     pub is_active: bool,
-    /// What the file is to the domain: `disk vda`, `the backing file of disk vda`.
+    /// The purpose of the file in the domain, for example `disk vda` or `the backing file of disk
+    /// vda`.
     pub role: String,
     /// Its path on this machine.
     pub path: PathBuf,
-    /// Whether the domain reads it as qcow2: then its header may name more files.
+    /// Whether the domain reads the file as qcow2: then its header may name more files.
     pub is_qcow2: bool,
 }
 
 /// The files and block devices that the definitions of all domains name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DomainFiles {
-    /// Those that are known.
+    /// The files that were found.
     pub files: Vec<DomainFile>,
-    /// What could not be found out.
+    /// Findings about domains that could not be examined.
     pub findings: Vec<Finding>,
 }
 
-/// Somebody who uses a device.
+/// One use of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Who.
+    /// The user.
     pub user: User,
-    /// What of the device is used, where it is not the device itself: `its partition sda1`.
+    /// The used part, for example `its partition sda1`; `None` for the device itself.
     pub part: Option<String>,
 }
 
-/// A user of a device, and what the device is to it.
+/// A user of a device, with the details of its use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum User {
     /// A domain's definition names it.
     Domain {
         /// The domain's name.
         name: String,
-        /// What it is to the domain: `disk vda`.
+        /// The purpose of the device in the domain, for example `disk vda`.
         role: String,
         /// Whether the domain has a QEMU process now.
         is_active: bool,
     },
     /// A process has it open.
     Process {
-        /// Its number.
+        /// Its process id.
         pid: u32,
-        /// Its name, as the kernel shortens it.
+        /// Its name, as shortened by the kernel.
         name: String,
     },
     /// It is mounted.
     Mount {
-        /// Where.
+        /// The mount point.
         point: PathBuf,
     },
-    /// The kernel swaps to it.
+    /// The kernel uses it as swap.
     Swap,
     /// Another block device is built on it: device-mapper, LVM, RAID, bcache.
     Holder {
-        /// That device, with its own name where it has one: `dm-0 (vg-lv)`.
+        /// The other device, with its own name if it has one: `dm-0 (vg-lv)`.
         name: String,
     },
     /// It is the backing file of a loop device.
     Loop {
-        /// That device: `loop3`.
+        /// The loop device: `loop3`.
         name: String,
     },
-    /// The kernel grants nobody else an exclusive claim.
+    /// An exclusive claim exists, so the kernel does not grant another one.
     Claim,
-    /// A QEMU process holds its lock on it.
+    /// A QEMU process holds a lock on it.
     QemuLock,
 }
 
@@ -140,28 +145,29 @@ impl fmt::Display for Usage {
     }
 }
 
-/// The users of a device, and what could not be found out about them.
+/// The users of a device, and findings about users that could not be examined.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Usages {
-    /// Those that were found.
+pub(crate) struct Usages {
+    /// The uses that were found.
     pub users: Vec<Usage>,
-    /// What could not be found out.
+    /// Findings about processes and files that could not be examined.
     pub findings: Vec<Finding>,
 }
 
-/// Size of a block device in bytes; `None` where the kernel does not say, or for another kind of file.
-pub fn device_size(path: &Path) -> Option<u64> {
+/// Returns the size of a block device in bytes; `None` if it is unknown or for other files.
+pub(crate) fn device_size(path: &Path) -> Option<u64> {
     Kernel::new().size(path)
 }
 
-/// Lists the users of a block device of this machine. `named` are the files of the domains.
+/// Lists the users of a block device of this machine. `named` holds the files of the domains.
 ///
-/// Compares by device number, so links, other nodes of the device, its partitions and the disk of a partition are found.
-/// Takes up to a second longer when a process has it open, and three for a domain's file on a server that does not answer.
+/// Compares device numbers, so it also finds uses through links, other device nodes, partitions,
+/// and the disk of a partition. Takes up to one second longer if a process has the device open, and
+/// three seconds longer for each domain's file on a server that does not answer.
 ///
 /// # Errors
-/// When the path cannot be looked at.
-pub fn users_of(path: &Path, named: &DomainFiles) -> io::Result<Usages> {
+/// The path cannot be examined.
+pub(crate) fn users_of(path: &Path, named: &DomainFiles) -> io::Result<Usages> {
     let mut usages = look(path, named, true)?;
     let is_glance = |usages: &Usages| {
         let is_process = |usage: &Usage| matches!(usage.user, User::Process { .. });
@@ -179,21 +185,26 @@ pub fn users_of(path: &Path, named: &DomainFiles) -> io::Result<Usages> {
     Ok(usages)
 }
 
-/// Who uses a file or block device at this moment, whoever it is. What cannot be looked at has no users.
-pub fn users_now(path: &Path) -> Vec<Usage> {
+/// Lists the users of a file or block device at this moment.
+///
+/// Includes processes that have it open only for an instant. The list is empty if the path cannot
+/// be examined.
+pub(crate) fn users_now(path: &Path) -> Vec<Usage> {
     look(path, &DomainFiles::default(), true).map_or_else(|_| Vec::new(), |usages| usages.users)
 }
 
-/// The same for a device that we hold ourselves: only others count.
+/// Lists the other users of a device that this process holds.
 ///
 /// # Errors
 /// As [`users_of`].
-pub fn other_users_of(held: &HeldDevice, named: &DomainFiles) -> io::Result<Usages> {
+pub(crate) fn other_users_of(held: &HeldDevice, named: &DomainFiles) -> io::Result<Usages> {
     look(held.path(), named, false)
 }
 
-/// Which of the domains' files have this path, whether or not there is a file: by their names, also through links in the folders above.
-pub fn domains_naming<'a>(path: &Path, named: &'a DomainFiles) -> Vec<&'a DomainFile> {
+/// Lists the domains' files with this path, whether or not the file exists.
+///
+/// Compares names, and resolves links in the folders above the file.
+pub(crate) fn domains_naming<'a>(path: &Path, named: &'a DomainFiles) -> Vec<&'a DomainFile> {
     let Some((parent, name)) = path.parent().zip(path.file_name()) else {
         return Vec::new();
     };
@@ -209,7 +220,10 @@ pub fn domains_naming<'a>(path: &Path, named: &'a DomainFiles) -> Vec<&'a Domain
     named.files.iter().filter(is_it).collect()
 }
 
-/// One look at everything. `claims` looks for exclusive claims and QEMU's locks too: not for a device that we hold.
+/// Examines all kinds of users once.
+///
+/// `claims` includes exclusive claims and QEMU's locks; it must be false for a device that this
+/// process holds.
 fn look(path: &Path, named: &DomainFiles, claims: bool) -> io::Result<Usages> {
     let kernel = Kernel::new();
     let subject = kernel.subject(path)?;
@@ -232,15 +246,16 @@ fn look(path: &Path, named: &DomainFiles, claims: bool) -> io::Result<Usages> {
     Ok(usages)
 }
 
-/// What a look at a domain's file has found: which file of the list it is, what is used as what.
+/// A file found during the examination of a domain's file.
 struct Seen {
+    /// The index of the domain's file in the list.
     index: usize,
     identity: Identity,
-    /// Whether it is an image beneath the file, not the file itself.
+    /// Whether this is an image beneath the domain's file instead of the file itself.
     is_beneath: bool,
 }
 
-/// The domains that name the subject.
+/// Lists the domains that name the subject.
 fn domain_users(
     path: &Path,
     subject: &Subject,
@@ -275,7 +290,7 @@ fn domain_users(
     }
     for file in silent.into_iter().filter_map(|index| named.files.get(index)) {
         let what = format!(
-            "{} could not be looked at in time: whether {} of domain '{}' is the target is not known",
+            "{} could not be examined in time, so {} of domain '{}' may be the target",
             file.path.display(),
             file.role,
             shown(&file.domain)
@@ -285,7 +300,7 @@ fn domain_users(
     users
 }
 
-/// Looks at one file: what it is, and what lies beneath it.
+/// Identifies one file and the images beneath it; the second value is true for those images.
 fn look_at(path: &Path, is_qcow2: bool) -> Vec<(Identity, bool)> {
     let Ok(identity) = scan::identity(path) else {
         return Vec::new();
@@ -301,12 +316,14 @@ fn look_at(path: &Path, is_qcow2: bool) -> Vec<(Identity, bool)> {
         .collect()
 }
 
-/// A file and whether it is read as qcow2.
+/// A path, and whether the file is read as qcow2.
 type Listed = (PathBuf, bool);
 type LookAt = fn(&Path, bool) -> Vec<(Identity, bool)>;
 
-/// Looks at the files one after the other, on a thread of its own. A file that does not answer in time is given up with its thread, and a
-/// new thread goes on with the next file. Returns what was seen, and which files were given up.
+/// Examines the files one after the other on a separate thread.
+///
+/// If a file does not answer within `deadline`, its thread is abandoned and a new thread continues
+/// with the next file. Returns the results and the indexes of the abandoned files.
 fn look_at_all(files: Vec<Listed>, deadline: Duration, look_at: LookAt) -> (Vec<Seen>, Vec<usize>) {
     let files: Arc<[Listed]> = files.into();
     let (mut all_seen, mut silent) = (Vec::new(), Vec::new());
@@ -347,7 +364,7 @@ fn look_at_all(files: Vec<Listed>, deadline: Duration, look_at: LookAt) -> (Vec<
 mod tests {
     use super::*;
 
-    /// A look that takes for ever at files of this name.
+    /// Blocks for a minute on files with the name `silent`.
     fn sometimes_silent(path: &Path, _: bool) -> Vec<(Identity, bool)> {
         if path.ends_with("silent") {
             wait::pause(Duration::from_secs(60));

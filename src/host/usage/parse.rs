@@ -1,7 +1,7 @@
-//! Reads the kernel's texts about mounts, swap and block devices: pure functions over bytes.
+//! Parses the kernel's text files about mounts, swap and block devices.
 //!
-//! The formats are proc_pid_mountinfo(5), proc_swaps(5) and the kernel's `Documentation/ABI/testing/sysfs-block`.
-//! A line that does not follow its format is skipped: it never fails the whole text, and never panics.
+//! All functions are pure. The formats are described in proc_pid_mountinfo(5), proc_swaps(5) and
+//! the kernel's `Documentation/ABI/testing/sysfs-block`. Invalid lines are skipped.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -11,12 +11,12 @@ use super::Number;
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MountLine {
-    /// The device that the file system gives its files (`st_dev`).
+pub(crate) struct MountLine {
+    /// The device number of the file system's files (`st_dev`).
     pub device: Number,
     /// Where it is mounted.
     pub point: PathBuf,
-    /// What is mounted, where that is an absolute path.
+    /// The mounted device or file, if its name is an absolute path.
     pub source: Option<PathBuf>,
 }
 
@@ -29,7 +29,8 @@ fn mount(line: &[u8]) -> Option<MountLine> {
     let mut words = line.split(|&byte| byte == b' ');
     let device = number(words.nth(2)?)?;
     let point = path(words.nth(1)?);
-    // The optional fields end with a single hyphen; then come the file system and what is mounted.
+    // A single hyphen ends the optional fields. The file system's type and the mounted device
+    // follow.
     let source = words.skip_while(|word| *word != b"-").nth(2);
     let source = source.filter(|source| source.starts_with(b"/")).map(path);
     Some(MountLine {
@@ -39,7 +40,7 @@ fn mount(line: &[u8]) -> Option<MountLine> {
     })
 }
 
-/// Reads `/proc/swaps`: the files and devices that are swapped to.
+/// Reads `/proc/swaps`, the files and devices that are used as swap.
 pub fn swaps(text: &[u8]) -> Vec<PathBuf> {
     let lines = text.split(|&byte| byte == b'\n').skip(1);
     let names = lines.filter_map(|line| line.split(u8::is_ascii_whitespace).next());
@@ -57,14 +58,15 @@ pub fn number(text: &[u8]) -> Option<Number> {
     })
 }
 
-/// Reads `/sys/block/loopN/loop/backing_file`; `None` for a file that was deleted since.
+/// Reads `/sys/block/loopN/loop/backing_file`; `None` for a deleted file.
 pub fn backing_file(text: &[u8]) -> Option<PathBuf> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     let is_path = text.starts_with(b"/") && !text.ends_with(b" (deleted)");
     is_path.then(|| OsString::from_vec(text.to_vec()).into())
 }
 
-/// A path in which blanks and backslashes are written as three octal digits.
+/// Decodes a path in which blanks and backslashes are written as a backslash and three octal
+/// digits.
 fn path(text: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;

@@ -1,6 +1,7 @@
-//! Looks for users of a block device in `/proc` and `/sys`.
+//! Finds the users of a block device in `/proc` and `/sys`.
 //!
-//! Processes end and devices go while they are looked at: what cannot be read is passed over, and what may not be read is counted.
+//! Processes and devices may disappear during the scan, so unreadable entries are skipped.
+//! Processes that this user may not examine are counted.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,23 +13,23 @@ use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
 use super::{Number, Usage, User, parse};
 
-/// Bytes of one text of the kernel that are read at most.
+/// How many bytes of one of the kernel's text files are read at most.
 const LONGEST: u64 = 16 << 20;
-/// Open descriptors of all processes that are looked at at most.
+/// How many open descriptors of all processes are examined at most.
 const MOST_DESCRIPTORS: usize = 4_000_000;
-/// Block devices that are looked at at most, for one subject.
+/// How many devices and files one subject has at most.
 const MOST_PARTS: usize = 4096;
 
-/// What a path is, whatever its name.
+/// Identifies a device or file independently of its paths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Identity {
     /// A block device.
     Device(Number),
-    /// Anything else, by its file system's device and its inode.
+    /// Any other file, by the device number of its file system and its inode.
     File(Number, u64),
 }
 
-/// Tells what a path is. Asks no server of files.
+/// Identifies a path, without a request to a file server if the kernel has the attributes cached.
 pub(super) fn identity(path: &Path) -> io::Result<Identity> {
     let flags = AtFlags::STATX_DONT_SYNC;
     let found = statx(CWD, path, flags, StatxFlags::TYPE | StatxFlags::INO)?;
@@ -47,14 +48,15 @@ pub(super) fn identity(path: &Path) -> io::Result<Identity> {
     })
 }
 
-/// How a part belongs to the subject, which decides who counts as its user.
+/// How a part belongs to the subject. It decides which uses of the part count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Relation {
     /// The device itself, or one of its partitions.
     Own,
-    /// The disk whose partition the device is.
+    /// The disk of which the device is a partition.
     Disk,
-    /// A device or file that the device is made of. Programs that serve it may have it open.
+    /// A device or file that the device is built on. The programs that serve the device may have it
+    /// open.
     Beneath,
 }
 
@@ -65,18 +67,18 @@ pub(super) struct Part {
     relation: Relation,
     /// Its folder in sysfs, if it is a block device.
     folder: Option<PathBuf>,
-    /// What it is to the subject; `None` for the subject itself.
+    /// A description of the part, for example `its partition sda1`; `None` for the subject itself.
     pub(super) name: Option<String>,
 }
 
-/// A block device with everything whose use would be a use of it.
+/// A block device and all devices and files whose use is a use of it.
 #[derive(Clone, Debug)]
 pub(super) struct Subject {
     parts: Vec<Part>,
 }
 
 impl Subject {
-    /// The part with this identity.
+    /// Returns the part with this identity.
     pub(super) fn part(&self, identity: Identity) -> Option<&Part> {
         self.parts.iter().find(|part| part.identity == identity)
     }
@@ -89,9 +91,9 @@ impl Subject {
         is_new
     }
 
-    /// The part, if an open descriptor or a mount of it counts.
+    /// Returns the part with this identity, if its open descriptors and mounts count as uses.
     fn open_part(&self, identity: Identity) -> Option<&Part> {
-        // A multipath daemon has the paths beneath its device open all the time.
+        // A multipath daemon always has the paths beneath its device open.
         let counts =
             |part: &&Part| part.relation != Relation::Beneath || matches!(part.identity, Identity::File(..));
         self.part(identity).filter(counts)
@@ -106,7 +108,7 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// The real one.
+    /// Uses the real `/proc` and `/sys`.
     pub(super) fn new() -> Kernel {
         Kernel {
             proc: "/proc".into(),
@@ -115,24 +117,24 @@ impl Kernel {
         }
     }
 
-    /// The block device of a path, in sysfs.
+    /// Returns the folder of a block device in sysfs.
     fn folder(&self, device: Number) -> Option<PathBuf> {
         let link = format!("dev/block/{}:{}", device.major, device.minor);
         self.sys.join(link).canonicalize().ok()
     }
 
-    /// Size of a block device in bytes.
+    /// Returns the size of a block device in bytes.
     pub(super) fn size(&self, path: &Path) -> Option<u64> {
         let Ok(Identity::Device(number)) = identity(path) else {
             return None;
         };
         let text = read(&self.folder(number)?.join("size")).ok()?;
-        // In sectors of 512 bytes, whatever the device's own are.
+        // In units of 512 bytes, independent of the device's sector size.
         let sectors: u64 = std::str::from_utf8(&text).ok()?.trim().parse().ok()?;
         sectors.checked_mul(512)
     }
 
-    /// The path with everything whose use is a use of it.
+    /// Finds all devices and files whose use is a use of this path.
     pub(super) fn subject(&self, path: &Path) -> io::Result<Subject> {
         Ok(self.subject_of(identity(path)?))
     }
@@ -167,7 +169,7 @@ impl Kernel {
         subject
     }
 
-    /// Adds the devices and files that a device is made of, and those beneath them.
+    /// Adds the devices and files that a device is built on, at every depth.
     fn add_beneath(&self, subject: &mut Subject, folder: &Path) {
         let mut waiting = vec![folder.to_owned()];
         while let Some(folder) = waiting.pop() {
@@ -199,7 +201,7 @@ impl Kernel {
         }
     }
 
-    /// Everybody who uses the subject, and how many processes could not be looked at.
+    /// Lists the uses of the subject, and counts the processes that could not be examined.
     pub(super) fn users(&self, subject: &Subject) -> (Vec<Usage>, usize) {
         let mut users = Vec::new();
         let mut add = |user: User, part: &Part| {
@@ -232,7 +234,7 @@ impl Kernel {
         (users, unseen)
     }
 
-    /// Other loop devices on the subject or on what it is made of.
+    /// Adds other loop devices that use the subject or one of its parts.
     fn loops(&self, subject: &Subject, add: &mut impl FnMut(User, &Part)) {
         for folder in entries(&self.sys.join("block")) {
             let name = name_of(&folder);
@@ -250,7 +252,9 @@ impl Kernel {
         }
     }
 
-    /// Open descriptors and mounts of all processes but this one.
+    /// Adds mounts, and open descriptors of all processes except this one.
+    ///
+    /// Returns the number of processes that could not be examined.
     fn processes(&self, subject: &Subject, add: &mut impl FnMut(User, &Part)) -> usize {
         let servers = self.servers(subject);
         let mut namespaces = HashSet::new();
@@ -293,7 +297,8 @@ impl Kernel {
     fn mounts(&self, process: &Path, subject: &Subject, add: &mut impl FnMut(User, &Part)) {
         let text = read(&process.join("mountinfo")).unwrap_or_default();
         for mount in parse::mounts(&text) {
-            // Some file systems give their files a device number of their own: then the source is compared.
+            // Some file systems do not give their files the number of the mounted device: compare
+            // the source.
             let by_source = || {
                 let source = identity(mount.source.as_deref()?).ok()?;
                 subject.open_part(source)
@@ -307,7 +312,8 @@ impl Kernel {
         }
     }
 
-    /// The processes that make the subject work: a network block device's has it open as long as it exists.
+    /// Lists the processes that serve the subject. The client of a network block device has it open
+    /// all the time.
     fn servers(&self, subject: &Subject) -> Vec<u32> {
         let folders = subject.parts.iter().filter_map(|part| part.folder.as_ref());
         let pids = folders.filter_map(|folder| read(&folder.join("pid")).ok());
@@ -330,7 +336,7 @@ impl Subject {
     }
 }
 
-/// What an open descriptor is; `None` for those without a path: sockets, pipes and the like.
+/// Identifies the file of an open descriptor; `None` for sockets, pipes and others without a path.
 fn open_identity(descriptor: &Path) -> Option<Identity> {
     let has_path = fs::read_link(descriptor).is_ok_and(|to| to.as_os_str().as_bytes().starts_with(b"/"));
     identity(descriptor).ok().filter(|_| has_path)
@@ -340,13 +346,13 @@ fn device_number(folder: &Path) -> Option<Number> {
     parse::number(&read(&folder.join("dev")).ok()?)
 }
 
-/// The disk whose partition this is.
+/// Returns the disk of a partition.
 fn disk_of(folder: &Path) -> Option<PathBuf> {
     let is_partition = folder.join("partition").exists();
     folder.parent().filter(|_| is_partition).map(Path::to_owned)
 }
 
-/// `dm-0 (vg-lv)`, or the name alone.
+/// Returns `dm-0 (vg-lv)`, or only the name of the device.
 fn holder_name(holder: &Path) -> String {
     let name = name_of(holder);
     let own = read(&holder.join("dm/name")).unwrap_or_default();
@@ -367,7 +373,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     found.map(|entry| entry.path()).collect()
 }
 
-/// Reads a text of the kernel, up to a length that no such text reaches.
+/// Reads one of the kernel's text files, at most [`LONGEST`] bytes.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(LONGEST).read_to_end(&mut bytes)?;

@@ -1,11 +1,11 @@
-//! The scan on a made-up `/proc` and `/sys`.
+//! Tests of the scan on a simulated `/proc` and `/sys`.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 
 use super::*;
 
-/// A machine in a folder: a disk with two partitions, volumes and arrays on it, loop devices.
+/// A simulated machine: a folder with the subfolders `proc` and `sys`.
 struct Machine {
     folder: tempfile::TempDir,
 }
@@ -39,7 +39,7 @@ impl Machine {
         fs::write(path, text).expect("written");
     }
 
-    /// Adds a block device at `sys/devices/NAME`; of a partition the name holds the disk's.
+    /// Adds a block device at `sys/devices/NAME`. The name of a partition is `DISK/PARTITION`.
     fn device(&self, name: &str, number: &str) {
         self.write(&format!("sys/devices/{name}/dev"), &format!("{number}\n"));
         let folder = self.path(&format!("sys/devices/{name}"));
@@ -150,7 +150,7 @@ fn open_descriptors_of_others_are_uses_and_own_ones_are_not() {
         symlink(target, machine.path(&format!("proc/{pid}/fd/3"))).expect("new");
         symlink("socket:[5]", machine.path(&format!("proc/{pid}/fd/4"))).expect("new");
     }
-    // A process that has just ended.
+    // A process that ended during the scan.
     fs::create_dir(machine.path("proc/9")).expect("new");
     let kernel = machine.kernel();
     let (users, unseen) = kernel.users(&kernel.subject(&file).expect("it is there"));

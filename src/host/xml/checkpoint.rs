@@ -9,16 +9,16 @@ use crate::host::Result;
 
 const WHAT: &str = "checkpoint XML";
 
-/// What a checkpoint's XML tells.
+/// The contents of a checkpoint's XML.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CheckpointDescription {
+pub(crate) struct CheckpointDescription {
     /// Its name.
     pub name: String,
     /// When it was made, in seconds since 1970.
     pub created: i64,
-    /// What whoever made it wrote down about it.
+    /// A text from the program that created it.
     pub description: Option<String>,
-    /// The checkpoint before it: bookkeeping only, no bitmap depends on another.
+    /// The previous checkpoint. No bitmap depends on the parent's bitmap.
     pub parent: Option<String>,
     /// The disks that it covers with a bitmap.
     pub disks: Vec<CoveredDisk>,
@@ -26,17 +26,18 @@ pub struct CheckpointDescription {
 
 /// One disk that a checkpoint covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CoveredDisk {
+pub(crate) struct CoveredDisk {
     /// The disk's target.
     pub target: String,
     /// The bitmap's name.
     pub bitmap: String,
-    /// Bytes written since, if the hypervisor was asked and could tell: it cannot for a bitmap that is missing or inconsistent.
+    /// The number of bytes written since, if the XML was requested with sizes. `None` for a missing
+    /// or inconsistent bitmap.
     pub dirty_bytes: Option<u64>,
 }
 
 /// Reads a checkpoint's XML.
-pub fn read_checkpoint(xml: &str) -> Result<CheckpointDescription> {
+pub(crate) fn read_checkpoint(xml: &str) -> Result<CheckpointDescription> {
     let document = parse(xml, WHAT, "domaincheckpoint")?;
     let checkpoint = document.root_element();
     let name = child(checkpoint, "name")
@@ -45,7 +46,7 @@ pub fn read_checkpoint(xml: &str) -> Result<CheckpointDescription> {
     let name = name.ok_or_else(|| bad(WHAT, "it has no name"))?;
     let created = child(checkpoint, "creationTime").map(text);
     let created = created.and_then(|seconds| seconds.trim().parse().ok());
-    let created = created.ok_or_else(|| bad(WHAT, format!("{name} has no time of creation")))?;
+    let created = created.ok_or_else(|| bad(WHAT, format!("{name} has no creation time")))?;
     let parent = child(checkpoint, "parent")
         .and_then(|parent| child(parent, "name"))
         .map(text);
@@ -71,14 +72,20 @@ fn covered_disk(disk: Node, checkpoint: &str) -> Result<Option<CoveredDisk>> {
     }
     let target = disk.attribute("name").unwrap_or_default();
     if !is_valid_target(target) {
-        return Err(bad(WHAT, format!("{checkpoint} covers a disk named {target:?}")));
+        return Err(bad(
+            WHAT,
+            format!("{checkpoint} has the invalid disk target {target:?}"),
+        ));
     }
     let dirty_bytes = match disk.attribute("size") {
         None => None,
         Some(size) => {
-            let size = size
-                .parse()
-                .map_err(|_| bad(WHAT, format!("{checkpoint} tells the size {size:?} of {target}")))?;
+            let size = size.parse().map_err(|_| {
+                bad(
+                    WHAT,
+                    format!("{checkpoint} has the invalid size {size:?} for disk {target}"),
+                )
+            })?;
             Some(size)
         }
     };
@@ -89,29 +96,33 @@ fn covered_disk(disk: Node, checkpoint: &str) -> Result<Option<CoveredDisk>> {
     }))
 }
 
-/// Writes the checkpoint that a job is to make. `disks` are **all** disks of the domain with whether it covers them:
-/// libvirt takes in those that are not listed.
-pub fn write_new_checkpoint(name: &str, description: &str, disks: &[(&str, bool)]) -> Result<String> {
+/// Writes the XML of a checkpoint to be created with a job.
+///
+/// `disks` lists **all** disks of the domain and whether the checkpoint covers them, because
+/// libvirt covers disks that are not listed.
+pub(crate) fn write_new_checkpoint(name: &str, description: &str, disks: &[(&str, bool)]) -> Result<String> {
     write(name, Some(description), None, None, disks)
 }
 
-/// A checkpoint whose bitmaps are there already, to be made known to libvirt (`VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE`).
+/// A checkpoint to be registered with libvirt (`VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE`).
+///
+/// Its bitmaps already exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KnownCheckpoint<'a> {
+pub(crate) struct KnownCheckpoint<'a> {
     /// Its name, which is also the name of its bitmaps.
     pub name: &'a str,
-    /// When it was made, in seconds since 1970; libvirt demands it.
+    /// When it was created, in seconds since 1970; libvirt requires it.
     pub created: i64,
-    /// What is to be known about it.
+    /// A text for its description.
     pub description: Option<&'a str>,
-    /// The checkpoint before it. libvirt refuses one that it does not know.
+    /// The previous checkpoint. libvirt refuses an unknown parent.
     pub parent: Option<&'a str>,
     /// All disks of the domain, with whether it covers them.
     pub disks: &'a [(&'a str, bool)],
 }
 
-/// Writes the XML that makes a checkpoint known again.
-pub fn write_known_checkpoint(checkpoint: &KnownCheckpoint<'_>) -> Result<String> {
+/// Writes the XML that registers a checkpoint.
+pub(crate) fn write_known_checkpoint(checkpoint: &KnownCheckpoint<'_>) -> Result<String> {
     write(
         checkpoint.name,
         checkpoint.description,
@@ -174,9 +185,10 @@ fn write(
     written(result, writer.into_inner(), WHAT)
 }
 
-/// Puts checkpoints in the order they were made: parents before children, and by time where that leaves a choice.
-/// A clock that was set back does not change the order within a line of parents.
-pub fn oldest_first(mut checkpoints: Vec<CheckpointDescription>) -> Vec<CheckpointDescription> {
+/// Sorts checkpoints by their creation: parents before children, and by time otherwise.
+///
+/// A clock that was set back does not change the order of a checkpoint and its ancestors.
+pub(crate) fn oldest_first(mut checkpoints: Vec<CheckpointDescription>) -> Vec<CheckpointDescription> {
     checkpoints.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
     let mut ordered: Vec<CheckpointDescription> = Vec::with_capacity(checkpoints.len());
     while !checkpoints.is_empty() {
@@ -184,7 +196,8 @@ pub fn oldest_first(mut checkpoints: Vec<CheckpointDescription>) -> Vec<Checkpoi
         let ready = checkpoints
             .iter()
             .position(|one| !one.parent.as_ref().is_some_and(waits_for));
-        // Parents that go in a circle cannot come from libvirt; the oldest by time then opens it.
+        // libvirt never returns a cycle of parents; if there is one, the oldest by time comes
+        // first.
         ordered.push(checkpoints.remove(ready.unwrap_or(0)));
     }
     ordered

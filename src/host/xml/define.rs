@@ -1,7 +1,7 @@
-//! Changes what has to change in a domain's XML before it is defined again, and leaves every other byte as it was.
+//! Edits a domain's XML before the domain is defined again, and keeps all other bytes unchanged.
 //!
-//! The edits are byte ranges of the original, found by roxmltree and spliced: unknown elements, namespaces, comments,
-//! CDATA and the order of attributes stay, which no XML writer promises.
+//! roxmltree finds the byte ranges, and the new text is spliced in. This keeps unknown elements,
+//! namespaces, comments, CDATA and the order of attributes, which no XML writer guarantees.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,43 +14,44 @@ use crate::host::Result;
 
 const WHAT: &str = "domain XML";
 
-/// What is to change.
+/// The edits to make; the default changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Edits {
     /// The new name.
     pub name: Option<String>,
-    /// The new UUID; the copy of it that firmware tables may carry follows.
+    /// The new UUID; its copy in the SMBIOS tables is changed as well.
     pub uuid: Option<String>,
-    /// Where the content of disks lies now, by target.
+    /// The new sources of disks, by target.
     pub disks: BTreeMap<String, NewSource>,
-    /// Where the UEFI variables are kept now.
+    /// The new path of the UEFI variables.
     pub nvram: Option<PathBuf>,
-    /// Whether to leave out the addresses of network interfaces: libvirt then makes new ones (52:54:00:…).
+    /// Whether to remove the addresses of network interfaces: libvirt then generates new ones
+    /// (52:54:00:…).
     pub drop_macs: bool,
 }
 
-/// Where a disk's content lies now.
+/// The new source of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewSource {
     /// A file or a block device.
     pub path: PathBuf,
-    /// How it is laid out.
+    /// The format of the content.
     pub format: ImageFormat,
     /// Whether the path is a block device.
     pub is_block: bool,
 }
 
-/// The layouts in which disks are brought back.
+/// The formats in which disks are restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageFormat {
     /// A qcow2 image.
     Qcow2,
-    /// The bytes themselves.
+    /// Raw bytes.
     Raw,
 }
 
 impl ImageFormat {
-    /// QEMU's word for it.
+    /// Returns QEMU's name of the format.
     pub fn word(self) -> &'static str {
         match self {
             ImageFormat::Qcow2 => "qcow2",
@@ -59,7 +60,10 @@ impl ImageFormat {
     }
 }
 
-/// The domain's XML with these edits, every other byte unchanged. A disk that the domain does not have is an error.
+/// Returns the domain's XML with these edits, all other bytes unchanged.
+///
+/// # Errors
+/// The XML is invalid, or the domain does not have one of the edited disks.
 pub fn redefine(xml: &str, edits: &Edits) -> Result<String> {
     let document = parse(xml, WHAT, "domain")?;
     let domain = document.root_element();
@@ -108,7 +112,7 @@ fn set_uuid(splice: &mut Splice, domain: Node, uuid: &str) -> Result<()> {
             splice.insert(name.range().end, format!("<uuid>{}</uuid>", escape(uuid)));
         }
     }
-    // libvirt refuses a domain whose SMBIOS tables name another UUID than its own.
+    // libvirt refuses a domain whose SMBIOS tables contain a different UUID.
     let tables = children(domain, "sysinfo").flat_map(|sysinfo| children(sysinfo, "system"));
     let entries = tables.flat_map(|system| children(system, "entry"));
     for entry in entries.filter(|entry| entry.attribute("name") == Some("uuid")) {
@@ -148,7 +152,7 @@ fn set_disk(splice: &mut Splice, disk: Node, new: &NewSource) -> Result<()> {
     }
     let first = disk
         .first_element_child()
-        .ok_or_else(|| bad(WHAT, "a disk has no content"))?;
+        .ok_or_else(|| bad(WHAT, "a <disk> is empty"))?;
     match child(disk, "driver") {
         None => splice.insert(
             first.range().start,
@@ -163,7 +167,8 @@ fn set_disk(splice: &mut Splice, disk: Node, new: &NewSource) -> Result<()> {
         ),
         Some(source) => set_source(splice, source, attribute, path),
     }
-    // What described the old image's depth, its encryption, who may read it, or a job that was under way.
+    // These describe the old image: its backing chain, encryption and credentials, and an active
+    // job.
     for name in ["backingStore", "encryption", "auth", "mirror"] {
         children(disk, name).for_each(|node| splice.remove(node));
     }
@@ -176,7 +181,7 @@ fn set_driver(splice: &mut Splice, driver: Node, format: ImageFormat) {
         None => splice.insert(name_end(driver), format!(" type='{}'", format.word())),
     }
     if format == ImageFormat::Raw {
-        // Settings of the qcow2 layer, which libvirt refuses on any other.
+        // These settings of qcow2 are refused by libvirt for other formats.
         children(driver, "metadata_cache").for_each(|node| splice.remove(node));
         if let Some(node) = driver.attribute_node("discard_no_unref") {
             splice.remove_attribute(node);
@@ -184,8 +189,10 @@ fn set_driver(splice: &mut Splice, driver: Node, format: ImageFormat) {
     }
 }
 
-/// Points the source at `path`. Attributes and children that belong to the path's new kind as to its old one
-/// (`startupPolicy`, `<seclabel>`) stay, the others described where and what the old content was.
+/// Changes the source to `path`.
+///
+/// `startupPolicy` and `<seclabel>` stay because they apply to every kind of source. All other
+/// attributes and children describe the old content and are removed.
 fn set_source(splice: &mut Splice, source: Node, attribute: &str, path: &str) {
     match source.attribute_node(attribute) {
         Some(node) => splice.set_value(node, path),
@@ -203,7 +210,7 @@ fn set_source(splice: &mut Splice, source: Node, attribute: &str, path: &str) {
     }
 }
 
-/// Edits of a text, collected and then applied at once.
+/// Collects edits of a text and applies them together.
 struct Splice<'x> {
     xml: &'x str,
     edits: Vec<(Range<usize>, String)>,
@@ -220,7 +227,7 @@ impl Splice<'_> {
         self.edits.push((at..at, text));
     }
 
-    /// Removes an element with the blanks before it, so that no empty line stays behind.
+    /// Removes an element and the whitespace before it, so that no empty line is left.
     fn remove(&mut self, node: Node) {
         let range = node.range();
         let start = self.xml[..range.start].trim_end().len();
@@ -243,7 +250,7 @@ impl Splice<'_> {
         let inner = self.inner(node);
         let whole = node.range();
         if inner.end == whole.end {
-            // `<name/>`: the slash goes, an end tag comes.
+            // `<name/>`: replace the slash by an end tag.
             let slash = self.xml[..whole.end - 1].trim_end().len() - 1;
             let name = &self.xml[whole.start + 1..name_end(node)];
             self.replace(slash..whole.end, format!(">{}</{name}>", escape(value)));
@@ -252,13 +259,16 @@ impl Splice<'_> {
         }
     }
 
-    /// The range between an element's start and end tags; empty at the element's end if it has no end tag.
+    /// Returns the range between an element's start and end tags.
+    ///
+    /// For an element without an end tag, the range is empty and at the element's end.
     fn inner(&self, node: Node) -> Range<usize> {
         let whole = node.range();
         let attributes_end = node.attributes().map(|attribute| attribute.range().end).max();
         let tag = attributes_end.unwrap_or_else(|| name_end(node));
-        // Behind the last attribute only blanks, a slash and the bracket can follow. A namespace declaration is no
-        // attribute to roxmltree, but its value may hold a bracket; none of the elements edited here carries one.
+        // After the last attribute only whitespace, a slash and `>` can follow. roxmltree does not
+        // count namespace declarations, whose values may contain `>`, but no element edited here
+        // has one.
         let start = self.xml[tag..whole.end]
             .find('>')
             .map_or(whole.end, |at| tag + at + 1);
@@ -277,7 +287,7 @@ impl Splice<'_> {
         let mut done = 0;
         for (range, text) in &self.edits {
             if range.start < done {
-                return Err(bad(WHAT, "two changes meet in the same place"));
+                return Err(bad(WHAT, "two edits overlap"));
             }
             edited.push_str(&self.xml[done..range.start]);
             edited.push_str(text);
@@ -288,7 +298,7 @@ impl Splice<'_> {
     }
 }
 
-/// Where the name in an element's start tag ends.
+/// Returns the position after the name in an element's start tag.
 fn name_end(node: Node) -> usize {
     let range = node.range();
     let source = &node.document().input_text()[range.clone()];
@@ -296,7 +306,7 @@ fn name_end(node: Node) -> usize {
     end.map_or(range.end, |at| range.start + at)
 }
 
-/// Escapes for both text and attribute values in either kind of quotes.
+/// Escapes a value for text and for attributes with either kind of quotes.
 fn escape(value: &str) -> String {
     let mut escaped = String::with_capacity(value.len());
     for character in value.chars() {
@@ -314,7 +324,7 @@ fn escape(value: &str) -> String {
 }
 
 impl NewSource {
-    /// A restored image file.
+    /// Creates the source for a restored image file.
     pub fn file(path: &Path, format: ImageFormat) -> Self {
         NewSource {
             path: path.to_owned(),

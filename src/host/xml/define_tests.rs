@@ -1,4 +1,4 @@
-//! Tests of the edits, on a rich domain.
+//! Tests of the edits on a domain with many kinds of elements.
 
 use super::*;
 use crate::host::xml::read_domain;
@@ -143,7 +143,7 @@ fn a_network_disk_becomes_a_file_and_gets_a_driver() {
     assert!(edited.contains("<source file='/untouched.raw'/>"));
 }
 
-/// Everything that libvirt's schema allows in sources of other kinds, and in `<disk>` for them.
+/// The sources contain all elements and attributes of other kinds that libvirt's schema allows.
 #[test]
 fn nothing_of_an_old_source_stays_in_a_restored_disk() {
     let sources = [

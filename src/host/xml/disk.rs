@@ -11,26 +11,33 @@ use crate::model::storage::{MAX_CHAIN, Network, SecretRef, Server, Volume};
 
 const WHAT: &str = "domain XML";
 
-/// Whether a disk's target is one that can safely become part of a file name and an export name: letters, digits,
-/// `_`, `-` and `.`, not beginning with `.` or `-`, at most 64 long. libvirt's own schema is narrower still.
-pub fn is_valid_target(target: &str) -> bool {
+/// Returns whether a disk's target is safe as a part of file names and export names.
+///
+/// It has 1 to 64 ASCII letters, digits, `_`, `-` and `.`, and does not begin with `.` or `-`.
+/// libvirt's schema is stricter.
+pub(crate) fn is_valid_target(target: &str) -> bool {
     let safe = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     (1..=64).contains(&target.len()) && target.bytes().all(safe) && !target.starts_with(['.', '-'])
 }
 
 /// Reads one `<disk>`.
-pub fn read_disk(disk: Node) -> Result<Disk> {
+pub(crate) fn read_disk(disk: Node) -> Result<Disk> {
     let target = child(disk, "target").and_then(|target| target.attribute("dev"));
     let target = target.ok_or_else(|| bad(WHAT, "a disk has no target"))?;
     if !is_valid_target(target) {
-        return Err(bad(WHAT, format!("a disk has the target {target:?}")));
+        return Err(bad(WHAT, format!("a disk has the invalid target {target:?}")));
     }
     let device = match disk.attribute("device").unwrap_or("disk") {
         "disk" => Device::Disk,
         "cdrom" => Device::Cdrom,
         "floppy" => Device::Floppy,
         "lun" => Device::Lun,
-        other => return Err(bad(WHAT, format!("disk {target} is a device of kind {other:?}"))),
+        other => {
+            return Err(bad(
+                WHAT,
+                format!("disk {target} has the unknown device type {other:?}"),
+            ));
+        }
     };
     let driver = child(disk, "driver").and_then(|driver| driver.attribute("type"));
     Ok(Disk {
@@ -50,7 +57,7 @@ pub fn read_disk(disk: Node) -> Result<Disk> {
     })
 }
 
-/// The chain of `<backingStore>` elements, each within the one above it. One without a type is the chain's end.
+/// Reads the chain of nested `<backingStore>` elements. An element without a type ends the chain.
 fn read_backing(disk: Node, target: &str) -> Result<Backing> {
     let mut stores = Vec::new();
     let mut above = disk;
@@ -83,12 +90,12 @@ fn read_backing(disk: Node, target: &str) -> Result<Backing> {
     Ok(backing)
 }
 
-/// A slice is a window into a file: the file's own bytes are not the disk's.
+/// Returns whether the disk is only a slice of the image file.
 fn is_slice(image: Node) -> bool {
     child(image, "source").is_some_and(|source| child(source, "slices").is_some())
 }
 
-/// `<encryption>` stands in `<source>`, or in `<disk>` as older libvirts wrote it.
+/// Reads `<encryption>` in `<source>`, or in `<disk>` as older versions of libvirt wrote it.
 fn read_encryption(image: Node) -> Option<Encryption> {
     let of_source = child(image, "source").and_then(|source| child(source, "encryption"));
     let encryption = of_source.or_else(|| child(image, "encryption"))?;
@@ -105,7 +112,7 @@ fn read_encryption(image: Node) -> Option<Encryption> {
     })
 }
 
-/// `<dataStore>`, in which libvirt names the file that holds the guest's bytes.
+/// Reads `<dataStore>`, which names the external data file of a qcow2 image.
 fn read_data_file(image: Node) -> Option<Box<Layer>> {
     let store = child(image, "source").and_then(|source| child(source, "dataStore"))?;
     Some(Box::new(Layer {
@@ -114,7 +121,7 @@ fn read_data_file(image: Node) -> Option<Box<Layer>> {
     }))
 }
 
-/// The source of a disk, backing image or data file.
+/// Reads the source of a disk, backing image or data file.
 fn read_source(image: Node) -> Source {
     let kind = image.attribute("type").unwrap_or("file");
     let Some(source) = child(image, "source") else {
@@ -142,7 +149,7 @@ fn read_source(image: Node) -> Source {
     }
 }
 
-/// Elements of a network source that change what is read, or who may read it.
+/// Elements of a network source that affect its content or the access to it.
 const SETTINGS: [&str; 9] = [
     "auth",
     "cookies",
@@ -185,7 +192,7 @@ fn read_server(host: Node) -> Server {
     }
 }
 
-/// PCI address and namespace, as QEMU writes them.
+/// Formats PCI address and namespace in QEMU's notation.
 fn nvme_address(source: Node) -> String {
     let number = |attribute: &str| {
         let text = child(source, "address").and_then(|address| address.attribute(attribute));

@@ -1,4 +1,4 @@
-//! Reads what a domain's XML tells about its disks and what else a backup has to know.
+//! Reads a domain's XML: its disks and other properties that matter for a backup.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -13,27 +13,28 @@ use crate::model::domain::{Agent, Disk};
 
 const WHAT: &str = "domain XML";
 
-/// The name of the guest agent's channel, as qemu-ga opens it in the guest.
+/// The name of the guest agent's channel, which qemu-ga opens in the guest.
 const AGENT_CHANNEL: &str = "org.qemu.guest_agent.0";
 
-/// What a domain's XML tells.
+/// The properties from a domain's XML.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DomainDescription {
     /// Its name.
     pub name: String,
-    /// Its UUID, in libvirt's spelling; empty in a document that leaves it to libvirt.
+    /// Its UUID as written by libvirt; empty if the document has none.
     pub uuid: String,
     /// Its drives, in the document's order.
     pub disks: Vec<Disk>,
-    /// Where its UEFI variables are kept.
+    /// The path of its UEFI variables.
     pub nvram: Option<PathBuf>,
     /// Whether it has an emulated TPM.
     pub has_tpm_state: bool,
-    /// What is known of its guest agent. Only the XML of a running domain tells whether it is connected.
+    /// The state of its guest agent. Only the XML of a running domain shows whether it is
+    /// connected.
     pub agent: Agent,
-    /// Targets of disks that its metadata excludes from backups, as they stand there.
+    /// The targets that its metadata excludes from backups, unchecked.
     pub excluded: Vec<String>,
-    /// User and group that QEMU runs as, where the XML of a running domain tells it in numbers.
+    /// The user and group id of QEMU, if the XML of a running domain contains them as numbers.
     pub owner: Option<(u32, u32)>,
 }
 
@@ -73,7 +74,7 @@ pub fn read_domain(xml: &str) -> Result<DomainDescription> {
     })
 }
 
-/// Both spellings: the path as the element's text, and since libvirt 8.5 a `<source file=…>` in it.
+/// Reads the path from the element's text, or from its `<source file=…>` (since libvirt 8.5).
 fn nvram_path(nvram: Node) -> Option<PathBuf> {
     let source = child(nvram, "source").and_then(|source| source.attribute("file"));
     let path = source.map_or_else(|| text(nvram).trim().to_owned(), str::to_owned);
@@ -91,7 +92,8 @@ fn agent_state(channel: Node) -> Option<Agent> {
     })
 }
 
-/// `+64055:+64055` of a `<seclabel model='dac'>`; names instead of numbers are not resolved.
+/// Reads user and group from `<seclabel model='dac'>`, such as `+64055:+108`. Names are not
+/// resolved.
 fn dac_label(seclabel: Node) -> Option<(u32, u32)> {
     if seclabel.attribute("model") != Some("dac") {
         return None;

@@ -1,17 +1,19 @@
-//! Reads which disks a domain's own `<metadata>` excludes from backups.
+//! Reads which disks the `<metadata>` of a domain excludes from backups.
 
 use roxmltree::Node;
 
 use super::children;
 
-/// The namespace of our element. Another version of its meaning would get another one.
-pub const NAMESPACE: &str = "urn:vmsnap:domain:1";
+/// The namespace of vmsnap's element. An incompatible version would get a new namespace.
+pub(crate) const NAMESPACE: &str = "urn:vmsnap:domain:1";
 
-/// How many marks are read at most: no domain can have more disks.
+/// How many marks are read at most; no domain has this many disks.
 const MOST: usize = 1024;
 
-/// The targets that `<exclude disk='…'/>` elements within `<backup xmlns='urn:vmsnap:domain:1'>` name, each once, whether or not there are such
-/// disks. `virsh metadata` gives the namespace to the outer element only, so an `<exclude>` without one counts too.
+/// Lists the targets of `<exclude disk='…'/>` in `<backup xmlns='urn:vmsnap:domain:1'>`, each once.
+///
+/// The disks need not exist. `virsh metadata` sets the namespace only on the outer element, so an
+/// `<exclude>` without a namespace counts too.
 pub(super) fn excluded_disks(domain: Node) -> Vec<String> {
     let marks = children(domain, "metadata")
         .flat_map(|metadata| metadata.children())

@@ -1,4 +1,4 @@
-//! Writes `<domainbackup>`, and reads from it where a job's socket is.
+//! Writes `<domainbackup>`, and reads the socket of a job from it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,27 +12,29 @@ const WHAT: &str = "backup XML";
 
 /// One disk in a backup document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BackupDisk<'a> {
+pub(crate) enum BackupDisk<'a> {
     /// It is read.
     Read {
         /// The disk's target.
         target: &'a str,
-        /// The checkpoint since which changes are wanted; `None` for the whole disk.
+        /// The checkpoint since which changes are read; `None` for the whole disk.
         since: Option<&'a str>,
-        /// The file that takes the bytes that the guest overwrites while the disk is read.
+        /// The scratch file, in which QEMU keeps what the guest overwrites during the job.
         scratch: &'a Path,
     },
-    /// It is left out. It has to be said of each disk: libvirt takes in those that are not listed.
+    /// It is left out. Each such disk has to be listed, because libvirt includes disks that are not
+    /// listed.
     LeftOut {
         /// The disk's target.
         target: &'a str,
     },
 }
 
-/// Writes the document that begins a pull-mode job on a unix socket.
+/// Writes the document that starts a pull-mode job on a unix socket.
 ///
-/// Every disk names its own parent: different disks may go back to different checkpoints, and new ones to none.
-pub fn write_backup(socket: &Path, disks: &[BackupDisk<'_>]) -> Result<String> {
+/// Every disk names its own parent checkpoint, because disks may differ in it, and new disks have
+/// none.
+pub(crate) fn write_backup(socket: &Path, disks: &[BackupDisk<'_>]) -> Result<String> {
     let socket = path_text(socket, "socket")?;
     let mut scratches = Vec::with_capacity(disks.len());
     for disk in disks {
@@ -93,8 +95,10 @@ fn write_disk(list: &mut Writer<Vec<u8>>, disk: &BackupDisk<'_>, scratch: &str) 
     Ok(())
 }
 
-/// The unix socket of the job that `virDomainBackupGetXMLDesc` describes; `None` for push mode and for TCP.
-pub fn backup_socket(xml: &str) -> Result<Option<PathBuf>> {
+/// Reads a job's unix socket from the output of `virDomainBackupGetXMLDesc`.
+///
+/// `None` for push mode and for TCP.
+pub(crate) fn backup_socket(xml: &str) -> Result<Option<PathBuf>> {
     let document = parse(xml, WHAT, "domainbackup")?;
     let server = child(document.root_element(), "server");
     let socket = server.and_then(|server| server.attribute("socket"));

@@ -1,7 +1,7 @@
-//! libvirt's documents, read and written: pure functions over text.
+//! Reads and writes libvirt's XML documents.
 //!
-//! The formats are <https://libvirt.org/formatdomain.html>, <https://libvirt.org/formatbackup.html> and
-//! <https://libvirt.org/formatcheckpoint.html>.
+//! All functions are pure. The formats are described at <https://libvirt.org/formatdomain.html>,
+//! <https://libvirt.org/formatbackup.html> and <https://libvirt.org/formatcheckpoint.html>.
 
 mod checkpoint;
 mod define;
@@ -11,15 +11,15 @@ mod excluded;
 mod job;
 mod sources;
 
-pub use checkpoint::{
-    CheckpointDescription, CoveredDisk, KnownCheckpoint, oldest_first, read_checkpoint,
-    write_known_checkpoint, write_new_checkpoint,
+pub(crate) use checkpoint::{
+    CheckpointDescription, KnownCheckpoint, oldest_first, read_checkpoint, write_known_checkpoint,
+    write_new_checkpoint,
 };
 pub use define::{Edits, ImageFormat, NewSource, redefine};
-pub use disk::is_valid_target;
+pub(crate) use disk::is_valid_target;
 pub use domain::{DomainDescription, read_domain};
-pub use job::{BackupDisk, backup_socket, write_backup};
-pub use sources::{NamedPlace, NamedSource, read_sources};
+pub(crate) use job::{BackupDisk, backup_socket, write_backup};
+pub(crate) use sources::{NamedPlace, read_sources};
 
 use std::io;
 use std::path::Path;
@@ -28,7 +28,7 @@ use roxmltree::{Document, Node};
 
 use super::{HostError, Refusal, Result};
 
-/// The longest document that is looked at, in bytes. libvirt itself refuses domains beyond 16 MiB.
+/// The longest document that is parsed, in bytes. libvirt itself refuses domains beyond 16 MiB.
 const LONGEST: usize = 16 << 20;
 
 fn bad(what: &str, message: impl Into<String>) -> HostError {
@@ -38,10 +38,13 @@ fn bad(what: &str, message: impl Into<String>) -> HostError {
     }
 }
 
-/// Parses a document of the given root element. Document types are refused, so there are no entities to expand.
+/// Parses a document with this root element. A DTD is refused, so there are no entities to expand.
 fn parse<'a>(xml: &'a str, what: &str, root: &str) -> Result<Document<'a>> {
     if xml.len() > LONGEST {
-        return Err(bad(what, format!("it is {} bytes long", xml.len())));
+        return Err(bad(
+            what,
+            format!("it has {} bytes, more than {LONGEST}", xml.len()),
+        ));
     }
     let document = Document::parse(xml).map_err(|error| bad(what, error.to_string()))?;
     let name = document.root_element().tag_name().name();
@@ -64,7 +67,7 @@ fn children<'a, 'input, 'n>(
     })
 }
 
-/// All text of a node, CDATA included. roxmltree's `text()` is only the first piece.
+/// Returns all text of a node, including CDATA. roxmltree's `text()` returns only the first part.
 fn text(node: Node<'_, '_>) -> String {
     node.children()
         .filter(Node::is_text)
@@ -72,7 +75,7 @@ fn text(node: Node<'_, '_>) -> String {
         .collect()
 }
 
-/// A path as it can stand in a document: UTF-8, no control characters.
+/// Returns a path as text for a document; it must be UTF-8 without control characters.
 fn path_text<'a>(path: &'a Path, what: &str) -> Result<&'a str> {
     match path.to_str() {
         Some(text) if !text.chars().any(char::is_control) => Ok(text),
@@ -84,7 +87,7 @@ fn path_text<'a>(path: &'a Path, what: &str) -> Result<&'a str> {
     }
 }
 
-/// What a writer into memory has written. It cannot fail, but its type does not say so.
+/// Returns the text from a writer. Writing to memory never fails, but the types allow an error.
 fn written(result: io::Result<()>, bytes: Vec<u8>, what: &str) -> Result<String> {
     result.map_err(|error| bad(what, error.to_string()))?;
     String::from_utf8(bytes).map_err(|error| bad(what, error.to_string()))

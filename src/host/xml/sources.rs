@@ -1,4 +1,4 @@
-//! Reads which files and block devices a domain's XML names, whatever they are to the domain.
+//! Lists all files and block devices that a domain's XML names, for any purpose.
 
 use std::path::PathBuf;
 
@@ -9,9 +9,9 @@ use crate::host::Result;
 
 const WHAT: &str = "domain XML";
 
-/// Where a named content lies.
+/// The location of a named source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NamedPlace {
+pub(crate) enum NamedPlace {
     /// At an absolute path on the host.
     Path(PathBuf),
     /// In a storage volume.
@@ -25,17 +25,19 @@ pub enum NamedPlace {
 
 /// A file, block device or volume that a domain's XML names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamedSource {
-    /// What it is to the domain: `disk vda`, `the backing file of disk vda`.
+pub(crate) struct NamedSource {
+    /// Its purpose in the domain, for example `disk vda` or `the backing file of disk vda`.
     pub role: String,
-    /// Where it lies.
+    /// Its location.
     pub place: NamedPlace,
     /// Whether the XML says that it is read as qcow2.
     pub is_qcow2: bool,
 }
 
-/// Reads all sources of a domain's XML, live or inactive: of its disks with everything beneath them, of its firmware and of all other devices.
-pub fn read_sources(xml: &str) -> Result<Vec<NamedSource>> {
+/// Reads all sources from the XML of an active or inactive domain.
+///
+/// They are its disks with all images beneath them, its firmware, and all other devices.
+pub(crate) fn read_sources(xml: &str) -> Result<Vec<NamedSource>> {
     let document = parse(xml, WHAT, "domain")?;
     let domain = document.root_element();
     let mut found = Vec::new();
@@ -70,7 +72,7 @@ fn read_device(device: Node, found: &mut Vec<NamedSource>) {
     let driver = child(device, "driver").and_then(|driver| driver.attribute("type"));
     for source in children(device, "source") {
         read_source(source, &disk, driver == Some("qcow2"), found);
-        // An external data file stands within the source.
+        // An external data file is named within the source.
         for inner in source.children().filter(Node::is_element) {
             read_sources_below(inner, &format!("the data file of {disk}"), false, found);
         }
@@ -85,7 +87,7 @@ fn read_device(device: Node, found: &mut Vec<NamedSource>) {
     }
 }
 
-/// Reads every source at any depth. The image beneath all of a chain's other images says its format itself.
+/// Reads all sources at any depth. Each backing image has its own `<format>`.
 fn read_sources_below(node: Node, role: &str, is_qcow2: bool, found: &mut Vec<NamedSource>) {
     for source in node.descendants().filter(|inner| inner.has_tag_name("source")) {
         let format = source.parent().and_then(|parent| child(parent, "format"));
@@ -103,7 +105,7 @@ fn read_source(source: Node, role: &str, is_qcow2: bool, found: &mut Vec<NamedSo
             found,
         );
     }
-    // A host's storage device that is passed to a container.
+    // A storage device of the host that is passed to a container.
     for block in children(source, "block") {
         add_path(&text(block), role, false, found);
     }

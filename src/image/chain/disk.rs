@@ -1,4 +1,4 @@
-//! A chain of images as one disk, read anywhere.
+//! Reads a chain of images as one disk, at any offset.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -16,18 +16,18 @@ use crate::model::block::CLUSTER;
 use crate::model::buffer::BufferPool;
 use crate::model::stop::Stop;
 
-/// The disk that a chain of images holds. Each image takes an open file, so it is shared where
-/// several want to look at one disk.
+/// The disk that a chain of images holds, for reads at any offset.
 ///
-/// What is asked about places ([`ChainDisk::extent_at`]) and compared ([`ChainDisk::holds`]) is
-/// read without a look at digests, so each question costs no more than its answer. What is handed
-/// out ([`ChainDisk::read_at`]) is checked: the tables that lead to it, and the bytes themselves.
+/// Each image takes an open file, so several readers of one disk should share it. Lookups
+/// ([`ChainDisk::extent_at`]) and comparisons ([`ChainDisk::holds`]) do not check digests, so each
+/// costs no more than its answer. Bytes that are handed out ([`ChainDisk::read_at`]) are verified,
+/// and so are the tables that lead to them.
 #[derive(Debug)]
 pub struct ChainDisk {
-    /// Newest first; shares its open files with the checked chain.
+    /// Newest first; shares its open files with the verified chain.
     unchecked: Mutex<ChainSource>,
-    /// The same chain, none of whose bytes are used before they are checked. It is opened when
-    /// something is read first.
+    /// The same chain, whose bytes are verified before they are used. It is opened by the first
+    /// read.
     checked: OnceLock<Mutex<ChainSource>>,
     images: Vec<DiskImage>,
     /// For the threads that read compressed clusters of the checked chain.
@@ -39,7 +39,7 @@ pub struct ChainDisk {
 /// Where a range of the disk is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChainExtent {
-    /// For how many bytes it holds; never 0.
+    /// Its length in bytes; never 0.
     pub length: u64,
     /// The image that holds it, counted from the newest one, which is 0; `None` where the disk
     /// reads as zero.
@@ -50,7 +50,7 @@ impl ChainDisk {
     /// Opens a chain, newest image first.
     ///
     /// # Errors
-    /// When there is no image, or one cannot be read as such.
+    /// If there is no image, or one cannot be read as such.
     pub fn open(images: Vec<ChainImage>, stop: Stop) -> Result<Self> {
         let images: Vec<DiskImage> = images.into_iter().map(DiskImage::from).collect();
         let unchecked = ChainSource::of_layers(&images, &stop, DiskImage::unchecked)?;
@@ -69,10 +69,11 @@ impl ChainDisk {
         self.size
     }
 
-    /// What the disk holds from `offset` on; `None` at its end and beyond. No digest is looked at.
+    /// Returns the extent of the disk at `offset`; `None` at its end and beyond. No digest is
+    /// checked.
     ///
     /// # Errors
-    /// When a table cannot be read, or the wish to stop came.
+    /// If a table cannot be read, or a stop was requested.
     pub fn extent_at(&self, offset: u64) -> Result<Option<ChainExtent>> {
         if offset >= self.size {
             return Ok(None);
@@ -87,13 +88,13 @@ impl ChainDisk {
         Ok(Some(ChainExtent { length, image }))
     }
 
-    /// Fills `out` with what the disk holds from `offset` on; what lies beyond its end is zero.
-    /// Every byte of a file that this uses has passed its digest. Several threads may read at the
-    /// same time.
+    /// Fills `out` with the disk's content from `offset` on; bytes past its end are zero. Every
+    /// byte of a file that this uses has passed its digest. Several threads may read at the same
+    /// time.
     ///
     /// # Errors
-    /// When a piece of a file is not what was written, cannot be read, or the wish to stop came.
-    /// What is in `out` then means nothing.
+    /// If a piece of a file does not match its digest or cannot be read, or a stop was requested.
+    /// The content of `out` is then meaningless.
     pub fn read_at(&self, out: &mut [u8], offset: u64) -> Result<()> {
         let mut filled = 0;
         while filled < out.len() {
@@ -103,7 +104,7 @@ impl ChainDisk {
                 break;
             }
             let checked = self.checked()?;
-            // The bytes themselves are read and checked without the lock.
+            // The bytes themselves are read and verified without the lock.
             let (place, length, source, part) = {
                 let mut chain = lock(checked);
                 chain.check_stop()?;
@@ -136,11 +137,11 @@ impl ChainDisk {
         Ok(())
     }
 
-    /// Whether the disk holds these bytes from `offset` on; what lies beyond its end is zero. No
-    /// digest is looked at: a stored byte that is wrong shows as a difference.
+    /// Whether the disk holds these bytes from `offset` on; bytes past its end are zero. No digest
+    /// is checked: a damaged stored byte shows as a difference.
     ///
     /// # Errors
-    /// When an image cannot be read, or the wish to stop came.
+    /// If an image cannot be read, or a stop was requested.
     pub fn holds(&self, bytes: &[u8], offset: u64) -> Result<bool> {
         let mut kept = vec![0; bytes.len().min(CLUSTER as usize)];
         let mut at = offset;
@@ -192,7 +193,7 @@ impl ChainDisk {
         Ok(())
     }
 
-    /// The checked chain.
+    /// Returns the verified chain, and opens it on first use.
     fn checked(&self) -> Result<&Mutex<ChainSource>> {
         if let Some(checked) = self.checked.get() {
             return Ok(checked);
@@ -202,7 +203,7 @@ impl ChainDisk {
             image.checked(table_window, stop)
         })?;
         if opened.disk_size() != self.size {
-            // Another header was read when the chain was opened.
+            // The header has changed since the chain was opened.
             return Err(Error::Piece {
                 path: self.images[0].path.clone(),
                 offset: 0,
@@ -218,7 +219,7 @@ fn lock(chain: &Mutex<ChainSource>) -> MutexGuard<'_, ChainSource> {
 }
 
 impl ChainSource {
-    /// A chain that is read here and there, layer by layer as `open` makes them.
+    /// Opens a chain for reads at any offset; `open` makes each layer.
     fn of_layers(
         images: &[DiskImage],
         stop: &Stop,
@@ -244,7 +245,7 @@ impl ChainSource {
     }
 }
 
-/// An image of the chain. Its open file is shared by all who read it.
+/// An image of the chain. All its readers share its open file.
 #[derive(Debug)]
 struct DiskImage {
     file: Arc<File>,
@@ -263,14 +264,14 @@ impl From<ChainImage> for DiskImage {
 }
 
 impl DiskImage {
-    /// The image as a layer whose bytes are only looked at.
+    /// Opens the image as a layer without verification.
     fn unchecked(&self, table_window: usize) -> Result<Layer> {
         let image = Image::open_guarded(Arc::clone(&self.file), self.path.clone(), table_window, None)?;
         Ok(self.layer(image, None))
     }
 
-    /// The image as a layer of which nothing is used before it is checked, if there is something to
-    /// check it by.
+    /// Opens the image as a layer whose bytes are verified before they are used, if digests were
+    /// recorded.
     fn checked(&self, table_window: usize, stop: &Stop) -> Result<Layer> {
         let new = |recorded: &Recorded| {
             let (file, path) = (Arc::clone(&self.file), self.path.clone());
@@ -299,13 +300,13 @@ impl DiskImage {
     }
 }
 
-/// The bytes of an image, each handed out after its piece has passed.
+/// The bytes of an image, each handed out after its piece was verified.
 #[derive(Debug)]
 pub(super) struct CheckedFile {
     file: Arc<File>,
     path: PathBuf,
     checks: Option<Arc<PieceChecks>>,
-    /// Bytes that were read since the file's pages were given back.
+    /// Bytes read since the file's pages were dropped.
     unreleased: AtomicU64,
 }
 
@@ -335,7 +336,7 @@ impl CheckedFile {
         let unreleased = self.unreleased.fetch_add(length, Ordering::Relaxed) + length;
         if unreleased >= STRETCH {
             self.unreleased.store(0, Ordering::Relaxed);
-            // What was read ahead stays: it is asked for next.
+            // Pages that were read ahead stay: they are read next.
             cache::forget_until(&self.file, 0, end);
         }
         Ok(())
@@ -363,7 +364,7 @@ mod tests {
         (vec![newest, oldest], links, bytes)
     }
 
-    /// A chain of a full image and one with one more cluster: several pieces long.
+    /// A chain of a full image and an image that replaces one cluster: several pieces long.
     fn chain() -> (Vec<File>, Vec<ChainImage>, Vec<u8>) {
         let mut bytes = vec![0; 40 * C];
         blake3::Hasher::new().finalize_xof().fill(&mut bytes);
@@ -423,7 +424,7 @@ mod tests {
                         recorded: recorded[other].clone(),
                     }
                 });
-                // A damaged header may be refused at once.
+                // A damaged header may be rejected when the chain is opened.
                 let Ok(disk) = ChainDisk::open(images.collect(), Stop::default()) else {
                     continue;
                 };

@@ -1,7 +1,8 @@
-//! Checks the structure of an image: that every table lies in the file, that no cluster is used twice, and that the counts of their
-//! references tell so. Sections "Clusters", "Reference counts" and "Cluster mapping" of QEMU's `docs/interop/qcow2.txt`.
+//! Checks the structure of an image: every table lies in the file, no cluster is used twice, and
+//! the reference counts match the uses.
 //!
-//! It reads tables only: what the data are worth, the digest of the file tells.
+//! Source: sections "Clusters", "Reference counts" and "Cluster mapping" of QEMU's
+//! `docs/interop/qcow2.txt`. Only tables are read, because the file's digest covers the data.
 
 use super::layout::{CompressedCluster, ENTRY_BYTES, L2Entry, parse_l1_entry};
 use super::reader::Image;
@@ -9,10 +10,10 @@ use super::uses::{Uses, first_overlap};
 use crate::image::{Error, Result};
 use crate::model::stop::Stop;
 
-/// So many faults of one image are told; what is wrong in so many places is wrong as a whole.
-pub const MOST_FAULTS: usize = 20;
+/// The most faults that are reported for one image. An image with more is broken as a whole.
+pub(crate) const MOST_FAULTS: usize = 20;
 
-/// So much of a table is read at once, in bytes.
+/// How much of a table is read at once, in bytes.
 const WINDOW: usize = 64 * 1024;
 
 const REFCOUNT_OFFSET_MASK: u64 = !0x1ff;
@@ -22,28 +23,29 @@ const L2_OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// How many clusters of the file are counted in one pass over the tables.
 const CLUSTERS_AT_ONCE: u64 = 8 << 20;
 
-/// One thing that is wrong with the structure of an image.
+/// A fault in the structure of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StructureFault {
-    /// Where in the file it was seen, in bytes.
+    /// Offset in the file, in bytes.
     pub offset: u64,
-    /// What is wrong.
+    /// The fault, in words.
     pub what: String,
 }
 
-/// Checks an image whose header could be read. Returns at most [`MOST_FAULTS`] faults, none for a sound image.
+/// Checks an image whose header could be read. Returns at most [`MOST_FAULTS`] faults; a sound
+/// image has none.
 ///
 /// Memory: 2 bytes per cluster of the file, at most 16 MiB. The tables of a file of more than 512 GiB
 /// are read several times, once for each 512 GiB.
 ///
 /// # Errors
-/// When the file cannot be read, or the wish to stop came.
+/// If the file cannot be read, or a stop was requested.
 pub fn check(image: &Image, stop: &Stop) -> Result<Vec<StructureFault>> {
     let clusters = image.file_length().div_ceil(image.header().cluster_size());
     check_by(image, stop, clusters, CLUSTERS_AT_ONCE)
 }
 
-/// The same for a file of so many clusters, `at_once` of which are counted in one pass.
+/// The same for a file of `clusters` clusters, `at_once` of which are counted in one pass.
 pub(super) fn check_by(
     image: &Image,
     stop: &Stop,
@@ -62,7 +64,8 @@ pub(super) fn check_by(
         };
         check.header();
         check.mapping()?;
-        // Counts are compared with the uses once all uses are known: first the tables of the counts use clusters too.
+        // Counts are compared after all uses are known, because the refcount tables use
+        // clusters too.
         let blocks = check.refcount_table()?;
         check.refcounts(&blocks)?;
         first += at_once;
@@ -96,7 +99,8 @@ impl Check<'_> {
         self.faults.len() >= MOST_FAULTS
     }
 
-    /// Takes the clusters from `start` on for one use; `at` is where they are named. Tells whether they lie in the file.
+    /// Marks the clusters from `start` on as used; `at` is the offset of the entry that names them.
+    /// Returns whether they lie in the file and were unused.
     fn take(&mut self, start: u64, bytes: u64, what: &str, at: u64) -> bool {
         let end = start.checked_add(bytes);
         if !start.is_multiple_of(self.cluster) {
@@ -130,7 +134,7 @@ impl Check<'_> {
         self.take(0, self.cluster, "the header", 0);
     }
 
-    /// The L1 table, the L2 tables, the data.
+    /// Checks the L1 table, the L2 tables, and the places of the data.
     fn mapping(&mut self) -> Result<()> {
         let header = self.image.header();
         let (start, entries) = (header.l1_offset, u64::from(header.l1_entries));
@@ -145,10 +149,10 @@ impl Check<'_> {
             match parse_l1_entry(entry, self.cluster) {
                 Ok(None) => continue,
                 Ok(Some(_)) if entry & COPIED == 0 => {
-                    self.fault(at, "an L1 entry does not say that its table is used once");
+                    self.fault(at, "an L1 entry lacks the flag that its table is used once");
                 }
                 Ok(Some(_)) if index >= tables => {
-                    self.fault(at, "an L1 entry lies behind the end of the disk");
+                    self.fault(at, "an L1 entry lies past the end of the disk");
                 }
                 Ok(Some(table)) => {
                     if self.take(table, self.cluster, "an L2 table", at) {
@@ -177,7 +181,7 @@ impl Check<'_> {
                 self.fault(at, format!("L2 entry {entry:#018x} has reserved bits set"));
             } else if entry & L2_OFFSET_MASK != 0 {
                 if entry & COPIED == 0 {
-                    self.fault(at, "an L2 entry does not say that its cluster is used once");
+                    self.fault(at, "an L2 entry lacks the flag that its cluster is used once");
                 }
                 self.take(entry & L2_OFFSET_MASK, self.cluster, "data", at);
             }
@@ -228,7 +232,7 @@ impl Check<'_> {
         Some(stored)
     }
 
-    /// The refcount table and its blocks; returns where the blocks are.
+    /// Checks the refcount table and its blocks, and returns the offsets of the blocks.
     fn refcount_table(&mut self) -> Result<Vec<u64>> {
         let header = self.image.header();
         let start = header.refcount_table_offset;
@@ -239,7 +243,8 @@ impl Check<'_> {
         if !self.take(start, bytes, "the refcount table", 48) {
             return Ok(Vec::new());
         }
-        // Only so many blocks can concern a file of this length: entries behind them have to be empty, and are not kept.
+        // Only this many blocks can concern a file of this length. Later entries must be empty, and
+        // are not kept.
         let needed = self.clusters.div_ceil(self.counts_per_block());
         let mut blocks = Vec::new();
         let entries = bytes / ENTRY_BYTES;
@@ -253,7 +258,7 @@ impl Check<'_> {
                     format!("refcount table entry {block:#018x} has reserved bits set"),
                 );
             } else if block != 0 && index >= needed {
-                self.fault(at, "a refcount block for clusters behind the end of the file");
+                self.fault(at, "a refcount block for clusters past the end of the file");
             } else if block != 0 {
                 self.take(block, self.cluster, "a refcount block", at);
             }
@@ -271,9 +276,9 @@ impl Check<'_> {
         (self.cluster * 8) >> self.image.header().refcount_order
     }
 
-    /// Every cluster's count has to be the number of its uses.
+    /// Checks that every cluster's count is the number of its uses.
     fn refcounts(&mut self, blocks: &[u64]) -> Result<()> {
-        // A table that is wrong itself says nothing about the clusters.
+        // A faulty table says nothing about the clusters.
         if !self.faults.is_empty() {
             return Ok(());
         }
@@ -321,7 +326,8 @@ impl Check<'_> {
     }
 }
 
-/// A count of `1 << order` bits. Counts smaller than a byte stand in it from the lowest bit on.
+/// Reads a count of `1 << order` bits. Counts smaller than a byte are stored from the lowest bit
+/// on.
 fn count_at(bytes: &[u8], within: usize, order: u32, bit: u64) -> u64 {
     let width = 1usize << order;
     if width < 8 {
@@ -353,7 +359,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The entry of that index, which has to be below the number of entries.
+    /// Returns the entry at an index, which must be below the number of entries.
     fn entry(&mut self, index: u64, stop: &Stop) -> Result<u64> {
         let per_window = (WINDOW as u64) / ENTRY_BYTES;
         let held = self.bytes.len() as u64 / ENTRY_BYTES;

@@ -1,4 +1,4 @@
-//! The checker on sound images and on images with one thing wrong.
+//! Tests of the structure check on sound images and on images with one fault.
 
 use std::fs::File;
 
@@ -10,7 +10,7 @@ use crate::model::stop::{Stop, StopReason};
 
 const SIZE: u64 = 40 * 1024 * 1024 + 1536;
 
-/// Data, a hole, zeroes, and a last cluster that the disk's end cuts.
+/// An image with data, a hole, zeroes, and a last cluster that the disk's end cuts short.
 fn sample(backing: Option<&str>) -> Vec<u8> {
     let last = SIZE - SIZE % C as u64;
     let blocks = [
@@ -99,7 +99,7 @@ fn every_kind_of_fault_is_reported_with_its_place() {
         let mut bytes = sound.clone();
         put(&mut bytes, at, number);
         let faults = faults_of(&bytes);
-        let told = faults.first().unwrap_or_else(|| panic!("{what} is not told"));
+        let told = faults.first().unwrap_or_else(|| panic!("{what} is not reported"));
         assert!(told.what.contains(expected), "{what}: {faults:?}");
     }
     let mut bytes = sound;
@@ -172,7 +172,8 @@ fn a_flipped_bit_in_any_used_place_of_a_table_is_found() {
     for bit in bits {
         let mut bytes = sound.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        // The flag for zeroes on a cluster of data leaves a sound image of another disk: the digest finds that.
+        // The zero flag on a cluster of data makes a sound image of another disk: only the digest
+        // finds that.
         let is_zero_flag = used_entries.iter().any(|at| bit == (at + 7) * 8);
         let faults = faults_of(&bytes);
         assert_eq!(faults.is_empty(), is_zero_flag, "bit {bit}: {faults:?}");

@@ -1,4 +1,5 @@
-//! The header of an image: "Header" and "Header extensions" in QEMU's `docs/interop/qcow2.txt`. Numbers are big-endian.
+//! The header of an image: "Header" and "Header extensions" in QEMU's `docs/interop/qcow2.txt`.
+//! Numbers are big-endian.
 
 use super::layout::{CLUSTER_BITS, ENTRY_BYTES, Fault, MAX_L1_BYTES, VERSION};
 use crate::model::qcow2::{EXTENSION_BACKING_FORMAT, EXTERNAL_DATA, Head, LENGTH_V3, MAGIC, OutOfBounds};
@@ -12,7 +13,7 @@ const ZSTD: u8 = 1;
 /// Length of a header with a compression type, in bytes.
 const LENGTH_COMPRESSION: usize = LENGTH_V3 + 8;
 
-/// What a header says. Offsets and sizes are in bytes.
+/// The fields of a header. Offsets and sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Binary logarithm of the cluster size.
@@ -21,45 +22,46 @@ pub struct Header {
     pub size: u64,
     /// Where the L1 table starts.
     pub l1_offset: u64,
-    /// How many entries it has.
+    /// Number of its entries.
     pub l1_entries: u32,
     /// Where the refcount table starts.
     pub refcount_table_offset: u64,
-    /// How many clusters it has.
+    /// Number of its clusters.
     pub refcount_table_clusters: u32,
     /// Binary logarithm of the width of a refcount in bits.
     pub refcount_order: u32,
-    /// How many internal snapshots there are. Their content is not looked at.
+    /// Number of internal snapshots. Their content is not read.
     pub snapshots: u32,
     /// Whether compressed clusters are zstd frames (compression type 1). If not, they are zlib's.
     pub zstd: bool,
-    /// The backing image's name, as it stands there. It is never opened from here.
+    /// Name of the backing image, as stored. It is never opened from here.
     pub backing_name: Option<String>,
     /// The backing image's format.
     pub backing_format: Option<String>,
 }
 
 impl Header {
-    /// Bytes of a cluster.
+    /// Size of a cluster, in bytes.
     pub fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
     }
 
-    /// Entries of an L2 table.
-    pub fn table_entries(&self) -> u64 {
+    /// Number of entries in an L2 table.
+    pub(crate) fn table_entries(&self) -> u64 {
         self.cluster_size() / ENTRY_BYTES
     }
 
     /// Bytes of the disk that one L2 table maps.
-    pub fn table_span(&self) -> u64 {
+    pub(crate) fn table_span(&self) -> u64 {
         self.cluster_size() * self.table_entries()
     }
 
-    /// The size of a cluster by the fixed part of a header: so many bytes are to be given to [`Header::parse`].
+    /// Reads the cluster size from the fixed part of a header: [`Header::parse`] needs that many
+    /// bytes.
     ///
     /// # Errors
-    /// When it is no header of a version 3 image.
-    pub fn probe_cluster_size(bytes: &[u8]) -> Result<u64, Fault> {
+    /// If it is not the header of a version 3 image.
+    pub(crate) fn probe_cluster_size(bytes: &[u8]) -> Result<u64, Fault> {
         let field = Fields::new(bytes)?;
         match field.u32(4)? {
             VERSION => {}
@@ -72,10 +74,11 @@ impl Header {
         Ok(1 << cluster_bits)
     }
 
-    /// Reads the header from the image's first cluster (or what there is of it), for a file of `file_length` bytes.
+    /// Parses the header from the image's first cluster, or the part of it that exists, for a file
+    /// of `file_length` bytes.
     ///
     /// # Errors
-    /// When something in it is not allowed, not supported, or does not fit the file.
+    /// If a field is invalid, unsupported, or does not fit the file.
     pub fn parse(first_cluster: &[u8], file_length: u64) -> Result<Header, Fault> {
         let cluster_size = Header::probe_cluster_size(first_cluster)?;
         let visible = first_cluster
@@ -135,9 +138,10 @@ impl Header {
         Ok(())
     }
 
-    /// The header's bytes with its extensions and the backing name, shorter than a cluster of 64 KiB.
-    /// The backing name must have at most [`MAX_BACKING_NAME`](crate::model::qcow2::MAX_BACKING_NAME) bytes.
-    pub fn encode(&self) -> Vec<u8> {
+    /// Encodes the header with its extensions and the backing name, in less than a cluster of
+    /// 64 KiB. The backing name must have at most
+    /// [`MAX_BACKING_NAME`](crate::model::qcow2::MAX_BACKING_NAME) bytes.
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let name = self.backing_name.as_deref().unwrap_or_default().as_bytes();
         let length = if self.zstd { LENGTH_COMPRESSION } else { LENGTH_V3 };
         let mut extensions = Vec::new();
@@ -233,7 +237,7 @@ fn backing_format(field: Fields<'_>) -> Result<Option<String>, Fault> {
     Ok(None)
 }
 
-/// The fields at given offsets.
+/// Reads the header's fields at given offsets.
 #[derive(Clone, Copy)]
 struct Fields<'a> {
     head: Head<'a>,
@@ -279,7 +283,7 @@ mod tests {
         }
     }
 
-    /// The sample's first cluster with some of its bytes replaced, parsed.
+    /// Parses the sample's first cluster with some of its bytes replaced.
     fn parse_with(offset: usize, bytes: &[u8]) -> Result<Header, Fault> {
         let mut cluster = sample().encode();
         cluster.resize(65536, 0);
@@ -342,7 +346,7 @@ mod tests {
         assert!(refused(36, &5u32.to_be_bytes()), "too few entries for the disk");
         assert!(refused(36, &u32::MAX.to_be_bytes()), "more than 32 MiB");
         assert!(refused(40, &(5 * 65536u64 + 8).to_be_bytes()), "not aligned");
-        assert!(refused(40, &FILE.to_be_bytes()), "behind the file");
+        assert!(refused(40, &FILE.to_be_bytes()), "after the end of the file");
         assert!(refused(40, &(u64::MAX << 16).to_be_bytes()), "the sum overflows");
         assert!(refused(24, &u64::MAX.to_be_bytes()), "a disk of 16 EiB");
     }

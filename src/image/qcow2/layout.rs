@@ -1,18 +1,18 @@
-//! What the bytes of a qcow2 image mean.
+//! Limits and table entries of the qcow2 format.
 //!
-//! All facts are those of QEMU's `docs/interop/qcow2.txt` (section names in quotes below); the limits on table sizes are
-//! QEMU's own (`block/qcow2.h`). Numbers are big-endian.
+//! Source: QEMU's `docs/interop/qcow2.txt` (section names in quotes below). The limits on table
+//! sizes are QEMU's own (`block/qcow2.h`). Numbers are big-endian.
 
 use crate::model::block::BlockErrorKind;
 
 /// The version of the format that is written and read.
-pub const VERSION: u32 = 3;
-/// The most bytes an L1 table may have (`QCOW_MAX_L1_SIZE`).
-pub const MAX_L1_BYTES: u64 = 32 * 1024 * 1024;
+pub(crate) const VERSION: u32 = 3;
+/// The longest L1 table, in bytes (`QCOW_MAX_L1_SIZE`).
+pub(crate) const MAX_L1_BYTES: u64 = 32 * 1024 * 1024;
 /// Bytes of one entry of an L1 table, an L2 table or the refcount table.
-pub const ENTRY_BYTES: u64 = 8;
+pub(crate) const ENTRY_BYTES: u64 = 8;
 /// The smallest and the largest `cluster_bits` (`MIN_CLUSTER_BITS`, `MAX_CLUSTER_BITS`).
-pub const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
+pub(crate) const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 
 /// Set in an L1 or L2 entry whose cluster has a refcount of exactly one.
 const COPIED: u64 = 1 << 63;
@@ -25,26 +25,26 @@ const OWN_CLUSTER_BITS: u32 = crate::model::block::CLUSTER.trailing_zeros();
 /// Bits 9 to 55: where the cluster lies in the file.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 
-/// What is wrong with the bytes of an image, or what it uses that is not read here.
+/// A fault of an image, or a feature that this reader does not support.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// It is something else, or a writer did not finish it.
+    /// The file is not a qcow2 image, or its writer did not finish it.
     #[error("the first bytes are not those of a qcow2 image")]
     Magic,
     /// Another version of the format.
     #[error("version {0} is not supported, only version 3 is")]
     Version(u32),
-    /// Clusters of a size that the format does not know.
-    #[error("cluster_bits is {0}, allowed are 9 to 21")]
+    /// A cluster size that the format does not allow.
+    #[error("cluster_bits is {0}, it must be 9 to 21")]
     ClusterBits(u32),
     /// The file is shorter than its header.
-    #[error("the header ends at byte {0}")]
+    #[error("the header is cut off at byte {0}")]
     ShortHeader(usize),
-    /// A length field of the header is impossible.
-    #[error("header_length is {0}")]
+    /// An invalid header length.
+    #[error("invalid header_length {0}")]
     HeaderLength(u32),
-    /// Refcounts of an impossible width.
+    /// An invalid refcount width.
     #[error("refcount_order is {0}, at most 6 is allowed")]
     RefcountOrder(u32),
     /// Encrypted content.
@@ -59,18 +59,18 @@ pub enum Fault {
     /// QEMU has found the image corrupt and marked it.
     #[error("the image is marked corrupt")]
     Corrupt,
-    /// Features whose meaning is not known.
+    /// Unknown features.
     #[error("unknown incompatible features {0:#x}")]
     Features(u64),
-    /// A header extension that reaches beyond its room.
-    #[error("a header extension reaches beyond the header's cluster")]
+    /// A header extension that extends past the header's cluster.
+    #[error("a header extension reaches past the header's cluster")]
     Extension,
-    /// A backing name that lies elsewhere than in the header's cluster, or is too long.
+    /// A backing name that lies outside the header's cluster, or is too long.
     #[error("a backing name of {length} bytes at offset {offset} is not allowed")]
     BackingName {
-        /// Where it is said to start.
+        /// Its start, as stored.
         offset: u64,
-        /// How long it is said to be.
+        /// Its length, as stored.
         length: u32,
     },
     /// An L1 table that is too large, too small for the disk, or not within the file.
@@ -78,9 +78,9 @@ pub enum Fault {
         "an L1 table of {entries} entries at offset {offset} does not fit a disk of {size} bytes in this file"
     )]
     L1 {
-        /// How many entries.
+        /// Number of its entries.
         entries: u32,
-        /// Where it is said to start.
+        /// Its start, as stored.
         offset: u64,
         /// Size of the disk in bytes.
         size: u64,
@@ -90,9 +90,9 @@ pub enum Fault {
     Entry {
         /// "L1" or "L2".
         table: &'static str,
-        /// The entry as it stands in the table.
+        /// The entry, as stored.
         entry: u64,
-        /// What is wrong with it.
+        /// The fault.
         why: &'static str,
     },
     /// Compression other than zstd.
@@ -104,8 +104,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Whether the image may be sound and only uses what is not read here.
-    pub fn is_unsupported(&self) -> bool {
+    /// Whether the image may be sound and only uses unsupported features.
+    pub(crate) fn is_unsupported(&self) -> bool {
         matches!(
             self,
             Fault::Version(_)
@@ -117,7 +117,7 @@ impl Fault {
         )
     }
 
-    /// What kind of trouble it is.
+    /// The kind of this fault, for callers that copy blocks.
     pub fn kind(&self) -> BlockErrorKind {
         if self.is_unsupported() {
             BlockErrorKind::Invalid
@@ -127,16 +127,16 @@ impl Fault {
     }
 }
 
-/// An entry of the L1 table ("L1 table entry"), for a cluster whose refcount is one.
-pub fn l1_entry(table_offset: u64) -> u64 {
+/// Encodes an entry of the L1 table ("L1 table entry"), for an L2 table whose refcount is one.
+pub(crate) fn l1_entry(table_offset: u64) -> u64 {
     COPIED | table_offset
 }
 
-/// Where the L2 table of an L1 entry starts, if there is one.
+/// Returns the offset of the L2 table of an L1 entry, if there is one.
 ///
 /// # Errors
-/// When reserved bits are set or the offset is not that of a cluster.
-pub fn parse_l1_entry(entry: u64, cluster_size: u64) -> Result<Option<u64>, Fault> {
+/// If reserved bits are set, or the offset is not that of a cluster.
+pub(crate) fn parse_l1_entry(entry: u64, cluster_size: u64) -> Result<Option<u64>, Fault> {
     if entry & !(COPIED | OFFSET_MASK) != 0 {
         return Err(fault("L1", entry, "has reserved bits set"));
     }
@@ -147,10 +147,10 @@ pub fn parse_l1_entry(entry: u64, cluster_size: u64) -> Result<Option<u64>, Faul
     }
 }
 
-/// An entry of an L2 table: what a cluster of the disk holds.
+/// An entry of an L2 table: the content of a cluster of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum L2Entry {
-    /// Nothing is said: the backing image's content, or zero without one.
+pub(crate) enum L2Entry {
+    /// Not mapped: the backing image's content, or zero without one.
     Unallocated,
     /// Zero.
     Zero,
@@ -208,8 +208,8 @@ fn compression_name(number: u8) -> String {
 }
 
 impl L2Entry {
-    /// The entry's bits ("Standard Cluster Descriptor"), for a cluster whose refcount is one.
-    pub fn encode(self) -> u64 {
+    /// Encodes the entry ("Standard Cluster Descriptor"), for a cluster whose refcount is one.
+    pub(crate) fn encode(self) -> u64 {
         match self {
             L2Entry::Unallocated => 0,
             L2Entry::Zero => READS_AS_ZERO,
@@ -219,10 +219,10 @@ impl L2Entry {
         }
     }
 
-    /// What an entry says.
+    /// Parses an entry.
     ///
     /// # Errors
-    /// When reserved bits are set, or the offset is not that of a cluster.
+    /// If reserved bits are set, or the offset is not that of a cluster.
     pub fn parse(entry: u64, cluster_size: u64) -> Result<L2Entry, Fault> {
         if entry & COMPRESSED != 0 {
             if entry & COPIED != 0 {
@@ -238,7 +238,8 @@ impl L2Entry {
         if !offset.is_multiple_of(cluster_size) {
             return Err(fault("L2", entry, "is not aligned to a cluster"));
         }
-        // A zero cluster may keep a place in the file for later writes; it reads as zero all the same.
+        // A zero cluster may keep its place in the file for later writes; it reads as zero all the
+        // same.
         Ok(match (entry & READS_AS_ZERO, offset) {
             (READS_AS_ZERO, _) => L2Entry::Zero,
             (_, 0) => L2Entry::Unallocated,

@@ -1,4 +1,4 @@
-//! The file of an image that is being written, as something that only grows.
+//! The file of an image that is being written, as an append-only log.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -14,30 +14,33 @@ use crate::model::buffer::{Buffer, BufferPool};
 use crate::model::stop::Stop;
 
 const CLUSTER_BYTES: usize = CLUSTER as usize;
-/// Parts of this length are written from where they are, shorter ones are staged. In bytes; whole clusters.
+/// Parts of at least this length are written from their own buffer; shorter ones are staged. In
+/// bytes; whole clusters.
 const DIRECT: usize = 256 * 1024;
-/// Length of a staging buffer in bytes: what is short goes to the file in writes of this length. Whole clusters.
+/// Length of a staging buffer in bytes: short parts are combined into writes of this length. Whole
+/// clusters.
 const STAGING: usize = 1024 * 1024;
-/// So much of what is short may be on its way to the file.
+/// The most staging buffers on their way to the file.
 const STAGING_BUFFERS: usize = 4;
 
-/// The file behind its first cluster, as something that only grows: hashes what is appended.
+/// The file after its first cluster, as an append-only log that hashes its bytes.
 ///
-/// What is short (single clusters, tables) is copied while it is in the processor's cache: to hand each of them to the thread that writes would wake
-/// that thread for each, and would keep a buffer as long as it waits for the disk.
+/// Short parts (single clusters, tables) are copied while they are in the processor's cache.
+/// Sending each one to the writer thread would wake that thread each time, and would occupy a
+/// buffer for as long as it waits for the disk.
 #[derive(Debug)]
 pub(super) struct Log {
-    /// Gone after the end or a failure.
+    /// `None` after the end.
     file: Option<WriteBehind>,
     path: PathBuf,
     stop: Stop,
     digest: FileDigest,
     pool: BufferPool,
-    /// What is being filled with what is short.
+    /// The buffer that collects short parts.
     staging: Option<Buffer>,
-    /// How much of the staging buffer is filled.
+    /// The filled length of the staging buffer.
     staged: usize,
-    /// Where in the file the staging buffer begins.
+    /// Where the staging buffer begins in the file.
     staged_at: u64,
 }
 
@@ -55,14 +58,15 @@ impl Log {
         })
     }
 
-    /// Where the next byte goes.
+    /// The offset of the next byte in the file.
     pub(super) fn end(&self) -> u64 {
         self.staged_at + self.staged as u64
     }
 
-    /// Appends part of a buffer. If it is long it is written from where it is, and keeps the buffer until then.
+    /// Appends part of a buffer. A long part is written from the buffer itself, which is kept until
+    /// then.
     pub(super) fn append_part(&mut self, buffer: &Arc<Buffer>, part: Range<usize>) -> Result<()> {
-        // What is written from where it is begins and ends with a cluster.
+        // Parts that are written from their own buffer begin and end on a cluster.
         let is_direct = part.len() >= DIRECT && self.end().is_multiple_of(CLUSTER);
         let direct = match is_direct {
             true => part.start..part.end - part.len() % CLUSTER_BYTES,
@@ -83,7 +87,7 @@ impl Log {
         self.append(&buffer[rest])
     }
 
-    /// Appends bytes that nobody needs to keep.
+    /// Appends a copy of these bytes.
     pub(super) fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
         self.digest.update(bytes);
         while !bytes.is_empty() {
@@ -100,7 +104,7 @@ impl Log {
         Ok(())
     }
 
-    /// Fills the last cluster up with zeroes.
+    /// Pads the last cluster with zeroes.
     pub(super) fn pad_cluster(&mut self) -> Result<()> {
         const ZEROES: [u8; 4096] = [0; 4096];
         let mut missing = self.end().next_multiple_of(CLUSTER) - self.end();
@@ -112,7 +116,7 @@ impl Log {
         Ok(())
     }
 
-    /// The staging buffer; waits for one while all are on their way to the file.
+    /// Returns the staging buffer, and waits for one while all are on their way to the file.
     fn staging(&mut self) -> Result<&mut Buffer> {
         let mut taken = self.staging.take();
         let buffer = loop {
@@ -127,7 +131,7 @@ impl Log {
         Ok(self.staging.insert(buffer))
     }
 
-    /// Sends what is staged.
+    /// Sends the staged bytes.
     fn flush(&mut self) -> Result<()> {
         if self.staged == 0 {
             return Ok(());
@@ -166,7 +170,8 @@ impl Log {
         }
     }
 
-    /// Writes the header, waits until all is on stable storage, and tells the file's digest in hexadecimal, and those of its pieces.
+    /// Writes the header and waits until all is on stable storage. Returns the file's digest in
+    /// hexadecimal, and the digests of its pieces.
     pub(super) fn finish(&mut self, header: &Header) -> Result<(String, Option<Pieces>)> {
         self.flush()?;
         let mut first = Buffer::alone(CLUSTER_BYTES);
@@ -214,7 +219,7 @@ mod tests {
         }
     }
 
-    /// What is written of parts of these lengths, without the first cluster, which comes last.
+    /// The writes for parts of these lengths, without the first cluster, which comes last.
     fn writes_of(lengths: &[usize]) -> Vec<(u64, usize)> {
         let writes = Writes::default();
         let file = Box::new(Recorder(Arc::clone(&writes)));
@@ -236,7 +241,8 @@ mod tests {
     #[test]
     fn short_parts_are_combined_and_long_parts_written_in_place() {
         let half = CLUSTER_BYTES / 2;
-        // A cluster, the halves of one, a long part with half a cluster at its end, and the other half.
+        // A cluster, the halves of one, a long part with half a cluster at its end, and the other
+        // half.
         let written = writes_of(&[CLUSTER_BYTES, half, half, DIRECT + half, half]);
         let direct_at = 3 * CLUSTER;
         let expected = [

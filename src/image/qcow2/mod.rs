@@ -1,4 +1,5 @@
-//! The qcow2 format, version 3: what its bytes mean, a writer that only appends, and a reader that trusts nothing.
+//! The qcow2 format, version 3: its layout, a writer that only appends, and a reader that trusts
+//! nothing.
 
 pub mod check;
 pub mod decompress;

@@ -1,4 +1,4 @@
-//! Reads one image: which part of the disk lies where in the file.
+//! Reads one image: maps places of the disk to places in the file.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,12 @@ use super::layout::{CompressedCluster, ENTRY_BYTES, Fault, L2Entry, SECTOR, pars
 use crate::image::pieces::PieceChecks;
 use crate::image::{Error, Result, cache, read_exact_at};
 
-/// So many bytes of an L2 table are kept in memory by [`Image::open`].
+/// How much of an L2 table [`Image::open`] keeps in memory, in bytes.
 const TABLE_WINDOW: usize = 64 * 1024;
-/// So many bytes of the L1 table are kept in memory: enough for 256 GiB of disk.
+/// How much of the L1 table is kept in memory, in bytes: enough for 256 GiB of disk.
 const L1_WINDOW: usize = 4096;
 
-/// What an image says about a place of its disk.
+/// The content of a place of the disk, according to one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mapping {
     /// The bytes lie in the file, from this offset on.
@@ -31,22 +31,22 @@ pub enum Mapping {
     },
     /// Reads as zero.
     Zero,
-    /// Nothing: the backing image's content, or zero without one.
+    /// Not mapped: the backing image's content, or zero without one.
     Unallocated,
 }
 
-/// A mapping that holds for some bytes. For data the bytes of the file follow each other as those of the disk do.
+/// A mapping and its length. Data is contiguous in the file, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappedRun {
-    /// What the image says.
+    /// The mapping.
     pub mapping: Mapping,
-    /// For how many bytes; never 0.
+    /// Its length in bytes; never 0.
     pub length: u64,
 }
 
-/// An open image. Nothing that it merely names is ever opened: a backing image is the caller's affair.
+/// An open image. It never opens files that it names: the backing image is up to the caller.
 ///
-/// Its tables are read piece by piece, so the memory it takes is fixed whatever the image says.
+/// Tables are read piece by piece, so the memory is bounded, whatever the image contains.
 #[derive(Debug)]
 pub struct Image {
     file: Arc<File>,
@@ -55,7 +55,7 @@ pub struct Image {
     header: Header,
     l1: Window,
     l2: Window,
-    /// Checks what is read before it is used.
+    /// Verifies bytes before they are used.
     guard: Option<Arc<PieceChecks>>,
 }
 
@@ -63,22 +63,23 @@ impl Image {
     /// Reads the header of an image. `path` is for messages only.
     ///
     /// # Errors
-    /// When the file cannot be read, is no qcow2 image of version 3, or uses what is not supported.
+    /// If the file cannot be read, is not a qcow2 image of version 3, or uses unsupported features.
     pub fn open(file: File, path: impl Into<PathBuf>) -> Result<Image> {
         cache::expect_no_order(&file);
         Image::open_with(file, path, TABLE_WINDOW)
     }
 
-    /// The same with `table_window` bytes of memory for L2 tables: for chains of very many images. It is rounded to whole
-    /// entries; below 4096 it only makes reading slow.
+    /// Does the same with `table_window` bytes of memory for L2 tables, for very long chains. The
+    /// size is rounded to whole entries; below 4096 it only makes reading slow.
     ///
     /// # Errors
     /// As [`Image::open`].
-    pub fn open_with(file: File, path: impl Into<PathBuf>, table_window: usize) -> Result<Image> {
+    pub(crate) fn open_with(file: File, path: impl Into<PathBuf>, table_window: usize) -> Result<Image> {
         Image::open_guarded(Arc::new(file), path.into(), table_window, None)
     }
 
-    /// The same with a file that others read too. With a guard no byte of header and tables is used before its piece has passed.
+    /// Does the same with a shared file. With a guard, no byte of the header and tables is used
+    /// before its piece has passed.
     ///
     /// # Errors
     /// As [`Image::open`], and those of the guard.
@@ -109,18 +110,18 @@ impl Image {
         self.header.size
     }
 
-    /// What the header says.
+    /// The fields of the header.
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// The backing image's name as the header has it.
-    pub fn backing_name(&self) -> Option<&str> {
+    /// The backing image's name, as stored in the header.
+    pub(crate) fn backing_name(&self) -> Option<&str> {
         self.header.backing_name.as_deref()
     }
 
     /// Length of the file in bytes.
-    pub fn file_length(&self) -> u64 {
+    pub(crate) fn file_length(&self) -> u64 {
         self.file_length
     }
 
@@ -134,15 +135,15 @@ impl Image {
         &self.file
     }
 
-    /// Gives back what the page cache holds of the file before `end`.
+    /// Drops the cached pages of the file before `end`.
     pub(in crate::image) fn forget_until(&self, end: u64) {
         cache::forget_until(&self.file, 0, end);
     }
 
-    /// Reads bytes of the file, as a [`Mapping::Data`] tells where they lie.
+    /// Reads bytes of the file, at the offset of a [`Mapping::Data`].
     ///
     /// # Errors
-    /// When the file cannot be read there or ends before.
+    /// If the file cannot be read there or ends before.
     pub fn read_at(&self, out: &mut [u8], host_offset: u64) -> Result<()> {
         read_exact_at(&self.file, &self.path, out, host_offset)
     }
@@ -153,11 +154,13 @@ impl Image {
         usize::try_from(end.saturating_sub(cluster.start)).unwrap_or(0)
     }
 
-    /// What the image says about the disk from `offset` on, and for how many bytes: as many as one look into its tables
-    /// tells, so that the next run may say the same. `None` at the end of the disk and beyond.
+    /// Returns the mapping of the disk from `offset` on; `None` at the end of the disk and beyond.
+    ///
+    /// The run is as long as one look into the tables finds, so the next run may have the same
+    /// mapping.
     ///
     /// # Errors
-    /// When a table cannot be read or says what is not allowed.
+    /// If a table cannot be read or has an invalid entry.
     pub fn run_at(&mut self, offset: u64) -> Result<Option<MappedRun>> {
         let left = match self.size().checked_sub(offset) {
             None | Some(0) => return Ok(None),
@@ -168,7 +171,7 @@ impl Image {
         if let Some(table) = self.table(index)? {
             return self.run_in_table(table, offset, left).map(Some);
         }
-        // No table: the whole span is unallocated, and so are the spans behind it that have none either.
+        // No table: the whole span is unallocated, and so are the following spans without a table.
         let tables = self.size().div_ceil(span);
         index += 1;
         while index < tables && self.table(index)?.is_none() {
@@ -181,7 +184,7 @@ impl Image {
         }))
     }
 
-    /// Where the L2 table of that number starts, if there is one.
+    /// Returns the offset of the L2 table with this index, if there is one.
     fn table(&mut self, index: u64) -> Result<Option<u64>> {
         let start = self.header.l1_offset;
         let bytes = u64::from(self.header.l1_entries) * ENTRY_BYTES;
@@ -202,7 +205,8 @@ impl Image {
         }
     }
 
-    /// The run from `offset` on as far as this L2 table goes. `left` is what remains of the disk.
+    /// Returns the run from `offset` on, as far as this L2 table reaches. `left` is the rest of the
+    /// disk.
     fn run_in_table(&mut self, table: u64, offset: u64, left: u64) -> Result<MappedRun> {
         let cluster = self.header.cluster_size();
         let entries = self.header.table_entries();
@@ -239,14 +243,14 @@ impl Image {
         })
     }
 
-    /// The entry of the cluster that starts at `cluster_start` on the disk.
+    /// Returns the entry of the cluster that starts at `cluster_start` on the disk.
     fn l2_entry(&mut self, table: u64, index: u64, cluster_start: u64) -> Result<L2Entry> {
         let cluster = self.header.cluster_size();
         let at = index * ENTRY_BYTES;
         let guard = self.guard.as_deref();
         let entry = self.l2.entry(&self.file, &self.path, guard, table, cluster, at)?;
         match L2Entry::parse(entry, cluster) {
-            // QEMU may leave out the part of the last cluster that lies behind the disk's end.
+            // QEMU may leave out the part of the last cluster past the disk's end.
             Ok(L2Entry::Data(host))
                 if host
                     .checked_add(cluster.min(self.size() - cluster_start))
@@ -303,7 +307,7 @@ impl MappedRun {
 }
 
 impl Drop for Image {
-    /// Tables are read once too.
+    /// Drops the cached tables, which are read only once.
     fn drop(&mut self) {
         cache::forget(&self.file);
     }
@@ -320,19 +324,19 @@ fn read_header(file: &File, path: &Path, file_length: u64, guard: Option<&PieceC
         check(guard, 0, bytes.len())?;
         read_exact_at(file, path, &mut bytes, 0).map(|()| bytes)
     };
-    // A cluster has at most 2 MiB; its size has to be known before it is read.
+    // A cluster has at most 2 MiB; its size must be known before it is read.
     let cluster_size = Header::probe_cluster_size(&read(512)?).map_err(refuse)?;
     Header::parse(&read(cluster_size)?, file_length).map_err(refuse)
 }
 
-/// Lets the guard, if there is one, check so many bytes of the file from `start` on.
+/// Lets the guard, if there is one, verify `bytes` bytes of the file from `start` on.
 fn check(guard: Option<&PieceChecks>, start: u64, bytes: usize) -> Result<()> {
     guard.map_or(Ok(()), |guard| {
         guard.check(start..start.saturating_add(bytes as u64))
     })
 }
 
-/// A piece of a table as it lies in the file.
+/// A part of a table, as stored in the file.
 struct Window {
     start: u64,
     bytes: Vec<u8>,
@@ -348,7 +352,8 @@ impl Window {
         }
     }
 
-    /// The entry `at` bytes into a table that has `length` bytes and starts at `table`, all of it within the file.
+    /// Returns the entry `at` bytes into a table that has `length` bytes and starts at `table`. The
+    /// whole table lies within the file.
     fn entry(
         &mut self,
         file: &File,

@@ -1,9 +1,10 @@
 //! Writes one image by appending only.
 //!
-//! The file in the order it is written: a hole for the header; clusters of data in the disk's order, each L2 table
-//! right behind the last data it maps, and a refcount block after each 2 GiB; the L1 table; the other refcount blocks;
-//! the refcount table. The header comes last, so a file that was not finished is no qcow2 image. In memory are the L1
-//! table, one L2 table, at most two refcount blocks and a few fixed buffers.
+//! The file in the order it is written: a hole for the header; data clusters in the disk's order,
+//! each L2 table right after the last data it maps, and a refcount block after each 2 GiB; the L1
+//! table; the other refcount blocks; the refcount table. The header comes last, so an unfinished
+//! file is not a qcow2 image. The memory holds the L1 table, one L2 table, at most two refcount
+//! blocks and a few fixed buffers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,34 +33,35 @@ const TABLE_ENTRIES: usize = (CLUSTER / ENTRY_BYTES) as usize;
 /// Bytes of the disk that one L2 table maps: 512 MiB.
 const TABLE_SPAN: u64 = CLUSTER * TABLE_ENTRIES as u64;
 
-/// What image is to be written.
+/// Options for writing an image.
 #[derive(Clone, Debug)]
 pub struct Qcow2Options {
     /// The file's path, for messages only.
     pub path: PathBuf,
     /// Size of the disk in bytes: a multiple of 512, at most 2 PiB.
     pub size: u64,
-    /// Name of the backing image, a qcow2 image too, as it is to stand in the header: relative to the new image's
-    /// folder, 1 to 1023 bytes.
+    /// Name of the backing image, also a qcow2 image, as stored in the header: relative to the new
+    /// image's folder, 1 to 1023 bytes.
     pub backing: Option<String>,
     /// Whether clusters of data that are all zero are stored like zero blocks.
     pub detect_zeroes: bool,
-    /// Asked for by the user's Ctrl-C.
+    /// Ends the writing when the user asks to stop.
     pub stop: Stop,
 }
 
-/// Writes blocks as a qcow2 image of version 3 with clusters of 64 KiB, and computes the file's BLAKE3 digest on the way.
+/// Writes blocks as a qcow2 image of version 3 with clusters of 64 KiB, and computes the file's
+/// BLAKE3 digest on the way.
 ///
-/// With a backing image zero blocks become zero clusters, so that old content does not show through; without one they
-/// take no room. Errors of the file may be told by a later call than the one that caused them.
+/// With a backing image, zero blocks become zero clusters, so that old content does not show
+/// through; without one they take no space. A later call may report the error of an earlier write.
 #[derive(Debug)]
 pub struct Qcow2Writer {
     options: Qcow2Options,
     order: Order,
     log: Log,
-    /// Entries as they are to stand in the file.
+    /// Entries as stored in the file.
     l1: Vec<[u8; 8]>,
-    /// The L2 table that is being filled, with its place in the L1 table.
+    /// The L2 table that is being filled, and its index in the L1 table.
     table: Option<(usize, Vec<[u8; 8]>)>,
     counts: RefCounts,
     /// Compressed clusters on their way to the file.
@@ -68,10 +70,10 @@ pub struct Qcow2Writer {
 }
 
 impl Qcow2Writer {
-    /// Begins an image in a file that is new and empty.
+    /// Begins an image in a new, empty file.
     ///
     /// # Errors
-    /// When the size or the backing name cannot be put into a header, or no thread can be started.
+    /// If the size or the backing name does not fit into a header, or no thread can be started.
     pub fn new(file: Box<dyn ImageFile>, options: Qcow2Options) -> Result<Self> {
         let refuse = |why| Error::Size {
             size: options.size,
@@ -136,7 +138,7 @@ impl Qcow2Writer {
     fn store_run(&mut self, offset: u64, buffer: &Arc<Buffer>, mut start: usize, end: usize) -> Result<()> {
         while start < end {
             let guest = offset + start as u64;
-            // Data goes no further than its L2 table, which has to follow it in the file.
+            // Data goes no further than its L2 table, which must follow it in the file.
             let room = usize::try_from(TABLE_SPAN - guest % TABLE_SPAN).unwrap_or(usize::MAX);
             let part = start..start + (end - start).min(room);
             self.turn_to_table_of(guest)?;
@@ -168,8 +170,8 @@ impl Qcow2Writer {
         Ok(())
     }
 
-    /// Appends the current L2 table to the file unless this place of the disk belongs to it. Then there is one that it
-    /// belongs to.
+    /// Makes the current L2 table the one that maps this place of the disk: appends another one to
+    /// the file, and begins a new one.
     fn turn_to_table_of(&mut self, guest: u64) -> Result<()> {
         if let Some((index, _)) = &self.table
             && *index != table_index(guest)
@@ -182,7 +184,8 @@ impl Qcow2Writer {
         Ok(())
     }
 
-    /// Sets the entries for `length` bytes of the disk, which belong to one L2 table: the current one or a new one.
+    /// Sets the entries for `length` bytes of the disk, all in one L2 table: the current one or a
+    /// new one.
     fn set_entries(&mut self, guest: u64, length: u64, entry: impl Fn(u64) -> L2Entry) {
         let (_, entries) = self
             .table
@@ -235,7 +238,8 @@ impl Qcow2Writer {
         Ok(self.written.clone())
     }
 
-    /// Appends refcount blocks and the refcount table, and tells where the table is and how many clusters it has.
+    /// Appends refcount blocks and the refcount table. Returns the table's offset and its number of
+    /// clusters.
     fn append_refcounts(&mut self) -> Result<(u64, u32)> {
         let before = self.log.end() / CLUSTER;
         let (blocks, table_clusters) = refcount_clusters(before, self.counts.taken());
@@ -262,7 +266,7 @@ impl BlockSink for Qcow2Writer {
     }
 }
 
-/// Which L2 table maps this place of the disk.
+/// The index of the L2 table that maps this place of the disk.
 fn table_index(guest: u64) -> usize {
     (guest / TABLE_SPAN) as usize
 }
@@ -277,7 +281,7 @@ mod tests {
     use std::io;
     use std::path::Path;
 
-    /// What an image says about each cluster of its first bytes: d for data, 0 for zero, - for nothing.
+    /// The mapping of each of the first clusters: d for data, 0 for zero, - for unallocated.
     fn clusters(file: std::fs::File, count: u64) -> String {
         let mut image = Image::open(file, "x").expect("it is an image");
         let kind = |run: crate::image::qcow2::MappedRun| match run.mapping {
@@ -313,8 +317,8 @@ mod tests {
         let (alone, written) = image(options(size, None), mixed());
         assert_eq!(clusters(alone, 11), "----d-d---.");
         assert_eq!((written.data_bytes, written.zero_bytes), (2 * CLUSTER, 0));
-        let (upon, written) = image(options(size, Some("base.qcow2")), mixed());
-        assert_eq!(clusters(upon, 11), "00-0d0d--0.");
+        let (above, written) = image(options(size, Some("base.qcow2")), mixed());
+        assert_eq!(clusters(above, 11), "00-0d0d--0.");
         assert_eq!(
             (written.data_bytes, written.zero_bytes),
             (2 * CLUSTER, 4 * CLUSTER + 512)
@@ -433,7 +437,7 @@ mod tests {
                 .write(data(n * 8 * CLUSTER, &vec![1; 8 * C]))
                 .expect("it takes the block");
         }
-        // The thread that writes is given the time to begin.
+        // Gives the writer thread time to begin.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
         while file.metadata().expect("it has a length").len() <= CLUSTER {
             assert!(std::time::Instant::now() < deadline, "something is written");

@@ -1,21 +1,22 @@
-//! What of an export is asked for next: status and reads, as many as there is room for.
+//! Sends the next requests of a source: status and reads, as many as there is room for.
 
 use super::super::error::{Error, Result};
 use super::{ExportSource, LONGEST_STATUS, STATUS_COOKIE, Slot};
 use crate::model::block::{Block, CLUSTER, Content, Extent, ExtentKind};
 use crate::model::buffer::Buffer;
 
-/// Most requests in flight: QEMU looks at no more (`MAX_NBD_REQUESTS` in its `nbd/server.c`).
+/// The most requests in flight: QEMU handles no more (`MAX_NBD_REQUESTS` in its `nbd/server.c`).
 const MAX_IN_FLIGHT: usize = 16;
-/// Most bytes in flight: the server has as much memory for them. More makes no disk quicker, and the caches of the processor hold less of it.
+/// The most bytes in flight: the server needs as much memory. More makes no disk faster, and less
+/// of it fits in the processor's caches.
 const MAX_BYTES_IN_FLIGHT: u64 = 16 << 20;
-/// Most places in the queue. Zeroes need a place but no buffer.
+/// The most places in the queue. Zeroes need a place but no buffer.
 const MAX_SLOTS: usize = 256;
-/// The status of further ranges is asked for while fewer extents than this are planned.
+/// The status of further ranges is requested while fewer extents than this are planned.
 const PLAN_AHEAD: usize = 4096;
 
 impl ExportSource {
-    /// Sends as many requests as there are extents, buffers and places for.
+    /// Sends as many requests as extents, buffers and places allow.
     pub(super) fn ask(&mut self) -> Result<()> {
         self.ask_for_status();
         while self.slots.len() < MAX_SLOTS {
@@ -42,7 +43,7 @@ impl ExportSource {
         self.connection.flush()
     }
 
-    /// Zeroes that no bitmap calls changed have to be zeroes beneath as well.
+    /// Checks that zeroes that the bitmap does not mark are zeroes beneath as well.
     fn look_beneath(&self, extent: Extent) -> Result<()> {
         let beneath = self.beneath.as_ref();
         match beneath.and_then(|beneath| beneath.other_than_zero(extent.offset, extent.length)) {
@@ -62,12 +63,13 @@ impl ExportSource {
         self.status.length = (self.status.length * 2).min(LONGEST_STATUS);
     }
 
-    /// Queues the read of the next extent, or of its beginning; `false` when there is no room for another request.
+    /// Queues a read of the next extent or its beginning. Returns `false` if there is no room for
+    /// another request.
     fn ask_for_data(&mut self) -> bool {
         if self.in_flight >= MAX_BYTES_IN_FLIGHT {
             return false;
         }
-        // The status must not have to wait behind the reads that it is to keep going.
+        // Keeps one request free for the status, so that it is sent before all reads have ended.
         let reserved = usize::from(!self.status.in_flight && !self.planner.complete());
         if self.connection.in_flight() + reserved >= MAX_IN_FLIGHT {
             return false;
@@ -86,11 +88,13 @@ impl ExportSource {
         true
     }
 
-    /// A buffer for the next read, and how long that may be.
+    /// Returns a buffer for the next read, and the longest length of that read.
     ///
-    /// One read is longer than all others. QEMU takes the memory for a read from the C library, which maps memory anew for as long as it is asked for
-    /// more than it was ever given back before (`M_MMAP_THRESHOLD` in mallopt(3)): a page fault for each 4 KiB of the disk, and half of QEMU's processor
-    /// time, if all reads are of one length. Once a longer one was given back, the others reuse what they have.
+    /// One read is longer than all others. QEMU takes the memory for a read from the C library,
+    /// which maps new memory unless a longer mapped piece was freed before (`M_MMAP_THRESHOLD` in
+    /// mallopt(3)). If all reads had one length, each would cost a page fault per 4 KiB of the
+    /// disk, and half of QEMU's processor time. After one longer piece was freed, the other reads
+    /// reuse their memory.
     fn room_for_read(&mut self) -> Option<(Buffer, u64)> {
         let is_longer = |longer: &mut u64| self.planner.next().is_some_and(|next| next.length >= *longer);
         if let Some(longer) = self.longer_read.take_if(is_longer) {

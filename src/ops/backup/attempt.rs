@@ -1,4 +1,5 @@
-//! One attempt at a backup, from the plan to the copied disks; everything it began is taken back when it fails.
+//! One attempt at a backup, from the plan to the restore point. A failed attempt undoes what it
+//! began.
 
 use super::disks::{self, CopiedDisk};
 use super::{Options, Outcome, report};
@@ -14,7 +15,7 @@ use crate::ops::reconcile::Reconciliation;
 use crate::ops::{Cause, Context, Error, Result};
 use crate::repo::{DomainRepository, DomainWriter, History, Identity};
 
-/// One backup with everything it works on.
+/// A backup with everything that it works on.
 pub(super) struct Attempt<'a> {
     pub(super) domain: &'a Domain,
     pub(super) repository: &'a dyn DomainRepository,
@@ -24,7 +25,7 @@ pub(super) struct Attempt<'a> {
     pub(super) options: &'a Options,
 }
 
-/// What a job has given, once it has ended well.
+/// The results of a job that ended well.
 pub(super) struct Copied {
     pub(super) disks: Vec<CopiedDisk>,
     pub(super) checkpoint: Option<NewCheckpoint>,
@@ -33,7 +34,8 @@ pub(super) struct Copied {
 }
 
 impl Attempt<'_> {
-    /// Copies and commits what was planned, and retires what it makes superfluous.
+    /// Copies and commits what was planned, then retires what the new restore point makes
+    /// superfluous.
     pub(super) fn make(&self, planned: &Reconciliation) -> Result<Outcome> {
         let plan = &planned.backup;
         for finding in &plan.findings {
@@ -91,7 +93,7 @@ impl Attempt<'_> {
         })
     }
 
-    /// The id of the repository; a standalone copy makes no checkpoint that would carry it.
+    /// Returns the repository's id, which checkpoints carry. A standalone copy makes no checkpoint.
     fn repository_id(&self) -> Result<Option<String>> {
         if self.options.copy {
             return Ok(None);

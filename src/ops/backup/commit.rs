@@ -1,4 +1,4 @@
-//! From copied disks to a restore point that exists; and what may go once it does.
+//! Turns copied disks into a restore point, and then removes what it makes superfluous.
 
 use super::attempt::{Attempt, Copied};
 use super::{Outcome, current_periods};
@@ -13,14 +13,14 @@ use crate::ops::reconcile::{self, Retired};
 use crate::ops::{Cause, Error, Result};
 use crate::repo::{History, Kept, Manifest, PendingPoint, RepoError, SmallFile};
 
-/// The code of the finding that superfluous checkpoints are left.
+/// The code of the finding that superfluous checkpoints could not be removed.
 pub(super) const NOT_RETIRED: &str = "checkpoints-not-retired";
 
-/// The code of the finding that a domain that has run has no file of UEFI variables.
+/// The code of the finding that the UEFI variables of a domain that has run are missing.
 const NVRAM_MISSING: &str = "nvram-missing";
 
 impl Attempt<'_> {
-    /// Makes the restore point exist, or takes the checkpoint back.
+    /// Commits the restore point; if that fails, removes its checkpoint.
     pub(super) fn commit(
         &self,
         plan: &BackupPlan,
@@ -53,7 +53,7 @@ impl Attempt<'_> {
         committed
     }
 
-    /// Writes everything but the manifest, which it gives.
+    /// Writes everything except the manifest, and returns the manifest.
     fn fill(
         &self,
         plan: &BackupPlan,
@@ -107,7 +107,8 @@ impl Attempt<'_> {
         Ok((Manifest::new(&versions, point, files, checkpoint_file), findings))
     }
 
-    /// libvirt makes the file of UEFI variables at a domain's first start. Missing from then on, it is lost.
+    /// Reports UEFI variables that are lost: libvirt makes their file when a domain first starts,
+    /// so it must exist from then on.
     fn missing_nvram(&self) -> Option<Finding> {
         let path = self.domain.nvram.as_ref()?;
         let had_some = |kept: &Kept| {
@@ -161,8 +162,10 @@ impl Attempt<'_> {
         }
     }
 
-    /// The restore point exists: now what it has made superfluous may go. What was planned is decided again by what is there now: a disk
-    /// whose level changed while it was copied is part of that. Trouble here is told, and costs nothing.
+    /// Removes the checkpoints and bitmaps that the committed restore point makes superfluous.
+    ///
+    /// Superfluous checkpoints are determined again now, because the level of a disk may have
+    /// changed while it was copied. A failure is reported, but does not fail the backup.
     pub(super) fn retire(&self, planned: &[Retired], mut outcome: Outcome) -> Outcome {
         let trouble = |what: String| Finding::new(NOT_RETIRED, what);
         let retired = self
@@ -194,7 +197,7 @@ impl Attempt<'_> {
         outcome
     }
 
-    /// The restore point exists. Of a copy there is nothing that it makes superfluous.
+    /// Records the committed copy. A copy makes nothing superfluous.
     pub(super) fn remembered(&self, mut outcome: Outcome) -> Outcome {
         match self.locked.history() {
             Ok(history) => self.remember(&history, &mut outcome),
@@ -203,7 +206,8 @@ impl Attempt<'_> {
         outcome
     }
 
-    /// Remembers what is there, so that it is missed when it goes. The next backup tries again.
+    /// Records the committed restore points, so that a missing one is noticed later. If this fails,
+    /// the next backup tries again.
     fn remember(&self, history: &History, outcome: &mut Outcome) {
         if let Err(error) = self.locked.remember_committed(history) {
             self.not_remembered(&error, outcome);
@@ -211,13 +215,16 @@ impl Attempt<'_> {
     }
 
     fn not_remembered(&self, error: &RepoError, outcome: &mut Outcome) {
-        let what = format!("would not be missed if it went: {}", with_sources(error));
+        let what = format!(
+            "could not be recorded, so its loss would go unnoticed: {}",
+            with_sources(error)
+        );
         let finding = Finding::new("commit-not-remembered", format!("{} {what}", outcome.point.id));
         self.report(&finding);
         outcome.findings.push(finding);
     }
 
-    /// The checkpoints that are superfluous now.
+    /// Returns the checkpoints that are superfluous now.
     fn superfluous(&self, history: &History) -> Result<Vec<String>> {
         let checkpoints = self.host().checkpoints(self.domain);
         let checkpoints = checkpoints.map_err(|error| self.failed(error))?;

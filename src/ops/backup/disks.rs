@@ -1,4 +1,4 @@
-//! Copies the disks of a begun job into images, several at a time, and watches the job meanwhile.
+//! Copies the disks of an active job into images, several at a time, and watches the job.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -22,27 +22,29 @@ use crate::ops::plan::{BackupPlan, PlannedDisk};
 use crate::ops::{Context, Error, Result, job};
 use crate::repo::{DomainRepository, FileEntry, History, Kept, NewDisk, ParentDisk, PendingPoint};
 
-/// Disks copied at the same time: each has a reader and a writer thread and its own buffers.
+/// The most disks copied at the same time. Each has a reader thread, a writer thread and its own
+/// buffers.
 const AT_ONCE: usize = 4;
 
-/// How long a look at the user's wish to stop may be away.
+/// The longest time between two checks for a request to stop.
 const GLANCE: Duration = Duration::from_millis(100);
 
-/// Every so many glances the job's health is asked for.
+/// The number of such checks for each check of the job's health.
 const GLANCES_PER_HEALTH_CHECK: u32 = 10;
 
-/// A disk that is in its image now.
-pub struct CopiedDisk {
-    /// What the manifest says of it.
+/// A disk that was copied into its image.
+pub(crate) struct CopiedDisk {
+    /// Its entry in the manifest.
     pub point: DiskPoint,
-    /// Its file.
+    /// Its image file.
     pub file: FileEntry,
-    /// That it is full though it was planned as incremental, and why.
+    /// The reason, if the disk is full although it was planned as incremental.
     pub finding: Option<Finding>,
 }
 
-/// Copies every disk of the plan. The first failure ends all of them. `seed` chooses the places that are looked at.
-pub fn copy_all(
+/// Copies every disk of the plan. The first failure stops all copies. `seed` chooses the places of
+/// the spot checks.
+pub(crate) fn copy_all(
     domain: &Domain,
     plan: &BackupPlan,
     (repository, history): (&dyn DomainRepository, &History),
@@ -82,7 +84,7 @@ pub fn copy_all(
                 Ok((index, Ok(disk))) => copied[index] = Some(disk),
                 Ok((_, Err(error))) => {
                     stop.request(StopReason::OtherPartFailed);
-                    // The others then only say that they were stopped.
+                    // The other copies then only report that they were stopped.
                     if failure.as_ref().is_none_or(Error::is_stopped) {
                         failure = Some(error);
                     }
@@ -106,8 +108,8 @@ pub fn copy_all(
     })
 }
 
-/// The disks, if every one of them was copied. One that nobody took from the queue, because of a wish to stop, is missing without any
-/// failure.
+/// Returns the disks if all of them were copied. After a request to stop, a disk may still be in
+/// the queue although no copy failed.
 fn all_of(copied: Vec<Option<CopiedDisk>>) -> Option<Vec<CopiedDisk>> {
     copied.into_iter().collect()
 }
@@ -119,7 +121,7 @@ fn stopped(domain: &Domain, context: &Context) -> Error {
     )
 }
 
-/// What else has happened: the user wants to stop, or the job is in trouble.
+/// Looks for a reason to give up: a request to stop, or trouble with the job.
 fn look(domain: &Domain, job: &dyn BackupJob, context: &Context, glances: u32) -> Option<Error> {
     if let Some(reason) = context.stop.reason() {
         return Some(Error::of(&domain.name, Cause::Stopped(reason)));
@@ -130,7 +132,8 @@ fn look(domain: &Domain, job: &dyn BackupJob, context: &Context, glances: u32) -
     job::trouble(&domain.name, job)
 }
 
-/// A connection that broke often has a better explanation: the user's signal, or a job that has ended.
+/// Finds the real cause of a failed copy: a connection often breaks because of the user's signal,
+/// or because the job has ended.
 fn reason_of(error: Error, domain: &Domain, job: &dyn BackupJob, context: &Context) -> Error {
     if let Some(reason) = context.stop.reason() {
         return Error::of(&domain.name, Cause::Stopped(reason));
@@ -188,7 +191,8 @@ impl Worker<'_> {
         if let Err(error) = &copied
             && let Some(reason) = reason_for_full(&error.cause).filter(|_| level.parent.is_some())
         {
-            // The chain is closed before the second try: its files may be what the first one lacked.
+            // The chain is closed before the second try: the first one may have run out of open
+            // files.
             level = FinalLevel::full(reason);
             self.begins(target, &level, size);
             copied = self.copy_image(planned, &level, size);
@@ -228,7 +232,7 @@ impl Worker<'_> {
         })
     }
 
-    /// The restore point upon which the disk is to stand.
+    /// Returns the restore point that the disk's image depends on.
     fn parent(&self, level: &FinalLevel) -> Option<&Kept> {
         self.history.get(&level.parent.as_ref()?.id)
     }

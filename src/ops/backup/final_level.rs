@@ -1,4 +1,5 @@
-//! The level of a disk once its export can be looked at: a chain that cannot be read, or a bitmap that is wrong, makes a full of it.
+//! Decides the level of a disk after its export was opened: a chain that cannot be read, or a wrong
+//! bitmap, makes the disk full.
 
 use std::sync::Arc;
 
@@ -11,7 +12,8 @@ use crate::ops::plan::PlannedDisk;
 use crate::ops::{Cause, copy};
 use crate::repo::{DiskReader, DomainRepository, History};
 
-/// The level of a disk once its size is certain: a disk that has shrunk meanwhile is read in full from the same export.
+/// The level of a disk whose size is certain. A disk that has shrunk since its parent is read in
+/// full from the same export.
 pub(super) struct FinalLevel {
     pub(super) parent: Option<FinalParent>,
     pub(super) reason: String,
@@ -20,12 +22,16 @@ pub(super) struct FinalLevel {
 pub(super) struct FinalParent {
     pub(super) id: String,
     pub(super) virtual_size: u64,
-    /// What it holds: looked at where the disk reads as zero, and by the spot check.
+    /// The disk as the parent holds it, for the spot check and for ranges that now read as zero.
     pub(super) disk: Arc<dyn DiskReader>,
 }
 
 impl FinalLevel {
-    /// An error only when somebody asked to stop: whatever else is wrong with the parent's chain, a full needs nothing of it.
+    /// Decides the level of a disk of `size` bytes.
+    ///
+    /// # Errors
+    /// Only a request to stop. Any other problem with the parent's chain makes the disk full,
+    /// because a full image needs no chain.
     pub(super) fn of(
         planned: &PlannedDisk,
         size: u64,
@@ -67,7 +73,8 @@ impl FinalLevel {
         FinalLevel { parent: None, reason }
     }
 
-    /// What is told of a disk that is not what was planned: a full costs room and time that nobody expects.
+    /// Returns a finding if the disk is full instead of incremental: that takes unexpected space
+    /// and time.
     pub(super) fn finding(&self, planned: &PlannedDisk) -> Option<Finding> {
         let target = &planned.disk.target;
         let is_other = planned.level.parent.is_some() && self.parent.is_none();
@@ -85,7 +92,8 @@ impl FinalLevel {
     }
 }
 
-/// Why a disk is read in full, from the same export, after this has happened to an incremental copy.
+/// Returns why a disk has to be read in full, from the same export, after its incremental copy
+/// failed with `cause`. `None` if a full copy would fail too.
 pub(super) fn reason_for_full(cause: &Cause) -> Option<String> {
     let what = with_sources(cause);
     match cause {

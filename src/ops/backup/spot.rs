@@ -1,8 +1,9 @@
-//! Looks at a few places that the bitmap calls unchanged: they have to be what the parent holds.
+//! Compares a few places that the bitmap marks as unchanged with the parent.
 //!
-//! A bitmap cannot tell whose it is: every disk carries bitmaps of the same names. An image that was overwritten with another domain's, or a bitmap
-//! that somebody cleared, would make an incremental image that fits nothing. A few clusters that hold data are read from both sides, behind the
-//! copy and from the same export; where one differs, nothing that the bitmap says is trusted.
+//! A bitmap does not show which disk it belongs to: every disk has bitmaps of the same names. If an
+//! image was overwritten with another domain's, or somebody cleared a bitmap, the incremental image
+//! would be wrong. After the copy, a few clusters with data are therefore read from the parent and
+//! from the same export. If one differs, the bitmap is not trusted.
 
 use std::sync::Arc;
 
@@ -17,10 +18,11 @@ use crate::ops::Cause;
 use crate::ops::copy::DEADLINE;
 use crate::repo::DiskReader;
 
-/// How many places are looked at. Another disk differs nearly everywhere, and each costs a read from the slowest of storages.
+/// The number of places to compare. Another disk differs nearly everywhere, and each place costs a
+/// read from slow storage.
 const PLACES: u64 = 8;
 
-/// The places to be looked at.
+/// The places to compare.
 pub(super) struct SpotCheck {
     kept: Arc<dyn DiskReader>,
     /// Offsets of clusters on the disk, in bytes.
@@ -28,23 +30,24 @@ pub(super) struct SpotCheck {
 }
 
 impl SpotCheck {
-    /// Chooses places at random where the parent's chain holds data. `size_then` is the disk's size with the parent, in bytes; the same `seed`
-    /// chooses the same places.
+    /// Chooses random places where the parent's chain holds data. `size_then` is the size of the
+    /// disk in the parent, in bytes. The same `seed` chooses the same places.
     ///
     /// # Errors
-    /// [`BlockErrorKind::Distrusted`] when the chain cannot be read: nothing can stand upon it.
+    /// [`BlockErrorKind::Distrusted`] if the chain cannot be read: no image can depend on it.
     pub(super) fn choose(
         kept: Arc<dyn DiskReader>,
         size_then: u64,
         seed: u64,
     ) -> Result<SpotCheck, BlockError> {
-        // What stands in the cluster of the end may have grown since.
+        // The last cluster is left out if it is incomplete: the disk may have grown since.
         let clusters = size_then / CLUSTER;
-        // Seeds may be small numbers.
+        // Seeds may be small numbers, so their bits are mixed first.
         let seed = Random::new(seed).next();
         let mut places = Vec::new();
         for number in 0..PLACES.min(clusters) {
-            // The places lie in equal parts of the disk, all as far behind the part's beginning: one random number is enough.
+            // The places lie in equal parts of the disk, all at the same distance from the start of
+            // their part, so one random number is enough.
             let part = u128::from(clusters) * u128::from(number) / u128::from(PLACES);
             let start = (part + u128::from(seed) % u128::from(clusters.div_ceil(PLACES))) as u64;
             let found = match kept
@@ -60,7 +63,8 @@ impl SpotCheck {
         Ok(SpotCheck { kept, places })
     }
 
-    /// The source, watched: what it gives is changed, so it is no place to look at.
+    /// Watches the source during the copy: what it returns has changed, so those places are
+    /// dropped.
     pub(super) fn watch<'a>(&'a mut self, source: &'a mut dyn BlockSource) -> Watched<'a> {
         Watched {
             source,
@@ -68,10 +72,11 @@ impl SpotCheck {
         }
     }
 
-    /// Compares the places that have turned out to be unchanged.
+    /// Compares the places that are still unchanged after the copy.
     ///
     /// # Errors
-    /// [`BlockErrorKind::Distrusted`] when one differs; others when a side cannot be read.
+    /// [`BlockErrorKind::Distrusted`] if a place differs or the parent cannot be read; another
+    /// error if the export cannot be read.
     pub(super) fn compare(self, job: &dyn BackupJob, target: &str, stop: &Stop) -> Result<(), Cause> {
         if self.places.is_empty() {
             return Ok(());
@@ -88,12 +93,12 @@ impl SpotCheck {
             stop: stop.clone(),
         };
         let mut live = job.open(target, &options).map_err(Cause::Host)?;
-        // Neighbours may come as one block.
+        // Adjacent clusters may come as one block.
         while let Some(block) = live.next_block().map_err(Cause::Copy)? {
             let is_same = self.is_same(&block);
             if !is_same.map_err(|error| Cause::Copy(unreadable(error)))? {
                 let what = format!(
-                    "what lies at {} is not what the restore point before holds there, and the bitmap calls it unchanged",
+                    "the data at offset {} differs from the previous restore point, but the bitmap marks it as unchanged",
                     block.offset
                 );
                 return Err(Cause::Copy(BlockError::new(BlockErrorKind::Distrusted, what)));
@@ -102,7 +107,7 @@ impl SpotCheck {
         Ok(())
     }
 
-    /// Whether the parent holds what this block of the same export holds.
+    /// Whether the parent holds the same bytes as this block.
     fn is_same(&self, block: &Block) -> Result<bool, BlockError> {
         match &block.content {
             Content::Data(now) => self.kept.holds(now, block.offset),
@@ -114,13 +119,14 @@ impl SpotCheck {
     }
 }
 
-/// What cannot be read is nothing to stand upon.
+/// Turns a read error of the parent into [`BlockErrorKind::Distrusted`]: no image can depend on a
+/// chain that cannot be read.
 fn unreadable(error: BlockError) -> BlockError {
     match error.kind {
         BlockErrorKind::Stopped => error,
         _ => {
             let what = format!(
-                "the restore point before cannot be read: {}",
+                "the previous restore point cannot be read: {}",
                 with_sources(&error)
             );
             BlockError::new(BlockErrorKind::Distrusted, what)
@@ -128,7 +134,7 @@ fn unreadable(error: BlockError) -> BlockError {
     }
 }
 
-/// A source of changes with somebody who looks which places they cover.
+/// A source that drops the places that its blocks cover.
 pub(super) struct Watched<'a> {
     source: &'a mut dyn BlockSource,
     places: &'a mut Vec<u64>,

@@ -1,12 +1,13 @@
-//! A standalone copy: every disk in full, no checkpoint, nothing retired. Pure.
+//! Plans a standalone copy: every disk is full, no checkpoint is made, nothing is retired. Pure.
 
 use crate::model::level::{DiskLevel, LevelReason};
 use crate::ops::reconcile::{Reconciliation, Repair};
 
-/// The code of the finding that every backup is full, which of a copy is no news.
+/// The code of the finding that every backup is full. A copy is always full, so it does not report
+/// that.
 const NO_INCREMENTAL: &str = "no-incremental";
 
-/// What a copy into this folder does where a backup would do what was `planned`.
+/// Turns the plan of a backup into the plan of a copy into this folder.
 pub(super) fn as_copy(planned: Reconciliation, folder: String) -> Reconciliation {
     let mut backup = planned.backup;
     backup.period = folder;

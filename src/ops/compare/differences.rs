@@ -1,4 +1,4 @@
-//! What has to be the same on both sides of a comparison, and whether it is.
+//! Finds and compares the clusters that have to be the same on both sides.
 
 use std::sync::Arc;
 
@@ -12,13 +12,14 @@ use crate::repo::DiskReader;
 
 /// The clusters of a disk that have to be the same on both sides.
 pub(super) struct Differences {
-    /// Those of them that hold data on either side.
+    /// The unchanged clusters that hold data on either side.
     pub(super) unchanged: ClusterSet,
     kept: Arc<dyn DiskReader>,
 }
 
 impl Differences {
-    /// `size_then` is the disk's size with the restore point, in bytes: what has grown since is new.
+    /// Finds the clusters to compare. `size_then` is the size of the disk in the restore point, in
+    /// bytes; everything beyond it is new.
     pub(super) fn of(
         job: &dyn BackupJob,
         target: &str,
@@ -38,7 +39,8 @@ impl Differences {
         Ok(Differences { unchanged, kept })
     }
 
-    /// Reads each cluster from both sides, and tells its offset and whether they are the same, until it is told to end.
+    /// Reads each cluster from both sides, and reports its offset and whether both are the same. An
+    /// error of `report` ends it.
     pub(super) fn each(
         &self,
         job: &dyn BackupJob,

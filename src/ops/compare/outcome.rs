@@ -1,34 +1,36 @@
-//! What a comparison has found, and what it comes to.
+//! The result of a comparison, and its verdict.
 
 use super::MISSED_WRITE;
 use crate::model::finding::Finding;
 use crate::ops::each::{Fault, Judged};
 
-/// What a comparison has found.
+/// The result of a comparison.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// The disks that could be compared.
     pub disks: Vec<ComparedDisk>,
-    /// The disks that were not.
+    /// The disks that were not compared.
     pub uncompared: Vec<UncomparedDisk>,
-    /// What else is worth reporting, including what was healed before, and a finding for each uncompared disk. Only those about uncompared disks
-    /// have not been passed to the monitor: the outcome names these disks already.
+    /// Findings, including those of healing and one for each uncompared disk. The monitor has
+    /// received all of them except those about uncompared disks, because the outcome names these
+    /// disks already.
     pub findings: Vec<Finding>,
 }
 
-/// What a comparison comes to.
+/// The verdict of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// All that a bitmap calls unchanged and that was compared is the same.
+    /// All compared clusters are the same.
     Same,
-    /// The same, but a disk could not be compared though its newest restore point has a checkpoint.
+    /// No difference, but a disk could not be compared although its newest restore point has a
+    /// checkpoint.
     Incomplete,
-    /// Something differs, or has differed before and nothing was saved of that disk since.
+    /// Something differs, or has differed before and the disk was not saved since.
     Differs,
 }
 
 impl Outcome {
-    /// What it comes to.
+    /// Returns the verdict.
     pub fn verdict(&self) -> Verdict {
         let means = |meaning| self.uncompared.iter().any(|disk| disk.meaning == meaning);
         if self.disks.iter().any(|disk| disk.differing > 0) || means(Meaning::MissedWrite) {
@@ -40,7 +42,7 @@ impl Outcome {
         }
     }
 
-    /// Whether all that had to be compared was, and was the same.
+    /// Whether everything that had to be compared was compared, and is the same.
     pub fn is_same(&self) -> bool {
         self.verdict() == Verdict::Same
     }
@@ -61,20 +63,21 @@ impl Judged for Outcome {
 pub struct UncomparedDisk {
     /// Its target.
     pub target: String,
-    /// Why not: a phrase.
+    /// The reason, as a phrase.
     pub why: String,
     /// What follows from it.
     pub meaning: Meaning,
 }
 
-/// What it means that a disk was not compared.
+/// The consequence of not comparing a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// An earlier comparison found that its bitmap had missed a write, and nothing was saved of it since.
+    /// An earlier comparison found that the disk's bitmap missed a write, and the disk was not
+    /// saved since.
     MissedWrite,
-    /// Its newest restore point has a checkpoint of it, but that checkpoint cannot be used.
+    /// Its newest restore point has a checkpoint for it, but that checkpoint cannot be used.
     NotComparable,
-    /// It has no restore point, or none with a checkpoint: no backup relies on a bitmap of it.
+    /// It has no restore point with a checkpoint, so no backup relies on its bitmap.
     NothingToCompare,
 }
 
@@ -97,25 +100,26 @@ pub struct ComparedDisk {
     pub target: String,
     /// The restore point that it was compared with.
     pub point: String,
-    /// How many clusters with data had to be unchanged.
+    /// The number of clusters with data that a bitmap marks as unchanged.
     pub unchanged: u64,
     /// How many of them were compared.
     pub compared: u64,
-    /// How many of those differ.
+    /// How many of the compared clusters differ.
     pub differing: u64,
-    /// Whether it is remembered that some differ.
+    /// Whether the repository has recorded that some differ.
     pub is_remembered: bool,
-    /// Where the first of those are on the disk, in bytes.
+    /// The offsets of the first differing clusters, in bytes.
     pub places: Vec<u64>,
 }
 
 impl ComparedDisk {
-    /// What follows for the next backup when it differs.
-    pub fn consequence(&self) -> &'static str {
+    /// Returns what a difference means for the next backup.
+    pub(crate) fn consequence(&self) -> &'static str {
         match self.is_remembered {
             true => "the next backup of this disk will be full",
             false => {
-                "that cannot be remembered, so the next backup may rely on its bitmap: remove it (vmsnap scrub), and it will be full"
+                "the difference cannot be recorded, so the next backup may rely on the disk's \
+                 bitmap: remove the bitmap (vmsnap scrub) to make that backup full"
             }
         }
     }

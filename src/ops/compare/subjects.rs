@@ -1,4 +1,4 @@
-//! Which disks can be compared, and why the others cannot.
+//! Decides which disks can be compared, and why the others cannot.
 
 use super::{Meaning, UncomparedDisk};
 use crate::model::chain::Chains;
@@ -11,17 +11,18 @@ use crate::ops::plan::{self, BackupPlan, PlannedDisk, STORED_DECRYPTED};
 use crate::ops::reconcile::{self, Repair};
 use crate::ops::survey::Survey;
 
-/// The disks of a domain, by whether they can be compared.
+/// The disks of a domain, sorted by whether they can be compared.
 pub(super) struct Subjects {
-    /// Those with a restore point to compare with, as a backup would find it.
+    /// Disks with a restore point to compare with: the parent that a backup would choose.
     pub(super) comparable: Vec<(PlannedDisk, Parent)>,
     /// The others.
     pub(super) uncompared: Vec<UncomparedDisk>,
-    /// What else a backup would tell of the disks.
+    /// Other findings that a backup would report about the disks.
     pub(super) findings: Vec<Finding>,
 }
 
-/// What has to be put right before the disks can be compared with their restore points of this period.
+/// Returns the repairs needed before the disks can be compared with their restore points of this
+/// period.
 pub(super) fn repairs(survey: &Survey, chains: &Chains, period: &str) -> Vec<Repair> {
     let mut repairs = reconcile::repairs(survey);
     if survey.job.is_none() || repairs.contains(&Repair::AbortJob) {
@@ -31,7 +32,8 @@ pub(super) fn repairs(survey: &Survey, chains: &Chains, period: &str) -> Vec<Rep
     repairs
 }
 
-/// The disks that the newest restore point leaves out on purpose. No backup relies on their bitmaps.
+/// Returns the disks that the newest restore point leaves out on purpose. No backup relies on their
+/// bitmaps.
 fn recorded_exclusions(chains: &Chains) -> impl Iterator<Item = &LeftOut> {
     let newest = chains.latest_in_periods().into_iter();
     let left_out = newest.flat_map(|kept| &kept.point.left_out);
@@ -57,13 +59,14 @@ fn planned(survey: &Survey, chains: &Chains, period: &str) -> BackupPlan {
         missing: &survey.missing,
         repository: survey.repository.as_deref(),
         period,
-        // The reason should be why such a disk is not compared, not which switch a backup of it needs. Nothing is stored here.
+        // Nothing is stored here, so all disks are allowed. The reason then says why a disk cannot
+        // be compared, not which switch a backup of it needs.
         allowed: Allowed::ALL,
         exclude: &exclude,
     })
 }
 
-/// Sorts the disks by what a backup into this period would do.
+/// Sorts the disks by what a backup into this period would do with them.
 pub(super) fn subjects(healed: &HealedDomain, period: &str) -> Subjects {
     let chains = &healed.history.chains;
     let planned = planned(&healed.survey, chains, period);
@@ -81,7 +84,7 @@ pub(super) fn subjects(healed: &HealedDomain, period: &str) -> Subjects {
         if healed.survey.domain.disk(target).is_none() {
             uncompared.push(UncomparedDisk {
                 target: target.clone(),
-                why: "the domain has no such disk any more".to_owned(),
+                why: "the domain no longer has this disk".to_owned(),
                 meaning: Meaning::NothingToCompare,
             });
         }
@@ -93,11 +96,11 @@ pub(super) fn subjects(healed: &HealedDomain, period: &str) -> Subjects {
             Kind::Raw | Kind::Encrypted | Kind::Skipped if is_saved => {
                 uncompared.push(why_not(&left.disk, left.finding().message, chains));
             }
-            // A finding says why no backup has it.
+            // A finding says why no backup saves it.
             Kind::Raw | Kind::Encrypted | Kind::Skipped => {}
         }
     }
-    // What is known of a disk that is not compared is reported there.
+    // Findings about a disk that is not compared are reported with that disk.
     let is_of_disks = |finding: &Finding| match &finding.disk {
         Some(_) if finding.code == STORED_DECRYPTED => false,
         Some(disk) => !uncompared.iter().any(|other| other.target == *disk),
@@ -127,8 +130,8 @@ fn excluded(healed: &HealedDomain, left: &LeftOut) -> UncomparedDisk {
     }
 }
 
-/// What it means that a disk is not compared. A restore point that made a checkpoint of it promised that its bitmap would tell; one that made
-/// none promised nothing.
+/// Describes a disk that is not compared. It counts as not comparable only if its newest restore
+/// point made a checkpoint of it: otherwise no backup relies on its bitmap.
 fn why_not(target: &str, why: String, chains: &Chains) -> UncomparedDisk {
     let latest = chains.latest_with(target);
     let missed = latest.and_then(|kept| Some((kept, kept.missed_write(target)?)));

@@ -1,12 +1,13 @@
-//! Checkpoints whose records libvirt has lost: a transient domain that was made again, a domain that was undefined and defined, or migrated. Their
-//! bitmaps may be in the images still.
+//! Finds checkpoints whose records libvirt has lost: a transient domain was made again, or a domain
+//! was redefined or migrated. Their bitmaps may still be in the images.
 
 use super::Inputs;
 use crate::model::chain::KeptPoint;
 use crate::model::checkpoint::{Bitmap, Checkpoint, CheckpointDisk, CheckpointId, is_unique, mark_of_point};
 use crate::model::level::{DiskNow, decide};
 
-/// The lost checkpoints of the period whose bitmaps the images are known to hold, oldest first.
+/// Returns the lost checkpoints of the period whose bitmaps are known to be in the images, oldest
+/// first.
 pub fn seen(inputs: &Inputs<'_>) -> Vec<Checkpoint> {
     let lost = recorded(inputs).filter(|(_, id)| is_lost(inputs, id));
     let checkpoints = lost.map(|(kept, id)| {
@@ -22,10 +23,12 @@ pub fn seen(inputs: &Inputs<'_>) -> Vec<Checkpoint> {
         .collect()
 }
 
-/// The newest checkpoint of the period, if it is lost and its bitmaps may be there although nobody sees them: QEMU holds those that were made
-/// since the start of the domain in memory only. It covers the disks for which it would be the parent's.
+/// Returns the newest checkpoint of the period, if it is lost and its bitmaps may exist unseen:
+/// QEMU keeps bitmaps made since the start of the domain in memory only. It covers the disks that
+/// would be incremental to it.
 ///
-/// `known` are the checkpoints that are there or seen, `disks` those that are about to be backed up.
+/// `known` are the listed and the seen checkpoints, `disks` the disks that are about to be backed
+/// up.
 pub fn suspected(inputs: &Inputs<'_>, known: &[Checkpoint], disks: &[DiskNow]) -> Option<Checkpoint> {
     if !inputs.domain.state.is_active() {
         return None;
@@ -48,7 +51,7 @@ pub fn suspected(inputs: &Inputs<'_>, known: &[Checkpoint], disks: &[DiskNow]) -
     Some(checkpoint(inputs, kept, id, is_parent)).filter(|checkpoint| !checkpoint.disks.is_empty())
 }
 
-/// The restore points of the period with their checkpoints, oldest first.
+/// Returns the restore points of the period with their checkpoints, oldest first.
 fn recorded<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = (&'a KeptPoint, &'a CheckpointId)> {
     let (period, uuid) = (inputs.period, &inputs.domain.uuid);
     let points = inputs.chains.points().iter();
@@ -62,7 +65,7 @@ fn is_lost(inputs: &Inputs<'_>, id: &CheckpointId) -> bool {
     is_unique(&id.name) && !is_listed && !inputs.missing.contains(&id.name)
 }
 
-/// The checkpoint as it is made known again, on the disks that `covers` names.
+/// Builds the checkpoint to register again, on the disks that `covers` accepts.
 fn checkpoint(
     inputs: &Inputs<'_>,
     kept: &KeptPoint,

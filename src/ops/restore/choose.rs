@@ -1,4 +1,4 @@
-//! Which restore point and which of its disks the user means.
+//! Chooses the restore point and the disks that the user means.
 
 use jiff::Timestamp;
 
@@ -8,7 +8,7 @@ use crate::model::text::shown;
 use crate::ops::{Cause, Error, Result};
 use crate::repo::History;
 
-/// The restore point that the user means.
+/// Returns the restore point that the user means with `at`.
 pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -> Result<&'a KeptPoint> {
     let chains = &history.chains;
     let none = |what: String| Error::of(domain, Cause::NoSuchRestorePoint(what));
@@ -51,7 +51,7 @@ pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -
             None => Ok(nearest),
         };
     }
-    // A checkpoint is known by a manifest only.
+    // Only its manifest shows which restore point a checkpoint belongs to.
     if let Some(lost) = chains.lost_after("").last() {
         let (id, is_newer) = (lost.id.clone(), lost.is_newer);
         let what = format!("'{}' may be its checkpoint, but {}", shown(at), lost.what);
@@ -63,7 +63,8 @@ pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -
     )))
 }
 
-/// Not even an older one is given instead: who asks for a moment gets that one or hears why not.
+/// Creates the error for a lost restore point. No older one is used instead: the user gets the
+/// requested moment or the reason why not.
 fn cannot_be_read(domain: &str, lost: &LostPoint) -> Error {
     let (id, what) = (lost.id.clone(), lost.what.clone());
     let cause = match lost.is_newer {
@@ -73,7 +74,7 @@ fn cannot_be_read(domain: &str, lost: &LostPoint) -> Error {
     Error::of(domain, cause)
 }
 
-/// The disks that the user means, each once.
+/// Returns the targets of the disks that the user means, each once.
 pub(super) fn chosen_targets(domain: &str, point: &RestorePoint, wanted: &[String]) -> Result<Vec<String>> {
     if wanted.is_empty() {
         return Ok(point.disks.iter().map(|disk| disk.target.clone()).collect());

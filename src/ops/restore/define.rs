@@ -1,4 +1,5 @@
-//! Defines the domain of a restore point: its XML as it was, with the paths of the restored disks, and a new identity where the old one is taken.
+//! Defines the domain of a restore point: its XML as it was, with the paths of the restored disks,
+//! and a new identity if the old one is taken.
 
 use std::path::{Path, PathBuf};
 
@@ -15,12 +16,12 @@ use crate::ops::error::{Cause, Error, Result};
 use crate::ops::stored::StoredPoint;
 use crate::repo::SmallFile;
 
-/// A domain about to be defined.
+/// A domain to be defined.
 #[derive(Clone, Debug)]
 pub struct DefinePlan {
     /// Its name.
     pub name: String,
-    /// Its new UUID, when the old one is taken; its network cards get new addresses then too.
+    /// Its new UUID, if the old one is taken. Its network cards get new addresses then too.
     pub new_uuid: Option<String>,
     /// Its XML.
     pub xml: String,
@@ -29,23 +30,25 @@ pub struct DefinePlan {
 }
 
 impl DefinePlan {
-    /// The file of UEFI variables that has to be there before the domain is defined.
+    /// Returns the file of UEFI variables that has to exist before the domain is defined: path and
+    /// content.
     pub(super) fn nvram_content(&self) -> Option<(&Path, &[u8])> {
         let nvram = self.nvram.as_ref()?;
         Some((nvram.path.as_path(), nvram.content.as_deref()?))
     }
 }
 
-/// The UEFI variables of a domain about to be defined.
+/// The UEFI variables of a domain to be defined.
 #[derive(Clone, Debug)]
 pub struct NvramPlan {
-    /// Where they go.
+    /// The path of their new file.
     pub path: PathBuf,
-    /// What they are; without it libvirt makes fresh ones.
+    /// Their content; without it libvirt makes new ones.
     pub content: Option<Vec<u8>>,
 }
 
-/// Decides how the domain of a restore point would be defined with these disks. Small files go into `dir`.
+/// Plans the definition of the domain of a restore point with these disks. Small files go into
+/// `dir`.
 pub(super) fn plan(
     host: &dyn Host,
     stored: StoredPoint<'_>,
@@ -112,7 +115,7 @@ pub(super) fn plan(
     })
 }
 
-/// Where the UEFI variables of the new domain go. Never where those of the old one are.
+/// Decides where the UEFI variables of the new domain go: never into the file of the old domain.
 fn plan_nvram(
     stored: StoredPoint<'_>,
     described: &DomainDescription,
@@ -150,7 +153,8 @@ fn new_source(disk: &RestoredDisk) -> NewSource {
     }
 }
 
-/// Disks that the restore point does not hold keep their old sources: if the old domain is still there, both would use them.
+/// Returns the disks that the restore point does not hold. They keep their old sources. If the old
+/// domain still exists, both would use them.
 fn disks_left_alone<'a>(described: &'a DomainDescription, restored: &[RestoredDisk]) -> Vec<&'a Disk> {
     let is_left = |disk: &&Disk| {
         let is_drive = matches!(disk.device, Device::Cdrom | Device::Floppy);
@@ -171,7 +175,7 @@ fn left_alone(disk: &Disk, point: &RestorePoint) -> Finding {
     Finding::of_disk("disk-not-restored", &disk.target, what)
 }
 
-/// What has to be on the host for a disk that keeps its source.
+/// Describes what the host has to provide for a disk that keeps its source.
 fn needs(disk: &Disk) -> String {
     let text = shown(&disk.source.text());
     let mut needs = match &disk.source {

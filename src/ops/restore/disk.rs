@@ -1,4 +1,4 @@
-//! Brings one disk back: reads its chain, writes a file or a block device.
+//! Restores one disk: reads its chain, and writes a file or a block device.
 
 use super::in_use::{self, Claim};
 use super::unfinished::Unfinished;
@@ -13,7 +13,7 @@ use crate::ops::monitor::Event;
 use crate::ops::{Cause, Error, Result};
 use crate::repo::{DomainRepository, History, SourceOptions};
 
-/// Brings one disk back, onto its device or into a file that has no name yet, which is given too.
+/// Restores one disk, onto its device or into a file without a final name, which is returned too.
 pub(super) fn restore_disk<'a>(
     domain: &str,
     disk: &RestoredDisk,
@@ -47,14 +47,15 @@ pub(super) fn restore_disk<'a>(
         false => None,
     };
     if let Some(claim) = &claim {
-        // What is on the device is lost with the first write: so be sure of the images first.
+        // The first write destroys what is on the device, so all images are read first to check
+        // them.
         let mut rehearsal = origin.open(disk, &own_stop).map_err(&failed)?;
         while rehearsal
             .next_block()
             .map_err(|error| failed(error.into()))?
             .is_some()
         {}
-        // That may have taken hours.
+        // Reading may have taken hours, so check again.
         claim.check().map_err(&failed)?;
     }
     let mut source = origin.open(disk, &own_stop).map_err(&failed)?;
@@ -80,11 +81,11 @@ pub(super) fn restore_disk<'a>(
     Ok((written, unfinished))
 }
 
-/// Where the disks of a restore come from.
+/// The source of the disks of a restore.
 pub(super) struct Origin<'a> {
     pub(super) repository: &'a dyn DomainRepository,
     pub(super) history: &'a History,
-    /// The restore point.
+    /// The id of the restore point.
     pub(super) id: &'a str,
 }
 
@@ -123,7 +124,7 @@ fn begin_file(
     file: Box<dyn ImageFile>,
     stop: &Stop,
 ) -> crate::image::Result<Box<dyn BlockSink>> {
-    // In messages it has the name that it is to get.
+    // Messages show the final name of the file.
     let path = disk.to.clone();
     Ok(match disk.format {
         Format::Qcow2 => {

@@ -1,4 +1,5 @@
-//! Restored disks that were encrypted in the domain. They come back as plain text, or with bytes whose meaning nobody recorded.
+//! Restored disks that were encrypted in the domain. They come back as plain text, or as bytes that
+//! may be plain text or cipher text.
 
 use crate::host::xml::{DomainDescription, read_domain};
 use crate::model::finding::Finding;
@@ -6,17 +7,19 @@ use crate::model::restore_point::{Consistency, RestorePoint};
 use crate::ops::stored::StoredPoint;
 use crate::repo::SmallFile;
 
-/// Which of the restored disks were encrypted.
+/// The restored disks that were encrypted in the domain.
 #[derive(Debug, Default)]
 pub(super) struct Encrypted {
-    /// Their images hold plain text.
+    /// Disks whose images hold plain text.
     plain: Vec<String>,
-    /// The restore point does not record whether their images hold plain text or cipher text.
+    /// Disks for which the restore point does not record whether their images hold plain text or
+    /// cipher text.
     unknown: Vec<String>,
 }
 
 impl Encrypted {
-    /// Sorts these disks of the restore point. A definition that cannot be read says nothing.
+    /// Finds the encrypted disks among these. If the domain's definition cannot be read, a disk
+    /// without a record does not count as encrypted.
     pub(super) fn of(stored: StoredPoint<'_>, targets: &[String]) -> Encrypted {
         let point = stored.point();
         let mut found = Encrypted::default();
@@ -52,7 +55,7 @@ impl Encrypted {
         found
     }
 
-    /// What is worth knowing of them.
+    /// Returns a finding for each of them.
     pub(super) fn findings(&self) -> impl Iterator<Item = Finding> {
         let plain = self.plain.iter().map(|disk| {
             let what = format!("disk {disk} was encrypted in the domain: the restored disk is not encrypted");
@@ -65,7 +68,7 @@ impl Encrypted {
         plain.chain(unknown)
     }
 
-    /// Why a domain cannot be defined with them.
+    /// Returns the reason why a domain cannot be defined with them, and the disk that it concerns.
     pub(super) fn refusal(&self) -> Option<(&str, String)> {
         let disk = self.unknown.first()?;
         let what = format!(
@@ -76,18 +79,22 @@ impl Encrypted {
     }
 }
 
-/// The bytes alone prove nothing: a guest can use LUKS on a disk that the host does not encrypt.
-const HOW_TO_TELL: &str = "look at its first bytes: with \"LUKS\" there it is most likely the encrypted image itself, to be used with its \
-     old <encryption> and secret (but a guest can keep LUKS of its own on a plain disk), without it plain text";
+/// How the user can find out what a disk holds. The bytes alone prove nothing: a guest can use LUKS
+/// on a disk that the host does not encrypt.
+const HOW_TO_TELL: &str = "look at its first bytes: if they are \"LUKS\", it is most likely the \
+    encrypted image itself, to be used with its old <encryption> and secret (but a guest can \
+    also use LUKS on a plain disk); otherwise it is plain text";
 
 fn unclear(disk: &str) -> String {
     format!(
-        "disk {disk} was encrypted in the domain, and the restore point, which an earlier version made while the domain was shut off, does \
+        "disk {disk} was encrypted in the domain, and the restore point, which an earlier version \
+         made while the domain was shut off, does \
          not record whether it holds plain text or cipher text"
     )
 }
 
-/// Whether QEMU read the disks, which decrypts them. Without that an earlier version may have read the cipher text.
+/// Whether QEMU read the disks, and so decrypted them. Otherwise an earlier version may have read
+/// the cipher text.
 fn is_of_a_run(point: &RestorePoint) -> bool {
     let was_saved = |finding: &Finding| finding.code == "managed-save";
     match point.consistency {

@@ -1,6 +1,7 @@
-//! Keeps a restore away from what somebody uses.
+//! Keeps a restore from overwriting what is in use.
 //!
-//! A device is looked at when the restore is planned, again when it has been claimed, once more before the first write, and at the end.
+//! A device is checked when the restore is planned, after it was claimed, before the first write,
+//! and after the last one.
 
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use crate::ops::Cause;
 
 type Result<T> = std::result::Result<T, Cause>;
 
-/// The files that the domains name, if there is a hypervisor to ask.
+/// Returns the files that domains use. Without a hypervisor, a finding says that they are unknown.
 pub(super) fn domain_files(host: Option<&dyn Host>) -> Result<DomainFiles> {
     match host {
         Some(host) => Ok(host.domain_files()?),
@@ -28,7 +29,7 @@ pub(super) fn domain_files(host: Option<&dyn Host>) -> Result<DomainFiles> {
     }
 }
 
-/// Refuses a device that somebody uses, or that cannot take the disk.
+/// Refuses a device that is in use, or too small for the disk.
 pub(super) fn check_device(disk: &RestoredDisk, named: &DomainFiles) -> Result<Vec<Finding>> {
     let path = &disk.to;
     let found = usage::users_of(path, named).map_err(|source| io_cause("examine", path, source))?;
@@ -39,7 +40,7 @@ pub(super) fn check_device(disk: &RestoredDisk, named: &DomainFiles) -> Result<V
     Ok(findings)
 }
 
-/// Refuses a new file that an active domain names. A shut-off one takes it for its disk, which is worth knowing.
+/// Refuses a new file that an active domain names. If a shut-off domain names it, that is reported.
 pub(super) fn check_file(path: &Path, named: &DomainFiles) -> Result<Vec<Finding>> {
     let naming = usage::domains_naming(path, named);
     let active = naming.iter().filter(|file| file.is_active).map(|file| Usage {
@@ -57,7 +58,7 @@ pub(super) fn check_file(path: &Path, named: &DomainFiles) -> Result<Vec<Finding
     }
     let finding = |domain: &str, role: &str| {
         let what = format!(
-            "the definition of the shut-off domain '{}' names {} as {role}: it starts with what is restored there",
+            "the definition of the shut-off domain '{}' names {} as {role}: it will start with the restored file",
             shown(domain),
             path.display()
         );
@@ -85,7 +86,7 @@ pub(super) fn claim<'a>(disk: &RestoredDisk, host: Option<&'a dyn Host>) -> Resu
     Ok(claim)
 }
 
-/// A device that is ours, as far as the kernel and QEMU's locks go.
+/// A device that is claimed, as far as the kernel and QEMU's locks allow.
 pub(super) struct Claim<'a> {
     held: HeldDevice,
     host: Option<&'a dyn Host>,
@@ -97,15 +98,17 @@ impl Claim<'_> {
         &self.held
     }
 
-    /// Refuses when somebody uses the device all the same: QEMU asks for no claim.
+    /// Refuses a device that is in use in spite of the claim: QEMU does not ask for one.
     pub(super) fn check(&self) -> Result<()> {
         let named = domain_files(self.host)?;
         refuse_users(self.held.path(), self.others(&named)?).map(drop)
     }
 
-    /// The same after the last write: what is on the device cannot be relied on then.
+    /// Checks again after the last write. A device that came into use since then cannot be relied
+    /// on.
     pub(super) fn check_written(&self) -> Result<()> {
-        // A daemon that has gone away since does not make the written bytes wrong: QEMU shows as a process.
+        // If libvirt can no longer be asked, the written bytes are still right. QEMU is found as a
+        // process.
         let named = domain_files(self.host).unwrap_or_default();
         match self.others(&named)?.users {
             users if users.is_empty() => Ok(()),
@@ -122,7 +125,7 @@ impl Claim<'_> {
     }
 }
 
-/// Somebody has claimed the device: says who, if that can be found out.
+/// Creates the error for a device that somebody has claimed, with the users if they can be found.
 fn in_use(path: &Path, user: User, host: Option<&dyn Host>) -> Cause {
     let found = domain_files(host)
         .ok()

@@ -1,4 +1,4 @@
-//! Where restored files go.
+//! Decides where restored files go.
 
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::{Format, Options, io_cause};
 use crate::ops::{Cause, Error, Result};
 
-/// What `--to` means.
+/// The meaning of `--to`.
 pub(super) enum Place {
     Dir { dir: PathBuf, new: bool },
     File(PathBuf),

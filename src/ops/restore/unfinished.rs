@@ -1,7 +1,9 @@
-//! Files on their way to a place outside the repository: under a name of their own until all of them are whole.
+//! Files that are being restored outside the repository: they have temporary names until all of
+//! them are complete.
 //!
-//! Whoever is killed leaves such a file. The next restore into the same folder removes it: its name says that it is one of ours, and its
-//! claim, a lock of the kernel's, that its owner is dead.
+//! A restore that is killed leaves such files. The next restore into the same folder removes them.
+//! The name shows that vmsnap made the file. The missing claim, a lock of the kernel's, shows that
+//! its owner is dead.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,27 +15,28 @@ use crate::model::block::ImageFile;
 use crate::model::finding::Finding;
 use crate::ops::{Cause, Error, Result};
 
-/// What the name of such a file ends with.
+/// The suffix of the name of a file that is being restored.
 const PARTIAL: &str = ".partial";
 
-/// What the name of a file begins with that is being restored; a word of its own and [`PARTIAL`] follow.
+/// The prefix of the name of a file that is being restored; a unique word and [`PARTIAL`] follow.
 const RESTORING: &str = ".vmsnap-restore-";
 
-/// How often another name is tried when somebody takes the file for a dead one's in the moment between its creation and its claim.
+/// How often another name is tried if another process takes the file for abandoned, between its
+/// creation and its claim.
 const MOST_TRIES: usize = 10;
 
-/// A file that has no name yet. Dropped before it is placed it is removed.
+/// A file under a temporary name. It is removed if it is dropped before it gets its final name.
 pub(super) struct Unfinished<'a> {
     store: &'a dyn Store,
     path: PathBuf,
     to: PathBuf,
     is_placed: bool,
-    /// Gone last: until then nobody else takes the file for abandoned.
+    /// Dropped last: until then nobody takes the file for abandoned.
     _claim: Claim,
 }
 
 impl<'a> Unfinished<'a> {
-    /// Begins a file that is to become `to`.
+    /// Creates a file that will become `to`.
     pub(super) fn create(
         store: &'a dyn Store,
         to: &Path,
@@ -58,7 +61,7 @@ impl<'a> Unfinished<'a> {
         }
     }
 
-    /// Writes a small file that is to become `to`, and syncs it.
+    /// Writes a small file that will become `to`, and syncs it.
     pub(super) fn write(
         store: &'a dyn Store,
         to: &Path,
@@ -71,7 +74,7 @@ impl<'a> Unfinished<'a> {
         Ok(unfinished)
     }
 
-    /// Gives it its name. What has that name already stays.
+    /// Gives the file its final name. Never replaces an existing file.
     fn place(&mut self) -> std::result::Result<(), Cause> {
         self.store
             .rename(&self.path, &self.to)
@@ -92,7 +95,8 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-/// Gives files that are whole and synced their names, and makes the names survive a crash, that of the folder made for them included.
+/// Gives complete and synced files their final names. Makes those names, and that of a new folder,
+/// survive a crash.
 pub(super) fn place_all(
     store: &dyn Store,
     files: Vec<Unfinished<'_>>,
@@ -112,7 +116,8 @@ pub(super) fn place_all(
     Ok(())
 }
 
-/// Removes what restores into this folder left that are dead. What cannot be looked at stays, and stops nothing.
+/// Removes the files that dead restores left in this folder. A file that cannot be examined stays,
+/// and is no error.
 pub(super) fn sweep(store: &dyn Store, dir: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     let Ok(entries) = std::fs::read_dir(dir) else {
@@ -131,7 +136,7 @@ pub(super) fn sweep(store: &dyn Store, dir: &Path) -> Vec<Finding> {
     findings
 }
 
-/// A folder made for this restore; it goes again if nothing comes to lie in it.
+/// A folder made for this restore. It is removed if it is empty at the end.
 pub(super) struct NewDir<'a> {
     store: &'a dyn Store,
     path: PathBuf,
@@ -152,12 +157,12 @@ impl<'a> NewDir<'a> {
 
 impl Drop for NewDir<'_> {
     fn drop(&mut self) {
-        // Fails, as it should, as soon as something is in the folder.
+        // Fails, as intended, if there is something in the folder.
         let _ = self.store.remove_dir(&self.path);
     }
 }
 
-/// The name of a file that is being restored: it says whose it is, and is short whatever the file's final name.
+/// Returns a temporary name. It shows that vmsnap made it, and is short whatever the final name is.
 fn restoring(run: uuid::Uuid) -> String {
     format!("{RESTORING}{}{PARTIAL}", run.simple())
 }

@@ -1,4 +1,4 @@
-//! What a scrub finds of a domain.
+//! The checkpoints and bitmaps that a scrub finds in a domain.
 
 use super::DiskBitmap;
 use crate::model::checkpoint::Checkpoint;
@@ -10,8 +10,9 @@ pub struct Found {
     pub checkpoints: Vec<Checkpoint>,
     /// The bitmaps that are known to be there, in the order of the disks.
     pub bitmaps: Vec<DiskBitmap>,
-    /// Names that further bitmaps may have, of which nobody lists them: what restore points and unfinished runs recorded.
+    /// Names that further bitmaps may have, although they cannot be listed: those that restore
+    /// points and unfinished runs recorded.
     pub recorded: Vec<String>,
-    /// Whether all images have told their bitmaps. If so, a checkpoint has no others than the known ones.
+    /// Whether the bitmaps of all images could be listed. If so, a checkpoint has no unknown ones.
     pub images_told: bool,
 }

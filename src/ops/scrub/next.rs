@@ -1,4 +1,4 @@
-//! Tells what the next backup will be, from the checkpoints that there are then. Pure.
+//! Predicts the next backup from the checkpoints that there will be. Pure.
 
 use super::DiskBitmap;
 use crate::host::Capabilities;
@@ -11,22 +11,22 @@ use crate::model::restore_point::Level;
 use crate::ops::plan;
 use crate::ops::survey::DiskFacts;
 
-/// Encrypted disks count: the switch that allows them says nothing about the level.
+/// Encrypted disks count, because the switch that allows them does not affect the level.
 const USUAL: Allowed = Allowed {
     raw: false,
     decrypted: true,
 };
 
-/// What the level of the next backup depends on, besides the checkpoints.
+/// The inputs of the prediction, besides checkpoints and bitmaps.
 #[derive(Clone, Debug)]
-pub struct Outlook {
+pub(crate) struct Outlook {
     /// What the hypervisor can do.
     pub capabilities: Capabilities,
-    /// What is kept, where the repository was named.
+    /// What the repository holds, if one was named.
     pub kept: Option<Kept>,
 }
 
-/// What is kept of a domain.
+/// What a repository holds of a domain.
 #[derive(Clone, Debug)]
 pub struct Kept {
     /// Its restore points.
@@ -35,25 +35,26 @@ pub struct Kept {
     pub period: String,
     /// The id of the repository, if it is known.
     pub repository: Option<String>,
-    /// What is known of the domain's disks.
+    /// The facts about the domain's disks.
     pub disks: Vec<DiskFacts>,
-    /// That a backup of the current grouping is refused, if it is.
+    /// The finding that a backup of the current grouping is refused, if it is.
     pub refused: Option<Finding>,
 }
 
-/// What the next backup will be.
+/// The prediction of the next backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextBackup {
-    /// Its level; `None` where that depends on a repository that was not named, and for a backup that is refused.
+    /// Its level. `None` if that depends on a repository that was not named, or if the backup is
+    /// refused.
     pub level: Option<Level>,
-    /// Whether it is refused, because its grouping is another one than that of the domain's backups.
+    /// Whether it is refused because its grouping differs from that of the domain's backups.
     pub is_refused: bool,
-    /// Why, or what it depends on.
+    /// The reason, or what the level depends on.
     pub reason: String,
 }
 
-/// What the next backup will be when the domain has these checkpoints and bitmaps.
-pub fn next_backup(
+/// Predicts the next backup of a domain with these checkpoints and bitmaps.
+pub(crate) fn next_backup(
     domain: &Domain,
     checkpoints: &[Checkpoint],
     bitmaps: &[DiskBitmap],
@@ -132,7 +133,7 @@ fn next_in_repository(
     }
 }
 
-/// Without a repository it is certain only that what has no bitmap is saved in full.
+/// Predicts without a repository. Only one thing is certain then: a disk without a bitmap is full.
 fn next_anywhere(
     domain: &Domain,
     checkpoints: &[Checkpoint],
@@ -161,20 +162,21 @@ fn next_anywhere(
     let newest_lost = lost.max_by(|a, b| sort_key(&a.name).cmp(&sort_key(&b.name)));
     if let (true, Some(lost)) = (bases.is_empty(), newest_lost) {
         return unknown(format!(
-            "bitmap {} is left, and it depends on whether the repository has its restore point in this period (--output tells)",
+            "bitmap {} is left, and it depends on whether the repository has its restore point in \
+             this period; use --output to find out",
             lost.name
         ));
     }
     if bases.is_empty() {
-        return full("the domain has no checkpoint of ours with a sound bitmap");
+        return full("the domain has no vmsnap checkpoint with a sound bitmap");
     }
     let mut reason = format!(
-        "{} {} left, and it depends on whether the repository has its restore point in this period (--output tells)",
+        "{} {} left, and it depends on whether the repository has its restore point in this period; use --output to find out",
         bases.join(", "),
         if bases.len() == 1 { "is" } else { "are" },
     );
     if !without.is_empty() {
-        reason.push_str(&format!("; disk {} in full in any case", without.join(", ")));
+        reason.push_str(&format!("; disk {} is full in any case", without.join(", ")));
     }
     unknown(reason)
 }

@@ -1,4 +1,4 @@
-//! What a scrub with a repository leaves alone, because another repository may need it. Pure.
+//! Finds what a scrub with a repository leaves alone, because another repository may need it. Pure.
 
 use std::collections::BTreeSet;
 
@@ -7,10 +7,13 @@ use super::next::Outlook;
 use crate::model::checkpoint::{is_own, is_unique};
 use crate::model::finding::Finding;
 
-/// The names of checkpoints and bitmaps of ours that another repository may need. Without a repository there are none: then the user means all.
+/// Returns the names of vmsnap's checkpoints and bitmaps that another repository may need. Without
+/// a repository there are none: the user then means all.
 ///
-/// A checkpoint says for which repository it was made. A bitmap without a checkpoint says nothing, so it counts as another repository's unless a
-/// restore point or an unfinished run here recorded its name. Counted names, which earlier programs gave, are the parent of no backup.
+/// A checkpoint names the repository it was made for. A bitmap without a checkpoint names none. It
+/// counts as another repository's, unless a restore point or an unfinished run here recorded its
+/// name. Consecutive numbers, as earlier programs gave, do not count, because no backup has such a
+/// parent.
 pub(super) fn names<'a>(found: &'a Found, outlook: &Outlook) -> BTreeSet<&'a str> {
     let Some(kept) = &outlook.kept else {
         return BTreeSet::new();
@@ -30,7 +33,7 @@ pub(super) fn names<'a>(found: &'a Found, outlook: &Outlook) -> BTreeSet<&'a str
         .collect()
 }
 
-/// Reports what stays.
+/// Reports the names that stay.
 pub(super) fn finding(names: &BTreeSet<&str>, kind: &str) -> Option<Finding> {
     let (first, others) = (names.first()?, names.len() - 1);
     let all = match others {

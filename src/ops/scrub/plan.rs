@@ -1,4 +1,5 @@
-//! Decides a scrub before anything is done: what goes, what stays behind, and what the next backup will then be. Pure.
+//! Plans a scrub before anything is done: what goes, what remains, and what the next backup will
+//! be. Pure.
 
 use std::collections::BTreeSet;
 
@@ -11,16 +12,16 @@ use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::ops::error::Cause;
 
-/// What kind of thing a scrub removes.
+/// The kinds of things that a scrub removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScrubType {
-    /// The records of our checkpoints; their bitmaps stay.
+    /// The records of vmsnap's checkpoints; their bitmaps stay.
     Checkpoint,
-    /// Our bitmaps; the records of their checkpoints stay.
+    /// vmsnap's bitmaps; the records of their checkpoints stay.
     Bitmap,
     /// Checkpoints and bitmaps.
     Both,
-    /// Checkpoints and bitmaps, all of ours, whichever was named.
+    /// All of vmsnap's checkpoints and bitmaps, whichever name was given.
     All,
 }
 
@@ -33,7 +34,7 @@ impl ScrubType {
         ScrubType::All,
     ];
 
-    /// The word for it.
+    /// Returns the word for it.
     pub fn word(self) -> &'static str {
         match self {
             ScrubType::Checkpoint => "checkpoint",
@@ -43,12 +44,12 @@ impl ScrubType {
         }
     }
 
-    /// The one that this word means.
-    pub fn from_word(word: &str) -> Option<ScrubType> {
+    /// Returns the type with this word.
+    pub(crate) fn from_word(word: &str) -> Option<ScrubType> {
         ScrubType::ALL.into_iter().find(|kind| kind.word() == word)
     }
 
-    /// What it removes, for a sentence.
+    /// Returns the things that it removes, for a sentence.
     fn what(self) -> &'static str {
         match self {
             ScrubType::Checkpoint => "checkpoint",
@@ -58,7 +59,7 @@ impl ScrubType {
     }
 }
 
-/// One thing to do.
+/// One step of a scrub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Removes the record of this checkpoint.
@@ -69,26 +70,26 @@ pub enum Step {
     RemoveBitmaps(String),
 }
 
-/// What a scrub will do.
+/// The plan of a scrub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScrubPlan {
-    /// What is done, in this order.
+    /// The steps, in this order.
     pub steps: Vec<Step>,
-    /// The checkpoints whose records go.
+    /// The checkpoints whose records are removed.
     pub checkpoints: Vec<String>,
-    /// The bitmaps that go and are known to be there.
+    /// The known bitmaps that are removed.
     pub bitmaps: Vec<DiskBitmap>,
-    /// Names of bitmaps that go if they are there: it cannot be known before.
+    /// Names of bitmaps that are removed if they exist, which cannot be known before.
     pub tried: Vec<String>,
-    /// The bitmaps that stay behind without a checkpoint.
+    /// The bitmaps that remain without a checkpoint.
     pub left: Vec<DiskBitmap>,
-    /// What the next backup will be after it.
+    /// The next backup after the scrub.
     pub next: NextBackup,
-    /// What else there is to know.
+    /// Other findings.
     pub findings: Vec<Finding>,
 }
 
-/// Decides what a scrub of this kind does, of one name or of all of ours.
+/// Plans a scrub of this kind, for one name or for all of vmsnap's.
 pub fn plan(
     domain: &Domain,
     found: &Found,
@@ -101,7 +102,7 @@ pub fn plan(
         (Some(name), ScrubType::All) => {
             findings.push(Finding::new(
                 "checkpoint-name-ignored",
-                format!("the name '{name}' has no effect: the type * removes all of ours"),
+                format!("the name '{name}' has no effect: the type * removes all names of vmsnap"),
             ));
             None
         }
@@ -146,33 +147,34 @@ pub fn plan(
     if kind != ScrubType::Checkpoint && name.is_none() && domain.state.is_active() && outlook.kept.is_none() {
         plan.findings.push(Finding::new(
             "bitmaps-not-listed",
-            "while a domain runs nobody lists bitmaps that were made since its start and belong to no checkpoint; where there may be some, \
+            "while a domain runs, bitmaps that were made since its start and belong to no \
+             checkpoint cannot be listed; if there may be some, \
              name them with --checkpoint-name, or the repository with --output, or scrub when the domain is shut off",
         ));
     }
     Ok(plan)
 }
 
-/// The known bitmaps that the plan leaves where they are.
-pub fn staying(found: &Found, plan: &ScrubPlan) -> Vec<DiskBitmap> {
+/// Returns the known bitmaps that the plan does not remove.
+pub(crate) fn staying(found: &Found, plan: &ScrubPlan) -> Vec<DiskBitmap> {
     let stays = |bitmap: &&DiskBitmap| !plan.bitmaps.contains(bitmap);
     found.bitmaps.iter().filter(stays).cloned().collect()
 }
 
-/// What is said when nothing has the name asked for.
-pub fn not_there(kind: ScrubType, name: &str) -> Cause {
+/// Creates the error that nothing has this name.
+pub(crate) fn not_there(kind: ScrubType, name: &str) -> Cause {
     Cause::NotThere {
         what: kind.what(),
         name: name.to_owned(),
     }
 }
 
-/// What of ours is meant.
+/// The things that a scrub removes.
 struct Targets<'a> {
     is_active: bool,
     checkpoints: Vec<&'a Checkpoint>,
     bitmaps: Vec<&'a DiskBitmap>,
-    /// Names that bitmaps may have which cannot be listed.
+    /// Names that bitmaps may have although they cannot be listed.
     suspected: Vec<&'a str>,
 }
 
@@ -208,7 +210,7 @@ impl<'a> Targets<'a> {
         checkpoints.find(|checkpoint| checkpoint.name == name).copied()
     }
 
-    /// The names of the known bitmaps, each once.
+    /// Returns the names of the known bitmaps, each once.
     fn bitmap_names(&self) -> Vec<&'a str> {
         let mut names: Vec<&str> = self.bitmaps.iter().map(|bitmap| bitmap.name.as_str()).collect();
         sort_names(&mut names);
@@ -237,8 +239,8 @@ impl<'a> Targets<'a> {
             plan.findings.push(Finding::new(
                 "bitmaps-left",
                 format!(
-                    "the bitmaps stay and go on recording, each costs memory and room in its image and a little of every write, and a \
-                     backup uses those again that its restore points recorded; {how}"
+                    "the bitmaps stay and keep recording; each costs memory, space in its image and a little time per write; a \
+                     backup reuses those that its restore points recorded; {how}"
                 ),
             ));
         }
@@ -283,7 +285,8 @@ impl<'a> Targets<'a> {
             .filter(without_record)
             .map(|name| (*name).to_owned())
             .collect();
-        // Of an active domain a checkpoint takes only the bitmaps of its own disks with it.
+        // In an active domain, removing a checkpoint removes only the bitmaps of the checkpoint's
+        // own disks.
         let is_missed = |bitmap: &&&DiskBitmap| match self.checkpoint(&bitmap.name) {
             None => true,
             Some(checkpoint) => self.is_active && !covers(checkpoint, &bitmap.disk),
@@ -309,13 +312,13 @@ fn owned(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-/// Each name once, in the order of the numbers.
+/// Sorts names by their numbers, and removes duplicates.
 fn sort_names(names: &mut Vec<&str>) {
     names.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));
     names.dedup();
 }
 
-/// The checkpoints as they are after these steps.
+/// Returns the checkpoints as they will be after these steps.
 fn after(steps: &[Step], checkpoints: &[Checkpoint]) -> Vec<Checkpoint> {
     let mut left = checkpoints.to_vec();
     for step in steps {
@@ -355,7 +358,7 @@ mod tests {
         }
     }
 
-    /// A checkpoint whose bitmap nobody has seen.
+    /// A checkpoint of vmsnap's and a foreign one. Their bitmaps are not listed.
     fn found(images_told: bool) -> Found {
         let disk = CheckpointDisk {
             target: "vda".into(),

@@ -1,4 +1,4 @@
-//! Whether bitmaps, checkpoints and restore points agree. Pure.
+//! Checks whether bitmaps, checkpoints and restore points agree. Pure.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,8 @@ use crate::model::chain::KeptPoint;
 use crate::model::checkpoint::{Bitmap, Checkpoint, is_own};
 use crate::repo::History;
 
-/// Our bitmaps of each disk must be those of our checkpoints that include it: sets of names, not counts.
+/// Compares vmsnap's bitmaps of each disk with vmsnap's checkpoints that include the disk: sets of
+/// names, not counts.
 pub(super) fn disagreeing_bitmaps(disks: &[DiskStatus], checkpoints: &[Checkpoint]) -> Vec<String> {
     let mut found = Vec::new();
     let is_own = |name: &&String| is_own(name);
@@ -43,24 +44,25 @@ pub(super) fn disagreeing_bitmaps(disks: &[DiskStatus], checkpoints: &[Checkpoin
     found
 }
 
-/// What the checkpoints of a domain are compared with.
+/// The records that the checkpoints of a domain are compared with.
 pub(super) struct Records<'a> {
     /// The restore points.
     pub(super) history: &'a History,
     /// The id of their repository, if it is known.
     pub(super) repository: Option<&'a str>,
-    /// The folder of the period that is looked at.
+    /// The folder of the period that is examined.
     pub(super) period: &'a str,
-    /// The folders of the periods that go on now, one per grouping.
+    /// The folders of the current periods, one per grouping.
     pub(super) current: &'a [String],
     /// The domain's UUID.
     pub(super) uuid: &'a str,
-    /// The checkpoints of a run at work, which will belong to a restore point.
+    /// The checkpoints of a run at work; they will belong to a restore point.
     pub(super) begun: &'a BTreeSet<String>,
 }
 
 impl Records<'_> {
-    /// The names of the checkpoints that the newest chain of a period recorded, newest first.
+    /// Returns the names of the checkpoints that the newest chain of a period recorded, newest
+    /// first.
     fn newest_chain(&self, period: &str) -> Vec<&str> {
         let mut recorded = Vec::new();
         let of_period = |kept: &&KeptPoint| kept.point.period == period && kept.point.uuid == self.uuid;
@@ -75,9 +77,11 @@ impl Records<'_> {
     }
 }
 
-/// The checkpoints that the period's newest chain recorded must be those of the domain, except that the oldest may have been retired, and that
-/// those of other repositories and of the current periods of other groupings stand beside them. Before the first restore point of a period
-/// there is nothing to disagree with.
+/// Compares the checkpoints that the period's newest chain recorded with those of the domain.
+///
+/// The oldest ones may have been retired. Checkpoints of other repositories, and of the current
+/// periods of other groupings, are expected too. Before its first restore point a period agrees
+/// with everything.
 pub(super) fn disagreeing_period(records: &Records<'_>, checkpoints: &[Checkpoint]) -> Vec<String> {
     let ours = || checkpoints.iter().filter(|found| is_own(&found.name));
     let there: BTreeSet<&str> = ours().map(|found| found.name.as_str()).collect();

@@ -1,21 +1,21 @@
-//! What the current period holds.
+//! Counts the contents of the current period.
 
 use crate::repo::{History, PeriodUsage};
 
-/// What a period holds.
+/// The contents of a period.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirStats {
     /// Where it is.
     pub location: String,
-    /// Its files.
+    /// The number of its files.
     pub total_files: u64,
-    /// Bytes of those files.
+    /// The size of those files, in bytes.
     pub total_size: u64,
-    /// Checkpoints that its restore points recorded.
+    /// The number of checkpoints that its restore points recorded.
     pub checkpoints: u64,
 }
 
-/// Counts what the period holds.
+/// Counts the contents of the period.
 pub(super) fn dir_stats(usage: PeriodUsage, history: &History, period: &str) -> DirStats {
     let of_period = history
         .chains

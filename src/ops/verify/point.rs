@@ -1,4 +1,4 @@
-//! Proves one restore point: the files it is made of, and on request its disks from end to end.
+//! Verifies one restore point: its files and, on request, its disks from end to end.
 
 use super::Damage;
 use crate::model::block::{BlockErrorKind, Content};
@@ -9,7 +9,7 @@ use crate::ops::monitor::{Event, Monitor};
 use crate::ops::{Cause, Error, Result, copy};
 use crate::repo::{DomainRepository, FileWatch, History, Kept, SourceOptions};
 
-/// Proves restore points of one domain.
+/// Verifies restore points of one domain.
 pub(super) struct Prover<'a> {
     domain: &'a str,
     repository: &'a dyn DomainRepository,
@@ -37,23 +37,27 @@ impl<'a> Prover<'a> {
         }
     }
 
-    /// Bytes that were read so far.
+    /// Returns the number of bytes read so far.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Adds everything that is damaged of a restore point to `damage`, which begins with what it inherits. An error only when the user asked to stop,
-    /// or something could not be read for a reason that is no verdict on the restore point: what was found before is in `damage` all the same.
+    /// Adds the damage of a restore point to `damage`, which begins with what it inherits.
+    ///
+    /// # Errors
+    /// The user asked to stop, or something could not be read for a reason that says nothing about
+    /// the restore point. What was found before is in `damage` nevertheless.
     pub(super) fn prove(&mut self, kept: &Kept, deep: bool, damage: &mut Vec<Damage>) -> Result<()> {
         self.prove_files(kept, damage)?;
         for disk in &kept.manifest.point.disks {
             let (id, target) = (&kept.manifest.point.id, disk.target.as_str());
             let is_damaged = damage.iter().any(|damage| damage.disk.as_deref() == Some(target));
             match self.history.chains.lineage(id, target) {
-                // Its own files are told above, those of its parents with the parents.
+                // Damage in its own files is in the list already, that in its parents is reported
+                // with them.
                 _ if is_damaged => {}
                 Err(fault) => {
-                    let what = format!("disk {target} of {id} cannot be given back: {fault}");
+                    let what = format!("disk {target} of {id} cannot be restored: {fault}");
                     damage.push(Damage::told(what).of_disk(target));
                 }
                 Ok(_) if deep => damage.extend(self.prove_disk(id, disk)?),
@@ -105,7 +109,7 @@ impl<'a> Prover<'a> {
             Err(Cause::Copy(error)) if error.kind == BlockErrorKind::Stopped => Err(self.stopped()),
             Err(cause) if cause.is_no_verdict() => Err(Error::of_disk(domain, target, cause)),
             Err(cause) => {
-                let what = format!("{name} cannot be given back: {}", with_sources(&cause));
+                let what = format!("{name} cannot be restored: {}", with_sources(&cause));
                 Ok(Some(Damage::told(what).of_disk(target)))
             }
         }
@@ -120,7 +124,7 @@ impl<'a> Prover<'a> {
         let options = SourceOptions {
             pool: copy::pool(),
             stop: self.stop.clone(),
-            // What is proved is what is on the disk.
+            // The bytes on the disk are verified, not those in the page cache.
             past_caches: true,
         };
         let opened = self
@@ -145,11 +149,11 @@ impl<'a> Prover<'a> {
     }
 }
 
-/// Passes on how far the reading of files is, and counts their bytes.
+/// Reports the progress of reading files, and counts their bytes.
 struct Reading<'a> {
     domain: &'a str,
     monitor: &'a dyn Monitor,
-    /// How much of the present file was read.
+    /// Bytes read of the current file.
     position: u64,
     bytes: u64,
 }

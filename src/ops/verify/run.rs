@@ -1,4 +1,4 @@
-//! One verification on its way: restore point after restore point, those that others stand upon first.
+//! A verification in progress: restore point by restore point, parents first.
 
 use std::collections::BTreeSet;
 
@@ -13,20 +13,20 @@ use crate::ops::monitor::{Event, Monitor};
 use crate::ops::{Error, Result};
 use crate::repo::{DamageNote, DomainRepository, History, Kept, Proof};
 
-/// A verification on its way.
+/// A verification in progress.
 pub(super) struct Verification<'a> {
     pub(super) domain: &'a str,
     pub(super) repository: &'a dyn DomainRepository,
     pub(super) history: &'a History,
     pub(super) options: &'a Options,
     pub(super) monitor: &'a dyn Monitor,
-    /// The ids of the restore points that are meant.
+    /// The ids of the selected restore points.
     pub(super) chosen: Vec<String>,
-    /// The same with all that they stand upon.
+    /// The ids of these and of everything that they depend on.
     pub(super) needed: BTreeSet<String>,
-    /// The disks that were found damaged, each with its restore point's id.
+    /// The damaged disks, each with its restore point's id.
     pub(super) damaged: BTreeSet<(String, String)>,
-    /// The ids of those that could not be read, and of all that stand upon them.
+    /// The ids of restore points that could not be read, and of everything that depends on them.
     pub(super) unread: BTreeSet<String>,
     pub(super) prover: Prover<'a>,
     pub(super) outcome: Outcome,
@@ -35,7 +35,7 @@ pub(super) struct Verification<'a> {
 impl Verification<'_> {
     pub(super) fn run(mut self) -> Result<Outcome> {
         let history = self.history;
-        // Parents come before what stands upon them.
+        // Parents come before what depends on them.
         for id in ids(history)
             .filter(|id| self.needed.contains(*id))
             .collect::<Vec<_>>()
@@ -46,7 +46,7 @@ impl Verification<'_> {
             }
             match self.prove(kept) {
                 Ok(()) => {}
-                // What does not stand upon it can be read all the same.
+                // Restore points that do not depend on it can still be read.
                 Err(error) if error.cause.is_no_verdict() => self.pass_over(kept, error),
                 Err(error) => {
                     self.outcome.ended = Some(error);
@@ -60,13 +60,13 @@ impl Verification<'_> {
         {
             return Err(error);
         }
-        // Of what has gone nothing needs to be known; that it is still known does no harm.
+        // Records of removed restore points are of no use, but do no harm if they stay.
         let _ = self.repository.forget_removed();
         self.outcome.bytes = self.prover.bytes();
         Ok(self.outcome)
     }
 
-    /// Whether nothing can be said of a restore point because of what it stands upon.
+    /// Whether nothing can be said about a restore point because a parent could not be read.
     fn stands_upon_unread(&mut self, kept: &Kept) -> bool {
         let point = &kept.manifest.point;
         let mut parents = point.disks.iter().filter_map(|disk| disk.parent.as_ref());
@@ -74,7 +74,7 @@ impl Verification<'_> {
             return false;
         };
         let what = format!(
-            "restore point {} was not verified: it stands upon {parent}, which could not be read",
+            "restore point {} was not verified: it depends on {parent}, which could not be read",
             point.id
         );
         self.unread.insert(point.id.clone());
@@ -82,7 +82,8 @@ impl Verification<'_> {
         true
     }
 
-    /// Goes on behind a restore point that could not be read. The first such error ends the program's work as one; all are told.
+    /// Continues after a restore point that could not be read. The first such error becomes the
+    /// error of the run; later ones become findings.
     fn pass_over(&mut self, kept: &Kept, error: Error) {
         let id = &kept.manifest.point.id;
         self.unread.insert(id.clone());
@@ -94,7 +95,7 @@ impl Verification<'_> {
         self.report(Finding::new("not-verified", what));
     }
 
-    /// Proves one restore point and remembers what was found, also when an error ends it.
+    /// Verifies one restore point and records the result, also if an error ends it.
     fn prove(&mut self, kept: &Kept) -> Result<()> {
         let id = &kept.manifest.point.id;
         let deep = self.is_deep(kept);
@@ -124,23 +125,24 @@ impl Verification<'_> {
         proved
     }
 
-    /// Whether its disks are to be read as well. What was found damaged that way may lie in what it stands upon, and only the same can tell
-    /// whether it still is.
+    /// Whether its disks are read too. Damage that an earlier deep verification found may lie in a
+    /// parent, so only another deep one shows whether it is still there.
     fn is_deep(&self, kept: &Kept) -> bool {
         let was_met_deep = |known: &Proof| known.deep && !known.is_sound();
         kept.proof.as_ref().is_some_and(was_met_deep)
             || self.options.deep && self.chosen.contains(&kept.manifest.point.id)
     }
 
-    /// When a restore point had been proved before, if that is enough by itself.
+    /// Returns the time of an earlier verification, if that makes this one unnecessary.
     fn proved_enough(&self, kept: &Kept) -> Option<Timestamp> {
         let id = &kept.manifest.point.id;
         let time = proved_before(kept.proof.as_ref(), self.options, self.is_deep(kept))?;
         (self.history.chains.faults(id).is_empty() && kept.has_checkpoint_file).then_some(time)
     }
 
-    /// Proves those that a restore point stands upon and that were skipped, and whose images a deep reading has gone through and met damage: it has
-    /// to be told of the one whose image it is. What then turns out to be inherited takes the place of what was found.
+    /// Verifies the skipped restore points beneath one whose deep reading found damage: the damage
+    /// belongs to the restore point whose image it is in. Damage that turns out to be inherited
+    /// replaces what was found.
     fn look_beneath(&mut self, kept: &Kept, damage: &mut Vec<Damage>) -> Result<()> {
         let point = &kept.manifest.point;
         let beneath = with_parents(self.history, std::slice::from_ref(&point.id));
@@ -156,14 +158,14 @@ impl Verification<'_> {
             proved?;
         }
         let inherited = inherited(point, &self.damaged);
-        // Only what was found in its own files has a place.
+        // Only damage in its own files has a location.
         let is_own = |found: &Damage| found.location.is_some();
         damage.retain(|found| is_own(found) || !inherited.iter().any(|from| from.disk == found.disk));
         damage.extend(inherited);
         Ok(())
     }
 
-    /// Takes a result down, in place of an earlier one of the same restore point.
+    /// Records a result, and replaces an earlier one of the same restore point.
     fn book(&mut self, kept: &Kept, deep: bool, damage: Vec<Damage>, is_complete: bool) {
         let id = &kept.manifest.point.id;
         if !is_complete && damage.is_empty() {
@@ -183,16 +185,17 @@ impl Verification<'_> {
         }
     }
 
-    /// Whether a restore point was pruned meanwhile.
+    /// Whether a restore point was pruned during the verification.
     fn is_pruned(&self, kept: &Kept) -> Result<bool> {
         let removed = self.repository.is_removed(kept);
         removed.map_err(|error| Error::of(self.domain, error))
     }
 
-    /// A result that cannot be remembered is a result all the same. One that is not complete forgets nothing of what was known.
+    /// Records a result in the repository. A failure is reported, but the result stands. An
+    /// incomplete result keeps the damage that was known before.
     fn remember(&mut self, kept: &Kept, deep: bool, damage: &[Damage], is_complete: bool) {
         let known = kept.proof.as_ref();
-        // What a restore point only inherits is remembered where it comes from.
+        // Inherited damage is recorded with the restore point that it comes from.
         let own = damage.iter().filter(|damage| damage.upon.is_none());
         let mut notes: Vec<DamageNote> = own.map(DamageNote::from).collect();
         if !is_complete && notes.is_empty() {
@@ -213,15 +216,15 @@ impl Verification<'_> {
                 .filter(|_| damage.is_empty() && !deep),
             damage: notes,
         };
-        // What has not been read again may be told of by any of them.
+        // After an incomplete reading, each older record may name damage that was not read again.
         let outdated: &[String] = if is_complete { &kept.records } else { &[] };
         let Err(error) = self.repository.keep_proof(&proof, outdated) else {
             return;
         };
-        // Why the first result cannot be kept is why the others cannot.
+        // Reported once: later results fail for the same reason.
         let told = &mut self.outcome.findings.iter();
         if !told.any(|finding| finding.code == "proof-not-kept") {
-            let what = format!("the result cannot be remembered: {}", with_sources(&error));
+            let what = format!("the result cannot be recorded: {}", with_sources(&error));
             self.report(Finding::new("proof-not-kept", what));
         }
     }
@@ -235,14 +238,14 @@ impl Verification<'_> {
     }
 }
 
-/// What is damaged of a restore point because of what it stands upon.
+/// Returns the damage that a restore point inherits from its parents.
 fn inherited(point: &RestorePoint, damaged: &BTreeSet<(String, String)>) -> Vec<Damage> {
     let hurt = point.disks.iter().filter_map(|disk| {
         let parent = disk.parent.as_ref()?;
         let is_damaged = damaged.contains(&(parent.clone(), disk.target.clone()));
         is_damaged.then(|| {
             let what = format!(
-                "disk {} of {} stands upon {parent}, which is damaged",
+                "disk {} of {} depends on {parent}, which is damaged",
                 disk.target, point.id
             );
             Damage {
@@ -254,7 +257,7 @@ fn inherited(point: &RestorePoint, damaged: &BTreeSet<(String, String)>) -> Vec<
     hurt.collect()
 }
 
-/// When it had been proved before, if that is enough.
+/// Returns the time of an earlier verification, if that is enough.
 fn proved_before(proof: Option<&Proof>, options: &Options, deep: bool) -> Option<Timestamp> {
     let not_since = options.not_since?;
     let proof = proof.filter(|proof| proof.is_sound())?;
@@ -262,6 +265,6 @@ fn proved_before(proof: Option<&Proof>, options: &Options, deep: bool) -> Option
         true => proof.last_deep()?,
         false => proof.time,
     };
-    // A time that has not come yet was written by a clock that was wrong.
+    // A time in the future was written by a wrong clock.
     (time >= not_since && time <= options.now).then_some(time)
 }

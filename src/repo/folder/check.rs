@@ -1,5 +1,5 @@
 //! Checks the files of a restore point: their lengths and digests, the structure of its images, and
-//! that those say of themselves what the manifest says.
+//! whether the images agree with the manifest.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -22,7 +22,7 @@ use crate::model::text::with_sources;
 use crate::repo::error::is_no_verdict;
 use crate::repo::{FileDamage, FileEntry, FileWatch, History, Kept, Result};
 
-/// Most ranges that are told of one damaged file.
+/// The most ranges that are reported for one damaged file.
 const MOST_RANGES: usize = 16;
 
 /// A check of the files of one restore point.
@@ -31,7 +31,7 @@ pub(super) struct Check<'a> {
     pub(super) history: &'a History,
     pub(super) watch: &'a mut dyn FileWatch,
     pub(super) stop: &'a Stop,
-    /// Each is there as soon as it is found: whatever is looked at next may be stopped.
+    /// Receives damage as soon as it is found, because a later step may be stopped.
     pub(super) damage: &'a mut Vec<FileDamage>,
 }
 
@@ -68,7 +68,7 @@ impl Check<'_> {
             if !has_length(path, file.size) {
                 return Ok(());
             }
-            // Of an image that is not what was written, pieces and structure may still tell where.
+            // The pieces and the structure of a changed image may still locate the damage.
             let places = self.locate(path, file)?;
             self.damage[place].offset = places.first().and_then(|place| place.offset);
             self.damage.extend(places.into_iter().map(of_disk));
@@ -78,7 +78,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Length and digest.
+    /// Checks length and digest.
     fn check_file(&mut self, path: &Path, entry: &FileEntry) -> Result<Option<FileDamage>> {
         // The file's path within the domain's folder.
         let name = path.strip_prefix(self.domain_dir).unwrap_or(path);
@@ -100,7 +100,7 @@ impl Check<'_> {
         }
     }
 
-    /// Where a file is not what was written.
+    /// Locates the changed ranges of a file.
     fn locate(&self, path: &Path, entry: &FileEntry) -> Result<Vec<FileDamage>> {
         let Some(pieces) = entry.pieces() else {
             return Ok(Vec::new());
@@ -116,7 +116,7 @@ impl Check<'_> {
         }
     }
 
-    /// The structure of an image, and that it says of itself what the manifest says.
+    /// Checks the structure of an image, and whether the image agrees with the manifest.
     fn check_structure(&self, path: &Path, disk: &DiskPoint) -> Result<Vec<FileDamage>> {
         let image = match open_file(path).and_then(|file| Image::open(file, path)) {
             Ok(image) => image,
@@ -129,16 +129,16 @@ impl Check<'_> {
         let shown = path.display();
         let of_structure = faults.into_iter().map(|fault| FileDamage {
             offset: Some(fault.offset),
-            ..told(
+            ..damage_of(
                 path,
                 format!("{shown}: at offset {}: {}", fault.offset, fault.what),
             )
         });
         let mut found: Vec<FileDamage> = of_structure.collect();
-        let mut disagree = |what: String| found.push(told(path, format!("{shown}: {what}")));
+        let mut disagree = |what: String| found.push(damage_of(path, format!("{shown}: {what}")));
         if image.size() != disk.virtual_size {
             disagree(format!(
-                "it is an image of {} bytes, the manifest says {}",
+                "the image is for a disk of {} bytes, but the manifest says {}",
                 image.size(),
                 disk.virtual_size
             ));
@@ -149,7 +149,7 @@ impl Check<'_> {
         });
         if disk.parent.is_some() == expected.is_some() && image.backing_name() != expected.as_deref() {
             disagree(format!(
-                "its backing file is {}, by the manifests it is {}",
+                "its backing file is {}, but by the manifests it has to be {}",
                 image.backing_name().unwrap_or("none"),
                 expected.as_deref().unwrap_or("none")
             ));
@@ -158,7 +158,7 @@ impl Check<'_> {
     }
 }
 
-/// What an error tells of a file, unless it is no verdict on it.
+/// The damage that an error shows, or the error itself if it says nothing about the file.
 fn damage(path: &Path, error: image::Error) -> Result<FileDamage> {
     let is_stop = matches!(error, image::Error::Stopped);
     let offset = match &error {
@@ -173,12 +173,12 @@ fn damage(path: &Path, error: image::Error) -> Result<FileDamage> {
     }
     Ok(FileDamage {
         offset,
-        ..told(path, with_sources(&error))
+        ..damage_of(path, with_sources(&error))
     })
 }
 
-/// Damage of a file that is known by these words.
-fn told(path: &Path, what: String) -> FileDamage {
+/// Damage of a file with this description.
+fn damage_of(path: &Path, what: String) -> FileDamage {
     FileDamage {
         location: Some(path.display().to_string()),
         offset: None,
@@ -196,12 +196,11 @@ fn damaged_range(path: &Path, range: &Range<u64>) -> FileDamage {
     );
     FileDamage {
         offset: Some(range.start),
-        ..told(path, what)
+        ..damage_of(path, what)
     }
 }
 
-/// Opens a file that has to be one: what a link leads to is no part of the repository, and a pipe
-/// would be waited for.
+/// Opens a regular file. A link leads out of the repository, and opening a pipe would block.
 fn open_file(path: &Path) -> image::Result<File> {
     let failed = |source| image::Error::Open {
         path: path.to_owned(),
@@ -222,7 +221,7 @@ fn open_file(path: &Path) -> image::Result<File> {
     }
 }
 
-/// Whether the file there has so many bytes.
+/// Whether there is a file of this length.
 fn has_length(path: &Path, bytes: u64) -> bool {
     path.symlink_metadata()
         .is_ok_and(|found| found.is_file() && found.len() == bytes)

@@ -1,8 +1,9 @@
-//! Remembers which restore points were committed, so that one that goes missing as a whole is missed.
+//! Records which restore points were committed, so that a missing restore point is noticed.
 //!
-//! An empty file per restore point, in the period's folder: it goes with its period, in the same step, and single restore points are never
-//! removed. It is written behind the commit and never before, so whatever it names was there. Runs that ended in between, and earlier
-//! versions, have left none; the next backup makes up for it.
+//! The record is an empty file per restore point, in the period's folder. It is removed together
+//! with its period, in the same step; single restore points are never removed. It is written after
+//! the commit, so every restore point that it names existed. Runs that ended in between, and
+//! earlier versions, have left none; the next backup adds it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,11 +14,13 @@ use super::layout::{COMMITTED, split_finished};
 use crate::io::Store;
 use crate::repo::{RepoError, Result};
 
-/// The names of the folders of a period's restore points, as far as it is known that they were committed. To be read before the period
-/// itself: then whatever is named here, and not there, has gone.
+/// The folder names of a period's restore points that are known to have been committed.
+///
+/// Callers read them before the period itself: then a folder that is named here and missing there
+/// has gone.
 ///
 /// # Errors
-/// When that cannot be read: whatever has gone would not be missed.
+/// The record cannot be read, so a missing restore point would not be noticed.
 pub(super) fn read(period_dir: &Path) -> Result<BTreeSet<String>> {
     let dir = period_dir.join(COMMITTED);
     let read = || -> io::Result<BTreeSet<String>> {
@@ -41,12 +44,12 @@ pub(super) fn read(period_dir: &Path) -> Result<BTreeSet<String>> {
     }
 }
 
-/// Where it is remembered that this folder was committed.
+/// The path of the record that this folder was committed.
 pub(super) fn record(period_dir: &Path, folder: &str) -> PathBuf {
     period_dir.join(COMMITTED).join(folder)
 }
 
-/// Remembers that the restore points in these folders were committed.
+/// Records that the restore points in these folders were committed.
 pub(super) fn remember<'a>(
     store: &dyn Store,
     period_dir: &Path,

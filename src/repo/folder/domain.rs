@@ -1,4 +1,4 @@
-//! One domain's folder, to be read and to be written to.
+//! One domain's folder, for reading and writing.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -25,11 +25,11 @@ use crate::repo::{
     SourceOptions, manifest,
 };
 
-/// The largest file that is read into memory as a whole, in bytes: UEFI variables and XML are far
+/// The largest file that is read into memory as a whole, in bytes. UEFI variables and XML are far
 /// smaller.
 const MAX_SMALL_FILE: u64 = 256 << 20;
 
-/// One domain's folder: readable by everybody at any time.
+/// One domain's folder. Any process can read it at any time.
 #[derive(Clone)]
 pub(super) struct FolderDomain {
     pub(super) name: String,
@@ -42,7 +42,7 @@ impl FolderDomain {
         &self.repository.store
     }
 
-    /// The folder of a restore point. A manifest lies where it says, or it is not read.
+    /// The folder of a restore point. A manifest is only accepted from the folder that it names.
     fn point_dir(&self, kept: &Kept) -> PathBuf {
         let point = &kept.manifest.point;
         self.dir.join(&point.period).join(point.folder())
@@ -99,9 +99,10 @@ impl DomainRepository for FolderDomain {
         match read_bounded(&path, manifest::MAX_BYTES) {
             Ok(bytes) => Ok(Note::Text(bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Note::None),
-            Err(error) if is_of_another_kind(&error) => {
-                Ok(Note::Unusable(format!("{} is no note: {error}", path.display())))
-            }
+            Err(error) if is_of_another_kind(&error) => Ok(Note::Unusable(format!(
+                "{} is not a journal entry: {error}",
+                path.display()
+            ))),
             Err(error) => Err(RepoError::io("read", &path)(error)),
         }
     }
@@ -163,7 +164,7 @@ impl DomainRepository for FolderDomain {
     fn read_file(&self, kept: &Kept, file: SmallFile) -> std::result::Result<Vec<u8>, String> {
         let path = self.point_dir(kept).join(file.name());
         let Some(entry) = file.entry(&kept.manifest) else {
-            return Err(format!("its manifest names no {}", path.display()));
+            return Err(format!("its manifest does not list {}", path.display()));
         };
         if let Some(fault) = point::fault_of(&path, entry) {
             return Err(fault);
@@ -173,7 +174,7 @@ impl DomainRepository for FolderDomain {
         let digest = blake3::hash(&bytes).to_hex();
         if !digest.as_str().eq_ignore_ascii_case(&entry.blake3) {
             return Err(format!(
-                "{} is damaged: its digest is not the recorded one",
+                "{} is damaged: its digest does not match the manifest",
                 path.display()
             ));
         }
@@ -204,8 +205,8 @@ impl DomainRepository for FolderDomain {
         if !history::is_gone(&self.dir.join(&kept.manifest.point.period)) {
             return Ok(false);
         }
-        // What goes with the whole folder of the domain, as when a disk is unmounted, was not
-        // removed on purpose.
+        // Files that disappear together with the domain's whole folder, as after an unmount, were
+        // not removed on purpose.
         match self.dir.metadata() {
             Ok(_) => Ok(true),
             Err(error) => Err(RepoError::io("look at", &self.dir)(error)),

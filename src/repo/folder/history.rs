@@ -1,4 +1,4 @@
-//! Reads what a domain's folder holds: restore points, what is wrong with them, and what unfinished runs left.
+//! Reads a domain's folder: restore points, their problems, and leftovers of unfinished runs.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,7 +16,7 @@ use crate::repo::history::{History, Kept, Leftover, WRITTEN_BY_A_NEWER_VMSNAP};
 use crate::repo::manifest::Manifest;
 use crate::repo::{RepoError, Result};
 
-/// Reads a domain's folder. A folder that is not there holds nothing.
+/// Reads a domain's folder. A missing folder is empty.
 pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
     let proofs = Proofs::read(dir)?;
     let mut found = Found::default();
@@ -29,7 +29,8 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
             Ok(()) => read_period(&period_dir, domain, &period, &proofs)?,
             Err(what) => Found::of_finding("period-unreadable", what),
         };
-        // A period loses its name before its files: one that is being removed meanwhile has not lost some of them, it is not there.
+        // A period loses its name before its files. If it is being removed now, it has not lost
+        // files; it is no longer there.
         if !is_gone(&period_dir) {
             found.take(of_period);
         }
@@ -57,13 +58,13 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
     Ok(history)
 }
 
-/// What was found before it is put in order.
+/// The content that was found, before it is put in order.
 #[derive(Default)]
 struct Found {
     history: History,
     points: Vec<KeptPoint>,
     lost: Vec<LostPoint>,
-    /// Those that were committed to a period and are not in its folder.
+    /// Restore points that were committed to a period and are not in its folder.
     gone: Vec<LostPoint>,
 }
 
@@ -74,14 +75,14 @@ impl Found {
         found
     }
 
-    /// A restore point of which nothing can be known.
+    /// Adds a restore point whose content is unknown.
     fn lose(&mut self, code: &str, lost: LostPoint) {
         let what = lost.what.clone();
         self.history.findings.push(Finding::new(code, what));
         self.lost.push(lost);
     }
 
-    /// Tells which restore points have gone. One that lies elsewhere is told there.
+    /// Reports the missing restore points. One that was found elsewhere is reported there.
     fn miss(&mut self) {
         for gone in std::mem::take(&mut self.gone) {
             if !self.lost.iter().any(|lost| lost.id == gone.id) {
@@ -176,7 +177,8 @@ fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -
     Ok(found)
 }
 
-/// The name under which a restore point was committed that calls itself unfinished now: nobody unfinished has one.
+/// The name under which a restore point was committed that is now named like an unfinished one.
+/// Unfinished restore points have no such name.
 fn finished_name(stem: &str, committed: &BTreeSet<String>) -> Option<String> {
     let names = [layout::FULL, layout::INCREMENTAL].map(|ending| format!("{stem}{ending}"));
     names.into_iter().find(|name| committed.contains(name))
@@ -186,14 +188,14 @@ fn misnamed(dir: &Path, id: &str, name: &str) -> LostPoint {
     LostPoint {
         id: id.to_owned(),
         what: format!(
-            "{} is a finished restore point under the name of an unfinished one: its name was {name}",
+            "{} is a committed restore point under the name of an unfinished one: its name was {name}",
             dir.display()
         ),
         is_newer: false,
     }
 }
 
-/// A restore point that was committed and is not there.
+/// A restore point that was committed and is missing.
 fn gone(period_dir: &Path, folder: &str) -> Option<LostPoint> {
     let (id, _) = split_finished(folder)?;
     Some(LostPoint {
@@ -207,7 +209,7 @@ fn gone(period_dir: &Path, folder: &str) -> Option<LostPoint> {
     })
 }
 
-/// Whether it is a folder; if not, a sentence that names it.
+/// Checks that it is a folder; otherwise returns a sentence that names it.
 fn is_folder(path: &Path, entry: Entry) -> Result<std::result::Result<(), String>> {
     let shown = path.display();
     match entry {
@@ -218,8 +220,8 @@ fn is_folder(path: &Path, entry: Entry) -> Result<std::result::Result<(), String
     }
 }
 
-/// The ids of the restore points that are there, under whatever name and with whatever manifest, or that ought to be there. `None` where that
-/// cannot be known, as behind a link that leads nowhere, or where nothing is mounted now.
+/// The ids of the restore points that exist, under any name and with any manifest, or should exist.
+/// `None` if they cannot be known, as with a broken link or an unmounted file system.
 pub(super) fn ids_that_may_be_there(dir: &Path) -> Result<Option<BTreeSet<String>>> {
     let mut ids = BTreeSet::new();
     for (period, entry) in entries(dir)? {
@@ -231,7 +233,7 @@ pub(super) fn ids_that_may_be_there(dir: &Path) -> Result<Option<BTreeSet<String
             Entry::Folder => entries(&period_dir)?,
             _ => return Ok(None),
         };
-        // One that is pruned meanwhile loses its name first.
+        // A period that is pruned at the same time loses its name first.
         if there.is_empty() && !is_gone(&period_dir) {
             return Ok(None);
         }
@@ -246,7 +248,8 @@ pub(super) fn ids_that_may_be_there(dir: &Path) -> Result<Option<BTreeSet<String
     Ok(Some(ids))
 }
 
-/// The folders of periods that hold backups, also those of other programs or with restore points that cannot be read.
+/// The folders of periods that hold backups, including those of other programs and those with
+/// unreadable restore points.
 pub(super) fn used_periods(dir: &Path) -> Result<Vec<String>> {
     let mut used = Vec::new();
     for name in folder_names(dir)? {
@@ -258,25 +261,27 @@ pub(super) fn used_periods(dir: &Path) -> Result<Vec<String>> {
     Ok(used)
 }
 
-/// Whether a name in a period's folder is that of a finished restore point, or of a file of virtnbdbackup's.
+/// Whether a name in a period's folder is that of a finished restore point, or of a file of
+/// virtnbdbackup.
 fn is_of_backup(name: &str) -> bool {
     split_finished(name).is_some() || name.ends_with(".data") || name.ends_with(".cpt")
 }
 
-/// Whether nothing is at a path; not if that cannot be known.
+/// Whether nothing is at a path; false if that cannot be known.
 pub(super) fn is_gone(dir: &Path) -> bool {
     dir.symlink_metadata()
         .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// The names of the folders in the repository that hold periods, or of which that cannot be known: whoever looks into them hears why.
+/// The names of the folders in the repository that hold periods, and of those that cannot be
+/// examined: opening them reports the reason.
 pub(super) fn domain_folders(root: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for (name, entry) in entries(root)? {
         let is_one = match entry {
             Entry::Folder => match entries(&root.join(&name)) {
                 Ok(within) => within.iter().any(|(name, _)| holds_restore_points(name)),
-                // Where a file system keeps what it has found; only its owner may look into it.
+                // A file system keeps recovered files there; only its owner may look into it.
                 Err(_) => name != "lost+found",
             },
             Entry::NoFolder => false,

@@ -1,6 +1,6 @@
-//! The file that holds the id of a repository in a folder.
+//! The file with the id of a repository in a folder.
 //!
-//! A small file, made by the first backup and never changed. It carries the digest of its own text.
+//! The first backup writes it, and it never changes. It carries the digest of its own text.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::io::Store;
 use crate::repo::seal::{NO_DIGEST, holds, seal};
 use crate::repo::{Identity, RepoError, Result};
 
-/// The file's name. No domain's folder begins with a dot.
+/// The file's name. No domain's folder name begins with a dot.
 const FILE: &str = ".vmsnap-repository.json";
 
 /// The largest file that is read, in bytes.
@@ -48,7 +48,7 @@ pub(super) fn read(root: &Path) -> Identity {
     }
 }
 
-/// Gives the repository an id unless it has one. A file that cannot be used stays as it is.
+/// Gives the repository an id unless it has one. An unusable file stays as it is.
 pub(super) fn ensure(store: &dyn Store, root: &Path) -> Result<Identity> {
     match read(root) {
         Identity::None => create(store, root),
@@ -66,7 +66,8 @@ fn create(store: &dyn Store, root: &Path) -> Result<Identity> {
         let source = io::Error::other(error);
         RepoError::io("write", &path(root))(source)
     })?;
-    // Another run may do the same for another domain: whichever renames first gives the id, and nobody sees half a file.
+    // Another run may do the same for another domain. The first rename decides the id, and no run
+    // sees a partial file.
     let new = root.join(format!("{FILE}.{}", Uuid::new_v4().simple()));
     store
         .create_file(&new, seal(&text).as_bytes())

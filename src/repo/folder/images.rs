@@ -7,12 +7,12 @@ use crate::image::chain::{ChainDisk, ChainImage, Recorded};
 use crate::model::block::BlockError;
 use crate::repo::{DiskReader, History, Kept, RepoError, Result, Stored, StoredExtent};
 
-/// The images of a disk at a restore point, newest first and open. `dir_of` gives the folder of a
+/// Opens the images of a disk at a restore point, newest first. `dir_of` returns the folder of a
 /// restore point.
 ///
 /// # Errors
-/// [`RepoError::NotWhole`] when something is wrong with the chain, [`RepoError::Open`] when a file
-/// cannot be opened.
+/// [`RepoError::NotWhole`] if the chain has a fault, [`RepoError::Open`] if a file cannot be
+/// opened.
 pub(super) fn open(
     history: &History,
     id: &str,
@@ -31,7 +31,10 @@ pub(super) fn open(
         };
         let path = dir_of(kept).join(&disk.image);
         let Some(file) = kept.manifest.file(&disk.image) else {
-            return Err(not_whole(format!("its manifest names no {}", path.display())));
+            return Err(not_whole(format!(
+                "its manifest does not list {}",
+                path.display()
+            )));
         };
         let recorded = Recorded {
             bytes: file.size,
@@ -54,7 +57,7 @@ pub(super) fn open(
     images.into_iter().map(open).collect()
 }
 
-/// A disk in a chain of images.
+/// A disk that a chain of images makes up.
 #[derive(Debug)]
 pub(super) struct FolderDisk(pub(super) ChainDisk);
 

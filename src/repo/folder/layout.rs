@@ -1,37 +1,38 @@
-//! Which name on disk stands for what. Pure.
+//! Names of files and folders. Pure.
 
 use crate::model::restore_point::RestorePoint;
 
-/// What the folder of a restore point ends with while it is being written.
+/// The ending of a restore point's folder while it is being written.
 pub const PARTIAL: &str = ".partial";
-/// What the folder of a full restore point ends with.
+/// The ending of a full restore point's folder.
 pub const FULL: &str = ".full";
-/// What the folder of an incremental restore point ends with.
+/// The ending of an incremental restore point's folder.
 pub const INCREMENTAL: &str = ".inc";
 /// The commit record.
-pub const MANIFEST: &str = "manifest.json";
-/// What an unfinished run notes down for the run that cleans up after it.
-pub const INTENT: &str = "intent.json";
-/// Folder of the checkpoints' XML within a period.
-pub const CHECKPOINTS: &str = "checkpoints";
-/// Folder of the names of a period's committed restore points.
-pub const COMMITTED: &str = ".committed";
+pub(crate) const MANIFEST: &str = "manifest.json";
+/// The journal entry of an unfinished run, for the run that cleans up after it.
+pub(crate) const INTENT: &str = "intent.json";
+/// The folder of the checkpoints' XML within a period.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
+/// The folder of the names of a period's committed restore points.
+pub(crate) const COMMITTED: &str = ".committed";
 /// The lock of a domain's folder.
-pub const LOCK: &str = ".lock";
+pub(crate) const LOCK: &str = ".lock";
 
 /// The name of the image of a disk within the folder of its restore point.
 pub fn image(target: &str) -> String {
     format!("{target}.qcow2")
 }
 
-/// The name by which an image names that of this disk in a restore point of the same period.
+/// The backing file name of an image whose parent is this disk of a restore point of the same
+/// period.
 pub fn backing(point: &RestorePoint, target: &str) -> Option<String> {
     let image = &point.disk(target)?.image;
     Some(format!("../{}/{image}", point.folder()))
 }
 
 /// Splits the folder name of a finished restore point into its id and its ending.
-pub fn split_finished(folder: &str) -> Option<(&str, &'static str)> {
+pub(crate) fn split_finished(folder: &str) -> Option<(&str, &'static str)> {
     [FULL, INCREMENTAL]
         .into_iter()
         .find_map(|ending| folder.strip_suffix(ending).map(|id| (id, ending)))

@@ -1,4 +1,4 @@
-//! One writer per domain. The kernel frees the lock when its owner dies, however it dies.
+//! Allows one writer per domain. The kernel releases the lock when its owner ends, even by a crash.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -10,26 +10,27 @@ use rustix::fs::OFlags;
 
 use crate::wait;
 
-/// The right to write to one domain's folder, until dropped.
+/// The right to write to one domain's folder, until it is dropped.
 #[derive(Debug)]
-pub struct DomainLock {
+pub(crate) struct DomainLock {
     _file: File,
 }
 
-/// Why the lock could not be had.
+/// The reason why the lock was not taken.
 #[derive(Debug)]
 pub(super) enum LockError {
-    /// Another run holds it; who, as it wrote itself down.
+    /// Another run holds it, as it recorded itself.
     Held(String),
-    /// The lock's file cannot be used.
+    /// The lock file cannot be used.
     Io(PathBuf, io::Error),
 }
 
-/// How often and how long somebody who only looks may be in the way of one who wants the lock: looking takes microseconds.
+/// The number of retries and the pause between them. A process that only checks the lock holds it
+/// for microseconds.
 const LOOKS: u32 = 10;
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Takes the lock, or says at once who holds it.
+/// Takes the lock, or returns its holder at once.
 pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
     let failed = |error| LockError::Io(path.to_owned(), error);
     let mut file = OpenOptions::new()
@@ -37,7 +38,7 @@ pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
         .write(true)
         .create(true)
         .truncate(false)
-        // Through a link somebody else's file would be emptied, and to open a pipe could take for ever.
+        // Through a link another file would be emptied, and opening a pipe could block for ever.
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
         .open(path)
         .map_err(failed)?;
@@ -67,7 +68,7 @@ pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
     Ok(DomainLock { _file: file })
 }
 
-/// Who holds the lock, if somebody does.
+/// The holder of the lock, if it is held.
 pub(super) fn holder(path: &Path) -> Option<String> {
     let mut file = OpenOptions::new()
         .read(true)
@@ -81,7 +82,7 @@ pub(super) fn holder(path: &Path) -> Option<String> {
     }
 }
 
-/// Who holds it is told as far as it can be read; that it is held is certain.
+/// Reads the holder's note, as far as possible. Even if that fails, the lock is held.
 fn read_holder(file: &mut File) -> String {
     let mut holder = String::new();
     let _ = file.take(200).read_to_string(&mut holder);

@@ -1,4 +1,4 @@
-//! Looks at folders and reads small files, as they may be when others have been at them.
+//! Looks at folders and reads small files that other programs may have changed.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
@@ -10,20 +10,21 @@ use rustix::io::Errno;
 
 use crate::repo::{RepoError, Result};
 
-/// What stands behind a name in a folder.
+/// The kind of an entry of a folder.
 #[derive(Debug)]
 pub(super) enum Entry {
-    /// A folder, or a link to one: people spread large domains over disks.
+    /// A folder, or a link to one: users spread large domains over disks.
     Folder,
     /// A link that leads nowhere or in a circle.
     LinkToNowhere,
     /// Anything else.
     NoFolder,
-    /// It could not be looked at.
+    /// Its kind could not be determined.
     Unknown(io::Error),
 }
 
-/// What is in a folder, by name; names that are no UTF-8 are none of ours. No folder, nothing in it; a link to none is an error.
+/// The entries of a folder by name, without names that are not UTF-8, because vmsnap writes none. A
+/// missing folder is empty; a dangling link is an error.
 pub(super) fn entries(dir: &Path) -> Result<Vec<(String, Entry)>> {
     let read = match fs::read_dir(dir) {
         Ok(read) => read,
@@ -41,7 +42,7 @@ pub(super) fn entries(dir: &Path) -> Result<Vec<(String, Entry)>> {
             Ok(_) => found.push((name, Entry::NoFolder)),
             Err(error) if is_circle(&error) => found.push((name, Entry::LinkToNowhere)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // What is no link has gone since its name was read.
+                // If it is not a link, it was removed after its name was read.
                 if entry.path().is_symlink() {
                     found.push((name, Entry::LinkToNowhere));
                 }
@@ -53,7 +54,7 @@ pub(super) fn entries(dir: &Path) -> Result<Vec<(String, Entry)>> {
     Ok(found)
 }
 
-/// The names of the folders in a folder, sorted. A link that leads nowhere is none.
+/// The names of the folders in a folder, sorted, without links that lead nowhere.
 pub(super) fn folder_names(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for (name, entry) in entries(dir)? {
@@ -66,7 +67,8 @@ pub(super) fn folder_names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Whether what is there is no file, or none that could be ours: to read it once more would not help.
+/// Whether the path leads to something that can never be a file of vmsnap, so that a retry is
+/// useless.
 pub(super) fn is_of_another_kind(error: &io::Error) -> bool {
     let kinds = [
         io::ErrorKind::IsADirectory,
@@ -76,10 +78,11 @@ pub(super) fn is_of_another_kind(error: &io::Error) -> bool {
     kinds.contains(&error.kind())
 }
 
-/// Reads a file of ours that has at most `limit` bytes. What a link leads to is no part of the repository, and is not read.
+/// Reads one of vmsnap's files, which has at most `limit` bytes. It does not follow a link, because
+/// that leads out of the repository.
 pub(super) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let refused = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what);
-    // To open a pipe would wait for somebody who writes to it.
+    // Opening a pipe would block until another process writes to it.
     let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
     let opened = OpenOptions::new()
         .read(true)
@@ -109,7 +112,7 @@ pub(super) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What is behind more links than the system follows; an own name of the kind is a link that must not be followed.
+/// Whether a path has too many links, or is itself a link that must not be followed.
 fn is_circle(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }

@@ -1,13 +1,13 @@
 //! A repository in a folder: a folder per domain, in it a folder per period, in it a folder per
 //! restore point.
 //!
-//! * `domain`: one domain's folder, to be read and to be written to.
-//! * `layout`: which name stands for what.
-//! * `committed`: which restore points there were, whatever has happened to them since.
-//! * `identity`: the file of the repository's id.
-//! * `look`: folders and small files, as they may be when others have been at them.
+//! * `domain`: one domain's folder, for reading and writing.
+//! * `layout`: names of files and folders.
+//! * `committed`: records which restore points were committed.
+//! * `identity`: the file with the repository's id.
+//! * `look`: looks at folders and small files that other programs may have changed.
 //! * `point`: reads one restore point.
-//! * `history`: reads what is there, and what is wrong with it.
+//! * `history`: reads restore points and finds their problems.
 //! * `images`: the chain of images that makes up a disk.
 //! * `check`: checks the files of a restore point.
 //! * `pending`: a restore point being written, until it is committed.
@@ -43,8 +43,8 @@ use crate::model::file_name;
 
 use domain::FolderDomain;
 
-/// Makes the name of a new folder survive a crash. Without it everything within could be lost
-/// however well that was synced.
+/// Makes the name of a new folder survive a crash. Otherwise its content could be lost even if it
+/// was synced.
 fn sync_name(store: &dyn Store, dir: &Path) -> Result<()> {
     let parent = match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -59,20 +59,20 @@ fn sync_name(store: &dyn Store, dir: &Path) -> Result<()> {
 pub struct FolderRepository {
     root: PathBuf,
     store: Arc<dyn Store>,
-    /// The folder itself, whatever comes to lie under its path. While it is open, its file system
-    /// cannot be unmounted in passing.
+    /// The opened folder, even if another one is mounted over its path. While it is open, its file
+    /// system cannot be unmounted by accident.
     opened: Option<Arc<File>>,
 }
 
 impl FolderRepository {
-    /// Opens a repository that must be there.
+    /// Opens a repository that must exist.
     pub fn open(root: &Path, store: Arc<dyn Store>) -> Result<FolderRepository> {
         let unusable = |source| RepoError::Unusable {
             location: root.display().to_string(),
             source,
         };
-        // Images name their backing files by relative paths, but what we print and hand to QEMU has
-        // to be absolute.
+        // Images name their backing files by relative paths, but printed paths and those for QEMU
+        // have to be absolute.
         let root = root.canonicalize().map_err(unusable)?;
         if !root.is_dir() {
             return Err(unusable(io::ErrorKind::NotADirectory.into()));
@@ -85,8 +85,8 @@ impl FolderRepository {
         })
     }
 
-    /// Opens a repository to write to; its last folder is created if its parent is there. A deeper
-    /// path that is missing is more likely a file system that is not mounted.
+    /// Opens a repository for writing. Its last folder is created if the parent folder exists. A
+    /// deeper missing path is more likely an unmounted file system.
     pub fn open_or_create(root: &Path, store: Arc<dyn Store>) -> Result<FolderRepository> {
         match store.create_dir(root) {
             Ok(()) => sync_name(store.as_ref(), root)?,
@@ -101,8 +101,8 @@ impl FolderRepository {
         FolderRepository::open(root, store)
     }
 
-    /// Opens a repository to look at. One that nobody has made yet holds nothing.
-    pub fn open_or_empty(root: &Path, store: Arc<dyn Store>) -> Result<FolderRepository> {
+    /// Opens a repository for reading. A repository that does not exist yet is empty.
+    pub(crate) fn open_or_empty(root: &Path, store: Arc<dyn Store>) -> Result<FolderRepository> {
         match FolderRepository::open(root, Arc::clone(&store)) {
             Err(RepoError::Unusable { location, source }) if source.kind() == io::ErrorKind::NotFound => {
                 let root =
@@ -122,8 +122,8 @@ impl FolderRepository {
         &self.root
     }
 
-    /// Whether the folder that was opened is still the one under this path: a target may be
-    /// unmounted in mid-run, and the folder beneath is not where backups belong.
+    /// Checks that the opened folder is still the one at this path. A target may be unmounted
+    /// during a run, and the folder beneath must not get backups.
     fn check_still_there(&self) -> Result<()> {
         let unusable = |source| RepoError::Unusable {
             location: self.root.display().to_string(),
@@ -138,7 +138,7 @@ impl FolderRepository {
         if before == now {
             return Ok(());
         }
-        let what = "another folder is there now than when it was opened: was its file system unmounted?";
+        let what = "the path leads to a different folder than before: was its file system unmounted?";
         Err(unusable(io::Error::other(what)))
     }
 }

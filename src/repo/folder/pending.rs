@@ -1,9 +1,9 @@
-//! A restore point being written. It has its own type and its own name on disk until it is
+//! A restore point that is being written. It has its own type and its own name on disk until it is
 //! committed.
 //!
-//! Order of a commit: the files, each synced as it is finished; the manifest, synced; the folder,
-//! synced; the folder renamed to its final name; its parent synced. What a crash leaves before the
-//! rename is a `.partial` folder, which counts for nothing.
+//! Order of a commit: the files, each synced when it is finished; the manifest, synced; the folder,
+//! synced; the folder renamed to its final name; its parent synced. A crash before the rename
+//! leaves a `.partial` folder, which is ignored.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -23,14 +23,14 @@ use crate::model::compression::Compression;
 use crate::model::restore_point::id_of;
 use crate::repo::{FileEntry, Manifest, NewDisk, PendingPoint, PieceEntry, RepoError, Result, SmallFile};
 
-/// A restore point being written into a folder. Dropped uncommitted it is removed as far as that
-/// goes; the next run removes the rest.
+/// A restore point that is being written into a folder. If it is dropped before the commit, it is
+/// removed as far as possible; the next run removes the rest.
 pub(super) struct FolderPending {
     store: Arc<dyn Store>,
     id: String,
     period_dir: PathBuf,
     dir: PathBuf,
-    /// The images that were begun.
+    /// The images that were started.
     begun: Mutex<BTreeSet<String>>,
     kept: bool,
 }
@@ -62,7 +62,7 @@ impl FolderPending {
         })
     }
 
-    /// Creates the file of an image, in place of one that was begun before.
+    /// Creates the file of an image, in place of an earlier attempt.
     fn create_image(&self, name: &str) -> Result<Box<dyn ImageFile>> {
         let path = self.dir.join(name);
         let is_new = self
@@ -147,8 +147,8 @@ impl PendingPoint for FolderPending {
         let dir = self.period_dir.join(layout::CHECKPOINTS);
         ensure_dir(self.store.as_ref(), &dir)?;
         let path = dir.join(&name);
-        // A run that failed after this step may have left one; no manifest names it, or the number
-        // would not be used again.
+        // A run that failed after this step may have left one. No manifest names it, because
+        // otherwise this name would not be used again.
         remove_if_there(self.store.as_ref(), &path, "replace")?;
         let entry = self.write(&path, &name, xml.as_bytes())?;
         self.store.sync_dir(&dir).map_err(RepoError::io("sync", &dir))?;
@@ -176,8 +176,8 @@ impl PendingPoint for FolderPending {
             .sync_dir(&self.period_dir)
             .map_err(RepoError::io("sync", &self.period_dir))?;
         self.kept = true;
-        // Only now: until the commit it tells the next run what there is to end. In a finished
-        // restore point it means nothing.
+        // Only now, because before the commit the next run needs the journal entry. In a finished
+        // restore point it has no meaning.
         let _ = self.store.remove_file(&dir.join(layout::INTENT));
         Ok(dir.display().to_string())
     }
@@ -191,20 +191,18 @@ impl PendingPoint for FolderPending {
 impl Drop for FolderPending {
     fn drop(&mut self) {
         if !self.kept {
-            // Best effort: what stays is a `.partial`, which the next run removes.
+            // Best effort: the rest is a `.partial` folder, which the next run removes.
             let _ = remove_partial(self.store.as_ref(), &self.dir);
         }
     }
 }
 
-/// Removes the folder of an unfinished run, and its period's folder where that run had only just
-/// created it.
+/// Removes the folder of an unfinished run, and also its period's folder if it is then empty.
 pub(super) fn remove_partial(store: &dyn Store, dir: &Path) -> Result<()> {
-    // The intent goes last: as long as something of the run is left, so is the note of what it
-    // began.
+    // The journal entry goes last, so that it exists until the rest of the run is gone.
     remove::tree(store, dir, is_intent)?;
     if let Some(period_dir) = dir.parent() {
-        // These fail, as they should, as soon as anything is in the folders.
+        // These calls fail, as intended, if the folders are not empty.
         let _ = store.remove_dir(&period_dir.join(layout::CHECKPOINTS));
         let _ = store.remove_dir(period_dir);
     }
@@ -231,15 +229,15 @@ fn ensure_dir(store: &dyn Store, dir: &Path) -> Result<()> {
     }
 }
 
-/// An id that no restore point of the domain has or had: two restore points within one second get a
-/// suffix.
+/// An id that no restore point of the domain has or had. A second restore point within one second
+/// gets a suffix.
 pub(super) fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
     let stem = id_of(time);
     let mut taken = Vec::new();
     for period in folder_names(domain_dir)? {
         let period_dir = domain_dir.join(period);
         taken.extend(entries(&period_dir)?.into_iter().map(|(name, _)| name));
-        // One that has gone keeps its id.
+        // A missing restore point keeps its id.
         taken.extend(committed::read(&period_dir)?);
     }
     let is_free = |id: &String| {
@@ -248,6 +246,6 @@ pub(super) fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
     };
     let numbered = (2u32..).map(|count| format!("{stem}-{count}"));
     let mut candidates = std::iter::once(stem.clone()).chain(numbered);
-    // The numbers do not end before the folders do.
+    // There are more numbers than folders.
     Ok(candidates.find(is_free).unwrap_or(stem))
 }

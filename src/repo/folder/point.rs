@@ -1,4 +1,4 @@
-//! Reads one restore point: its manifest, and what a look at the names and sizes of its files tells.
+//! Reads one restore point: its manifest, and the names and sizes of its files.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,16 +12,16 @@ use crate::repo::history::CHECKPOINT_DAMAGED;
 use crate::repo::manifest::{self, FileEntry, Manifest, ManifestError};
 use crate::repo::{RepoError, Result};
 
-/// Why a restore point cannot be used.
+/// The reason why a restore point cannot be used.
 pub(super) struct Unusable {
     /// A sentence that names the file.
     pub(super) what: String,
-    /// Whether nothing is wrong with it, as far as this program can tell.
+    /// Whether a newer program wrote it, so that it may well be sound.
     pub(super) is_newer: bool,
 }
 
 impl Unusable {
-    /// Something is wrong with it.
+    /// It is damaged.
     pub(super) fn damaged(what: String) -> Unusable {
         Unusable {
             what,
@@ -30,7 +30,7 @@ impl Unusable {
     }
 }
 
-/// What a restore point has to be, by the folders in which it lies.
+/// The claims that a manifest has to make, because of the folders that contain it.
 pub(super) struct Expected<'a> {
     pub(super) id: &'a str,
     pub(super) domain: &'a str,
@@ -38,10 +38,10 @@ pub(super) struct Expected<'a> {
     pub(super) folder: &'a str,
 }
 
-/// Reads one manifest; if it is not usable, why not.
+/// Reads one manifest, or returns the reason why it is not usable.
 ///
 /// # Errors
-/// That it may not be read: whether anything is wrong with it only somebody with more rights can tell.
+/// Permission is denied: only a process with more rights can decide whether it is usable.
 pub(super) fn read_point(
     dir: &Path,
     expected: &Expected<'_>,
@@ -59,7 +59,7 @@ pub(super) fn read_point(
     }
 }
 
-/// The manifest in this text, if it is that of what lies there.
+/// The manifest in this text, if it belongs to this place.
 fn usable(path: &Path, text: &[u8], expected: &Expected<'_>) -> std::result::Result<Manifest, Unusable> {
     let manifest = Manifest::parse(text).map_err(|error| Unusable {
         what: format!("{} cannot be used: {error}", path.display()),
@@ -75,7 +75,7 @@ fn usable(path: &Path, text: &[u8], expected: &Expected<'_>) -> std::result::Res
     for (what, said, expected) in claims {
         if said != expected {
             return Err(Unusable::damaged(format!(
-                "{} does not belong here: it is of {what} '{}' and lies where '{}' is expected",
+                "{} is in the wrong place: its {what} is '{}', but '{}' is expected here",
                 path.display(),
                 shown(said),
                 shown(expected)
@@ -85,7 +85,7 @@ fn usable(path: &Path, text: &[u8], expected: &Expected<'_>) -> std::result::Res
     Ok(manifest)
 }
 
-/// What is wrong with the files of a restore point, as far as a look at names and sizes tells.
+/// The faults of a restore point's files, as far as names and sizes show.
 pub(super) fn file_faults(dir: &Path, manifest: &Manifest) -> Vec<FileFault> {
     let fault = |file: &FileEntry| {
         Some(FileFault {
@@ -96,13 +96,14 @@ pub(super) fn file_faults(dir: &Path, manifest: &Manifest) -> Vec<FileFault> {
     manifest.files.iter().filter_map(fault).collect()
 }
 
-/// What is wrong with the XML of a restore point's checkpoint. No restore needs it, so it is told and no more.
+/// The fault of a checkpoint's XML, if it has one. It is only reported, because no restore needs
+/// the file.
 pub(super) fn checkpoint_fault(period_dir: &Path, manifest: &Manifest) -> Option<Finding> {
     let (path, file) = checkpoint_file(period_dir, manifest)?;
     fault_of(&path, file).map(|what| Finding::new(CHECKPOINT_DAMAGED, what))
 }
 
-/// Where the XML of a restore point's checkpoint has to be, and what the manifest says of it.
+/// The path of a checkpoint's XML, and its entry in the manifest.
 pub(super) fn checkpoint_file<'a>(
     period_dir: &Path,
     manifest: &'a Manifest,
@@ -111,7 +112,7 @@ pub(super) fn checkpoint_file<'a>(
     Some((period_dir.join(layout::CHECKPOINTS).join(&file.name), file))
 }
 
-/// What is wrong with a file, as far as a look tells.
+/// The fault of a file, as far as its kind and size show.
 pub(super) fn fault_of(path: &Path, file: &FileEntry) -> Option<String> {
     let shown = path.display();
     match path.symlink_metadata() {

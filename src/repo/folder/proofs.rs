@@ -1,8 +1,9 @@
 //! The records of verifications and comparisons, in `.verified/` of the domain's folder.
 //!
-//! A small file per verification, beside the periods and not in them. A record that cannot be read
-//! counts as the worst that its name allows: what tells of soundness counts for nothing, what tells
-//! of damage or of missed writes for all that it can tell of, because the next backup relies on it.
+//! Each verification writes a small file, beside the periods. The next backup relies on these
+//! records, so an unreadable one counts as the worst that its name allows: a proof of soundness
+//! counts for nothing, and a record of damage or of missed writes counts for the whole restore
+//! point.
 
 use std::path::{Path, PathBuf};
 
@@ -21,47 +22,46 @@ mod keep;
 
 pub(super) use keep::{forget_removed, keep, keep_missed_writes};
 
-/// The folder of a domain's proofs, in the domain's folder.
+/// The folder of the records within a domain's folder.
 const FOLDER: &str = ".verified";
 
-/// What the name of a file ends with that tells of missed writes.
+/// The ending of a record of missed writes.
 const MISSED: &str = ".missed.json";
 
-/// What the name of a file ends with that tells of damage.
+/// The ending of a record of damage.
 const DAMAGED: &str = ".damaged.json";
 
-/// What the name of any other proof ends with. Older versions gave it to those that tell of damage
-/// too.
+/// The ending of any other record. Older versions also used it for records of damage.
 const SOUND: &str = ".json";
 
-/// The largest proof that is read, in bytes.
+/// The largest record that is read, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// What is remembered of the restore points of a domain.
+/// The records of a domain's restore points.
 pub(super) struct Proofs {
     /// Oldest first.
     proofs: Vec<Proof>,
     /// Oldest first.
     missed: Vec<MissedWriteRecord>,
     unreadable: Vec<Unreadable>,
-    /// The names of all records of verifications, those that cannot be read or were not written to
-    /// their end included.
+    /// The names of all records of verifications, including unreadable ones and those that were not
+    /// written completely.
     names: Vec<String>,
 }
 
-/// A record of ours that is not what was written.
+/// One of vmsnap's records that cannot be read or has changed.
 struct Unreadable {
     path: PathBuf,
     name: RecordName,
     why: String,
 }
 
-/// What the name of a record tells.
+/// The facts in the name of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct RecordName {
     /// The restore point's id.
     id: String,
-    /// When it was made, as [`id_of`] writes it: such words are in the order of their times.
+    /// The time of the record in the form of [`id_of`], whose texts sort in the order of time.
     time: String,
     kind: &'static str,
 }
@@ -100,7 +100,7 @@ impl RecordName {
         }
     }
 
-    /// When it was made.
+    /// The time of the record.
     fn time(&self) -> Option<Timestamp> {
         let (day, clock) = self.time.split_once('T')?;
         format!("{day}T{}", clock.replace('-', ":")).parse().ok()
@@ -115,7 +115,7 @@ impl RecordName {
     }
 }
 
-/// A record with the digest of its text, which the first versions did not write.
+/// A record with the digest of its text. The first versions did not write the digest.
 #[derive(Serialize, Deserialize)]
 struct Sealed<T> {
     #[serde(default)]
@@ -133,7 +133,7 @@ fn unseal<T: for<'a> Deserialize<'a>>(text: &[u8]) -> Result<T, String> {
 }
 
 impl Proofs {
-    /// Reads what there is.
+    /// Reads all records.
     pub(super) fn read(domain_dir: &Path) -> crate::repo::Result<Proofs> {
         let mut found = Proofs {
             proofs: Vec::new(),
@@ -160,7 +160,7 @@ impl Proofs {
 
     fn take(&mut self, path: &Path, name: &RecordName) -> Result<(), String> {
         let text = match read_bounded(path, MAX_BYTES) {
-            // A verification beside this one has just replaced it.
+            // A concurrent verification has just replaced it.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             read => read.map_err(|error| error.to_string())?,
         };
@@ -176,9 +176,11 @@ impl Proofs {
         Ok(())
     }
 
-    /// What counts of the restore point with this manifest: damage that was found and that no
-    /// verification has disproved which knew of it; else the newest proof. A verification that
-    /// began later may have read it earlier.
+    /// The proof that counts for the restore point with this manifest: damage that was not
+    /// disproved by a later verification that knew of it; otherwise the newest proof.
+    ///
+    /// The newest proof alone is not enough: a verification that started later may have read the
+    /// data earlier.
     pub(super) fn of(&self, manifest: &Manifest) -> Option<Proof> {
         let of_manifest = |proof: &&Proof| proof.id == manifest.point.id && proof.manifest == manifest.digest;
         let newest_first = || self.proofs.iter().rev().filter(of_manifest);
@@ -186,19 +188,19 @@ impl Proofs {
         damaged.or_else(|| newest_first().next()).cloned()
     }
 
-    /// The names of all that is remembered of verifications of the restore point of this id.
+    /// The names of all records of verifications of the restore point with this id.
     pub(super) fn records(&self, id: &str) -> Vec<String> {
         let of_id =
             |name: &&String| RecordName::parse(keep::whole(name)).is_some_and(|record| record.id == id);
         self.names.iter().filter(of_id).cloned().collect()
     }
 
-    /// What was last found damaged of the restore point with this manifest, or may have been.
+    /// Damage that was last found in the restore point with this manifest, or may have been found.
     pub(super) fn suspected_damage(&self, manifest: &Manifest) -> Vec<SuspectedDamage> {
         let proof = self.of(manifest);
         let lost = self.lost(manifest, DAMAGED).map(|lost| SuspectedDamage {
             what: format!(
-                "{} tells of damage and cannot be read ({})",
+                "{} records damage but cannot be read ({})",
                 lost.path.display(),
                 lost.why
             ),
@@ -208,8 +210,8 @@ impl Proofs {
         known.chain(lost).collect()
     }
 
-    /// The disks of which a bitmap was found to have missed a write when they were compared with
-    /// this restore point, or may have been.
+    /// The disks of which a comparison with this restore point found that a bitmap had missed a
+    /// write, or may have found it.
     pub(super) fn missed_writes(&self, manifest: &Manifest) -> Vec<MissedWrite> {
         let lost = self.lost(manifest, MISSED);
         let lost = lost.flat_map(|lost| {
@@ -237,17 +239,17 @@ impl Proofs {
         self.unreadable.iter().filter(of_point)
     }
 
-    /// What is told of records of these restore points that cannot be read.
+    /// The findings about unreadable records of existing restore points.
     pub(super) fn findings(&self, is_there: impl Fn(&str) -> bool) -> impl Iterator<Item = Finding> {
         let of_those = self.unreadable.iter().filter(move |lost| is_there(&lost.name.id));
         of_those.map(|lost| {
             let consequence = match lost.name.kind {
-                MISSED => "the next backup counts all its disks as such of which a bitmap has missed a write",
-                DAMAGED => "all of it counts as damaged until it is verified again",
+                MISSED => "the next backup treats all its disks as if a bitmap had missed a write",
+                DAMAGED => "the whole restore point counts as damaged until it is verified again",
                 _ => "it counts as not verified",
             };
             let what = format!(
-                "{}, which tells of restore point {}, is damaged ({}): {consequence}",
+                "{}, a record about restore point {}, is damaged ({}): {consequence}",
                 lost.path.display(),
                 lost.name.id,
                 lost.why
@@ -260,7 +262,7 @@ impl Proofs {
 fn own_name(is_own: bool) -> Result<(), String> {
     match is_own {
         true => Ok(()),
-        false => Err("it is the record of another verification than its name says".to_owned()),
+        false => Err("its content and its name belong to different records".to_owned()),
     }
 }
 

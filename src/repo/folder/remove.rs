@@ -1,4 +1,4 @@
-//! Deletes folders. A period loses its name first, in one step, then its files.
+//! Deletes folders. A period first loses its name, in one step, and then its files.
 
 use std::fs;
 use std::io;
@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::io::Store;
 use crate::repo::{Leftover, RepoError, Result};
 
-/// What the name of a folder begins with that is being deleted: nobody takes it for a period any
-/// more.
+/// The prefix of a folder that is being deleted. With it, no program takes the folder for a period.
 const DOOMED: &str = ".removing-";
 
 /// Deletes the folder of a period.
@@ -25,7 +24,7 @@ pub(super) fn period(store: &dyn Store, domain_dir: &Path, period: &str) -> Resu
     tree(store, &doomed, |_| false)
 }
 
-/// The folders that an interrupted run had begun to delete.
+/// The folders that an interrupted run started to delete.
 pub(super) fn interrupted(domain_dir: &Path) -> Result<Vec<Leftover>> {
     let names = super::look::folder_names(domain_dir)?;
     let doomed = names.into_iter().filter(|name| name.starts_with(DOOMED));
@@ -36,12 +35,12 @@ pub(super) fn interrupted(domain_dir: &Path) -> Result<Vec<Leftover>> {
     Ok(doomed.map(leftover).collect())
 }
 
-/// Deletes the rest of one of them.
+/// Deletes the rest of such a folder.
 pub(super) fn finish(store: &dyn Store, dir: &Path) -> Result<()> {
     tree(store, dir, |_| false)
 }
 
-/// What a link points to was put there by hand, and belongs to whoever did so.
+/// Refuses a link: a user put it there by hand, and its target belongs to that user.
 fn refuse_link(dir: &Path) -> Result<()> {
     let found = dir.symlink_metadata().map_err(RepoError::io("look at", dir))?;
     if found.is_dir() {
@@ -50,8 +49,8 @@ fn refuse_link(dir: &Path) -> Result<()> {
     Err(RepoError::io("remove", dir)(io::ErrorKind::NotADirectory.into()))
 }
 
-/// Deletes a folder with all below it: links themselves, never what they point to. Files for which
-/// `last` says so go after the others.
+/// Deletes a folder with everything below it. Links are removed, never their targets. Files for
+/// which `last` is true are deleted after the others.
 pub(super) fn tree(store: &dyn Store, dir: &Path, last: fn(&Path) -> bool) -> Result<()> {
     for (path, is_dir) in content(dir, last)? {
         remove(store, &path, is_dir, last)?;
@@ -66,8 +65,8 @@ fn remove(store: &dyn Store, path: &Path, is_dir: bool, last: fn(&Path) -> bool)
     }
 }
 
-/// What lies in a folder, and whether that is a folder itself; those at the end for which `last`
-/// says so.
+/// The entries of a folder, and whether each is a folder itself. Those for which `last` is true are
+/// at the end.
 fn content(dir: &Path, last: fn(&Path) -> bool) -> Result<Vec<(PathBuf, bool)>> {
     refuse_link(dir)?;
     let mut paths = Vec::new();

@@ -1,4 +1,4 @@
-//! Counts what the folder of a period holds.
+//! Counts the files of a period's folder.
 
 use std::fs;
 use std::path::Path;
@@ -6,10 +6,10 @@ use std::path::Path;
 use super::layout;
 use crate::repo::PeriodUsage;
 
-/// How deep below a period's folder files of ours lie, and one more.
+/// The depth of vmsnap's files below a period's folder, plus one.
 const DEPTH: u32 = 4;
 
-/// What lies in a period's folder.
+/// The files of a period's folder.
 pub(super) fn of(dir: &Path) -> PeriodUsage {
     let (files, bytes) = count_files(dir, DEPTH);
     PeriodUsage {
@@ -20,13 +20,14 @@ pub(super) fn of(dir: &Path) -> PeriodUsage {
     }
 }
 
-/// Files and their bytes below a folder, down to a depth beyond which nothing of ours lies.
+/// The number of files below a folder, and their bytes, down to a depth that vmsnap does not
+/// exceed.
 fn count_files(dir: &Path, depth: u32) -> (u64, u64) {
     let mut files = 0;
     let mut bytes = 0;
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let Ok(found) = entry.metadata() else { continue };
-        // What is only known of restore points is no part of any.
+        // Skip bookkeeping files.
         if entry.file_name() == layout::COMMITTED {
             continue;
         }

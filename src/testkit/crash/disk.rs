@@ -1,7 +1,8 @@
-//! What of the files would survive a power cut.
+//! Models what a power cut leaves of the files.
 //!
-//! The content of a file is durable as of its last sync, the names in a folder as of the last sync of that folder (fsync(2)). Of what came
-//! later, any part may have reached the disk, in any order; only a rename within a folder is never torn: one of both names is there.
+//! The content of a file is durable as of its last sync, and the names in a folder as of that
+//! folder's last sync (fsync(2)). Any part of the later changes may have reached the disk, in any
+//! order. Only a rename within a folder is never torn: one of its two names exists.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// Parts of this size reach the disk whole or not at all, in bytes.
 const SECTOR: usize = 4096;
 
-/// The files below a folder: as they are, and as they are known to survive.
+/// The files below a folder: their current state, and the state that is known to survive.
 pub(super) struct CrashDisk {
     root: PathBuf,
     nodes: Vec<Node>,
@@ -33,7 +34,7 @@ struct FileNode {
 struct DirNode {
     now: BTreeMap<OsString, usize>,
     synced: BTreeMap<OsString, usize>,
-    /// What has happened since the last sync.
+    /// The changes since the last sync.
     changes: Vec<Change>,
 }
 
@@ -45,7 +46,7 @@ enum Change {
 }
 
 impl CrashDisk {
-    /// Takes what is there as durable.
+    /// Reads the files below `root`, which count as durable.
     pub(super) fn read(root: &Path) -> io::Result<CrashDisk> {
         let mut disk = CrashDisk {
             root: root.to_owned(),
@@ -81,10 +82,10 @@ impl CrashDisk {
         Ok(own)
     }
 
-    /// The number of a file or folder.
+    /// Returns the number of a file or folder.
     ///
     /// # Panics
-    /// When there is none: the test has bypassed the store.
+    /// If there is none: the test has bypassed the store.
     pub(super) fn node(&self, path: &Path) -> usize {
         let below = path.strip_prefix(&self.root);
         let below = below.unwrap_or_else(|_| panic!("{} is below {}", path.display(), self.root.display()));
@@ -173,7 +174,7 @@ impl CrashDisk {
         file.synced = file.now.clone();
     }
 
-    /// Replaces the files by what survives.
+    /// Replaces the files by those that survive; `seed` chooses among the possible outcomes.
     pub(super) fn cut_power(&self, seed: u64) -> io::Result<()> {
         for entry in fs::read_dir(&self.root)? {
             let path = entry?.path();
@@ -254,7 +255,7 @@ impl FileNode {
     }
 }
 
-/// How much of what was not synced reaches the disk.
+/// How much of the unsynced changes reaches the disk.
 #[derive(Clone, Copy)]
 enum Fate {
     Nothing,
@@ -262,7 +263,7 @@ enum Fate {
     Some,
 }
 
-/// Numbers that look random and come again with the same seed (SplitMix64).
+/// Pseudo-random numbers that repeat with the same seed (SplitMix64).
 struct Dice(u64);
 
 impl Dice {

@@ -1,23 +1,24 @@
-//! Counts the steps of a run and blows at one of them.
+//! Counts the steps of a run and fails or kills it at one of them.
 
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What happens at the step at which a fuse blows.
+/// The effect of a fuse at its step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blow {
     /// The process is killed before the step has any effect.
     KilledBefore,
-    /// The process is killed after the step, before it learns of it.
+    /// The process is killed after the step, before it learns the result.
     KilledAfter,
-    /// The step fails without any effect, and the process goes on: it has to clear up.
+    /// The step fails without any effect. The process goes on and has to clean up.
     Fails,
-    /// The step takes effect and is reported as failed (a lost answer, an error of the last sync), and the process goes on.
+    /// The step takes effect but is reported as failed (a lost answer, an error of the last sync).
+    /// The process goes on.
     AnswerLost,
 }
 
 impl Blow {
-    /// Every way.
+    /// All effects.
     pub const ALL: [Blow; 4] = [
         Blow::KilledBefore,
         Blow::KilledAfter,
@@ -30,7 +31,8 @@ impl Blow {
     }
 }
 
-/// Shared by the doubles of one process. Once its process is dead, every further step fails and does nothing, those of clean-up included.
+/// A fuse that the doubles of one process share. After the process has died, every further step
+/// fails and does nothing, including clean-up.
 #[derive(Clone, Default)]
 pub struct Fuse(Arc<Mutex<State>>);
 
@@ -39,14 +41,17 @@ struct State {
     at: Option<(usize, Blow)>,
     steps: Vec<String>,
     is_dead: bool,
-    /// What a dead process held: it must neither be used nor dropped, for dropping clears up.
+    /// Objects of a dead process. They must be neither used nor dropped, because dropping cleans
+    /// up.
     graves: Vec<Box<dyn Any + Send>>,
 }
 
 impl Fuse {
-    /// Blows at the step of this number, counted from 0. One of a number that never comes only counts.
+    /// Creates a fuse that blows at the step with this number, counted from 0. If there is no such
+    /// step it only counts.
     ///
-    /// Keep it until the world after the crash has been looked at: what the dead process held is dropped with it.
+    /// Keep it until the state after the crash has been checked: it drops the objects of the dead
+    /// process.
     pub fn at(number: usize, blow: Blow) -> Fuse {
         Fuse(Arc::new(Mutex::new(State {
             at: Some((number, blow)),
@@ -54,7 +59,7 @@ impl Fuse {
         })))
     }
 
-    /// The steps so far, in words.
+    /// The steps so far, as text.
     pub fn steps(&self) -> Vec<String> {
         self.state().steps.clone()
     }
@@ -64,7 +69,8 @@ impl Fuse {
         self.state().is_dead
     }
 
-    /// Takes a step. An error says that it failed; it carries the step's answer when the step was taken and the answer is lost.
+    /// Performs a step. An error means that it failed. The error contains the step's result if the
+    /// step took effect and only the answer was lost.
     pub(crate) fn step<T>(
         &self,
         name: impl FnOnce() -> String,
@@ -81,7 +87,7 @@ impl Fuse {
             state.is_dead = blow == Some(Blow::KilledBefore);
             blow
         };
-        // The work is done without the lock: it may consist of steps itself.
+        // The work is done without the lock, because it may perform steps itself.
         match blow {
             None => Ok(work()),
             Some(Blow::KilledBefore | Blow::Fails) => Err(None),
@@ -93,7 +99,7 @@ impl Fuse {
         }
     }
 
-    /// Keeps something of a dead process that must not be dropped yet.
+    /// Keeps an object of a dead process that must not be dropped yet.
     pub(crate) fn bury(&self, thing: impl Any + Send) {
         self.state().graves.push(Box::new(thing));
     }

@@ -1,6 +1,6 @@
 //! A hypervisor whose client dies.
 //!
-//! What only asks is no step of its own: to die at a question is to die before the next step.
+//! Questions are not steps, because dying at a question is the same as dying before the next step.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,14 +18,15 @@ use crate::model::finding::Finding;
 use crate::model::restore_point::{Consistency, FileId};
 use crate::model::stop::Stop;
 
-/// A hypervisor behind a [`Fuse`]. It lives on when its client dies, and so do the jobs that the client has begun.
+/// A hypervisor whose client is controlled by a [`Fuse`]. The hypervisor survives its client, and
+/// so do the jobs that the client has begun.
 pub struct CrashHost<H> {
     host: H,
     fuse: Fuse,
 }
 
 impl<H: Host> CrashHost<H> {
-    /// The client's way to `host`.
+    /// Creates the client's access to `host`.
     pub fn new(host: H, fuse: &Fuse) -> Self {
         CrashHost {
             host,
@@ -50,7 +51,7 @@ fn died() -> HostError {
     HostError::Libvirt {
         operation: "go on".to_owned(),
         code: 38,
-        message: "simulated: this is where it ends".to_owned(),
+        message: "simulated: the step fails".to_owned(),
     }
 }
 
@@ -154,7 +155,7 @@ impl<H: Host> Host for CrashHost<H> {
                 fuse: self.fuse.clone(),
             })),
             Err(lost) => {
-                // Nobody has been given the job, so nobody ends it.
+                // No caller has received the job, so no caller ends it.
                 if let Some(Ok(job)) = lost {
                     self.fuse.bury(job);
                 }
@@ -173,7 +174,7 @@ impl<H: Host> Host for CrashHost<H> {
 }
 
 struct CrashJob {
-    /// Gone once it has ended.
+    /// `None` after it has ended.
     job: Option<Box<dyn BackupJob>>,
     fuse: Fuse,
 }
@@ -186,7 +187,7 @@ impl CrashJob {
         }
     }
 
-    /// Ends it in one step; `None` when that was not to be.
+    /// Ends the job in one step. Returns `None` if the step failed.
     fn end<T>(&mut self, name: &str, end: impl FnOnce(Box<dyn BackupJob>) -> T) -> Option<T> {
         let job = &mut self.job;
         let done = self.fuse.step(|| name.to_owned(), || job.take().map(end));

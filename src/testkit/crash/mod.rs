@@ -1,9 +1,9 @@
-//! The death of the process, or of the machine, at any durable step.
+//! Simulates the death of the process or of the machine at any durable step.
 //!
 //! * `fuse`: counts the steps and blows at one of them.
-//! * `store`: a [`crate::io::Store`] that dies with it.
-//! * `host`: a [`crate::host::Host`] that dies with it, together with its jobs.
-//! * `disk`: what of the files would survive a power cut.
+//! * `store`: a [`crate::io::Store`] that dies with its process.
+//! * `host`: a [`crate::host::Host`] whose client dies, together with its jobs.
+//! * `disk`: models what a power cut leaves of the files.
 
 mod disk;
 mod fuse;

@@ -1,4 +1,4 @@
-//! A store that dies with its process, and knows what of the files a power cut would leave.
+//! A store that dies with its process, and models what a power cut leaves of its files.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::fuse::Fuse;
 use crate::io::{Claim, DiskStore, Store};
 use crate::model::block::ImageFile;
 
-/// The real store behind a [`Fuse`].
+/// The real store, controlled by a [`Fuse`].
 #[derive(Clone)]
 pub struct CrashStore {
     fuse: Fuse,
@@ -25,8 +25,8 @@ impl CrashStore {
         }
     }
 
-    /// A store below `root` whose machine can lose its power. What is below `root` now counts as durable; whatever is done through the store
-    /// lies below it.
+    /// A store below `root` whose machine can lose its power. The files below `root` now count as
+    /// durable. All paths that are given to the store must lie below it.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -37,11 +37,11 @@ impl CrashStore {
         })
     }
 
-    /// Cuts the power: puts in the place of the files what would be found after it. What was synced is there; of the rest as the seed says,
-    /// nothing, all or some.
+    /// Cuts the power: replaces the files by those that survive. Synced content survives. Of the
+    /// rest, `seed` chooses nothing, everything or some.
     ///
     /// # Errors
-    /// When the files cannot be written, or the store was not made for this.
+    /// If the files cannot be written, or [`CrashStore::new`] made the store.
     pub fn cut_power(&self, seed: u64) -> io::Result<()> {
         match self.disk() {
             Some(disk) => disk.cut_power(seed),
@@ -54,7 +54,7 @@ impl CrashStore {
         Some(disk.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A step at the real store, and when it has succeeded, in the model of what survives.
+    /// Performs a step on the real store and, if it succeeds, in the model of what survives.
     fn step<T>(
         &self,
         name: &str,
@@ -88,7 +88,7 @@ impl CrashStore {
 }
 
 fn died() -> io::Error {
-    io::Error::other("simulated: this is where it ends")
+    io::Error::other("simulated: the step fails")
 }
 
 impl Store for CrashStore {
@@ -124,7 +124,7 @@ impl Store for CrashStore {
     }
 
     fn create_file(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        // In three steps, as it is: whoever is killed in between leaves an empty or an unsynced file.
+        // Three steps, as in reality: a kill in between leaves an empty or an unsynced file.
         self.step(
             "create",
             path,
@@ -147,7 +147,7 @@ impl Store for CrashStore {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        // The model stands for the disk; whether the folder is there is all that the real call could tell.
+        // The model stands for the disk. The real call could only report whether the folder exists.
         let real = || std::fs::metadata(path).map(drop);
         self.step("sync_dir", path, real, |disk, ()| disk.sync_dir(path))
     }

@@ -1,4 +1,4 @@
-//! The calls of a hypervisor, as libvirt answers them.
+//! The calls to the simulated hypervisor, answered as libvirt answers them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -83,7 +83,7 @@ impl Host for SimHost {
                     .map(MemDisk::bitmap_names)
                     .unwrap_or_default());
             }
-            // As with libvirt: nobody lists those that are in QEMU's memory only.
+            // As with libvirt, bitmaps that exist only in QEMU's memory are not listed.
             let is_there = |name: &&String| {
                 let disk = found.disks.get(target);
                 disk.is_some_and(|disk| disk.dirty(name).is_some())
@@ -125,7 +125,7 @@ impl Host for SimHost {
         let fuse = self.fuse();
         self.with(&domain.name, |found| {
             if !found.domain.state.is_active() {
-                // As with libvirt: the bitmaps of all disks, then the record.
+                // As with libvirt: first the bitmaps of all disks, then the record.
                 let removed = found.remove_stored_bitmaps(name, &fuse)?;
                 let forgotten = step(&fuse, "forget the checkpoint", || found.forget(name))?;
                 return match forgotten {
@@ -156,7 +156,7 @@ impl Host for SimHost {
             });
         }
         self.with(&domain.name, |found| {
-            // The readers of a shut-off domain are none of libvirt's jobs.
+            // The readers of a shut-off domain are not jobs of libvirt.
             Ok(found.job.clone().filter(|_| found.domain.state.is_active()))
         })
     }
@@ -187,7 +187,7 @@ impl Host for SimHost {
     }
 
     fn clear_places(&self, places: &Places) -> Result<()> {
-        // The readers of a shut-off domain end with their sockets.
+        // The readers of a shut-off domain end when their sockets are removed.
         for found in self.state().domains.values_mut() {
             let is_meant = found
                 .job

@@ -17,7 +17,7 @@ pub(super) struct SimDomain {
     pub(super) nvram: Option<Vec<u8>>,
     pub(super) disks: BTreeMap<String, MemDisk>,
     pub(super) checkpoints: Vec<SimCheckpoint>,
-    /// Per disk the bitmaps that were there when the domain was last shut off.
+    /// For each disk, the bitmaps that it had when the domain was last shut off.
     pub(super) stored: BTreeMap<String, Vec<String>>,
     pub(super) job: Option<ActiveJob>,
 }
@@ -45,7 +45,7 @@ impl SimDomain {
         });
     }
 
-    /// Removes the record of a checkpoint; returns the disks that it covered.
+    /// Removes the record of a checkpoint and returns the disks that it covered.
     pub(super) fn forget(&mut self, name: &str) -> Result<Vec<String>> {
         let place = self
             .checkpoints
@@ -57,7 +57,8 @@ impl SimDomain {
         Ok(self.checkpoints.remove(place).targets)
     }
 
-    /// Makes a checkpoint known again whose record was lost, on the disks that have its bitmap; whether there are any.
+    /// Registers a checkpoint again whose record was lost, on the disks that have its bitmap.
+    /// Returns whether there are any.
     pub(super) fn register(&mut self, checkpoint: &Checkpoint) -> bool {
         let has_bitmap = |target: &&String| {
             let disk = self.disks.get(*target);
@@ -101,7 +102,8 @@ impl SimDomain {
         }
     }
 
-    /// Removes bitmaps from the images of a shut-off domain, one by one, as the client does, and names the disks that had one.
+    /// Removes a bitmap from the images of a shut-off domain, one by one, as the client does.
+    /// Returns the disks that had it.
     pub(super) fn remove_stored_bitmaps(&mut self, name: &str, fuse: &Option<Fuse>) -> Result<Vec<String>> {
         if self.job.is_some() {
             return Err(simulated("remove the bitmap", "a reader holds the image"));
@@ -116,7 +118,8 @@ impl SimDomain {
         Ok(removed)
     }
 
-    /// Adds the bitmaps: to the images of a shut-off domain one by one, as the client does.
+    /// Adds the bitmaps. Those of a shut-off domain go into its images one by one, as the client
+    /// does it.
     fn add_bitmaps(&mut self, name: &str, covered: &[String], fuse: &Option<Fuse>) -> Result<()> {
         let fuse = fuse.as_ref().filter(|_| !self.domain.state.is_active()).cloned();
         for target in covered {
@@ -151,7 +154,7 @@ impl SimDomain {
             return Err(HostError::BitmapExists { name: name.clone() });
         }
         if let Err(error) = self.add_bitmaps(name, &covered, fuse) {
-            // Who lives undoes it.
+            // A client that is still alive undoes it.
             self.remove_stored_bitmaps(name, fuse)?;
             return Err(error);
         }

@@ -16,7 +16,7 @@ use crate::model::restore_point::Consistency;
 use crate::model::stop::Stop;
 use crate::testkit::disk::MemDisk;
 
-/// A job of [`SimHost`]: the disks as they were when it began. Dropped unfinished it is aborted.
+/// A job of [`SimHost`]: the disks as they were when it began. Dropping it unfinished aborts it.
 pub(super) struct SimJob {
     pub(super) host: SimHost,
     pub(super) domain: Domain,
@@ -33,7 +33,7 @@ impl SimJob {
             return;
         }
         let _ = self.host.abort_job(&self.domain);
-        // The order of a real one: whoever holds the images goes first.
+        // The order of a real one: first the process that holds the images ends.
         if let (false, Some(checkpoint)) = (keep_checkpoint, &self.checkpoint) {
             let _ = self.host.delete_checkpoint(&self.domain, &checkpoint.id.name);
         }
@@ -136,7 +136,7 @@ impl BackupJob for SimJob {
                 message: "simulated".to_owned(),
             });
         }
-        // As with libvirt: who is gone cannot be asked.
+        // As with libvirt: a domain that is gone cannot be asked.
         self.host.active_job(&self.domain)?;
         self.end(true);
         Ok(Vec::new())
@@ -158,7 +158,8 @@ impl Drop for SimJob {
     }
 }
 
-/// Reads the wanted clusters of a frozen disk, neighbours in twos: as the real source, it hands out blocks that are longer than a buffer of its pool.
+/// Reads the wanted clusters of a frozen disk, two neighbours at a time. Like the real source, it
+/// returns blocks that are longer than a buffer of its pool.
 struct SimSource {
     bytes: Vec<u8>,
     wanted: Vec<bool>,
@@ -168,7 +169,7 @@ struct SimSource {
 }
 
 impl SimSource {
-    /// The bytes of a cluster, the last of which may be short.
+    /// The bytes of a cluster; the last one may be short.
     fn cluster(&self, number: usize) -> &[u8] {
         let start = number * CLUSTER as usize;
         &self.bytes[start..self.bytes.len().min(start + CLUSTER as usize)]
@@ -179,7 +180,7 @@ impl SimSource {
         limit.is_some_and(|limit| cluster as u64 * CLUSTER >= limit)
     }
 
-    /// This cluster of data and the next one, if that is wanted, too, and data.
+    /// Returns this cluster of data and the next one, if the next one is also wanted and data.
     fn pair(&self, first: usize) -> Option<Buffer> {
         let second = first + 1;
         let is_wanted = self.wanted.get(second) == Some(&true) && !self.is_behind_failure(second);
@@ -193,7 +194,7 @@ impl SimSource {
         Some(buffer)
     }
 
-    /// As the real source: clean clusters of zero have to be zero beneath.
+    /// Like the real source, checks that unchanged clusters of zero are zero beneath.
     fn look_beneath(&self, first: usize, end: usize) -> std::result::Result<(), BlockError> {
         let Some(beneath) = &self.options.beneath else {
             return Ok(());

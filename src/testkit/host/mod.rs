@@ -1,4 +1,5 @@
-//! A simulated hypervisor: domains and checkpoints like libvirt's, disks in memory, failures on demand.
+//! A simulated hypervisor: domains and checkpoints like libvirt's, disks in memory, failures on
+//! demand.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -27,9 +28,10 @@ struct State {
     clock: i64,
     fail_reads_after: Option<u64>,
     fail_begin: bool,
-    /// The next job is begun when nobody waits for it any more.
+    /// The next job begins only after its caller has stopped waiting.
     begin_late: bool,
-    /// The daemon dies between the bitmaps of the next job's checkpoint and its record.
+    /// The daemon dies after it has made the bitmaps of the next job's checkpoint, and before it
+    /// records the checkpoint.
     begin_half: bool,
     late: Option<(String, BackupRequest)>,
     fail_removal_of: Option<String>,
@@ -50,7 +52,7 @@ impl SimHost {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Another hypervisor in the same state, which goes its own way from now on.
+    /// Creates another hypervisor with a copy of the state, which is independent from now on.
     pub fn fork(&self) -> SimHost {
         SimHost(Arc::new(Mutex::new(State {
             fuse: None,
@@ -58,7 +60,8 @@ impl SimHost {
         })))
     }
 
-    /// What the client itself does in several steps (the bitmaps of a shut-off domain) can be interrupted between them; `None` ends it.
+    /// Lets the fuse interrupt operations of the client that have several steps (the bitmaps of a
+    /// shut-off domain); `None` ends this.
     pub fn die_with(&self, fuse: Option<&Fuse>) {
         self.state().fuse = fuse.cloned();
     }
@@ -86,7 +89,7 @@ impl SimHost {
         Ok(())
     }
 
-    /// Whether the daemon is away by the end of a job.
+    /// Whether the daemon is unavailable at the end of a job.
     pub(in crate::testkit) fn fails_to_end(&self) -> bool {
         self.state().fail_end
     }
@@ -107,12 +110,12 @@ fn simulated(operation: &str, message: &str) -> HostError {
     }
 }
 
-/// A step of the client's own, at which it may die.
+/// Performs a step of the client itself, at which it may die.
 fn step<T>(fuse: &Option<Fuse>, name: &str, work: impl FnOnce() -> T) -> Result<T> {
     match fuse {
         None => Ok(work()),
         Some(fuse) => fuse
             .step(|| name.to_owned(), work)
-            .map_err(|_| simulated(name, "simulated: this is where it ends")),
+            .map_err(|_| simulated(name, "simulated: the step fails")),
     }
 }

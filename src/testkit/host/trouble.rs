@@ -1,31 +1,32 @@
-//! Failures on demand, and what other people and dead runs do.
+//! Failures on demand, and actions of other users and of dead runs.
 
 use super::{SimHost, backup_job};
 use crate::host::ActiveJob;
 use crate::model::stop::Stop;
 
 impl SimHost {
-    /// The removal of bitmaps of this name fails; `None` ends it.
+    /// Makes the removal of bitmaps with this name fail; `None` ends this.
     pub fn fail_removal_of(&self, name: Option<&str>) {
         self.state().fail_removal_of = name.map(str::to_owned);
     }
 
-    /// The next reads fail when so many bytes of a disk have been read; `None` ends it.
+    /// Makes reads fail after this many bytes of a disk; `None` ends this.
     pub fn fail_reads_after(&self, bytes: Option<u64>) {
         self.state().fail_reads_after = bytes;
     }
 
-    /// Whether beginning a job fails.
+    /// Sets whether beginning a job fails.
     pub fn fail_begin(&self, fail: bool) {
         self.state().fail_begin = fail;
     }
 
-    /// Whether the daemon goes away as soon as a job has begun, so that nothing can be ended.
+    /// Sets whether the daemon becomes unavailable as soon as a job has begun, so that nothing can
+    /// be ended.
     pub fn fail_end(&self, fail: bool) {
         self.state().fail_end = fail;
     }
 
-    /// The user asks to stop while the next job is being begun.
+    /// Lets the user ask to stop while the next job is being begun.
     pub fn stop_in_begin(&self, stop: &Stop) {
         self.state().stop_in_begin = Some(stop.clone());
     }
@@ -35,18 +36,19 @@ impl SimHost {
         self.state().no_incremental = Some(reason.to_owned());
     }
 
-    /// Puts the hypervisor on another machine: the images of shut-off domains cannot be looked at.
+    /// Puts the hypervisor on another machine: the images of shut-off domains cannot be read.
     pub fn move_away(&self) {
         self.state().is_elsewhere = true;
     }
 
-    /// The images of a disk cannot be opened.
+    /// Makes the images of a disk impossible to open.
     pub fn lose_disk(&self, domain: &str, target: &str) {
         let lost = (domain.to_owned(), target.to_owned());
         self.state().unreachable.insert(lost);
     }
 
-    /// The hypervisor's machine loses its power: no job survives, and every bitmap of an active domain is broken.
+    /// Cuts the power of the hypervisor's machine: no job survives, and every bitmap of an active
+    /// domain is broken.
     pub fn lose_power(&self) {
         for found in self.state().domains.values_mut() {
             found.job = None;
@@ -60,7 +62,7 @@ impl SimHost {
         }
     }
 
-    /// A run began a job and made a checkpoint, noted it down, and was killed.
+    /// Simulates a run that began a job, made a checkpoint, noted it down, and was killed.
     pub fn leave_job(&self, name: &str, socket: &str, checkpoint: &str, mark: &str) {
         let mut state = self.state();
         state.clock += 1;
@@ -72,17 +74,18 @@ impl SimHost {
         found.add_checkpoint(checkpoint, created, mark);
     }
 
-    /// The next call that begins a job is not answered.
+    /// Leaves the next call that begins a job without an answer.
     pub fn begin_late(&self) {
         self.state().begin_late = true;
     }
 
-    /// The daemon dies in the next call that begins a job: the bitmaps are made, and no record of the checkpoint is kept.
+    /// Lets the daemon die in the next call that begins a job: the bitmaps are made, but the
+    /// checkpoint is not recorded.
     pub fn begin_half(&self) {
         self.state().begin_half = true;
     }
 
-    /// The job that nobody waits for any more begins.
+    /// Begins the job whose caller has stopped waiting.
     pub fn begin_now(&self) {
         let late = self.state().late.take();
         if let Some((name, request)) = late
@@ -92,14 +95,14 @@ impl SimHost {
         }
     }
 
-    /// Somebody else begins a job.
+    /// Begins a job of another user.
     pub fn begin_foreign_job(&self, name: &str) {
         if let Some(found) = self.state().domains.get_mut(name) {
             found.job = Some(backup_job("/run/somebody/else.sock".into()));
         }
     }
 
-    /// Somebody begins to migrate the domain.
+    /// Begins a migration of the domain by another user.
     pub fn begin_migration(&self, name: &str) {
         if let Some(found) = self.state().domains.get_mut(name) {
             found.job = Some(ActiveJob {
@@ -109,7 +112,7 @@ impl SimHost {
         }
     }
 
-    /// A checkpoint and its bitmaps get another name, such as an earlier version would have given.
+    /// Renames a checkpoint and its bitmaps, for example to a name that an earlier version gave.
     pub fn rename_checkpoint(&self, domain: &str, from: &str, to: &str) {
         if let Some(found) = self.state().domains.get_mut(domain) {
             found
@@ -123,7 +126,7 @@ impl SimHost {
         }
     }
 
-    /// Somebody else makes a checkpoint on all disks.
+    /// Makes a checkpoint of another user on all disks.
     pub fn make_foreign_checkpoint(&self, domain: &str, name: &str) {
         let mut state = self.state();
         state.clock += 1;

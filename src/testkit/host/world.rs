@@ -1,4 +1,4 @@
-//! What a test makes of domains and their disks.
+//! Creates and changes domains and their disks for a test.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -52,12 +52,14 @@ impl SimHost {
         state.domains.insert(name.to_owned(), domain);
     }
 
-    /// The domain goes away, with its disks and its job: undefined, or migrated to another machine.
+    /// Removes a domain with its disks and its job, as if it was undefined or migrated to another
+    /// machine.
     pub fn remove_domain(&self, name: &str) {
         self.state().domains.remove(name);
     }
 
-    /// Changes what the domain is: its state, its drives, its UUID. Shutting it off stores its bitmaps in its images.
+    /// Changes a domain: its state, its drives, its UUID. Shutting it off stores its bitmaps in its
+    /// images.
     pub fn change(&self, name: &str, change: impl FnOnce(&mut Domain)) {
         if let Some(found) = self.state().domains.get_mut(name) {
             change(&mut found.domain);
@@ -79,7 +81,7 @@ impl SimHost {
     /// Works on a disk as its guest does.
     ///
     /// # Panics
-    /// When there is no such disk: a mistake of the test.
+    /// If there is no such disk: a bug in the test.
     pub fn disk<T>(&self, name: &str, target: &str, work: impl FnOnce(&mut MemDisk) -> T) -> T {
         let mut state = self.state();
         let disk = state
@@ -96,7 +98,8 @@ impl SimHost {
         taken.push(name.to_owned());
     }
 
-    /// Says which file the image of every disk of this target is; without that nobody knows.
+    /// Sets the identity of the image file of every disk with this target; without it the identity
+    /// is unknown.
     pub fn set_file(&self, target: &str, file: FileId) {
         self.state().files.insert(sim_path(target), file);
     }
@@ -114,7 +117,8 @@ fn sim_path(target: &str) -> PathBuf {
     format!("/images/{target}.qcow2").into()
 }
 
-/// The definition of a domain, as far as a restore looks at it. It has UEFI variables, whether or not there is something in them.
+/// The definition of a domain, as far as a restore reads it. It always names a file for UEFI
+/// variables, even if the domain has none.
 fn sim_xml(domain: &Domain) -> String {
     let disk = |disk: &Disk| {
         format!(

@@ -9,14 +9,14 @@ use crate::model::buffer::Buffer;
 use crate::model::stop::Stop;
 use crate::repo::{DiskReader, Stored, StoredExtent};
 
-/// What a restore point keeps of a disk.
+/// The part of a disk that a restore point stores.
 #[derive(Clone, Debug, Default)]
 pub(super) struct StoredDisk {
     pub(super) size: u64,
     pub(super) clusters: BTreeMap<u64, Cluster>,
 }
 
-/// A cluster that a restore point keeps.
+/// A cluster that a restore point stores.
 #[derive(Clone, Debug)]
 pub(super) enum Cluster {
     Data { bytes: Vec<u8>, digest: blake3::Hash },
@@ -24,7 +24,7 @@ pub(super) enum Cluster {
 }
 
 impl StoredDisk {
-    /// Takes a block, cluster by cluster.
+    /// Stores a block, cluster by cluster.
     pub(super) fn take(&mut self, block: &Block) {
         let length = block.length();
         for start in (0..length).step_by(CLUSTER as usize) {
@@ -53,7 +53,7 @@ impl StoredDisk {
         data.expect("it holds data")[0] ^= 1;
     }
 
-    /// The offsets of the clusters that are not what was written.
+    /// The offsets of the clusters that do not match their digests.
     pub(super) fn damaged(&self) -> impl Iterator<Item = u64> {
         let is_damaged = |(_, cluster): &(&u64, &Cluster)| !cluster.is_sound();
         self.clusters
@@ -82,7 +82,7 @@ impl Cluster {
     }
 }
 
-/// A disk at a restore point: the clusters of that one, and of those it stands upon.
+/// A disk at a restore point: the clusters of that restore point and of those that it depends on.
 #[derive(Debug)]
 pub(super) struct MemoryDisk {
     /// Newest first.
@@ -97,7 +97,10 @@ impl MemoryDisk {
     }
 
     fn damaged(&self, offset: u64) -> BlockError {
-        let what = format!("disk {} is not what was written at offset {offset}", self.target);
+        let what = format!(
+            "disk {} does not match its digest at offset {offset}",
+            self.target
+        );
         BlockError::new(BlockErrorKind::Damaged, what)
     }
 
@@ -108,11 +111,12 @@ impl MemoryDisk {
         }
     }
 
-    /// The cluster that counts, how many of its bytes do, and how many steps back it is.
+    /// Finds the newest copy of a cluster. Returns how many restore points back it is, the cluster,
+    /// and how many of its bytes are valid.
     fn find(&self, number: u64) -> Option<(usize, &Cluster, u64)> {
         let mut valid = CLUSTER;
         for (depth, layer) in self.layers().enumerate() {
-            // Beyond the end of a smaller disk it is zero, whatever the older ones hold.
+            // Past the end of a smaller disk it is zero, whatever the older ones hold.
             valid = valid.min(layer.size.saturating_sub(number * CLUSTER));
             if valid == 0 {
                 return None;

@@ -54,7 +54,8 @@ impl MemoryDomain {
     }
 }
 
-/// What counts of the verifications of a restore point.
+/// Returns the verification of a restore point that counts: the newest one that found damage, or
+/// else the newest one.
 fn proof_of(kept: &Domain, manifest: &Manifest) -> Option<Proof> {
     let of_manifest = |proof: &&Proof| proof.id == manifest.point.id && proof.manifest == manifest.digest;
     let newest_first = || {
@@ -279,7 +280,7 @@ impl DomainRepository for MemoryDomain {
                 location: Some(location.clone()),
                 offset: Some(offset),
                 disk: Some(target.clone()),
-                what: format!("{location} is not what was written at offset {offset}"),
+                what: format!("{location} does not match its digest at offset {offset}"),
             }));
             watch.at(&location, disk.size);
             watch.ends(&location);
@@ -319,7 +320,7 @@ impl DomainRepository for MemoryDomain {
     }
 }
 
-/// The only one who writes until it is dropped.
+/// The right to write to a domain, until it is dropped.
 struct MemoryWriter(MemoryDomain);
 
 impl Drop for MemoryWriter {
@@ -351,7 +352,7 @@ impl DomainWriter for MemoryWriter {
         }))
     }
 
-    /// Nothing goes here by itself.
+    /// Does nothing: restore points in memory are never lost.
     fn remember_committed(&self, _history: &History) -> Result<()> {
         Ok(())
     }

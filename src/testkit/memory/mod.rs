@@ -1,4 +1,5 @@
-//! A repository in memory: for tests of what every kind of repository has to do, and of the verbs on another kind than a folder.
+//! A repository in memory: for the suite that every kind of repository must pass, and for tests of
+//! the verbs on a kind other than a folder.
 
 mod disk;
 mod domain;
@@ -21,18 +22,18 @@ pub struct MemoryRepository {
     id: Arc<OnceLock<String>>,
 }
 
-/// What is kept of one domain.
+/// The stored state of one domain.
 #[derive(Debug, Default)]
 struct Domain {
     points: Vec<Arc<Point>>,
-    /// Restore points that are not committed, by `PERIOD/ID`, with what their runs noted down.
+    /// Uncommitted restore points by `PERIOD/ID`, with the notes of their runs.
     pending: BTreeMap<String, Option<Vec<u8>>>,
-    /// The ids that were ever given.
+    /// All ids that were ever given.
     ids: BTreeSet<String>,
     /// Verifications, each with the name of its record.
     proofs: Vec<(String, Proof)>,
     missed: Vec<MissedWriteRecord>,
-    /// The writer, as it wrote itself down.
+    /// The writer, as it has described itself.
     writer: Option<String>,
 }
 
@@ -49,7 +50,7 @@ impl Domain {
         self.points.iter().find(|point| point.manifest.point.id == id)
     }
 
-    /// An id of this moment that was never given.
+    /// Returns an id for this time that was never given before.
     fn free_id(&self, time: jiff::Timestamp) -> String {
         let stem = id_of(time);
         let numbered = (2u32..).map(|count| format!("{stem}-{count}"));
@@ -65,15 +66,15 @@ impl MemoryRepository {
         self.domains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something with what is kept of a domain.
+    /// Works on the stored state of a domain.
     fn with<T>(&self, name: &str, what: impl FnOnce(&mut Domain) -> T) -> T {
         what(self.domains().entry(name.to_owned()).or_default())
     }
 
-    /// Changes a stored byte of a disk, as a broken memory would: its digest stays as it was.
+    /// Changes a stored byte of a disk, as broken storage would: its digest stays as it was.
     ///
     /// # Panics
-    /// When there is no such disk, or it holds no data.
+    /// If there is no such disk, or it holds no data.
     pub fn damage(&self, domain: &str, id: &str, target: &str) {
         self.with(domain, |kept| {
             let point = kept.points.iter_mut().find(|point| point.manifest.point.id == id);

@@ -9,7 +9,7 @@ use crate::model::block::{Block, BlockError, BlockSink, Content, Written};
 use crate::model::stop::Stop;
 use crate::repo::{FileEntry, Manifest, NewDisk, PendingPoint, RepoError, Result, SmallFile};
 
-/// A restore point that nobody sees before it is committed.
+/// A restore point that is invisible until it is committed.
 pub(super) struct MemoryPending {
     pub(super) repository: MemoryRepository,
     pub(super) domain: String,

@@ -1,4 +1,4 @@
-//! Missed writes whose record or comparison is disturbed.
+//! Missed writes when recording them or the comparison itself fails.
 
 use vmsnap::cli::exit_code::ExitCode;
 use vmsnap::model::restore_point::Level;
@@ -9,7 +9,8 @@ use crate::lab::{CLUSTER, InFolder, Lab, NAMES};
 
 #[test]
 fn missed_write_is_recorded_even_if_comparison_then_fails() {
-    // The job cannot be ended; the export breaks on the same disk; on the next one.
+    // The job cannot be ended; the export breaks on the same disk; the export breaks on the next
+    // disk.
     let failures: [&dyn Fn(&Lab); 3] = [
         &|lab| lab.host.fail_end(true),
         &|lab| lab.host.fail_reads_after(Some((20 * CLUSTER) as u64)),
@@ -36,7 +37,7 @@ fn missed_write_is_recorded_even_if_comparison_then_fails() {
         let disk = point.disk("vda").expect("it is there");
         assert_eq!(disk.level, Level::Full, "case {case}");
         assert!(
-            disk.reason.contains("had missed a write"),
+            disk.reason.contains("found a write that a bitmap"),
             "case {case}: {}",
             disk.reason
         );
@@ -47,7 +48,7 @@ fn missed_write_is_recorded_even_if_comparison_then_fails() {
     }
 }
 
-/// The newest one cannot be compared for a moment, as its bitmap or its image is not there.
+/// The newest point cannot be compared for a while, because its bitmap or its image is missing.
 #[test]
 fn missed_write_found_by_older_point_counts_for_newest() {
     let away = |lab: &Lab| {
@@ -79,7 +80,11 @@ fn missed_write_found_by_older_point_counts_for_newest() {
         let point = lab.backup("vm1").expect("saved").point;
         let disk = point.disk("vda").expect("it is there");
         assert_eq!(disk.level, Level::Full);
-        assert!(disk.reason.contains("had missed a write"), "{}", disk.reason);
+        assert!(
+            disk.reason.contains("found a write that a bitmap"),
+            "{}",
+            disk.reason
+        );
         lab.assert_gives_back("vm1", "vda");
         assert_eq!(lab.history("vm1").chains.standing_missed_writes().count(), 0);
     }
@@ -94,7 +99,7 @@ fn missed_write_that_cannot_be_recorded_is_still_reported() {
     let outcome = run(&mut lab, None).expect("compared");
     let (lines, code) = answer(&outcome);
     assert_eq!(code, ExitCode::Damaged, "{lines}");
-    assert!(lines.contains("cannot be remembered"), "{lines}");
+    assert!(lines.contains("cannot be recorded"), "{lines}");
     let told = lab.recorder.findings();
     assert!(
         told.iter().any(|finding| finding.code == "missed-write-not-kept"),

@@ -9,11 +9,13 @@ use vmsnap::testkit::{Blow, CrashStore, Fuse};
 use super::world::{DOMAIN, OCTOBER, World, at_step, every_end, steps_of};
 use crate::lab::Lab;
 
-/// Being killed after a step equals being killed before the next one, and a lost answer matters only where something starts. So these
-/// two are enough where other tests stop at the same steps in all ways.
+/// The ways to stop that suffice for tests whose steps another test stops in all ways. Being killed
+/// after a step equals being killed before the next one, and a lost answer matters only where
+/// something starts.
 const FEWER: [Blow; 2] = [Blow::KilledAfter, Blow::Fails];
 
-/// Ends the run at every step in these ways, checks what is left, and checks that the next run repairs it.
+/// Ends the run at every step in each of these ways, checks what is left, and checks that the next
+/// run repairs it.
 fn end_everywhere(
     world: &World,
     options: &Options,
@@ -23,7 +25,7 @@ fn end_everywhere(
     end_everywhere_before(world, options, options, doomed, blows)
 }
 
-/// The same where the next run has other options.
+/// Does the same, but the next run has other options.
 fn end_everywhere_before(
     world: &World,
     options: &Options,
@@ -43,7 +45,7 @@ fn end_everywhere_before(
             if outcome.is_ok() && !fuse.is_dead() {
                 assert!(
                     world.moments.len() > before || doomed.is_some(),
-                    "what was promised is there"
+                    "the reported restore point exists"
                 );
             }
             levels.push((number, blow, world.assert_next_backup_heals(next)));

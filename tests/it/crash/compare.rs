@@ -7,7 +7,7 @@ use vmsnap::testkit::{Blow, CrashStore, Fuse};
 use super::world::{DOMAIN, World, at_step, every_end};
 use crate::lab::{CLUSTER, Lab};
 
-/// A domain with a restore point, of whose first disk a bitmap has missed a write.
+/// A domain with a restore point; the bitmap of its first disk has missed a write.
 fn world() -> World {
     let mut world = World::new();
     world.backup(&Lab::options());
@@ -18,7 +18,7 @@ fn world() -> World {
     world
 }
 
-/// Compares with a process that dies with the fuse.
+/// Compares in a process that dies with the fuse.
 fn crash(world: &mut World, fuse: &Fuse) -> bool {
     let compared = world.crash_in(fuse, CrashStore::new(fuse), |context| {
         compare(DOMAIN, context, &Lab::comparing())
@@ -26,12 +26,13 @@ fn crash(world: &mut World, fuse: &Fuse) -> bool {
     compared.is_ok()
 }
 
-/// From the moment the job begins to end, the difference has been read: it must not be forgotten, however the process ends.
+/// When the job begins to end, the difference has been read. It must be kept, however the process
+/// ends.
 #[test]
 fn missed_write_is_kept_wherever_the_comparison_ends() {
     for is_ending_well in [true, false] {
         let prepared = world();
-        // A job that cannot be ended: the comparison fails and undoes what it began.
+        // With a job that cannot be ended, the comparison fails and undoes its work.
         prepared.lab.host.fail_end(!is_ending_well);
         let fuse = Fuse::default();
         assert_eq!(crash(&mut prepared.fork(), &fuse), is_ending_well);
@@ -49,7 +50,11 @@ fn missed_write_is_kept_wherever_the_comparison_ends() {
                 let disk = outcome.point.disk("vda").expect("it is there");
                 if number >= ending {
                     assert_eq!(disk.level, Level::Full);
-                    assert!(disk.reason.contains("had missed a write"), "{}", disk.reason);
+                    assert!(
+                        disk.reason.contains("found a write that a bitmap"),
+                        "{}",
+                        disk.reason
+                    );
                 }
                 if disk.level == Level::Full {
                     assert_eq!(

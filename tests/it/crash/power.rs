@@ -7,20 +7,21 @@ use vmsnap::testkit::{Blow, CrashStore, Fuse};
 use super::world::{DOMAIN, OCTOBER, World, at_step, steps_of};
 use crate::lab::Lab;
 
-/// Which machine loses its power.
+/// The machine that loses its power.
 #[derive(Clone, Copy, Debug)]
 enum Cut {
-    /// That of the repository: the domain runs on.
+    /// The repository's machine; the domain keeps running.
     Repository,
-    /// Both: the domain, if it ran, has lost its bitmaps and its job.
+    /// Both machines. A running domain has lost its bitmaps and its job.
     Both,
 }
 
-/// Cuts the power before every step and after the last, checks what is left, and checks that the next run repairs it.
+/// Cuts the power before every step and after the last one, checks what is left, and checks that
+/// the next run repairs it.
 fn cut_everywhere(world: &World, options: &Options, doomed: Option<&str>, cut: Cut) {
     let steps = steps_of(begin(world), options);
     for number in 0..=steps.len() {
-        // A run that reported success must be complete, whatever was lost at random.
+        // A run that reported success must be complete, whichever unsynced data is lost.
         let seeds = match cut {
             _ if number == steps.len() => 10,
             Cut::Repository => 2,
@@ -53,7 +54,7 @@ fn cut_everywhere(world: &World, options: &Options, doomed: Option<&str>, cut: C
     }
 }
 
-/// The world before the run; without any restore point there is no repository either.
+/// The world before the run. Without any restore point there is no repository either.
 fn begin(world: &World) -> World {
     let world = world.fork();
     if world.moments.is_empty() {

@@ -22,7 +22,7 @@ const COPY: &str = "copy";
 struct Errand {
     format: Format,
     define: bool,
-    /// Whether the folder exists before, with a foreign file in it.
+    /// Whether the folder exists beforehand, with a foreign file in it.
     into_existing: bool,
 }
 
@@ -76,11 +76,11 @@ impl Errand {
         self.prepare(&world);
         let fuse = Fuse::default();
         self.crash(&world, &fuse, CrashStore::new(&fuse))
-            .expect("nothing happens to it");
+            .expect("it is not disturbed");
         fuse.steps()
     }
 
-    /// The files that a whole restore gives.
+    /// The files that a complete restore writes.
     fn expected(&self, world: &World) -> BTreeMap<String, Vec<u8>> {
         let disks = &world.moments.last().expect("there is one").disks;
         let name = |disk: &str| format!("{disk}.{}", self.format.word());
@@ -94,14 +94,18 @@ impl Errand {
         files
     }
 
-    /// Every file with a final name is whole, and foreign files are unchanged. Returns the names that exist.
+    /// Every file with a final name is whole, and foreign files are unchanged. Returns the names
+    /// that exist.
     fn assert_whole_or_absent(&self, world: &World) -> Vec<String> {
         let to = self.to(world);
         let mut there = Vec::new();
         for (name, bytes) in self.expected(world) {
             let path = to.join(&name);
             if path.exists() {
-                assert!(content(&path) == bytes, "{name} has its name and is not whole");
+                assert!(
+                    content(&path) == bytes,
+                    "{name} has its final name but is not whole"
+                );
                 there.push(name);
             }
         }
@@ -113,12 +117,13 @@ impl Errand {
         there
     }
 
-    /// A restore into the same place is refused as long as a file of the first is there, which is whole; and then succeeds.
+    /// A second restore into the same folder is refused while a file of the first is there. It
+    /// succeeds once those files, which are all whole, have been removed.
     fn assert_second_succeeds(&self, world: &World, there: &[String]) {
         let to = self.to(world);
         let again = |host: &dyn Host| self.carry_out(world, host, Arc::new(DiskStore));
         let host = world.lab.host.fork();
-        if !there.is_empty() && !host.is_defined(COPY, "").expect("it is told").0 {
+        if !there.is_empty() && !host.is_defined(COPY, "").expect("the domain is looked up").0 {
             let error = again(&host).expect_err("it would overwrite a file");
             assert!(
                 matches!(&error.cause, Cause::Exists(path) if there.iter().any(|name| path.ends_with(name))),
@@ -126,9 +131,9 @@ impl Errand {
             );
         }
         for name in there {
-            fs::remove_file(to.join(name)).expect("the user takes it away");
+            fs::remove_file(to.join(name)).expect("the user removes it");
         }
-        // A domain that was defined is another reason to refuse, so the user removes it as well.
+        // A domain that was defined also causes a refusal, so the user removes it as well.
         let second = again(&undefined(world)).expect("nothing is in its way");
         assert_eq!(second.written.len(), 2);
         let whole: Vec<String> = self.expected(world).into_keys().collect();
@@ -143,14 +148,14 @@ impl Errand {
     }
 }
 
-/// The hypervisor without the copy that a crashed restore may have defined.
+/// The hypervisor without the domain that a crashed restore may have defined.
 fn undefined(world: &World) -> vmsnap::testkit::SimHost {
     let host = world.lab.host.fork();
     host.remove_domain(COPY);
     host
 }
 
-/// The disk in a restored file, or the bytes of any other.
+/// The disk in a restored image, or the bytes of any other file.
 fn content(path: &Path) -> Vec<u8> {
     if path.extension().is_some_and(|ending| ending == "qcow2") {
         crate::lab::read_qcow2(path)
@@ -213,7 +218,7 @@ fn finished_restore_survives_a_power_cut() {
             let store = CrashStore::with_power(&fuse, world.lab.folder.path()).expect("it can be read");
             errand
                 .crash(&world, &fuse, store.clone())
-                .expect("nothing happens to it");
+                .expect("it is not disturbed");
             store.cut_power(seed).expect("files are written");
             let there = errand.assert_whole_or_absent(&world);
             assert_eq!(
@@ -236,7 +241,7 @@ fn power_cut_in_a_restore_leaves_only_whole_files() {
                 errand.prepare(&world);
                 let fuse = Fuse::at(number, Blow::KilledBefore);
                 let store = CrashStore::with_power(&fuse, world.lab.folder.path()).expect("it can be read");
-                // It may have been killed after its success.
+                // The process may have been killed after its success.
                 let _ = errand.crash(&world, &fuse, store.clone());
                 store.cut_power(number as u64).expect("files are written");
                 let there = errand.assert_whole_or_absent(&world);

@@ -16,7 +16,7 @@ use vmsnap::testkit::{Blow, CrashHost, CrashStore, Fuse};
 use crate::lab::{CLUSTER, InFolder, Lab, tree};
 
 pub const DOMAIN: &str = "vm1";
-/// The period that a world due for pruning loses.
+/// The period that a prune in [`World::due_for_pruning`] deletes.
 pub const OCTOBER: &str = "vmsnap-backup-monthly-2026-10";
 const DISKS: [&str; 2] = ["vda", "vdb"];
 const SIZE: usize = 2 * CLUSTER + 1536;
@@ -26,7 +26,7 @@ pub type Disks = BTreeMap<&'static str, Vec<u8>>;
 
 pub struct World {
     pub lab: Lab,
-    /// The restore points that were made, and what they have to give back.
+    /// The restore points that were made, with the disks they have to give back.
     pub moments: Vec<Moment>,
     writes: u8,
 }
@@ -56,7 +56,7 @@ impl World {
         world
     }
 
-    /// One whose next backup begins a new period and may prune the one before.
+    /// A world whose next backup begins a new period and may prune the one before.
     pub fn due_for_pruning() -> World {
         let mut world = World::new();
         world.lab.at("2026-10-20T02:00:00+02:00[Europe/Berlin]");
@@ -66,7 +66,7 @@ impl World {
         world
     }
 
-    /// The same world once more, to be changed alone.
+    /// An independent copy of this world.
     pub fn fork(&self) -> World {
         World {
             lab: self.lab.fork(),
@@ -75,7 +75,7 @@ impl World {
         }
     }
 
-    /// The guest writes some and zeroes some on every disk.
+    /// The guest writes to every disk and zeroes a part of it.
     pub fn guest_writes(&mut self) {
         self.writes += 1;
         let (byte, place) = (self.writes, usize::from(self.writes) % 2 * CLUSTER);
@@ -88,19 +88,19 @@ impl World {
         }
     }
 
-    /// What the disks hold now.
+    /// The current content of the disks.
     pub fn disks(&self) -> Disks {
         DISKS.map(|disk| (disk, self.lab.disk(DOMAIN, disk))).into()
     }
 
-    /// A backup that nothing happens to, and then the guest goes on writing.
+    /// An undisturbed backup, after which the guest writes again.
     pub fn backup(&mut self, options: &Options) -> Outcome {
         self.reopen();
         let disks = self.disks();
         let outcome = self
             .lab
             .backup_with(DOMAIN, options)
-            .expect("nothing happens to it");
+            .expect("it is not disturbed");
         self.moments.push(Moment {
             id: outcome.point.id.clone(),
             period: outcome.point.period.clone(),
@@ -111,12 +111,12 @@ impl World {
         outcome
     }
 
-    /// A backup by a process that dies with the fuse.
+    /// A backup in a process that dies with the fuse.
     pub fn crash(&mut self, options: &Options, fuse: &Fuse, store: CrashStore) -> Result<Outcome> {
         self.crash_in(fuse, store, |context| backup::backup(DOMAIN, context, options))
     }
 
-    /// The work of a process that dies with the fuse.
+    /// Runs `work` in a process that dies with the fuse.
     pub fn crash_in<T>(
         &mut self,
         fuse: &Fuse,
@@ -143,7 +143,8 @@ impl World {
         outcome
     }
 
-    /// Opens the repository again, as the next process does: after a power cut it may be another folder.
+    /// Opens the repository again, as the next process does. After a power cut it may be another
+    /// folder.
     pub fn reopen(&mut self) {
         let opened = FolderRepository::open_or_create(&self.root(), Arc::new(DiskStore));
         self.lab.repo = Box::new(opened.expect("it can be opened"));
@@ -153,12 +154,13 @@ impl World {
         self.lab.folder.path().join("backups")
     }
 
-    /// Holds the repository against what was there before the crash; adds the restore point of the crashed run if it exists.
+    /// Compares the repository with its state before the crash, and adds the restore point of the
+    /// crashed run if it exists.
     ///
-    /// A restore point of `doomed`, the period that the run was to delete, may be gone with all others of it.
+    /// `doomed` is the period that the run was to delete: all its restore points may be missing.
     pub fn assert_kept(&mut self, doomed: Option<&str>) {
         if !self.root().exists() {
-            // A first backup may be interrupted before there is a repository.
+            // An interrupted first backup may leave no repository at all.
             assert!(self.moments.is_empty());
             return;
         }
@@ -185,7 +187,7 @@ impl World {
         }
         for moment in &self.moments {
             let kept = history.get(&moment.id).expect("it is listed");
-            // The note of a run means nothing once its restore point exists.
+            // Once a restore point exists, the run's journal entry in its folder has no effect.
             let mut files = files_of(&kept.dir());
             files.remove("intent.json");
             let mut before = moment.files.clone();
@@ -193,7 +195,7 @@ impl World {
             assert!(files == before, "the files of {} have changed", moment.id);
             assert_eq!(history.chains.faults(&moment.id), [] as [String; 0]);
         }
-        // The others have been held against their moments before, and their files are the same.
+        // The older points were checked earlier, and their files have not changed.
         if let Some(moment) = self.moments.last().filter(|_| is_new) {
             self.assert_gives_back(moment);
         }
@@ -217,17 +219,17 @@ impl World {
         }
     }
 
-    /// Every restore point gives back its moment.
+    /// Checks that every restore point gives back its disks.
     pub fn assert_all_give_back(&self) {
         self.moments
             .iter()
             .for_each(|moment| self.assert_gives_back(moment));
     }
 
-    /// The next ordinary backup succeeds, is right, and leaves nothing of what the crash left.
+    /// The next ordinary backup succeeds, is correct, and removes everything that the crash left.
     pub fn assert_next_backup_heals(&mut self, options: &Options) -> Level {
         self.guest_writes();
-        // As the program does it.
+        // The program opens or creates the repository in the same way.
         FolderRepository::open_or_create(&self.root(), Arc::new(DiskStore)).expect("it is there or made");
         let outcome = self.backup(options);
         let latest = self.moments.last().expect("it was made");
@@ -253,10 +255,7 @@ impl World {
         for disk in DISKS {
             let bitmaps = lab.host.disk(DOMAIN, disk, |disk| disk.bitmap_names());
             let bitmaps: BTreeSet<&str> = bitmaps.iter().map(String::as_str).collect();
-            assert_eq!(
-                bitmaps, names,
-                "the bitmaps of {disk} are those of the checkpoints"
-            );
+            assert_eq!(bitmaps, names, "the bitmaps of {disk} match the checkpoints");
         }
         let left: Vec<String> = tree(lab.folder.path())
             .into_iter()
@@ -266,7 +265,7 @@ impl World {
         outcome.point.level
     }
 
-    /// How many checkpoints the domain has.
+    /// The number of the domain's checkpoints.
     pub fn checkpoints(&self) -> usize {
         let domain = self.lab.host.domain(DOMAIN).expect("it is there");
         self.lab.host.checkpoints(&domain).expect("they are listed").len()
@@ -296,19 +295,19 @@ pub fn steps_of(mut world: World, options: &Options) -> Vec<String> {
     let fuse = Fuse::default();
     world
         .crash(options, &fuse, CrashStore::new(&fuse))
-        .expect("nothing happens to it");
+        .expect("it is not disturbed");
     fuse.steps()
 }
 
-/// Every number of these steps with each of these ways to end there.
+/// Every step combined with each of these ways to end there.
 pub fn every_end<'a>(steps: &[String], blows: &'a [Blow]) -> impl Iterator<Item = (usize, Blow)> + 'a {
     (0..steps.len()).flat_map(move |number| blows.iter().map(move |blow| (number, *blow)))
 }
 
-/// Says where the run was when an assertion of the work fails.
+/// Runs `work`, and prints the step of the run if an assertion in it fails.
 pub fn at_step<T>(steps: &[String], number: usize, how: &dyn std::fmt::Debug, work: impl FnOnce() -> T) -> T {
-    struct Told(String);
-    impl Drop for Told {
+    struct PrintOnPanic(String);
+    impl Drop for PrintOnPanic {
         fn drop(&mut self) {
             if std::thread::panicking() {
                 eprintln!("{}", self.0);
@@ -316,7 +315,7 @@ pub fn at_step<T>(steps: &[String], number: usize, how: &dyn std::fmt::Debug, wo
         }
     }
     let step = steps.get(number).map_or("after the last", String::as_str);
-    let _told = Told(format!(
+    let _printer = PrintOnPanic(format!(
         "this was step {number} of {} ({step}), {how:?}",
         steps.len()
     ));

@@ -1,4 +1,4 @@
-//! One cell of the matrix: one file damaged in one way, under every verb.
+//! One cell of the matrix: one file with one kind of damage, and every verb.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,12 +20,13 @@ type Checked = Result<(), String>;
 pub struct Cell {
     stage: Stage,
     target: Target,
-    /// The damaged files, with what they were and how they stand.
+    /// The damaged files, each with its former content and its present state.
     damaged: BTreeMap<PathBuf, (Vec<u8>, State)>,
 }
 
 impl Cell {
-    /// Sets the stage and damages the file; `None` where the kind makes no sense for the file.
+    /// Sets the stage and damages the file. Returns `None` if this kind of damage makes no sense
+    /// for it.
     pub fn new(target: Target, kind: Kind) -> Option<Cell> {
         let stage = Stage::beside_another(kind == Kind::OfAnotherDomain);
         let victim = victim(&stage, target);
@@ -49,7 +50,7 @@ impl Cell {
         })
     }
 
-    /// Every verb's turn.
+    /// Runs every verb.
     pub fn play(&mut self) -> Checked {
         self.list().map_err(|what| format!("list: {what}"))?;
         self.status().map_err(|what| format!("status: {what}"))?;
@@ -70,7 +71,7 @@ impl Cell {
         self.damaged.get(path).map_or(State::Same, |(_, found)| *found)
     }
 
-    /// The manifest of a restore point, if it cannot be used: any change shows by its digest.
+    /// The manifest of a restore point if it is unusable. Its digest reveals any change.
     fn lost_manifest(&self, point: usize) -> Option<PathBuf> {
         let path = self.stage.points[point].dir.join("manifest.json");
         (self.found(&path) != State::Same).then_some(path)
@@ -90,7 +91,7 @@ impl Cell {
         found
     }
 
-    /// The files that a look at names and sizes shows, and manifests, which are read whole.
+    /// The damaged files that names and sizes reveal, and damaged manifests, which are read whole.
     fn to_be_told(&self) -> Vec<&Path> {
         let is_told = |(path, (_, found)): &(&PathBuf, &(Vec<u8>, State))| match self.target {
             Target::Intent | Target::Lock => false,
@@ -105,15 +106,16 @@ impl Cell {
         told.map(|(path, _)| path.as_path()).collect()
     }
 
-    /// Every file that is to be told is in the text, and without any the text tells of nothing.
+    /// Checks that the text names every visibly damaged file, and that it is empty if there is
+    /// none.
     fn tells(&self, text: &str) -> Checked {
         let told = self.to_be_told();
         if told.is_empty() && !text.is_empty() {
-            return Err(format!("trouble is told where none is to be seen: {text}"));
+            return Err(format!("no damage is visible, but some is reported: {text}"));
         }
         for path in told {
             if !text.contains(&path.display().to_string()) {
-                return Err(format!("{} is not named: {text:?}", path.display()));
+                return Err(format!("{} is not reported: {text:?}", path.display()));
             }
         }
         Ok(())
@@ -186,7 +188,7 @@ impl Cell {
         };
         let mut ways = Vec::new();
         for disk in 0..DISKS.len() {
-            // Images are digested when they are read, not when a restore is planned.
+            // A restore plan does not read images, so only visible damage stops it.
             let ways_of_disk = self.in_the_way(point, disk).into_iter();
             ways.extend(ways_of_disk.filter(|(_, found)| *found == State::Visible));
         }
@@ -214,13 +216,13 @@ impl Cell {
         }
     }
 
-    /// Who asks for the newest never gets an older one instead.
+    /// A request for the newest restore point never returns an older one.
     fn latest(&self) -> Checked {
         let newest = POINTS - 1;
         let ways = self.in_the_way(newest, 0);
         match self.stage.lab.restored("vm1", "latest", DISKS[0]) {
             Ok(bytes) if bytes != self.stage.points[newest].disks[0] => {
-                Err("an older moment passes for the newest".to_owned())
+                Err("an older restore point was given instead of the newest".to_owned())
             }
             Ok(_) => Ok(()),
             Err(error) => names(&error, &ways),
@@ -265,7 +267,7 @@ impl Cell {
                 .keys()
                 .any(|path| told.contains(&path.display().to_string()))
         {
-            return Err(format!("it does not tell why it is full: {told}"));
+            return Err(format!("it does not say why it is full: {told}"));
         }
         for (disk, name) in DISKS.iter().enumerate() {
             let stands_on_altered = outcome.point.disks[disk].parent.is_some()
@@ -278,7 +280,7 @@ impl Cell {
                     return Err(format!("WRONG BYTES in {name} of the new point"));
                 }
                 Ok(_) => {}
-                // What only a digest shows is not seen before something reads it all.
+                // Damage that only a digest shows is found when the image is read.
                 Err(error) if stands_on_altered => names(&error, &self.in_the_way(POINTS - 1, disk))?,
                 Err(error) => return Err(format!("{name} of the new point: {}", with_sources(&error))),
             }
@@ -288,13 +290,13 @@ impl Cell {
             .iter()
             .find(|(path, bytes)| after.get(*path) != Some(bytes))
         {
-            Some((path, _)) => Err(format!("{path} is not what it was")),
+            Some((path, _)) => Err(format!("{path} has changed")),
             None => Ok(()),
         }
     }
 
-    /// An image that names and sizes show to be damaged is stood upon by nobody; one that is none, where only its bytes are wrong, by chance:
-    /// that a full was made instead is told then.
+    /// A new point never depends on a visibly damaged image. If only the bytes of an image are
+    /// wrong, two outcomes are right: the point depends on it, or it is full and a finding says so.
     fn stands_on_something_sound(&self, disk: usize, saved: &DiskPoint, is_told: bool) -> Checked {
         let is_usable = |point: &usize| {
             let ways = self.in_the_way(*point, disk);
@@ -309,7 +311,7 @@ impl Cell {
         }
         let reason = &saved.reason;
         Err(format!(
-            "it stands upon {parent:?} instead of {best:?}, told: {is_told}: {reason}"
+            "its parent is {parent:?} instead of {best:?}, reported: {is_told}: {reason}"
         ))
     }
 
@@ -319,7 +321,7 @@ impl Cell {
         self.target == Target::Lock && !is_file
     }
 
-    /// The one thing that stops a backup: no lock, no writing.
+    /// An error of a backup is right only if the domain's lock file is unusable.
     fn lock_is_none(&self, error: &Error) -> Checked {
         let text = with_sources(error);
         if self.is_lock_unusable() && text.contains("vm1/.lock") {
@@ -329,14 +331,14 @@ impl Cell {
     }
 }
 
-/// An error of damage has the class of damage, and names one of the files that are in the way.
+/// An error caused by damage has the class of damage and names one of the damaged files.
 fn names(error: &Error, ways: &[(PathBuf, State)]) -> Checked {
     let text = with_sources(error);
     if ways.is_empty() {
         return Err(format!("it needs no damaged file: {text}"));
     }
     let is_known = error.class() == Class::Damaged
-        // A version that is not known yet, and a format that is not ours, are not necessarily damage.
+        // An unknown version or a foreign format is not necessarily damage.
         || matches!(error.cause, Cause::Copy(_) | Cause::WrittenByANewerVmsnap { .. });
     let is_named = ways
         .iter()

@@ -1,4 +1,4 @@
-//! The kinds of damage, and whether names and sizes show them.
+//! The kinds of damage, and whether a file's name and size reveal them.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, symlink};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-/// What happens to a file.
+/// A kind of damage to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     FlipAtTheBeginning,
@@ -52,18 +52,18 @@ impl Kind {
     ];
 }
 
-/// A file about to be damaged, with those that may take its place.
+/// A file that is about to be damaged, and files that may replace it.
 pub struct Victim {
     pub path: PathBuf,
     /// The same file of another restore point.
     pub twin: Option<PathBuf>,
     /// The same file of another domain.
     pub foreign: Option<PathBuf>,
-    /// A free place outside the repository.
+    /// A free path outside the repository.
     pub elsewhere: PathBuf,
 }
 
-/// Damages the file. Returns what was changed: nothing if this kind makes no sense for the file.
+/// Damages the file and returns the changed paths: none if this kind makes no sense for the file.
 pub fn inflict(kind: Kind, victim: &Victim) -> Vec<PathBuf> {
     let path = victim.path.as_path();
     let bytes = fs::read(path).expect("it is sound");
@@ -144,7 +144,7 @@ fn remove(path: &Path) {
     fs::remove_file(path).expect("it was there");
 }
 
-/// The same, as a later version of the format would begin it.
+/// The same content in a later version of its format.
 fn newer(path: &Path, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
     if path.ends_with("manifest.json") {
         let text = String::from_utf8(bytes).expect("JSON");
@@ -160,18 +160,18 @@ fn newer(path: &Path, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
     None
 }
 
-/// How a file stands beside what it was.
+/// A file compared with what it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// As it was.
+    /// The same bytes.
     Same,
-    /// A file of the same length, with other bytes.
+    /// The same length, but other bytes.
     Altered,
-    /// No file, or one of another length.
+    /// A missing file, or another length.
     Visible,
 }
 
-/// How a file stands. What a link leads to is no part of a repository.
+/// The state of a file. A symlink counts as missing, because its target is outside the repository.
 pub fn state(path: &Path, before: &[u8]) -> State {
     match path.symlink_metadata() {
         Ok(found) if found.is_file() && found.len() == before.len() as u64 => {

@@ -1,4 +1,5 @@
-//! Damage outside the matrix: the newest point lost, an intent lost during its job, a checkpoint's file beside a lost manifest.
+//! Damage outside the matrix: the newest point lost, a journal entry lost during its job, a
+//! checkpoint's file whose manifest is lost.
 
 use std::fs;
 

@@ -1,6 +1,7 @@
 //! The damage matrix: every kind of damage to every kind of file, under every verb.
 //!
-//! What is to be expected follows from one rule: a verb fails, or tells, exactly when it needs the file; and then it names it.
+//! The expectations follow from one rule: a verb fails, or reports the damage, exactly when it
+//! needs the file. It then names the file.
 
 mod cell;
 mod kinds;
@@ -18,7 +19,8 @@ use std::time::Duration;
 use cell::Cell;
 use kinds::Kind;
 
-/// The files of a repository. Restore points are counted from 0, which is full; each stands upon the one before.
+/// The files of a repository. Restore points are numbered from 0, which is full; each of the others
+/// depends on the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     Manifest(usize),
@@ -47,7 +49,7 @@ const TARGETS: [Target; 13] = [
     Target::Lock,
 ];
 
-/// More than any verb takes for these small disks by far: who needs longer waits for something that never comes.
+/// A verb that takes longer hangs: on these small disks each takes far less.
 const HANGS: Duration = Duration::from_secs(60);
 
 #[test]
@@ -80,15 +82,15 @@ fn each_verb_on_damage_gives_right_bytes_or_names_the_file() {
     let failures = failures.into_inner().expect("no poison");
     assert!(
         failures.is_empty(),
-        "{} cells fail:\n{}",
+        "{} cells failed:\n{}",
         failures.len(),
         failures.join("\n")
     );
     assert!(run.into_inner() > 200, "most kinds make sense for most files");
 }
 
-/// Plays a cell on a thread of its own: one that panics or hangs is a failure like others. `Ok(false)` where the kind makes no sense for
-/// the file.
+/// Runs a cell on its own thread, so that a panic or a hang counts as a failure. Returns
+/// `Ok(false)` if this kind of damage makes no sense for the file.
 fn in_time(target: Target, kind: Kind) -> Result<bool, String> {
     let (sender, receiver) = channel();
     thread::spawn(move || {

@@ -1,4 +1,5 @@
-//! Random stories with one random change of their files: every restore gives the right bytes or an error.
+//! Random stories with one random change of their files: every restore gives the right bytes or an
+//! error.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ enum Mutation {
     DeleteFolder(Index),
 }
 
-/// Names that a user may give to a folder.
+/// Names that a user may give to a renamed folder.
 #[derive(Clone, Debug)]
 enum Name {
     OtherEnding,
@@ -75,7 +76,7 @@ fn mutation() -> impl Strategy<Value = Mutation> {
     ]
 }
 
-/// Meddles with what lies below `root`. Where a place is taken already, nothing happens.
+/// Applies a change to the files below `root`. Does nothing if the new path is already taken.
 fn meddle(root: &Path, mutation: &Mutation) {
     let (folders, files): (Vec<PathBuf>, Vec<PathBuf>) = tree(root)
         .into_iter()
@@ -100,7 +101,8 @@ fn meddle(root: &Path, mutation: &Mutation) {
             write(file(at), bytes);
         }
         Mutation::Overwrite { with, of, at } => {
-            // A piece of one file lands in another, as with a block of a disk written to the wrong place.
+            // A part of one file overwrites a part of another, as when a disk writes a block to the
+            // wrong place.
             let mut bytes = read(file(of));
             let piece = read(file(with));
             let start = at.index(bytes.len().max(1)) / 512 * 512;
@@ -188,7 +190,8 @@ proptest! {
             match lab.restored("vm1", id, "vda") {
                 Ok(restored) => prop_assert!(restored == *bytes, "wrong bytes at {}", id),
                 Err(error) => {
-                    // What is shown as whole fails by a digest only, never by something missing.
+                    // A point that is shown as whole fails only by a digest, never by a missing
+                    // file.
                     prop_assert!(
                         !shown_whole || matches!(error.cause, vmsnap::ops::Cause::Copy(_)),
                         "{} is shown as whole: {}", id, error

@@ -1,4 +1,5 @@
-//! The repository whose files are damaged: four restore points of two disks, another domain, a dead run.
+//! The repository whose files are damaged: four restore points of two disks, on request another
+//! domain, and the leftover of a killed run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,23 +10,23 @@ use vmsnap::host::Host;
 use crate::lab::{CLUSTER, DEAD, InFolder, Lab, tree};
 
 pub const DISKS: [&str; 2] = ["vda", "vdb"];
-/// How many restore points there are: a full one, then incremental ones.
+/// The number of restore points: a full one, then incremental ones.
 pub const POINTS: usize = 4;
 
-/// One moment of the domain.
+/// One restore point of the domain.
 pub struct Moment {
     pub id: String,
     pub dir: PathBuf,
-    /// The bytes of each disk then, in the order of [`DISKS`].
+    /// The bytes of each disk at that moment, in the order of [`DISKS`].
     pub disks: [Vec<u8>; 2],
 }
 
 pub struct Stage {
     pub lab: Lab,
     pub points: Vec<Moment>,
-    /// The folders of the same story of another domain, where it was asked for.
+    /// The folders of another domain with the same story, if it was requested.
     pub foreign: Vec<PathBuf>,
-    /// What a run that was killed has left.
+    /// The folder that a killed run left.
     pub leftover: PathBuf,
 }
 
@@ -34,7 +35,7 @@ impl Stage {
         Stage::beside_another(false)
     }
 
-    /// The stage, on request with another domain that has the same story.
+    /// The stage, with another domain that has the same story if `has_other` is set.
     pub fn beside_another(has_other: bool) -> Stage {
         let mut lab = Lab::new();
         let points = story(&mut lab, "vm1", 1);
@@ -52,12 +53,12 @@ impl Stage {
         }
     }
 
-    /// The folder of the period in which everything of the domain lies.
+    /// The folder of the period that holds all restore points.
     pub fn period(&self) -> PathBuf {
         self.points[0].dir.parent().expect("a period").to_owned()
     }
 
-    /// The guest writes.
+    /// The guest writes this byte to every disk.
     pub fn write(&self, byte: u8) {
         for disk in DISKS {
             self.lab
@@ -66,7 +67,7 @@ impl Stage {
         }
     }
 
-    /// The content of every kept file of the domain: what a later run may change none of.
+    /// The content of every kept file of the domain, which a later run must not change.
     pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {
         let root = self.lab.root().join("vm1");
         let is_kept = |path: &String| {
@@ -92,7 +93,7 @@ fn story(lab: &mut Lab, domain: &str, seed: u8) -> Vec<Moment> {
     let mut points = Vec::new();
     for number in 0..POINTS as u8 {
         let byte = seed + number;
-        // Other variables each time, as other XML: what is exchanged is then to be seen.
+        // Each point has its own UEFI variables and XML, so that an exchanged file is recognisable.
         lab.host.set_nvram(domain, &[byte; 300]);
         lab.host.disk(domain, DISKS[0], |disk| {
             let start = usize::from(number) * CLUSTER;
@@ -131,7 +132,8 @@ fn definition(name: &str, uuid: &str) -> String {
     )
 }
 
-/// A run was killed; its job has ended since, as when QEMU was started again. Its checkpoint is still there.
+/// A run was killed and its job has ended since, as after a restart of QEMU. Its checkpoint still
+/// exists.
 fn leave_a_dead_run(lab: &Lab) -> PathBuf {
     let leftover = lab.leave_dead_run("vm1", DEAD);
     let domain = lab.host.domain("vm1").expect("it is there");
@@ -139,7 +141,7 @@ fn leave_a_dead_run(lab: &Lab) -> PathBuf {
     leftover
 }
 
-/// Whether a path is that of a restore point's own file.
+/// Whether a path is a file directly in this folder.
 pub fn is_below(path: &Path, dir: &Path) -> bool {
     path.parent() == Some(dir)
 }

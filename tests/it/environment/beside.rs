@@ -1,4 +1,5 @@
-//! Reading while another run writes and prunes: a right answer or a clear error, no false alarm, no wrong bytes.
+//! Verbs that read while another run writes and prunes: they return the right answer or a clear
+//! error, with no false alarm and no wrong bytes.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +24,8 @@ use crate::lab::{CLUSTER, InFolder, Lab, NAMES, tree};
 
 const OCTOBER: &str = "vmsnap-backup-monthly-2026-10";
 
-/// A domain of two disks with a full and an incremental restore point in October, whose next backup prunes them; and what the disks held then.
+/// A domain with two disks and, in October, a full and an incremental restore point, which its next
+/// backup prunes. Also returns the content of the disks at the newest of them.
 fn due_for_pruning() -> (Lab, [Vec<u8>; 2]) {
     let mut lab = Lab::in_memory();
     lab.at("2026-10-20T02:00:00+02:00[Europe/Berlin]");
@@ -43,13 +45,13 @@ fn due_for_pruning() -> (Lab, [Vec<u8>; 2]) {
     (lab, disks)
 }
 
-/// Another run backs the domain up and prunes October.
+/// Another run backs up the domain and prunes October.
 fn prune_october(lab: &Lab) {
-    let outcome = watched(lab, "vm1", &Lab::pruning(), |_| {}).expect("it has nothing to do with who reads");
+    let outcome = watched(lab, "vm1", &Lab::pruning(), |_| {}).expect("readers do not disturb it");
     assert_eq!(outcome.prune, Some(PruneOutcome::Deleted(OCTOBER.to_owned())));
 }
 
-/// Prunes at the event of this number; whether it came so far.
+/// Prunes at the event with this number, and records whether that event was reached.
 struct PruneAt<'a> {
     lab: &'a Lab,
     moment: usize,
@@ -95,7 +97,7 @@ fn restore_during_a_prune_is_right_or_a_clear_error() {
             ..lab.restoring()
         };
         let plan = restore::plan("vm1", lab.repo.as_ref(), None, &options).expect("it is all there");
-        // The very first moment lies between the plan and the restore.
+        // Moment 0 lies between the plan and the restore.
         let pruner = PruneAt::new(&lab, usize::wrapping_sub(moment, 1));
         if moment == 0 {
             prune_october(&lab);
@@ -155,7 +157,7 @@ fn verify_during_a_prune_reports_no_damage() {
     assert!(left_out > 2, "{left_out} were left out");
 }
 
-/// The folder of a period goes at some moment while it is being read, hundreds of times.
+/// The folder of a period is removed while it is being read, hundreds of times.
 #[test]
 fn period_pruned_during_list_is_shown_whole_or_not_at_all() {
     let mut base = Lab::in_memory();
@@ -170,14 +172,14 @@ fn period_pruned_during_list_is_shown_whole_or_not_at_all() {
         let is_gone = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
-                // At another place of the reading each time.
+                // Each round removes it at another point of the reading.
                 for _ in 0..round % 7 {
                     let _ = repository.history();
                 }
                 let locked = repository.try_lock().expect("nobody else writes");
                 locked
                     .remove_period("vmsnap-backup-monthly-2026-11")
-                    .expect("it goes");
+                    .expect("it is removed");
                 is_gone.store(true, Ordering::SeqCst);
             });
             loop {
@@ -198,7 +200,7 @@ fn period_pruned_during_list_is_shown_whole_or_not_at_all() {
             }
         });
     }
-    assert!(gone_in_time > 0, "some were read while the removal went on");
+    assert!(gone_in_time > 0, "some were read during the removal");
 }
 
 #[test]
@@ -226,11 +228,11 @@ fn list_and_verify_ignore_a_running_backup() {
         "vm1",
         &Lab::options(),
         super::once_copying(|| {
-            let found = look(&lab).expect("nobody has to wait");
+            let found = look(&lab).expect("readers do not wait");
             told.lock().expect("no panic").extend(found);
         }),
     )
-    .expect("readers are in nobody's way");
+    .expect("readers do not disturb a backup");
     assert_eq!(*told.lock().expect("no panic"), [""; 0]);
 
     let period = lab.history("vm1").kept[0]
@@ -241,7 +243,7 @@ fn list_and_verify_ignore_a_running_backup() {
     let third = lab.history("vm1").kept[2].dir().clone();
     fs::remove_dir_all(&third).expect("by hand");
     let known = period.join(".committed").join(third.file_name().expect("a name"));
-    fs::remove_file(known).expect("and on purpose");
+    fs::remove_file(known).expect("the record is removed too");
     fs::create_dir(period.join("2026-11-03T20-00-00Z.partial")).expect("new");
     assert_eq!(look(&lab).expect("both work"), ["unfinished-run"; 2]);
 }
@@ -253,7 +255,7 @@ fn only_a_dead_runs_checkpoint_is_an_inconsistency() {
     let look = |lab: &Lab| lab.status("vm1");
     let during = Mutex::new(None);
     let watch = super::once_copying(|| *during.lock().expect("no panic") = Some(look(&lab)));
-    watched(&lab, "vm1", &Lab::options(), watch).expect("readers are in nobody's way");
+    watched(&lab, "vm1", &Lab::options(), watch).expect("readers do not disturb a backup");
     let during = during.into_inner().expect("no panic").expect("it copied");
     assert!(during.writer.is_some() && during.checkpoints.len() == 3);
     assert_eq!(during.inconsistencies, [""; 0]);
@@ -281,7 +283,7 @@ fn later_verify_findings_survive_an_earlier_one_that_ends_last() {
     lab.pass(Span::new().minutes(10));
     let later = std::sync::Once::new();
     let monitor = Watch(|event: &Event<'_>| {
-        // The last file: the images have been read.
+        // The checkpoint's file is read last, so the images have been read.
         if matches!(event, Event::FileEnds { file, .. } if file.ends_with(&format!("{}.xml", NAMES[1]))) {
             later.call_once(|| {
                 let mut bytes = fs::read(&newest).expect("it can be read");
@@ -295,11 +297,12 @@ fn later_verify_findings_survive_an_earlier_one_that_ends_last() {
                     &silent,
                     &Stop::default(),
                 );
-                assert!(!found.expect("there are some").is_sound());
+                assert!(!found.expect("there are restore points").is_sound());
             });
         }
     });
-    let outcome = verify("vm1", lab.repo.as_ref(), &earlier, &monitor, &Stop::default()).expect("some");
+    let outcome = verify("vm1", lab.repo.as_ref(), &earlier, &monitor, &Stop::default())
+        .expect("there are restore points");
     assert!(later.is_completed() && outcome.is_sound());
     let history = lab.history("vm1");
     assert!(!history.chains.latest().expect("two").suspected_damage.is_empty());
@@ -307,11 +310,12 @@ fn later_verify_findings_survive_an_earlier_one_that_ends_last() {
     assert_eq!(
         proofs.len(),
         3,
-        "both of the newest, one of the other: {proofs:?}"
+        "two of the newest point, one of the other: {proofs:?}"
     );
 }
 
-/// What one reader remembers, no other one forgets: the next backup relies on it.
+/// A verification keeps the records that another process wrote during it: the next backup relies on
+/// them.
 #[test]
 fn verify_keeps_damage_records_of_a_point_made_meanwhile() {
     let mut lab = Lab::new();

@@ -1,4 +1,4 @@
-//! A domain that goes away or is busy, an export that breaks, two runs at once.
+//! A domain that disappears or is busy, an export that breaks, two runs at once.
 
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::lab::{CLUSTER, Lab, NAMES, tree};
 
-/// Bounds waits that would otherwise hang the test; nothing is measured by it.
+/// A bound on waits, so that a fault cannot hang the test. It measures nothing.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
@@ -34,10 +34,14 @@ fn of_two_runs_at_once_one_is_refused_and_the_other_succeeds() {
                 "vm1",
                 &Lab::options(),
                 once_copying(move || {
-                    is_copying.lock().expect("mine").send(()).expect("somebody waits");
+                    is_copying
+                        .lock()
+                        .expect("no panic")
+                        .send(())
+                        .expect("the main thread waits");
                     went_on
                         .lock()
-                        .expect("mine")
+                        .expect("no panic")
                         .recv_timeout(PATIENCE)
                         .expect("it goes on");
                 }),
@@ -45,7 +49,7 @@ fn of_two_runs_at_once_one_is_refused_and_the_other_succeeds() {
         });
         copying.recv_timeout(PATIENCE).expect("the first one copies");
         let during = tree(&lab.root());
-        let refused = watched(lab, "vm1", &Lab::options(), |_| {}).expect_err("the other one writes");
+        let refused = watched(lab, "vm1", &Lab::options(), |_| {}).expect_err("another run writes");
         assert_eq!(refused.class(), Class::Locked, "{refused}");
         assert_names(&refused, &lab.root().display().to_string(), "refused");
         assert_eq!(tree(&lab.root()), during, "nothing else has changed");
@@ -72,8 +76,8 @@ fn runs_of_two_domains_at_once_both_succeed() {
     let meet = |mine: std::sync::mpsc::Sender<()>, other: std::sync::mpsc::Receiver<()>| {
         let ends = Mutex::new((mine, other));
         once_copying(move || {
-            let ends = ends.lock().expect("mine");
-            ends.0.send(()).expect("the other one waits");
+            let ends = ends.lock().expect("no panic");
+            ends.0.send(()).expect("the other run waits");
             ends.1.recv_timeout(PATIENCE).expect("the other one copies too");
         })
     };
@@ -110,7 +114,7 @@ fn a_domain_that_goes_away_in_mid_run_is_an_error_that_names_it() {
     assert_names(&error, "vm1", "gone");
     assert_unchanged(&before, &kept_files(&lab.root()), "gone");
     assert_eq!(lab.history("vm1").kept.len(), 2, "nothing was committed");
-    // The intent stays, and other domains go on.
+    // The journal entry stays, and other domains are backed up.
     assert_next_run_heals(&mut lab, "vm2", "the other");
     let error = lab.backup("vm1").expect_err("still gone");
     assert_eq!(error.class(), Class::NotFound, "{error}");
@@ -123,7 +127,7 @@ fn a_domain_that_goes_away_in_mid_run_is_an_error_that_names_it() {
     {
         lab.restored("vm1", &id, "vda").expect("the domain is not needed");
     }
-    // The domain is created again under the same name.
+    // A new domain gets the same name.
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
     lab.host.change("vm1", |domain| {
         domain.uuid = "11111111-0000-4000-8000-000000000001".into();
@@ -133,7 +137,7 @@ fn a_domain_that_goes_away_in_mid_run_is_an_error_that_names_it() {
     assert!(
         outcome.point.disks[0]
             .reason
-            .contains("another domain of that name"),
+            .contains("another domain with the same name"),
         "{}",
         outcome.point.disks[0].reason
     );

@@ -1,4 +1,5 @@
-//! Failures of target, clock, domain and export: nothing kept is lost, and the next run repairs the rest.
+//! Failures of target, clock, domain and export: nothing that is kept is lost, and the next run
+//! repairs the rest.
 
 mod beside;
 mod domain;
@@ -16,7 +17,7 @@ use vmsnap::ops::{Error, Event, Monitor, Result};
 
 use crate::lab::{CLUSTER, Lab, tree};
 
-/// A monitor that meddles while a verb works.
+/// A monitor that runs a closure at every event.
 struct Watch<F>(F);
 
 impl<F: Fn(&Event<'_>) + Send + Sync> Monitor for Watch<F> {
@@ -25,7 +26,7 @@ impl<F: Fn(&Event<'_>) + Send + Sync> Monitor for Watch<F> {
     }
 }
 
-/// Does something as soon as the first disk is being copied.
+/// Calls `act` once, when the first disk begins to be copied.
 fn once_copying(act: impl Fn() + Send + Sync) -> impl Fn(&Event<'_>) + Send + Sync {
     let done = std::sync::Once::new();
     move |event| {
@@ -58,7 +59,7 @@ fn two_points(lab: &mut Lab, domain: &str) {
         .disk(domain, "vda", |disk| disk.write(2 * CLUSTER, &[3; CLUSTER]));
 }
 
-/// The content of every committed file below the repository's root, or another folder.
+/// The content of every committed file below a folder, such as the repository's root.
 fn kept_files(root: &std::path::Path) -> BTreeMap<String, Vec<u8>> {
     let is_kept = |path: &String| {
         let is_finished = path.contains(".full/") || path.contains(".inc/") || path.contains("/checkpoints/");
@@ -73,17 +74,14 @@ fn kept_files(root: &std::path::Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// All that was there before is there as it was.
+/// Checks that every earlier file still has its content.
 fn assert_unchanged(before: &BTreeMap<String, Vec<u8>>, after: &BTreeMap<String, Vec<u8>>, case: &str) {
     for (path, content) in before {
-        assert!(
-            after.get(path) == Some(content),
-            "{case}: {path} is not what it was"
-        );
+        assert!(after.get(path) == Some(content), "{case}: {path} has changed");
     }
 }
 
-/// No job is active, and every checkpoint of ours is one of a restore point.
+/// Checks that no job is active and that every checkpoint of ours belongs to a restore point.
 fn assert_nothing_left(lab: &Lab, domain: &str, case: &str) {
     assert!(!lab.host.has_job(domain), "{case}: a job is left");
     let history = lab.history(domain);
@@ -109,7 +107,8 @@ fn assert_nothing_left(lab: &Lab, domain: &str, case: &str) {
     );
 }
 
-/// The next ordinary run goes well, gives back what the disk holds, and leaves nothing of the failure.
+/// Checks that the next ordinary run succeeds, saves the disk correctly, and removes what the
+/// failure left.
 fn assert_next_run_heals(lab: &mut Lab, domain: &str, case: &str) -> Outcome {
     lab.host
         .disk(domain, "vda", |disk| disk.write(3 * CLUSTER + 5, &[0x77; 50]));
@@ -125,7 +124,7 @@ fn assert_next_run_heals(lab: &mut Lab, domain: &str, case: &str) -> Outcome {
     outcome
 }
 
-/// Every restore point that is listed is whole.
+/// Checks that every listed restore point is whole.
 fn assert_whole(lab: &Lab, domain: &str, case: &str) {
     let history = lab.history(domain);
     assert!(history.findings.is_empty(), "{case}: {:?}", history.findings);

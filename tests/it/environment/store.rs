@@ -1,4 +1,4 @@
-//! Every write, sync, rename and removal fails in turn, in every way a file system can fail.
+//! Every write, sync, rename and removal fails in turn, in each way that a file system can fail.
 
 use std::fs;
 use std::io;
@@ -16,19 +16,19 @@ use vmsnap::ops::backup::Options;
 use super::{assert_next_run_heals, assert_unchanged, kept_files, two_points};
 use crate::lab::{CLUSTER, Lab, NAMES};
 
-/// A file system that begins to fail at one of its calls.
+/// A file system that starts to fail at one of its calls.
 struct FailingStore(Arc<Plan>);
 
 struct Plan {
     calls: AtomicUsize,
     /// The first call that fails; `usize::MAX` for none.
     first: AtomicUsize,
-    /// How many calls fail.
+    /// The number of calls that fail.
     count: usize,
     errno: Errno,
-    /// As long as this file is there, there is no room for anything new.
+    /// While this file exists, nothing new can be created.
     hog: OnceLock<PathBuf>,
-    /// Folders stay, whatever is said about it.
+    /// Whether removing a folder reports success but leaves the folder.
     keeps_dirs: AtomicBool,
 }
 
@@ -64,7 +64,7 @@ impl Plan {
 }
 
 impl Plan {
-    /// A call that needs room, unless something is there already.
+    /// A call that needs room unless the file already exists.
     fn call_for_room(&self, path: &Path) -> io::Result<()> {
         self.call()?;
         let is_full = self.hog.get().is_some_and(|hog| hog.exists());
@@ -105,7 +105,7 @@ impl Store for FailingStore {
 
     fn create_file(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         if let Err(error) = self.0.call_for_room(path) {
-            // What a full disk leaves is a file with a part of it.
+            // A full disk leaves a file with a part of its content.
             if self.0.errno == Errno::NOSPC {
                 fs::write(path, &content[..content.len() / 2])?;
             }
@@ -157,12 +157,12 @@ impl ImageFile for FailingImage {
     }
 }
 
-/// What is being done when the file system fails.
+/// The operation during which the file system fails.
 #[derive(Clone, Copy, Debug)]
 enum Scene {
     FirstBackup,
     Incremental,
-    /// The first of a new period, which deletes the one before.
+    /// The first backup of a new period, which deletes the period before.
     NewPeriodWithPrune,
 }
 
@@ -189,14 +189,14 @@ fn staged(scene: Scene, plan: &Arc<Plan>) -> Lab {
     lab
 }
 
-/// Plays a scene once per call of the store, each time with another call failing, and the run after it.
+/// Runs a scene once for each call of the store, with that call failing, and then the next run.
 fn every_call_fails(scene: Scene, errno: Errno, count: usize) {
     let rehearsal = Plan::new(errno, count);
     let mut lab = staged(scene, &rehearsal);
     rehearsal.fail_from(usize::MAX);
     lab.backup_with("vm1", &options(scene)).expect("all goes well");
     let calls = rehearsal.calls();
-    assert!(calls > 12, "{calls} calls are fewer than a backup takes");
+    assert!(calls > 12, "a backup takes more than {calls} calls");
     for call in 0..calls {
         let case = format!("{scene:?}, {errno:?} at call {call} of {calls}, {count} times");
         let plan = Plan::new(errno, count);
@@ -209,7 +209,7 @@ fn every_call_fails(scene: Scene, errno: Errno, count: usize) {
         let after = kept_files(&lab.root());
         let history = lab.history("vm1");
         match result {
-            // What fails after the commit costs no more than a finding, and pruning may have begun.
+            // After the commit a failure causes only a finding. Pruning may have begun.
             Ok(outcome) => {
                 let restored = lab.restored("vm1", &outcome.point.id, "vda");
                 assert!(restored.expect("it exists") == lab.disk("vm1", "vda"), "{case}");
@@ -232,12 +232,13 @@ fn every_call_fails(scene: Scene, errno: Errno, count: usize) {
                 );
                 assert!(
                     history.kept.len() <= points + 1,
-                    "{case}: at most the one whose name is not yet safe from a crash"
+                    "{case}: at most the point whose rename was not synced"
                 );
             }
         }
         assert!(!lab.host.has_job("vm1"), "{case}: a job is left");
-        // Without room, even the note may not be written, or not be removed: nothing but the folder is left then.
+        // Without room the journal entry may not be written or removed, so that only the folder is
+        // left. The points stay whole.
         lab.history("vm1").kept.iter().for_each(|kept| {
             let id = &kept.manifest.point.id;
             assert!(history.chains.faults(id).is_empty(), "{case}: {id}");
@@ -269,7 +270,7 @@ fn repair_without_effect_is_given_up_with_an_error() {
     let partial = "vm1/vmsnap-backup-monthly-2026-11/2026-11-03T05-00-00Z.partial";
     fs::create_dir(lab.root().join(partial)).expect("new");
     plan.keeps_dirs.store(true, Ordering::SeqCst);
-    let error = with_sources(&lab.backup("vm1").expect_err("it is there for ever"));
+    let error = with_sources(&lab.backup("vm1").expect_err("it cannot be removed"));
     assert!(
         error.contains(partial) && error.contains("is still there after"),
         "{error}"

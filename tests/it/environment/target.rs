@@ -1,4 +1,4 @@
-//! Targets that are removed, replaced or unmounted, during and between runs.
+//! Targets that are removed, replaced or unmounted, during a run and between runs.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,12 +14,12 @@ use super::{
 };
 use crate::lab::{Lab, NAMES, tree};
 
-/// Where the repository lies while it is not where it belongs, as a file system that is not mounted.
+/// The repository's path while its file system is not mounted.
 fn away(lab: &Lab) -> PathBuf {
     lab.folder.path().join("away")
 }
 
-/// The file system is gone: at its mount point is an empty folder.
+/// Unmounts the file system: its mount point is now an empty folder.
 fn unmount(root: &PathBuf, away: &PathBuf) {
     fs::rename(root, away).expect("moved");
     fs::create_dir(root).expect("an empty folder");
@@ -58,7 +58,7 @@ fn target_removed_mid_run_is_a_named_error_and_not_recreated() {
     );
 }
 
-/// The next run makes a full backup. Returns the codes of its findings.
+/// Checks that the next run makes a full backup, and returns the codes of its findings.
 fn assert_full_after_loss(lab: &mut Lab) -> Vec<String> {
     let outcome = lab.backup("vm1").expect("a full");
     assert_eq!(outcome.point.parent, None);
@@ -84,7 +84,7 @@ fn nothing_is_written_below_a_target_unmounted_mid_run() {
     assert_names(&error, &root.display().to_string(), "unmounted");
     assert_eq!(tree(&root), Vec::<String>::new());
     assert!(!lab.host.has_job("vm1"));
-    // The same run goes on with the next domain.
+    // The next domain of the same run fails too.
     let error = lab.backup("vm2").expect_err("the target is another");
     assert_eq!(error.class(), Class::Repository, "{error}");
     assert_names(&error, &root.display().to_string(), "the next domain");
@@ -110,10 +110,10 @@ fn unmounted_target_is_reported_as_far_as_it_can_be_known() {
         .findings
         .iter()
         .find(|found| found.code == "repository-without-its-past");
-    let message = &found.expect("told").message;
+    let message = &found.expect("a finding").message;
     assert!(message.contains(&root.display().to_string()), "{message}");
     assert_nothing_but_earlier_checkpoints(&lab);
-    // The second one has a past.
+    // The second backup has earlier restore points in its repository.
     let codes: Vec<String> = lab
         .backup("vm1")
         .expect("an incremental")
@@ -126,11 +126,14 @@ fn unmounted_target_is_reported_as_far_as_it_can_be_known() {
     fs::rename(&away, &root).expect("mounted again");
     lab.repo = Box::new(FolderRepository::open(&root, Arc::new(DiskStore)).expect("it is back"));
     let outcome = lab.backup("vm1").expect("an incremental");
-    assert!(outcome.point.parent.is_some(), "the old checkpoints still serve");
+    assert!(
+        outcome.point.parent.is_some(),
+        "the old checkpoints are still usable"
+    );
     lab.assert_gives_back("vm1", "vda");
 }
 
-/// Those of the repository that is away are left alone.
+/// The checkpoints of the repository that is not mounted are kept.
 fn assert_nothing_but_earlier_checkpoints(lab: &Lab) {
     assert!(!lab.host.has_job("vm1"));
     let names = lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());

@@ -45,7 +45,7 @@ fn clock_set_back_across_months_leaves_whole_chains() {
         outcome.point.period
     );
     let latest = lab.latest("vm1");
-    assert_eq!(latest, outcome.point.id, "order stays by sequence");
+    assert_eq!(latest, outcome.point.id, "the order follows the sequence");
     assert_unchanged(&before, &kept_files(&lab.root()), "right again");
 }
 
@@ -56,7 +56,7 @@ fn wrong_clock_deletes_nothing_newer_than_its_present() {
     lab.at("2026-12-05T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("December's full");
     let before = kept_files(&lab.root());
-    // An empty battery, or a mistyped month.
+    // The clock is wrong because of an empty battery or a mistyped month.
     for time in ["2000-01-20T02:00:00+01:00", "2026-11-20T02:00:00+01:00"] {
         lab.at(&format!("{time}[Europe/Berlin]"));
         lab.host.disk("vm1", "vda", |disk| disk.write(0, &[9; CLUSTER]));
@@ -100,7 +100,7 @@ fn period_written_by_a_wrong_clock_is_pruned_later() {
     let newest = lab.backup("vm1").expect("the newest, by a wrong clock");
     lab.at("2026-12-21T02:00:00+01:00[Europe/Berlin]");
     let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("a backup");
-    // December's newest is now newer than what lies in November: it may go.
+    // December's newest point is now newer than the point in November, which may be pruned.
     assert!(outcome.point.sequence > newest.point.sequence);
     assert!(
         matches!(outcome.prune, Some(PruneOutcome::Deleted(_))),

@@ -1,4 +1,4 @@
-//! The kinds of repositories that the suite runs for, and how their points are made.
+//! The kinds of repositories that the suite runs for, and how it makes restore points.
 
 use std::sync::Arc;
 
@@ -17,21 +17,21 @@ use vmsnap::testkit::MemoryRepository;
 
 use crate::lab::CLUSTER;
 
-/// The period of every point that names no other.
+/// The default period of a point.
 pub const PERIOD: &str = "vmsnap-backup-monthly-2026-11";
 
 /// The domain's definition in every point.
 pub const DEFINITION: &[u8] = b"<domain type='kvm'/>";
 
-/// A kind of repository, empty at first.
+/// A kind of repository, initially empty.
 pub trait Kind {
     fn repository(&self) -> Box<dyn Repository>;
 
-    /// Changes a stored byte of data of a disk.
+    /// Changes a byte of a disk's stored data.
     fn damage(&self, domain: &str, id: &str, target: &str);
 }
 
-/// In a folder.
+/// A repository in a folder.
 pub struct Folder(tempfile::TempDir);
 
 impl Default for Folder {
@@ -53,13 +53,13 @@ impl Kind for Folder {
         let kept = history.get(id).expect("it is kept");
         let path = std::path::Path::new(&kept.location).join(format!("{target}.qcow2"));
         let mut image = std::fs::read(&path).expect("an image");
-        // Data comes first in an image, behind its header.
+        // Data comes first in an image, after its header.
         image[CLUSTER + 10] ^= 1;
         std::fs::write(&path, image).expect("written");
     }
 }
 
-/// In memory.
+/// A repository in memory.
 #[derive(Default)]
 pub struct Memory(MemoryRepository);
 
@@ -73,12 +73,12 @@ impl Kind for Memory {
     }
 }
 
-/// The moment of a point.
+/// The time of a point.
 pub fn moment(number: i64) -> Timestamp {
     Timestamp::from_second(1_793_667_600 + 600 * number).expect("in range")
 }
 
-/// A point about to be made: one disk, `vda`.
+/// The maker of a point with one disk, `vda`.
 pub struct Maker<'a> {
     pub domain: &'a dyn DomainRepository,
     pub period: &'a str,
@@ -94,7 +94,7 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Makes a restore point of these blocks, upon that one, and gives its id.
+    /// Makes a restore point of these blocks that depends on `parent`, and returns its id.
     pub fn make(&self, size: u64, blocks: Vec<Block>, parent: Option<&str>) -> String {
         let writer = self.domain.try_lock().expect("nobody else writes");
         let history = writer.history().expect("it can be read");
@@ -104,7 +104,7 @@ impl<'a> Maker<'a> {
         pending.id().to_owned()
     }
 
-    /// Writes everything except the manifest, which is given.
+    /// Writes everything except the manifest, and returns the manifest.
     pub fn fill(
         &self,
         pending: &dyn PendingPoint,
@@ -180,7 +180,7 @@ pub fn data(cluster: usize, bytes: &[u8]) -> Block {
     }
 }
 
-/// So many bytes of zero at this cluster.
+/// A block of this many zero bytes at this cluster.
 pub fn zero(cluster: usize, length: usize) -> Block {
     Block {
         offset: (cluster * CLUSTER) as u64,
@@ -188,7 +188,7 @@ pub fn zero(cluster: usize, length: usize) -> Block {
     }
 }
 
-/// How a source is opened.
+/// The options to open a source.
 pub fn reading(stop: &Stop) -> SourceOptions {
     SourceOptions {
         pool: BufferPool::new(4, 4 * CLUSTER),
@@ -213,7 +213,7 @@ pub fn read_through(domain: &dyn DomainRepository, id: &str) -> Result<Vec<u8>, 
     Ok(disk)
 }
 
-/// Whether an error tells of damage.
+/// Whether an error reports damage.
 pub fn is_damage(error: &RepoError) -> bool {
     matches!(error, RepoError::Blocks(error) if error.kind == BlockErrorKind::Damaged)
 }

@@ -1,4 +1,4 @@
-//! What every kind of repository has to do, written against its interface and run for each kind.
+//! The suite that every kind of repository has to pass, written against the repository's interface.
 
 mod kinds;
 mod model;
@@ -7,7 +7,7 @@ mod verbs;
 
 use kinds::{Folder, Memory};
 
-/// Runs these functions of a module for every kind of repository.
+/// Makes a test of each of these functions for every kind of repository.
 macro_rules! for_every_kind {
     ($($module:ident::$name:ident),* $(,)?) => {
         mod folder {

@@ -1,4 +1,4 @@
-//! Random disks in a chain against plain bytes.
+//! Random disks in a chain, compared with plain bytes.
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -30,14 +30,15 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// The clusters of a disk that have to be in an incremental restore point, or all.
+/// The clusters of a disk that an incremental restore point has to hold; all of them if there is no
+/// `before`.
 fn blocks(disk: &[u8], before: Option<&[u8]>) -> Vec<Block> {
     let chunks = disk.chunks(CLUSTER).enumerate();
     let is_changed = |number: usize, now: &[u8]| {
         let Some(before) = before else { return true };
         let start = (number * CLUSTER).min(before.len());
         let end = (number * CLUSTER + now.len()).min(before.len());
-        // What is new is zero by itself.
+        // Bytes beyond the old end count as zero before.
         let then = &before[start..end];
         now[..then.len()] != *then || now[then.len()..].iter().any(|byte| *byte != 0)
     };
@@ -103,7 +104,7 @@ fn tell(domain: &dyn DomainRepository, story: &[Act], seed: u64) -> Result<(), T
     Ok(())
 }
 
-/// The disk read here and there.
+/// Reads the disk at random places and compares.
 fn agrees(domain: &dyn DomainRepository, id: &str, disk: &[u8], seed: u64) -> Result<(), TestCaseError> {
     let history = domain.history().expect("it can be read");
     let reader = domain
@@ -112,7 +113,7 @@ fn agrees(domain: &dyn DomainRepository, id: &str, disk: &[u8], seed: u64) -> Re
     prop_assert_eq!(reader.size(), disk.len() as u64);
     let mut at = 0;
     for extent in reader.extents(0..reader.size()) {
-        let extent = extent.expect("it is told");
+        let extent = extent.expect("the extent is known");
         prop_assert!(extent.offset == at && extent.length > 0, "{:?}", extent);
         let range = at as usize..(at + extent.length) as usize;
         if extent.stored == Stored::Zero {

@@ -1,4 +1,4 @@
-//! Restore points: made, seen, removed, damaged, proved.
+//! Restore points: made, listed, removed, damaged, verified.
 
 use vmsnap::model::block::BlockErrorKind;
 use vmsnap::model::chain::{Concern, MissedWrite};
@@ -17,7 +17,7 @@ fn domain(kind: &dyn Kind) -> Box<dyn DomainRepository> {
     kind.repository().domain("vm1").expect("a name that fits")
 }
 
-/// A full restore point and one upon it, with the disk of each.
+/// A full restore point and one that depends on it, with the disk of each.
 fn two_points(domain: &dyn DomainRepository) -> [(String, Vec<u8>); 2] {
     let first = Maker::new(domain, 0).make(SIZE, vec![data(0, &[1; 2 * CLUSTER])], None);
     let changed = vec![data(1, &[2; CLUSTER]), zero(2, CLUSTER), data(3, &[3; CLUSTER])];
@@ -35,7 +35,7 @@ fn ids(domain: &dyn DomainRepository) -> Vec<String> {
     let points = history.chains.points().iter();
     let ids: Vec<String> = points.map(|kept| kept.point.id.clone()).collect();
     let kept: Vec<&String> = history.kept.iter().map(|kept| &kept.manifest.point.id).collect();
-    assert_eq!(ids.iter().collect::<Vec<_>>(), kept, "both in one order");
+    assert_eq!(ids.iter().collect::<Vec<_>>(), kept, "both in the same order");
     ids
 }
 
@@ -54,7 +54,7 @@ pub fn what_is_committed_reads_back(kind: &dyn Kind) {
     let domain = domain(kind);
     assert_eq!(ids(domain.as_ref()), [""; 0]);
     let points = two_points(domain.as_ref());
-    // By another opening of the same repository.
+    // A second handle on the same repository reads them.
     let again = self::domain(kind);
     for (id, disk) in &points {
         let read = read_through(again.as_ref(), id).expect("it is sound");
@@ -120,7 +120,7 @@ pub fn a_left_point_keeps_its_note(kind: &dyn Kind) {
     assert_eq!(leftover.location, location);
     assert_eq!(note_of(&leftover), Note::Text(b"what was begun".to_vec()));
     assert!(domain.has_leftover(&leftover));
-    writer.remove_leftover(&leftover).expect("it goes");
+    writer.remove_leftover(&leftover).expect("it is removed");
     assert!(!domain.has_leftover(&leftover));
     assert_eq!(domain.history().expect("it can be read").leftovers, []);
 }
@@ -174,7 +174,7 @@ pub fn the_lock_excludes_and_names_its_holder(kind: &dyn Kind) {
 
 pub fn history_is_in_the_order_of_the_commits(kind: &dyn Kind) {
     let domain = domain(kind);
-    // The clock goes back; the period changes.
+    // The clock goes back, and the period changes.
     let made = [(5, PERIOD), (1, "vmsnap-backup-monthly-2026-10"), (3, PERIOD)].map(|(number, period)| {
         let maker = Maker {
             period,
@@ -206,9 +206,13 @@ pub fn a_removed_period_is_gone_and_no_damage(kind: &dyn Kind) {
     let before = domain.history().expect("it can be read");
     let writer = domain.try_lock().expect("nobody else writes");
     writer.remember_committed(&before).expect("it is remembered");
-    let removed = |number: usize| domain.is_removed(&before.kept[number]).expect("it can be told");
+    let removed = |number: usize| {
+        domain
+            .is_removed(&before.kept[number])
+            .expect("its period can be read")
+    };
     assert!(!removed(0));
-    writer.remove_period(old).expect("it goes");
+    writer.remove_period(old).expect("it is removed");
     assert!(removed(0) && !removed(1));
     assert_eq!(ids(domain.as_ref()), [stays]);
     assert!(!domain.period_usage(old).exists);
@@ -223,18 +227,18 @@ pub fn two_domains_do_not_see_each_other(kind: &dyn Kind) {
     let made = Maker::new(one.as_ref(), 0).make(SIZE, vec![data(0, &[1; CLUSTER])], None);
     assert_eq!(ids(other.as_ref()), [""; 0]);
     let others = Maker::new(other.as_ref(), 0).make(SIZE, vec![data(0, &[2; CLUSTER])], None);
-    assert_eq!(made, others, "the same moment");
+    assert_eq!(made, others, "the same time");
     for (domain, byte) in [(&one, 1), (&other, 2)] {
         let read = read_through(domain.as_ref(), &made).expect("it is sound");
         assert!(read[..CLUSTER].iter().all(|held| *held == byte));
     }
     let writer = one.try_lock().expect("nobody else writes");
-    writer.remove_period(PERIOD).expect("it goes");
+    writer.remove_period(PERIOD).expect("it is removed");
     assert_eq!(ids(one.as_ref()), [""; 0]);
     assert_eq!(ids(other.as_ref()), [others]);
 }
 
-/// Counts what it is told.
+/// Counts the events that it receives.
 #[derive(Default)]
 struct Watch {
     files: usize,
@@ -268,7 +272,7 @@ pub fn damage_is_reported_and_never_handed_out(kind: &dyn Kind) {
         damage
     };
     assert_eq!(check(&points[0].0), []);
-    // The oldest image, on which both stand.
+    // Damages the oldest image, on which both points depend.
     kind.damage("vm1", &points[0].0, "vda");
     let found = check(&points[0].0);
     assert!(!found.is_empty() && found.iter().all(|damage| damage.disk.as_deref() == Some("vda")));
@@ -306,7 +310,7 @@ pub fn small_files_are_checked(kind: &dyn Kind) {
     let read = domain.read_file(kept, SmallFile::Definition);
     assert_eq!(read.as_deref(), Ok(DEFINITION));
     domain.read_file(kept, SmallFile::Nvram).expect_err("it has none");
-    // As if the manifest recorded another content.
+    // As if the manifest recorded other content.
     let files = &mut history.kept[0].manifest.files;
     let entry = files
         .iter_mut()
@@ -351,7 +355,7 @@ pub fn proofs_and_missed_writes_are_remembered(kind: &dyn Kind) {
         .suspected_damage(&points[1].0, "vda")
         .expect("its parent is damaged");
     assert!(damage.contains("it is torn"), "{damage}");
-    // One that knows nothing of the damage does not disprove it.
+    // A verification that did not know of the damage does not disprove it.
     domain.keep_proof(&proof(12, &[]), &[]).expect("it is remembered");
     assert!(!history().kept[0].proof.as_ref().expect("there is one").is_sound());
     domain
@@ -413,7 +417,7 @@ pub fn a_missing_parent_is_told(kind: &dyn Kind) {
     let parent = maker.make(SIZE, vec![data(0, &[1; CLUSTER])], None);
     let child = Maker::new(domain.as_ref(), 1).make(SIZE, vec![data(1, &[2; CLUSTER])], Some(&parent));
     let writer = domain.try_lock().expect("nobody else writes");
-    writer.remove_period(old).expect("it goes");
+    writer.remove_period(old).expect("it is removed");
     let history = domain.history().expect("it can be read");
     let opened = domain.open_disk(&history, &child, "vda", &Stop::default());
     match opened.map(|_| ()) {

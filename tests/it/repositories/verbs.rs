@@ -78,7 +78,7 @@ pub fn damage_is_found_and_not_restored(kind: &dyn Kind) {
     assert!(!proved.is_sound());
     let hurt: Vec<usize> = proved.points.iter().map(|point| point.damage.len()).collect();
     assert!(hurt.iter().all(|damage| *damage > 0), "{hurt:?}");
-    // Nothing new stands on it.
+    // No new image depends on the damaged one.
     let outcome = lab.backup("vm1").expect("a backup");
     let levels: Vec<Level> = outcome.point.disks.iter().map(|disk| disk.level).collect();
     assert_eq!(levels, [Level::Full, Level::Incremental]);

@@ -36,12 +36,16 @@ fn newer_bitmaps_go_when_they_or_the_repository_are_named() {
     let lab = lab();
     done(&lab, ScrubType::Checkpoint, None);
     let outcome = done(&lab, ScrubType::Bitmap, None);
-    assert!(outcome.bitmaps.is_empty(), "nobody lists them");
+    assert!(outcome.bitmaps.is_empty(), "libvirt does not list them");
     let said = outcome
         .findings
         .iter()
         .find(|found| found.code == "bitmaps-not-listed");
-    assert!(said.expect("it is said").message.contains("--checkpoint-name"));
+    assert!(
+        said.expect("it is reported")
+            .message
+            .contains("--checkpoint-name")
+    );
 
     let named = plan(&lab, None, ScrubType::Bitmap, Some(OURS[0]));
     assert_eq!(
@@ -100,7 +104,7 @@ fn with_repository_next_backup_level_is_exact() {
             ScrubType::Bitmap,
             Some(OURS[1]),
             Level::Incremental,
-            "lost or inconsistent",
+            "missing or inconsistent",
         ),
         (ScrubType::Checkpoint, None, Level::Incremental, "changes since"),
         (

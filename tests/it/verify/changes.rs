@@ -11,7 +11,7 @@ use vmsnap::ops::{Event, Monitor};
 use super::{lab, options, words};
 use crate::lab::InFolder;
 
-/// Removes a period as soon as one of its files is being read.
+/// Removes a period when one of its files begins to be read.
 struct Pruner(Mutex<Option<PathBuf>>);
 
 impl Monitor for Pruner {
@@ -44,7 +44,7 @@ fn point_pruned_during_verify_is_no_damage() {
     assert_eq!(outcome.findings.len(), 3);
 }
 
-/// Moves something away when this many files have been read and the next one is being read.
+/// Moves a path away after this many files, when the next file begins to be read.
 struct Mover(Mutex<usize>, PathBuf, PathBuf);
 
 impl Monitor for Mover {
@@ -53,7 +53,7 @@ impl Monitor for Mover {
             let mut left = self.0.lock().expect("no panic");
             match *left {
                 0 => {
-                    // Only once: the next finds nothing there.
+                    // After the first time the path no longer exists.
                     let _ = fs::rename(&self.1, &self.2);
                 }
                 _ => *left -= 1,
@@ -85,6 +85,6 @@ fn repository_lost_during_verify_is_an_error() {
         let outcome = verify("vm1", lab.repo.as_ref(), &options, &mover, &Stop::default());
         fs::rename(&away, &root).expect("it comes back");
         let error = outcome.map_or_else(Some, |outcome| outcome.ended);
-        assert!(error.is_some(), "after {files} files nothing is left to prove");
+        assert!(error.is_some(), "after {files} files nothing is left to verify");
     }
 }

@@ -1,4 +1,4 @@
-//! Records of verifications that were stopped, or ran while another one did.
+//! Records of verifications that were stopped or overlapped with another one.
 
 use jiff::{Span, Timestamp};
 use vmsnap::model::restore_point::Level;
@@ -11,7 +11,7 @@ use super::{lately, level, listed, records};
 use crate::lab::{CLUSTER, InFolder, Lab};
 use crate::verify::{all, flip, lab, options, run, words};
 
-/// Requests a stop when a file whose name ends like this has been read.
+/// Requests a stop after a file whose name ends like this has been read.
 struct StopBehind<'a>(&'a Stop, &'a str);
 
 impl Monitor for StopBehind<'_> {
@@ -124,7 +124,7 @@ fn partly_read_point_does_not_prove_its_chain_sound() {
     assert_eq!(proved, [true, false, false]);
 }
 
-/// Requests a stop when a file whose name ends like this is being read.
+/// Requests a stop while a file whose name ends like this is being read.
 struct StopAt<'a>(&'a Stop, &'a str);
 
 impl Monitor for StopAt<'_> {
@@ -172,10 +172,11 @@ fn damage_found_before_a_stop_is_recorded() {
         &Silent,
         &stop,
     );
-    assert!(nothing.is_err(), "nothing was looked at");
+    assert!(nothing.is_err(), "nothing was read");
 }
 
-/// The newest one is read deep, and through it the first, which was proved lately and is rotten since.
+/// A deep verification of the newest point reads the image of the first, which was verified
+/// recently and is damaged since.
 #[test]
 fn deep_verify_records_parent_damage_with_the_parent() {
     let mut lab = lab();
@@ -189,11 +190,14 @@ fn deep_verify_records_parent_damage_with_the_parent() {
     let first = lab.history("vm1").kept[0].proof.clone().expect("it was read");
     assert!(!first.is_sound(), "its image is the damaged one");
     let shallow = options(&lab, Which::All);
-    assert!(!lately(&mut lab, &shallow).is_sound(), "nothing is forgotten");
-    assert_eq!(level(&mut lab, "vda"), Level::Full, "nothing stands upon it");
+    assert!(
+        !lately(&mut lab, &shallow).is_sound(),
+        "the damage is still recorded"
+    );
+    assert_eq!(level(&mut lab, "vda"), Level::Full, "nothing depends on it");
 }
 
-/// The same, but stopped before it comes to look for whose damage it is.
+/// As above, but the verification stops before it determines which restore point is damaged.
 #[test]
 fn shallow_verify_keeps_damage_of_a_stopped_deep_one() {
     let mut lab = lab();
@@ -223,10 +227,13 @@ fn shallow_verify_keeps_damage_of_a_stopped_deep_one() {
         words(&stopped)
     );
     let shallow = options(&lab, Which::All);
-    assert!(!lately(&mut lab, &shallow).is_sound(), "nothing is forgotten");
+    assert!(
+        !lately(&mut lab, &shallow).is_sound(),
+        "the damage is still recorded"
+    );
     let first = lab.history("vm1").kept[0].proof.clone().expect("it was read");
     assert!(!first.is_sound(), "its image is the damaged one");
-    assert_eq!(level(&mut lab, "vda"), Level::Full, "nothing stands upon it");
+    assert_eq!(level(&mut lab, "vda"), Level::Full, "nothing depends on it");
 }
 
 /// Does something once, when the first file is about to be read.
@@ -247,7 +254,7 @@ impl Monitor for Meanwhile<'_> {
     }
 }
 
-/// A second verification begins later, is done sooner, and has read what then was sound.
+/// A second verification begins later but ends first. The image was still sound when it read it.
 #[test]
 fn later_verify_with_older_reads_does_not_hide_damage() {
     let lab = lab();
@@ -269,15 +276,16 @@ fn later_verify_with_older_reads_does_not_hide_damage() {
     assert!(!outcome.is_sound());
     assert!(
         listed(&lab)[0].suspected_damage.is_some(),
-        "nobody has disproved it"
+        "no verification has disproved it"
     );
-    // Who knows of it can.
+    // A verification that knows of the damage disproves it.
     flip(&image, 100_000, 3);
     assert!(all(&lab).is_sound());
     assert!(listed(&lab)[0].suspected_damage.is_none());
 }
 
-/// The other way round: the verification that began earlier has read the image before it was damaged.
+/// The reverse: a verification with an earlier time reads the image while it is damaged. The outer
+/// one reads it after its repair.
 #[test]
 fn damage_found_meanwhile_survives_an_earlier_verify() {
     let lab = lab();

@@ -10,14 +10,14 @@ use crate::process::{is_alive, wait_until};
 
 const ROUNDS: usize = 12;
 
-/// As long as a daemon may take to come back, and a run to notice.
+/// The time for a daemon to come back and for a run to notice.
 const DEADLINE: Duration = Duration::from_secs(90);
 
 #[test]
 fn daemon_killed_or_restarted_fails_at_most_that_run() {
     let daemon = Daemon::exclusive();
     let mut chaos = Chaos::new(&daemon, "killed-daemon");
-    // The machine's own daemon is not for a test to kill.
+    // A test must not kill the machine's own daemon.
     let number = if daemon.is_ours() { ROUNDS } else { 0 };
     let mut rounds = Rounds::new(&daemon);
     for number in 0..number {
@@ -36,7 +36,7 @@ fn round(daemon: &Daemon, chaos: &mut Chaos, number: usize) {
     }
     daemon.start();
     let finished = run.wait(DEADLINE);
-    // Who begins while there is no daemon cannot begin at all (3).
+    // A run that begins without a daemon ends with code 3.
     assert!(matches!(finished.code, Some(0 | 3 | 9)), "{finished:#?}");
     chaos.take_stock();
     if let Some(lost) = chaos.machine.domain.lost_qemu() {
@@ -54,13 +54,14 @@ fn round(daemon: &Daemon, chaos: &mut Chaos, number: usize) {
     chaos.prove();
 }
 
-/// A daemon that is killed or crashes at a bad moment does not find its QEMU again: the domain is shut off for libvirt, and the images are in use.
+/// A daemon that is killed or crashes at a bad moment loses its QEMU: libvirt shows the domain as
+/// shut off, and the images are in use.
 #[test]
 fn qemu_lost_by_libvirt_is_named_until_it_is_ended() {
     let daemon = Daemon::exclusive();
     let mut chaos = Chaos::new(&daemon, "lost-qemu");
     if !daemon.is_ours() {
-        // The machine's own daemon is not for a test to stop.
+        // A test must not stop the machine's own daemon.
         chaos.assert_clean();
         return;
     }
@@ -84,7 +85,8 @@ fn qemu_lost_by_libvirt_is_named_until_it_is_ended() {
     chaos.assert_no_strange_bitmaps();
 }
 
-/// A backup fails, says which process it is and what to do, and nothing that was kept suffers. Then does it.
+/// Checks that a backup fails, names the process and a remedy, and damages nothing. Then applies
+/// the remedy.
 fn do_what_is_said_of_a_lost_qemu(chaos: &mut Chaos, lost: u32) {
     let name = chaos.machine.name().to_owned();
     let refused = chaos.repo.backup(&[&name], &[]);
@@ -93,22 +95,26 @@ fn do_what_is_said_of_a_lost_qemu(chaos: &mut Chaos, lost: u32) {
         "is in use: process {lost} (qemu-system-x86, guest {}) has it open",
         name
     );
-    for words in [users.as_str(), "one that libvirtd has lost", "end it with `kill`"] {
+    for words in [users.as_str(), "libvirtd has lost it", "end it with `kill`"] {
         assert!(refused.stderr.contains(words), "{words}: {refused:#?}");
     }
     chaos.take_stock();
     let process = Pid::from_raw(lost as i32).expect("a process id is not zero");
     kill_process(process, Signal::TERM).expect("it is there");
-    assert!(wait_until(DEADLINE, || !is_alive(lost)), "it ends");
+    assert!(wait_until(DEADLINE, || !is_alive(lost)), "the lost QEMU ends");
     for disk in 0..DISKS.len() {
         let before = chaos.machine.disks[disk].clone();
         chaos.machine.learn(disk);
-        assert!(before == chaos.machine.disks[disk], "it has closed its images");
+        assert!(
+            before == chaos.machine.disks[disk],
+            "the lost QEMU has written its images"
+        );
     }
     chaos.machine.domain.start_paused();
 }
 
-/// Whether libvirtd was killed between recording that a job starts and recording which one: such a job cannot be ended.
+/// Whether libvirtd was killed after it recorded that a job starts, but before it recorded which
+/// one. Such a job cannot be ended.
 fn has_lost_its_job(chaos: &Chaos) -> bool {
     let told = chaos.machine.domain.try_virsh(&["domjobinfo"]);
     told.stderr.contains("backup job data missing")
@@ -117,8 +123,5 @@ fn has_lost_its_job(chaos: &Chaos) -> bool {
 fn assert_tells_what_to_do(chaos: &Chaos) {
     let refused = chaos.repo.backup(&[chaos.machine.name()], &[]);
     assert_eq!(refused.code, Some(9), "{refused:#?}");
-    assert!(
-        refused.stderr.contains("libvirtd has been restarted after that"),
-        "{refused:#?}"
-    );
+    assert!(refused.stderr.contains("then restart libvirtd"), "{refused:#?}");
 }

@@ -16,12 +16,14 @@ enum End {
     Destroyed,
 }
 
-/// A run during which the domain ends, and an ordinary run after it, alternately shut off and started.
+/// A run during which the domain ends, and an ordinary run after it; the domain is alternately shut
+/// off and started in between.
 fn round(chaos: &mut Chaos, number: usize, end: End) {
     chaos.scribble();
     let mut run = chaos.repo.begin_backup(&[chaos.machine.name()], &[]);
     if end == End::Destroyed {
-        // libvirt 9.0 never gets over a domain that is destroyed while it makes a job's scratch files: only a restart of the daemon helps.
+        // libvirt 9.0 hangs if a domain is destroyed while it makes a job's scratch files, until
+        // the daemon is restarted.
         wait_until(STOP_DEADLINE, || chaos.is_copying() || !run.is_running());
     }
     chaos.wait_a_moment();
@@ -31,7 +33,8 @@ fn round(chaos: &mut Chaos, number: usize, end: End) {
     }
     let finished = run.wait(STOP_DEADLINE * 8);
     assert!(matches!(finished.code, Some(0 | 9)), "{finished:#?}");
-    // Writes that QEMU had not finished are lost, also for a later run that finds the domain shut off.
+    // Writes that QEMU had not finished are lost. That also affects a later run that finds the
+    // domain shut off.
     let history = chaos.history();
     let newest = &history.chains.latest().expect("there are some").point;
     if newest.consistency != Consistency::Offline {
@@ -54,7 +57,7 @@ fn round(chaos: &mut Chaos, number: usize, end: End) {
     chaos.prove();
 }
 
-/// libvirt may say that the domain is not running when QEMU ends before it has been asked twice.
+/// Destroys the domain. libvirt may answer that it is not running if QEMU ends at the same time.
 fn destroy(chaos: &Chaos) {
     let domain = &chaos.machine.domain;
     let said = domain.try_virsh(&["destroy"]);

@@ -1,4 +1,5 @@
-//! Everything that takes part in a backup is killed at random: nothing kept is lost, and the next run repairs the rest.
+//! Each process that takes part in a backup is killed at random: nothing that is kept is lost, and
+//! the next run repairs the rest.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -23,20 +24,21 @@ mod runs;
 
 const MIB: usize = 1 << 20;
 
-/// How often libvirtd may crash by itself in one test: 9.0 does it now and then, and more would be worth a look.
+/// The number of times that libvirtd may crash by itself in one test. 9.0 does so now and then;
+/// more crashes would need an investigation.
 const MOST_CRASHES: usize = 3;
 
-/// Small disks, with one that ends within a cluster.
+/// Small disks, one of which ends within a cluster.
 const DISKS: [usize; 2] = [4 * MIB, MIB + 512];
 
-/// What a disk holds, as a digest of each 64 KiB.
+/// The content of a disk, as a digest of each 64 KiB.
 type Clusters = Vec<blake3::Hash>;
 
 fn clusters(bytes: &[u8]) -> Clusters {
     bytes.chunks(65536).map(blake3::hash).collect()
 }
 
-/// Rounds of a test, of which those are repeated during which libvirtd crashed by itself.
+/// Runs the rounds of a test. Repeats a round during which libvirtd crashed by itself.
 struct Rounds<'a> {
     daemon: &'a Daemon,
     crashes: Vec<Crash>,
@@ -50,8 +52,8 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// One round. It is repeated only if it failed and libvirtd has died meanwhile by a signal that the lab has not sent. What was kept before has to be
-    /// there all the same.
+    /// Runs one round. Repeats it only if it failed and libvirtd died by a signal that the lab had
+    /// not sent. The restore points from before must exist in any case.
     fn run(&mut self, chaos: &mut Chaos, mut round: impl FnMut(&mut Chaos)) {
         loop {
             let before = self.daemon.crashes().len();
@@ -81,18 +83,18 @@ impl Drop for Rounds<'_> {
     }
 }
 
-/// A domain, a repository, and what the disks held at each restore point.
+/// A domain, a repository, and the content of the disks at each restore point.
 struct Chaos {
     machine: Machine,
     repo: Repo,
     rng: Rng,
-    /// Per restore point the digests of the disks' clusters at that moment.
+    /// For each restore point, the digests of the disks' clusters.
     moments: BTreeMap<String, Vec<Clusters>>,
-    /// The restore points that were proved already.
+    /// The restore points that have already been restored and compared.
     proved: Vec<String>,
     /// Sockets, scratch files and folders of runs that did not finish.
     places: Vec<PathBuf>,
-    /// How long a whole run takes.
+    /// The duration of an undisturbed run.
     length: Duration,
 }
 
@@ -118,13 +120,14 @@ impl Chaos {
         chaos
     }
 
-    /// Continues after a round that a crash of libvirtd has cut short: kept points are whole, the disks are taken as they are.
+    /// Continues after a round that a crash of libvirtd ended early. Checks that kept points are
+    /// whole, and takes the present content of the disks as known.
     fn begin_anew(&mut self) {
         let known: Vec<String> = self.moments.keys().cloned().collect();
         if let Some(lost) = self.machine.domain.lost_qemu() {
             leftovers::end_process(lost);
         } else if self.is_active() {
-            // QEMU writes down what its images hold when it closes them.
+            // QEMU writes its caches to the images when it closes them.
             self.machine.domain.destroy();
         }
         self.machine.wait_for_readers_to_end();
@@ -132,16 +135,16 @@ impl Chaos {
             self.machine.learn(disk);
         }
         self.take_stock();
-        // The disks may have changed since these were made.
+        // The disks may have changed since these points were made.
         let new = self.moments.keys().filter(|id| !known.contains(id));
         self.proved.extend(new.cloned());
         self.machine.domain.start_paused();
     }
 
-    /// The guest writes here and there.
+    /// The guest writes at random places.
     fn scribble(&mut self) {
         if !self.is_active() {
-            // What a killed run has started has to end first.
+            // Programs that a killed run has started must end first.
             self.machine.wait_for_readers_to_end();
         }
         for _ in 0..1 + self.rng.below(2) {
@@ -158,19 +161,20 @@ impl Chaos {
         }
     }
 
-    /// The guest writes here and there, and syncs: QEMU 7.2 may crash when a job is aborted, and then loses what it has not written.
+    /// The guest writes at random places and syncs. QEMU 7.2 may crash when a job is aborted, and
+    /// then loses unwritten data.
     fn scribble_and_sync(&mut self) {
         self.scribble();
         self.machine.sync();
     }
 
-    /// Sleeps for a random part of a run, sometimes a little longer.
+    /// Sleeps for a random part of a run's duration, at most a little longer.
     fn wait_a_moment(&mut self) {
         let longest = self.length.as_micros() as u64 * 11 / 10;
         thread::sleep(Duration::from_micros(self.rng.below(longest)));
     }
 
-    /// The domain's QEMU. Looking for it is quicker than asking libvirt.
+    /// The domain's QEMU. Searching for the process is faster than asking libvirt.
     fn qemu(&self) -> Option<u32> {
         let mut found = processes_with(&format!("guest={},", self.machine.name()));
         assert!(found.len() <= 1, "{found:?}");
@@ -187,7 +191,7 @@ impl Chaos {
         domain.history().expect("it is readable")
     }
 
-    /// Whether a run's job has begun: it has an image.
+    /// Whether a run's job has begun: the run's folder then holds an image.
     fn is_copying(&self) -> bool {
         let leftovers = self.history().leftovers;
         leftovers.iter().any(|leftover| {
@@ -197,10 +201,11 @@ impl Chaos {
         })
     }
 
-    /// Checks what the run that just ended has left: a whole restore point, or an intent, or nothing.
+    /// Checks what the run that just ended has left: a whole restore point, a journal entry, or
+    /// nothing.
     fn take_stock(&mut self) {
         let history = self.history();
-        assert_eq!(history.findings, [], "the folder is in order");
+        assert_eq!(history.findings, [], "no finding about the folder");
         for kept in history.chains.points() {
             let id = &kept.point.id;
             assert_eq!(history.chains.faults(id), [""; 0], "{id} is whole");
@@ -208,7 +213,7 @@ impl Chaos {
             self.moments.entry(id.clone()).or_insert_with(now);
         }
         let listed = history.chains.points().len();
-        assert_eq!(self.moments.len(), listed, "nothing that was kept is gone");
+        assert_eq!(self.moments.len(), listed, "every kept restore point is listed");
         assert!(history.leftovers.len() <= 1, "{:?}", history.leftovers);
         self.places
             .extend(self.repo.unfinished().into_iter().flat_map(|begun| begun.places));
@@ -243,7 +248,7 @@ impl Chaos {
                     "clusters {differ:?} of {disk} of {id} differ: {disks:#?}"
                 );
             }
-            std::fs::remove_dir_all(folder).expect("it goes again");
+            std::fs::remove_dir_all(folder).expect("it is removed");
             self.proved.push(id.clone());
         }
     }
@@ -261,12 +266,12 @@ impl Chaos {
         for checkpoint in machine.checkpoints() {
             assert!(
                 recorded.contains(&checkpoint.as_str()),
-                "{checkpoint} is nobody's"
+                "{checkpoint} belongs to no restore point"
             );
         }
     }
 
-    /// Shuts the domain off and looks for bitmaps in its images that no restore point knows.
+    /// Shuts the domain off and checks that every bitmap in its images belongs to a checkpoint.
     fn assert_no_strange_bitmaps(&self) {
         if self.is_active() {
             self.machine.domain.destroy();

@@ -6,7 +6,8 @@ use super::{Chaos, Rounds};
 use crate::cli_lab::STOP_DEADLINE;
 use crate::daemon::Daemon;
 
-/// How often a run is killed, and after how many of them an ordinary one has to put everything right.
+/// The number of runs that are killed, and of those after which an ordinary run has to repair
+/// everything.
 const ROUNDS: usize = 200;
 const EACH: usize = 10;
 
@@ -23,9 +24,10 @@ fn program_killed_200_times_loses_and_leaves_nothing() {
     chaos.assert_no_strange_bitmaps();
 }
 
-/// A run that is killed, and sometimes an ordinary one after it. Whether the first was done before.
+/// A run that is killed, and sometimes an ordinary one after it. Returns whether the first one
+/// finished before it was killed.
 fn round(chaos: &mut Chaos, number: usize) -> bool {
-    // Now and then the next run follows at once.
+    // In some rounds nothing is written before the next run.
     if !number.is_multiple_of(3) {
         chaos.scribble_and_sync();
     }
@@ -47,7 +49,7 @@ fn round(chaos: &mut Chaos, number: usize) -> bool {
     is_done
 }
 
-/// Starts a domain that is shut off, and the other way round.
+/// Starts the domain if it is shut off, and shuts it off otherwise.
 fn turn(chaos: &mut Chaos) {
     let is_active = chaos.is_active();
     let machine = &mut chaos.machine;

@@ -1,4 +1,4 @@
-//! Domains whose disks are known byte by byte.
+//! Domains without a guest system whose disks' content is known.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,20 +16,20 @@ pub enum Change {
     Discard,
 }
 
-/// A domain without a guest system whose disks' content is known.
+/// A domain and the content of its disks. No guest system runs.
 pub struct Machine {
     pub domain: TestDomain,
-    /// What each disk holds: `vda`, `vdb` …
+    /// The content of each disk: `vda`, `vdb` …
     pub disks: Vec<Vec<u8>>,
 }
 
 impl Machine {
-    /// Defines it with disks of these sizes in bytes; it is shut off.
+    /// Defines a domain with disks of these sizes in bytes, shut off.
     pub fn define(daemon: &Daemon, label: &str, sizes: &[usize]) -> Machine {
         Machine::of(TestDomain::new(daemon, label), daemon, sizes)
     }
 
-    /// The same for a domain that is not defined yet.
+    /// Defines `domain`, which is not defined yet, with disks of these sizes.
     pub fn of(domain: TestDomain, daemon: &Daemon, sizes: &[usize]) -> Machine {
         let mut devices = String::new();
         for (disk, size) in sizes.iter().enumerate() {
@@ -52,7 +52,7 @@ impl Machine {
         }
     }
 
-    /// The same, started and paused: no guest is needed.
+    /// Defines a domain and starts it paused, because no guest is needed.
     pub fn paused(daemon: &Daemon, label: &str, sizes: &[usize]) -> Machine {
         let machine = Machine::define(daemon, label, sizes);
         machine.domain.start_paused();
@@ -67,8 +67,9 @@ impl Machine {
         self.domain.path(&format!("{}.qcow2", target(disk)))
     }
 
-    /// Changes a disk as its guest would; offset and length in bytes. What is discarded has whole
-    /// clusters of 64 KiB, and reads as zero afterwards; not while a backup job is active, when QEMU ignores it.
+    /// Changes a disk as its guest would; offset and length are in bytes. A discard covers whole
+    /// clusters of 64 KiB, which then read as zero. It is not allowed during a backup job, when
+    /// QEMU ignores discards.
     pub fn change(&mut self, disk: usize, offset: usize, length: usize, change: Change) {
         let (words, byte) = match change {
             Change::Data(byte) => (format!("write -P {byte} {offset} {length}"), byte),
@@ -92,7 +93,8 @@ impl Machine {
         self.disks[disk][offset..offset + length].fill(byte);
     }
 
-    /// Brings what a running domain has written to stable storage, as `sync` does in a guest. A QEMU that dies then loses none of it.
+    /// Flushes the writes of a running domain to stable storage, as `sync` does in a guest. A QEMU
+    /// that dies afterwards loses none of them.
     pub fn sync(&self) {
         if self.domain.state() == "shut off" {
             return;
@@ -106,7 +108,7 @@ impl Machine {
         }
     }
 
-    /// Fills a whole disk with data that differ from piece to piece and from `round` to `round`.
+    /// Fills a whole disk with data that differs between its pieces and between rounds.
     pub fn fill(&mut self, disk: usize, round: u8) {
         const PIECE: usize = 32 << 20;
         let size = self.disks[disk].len();
@@ -116,11 +118,11 @@ impl Machine {
         }
     }
 
-    /// A few changes here and there; the same ones for the same seed.
+    /// Makes a few changes at scattered places, the same ones for the same seed.
     pub fn scatter(&mut self, disk: usize, seed: u64) {
         let mut state = seed.wrapping_mul(2).wrapping_add(1);
         let mut next = |below: usize| {
-            // Constants of Knuth's MMIX; the low bits are poor.
+            // Constants of Knuth's MMIX. The low bits are poor.
             state = state
                 .wrapping_mul(6364136223846793005)
                 .wrapping_add(1442695040888963407);
@@ -141,7 +143,7 @@ impl Machine {
         }
     }
 
-    /// Asserts that a folder of restored raw disks holds exactly these.
+    /// Asserts that a folder of restored raw disks holds exactly these disks.
     pub fn assert_restored(&self, folder: &Path, expected: &[Vec<u8>]) {
         for (disk, expected) in expected.iter().enumerate() {
             let path = folder.join(format!("{}.raw", target(disk)));
@@ -157,7 +159,7 @@ impl Machine {
         checkpoints(&self.domain)
     }
 
-    /// Reads a disk's present content as known. The domain must not write at the same time.
+    /// Takes the present content of a disk as known. The domain must not write at the same time.
     pub fn learn(&mut self, disk: usize) {
         let raw = self.domain.path("learnt.raw");
         let (image, to) = (self.image(disk).display().to_string(), raw.display().to_string());
@@ -169,18 +171,20 @@ impl Machine {
         fs::remove_file(raw).expect("it was made");
     }
 
-    /// Pulls the plug of a domain that may have a backup job, and gives whether its QEMU has closed the images
-    /// (see [`Machine::closed_well_since`]).
+    /// Destroys the domain, which may have a backup job. Returns whether its QEMU has closed the
+    /// images (see [`Machine::closed_well_since`]).
     pub fn pull_the_plug(&mut self) -> bool {
         let crashes = self.domain.qemu_crashes();
         self.domain.destroy();
         self.closed_well_since(crashes)
     }
 
-    /// Whether the QEMU that has ended has closed its images; `crashes` is how often one had crashed before.
+    /// Whether the QEMU that has ended closed its images. `crashes` is the number of crashes
+    /// before.
     ///
-    /// QEMU 7.2 may crash while it ends with the job of a killed run. As after a power cut, writes are then lost and
-    /// bitmaps are broken: what the disks hold is learnt again. Any other loss is a failure.
+    /// QEMU 7.2 may crash if it ends during the job of a killed run. As after a power cut, writes
+    /// are then lost and bitmaps are broken; the disks' new content is taken as known. Any other
+    /// loss is a failure.
     pub fn closed_well_since(&mut self, crashes: usize) -> bool {
         let before = self.disks.clone();
         for disk in 0..before.len() {
@@ -199,18 +203,20 @@ impl Machine {
         !has_crashed
     }
 
-    /// Waits until nobody uses the images of a shut-off domain any more: the kernel ends the readers of a run that is killed, and a bitmap
-    /// that was being changed is done at once.
+    /// Waits until no process uses the images of a shut-off domain. The kernel ends the readers of
+    /// a killed run, and a change of a bitmap takes only a moment.
     pub fn wait_for_readers_to_end(&self) {
         wait_for_readers_to_end(&self.domain);
     }
 
-    /// Asserts that nothing of any run is left: no job, reader, partial folder, scratch file, nor what the run has noted down.
+    /// Asserts that nothing of any run is left: no job, reader, partial folder or scratch file, and
+    /// no place that the run recorded.
     pub fn assert_nothing_left(&self, repo: &Repo, begun: &Begun) {
         assert_nothing_left(&self.domain, repo, begun);
     }
 
-    /// Asserts that no file of any run is left, be the job as it may, nor a reader: none of these places, no partial folder, no scratch file.
+    /// Asserts that no reader and no file of any run is left: none of these places, no partial
+    /// folder, no scratch file. A job may be active.
     pub fn assert_no_files_left(&self, repo: &Repo, places: &[PathBuf]) {
         assert_no_files_left(&self.domain, repo, places);
     }
@@ -228,7 +234,7 @@ pub fn has_job(domain: &TestDomain) -> bool {
     !domain.virsh(&["domjobinfo"]).contains("None")
 }
 
-/// See [`Machine::assert_nothing_left`].
+/// Does the work of [`Machine::assert_nothing_left`].
 pub fn assert_nothing_left(domain: &TestDomain, repo: &Repo, begun: &Begun) {
     if domain.state() != "shut off" {
         assert!(!has_job(domain), "a job is left");
@@ -248,15 +254,16 @@ fn assert_no_files_left(domain: &TestDomain, repo: &Repo, places: &[PathBuf]) {
     assert_eq!(readers_of(domain), []);
 }
 
-/// See [`Machine::wait_for_readers_to_end`].
+/// Does the work of [`Machine::wait_for_readers_to_end`].
 pub fn wait_for_readers_to_end(domain: &TestDomain) {
     let ended = wait_until(STOP_DEADLINE, || readers_of(domain).is_empty());
     assert!(ended, "{:?} are left", readers_of(domain));
 }
 
-/// The programs that use a shut-off domain's images for a run.
+/// The programs that a run uses to read a shut-off domain's images.
 fn readers_of(domain: &TestDomain) -> Vec<(u32, String)> {
-    let mut found = processes_with(&domain.dir().display().to_string());
+    // With the slash: another domain's folder may begin with the same characters.
+    let mut found = processes_with(&format!("{}/", domain.dir().display()));
     found.retain(|(_, line)| line.starts_with("qemu-nbd") || line.starts_with("qemu-img"));
     found
 }

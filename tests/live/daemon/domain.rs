@@ -13,12 +13,13 @@ use super::home::Home;
 use crate::leftovers;
 use crate::process::{Finished, processes_with, wait_until};
 
-/// How long libvirt may take to have done with what has ended: it waits for jobs on a domain up to 30 seconds.
+/// The time for libvirt to handle a QEMU that has ended: it waits for jobs on a domain up to 30
+/// seconds.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 
 const LOST: &str = "libvirt had lost its QEMU";
 
-/// A domain on the lab's daemon. Dropping it destroys and undefines it and removes its folder.
+/// A domain on the lab's daemon, destroyed and undefined when dropped. Its folder is removed.
 pub struct TestDomain {
     // Dropped in this order: the folder before the right to use the daemon.
     home: Home,
@@ -27,7 +28,8 @@ pub struct TestDomain {
 }
 
 impl TestDomain {
-    /// A name and a folder; nothing is defined yet. The label ends the name and may hold whatever libvirt allows.
+    /// A name and a folder; nothing is defined yet. The label ends the name and may contain any
+    /// character that libvirt allows.
     pub fn new(daemon: &Daemon, label: &str) -> TestDomain {
         let home = Home::new();
         let name = format!("{}-{label}", home.name());
@@ -38,7 +40,8 @@ impl TestDomain {
         }
     }
 
-    /// The same under exactly this name. One that a killed test leaves is not recognised, and stays.
+    /// Like [`TestDomain::new`], with exactly this name. The check for leftovers does not recognise
+    /// the name.
     pub fn named(daemon: &Daemon, name: &str) -> TestDomain {
         let mut domain = TestDomain::new(daemon, "");
         domain.name = name.to_owned();
@@ -50,7 +53,8 @@ impl TestDomain {
         &self.name
     }
 
-    /// Its folder, which QEMU's user can reach. QEMU may not write there unless libvirt has given it the file.
+    /// Its folder, which QEMU's user can enter. QEMU can write only to files that libvirt has given
+    /// it.
     pub fn dir(&self) -> &Path {
         self.home.path()
     }
@@ -60,8 +64,8 @@ impl TestDomain {
         self.home.path().join(file)
     }
 
-    /// The XML of a small domain of this name with a clock, a pc that has ACPI, and the given pieces.
-    /// `virt_type` is the daemon's, or `qemu`; `os` stands within `<os>`, `devices` within `<devices>`.
+    /// The XML of a small domain with this name, a clock, ACPI and the given parts. `virt_type` is
+    /// the daemon's, or `qemu`; `os` goes into `<os>`, `devices` into `<devices>`.
     pub fn xml(&self, virt_type: &str, memory_mib: u32, os: &str, devices: &str) -> String {
         let name = escape(&self.name);
         format!(
@@ -77,7 +81,7 @@ impl TestDomain {
         )
     }
 
-    /// Defines it from its XML.
+    /// Defines the domain from its XML.
     pub fn define(&self, xml: &str) {
         let file = self.path("domain.xml");
         std::fs::write(&file, xml).expect("the folder is ours");
@@ -85,24 +89,25 @@ impl TestDomain {
             .virsh(&["define", "--validate", &file.display().to_string()]);
     }
 
-    /// Starts it.
+    /// Starts the domain.
     pub fn start(&self) {
         self.virsh(&["start"]);
     }
 
-    /// Starts it without running it: no guest is needed.
+    /// Starts the domain paused, because no guest is needed.
     pub fn start_paused(&self) {
         self.virsh(&["start", "--paused"]);
     }
 
-    /// Pulls the plug.
+    /// Destroys the domain, as a power cut would.
     pub fn destroy(&self) {
         self.virsh(&["destroy"]);
         self.settle();
     }
 
-    /// Waits until libvirt has done with every QEMU that ended before. libvirt 9.0 does that one after the other, on the one thread that it has for it.
-    /// The end of a QEMU may still be queued when its domain is already shut off, and may then end a newly started one.
+    /// Waits until libvirt has handled every QEMU that ended before. libvirt 9.0 does so in order,
+    /// on a single thread. An end may still be queued when its domain is already shut off; libvirt
+    /// may then end a newly started QEMU.
     pub fn settle(&self) {
         let home = Home::new();
         let name = format!("{}-last", home.name());
@@ -119,7 +124,8 @@ impl TestDomain {
         leftovers::forget(&name);
     }
 
-    /// How many assertions of QEMU's have failed under this domain: each was a crash. virtlogd may write the last one late.
+    /// The number of crashes of the domain's QEMU by failed assertions. virtlogd may write the last
+    /// one late.
     pub fn qemu_crashes(&self) -> usize {
         let log = fs::read(log_of(&self.name)).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
@@ -127,7 +133,8 @@ impl TestDomain {
         log.lines().filter(failed).count()
     }
 
-    /// Makes libvirt lose its QEMU, like a daemon killed at a bad moment: the state file is missing when the next one starts.
+    /// Makes libvirt lose its QEMU by removing the state file between a stop and a start of the
+    /// daemon. A daemon killed at a bad moment has the same effect.
     pub fn lose_qemu(&self) {
         self.daemon.stop();
         let state = Path::new("/run/libvirt/qemu").join(format!("{}.xml", self.name));
@@ -135,7 +142,8 @@ impl TestDomain {
         self.daemon.start();
     }
 
-    /// Its QEMU, if libvirt has lost it: shut off as far as libvirt knows, and a living process all the same.
+    /// The domain's QEMU if libvirt has lost it: libvirt shows the domain as shut off, but the
+    /// process lives.
     pub fn lost_qemu(&self) -> Option<u32> {
         let is_off = self.state() == "shut off";
         lost_qemus(&self.name)
@@ -148,7 +156,8 @@ impl TestDomain {
         self.virsh(&["domstate"]).trim().to_owned()
     }
 
-    /// Runs a virsh command whose first option is the domain: `&["blockresize", "vda", "1G"]`. Panics when it fails.
+    /// Runs a virsh command whose first option is the domain: `&["blockresize", "vda", "1G"]`.
+    /// Panics if it fails.
     pub fn virsh(&self, args: &[&str]) -> String {
         let finished = self.try_virsh(args);
         assert!(
@@ -159,7 +168,7 @@ impl TestDomain {
         finished.stdout
     }
 
-    /// The same, whatever comes of it.
+    /// Runs a virsh command like [`TestDomain::virsh`], and returns the result even of a failure.
     pub fn try_virsh(&self, args: &[&str]) -> Finished {
         let (verb, rest) = args.split_first().expect("a virsh command has a name");
         let mut words = vec![*verb, "--domain", &self.name];
@@ -171,18 +180,18 @@ impl TestDomain {
 impl Drop for TestDomain {
     fn drop(&mut self) {
         let removed = catch_unwind(AssertUnwindSafe(|| remove(&self.daemon, &self.name)));
-        // A panic that leaves here while the test panics would end all tests at once.
+        // A second panic would abort all tests, so panics are caught here.
         match removed {
             Ok(wrong) if wrong.is_empty() => {}
             Ok(wrong) if thread::panicking() => eprintln!("{:?}: {wrong:#?}", self.name),
-            Ok(wrong) => panic!("{:?} did not go as it should: {wrong:#?}", self.name),
+            Ok(wrong) => panic!("{:?} was not removed cleanly: {wrong:#?}", self.name),
             Err(_) if thread::panicking() => eprintln!("{:?} could not be removed", self.name),
             Err(panic) => resume_unwind(panic),
         }
     }
 }
 
-/// Whether QEMU under this daemon can use KVM; found out by starting a domain.
+/// Whether QEMU under this daemon can use KVM, tried with a domain.
 pub fn kvm_works(daemon: &Daemon) -> bool {
     if !Path::new("/dev/kvm").exists() {
         return false;
@@ -201,12 +210,12 @@ pub fn kvm_works(daemon: &Daemon) -> bool {
     started.ok()
 }
 
-/// What libvirt and QEMU have written about a domain.
+/// The log of libvirt and QEMU about a domain.
 fn log_of(name: &str) -> PathBuf {
     Path::new("/var/log/libvirt/qemu").join(format!("{name}.log"))
 }
 
-/// A paused domain that disappears with its QEMU.
+/// Creates a paused transient domain, which disappears with its QEMU.
 fn create_idle(daemon: &Daemon, home: &Home, name: &str, virt_type: &str) -> Finished {
     let file = home.path().join("domain.xml");
     let xml = format!(
@@ -217,14 +226,16 @@ fn create_idle(daemon: &Daemon, home: &Home, name: &str, virt_type: &str) -> Fin
     daemon.try_virsh(&["create", "--paused", &file.display().to_string()])
 }
 
-/// Destroys and undefines the domain, ends a QEMU of it that libvirt has lost, and removes its log. Gives what was wrong.
+/// Destroys and undefines the domain, ends a QEMU of the domain that libvirt has lost, and removes
+/// its log. Returns what was wrong.
 fn remove(daemon: &Daemon, name: &str) -> Vec<String> {
-    // A test that panics may have stopped the daemon, or it has crashed.
+    // The test may have stopped the daemon before it panicked, or the daemon has crashed.
     daemon.revive();
     let mut wrong = Vec::new();
     let exists = || daemon.try_virsh(&["dominfo", "--domain", name]).ok();
     if exists() {
-        // Destroying a transient domain is all it takes; undefining an active one would leave a transient one.
+        // Destroying a transient domain suffices. Undefining an active domain would leave a
+        // transient one.
         let said = daemon.try_virsh(&["destroy", "--domain", name]);
         leftovers::undefine(name);
         if exists() {
@@ -237,7 +248,7 @@ fn remove(daemon: &Daemon, name: &str) -> Vec<String> {
     }
     if wrong.iter().all(|wrong| wrong.starts_with(LOST)) {
         if thread::panicking() {
-            // How its QEMU has ended, and why, goes with the log.
+            // Print how and why its QEMU ended, because the log is removed.
             let log = fs::read(log_of(name)).unwrap_or_default();
             let end = String::from_utf8_lossy(&log[log.len().saturating_sub(3000)..]).into_owned();
             eprintln!("the end of the log of {name:?}:\n{end}");
@@ -247,13 +258,13 @@ fn remove(daemon: &Daemon, name: &str) -> Vec<String> {
     wrong
 }
 
-/// The QEMUs of a domain that is shut off as far as libvirt knows.
+/// The QEMUs of a domain that libvirt shows as shut off.
 fn lost_qemus(name: &str) -> Vec<u32> {
     let found = processes_with(&format!("guest={name},"));
     found.into_iter().map(|(pid, _)| pid).collect()
 }
 
-/// A name as XML text.
+/// Escapes a name for XML text.
 fn escape(text: &str) -> String {
     quick_xml::escape::escape(text).into_owned()
 }

@@ -1,4 +1,4 @@
-//! What the lab promises about its daemon and domains.
+//! Tests of the lab's daemon and domains.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::{Crash, Daemon, TestDomain};
 use crate::leftovers::LAB_DIR;
 use crate::process::{command, is_alive, processes_with, run, wait_until};
 
-/// A disk without a system on it; the domain is never run.
+/// A paused domain with an empty disk. It never runs.
 fn paused_domain(daemon: &Daemon, label: &str) -> TestDomain {
     let domain = TestDomain::new(daemon, label);
     let disk = domain.path("vda.qcow2").display().to_string();
@@ -80,7 +80,7 @@ fn a_test_that_panics_leaves_nothing() {
 fn a_running_domain_outlives_a_restart_of_the_daemon() {
     let daemon = Daemon::exclusive();
     if !daemon.is_ours() {
-        // The machine's own daemon is not for a test to restart.
+        // A test must not restart the machine's own daemon.
         assert!(catch_unwind(AssertUnwindSafe(|| daemon.stop())).is_err());
         return;
     }
@@ -131,7 +131,7 @@ fn a_qemu_that_libvirt_has_lost_is_noticed_and_ended() {
             assert!(domain.lost_qemu().is_some());
             assert!(!is_panicking, "as a failed assertion does");
         }));
-        let panic = panicked.expect_err("the loss is no secret");
+        let panic = panicked.expect_err("the drop panics about the lost QEMU");
         let said = panic.downcast_ref::<String>().map_or("", String::as_str);
         assert_eq!(
             said.contains("libvirt had lost its QEMU"),

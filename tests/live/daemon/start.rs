@@ -1,4 +1,4 @@
-//! Starting libvirtd where there is no service manager, and stopping what was started.
+//! Starts libvirtd without a service manager, and stops what was started.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,8 +14,8 @@ use super::virsh;
 use crate::leftovers::LAB_DIR;
 use crate::process::{COMMAND_DEADLINE, command, command_line, is_alive, try_run, wait_until};
 
-/// Seconds without a client and without a running domain after which a daemon ends by itself, should nobody
-/// be left to stop it.
+/// Seconds without a client and without a running domain after which a daemon ends by itself, in
+/// case no process is left to stop it.
 const IDLE_TIMEOUT: &str = "300";
 
 const LIBVIRTD: &str = "libvirtd";
@@ -24,36 +24,38 @@ const VIRTLOGD: &str = "virtlogd";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Waits for the daemon and records how it ended: $1 the log, $2 the record, then the daemon. Only the parent learns this.
-/// Keeps open nothing that the tests have inherited, such as a lock around their whole run.
+/// Runs the daemon and records how it ended, which only its parent learns. $1 is the log, $2 the
+/// record, then the daemon's command line follows. Closes files inherited from the tests, such as a
+/// lock around their whole run.
 const KEEPER: &str = "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec >>\"$1\" 2>&1 </dev/null; record=$2; shift 2; cd /; \
     \"$@\" & pid=$!; wait $pid; echo \"$pid $?\" >>\"$record\"";
 
-/// Becomes a program that keeps open nothing that the tests have inherited: $0 the program, then its words.
+/// Executes a program without files inherited from the tests: $0 is the program, then its
+/// arguments.
 const CLOSED: &str = "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec \"$0\" \"$@\"";
 
-/// How long the keeper may take to record an end.
+/// The time for the keeper to record an end.
 const RECORD_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Mounts a device node that everybody may use over `/dev/kvm` and becomes the given program: $1 an empty folder,
-/// $2 and $3 the node's numbers, then the program.
+/// Mounts a device node that all users may open over `/dev/kvm` and executes a program. $1 is an
+/// empty folder, $2 and $3 are the node's numbers, then the program follows.
 const WITH_OPEN_KVM: &str = "set -e; dir=$1 major=$2 minor=$3; shift 3; \
     mount -t tmpfs -o mode=0755 vmsnap-lab \"$dir\"; mknod -m 0666 \"$dir/kvm\" c \"$major\" \"$minor\"; \
     mount --bind \"$dir/kvm\" /dev/kvm; exec \"$@\"";
 
-/// Whether the lab has started the daemon that runs now.
+/// Whether the lab started the daemon that is running.
 pub fn is_ours() -> bool {
     our_pid(LIBVIRTD).is_some()
 }
 
-/// Starts the daemon unless one answers. Panics when it does not come up.
+/// Starts the daemon unless one answers. Panics if it does not come up.
 pub fn ensure_running() {
     let answered = answers();
     if answered && !is_ours() {
         return;
     }
-    // libvirtd gives it the consoles and logs of the domains, and starts none itself when it runs as root. It may have
-    // ended by its timeout while no domain was running.
+    // libvirtd sends the domains' consoles and logs to virtlogd, and does not start it when it runs
+    // as root. virtlogd may have ended by its timeout while no domain was running.
     if UnixStream::connect("/run/libvirt/virtlogd-sock").is_err() {
         start(VIRTLOGD, virtlogd());
     }
@@ -63,7 +65,7 @@ pub fn ensure_running() {
     start(LIBVIRTD, kept(with_kvm().unwrap_or_default()));
     assert!(
         wait_until(START_DEADLINE, answers),
-        "libvirtd was started and does not answer. Its log, {}, ends so:\n{}",
+        "libvirtd was started and does not answer. Its log, {}, ends with:\n{}",
         log().display(),
         end_of_log()
     );
@@ -78,27 +80,27 @@ pub struct Crash {
     pub signal: i32,
 }
 
-/// All of them since the lab was set up. Waits for the record of one that has just happened.
+/// All crashes since the lab was set up. Waits for the record of one that has just happened.
 pub fn crashes() -> Vec<Crash> {
     let ends = || pairs(ENDS);
     let last = fs::read_to_string(pid_file(LIBVIRTD)).ok();
     let last: Option<u32> = last.and_then(|text| text.trim().parse().ok());
-    // A daemon that has ended well removes this file itself.
+    // A daemon that ends regularly removes its pid file.
     if let Some(pid) = last.filter(|pid| !is_alive(*pid)) {
         wait_until(RECORD_DEADLINE, || ends().iter().any(|(ended, _)| *ended == pid));
     }
     let sent = pairs(SENT);
-    // A shell reports a death by a signal so.
+    // A shell reports a death by a signal as 128 plus the signal.
     let by_signal = |(pid, status): (u32, i32)| (status > 128).then_some((pid, status - 128));
     let deaths = ends().into_iter().filter_map(by_signal);
     let deaths = deaths.filter(|death| !sent.contains(death));
     deaths.map(|(pid, signal)| Crash { pid, signal }).collect()
 }
 
-/// Ends of libvirtd, as the keeper records them: process and what a shell calls its status.
+/// The file in which the keeper records ends of libvirtd: process id and the status in a shell.
 const ENDS: &str = "ends";
 
-/// Signals that the lab has sent: process and signal.
+/// The file in which the lab records the signals it sends: process id and signal.
 const SENT: &str = "sent";
 
 fn pairs(file: &str) -> Vec<(u32, i32)> {
@@ -110,7 +112,7 @@ fn pairs(file: &str) -> Vec<(u32, i32)> {
     text.lines().filter_map(pair).collect()
 }
 
-/// Sends a signal and records that it comes from the lab.
+/// Sends a signal and records that the lab sent it.
 fn send(pid: u32, signal: Signal) {
     let file = File::options()
         .create(true)
@@ -118,11 +120,11 @@ fn send(pid: u32, signal: Signal) {
         .open(Path::new(LAB_DIR).join(SENT));
     let mut file = file.expect("the lab's folder is ours");
     writeln!(file, "{pid} {}", signal.as_raw()).expect("the lab's folder is ours");
-    // It may have ended by its own timeout just now.
+    // The daemon may have just ended by its timeout.
     let _ = Pid::from_raw(pid as i32).map(|pid| kill_process(pid, signal));
 }
 
-/// Ends the daemons of the lab and waits until they are gone.
+/// Stops the lab's daemons and waits until they are gone.
 pub fn stop() -> Result<(), String> {
     for name in [LIBVIRTD, VIRTLOGD] {
         let Some(pid) = our_pid(name) else { continue };
@@ -135,7 +137,7 @@ pub fn stop() -> Result<(), String> {
         if is_alive(pid) {
             return Err(format!("{name}, process {pid}, does not end"));
         }
-        // The daemon removes it, unless it was killed.
+        // The daemon removes this file, unless it was killed.
         let _ = fs::remove_file(pid_file(name));
     }
     Ok(())
@@ -158,7 +160,7 @@ fn answers() -> bool {
 
 fn start(name: &str, command: Command) {
     let finished = try_run(command, COMMAND_DEADLINE);
-    // Another user of this machine may have been faster: only the answer counts.
+    // Another user of this machine may have started it first, so only the answer counts.
     if !finished.ok() {
         eprintln!("{name} said: {finished:#?}");
     }
@@ -172,7 +174,8 @@ fn virtlogd() -> Command {
     command("sh", &words)
 }
 
-/// libvirtd in the keeper's care, in a session of its own: no Ctrl-C reaches them. `before` are the words of a program that becomes it.
+/// libvirtd under the keeper, in its own session, so that Ctrl-C does not reach them. `before` is
+/// the command line of a program that executes it.
 fn kept(before: Vec<String>) -> Command {
     let record = Path::new(LAB_DIR).join(ENDS).display().to_string();
     let log = log().display().to_string();
@@ -186,7 +189,7 @@ fn kept(before: Vec<String>) -> Command {
     command("setsid", &words)
 }
 
-/// What libvirtd says.
+/// The log file of libvirtd.
 fn log() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("libvirtd.log")
 }
@@ -196,11 +199,12 @@ fn end_of_log() -> String {
     String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).into_owned()
 }
 
-/// The words that let libvirtd begin in a mount namespace of its own, in which QEMU's user may open `/dev/kvm`; `None` where that is
-/// not needed.
+/// The command line that runs libvirtd in its own mount namespace, where QEMU's user may open
+/// `/dev/kvm`. `None` if that is not needed.
 ///
-/// Without udev the node often belongs to root alone. libvirt, which is root, then holds KVM to be usable, its QEMU
-/// tells otherwise, and they start anew to find out with every single call. The node itself is not for a test to change.
+/// Without udev the node often belongs to root alone. libvirt, which is root, then considers KVM
+/// usable, but its QEMU reports the opposite, so libvirt probes again at every call. A test must
+/// not change the node itself.
 fn with_kvm() -> Option<Vec<String>> {
     let kvm = fs::metadata("/dev/kvm").ok()?;
     let as_qemu = [
@@ -220,7 +224,7 @@ fn with_kvm() -> Option<Vec<String>> {
     let dir = Path::new(LAB_DIR).join("dev");
     fs::create_dir_all(&dir).expect("the lab's folder is ours");
     let (major, minor) = (rustix::fs::major(kvm.rdev()), rustix::fs::minor(kvm.rdev()));
-    // QEMU must also see what is mounted later.
+    // QEMU must also see later mounts.
     let mut words: Vec<String> = [
         "unshare",
         "--mount",
@@ -237,10 +241,10 @@ fn with_kvm() -> Option<Vec<String>> {
     Some(words)
 }
 
-/// The living process of that name which the lab has started.
+/// The living process with this name that the lab started.
 fn our_pid(name: &str) -> Option<u32> {
     let pid = fs::read_to_string(pid_file(name)).ok()?.trim().parse().ok()?;
-    // The pid may have been reused.
+    // The process id may have been reused.
     (is_alive(pid) && command_line(pid)?.contains(name)).then_some(pid)
 }
 

@@ -8,33 +8,34 @@ use std::time::Duration;
 use super::{SerialLog, plain};
 use crate::process::{COMMAND_DEADLINE, Finished, command, run, try_run};
 
-/// How long a guest that verifies may take, also without KVM.
+/// The time limit of a verifying guest, even without KVM.
 const VERIFY_DEADLINE: Duration = Duration::from_secs(240);
 
-/// In which state the copy was taken.
+/// The state in which the copy was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// While the file systems were frozen: nothing may be left to be replayed.
+    /// While the file systems were frozen: the journal must be empty.
     Frozen,
-    /// As after a loss of power: the journal is replayed first.
+    /// As after a power cut: the journal is replayed first.
     Crash,
 }
 
-/// What was found on a disk.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckReport {
-    /// Files whose digest was compared.
+    /// The number of files whose digest was compared.
     pub files: u64,
-    /// Files whose bytes are not those of their digest.
+    /// The number of files whose content does not match their digest.
     pub bad: u64,
-    /// The round of the newest file. At least what the console had reported when the copy was taken.
+    /// The round of the newest file: at least the last round on the console when the copy was
+    /// taken.
     pub last_round: u64,
-    /// Whether the journal had to be replayed, as the superblock of the copy says.
+    /// Whether the superblock of the copy says that the journal must be replayed.
     pub needs_recovery: bool,
 }
 
-/// Looks at a copy of a guest's data disk, of any format and with any backing files, and leaves it as it is. Panics when the
-/// file system is damaged, or needs recovery although it was frozen.
+/// Checks a copy of a guest's data disk, of any format and with any backing files, without changing
+/// it. Panics if the file system is damaged, or if it was frozen but needs recovery.
 pub fn check_disk(copy: &Path, expect: Expect) -> CheckReport {
     // On a separate disk, so that the guest can write and e2fsck can read without an overlay.
     let work = crate::owner::folder_on_disk("check-");
@@ -76,8 +77,8 @@ pub fn check_disk(copy: &Path, expect: Expect) -> CheckReport {
     }
 }
 
-/// The flag of ext4's superblock that says that the journal holds changes: `EXT4_FEATURE_INCOMPAT_RECOVER` in
-/// `s_feature_incompat` (the kernel's `Documentation/filesystems/ext4/super.rst`).
+/// Whether ext4's superblock says that the journal holds changes: `EXT4_FEATURE_INCOMPAT_RECOVER`
+/// in `s_feature_incompat` (the kernel's `Documentation/filesystems/ext4/super.rst`).
 fn needs_recovery(raw: &Path) -> bool {
     let mut superblock = [0; 1024];
     let file = File::open(raw).expect("the raw copy is ours");
@@ -97,7 +98,8 @@ fn check_structure(raw: &Path) {
     assert!(found.ok(), "the file system is damaged: {found:#?}");
 }
 
-/// Boots the guest in its verifying mode and gives what it said; it writes nothing to the image but what mounting does.
+/// Boots the guest in its verifying mode and returns its console. Only mounting writes to the
+/// image.
 fn boot_verifier(work: &Path, raw: &Path, mount: &str) -> String {
     let serial = SerialLog::new(work.join("serial.log"));
     let options = format!("vmsnap.mode=verify vmsnap.mount={mount}");
@@ -111,7 +113,7 @@ fn boot_verifier(work: &Path, raw: &Path, mount: &str) -> String {
     console
 }
 
-/// Files, bad files and last round from the line that ends the console.
+/// The files, bad files and last round from the last line on the console.
 fn verdict(console: &str) -> Option<(u64, u64, u64)> {
     let line = console
         .lines()

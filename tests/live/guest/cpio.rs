@@ -1,10 +1,10 @@
-//! An archive in cpio's "newc" form, as the kernel unpacks it into its first root file system.
+//! An archive in cpio's "newc" format, which the kernel unpacks into its first root file system.
 //!
-//! Form: the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
+//! Format: the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
 use std::io::{self, Write};
 
-/// Writes an archive entry by entry. Owner of everything is root.
+/// Writes an archive entry by entry. Root owns every entry.
 pub struct CpioWriter<W: Write> {
     out: W,
     written: u64,
@@ -12,7 +12,7 @@ pub struct CpioWriter<W: Write> {
 }
 
 impl<W: Write> CpioWriter<W> {
-    /// An empty archive.
+    /// Begins an archive.
     pub fn new(out: W) -> Self {
         CpioWriter {
             out,
@@ -21,27 +21,27 @@ impl<W: Write> CpioWriter<W> {
         }
     }
 
-    /// A directory; its parent has to be there already.
+    /// Adds a directory. Its parent must already be in the archive.
     pub fn directory(&mut self, path: &str) -> io::Result<()> {
         self.entry(path, 0o040_755, (0, 0), &[])
     }
 
-    /// An executable file.
+    /// Adds an executable file.
     pub fn file(&mut self, path: &str, data: &[u8]) -> io::Result<()> {
         self.entry(path, 0o100_755, (0, 0), data)
     }
 
-    /// A symbolic link.
+    /// Adds a symbolic link.
     pub fn symlink(&mut self, path: &str, target: &str) -> io::Result<()> {
         self.entry(path, 0o120_777, (0, 0), target.as_bytes())
     }
 
-    /// A character device.
+    /// Adds a character device.
     pub fn char_device(&mut self, path: &str, major: u32, minor: u32) -> io::Result<()> {
         self.entry(path, 0o020_600, (major, minor), &[])
     }
 
-    /// Writes the trailer and hands the output back.
+    /// Writes the trailer and returns the output.
     pub fn finish(mut self) -> io::Result<W> {
         self.inode = 0;
         self.entry("TRAILER!!!", 0, (0, 0), &[])?;
@@ -53,7 +53,8 @@ impl<W: Write> CpioWriter<W> {
         let size = u32::try_from(data.len()).map_err(io::Error::other)?;
         let name_size = u32::try_from(path.len() + 1).map_err(io::Error::other)?;
         self.inode += 1;
-        // Inode, mode, uid, gid, links, mtime, size, device of the file, device it is, name's size, checksum.
+        // Inode, mode, uid, gid, links, mtime, size, device of the file, device number, size of the
+        // name, checksum.
         let fields = [
             self.inode, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0,
         ];
@@ -92,7 +93,7 @@ fn an_archive_has_the_form_that_the_kernel_reads() {
     assert_eq!(&bytes[54..62], b"00000005", "five bytes of data");
     assert_eq!(&bytes[94..102], b"00000005", "the name with its NUL");
     assert_eq!(&bytes[110..115], b"init\0");
-    assert_eq!(&bytes[116..121], b"hello", "data begin at a multiple of four");
+    assert_eq!(&bytes[116..121], b"hello", "data begins at a multiple of four");
     assert_eq!(&bytes[124..130], b"070701", "so does the next header");
     assert_eq!(&bytes[234..245], b"TRAILER!!!\0");
     assert_eq!(bytes.len() % 4, 0);

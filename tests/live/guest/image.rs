@@ -9,19 +9,20 @@ use crate::process::{COMMAND_DEADLINE, command, run, try_run};
 
 const INIT: &str = include_str!("init.sh");
 
-/// Change this when the images are built differently, so that kept ones are rebuilt.
+/// Increment this when the images are built differently, so that existing ones are rebuilt.
 const RECIPE: &str = "1";
 
 /// The package that depends on the newest kernel for virtual machines.
 const KERNEL_METAPACKAGE: &str = "linux-image-cloud-amd64";
 
-/// What is taken from packages beside the kernel: the package, the file in it, and where it goes.
+/// The files taken from packages besides the kernel: the package, the file in it, its path in the
+/// image.
 const PROGRAMS: [(&str, &str, &str); 2] = [
     ("busybox-static", "bin/busybox", "bin/busybox"),
     ("qemu-guest-agent", "usr/sbin/qemu-ga", "usr/sbin/qemu-ga"),
 ];
 
-/// The drivers, each after those that it needs. ext4 is part of the kernel.
+/// The drivers, each after those it depends on. ext4 is built into the kernel.
 const MODULES: [&str; 7] = [
     "virtio_ring",
     "virtio",
@@ -36,7 +37,7 @@ const DIRECTORIES: [&str; 11] = [
     "bin", "sbin", "dev", "proc", "sys", "run", "tmp", "usr", "usr/sbin", "modules", "lib64",
 ];
 
-/// The guest's system: a kernel and a first root file system that stays the only one.
+/// The guest's system: a kernel and an initramfs that stays its root file system.
 #[derive(Clone, Debug)]
 pub struct GuestImage {
     /// The kernel.
@@ -46,7 +47,8 @@ pub struct GuestImage {
 }
 
 impl GuestImage {
-    /// The images kept by an earlier run, or new ones (30 MB of Debian packages). Panics when they cannot be made.
+    /// The images of an earlier run, or new ones (30 MB of Debian packages). Panics if they cannot
+    /// be made.
     pub fn build_or_cached() -> GuestImage {
         let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .parent()
@@ -57,7 +59,7 @@ impl GuestImage {
             kernel: dir.join("vmlinuz"),
             initrd: dir.join("initrd"),
         };
-        // Test threads and other test processes wait for the one that builds.
+        // Other test threads and processes wait for the one that builds.
         let lock = File::create(target.join("guest.lock")).expect("cargo's target folder can be written to");
         lock.lock().expect("a lock file can be locked");
         if !dir.exists() {
@@ -69,7 +71,7 @@ impl GuestImage {
     }
 }
 
-/// Makes `images/vmlinuz` and `images/initrd` in the folder.
+/// Builds `images/vmlinuz` and `images/initrd` in the folder.
 fn build(work: &Path) {
     let kernel_package = kernel_package();
     let mut packages = vec![kernel_package.as_str()];
@@ -96,7 +98,7 @@ fn build(work: &Path) {
     write_initrd(&root, version, &images.join("initrd"));
 }
 
-/// The newest kernel's package, by what the metapackage depends on.
+/// The package of the newest kernel, on which the metapackage depends.
 fn kernel_package() -> String {
     let listing = run(command(
         "apt-cache",
@@ -106,11 +108,11 @@ fn kernel_package() -> String {
         .lines()
         .find_map(|line| line.trim().strip_prefix("Depends: "));
     package
-        .unwrap_or_else(|| panic!("{KERNEL_METAPACKAGE} depends on no kernel: {listing}"))
+        .unwrap_or_else(|| panic!("{KERNEL_METAPACKAGE} does not depend on a kernel: {listing}"))
         .to_owned()
 }
 
-/// Downloads packages into the folder, without installing them.
+/// Downloads packages into the folder without installing them.
 fn download(dir: &Path, packages: &[&str]) {
     let mut words = vec!["download"];
     words.extend(packages);
@@ -146,7 +148,7 @@ fn write_initrd(root: &Path, version: &str, initrd: &Path) {
         archive.file(to, &read(&unpacked(root, from))).unwrap();
     }
     for library in libraries(&unpacked(root, "usr/sbin/qemu-ga")) {
-        // The loader's path in the program; /init sets the path of the other libraries.
+        // The program names the loader by this path. /init sets the path of the other libraries.
         let name = library
             .file_name()
             .and_then(|name| name.to_str())
@@ -162,7 +164,8 @@ fn write_initrd(root: &Path, version: &str, initrd: &Path) {
     archive.finish().unwrap();
 }
 
-/// A file of the packages. What a release keeps in `/bin`, a newer one keeps in `/usr/bin`, of which `/bin` is only a link.
+/// The path of a file from the packages. Newer releases install into `/usr/bin` instead of `/bin`,
+/// which is only a link there.
 fn unpacked(root: &Path, name: &str) -> PathBuf {
     let path = root.join(name);
     if path.exists() {
@@ -172,7 +175,8 @@ fn unpacked(root: &Path, name: &str) -> PathBuf {
     }
 }
 
-/// The shared libraries of a program, and its loader, as this machine has them: every QEMU needs the same ones.
+/// The shared libraries of a program and its loader, from this machine, where QEMU needs the same
+/// ones.
 fn libraries(program: &Path) -> Vec<PathBuf> {
     let listing = run(command("ldd", &[program]));
     assert!(
@@ -186,9 +190,9 @@ fn libraries(program: &Path) -> Vec<PathBuf> {
     paths.map(PathBuf::from).collect()
 }
 
-/// The drivers that are not part of the kernel: file name and bytes.
+/// The drivers that are not built into the kernel: file name and content.
 fn modules(root: &Path, version: &str) -> Vec<(String, Vec<u8>)> {
-    // Where /lib is a link to /usr/lib, packages have begun to use the latter name.
+    // Newer packages use /usr/lib instead of /lib, which is a link to it.
     let tops = ["lib/modules", "usr/lib/modules"].map(|top| root.join(top).join(version));
     let top = tops
         .iter()

@@ -1,6 +1,6 @@
 //! A small Linux guest that keeps writing files with digests, and the check of a copy of its disk.
 //!
-//! `init.sh` is its whole user space and tells the protocol of the files.
+//! `init.sh` is its whole user space and describes the protocol of the files.
 
 mod check;
 mod cpio;
@@ -23,38 +23,41 @@ use crate::process::{command, run, wait_until};
 /// Memory of a guest, in MiB.
 pub const MEMORY_MIB: u32 = 256;
 
-/// Size of a guest's data disk, in MiB. Its files take 24 MiB at most, so the rest can be trimmed and rewritten.
+/// Size of a guest's data disk, in MiB. Its files take at most 24 MiB, so that the rest can be
+/// trimmed and rewritten.
 pub const DISK_MIB: u32 = 256;
 
-/// How long a guest may take to boot and write its first files, also without KVM.
+/// The time for a guest to boot and write its first files, even without KVM.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(180);
 
-/// What answers, or does not, at the guest agent's port.
+/// The program at the guest agent's port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Agent {
     /// qemu-ga.
     Answering,
-    /// Something that has opened the port, so that libvirt sees a connected agent, and never answers.
+    /// A program that opens the port, so that libvirt sees a connected agent, but never answers.
     Deaf,
-    /// Nothing: libvirt sees no connected agent.
+    /// No program: libvirt sees no connected agent.
     Absent,
 }
 
-/// The guest's files in a test's folder, and the pieces of domain XML that use them.
+/// The guest's files in a test's folder, and the parts of domain XML that use them.
 #[derive(Clone, Debug)]
 pub struct GuestFiles {
     image: GuestImage,
-    /// The data disk: qcow2 with an ext4 file system and no partitions. The guest mounts its first virtio disk.
+    /// The data disk: qcow2 with an ext4 file system and no partitions. The guest mounts its first
+    /// virtio disk.
     pub disk: PathBuf,
     /// The guest's console.
     pub serial: SerialLog,
 }
 
 impl GuestFiles {
-    /// Puts a kernel, an initramfs and a fresh data disk into a folder that QEMU's user can reach.
+    /// Puts a kernel, an initramfs and a fresh data disk into a folder that QEMU's user can enter.
     pub fn lay(dir: &Path) -> GuestFiles {
         let kept = GuestImage::build_or_cached();
-        // Copies, because libvirt gives them to QEMU's user, who cannot reach cargo's folders everywhere.
+        // Copies, because libvirt gives the files to QEMU's user, who cannot enter cargo's folders
+        // on every machine.
         let image = GuestImage {
             kernel: dir.join("vmlinuz"),
             initrd: dir.join("initrd"),
@@ -85,7 +88,7 @@ impl GuestFiles {
         )
     }
 
-    /// The data disk as `vda`.
+    /// The XML of the data disk as `vda`.
     pub fn disk_xml(&self) -> String {
         format!(
             "<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap'/>\
@@ -94,7 +97,7 @@ impl GuestFiles {
         )
     }
 
-    /// Console, agent's port and a source of random numbers.
+    /// The XML of the console, the agent's port and a random number generator.
     pub fn devices_xml(&self) -> String {
         format!(
             "<serial type='file'><source path='{}' append='on'/><target port='0'/></serial>\n\
@@ -107,8 +110,8 @@ impl GuestFiles {
 
 /// The `type` of a domain in which the guest boots on this daemon: `kvm` or `qemu`.
 ///
-/// There are hosts whose KVM runs a firmware, or starts a paused domain, and no Linux kernel: the daemon's own type is
-/// not enough.
+/// On some hosts KVM runs a firmware or starts a paused domain, but no Linux kernel. So the
+/// daemon's own type is not enough.
 pub fn virt_type(daemon: &Daemon) -> &'static str {
     if daemon.virt_type() == "kvm" && plain::boots_with_kvm() {
         "kvm"
@@ -117,16 +120,17 @@ pub fn virt_type(daemon: &Daemon) -> &'static str {
     }
 }
 
-/// A guest on the lab's daemon; removed when dropped.
+/// A guest on the lab's daemon, removed when dropped.
 pub struct Guest {
     /// Its domain.
     pub domain: TestDomain,
-    /// Its files, the console's log among them.
+    /// Its files, including the console's log.
     pub files: GuestFiles,
 }
 
 impl Guest {
-    /// Defines and starts a guest with one disk, `vda`. It has not booted yet: wait for its first round.
+    /// Defines and starts a guest with one disk, `vda`. It is still booting: wait for its first
+    /// round.
     pub fn start(daemon: &Daemon, label: &str, agent: Agent) -> Guest {
         let domain = TestDomain::new(daemon, label);
         let files = GuestFiles::lay(domain.dir());
@@ -136,7 +140,8 @@ impl Guest {
         Guest { domain, files }
     }
 
-    /// Waits until the guest has written that many files since its disk was made; panics at the deadline.
+    /// Waits until the guest has written this many files since its disk was made; panics at the
+    /// deadline.
     pub fn wait_for_round(&self, round: u64, deadline: Duration) {
         self.files.serial.wait_for_round(round, deadline);
     }
@@ -154,12 +159,12 @@ impl Guest {
         );
     }
 
-    /// Whether libvirt sees an agent at the other end of its port, be it deaf.
+    /// Whether libvirt sees a connected agent, even one that never answers.
     pub fn agent_is_connected(&self) -> bool {
         self.domain.virsh(&["dumpxml"]).contains("state='connected'")
     }
 
-    /// The last round that it has reported.
+    /// The last round that the guest has reported.
     pub fn last_round(&self) -> u64 {
         self.files.serial.last_round()
     }

@@ -1,4 +1,4 @@
-//! The guest's system on a QEMU of the test's own, without libvirt.
+//! The guest's system on a QEMU started by the test, without libvirt.
 
 use std::fs;
 use std::path::Path;
@@ -9,14 +9,17 @@ use super::image::GuestImage;
 use super::{MEMORY_MIB, SerialLog};
 use crate::process::{Finished, command, run_within};
 
-/// Kernel options of every guest: the console is for the guest's own words, and what is serious.
+/// Kernel options of every guest. Only the guest's own output and serious messages are on the
+/// console.
 pub const KERNEL_OPTIONS: &str = "console=ttyS0 quiet loglevel=3 panic=-1";
 
-/// A kernel that KVM really runs has booted in a fraction of this, also on a busy machine.
+/// The time for KVM to boot a kernel. If KVM works, a fraction of it is enough even on a busy
+/// machine.
 const HELLO_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Boots the guest's system with an accelerator (`kvm`, `tcg`), options on the kernel command line and perhaps a raw disk, waits until it
-/// powers off, and leaves its console in a file. `None` when it was ended at the deadline.
+/// Boots the guest's system and waits until it powers off. `accelerator` is `kvm` or `tcg`,
+/// `options` are added to the kernel command line, and `disk` is a raw disk. The console is written
+/// to a file. Returns `None` if the system was killed at the deadline.
 pub fn boot(
     accelerator: &str,
     options: &str,
@@ -25,7 +28,7 @@ pub fn boot(
     deadline: Duration,
 ) -> Option<Finished> {
     let image = GuestImage::build_or_cached();
-    // It ends with this process, should that be killed.
+    // QEMU is killed if this process dies.
     let words = "--pdeathsig KILL qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -machine q35";
     let mut args: Vec<String> = words.split(' ').map(String::from).collect();
     let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
@@ -49,7 +52,7 @@ pub fn boot(
     ended.then_some(finished)
 }
 
-/// Whether KVM, used by this user, runs the guest's kernel. Tried once per boot of this machine.
+/// Whether this user can run the guest's kernel with KVM. Tried once per boot of this machine.
 pub fn boots_with_kvm() -> bool {
     static BOOTS: OnceLock<bool> = OnceLock::new();
     *BOOTS.get_or_init(|| {
@@ -62,7 +65,7 @@ pub fn boots_with_kvm() -> bool {
             return false;
         }
         let boot_id =
-            fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("Linux tells its boot's id");
+            fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("the kernel has a boot id");
         let image = GuestImage::build_or_cached();
         let kept = image
             .kernel
@@ -71,7 +74,7 @@ pub fn boots_with_kvm() -> bool {
             return answer == "yes";
         }
         let boots = says_hello("kvm");
-        // When it cannot be kept the next run tries again.
+        // If the result cannot be kept, the next run tries again.
         let _ = fs::write(&kept, if boots { "yes" } else { "no" });
         boots
     })

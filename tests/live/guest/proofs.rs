@@ -1,4 +1,4 @@
-//! What the lab promises about its guest and its check of disks.
+//! Tests of the lab's guest and of its check of disks.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -10,7 +10,7 @@ use super::{Agent, BOOT_DEADLINE, Expect, Guest, check_disk};
 use crate::daemon::Daemon;
 use crate::process::{command, run, wait_until};
 
-/// Enough rounds for files that were rewritten in place, replaced and deleted, and for a trim.
+/// Enough rounds for files that are rewritten in place, replaced and deleted, and for a trim.
 const ROUNDS: u64 = 40;
 
 fn convert(from: &Path, to: &Path, format: &str) {
@@ -22,7 +22,7 @@ fn debugfs(disk: &Path, request: &str) -> String {
     run(command("debugfs", &[Path::new("-R"), Path::new(request), disk]))
 }
 
-/// The offset of the first byte of one of the guest's files, in bytes; the file system has blocks of 4 KiB.
+/// The offset in bytes of one of the guest's files; the file system has blocks of 4 KiB.
 fn offset_of_a_file(raw: &Path) -> u64 {
     let listing = debugfs(raw, "ls -p /");
     // /inode/mode/uid/gid/name/size/
@@ -56,14 +56,14 @@ fn files_are_whole_and_reported_ones_kept_after_power_loss() {
     assert!(report.last_round >= reported, "{report:?}, reported {reported}");
     assert!(report.needs_recovery, "{report:?}");
 
-    // The checks have to be able to fail.
+    // The check must be able to fail.
     let disk = guest.files.disk.clone();
     assert!(
         catch_unwind(|| check_disk(&disk, Expect::Frozen)).is_err(),
         "it was not frozen"
     );
 
-    // The replayed journal would bring old blocks back over the damage: damage a file of a disk that needs no replay.
+    // On a disk that needs no replay, because replaying the journal would repair the damage.
     let raw = guest.domain.path("damaged.raw");
     convert(&guest.files.disk, &raw, "raw");
     run(command(

@@ -1,4 +1,4 @@
-//! What a guest says on its console, read from the file that QEMU or virtlogd writes.
+//! The output of a guest on its console, read from the file that QEMU or virtlogd writes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,28 +13,29 @@ pub struct SerialLog {
 }
 
 impl SerialLog {
-    /// The log at that path, which need not exist yet.
+    /// The log at this path, which need not exist yet.
     pub fn new(path: PathBuf) -> SerialLog {
         SerialLog { path }
     }
 
-    /// Where it is.
+    /// The path of the log.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Everything said so far.
+    /// All output so far.
     pub fn text(&self) -> String {
         let bytes = fs::read(&self.path).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The last round reported; 0 before the first.
+    /// The last round reported, or 0.
     pub fn last_round(&self) -> u64 {
         last_round(&self.text())
     }
 
-    /// Waits until a round is reported; panics with the log at the deadline, or when the guest reports a failure.
+    /// Waits until a round is reported. Panics with the log at the deadline or when the guest
+    /// reports a failure.
     pub fn wait_for_round(&self, round: u64, deadline: Duration) {
         let reached = wait_until(deadline, || {
             let text = self.text();
@@ -50,7 +51,7 @@ impl SerialLog {
 }
 
 fn last_round(text: &str) -> u64 {
-    // A line that is not whole yet may miss digits.
+    // An incomplete line may lack digits.
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let newest = whole
         .lines()

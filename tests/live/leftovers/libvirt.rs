@@ -10,7 +10,7 @@ use crate::process::{COMMAND_DEADLINE, Finished, command, processes_with, run_wi
 /// The folder of libvirt's domain definitions.
 const DEFINITIONS: &str = "/etc/libvirt/qemu";
 
-/// Where it keeps what else belongs to a domain, under its name.
+/// The folders in which libvirt keeps files named after a domain.
 const FOLDERS: [&str; 13] = [
     DEFINITIONS,
     "/etc/libvirt/qemu/autostart",
@@ -36,7 +36,7 @@ pub fn domains(is_left: &dyn Fn(u32) -> bool) -> Vec<Leftover> {
     let listed = virsh(&["list", "--all", "--name"]);
     let names = listed.iter().flat_map(|listed| listed.stdout.lines());
     let names = names.map(str::trim).filter(|name| !name.is_empty());
-    // One with a name of another kind has its images in a folder of the tests.
+    // A domain with another name is recognised by the folder of its images.
     let definition = |name: &str| fs::read_to_string(Path::new(DEFINITIONS).join(format!("{name}.xml")));
     let names = names.filter(|name| is_theirs(name) || definition(name).is_ok_and(|xml| is_theirs(&xml)));
     names.map(|name| Leftover::Domain(name.to_owned())).collect()
@@ -48,7 +48,7 @@ pub fn end(name: &str) {
     undefine(name);
 }
 
-/// Undefines a domain with all that libvirt keeps of it.
+/// Undefines a domain with everything that libvirt keeps about it.
 pub fn undefine(name: &str) {
     let metadata = [
         "--checkpoints-metadata",
@@ -82,10 +82,11 @@ pub fn forget(name: &str) {
     }
 }
 
-/// Whether this is the folder of a QEMU of the domain that has ended.
+/// Whether this is the folder of an ended QEMU of the domain.
 ///
-/// A folder's name has the id of the run and the first 20 characters of the domain's name. Domains of one test process may have these in
-/// common, so a folder is another domain's as long as libvirt knows its id, or a QEMU is running from it.
+/// A folder's name contains the id of the run and the first 20 characters of the domain's name.
+/// Several domains of one test process may share these characters. So the folder may be another
+/// domain's if libvirt knows its id or a QEMU runs from it.
 fn is_dead_folder(folder: &str, name: &str) -> bool {
     let short: String = name.chars().take(20).collect();
     let Some((id, rest)) = folder

@@ -1,5 +1,5 @@
-//! Fails if ended test processes have left anything on this machine, names it, and removes it. Run it after the live tests,
-//! whatever came of them.
+//! Fails if ended test processes have left anything on this machine, names it, and removes it. Run
+//! it after the live tests, even after a failure.
 
 #![allow(
     clippy::disallowed_methods,
@@ -22,7 +22,8 @@ use std::time::Duration;
 use leftovers::{LAB_DIR, Leftover, end, of_the_gone};
 use process::wait_until;
 
-/// How long things may take to go by themselves: a daemon that is being stopped, the watcher of an embedded hypervisor.
+/// The time for things to end by themselves, such as a daemon being stopped or the watcher of an
+/// embedded hypervisor.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Waits until nothing is left. Otherwise ends what is left, and gives it.
+/// Waits until nothing is left. At the deadline ends what is left and returns it.
 fn settle() -> Vec<Leftover> {
     let mut found = Vec::new();
     let is_clean = wait_until(PATIENCE, || {

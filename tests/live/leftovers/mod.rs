@@ -1,7 +1,7 @@
 //! Finds and removes what ended test processes have left on this machine.
 //!
-//! A thing is the lab's if its name, its path, its command line or an open file holds the name of a test process
-//! ([`crate::owner`]), or if it is an unused daemon of the lab. Nothing else is considered.
+//! A thing is the lab's if its name, path, command line or an open file contains the name of a test
+//! process ([`crate::owner`]), or if it is an unused daemon of the lab. Nothing else is considered.
 
 mod libvirt;
 mod processes;
@@ -17,10 +17,10 @@ use crate::process::start_time;
 /// Lock files and process ids of the lab's daemons.
 pub const LAB_DIR: &str = "/run/vmsnap-lab";
 
-/// Something that is left.
+/// A thing that is left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Leftover {
-    /// A process, known by its number and the time of its start in clock ticks.
+    /// A process, identified by its id and its start time in clock ticks.
     Process { pid: u32, started: u64, line: String },
     /// A domain of the libvirtd that answers.
     Domain(String),
@@ -75,7 +75,7 @@ pub fn find(is_left: &dyn Fn(u32) -> bool) -> Vec<Leftover> {
     found
 }
 
-/// Removes all of it. What cannot be removed is found again.
+/// Removes all of it. The next search finds anything that cannot be removed.
 pub fn end(found: &[Leftover]) {
     // Users of a thing are ended before the thing: `find` returns them in this order.
     for leftover in found {
@@ -90,7 +90,7 @@ pub fn end(found: &[Leftover]) {
     }
 }
 
-/// Takes a domain's definition away with all that libvirt keeps of it.
+/// Undefines a domain with everything that libvirt keeps about it.
 pub fn undefine(name: &str) {
     libvirt::undefine(name);
 }
@@ -100,14 +100,14 @@ pub fn forget(name: &str) {
     libvirt::forget(name);
 }
 
-/// Ends a process that was found just now.
+/// Ends a process that was just found.
 pub fn end_process(pid: u32) {
     if let Some(started) = start_time(pid) {
         processes::end(pid, started);
     }
 }
 
-/// Removes a file, or a folder with all it holds. Another test run may be doing the same.
+/// Removes a file, or a folder with its content. Another test run may do the same concurrently.
 pub fn remove(path: &Path) {
     let is_folder = fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
     let _ = match is_folder {
@@ -116,7 +116,7 @@ pub fn remove(path: &Path) {
     };
 }
 
-/// Where test processes make their folders.
+/// The folders in which test processes create their folders.
 fn parents() -> Vec<PathBuf> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let mut parents = vec![std::env::temp_dir(), "/var/tmp".into(), target.to_owned()];
@@ -138,8 +138,8 @@ fn folders(is_left: &dyn Fn(u32) -> bool) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).collect()
 }
 
-/// Where runs that did not finish have noted down that their sockets, scratch files and folders are: in the journals (`intent.json`) of
-/// repositories within this folder. Those that are still there.
+/// The sockets, scratch files and folders of unfinished runs that still exist, according to the
+/// journal entries (`intent.json`) of repositories within this folder.
 pub fn places_noted_in(folder: &Path) -> Vec<PathBuf> {
     let mut places = Vec::new();
     collect_places(folder, 8, &mut places);

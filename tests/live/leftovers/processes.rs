@@ -10,7 +10,8 @@ use super::{LAB_DIR, Leftover};
 use crate::owner::{PREFIX, owners_in};
 use crate::process::{command_line, is_alive, start_time, wait_until};
 
-/// The programs that tests start and that may outlive them; not a user's shell or editor in a folder of the tests.
+/// The programs that tests start and that may outlive them. A user's shell or editor in a folder of
+/// the tests is not one of them.
 const PROGRAMS: [&str; 10] = [
     "libvirtd",
     "nbdkit",
@@ -24,7 +25,7 @@ const PROGRAMS: [&str; 10] = [
     "vmsnap",
 ];
 
-/// Those of them that serve everybody.
+/// The programs among them that serve all test processes.
 const DAEMONS: [&str; 2] = ["libvirtd", "virtlogd"];
 
 const END_DEADLINE: Duration = Duration::from_secs(20);
@@ -38,14 +39,15 @@ pub fn find(is_left: &dyn Fn(u32) -> bool) -> Vec<Leftover> {
     let entries = fs::read_dir("/proc").expect("/proc is there").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let leftover = |pid: u32| {
-        // In a container the numbers of test processes mean others.
+        // In a container the ids of test processes belong to other processes.
         let program = program(pid)?;
         let is_here = is_alive(pid) && namespace(&pid.to_string()) == ours;
         if !is_here || !PROGRAMS.contains(&program.as_str()) {
             return None;
         }
         let line = command_line(pid)?;
-        // The machine's virtlogd also has logs of test domains open; only the lab's record identifies the lab's.
+        // The machine's virtlogd also has logs of test domains open; only the lab's record
+        // identifies the lab's.
         let is_ours = match DAEMONS.contains(&program.as_str()) {
             true => line.contains("--pid-file") && daemons.contains(&pid),
             false => names_in(pid, &line).iter().any(|pid| is_left(*pid)),
@@ -59,7 +61,7 @@ pub fn find(is_left: &dyn Fn(u32) -> bool) -> Vec<Leftover> {
     pids.filter_map(leftover).collect()
 }
 
-/// The numbers in the files of the lab's daemons. Other programs may have them by now.
+/// The process ids in the files of the lab's daemons. Other programs may have them by now.
 fn recorded() -> Vec<u32> {
     let files = fs::read_dir(LAB_DIR).into_iter().flatten().flatten();
     let files = files.map(|entry| entry.path());
@@ -68,7 +70,7 @@ fn recorded() -> Vec<u32> {
     texts.filter_map(|text| text.trim().parse().ok()).collect()
 }
 
-/// The test processes that a process's command line, folder or open files name.
+/// The test processes that a process's command line, working folder or open files name.
 fn names_in(pid: u32, line: &str) -> Vec<u32> {
     let proc = Path::new("/proc").join(pid.to_string());
     let mut text = line.to_owned();
@@ -93,7 +95,7 @@ pub fn lab_is_unused() -> bool {
     lease.is_ok_and(|lease| lease.try_lock().is_ok())
 }
 
-/// Ends the process that was found, if it still is the same one.
+/// Ends the process that was found, if it is still the same one.
 pub fn end(pid: u32, started: u64) {
     let is_it = || is_alive(pid) && start_time(pid) == Some(started);
     for signal in [Signal::TERM, Signal::KILL] {
@@ -102,7 +104,7 @@ pub fn end(pid: u32, started: u64) {
         }
         let _ = Pid::from_raw(pid as i32).map(|pid| kill_process(pid, signal));
         if signal == Signal::TERM {
-            // A daemon tidies up. Everything else has no more to do.
+            // A daemon cleans up. Other programs have nothing to do.
             wait_until(Duration::from_secs(5), || !is_it());
         }
     }
@@ -118,7 +120,7 @@ pub fn sockets(is_left: &dyn Fn(u32) -> bool) -> Vec<Leftover> {
         .filter(|path| owners_in(path).iter().any(|pid| is_left(*pid)))
         .collect();
     paths.sort();
-    // A line for the listener, and one for each connection to it.
+    // The file has a line for the listener and one for each connection to it.
     paths.dedup();
     paths.into_iter().map(Leftover::Socket).collect()
 }

@@ -7,7 +7,7 @@ use super::Leftover;
 use crate::owner::owners_in;
 use crate::process::{COMMAND_DEADLINE, command, run_within};
 
-/// The mounts within folders of these test processes; the last one that was made comes first.
+/// The mounts within folders of these test processes, newest first.
 pub fn mounts(is_left: &dyn Fn(u32) -> bool) -> Vec<Leftover> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points = text.lines().filter_map(|line| line.split(' ').nth(4));
@@ -28,7 +28,7 @@ pub fn loops(is_left: &dyn Fn(u32) -> bool) -> Vec<Leftover> {
     let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
     let leftover = |entry: fs::DirEntry| {
         let backing = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
-        // A loop device over a file in a container is shown here, too.
+        // A loop device over a file in a container is visible here too.
         let is_here = super::parents()
             .iter()
             .any(|parent| Path::new(&backing).starts_with(parent));
@@ -45,7 +45,7 @@ pub fn unmount(point: &Path) {
     quietly("umount", &["--lazy", &point.display().to_string()]);
 }
 
-/// Removes what the kernel has built on the device, and the device.
+/// Removes the device and everything that the kernel has built on it.
 pub fn detach(device: &Path) {
     let device = device.display().to_string();
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
@@ -56,6 +56,6 @@ pub fn detach(device: &Path) {
 }
 
 fn quietly(program: &str, words: &[&str]) {
-    // What remains is found again.
+    // The next search finds anything that remains.
     run_within(command(program, words), COMMAND_DEADLINE);
 }

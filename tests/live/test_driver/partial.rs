@@ -146,7 +146,7 @@ fn a_misspelt_exclusion_is_refused_or_reported() {
     );
 }
 
-/// Whether `backup --dry-run` and `status` leave the encrypted disk `vdb` out.
+/// Asserts whether `backup --dry-run` and `status` leave out the encrypted disk `vdb`.
 #[track_caller]
 fn leaves_encrypted_out(node: &Node, words: &[&str], variable: Option<&str>, expected: bool) {
     let environment: Vec<(&str, &str)> = variable
@@ -182,7 +182,7 @@ fn store_decrypted_by_switch_and_variable() {
         leaves_encrypted_out(&node, &["--storeDecrypted"], Some(value), false);
     }
     leaves_encrypted_out(&node, &["--storeDecrypted"], None, false);
-    // What is typed counts.
+    // The command line overrides the variable.
     for off in ["--storeDecrypted=false", "--no-store-decrypted"] {
         leaves_encrypted_out(&node, &[off], Some("yes"), true);
     }

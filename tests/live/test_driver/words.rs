@@ -72,7 +72,7 @@ fn missing_programs_are_named_with_their_packages() {
         status.stderr.contains("qemu-utils (Debian), qemu-img (Fedora)"),
         "{status:#?}"
     );
-    assert_eq!(status.stdout, VM1, "the others are still told");
+    assert_eq!(status.stdout, VM1, "the other domains are still printed");
     let backup = node.vmsnap_with(&["--backup", "--domains=off", "--output=OUT"], &nothing);
     ends(&backup, 4, "vmsnap: Missing dependencies (qemu-img, qemu-nbd)\n");
     ends(&node.vmsnap_with(&["--domains=vm1"], &nothing), 0, "");
@@ -93,7 +93,7 @@ fn completions_and_manual_pages_are_printed() {
         page.stdout.contains(".SH \"EXIT STATUS\"") && page.stdout.contains("vmsnap\\-status"),
         "{page:#?}"
     );
-    ends(&node.vmsnap(&["man", "nothing"]), 64, "it is one of backup, ");
+    ends(&node.vmsnap(&["man", "nothing"]), 64, "use one of backup, ");
     for words in [
         &["--help"][..],
         &["backup", "--help"],
@@ -107,7 +107,8 @@ fn completions_and_manual_pages_are_printed() {
     }
 }
 
-/// What bash offers for the last of these words, with the script that `vmsnap completions bash` prints.
+/// The completions that bash offers for the last word, with the script of `vmsnap completions
+/// bash`.
 fn offered(script: &str, words: &[&str]) -> Vec<String> {
     let ask = format!(
         "{script}\nCOMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _vmsnap vmsnap \"${{COMP_WORDS[COMP_CWORD]}}\" \
@@ -125,7 +126,7 @@ fn the_completions_of_bash_complete() {
     assert!(offered(&script, &["vmsnap", "scrub", "--"]).contains(&"--scrub-type".to_owned()));
 }
 
-/// Runs the words with such a stdout.
+/// Runs the program with these arguments and this stdout.
 fn into(node: &Node, words: &[&str], stdout: impl Into<Stdio>) -> (Option<i32>, String) {
     let output = node.program(words).stdout(stdout).stderr(Stdio::piped()).output();
     let output = output.expect("it starts");
@@ -163,7 +164,7 @@ fn an_answer_that_could_not_be_written_is_a_failure() {
             "{words:?}: {stderr}"
         );
     }
-    // The command is carried out anyway.
+    // The command is still carried out.
     let (code, stderr) = into(&node, &["--backup", "--domains=off", "--output=OUT"], full());
     assert_eq!((code, node.restore_points("off")), (Some(3), 1), "{stderr}");
     let (code, _) = into(&node, &["--backup", "--domains=off,gone", "--output=OUT"], full());

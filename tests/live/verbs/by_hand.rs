@@ -12,7 +12,7 @@ use crate::embed::{Kind, Shape, TestDomain, run_ok};
 use crate::verbs::rng::Rng;
 use crate::verbs::story::Story;
 
-/// The first command in a fence of the document, split into words as a shell would split it.
+/// The first command in a code block of the document, split into words as a shell would.
 fn documented_command(point: &Path) -> Vec<String> {
     let text = include_str!("../../../docs/format.md");
     let (_, fenced) = text.split_once("```sh\n").expect("the document has a command");
@@ -20,7 +20,7 @@ fn documented_command(point: &Path) -> Vec<String> {
     assert_eq!(command.lines().count(), 1, "{command}");
     let mut words = vec![String::new()];
     for (number, part) in command.split('"').enumerate() {
-        // Within quotes blanks are no ends of words.
+        // Blanks within quotes do not end a word.
         if number % 2 == 1 {
             words.last_mut().expect("there is one").push_str(part);
             continue;
@@ -40,7 +40,8 @@ fn documented_command(point: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Each file of a restore point has the length and the BLAKE3 digest that its manifest says, and nothing else is there.
+/// Checks that each file of a restore point has the length and BLAKE3 digest in its manifest, and
+/// that there are no other files.
 fn check_digests(dir: &Path) {
     let text = fs::read_to_string(dir.join("manifest.json")).expect("it is readable");
     let manifest: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
@@ -68,7 +69,7 @@ fn check_digests(dir: &Path) {
     );
 }
 
-/// The names of an image's backing chain, as the images record them.
+/// The backing file names in an image's chain, as the images record them.
 fn backing_names(image: &Path) -> Vec<String> {
     let json = run_ok(
         "qemu-img",
@@ -126,7 +127,7 @@ fn documented_command_restores_every_point_even_after_a_move() {
         }
         story.prove();
     }
-    // The chain continues at the new place.
+    // The chain continues at the new path.
     story.scribble(&mut rng, 5);
     assert!(story.back_up().point.parent.is_some());
     story.prove();

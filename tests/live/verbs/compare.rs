@@ -59,7 +59,7 @@ fn unchanged_clusters_are_equal_running_and_shut_off() {
     story.prove();
 }
 
-/// Clears a bitmap by hand, so that it does not know of what was written before.
+/// Clears a bitmap, so that it forgets earlier writes.
 fn clear(image: &Path, bitmap: &str) {
     run_ok("qemu-img", [&"bitmap", &"--clear", &image, &bitmap]);
 }
@@ -85,7 +85,11 @@ fn write_unknown_to_the_bitmap_is_found_and_forces_a_full() {
         );
         assert_eq!(outcome.disks[1].differing, 0);
         let again = compared(&story, None).expect("compared");
-        assert_eq!(again.verdict(), Verdict::Differs, "it stands: {again:?}");
+        assert_eq!(
+            again.verdict(),
+            Verdict::Differs,
+            "the missed write is still reported: {again:?}"
+        );
         assert_eq!(again.uncompared[0].target, "vda");
         let healed = story.back_up();
         assert_eq!(
@@ -93,7 +97,7 @@ fn write_unknown_to_the_bitmap_is_found_and_forces_a_full() {
             [("vda", Level::Full), ("vdb", Level::Incremental)]
         );
         assert!(
-            reason(&healed, "vda").contains("missed a write"),
+            reason(&healed, "vda").contains("found a write that a bitmap"),
             "{}",
             reason(&healed, "vda")
         );

@@ -16,7 +16,7 @@ const HEAD: &str = "<metadata><note:it xmlns:note='urn:example:note' a=\"1 &lt; 
                     <!-- kept --></note:it></metadata>";
 const ORIGINAL_MAC: &str = "52:54:00:aa:bb:cc";
 
-/// Firmware that is never run: the domain stays paused.
+/// Firmware that never runs, because the domain stays paused.
 fn firmware(dir: &Path) -> String {
     let (code, variables) = (dir.join("code.fd"), dir.join("variables & more.fd"));
     fs::write(&code, vec![0xf4; 512 * 1024]).expect("it is written");
@@ -59,7 +59,7 @@ fn restored_to(story: &Story) -> tempfile::TempDir {
         .expect("a folder")
 }
 
-/// Restores and defines, and gives the defined domain, which goes when it is dropped.
+/// Restores and defines. Returns the defined domain, which is removed when dropped.
 fn bring_back(story: &Story, at: &str, format: Format, name: Option<&str>) -> (Outcome, TestDomain) {
     let to = restored_to(story);
     let define = DefineOptions {
@@ -72,13 +72,13 @@ fn bring_back(story: &Story, at: &str, format: Format, name: Option<&str>) -> (O
         .plan
         .define
         .as_ref()
-        .expect("it was wished for")
+        .expect("the definition was requested")
         .name
         .clone();
     (outcome, TestDomain::adopted(&defined, to))
 }
 
-/// The lines in which the new XML differs from the old one, as tags.
+/// The tags of the lines in which the new XML differs from the old one.
 fn changed_tags(old: &str, new: &str) -> Vec<String> {
     let (old, new): (Vec<&str>, Vec<&str>) = (old.lines().collect(), new.lines().collect());
     let tag = |line: &str| {
@@ -89,7 +89,7 @@ fn changed_tags(old: &str, new: &str) -> Vec<String> {
     let mut changed: Vec<String> = Vec::new();
     let mut at = 0;
     for line in old {
-        // A line that is not there any more was removed; one that differs was changed.
+        // A line that is missing was removed. A line with the same tag was changed.
         match new.get(at) {
             Some(found) if *found == line => at += 1,
             Some(found) if tag(found) == tag(line) => {
@@ -113,7 +113,11 @@ fn a_domain_comes_back_beside_its_original_under_a_new_name() {
         let point = story.list().points[number].point.clone();
         let name = format!("-clone {number} <&> of {}", story.domain.name);
         let (outcome, clone) = bring_back(&story, &point.id, format, Some(&name));
-        let plan = outcome.plan.define.as_ref().expect("it was wished for");
+        let plan = outcome
+            .plan
+            .define
+            .as_ref()
+            .expect("the definition was requested");
         let seen = clone.seen();
         assert_eq!(seen.name, name);
         assert_eq!(seen.state, DomainState::ShutOff);
@@ -143,7 +147,7 @@ fn a_domain_comes_back_beside_its_original_under_a_new_name() {
         assert_eq!(note(&plan.xml), note(&saved));
         assert_eq!(note(&seen.inactive_xml), note(&original.inactive_xml));
 
-        let variables = seen.nvram.clone().expect("it has some");
+        let variables = seen.nvram.clone().expect("it has UEFI variables");
         assert!(variables.starts_with(clone.dir.path()));
         assert_eq!(
             fs::read(&variables).expect("they are there"),
@@ -154,7 +158,7 @@ fn a_domain_comes_back_beside_its_original_under_a_new_name() {
         clone.destroy();
         for target in ["vda", "vdb"] {
             let path = clone.dir.path().join(format!("{target}.{}", format.word()));
-            let disk = seen.disk(target).expect("it has it");
+            let disk = seen.disk(target).expect("it has the disk");
             assert_eq!(disk.source, Source::File(path.clone()));
             assert_same(&path, format.word(), story.reference(number, target), target);
         }
@@ -190,7 +194,7 @@ fn lost_domain_comes_back_unchanged_and_is_backed_up_again() {
     let full = story.back_up();
     assert_eq!(levels(&full), [("vda", Level::Full), ("vdb", Level::Full)]);
     let reason = reason(&full, "vda");
-    assert!(reason.contains("lay at"), "{reason}");
+    assert!(reason.contains("vda was at"), "{reason}");
     story.scribble(&mut rng, 10);
     let next = story.back_up();
     assert_eq!(
@@ -257,7 +261,7 @@ fn domain_comes_back_after_a_disk_was_plugged_in_for_one_run() {
     let (_, clone) = bring_back(&story, &id, Format::Qcow2, Some("guest disk's clone"));
     let path = clone.dir.path().join("vda.qcow2");
     assert_eq!(
-        clone.seen().disk("vda").expect("it has it").source,
+        clone.seen().disk("vda").expect("it has the disk").source,
         Source::File(path.clone())
     );
     assert_same(&path, "qcow2", story.reference(0, "vda"), "vda");

@@ -1,4 +1,4 @@
-//! Disks that come, go, grow, shrink and change places between the backups.
+//! Disks that are added, removed, grown, shrunk and exchanged between backups.
 
 use vmsnap::model::domain::DomainState;
 use vmsnap::model::restore_point::Level;
@@ -19,7 +19,7 @@ fn domain(name: &str, disks: &[(Kind, u64)]) -> TestDomain {
     )
 }
 
-/// Plugs a disk into the definition of a shut-off domain.
+/// Attaches a disk to the definition of a shut-off domain.
 fn plug_in(story: &Story, target: &str) {
     let config = virt_sys::VIR_DOMAIN_AFFECT_CONFIG;
     let handle = story.domain.handle();
@@ -130,7 +130,7 @@ fn a_disk_that_has_shrunk_gets_a_full_image() {
     story.prove();
 }
 
-/// Dirty bitmaps forget what was cut off; what grows in its place is clean and zero.
+/// Dirty bitmaps forget the range that was cut off. A range added later is clean and zero.
 #[test]
 fn no_old_data_shows_where_a_disk_shrank_and_grew() {
     for running in [true, false] {
@@ -143,14 +143,14 @@ fn no_old_data_shows_where_a_disk_shrank_and_grew() {
         if !running {
             story.domain.destroy();
         }
-        // To the same size, with a write at the end of what is new.
+        // Back to the same size, with a write at the end of the new range.
         story.resize("vda", 2 * MIB + 512);
         story.resize("vda", 4 * MIB);
-        // The rest of the cluster that was cut in two may have come back as it was.
+        // The rest of the cluster at the cut may have its old bytes again.
         story.learn("vda");
         assert_eq!(story.bytes("vda")[2 * MIB as usize + 65536], 0);
         story.write("vda", 4 * MIB - 4096, 4096, 0x32);
-        // To a larger one, cut within the data.
+        // To a larger size, cut within the data.
         story.resize("vdb", 2 * MIB);
         story.resize("vdb", 6 * MIB);
         story.write("vdb", 5 * MIB, 512, 0x42);
@@ -189,7 +189,7 @@ fn a_disk_that_was_away_goes_on_where_its_bitmap_left_off() {
     plug_in(&story, "vdb");
     story.domain.start();
     story.learn("vdb");
-    assert!(story.bytes("vdb") == away, "nobody wrote to it");
+    assert!(story.bytes("vdb") == away, "the detached disk has not changed");
     story.scribble(&mut rng, 10);
     let outcome = story.back_up();
     assert_eq!(
@@ -197,14 +197,15 @@ fn a_disk_that_was_away_goes_on_where_its_bitmap_left_off() {
         [("vda", Level::Incremental), ("vdb", Level::Incremental)]
     );
     let back = outcome.point.disk("vdb").expect("it is back");
-    assert_eq!(back.parent, before, "it stands upon its own last image");
+    assert_eq!(back.parent, before, "its parent is its own last image");
     story.scribble(&mut rng, 5);
     story.back_up();
     assert_eq!(story.domain.seen().state, DomainState::Paused);
     story.prove();
 }
 
-/// Both images carry bitmaps with the same names: each records the changes of the other disk.
+/// Both images carry bitmaps with the same names, each of which records the changes of the other
+/// disk.
 #[test]
 fn swapped_disks_do_not_use_each_others_images_as_parent() {
     let domain = domain("swapped ", &[(Kind::Qcow2, 2 * MIB), (Kind::Qcow2, 2 * MIB)]);
@@ -264,7 +265,8 @@ fn every_layer_of_an_external_snapshot_is_in_the_restored_disk() {
             [("vda", Level::Incremental), ("vdb", Level::Incremental)]
         );
     }
-    // Shut off, the older bitmaps are in two layers, and qemu-nbd reports only one: the bytes are right at any level.
+    // When the domain is shut off, the older bitmaps are in two layers and qemu-nbd reports only
+    // one. The bytes are correct at any level.
     story.domain.destroy();
     for _ in 0..2 {
         story.scribble(&mut rng, 10);

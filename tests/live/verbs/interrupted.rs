@@ -1,4 +1,4 @@
-//! QEMU and vmsnap killed during or between backups.
+//! QEMU and vmsnap are killed during or between backups.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ fn story(name: &str) -> Story {
     ))
 }
 
-/// What the disks hold after QEMU was killed; its caches are lost.
+/// Takes the disks' content after a kill of QEMU as known, because QEMU's caches are lost.
 fn learn(story: &mut Story) {
     for target in story.targets() {
         story.learn(&target);
@@ -36,7 +36,7 @@ fn learn(story: &mut Story) {
 #[test]
 fn killed_qemu_makes_the_next_backup_full() {
     let mut rng = Rng::new();
-    // Bitmaps that are in the image already, and others that QEMU never came to write down.
+    // With bitmaps that are already in the image, and with bitmaps that QEMU never wrote there.
     for restarted in [true, false] {
         let mut story = story("killed ");
         story.domain.start();
@@ -59,13 +59,13 @@ fn killed_qemu_makes_the_next_backup_full() {
         assert_eq!(levels(&full), FULL);
         for target in ["vda", "vdb"] {
             assert!(
-                reason(&full, target).contains("lost or inconsistent"),
+                reason(&full, target).contains("missing or inconsistent"),
                 "{}",
                 reason(&full, target)
             );
         }
         let made = full.point.checkpoint.expect("it was made").name;
-        assert_eq!(names(&story.domain), [made], "the broken ones have gone");
+        assert_eq!(names(&story.domain), [made], "the broken checkpoints are gone");
         for _ in 0..2 {
             story.scribble(&mut rng, 5);
             assert_eq!(levels(&story.back_up()), INCREMENTAL);
@@ -104,14 +104,15 @@ fn killed_qemu_makes_the_next_offline_backup_full() {
     story.prove();
 }
 
-/// How far the killed run had come.
+/// The step at which the run is killed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
     Noted,
     Begun,
 }
 
-/// Does what a backup does until it is killed: nothing is cleaned up. `since` is the parent's checkpoint.
+/// Does what a backup does until it is killed, without any cleanup. `since` is the parent's
+/// checkpoint.
 pub(super) fn killed_run(story: &Story, since: Option<&str>, until: Until) -> (Places, String) {
     let host = &Lab::get().host;
     let domain = story.domain.seen();
@@ -165,7 +166,7 @@ fn note(pending: &dyn PendingPoint, intent: &JournalEntry) {
     pending.write_note(&text).expect("it is noted");
 }
 
-/// The next backup cleans up after the killed run and continues the chain.
+/// Asserts that the next backup cleans up after the killed run and continues the chain.
 fn assert_healed(story: &mut Story, places: &Places, expected: [(&str, Level); 2]) {
     let before = names(&story.domain);
     let outcome = story.back_up();
@@ -186,11 +187,11 @@ fn assert_healed(story: &mut Story, places: &Places, expected: [(&str, Level); 2
         let mut good = before;
         good.retain(|name| name != "virtnbdbackup.77");
         good.push(made);
-        assert_eq!(now, good, "the killed run's checkpoint has gone and no other");
+        assert_eq!(now, good, "only the killed run's checkpoint is gone");
     }
 }
 
-/// A story with a full and an incremental restore point, and the newest checkpoint.
+/// A story with a full and an incremental restore point, and the name of the newest checkpoint.
 fn begun(name: &str, active: bool, rng: &mut Rng) -> (Story, String) {
     let mut story = story(name);
     if active {
@@ -312,7 +313,7 @@ fn readers_of_a_killed_offline_run_are_ended() {
     story.prove();
 }
 
-/// Killed after its bitmap was in the first image, before libvirt knew of the checkpoint.
+/// Killed after its bitmap was in the first image, but before libvirt recorded the checkpoint.
 #[test]
 fn a_bitmap_that_a_killed_run_left_without_a_checkpoint_goes() {
     let mut rng = Rng::new();

@@ -1,4 +1,4 @@
-//! Disks that cannot be incremental beside one that can, and drives that are not disks.
+//! Disks that cannot be incremental next to one that can, and drives that are not disks.
 
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::Cause;
@@ -85,10 +85,10 @@ fn domain_without_eligible_disks_is_reported() {
         }
         let refused = story.try_back_up().map(|_| ()).expect_err("nothing to do");
         assert!(matches!(refused.cause, Cause::NothingToBackUp), "{refused}");
-        assert!(refused.hint().expect("there is a way").contains("--raw"));
+        assert!(refused.hint().expect("a hint").contains("--raw"));
         assert!(story.history().kept.is_empty() && story.history().leftovers.is_empty());
 
-        // Alone it is saved too, without any checkpoint.
+        // As the only disk it is saved too, without a checkpoint.
         story.options.raw = true;
         story.write("vda", 4096, 512, 0x61);
         story.back_up();

@@ -1,4 +1,5 @@
-//! The verbs on real domains: whatever happens between the backups, every restore point gives back its moment.
+//! The verbs on real domains: every restore point gives back its disks, whatever happens between
+//! backups.
 
 mod broken;
 mod by_hand;

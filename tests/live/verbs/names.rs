@@ -8,7 +8,8 @@ use crate::verbs::story::{Story, levels};
 
 #[test]
 fn domains_with_awkward_names_are_backed_up_and_given_back() {
-    // libvirt cuts the name of a running domain's folder after 20 characters, in the C locale in the middle of one.
+    // libvirt cuts the name of a running domain's folder after 20 characters. In the C locale the
+    // cut may be within a character.
     let names = [
         " two  blanks ",
         "it's \"q\" ",

@@ -1,4 +1,5 @@
-//! Targets that are full, read-only or missing, and readers that die: a clear error, nothing left, and the next run succeeds.
+//! Targets that are full, read-only or missing, and readers that die: a clear error, nothing left,
+//! and the next run succeeds.
 
 use std::fs;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ const MIB: u64 = 1 << 20;
 const DISKS: [(Kind, u64); 2] = [(Kind::Qcow2, 4 * MIB), (Kind::Qcow2, 2 * MIB + 512)];
 const INCREMENTAL: [(&str, Level); 2] = [("vda", Level::Incremental), ("vdb", Level::Incremental)];
 
-/// A story with one restore point, and its repository on a separate file system.
+/// A story with one restore point and its repository on a separate file system.
 fn story_on(mount: &Mount, name: &str, active: bool, rng: &mut Rng) -> Story {
     let shape = Shape {
         disks: &DISKS,
@@ -40,7 +41,8 @@ fn story_on(mount: &Mount, name: &str, active: bool, rng: &mut Rng) -> Story {
     story
 }
 
-/// A run that failed has left nothing at the domain, but for what could not be removed from the repository.
+/// Asserts that a failed run has left nothing on the domain's side. The repository may hold
+/// leftovers that could not be removed.
 fn assert_taken_back(story: &Story, checkpoints: &[String], error: &Error) {
     let job = Lab::get().host.active_job(&story.domain.seen());
     assert_eq!(job.expect("it is known"), None, "{error}");
@@ -75,7 +77,7 @@ fn full_target_fails_the_run_and_says_what_to_do() {
             let history = story.history();
             assert!(history.leftovers.is_empty(), "{left} KiB left: {error}");
             assert_eq!(history.kept.len(), 1);
-            // What was kept can still be given back.
+            // The kept restore point can still be restored.
             assert!(story.list().points[0].is_whole());
         }
         mount.make_room();
@@ -96,7 +98,7 @@ fn read_only_target_is_reported_before_anything_starts() {
         let said = vmsnap::model::text::with_sources(&error);
         assert!(said.contains("Read-only file system"), "{said}");
         assert_taken_back(&story, &before, &error);
-        // What is there can be listed and given back.
+        // The existing points can be listed and restored.
         story.prove();
         mount.make_writable();
         story.scribble(&mut rng, 5);
@@ -105,7 +107,7 @@ fn read_only_target_is_reported_before_anything_starts() {
     }
 }
 
-/// Does something at the n-th event of a run.
+/// A monitor that runs `act` at one event of a run.
 struct At<'a> {
     number: usize,
     seen: AtomicUsize,
@@ -114,14 +116,15 @@ struct At<'a> {
 
 impl Monitor for At<'_> {
     fn event(&self, event: Event<'_>) {
-        // Findings come when all is over.
+        // Findings are reported after the run.
         if !matches!(event, Event::Found { .. }) && self.seen.fetch_add(1, Ordering::SeqCst) == self.number {
             (self.act)();
         }
     }
 }
 
-/// A backup with something happening at its n-th event, and whether there was such an event.
+/// A backup that runs `act` at the event with this number. Also returns whether there was such an
+/// event.
 pub(super) fn back_up_at(story: &Story, number: usize, act: &(dyn Fn() + Sync)) -> (Result<Outcome>, bool) {
     let at = At {
         number,
@@ -155,7 +158,7 @@ fn target_vanishing_at_any_moment_fails_only_that_run() {
             let error = outcome.map(drop).expect_err("the target is gone");
             assert_taken_back(&story, &before, &error);
             let beneath = fs::read_dir(mount.path()).expect("it is readable").count();
-            assert_eq!(beneath, 0, "nothing is written beneath: {error}");
+            assert_eq!(beneath, 0, "nothing is written into the folder beneath: {error}");
             mount.come_back();
             assert_eq!(levels(&story.back_up()), INCREMENTAL);
         }
@@ -186,16 +189,18 @@ fn a_server_in_qemu_that_dies_costs_the_run_and_no_more() {
     let mut story = story_on(&mount, "dead server ", true, &mut rng);
     let handle = story.domain.handle().clone();
     let stop = || {
-        // QEMU 7.2 waits forever in `nbd_server_stop` when a connection is being negotiated at that moment, as one of another disk may be.
+        // QEMU 7.2 waits forever in `nbd_server_stop` if a connection is being negotiated at the
+        // same time, such as that of another disk.
         std::thread::sleep(std::time::Duration::from_millis(500));
         let hmp = virt_sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP;
-        // Before the job there is none yet.
+        // Before the job there is no server.
         let _ = handle.qemu_monitor_command("nbd_server_stop", hmp);
     };
     assert_costs_one_run(&mut story, &mut rng, &stop);
 }
 
-/// Whenever it happens: the run fails and leaves nothing, or it has what it needs already.
+/// Checks that the run fails and leaves nothing, or no longer needs what `act` breaks, for every
+/// event.
 fn assert_costs_one_run(story: &mut Story, rng: &mut Rng, act: &(dyn Fn() + Sync)) {
     let mut failed = 0;
     for number in 0.. {
@@ -215,6 +220,6 @@ fn assert_costs_one_run(story: &mut Story, rng: &mut Rng, act: &(dyn Fn() + Sync
         assert!(story.history().leftovers.is_empty());
         assert_eq!(levels(&story.back_up()), INCREMENTAL);
     }
-    assert!(failed > 0, "it never mattered");
+    assert!(failed > 0, "no run has failed");
     story.prove_those_left();
 }

@@ -1,4 +1,5 @@
-//! A full restore point and five incremental ones, with random writes, zeroes and discards between them.
+//! A full restore point and five incremental ones, with random writes, zeroes and discards between
+//! them.
 
 use vmsnap::model::domain::DomainState;
 use vmsnap::model::restore_point::{Consistency, Level};
@@ -26,7 +27,7 @@ fn tell(story: &mut Story, rng: &mut Rng, state: DomainState) {
     assert_eq!(levels(&full), [("vda", Level::Full), ("vdb", Level::Full)]);
     assert_eq!(full.point.consistency, Consistency::Crash);
     for round in 1..=5 {
-        // Idle runs in the middle, and at the end a cluster that is written and forgotten again.
+        // Rounds 2 and 4 are idle. In round 5 a cluster is written and discarded again.
         match round {
             2 | 4 => {}
             5 => {
@@ -51,7 +52,7 @@ fn tell(story: &mut Story, rng: &mut Rng, state: DomainState) {
             assert_eq!(
                 outcome.point.disks.iter().map(copied).sum::<u64>(),
                 0,
-                "nobody wrote"
+                "the round was idle"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! Domains that are stopped, started, reset and saved between the backups.
+//! Domains that are stopped, started, reset and saved between backups.
 
 use vmsnap::model::domain::DomainState;
 use vmsnap::model::restore_point::{Consistency, Level};
@@ -19,7 +19,7 @@ fn story(name: &str) -> Story {
     ))
 }
 
-/// Backs up what has to be incremental, in this state.
+/// Makes a backup in this state, which has to be incremental.
 fn increment(story: &mut Story, rng: &mut Rng, state: DomainState) {
     story.scribble(rng, 12);
     assert_eq!(story.domain.seen().state, state);

@@ -4,7 +4,8 @@
 pub struct Rng(u64);
 
 impl Rng {
-    /// A new seed each time, unless `VMSNAP_TEST_SEED` is set. The seed is printed, so a failed test shows it.
+    /// A new seed each time, unless `VMSNAP_TEST_SEED` is set. The seed is printed, so that a
+    /// failed test shows it.
     pub fn new() -> Rng {
         let wanted = std::env::var("VMSNAP_TEST_SEED").ok();
         let wanted = wanted.map(|text| text.parse().expect("VMSNAP_TEST_SEED is a number"));
@@ -13,7 +14,7 @@ impl Rng {
         Rng(seed)
     }
 
-    /// The same story each time.
+    /// The same numbers for the same seed.
     pub fn seeded(seed: u64) -> Rng {
         Rng(seed)
     }
@@ -31,7 +32,7 @@ impl Rng {
         self.next() % bound
     }
 
-    /// One of these.
+    /// A random element.
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.below(from.len() as u64) as usize]
     }

@@ -1,4 +1,4 @@
-//! A domain, a repository, and what every disk held at every backup.
+//! A domain, a repository, and the content of every disk at every backup.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,25 +24,26 @@ use crate::verbs::rng::Rng;
 
 const CLUSTER: u64 = 65536;
 
-/// What happens to a disk.
+/// A change of a disk.
 #[derive(Clone, Copy, Debug)]
 pub enum Act {
-    /// So many bytes of one value are written.
+    /// Writes this many bytes with the same value.
     Write { at: u64, length: u64, byte: u8 },
-    /// Zeroes are written, in the way that lets an image forget the range.
+    /// Writes zeroes in a way that allows the image to deallocate the range.
     Zero { at: u64, length: u64 },
-    /// The range is discarded. Whole clusters then read as zero, and so does the rest of the disk's end.
+    /// Discards the range. Whole clusters then read as zero, and so does a partial cluster at the
+    /// disk's end.
     Discard { at: u64, length: u64 },
 }
 
-/// What was backed up at one moment: per disk a file with its bytes.
+/// A restore point, with a raw copy of each disk.
 struct Moment {
     id: String,
     disks: Vec<(String, PathBuf)>,
 }
 
-/// A domain with a repository. Each backup keeps a reference copy of each disk, taken while nothing writes; [`Story::prove`] compares all of
-/// them with what is restored.
+/// A domain with a repository. Each backup keeps a reference copy of each disk, taken while nothing
+/// writes. [`Story::prove`] compares all of them with restored disks.
 pub struct Story {
     pub domain: TestDomain,
     pub repo: FolderRepository,
@@ -50,7 +51,7 @@ pub struct Story {
     pub folder: tempfile::TempDir,
     pub recorder: Recorder,
     now: Zoned,
-    /// What each disk holds, according to the writes so far.
+    /// The content of each disk according to the writes so far.
     models: BTreeMap<String, Vec<u8>>,
     moments: Vec<Moment>,
 }
@@ -80,7 +81,7 @@ impl Story {
         story
     }
 
-    /// Takes what a disk holds as known.
+    /// Takes the present content of a disk as known.
     pub fn learn(&mut self, target: &str) {
         let copy = self.copy(target, "learnt");
         let bytes = fs::read(&copy).expect("it is readable");
@@ -88,7 +89,7 @@ impl Story {
         self.models.insert(target.to_owned(), bytes);
     }
 
-    /// The disk is not the domain's any more.
+    /// Forgets a disk that no longer belongs to the domain, and returns its content.
     pub fn forget(&mut self, target: &str) -> Vec<u8> {
         self.models.remove(target).expect("it was known")
     }
@@ -128,9 +129,9 @@ impl Story {
         self.act(target, Act::Write { at, length, byte });
     }
 
-    /// So many random acts on random disks.
+    /// Makes this many random changes of random disks.
     pub fn scribble(&mut self, rng: &mut Rng, acts: usize) {
-        // QEMU drops a guest's discards while a job's copy-before-write filter lies on the disk, as it may.
+        // QEMU may ignore a guest's discards while a job's copy-before-write filter is on the disk.
         let job = Lab::get().host.active_job(&self.domain.seen());
         let may_discard = job.expect("it is known").is_none();
         for _ in 0..acts {
@@ -146,7 +147,7 @@ impl Story {
         let longest = *rng.pick(&[1, 8, 127, 128, 513, 2048]);
         let length = (1 + rng.below(longest)).min(sectors - at);
         let (at, length) = (at * 512, length * 512);
-        // A raw file may forget parts of clusters, as the file system likes.
+        // In a raw file the file system decides which parts of clusters are discarded.
         let kinds = if may_discard && self.domain.format(target) == "qcow2" {
             8
         } else {
@@ -163,7 +164,7 @@ impl Story {
         }
     }
 
-    /// The disk gets another size: while it runs by libvirt, otherwise by `qemu-img`.
+    /// Resizes a disk: with libvirt if the domain runs, otherwise with `qemu-img`.
     pub fn resize(&mut self, target: &str, size: u64) {
         let handle = self.domain.handle();
         let model = self.models.get_mut(target).expect("it is known");
@@ -187,7 +188,8 @@ impl Story {
         model.resize(size as usize, 0);
     }
 
-    /// Copies the bytes of a disk from its image into a raw file. The domain must not write at the same time.
+    /// Copies the content of a disk from its image into a raw file. The domain must not write at
+    /// the same time.
     fn copy(&self, target: &str, name: &str) -> PathBuf {
         let to = self.folder.path().join(format!("{name}.{target}.raw"));
         if self.domain.handle().is_active().expect("it is known") {
@@ -212,7 +214,7 @@ impl Story {
         }
     }
 
-    /// The name of the checkpoint that the restore point of this number made.
+    /// The name of the checkpoint that the restore point with this number made.
     pub fn made(&self, number: usize) -> String {
         let history = self.history();
         let made = history.kept[number].manifest.point.checkpoint.clone();
@@ -229,7 +231,8 @@ impl Story {
         outcome
     }
 
-    /// Backs up, and keeps what every disk holds now. Asserts that the domain's state is unchanged and nothing of the job is left.
+    /// Backs up and keeps a copy of every disk. Asserts that the domain's state is unchanged and
+    /// nothing of the job is left.
     pub fn back_up(&mut self) -> Outcome {
         let before = self.domain.seen();
         let outcome = self.try_back_up().expect("a backup");
@@ -237,7 +240,7 @@ impl Story {
         assert_eq!(
             (after.state, after.id),
             (before.state, before.id),
-            "it stays as it was"
+            "the state is unchanged"
         );
         assert_eq!(Lab::get().host.active_job(&after).expect("it is known"), None);
         let mut scratch = self.domain.strangers();
@@ -272,21 +275,22 @@ impl Story {
         lists.pop().expect("one domain, one list")
     }
 
-    /// Restores every restore point, alternately as raw and qcow2, and compares each disk with what it held.
+    /// Restores every restore point, alternately as raw and qcow2, and compares each disk with its
+    /// copy.
     pub fn prove(&self) {
         let list = self.list();
-        assert_eq!(list.findings, [], "nothing is wrong with the folder");
+        assert_eq!(list.findings, [], "no finding about the folder");
         let listed: Vec<&str> = list.points.iter().map(|one| one.point.id.as_str()).collect();
-        assert_eq!(listed, self.ids(), "every restore point, in order, and no other");
+        assert_eq!(listed, self.ids(), "all restore points in order");
         self.prove_those_left();
     }
 
-    /// The same for the remaining restore points if some were lost, which `list` may report.
+    /// Checks the remaining restore points if some were lost, which `list` may report.
     pub fn prove_those_left(&self) {
         (0..self.moments.len()).for_each(|number| self.prove_one(number));
     }
 
-    /// A restore point is whole, and gives back every disk as it was.
+    /// Checks that a restore point is whole and gives back every disk.
     pub fn prove_one(&self, number: usize) {
         let (list, moment) = (self.list(), &self.moments[number]);
         let listed = list.points.iter().find(|one| one.point.id == moment.id);
@@ -302,11 +306,11 @@ impl Story {
             assert_same(&restored, format.word(), reference, &what);
         }
         let restored = fs::read_dir(&to).expect("it is readable").count();
-        assert_eq!(restored, moment.disks.len(), "the disks and nothing else");
-        fs::remove_dir_all(&to).expect("it goes again");
+        assert_eq!(restored, moment.disks.len(), "only the disks");
+        fs::remove_dir_all(&to).expect("it is removed");
     }
 
-    /// The restore point with this id cannot be given back any more.
+    /// Records that the restore point with this id can no longer be restored.
     pub fn lose(&mut self, id: &str) {
         let before = self.moments.len();
         self.moments.retain(|moment| moment.id != id);
@@ -344,20 +348,20 @@ impl Story {
         restore::restore(name, plan, &means)
     }
 
-    /// The file with what a disk held at a backup, counted from 0.
+    /// The reference copy of a disk at the backup with this number, counted from 0.
     pub fn reference(&self, number: usize, target: &str) -> &Path {
         let disks = &self.moments[number].disks;
         let found = disks.iter().find(|(of, _)| of == target);
         &found.expect("it was backed up").1
     }
 
-    /// The restore points' ids, oldest first.
+    /// The ids of the restore points, oldest first.
     pub fn ids(&self) -> Vec<&str> {
         self.moments.iter().map(|moment| moment.id.as_str()).collect()
     }
 }
 
-/// Whether an image holds the bytes of a raw file, as QEMU sees it and byte for byte.
+/// Asserts that an image has the content of a raw file, according to QEMU and byte by byte.
 pub fn assert_same(image: &Path, format: &str, reference: &Path, what: &str) {
     println!("comparing {what}");
     run_ok(
@@ -396,7 +400,7 @@ pub fn levels(outcome: &Outcome) -> Vec<(&str, Level)> {
         .collect()
 }
 
-/// Why a disk has its level.
+/// The reason for a disk's level.
 pub fn reason<'a>(outcome: &'a Outcome, target: &str) -> &'a str {
     &outcome.point.disk(target).expect("it was backed up").reason
 }

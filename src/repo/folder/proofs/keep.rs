@@ -1,4 +1,4 @@
-//! Writes and forgets the records of verifications.
+//! Writes and removes the records of verifications and comparisons.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,15 +13,16 @@ use crate::model::chain::Concern;
 use crate::repo::seal::{NO_DIGEST, seal};
 use crate::repo::{RepoError, Result};
 
-/// The most damage that is remembered of one disk, and of the files that belong to none.
+/// The largest number of damage notes that are recorded for one disk, and for the files that belong
+/// to no disk.
 const MOST_DAMAGE: usize = 4;
 
-/// What the name of a record ends with, besides, until all of it is written.
+/// The additional ending of a record until it is written completely.
 const NEW: &str = ".new";
 
-/// Remembers a proof, and forgets `known`: the records of the same restore point that were there
-/// when the verification began, whatever time a clock that was wrong has given them. What somebody
-/// else has found since stays.
+/// Records a proof, and removes the `known` records of the same restore point: those that existed
+/// when the verification started, even if a wrong clock gave them a later time. Records that other
+/// runs have written since stay.
 pub(in crate::repo::folder) fn keep(
     store: &dyn Store,
     domain_dir: &Path,
@@ -33,13 +34,13 @@ pub(in crate::repo::folder) fn keep(
     let dir = write(store, domain_dir, &name, &proof)?;
     let own = name.file_name();
     for old in known.iter().filter(|known| **known != own) {
-        // Best effort: an old proof too many does no harm.
+        // Best effort: a superfluous old proof does no harm.
         let _ = store.remove_file(&dir.join(old));
     }
     Ok(())
 }
 
-/// The proof with the first few damages of each disk.
+/// The proof with only the first few damage notes of each disk.
 fn shortened(proof: &Proof) -> Proof {
     let mut counted: Vec<(&Concern, usize)> = Vec::new();
     let mut proof_of_few = Proof {
@@ -60,16 +61,16 @@ fn shortened(proof: &Proof) -> Proof {
     proof_of_few
 }
 
-/// Forgets what is remembered of restore points that are not there any more. `ids_there` gives the
-/// ids of those that may be there, if they can be known.
+/// Removes the records of restore points that no longer exist. `ids_there` returns the ids of those
+/// that may exist, if they can be known.
 pub(in crate::repo::folder) fn forget_removed(
     store: &dyn Store,
     domain_dir: &Path,
     ids_there: impl FnOnce() -> Result<Option<BTreeSet<String>>>,
 ) -> Result<()> {
     let dir = domain_dir.join(FOLDER);
-    // In this order: a restore point is there before anything is remembered of it, so one that is
-    // made meanwhile keeps what was found of it.
+    // The order matters: a restore point exists before any record of it, so the records of one that
+    // is made at the same time are kept.
     let names = names_in(&dir)?;
     let Some(there) = ids_there()? else {
         return Ok(());
@@ -77,28 +78,28 @@ pub(in crate::repo::folder) fn forget_removed(
     for name in names {
         let record = RecordName::parse(whole(&name));
         if record.is_some_and(|record| !there.contains(&record.id)) {
-            // Best effort, as above. Only files of ours go.
+            // Best effort, as above. Only vmsnap's own files are removed.
             let _ = store.remove_file(&dir.join(&name));
         }
     }
     Ok(())
 }
 
-/// Remembers what a comparison found. It is forgotten with the restore point only.
+/// Records the result of a comparison. The record is removed only with the restore point.
 pub(in crate::repo::folder) fn keep_missed_writes(
     store: &dyn Store,
     domain_dir: &Path,
     missed: &MissedWriteRecord,
 ) -> Result<()> {
     let dir = write(store, domain_dir, &RecordName::of_missed(missed), missed)?;
-    // Unlike a proof it has to outlive a crash: the next backup relies on it.
+    // Unlike a proof, it has to survive a crash, because the next backup relies on it.
     store.sync_dir(&dir).map_err(RepoError::io("sync", &dir))?;
     store
         .sync_dir(domain_dir)
         .map_err(RepoError::io("sync", domain_dir))
 }
 
-/// Writes a file into the folder of proofs, which it returns.
+/// Writes a record, and returns the folder of the records.
 fn write(
     store: &dyn Store,
     domain_dir: &Path,
@@ -126,14 +127,14 @@ fn write(
     Ok(dir)
 }
 
-/// Writes a file that is there in whole or not at all: half a record would count as the worst that
-/// it may have told.
+/// Writes a file completely or not at all. Half a record would count as the worst that its name
+/// allows.
 fn put(store: &dyn Store, path: &Path, text: &[u8]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(NEW);
     let new = PathBuf::from(new);
     let written = match store.create_file(&new, text) {
-        // A run that was killed has left it.
+        // A killed run has left it.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let removed = store.remove_file(&new);
             removed.and_then(|()| store.create_file(&new, text))
@@ -141,7 +142,7 @@ fn put(store: &dyn Store, path: &Path, text: &[u8]) -> io::Result<()> {
         written => written,
     };
     let named = written.and_then(|()| match store.rename(&new, path) {
-        // Two within one second: the later one counts.
+        // Two records have the same second: the later one counts.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let removed = store.remove_file(path);
             removed.and_then(|()| store.rename(&new, path))
@@ -154,8 +155,7 @@ fn put(store: &dyn Store, path: &Path, text: &[u8]) -> io::Result<()> {
     named
 }
 
-/// The names of the files in the folder of proofs. There are none behind a link that somebody has
-/// put there.
+/// The names of the files in the folder of the records. A link in its place counts as empty.
 pub(super) fn names_in(dir: &Path) -> Result<Vec<String>> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -176,7 +176,7 @@ pub(super) fn names_in(dir: &Path) -> Result<Vec<String>> {
     read().or_else(failed)
 }
 
-/// The name that a file has or, if it was not written to its end, would have had.
+/// The name of a record without the ending of an incomplete file.
 pub(super) fn whole(name: &str) -> &str {
     name.strip_suffix(NEW).unwrap_or(name)
 }

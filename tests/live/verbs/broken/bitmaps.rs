@@ -14,8 +14,8 @@ use crate::verbs::story::Story;
 
 const NEXT: &str = "virtnbdbackup.2";
 
-/// Sets the flag `in-use` of one bitmap, as it stays when QEMU is killed (`docs/interop/qcow2.txt` in QEMU, "Bitmaps extension" and
-/// "Bitmap directory").
+/// Sets the flag `in-use` of one bitmap, as a killed QEMU leaves it. Source: QEMU's
+/// `docs/interop/qcow2.txt`, "Bitmaps extension" and "Bitmap directory".
 fn break_bitmap(image: &Path, name: &str) {
     const EXTENSION: u32 = 0x2385_2875;
     let file = File::options()
@@ -56,13 +56,14 @@ fn stored(story: &Story, target: &str) -> Vec<String> {
     names.expect("they are listed")
 }
 
-/// A state of the bitmaps of a shut-off domain with two restore points, and what the next backup makes of it.
+/// A state of the bitmaps of a shut-off domain with two restore points, and the next backup.
 struct State {
     /// Part of the domain's name.
     name: &'static str,
-    /// Brings the state about.
+    /// Creates the state.
     make: fn(&mut Story),
-    /// The restore points that the next images of `vda` and `vdb` depend on; `None` for a full image.
+    /// The restore points that the next images of `vda` and `vdb` depend on; `None` for a full
+    /// image.
     parents: [Option<usize>; 2],
 }
 
@@ -73,7 +74,7 @@ fn foreign(story: &Story, target: &str) -> Vec<String> {
     names
 }
 
-/// Backs up each state running and shut off, and restores every restore point.
+/// Backs up each state with a running and a shut-off domain, and restores every restore point.
 fn check(states: &[State]) {
     let mut rng = Rng::new();
     for state in states {
@@ -148,7 +149,7 @@ fn lost_and_broken_bitmaps_give_way_to_older_ones() {
             make: |story| break_bitmap(&story.domain.image("vda"), &story.made(1)),
             parents: [Some(0), Some(1)],
         },
-        // A disabled bitmap looks clean, but does not record the write.
+        // A disabled bitmap looks clean but does not record the write.
         State {
             name: "disabled ",
             make: |story| {
@@ -190,7 +191,7 @@ fn foreign_checkpoints_between_ours_are_kept_and_harmless() {
         for name in ["somebody-elses", "virtnbdbackup.50"] {
             assert!(names(&story.domain).contains(&name.to_owned()), "{name} stays");
             host.delete_checkpoint(&story.domain.seen(), name)
-                .expect("it goes");
+                .expect("it is removed");
         }
         assert_next(&mut story, &mut rng, [Some(5), Some(5)]);
         story.prove();

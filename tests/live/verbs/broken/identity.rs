@@ -9,7 +9,8 @@ use crate::embed::Lab;
 use crate::verbs::rng::Rng;
 use crate::verbs::story::Story;
 
-/// Undefines a shut-off domain as `virsh undefine --checkpoints-metadata` does, and gives its XML. The bitmaps stay in the images.
+/// Undefines a shut-off domain as `virsh undefine --checkpoints-metadata` does, and returns its
+/// XML. The bitmaps stay in the images.
 fn undefine(story: &Story) -> String {
     let xml = story.domain.seen().inactive_xml;
     let flags = sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
@@ -55,7 +56,8 @@ fn other_domain_with_same_name_and_images_starts_a_new_chain() {
     }
 }
 
-/// libvirt takes the checkpoints along: no manifest in the new folder names them, those in the old one still do.
+/// libvirt keeps the checkpoints of a renamed domain. Manifests in the old folder name them, but
+/// none in the new folder.
 #[test]
 fn renamed_domain_starts_a_new_folder_and_can_return() {
     let mut rng = Rng::new();

@@ -9,12 +9,12 @@ use crate::verbs::places_full::back_up_at;
 use crate::verbs::rng::Rng;
 use crate::verbs::story::Story;
 
-/// Where the image of a disk is kept for later.
+/// The path at which an image is kept for later.
 fn kept(story: &Story, name: &str) -> PathBuf {
     story.folder.path().join(name)
 }
 
-/// Reads again what both disks hold.
+/// Takes the present content of both disks as known.
 fn learn(story: &mut Story) {
     for target in ["vda", "vdb"] {
         story.learn(target);
@@ -27,7 +27,7 @@ fn a_disk_replaced_by_a_fresh_image_gets_a_full_alone() {
     for active in [true, false] {
         let mut story = begun("fresh ", &mut rng);
         let image = story.domain.image("vda");
-        std::fs::remove_file(&image).expect("it goes");
+        std::fs::remove_file(&image).expect("it is removed");
         run_ok(
             "qemu-img",
             [&"create", &"-q", &"-f", &"qcow2", &image, &(4 << 20).to_string()],
@@ -39,14 +39,14 @@ fn a_disk_replaced_by_a_fresh_image_gets_a_full_alone() {
     }
 }
 
-/// As a snapshot of the storage does: the bitmaps in the image are those of its moment.
+/// As after a revert to a storage snapshot, the image has the bitmaps of that time.
 #[test]
 fn reverted_disk_continues_from_newest_point_with_a_bitmap() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = begun("set back ", &mut rng);
         let image = story.domain.image("vda");
-        // After the restore point 1 and some changes; after 2; after 3 and some changes.
+        // After restore point 1 and some changes; after 2; after 3 and some changes.
         copy(&image, &kept(&story, "after-1"));
         story.back_up();
         copy(&image, &kept(&story, "after-2"));
@@ -61,7 +61,7 @@ fn reverted_disk_continues_from_newest_point_with_a_bitmap() {
         bring(&story, active);
         assert_next(&mut story, &mut rng, [Some(1), Some(3)]);
 
-        // Forward again, to a moment that no bitmap of the newer restore points knows.
+        // Forward again, to a time that no bitmap of the newer restore points covers.
         off(&story);
         copy(&kept(&story, "after-3"), &image);
         story.learn("vda");
@@ -96,7 +96,7 @@ fn a_disk_set_back_to_before_its_first_backup_gets_a_full_alone() {
     }
 }
 
-/// Puts a layer over a disk's image while the domain is shut off: it carries no bitmaps.
+/// Puts an overlay without bitmaps over a disk's image while the domain is shut off.
 fn lay_over(story: &Story, target: &str, overlay: &Path) {
     let image = story.domain.image_now(target);
     run_ok(
@@ -135,7 +135,7 @@ fn overlay_added_without_libvirt_gets_a_full_alone() {
                 run_ok("qemu-img", [&"commit", &"-q", &"-f", &"qcow2", &overlay]);
             }
             point_to(&story, &overlay, &image);
-            std::fs::remove_file(&overlay).expect("it goes");
+            std::fs::remove_file(&overlay).expect("it is removed");
             learn(&mut story);
             bring(&story, active);
             story.scribble(&mut rng, 5);
@@ -147,7 +147,7 @@ fn overlay_added_without_libvirt_gets_a_full_alone() {
     }
 }
 
-/// libvirt gives the new layer bitmaps of the same names: some of them in two layers.
+/// libvirt creates bitmaps with the same names in the new overlay, so some are in two layers.
 #[test]
 fn discarded_libvirt_overlay_takes_its_bitmaps_with_it() {
     let mut rng = Rng::new();
@@ -165,7 +165,7 @@ fn discarded_libvirt_overlay_takes_its_bitmaps_with_it() {
         let overlays = ["vda", "vdb"].map(|target| story.domain.image_now(target));
         virt::domain::Domain::define_xml(&Lab::get().connection, &plain).expect("it is redefined");
         for overlay in overlays {
-            std::fs::remove_file(&overlay).expect("it goes");
+            std::fs::remove_file(&overlay).expect("it is removed");
         }
         learn(&mut story);
         bring(&story, active);
@@ -174,8 +174,8 @@ fn discarded_libvirt_overlay_takes_its_bitmaps_with_it() {
     }
 }
 
-/// A story with two restore points of a shut-off domain, whose disk `vda` holds nothing but data: where zeroes show that a bitmap is wrong,
-/// it would not be the bitmap's name that is put to the proof.
+/// A story with two restore points of a shut-off domain whose disk `vda` holds only data. Zeroes
+/// could reveal a wrong bitmap, but this test is about the bitmap's name.
 fn filled(name: &str, byte: u8) -> Story {
     let shape = Shape {
         disks: &DISKS,
@@ -206,7 +206,8 @@ fn disk_replaced_by_another_domains_image_gets_a_full_alone() {
     }
 }
 
-/// The storage's snapshot was taken in mid-run, and holds that run's bitmap. The run failed, and another one made a checkpoint later.
+/// The storage snapshot was taken during a run and holds the bitmap of that run, which failed. A
+/// later run made another checkpoint.
 #[test]
 fn bitmap_of_a_failed_run_in_a_reverted_disk_is_not_used() {
     let mut story = filled("set back in mid-run ", 0x51);
@@ -227,13 +228,13 @@ fn bitmap_of_a_failed_run_in_a_reverted_disk_is_not_used() {
         assert!(happened, "there was a reader");
         match outcome {
             Err(_) => break,
-            // Too early: that restore point is of no interest here.
+            // The run had no job yet or no longer: remove its restore point and try the next event.
             Ok(outcome) => {
                 let folder = std::path::PathBuf::from(outcome.location);
                 let (period, name) = (folder.parent(), folder.file_name());
                 let known = period.expect("a period").join(".committed");
                 std::fs::remove_file(known.join(name.expect("a name"))).expect("on purpose");
-                std::fs::remove_dir_all(&folder).expect("it goes");
+                std::fs::remove_dir_all(&folder).expect("it is removed");
             }
         }
     }

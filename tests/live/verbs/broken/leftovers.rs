@@ -26,12 +26,7 @@ fn foreign_job_is_left_alone_and_no_backup_starts() {
     let before = names(&story.domain);
     let refused = story.try_back_up().map(drop).expect_err("it is busy");
     assert!(matches!(refused.cause, Cause::Busy { .. }), "{refused}");
-    assert!(
-        refused
-            .hint()
-            .expect("there is a way")
-            .contains("virsh domjobabort")
-    );
+    assert!(refused.hint().expect("a hint").contains("virsh domjobabort"));
     assert_eq!(names(&story.domain), before);
     let active = Lab::get().host.active_job(&story.domain.seen());
     let active = active.expect("it is known").expect("it goes on");
@@ -45,7 +40,7 @@ fn foreign_job_is_left_alone_and_no_backup_starts() {
     story.prove();
 }
 
-/// A power cut: neither the run nor QEMU is there any more, their sockets and files are.
+/// A power cut ends the run and QEMU, but leaves their sockets and files.
 #[test]
 fn next_run_clears_a_run_cut_by_power_loss() {
     let mut rng = Rng::new();
@@ -54,7 +49,7 @@ fn next_run_clears_a_run_cut_by_power_loss() {
         story.domain.start();
         let (places, _) = killed_run(&story, Some(&story.made(1)), Until::Begun);
         story.domain.kill();
-        // libvirt has cleared them away, as it cannot when it dies as well.
+        // libvirt has removed them. It could not if it had died as well.
         for (_, scratch) in &places.scratch {
             fs::write(scratch, "what the guest overwrote").expect("it is written");
         }
@@ -62,7 +57,7 @@ fn next_run_clears_a_run_cut_by_power_loss() {
             story.learn(target);
         }
         bring(&story, active);
-        // The bitmaps lay in the images and were open: they are marked as broken.
+        // The bitmaps were open in the images, so they are marked as broken.
         assert_next(&mut story, &mut rng, [None, None]);
         assert_gone(&places);
         story.prove();
@@ -82,7 +77,7 @@ fn next_run_clears_an_offline_run_cut_by_power_loss() {
             let file = vmsnap::host::qemu::pid_file(socket);
             let pid = fs::read_to_string(&file).expect("it is written");
             run_ok("kill", [&"-KILL", &pid.trim()]);
-            // The number is another process's since.
+            // The process id now belongs to another process.
             fs::write(&file, bystander.id().to_string()).expect("it is written");
         }
         wait_for("the readers to end", || {
@@ -90,7 +85,7 @@ fn next_run_clears_an_offline_run_cut_by_power_loss() {
         });
         if run_is_emptied {
             for dir in &places.own_dirs {
-                fs::remove_dir_all(dir).expect("it goes");
+                fs::remove_dir_all(dir).expect("it is removed");
             }
         }
         bring(&story, run_is_emptied);
@@ -110,7 +105,8 @@ fn assert_gone(places: &Places) {
     }
 }
 
-/// A boot sector that keeps writing 4 KiB at every odd multiple of 64 KiB below 16 MiB, each time with other bytes.
+/// A boot sector that keeps writing 4 KiB at every odd multiple of 64 KiB below 16 MiB, each time
+/// with other content.
 const RESTLESS: [u8; 33] = [
     0x31, 0xc0, // xor ax, ax
     0x8e, 0xd8, // mov ds, ax
@@ -126,10 +122,10 @@ const RESTLESS: [u8; 33] = [
     0xeb, 0xe6, // jmp again
 ];
 
-/// Size 16, 8 sectors, buffer 0000:8000, from sector 128 on.
+/// The request: size 16, 8 sectors, buffer 0000:8000, starting at sector 128.
 const REQUEST: [u8; 16] = [16, 0, 8, 0, 0x00, 0x80, 0, 0, 128, 0, 0, 0, 0, 0, 0, 0];
 
-/// A domain whose guest never stops writing, paused, with one restore point.
+/// A paused domain with one restore point whose guest never stops writing.
 fn restless(name: &str) -> Story {
     let disks = [(Kind::Qcow2, 16 * MIB)];
     let shape = Shape {
@@ -138,13 +134,13 @@ fn restless(name: &str) -> Story {
         ..Shape::default()
     };
     let mut story = Story::of(TestDomain::shaped(name, &shape));
-    // Only what is overwritten takes scratch space.
+    // Only overwritten data takes scratch space.
     story.write("vda", 0, 16 * MIB, 0x41);
     let mut sector = [0; 512];
     sector[..RESTLESS.len()].copy_from_slice(&RESTLESS);
     sector[0x40..0x50].copy_from_slice(&REQUEST);
     sector[510..].copy_from_slice(&[0x55, 0xaa]);
-    // qemu-io knows no quotes.
+    // qemu-io does not support quotes.
     let folder = crate::owner::folder("sector-");
     let file = folder.path().join("sector");
     fs::write(&file, sector).expect("it is written");
@@ -156,9 +152,13 @@ fn restless(name: &str) -> Story {
     story
 }
 
-/// How often the disk has been written to.
+/// The number of write requests to the disk.
 fn writes(story: &Story) -> i64 {
-    let stats = story.domain.handle().get_block_stats("vda").expect("it is told");
+    let stats = story
+        .domain
+        .handle()
+        .get_block_stats("vda")
+        .expect("QEMU has statistics");
     stats.wr_req
 }
 
@@ -168,7 +168,7 @@ fn is_stuck(story: &Story) -> bool {
     state == (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_IOERROR as i32)
 }
 
-/// The guest continues to write; after it is stopped, its disk is backed up and checked.
+/// Asserts that the guest continues to write. Then stops it, backs it up and checks its disk.
 fn assert_goes_on(story: &mut Story) {
     assert_eq!(story.domain.seen().state, DomainState::Running);
     let before = writes(story);
@@ -218,7 +218,7 @@ fn scratch_full_after_the_copy_is_reported_and_guest_goes_on() {
     assert_goes_on(&mut story);
 }
 
-/// Whether the run notices or is done before, the guest goes on.
+/// The guest continues, whether the run notices or finishes earlier.
 #[test]
 fn full_scratch_fails_at_most_this_run_and_guest_goes_on() {
     let mut story = restless("scratch ");
@@ -236,13 +236,16 @@ fn full_scratch_fails_at_most_this_run_and_guest_goes_on() {
             }
             Err(error) => {
                 assert!(matches!(error.cause, Cause::ScratchFull(_)), "{error}");
-                let hint = error.hint().expect("there is a way");
+                let hint = error.hint().expect("a hint");
                 assert!(hint.contains("--scratch-dir"), "{hint}");
             }
         }
         assert_eq!(fs::read_dir(scratch.path()).expect("it is readable").count(), 0);
         story.options.places.scratch_dir = None;
-        story.try_back_up().map(drop).expect("with room it is done");
+        story
+            .try_back_up()
+            .map(drop)
+            .expect("with room the backup succeeds");
     }
     assert_goes_on(&mut story);
 }

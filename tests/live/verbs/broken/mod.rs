@@ -1,4 +1,5 @@
-//! Broken states on real domains: the next ordinary backup is right, and as incremental as possible.
+//! Broken states on real domains: the next ordinary backup is correct, and as incremental as
+//! possible.
 
 use std::path::Path;
 
@@ -17,7 +18,7 @@ mod repository;
 
 const DISKS: [(Kind, u64); 2] = [(Kind::Qcow2, 4 << 20), (Kind::Qcow2, (2 << 20) + 512)];
 
-/// A story with a full and an incremental restore point, changes since, and a domain that is shut off.
+/// A story with a full and an incremental restore point, later changes, and a shut-off domain.
 fn begun(name: &str, rng: &mut Rng) -> Story {
     let domain = TestDomain::shaped(
         name,
@@ -44,14 +45,14 @@ fn bring(story: &Story, active: bool) {
     }
 }
 
-/// Shuts the domain off if it is not.
+/// Shuts the domain off if it is active.
 fn off(story: &Story) {
     if story.domain.seen().state.is_active() {
         story.domain.destroy();
     }
 }
 
-/// The number of a disk's parent; `None` for a full.
+/// The number of a disk's parent, or `None` for a full image.
 fn upon(story: &Story, outcome: &Outcome, target: &str) -> Option<usize> {
     let disk = outcome.point.disk(target).expect("it was backed up");
     let parent = disk.parent.as_deref()?;
@@ -60,8 +61,8 @@ fn upon(story: &Story, outcome: &Outcome, target: &str) -> Option<usize> {
     Some(number.expect("the parent is a restore point of the story"))
 }
 
-/// Makes the next backup and checks the parents of `vda` and `vdb`; `None` is a full. The backup after it must be incremental
-/// to it.
+/// Makes the next backup and checks the parents of `vda` and `vdb`; `None` means full. The backup
+/// after it must be incremental to it.
 fn assert_next(story: &mut Story, rng: &mut Rng, expected: [Option<usize>; 2]) -> Outcome {
     story.scribble(rng, 5);
     let outcome = story.back_up();

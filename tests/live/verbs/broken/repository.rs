@@ -1,4 +1,5 @@
-//! Repositories with a missing or damaged file: only its children are lost, and the next backup does not need it.
+//! Repositories with a missing or damaged file: only the restore points that need it are lost, and
+//! the next backup does not need it.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -18,7 +19,7 @@ fn folder(story: &Story, number: usize) -> PathBuf {
     PathBuf::from(&history.get(&id).expect("it is kept").location)
 }
 
-/// These restore points are lost, by their numbers, the highest first.
+/// Marks these restore points as lost, given by their numbers, the highest first.
 fn lose<const N: usize>(story: &mut Story, numbers: [usize; N]) {
     for number in numbers {
         let id = story.ids()[number].to_owned();
@@ -26,7 +27,7 @@ fn lose<const N: usize>(story: &mut Story, numbers: [usize; N]) {
     }
 }
 
-/// Two more restore points: four in all, numbered from 0.
+/// A story with four restore points, numbered from 0.
 fn four(name: &str, rng: &mut Rng) -> Story {
     let mut story = begun(name, rng);
     for _ in 0..2 {
@@ -41,7 +42,7 @@ fn a_missing_image_of_the_newest_restore_point_costs_one_step() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = four("image lost ", &mut rng);
-        fs::remove_file(folder(&story, 3).join("vda.qcow2")).expect("it goes");
+        fs::remove_file(folder(&story, 3).join("vda.qcow2")).expect("it is removed");
         // Each depends on those before it: 0 to 2 are unaffected.
         lose(&mut story, [3]);
         bring(&story, active);
@@ -57,7 +58,7 @@ fn missing_manifest_in_the_middle_falls_back_to_the_one_before() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = four("manifest lost ", &mut rng);
-        fs::remove_file(folder(&story, 2).join("manifest.json")).expect("it goes");
+        fs::remove_file(folder(&story, 2).join("manifest.json")).expect("it is removed");
         lose(&mut story, [3, 2]);
         bring(&story, active);
         assert_next(&mut story, &mut rng, [Some(1), Some(1)]);
@@ -77,7 +78,7 @@ fn a_period_whose_full_was_deleted_begins_with_a_full_again() {
     let mut rng = Rng::new();
     for active in [true, false] {
         let mut story = four("full lost ", &mut rng);
-        fs::remove_dir_all(folder(&story, 0)).expect("it goes");
+        fs::remove_dir_all(folder(&story, 0)).expect("it is removed");
         lose(&mut story, [3, 2, 1, 0]);
         bring(&story, active);
         assert_next(&mut story, &mut rng, [None, None]);
@@ -85,7 +86,7 @@ fn a_period_whose_full_was_deleted_begins_with_a_full_again() {
     }
 }
 
-/// A changed byte of data is found by a restore, which reads everything; by a backup only by chance.
+/// A restore finds a changed byte, because it reads all data. A backup finds it only by chance.
 #[test]
 fn flipped_byte_in_a_parent_fails_every_restore_that_needs_it() {
     let mut rng = Rng::new();
@@ -103,7 +104,7 @@ fn flipped_byte_in_a_parent_fails_every_restore_that_needs_it() {
     story.domain.start();
     story.scribble(&mut rng, 5);
     let outcome = story.back_up();
-    // Unless a spot check hits that byte: then the backup is full, and right.
+    // If a spot check hits the byte, the backup is full and correct.
     let stands_alone = super::upon(&story, &outcome, "vda").is_none();
     let newest = story.ids().len() - 1;
     if stands_alone {
@@ -115,7 +116,7 @@ fn flipped_byte_in_a_parent_fails_every_restore_that_needs_it() {
         let refused = story.restore(id, &to, Format::Raw, None).map(drop);
         let refused = refused.expect_err("its digest is wrong");
         assert!(with_sources(&refused).contains("vda.qcow2"), "{refused}");
-        assert!(!to.join("vda.raw").exists(), "nothing wrong is given back");
+        assert!(!to.join("vda.raw").exists(), "no wrong bytes are restored");
         let _ = fs::remove_dir_all(&to);
     }
 }
