@@ -6,7 +6,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::qcow2::Image;
-use super::samples::{C, bytes_of, data, image, link, memory_file, options, read_chain, zero};
+use super::samples::{
+    C, bytes_of, compressed_image, data, image, link, memory_file, options, read_chain, zero,
+};
 use crate::model::block::{Block, BlockErrorKind, Written};
 
 /// One backup's changes: the disk's new size, and blocks with gaps between them.
@@ -15,6 +17,7 @@ struct Layer {
     sectors: usize,
     blocks: Vec<(usize, usize, Vec<Option<u8>>)>,
     detect_zeroes: bool,
+    compress: bool,
 }
 
 fn layer() -> impl Strategy<Value = Layer> {
@@ -28,12 +31,13 @@ fn layer() -> impl Strategy<Value = Layer> {
     (
         1..3000usize,
         vec((0..5usize, 0..C, clusters), 0..7),
-        any::<bool>(),
+        any::<[bool; 2]>(),
     )
-        .prop_map(|(sectors, blocks, detect_zeroes)| Layer {
+        .prop_map(|(sectors, blocks, [detect_zeroes, compress])| Layer {
             sectors,
             blocks,
             detect_zeroes,
+            compress,
         })
 }
 
@@ -50,6 +54,12 @@ fn apply(layer: &Layer, disk: &mut Vec<u8>) -> Vec<Block> {
         let end = (at + clusters.len() * C).min(disk.len());
         for (cluster, kind) in disk[at..end].chunks_mut(C).zip(clusters) {
             cluster.fill(0);
+            // Half of them cannot be compressed.
+            if let Some(noise @ 128..) = kind {
+                let mut hasher = blake3::Hasher::new();
+                hasher.update(&[*noise]).update(&seed.to_le_bytes());
+                hasher.finalize_xof().fill(cluster);
+            }
             let place = seed % cluster.len();
             cluster[place] = kind.unwrap_or(0);
         }
@@ -73,7 +83,10 @@ fn chain(layers: &[Layer]) -> (Vec<(File, Written)>, Vec<u8>) {
             let backing = (index > 0).then_some("../before/vda.qcow2");
             let mut options = options(layer.sectors as u64 * 512, backing);
             options.detect_zeroes = layer.detect_zeroes;
-            image(options, blocks)
+            match layer.compress {
+                true => compressed_image(options, blocks),
+                false => image(options, blocks),
+            }
         })
         .collect();
     (images, disk)
