@@ -54,7 +54,7 @@ fn proved(lab: &Lab, deep: bool) -> Outcome {
     let options = Options {
         which: Which::All,
         deep,
-        not_since: None,
+        verified_since: None,
         now: lab.now.timestamp(),
     };
     verify("vm1", lab.repo.as_ref(), &options, &Silent, &Stop::default()).expect("there are restore points")
