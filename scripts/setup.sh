@@ -43,6 +43,7 @@ declare -A PROGRAMS=(
     [libvirt-clients]="virsh"
     [nbdkit]="nbdkit"
     [e2fsprogs]="debugfs e2fsck mke2fs mkfs.ext4"
+    [util-linux-extra]="fincore"
     [util-linux]="mkswap nsenter prlimit runuser setpriv setsid unshare"
     [mount]="losetup mount swapoff swapon umount"
     [procps]="kill ps"
@@ -143,6 +144,10 @@ for level in "$@"; do
     fedora="$fedora ${FEDORA[$level]}"
     [ "$level" = test ] && guest=$(guest_packages)
 done
+# Debian and newer releases of Ubuntu have fincore in a package of its own.
+case " $* " in
+*" test "*) command -v fincore >/dev/null || debian="$debian util-linux-extra" ;;
+esac
 debian=${debian# } fedora=${fedora# }
 
 need_cargo

@@ -350,6 +350,17 @@ fn quoted(line: &str) -> impl Iterator<Item = &str> {
     code(line).split('"').skip(1).step_by(2)
 }
 
+/// The functions of a file whose first parameter, besides `self`, is the code of a finding.
+fn takers_of_codes(text: &str) -> Vec<&str> {
+    let makes = text.match_indices("code: &str,").filter_map(|(at, _)| {
+        let (_, signature) = text[..at].rsplit_once("fn ")?;
+        let (name, before) = signature.split_once('(')?;
+        matches!(before.trim(), "" | "&mut self," | "&self,").then_some(name)
+    });
+    let own = ["new", "of_disk"];
+    makes.filter(|name| !own.contains(name)).collect()
+}
+
 /// The codes of the findings that a file makes.
 fn codes(text: &str) -> Vec<String> {
     let lines: Vec<&str> = text.lines().collect();
@@ -364,6 +375,13 @@ fn codes(text: &str) -> Vec<String> {
             found.extend(quoted(line).chain(next.into_iter().flat_map(quoted)).next());
         } else if constant && text.contains("Finding") {
             found.extend(quoted(line).next());
+        }
+    }
+    for helper in takers_of_codes(text) {
+        for (at, call) in text.match_indices(&format!("{helper}(")) {
+            let rest = &text[at + call.len()..];
+            let arguments = rest.split_once(';').map_or(rest, |(arguments, _)| arguments);
+            found.extend(arguments.lines().flat_map(quoted));
         }
     }
     let is_code = |word: &&str| {
@@ -488,6 +506,13 @@ fn no_dependency_needs_a_newer_rust_than_we_state() {
     assert!(newer.is_empty(), "Cargo.toml states {ours:?}: {newer:#?}");
 }
 
+/// The text of the constant whose name `code` begins with, if this file has such a constant.
+fn constant<'a>(text: &'a str, code: &str) -> Option<&'a str> {
+    let end = code.find(|c: char| !c.is_ascii_uppercase() && c != '_')?;
+    let (_, after) = text.split_once(&format!("const {}: &str = \"", &code[..end]))?;
+    after.split('"').next()
+}
+
 /// The programs that a text starts: the names in calls of these functions.
 fn started_programs(text: &str) -> BTreeSet<&str> {
     let calls = ["command(", "Command::new(", "run(", "run_ok(", "run_with_input("];
@@ -499,11 +524,13 @@ fn started_programs(text: &str) -> BTreeSet<&str> {
             if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '.') {
                 continue;
             }
-            let Some(rest) = text[at + call.len()..].trim_start().strip_prefix('"') else {
-                continue;
+            let rest = text[at + call.len()..].trim_start();
+            let program = match rest.strip_prefix('"') {
+                Some(rest) => rest.split('"').next(),
+                None => constant(text, rest),
             };
             // In other files a function with such a name takes options.
-            found.extend(rest.split('"').next().filter(|word| !word.starts_with('-')));
+            found.extend(program.filter(|word| !word.starts_with('-')));
         }
     }
     found
@@ -524,7 +551,7 @@ fn a_package_brings_every_program_that_a_test_starts() {
         .collect();
     let mut started = 0;
     let mut missing = Vec::new();
-    for dir in ["tests", "benches"] {
+    for dir in ["src/testkit", "tests", "benches"] {
         for (file, text) in rust_files(dir) {
             if file == "tests/tidy.rs" {
                 continue;

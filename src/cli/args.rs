@@ -114,7 +114,7 @@ pub struct LogArgs {
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
 
-    /// Print only errors and warnings
+    /// Print only errors, warnings and summaries
     #[arg(short, long, global = true)]
     pub quiet: bool,
 

@@ -26,7 +26,7 @@ pub enum ExitCode {
     NoDomains,
     /// No repository was given where one is required, or it cannot be used.
     NoRepository,
-    /// Any other failure, including a lock held by another run.
+    /// Any other failure, including (except for a scrub) a lock held by another run.
     Failed,
     /// A program or library is missing.
     Missing,
@@ -95,7 +95,7 @@ impl ExitCode {
             ExitCode::NoDomains => "no domain was given where one is required, or none matched",
             ExitCode::NoRepository => "no repository was given where one is required, or it cannot be used",
             ExitCode::Failed => {
-                "any other failure, for example a lock held by another run, or output that cannot be written"
+                "any other failure, for example output that cannot be written, or (except for scrub) a lock held by another run"
             }
             ExitCode::Missing => "a required program or library is missing",
             ExitCode::LockNotReleased => {
@@ -114,7 +114,7 @@ impl ExitCode {
                 "stored data is damaged, or differs from the domain; this code takes precedence over all others except a signal"
             }
             ExitCode::Usage => "an unknown switch or an invalid value",
-            ExitCode::Signal(_) => "stopped by a signal (130 SIGINT, 143 SIGTERM)",
+            ExitCode::Signal(_) => "stopped by a signal (129 SIGHUP, 130 SIGINT, 143 SIGTERM)",
         }
     }
 
@@ -154,8 +154,8 @@ impl ExitCode {
         ExitCode::of_class(error.class(), Verb::Other)
     }
 
-    /// The code for the failure of a verb on one domain. `backup` and `scrub` have codes of their
-    /// own, except where another run holds the domain's lock.
+    /// The code for the failure of a verb on one domain. Most failures of `backup` and `scrub` have
+    /// a code of their own. A backup that another run's lock blocks ends with the general code 3.
     fn of_class(class: Class, verb: Verb) -> ExitCode {
         let own = match verb {
             Verb::Backup => ExitCode::BackupFailed,

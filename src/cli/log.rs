@@ -86,7 +86,7 @@ impl<'a> Entry<'a> {
         }
         if let Some(domain) = self.domain {
             text.push_str(&shown(domain));
-            if let Some(disk) = self.disk {
+            if let Some(disk) = self.disk.filter(|disk| !self.names(disk)) {
                 text.push_str(&format!(" {}", shown(disk)));
             }
             text.push_str(": ");
@@ -102,6 +102,12 @@ impl<'a> Entry<'a> {
             text.push_str(&format!("\nhint: {}", shown(hint)));
         }
         text
+    }
+
+    /// Whether the message names this disk.
+    fn names(&self, disk: &str) -> bool {
+        let words = self.message.split(|c: char| !c.is_alphanumeric());
+        words.into_iter().any(|word| word == disk)
     }
 
     /// The message with its lines, for machines.

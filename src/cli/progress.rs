@@ -236,7 +236,10 @@ impl Monitor for Progress {
                     DISK_EXCLUDED => Level::Info,
                     _ => Level::Warning,
                 };
-                let entry = Entry::of(level, domain, &finding.message);
+                let entry = Entry {
+                    disk: finding.disk.as_deref(),
+                    ..Entry::of(level, domain, &finding.message)
+                };
                 self.tell(&entry);
             }
         }

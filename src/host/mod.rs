@@ -124,7 +124,8 @@ pub trait Host: Send + Sync {
     /// the names unique; it has at most 36 characters, each an ASCII letter, a digit, `-` or `_`.
     fn places(&self, domain: &Domain, targets: &[String], wishes: &PlaceWishes, run: &str) -> Result<Places>;
 
-    /// Removes the sockets, scratch files and folders that a killed run left at these places.
+    /// Removes what a killed run left at these places: sockets, scratch files, folders, and
+    /// `qemu-nbd` processes, which are ended first.
     ///
     /// A missing file or folder is not an error.
     fn clear_places(&self, places: &Places) -> Result<()>;
@@ -222,7 +223,7 @@ pub struct BackupRequest {
     /// The current time, in seconds since 1970: the creation time of a shut-off domain's new
     /// checkpoint. libvirt sets the time of other checkpoints itself.
     pub now: i64,
-    /// Set when the user presses Ctrl-C.
+    /// Ends the work when the user asks to stop (Ctrl-C, SIGTERM or SIGHUP).
     pub stop: Stop,
 }
 
@@ -264,7 +265,7 @@ pub struct ReadOptions {
     pub pool: BufferPool,
     /// How long the server may take to answer.
     pub deadline: Duration,
-    /// Set when the user presses Ctrl-C.
+    /// Ends the work when a stop is requested: by a signal, or because another disk failed.
     pub stop: Stop,
 }
 
@@ -386,7 +387,9 @@ pub enum HostError {
         what: String,
     },
     /// This program was built without libvirt.
-    #[error("this vmsnap was built without libvirt: it can only list backups and restore disks")]
+    #[error(
+        "this vmsnap was built without libvirt: only list, verify, restore of disks, prune, pin and unpin work"
+    )]
     NoLibvirt,
     /// XML from the hypervisor or from a file is invalid.
     #[error("cannot read the {what}: {message}")]

@@ -2,7 +2,7 @@
 //!
 //! [`qcow2::Qcow2Writer`] turns blocks into an image, and [`raw::RawWriter`] turns them into a
 //! plain disk. [`chain::ChainSource`] turns a chain of images back into blocks, and verifies every
-//! byte of every image.
+//! image that has a recorded digest.
 
 use std::fs::File;
 use std::io;

@@ -15,10 +15,10 @@ pub struct KeptPoint {
     pub manifest: String,
     /// The faults of its own files; empty if they are all there with the recorded sizes.
     pub faults: Vec<FileFault>,
-    /// The damage that the last verification found. Nothing new relies on it, but a restore may
-    /// still be tried.
+    /// The damage that the last verification found. No backup uses a damaged image as a parent, but
+    /// a restore may still be tried.
     pub suspected_damage: Vec<SuspectedDamage>,
-    /// The missed writes that comparisons with the domain found. Nothing new relies on the bitmaps
+    /// The missed writes that comparisons with the domain found. No backup relies on the bitmaps
     /// that these disks had then.
     pub missed_writes: Vec<MissedWrite>,
     /// Its pin, if it has one.

@@ -1,4 +1,4 @@
-//! libvirt's checkpoints, and the names and marks of vmsnap's.
+//! libvirt's checkpoints; the names of vmsnap's, and the marks in their descriptions.
 
 use serde::{Deserialize, Serialize};
 
@@ -76,8 +76,8 @@ impl Checkpoint {
         Some(id)
     }
 
-    /// Whether it was made for another repository than the one with the id `own`. A repository
-    /// without an id has never made a checkpoint whose mark names a repository.
+    /// Whether its mark names another repository than `own`. If `own` is unknown, any named
+    /// repository is another one, because a repository without an id is never named in a mark.
     pub(crate) fn is_of_other_repository(&self, own: Option<&str>) -> bool {
         self.repository().is_some_and(|of| Some(of) != own)
     }

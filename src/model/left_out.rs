@@ -31,7 +31,7 @@ pub enum Kind {
     /// It is encrypted, and the user has not allowed vmsnap to store its plain text. The backup is
     /// partial.
     Encrypted,
-    /// It cannot be saved, and nobody asked to leave it out. The backup is partial.
+    /// It cannot be saved. The backup is partial.
     #[serde(other)]
     Skipped,
 }
@@ -48,7 +48,7 @@ impl Kind {
     }
 }
 
-/// The kinds that make a backup partial: nobody asked to leave the disk out.
+/// The kinds that make a backup partial: the disk should have been saved.
 pub(crate) const UNASKED: [Kind; 2] = [Kind::Encrypted, Kind::Skipped];
 
 /// Code of the finding that a disk was left out on purpose.
@@ -89,7 +89,7 @@ pub fn targets<'a>(left_out: &'a [LeftOut], kinds: &[Kind]) -> Vec<&'a str> {
     of_kinds.map(|left| left.disk.as_str()).collect()
 }
 
-/// The disks that nobody asked to leave out.
+/// The disks that should have been saved.
 pub(crate) fn unasked(left_out: &[LeftOut]) -> impl Iterator<Item = &LeftOut> {
     left_out.iter().filter(|left| UNASKED.contains(&left.kind))
 }

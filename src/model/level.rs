@@ -78,8 +78,7 @@ pub enum LevelReason {
         /// The restore point that was compared.
         compared_with: String,
     },
-    /// Full: no restore point of the period can be the parent. The reason is that for the newest
-    /// one.
+    /// Full: no restore point of the period can be the parent. This is why the newest one cannot.
     NoParent(UnusableParent),
     /// Incremental.
     ChangesSince {

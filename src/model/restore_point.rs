@@ -128,7 +128,7 @@ impl RestorePoint {
         self.disks.iter().any(|disk| disk.compression.is_some())
     }
 
-    /// Whether it lacks a disk that nobody asked to leave out.
+    /// Whether it lacks a disk that should have been saved.
     pub fn is_partial(&self) -> bool {
         left_out::is_partial(&self.left_out)
     }

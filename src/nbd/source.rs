@@ -55,9 +55,9 @@ pub struct SourceOptions {
     pub mode: Mode,
     /// The cluster at this offset, in bytes, and all later ones count as changed.
     pub all_from: Option<u64>,
-    /// The memory to read into. Each request takes one buffer with a capacity of at least
-    /// [`CLUSTER`]. If the buffers are long, one request gets twice as much, so blocks may be
-    /// longer than a buffer.
+    /// The memory to read into. Each request takes one buffer, which must hold at least one
+    /// [`CLUSTER`]. If the buffers are long, one request gets a buffer of its own with up to twice
+    /// that length, so one block may be longer than a buffer of the pool.
     pub pool: BufferPool,
     /// Length of the first range whose status is requested, in bytes; later ones double up to
     /// 2 GiB. A short one lets the first read start early.

@@ -1,7 +1,7 @@
 //! Makes a restore point of a domain.
 //!
 //! The order, which `docs/safety.md` explains: lock, heal, plan, write the journal entry, begin the
-//! job and make the checkpoint, copy the disks, end the job, commit. Superfluous checkpoints are
+//! job and make the checkpoint, copy the disks, end the job, commit. Superseded checkpoints are
 //! removed only after the commit. A failure before the commit removes the new checkpoint and the
 //! partial folder, and touches no earlier restore point.
 
@@ -123,7 +123,7 @@ pub enum PruneOutcome {
     Failed(String),
 }
 
-/// The reason not to prune while superfluous checkpoints could not be removed.
+/// The reason not to prune while superseded checkpoints could not be removed.
 const STILL_NEEDED: &str = "checkpoints could not be retired, and only the manifests of the \
     previous period may show that they are vmsnap's";
 
@@ -134,7 +134,7 @@ const PARTIAL: &str = "the backup is partial, and the previous period may hold t
 /// The reason why a policy removes nothing after a partial backup.
 const PARTIAL_KEPT: &str = "the backup is partial, and older restore points may hold the missing disk";
 
-/// The reason why a policy removes nothing while superfluous checkpoints could not be removed.
+/// The reason why a policy removes nothing while superseded checkpoints could not be removed.
 const STILL_RECORDED: &str = "checkpoints could not be retired";
 
 /// Makes a restore point of the domain `name`.
@@ -201,7 +201,7 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
     };
     let mut outcome = attempt.make(&planned)?;
     monitor::add_new(&mut findings, std::mem::take(&mut outcome.findings));
-    if options.prune && !options.copy {
+    if options.prune {
         let is_retired = !findings.iter().any(|finding| finding.code == commit::NOT_RETIRED);
         outcome.prune = Some(if outcome.point.is_partial() {
             PruneOutcome::Kept(PARTIAL.to_owned())
@@ -228,20 +228,28 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
 
 /// Refuses options that contradict each other.
 fn check(name: &str, options: &Options) -> Result<()> {
-    let what = match &options.keep {
-        Some(policy) if policy.is_empty() => retention::EMPTY_POLICY,
-        Some(_) if options.prune => PRUNE_OR_KEEP,
-        Some(_) if options.copy => COPY_OR_KEEP,
-        _ => return Ok(()),
-    };
-    Err(Error::of(name, Cause::Usage(what.to_owned())))
+    match options.contradiction() {
+        None => Ok(()),
+        Some(what) => Err(Error::of(name, Cause::Usage(what.to_owned()))),
+    }
 }
 
-/// The message for `--prune` together with a policy.
-pub(crate) const PRUNE_OR_KEEP: &str = "--prune and --keep-… cannot be combined: they are different rules";
-
-/// The message for a policy together with `--copy`.
-pub(crate) const COPY_OR_KEEP: &str = "--copy and --keep-… cannot be combined: no rule applies to a copy";
+impl Options {
+    /// Why these options exclude each other.
+    pub(crate) fn contradiction(&self) -> Option<&'static str> {
+        match &self.keep {
+            _ if self.copy && self.prune => {
+                Some("--copy and --prune cannot be combined: a copy belongs to no period")
+            }
+            Some(policy) if policy.is_empty() => Some(retention::EMPTY_POLICY),
+            Some(_) if self.prune => {
+                Some("--prune and --keep-… cannot be combined: they are different rules")
+            }
+            Some(_) if self.copy => Some("--copy and --keep-… cannot be combined: no rule applies to a copy"),
+            _ => None,
+        }
+    }
+}
 
 /// Reports that the previous period stays because of a pin although it was due to be deleted.
 fn pinned_period(repository: &dyn DomainRepository, context: &Context, options: &Options) -> Option<Finding> {
@@ -359,7 +367,7 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
         plan if plan.is_partial() => PrunePlan::Keep(PARTIAL.to_owned()),
         _ => prune::plan(repository.as_ref(), &history.chains, options.group_by, today),
     };
-    let prune = (options.prune && !options.copy).then(prune);
+    let prune = options.prune.then(prune);
     let retention = options.keep.as_ref().map(|policy| match &planned.backup {
         plan if plan.disks.is_empty() => RetentionPreview::Keep(plan.reason()),
         plan if plan.is_partial() => RetentionPreview::Keep(PARTIAL_KEPT.to_owned()),

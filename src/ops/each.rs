@@ -15,8 +15,7 @@ pub enum Fault {
     Unmatched,
     /// A domain failed.
     Failed(Class),
-    /// A disk is missing although nobody asked to leave it out, or (in a dry run) no backup is
-    /// possible.
+    /// A disk is missing that should have been saved, or (in a dry run) no backup is possible.
     Partial,
     /// Restore points that should go are still there: pruning failed, or is not allowed now.
     NotPruned,

@@ -126,7 +126,7 @@ pub enum Cause {
     },
     /// Another repository may need the checkpoint or bitmap that was to be scrubbed.
     #[error(
-        "'{}' belongs to another repository than --output, or to an unknown one; it was not removed",
+        "'{}' may belong to a repository other than the one that --output names; it was not removed",
         shown(name)
     )]
     OtherRepository {
@@ -142,7 +142,7 @@ pub enum Cause {
         name: String,
     },
     /// Something still exists although it was removed without an error.
-    #[error("{0} still exists although it was removed")]
+    #[error("{0} still exists although its removal reported success")]
     StillThere(String),
     /// Work of an unfinished run remains after several rounds of repairs: this work.
     #[error("an unfinished run could not be cleaned up; still to do: {0}")]
@@ -388,7 +388,7 @@ fn hint_for_users(users: &[Usage]) -> String {
 const LACKS_FILES: &str = "raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of \
     systemd): each image of a chain needs one open file";
 
-const NO_SPACE: &str = "free space in the target, then run again; earlier restore points are intact";
+const NO_SPACE: &str = "free space on that file system, then run again; earlier restore points are intact";
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

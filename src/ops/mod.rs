@@ -53,7 +53,7 @@ pub use crate::repo::Repository;
 pub use error::{Cause, Class, Error, Result};
 pub use monitor::{Event, Monitor};
 
-/// The environment of every verb that changes something.
+/// The environment of a backup or a comparison.
 pub struct Context<'a> {
     /// The hypervisor.
     pub host: &'a dyn Host,

@@ -103,7 +103,7 @@ impl BackupPlan {
         is_full.then_some(Level::Full)
     }
 
-    /// Whether it lacks a disk that nobody asked to leave out.
+    /// Whether it lacks a disk that should have been saved.
     pub fn is_partial(&self) -> bool {
         left_out::is_partial(&self.left_out)
     }

@@ -93,7 +93,7 @@ impl fmt::Display for Repair {
     }
 }
 
-/// Something that a new restore point makes superfluous.
+/// A checkpoint or bitmaps that a new restore point supersedes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Retired {
     /// A checkpoint with its bitmaps.
@@ -216,13 +216,13 @@ fn retired(
     let uuid = &survey.domain.uuid;
     let next = Next {
         period: &backup.period,
-        // If the level is uncertain, only what is superfluous in both cases goes.
+        // If the level is uncertain, only what is superseded in both cases goes.
         is_full: backup.announced_level() == Some(Level::Full),
     };
     let keep = wishes.keep_checkpoints;
-    let superfluous = superfluous(chains, uuid, checkpoints, wishes.current, keep, Some(next));
+    let superseded = superseded(chains, uuid, checkpoints, wishes.current, keep, Some(next));
     let orphans = orphans(survey, chains, checkpoints);
-    let checkpoints = superfluous.into_iter().map(Retired::Checkpoint);
+    let checkpoints = superseded.into_iter().map(Retired::Checkpoint);
     checkpoints
         .chain(orphans.into_iter().map(Retired::Bitmaps))
         .collect()
@@ -261,12 +261,12 @@ pub struct Next<'a> {
     pub is_full: bool,
 }
 
-/// Returns the checkpoints that are superfluous, or will be once `next` exists.
+/// Returns the checkpoints that are superseded, or will be once `next` exists.
 ///
 /// These are checkpoints that restore points of this repository recorded, except the newest `keep`
 /// of the newest chain of each period in `current` (the folders of the current periods).
 /// Checkpoints that no restore point here recorded are not touched.
-pub(crate) fn superfluous(
+pub(crate) fn superseded(
     chains: &Chains,
     uuid: &str,
     checkpoints: &[Checkpoint],

@@ -318,7 +318,7 @@ fn check_targets(
     Ok(findings)
 }
 
-/// Reports the disks that a partial restore point lacks although nobody asked for that.
+/// Reports the disks that a partial restore point lacks and that should have been saved.
 fn not_in_point(point: &RestorePoint) -> impl Iterator<Item = Finding> {
     left_out::unasked(&point.left_out).map(|left| {
         let (disk, reason) = (shown(&left.disk), shown(&left.reason));

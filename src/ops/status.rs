@@ -53,7 +53,7 @@ pub struct DomainStatus {
     pub dir: Option<DirStats>,
     /// The newest restore point: its id and its time.
     pub latest: Option<(String, Timestamp)>,
-    /// The disks that the newest restore point lacks although nobody asked for that.
+    /// The disks that the newest restore point lacks and that should have been saved.
     pub latest_lacks: Vec<String>,
     /// When the newest restore point was last verified, and with what result.
     pub proof: Option<Proof>,

@@ -34,8 +34,8 @@ pub struct StoredExtent {
 /// A disk at a restore point, with random access from several threads at once.
 ///
 /// It checks the stop with which it was opened. [`DiskReader::extent_at`] and [`DiskReader::holds`]
-/// check no digest, because a digest can cover gigabytes of a large disk. Their callers do not need
-/// it: a caller that compares already has the right bytes.
+/// check no digest, because that could mean reading gigabytes. Bytes that [`DiskReader::holds`]
+/// finds equal need no digest: the caller already has them.
 pub trait DiskReader: Send + Sync + Debug {
     /// The disk's size in bytes.
     fn size(&self) -> u64;

@@ -86,7 +86,8 @@ pub struct Leftover {
     pub location: String,
 }
 
-/// The journal entry that an unfinished run wrote before it started.
+/// The journal entry of an unfinished run, which wrote it before it began anything outside the
+/// repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
     /// None: the run ended before it wrote one.

@@ -107,8 +107,8 @@ pub trait DomainRepository: Send + Sync {
     /// Whether a leftover of an unfinished run still exists.
     fn has_leftover(&self, leftover: &Leftover) -> bool;
 
-    /// The journal entry that an unfinished run wrote before it started. An entry that cannot be
-    /// read now is an error, because its content must not be lost.
+    /// The journal entry of an unfinished run, which wrote it before it began anything outside the
+    /// repository. An entry that cannot be read now is an error, because it must not be lost.
     fn note(&self, leftover: &Leftover) -> Result<Note>;
 
     /// The run that writes here now, as it recorded itself; `None` if there is none. It never waits

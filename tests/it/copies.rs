@@ -228,7 +228,7 @@ fn a_damaged_copy_is_found_and_the_chain_goes_on() {
 }
 
 #[test]
-fn pruning_leaves_copies_alone_and_a_copy_prunes_nothing() {
+fn pruning_leaves_copies_alone_and_a_copy_cannot_prune() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", CLUSTER)]);
     lab.at("2026-10-20T02:00:00+02:00[Europe/Berlin]");
@@ -239,8 +239,11 @@ fn pruning_leaves_copies_alone_and_a_copy_prunes_nothing() {
         prune: true,
         ..copying()
     };
-    let november = lab.backup_with("vm1", &pruning_copy).expect("a copy");
-    assert_eq!(november.prune, None);
+    let refused = lab
+        .backup_with("vm1", &pruning_copy)
+        .expect_err("a contradiction");
+    assert!(refused.to_string().contains("--copy and --prune"), "{refused}");
+    let november = copy(&mut lab);
     assert!(folder(&lab).join("vmsnap-backup-monthly-2026-10").is_dir());
     let next = lab.backup_with("vm1", &Lab::pruning()).expect("a full");
     assert_eq!(next.point.level, Level::Full);

@@ -125,7 +125,7 @@ fn json_lines(words: &[&str]) -> (Option<i32>, Vec<serde_json::Value>) {
 #[test]
 fn a_usage_error_is_json_where_the_log_is() {
     let cases: [(&[&str], i32, &str); 6] = [
-        (&["restore", "vm1", "--log-format", "json"], 64, "--to <DIR>"),
+        (&["restore", "vm1", "--log-format", "json"], 64, "--to <PATH>"),
         (
             &["--log-format=json", "backup", "vm1", "--freeze-timeout=x"],
             64,

@@ -61,7 +61,8 @@ pub struct KeepArgs {
     )]
     pub keep_yearly: Option<Quota>,
 
-    /// Keep everything of this time before the newest restore point: 14d, 1y6m2w7d12h (m: months)
+    /// Keep all restore points within this duration before the newest one: 14d, 1y6m2w7d12h
+    /// (m: months)
     #[arg(help_heading = "What to keep", long, value_name = "DURATION")]
     pub keep_within: Option<Within>,
 }
@@ -69,21 +70,22 @@ pub struct KeepArgs {
 impl KeepArgs {
     /// The policy; `None` if no switch is given.
     pub(crate) fn policy(&self) -> Option<Policy> {
-        let quotas = [
-            self.keep_last,
-            self.keep_hourly,
-            self.keep_daily,
-            self.keep_weekly,
-            self.keep_monthly,
-            self.keep_yearly,
+        let quotas: [(Rule, Option<Quota>); Rule::ALL.len()] = [
+            (Rule::Last, self.keep_last),
+            (Rule::Hourly, self.keep_hourly),
+            (Rule::Daily, self.keep_daily),
+            (Rule::Weekly, self.keep_weekly),
+            (Rule::Monthly, self.keep_monthly),
+            (Rule::Yearly, self.keep_yearly),
         ];
-        if quotas.iter().all(Option::is_none) && self.keep_within.is_none() {
+        if quotas.iter().all(|(_, quota)| quota.is_none()) && self.keep_within.is_none() {
             return None;
         }
-        let rules = Rule::ALL.into_iter().zip(quotas);
-        let policy = rules.fold(Policy::default(), |policy, (rule, quota)| {
-            policy.with(rule, quota.unwrap_or_default())
-        });
+        let policy = quotas
+            .into_iter()
+            .fold(Policy::default(), |policy, (rule, quota)| {
+                policy.with(rule, quota.unwrap_or_default())
+            });
         Some(policy.with_within(self.keep_within))
     }
 }

@@ -36,7 +36,7 @@ pub struct PinnedArgs {
     pub domain: String,
 
     /// The restore point, as for `vmsnap restore --at`: its id, its checkpoint, a time, or latest
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "POINT")]
     pub id: String,
 
     /// The repository.

@@ -22,7 +22,7 @@ pub struct RestoreArgs {
     pub repository: RepositoryArgs,
 
     /// Folder for the disks; for a single disk also a file or an unused block device
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "PATH")]
     pub to: PathBuf,
 
     /// Restore point: its id, its checkpoint, a time like 2026-11-01T02:00:00Z (the newest at or

@@ -28,7 +28,7 @@ pub struct StatusArgs {
     )]
     pub output: Option<PathBuf>,
 
-    /// Which period folder to examine: month, quarter, bi-annual, year
+    /// Grouping whose current period is examined: month, quarter, bi-annual, year
     #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]
     pub group_by: String,
 

@@ -18,7 +18,7 @@ use crate::cli::select::{Selection, patterns, select};
 use crate::cli::stdout::answer;
 use crate::model::left_out::{Kind, UNASKED};
 use crate::model::stop::Stop;
-use crate::ops::backup::{COPY_OR_KEEP, Options, Outcome, PRUNE_OR_KEEP, Preview, backup, preview};
+use crate::ops::backup::{Options, Outcome, Preview, backup, preview};
 use crate::ops::each::{Each, Turn};
 use crate::ops::monitor::Silent;
 use crate::ops::{self, Context, Host, Monitor, PlaceWishes, Repository};
@@ -46,18 +46,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
         compression: args.compress,
         wait: args.wait.time(),
     };
-    if options.copy && options.prune {
-        return Err(Refusal::new(
-            ExitCode::Usage,
-            "--copy and --prune cannot be combined: a copy belongs to no period",
-        ));
-    }
-    let misuse = match options.keep {
-        Some(_) if options.prune => Some(PRUNE_OR_KEEP),
-        Some(_) if options.copy => Some(COPY_OR_KEEP),
-        _ => None,
-    };
-    if let Some(what) = misuse {
+    if let Some(what) = options.contradiction() {
         return Err(Refusal::new(ExitCode::Usage, what));
     }
     let typed = args.domains.all();

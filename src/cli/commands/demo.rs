@@ -58,7 +58,7 @@ pub fn run(args: &DemoArgs, stop: &Stop) -> CommandResult {
 fn story(embed: &Embed, stop: &Stop) -> CommandResult {
     let mut machine = Machine::start(embed, DOMAIN, SIZE).map_err(failed)?;
     say(&format!(
-        "A temporary domain '{DOMAIN}' is running (paused, without a guest system) with a disk of {}.\n",
+        "A temporary domain '{DOMAIN}' was started (paused, without an operating system) with a disk of {}.\n",
         pretty::bytes(SIZE as u64)
     ));
     let repo = ops::open_or_create_repository(&embed.folder().join("backups"))?;

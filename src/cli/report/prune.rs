@@ -137,7 +137,7 @@ pub(super) fn backup_line(domain: &str, outcome: &RetentionOutcome) -> String {
         RetentionOutcome::Failed { removed, why } => {
             let after = match removed.len() {
                 0 => String::new(),
-                count => format!(" after {count}"),
+                count => format!(" after {count} were removed"),
             };
             format!("{domain}: REMOVING RESTORE POINTS FAILED{after}: {why}")
         }

@@ -173,7 +173,7 @@ pub enum PolicyError {
     #[error("expected a number, or 'unlimited' (-1)")]
     Count,
     /// The duration is invalid.
-    #[error("expected a time like 14d or 1y6m2w7d12h (y years, m months, w weeks, d days, h hours)")]
+    #[error("expected a duration like 14d or 1y6m2w7d12h (y years, m months, w weeks, d days, h hours)")]
     Duration,
 }
 

@@ -34,8 +34,7 @@ pub(super) struct Copied {
 }
 
 impl Attempt<'_> {
-    /// Copies and commits what was planned, then retires what the new restore point makes
-    /// superfluous.
+    /// Copies and commits what was planned, then retires what the new restore point supersedes.
     pub(super) fn make(&self, planned: &Reconciliation) -> Result<Outcome> {
         let plan = &planned.backup;
         for finding in &plan.findings {

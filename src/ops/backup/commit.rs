@@ -1,4 +1,4 @@
-//! Turns copied disks into a restore point, and then removes what it makes superfluous.
+//! Turns copied disks into a restore point, and then removes what it supersedes.
 
 use super::attempt::{Attempt, Copied};
 use super::{Outcome, current_periods};
@@ -13,7 +13,7 @@ use crate::ops::reconcile::{self, Retired};
 use crate::ops::{Cause, Error, Result};
 use crate::repo::{History, Kept, Manifest, PendingPoint, RepoError, SmallFile};
 
-/// The code of the finding that superfluous checkpoints could not be removed.
+/// The code of the finding that superseded checkpoints or bitmaps could not be removed.
 pub(super) const NOT_RETIRED: &str = "checkpoints-not-retired";
 
 /// The code of the finding that the UEFI variables of a domain that has run are missing.
@@ -163,20 +163,23 @@ impl Attempt<'_> {
         }
     }
 
-    /// Removes the checkpoints and bitmaps that the committed restore point makes superfluous.
+    /// Removes the checkpoints and bitmaps that the committed restore point supersedes.
     ///
-    /// Superfluous checkpoints are determined again now, because the level of a disk may have
+    /// Superseded checkpoints are determined again now, because the level of a disk may have
     /// changed while it was copied. A failure is reported, but does not fail the backup.
     pub(super) fn retire(&self, planned: &[Retired], mut outcome: Outcome) -> Outcome {
-        let trouble = |what: String| Finding::new(NOT_RETIRED, what);
+        let trouble = |what: String| {
+            let what = format!("superseded checkpoints or bitmaps could not be removed: {what}");
+            Finding::new(NOT_RETIRED, what)
+        };
         let retired = self
             .locked
             .history()
             .map_err(|error| trouble(with_sources(&error)))
             .and_then(|history| {
                 self.remember(&history, &mut outcome);
-                let superfluous = self.superfluous(&history);
-                for name in superfluous.map_err(|error| trouble(with_sources(&error)))? {
+                let superseded = self.superseded(&history);
+                for name in superseded.map_err(|error| trouble(with_sources(&error)))? {
                     self.host()
                         .delete_checkpoint(self.domain, &name)
                         .map_err(|error| trouble(format!("checkpoint {name}: {}", with_sources(&error))))?;
@@ -225,14 +228,14 @@ impl Attempt<'_> {
         outcome.findings.push(finding);
     }
 
-    /// Returns the checkpoints that are superfluous now.
-    fn superfluous(&self, history: &History) -> Result<Vec<String>> {
+    /// Returns the checkpoints that are superseded now.
+    fn superseded(&self, history: &History) -> Result<Vec<String>> {
         let checkpoints = self.host().checkpoints(self.domain);
         let checkpoints = checkpoints.map_err(|error| self.failed(error))?;
         let current = current_periods(self.context);
         let keep = self.options.keep_checkpoints;
         let uuid = &self.domain.uuid;
-        Ok(reconcile::superfluous(
+        Ok(reconcile::superseded(
             &history.chains,
             uuid,
             &checkpoints,

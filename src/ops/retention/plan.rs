@@ -48,7 +48,7 @@ pub enum Obstacle {
         /// The damage.
         what: String,
     },
-    /// The newest restore point lacks a disk that nobody asked to leave out.
+    /// The newest restore point lacks a disk that should have been saved.
     Partial {
         /// Its id.
         id: String,

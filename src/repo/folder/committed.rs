@@ -1,9 +1,9 @@
 //! Records which restore points were committed, so that a missing restore point is noticed.
 //!
-//! The record is an empty file per restore point, in the period's folder. It is removed together
-//! with its period, in the same step; single restore points are never removed. It is written after
-//! the commit, so every restore point that it names existed. Runs that ended in between, and
-//! earlier versions, have left none; the next backup adds it.
+//! The record is an empty file per restore point, in the period's folder. Removing a restore point
+//! removes its record first; removing a period renames the folder with all its records. A record is
+//! written after the commit, so every restore point that it names existed. Runs that ended in
+//! between, and earlier versions, left no record; the next backup adds it.
 
 use std::collections::BTreeSet;
 use std::fs;
