@@ -144,7 +144,7 @@ for level in "$@"; do
     fedora="$fedora ${FEDORA[$level]}"
     [ "$level" = test ] && guest=$(guest_packages)
 done
-# Debian and newer releases of Ubuntu have fincore in a package of its own.
+# Debian has fincore in a package of its own, which a bare Debian 13 lacks.
 case " $* " in
 *" test "*) command -v fincore >/dev/null || debian="$debian util-linux-extra" ;;
 esac

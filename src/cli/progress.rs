@@ -9,6 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, P
 
 use super::log::{self, Entry, Level};
 use super::pretty;
+use crate::model::finding::Finding;
 use crate::model::left_out::DISK_EXCLUDED;
 use crate::model::text::shown;
 use crate::ops::{Event, Monitor};
@@ -231,18 +232,20 @@ impl Monitor for Progress {
                 position,
             } => self.advance((domain, file), position, position, "read"),
             Event::FileEnds { domain, file } => self.forget((domain, file)),
-            Event::Found { domain, finding } => {
-                let level = match finding.code.as_str() {
-                    DISK_EXCLUDED => Level::Info,
-                    _ => Level::Warning,
-                };
-                let entry = Entry {
-                    disk: finding.disk.as_deref(),
-                    ..Entry::of(level, domain, &finding.message)
-                };
-                self.tell(&entry);
-            }
+            Event::Found { domain, finding } => self.tell(&entry_of(domain, finding)),
         }
+    }
+}
+
+/// The log's entry about a finding.
+fn entry_of<'a>(domain: &'a str, finding: &'a Finding) -> Entry<'a> {
+    let level = match finding.code.as_str() {
+        DISK_EXCLUDED => Level::Info,
+        _ => Level::Warning,
+    };
+    Entry {
+        disk: finding.disk.as_deref(),
+        ..Entry::of(level, domain, &finding.message)
     }
 }
 
@@ -254,6 +257,16 @@ mod tests {
     use indicatif::TermLike;
 
     use super::*;
+
+    #[test]
+    fn an_entry_about_a_finding_names_its_disk_once() {
+        let finding = Finding::of_disk("x", "vda", "disk vda is odd");
+        let entry = entry_of("vm1", &finding);
+        assert_eq!(entry.disk, Some("vda"));
+        assert_eq!(entry.text(), "vm1: note: disk vda is odd");
+        let finding = Finding::of_disk("x", "vda", "it is odd");
+        assert_eq!(entry_of("vm1", &finding).text(), "vm1 vda: note: it is odd");
+    }
 
     /// A terminal of 80 columns that keeps what was drawn.
     #[derive(Clone, Debug, Default)]

@@ -123,6 +123,8 @@ impl Mess {
 #[test]
 fn leftovers_of_a_killed_test_run_are_found_and_ended() {
     let daemon = Daemon::acquire();
+    // Trying KVM needs the gate, perhaps in another thread for which this one would wait.
+    daemon.virt_type();
     // Other processes remove leftovers only while they hold this.
     let _gate = crate::daemon::gate();
     let pid = gone();
@@ -196,16 +198,12 @@ fn only_names_of_test_processes_count() {
     );
 }
 
-/// The folders of a domain's QEMUs. libvirt shortens the domain's name in them.
-fn folders_of(name: &str) -> Vec<PathBuf> {
-    let short: String = name.chars().take(20).collect();
-    let entries = fs::read_dir("/var/lib/libvirt/qemu").expect("libvirt's folder");
-    let paths = entries.flatten().map(|entry| entry.path());
-    let is_its = |path: &PathBuf| {
-        let file = path.file_name().unwrap_or_default().to_string_lossy();
-        file.starts_with("domain-") && file.ends_with(&format!("-{short}"))
-    };
-    paths.filter(is_its).collect()
+/// The folder of a running domain's QEMU. libvirt shortens the domain's name in it, so the name
+/// alone may fit the folder of another test's domain.
+fn folder_of(domain: &TestDomain) -> PathBuf {
+    let id = domain.virsh(&["domid"]);
+    let short: String = domain.name().chars().take(20).collect();
+    Path::new("/var/lib/libvirt/qemu").join(format!("domain-{}-{short}", id.trim()))
 }
 
 #[test]
@@ -214,11 +212,11 @@ fn forgetting_a_domain_leaves_the_folder_of_another() {
     let domain = TestDomain::new(&daemon, "name-longer-than-libvirt-keeps");
     domain.define(&domain.xml(daemon.virt_type(), 32, "", ""));
     domain.start_paused();
-    let folders = folders_of(domain.name());
-    assert!(!folders.is_empty(), "a running domain has a folder");
+    let folder = folder_of(&domain);
+    assert!(folder.exists(), "a running domain has a folder: {folder:?}");
     let shortened: String = domain.name().chars().take(20).collect();
     forget(&format!("{shortened}-of-another"));
-    assert!(folders.iter().all(|folder| folder.exists()), "{folders:?}");
+    assert!(folder.exists(), "{folder:?}");
     domain.destroy();
-    assert!(folders_of(domain.name()).is_empty(), "libvirt removes it");
+    assert!(!folder.exists(), "libvirt removes {folder:?}");
 }

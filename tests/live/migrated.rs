@@ -71,6 +71,16 @@ impl Moving {
         self.disk[offset..offset + length].fill(byte);
     }
 
+    /// Whether QEMU has bitmaps of the disk's image.
+    fn has_bitmaps(&self) -> bool {
+        let asked = r#"{"execute": "query-named-block-nodes"}"#;
+        let said = self.host().virsh(&["qemu-monitor-command", NAME, asked]);
+        let said: Value = serde_json::from_str(&said).expect("it is JSON");
+        let nodes = said["return"].as_array().expect("a list of nodes");
+        let bitmaps = nodes.iter().filter_map(|node| node["dirty-bitmaps"].as_array());
+        bitmaps.flatten().next().is_some()
+    }
+
     /// Migrates the domain to the other host, whose libvirt does not know the domain.
     fn migrate(&mut self) {
         let there = &self.hosts[1 - self.at];
@@ -131,19 +141,24 @@ fn a_domain_migrated_there_and_back_stays_incremental() {
     }
 }
 
-/// After a migration while paused, QEMU keeps the images inactive, without bitmaps, until the
-/// domain resumes.
+/// After a migration while paused, QEMU 7.2 keeps the images inactive, without bitmaps, until the
+/// domain resumes. QEMU 10.0 has the bitmaps at once.
 #[test]
-fn a_domain_migrated_while_paused_is_full_with_the_reason() {
+fn a_domain_migrated_while_paused_is_saved_with_the_reason() {
     let mut moving = Moving::start();
     moving.write(0, SIZE / 2, 0x41);
     moving.back_up("full");
     moving.write(1 << 20, 65536, 0x42);
     moving.host().virsh(&["suspend", NAME]);
     moving.migrate();
-    let outcome = moving.back_up("full");
-    let reason = text_of(&outcome["restorePoint"]["disks"][0]["reason"]);
-    assert!(reason.contains("is gone"), "{reason}");
+    if moving.has_bitmaps() {
+        let outcome = moving.back_up("incremental");
+        assert_eq!(codes(&outcome), ["checkpoint-known-again"]);
+    } else {
+        let outcome = moving.back_up("full");
+        let reason = text_of(&outcome["restorePoint"]["disks"][0]["reason"]);
+        assert!(reason.contains("is gone"), "{reason}");
+    }
     moving.host().virsh(&["resume", NAME]);
     moving.write(5 << 20, 512, 0x43);
     moving.back_up("incremental");

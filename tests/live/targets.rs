@@ -218,6 +218,8 @@ fn mounts_swap_and_open_descriptors_are_refused() {
     run(command("umount", &[&point]));
     refused.expect("it is refused");
 
+    // A mount namespace that another test made meanwhile may still have the first device mounted.
+    let device = Loop::of(SIZE);
     run(command("mkswap", &["-q", &device.word()]));
     run(command("swapon", &[device.word()]));
     let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
