@@ -40,7 +40,7 @@ impl Default for ZstdLevel {
     }
 }
 
-/// A text that names no compression.
+/// An invalid value of `--compress`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected none, zstd, or zstd:LEVEL with a level from 1 to 19")]
 pub struct UnknownCompression;

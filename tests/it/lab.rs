@@ -150,7 +150,8 @@ impl Lab {
         }
     }
 
-    /// The options of [`Lab::options`] with `--compress none`: the guest's bytes lie in the images as they are.
+    /// The options of [`Lab::options`] with `--compress none`: images contain the guest's bytes
+    /// unchanged.
     pub fn plain() -> Options {
         Options {
             compression: Compression::None,

@@ -12,8 +12,7 @@ use crate::image::{Error, Result};
 const KEPT: usize = 8;
 
 impl ChainSource {
-    /// The part of a compressed cluster that a place is, and how many bytes are stored of the
-    /// cluster.
+    /// The part of a compressed cluster at a place, and the number of bytes stored of the cluster.
     pub(super) fn compressed_part(&self, place: Place) -> Option<(ClusterPart, usize)> {
         match place {
             Place::Compressed {
@@ -29,8 +28,7 @@ impl ChainSource {
     }
 }
 
-/// Decompressors of a chain, one for each thread that reads at the moment and some more. The chain
-/// is the same for all of them, so what one holds is right for any thread.
+/// Decompressors of a chain, shared by the threads that read it. Any thread may use any of them.
 #[derive(Debug, Default)]
 pub(super) struct Decompressors(Mutex<Vec<Decompressor>>);
 

@@ -36,8 +36,8 @@ pub struct StructureFault {
 /// Checks an image whose header could be read. Returns at most [`MOST_FAULTS`] faults; a sound
 /// image has none.
 ///
-/// Memory: 2 bytes per cluster of the file, at most 16 MiB. The tables of a file of more than 512 GiB
-/// are read several times, once for each 512 GiB.
+/// Memory: 2 bytes per cluster of the file, at most 16 MiB. The tables of a file of more than
+/// 512 GiB are read several times, once for each 512 GiB.
 ///
 /// # Errors
 /// If the file cannot be read, or a stop was requested.

@@ -1,4 +1,4 @@
-//! Decompresses clusters of images, whatever their bytes are.
+//! Decompresses clusters of images. Invalid input of any kind is an error.
 
 use std::fmt;
 
@@ -45,7 +45,7 @@ impl Decompressor {
     /// must end within the cluster.
     ///
     /// # Errors
-    /// Those of `fetch`; `fault` makes an error of what is wrong with the stored bytes.
+    /// Those of `fetch`, and the error that `fault` makes if the stored bytes are invalid.
     pub fn read(
         &mut self,
         out: &mut [u8],
@@ -83,7 +83,7 @@ fn decompress(
         find_frame_compressed_size(stored).map_err(|code| damaged(get_error_name(code).to_owned()))?;
     let frame = stored
         .get(..frame)
-        .ok_or_else(|| damaged("its frame is longer than it".to_owned()))?;
+        .ok_or_else(|| damaged("its frame is cut off".to_owned()))?;
     let zstd = match zstd {
         Some(zstd) => zstd,
         empty => {

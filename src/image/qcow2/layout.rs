@@ -214,7 +214,7 @@ impl L2Entry {
             L2Entry::Unallocated => 0,
             L2Entry::Zero => READS_AS_ZERO,
             L2Entry::Data(offset) => COPIED | offset,
-            // Never said to be used once: its host cluster may hold others.
+            // Never with the copied flag: its host cluster may hold other clusters.
             L2Entry::Compressed(cluster) => cluster.encode(),
         }
     }

@@ -7,7 +7,7 @@ use super::layout::{CompressedCluster, SECTOR};
 /// Marks a cluster that may have one use only.
 const ALONE: u16 = 1 << 15;
 
-/// How often each of a range of clusters is used. What lies outside the range is not counted.
+/// How often each of a range of clusters is used. Clusters outside the range are not counted.
 ///
 /// Memory: 2 bytes per cluster.
 pub(super) struct Uses {

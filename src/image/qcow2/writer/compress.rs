@@ -1,8 +1,8 @@
 //! Compresses clusters on several threads, and stores them in the disk's order.
 //!
 //! The caller's thread hands over blocks. Worker threads compress them in pieces. One more thread
-//! takes the pieces in the disk's order, lays out the file and hashes it; the file is written by the
-//! thread of the log. Nobody waits for a buffer while holding one, so a source that waits for a free
+//! takes the pieces in the disk's order, lays out the file and hashes it. The thread of the log
+//! writes the file. No thread takes a buffer of the source, so a source that waits for a free
 //! buffer always gets one.
 //!
 //! The content of the file depends on the blocks only, not on the threads.
@@ -22,11 +22,11 @@ use crate::model::block::{Block, BlockError, BlockSink, CLUSTER, Content, ImageF
 use crate::model::buffer::Buffer;
 use crate::model::compression::ZstdLevel;
 
-/// What a worker takes at once, in bytes; whole clusters.
+/// Length of a worker's piece, in bytes; whole clusters.
 const PIECE: usize = 1 << 20;
 /// The most workers of one image.
 const MOST_WORKERS: usize = 8;
-/// Pieces that may wait besides one for each worker: what the assembling thread stores meanwhile.
+/// Pieces that may wait in addition to one for each worker.
 const WAITING: usize = 4;
 
 /// Writes blocks as [`Qcow2Writer`] does, with clusters compressed where that makes them shorter.
@@ -35,7 +35,7 @@ const WAITING: usize = 4;
 /// five more pieces.
 pub struct CompressingWriter {
     path: PathBuf,
-    /// What the assembling thread takes, in order. Gone after the end or a failure.
+    /// Parts for the assembling thread, in order. `None` after the end or a failure.
     parts: Option<SyncSender<Part>>,
     jobs: Option<Sender<Job>>,
     cancelled: Arc<AtomicBool>,
@@ -43,7 +43,7 @@ pub struct CompressingWriter {
     workers: Vec<JoinHandle<()>>,
 }
 
-/// What comes next on the disk.
+/// The next part of the disk.
 enum Part {
     Zero { offset: u64, length: u64 },
     Data { offset: u64, done: Receiver<Stored> },
@@ -67,7 +67,7 @@ impl CompressingWriter {
         CompressingWriter::with_workers(file, options, level, workers)
     }
 
-    /// The same with so many workers.
+    /// The same with this number of workers.
     fn with_workers(
         file: Box<dyn ImageFile>,
         options: Qcow2Options,
@@ -135,7 +135,7 @@ impl CompressingWriter {
         Ok(())
     }
 
-    /// Sends a part. Waits while the workers are busy. A failure of an earlier part is reported here.
+    /// Sends a part. Waits while the workers are busy, and reports a failure of an earlier part.
     fn send(&mut self, part: Part) -> Result<()> {
         let parts = self.parts.as_ref();
         if parts.is_some_and(|parts| parts.send(part).is_ok()) {
@@ -151,7 +151,7 @@ impl CompressingWriter {
         self.jobs = None;
         let assembled = self.assembler.take().map(JoinHandle::join);
         for worker in self.workers.drain(..) {
-            // What a panic of a worker left out was reported by the assembler.
+            // The assembler has reported a panic of a worker.
             let _ = worker.join();
         }
         match assembled {
@@ -211,13 +211,13 @@ fn work(mut shrinker: Shrinker, jobs: &Mutex<Receiver<Job>>, cancelled: &AtomicB
             return;
         };
         if !cancelled.load(Ordering::SeqCst) {
-            // Nobody waits for it after a failure.
+            // After a failure the receiver is gone.
             let _ = done.send(shrinker.shrink(buffer, range));
         }
     }
 }
 
-/// Stores parts in order. `None` if the end did not come.
+/// Stores parts in order. `None` if they stop before the end.
 fn assemble(mut image: Qcow2Writer, parts: &Receiver<Part>) -> Result<Option<Written>> {
     for part in parts {
         match part {
@@ -236,7 +236,7 @@ fn assemble(mut image: Qcow2Writer, parts: &Receiver<Part>) -> Result<Option<Wri
 }
 
 impl Qcow2Writer {
-    /// Stores what became of a piece of a block.
+    /// Stores a piece that a worker has compressed.
     fn take_stored(&mut self, offset: u64, stored: &Stored) -> Result<()> {
         self.log.check_open()?;
         self.order.accept(offset, stored.length as u64)?;

@@ -23,8 +23,8 @@ pub(super) struct RefCounts {
 }
 
 impl RefCounts {
-    /// Counts one more use of each cluster from `start` to `end` of the file, in bytes. None of them
-    /// may lie in a block that was taken.
+    /// Counts one more use of each cluster from `start` to `end` of the file, in bytes. None of
+    /// them may lie in a block that was taken.
     pub(super) fn count(&mut self, start: u64, end: u64) {
         let first = self.written.len() as u64 * REFCOUNTS_PER_BLOCK;
         for cluster in start / CLUSTER..end.div_ceil(CLUSTER) {

@@ -1,31 +1,29 @@
 //! Where compressed clusters go in the file.
 //!
-//! They are as long as they are, and follow each other without gaps, several in one cluster of the
-//! file. A cluster that is stored plain has to begin with a cluster of the file. So that a mixture
-//! leaves no gaps, compressed clusters wait in memory until there are many of them, while plain ones
-//! are written. What waits is written before it is far from its neighbours on the disk.
+//! They follow each other without gaps, several in one cluster of the file. A plain cluster must
+//! begin with a cluster of the file. To leave few gaps, compressed clusters wait in memory while
+//! plain ones are written. The wait is limited: a cluster stays near its neighbours on the disk.
 
 use super::Qcow2Writer;
 use crate::image::Result;
 use crate::image::qcow2::layout::{CompressedCluster, L2Entry};
 use crate::model::block::CLUSTER;
 
-/// So much of compressed clusters waits in memory, and so much of plain ones is written meanwhile,
-/// in bytes.
+/// The most bytes of compressed clusters that wait in memory, and of plain clusters that are
+/// written before them.
 const LIMIT: usize = 1 << 20;
 
 /// Compressed clusters that have no place in the file yet, or whose place has no end yet.
 #[derive(Debug, Default)]
 pub(super) struct Bin {
-    /// What is to be written next. It begins at the file's end.
+    /// The bytes to write next, at the file's end.
     bytes: Vec<u8>,
-    /// Of each cluster that has no place yet: its place on the disk, and where in `bytes` its own
-    /// begin and how many they are.
+    /// The clusters without a place in the file: place on the disk, start in `bytes`, length.
     waiting: Vec<(u64, usize, usize)>,
     /// Whether the first of the bytes belong to a cluster that begins in the file already, so that
     /// nothing else may be written before them.
     is_continued: bool,
-    /// Bytes of plain clusters that were written since the first byte waits.
+    /// Bytes of plain clusters that were written while the first byte waits.
     passed: usize,
 }
 
@@ -45,7 +43,7 @@ impl Qcow2Writer {
         Ok(())
     }
 
-    /// Makes room for so many bytes of plain clusters at the file's end.
+    /// Prepares the file's end for this many bytes of plain clusters.
     pub(super) fn before_plain(&mut self, length: usize) -> Result<()> {
         if self.bin.is_continued || self.bin.passed + length > LIMIT {
             self.settle()?;
@@ -71,7 +69,7 @@ impl Qcow2Writer {
         self.write_passed_counts()
     }
 
-    /// Writes what waits except for the last part of a cluster: more can follow without a gap.
+    /// Writes the bytes that wait, except a part of a cluster: more can follow without a gap.
     fn write_whole_clusters(&mut self) -> Result<()> {
         self.place_waiting();
         let whole = self.bin.bytes.len() - self.bin.bytes.len() % CLUSTER as usize;
@@ -82,7 +80,7 @@ impl Qcow2Writer {
         Ok(())
     }
 
-    /// Gives everything that waits its place at the file's end.
+    /// Gives each waiting cluster its place at the file's end.
     fn place_waiting(&mut self) {
         let end = self.log.end();
         let waiting = std::mem::take(&mut self.bin.waiting);

@@ -21,7 +21,7 @@ const SAMPLE_PART: usize = 512;
 /// The longest compressed form of a sample that makes its cluster worth a try, in bytes.
 const LONGEST_SAMPLE: usize = SAMPLE / 32 * 31;
 
-/// What becomes of a piece of a block.
+/// A piece of a block in the form in which it is stored.
 #[derive(Debug)]
 pub(super) struct Stored {
     /// How much of the disk it is, in bytes.
@@ -70,12 +70,12 @@ impl Shrinker {
         })
     }
 
-    /// Compresses the clusters of a piece as far as that is worth it.
+    /// Compresses the clusters of a piece that become short enough.
     pub(super) fn shrink(&mut self, buffer: Arc<Buffer>, range: Range<usize>) -> Stored {
         let mut stored = Stored {
             length: range.len(),
             runs: Vec::new(),
-            // Enough for every attempt, so that it never grows to twice of it.
+            // Enough for every attempt, so that it never grows.
             bytes: Vec::with_capacity(range.len()),
             buffer: None,
         };
@@ -119,8 +119,8 @@ impl Shrinker {
         stored
     }
 
-    /// Appends the compressed form of a cluster, if it is short enough. The last cluster of a disk may
-    /// be cut; its frame holds a whole one all the same.
+    /// Appends the compressed form of a cluster, if it is short enough. The last cluster of a disk
+    /// may be incomplete; its frame holds a whole one nevertheless.
     fn compress(&mut self, cluster: &[u8], bytes: &mut Vec<u8>) -> Option<Range<usize>> {
         let mut whole = Vec::new();
         let cluster = match cluster.len() {
@@ -180,7 +180,7 @@ mod tests {
         bytes
     }
 
-    /// What becomes of the clusters: z for zero, p for plain, c for compressed; runs in brackets.
+    /// The forms of the clusters, in runs: z for zero, p for plain, c for compressed.
     fn forms(bytes: &[u8], detect_zeroes: bool) -> (String, Stored) {
         let mut buffer = Buffer::alone(bytes.len() + CLUSTER_BYTES);
         buffer.set_len(bytes.len() + CLUSTER_BYTES);
