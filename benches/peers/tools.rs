@@ -16,6 +16,8 @@ pub enum Tool {
     Vmsnap,
     /// The same without compression.
     VmsnapPlain,
+    /// The same with a higher level than the default one.
+    VmsnapLevel3,
     Virtnbdbackup,
     /// The same with lz4.
     VirtnbdbackupCompressed,
@@ -42,6 +44,7 @@ impl Tool {
         match self {
             Tool::Vmsnap => "vmsnap",
             Tool::VmsnapPlain => "vmsnap --compress none",
+            Tool::VmsnapLevel3 => "vmsnap --compress zstd:3",
             Tool::Virtnbdbackup => "virtnbdbackup",
             Tool::VirtnbdbackupCompressed => "virtnbdbackup --compress (lz4)",
             Tool::QemuImg => "qemu-img convert -W -m 16 -t none",
@@ -63,7 +66,7 @@ impl Tool {
     /// The program that it needs, other than vmsnap and this bench.
     fn program(self) -> Option<&'static str> {
         match self {
-            Tool::Vmsnap | Tool::VmsnapPlain | Tool::Digesting | Tool::Copying => None,
+            Tool::Vmsnap | Tool::VmsnapPlain | Tool::VmsnapLevel3 | Tool::Digesting | Tool::Copying => None,
             Tool::Virtnbdbackup | Tool::VirtnbdbackupCompressed => Some("virtnbdbackup"),
             Tool::QemuImg | Tool::QemuImgCompressed => Some("qemu-img"),
             Tool::Nbdcopy | Tool::NbdcopyInOrder | Tool::Receiving => Some("nbdcopy"),

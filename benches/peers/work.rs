@@ -71,6 +71,7 @@ impl Bench {
         let mut tools = Tool::installed([
             Tool::Vmsnap,
             Tool::VmsnapPlain,
+            Tool::VmsnapLevel3,
             Tool::Virtnbdbackup,
             Tool::VirtnbdbackupCompressed,
             Tool::QemuImg,
@@ -83,8 +84,12 @@ impl Bench {
         ]);
         // A backup does not write the zeroes of the other disks.
         tools.retain(|tool| *tool != Tool::Copying || fill == Fill::Random);
-        // Of data that do not shrink these show nothing but the loss of time.
-        let compressing = [Tool::VirtnbdbackupCompressed, Tool::QemuImgCompressed];
+        // With incompressible data these show nothing new.
+        let compressing = [
+            Tool::VmsnapLevel3,
+            Tool::VirtnbdbackupCompressed,
+            Tool::QemuImgCompressed,
+        ];
         tools.retain(|tool| !compressing.contains(tool) || fill == Fill::Mixed);
         self.compare(title, &tools, |tool| {
             prepare(&source.image());
@@ -128,15 +133,16 @@ fn full_backup(tool: Tool, source: &Source, output: &Path) -> Sample {
             tools::nbdcopy(tool, &uri, &output.join("vda.raw"))
         }
         Tool::Vmsnap => tools::vmsnap_backup(source, output),
-        Tool::VmsnapPlain => plain(tools::vmsnap_backup(source, output)),
+        Tool::VmsnapPlain => compressed_by("none", tools::vmsnap_backup(source, output)),
+        Tool::VmsnapLevel3 => compressed_by("zstd:3", tools::vmsnap_backup(source, output)),
         Tool::Digesting | Tool::Copying | Tool::Virsh => panic!("{tool:?} makes no backup"),
     };
     measure::run(vec![command], Some(source.qemu()), output)
 }
 
-/// A backup without compression.
-fn plain(mut backup: Command) -> Command {
-    backup.args(["--compress", "none"]);
+/// A backup by vmsnap with this method of compression.
+fn compressed_by(method: &str, mut backup: Command) -> Command {
+    backup.args(["--compress", method]);
     backup
 }
 
@@ -342,7 +348,7 @@ fn restore_compressed(bench: &Bench) -> Table {
         measure::run(
             vec![
                 tools::vmsnap_backup(&source, &folders[0]),
-                plain(tools::vmsnap_backup(&source, &folders[1])),
+                compressed_by("none", tools::vmsnap_backup(&source, &folders[1])),
             ],
             Some(source.qemu()),
             &folders[0],
