@@ -14,8 +14,16 @@ pub const PEERS: [&str; 4] = ["virtnbdbackup", "qemu-img", "nbdcopy", "virsh"];
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tool {
     Vmsnap,
+    /// The same without compression.
+    VmsnapPlain,
+    /// The same with a higher level than the default one.
+    VmsnapLevel3,
     Virtnbdbackup,
+    /// The same with lz4.
+    VirtnbdbackupCompressed,
     QemuImg,
+    /// The same with compressed clusters.
+    QemuImgCompressed,
     Nbdcopy,
     /// nbdcopy reading in the disk's order, as the writer of an image must.
     NbdcopyInOrder,
@@ -35,8 +43,12 @@ impl Tool {
     pub fn name(self) -> &'static str {
         match self {
             Tool::Vmsnap => "vmsnap",
+            Tool::VmsnapPlain => "vmsnap --compress none",
+            Tool::VmsnapLevel3 => "vmsnap --compress zstd:3",
             Tool::Virtnbdbackup => "virtnbdbackup",
+            Tool::VirtnbdbackupCompressed => "virtnbdbackup --compress (lz4)",
             Tool::QemuImg => "qemu-img convert -W -m 16 -t none",
+            Tool::QemuImgCompressed => "qemu-img convert -c (zstd)",
             Tool::Nbdcopy => "nbdcopy, 4 × 64 × 1 MiB",
             Tool::NbdcopyInOrder => "nbdcopy in the disk's order, 1 × 16 × 1 MiB",
             Tool::Receiving => "receiving alone (nbdcopy to nowhere, 1 × 16 × 1 MiB)",
@@ -54,9 +66,9 @@ impl Tool {
     /// The program that it needs, other than vmsnap and this bench.
     fn program(self) -> Option<&'static str> {
         match self {
-            Tool::Vmsnap | Tool::Digesting | Tool::Copying => None,
-            Tool::Virtnbdbackup => Some("virtnbdbackup"),
-            Tool::QemuImg => Some("qemu-img"),
+            Tool::Vmsnap | Tool::VmsnapPlain | Tool::VmsnapLevel3 | Tool::Digesting | Tool::Copying => None,
+            Tool::Virtnbdbackup | Tool::VirtnbdbackupCompressed => Some("virtnbdbackup"),
+            Tool::QemuImg | Tool::QemuImgCompressed => Some("qemu-img"),
             Tool::Nbdcopy | Tool::NbdcopyInOrder | Tool::Receiving => Some("nbdcopy"),
             Tool::Virsh => Some("virsh"),
         }
@@ -83,7 +95,12 @@ impl Tool {
 /// vmsnap with these arguments.
 pub fn vmsnap(words: &[&str]) -> Command {
     let mut command = command(env!("CARGO_BIN_EXE_vmsnap"), words);
-    for name in ["VMSNAP_CONNECT", "VMSNAP_REPOSITORY", "LIBVIRT_DEFAULT_URI"] {
+    for name in [
+        "VMSNAP_CONNECT",
+        "VMSNAP_REPOSITORY",
+        "VMSNAP_COMPRESS",
+        "LIBVIRT_DEFAULT_URI",
+    ] {
         command.env_remove(name);
     }
     command
@@ -156,6 +173,16 @@ pub fn qemu_img(format: &str, input: &str, output: &Path) -> Command {
     let output = output.display().to_string();
     let words = [
         "convert", "-W", "-m", "16", "-t", "none", "-f", format, "-O", "qcow2", input, &output,
+    ];
+    command("qemu-img", &words)
+}
+
+/// The same with clusters compressed by zstd, which `qemu-img` writes in the disk's order only.
+pub fn qemu_img_compressed(input: &str, output: &Path) -> Command {
+    let output = output.display().to_string();
+    let option = "compression_type=zstd";
+    let words = [
+        "convert", "-c", "-m", "16", "-t", "none", "-f", "raw", "-O", "qcow2", "-o", option, input, &output,
     ];
     command("qemu-img", &words)
 }

@@ -34,13 +34,14 @@ pub struct Bench {
 type Work = fn(&Bench) -> Table;
 
 /// Every work with its name in `BENCH_WORK`.
-pub const ALL: [(&str, Work); 7] = [
+pub const ALL: [(&str, Work); 8] = [
     ("full-warm", full_warm),
     ("full-cold", full_cold),
     ("full-mixed", full_mixed),
     ("scattered", scattered),
     ("smallest", smallest),
     ("restore", restore),
+    ("restore-compressed", restore_compressed),
     ("status", status),
 ];
 
@@ -69,8 +70,12 @@ impl Bench {
         let source = Source::start(&self.daemon, "full", size, fill);
         let mut tools = Tool::installed([
             Tool::Vmsnap,
+            Tool::VmsnapPlain,
+            Tool::VmsnapLevel3,
             Tool::Virtnbdbackup,
+            Tool::VirtnbdbackupCompressed,
             Tool::QemuImg,
+            Tool::QemuImgCompressed,
             Tool::Nbdcopy,
             Tool::NbdcopyInOrder,
             Tool::Receiving,
@@ -79,6 +84,13 @@ impl Bench {
         ]);
         // A backup does not write the zeroes of the other disks.
         tools.retain(|tool| *tool != Tool::Copying || fill == Fill::Random);
+        // With incompressible data these show nothing new.
+        let compressing = [
+            Tool::VmsnapLevel3,
+            Tool::VirtnbdbackupCompressed,
+            Tool::QemuImgCompressed,
+        ];
+        tools.retain(|tool| !compressing.contains(tool) || fill == Fill::Mixed);
         self.compare(title, &tools, |tool| {
             prepare(&source.image());
             let output = new_folder(&source, "output");
@@ -102,20 +114,36 @@ impl Bench {
 /// A full backup by one tool. The domain has no checkpoint of vmsnap.
 fn full_backup(tool: Tool, source: &Source, output: &Path) -> Sample {
     let job = match tool {
-        Tool::QemuImg | Tool::Nbdcopy | Tool::NbdcopyInOrder | Tool::Receiving => Some(source.begin_job()),
+        Tool::QemuImg | Tool::QemuImgCompressed | Tool::Nbdcopy | Tool::NbdcopyInOrder | Tool::Receiving => {
+            Some(source.begin_job())
+        }
         _ => None,
     };
     let uri = job.as_ref().map(|job| job.uri()).unwrap_or_default();
     let command = match tool {
         Tool::Virtnbdbackup => tools::virtnbdbackup(source, "full", output),
+        Tool::VirtnbdbackupCompressed => {
+            let mut command = tools::virtnbdbackup(source, "full", output);
+            command.arg("--compress");
+            command
+        }
         Tool::QemuImg => tools::qemu_img("raw", &uri, &output.join("vda.qcow2")),
+        Tool::QemuImgCompressed => tools::qemu_img_compressed(&uri, &output.join("vda.qcow2")),
         Tool::Nbdcopy | Tool::NbdcopyInOrder | Tool::Receiving => {
             tools::nbdcopy(tool, &uri, &output.join("vda.raw"))
         }
         Tool::Vmsnap => tools::vmsnap_backup(source, output),
+        Tool::VmsnapPlain => compressed_by("none", tools::vmsnap_backup(source, output)),
+        Tool::VmsnapLevel3 => compressed_by("zstd:3", tools::vmsnap_backup(source, output)),
         Tool::Digesting | Tool::Copying | Tool::Virsh => panic!("{tool:?} makes no backup"),
     };
     measure::run(vec![command], Some(source.qemu()), output)
+}
+
+/// A backup by vmsnap with this method of compression.
+fn compressed_by(method: &str, mut backup: Command) -> Command {
+    backup.args(["--compress", method]);
+    backup
 }
 
 fn full_warm(bench: &Bench) -> Table {
@@ -283,20 +311,56 @@ fn restore(bench: &Bench) -> Table {
                 let newest = newest_image(&backups).display().to_string();
                 tools::qemu_img("qcow2", &newest, &output.join("vda.qcow2"))
             }
-            _ => {
-                let (from, to) = (backups.display().to_string(), output.display().to_string());
-                tools::vmsnap(&[
-                    "restore",
-                    source.name(),
-                    "--repository",
-                    &from,
-                    "--to",
-                    &to,
-                    "--quiet",
-                ])
-            }
+            _ => vmsnap_restore(source, &backups, &output),
         };
         let sample = measure::run(vec![command], None, &output);
+        remove(&output);
+        sample
+    })
+}
+
+fn vmsnap_restore(source: &Source, backups: &Path, output: &Path) -> Command {
+    let (from, to) = (backups.display().to_string(), output.display().to_string());
+    tools::vmsnap(&[
+        "restore",
+        source.name(),
+        "--repository",
+        &from,
+        "--to",
+        &to,
+        "--quiet",
+    ])
+}
+
+fn restore_compressed(bench: &Bench) -> Table {
+    let count = 512 * bench.gib;
+    let title = format!(
+        "restore-compressed: a full restore point of the disk of full-mixed and {INCREMENTS} incremental ones of {} MiB in scattered clusters, to qcow2, not in the page cache",
+        count * CLUSTER / MIB
+    );
+    let source = Source::start(&bench.daemon, "packed", 2 * bench.gib * GIB, Fill::Mixed);
+    let tools = [Tool::Vmsnap, Tool::VmsnapPlain];
+    let folders = tools.map(|tool| new_folder(&source, &format!("{tool:?}")));
+    for number in 0..=INCREMENTS {
+        if number > 0 {
+            source.write(scatter(source.size, count, u64::from(number)), CLUSTER, number);
+        }
+        measure::run(
+            vec![
+                tools::vmsnap_backup(&source, &folders[0]),
+                compressed_by("none", tools::vmsnap_backup(&source, &folders[1])),
+            ],
+            Some(source.qemu()),
+            &folders[0],
+        );
+    }
+    bench.compare(title, &tools, |tool| {
+        let backups = &folders[usize::from(tool == Tool::VmsnapPlain)];
+        measure::files_below(backups)
+            .iter()
+            .for_each(|file| disk::cool(file));
+        let output = new_folder(&source, "restored");
+        let sample = measure::run(vec![vmsnap_restore(&source, backups, &output)], None, &output);
         remove(&output);
         sample
     })

@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::qcow2::{Image, MappedRun, Mapping};
+use super::qcow2::decompress::ClusterPart;
+use super::qcow2::{CompressedCluster, Decompressor, Image, MappedRun, Mapping};
 use super::sequential::Sequential;
 use super::{Error, Result, cache};
 use crate::model::block::{Block, BlockError, BlockSource, CLUSTER, Content};
 use crate::model::buffer::{Buffer, BufferPool};
 use crate::model::stop::Stop;
 
+mod compressed;
 mod disk;
 
 pub use super::pieces::Recorded;
@@ -72,12 +74,21 @@ pub struct ChainSource {
     ended: bool,
     /// The layer that was read last.
     last: usize,
+    decompressor: Decompressor,
 }
 
 /// The content of a place of the disk, looked up in all images.
 #[derive(Clone, Copy, Debug)]
 enum Place {
-    Data { layer: usize, host_offset: u64 },
+    Data {
+        layer: usize,
+        host_offset: u64,
+    },
+    Compressed {
+        layer: usize,
+        cluster: CompressedCluster,
+        within: u64,
+    },
     Zero,
 }
 
@@ -117,6 +128,7 @@ impl ChainSource {
             position: 0,
             ended: false,
             last: 0,
+            decompressor: Decompressor::default(),
         })
     }
 
@@ -137,6 +149,14 @@ impl ChainSource {
                 Mapping::Data { host_offset } => {
                     let layer = index;
                     return Ok((Place::Data { layer, host_offset }, length));
+                }
+                Mapping::Compressed { cluster, within } => {
+                    let place = Place::Compressed {
+                        layer: index,
+                        cluster,
+                        within,
+                    };
+                    return Ok((place, length));
                 }
                 Mapping::Zero => break,
                 Mapping::Unallocated => {}
@@ -171,7 +191,7 @@ impl ChainSource {
             self.check_stop()?;
             match self.place_at(end)? {
                 (Place::Zero, length) => end += length,
-                (Place::Data { .. }, _) => {
+                (Place::Data { .. } | Place::Compressed { .. }, _) => {
                     end -= end % CLUSTER;
                     break;
                 }
@@ -199,6 +219,19 @@ impl ChainSource {
                     self.layers[layer].read(&mut buffer[filled..filled + count], host_offset)?;
                     filled += count;
                 }
+                (
+                    Place::Compressed {
+                        layer,
+                        cluster,
+                        within,
+                    },
+                    length,
+                ) => {
+                    let count = clip(length, limit - filled);
+                    self.last = layer;
+                    self.decompress(&mut buffer[filled..filled + count], layer, cluster, within)?;
+                    filled += count;
+                }
                 (Place::Zero, length) => {
                     // A foreign image may have smaller clusters than ours: a block must not end
                     // within one of ours.
@@ -214,6 +247,29 @@ impl ChainSource {
         }
         buffer.set_len(filled);
         Ok(buffer)
+    }
+
+    /// Fills `out` with a part of a compressed cluster of a layer.
+    fn decompress(
+        &mut self,
+        out: &mut [u8],
+        layer: usize,
+        cluster: CompressedCluster,
+        within: u64,
+    ) -> Result<()> {
+        let of = &mut self.layers[layer];
+        let part = of.part(layer, cluster, within);
+        let path = of.image.path().to_owned();
+        let fetch = |stored: &mut Vec<u8>| {
+            stored.resize(of.image.stored_length(cluster), 0);
+            of.read(stored, cluster.start)
+        };
+        let fault = |source| Error::Format {
+            path,
+            offset: cluster.start,
+            source,
+        };
+        self.decompressor.read(out, &part, fetch, fault)
     }
 
     fn buffer(&self) -> Result<Buffer> {
@@ -317,20 +373,21 @@ impl Layer {
             && let Some(passed) = offset.checked_sub(start)
             && passed < run.length
         {
-            let mapping = match run.mapping {
-                Mapping::Data { host_offset } => Mapping::Data {
-                    host_offset: host_offset + passed,
-                },
-                same => same,
-            };
-            return Ok(Some(MappedRun {
-                mapping,
-                length: run.length - passed,
-            }));
+            return Ok(Some(run.after(passed)));
         }
         let run = self.image.run_at(offset)?;
         self.run = run.map(|run| (offset, run));
         Ok(run)
+    }
+
+    /// A part of a compressed cluster of this layer, which has that number.
+    fn part(&self, number: usize, cluster: CompressedCluster, within: u64) -> ClusterPart {
+        ClusterPart {
+            image: number,
+            size: self.image.header().cluster_size(),
+            cluster,
+            within,
+        }
     }
 
     fn read(&mut self, out: &mut [u8], host_offset: u64) -> Result<()> {

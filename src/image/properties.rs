@@ -5,9 +5,14 @@ use std::fs::File;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::chain::ChainDisk;
 use super::qcow2::Image;
-use super::samples::{C, bytes_of, data, image, link, memory_file, options, read_chain, zero};
+use super::qcow2::check::check;
+use super::samples::{
+    C, bytes_of, compressed_image, data, image, link, memory_file, options, read_chain, zero,
+};
 use crate::model::block::{Block, BlockErrorKind, Written};
+use crate::model::stop::Stop;
 
 /// One backup's changes: the disk's new size, and blocks with gaps between them.
 #[derive(Clone, Debug)]
@@ -15,6 +20,7 @@ struct Layer {
     sectors: usize,
     blocks: Vec<(usize, usize, Vec<Option<u8>>)>,
     detect_zeroes: bool,
+    compress: bool,
 }
 
 fn layer() -> impl Strategy<Value = Layer> {
@@ -28,12 +34,13 @@ fn layer() -> impl Strategy<Value = Layer> {
     (
         1..3000usize,
         vec((0..5usize, 0..C, clusters), 0..7),
-        any::<bool>(),
+        any::<[bool; 2]>(),
     )
-        .prop_map(|(sectors, blocks, detect_zeroes)| Layer {
+        .prop_map(|(sectors, blocks, [detect_zeroes, compress])| Layer {
             sectors,
             blocks,
             detect_zeroes,
+            compress,
         })
 }
 
@@ -50,6 +57,12 @@ fn apply(layer: &Layer, disk: &mut Vec<u8>) -> Vec<Block> {
         let end = (at + clusters.len() * C).min(disk.len());
         for (cluster, kind) in disk[at..end].chunks_mut(C).zip(clusters) {
             cluster.fill(0);
+            // Half of them cannot be compressed.
+            if let Some(noise @ 128..) = kind {
+                let mut hasher = blake3::Hasher::new();
+                hasher.update(&[*noise]).update(&seed.to_le_bytes());
+                hasher.finalize_xof().fill(cluster);
+            }
             let place = seed % cluster.len();
             cluster[place] = kind.unwrap_or(0);
         }
@@ -73,7 +86,10 @@ fn chain(layers: &[Layer]) -> (Vec<(File, Written)>, Vec<u8>) {
             let backing = (index > 0).then_some("../before/vda.qcow2");
             let mut options = options(layer.sectors as u64 * 512, backing);
             options.detect_zeroes = layer.detect_zeroes;
-            image(options, blocks)
+            match layer.compress {
+                true => compressed_image(options, blocks),
+                false => image(options, blocks),
+            }
         })
         .collect();
     (images, disk)
@@ -161,6 +177,39 @@ proptest! {
             bytes[place] = value;
         }
         walk(memory_file(&bytes));
+    }
+
+    /// Frames with wrong bytes, and descriptors that point anywhere, read without digests.
+    #[test]
+    fn hostile_compressed_clusters_never_panic(
+        layer in layer(),
+        frames in vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+        descriptors in vec((any::<prop::sample::Index>(), any::<u64>(), any::<bool>()), 1..8),
+    ) {
+        let (mut images, disk) = chain(&[Layer { compress: true, ..layer }]);
+        let mut bytes = bytes_of(&images[0].0);
+        let length = bytes.len() as u64;
+        let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+        let l2 = (number(number(40) as usize) & 0x00ff_ffff_ffff_fe00) as usize;
+        prop_assume!(l2 > C);
+        for (place, value) in frames {
+            bytes[C + place.index(l2 - C)] = value;
+        }
+        for (cluster, value, is_inside) in descriptors {
+            let at = l2 + cluster.index(disk.len().div_ceil(C)) * 8;
+            let sectors = value & 0x3fc0_0000_0000_0000;
+            let place = if is_inside { sectors | (value % length) } else { value >> 2 };
+            bytes[at..at + 8].copy_from_slice(&(1u64 << 62 | place).to_be_bytes());
+        }
+        images[0].0 = memory_file(&bytes);
+        let _ = read(&images, false);
+        let image = Image::open(memory_file(&bytes), "hostile.qcow2").expect("a sound header");
+        let _ = check(&image, &Stop::default());
+        let open = ChainDisk::open(vec![link(&images[0].0, None)], Stop::default());
+        let mut out = [0; 700];
+        for offset in (0..disk.len() - out.len().min(disk.len())).step_by(5000) {
+            let _ = open.as_ref().expect("it opens").read_at(&mut out, offset as u64);
+        }
     }
 
     #[test]

@@ -7,9 +7,10 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::chain::{ChainImage, ChainSource, Recorded};
-use super::qcow2::{Qcow2Options, Qcow2Writer};
+use super::qcow2::{CompressingWriter, Qcow2Options, Qcow2Writer};
 use crate::model::block::{Block, BlockError, BlockSink, BlockSource, CLUSTER, Content, ImageFile, Written};
 use crate::model::buffer::{Buffer, BufferPool};
+use crate::model::compression::ZstdLevel;
 use crate::model::stop::Stop;
 
 /// Bytes of a cluster.
@@ -97,12 +98,33 @@ pub(super) fn options(size: u64, backing: Option<&str>) -> Qcow2Options {
 
 /// Writes an image, and checks the writer's report about the file.
 pub(super) fn image(options: Qcow2Options, blocks: impl IntoIterator<Item = Block>) -> (File, Written) {
+    let begin = |file| Box::new(Qcow2Writer::new(file, options).expect("it begins")) as Box<dyn BlockSink>;
+    write(begin, blocks)
+}
+
+/// The same with compressed clusters.
+pub(super) fn compressed_image(
+    options: Qcow2Options,
+    blocks: impl IntoIterator<Item = Block>,
+) -> (File, Written) {
+    let level = ZstdLevel::default();
+    let begin = |file| {
+        let writer = CompressingWriter::new(file, options, level);
+        Box::new(writer.expect("it begins")) as Box<dyn BlockSink>
+    };
+    write(begin, blocks)
+}
+
+fn write(
+    begin: impl FnOnce(Box<dyn ImageFile>) -> Box<dyn BlockSink>,
+    blocks: impl IntoIterator<Item = Block>,
+) -> (File, Written) {
     let file = memory_file(&[]);
     let checked = Checked {
         file: file.try_clone().expect("a second handle"),
         end: CLUSTER,
     };
-    let mut writer = Qcow2Writer::new(Box::new(checked), options).expect("it begins");
+    let mut writer = begin(Box::new(checked));
     for block in blocks {
         writer.write(block).expect("it takes the block");
     }

@@ -102,6 +102,8 @@ pub struct Written {
     pub data_bytes: u64,
     /// Bytes stored as explicit zeroes.
     pub zero_bytes: u64,
+    /// Whether any of the data are stored compressed.
+    pub is_compressed: bool,
     /// Length of the file in bytes; for a device, the device's size.
     pub file_bytes: u64,
     /// BLAKE3 digest of the file, in hexadecimal; `None` for raw files and devices.

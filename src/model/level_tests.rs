@@ -114,6 +114,7 @@ fn disk_point(index: usize, made: Made) -> DiskPoint {
         image: "vda.qcow2".into(),
         data_bytes: 0,
         zero_bytes: 0,
+        compression: None,
     }
 }
 

@@ -5,6 +5,7 @@ pub mod buffer;
 pub mod chain;
 pub mod checkpoint;
 pub mod clusters;
+pub mod compression;
 pub mod domain;
 pub mod eligibility;
 pub mod extents;

@@ -117,6 +117,17 @@ impl RestorePoint {
         }
     }
 
+    /// Bytes of data in its images, before compression.
+    pub fn data_bytes(&self) -> u64 {
+        let disks = self.disks.iter();
+        disks.fold(0, |sum, disk| disk.data_bytes.saturating_add(sum))
+    }
+
+    /// Whether an image of it holds compressed clusters.
+    pub fn is_compressed(&self) -> bool {
+        self.disks.iter().any(|disk| disk.compression.is_some())
+    }
+
     /// Whether it lacks a disk that should have been saved.
     pub fn is_partial(&self) -> bool {
         left_out::is_partial(&self.left_out)
@@ -171,10 +182,13 @@ pub struct DiskPoint {
     pub decrypted: Option<bool>,
     /// The file name of the image within the restore point.
     pub image: String,
-    /// Bytes of data in the image.
+    /// Bytes of data in the image, before compression.
     pub data_bytes: u64,
     /// Bytes that the image holds as explicit zeroes.
     pub zero_bytes: u64,
+    /// How clusters of the image are compressed (`zstd`); none if all of them are stored plain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<String>,
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::survey::{self, Survey};
 use super::{Cause, Class, Context, Error, Result, grouping, heal, lock};
 use crate::host::PlaceWishes;
 use crate::model::checkpoint::KEPT_CHECKPOINTS;
+use crate::model::compression::Compression;
 use crate::model::eligibility::Allowed;
 use crate::model::finding::Finding;
 use crate::model::left_out::Exclusion;
@@ -58,6 +59,8 @@ pub struct Options {
     pub force: bool,
     /// Whether to make a standalone copy, which has no checkpoint and belongs to no chain.
     pub copy: bool,
+    /// How the images are compressed.
+    pub compression: Compression,
     /// How long to wait for another run that writes to the domain's folder.
     pub wait: Duration,
 }
@@ -76,6 +79,7 @@ impl Default for Options {
             keep: None,
             force: false,
             copy: false,
+            compression: Compression::default(),
             wait: Duration::ZERO,
         }
     }

@@ -12,9 +12,12 @@ use crate::model::file_name::is_plain_name;
 use crate::model::restore_point::RestorePoint;
 use crate::model::text::shown;
 
-/// The version of the format that this program writes. It reads older versions and refuses newer
-/// ones.
-pub(crate) const FORMAT: u32 = 1;
+/// The newest version of the format that this program writes. It reads older versions and refuses
+/// newer ones.
+pub(crate) const FORMAT: u32 = 2;
+
+/// The version of a manifest whose images have no compressed clusters. Every vmsnap reads it.
+const PLAIN_FORMAT: u32 = 1;
 
 /// The largest manifest that is read, in bytes.
 pub(crate) const MAX_BYTES: u64 = 16 << 20;
@@ -129,7 +132,7 @@ impl Manifest {
         checkpoint_file: Option<FileEntry>,
     ) -> Self {
         Manifest {
-            format: FORMAT,
+            format: format_of(&point),
             digest: NO_DIGEST.to_owned(),
             tool: concat!("vmsnap ", env!("CARGO_PKG_VERSION")).to_owned(),
             host: host.to_owned(),
@@ -164,7 +167,8 @@ impl Manifest {
         if version.format > FORMAT {
             // Distinguish a flipped bit from a newer program: after a flip, the rest still matches
             // our digest.
-            if holds(&with_format(text, version.format), &version.digest) {
+            let mut known = PLAIN_FORMAT..=FORMAT;
+            if known.any(|ours| holds(&with_format(text, version.format, ours), &version.digest)) {
                 return Err(ManifestError::Digest);
             }
             return Err(ManifestError::TooNew(version.format));
@@ -231,9 +235,18 @@ impl Manifest {
     }
 }
 
-/// The text with our format number in place of its own.
-fn with_format(text: &[u8], number: u32) -> Vec<u8> {
-    let [theirs, ours] = [number, FORMAT].map(|number| format!("\"format\": {number}"));
+/// The format of a manifest of this restore point: an older vmsnap must not take compressed images
+/// for damaged ones.
+fn format_of(point: &RestorePoint) -> u32 {
+    match point.is_compressed() {
+        true => FORMAT,
+        false => PLAIN_FORMAT,
+    }
+}
+
+/// The text with the format number `ours` in place of its own.
+fn with_format(text: &[u8], number: u32, ours: u32) -> Vec<u8> {
+    let [theirs, ours] = [number, ours].map(|number| format!("\"format\": {number}"));
     let text = String::from_utf8_lossy(text);
     text.replacen(&theirs, &ours, 1).into_bytes()
 }
@@ -270,6 +283,7 @@ mod tests {
                 image: "vda.qcow2".into(),
                 data_bytes: 65536,
                 zero_bytes: 0,
+                compression: None,
             }],
             findings: vec![],
             left_out: vec![],
@@ -328,19 +342,39 @@ mod tests {
         }
     }
 
+    fn compressed() -> Manifest {
+        let sample = sample();
+        let mut point = sample.point;
+        point.disks[0].compression = Some("zstd".into());
+        Manifest::new(&sample.host, point, sample.files, None)
+    }
+
     #[test]
     fn flipped_bit_in_format_number_is_damage_not_a_newer_format() {
-        let text = sample().to_text().expect("it serialises");
-        let number = text.find("\"format\": 1").expect("it begins with that") + "\"format\": ".len();
-        for bit in 0..8 {
-            let mut damaged = text.clone().into_bytes();
-            damaged[number] ^= 1 << bit;
-            let refused = Manifest::parse(&damaged).expect_err("it is damaged");
-            assert!(
-                !matches!(refused, ManifestError::TooNew(_)),
-                "bit {bit}: {refused}"
-            );
+        for manifest in [sample(), compressed()] {
+            let text = manifest.to_text().expect("it serialises");
+            let number = text.find("\"format\": ").expect("it begins with that") + "\"format\": ".len();
+            for bit in 0..8 {
+                let mut damaged = text.clone().into_bytes();
+                damaged[number] ^= 1 << bit;
+                let refused = Manifest::parse(&damaged).expect_err("it is damaged");
+                assert!(
+                    !matches!(refused, ManifestError::TooNew(_)),
+                    "format {}, bit {bit}: {refused}",
+                    manifest.format
+                );
+            }
         }
+    }
+
+    #[test]
+    fn only_compressed_images_need_the_newer_format() {
+        let plain = sample().to_text().expect("it serialises");
+        assert!(plain.contains("\"format\": 1,") && !plain.contains("compression"));
+        let text = compressed().to_text().expect("it serialises");
+        assert!(text.contains("\"format\": 2,") && text.contains("\"compression\": \"zstd\""));
+        let read = Manifest::parse(text.as_bytes()).expect("it parses");
+        assert_eq!(read.point, compressed().point);
     }
 
     #[test]
@@ -348,10 +382,10 @@ mod tests {
         let text = sample()
             .to_text()
             .expect("it serialises")
-            .replace("\"format\": 1", "\"format\": 2, \"new\": 1");
+            .replace("\"format\": 1", "\"format\": 3, \"new\": 1");
         assert!(matches!(
             Manifest::parse(text.as_bytes()),
-            Err(ManifestError::TooNew(2))
+            Err(ManifestError::TooNew(3))
         ));
     }
 

@@ -22,6 +22,7 @@ use jiff::Timestamp;
 use crate::io::DiskStore;
 use crate::model::block::{BlockSink, BlockSource, Written};
 use crate::model::buffer::BufferPool;
+use crate::model::compression::Compression;
 use crate::model::pin::Pin;
 use crate::model::stop::Stop;
 
@@ -287,6 +288,8 @@ pub struct NewDisk<'a> {
     pub size: u64,
     /// The parent of its image; `None` for a full.
     pub parent: Option<&'a Kept>,
+    /// How its data may be compressed.
+    pub compression: Compression,
     /// The stop to check.
     pub stop: Stop,
 }

@@ -99,3 +99,22 @@ fn every_fault_that_qemu_img_check_finds_is_found() {
         "of 240 flips QEMU found {by_qemu}, vmsnap {by_us}"
     );
 }
+
+#[test]
+fn images_that_qemu_compressed_are_sound() {
+    let folder = temp_dir();
+    let raw = folder.path().join("plain.raw");
+    let disk: Vec<u8> = (0..9_000_000u32).map(|n| (n / 1000) as u8).collect();
+    fs::write(&raw, disk).expect("it can be written");
+    for (cluster, bits) in [("512", 16), ("4k", 32), ("64k", 16), ("2M", 16)] {
+        let path = folder.path().join(format!("{cluster}.qcow2"));
+        let options = format!("compression_type=zstd,cluster_size={cluster},refcount_bits={bits}");
+        let text = path.to_str().expect("a plain path");
+        let from = raw.to_str().expect("a plain path");
+        run(
+            "qemu-img",
+            &["convert", "-c", "-O", "qcow2", "-o", &options, from, text],
+        );
+        assert!(is_sound_for_qemu(&path) && is_sound(&path), "{options}");
+    }
+}

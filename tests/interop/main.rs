@@ -1,7 +1,10 @@
 //! vmsnap against other programs: qemu-img, qemu-io, qemu-nbd, nbdkit. A missing program fails its
 //! tests.
 
+mod by_hand;
 mod check;
+#[path = "../it/golden/data.rs"]
+mod golden;
 mod nbd;
 mod nbd_memory;
 mod nbd_nbdkit;

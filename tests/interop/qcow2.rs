@@ -10,11 +10,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 use vmsnap::image::chain::{ChainImage, ChainSource, Recorded};
 use vmsnap::image::file_digest;
-use vmsnap::image::qcow2::{Image, Qcow2Options, Qcow2Writer};
+use vmsnap::image::qcow2::{CompressingWriter, Image, Mapping, Qcow2Options, Qcow2Writer};
 use vmsnap::image::raw::RawWriter;
 use vmsnap::io::DirectFile;
 use vmsnap::model::block::{Block, BlockError, BlockSink, BlockSource, CLUSTER, Content, Written};
 use vmsnap::model::buffer::{Buffer, BufferPool};
+use vmsnap::model::compression::{Compression, ZstdLevel};
 use vmsnap::model::stop::Stop;
 
 const C: usize = CLUSTER as usize;
@@ -55,7 +56,24 @@ pub(crate) fn new_file(path: &Path) -> File {
         .expect("a new file")
 }
 
-fn write_image(path: &Path, size: u64, backing: Option<&str>, blocks: Vec<Block>) -> Written {
+/// Half of the clusters are text-like, the others cannot be compressed.
+fn mixed_bytes(length: usize, seed: u8) -> Vec<u8> {
+    let mut bytes = random_bytes(length, seed);
+    for (number, cluster) in bytes.chunks_mut(C).enumerate() {
+        if number % 2 == 0 {
+            cluster.iter_mut().for_each(|byte| *byte = b'a' + *byte % 7);
+        }
+    }
+    bytes
+}
+
+pub(crate) fn write_image(
+    path: &Path,
+    size: u64,
+    backing: Option<&str>,
+    compression: Compression,
+    blocks: impl IntoIterator<Item = Block>,
+) -> Written {
     let options = Qcow2Options {
         path: path.to_owned(),
         size,
@@ -63,8 +81,13 @@ fn write_image(path: &Path, size: u64, backing: Option<&str>, blocks: Vec<Block>
         detect_zeroes: true,
         stop: Stop::default(),
     };
-    let file = DirectFile::new(new_file(path));
-    let mut writer = Qcow2Writer::new(Box::new(file), options).expect("it begins");
+    let file = Box::new(DirectFile::new(new_file(path)));
+    let mut writer: Box<dyn BlockSink> = match compression {
+        Compression::None => Box::new(Qcow2Writer::new(file, options).expect("it begins")),
+        Compression::Zstd(level) => {
+            Box::new(CompressingWriter::new(file, options, level).expect("it begins"))
+        }
+    };
     for block in blocks {
         writer.write(block).expect("it takes the block");
     }
@@ -72,8 +95,23 @@ fn write_image(path: &Path, size: u64, backing: Option<&str>, blocks: Vec<Block>
 }
 
 impl Sample {
-    /// Each image is in its own folder and names its parent by a relative path.
+    /// A chain of plain images.
     fn make() -> Sample {
+        Sample::made_with(|_| Compression::None)
+    }
+
+    /// A plain chain, a compressed one, and a mixture.
+    fn kinds() -> [Sample; 3] {
+        let zstd = |number| Compression::Zstd(ZstdLevel::new(number).expect("a level"));
+        [
+            Sample::make(),
+            Sample::made_with(|_| Compression::default()),
+            Sample::made_with(|index| [zstd(9), Compression::None, zstd(3)][index]),
+        ]
+    }
+
+    /// Each image is in its own folder and names its parent by a relative path.
+    fn made_with(compression: impl Fn(usize) -> Compression) -> Sample {
         let dir = tempfile::tempdir().expect("a folder");
         let small = 40 * 1024 * 1024 + 1536;
         let grown = small + 12 * 1024 * 1024;
@@ -127,18 +165,19 @@ impl Sample {
                         content: Content::Zero((end - offset) as u64),
                     };
                 };
-                let bytes = random_bytes(length, (index * 100 + offset / C) as u8);
+                let bytes = mixed_bytes(length, (index * 100 + offset / C) as u8);
                 disk[offset..offset + length].copy_from_slice(&bytes);
                 data(offset, &bytes)
             });
-            let blocks = blocks.collect();
+            let blocks: Vec<Block> = blocks.collect();
             let folder = sample.dir.path().join(format!("point {index}.inc"));
             fs::create_dir(&folder).expect("a folder");
             let path = folder.join("vda.qcow2");
             let backing = index
                 .checked_sub(1)
                 .map(|before| format!("../point {before}.inc/vda.qcow2"));
-            let written = write_image(&path, size as u64, backing.as_deref(), blocks);
+            let compression = compression(index);
+            let written = write_image(&path, size as u64, backing.as_deref(), compression, blocks);
             sample.images.push((path, written));
             sample.disks.push(disk.clone());
         }
@@ -213,8 +252,8 @@ fn assert_same(found: &[u8], expected: &[u8], what: &str) {
 
 #[test]
 fn qemu_img_finds_neither_errors_nor_leaks_in_our_images() {
-    let sample = Sample::make();
-    for (path, written) in &sample.images {
+    let samples = Sample::kinds();
+    for (path, written) in samples.iter().flat_map(|sample| &sample.images) {
         let report = json(&qemu_img(&[&"check", &"--output=json", &"-f", &"qcow2", path]));
         assert_eq!(report["check-errors"], 0, "{report}");
         for fault in ["corruptions", "leaks", "corruptions-fixed", "leaks-fixed"] {
@@ -246,8 +285,12 @@ fn qemu_img_reads_our_header_as_intended() {
 
 #[test]
 fn qemu_img_and_we_read_the_same_disk_from_every_point() {
-    let sample = Sample::make();
-    for (index, disk) in sample.disks.iter().enumerate() {
+    let samples = Sample::kinds();
+    let points = samples.iter().flat_map(|sample| {
+        let disks = sample.disks.iter().enumerate();
+        disks.map(move |(index, disk)| (sample, index, disk))
+    });
+    for (sample, index, disk) in points {
         let theirs = sample.dir.path().join(format!("{index}.theirs"));
         qemu_img(&[&"convert", &"-O", &"raw", &sample.images[index].0, &theirs]);
         assert_same(
@@ -266,7 +309,10 @@ fn qemu_img_and_we_read_the_same_disk_from_every_point() {
 
 #[test]
 fn a_chain_restored_to_one_image_compares_equal() {
-    let sample = Sample::make();
+    Sample::kinds().iter().for_each(restored_to_one_image);
+}
+
+fn restored_to_one_image(sample: &Sample) {
     let path = sample.dir.path().join("restored.qcow2");
     let options = Qcow2Options {
         path: path.clone(),
@@ -298,6 +344,7 @@ fn a_chain_restored_to_one_image_compares_equal() {
 #[test]
 fn imago_reads_the_same_bytes_through_the_chain() {
     use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate, qcow2::Qcow2};
+    // imago knows zlib only.
     let sample = Sample::make();
     for (index, disk) in sample.disks.iter().enumerate() {
         let builder = Qcow2::<imago::file::File>::builder_path(&sample.images[index].0);
@@ -416,15 +463,60 @@ fn what_we_do_not_read_is_refused_by_name() {
 
     let raw = dir.path().join("plain.raw");
     fs::write(&raw, vec![1; 4 * C]).expect("it can be written");
-    for kind in ["zlib", "zstd"] {
-        let path = dir.path().join(kind);
-        let option = format!("compression_type={kind}");
+    let path = dir.path().join("zlib");
+    let option = "compression_type=zlib";
+    qemu_img(&[&"convert", &"-c", &"-O", &"qcow2", &"-o", &option, &raw, &path]);
+    let mut image = Image::open(File::open(&path).expect("the image"), path).expect("the header is sound");
+    let error = image.run_at(0).expect_err("the clusters are compressed");
+    let fault = std::error::Error::source(&error).expect("the fault").to_string();
+    assert_eq!(
+        fault,
+        "clusters compressed with zlib are not supported, only zstd is"
+    );
+}
+
+#[test]
+fn clusters_that_qemu_compressed_are_read_as_qemu_does() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let raw = dir.path().join("plain.raw");
+    let disk = mixed_bytes(9 * (1 << 20) + 512, 5);
+    fs::write(&raw, &disk).expect("it can be written");
+    for cluster in [4096, 65536, 2 << 20] {
+        let path = dir.path().join(format!("{cluster}.qcow2"));
+        let option = format!("compression_type=zstd,cluster_size={cluster}");
         qemu_img(&[&"convert", &"-c", &"-O", &"qcow2", &"-o", &option, &raw, &path]);
-        let mut image =
-            Image::open(File::open(&path).expect("the image"), path).expect("the header is sound");
-        let error = image.run_at(0).expect_err("the clusters are compressed");
-        let fault = std::error::Error::source(&error).expect("the fault").to_string();
-        assert_eq!(fault, "compressed clusters are not supported");
+        let link = ChainImage {
+            file: File::open(&path).expect("the image"),
+            path: path.clone(),
+            recorded: None,
+        };
+        let ours = dir.path().join(format!("{cluster}.ours"));
+        let found = pull_raw(vec![link], &ours, disk.len());
+        assert_same(&found, &disk, &option);
+    }
+}
+
+#[test]
+fn only_clusters_that_shrink_are_compressed() {
+    let [plain, compressed, _] = Sample::kinds();
+    for (index, disk) in compressed.disks.iter().enumerate() {
+        let (path, written) = &compressed.images[index];
+        let mut image = Image::open(File::open(path).expect("the image"), path).expect("it is one");
+        assert!(image.header().zstd && written.is_compressed);
+        let mut at = 0;
+        while let Some(run) = image.run_at(at).expect("sound tables") {
+            let cluster = &disk[at as usize..disk.len().min(at as usize + C)];
+            let is_text = cluster.iter().all(|byte| (b'a'..b'h').contains(byte));
+            match run.mapping {
+                Mapping::Compressed { .. } => assert!(is_text, "at {at}"),
+                Mapping::Data { .. } => assert!(!is_text, "at {at}"),
+                _ => {}
+            }
+            at += run.length;
+        }
+        let (_, larger) = &plain.images[index];
+        assert_eq!(written.data_bytes, larger.data_bytes);
+        assert!(written.file_bytes * 10 < larger.file_bytes * 9, "{written:?}");
     }
 }
 
@@ -463,9 +555,8 @@ fn data_across_the_ends_of_l2_tables_is_where_qemu_looks_for_it() {
     ];
     let blocks = places
         .iter()
-        .map(|&(offset, length)| data(offset, &vec![7; length]))
-        .collect();
-    write_image(&path, 6 * SPAN as u64 + 512, None, blocks);
+        .map(|&(offset, length)| data(offset, &vec![7; length]));
+    write_image(&path, 6 * SPAN as u64 + 512, None, Compression::None, blocks);
     qemu_img(&[&"check", &"-f", &"qcow2", &path]);
     for (offset, length) in places {
         qemu_io(&path, &[&format!("read -P 7 {offset} {length}")]);

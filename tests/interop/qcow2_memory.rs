@@ -3,10 +3,11 @@
 use std::fs::File;
 
 use vmsnap::image::chain::{ChainImage, ChainSource, Recorded};
-use vmsnap::image::qcow2::{Qcow2Options, Qcow2Writer};
+use vmsnap::image::qcow2::{CompressingWriter, Qcow2Options, Qcow2Writer};
 use vmsnap::io::DirectFile;
 use vmsnap::model::block::{Block, BlockSink, BlockSource, CLUSTER, Content};
 use vmsnap::model::buffer::BufferPool;
+use vmsnap::model::compression::Compression;
 use vmsnap::model::stop::Stop;
 
 use crate::qcow2::{data, new_file};
@@ -16,9 +17,19 @@ const TEN_TEBIBYTES: u64 = 10 << 40;
 
 #[test]
 fn disk_of_10_tib_with_many_extents_takes_little_memory() {
-    if !is_alone("qcow2_memory::disk_of_10_tib_with_many_extents_takes_little_memory") {
-        return;
+    if is_alone("qcow2_memory::disk_of_10_tib_with_many_extents_takes_little_memory") {
+        write_and_read(Compression::None);
     }
+}
+
+#[test]
+fn compressing_a_disk_of_10_tib_takes_little_memory() {
+    if is_alone("qcow2_memory::compressing_a_disk_of_10_tib_takes_little_memory") {
+        write_and_read(Compression::default());
+    }
+}
+
+fn write_and_read(compression: Compression) {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("vast.qcow2");
     let before = status_kib("VmRSS:");
@@ -30,8 +41,13 @@ fn disk_of_10_tib_with_many_extents_takes_little_memory() {
         detect_zeroes: true,
         stop: Stop::default(),
     };
-    let mut writer =
-        Qcow2Writer::new(Box::new(DirectFile::new(new_file(&path))), options).expect("it begins");
+    let file = Box::new(DirectFile::new(new_file(&path)));
+    let mut writer: Box<dyn BlockSink> = match compression {
+        Compression::None => Box::new(Qcow2Writer::new(file, options).expect("it begins")),
+        Compression::Zstd(level) => {
+            Box::new(CompressingWriter::new(file, options, level).expect("it begins"))
+        }
+    };
     let (places, extents) = (2000, 100);
     for place in 0..places {
         let start = place * (TEN_TEBIBYTES / places / CLUSTER * CLUSTER);

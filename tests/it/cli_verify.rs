@@ -239,7 +239,7 @@ fn newer_format_ends_with_exit_code_3() {
     let text = fs::read_to_string(&manifest).expect("a manifest");
     fs::write(
         &manifest,
-        text.replacen("\"format\": 1", "\"format\": 9, \"new\": 1", 1),
+        text.replacen("\"format\": ", "\"format\": 9, \"new\": ", 1),
     )
     .expect("written");
     for arguments in [&["vm1"][..], &["vm1", "--all"]] {

@@ -53,7 +53,7 @@ fn change_data(lab: &Lab, index: usize) {
 
 #[test]
 fn parent_with_other_data_and_valid_digests_is_detected() {
-    let mut lab = Lab::with_three_points();
+    let mut lab = Lab::with_points_of(&Lab::plain());
     change_data(&lab, 0);
     let outcome = proved(&lab);
     let sound: Vec<bool> = outcome
@@ -73,7 +73,7 @@ fn parent_with_other_data_and_valid_digests_is_detected() {
     let error = lab.restored("vm1", "latest", "vda").expect_err("not what it was");
     assert_eq!(error.class(), Class::Damaged);
     assert!(error.to_string().contains(words), "{error}");
-    let outcome = lab.backup("vm1").expect("a backup");
+    let outcome = lab.backup_with("vm1", &Lab::plain()).expect("a backup");
     assert_eq!(
         outcome.point.level,
         Level::Full,
@@ -126,7 +126,7 @@ fn newer_manifest_format_is_not_recorded_as_damage() {
     let text = fs::read_to_string(&manifest).expect("a manifest");
     fs::write(
         &manifest,
-        text.replacen("\"format\": 1", "\"format\": 9, \"new\": 1", 1),
+        text.replacen("\"format\": ", "\"format\": 9, \"new\": ", 1),
     )
     .expect("written");
     let outcome = proved(&lab);

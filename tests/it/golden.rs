@@ -2,7 +2,6 @@
 //! every verb works on it.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use vmsnap::host::Host;
@@ -14,96 +13,74 @@ use vmsnap::ops::backup::{Options as BackupOptions, PruneOutcome};
 use vmsnap::ops::compare::compare;
 use vmsnap::ops::list::list;
 use vmsnap::ops::monitor::Silent;
+use vmsnap::ops::pin;
 use vmsnap::ops::restore::{self, DefineOptions};
+use vmsnap::ops::retention::{Policy, Quota, Rule};
 use vmsnap::ops::scrub::{self, Means, ScrubType};
 use vmsnap::ops::verify::{Options, Which, verify};
 
 use crate::lab::{InFolder, Lab, tree};
 
+mod data;
+
+use data::{FORMAT_1, FORMAT_2, Golden};
+
 const DOMAIN: &str = "golden";
 const UUID: &str = "6f0c2f7e-9d7b-4e0c-8a51-2d8f4f0a1b11";
+const TARGETS: [&str; 2] = ["vda", "vdb"];
 const KIB: usize = 1024;
 
-/// The restore points of the golden repository, with id and level. They hold what
-/// `tests/data/make.sh` had written by then.
-const POINTS: [(&str, Level); 4] = [
-    ("2026-11-27T18-31-37Z", Level::Full),
-    ("2026-11-27T18-31-41Z", Level::Incremental),
-    ("2026-11-27T18-31-45Z", Level::Incremental),
-    // The standalone copy, with the same disks as the point before it.
-    ("2026-11-27T18-31-55Z", Level::Full),
-];
-
-/// The content of `vda` and `vdb` at each restore point.
-fn expected() -> [[Vec<u8>; 2]; 4] {
-    let mut vda = vec![0; 256 * KIB];
-    let mut vdb = vec![0; 150 * KIB];
-    vda[..64 * KIB].fill(0x11);
-    vda[130 * KIB..135 * KIB].fill(0x12);
-    vdb[64 * KIB..].fill(0x21);
-    let first = [vda.clone(), vdb.clone()];
-    vda[60 * KIB..70 * KIB].fill(0x13);
-    vda[128 * KIB..192 * KIB].fill(0);
-    let second = [vda.clone(), vdb.clone()];
-    vda[192 * KIB..].fill(0x14);
-    vdb[64 * KIB..128 * KIB].fill(0);
-    vdb[..KIB].fill(0x22);
-    let third = [vda, vdb];
-    [first, second, third.clone(), third]
-}
-
-/// Unpacks a file that `tests/data/make.sh` wrote as runs of equal bytes.
-fn unpacked(text: &str) -> Vec<u8> {
-    let number = |word: &str| word.parse::<usize>().expect("a number");
-    let lines: Vec<Vec<usize>> = text
-        .lines()
-        .map(|line| line.split(' ').map(number).collect())
-        .collect();
-    let (length, runs) = lines.split_last().expect("the length comes last");
-    let mut bytes = vec![0; length[0]];
-    for run in runs {
-        let byte = u8::try_from(run[2]).expect("a byte");
-        bytes[run[0]..run[0] + run[1]].fill(byte);
-    }
-    bytes
-}
-
-fn unpack(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder");
-    for entry in fs::read_dir(from).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        let target = to.join(path.file_name().expect("a name"));
-        if path.is_dir() {
-            unpack(&path, &target);
-        } else if path.extension().is_some_and(|ending| ending == "runs") {
-            let text = fs::read_to_string(&path).expect("readable");
-            fs::write(target.with_extension(""), unpacked(&text)).expect("written");
-        } else {
-            fs::copy(&path, target).expect("copied");
+/// Makes a test of each of these functions for every format.
+macro_rules! for_every_format {
+    ($($name:ident),* $(,)?) => {
+        mod format_1 {
+            $(#[test]
+            fn $name() {
+                super::$name(&super::FORMAT_1);
+            })*
         }
-    }
+
+        mod format_2 {
+            $(#[test]
+            fn $name() {
+                super::$name(&super::FORMAT_2);
+            })*
+        }
+    };
+}
+
+for_every_format! {
+    points_are_listed_whole,
+    points_are_verified,
+    damage_is_found,
+    points_give_back_their_bytes,
+    domain_is_defined_with_its_nvram,
+    chain_goes_on,
+    period_is_pruned_and_its_copy_stays,
+    policy_removes_the_old_chain_unless_pinned,
+    repository_takes_another_copy,
+    bitmaps_are_scrubbed,
 }
 
 /// A lab with the golden repository, a few days after its last backup.
-fn lab() -> Lab {
+fn lab(golden: &Golden) -> Lab {
     let mut lab = Lab::new();
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-1");
-    unpack(&data, &lab.root());
+    golden.unpack(&lab.root());
     lab.at("2026-11-29T02:00:00+01:00[Europe/Berlin]");
     lab
 }
 
 /// Adds the golden domain, shut off, as it was after its last backup.
-fn add_domain(lab: &Lab) {
-    let disks = [("vda", 256 * KIB), ("vdb", 150 * KIB)];
-    lab.host.add_domain(DOMAIN, &disks);
+fn add_domain(lab: &Lab, golden: &Golden) {
+    let [.., last] = (golden.disks)();
+    let sizes: Vec<(&str, usize)> = TARGETS.into_iter().zip(last.iter().map(Vec::len)).collect();
+    lab.host.add_domain(DOMAIN, &sizes);
     let kept = lab.history(DOMAIN).kept;
     let names = kept
         .iter()
         .filter_map(|kept| kept.manifest.point.checkpoint.as_ref());
     let names: Vec<String> = names.map(|checkpoint| checkpoint.name.clone()).collect();
-    let [_, _, last, _] = expected();
-    for ((target, _), bytes) in disks.iter().zip(last) {
+    for (target, bytes) in TARGETS.into_iter().zip(last) {
         lab.host.disk(DOMAIN, target, |disk| {
             disk.write(0, &bytes);
             // Added after the write, so the bitmaps mark nothing that the last backup already
@@ -131,9 +108,8 @@ fn verification(lab: &Lab) -> Options {
     }
 }
 
-#[test]
-fn golden_points_are_listed_whole() {
-    let lab = lab();
+fn points_are_listed_whole(golden: &Golden) {
+    let lab = lab(golden);
     assert_eq!(lab.repo.domains().expect("readable"), [DOMAIN]);
     let listed = list(lab.repo.as_ref(), &[DOMAIN.to_owned()]).expect("readable");
     let points = &listed[0].points;
@@ -141,7 +117,10 @@ fn golden_points_are_listed_whole() {
         .iter()
         .map(|listed| (listed.point.id.as_str(), listed.point.level))
         .collect();
-    assert_eq!(found, POINTS);
+    assert_eq!(found, golden.points.map(|(id, level, _)| (id, level)));
+    let kept = lab.history(DOMAIN).kept;
+    let formats: Vec<u32> = kept.iter().map(|kept| kept.manifest.format).collect();
+    assert_eq!(formats, golden.points.map(|(.., format)| format));
     assert!(points.iter().all(|listed| listed.is_whole()), "{points:?}");
     let proof = points[2]
         .proof
@@ -151,9 +130,8 @@ fn golden_points_are_listed_whole() {
     assert!(listed[0].findings.is_empty(), "{:?}", listed[0].findings);
 }
 
-#[test]
-fn golden_points_are_verified() {
-    let lab = lab();
+fn points_are_verified(golden: &Golden) {
+    let lab = lab(golden);
     let outcome = verify(
         DOMAIN,
         lab.repo.as_ref(),
@@ -163,18 +141,15 @@ fn golden_points_are_verified() {
     );
     let outcome = outcome.expect("verified");
     assert!(outcome.is_sound(), "{outcome:?}");
-    assert_eq!(outcome.points.len(), POINTS.len());
+    assert_eq!(outcome.points.len(), golden.points.len());
 }
 
-#[test]
-fn golden_damage_is_found() {
-    let lab = lab();
+fn damage_is_found(golden: &Golden) {
+    let lab = lab(golden);
     let image = lab.history(DOMAIN).kept[0].dir().join("vda.qcow2");
     let mut bytes = fs::read(&image).expect("readable");
-    *bytes
-        .iter_mut()
-        .find(|byte| **byte == 0x11)
-        .expect("the guest wrote it") = 0x10;
+    // In the first stored cluster.
+    bytes[64 * KIB + 8] ^= 1;
     fs::write(&image, bytes).expect("written");
     let outcome = verify(
         DOMAIN,
@@ -185,25 +160,24 @@ fn golden_damage_is_found() {
     );
     let outcome = outcome.expect("verified");
     assert!(!outcome.is_sound());
-    lab.restored(DOMAIN, POINTS[2].0, "vda")
+    lab.restored(DOMAIN, golden.points[2].0, "vda")
         .expect_err("its full is damaged");
-    lab.restored(DOMAIN, POINTS[2].0, "vdb").expect("another disk");
+    lab.restored(DOMAIN, golden.points[2].0, "vdb")
+        .expect("another disk");
 }
 
-#[test]
-fn golden_points_give_back_their_bytes() {
-    let lab = lab();
-    for ((id, _), disks) in POINTS.iter().zip(expected()) {
-        for (target, bytes) in ["vda", "vdb"].iter().zip(disks) {
+fn points_give_back_their_bytes(golden: &Golden) {
+    let lab = lab(golden);
+    for ((id, ..), disks) in golden.points.iter().zip((golden.disks)()) {
+        for (target, bytes) in TARGETS.iter().zip(disks) {
             let restored = lab.restored(DOMAIN, id, target).expect("restored");
             assert!(restored == bytes, "{id} {target}");
         }
     }
 }
 
-#[test]
-fn golden_domain_is_defined_with_its_nvram() {
-    let lab = lab();
+fn domain_is_defined_with_its_nvram(golden: &Golden) {
+    let lab = lab(golden);
     let options = restore::Options {
         define: Some(DefineOptions {
             name: Some("golden-2".to_owned()),
@@ -230,14 +204,13 @@ fn golden_domain_is_defined_with_its_nvram() {
     );
 }
 
-#[test]
-fn golden_chain_goes_on() {
-    let mut lab = lab();
-    add_domain(&lab);
+fn chain_goes_on(golden: &Golden) {
+    let mut lab = lab(golden);
+    add_domain(&lab, golden);
     let status = lab.status(DOMAIN);
     assert_eq!(
         status.latest.as_ref().map(|(id, _)| id.as_str()),
-        Some(POINTS[2].0)
+        Some(golden.points[2].0)
     );
     let next = status.next.expect("it is known");
     assert_eq!(
@@ -255,8 +228,8 @@ fn golden_chain_goes_on() {
         "{:?}",
         outcome.point.disks
     );
-    assert_eq!(outcome.point.parent.as_deref(), Some(POINTS[2].0));
-    for target in ["vda", "vdb"] {
+    assert_eq!(outcome.point.parent.as_deref(), Some(golden.points[2].0));
+    for target in TARGETS {
         lab.assert_gives_back(DOMAIN, target);
     }
     let verified = verify(
@@ -268,15 +241,14 @@ fn golden_chain_goes_on() {
     );
     let verified = verified.expect("verified");
     assert!(verified.is_sound(), "{verified:?}");
-    assert_eq!(verified.points.len(), POINTS.len() + 1);
+    assert_eq!(verified.points.len(), golden.points.len() + 1);
     let same = compare(DOMAIN, &lab.context(&Silent), &Lab::comparing()).expect("compared");
     assert!(same.is_same(), "{:?}", same.disks);
 }
 
-#[test]
-fn golden_period_is_pruned_and_its_copy_stays() {
-    let mut lab = lab();
-    add_domain(&lab);
+fn period_is_pruned_and_its_copy_stays(golden: &Golden) {
+    let mut lab = lab(golden);
+    add_domain(&lab, golden);
     lab.at("2026-12-17T02:00:00+01:00[Europe/Berlin]");
     let preview = lab.preview(DOMAIN).expect("a dry run");
     assert_eq!(preview.planned.backup.level(), Level::Full);
@@ -289,29 +261,57 @@ fn golden_period_is_pruned_and_its_copy_stays() {
         .iter()
         .map(|listed| listed.point.id.as_str())
         .collect();
-    assert_eq!(ids, [POINTS[3].0, outcome.point.id.as_str()]);
-    let [.., copy] = expected();
-    assert!(lab.restored(DOMAIN, POINTS[3].0, "vda").expect("restored") == copy[0]);
+    assert_eq!(ids, [golden.points[3].0, outcome.point.id.as_str()]);
+    let [.., copy] = (golden.disks)();
+    assert!(lab.restored(DOMAIN, golden.points[3].0, "vda").expect("restored") == copy[0]);
 }
 
-#[test]
-fn golden_repository_takes_another_copy() {
-    let mut lab = lab();
-    add_domain(&lab);
+fn policy_removes_the_old_chain_unless_pinned(golden: &Golden) {
+    let mut lab = lab(golden);
+    add_domain(&lab, golden);
+    lab.at("2026-12-17T02:00:00+01:00[Europe/Berlin]");
+    let ids = |lab: &Lab| -> Vec<String> {
+        let kept = lab.history(DOMAIN).kept.into_iter();
+        kept.map(|kept| kept.manifest.point.id).collect()
+    };
+    let pinning = pin::Means {
+        repo: lab.repo.as_ref(),
+        wait: Duration::ZERO,
+        monitor: &Silent,
+        stop: &lab.stop,
+    };
+    let request = pin::PinRequest::Pin {
+        note: String::new(),
+        now: lab.now.timestamp(),
+    };
+    pin::change_pin(DOMAIN, golden.points[1].0, &request, &pinning).expect("pinned");
+    let options = BackupOptions {
+        keep: Some(Policy::default().with(Rule::Last, Quota::AtMost(1))),
+        ..Lab::options()
+    };
+    let new = lab.backup_with(DOMAIN, &options).expect("a backup").point.id;
+    let kept = [0, 1, 3].map(|index| golden.points[index].0);
+    assert_eq!(ids(&lab), [kept[0], kept[1], kept[2], &new]);
+    let second = &(golden.disks)()[1];
+    assert!(lab.restored(DOMAIN, kept[1], "vda").expect("restored") == second[0]);
+}
+
+fn repository_takes_another_copy(golden: &Golden) {
+    let mut lab = lab(golden);
+    add_domain(&lab, golden);
     let options = BackupOptions {
         copy: true,
         ..Lab::options()
     };
     let outcome = lab.backup_with(DOMAIN, &options).expect("a copy");
     assert!(outcome.point.is_copy());
-    let [.., last] = expected();
+    let [.., last] = (golden.disks)();
     assert!(lab.restored(DOMAIN, &outcome.point.id, "vdb").expect("restored") == last[1]);
 }
 
-#[test]
-fn golden_bitmaps_are_scrubbed() {
-    let lab = lab();
-    add_domain(&lab);
+fn bitmaps_are_scrubbed(golden: &Golden) {
+    let lab = lab(golden);
+    add_domain(&lab, golden);
     let means = Means {
         host: &lab.host,
         repo: Some(lab.repo.as_ref()),

@@ -10,6 +10,7 @@ use vmsnap::host::{Host, Places};
 use vmsnap::image::chain::{ChainImage, ChainSource};
 use vmsnap::io::{DiskStore, Store};
 use vmsnap::model::block::{BlockSource, Content};
+use vmsnap::model::compression::Compression;
 use vmsnap::model::left_out::NOTHING_EXCLUDED;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::stop::Stop;
@@ -82,12 +83,17 @@ impl Lab {
 
     /// A lab with a full and two incremental restore points of a domain with one disk.
     pub fn with_three_points() -> Lab {
+        Lab::with_points_of(&Lab::options())
+    }
+
+    /// The same made with these options.
+    pub fn with_points_of(options: &Options) -> Lab {
         let mut lab = Lab::new();
         lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);
         for round in 0..3u8 {
             lab.host
                 .disk("vm1", "vda", |disk| disk.write(0, &[round + 1; 3000]));
-            lab.backup("vm1").expect("a restore point");
+            lab.backup_with("vm1", options).expect("a restore point");
         }
         lab
     }
@@ -141,6 +147,15 @@ impl Lab {
         Options {
             freeze: None,
             ..Options::default()
+        }
+    }
+
+    /// The options of [`Lab::options`] with `--compress none`: images contain the guest's bytes
+    /// unchanged.
+    pub fn plain() -> Options {
+        Options {
+            compression: Compression::None,
+            ..Lab::options()
         }
     }
 

@@ -141,6 +141,7 @@ fn three_listed(lab: &Lab) -> Vec<DomainList> {
     let points = &mut listed[0].points;
     for (point, size) in points.iter_mut().zip([4_310_000_000, 88_200_000, 999_000_000]) {
         point.size = size;
+        point.point.disks[0].data_bytes = 2 * size;
     }
     points[0].point.consistency = Consistency::Filesystem;
     points[1].point.consistency = Consistency::Crash;
@@ -161,19 +162,21 @@ fn a_list_fits_on_80_columns() {
     let narrow = text(&listed, &lab.repo.location(), Columns::Narrow);
     let expected = "\
 Restore points of vm1:
-  ID (UTC)              LEVEL           SIZE  GUEST   CHAIN  VERIFIED
-  2026-11-03T01-00-00Z  full         4.31 GB  frozen  whole  2026-11-20
-  2026-11-03T01-10-00Z  incremental  88.2 MB  crash   whole  2026-11-20
-  2026-11-03T01-20-00Z  incremental   999 MB  off     whole  2026-11-03 deep
+  ID (UTC)              KIND     DATA     SIZE  GUEST   CHAIN  VERIFIED
+  2026-11-03T01-00-00Z  full  8.62 GB  4.31 GB  frozen  whole  2026-11-20
+  2026-11-03T01-10-00Z  inc    176 MB  88.2 MB  crash   whole  2026-11-20
+  2026-11-03T01-20-00Z  inc      2 GB   999 MB  off     whole  2026-11-03 deep
 ";
     assert_eq!(narrow, expected);
 
     // Cells that are longer than the others in their columns.
+    listed[0].points[0].size = 1_020;
+    listed[0].points[0].point.disks[0].data_bytes = 999_999;
     listed[0].points[0].faults = vec!["gone".to_owned()];
     listed[0].points[1].suspected_damage = Some("damaged".to_owned());
     let widest = text(&listed, &lab.repo.location(), Columns::Narrow);
     assert!(
-        widest.contains("  NOT WHOLE  ") && widest.contains("  DAMAGED  "),
+        widest.contains("  BROKEN  ") && widest.contains("  DAMAGED  "),
         "{widest}"
     );
     let too_wide: Vec<&str> = widest.lines().filter(|line| line.chars().count() > 80).collect();
@@ -194,6 +197,7 @@ fn list_wide_has_checkpoints_periods_and_deep_days() {
         [
             "ID (UTC)",
             "LEVEL",
+            "DATA",
             "SIZE",
             "CHECKPOINT",
             "CONSISTENCY",
@@ -205,7 +209,7 @@ fn list_wide_has_checkpoints_periods_and_deep_days() {
     assert_eq!(
         lines[2],
         format!(
-            "  2026-11-03T01-00-00Z  full         4.31 GB  {}  file systems frozen  whole  \
+            "  2026-11-03T01-00-00Z  full         8.62 GB  4.31 GB  {}  file systems frozen  whole  \
              2026-11-20 (deep 2026-11-03)  vmsnap-backup-monthly-2026-11",
             NAMES[0]
         )

@@ -6,6 +6,7 @@ mod backup_and_restore;
 mod classic;
 mod cli_verify;
 mod compare;
+mod compressed;
 mod copies;
 mod crash;
 mod damage;

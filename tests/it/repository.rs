@@ -139,7 +139,7 @@ fn bad_or_missing_manifest_is_reported_and_forces_a_full() {
             "empty" => fs::write(&path, ""),
             "newer" => fs::write(
                 &path,
-                text.replacen("\"format\": 1", "\"format\": 9, \"new\": 1", 1),
+                text.replacen("\"format\": ", "\"format\": 9, \"new\": ", 1),
             ),
             _ => fs::remove_file(&path),
         }

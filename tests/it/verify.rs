@@ -125,7 +125,7 @@ fn damage_is_located_to_the_mebibyte() {
     lab.host.add_domain("vm1", &[("vda", 80 * CLUSTER)]);
     lab.host
         .disk("vm1", "vda", |disk| disk.write(0, &[5; 80 * CLUSTER]));
-    lab.backup("vm1").expect("a restore point");
+    lab.backup_with("vm1", &Lab::plain()).expect("a restore point");
     let image = lab.history("vm1").kept[0].dir().join("vda.qcow2");
     for at in [2_200_000, 3_300_000, 4_000_001] {
         flip(&image, at, 4);

@@ -188,7 +188,11 @@ fn the_json_has_the_promised_keys_and_types() {
     assert!(text_of(&point["period"]).starts_with("vmsnap-backup-monthly-"));
     let name = text_of(&point["checkpoint"]);
     assert!(name.starts_with("virtnbdbackup.") && name.len() == 39, "{name}");
-    assert!(point["size"].as_u64().is_some_and(|size| size > MIB as u64));
+    let size = point["size"].as_u64().expect("a number");
+    assert!(
+        (1..MIB as u64).contains(&size),
+        "a MiB of one byte is compressed: {size}"
+    );
 
     let disk = &point["disks"][0];
     let keys = [
@@ -199,6 +203,7 @@ fn the_json_has_the_promised_keys_and_types() {
         "virtualSize",
         "dataBytes",
         "zeroBytes",
+        "compression",
         "image",
         "decrypted",
     ];
@@ -209,6 +214,7 @@ fn the_json_has_the_promised_keys_and_types() {
     );
     assert_eq!(disk["virtualSize"].as_u64(), Some(4 * MIB as u64));
     assert_eq!(disk["dataBytes"].as_u64(), Some(MIB as u64));
+    assert_eq!(disk["compression"], "zstd");
 
     let root = repo.root().display().to_string();
     let listed = json(&repo.run(&["list", "--repository", &root, "--json"]));

@@ -111,7 +111,7 @@ fn copies_leave_the_chain_alone(mut machine: Machine) {
         &user.on("2026-11-04", &[&classic[..], &["--copy"]].concat()),
         &[&machine],
         0,
-        &format!("VM1: full copy ID, 1 disk, 1.11 MB in TIME (RATE), {state}\n"),
+        &format!("VM1: full copy ID, 1 disk, 1.11 MB in TIME (RATE), stored in SIZE, {state}\n"),
         "",
     );
     assert_eq!((checkpoint_xml(&machine), bitmaps(&machine)), before);

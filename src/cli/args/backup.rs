@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::model::compression::Compression;
+
 use super::keep::KeepArgs;
 use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, flag_of_env, path_or_empty};
 
@@ -69,6 +71,16 @@ pub struct BackupArgs {
         env = "VMSNAP_EXCLUDE_DISK"
     )]
     pub exclude_disk: Vec<String>,
+
+    /// How images are compressed: none, zstd, or zstd:LEVEL from 1 (fast) to 19 (small)
+    #[arg(
+        help_heading = "What to save",
+        long,
+        value_name = "METHOD",
+        env = "VMSNAP_COMPRESS",
+        default_value = "zstd"
+    )]
+    pub compress: Compression,
 
     /// Delete the previous period once the current one is past its midpoint and contains an intact
     /// full backup

@@ -43,6 +43,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
         keep: args.keep.policy().map(not_empty).transpose()?,
         force: args.force,
         copy: args.copy,
+        compression: args.compress,
         wait: args.wait.time(),
     };
     if let Some(what) = options.contradiction() {

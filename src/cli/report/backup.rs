@@ -48,7 +48,7 @@ pub fn lines(turn: &Turn<Outcome>) -> String {
         return String::new();
     };
     let point = &outcome.point;
-    let copied: u64 = point.disks.iter().map(|disk| disk.data_bytes).sum();
+    let copied = point.data_bytes();
     let zeroes: u64 = point.disks.iter().map(|disk| disk.zero_bytes).sum();
     let nothing = match (point.level, zeroes) {
         (Level::Incremental, 0) => "no changes",
@@ -59,8 +59,12 @@ pub fn lines(turn: &Turn<Outcome>) -> String {
         .prune
         .as_ref()
         .map(|prune| prune_line(&turn.domain, prune));
+    let stored = match copied > 0 && point.is_compressed() {
+        true => format!(", stored in {}", pretty::bytes(outcome.file_bytes)),
+        false => String::new(),
+    };
     let saved = line(&format!(
-        "{}: {} {}, {}{}, {}, {}",
+        "{}: {} {}, {}{}, {}{stored}, {}",
         shown(&turn.domain),
         kind(point),
         point.id,

@@ -7,7 +7,7 @@ use super::parts::{FindingPart, LeftOutPart, PointPart, Text, findings, texts};
 use super::pin::{self, PinPart};
 use crate::cli::pretty;
 use crate::model::left_out;
-use crate::model::restore_point::Consistency;
+use crate::model::restore_point::{Consistency, Level, RestorePoint};
 use crate::model::text::shown;
 use crate::ops::list::{DomainList, Listed, ListedMissedWrite};
 use crate::ops::verify::Proof;
@@ -131,7 +131,7 @@ pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String 
         if domain.points.is_empty() {
             block.push_str("  none\n");
         } else {
-            block.push_str(&table(&rows, &[2]));
+            block.push_str(&table(&rows, &[2, 3]));
         }
         for listed in domain.points.iter().filter(|listed| !listed.is_whole()) {
             for fault in &listed.faults {
@@ -185,10 +185,11 @@ pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String 
 
 fn header(columns: Columns) -> Vec<String> {
     let titles: &[&str] = match columns {
-        Columns::Narrow => &["  ID (UTC)", "LEVEL", "SIZE", "GUEST", "CHAIN", "VERIFIED"],
+        Columns::Narrow => &["  ID (UTC)", "KIND", "DATA", "SIZE", "GUEST", "CHAIN", "VERIFIED"],
         Columns::Wide => &[
             "  ID (UTC)",
             "LEVEL",
+            "DATA",
             "SIZE",
             "CHECKPOINT",
             "CONSISTENCY",
@@ -204,7 +205,11 @@ fn row(listed: &Listed, columns: Columns) -> Vec<String> {
     let point = &listed.point;
     let mut row = vec![
         format!("  {}", point.id),
-        point.kind_word().to_owned(),
+        match columns {
+            Columns::Narrow => short_kind(point).to_owned(),
+            Columns::Wide => point.kind_word().to_owned(),
+        },
+        pretty::bytes(point.data_bytes()),
         pretty::bytes(listed.size),
     ];
     let proof = listed.proof.as_ref();
@@ -228,6 +233,15 @@ fn row(listed: &Listed, columns: Columns) -> Vec<String> {
     row
 }
 
+/// What a restore point is, in at most four letters.
+fn short_kind(point: &RestorePoint) -> &'static str {
+    match (point.is_copy(), point.level) {
+        (true, _) => "copy",
+        (false, Level::Full) => "full",
+        (false, Level::Incremental) => "inc",
+    }
+}
+
 /// The state of the guest's file systems, in at most six letters.
 fn guest_word(consistency: Consistency) -> &'static str {
     match consistency {
@@ -239,7 +253,7 @@ fn guest_word(consistency: Consistency) -> &'static str {
 
 fn chain_word(listed: &Listed) -> &'static str {
     match (listed.is_whole(), &listed.suspected_damage) {
-        (false, _) => "NOT WHOLE",
+        (false, _) => "BROKEN",
         (true, Some(_)) => "DAMAGED",
         (true, None) if listed.point.is_partial() => "PARTIAL",
         (true, None) => "whole",

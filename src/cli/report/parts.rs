@@ -196,6 +196,7 @@ pub(crate) struct DiskPart<'a> {
     pub(super) virtual_size: u64,
     pub(super) data_bytes: u64,
     pub(super) zero_bytes: u64,
+    pub(super) compression: Option<Text<'a>>,
     pub(super) image: Text<'a>,
     pub(super) decrypted: Option<bool>,
 }
@@ -210,6 +211,7 @@ impl<'a> DiskPart<'a> {
             virtual_size: disk.virtual_size,
             data_bytes: disk.data_bytes,
             zero_bytes: disk.zero_bytes,
+            compression: disk.compression.as_ref().map(Text::from),
             image: Text::from(&disk.image),
             decrypted: disk.decrypted,
         }

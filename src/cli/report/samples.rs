@@ -78,6 +78,7 @@ fn point() -> PointPart<'static> {
             virtual_size: 1,
             data_bytes: 1,
             zero_bytes: 1,
+            compression: Some(Text::from("zstd")),
             image: text(),
             decrypted: Some(true),
         }],

@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::compressed::Decompressors;
 use super::{ChainImage, ChainSource, Layer, Place, Recorded, STRETCH, clip, windows};
 use crate::image::pieces::PieceChecks;
-use crate::image::qcow2::Image;
+use crate::image::qcow2::decompress::ClusterPart;
+use crate::image::qcow2::layout::Fault;
+use crate::image::qcow2::{Decompressor, Image};
 use crate::image::{Error, Result, cache, read_exact_at};
 use crate::model::block::CLUSTER;
 use crate::model::buffer::BufferPool;
@@ -27,6 +30,8 @@ pub struct ChainDisk {
     /// by the first read.
     checked: OnceLock<Mutex<ChainSource>>,
     images: Vec<DiskImage>,
+    /// For the threads that read compressed clusters of the checked chain.
+    decompressors: Decompressors,
     size: u64,
     stop: Stop,
 }
@@ -53,6 +58,7 @@ impl ChainDisk {
             size: unchecked.disk_size(),
             unchecked: Mutex::new(unchecked),
             checked: OnceLock::new(),
+            decompressors: Decompressors::default(),
             images,
             stop,
         })
@@ -76,7 +82,7 @@ impl ChainDisk {
         chain.check_stop()?;
         let (place, length) = chain.place_at(offset)?;
         let image = match place {
-            Place::Data { layer, .. } => Some(layer),
+            Place::Data { layer, .. } | Place::Compressed { layer, .. } => Some(layer),
             Place::Zero => None,
         };
         Ok(Some(ChainExtent { length, image }))
@@ -99,20 +105,30 @@ impl ChainDisk {
             }
             let checked = self.checked()?;
             // The bytes themselves are read and verified without the lock.
-            let (place, length, source) = {
+            let (place, length, source, part) = {
                 let mut chain = lock(checked);
                 chain.check_stop()?;
                 let (place, length) = chain.place_at(here)?;
                 let source = match place {
-                    Place::Data { layer, .. } => chain.layers[layer].checked.clone(),
+                    Place::Data { layer, .. } | Place::Compressed { layer, .. } => {
+                        chain.layers[layer].checked.clone()
+                    }
                     Place::Zero => None,
                 };
-                (place, length, source)
+                (place, length, source, chain.compressed_part(place))
             };
             let end = filled + clip(length, out.len() - filled);
             match (place, source) {
                 (Place::Data { host_offset, .. }, Some(source)) => {
                     source.read_at(&mut out[filled..end], host_offset)?;
+                }
+                (Place::Compressed { .. }, Some(source)) => {
+                    if let Some((part, stored)) = part {
+                        let out = &mut out[filled..end];
+                        let fetch = |bytes: &mut Vec<u8>| source.read_stored(bytes, &part, stored);
+                        let fault = |fault| source.damaged(&part, fault);
+                        self.decompressors.read(out, &part, fetch, fault)?;
+                    }
                 }
                 _ => out[filled..end].fill(0),
             }
@@ -131,7 +147,14 @@ impl ChainDisk {
         let mut at = offset;
         for expected in bytes.chunks(CLUSTER as usize) {
             let kept = &mut kept[..expected.len()];
-            self.read_unchecked(kept, at)?;
+            match self.read_unchecked(kept, at) {
+                // A wrong byte in a compressed cluster.
+                Err(Error::Format {
+                    source: Fault::Decompression(_),
+                    ..
+                }) => return Ok(false),
+                other => other?,
+            }
             if kept != expected {
                 return Ok(false);
             }
@@ -155,6 +178,13 @@ impl ChainDisk {
             match place {
                 Place::Data { layer, host_offset } => {
                     chain.layers[layer].read(&mut out[filled..end], host_offset)?;
+                }
+                Place::Compressed {
+                    layer,
+                    cluster,
+                    within,
+                } => {
+                    chain.decompress(&mut out[filled..end], layer, cluster, within)?;
                 }
                 Place::Zero => out[filled..end].fill(0),
             }
@@ -210,6 +240,7 @@ impl ChainSource {
             position: 0,
             ended: false,
             last: 0,
+            decompressor: Decompressor::default(),
         })
     }
 }
@@ -280,6 +311,21 @@ pub(super) struct CheckedFile {
 }
 
 impl CheckedFile {
+    /// Reads the `length` bytes that are stored of a compressed cluster.
+    fn read_stored(&self, bytes: &mut Vec<u8>, part: &ClusterPart, length: usize) -> Result<()> {
+        bytes.resize(length, 0);
+        self.read_at(bytes, part.cluster.start)
+    }
+
+    /// The error of a compressed cluster that is damaged although its digest is right.
+    fn damaged(&self, part: &ClusterPart, source: Fault) -> Error {
+        Error::Format {
+            path: self.path.clone(),
+            offset: part.cluster.start,
+            source,
+        }
+    }
+
     fn read_at(&self, out: &mut [u8], offset: u64) -> Result<()> {
         let length = out.len() as u64;
         let end = offset.saturating_add(length);
@@ -300,7 +346,23 @@ impl CheckedFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::samples::{C, bytes_of, data, image, link, memory_file, options};
+    use crate::image::samples::{C, bytes_of, compressed_image, data, image, link, memory_file, options};
+
+    /// A chain of compressed images, whose disk also has clusters that cannot be compressed.
+    fn compressed_chain() -> (Vec<File>, Vec<ChainImage>, Vec<u8>) {
+        let mut bytes = vec![0; 60 * C];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        for cluster in bytes.chunks_mut(C).step_by(3) {
+            cluster.iter_mut().for_each(|byte| *byte %= 5);
+        }
+        let size = bytes.len() as u64;
+        let (oldest, full) = compressed_image(options(size, None), [data(0, &bytes)]);
+        let above = compressed_image(options(size, Some("oldest")), [data(7 * CLUSTER, &[9; C])]);
+        let (newest, incremental) = above;
+        bytes[7 * C..8 * C].fill(9);
+        let links = vec![link(&newest, Some(&incremental)), link(&oldest, Some(&full))];
+        (vec![newest, oldest], links, bytes)
+    }
 
     /// A chain of a full image and an image that replaces one cluster: several pieces long.
     fn chain() -> (Vec<File>, Vec<ChainImage>, Vec<u8>) {
@@ -316,11 +378,16 @@ mod tests {
 
     #[test]
     fn several_threads_read_what_was_written() {
-        let (_, links, bytes) = chain();
+        for (_, links, bytes) in [chain(), compressed_chain()] {
+            read_by_threads(links, &bytes);
+        }
+    }
+
+    fn read_by_threads(links: Vec<ChainImage>, bytes: &[u8]) {
         let disk = ChainDisk::open(links, Stop::default()).expect("it opens");
         std::thread::scope(|scope| {
             for start in 0..4 {
-                let (disk, bytes) = (&disk, &bytes);
+                let disk = &disk;
                 scope.spawn(move || {
                     let mut out = vec![1; C + 700];
                     for offset in (start * 300..bytes.len()).step_by(C - 511) {
@@ -336,7 +403,12 @@ mod tests {
 
     #[test]
     fn no_damaged_byte_of_any_image_is_handed_out() {
-        let (files, links, bytes) = chain();
+        for (files, links, bytes) in [chain(), compressed_chain()] {
+            hands_out_no_damage(&files, links, &bytes);
+        }
+    }
+
+    fn hands_out_no_damage(files: &[File], links: Vec<ChainImage>, bytes: &[u8]) {
         let recorded: Vec<_> = links.into_iter().map(|link| link.recorded).collect();
         let contents: Vec<Vec<u8>> = files.iter().map(bytes_of).collect();
         for (number, content) in contents.iter().enumerate() {
@@ -371,7 +443,12 @@ mod tests {
 
     #[test]
     fn stored_bytes_are_compared_without_being_handed_out() {
-        let (_, links, bytes) = chain();
+        for (_, links, bytes) in [chain(), compressed_chain()] {
+            compares(links, &bytes);
+        }
+    }
+
+    fn compares(links: Vec<ChainImage>, bytes: &[u8]) {
         let disk = ChainDisk::open(links, Stop::default()).expect("it opens");
         assert!(
             disk.holds(&bytes[5 * C..9 * C + 100], 5 * CLUSTER)

@@ -4,8 +4,9 @@
 //! Source: sections "Clusters", "Reference counts" and "Cluster mapping" of QEMU's
 //! `docs/interop/qcow2.txt`. Only tables are read, because the file's digest covers the data.
 
-use super::layout::{ENTRY_BYTES, parse_l1_entry};
+use super::layout::{CompressedCluster, ENTRY_BYTES, L2Entry, parse_l1_entry};
 use super::reader::Image;
+use super::uses::{Uses, first_overlap};
 use crate::image::{Error, Result};
 use crate::model::stop::Stop;
 
@@ -20,6 +21,8 @@ const REFCOUNT_OFFSET_MASK: u64 = !0x1ff;
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 const L2_OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+/// How many clusters of the file are counted in one pass over the tables.
+const CLUSTERS_AT_ONCE: u64 = 8 << 20;
 
 /// A fault in the structure of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,31 +36,53 @@ pub struct StructureFault {
 /// Checks an image whose header could be read. Returns at most [`MOST_FAULTS`] faults; a sound
 /// image has none.
 ///
-/// Memory: one bit per cluster of the file.
+/// Memory: 2 bytes per cluster of the file, at most 16 MiB. The tables of a file of more than
+/// 512 GiB are read several times, once for each 512 GiB.
 ///
 /// # Errors
 /// If the file cannot be read, or a stop was requested.
 pub fn check(image: &Image, stop: &Stop) -> Result<Vec<StructureFault>> {
-    let mut check = Check {
-        image,
-        stop,
-        cluster: image.header().cluster_size(),
-        used: Bits::new(image.file_length().div_ceil(image.header().cluster_size())),
-        faults: Vec::new(),
-    };
-    check.header();
-    check.mapping()?;
-    // Counts are compared after all uses are known, because the refcount tables use clusters too.
-    let blocks = check.refcount_table()?;
-    check.refcounts(&blocks)?;
-    Ok(check.faults)
+    let clusters = image.file_length().div_ceil(image.header().cluster_size());
+    check_by(image, stop, clusters, CLUSTERS_AT_ONCE)
+}
+
+/// The same for a file of `clusters` clusters, `at_once` of which are counted in one pass.
+pub(super) fn check_by(
+    image: &Image,
+    stop: &Stop,
+    clusters: u64,
+    at_once: u64,
+) -> Result<Vec<StructureFault>> {
+    let mut first = 0;
+    loop {
+        let mut check = Check {
+            image,
+            stop,
+            cluster: image.header().cluster_size(),
+            clusters,
+            used: Uses::new(first..clusters.min(first + at_once)),
+            faults: Vec::new(),
+        };
+        check.header();
+        check.mapping()?;
+        // Counts are compared after all uses are known, because the refcount tables use
+        // clusters too.
+        let blocks = check.refcount_table()?;
+        check.refcounts(&blocks)?;
+        first += at_once;
+        if !check.faults.is_empty() || first >= clusters {
+            return Ok(check.faults);
+        }
+    }
 }
 
 struct Check<'a> {
     image: &'a Image,
     stop: &'a Stop,
     cluster: u64,
-    used: Bits,
+    /// How many clusters the file has.
+    clusters: u64,
+    used: Uses,
     faults: Vec<StructureFault>,
 }
 
@@ -89,7 +114,7 @@ impl Check<'_> {
             return false;
         }
         for index in start / self.cluster..(start + bytes).div_ceil(self.cluster) {
-            if self.used.set(index) {
+            if !self.used.take_alone(index) {
                 let place = index * self.cluster;
                 self.fault(
                     at,
@@ -147,11 +172,12 @@ impl Check<'_> {
     fn l2_table(&mut self, start: u64) -> Result<()> {
         let entries = self.image.header().table_entries();
         let mut window = Table::new(self.image, start, entries);
+        let mut compressed = Vec::new();
         for index in 0..entries {
             let entry = window.entry(index, self.stop)?;
             let at = start + index * ENTRY_BYTES;
             if entry & COMPRESSED != 0 {
-                self.fault(at, "a compressed cluster, which vmsnap does not write");
+                compressed.extend(self.compressed(entry, at));
             } else if entry & !(COPIED | L2_OFFSET_MASK | 1) != 0 {
                 self.fault(at, format!("L2 entry {entry:#018x} has reserved bits set"));
             } else if entry & L2_OFFSET_MASK != 0 {
@@ -164,7 +190,47 @@ impl Check<'_> {
                 break;
             }
         }
+        if let Some(place) = first_overlap(&mut compressed) {
+            self.fault(start, format!("two compressed clusters overlap at {place}"));
+        }
         Ok(())
+    }
+
+    /// Takes the clusters of the file that hold a compressed one; `at` is where they are named.
+    fn compressed(&mut self, entry: u64, at: u64) -> Option<CompressedCluster> {
+        let stored = match L2Entry::parse(entry, self.cluster) {
+            Ok(L2Entry::Compressed(stored)) => stored,
+            Ok(_) => return None,
+            Err(fault) => {
+                self.fault(at, fault.to_string());
+                return None;
+            }
+        };
+        if !self.image.header().zstd {
+            self.fault(
+                at,
+                "a cluster is compressed with zlib, which vmsnap does not write",
+            );
+            return None;
+        }
+        let file = self.image.file_length().next_multiple_of(self.cluster);
+        if stored.end > file {
+            let start = stored.start;
+            self.fault(
+                at,
+                format!("a compressed cluster at {start} lies outside the file"),
+            );
+            return None;
+        }
+        for index in stored.start / self.cluster..stored.end.div_ceil(self.cluster) {
+            if !self.used.take_shared(index) {
+                let place = index * self.cluster;
+                let what = format!("the cluster at {place} is used twice, now for compressed data");
+                self.fault(at, what);
+                return None;
+            }
+        }
+        Some(stored)
     }
 
     /// Checks the refcount table and its blocks, and returns the offsets of the blocks.
@@ -180,7 +246,7 @@ impl Check<'_> {
         }
         // Only this many blocks can concern a file of this length. Later entries must be empty, and
         // are not kept.
-        let needed = self.used.count.div_ceil(self.counts_per_block());
+        let needed = self.clusters.div_ceil(self.counts_per_block());
         let mut blocks = Vec::new();
         let entries = bytes / ENTRY_BYTES;
         let mut window = Table::new(self.image, start, entries);
@@ -211,7 +277,7 @@ impl Check<'_> {
         (self.cluster * 8) >> self.image.header().refcount_order
     }
 
-    /// Checks that every cluster's count is 1 if it is used, and 0 otherwise.
+    /// Checks that every cluster's count is the number of its uses.
     fn refcounts(&mut self, blocks: &[u64]) -> Result<()> {
         // A faulty table says nothing about the clusters.
         if !self.faults.is_empty() {
@@ -220,7 +286,9 @@ impl Check<'_> {
         let per_block = self.counts_per_block();
         let order = self.image.header().refcount_order;
         let mut bytes = vec![0; WINDOW.min(usize::try_from(self.cluster).unwrap_or(WINDOW))];
-        for index in 0..self.used.count {
+        let range = self.used.range();
+        let first = range.start;
+        for index in range {
             let place = index % per_block;
             let block = blocks
                 .get(usize::try_from(index / per_block).unwrap_or(usize::MAX))
@@ -229,15 +297,15 @@ impl Check<'_> {
             let bit = place << order;
             let within = usize::try_from(bit / 8 % bytes.len() as u64).unwrap_or(0);
             let at = block + bit / 8;
-            if block != 0 && within == 0 && bit.is_multiple_of(8) {
+            if block != 0 && (index == first || within == 0 && bit.is_multiple_of(8)) {
                 self.stopped()?;
-                self.image.read_at(&mut bytes, at)?;
+                self.image.read_at(&mut bytes, at - within as u64)?;
             }
             let stored = match block {
                 0 => 0,
                 _ => count_at(&bytes, within, order, bit),
             };
-            let expected = u64::from(self.used.get(index));
+            let expected = self.used.count(index);
             if stored != expected {
                 let cluster = index * self.cluster;
                 let what =
@@ -310,40 +378,5 @@ impl<'a> Table<'a> {
         let mut entry = [0; ENTRY_BYTES as usize];
         entry.copy_from_slice(&self.bytes[at..at + ENTRY_BYTES as usize]);
         Ok(u64::from_be_bytes(entry))
-    }
-}
-
-/// A bit per cluster.
-struct Bits {
-    words: Vec<u64>,
-    count: u64,
-}
-
-impl Bits {
-    fn new(count: u64) -> Self {
-        Bits {
-            words: vec![0; usize::try_from(count.div_ceil(64)).unwrap_or(0)],
-            count,
-        }
-    }
-
-    /// Sets a bit and returns whether it was set before. A bit outside the range was never set.
-    fn set(&mut self, index: u64) -> bool {
-        let mask = 1 << (index % 64);
-        let word = usize::try_from(index / 64)
-            .ok()
-            .and_then(|word| self.words.get_mut(word));
-        word.is_some_and(|word| {
-            let before = *word & mask != 0;
-            *word |= mask;
-            before
-        })
-    }
-
-    fn get(&self, index: u64) -> bool {
-        let word = usize::try_from(index / 64)
-            .ok()
-            .and_then(|word| self.words.get(word));
-        word.is_some_and(|word| word & (1 << (index % 64)) != 0)
     }
 }

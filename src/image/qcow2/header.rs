@@ -8,6 +8,10 @@ const DIRTY: u64 = 1;
 const CORRUPT: u64 = 1 << 1;
 const COMPRESSION_TYPE: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
+/// The compression type zstd.
+const ZSTD: u8 = 1;
+/// Length of a header with a compression type, in bytes.
+const LENGTH_COMPRESSION: usize = LENGTH_V3 + 8;
 
 /// The fields of a header. Offsets and sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +32,8 @@ pub struct Header {
     pub refcount_order: u32,
     /// Number of internal snapshots. Their content is not read.
     pub snapshots: u32,
+    /// Whether compressed clusters are zstd frames (compression type 1). If not, they are zlib's.
+    pub zstd: bool,
     /// Name of the backing image, as stored. It is never opened from here.
     pub backing_name: Option<String>,
     /// The backing image's format.
@@ -86,7 +92,8 @@ impl Header {
         {
             return Err(Fault::HeaderLength(header_length));
         }
-        check_features(field.u64(72)?)?;
+        let features = field.u64(72)?;
+        check_features(features)?;
         match field.u32(32)? {
             0 => {}
             method => return Err(Fault::Encrypted(method)),
@@ -104,6 +111,7 @@ impl Header {
             refcount_table_clusters: field.u32(56)?,
             refcount_order,
             snapshots: field.u32(60)?,
+            zstd: is_zstd(field, features, header_length)?,
             backing_name: backing_name(field)?,
             backing_format: backing_format(field)?,
         };
@@ -135,6 +143,7 @@ impl Header {
     /// [`MAX_BACKING_NAME`](crate::model::qcow2::MAX_BACKING_NAME) bytes.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let name = self.backing_name.as_deref().unwrap_or_default().as_bytes();
+        let length = if self.zstd { LENGTH_COMPRESSION } else { LENGTH_V3 };
         let mut extensions = Vec::new();
         if let Some(format) = &self.backing_format {
             extensions.extend(EXTENSION_BACKING_FORMAT.to_be_bytes());
@@ -146,10 +155,10 @@ impl Header {
         let name_offset = if name.is_empty() {
             0
         } else {
-            (LENGTH_V3 + extensions.len()) as u64
+            (length + extensions.len()) as u64
         };
 
-        let mut bytes = Vec::with_capacity(LENGTH_V3 + extensions.len() + name.len());
+        let mut bytes = Vec::with_capacity(length + extensions.len() + name.len());
         bytes.extend(MAGIC);
         bytes.extend(VERSION.to_be_bytes());
         bytes.extend(name_offset.to_be_bytes());
@@ -162,10 +171,15 @@ impl Header {
         bytes.extend(self.refcount_table_offset.to_be_bytes());
         bytes.extend(self.refcount_table_clusters.to_be_bytes());
         bytes.extend(self.snapshots.to_be_bytes());
-        // Offset of the snapshots; incompatible, compatible and autoclear features: all zero.
-        bytes.extend([0; 4 * 8]);
+        // Offset of the snapshots; then incompatible, compatible and autoclear features.
+        bytes.extend([0; 8]);
+        bytes.extend(if self.zstd { COMPRESSION_TYPE } else { 0 }.to_be_bytes());
+        bytes.extend([0; 2 * 8]);
         bytes.extend(self.refcount_order.to_be_bytes());
-        bytes.extend((LENGTH_V3 as u32).to_be_bytes());
+        bytes.extend((length as u32).to_be_bytes());
+        if self.zstd {
+            bytes.extend([ZSTD, 0, 0, 0, 0, 0, 0, 0]);
+        }
         bytes.extend(extensions);
         bytes.extend(name);
         bytes
@@ -173,8 +187,7 @@ impl Header {
 }
 
 fn check_features(incompatible: u64) -> Result<(), Fault> {
-    // A dirty image has unreliable refcounts, which a reader does not use. The compression type
-    // matters to compressed clusters only, and those are rejected when they are read.
+    // A dirty image has unreliable refcounts, which a reader does not use.
     let known = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION_TYPE | EXTENDED_L2;
     if incompatible & !known != 0 {
         return Err(Fault::Features(incompatible & !known));
@@ -189,6 +202,22 @@ fn check_features(incompatible: u64) -> Result<(), Fault> {
         return Err(Fault::Corrupt);
     }
     Ok(())
+}
+
+/// Reads the compression type. The field must be there if the feature bit is set, and zero (zlib)
+/// otherwise.
+fn is_zstd(field: Fields<'_>, features: u64, header_length: u32) -> Result<bool, Fault> {
+    let is_there = header_length as usize >= LENGTH_COMPRESSION;
+    let number = match is_there {
+        true => (field.u32(LENGTH_V3)? >> 24) as u8,
+        false => 0,
+    };
+    match (features & COMPRESSION_TYPE != 0, number) {
+        (false, 0) => Ok(false),
+        (true, ZSTD) => Ok(true),
+        (true, 0) if !is_there => Err(Fault::HeaderLength(header_length)),
+        (_, other) => Err(Fault::CompressionType(other)),
+    }
 }
 
 fn backing_name(field: Fields<'_>) -> Result<Option<String>, Fault> {
@@ -248,6 +277,7 @@ mod tests {
             refcount_table_clusters: 1,
             refcount_order: 4,
             snapshots: 0,
+            zstd: false,
             backing_name: Some("../2026-11-01T02-00-03Z.full/vda.qcow2".into()),
             backing_format: Some("qcow2".into()),
         }
@@ -267,6 +297,9 @@ mod tests {
         let mut alone = sample();
         (alone.backing_name, alone.backing_format) = (None, None);
         assert_eq!(Header::parse(&alone.encode(), FILE), Ok(alone));
+        let mut compressed = sample();
+        compressed.zstd = true;
+        assert_eq!(Header::parse(&compressed.encode(), FILE), Ok(compressed));
     }
 
     #[test]
@@ -288,6 +321,14 @@ mod tests {
         assert_eq!(feature(1), Err(Fault::Corrupt));
         assert_eq!(feature(2), Err(Fault::ExternalData));
         assert_eq!(feature(4), Err(Fault::ExtendedL2));
+        assert_eq!(feature(3), Err(Fault::HeaderLength(104)), "no compression type");
+        let mut unknown = sample();
+        unknown.zstd = true;
+        let mut bytes = unknown.encode();
+        for number in [0, 2] {
+            bytes[104] = number;
+            assert_eq!(Header::parse(&bytes, FILE), Err(Fault::CompressionType(number)));
+        }
         assert_eq!(feature(40), Err(Fault::Features(1 << 40)));
         assert!(feature(0).is_ok(), "refcounts may be stale, they are not used");
         assert_eq!(parse_with(96, &7u32.to_be_bytes()), Err(Fault::RefcountOrder(7)));

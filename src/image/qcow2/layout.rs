@@ -18,6 +18,10 @@ pub(crate) const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 const READS_AS_ZERO: u64 = 1;
+/// Compressed clusters are counted in sectors of this many bytes.
+pub(super) const SECTOR: u64 = 512;
+/// Cluster size of the images that are written, as a power of two.
+const OWN_CLUSTER_BITS: u32 = crate::model::block::CLUSTER.trailing_zeros();
 /// Bits 9 to 55: where the cluster lies in the file.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 
@@ -91,9 +95,12 @@ pub enum Fault {
         /// The fault.
         why: &'static str,
     },
-    /// A compressed cluster.
-    #[error("compressed clusters are not supported")]
-    Compressed,
+    /// Compression other than zstd.
+    #[error("clusters compressed with {} are not supported, only zstd is", compression_name(*.0))]
+    CompressionType(u8),
+    /// A compressed cluster whose bytes do not decompress to exactly one cluster.
+    #[error("a compressed cluster is damaged: {0}")]
+    Decompression(String),
 }
 
 impl Fault {
@@ -106,7 +113,7 @@ impl Fault {
                 | Fault::ExternalData
                 | Fault::ExtendedL2
                 | Fault::Features(_)
-                | Fault::Compressed
+                | Fault::CompressionType(_)
         )
     }
 
@@ -149,6 +156,55 @@ pub(crate) enum L2Entry {
     Zero,
     /// The cluster of the file at this offset.
     Data(u64),
+    /// These bytes of the file, decompressed.
+    Compressed(CompressedCluster),
+}
+
+/// Where the bytes of a compressed cluster lie in the file ("Compressed Clusters Descriptor").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompressedCluster {
+    /// The first byte.
+    pub start: u64,
+    /// The end of the last sector of 512 bytes that belongs to it. Bytes of another cluster may
+    /// follow in that sector.
+    pub end: u64,
+}
+
+impl CompressedCluster {
+    /// A cluster whose compressed form has `length` bytes, at least 1, from `start` on.
+    pub fn new(start: u64, length: u64) -> CompressedCluster {
+        let end = (start + length).next_multiple_of(SECTOR);
+        CompressedCluster { start, end }
+    }
+
+    /// How many bytes have to be read at most; never more than two clusters.
+    pub fn length(&self) -> u64 {
+        self.end - self.start
+    }
+
+    /// `cluster_bits` is at least 9: the offset takes `62 - (cluster_bits - 8)` bits, the number of
+    /// further sectors the ones above.
+    fn parse(entry: u64, cluster_bits: u32) -> CompressedCluster {
+        let offset_bits = 70 - cluster_bits;
+        let start = entry & ((1 << offset_bits) - 1);
+        let sectors = (entry & !(COPIED | COMPRESSED)) >> offset_bits;
+        let end = (start / SECTOR + sectors + 1) * SECTOR;
+        CompressedCluster { start, end }
+    }
+
+    /// For a cluster of our size.
+    fn encode(self) -> u64 {
+        let sectors = (self.end - 1) / SECTOR - self.start / SECTOR;
+        COMPRESSED | sectors << (70 - OWN_CLUSTER_BITS) | self.start
+    }
+}
+
+fn compression_name(number: u8) -> String {
+    match number {
+        0 => "zlib".to_owned(),
+        1 => "zstd".to_owned(),
+        other => format!("method {other}"),
+    }
 }
 
 impl L2Entry {
@@ -158,16 +214,22 @@ impl L2Entry {
             L2Entry::Unallocated => 0,
             L2Entry::Zero => READS_AS_ZERO,
             L2Entry::Data(offset) => COPIED | offset,
+            // Never with the copied flag: its host cluster may hold other clusters.
+            L2Entry::Compressed(cluster) => cluster.encode(),
         }
     }
 
     /// Parses an entry.
     ///
     /// # Errors
-    /// If the cluster is compressed, reserved bits are set, or the offset is not that of a cluster.
+    /// If reserved bits are set, or the offset is not that of a cluster.
     pub fn parse(entry: u64, cluster_size: u64) -> Result<L2Entry, Fault> {
         if entry & COMPRESSED != 0 {
-            return Err(Fault::Compressed);
+            if entry & COPIED != 0 {
+                return Err(fault("L2", entry, "of a compressed cluster has the copied flag"));
+            }
+            let cluster = CompressedCluster::parse(entry, cluster_size.trailing_zeros());
+            return Ok(L2Entry::Compressed(cluster));
         }
         if entry & !(COPIED | OFFSET_MASK | READS_AS_ZERO) != 0 {
             return Err(fault("L2", entry, "has reserved bits set"));
@@ -203,10 +265,7 @@ mod tests {
             L2Entry::parse(COPIED | 3 << 16 | READS_AS_ZERO, 65536),
             Ok(L2Entry::Zero)
         );
-        assert_eq!(
-            L2Entry::parse(COMPRESSED | 3 << 16, 65536),
-            Err(Fault::Compressed)
-        );
+        assert!(L2Entry::parse(COPIED | COMPRESSED | 3 << 16, 65536).is_err());
         for odd in [2, 1 << 56, 1 << 61, 1 << 15] {
             assert!(
                 matches!(L2Entry::parse(odd, 65536), Err(Fault::Entry { .. })),
@@ -220,6 +279,31 @@ mod tests {
                 matches!(parse_l1_entry(odd, 65536), Err(Fault::Entry { .. })),
                 "L1 {odd:#x}"
             );
+        }
+    }
+
+    #[test]
+    fn compressed_descriptors_are_read_back() {
+        let places = [
+            (65536, 1),
+            (65536, 512),
+            (65537, 512),
+            (65537, 511),
+            (1 << 40 | 77, 65535),
+        ];
+        for (start, length) in places {
+            let cluster = CompressedCluster::new(start, length);
+            assert!(cluster.end >= start + length && cluster.end < start + length + SECTOR);
+            let entry = L2Entry::Compressed(cluster);
+            assert_eq!(L2Entry::parse(entry.encode(), 65536), Ok(entry));
+        }
+        // The widest fields: no size of a cluster lets the arithmetic overflow.
+        for bits in CLUSTER_BITS {
+            let widest = L2Entry::parse(!COPIED, 1 << bits);
+            let Ok(L2Entry::Compressed(cluster)) = widest else {
+                panic!("it is a compressed cluster: {widest:?}");
+            };
+            assert!(cluster.length() <= 2 << bits);
         }
     }
 }

@@ -2,16 +2,20 @@
 //! nothing.
 
 pub mod check;
+pub mod decompress;
 pub mod header;
 pub mod layout;
 pub mod reader;
 pub mod writer;
 
 mod log;
+mod uses;
 
 #[cfg(test)]
 mod check_tests;
 
+pub use decompress::Decompressor;
 pub use header::Header;
+pub use layout::CompressedCluster;
 pub use reader::{Image, MappedRun, Mapping};
-pub use writer::{Qcow2Options, Qcow2Writer};
+pub use writer::{CompressingWriter, Qcow2Options, Qcow2Writer};

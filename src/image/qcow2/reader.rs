@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::header::Header;
-use super::layout::{ENTRY_BYTES, Fault, L2Entry, parse_l1_entry};
+use super::layout::{CompressedCluster, ENTRY_BYTES, Fault, L2Entry, SECTOR, parse_l1_entry};
 use crate::image::pieces::PieceChecks;
 use crate::image::{Error, Result, cache, read_exact_at};
 
@@ -21,6 +21,13 @@ pub enum Mapping {
     Data {
         /// Where in the file.
         host_offset: u64,
+    },
+    /// These bytes of the file decompress to a cluster; the disk's bytes begin `within` it.
+    Compressed {
+        /// Where in the file.
+        cluster: CompressedCluster,
+        /// How many bytes of the decompressed cluster come before.
+        within: u64,
     },
     /// Reads as zero.
     Zero,
@@ -141,6 +148,12 @@ impl Image {
         read_exact_at(&self.file, &self.path, out, host_offset)
     }
 
+    /// How many bytes of a compressed cluster the file holds.
+    pub(in crate::image) fn stored_length(&self, cluster: CompressedCluster) -> usize {
+        let end = cluster.end.min(self.file_length);
+        usize::try_from(end.saturating_sub(cluster.start)).unwrap_or(0)
+    }
+
     /// Returns the mapping of the disk from `offset` on; `None` at the end of the disk and beyond.
     ///
     /// The run is as long as one look into the tables finds, so the next run may have the same
@@ -207,10 +220,12 @@ impl Image {
             L2Entry::Data(host) => Mapping::Data {
                 host_offset: host + within,
             },
+            L2Entry::Compressed(cluster) => Mapping::Compressed { cluster, within },
         };
         let mut length = cluster - within;
         let mut expected = first;
-        while length < left && index + 1 < entries {
+        let is_single = matches!(first, L2Entry::Compressed(_));
+        while !is_single && length < left && index + 1 < entries {
             index += 1;
             cluster_start += cluster;
             expected = match expected {
@@ -243,6 +258,16 @@ impl Image {
             {
                 Err(self.fault(table + at, "L2", entry, "points outside the file"))
             }
+            Ok(L2Entry::Compressed(_)) if !self.header.zstd => {
+                Err(self.format(table + at, Fault::CompressionType(0)))
+            }
+            // The file may end within the last sector.
+            Ok(L2Entry::Compressed(stored))
+                if stored.start >= self.file_length
+                    || stored.end > self.file_length.next_multiple_of(SECTOR) =>
+            {
+                Err(self.fault(table + at, "L2", entry, "points outside the file"))
+            }
             Ok(parsed) => Ok(parsed),
             Err(source) => Err(self.format(table + at, source)),
         }
@@ -258,6 +283,26 @@ impl Image {
 
     fn fault(&self, offset: u64, table: &'static str, entry: u64, why: &'static str) -> Error {
         self.format(offset, Fault::Entry { table, entry, why })
+    }
+}
+
+impl MappedRun {
+    /// What is left of the run after its first `passed` bytes, which must be fewer than it has.
+    pub(in crate::image) fn after(self, passed: u64) -> MappedRun {
+        let mapping = match self.mapping {
+            Mapping::Data { host_offset } => Mapping::Data {
+                host_offset: host_offset + passed,
+            },
+            Mapping::Compressed { cluster, within } => Mapping::Compressed {
+                cluster,
+                within: within + passed,
+            },
+            same => same,
+        };
+        MappedRun {
+            mapping,
+            length: self.length - passed,
+        }
     }
 }
 

@@ -1,13 +1,16 @@
 //! Writes one image by appending only.
 //!
 //! The file in the order it is written: a hole for the header; data clusters in the disk's order,
-//! each L2 table right after the last data it maps; the L1 table; refcount blocks; the refcount
-//! table. The header comes last, so an unfinished file is not a qcow2 image. Every cluster of the
-//! file is used exactly once, so all refcounts are one and need not be kept. The memory holds the
-//! L1 table, one L2 table and a few fixed buffers.
+//! each L2 table right after the last data it maps, and a refcount block after each 2 GiB; the L1
+//! table; the other refcount blocks; the refcount table. The header comes last, so an unfinished
+//! file is not a qcow2 image. The memory holds the L1 table, one L2 table, at most two refcount
+//! blocks and a few fixed buffers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use counts::{REFCOUNT_ORDER, RefCounts, refcount_clusters};
+use packing::Bin;
 
 use super::header::Header;
 use super::layout::{ENTRY_BYTES, L2Entry, MAX_L1_BYTES, l1_entry};
@@ -19,12 +22,16 @@ use crate::model::buffer::Buffer;
 use crate::model::qcow2::MAX_BACKING_NAME;
 use crate::model::stop::Stop;
 
+mod compress;
+mod counts;
+mod packing;
+mod shrink;
+
+pub use compress::CompressingWriter;
+
 const TABLE_ENTRIES: usize = (CLUSTER / ENTRY_BYTES) as usize;
 /// Bytes of the disk that one L2 table maps: 512 MiB.
 const TABLE_SPAN: u64 = CLUSTER * TABLE_ENTRIES as u64;
-/// Refcounts are 16 bits wide, as QEMU's own are.
-const REFCOUNT_ORDER: u32 = 4;
-const REFCOUNTS_PER_BLOCK: u64 = CLUSTER * 8 / (1 << REFCOUNT_ORDER);
 
 /// Options for writing an image.
 #[derive(Clone, Debug)]
@@ -56,6 +63,9 @@ pub struct Qcow2Writer {
     l1: Vec<[u8; 8]>,
     /// The L2 table that is being filled, and its index in the L1 table.
     table: Option<(usize, Vec<[u8; 8]>)>,
+    counts: RefCounts,
+    /// Compressed clusters on their way to the file.
+    bin: Bin,
     written: Written,
 }
 
@@ -86,7 +96,11 @@ impl Qcow2Writer {
                 limit: MAX_BACKING_NAME,
             });
         }
+        let mut counts = RefCounts::default();
+        counts.count(0, CLUSTER);
         Ok(Qcow2Writer {
+            counts,
+            bin: Bin::default(),
             order: Order::new(options.size),
             log: Log::start(file, &options.path, &options.stop)?,
             l1: vec![[0; 8]; tables as usize],
@@ -128,12 +142,15 @@ impl Qcow2Writer {
             let room = usize::try_from(TABLE_SPAN - guest % TABLE_SPAN).unwrap_or(usize::MAX);
             let part = start..start + (end - start).min(room);
             self.turn_to_table_of(guest)?;
+            self.before_plain(part.len())?;
             let host = self.log.end();
             self.set_entries(guest, part.len() as u64, |n| L2Entry::Data(host + n * CLUSTER));
             self.written.data_bytes += part.len() as u64;
             start = part.end;
             self.log.append_part(buffer, part)?;
             self.log.pad_cluster()?;
+            self.counts.count(host, self.log.end());
+            self.write_passed_counts()?;
         }
         Ok(())
     }
@@ -153,12 +170,18 @@ impl Qcow2Writer {
         Ok(())
     }
 
-    /// Appends the current L2 table to the file, unless it maps this place of the disk.
+    /// Makes the current L2 table the one that maps this place of the disk: appends another one to
+    /// the file, and begins a new one.
     fn turn_to_table_of(&mut self, guest: u64) -> Result<()> {
-        match &self.table {
-            Some((index, _)) if *index != table_index(guest) => self.append_table(),
-            _ => Ok(()),
+        if let Some((index, _)) = &self.table
+            && *index != table_index(guest)
+        {
+            self.append_table()?;
         }
+        if self.table.is_none() {
+            self.table = Some((table_index(guest), vec![[0; 8]; TABLE_ENTRIES]));
+        }
+        Ok(())
     }
 
     /// Sets the entries for `length` bytes of the disk, all in one L2 table: the current one or a
@@ -175,9 +198,13 @@ impl Qcow2Writer {
     }
 
     fn append_table(&mut self) -> Result<()> {
+        self.settle()?;
         if let Some((index, entries)) = self.table.take() {
-            self.l1[index] = l1_entry(self.log.end()).to_be_bytes();
+            let place = self.log.end();
+            self.l1[index] = l1_entry(place).to_be_bytes();
+            self.counts.count(place, place + CLUSTER);
             self.log.append(entries.as_flattened())?;
+            self.write_passed_counts()?;
         }
         Ok(())
     }
@@ -189,6 +216,7 @@ impl Qcow2Writer {
         let l1 = std::mem::take(&mut self.l1);
         self.log.append(l1.as_flattened())?;
         self.log.pad_cluster()?;
+        self.counts.count(l1_offset, self.log.end());
         let (refcount_table_offset, refcount_table_clusters) = self.append_refcounts()?;
         let header = Header {
             cluster_bits: CLUSTER.trailing_zeros(),
@@ -199,6 +227,7 @@ impl Qcow2Writer {
             refcount_table_clusters,
             refcount_order: REFCOUNT_ORDER,
             snapshots: 0,
+            zstd: self.written.is_compressed,
             backing_name: self.options.backing.clone(),
             backing_format: self.options.backing.as_ref().map(|_| "qcow2".to_owned()),
         };
@@ -213,18 +242,15 @@ impl Qcow2Writer {
     /// clusters.
     fn append_refcounts(&mut self) -> Result<(u64, u32)> {
         let before = self.log.end() / CLUSTER;
-        let (blocks, table_clusters) = refcount_clusters(before);
-        let total = before + blocks + table_clusters;
-        let first_block = self.log.end();
-        for block in 0..blocks {
-            let counted = (total - block * REFCOUNTS_PER_BLOCK).min(REFCOUNTS_PER_BLOCK);
-            self.log.append(&1u16.to_be_bytes().repeat(counted as usize))?;
-            self.log.pad_cluster()?;
+        let (blocks, table_clusters) = refcount_clusters(before, self.counts.taken());
+        let start = self.log.end();
+        let end = start + (blocks + table_clusters) * CLUSTER;
+        self.counts.count(start, end);
+        while let Some(block) = self.counts.take(self.log.end()) {
+            self.log.append(&block)?;
         }
         let table_offset = self.log.end();
-        for block in 0..blocks {
-            self.log.append(&(first_block + block * CLUSTER).to_be_bytes())?;
-        }
+        self.log.append(&self.counts.table())?;
         self.log.pad_cluster()?;
         Ok((table_offset, table_clusters as u32))
     }
@@ -245,20 +271,6 @@ fn table_index(guest: u64) -> usize {
     (guest / TABLE_SPAN) as usize
 }
 
-/// Returns how many refcount blocks and how many clusters of refcount table are needed for a file
-/// with `before` other clusters. They count themselves as well.
-fn refcount_clusters(before: u64) -> (u64, u64) {
-    let (mut blocks, mut table) = (0, 0);
-    loop {
-        let needed = (before + blocks + table).div_ceil(REFCOUNTS_PER_BLOCK);
-        let needed_table = (needed * ENTRY_BYTES).div_ceil(CLUSTER);
-        if (needed, needed_table) == (blocks, table) {
-            return (blocks, table);
-        }
-        (blocks, table) = (needed, needed_table);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,6 +286,7 @@ mod tests {
         let mut image = Image::open(file, "x").expect("it is an image");
         let kind = |run: crate::image::qcow2::MappedRun| match run.mapping {
             Mapping::Data { .. } => 'd',
+            Mapping::Compressed { .. } => 'c',
             Mapping::Zero => '0',
             Mapping::Unallocated => '-',
         };
@@ -364,22 +377,6 @@ mod tests {
             (run.mapping, run.length),
             (Mapping::Unallocated, 2 * TABLE_SPAN - 5)
         );
-    }
-
-    #[test]
-    fn refcount_clusters_count_themselves() {
-        for before in (1..200_000).chain([1 << 28, (1 << 28) + 1, 1 << 40]) {
-            let (blocks, table) = refcount_clusters(before);
-            assert!(
-                blocks * REFCOUNTS_PER_BLOCK >= before + blocks + table,
-                "{before} clusters are covered"
-            );
-            assert!(
-                (blocks - 1) * REFCOUNTS_PER_BLOCK < before + blocks + table,
-                "{before}: no block too many"
-            );
-            assert_eq!(table, (blocks * 8).div_ceil(CLUSTER));
-        }
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Attempt<'_> {
                 pending,
                 job,
                 self.context,
-                seed,
+                (seed, self.options.compression),
             );
             Ok((copied?, findings))
         })?;

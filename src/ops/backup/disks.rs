@@ -10,6 +10,7 @@ use super::final_level::{FinalLevel, reason_for_full};
 use super::spot::SpotCheck;
 use crate::host::{BackupJob, ReadOptions};
 use crate::model::block::{Beneath, Written};
+use crate::model::compression::Compression;
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::restore_point::DiskPoint;
@@ -50,7 +51,7 @@ pub(crate) fn copy_all(
     pending: &dyn PendingPoint,
     job: &dyn BackupJob,
     context: &Context,
-    seed: u64,
+    (seed, compression): (u64, Compression),
 ) -> Result<Vec<CopiedDisk>> {
     let stop = context.stop.child();
     let queue: Mutex<VecDeque<usize>> = Mutex::new((0..plan.disks.len()).collect());
@@ -63,6 +64,7 @@ pub(crate) fn copy_all(
         job,
         context,
         seed,
+        compression,
         stop: &stop,
         queue: &queue,
     };
@@ -151,6 +153,7 @@ struct Worker<'a> {
     job: &'a dyn BackupJob,
     context: &'a Context<'a>,
     seed: u64,
+    compression: Compression,
     stop: &'a Stop,
     queue: &'a Mutex<VecDeque<usize>>,
 }
@@ -222,6 +225,7 @@ impl Worker<'_> {
                 image: file.name.clone(),
                 data_bytes: written.data_bytes,
                 zero_bytes: written.zero_bytes,
+                compression: written.is_compressed.then(|| "zstd".to_owned()),
             },
             file,
             finding,
@@ -270,6 +274,7 @@ impl Worker<'_> {
             target,
             size,
             parent: self.parent(level),
+            compression: self.compression,
             stop: self.stop.clone(),
         };
         let mut sink = self

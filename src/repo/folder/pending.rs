@@ -17,9 +17,10 @@ use super::layout;
 use super::look::{entries, folder_names};
 use super::remove;
 use super::removed;
-use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
+use crate::image::qcow2::{CompressingWriter, Qcow2Options, Qcow2Writer};
 use crate::io::Store;
 use crate::model::block::{BlockError, BlockSink, ImageFile, Written};
+use crate::model::compression::Compression;
 use crate::model::restore_point::id_of;
 use crate::repo::{FileEntry, Manifest, NewDisk, PendingPoint, PieceEntry, RepoError, Result, SmallFile};
 
@@ -121,8 +122,12 @@ impl PendingPoint for FolderPending {
             detect_zeroes: true,
             stop: disk.stop.clone(),
         };
-        let writer = Qcow2Writer::new(file, options).map_err(BlockError::from)?;
-        Ok(Box::new(writer))
+        Ok(match disk.compression {
+            Compression::None => Box::new(Qcow2Writer::new(file, options).map_err(BlockError::from)?),
+            Compression::Zstd(level) => {
+                Box::new(CompressingWriter::new(file, options, level).map_err(BlockError::from)?)
+            }
+        })
     }
 
     fn entry(&self, target: &str, written: &Written) -> FileEntry {

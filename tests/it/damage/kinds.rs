@@ -149,7 +149,7 @@ fn newer(path: &Path, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
     if path.ends_with("manifest.json") {
         let text = String::from_utf8(bytes).expect("JSON");
         return Some(
-            text.replacen("\"format\": 1", "\"format\": 2, \"new\": 1", 1)
+            text.replacen("\"format\": ", "\"format\": 9, \"new\": ", 1)
                 .into_bytes(),
         );
     }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use vmsnap::io::DiskStore;
 use vmsnap::model::block::{Block, BlockErrorKind, Content};
 use vmsnap::model::buffer::{Buffer, BufferPool};
+use vmsnap::model::compression::Compression;
 use vmsnap::model::restore_point::{Consistency, DiskPoint, Level, RestorePoint};
 use vmsnap::model::stop::Stop;
 use vmsnap::repo::{
@@ -116,6 +117,7 @@ impl<'a> Maker<'a> {
             target: "vda",
             size,
             parent,
+            compression: Compression::default(),
             stop: Stop::default(),
         };
         let mut sink = pending.sink(&disk).expect("it begins");
@@ -158,6 +160,7 @@ impl<'a> Maker<'a> {
                 image: image.name.clone(),
                 data_bytes: written.data_bytes,
                 zero_bytes: written.zero_bytes,
+                compression: written.is_compressed.then(|| "zstd".to_owned()),
             }],
             findings: Vec::new(),
             left_out: Vec::new(),

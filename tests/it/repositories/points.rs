@@ -136,6 +136,7 @@ pub fn a_disk_can_be_begun_again(kind: &dyn Kind) {
         target: "vda",
         size: SIZE,
         parent: None,
+        compression: vmsnap::model::compression::Compression::default(),
         stop: Stop::default(),
     };
     let mut given_up = pending.sink(&disk).expect("it begins");

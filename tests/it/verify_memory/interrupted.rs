@@ -30,7 +30,7 @@ fn damage_is_recorded_if_stopped_before_it_is_located() {
     lab.host.add_domain("vm1", &[("vda", 40 * CLUSTER)]);
     lab.host
         .disk("vm1", "vda", |disk| disk.write(0, &[5; 40 * CLUSTER]));
-    lab.backup("vm1").expect("a restore point");
+    lab.backup_with("vm1", &Lab::plain()).expect("a restore point");
     flip(&lab.history("vm1").kept[0].dir().join("vda.qcow2"), 2_200_000, 0);
     let stop = Stop::default();
     let monitor = StopBehind(&stop, "vda.qcow2");

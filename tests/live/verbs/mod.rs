@@ -4,6 +4,7 @@
 mod broken;
 mod by_hand;
 mod compare;
+mod compressed;
 mod define;
 mod disks;
 mod interrupted;

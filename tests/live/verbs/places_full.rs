@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vmsnap::host::Host;
 use vmsnap::io::DiskStore;
+use vmsnap::model::compression::Compression;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{self, Outcome};
 use vmsnap::ops::monitor::{Event, Monitor};
@@ -61,13 +62,22 @@ fn assert_taken_back(story: &Story, checkpoints: &[String], error: &Error) {
 #[test]
 fn full_target_fails_the_run_and_says_what_to_do() {
     let mut rng = Rng::new();
-    for active in [true, false] {
+    let zstd = Compression::default();
+    // With the most KiB that are not enough.
+    let cases = [
+        (true, Compression::None, 4200),
+        (false, Compression::None, 4200),
+        (true, zstd, 256),
+        (false, zstd, 256),
+    ];
+    for (active, compression, most) in cases {
         let mount = Mount::of(64 * MIB);
         let mut story = story_on(&mount, "full target ", active, &mut rng);
+        story.options.compression = compression;
         story.write("vda", 0, 4 * MIB, 0x41);
         let before = names(&story.domain);
         let kib = [0, 4, 8, 12, 16, 20, 28, 64, 256, 1024, 4096, 4200];
-        for left in kib {
+        for left in kib.into_iter().filter(|left| *left <= most) {
             mount.leave(left * 1024);
             let error = story.try_back_up().map(drop).expect_err("there is no room");
             assert_eq!(error.class(), Class::Failed, "{left} KiB left: {error}");
