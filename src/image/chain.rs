@@ -75,6 +75,8 @@ pub struct ChainSource {
     /// The layer that was read last.
     last: usize,
     decompressor: Decompressor,
+    /// Whether places that no image maps are skipped.
+    is_part: bool,
 }
 
 /// The content of a place of the disk, looked up in all images.
@@ -90,9 +92,26 @@ enum Place {
         within: u64,
     },
     Zero,
+    /// No image maps it, and the images are not the whole chain.
+    Absent,
 }
 
 impl ChainSource {
+    /// Opens the newest images of a chain, or any that follow each other, as [`ChainSource::open`]
+    /// does. Places that none of them maps are left out of the blocks. No image of the chain may be
+    /// for a smaller disk than an older one.
+    ///
+    /// # Errors
+    /// As [`ChainSource::open`].
+    ///
+    /// # Panics
+    /// As [`ChainSource::open`].
+    pub fn open_part(images: Vec<ChainImage>, pool: BufferPool, stop: Stop) -> Result<Self> {
+        let mut source = ChainSource::open(images, pool, stop)?;
+        source.is_part = true;
+        Ok(source)
+    }
+
     /// Opens a chain, newest image first. Data blocks are at most as long as a buffer of `pool`,
     /// whose capacity must be at least [`CLUSTER`].
     ///
@@ -129,6 +148,7 @@ impl ChainSource {
             ended: false,
             last: 0,
             decompressor: Decompressor::default(),
+            is_part: false,
         })
     }
 
@@ -142,6 +162,7 @@ impl ChainSource {
         for (index, layer) in self.layers.iter_mut().enumerate() {
             let Some(run) = layer.run_at(offset)? else {
                 // Past the end of this image the disk is zero, whatever the older images hold.
+                // Those beneath a part hold nothing there.
                 break;
             };
             length = length.min(run.length);
@@ -158,14 +179,18 @@ impl ChainSource {
                     };
                     return Ok((place, length));
                 }
-                Mapping::Zero => break,
+                Mapping::Zero => return Ok((Place::Zero, length)),
                 Mapping::Unallocated => {}
             }
         }
-        Ok((Place::Zero, length))
+        match self.is_part {
+            true => Ok((Place::Absent, length)),
+            false => Ok((Place::Zero, length)),
+        }
     }
 
     fn next(&mut self) -> Result<Option<Block>> {
+        self.skip_absent()?;
         let offset = self.position;
         if offset >= self.disk_size() {
             self.check_digests()?;
@@ -182,6 +207,18 @@ impl ChainSource {
         Ok(Some(block))
     }
 
+    /// Goes on to the next place that an image maps.
+    fn skip_absent(&mut self) -> Result<()> {
+        while self.is_part && self.position < self.disk_size() {
+            self.check_stop()?;
+            match self.place_at(self.position)? {
+                (Place::Absent, length) => self.position += length,
+                _ => break,
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the number of zero bytes from the start of a cluster on, in whole clusters or up to
     /// the disk's end.
     fn zeroes_from(&mut self, offset: u64) -> Result<u64> {
@@ -191,7 +228,7 @@ impl ChainSource {
             self.check_stop()?;
             match self.place_at(end)? {
                 (Place::Zero, length) => end += length,
-                (Place::Data { .. } | Place::Compressed { .. }, _) => {
+                (Place::Data { .. } | Place::Compressed { .. } | Place::Absent, _) => {
                     end -= end % CLUSTER;
                     break;
                 }
@@ -230,6 +267,13 @@ impl ChainSource {
                     let count = clip(length, limit - filled);
                     self.last = layer;
                     self.decompress(&mut buffer[filled..filled + count], layer, cluster, within)?;
+                    filled += count;
+                }
+                (Place::Absent, _) if to_boundary == CLUSTER => break,
+                // The image that has the cluster ends within it.
+                (Place::Absent, length) => {
+                    let count = clip(length.min(to_boundary), limit - filled);
+                    buffer[filled..filled + count].fill(0);
                     filled += count;
                 }
                 (Place::Zero, length) => {

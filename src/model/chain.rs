@@ -208,6 +208,32 @@ impl Chains {
         self.in_periods().next_back()
     }
 
+    /// The newest chain of a period, newest first: its restore points of this domain from the
+    /// newest down to the first that depends on no other. If it depends on one of an earlier
+    /// period, the chain goes on there.
+    pub(crate) fn newest_chain<'a>(&'a self, uuid: &str, period: &str) -> Vec<&'a KeptPoint> {
+        let mut chain: Vec<&KeptPoint> = Vec::new();
+        let is_of_period = |kept: &&KeptPoint| kept.point.period == *period && kept.point.uuid == *uuid;
+        for kept in self.points.iter().rev().filter(is_of_period) {
+            chain.push(kept);
+            if kept.point.parent.is_none() {
+                return chain;
+            }
+        }
+        if let Some(parent) = chain.last().and_then(|oldest| oldest.point.parent.as_ref()) {
+            let known = chain.len();
+            chain.extend(self.chain_from(parent).take(self.points.len() - known));
+        }
+        chain
+    }
+
+    /// This restore point and those on which it depends, newest first.
+    pub(crate) fn chain_from<'a>(&'a self, id: &str) -> impl Iterator<Item = &'a KeptPoint> {
+        let parent = |kept: &&'a KeptPoint| self.get(kept.point.parent.as_ref()?);
+        // A circle is damage, and must not be endless.
+        std::iter::successors(self.get(id), parent).take(self.points.len())
+    }
+
     /// The newest restore point, copies included.
     pub fn latest(&self) -> Option<&KeptPoint> {
         self.points.last()
@@ -328,7 +354,7 @@ fn is_parent_of(child: &KeptPoint, kept: &KeptPoint, target: &str) -> Result<(),
     let (of, parent) = (&child.point.id, &kept.point.id);
     let disk = child.point.disk(target);
     if let Some(made_on) = disk.and_then(|disk| disk.parent_manifest.as_ref())
-        && !made_on.eq_ignore_ascii_case(&kept.manifest)
+        && !kept.point.has_or_had_manifest(&kept.manifest, made_on)
     {
         return Err(format!(
             "disk {target} of {of} depends on restore point {parent}, which has been replaced by another one"

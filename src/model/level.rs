@@ -1,10 +1,49 @@
 //! Decides the level of a disk: full, or incremental to which restore point, and why. Pure.
 
 use std::fmt;
+use std::str::FromStr;
 
 use super::chain::{Chains, KeptPoint};
 use super::checkpoint::{Checkpoint, is_unique};
 use super::restore_point::{FileId, Level};
+
+/// When a chain begins with a full restore point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FullRule {
+    /// Each period begins with a full.
+    #[default]
+    Period,
+    /// Only the first restore point is full. Each later one stands on the one before, in whatever
+    /// period that is.
+    Never,
+}
+
+impl FullRule {
+    /// Whether a restore point in `period` may depend on this one.
+    pub(crate) fn allows(self, period: &str, kept: &KeptPoint) -> bool {
+        match self {
+            FullRule::Period => kept.point.period == period,
+            FullRule::Never => !kept.point.is_copy(),
+        }
+    }
+}
+
+/// A text that is no rule for full backups.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected period or never")]
+pub struct UnknownFullRule;
+
+impl FromStr for FullRule {
+    type Err = UnknownFullRule;
+
+    fn from_str(text: &str) -> Result<Self, UnknownFullRule> {
+        match text {
+            "period" => Ok(FullRule::Period),
+            "never" => Ok(FullRule::Never),
+            _ => Err(UnknownFullRule),
+        }
+    }
+}
 
 /// The facts about a disk that decide its level in the next backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,8 +97,6 @@ pub struct Parent {
     pub checkpoint: String,
     /// The disk's size in that restore point, in bytes.
     pub virtual_size: u64,
-    /// File name of its image, relative to the folder of a restore point of the same period.
-    pub backing: String,
 }
 
 /// Why a disk has its level. Manifests and output contain its text.
@@ -71,6 +108,8 @@ pub enum LevelReason {
     StandaloneCopy,
     /// Full: the period holds no restore point yet.
     FirstOfPeriod,
+    /// Full: the domain has no restore point yet.
+    FirstOfDomain,
     /// Full: a comparison has found a write that a bitmap of the disk missed.
     MissedWrite {
         /// The disk's target.
@@ -95,6 +134,7 @@ impl fmt::Display for LevelReason {
             LevelReason::FullOnly(why) => f.write_str(why),
             LevelReason::StandaloneCopy => f.write_str("a standalone copy"),
             LevelReason::FirstOfPeriod => f.write_str("first of the period"),
+            LevelReason::FirstOfDomain => f.write_str("the first restore point"),
             LevelReason::MissedWrite { disk, compared_with } => write!(
                 f,
                 "a comparison with {compared_with} found a write that a bitmap of disk {disk} had missed"
@@ -223,8 +263,8 @@ pub enum UnusableParent {
     },
 }
 
-/// Decides the level of one disk: incremental to the newest usable restore point of the period,
-/// full if there is none.
+/// Decides the level of one disk: incremental to the newest usable restore point that `rule`
+/// allows, full if there is none.
 ///
 /// A restore point is usable if it is whole, and its checkpoint still exists and is sound for this
 /// disk. `uuid` is the domain's, `period` the folder of the new restore point, and `checkpoints`
@@ -232,7 +272,7 @@ pub enum UnusableParent {
 pub(crate) fn decide(
     disk: &DiskNow,
     uuid: &str,
-    period: &str,
+    (period, rule): (&str, FullRule),
     chains: &Chains,
     checkpoints: &[Checkpoint],
 ) -> DiskLevel {
@@ -246,7 +286,7 @@ pub(crate) fn decide(
     }
     let newest_first = chains.points().iter().rev();
     let mut newest_is_unusable = None;
-    for kept in newest_first.filter(|kept| kept.point.period == period) {
+    for kept in newest_first.filter(|kept| rule.allows(period, kept)) {
         if kept.missed_write(&disk.target).is_some() {
             let reason = LevelReason::MissedWrite {
                 disk: disk.target.clone(),
@@ -267,7 +307,11 @@ pub(crate) fn decide(
             }
         }
     }
-    let reason = newest_is_unusable.map_or(LevelReason::FirstOfPeriod, LevelReason::NoParent);
+    let first = match rule {
+        FullRule::Period => LevelReason::FirstOfPeriod,
+        FullRule::Never => LevelReason::FirstOfDomain,
+    };
+    let reason = newest_is_unusable.map_or(first, LevelReason::NoParent);
     level(None, reason)
 }
 
@@ -338,7 +382,6 @@ fn usable_parent(
         id,
         checkpoint,
         virtual_size: before.virtual_size,
-        backing: format!("../{}/{}", point.folder(), before.image),
     })
 }
 

@@ -93,12 +93,41 @@ pub struct RestorePoint {
     /// The domain's disks that it does not hold, with reasons; older manifests do not record them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<LeftOut>,
+    /// What was merged into it since it was committed; `None` if nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merged: Option<Merged>,
+}
+
+/// What was merged into a restore point. Removed restore points on which it depended were merged
+/// into it, so its images now hold what it needs of theirs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Merged {
+    /// Its level when it was committed, which the name of its folder shows. The folder keeps its
+    /// name, because images of children name it.
+    pub committed: Level,
+    /// The digests of its earlier manifests, oldest first. Children refer to the manifest that it
+    /// had when they were made.
+    pub replaces: Vec<String>,
+    /// The restore points that the last merge removed.
+    pub points: Vec<MergedPoint>,
+}
+
+/// A restore point that was merged into another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MergedPoint {
+    /// Its id.
+    pub id: String,
+    /// The digest of its manifest.
+    pub manifest: String,
 }
 
 impl RestorePoint {
     /// The name of its folder within the period's folder.
     pub fn folder(&self) -> String {
-        match self.level {
+        let committed = self.merged.as_ref().map(|merged| merged.committed);
+        match committed.unwrap_or(self.level) {
             Level::Full => format!("{}.full", self.id),
             Level::Incremental => format!("{}.inc", self.id),
         }
@@ -126,6 +155,19 @@ impl RestorePoint {
     /// Whether an image of it holds compressed clusters.
     pub fn is_compressed(&self) -> bool {
         self.disks.iter().any(|disk| disk.compression.is_some())
+    }
+
+    /// How often restore points were merged into it.
+    pub fn merges(&self) -> usize {
+        self.merged.as_ref().map_or(0, |merged| merged.replaces.len())
+    }
+
+    /// Whether it has, or had before a merge, the manifest with this digest. `manifest` is the
+    /// digest of its own.
+    pub fn has_or_had_manifest(&self, manifest: &str, digest: &str) -> bool {
+        let earlier = self.merged.iter().flat_map(|merged| &merged.replaces);
+        let mut all = earlier.map(String::as_str).chain([manifest]);
+        all.any(|known| known.eq_ignore_ascii_case(digest))
     }
 
     /// Whether it lacks a disk that should have been saved.

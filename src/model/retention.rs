@@ -6,8 +6,9 @@
 //! has kept fewer when it reaches the oldest, it keeps the oldest too. `within` keeps everything in
 //! a span before the newest. A restore point stays if any rule keeps it.
 //!
-//! Three additions to restic's rules only keep more: a damaged restore point does not count for a
-//! rule, the newest restore point of every disk stays, and so do the ancestors of kept ones.
+//! Two additions to restic's rules only keep more: a damaged restore point does not count for a
+//! rule, and the newest restore point of every disk stays. A restore point that no rule keeps, but
+//! on which a kept one depends, is merged into that one. Where that cannot be done it stays.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,6 +64,8 @@ pub enum KeepReason {
     Newest,
     /// It is the newest with this disk.
     NewestOfDisk(String),
+    /// It is the newest intact one with this disk.
+    NewestIntactOfDisk(String),
     /// No restore point of its domain may be removed now.
     HeldBack,
 }
@@ -76,6 +79,11 @@ pub enum Decision {
     Needed {
         /// The id of the oldest kept restore point that depends on it.
         by: String,
+    },
+    /// It is removed, and what a kept restore point needs of it is merged into that one.
+    Merge {
+        /// The id of that restore point.
+        into: String,
     },
     /// It is removed.
     Remove,
@@ -99,12 +107,54 @@ pub(crate) fn decide(points: &[Candidate], policy: &Policy, now: &Zoned) -> Vec<
     }
     let kept: Vec<bool> = reasons.iter().map(|reasons| !reasons.is_empty()).collect();
     let needed = needed_by(points, &kept);
+    let merged = merged_into(points, &kept, &needed);
     let decision = |(point, reasons): (&Candidate, Vec<KeepReason>)| match needed.get(&point.id) {
         _ if !reasons.is_empty() => Decision::Keep(reasons),
-        Some(by) => Decision::Needed { by: (*by).to_owned() },
+        Some(by) => match merged.get(point.id.as_str()) {
+            Some(into) => Decision::Merge {
+                into: (*into).to_owned(),
+            },
+            None => Decision::Needed { by: (*by).to_owned() },
+        },
         None => Decision::Remove,
     };
     points.iter().zip(reasons).map(decision).collect()
+}
+
+/// The restore points that can be merged, each with the id of the one into which it goes. Such a
+/// restore point has exactly one child among those that stay or are merged themselves.
+fn merged_into<'a>(
+    points: &'a [Candidate],
+    kept: &[bool],
+    needed: &BTreeMap<String, &str>,
+) -> BTreeMap<&'a str, &'a str> {
+    let mut kept_or_needed: Vec<(&Candidate, bool)> = points
+        .iter()
+        .zip(kept)
+        .map(|(point, is_kept)| (point, *is_kept))
+        .filter(|(point, is_kept)| *is_kept || needed.contains_key(&point.id))
+        .collect();
+    let mut children: BTreeMap<&str, Vec<&Candidate>> = BTreeMap::new();
+    for (child, _) in &kept_or_needed {
+        let parents: BTreeSet<&str> = child.parents.iter().map(String::as_str).collect();
+        for parent in parents {
+            children.entry(parent).or_default().push(child);
+        }
+    }
+    // Newest first: where a child goes is known before its parent.
+    kept_or_needed.sort_by_key(|(point, _)| std::cmp::Reverse(point.sequence));
+    let mut merged: BTreeMap<&str, &str> = BTreeMap::new();
+    for (point, _) in kept_or_needed.iter().filter(|(_, is_kept)| !is_kept) {
+        let [child] = children.get(point.id.as_str()).map_or(&[][..], Vec::as_slice) else {
+            continue;
+        };
+        let is_possible = point.is_intact && child.is_intact && !child.is_copy && child.uuid == point.uuid;
+        if is_possible {
+            let into = merged.get(child.id.as_str()).copied().unwrap_or(&child.id);
+            merged.insert(&point.id, into);
+        }
+    }
+    merged
 }
 
 /// The indexes of the restore points of each domain UUID, newest first, without copies.
@@ -221,7 +271,7 @@ fn keep_what_always_stays(
         let holds = |point: &Candidate| point.disks.contains(disk);
         let intact = newest(&|point| point.is_intact && holds(point));
         keep(newest(&holds), KeepReason::NewestOfDisk(disk.clone()));
-        keep(intact, KeepReason::NewestOfDisk(disk.clone()));
+        keep(intact, KeepReason::NewestIntactOfDisk(disk.clone()));
     }
 }
 

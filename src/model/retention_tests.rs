@@ -301,7 +301,7 @@ fn clock_set_back_keeps_the_newest_by_number() {
 }
 
 #[test]
-fn a_parent_is_needed_by_its_oldest_kept_child() {
+fn a_parent_goes_into_its_only_child() {
     let mut points = points(&[
         "2026-11-01 02:00",
         "2026-11-02 02:00",
@@ -315,19 +315,41 @@ fn a_parent_is_needed_by_its_oldest_kept_child() {
         points[number].parents = vec![(number - 1).to_string()];
     }
     points[2].is_pinned = true;
-    let needed = |by: &str| Decision::Needed { by: by.to_owned() };
+    let into = |id: &str| Decision::Merge { into: id.to_owned() };
     let last = Policy::default().with(Rule::Last, Quota::AtMost(1));
     assert_eq!(
         decided(&points, &last),
         [
-            needed("2"),
-            needed("2"),
+            into("2"),
+            into("2"),
             Decision::Keep(vec![KeepReason::Pinned]),
             Decision::Remove,
-            needed("5"),
+            into("5"),
             Decision::Keep(vec![KeepReason::Rule(Rule::Last)]),
         ]
     );
+}
+
+#[test]
+fn a_parent_that_cannot_be_merged_is_needed() {
+    let times = ["2026-11-01 02:00", "2026-11-02 02:00", "2026-11-03 02:00"];
+    let last = Policy::default().with(Rule::Last, Quota::AtMost(1));
+    let first = |change: &dyn Fn(&mut Vec<Candidate>)| {
+        let mut points = points(&times);
+        points[1].parents = vec!["0".to_owned()];
+        points[2].parents = vec!["1".to_owned()];
+        change(&mut points);
+        decided(&points, &last)[0].clone()
+    };
+    let needed = |by: &str| Decision::Needed { by: by.to_owned() };
+    let into = |id: &str| Decision::Merge { into: id.to_owned() };
+    assert_eq!(first(&|_| {}), into("2"));
+    let of_two = first(&|points| points[2].parents.push("0".to_owned()));
+    assert_eq!(of_two, needed("2"), "two depend on it");
+    assert_eq!(first(&|points| points[0].is_intact = false), needed("2"));
+    // It goes into the damaged one's parent at most, and that stays.
+    assert_eq!(first(&|points| points[1].is_intact = false), needed("2"));
+    assert_eq!(first(&|points| points[1].uuid = "b".to_owned()), needed("1"));
 }
 
 #[test]
@@ -456,6 +478,15 @@ proptest! {
             }
             if point.is_pinned || point.is_copy {
                 prop_assert!(stays(decision));
+            }
+            if let Decision::Merge { into } = decision {
+                let into = points.iter().position(|found| found.id == *into).expect("it is there");
+                let is_there = matches!(decisions[into], Decision::Keep(_) | Decision::Needed { .. });
+                prop_assert!(is_there);
+                let children = points.iter().zip(&decisions).filter(|(child, decision)| {
+                    child.parents.contains(&point.id) && **decision != Decision::Remove
+                });
+                prop_assert_eq!(children.count(), 1, "another one depends on {}", point.id);
             }
         }
         for disk in ["vda", "vdb"] {

@@ -20,6 +20,7 @@ use crate::model::compression::Compression;
 use crate::model::eligibility::Allowed;
 use crate::model::finding::Finding;
 use crate::model::left_out::Exclusion;
+use crate::model::level::FullRule;
 use crate::model::period::{GroupBy, Period};
 use crate::model::restore_point::RestorePoint;
 use crate::model::text::with_sources;
@@ -51,6 +52,8 @@ pub struct Options {
     pub places: PlaceWishes,
     /// How many checkpoints of the newest chain of each current period stay in the domain.
     pub keep_checkpoints: usize,
+    /// Which restore points a new one may depend on.
+    pub full: FullRule,
     /// Whether to delete the previous period if the current one is past its midpoint.
     pub prune: bool,
     /// Which of the domain's restore points stay once the new one exists; `None` keeps all.
@@ -75,6 +78,7 @@ impl Default for Options {
             freeze: Some(Duration::from_secs(10)),
             places: PlaceWishes::default(),
             keep_checkpoints: KEPT_CHECKPOINTS,
+            full: FullRule::default(),
             prune: false,
             keep: None,
             force: false,
@@ -281,6 +285,7 @@ fn reconciled(survey: &Survey, history: &History, context: &Context, options: &O
     let wishes = Wishes {
         period: &Period::containing(options.group_by, context.now.date()).folder(),
         current: &current_periods(context),
+        full: options.full,
         allowed: Allowed {
             raw: options.raw,
             decrypted: options.store_decrypted,

@@ -7,6 +7,7 @@
 use super::journal::JournalEntry;
 use super::monitor::Event;
 use super::reconcile::{self, Repair};
+use super::retention::REMOVAL_WAITS;
 use super::survey::{self, Survey};
 use super::{Cause, Context, Error, Result};
 use crate::host::{Host, HostError};
@@ -45,6 +46,7 @@ pub(super) fn heal(
     let mut findings = Vec::new();
     let mut unfinished = Vec::new();
     let mut missing = Vec::new();
+    let mut waiting: Vec<Leftover> = Vec::new();
     let mut rounds = 0;
     while rounds < ROUNDS {
         let history = locked.history().map_err(|error| Error::of(name, error))?;
@@ -60,7 +62,10 @@ pub(super) fn heal(
                 findings.push(finding.clone());
             }
         }
-        let repairs = repairs(&survey, &history);
+        let mut repairs = repairs(&survey, &history);
+        let waits =
+            |repair: &Repair| matches!(repair, Repair::FinishRemoval(removal) if waiting.contains(removal));
+        repairs.retain(|repair| !waits(repair));
         if repairs.is_empty() {
             return Ok(HealedDomain {
                 survey,
@@ -74,7 +79,7 @@ pub(super) fn heal(
             &survey.domain,
             locked,
             context,
-            &mut missing,
+            (&mut missing, &mut waiting),
         )?);
         // A checkpoint that was not found is not looked for again, so this round does not count:
         // there may be an older one.
@@ -86,13 +91,14 @@ pub(super) fn heal(
 }
 
 /// Carries out the repairs in order. Each unfinished run becomes one finding, which names what was
-/// ended. The names of lost checkpoints whose bitmaps are gone too are added to `missing`.
+/// ended. The names of lost checkpoints whose bitmaps are gone too are added to `missing`, and the
+/// removals that have to wait for readers to `waiting`.
 fn carry_out(
     repairs: &[Repair],
     domain: &Domain,
     locked: &dyn DomainWriter,
     context: &Context,
-    missing: &mut Vec<String>,
+    (missing, waiting): (&mut Vec<String>, &mut Vec<Leftover>),
 ) -> Result<Vec<Finding>> {
     let failed = |error| Error::of(&domain.name, error);
     let mut findings = Vec::new();
@@ -100,7 +106,12 @@ fn carry_out(
     for repair in repairs {
         match repair {
             Repair::FinishRemoval(removal) => {
-                locked.finish_removal(removal).map_err(failed)?;
+                if !locked.finish_removal(removal).map_err(failed)? {
+                    let what = format!("{} is being read, so its removal is finished later", removal.location);
+                    findings.push(Finding::new(REMOVAL_WAITS, what));
+                    waiting.push(removal.clone());
+                    continue;
+                }
                 let what = format!(
                     "finished the interrupted removal of {}",
                     removal.location

@@ -11,7 +11,7 @@ use crate::model::domain::{Disk, Domain};
 use crate::model::eligibility::{self, Allowed, Eligibility};
 use crate::model::finding::Finding;
 use crate::model::left_out::{self, Exclusion, LeftOut};
-use crate::model::level::{DiskLevel, DiskNow, SourceNow, decide};
+use crate::model::level::{DiskLevel, DiskNow, FullRule, SourceNow, decide};
 use crate::model::restore_point::{FileId, Level};
 
 mod lost;
@@ -34,6 +34,8 @@ pub struct Inputs<'a> {
     pub repository: Option<&'a str>,
     /// The folder of the current period.
     pub period: &'a str,
+    /// Which restore points the next one may depend on.
+    pub full: FullRule,
     /// The kinds of disks that the user allows beyond the usual ones.
     pub allowed: Allowed,
     /// The exclusions of the command line.
@@ -163,7 +165,7 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
         let uuid = &inputs.domain.uuid;
         disks.push(PlannedDisk {
             disk: disk.clone(),
-            level: decide(&now, uuid, inputs.period, inputs.chains, &known),
+            level: decide(&now, uuid, (inputs.period, inputs.full), inputs.chains, &known),
             possible_parent: None,
             checkpointed: now.full_only.is_none(),
             source_file: now.sources.first().and_then(|source| source.file),

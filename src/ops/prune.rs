@@ -82,6 +82,11 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     if let Some(pinned) = pinned_in(chains, previous) {
         return Err(format!("restore point {} is pinned", pinned.point.id));
     }
+    if let Some((child, parent)) = dependent_on(chains, previous) {
+        return Err(format!(
+            "restore point {child} depends on its restore point {parent}"
+        ));
+    }
     let Some(before) = newest_of(previous) else {
         return Ok(());
     };
@@ -100,6 +105,22 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
         Some(disk) => Err(format!("disk {} is in no newer restore point", disk.target)),
         None => Ok(()),
     }
+}
+
+/// A restore point outside a period that depends on one of the period, and that one.
+fn dependent_on<'a>(chains: &'a Chains, period: &str) -> Option<(&'a str, &'a str)> {
+    let others = chains.points().iter().filter(|kept| kept.point.period != period);
+    let parents = others.flat_map(|kept| {
+        kept.point
+            .disks
+            .iter()
+            .filter_map(move |disk| Some((kept.point.id.as_str(), disk.parent.as_ref()?)))
+    });
+    let mut of_period = parents.filter_map(|(child, parent)| {
+        let parent = chains.get(parent)?;
+        (parent.point.period == period).then_some((child, parent.point.id.as_str()))
+    });
+    of_period.next()
 }
 
 /// The finding that the previous period stays because one of its restore points is pinned, although

@@ -10,10 +10,11 @@ use super::journal::JournalEntry;
 use super::plan::{self, BackupPlan};
 use super::survey::Survey;
 use crate::host::{ActiveJob, Places};
-use crate::model::chain::{Chains, KeptPoint};
+use crate::model::chain::Chains;
 use crate::model::checkpoint::{Checkpoint, REMOVAL_MARK, is_own, is_unique};
 use crate::model::eligibility::Allowed;
 use crate::model::left_out::Exclusion;
+use crate::model::level::FullRule;
 use crate::model::restore_point::Level;
 use crate::repo::Leftover;
 
@@ -24,6 +25,8 @@ pub struct Wishes<'a> {
     pub period: &'a str,
     /// The folders of the current periods, one per grouping.
     pub current: &'a [String],
+    /// Which restore points the next one may depend on.
+    pub full: FullRule,
     /// The kinds of disks that the user allows beyond the usual ones.
     pub allowed: Allowed,
     /// The exclusions of the command line.
@@ -128,6 +131,7 @@ pub fn reconcile(survey: &Survey, chains: &Chains, wishes: &Wishes<'_>) -> Recon
         missing: &survey.missing,
         repository: survey.repository.as_deref(),
         period: wishes.period,
+        full: wishes.full,
         allowed: wishes.allowed,
         exclude: wishes.exclude,
     });
@@ -218,9 +222,10 @@ fn retired(
         period: &backup.period,
         // If the level is uncertain, only what is superseded in both cases goes.
         is_full: backup.announced_level() == Some(Level::Full),
+        parents: parents(backup),
     };
     let keep = wishes.keep_checkpoints;
-    let superseded = superseded(chains, uuid, checkpoints, wishes.current, keep, Some(next));
+    let superseded = superseded(chains, uuid, checkpoints, wishes.current, keep, Some(&next));
     let orphans = orphans(survey, chains, checkpoints);
     let checkpoints = superseded.into_iter().map(Retired::Checkpoint);
     checkpoints
@@ -253,44 +258,66 @@ fn orphans(survey: &Survey, chains: &Chains, checkpoints: &[Checkpoint]) -> Vec<
 }
 
 /// A restore point that does not exist yet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Next<'a> {
     /// The folder of its period.
     pub period: &'a str,
     /// Whether it begins a new chain.
     pub is_full: bool,
+    /// The ids of the restore points on which it depends, as far as they are known.
+    pub parents: Vec<String>,
+}
+
+/// The ids of the restore points on which a planned one depends.
+fn parents(backup: &BackupPlan) -> Vec<String> {
+    let parents = backup.disks.iter().filter_map(|disk| disk.level.parent.as_ref());
+    parents.map(|parent| parent.id.clone()).collect()
 }
 
 /// Returns the checkpoints that are superseded, or will be once `next` exists.
 ///
 /// These are checkpoints that restore points of this repository recorded, except the newest `keep`
-/// of the newest chain of each period in `current` (the folders of the current periods).
-/// Checkpoints that no restore point here recorded are not touched.
+/// of the newest chain of each period in `current` (the folders of the current periods), and that
+/// of the newest restore point. Checkpoints that no restore point here recorded are not touched.
 pub(crate) fn superseded(
     chains: &Chains,
     uuid: &str,
     checkpoints: &[Checkpoint],
     current: &[String],
     keep: usize,
-    next: Option<Next<'_>>,
+    next: Option<&Next<'_>>,
 ) -> Vec<String> {
     let mut wanted = Vec::new();
     for period in current {
         let mut left = keep.max(1);
+        let mut chain = chains.newest_chain(uuid, period);
         if let Some(next) = next.filter(|next| next.period == period) {
             left = if next.is_full { 0 } else { left - 1 };
-        }
-        let of_period = |kept: &&KeptPoint| kept.point.uuid == uuid && kept.point.period == *period;
-        for kept in chains.points().iter().rev().filter(of_period) {
-            if left == 0 {
-                break;
-            }
-            wanted.extend(&kept.point.checkpoint);
-            left -= 1;
-            if kept.point.level == Level::Full {
-                break;
+            if chain.is_empty() {
+                let newest = next.parents.iter().filter_map(|parent| chains.get(parent));
+                let newest = newest.max_by_key(|kept| kept.point.sequence);
+                chain.extend(
+                    newest
+                        .into_iter()
+                        .flat_map(|newest| chains.chain_from(&newest.point.id)),
+                );
             }
         }
+        wanted.extend(
+            chain
+                .into_iter()
+                .take(left)
+                .filter_map(|kept| kept.point.checkpoint.as_ref()),
+        );
+    }
+    if next.is_none() {
+        // The next backup may depend on it, whatever its period.
+        let mut of_domain = chains.in_periods().rev().filter(|kept| kept.point.uuid == uuid);
+        wanted.extend(
+            of_domain
+                .next()
+                .and_then(|newest| newest.point.checkpoint.as_ref()),
+        );
     }
     let recorded_here: Vec<_> = chains.recorded_checkpoints(uuid).collect();
     checkpoints

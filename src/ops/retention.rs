@@ -1,7 +1,8 @@
 //! Removes the restore points that a policy does not keep.
 //!
 //! The plan is data: a decision about each restore point. Nothing is removed unless the newest
-//! restore point can be restored, and no restore point on which a kept one depends.
+//! restore point can be restored. What a kept restore point needs of a removed one is merged into
+//! it.
 
 use jiff::Zoned;
 
@@ -11,7 +12,7 @@ use super::monitor::{self, Event, Monitor};
 use super::{Cause, Error, Result};
 use crate::model::finding::Finding;
 use crate::model::stop::Stop;
-use crate::repo::{DomainRepository, DomainWriter, History, RepoError, Repository};
+use crate::repo::{DomainRepository, DomainWriter, History, Merge, Merged, RepoError, Repository};
 
 mod after_backup;
 mod plan;
@@ -20,7 +21,7 @@ pub use crate::model::retention::{Decision, KeepReason, Policy, PolicyError, Quo
 pub use after_backup::{RetentionOutcome, RetentionPreview};
 pub(super) use after_backup::{after_backup, preview_after};
 use plan::{NextPoint, plan, plan_after};
-pub use plan::{Obstacle, PlannedPoint, RetentionPlan};
+pub use plan::{Obstacle, PlannedMerge, PlannedPoint, RetentionPlan};
 
 /// The removed restore points, and the error that ended the removal early.
 #[derive(Debug, Default)]
@@ -29,31 +30,85 @@ pub struct Removed {
     pub ids: Vec<String>,
     /// The reason why the rest of the plan was not carried out.
     pub failure: Option<Error>,
+    /// The ids of restore points whose files are still there because somebody reads them. Those
+    /// that are not removed either are merged by a later prune.
+    pub waiting: Vec<String>,
 }
 
-/// Carries out a plan, with the lock and the history with which it was made.
-pub(super) fn carry_out(
-    domain: &str,
-    locked: &dyn DomainWriter,
-    history: &History,
-    plan: &RetentionPlan,
-    now: &Zoned,
-    stop: &Stop,
-) -> Removed {
-    let mut removed = Removed::default();
-    for planned in plan.removals() {
-        if let Some(reason) = stop.reason() {
-            removed.failure = Some(Error::of(domain, Cause::Stopped(reason)));
-            break;
+/// What carrying out a plan needs besides the plan.
+pub(super) struct RetentionMeans<'a> {
+    /// The domain's name.
+    pub domain: &'a str,
+    /// The right to write.
+    pub locked: &'a dyn DomainWriter,
+    /// The current time.
+    pub now: &'a Zoned,
+    /// Receives progress.
+    pub monitor: &'a dyn Monitor,
+    /// A request to stop. A merge that was not committed yet is taken back.
+    pub stop: &'a Stop,
+}
+
+impl RetentionMeans<'_> {
+    /// Carries out a plan that was made with this history, under the same lock.
+    pub(super) fn carry_out(&self, history: &History, plan: &RetentionPlan) -> Removed {
+        let mut removed = Removed::default();
+        if let Err(failure) = self.remove(history, plan, &mut removed) {
+            removed.failure = Some(failure);
         }
-        let id = &planned.point.id;
-        if let Err(error) = locked.remove_point(history, id, now.timestamp()) {
-            removed.failure = Some(Error::of(domain, error));
-            break;
-        }
-        removed.ids.push(id.clone());
+        removed
     }
-    removed
+
+    fn remove(&self, history: &History, plan: &RetentionPlan, removed: &mut Removed) -> Result<()> {
+        for planned in plan.removals() {
+            self.check_stop()?;
+            let id = &planned.point.id;
+            let gone = self.locked.remove_point(history, id, self.now.timestamp());
+            gone.map_err(|error| Error::of(self.domain, error))?;
+            removed.ids.push(id.clone());
+        }
+        for planned in plan.merges() {
+            self.check_stop()?;
+            match self.merge(&planned)? {
+                Merged::Completely => removed.ids.extend(planned.run),
+                Merged::ExceptFiles => {
+                    removed.waiting.extend(planned.run.iter().cloned());
+                    removed.ids.extend(planned.run);
+                }
+                Merged::NotYet => removed.waiting.extend(planned.run),
+            }
+        }
+        Ok(())
+    }
+
+    fn merge(&self, planned: &PlannedMerge) -> Result<Merged> {
+        let failed = |error: RepoError| Error::of(self.domain, error);
+        let what = format!("merging {} into {}", planned.run.join(", "), planned.into);
+        self.monitor.event(Event::Step {
+            domain: self.domain,
+            what: &what,
+        });
+        // Each merge changes what the next one reads.
+        let history = self.locked.history().map_err(failed)?;
+        let merge = Merge {
+            run: &planned.run,
+            into: &planned.into,
+            now: self.now.timestamp(),
+            stop: self.stop,
+        };
+        let merged = self.locked.merge_points(&history, &merge);
+        merged.map_err(|error| match self.stop.reason() {
+            Some(reason) => Error::of(self.domain, Cause::Stopped(reason)),
+            None => failed(error),
+        })
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        match self.stop.reason() {
+            Some(reason) => Err(Error::of(self.domain, Cause::Stopped(reason))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The context of a prune by policy.
@@ -116,13 +171,22 @@ pub fn prune(domain: &str, means: &Means<'_>, options: &Options) -> Result<Outco
         let locked = lock::lock(repository.as_ref(), options.wait, monitor, means.stop)?;
         let mut findings = Vec::new();
         for removal in repository.interrupted_removals().map_err(failed)? {
-            locked.finish_removal(&removal).map_err(failed)?;
-            findings.push(finished(domain, &removal.location, monitor));
+            if locked.finish_removal(&removal).map_err(failed)? {
+                findings.push(finished(domain, &removal.location, monitor));
+            }
         }
         let history = locked.history().map_err(failed)?;
         let plan = plan(&history, &options.policy, &means.now);
         findings.extend(report(domain, &history, &plan, monitor));
-        let removed = carry_out(domain, locked.as_ref(), &history, &plan, &means.now, means.stop);
+        let retention = RetentionMeans {
+            domain,
+            locked: locked.as_ref(),
+            now: &means.now,
+            monitor,
+            stop: means.stop,
+        };
+        let removed = retention.carry_out(&history, &plan);
+        findings.extend(waiting(domain, &removed, monitor));
         // Records of removed restore points are useless but harmless, so a failure does not matter.
         let _ = repository.forget_removed();
         Ok(Outcome {
@@ -165,6 +229,9 @@ fn open(domain: &str, means: &Means<'_>, options: &Options) -> Result<Box<dyn Do
     }
 }
 
+/// The code of the finding that a removal waits until nobody reads the files.
+pub(super) const REMOVAL_WAITS: &str = "removal-waits";
+
 /// The message for an empty policy.
 pub(crate) const EMPTY_POLICY: &str = "the policy keeps nothing: give at least one --keep-… above 0";
 
@@ -173,6 +240,19 @@ fn finished(domain: &str, location: &str, monitor: &dyn Monitor) -> Finding {
     let finding = Finding::new("removal-finished", what);
     notify(domain, &finding, monitor);
     finding
+}
+
+/// Reports that files of removed restore points stay for the moment.
+fn waiting(domain: &str, removed: &Removed, monitor: &dyn Monitor) -> Option<Finding> {
+    let ids = removed.waiting.join(", ");
+    let what =
+        format!("files of {ids} are being read and stay for now: the next prune or backup removes them");
+    let finding = Finding::new(REMOVAL_WAITS, what);
+    let is_one = !removed.waiting.is_empty();
+    is_one.then(|| {
+        notify(domain, &finding, monitor);
+        finding
+    })
 }
 
 /// Reports findings about a pruned domain: problems with its folder, and the reasons why nothing is

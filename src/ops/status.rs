@@ -20,6 +20,7 @@ use crate::model::domain::{Domain, DomainState};
 use crate::model::eligibility::{self, Allowed, Eligibility};
 use crate::model::finding::Finding;
 use crate::model::left_out::{self, Exclusion, Exclusions, Kind, LeftOut};
+use crate::model::level::FullRule;
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
 use crate::model::text::{shown, with_sources};
@@ -146,6 +147,8 @@ pub struct Subject<'a> {
     pub repo: Option<&'a dyn Repository>,
     /// The grouping whose current period is examined.
     pub group_by: GroupBy,
+    /// Which restore points the next one may depend on.
+    pub full: FullRule,
     /// The current day, in the local time zone.
     pub today: Date,
     /// Whether backups may hold the plain text of encrypted disks.
@@ -411,6 +414,7 @@ fn next_backup(
     let wishes = Wishes {
         period: &Period::containing(subject.group_by, subject.today).folder(),
         current: &current_periods(subject),
+        full: subject.full,
         allowed: allowed(subject),
         exclude: excluded_of(subject, &domain.name),
         keep_checkpoints: KEPT_CHECKPOINTS,

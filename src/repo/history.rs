@@ -26,7 +26,12 @@ pub struct History {
     pub findings: Vec<Finding>,
     /// The leftovers of unfinished runs.
     pub leftovers: Vec<Leftover>,
+    /// Keeps the files in place that this history names.
+    pub(crate) _guard: Option<Box<dyn Guard>>,
 }
+
+/// Something that keeps files in place until it is dropped.
+pub(crate) trait Guard: std::fmt::Debug + Send + Sync {}
 
 impl History {
     /// The manifest and location of a restore point.

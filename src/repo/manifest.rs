@@ -16,7 +16,8 @@ use crate::model::text::shown;
 /// newer ones.
 pub(crate) const FORMAT: u32 = 2;
 
-/// The version of a manifest whose images have no compressed clusters. Every vmsnap reads it.
+/// The version of a manifest whose images have no compressed clusters, and into whose restore point
+/// nothing was merged. Every vmsnap reads it.
 const PLAIN_FORMAT: u32 = 1;
 
 /// The largest manifest that is read, in bytes.
@@ -217,6 +218,23 @@ impl Manifest {
                 ));
             }
         }
+        if let Some(merged) = &point.merged {
+            let digests = merged.points.iter().map(|merged| &merged.manifest);
+            if !merged
+                .replaces
+                .iter()
+                .chain(digests)
+                .all(|digest| is_digest(digest))
+            {
+                return Err("invalid digest of a merged restore point".to_owned());
+            }
+            names.extend(
+                merged
+                    .points
+                    .iter()
+                    .map(|merged| ("merged restore point", &merged.id)),
+            );
+        }
         for file in self.files.iter().chain(&self.checkpoint_file) {
             names.push(("file", &file.name));
             if !is_digest(&file.blake3) {
@@ -229,6 +247,15 @@ impl Manifest {
         }
     }
 
+    /// The manifest of the same restore point after a merge: with this description and these
+    /// entries for the images that were replaced.
+    pub(crate) fn after_merge(&self, point: RestorePoint, images: &[FileEntry]) -> Manifest {
+        let replaced = |file: &FileEntry| images.iter().find(|image| image.name == file.name);
+        let files = self.files.iter();
+        let files = files.map(|file| replaced(file).unwrap_or(file).clone());
+        Manifest::new(&self.host, point, files.collect(), self.checkpoint_file.clone())
+    }
+
     /// The entry of a file of this restore point.
     pub fn file(&self, name: &str) -> Option<&FileEntry> {
         self.files.iter().find(|file| file.name == name)
@@ -236,9 +263,9 @@ impl Manifest {
 }
 
 /// The format of a manifest of this restore point: an older vmsnap must not take compressed images
-/// for damaged ones.
+/// for damaged ones, nor a merged restore point for a misplaced one.
 fn format_of(point: &RestorePoint) -> u32 {
-    match point.is_compressed() {
+    match point.is_compressed() || point.merged.is_some() {
         true => FORMAT,
         false => PLAIN_FORMAT,
     }
@@ -287,6 +314,7 @@ mod tests {
             }],
             findings: vec![],
             left_out: vec![],
+            merged: None,
         };
         let files = [("vda.qcow2", 327_680), ("domain.xml", 1000)].map(|(name, size)| FileEntry {
             name: name.into(),

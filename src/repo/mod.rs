@@ -10,6 +10,7 @@
 //! * `history`: the content of a repository for one domain, and its problems.
 //! * `identity`: the repository's own id.
 //! * `manifest`: the commit record.
+//! * `merge`: the plan of a merge of restore points.
 //! * `proof`: the records of verifications and comparisons.
 //! * `seal`: texts that carry their own digest.
 //! * `error`: the errors of a repository.
@@ -33,6 +34,7 @@ pub mod folder;
 pub mod history;
 mod identity;
 pub mod manifest;
+pub(crate) mod merge;
 pub mod proof;
 mod seal;
 
@@ -44,6 +46,7 @@ pub use folder::FolderRepository;
 pub use history::{History, Kept, Leftover, Note};
 pub use identity::Identity;
 pub use manifest::{FileEntry, Manifest, PieceEntry};
+pub use merge::{Merge, Merged};
 pub use proof::{DamageNote, MissedWriteRecord, Proof};
 
 /// A place that keeps restore points of domains.
@@ -101,7 +104,8 @@ pub trait DomainRepository: Send + Sync {
     /// the same second.
     fn copy_period(&self, time: Timestamp) -> Result<String>;
 
-    /// Periods and restore points whose removal was started but not finished.
+    /// Periods and restore points whose removal was started but not finished, and restore points
+    /// into which others were not completely merged.
     fn interrupted_removals(&self) -> Result<Vec<Leftover>>;
 
     /// Whether a leftover of an unfinished run still exists.
@@ -227,6 +231,14 @@ pub trait DomainWriter: Send {
     /// [`RepoError::Needed`] if a child exists; others if it was not removed, or only in part.
     fn remove_point(&self, history: &History, id: &str, now: Timestamp) -> Result<()>;
 
+    /// Removes restore points of this history, and merges what another one needs of them into it.
+    /// They are removed completely or not at all, and their removal is recorded.
+    ///
+    /// # Errors
+    /// [`RepoError::Needed`] if yet another restore point depends on them, [`RepoError::NotWhole`]
+    /// if a chain has a fault; others if they were not merged.
+    fn merge_points(&self, history: &History, merge: &Merge<'_>) -> Result<Merged>;
+
     /// Pins a restore point of this history, and replaces an existing pin.
     ///
     /// # Errors
@@ -237,9 +249,10 @@ pub trait DomainWriter: Send {
     /// unreadable pin too.
     fn unpin(&self, kept: &Kept) -> Result<bool>;
 
-    /// Finishes a removal that an earlier run started: one of
-    /// [`DomainRepository::interrupted_removals`].
-    fn finish_removal(&self, removal: &Leftover) -> Result<()>;
+    /// Finishes a removal or merge that an earlier run started: one of
+    /// [`DomainRepository::interrupted_removals`]. Returns false if that has to wait until nobody
+    /// reads what is removed.
+    fn finish_removal(&self, removal: &Leftover) -> Result<bool>;
 
     /// Removes a leftover of an unfinished run: one of [`History::leftovers`].
     fn remove_leftover(&self, leftover: &Leftover) -> Result<()>;

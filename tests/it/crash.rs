@@ -3,6 +3,7 @@
 
 mod backup;
 mod compare;
+mod merge;
 mod power;
 mod prune;
 mod restore;

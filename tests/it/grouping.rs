@@ -163,6 +163,7 @@ fn a_copy_has_none() {
 fn stands(lab: &Lab, group_by: GroupBy) -> DomainStatus {
     let subject = Subject {
         group_by,
+        full: vmsnap::model::level::FullRule::Period,
         ..lab.subject()
     };
     status("vm1", &subject).expect("a status")

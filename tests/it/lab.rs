@@ -199,6 +199,7 @@ impl Lab {
             host: &self.host,
             repo: Some(self.repo.as_ref()),
             group_by: GroupBy::Month,
+            full: vmsnap::model::level::FullRule::Period,
             today: self.now.date(),
             store_decrypted: false,
             exclude: &NOTHING_EXCLUDED,

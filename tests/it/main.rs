@@ -14,6 +14,7 @@ mod encrypted;
 mod environment;
 #[cfg(feature = "libvirt")]
 mod first_minutes;
+mod forever;
 mod forged;
 mod golden;
 mod gone;

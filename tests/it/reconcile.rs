@@ -7,6 +7,7 @@ use vmsnap::host::{ActiveJob, Host, Places};
 use vmsnap::model::checkpoint::{Checkpoint, REMOVAL_MARK};
 use vmsnap::model::domain::DomainState;
 use vmsnap::model::eligibility::Allowed;
+use vmsnap::model::level::FullRule;
 use vmsnap::model::restore_point::{FileId, Level};
 use vmsnap::ops::journal::JournalEntry;
 use vmsnap::ops::reconcile::{Reconciliation, Repair, Retired, Wishes, reconcile};
@@ -41,6 +42,7 @@ fn planned(lab: &Lab, survey: &Survey) -> Reconciliation {
     let wishes = Wishes {
         period: PERIOD,
         current: &[PERIOD.to_owned()],
+        full: FullRule::Period,
         allowed: Allowed::default(),
         exclude: &[],
         keep_checkpoints: 32,

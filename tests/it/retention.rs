@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use vmsnap::host::Host;
+use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{self, Options as BackupOptions};
 use vmsnap::ops::each::Judged;
 use vmsnap::ops::retention::{
@@ -110,25 +111,62 @@ fn a_chain_that_nothing_needs_goes_with_its_period() {
 }
 
 #[test]
-fn only_the_end_of_a_chain_that_nothing_needs_goes() {
+fn parents_go_into_the_kept_point() {
     let (lab, moments) = lab();
-    // The newest of October stays for its month, so its parents do.
+    // The newest of each month stays, and its parents are merged into it.
     let monthly = Policy::default().with(Rule::Monthly, Quota::AtMost(2));
+    let plan = planned(&lab, monthly).plan;
     let outcome = pruned(&lab, monthly).expect("pruned");
-    assert_eq!(removed(&outcome), [""; 0]);
-    let needed = |by: usize| Decision::Needed {
-        by: moments[by].0.clone(),
+    let into = |number: usize| Decision::Merge {
+        into: moments[number].0.clone(),
     };
     let decisions: Vec<&Decision> = outcome.plan.points.iter().map(|point| &point.decision).collect();
-    assert_eq!(decisions[..2], [&needed(2), &needed(2)]);
-    assert_eq!(decisions[3..5], [&needed(5), &needed(5)]);
-    // Without it the end of the chain can go.
+    assert_eq!(decisions[..2], [&into(2), &into(2)]);
+    assert_eq!(decisions[3..5], [&into(5), &into(5)]);
+    assert_eq!(plan, outcome.plan, "a dry run shows what is done");
+    assert_eq!(removed(&outcome).len(), 4);
+    assert!(outcome.faults().is_empty() && outcome.findings.is_empty());
+    assert_eq!(there(&lab, &moments), [2, 5]);
+    let history = lab.history("vm1");
+    for kept in &history.kept {
+        assert_eq!(kept.manifest.point.level, Level::Full);
+        let folder = kept.dir();
+        assert!(folder.to_string_lossy().ends_with(".inc"), "it keeps its folder");
+    }
+    let left = of_vm1(&lab);
+    let points = left.iter().filter(|path| path.ends_with("manifest.json"));
+    assert_eq!(points.count(), 2, "{left:#?}");
+    assert!(left.iter().all(|path| !path.contains("merg")), "{left:#?}");
+    assert_eq!(removed(&pruned(&lab, monthly).expect("pruned")), [""; 0]);
+}
+
+#[test]
+fn backups_go_on_after_a_merge() {
+    let (mut lab, mut moments) = lab();
+    assert_eq!(removed(&pruned(&lab, last(2)).expect("pruned")).len(), 4);
+    for byte in [77, 78] {
+        lab.host
+            .disk("vm1", "vda", |disk| disk.write(CLUSTER, &[byte; 5000]));
+        let outcome = lab.backup("vm1").expect("an increment");
+        assert_eq!(outcome.point.level, Level::Incremental);
+        moments.push((outcome.point.id, lab.disk("vm1", "vda")));
+    }
+    assert_eq!(there(&lab, &moments), [4, 5, 6, 7]);
+    assert!(lab.status("vm1").is_consistent());
+    // Children of a merged restore point refer to the manifest it had.
+    assert_eq!(removed(&pruned(&lab, last(3)).expect("pruned")).len(), 1);
+    assert_eq!(there(&lab, &moments), [5, 6, 7]);
+}
+
+#[test]
+fn only_the_end_of_a_chain_that_nothing_needs_goes() {
+    let (lab, moments) = lab();
     let within = "60d".parse().expect("a duration");
     let all = Policy::default().with_within(Some(within));
     assert_eq!(removed(&pruned(&lab, all).expect("pruned")), [""; 0]);
     let pin = |id: &str| crate::pins::pin(&lab, id, "").expect("pinned");
     pin(&moments[0].0);
-    let outcome = pruned(&lab, last(1)).expect("pruned");
+    let outcome = pruned(&lab, last(3)).expect("pruned");
     assert_eq!(removed(&outcome), [moments[2].0.clone(), moments[1].0.clone()]);
     assert_eq!(there(&lab, &moments), [0, 3, 4, 5]);
     let checkpoints: Vec<String> = of_vm1(&lab)
@@ -202,8 +240,9 @@ fn nothing_goes_when_the_newest_is_partial() {
     lab.host.change("vm1", |domain| domain.disks.truncate(1));
     lab.backup("vm1").expect("a complete backup");
     let outcome = pruned(&lab, last(1)).expect("pruned");
-    assert_eq!(removed(&outcome).len(), 3);
-    assert_eq!(there(&lab, &moments), [3, 4, 5]);
+    assert_eq!(removed(&outcome).len(), 7);
+    assert!(there(&lab, &moments).is_empty());
+    assert_eq!(lab.history("vm1").kept.len(), 1);
 }
 
 #[test]
@@ -277,12 +316,12 @@ fn a_domain_made_anew_is_judged_by_itself() {
     });
     lab.at("2026-12-01T02:00:00+01:00[Europe/Berlin]");
     lab.backup("vm1").expect("a full of the new one");
-    // The newest of the old one stays, and what it stands on.
+    // The newest of the old one stays.
     let outcome = pruned(&lab, last(1)).expect("pruned");
-    assert_eq!(removed(&outcome).len(), 3);
-    assert_eq!(there(&lab, &moments), [3, 4, 5]);
+    assert_eq!(removed(&outcome).len(), 5);
+    assert_eq!(there(&lab, &moments), [5]);
     // A damaged old one holds back its own only.
-    let newest = lab.history("vm1").kept[2].dir();
+    let newest = lab.history("vm1").kept[0].dir();
     fs::remove_file(newest.join("vda.qcow2")).expect("removed");
     let outcome = pruned(&lab, last(1)).expect("pruned");
     assert!(outcome.plan.obstacle.is_none() && outcome.faults().is_empty());

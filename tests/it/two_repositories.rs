@@ -74,6 +74,7 @@ impl Two {
         let subject = Subject {
             repo: Some(self.repo(which)),
             group_by,
+            full: vmsnap::model::level::FullRule::Period,
             ..self.lab.subject()
         };
         status("vm1", &subject).expect("a status")

@@ -150,7 +150,9 @@ impl Repo {
         for name in [
             "VMSNAP_CONNECT",
             "VMSNAP_REPOSITORY",
+            "VMSNAP_COMPRESS",
             "VMSNAP_EXCLUDE_DISK",
+            "VMSNAP_FULL",
             "VMSNAP_STORE_DECRYPTED",
             "LIBVIRT_DEFAULT_URI",
         ] {

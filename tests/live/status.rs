@@ -33,6 +33,7 @@ fn ask(domain: &TestDomain, repo: &FolderRepository) -> DomainStatus {
         host: &Lab::get().host,
         repo: Some(repo),
         group_by: GroupBy::Month,
+        full: vmsnap::model::level::FullRule::Period,
         today: now().date(),
     };
     status(&domain.name, &subject).expect("a status")

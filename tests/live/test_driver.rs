@@ -127,7 +127,9 @@ impl Node {
         program.env("VMSNAP_CONNECT", uri);
         for name in [
             "VMSNAP_REPOSITORY",
+            "VMSNAP_COMPRESS",
             "VMSNAP_EXCLUDE_DISK",
+            "VMSNAP_FULL",
             "VMSNAP_STORE_DECRYPTED",
         ] {
             program.env_remove(name);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::model::compression::Compression;
+use crate::model::level::FullRule;
 
 use super::keep::KeepArgs;
 use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, flag_of_env, path_or_empty};
@@ -43,6 +44,17 @@ pub struct BackupArgs {
         default_value = "month"
     )]
     pub group_by: String,
+
+    /// When a chain begins with a full: with each period, or never. With never, each restore point
+    /// stands on the one before, and --keep-… merges what it removes
+    #[arg(
+        help_heading = "What to save",
+        long,
+        value_name = "RULE",
+        env = "VMSNAP_FULL",
+        default_value = "period"
+    )]
+    pub full: FullRule,
 
     /// Save raw disks too, always in full
     #[arg(help_heading = "What to save", long)]

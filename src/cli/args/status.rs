@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::model::level::FullRule;
+
 use super::shared::{ConnectArgs, DomainArgs, flag_of_env, path_or_empty};
 
 /// Arguments of `vmsnap status`.
@@ -31,6 +33,10 @@ pub struct StatusArgs {
     /// Grouping whose current period is examined: month, quarter, bi-annual, year
     #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]
     pub group_by: String,
+
+    /// Assume that backups use this rule for fulls (as in vmsnap backup): period, never
+    #[arg(long, value_name = "RULE", env = "VMSNAP_FULL", default_value = "period")]
+    pub full: FullRule,
 
     /// Assume that backups leave out this disk (as in vmsnap backup)
     #[arg(long, value_name = "DISK", env = "VMSNAP_EXCLUDE_DISK")]

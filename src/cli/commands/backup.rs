@@ -44,6 +44,7 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
         force: args.force,
         copy: args.copy,
         compression: args.compress,
+        full: args.full,
         wait: args.wait.time(),
     };
     if let Some(what) = options.contradiction() {

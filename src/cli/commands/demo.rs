@@ -88,6 +88,7 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
         host: embed.host(),
         repo: Some(repo.as_ref()),
         group_by: GroupBy::Month,
+        full: crate::model::level::FullRule::Period,
         today: now().date(),
     };
     let status = ops::status::status(DOMAIN, &subject)?;

@@ -53,6 +53,7 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
         host: host.as_ref(),
         repo: repo.as_deref(),
         group_by,
+        full: args.full,
         today: now().date(),
     };
     let results = statuses(&selection.domains, &subject, stop);

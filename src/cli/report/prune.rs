@@ -22,21 +22,28 @@ pub(crate) fn lines(turn: &Turn<Outcome>) -> String {
     let plan = &outcome.plan;
     let mut text = match &outcome.removed {
         None => {
-            let count = plan.removals().count();
-            let what = of_all("would remove", count, plan);
-            line(&format!("{domain}: {what}{}", freed(plan.freed(), "and free")))
+            let merged = merged_of(plan, None);
+            let what = of_all("would remove", plan.removals().count() + merged, plan);
+            let merging = match merged {
+                0 => String::new(),
+                merged => {
+                    let bytes = pretty::bytes(plan.merge_bytes());
+                    format!(", {merged} of them by merging (writes at most {bytes})")
+                }
+            };
+            line(&format!(
+                "{domain}: {what}{}{merging}",
+                freed(plan.freed(), "and free")
+            ))
         }
-        Some(removed) => {
-            let what = of_all("removed", removed.ids.len(), plan);
-            let bytes = bytes_of(plan, &removed.ids);
-            line(&format!("{domain}: {what}{}", freed(bytes, "and freed")))
-        }
+        Some(removed) => line(&format!("{domain}: {}", removed_line(plan, &removed.ids))),
     };
     match &outcome.removed {
         None => text.push_str(&decisions(plan)),
         Some(removed) => {
             for id in &removed.ids {
-                push_line(&mut text, &format!("  removed {id}"));
+                let how = merged_into(plan, id).map_or(String::new(), |into| format!(", merged into {into}"));
+                push_line(&mut text, &format!("  removed {id}{how}"));
             }
         }
     }
@@ -45,10 +52,40 @@ pub(crate) fn lines(turn: &Turn<Outcome>) -> String {
         push_line(&mut text, &what);
     }
     if let Some(writer) = &outcome.writer {
-        let what = format!("  refused while another run ({writer}) is working on this domain");
+        let what = format!(
+            "  a prune now would be refused, or wait (--wait): another run ({writer}) is working on this domain"
+        );
         push_line(&mut text, &what);
     }
     text
+}
+
+/// What was removed, in words.
+fn removed_line(plan: &RetentionPlan, ids: &[String]) -> String {
+    let what = of_all("removed", ids.len(), plan);
+    let freed = freed(bytes_of(plan, ids), "and freed");
+    let merged = match merged_of(plan, Some(ids)) {
+        0 => String::new(),
+        merged => format!(", {merged} of them by merging"),
+    };
+    format!("{what}{freed}{merged}")
+}
+
+/// The restore point into which the plan merges this one.
+fn merged_into<'a>(plan: &'a RetentionPlan, id: &str) -> Option<&'a str> {
+    let planned = plan.points.iter().find(|planned| planned.point.id == id)?;
+    match &planned.decision {
+        Decision::Merge { into } => Some(into),
+        _ => None,
+    }
+}
+
+/// How many restore points the plan merges; with `ids`, only of these.
+fn merged_of(plan: &RetentionPlan, ids: Option<&[String]>) -> usize {
+    let counts = |id: &String| ids.is_none_or(|ids| ids.contains(id));
+    let points = plan.points.iter();
+    let merged = points.filter(|planned| matches!(planned.decision, Decision::Merge { .. }));
+    merged.filter(|planned| counts(&planned.point.id)).count()
 }
 
 /// The number of restore points out of all, in words.
@@ -68,11 +105,9 @@ fn freed(bytes: u64, verb: &str) -> String {
     }
 }
 
+/// The size of the files of removed restore points. What a merge frees is not known.
 fn bytes_of(plan: &RetentionPlan, ids: &[String]) -> u64 {
-    let removed = plan
-        .points
-        .iter()
-        .filter(|planned| ids.contains(&planned.point.id));
+    let removed = plan.removals().filter(|planned| ids.contains(&planned.point.id));
     removed.map(|planned| planned.size).sum()
 }
 
@@ -96,6 +131,7 @@ fn decision_word(decision: &Decision) -> &'static str {
     match decision {
         Decision::Keep(_) => "keep",
         Decision::Needed { .. } => "needed",
+        Decision::Merge { .. } => "merge",
         Decision::Remove => "remove",
     }
 }
@@ -105,6 +141,7 @@ fn why(decision: &Decision) -> Vec<String> {
     match decision {
         Decision::Keep(reasons) => reasons.iter().map(reason).collect(),
         Decision::Needed { by } => vec![format!("needed by {by}")],
+        Decision::Merge { into } => vec![format!("no rule keeps it: goes into {into}")],
         Decision::Remove => vec!["no rule keeps it".to_owned()],
     }
 }
@@ -118,6 +155,7 @@ fn reason(reason: &KeepReason) -> String {
         KeepReason::Copy => "copy".to_owned(),
         KeepReason::Newest => "newest".to_owned(),
         KeepReason::NewestOfDisk(disk) => format!("newest with disk {disk}"),
+        KeepReason::NewestIntactOfDisk(disk) => format!("newest intact with disk {disk}"),
         KeepReason::HeldBack => "held back".to_owned(),
     }
 }
@@ -127,11 +165,10 @@ pub(super) fn backup_line(domain: &str, outcome: &RetentionOutcome) -> String {
     let domain = shown(domain);
     line(&match outcome {
         RetentionOutcome::Applied { plan, removed } => {
-            let what = of_all("removed", removed.len(), plan);
-            let freed = freed(bytes_of(plan, removed), "and freed");
+            let what = removed_line(plan, removed);
             let held_back = plan.obstacle.as_ref().map(Obstacle::sentence);
             let held_back = held_back.map_or(String::new(), |why| format!(": {why}"));
-            format!("{domain}: {what}{freed}{held_back}")
+            format!("{domain}: {what}{held_back}")
         }
         RetentionOutcome::Kept(why) => format!("{domain}: removed nothing: {why}"),
         RetentionOutcome::Failed { removed, why } => {
@@ -154,7 +191,15 @@ pub(super) fn preview_lines(preview: &RetentionPreview) -> Vec<String> {
         let size = pretty::bytes(planned.size);
         format!("remove restore point {} ({size})", planned.point.id)
     });
-    let lines: Vec<String> = removals.collect();
+    let merges = plan.merges();
+    let merges = merges.iter().map(|merge| {
+        let (run, into) = (merge.run.join(", "), &merge.into);
+        format!(
+            "merge {run} into {into} (writes at most {})",
+            pretty::bytes(merge.bytes)
+        )
+    });
+    let lines: Vec<String> = removals.chain(merges).collect();
     match (&plan.obstacle, lines.is_empty()) {
         (Some(obstacle), _) => vec![format!("remove nothing: {}", obstacle.sentence())],
         (None, true) => {
@@ -171,6 +216,7 @@ pub(crate) struct RetentionPart<'a> {
     pub(super) restore_points: Vec<DecisionPart<'a>>,
     pub(super) removed: Vec<Text<'a>>,
     pub(super) freed_bytes: u64,
+    pub(super) merge_bytes: u64,
     pub(super) held_back: Option<Text<'a>>,
 }
 
@@ -185,6 +231,7 @@ pub(crate) struct DecisionPart<'a> {
     pub(super) decision: &'static str,
     pub(super) reasons: Vec<Text<'a>>,
     pub(super) needed_by: Option<Text<'a>>,
+    pub(super) merged_into: Option<Text<'a>>,
 }
 
 impl<'a> RetentionPart<'a> {
@@ -194,6 +241,7 @@ impl<'a> RetentionPart<'a> {
             restore_points: plan.points.iter().map(decision_part).collect(),
             removed: texts(removed.unwrap_or_default()),
             freed_bytes: removed.map_or_else(|| plan.freed(), |ids| bytes_of(plan, ids)),
+            merge_bytes: plan.merge_bytes(),
             held_back: plan.obstacle.as_ref().map(|why| Text::from(why.sentence())),
         }
     }
@@ -220,6 +268,10 @@ fn decision_part(planned: &PlannedPoint) -> DecisionPart<'_> {
         reasons: why(&planned.decision).into_iter().map(Text::from).collect(),
         needed_by: match &planned.decision {
             Decision::Needed { by } => Some(Text::from(by)),
+            _ => None,
+        },
+        merged_into: match &planned.decision {
+            Decision::Merge { into } => Some(Text::from(into)),
             _ => None,
         },
     }

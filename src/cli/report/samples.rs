@@ -107,9 +107,11 @@ fn retention() -> RetentionPart<'static> {
             decision: "keep",
             reasons: vec![text()],
             needed_by: Some(text()),
+            merged_into: Some(text()),
         }],
         removed: vec![text()],
         freed_bytes: 1,
+        merge_bytes: 1,
         held_back: Some(text()),
     }
 }

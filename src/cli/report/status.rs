@@ -193,11 +193,14 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
     lines
 }
 
-/// The line about leftovers of a dead run. They are no inconsistency, because the next backup
-/// removes them. None while a run is at work: its files look like leftovers.
+/// The line about leftovers of a dead run and lost records of checkpoints. They are no
+/// inconsistency, because the next backup repairs them. None while a run is at work: its files look
+/// like leftovers.
 fn left_line(status: &DomainStatus) -> Option<String> {
     let next = status.next.as_ref().filter(|_| status.writer.is_none())?;
     (!next.repairs.is_empty()).then(|| {
-        "  Leftovers of an unfinished run: the next backup removes them (--verbose shows how)".to_owned()
+        "  The next backup first repairs what an unfinished run left, or lost records of checkpoints \
+         (--verbose shows how)"
+            .to_owned()
     })
 }

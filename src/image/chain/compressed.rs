@@ -23,7 +23,7 @@ impl ChainSource {
                 let of = self.layers.get(layer)?;
                 Some((of.part(layer, cluster, within), of.image.stored_length(cluster)))
             }
-            Place::Data { .. } | Place::Zero => None,
+            Place::Data { .. } | Place::Zero | Place::Absent => None,
         }
     }
 }

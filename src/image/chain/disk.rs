@@ -83,7 +83,7 @@ impl ChainDisk {
         let (place, length) = chain.place_at(offset)?;
         let image = match place {
             Place::Data { layer, .. } | Place::Compressed { layer, .. } => Some(layer),
-            Place::Zero => None,
+            Place::Zero | Place::Absent => None,
         };
         Ok(Some(ChainExtent { length, image }))
     }
@@ -113,7 +113,7 @@ impl ChainDisk {
                     Place::Data { layer, .. } | Place::Compressed { layer, .. } => {
                         chain.layers[layer].checked.clone()
                     }
-                    Place::Zero => None,
+                    Place::Zero | Place::Absent => None,
                 };
                 (place, length, source, chain.compressed_part(place))
             };
@@ -186,7 +186,7 @@ impl ChainDisk {
                 } => {
                     chain.decompress(&mut out[filled..end], layer, cluster, within)?;
                 }
-                Place::Zero => out[filled..end].fill(0),
+                Place::Zero | Place::Absent => out[filled..end].fill(0),
             }
             filled = end;
         }
@@ -241,6 +241,7 @@ impl ChainSource {
             ended: false,
             last: 0,
             decompressor: Decompressor::default(),
+            is_part: false,
         })
     }
 }

@@ -160,6 +160,7 @@ impl Attempt<'_> {
             disks,
             findings,
             left_out: plan.left_out.clone(),
+            merged: None,
         }
     }
 

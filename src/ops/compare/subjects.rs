@@ -5,7 +5,7 @@ use crate::model::chain::Chains;
 use crate::model::eligibility::Allowed;
 use crate::model::finding::Finding;
 use crate::model::left_out::{Exclusion, Kind, LeftOut};
-use crate::model::level::Parent;
+use crate::model::level::{FullRule, Parent};
 use crate::ops::heal::HealedDomain;
 use crate::ops::plan::{self, BackupPlan, PlannedDisk, STORED_DECRYPTED};
 use crate::ops::reconcile::{self, Repair};
@@ -59,6 +59,8 @@ fn planned(survey: &Survey, chains: &Chains, period: &str) -> BackupPlan {
         missing: &survey.missing,
         repository: survey.repository.as_deref(),
         period,
+        // The newest restore point is of this period, and a comparison needs no other.
+        full: FullRule::Period,
         // Nothing is stored here, so all disks are allowed. The reason then says why a disk cannot
         // be compared, not which switch a backup of it needs.
         allowed: Allowed::ALL,

@@ -6,8 +6,8 @@ use crate::model::chain::KeptPoint;
 use crate::model::checkpoint::{Bitmap, Checkpoint, CheckpointDisk, CheckpointId, is_unique, mark_of_point};
 use crate::model::level::{DiskNow, decide};
 
-/// Returns the lost checkpoints of the period whose bitmaps are known to be in the images, oldest
-/// first.
+/// Returns the lost checkpoints of possible parents whose bitmaps are known to be in the images,
+/// oldest first.
 pub fn seen(inputs: &Inputs<'_>) -> Vec<Checkpoint> {
     let lost = recorded(inputs).filter(|(_, id)| is_lost(inputs, id));
     let checkpoints = lost.map(|(kept, id)| {
@@ -23,9 +23,9 @@ pub fn seen(inputs: &Inputs<'_>) -> Vec<Checkpoint> {
         .collect()
 }
 
-/// Returns the newest checkpoint of the period, if it is lost and its bitmaps may exist unseen:
-/// QEMU keeps bitmaps made since the start of the domain in memory only. It covers the disks that
-/// would be incremental to it.
+/// Returns the newest checkpoint of a possible parent, if it is lost and its bitmaps may exist
+/// unseen: QEMU keeps bitmaps made since the start of the domain in memory only. It covers the
+/// disks that would be incremental to it.
 ///
 /// `known` are the listed and the seen checkpoints, `disks` the disks that are about to be backed
 /// up.
@@ -39,11 +39,11 @@ pub fn suspected(inputs: &Inputs<'_>, known: &[Checkpoint], disks: &[DiskNow]) -
     }
     let mut with_it = known.to_vec();
     with_it.push(checkpoint(inputs, kept, id, |_| true));
-    let (uuid, period, chains) = (&inputs.domain.uuid, inputs.period, inputs.chains);
+    let (uuid, chains) = (&inputs.domain.uuid, inputs.chains);
     let is_parent = |target: &str| {
         let mut disks = disks.iter();
         let disk = disks.find(|disk| disk.target == target);
-        let level = disk.map(|disk| decide(disk, uuid, period, chains, &with_it));
+        let level = disk.map(|disk| decide(disk, uuid, (inputs.period, inputs.full), chains, &with_it));
         level
             .and_then(|level| level.parent)
             .is_some_and(|parent| parent.checkpoint == id.name)
@@ -51,12 +51,13 @@ pub fn suspected(inputs: &Inputs<'_>, known: &[Checkpoint], disks: &[DiskNow]) -
     Some(checkpoint(inputs, kept, id, is_parent)).filter(|checkpoint| !checkpoint.disks.is_empty())
 }
 
-/// Returns the restore points of the period with their checkpoints, oldest first.
+/// Returns the restore points that the next one may depend on, with their checkpoints, oldest
+/// first.
 fn recorded<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = (&'a KeptPoint, &'a CheckpointId)> {
-    let (period, uuid) = (inputs.period, &inputs.domain.uuid);
+    let (period, rule, uuid) = (inputs.period, inputs.full, &inputs.domain.uuid);
     let points = inputs.chains.points().iter();
     points
-        .filter(move |kept| kept.point.period == period && kept.point.uuid == *uuid)
+        .filter(move |kept| rule.allows(period, kept) && kept.point.uuid == *uuid)
         .filter_map(|kept| Some((kept, kept.point.checkpoint.as_ref()?)))
 }
 

@@ -1,6 +1,6 @@
 //! Applies a policy after a backup. A failure here does not make the backup fail.
 
-use super::{NextPoint, Policy, Removed, RetentionPlan, carry_out, plan, plan_after};
+use super::{NextPoint, Policy, RetentionMeans, RetentionPlan, plan, plan_after, waiting};
 use crate::model::text::with_sources;
 use crate::ops::Context;
 use crate::ops::reconcile::Reconciliation;
@@ -54,13 +54,24 @@ pub(in crate::ops) fn after_backup(
         }
     };
     let plan = plan(&history, policy, &context.now);
-    let Removed { ids, failure } = carry_out(domain, locked, &history, &plan, &context.now, &context.stop);
+    let retention = RetentionMeans {
+        domain,
+        locked,
+        now: &context.now,
+        monitor: context.monitor,
+        stop: &context.stop,
+    };
+    let removed = retention.carry_out(&history, &plan);
+    waiting(domain, &removed, context.monitor);
     // Records of removed restore points are useless but harmless, so a failure does not matter.
     let _ = repository.forget_removed();
-    match failure {
-        None => RetentionOutcome::Applied { plan, removed: ids },
+    match removed.failure {
+        None => RetentionOutcome::Applied {
+            plan,
+            removed: removed.ids,
+        },
         Some(error) => RetentionOutcome::Failed {
-            removed: ids,
+            removed: removed.ids,
             why: with_sources(&error.cause),
         },
     }

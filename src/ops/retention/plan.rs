@@ -31,6 +31,17 @@ pub struct PlannedPoint {
     pub decision: Decision,
 }
 
+/// A merge of restore points into one that depends on them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedMerge {
+    /// The ids of those that are removed, oldest first.
+    pub run: Vec<String>,
+    /// The id of the one that stays.
+    pub into: String,
+    /// The most that the merge writes, in bytes.
+    pub bytes: u64,
+}
+
 /// The reason why no restore point of a domain may be removed, whatever the policy keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Obstacle {
@@ -73,15 +84,47 @@ pub enum Obstacle {
 }
 
 impl RetentionPlan {
-    /// The restore points to remove, newest first, so that children precede their parents.
+    /// The restore points to remove without a merge, newest first, so that children precede their
+    /// parents.
     pub fn removals(&self) -> impl Iterator<Item = &PlannedPoint> {
         let goes = |planned: &&PlannedPoint| planned.decision == Decision::Remove;
         self.points.iter().rev().filter(goes)
     }
 
-    /// The total size of the files to remove, in bytes.
+    /// The merges, oldest first.
+    pub fn merges(&self) -> Vec<PlannedMerge> {
+        let mut merges: Vec<PlannedMerge> = Vec::new();
+        for planned in &self.points {
+            let Decision::Merge { into } = &planned.decision else {
+                continue;
+            };
+            let (id, size) = (planned.point.id.clone(), planned.size);
+            match merges.iter_mut().find(|merge| merge.into == *into) {
+                Some(merge) => {
+                    merge.run.push(id);
+                    merge.bytes += size;
+                }
+                None => {
+                    let child = self.points.iter().find(|planned| planned.point.id == *into);
+                    merges.push(PlannedMerge {
+                        run: vec![id],
+                        into: into.clone(),
+                        bytes: size + child.map_or(0, |child| child.size),
+                    });
+                }
+            }
+        }
+        merges
+    }
+
+    /// The total size of the files to remove without a merge, in bytes.
     pub(crate) fn freed(&self) -> u64 {
         self.removals().map(|planned| planned.size).sum()
+    }
+
+    /// The most that all merges write, in bytes.
+    pub(crate) fn merge_bytes(&self) -> u64 {
+        self.merges().iter().map(|merge| merge.bytes).sum()
     }
 }
 

@@ -7,6 +7,7 @@ use crate::model::checkpoint::{Checkpoint, is_own, is_unique, sort_key};
 use crate::model::domain::Domain;
 use crate::model::eligibility::{self, Allowed, Eligibility};
 use crate::model::finding::Finding;
+use crate::model::level::FullRule;
 use crate::model::restore_point::Level;
 use crate::ops::plan;
 use crate::ops::survey::DiskFacts;
@@ -111,6 +112,7 @@ fn next_in_repository(
         missing: &[],
         repository: kept.repository.as_deref(),
         period: &kept.period,
+        full: FullRule::Period,
         allowed: USUAL,
         exclude: &[],
     });

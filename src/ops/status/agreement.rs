@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use super::DiskStatus;
-use crate::model::chain::KeptPoint;
 use crate::model::checkpoint::{Bitmap, Checkpoint, is_own};
 use crate::repo::History;
 
@@ -64,16 +63,9 @@ impl Records<'_> {
     /// Returns the names of the checkpoints that the newest chain of a period recorded, newest
     /// first.
     fn newest_chain(&self, period: &str) -> Vec<&str> {
-        let mut recorded = Vec::new();
-        let of_period = |kept: &&KeptPoint| kept.point.period == period && kept.point.uuid == self.uuid;
-        for kept in self.history.chains.points().iter().rev().filter(of_period) {
-            let checkpoint = kept.point.checkpoint.iter();
-            recorded.extend(checkpoint.map(|checkpoint| checkpoint.name.as_str()));
-            if kept.point.parent.is_none() {
-                break;
-            }
-        }
-        recorded
+        let chain = self.history.chains.newest_chain(self.uuid, period).into_iter();
+        let checkpoints = chain.filter_map(|kept| kept.point.checkpoint.as_ref());
+        checkpoints.map(|checkpoint| checkpoint.name.as_str()).collect()
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::fs::OFlags;
 
 use super::layout;
-use super::point::checkpoint_file;
+use super::point::{self, checkpoint_file};
 use crate::image::chain::Recorded;
 use crate::image::qcow2::Image;
 use crate::image::qcow2::check::check;
@@ -39,10 +39,10 @@ impl Check<'_> {
     /// Checks the files of the restore point in this folder.
     pub(super) fn run(mut self, dir: &Path, kept: &Kept) -> Result<()> {
         for file in &kept.manifest.files {
-            let path = dir.join(&file.name);
+            let path = point::path_of(dir, &kept.manifest, &file.name);
             let mut disks = kept.manifest.point.disks.iter();
             match disks.find(|disk| disk.image == file.name) {
-                Some(disk) => self.check_image(&path, file, disk)?,
+                Some(disk) => self.check_image(&path, file, disk, &kept.manifest.point.period)?,
                 None => {
                     let found = self.check_file(&path, file)?;
                     self.damage.extend(found);
@@ -57,7 +57,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn check_image(&mut self, path: &Path, file: &FileEntry, disk: &DiskPoint) -> Result<()> {
+    fn check_image(&mut self, path: &Path, file: &FileEntry, disk: &DiskPoint, period: &str) -> Result<()> {
         let of_disk = |found: FileDamage| FileDamage {
             disk: Some(disk.target.clone()),
             ..found
@@ -73,7 +73,7 @@ impl Check<'_> {
             self.damage[place].offset = places.first().and_then(|place| place.offset);
             self.damage.extend(places.into_iter().map(of_disk));
         }
-        let found = self.check_structure(path, disk)?;
+        let found = self.check_structure(path, disk, period)?;
         self.damage.extend(found.into_iter().map(of_disk));
         Ok(())
     }
@@ -117,7 +117,7 @@ impl Check<'_> {
     }
 
     /// Checks the structure of an image, and whether the image agrees with the manifest.
-    fn check_structure(&self, path: &Path, disk: &DiskPoint) -> Result<Vec<FileDamage>> {
+    fn check_structure(&self, path: &Path, disk: &DiskPoint, period: &str) -> Result<Vec<FileDamage>> {
         let image = match open_file(path).and_then(|file| Image::open(file, path)) {
             Ok(image) => image,
             Err(error) => return damage(path, error).map(|damage| vec![damage]),
@@ -145,7 +145,7 @@ impl Check<'_> {
         }
         let expected = disk.parent.as_ref().and_then(|parent| {
             let parent = self.history.chains.get(parent)?;
-            layout::backing(&parent.point, &disk.target)
+            layout::backing(&parent.point, &disk.target, period)
         });
         if disk.parent.is_some() == expected.is_some() && image.backing_name() != expected.as_deref() {
             disagree(format!(

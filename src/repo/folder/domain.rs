@@ -12,8 +12,8 @@ use super::images::{self, FolderDisk};
 use super::look::{is_of_another_kind, read_bounded};
 use super::pending::{self, FolderPending};
 use super::{
-    FolderRepository, check, committed, history, layout, lock, pins, point, proofs, remove, removed,
-    sync_name, usage,
+    FolderRepository, check, committed, history, layout, lock, merge, pins, point, proofs, readers, remove,
+    removed, sync_name, usage,
 };
 use crate::image::chain::{ChainDisk, ChainImage, ChainSource};
 use crate::io::Store;
@@ -24,8 +24,8 @@ use crate::model::pin::Pin;
 use crate::model::stop::Stop;
 use crate::repo::{
     DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept, Leftover,
-    MissedWriteRecord, Note, PendingPoint, PeriodUsage, Proof, RepoError, Repository, Result, SmallFile,
-    SourceOptions, manifest,
+    Merge, Merged, MissedWriteRecord, Note, PendingPoint, PeriodUsage, Proof, RepoError, Repository, Result,
+    SmallFile, SourceOptions, manifest,
 };
 
 /// The largest file that is read into memory as a whole, in bytes. UEFI variables and XML are far
@@ -74,7 +74,11 @@ impl DomainRepository for FolderDomain {
     }
 
     fn history(&self) -> Result<History> {
-        history::read(&self.dir, &self.name)
+        let guard = readers::share(&self.dir)?;
+        Ok(History {
+            _guard: Some(Box::new(guard)),
+            ..history::read(&self.dir, &self.name)?
+        })
     }
 
     fn used_periods(&self) -> Result<Vec<String>> {
@@ -90,7 +94,15 @@ impl DomainRepository for FolderDomain {
     }
 
     fn interrupted_removals(&self) -> Result<Vec<Leftover>> {
-        remove::interrupted(&self.dir)
+        let removals = remove::interrupted(&self.dir)?.into_iter();
+        let leftover = |key: String| Leftover {
+            location: self.dir.join(&key).display().to_string(),
+            key,
+        };
+        Ok(removals
+            .chain(merge::interrupted(&self.dir)?)
+            .map(leftover)
+            .collect())
     }
 
     fn has_leftover(&self, leftover: &Leftover) -> bool {
@@ -242,8 +254,9 @@ struct FolderWriter {
 }
 
 impl DomainWriter for FolderWriter {
+    /// Without a guard, because only the holder of this lock merges.
     fn history(&self) -> Result<History> {
-        self.domain.history()
+        history::read(&self.domain.dir, &self.domain.name)
     }
 
     fn begin(&self, period: &str, time: Timestamp) -> Result<Box<dyn PendingPoint>> {
@@ -305,8 +318,22 @@ impl DomainWriter for FolderWriter {
         pins::remove(self.domain.store().as_ref(), &self.domain.point_dir(kept))
     }
 
-    fn finish_removal(&self, removal: &Leftover) -> Result<()> {
-        remove::finish(self.domain.store().as_ref(), &self.path_of(removal))
+    fn merge_points(&self, history: &History, merge: &Merge<'_>) -> Result<Merged> {
+        let place = merge::Place {
+            store: self.domain.store().as_ref(),
+            domain_dir: &self.domain.dir,
+            dir_of: &|kept| self.domain.point_dir(kept),
+            images: &|id, target| self.domain.images(history, id, target),
+        };
+        merge::merge(&place, history, merge)
+    }
+
+    fn finish_removal(&self, removal: &Leftover) -> Result<bool> {
+        let (store, path) = (self.domain.store().as_ref(), self.path_of(removal));
+        match merge::is_of_merge(&removal.key) {
+            true => merge::finish(store, &self.domain.dir, &path),
+            false => remove::finish(store, &path).map(|()| true),
+        }
     }
 
     fn remove_leftover(&self, leftover: &Leftover) -> Result<()> {

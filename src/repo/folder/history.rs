@@ -36,6 +36,7 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
         }
     }
     found.miss();
+    found.leave_out_merged();
     let Found {
         mut history,
         points,
@@ -69,6 +70,8 @@ struct Found {
     lost: Vec<LostPoint>,
     /// Restore points that were committed to a period and are not in its folder.
     gone: Vec<LostPoint>,
+    /// The ids of restore points that a merge has removed, and whose files it has still to remove.
+    merged: BTreeSet<String>,
 }
 
 impl Found {
@@ -95,6 +98,16 @@ impl Found {
         }
     }
 
+    /// Leaves out the restore points that were merged into another one and whose folders are still
+    /// there.
+    fn leave_out_merged(&mut self) {
+        let gone = std::mem::take(&mut self.merged);
+        self.points.retain(|kept| !gone.contains(&kept.point.id));
+        let is_kept = |kept: &Kept| !gone.contains(&kept.manifest.point.id);
+        self.history.kept.retain(is_kept);
+        self.lost.retain(|lost| !gone.contains(&lost.id));
+    }
+
     fn keep(&mut self, dir: &Path, manifest: Manifest, proofs: &Proofs) -> Result<()> {
         let (pin, unreadable) = pins::read(dir)?;
         self.history.findings.extend(unreadable);
@@ -102,6 +115,12 @@ impl Found {
         let of_checkpoint = dir
             .parent()
             .and_then(|period| checkpoint_fault(period, &manifest));
+        if let Some(merged) = &manifest.point.merged
+            && !is_gone(&dir.join(layout::MERGING))
+        {
+            let ids = merged.points.iter().map(|point| point.id.clone());
+            self.merged.extend(ids);
+        }
         let has_checkpoint_file = of_checkpoint.is_none();
         self.history.findings.extend(of_checkpoint);
         self.points.push(KeptPoint {
@@ -130,6 +149,7 @@ impl Found {
         self.points.extend(other.points);
         self.lost.extend(other.lost);
         self.gone.extend(other.gone);
+        self.merged.extend(other.merged);
     }
 }
 

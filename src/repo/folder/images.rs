@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 
+use super::point;
 use crate::image::chain::{ChainDisk, ChainImage, Recorded};
 use crate::model::block::BlockError;
 use crate::repo::{DiskReader, History, Kept, RepoError, Result, Stored, StoredExtent};
@@ -29,7 +30,7 @@ pub(super) fn open(
         let (Some(kept), Some(disk)) = (history.get(&step.point.id), step.point.disk(target)) else {
             return Err(not_whole(format!("restore point {} is missing", step.point.id)));
         };
-        let path = dir_of(kept).join(&disk.image);
+        let path = point::path_of(&dir_of(kept), &kept.manifest, &disk.image);
         let Some(file) = kept.manifest.file(&disk.image) else {
             return Err(not_whole(format!(
                 "its manifest does not list {}",

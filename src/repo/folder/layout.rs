@@ -10,6 +10,12 @@ pub const FULL: &str = ".full";
 pub const INCREMENTAL: &str = ".inc";
 /// The commit record.
 pub(crate) const MANIFEST: &str = "manifest.json";
+/// A manifest that a merge is about to put in place of the present one.
+pub(crate) const NEW_MANIFEST: &str = "manifest.json.new";
+/// The note that restore points are being merged into the one in this folder.
+pub(crate) const MERGING: &str = "merging";
+/// The part of the name of a new image between the name of the old one and the merge's number.
+const MERGED: &str = ".merged-";
 /// The journal entry of an unfinished run, for the run that cleans up after it.
 pub(crate) const INTENT: &str = "intent.json";
 /// The folder of the checkpoints' XML within a period.
@@ -30,11 +36,25 @@ pub fn image(target: &str) -> String {
     format!("{target}.qcow2")
 }
 
-/// The backing file name of an image whose parent is this disk of a restore point of the same
-/// period.
-pub fn backing(point: &RestorePoint, target: &str) -> Option<String> {
+/// The backing file name of an image in `period` whose parent is this disk of a restore point.
+pub fn backing(point: &RestorePoint, target: &str, period: &str) -> Option<String> {
     let image = &point.disk(target)?.image;
-    Some(format!("../{}/{image}", point.folder()))
+    let folder = point.folder();
+    Some(match point.period == period {
+        true => format!("../{folder}/{image}"),
+        false => format!("../../{}/{folder}/{image}", point.period),
+    })
+}
+
+/// The name of an image that the merge with this number has written, until it takes the place of
+/// the old one.
+pub(crate) fn merged_image(image: &str, number: usize) -> String {
+    format!("{image}{MERGED}{number}")
+}
+
+/// The number of the merge that has written the image with this name.
+pub(crate) fn merge_number(name: &str) -> Option<usize> {
+    name.rsplit_once(MERGED)?.1.parse().ok()
 }
 
 /// Splits the folder name of a finished restore point into its id and its ending.
@@ -48,6 +68,14 @@ pub(crate) fn split_finished(folder: &str) -> Option<(&str, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_images_of_merges_have_a_number() {
+        assert_eq!(merge_number(&merged_image("vda.qcow2", 12)), Some(12));
+        for other in ["vda.qcow2", "vda.qcow2.merged-", "vda.merged-x", "manifest.json"] {
+            assert_eq!(merge_number(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn only_finished_folders_are_split() {

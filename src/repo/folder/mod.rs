@@ -13,6 +13,8 @@
 //! * `pending`: a restore point being written, until it is committed.
 //! * `proofs`: the records of verifications and comparisons.
 //! * `note`: small files that may be replaced.
+//! * `merge`: merges removed restore points into the one that depends on them.
+//! * `readers`: keeps files in place while they are read.
 //! * `pins`: the pin of a restore point.
 //! * `removed`: which restore points were removed on purpose.
 //! * `remove`: deletes folders.
@@ -28,11 +30,13 @@ mod images;
 mod layout;
 mod lock;
 mod look;
+mod merge;
 mod note;
 mod pending;
 mod pins;
 mod point;
 mod proofs;
+mod readers;
 mod remove;
 mod removed;
 mod usage;

@@ -29,6 +29,7 @@ use crate::repo::{FileEntry, Manifest, NewDisk, PendingPoint, PieceEntry, RepoEr
 pub(super) struct FolderPending {
     store: Arc<dyn Store>,
     id: String,
+    period: String,
     period_dir: PathBuf,
     dir: PathBuf,
     /// The images that were started.
@@ -56,6 +57,7 @@ impl FolderPending {
         Ok(FolderPending {
             store,
             id,
+            period: period.to_owned(),
             period_dir,
             dir,
             begun: Mutex::default(),
@@ -118,7 +120,7 @@ impl PendingPoint for FolderPending {
             size: disk.size,
             backing: disk
                 .parent
-                .and_then(|parent| layout::backing(&parent.manifest.point, disk.target)),
+                .and_then(|parent| layout::backing(&parent.manifest.point, disk.target, &self.period)),
             detect_zeroes: true,
             stop: disk.stop.clone(),
         };
@@ -214,7 +216,7 @@ fn is_intent(path: &Path) -> bool {
     path.ends_with(layout::INTENT)
 }
 
-fn remove_if_there(store: &dyn Store, path: &Path, operation: &'static str) -> Result<()> {
+pub(super) fn remove_if_there(store: &dyn Store, path: &Path, operation: &'static str) -> Result<()> {
     match store.remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RepoError::io(operation, path)(error)),
         _ => Ok(()),

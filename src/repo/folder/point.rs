@@ -85,12 +85,22 @@ fn usable(path: &Path, text: &[u8], expected: &Expected<'_>) -> std::result::Res
     Ok(manifest)
 }
 
+/// The path of a file of a restore point. A new image of a merge has a name of its own until it
+/// takes the place of the old one.
+pub(super) fn path_of(dir: &Path, manifest: &Manifest, name: &str) -> PathBuf {
+    let merges = manifest.point.merges();
+    let is_image = manifest.point.disks.iter().any(|disk| disk.image == name);
+    let new = (merges > 0 && is_image).then(|| dir.join(layout::merged_image(name, merges)));
+    let new = new.filter(|new| new.symlink_metadata().is_ok());
+    new.unwrap_or_else(|| dir.join(name))
+}
+
 /// The faults of a restore point's files, as far as names and sizes show.
 pub(super) fn file_faults(dir: &Path, manifest: &Manifest) -> Vec<FileFault> {
     let fault = |file: &FileEntry| {
         Some(FileFault {
             file: file.name.clone(),
-            what: fault_of(&dir.join(&file.name), file)?,
+            what: fault_of(&path_of(dir, manifest, &file.name), file)?,
         })
     };
     manifest.files.iter().filter_map(fault).collect()

@@ -223,7 +223,9 @@ impl Proofs {
             })
         });
         let of_manifest = |missed: &&MissedWriteRecord| {
-            missed.id == manifest.point.id && missed.manifest == manifest.digest
+            let point = &manifest.point;
+            // A merge changes the manifest, but not what the bitmaps missed.
+            missed.id == point.id && point.has_or_had_manifest(&manifest.digest, &missed.manifest)
         };
         let of_disks = |missed: &MissedWriteRecord| {
             let found = missed.time;

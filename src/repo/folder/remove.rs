@@ -10,7 +10,7 @@ use super::{committed, layout, point};
 use crate::io::Store;
 use crate::model::period::holds_restore_points;
 use crate::repo::manifest::{self, Manifest};
-use crate::repo::{Leftover, RepoError, Result};
+use crate::repo::{RepoError, Result};
 
 /// The prefix of a folder that is being deleted. With it, no program takes the folder for a period.
 const REMOVING: &str = ".removing-";
@@ -59,8 +59,8 @@ pub(super) fn restore_point(store: &dyn Store, period_dir: &Path, folder: &str) 
     finish(store, &removing)
 }
 
-/// The folders that an interrupted run started to delete.
-pub(super) fn interrupted(domain_dir: &Path) -> Result<Vec<Leftover>> {
+/// The folders that an interrupted run started to delete, as paths within the domain's folder.
+pub(super) fn interrupted(domain_dir: &Path) -> Result<Vec<String>> {
     let mut removing = Vec::new();
     for name in folder_names(domain_dir)? {
         if name.starts_with(REMOVING) {
@@ -71,11 +71,7 @@ pub(super) fn interrupted(domain_dir: &Path) -> Result<Vec<Leftover>> {
             removing.extend(within.map(|folder| format!("{name}/{folder}")));
         }
     }
-    let leftover = |key: String| Leftover {
-        location: domain_dir.join(&key).display().to_string(),
-        key,
-    };
-    Ok(removing.into_iter().map(leftover).collect())
+    Ok(removing)
 }
 
 /// Whether this is the name of a restore point's folder that is being deleted.

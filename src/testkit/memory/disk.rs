@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Point;
-use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content};
+use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content, Written};
 use crate::model::buffer::Buffer;
 use crate::model::stop::Stop;
 use crate::repo::{DiskReader, Stored, StoredExtent};
@@ -43,6 +43,24 @@ impl StoredDisk {
             Cluster::Data { bytes, .. } => Some(bytes.as_slice()),
             Cluster::Zero => None,
         })
+    }
+
+    /// The totals of a sink that has written it.
+    pub(super) fn written(&self) -> Written {
+        let mut hasher = blake3::Hasher::new();
+        let mut written = Written::default();
+        for bytes in self.data() {
+            hasher.update(bytes);
+            written.data_bytes += bytes.len() as u64;
+        }
+        for (number, cluster) in &self.clusters {
+            if matches!(cluster, Cluster::Zero) {
+                written.zero_bytes += CLUSTER.min(self.size.saturating_sub(number * CLUSTER));
+            }
+        }
+        written.file_bytes = written.data_bytes;
+        written.blake3 = Some(hasher.finalize().to_hex().to_string());
+        written
     }
 
     pub(super) fn damage(&mut self) {
@@ -126,6 +144,29 @@ impl MemoryDisk {
             }
         }
         None
+    }
+
+    /// What the newest `layers` restore points store together.
+    pub(super) fn merged(mut self, layers: usize) -> Result<StoredDisk, BlockError> {
+        self.check_stop()?;
+        self.points.truncate(layers);
+        let mut merged = StoredDisk {
+            size: self.size(),
+            ..StoredDisk::default()
+        };
+        for number in self.layers().flat_map(|layer| layer.clusters.keys()) {
+            let cluster = match self.find(*number) {
+                Some((_, cluster, _)) if !cluster.is_sound() => return Err(self.damaged(number * CLUSTER)),
+                Some((_, Cluster::Data { bytes, .. }, valid)) => {
+                    Cluster::of(&bytes[..bytes.len().min(valid as usize)])
+                }
+                _ => Cluster::Zero,
+            };
+            if number * CLUSTER < merged.size {
+                merged.clusters.insert(*number, cluster);
+            }
+        }
+        Ok(merged)
     }
 
     fn read(&self, out: &mut [u8], offset: u64, is_checked: bool) -> Result<(), BlockError> {

@@ -8,17 +8,18 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::disk::{MemoryDisk, MemorySource};
-use super::pending::MemoryPending;
+use super::pending::{MemoryPending, sealed};
 use super::{Domain, MemoryRepository, Point};
 use crate::model::block::{BlockError, BlockSource};
-use crate::model::chain::{Chains, KeptPoint, MissedWrite, RemovedPoint};
+use crate::model::chain::{Chains, KeptPoint, MissedWrite};
 use crate::model::period::{COPY_PREFIX, FOLDER_PREFIX};
 use crate::model::pin::Pin;
 use crate::model::stop::Stop;
+use crate::repo::merge;
 use crate::repo::{
-    DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept, Leftover,
-    Manifest, MissedWriteRecord, Note, PendingPoint, PeriodUsage, Proof, RepoError, Repository, Result,
-    SmallFile, SourceOptions,
+    DiskReader, DomainRepository, DomainWriter, FileDamage, FileEntry, FileWatch, History, Identity, Kept,
+    Leftover, Manifest, Merge, Merged, MissedWriteRecord, Note, PendingPoint, PeriodUsage, Proof, RepoError,
+    Repository, Result, SmallFile, SourceOptions,
 };
 
 /// One domain's part of a [`MemoryRepository`].
@@ -71,8 +72,10 @@ fn proof_of(kept: &Domain, manifest: &Manifest) -> Option<Proof> {
 }
 
 fn missed_of(kept: &Domain, manifest: &Manifest) -> Vec<MissedWrite> {
-    let of_manifest =
-        |missed: &&MissedWriteRecord| missed.id == manifest.point.id && missed.manifest == manifest.digest;
+    let of_manifest = |missed: &&MissedWriteRecord| {
+        let point = &manifest.point;
+        missed.id == point.id && point.has_or_had_manifest(&manifest.digest, &missed.manifest)
+    };
     let missed = kept.missed.iter().filter(of_manifest);
     let writes = missed.flat_map(|missed| {
         missed.disks.iter().map(|disk| MissedWrite {
@@ -136,6 +139,7 @@ impl DomainRepository for MemoryDomain {
             History {
                 kept: kept.collect(),
                 findings: Vec::new(),
+                _guard: None,
                 leftovers: domain
                     .pending
                     .keys()
@@ -387,24 +391,14 @@ impl DomainWriter for MemoryWriter {
             return Err(RepoError::Needed { id, by });
         }
         self.0.with(|domain| {
-            let place = domain
-                .points
-                .iter()
-                .position(|point| point.manifest.point.id == id);
-            let Some(place) = place else {
+            let Some(place) = domain.place_of(id) else {
                 return Err(RepoError::NotWhole {
                     id: id.to_owned(),
                     fault: format!("restore point {id} is missing"),
                 });
             };
-            let point = domain.points.remove(place);
-            domain.pins.remove(id);
-            domain.removed.push(RemovedPoint {
-                id: id.to_owned(),
-                uuid: point.manifest.point.uuid.clone(),
-                checkpoint: point.manifest.point.checkpoint.clone(),
-                removed: now,
-            });
+            let point = Arc::clone(&domain.points[place]);
+            domain.forget(&point.manifest.point, now);
             Ok(())
         })
     }
@@ -420,8 +414,47 @@ impl DomainWriter for MemoryWriter {
         Ok(self.0.with(|domain| domain.pins.remove(id).is_some()))
     }
 
-    fn finish_removal(&self, _removal: &Leftover) -> Result<()> {
-        Ok(())
+    fn merge_points(&self, history: &History, merge: &Merge<'_>) -> Result<Merged> {
+        let plan = merge::plan(history, merge)?;
+        let mut images = Vec::new();
+        let mut disks = BTreeMap::new();
+        for image in &plan.images {
+            let target = &image.disk.target;
+            let chain = self.0.open(history, merge.into, target, merge.stop)?;
+            let disk = chain.merged(image.layers)?;
+            images.push((image, disk.written()));
+            disks.insert(target.clone(), disk);
+        }
+        let entries: Vec<FileEntry> = images
+            .iter()
+            .map(|(image, written)| FileEntry {
+                name: image.disk.image.clone(),
+                size: written.file_bytes,
+                blake3: written.blake3.clone().unwrap_or_default(),
+                pieces: None,
+            })
+            .collect();
+        let manifest = sealed(&merge::manifest(&plan, &images, &entries))?;
+        self.0.with(|domain| {
+            for gone in &plan.run {
+                domain.forget(&gone.manifest.point, merge.now);
+            }
+            if let Some(place) = domain.place_of(merge.into) {
+                let before = Arc::clone(&domain.points[place]);
+                let mut all = before.disks.clone();
+                all.extend(disks);
+                domain.points[place] = Arc::new(Point {
+                    manifest,
+                    disks: all,
+                    files: before.files.clone(),
+                });
+            }
+        });
+        Ok(Merged::Completely)
+    }
+
+    fn finish_removal(&self, _removal: &Leftover) -> Result<bool> {
+        Ok(true)
     }
 
     fn remove_leftover(&self, leftover: &Leftover) -> Result<()> {

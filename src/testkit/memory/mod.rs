@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::model::chain::RemovedPoint;
 use crate::model::pin::Pin;
-use crate::model::restore_point::id_of;
+use crate::model::restore_point::{RestorePoint, id_of};
 use crate::repo::{DomainRepository, Identity, Manifest, MissedWriteRecord, Proof, Repository, Result};
 
 use disk::StoredDisk;
@@ -53,6 +53,24 @@ struct Point {
 impl Domain {
     fn point(&self, id: &str) -> Option<&Arc<Point>> {
         self.points.iter().find(|point| point.manifest.point.id == id)
+    }
+
+    fn place_of(&self, id: &str) -> Option<usize> {
+        self.points.iter().position(|point| point.manifest.point.id == id)
+    }
+
+    /// Removes a restore point, and records that.
+    fn forget(&mut self, point: &RestorePoint, now: jiff::Timestamp) {
+        if let Some(place) = self.place_of(&point.id) {
+            self.points.remove(place);
+        }
+        self.pins.remove(&point.id);
+        self.removed.push(RemovedPoint {
+            id: point.id.clone(),
+            uuid: point.uuid.clone(),
+            checkpoint: point.checkpoint.clone(),
+            removed: now,
+        });
     }
 
     /// Returns an id for this time that was never given before.

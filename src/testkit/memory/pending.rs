@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::disk::StoredDisk;
 use super::{MemoryRepository, Point};
-use crate::model::block::{Block, BlockError, BlockSink, Content, Written};
+use crate::model::block::{Block, BlockError, BlockSink, Written};
 use crate::model::stop::Stop;
 use crate::repo::{FileEntry, Manifest, NewDisk, PendingPoint, RepoError, Result, SmallFile};
 
@@ -59,7 +59,6 @@ impl PendingPoint for MemoryPending {
             },
             disks: Arc::clone(&self.disks),
             stop: disk.stop.clone(),
-            written: Written::default(),
         }))
     }
 
@@ -81,11 +80,7 @@ impl PendingPoint for MemoryPending {
     }
 
     fn commit(&mut self, manifest: &Manifest) -> Result<String> {
-        let text = manifest.to_text().map_err(|source| RepoError::Manifest {
-            id: self.id.clone(),
-            source,
-        })?;
-        let manifest = Manifest::parse(text.as_bytes()).expect("it reads back as it was written");
+        let manifest = sealed(manifest)?;
         let point = Point {
             manifest,
             disks: std::mem::take(&mut lock(&self.disks)),
@@ -114,12 +109,20 @@ impl Drop for MemoryPending {
     }
 }
 
+/// The manifest as it reads back, with its digest.
+pub(super) fn sealed(manifest: &Manifest) -> Result<Manifest> {
+    let text = manifest.to_text().map_err(|source| RepoError::Manifest {
+        id: manifest.point.id.clone(),
+        source,
+    })?;
+    Ok(Manifest::parse(text.as_bytes()).expect("it reads back as it was written"))
+}
+
 struct MemorySink {
     target: String,
     disk: StoredDisk,
     disks: Arc<Mutex<BTreeMap<String, StoredDisk>>>,
     stop: Stop,
-    written: Written,
 }
 
 impl BlockSink for MemorySink {
@@ -127,23 +130,14 @@ impl BlockSink for MemorySink {
         if self.stop.requested() {
             return Err(BlockError::stopped());
         }
-        match &block.content {
-            Content::Data(bytes) => self.written.data_bytes += bytes.len() as u64,
-            Content::Zero(length) => self.written.zero_bytes += length,
-        }
         self.disk.take(&block);
         Ok(())
     }
 
     fn finish(&mut self) -> std::result::Result<Written, BlockError> {
         let disk = std::mem::take(&mut self.disk);
-        let mut hasher = blake3::Hasher::new();
-        for bytes in disk.data() {
-            hasher.update(bytes);
-            self.written.file_bytes += bytes.len() as u64;
-        }
-        self.written.blake3 = Some(hasher.finalize().to_hex().to_string());
+        let written = disk.written();
         lock(&self.disks).insert(self.target.clone(), disk);
-        Ok(self.written.clone())
+        Ok(written)
     }
 }

@@ -136,7 +136,7 @@ impl<'a> Maker<'a> {
         let parent_id = parent.map(|kept| kept.manifest.point.id.clone());
         let point = RestorePoint {
             id: pending.id().to_owned(),
-            sequence: history.kept.len() as u64 + 1,
+            sequence: history.chains.latest().map_or(0, |kept| kept.point.sequence) + 1,
             domain: self.domain.name().to_owned(),
             uuid: "c7a5fdbd-edaf-9455-926a-d65c16db1809".to_owned(),
             time: self.time,
@@ -164,6 +164,7 @@ impl<'a> Maker<'a> {
             }],
             findings: Vec::new(),
             left_out: Vec::new(),
+            merged: None,
         };
         Manifest::new("a test", point, vec![image, definition], None)
     }

@@ -1,6 +1,7 @@
 //! The suite that every kind of repository has to pass, written against the repository's interface.
 
 mod kinds;
+mod merges;
 mod model;
 mod points;
 mod verbs;
@@ -46,6 +47,14 @@ for_every_kind! {
     points::proofs_and_missed_writes_are_remembered,
     points::a_wish_to_stop_ends_every_read,
     points::a_missing_parent_is_told,
+    merges::a_run_goes_into_the_point_that_depends_on_it,
+    merges::a_merge_in_the_middle_keeps_the_parent,
+    merges::a_merge_that_costs_another_point_is_refused,
+    merges::a_stopped_merge_changes_nothing,
+    merges::damage_is_not_merged,
+    merges::missed_writes_are_remembered_after_a_merge,
+    merges::a_reader_beside_a_merge_reads_the_old_state,
+    merges::a_story_of_backups_and_merges_loses_nothing,
     model::sources_and_readers_agree_with_a_plain_disk,
     verbs::a_chain_is_saved_listed_verified_and_restored,
     verbs::damage_is_found_and_not_restored,

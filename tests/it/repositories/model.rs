@@ -32,7 +32,7 @@ fn act() -> impl Strategy<Value = Act> {
 
 /// The clusters of a disk that an incremental restore point has to hold; all of them if there is no
 /// `before`.
-fn blocks(disk: &[u8], before: Option<&[u8]>) -> Vec<Block> {
+pub(super) fn blocks(disk: &[u8], before: Option<&[u8]>) -> Vec<Block> {
     let chunks = disk.chunks(CLUSTER).enumerate();
     let is_changed = |number: usize, now: &[u8]| {
         let Some(before) = before else { return true };

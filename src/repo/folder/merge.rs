@@ -1,0 +1,293 @@
+//! Merges restore points that are removed into the one that depends on them.
+//!
+//! The order of the steps, each durable before the next:
+//!
+//! 1. a note in the folder of the restore point that stays, so that an interrupted merge is found;
+//! 2. its new images, beside the old ones under names of their own ([`layout::merged_image`]);
+//! 3. the record that the others were removed;
+//! 4. its new manifest, in place of the old one. **This is the commit**: the manifest names what
+//!    was merged into it, and [`super::history`] no longer counts that as restore points;
+//! 5. the new images get the names of the old ones, and the folders of the removed restore points
+//!    are deleted. As this takes files from under readers, it waits until nobody reads
+//!    ([`super::readers`]);
+//! 6. the note goes.
+//!
+//! A merge that ended before the commit is taken back, a later one is finished ([`finish`]). In
+//! each state every restore point can be restored, also by hand: an image keeps its old name until
+//! the new image has it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::layout;
+use super::look::{entries, folder_names, read_bounded};
+use super::pending::remove_if_there;
+use super::{history, readers, remove, removed};
+use crate::image::chain::{ChainImage, ChainSource};
+use crate::image::qcow2::{CompressingWriter, Qcow2Options, Qcow2Writer};
+use crate::io::Store;
+use crate::model::block::{BlockError, BlockSink, BlockSource, CLUSTER, ImageFile, Written};
+use crate::model::buffer::BufferPool;
+use crate::model::chain::RemovedPoint;
+use crate::model::compression::Compression;
+use crate::model::period::holds_restore_points;
+use crate::repo::merge::{self, Merge, Merged, NewImage};
+use crate::repo::{FileEntry, History, Kept, PieceEntry, RepoError, Result, manifest};
+
+/// The buffers of a merge, and the size of each in bytes.
+const BUFFERS: usize = 4;
+const BUFFER: usize = 1 << 20;
+
+/// The text of the note. Nothing reads it.
+const NOTE: &[u8] = b"vmsnap was merging restore points into this one. The next run finishes that.\n";
+
+/// The folders that a merge needs.
+pub(super) struct Place<'a> {
+    pub(super) store: &'a dyn Store,
+    pub(super) domain_dir: &'a Path,
+    /// Returns the folder of a restore point.
+    pub(super) dir_of: &'a dyn Fn(&Kept) -> PathBuf,
+    /// Opens the images of a disk at a restore point, newest first.
+    pub(super) images: &'a dyn Fn(&str, &str) -> Result<Vec<ChainImage>>,
+}
+
+/// Merges. If somebody reads the files of the removed restore points, [`finish`] has to remove them
+/// later.
+pub(super) fn merge(place: &Place<'_>, history: &History, merge: &Merge<'_>) -> Result<Merged> {
+    let plan = merge::plan(history, merge)?;
+    let dir = (place.dir_of)(plan.child);
+    for dir in plan
+        .run
+        .iter()
+        .map(|gone| (place.dir_of)(gone))
+        .chain([dir.clone()])
+    {
+        let is_unfinished = !history::is_gone(&dir.join(layout::MERGING));
+        if is_unfinished && !finish(place.store, place.domain_dir, &dir)? {
+            return Ok(Merged::NotYet);
+        }
+    }
+    check_space(place.domain_dir, plan.bytes)?;
+    let note = dir.join(layout::MERGING);
+    let written = match place.store.create_file(&note, NOTE) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        written => written,
+    };
+    written.map_err(RepoError::io("write", &note))?;
+    sync_dir(place.store, &dir)?;
+    let prepared = prepare(place, &dir, &plan, merge);
+    if let Err(error) = prepared {
+        // Best effort: the next run finds the note. It also knows whether the commit took effect.
+        let _ = finish(place.store, place.domain_dir, &dir);
+        return Err(error);
+    }
+    Ok(match finish(place.store, place.domain_dir, &dir)? {
+        true => Merged::Completely,
+        false => Merged::ExceptFiles,
+    })
+}
+
+/// Everything up to the commit.
+fn prepare(place: &Place<'_>, dir: &Path, plan: &merge::Plan<'_>, merge: &Merge<'_>) -> Result<()> {
+    let mut images = Vec::new();
+    for image in &plan.images {
+        let written = write_image(place, dir, plan, image, merge)?;
+        images.push((image, written));
+    }
+    let entries: Vec<FileEntry> = images
+        .iter()
+        .map(|(image, written)| entry(image, written))
+        .collect();
+    let manifest = merge::manifest(plan, &images, &entries);
+    let text = manifest.to_text().map_err(|source| RepoError::Manifest {
+        id: plan.child.manifest.point.id.clone(),
+        source,
+    })?;
+    let (path, new) = (dir.join(layout::MANIFEST), dir.join(layout::NEW_MANIFEST));
+    place
+        .store
+        .create_file(&new, text.as_bytes())
+        .map_err(RepoError::io("write", &new))?;
+    sync_dir(place.store, dir)?;
+    for gone in &plan.run {
+        let point = &gone.manifest.point;
+        let gone = RemovedPoint {
+            id: point.id.clone(),
+            uuid: point.uuid.clone(),
+            checkpoint: point.checkpoint.clone(),
+            removed: merge.now,
+        };
+        removed::remember(place.store, place.domain_dir, &gone)?;
+    }
+    place
+        .store
+        .replace(&new, &path)
+        .map_err(RepoError::io("replace", &path))?;
+    sync_dir(place.store, dir)
+}
+
+/// Writes a new image from those that are merged.
+fn write_image(
+    place: &Place<'_>,
+    dir: &Path,
+    plan: &merge::Plan<'_>,
+    image: &NewImage<'_>,
+    merge: &Merge<'_>,
+) -> Result<Written> {
+    let path = dir.join(layout::merged_image(&image.disk.image, plan.number));
+    remove_if_there(place.store, &path, "remove")?;
+    let mut images = (place.images)(&plan.child.manifest.point.id, &image.disk.target)?;
+    images.truncate(image.layers);
+    let file = place
+        .store
+        .create_image(&path)
+        .map_err(RepoError::io("create", &path))?;
+    let backing = image.parent.and_then(|parent| {
+        let period = &plan.child.manifest.point.period;
+        layout::backing(&parent.manifest.point, &image.disk.target, period)
+    });
+    let options = Qcow2Options {
+        path,
+        size: image.disk.virtual_size,
+        backing,
+        detect_zeroes: true,
+        stop: merge.stop.clone(),
+    };
+    let pool = BufferPool::new(BUFFERS, BUFFER.max(CLUSTER as usize));
+    let source = ChainSource::open_part(images, pool, merge.stop.clone()).map_err(BlockError::from)?;
+    copy(source, sink(file, options, image.compression)?)
+}
+
+fn sink(
+    file: Box<dyn ImageFile>,
+    options: Qcow2Options,
+    compression: Compression,
+) -> Result<Box<dyn BlockSink>> {
+    Ok(match compression {
+        Compression::None => Box::new(Qcow2Writer::new(file, options).map_err(BlockError::from)?),
+        Compression::Zstd(level) => {
+            Box::new(CompressingWriter::new(file, options, level).map_err(BlockError::from)?)
+        }
+    })
+}
+
+fn copy(mut source: ChainSource, mut sink: Box<dyn BlockSink>) -> Result<Written> {
+    while let Some(block) = source.next_block()? {
+        sink.write(block)?;
+    }
+    // The source has verified everything that it read.
+    Ok(sink.finish()?)
+}
+
+fn entry(image: &NewImage<'_>, written: &Written) -> FileEntry {
+    FileEntry {
+        name: image.disk.image.clone(),
+        size: written.file_bytes,
+        blake3: written.blake3.clone().unwrap_or_default(),
+        pieces: written.pieces.as_ref().map(PieceEntry::from),
+    }
+}
+
+/// Refuses a merge for which the file system has no room.
+fn check_space(dir: &Path, needed: u64) -> Result<()> {
+    let Ok(found) = rustix::fs::statvfs(dir) else {
+        return Ok(());
+    };
+    match found.f_bavail.saturating_mul(found.f_frsize) < needed {
+        false => Ok(()),
+        true => Err(RepoError::io("merge restore points in", dir)(
+            io::ErrorKind::StorageFull.into(),
+        )),
+    }
+}
+
+/// The folders of the restore points whose merge was not finished, as paths within the domain's
+/// folder.
+pub(super) fn interrupted(domain_dir: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for period in folder_names(domain_dir)? {
+        if !holds_restore_points(&period) {
+            continue;
+        }
+        let folders = folder_names(&domain_dir.join(&period))?.into_iter();
+        let points = folders.filter(|folder| layout::split_finished(folder).is_some());
+        let keys = points.map(|folder| format!("{period}/{folder}"));
+        found.extend(keys.filter(|key| !history::is_gone(&domain_dir.join(key).join(layout::MERGING))));
+    }
+    Ok(found)
+}
+
+/// Whether this is such a path, and not that of a folder that is being deleted.
+pub(super) fn is_of_merge(key: &str) -> bool {
+    key.rsplit_once('/')
+        .is_some_and(|(_, folder)| layout::split_finished(folder).is_some())
+}
+
+/// Finishes an interrupted merge into the restore point in this folder, or takes it back. Returns
+/// false if that has to wait for readers.
+pub(super) fn finish(store: &dyn Store, domain_dir: &Path, dir: &Path) -> Result<bool> {
+    let path = dir.join(layout::MANIFEST);
+    let text = read_bounded(&path, manifest::MAX_BYTES).map_err(RepoError::io("read", &path))?;
+    // A manifest that cannot be used is reported by the history. Nothing is removed because of it.
+    let Ok(manifest) = manifest::Manifest::parse(&text) else {
+        return Ok(false);
+    };
+    // Files of a merge that was not committed have a higher number.
+    let merges = manifest.point.merges();
+    remove_uncommitted(store, dir, merges)?;
+    if let Some(merged) = &manifest.point.merged {
+        let Some(_alone) = readers::exclude(domain_dir)? else {
+            return Ok(false);
+        };
+        for disk in &manifest.point.disks {
+            let new = dir.join(layout::merged_image(&disk.image, merges));
+            if !history::is_gone(&new) {
+                let path = dir.join(&disk.image);
+                store
+                    .replace(&new, &path)
+                    .map_err(RepoError::io("replace", &path))?;
+            }
+        }
+        sync_dir(store, dir)?;
+        // A finished merge is not repeated: a removed restore point may have been copied back.
+        let is_noted = !history::is_gone(&dir.join(layout::MERGING));
+        for gone in merged.points.iter().filter(|_| is_noted) {
+            remove_folder_of(store, domain_dir, &gone.id)?;
+        }
+    }
+    // The note goes last, and only when the rest is gone for good.
+    sync_dir(store, dir)?;
+    remove_if_there(store, &dir.join(layout::MERGING), "remove")?;
+    Ok(true)
+}
+
+/// Removes what an uncommitted merge has written.
+fn remove_uncommitted(store: &dyn Store, dir: &Path, merges: usize) -> Result<()> {
+    for (name, _) in entries(dir)? {
+        let number = layout::merge_number(&name);
+        if name == layout::NEW_MANIFEST || number.is_some_and(|number| number > merges) {
+            remove_if_there(store, &dir.join(name), "remove")?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the folder of a restore point of this id, in whatever period it is.
+fn remove_folder_of(store: &dyn Store, domain_dir: &Path, id: &str) -> Result<()> {
+    for (period, _) in entries(domain_dir)? {
+        let period_dir = domain_dir.join(&period);
+        if !holds_restore_points(&period) {
+            continue;
+        }
+        for (folder, _) in entries(&period_dir)? {
+            if layout::split_finished(&folder).is_some_and(|(found, _)| found == id) {
+                remove::restore_point(store, &period_dir, &folder)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn sync_dir(store: &dyn Store, dir: &Path) -> Result<()> {
+    store.sync_dir(dir).map_err(RepoError::io("sync", dir))
+}

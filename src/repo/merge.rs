@@ -1,0 +1,236 @@
+//! Plans a merge: which restore points go into which one, and which images it replaces. Pure.
+
+use jiff::Timestamp;
+
+use super::manifest::Manifest;
+use super::{FileEntry, History, Kept, RepoError, Result};
+use crate::model::block::Written;
+use crate::model::chain::KeptPoint;
+use crate::model::compression::Compression;
+use crate::model::restore_point::{self, DiskPoint, Level, MergedPoint, RestorePoint};
+use crate::model::stop::Stop;
+
+/// A wish to merge restore points.
+#[derive(Clone, Debug)]
+pub struct Merge<'a> {
+    /// The ids of those that are removed.
+    pub run: &'a [String],
+    /// The id of the one that stays and depends on them.
+    pub into: &'a str,
+    /// The current time.
+    pub now: Timestamp,
+    /// A request to stop. A merge that has not been committed yet is taken back.
+    pub stop: &'a Stop,
+}
+
+/// The result of a merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Merged {
+    /// The restore points are removed, and nothing is left of them.
+    Completely,
+    /// They are removed, but somebody reads their files. What is left counts as an interrupted
+    /// removal.
+    ExceptFiles,
+    /// Nothing was done, because somebody reads what an earlier merge has to remove first.
+    NotYet,
+}
+
+/// A merge that is possible.
+#[derive(Debug)]
+pub(crate) struct Plan<'a> {
+    /// The restore point that stays.
+    pub child: &'a Kept,
+    /// Those that are removed, in the order of the history.
+    pub run: Vec<&'a Kept>,
+    /// The images that are replaced, one for each disk that depends on the run.
+    pub images: Vec<NewImage<'a>>,
+    /// How often anything was merged into the restore point, this time included.
+    pub number: usize,
+    /// The most that the new images take, in bytes.
+    pub bytes: u64,
+}
+
+/// An image that replaces one of the restore point that stays.
+#[derive(Debug)]
+pub(crate) struct NewImage<'a> {
+    /// The disk of the restore point that stays.
+    pub disk: &'a DiskPoint,
+    /// How many of the newest images of its chain are merged.
+    pub layers: usize,
+    /// The oldest of the run in the chain, whose parent becomes the parent.
+    pub oldest: &'a DiskPoint,
+    /// The restore point on which the new image depends.
+    pub parent: Option<&'a Kept>,
+    /// How the new image is compressed.
+    pub compression: Compression,
+}
+
+/// Checks that a merge costs no other restore point anything, and plans it.
+///
+/// # Errors
+/// [`RepoError::NotWhole`] if a restore point is missing or its chain has a fault,
+/// [`RepoError::Needed`] if another one depends on the run.
+pub(crate) fn plan<'a>(history: &'a History, merge: &Merge<'_>) -> Result<Plan<'a>> {
+    let get = |id: &str| {
+        history.get(id).ok_or_else(|| RepoError::NotWhole {
+            id: id.to_owned(),
+            fault: format!("restore point {id} is missing"),
+        })
+    };
+    let child = get(merge.into)?;
+    let is_in_run = |id: &str| merge.run.iter().any(|gone| gone == id);
+    let run = merge.run.iter().map(|id| get(id)).collect::<Result<Vec<_>>>()?;
+    for gone in &run {
+        let id = &gone.manifest.point.id;
+        let is_other = |kept: &&Kept| {
+            let other = &kept.manifest.point.id;
+            other != merge.into && !is_in_run(other)
+        };
+        if let Some(other) = history.children(id).find(is_other) {
+            return Err(RepoError::Needed {
+                id: id.clone(),
+                by: other.manifest.point.id.clone(),
+            });
+        }
+    }
+    let mut bytes = 0;
+    let mut images = Vec::new();
+    for disk in &child.manifest.point.disks {
+        let line = history.chains.lineage(merge.into, &disk.target);
+        let line = line.map_err(|fault| RepoError::NotWhole {
+            id: merge.into.to_owned(),
+            fault,
+        })?;
+        if let Some(shrunk) = shrunk(&line, &disk.target) {
+            return Err(RepoError::NotWhole {
+                id: shrunk.to_owned(),
+                fault: format!(
+                    "disk {} is smaller than in its parent, so it cannot be merged",
+                    disk.target
+                ),
+            });
+        }
+        let merged = line[1..].iter().take_while(|kept| is_in_run(&kept.point.id));
+        let layers = 1 + merged.count();
+        let newest = line[..layers]
+            .iter()
+            .filter_map(|kept| kept.point.disk(&disk.target));
+        let sizes = line[..layers]
+            .iter()
+            .filter_map(|kept| size_of(history, &kept.point.id, &disk.target));
+        let Some(oldest) = line[layers - 1].point.disk(&disk.target).filter(|_| layers > 1) else {
+            continue;
+        };
+        bytes += sizes.sum::<u64>();
+        let is_compressed = newest.clone().any(|disk| disk.compression.is_some());
+        images.push(NewImage {
+            disk,
+            layers,
+            oldest,
+            parent: oldest.parent.as_ref().map(|parent| get(parent)).transpose()?,
+            compression: match is_compressed {
+                true => Compression::default(),
+                false => Compression::None,
+            },
+        });
+    }
+    Ok(Plan {
+        number: child.manifest.point.merges() + 1,
+        child,
+        run,
+        images,
+        bytes,
+    })
+}
+
+/// A restore point of a chain, newest first, whose disk is smaller than that of an older one. No
+/// backup makes one: a disk that has shrunk is saved in full.
+fn shrunk<'a>(line: &[&'a KeptPoint], target: &str) -> Option<&'a str> {
+    let sizes = line
+        .iter()
+        .filter_map(|kept| Some((kept, kept.point.disk(target)?.virtual_size)));
+    let sizes: Vec<_> = sizes.collect();
+    let pair = sizes.windows(2).find(|pair| pair[0].1 < pair[1].1)?;
+    Some(&pair[0].0.point.id)
+}
+
+fn size_of(history: &History, id: &str, target: &str) -> Option<u64> {
+    let manifest = &history.get(id)?.manifest;
+    Some(manifest.file(&manifest.point.disk(target)?.image)?.size)
+}
+
+/// The manifest of the restore point that stays, after the merge.
+pub(crate) fn manifest(
+    plan: &Plan<'_>,
+    images: &[(&NewImage<'_>, Written)],
+    entries: &[FileEntry],
+) -> Manifest {
+    let before = &plan.child.manifest;
+    let new_disk = |disk: &DiskPoint| {
+        let new = images.iter().find(|(image, _)| image.disk.target == disk.target);
+        new.map_or_else(|| disk.clone(), |(image, written)| merged_disk(image, written))
+    };
+    let disks: Vec<DiskPoint> = before.point.disks.iter().map(new_disk).collect();
+    let is_full = disks.iter().all(|disk| disk.level == Level::Full);
+    let parents = || disks.iter().filter_map(|disk| disk.parent.as_ref());
+    let of_images = images.iter().filter_map(|(image, _)| image.parent);
+    let newest = of_images.max_by_key(|parent| parent.manifest.point.sequence);
+    let newest = newest.map(|parent| parent.manifest.point.id.clone());
+    // The parent of a disk that was not merged is not in the run, so it is still what it was.
+    let unmerged = before
+        .point
+        .parent
+        .clone()
+        .filter(|parent| parents().any(|of_disk| of_disk == parent));
+    let mut replaces = before
+        .point
+        .merged
+        .clone()
+        .map_or_else(Vec::new, |merged| merged.replaces);
+    replaces.push(before.digest.clone());
+    let merged = restore_point::Merged {
+        committed: before
+            .point
+            .merged
+            .as_ref()
+            .map_or(before.point.level, |merged| merged.committed),
+        replaces,
+        points: plan.run.iter().map(|gone| merged_point(gone)).collect(),
+    };
+    let point = RestorePoint {
+        level: if is_full { Level::Full } else { Level::Incremental },
+        parent: unmerged.or(newest),
+        disks,
+        merged: Some(merged),
+        ..before.point.clone()
+    };
+    before.after_merge(point, entries)
+}
+
+fn merged_disk(image: &NewImage<'_>, written: &Written) -> DiskPoint {
+    DiskPoint {
+        level: image.oldest.level,
+        reason: format!(
+            "{}; merged with removed restore points",
+            first_reason(&image.disk.reason)
+        ),
+        parent: image.oldest.parent.clone(),
+        parent_manifest: image.oldest.parent_manifest.clone(),
+        data_bytes: written.data_bytes,
+        zero_bytes: written.zero_bytes,
+        compression: written.is_compressed.then(|| "zstd".to_owned()),
+        ..image.disk.clone()
+    }
+}
+
+/// The reason of the level with which it was made.
+fn first_reason(reason: &str) -> &str {
+    reason.split("; merged with").next().unwrap_or(reason)
+}
+
+fn merged_point(gone: &Kept) -> MergedPoint {
+    MergedPoint {
+        id: gone.manifest.point.id.clone(),
+        manifest: gone.manifest.digest.clone(),
+    }
+}
