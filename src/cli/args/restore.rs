@@ -35,8 +35,8 @@ pub struct RestoreArgs {
     #[arg(long = "disk", value_name = "TARGET")]
     pub disks: Vec<String>,
 
-    /// Format of the restored disks: qcow2 or raw [default: by the file name, raw for a block
-    /// device, otherwise qcow2]
+    /// Format of the restored disks: qcow2 or raw [default: qcow2 in a folder; for a file, qcow2 if
+    /// its name ends in .qcow2, otherwise raw; raw for a block device]
     #[arg(long, value_enum, hide_possible_values = true)]
     pub format: Option<FormatArg>,
 
