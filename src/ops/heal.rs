@@ -107,7 +107,10 @@ fn carry_out(
         match repair {
             Repair::FinishRemoval(removal) => {
                 if !locked.finish_removal(removal).map_err(failed)? {
-                    let what = format!("{} is being read, so its removal is finished later", removal.location);
+                    let what = format!(
+                        "the removal of {} is finished later: its files are being read, or its manifest cannot be used",
+                        removal.location
+                    );
                     findings.push(Finding::new(REMOVAL_WAITS, what));
                     waiting.push(removal.clone());
                     continue;

@@ -63,6 +63,8 @@ pub(crate) struct NewImage<'a> {
     pub parent: Option<&'a Kept>,
     /// How the new image is compressed.
     pub compression: Compression,
+    /// The most that it takes, in bytes.
+    pub bytes: u64,
 }
 
 /// Checks that a merge costs no other restore point anything, and plans it.
@@ -71,15 +73,13 @@ pub(crate) struct NewImage<'a> {
 /// [`RepoError::NotWhole`] if a restore point is missing or its chain has a fault,
 /// [`RepoError::Needed`] if another one depends on the run.
 pub(crate) fn plan<'a>(history: &'a History, merge: &Merge<'_>) -> Result<Plan<'a>> {
-    let get = |id: &str| {
-        history.get(id).ok_or_else(|| RepoError::NotWhole {
-            id: id.to_owned(),
-            fault: format!("restore point {id} is missing"),
-        })
-    };
-    let child = get(merge.into)?;
+    let child = get(history, merge.into)?;
     let is_in_run = |id: &str| merge.run.iter().any(|gone| gone == id);
-    let run = merge.run.iter().map(|id| get(id)).collect::<Result<Vec<_>>>()?;
+    let run = merge
+        .run
+        .iter()
+        .map(|id| get(history, id))
+        .collect::<Result<Vec<_>>>()?;
     for gone in &run {
         let id = &gone.manifest.point.id;
         let is_other = |kept: &&Kept| {
@@ -93,54 +93,72 @@ pub(crate) fn plan<'a>(history: &'a History, merge: &Merge<'_>) -> Result<Plan<'
             });
         }
     }
-    let mut bytes = 0;
-    let mut images = Vec::new();
-    for disk in &child.manifest.point.disks {
-        let line = history.chains.lineage(merge.into, &disk.target);
-        let line = line.map_err(|fault| RepoError::NotWhole {
-            id: merge.into.to_owned(),
-            fault,
-        })?;
-        if let Some(shrunk) = shrunk(&line, &disk.target) {
-            return Err(RepoError::NotWhole {
-                id: shrunk.to_owned(),
-                fault: format!(
-                    "disk {} is smaller than in its parent, so it cannot be merged",
-                    disk.target
-                ),
-            });
-        }
-        let merged = line[1..].iter().take_while(|kept| is_in_run(&kept.point.id));
-        let layers = 1 + merged.count();
-        let newest = line[..layers]
-            .iter()
-            .filter_map(|kept| kept.point.disk(&disk.target));
-        let sizes = line[..layers]
-            .iter()
-            .filter_map(|kept| size_of(history, &kept.point.id, &disk.target));
-        let Some(oldest) = line[layers - 1].point.disk(&disk.target).filter(|_| layers > 1) else {
-            continue;
-        };
-        bytes += sizes.sum::<u64>();
-        let is_compressed = newest.clone().any(|disk| disk.compression.is_some());
-        images.push(NewImage {
-            disk,
-            layers,
-            oldest,
-            parent: oldest.parent.as_ref().map(|parent| get(parent)).transpose()?,
-            compression: match is_compressed {
-                true => Compression::default(),
-                false => Compression::None,
-            },
-        });
-    }
+    let disks = child.manifest.point.disks.iter();
+    let planned = disks.map(|disk| new_image(history, merge, disk));
+    let images: Vec<_> = planned.filter_map(Result::transpose).collect::<Result<_>>()?;
     Ok(Plan {
         number: child.manifest.point.merges() + 1,
         child,
         run,
+        bytes: images.iter().map(|image| image.bytes).sum(),
         images,
-        bytes,
     })
+}
+
+/// Plans the new image of a disk; `None` if the disk depends on nothing that is removed.
+fn new_image<'a>(
+    history: &'a History,
+    merge: &Merge<'_>,
+    disk: &'a DiskPoint,
+) -> Result<Option<NewImage<'a>>> {
+    let target = &disk.target;
+    let line = history.chains.lineage(merge.into, target);
+    let line = line.map_err(|fault| not_whole(merge.into, fault))?;
+    if let Some(id) = shrunk(&line, target) {
+        let fault = format!("disk {target} is smaller than in its parent, so it cannot be merged");
+        return Err(not_whole(id, fault));
+    }
+    let is_in_run = |kept: &&&KeptPoint| merge.run.contains(&kept.point.id);
+    let layers = 1 + line[1..].iter().take_while(is_in_run).count();
+    let merged = || line[..layers].iter();
+    let Some(oldest) = merged().next_back().filter(|_| layers > 1) else {
+        return Ok(None);
+    };
+    let Some(oldest) = oldest.point.disk(target) else {
+        return Ok(None);
+    };
+    let is_compressed = |kept: &&KeptPoint| {
+        let disk = kept.point.disk(target);
+        disk.is_some_and(|disk| disk.compression.is_some())
+    };
+    let sizes = merged().filter_map(|kept| size_of(history, &kept.point.id, target));
+    Ok(Some(NewImage {
+        disk,
+        layers,
+        oldest,
+        parent: oldest
+            .parent
+            .as_ref()
+            .map(|parent| get(history, parent))
+            .transpose()?,
+        compression: match merged().any(is_compressed) {
+            true => Compression::default(),
+            false => Compression::None,
+        },
+        bytes: sizes.sum(),
+    }))
+}
+
+fn get<'a>(history: &'a History, id: &str) -> Result<&'a Kept> {
+    let missing = || not_whole(id, format!("restore point {id} is missing"));
+    history.get(id).ok_or_else(missing)
+}
+
+fn not_whole(id: &str, fault: String) -> RepoError {
+    RepoError::NotWhole {
+        id: id.to_owned(),
+        fault,
+    }
 }
 
 /// A restore point of a chain, newest first, whose disk is smaller than that of an older one. No

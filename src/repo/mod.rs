@@ -251,7 +251,7 @@ pub trait DomainWriter: Send {
 
     /// Finishes a removal or merge that an earlier run started: one of
     /// [`DomainRepository::interrupted_removals`]. Returns false if that has to wait until nobody
-    /// reads what is removed.
+    /// reads what is removed, or until a manifest can be used again.
     fn finish_removal(&self, removal: &Leftover) -> Result<bool>;
 
     /// Removes a leftover of an unfinished run: one of [`History::leftovers`].

@@ -4,7 +4,6 @@ use vmsnap::model::level::FullRule;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{Options, PruneOutcome};
 use vmsnap::ops::retention::{Policy, Quota, RetentionOutcome, Rule};
-use vmsnap::ops::verify::{self, Which};
 
 use crate::lab::{CLUSTER, Lab};
 
@@ -58,18 +57,6 @@ fn assert_restores(lab: &Lab, points: &[(String, Vec<u8>)]) {
     }
 }
 
-fn assert_verified(lab: &Lab) {
-    let options = verify::Options {
-        which: Which::All,
-        deep: true,
-        verified_since: None,
-        now: lab.now.timestamp(),
-    };
-    let outcome = verify::verify("vm1", lab.repo.as_ref(), &options, &lab.recorder, &lab.stop);
-    let outcome = outcome.expect("it is verified");
-    assert!(outcome.is_sound(), "{outcome:?}");
-}
-
 #[test]
 fn the_chain_goes_on_across_periods() {
     let mut lab = lab();
@@ -90,7 +77,7 @@ fn the_chain_goes_on_across_periods() {
         .collect();
     assert_ne!(periods[1], periods[2]);
     assert_restores(&lab, &points);
-    assert_verified(&lab);
+    lab.assert_verified("vm1");
     let status = lab.status("vm1");
     assert!(status.is_consistent(), "{:?}", status.inconsistencies);
     // A period ends the chain again as soon as it is told to.
@@ -133,7 +120,7 @@ fn a_policy_moves_the_full_forward() {
         .collect();
     assert_eq!(levels, [Level::Full, Level::Incremental, Level::Incremental]);
     assert_restores(&lab, &points[5..]);
-    assert_verified(&lab);
+    lab.assert_verified("vm1");
     let status = lab.status("vm1");
     assert!(status.is_consistent(), "{:?}", status.inconsistencies);
     let january = lab.root().join("vm1/vmsnap-backup-monthly-2026-01");
@@ -200,7 +187,7 @@ fn a_year_of_daily_backups_keeps_what_the_policy_says() {
         .collect();
     assert_eq!(there.len(), kept);
     assert_restores(&lab, &there);
-    assert_verified(&lab);
+    lab.assert_verified("vm1");
     let status = lab.status("vm1");
     assert!(status.is_consistent(), "{:?}", status.inconsistencies);
 }

@@ -18,6 +18,7 @@ use vmsnap::ops::backup::{self, Options, Outcome, Preview};
 use vmsnap::ops::journal::JournalEntry;
 use vmsnap::ops::restore::{self, Format};
 use vmsnap::ops::status::{DomainStatus, Subject, status};
+use vmsnap::ops::verify;
 use vmsnap::ops::{Context, Monitor, PlaceWishes, Result, compare, copy};
 use vmsnap::repo::{FolderRepository, History, Kept, Leftover, Repository};
 use vmsnap::testkit::{Recorder, SimHost};
@@ -259,6 +260,19 @@ impl Lab {
 
     pub fn pass(&mut self, time: Span) {
         self.now = self.now.checked_add(time).expect("in range");
+    }
+
+    /// Every restore point of a domain passes a deep verification.
+    pub fn assert_verified(&self, domain: &str) {
+        let options = verify::Options {
+            which: verify::Which::All,
+            deep: true,
+            verified_since: None,
+            now: self.now.timestamp(),
+        };
+        let outcome = verify::verify(domain, self.repo.as_ref(), &options, &self.recorder, &self.stop);
+        let outcome = outcome.expect("it is verified");
+        assert!(outcome.is_sound(), "{outcome:?}");
     }
 
     pub fn history(&self, domain: &str) -> History {

@@ -323,7 +323,7 @@ impl DomainWriter for FolderWriter {
             store: self.domain.store().as_ref(),
             domain_dir: &self.domain.dir,
             dir_of: &|kept| self.domain.point_dir(kept),
-            images: &|id, target| self.domain.images(history, id, target),
+            open: &|id, target| self.domain.images(history, id, target),
         };
         merge::merge(&place, history, merge)
     }

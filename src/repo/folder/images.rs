@@ -1,12 +1,16 @@
-//! The chain of images that makes up a disk at a restore point.
+//! The images of restore points: the chain that makes up a disk, and new ones.
 
 use std::fs::File;
 use std::path::PathBuf;
 
 use super::point;
 use crate::image::chain::{ChainDisk, ChainImage, Recorded};
-use crate::model::block::BlockError;
-use crate::repo::{DiskReader, History, Kept, RepoError, Result, Stored, StoredExtent};
+use crate::image::qcow2::{CompressingWriter, Qcow2Options, Qcow2Writer};
+use crate::model::block::{BlockError, BlockSink, ImageFile, Written};
+use crate::model::compression::Compression;
+use crate::repo::{
+    DiskReader, FileEntry, History, Kept, PieceEntry, RepoError, Result, Stored, StoredExtent,
+};
 
 /// Opens the images of a disk at a restore point, newest first. `dir_of` returns the folder of a
 /// restore point.
@@ -56,6 +60,30 @@ pub(super) fn open(
         })
     };
     images.into_iter().map(open).collect()
+}
+
+/// Begins an image in a new, empty file.
+pub(super) fn writer(
+    file: Box<dyn ImageFile>,
+    options: Qcow2Options,
+    compression: Compression,
+) -> Result<Box<dyn BlockSink>> {
+    Ok(match compression {
+        Compression::None => Box::new(Qcow2Writer::new(file, options).map_err(BlockError::from)?),
+        Compression::Zstd(level) => {
+            Box::new(CompressingWriter::new(file, options, level).map_err(BlockError::from)?)
+        }
+    })
+}
+
+/// The manifest's entry for an image that was written.
+pub(super) fn entry(name: &str, written: &Written) -> FileEntry {
+    FileEntry {
+        name: name.to_owned(),
+        size: written.file_bytes,
+        blake3: written.blake3.clone().unwrap_or_default(),
+        pieces: written.pieces.as_ref().map(PieceEntry::from),
+    }
 }
 
 /// A disk that a chain of images makes up.

@@ -22,17 +22,16 @@ use std::path::{Path, PathBuf};
 use super::layout;
 use super::look::{entries, folder_names, read_bounded};
 use super::pending::remove_if_there;
-use super::{history, readers, remove, removed};
+use super::{history, images, readers, remove, removed};
 use crate::image::chain::{ChainImage, ChainSource};
-use crate::image::qcow2::{CompressingWriter, Qcow2Options, Qcow2Writer};
+use crate::image::qcow2::Qcow2Options;
 use crate::io::Store;
-use crate::model::block::{BlockError, BlockSink, BlockSource, CLUSTER, ImageFile, Written};
+use crate::model::block::{BlockError, BlockSink, BlockSource, Written};
 use crate::model::buffer::BufferPool;
 use crate::model::chain::RemovedPoint;
-use crate::model::compression::Compression;
 use crate::model::period::holds_restore_points;
 use crate::repo::merge::{self, Merge, Merged, NewImage};
-use crate::repo::{FileEntry, History, Kept, PieceEntry, RepoError, Result, manifest};
+use crate::repo::{FileEntry, History, Kept, Manifest, RepoError, Result, manifest};
 
 /// The buffers of a merge, and the size of each in bytes.
 const BUFFERS: usize = 4;
@@ -48,35 +47,29 @@ pub(super) struct Place<'a> {
     /// Returns the folder of a restore point.
     pub(super) dir_of: &'a dyn Fn(&Kept) -> PathBuf,
     /// Opens the images of a disk at a restore point, newest first.
-    pub(super) images: &'a dyn Fn(&str, &str) -> Result<Vec<ChainImage>>,
+    pub(super) open: &'a dyn Fn(&str, &str) -> Result<Vec<ChainImage>>,
 }
 
 /// Merges. If somebody reads the files of the removed restore points, [`finish`] has to remove them
 /// later.
 pub(super) fn merge(place: &Place<'_>, history: &History, merge: &Merge<'_>) -> Result<Merged> {
     let plan = merge::plan(history, merge)?;
-    let dir = (place.dir_of)(plan.child);
-    for dir in plan
-        .run
-        .iter()
-        .map(|gone| (place.dir_of)(gone))
-        .chain([dir.clone()])
-    {
+    for kept in plan.run.iter().chain([&plan.child]) {
+        let dir = (place.dir_of)(kept);
         let is_unfinished = !history::is_gone(&dir.join(layout::MERGING));
         if is_unfinished && !finish(place.store, place.domain_dir, &dir)? {
             return Ok(Merged::NotYet);
         }
     }
     check_space(place.domain_dir, plan.bytes)?;
+    let dir = (place.dir_of)(plan.child);
     let note = dir.join(layout::MERGING);
-    let written = match place.store.create_file(&note, NOTE) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        written => written,
-    };
-    written.map_err(RepoError::io("write", &note))?;
+    place
+        .store
+        .create_file(&note, NOTE)
+        .map_err(RepoError::io("write", &note))?;
     sync_dir(place.store, &dir)?;
-    let prepared = prepare(place, &dir, &plan, merge);
-    if let Err(error) = prepared {
+    if let Err(error) = prepare(place, &dir, &plan, merge) {
         // Best effort: the next run finds the note. It also knows whether the commit took effect.
         let _ = finish(place.store, place.domain_dir, &dir);
         return Err(error);
@@ -89,15 +82,10 @@ pub(super) fn merge(place: &Place<'_>, history: &History, merge: &Merge<'_>) -> 
 
 /// Everything up to the commit.
 fn prepare(place: &Place<'_>, dir: &Path, plan: &merge::Plan<'_>, merge: &Merge<'_>) -> Result<()> {
-    let mut images = Vec::new();
-    for image in &plan.images {
-        let written = write_image(place, dir, plan, image, merge)?;
-        images.push((image, written));
-    }
-    let entries: Vec<FileEntry> = images
-        .iter()
-        .map(|(image, written)| entry(image, written))
-        .collect();
+    let write = |image| Ok((image, write_image(place, dir, plan, image, merge)?));
+    let images: Vec<_> = plan.images.iter().map(write).collect::<Result<_>>()?;
+    let entry = |(image, written): &(&NewImage<'_>, Written)| images::entry(&image.disk.image, written);
+    let entries: Vec<FileEntry> = images.iter().map(entry).collect();
     let manifest = merge::manifest(plan, &images, &entries);
     let text = manifest.to_text().map_err(|source| RepoError::Manifest {
         id: plan.child.manifest.point.id.clone(),
@@ -136,7 +124,7 @@ fn write_image(
 ) -> Result<Written> {
     let path = dir.join(layout::merged_image(&image.disk.image, plan.number));
     remove_if_there(place.store, &path, "remove")?;
-    let mut images = (place.images)(&plan.child.manifest.point.id, &image.disk.target)?;
+    let mut images = (place.open)(&plan.child.manifest.point.id, &image.disk.target)?;
     images.truncate(image.layers);
     let file = place
         .store
@@ -153,22 +141,9 @@ fn write_image(
         detect_zeroes: true,
         stop: merge.stop.clone(),
     };
-    let pool = BufferPool::new(BUFFERS, BUFFER.max(CLUSTER as usize));
+    let pool = BufferPool::new(BUFFERS, BUFFER);
     let source = ChainSource::open_part(images, pool, merge.stop.clone()).map_err(BlockError::from)?;
-    copy(source, sink(file, options, image.compression)?)
-}
-
-fn sink(
-    file: Box<dyn ImageFile>,
-    options: Qcow2Options,
-    compression: Compression,
-) -> Result<Box<dyn BlockSink>> {
-    Ok(match compression {
-        Compression::None => Box::new(Qcow2Writer::new(file, options).map_err(BlockError::from)?),
-        Compression::Zstd(level) => {
-            Box::new(CompressingWriter::new(file, options, level).map_err(BlockError::from)?)
-        }
-    })
+    copy(source, images::writer(file, options, image.compression)?)
 }
 
 fn copy(mut source: ChainSource, mut sink: Box<dyn BlockSink>) -> Result<Written> {
@@ -177,15 +152,6 @@ fn copy(mut source: ChainSource, mut sink: Box<dyn BlockSink>) -> Result<Written
     }
     // The source has verified everything that it read.
     Ok(sink.finish()?)
-}
-
-fn entry(image: &NewImage<'_>, written: &Written) -> FileEntry {
-    FileEntry {
-        name: image.disk.image.clone(),
-        size: written.file_bytes,
-        blake3: written.blake3.clone().unwrap_or_default(),
-        pieces: written.pieces.as_ref().map(PieceEntry::from),
-    }
 }
 
 /// Refuses a merge for which the file system has no room.
@@ -224,12 +190,12 @@ pub(super) fn is_of_merge(key: &str) -> bool {
 }
 
 /// Finishes an interrupted merge into the restore point in this folder, or takes it back. Returns
-/// false if that has to wait for readers.
+/// false if that has to wait for readers, or until the manifest can be used again.
 pub(super) fn finish(store: &dyn Store, domain_dir: &Path, dir: &Path) -> Result<bool> {
-    let path = dir.join(layout::MANIFEST);
-    let text = read_bounded(&path, manifest::MAX_BYTES).map_err(RepoError::io("read", &path))?;
-    // A manifest that cannot be used is reported by the history. Nothing is removed because of it.
-    let Ok(manifest) = manifest::Manifest::parse(&text) else {
+    let text = read_bounded(&dir.join(layout::MANIFEST), manifest::MAX_BYTES).ok();
+    // The history reports a manifest that cannot be used. Only the manifest says which side of the
+    // commit the merge is on, so nothing is removed without it.
+    let Some(manifest) = text.and_then(|text| Manifest::parse(&text).ok()) else {
         return Ok(false);
     };
     // Files of a merge that was not committed have a higher number.
@@ -272,7 +238,7 @@ fn remove_uncommitted(store: &dyn Store, dir: &Path, merges: usize) -> Result<()
     Ok(())
 }
 
-/// Removes the folder of a restore point of this id, in whatever period it is.
+/// Removes the folder of a restore point of this id. It may be in any period.
 fn remove_folder_of(store: &dyn Store, domain_dir: &Path, id: &str) -> Result<()> {
     for (period, _) in entries(domain_dir)? {
         let period_dir = domain_dir.join(&period);

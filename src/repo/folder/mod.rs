@@ -8,7 +8,7 @@
 //! * `look`: looks at folders and small files that other programs may have changed.
 //! * `point`: reads one restore point.
 //! * `history`: reads restore points and finds their problems.
-//! * `images`: the chain of images that makes up a disk.
+//! * `images`: the chain of images that makes up a disk, and new images.
 //! * `check`: checks the files of a restore point.
 //! * `pending`: a restore point being written, until it is committed.
 //! * `proofs`: the records of verifications and comparisons.

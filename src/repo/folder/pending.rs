@@ -13,16 +13,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::Timestamp;
 
 use super::committed;
+use super::images;
 use super::layout;
 use super::look::{entries, folder_names};
 use super::remove;
 use super::removed;
-use crate::image::qcow2::{CompressingWriter, Qcow2Options, Qcow2Writer};
+use crate::image::qcow2::Qcow2Options;
 use crate::io::Store;
-use crate::model::block::{BlockError, BlockSink, ImageFile, Written};
-use crate::model::compression::Compression;
+use crate::model::block::{BlockSink, ImageFile, Written};
 use crate::model::restore_point::id_of;
-use crate::repo::{FileEntry, Manifest, NewDisk, PendingPoint, PieceEntry, RepoError, Result, SmallFile};
+use crate::repo::{FileEntry, Manifest, NewDisk, PendingPoint, RepoError, Result, SmallFile};
 
 /// A restore point that is being written into a folder. If it is dropped before the commit, it is
 /// removed as far as possible; the next run removes the rest.
@@ -124,21 +124,11 @@ impl PendingPoint for FolderPending {
             detect_zeroes: true,
             stop: disk.stop.clone(),
         };
-        Ok(match disk.compression {
-            Compression::None => Box::new(Qcow2Writer::new(file, options).map_err(BlockError::from)?),
-            Compression::Zstd(level) => {
-                Box::new(CompressingWriter::new(file, options, level).map_err(BlockError::from)?)
-            }
-        })
+        images::writer(file, options, disk.compression)
     }
 
     fn entry(&self, target: &str, written: &Written) -> FileEntry {
-        FileEntry {
-            name: layout::image(target),
-            size: written.file_bytes,
-            blake3: written.blake3.clone().unwrap_or_default(),
-            pieces: written.pieces.as_ref().map(PieceEntry::from),
-        }
+        images::entry(&layout::image(target), written)
     }
 
     fn put(&self, file: SmallFile, content: &[u8]) -> Result<FileEntry> {

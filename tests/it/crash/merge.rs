@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use vmsnap::ops::verify::{self, Which};
 use vmsnap::repo::History;
 use vmsnap::testkit::{Blow, CrashStore, Fuse};
 
-use super::prune::{last, pruned, steps_of};
+use super::prune::{cut_power_everywhere, last, pruned, steps_of};
 use super::world::{DOMAIN, Moment, World, at_step, every_end};
-use crate::lab::{Lab, tree};
+use crate::lab::{InFolder, Lab, tree};
 
 /// A chain of four restore points. A policy that keeps the last two merges the others into the
 /// third.
@@ -62,19 +61,7 @@ fn assert_merged(world: &mut World, stays: &[String]) {
         .filter(|path| path.contains("merg") || path.ends_with(".removing") || path.ends_with(".new"))
         .collect();
     assert!(left.is_empty(), "{left:?}");
-    assert_verified(&world.lab);
-}
-
-fn assert_verified(lab: &Lab) {
-    let options = verify::Options {
-        which: Which::All,
-        deep: true,
-        verified_since: None,
-        now: lab.now.timestamp(),
-    };
-    let outcome = verify::verify(DOMAIN, lab.repo.as_ref(), &options, &lab.recorder, &lab.stop);
-    let outcome = outcome.expect("it is verified");
-    assert!(outcome.is_sound(), "{outcome:?}");
+    world.lab.assert_verified(DOMAIN);
 }
 
 #[test]
@@ -101,26 +88,39 @@ fn a_merge_ends_anywhere_and_the_next_finishes_it() {
 fn a_merge_survives_a_power_cut_at_any_step() {
     let world = world();
     let stays = newest(&world, 2);
-    let steps = steps_of(world.fork(), last(2));
-    for number in 0..=steps.len() {
-        for seed in 0..2 {
-            at_step(&steps, number, &seed, || {
-                let mut world = world.fork();
-                let fuse = Fuse::at(number, Blow::KilledBefore);
-                let store = CrashStore::with_power(&fuse, world.lab.folder.path()).expect("it can be read");
-                let outcome = world.crash_in(&fuse, store.clone(), |context| pruned(context, last(2)));
-                store
-                    .cut_power(seed * 1000 + number as u64)
-                    .expect("files are written");
-                assert_all_restore(&world, &stays);
-                if !fuse.is_dead() {
-                    let removed = outcome.expect("nothing happened to it").removed;
-                    assert_eq!(removed.expect("it is no dry run").ids.len(), 2);
-                    assert_eq!(world.lab.history(DOMAIN).kept.len(), 2);
-                }
-                assert_merged(&mut world, &stays);
-            });
+    cut_power_everywhere(&world, last(2), 2, |world| {
+        assert_all_restore(world, &stays);
+        assert_merged(world, &stays);
+    });
+}
+
+#[test]
+fn a_merge_into_a_point_that_is_lost_blocks_nothing() {
+    let prepared = world();
+    let steps = steps_of(prepared.fork(), last(2));
+    let noted = steps.iter().position(|step| step.ends_with("merging"));
+    let noted = noted.expect("a note is written");
+    for damage in [None, Some("{}")] {
+        let mut world = prepared.fork();
+        let fuse = Fuse::at(noted + 3, Blow::KilledBefore);
+        let store = CrashStore::new(&fuse);
+        let _ = world.crash_in(&fuse, store, |context| pruned(context, last(2)));
+        let history = world.lab.history(DOMAIN);
+        let manifest = history.get(&world.moments[2].id).expect("it is there").dir();
+        let manifest = manifest.join("manifest.json");
+        drop(history);
+        assert!(manifest.with_file_name("merging").exists());
+        match damage {
+            None => std::fs::remove_file(manifest).expect("removed"),
+            Some(text) => std::fs::write(manifest, text).expect("written"),
         }
+        world.reopen();
+        let outcome = world.lab.backup(DOMAIN).expect("a backup goes on");
+        world.lab.assert_gives_back(DOMAIN, "vda");
+        let codes: Vec<&str> = outcome.findings.iter().map(|found| found.code.as_str()).collect();
+        assert!(codes.contains(&"removal-waits"), "{codes:?}");
+        let outcome = pruned(&world.lab.context(&world.lab.recorder), last(1)).expect("it begins");
+        assert!(outcome.removed.expect("it is no dry run").failure.is_none());
     }
 }
 

@@ -137,29 +137,45 @@ fn a_backup_heals_an_interrupted_prune() {
     }
 }
 
-#[test]
-fn a_prune_survives_a_power_cut_at_any_step() {
-    let (world, doomed) = world(1);
-    let steps = steps_of(world.fork(), last(2));
+/// Cuts the power before every step of a prune that removes `removes` restore points, and after the
+/// last one. Calls `check` each time.
+pub(super) fn cut_power_everywhere(
+    world: &World,
+    policy: Policy,
+    removes: usize,
+    check: impl Fn(&mut World),
+) {
+    let steps = steps_of(world.fork(), policy);
     for number in 0..=steps.len() {
         for seed in 0..2 {
             at_step(&steps, number, &seed, || {
                 let mut world = world.fork();
                 let fuse = Fuse::at(number, Blow::KilledBefore);
                 let store = CrashStore::with_power(&fuse, world.lab.folder.path()).expect("it can be read");
-                let outcome = world.crash_in(&fuse, store.clone(), |context| pruned(context, last(2)));
+                let outcome = world.crash_in(&fuse, store.clone(), |context| pruned(context, policy));
                 store
                     .cut_power(seed * 1000 + number as u64)
                     .expect("files are written");
-                assert_kept(&mut world, &doomed);
                 if !fuse.is_dead() {
                     let removed = outcome.expect("nothing happened to it").removed;
-                    assert_eq!(removed.expect("it is no dry run").ids.len(), doomed.len());
+                    let removed = removed.expect("it is no dry run").ids;
+                    assert_eq!(removed.len(), removes);
+                    let history = world.lab.history(DOMAIN);
+                    assert!(removed.iter().all(|id| history.get(id).is_none()));
                 }
-                assert_pruned(&mut world, &doomed, last(2));
+                check(&mut world);
             });
         }
     }
+}
+
+#[test]
+fn a_prune_survives_a_power_cut_at_any_step() {
+    let (world, doomed) = world(1);
+    cut_power_everywhere(&world, last(2), doomed.len(), |world| {
+        assert_kept(world, &doomed);
+        assert_pruned(world, &doomed, last(2));
+    });
 }
 
 #[test]
