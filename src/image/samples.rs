@@ -172,3 +172,20 @@ pub(super) fn read_chain(images: Vec<ChainImage>) -> Result<Vec<u8>, BlockError>
     assert_eq!(disk.len() as u64, source.size());
     Ok(disk)
 }
+
+/// A file on a full file system.
+pub(super) struct Full;
+
+impl ImageFile for Full {
+    fn write_at(&mut self, _: &[u8], _: u64) -> io::Result<()> {
+        Err(io::Error::from(io::ErrorKind::StorageFull))
+    }
+
+    fn set_len(&mut self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -275,10 +275,9 @@ fn table_index(guest: u64) -> usize {
 mod tests {
     use super::*;
     use crate::image::qcow2::{Image, Mapping};
-    use crate::image::samples::{C, data, image, memory_file, options, zero};
+    use crate::image::samples::{C, Full, data, image, memory_file, options, zero};
     use crate::model::block::BlockErrorKind;
     use crate::model::stop::StopReason;
-    use std::io;
     use std::path::Path;
 
     /// The mapping of each of the first clusters: d for data, 0 for zero, - for unallocated.
@@ -395,23 +394,6 @@ mod tests {
             begin(options(512, Some(&"n".repeat(1024)))),
             Err(Error::BackingName { .. })
         ));
-    }
-
-    /// A full file system.
-    struct Full;
-
-    impl ImageFile for Full {
-        fn write_at(&mut self, _: &[u8], _: u64) -> io::Result<()> {
-            Err(io::Error::from(io::ErrorKind::StorageFull))
-        }
-
-        fn set_len(&mut self, _: u64) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn sync(&mut self) -> io::Result<()> {
-            Ok(())
-        }
     }
 
     #[test]

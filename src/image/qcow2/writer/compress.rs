@@ -266,7 +266,7 @@ mod tests {
     use crate::image::qcow2::Image;
     use crate::image::qcow2::check::check;
     use crate::image::samples::{
-        C, bytes_of, compressed_image, data, link, memory_file, options, read_chain,
+        C, Full, bytes_of, compressed_image, data, link, memory_file, options, read_chain,
     };
     use crate::io::DirectFile;
     use crate::model::block::BlockErrorKind;
@@ -360,23 +360,6 @@ mod tests {
             writer.write(Block { offset, content }).expect("it takes it");
         }
         assert_eq!(writer.finish().expect("it finishes").data_bytes, size);
-    }
-
-    /// A file on a full file system.
-    struct Full;
-
-    impl ImageFile for Full {
-        fn write_at(&mut self, _: &[u8], _: u64) -> io::Result<()> {
-            Err(io::Error::from(io::ErrorKind::StorageFull))
-        }
-
-        fn set_len(&mut self, _: u64) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn sync(&mut self) -> io::Result<()> {
-            Ok(())
-        }
     }
 
     fn begun(size: u64) -> CompressingWriter {
