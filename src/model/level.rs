@@ -13,8 +13,8 @@ pub enum FullRule {
     /// Each period begins with a full.
     #[default]
     Period,
-    /// Only the first restore point is full. Each later one stands on the one before, in whatever
-    /// period that is.
+    /// Only the first restore point is full. Each later one depends on the one before, also across
+    /// periods.
     Never,
 }
 

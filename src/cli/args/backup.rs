@@ -46,7 +46,7 @@ pub struct BackupArgs {
     pub group_by: String,
 
     /// When a chain begins with a full: with each period, or never. With never, each restore point
-    /// stands on the one before, and --keep-… merges what it removes
+    /// depends on the one before, and --keep-… merges what it removes
     #[arg(
         help_heading = "What to save",
         long,

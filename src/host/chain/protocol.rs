@@ -48,6 +48,9 @@ pub fn node(network: &Network) -> Result<Value, String> {
         }
         ("rbd", servers) => rbd(name, servers).or_else(|why| only_running(why.to_owned())),
         (_, [] | [_, _, ..]) => only_running("it does not have exactly one server".to_owned()),
+        ("http" | "https" | "iscsi", _) => {
+            only_running("the transport to its server is not supported".to_owned())
+        }
         (protocol, _) => only_running(format!("the protocol {protocol} is not supported then")),
     }
 }

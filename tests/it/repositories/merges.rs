@@ -246,7 +246,7 @@ pub fn a_story_of_backups_and_merges_loses_nothing(kind: &dyn Kind) {
 fn tell(domain: &dyn DomainRepository, dice: &mut Dice) {
     let mut disk = vec![0; SIZE];
     let mut kept: Vec<(String, Vec<u8>)> = Vec::new();
-    // What each restore point stands on, to choose runs.
+    // The parent of each restore point, to choose runs.
     let mut parents: BTreeMap<String, Option<String>> = BTreeMap::new();
     for number in 0..60 {
         for _ in 0..dice.roll(4) {
