@@ -94,15 +94,16 @@ impl DomainRepository for FolderDomain {
     }
 
     fn interrupted_removals(&self) -> Result<Vec<Leftover>> {
-        let removals = remove::interrupted(&self.dir)?.into_iter();
-        let leftover = |key: String| Leftover {
-            location: self.dir.join(&key).display().to_string(),
+        let leftover = |(key, path): (String, PathBuf)| Leftover {
+            location: path.display().to_string(),
             key,
         };
-        Ok(removals
-            .chain(merge::interrupted(&self.dir)?)
-            .map(leftover)
-            .collect())
+        let removals = remove::interrupted(&self.dir)?.into_iter();
+        let removals = removals.map(|key| (key.clone(), self.dir.join(key)));
+        // The folder of a merge is that of the restore point that stays, so its note is named.
+        let merges = merge::interrupted(&self.dir)?.into_iter();
+        let merges = merges.map(|key| (key.clone(), self.dir.join(key).join(layout::MERGING)));
+        Ok(removals.chain(merges).map(leftover).collect())
     }
 
     fn has_leftover(&self, leftover: &Leftover) -> bool {
