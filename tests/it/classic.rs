@@ -298,6 +298,33 @@ fn a_misspelt_word_is_refused_with_the_nearest() {
 }
 
 #[test]
+fn a_value_as_a_separate_word_keeps_the_flags_meaning() {
+    let cases = [
+        (
+            "--backup --prune true",
+            "--prune takes no separate value: write --prune=true",
+        ),
+        (
+            "--backup --prune false",
+            "--prune takes no separate value: write --prune=false",
+        ),
+        (
+            "--backup --no-prune true",
+            "--no-prune takes no value: remove 'true', or write --prune=false",
+        ),
+        (
+            "--backup --no-prune false",
+            "--no-prune takes no value: remove 'false', or write --prune=false",
+        ),
+    ];
+    for (line, expected) in cases {
+        let misuse = translated(line).expect_err("a usage error");
+        assert_eq!(misuse.message(), expected, "{line}");
+        assert_eq!(misuse.code().number(), 64, "{line}");
+    }
+}
+
+#[test]
 fn arguments_that_are_not_utf_8_pass_unchanged() {
     use std::os::unix::ffi::OsStringExt;
     let path = OsString::from_vec(b"--output=/b\xff".to_vec());

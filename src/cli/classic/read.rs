@@ -1,4 +1,4 @@
-//! Splits the command line into switches with their values and plain words.
+//! Splits the command line into switches, each with its value, and plain words.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -27,7 +27,7 @@ pub(super) enum Token {
     Rest(Vec<OsString>),
 }
 
-/// Reads the words.
+/// Splits the words of a command line, without the name of the program.
 pub(super) fn read(words: &[OsString], grammar: &Command) -> Result<Vec<Token>, Misuse> {
     let mut tokens: Vec<Token> = Vec::new();
     let mut words = words.iter().peekable();
@@ -38,14 +38,10 @@ pub(super) fn read(words: &[OsString], grammar: &Command) -> Result<Vec<Token>, 
             tokens.push(Token::Rest(words.cloned().collect()));
             break;
         }
-        let flag: Option<String> = after_flag.take();
+        let flag: Option<(String, bool)> = after_flag.take();
         if !bytes.starts_with(b"-") || bytes == b"-" {
-            if let (Some(flag), b"true" | b"false") = (flag, bytes) {
-                let value = word.to_string_lossy();
-                let advice = format!("write --{flag}={value}");
-                return Err(Misuse::Word(format!(
-                    "--{flag} takes no separate value: {advice}"
-                )));
+            if let (Some((flag, on)), b"true" | b"false") = (flag, bytes) {
+                return Err(separate_value(&flag, on, &word.to_string_lossy()));
             }
             tokens.push(Token::Plain(word.clone()));
             continue;
@@ -56,12 +52,12 @@ pub(super) fn read(words: &[OsString], grammar: &Command) -> Result<Vec<Token>, 
             if let Token::Switch {
                 name,
                 kind,
+                on,
                 value: None,
-                ..
             } = &token
                 && *kind != Kind::Value
             {
-                after_flag = Some(name.clone());
+                after_flag = Some((name.clone(), *on));
             }
             tokens.push(token);
         } else {
@@ -69,6 +65,14 @@ pub(super) fn read(words: &[OsString], grammar: &Command) -> Result<Vec<Token>, 
         }
     }
     Ok(tokens)
+}
+
+/// The error for `true` or `false` as a word of its own after a flag. `on` is false after `--no-…`.
+fn separate_value(flag: &str, on: bool, value: &str) -> Misuse {
+    Misuse::Word(match on {
+        true => format!("--{flag} takes no separate value: write --{flag}={value}"),
+        false => format!("--no-{flag} takes no value: remove '{value}', or write --{flag}=false"),
+    })
 }
 
 /// Whether a word cannot be the value of the switch before it. A negative number can.
