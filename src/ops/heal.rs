@@ -7,7 +7,7 @@
 use super::journal::JournalEntry;
 use super::monitor::Event;
 use super::reconcile::{self, Repair};
-use super::retention::REMOVAL_WAITS;
+use super::retention;
 use super::survey::{self, Survey};
 use super::{Cause, Context, Error, Result};
 use crate::host::{Host, HostError};
@@ -90,9 +90,9 @@ pub(super) fn heal(
     Err(Error::of(name, Cause::NotCleanedUp(unfinished.join("; "))))
 }
 
-/// Carries out the repairs in order. Each unfinished run becomes one finding, which names what was
-/// ended. The names of lost checkpoints whose bitmaps are gone too are added to `missing`, and the
-/// removals that have to wait for readers to `waiting`.
+/// Carries out the repairs in order. Each unfinished run becomes one finding, which says what was
+/// ended and removed. Adds to `missing` the names of lost checkpoints whose bitmaps are gone too,
+/// and to `waiting` the removals and merges that cannot be finished now.
 fn carry_out(
     repairs: &[Repair],
     domain: &Domain,
@@ -106,20 +106,12 @@ fn carry_out(
     for repair in repairs {
         match repair {
             Repair::FinishRemoval(removal) => {
-                if !locked.finish_removal(removal).map_err(failed)? {
-                    let what = format!(
-                        "the removal of {} is finished later: its files are being read, or its manifest cannot be used",
-                        removal.location
-                    );
-                    findings.push(Finding::new(REMOVAL_WAITS, what));
+                if locked.finish_removal(removal).map_err(failed)? {
+                    findings.push(retention::finished(removal));
+                } else {
+                    findings.push(retention::not_finished(removal));
                     waiting.push(removal.clone());
-                    continue;
                 }
-                let what = format!(
-                    "finished the interrupted removal of {}",
-                    removal.location
-                );
-                findings.push(Finding::new("removal-finished", what));
             }
             Repair::RemovePartial(leftover) => {
                 locked.remove_leftover(leftover).map_err(failed)?;
@@ -161,24 +153,25 @@ fn healed(leftover: &Leftover, ended: &[String]) -> Finding {
     let dir = &leftover.location;
     let what = match ended {
         [] => format!("removed {dir}, left by a run that did not finish"),
-        [.., _] => format!(
-            "removed {dir}, left by a run that did not finish, and ended {}",
-            ended.join(" and ")
+        [done] => format!("removed {dir}, left by a run that did not finish, and {done}"),
+        [done @ .., last] => format!(
+            "removed {dir}, left by a run that did not finish, {}, and {last}",
+            done.join(", ")
         ),
     };
     Finding::new("healed-partial", what)
 }
 
-/// Carries out a repair at the hypervisor. Describes what was ended, if that is worth reporting.
+/// Carries out a repair at the hypervisor. Describes what was done, if that is worth reporting.
 fn carry_out_at_host(repair: &Repair, domain: &Domain, context: &Context) -> Result<Option<String>> {
     let host = context.host;
     let (done, report) = match repair {
-        Repair::AbortJob => (host.abort_job(domain), Some("its backup job".to_owned())),
+        Repair::AbortJob => (host.abort_job(domain), Some("ended its backup job".to_owned())),
         Repair::Thaw => (host.thaw(domain), None),
         Repair::ClearPlaces(places) => (host.clear_places(places), None),
         Repair::DeleteCheckpoint(name) => (
             host.delete_checkpoint(domain, name),
-            Some(format!("its checkpoint {name}")),
+            Some(format!("removed its checkpoint {name}")),
         ),
         Repair::DeleteBitmaps(name) => match remove_orphaned_bitmaps(host, domain, name) {
             // The bitmaps of a shut-off domain on another machine cannot be seen. That does not

@@ -25,17 +25,17 @@ pub struct Wishes<'a> {
     pub period: &'a str,
     /// The folders of the current periods, one per grouping.
     pub current: &'a [String],
-    /// Which restore points the next one may depend on.
+    /// The rule for full restore points, which decides whether a chain may cross periods.
     pub full: FullRule,
     /// The kinds of disks that the user allows beyond the usual ones.
     pub allowed: Allowed,
     /// The exclusions of the command line.
     pub exclude: &'a [Exclusion],
-    /// How many checkpoints of the newest chain of each current period stay in the domain.
+    /// How many checkpoints to keep in the domain for the newest chain of each current period.
     pub keep_checkpoints: usize,
 }
 
-/// The plan of a backup, in three parts.
+/// What to do for a backup: repairs first, then the backup itself, then removals.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reconciliation {
     /// The repairs that come first, in this order.
@@ -51,7 +51,8 @@ pub struct Reconciliation {
 /// A repair that is made before a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Repair {
-    /// Removes the rest of a period whose removal was interrupted.
+    /// Finishes the interrupted removal of a period or restore point, or completes or undoes an
+    /// interrupted merge.
     FinishRemoval(Leftover),
     /// Ends the job of a dead run, and resumes the guest if a full scratch space had paused it.
     AbortJob,
@@ -64,7 +65,7 @@ pub enum Repair {
     DeleteCheckpoint(String),
     /// Removes the bitmaps of a checkpoint that a dead run did not finish making.
     DeleteBitmaps(String),
-    /// Registers a checkpoint with libvirt again that libvirt has lost, if its bitmaps are there.
+    /// Registers again a checkpoint whose record libvirt has lost, if its bitmaps are there.
     Register(Checkpoint),
     /// Removes the folder of a dead run. This comes last, because its journal entry shows the next
     /// run what is left to end.
@@ -74,18 +75,26 @@ pub enum Repair {
 impl fmt::Display for Repair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Repair::FinishRemoval(merge) if merge.is_merge => {
+                write!(f, "complete or undo the merge that {} records", merge.location)
+            }
             Repair::FinishRemoval(removal) => write!(f, "finish the removal of {}", removal.location),
-            Repair::AbortJob => write!(f, "end the backup job of a run that did not finish"),
+            Repair::AbortJob => write!(f, "end the backup job of an unfinished run"),
             Repair::Thaw => write!(
                 f,
-                "thaw the guest's file systems, in case that run left them frozen"
+                "thaw the guest's file systems, in case an unfinished run left them frozen"
             ),
             Repair::ClearPlaces(places) => {
                 let files = places.sockets.len() + places.scratch.len();
-                write!(f, "remove that run's sockets and scratch files (at most {files})")
+                write!(
+                    f,
+                    "remove the sockets and scratch files of an unfinished run (at most {files})"
+                )
             }
-            Repair::DeleteCheckpoint(name) => write!(f, "remove its checkpoint {name}"),
-            Repair::DeleteBitmaps(name) => write!(f, "remove its bitmaps {name}, if there are any"),
+            Repair::DeleteCheckpoint(name) => write!(f, "remove checkpoint {name} of an unfinished run"),
+            Repair::DeleteBitmaps(name) => {
+                write!(f, "remove bitmaps {name} of an unfinished run, if there are any")
+            }
             Repair::Register(lost) => write!(
                 f,
                 "re-register checkpoint {}, which libvirt has lost, if its bitmaps still exist",
@@ -109,7 +118,7 @@ impl fmt::Display for Retired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Retired::Checkpoint(name) => write!(f, "remove checkpoint {name}"),
-            Retired::Bitmaps(name) => write!(f, "remove bitmap {name}, which has lost its checkpoint"),
+            Retired::Bitmaps(name) => write!(f, "remove bitmap {name}, whose checkpoint no longer exists"),
         }
     }
 }
@@ -276,9 +285,13 @@ fn parents(backup: &BackupPlan) -> Vec<String> {
 
 /// Returns the checkpoints that are superseded, or will be once `next` exists.
 ///
-/// These are checkpoints that restore points of this repository recorded, except the newest `keep`
-/// of the newest chain of each period in `current` (the folders of the current periods), and that
-/// of the newest restore point. Checkpoints that no restore point here recorded are not touched.
+/// These are the checkpoints that restore points of this repository recorded, except
+///
+/// * for each period in `current` (the folders of the current periods), the newest `keep`
+///   checkpoints of its newest chain;
+/// * the checkpoint of the newest restore point.
+///
+/// Checkpoints that no restore point here recorded are not touched.
 pub(crate) fn superseded(
     chains: &Chains,
     uuid: &str,

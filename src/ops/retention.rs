@@ -12,7 +12,7 @@ use super::monitor::{self, Event, Monitor};
 use super::{Cause, Error, Result};
 use crate::model::finding::Finding;
 use crate::model::stop::Stop;
-use crate::repo::{DomainRepository, DomainWriter, History, Merge, Merged, RepoError, Repository};
+use crate::repo::{DomainRepository, DomainWriter, History, Leftover, Merge, Merged, RepoError, Repository};
 
 mod after_backup;
 mod plan;
@@ -30,8 +30,8 @@ pub struct Removed {
     pub ids: Vec<String>,
     /// The reason why the rest of the plan was not carried out.
     pub failure: Option<Error>,
-    /// The ids of restore points whose files are still there because somebody reads them. Those
-    /// that are not removed either are merged by a later prune.
+    /// The ids of restore points whose files stay for now because somebody reads them. Those that
+    /// are not among `ids` are not removed yet; a later prune merges them.
     pub waiting: Vec<String>,
 }
 
@@ -45,7 +45,7 @@ pub(super) struct RetentionMeans<'a> {
     pub now: &'a Zoned,
     /// Receives progress.
     pub monitor: &'a dyn Monitor,
-    /// A request to stop. A merge that was not committed yet is taken back.
+    /// A request to stop. A merge that is not committed yet is undone.
     pub stop: &'a Stop,
 }
 
@@ -111,7 +111,7 @@ impl RetentionMeans<'_> {
     }
 }
 
-/// The context of a prune by policy.
+/// The environment of a prune by policy.
 pub struct Means<'a> {
     /// The repository.
     pub repo: &'a dyn Repository,
@@ -172,7 +172,9 @@ pub fn prune(domain: &str, means: &Means<'_>, options: &Options) -> Result<Outco
         let mut findings = Vec::new();
         for removal in repository.interrupted_removals().map_err(failed)? {
             if locked.finish_removal(&removal).map_err(failed)? {
-                findings.push(finished(domain, &removal.location, monitor));
+                let finding = finished(&removal);
+                notify(domain, &finding, monitor);
+                findings.push(finding);
             }
         }
         let history = locked.history().map_err(failed)?;
@@ -229,17 +231,35 @@ fn open(domain: &str, means: &Means<'_>, options: &Options) -> Result<Box<dyn Do
     }
 }
 
-/// The code of the finding that a removal waits until nobody reads the files.
-pub(super) const REMOVAL_WAITS: &str = "removal-waits";
+/// The code of the finding that a removal or merge has to wait, for example until nobody reads the
+/// files.
+const REMOVAL_WAITS: &str = "removal-waits";
 
 /// The message for an empty policy.
 pub(crate) const EMPTY_POLICY: &str = "the policy keeps nothing: give at least one --keep-… above 0";
 
-fn finished(domain: &str, location: &str, monitor: &dyn Monitor) -> Finding {
-    let what = format!("removed the leftovers of an interrupted removal: {location}");
-    let finding = Finding::new("removal-finished", what);
-    notify(domain, &finding, monitor);
-    finding
+/// Reports that an interrupted removal or merge was cleaned up.
+pub(super) fn finished(removal: &Leftover) -> Finding {
+    let location = &removal.location;
+    let what = match removal.is_merge {
+        true => format!("completed or undid the interrupted merge that {location} recorded"),
+        false => format!("finished the interrupted removal of {location}"),
+    };
+    Finding::new("removal-finished", what)
+}
+
+/// Reports that an interrupted removal or merge cannot be cleaned up now.
+pub(super) fn not_finished(removal: &Leftover) -> Finding {
+    let location = &removal.location;
+    let work = match removal.is_merge {
+        true => format!("merge that {location} records"),
+        false => format!("removal of {location}"),
+    };
+    let what = format!(
+        "the interrupted {work} cannot be finished now, because files are being read or a manifest cannot be used: \
+         a later run will try again"
+    );
+    Finding::new(REMOVAL_WAITS, what)
 }
 
 /// Reports that files of removed restore points stay for the moment.
@@ -260,7 +280,7 @@ fn waiting(domain: &str, removed: &Removed, monitor: &dyn Monitor) -> Option<Fin
 fn report(domain: &str, history: &History, plan: &RetentionPlan, monitor: &dyn Monitor) -> Vec<Finding> {
     let earlier = plan.earlier_obstacles.iter().map(|(uuid, obstacle)| {
         let what = format!(
-            "nothing is removed of the earlier domain with this name and UUID {uuid}: {}",
+            "no restore point of the earlier domain with this name (UUID {uuid}) is removed: {}",
             obstacle.sentence()
         );
         Finding::new("earlier-domain-held-back", what)

@@ -81,14 +81,16 @@ impl Kept {
     }
 }
 
-/// The leftover of a run that ended early: an uncommitted restore point, or a partly removed
-/// period or restore point.
+/// The leftover of a run that ended early: an uncommitted restore point, a partly removed period or
+/// restore point, or the note of an unfinished merge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
     /// The key by which its repository finds it again.
     pub key: String,
     /// Its location, for people.
     pub location: String,
+    /// Whether it is the note of an unfinished merge.
+    pub is_merge: bool,
 }
 
 /// The journal entry of an unfinished run, which wrote it before it began anything outside the
@@ -99,7 +101,7 @@ pub enum Note {
     None,
     /// The content of the entry.
     Text(Vec<u8>),
-    /// There is something else in its place that will never be a journal entry. The sentence names
+    /// Something else lies in its place that can never become a journal entry. This sentence names
     /// it.
     Unusable(String),
 }

@@ -151,6 +151,7 @@ fn leftovers_of_a_killed_run_are_not_missing_points() {
                 partial.file_name().expect("a name").display()
             ),
             location: partial.display().to_string(),
+            is_merge: false,
         }]
     );
     // Killed after its commit, before it was recorded.

@@ -54,7 +54,25 @@ fn leftover(path: &str) -> Leftover {
     Leftover {
         key: path.rsplit('/').next().expect("a name").to_owned(),
         location: path.to_owned(),
+        is_merge: false,
     }
+}
+
+#[test]
+fn repairs_of_a_merge_and_a_removal_have_their_own_words() {
+    let removal = leftover("/b/vm1/.removing-old");
+    let merge = Leftover {
+        is_merge: true,
+        ..leftover("/b/vm1/period/id.inc/merging")
+    };
+    assert_eq!(
+        Repair::FinishRemoval(removal).to_string(),
+        "finish the removal of /b/vm1/.removing-old"
+    );
+    assert_eq!(
+        Repair::FinishRemoval(merge).to_string(),
+        "complete or undo the merge that /b/vm1/period/id.inc/merging records"
+    );
 }
 
 fn dead_run(uuid: &str) -> (LeftoverRun, Checkpoint) {
@@ -211,6 +229,7 @@ fn a_run_that_noted_nothing_had_begun_nothing() {
         [Repair::RemovePartial(Leftover {
             key: format!("{PERIOD}/2026-11-03T05-00-00Z.partial"),
             location: partial.display().to_string(),
+            is_merge: false,
         })]
     );
     lab.backup("vm1").expect("repaired and backed up");

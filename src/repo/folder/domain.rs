@@ -94,16 +94,20 @@ impl DomainRepository for FolderDomain {
     }
 
     fn interrupted_removals(&self) -> Result<Vec<Leftover>> {
-        let leftover = |(key, path): (String, PathBuf)| Leftover {
-            location: path.display().to_string(),
-            key,
-        };
         let removals = remove::interrupted(&self.dir)?.into_iter();
-        let removals = removals.map(|key| (key.clone(), self.dir.join(key)));
+        let removals = removals.map(|key| Leftover {
+            location: self.dir.join(&key).display().to_string(),
+            key,
+            is_merge: false,
+        });
         // The folder of a merge is that of the restore point that stays, so its note is named.
         let merges = merge::interrupted(&self.dir)?.into_iter();
-        let merges = merges.map(|key| (key.clone(), self.dir.join(key).join(layout::MERGING)));
-        Ok(removals.chain(merges).map(leftover).collect())
+        let merges = merges.map(|key| Leftover {
+            location: self.dir.join(&key).join(layout::MERGING).display().to_string(),
+            key,
+            is_merge: true,
+        });
+        Ok(removals.chain(merges).collect())
     }
 
     fn has_leftover(&self, leftover: &Leftover) -> bool {

@@ -168,6 +168,7 @@ fn read_period(period_dir: &Path, domain: &str, period: &str, proofs: &Proofs) -
                     found.history.leftovers.push(Leftover {
                         key: format!("{period}/{folder}"),
                         location: point_dir.display().to_string(),
+                        is_merge: false,
                     });
                 }
                 None => {}

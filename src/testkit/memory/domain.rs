@@ -146,6 +146,7 @@ impl DomainRepository for MemoryDomain {
                     .map(|key| Leftover {
                         key: key.clone(),
                         location: self.place(key),
+                        is_merge: false,
                     })
                     .collect(),
                 chains,

@@ -139,12 +139,14 @@ fn a_backup_heals_an_interrupted_merge() {
             let outcome = world.backup(&Lab::options());
             let mut all = stays.clone();
             all.push(outcome.point.id);
-            let finished = outcome
-                .findings
-                .iter()
-                .find(|found| found.code == "removal-finished");
-            let names_a_kept_folder = |message: &str| message.ends_with(".inc");
-            assert!(!finished.is_some_and(|found| names_a_kept_folder(&found.message)));
+            let finished = outcome.findings.iter();
+            for found in finished.filter(|found| found.code == "removal-finished") {
+                let message = &found.message;
+                assert!(!message.ends_with(".inc"), "a kept folder: {message}");
+                let is_of_merge = message.contains("/merging");
+                assert_eq!(message.contains("interrupted merge"), is_of_merge, "{message}");
+                assert_eq!(message.contains("interrupted removal"), !is_of_merge, "{message}");
+            }
             assert_all_restore(&world, &all);
             let left: Vec<String> = tree(world.lab.folder.path());
             assert!(left.iter().all(|path| !path.contains("merg")), "{left:#?}");
