@@ -18,7 +18,7 @@ use crate::model::buffer::Buffer;
 /// it can always receive the bytes that a server has sent.
 const QUEUE: usize = 1024;
 
-/// A part of a buffer, and its place in the file. The buffer returns to its pool after its last
+/// A part of a buffer, and its offset in the file. The buffer returns to its pool after its last
 /// piece was written.
 pub(super) struct Piece {
     pub(super) buffer: Arc<Buffer>,
@@ -50,7 +50,7 @@ impl WriteBehind {
         let thread = Builder::new()
             .name("image-writer".into())
             .spawn(move || write_all(file, &receiver, &seen))
-            .map_err(|error| Error::io("start a thread for", path, 0, error))?;
+            .map_err(|error| Error::of_file("start a thread for", path, error))?;
         Ok(WriteBehind {
             path: path.to_owned(),
             sender: Some(sender),
@@ -80,7 +80,7 @@ impl WriteBehind {
         match self.join()? {
             Some(mut file) => file
                 .sync()
-                .map_err(|error| Error::io("sync", &self.path, 0, error)),
+                .map_err(|error| Error::of_file("sync", &self.path, error)),
             None => Err(Error::Closed {
                 path: self.path.clone(),
             }),
@@ -95,10 +95,9 @@ impl WriteBehind {
         match thread.join() {
             Ok(Ok(file)) => Ok(Some(file)),
             Ok(Err(Failure { offset, error })) => Err(Error::io("write", &self.path, offset, error)),
-            Err(_) => Err(Error::io(
+            Err(_) => Err(Error::of_file(
                 "write",
                 &self.path,
-                0,
                 io::Error::other("the writing thread panicked"),
             )),
         }

@@ -46,7 +46,7 @@ pub struct ChainImage {
     pub file: File,
     /// Its path, for messages only.
     pub path: PathBuf,
-    /// The recorded length and digests. Without them the image is read, but not verified.
+    /// The recorded length and digests. Without them the image is read but not verified.
     pub recorded: Option<Recorded>,
 }
 
@@ -75,11 +75,11 @@ pub struct ChainSource {
     /// The layer that was read last.
     last: usize,
     decompressor: Decompressor,
-    /// Whether places that no image maps are skipped.
+    /// Whether ranges that no image maps are skipped.
     is_part: bool,
 }
 
-/// The content of a place of the disk, looked up in all images.
+/// The content of the disk at an offset, looked up in all images.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Data {
@@ -97,9 +97,11 @@ enum Place {
 }
 
 impl ChainSource {
-    /// Opens the newest images of a chain, or any that follow each other, as [`ChainSource::open`]
-    /// does. Places that none of them maps are left out of the blocks. No image of the chain may be
-    /// for a smaller disk than an older one.
+    /// Opens consecutive images of a chain, newest first. The blocks cover only the ranges that
+    /// these images map.
+    ///
+    /// The disk must not have shrunk: each image of the chain has at least the size of the older
+    /// ones. Otherwise like [`ChainSource::open`].
     ///
     /// # Errors
     /// As [`ChainSource::open`].
@@ -116,7 +118,7 @@ impl ChainSource {
     /// whose capacity must be at least [`CLUSTER`].
     ///
     /// # Errors
-    /// If there is no image, an image cannot be read as such, or its length differs from the
+    /// If there is no image, a file is not a readable image, or its length differs from the
     /// recorded one.
     ///
     /// # Panics
@@ -207,7 +209,7 @@ impl ChainSource {
         Ok(Some(block))
     }
 
-    /// Goes on to the next place that an image maps.
+    /// Moves on to the next range that an image maps.
     fn skip_absent(&mut self) -> Result<()> {
         while self.is_part && self.position < self.disk_size() {
             self.check_stop()?;
@@ -387,7 +389,7 @@ impl Layer {
         if let Some(recorded) = &recorded {
             let actual = file
                 .metadata()
-                .map_err(|error| Error::io("examine", &path, 0, error))?
+                .map_err(|error| Error::of_file("examine", &path, error))?
                 .len();
             if actual != recorded.bytes {
                 return Err(Error::Length {

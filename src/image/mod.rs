@@ -52,7 +52,18 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A file could not be read or written.
+    /// An operation on a file as a whole failed.
+    #[error("cannot {operation} {}", path.display())]
+    File {
+        /// The operation, as a verb.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A file could not be read or written at an offset.
     #[error("cannot {operation} {} at offset {offset}", path.display())]
     Io {
         /// The operation, as a verb.
@@ -99,7 +110,7 @@ pub enum Error {
     Digest {
         /// The file.
         path: PathBuf,
-        /// BLAKE3 of what was read, in hexadecimal.
+        /// The digest of the bytes that were read: BLAKE3 in hexadecimal.
         actual: String,
         /// The recorded digest.
         expected: String,
@@ -124,7 +135,7 @@ pub enum Error {
         /// The disk's size in bytes.
         needed: u64,
     },
-    /// Such an image cannot hold a disk of this size.
+    /// A qcow2 image cannot hold a disk of this size.
     #[error("cannot make an image for a disk of {size} bytes: {why}")]
     Size {
         /// The disk's size in bytes.
@@ -133,7 +144,7 @@ pub enum Error {
         why: &'static str,
     },
     /// The name of a backing image does not fit into a header.
-    #[error("the backing name is {length} bytes long, it must have 1 to {limit}")]
+    #[error("the backing name has {length} bytes, but 1 to {limit} are allowed")]
     BackingName {
         /// Its length in bytes.
         length: usize,
@@ -151,7 +162,7 @@ pub enum Error {
         why: &'static str,
     },
     /// A sink was used after its end or after a failure.
-    #[error("cannot write to {}: it was finished or failed earlier", path.display())]
+    #[error("cannot write to {}: writing has ended or failed earlier", path.display())]
     Closed {
         /// The target.
         path: PathBuf,
@@ -166,7 +177,7 @@ impl Error {
     pub fn kind(&self) -> BlockErrorKind {
         match self {
             Error::Stopped => BlockErrorKind::Stopped,
-            Error::Open { source, .. } | Error::Io { source, .. } => {
+            Error::Open { source, .. } | Error::File { source, .. } | Error::Io { source, .. } => {
                 BlockError::io("", io::Error::from(source.kind())).kind
             }
             Error::Format { source, .. } if source.is_unsupported() => BlockErrorKind::Invalid,
@@ -183,7 +194,16 @@ impl Error {
         }
     }
 
-    /// Creates an I/O error with its place.
+    /// Creates the error of an operation on a file as a whole.
+    pub fn of_file(operation: &'static str, path: &Path, source: io::Error) -> Self {
+        Error::File {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// Creates the error of a read or write at an offset.
     pub fn io(operation: &'static str, path: &Path, offset: u64, source: io::Error) -> Self {
         Error::Io {
             operation,
@@ -201,7 +221,7 @@ impl From<Error> for BlockError {
         // The message is copied, so the cause is passed on without the error itself: nothing is
         // printed twice.
         match error {
-            Error::Open { source, .. } | Error::Io { source, .. } => {
+            Error::Open { source, .. } | Error::File { source, .. } | Error::Io { source, .. } => {
                 BlockError::from_source(kind, what, source)
             }
             Error::Format { source, .. } => BlockError::from_source(kind, what, source),

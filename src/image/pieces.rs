@@ -74,7 +74,7 @@ impl PieceChecks {
     pub(super) fn new(file: Arc<File>, path: PathBuf, recorded: Recorded, stop: Stop) -> Result<PieceChecks> {
         let found = file
             .metadata()
-            .map_err(|error| Error::io("examine", &path, 0, error))?;
+            .map_err(|error| Error::of_file("examine", &path, error))?;
         if found.len() != recorded.bytes {
             return Err(Error::Length {
                 path,

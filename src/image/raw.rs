@@ -70,7 +70,7 @@ impl RawWriter {
     ) -> Result<Self> {
         let path = path.into();
         file.set_len(size)
-            .map_err(|error| Error::io("set the length of", &path, 0, error))?;
+            .map_err(|error| Error::of_file("set the length of", &path, error))?;
         Ok(RawWriter::new(Target::File(file), path, size, size, stop))
     }
 
@@ -84,7 +84,7 @@ impl RawWriter {
         // The length of a block device is the offset of its end; its metadata says 0.
         let length = device
             .seek(SeekFrom::End(0))
-            .map_err(|error| Error::io("examine", &path, 0, error))?;
+            .map_err(|error| Error::of_file("examine", &path, error))?;
         if length < size {
             return Err(Error::TooSmall {
                 path,
@@ -204,7 +204,7 @@ impl RawWriter {
         self.open()?;
         self.zero(self.order.position(), self.size)?;
         let synced = self.open()?.sync();
-        synced.map_err(|error| Error::io("sync", &self.path, 0, error))?;
+        synced.map_err(|error| Error::of_file("sync", &self.path, error))?;
         self.target = None;
         Ok(self.written.clone())
     }

@@ -27,7 +27,7 @@ pub(crate) fn verify_file(
 ) -> Result<()> {
     let found = file
         .metadata()
-        .map_err(|error| Error::io("examine", path, 0, error))?;
+        .map_err(|error| Error::of_file("examine", path, error))?;
     if found.len() != recorded.bytes {
         return Err(Error::Length {
             path: path.to_owned(),

@@ -77,7 +77,7 @@ pub enum Error {
         /// The context's name.
         context: String,
     },
-    /// A range became zero and the bitmap does not mark it as changed. The bitmap may lack other
+    /// A range became zero, but the bitmap does not mark it as changed. The bitmap may lack other
     /// changes, too.
     #[error("the bitmap does not record that the disk became zero at offset {offset}")]
     Distrusted {
@@ -85,14 +85,16 @@ pub enum Error {
         offset: u64,
     },
     /// The server answered a request with an error.
-    #[error("the NBD server could not {command} {length} bytes at offset {offset}: {}", errno_words(*errno, message))]
+    #[error("the NBD server could not {command} {length} bytes at offset {offset}{}: {}", place_words(*failed_at), errno_words(*errno, message))]
     Server {
         /// The request, as a verb phrase (`read`, `report the status of`).
         command: &'static str,
-        /// Start of the request, or the place of the error if the server reported it, in bytes.
+        /// Start of the request, in bytes.
         offset: u64,
         /// Length of the request, in bytes.
         length: u32,
+        /// The offset of the error, in bytes, if the server reported it.
+        failed_at: Option<u64>,
         /// The protocol's error number; most are those of Linux.
         errno: u32,
         /// The server's message; usually empty.
@@ -116,6 +118,10 @@ pub(super) mod errno {
     pub(crate) const EOVERFLOW: u32 = 75;
     /// The server is shutting down.
     pub const ESHUTDOWN: u32 = 108;
+}
+
+fn place_words(failed_at: Option<u64>) -> String {
+    failed_at.map_or_else(String::new, |at| format!(" (error at offset {at})"))
 }
 
 fn errno_words(number: u32, message: &str) -> String {
@@ -182,6 +188,7 @@ mod tests {
                 command: "read",
                 offset: 65536,
                 length: 512,
+                failed_at: None,
                 errno,
                 message: message.to_owned(),
             }
@@ -201,6 +208,7 @@ mod tests {
             command: "read",
             offset: 0,
             length: 1,
+            failed_at: None,
             errno: errno::ESHUTDOWN,
             message: String::new(),
         };

@@ -42,7 +42,7 @@ pub(crate) fn disk_map(
     let size = client.size();
     if size > ClusterSet::LARGEST_DISK {
         return Err(Error::Unsupported {
-            what: format!("a disk of {size} bytes is too large to be compared"),
+            what: format!("its export has {size} bytes, too many for a comparison"),
         });
     }
     let mut map = DiskMap {

@@ -101,10 +101,12 @@ fn negotiate_options(
     }
     // The largest offset that QEMU and Linux support.
     if export.size > i64::MAX as u64 {
-        return Err(Error::protocol(format!(
-            "an export of {} bytes is too large",
-            export.size
-        )));
+        return Err(Error::Unsupported {
+            what: format!(
+                "its export has {} bytes, but QEMU and Linux support at most 2^63 - 1",
+                export.size
+            ),
+        });
     }
     Ok(export)
 }

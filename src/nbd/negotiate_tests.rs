@@ -180,7 +180,6 @@ fn what_the_protocol_forbids_is_refused() {
             "no size",
             [begun(), ack(OPT_SET_META_CONTEXT), ack(OPT_GO)].concat(),
         ),
-        ("a size beyond all offsets", size(u64::MAX, OK_FLAGS)),
         ("flags without flags", size(4096, 0)),
         (
             "endless information",
@@ -208,6 +207,23 @@ fn what_the_protocol_forbids_is_refused() {
             "{what}: {outcome:?}"
         );
     }
+}
+
+#[test]
+fn an_export_larger_than_any_file_offset_cannot_be_used() {
+    let script = [
+        begun(),
+        ack(OPT_SET_META_CONTEXT),
+        info_export(u64::MAX, OK_FLAGS),
+        ack(OPT_GO),
+    ]
+    .concat();
+    let error = run(&script).expect_err("it is too large");
+    assert_eq!(
+        error.to_string(),
+        "the NBD server cannot be used: its export has 18446744073709551615 bytes, but QEMU and Linux \
+         support at most 2^63 - 1"
+    );
 }
 
 #[test]

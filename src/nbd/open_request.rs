@@ -57,8 +57,9 @@ impl Answer {
             None => Ok(self.body),
             Some(error) => Err(Error::Server {
                 command,
-                offset: error.offset.unwrap_or(self.offset),
+                offset: self.offset,
                 length: self.length,
+                failed_at: error.offset,
                 errno: error.errno,
                 message: error.message,
             }),

@@ -99,13 +99,13 @@ pub(crate) fn parse_option_reply(bytes: &[u8]) -> Result<OptionReply> {
 pub(crate) fn option_error_words(kind: u32, payload: &[u8]) -> String {
     let name = match kind & !REP_ERROR_BIT {
         1 => "the option is not supported",
-        2 => "its policy forbids it",
+        2 => "the server's policy forbids it",
         3 => "the option is invalid",
-        4 => "its platform does not support it",
-        5 => "it requires TLS, which this client does not support",
+        4 => "the server's platform does not support it",
+        5 => "the server requires TLS, which this client does not support",
         6 => "there is no such export",
-        7 => "it is shutting down",
-        8 => "it requires the client to negotiate block sizes",
+        7 => "the server is shutting down",
+        8 => "the server requires the client to negotiate block sizes",
         9 => "the option is too large",
         number => {
             return format!("unknown error {number} {}", printable(payload))

@@ -159,7 +159,8 @@ fn error_chunk_says_where_and_why() {
         .expect_err("an error");
     assert_eq!(
         error.to_string(),
-        "the NBD server could not read 16 bytes at offset 4100: bad sector: input/output error (EIO)"
+        "the NBD server could not read 16 bytes at offset 4096 (error at offset 4100): bad sector: \
+         input/output error (EIO)"
     );
 }
 

@@ -2,8 +2,8 @@
 //! flight.
 //!
 //! The planner turns the status of a range into extents. Each extent is cut into requests with one
-//! buffer of the pool each, which take places (`slots`) in a queue in the disk's order. Answers
-//! fill their places as they arrive, and the front of the queue is handed out. The next status is
+//! buffer of the pool each, which take slots in a queue in the disk's order. Answers fill their
+//! slots as they arrive, and the front of the queue is handed out. The next status is
 //! requested while the reads of the previous one are in flight.
 
 mod ask;
@@ -31,7 +31,7 @@ const LONGEST_STATUS: u64 = (2 << 30) - CLUSTER;
 const SHORTEST_MAPPED: u64 = 128 * 1024;
 /// The cookie of a status request. The cookies of reads are the numbers of their slots.
 const STATUS_COOKIE: u64 = u64::MAX >> 1;
-/// How long to wait for a buffer before looking at [`Stop`].
+/// How long to wait for a buffer before checking [`Stop`].
 const BUFFER_WAIT: Duration = Duration::from_millis(100);
 
 /// The part of an export to read.
@@ -64,8 +64,8 @@ pub struct SourceOptions {
     pub first_status: u64,
     /// How long the server may be silent while the source waits for it.
     pub deadline: Duration,
-    /// The disk beneath the incremental image. If it is given, ranges that read as zero and are not
-    /// marked as changed are looked up there. If they hold anything else beneath, the bitmap is
+    /// The parent of the incremental image. If it is given, ranges that read as zero and are not
+    /// marked as changed are looked up in it. If they hold anything else there, the bitmap is
     /// wrong, and the source fails with [`Error::Distrusted`].
     pub beneath: Option<Arc<dyn Beneath>>,
     /// Ends the source when the user asks to stop.
@@ -114,8 +114,6 @@ pub struct ExportSource {
     stop: Stop,
     /// Bytes that were requested and have not arrived.
     in_flight: u64,
-    /// End of the last block that was handed out, in bytes.
-    delivered: u64,
     failed: bool,
 }
 
@@ -133,7 +131,7 @@ struct Status {
     in_flight: bool,
 }
 
-/// A place in the queue of blocks.
+/// A slot in the queue of blocks.
 #[derive(Debug)]
 enum Slot {
     Waiting,
@@ -237,7 +235,6 @@ impl ExportSource {
             longer_read,
             stop: options.stop,
             in_flight: 0,
-            delivered: 0,
             failed: false,
         })
     }
@@ -262,7 +259,6 @@ impl ExportSource {
         match self.slots.pop_front()? {
             Slot::Ready(block) => {
                 self.first_slot += 1;
-                self.delivered = block.offset + block.length();
                 Some(block)
             }
             waiting @ Slot::Waiting => {
@@ -353,10 +349,7 @@ impl BlockSource for ExportSource {
         }
         self.advance().map_err(|error| {
             self.failed = true;
-            error.into_block_error(format!(
-                "cannot read export '{}' starting at offset {}",
-                self.name, self.delivered
-            ))
+            error.into_block_error(format!("cannot read export '{}'", self.name))
         })
     }
 }

@@ -120,7 +120,7 @@ fn injected_errors_are_reported_with_their_place() {
             let mut source = ExportSource::open(server.socket(), "", options(Mode::Full)).expect("an export");
             let error = drain(&mut source).err().expect("an error");
             assert_eq!(error.kind, kind);
-            assert_eq!(error.to_string(), "cannot read export '' starting at offset 0");
+            assert_eq!(error.to_string(), "cannot read export ''");
             let cause = error.source.expect("a cause").to_string();
             assert!(
                 (cause.contains("read 524288 bytes at offset 0")

@@ -1,4 +1,4 @@
-//! Reads one image: maps places of the disk to places in the file.
+//! Reads one image: maps offsets on the disk to offsets in the file.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,19 +14,19 @@ const TABLE_WINDOW: usize = 64 * 1024;
 /// How much of the L1 table is kept in memory, in bytes: enough for 256 GiB of disk.
 const L1_WINDOW: usize = 4096;
 
-/// The content of a place of the disk, according to one image.
+/// What one image holds at an offset of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mapping {
     /// The bytes lie in the file, from this offset on.
     Data {
-        /// Where in the file.
+        /// The offset in the file, in bytes.
         host_offset: u64,
     },
     /// These bytes of the file decompress to a cluster; the disk's bytes begin `within` it.
     Compressed {
-        /// Where in the file.
+        /// Where the compressed bytes lie in the file.
         cluster: CompressedCluster,
-        /// How many bytes of the decompressed cluster come before.
+        /// The offset in the decompressed cluster, in bytes.
         within: u64,
     },
     /// Reads as zero.
@@ -91,7 +91,7 @@ impl Image {
     ) -> Result<Image> {
         let file_length = file
             .metadata()
-            .map_err(|error| Error::io("examine", &path, 0, error))?
+            .map_err(|error| Error::of_file("examine", &path, error))?
             .len();
         let header = read_header(&file, &path, file_length, guard.as_deref())?;
         Ok(Image {
@@ -143,12 +143,12 @@ impl Image {
     /// Reads bytes of the file, at the offset of a [`Mapping::Data`].
     ///
     /// # Errors
-    /// If the file cannot be read there or ends before.
+    /// If the file cannot be read there, or ends too early.
     pub fn read_at(&self, out: &mut [u8], host_offset: u64) -> Result<()> {
         read_exact_at(&self.file, &self.path, out, host_offset)
     }
 
-    /// How many bytes of a compressed cluster the file holds.
+    /// The number of bytes that the file holds of a compressed cluster.
     pub(in crate::image) fn stored_length(&self, cluster: CompressedCluster) -> usize {
         let end = cluster.end.min(self.file_length);
         usize::try_from(end.saturating_sub(cluster.start)).unwrap_or(0)
@@ -156,8 +156,7 @@ impl Image {
 
     /// Returns the mapping of the disk from `offset` on; `None` at the end of the disk and beyond.
     ///
-    /// The run is as long as one look into the tables finds, so the next run may have the same
-    /// mapping.
+    /// A run may end earlier than its mapping does, so the next run may have the same mapping.
     ///
     /// # Errors
     /// If a table cannot be read or has an invalid entry.

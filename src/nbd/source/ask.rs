@@ -11,13 +11,13 @@ const MAX_IN_FLIGHT: usize = 16;
 /// The largest number of bytes in flight: the server needs as much memory. A larger value makes no
 /// disk faster and uses the processor's caches less well.
 const MAX_BYTES_IN_FLIGHT: u64 = 16 << 20;
-/// The largest number of places in the queue. Zeroes need a place but no buffer.
+/// The largest number of slots in the queue. Zeroes need a slot but no buffer.
 const MAX_SLOTS: usize = 256;
 /// The status of further ranges is requested while fewer extents than this are planned.
 const PLAN_AHEAD: usize = 4096;
 
 impl ExportSource {
-    /// Sends as many requests as extents, buffers and places allow.
+    /// Sends as many requests as extents, buffers and slots allow.
     pub(super) fn ask(&mut self) -> Result<()> {
         self.ask_for_status();
         while self.slots.len() < MAX_SLOTS {
@@ -44,7 +44,8 @@ impl ExportSource {
         self.connection.flush()
     }
 
-    /// Checks that zeroes that the bitmap does not mark are zeroes beneath as well.
+    /// Checks that the parent also reads as zero in a range of zeroes that the bitmap does not
+    /// mark.
     fn check_beneath(&self, extent: Extent) -> Result<()> {
         let beneath = self.beneath.as_ref();
         match beneath.and_then(|beneath| beneath.other_than_zero(extent.offset, extent.length)) {

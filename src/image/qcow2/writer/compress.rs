@@ -87,7 +87,7 @@ impl CompressingWriter {
             workers: Vec::new(),
             path,
         };
-        let failed = |error| Error::io("start a thread for", &writer.path, 0, error);
+        let failed = |error| Error::of_file("start a thread for", &writer.path, error);
         let assembler = Builder::new()
             .name("image-assembler".into())
             .spawn(move || assemble(image, &parts_in_order));
@@ -195,12 +195,7 @@ impl fmt::Debug for CompressingWriter {
 }
 
 fn panicked(path: &Path) -> Error {
-    Error::io(
-        "write",
-        path,
-        0,
-        io::Error::other("a compressing thread panicked"),
-    )
+    Error::of_file("write", path, io::Error::other("a compressing thread panicked"))
 }
 
 /// Compresses jobs until there are no more.
