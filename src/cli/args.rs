@@ -45,13 +45,14 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 
-    /// The messages on stderr.
+    /// Which messages go to stderr, and in which format.
     #[command(flatten)]
     pub log: LogArgs,
 }
 
 impl Cli {
-    /// Marks the arguments as typed in the classic spelling, which changes some defaults.
+    /// Records that the command line uses the syntax of the Node.js VMSnap, which changes some
+    /// defaults.
     pub fn set_classic(&mut self) {
         match &mut self.command {
             Command::Backup(args) => {
@@ -68,7 +69,7 @@ impl Cli {
     }
 }
 
-/// The whole command line, with everything that clap adds to it.
+/// The whole command line as clap sees it, including the parts that clap adds itself (`help`).
 pub fn grammar() -> clap::Command {
     let mut grammar = Cli::command();
     grammar.build();
@@ -95,7 +96,8 @@ pub enum Command {
     Unpin(UnpinArgs),
     /// Show the checkpoints, disks and bitmaps of domains, and whether they are consistent
     Status(StatusArgs),
-    /// Remove vmsnap's checkpoints and bitmaps from domains, and show what the next backup will be
+    /// Remove vmsnap's checkpoints and bitmaps from domains, and predict the level of the next
+    /// backup
     Scrub(ScrubArgs),
     /// Back up and restore a temporary domain and compare every byte; needs no configuration and no
     /// daemon
@@ -106,7 +108,7 @@ pub enum Command {
     Man(ManArgs),
 }
 
-/// Which messages go to stderr.
+/// Which messages go to stderr, and in which format.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Messages on stderr")]
 pub struct LogArgs {
@@ -132,7 +134,8 @@ pub struct LogArgs {
 }
 
 impl LogArgs {
-    /// The settings for words that could not be parsed: only the log format is read from them.
+    /// The settings for a command line that could not be parsed. Only the log format is taken from
+    /// it.
     pub(crate) fn before_parsing(words: &[OsString]) -> LogArgs {
         let environment = std::env::var("VMSNAP_LOG_FORMAT").unwrap_or_default();
         let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
@@ -158,7 +161,7 @@ impl LogArgs {
     }
 }
 
-/// How messages are written.
+/// The format of the messages on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// Lines for people; with fields if stderr is the systemd journal
@@ -194,7 +197,7 @@ pub struct DemoArgs {
     /// Where to create the temporary folder, which is removed at the end
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     pub dir: PathBuf,
-    /// The folder below `dir`, chosen before the first thread starts
+    /// The path of the temporary folder below `dir`, chosen before the first thread starts
     #[arg(skip)]
     pub folder: PathBuf,
 }

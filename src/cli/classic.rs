@@ -1,13 +1,15 @@
-//! Translates the command line of the Node.js VMSnap into a subcommand and its switches. Pure.
+//! Translates the classic syntax, that of the Node.js VMSnap, into a subcommand and its switches.
+//! Pure.
 //!
-//! The result has the same form for both spellings: the subcommand, then its switches by their full
-//! names (`--name=value`). Booleans that are off are left out, and counted ones are repeated. So a
-//! script may keep `--domains=vm1 --backup --groupBy=quarter --prune=false`: clap never sees it.
+//! A command line in the syntax with subcommands is translated too, so clap parses only one form:
+//! the subcommand, then its switches by their full names (`--name=value`). Flags that are off are
+//! left out, and counted switches are repeated. So scripts may keep `--domains=vm1 --backup
+//! --groupBy=quarter --prune=false`, which clap itself would reject.
 //!
 //! * `switches`: all switches.
 //! * `read`: from words to tokens.
 //! * `write`: from tokens to the words of one subcommand.
-//! * `advice`: suggestions for unknown words.
+//! * `advice`: suggestions for unknown commands and switches.
 
 mod advice;
 mod read;
@@ -51,8 +53,8 @@ impl Misuse {
     }
 }
 
-/// Translates the typed words, which start with the program's name. `grammar` is the built command
-/// line of the subcommands.
+/// Translates a command line, which starts with the program's name, into the form that clap parses.
+/// `grammar` is the built command line of the subcommands.
 pub fn translate(words: Vec<OsString>, grammar: &Command) -> Result<Vec<OsString>, Misuse> {
     let mut typed = words.iter().cloned();
     let program = typed.next().unwrap_or_else(|| "vmsnap".into());
@@ -90,8 +92,8 @@ pub fn translate(words: Vec<OsString>, grammar: &Command) -> Result<Vec<OsString
     Ok(translated)
 }
 
-/// Whether these words, which start with the program's name, are in the classic spelling: it has no
-/// plain words.
+/// Whether this command line, which starts with the program's name, uses the classic syntax: it has
+/// no plain words.
 pub fn is_classic(words: &[OsString], grammar: &Command) -> bool {
     let typed = words.get(1..).unwrap_or_default();
     read(typed, grammar).is_ok_and(|tokens| !tokens.iter().any(|token| matches!(token, Token::Plain(_))))
@@ -106,7 +108,7 @@ fn asks_for_help(token: &Token) -> bool {
 }
 
 /// Finds the subcommand of this name. Any other plain word in its place is an error, because the
-/// classic spelling has no plain words.
+/// classic syntax has no plain words.
 fn known_subcommand<'a>(word: &OsStr, tokens: &[Token], grammar: &'a Command) -> Result<&'a str, Misuse> {
     let found = grammar.get_subcommands().find(|sub| word == sub.get_name());
     // The classic commands are known even to a program that was built without them.

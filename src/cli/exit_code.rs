@@ -52,7 +52,7 @@ pub enum ExitCode {
 }
 
 impl ExitCode {
-    /// All codes but those of signals, in the order of their numbers.
+    /// All codes except those of signals, in the order of their numbers.
     pub const ALL: [ExitCode; 13] = [
         ExitCode::Ok,
         ExitCode::NoDomains,

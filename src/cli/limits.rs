@@ -4,8 +4,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::log::{self, Entry, Level};
 
-/// The number of open files that is enough for any chain: a disk needs one per restore point of its
-/// period, at most 366, and few disks are read at once. The hard limit may be huge, and some child
+/// The number of open files that is enough for any realistic chain: a disk needs one per restore
+/// point of its chain, and few disks are read at once. The hard limit may be huge, and some child
 /// processes, which inherit the limit, close every possible file.
 const ENOUGH_FILES: u64 = 64 * 1024;
 

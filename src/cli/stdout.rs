@@ -14,8 +14,8 @@ pub fn answer(text: &str) {
     note(print(&mut io::stdout().lock(), text));
 }
 
-/// Prints output with colours, which are removed if stdout is not a terminal, or as `NO_COLOR` and
-/// `CLICOLOR_FORCE` say.
+/// Prints output with colours, unless stdout is not a terminal. `NO_COLOR` and `CLICOLOR_FORCE`
+/// override this.
 pub(crate) fn answer_in_colour(text: &str) {
     note(print(&mut anstream::stdout().lock(), text));
 }

@@ -42,7 +42,7 @@ pub struct Embed {
 impl Embed {
     /// Makes `folder`, which must not exist, and starts the driver in it.
     ///
-    /// The folder is removed when this is dropped; machines have to be dropped before.
+    /// The folder is removed when this is dropped. Drop all machines before it.
     ///
     /// As root, the driver needs libvirt's own user for QEMU, whatever the configuration says
     /// (libvirt 9.0), and in some releases no package of the demo creates that user. In that case

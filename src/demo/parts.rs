@@ -14,13 +14,13 @@ const EMULATORS: [&str; 2] = ["qemu-system-x86_64", "qemu-kvm"];
 /// The path of the emulator on Fedora and RHEL, outside `PATH`.
 const EMULATOR_OF_RHEL: &str = "/usr/libexec/qemu-kvm";
 
-/// The file of libvirt's QEMU driver, which appears in the kernel's list of the mappings of this
-/// process.
+/// The file name of libvirt's QEMU driver. `/proc/self/maps` lists it once it is loaded.
 const DRIVER_MODULE: &str = "libvirt_driver_qemu.so";
 
-/// The module with which that driver creates the scratch files of a backup job, and its folder,
-/// which is beside the driver's.
+/// The module with which that driver creates the scratch files of a backup job.
 const FILES_MODULE: &str = "libvirt_storage_file_fs.so";
+
+/// The name of that module's folder, which is beside the driver's folder.
 const FILES_FOLDER: &str = "storage-file";
 
 /// The newest version of libvirt, in libvirt's encoding, for which vmsnap reports a missing module:

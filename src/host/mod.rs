@@ -258,10 +258,10 @@ pub struct ReadOptions {
     /// there.
     pub all_from: Option<u64>,
     /// The content to which the changes will be applied. The source uses it to detect zeroes that
-    /// the bitmap did not record, and then ends with
+    /// the bitmap did not record. If there are any, it ends with
     /// [`crate::model::block::BlockErrorKind::Distrusted`].
     pub beneath: Option<Arc<dyn Beneath>>,
-    /// The memory to read into. One buffer is one request.
+    /// The memory to read into. Each request takes one buffer.
     pub pool: BufferPool,
     /// How long the server may take to answer.
     pub deadline: Duration,
@@ -381,7 +381,7 @@ pub enum HostError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The requested files are on another machine.
-    #[error("the domain runs on another machine, so {what} cannot be reached: run vmsnap there")]
+    #[error("the domain is on another machine, so {what} cannot be reached: run vmsnap there")]
     NotHere {
         /// What cannot be reached, for example `its images`.
         what: String,

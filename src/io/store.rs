@@ -33,8 +33,8 @@ pub trait Store: Send + Sync {
     fn create_claimed(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)>;
 
     /// Removes a file that [`Store::create_claimed`] made and whose owner is dead. Returns whether
-    /// it was removed. A claimed file and anything but a regular file stay; without file locks in
-    /// the file system everything stays.
+    /// it was removed. Claimed files, and anything other than regular files, stay. On a file system
+    /// without locks everything stays.
     fn remove_unclaimed(&self, path: &Path) -> io::Result<bool>;
 
     /// Creates a small file with this content and syncs it; an existing one is an error. Only its

@@ -16,8 +16,8 @@ pub enum ExtentKind {
     Data,
     /// Reads as zero, so it need not be read.
     Zero,
-    /// Reads as zero, although the bitmap does not call it changed. The source compares it with the
-    /// parent: shrinking and growing a disk loses both its bytes and their dirty bits.
+    /// Reads as zero, although the bitmap does not mark it as changed. The source compares it with
+    /// the parent: shrinking and growing a disk loses both its bytes and their dirty bits.
     CleanZero,
 }
 
@@ -80,8 +80,8 @@ pub trait BlockSource: Send {
 
 /// The parent of an incremental image, as far as a source has to know it.
 pub trait Beneath: Send + Sync + std::fmt::Debug {
-    /// The first place in a range where the parent may hold something other than zero, as an offset
-    /// in bytes. A place whose content cannot be determined counts as other than zero.
+    /// The first offset in a range, in bytes, at which the parent may hold something other than
+    /// zero. Content that cannot be determined counts as other than zero.
     fn other_than_zero(&self, offset: u64, length: u64) -> Option<u64>;
 }
 
@@ -98,9 +98,9 @@ pub trait BlockSink: Send {
 /// The totals of a finished sink.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Written {
-    /// Bytes stored as data.
+    /// The number of bytes stored as data, before compression.
     pub data_bytes: u64,
-    /// Bytes stored as explicit zeroes.
+    /// The number of bytes stored as explicit zeroes.
     pub zero_bytes: u64,
     /// Whether any of the data are stored compressed.
     pub is_compressed: bool,
@@ -141,13 +141,14 @@ pub trait ImageFile: Send {
 pub enum BlockErrorKind {
     /// The user asked to stop.
     Stopped,
-    /// The other side went away, or did not answer before its deadline.
+    /// The NBD server went away, or did not answer before the deadline.
     Lost,
-    /// The other side sent something that the protocol or the format does not allow.
+    /// Something that the NBD server sent, an image holds or the caller requested is invalid, or is
+    /// not supported.
     Invalid,
-    /// Stored data is not what was written: a digest or a structure is wrong.
+    /// Stored data differs from what was written: a digest or a structure is wrong.
     Damaged,
-    /// The bitmap or the parent is proved unreliable: only a full backup gives the disk's content.
+    /// The bitmap or the parent has proved unreliable: only a full backup gives the disk's content.
     Distrusted,
     /// The target is full.
     NoSpace,

@@ -207,8 +207,8 @@ impl BufferPool {
         taken.map(|memory| self.dress(memory))
     }
 
-    /// Takes a buffer as soon as one is free. Returns none after `longest`, so that the caller can
-    /// check whether to stop.
+    /// Takes a buffer as soon as one is free. Returns `None` after `longest`, so that the caller
+    /// can check whether to stop.
     pub fn take_within(&self, longest: Duration) -> Option<Buffer> {
         let guard = self.shelf.lock();
         let (mut guard, _) = self

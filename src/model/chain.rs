@@ -6,7 +6,7 @@ use super::checkpoint::CheckpointId;
 use super::pin::Pin;
 use super::restore_point::{Level, RestorePoint};
 
-/// A restore point with what the repository knows of it.
+/// A restore point with what the repository knows about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptPoint {
     /// The content of its manifest.
@@ -209,8 +209,8 @@ impl Chains {
     }
 
     /// The newest chain of a period, newest first: its restore points of this domain from the
-    /// newest down to the first that depends on no other. If it depends on one of an earlier
-    /// period, the chain goes on there.
+    /// newest down to the first that depends on no other. The chain may continue in earlier
+    /// periods.
     pub(crate) fn newest_chain<'a>(&'a self, uuid: &str, period: &str) -> Vec<&'a KeptPoint> {
         let mut chain: Vec<&KeptPoint> = Vec::new();
         let is_of_period = |kept: &&KeptPoint| kept.point.period == *period && kept.point.uuid == *uuid;
@@ -278,8 +278,8 @@ impl Chains {
         }
     }
 
-    /// Detects a replaced ancestor: this restore point, or one of its parents, is not the one on
-    /// which a child was made. Nothing new relies on such a chain, even if it is whole.
+    /// Detects a replaced ancestor: a restore point of this chain is not the one on which its child
+    /// was made. Returns the evidence. No backup relies on such a chain, even if it is whole.
     pub(super) fn replaced_ancestor(&self, id: &str, target: &str) -> Option<String> {
         let line = self.lineage(id, target).ok()?;
         let is_child = |kept: &&KeptPoint, parent: &KeptPoint| {

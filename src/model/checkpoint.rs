@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The number of checkpoints of the newest chain of each current period that stay in a domain,
-/// unless the user sets another.
+/// How many checkpoints are kept in a domain for the newest chain of each current period, unless
+/// the user sets another number.
 pub(crate) const KEPT_CHECKPOINTS: usize = 32;
 
 /// The prefix of the names of vmsnap's checkpoints. The classic program uses it too, and status and
@@ -57,7 +57,7 @@ impl Checkpoint {
             .any(|disk| disk.target == target && disk.bitmap == Bitmap::Sound)
     }
 
-    /// Bytes written to this disk since the checkpoint, if the hypervisor reports it.
+    /// The number of bytes written to this disk since the checkpoint, if the hypervisor reports it.
     pub(crate) fn dirty_bytes(&self, target: &str) -> Option<u64> {
         let disk = self.disks.iter().find(|disk| disk.target == target);
         disk.and_then(|disk| disk.dirty_bytes)
@@ -76,8 +76,8 @@ impl Checkpoint {
         Some(id)
     }
 
-    /// Whether its mark names another repository than `own`. If `own` is unknown, any named
-    /// repository is another one, because a repository without an id is never named in a mark.
+    /// Whether its mark names a repository other than `own`. If `own` is unknown, any named
+    /// repository is another one, because a mark never names a repository without an id.
     pub(crate) fn is_of_other_repository(&self, own: Option<&str>) -> bool {
         self.repository().is_some_and(|of| Some(of) != own)
     }
@@ -96,7 +96,7 @@ pub struct CheckpointDisk {
     pub target: String,
     /// The state of its bitmap.
     pub bitmap: Bitmap,
-    /// Bytes written since the checkpoint, if the hypervisor reports it.
+    /// The number of bytes written since the checkpoint, if the hypervisor reports it.
     pub dirty_bytes: Option<u64>,
 }
 
@@ -145,8 +145,8 @@ pub(crate) fn is_own(name: &str) -> bool {
     digits(name).is_some()
 }
 
-/// Whether a name has the form of [`new_name`], so that a bitmap with this name can only be from
-/// that run. A counted number can be given twice.
+/// Whether a name has the form of [`new_name`], so that only one run can have used it. The
+/// consecutive numbers of earlier programs can be used twice.
 pub(crate) fn is_unique(name: &str) -> bool {
     digits(name).is_some_and(|digits| digits.len() == TIME_DIGITS + RANDOM_DIGITS)
 }

@@ -14,7 +14,8 @@ pub struct ClusterSet {
 /// The map of a disk, as its export reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskMap {
-    /// The clusters with at least one byte that the bitmap calls changed; empty without a bitmap.
+    /// The clusters with at least one byte that the bitmap marks as changed; empty without a
+    /// bitmap.
     pub changed: ClusterSet,
     /// The clusters that are not known to read as zero.
     pub data: ClusterSet,

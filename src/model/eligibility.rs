@@ -146,7 +146,7 @@ pub fn of(domain: &Domain, disk: &Disk, allowed: Allowed, excluded: &[Exclusion]
 }
 
 /// Reports exclusions of disks that the domain does not have. They are most likely misspelt, so
-/// that more is saved than the user meant.
+/// more is saved than the user intended.
 pub(crate) fn missing_exclusions(domain: &Domain, excluded: &[Exclusion]) -> Vec<Finding> {
     let finding = |disk: &str, where_from: &str| {
         let what = format!(

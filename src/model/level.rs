@@ -7,10 +7,10 @@ use super::chain::{Chains, KeptPoint};
 use super::checkpoint::{Checkpoint, is_unique};
 use super::restore_point::{FileId, Level};
 
-/// When a chain begins with a full restore point.
+/// When a new chain starts with a full restore point.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FullRule {
-    /// Each period begins with a full.
+    /// At the start of each period.
     #[default]
     Period,
     /// Only the first restore point is full. Each later one depends on the one before, also across
@@ -19,7 +19,7 @@ pub enum FullRule {
 }
 
 impl FullRule {
-    /// Whether a restore point in `period` may depend on this one.
+    /// Whether a new restore point in `period` may depend on `kept`.
     pub(crate) fn allows(self, period: &str, kept: &KeptPoint) -> bool {
         match self {
             FullRule::Period => kept.point.period == period,
@@ -114,10 +114,11 @@ pub enum LevelReason {
     MissedWrite {
         /// The disk's target.
         disk: String,
-        /// The restore point that was compared.
+        /// The id of the restore point that was compared with the domain.
         compared_with: String,
     },
-    /// Full: no restore point of the period can be the parent. This is why the newest one cannot.
+    /// Full: no restore point that the rule allows can be the parent; the newest one for this
+    /// reason.
     NoParent(UnusableParent),
     /// Incremental.
     ChangesSince {
@@ -186,7 +187,7 @@ pub enum UnusableParent {
         id: String,
     },
     /// The checkpoint of the restore point does not cover the disk.
-    #[error("{id} has no checkpoint of disk {disk}")]
+    #[error("{id} has no checkpoint that covers disk {disk}")]
     NoCheckpoint {
         /// The disk's target.
         disk: String,

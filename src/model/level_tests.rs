@@ -269,7 +269,7 @@ fn each_defect_has_its_own_reason() {
         ),
         (
             Defect::NotCovered,
-            format!("{first} has no checkpoint of disk vda"),
+            format!("{first} has no checkpoint that covers disk vda"),
         ),
         (
             Defect::CountedName,

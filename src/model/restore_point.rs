@@ -98,8 +98,8 @@ pub struct RestorePoint {
     pub merged: Option<Merged>,
 }
 
-/// What was merged into a restore point. Removed restore points on which it depended were merged
-/// into it, so its images now hold what it needs of theirs.
+/// What was merged into a restore point: removed restore points on which it depended. Its images
+/// now hold what it needs of theirs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Merged {
@@ -146,7 +146,7 @@ impl RestorePoint {
         }
     }
 
-    /// Bytes of data in its images, before compression.
+    /// The number of bytes of data in its images, before compression.
     pub fn data_bytes(&self) -> u64 {
         let disks = self.disks.iter();
         disks.fold(0, |sum, disk| disk.data_bytes.saturating_add(sum))
@@ -224,9 +224,9 @@ pub struct DiskPoint {
     pub decrypted: Option<bool>,
     /// The file name of the image within the restore point.
     pub image: String,
-    /// Bytes of data in the image, before compression.
+    /// The number of bytes of data in the image, before compression.
     pub data_bytes: u64,
-    /// Bytes that the image holds as explicit zeroes.
+    /// The number of bytes that the image holds as explicit zeroes.
     pub zero_bytes: u64,
     /// How clusters of the image are compressed (`zstd`); none if all of them are stored plain.
     #[serde(default, skip_serializing_if = "Option::is_none")]

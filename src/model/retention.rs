@@ -80,7 +80,7 @@ pub enum Decision {
         /// The id of the oldest kept restore point that depends on it.
         by: String,
     },
-    /// It is removed, and what a kept restore point needs of it is merged into that one.
+    /// It is removed, and merged into a restore point that needs its data.
     Merge {
         /// The id of that restore point.
         into: String,

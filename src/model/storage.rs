@@ -39,7 +39,7 @@ pub struct Volume {
     pub pool: String,
     /// The volume's name in it.
     pub volume: String,
-    /// The location of its bytes, after libvirt was asked.
+    /// The location of its bytes, once libvirt has reported it.
     pub place: Option<Box<Source>>,
 }
 
@@ -174,15 +174,15 @@ pub enum SecretRef {
     Usage(String),
 }
 
-/// The definition's statement about the image beneath another.
+/// An image's `<backingStore>` in the domain's XML.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Backing {
-    /// The definition does not say, so libvirt follows the image's header.
+    /// The XML does not state the image beneath, so libvirt follows the image's header.
     #[default]
     Unsaid,
-    /// There is none, whatever the image's header says.
+    /// There is no image beneath, whatever the image's header says.
     End,
-    /// It is this image, whatever the image's header says.
+    /// This image is beneath, whatever the image's header says.
     Layer(Box<Layer>),
 }
 

@@ -38,7 +38,7 @@ use attempt::Attempt;
 /// The options of a backup.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The grouping: it decides which restore points share a folder and a chain.
+    /// The grouping, which decides which restore points share a folder.
     pub group_by: GroupBy,
     /// Whether raw disks are saved too.
     pub raw: bool,
@@ -50,13 +50,13 @@ pub struct Options {
     pub freeze: Option<Duration>,
     /// Where to put the socket and scratch files.
     pub places: PlaceWishes,
-    /// How many checkpoints of the newest chain of each current period stay in the domain.
+    /// How many checkpoints to keep in the domain for the newest chain of each current period.
     pub keep_checkpoints: usize,
-    /// Which restore points a new one may depend on.
+    /// The rule for full restore points, which decides whether a chain may cross periods.
     pub full: FullRule,
     /// Whether to delete the previous period if the current one is past its midpoint.
     pub prune: bool,
-    /// Which of the domain's restore points stay once the new one exists; `None` keeps all.
+    /// The policy to apply after the new restore point exists; `None` keeps all.
     pub keep: Option<Policy>,
     /// Whether to allow a second grouping beside the existing one.
     pub force: bool,
@@ -239,16 +239,14 @@ fn check(name: &str, options: &Options) -> Result<()> {
 }
 
 impl Options {
-    /// Why these options exclude each other.
+    /// Returns the reason why these options cannot be combined, if there is one.
     pub(crate) fn contradiction(&self) -> Option<&'static str> {
         match &self.keep {
             _ if self.copy && self.prune => {
                 Some("--copy and --prune cannot be combined: a copy belongs to no period")
             }
             Some(policy) if policy.is_empty() => Some(retention::EMPTY_POLICY),
-            Some(_) if self.prune => {
-                Some("--prune and --keep-… cannot be combined: they are different rules")
-            }
+            Some(_) if self.prune => Some("--prune and --keep-… cannot be combined: use one of them"),
             Some(_) if self.copy => Some("--copy and --keep-… cannot be combined: no rule applies to a copy"),
             _ => None,
         }
@@ -296,8 +294,8 @@ fn reconciled(survey: &Survey, history: &History, context: &Context, options: &O
     reconcile::reconcile(survey, &history.chains, &wishes)
 }
 
-/// Returns the folders of the current periods, one per grouping: a domain may be backed up by
-/// several.
+/// Returns the folders of the current periods, one per grouping, because a domain may have backups
+/// of several groupings.
 fn current_periods(context: &Context) -> [String; 4] {
     GroupBy::ALL.map(|by| Period::containing(by, context.now.date()).folder())
 }

@@ -28,17 +28,17 @@ use differences::Differences;
 pub use outcome::{ComparedDisk, Meaning, Outcome, UncomparedDisk, Verdict};
 use subjects::{Subjects, subjects};
 
-/// The longest time that QEMU may take to answer.
+/// How long the NBD server of a disk may take to answer.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The code of the finding that a bitmap missed a write.
 const MISSED_WRITE: &str = "missed-write";
 
-/// The number of clusters for each check of the job's health: the guest is paused while its scratch
-/// space is full.
+/// How many clusters are compared between two checks of the job's health. The guest is paused while
+/// its scratch space is full.
 const CLUSTERS_PER_HEALTH_CHECK: u64 = 1024;
 
-/// The largest number of differing places of a disk that are reported.
+/// The largest number of differing clusters of a disk whose offsets are reported.
 const MOST_PLACES: usize = 20;
 
 /// The options of a comparison.

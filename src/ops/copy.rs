@@ -9,15 +9,15 @@ use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSink, BlockSou
 use crate::model::buffer::BufferPool;
 use crate::model::stop::{Stop, StopReason};
 
-/// Bytes of one read request: a huge page, so that a buffer takes exactly one. Shorter requests
-/// cost more processor time.
+/// The length of a read request in bytes: that of a huge page, so that each buffer fills exactly
+/// one. Shorter requests cost more processor time.
 pub const REQUEST: usize = 2 << 20;
 
-/// Buffers per disk: for requests in flight, for blocks that wait for the writer, and for the block
-/// that is being written.
+/// The number of buffers per disk: for requests in flight, for blocks that wait for the writer, and
+/// for the block that is being written.
 pub const BUFFERS: usize = 16;
 
-/// The longest time that the other side may take to answer.
+/// How long the NBD server of a disk may take to answer.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// The interval at which the progress of an export is read.
@@ -31,20 +31,21 @@ pub fn pool() -> BufferPool {
 /// The progress of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Everything before this offset of the disk is done, in bytes.
+    /// The offset on the disk, in bytes, before which everything is done.
     pub position: u64,
-    /// Bytes of data copied so far.
+    /// The number of bytes of data copied so far.
     pub copied: u64,
 }
 
 /// Copies an export and finishes the sink.
 ///
 /// One thread receives the data, hashes it while it is in the processor's cache, and hands it to
-/// the image, which is written in the background. That thread waits only for buffers. The calling
-/// thread reports the progress. A slow receiver delays nothing: it only misses intermediate values.
+/// the image, which is written in the background. The receiving thread waits only for buffers. The
+/// calling thread reports the progress. If that takes long, it misses intermediate values but does
+/// not delay the copy.
 ///
-/// `stop` is requested if the sink fails, so that others who share it (the other disks of a job)
-/// end as well.
+/// `stop` is requested if the sink fails, so that everything that shares it ends too, such as the
+/// copies of the other disks of a job.
 ///
 /// # Errors
 /// The first error of the source or the sink; or a request to stop.

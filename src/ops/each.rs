@@ -31,7 +31,7 @@ pub enum Fault {
 
 /// The part of a verb's result that a run over several domains needs.
 pub trait Judged {
-    /// Why it is not a full success, although the verb returned no error.
+    /// The reasons why the result is no full success, although the verb returned no error.
     fn faults(&self) -> Vec<Fault> {
         Vec::new()
     }
@@ -82,7 +82,7 @@ impl<T: Judged> Turn<T> {
         }
     }
 
-    /// Why it is not a full success.
+    /// The reasons why the work is no full success.
     pub fn faults(&self) -> Vec<Fault> {
         match self.ending {
             Ending::Skipped => Vec::new(),
@@ -164,7 +164,8 @@ pub struct Round<T> {
 }
 
 impl<T: Judged> Round<T> {
-    /// A run whose domains were worked on in another way than one after the other.
+    /// A run that did not work on the domains one after the other, such as one that shows their
+    /// status.
     pub fn of(domains: &[String], results: Vec<Result<T>>, stop: &Stop) -> Round<T> {
         let turns = domains.iter().zip(results);
         Round {

@@ -43,7 +43,7 @@ pub enum Class {
 pub struct Error {
     /// The domain that the failure concerns; empty if it concerns none.
     pub domain: String,
-    /// The disk that the failure concerns, if it is one.
+    /// The disk that the failure concerns, if it concerns one disk.
     pub disk: Option<String>,
     /// The cause of the failure.
     pub cause: Cause,
@@ -144,7 +144,7 @@ pub enum Cause {
     /// Something still exists although it was removed without an error.
     #[error("{0} still exists although its removal reported success")]
     StillThere(String),
-    /// Work of an unfinished run remains after several rounds of repairs: this work.
+    /// Work of an unfinished run remains after several rounds of repairs; the text describes it.
     #[error("an unfinished run could not be cleaned up; still to do: {0}")]
     NotCleanedUp(String),
     /// A scrub removed all that it could see, but could not examine every disk.
@@ -208,7 +208,8 @@ impl Cause {
         lacks_files(self)
     }
 
-    /// Whether something could not be read for a reason that says nothing about the stored data.
+    /// Whether reading failed for a reason that says nothing about the stored data, such as a
+    /// missing permission.
     pub fn is_no_verdict(&self) -> bool {
         is_no_verdict(self)
     }
@@ -287,7 +288,7 @@ impl Error {
         }
     }
 
-    /// Whether a call timed out that may still be carried out.
+    /// Whether a call timed out that may still take effect.
     pub fn is_unanswered(&self) -> bool {
         matches!(self.cause, Cause::Host(HostError::NoAnswer { .. }))
     }

@@ -32,7 +32,7 @@ pub(super) struct EndedJob<T> {
     pub(super) work: T,
     pub(super) checkpoint: Option<NewCheckpoint>,
     pub(super) consistency: Consistency,
-    /// Findings about files that could not be removed at its end; reported already.
+    /// Findings about files that could not be removed at its end. They have been reported already.
     pub(super) findings: Vec<Finding>,
 }
 
@@ -153,7 +153,7 @@ impl JobPlan<'_> {
         let (this, next) = self.actors;
         let location = pending.leave();
         let what = format!(
-            "{this} could not clean up after itself ({trouble}); {next} will, with the journal entry in {location}"
+            "{this} could not clean up after itself ({trouble}); {next} will do it, guided by the journal entry in {location}"
         );
         self.report(&Finding::new("left-to-heal", what));
     }

@@ -46,12 +46,12 @@ pub struct Listed {
 pub struct ListedMissedWrite {
     /// The disk, and when it was found.
     pub write: MissedWrite,
-    /// Whether the disk was not saved since, so that its next backup is full.
+    /// Whether the disk has not been saved since, so that its next backup is full.
     pub stands: bool,
 }
 
 impl Listed {
-    /// Whether it and its whole chain are there.
+    /// Whether it can be restored completely, judged by names and sizes of files.
     pub fn is_whole(&self) -> bool {
         self.faults.is_empty()
     }

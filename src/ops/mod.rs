@@ -129,7 +129,7 @@ pub fn connect(_uri: Option<&str>) -> Result<Box<dyn Host>> {
     Err(Error::of("", crate::host::HostError::NoLibvirt))
 }
 
-/// Returns those of the programs that are not installed.
+/// Returns the programs in this list that are not installed.
 pub(crate) fn missing_programs(programs: &[&'static str]) -> Vec<&'static str> {
     let is_missing = |program: &&&'static str| !crate::host::qemu::is_installed(program);
     programs.iter().filter(is_missing).copied().collect()

@@ -40,7 +40,7 @@ pub enum Event<'a> {
         domain: &'a str,
         /// The other run, as it describes itself.
         holder: &'a str,
-        /// The longest time that it waits.
+        /// The longest time that this run waits.
         at_most: Duration,
     },
     /// A disk is about to be copied.
@@ -62,9 +62,9 @@ pub enum Event<'a> {
         domain: &'a str,
         /// The disk's target.
         disk: &'a str,
-        /// Everything before this offset of the disk is done, in bytes.
+        /// The offset on the disk, in bytes, before which everything is done.
         position: u64,
-        /// Bytes of data copied so far.
+        /// The number of bytes of data copied so far.
         copied: u64,
     },
     /// A disk is done.
@@ -73,7 +73,7 @@ pub enum Event<'a> {
         domain: &'a str,
         /// The disk's target.
         disk: &'a str,
-        /// Bytes of data copied.
+        /// The number of bytes of data copied.
         copied: u64,
     },
     /// A file is about to be read.
@@ -91,7 +91,7 @@ pub enum Event<'a> {
         domain: &'a str,
         /// Its path within the domain's folder, or the name of a disk.
         file: &'a str,
-        /// Everything before this offset is read, in bytes.
+        /// The offset in the file, in bytes, before which everything is read.
         position: u64,
     },
     /// A file is done.

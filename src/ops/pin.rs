@@ -25,7 +25,7 @@ pub enum PinRequest {
     Unpin,
 }
 
-/// The context of a pin.
+/// The environment of a change to a pin.
 pub struct Means<'a> {
     /// The repository.
     pub repo: &'a dyn Repository,

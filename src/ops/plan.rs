@@ -34,7 +34,7 @@ pub struct Inputs<'a> {
     pub repository: Option<&'a str>,
     /// The folder of the current period.
     pub period: &'a str,
-    /// Which restore points the next one may depend on.
+    /// The rule for full restore points, which decides whether a chain may cross periods.
     pub full: FullRule,
     /// The kinds of disks that the user allows beyond the usual ones.
     pub allowed: Allowed,
@@ -71,7 +71,7 @@ pub struct PlannedDisk {
     pub possible_parent: Option<String>,
     /// Whether the new checkpoint covers it.
     pub checkpointed: bool,
-    /// The file that its source is, if that can be known.
+    /// The identity of the file that holds its content, if it can be known.
     pub source_file: Option<FileId>,
 }
 

@@ -107,7 +107,7 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     }
 }
 
-/// A restore point outside a period that depends on one of the period, and that one.
+/// Finds a restore point outside the period that depends on one inside it. Returns the ids of both.
 fn dependent_on<'a>(chains: &'a Chains, period: &str) -> Option<(&'a str, &'a str)> {
     let others = chains.points().iter().filter(|kept| kept.point.period != period);
     let parents = others.flat_map(|kept| {

@@ -100,8 +100,8 @@ impl DomainStatus {
         std::iter::from_fn(move || findings.find(|finding| finding.code == NOT_EXAMINED))
     }
 
-    /// Bytes written since vmsnap's newest checkpoint; `None` unless they are known for every disk
-    /// that can be incremental.
+    /// The number of bytes written since vmsnap's newest checkpoint; `None` unless it is known for
+    /// every disk that can be incremental.
     pub fn changed_bytes(&self) -> Option<u64> {
         let changed = self.disks.iter().filter(|disk| disk.can_be_incremental);
         let mut changed = changed.map(|disk| disk.changed_bytes).peekable();
@@ -132,7 +132,7 @@ pub struct DiskStatus {
     pub bitmaps: Vec<String>,
     /// Whether its bitmaps could be examined; if not, `bitmaps` is empty and means nothing.
     pub bitmaps_known: bool,
-    /// Bytes written since vmsnap's newest checkpoint, if the hypervisor knows.
+    /// The number of bytes written since vmsnap's newest checkpoint, if the hypervisor reports it.
     pub changed_bytes: Option<u64>,
     /// Whether it can have bitmaps at all.
     pub can_be_incremental: bool,
@@ -147,7 +147,7 @@ pub struct Subject<'a> {
     pub repo: Option<&'a dyn Repository>,
     /// The grouping whose current period is examined.
     pub group_by: GroupBy,
-    /// Which restore points the next one may depend on.
+    /// The rule for full restore points, which decides whether a chain may cross periods.
     pub full: FullRule,
     /// The current day, in the local time zone.
     pub today: Date,
@@ -466,8 +466,8 @@ fn bitmaps(
     Ok(names)
 }
 
-/// Reports internal snapshots. QEMU refuses to revert a disk that has bitmaps to one, and libvirt
-/// then shuts the domain off.
+/// Reports internal snapshots, because reverting to one fails while a disk has bitmaps: QEMU
+/// refuses it, and libvirt then shuts the domain off.
 fn internal_snapshots(host: &dyn Host, domain: &Domain) -> Option<Finding> {
     // A failure to list them is ignored: the status is worth more.
     let names = host.internal_snapshots(domain).unwrap_or_default();

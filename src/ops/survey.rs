@@ -29,7 +29,7 @@ pub struct Survey {
     pub disks: Vec<DiskFacts>,
     /// What unfinished runs left in the repository.
     pub leftovers: Vec<LeftoverRun>,
-    /// Periods whose removal was interrupted.
+    /// Interrupted removals of periods and restore points, and interrupted merges.
     pub removals: Vec<Leftover>,
     /// Lost checkpoints whose bitmaps are gone, as an attempt to register them again has shown.
     pub missing: Vec<String>,
@@ -154,7 +154,7 @@ pub(crate) fn disk_facts(
     facts.collect()
 }
 
-/// The paths of a disk's images: its source, and those beneath.
+/// The paths of a disk's images: its source, and the images beneath it.
 fn images(disk: &Disk) -> impl Iterator<Item = &Path> {
     let beneath = disk.beneath().filter_map(|layer| layer.source.path());
     disk.source

@@ -40,9 +40,9 @@ pub enum Which {
 /// The options of a verification.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which restore points.
+    /// The restore points to verify.
     pub which: Which,
-    /// Whether to also read every disk from end to end, as a restore would.
+    /// Whether to read every disk from end to end too, as a restore would.
     pub deep: bool,
     /// Skips restore points that were found sound at this time or later.
     pub verified_since: Option<Timestamp>,
@@ -111,7 +111,7 @@ pub struct ProvedPoint {
 /// Something that is damaged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// The file, if it is one.
+    /// The path of the damaged file, if the damage lies in a file.
     pub location: Option<String>,
     /// The offset in the file, in bytes, if known.
     pub offset: Option<u64>,

@@ -40,8 +40,8 @@ pub trait DiskReader: Send + Sync + Debug {
     /// The disk's size in bytes.
     fn size(&self) -> u64;
 
-    /// The extent at `offset`; `None` at the disk's end and beyond. Adjacent extents may be stored
-    /// alike.
+    /// The extent at `offset`; `None` at the disk's end and beyond. Two adjacent extents may be
+    /// stored in the same way.
     ///
     /// # Errors
     /// Reading failed, or a stop was requested.

@@ -28,7 +28,7 @@ pub enum RepoError {
         #[source]
         source: io::Error,
     },
-    /// The repository is missing, or its path is not one of a repository.
+    /// The repository is missing, or its path leads to something that is not a repository.
     #[error("the repository {location} cannot be used")]
     Unusable {
         /// Its expected location.
@@ -95,7 +95,7 @@ pub enum RepoError {
         #[source]
         source: io::Error,
     },
-    /// Blocks of a disk could not be read or written, or are not what was written.
+    /// Blocks of a disk could not be read or written, or differ from what was written.
     #[error(transparent)]
     Blocks(#[from] BlockError),
 }
@@ -139,8 +139,8 @@ pub(crate) fn lacks_files(error: &(dyn StdError + 'static)) -> bool {
     errnos(error).any(|errno| matches!(errno, Errno::MFILE | Errno::NFILE))
 }
 
-/// Whether reading failed for a reason that says nothing about the stored data: a missing right,
-/// lack of memory or of open files, or an unreachable file server.
+/// Whether reading failed for a reason that says nothing about the stored data: a missing
+/// permission, lack of memory or of open files, or an unreachable file server.
 pub fn is_no_verdict(error: &(dyn StdError + 'static)) -> bool {
     let of_reader = [
         Errno::ACCESS,

@@ -27,10 +27,10 @@ impl SmallFile {
     }
 }
 
-/// A part of a restore point's files that is not what was written.
+/// Damage in a restore point's files: a part that differs from what was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileDamage {
-    /// The file, if it is a file.
+    /// The path of the damaged file, if the damage lies in a file.
     pub location: Option<String>,
     /// The offset in the file, in bytes, if it is known.
     pub offset: Option<u64>,

@@ -87,8 +87,8 @@ impl From<&Pieces> for PieceEntry {
 }
 
 impl FileEntry {
-    /// The digests of its pieces; `None` if they are missing or do not have the form that this
-    /// program writes.
+    /// The digests of the file's pieces; `None` if they are missing or do not have the form that
+    /// this program writes.
     pub fn pieces(&self) -> Option<Pieces> {
         let entry = self.pieces.as_ref()?;
         // A piece is a whole subtree of BLAKE3's tree over chunks of 1 KiB.
@@ -119,7 +119,7 @@ pub enum ManifestError {
     /// Its text has changed since it was written.
     #[error("it is damaged: its digest does not match its text")]
     Digest,
-    /// It contains an impossible statement.
+    /// It contains something that vmsnap never writes.
     #[error("it is damaged or forged: {0}")]
     Impossible(String),
 }

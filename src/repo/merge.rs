@@ -10,16 +10,16 @@ use crate::model::compression::Compression;
 use crate::model::restore_point::{self, DiskPoint, Level, MergedPoint, RestorePoint};
 use crate::model::stop::Stop;
 
-/// A wish to merge restore points.
+/// A request to merge restore points.
 #[derive(Clone, Debug)]
 pub struct Merge<'a> {
-    /// The ids of those that are removed.
+    /// The ids of the restore points that are removed.
     pub run: &'a [String],
-    /// The id of the one that stays and depends on them.
+    /// The id of the restore point that stays and depends on them.
     pub into: &'a str,
     /// The current time.
     pub now: Timestamp,
-    /// A request to stop. A merge that has not been committed yet is taken back.
+    /// A request to stop. A merge that has not been committed yet is undone.
     pub stop: &'a Stop,
 }
 
@@ -40,13 +40,13 @@ pub enum Merged {
 pub(crate) struct Plan<'a> {
     /// The restore point that stays.
     pub child: &'a Kept,
-    /// Those that are removed, in the order of the history.
+    /// The restore points that are removed, in the order of the history.
     pub run: Vec<&'a Kept>,
     /// The images that are replaced, one for each disk that depends on the run.
     pub images: Vec<NewImage<'a>>,
-    /// How often anything was merged into the restore point, this time included.
+    /// The number of merges into the restore point so far, including this one.
     pub number: usize,
-    /// The most that the new images take, in bytes.
+    /// The largest size of the new images together, in bytes.
     pub bytes: u64,
 }
 
@@ -57,13 +57,13 @@ pub(crate) struct NewImage<'a> {
     pub disk: &'a DiskPoint,
     /// How many of the newest images of its chain are merged.
     pub layers: usize,
-    /// The oldest of the run in the chain, whose parent becomes the parent.
+    /// The disk at the oldest removed restore point of its chain; the new image gets its parent.
     pub oldest: &'a DiskPoint,
     /// The restore point on which the new image depends.
     pub parent: Option<&'a Kept>,
     /// How the new image is compressed.
     pub compression: Compression,
-    /// The most that it takes, in bytes.
+    /// The largest size of the new image, in bytes.
     pub bytes: u64,
 }
 

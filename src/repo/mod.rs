@@ -49,7 +49,7 @@ pub use manifest::{FileEntry, Manifest, PieceEntry};
 pub use merge::{Merge, Merged};
 pub use proof::{DamageNote, MissedWriteRecord, Proof};
 
-/// A place that keeps restore points of domains.
+/// Keeps the restore points of domains.
 pub trait Repository: Send + Sync {
     /// Its location, for people.
     fn location(&self) -> String;
@@ -97,11 +97,11 @@ pub trait DomainRepository: Send + Sync {
     /// restore points.
     fn used_periods(&self) -> Result<Vec<String>>;
 
-    /// The size and place of a period. A missing period has no files.
+    /// The size and location of a period. A missing period has no files.
     fn period_usage(&self, period: &str) -> PeriodUsage;
 
-    /// A period name for a standalone copy made at this moment. No other copy has it, even one of
-    /// the same second.
+    /// The period name of a standalone copy made at this moment. No other copy gets the same name,
+    /// even in the same second.
     fn copy_period(&self, time: Timestamp) -> Result<String>;
 
     /// Periods and restore points whose removal was started but not finished, and restore points
@@ -148,12 +148,12 @@ pub trait DomainRepository: Send + Sync {
         options: &SourceOptions,
     ) -> Result<Box<dyn BlockSource>>;
 
-    /// The content of a small file of a restore point, if it matches the manifest. Otherwise a
+    /// Reads a small file of a restore point and checks it against the manifest. The error is a
     /// sentence that names the file.
     fn read_file(&self, kept: &Kept, file: SmallFile) -> std::result::Result<Vec<u8>, String>;
 
-    /// Checks a restore point's own files, and adds every change since they were written to
-    /// `damage`. Damage that was found before an error is in `damage` too.
+    /// Checks a restore point's own files, and adds to `damage` every change since they were
+    /// written. Damage that was found before an error is in `damage` too.
     ///
     /// # Errors
     /// The user asked to stop, or something could not be read for a reason that says nothing about
@@ -191,7 +191,7 @@ pub struct SourceOptions {
     pub pool: BufferPool,
     /// The stop to check.
     pub stop: Stop,
-    /// Whether to read from the storage, and not from caches.
+    /// Whether to read from the storage device instead of caches.
     pub past_caches: bool,
 }
 
@@ -231,11 +231,11 @@ pub trait DomainWriter: Send {
     /// [`RepoError::Needed`] if a child exists; others if it was not removed, or only in part.
     fn remove_point(&self, history: &History, id: &str, now: Timestamp) -> Result<()>;
 
-    /// Removes restore points of this history, and merges what another one needs of them into it.
+    /// Removes restore points of this history, and merges into a further one what it needs of them.
     /// They are removed completely or not at all, and their removal is recorded.
     ///
     /// # Errors
-    /// [`RepoError::Needed`] if yet another restore point depends on them, [`RepoError::NotWhole`]
+    /// [`RepoError::Needed`] if any other restore point depends on them, [`RepoError::NotWhole`]
     /// if a chain has a fault; others if they were not merged.
     fn merge_points(&self, history: &History, merge: &Merge<'_>) -> Result<Merged>;
 
@@ -249,7 +249,7 @@ pub trait DomainWriter: Send {
     /// unreadable pin too.
     fn unpin(&self, kept: &Kept) -> Result<bool>;
 
-    /// Finishes a removal or merge that an earlier run started: one of
+    /// Finishes a removal that an earlier run started, or completes or undoes its merge: one of
     /// [`DomainRepository::interrupted_removals`]. Returns false if that has to wait until nobody
     /// reads what is removed, or until a manifest can be used again.
     fn finish_removal(&self, removal: &Leftover) -> Result<bool>;
@@ -268,7 +268,8 @@ pub trait PendingPoint: Send + Sync {
     /// next run can undo it if this run cannot.
     fn write_note(&self, note: &[u8]) -> Result<()>;
 
-    /// Starts a disk. An earlier attempt at the same disk is replaced.
+    /// Starts the image of a disk, and returns the sink for its blocks. An earlier attempt at the
+    /// same disk is replaced.
     fn sink(&self, disk: &NewDisk<'_>) -> Result<Box<dyn BlockSink>>;
 
     /// The manifest's entry for a disk whose sink has finished.
@@ -280,14 +281,15 @@ pub trait PendingPoint: Send + Sync {
     /// Writes the XML of the checkpoint that was made with the restore point.
     fn put_checkpoint(&self, checkpoint: &str, xml: &str) -> Result<FileEntry>;
 
-    /// Commits the restore point and returns its location. Before this it does not exist at all,
-    /// afterwards completely.
+    /// Commits the restore point and returns its location. Until then the restore point does not
+    /// exist; from then on it is whole.
     ///
     /// After an error it may exist nevertheless, if only the last sync failed and a crash could
     /// undo the commit.
     fn commit(&mut self, manifest: &Manifest) -> Result<String>;
 
-    /// Leaves it in place with its journal entry, so that the next run undoes what was started.
+    /// Leaves the uncommitted restore point in place with its journal entry, so that the next run
+    /// undoes what was started.
     /// Returns its location.
     fn leave(self: Box<Self>) -> String;
 }

@@ -71,8 +71,8 @@ impl From<DamageNote> for WrittenNote {
     }
 }
 
-/// The result of a comparison of a restore point with its domain: the disks of which a bitmap
-/// missed a write.
+/// The result of a comparison of a restore point with its domain: the disks whose bitmaps missed a
+/// write.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MissedWriteRecord {

@@ -249,8 +249,8 @@ fn a_shut_off_domain_is_scrubbed_too_and_stays_shut_off() {
         0,
         "VM1: removed no checkpoints and 2 bitmaps\n  \
          bitmap virtnbdbackup.1 of disk vda\n  bitmap virtnbdbackup.1 of disk vdb\n  \
-         note: checkpoint virtnbdbackup.1 stays without bitmaps: no incremental backup can start there; `--scrub-type checkpoint` \
-         removes the records\n  \
+         note: checkpoint virtnbdbackup.1 stays without bitmaps: no incremental backup can start from it; \
+         `--scrub-type checkpoint` removes its record\n  \
          the next backup of VM1 will be full or incremental (virtnbdbackup.2 remains; incremental only if the repository has \
          its restore point in this period; use --output to find out)\n",
         "",

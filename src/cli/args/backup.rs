@@ -45,8 +45,9 @@ pub struct BackupArgs {
     )]
     pub group_by: String,
 
-    /// When a chain begins with a full: with each period, or never. With never, each restore point
-    /// depends on the one before, and --keep-… merges what it removes
+    /// When a new chain starts with a full backup: period (at the start of each period) or never
+    /// (only the first backup is full). With never, each restore point depends on the one before,
+    /// and --keep-… merges the restore points that it removes
     #[arg(
         help_heading = "What to save",
         long,
@@ -70,7 +71,7 @@ pub struct BackupArgs {
     )]
     pub store_decrypted: bool,
 
-    /// Leave encrypted disks out whatever the environment says
+    /// Leave encrypted disks out, whatever the environment says
     #[arg(long, hide = true)]
     pub no_store_decrypted: bool,
 
@@ -99,7 +100,7 @@ pub struct BackupArgs {
     #[arg(long)]
     pub prune: bool,
 
-    /// The policy that decides which restore points stay after the backup.
+    /// The policy that decides which restore points to keep after the backup.
     #[command(flatten)]
     pub keep: KeepArgs,
 
@@ -134,7 +135,7 @@ pub struct BackupArgs {
     #[arg(help_heading = "Hypervisor", long, alias = "socket-file", value_name = "PATH")]
     pub socketfile: Option<PathBuf>,
 
-    /// How many checkpoints of the newest chain of each current period stay in the domain
+    /// How many checkpoints to keep in the domain for the newest chain of each current period
     #[arg(help_heading = "Hypervisor", long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_checkpoints: u32,
 

@@ -4,10 +4,10 @@ use clap::Args;
 
 use crate::ops::retention::{Policy, Quota, Rule, Within};
 
-/// The policy; words and rules are those of restic.
+/// The rules of a policy. Their names and meanings are those of restic.
 #[derive(Debug, Args)]
 pub struct KeepArgs {
-    /// Keep the newest N restore points (unlimited or -1: all, as for the other rules)
+    /// Keep the newest N restore points. Here and below, N may be unlimited or -1, which keeps all
     #[arg(
         help_heading = "What to keep",
         long,

@@ -47,7 +47,7 @@ pub struct PinnedArgs {
     #[command(flatten)]
     pub wait: WaitArgs,
 
-    /// The output.
+    /// The form of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }

@@ -11,7 +11,7 @@ use super::shared::{DomainArgs, OutputArgs, RepositoryArgs, WaitArgs};
   vmsnap prune --repository /backups --keep-daily 14 --keep-weekly 8 --keep-monthly 12 --dry-run
   vmsnap prune vm1 --repository /backups --keep-within 14d --keep-yearly unlimited")]
 pub struct PruneArgs {
-    /// Which domains.
+    /// The domains to work on.
     #[command(flatten)]
     pub domains: DomainArgs,
 
@@ -19,7 +19,7 @@ pub struct PruneArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// The policy.
+    /// The policy that decides which restore points to keep.
     #[command(flatten)]
     pub keep: KeepArgs,
 
@@ -31,7 +31,7 @@ pub struct PruneArgs {
     #[command(flatten)]
     pub wait: WaitArgs,
 
-    /// The output.
+    /// The form of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }

@@ -28,7 +28,7 @@ pub struct ScrubArgs {
     #[arg(long, alias = "checkpointName", value_name = "NAME")]
     pub checkpoint_name: Option<String>,
 
-    /// Repository: lock the domain's folder during the scrub, keep what another repository may
+    /// Repository: block backups of the domain during the scrub, leave what other repositories may
     /// need, and predict the next backup exactly
     #[arg(
         short,

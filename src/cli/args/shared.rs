@@ -50,7 +50,8 @@ pub struct ConnectArgs {
     )]
     pub connect: Option<String>,
 
-    /// Whether the words were typed in the classic spelling.
+    /// Whether the command line uses the syntax of the Node.js VMSnap (commands as switches, such
+    /// as `--backup`).
     #[arg(skip)]
     pub is_classic: bool,
 }
@@ -68,7 +69,7 @@ pub struct DomainArgs {
 }
 
 impl DomainArgs {
-    /// The domains of both forms, in one list.
+    /// The domains given as arguments and with `--domains`, in one list.
     pub fn all(&self) -> Vec<String> {
         self.names.iter().chain(&self.domains).cloned().collect()
     }
@@ -82,12 +83,13 @@ pub struct WaitArgs {
     #[arg(long, value_name = "SECONDS", env = "VMSNAP_WAIT")]
     pub wait: Option<u64>,
 
-    /// Whether the words were typed in the classic spelling.
+    /// Whether the command line uses the syntax of the Node.js VMSnap (commands as switches, such
+    /// as `--backup`).
     #[arg(skip)]
     pub is_classic: bool,
 }
 
-/// How long the Node program waited for its lock: ten times ten seconds.
+/// How long the Node.js VMSnap waited for its lock, in seconds: ten times ten.
 const CLASSIC_WAIT: u64 = 100;
 
 impl WaitArgs {

@@ -19,7 +19,7 @@ pub struct StatusArgs {
     #[command(flatten)]
     pub domains: DomainArgs,
 
-    /// Repository: adds the folder of the current period, and checks the domain against it
+    /// Repository to compare the domain with; also shows the current period's folder
     #[arg(
         short,
         long,
@@ -51,7 +51,7 @@ pub struct StatusArgs {
     )]
     pub store_decrypted: bool,
 
-    /// Backups leave encrypted disks out whatever the environment says
+    /// Assume that backups leave encrypted disks out, whatever the environment says
     #[arg(long, hide = true)]
     pub no_store_decrypted: bool,
 
@@ -67,7 +67,8 @@ pub struct StatusArgs {
     #[arg(long, alias = "yml", help_heading = "Output")]
     pub yaml: bool,
 
-    /// Print JSON on one line, and JSON and YAML without title and separator lines
+    /// Omit the title and separator lines of --json and --yaml, and print JSON on one line; no
+    /// effect on text
     #[arg(long, help_heading = "Output")]
     pub machine: bool,
 

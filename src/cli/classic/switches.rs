@@ -1,9 +1,9 @@
-//! All switches: those of the Node program by name, those of the subcommands from the grammar.
+//! All switches: those of the Node.js VMSnap by name, those of the subcommands from the grammar.
 
 use clap::builder::ArgAction;
 use clap::{Arg, Command};
 
-/// The commands of the Node program, where each is a switch.
+/// The commands of the Node.js VMSnap, where each is a switch.
 pub(super) const COMMANDS: [&str; 3] = ["status", "backup", "scrub"];
 
 /// The kind of value that a switch takes.
@@ -17,8 +17,8 @@ pub(super) enum Kind {
     Value,
 }
 
-/// The switches of the Node program, with the commands on which they have an effect. Its other
-/// commands accept and ignore them.
+/// The switches of the Node.js VMSnap, each with the commands on which it has an effect. The other
+/// classic commands accept and ignore it.
 pub(super) const SWITCHES: [(&str, Kind, &[&str]); 17] = [
     ("domains", Kind::Value, &COMMANDS),
     ("output", Kind::Value, &COMMANDS),
@@ -74,9 +74,9 @@ pub(super) fn kind_of(name: &str, grammar: &Command) -> Option<Kind> {
     every_arg(grammar).find(|arg| goes_by(arg, name)).map(kind)
 }
 
-/// Every argument of the command line, except the hidden `--no-…` that [`negation`] writes. Those
-/// of the Node program's commands come first: they decide what a word means that other commands
-/// have too.
+/// Every argument of the command line, except the hidden `--no-…` that [`negation`] writes. The
+/// arguments of the classic commands come first, because the first argument with a name decides
+/// what the name means.
 pub(super) fn every_arg(grammar: &Command) -> impl Iterator<Item = &Arg> {
     let (of_node, others): (Vec<&Command>, Vec<&Command>) =
         grammar.get_subcommands().partition(|command| is_of_node(command));
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn a_switch_means_the_same_to_every_command() {
         let mut grammar = args::grammar();
-        // Never read in the classic spelling, where `--full` is that of a backup.
+        // Never read in the classic syntax, where `--full` is that of a backup.
         let verify = grammar.find_subcommand_mut("verify").expect("a command");
         *verify = verify.clone().mut_arg("full", |arg| arg.long("all-clusters"));
         for arg in every_arg(&grammar).filter(|arg| arg.get_long().is_some()) {

@@ -66,8 +66,8 @@ pub(super) fn write(command: &str, tokens: Vec<Token>, grammar: &Command) -> Res
     Ok(written.into_iter().flat_map(|(_, words)| words).collect())
 }
 
-/// The full name of a switch of this command; `None` for a switch of the Node program that has no
-/// effect on it.
+/// The full name of a switch of this command; `None` for a classic switch that has no effect on the
+/// command.
 fn name_in(command: &str, own: Option<&Command>, name: &str) -> Result<Option<String>, Misuse> {
     let arg = own.and_then(|own| own.get_arguments().find(|arg| goes_by(arg, name)));
     if let Some(long) = arg.and_then(Arg::get_long) {

@@ -157,7 +157,7 @@ impl Run<'_> {
     }
 }
 
-/// If there are several domains, repeats at the end which of them lack a disk.
+/// If there are several domains, lists at the end those that lack a disk.
 fn tell_left_out(done: &[Turn<Outcome>]) {
     if done.len() < 2 {
         return;

@@ -110,7 +110,7 @@ fn repository_path(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
         .ok_or_else(|| Refusal::new(ExitCode::NoRepository, "No output directory specified"))
 }
 
-/// The given path of a repository, for a command that the Node program did not have: the message
+/// The given path of a repository, for a command that the Node.js VMSnap does not have. The message
 /// names the switch.
 fn repository_to_read(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
     repository_path(path).map_err(|refusal| Refusal {
@@ -187,8 +187,8 @@ fn tell_unmatched(patterns: &[String], hint: Option<&str>) {
 /// The connection that libvirt chooses for users other than root.
 const SESSION: &str = "qemu:///session";
 
-/// A hint for a user who got the connection `uri` to a session by default: it has no domains of the
-/// system. None if the user chose the connection, or in the classic spelling.
+/// A hint for a user whose connection `uri` is by default that of a session, which has no domains
+/// of the system. `None` if the user chose the connection, or uses the classic syntax.
 fn session_hint(args: &ConnectArgs, uri: &str) -> Option<String> {
     let is_session = uri.split('?').next() == Some(SESSION);
     (is_session && args.connect.is_none() && !args.is_classic).then(|| {
@@ -244,8 +244,8 @@ fn tell_versions(host: &dyn Host, meant: usize, all: usize) {
     }
 }
 
-/// If there are several domains, repeats all failures at the end. `failures` are those of domains,
-/// each with its domain, disk and reason; `domains` is the number of domains.
+/// If there are several domains, repeats all failures at the end. `failures` name the domains
+/// that failed, each with the disk and the reason; `domains` is the number of domains.
 fn tell_summary(unmatched: &[String], failures: impl IntoIterator<Item = String>, domains: usize) {
     let asked = domains + unmatched.len();
     let unmatched = unmatched.iter().map(|pattern| unmatched_text(pattern));

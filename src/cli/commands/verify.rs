@@ -156,8 +156,7 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     Ok(code)
 }
 
-/// Logs which disks should have been compared and were not. A user who reads the lines on stdout
-/// finds them there.
+/// Logs which disks should have been compared and were not, unless the lines on stdout show that.
 fn tell_uncompared(domain: &str, outcome: &compare::Outcome, json: bool) {
     if !json && !log::has_fields() {
         return;

@@ -22,7 +22,8 @@ use crate::ops::prune::PrunePlan;
 use crate::ops::reconcile::Reconciliation;
 use crate::ops::retention::RetentionOutcome;
 
-/// The domain with the disks that are left out for these kinds of reasons, if there are any.
+/// The domain, with its disks that are left out for these kinds of reasons; `None` if there are
+/// none.
 pub fn lacks(turn: &Turn<Outcome>, kinds: &[Kind]) -> Option<String> {
     let outcome = turn.result.as_ref().ok()?;
     let targets = left_out::targets(&outcome.point.left_out, kinds);

@@ -73,7 +73,7 @@ pub struct Domains<'a, D> {
 }
 
 impl<'a, D> Domains<'a, D> {
-    /// The document of these domains. `unmatched` are the words that name no domain.
+    /// The document of these domains. `unmatched` are the patterns that match no domain.
     pub(super) fn new(domains: Vec<D>, unmatched: &'a [String], code: ExitCode) -> Self {
         Domains {
             schema: 1,

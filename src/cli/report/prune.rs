@@ -141,7 +141,7 @@ fn why(decision: &Decision) -> Vec<String> {
     match decision {
         Decision::Keep(reasons) => reasons.iter().map(reason).collect(),
         Decision::Needed { by } => vec![format!("needed by {by}")],
-        Decision::Merge { into } => vec![format!("no rule keeps it: goes into {into}")],
+        Decision::Merge { into } => vec![format!("no rule keeps it: merged into {into}")],
         Decision::Remove => vec!["no rule keeps it".to_owned()],
     }
 }

@@ -10,7 +10,7 @@ use crate::model::restore_point::Level;
 use crate::model::text::shown;
 use crate::ops::status::{DiskStatus, DomainStatus};
 
-/// How a status is written.
+/// The format in which a status is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// Lines for people.
@@ -26,9 +26,10 @@ pub enum Form {
 pub struct Look {
     /// The format.
     pub form: Form,
-    /// JSON on one line, JSON and YAML without a frame.
+    /// Whether to omit the title and separator lines of JSON and YAML, and to print JSON on one
+    /// line. It has no effect on text.
     pub machine: bool,
-    /// Sizes for people.
+    /// Whether to print sizes with units, such as `14.3 GB`.
     pub pretty: bool,
 }
 
@@ -36,7 +37,7 @@ const DOMAIN: Style = AnsiColor::Magenta.on_default().bold();
 const OK: Style = AnsiColor::Green.on_default().bold();
 const INCONSISTENT: Style = AnsiColor::Yellow.on_default().bold();
 
-/// The output; text has colours.
+/// The status of these domains as it is printed; text has colours.
 pub fn write(statuses: &[DomainStatus], look: Look) -> String {
     let document = || Document::Status(document(statuses, look.pretty));
     match look.form {
@@ -117,7 +118,7 @@ fn disk_lines(disk: &DiskStatus, size: &dyn Fn(u64) -> String, lines: &mut Vec<S
     }
 }
 
-/// The lines that the Node program does not have.
+/// The lines that the Node.js VMSnap does not print.
 fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<String> {
     let mut lines = vec![format!("  State: {}", status.state.word())];
     if let Some(newest) = &status.newest {
@@ -194,12 +195,12 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
 }
 
 /// The line about leftovers of a dead run and lost records of checkpoints. They are no
-/// inconsistency, because the next backup repairs them. None while a run is at work: its files look
-/// like leftovers.
+/// inconsistency, because the next backup repairs them. `None` while a run is in progress, because
+/// its files look like leftovers.
 fn left_line(status: &DomainStatus) -> Option<String> {
     let next = status.next.as_ref().filter(|_| status.writer.is_none())?;
     (!next.repairs.is_empty()).then(|| {
-        "  The next backup first repairs what an unfinished run left, or lost records of checkpoints \
+        "  The next backup first repairs leftovers of an unfinished run or lost checkpoint records \
          (--verbose shows how)"
             .to_owned()
     })

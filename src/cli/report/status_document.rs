@@ -93,7 +93,7 @@ pub(crate) struct MissedPart<'a> {
 pub enum Size {
     /// In bytes.
     Bytes(u64),
-    /// For people: `14.3 GB`.
+    /// With a unit: `14.3 GB`.
     Pretty(Text<'static>),
 }
 
@@ -106,7 +106,7 @@ impl Size {
     }
 }
 
-/// The state of these domains; with `pretty`, sizes are written for people.
+/// The state of these domains; with `pretty`, sizes have units.
 pub fn document(statuses: &[DomainStatus], pretty: bool) -> StatusDocument<'_> {
     let parts = statuses
         .iter()

@@ -1,7 +1,7 @@
 //! Converts libvirt's description of an image on a server to QEMU's.
 //!
 //! The result is `BlockdevOptions` in QEMU's `qapi/block-core.json`. Only servers that need no
-//! settings of libvirt are supported. The result must equal libvirt's own, because another URL or
+//! settings from libvirt are supported. The result must equal libvirt's own, because another URL or
 //! name is another disk. The tests compare with the output of `virsh domxml-to-native qemu-argv` of
 //! libvirt 9.0.0.
 
@@ -51,7 +51,7 @@ pub fn node(network: &Network) -> Result<Value, String> {
         ("http" | "https" | "iscsi", _) => {
             only_running("the transport to its server is not supported".to_owned())
         }
-        (protocol, _) => only_running(format!("the protocol {protocol} is not supported then")),
+        (protocol, _) => only_running(format!("vmsnap then does not support the protocol {protocol}")),
     }
 }
 

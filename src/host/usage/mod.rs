@@ -233,9 +233,12 @@ fn look(path: &Path, named: &DomainFiles, claims: bool) -> io::Result<Usages> {
     let (users, unseen) = kernel.users(&subject);
     usages.users.extend(users);
     if unseen > 0 {
+        let of_others = match unseen {
+            1 => "a process of another user could not be examined and".to_owned(),
+            more => format!("{more} processes of other users could not be examined; one of them"),
+        };
         let what = format!(
-            "{unseen} processes of other users could not be examined: one of them may have {} open; run as root to see all \
-             processes",
+            "{of_others} may have {} open; run as root to see all processes",
             path.display()
         );
         usages.findings.push(Finding::new("processes-not-seen", what));

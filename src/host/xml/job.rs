@@ -32,8 +32,8 @@ pub(crate) enum BackupDisk<'a> {
 
 /// Writes the document that starts a pull-mode job on a unix socket.
 ///
-/// Every disk names its own parent checkpoint, because disks may differ in it, and new disks have
-/// none.
+/// Every disk names its own parent checkpoint, because the checkpoint may differ from disk to disk,
+/// and new disks have none.
 pub(crate) fn write_backup(socket: &Path, disks: &[BackupDisk<'_>]) -> Result<String> {
     let socket = path_text(socket, "socket")?;
     let mut scratches = Vec::with_capacity(disks.len());

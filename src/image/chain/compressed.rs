@@ -12,7 +12,7 @@ use crate::image::{Error, Result};
 const KEPT: usize = 8;
 
 impl ChainSource {
-    /// The part of a compressed cluster at a place, and the number of bytes stored of the cluster.
+    /// The part of a compressed cluster that a lookup found, and the stored size of that cluster.
     pub(super) fn compressed_part(&self, place: Place) -> Option<(ClusterPart, usize)> {
         match place {
             Place::Compressed {

@@ -50,7 +50,7 @@ impl ChainDisk {
     /// Opens a chain, newest image first.
     ///
     /// # Errors
-    /// If there is no image, or one cannot be read as such.
+    /// If there is no image, or a file is not a readable image.
     pub fn open(images: Vec<ChainImage>, stop: Stop) -> Result<Self> {
         let images: Vec<DiskImage> = images.into_iter().map(DiskImage::from).collect();
         let unchecked = ChainSource::of_layers(&images, &stop, DiskImage::unchecked)?;
@@ -89,8 +89,8 @@ impl ChainDisk {
     }
 
     /// Fills `out` with the disk's content from `offset` on; bytes past its end are zero. Every
-    /// byte of a file that this uses has passed its digest. Several threads may read at the same
-    /// time.
+    /// byte that is read from a file is verified by a digest first. Several threads may read at the
+    /// same time.
     ///
     /// # Errors
     /// If a piece of a file does not match its digest or cannot be read, or a stop was requested.

@@ -29,15 +29,15 @@ const CLUSTERS_AT_ONCE: u64 = 8 << 20;
 pub struct StructureFault {
     /// Offset in the file, in bytes.
     pub offset: u64,
-    /// The fault, in words.
+    /// A description of the fault.
     pub what: String,
 }
 
 /// Checks an image whose header could be read. Returns at most [`MOST_FAULTS`] faults; a sound
 /// image has none.
 ///
-/// Memory: 2 bytes per cluster of the file, at most 16 MiB. The tables of a file of more than
-/// 512 GiB are read several times, once for each 512 GiB.
+/// Memory: 2 bytes per cluster of the file, at most 16 MiB. With clusters of 64 KiB, the tables of
+/// a file of more than 512 GiB are read several times, once for each 512 GiB.
 ///
 /// # Errors
 /// If the file cannot be read, or a stop was requested.
@@ -105,12 +105,15 @@ impl Check<'_> {
     fn take(&mut self, start: u64, bytes: u64, what: &str, at: u64) -> bool {
         let end = start.checked_add(bytes);
         if !start.is_multiple_of(self.cluster) {
-            self.fault(at, format!("{what} at {start} is not aligned to a cluster"));
+            self.fault(
+                at,
+                format!("{what} at offset {start} is not aligned to a cluster"),
+            );
             return false;
         }
         let file = self.image.file_length().next_multiple_of(self.cluster);
         if end.is_none_or(|end| end > file) {
-            self.fault(at, format!("{what} at {start} lies outside the file"));
+            self.fault(at, format!("{what} at offset {start} lies outside the file"));
             return false;
         }
         for index in start / self.cluster..(start + bytes).div_ceil(self.cluster) {
@@ -118,7 +121,7 @@ impl Check<'_> {
                 let place = index * self.cluster;
                 self.fault(
                     at,
-                    format!("the cluster at {place} is used twice, now for {what}"),
+                    format!("the cluster at offset {place} is used twice, the second time for {what}"),
                 );
                 return false;
             }
@@ -129,13 +132,16 @@ impl Check<'_> {
     fn header(&mut self) {
         let header = self.image.header();
         if header.snapshots != 0 {
-            let what = format!("it holds {} internal snapshots", header.snapshots);
+            let what = format!(
+                "the number of internal snapshots is {}, expected 0",
+                header.snapshots
+            );
             self.fault(60, what);
         }
         self.take(0, self.cluster, "the header", 0);
     }
 
-    /// Checks the L1 table, the L2 tables, and the places of the data.
+    /// Checks the L1 table, the L2 tables, and the offsets of the data.
     fn mapping(&mut self) -> Result<()> {
         let header = self.image.header();
         let (start, entries) = (header.l1_offset, u64::from(header.l1_entries));
@@ -191,7 +197,10 @@ impl Check<'_> {
             }
         }
         if let Some(place) = first_overlap(&mut compressed) {
-            self.fault(start, format!("two compressed clusters overlap at {place}"));
+            self.fault(
+                start,
+                format!("two compressed clusters overlap at offset {place}"),
+            );
         }
         Ok(())
     }
@@ -218,14 +227,16 @@ impl Check<'_> {
             let start = stored.start;
             self.fault(
                 at,
-                format!("a compressed cluster at {start} lies outside the file"),
+                format!("a compressed cluster at offset {start} lies outside the file"),
             );
             return None;
         }
         for index in stored.start / self.cluster..stored.end.div_ceil(self.cluster) {
             if !self.used.take_shared(index) {
                 let place = index * self.cluster;
-                let what = format!("the cluster at {place} is used twice, now for compressed data");
+                let what = format!(
+                    "the cluster at offset {place} is used twice, the second time for compressed data"
+                );
                 self.fault(at, what);
                 return None;
             }
@@ -259,7 +270,10 @@ impl Check<'_> {
                     format!("refcount table entry {block:#018x} has reserved bits set"),
                 );
             } else if block != 0 && index >= needed {
-                self.fault(at, "a refcount block for clusters past the end of the file");
+                self.fault(
+                    at,
+                    "the refcount table has a block for clusters past the end of the file",
+                );
             } else if block != 0 {
                 self.take(block, self.cluster, "a refcount block", at);
             }
@@ -308,8 +322,9 @@ impl Check<'_> {
             let expected = self.used.count(index);
             if stored != expected {
                 let cluster = index * self.cluster;
-                let what =
-                    format!("the cluster at {cluster} has the refcount {stored} instead of {expected}");
+                let what = format!(
+                    "the cluster at offset {cluster} has the refcount {stored} instead of {expected}"
+                );
                 self.fault(if block == 0 { cluster } else { at }, what);
                 if self.is_enough() {
                     break;

@@ -18,7 +18,7 @@ pub struct Decompressor {
     zstd: Option<bulk::Decompressor<'static>>,
     stored: Vec<u8>,
     bytes: Vec<u8>,
-    /// Which cluster `bytes` is: the image's number and the place in its file.
+    /// Which cluster `bytes` is: the image's number and the offset in its file.
     held: Option<(usize, u64)>,
 }
 
@@ -27,7 +27,7 @@ pub struct Decompressor {
 pub struct ClusterPart {
     /// The number of the image among those that use the decompressor.
     pub image: usize,
-    /// Bytes of a cluster of that image.
+    /// The cluster size of that image, in bytes.
     pub size: u64,
     /// Where the cluster is stored.
     pub cluster: CompressedCluster,
@@ -36,7 +36,7 @@ pub struct ClusterPart {
 }
 
 impl Decompressor {
-    /// Whether it holds this cluster.
+    /// Whether it keeps the decompressed bytes of this cluster.
     pub fn holds(&self, part: &ClusterPart) -> bool {
         self.held == Some((part.image, part.cluster.start))
     }
@@ -94,7 +94,9 @@ fn decompress(
     let expected = out.len();
     match zstd.decompress_to_buffer(frame, out) {
         Ok(length) if length == expected => Ok(()),
-        Ok(length) => Err(damaged(format!("it has {length} bytes instead of {expected}"))),
+        Ok(length) => Err(damaged(format!(
+            "it decompresses to {length} bytes instead of {expected}"
+        ))),
         Err(error) => Err(damaged(error.to_string())),
     }
 }

@@ -32,7 +32,8 @@ pub struct Header {
     pub refcount_order: u32,
     /// Number of internal snapshots. Their content is not read.
     pub snapshots: u32,
-    /// Whether compressed clusters are zstd frames (compression type 1). If not, they are zlib's.
+    /// Whether compressed clusters are zstd frames (compression type 1); otherwise they are zlib
+    /// streams.
     pub zstd: bool,
     /// Name of the backing image, as stored. It is never opened from here.
     pub backing_name: Option<String>,
@@ -51,7 +52,7 @@ impl Header {
         self.cluster_size() / ENTRY_BYTES
     }
 
-    /// Bytes of the disk that one L2 table maps.
+    /// The number of bytes of the disk that one L2 table maps.
     pub(crate) fn table_span(&self) -> u64 {
         self.cluster_size() * self.table_entries()
     }

@@ -9,7 +9,7 @@ use crate::model::block::BlockErrorKind;
 pub(crate) const VERSION: u32 = 3;
 /// The longest L1 table, in bytes (`QCOW_MAX_L1_SIZE`).
 pub(crate) const MAX_L1_BYTES: u64 = 32 * 1024 * 1024;
-/// Bytes of one entry of an L1 table, an L2 table or the refcount table.
+/// The size of an entry of an L1 table, an L2 table or the refcount table, in bytes.
 pub(crate) const ENTRY_BYTES: u64 = 8;
 /// The smallest and the largest `cluster_bits` (`MIN_CLUSTER_BITS`, `MAX_CLUSTER_BITS`).
 pub(crate) const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
@@ -18,14 +18,15 @@ pub(crate) const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 const READS_AS_ZERO: u64 = 1;
-/// Compressed clusters are counted in sectors of this many bytes.
+/// The length of compressed clusters is counted in sectors of this many bytes.
 pub(super) const SECTOR: u64 = 512;
 /// Cluster size of the images that are written, as a power of two.
 const OWN_CLUSTER_BITS: u32 = crate::model::block::CLUSTER.trailing_zeros();
 /// Bits 9 to 55: where the cluster lies in the file.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 
-/// A fault of an image, or a feature that this reader does not support.
+/// Why an image cannot be read: its content is invalid, or uses a feature that this reader does not
+/// support.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
@@ -36,7 +37,7 @@ pub enum Fault {
     #[error("version {0} is not supported, only version 3 is")]
     Version(u32),
     /// A cluster size that the format does not allow.
-    #[error("cluster_bits is {0}, it must be 9 to 21")]
+    #[error("cluster_bits is {0}, but must be 9 to 21")]
     ClusterBits(u32),
     /// The file is shorter than its header.
     #[error("the header is cut off at byte {0}")]

@@ -81,7 +81,7 @@ impl Qcow2Writer {
         };
         if !options.size.is_multiple_of(512) {
             return Err(refuse(
-                "it is not a multiple of 512, and QEMU would cut the rest off",
+                "the size is not a multiple of 512, so QEMU would cut off the rest",
             ));
         }
         let tables = options.size.div_ceil(TABLE_SPAN).max(1);

@@ -29,7 +29,7 @@ const AT_ONCE: usize = 4;
 /// The longest time between two checks for a request to stop.
 const GLANCE: Duration = Duration::from_millis(100);
 
-/// The number of such checks for each check of the job's health.
+/// The number of checks for a request to stop between two checks of the job's health.
 const LOOKS_PER_HEALTH_CHECK: u32 = 10;
 
 /// A disk that was copied into its image.
@@ -42,8 +42,8 @@ pub(crate) struct CopiedDisk {
     pub finding: Option<Finding>,
 }
 
-/// Copies every disk of the plan. The first failure stops all copies. `seed` chooses the places of
-/// the spot checks.
+/// Copies every disk of the plan. The first failure stops all copies. `seed` chooses the clusters
+/// of the spot checks.
 pub(crate) fn copy_all(
     domain: &Domain,
     plan: &BackupPlan,

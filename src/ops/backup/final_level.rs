@@ -12,8 +12,8 @@ use crate::ops::plan::PlannedDisk;
 use crate::ops::{Cause, copy};
 use crate::repo::{DiskReader, DomainRepository, History};
 
-/// The level of a disk whose size is certain. A disk that has shrunk since its parent is read in
-/// full from the same export.
+/// The level of a disk once its export has been opened and its size is known. A disk that has
+/// shrunk since its parent is read in full from the same export.
 pub(super) struct FinalLevel {
     pub(super) parent: Option<FinalParent>,
     pub(super) reason: String,
@@ -73,8 +73,8 @@ impl FinalLevel {
         FinalLevel { parent: None, reason }
     }
 
-    /// Returns a finding if the disk is full instead of incremental: that takes unexpected space
-    /// and time.
+    /// Returns a finding if the disk is full instead of incremental, because that takes unexpected
+    /// space and time.
     pub(super) fn finding(&self, planned: &PlannedDisk) -> Option<Finding> {
         let target = &planned.disk.target;
         let is_other = planned.level.parent.is_some() && self.parent.is_none();

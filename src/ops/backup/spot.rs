@@ -1,4 +1,4 @@
-//! Compares a few places that the bitmap marks as unchanged with the parent.
+//! Compares a few clusters that the bitmap marks as unchanged with the parent.
 //!
 //! A bitmap does not show which disk it belongs to: every disk has bitmaps of the same names. If an
 //! image was overwritten with another domain's, or somebody cleared a bitmap, the incremental image
@@ -18,11 +18,11 @@ use crate::ops::Cause;
 use crate::ops::copy::DEADLINE;
 use crate::repo::DiskReader;
 
-/// The number of places to compare. Another disk differs nearly everywhere, and each place costs a
-/// read from slow storage.
+/// The number of clusters to compare. Another disk differs nearly everywhere, and each cluster
+/// costs a read from slow storage.
 const PLACES: u64 = 8;
 
-/// The places to compare.
+/// The clusters to compare.
 pub(super) struct SpotCheck {
     kept: Arc<dyn DiskReader>,
     /// Offsets of clusters on the disk, in bytes.
@@ -30,8 +30,8 @@ pub(super) struct SpotCheck {
 }
 
 impl SpotCheck {
-    /// Chooses random places where the parent's chain holds data. `size_then` is the size of the
-    /// disk in the parent, in bytes. The same `seed` chooses the same places.
+    /// Chooses random clusters where the parent's chain holds data. `size_then` is the size of the
+    /// disk in the parent, in bytes. The same `seed` chooses the same clusters.
     ///
     /// # Errors
     /// [`BlockErrorKind::Distrusted`] if the chain cannot be read: no image can depend on it.
@@ -46,8 +46,8 @@ impl SpotCheck {
         let seed = Random::new(seed).next();
         let mut places = Vec::new();
         for number in 0..PLACES.min(clusters) {
-            // The places lie in equal parts of the disk, all at the same distance from the start of
-            // their part, so one random number is enough.
+            // The clusters lie in equal parts of the disk, all at the same distance from the start
+            // of their part, so one random number is enough.
             let part = u128::from(clusters) * u128::from(number) / u128::from(PLACES);
             let start = (part + u128::from(seed) % u128::from(clusters.div_ceil(PLACES))) as u64;
             let found = match kept
@@ -63,8 +63,8 @@ impl SpotCheck {
         Ok(SpotCheck { kept, places })
     }
 
-    /// Watches the source during the copy: what it returns has changed, so those places are
-    /// dropped.
+    /// Wraps the source of the copy. The clusters that it returns have changed, so they are dropped
+    /// from the check.
     pub(super) fn watch<'a>(&'a mut self, source: &'a mut dyn BlockSource) -> Watched<'a> {
         Watched {
             source,
@@ -72,10 +72,10 @@ impl SpotCheck {
         }
     }
 
-    /// Compares the places that are still unchanged after the copy.
+    /// Compares the clusters that are still unchanged after the copy.
     ///
     /// # Errors
-    /// [`BlockErrorKind::Distrusted`] if a place differs or the parent cannot be read; another
+    /// [`BlockErrorKind::Distrusted`] if a cluster differs or the parent cannot be read; another
     /// error if the export cannot be read.
     pub(super) fn compare(self, job: &dyn BackupJob, target: &str, stop: &Stop) -> Result<(), Cause> {
         if self.places.is_empty() {
@@ -134,7 +134,7 @@ fn unreadable(error: BlockError) -> BlockError {
     }
 }
 
-/// A source that drops the places that its blocks cover.
+/// A source that drops the clusters of its blocks from the spot check.
 pub(super) struct Watched<'a> {
     source: &'a mut dyn BlockSource,
     places: &'a mut Vec<u64>,

@@ -25,7 +25,8 @@ pub enum Verdict {
     /// No difference, but a disk could not be compared although its newest restore point has a
     /// checkpoint.
     Incomplete,
-    /// Something differs, or has differed before and the disk was not saved since.
+    /// A cluster differs, or one differed in an earlier comparison and the disk has not been saved
+    /// since.
     Differs,
 }
 
@@ -100,13 +101,13 @@ pub struct ComparedDisk {
     pub target: String,
     /// The restore point that it was compared with.
     pub point: String,
-    /// The number of clusters with data that a bitmap marks as unchanged.
+    /// The number of clusters that hold data and that the bitmap marks as unchanged.
     pub unchanged: u64,
     /// How many of them were compared.
     pub compared: u64,
     /// How many of the compared clusters differ.
     pub differing: u64,
-    /// Whether the repository has recorded that some differ.
+    /// Whether the repository has recorded the difference, if there is one.
     pub is_remembered: bool,
     /// The offsets of the first differing clusters, in bytes.
     pub places: Vec<u64>,

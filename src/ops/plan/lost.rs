@@ -6,8 +6,8 @@ use crate::model::chain::KeptPoint;
 use crate::model::checkpoint::{Bitmap, Checkpoint, CheckpointDisk, CheckpointId, is_unique, mark_of_point};
 use crate::model::level::{DiskNow, decide};
 
-/// Returns the lost checkpoints of possible parents whose bitmaps are known to be in the images,
-/// oldest first.
+/// Returns the lost checkpoints whose restore points are possible parents and whose bitmaps are
+/// known to be in the images, oldest first.
 pub fn seen(inputs: &Inputs<'_>) -> Vec<Checkpoint> {
     let lost = recorded(inputs).filter(|(_, id)| is_lost(inputs, id));
     let checkpoints = lost.map(|(kept, id)| {
@@ -23,9 +23,9 @@ pub fn seen(inputs: &Inputs<'_>) -> Vec<Checkpoint> {
         .collect()
 }
 
-/// Returns the newest checkpoint of a possible parent, if it is lost and its bitmaps may exist
-/// unseen: QEMU keeps bitmaps made since the start of the domain in memory only. It covers the
-/// disks that would be incremental to it.
+/// Returns the newest checkpoint whose restore point is a possible parent, if libvirt has lost it
+/// and its bitmaps may exist without being listed: QEMU keeps bitmaps made since the start of the
+/// domain in memory only. The result covers the disks that would be incremental to it.
 ///
 /// `known` are the listed and the seen checkpoints, `disks` the disks that are about to be backed
 /// up.

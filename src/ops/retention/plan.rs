@@ -34,11 +34,11 @@ pub struct PlannedPoint {
 /// A merge of restore points into one that depends on them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedMerge {
-    /// The ids of those that are removed, oldest first.
+    /// The ids of the restore points that are removed, oldest first.
     pub run: Vec<String>,
-    /// The id of the one that stays.
+    /// The id of the restore point that stays.
     pub into: String,
-    /// The most that the merge writes, in bytes.
+    /// The largest number of bytes that the merge writes.
     pub bytes: u64,
 }
 
@@ -122,7 +122,7 @@ impl RetentionPlan {
         self.removals().map(|planned| planned.size).sum()
     }
 
-    /// The most that all merges write, in bytes.
+    /// The largest number of bytes that all merges write.
     pub(crate) fn merge_bytes(&self) -> u64 {
         self.merges().iter().map(|merge| merge.bytes).sum()
     }

@@ -184,7 +184,10 @@ fn next_anywhere(
         },
     );
     if !without.is_empty() {
-        reason.push_str(&format!("; disk {} is full in any case", without.join(", ")));
+        reason.push_str(&match without.as_slice() {
+            [one] => format!("; disk {one} is full in any case"),
+            several => format!("; disks {} are full in any case", several.join(", ")),
+        });
     }
     unknown(reason)
 }

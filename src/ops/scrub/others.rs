@@ -8,12 +8,12 @@ use crate::model::checkpoint::{is_own, is_unique};
 use crate::model::finding::Finding;
 
 /// Returns the names of vmsnap's checkpoints and bitmaps that another repository may need. Without
-/// a repository there are none: the user then means all.
+/// a repository the list is empty, because the user then means all of them.
 ///
 /// A checkpoint names the repository it was made for. A bitmap without a checkpoint names none. It
 /// counts as another repository's, unless a restore point or an unfinished run here recorded its
-/// name. Consecutive numbers, as earlier programs gave, do not count, because no backup has such a
-/// parent.
+/// name. A bitmap with a consecutive number, as earlier programs gave, does not count, because no
+/// backup relies on it.
 pub(super) fn names<'a>(found: &'a Found, outlook: &Outlook) -> BTreeSet<&'a str> {
     let Some(kept) = &outlook.kept else {
         return BTreeSet::new();

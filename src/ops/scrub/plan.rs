@@ -79,7 +79,7 @@ pub struct ScrubPlan {
     pub checkpoints: Vec<String>,
     /// The known bitmaps that are removed.
     pub bitmaps: Vec<DiskBitmap>,
-    /// Names of bitmaps that are removed if they exist, which cannot be known before.
+    /// Names of bitmaps that are removed if they exist. That cannot be known in advance.
     pub tried: Vec<String>,
     /// The bitmaps that remain without a checkpoint.
     pub left: Vec<DiskBitmap>,
@@ -262,13 +262,17 @@ impl<'a> Targets<'a> {
         if !bare.is_empty() {
             plan.findings.push(Finding::new(
                 "checkpoints-left",
-                format!(
-                    "{} without bitmaps: no incremental backup can start there; `--scrub-type checkpoint` removes the records",
-                    match bare.as_slice() {
-                        [one] => format!("checkpoint {one} stays"),
-                        several => format!("checkpoints {} stay", several.join(", ")),
-                    }
-                ),
+                match bare.as_slice() {
+                    [one] => format!(
+                        "checkpoint {one} stays without bitmaps: no incremental backup can start from it; \
+                         `--scrub-type checkpoint` removes its record"
+                    ),
+                    several => format!(
+                        "checkpoints {} stay without bitmaps: no incremental backup can start from them; \
+                         `--scrub-type checkpoint` removes their records",
+                        several.join(", ")
+                    ),
+                },
             ));
         }
     }

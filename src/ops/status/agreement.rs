@@ -55,7 +55,7 @@ pub(super) struct Records<'a> {
     pub(super) current: &'a [String],
     /// The domain's UUID.
     pub(super) uuid: &'a str,
-    /// The checkpoints of a run at work; they will belong to a restore point.
+    /// The checkpoints of a run in progress, which will belong to a restore point.
     pub(super) begun: &'a BTreeSet<String>,
 }
 

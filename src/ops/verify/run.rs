@@ -41,7 +41,7 @@ impl Verification<'_> {
             .collect::<Vec<_>>()
         {
             let Some(kept) = history.get(id) else { continue };
-            if self.stands_upon_unread(kept) {
+            if self.depends_on_unread(kept) {
                 continue;
             }
             match self.prove(kept) {
@@ -66,8 +66,8 @@ impl Verification<'_> {
         Ok(self.outcome)
     }
 
-    /// Whether nothing can be said about a restore point because a parent could not be read.
-    fn stands_upon_unread(&mut self, kept: &Kept) -> bool {
+    /// Whether a restore point cannot be verified because a parent could not be read.
+    fn depends_on_unread(&mut self, kept: &Kept) -> bool {
         let point = &kept.manifest.point;
         let mut parents = point.disks.iter().filter_map(|disk| disk.parent.as_ref());
         let Some(parent) = parents.find(|parent| self.unread.contains(*parent)) else {
@@ -125,8 +125,8 @@ impl Verification<'_> {
         proved
     }
 
-    /// Whether its disks are read too. Damage that an earlier deep verification found may lie in a
-    /// parent, so only another deep one shows whether it is still there.
+    /// Whether the disks of a restore point are read too. Damage that an earlier deep verification
+    /// found may lie in a parent, so only another deep one shows whether it is still there.
     fn is_deep(&self, kept: &Kept) -> bool {
         let was_met_deep = |known: &Proof| known.deep && !known.is_sound();
         kept.proof.as_ref().is_some_and(was_met_deep)

@@ -158,7 +158,8 @@ impl Check<'_> {
     }
 }
 
-/// The damage that an error shows, or the error itself if it says nothing about the file.
+/// Turns an error into the damage that it shows. Returns the error itself if it says nothing about
+/// the content of the file.
 fn damage(path: &Path, error: image::Error) -> Result<FileDamage> {
     let is_stop = matches!(error, image::Error::Stopped);
     let offset = match &error {
@@ -189,7 +190,7 @@ fn damage_of(path: &Path, what: String) -> FileDamage {
 
 fn damaged_range(path: &Path, range: &Range<u64>) -> FileDamage {
     let what = format!(
-        "{}: it differs somewhere in the {} bytes starting at offset {}",
+        "{} has changed somewhere in the {} bytes starting at offset {}",
         path.display(),
         range.end - range.start,
         range.start

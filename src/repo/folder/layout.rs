@@ -36,7 +36,7 @@ pub fn image(target: &str) -> String {
     format!("{target}.qcow2")
 }
 
-/// The backing file name of an image in `period` whose parent is this disk of a restore point.
+/// The backing file name of an image in `period` that depends on this disk of `point`.
 pub fn backing(point: &RestorePoint, target: &str, period: &str) -> Option<String> {
     let image = &point.disk(target)?.image;
     let folder = point.folder();

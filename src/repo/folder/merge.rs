@@ -12,7 +12,7 @@
 //!    ([`super::readers`]);
 //! 6. the note goes.
 //!
-//! A merge that ended before the commit is taken back, a later one is finished ([`finish`]). In
+//! A merge that ended before the commit is undone, a later one is finished ([`finish`]). In
 //! each state every restore point can be restored, also by hand: an image keeps its old name until
 //! the new image has it.
 

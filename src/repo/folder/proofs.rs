@@ -195,7 +195,8 @@ impl Proofs {
         self.names.iter().filter(of_id).cloned().collect()
     }
 
-    /// Damage that was last found in the restore point with this manifest, or may have been found.
+    /// The damage that the last verification found, or may have found, in the restore point with
+    /// this manifest.
     pub(super) fn suspected_damage(&self, manifest: &Manifest) -> Vec<SuspectedDamage> {
         let proof = self.of(manifest);
         let lost = self.lost(manifest, DAMAGED).map(|lost| SuspectedDamage {
@@ -210,8 +211,8 @@ impl Proofs {
         known.chain(lost).collect()
     }
 
-    /// The disks of which a comparison with this restore point found that a bitmap had missed a
-    /// write, or may have found it.
+    /// The disks whose bitmaps have missed a write, as a comparison with this restore point found
+    /// or may have found.
     pub(super) fn missed_writes(&self, manifest: &Manifest) -> Vec<MissedWrite> {
         let lost = self.lost(manifest, MISSED);
         let lost = lost.flat_map(|lost| {
@@ -248,7 +249,7 @@ impl Proofs {
             let consequence = match lost.name.kind {
                 MISSED => "the next backup treats all its disks as if a bitmap had missed a write",
                 DAMAGED => "the whole restore point counts as damaged until it is verified again",
-                _ => "it counts as not verified",
+                _ => "the restore point counts as not verified",
             };
             let what = format!(
                 "{}, a record about restore point {}, is damaged ({}): {consequence}",

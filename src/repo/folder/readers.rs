@@ -1,8 +1,8 @@
 //! Keeps the files of a domain's folder in place while anybody reads them.
 //!
 //! A reader holds a shared lock of the kernel's on the domain's folder from before it reads the
-//! manifests until it has closed the files. Whoever replaces or removes files that an earlier
-//! manifest names takes the lock exclusively. Both locks end with their process.
+//! manifests until it has closed the files. A process that replaces or removes files that an
+//! earlier manifest names takes the lock exclusively. Both locks end with their process.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -42,7 +42,10 @@ impl Drop for FolderLock {
 /// A merge replaces files for longer than a reader waits.
 pub(super) fn share(dir: &Path) -> Result<FolderLock> {
     let locked = take(dir, READER_WAITS, File::try_lock_shared);
-    locked.map_err(RepoError::io("read, while a merge replaces files in", dir))
+    locked.map_err(RepoError::io(
+        "read files that a merge is still replacing in",
+        dir,
+    ))
 }
 
 /// Excludes readers until the lock is dropped; `None` while somebody reads.
