@@ -209,16 +209,27 @@ impl ChainSource {
         Ok(Some(block))
     }
 
-    /// Moves on to the next range that an image maps.
+    /// Goes on to the next cluster that an image maps, at least in part.
     fn skip_absent(&mut self) -> Result<()> {
-        while self.is_part && self.position < self.disk_size() {
-            self.check_stop()?;
-            match self.place_at(self.position)? {
-                (Place::Absent, length) => self.position += length,
-                _ => break,
-            }
+        if self.is_part {
+            self.position = self.absent_until(self.position, self.disk_size())?;
         }
         Ok(())
+    }
+
+    /// Returns the end of the clusters that no image maps, from the start of a cluster on. Looks no
+    /// further than `limit`, which is the end of a cluster or of the disk.
+    fn absent_until(&mut self, offset: u64, limit: u64) -> Result<u64> {
+        let mut end = offset;
+        while end < limit {
+            self.check_stop()?;
+            match self.place_at(end)? {
+                (Place::Absent, length) => end += length,
+                // A foreign image may have smaller clusters than ours.
+                _ => return Ok(end - end % CLUSTER),
+            }
+        }
+        Ok(end)
     }
 
     /// Returns the number of zero bytes from the start of a cluster on, in whole clusters or up to
@@ -271,9 +282,12 @@ impl ChainSource {
                     self.decompress(&mut buffer[filled..filled + count], layer, cluster, within)?;
                     filled += count;
                 }
-                (Place::Absent, _) if to_boundary == CLUSTER => break,
-                // The image that has the cluster ends within it.
                 (Place::Absent, length) => {
+                    let end = (here + CLUSTER).min(self.disk_size());
+                    if to_boundary == CLUSTER && self.absent_until(here, end)? >= end {
+                        break;
+                    }
+                    // The image that has the cluster ends within it, or has smaller clusters.
                     let count = clip(length.min(to_boundary), limit - filled);
                     buffer[filled..filled + count].fill(0);
                     filled += count;
