@@ -6,7 +6,11 @@ use super::checkpoint::CheckpointId;
 use super::pin::Pin;
 use super::restore_point::{Level, RestorePoint};
 
-/// A restore point with what the repository knows about it.
+mod index;
+
+use index::Index;
+
+/// A restore point with what the repository knows of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptPoint {
     /// The content of its manifest.
@@ -109,11 +113,12 @@ pub struct RemovedPoint {
 }
 
 /// The readable restore points of one domain, with lookups of parents, faults and damage.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Chains {
     points: Vec<KeptPoint>,
     lost: Vec<LostPoint>,
     removed: Vec<RemovedPoint>,
+    index: Index,
 }
 
 impl Chains {
@@ -124,6 +129,7 @@ impl Chains {
             key(a).cmp(&key(b)).then_with(|| a.point.id.cmp(&b.point.id))
         });
         Chains {
+            index: Index::new(&points),
             points,
             lost: Vec::new(),
             removed: Vec::new(),
@@ -132,7 +138,12 @@ impl Chains {
 
     /// Adds the restore points that were removed on purpose, as far as this is recorded.
     pub(crate) fn with_removed(self, removed: Vec<RemovedPoint>) -> Self {
-        Chains { removed, ..self }
+        let index = self.index.without_conditions();
+        Chains {
+            removed,
+            index,
+            ..self
+        }
     }
 
     /// The restore points that were removed on purpose and are missing, as far as this is recorded.
@@ -159,7 +170,8 @@ impl Chains {
 
     /// Adds restore points that could not be read.
     pub fn beside(self, lost: Vec<LostPoint>) -> Self {
-        Chains { lost, ..self }
+        let index = self.index.without_conditions();
+        Chains { lost, index, ..self }
     }
 
     /// The restore point of this id that could not be read, unless one of the same id could be
@@ -194,7 +206,7 @@ impl Chains {
 
     /// The restore point with this id.
     pub fn get(&self, id: &str) -> Option<&KeptPoint> {
-        self.points.iter().find(|kept| kept.point.id == id)
+        self.points.get(self.index.place(id)?)
     }
 
     /// The restore points in periods, in the same order: all except standalone copies, on which no
@@ -244,37 +256,42 @@ impl Chains {
     /// # Errors
     /// A sentence that says what breaks the chain.
     pub fn lineage(&self, id: &str, target: &str) -> Result<Vec<&KeptPoint>, String> {
-        let mut line: Vec<&KeptPoint> = Vec::new();
-        let mut wanted = id.to_owned();
-        loop {
-            let kept = self.get(&wanted).ok_or_else(|| self.missing(&wanted))?;
-            if let Some(child) = line.last() {
-                is_parent_of(child, kept, target)?;
-            }
-            let disk = kept
-                .point
-                .disk(target)
-                .ok_or_else(|| format!("restore point {wanted} does not hold disk {target}"))?;
-            // Faults of other files do not matter for this disk.
-            if let Some(fault) = kept.faults.iter().find(|fault| fault.file == disk.image) {
-                return Err(fault.what.clone());
-            }
-            if line.len() >= self.points.len() {
-                return Err(format!("the parents of restore point {id} form a circle"));
-            }
+        let mut next = Some(self.get(id).ok_or_else(|| self.missing(id))?);
+        let mut line = Vec::new();
+        // Each parent has a lower sequence number than its child, so this ends.
+        while let Some(kept) = next {
             line.push(kept);
-            match (disk.level, &disk.parent) {
-                (Level::Full, None) => return Ok(line),
-                (Level::Incremental, Some(parent)) => wanted = parent.clone(),
-                (Level::Full, Some(_)) => {
-                    return Err(format!("disk {target} of {wanted} is full but names a parent"));
-                }
-                (Level::Incremental, None) => {
-                    return Err(format!(
-                        "disk {target} of {wanted} is incremental but names no parent"
-                    ));
-                }
+            next = self.parent_of(kept, target)?;
+        }
+        Ok(line)
+    }
+
+    /// The restore point on which this disk of `kept` depends; `None` if it is full.
+    ///
+    /// # Errors
+    /// A sentence that says why this disk of `kept` cannot be read, or why `kept` was not made on
+    /// that restore point.
+    fn parent_of(&self, kept: &KeptPoint, target: &str) -> Result<Option<&KeptPoint>, String> {
+        let id = &kept.point.id;
+        let disk = kept
+            .point
+            .disk(target)
+            .ok_or_else(|| format!("restore point {id} does not hold disk {target}"))?;
+        // Faults of other files do not matter for this disk.
+        if let Some(fault) = kept.faults.iter().find(|fault| fault.file == disk.image) {
+            return Err(fault.what.clone());
+        }
+        match (disk.level, &disk.parent) {
+            (Level::Full, None) => Ok(None),
+            (Level::Incremental, Some(parent)) => {
+                let parent = self.get(parent).ok_or_else(|| self.missing(parent))?;
+                is_parent_of(kept, parent, target)?;
+                Ok(Some(parent))
             }
+            (Level::Full, Some(_)) => Err(format!("disk {target} of {id} is full but names a parent")),
+            (Level::Incremental, None) => Err(format!(
+                "disk {target} of {id} is incremental but names no parent"
+            )),
         }
     }
 
@@ -293,11 +310,10 @@ impl Chains {
     }
 
     /// Damage that the last verification found in the images that make up this disk at `id`.
+    /// `None` also if the chain has a fault.
     pub fn suspected_damage(&self, id: &str, target: &str) -> Option<String> {
-        let line = self.lineage(id, target).ok()?;
-        let mut found = line.into_iter().flat_map(|kept| &kept.suspected_damage);
-        let found = found.find(|damage| damage.concerns.is_of_disk(target));
-        found.map(|damage| damage.what.clone())
+        let condition = self.index.condition(self, id, target)?;
+        condition.damage.as_deref().map(str::to_owned)
     }
 
     /// Damage in any disk of a restore point, or in its other files.
@@ -338,10 +354,11 @@ impl Chains {
         };
         let mut faults: Vec<String> = kept.faults.iter().map(|fault| fault.what.clone()).collect();
         for disk in &kept.point.disks {
-            if let Err(fault) = self.lineage(id, &disk.target)
-                && !faults.contains(&fault)
+            let condition = self.index.condition(self, id, &disk.target);
+            if let Some(fault) = condition.and_then(|condition| condition.fault.as_deref())
+                && !faults.iter().any(|known| known == fault)
             {
-                faults.push(fault);
+                faults.push(fault.to_owned());
             }
         }
         faults

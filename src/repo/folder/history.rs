@@ -1,6 +1,6 @@
 //! Reads a domain's folder: restore points, their problems, and leftovers of unfinished runs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::Path;
 
@@ -50,15 +50,12 @@ pub(super) fn read(dir: &Path, domain: &str) -> Result<History> {
     let (removed, unreadable) = removed::read(dir)?;
     history.findings.extend(unreadable);
     history.chains = Chains::new(points).beside(lost).with_removed(removed);
-    let order: Vec<&str> = history
-        .chains
-        .points()
-        .iter()
-        .map(|kept| kept.point.id.as_str())
+    let points = history.chains.points().iter().zip(0..);
+    let order: HashMap<&str, usize> = points
+        .map(|(kept, place)| (kept.point.id.as_str(), place))
         .collect();
-    history
-        .kept
-        .sort_by_key(|kept| order.iter().position(|id| *id == kept.manifest.point.id));
+    let place = |kept: &Kept| order.get(kept.manifest.point.id.as_str()).copied();
+    history.kept.sort_by_key(place);
     Ok(history)
 }
 
