@@ -136,7 +136,8 @@ pub trait DomainRepository: Send + Sync {
     ) -> Result<Arc<dyn DiskReader>>;
 
     /// Opens a disk at a restore point of this history for reading from front to back. The blocks
-    /// count as verified only if the source ends without an error.
+    /// count as verified only if the source ends without an error. With
+    /// [`SourceOptions::above`], files of that restore point and of earlier ones are not opened.
     ///
     /// # Errors
     /// As [`DomainRepository::open_disk`].
@@ -187,6 +188,9 @@ pub trait DomainRepository: Send + Sync {
 /// Options for reading a disk from front to back.
 #[derive(Clone, Debug)]
 pub struct SourceOptions {
+    /// The id of an earlier restore point of the chain: only what later ones store is read, and the
+    /// blocks leave out all other places. `None` reads the whole disk.
+    pub above: Option<String>,
     /// The buffers for the blocks, which limit the memory.
     pub pool: BufferPool,
     /// The stop to check.

@@ -155,6 +155,15 @@ fn a_chain_longer_than_the_soft_limit_is_verified_and_restored() {
 }
 
 #[test]
+fn deep_verify_of_all_points_opens_few_files() {
+    let lab = long_chain(80);
+    let root = lab.root().display().to_string();
+    let words = ["verify", "vm1", "--all", "--deep", "--repository", &root];
+    let verified = limited("64:64", env!("CARGO_BIN_EXE_vmsnap"), &words);
+    assert_eq!(verified.status.code(), Some(0), "{}", stderr(&verified));
+}
+
+#[test]
 fn a_file_too_many_is_named_with_a_hint_and_is_no_damage() {
     let lab = long_chain(80);
     let root = lab.root().display().to_string();

@@ -14,7 +14,9 @@ use vmsnap::repo::Manifest;
 
 use crate::lab::{CLUSTER, InFolder, Lab};
 
+mod alone;
 mod changes;
+mod deep;
 
 pub fn options(lab: &Lab, which: Which) -> Options {
     Options {

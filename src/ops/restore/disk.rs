@@ -92,6 +92,7 @@ pub(super) struct Origin<'a> {
 impl Origin<'_> {
     fn open(&self, disk: &RestoredDisk, stop: &Stop) -> std::result::Result<Box<dyn BlockSource>, Cause> {
         let options = SourceOptions {
+            above: None,
             pool: copy::pool(),
             stop: stop.clone(),
             past_caches: false,

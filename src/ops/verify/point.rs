@@ -1,7 +1,10 @@
 //! Verifies one restore point: its files and, on request, its disks from end to end.
 
+use std::collections::BTreeSet;
+
 use super::Damage;
 use crate::model::block::{BlockErrorKind, Content};
+use crate::model::chain::KeptPoint;
 use crate::model::restore_point::DiskPoint;
 use crate::model::stop::{Stop, StopReason};
 use crate::model::text::with_sources;
@@ -17,6 +20,8 @@ pub(super) struct Prover<'a> {
     monitor: &'a dyn Monitor,
     stop: &'a Stop,
     bytes: u64,
+    /// The disks that were read from end to end and are sound: restore points and targets.
+    read: BTreeSet<(String, String)>,
 }
 
 impl<'a> Prover<'a> {
@@ -34,6 +39,7 @@ impl<'a> Prover<'a> {
             monitor,
             stop,
             bytes: 0,
+            read: BTreeSet::new(),
         }
     }
 
@@ -61,7 +67,13 @@ impl<'a> Prover<'a> {
                     let what = format!("disk {target} of {id} cannot be restored: {fault}");
                     damage.push(Damage::found(what).of_disk(target));
                 }
-                Ok(_) if deep => damage.extend(self.prove_disk(id, disk)?),
+                Ok(line) if deep => {
+                    let above = self.newest_read(&line, target);
+                    match self.prove_disk(id, disk, above)? {
+                        None => self.has_read(id, target),
+                        found => damage.extend(found),
+                    }
+                }
                 Ok(_) => {}
             }
         }
@@ -87,14 +99,30 @@ impl<'a> Prover<'a> {
         })
     }
 
-    /// Reads a disk from end to end, as a restore would.
-    fn prove_disk(&mut self, id: &str, disk: &DiskPoint) -> Result<Option<Damage>> {
+    /// The newest restore point beneath the first of this chain whose disk was read and is sound.
+    ///
+    /// What the chain takes from that restore point was read with it. An older image shows through
+    /// at no place where it does not show through there too. So each image of a chain is read once,
+    /// however many restore points depend on it.
+    fn newest_read(&self, line: &[&KeptPoint], target: &str) -> Option<String> {
+        let mut parents = line.iter().skip(1).map(|step| &step.point.id);
+        let was_read = |id: &&String| self.read.contains(&((*id).clone(), target.to_owned()));
+        parents.find(was_read).cloned()
+    }
+
+    fn has_read(&mut self, id: &str, target: &str) {
+        self.read.insert((id.to_owned(), target.to_owned()));
+    }
+
+    /// Reads a disk from end to end, as a restore would, except what the restore point `above`
+    /// holds of it.
+    fn prove_disk(&mut self, id: &str, disk: &DiskPoint, above: Option<String>) -> Result<Option<Damage>> {
         let target = &disk.target;
         let name = format!("disk {target} of {id}");
         let domain = self.domain;
         let (file, size) = (name.as_str(), disk.virtual_size);
         self.monitor.event(Event::FileBegins { domain, file, size });
-        let read = self.read_disk(id, disk, |position| {
+        let read = self.read_disk(id, disk, above, |position| {
             self.monitor.event(Event::FileAt {
                 domain,
                 file,
@@ -120,9 +148,11 @@ impl<'a> Prover<'a> {
         &self,
         id: &str,
         disk: &DiskPoint,
+        above: Option<String>,
         mut progress: impl FnMut(u64),
     ) -> std::result::Result<u64, Cause> {
         let options = SourceOptions {
+            above,
             pool: copy::pool(),
             stop: self.stop.clone(),
             // The bytes on the disk are verified, not those in the page cache.

@@ -51,8 +51,14 @@ impl FolderDomain {
         self.dir.join(&point.period).join(point.folder())
     }
 
-    fn images(&self, history: &History, id: &str, target: &str) -> Result<Vec<ChainImage>> {
-        images::open(history, id, target, |kept| self.point_dir(kept))
+    fn images(
+        &self,
+        history: &History,
+        id: &str,
+        target: &str,
+        above: Option<&str>,
+    ) -> Result<Vec<ChainImage>> {
+        images::open(history, id, target, above, |kept| self.point_dir(kept))
     }
 }
 
@@ -161,7 +167,7 @@ impl DomainRepository for FolderDomain {
         target: &str,
         stop: &Stop,
     ) -> Result<Arc<dyn DiskReader>> {
-        let images = self.images(history, id, target)?;
+        let images = self.images(history, id, target, None)?;
         let disk = ChainDisk::open(images, stop.clone()).map_err(BlockError::from)?;
         Ok(Arc::new(FolderDisk(disk)))
     }
@@ -173,11 +179,15 @@ impl DomainRepository for FolderDomain {
         target: &str,
         options: &SourceOptions,
     ) -> Result<Box<dyn BlockSource>> {
-        let images = self.images(history, id, target)?;
+        let images = self.images(history, id, target, options.above.as_deref())?;
         if options.past_caches {
             images.iter().for_each(ChainImage::forget_cached);
         }
-        let source = ChainSource::open(images, options.pool.clone(), options.stop.clone());
+        let open = match options.above {
+            Some(_) => ChainSource::open_part,
+            None => ChainSource::open,
+        };
+        let source = open(images, options.pool.clone(), options.stop.clone());
         Ok(Box::new(source.map_err(BlockError::from)?))
     }
 
@@ -328,7 +338,7 @@ impl DomainWriter for FolderWriter {
             store: self.domain.store().as_ref(),
             domain_dir: &self.domain.dir,
             dir_of: &|kept| self.domain.point_dir(kept),
-            open: &|id, target| self.domain.images(history, id, target),
+            open: &|id, target| self.domain.images(history, id, target, None),
         };
         merge::merge(&place, history, merge)
     }

@@ -7,13 +7,14 @@ use super::point;
 use crate::image::chain::{ChainDisk, ChainImage, Recorded};
 use crate::image::qcow2::{CompressingWriter, Qcow2Options, Qcow2Writer};
 use crate::model::block::{BlockError, BlockSink, ImageFile, Written};
+use crate::model::chain::KeptPoint;
 use crate::model::compression::Compression;
 use crate::repo::{
     DiskReader, FileEntry, History, Kept, PieceEntry, RepoError, Result, Stored, StoredExtent,
 };
 
-/// Opens the images of a disk at a restore point, newest first. `dir_of` returns the folder of a
-/// restore point.
+/// Opens the images of a disk at a restore point, newest first, but none of the restore point
+/// `above` and of those on which that depends. `dir_of` returns the folder of a restore point.
 ///
 /// # Errors
 /// [`RepoError::NotWhole`] if the chain has a fault, [`RepoError::Open`] if a file cannot be
@@ -22,6 +23,7 @@ pub(super) fn open(
     history: &History,
     id: &str,
     target: &str,
+    above: Option<&str>,
     dir_of: impl Fn(&Kept) -> PathBuf,
 ) -> Result<Vec<ChainImage>> {
     let not_whole = |fault: String| RepoError::NotWhole {
@@ -29,7 +31,9 @@ pub(super) fn open(
         fault,
     };
     let mut images = Vec::new();
-    for step in history.chains.lineage(id, target).map_err(not_whole)? {
+    let steps = history.chains.lineage(id, target).map_err(not_whole)?;
+    let is_above = |step: &&KeptPoint| Some(step.point.id.as_str()) != above;
+    for step in steps.into_iter().take_while(is_above) {
         // `lineage` only names restore points that are in the history, each with this disk.
         let (Some(kept), Some(disk)) = (history.get(&step.point.id), step.point.disk(target)) else {
             return Err(not_whole(format!("restore point {} is missing", step.point.id)));

@@ -229,6 +229,8 @@ impl DiskReader for MemoryDisk {
 /// A [`MemoryDisk`] that is read from front to back.
 pub(super) struct MemorySource {
     pub(super) disk: MemoryDisk,
+    /// Whether places that none of the restore points stores are skipped.
+    pub(super) is_part: bool,
     pub(super) position: u64,
 }
 
@@ -238,6 +240,12 @@ impl BlockSource for MemorySource {
     }
 
     fn next_block(&mut self) -> Result<Option<Block>, BlockError> {
+        while self.is_part
+            && self.position < self.disk.size()
+            && self.disk.find(self.position / CLUSTER).is_none()
+        {
+            self.position += CLUSTER;
+        }
         let offset = self.position;
         let Some(extent) = self.disk.extent_at(offset)? else {
             let mut damaged = self.disk.layers().flat_map(StoredDisk::damaged);

@@ -245,8 +245,13 @@ impl DomainRepository for MemoryDomain {
         target: &str,
         options: &SourceOptions,
     ) -> Result<Box<dyn BlockSource>> {
+        let mut disk = self.open(history, id, target, &options.stop)?;
+        let above = |point: &Arc<Point>| Some(&point.manifest.point.id) == options.above.as_ref();
+        let base = disk.points.iter().position(above);
+        disk.points.truncate(base.unwrap_or(disk.points.len()));
         Ok(Box::new(MemorySource {
-            disk: self.open(history, id, target, &options.stop)?,
+            disk,
+            is_part: base.is_some(),
             position: 0,
         }))
     }

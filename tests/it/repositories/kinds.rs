@@ -192,6 +192,7 @@ pub fn zero(cluster: usize, length: usize) -> Block {
 /// The options to open a source.
 pub fn reading(stop: &Stop) -> SourceOptions {
     SourceOptions {
+        above: None,
         pool: BufferPool::new(4, 4 * CLUSTER),
         stop: stop.clone(),
         past_caches: false,

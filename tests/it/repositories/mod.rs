@@ -1,6 +1,6 @@
 //! The suite that every kind of repository has to pass, written against the repository's interface.
 
-mod kinds;
+pub mod kinds;
 mod merges;
 mod model;
 mod points;
