@@ -6,8 +6,21 @@
 use std::io::{self, ErrorKind, Write};
 use std::sync::OnceLock;
 
+use rustix::termios::tcgetwinsize;
+
 /// The error of the first write that failed.
 static UNWRITTEN: OnceLock<io::Error> = OnceLock::new();
+
+/// The width of the lines, in characters, if stdout is no terminal.
+const COLUMNS: usize = 80;
+
+/// The number of characters on a line: the terminal's, or 80.
+pub(crate) fn columns() -> usize {
+    let size = tcgetwinsize(io::stdout()).ok();
+    let columns = size.map(|size| usize::from(size.ws_col));
+    // Terminals that do not know their size report zero.
+    columns.filter(|columns| *columns > 0).unwrap_or(COLUMNS)
+}
 
 /// Prints output.
 pub fn answer(text: &str) {

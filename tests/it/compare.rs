@@ -364,7 +364,11 @@ fn list_and_status_show_a_missed_write() {
     assert_eq!(found["vm1"]["missedWrites"][0]["disk"], "vda");
     let listed = |lab: &Lab| list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("readable");
     let id = lab.latest("vm1");
-    let shown = shown_list::text(&listed(&lab), &lab.repo.location(), shown_list::Columns::Narrow);
+    let shown = shown_list::text(
+        &listed(&lab),
+        &lab.repo.location(),
+        shown_list::Columns::Fitting(80),
+    );
     assert!(shown.contains(&format!("  {id}: {sentence}{stands}")), "{shown}");
     let found = serde_json::to_value(shown_list::document(&listed(&lab))).expect("JSON");
     let points = &found["domains"][0]["restorePoints"];
@@ -374,7 +378,11 @@ fn list_and_status_show_a_missed_write() {
 
     lab.backup("vm1").expect("the disk is saved in full");
     assert!(!shown_status::text(&lab.status("vm1"), false).contains("issed write"));
-    let shown = shown_list::text(&listed(&lab), &lab.repo.location(), shown_list::Columns::Narrow);
+    let shown = shown_list::text(
+        &listed(&lab),
+        &lab.repo.location(),
+        shown_list::Columns::Fitting(80),
+    );
     assert!(shown.contains(&format!("  {id}: {sentence}\n")), "{shown}");
 }
 

@@ -159,7 +159,7 @@ fn three_listed(lab: &Lab) -> Vec<DomainList> {
 fn a_list_fits_on_80_columns() {
     let lab = Lab::with_three_points();
     let mut listed = three_listed(&lab);
-    let narrow = text(&listed, &lab.repo.location(), Columns::Narrow);
+    let narrow = text(&listed, &lab.repo.location(), Columns::Fitting(80));
     let expected = "\
 Restore points of vm1:
   ID (UTC)              KIND     DATA     SIZE  GUEST   CHAIN  VERIFIED
@@ -174,13 +174,46 @@ Restore points of vm1:
     listed[0].points[0].point.disks[0].data_bytes = 999_999;
     listed[0].points[0].faults = vec!["gone".to_owned()];
     listed[0].points[1].suspected_damage = Some("damaged".to_owned());
-    let widest = text(&listed, &lab.repo.location(), Columns::Narrow);
+    let widest = text(&listed, &lab.repo.location(), Columns::Fitting(80));
     assert!(
         widest.contains("  BROKEN  ") && widest.contains("  DAMAGED  "),
         "{widest}"
     );
     let too_wide: Vec<&str> = widest.lines().filter(|line| line.chars().count() > 80).collect();
     assert!(too_wide.is_empty(), "{too_wide:#?}");
+}
+
+#[test]
+fn columns_of_a_list_are_left_out_on_narrow_lines() {
+    let lab = Lab::with_three_points();
+    let mut listed = three_listed(&lab);
+    let titles = |listed: &[DomainList], width| {
+        let shown = text(listed, &lab.repo.location(), Columns::Fitting(width));
+        let widest = shown.lines().map(|line| line.chars().count()).max();
+        let titles = shown.lines().nth(1).expect("a table").to_owned();
+        let titles: Vec<String> = titles.split_whitespace().map(str::to_owned).collect();
+        (titles.join(" "), widest.expect("lines") <= width)
+    };
+    let cases = [
+        (200, "ID (UTC) KIND DATA SIZE GUEST CHAIN VERIFIED", true),
+        (78, "ID (UTC) KIND DATA SIZE GUEST CHAIN VERIFIED", true),
+        (77, "ID (UTC) KIND DATA SIZE CHAIN VERIFIED", true),
+        (61, "ID (UTC) KIND SIZE CHAIN VERIFIED", true),
+        (60, "ID (UTC) KIND CHAIN VERIFIED", true),
+        (46, "ID (UTC) CHAIN VERIFIED", true),
+        (45, "ID (UTC) CHAIN", true),
+        (10, "ID (UTC) CHAIN", false),
+    ];
+    for (width, expected, fits) in cases {
+        assert_eq!(titles(&listed, width), (expected.to_owned(), fits), "{width}");
+    }
+    // The longest cells of all columns: the terminal's width is kept nevertheless.
+    listed[0].points[2].point.id.push_str("-2");
+    listed[0].points[1].suspected_damage = Some("damaged".to_owned());
+    assert_eq!(
+        titles(&listed, 80),
+        ("ID (UTC) KIND DATA SIZE CHAIN VERIFIED".to_owned(), true)
+    );
 }
 
 #[test]

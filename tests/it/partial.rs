@@ -311,7 +311,7 @@ fn list_and_json_mark_partial_restore_points() {
     lab.host.change("vm1", |domain| domain.disks[1].shareable = true);
     lab.backup("vm1").expect("vda is saved");
     let listed = vmsnap::ops::list::list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("a list");
-    let text = report::list::text(&listed, &lab.repo.location(), report::list::Columns::Narrow);
+    let text = report::list::text(&listed, &lab.repo.location(), report::list::Columns::Fitting(80));
     assert_eq!(text.matches("  PARTIAL  ").count(), 1, "{text}");
     assert_eq!(
         text.matches("partial, without disk vdb: it is shareable").count(),

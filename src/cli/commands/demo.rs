@@ -80,7 +80,7 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
 
     say("\nvmsnap list:");
     let listed = ops::list::list(repo.as_ref(), &[DOMAIN.to_owned()])?;
-    say(report::list::text(&listed, &repo.location(), Columns::Narrow).trim_end());
+    say(report::list::text(&listed, &repo.location(), Columns::Fitting(80)).trim_end());
     say("\nvmsnap status:");
     let subject = ops::status::Subject {
         store_decrypted: false,

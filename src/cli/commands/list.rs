@@ -6,7 +6,7 @@ use crate::cli::exit_code::{ExitCode, Verb};
 use crate::cli::report::document::Document;
 use crate::cli::report::list::{self as shown, Columns};
 use crate::cli::select::select;
-use crate::cli::stdout::answer;
+use crate::cli::stdout::{self, answer};
 use crate::model::stop::Stop;
 use crate::ops;
 use crate::ops::each::Each;
@@ -35,7 +35,10 @@ pub fn run(args: &ListArgs, stop: &Stop) -> CommandResult {
     let text = if args.json {
         Document::List(shown::document(&domains)).json()
     } else {
-        let columns = if args.wide { Columns::Wide } else { Columns::Narrow };
+        let columns = match args.wide {
+            true => Columns::Wide,
+            false => Columns::Fitting(stdout::columns()),
+        };
         shown::text(&domains, &repo.location(), columns)
     };
     // If no domain could be listed, the errors are enough.

@@ -112,11 +112,70 @@ fn listed_part(listed: &Listed) -> ListedPart<'_> {
 /// The columns of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Columns {
-    /// The columns that fit on a terminal of 80 columns.
-    Narrow,
-    /// All columns.
+    /// Short ones, as many as fit on lines of this many characters.
+    Fitting(usize),
+    /// All, in full.
     Wide,
 }
+
+/// A column of a table.
+struct Column {
+    title: &'static str,
+    is_number: bool,
+    cell: fn(&Listed) -> String,
+}
+
+impl Column {
+    const fn of(title: &'static str, cell: fn(&Listed) -> String) -> Column {
+        Column {
+            title,
+            is_number: false,
+            cell,
+        }
+    }
+
+    const fn of_number(title: &'static str, cell: fn(&Listed) -> String) -> Column {
+        Column {
+            is_number: true,
+            ..Column::of(title, cell)
+        }
+    }
+}
+
+const ID: Column = Column::of("  ID (UTC)", |listed| format!("  {}", listed.point.id));
+const DATA: Column = Column::of_number("DATA", |listed| pretty::bytes(listed.point.data_bytes()));
+const SIZE: Column = Column::of_number("SIZE", |listed| pretty::bytes(listed.size));
+const CHAIN: Column = Column::of("CHAIN", |listed| chain_word(listed).to_owned());
+
+const SHORT: [Column; 7] = [
+    ID,
+    Column::of("KIND", |listed| short_kind(&listed.point).to_owned()),
+    DATA,
+    SIZE,
+    Column::of("GUEST", |listed| guest_word(listed.point.consistency).to_owned()),
+    CHAIN,
+    Column::of("VERIFIED", |listed| verified(listed, short_proof)),
+];
+
+/// The short columns that are left out on narrow lines, in this order.
+const LEFT_OUT: [&str; 5] = ["GUEST", "DATA", "SIZE", "KIND", "VERIFIED"];
+
+const WIDE: [Column; 9] = [
+    ID,
+    Column::of("LEVEL", |listed| listed.point.kind_word().to_owned()),
+    DATA,
+    SIZE,
+    Column::of("CHECKPOINT", |listed| {
+        let checkpoint = listed.point.checkpoint.as_ref();
+        checkpoint.map_or("-".to_owned(), |checkpoint| checkpoint.name.clone())
+    }),
+    Column::of("CONSISTENCY", |listed| {
+        listed.point.consistency.sentence().to_owned()
+    }),
+    CHAIN,
+    Column::of("VERIFIED", |listed| verified(listed, full_proof)),
+    Column::of("PERIOD", |listed| listed.point.period.clone()),
+];
 
 /// The list as tables, a table per domain; restore points of one chain stand together.
 pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String {
@@ -126,12 +185,10 @@ pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String 
     let mut blocks = Vec::new();
     for domain in domains {
         let mut block = line(&format!("Restore points of {}:", shown(&domain.domain)));
-        let mut rows = vec![header(columns)];
-        rows.extend(domain.points.iter().map(|listed| row(listed, columns)));
-        if domain.points.is_empty() {
-            block.push_str("  none\n");
-        } else {
-            block.push_str(&table(&rows, &[2, 3]));
+        match columns {
+            _ if domain.points.is_empty() => block.push_str("  none\n"),
+            Columns::Fitting(width) => block.push_str(&fitting_table(&domain.points, width)),
+            Columns::Wide => block.push_str(&table_of(&domain.points, &WIDE.each_ref())),
         }
         for listed in domain.points.iter().filter(|listed| !listed.is_whole()) {
             for fault in &listed.faults {
@@ -183,54 +240,32 @@ pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String 
     blocks.join("\n")
 }
 
-fn header(columns: Columns) -> Vec<String> {
-    let titles: &[&str] = match columns {
-        Columns::Narrow => &["  ID (UTC)", "KIND", "DATA", "SIZE", "GUEST", "CHAIN", "VERIFIED"],
-        Columns::Wide => &[
-            "  ID (UTC)",
-            "LEVEL",
-            "DATA",
-            "SIZE",
-            "CHECKPOINT",
-            "CONSISTENCY",
-            "CHAIN",
-            "VERIFIED",
-            "PERIOD",
-        ],
-    };
-    titles.iter().map(|title| (*title).to_owned()).collect()
+/// A table without the least important columns that do not fit.
+fn fitting_table(points: &[Listed], width: usize) -> String {
+    let mut columns: Vec<&Column> = SHORT.iter().collect();
+    let mut table = table_of(points, &columns);
+    for title in LEFT_OUT {
+        if table.lines().all(|line| line.chars().count() <= width) {
+            break;
+        }
+        columns.retain(|column| column.title != title);
+        table = table_of(points, &columns);
+    }
+    table
 }
 
-fn row(listed: &Listed, columns: Columns) -> Vec<String> {
-    let point = &listed.point;
-    let mut row = vec![
-        format!("  {}", point.id),
-        match columns {
-            Columns::Narrow => short_kind(point).to_owned(),
-            Columns::Wide => point.kind_word().to_owned(),
-        },
-        pretty::bytes(point.data_bytes()),
-        pretty::bytes(listed.size),
-    ];
-    let proof = listed.proof.as_ref();
-    match columns {
-        Columns::Narrow => row.extend([
-            guest_word(point.consistency).to_owned(),
-            chain_word(listed).to_owned(),
-            proof.map_or("-".to_owned(), short_proof),
-        ]),
-        Columns::Wide => {
-            let checkpoint = point.checkpoint.as_ref();
-            row.extend([
-                checkpoint.map_or("-".to_owned(), |checkpoint| checkpoint.name.clone()),
-                point.consistency.sentence().to_owned(),
-                chain_word(listed).to_owned(),
-                proof.map_or("-".to_owned(), full_proof),
-                point.period.clone(),
-            ]);
-        }
-    }
-    row
+fn table_of(points: &[Listed], columns: &[&Column]) -> String {
+    let titles = columns.iter().map(|column| column.title.to_owned());
+    let row = |listed: &Listed| columns.iter().map(|column| (column.cell)(listed)).collect();
+    let mut rows: Vec<Vec<String>> = vec![titles.collect()];
+    rows.extend(points.iter().map(row));
+    let is_number = |place: &usize| columns[*place].is_number;
+    let numbers: Vec<usize> = (0..columns.len()).filter(is_number).collect();
+    table(&rows, &numbers)
+}
+
+fn verified(listed: &Listed, words: fn(&Proof) -> String) -> String {
+    listed.proof.as_ref().map_or("-".to_owned(), words)
 }
 
 /// What a restore point is, in at most four letters.
