@@ -51,6 +51,22 @@ impl Disk {
         let rate = pretty::bytes((copied as f64 / seconds) as u64);
         format!("{}, {rate}/s", pretty::bytes(copied))
     }
+
+    /// The estimated remaining time, as the rest of a phrase; empty without an estimate.
+    fn left(&self, position: u64) -> String {
+        left_at(self.begun.elapsed(), position, self.size)
+    }
+}
+
+/// The remaining time if the first `position` of `size` bytes took this long.
+fn left_at(elapsed: Duration, position: u64, size: u64) -> String {
+    let rest = size.saturating_sub(position);
+    if position == 0 || rest == 0 {
+        return String::new();
+    }
+    let seconds = elapsed.as_secs_f64() * rest as f64 / position as f64;
+    let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    format!(", {} left", pretty::remaining(time))
 }
 
 impl Progress {
@@ -138,9 +154,9 @@ impl Progress {
         }
         disk.next_percent = percent / self.step * self.step + self.step;
         disk.last_line = Instant::now();
-        let amount = disk.amount(copied);
+        let (amount, left) = (disk.amount(copied), disk.left(position));
         drop(disks);
-        self.line(of, &format!("{percent} %, {what} {amount}"));
+        self.line(of, &format!("{percent} %{left}, {what} {amount}"));
     }
 
     /// Removes the progress of a file whose result is printed elsewhere.
@@ -266,6 +282,18 @@ mod tests {
         assert_eq!(entry.text(), "vm1: note: disk vda is odd");
         let finding = Finding::of_disk("x", "vda", "it is odd");
         assert_eq!(entry_of("vm1", &finding).text(), "vm1 vda: note: it is odd");
+    }
+
+    #[test]
+    fn a_line_estimates_the_remaining_time_from_the_past() {
+        let minute = Duration::from_secs(60);
+        assert_eq!(left_at(minute, 1 << 30, 4 << 30), ", 3 min left");
+        assert_eq!(left_at(minute, 3 << 30, 4 << 30), ", 20 s left");
+        for (position, size) in [(0, 4 << 30), (4 << 30, 4 << 30), (5, 4), (0, 0)] {
+            assert_eq!(left_at(minute, position, size), "", "{position} of {size}");
+        }
+        let longest = left_at(Duration::MAX, 1, u64::MAX);
+        assert!(longest.ends_with(" d left"), "{longest}");
     }
 
     /// A terminal of 80 columns that keeps what was drawn.
