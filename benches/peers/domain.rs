@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP;
@@ -22,6 +23,11 @@ pub struct Source {
 impl Source {
     /// Defines a domain with a disk and does not start it.
     pub fn define(daemon: &Daemon, label: &str, size: u64, fill: Fill) -> Source {
+        Source::define_cached(daemon, label, size, fill, "default")
+    }
+
+    /// The same with this cache mode of the disk, in libvirt's words.
+    fn define_cached(daemon: &Daemon, label: &str, size: u64, fill: Fill, cache: &str) -> Source {
         let domain = TestDomain::new(daemon, label);
         let source = Source { domain, size };
         disk::make(&source.image(), size, fill);
@@ -30,7 +36,7 @@ impl Source {
         // QEMU creates its socket and scratch file there, and runs as its own user.
         fs::set_permissions(&sockets, Permissions::from_mode(0o777)).expect("the folder is ours");
         let disk = format!(
-            "<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap'/>\
+            "<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap' cache='{cache}'/>\
              <source file='{}'/><target dev='vda' bus='virtio'/></disk>",
             source.image().display()
         );
@@ -41,11 +47,20 @@ impl Source {
 
     /// Defines a domain with a disk and starts it paused.
     pub fn start(daemon: &Daemon, label: &str, size: u64, fill: Fill) -> Source {
-        let source = Source::define(daemon, label, size, fill);
+        Source::define(daemon, label, size, fill).started(daemon)
+    }
+
+    /// The same with a disk that QEMU reads and writes past the page cache, as most installations
+    /// configure it.
+    pub fn start_uncached(daemon: &Daemon, label: &str, size: u64, fill: Fill) -> Source {
+        Source::define_cached(daemon, label, size, fill, "none").started(daemon)
+    }
+
+    fn started(self, daemon: &Daemon) -> Source {
         // virtlogd may have ended after the last domain.
         daemon.start();
-        source.domain.start_paused();
-        source
+        self.domain.start_paused();
+        self
     }
 
     /// Its name.
@@ -76,16 +91,19 @@ impl Source {
 
     /// Fills ranges of `length` bytes at these offsets with `byte`, as a write of the guest.
     pub fn write(&self, offsets: impl Iterator<Item = u64>, length: u64, byte: u8) {
+        let device = self.device();
+        for offset in offsets {
+            device.run(&format!("write -q -P {byte} {offset} {length}"));
+        }
+    }
+
+    /// The device of its disk, for commands of this thread.
+    pub fn device(&self) -> Device {
         let connection = Connect::open(Some(URI)).expect("the daemon answers");
         let domain = Domain::lookup_by_name(&connection, self.name()).expect("the domain is there");
-        for offset in offsets {
-            let command = format!(
-                "qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend \"write -q -P {byte} {offset} {length}\""
-            );
-            let answer = domain
-                .qemu_monitor_command(&command, VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
-                .expect("QEMU accepts it");
-            assert!(answer.trim().is_empty(), "{command}: {answer}");
+        Device {
+            domain,
+            _connection: connection,
         }
     }
 
@@ -113,6 +131,37 @@ impl Source {
         );
         fs::write(&file, xml).expect("the folder is ours");
         file.display().to_string()
+    }
+}
+
+/// The device of a domain's disk. Its writes take the way of the guest's writes: through the
+/// filters that a backup job puts beneath the device.
+pub struct Device {
+    domain: Domain,
+    _connection: Connect,
+}
+
+impl Device {
+    /// The device's path in QEMU's tree of objects.
+    pub const PATH: &str = "/machine/peripheral/virtio-disk0/virtio-backend";
+
+    /// Runs a command of `qemu-io` that prints nothing.
+    pub fn run(&self, command: &str) {
+        let command = format!("qemu-io -d {} \"{command}\"", Device::PATH);
+        let answer = self
+            .domain
+            .qemu_monitor_command(&command, VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+            .expect("QEMU accepts it");
+        assert!(answer.trim().is_empty(), "{command}: {answer}");
+    }
+
+    /// Runs a command of QEMU's monitor protocol and returns the value in its answer.
+    pub fn ask(&self, command: &Value) -> Value {
+        let answer = self.domain.qemu_monitor_command(&command.to_string(), 0);
+        let answer = answer.expect("QEMU accepts it");
+        let mut answer: Value = serde_json::from_str(&answer).expect("JSON");
+        assert!(answer.get("return").is_some(), "{command}: {answer}");
+        answer["return"].take()
     }
 }
 

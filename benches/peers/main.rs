@@ -17,6 +17,7 @@
 
 mod disk;
 mod domain;
+mod latency;
 mod machine;
 mod measure;
 mod parts;

@@ -9,13 +9,14 @@ use vmsnap::model::block::CLUSTER;
 use crate::daemon::{Daemon, URI};
 use crate::disk::{self, Fill};
 use crate::domain::Source;
+use crate::latency;
 use crate::measure::{self, Sample};
 use crate::parts;
 use crate::process::{command, run};
 use crate::table::Table;
 use crate::tools::{self, Tool};
 
-const GIB: u64 = 1 << 30;
+pub const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
 /// Number of domains of the status.
 const DOMAINS: usize = 50;
@@ -31,18 +32,22 @@ pub struct Bench {
     pub rounds: usize,
 }
 
-type Work = fn(&Bench) -> Table;
+/// Does a work and returns its table.
+type Work = fn(&Bench) -> String;
 
 /// Every work with its name in `BENCH_WORK`.
-pub const ALL: [(&str, Work); 8] = [
-    ("full-warm", full_warm),
-    ("full-cold", full_cold),
-    ("full-mixed", full_mixed),
-    ("scattered", scattered),
-    ("smallest", smallest),
-    ("restore", restore),
-    ("restore-compressed", restore_compressed),
-    ("status", status),
+pub const ALL: [(&str, Work); 9] = [
+    ("full-warm", |bench| full_warm(bench).to_string()),
+    ("full-cold", |bench| full_cold(bench).to_string()),
+    ("full-mixed", |bench| full_mixed(bench).to_string()),
+    ("scattered", |bench| scattered(bench).to_string()),
+    ("smallest", |bench| smallest(bench).to_string()),
+    ("latency", |bench| latency::measure(bench).to_string()),
+    ("restore", |bench| restore(bench).to_string()),
+    ("restore-compressed", |bench| {
+        restore_compressed(bench).to_string()
+    }),
+    ("status", |bench| status(bench).to_string()),
 ];
 
 impl Bench {
@@ -51,19 +56,20 @@ impl Bench {
     /// next tool.
     fn compare(&self, title: String, tools: &[Tool], mut once: impl FnMut(Tool) -> Sample) -> Table {
         let mut table = Table::new(title, tools.iter().map(|tool| tool.name().to_owned()));
-        for round in 0..self.rounds {
-            for turn in 0..tools.len() {
-                let turn = if round % 2 == 0 {
-                    turn
-                } else {
-                    tools.len() - 1 - turn
-                };
-                let row = (round + turn) % tools.len();
-                let sample = once(tools[row]);
-                table.add(row, sample);
-            }
+        for row in self.turns(tools.len()) {
+            table.add(row, once(tools[row]));
         }
         table
+    }
+
+    /// The order of all runs: the places of their tools among this many.
+    pub fn turns(&self, tools: usize) -> impl Iterator<Item = usize> {
+        (0..self.rounds).flat_map(move |round| {
+            (0..tools).map(move |turn| match round % 2 {
+                0 => (round + turn) % tools,
+                _ => (round + tools - 1 - turn) % tools,
+            })
+        })
     }
 
     fn full(&self, title: String, size: u64, fill: Fill, prepare: fn(&Path)) -> Table {
@@ -112,7 +118,7 @@ impl Bench {
 }
 
 /// A full backup by one tool. The domain has no checkpoint of vmsnap.
-fn full_backup(tool: Tool, source: &Source, output: &Path) -> Sample {
+pub fn full_backup(tool: Tool, source: &Source, output: &Path) -> Sample {
     let job = match tool {
         Tool::QemuImg | Tool::QemuImgCompressed | Tool::Nbdcopy | Tool::NbdcopyInOrder | Tool::Receiving => {
             Some(source.begin_job())
@@ -404,12 +410,12 @@ fn status_calls(sources: &[Source]) -> Vec<Command> {
     commands
 }
 
-fn new_folder(source: &Source, name: &str) -> PathBuf {
+pub fn new_folder(source: &Source, name: &str) -> PathBuf {
     let folder = source.dir().join(name);
     fs::create_dir(&folder).expect("the folder is ours");
     folder
 }
 
-fn remove(folder: &Path) {
+pub fn remove(folder: &Path) {
     fs::remove_dir_all(folder).expect("the folder is ours");
 }
