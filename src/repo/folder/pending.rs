@@ -144,7 +144,10 @@ impl PendingPoint for FolderPending {
         // otherwise this name would not be used again.
         remove_if_there(self.store.as_ref(), &path, "replace")?;
         let entry = self.write(&path, &name, xml.as_bytes())?;
-        self.store.sync_dir(&dir).map_err(RepoError::io("sync", &dir))?;
+        // The folder may be new: its name in the period's folder has to survive as well.
+        for dir in [&dir, &self.period_dir] {
+            self.store.sync_dir(dir).map_err(RepoError::io("sync", dir))?;
+        }
         Ok(entry)
     }
 
