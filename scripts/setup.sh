@@ -18,7 +18,7 @@ declare -A DEBIAN=(
     [build]="build-essential pkg-config libvirt-dev"
     [check]="shellcheck"
     [demo]="libvirt0 libvirt-daemon-driver-qemu libvirt-daemon qemu-system-x86 qemu-utils"
-    [test]="libvirt-daemon-system libvirt-clients nbdkit e2fsprogs util-linux mount procps xz-utils tzdata"
+    [test]="libvirt-daemon-system libvirt-clients nbdkit e2fsprogs util-linux mount procps xz-utils tzdata swtpm swtpm-tools"
     [bench]="virtnbdbackup libnbd-bin"
     [fresh]="debootstrap debian-archive-keyring wget git util-linux"
     [package]="dpkg-dev binutils file lintian rpm qemu-utils"
@@ -27,14 +27,14 @@ declare -A FEDORA=(
     [build]="gcc make pkgconf-pkg-config libvirt-devel"
     [check]="ShellCheck"
     [demo]="libvirt-libs libvirt-daemon-driver-qemu libvirt-daemon-driver-storage-core qemu-kvm-core qemu-img"
-    [test]="libvirt-daemon libvirt-daemon-log libvirt-client nbdkit e2fsprogs util-linux procps-ng xz tzdata"
+    [test]="libvirt-daemon libvirt-daemon-log libvirt-client nbdkit e2fsprogs util-linux procps-ng xz tzdata swtpm swtpm-tools"
     [bench]="virtnbdbackup libnbd"
     [fresh]="debootstrap debian-keyring wget git util-linux"
     [package]="dpkg-dev dpkg binutils file rpm-build qemu-img"
 )
 
 # The programs that tests and benchmarks start, by Debian package: those above, and some that every
-# Debian system has (coreutils, dash, bash, dpkg, apt, libc-bin). tests/tidy.rs compares this list
+# Debian system has (coreutils, dash, bash, dpkg, apt, libc-bin, tar). tests/tidy.rs compares this list
 # with the sources.
 declare -A PROGRAMS=(
     [coreutils]="env mkfifo mv sleep true" [dash]="sh" [bash]="bash" [dpkg]="dpkg-deb" [apt]="apt-cache apt-get" [libc-bin]="ldd"
@@ -48,6 +48,7 @@ declare -A PROGRAMS=(
     [mount]="losetup mount swapoff swapon umount"
     [procps]="kill ps"
     [xz-utils]="xz"
+    [swtpm]="swtpm" [swtpm-tools]="swtpm_setup" [tar]="tar"
     [virtnbdbackup]="virtnbdbackup virtnbdrestore" [libnbd-bin]="nbdcopy"
 )
 

@@ -31,6 +31,7 @@ use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::restore_point::{Consistency, FileId};
 use crate::model::stop::Stop;
+use crate::model::tpm_state::TpmState;
 
 pub use no_connection::NoConnection;
 pub use refusal::Refusal;
@@ -142,8 +143,17 @@ pub trait Host: Send + Sync {
     /// folders may stay; [`Host::clear_places`] removes them.
     fn begin_backup(&self, domain: &Domain, request: &BackupRequest) -> Result<Box<dyn BackupJob>>;
 
-    /// Reads the file of the domain's UEFI variables, if it has any.
+    /// Reads the file of the domain's UEFI variables; `None` if it has none, or none yet.
     fn nvram(&self, domain: &Domain) -> Result<Option<Vec<u8>>>;
+
+    /// Reads the state of the domain's emulated TPM; `None` if it has none, or none yet.
+    ///
+    /// Works for running and for shut-off domains.
+    fn tpm_state(&self, domain: &Domain) -> Result<Option<TpmState>>;
+
+    /// Returns the folder in which the hypervisor keeps the state of each domain's TPM, in a folder
+    /// named by the domain's UUID; `None` if it is unknown or on another machine.
+    fn tpm_folder(&self) -> Option<PathBuf>;
 
     /// Returns whether a domain with that name and whether a domain with that UUID is defined.
     fn is_defined(&self, name: &str, uuid: &str) -> Result<(bool, bool)>;

@@ -119,6 +119,18 @@ pub enum Refusal {
         /// The largest accepted size, in MiB.
         most_mib: u64,
     },
+    /// The UEFI variables are not in a file of their own that is complete by itself.
+    #[error("cannot save the UEFI variables: they are in {what}")]
+    NvramElsewhere {
+        /// Where they are, with the reason.
+        what: String,
+    },
+    /// The state of the TPM cannot be read, or is nothing that swtpm writes.
+    #[error("cannot read the state of the TPM: {why}")]
+    TpmState {
+        /// The reason, which names the file.
+        why: String,
+    },
     /// A path cannot be written in XML: it is not UTF-8 or has control characters.
     #[error(
         "the path of the {what} cannot be passed to libvirt because it is not UTF-8 or has control characters: {}",

@@ -1,9 +1,9 @@
 //! The only access to durable files: all that must survive a crash is created, synced, renamed and
 //! deleted here.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
@@ -19,6 +19,10 @@ pub trait Store: Send + Sync {
     /// Creates a folder with the permissions that the umask allows, because QEMU may run as another
     /// user and need access to its content. An existing one is an error.
     fn create_open_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Creates a folder that only its owner may list, and that every user may pass through. An
+    /// existing one is an error.
+    fn create_passage(&self, path: &Path) -> io::Result<()>;
 
     /// Creates a file for an image; an existing one is an error.
     fn create_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>>;
@@ -94,6 +98,13 @@ impl Store for DiskStore {
 
     fn create_open_dir(&self, path: &Path) -> io::Result<()> {
         DirBuilder::new().create(path)
+    }
+
+    fn create_passage(&self, path: &Path) -> io::Result<()> {
+        let mode = 0o711;
+        DirBuilder::new().mode(mode).create(path)?;
+        // The umask may have removed permissions.
+        std::fs::set_permissions(path, Permissions::from_mode(mode))
     }
 
     fn create_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>> {
@@ -191,6 +202,7 @@ mod tests {
             DiskStore.rename(&a, &b),
             DiskStore.create_dir(&a),
             DiskStore.create_open_dir(&a),
+            DiskStore.create_passage(&a),
             DiskStore.create_image(&b).map(drop),
             DiskStore.create_claimed(&b).map(drop),
         ] {

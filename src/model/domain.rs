@@ -1,7 +1,6 @@
 //! A libvirt virtual machine and its disks, as its XML describes them.
 
-use std::path::PathBuf;
-
+use super::firmware::{Nvram, Tpm};
 pub use super::storage::{Backing, DiskFormat, Encryption, Layer, Source};
 
 /// Whether the domain runs.
@@ -46,10 +45,10 @@ pub struct Domain {
     pub id: Option<u32>,
     /// Its drives in the order of the XML, including those that are never backed up.
     pub disks: Vec<Disk>,
-    /// The path of its UEFI variables, if it has any.
-    pub nvram: Option<PathBuf>,
-    /// Whether it has an emulated TPM, whose state is not in any disk.
-    pub has_tpm_state: bool,
+    /// The place of its UEFI variables, if it has any.
+    pub nvram: Option<Nvram>,
+    /// Its emulated TPM, whose state is not in any disk.
+    pub tpm: Option<Tpm>,
     /// The state of its guest agent when last seen.
     pub agent: Agent,
     /// Targets of disks that its metadata excludes from backups. The domain need not have these

@@ -30,6 +30,7 @@ mod attempt;
 mod commit;
 mod disks;
 mod final_level;
+mod firmware;
 mod spot;
 mod standalone;
 

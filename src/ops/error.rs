@@ -153,6 +153,9 @@ pub enum Cause {
     /// The target already exists.
     #[error("{} already exists; it was not overwritten", .0.display())]
     Exists(std::path::PathBuf),
+    /// The place for the state of a TPM is taken.
+    #[error("the state of a TPM already exists in {}; it was not overwritten", .0.display())]
+    TpmStateExists(std::path::PathBuf),
     /// The target of a restore is in use. Nothing has been written.
     #[error("{} is in use, and nothing was written to it: {}", path.display(), listed(users))]
     InUse {
@@ -347,6 +350,9 @@ impl Error {
             }
             Cause::Busy { .. } => {
                 "wait for it to end (`virsh domjobinfo` shows it), or end it with `virsh domjobabort`"
+            }
+            Cause::TpmStateExists(_) => {
+                "a domain that is no longer defined left it: move the folder away, then restore again"
             }
             Cause::InUse { users, .. } => return Some(hint_for_users(users)),
             Cause::TakenMeanwhile { .. } => {

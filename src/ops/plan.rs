@@ -13,6 +13,7 @@ use crate::model::finding::Finding;
 use crate::model::left_out::{self, Exclusion, LeftOut};
 use crate::model::level::{DiskLevel, DiskNow, FullRule, SourceNow, decide};
 use crate::model::restore_point::{FileId, Level};
+use crate::model::text::shown;
 
 mod lost;
 
@@ -182,12 +183,8 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
             format!("every backup is full: {reason}"),
         ));
     }
-    if inputs.domain.has_tpm_state {
-        findings.push(Finding::new(
-            "tpm-state-skipped",
-            "the state of the emulated TPM is not backed up",
-        ));
-    }
+    let secret = inputs.domain.tpm.as_ref().and_then(|tpm| tpm.secret.as_deref());
+    findings.extend(secret.map(encrypted_tpm_state));
     let is_parent = |checkpoint: &Checkpoint| {
         let mut parents = disks.iter().filter_map(|disk| disk.level.parent.as_ref());
         parents.any(|parent| parent.checkpoint == checkpoint.name)
@@ -218,6 +215,16 @@ fn stored_decrypted(disk: &Disk) -> Finding {
         disk.target
     );
     Finding::of_disk(STORED_DECRYPTED, &disk.target, what)
+}
+
+/// Reports that the state of a TPM is of no use without libvirt's secret.
+pub(crate) fn encrypted_tpm_state(secret: &str) -> Finding {
+    let what = format!(
+        "the state of the emulated TPM is encrypted and saved as it is: a restored domain starts only where libvirt has \
+         the secret {}, which no backup holds",
+        shown(secret)
+    );
+    Finding::new("tpm-state-encrypted", what)
 }
 
 fn disk_now(disk: &Disk, full_only: Option<String>, facts: Option<&DiskFacts>) -> DiskNow {

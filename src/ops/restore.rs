@@ -29,6 +29,7 @@ mod disk;
 mod encrypted;
 mod in_use;
 mod place;
+mod tpm;
 mod unfinished;
 
 use choose::chosen_targets;
@@ -38,6 +39,8 @@ pub use define::{DefinePlan, NvramPlan};
 use disk::{Origin, restore_disk};
 use encrypted::Encrypted;
 use place::Place;
+use tpm::NewState;
+pub use tpm::TpmPlan;
 use unfinished::{NewDir, Unfinished, place_all, sweep};
 
 /// The format of a restored disk.
@@ -262,6 +265,10 @@ fn carry_out(domain: &str, mut plan: RestorePlan, means: &Means) -> Result<Outco
         .flat_map(|dir| sweep(store, dir))
         .collect();
     plan.findings.append(&mut healed);
+    // Before the disks: whatever stands in its way is noticed early.
+    let state = plan.define.as_ref().and_then(|define| define.tpm.clone());
+    let state = state.map(|state| NewState::write(store, &state, &mut plan.findings));
+    let mut state = state.transpose().map_err(|cause| Error::of(domain, cause))?;
     for finding in &plan.findings {
         monitor.event(Event::Found { domain, finding });
     }
@@ -281,12 +288,21 @@ fn carry_out(domain: &str, mut plan: RestorePlan, means: &Means) -> Result<Outco
     if let Some((path, content)) = plan.define.as_ref().and_then(DefinePlan::nvram_content) {
         files.push(Unfinished::write(store, path, content).map_err(failed)?);
     }
+    if let Some(state) = &mut state {
+        state.place().map_err(failed)?;
+    }
     place_all(store, files, new_dir.as_ref().map(NewDir::path)).map_err(failed)?;
     if let (Some(define), Some(host)) = (&plan.define, host) {
         let what = format!("defining domain '{}'", shown(&define.name));
         monitor.event(Event::Step { domain, what: &what });
-        host.define(&define.xml)
-            .map_err(|error| Error::of(domain, error))?;
+        let defined = host.define(&define.xml);
+        // A failed call may have defined the domain, which then needs the state of its TPM.
+        let is_undone =
+            defined.is_err() && matches!(host.is_defined(&define.name, &define.uuid), Ok((_, false)));
+        if let Some(state) = state.filter(|_| !is_undone) {
+            state.keep();
+        }
+        defined.map_err(|error| Error::of(domain, error))?;
     }
     Ok(Outcome {
         plan,

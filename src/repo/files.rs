@@ -1,7 +1,7 @@
 //! The files of a restore point, and the reports of a check of them.
 
 use super::FileEntry;
-use super::manifest::{DOMAIN_XML, Manifest, NVRAM};
+use super::manifest::{DOMAIN_XML, Manifest, NVRAM, TPM};
 
 /// A small file of a restore point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,6 +10,8 @@ pub enum SmallFile {
     Definition,
     /// The domain's UEFI variables.
     Nvram,
+    /// The state of the domain's TPM: the archive that `model::tpm_state` packs.
+    Tpm,
 }
 
 impl SmallFile {
@@ -18,6 +20,7 @@ impl SmallFile {
         match self {
             SmallFile::Definition => DOMAIN_XML,
             SmallFile::Nvram => NVRAM,
+            SmallFile::Tpm => TPM,
         }
     }
 

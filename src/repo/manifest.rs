@@ -29,6 +29,9 @@ pub(crate) const DOMAIN_XML: &str = "domain.xml";
 /// The name of the file with the domain's UEFI variables.
 pub(crate) const NVRAM: &str = "nvram.fd";
 
+/// The name of the file with the state of the domain's TPM.
+pub(crate) const TPM: &str = "tpm.tar";
+
 /// The content of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -12,6 +12,7 @@ mod crash;
 mod damage;
 mod encrypted;
 mod environment;
+mod firmware;
 #[cfg(feature = "libvirt")]
 mod first_minutes;
 mod forever;
@@ -40,6 +41,7 @@ mod setup;
 mod status;
 mod stories;
 mod targets;
+mod tpm;
 mod two_repositories;
 mod verify;
 mod verify_memory;

@@ -1,10 +1,9 @@
 //! Backups without some disks: when they are partial, and the findings.
 
-use std::path::PathBuf;
-
 use vmsnap::cli::report;
 use vmsnap::model::domain::{Device, DiskFormat, DomainState, Source};
 use vmsnap::model::finding::Finding;
+use vmsnap::model::firmware::Nvram;
 use vmsnap::model::left_out::{Exclusion, Exclusions, Kind, LeftOut, targets};
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::Cause;
@@ -381,7 +380,7 @@ fn lost_uefi_variables_are_a_finding_and_fresh_ones_are_not() {
     let mut lab = lab(&["vda"]);
     let is_reported = |outcome: &Outcome| codes(&outcome.findings) == ["nvram-missing"];
     lab.host.change("vm1", |domain| {
-        domain.nvram = Some(PathBuf::from("/nvram/vm1_VARS.fd"));
+        domain.nvram = Some(Nvram::raw("/nvram/vm1_VARS.fd"));
         domain.state = DomainState::ShutOff;
     });
     let never_started = lab.backup("vm1").expect("a full");

@@ -29,7 +29,8 @@ pub const DISK: u64 = 32 << 20;
 /// daemon.
 const QEMU_CONF: &str =
     "stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\ncgroup_controllers = []\n";
-const AS_ROOT: &str = "user = \"+0\"\ngroup = \"+0\"\ndynamic_ownership = 0\nremember_owner = 0\n";
+const AS_ROOT: &str = "user = \"+0\"\ngroup = \"+0\"\ndynamic_ownership = 0\nremember_owner = 0\n\
+                       swtpm_user = \"+0\"\nswtpm_group = \"+0\"\n";
 
 /// Waits until the process $0 is gone, ends its QEMUs, and removes its root $1. A recorded process
 /// id may have been reused, so the command line must name the root.

@@ -178,7 +178,7 @@ fn a_domain_is_described_as_it_is() {
         (off.name.as_str(), off.state, off.id),
         (domain.name.as_str(), DomainState::ShutOff, None)
     );
-    assert!(off.persistent && !off.has_tpm_state && off.nvram.is_none());
+    assert!(off.persistent && off.tpm.is_none() && off.nvram.is_none());
     assert_eq!(off.agent, Agent::None);
     let formats: Vec<&DiskFormat> = off.disks.iter().map(|disk| &disk.format).collect();
     assert_eq!(

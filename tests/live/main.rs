@@ -53,6 +53,7 @@ mod snapshots;
 mod status;
 mod targets;
 mod test_driver;
+mod tpm;
 mod two_repositories;
 mod unreachable;
 mod verbs;

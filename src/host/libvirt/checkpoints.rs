@@ -181,7 +181,7 @@ mod tests {
             disks: vec![disk],
             nvram: None,
             excluded: Vec::new(),
-            has_tpm_state: false,
+            tpm: None,
             agent: Agent::None,
             inactive_xml: String::new(),
         }

@@ -1,8 +1,7 @@
 //! Reads the present state of a domain, without changes.
 
 use std::cmp::Ordering;
-use std::fs;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -16,9 +15,6 @@ use crate::host::chain::open;
 use crate::host::xml::{DomainDescription, backup_socket, read_domain};
 use crate::model::domain::{Agent, Device, Disk, DiskFormat, Domain, DomainState, Source};
 use crate::model::restore_point::FileId;
-
-/// The largest accepted file of UEFI variables, in bytes. Usual files have 128 KiB to 4 MiB.
-const LARGEST_NVRAM: u64 = 64 << 20;
 
 /// libvirt 7.6.0 and QEMU 6.1.0 as numbers: major × 1,000,000 + minor × 1,000 + release.
 const OLDEST_LIBVIRT: u32 = 7_006_000;
@@ -152,7 +148,7 @@ pub(crate) fn domain_of(link: &Link, handle: &Handle) -> Result<Domain> {
         disks,
         nvram: description.nvram,
         excluded,
-        has_tpm_state: description.has_tpm_state,
+        tpm: description.tpm,
         agent: if state.is_active() {
             description.agent
         } else {
@@ -345,36 +341,6 @@ fn operation_word(operation: u32) -> &'static str {
         sys::VIR_DOMAIN_JOB_OPERATION_BACKUP => "backup",
         _ => "unknown",
     }
-}
-
-pub fn nvram(link: &Link, domain: &Domain) -> Result<Option<Vec<u8>>> {
-    let Some(path) = &domain.nvram else {
-        return Ok(None);
-    };
-    if !link.location().is_local {
-        return Err(not_here("its UEFI variables"));
-    }
-    let meta = match fs::metadata(path) {
-        Ok(meta) => meta,
-        // libvirt creates the file at the first start.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(HostError::io("examine", path, error)),
-    };
-    if !meta.is_file() {
-        return Err(Refusal::NvramNotAFile { path: path.clone() }.into());
-    }
-    let mut bytes = Vec::new();
-    let file = open::open_image(path)?;
-    let read = file.take(LARGEST_NVRAM + 1).read_to_end(&mut bytes);
-    read.map_err(|error| HostError::io("read", path, error))?;
-    if bytes.len() as u64 > LARGEST_NVRAM {
-        return Err(Refusal::NvramTooLarge {
-            path: path.clone(),
-            most_mib: LARGEST_NVRAM >> 20,
-        }
-        .into());
-    }
-    Ok(Some(bytes))
 }
 
 /// Creates the error for files on another machine.

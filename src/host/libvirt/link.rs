@@ -165,6 +165,9 @@ pub(crate) struct Location {
     /// The folder in which libvirt creates a private folder for each running domain
     /// (`domain-<id>-<name>`).
     pub state_dir: Option<PathBuf>,
+    /// The folder with the states of emulated TPMs, in a folder per domain, named by its UUID
+    /// (`swtpmStorageDir` in libvirt's `src/qemu/qemu_conf.c`).
+    pub tpm_dir: Option<PathBuf>,
 }
 
 impl Location {
@@ -178,19 +181,27 @@ impl Location {
         // For root, libvirt opens the system's hypervisor instead of a session (remoteConnectOpen
         // in src/remote/remote_driver.c).
         let we_are_root = rustix::process::geteuid().is_root();
-        let state_dir = match path {
-            "/system" => Some(PathBuf::from("/var/lib/libvirt/qemu")),
-            "/session" if we_are_root => Some(PathBuf::from("/var/lib/libvirt/qemu")),
-            "/session" => config_home().map(|home| home.join("libvirt/qemu/lib")),
+        let folders = match path {
+            "/session" if !we_are_root => {
+                let home = config_home().map(|home| home.join("libvirt/qemu"));
+                home.map(|home| (home.join("lib"), home.join("swtpm")))
+            }
+            "/system" | "/session" => {
+                let lib = Path::new("/var/lib/libvirt");
+                Some((lib.join("qemu"), lib.join("swtpm")))
+            }
             "/embed" => {
                 let root = query.split('&').find_map(|pair| pair.strip_prefix("root="));
-                root.map(|root| Path::new(&unescape(root)).join("lib/qemu"))
+                let lib = root.map(|root| Path::new(&unescape(root)).join("lib"));
+                lib.map(|lib| (lib.join("qemu"), lib.join("swtpm")))
             }
             _ => None,
         };
+        let (state_dir, tpm_dir) = folders.filter(|_| is_local).unzip();
         Location {
             is_local,
-            state_dir: state_dir.filter(|_| is_local),
+            state_dir,
+            tpm_dir,
         }
     }
 }
@@ -247,6 +258,7 @@ mod tests {
         ] {
             assert!(!local(remote), "{remote}");
             assert_eq!(Location::of(remote).state_dir, None);
+            assert_eq!(Location::of(remote).tpm_dir, None);
         }
     }
 
@@ -260,5 +272,17 @@ mod tests {
         );
         assert_eq!(state("qemu:///embed"), None);
         assert_eq!(state("test:///default"), None);
+    }
+
+    #[test]
+    fn uri_shows_where_the_states_of_tpms_are() {
+        let folder = |uri: &str| Location::of(uri).tpm_dir;
+        assert_eq!(folder("qemu:///system"), Some("/var/lib/libvirt/swtpm".into()));
+        assert_eq!(folder("qemu:///embed?root=/a%20b"), Some("/a b/lib/swtpm".into()));
+        let session = folder("qemu:///session").expect("there is one");
+        match rustix::process::geteuid().is_root() {
+            true => assert_eq!(session, Path::new("/var/lib/libvirt/swtpm")),
+            false => assert!(session.ends_with("libvirt/qemu/swtpm")),
+        }
     }
 }

@@ -4,6 +4,7 @@ mod active_job;
 mod bitmaps;
 mod checkpoints;
 mod files;
+mod firmware;
 mod freeze;
 mod image_bitmaps;
 mod images;
@@ -17,13 +18,14 @@ mod register;
 mod secrets;
 mod volumes;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::host::xml::read_domain;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::domain::{Agent, Domain};
 use crate::model::restore_point::FileId;
+use crate::model::tpm_state::TpmState;
 
 use super::ffi::{self, CallError};
 use super::{
@@ -151,7 +153,15 @@ impl Host for LibvirtHost {
     }
 
     fn nvram(&self, domain: &Domain) -> Result<Option<Vec<u8>>> {
-        inspect::nvram(&self.link, domain)
+        firmware::nvram(&self.link, domain)
+    }
+
+    fn tpm_state(&self, domain: &Domain) -> Result<Option<TpmState>> {
+        firmware::tpm_state(&self.link, domain)
+    }
+
+    fn tpm_folder(&self) -> Option<PathBuf> {
+        firmware::tpm_folder(&self.link)
     }
 
     fn is_defined(&self, name: &str, uuid: &str) -> Result<(bool, bool)> {

@@ -25,6 +25,8 @@ pub struct Edits {
     pub disks: BTreeMap<String, NewSource>,
     /// The new path of the UEFI variables.
     pub nvram: Option<PathBuf>,
+    /// The new path of the state of an emulated TPM whose definition names a path.
+    pub tpm: Option<PathBuf>,
     /// Whether to remove the addresses of network interfaces: libvirt then generates new ones
     /// (52:54:00:…).
     pub drop_macs: bool,
@@ -95,6 +97,9 @@ pub fn redefine(xml: &str, edits: &Edits) -> Result<String> {
                 splice.remove(mac);
             }
         }
+        if let Some(path) = &edits.tpm {
+            set_tpm(&mut splice, devices, path_text(path, "state of the TPM")?);
+        }
     }
     if let Some(target) = wanted.into_keys().next() {
         return Err(bad(WHAT, format!("it has no disk {target}")));
@@ -131,12 +136,31 @@ fn set_nvram(splice: &mut Splice, domain: Node, path: &str) -> Result<()> {
         splice.insert(end, format!("<nvram>{}</nvram>", escape(path)));
         return Ok(());
     };
-    match child(nvram, "source").and_then(|source| source.attribute_node("file")) {
-        Some(file) => splice.set_value(file, path),
+    match child(nvram, "source") {
+        Some(source) => match source.attribute_node("file") {
+            Some(file) => splice.set_value(file, path),
+            None => {
+                // A device or server: the new variables are in a file.
+                if let Some(kind) = nvram.attribute_node("type") {
+                    splice.set_value(kind, "file");
+                }
+                splice.replace(source.range(), format!("<source file='{}'/>", escape(path)));
+            }
+        },
         None if text(nvram).trim() == path => {}
         None => splice.set_text(nvram, path),
     }
     Ok(())
+}
+
+/// Changes the path of the state of each emulated TPM whose definition names one.
+fn set_tpm(splice: &mut Splice, devices: Node, path: &str) {
+    let backends = children(devices, "tpm").filter_map(|tpm| child(tpm, "backend"));
+    for backend in backends.filter(|backend| backend.attribute("type") == Some("emulator")) {
+        if let Some(old) = child(backend, "source").and_then(|source| source.attribute_node("path")) {
+            splice.set_value(old, path);
+        }
+    }
 }
 
 fn set_disk(splice: &mut Splice, disk: Node, new: &NewSource) -> Result<()> {

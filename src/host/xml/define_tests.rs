@@ -3,6 +3,7 @@
 use super::*;
 use crate::host::xml::read_domain;
 use crate::model::domain::{DiskFormat, Source};
+use crate::model::firmware::Nvram;
 use proptest::prelude::*;
 
 const RICH: &str = r#"<?xml version='1.0' encoding='UTF-8'?>
@@ -237,17 +238,42 @@ fn the_firmware_path_is_set_in_each_spelling() {
         "<os><nvram></nvram></os>",
         "<os><type>hvm</type></os>",
         "<os><nvram type='file'><source file='/old'/></nvram></os>",
+        "<os><nvram type='block'><source dev='/dev/old'/></nvram></os>",
+        "<os><nvram type='network'><source protocol='nbd' name='n'><host name='h'/></source></nvram></os>",
     ] {
         let xml = format!("<domain><name>x</name>{os}</domain>");
         let edited = redefine(&xml, &edits).unwrap_or_else(|error| panic!("{os}: {error}"));
         assert_eq!(
             read_domain(&edited).expect("well-formed").nvram,
-            edits.nvram,
+            edits.nvram.as_deref().map(Nvram::raw),
             "{edited}"
         );
     }
     assert!(redefine("<domain><name>x</name></domain>", &edits).is_err());
     assert!(redefine("<domain><name>x</name><os/></domain>", &edits).is_err());
+}
+
+#[test]
+fn the_path_of_a_tpm_is_changed_where_the_definition_names_one() {
+    let edits = Edits {
+        tpm: Some("/new/it's".into()),
+        ..Edits::default()
+    };
+    let domain = |backend: &str| {
+        format!("<domain><name>x</name><devices><tpm model='tpm-crb'>{backend}</tpm></devices></domain>")
+    };
+    let named = domain("<backend type='emulator' version='2.0'><source type='dir' path='/old'/></backend>");
+    assert_eq!(
+        redefine(&named, &edits).expect("well-formed"),
+        named.replace("/old", "/new/it&apos;s")
+    );
+    for unnamed in [
+        "<backend type='emulator' version='2.0'/>",
+        "<backend type='external'><source type='unix' mode='connect' path='/s'/></backend>",
+    ] {
+        let unnamed = domain(unnamed);
+        assert_eq!(redefine(&unnamed, &edits).expect("well-formed"), unnamed);
+    }
 }
 
 #[test]
@@ -288,6 +314,7 @@ proptest! {
             name: Some("n".into()),
             uuid: Some("u".into()),
             nvram: Some("/n".into()),
+            tpm: Some("/t".into()),
             drop_macs: true,
             ..with_disk("vda", NewSource::file(Path::new("/x"), ImageFormat::Raw))
         };

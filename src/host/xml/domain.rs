@@ -1,15 +1,16 @@
 //! Reads a domain's XML: its disks and other properties that matter for a backup.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 
 use roxmltree::Node;
 
 use super::disk::read_disk;
 use super::excluded::excluded_disks;
+use super::firmware::{read_nvram, read_tpm};
 use super::{bad, child, children, parse, text};
 use crate::host::Result;
 use crate::model::domain::{Agent, Disk};
+use crate::model::firmware::{Nvram, Tpm};
 
 const WHAT: &str = "domain XML";
 
@@ -25,10 +26,10 @@ pub struct DomainDescription {
     pub uuid: String,
     /// Its drives, in the document's order.
     pub disks: Vec<Disk>,
-    /// The path of its UEFI variables.
-    pub nvram: Option<PathBuf>,
-    /// Whether it has an emulated TPM.
-    pub has_tpm_state: bool,
+    /// The place of its UEFI variables.
+    pub nvram: Option<Nvram>,
+    /// Its emulated TPM.
+    pub tpm: Option<Tpm>,
     /// The state of its guest agent. Only the XML of a running domain shows whether it is
     /// connected.
     pub agent: Agent,
@@ -58,12 +59,8 @@ pub fn read_domain(xml: &str) -> Result<DomainDescription> {
             .unwrap_or_default()
             .trim()
             .to_owned(),
-        nvram: child(domain, "os")
-            .and_then(|os| child(os, "nvram"))
-            .and_then(nvram_path),
-        has_tpm_state: each("tpm")
-            .filter_map(|tpm| child(tpm, "backend"))
-            .any(|backend| backend.attribute("type") == Some("emulator")),
+        nvram: child(domain, "os").and_then(read_nvram),
+        tpm: each("tpm").find_map(read_tpm),
         agent: each("channel")
             .filter_map(agent_state)
             .next()
@@ -72,13 +69,6 @@ pub fn read_domain(xml: &str) -> Result<DomainDescription> {
         owner: children(domain, "seclabel").find_map(dac_label),
         disks,
     })
-}
-
-/// Reads the path from the element's text, or from its `<source file=…>` (since libvirt 8.5).
-fn nvram_path(nvram: Node) -> Option<PathBuf> {
-    let source = child(nvram, "source").and_then(|source| source.attribute("file"));
-    let path = source.map_or_else(|| text(nvram).trim().to_owned(), str::to_owned);
-    (!path.is_empty()).then(|| PathBuf::from(path))
 }
 
 fn agent_state(channel: Node) -> Option<Agent> {
@@ -156,8 +146,11 @@ mod tests {
         let domain = read_domain(RICH).expect("it is well-formed");
         assert_eq!(domain.name, "a&b \"c\" <d>");
         assert_eq!(domain.uuid, "5c3f3e8a-0f0d-4d8e-9a0e-0f4c1f6f2b11");
-        assert_eq!(domain.nvram, Some("/var/lib/libvirt/qemu/nvram/a_VARS.fd".into()));
-        assert!(domain.has_tpm_state);
+        assert_eq!(
+            domain.nvram,
+            Some(Nvram::raw("/var/lib/libvirt/qemu/nvram/a_VARS.fd"))
+        );
+        assert_eq!(domain.tpm.as_ref().and_then(Tpm::folder), Some("tpm2"));
         assert_eq!(domain.agent, Agent::Connected);
         assert_eq!(domain.owner, Some((64055, 108)));
 
@@ -187,14 +180,8 @@ mod tests {
     fn a_bare_document_has_no_agent_no_firmware_no_tpm() {
         let domain = read_domain("<domain><name>x</name></domain>").expect("it is well-formed");
         assert_eq!(domain.agent, Agent::None);
-        assert!(domain.disks.is_empty() && domain.nvram.is_none() && !domain.has_tpm_state);
+        assert!(domain.disks.is_empty() && domain.nvram.is_none() && domain.tpm.is_none());
         assert_eq!(domain.owner, None);
-    }
-
-    #[test]
-    fn the_newer_spelling_of_the_firmware_path_is_read() {
-        let xml = "<domain><name>x</name><os><nvram type='file'><source file='/n.fd'/></nvram></os></domain>";
-        assert_eq!(read_domain(xml).expect("well-formed").nvram, Some("/n.fd".into()));
     }
 
     #[test]

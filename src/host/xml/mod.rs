@@ -8,6 +8,7 @@ mod define;
 mod disk;
 mod domain;
 mod excluded;
+mod firmware;
 mod job;
 mod sources;
 

@@ -2,6 +2,7 @@
 //! began.
 
 use super::disks::{self, CopiedDisk};
+use super::firmware::FirmwareState;
 use super::{Options, Outcome, report};
 use crate::host::{BackupRequest, CheckpointRequest, DiskRequest, Host, NewCheckpoint};
 use crate::model::checkpoint::{mark_of_run, new_name};
@@ -28,6 +29,7 @@ pub(super) struct Attempt<'a> {
 /// The results of a job that ended well.
 pub(super) struct Copied {
     pub(super) disks: Vec<CopiedDisk>,
+    pub(super) firmware: FirmwareState,
     pub(super) checkpoint: Option<NewCheckpoint>,
     pub(super) consistency: Consistency,
     pub(super) findings: Vec<Finding>,
@@ -66,6 +68,8 @@ impl Attempt<'_> {
         let (pending, ended) = job::run(&job_plan, pending, |job, pending| {
             let findings = job.findings();
             findings.iter().for_each(|finding| self.report(finding));
+            let firmware = FirmwareState::read(self.host(), self.domain, self.history);
+            firmware.findings.iter().for_each(|finding| self.report(finding));
             let copied = disks::copy_all(
                 self.domain,
                 plan,
@@ -75,12 +79,13 @@ impl Attempt<'_> {
                 self.context,
                 (seed, self.options.compression),
             );
-            Ok((copied?, findings))
+            Ok((copied?, firmware, findings))
         })?;
-        let (disks, mut findings) = ended.work;
+        let (disks, firmware, mut findings) = ended.work;
         findings.extend(ended.findings);
         let copied = Copied {
             disks,
+            firmware,
             checkpoint: ended.checkpoint,
             consistency: ended.consistency,
             findings,

@@ -5,19 +5,16 @@ use super::{Outcome, current_periods};
 use crate::host::NewCheckpoint;
 use crate::model::finding::Finding;
 use crate::model::restore_point::{Consistency, DiskPoint, Level, RestorePoint};
-use crate::model::text::{shown, with_sources};
+use crate::model::text::with_sources;
 use crate::ops::heal;
 use crate::ops::job::JobPlan;
 use crate::ops::plan::BackupPlan;
 use crate::ops::reconcile::{self, Retired};
 use crate::ops::{Cause, Error, Result};
-use crate::repo::{History, Kept, Manifest, PendingPoint, RepoError, SmallFile};
+use crate::repo::{History, Manifest, PendingPoint, RepoError, SmallFile};
 
 /// The code of the finding that superseded checkpoints or bitmaps could not be removed.
 pub(super) const NOT_RETIRED: &str = "checkpoints-not-retired";
-
-/// The code of the finding that the UEFI variables of a domain that has run are missing.
-const NVRAM_MISSING: &str = "nvram-missing";
 
 impl Attempt<'_> {
     /// Commits the restore point; if that fails, removes its checkpoint.
@@ -78,16 +75,8 @@ impl Attempt<'_> {
         }
         let xml = self.domain.inactive_xml.as_bytes();
         files.push(pending.put(SmallFile::Definition, xml).map_err(failed)?);
-        match self.host().nvram(self.domain) {
-            Ok(None) => findings.extend(self.missing_nvram()),
-            Ok(Some(bytes)) => files.push(pending.put(SmallFile::Nvram, &bytes).map_err(failed)?),
-            Err(error) => {
-                let what = format!("the UEFI variables could not be saved: {}", with_sources(&error));
-                let finding = Finding::new("nvram-skipped", what);
-                self.report(&finding);
-                findings.push(finding);
-            }
-        }
+        files.extend(copied.firmware.put(&self.domain.name, pending)?);
+        findings.extend(copied.firmware.findings);
         let checkpoint = copied.checkpoint.as_ref();
         let checkpoint_file = checkpoint
             .map(|checkpoint| pending.put_checkpoint(&checkpoint.id.name, &checkpoint.xml))
@@ -106,28 +95,6 @@ impl Attempt<'_> {
             findings.clone(),
         );
         Ok((Manifest::new(&versions, point, files, checkpoint_file), findings))
-    }
-
-    /// Reports UEFI variables that are lost: libvirt makes their file when a domain first starts,
-    /// so it must exist from then on.
-    fn missing_nvram(&self) -> Option<Finding> {
-        let path = self.domain.nvram.as_ref()?;
-        let had_some = |kept: &Kept| {
-            let point = &kept.manifest.point;
-            let is_known = SmallFile::Nvram.entry(&kept.manifest).is_some()
-                || point.findings.iter().any(|finding| finding.code == NVRAM_MISSING);
-            point.uuid == self.domain.uuid && is_known
-        };
-        let was_there = self.domain.state.is_active() || self.history.kept.iter().any(had_some);
-        let finding = was_there.then(|| {
-            let what = format!(
-                "the UEFI variables are not in the backup: {} is missing",
-                shown(&path.display().to_string())
-            );
-            Finding::new(NVRAM_MISSING, what)
-        })?;
-        self.report(&finding);
-        Some(finding)
     }
 
     fn point(

@@ -3,12 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
+use super::tpm::{NewDomain, TpmPlan, plan_tpm};
 use super::{DefineOptions, Format, RestoredDisk};
 use crate::host::Host;
 use crate::host::xml::{DomainDescription, Edits, ImageFormat, NewSource, read_domain, redefine};
 use crate::model::domain::{Device, Disk, Source};
 use crate::model::file_name;
 use crate::model::finding::Finding;
+use crate::model::firmware::Nvram;
 use crate::model::restore_point::RestorePoint;
 use crate::model::storage::SecretRef;
 use crate::model::text::shown;
@@ -23,10 +25,14 @@ pub struct DefinePlan {
     pub name: String,
     /// Its new UUID, if the old one is taken. Its network cards get new addresses then too.
     pub new_uuid: Option<String>,
+    /// The UUID with which it is defined, new or old.
+    pub uuid: String,
     /// Its XML.
     pub xml: String,
     /// Its UEFI variables.
     pub nvram: Option<NvramPlan>,
+    /// The state of its TPM.
+    pub tpm: Option<TpmPlan>,
 }
 
 impl DefinePlan {
@@ -87,6 +93,13 @@ pub(super) fn plan(
     }
     findings.extend(left.into_iter().map(|disk| left_alone(disk, point)));
     let nvram = plan_nvram(stored, &described, &name, dir, findings)?;
+    let uuid = new_uuid.clone().unwrap_or_else(|| point.uuid.clone());
+    let new = NewDomain {
+        name: &name,
+        uuid: &uuid,
+        dir,
+    };
+    let (tpm, tpm_path) = plan_tpm(host, stored, described.tpm.as_ref(), &new, findings)?;
     let is_described = |disk: &&RestoredDisk| described.disks.iter().any(|found| found.target == disk.target);
     let edits = Edits {
         name: options.name.clone(),
@@ -97,6 +110,7 @@ pub(super) fn plan(
             .map(|disk| (disk.target.clone(), new_source(disk)))
             .collect(),
         nvram: nvram.as_ref().map(|nvram| nvram.path.clone()),
+        tpm: tpm_path,
         drop_macs: uuid_taken,
     };
     for disk in disks.iter().filter(|disk| !is_described(disk)) {
@@ -111,8 +125,10 @@ pub(super) fn plan(
     Ok(DefinePlan {
         name,
         new_uuid,
+        uuid,
         xml: edited,
         nvram,
+        tpm,
     })
 }
 
@@ -126,11 +142,13 @@ fn plan_nvram(
 ) -> Result<Option<NvramPlan>> {
     let point = stored.point();
     let is_kept = stored.has(SmallFile::Nvram);
-    if !is_kept && described.nvram.is_none() {
-        return Ok(None);
-    }
+    let ending = match &described.nvram {
+        None | Some(Nvram::Loader(_)) if !is_kept => return Ok(None),
+        Some(Nvram::File { is_qcow2: true, .. }) => "qcow2",
+        _ => "fd",
+    };
     let file = file_name::escape(name).unwrap_or_else(|| point.uuid.clone());
-    let path = dir.join(format!("{file}_VARS.fd"));
+    let path = dir.join(format!("{file}_VARS.{ending}"));
     if path.symlink_metadata().is_ok() {
         return Err(Error::of(&point.domain, Cause::Exists(path)));
     }

@@ -67,15 +67,41 @@ impl<'a> Unfinished<'a> {
         to: &Path,
         content: &[u8],
     ) -> std::result::Result<Unfinished<'a>, Cause> {
+        Unfinished::write_as(store, to, content, None)
+    }
+
+    /// The same. Root gives the file to this user and group.
+    pub(super) fn write_as(
+        store: &'a dyn Store,
+        to: &Path,
+        content: &[u8],
+        owner: Option<(u32, u32)>,
+    ) -> std::result::Result<Unfinished<'a>, Cause> {
         let (unfinished, mut file) = Unfinished::create(store, to)?;
+        if let Some((user, group)) = owner.filter(|_| rustix::process::geteuid().is_root()) {
+            std::os::unix::fs::chown(&unfinished.path, Some(user), Some(group))
+                .map_err(|source| io_cause("set the owner of", to, source))?;
+        }
         file.write_at(content, 0)
             .and_then(|()| file.sync())
             .map_err(|source| io_cause("write", to, source))?;
         Ok(unfinished)
     }
 
+    /// The path of its final name.
+    pub(super) fn to(&self) -> &Path {
+        &self.to
+    }
+
+    /// Removes the file although it has its final name.
+    pub(super) fn take_back(&mut self) {
+        if self.is_placed {
+            let _ = self.store.remove_file(&self.to);
+        }
+    }
+
     /// Gives the file its final name. Never replaces an existing file.
-    fn place(&mut self) -> std::result::Result<(), Cause> {
+    pub(super) fn place(&mut self) -> std::result::Result<(), Cause> {
         self.store
             .rename(&self.path, &self.to)
             .map_err(|source| match source.kind() {
@@ -150,6 +176,11 @@ impl<'a> NewDir<'a> {
         Ok(NewDir { store, path })
     }
 
+    /// A folder that has just been made.
+    pub(super) fn made(store: &'a dyn Store, path: PathBuf) -> NewDir<'a> {
+        NewDir { store, path }
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -168,7 +199,7 @@ fn restoring(run: uuid::Uuid) -> String {
 }
 
 /// Whether [`restoring`] made this name.
-fn is_restoring(name: &str) -> bool {
+pub(super) fn is_restoring(name: &str) -> bool {
     name.strip_prefix(RESTORING)
         .and_then(|rest| rest.strip_suffix(PARTIAL))
         .is_some_and(|word| {

@@ -357,7 +357,7 @@ mod tests {
             disks: Vec::new(),
             nvram: None,
             excluded: Vec::new(),
-            has_tpm_state: false,
+            tpm: None,
             agent: Agent::None,
             inactive_xml: String::new(),
         }

@@ -2,7 +2,7 @@
 //!
 //! Read-only calls are not steps, because dying at one is the same as dying before the next step.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::fuse::Fuse;
@@ -17,6 +17,7 @@ use crate::model::domain::Domain;
 use crate::model::finding::Finding;
 use crate::model::restore_point::{Consistency, FileId};
 use crate::model::stop::Stop;
+use crate::model::tpm_state::TpmState;
 
 /// A hypervisor whose client is controlled by a [`Fuse`]. The hypervisor survives its client, and
 /// so do the jobs that the client has begun.
@@ -94,6 +95,14 @@ impl<H: Host> Host for CrashHost<H> {
 
     fn nvram(&self, domain: &Domain) -> Result<Option<Vec<u8>>> {
         self.ask(|host| host.nvram(domain))
+    }
+
+    fn tpm_state(&self, domain: &Domain) -> Result<Option<TpmState>> {
+        self.ask(|host| host.tpm_state(domain))
+    }
+
+    fn tpm_folder(&self) -> Option<PathBuf> {
+        self.host.tpm_folder()
     }
 
     fn is_defined(&self, name: &str, uuid: &str) -> Result<(bool, bool)> {

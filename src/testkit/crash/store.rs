@@ -102,6 +102,11 @@ impl Store for CrashStore {
         self.step("create_open_dir", path, real, |disk, ()| disk.add_dir(path))
     }
 
+    fn create_passage(&self, path: &Path) -> io::Result<()> {
+        let real = || DiskStore.create_passage(path);
+        self.step("create_passage", path, real, |disk, ()| disk.add_dir(path))
+    }
+
     fn create_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>> {
         let real = || DiskStore.create_image(path);
         let file = self.step("create_image", path, real, |disk, _| disk.add_file(path, &[]))?;

@@ -1,7 +1,7 @@
 //! The calls to the simulated hypervisor, answered as libvirt answers them.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::domain::SimDomain;
 use super::job::SimJob;
@@ -9,12 +9,14 @@ use super::{SimHost, backup_job, simulated, step};
 use crate::host::xml::read_domain;
 use crate::host::{
     ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFile, DomainFiles, Host, HostError,
-    PlaceWishes, Places, Result,
+    PlaceWishes, Places, Refusal, Result,
 };
 use crate::model::checkpoint::{Bitmap, Checkpoint};
 use crate::model::domain::{Agent, Domain, DomainState};
+use crate::model::firmware::Nvram;
 use crate::model::restore_point::FileId;
 use crate::model::stop::StopReason;
+use crate::model::tpm_state::TpmState;
 use crate::testkit::disk::MemDisk;
 
 impl Host for SimHost {
@@ -250,7 +252,26 @@ impl Host for SimHost {
     }
 
     fn nvram(&self, domain: &Domain) -> Result<Option<Vec<u8>>> {
-        self.with(&domain.name, |found| Ok(found.nvram.clone()))
+        let elsewhere = match &domain.nvram {
+            Some(Nvram::Elsewhere(what)) => Some(what.clone()),
+            Some(Nvram::Loader(path)) => Some(path.display().to_string()),
+            Some(Nvram::File { .. }) | None => None,
+        };
+        match elsewhere {
+            Some(what) => Err(Refusal::NvramElsewhere { what }.into()),
+            None => self.with(&domain.name, |found| Ok(found.nvram.clone())),
+        }
+    }
+
+    fn tpm_state(&self, domain: &Domain) -> Result<Option<TpmState>> {
+        self.with(&domain.name, |found| match &found.tpm {
+            Err(why) => Err(Refusal::TpmState { why: why.clone() }.into()),
+            Ok(state) => Ok(state.clone().filter(|_| domain.tpm.is_some())),
+        })
+    }
+
+    fn tpm_folder(&self) -> Option<PathBuf> {
+        self.state().tpm_folder.clone()
     }
 
     fn is_defined(&self, name: &str, uuid: &str) -> Result<(bool, bool)> {
@@ -280,6 +301,7 @@ impl Host for SimHost {
                 domain
                     .nvram
                     .iter()
+                    .filter_map(Nvram::file)
                     .map(|path| file(domain, "UEFI variables", path)),
             );
         }
@@ -304,13 +326,14 @@ impl Host for SimHost {
             disks: described.disks,
             nvram: described.nvram,
             excluded: described.excluded,
-            has_tpm_state: false,
+            tpm: described.tpm,
             agent: Agent::None,
             inactive_xml: xml.to_owned(),
         };
         let found = SimDomain {
             domain,
             nvram: None,
+            tpm: Ok(None),
             disks: BTreeMap::new(),
             checkpoints: Vec::new(),
             stored: BTreeMap::new(),

@@ -7,6 +7,7 @@ use crate::host::{ActiveJob, BackupRequest, HostError, NewCheckpoint, Result};
 use crate::model::block::CLUSTER;
 use crate::model::checkpoint::{Bitmap, Checkpoint, CheckpointDisk, CheckpointId};
 use crate::model::domain::Domain;
+use crate::model::tpm_state::TpmState;
 use crate::testkit::crash::Fuse;
 use crate::testkit::disk::MemDisk;
 
@@ -15,6 +16,8 @@ use crate::testkit::disk::MemDisk;
 pub(super) struct SimDomain {
     pub(super) domain: Domain,
     pub(super) nvram: Option<Vec<u8>>,
+    /// The state of its TPM, or the reason why it cannot be read.
+    pub(super) tpm: std::result::Result<Option<TpmState>, String>,
     pub(super) disks: BTreeMap<String, MemDisk>,
     pub(super) checkpoints: Vec<SimCheckpoint>,
     /// For each disk, the bitmaps that it had when the domain was last shut off.

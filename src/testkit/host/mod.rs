@@ -42,6 +42,7 @@ struct State {
     /// Domains and targets of the disks that cannot be opened.
     unreachable: BTreeSet<(String, String)>,
     files: BTreeMap<PathBuf, FileId>,
+    tpm_folder: Option<PathBuf>,
     /// The internal snapshots of domains.
     snapshots: BTreeMap<String, Vec<String>>,
     fuse: Option<Fuse>,

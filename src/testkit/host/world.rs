@@ -1,12 +1,14 @@
 //! Creates and changes domains and their disks for a test.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::SimHost;
 use super::domain::SimDomain;
 use crate::model::domain::{Agent, Disk, DiskFormat, Domain, DomainState, Source};
+use crate::model::firmware::{Tpm, TpmPlace};
 use crate::model::restore_point::FileId;
+use crate::model::tpm_state::TpmState;
 use crate::testkit::disk::MemDisk;
 
 impl SimHost {
@@ -15,6 +17,38 @@ impl SimHost {
         if let Some(found) = self.state().domains.get_mut(name) {
             found.nvram = Some(bytes.to_owned());
         }
+    }
+
+    /// Gives a domain an emulated TPM, also in its definition.
+    pub fn add_tpm(&self, name: &str, tpm: Tpm) {
+        self.change(name, |domain| {
+            let source = match &tpm.place {
+                TpmPlace::Usual => String::new(),
+                TpmPlace::Folder(path) => format!("<source type='dir' path='{}'/>", path.display()),
+                TpmPlace::File(path) => format!("<source type='file' path='{}'/>", path.display()),
+            };
+            let secret = tpm.secret.as_ref();
+            let encryption = secret.map(|secret| format!("<encryption secret='{secret}'/>"));
+            let xml = format!(
+                "<tpm model='tpm-crb'><backend type='emulator' version='{}'>{source}{}</backend></tpm></devices>",
+                tpm.version,
+                encryption.unwrap_or_default()
+            );
+            domain.inactive_xml = domain.inactive_xml.replacen("</devices>", &xml, 1);
+            domain.tpm = Some(tpm);
+        });
+    }
+
+    /// Sets the state of a domain's TPM, or the reason why it cannot be read.
+    pub fn set_tpm_state(&self, name: &str, state: std::result::Result<Option<TpmState>, &str>) {
+        if let Some(found) = self.state().domains.get_mut(name) {
+            found.tpm = state.map_err(str::to_owned);
+        }
+    }
+
+    /// Sets the folder with the states of TPMs.
+    pub fn set_tpm_folder(&self, folder: &Path) {
+        self.state().tpm_folder = Some(folder.to_owned());
     }
 
     /// Adds a running domain with disks of these targets and sizes in bytes.
@@ -30,7 +64,7 @@ impl SimHost {
             disks: disks.iter().map(|(target, _)| sim_disk(target)).collect(),
             nvram: None,
             excluded: Vec::new(),
-            has_tpm_state: false,
+            tpm: None,
             agent: Agent::None,
             inactive_xml: String::new(),
         };
@@ -44,6 +78,7 @@ impl SimHost {
         let domain = SimDomain {
             domain,
             nvram: None,
+            tpm: Ok(None),
             disks: disks.collect(),
             checkpoints: Vec::new(),
             stored: BTreeMap::new(),

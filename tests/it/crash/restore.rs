@@ -13,7 +13,7 @@ use vmsnap::ops::{Cause, Result};
 use vmsnap::repo::FolderRepository;
 use vmsnap::testkit::{Blow, CrashHost, CrashStore, Fuse};
 
-use super::world::{DOMAIN, World, at_step, every_end};
+use super::world::{DOMAIN, TPM_FILE, World, at_step, every_end, tpm_folder};
 use crate::lab::{Lab, tree};
 
 const COPY: &str = "copy";
@@ -109,12 +109,27 @@ impl Errand {
                 there.push(name);
             }
         }
+        let states = self.tpm_files(world);
+        for state in &states {
+            assert_eq!(
+                fs::read(state).expect("a state"),
+                b"keys",
+                "it is whole or absent"
+            );
+        }
         if self.into_existing {
             for name in ["precious", ".vmsnap-restore-mine.partial"] {
                 assert_eq!(fs::read(to.join(name)).expect("somebody's file"), b"x");
             }
         }
         there
+    }
+
+    /// The files of states in libvirt's folder that have their final names.
+    fn tpm_files(&self, world: &World) -> Vec<PathBuf> {
+        let folder = tpm_folder(&world.lab);
+        let paths = states(world).into_iter().map(|path| folder.join(path));
+        paths.filter(|path| path.ends_with(TPM_FILE)).collect()
     }
 
     /// A second restore into the same folder is refused while a file of the first is there. It
@@ -145,6 +160,22 @@ impl Errand {
             false => &[],
         };
         assert_eq!(found, others, "nothing else is left");
+        if self.define {
+            let uuid = second.plan.define.expect("it was defined").uuid;
+            let state = tpm_folder(&world.lab).join(uuid).join("tpm2").join(TPM_FILE);
+            assert_eq!(fs::read(state).expect("it is restored"), b"keys");
+        }
+        let states = states(world);
+        assert!(!states.iter().any(|path| path.contains(".partial")), "{states:?}");
+    }
+}
+
+/// The content of libvirt's folder with the states of TPMs.
+fn states(world: &World) -> Vec<String> {
+    let folder = tpm_folder(&world.lab);
+    match folder.exists() {
+        true => tree(&folder),
+        false => Vec::new(),
     }
 }
 
@@ -200,6 +231,14 @@ fn restore_ends_anywhere_and_the_next_one_clears_up() {
                 if outcome.is_ok() && !fuse.is_dead() {
                     assert_eq!(there.len(), errand.expected(&world).len());
                 }
+                // A failed step undoes the state of the TPM, unless the domain needs it.
+                if blow == Blow::Fails {
+                    let is_defined = world.lab.host.is_defined(COPY, "").expect("it is known").0;
+                    assert_eq!(
+                        errand.tpm_files(&world).len(),
+                        usize::from(is_defined && errand.define)
+                    );
+                }
                 errand.assert_second_succeeds(&world, &there);
                 world.assert_kept(None);
             });
@@ -226,6 +265,7 @@ fn finished_restore_survives_a_power_cut() {
                 errand.expected(&world).len(),
                 "seed {seed}: {there:?}"
             );
+            assert_eq!(errand.tpm_files(&world).len(), usize::from(errand.define));
         }
     }
 }

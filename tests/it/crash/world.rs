@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use vmsnap::host::Host;
 use vmsnap::io::DiskStore;
+use vmsnap::model::firmware::Tpm;
 use vmsnap::model::restore_point::Level;
+use vmsnap::model::tpm_state::{TpmFile, TpmState};
 use vmsnap::ops::backup::{self, Options, Outcome};
 use vmsnap::ops::{Context, Error, Result};
 use vmsnap::repo::{FolderRepository, History};
@@ -20,6 +22,9 @@ pub const DOMAIN: &str = "vm1";
 pub const OCTOBER: &str = "vmsnap-backup-monthly-2026-10";
 const DISKS: [&str; 2] = ["vda", "vdb"];
 const SIZE: usize = 2 * CLUSTER + 1536;
+
+/// The file with the state of the domain's TPM.
+pub const TPM_FILE: &str = "tpm2-00.permall";
 
 /// The bytes of each disk.
 pub type Disks = BTreeMap<&'static str, Vec<u8>>;
@@ -47,6 +52,23 @@ impl World {
         let disks = DISKS.map(|disk| (disk, SIZE));
         lab.host.add_domain(DOMAIN, &disks);
         lab.host.set_nvram(DOMAIN, b"variables");
+        let tpm = Tpm {
+            version: "2.0".to_owned(),
+            ..Tpm::default()
+        };
+        lab.host.add_tpm(DOMAIN, tpm);
+        let file = TpmFile {
+            name: TPM_FILE.to_owned(),
+            content: b"keys".to_vec(),
+            owner: (0, 0),
+            changed: 0,
+        };
+        let state = TpmState {
+            files: vec![file],
+            is_whole: true,
+        };
+        lab.host.set_tpm_state(DOMAIN, Ok(Some(state)));
+        lab.host.set_tpm_folder(&tpm_folder(&lab));
         let mut world = World {
             lab,
             moments: Vec::new(),
@@ -68,8 +90,10 @@ impl World {
 
     /// An independent copy of this world.
     pub fn fork(&self) -> World {
+        let lab = self.lab.fork();
+        lab.host.set_tpm_folder(&tpm_folder(&lab));
         World {
-            lab: self.lab.fork(),
+            lab,
             moments: self.moments.clone(),
             writes: self.writes,
         }
@@ -273,6 +297,11 @@ impl World {
         let domain = self.lab.host.domain(DOMAIN).expect("it is there");
         self.lab.host.checkpoints(&domain).expect("they are listed").len()
     }
+}
+
+/// libvirt's folder with the states of TPMs.
+pub fn tpm_folder(lab: &Lab) -> std::path::PathBuf {
+    lab.folder.path().join("swtpm")
 }
 
 fn is_failed(outcome: &backup::PruneOutcome) -> bool {

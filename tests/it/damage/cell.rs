@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use vmsnap::model::restore_point::{DiskPoint, Level};
 use vmsnap::model::text::with_sources;
+use vmsnap::model::tpm_state::pack;
 use vmsnap::ops::list::list;
 use vmsnap::ops::restore::{DefineOptions, Options, plan};
 use vmsnap::ops::status::status;
@@ -14,6 +15,9 @@ use vmsnap::ops::{Cause, Class, Error};
 use super::Target;
 use super::kinds::{Kind, State, Victim, inflict, state};
 use super::stage::{DISKS, POINTS, Stage, is_below};
+
+/// The files of a restore point that define its domain.
+const SMALL_FILES: [&str; 3] = ["domain.xml", "nvram.fd", "tpm.tar"];
 
 type Checked = Result<(), String>;
 
@@ -134,7 +138,7 @@ impl Cell {
         }
         for point in &listed[0].points {
             let number = self.number(&point.point.id)?;
-            let own = ["domain.xml", "nvram.fd"].map(|name| self.stage.points[number].dir.join(name));
+            let own = SMALL_FILES.map(|name| self.stage.points[number].dir.join(name));
             let is_broken = own.iter().any(|path| self.found(path) == State::Visible)
                 || (0..DISKS.len()).any(|disk| {
                     let ways = self.in_the_way(number, disk);
@@ -192,7 +196,7 @@ impl Cell {
             let ways_of_disk = self.in_the_way(point, disk).into_iter();
             ways.extend(ways_of_disk.filter(|(_, found)| *found == State::Visible));
         }
-        for name in ["domain.xml", "nvram.fd"] {
+        for name in SMALL_FILES {
             let path = moment.dir.join(name);
             let found = self.found(&path);
             if found != State::Same {
@@ -203,14 +207,13 @@ impl Cell {
         match plan("vm1", lab.repo.as_ref(), Some(&lab.host), &options) {
             Ok(_) if !ways.is_empty() => Err(format!("it ignores {ways:?}")),
             Ok(plan) => {
-                let nvram = plan
-                    .define
-                    .and_then(|define| define.nvram)
-                    .and_then(|nvram| nvram.content);
-                let before = fs::read(moment.dir.join("nvram.fd")).ok();
-                (nvram == before)
+                let define = plan.define.ok_or("nothing is defined")?;
+                let nvram = define.nvram.and_then(|nvram| nvram.content);
+                let tpm = define.tpm.and_then(|tpm| pack(&tpm.files).ok());
+                let before = |name| fs::read(moment.dir.join(name)).ok();
+                (nvram == before("nvram.fd") && tpm == before("tpm.tar"))
                     .then_some(())
-                    .ok_or_else(|| "other variables".to_owned())
+                    .ok_or_else(|| "another state of the firmware".to_owned())
             }
             Err(error) => names(&error, &ways),
         }
@@ -373,6 +376,7 @@ fn victim(stage: &Stage, target: Target) -> Victim {
         Target::Image(point) => of_point(point, "vda.qcow2"),
         Target::DomainXml(point) => of_point(point, "domain.xml"),
         Target::Nvram(point) => of_point(point, "nvram.fd"),
+        Target::Tpm(point) => of_point(point, "tpm.tar"),
         Target::CheckpointXml(point) => {
             let checkpoints = stage.period().join("checkpoints");
             let twin = if point == 2 { 1 } else { 2 };

@@ -28,12 +28,13 @@ pub enum Target {
     Image(usize),
     DomainXml(usize),
     Nvram(usize),
+    Tpm(usize),
     CheckpointXml(usize),
     Intent,
     Lock,
 }
 
-const TARGETS: [Target; 13] = [
+const TARGETS: [Target; 14] = [
     Target::Manifest(0),
     Target::Manifest(1),
     Target::Manifest(3),
@@ -43,6 +44,7 @@ const TARGETS: [Target; 13] = [
     Target::DomainXml(1),
     Target::DomainXml(3),
     Target::Nvram(1),
+    Target::Tpm(1),
     Target::CheckpointXml(1),
     Target::CheckpointXml(3),
     Target::Intent,

@@ -6,6 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use vmsnap::host::Host;
+use vmsnap::model::firmware::Tpm;
+use vmsnap::model::tpm_state::{TpmFile, TpmState};
 
 use crate::lab::{CLUSTER, DEAD, InFolder, Lab, tree};
 
@@ -90,11 +92,20 @@ fn story(lab: &mut Lab, domain: &str, seed: u8) -> Vec<Moment> {
     lab.host.change(domain, |found| {
         found.inactive_xml = definition(domain, &found.uuid);
     });
+    lab.host.add_tpm(
+        domain,
+        Tpm {
+            version: "2.0".to_owned(),
+            ..Tpm::default()
+        },
+    );
+    lab.host.set_tpm_folder(&lab.folder.path().join("swtpm"));
     let mut points = Vec::new();
     for number in 0..POINTS as u8 {
         let byte = seed + number;
-        // Each point has its own UEFI variables and XML, so that an exchanged file is recognisable.
+        // Each point has its own UEFI variables and TPM, so that an exchanged file is recognisable.
         lab.host.set_nvram(domain, &[byte; 300]);
+        lab.host.set_tpm_state(domain, Ok(Some(tpm_state(byte))));
         lab.host.disk(domain, DISKS[0], |disk| {
             let start = usize::from(number) * CLUSTER;
             disk.write(start, &[byte; CLUSTER]);
@@ -115,6 +126,18 @@ fn story(lab: &mut Lab, domain: &str, seed: u8) -> Vec<Moment> {
         });
     }
     points
+}
+
+fn tpm_state(byte: u8) -> TpmState {
+    TpmState {
+        files: vec![TpmFile {
+            name: "tpm2-00.permall".to_owned(),
+            content: vec![byte; 700],
+            owner: (0, 0),
+            changed: 0,
+        }],
+        is_whole: true,
+    }
 }
 
 fn definition(name: &str, uuid: &str) -> String {

@@ -81,6 +81,11 @@ impl Store for FailingStore {
         DiskStore.create_open_dir(path)
     }
 
+    fn create_passage(&self, path: &Path) -> io::Result<()> {
+        self.0.call_for_room(path)?;
+        DiskStore.create_passage(path)
+    }
+
     fn create_claimed(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)> {
         self.0.call_for_room(path)?;
         let (image, claim) = DiskStore.create_claimed(path)?;

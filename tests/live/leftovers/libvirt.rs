@@ -11,11 +11,12 @@ use crate::process::{COMMAND_DEADLINE, Finished, command, processes_with, run_wi
 const DEFINITIONS: &str = "/etc/libvirt/qemu";
 
 /// The folders in which libvirt keeps files named after a domain.
-const FOLDERS: [&str; 13] = [
+const FOLDERS: [&str; 15] = [
     DEFINITIONS,
     "/etc/libvirt/qemu/autostart",
     "/run/libvirt/qemu",
     "/run/libvirt/qemu/channel",
+    "/run/libvirt/qemu/swtpm",
     "/run/libvirt/storage",
     "/var/lib/libvirt/qemu",
     "/var/lib/libvirt/qemu/channel/target",
@@ -25,6 +26,7 @@ const FOLDERS: [&str; 13] = [
     "/var/lib/libvirt/qemu/save",
     "/var/lib/libvirt/qemu/snapshot",
     "/var/log/libvirt/qemu",
+    "/var/log/swtpm/libvirt/qemu",
 ];
 
 /// The sockets on which a system daemon answers.
@@ -71,7 +73,7 @@ pub fn forget(name: &str) {
     let is_its = |file: &str| {
         let is_file = file
             .strip_prefix(name)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.') || rest == "-swtpm.log");
         is_file || is_dead_folder(file, name)
     };
     let entries = FOLDERS.iter().filter_map(|folder| fs::read_dir(folder).ok());

@@ -12,7 +12,7 @@ use crate::process::{command_line, is_alive, start_time, wait_until};
 
 /// The programs that tests start and that may outlive them. A user's shell or editor in a folder of
 /// the tests is not one of them.
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 11] = [
     "libvirtd",
     "nbdkit",
     "qemu-img",
@@ -20,6 +20,7 @@ const PROGRAMS: [&str; 10] = [
     "qemu-nbd",
     "qemu-storage-daemon",
     "qemu-system-x86_64",
+    "swtpm",
     "unshare",
     "virtlogd",
     "vmsnap",

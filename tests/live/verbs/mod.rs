@@ -7,6 +7,7 @@ mod compare;
 mod compressed;
 mod define;
 mod disks;
+mod firmware;
 mod interrupted;
 mod kinds;
 mod names;
