@@ -90,7 +90,12 @@ fn secrets_reach_the_program_and_no_command_line() {
             .iter()
             .any(|word| word.to_string_lossy().contains("geheim"))
     );
-    qemu_img("create an image", &arguments, &limit()).expect("qemu-img reads the secret");
+    // qemu-img measures the key derivation, which sometimes fails on a busy machine.
+    let create = || match qemu_img("create an image", &arguments, &limit()) {
+        Err(error) if error.to_string().contains("accurate CPU usage") => false,
+        created => created.map(|_| true).expect("qemu-img reads the secret"),
+    };
+    assert!((0..20).any(|_| create()), "qemu-img makes an encrypted image");
     let mut node = serde_json::json!({"driver": "qcow2", "file": {"driver": "file", "filename": image}});
     node["encrypt"] = serde_json::json!({"format": "luks", "key-secret": "key0"});
     let open = |keys| Target::new(&node, "a", keys).expect("it is short");
