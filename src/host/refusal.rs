@@ -58,7 +58,7 @@ pub enum Refusal {
     #[error("the domain was started after its backup was planned: run again")]
     StartedMeanwhile,
     /// The changes of a disk were to be read, but the disk was requested in full.
-    #[error("cannot read only the changes of disk {disk}: the job was started for the whole disk")]
+    #[error("cannot read the changes of disk {disk} alone: the job was started for the whole disk")]
     RequestedInFull {
         /// The disk's target.
         disk: String,

@@ -31,10 +31,10 @@ impl Order {
             return refuse("it starts before the end of the previous block");
         }
         if !offset.is_multiple_of(CLUSTER) {
-            return refuse("it does not start on a cluster");
+            return refuse("it does not start at a cluster boundary");
         }
         if end != self.size && !length.is_multiple_of(CLUSTER) {
-            return refuse("it does not end on a cluster");
+            return refuse("it does not end at a cluster boundary");
         }
         self.position = end;
         Ok(())

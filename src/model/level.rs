@@ -108,7 +108,7 @@ pub enum LevelReason {
     StandaloneCopy,
     /// Full: the period holds no restore point yet.
     FirstOfPeriod,
-    /// Full: the domain has no restore point yet.
+    /// Full: the domain has no restore point yet, except standalone copies.
     FirstOfDomain,
     /// Full: a comparison has found a write that a bitmap of the disk missed.
     MissedWrite {
@@ -135,7 +135,7 @@ impl fmt::Display for LevelReason {
             LevelReason::FullOnly(why) => f.write_str(why),
             LevelReason::StandaloneCopy => f.write_str("a standalone copy"),
             LevelReason::FirstOfPeriod => f.write_str("first of the period"),
-            LevelReason::FirstOfDomain => f.write_str("the first restore point"),
+            LevelReason::FirstOfDomain => f.write_str("first of the domain"),
             LevelReason::MissedWrite { disk, compared_with } => write!(
                 f,
                 "a comparison with {compared_with} found a write that a bitmap of disk {disk} had missed"

@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::ops::retention::{Policy, Quota, Rule, Within};
 
-/// The rules of a policy. Their names and meanings are those of restic.
+/// The rules and the span of a policy. Their names and meanings are those of restic.
 #[derive(Debug, Args)]
 pub struct KeepArgs {
     /// Keep the newest N restore points. Here and below, N may be unlimited or -1, which keeps all

@@ -40,7 +40,7 @@ pub struct RepositoryArgs {
 /// The hypervisor to connect to.
 #[derive(Debug, Args)]
 pub struct ConnectArgs {
-    /// Connection URI of the hypervisor [default: as virsh chooses]
+    /// Connection URI of the hypervisor [default: libvirt's default]
     #[arg(
         help_heading = "Hypervisor",
         short,
