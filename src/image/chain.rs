@@ -1,7 +1,6 @@
 //! Reads a chain of images as one disk, each byte from the newest image that has it, and verifies
 //! each image as a whole.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +8,7 @@ use std::time::Duration;
 use super::qcow2::decompress::ClusterPart;
 use super::qcow2::{CompressedCluster, Decompressor, Image, MappedRun, Mapping};
 use super::sequential::Sequential;
-use super::{Error, Result, cache};
+use super::{Error, Result, StoredFile, cache};
 use crate::model::block::{Block, BlockError, BlockSource, CLUSTER, Content};
 use crate::model::buffer::{Buffer, BufferPool};
 use crate::model::stop::Stop;
@@ -17,7 +16,7 @@ use crate::model::stop::Stop;
 mod compressed;
 mod disk;
 
-pub use super::pieces::Recorded;
+pub use super::recorded::Recorded;
 pub use disk::{ChainDisk, ChainExtent};
 
 use disk::CheckedFile;
@@ -43,7 +42,7 @@ fn windows(images: usize) -> (usize, usize) {
 #[derive(Debug)]
 pub struct ChainImage {
     /// The open file.
-    pub file: File,
+    pub file: StoredFile,
     /// Its path, for messages only.
     pub path: PathBuf,
     /// The recorded length and digests. Without them the image is read but not verified.
@@ -53,7 +52,7 @@ pub struct ChainImage {
 impl ChainImage {
     /// Drops the cached pages, so that the next reads come from the disk.
     pub fn forget_cached(&self) {
-        cache::forget(&self.file);
+        cache::forget(self.file.file());
     }
 }
 
@@ -345,7 +344,11 @@ impl ChainSource {
         self.layers
             .iter_mut()
             .filter_map(|layer| layer.whole.as_mut())
-            .try_for_each(Sequential::finish)
+            .try_for_each(Sequential::finish)?;
+        // Where locks do not keep readers and merges apart, a merge may have continued an image.
+        self.layers
+            .iter()
+            .try_for_each(|layer| layer.image.check_unchanged())
     }
 
     fn check_stop(&self) -> Result<()> {
@@ -402,9 +405,8 @@ impl Layer {
         // A wrong length explains any other fault, so it is reported first.
         if let Some(recorded) = &recorded {
             let actual = file
-                .metadata()
-                .map_err(|error| Error::of_file("examine", &path, error))?
-                .len();
+                .length()
+                .map_err(|error| Error::of_file("examine", &path, error))?;
             if actual != recorded.bytes {
                 return Err(Error::Length {
                     path,

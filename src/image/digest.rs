@@ -10,9 +10,13 @@ use std::path::Path;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use blake3::{Hash, Hasher};
 
-use super::{Error, Result, cache};
+use super::{Error, Result, StoredFile, cache};
 use crate::model::block::{CLUSTER, Pieces};
 use crate::model::stop::Stop;
+
+mod continued;
+
+pub(super) use continued::{TailDigest, can_continue};
 
 /// Length of a piece, in bytes, unless the file is so long that pieces are merged.
 const SHORTEST_PIECE: u64 = 1 << 20;
@@ -155,7 +159,7 @@ fn subtree_at(offset: u64) -> Hasher {
 /// # Errors
 /// If the file cannot be read, or a stop was requested.
 pub(crate) fn damaged_ranges(
-    file: &File,
+    file: &StoredFile,
     path: &Path,
     pieces: &Pieces,
     most: usize,
@@ -184,7 +188,7 @@ pub(crate) fn damaged_ranges(
 /// Returns the end of a piece, which the file's end may cut short, and its digest: `None` if the
 /// file has no byte of the piece.
 fn read_piece(
-    file: &File,
+    file: &StoredFile,
     path: &Path,
     piece: Range<u64>,
     stop: &Stop,
@@ -192,7 +196,7 @@ fn read_piece(
     let mut hasher = subtree_at(piece.start);
     let start = piece.start;
     let at = hash_range(file, path, piece, &mut hasher, stop)?;
-    cache::forget_until(file, start, at);
+    cache::forget_until(file.file(), start, at);
     let digest = (at > start).then(|| hasher.finalize_non_root());
     Ok((at, digest))
 }
@@ -203,7 +207,7 @@ fn read_piece(
 /// # Errors
 /// If the file cannot be read, or a stop was requested.
 pub(super) fn piece_digest(
-    file: &File,
+    file: &StoredFile,
     path: &Path,
     piece: Range<u64>,
     stop: &Stop,
@@ -217,7 +221,7 @@ pub(super) fn piece_digest(
 ///
 /// # Errors
 /// If the file cannot be read, or a stop was requested.
-pub(super) fn whole_digest(file: &File, path: &Path, stop: &Stop) -> Result<String> {
+pub(super) fn whole_digest(file: &StoredFile, path: &Path, stop: &Stop) -> Result<String> {
     let mut hasher = Hasher::new();
     hash_range(file, path, 0..u64::MAX, &mut hasher, stop)?;
     Ok(hasher.finalize().to_hex().to_string())
@@ -225,12 +229,18 @@ pub(super) fn whole_digest(file: &File, path: &Path, stop: &Stop) -> Result<Stri
 
 /// Hashes a range of a file, and returns its end, which the file's end may cut short. Only the last
 /// pages of a long range stay in the page cache.
-fn hash_range(file: &File, path: &Path, range: Range<u64>, hasher: &mut Hasher, stop: &Stop) -> Result<u64> {
+fn hash_range(
+    file: &StoredFile,
+    path: &Path,
+    range: Range<u64>,
+    hasher: &mut Hasher,
+    stop: &Stop,
+) -> Result<u64> {
     let mut buffer = vec![0; 256 * 1024];
     let (mut at, mut released) = (range.start, range.start);
     while at < range.end {
         if stop.requested() {
-            cache::forget(file);
+            cache::forget(file.file());
             return Err(Error::Stopped);
         }
         let room = (range.end - at).min(buffer.len() as u64);
@@ -245,7 +255,7 @@ fn hash_range(file: &File, path: &Path, range: Range<u64>, hasher: &mut Hasher, 
             Err(error) => return Err(Error::io("read", path, at, error)),
         }
         if at - released >= STRETCH {
-            cache::forget_until(file, released, at);
+            cache::forget_until(file.file(), released, at);
             released = at;
         }
     }
@@ -304,7 +314,14 @@ mod tests {
     }
 
     fn damaged(bytes: &[u8], pieces: &Pieces) -> Vec<Range<u64>> {
-        damaged_ranges(&on_disk(bytes), Path::new("x"), pieces, 3, &Stop::default()).expect("it can be read")
+        damaged_ranges(
+            &on_disk(bytes).into(),
+            Path::new("x"),
+            pieces,
+            3,
+            &Stop::default(),
+        )
+        .expect("it can be read")
     }
 
     #[test]
@@ -339,9 +356,14 @@ mod tests {
         }
         let end = bytes.len() as u64;
         assert_eq!(damaged(&bytes, &pieces), [0..3 * MIB, 5 * MIB..end]);
-        let alone: Vec<Range<u64>> =
-            damaged_ranges(&on_disk(&bytes), Path::new("x"), &pieces, 1, &Stop::default())
-                .expect("it can be read");
+        let alone: Vec<Range<u64>> = damaged_ranges(
+            &on_disk(&bytes).into(),
+            Path::new("x"),
+            &pieces,
+            1,
+            &Stop::default(),
+        )
+        .expect("it can be read");
         assert_eq!(alone, std::slice::from_ref(&(0..3 * MIB)));
         bytes.truncate(3 * MIB as usize);
         assert_eq!(damaged(&bytes, &pieces), std::slice::from_ref(&(0..3 * MIB)));

@@ -4,9 +4,7 @@
 //! plain disk. [`chain::ChainSource`] turns a chain of images back into blocks, and verifies every
 //! image that has a recorded digest.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::model::block::{BlockError, BlockErrorKind};
@@ -20,10 +18,14 @@ mod behind;
 mod cache;
 mod order;
 mod pieces;
+mod recorded;
 mod sequential;
+mod stored;
 mod whole;
 mod zero;
 
+#[cfg(test)]
+mod continuations;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
@@ -31,6 +33,7 @@ mod samples;
 
 pub(crate) use digest::damaged_ranges;
 pub use digest::file_digest;
+pub use stored::StoredFile;
 pub(crate) use whole::verify_file;
 
 /// The result of functions in this module.
@@ -125,6 +128,12 @@ pub enum Error {
         /// Length of the piece, in bytes.
         length: u64,
     },
+    /// An image was changed while it was read.
+    #[error("{} was changed while it was read: read again", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
     /// The target is too small for the disk.
     #[error("{} is too small: it has {actual} bytes, the disk needs {needed}", path.display())]
     TooSmall {
@@ -190,7 +199,7 @@ impl Error {
             Error::Size { .. } | Error::BackingName { .. } | Error::Block { .. } | Error::EmptyChain => {
                 BlockErrorKind::Invalid
             }
-            Error::Closed { .. } => BlockErrorKind::Io,
+            Error::Closed { .. } | Error::Changed { .. } => BlockErrorKind::Io,
         }
     }
 
@@ -231,7 +240,7 @@ impl From<Error> for BlockError {
 }
 
 /// Fills all of `out` from `offset` of the file.
-fn read_exact_at(file: &File, path: &Path, out: &mut [u8], offset: u64) -> Result<()> {
+fn read_exact_at(file: &StoredFile, path: &Path, out: &mut [u8], offset: u64) -> Result<()> {
     match file.read_exact_at(out, offset) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Error::Truncated {

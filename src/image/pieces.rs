@@ -1,26 +1,15 @@
 //! Verifies the pieces of a file when they are first used.
 
-use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::digest::{piece_digest, whole_digest};
-use super::{Error, Result};
+use super::recorded::Recorded;
+use super::{Error, Result, StoredFile};
 use crate::model::block::Pieces;
 use crate::model::stop::Stop;
-
-/// The length and digests that were recorded when a file was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recorded {
-    /// Length of the file in bytes.
-    pub bytes: u64,
-    /// BLAKE3 of the whole file, in hexadecimal.
-    pub blake3: String,
-    /// The digests of its pieces, if it has several.
-    pub pieces: Option<Pieces>,
-}
 
 /// How long a thread waits for another thread's result before it checks for a stop request
 /// again.
@@ -32,7 +21,7 @@ const GLANCE: Duration = Duration::from_millis(100);
 /// buffer, so the memory does not grow with it.
 #[derive(Debug)]
 pub(super) struct PieceChecks {
-    file: Arc<File>,
+    file: Arc<StoredFile>,
     path: PathBuf,
     recorded: Recorded,
     stop: Stop,
@@ -71,14 +60,19 @@ impl PieceChecks {
     ///
     /// # Errors
     /// [`Error::Length`] if the file's length differs from the recorded one.
-    pub(super) fn new(file: Arc<File>, path: PathBuf, recorded: Recorded, stop: Stop) -> Result<PieceChecks> {
-        let found = file
-            .metadata()
+    pub(super) fn new(
+        file: Arc<StoredFile>,
+        path: PathBuf,
+        recorded: Recorded,
+        stop: Stop,
+    ) -> Result<PieceChecks> {
+        let actual = file
+            .length()
             .map_err(|error| Error::of_file("examine", &path, error))?;
-        if found.len() != recorded.bytes {
+        if actual != recorded.bytes {
             return Err(Error::Length {
                 path,
-                actual: found.len(),
+                actual,
                 expected: recorded.bytes,
             });
         }
@@ -182,6 +176,7 @@ mod tests {
     use super::*;
     use crate::image::digest::FileDigest;
     use crate::image::samples::{C, memory_file};
+    use std::fs::File;
     use std::os::unix::fs::FileExt;
 
     const MIB: u64 = 1 << 20;
@@ -201,9 +196,10 @@ mod tests {
         (bytes, recorded)
     }
 
-    fn checks(bytes: &[u8], recorded: &Recorded, stop: &Stop) -> (Arc<File>, PieceChecks) {
-        let file = Arc::new(memory_file(bytes));
-        let checks = PieceChecks::new(Arc::clone(&file), "x".into(), recorded.clone(), stop.clone());
+    fn checks(bytes: &[u8], recorded: &Recorded, stop: &Stop) -> (File, PieceChecks) {
+        let file = memory_file(bytes);
+        let stored = StoredFile::from(file.try_clone().expect("a second handle"));
+        let checks = PieceChecks::new(Arc::new(stored), "x".into(), recorded.clone(), stop.clone());
         (file, checks.expect("it has its length"))
     }
 
@@ -265,7 +261,7 @@ mod tests {
     #[test]
     fn another_length_is_refused_at_once() {
         let (bytes, recorded) = sample();
-        let file = Arc::new(memory_file(&bytes[1..]));
+        let file = Arc::new(memory_file(&bytes[1..]).into());
         let refused = PieceChecks::new(file, "x".into(), recorded, Stop::default());
         assert!(matches!(refused, Err(Error::Length { .. })), "{refused:?}");
     }

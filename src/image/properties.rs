@@ -16,14 +16,14 @@ use crate::model::stop::Stop;
 
 /// One backup's changes: the disk's new size, and blocks with gaps between them.
 #[derive(Clone, Debug)]
-struct Layer {
-    sectors: usize,
+pub(super) struct Layer {
+    pub(super) sectors: usize,
     blocks: Vec<(usize, usize, Vec<Option<u8>>)>,
     detect_zeroes: bool,
     compress: bool,
 }
 
-fn layer() -> impl Strategy<Value = Layer> {
+pub(super) fn layer() -> impl Strategy<Value = Layer> {
     // A gap in clusters, then a run of clusters. Zero blocks are lists of `None`; data blocks may
     // hold zeroes as well.
     let cluster = prop_oneof![1 => Just(Some(0)), 3 => (1..=255u8).prop_map(Some)];
@@ -76,7 +76,7 @@ fn apply(layer: &Layer, disk: &mut Vec<u8>) -> Vec<Block> {
 }
 
 /// A chain of images, oldest first, and the content of the disk after the last one.
-fn chain(layers: &[Layer]) -> (Vec<(File, Written)>, Vec<u8>) {
+pub(super) fn chain(layers: &[Layer]) -> (Vec<(File, Written)>, Vec<u8>) {
     let mut disk = Vec::new();
     let images = layers
         .iter()

@@ -3,12 +3,17 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
+use super::StoredFile;
 use super::chain::{ChainImage, ChainSource, Recorded};
+use super::digest::piece_digest;
 use super::qcow2::{CompressingWriter, Qcow2Options, Qcow2Writer};
-use crate::model::block::{Block, BlockError, BlockSink, BlockSource, CLUSTER, Content, ImageFile, Written};
+use crate::model::block::{
+    Block, BlockError, BlockSink, BlockSource, CLUSTER, Content, ImageFile, Pieces, Written,
+};
 use crate::model::buffer::{Buffer, BufferPool};
 use crate::model::compression::ZstdLevel;
 use crate::model::stop::Stop;
@@ -138,7 +143,7 @@ fn write(
 /// An image for a chain, with or without its recorded digest.
 pub(super) fn link(file: &File, written: Option<&Written>) -> ChainImage {
     ChainImage {
-        file: file.try_clone().expect("a second handle"),
+        file: file.try_clone().expect("a second handle").into(),
         path: "sample.qcow2".into(),
         recorded: written.map(|written| Recorded {
             bytes: written.file_bytes,
@@ -171,6 +176,18 @@ pub(super) fn read_chain(images: Vec<ChainImage>) -> Result<Vec<u8>, BlockError>
     }
     assert_eq!(disk.len() as u64, source.size());
     Ok(disk)
+}
+
+/// The digests of the pieces of a file, as its writer would record them.
+pub(super) fn pieces_of(file: &File, size: u64) -> Pieces {
+    let length = file.metadata().expect("it has a length").len();
+    let stored = StoredFile::from(file.try_clone().expect("a second handle"));
+    let digest = |start: u64| {
+        let range = start..length.min(start + size);
+        piece_digest(&stored, Path::new("x"), range, &Stop::default()).expect("it can be read")
+    };
+    let digests = (0..length).step_by(size as usize).map(digest).collect();
+    Pieces { size, digests }
 }
 
 /// A file on a full file system.

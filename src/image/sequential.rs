@@ -1,12 +1,11 @@
 //! Reads and hashes a file once, front to back, and hands out requested parts on the way.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{Advice, fadvise};
 
-use super::{Error, Result, cache, read_exact_at};
+use super::{Error, Result, StoredFile, cache, read_exact_at};
 use crate::model::stop::Stop;
 
 /// How much is read before its pages are dropped, in bytes.
@@ -20,7 +19,7 @@ const PIECE: usize = 1024 * 1024;
 /// rising offsets, and everything is read once. Earlier offsets can be requested too, and are read
 /// again.
 pub(super) struct Sequential {
-    file: Arc<File>,
+    file: Arc<StoredFile>,
     path: PathBuf,
     length: u64,
     expected: String,
@@ -39,7 +38,7 @@ impl Sequential {
     /// Prepares a file of `length` bytes whose BLAKE3 digest should be `expected` (hexadecimal). It
     /// takes `window_size` bytes of memory.
     pub(super) fn new(
-        file: Arc<File>,
+        file: Arc<StoredFile>,
         path: PathBuf,
         length: u64,
         expected: String,
@@ -47,7 +46,7 @@ impl Sequential {
         stop: Stop,
     ) -> Self {
         // Advice only: a file system that ignores it reads all the same.
-        let _ = fadvise(&*file, 0, None, Advice::Sequential);
+        let _ = fadvise(file.file(), 0, None, Advice::Sequential);
         Sequential {
             file,
             path,
@@ -126,7 +125,7 @@ impl Sequential {
     /// at most as long as reading 32 MiB.
     pub(super) fn break_off(&mut self) {
         if self.cursor > 0 && self.cursor < self.length {
-            cache::await_read_ahead(&self.file, self.cursor);
+            cache::await_read_ahead(self.file.file(), self.cursor);
         }
     }
 
@@ -170,7 +169,7 @@ impl Sequential {
     }
 
     fn release(&mut self) {
-        cache::forget_until(&self.file, self.released, self.cursor);
+        cache::forget_until(self.file.file(), self.released, self.cursor);
         self.released = self.cursor;
     }
 }
@@ -178,7 +177,7 @@ impl Sequential {
 impl Drop for Sequential {
     /// After success or failure, drops the pages that were read ahead or read again.
     fn drop(&mut self) {
-        cache::forget(&self.file);
+        cache::forget(self.file.file());
     }
 }
 
@@ -195,7 +194,7 @@ mod tests {
     use proptest::prelude::*;
     use std::os::unix::fs::FileExt;
 
-    fn sample(length: usize) -> (Vec<u8>, Arc<File>) {
+    fn sample(length: usize) -> (Vec<u8>, Arc<StoredFile>) {
         let mut bytes = vec![0; length];
         blake3::Hasher::new()
             .update(b"sample")
@@ -203,10 +202,10 @@ mod tests {
             .fill(&mut bytes);
         let file = tempfile::tempfile().expect("a temporary file");
         file.write_all_at(&bytes, 0).expect("it can be written");
-        (bytes, Arc::new(file))
+        (bytes, Arc::new(file.into()))
     }
 
-    fn reader(bytes: &[u8], file: &Arc<File>, window: usize) -> Sequential {
+    fn reader(bytes: &[u8], file: &Arc<StoredFile>, window: usize) -> Sequential {
         let digest = blake3::hash(bytes).to_hex().to_string();
         Sequential::new(
             Arc::clone(file),

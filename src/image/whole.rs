@@ -1,12 +1,11 @@
 //! Verifies a file as a whole: its length and its digest.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::pieces::Recorded;
+use super::recorded::Recorded;
 use super::sequential::Sequential;
-use super::{Error, Result, cache};
+use super::{Error, Result, StoredFile, cache};
 use crate::model::stop::Stop;
 
 /// How much is read at once, in bytes.
@@ -19,24 +18,24 @@ const PIECE: usize = 1024 * 1024;
 /// [`Error::Length`] or [`Error::Digest`] if the file does not match; others if it cannot be read,
 /// or a stop was requested.
 pub(crate) fn verify_file(
-    file: File,
+    file: StoredFile,
     path: &Path,
     recorded: &Recorded,
     stop: &Stop,
     progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let found = file
-        .metadata()
+    let actual = file
+        .length()
         .map_err(|error| Error::of_file("examine", path, error))?;
-    if found.len() != recorded.bytes {
+    if actual != recorded.bytes {
         return Err(Error::Length {
             path: path.to_owned(),
-            actual: found.len(),
+            actual,
             expected: recorded.bytes,
         });
     }
     // The bytes on the disk have to be verified, not those in the page cache.
-    cache::forget(&file);
+    cache::forget(file.file());
     let digest = recorded.blake3.clone();
     let stop = stop.clone();
     let mut whole = Sequential::new(

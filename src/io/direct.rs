@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate, fcntl_getfl, fcntl_setfl};
 
 use crate::model::block::ImageFile;
 use crate::model::buffer::ALIGNMENT;
@@ -102,6 +103,16 @@ impl ImageFile for DirectFile {
             let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
         }
         Ok(())
+    }
+
+    fn free(&mut self, range: Range<u64>) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(
+            &self.file,
+            flags,
+            range.start,
+            range.end - range.start,
+        )?)
     }
 }
 

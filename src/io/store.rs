@@ -27,6 +27,16 @@ pub trait Store: Send + Sync {
     /// Creates a file for an image; an existing one is an error.
     fn create_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>>;
 
+    /// Opens an existing image to write more to it.
+    fn continue_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>>;
+
+    /// Gives a file a second name; an existing one is an error.
+    ///
+    /// # Errors
+    /// `Unsupported`, `PermissionDenied` or `CrossesDevices` if the file system cannot do that for
+    /// these two names.
+    fn link(&self, file: &Path, name: &Path) -> io::Result<()>;
+
     /// Creates a file that has no meaning until it is renamed, and claims it. Until the claim is
     /// dropped or its owner dies, [`Store::remove_unclaimed`] leaves the file alone. An existing
     /// file is an error.
@@ -109,6 +119,20 @@ impl Store for DiskStore {
 
     fn create_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>> {
         Ok(Box::new(DirectFile::new(create_new(path)?)))
+    }
+
+    fn continue_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>> {
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(flags.bits() as i32)
+            .open(path)?;
+        Ok(Box::new(DirectFile::new(file)))
+    }
+
+    fn link(&self, file: &Path, name: &Path) -> io::Result<()> {
+        std::fs::hard_link(file, name)
     }
 
     fn create_claimed(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)> {

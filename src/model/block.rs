@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::io;
+use std::ops::Range;
 
 use super::buffer::Buffer;
 
@@ -110,6 +111,26 @@ pub struct Written {
     pub blake3: Option<String>,
     /// Digests of the file's pieces; `None` if the file has no digest or is a single piece.
     pub pieces: Option<Pieces>,
+    /// If an existing image was continued: the changes that make the file the new image. Length and
+    /// digests are those of the file with the changes.
+    pub patch: Option<Patch>,
+}
+
+/// Changes in an image that turn it into its continuation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Patch {
+    /// The new first bytes of the file.
+    pub header: Vec<u8>,
+    /// Ranges of the file that hold nothing any more and become zero, in bytes: in order, behind
+    /// the header, and without overlap.
+    pub freed: Vec<Range<u64>>,
+}
+
+impl Patch {
+    /// How many bytes become free.
+    pub fn freed_bytes(&self) -> u64 {
+        self.freed.iter().map(|range| range.end - range.start).sum()
+    }
 }
 
 /// Digests of the pieces of a file, which locate damage in it.
@@ -134,6 +155,15 @@ pub trait ImageFile: Send {
 
     /// Brings everything written so far to stable storage.
     fn sync(&mut self) -> io::Result<()>;
+
+    /// Gives the storage of a range back, which then reads as zero. The length of the file stays.
+    ///
+    /// # Errors
+    /// `Unsupported` if the file system cannot do that.
+    fn free(&mut self, range: Range<u64>) -> io::Result<()> {
+        let _ = range;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// The kind of a [`BlockError`]; the exit code and the hint follow from it.

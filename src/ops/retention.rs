@@ -12,7 +12,9 @@ use super::monitor::{self, Event, Monitor};
 use super::{Cause, Error, Result};
 use crate::model::finding::Finding;
 use crate::model::stop::Stop;
-use crate::repo::{DomainRepository, DomainWriter, History, Leftover, Merge, Merged, RepoError, Repository};
+use crate::repo::{
+    DomainRepository, DomainWriter, History, Leftover, Merge, MergeWatch, Merged, RepoError, Repository,
+};
 
 mod after_backup;
 mod plan;
@@ -95,6 +97,10 @@ impl RetentionMeans<'_> {
             into: &planned.into,
             now: self.now.timestamp(),
             stop: self.stop,
+            watch: &Progress {
+                domain: self.domain,
+                monitor: self.monitor,
+            },
         };
         let merged = self.locked.merge_points(&history, &merge);
         merged.map_err(|error| match self.stop.reason() {
@@ -108,6 +114,39 @@ impl RetentionMeans<'_> {
             Some(reason) => Err(Error::of(self.domain, Cause::Stopped(reason))),
             None => Ok(()),
         }
+    }
+}
+
+/// Reports the progress of a merge.
+struct Progress<'a> {
+    domain: &'a str,
+    monitor: &'a dyn Monitor,
+}
+
+impl std::fmt::Debug for Progress<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Progress({})", self.domain)
+    }
+}
+
+impl MergeWatch for Progress<'_> {
+    fn begins(&self, disk: &str, size: u64) {
+        let (domain, file) = (self.domain, disk);
+        self.monitor.event(Event::FileBegins { domain, file, size });
+    }
+
+    fn at(&self, disk: &str, position: u64) {
+        let (domain, file) = (self.domain, disk);
+        self.monitor.event(Event::FileAt {
+            domain,
+            file,
+            position,
+        });
+    }
+
+    fn ends(&self, disk: &str) {
+        let (domain, file) = (self.domain, disk);
+        self.monitor.event(Event::FileEnds { domain, file });
     }
 }
 
@@ -256,7 +295,7 @@ pub(super) fn not_finished(removal: &Leftover) -> Finding {
         false => format!("removal of {location}"),
     };
     let what = format!(
-        "the interrupted {work} cannot be finished now, because files are being read or a manifest cannot be used: \
+        "the interrupted {work} cannot be finished now, because files are being read or cannot be changed, or a manifest cannot be used: \
          a later run will try again"
     );
     Finding::new(REMOVAL_WAITS, what)

@@ -1,6 +1,6 @@
 //! The content of a repository for one domain, independent of the kind of repository.
 
-use super::manifest::Manifest;
+use super::manifest::{FileEntry, Manifest};
 use super::proof::Proof;
 use crate::model::chain::Chains;
 use crate::model::finding::Finding;
@@ -26,6 +26,8 @@ pub struct History {
     pub findings: Vec<Finding>,
     /// The leftovers of unfinished runs.
     pub leftovers: Vec<Leftover>,
+    /// Whether a merge can continue an image where it is, instead of copying it.
+    pub(crate) can_continue: bool,
     /// Keeps the files in place that this history names.
     pub(crate) _guard: Option<Box<dyn Guard>>,
 }
@@ -75,9 +77,9 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// The total size of its files, in bytes.
+    /// What its files store, in bytes.
     pub(crate) fn size(&self) -> u64 {
-        self.manifest.files.iter().map(|file| file.size).sum()
+        self.manifest.files.iter().map(FileEntry::stored).sum()
     }
 }
 

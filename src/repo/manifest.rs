@@ -66,6 +66,9 @@ pub struct FileEntry {
     /// The digests of its pieces; `None` for small files and in manifests of the first versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pieces: Option<PieceEntry>,
+    /// How many of its bytes are holes that merges have left; `None` if no merge has continued it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unused: Option<u64>,
 }
 
 /// The digests of a file's pieces, which locate damage in it.
@@ -90,6 +93,11 @@ impl From<&Pieces> for PieceEntry {
 }
 
 impl FileEntry {
+    /// How many bytes the file stores: its length without holes that merges have left.
+    pub(crate) fn stored(&self) -> u64 {
+        self.size.saturating_sub(self.unused.unwrap_or(0))
+    }
+
     /// The digests of the file's pieces; `None` if they are missing or do not have the form that
     /// this program writes.
     pub fn pieces(&self) -> Option<Pieces> {
@@ -229,7 +237,7 @@ impl Manifest {
                 .chain(digests)
                 .all(|digest| is_digest(digest))
             {
-                return Err("invalid digest of a merged restore point".to_owned());
+                return Err("invalid digest of a manifest that a merge has replaced".to_owned());
             }
             names.extend(
                 merged
@@ -327,6 +335,7 @@ mod tests {
                 size: 262_144,
                 blake3: "0f".repeat(64),
             }),
+            unused: None,
         });
         Manifest::new("libvirt 9.0.0, QEMU 7.2.22", point, files.to_vec(), None)
     }

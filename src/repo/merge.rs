@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::manifest::Manifest;
 use super::{FileEntry, History, Kept, RepoError, Result};
-use crate::model::block::Written;
+use crate::model::block::{CLUSTER, Written};
 use crate::model::chain::KeptPoint;
 use crate::model::compression::Compression;
 use crate::model::restore_point::{self, DiskPoint, Level, MergedPoint, RestorePoint};
@@ -21,6 +21,29 @@ pub struct Merge<'a> {
     pub now: Timestamp,
     /// A request to stop. A merge that has not been committed yet is undone.
     pub stop: &'a Stop,
+    /// Receives progress.
+    pub watch: &'a dyn MergeWatch,
+}
+
+/// Receives the progress of a merge; `disk` is always the disk's target.
+pub trait MergeWatch: std::fmt::Debug + Sync {
+    /// The images of a disk of `size` bytes are about to be merged.
+    fn begins(&self, disk: &str, size: u64);
+
+    /// The images are merged up to this offset on the disk, in bytes.
+    fn at(&self, disk: &str, position: u64);
+
+    /// The images of the disk are merged, or their merge failed.
+    fn ends(&self, disk: &str);
+}
+
+/// Ignores the progress.
+impl MergeWatch for () {
+    fn begins(&self, _: &str, _: u64) {}
+
+    fn at(&self, _: &str, _: u64) {}
+
+    fn ends(&self, _: &str) {}
 }
 
 /// The result of a merge.
@@ -46,8 +69,73 @@ pub(crate) struct Plan<'a> {
     pub images: Vec<NewImage<'a>>,
     /// The number of merges into the restore point so far, including this one.
     pub number: usize,
-    /// The largest size of the new images together, in bytes.
+    /// The largest number of bytes that are written.
     pub bytes: u64,
+}
+
+/// How the image of a merge is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MergeKind {
+    /// The images that are merged are copied into a new one.
+    Copy,
+    /// The oldest image is continued in its file with what the newer ones hold.
+    Continue,
+}
+
+/// An image that is merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ImageSize {
+    /// Length of its file, in bytes.
+    pub file: u64,
+    /// How many of them are holes.
+    pub unused: u64,
+    /// How many bytes of the disk it changes.
+    pub changed: u64,
+}
+
+/// The most that the newer images of a merge may change, in bytes of the disk, if the oldest one is
+/// continued: what becomes free is listed in memory and in a file.
+const MOST_CHANGED: u64 = 128 << 30;
+/// An image whose file is this many times as long as what it holds is copied, so that holes do not
+/// add up for ever. Short files may have more.
+const MOST_LENGTH: u64 = 8;
+const SHORT: u64 = 1 << 30;
+
+impl ImageSize {
+    pub(crate) fn of(file: &FileEntry, disk: &DiskPoint) -> ImageSize {
+        ImageSize {
+            changed: disk.data_bytes.saturating_add(disk.zero_bytes),
+            file: file.size,
+            unused: file.unused.unwrap_or(0),
+        }
+    }
+
+    fn stored(self) -> u64 {
+        self.file.saturating_sub(self.unused)
+    }
+}
+
+/// Chooses how to merge images, oldest first, and says how many bytes that writes at most.
+pub(crate) fn method(can_continue: bool, images: &[ImageSize]) -> (MergeKind, u64) {
+    let Some((oldest, newer)) = images.split_first() else {
+        return (MergeKind::Copy, 0);
+    };
+    let changed = newer
+        .iter()
+        .fold(0, |sum: u64, image| sum.saturating_add(image.changed));
+    let newer = newer
+        .iter()
+        .fold(0, |sum: u64, image| sum.saturating_add(image.stored()));
+    let longest = oldest.stored().saturating_mul(MOST_LENGTH).max(SHORT);
+    let is_short = oldest.file.saturating_add(newer) <= longest;
+    if !can_continue || newer >= oldest.stored() || changed > MOST_CHANGED || !is_short {
+        return (MergeKind::Copy, newer.saturating_add(oldest.stored()));
+    }
+    // Refcount blocks of the old file, at most one for each 2 GiB and one for each GiB of their
+    // table, and the last clusters of each kind of table. The L2 tables that are written again are
+    // those that the newer images have, too.
+    let counts = (oldest.file >> 31) + (oldest.file >> 44) + 6;
+    (MergeKind::Continue, newer.saturating_add(counts * CLUSTER))
 }
 
 /// An image that replaces one of the restore point that stays.
@@ -61,10 +149,16 @@ pub(crate) struct NewImage<'a> {
     pub oldest: &'a DiskPoint,
     /// The restore point on which the new image depends.
     pub parent: Option<&'a Kept>,
+    /// How the new image is made.
+    pub kind: MergeKind,
     /// How the new image is compressed.
     pub compression: Compression,
-    /// The largest size of the new image, in bytes.
+    /// The largest number of bytes that are written.
     pub bytes: u64,
+    /// The same if the images are copied, whatever `kind` is.
+    pub copied: u64,
+    /// How many bytes of the oldest image are holes.
+    pub unused: u64,
 }
 
 /// Checks that a merge costs no other restore point anything, and plans it.
@@ -121,18 +215,30 @@ fn new_image<'a>(
     let is_in_run = |kept: &&&KeptPoint| merge.run.contains(&kept.point.id);
     let layers = 1 + line[1..].iter().take_while(is_in_run).count();
     let merged = || line[..layers].iter();
-    let Some(oldest) = merged().next_back().filter(|_| layers > 1) else {
+    let Some(oldest_point) = merged().next_back().filter(|_| layers > 1) else {
         return Ok(None);
     };
-    let Some(oldest) = oldest.point.disk(target) else {
+    let Some(oldest) = oldest_point.point.disk(target) else {
         return Ok(None);
     };
     let is_compressed = |kept: &&KeptPoint| {
         let disk = kept.point.disk(target);
         disk.is_some_and(|disk| disk.compression.is_some())
     };
-    let sizes = merged().filter_map(|kept| size_of(history, &kept.point.id, target));
+    let sizes = merged()
+        .rev()
+        .filter_map(|kept| size_of(history, &kept.point.id, target));
+    let sizes: Vec<ImageSize> = sizes.collect();
+    // In the folder of another period, the name of its backing file would be wrong until the
+    // header is replaced.
+    let child = get(history, merge.into)?;
+    let is_near = oldest_point.point.period == child.manifest.point.period;
+    let can_continue = history.can_continue && (oldest.parent.is_none() || is_near);
+    let (kind, bytes) = method(can_continue, &sizes);
     Ok(Some(NewImage {
+        kind,
+        copied: sizes.iter().map(|image| image.stored()).sum(),
+        unused: sizes.first().map_or(0, |oldest| oldest.unused),
         disk,
         layers,
         oldest,
@@ -145,7 +251,7 @@ fn new_image<'a>(
             true => Compression::default(),
             false => Compression::None,
         },
-        bytes: sizes.sum(),
+        bytes,
     }))
 }
 
@@ -172,9 +278,10 @@ fn shrunk<'a>(line: &[&'a KeptPoint], target: &str) -> Option<&'a str> {
     Some(&pair[0].0.point.id)
 }
 
-fn size_of(history: &History, id: &str, target: &str) -> Option<u64> {
+pub(crate) fn size_of(history: &History, id: &str, target: &str) -> Option<ImageSize> {
     let manifest = &history.get(id)?.manifest;
-    Some(manifest.file(&manifest.point.disk(target)?.image)?.size)
+    let disk = manifest.point.disk(target)?;
+    Some(ImageSize::of(manifest.file(&disk.image)?, disk))
 }
 
 /// The manifest of the restore point that stays, after the merge.

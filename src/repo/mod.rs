@@ -46,7 +46,7 @@ pub use folder::FolderRepository;
 pub use history::{History, Kept, Leftover, Note};
 pub use identity::Identity;
 pub use manifest::{FileEntry, Manifest, PieceEntry};
-pub use merge::{Merge, Merged};
+pub use merge::{Merge, MergeWatch, Merged};
 pub use proof::{DamageNote, MissedWriteRecord, Proof};
 
 /// Keeps the restore points of domains.

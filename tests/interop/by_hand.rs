@@ -61,6 +61,7 @@ fn merge(root: &Path, ids: &[String]) {
         into,
         now: history.kept[0].manifest.point.time,
         stop: &Stop::default(),
+        watch: &(),
     };
     let merged = writer.merge_points(&history, &merge).expect("merged");
     assert_eq!(merged, Merged::Completely);

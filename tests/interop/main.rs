@@ -3,6 +3,7 @@
 
 mod by_hand;
 mod check;
+mod continued;
 #[path = "../it/golden/data.rs"]
 mod golden;
 mod nbd;

@@ -47,6 +47,13 @@ pub(crate) fn data(offset: usize, bytes: &[u8]) -> Block {
     }
 }
 
+pub(crate) fn zero(offset: usize, length: usize) -> Block {
+    Block {
+        offset: offset as u64,
+        content: Content::Zero(length as u64),
+    }
+}
+
 pub(crate) fn new_file(path: &Path) -> File {
     File::options()
         .read(true)
@@ -57,7 +64,7 @@ pub(crate) fn new_file(path: &Path) -> File {
 }
 
 /// Half of the clusters are text-like, the others cannot be compressed.
-fn mixed_bytes(length: usize, seed: u8) -> Vec<u8> {
+pub(crate) fn mixed_bytes(length: usize, seed: u8) -> Vec<u8> {
     let mut bytes = random_bytes(length, seed);
     for (number, cluster) in bytes.chunks_mut(C).enumerate() {
         if number % 2 == 0 {
@@ -160,10 +167,7 @@ impl Sample {
                 let Some(length) = length else {
                     let end = (offset + 4 * C).min(size);
                     disk[offset..end].fill(0);
-                    return Block {
-                        offset: offset as u64,
-                        content: Content::Zero((end - offset) as u64),
-                    };
+                    return zero(offset, end - offset);
                 };
                 let bytes = mixed_bytes(length, (index * 100 + offset / C) as u8);
                 disk[offset..offset + length].copy_from_slice(&bytes);
@@ -189,7 +193,7 @@ impl Sample {
         let links = self.images[..=newest].iter().rev();
         links
             .map(|(path, written)| ChainImage {
-                file: File::open(path).expect("the image"),
+                file: File::open(path).expect("the image").into(),
                 path: path.clone(),
                 recorded: Some(Recorded {
                     bytes: written.file_bytes,
@@ -408,7 +412,7 @@ fn qemu_images_of_any_cluster_size_are_read_as_qemu_does() {
         );
 
         let links = [&top, &base].map(|path| ChainImage {
-            file: File::open(path).expect("the image"),
+            file: File::open(path).expect("the image").into(),
             path: path.clone(),
             recorded: None,
         });
@@ -486,7 +490,7 @@ fn clusters_that_qemu_compressed_are_read_as_qemu_does() {
         let option = format!("compression_type=zstd,cluster_size={cluster}");
         qemu_img(&[&"convert", &"-c", &"-O", &"qcow2", &"-o", &option, &raw, &path]);
         let link = ChainImage {
-            file: File::open(&path).expect("the image"),
+            file: File::open(&path).expect("the image").into(),
             path: path.clone(),
             recorded: None,
         };

@@ -67,7 +67,7 @@ fn write_and_read(compression: Compression) {
     assert_eq!(written.zero_bytes, places * (extents - 1) * CLUSTER);
 
     let link = ChainImage {
-        file: File::open(&path).expect("the image"),
+        file: File::open(&path).expect("the image").into(),
         path,
         recorded: Some(Recorded {
             bytes: written.file_bytes,

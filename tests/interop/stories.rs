@@ -240,7 +240,7 @@ impl Story {
     fn chain(&self, number: usize) -> Vec<ChainImage> {
         let line = std::iter::successors(Some(number), |number| self.points[*number].upon);
         let images = line.map(|number| &self.points[number]).map(|point| ChainImage {
-            file: File::open(&point.path).expect("an image"),
+            file: File::open(&point.path).expect("an image").into(),
             path: point.path.clone(),
             recorded: Some(Recorded {
                 bytes: point.written.file_bytes,

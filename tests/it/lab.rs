@@ -390,7 +390,7 @@ impl InFolder for Outcome {
 /// The disk in a qcow2 image without a backing file.
 pub fn read_qcow2(path: &Path) -> Vec<u8> {
     let image = ChainImage {
-        file: std::fs::File::open(path).expect("an image"),
+        file: std::fs::File::open(path).expect("an image").into(),
         path: path.to_owned(),
         recorded: None,
     };

@@ -7,6 +7,7 @@ mod classic;
 mod cli_verify;
 mod compare;
 mod compressed;
+mod continued;
 mod copies;
 mod crash;
 mod damage;

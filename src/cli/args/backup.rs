@@ -46,8 +46,7 @@ pub struct BackupArgs {
     pub group_by: String,
 
     /// When a new chain starts with a full backup: period (at the start of each period) or never
-    /// (only the first backup is full). With never, each restore point depends on the one before,
-    /// and --keep-… merges the restore points that it removes
+    /// (only the first backup is full, and --keep-… merges the restore points that it removes)
     #[arg(
         help_heading = "What to save",
         long,

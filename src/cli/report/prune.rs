@@ -27,8 +27,8 @@ pub(crate) fn lines(turn: &Turn<Outcome>) -> String {
             let merging = match merged {
                 0 => String::new(),
                 merged => {
-                    let bytes = pretty::bytes(plan.merge_bytes());
-                    format!(", {merged} of them by merging (writes at most {bytes})")
+                    let cost = cost(plan.merge_bytes(), plan.merge_freed());
+                    format!(", {merged} of them by merging ({cost})")
                 }
             };
             line(&format!(
@@ -98,6 +98,12 @@ fn of_all(verb: &str, count: usize, plan: &RetentionPlan) -> String {
     }
 }
 
+/// What merges write and free.
+fn cost(written: u64, freed: u64) -> String {
+    let [written, freed] = [written, freed].map(pretty::bytes);
+    format!("writes at most {written}, frees up to {freed}")
+}
+
 fn freed(bytes: u64, verb: &str) -> String {
     match bytes {
         0 => String::new(),
@@ -105,7 +111,7 @@ fn freed(bytes: u64, verb: &str) -> String {
     }
 }
 
-/// The size of the files of removed restore points. What a merge frees is not known.
+/// The size of the files of removed restore points, without those that were merged.
 fn bytes_of(plan: &RetentionPlan, ids: &[String]) -> u64 {
     let removed = plan.removals().filter(|planned| ids.contains(&planned.point.id));
     removed.map(|planned| planned.size).sum()
@@ -194,10 +200,7 @@ pub(super) fn preview_lines(preview: &RetentionPreview) -> Vec<String> {
     let merges = plan.merges();
     let merges = merges.iter().map(|merge| {
         let (run, into) = (merge.run.join(", "), &merge.into);
-        format!(
-            "merge {run} into {into} (writes at most {})",
-            pretty::bytes(merge.bytes)
-        )
+        format!("merge {run} into {into} ({})", cost(merge.bytes, merge.freed))
     });
     let lines: Vec<String> = removals.chain(merges).collect();
     match (&plan.obstacle, lines.is_empty()) {
@@ -217,6 +220,7 @@ pub(crate) struct RetentionPart<'a> {
     pub(super) removed: Vec<Text<'a>>,
     pub(super) freed_bytes: u64,
     pub(super) merge_bytes: u64,
+    pub(super) merge_freed_bytes: u64,
     pub(super) held_back: Option<Text<'a>>,
 }
 
@@ -242,6 +246,7 @@ impl<'a> RetentionPart<'a> {
             removed: texts(removed.unwrap_or_default()),
             freed_bytes: removed.map_or_else(|| plan.freed(), |ids| bytes_of(plan, ids)),
             merge_bytes: plan.merge_bytes(),
+            merge_freed_bytes: plan.merge_freed(),
             held_back: plan.obstacle.as_ref().map(|why| Text::from(why.sentence())),
         }
     }

@@ -112,6 +112,7 @@ fn retention() -> RetentionPart<'static> {
         removed: vec![text()],
         freed_bytes: 1,
         merge_bytes: 1,
+        merge_freed_bytes: 0,
         held_back: Some(text()),
     }
 }

@@ -1,6 +1,5 @@
 //! Reads a chain of images as one disk, at any offset.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -11,7 +10,7 @@ use crate::image::pieces::PieceChecks;
 use crate::image::qcow2::decompress::ClusterPart;
 use crate::image::qcow2::layout::Fault;
 use crate::image::qcow2::{Decompressor, Image};
-use crate::image::{Error, Result, cache, read_exact_at};
+use crate::image::{Error, Result, StoredFile, cache, read_exact_at};
 use crate::model::block::CLUSTER;
 use crate::model::buffer::BufferPool;
 use crate::model::stop::Stop;
@@ -249,7 +248,7 @@ impl ChainSource {
 /// An image of the chain. All its readers share its open file.
 #[derive(Debug)]
 struct DiskImage {
-    file: Arc<File>,
+    file: Arc<StoredFile>,
     path: PathBuf,
     recorded: Option<Recorded>,
 }
@@ -304,7 +303,7 @@ impl DiskImage {
 /// The bytes of an image, each handed out after its piece was verified.
 #[derive(Debug)]
 pub(super) struct CheckedFile {
-    file: Arc<File>,
+    file: Arc<StoredFile>,
     path: PathBuf,
     checks: Option<Arc<PieceChecks>>,
     /// Bytes read since the file's pages were dropped.
@@ -338,7 +337,7 @@ impl CheckedFile {
         if unreleased >= STRETCH {
             self.unreleased.store(0, Ordering::Relaxed);
             // Pages that were read ahead stay: they are read next.
-            cache::forget_until(&self.file, 0, end);
+            cache::forget_until(self.file.file(), 0, end);
         }
         Ok(())
     }
@@ -347,6 +346,8 @@ impl CheckedFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
+
     use crate::image::samples::{C, bytes_of, compressed_image, data, image, link, memory_file, options};
 
     /// A chain of compressed images, whose disk also has clusters that cannot be compressed.
@@ -420,7 +421,7 @@ mod tests {
                         content[place] ^= 0x11;
                     }
                     ChainImage {
-                        file: memory_file(&content),
+                        file: memory_file(&content).into(),
                         path: "sample.qcow2".into(),
                         recorded: recorded[other].clone(),
                     }

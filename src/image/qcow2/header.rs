@@ -2,6 +2,7 @@
 //! Numbers are big-endian.
 
 use super::layout::{CLUSTER_BITS, ENTRY_BYTES, Fault, MAX_L1_BYTES, VERSION};
+use crate::model::block::CLUSTER;
 use crate::model::qcow2::{EXTENSION_BACKING_FORMAT, EXTERNAL_DATA, Head, LENGTH_V3, MAGIC, OutOfBounds};
 
 const DIRTY: u64 = 1;
@@ -137,6 +138,13 @@ impl Header {
             });
         }
         Ok(())
+    }
+
+    /// The first cluster of an image of ours: [`Header::encode`] and zeroes.
+    pub(crate) fn in_cluster(&self) -> Vec<u8> {
+        let mut bytes = self.encode();
+        bytes.resize(CLUSTER as usize, 0);
+        bytes
     }
 
     /// Encodes the header with its extensions and the backing name, in less than a cluster of

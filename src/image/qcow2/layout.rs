@@ -96,6 +96,9 @@ pub enum Fault {
         /// The fault.
         why: &'static str,
     },
+    /// A cluster of the file that is used, and whose refcount says that it is not.
+    #[error("a cluster of the file that is in use has the refcount 0")]
+    Refcount,
     /// Compression other than zstd.
     #[error("clusters compressed with {} are not supported, only zstd is", compression_name(*.0))]
     CompressionType(u8),

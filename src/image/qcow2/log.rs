@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::header::Header;
 use crate::image::behind::{Piece, WriteBehind};
-use crate::image::digest::FileDigest;
+use crate::image::digest::{FileDigest, TailDigest};
+use crate::image::recorded::Recorded;
 use crate::image::{Error, Result};
 use crate::model::block::{CLUSTER, ImageFile, Pieces};
 use crate::model::buffer::{Buffer, BufferPool};
@@ -34,7 +35,7 @@ pub(super) struct Log {
     file: Option<WriteBehind>,
     path: PathBuf,
     stop: Stop,
-    digest: FileDigest,
+    digest: Hashed,
     pool: BufferPool,
     /// The buffer that collects short parts.
     staging: Option<Buffer>,
@@ -44,17 +45,57 @@ pub(super) struct Log {
     staged_at: u64,
 }
 
+/// The digest of what was appended.
+#[derive(Debug)]
+enum Hashed {
+    /// Of all of the file but its first cluster.
+    New(FileDigest),
+    /// Of what follows an existing file.
+    Tail(TailDigest),
+}
+
+impl Hashed {
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Hashed::New(digest) => digest.update(bytes),
+            Hashed::Tail(digest) => digest.update(bytes),
+        }
+    }
+}
+
 impl Log {
+    /// Starts behind the first cluster of a new file.
     pub(super) fn start(file: Box<dyn ImageFile>, path: &Path, stop: &Stop) -> Result<Self> {
+        Log::start_at(file, path, stop, CLUSTER, Hashed::New(FileDigest::new()))
+    }
+
+    /// Starts at the end of an existing file.
+    pub(super) fn start_behind(
+        file: Box<dyn ImageFile>,
+        path: &Path,
+        stop: &Stop,
+        old: &Recorded,
+    ) -> Result<Self> {
+        let digest = Hashed::Tail(TailDigest::behind(old));
+        Log::start_at(file, path, stop, old.bytes, digest)
+    }
+
+    fn start_at(
+        file: Box<dyn ImageFile>,
+        path: &Path,
+        stop: &Stop,
+        offset: u64,
+        digest: Hashed,
+    ) -> Result<Self> {
         Ok(Log {
             file: Some(WriteBehind::start(file, path)?),
             path: path.to_owned(),
             stop: stop.clone(),
-            digest: FileDigest::new(),
+            digest,
             pool: BufferPool::new(STAGING_BUFFERS, STAGING),
             staging: None,
             staged: 0,
-            staged_at: CLUSTER,
+            staged_at: offset,
         })
     }
 
@@ -164,9 +205,7 @@ impl Log {
     pub(super) fn check_open(&self) -> Result<()> {
         match self.file {
             Some(_) => Ok(()),
-            None => Err(Error::Closed {
-                path: self.path.clone(),
-            }),
+            None => Err(self.closed()),
         }
     }
 
@@ -179,7 +218,10 @@ impl Log {
         first[..header.len()].copy_from_slice(&header);
         let mut cluster = [0; CLUSTER_BYTES];
         cluster.copy_from_slice(&first);
-        let (digest, pieces) = std::mem::take(&mut self.digest).finish(&cluster);
+        let Hashed::New(digest) = self.take_digest() else {
+            return Err(self.closed());
+        };
+        let (digest, pieces) = digest.finish(&cluster);
         self.send(Piece {
             buffer: Arc::new(first),
             range: 0..CLUSTER_BYTES,
@@ -189,6 +231,29 @@ impl Log {
             file.finish()?;
         }
         Ok((digest.to_hex().to_string(), pieces))
+    }
+
+    /// Waits until all is on stable storage. Returns the digest of what was appended to the file
+    /// that existed.
+    pub(super) fn finish_tail(&mut self) -> Result<TailDigest> {
+        self.flush()?;
+        let Hashed::Tail(digest) = self.take_digest() else {
+            return Err(self.closed());
+        };
+        if let Some(file) = self.file.take() {
+            file.finish()?;
+        }
+        Ok(digest)
+    }
+
+    fn take_digest(&mut self) -> Hashed {
+        std::mem::replace(&mut self.digest, Hashed::New(FileDigest::new()))
+    }
+
+    fn closed(&self) -> Error {
+        Error::Closed {
+            path: self.path.clone(),
+        }
     }
 }
 

@@ -18,4 +18,4 @@ pub use decompress::Decompressor;
 pub use header::Header;
 pub use layout::CompressedCluster;
 pub use reader::{Image, MappedRun, Mapping};
-pub use writer::{CompressingWriter, Qcow2Options, Qcow2Writer};
+pub use writer::{Base, CompressingWriter, Qcow2Options, Qcow2Writer};

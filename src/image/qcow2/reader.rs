@@ -1,13 +1,12 @@
 //! Reads one image: maps offsets on the disk to offsets in the file.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::header::Header;
 use super::layout::{CompressedCluster, ENTRY_BYTES, Fault, L2Entry, SECTOR, parse_l1_entry};
 use crate::image::pieces::PieceChecks;
-use crate::image::{Error, Result, cache, read_exact_at};
+use crate::image::{Error, Result, StoredFile, cache, read_exact_at};
 
 /// How much of an L2 table [`Image::open`] keeps in memory, in bytes.
 const TABLE_WINDOW: usize = 64 * 1024;
@@ -49,10 +48,12 @@ pub struct MappedRun {
 /// Tables are read piece by piece, so the memory is bounded, whatever the image contains.
 #[derive(Debug)]
 pub struct Image {
-    file: Arc<File>,
+    file: Arc<StoredFile>,
     path: PathBuf,
     file_length: u64,
     header: Header,
+    /// The first bytes of the file when it was opened.
+    first: Vec<u8>,
     l1: Window,
     l2: Window,
     /// Verifies bytes before they are used.
@@ -64,8 +65,9 @@ impl Image {
     ///
     /// # Errors
     /// If the file cannot be read, is not a qcow2 image of version 3, or uses unsupported features.
-    pub fn open(file: File, path: impl Into<PathBuf>) -> Result<Image> {
-        cache::expect_no_order(&file);
+    pub fn open(file: impl Into<StoredFile>, path: impl Into<PathBuf>) -> Result<Image> {
+        let file = file.into();
+        cache::expect_no_order(file.file());
         Image::open_with(file, path, TABLE_WINDOW)
     }
 
@@ -74,7 +76,11 @@ impl Image {
     ///
     /// # Errors
     /// As [`Image::open`].
-    pub(crate) fn open_with(file: File, path: impl Into<PathBuf>, table_window: usize) -> Result<Image> {
+    pub(crate) fn open_with(
+        file: StoredFile,
+        path: impl Into<PathBuf>,
+        table_window: usize,
+    ) -> Result<Image> {
         Image::open_guarded(Arc::new(file), path.into(), table_window, None)
     }
 
@@ -84,25 +90,39 @@ impl Image {
     /// # Errors
     /// As [`Image::open`], and those of the guard.
     pub(in crate::image) fn open_guarded(
-        file: Arc<File>,
+        file: Arc<StoredFile>,
         path: PathBuf,
         table_window: usize,
         guard: Option<Arc<PieceChecks>>,
     ) -> Result<Image> {
         let file_length = file
-            .metadata()
-            .map_err(|error| Error::of_file("examine", &path, error))?
-            .len();
+            .length()
+            .map_err(|error| Error::of_file("examine", &path, error))?;
         let header = read_header(&file, &path, file_length, guard.as_deref())?;
+        let first = first_bytes(&file, &path, file_length)?;
         Ok(Image {
             guard,
             file,
             path,
             file_length,
             header,
+            first,
             l1: Window::new(L1_WINDOW),
             l2: Window::new(table_window),
         })
+    }
+
+    /// Checks that nobody has replaced the header since the image was opened.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] if somebody has; others if the file cannot be read.
+    pub(in crate::image) fn check_unchanged(&self) -> Result<()> {
+        match first_bytes(&self.file, &self.path, self.file_length)? == self.first {
+            true => Ok(()),
+            false => Err(Error::Changed {
+                path: self.path.clone(),
+            }),
+        }
     }
 
     /// Size of the disk in bytes.
@@ -131,13 +151,13 @@ impl Image {
     }
 
     /// The file itself.
-    pub(in crate::image) fn file(&self) -> &Arc<File> {
+    pub(in crate::image) fn file(&self) -> &Arc<StoredFile> {
         &self.file
     }
 
     /// Drops the cached pages of the file before `end`.
     pub(in crate::image) fn forget_until(&self, end: u64) {
-        cache::forget_until(&self.file, 0, end);
+        cache::forget_until(self.file.file(), 0, end);
     }
 
     /// Reads bytes of the file, at the offset of a [`Mapping::Data`].
@@ -308,11 +328,22 @@ impl MappedRun {
 impl Drop for Image {
     /// Drops the cached tables, which are read only once.
     fn drop(&mut self) {
-        cache::forget(&self.file);
+        cache::forget(self.file.file());
     }
 }
 
-fn read_header(file: &File, path: &Path, file_length: u64, guard: Option<&PieceChecks>) -> Result<Header> {
+/// The part of a file that holds the fields of a header.
+fn first_bytes(file: &StoredFile, path: &Path, file_length: u64) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(file_length.min(512)).unwrap_or(0)];
+    read_exact_at(file, path, &mut bytes, 0).map(|()| bytes)
+}
+
+fn read_header(
+    file: &StoredFile,
+    path: &Path,
+    file_length: u64,
+    guard: Option<&PieceChecks>,
+) -> Result<Header> {
     let refuse = |source| Error::Format {
         path: path.to_owned(),
         offset: 0,
@@ -355,7 +386,7 @@ impl Window {
     /// whole table lies within the file.
     fn entry(
         &mut self,
-        file: &File,
+        file: &StoredFile,
         path: &Path,
         guard: Option<&PieceChecks>,
         table: u64,

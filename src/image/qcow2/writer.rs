@@ -5,6 +5,9 @@
 //! table; the other refcount blocks; the refcount table. The header comes last, so an unfinished
 //! file is not a qcow2 image. The memory holds the L1 table, one L2 table, at most two refcount
 //! blocks and a few fixed buffers.
+//!
+//! An existing image can be continued: everything is appended to it, and the header is not written
+//! but returned with what became free.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,17 +20,19 @@ use super::layout::{ENTRY_BYTES, L2Entry, MAX_L1_BYTES, l1_entry};
 use super::log::Log;
 use crate::image::order::Order;
 use crate::image::{Error, Result, zero};
-use crate::model::block::{Block, BlockError, BlockSink, CLUSTER, Content, ImageFile, Written};
+use crate::model::block::{Block, BlockError, BlockSink, CLUSTER, Content, ImageFile, Patch, Written};
 use crate::model::buffer::Buffer;
 use crate::model::qcow2::MAX_BACKING_NAME;
 use crate::model::stop::Stop;
 
 mod compress;
+mod continued;
 mod counts;
 mod packing;
 mod shrink;
 
 pub use compress::CompressingWriter;
+pub use continued::Base;
 
 const TABLE_ENTRIES: usize = (CLUSTER / ENTRY_BYTES) as usize;
 /// Bytes of the disk that one L2 table maps: 512 MiB.
@@ -67,6 +72,8 @@ pub struct Qcow2Writer {
     /// Compressed clusters on their way to the file.
     bin: Bin,
     written: Written,
+    /// The image that is continued.
+    base: Option<Base>,
 }
 
 impl Qcow2Writer {
@@ -75,27 +82,7 @@ impl Qcow2Writer {
     /// # Errors
     /// If the size or the backing name does not fit into a header, or no thread can be started.
     pub fn new(file: Box<dyn ImageFile>, options: Qcow2Options) -> Result<Self> {
-        let refuse = |why| Error::Size {
-            size: options.size,
-            why,
-        };
-        if !options.size.is_multiple_of(512) {
-            return Err(refuse(
-                "the size is not a multiple of 512, so QEMU would cut off the rest",
-            ));
-        }
-        let tables = options.size.div_ceil(TABLE_SPAN).max(1);
-        if tables > MAX_L1_BYTES / ENTRY_BYTES {
-            return Err(refuse("its L1 table would be larger than 32 MiB"));
-        }
-        if let Some(name) = &options.backing
-            && !(1..=MAX_BACKING_NAME).contains(&name.len())
-        {
-            return Err(Error::BackingName {
-                length: name.len(),
-                limit: MAX_BACKING_NAME,
-            });
-        }
+        let l1 = empty_l1(&options)?;
         let mut counts = RefCounts::default();
         counts.count(0, CLUSTER);
         Ok(Qcow2Writer {
@@ -103,9 +90,10 @@ impl Qcow2Writer {
             bin: Bin::default(),
             order: Order::new(options.size),
             log: Log::start(file, &options.path, &options.stop)?,
-            l1: vec![[0; 8]; tables as usize],
+            l1,
             table: None,
             written: Written::default(),
+            base: None,
             options,
         })
     }
@@ -156,18 +144,30 @@ impl Qcow2Writer {
     }
 
     fn store_zero(&mut self, mut offset: u64, length: u64) -> Result<()> {
-        if self.options.backing.is_none() {
-            return Ok(());
+        let entry = match self.options.backing {
+            Some(_) => L2Entry::Zero,
+            None if self.base.is_some() => L2Entry::Unallocated,
+            None => return Ok(()),
+        };
+        if entry == L2Entry::Zero {
+            self.written.zero_bytes += length;
         }
-        self.written.zero_bytes += length;
         let end = offset + length;
         while offset < end {
             let part = (end - offset).min(TABLE_SPAN - offset % TABLE_SPAN);
-            self.turn_to_table_of(offset)?;
-            self.set_entries(offset, part, |_| L2Entry::Zero);
+            if entry == L2Entry::Zero || self.has_table_of(offset) {
+                self.turn_to_table_of(offset)?;
+                self.set_entries(offset, part, |_| entry);
+            }
             offset += part;
         }
         Ok(())
+    }
+
+    /// Whether there is an L2 table that maps this place of the disk.
+    fn has_table_of(&self, guest: u64) -> bool {
+        let index = table_index(guest);
+        self.table.as_ref().is_some_and(|(current, _)| *current == index) || self.l1[index] != [0; 8]
     }
 
     /// Makes the current L2 table the one that maps this place of the disk: appends another one to
@@ -179,7 +179,12 @@ impl Qcow2Writer {
             self.append_table()?;
         }
         if self.table.is_none() {
-            self.table = Some((table_index(guest), vec![[0; 8]; TABLE_ENTRIES]));
+            let index = table_index(guest);
+            let entries = match &mut self.base {
+                Some(base) => base.take_table(self.l1[index])?,
+                None => vec![[0; 8]; TABLE_ENTRIES],
+            };
+            self.table = Some((index, entries));
         }
         Ok(())
     }
@@ -193,6 +198,9 @@ impl Qcow2Writer {
         let first = (guest % TABLE_SPAN / CLUSTER) as usize;
         let clusters = length.div_ceil(CLUSTER);
         for (place, n) in entries[first..].iter_mut().zip(0..clusters) {
+            if let Some(base) = &mut self.base {
+                base.release_entry(*place, guest + n * CLUSTER, &mut self.written);
+            }
             *place = entry(n).encode().to_be_bytes();
         }
     }
@@ -200,6 +208,10 @@ impl Qcow2Writer {
     fn append_table(&mut self) -> Result<()> {
         self.settle()?;
         if let Some((index, entries)) = self.table.take() {
+            if self.base.is_some() && entries.iter().all(|entry| *entry == [0; 8]) {
+                self.l1[index] = [0; 8];
+                return Ok(());
+            }
             let place = self.log.end();
             self.l1[index] = l1_entry(place).to_be_bytes();
             self.counts.count(place, place + CLUSTER);
@@ -217,6 +229,7 @@ impl Qcow2Writer {
         self.log.append(l1.as_flattened())?;
         self.log.pad_cluster()?;
         self.counts.count(l1_offset, self.log.end());
+        let freed = self.release_base()?;
         let (refcount_table_offset, refcount_table_clusters) = self.append_refcounts()?;
         let header = Header {
             cluster_bits: CLUSTER.trailing_zeros(),
@@ -232,7 +245,17 @@ impl Qcow2Writer {
             backing_format: self.options.backing.as_ref().map(|_| "qcow2".to_owned()),
         };
         self.written.file_bytes = self.log.end();
-        let (digest, pieces) = self.log.finish(&header)?;
+        let (digest, pieces) = match self.base.take() {
+            None => self.log.finish(&header)?,
+            Some(base) => {
+                let patch = self.written.patch.insert(Patch {
+                    header: header.in_cluster(),
+                    freed,
+                });
+                let tail = self.log.finish_tail()?;
+                base.digests(tail, patch, &self.options.stop)?
+            }
+        };
         self.written.blake3 = Some(digest);
         self.written.pieces = pieces;
         Ok(self.written.clone())
@@ -264,6 +287,35 @@ impl BlockSink for Qcow2Writer {
     fn finish(&mut self) -> std::result::Result<Written, BlockError> {
         Ok(self.complete()?)
     }
+}
+
+/// The L1 table of an image without content.
+///
+/// # Errors
+/// If the size or the backing name does not fit into a header.
+fn empty_l1(options: &Qcow2Options) -> Result<Vec<[u8; 8]>> {
+    let refuse = |why| Error::Size {
+        size: options.size,
+        why,
+    };
+    if !options.size.is_multiple_of(512) {
+        return Err(refuse(
+            "the size is not a multiple of 512, so QEMU would cut off the rest",
+        ));
+    }
+    let tables = options.size.div_ceil(TABLE_SPAN).max(1);
+    if tables > MAX_L1_BYTES / ENTRY_BYTES {
+        return Err(refuse("its L1 table would be larger than 32 MiB"));
+    }
+    if let Some(name) = &options.backing
+        && !(1..=MAX_BACKING_NAME).contains(&name.len())
+    {
+        return Err(Error::BackingName {
+            length: name.len(),
+            limit: MAX_BACKING_NAME,
+        });
+    }
+    Ok(vec![[0; 8]; tables as usize])
 }
 
 /// The index of the L2 table that maps this place of the disk.

@@ -8,6 +8,7 @@ use crate::model::restore_point::RestorePoint;
 use crate::model::retention::{self, Candidate, Decision, KeepReason, Policy};
 use crate::repo::History;
 use crate::repo::history::REMOVALS_UNREADABLE;
+use crate::repo::merge::{self, ImageSize, method};
 
 /// The decisions of a policy about a domain's restore points.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct RetentionPlan {
     pub obstacle: Option<Obstacle>,
     /// The same for earlier domains of this name, each with its UUID.
     pub earlier_obstacles: Vec<(String, Obstacle)>,
+    /// Whether merges can continue images where they are.
+    pub(crate) can_continue: bool,
 }
 
 /// A restore point with the decision about it.
@@ -27,6 +30,8 @@ pub struct PlannedPoint {
     pub point: RestorePoint,
     /// The total size of its files, in bytes.
     pub size: u64,
+    /// Its images, each with the disk.
+    pub(crate) images: Vec<(String, ImageSize)>,
     /// The decision.
     pub decision: Decision,
 }
@@ -40,6 +45,8 @@ pub struct PlannedMerge {
     pub into: String,
     /// The largest number of bytes that the merge writes.
     pub bytes: u64,
+    /// About the most that it frees, in bytes: what the newer restore points can replace.
+    pub freed: u64,
 }
 
 /// The reason why no restore point of a domain may be removed, whatever the policy keeps.
@@ -98,28 +105,69 @@ impl RetentionPlan {
             let Decision::Merge { into } = &planned.decision else {
                 continue;
             };
-            let (id, size) = (planned.point.id.clone(), planned.size);
+            let id = planned.point.id.clone();
             match merges.iter_mut().find(|merge| merge.into == *into) {
-                Some(merge) => {
-                    merge.run.push(id);
-                    merge.bytes += size;
-                }
-                None => {
-                    let child = self.points.iter().find(|planned| planned.point.id == *into);
-                    merges.push(PlannedMerge {
-                        run: vec![id],
-                        into: into.clone(),
-                        bytes: size + child.map_or(0, |child| child.size),
-                    });
-                }
+                Some(merge) => merge.run.push(id),
+                None => merges.push(PlannedMerge {
+                    run: vec![id],
+                    into: into.clone(),
+                    bytes: 0,
+                    freed: 0,
+                }),
             }
         }
+        for merge in &mut merges {
+            merge.bytes = self.bytes_of(merge);
+            merge.freed = self.freed_by(merge);
+        }
         merges
+    }
+
+    /// The restore points of a merge, oldest first.
+    fn merged(&self, merge: &PlannedMerge) -> Vec<&PlannedPoint> {
+        let is_merged = |planned: &&PlannedPoint| {
+            let id = &planned.point.id;
+            *id == merge.into || merge.run.contains(id)
+        };
+        self.points.iter().filter(is_merged).collect()
+    }
+
+    /// About the most that a merge frees, in bytes: nothing newer replaces more than it changed.
+    fn freed_by(&self, merge: &PlannedMerge) -> u64 {
+        let merged = self.merged(merge);
+        let removed = merged.iter().filter(|planned| planned.point.id != merge.into);
+        let removed: u64 = removed.map(|planned| planned.size).sum();
+        let replaced = |planned: &&PlannedPoint| {
+            let disks = planned.point.disks.iter();
+            let changed = disks.map(|disk| disk.data_bytes + disk.zero_bytes).sum();
+            planned.size.max(changed)
+        };
+        removed.min(merged.iter().skip(1).map(replaced).sum())
+    }
+
+    /// The most that a merge writes, in bytes.
+    fn bytes_of(&self, merge: &PlannedMerge) -> u64 {
+        let merged = self.merged(merge);
+        let child = merged.iter().filter(|planned| planned.point.id == merge.into);
+        let of_disk = |disk: &String| {
+            let images = merged.iter().flat_map(|planned| &planned.images);
+            let images = images.filter(|(of, _)| of == disk).map(|(_, size)| *size);
+            method(self.can_continue, &images.collect::<Vec<_>>()).1
+        };
+        child
+            .flat_map(|child| &child.images)
+            .map(|(disk, _)| of_disk(disk))
+            .sum()
     }
 
     /// The total size of the files to remove without a merge, in bytes.
     pub(crate) fn freed(&self) -> u64 {
         self.removals().map(|planned| planned.size).sum()
+    }
+
+    /// About the most that all merges free, in bytes.
+    pub(crate) fn merge_freed(&self) -> u64 {
+        self.merges().iter().map(|merge| merge.freed).sum()
     }
 
     /// The largest number of bytes that all merges write.
@@ -159,6 +207,16 @@ impl NextPoint {
     }
 }
 
+/// The sizes of a restore point's images.
+fn images(history: &History, kept: &KeptPoint) -> Vec<(String, ImageSize)> {
+    let disks = kept.point.disks.iter();
+    let sizes = disks.filter_map(|disk| {
+        let size = merge::size_of(history, &kept.point.id, &disk.target)?;
+        Some((disk.target.clone(), size))
+    });
+    sizes.collect()
+}
+
 /// Decides what a policy removes now.
 pub(super) fn plan(history: &History, policy: &Policy, now: &Zoned) -> RetentionPlan {
     plan_after(history, policy, now, None)
@@ -182,6 +240,7 @@ pub(super) fn plan_after(
         points: Vec::new(),
         obstacle: of_all.clone(),
         earlier_obstacles: Vec::new(),
+        can_continue: history.can_continue,
     };
     let newest = chains.latest_in_periods().map(|kept| &kept.point.uuid);
     let current = next.map(|next| &next.uuid).or(newest);
@@ -207,6 +266,7 @@ pub(super) fn plan_after(
         .map(|(kept, decision)| PlannedPoint {
             point: kept.point.clone(),
             size: history.get(&kept.point.id).map_or(0, |kept| kept.size()),
+            images: images(history, kept),
             decision,
         })
         .collect();

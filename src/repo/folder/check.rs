@@ -14,7 +14,7 @@ use super::point::{self, checkpoint_file};
 use crate::image::chain::Recorded;
 use crate::image::qcow2::Image;
 use crate::image::qcow2::check::check;
-use crate::image::{self, damaged_ranges, verify_file};
+use crate::image::{self, StoredFile, damaged_ranges, verify_file};
 use crate::model::block::BlockError;
 use crate::model::restore_point::DiskPoint;
 use crate::model::stop::Stop;
@@ -65,7 +65,7 @@ impl Check<'_> {
         if let Some(found) = self.check_file(path, file)? {
             let place = self.damage.len();
             self.damage.push(of_disk(found));
-            if !has_length(path, file.size) {
+            if point::fault_of(path, file).is_some() {
                 return Ok(());
             }
             // The pieces and the structure of a changed image may still locate the damage.
@@ -73,7 +73,7 @@ impl Check<'_> {
             self.damage[place].offset = places.first().and_then(|place| place.offset);
             self.damage.extend(places.into_iter().map(of_disk));
         }
-        let found = self.check_structure(path, disk, period)?;
+        let found = self.check_structure(path, file, disk, period)?;
         self.damage.extend(found.into_iter().map(of_disk));
         Ok(())
     }
@@ -89,7 +89,7 @@ impl Check<'_> {
             blake3: entry.blake3.clone(),
             pieces: None,
         };
-        let checked = open_file(path).and_then(|file| {
+        let checked = open_stored(path, entry).and_then(|file| {
             let mut progress = |position| self.watch.at(&name, position);
             verify_file(file, path, &recorded, self.stop, &mut progress)
         });
@@ -105,8 +105,8 @@ impl Check<'_> {
         let Some(pieces) = entry.pieces() else {
             return Ok(Vec::new());
         };
-        let ranges =
-            open_file(path).and_then(|file| damaged_ranges(&file, path, &pieces, MOST_RANGES, self.stop));
+        let ranges = open_stored(path, entry)
+            .and_then(|file| damaged_ranges(&file, path, &pieces, MOST_RANGES, self.stop));
         match ranges {
             Ok(ranges) => Ok(ranges
                 .into_iter()
@@ -117,8 +117,14 @@ impl Check<'_> {
     }
 
     /// Checks the structure of an image, and whether the image agrees with the manifest.
-    fn check_structure(&self, path: &Path, disk: &DiskPoint, period: &str) -> Result<Vec<FileDamage>> {
-        let image = match open_file(path).and_then(|file| Image::open(file, path)) {
+    fn check_structure(
+        &self,
+        path: &Path,
+        entry: &FileEntry,
+        disk: &DiskPoint,
+        period: &str,
+    ) -> Result<Vec<FileDamage>> {
+        let image = match open_stored(path, entry).and_then(|file| Image::open(file, path)) {
             Ok(image) => image,
             Err(error) => return damage(path, error).map(|damage| vec![damage]),
         };
@@ -201,6 +207,15 @@ fn damaged_range(path: &Path, range: &Range<u64>) -> FileDamage {
     }
 }
 
+/// Opens a regular file as its manifest describes it.
+fn open_stored(path: &Path, entry: &FileEntry) -> image::Result<StoredFile> {
+    let file = open_file(path)?;
+    point::stored(file, path, entry).map_err(|source| image::Error::Open {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// Opens a regular file. A link leads out of the repository, and opening a pipe would block.
 fn open_file(path: &Path) -> image::Result<File> {
     let failed = |source| image::Error::Open {
@@ -220,10 +235,4 @@ fn open_file(path: &Path) -> image::Result<File> {
         true => Ok(file),
         false => Err(failed(io::Error::other("it is not a file"))),
     }
-}
-
-/// Whether there is a file of this length.
-fn has_length(path: &Path, bytes: u64) -> bool {
-    path.symlink_metadata()
-        .is_ok_and(|found| found.is_file() && found.len() == bytes)
 }

@@ -12,8 +12,8 @@ use super::images::{self, FolderDisk};
 use super::look::{is_of_another_kind, read_bounded};
 use super::pending::{self, FolderPending};
 use super::{
-    FolderRepository, check, committed, history, layout, lock, merge, pins, point, proofs, readers, remove,
-    removed, sync_name, usage,
+    FolderRepository, check, committed, continued, history, layout, lock, merge, pins, point, proofs,
+    readers, remove, removed, sync_name, usage,
 };
 use crate::image::chain::{ChainDisk, ChainImage, ChainSource};
 use crate::io::Store;
@@ -83,6 +83,7 @@ impl DomainRepository for FolderDomain {
         let guard = readers::share(&self.dir)?;
         Ok(History {
             _guard: Some(Box::new(guard)),
+            can_continue: continued::can_continue(&self.dir),
             ..history::read(&self.dir, &self.name)?
         })
     }
@@ -271,7 +272,10 @@ struct FolderWriter {
 impl DomainWriter for FolderWriter {
     /// Without a guard, because only the holder of this lock merges.
     fn history(&self) -> Result<History> {
-        history::read(&self.domain.dir, &self.domain.name)
+        Ok(History {
+            can_continue: continued::can_continue(&self.domain.dir),
+            ..history::read(&self.domain.dir, &self.domain.name)?
+        })
     }
 
     fn begin(&self, period: &str, time: Timestamp) -> Result<Box<dyn PendingPoint>> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::point;
 use crate::image::chain::{ChainDisk, ChainImage, Recorded};
-use crate::image::qcow2::{CompressingWriter, Qcow2Options, Qcow2Writer};
+use crate::image::qcow2::{Base, CompressingWriter, Qcow2Options, Qcow2Writer};
 use crate::model::block::{BlockError, BlockSink, ImageFile, Written};
 use crate::model::chain::KeptPoint;
 use crate::model::compression::Compression;
@@ -50,10 +50,11 @@ pub(super) fn open(
             blake3: file.blake3.clone(),
             pieces: file.pieces(),
         };
-        images.push((path, recorded));
+        images.push((path, file, recorded));
     }
-    let open = |(path, recorded): (PathBuf, Recorded)| {
-        let opened = File::open(&path).map_err(|source| RepoError::Open {
+    let open = |(path, entry, recorded): (PathBuf, &FileEntry, Recorded)| {
+        let opened = File::open(&path).and_then(|file| point::stored(file, &path, entry));
+        let opened = opened.map_err(|source| RepoError::Open {
             location: path.display().to_string(),
             source,
         });
@@ -64,6 +65,22 @@ pub(super) fn open(
         })
     };
     images.into_iter().map(open).collect()
+}
+
+/// Begins to continue an image in its file.
+pub(super) fn continuing(
+    file: Box<dyn ImageFile>,
+    options: Qcow2Options,
+    base: Base,
+    compression: Compression,
+) -> Result<Box<dyn BlockSink>> {
+    Ok(match compression {
+        Compression::None => Box::new(Qcow2Writer::continued(file, options, base).map_err(BlockError::from)?),
+        Compression::Zstd(level) => {
+            let writer = CompressingWriter::continued(file, options, base, level);
+            Box::new(writer.map_err(BlockError::from)?)
+        }
+    })
 }
 
 /// Begins an image in a new, empty file.
@@ -87,6 +104,7 @@ pub(super) fn entry(name: &str, written: &Written) -> FileEntry {
         size: written.file_bytes,
         blake3: written.blake3.clone().unwrap_or_default(),
         pieces: written.pieces.as_ref().map(PieceEntry::from),
+        unused: None,
     }
 }
 

@@ -16,6 +16,10 @@ pub(crate) const NEW_MANIFEST: &str = "manifest.json.new";
 pub(crate) const MERGING: &str = "merging";
 /// The part of the name of a new image between the name of the old one and the merge's number.
 const MERGED: &str = ".merged-";
+/// The ending of the changes that are still to be made in an image of a merge.
+const PATCH: &str = ".patch";
+/// The ending of the note beside an image that a merge continues.
+const CONTINUED: &str = ".continued";
 /// The journal entry of an unfinished run, for the run that cleans up after it.
 pub(crate) const INTENT: &str = "intent.json";
 /// The folder of the checkpoints' XML within a period.
@@ -52,9 +56,26 @@ pub(crate) fn merged_image(image: &str, number: usize) -> String {
     format!("{image}{MERGED}{number}")
 }
 
-/// The number of the merge that has written the image with this name.
+/// The number of the merge that has written the image or the changes with this name.
 pub(crate) fn merge_number(name: &str) -> Option<usize> {
+    let name = name.strip_suffix(PATCH).unwrap_or(name);
     name.rsplit_once(MERGED)?.1.parse().ok()
+}
+
+/// The name of the changes that are still to be made in an image of a merge.
+pub(crate) fn patch(merged_image: &str) -> String {
+    format!("{merged_image}{PATCH}")
+}
+
+/// The name of the note beside an image that a merge continues, so that the file is longer than its
+/// manifest says.
+pub(crate) fn continued(image: &str) -> String {
+    format!("{image}{CONTINUED}")
+}
+
+/// The name of the image to which such a note belongs.
+pub(crate) fn image_continued(name: &str) -> Option<&str> {
+    name.strip_suffix(CONTINUED).filter(|image| !image.is_empty())
 }
 
 /// Splits the folder name of a finished restore point into its id and its ending.
@@ -71,7 +92,9 @@ mod tests {
 
     #[test]
     fn only_images_of_merges_have_a_number() {
-        assert_eq!(merge_number(&merged_image("vda.qcow2", 12)), Some(12));
+        let merged = merged_image("vda.qcow2", 12);
+        assert_eq!(merge_number(&merged), Some(12));
+        assert_eq!(merge_number(&patch(&merged)), Some(12));
         for other in ["vda.qcow2", "vda.qcow2.merged-", "vda.merged-x", "manifest.json"] {
             assert_eq!(merge_number(other), None, "{other}");
         }

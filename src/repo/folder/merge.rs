@@ -3,13 +3,14 @@
 //! The order of the steps, each durable before the next:
 //!
 //! 1. a note in the folder of the restore point that stays, so that an interrupted merge is found;
-//! 2. its new images, beside the old ones under names of their own ([`layout::merged_image`]);
+//! 2. its new images, beside the old ones under names of their own ([`layout::merged_image`]). A
+//!    new image is a copy, or the oldest one continued ([`super::continued`]);
 //! 3. the record that the others were removed;
 //! 4. its new manifest, in place of the old one. **This is the commit**: the manifest names what
 //!    was merged into it, and [`super::history`] no longer counts that as restore points;
-//! 5. the new images get the names of the old ones, and the folders of the removed restore points
-//!    are deleted. As this takes files from under readers, it waits until nobody reads
-//!    ([`super::readers`]);
+//! 5. continued images get their new header, the new images get the names of the old ones, and the
+//!    folders of the removed restore points are deleted. As this changes files and takes them from
+//!    under readers, it waits until nobody reads ([`super::readers`]);
 //! 6. the note goes.
 //!
 //! A merge that ended before the commit is undone, a later one is finished ([`finish`]). In
@@ -19,18 +20,20 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::continued::{self, Continuation};
 use super::layout;
 use super::look::{entries, folder_names, read_bounded};
 use super::pending::remove_if_there;
-use super::{history, images, readers, remove, removed};
+use super::readers::FolderLock;
+use super::{history, images, patch, point, readers, remove, removed};
 use crate::image::chain::{ChainImage, ChainSource};
 use crate::image::qcow2::Qcow2Options;
 use crate::io::Store;
-use crate::model::block::{BlockError, BlockSink, BlockSource, Written};
+use crate::model::block::{BlockError, BlockSink, BlockSource, Patch, Written};
 use crate::model::buffer::BufferPool;
 use crate::model::chain::RemovedPoint;
 use crate::model::period::holds_restore_points;
-use crate::repo::merge::{self, Merge, Merged, NewImage};
+use crate::repo::merge::{self, Merge, MergeKind, Merged, NewImage};
 use crate::repo::{FileEntry, History, Kept, Manifest, RepoError, Result, manifest};
 
 /// The buffers of a merge, and the size of each in bytes.
@@ -81,11 +84,32 @@ pub(super) fn merge(place: &Place<'_>, history: &History, merge: &Merge<'_>) -> 
 }
 
 /// Everything up to the commit.
-fn prepare(place: &Place<'_>, dir: &Path, plan: &merge::Plan<'_>, merge: &Merge<'_>) -> Result<()> {
-    let write = |image| Ok((image, write_image(place, dir, plan, image, merge)?));
+fn prepare<'a>(place: &Place<'_>, dir: &Path, plan: &'a merge::Plan<'a>, merge: &Merge<'_>) -> Result<()> {
+    let continues = plan.images.iter().any(|image| image.kind == MergeKind::Continue);
+    let can_continue = continues
+        && readers::can_lock(place.domain_dir)
+        && continued::can_free(place.store, &dir.join(layout::MERGING));
+    let make = |image: &NewImage<'_>| -> Result<Written> {
+        if can_continue
+            && image.kind == MergeKind::Continue
+            && let Some(written) = continue_image(place, dir, plan, image, merge)?
+        {
+            return Ok(written);
+        }
+        write_image(place, dir, plan, image, merge)
+    };
+    let write = |image: &'a NewImage<'a>| {
+        let disk = &image.disk.target;
+        merge.watch.begins(disk, image.disk.virtual_size);
+        let written = make(image);
+        merge.watch.ends(disk);
+        Ok((image, written?))
+    };
     let images: Vec<_> = plan.images.iter().map(write).collect::<Result<_>>()?;
-    let entry = |(image, written): &(&NewImage<'_>, Written)| images::entry(&image.disk.image, written);
-    let entries: Vec<FileEntry> = images.iter().map(entry).collect();
+    let entries: Vec<FileEntry> = images
+        .iter()
+        .map(|(image, written)| entry(image, written))
+        .collect();
     let manifest = merge::manifest(plan, &images, &entries);
     let text = manifest.to_text().map_err(|source| RepoError::Manifest {
         id: plan.child.manifest.point.id.clone(),
@@ -114,6 +138,81 @@ fn prepare(place: &Place<'_>, dir: &Path, plan: &merge::Plan<'_>, merge: &Merge<
     sync_dir(place.store, dir)
 }
 
+/// The manifest's entry for a new image.
+fn entry(image: &NewImage<'_>, written: &Written) -> FileEntry {
+    let freed = written.patch.as_ref().map(Patch::freed_bytes);
+    FileEntry {
+        unused: freed.map(|freed| image.unused + freed),
+        ..images::entry(&image.disk.image, written)
+    }
+}
+
+/// The images that are merged into this one, newest first.
+fn merged_images(place: &Place<'_>, plan: &merge::Plan<'_>, image: &NewImage<'_>) -> Result<Vec<ChainImage>> {
+    let mut images = (place.open)(&plan.child.manifest.point.id, &image.disk.target)?;
+    images.truncate(image.layers);
+    Ok(images)
+}
+
+fn options(path: PathBuf, plan: &merge::Plan<'_>, image: &NewImage<'_>, merge: &Merge<'_>) -> Qcow2Options {
+    let backing = image.parent.and_then(|parent| {
+        let period = &plan.child.manifest.point.period;
+        layout::backing(&parent.manifest.point, &image.disk.target, period)
+    });
+    Qcow2Options {
+        path,
+        size: image.disk.virtual_size,
+        backing,
+        detect_zeroes: true,
+        stop: merge.stop.clone(),
+    }
+}
+
+/// Continues the oldest of the images that are merged with the newer ones. `None` if that is not
+/// possible.
+fn continue_image(
+    place: &Place<'_>,
+    dir: &Path,
+    plan: &merge::Plan<'_>,
+    image: &NewImage<'_>,
+    merge: &Merge<'_>,
+) -> Result<Option<Written>> {
+    let path = dir.join(layout::merged_image(&image.disk.image, plan.number));
+    remove_if_there(place.store, &path, "remove")?;
+    let mut newer = merged_images(place, plan, image)?;
+    let Some(base) = newer.pop().filter(|_| !newer.is_empty()) else {
+        return Ok(None);
+    };
+    let continuation = Continuation {
+        store: place.store,
+        domain_dir: place.domain_dir,
+        dir,
+        image: &image.disk.image,
+        number: plan.number,
+    };
+    let stored = (image.oldest.data_bytes, image.oldest.zero_bytes);
+    let Some((base, file)) = continuation.begin(base, stored)? else {
+        return Ok(None);
+    };
+    let source = source(newer, merge)?;
+    let options = options(path, plan, image, merge);
+    let written = copy(
+        source,
+        images::continuing(file, options, base, image.compression)?,
+        image,
+        merge,
+    )?;
+    if let Some(changes) = &written.patch {
+        continuation.keep(changes)?;
+    }
+    Ok(Some(written))
+}
+
+fn source(images: Vec<ChainImage>, merge: &Merge<'_>) -> Result<ChainSource> {
+    let pool = BufferPool::new(BUFFERS, BUFFER);
+    Ok(ChainSource::open_part(images, pool, merge.stop.clone()).map_err(BlockError::from)?)
+}
+
 /// Writes a new image from those that are merged.
 fn write_image(
     place: &Place<'_>,
@@ -124,31 +223,34 @@ fn write_image(
 ) -> Result<Written> {
     let path = dir.join(layout::merged_image(&image.disk.image, plan.number));
     remove_if_there(place.store, &path, "remove")?;
-    let mut images = (place.open)(&plan.child.manifest.point.id, &image.disk.target)?;
-    images.truncate(image.layers);
+    if image.kind == MergeKind::Continue {
+        check_space(place.domain_dir, image.copied)?;
+    }
+    let images = merged_images(place, plan, image)?;
     let file = place
         .store
         .create_image(&path)
         .map_err(RepoError::io("create", &path))?;
-    let backing = image.parent.and_then(|parent| {
-        let period = &plan.child.manifest.point.period;
-        layout::backing(&parent.manifest.point, &image.disk.target, period)
-    });
-    let options = Qcow2Options {
-        path,
-        size: image.disk.virtual_size,
-        backing,
-        detect_zeroes: true,
-        stop: merge.stop.clone(),
-    };
-    let pool = BufferPool::new(BUFFERS, BUFFER);
-    let source = ChainSource::open_part(images, pool, merge.stop.clone()).map_err(BlockError::from)?;
-    copy(source, images::writer(file, options, image.compression)?)
+    let options = options(path, plan, image, merge);
+    copy(
+        source(images, merge)?,
+        images::writer(file, options, image.compression)?,
+        image,
+        merge,
+    )
 }
 
-fn copy(mut source: ChainSource, mut sink: Box<dyn BlockSink>) -> Result<Written> {
+fn copy(
+    mut source: ChainSource,
+    mut sink: Box<dyn BlockSink>,
+    image: &NewImage<'_>,
+    merge: &Merge<'_>,
+) -> Result<Written> {
+    let disk = &image.disk.target;
     while let Some(block) = source.next_block()? {
+        let position = block.offset + block.length();
         sink.write(block)?;
+        merge.watch.at(disk, position);
     }
     // The source has verified everything that it read.
     Ok(sink.finish()?)
@@ -200,8 +302,16 @@ pub(super) fn finish(store: &dyn Store, domain_dir: &Path, dir: &Path) -> Result
     };
     // Files of a merge that was not committed have a higher number.
     let merges = manifest.point.merges();
+    if !continued::take_back(store, domain_dir, dir, merges)? {
+        return Ok(false);
+    }
     remove_uncommitted(store, dir, merges)?;
     if let Some(merged) = &manifest.point.merged {
+        // The commit may not be durable yet, and what follows changes files that are there.
+        sync_dir(store, dir)?;
+        if !complete_images(store, domain_dir, dir, &manifest)? {
+            return Ok(false);
+        }
         let Some(_alone) = readers::exclude(domain_dir)? else {
             return Ok(false);
         };
@@ -215,6 +325,14 @@ pub(super) fn finish(store: &dyn Store, domain_dir: &Path, dir: &Path) -> Result
             }
         }
         sync_dir(store, dir)?;
+        for disk in &manifest.point.disks {
+            let changes = layout::patch(&layout::merged_image(&disk.image, merges));
+            remove_if_there(store, &dir.join(changes), "remove")?;
+        }
+        // Of the removed restore points nothing goes unless the images are what they should be.
+        if !point::file_faults(dir, &manifest).is_empty() {
+            return Ok(false);
+        }
         // A finished merge is not repeated: a removed restore point may have been copied back.
         let is_noted = !history::is_gone(&dir.join(layout::MERGING));
         for gone in merged.points.iter().filter(|_| is_noted) {
@@ -225,6 +343,32 @@ pub(super) fn finish(store: &dyn Store, domain_dir: &Path, dir: &Path) -> Result
     sync_dir(store, dir)?;
     remove_if_there(store, &dir.join(layout::MERGING), "remove")?;
     Ok(true)
+}
+
+/// Makes the changes in the images that a committed merge has continued. Returns false if that has
+/// to wait.
+fn complete_images(store: &dyn Store, domain_dir: &Path, dir: &Path, manifest: &Manifest) -> Result<bool> {
+    let images = manifest.point.disks.iter().filter_map(|disk| {
+        let path = point::path_of(dir, manifest, &disk.image);
+        let entry = manifest.file(&disk.image)?;
+        patch::is_due(&path, entry).then_some((path, entry))
+    });
+    let images: Vec<(PathBuf, &FileEntry)> = images.collect();
+    if images.is_empty() {
+        return Ok(true);
+    }
+    // Whoever opens an image from here on sees the new header, so ranges can be freed afterwards
+    // without the lock: that takes long if there are many.
+    let Some(alone) = readers::exclude(domain_dir)?.filter(FolderLock::is_held) else {
+        return Ok(false);
+    };
+    let mut made = images.iter();
+    if !made.all(|(path, entry)| continued::replace_header(store, path, entry)) {
+        return Ok(false);
+    }
+    drop(alone);
+    let mut made = images.iter();
+    Ok(made.all(|(path, entry)| continued::free_ranges(store, path, entry)))
 }
 
 /// Removes what an uncommitted merge has written.

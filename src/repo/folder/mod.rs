@@ -14,6 +14,8 @@
 //! * `proofs`: the records of verifications and comparisons.
 //! * `note`: small files that may be replaced.
 //! * `merge`: merges removed restore points into the one that depends on them.
+//! * `continued`: images that a merge continues in their files.
+//! * `patch`: the file with the changes that are still to be made in such an image.
 //! * `readers`: keeps files in place while they are read.
 //! * `pins`: the pin of a restore point.
 //! * `removed`: which restore points were removed on purpose.
@@ -23,6 +25,7 @@
 
 mod check;
 mod committed;
+mod continued;
 mod domain;
 mod history;
 mod identity;
@@ -32,6 +35,7 @@ mod lock;
 mod look;
 mod merge;
 mod note;
+mod patch;
 mod pending;
 mod pins;
 mod point;

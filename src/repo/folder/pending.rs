@@ -90,6 +90,7 @@ impl FolderPending {
             size: content.len() as u64,
             blake3: blake3::hash(content).to_hex().to_string(),
             pieces: None,
+            unused: None,
         })
     }
 }

@@ -1,10 +1,12 @@
 //! Reads one restore point: its manifest, and the names and sizes of its files.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::layout;
 use super::look::read_bounded;
+use super::{layout, patch};
+use crate::image::StoredFile;
 use crate::model::chain::FileFault;
 use crate::model::finding::Finding;
 use crate::model::text::shown;
@@ -122,17 +124,55 @@ pub(super) fn checkpoint_file<'a>(
     Some((period_dir.join(layout::CHECKPOINTS).join(&file.name), file))
 }
 
+/// Whether a file that was found with this length has the size in the manifest. A merge may be
+/// continuing it.
+fn has_size(path: &Path, length: u64, file: &FileEntry) -> bool {
+    let is_longer = length > file.size;
+    // A merge that is taken back cuts the file before it removes its note.
+    let is_cut = || {
+        path.symlink_metadata()
+            .is_ok_and(|found| found.len() == file.size)
+    };
+    length == file.size || is_longer && (is_continued(path) || is_cut())
+}
+
+/// Whether a merge continues the image at this path.
+fn is_continued(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let note = name.map(|name| path.with_file_name(layout::continued(name)));
+    note.is_some_and(|note| note.symlink_metadata().is_ok())
+}
+
+/// The bytes of an opened file as its manifest describes them, while a merge continues it and
+/// afterwards.
+///
+/// # Errors
+/// The file cannot be examined, or the changes that are still to be made in it cannot be read.
+pub(super) fn stored(file: File, path: &Path, entry: &FileEntry) -> io::Result<StoredFile> {
+    let length = file.metadata()?.len();
+    let stored = StoredFile::from(file).with_patch(patch::read(path, entry)?);
+    Ok(match has_size(path, length, entry) {
+        true => stored.limited_to(entry.size),
+        // The reader reports the wrong length.
+        false => stored,
+    })
+}
+
 /// The fault of a file, as far as its kind and size show.
 pub(super) fn fault_of(path: &Path, file: &FileEntry) -> Option<String> {
     let shown = path.display();
     match path.symlink_metadata() {
         Ok(found) if !found.is_file() => Some(format!("{shown} is not a file")),
-        Ok(found) if found.len() != file.size => Some(format!(
+        Ok(found) if !has_size(path, found.len(), file) => Some(format!(
             "{shown} has {} bytes instead of {}",
             found.len(),
             file.size
         )),
-        Ok(_) => None,
+        Ok(_) => {
+            let changes = patch::path_of(path);
+            let is_lost = patch::is_due(path, file) && changes.symlink_metadata().is_err();
+            is_lost.then(|| format!("{} is missing", changes.display()))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Some(format!("{shown} is missing")),
         Err(error) => Some(format!("{shown} cannot be read: {error}")),
     }

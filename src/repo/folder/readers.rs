@@ -25,6 +25,18 @@ pub(super) struct FolderLock(Option<File>);
 
 impl Guard for FolderLock {}
 
+impl FolderLock {
+    /// Whether there is a lock at all.
+    pub(super) fn is_held(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+/// Whether locks on this folder work.
+pub(super) fn can_lock(dir: &Path) -> bool {
+    take(dir, Duration::ZERO, File::try_lock_shared).is_ok_and(|lock| lock.is_held())
+}
+
 impl Drop for FolderLock {
     /// Unlocks, because closing the file is not enough while a child process that was just forked
     /// still has it open.

@@ -1,6 +1,8 @@
 //! Counts the files of a period's folder.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::layout;
@@ -11,7 +13,7 @@ const DEPTH: u32 = 4;
 
 /// The files of a period's folder.
 pub(super) fn of(dir: &Path) -> PeriodUsage {
-    let (files, bytes) = count_files(dir, DEPTH);
+    let (files, bytes) = count_files(dir, DEPTH, &mut BTreeSet::new());
     PeriodUsage {
         exists: dir.is_dir(),
         location: dir.display().to_string(),
@@ -20,9 +22,9 @@ pub(super) fn of(dir: &Path) -> PeriodUsage {
     }
 }
 
-/// The number of files below a folder, and their bytes, down to a depth that vmsnap does not
-/// exceed.
-fn count_files(dir: &Path, depth: u32) -> (u64, u64) {
+/// The number of files below a folder, and the bytes that they store, down to a depth that vmsnap
+/// does not exceed. A file with several names counts once.
+fn count_files(dir: &Path, depth: u32, seen: &mut BTreeSet<(u64, u64)>) -> (u64, u64) {
     let mut files = 0;
     let mut bytes = 0;
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -32,12 +34,13 @@ fn count_files(dir: &Path, depth: u32) -> (u64, u64) {
             continue;
         }
         if found.is_dir() && depth > 0 {
-            let (below_files, below_bytes) = count_files(&entry.path(), depth - 1);
+            let (below_files, below_bytes) = count_files(&entry.path(), depth - 1, seen);
             files += below_files;
             bytes += below_bytes;
-        } else if found.is_file() {
+        } else if found.is_file() && (found.nlink() == 1 || seen.insert((found.dev(), found.ino()))) {
             files += 1;
-            bytes += found.len();
+            // A continued image has holes.
+            bytes += found.len().min(found.blocks() * 512);
         }
     }
     (files, bytes)

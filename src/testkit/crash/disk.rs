@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Parts of this size reach the disk whole or not at all, in bytes.
@@ -52,24 +54,28 @@ impl CrashDisk {
             root: root.to_owned(),
             nodes: Vec::new(),
         };
-        disk.read_dir(root)?;
+        disk.read_dir(root, &mut BTreeMap::new())?;
         Ok(disk)
     }
 
-    fn read_dir(&mut self, path: &Path) -> io::Result<usize> {
+    /// `inodes` has the files that were read, because a file may have several names.
+    fn read_dir(&mut self, path: &Path, inodes: &mut BTreeMap<u64, usize>) -> io::Result<usize> {
         let own = self.nodes.len();
         self.nodes.push(Node::Dir(DirNode::default()));
         let mut entries = BTreeMap::new();
         for entry in fs::read_dir(path)? {
             let entry = entry?;
             let node = if entry.file_type()?.is_dir() {
-                self.read_dir(&entry.path())?
+                self.read_dir(&entry.path(), inodes)?
+            } else if let Some(node) = inodes.get(&entry.metadata()?.ino()) {
+                *node
             } else {
                 let content = fs::read(entry.path())?;
                 self.nodes.push(Node::File(FileNode {
                     now: content.clone(),
                     synced: content,
                 }));
+                inodes.insert(entry.metadata()?.ino(), self.nodes.len() - 1);
                 self.nodes.len() - 1
             };
             entries.insert(entry.file_name(), node);
@@ -137,6 +143,14 @@ impl CrashDisk {
         dir.changes.push(Change::Remove(name.to_owned()));
     }
 
+    /// Gives a file a second name.
+    pub(super) fn link(&mut self, file: &Path, name: &Path) {
+        let node = self.node(file);
+        let (dir, name) = self.folder_of(name);
+        dir.now.insert(name.to_owned(), node);
+        dir.changes.push(Change::Add(name.to_owned(), node));
+    }
+
     pub(super) fn rename(&mut self, from: &Path, to: &Path) {
         assert_eq!(from.parent(), to.parent(), "renames stay in their folder");
         let node = self.node(from);
@@ -165,6 +179,13 @@ impl CrashDisk {
         file.now[start..end].copy_from_slice(bytes);
     }
 
+    pub(super) fn free(&mut self, node: usize, range: Range<u64>) {
+        let file = self.file(node);
+        let within = |at: u64| (at as usize).min(file.now.len());
+        let range = within(range.start)..within(range.end);
+        file.now[range].fill(0);
+    }
+
     pub(super) fn set_len(&mut self, node: usize, length: u64) {
         self.file(node).now.resize(length as usize, 0);
     }
@@ -184,20 +205,30 @@ impl CrashDisk {
                 fs::remove_file(path)?;
             }
         }
-        self.write_dir(0, &self.root, &mut Dice(seed))
+        self.write_dir(0, &self.root, &mut Dice(seed), &mut BTreeMap::new())
     }
 
-    fn write_dir(&self, node: usize, path: &Path, dice: &mut Dice) -> io::Result<()> {
+    fn write_dir(
+        &self,
+        node: usize,
+        path: &Path,
+        dice: &mut Dice,
+        written: &mut BTreeMap<usize, PathBuf>,
+    ) -> io::Result<()> {
         let Node::Dir(dir) = &self.nodes[node] else {
             return Ok(());
         };
         for (name, node) in dir.survivors(dice) {
             let path = path.join(name);
             match &self.nodes[node] {
-                Node::File(file) => fs::write(path, file.survivors(dice))?,
+                Node::File(_) if written.contains_key(&node) => fs::hard_link(&written[&node], path)?,
+                Node::File(file) => {
+                    fs::write(&path, file.survivors(dice))?;
+                    written.insert(node, path);
+                }
                 Node::Dir(_) => {
                     fs::create_dir(&path)?;
-                    self.write_dir(node, &path, dice)?;
+                    self.write_dir(node, &path, dice, written)?;
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! A store that dies with its process, and models what a power cut leaves of its files.
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -113,6 +114,17 @@ impl Store for CrashStore {
         Ok(self.image(file, path))
     }
 
+    fn continue_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>> {
+        let real = || DiskStore.continue_image(path);
+        let file = self.step("continue_image", path, real, |_, _| ())?;
+        Ok(self.image(file, path))
+    }
+
+    fn link(&self, file: &Path, name: &Path) -> io::Result<()> {
+        let real = || DiskStore.link(file, name);
+        self.step("link", name, real, |disk, ()| disk.link(file, name))
+    }
+
     fn create_claimed(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)> {
         let real = || DiskStore.create_claimed(path);
         let (file, claim) = self.step("create_claimed", path, real, |disk, _| disk.add_file(path, &[]))?;
@@ -191,6 +203,12 @@ impl ImageFile for CrashImage {
         let real = || self.file.set_len(length);
         let model = |disk: &mut CrashDisk, _: &()| disk.set_len(self.node, length);
         self.store.step("set_len", &self.path, real, model)
+    }
+
+    fn free(&mut self, range: Range<u64>) -> io::Result<()> {
+        let real = || self.file.free(range.clone());
+        let model = |disk: &mut CrashDisk, _: &()| disk.free(self.node, range.clone());
+        self.store.step("free", &self.path, real, model)
     }
 
     fn sync(&mut self) -> io::Result<()> {

@@ -137,6 +137,7 @@ impl DomainRepository for MemoryDomain {
                 })
             });
             History {
+                can_continue: false,
                 kept: kept.collect(),
                 findings: Vec::new(),
                 _guard: None,
@@ -438,6 +439,7 @@ impl DomainWriter for MemoryWriter {
                 size: written.file_bytes,
                 blake3: written.blake3.clone().unwrap_or_default(),
                 pieces: None,
+                unused: None,
             })
             .collect();
         let manifest = sealed(&merge::manifest(&plan, &images, &entries))?;

@@ -32,6 +32,7 @@ impl MemoryPending {
             size: content.len() as u64,
             blake3: blake3::hash(content).to_hex().to_string(),
             pieces: None,
+            unused: None,
         };
         lock(&self.files).insert(name, content.to_vec());
         entry
@@ -68,6 +69,7 @@ impl PendingPoint for MemoryPending {
             size: written.file_bytes,
             blake3: written.blake3.clone().unwrap_or_default(),
             pieces: None,
+            unused: None,
         }
     }
 

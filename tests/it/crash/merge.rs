@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use vmsnap::model::level::FullRule;
+use vmsnap::ops::backup::Options;
 use vmsnap::repo::History;
 use vmsnap::testkit::{Blow, CrashStore, Fuse};
 
@@ -12,7 +14,15 @@ use crate::lab::{InFolder, Lab, tree};
 /// A chain of four restore points. A policy that keeps the last two merges the others into the
 /// third.
 fn world() -> World {
-    let mut world = World::new();
+    chain(World::new())
+}
+
+/// The same with a disk whose image is continued by the merge.
+fn continuing() -> World {
+    chain(World::large())
+}
+
+fn chain(mut world: World) -> World {
     for _ in 0..4 {
         world.backup(&Lab::options());
     }
@@ -58,7 +68,10 @@ fn assert_merged(world: &mut World, stays: &[String]) {
     assert_eq!(history.kept.len(), stays.len());
     let left: Vec<String> = tree(world.lab.folder.path())
         .into_iter()
-        .filter(|path| path.contains("merg") || path.ends_with(".removing") || path.ends_with(".new"))
+        .filter(|path| {
+            let endings = [".removing", ".new", ".continued", ".patch"];
+            path.contains("merg") || endings.iter().any(|ending| path.ends_with(ending))
+        })
         .collect();
     assert!(left.is_empty(), "{left:?}");
     world.lab.assert_verified(DOMAIN);
@@ -66,8 +79,7 @@ fn assert_merged(world: &mut World, stays: &[String]) {
 
 #[test]
 fn a_merge_ends_anywhere_and_the_next_finishes_it() {
-    for kept in [2, 1] {
-        let world = world();
+    for (world, kept) in [(world(), 2), (world(), 1), (continuing(), 2)] {
         let stays = newest(&world, kept);
         let steps = steps_of(world.fork(), last(kept as u32));
         assert!(steps.iter().any(|step| step.starts_with("replace")), "{steps:#?}");
@@ -86,12 +98,63 @@ fn a_merge_ends_anywhere_and_the_next_finishes_it() {
 
 #[test]
 fn a_merge_survives_a_power_cut_at_any_step() {
-    let world = world();
-    let stays = newest(&world, 2);
-    cut_power_everywhere(&world, last(2), 2, |world| {
-        assert_all_restore(world, &stays);
-        assert_merged(world, &stays);
-    });
+    for world in [world(), continuing()] {
+        let stays = newest(&world, 2);
+        cut_power_everywhere(&world, last(2), 2, |world| {
+            assert_all_restore(world, &stays);
+            assert_merged(world, &stays);
+        });
+    }
+}
+
+#[test]
+fn a_large_image_is_continued_and_a_small_one_copied() {
+    let steps = steps_of(continuing(), last(2));
+    let is_continued = |disk: &str| {
+        let ending = format!("{disk}.qcow2.merged-1");
+        steps
+            .iter()
+            .any(|step| step.starts_with("link ") && step.ends_with(&ending))
+    };
+    assert!(is_continued("vda"), "{steps:#?}");
+    assert!(!is_continued("vdb"), "{steps:#?}");
+    assert!(steps.iter().any(|step| step.starts_with("free ")), "{steps:#?}");
+}
+
+/// Backups and prunes in turns; most prunes end early, somewhere. What stays, and is named, gives
+/// back its bytes after each step.
+#[test]
+fn a_story_of_interrupted_merges_loses_nothing() {
+    for seed in 0..4u64 {
+        let mut random = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
+        let mut roll = |sides: usize| {
+            let mut bytes = [0; 4];
+            random.fill(&mut bytes);
+            u32::from_le_bytes(bytes) as usize % sides
+        };
+        let mut world = World::large();
+        let never = Options {
+            full: FullRule::Never,
+            ..Lab::options()
+        };
+        for _ in 0..60 {
+            let kept = world.lab.history(DOMAIN).kept.len();
+            if kept < 3 || roll(3) == 0 {
+                world.backup(&never);
+                continue;
+            }
+            let stays = 1 + roll(kept - 1);
+            let stay = newest(&world, stays);
+            let fuse = Fuse::at(roll(70), Blow::ALL[roll(Blow::ALL.len())]);
+            let store = CrashStore::new(&fuse);
+            let policy = last(stays as u32);
+            let _ = world.crash_in(&fuse, store, |context| pruned(context, policy));
+            world.reopen();
+            assert_all_restore(&world, &stay);
+        }
+        let stay = newest(&world, 2);
+        assert_merged(&mut world, &stay);
+    }
 }
 
 #[test]
@@ -126,8 +189,13 @@ fn a_merge_into_a_point_that_is_lost_blocks_nothing() {
 
 #[test]
 fn a_backup_heals_an_interrupted_merge() {
-    let world = world();
-    let stays = newest(&world, 2);
+    for world in [world(), continuing()] {
+        heals_an_interrupted_merge(&world);
+    }
+}
+
+fn heals_an_interrupted_merge(world: &World) {
+    let stays = newest(world, 2);
     let steps = steps_of(world.fork(), last(2));
     for (number, blow) in every_end(&steps, &[Blow::KilledAfter]) {
         at_step(&steps, number, &blow, || {
@@ -149,7 +217,8 @@ fn a_backup_heals_an_interrupted_merge() {
             }
             assert_all_restore(&world, &all);
             let left: Vec<String> = tree(world.lab.folder.path());
-            assert!(left.iter().all(|path| !path.contains("merg")), "{left:#?}");
+            let is_of_merge = |path: &String| path.contains("merg") || path.ends_with(".continued");
+            assert!(!left.iter().any(is_of_merge), "{left:#?}");
         });
     }
 }

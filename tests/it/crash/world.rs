@@ -22,6 +22,8 @@ pub const DOMAIN: &str = "vm1";
 pub const OCTOBER: &str = "vmsnap-backup-monthly-2026-10";
 const DISKS: [&str; 2] = ["vda", "vdb"];
 const SIZE: usize = 2 * CLUSTER + 1536;
+/// The size of a disk whose full image is larger than some incremental ones together.
+const LARGE: usize = 30 * CLUSTER + 1536;
 
 /// The file with the state of the domain's TPM.
 pub const TPM_FILE: &str = "tpm2-00.permall";
@@ -69,6 +71,25 @@ impl World {
         };
         lab.host.set_tpm_state(DOMAIN, Ok(Some(state)));
         lab.host.set_tpm_folder(&tpm_folder(&lab));
+        let mut world = World {
+            lab,
+            moments: Vec::new(),
+            writes: 0,
+        };
+        world.guest_writes();
+        world
+    }
+
+    /// The same with a first disk that is large and full of data that cannot be compressed: a merge
+    /// continues its full image.
+    pub fn large() -> World {
+        let lab = Lab::in_memory();
+        lab.host
+            .add_domain(DOMAIN, &[(DISKS[0], LARGE), (DISKS[1], SIZE)]);
+        lab.host.set_nvram(DOMAIN, b"variables");
+        let mut noise = vec![0; LARGE];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        lab.host.disk(DOMAIN, DISKS[0], |disk| disk.write(0, &noise));
         let mut world = World {
             lab,
             moments: Vec::new(),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -108,6 +109,17 @@ impl Store for FailingStore {
         Ok(Box::new(FailingImage(file, Arc::clone(&self.0))))
     }
 
+    fn continue_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>> {
+        self.0.call()?;
+        let file = DiskStore.continue_image(path)?;
+        Ok(Box::new(FailingImage(file, Arc::clone(&self.0))))
+    }
+
+    fn link(&self, file: &Path, name: &Path) -> io::Result<()> {
+        self.0.call_for_room(name)?;
+        DiskStore.link(file, name)
+    }
+
     fn create_file(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         if let Err(error) = self.0.call_for_room(path) {
             // A full disk leaves a file with a part of its content.
@@ -159,6 +171,11 @@ impl ImageFile for FailingImage {
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.1.call()?;
         self.0.write_at(bytes, offset)
+    }
+
+    fn free(&mut self, range: Range<u64>) -> io::Result<()> {
+        self.1.call()?;
+        self.0.free(range)
     }
 
     fn sync(&mut self) -> io::Result<()> {

@@ -44,6 +44,7 @@ fn merge(domain: &dyn DomainRepository, run: &[&str], into: &str, stop: &Stop) -
         into,
         now: moment(99),
         stop,
+        watch: &(),
     };
     writer.merge_points(&history, &wish)
 }

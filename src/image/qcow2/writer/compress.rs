@@ -16,7 +16,7 @@ use std::thread::{Builder, JoinHandle, available_parallelism};
 use std::{fmt, io};
 
 use super::shrink::{Form, Shrinker, Stored};
-use super::{Qcow2Options, Qcow2Writer};
+use super::{Base, Qcow2Options, Qcow2Writer};
 use crate::image::{Error, Result};
 use crate::model::block::{Block, BlockError, BlockSink, CLUSTER, Content, ImageFile, Written};
 use crate::model::buffer::Buffer;
@@ -63,8 +63,7 @@ impl CompressingWriter {
     /// # Errors
     /// As [`Qcow2Writer::new`].
     pub fn new(file: Box<dyn ImageFile>, options: Qcow2Options, level: ZstdLevel) -> Result<Self> {
-        let workers = available_parallelism().map_or(1, usize::from).min(MOST_WORKERS);
-        CompressingWriter::with_workers(file, options, level, workers)
+        CompressingWriter::with_workers(file, options, level, most_workers())
     }
 
     /// The same with this number of workers.
@@ -74,9 +73,30 @@ impl CompressingWriter {
         level: ZstdLevel,
         workers: usize,
     ) -> Result<Self> {
-        let path = options.path.clone();
-        let detect_zeroes = options.detect_zeroes;
-        let image = Qcow2Writer::new(file, options)?;
+        CompressingWriter::of(Qcow2Writer::new(file, options)?, level, workers)
+    }
+
+    /// Continues an image, as [`Qcow2Writer::continued`] does.
+    ///
+    /// # Errors
+    /// As [`Qcow2Writer::continued`].
+    pub fn continued(
+        file: Box<dyn ImageFile>,
+        options: Qcow2Options,
+        base: Base,
+        level: ZstdLevel,
+    ) -> Result<Self> {
+        CompressingWriter::of(
+            Qcow2Writer::continued(file, options, base)?,
+            level,
+            most_workers(),
+        )
+    }
+
+    /// Compresses for this image.
+    fn of(image: Qcow2Writer, level: ZstdLevel, workers: usize) -> Result<Self> {
+        let path = image.options.path.clone();
+        let detect_zeroes = image.options.detect_zeroes;
         let (parts, parts_in_order) = sync_channel(workers + WAITING);
         let (jobs, waiting_jobs) = channel();
         let mut writer = CompressingWriter {
@@ -192,6 +212,10 @@ impl fmt::Debug for CompressingWriter {
         let threads = self.workers.len();
         write!(f, "CompressingWriter({}, {threads} workers)", self.path.display())
     }
+}
+
+fn most_workers() -> usize {
+    available_parallelism().map_or(1, usize::from).min(MOST_WORKERS)
 }
 
 fn panicked(path: &Path) -> Error {

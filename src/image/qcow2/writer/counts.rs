@@ -20,9 +20,39 @@ pub(super) struct RefCounts {
     pending: VecDeque<Vec<u16>>,
     /// Where the blocks before them are in the file.
     written: Vec<u64>,
+    /// Whether blocks stay in memory until the end, because their counts may still go down.
+    is_kept: bool,
 }
 
 impl RefCounts {
+    /// The counts of a file that is continued: the places of its blocks, and the content of the
+    /// last one if the file ends within what it covers.
+    pub(super) fn continued(written: Vec<u64>, last: Option<Vec<u16>>) -> RefCounts {
+        RefCounts {
+            pending: last.into_iter().collect(),
+            written,
+            is_kept: true,
+        }
+    }
+
+    /// Where the block with this number is in the file, if it was written.
+    pub(super) fn place(&self, block: u64) -> Option<u64> {
+        self.written.get(usize::try_from(block).ok()?).copied()
+    }
+
+    /// Notes that a block that was written has another place now.
+    pub(super) fn replace(&mut self, block: u64, place: u64) {
+        let known = usize::try_from(block).ok();
+        if let Some(known) = known.and_then(|block| self.written.get_mut(block)) {
+            *known = place;
+        }
+    }
+
+    /// The first block that was not written.
+    pub(super) fn first_pending(&mut self) -> Option<&mut Vec<u16>> {
+        self.pending.front_mut()
+    }
+
     /// Counts one more use of each cluster from `start` to `end` of the file, in bytes. None of
     /// them may lie in a block that was taken.
     pub(super) fn count(&mut self, start: u64, end: u64) {
@@ -33,7 +63,8 @@ impl RefCounts {
             while self.pending.len() <= block {
                 self.pending.push_back(vec![0; REFCOUNTS_PER_BLOCK as usize]);
             }
-            self.pending[block][(place % REFCOUNTS_PER_BLOCK) as usize] += 1;
+            let count = &mut self.pending[block][(place % REFCOUNTS_PER_BLOCK) as usize];
+            *count = count.saturating_add(1);
         }
     }
 
@@ -41,7 +72,7 @@ impl RefCounts {
     /// written at the file's end, `end`, and counted.
     pub(super) fn take_passed(&mut self, end: u64) -> Option<Vec<u8>> {
         let covered = (self.written.len() as u64 + 1) * REFCOUNTS_PER_BLOCK * CLUSTER;
-        if end < covered {
+        if self.is_kept || end < covered {
             return None;
         }
         self.take(end)
@@ -51,7 +82,7 @@ impl RefCounts {
     pub(super) fn take(&mut self, place: u64) -> Option<Vec<u8>> {
         let block = self.pending.pop_front()?;
         self.written.push(place);
-        Some(block.iter().flat_map(|count| count.to_be_bytes()).collect())
+        Some(encoded(&block))
     }
 
     /// How many blocks were taken.
@@ -66,6 +97,11 @@ impl RefCounts {
             .flat_map(|place| place.to_be_bytes())
             .collect()
     }
+}
+
+/// The bytes of a refcount block.
+pub(super) fn encoded(block: &[u16]) -> Vec<u8> {
+    block.iter().flat_map(|count| count.to_be_bytes()).collect()
 }
 
 /// How many further refcount blocks and how many clusters of refcount table a file needs that has
