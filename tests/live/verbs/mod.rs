@@ -8,6 +8,7 @@ mod compressed;
 mod define;
 mod disks;
 mod firmware;
+mod forever;
 mod interrupted;
 mod kinds;
 mod names;
