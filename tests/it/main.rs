@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests damage repositories by hand")]
 
 mod backup_and_restore;
+mod beside_merges;
 mod classic;
 mod cli_verify;
 mod compare;

@@ -2,7 +2,7 @@
 //! either its old or its new content.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -87,18 +87,22 @@ pub(super) fn write(store: &dyn Store, path: &Path, content: &impl Serialize) ->
 pub(super) fn put(store: &dyn Store, path: &Path, text: &[u8]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(NEW);
-    let new = PathBuf::from(new);
-    let written = match store.create_file(&new, text) {
+    put_as(store, Path::new(&new), path, text)
+}
+
+/// Writes a file as [`put`] does, under the name `new` until it is complete.
+pub(super) fn put_as(store: &dyn Store, new: &Path, path: &Path, text: &[u8]) -> io::Result<()> {
+    let written = match store.create_file(new, text) {
         // A killed run left it.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let removed = store.remove_file(&new);
-            removed.and_then(|()| store.create_file(&new, text))
+            let removed = store.remove_file(new);
+            removed.and_then(|()| store.create_file(new, text))
         }
         written => written,
     };
-    let replaced = written.and_then(|()| store.replace(&new, path));
+    let replaced = written.and_then(|()| store.replace(new, path));
     if replaced.is_err() {
-        let _ = store.remove_file(&new);
+        let _ = store.remove_file(new);
     }
     replaced
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
@@ -17,6 +18,9 @@ use crate::repo::{RepoError, Result};
 /// The largest number of damage notes that are recorded for one disk, and for the files that belong
 /// to no disk.
 const MOST_DAMAGE: usize = 4;
+
+/// How often a record is written if other runs remove it before it is complete.
+const ATTEMPTS: usize = 4;
 
 /// Records a proof, and removes the `known` records of the same restore point: those that existed
 /// when the verification started, even if a wrong clock gave them a later time. Records that other
@@ -122,8 +126,28 @@ fn write(
     let text = seal(&text);
     let path = dir.join(name.file_name());
     // Two records may have the same second: the later one counts.
-    note::put(store, &path, text.as_bytes()).map_err(RepoError::io("write", &path))?;
+    put(store, &path, text.as_bytes()).map_err(RepoError::io("write", &path))?;
     Ok(dir)
+}
+
+/// Writes a record completely or not at all. Verifications hold no lock, so another one may write
+/// the same record at the same time: each writes a file of its own. Another run may take that for
+/// a killed run's and remove it, so it is written again.
+fn put(store: &dyn Store, path: &Path, text: &[u8]) -> io::Result<()> {
+    static WRITTEN: AtomicU64 = AtomicU64::new(0);
+    let put = || {
+        let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
+        let mut new = path.as_os_str().to_owned();
+        new.push(format!(".{}-{number}{}", std::process::id(), note::NEW));
+        note::put_as(store, Path::new(&new), path, text)
+    };
+    for _ in 1..ATTEMPTS {
+        match put() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => return done,
+        }
+    }
+    put()
 }
 
 /// The names of the files in the folder of the records. A link in its place counts as empty.
@@ -147,7 +171,55 @@ pub(super) fn names_in(dir: &Path) -> Result<Vec<String>> {
     read().or_else(failed)
 }
 
-/// The name of a record without the ending of an incomplete file.
+/// The name of a record without the ending of an incomplete file. Older versions used an ending
+/// without numbers.
 pub(super) fn whole(name: &str) -> &str {
-    name.strip_suffix(note::NEW).unwrap_or(name)
+    let Some(new) = name.strip_suffix(note::NEW) else {
+        return name;
+    };
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+    match new.rsplit_once('.') {
+        Some((record, writer)) if is_number(writer) => record,
+        _ => new,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::io::DiskStore;
+
+    /// Two verifications of a restore point that end in the same second.
+    #[test]
+    fn records_of_the_same_second_do_not_disturb_each_other() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let proof = Proof {
+            id: "2026-11-01T02-00-03Z".to_owned(),
+            manifest: "0".repeat(64),
+            time: Timestamp::UNIX_EPOCH,
+            deep: true,
+            deep_time: None,
+            damage: Vec::new(),
+        };
+        let record = || keep(&DiskStore, folder.path(), &proof, &[]).expect("it is recorded");
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..50).for_each(|_| record()));
+            }
+        });
+        let names = names_in(&folder.path().join(FOLDER)).expect("it can be read");
+        assert_eq!(names, [RecordName::of_proof(&proof).file_name()]);
+    }
+
+    #[test]
+    fn an_incomplete_record_has_the_name_of_its_record() {
+        let record = "2026-11-01T02-00-03Z.2026-11-02T02-00-03Z.json";
+        for name in [record, &format!("{record}.new"), &format!("{record}.123-4.new")] {
+            assert_eq!(whole(name), record);
+        }
+    }
 }
