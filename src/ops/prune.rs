@@ -84,7 +84,7 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     }
     if let Some((child, parent)) = dependent_on(chains, previous) {
         return Err(format!(
-            "restore point {child} depends on its restore point {parent}"
+            "restore point {child} of another period depends on restore point {parent} of this one"
         ));
     }
     let Some(before) = newest_of(previous) else {

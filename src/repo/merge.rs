@@ -145,7 +145,8 @@ pub(crate) struct NewImage<'a> {
     pub disk: &'a DiskPoint,
     /// How many of the newest images of its chain are merged.
     pub layers: usize,
-    /// The disk at the oldest removed restore point of its chain; the new image gets its parent.
+    /// The disk's entry in the oldest restore point that the merge removes. The new image takes its
+    /// level and parent from this entry.
     pub oldest: &'a DiskPoint,
     /// The restore point on which the new image depends.
     pub parent: Option<&'a Kept>,

@@ -257,12 +257,18 @@ fn a_misspelt_word_is_refused_with_the_nearest() {
         ("backup vm1 --dryrun", "did you mean '--dry-run'?"),
         ("--no-prun --backup", "there is no switch '--no-prun'"),
         ("--zzz", "`vmsnap status --help` lists them"),
-        ("-z", "there is no switch '-z': `vmsnap --help` lists them"),
-        ("-S", "there is no switch '-S': `vmsnap --help` lists them"),
+        (
+            "-z",
+            "there is no switch '-z': `vmsnap COMMAND --help` lists the switches of a command",
+        ),
+        (
+            "-S",
+            "there is no switch '-S': `vmsnap COMMAND --help` lists the switches of a command",
+        ),
         ("backup vm1 -O /b", "there is no switch '-O': did you mean '-o'?"),
         (
             "backup vm1 -nz",
-            "there is no switch '-z' in '-nz': `vmsnap --help` lists them",
+            "there is no switch '-z' in '-nz': `vmsnap COMMAND --help` lists the switches of a command",
         ),
         (
             "-domains=vm1 --backup",
@@ -280,7 +286,10 @@ fn a_misspelt_word_is_refused_with_the_nearest() {
             "-dommains=vm1",
             "there is no switch '-d' in '-dommains=vm1': did you mean '--domains'?",
         ),
-        ("-ä", "there is no switch '-ä': `vmsnap --help` lists them"),
+        (
+            "-ä",
+            "there is no switch '-ä': `vmsnap COMMAND --help` lists the switches of a command",
+        ),
         ("bakup vm1", "did you mean `vmsnap backup`?"),
         ("vm1", "there is no command 'vm1'"),
         ("--backup vm1 --output=/b", "there is no command 'vm1'"),

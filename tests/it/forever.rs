@@ -138,7 +138,7 @@ fn a_period_on_which_others_stand_is_not_pruned() {
     lab.at("2026-02-21T02:00:00+01:00[Europe/Berlin]");
     let outcome = lab.backup_with("vm1", &pruning).expect("a restore point");
     match &outcome.prune {
-        Some(PruneOutcome::Kept(why)) => assert!(why.contains("depends on its restore point"), "{why}"),
+        Some(PruneOutcome::Kept(why)) => assert!(why.contains("of another period depends on"), "{why}"),
         other => panic!("{other:?}"),
     }
     assert_restores(&lab, &points);

@@ -45,8 +45,8 @@ pub struct BackupArgs {
     )]
     pub group_by: String,
 
-    /// When a new chain starts with a full backup: period (at the start of each period) or never
-    /// (only the first backup is full, and --keep-… merges the restore points that it removes)
+    /// When a full backup starts a new chain: period (with each period) or never (only the first
+    /// backup is full, and --keep-… merges the restore points that it removes)
     #[arg(
         help_heading = "What to save",
         long,

@@ -40,7 +40,7 @@ pub struct RepositoryArgs {
 /// The hypervisor to connect to.
 #[derive(Debug, Args)]
 pub struct ConnectArgs {
-    /// Connection URI of the hypervisor [default: libvirt's default]
+    /// URI of the hypervisor [default: libvirt's]
     #[arg(
         help_heading = "Hypervisor",
         short,

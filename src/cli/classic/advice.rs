@@ -68,7 +68,7 @@ pub(super) fn unknown_short(word: &str, letter: Option<char>, grammar: &Command)
     let advice = match (long, short) {
         (Some(long), _) => format!("did you mean '--{long}'?"),
         (None, Some(short)) => format!("did you mean '-{short}'?"),
-        (None, None) => "`vmsnap --help` lists them".to_owned(),
+        (None, None) => "`vmsnap COMMAND --help` lists the switches of a command".to_owned(),
     };
     Misuse::Word(format!("there is no switch '{switch}'{place}: {advice}"))
 }

@@ -74,9 +74,10 @@ pub enum Fault {
         /// Its length, as stored.
         length: u32,
     },
-    /// An L1 table that is too large, too small for the disk, or not within the file.
+    /// An L1 table that is too large, too small for the disk, not aligned to a cluster, or not
+    /// within the file.
     #[error(
-        "invalid L1 table ({entries} entries at offset {offset}): wrong size for a disk of {size} bytes, or outside the file"
+        "invalid L1 table ({entries} entries at offset {offset}): wrong size for a disk of {size} bytes, not aligned to a cluster, or outside the file"
     )]
     L1 {
         /// Number of its entries.

@@ -66,11 +66,11 @@ pub struct UncomparedDisk {
     pub target: String,
     /// The reason, as a phrase.
     pub why: String,
-    /// What follows from it.
+    /// The kind of this reason.
     pub meaning: Meaning,
 }
 
-/// The consequence of not comparing a disk.
+/// The kind of the reason why a disk was not compared. The verdict depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
     /// An earlier comparison found that the disk's bitmap missed a write, and the disk was not

@@ -54,8 +54,8 @@ pub(super) fn read(domain_dir: &Path) -> Result<(Vec<RemovedPoint>, Option<Findi
         }
         Err(why) => {
             let what = format!(
-                "cannot read the record of removed restore points, {}: {why}; nothing is pruned until \
-                 it is moved away",
+                "cannot read the record of removed restore points, {}: {why}; no policy removes anything \
+                 until this file is moved away",
                 path.display()
             );
             (Vec::new(), Some(Finding::new(REMOVALS_UNREADABLE, what)))

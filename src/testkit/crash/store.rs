@@ -38,6 +38,16 @@ impl CrashStore {
         })
     }
 
+    /// The same store in the next process, which dies with this fuse. What the last process has not
+    /// synced is still not durable.
+    #[must_use]
+    pub fn reopened(&self, fuse: &Fuse) -> CrashStore {
+        CrashStore {
+            fuse: fuse.clone(),
+            disk: self.disk.clone(),
+        }
+    }
+
     /// Cuts the power: replaces the files by those that survive. Synced content survives. Of the
     /// rest, `seed` chooses nothing, everything or some.
     ///

@@ -107,6 +107,41 @@ fn a_merge_survives_a_power_cut_at_any_step() {
     }
 }
 
+/// A process dies right around the commit, before it is durable. The next one goes on with the
+/// merge, and then the power fails.
+#[test]
+fn a_finished_merge_survives_a_power_cut_at_any_step() {
+    for world in [world(), continuing()] {
+        let stays = newest(&world, 2);
+        let steps = steps_of(world.fork(), last(2));
+        let commit = steps
+            .iter()
+            .position(|step| step.ends_with("manifest.json.new") && step.starts_with("replace"));
+        let commit = commit.expect("a manifest is replaced");
+        for died in [commit, commit + 1] {
+            for (number, seed) in (0..steps.len() - commit + 12).flat_map(|number| [(number, 0), (number, 1)])
+            {
+                at_step(&steps, died, &(number, seed), || {
+                    let mut world = world.fork();
+                    let fuse = Fuse::at(died, Blow::KilledAfter);
+                    let store =
+                        CrashStore::with_power(&fuse, world.lab.folder.path()).expect("it can be read");
+                    let _ = world.crash_in(&fuse, store.clone(), |context| pruned(context, last(2)));
+                    world.reopen();
+                    let fuse = Fuse::at(number, Blow::KilledBefore);
+                    let store = store.reopened(&fuse);
+                    let _ = world.crash_in(&fuse, store.clone(), |context| pruned(context, last(2)));
+                    store
+                        .cut_power(seed * 1000 + number as u64)
+                        .expect("files are written");
+                    assert_all_restore(&world, &stays);
+                    assert_merged(&mut world, &stays);
+                });
+            }
+        }
+    }
+}
+
 #[test]
 fn a_large_image_is_continued_and_a_small_one_copied() {
     let steps = steps_of(continuing(), last(2));

@@ -46,7 +46,7 @@ fn every_mistake_has_its_message_and_its_code() {
         (
             &["-S"],
             64,
-            "vmsnap: there is no switch '-S': `vmsnap --help` lists them\n",
+            "vmsnap: there is no switch '-S': `vmsnap COMMAND --help` lists the switches of a command\n",
         ),
         (
             &["backup", "vm1", "-output", "/b"],
