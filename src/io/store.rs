@@ -122,13 +122,7 @@ impl Store for DiskStore {
     }
 
     fn continue_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>> {
-        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(flags.bits() as i32)
-            .open(path)?;
-        Ok(Box::new(DirectFile::new(file)))
+        Ok(Box::new(DirectFile::new(open_existing(path)?)))
     }
 
     fn link(&self, file: &Path, name: &Path) -> io::Result<()> {
@@ -142,13 +136,8 @@ impl Store for DiskStore {
     }
 
     fn remove_unclaimed(&self, path: &Path) -> io::Result<bool> {
-        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = OpenOptions::new()
-            .read(true)
-            // Some network file systems lock only files that are open for writing.
-            .write(true)
-            .custom_flags(flags.bits() as i32)
-            .open(path)?;
+        // Some network file systems lock only files that are open for writing.
+        let file = open_existing(path)?;
         let found = file.metadata()?;
         if !found.is_file() || file.try_lock().is_err() {
             return Ok(false);
@@ -199,6 +188,16 @@ impl Store for DiskStore {
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_dir(path)
     }
+}
+
+/// Opens a file for reading and writing. A link is an error, and a pipe does not block.
+fn open_existing(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)
 }
 
 fn create_new(path: &Path) -> io::Result<File> {
