@@ -121,7 +121,7 @@ pub struct Written {
 pub struct Patch {
     /// The new first bytes of the file.
     pub header: Vec<u8>,
-    /// Ranges of the file that hold nothing any more and become zero, in bytes: in order, behind
+    /// Ranges of the file that hold nothing any more and become zero, in bytes: in order, after
     /// the header, and without overlap.
     pub freed: Vec<Range<u64>>,
 }

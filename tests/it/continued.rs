@@ -429,7 +429,7 @@ fn a_damaged_note_cuts_no_committed_image() {
 }
 
 #[test]
-fn what_an_old_merge_left_behind_an_image_goes() {
+fn bytes_that_an_old_merge_left_after_an_image_go() {
     let mut lab = lab();
     let points = backed_up(&mut lab, 3);
     let image = image_of(&lab, &points[0].0);

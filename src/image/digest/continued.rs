@@ -100,8 +100,8 @@ pub(in crate::image) struct TailDigest {
 }
 
 impl TailDigest {
-    /// Expects the byte behind the old file.
-    pub(in crate::image) fn behind(old: &Recorded) -> TailDigest {
+    /// Expects the first byte after the old file.
+    pub(in crate::image) fn after(old: &Recorded) -> TailDigest {
         let piece = piece_of(old);
         TailDigest {
             forest: Forest::at(old.bytes, piece),
@@ -301,7 +301,7 @@ mod tests {
     fn continued(old: &[u8], tail: &[u8], piece: u64, patch: &Patch) -> Result<(Hash, Option<Pieces>)> {
         let recorded = recorded(old, piece);
         assert!(can_continue(&recorded));
-        let mut digest = TailDigest::behind(&recorded);
+        let mut digest = TailDigest::after(&recorded);
         tail.chunks(100_000).for_each(|bytes| digest.update(bytes));
         let file = StoredFile::from(memory_file(&[old, tail].concat()));
         digest.finish(&file, Path::new("x"), &recorded, patch, &Stop::default())
@@ -344,7 +344,7 @@ mod tests {
             let place = place.index(sound.len());
             damaged[place] ^= 4;
             let tail = noise(2, 3 * LEAF);
-            let mut digest = TailDigest::behind(&recorded);
+            let mut digest = TailDigest::after(&recorded);
             digest.update(&tail);
             let file = StoredFile::from(memory_file(&[damaged, tail.clone()].concat()));
             let found = digest.finish(&file, Path::new("x"), &recorded, &patch, &Stop::default());

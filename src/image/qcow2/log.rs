@@ -64,19 +64,19 @@ impl Hashed {
 }
 
 impl Log {
-    /// Starts behind the first cluster of a new file.
+    /// Starts after the first cluster of a new file.
     pub(super) fn start(file: Box<dyn ImageFile>, path: &Path, stop: &Stop) -> Result<Self> {
         Log::start_at(file, path, stop, CLUSTER, Hashed::New(FileDigest::new()))
     }
 
     /// Starts at the end of an existing file.
-    pub(super) fn start_behind(
+    pub(super) fn start_after(
         file: Box<dyn ImageFile>,
         path: &Path,
         stop: &Stop,
         old: &Recorded,
     ) -> Result<Self> {
-        let digest = Hashed::Tail(TailDigest::behind(old));
+        let digest = Hashed::Tail(TailDigest::after(old));
         Log::start_at(file, path, stop, old.bytes, digest)
     }
 

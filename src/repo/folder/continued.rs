@@ -68,7 +68,7 @@ impl Continuation<'_> {
         let (Some(base), Some(dir), Some(name)) = (base, path.parent(), path.file_name()) else {
             return Ok(None);
         };
-        // An interrupted merge may have left something behind the old image.
+        // An interrupted merge may have left bytes after the old image.
         if found.len() > base_bytes {
             shorten(self.store, &path, base_bytes)?;
         }
@@ -94,15 +94,15 @@ impl Continuation<'_> {
         self.dir.join(layout::merged_image(self.image, self.number))
     }
 
-    /// Before the commit: writes down the changes that are still to be made in the file. Nobody may
-    /// have given the file a further name meanwhile, which would show the changes.
+    /// Before the commit: writes down the changes that are still to be made in the file. The file
+    /// may not have got a further name since, because that would show the changes.
     pub(super) fn keep(&self, changes: &Patch) -> Result<()> {
         let merged = self.merged();
         let found = merged
             .symlink_metadata()
             .map_err(RepoError::io("examine", &merged))?;
         if found.nlink() != 2 {
-            let error = io::Error::other("its file was given another name meanwhile: run again");
+            let error = io::Error::other("its file was given another name during the merge: run again");
             return Err(RepoError::io("merge into", &merged)(error));
         }
         let path = patch::path_of(&merged);

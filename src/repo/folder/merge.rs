@@ -357,8 +357,8 @@ fn complete_images(store: &dyn Store, domain_dir: &Path, dir: &Path, manifest: &
     if images.is_empty() {
         return Ok(true);
     }
-    // Whoever opens an image from here on sees the new header, so ranges can be freed afterwards
-    // without the lock: that takes long if there are many.
+    // A reader that opens an image from here on sees the new header, so ranges can be freed
+    // afterwards without the lock: that takes long if there are many.
     let Some(alone) = readers::exclude(domain_dir)?.filter(FolderLock::is_held) else {
         return Ok(false);
     };

@@ -56,9 +56,10 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Patch> {
         .map(|[start, end]| *start..*end)
         .collect();
     let is_whole = ranges.len() == 16 * freed.len() && freed.len() as u64 == u64::from_le_bytes(*count);
-    let is_behind = freed.first().is_none_or(|first| first.start >= CLUSTER);
+    let is_after_header = freed.first().is_none_or(|first| first.start >= CLUSTER);
     let is_ordered = freed.windows(2).all(|pair| pair[0].end <= pair[1].start);
-    let is_sound = is_whole && is_behind && is_ordered && freed.iter().all(|range| range.start < range.end);
+    let is_sound =
+        is_whole && is_after_header && is_ordered && freed.iter().all(|range| range.start < range.end);
     let header = header.to_vec();
     is_sound.then_some(Patch { header, freed })
 }

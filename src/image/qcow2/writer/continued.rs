@@ -1,6 +1,6 @@
 //! Continues an existing image: the base. Clusters that are replaced become free.
 //!
-//! Nothing of the base is overwritten: a changed L2 table or refcount block is written again at the
+//! The base is not overwritten: a changed L2 table or refcount block is written again at the
 //! end, and its old place becomes free as well. Until its header is replaced, the file is the base.
 
 use std::collections::BTreeSet;
@@ -29,16 +29,15 @@ pub struct Base {
     zero_bytes: u64,
     /// Size of the disk in bytes, also after it has grown.
     disk: u64,
-    /// Clusters of the file that one user less uses, by number. One may be in it several times.
+    /// The numbers of clusters of the file, each once for every use of it that has ended.
     released: Vec<u64>,
-    /// The first entry that released a cluster outside the file.
+    /// The fault of an L2 entry that was replaced, if one was invalid.
     fault: Option<Error>,
 }
 
 impl Base {
     /// Opens an image to continue it. The numbers are the bytes of data and of zeroes that its
-    /// writer reported.
-    /// `None` if its format does not allow that; it can still be copied.
+    /// writer reported. `None` if its format does not allow that; it can still be copied.
     ///
     /// # Errors
     /// If it cannot be read as an image.
@@ -254,7 +253,7 @@ impl Qcow2Writer {
             counts,
             bin: super::Bin::default(),
             order: Order::new(options.size),
-            log: Log::start_behind(file, &options.path, &options.stop, &base.recorded)?,
+            log: Log::start_after(file, &options.path, &options.stop, &base.recorded)?,
             l1,
             table: None,
             written: Written {
