@@ -41,27 +41,18 @@ impl Mount {
 
     /// Leaves this many bytes free.
     pub fn leave(&self, bytes: u64) {
-        let file = self.filler();
-        let _ = std::fs::remove_file(&file);
+        let filler = self.make_room();
         let free = rustix::fs::statvfs(self.path()).expect("it is mounted");
-        let free = free.f_bavail * free.f_frsize;
-        let filler = std::fs::File::create(&file).expect("a file takes no room");
-        rustix::fs::fallocate(
-            filler,
-            rustix::fs::FallocateFlags::empty(),
-            0,
-            free.saturating_sub(bytes),
-        )
-        .expect("the file fits");
+        let taken = (free.f_bavail * free.f_frsize).checked_sub(bytes);
+        let taken = taken.expect("at least this much is free");
+        let flags = rustix::fs::FallocateFlags::empty();
+        rustix::fs::fallocate(filler, flags, 0, taken).expect("the file fits");
     }
 
-    /// Frees the space that [`Mount::leave`] took.
-    pub fn make_room(&self) {
-        std::fs::remove_file(self.filler()).expect("it was made");
-    }
-
-    fn filler(&self) -> std::path::PathBuf {
-        self.path().join("filler")
+    /// Frees the space that [`Mount::leave`] took. The file stays, empty: a removed one would keep
+    /// its space while a process that was forked in another test still has it open.
+    pub fn make_room(&self) -> fs::File {
+        fs::File::create(self.path().join("filler")).expect("an empty file needs no space")
     }
 
     pub fn make_read_only(&self) {
