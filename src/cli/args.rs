@@ -51,8 +51,8 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Records that the command line uses the syntax of the Node.js VMSnap, which changes some
-    /// defaults.
+    /// Records that the command line uses the syntax of the Node.js VMSnap, which changes a default
+    /// and some messages.
     pub fn set_classic(&mut self) {
         match &mut self.command {
             Command::Backup(args) => {
@@ -135,7 +135,7 @@ pub struct LogArgs {
 
 impl LogArgs {
     /// The settings for a command line that could not be parsed. Only the log format is taken from
-    /// it.
+    /// it, or from the environment.
     pub(crate) fn before_parsing(words: &[OsString]) -> LogArgs {
         let environment = std::env::var("VMSNAP_LOG_FORMAT").unwrap_or_default();
         let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();

@@ -2,9 +2,10 @@
 //! Pure.
 //!
 //! A command line in the syntax with subcommands is translated too, so clap parses only one form:
-//! the subcommand, then its switches by their full names (`--name=value`). Flags that are off are
-//! left out, and counted switches are repeated. So scripts may keep `--domains=vm1 --backup
-//! --groupBy=quarter --prune=false`, which clap itself would reject.
+//! the subcommand, then its switches by their full names (`--name=value`) and plain words. Flags
+//! that are off are left out, or written as `--no-…` if a variable could turn them on. Counted
+//! switches are repeated. So scripts may keep `--domains=vm1 --backup --groupBy=quarter
+//! --prune=false`, which clap itself would reject.
 //!
 //! * `switches`: all switches.
 //! * `read`: from words to tokens.
@@ -31,7 +32,7 @@ use write::write;
 pub enum Misuse {
     /// More than one command.
     SeveralCommands,
-    /// A word that is not valid here, with a message.
+    /// A word that is not valid here. The text is the message.
     Word(String),
 }
 

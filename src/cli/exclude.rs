@@ -102,7 +102,7 @@ pub struct Excluded {
 /// domain, or if no domain that the item applies to has such a disk.
 ///
 /// # Errors
-/// A sentence about an item that names no disk.
+/// A sentence about an item that is invalid or ambiguous.
 pub fn excluded(
     typed: &[String],
     selection: &Selection,

@@ -22,8 +22,8 @@ pub enum Verb {
 pub enum ExitCode {
     /// Everything that was requested was done.
     Ok,
-    /// No domain was given where one is required, none matched, or the domain or restore point does
-    /// not exist.
+    /// No domain was given where one is required, a name or pattern matched none, the domain,
+    /// restore point or disk does not exist, or there is nothing to prune, verify or compare.
     NoDomains,
     /// No repository was given where one is required, or it cannot be used.
     NoRepository,
@@ -45,7 +45,8 @@ pub enum ExitCode {
     GroupBy,
     /// Stored data is damaged, or differs from the domain.
     Damaged,
-    /// An unknown switch or an invalid value.
+    /// An unknown command or switch, an invalid value, or a request that contradicts itself or what
+    /// exists.
     Usage,
     /// Stopped by a signal.
     Signal(i32),
@@ -94,7 +95,8 @@ impl ExitCode {
         match self {
             ExitCode::Ok => "everything that was requested was done",
             ExitCode::NoDomains => {
-                "no domain was given where one is required, a given name or pattern matched none, or the domain or restore point does not exist"
+                "no domain was given where one is required, a given name or pattern matched none, \
+                 the domain, restore point or disk does not exist, or there is nothing to prune, verify or compare"
             }
             ExitCode::NoRepository => "no repository was given where one is required, or it cannot be used",
             ExitCode::Failed => {
@@ -114,9 +116,11 @@ impl ExitCode {
                 "--group-by is invalid, or differs from the grouping of the domain's backups (--force overrides)"
             }
             ExitCode::Damaged => {
-                "stored data is damaged, or differs from the domain; this code takes precedence over all others except a signal"
+                "stored data is damaged, or verify --compare-live found that it differs from the domain; this code takes precedence over all others except those of signals"
             }
-            ExitCode::Usage => "an unknown switch or an invalid value",
+            ExitCode::Usage => {
+                "an unknown command or switch, an invalid value, or a request that contradicts itself or what exists"
+            }
             ExitCode::Signal(_) => "stopped by a signal (129 SIGHUP, 130 SIGINT, 143 SIGTERM)",
         }
     }

@@ -163,7 +163,7 @@ pub fn tells(level: Level) -> bool {
     level <= LOG.get().map_or(Level::Info, |log| log.least)
 }
 
-/// Whether entries have fields. If so, results on stdout are logged too.
+/// Whether entries have fields. If so, some results on stdout are logged too.
 pub(crate) fn has_fields() -> bool {
     LOG.get()
         .is_some_and(|log| log.journal.is_some() || log.format == LogFormat::Json)

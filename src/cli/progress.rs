@@ -70,7 +70,8 @@ fn left_at(elapsed: Duration, position: u64, size: u64) -> String {
 }
 
 impl Progress {
-    /// Shows bars if stderr is a terminal, otherwise lines; with `--quiet` only findings.
+    /// Shows bars if stderr is a terminal and the log has no fields, otherwise lines; with
+    /// `--quiet` only findings.
     pub fn new() -> Self {
         let wants_bars = log::tells(Level::Info) && !log::has_fields() && std::io::stderr().is_terminal();
         let bars = wants_bars.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)));
@@ -86,7 +87,7 @@ impl Progress {
         }
     }
 
-    /// Shows only findings.
+    /// Shows neither bars nor lines about the progress of disks and files.
     #[cfg(feature = "libvirt")]
     pub fn silent() -> Self {
         Progress {

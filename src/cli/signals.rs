@@ -1,5 +1,6 @@
-//! Handles Ctrl-C, SIGTERM and SIGHUP: the first asks the verb to stop and clean up, the second
-//! ends the program at once.
+//! Handles Ctrl-C, SIGTERM and SIGHUP. The first signal asks the verb to stop and clean up. A
+//! second one, or a cleanup that takes too long, ends the program. While a guest's file systems are
+//! frozen, the end waits up to a minute.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -64,7 +65,7 @@ fn pass_on(mut signals: Signals, stop: &Stop) {
         }
         let reason = reason_of(signal);
         stop.request(reason);
-        super::log::notice("stopping and cleaning up (a second signal quits at once)");
+        super::log::notice("stopping and cleaning up (a second signal skips the cleanup)");
         let (sender, receiver) = channel();
         again = Some(sender);
         let stop = stop.clone();

@@ -45,8 +45,8 @@ impl Embed {
     /// The folder is removed when this is dropped. Drop all machines before it.
     ///
     /// As root, the driver needs libvirt's own user for QEMU, whatever the configuration says
-    /// (libvirt 9.0), and in some releases no package of the demo creates that user. In that case
-    /// this thread and the threads that it starts work as the user `nobody` until this is dropped.
+    /// (libvirt 9.0). On some systems no package of the demo creates that user. There this thread
+    /// and the threads that it starts work as the user `nobody` until this is dropped.
     pub fn start(folder: &Path) -> Result<Embed> {
         let folder = make_folder(folder)?;
         let is_root = rustix::process::geteuid().is_root();
@@ -102,7 +102,7 @@ impl Embed {
         &self.connection
     }
 
-    /// The throw-away folder, which also has room for disks and repositories.
+    /// The temporary folder, which also has room for disks and repositories.
     pub fn folder(&self) -> PathBuf {
         self.folder.path().to_owned()
     }

@@ -1,4 +1,4 @@
-//! A throw-away domain whose disk is known byte by byte.
+//! A temporary domain whose disk is known byte by byte.
 
 use std::path::{Path, PathBuf};
 
@@ -41,7 +41,7 @@ pub enum Write {
     },
 }
 
-/// A throw-away domain with one disk, `vda`. When it is dropped, the domain is destroyed and
+/// A temporary domain with one disk, `vda`. When it is dropped, the domain is destroyed and
 /// undefined, and its disk removed.
 pub struct Machine {
     name: String,
@@ -57,7 +57,7 @@ impl Machine {
         make_image(&image, size as u64)?;
         let xml = domain_xml(name, &image);
         let define = |xml: &str| Domain::define_xml(embed.connection(), xml);
-        let domain = define(&xml).map_err(Error::libvirt("define the throw-away domain"))?;
+        let domain = define(&xml).map_err(Error::libvirt("define the temporary domain"))?;
         let machine = Machine {
             name: name.to_owned(),
             domain,
@@ -67,7 +67,7 @@ impl Machine {
         machine
             .domain
             .create_with_flags(sys::VIR_DOMAIN_START_PAUSED)
-            .map_err(Error::libvirt("start the throw-away domain"))?;
+            .map_err(Error::libvirt("start the temporary domain"))?;
         Ok(machine)
     }
 
@@ -105,7 +105,7 @@ impl Machine {
         let answer = self
             .domain
             .qemu_monitor_command(&monitor, sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
-            .map_err(Error::libvirt("write to the disk of the throw-away domain"))?;
+            .map_err(Error::libvirt("write to the disk of the temporary domain"))?;
         if !answer.trim().is_empty() {
             return Err(Error::Guest { command, answer });
         }

@@ -1,4 +1,4 @@
-//! A throw-away domain for `vmsnap demo` and the live tests: no daemon, no configuration, no guest
+//! A temporary domain for `vmsnap demo` and the live tests: no daemon, no configuration, no guest
 //! system.
 //!
 //! libvirt's driver runs inside this process (`qemu:///embed`), QEMU is started paused, and a
@@ -15,7 +15,7 @@ pub use embed::Embed;
 pub use machine::{Machine, Write};
 pub use parts::{Part, names};
 
-/// An error while the throw-away domain is made or used.
+/// An error while the temporary domain is made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or folder could not be used.
@@ -37,12 +37,12 @@ pub enum Error {
         /// libvirt's message.
         message: String,
     },
-    /// This thread could not change its user.
+    /// This thread could not work as the user `nobody`.
     #[error("cannot switch to user 'nobody'")]
     Nobody(#[source] std::io::Error),
     /// The user `nobody` cannot enter the folder.
     #[error(
-        "user 'nobody' cannot use {}, and the demo has to run as that user because libvirt's own user for QEMU does not exist: choose another folder with --dir",
+        "choose another folder with --dir: the demo has to run as user 'nobody', because libvirt's own user for QEMU does not exist, and that user cannot use {}",
         path.display()
     )]
     Unreachable {

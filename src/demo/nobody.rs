@@ -13,8 +13,9 @@ use super::{Error, Result};
 /// `nobody` and `nogroup`: the kernel uses these numbers for owners that it cannot map.
 const NOBODY: u32 = 65534;
 
-/// While it exists, this thread and each thread that it starts work as the user `nobody`. Then this
-/// thread is root again.
+/// Makes its thread, and the threads that this thread starts, work as the user `nobody`.
+///
+/// When this value is dropped, its thread is root again.
 pub(crate) struct Nobody {
     groups: Vec<Gid>,
     /// Not `Send`, because only the thread that has changed its user can change back.

@@ -1,4 +1,4 @@
-//! The parts of libvirt and QEMU that the throw-away domain needs.
+//! The parts of libvirt and QEMU that the temporary domain needs.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -96,8 +96,8 @@ pub(crate) fn quiet_driver() {
 
 /// Makes libvirt use `folder` instead of the user's runtime folder.
 ///
-/// For a user without a runtime folder it replaces the home folder. libvirt creates the folder when
-/// it needs it, and reads the variable once.
+/// Without this, libvirt uses `XDG_RUNTIME_DIR` or, if it is not set, a folder in the user's home.
+/// libvirt creates the folder when it needs it, and reads the variable once.
 ///
 /// Call this before the program starts its first thread.
 pub(crate) fn set_runtime_folder(folder: &Path) {
@@ -327,7 +327,9 @@ impl Checkpoint {
 
     /// Returns the checkpoint's XML without the XML of its domain.
     ///
-    /// `sizes` asks QEMU for the state of each bitmap, which works only for an active domain.
+    /// With `sizes` it has the number of bytes changed since the checkpoint, for each disk whose
+    /// bitmap exists and is consistent. QEMU is asked for it, so this works only for an active
+    /// domain. A driver that does not report sizes answers with `ErrorNumber::InvalidArg`.
     pub fn xml(&self, sizes: bool) -> Call<String> {
         let sizes = if sizes {
             sys::VIR_DOMAIN_CHECKPOINT_XML_SIZE

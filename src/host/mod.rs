@@ -37,12 +37,12 @@ pub use no_connection::NoConnection;
 pub use refusal::Refusal;
 pub use usage::{DomainFile, DomainFiles};
 
-/// The result of every fallible function in this module.
+/// The result of functions that fail with a [`HostError`].
 pub type Result<T> = std::result::Result<T, HostError>;
 
 /// A hypervisor with its domains.
 pub trait Host: Send + Sync {
-    /// Returns what this hypervisor can do.
+    /// Returns the features and versions of this hypervisor.
     fn capabilities(&self) -> Result<Capabilities>;
 
     /// Lists the names of all domains in the order of `virsh list --all`.
@@ -61,8 +61,8 @@ pub trait Host: Send + Sync {
 
     /// Identifies the file that a disk's path names.
     ///
-    /// `None` if the path is on another machine or is not a file, or if the file system does not
-    /// record when the file was created.
+    /// `None` if the path is on another machine, cannot be examined or is not a regular file. Also
+    /// `None` if the file system does not record when the file was created.
     fn file_id(&self, path: &Path) -> Option<FileId>;
 
     /// Lists the domain's checkpoints, oldest first, with the state of each bitmap.
@@ -74,7 +74,8 @@ pub trait Host: Send + Sync {
     ///
     /// For a shut-off domain these are all bitmaps of the disk. For an active domain they are the
     /// bitmaps that existed when it was started and have not been removed since; newer bitmaps are
-    /// only in QEMU's memory.
+    /// only in QEMU's memory. The list is empty if the image is missing or its format has no
+    /// bitmaps. It is also empty if the domain is active and the image is on a server.
     ///
     /// # Errors
     /// [`HostError::NotHere`] if the image is on another machine.
@@ -83,7 +84,8 @@ pub trait Host: Send + Sync {
     /// Removes a checkpoint with its bitmaps from a running or shut-off domain.
     ///
     /// A missing bitmap is not an error. Bitmaps in images of a shut-off domain that cannot be
-    /// opened now stay, which is not an error either. A missing checkpoint is an error.
+    /// opened now stay, which is not an error either. A missing checkpoint is an error, unless
+    /// bitmaps of that name were removed from a shut-off domain.
     fn delete_checkpoint(&self, domain: &Domain, name: &str) -> Result<()>;
 
     /// Thaws the guest's file systems, in case a run that froze them was killed.
@@ -99,48 +101,53 @@ pub trait Host: Send + Sync {
     /// Registers a checkpoint whose record the hypervisor has lost, with its name, time and mark.
     ///
     /// The new record covers those of the checkpoint's disks that have a sound bitmap of that name.
-    /// Returns false, and changes nothing, if no disk has one.
+    /// Returns false, and changes nothing, if no disk has one. Also returns false if the domain is
+    /// shut off on another machine, where its bitmaps cannot be examined.
     fn register_checkpoint(&self, domain: &Domain, checkpoint: &Checkpoint) -> Result<bool>;
 
     /// Removes the bitmaps of that name from every disk of a running or shut-off domain.
     ///
-    /// The record of the checkpoint that owns them stays, if there is one. Returns the targets of
-    /// the disks that had such a bitmap; it is not an error if no disk had one.
+    /// The record of the checkpoint that owns them stays, if there is one. Bitmaps in images of a
+    /// shut-off domain that cannot be opened now stay too. Returns the targets of the disks from
+    /// which a bitmap was removed; it is not an error if there are none.
     fn remove_bitmaps(&self, domain: &Domain, name: &str) -> Result<Vec<String>>;
 
     /// Lists the names of the domain's internal snapshots, which are stored in its images.
     fn internal_snapshots(&self, domain: &Domain) -> Result<Vec<String>>;
 
-    /// Returns the job that the domain is busy with now.
+    /// Returns the job that the domain is busy with now, if there is one.
     fn active_job(&self, domain: &Domain) -> Result<Option<ActiveJob>>;
 
-    /// Ends the domain's active backup job, no matter which program started it.
+    /// Ends the domain's active job, whichever program started it.
     ///
-    /// Resumes the guest if it was paused because the scratch space of that job was full.
+    /// It is not an error if there is no job. Resumes the guest if a disk error has paused it, for
+    /// example because the scratch space of the job was full.
     fn abort_job(&self, domain: &Domain) -> Result<()>;
 
-    /// Chooses paths for the socket and scratch files of a job where QEMU may create them.
+    /// Chooses the paths of the sockets, scratch files and folders of a job.
     ///
-    /// Creates nothing, because the journal entry for the job has to be written first. `run` makes
-    /// the names unique; it has at most 36 characters, each an ASCII letter, a digit, `-` or `_`.
+    /// Creates nothing, because the journal entry for the job has to be written first. The wishes
+    /// apply only to an active domain. `run` makes the names unique; it has 1 to 36 characters,
+    /// each an ASCII letter, a digit, `-` or `_`.
     fn places(&self, domain: &Domain, targets: &[String], wishes: &PlaceWishes, run: &str) -> Result<Places>;
 
-    /// Removes what a killed run left at these places: sockets, scratch files, folders, and
-    /// `qemu-nbd` processes, which are ended first.
+    /// Removes what a run left at these places: sockets, scratch files and folders.
     ///
-    /// A missing file or folder is not an error.
+    /// First ends `qemu-nbd` processes that still serve one of the sockets. Files and folders
+    /// without vmsnap's names stay. A missing file or folder is not an error.
     fn clear_places(&self, places: &Places) -> Result<()>;
 
     /// Freezes the guest's file systems, starts the job together with its checkpoint, and thaws.
     ///
     /// The guest is frozen only if the request asks for it, the guest runs and its agent is
-    /// connected. The checkpoint and the job begin in one step. Creates the folders among the
-    /// places.
+    /// connected. The checkpoint and the job of an active domain begin in one step. Creates the
+    /// folders among the places.
     ///
     /// # Errors
-    /// After an error there is no job, no checkpoint and no frozen file system. The exception is
-    /// [`HostError::Libvirt`] for a lost answer: then the caller has to check what exists. The
-    /// folders may stay; [`Host::clear_places`] removes them.
+    /// After an error the steps so far have been undone, as far as possible. After
+    /// [`HostError::Libvirt`], [`HostError::Connect`] or [`HostError::NoAnswer`] libvirt may still
+    /// have started the job: the caller has to check what exists. The folders may stay;
+    /// [`Host::clear_places`] removes them.
     fn begin_backup(&self, domain: &Domain, request: &BackupRequest) -> Result<Box<dyn BackupJob>>;
 
     /// Reads the file of the domain's UEFI variables; `None` if it has none, or none yet.
@@ -151,32 +158,32 @@ pub trait Host: Send + Sync {
     /// Works for running and for shut-off domains.
     fn tpm_state(&self, domain: &Domain) -> Result<Option<TpmState>>;
 
-    /// Returns the folder in which the hypervisor keeps the state of each domain's TPM, in a folder
-    /// named by the domain's UUID; `None` if it is unknown or on another machine.
+    /// Returns the folder that holds the state of each domain's TPM in a subfolder named by the
+    /// domain's UUID; `None` if it is unknown or on another machine.
     fn tpm_folder(&self) -> Option<PathBuf>;
 
-    /// Returns whether a domain with that name and whether a domain with that UUID is defined.
+    /// Returns whether a domain with that name exists, and whether a domain with that UUID exists.
     fn is_defined(&self, name: &str, uuid: &str) -> Result<(bool, bool)>;
 
     /// Lists the files and block devices on this machine that the definitions of all domains name.
     ///
-    /// Includes active and inactive domains. A domain or file that cannot be examined becomes a
-    /// finding.
+    /// Includes active and inactive domains. A domain whose XML cannot be read becomes a finding.
+    /// Volumes whose path libvirt does not know now are left out.
     fn domain_files(&self) -> Result<DomainFiles>;
 
     /// Defines a new domain.
     ///
-    /// An existing domain with the same name or UUID is an error; it is never redefined.
+    /// An existing domain with the same name or UUID is an error.
     fn define(&self, xml: &str) -> Result<()>;
 }
 
-/// What a hypervisor can do.
+/// The features and versions of a hypervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Whether checkpoints and incremental backups work: libvirt ≥ 7.6 with QEMU ≥ 6.1. `Err` holds
-    /// the reason why they do not.
+    /// Whether checkpoints and incremental backups work: libvirt ≥ 7.6 with QEMU ≥ 6.1 or of
+    /// unknown version. `Err` holds the reason why they do not.
     pub incremental: std::result::Result<(), String>,
-    /// Versions, for the manifest (`libvirt 9.0.0, QEMU 7.2.22`).
+    /// The versions of libvirt and QEMU in words (`libvirt 9.0.0, QEMU 7.2.22`).
     pub versions: String,
 }
 
@@ -268,7 +275,7 @@ pub struct ReadOptions {
     /// there.
     pub all_from: Option<u64>,
     /// The content to which the changes will be applied. The source uses it to detect zeroes that
-    /// the bitmap did not record. If there are any, it ends with
+    /// the bitmap did not record. If the source finds some, it fails with
     /// [`crate::model::block::BlockErrorKind::Distrusted`].
     pub beneath: Option<Arc<dyn Beneath>>,
     /// The memory to read into. Each request takes one buffer.
@@ -308,7 +315,8 @@ pub trait BackupJob: Send + Sync {
 
     /// Ends the job and keeps the checkpoint.
     ///
-    /// Returns a finding for each leftover that could not be removed; the backup stays valid.
+    /// Returns findings, for example about a file that could not be removed. The backup is valid in
+    /// spite of them.
     fn finish(self: Box<Self>) -> Result<Vec<Finding>>;
 
     /// Ends the job, removes its checkpoint, and returns a finding for each step that failed.
@@ -331,11 +339,11 @@ pub struct NewCheckpoint {
 pub enum JobHealth {
     /// The job is usable.
     Good,
-    /// The scratch space is full and the guest is paused until the job is aborted; the text names
-    /// the disks.
+    /// A disk error has paused the guest, most likely because the scratch space is full. The text
+    /// names the disks.
     ScratchFull(String),
-    /// The job has ended early, because the domain was stopped or another program aborted the job.
-    /// The text is the reason.
+    /// The job has ended early, for example because the domain was stopped or another program
+    /// aborted the job. The text is the reason.
     Gone(String),
 }
 
@@ -353,7 +361,7 @@ pub enum HostError {
         /// The likely cause, as far as this machine shows it.
         why: NoConnection,
     },
-    /// No domain has this name.
+    /// No domain has this name, or the domain that had it is gone.
     #[error("there is no domain named '{name}'")]
     NoSuchDomain {
         /// The requested name.
@@ -398,10 +406,10 @@ pub enum HostError {
     },
     /// This program was built without libvirt.
     #[error(
-        "this vmsnap was built without libvirt: only list, verify, restore of disks, prune, pin and unpin work"
+        "this vmsnap was built without libvirt; list, verify, restore without --define, prune, pin and unpin work without it"
     )]
     NoLibvirt,
-    /// XML from the hypervisor or from a file is invalid.
+    /// XML from the hypervisor or from a file is invalid, or lacks something that is needed.
     #[error("cannot read the {what}: {message}")]
     Xml {
         /// The kind of document, for example `domain XML`.
@@ -420,14 +428,14 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
-    /// A QEMU program failed.
+    /// A QEMU program failed, or could not be used.
     #[error("{program} could not {operation}: {message}")]
     Program {
         /// The program's name.
         program: String,
         /// The operation, as a verb phrase.
         operation: String,
-        /// The program's own message.
+        /// The reason, usually the program's own message.
         message: String,
     },
     /// An image of a shut-off domain is locked by another process.
@@ -447,7 +455,7 @@ pub enum HostError {
         package: String,
     },
     /// The export of a disk could not be opened or read.
-    #[error("cannot open the export of disk {disk}")]
+    #[error("cannot use the export of disk {disk}")]
     Export {
         /// The disk's target.
         disk: String,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// The reason why a connection to libvirt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoConnection {
-    /// This machine has no libvirt daemon.
+    /// No libvirt daemon was found on this machine.
     NotInstalled,
     /// A daemon is installed, but none is listening.
     NotRunning(Daemons),
@@ -18,16 +18,16 @@ pub enum NoConnection {
     Other,
 }
 
-/// Which of libvirt's daemons for QEMU are installed.
+/// The libvirt daemons for QEMU that were found on this machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Daemons {
-    /// `libvirtd`, the daemon for all hypervisors (Debian).
+    /// Whether `libvirtd` was found, the daemon for all hypervisors (Debian).
     pub libvirtd: bool,
-    /// `virtqemud`, the daemon for QEMU only (Fedora).
+    /// Whether `virtqemud` was found, the daemon for QEMU only (Fedora).
     pub virtqemud: bool,
 }
 
-/// The folders and sockets where libvirt's daemons are looked for.
+/// The folders and sockets where vmsnap looks for libvirt's daemons.
 #[derive(Clone, Debug)]
 pub struct Places {
     /// Folders that can hold the daemons' programs.
@@ -117,7 +117,7 @@ impl NoConnection {
                  (`usermod -aG libvirt USER`) and log in again"
             }
             NoConnection::Other => {
-                "check that `virsh list` works with the same --connect URI; the usual URI is qemu:///system"
+                "check that `virsh --connect URI list` works with the same URI; the usual URI is qemu:///system"
             }
         }
     }

@@ -1,4 +1,7 @@
-//! Runs `qemu-img` and `qemu-nbd`, the only child processes, for the disks of shut-off domains.
+//! Runs `qemu-img` and `qemu-nbd`, the only child processes of vmsnap.
+//!
+//! `qemu-nbd` offers the disks of shut-off domains. `qemu-img` inspects images, and changes the
+//! bitmaps of shut-off domains.
 //!
 //! Arguments never pass through a shell. Every image is opened by a description that names the
 //! format of each of its layers (`crate::host::chain`). QEMU therefore never takes data that a
@@ -355,7 +358,7 @@ fn parse_info(json: &[u8]) -> serde_json::Result<ImageInfo> {
     })
 }
 
-/// Adds a bitmap to a qcow2 image. The bitmap records from the next time the image is opened.
+/// Adds a bitmap to a qcow2 image. It records from the next time the image is opened for writing.
 pub fn add_bitmap(image: &Target, name: &str, limit: &WaitLimit) -> Result<()> {
     edit_bitmap("--add", "add a bitmap to", image, name, limit)
 }

@@ -3,8 +3,6 @@
 use std::path::PathBuf;
 
 /// The reason why a request cannot be carried out with this domain or hypervisor.
-///
-/// A refusal means that nothing was started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -31,7 +29,7 @@ pub enum Refusal {
     /// A disk's image or an image of its backing chain cannot be read.
     #[error("{why}")]
     UnreadableImage {
-        /// The reason, which names the image.
+        /// The reason.
         why: String,
     },
     /// The backing chain of a disk is too long for a description on QEMU's command line.
@@ -81,7 +79,7 @@ pub enum Refusal {
         /// The UUID.
         uuid: String,
     },
-    /// libvirt does not allow this domain name.
+    /// The domain name is empty, `.` or `..`, or contains `/` or a NUL byte.
     #[error("invalid domain name {name:?}")]
     ImpossibleDomainName {
         /// The name.
@@ -106,13 +104,13 @@ pub enum Refusal {
     )]
     JobForgotten,
     /// The path of the UEFI variables is not a regular file.
-    #[error("cannot read the UEFI variables: {} is not a regular file", path.display())]
+    #[error("{} is not a regular file", path.display())]
     NvramNotAFile {
         /// Their path.
         path: PathBuf,
     },
     /// The file of the UEFI variables is larger than any valid one.
-    #[error("cannot read the UEFI variables: {} is larger than {most_mib} MiB", path.display())]
+    #[error("{} is larger than {most_mib} MiB", path.display())]
     NvramTooLarge {
         /// Their path.
         path: PathBuf,
@@ -120,15 +118,15 @@ pub enum Refusal {
         most_mib: u64,
     },
     /// The UEFI variables are not in a file of their own that is complete by itself.
-    #[error("cannot save the UEFI variables: they are in {what}")]
+    #[error("the variables are in {what}")]
     NvramElsewhere {
-        /// Where they are, with the reason.
+        /// Where they are; for a qcow2 image also the reason.
         what: String,
     },
-    /// The state of the TPM cannot be read, or is nothing that swtpm writes.
-    #[error("cannot read the state of the TPM: {why}")]
+    /// The state of the TPM cannot be read, or is not what swtpm writes.
+    #[error("{why}")]
     TpmState {
-        /// The reason, which names the file.
+        /// The reason.
         why: String,
     },
     /// A path cannot be written in XML: it is not UTF-8 or has control characters.
@@ -151,8 +149,8 @@ pub enum Refusal {
     /// vmsnap may not write to any of the folders for sockets.
     #[error("cannot create a socket: no write permission for /run and /var/tmp: run as root")]
     NoSocketFolder,
-    /// The request for a shut-off domain's job has no folder for the readers.
-    #[error("the request for a shut-off domain names no folder for the qemu-nbd sockets")]
+    /// The request for a shut-off domain's job has no folder for the readers, or several.
+    #[error("the request for a shut-off domain must name exactly one folder for the qemu-nbd sockets")]
     NoReaderFolder,
     /// The request for an active domain's job has no socket, or several.
     #[error("the request for an active domain must name exactly one socket")]
@@ -193,8 +191,8 @@ pub enum Refusal {
         /// The path.
         path: PathBuf,
     },
-    /// A process is listening on the socket.
-    #[error("another process is listening on the socket {}", path.display())]
+    /// The socket exists, and a process may be listening on it.
+    #[error("the socket {} exists, and another process may be listening on it", path.display())]
     SocketInUse {
         /// The path.
         path: PathBuf,

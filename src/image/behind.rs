@@ -15,7 +15,7 @@ use crate::model::buffer::Buffer;
 
 /// The largest number of pieces that wait for the disk. The buffers that hold them are the real
 /// limit: a caller that sends pieces of a pool's buffers waits for the next buffer, never here. So
-/// it can always receive the bytes that a server has sent.
+/// the caller can always receive the bytes that a server has sent.
 const QUEUE: usize = 1024;
 
 /// A part of a buffer, and its offset in the file. The buffer returns to its pool after its last

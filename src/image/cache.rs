@@ -1,5 +1,5 @@
-//! Drops pages from the page cache if their content is read only once: an image would displace the
-//! pages that the host needs.
+//! Drops pages whose content is read only once from the page cache. Otherwise an image would
+//! displace the pages that the host needs.
 
 use std::fs::File;
 use std::num::NonZeroU64;
@@ -21,8 +21,8 @@ pub(super) fn forget_until(file: &File, done: u64, end: u64) {
     }
 }
 
-/// Drops the whole file, so that the next reads come from the disk. Pages that are not on the disk
-/// yet stay.
+/// Drops the pages of the whole file, so that the next reads come from the disk. Pages that are not
+/// on the disk yet stay.
 pub(super) fn forget(file: &File) {
     let _ = fadvise(file, 0, None, Advice::DontNeed);
 }

@@ -1,5 +1,4 @@
-//! Reads a chain of images as one disk, each byte from the newest image that has it, and verifies
-//! each image as a whole.
+//! Reads a chain of images as one disk: each byte comes from the newest image that has it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -56,13 +55,15 @@ impl ChainImage {
     }
 }
 
-/// The disk that a chain of images holds, as blocks that cover all of it in order.
+/// The disk that a chain of images holds, as blocks in the disk's order.
 ///
-/// Ranges that no image maps are zero. So is the range past the end of a smaller image in the
-/// middle: older images do not show through there, as in QEMU. Images with a recorded length and
-/// digest are read once, front to back, and their digests are compared before the source ends. So
-/// the blocks are verified only after the source has returned `None`. To verify a chain without
-/// writing it, take all blocks and drop them.
+/// [`ChainSource::open`] makes a source whose blocks cover all of the disk. Ranges that no image
+/// maps are zero. So is the range past the end of a smaller image in the middle: older images do
+/// not show through there, as in QEMU.
+///
+/// Images with a recorded length and digest are read completely, and their digests are compared
+/// before the source ends. So the blocks are verified only after the source has returned `None`
+/// without an earlier error. To verify a chain without writing it, take all blocks and drop them.
 #[derive(Debug)]
 pub struct ChainSource {
     /// Newest first.
@@ -96,8 +97,8 @@ enum Place {
 }
 
 impl ChainSource {
-    /// Opens consecutive images of a chain, newest first. The blocks cover only the ranges that
-    /// these images map.
+    /// Opens consecutive images of a chain, newest first. The blocks cover only the clusters that
+    /// these images map, at least in part.
     ///
     /// The disk must not have shrunk: each image of the chain has at least the size of the older
     /// ones. Otherwise like [`ChainSource::open`].
@@ -117,8 +118,8 @@ impl ChainSource {
     /// whose capacity must be at least [`CLUSTER`].
     ///
     /// # Errors
-    /// If there is no image, a file is not a readable image, or its length differs from the
-    /// recorded one.
+    /// If there is no image, a file is not a readable image, its length differs from the recorded
+    /// one, or a stop was requested.
     ///
     /// # Panics
     /// If the pool's buffers are smaller than a cluster.

@@ -29,11 +29,11 @@ const MOST_PIECES: usize = 1024;
 ///
 /// BLAKE3 is a binary tree over chunks of 1 KiB. Every left subtree is complete, and its length is
 /// a power of two (section 2.1 of the BLAKE3 paper). The pieces of the file are such subtrees of
-/// one length. Within the first piece, the subtrees on its left spine cover the clusters 1, 2–3,
-/// 4–7 and 8–15. None of them needs the first cluster, and each is the right sibling of everything
-/// before it. So these subtrees and pieces are hashed as the bytes arrive, and the tree is put
-/// together at the end. To bound the memory, pieces are merged in pairs if there are many; the
-/// second piece then becomes a further sibling on the spine.
+/// one length; the last piece may be shorter. Within the first piece, the subtrees on its left
+/// spine cover the clusters 1, 2–3, 4–7 and 8–15. None of them needs the first cluster, and each is
+/// the right sibling of everything before it. So these subtrees and pieces are hashed as the bytes
+/// arrive, and the tree is put together at the end. To bound the memory, pieces are merged in pairs
+/// if there are many; the second piece then becomes a further sibling on the spine.
 #[derive(Debug)]
 pub struct FileDigest {
     /// The complete subtrees on the first piece's spine, smallest first.
@@ -154,7 +154,7 @@ fn subtree_at(offset: u64) -> Hasher {
 }
 
 /// Finds the ranges of a file whose pieces do not match their digests: ranges that do not touch, at
-/// most `most` of them. Leaves nothing of the file in the page cache.
+/// most `most` of them. Drops the pages that it has read from the page cache.
 ///
 /// # Errors
 /// If the file cannot be read, or a stop was requested.

@@ -43,7 +43,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The user asked to stop.
+    /// A stop was requested.
     #[error("stopped on request")]
     Stopped,
     /// A file could not be opened.
@@ -66,7 +66,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A file could not be read or written at an offset.
+    /// A file could not be read, written or zeroed at an offset.
     #[error("cannot {operation} {} at offset {offset}", path.display())]
     Io {
         /// The operation, as a verb.
@@ -79,7 +79,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A file ends before its content does.
+    /// A file is shorter than its content requires.
     #[error("{} ends before offset {offset}", path.display())]
     Truncated {
         /// The file.
@@ -92,7 +92,8 @@ pub enum Error {
     Format {
         /// The file.
         path: PathBuf,
-        /// Offset of the fault in the file, in bytes.
+        /// Offset of the faulty header, table, entry or cluster in the file, in bytes; 0 if it is
+        /// not known.
         offset: u64,
         /// The fault.
         #[source]
@@ -118,7 +119,8 @@ pub enum Error {
         /// The recorded digest.
         expected: String,
     },
-    /// The digest of a piece of a file differs from the recorded one.
+    /// The digest of a piece of a file differs from the recorded one, or the header of an image has
+    /// changed since the image was opened.
     #[error("{} does not match its recorded digest somewhere in the {length} bytes starting at offset {offset}", path.display())]
     Piece {
         /// The file.
@@ -129,7 +131,7 @@ pub enum Error {
         length: u64,
     },
     /// An image was changed while it was read.
-    #[error("{} was changed while it was read: read again", path.display())]
+    #[error("{} was changed while it was read: run again", path.display())]
     Changed {
         /// The file.
         path: PathBuf,
@@ -152,8 +154,8 @@ pub enum Error {
         /// The reason.
         why: &'static str,
     },
-    /// The name of a backing image does not fit into a header.
-    #[error("the backing name has {length} bytes, but 1 to {limit} are allowed")]
+    /// The length of a backing image's name is not allowed.
+    #[error("the name of the backing image has {length} bytes, but 1 to {limit} are allowed")]
     BackingName {
         /// Its length in bytes.
         length: usize,
@@ -212,7 +214,7 @@ impl Error {
         }
     }
 
-    /// Creates the error of a read or write at an offset.
+    /// Creates the error of an operation at an offset.
     pub fn io(operation: &'static str, path: &Path, offset: u64, source: io::Error) -> Self {
         Error::Io {
             operation,

@@ -59,7 +59,8 @@ impl PieceChecks {
     /// Starts with no piece verified.
     ///
     /// # Errors
-    /// [`Error::Length`] if the file's length differs from the recorded one.
+    /// [`Error::Length`] if the file's length differs from the recorded one, [`Error::File`] if the
+    /// file cannot be examined.
     pub(super) fn new(
         file: Arc<StoredFile>,
         path: PathBuf,

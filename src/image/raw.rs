@@ -78,7 +78,7 @@ impl RawWriter {
     /// is for messages only.
     ///
     /// # Errors
-    /// If the device is too small; nothing has been written then.
+    /// If the device is too small or cannot be examined. Nothing has been written then.
     pub fn onto_device(mut device: File, path: impl Into<PathBuf>, size: u64, stop: Stop) -> Result<Self> {
         let path = path.into();
         // The length of a block device is the offset of its end; its metadata says 0.

@@ -15,9 +15,9 @@ const PIECE: usize = 1024 * 1024;
 
 /// A file that is read once, front to back.
 ///
-/// In an image that vmsnap wrote, data lies in the disk's order. So a reader of the disk requests
-/// rising offsets, and everything is read once. Earlier offsets can be requested too, and are read
-/// again.
+/// In an image that vmsnap wrote, data lies nearly in the disk's order, unless a merge has
+/// continued the image. So a reader of the disk mostly requests rising offsets, and almost
+/// everything is read once. Earlier offsets can be requested too, and are read again.
 pub(super) struct Sequential {
     file: Arc<StoredFile>,
     path: PathBuf,
@@ -36,7 +36,7 @@ pub(super) struct Sequential {
 
 impl Sequential {
     /// Prepares a file of `length` bytes whose BLAKE3 digest should be `expected` (hexadecimal). It
-    /// takes `window_size` bytes of memory.
+    /// takes `window_size` bytes of memory, at most 1 MiB.
     pub(super) fn new(
         file: Arc<StoredFile>,
         path: PathBuf,

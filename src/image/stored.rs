@@ -33,7 +33,7 @@ impl StoredFile {
         StoredFile { limit: bytes, ..self }
     }
 
-    /// The same file as it will be with these changes.
+    /// The same file as it will be with these changes, if there are any.
     #[must_use]
     pub fn with_patch(self, patch: Option<Patch>) -> StoredFile {
         StoredFile { patch, ..self }

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use super::buffer::Buffer;
 
-/// Size of a cluster in vmsnap's images, in bytes. Extents from a source start and end on a
-/// multiple of it, except that the last one may end at the disk's end.
+/// Size of a cluster in vmsnap's images, in bytes. An [`Extent`] starts and ends on a multiple of
+/// it, except that the last one may end at the disk's end.
 pub const CLUSTER: u64 = 64 * 1024;
 
 /// The kind of a range of a disk. A range in no extent is *clean*: unchanged since the parent.
@@ -17,8 +17,9 @@ pub enum ExtentKind {
     Data,
     /// Reads as zero, so it need not be read.
     Zero,
-    /// Reads as zero, although the bitmap does not mark it as changed. The source compares it with
-    /// the parent: shrinking and growing a disk loses both its bytes and their dirty bits.
+    /// Reads as zero, and the bitmap does not mark it as changed. The source compares it with the
+    /// parent, because a disk that is shrunk and grown again loses both its bytes and their dirty
+    /// bits.
     CleanZero,
 }
 
@@ -82,7 +83,8 @@ pub trait BlockSource: Send {
 /// The parent of an incremental image, as far as a source has to know it.
 pub trait Beneath: Send + Sync + std::fmt::Debug {
     /// The first offset in a range, in bytes, at which the parent may hold something other than
-    /// zero. Content that cannot be determined counts as other than zero.
+    /// zero. Content that cannot be read counts as other than zero. After a stop, the answer may be
+    /// wrong.
     fn other_than_zero(&self, offset: u64, length: u64) -> Option<u64>;
 }
 
@@ -143,11 +145,11 @@ pub struct Pieces {
     pub digests: Vec<[u8; 32]>,
 }
 
-/// A file to which an image is written. The store decides how the bytes reach the disk (past the
-/// page cache where it can).
+/// A file to which an image or a small file is written. The store decides how the bytes reach the
+/// disk (past the page cache where it can).
 pub trait ImageFile: Send {
-    /// Writes all of `bytes` at `offset`. Address, length and offset are multiples of
-    /// [`super::buffer::ALIGNMENT`], except at the end of a raw disk.
+    /// Writes all of `bytes` at `offset`. Only writes whose address, length and offset are
+    /// multiples of [`super::buffer::ALIGNMENT`] can bypass the page cache.
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
     /// Sets the length of the file in bytes. New space reads as zero and takes no storage.
@@ -169,18 +171,18 @@ pub trait ImageFile: Send {
 /// The kind of a [`BlockError`]; the exit code and the hint follow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockErrorKind {
-    /// The user asked to stop.
+    /// A stop was requested.
     Stopped,
-    /// The NBD server went away, or did not answer before the deadline.
+    /// The NBD server cannot be reached, went away, or did not answer before the deadline.
     Lost,
-    /// Something that the NBD server sent, an image holds or the caller requested is invalid, or is
-    /// not supported.
+    /// A reply of the NBD server is invalid, an image needs an unsupported feature, or the request
+    /// does not fit the image.
     Invalid,
     /// Stored data differs from what was written: a digest or a structure is wrong.
     Damaged,
     /// The bitmap or the parent has proved unreliable: only a full backup gives the disk's content.
     Distrusted,
-    /// The target is full.
+    /// The target is full or too small.
     NoSpace,
     /// Any other error while reading or writing.
     Io,
@@ -192,7 +194,7 @@ pub enum BlockErrorKind {
 pub struct BlockError {
     /// The kind of error.
     pub kind: BlockErrorKind,
-    /// The operation that failed, with its facts (path, offset).
+    /// What failed, with its facts (path, offset).
     pub what: String,
     /// The underlying error.
     #[source]
@@ -231,7 +233,7 @@ impl BlockError {
         BlockError::from_source(kind, what, source)
     }
 
-    /// The user asked to stop.
+    /// The error after a request to stop.
     pub fn stopped() -> Self {
         BlockError::new(BlockErrorKind::Stopped, "stopped on request")
     }

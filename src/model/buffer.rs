@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use memmap2::{Advice, MmapMut};
 
-/// Alignment of the start address and the length of every buffer, in bytes. It allows files to be
+/// Alignment of the start address and the capacity of every buffer, in bytes. It allows files to be
 /// read and written past the page cache.
 pub(crate) const ALIGNMENT: usize = 4096;
 
@@ -201,7 +201,7 @@ impl BufferPool {
         self.count
     }
 
-    /// Takes a buffer if one is free now. It still holds the bytes of its last user.
+    /// Takes a buffer if one is free now. It may still hold the bytes of its last user.
     pub(crate) fn try_take(&self) -> Option<Buffer> {
         let taken = self.shelf.lock().pop_back();
         taken.map(|memory| self.dress(memory))

@@ -17,13 +17,13 @@ pub struct KeptPoint {
     pub point: RestorePoint,
     /// The digest of its manifest, by which its children refer to it.
     pub manifest: String,
-    /// The faults of its own files; empty if they are all there with the recorded sizes.
+    /// The faults of its own files, as far as kinds and sizes show.
     pub faults: Vec<FileFault>,
-    /// The damage that the last verification found. No backup uses a damaged image as a parent, but
-    /// a restore may still be tried.
+    /// The damage that a verification found or may have found, and that no later one has disproved.
+    /// No backup uses a damaged image as a parent, but a restore may still be tried.
     pub suspected_damage: Vec<SuspectedDamage>,
-    /// The missed writes that comparisons with the domain found. No backup relies on the bitmaps
-    /// that these disks had then.
+    /// The missed writes that comparisons with the domain found or may have found. No backup relies
+    /// on the bitmaps that these disks had then.
     pub missed_writes: Vec<MissedWrite>,
     /// Its pin, if it has one.
     pub pin: Option<Pin>,
@@ -46,7 +46,7 @@ pub struct MissedWrite {
     pub found: Timestamp,
 }
 
-/// Damage that a verification found.
+/// Damage that a verification found or may have found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SuspectedDamage {
     /// A sentence that names the file.
@@ -77,7 +77,8 @@ impl Concern {
     }
 }
 
-/// A fault of a file of a restore point: the file is missing, or its size differs.
+/// A fault of a file of a restore point: the file is missing, has another kind or size, or cannot
+/// be examined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileFault {
     /// The file's name within the restore point.
@@ -91,7 +92,7 @@ pub struct FileFault {
 pub struct LostPoint {
     /// Its id, as in the name of its folder.
     pub id: String,
-    /// A sentence that names its manifest.
+    /// A sentence that names its manifest or its folder.
     pub what: String,
     /// Whether a newer program wrote it, so that it may well be sound.
     pub is_newer: bool,
@@ -112,7 +113,7 @@ pub struct RemovedPoint {
     pub removed: Timestamp,
 }
 
-/// The readable restore points of one domain, with lookups of parents, faults and damage.
+/// The restore points under one domain's name, with lookups of parents, faults and damage.
 #[derive(Clone, Debug, Default)]
 pub struct Chains {
     points: Vec<KeptPoint>,
@@ -163,27 +164,26 @@ impl Chains {
         of_kept.chain(removed.filter_map(|removed| removed.checkpoint.as_ref()))
     }
 
-    /// The restore points that could not be read.
+    /// The lost restore points.
     pub(crate) fn all_lost(&self) -> impl Iterator<Item = &LostPoint> {
         self.lost_after("")
     }
 
-    /// Adds restore points that could not be read.
+    /// Adds the lost restore points.
     pub fn beside(self, lost: Vec<LostPoint>) -> Self {
         let index = self.index.without_conditions();
         Chains { lost, index, ..self }
     }
 
-    /// The restore point of this id that could not be read, unless one of the same id could be
-    /// read.
+    /// The lost restore point of this id, unless a readable one has the same id.
     pub fn lost(&self, id: &str) -> Option<&LostPoint> {
         self.lost
             .iter()
             .find(|lost| lost.id == id && self.get(id).is_none())
     }
 
-    /// Restore points that could not be read and may be later than `after`, judged by their ids.
-    /// Ids are good enough for a warning, not for a decision.
+    /// Lost restore points that may be later than `after`, judged by their ids. Ids are good enough
+    /// for a warning, not for a decision.
     pub(crate) fn lost_after(&self, after: &str) -> impl Iterator<Item = &LostPoint> {
         self.lost
             .iter()
@@ -194,12 +194,12 @@ impl Chains {
         let removed = self.removed().find(|removed| removed.id == id);
         match (self.lost(id), removed) {
             (Some(lost), _) => lost.what.clone(),
-            (None, Some(removed)) => format!("restore point {id} was removed on {}", removed.removed),
+            (None, Some(removed)) => format!("restore point {id} was removed on {:.0}", removed.removed),
             (None, None) => format!("restore point {id} is missing"),
         }
     }
 
-    /// All of them, in the order in which they were committed.
+    /// The readable restore points, in the order in which they were committed.
     pub fn points(&self) -> &[KeptPoint] {
         &self.points
     }
@@ -239,7 +239,7 @@ impl Chains {
         chain
     }
 
-    /// This restore point and those on which it depends, newest first.
+    /// This restore point, its parent, the parent's parent and so on: newest first.
     pub(crate) fn chain_from<'a>(&'a self, id: &str) -> impl Iterator<Item = &'a KeptPoint> {
         let parent = |kept: &&'a KeptPoint| self.get(kept.point.parent.as_ref()?);
         // A circle is damage, and must not be endless.
@@ -309,8 +309,8 @@ impl Chains {
         })
     }
 
-    /// Damage that the last verification found in the images that make up this disk at `id`.
-    /// `None` also if the chain has a fault.
+    /// Damage that a verification found in the images that make up this disk at `id`. `None` also
+    /// if the chain has a fault.
     pub fn suspected_damage(&self, id: &str, target: &str) -> Option<String> {
         let condition = self.index.condition(self, id, target)?;
         condition.damage.as_deref().map(str::to_owned)
@@ -331,12 +331,13 @@ impl Chains {
             .find(|kept| kept.point.disk(target).is_some())
     }
 
-    /// Whether `id` is the last restore point that saved this disk.
+    /// Whether `id` is the newest restore point in a period that holds this disk.
     pub(crate) fn is_latest_with(&self, id: &str, target: &str) -> bool {
         self.latest_with(target).is_some_and(|kept| kept.point.id == id)
     }
 
-    /// The missed writes that still matter: no backup has saved the disk since they were found.
+    /// The missed writes that still matter: those of the newest restore point in a period that
+    /// holds the disk.
     pub fn standing_missed_writes(&self) -> impl Iterator<Item = &MissedWrite> {
         let missed = self.points.iter().flat_map(|kept| {
             kept.missed_writes
@@ -347,7 +348,8 @@ impl Chains {
         standing.map(|(_, missed)| missed)
     }
 
-    /// The reasons why this restore point cannot be restored completely; empty if it can.
+    /// The reasons why this restore point cannot be restored completely, as far as manifests and
+    /// the sizes of files show; empty if it can.
     pub fn faults(&self, id: &str) -> Vec<String> {
         let Some(kept) = self.get(id) else {
             return vec![self.missing(id)];

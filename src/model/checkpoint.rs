@@ -105,10 +105,10 @@ pub struct CheckpointDisk {
 pub enum Bitmap {
     /// It is present and recording.
     Sound,
-    /// It is missing, or marked inconsistent because QEMU was killed.
+    /// It is missing, or marked inconsistent, as after QEMU was killed.
     Broken,
-    /// It cannot be examined now: the domain is shut off, and its images are on another machine or
-    /// cannot be opened.
+    /// It cannot be examined now, for example because the domain is shut off and its images are on
+    /// another machine.
     Unknown,
 }
 
@@ -128,12 +128,11 @@ const TIME_DIGITS: usize = 10;
 /// The number of digits of the random part of a name.
 const RANDOM_DIGITS: usize = 15;
 
-/// Makes a name that no other run makes, on any host, for any definition or repository, at any
-/// time.
+/// Makes a name that practically no other run makes, on any host, for any definition or repository.
 ///
-/// It consists of the time in seconds since 1970 and 15 random digits (50 bits), so later names
-/// have higher numbers. The number has 25 digits: a program that counts up from the highest number
-/// it can read never reaches it.
+/// It consists of the time in seconds since 1970 and 15 random digits (about 50 bits), so names of
+/// a later second have higher numbers. The number has 25 digits: a program that counts up from the
+/// highest number it can read never reaches it.
 pub(crate) fn new_name(seconds: i64, random: u64) -> String {
     let seconds = seconds.clamp(0, 10_i64.pow(TIME_DIGITS as u32) - 1);
     let random = random % 10_u64.pow(RANDOM_DIGITS as u32);

@@ -28,8 +28,8 @@ impl ClusterSet {
     /// The largest disk for which a set can be made, in bytes: its bits take 128 MiB.
     pub(crate) const LARGEST_DISK: u64 = 64 << 40;
 
-    /// An empty set for a disk of `size` bytes, at most [`Self::LARGEST_DISK`]. Clusters beyond
-    /// that limit are in no set.
+    /// An empty set for a disk of `size` bytes. Of a disk larger than [`Self::LARGEST_DISK`] it
+    /// leaves out the clusters beyond that limit.
     pub fn new(size: u64) -> Self {
         let size = size.min(Self::LARGEST_DISK);
         let words = size.div_ceil(CLUSTER).div_ceil(64);
@@ -39,7 +39,7 @@ impl ClusterSet {
         }
     }
 
-    /// The disk's size in bytes.
+    /// The disk's size in bytes, or [`Self::LARGEST_DISK`] if that is less.
     pub fn disk_size(&self) -> u64 {
         self.size
     }

@@ -8,9 +8,9 @@ pub use super::storage::{Backing, DiskFormat, Encryption, Layer, Source};
 pub enum DomainState {
     /// Running, blocked, being shut down, or suspended by its guest.
     Running,
-    /// Paused, for whatever reason.
+    /// Paused for any reason, or crashed while its QEMU process still exists.
     Paused,
-    /// Not running: shut off or crashed.
+    /// Not running: it has no QEMU process.
     ShutOff,
 }
 
@@ -20,7 +20,7 @@ impl DomainState {
         self != DomainState::ShutOff
     }
 
-    /// The word that `virsh` uses for it.
+    /// The word for it, as in `virsh list`.
     pub fn word(self) -> &'static str {
         match self {
             DomainState::Running => "running",
@@ -41,7 +41,7 @@ pub struct Domain {
     pub state: DomainState,
     /// Whether its definition outlives its run.
     pub persistent: bool,
-    /// libvirt's id of the running domain; `None` unless it runs.
+    /// libvirt's id of the active domain; `None` if it is shut off.
     pub id: Option<u32>,
     /// Its drives in the order of the XML, including those that are never backed up.
     pub disks: Vec<Disk>,
@@ -113,7 +113,7 @@ pub struct Disk {
     /// The external data file, if the definition names one: it holds the guest's bytes, and the
     /// image only their mapping.
     pub data_file: Option<Box<Layer>>,
-    /// The images beneath its source, as the definition describes them. For a running domain the
+    /// The images beneath its source, as the definition describes them. For an active domain the
     /// definition names all of them.
     pub backing: Backing,
     /// Why it cannot be read in the domain's present state, if the hypervisor knows that it cannot.

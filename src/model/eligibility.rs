@@ -52,7 +52,7 @@ impl Disk {
         }
         match &self.source {
             Source::Empty => return Eligibility::NoDisk("the drive is empty"),
-            Source::Other(kind) => return skip(&format!("its source is of type '{kind}'")),
+            Source::Other(kind) => return skip(&format!("its source type '{kind}' is not supported")),
             Source::Directory(_) => return skip("it is a directory of the host, not an image"),
             Source::VhostUser(_) => {
                 return skip(
@@ -161,7 +161,7 @@ pub(crate) fn missing_exclusions(domain: &Domain, excluded: &[Exclusion]) -> Vec
         .filter(|excluded| excluded.is_expected && is_missing(&excluded.disk))
         .map(|excluded| finding(&excluded.disk, "--exclude-disk"));
     let marked = domain.excluded.iter().filter(|disk| is_missing(disk));
-    let marked = marked.map(|disk| finding(disk, "its metadata"));
+    let marked = marked.map(|disk| finding(disk, "the domain's metadata"));
     typed.chain(marked).collect()
 }
 

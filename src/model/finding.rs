@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Something worth reporting that did not stop the work: printed, counted, and kept in the manifest
-/// and the JSON.
+/// Something worth reporting that did not stop the work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
@@ -17,7 +16,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// A finding about the domain as a whole.
+    /// A finding that does not concern one disk in particular.
     pub fn new(code: &str, message: impl Into<String>) -> Self {
         Finding {
             code: code.to_owned(),

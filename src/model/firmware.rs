@@ -14,7 +14,8 @@ pub enum Nvram {
     },
     /// Something that a backup does not read, as messages describe it.
     Elsewhere(String),
-    /// The image of the firmware, which the guest may write to, without a file of their own.
+    /// The image of the firmware itself, which the guest may write to: the variables have no file
+    /// of their own.
     Loader(PathBuf),
 }
 
@@ -27,7 +28,7 @@ impl Nvram {
         }
     }
 
-    /// The path of their own file.
+    /// The path of the variables' own file, if they have one.
     pub fn file(&self) -> Option<&Path> {
         match self {
             Nvram::File { path, .. } => Some(path),
@@ -60,9 +61,8 @@ pub enum TpmPlace {
 }
 
 impl Tpm {
-    /// The name of the folder with the state below the folder of a domain in libvirt's folder;
-    /// `None` for an unknown version. As qemuTPMEmulatorStorageBuildPath in libvirt's
-    /// `src/qemu/qemu_tpm.c`.
+    /// The name of the folder that holds the state, within the domain's folder; `None` for an
+    /// unknown version. As qemuTPMEmulatorStorageBuildPath in libvirt's `src/qemu/qemu_tpm.c`.
     pub fn folder(&self) -> Option<&'static str> {
         match self.version.as_str() {
             "1.2" => Some("tpm1.2"),

@@ -104,7 +104,7 @@ pub fn is_partial(left_out: &[LeftOut]) -> bool {
 pub struct Exclusion {
     /// The disk's target.
     pub disk: String,
-    /// Whether to report that the domain does not have this disk.
+    /// Whether to report it if the domain does not have this disk.
     pub is_expected: bool,
 }
 

@@ -13,8 +13,8 @@ pub enum FullRule {
     /// At the start of each period.
     #[default]
     Period,
-    /// Only the first restore point is full. Each later one depends on the one before, also across
-    /// periods.
+    /// Only the first restore point has to be full. A later one depends on an earlier one where
+    /// that is possible, also across periods.
     Never,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct DiskNow {
     pub full_only: Option<String>,
     /// Its size now, in bytes, if it is known before the job.
     pub virtual_size: Option<u64>,
-    /// The location of its content now, and the images beneath.
+    /// Its images now: its own, and those beneath.
     pub sources: Vec<SourceNow>,
 }
 
@@ -72,7 +72,7 @@ pub(crate) struct SourceNow {
 pub struct DiskLevel {
     /// The disk's target.
     pub target: String,
-    /// The restore point on which it depends; `None` for a full.
+    /// The restore point on which it depends; `None` for a full image.
     pub parent: Option<Parent>,
     /// The reason for the level.
     pub reason: LevelReason,
@@ -117,8 +117,8 @@ pub enum LevelReason {
         /// The id of the restore point that was compared with the domain.
         compared_with: String,
     },
-    /// Full: no restore point that the rule allows can be the parent; the newest one for this
-    /// reason.
+    /// Full: no restore point that the rule allows can be the parent. The reason is that of the
+    /// newest one.
     NoParent(UnusableParent),
     /// Incremental.
     ChangesSince {
@@ -161,7 +161,7 @@ pub enum UnusableParent {
         uuid: String,
     },
     /// It does not hold the disk.
-    #[error("disk {disk} is new since {id}")]
+    #[error("disk {disk} is not in restore point {id}")]
     NewDisk {
         /// The disk's target.
         disk: String,
@@ -186,7 +186,7 @@ pub enum UnusableParent {
         /// The restore point.
         id: String,
     },
-    /// The checkpoint of the restore point does not cover the disk.
+    /// The restore point has no checkpoint that covers the disk.
     #[error("{id} has no checkpoint that covers disk {disk}")]
     NoCheckpoint {
         /// The disk's target.
@@ -265,11 +265,11 @@ pub enum UnusableParent {
 }
 
 /// Decides the level of one disk: incremental to the newest usable restore point that `rule`
-/// allows, full if there is none.
+/// allows, full if there is none. It is also full if a comparison with that restore point or a
+/// newer one found a write that a bitmap of the disk had missed.
 ///
-/// A restore point is usable if it is whole, and its checkpoint still exists and is sound for this
-/// disk. `uuid` is the domain's, `period` the folder of the new restore point, and `checkpoints`
-/// the hypervisor's list now.
+/// [`UnusableParent`] lists what makes a restore point unusable. `uuid` is the domain's, `period`
+/// the folder of the new restore point, and `checkpoints` the hypervisor's list now.
 pub(crate) fn decide(
     disk: &DiskNow,
     uuid: &str,

@@ -258,7 +258,10 @@ fn each_defect_has_its_own_reason() {
             Defect::OtherDomain,
             format!("restore point {first} belongs to another domain with the same name (UUID another)"),
         ),
-        (Defect::NoDisk, format!("disk vda is new since {first}")),
+        (
+            Defect::NoDisk,
+            format!("disk vda is not in restore point {first}"),
+        ),
         (
             Defect::Moved,
             format!("disk vda was at /elsewhere when {first} was made"),

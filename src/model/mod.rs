@@ -1,4 +1,4 @@
-//! Plain data and pure functions: no I/O, no clock, no libvirt.
+//! The nouns, and decisions about them: no I/O, no clock, no libvirt.
 
 pub mod block;
 pub mod buffer;

@@ -118,8 +118,8 @@ impl Period {
         self.start
     }
 
-    /// Whether `day` has reached the midpoint. It counts days of the calendar, not hours, so clock
-    /// changes, days without midnight and skipped days do not move the date.
+    /// Whether `day` is the period's midpoint or later. Days of the calendar are counted, not hours,
+    /// so the midpoint keeps its date despite clock changes and days without midnight.
     pub(crate) fn is_past_middle(self, day: Date) -> bool {
         let days = (day - self.start).get_days();
         days >= self.group_by.middle_mark_days()
@@ -145,7 +145,7 @@ pub(crate) const FOLDER_PREFIX: &str = "vmsnap-backup-";
 /// The prefix of the folder of a standalone copy; the copy's id follows.
 pub(crate) const COPY_PREFIX: &str = "vmsnap-copy-";
 
-/// Whether a folder of this name holds restore points: it is that of a period or of a standalone
+/// Whether a folder of this name may hold restore points: it is that of a period or of a standalone
 /// copy.
 pub(crate) fn holds_restore_points(folder: &str) -> bool {
     folder.starts_with(FOLDER_PREFIX) || folder.starts_with(COPY_PREFIX)

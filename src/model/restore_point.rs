@@ -35,7 +35,7 @@ impl Level {
 pub enum Consistency {
     /// The guest agent froze the file systems around the moment.
     Filesystem,
-    /// As after a power cut: the guest was running, and its agent was not asked or did not answer.
+    /// As after a power cut: the guest was not shut down, and its file systems were not frozen.
     Crash,
     /// The domain was shut off.
     Offline,
@@ -52,8 +52,8 @@ impl Consistency {
     }
 }
 
-/// The id of a restore point of this moment: the time in UTC to the second, in characters that
-/// every file system accepts.
+/// The id for a restore point of this moment: the time in UTC to the second, in characters that
+/// every file system accepts. A second restore point of the same second gets a number after it.
 pub fn id_of(time: Timestamp) -> String {
     time.to_zoned(TimeZone::UTC)
         .strftime("%Y-%m-%dT%H-%M-%SZ")
@@ -67,7 +67,7 @@ pub struct RestorePoint {
     /// Its id within the domain, which is also the stem of its folder's name.
     pub id: String,
     /// The number of the restore point in the domain's order of commits, from 1. Unlike the time,
-    /// it never goes back.
+    /// it does not depend on the clock.
     pub sequence: u64,
     /// The domain's name.
     pub domain: String,
@@ -87,7 +87,7 @@ pub struct RestorePoint {
     pub consistency: Consistency,
     /// The disks, in the order of the domain's XML.
     pub disks: Vec<DiskPoint>,
-    /// Everything worth reporting.
+    /// The findings of the backup up to the commit.
     #[serde(default)]
     pub findings: Vec<Finding>,
     /// The domain's disks that it does not hold, with reasons; older manifests do not record them.
@@ -163,7 +163,7 @@ impl RestorePoint {
     }
 
     /// Whether it has, or had before a merge, the manifest with this digest. `manifest` is the
-    /// digest of its own.
+    /// digest of its present manifest.
     pub fn has_or_had_manifest(&self, manifest: &str, digest: &str) -> bool {
         let earlier = self.merged.iter().flat_map(|merged| &merged.replaces);
         let mut all = earlier.map(String::as_str).chain([manifest]);
@@ -211,7 +211,7 @@ pub struct DiskPoint {
     pub checkpointed: bool,
     /// Size of the disk, in bytes.
     pub virtual_size: u64,
-    /// The location of the disk's content on the host.
+    /// The location of the disk's content: a path on the host, or a text about another source.
     pub source: String,
     /// The identity of that file, if the file system provides it; older manifests do not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -228,7 +228,7 @@ pub struct DiskPoint {
     pub data_bytes: u64,
     /// The number of bytes that the image holds as explicit zeroes.
     pub zero_bytes: u64,
-    /// How clusters of the image are compressed (`zstd`); none if all of them are stored plain.
+    /// How clusters of the image are compressed (`zstd`); `None` if all of them are stored plain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<String>,
 }

@@ -6,9 +6,10 @@
 //! has kept fewer when it reaches the oldest, it keeps the oldest too. `within` keeps everything in
 //! a span before the newest. A restore point stays if any rule keeps it.
 //!
-//! Two additions to restic's rules only keep more: a damaged restore point does not count for a
-//! rule, and the newest restore point of every disk stays. A restore point that no rule keeps, but
-//! on which a kept one depends, is merged into that one. Where that cannot be done it stays.
+//! Additions to restic's rules only keep more. A damaged restore point does not count for a rule.
+//! Pinned restore points and copies stay, and so do the newest restore points of the domain, of
+//! each current period and of each disk. A restore point that no rule keeps, but on which a kept
+//! one depends, is merged into that one. Where that cannot be done it stays.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,7 +51,7 @@ pub(crate) struct Candidate {
 /// Why a restore point stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeepReason {
-    /// A rule keeps it as the newest of its day, week and so on.
+    /// A rule keeps it: as one of the last, or as the newest of its hour, day and so on.
     Rule(Rule),
     /// A rule with quota left keeps it because it is the oldest.
     Oldest(Rule),

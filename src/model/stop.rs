@@ -7,11 +7,11 @@ use std::time::Duration;
 /// Why the work is to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
-    /// The user pressed Ctrl-C (SIGINT).
+    /// SIGINT, as after Ctrl-C.
     Interrupted,
-    /// Another program asked for it (SIGTERM).
+    /// SIGTERM, as from `kill` or systemd.
     Terminated,
-    /// The terminal has gone (SIGHUP).
+    /// SIGHUP, as after the terminal was closed.
     HungUp,
     /// Another part of the same work failed; that failure is the one to report.
     OtherPartFailed,
@@ -19,8 +19,7 @@ pub enum StopReason {
 
 /// A request to stop: by a signal, by a test, or because another part of the same work failed.
 ///
-/// Every loop that can take long checks it. Clones share one state. A stop is never withdrawn, and
-/// the first reason counts.
+/// Every loop that can take long checks it. Clones share one state. A stop is never withdrawn.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
     own: Arc<OnceLock<StopReason>>,
@@ -59,7 +58,7 @@ impl Stop {
         self.exit_holds.load(Ordering::SeqCst) > 0
     }
 
-    /// Asks everything that shares this to stop.
+    /// Asks everything that shares this to stop. Later requests do not change the reason.
     pub fn request(&self, reason: StopReason) {
         let _ = self.own.set(reason);
     }
@@ -69,7 +68,8 @@ impl Stop {
         self.reason().is_some()
     }
 
-    /// Why a stop was requested.
+    /// Why a stop was requested; `None` if none was. A child's own reason counts before that of its
+    /// parent.
     pub fn reason(&self) -> Option<StopReason> {
         let own = self.own.get().copied();
         own.or_else(|| self.parent.as_ref()?.reason())

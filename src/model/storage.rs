@@ -75,7 +75,7 @@ pub enum Server {
 }
 
 impl Source {
-    /// The path on the host, if there is one.
+    /// The path of the file or block device on the host, if it is one and its path is known.
     pub fn path(&self) -> Option<&PathBuf> {
         match self {
             Source::File(path) | Source::Block(path) => Some(path),
@@ -101,7 +101,7 @@ impl Source {
 }
 
 impl Network {
-    /// The image as a URL, without query and credentials.
+    /// The image in one line, like a URL, without its query and credentials.
     pub fn text(&self) -> String {
         let Network { protocol, name, .. } = self;
         let name = name.trim_start_matches('/');

@@ -24,7 +24,7 @@ pub fn with_sources(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// A size in decimal units with three significant digits, as npm's pretty-bytes writes it:
+/// A size in decimal units with up to three significant digits, as npm's pretty-bytes writes it:
 /// `14.3 GB`, `107 GB`, `1.02 kB`, `0 B`.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];

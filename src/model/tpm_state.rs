@@ -1,7 +1,7 @@
 //! The state of an emulated TPM as one file: a tar archive (ustar) of the files that swtpm keeps.
 //!
-//! The archive has no folders. Both directions accept only plain files with plain names, a limited
-//! number of them, and a limited size. Pure.
+//! The archive has no folders. Packing and unpacking accept only plain files with plain names, a
+//! limited number of them, and a limited size. Pure.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -145,7 +145,8 @@ pub fn unpack(bytes: &[u8]) -> Result<Vec<TpmFile>, String> {
         if header.as_ustar().is_none() || header.entry_type() != EntryType::Regular {
             return Err(format!("its entry {name:?} is not a plain file"));
         }
-        let owner = |id: io::Result<u64>| u32::try_from(id.map_err(unreadable)?).map_err(|_| too_large());
+        let invalid = |_| format!("its entry {name:?} has an invalid owner");
+        let owner = |id: io::Result<u64>| u32::try_from(id.map_err(unreadable)?).map_err(invalid);
         let owner = (owner(header.uid())?, owner(header.gid())?);
         let changed = header.mtime().map_err(unreadable)?;
         size = size.saturating_add(entry.size());

@@ -26,9 +26,9 @@ impl Client {
     /// grants.
     ///
     /// # Errors
-    /// [`Error::Connect`] if no server listens, [`Error::Refused`] if there is no such export,
-    /// [`Error::Unsupported`] if the server lacks the fixed newstyle handshake, and the errors of
-    /// waiting for a server.
+    /// [`Error::Connect`] if no server listens, [`Error::Refused`] if the server refuses the
+    /// export, [`Error::Unsupported`] or [`Error::Protocol`] if its answers cannot be used; others
+    /// if the connection fails, the server is silent until the deadline, or a stop was requested.
     pub fn connect_unix(path: &Path, export: &str, contexts: &[&str], limit: &WaitLimit) -> Result<Self> {
         let socket = Socket::connect(path, limit)?;
         Self::begin(socket, export, contexts)
@@ -105,7 +105,7 @@ impl Client {
         Ok(())
     }
 
-    /// Returns the status of a range of at most 4 GiB - 1 in every context.
+    /// Returns the status of a range of at most 4 GiB - 1 byte in every context.
     ///
     /// Both ends of the range are multiples of the server's minimum block size. The result has the
     /// runs of each context from `offset` on, in the order of [`Self::contexts`]: at least one run

@@ -13,7 +13,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The user asked to stop.
+    /// A stop was requested.
     #[error("stopped on request")]
     Stopped,
     /// No server listens on the socket, or the socket cannot be used.
@@ -31,7 +31,7 @@ pub enum Error {
         /// The phase of the connection: `the handshake` or `the transmission`.
         phase: &'static str,
     },
-    /// The server neither sent nor accepted a byte before the deadline.
+    /// The server sent nothing, or accepted nothing, until the deadline.
     #[error("the NBD server was silent for {} s during {phase}", deadline.as_secs_f64())]
     TimedOut {
         /// The phase of the connection: `the connection attempt`, `the handshake` or
@@ -49,37 +49,49 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The server sent something that the protocol does not allow.
-    #[error("the NBD server broke the protocol: {what}")]
+    /// The server sent something that the protocol does not allow, or that exceeds a limit of this
+    /// client.
+    #[error("invalid answer from the NBD server: {what}")]
     Protocol {
-        /// The violation, in words.
+        /// The fault, in words.
         what: String,
     },
-    /// The server works in a way that this client does not support.
+    /// The server or its export needs something that this client does not support, or a name is too
+    /// long for the protocol.
     #[error("the NBD server cannot be used: {what}")]
     Unsupported {
         /// The reason.
         what: String,
+    },
+    /// A comparison does not support exports of this size.
+    #[error("it has {size} bytes, but a comparison supports at most {most}")]
+    TooLarge {
+        /// The size of the export, in bytes.
+        size: u64,
+        /// The largest size that is supported, in bytes.
+        most: u64,
     },
     /// The server refused to open the export.
     #[error("the NBD server refused export '{export}': {reason}")]
     Refused {
         /// The export's name.
         export: String,
-        /// The server's message, or the name of its error.
+        /// A description of the server's error, with its message if it sent one.
         reason: String,
     },
     /// The server does not offer a metadata context that is required.
-    #[error("the NBD server does not offer context '{context}' for export '{export}'")]
+    #[error("the NBD server does not offer metadata context '{context}' for export '{export}'")]
     ContextMissing {
         /// The export's name.
         export: String,
         /// The context's name.
         context: String,
     },
-    /// A range became zero, but the bitmap does not mark it as changed. The bitmap may lack other
-    /// changes, too.
-    #[error("the bitmap does not record that the disk became zero at offset {offset}")]
+    /// A range reads as zero, the parent may hold something else there, and the bitmap does not
+    /// mark it as changed. The bitmap may lack other changes, too.
+    #[error(
+        "the disk reads as zero at offset {offset}, but its parent may not, and the bitmap marks no change there"
+    )]
     Distrusted {
         /// Start of the range, in bytes.
         offset: u64,
@@ -100,7 +112,8 @@ pub enum Error {
         /// The server's message; usually empty.
         message: String,
     },
-    /// A request that the export or its block sizes do not allow: a bug in the caller.
+    /// A request that the export, its block sizes or its contexts do not allow, or a buffer that is
+    /// too small: a bug in the caller.
     #[error("invalid request for {length} bytes at offset {offset}: {what}")]
     BadRequest {
         /// Start of the request, in bytes.
@@ -161,6 +174,7 @@ impl Error {
             Error::Protocol { .. } => BlockErrorKind::Invalid,
             Error::Distrusted { .. } => BlockErrorKind::Distrusted,
             Error::Unsupported { .. }
+            | Error::TooLarge { .. }
             | Error::Refused { .. }
             | Error::ContextMissing { .. }
             | Error::Server { .. }

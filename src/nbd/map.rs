@@ -19,7 +19,8 @@ const LONGEST: u64 = (2 << 30) - CLUSTER;
 /// `base:allocation` every cluster counts as data.
 ///
 /// # Errors
-/// [`Error::ContextMissing`] if the server does not grant the bitmap; otherwise as
+/// [`Error::ContextMissing`] if the server does not grant the bitmap, [`Error::TooLarge`] if the
+/// export is too large, [`Error::Server`] if the status cannot be read; others as
 /// [`Client::connect_unix`].
 pub(crate) fn disk_map(
     path: &Path,
@@ -41,9 +42,8 @@ pub(crate) fn disk_map(
     };
     let size = client.size();
     if size > ClusterSet::LARGEST_DISK {
-        return Err(Error::Unsupported {
-            what: format!("its export has {size} bytes, too many for a comparison"),
-        });
+        let most = ClusterSet::LARGEST_DISK;
+        return Err(Error::TooLarge { size, most });
     }
     let mut map = DiskMap {
         changed: ClusterSet::new(size),
@@ -75,7 +75,7 @@ pub(crate) fn disk_map(
         }
         if end <= position {
             return Err(Error::protocol(format!(
-                "the status at offset {position} covers less than one block"
+                "the status at offset {position} covers less than the minimum block size"
             )));
         }
         if let Some(zero) = zero {

@@ -5,7 +5,7 @@ use super::options::{self, BlockSizes, Info, OptionReply};
 use super::socket::Channel;
 use super::wire;
 
-/// The largest number of replies to one option. QEMU sends at most one for each context or kind of
+/// The largest number of replies to [`wire::OPT_GO`]. QEMU sends at most one for each kind of
 /// information.
 const MAX_REPLIES: usize = 64;
 
@@ -41,8 +41,9 @@ pub(super) fn negotiate(channel: &mut impl Channel, export: &str, contexts: &[&s
         if name.len() > wire::MAX_STRING {
             return Err(Error::Unsupported {
                 what: format!(
-                    "a name of {} bytes is longer than the protocol allows",
-                    name.len()
+                    "the name of an export or context has {} bytes, but the protocol allows at most {}",
+                    name.len(),
+                    wire::MAX_STRING
                 ),
             });
         }
@@ -95,7 +96,7 @@ fn negotiate_options(
     }
     if export.flags & wire::FLAG_HAS_FLAGS == 0 {
         return Err(Error::protocol(format!(
-            "invalid transmission flags {:#06x}",
+            "its transmission flags {:#06x} lack the flag NBD_FLAG_HAS_FLAGS",
             export.flags
         )));
     }
@@ -142,7 +143,9 @@ fn set_meta_contexts(channel: &mut impl Channel, export: &str, wanted: &[&str]) 
                     return Err(Error::protocol("it grants a context that was not requested"));
                 }
                 if granted.iter().any(|other| other.id == id || other.name == name) {
-                    return Err(Error::protocol(format!("it grants context {id} '{name}' twice")));
+                    return Err(Error::protocol(format!(
+                        "it grants two contexts with the id {id} or the name '{name}'"
+                    )));
                 }
                 granted.push(Context {
                     id,

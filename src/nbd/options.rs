@@ -166,13 +166,14 @@ impl BlockSizes {
             preferred,
             maximum,
         } = self;
-        let sizes = || format!("block sizes of {minimum}, {preferred} and {maximum} bytes");
         if !minimum.is_power_of_two() || minimum > 65536 || maximum < minimum || preferred < minimum {
-            return Err(Error::protocol(sizes()));
+            return Err(Error::protocol(format!(
+                "block sizes of {minimum}, {preferred} and {maximum} bytes are not allowed"
+            )));
         }
         if maximum < 65536 {
             return Err(Error::Unsupported {
-                what: format!("{}: reads of 64 KiB must be allowed", sizes()),
+                what: format!("it allows reads of at most {maximum} bytes, but this client needs 65536"),
             });
         }
         Ok(self)

@@ -245,7 +245,7 @@ impl Decoder {
 
     fn slot(&self, cookie: u64) -> Result<usize> {
         let found = self.pending.iter().position(|pending| pending.cookie == cookie);
-        found.ok_or_else(|| Error::protocol(format!("a reply to request {cookie:#x}, which was not sent")))
+        found.ok_or_else(|| Error::protocol(format!("a reply to request {cookie:#x}, which is not pending")))
     }
 
     fn simple(&mut self, bytes: &[u8]) -> Result<()> {

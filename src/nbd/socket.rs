@@ -65,7 +65,8 @@ pub(super) trait Channel {
     fn receive_exact(&mut self, bytes: &mut [u8]) -> Result<()>;
 }
 
-/// A connected unix stream socket that never blocks for longer than [`SLICE`].
+/// A connected unix stream socket. It never blocks for longer than [`SLICE`] without a check for a
+/// stop request.
 #[derive(Debug)]
 pub(super) struct Socket {
     stream: UnixStream,
@@ -171,7 +172,7 @@ impl Socket {
         wait_for(&self.limit, self.as_fd(), PollFlags::IN, self.phase)
     }
 
-    /// Sends `bytes` if there is room for all of them now. For a goodbye that may get lost.
+    /// Sends `bytes` as far as there is room for them now. For a goodbye that may get lost.
     pub(crate) fn try_send(&self, bytes: &[u8]) {
         let _ = send(&self.stream, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }

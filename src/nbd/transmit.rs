@@ -157,7 +157,7 @@ impl Connection {
     }
 
     /// Takes the next complete answer. If the server finds a read too long for an answer in one
-    /// piece, the read is sent again without that flag.
+    /// piece, the read is queued again, for an answer in any number of pieces.
     pub fn answer(&mut self) -> Option<Answer> {
         while let Some(mut answer) = self.decoder.answer() {
             let unfragmented = answer.cookie & 1 != 0;

@@ -113,8 +113,8 @@ pub(crate) const MAX_ERROR_PAYLOAD: u32 = 65536 + 64;
 /// Longest accepted payload of a reply to an option, in bytes: a string and fields that may precede
 /// it.
 pub(crate) const MAX_OPTION_PAYLOAD: u32 = MAX_STRING as u32 + 64;
-/// Longest accepted payload of a status chunk, in bytes. QEMU sends at most 131,072 descriptors (1
-/// MiB) for each context.
+/// Longest accepted list of descriptors in a status chunk, in bytes. QEMU sends at most 131,072
+/// descriptors (1 MiB) for each context.
 pub(crate) const MAX_STATUS_PAYLOAD: u32 = 64 << 20;
 
 /// Takes integers off the front of a message.
@@ -154,8 +154,7 @@ impl Fields<'_> {
     }
 }
 
-/// Makes a server's message safe to print: UTF-8 without control characters, at most 512
-/// characters.
+/// Cleans a server's message: UTF-8 without control characters, at most 512 characters.
 pub(super) fn printable(words: &[u8]) -> String {
     String::from_utf8_lossy(words)
         .chars()
@@ -290,7 +289,7 @@ pub(crate) fn parse_descriptor(bytes: &[u8]) -> Result<(u32, u32)> {
 pub(crate) struct ErrorChunk {
     /// Never 0.
     pub errno: u32,
-    /// The server's message, made safe to print.
+    /// The server's message, without control characters.
     pub message: String,
     /// Where the error occurred, in bytes, if the server reported it.
     pub offset: Option<u64>,

@@ -2,8 +2,8 @@
 //!
 //! The order, which `docs/safety.md` explains: lock, heal, plan, write the journal entry, begin the
 //! job and make the checkpoint, copy the disks, end the job, commit. Superseded checkpoints are
-//! removed only after the commit. A failure before the commit removes the new checkpoint and the
-//! partial folder, and touches no earlier restore point.
+//! removed only after the commit. After a failure before the commit, the new checkpoint and the
+//! partial folder are removed, now or by the next run. No earlier restore point is touched.
 
 use std::time::Duration;
 
@@ -55,9 +55,9 @@ pub struct Options {
     pub keep_checkpoints: usize,
     /// The rule for full restore points, which decides whether a chain may cross periods.
     pub full: FullRule,
-    /// Whether to delete the previous period if the current one is past its midpoint.
+    /// Whether to delete the previous period once the current one can replace it.
     pub prune: bool,
-    /// The policy to apply after the new restore point exists; `None` keeps all.
+    /// The policy to apply after the new restore point exists, if there is one.
     pub keep: Option<Policy>,
     /// Whether to allow a second grouping beside the existing one.
     pub force: bool,
@@ -97,13 +97,14 @@ pub struct Outcome {
     pub point: RestorePoint,
     /// Where it is stored.
     pub location: String,
-    /// The total size of its files, in bytes.
+    /// The total size of its images and small files, in bytes.
     pub file_bytes: u64,
     /// The result of pruning, if it was requested.
     pub prune: Option<PruneOutcome>,
     /// The result of the policy, if there was one.
     pub retention: Option<RetentionOutcome>,
-    /// All findings: those in the manifest, those of healing, and problems after the commit.
+    /// The findings: those in the manifest, those about the repository and its repairs, and
+    /// problems after the commit.
     pub findings: Vec<Finding>,
 }
 
@@ -124,13 +125,13 @@ pub enum PruneOutcome {
     Deleted(String),
     /// Nothing was deleted, for this reason.
     Kept(String),
-    /// Deleting failed, for this reason. The period still exists, at least in part.
+    /// Deleting failed, for this reason. The period may still exist, completely or in part.
     Failed(String),
 }
 
 /// The reason not to prune while superseded checkpoints could not be removed.
-const STILL_NEEDED: &str = "checkpoints could not be retired, and only the manifests of the \
-    previous period may show that they are vmsnap's";
+const STILL_NEEDED: &str = "superseded checkpoints could not be removed, and the previous period \
+    may hold the only record of them";
 
 /// The reason not to prune after a partial backup: only older restore points may hold the missing
 /// disk.
@@ -140,7 +141,7 @@ const PARTIAL: &str = "the backup is partial, and the previous period may hold t
 const PARTIAL_KEPT: &str = "the backup is partial, and older restore points may hold the missing disk";
 
 /// The reason why a policy removes nothing while superseded checkpoints could not be removed.
-const STILL_RECORDED: &str = "checkpoints could not be retired";
+const STILL_RECORDED: &str = "superseded checkpoints have to be removed first, which failed";
 
 /// Makes a restore point of the domain `name`.
 pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
@@ -240,12 +241,12 @@ fn check(name: &str, options: &Options) -> Result<()> {
 }
 
 impl Options {
-    /// Returns the reason why these options cannot be combined, if there is one.
+    /// Returns the reason why these options are invalid or cannot be combined, if there is one.
     pub(crate) fn contradiction(&self) -> Option<&'static str> {
         match &self.keep {
-            _ if self.copy && self.prune => {
-                Some("--copy and --prune cannot be combined: a copy belongs to no period")
-            }
+            _ if self.copy && self.prune => Some(
+                "--copy and --prune cannot be combined: --prune deletes the period before the backup's own, and a copy belongs to no period",
+            ),
             Some(policy) if policy.is_empty() => Some(retention::EMPTY_POLICY),
             Some(_) if self.prune => Some("--prune and --keep-… cannot be combined: use one of them"),
             Some(_) if self.copy => Some("--copy and --keep-… cannot be combined: no rule applies to a copy"),
@@ -320,7 +321,7 @@ fn prune_after(
     match pruned {
         Ok(PrunePlan::Delete { period, .. }) => PruneOutcome::Deleted(period),
         Ok(PrunePlan::Keep(why)) => PruneOutcome::Kept(why),
-        Err(error) => PruneOutcome::Failed(with_sources(&error)),
+        Err(error) => PruneOutcome::Failed(with_sources(&error.cause)),
     }
 }
 

@@ -1,10 +1,11 @@
-//! Compares a domain's disks with its newest restore point, and makes no restore point.
+//! Compares a domain's disks with the newest restore point on which a backup could rely. Makes no
+//! restore point.
 //!
 //! A job without a checkpoint shows the disks as they were at one moment. Clusters that the bitmap
 //! since the restore point marks as unchanged, and that hold data on either side, are read from
 //! both sides: a random sample of them, or all. If one differs, a bitmap has missed a write, or the
-//! restore point is damaged. Nothing new may rely on it then. The repository records that, and the
-//! next backup of the disk is full.
+//! restore point is damaged. The repository records that, so that the next backup of the disk is
+//! full.
 
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ const MOST_PLACES: usize = 20;
 /// The options of a comparison.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many clusters of each disk are compared; `None` for all.
+    /// The largest number of clusters of each disk that are compared; `None` for all.
     pub sample: Option<u64>,
     /// The seed that chooses the clusters of a sample.
     pub seed: u64,
@@ -54,11 +55,12 @@ pub struct Options {
     pub wait: Duration,
 }
 
-/// Compares the disks of the domain `name` with its newest restore point.
+/// Compares the disks of the domain `name` with the newest restore point on which a backup could
+/// rely.
 ///
 /// # Errors
-/// There is nothing to compare with, the job cannot begin, or the user asked to stop. A difference
-/// is no error: it is in the outcome.
+/// There is nothing to compare with, the domain or its folder cannot be used now, reading failed,
+/// or a stop was requested. A difference is no error: it is in the outcome.
 pub fn compare(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
     monitor::noting(context.monitor, |monitor| {
         compare_noting(name, &context.with_monitor(monitor), options)
@@ -76,7 +78,7 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
     let latest = match history.chains.latest_in_periods() {
         Some(latest) => latest,
         None if history.chains.latest().is_some() => {
-            let what = "the repository holds only copies of this domain, and no bitmap records what was written since a copy";
+            let what = "the repository holds only copies of this domain, and no bitmap records what was written since a copy: make a backup without --copy first";
             return Err(Error::of(name, Cause::NoSuchRestorePoint(what.to_owned())));
         }
         None => restore::choose(name, &history, "latest")?,
@@ -124,7 +126,8 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
     let compared = match comparable.is_empty() {
         false => begin().and_then(|pending| comparison.run(&comparable, pending, outcome)),
         true if outcome.is_same() => {
-            let what = "no disk of this domain can be compared with a restore point".to_owned();
+            let what =
+                "no disk of this domain can be compared with a restore point; the notes say why".to_owned();
             Err(Error::of(name, Cause::NoSuchRestorePoint(what)))
         }
         true => Ok(outcome),
@@ -223,7 +226,8 @@ impl Comparison<'_> {
         for disk in compared.iter().filter(|disk| disk.differing > 0) {
             let (target, point) = (&disk.target, &disk.point);
             let what = format!(
-                "disk {target} differs from {point} in {} clusters that no bitmap marks as changed; {}",
+                "disk {target} differs from {point} although the bitmap marks the data as unchanged \
+                 (differing clusters: {}); {}",
                 disk.differing,
                 disk.consequence()
             );

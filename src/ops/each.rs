@@ -13,19 +13,19 @@ use crate::model::stop::{Stop, StopReason};
 pub enum Fault {
     /// A pattern on the command line matches no domain.
     Unmatched,
-    /// A domain failed.
+    /// The work on a domain failed, or would fail now (in a dry run).
     Failed(Class),
     /// A disk is missing that should have been saved, or (in a dry run) no backup is possible.
     Partial,
-    /// Restore points that should go are still there: pruning failed, or is not allowed now.
+    /// Pruning failed, or is not allowed now, so restore points may remain that should go.
     NotPruned,
     /// Stored data is damaged, or differs from the domain.
     Damaged,
-    /// No damage was found, but not everything could be examined.
+    /// Not everything could be examined.
     Incomplete,
     /// No domain had anything to work on.
     Nothing,
-    /// The user asked to stop, for this reason.
+    /// The run was asked to stop, for this reason.
     Stopped(StopReason),
 }
 
@@ -36,7 +36,7 @@ pub trait Judged {
         Vec::new()
     }
 
-    /// The error that ended the work on the domain before all was done.
+    /// The error in the result, if the verb could do only a part of the work.
     fn error(&self) -> Option<&Error> {
         None
     }
@@ -47,7 +47,7 @@ pub trait Judged {
 pub struct Turn<T> {
     /// The domain's name.
     pub domain: String,
-    /// How long it took; zero if it did not begin.
+    /// How long it took; zero if it did not begin or was not measured.
     pub took: Duration,
     /// How it ended.
     pub ending: Ending,
@@ -74,7 +74,7 @@ impl<T: Judged> Turn<T> {
         }
     }
 
-    /// The error that ended the work, if there is one.
+    /// The error of the work, if there is one.
     pub fn error(&self) -> Option<&Error> {
         match &self.result {
             Ok(outcome) => outcome.error(),
@@ -82,7 +82,7 @@ impl<T: Judged> Turn<T> {
         }
     }
 
-    /// The reasons why the work is no full success.
+    /// The reasons why the work is no full success; none if the domain was skipped.
     pub fn faults(&self) -> Vec<Fault> {
         match self.ending {
             Ending::Skipped => Vec::new(),
@@ -159,13 +159,13 @@ impl Each<'_> {
 pub struct Round<T> {
     /// The work on each domain, in the order of the domains.
     pub turns: Vec<Turn<T>>,
-    /// Why the run was asked to stop.
+    /// Why the run was asked to stop; `None` if it was not.
     pub stopped: Option<StopReason>,
 }
 
 impl<T: Judged> Round<T> {
-    /// A run that did not work on the domains one after the other, such as one that shows their
-    /// status.
+    /// Makes a run from results that exist already, such as those of a status, for which several
+    /// domains are examined at the same time.
     pub fn of(domains: &[String], results: Vec<Result<T>>, stop: &Stop) -> Round<T> {
         let turns = domains.iter().zip(results);
         Round {
@@ -196,21 +196,21 @@ impl<T: Judged> Round<T> {
     }
 }
 
-/// The faults of a run, each kind once.
+/// The faults of a run, each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     kinds: Vec<Fault>,
 }
 
 impl Faults {
-    /// Collects these faults, each kind once.
+    /// Collects these faults, each once.
     pub fn of(faults: impl IntoIterator<Item = Fault>) -> Faults {
         let mut kinds = Faults::default();
         faults.into_iter().for_each(|fault| kinds.add(fault));
         kinds
     }
 
-    /// Adds a fault.
+    /// Adds a fault, unless it is there already.
     pub fn add(&mut self, fault: Fault) {
         if !self.kinds.contains(&fault) {
             self.kinds.push(fault);

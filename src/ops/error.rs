@@ -18,19 +18,20 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// The kind of a failure; `cli` derives the exit code from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// The requested domain or restore point does not exist.
+    /// The requested domain, restore point or disk does not exist, or there is nothing to compare
+    /// with.
     NotFound,
     /// The repository's folder cannot be used.
     Repository,
     /// Another run writes to the domain's folder.
     Locked,
-    /// Stored data is damaged.
+    /// Stored data is damaged or missing.
     Damaged,
     /// A program or library is missing.
     Missing,
-    /// The user asked to stop, for this reason.
+    /// The work was stopped, for this reason.
     Stopped(StopReason),
-    /// The request makes no sense.
+    /// The options are invalid, contradict each other, or do not fit what exists.
     Usage,
     /// The requested grouping differs from that of the domain's backups.
     GroupBy,
@@ -47,7 +48,7 @@ pub struct Error {
     pub disk: Option<String>,
     /// The cause of the failure.
     pub cause: Cause,
-    /// The findings of the verb before it failed, each once.
+    /// The findings of the verb before it failed; empty if the verb does not collect them.
     pub findings: Vec<Finding>,
 }
 
@@ -60,17 +61,14 @@ pub enum Cause {
     /// The repository failed.
     #[error(transparent)]
     Repo(RepoError),
-    /// Copying blocks failed.
+    /// Reading or writing blocks failed.
     #[error(transparent)]
     Copy(#[from] BlockError),
     /// The domain has no disk that can be backed up.
     #[error("there is nothing to back up: no disk of the domain is eligible")]
     NothingToBackUp,
     /// The requested grouping differs from that of the domain's backups.
-    #[error(
-        "its backups are grouped by {existing} (newest period: {folder}); a backup grouped by {wanted} \
-         would start a second chain"
-    )]
+    #[error("its backups are grouped by {existing} (newest period: {folder}), not by {wanted}")]
     OtherGrouping {
         /// The grouping of the existing backups.
         existing: &'static str,
@@ -88,12 +86,15 @@ pub enum Cause {
     /// The backup job ended while it was in use.
     #[error("the backup job is lost: {0}")]
     JobLost(String),
-    /// The scratch space of this disk is full.
+    /// QEMU has paused the guest because it could not write to the scratch space. The text names
+    /// the disks.
     #[error(
-        "the scratch space of {0} was full, which paused the guest; the job was aborted and the guest resumed"
+        "the guest was paused because the scratch space could not be written ({0}); vmsnap gives up the job, \
+         so that the guest can continue"
     )]
     ScratchFull(String),
-    /// The requested restore point does not exist.
+    /// The requested restore point or disk does not exist, or there is nothing to compare with. The
+    /// text says which.
     #[error("{0}")]
     NoSuchRestorePoint(String),
     /// The restore point cannot be restored completely.
@@ -126,7 +127,7 @@ pub enum Cause {
     },
     /// Another repository may need the checkpoint or bitmap that was to be scrubbed.
     #[error(
-        "'{}' may belong to a repository other than the one that --output names; it was not removed",
+        "'{}' may belong to another repository than the given one; it was not removed",
         shown(name)
     )]
     OtherRepository {
@@ -144,8 +145,8 @@ pub enum Cause {
     /// Something still exists although it was removed without an error.
     #[error("{0} still exists although its removal reported success")]
     StillThere(String),
-    /// Work of an unfinished run remains after several rounds of repairs; the text describes it.
-    #[error("an unfinished run could not be cleaned up; still to do: {0}")]
+    /// Several rounds of repairs were not enough; the text describes the last round.
+    #[error("repairs were needed again and again; the last ones were: {0}")]
     NotCleanedUp(String),
     /// A scrub removed all that it could see, but could not examine every disk.
     #[error("some bitmaps may remain: {0}")]
@@ -188,18 +189,19 @@ pub enum Cause {
     /// An operation on a file failed.
     #[error("cannot {operation} {}", path.display())]
     Io {
-        /// The operation, as a verb.
+        /// The operation, as a verb phrase that the path completes.
         operation: &'static str,
-        /// The file.
+        /// The file, folder or device.
         path: std::path::PathBuf,
         /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The request makes no sense.
+    /// The options are invalid, contradict each other, or do not fit what exists. The text says
+    /// how.
     #[error("{0}")]
     Usage(String),
-    /// The user asked to stop.
+    /// The work was stopped, for this reason.
     #[error("stopped on request")]
     Stopped(StopReason),
 }
@@ -234,7 +236,8 @@ impl From<RepoError> for Cause {
 }
 
 impl Error {
-    /// Creates an error that concerns a whole domain, unless the cause names a disk.
+    /// Creates an error that concerns a whole domain, or one disk if the cause is
+    /// [`HostError::OfDisk`]. An empty `domain` stands for none.
     pub fn of(domain: &str, cause: impl Into<Cause>) -> Error {
         let (disk, cause) = match cause.into() {
             Cause::Host(HostError::OfDisk { disk, source }) => (Some(disk), Cause::Host(*source)),
@@ -282,7 +285,7 @@ impl Error {
         }
     }
 
-    /// Whether the error only says that the user asked to stop.
+    /// Whether the error only says that a stop was requested.
     pub fn is_stopped(&self) -> bool {
         match &self.cause {
             Cause::Stopped(_) | Cause::Host(HostError::Stopped) => true,
@@ -296,7 +299,7 @@ impl Error {
         matches!(self.cause, Cause::Host(HostError::NoAnswer { .. }))
     }
 
-    /// Returns a hint on what the user can do.
+    /// Returns a hint on what the user can do, if there is one.
     pub fn hint(&self) -> Option<String> {
         let hint = match &self.cause {
             cause if cause.lacks_files() => LACKS_FILES,
@@ -314,7 +317,7 @@ impl Error {
             Cause::Host(HostError::NoSuchDomain { .. }) => "`virsh list --all` shows the domains",
             Cause::Host(HostError::Connect { why, .. }) => why.hint(),
             Cause::Host(HostError::NoAnswer { .. }) => {
-                "the domain was stopped, or QEMU hangs; if the domain cannot be started now, restart libvirtd (or virtqemud)"
+                "the domain may have been stopped, or QEMU hangs; if the domain cannot be started now, restart libvirtd (or virtqemud)"
             }
             Cause::Repo(RepoError::Locked { .. }) => {
                 "wait for that run to end, or use --wait SECONDS; a killed run leaves no lock behind"
@@ -335,18 +338,18 @@ impl Error {
             Cause::Repo(error) if error.is_no_space() => NO_SPACE,
             Cause::Copy(error) if error.kind == BlockErrorKind::NoSpace => NO_SPACE,
             Cause::Copy(error) if error.kind == BlockErrorKind::Damaged => {
-                "this restore point cannot be trusted; `vmsnap list` shows the others"
+                "restore points that need the damaged data cannot be restored; `vmsnap verify --all` shows which ones are sound"
             }
             Cause::NotWhole { .. } => "`vmsnap list` shows which restore points are whole",
-            Cause::OtherGrouping { existing, .. } => {
+            Cause::OtherGrouping { existing, wanted, .. } => {
                 return Some(format!(
-                    "--group-by {existing} continues those backups; --force begins a second chain \
-                     with a full backup beside the first: \
-                     each chain is pruned by its own grouping only"
+                    "--group-by {existing} continues those backups; --force makes a backup grouped by {wanted}, \
+                     which starts a second chain unless --full is never; \
+                     --prune deletes only periods of the grouping that is given with it"
                 ));
             }
             Cause::NothingToBackUp => {
-                "the notes say why each disk was left out; --raw includes raw disks, --store-decrypted includes encrypted disks"
+                "a note gives the reason for each disk that was left out; --raw includes raw disks, --store-decrypted includes encrypted disks"
             }
             Cause::Busy { .. } => {
                 "wait for it to end (`virsh domjobinfo` shows it), or end it with `virsh domjobabort`"
@@ -362,8 +365,10 @@ impl Error {
                 "restore to a device that is at least as large as the disk, or to a file"
             }
             Cause::ScratchFull(_) => "use --scratch-dir to choose a folder with more space",
-            Cause::NoSuchRestorePoint(_) | Cause::NoRestorePoints => "`vmsnap list` shows the restore points",
-            Cause::OtherRepository { .. } => "run without --output to remove it anyway",
+            Cause::NoSuchRestorePoint(_) | Cause::NoRestorePoints => {
+                "`vmsnap list` shows the restore points, with --json also their disks"
+            }
+            Cause::OtherRepository { .. } => "run without --output and VMSNAP_REPOSITORY to remove it anyway",
             Cause::NotThere { .. } => "`vmsnap status` shows the checkpoints and bitmaps that can be listed",
             _ => return None,
         };
@@ -390,9 +395,10 @@ fn hint_for_users(users: &[Usage]) -> String {
     });
     let is_mounted = users.iter().any(|usage| matches!(usage.user, User::Mount { .. }));
     match domain {
-        Some((_, true)) => "restore to another place, or detach the disk from the domain first".to_owned(),
+        Some((_, true)) => "restore to another place, or detach it from the domain first".to_owned(),
         Some((name, false)) => format!(
-            "restore to another place; if the domain is to be replaced, undefine it first (`virsh undefine '{name}'`)"
+            "restore to another place; if the domain is to be replaced, undefine it first \
+             (`virsh undefine '{name}' --checkpoints-metadata --keep-nvram`)"
         ),
         None if is_mounted => "unmount it first, or restore to another place".to_owned(),
         None => "stop whatever uses it first, or restore to another place".to_owned(),
@@ -400,7 +406,7 @@ fn hint_for_users(users: &[Usage]) -> String {
 }
 
 const LACKS_FILES: &str = "raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of \
-    systemd): each image of a chain needs one open file";
+    systemd), or fs.file-max if it is the system's limit: each image of a chain needs one open file";
 
 const NO_SPACE: &str = "free space on that file system, then run again; earlier restore points are intact";
 

@@ -1,5 +1,5 @@
-//! Carries out repairs: cleans up the job, checkpoint, sockets, scratch files and partial folder of
-//! an unfinished run.
+//! Carries out repairs: cleans up after unfinished runs, finishes interrupted removals and merges,
+//! and registers lost checkpoints again.
 //!
 //! A run writes a journal entry before it begins anything outside the repository. A process that
 //! holds the domain's lock knows that the run which wrote the entry is dead.
@@ -20,7 +20,7 @@ use crate::repo::{DomainRepository, DomainWriter, History, Leftover};
 /// something new happens during it. The limit ends repairs that change nothing.
 const ROUNDS: usize = 5;
 
-/// A domain with nothing left to repair.
+/// A domain with nothing left to repair now. Removals that have to wait may remain.
 pub(crate) struct HealedDomain {
     /// Its current state.
     pub survey: Survey,
@@ -30,12 +30,12 @@ pub(crate) struct HealedDomain {
     pub findings: Vec<Finding>,
 }
 
-/// Surveys the domain and repairs it, until nothing is left to repair.
+/// Surveys the domain and repairs it, until nothing is left to repair now.
 ///
 /// `repairs` decides which repairs are needed.
 ///
 /// # Errors
-/// A repair fails, or repairs are still needed after several rounds.
+/// A survey or a repair fails, or several rounds of repairs were not enough.
 pub(super) fn heal(
     repository: &dyn DomainRepository,
     locked: &dyn DomainWriter,
@@ -91,8 +91,8 @@ pub(super) fn heal(
 }
 
 /// Carries out the repairs in order. Each unfinished run becomes one finding, which says what was
-/// ended and removed. Adds to `missing` the names of lost checkpoints whose bitmaps are gone too,
-/// and to `waiting` the removals and merges that cannot be finished now.
+/// ended and removed. Adds to `missing` the names of lost checkpoints that cannot be registered
+/// again, and to `waiting` the removals and merges that cannot be finished now.
 fn carry_out(
     repairs: &[Repair],
     domain: &Domain,

@@ -77,7 +77,7 @@ pub(super) fn run<T>(
         // libvirt may still begin the job, whatever is undone now.
         plan.leave(pending, "libvirt may still begin the job");
     } else if !is_undone && let Err(trouble) = heal::undo(plan.domain, &entry, plan.context) {
-        plan.leave(pending, &with_sources(&trouble));
+        plan.leave(pending, &with_sources(&trouble.cause));
     }
     Err(error)
 }

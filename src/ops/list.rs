@@ -13,7 +13,7 @@ use crate::repo::{DomainRepository, History, Leftover, Proof, RepoError, Reposit
 pub struct DomainList {
     /// The domain's name.
     pub domain: String,
-    /// Its restore points, in the order they were made.
+    /// Its restore points, in the order of their commits.
     pub points: Vec<Listed>,
     /// Findings about its folder.
     pub findings: Vec<Finding>,
@@ -29,13 +29,14 @@ pub struct Listed {
     /// Why it cannot be restored completely. Empty if it can, judged by the names and sizes of its
     /// files and its parents' files.
     pub faults: Vec<String>,
-    /// The total size of its files, in bytes.
+    /// What its images and small files store, in bytes: their size without holes of merges.
     pub size: u64,
-    /// When it was last verified, and with what result.
+    /// When it was last verified, and with what result; `None` if it never was.
     pub proof: Option<Proof>,
-    /// The first damage that verifications found in it or its parents; `None` if they found none.
+    /// The first known damage in it or its parents that a verification found; `None` if there is
+    /// none.
     pub suspected_damage: Option<String>,
-    /// The missed writes that comparisons with it have found.
+    /// The missed writes that comparisons have found and recorded with it.
     pub missed_writes: Vec<ListedMissedWrite>,
     /// Its pin, if it has one.
     pub pin: Option<Pin>,
@@ -107,7 +108,10 @@ pub(super) fn unfinished(repository: &dyn DomainRepository, history: &History) -
     let is_there = |leftover: &&Leftover| repository.has_leftover(leftover);
     let left = history.leftovers.iter().filter(is_there);
     left.map(|leftover| {
-        let what = format!("{} belongs to a run that has not finished", leftover.location);
+        let what = format!(
+            "{} belongs to a run that has not finished; the next backup cleans it up",
+            leftover.location
+        );
         Finding::new("unfinished-run", what)
     })
     .collect()

@@ -1,4 +1,4 @@
-//! The verbs: each is a plain function that takes a domain's name, a context and options.
+//! The verbs, as plain functions, and the steps that they share.
 //!
 //! * `copy`: copies blocks from a source to a sink.
 //! * `plan`: plans a backup before anything is done.
@@ -8,7 +8,7 @@
 //! * `job`: runs a backup job from its journal entry to its end.
 //! * `backup`, `restore`, `list`, `status`, `scrub`, `verify`, `compare`, `pin`, `retention` (which
 //!   is `vmsnap prune`): the verbs.
-//! * `prune`: deletes the previous period after a backup.
+//! * `prune`: deletes the previous period after a backup (`backup --prune`).
 //! * `stored`: a restore point together with the repository that holds it.
 //! * `grouping`: keeps a domain's backups in one grouping.
 //! * `lock`: takes the lock of a domain's folder, and waits for another run if requested.
@@ -63,7 +63,7 @@ pub struct Context<'a> {
     pub now: Zoned,
     /// The receiver of events.
     pub monitor: &'a dyn Monitor,
-    /// The user's request to stop (Ctrl-C).
+    /// The request to stop (Ctrl-C, SIGTERM or SIGHUP).
     pub stop: Stop,
     /// Random numbers, for names that no other run uses.
     pub random: &'a (dyn Fn() -> u64 + Sync),

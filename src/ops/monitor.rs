@@ -1,5 +1,4 @@
-//! Receives the events of the verbs: progress and findings. Receivers are the terminal, silence,
-//! and a recorder for tests.
+//! Receives the events of the verbs: progress and findings.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -31,7 +30,7 @@ pub enum Event<'a> {
     Step {
         /// The domain.
         domain: &'a str,
-        /// What is being done, as a phrase (`freezing the file systems`).
+        /// What is being done, as a phrase (`making the checkpoint`).
         what: &'a str,
     },
     /// Another run writes to the domain's folder, and this one waits until it has ended.
@@ -76,29 +75,30 @@ pub enum Event<'a> {
         /// The number of bytes of data copied.
         copied: u64,
     },
-    /// A file is about to be read.
+    /// A file or a stored disk is about to be read.
     FileBegins {
         /// The domain.
         domain: &'a str,
-        /// Its path within the domain's folder, or the name of a disk.
+        /// The file's path within the domain's folder, or words that name the disk.
         file: &'a str,
-        /// Its size, in bytes.
+        /// Its size in bytes; in a comparison, the number of bytes to compare.
         size: u64,
     },
-    /// A file was read up to a position.
+    /// A file or a stored disk was read up to a position.
     FileAt {
         /// The domain.
         domain: &'a str,
-        /// Its path within the domain's folder, or the name of a disk.
+        /// The same text as in [`Event::FileBegins`].
         file: &'a str,
-        /// The offset in the file, in bytes, before which everything is read.
+        /// The offset in bytes before which everything was read; in a comparison, the number of
+        /// bytes compared so far.
         position: u64,
     },
-    /// A file is done.
+    /// A file or a stored disk is not read any further: it is done, or reading has failed.
     FileEnds {
         /// The domain.
         domain: &'a str,
-        /// Its path within the domain's folder, or the name of a disk.
+        /// The same text as in [`Event::FileBegins`].
         file: &'a str,
     },
     /// Something that did not stop the work.
@@ -115,11 +115,11 @@ pub enum Event<'a> {
 pub enum Ending {
     /// Everything that was requested was done.
     Done,
-    /// A part of it is done.
+    /// It ended without an error, but with a fault: a part is missing, or damage was found.
     Partial,
     /// It failed.
     Failed,
-    /// Skipped: there was nothing to do, and the user selected the domain only by a pattern.
+    /// Skipped: there was nothing to do, and the user did not name the domain.
     Skipped,
     /// The user asked to stop before it was done, or before it began.
     Stopped,

@@ -14,7 +14,7 @@ use crate::repo::{RepoError, Repository};
 /// A change to the pin of a restore point.
 #[derive(Clone, Debug)]
 pub enum PinRequest {
-    /// Pin it with this note, which may be empty. It replaces the note of an existing pin.
+    /// Pin it with this note, which may be empty. It replaces an existing pin.
     Pin {
         /// The reason in the user's words; at most [`Pin::LONGEST_NOTE`] bytes.
         note: String,
@@ -42,7 +42,7 @@ pub struct Means<'a> {
 pub struct Outcome {
     /// The id of the restore point.
     pub id: String,
-    /// Its pin now.
+    /// Its pin now; `None` if it is not pinned.
     pub pin: Option<Pin>,
     /// Whether it was pinned before.
     pub was_pinned: bool,
@@ -53,8 +53,8 @@ impl Judged for Outcome {}
 /// Pins or unpins a restore point. `at` selects it as for a restore.
 ///
 /// # Errors
-/// There is no such restore point, the note is too long, the lock is held, or the pin cannot be
-/// written. An unreadable pin is not replaced.
+/// There is no such restore point, it cannot be read, the note is too long, the lock is held, or
+/// the pin cannot be written or removed. An unreadable pin can be removed, but not replaced.
 pub fn change_pin(domain: &str, at: &str, change: &PinRequest, means: &Means<'_>) -> Result<Outcome> {
     let failed = |error: RepoError| Error::of(domain, error);
     let repository = means.repo.domain(domain).map_err(failed)?;

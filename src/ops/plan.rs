@@ -33,7 +33,7 @@ pub struct Inputs<'a> {
     pub missing: &'a [String],
     /// The id of the repository, if it is known.
     pub repository: Option<&'a str>,
-    /// The folder of the current period.
+    /// The folder of the period for which the backup is planned.
     pub period: &'a str,
     /// The rule for full restore points, which decides whether a chain may cross periods.
     pub full: FullRule,
@@ -50,7 +50,7 @@ pub struct BackupPlan {
     pub period: String,
     /// Lost checkpoints to register with libvirt first, if their bitmaps are there.
     pub registered: Vec<Checkpoint>,
-    /// Whether it makes a checkpoint: not if no disk can have one.
+    /// Whether it makes a checkpoint: not for a copy, and not if no disk can have one.
     pub checkpoint: bool,
     /// The disks it saves, in the order of the domain's XML.
     pub disks: Vec<PlannedDisk>,
@@ -111,7 +111,8 @@ impl BackupPlan {
         left_out::is_partial(&self.left_out)
     }
 
-    /// Its level: incremental if at least one disk is incremental.
+    /// Its level as planned: incremental if at least one disk is incremental. A disk with a
+    /// possible parent counts as full.
     pub fn level(&self) -> Level {
         if self.disks.iter().any(|disk| disk.level.parent.is_some()) {
             Level::Incremental
@@ -132,7 +133,7 @@ impl BackupPlan {
             }
         }
         match reasons.as_slice() {
-            [] => "there is nothing to back up".to_owned(),
+            [] => "no disk of the domain can be backed up".to_owned(),
             [(reason, _)] => reason.clone(),
             several => {
                 let of_disks = several
@@ -220,8 +221,8 @@ fn stored_decrypted(disk: &Disk) -> Finding {
 /// Reports that the state of a TPM is of no use without libvirt's secret.
 pub(crate) fn encrypted_tpm_state(secret: &str) -> Finding {
     let what = format!(
-        "the state of the emulated TPM is encrypted and saved as it is: a restored domain starts only where libvirt has \
-         the secret {}, which no backup holds",
+        "the state of the emulated TPM is encrypted: a restored domain starts only where libvirt has the secret {}, \
+         which no backup holds",
         shown(secret)
     );
     Finding::new("tpm-state-encrypted", what)

@@ -25,10 +25,11 @@ pub enum PrunePlan {
 
 /// Decides what pruning may delete on the day `today`.
 ///
-/// Only the previous period of this grouping can go. The current period has to be past its
-/// midpoint. Its newest restore point has to be whole, without suspected damage, of the same
-/// domain, and has to hold every disk that the newest one of the previous period holds. (The chain
-/// of a whole restore point contains a whole full backup.)
+/// Only the previous period of this grouping can go. None of its restore points may be pinned or
+/// needed by another period. The current period has to be past its midpoint. Its newest restore
+/// point has to be whole, without suspected damage, of the same domain, and has to hold every disk
+/// that the newest one of the previous period holds. (The chain of a whole restore point contains a
+/// whole full backup.) Nothing goes while a restore point is dated in the future.
 pub fn plan(repository: &dyn DomainRepository, chains: &Chains, group_by: GroupBy, today: Date) -> PrunePlan {
     let current = Period::containing(group_by, today);
     let Some(previous) = current.previous().map(Period::folder) else {
@@ -84,7 +85,7 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     }
     if let Some((child, parent)) = dependent_on(chains, previous) {
         return Err(format!(
-            "restore point {child} of another period depends on restore point {parent} of this one"
+            "restore point {child} of another period depends on its restore point {parent}"
         ));
     }
     let Some(before) = newest_of(previous) else {
@@ -102,7 +103,10 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
         .iter()
         .find(|disk| newest.point.disk(&disk.target).is_none())
     {
-        Some(disk) => Err(format!("disk {} is in no newer restore point", disk.target)),
+        Some(disk) => Err(format!(
+            "disk {} is not in the newest restore point of {folder}",
+            disk.target
+        )),
         None => Ok(()),
     }
 }

@@ -40,7 +40,8 @@ pub struct Wishes<'a> {
 pub struct Reconciliation {
     /// The repairs that come first, in this order.
     pub repairs: Vec<Repair>,
-    /// libvirt's name for a job that vmsnap did not start and that blocks the backup.
+    /// libvirt's name for a job that blocks the backup: no unfinished run in this repository has
+    /// started it.
     pub obstacle: Option<String>,
     /// The backup: the level of each disk, and why.
     pub backup: BackupPlan,
@@ -48,13 +49,13 @@ pub struct Reconciliation {
     pub retired: Vec<Retired>,
 }
 
-/// A repair that is made before a backup.
+/// A repair that is made before a backup or a comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Repair {
     /// Finishes the interrupted removal of a period or restore point, or completes or undoes an
     /// interrupted merge.
     FinishRemoval(Leftover),
-    /// Ends the job of a dead run, and resumes the guest if a full scratch space had paused it.
+    /// Ends the job of a dead run, and resumes the guest if the job had paused it.
     AbortJob,
     /// Thaws the guest's file systems, which a dead run may have left frozen.
     Thaw,
@@ -67,8 +68,8 @@ pub enum Repair {
     DeleteBitmaps(String),
     /// Registers again a checkpoint whose record libvirt has lost, if its bitmaps are there.
     Register(Checkpoint),
-    /// Removes the folder of a dead run. This comes last, because its journal entry shows the next
-    /// run what is left to end.
+    /// Removes the folder of a dead run. This is the last repair after that run, because until then
+    /// its journal entry shows what is left to end.
     RemovePartial(Leftover),
 }
 
@@ -118,7 +119,10 @@ impl fmt::Display for Retired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Retired::Checkpoint(name) => write!(f, "remove checkpoint {name}"),
-            Retired::Bitmaps(name) => write!(f, "remove bitmap {name}, whose checkpoint no longer exists"),
+            Retired::Bitmaps(name) => write!(
+                f,
+                "remove the bitmaps of checkpoint {name}, which no longer exists"
+            ),
         }
     }
 }

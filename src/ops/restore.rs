@@ -1,8 +1,8 @@
 //! Restores disks from a restore point and, on request, defines the domain.
 //!
-//! Every block of a disk is read once, from the newest image of its chain that holds it. The digest
-//! of every image is verified on the way, so damaged data is not restored as if it were sound.
-//! Nothing that exists is ever overwritten, except a block device that the user named.
+//! Every block of a disk is read from the newest image of its chain that holds it. The digest of
+//! every image is verified on the way, so damaged data is not restored as if it were sound. Nothing
+//! that exists is ever overwritten, except a block device that the user named.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -98,7 +98,7 @@ pub struct RestorePlan {
     pub disks: Vec<RestoredDisk>,
     /// The domain to define, if requested.
     pub define: Option<DefinePlan>,
-    /// The findings of planning.
+    /// The findings.
     pub findings: Vec<Finding>,
     /// The domain's history when the restore was planned; the disks are read according to it.
     history: Arc<History>,
@@ -117,7 +117,7 @@ pub struct RestoredDisk {
     pub device: bool,
     /// Its format.
     pub format: Format,
-    /// The number of restore points that hold parts of the disk.
+    /// The number of images in its chain, from which it is read.
     pub steps: usize,
 }
 
@@ -235,12 +235,12 @@ pub struct Means<'a> {
     pub host: Option<&'a dyn Host>,
     /// The receiver of events.
     pub monitor: &'a dyn Monitor,
-    /// The user's request to stop (Ctrl-C).
+    /// The request to stop (Ctrl-C, SIGTERM or SIGHUP).
     pub stop: &'a Stop,
 }
 
-/// Carries out a plan. The files get their names after all of them are complete and synced. A
-/// failure before that leaves no file.
+/// Carries out a plan. The files get their final names after all of them are complete and synced.
+/// After a failure before that, they are removed.
 pub fn restore(domain: &str, plan: RestorePlan, means: &Means) -> Result<Outcome> {
     monitor::noting(means.monitor, |monitor| {
         carry_out(domain, plan, &Means { monitor, ..*means })
@@ -358,11 +358,15 @@ fn plan_disk(
     let lineage = history.chains.lineage(&point.id, target);
     let steps = lineage.map_err(not_whole)?.len();
     let size = point.disk(target).map_or(0, |disk| disk.virtual_size);
-    if matches!(place, Place::Device(_)) && format == Some(Format::Qcow2) {
-        let what = "a block device cannot hold --format qcow2: use --format raw, or name a file with --to";
-        return Err(Error::of_disk(domain, target, Cause::Usage(what.to_owned())));
-    }
+    let wants_qcow2 = format == Some(Format::Qcow2);
     let (to, device, format) = place.of_disk(target, format);
+    if device && wants_qcow2 {
+        let what = format!(
+            "vmsnap writes only raw images to block devices such as {}: use --format raw, or name a file with --to",
+            to.display()
+        );
+        return Err(Error::of_disk(domain, target, Cause::Usage(what)));
+    }
     if !device && to.symlink_metadata().is_ok() {
         return Err(Error::of_disk(domain, target, Cause::Exists(to)));
     }

@@ -1,8 +1,8 @@
 //! Removes the restore points that a policy does not keep.
 //!
 //! The plan is data: a decision about each restore point. Nothing is removed unless the newest
-//! restore point can be restored. What a kept restore point needs of a removed one is merged into
-//! it.
+//! restore point can be restored. If a kept restore point needs data of a removed one, the data is
+//! merged into the kept one.
 
 use jiff::Zoned;
 
@@ -158,7 +158,8 @@ pub struct Means<'a> {
     pub now: Zoned,
     /// Receives progress and findings.
     pub monitor: &'a dyn Monitor,
-    /// A request to stop. The removal of the current restore point is finished first.
+    /// A request to stop. A removal that has begun is finished first; a merge that is not committed
+    /// yet is undone.
     pub stop: &'a Stop,
 }
 
@@ -178,7 +179,8 @@ pub struct Outcome {
     pub plan: RetentionPlan,
     /// The removed restore points; `None` for a dry run.
     pub removed: Option<Removed>,
-    /// For a dry run: the run that writes to the domain's folder now, so a prune would be refused.
+    /// For a dry run: the run that writes to the domain's folder now, so that a prune would wait or
+    /// be refused.
     pub writer: Option<String>,
     /// The findings.
     pub findings: Vec<Finding>,
@@ -201,8 +203,8 @@ impl Judged for Outcome {
 /// Removes the restore points of a domain that the policy does not keep.
 ///
 /// # Errors
-/// The policy is empty, the domain has no restore points, or its folder cannot be locked or read.
-/// The outcome reports a failed removal.
+/// The policy is empty, the domain has no restore points, its folder cannot be locked or read, or
+/// an interrupted removal cannot be finished. The outcome reports a removal that failed later.
 pub fn prune(domain: &str, means: &Means<'_>, options: &Options) -> Result<Outcome> {
     monitor::noting(means.monitor, |monitor| {
         let repository = open(domain, means, options)?;
@@ -281,7 +283,7 @@ pub(crate) const EMPTY_POLICY: &str = "the policy keeps nothing: give at least o
 pub(super) fn finished(removal: &Leftover) -> Finding {
     let location = &removal.location;
     let what = match removal.is_merge {
-        true => format!("completed or undid the interrupted merge that {location} recorded"),
+        true => format!("completed or undid the interrupted merge recorded in {location}"),
         false => format!("finished the interrupted removal of {location}"),
     };
     Finding::new("removal-finished", what)
@@ -291,7 +293,7 @@ pub(super) fn finished(removal: &Leftover) -> Finding {
 pub(super) fn not_finished(removal: &Leftover) -> Finding {
     let location = &removal.location;
     let work = match removal.is_merge {
-        true => format!("merge that {location} records"),
+        true => format!("merge recorded in {location}"),
         false => format!("removal of {location}"),
     };
     let what = format!(
@@ -305,7 +307,7 @@ pub(super) fn not_finished(removal: &Leftover) -> Finding {
 fn waiting(domain: &str, removed: &Removed, monitor: &dyn Monitor) -> Option<Finding> {
     let ids = removed.waiting.join(", ");
     let what =
-        format!("files of {ids} are being read and stay for now: the next prune or backup removes them");
+        format!("files of {ids} stay for now, because files are being read: a later prune removes them");
     let finding = Finding::new(REMOVAL_WAITS, what);
     let is_one = !removed.waiting.is_empty();
     is_one.then(|| {
@@ -325,7 +327,10 @@ fn report(domain: &str, history: &History, plan: &RetentionPlan, monitor: &dyn M
         Finding::new("earlier-domain-held-back", what)
     });
     let held_back = plan.obstacle.iter().map(|obstacle| {
-        let what = format!("nothing is removed: {}", obstacle.sentence());
+        let what = format!(
+            "no restore point of this domain is removed: {}",
+            obstacle.sentence()
+        );
         Finding::new("held-back", what)
     });
     let of_history = history.findings.iter().cloned().chain(history.damage());

@@ -1,8 +1,8 @@
 //! Removes vmsnap's checkpoints and bitmaps from a domain, and predicts the next backup. Other
 //! names are never touched.
 //!
-//! A scrub is planned first, as plain data (`plan`). Afterwards it looks again, and reports as
-//! removed only what is gone.
+//! A scrub is planned first, as plain data (`plan`). Afterwards it looks again, and fails if
+//! something that it removed is still there.
 
 use std::time::Duration;
 
@@ -58,22 +58,22 @@ pub struct Options {
 pub struct Means<'a> {
     /// The hypervisor.
     pub host: &'a dyn Host,
-    /// The repository, if the user named one. Its lock then keeps backups of the domain away.
+    /// The repository, if the user named one. A scrub, but not its dry run, locks the domain in it.
     pub repo: Option<&'a dyn Repository>,
     /// The current day, in the local time zone.
     pub today: Date,
     /// The receiver of events.
     pub monitor: &'a dyn Monitor,
-    /// The user's request to stop (Ctrl-C).
+    /// The request to stop (Ctrl-C, SIGTERM or SIGHUP).
     pub stop: Stop,
 }
 
 /// The result of a scrub.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The checkpoints whose records are gone.
+    /// The checkpoints whose records were removed.
     pub checkpoints: Vec<String>,
-    /// The bitmaps that are gone.
+    /// The bitmaps that were removed.
     pub bitmaps: Vec<DiskBitmap>,
     /// The bitmaps that remain without a checkpoint.
     pub left: Vec<DiskBitmap>,
@@ -81,7 +81,8 @@ pub struct Outcome {
     pub next: NextBackup,
     /// Other findings.
     pub findings: Vec<Finding>,
-    /// The error that ended it early. Everything listed above is done nevertheless.
+    /// The error, if a removal failed or did not take effect, or if that could not be checked. The
+    /// lists above hold what was removed nevertheless.
     pub failure: Option<Error>,
 }
 

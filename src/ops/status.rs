@@ -44,15 +44,16 @@ pub struct DomainStatus {
     pub checkpoints: Vec<String>,
     /// The newest of vmsnap's checkpoints.
     pub newest: Option<Newest>,
-    /// Its eligible disks, including raw ones, which a backup saves only on request.
+    /// Its eligible disks that could be examined, including raw and encrypted ones, which a backup
+    /// saves only on request.
     pub disks: Vec<DiskStatus>,
     /// The disks that a backup without `--raw` leaves out, and why.
     pub left_out: Vec<LeftOut>,
-    /// What disagrees; empty if everything agrees.
+    /// What disagrees or cannot be checked; empty if everything agrees.
     pub inconsistencies: Vec<String>,
-    /// The contents of the current period's folder.
+    /// The contents of the current period's folder; `None` without a repository.
     pub dir: Option<DirStats>,
-    /// The newest restore point: its id and its time.
+    /// The newest restore point that is no copy: its id and its time.
     pub latest: Option<(String, Timestamp)>,
     /// The disks that the newest restore point lacks and that should have been saved.
     pub latest_lacks: Vec<String>,
@@ -84,12 +85,12 @@ impl Judged for DomainStatus {
 }
 
 impl DomainStatus {
-    /// Whether everything that is known agrees.
+    /// Whether no inconsistency was found.
     pub fn is_consistent(&self) -> bool {
         self.inconsistencies.is_empty()
     }
 
-    /// Whether every disk could be examined.
+    /// Whether no finding says that a disk could not be examined.
     pub(crate) fn is_complete(&self) -> bool {
         self.not_examined().next().is_none()
     }
@@ -100,8 +101,8 @@ impl DomainStatus {
         std::iter::from_fn(move || findings.find(|finding| finding.code == NOT_EXAMINED))
     }
 
-    /// The number of bytes written since vmsnap's newest checkpoint; `None` unless it is known for
-    /// every disk that can be incremental.
+    /// The number of bytes written since vmsnap's newest checkpoint to the disks that can be
+    /// incremental; `None` if there is no such disk, or if the number is unknown for one of them.
     pub fn changed_bytes(&self) -> Option<u64> {
         let changed = self.disks.iter().filter(|disk| disk.can_be_incremental);
         let mut changed = changed.map(|disk| disk.changed_bytes).peekable();
@@ -115,7 +116,7 @@ impl DomainStatus {
 pub struct Newest {
     /// Its name.
     pub name: String,
-    /// When it was made.
+    /// When it was made, if its record has a valid time.
     pub created: Option<Timestamp>,
 }
 
@@ -128,13 +129,14 @@ pub struct DiskStatus {
     pub virtual_size: u64,
     /// The space that it takes on the host, in bytes.
     pub actual_size: u64,
-    /// Names of its sound bitmaps.
+    /// Names of its bitmaps. While the domain runs, these are the sound ones of checkpoints, and
+    /// those of vmsnap that were in the image at the start and have no checkpoint.
     pub bitmaps: Vec<String>,
     /// Whether its bitmaps could be examined; if not, `bitmaps` is empty and means nothing.
     pub bitmaps_known: bool,
     /// The number of bytes written since vmsnap's newest checkpoint, if the hypervisor reports it.
     pub changed_bytes: Option<u64>,
-    /// Whether it can have bitmaps at all.
+    /// Whether its backups can be incremental.
     pub can_be_incremental: bool,
 }
 
@@ -143,7 +145,8 @@ pub struct DiskStatus {
 pub struct Subject<'a> {
     /// The hypervisor.
     pub host: &'a dyn Host,
-    /// The repository. With one, the status covers the current period and the next backup too.
+    /// The repository, if there is one. The status then covers the current period and the next
+    /// backup too.
     pub repo: Option<&'a dyn Repository>,
     /// The grouping whose current period is examined.
     pub group_by: GroupBy,
@@ -358,7 +361,10 @@ fn compare_with(
                 Ok(next) => status.next = Some(next),
                 Err(error) => status.findings.push(Finding::new(
                     "next-backup-unknown",
-                    format!("the next backup cannot be predicted: {}", with_sources(&error)),
+                    format!(
+                        "the next backup cannot be predicted: {}",
+                        with_sources(&error.cause)
+                    ),
                 )),
             }
         }
@@ -397,7 +403,7 @@ fn not_examined(
     if is_of_host || !host.domain(&domain.name).is_ok_and(is_same) {
         return Err(error);
     }
-    let what = format!("disk {target} cannot be examined: {}", with_sources(&error));
+    let what = format!("disk {target} cannot be examined: {}", with_sources(cause));
     Ok(Finding::of_disk(NOT_EXAMINED, target, what))
 }
 
@@ -473,7 +479,7 @@ fn internal_snapshots(host: &dyn Host, domain: &Domain) -> Option<Finding> {
     let names = host.internal_snapshots(domain).unwrap_or_default();
     let (newest, others) = names.split_last()?;
     let all = match others.len() {
-        0 => format!("internal snapshot {}", shown(newest)),
+        0 => format!("the internal snapshot {}", shown(newest)),
         more => format!("internal snapshots ({} and {more} more)", shown(newest)),
     };
     let domain = shown(&domain.name);

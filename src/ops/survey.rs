@@ -21,7 +21,7 @@ pub struct Survey {
     pub domain: Domain,
     /// What its hypervisor can do.
     pub capabilities: Capabilities,
-    /// The job that is active on it.
+    /// The job that is active on it, if there is one.
     pub job: Option<ActiveJob>,
     /// Its checkpoints, oldest first.
     pub checkpoints: Vec<Checkpoint>,
@@ -31,7 +31,8 @@ pub struct Survey {
     pub leftovers: Vec<LeftoverRun>,
     /// Interrupted removals of periods and restore points, and interrupted merges.
     pub removals: Vec<Leftover>,
-    /// Lost checkpoints whose bitmaps are gone, as an attempt to register them again has shown.
+    /// Lost checkpoints that could not be registered again, for example because their bitmaps are
+    /// gone.
     pub missing: Vec<String>,
     /// The id of the repository, if it is known.
     pub repository: Option<String>,
@@ -57,15 +58,15 @@ pub struct DiskFacts {
 pub struct LeftoverRun {
     /// The leftover itself.
     pub leftover: Leftover,
-    /// Its journal entry; `None` if it had begun nothing outside its folder.
+    /// Its journal entry; `None` if there is none that can be used.
     pub journal_entry: Option<JournalEntry>,
 }
 
 /// The largest number of attempts to examine a domain that is started or stopped at the same time.
 const MOST_LOOKS: usize = 4;
 
-/// Runs `look` on the domain `name`, and again if it fails because the domain was started or
-/// stopped.
+/// Runs `look` on the domain `name`, and again if it fails and the domain was started or stopped
+/// in the meantime.
 pub(crate) fn steadily<T>(
     name: &str,
     host: &dyn Host,

@@ -1,7 +1,8 @@
 //! Verifies restore points: their manifests and parents, the digest of every file, the structure of
 //! every image and, on request, every byte as a restore would read it.
 //!
-//! A verification only reads, takes no lock and disturbs no run. A restore point that is pruned at
+//! A verification changes no restore point and does not lock the domain. Other runs continue beside
+//! it, but a merge may have to wait until it has read its files. A restore point that is pruned at
 //! the same time is left out. The repository records the result. `list` and `status` show it, and
 //! no backup uses a damaged restore point as a parent.
 
@@ -53,16 +54,16 @@ pub struct Options {
 /// The result of a verification.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// The restore points, in the order they were made.
+    /// The restore points that were verified or skipped, in the order of their commits.
     pub points: Vec<ProvedPoint>,
-    /// Damage that belongs to no readable restore point: unusable manifests.
+    /// Damage that belongs to no readable restore point, such as unusable manifests.
     pub damage: Vec<Damage>,
     /// The number of bytes that were read.
     pub bytes: u64,
     /// Other findings.
     pub findings: Vec<Finding>,
-    /// The error that ended it early: a request to stop, or files that could not be read for a
-    /// reason that says nothing about them.
+    /// The error that kept it from verifying everything: a request to stop, or the first restore
+    /// point that could not be read for a reason that says nothing about it.
     pub ended: Option<Error>,
 }
 
@@ -78,7 +79,7 @@ impl Outcome {
         self.damage.is_empty() && self.points.iter().all(|point| point.damage.is_empty())
     }
 
-    /// Returns all damage, once each.
+    /// Returns all damage.
     pub fn all_damage(&self) -> impl Iterator<Item = &Damage> {
         let of_points = self.points.iter().flat_map(|point| &point.damage);
         self.damage.iter().chain(of_points)
@@ -104,7 +105,7 @@ pub struct ProvedPoint {
     pub id: String,
     /// The time of an earlier verification, if that was enough to skip this one.
     pub skipped: Option<Timestamp>,
-    /// The damage in its own files and disks.
+    /// The damage in its own files, and in its disks with their chains.
     pub damage: Vec<Damage>,
 }
 
@@ -146,9 +147,8 @@ impl Damage {
 /// Verifies restore points of the domain.
 ///
 /// # Errors
-/// There is nothing to verify, the repository cannot be read, or the user asked to stop before
-/// anything was examined. Damage is no error: it is in the outcome, and so is an error that ended
-/// the work later.
+/// There is nothing to verify, or nothing could be verified. Damage is no error: it is in the
+/// outcome, and so is an error after which some restore points were verified.
 pub fn verify(
     domain: &str,
     repo: &dyn Repository,

@@ -56,15 +56,15 @@ pub trait DiskReader: Send + Sync + Debug {
     fn read_at(&self, out: &mut [u8], offset: u64) -> Result<(), BlockError>;
 
     /// Whether the disk holds these bytes from `offset` on. Bytes beyond the disk's end count as
-    /// zero. A damaged stored byte counts as a difference.
+    /// zero. Damaged content counts as a difference.
     ///
     /// # Errors
-    /// Reading failed, or a stop was requested.
+    /// Reading failed, damage hides where the content is stored, or a stop was requested.
     fn holds(&self, bytes: &[u8], offset: u64) -> Result<bool, BlockError>;
 }
 
 impl dyn DiskReader + '_ {
-    /// The extents of a range. The iterator ends with the disk, or after an error.
+    /// The extents of a range, up to the disk's end. The iterator ends after an error.
     pub fn extents(&self, range: Range<u64>) -> impl Iterator<Item = Result<StoredExtent, BlockError>> {
         let mut at = Some(range.start);
         std::iter::from_fn(move || {

@@ -28,7 +28,7 @@ pub enum RepoError {
         #[source]
         source: io::Error,
     },
-    /// The repository is missing, or its path leads to something that is not a repository.
+    /// The repository cannot be opened or created, or its path leads to another folder now.
     #[error("the repository {location} cannot be used")]
     Unusable {
         /// Its expected location.
@@ -53,8 +53,8 @@ pub enum RepoError {
         /// The time that the caller has waited for it.
         waited: Duration,
     },
-    /// A manifest could not be serialised.
-    #[error("cannot write the manifest of {id}")]
+    /// A manifest, or a record about a restore point, could not be serialised.
+    #[error("cannot serialise a record of restore point {id}")]
     Manifest {
         /// Id of the restore point.
         id: String,
@@ -62,7 +62,7 @@ pub enum RepoError {
         #[source]
         source: serde_json::Error,
     },
-    /// A restore point is not whole.
+    /// A restore point is missing, or a chain that it needs cannot be used.
     #[error("restore point {id} is not whole: {fault}")]
     NotWhole {
         /// Its id.
@@ -78,7 +78,7 @@ pub enum RepoError {
         /// The id of the restore point that depends on it.
         by: String,
     },
-    /// A bookkeeping file is damaged. It is not overwritten.
+    /// A bookkeeping file is damaged or otherwise unusable. It is not overwritten.
     #[error("cannot read {location}: {why}")]
     NoNote {
         /// The path of the file.
@@ -121,7 +121,8 @@ impl RepoError {
         }
     }
 
-    /// Whether the target is full.
+    /// Whether a file or folder could not be written because the target is full. Errors of blocks
+    /// have a kind for this.
     pub(crate) fn is_no_space(&self) -> bool {
         let (RepoError::Io { source, .. } | RepoError::Unusable { source, .. }) = self else {
             return false;
@@ -139,7 +140,7 @@ pub(crate) fn lacks_files(error: &(dyn StdError + 'static)) -> bool {
     errnos(error).any(|errno| matches!(errno, Errno::MFILE | Errno::NFILE))
 }
 
-/// Whether reading failed for a reason that says nothing about the stored data: a missing
+/// Whether reading failed for a reason that says nothing about the stored data, such as a missing
 /// permission, lack of memory or of open files, or an unreachable file server.
 pub fn is_no_verdict(error: &(dyn StdError + 'static)) -> bool {
     let of_reader = [

@@ -30,7 +30,8 @@ impl SmallFile {
     }
 }
 
-/// Damage in a restore point's files: a part that differs from what was written.
+/// Damage in a restore point's files: a part is missing, or differs from what the manifest or the
+/// format requires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileDamage {
     /// The path of the damaged file, if the damage lies in a file.
@@ -45,10 +46,10 @@ pub struct FileDamage {
 
 /// Receives the progress of a check of a restore point's files.
 pub trait FileWatch {
-    /// Reading starts for a file of this many bytes.
+    /// Reading starts for a file that has this many bytes according to its manifest.
     fn begins(&mut self, file: &str, size: u64);
     /// Everything before this offset of the file has been read.
     fn at(&mut self, file: &str, position: u64);
-    /// The file is not read any further.
+    /// This reading of the file has ended.
     fn ends(&mut self, file: &str);
 }

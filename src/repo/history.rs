@@ -26,13 +26,13 @@ pub struct History {
     pub findings: Vec<Finding>,
     /// The leftovers of unfinished runs.
     pub leftovers: Vec<Leftover>,
-    /// Whether a merge can continue an image where it is, instead of copying it.
+    /// Whether a merge can probably continue an image where it is, instead of copying it.
     pub(crate) can_continue: bool,
-    /// Keeps the files in place that this history names.
+    /// Keeps merges from replacing the files that this history names; `None` if there is no need.
     pub(crate) _guard: Option<Box<dyn Guard>>,
 }
 
-/// Something that keeps files in place until it is dropped.
+/// Keeps merges from replacing files until it is dropped.
 pub(crate) trait Guard: std::fmt::Debug + Send + Sync {}
 
 impl History {
@@ -67,7 +67,8 @@ pub struct Kept {
     pub location: String,
     /// Its manifest.
     pub manifest: Manifest,
-    /// Its last verification, with the result.
+    /// The verification that counts for it: the newest one, unless an older one found damage that
+    /// no later one has disproved.
     pub proof: Option<Proof>,
     /// The names of all records of its verifications.
     pub records: Vec<String>,
@@ -77,21 +78,21 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// What its files store, in bytes.
+    /// The number of bytes that its files store, without its manifest and its checkpoint's XML.
     pub(crate) fn size(&self) -> u64 {
         self.manifest.files.iter().map(FileEntry::stored).sum()
     }
 }
 
 /// The leftover of a run that ended early: an uncommitted restore point, a partly removed period or
-/// restore point, or the note of an unfinished merge.
+/// restore point, or an unfinished merge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
     /// The key by which its repository finds it again.
     pub key: String,
     /// Its location, for people.
     pub location: String,
-    /// Whether it is the note of an unfinished merge.
+    /// Whether it is an unfinished merge.
     pub is_merge: bool,
 }
 

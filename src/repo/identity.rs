@@ -3,7 +3,7 @@
 /// The state of a repository's id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// The repository has no id yet: no backup of this version was made into it.
+    /// The repository has no id.
     None,
     /// Its id, a UUID.
     Known(String),

@@ -1,8 +1,8 @@
 //! The commit record of a restore point: its description, and its files with their digests.
 //!
 //! The manifest carries the digest of its own text: the BLAKE3 of the file with the 64 digits of
-//! the digest replaced by zeroes. Therefore one flipped byte anywhere in a restore point is
-//! detected.
+//! the digest replaced by zeroes. Therefore a verification detects one changed byte anywhere in the
+//! manifest or in the files that it lists.
 
 use serde::{Deserialize, Serialize};
 
@@ -47,9 +47,9 @@ pub struct Manifest {
     /// The description of the restore point.
     #[serde(flatten)]
     pub point: RestorePoint,
-    /// The files in the restore point's folder, except the manifest itself.
+    /// The images and the small files in the restore point's folder.
     pub files: Vec<FileEntry>,
-    /// The checkpoint's XML in the period's `checkpoints` folder.
+    /// The checkpoint's XML in the period's `checkpoints` folder; `None` without a checkpoint.
     pub checkpoint_file: Option<FileEntry>,
 }
 
@@ -66,7 +66,8 @@ pub struct FileEntry {
     /// The digests of its pieces; `None` for small files and in manifests of the first versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pieces: Option<PieceEntry>,
-    /// How many of its bytes are holes that merges have left; `None` if no merge has continued it.
+    /// How many of its bytes merges have freed: they are holes, or become holes. `None` if no merge
+    /// has continued the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unused: Option<u64>,
 }
@@ -93,7 +94,7 @@ impl From<&Pieces> for PieceEntry {
 }
 
 impl FileEntry {
-    /// How many bytes the file stores: its length without holes that merges have left.
+    /// How many bytes the file stores: its length without the bytes that merges have freed.
     pub(crate) fn stored(&self) -> u64 {
         self.size.saturating_sub(self.unused.unwrap_or(0))
     }
@@ -119,12 +120,12 @@ impl FileEntry {
 /// Why a manifest cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// It is not JSON, or lacks a field.
+    /// It is not JSON, or a field is missing or has another type.
     #[error("it is not a manifest: {0}")]
     NotAManifest(String),
     /// It was written by a newer program.
     #[error(
-        "it has format version {0}, written by a newer vmsnap; this one reads versions up to {FORMAT}: upgrade vmsnap"
+        "it has format version {0} and was written by a newer vmsnap; this one reads versions up to {FORMAT}: upgrade vmsnap"
     )]
     TooNew(u32),
     /// Its text has changed since it was written.
@@ -136,7 +137,7 @@ pub enum ManifestError {
 }
 
 impl Manifest {
-    /// Makes the manifest of this program for a restore point.
+    /// Makes the manifest of a restore point. [`Manifest::to_text`] computes its digest.
     pub fn new(
         host: &str,
         point: RestorePoint,
@@ -237,7 +238,7 @@ impl Manifest {
                 .chain(digests)
                 .all(|digest| is_digest(digest))
             {
-                return Err("invalid digest of a manifest that a merge has replaced".to_owned());
+                return Err("invalid digest in its record of merges".to_owned());
             }
             names.extend(
                 merged
@@ -253,7 +254,7 @@ impl Manifest {
             }
         }
         match names.into_iter().find(|(_, name)| !is_plain_name(name)) {
-            Some((what, name)) => Err(format!("the name '{}' of its {what} is not allowed", shown(name))),
+            Some((what, name)) => Err(format!("its {what} '{}' is not a valid name", shown(name))),
             None => Ok(()),
         }
     }

@@ -19,7 +19,7 @@ pub struct Merge<'a> {
     pub into: &'a str,
     /// The current time.
     pub now: Timestamp,
-    /// A request to stop. A merge that has not been committed yet is undone.
+    /// The stop to check. After a stop, a merge that is not committed yet is undone.
     pub stop: &'a Stop,
     /// Receives progress.
     pub watch: &'a dyn MergeWatch,
@@ -49,12 +49,13 @@ impl MergeWatch for () {
 /// The result of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Merged {
-    /// The restore points are removed, and nothing is left of them.
+    /// The restore points are removed, and so are their files.
     Completely,
-    /// They are removed, but somebody reads their files. What is left counts as an interrupted
-    /// removal.
+    /// They are removed, but files still have to be replaced or deleted, for example because
+    /// somebody reads them. This counts as an interrupted removal.
     ExceptFiles,
-    /// Nothing was done, because somebody reads what an earlier merge has to remove first.
+    /// They are still there, because an earlier merge has to be finished first, and that has to
+    /// wait.
     NotYet,
 }
 
@@ -69,7 +70,7 @@ pub(crate) struct Plan<'a> {
     pub images: Vec<NewImage<'a>>,
     /// The number of merges into the restore point so far, including this one.
     pub number: usize,
-    /// The largest number of bytes that are written.
+    /// The largest number of bytes that are written, if each image is made as planned.
     pub bytes: u64,
 }
 
@@ -148,25 +149,26 @@ pub(crate) struct NewImage<'a> {
     /// The disk's entry in the oldest restore point that the merge removes. The new image takes its
     /// level and parent from this entry.
     pub oldest: &'a DiskPoint,
-    /// The restore point on which the new image depends.
+    /// The restore point on which the new image depends; `None` for a full image.
     pub parent: Option<&'a Kept>,
-    /// How the new image is made.
+    /// How the new image is to be made. If the oldest image cannot be continued after all, it is
+    /// copied.
     pub kind: MergeKind,
     /// How the new image is compressed.
     pub compression: Compression,
-    /// The largest number of bytes that are written.
+    /// The largest number of bytes that are written, if it is made as `kind` says.
     pub bytes: u64,
-    /// The same if the images are copied, whatever `kind` is.
+    /// The largest number of bytes that are written if the images are copied, whatever `kind` is.
     pub copied: u64,
     /// How many bytes of the oldest image are holes.
     pub unused: u64,
 }
 
-/// Checks that a merge costs no other restore point anything, and plans it.
+/// Checks that no other restore point depends on those that a merge removes, and plans the merge.
 ///
 /// # Errors
-/// [`RepoError::NotWhole`] if a restore point is missing or its chain has a fault,
-/// [`RepoError::Needed`] if another one depends on the run.
+/// [`RepoError::NotWhole`] if a restore point is missing, its chain has a fault, or a disk has
+/// shrunk; [`RepoError::Needed`] if another restore point depends on those that are removed.
 pub(crate) fn plan<'a>(history: &'a History, merge: &Merge<'_>) -> Result<Plan<'a>> {
     let child = get(history, merge.into)?;
     let is_in_run = |id: &str| merge.run.iter().any(|gone| gone == id);
@@ -210,7 +212,8 @@ fn new_image<'a>(
     let line = history.chains.lineage(merge.into, target);
     let line = line.map_err(|fault| not_whole(merge.into, fault))?;
     if let Some(id) = shrunk(&line, target) {
-        let fault = format!("disk {target} is smaller than in its parent, so it cannot be merged");
+        let fault =
+            format!("its disk {target} is smaller than that of its parent, so the two cannot be merged");
         return Err(not_whole(id, fault));
     }
     let is_in_run = |kept: &&&KeptPoint| merge.run.contains(&kept.point.id);
@@ -257,7 +260,7 @@ fn new_image<'a>(
 }
 
 fn get<'a>(history: &'a History, id: &str) -> Result<&'a Kept> {
-    let missing = || not_whole(id, format!("restore point {id} is missing"));
+    let missing = || not_whole(id, "it is missing".to_owned());
     history.get(id).ok_or_else(missing)
 }
 

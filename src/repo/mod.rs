@@ -67,15 +67,15 @@ pub trait Repository: Send + Sync {
     /// The id cannot be written.
     fn ensure_identity(&self) -> Result<Identity>;
 
-    /// The names of the domains that have or had restore points here. They include domains whose
-    /// part cannot be read: opening that part reports the reason.
+    /// The names of the domains that have periods or standalone copies here. Domains whose part
+    /// cannot be read are included: opening that part reports the reason.
     fn domains(&self) -> Result<Vec<String>>;
 
     /// One domain's part of the repository. It need not be there yet.
     fn domain(&self, name: &str) -> Result<Box<dyn DomainRepository>>;
 }
 
-/// One domain's part of a repository. Any process can read it at any time.
+/// One domain's part of a repository. Processes can read it while another one writes to it.
 pub trait DomainRepository: Send + Sync {
     /// The domain's name.
     fn name(&self) -> &str;
@@ -89,8 +89,8 @@ pub trait DomainRepository: Send + Sync {
     /// The id of the repository to which it belongs.
     fn identity(&self) -> Identity;
 
-    /// Reads its content and finds its problems. It never waits: a run in progress is invisible
-    /// until it commits.
+    /// Reads its content and finds its problems. A run in progress is invisible until it commits.
+    /// While a merge replaces files, the call waits, and fails if that takes too long.
     fn history(&self) -> Result<History>;
 
     /// The periods that hold backups, including those of other programs and those with unreadable
@@ -100,33 +100,37 @@ pub trait DomainRepository: Send + Sync {
     /// The size and location of a period. A missing period has no files.
     fn period_usage(&self, period: &str) -> PeriodUsage;
 
-    /// The period name of a standalone copy made at this moment. No other copy gets the same name,
-    /// even in the same second.
+    /// The period name for a standalone copy made at this moment. It differs from the names of the
+    /// existing copies, even of one made in the same second.
     fn copy_period(&self, time: Timestamp) -> Result<String>;
 
     /// Periods and restore points whose removal was started but not finished, and restore points
     /// into which others were not completely merged.
     fn interrupted_removals(&self) -> Result<Vec<Leftover>>;
 
-    /// Whether a leftover of an unfinished run still exists.
+    /// Whether one of [`History::leftovers`] still exists.
     fn has_leftover(&self, leftover: &Leftover) -> bool;
 
     /// The journal entry of an unfinished run, which wrote it before it began anything outside the
     /// repository. An entry that cannot be read now is an error, because it must not be lost.
     fn note(&self, leftover: &Leftover) -> Result<Note>;
 
-    /// The run that writes here now, as it recorded itself; `None` if there is none. It never waits
-    /// and never delays a writer.
+    /// The run that has the right to write now, as it recorded itself; `None` if none is found. It
+    /// never waits.
     fn writer(&self) -> Option<String>;
 
-    /// Takes the right to write. Fails at once with the holder if another run has it
-    /// ([`RepoError::Locked`]). Creates the domain's part if it is missing.
+    /// Takes the right to write. Creates the domain's part if it is missing.
+    ///
+    /// # Errors
+    /// [`RepoError::Locked`], after a moment at most, if another run has the right; others if the
+    /// part cannot be created or locked.
     fn try_lock(&self) -> Result<Box<dyn DomainWriter>>;
 
     /// Opens a disk at a restore point of this history for random access.
     ///
     /// # Errors
-    /// [`RepoError::NotWhole`] if its chain has a fault; others if a file cannot be opened or read.
+    /// [`RepoError::NotWhole`] if its chain has a fault; others if a file cannot be opened or read,
+    /// or a stop was requested.
     fn open_disk(
         &self,
         history: &History,
@@ -153,11 +157,11 @@ pub trait DomainRepository: Send + Sync {
     /// sentence that names the file.
     fn read_file(&self, kept: &Kept, file: SmallFile) -> std::result::Result<Vec<u8>, String>;
 
-    /// Checks a restore point's own files, and adds to `damage` every change since they were
-    /// written. Damage that was found before an error is in `damage` too.
+    /// Checks a restore point's own files, and adds the damage that it finds to `damage`. Damage
+    /// that was found before an error is in `damage` too.
     ///
     /// # Errors
-    /// The user asked to stop, or something could not be read for a reason that says nothing about
+    /// A stop was requested, or something could not be read for a reason that says nothing about
     /// the restore point.
     fn check_files(
         &self,
@@ -171,7 +175,8 @@ pub trait DomainRepository: Send + Sync {
     /// Whether a restore point that existed was removed on purpose, alone or with its whole period.
     ///
     /// # Errors
-    /// The domain's part is missing too, so its file system may have been unmounted.
+    /// The domain's part is missing too, so its file system may have been unmounted; or it cannot
+    /// be read.
     fn is_removed(&self, kept: &Kept) -> Result<bool>;
 
     /// Records the result of a verification, and removes the `known` records of the same restore
@@ -181,7 +186,8 @@ pub trait DomainRepository: Send + Sync {
     /// Records that bitmaps missed writes, so that no later backup relies on them.
     fn keep_missed_writes(&self, missed: &MissedWriteRecord) -> Result<()>;
 
-    /// Removes the records of restore points that no longer exist.
+    /// Removes the proofs and the records of missed writes of restore points that no longer exist.
+    /// Removes nothing if it is uncertain which restore points exist.
     fn forget_removed(&self) -> Result<()>;
 }
 
@@ -195,7 +201,8 @@ pub struct SourceOptions {
     pub pool: BufferPool,
     /// The stop to check.
     pub stop: Stop,
-    /// Whether to read from the storage device instead of caches.
+    /// Whether to drop cached pages of the files first, so that their bytes come from the storage
+    /// device.
     pub past_caches: bool,
 }
 
@@ -206,15 +213,16 @@ pub struct PeriodUsage {
     pub exists: bool,
     /// Its location, for people, even if it does not exist.
     pub location: String,
-    /// The number of its files.
+    /// The number of its files. Pins and the records of commits do not count.
     pub files: u64,
-    /// The total size of these files in bytes.
+    /// The number of bytes that these files store: their sizes without holes.
     pub bytes: u64,
 }
 
 /// One domain's part of a repository, with the right to write to it until it is dropped.
 pub trait DomainWriter: Send {
-    /// Reads its content. Nobody else can change it until this is dropped.
+    /// Reads its content. No other run can add, merge or remove restore points until this is
+    /// dropped.
     fn history(&self) -> Result<History>;
 
     /// Starts a restore point of this moment in a period.
@@ -227,26 +235,27 @@ pub trait DomainWriter: Send {
     /// and no longer as restore points.
     fn remove_period(&self, period: &str) -> Result<()>;
 
-    /// Removes a restore point of this history, and records that it was removed at this moment.
-    /// After the first step, the rest counts as a leftover and no longer as a restore point. Its
-    /// children must be removed before it.
+    /// Removes a restore point of this history, and records that it was removed at this moment. Its
+    /// children must be removed before it. If the removal is interrupted, the restore point is
+    /// either still there, or the rest counts as a leftover.
     ///
     /// # Errors
     /// [`RepoError::Needed`] if a child exists; others if it was not removed, or only in part.
     fn remove_point(&self, history: &History, id: &str, now: Timestamp) -> Result<()>;
 
     /// Removes restore points of this history, and merges into a further one what it needs of them.
-    /// They are removed completely or not at all, and their removal is recorded.
+    /// Either all of them are removed or none, and their removal is recorded.
     ///
     /// # Errors
     /// [`RepoError::Needed`] if any other restore point depends on them, [`RepoError::NotWhole`]
-    /// if a chain has a fault; others if they were not merged.
+    /// if one is missing or a chain has a fault; others if a step failed. If the last steps failed,
+    /// the restore points are removed nevertheless, and a later run does the rest.
     fn merge_points(&self, history: &History, merge: &Merge<'_>) -> Result<Merged>;
 
     /// Pins a restore point of this history, and replaces an existing pin.
     ///
     /// # Errors
-    /// The pin cannot be written, or an existing pin cannot be read; that is not overwritten.
+    /// The pin cannot be written. An existing pin that cannot be read is an error too, and stays.
     fn pin(&self, kept: &Kept, pin: &Pin) -> Result<()>;
 
     /// Unpins a restore point of this history, and returns whether it was pinned. Removes an
@@ -254,8 +263,8 @@ pub trait DomainWriter: Send {
     fn unpin(&self, kept: &Kept) -> Result<bool>;
 
     /// Finishes a removal that an earlier run started, or completes or undoes its merge: one of
-    /// [`DomainRepository::interrupted_removals`]. Returns false if that has to wait until nobody
-    /// reads what is removed, or until a manifest can be used again.
+    /// [`DomainRepository::interrupted_removals`]. Returns false if that has to wait, for example
+    /// until nobody reads what is removed.
     fn finish_removal(&self, removal: &Leftover) -> Result<bool>;
 
     /// Removes a leftover of an unfinished run: one of [`History::leftovers`].
@@ -288,13 +297,12 @@ pub trait PendingPoint: Send + Sync {
     /// Commits the restore point and returns its location. Until then the restore point does not
     /// exist; from then on it is whole.
     ///
-    /// After an error it may exist nevertheless, if only the last sync failed and a crash could
-    /// undo the commit.
+    /// It may exist even after an error: if only the last sync failed, a crash could still undo the
+    /// commit.
     fn commit(&mut self, manifest: &Manifest) -> Result<String>;
 
     /// Leaves the uncommitted restore point in place with its journal entry, so that the next run
-    /// undoes what was started.
-    /// Returns its location.
+    /// undoes what was started. Returns its location.
     fn leave(self: Box<Self>) -> String;
 }
 
@@ -305,7 +313,7 @@ pub struct NewDisk<'a> {
     pub target: &'a str,
     /// Its size in bytes.
     pub size: u64,
-    /// The parent of its image; `None` for a full.
+    /// The parent of its image; `None` for a full image.
     pub parent: Option<&'a Kept>,
     /// How its data may be compressed.
     pub compression: Compression,

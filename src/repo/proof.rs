@@ -14,15 +14,16 @@ use crate::model::chain::{Concern, SuspectedDamage};
 pub struct Proof {
     /// The restore point's id.
     pub id: String,
-    /// The digest in its manifest. The proof does not apply to a later restore point with the same
-    /// id.
+    /// The digest in its manifest. The proof does not apply to another restore point with the same
+    /// id, nor after a merge into the restore point.
     pub manifest: String,
     /// When it was verified.
     pub time: Timestamp,
     /// Whether every disk was read from end to end, as in a restore, besides the restore point's
     /// own files. If damage was found, some disks may not have been read.
     pub deep: bool,
-    /// When a deep verification last found everything sound, if this one was not deep.
+    /// When a deep verification last found everything sound. It is recorded only if this one was
+    /// not deep and found no damage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deep_time: Option<Timestamp>,
     /// The damage that was found; empty if everything was sound.
@@ -33,7 +34,7 @@ pub struct Proof {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "WrittenNote", into = "WrittenNote")]
 pub struct DamageNote {
-    /// A description that names the file.
+    /// A description that names the file or the disk.
     pub what: String,
     /// The part of the restore point that it affects.
     pub concerns: Concern,
@@ -92,7 +93,8 @@ impl Proof {
         self.damage.is_empty()
     }
 
-    /// When every disk was last read from end to end and found sound.
+    /// When every disk was last read from end to end and found sound, as far as this proof records
+    /// it.
     pub fn last_deep(&self) -> Option<Timestamp> {
         if self.deep && self.is_sound() {
             Some(self.time)

@@ -36,12 +36,12 @@ pub fn cached_bytes(path: &Path) -> io::Result<u64> {
 /// How often the kernel is asked to forget a file.
 const ATTEMPTS: usize = 100;
 
-/// Drops the file's pages from the page cache, as far as they are on the disk. The kernel keeps
-/// pages that it is moving at that moment to form large pages, so it is asked until nothing is
-/// left.
+/// Drops the file's pages from the page cache. The kernel keeps pages that it is moving at that
+/// moment to form large pages, so it is asked up to 100 times.
 ///
 /// # Errors
-/// If the file cannot be opened, the advice is rejected, or something is still cached in the end.
+/// If the file cannot be opened, the advice is rejected, [`cached_bytes`] fails, or something is
+/// still cached in the end. Pages that are not on the disk yet stay cached.
 pub fn forget_cached(path: &Path) -> io::Result<()> {
     let file = File::open(path)?;
     for _ in 0..ATTEMPTS {

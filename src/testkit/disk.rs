@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::model::block::CLUSTER;
 
-/// A disk in memory: its bytes, and for each bitmap the clusters written since it was made.
+/// A disk in memory: its bytes, and for each bitmap the clusters written since the bitmap was made.
 #[derive(Clone, Debug, Default)]
 pub struct MemDisk {
     bytes: Vec<u8>,
@@ -105,7 +105,8 @@ impl MemDisk {
         self.bitmaps.keys().cloned().collect()
     }
 
-    /// The clusters written since a bitmap was made.
+    /// For each cluster, whether it was written since a bitmap was made; `None` if there is no such
+    /// bitmap.
     pub fn dirty(&self, name: &str) -> Option<&[bool]> {
         self.bitmaps.get(name).map(Vec::as_slice)
     }

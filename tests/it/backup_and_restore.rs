@@ -85,7 +85,9 @@ fn a_hot_added_disk_gets_a_full_while_the_others_go_on() {
     let levels: Vec<Level> = mixed.point.disks.iter().map(|disk| disk.level).collect();
     assert_eq!(levels, [Level::Incremental, Level::Full]);
     assert!(
-        mixed.point.disks[1].reason.contains("vdb is new since"),
+        mixed.point.disks[1]
+            .reason
+            .contains("vdb is not in restore point"),
         "{}",
         mixed.point.disks[1].reason
     );
@@ -137,7 +139,9 @@ fn disk_shrunk_and_grown_again_gets_a_full() {
     let outcome = lab.backup("vm1").expect("a full");
     assert_eq!(outcome.point.level, Level::Full);
     assert!(
-        outcome.point.disks[0].reason.contains("the bitmap is wrong"),
+        outcome.point.disks[0]
+            .reason
+            .contains("the bitmap or its restore point is unreliable"),
         "{}",
         outcome.point.disks[0].reason
     );

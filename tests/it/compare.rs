@@ -196,7 +196,7 @@ fn missed_write_is_reported_until_the_disk_is_saved() {
             let outcome = run(&mut lab, None).expect("compared again");
             let (lines, code) = answer(&outcome);
             assert_eq!(code, ExitCode::Damaged, "{lines}");
-            let line = "vm1: disk vda: NOT COMPARED: a comparison with ";
+            let line = "vm1: disk vda: NOT COMPARED: an earlier comparison (";
             assert!(lines.contains(line), "{lines}");
             assert_eq!(lines.lines().count(), 2, "a line for each disk: {lines}");
             let others = lines.contains("vm1: disk vdb: no difference in 1 of the 1 clusters");

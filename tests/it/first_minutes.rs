@@ -64,7 +64,7 @@ fn a_uri_that_libvirt_does_not_know_blames_no_daemon() {
         .map(drop)
         .expect_err("there is none");
     let hint = error.hint().expect("there is advice");
-    assert!(hint.contains("virsh list"), "{hint}");
+    assert!(hint.contains("virsh --connect URI list"), "{hint}");
     assert!(!hint.contains("systemctl"), "{hint}");
 }
 

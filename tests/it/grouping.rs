@@ -60,14 +60,13 @@ fn another_grouping_is_refused_before_anything_is_begun() {
     let error = refused(&mut lab, GroupBy::Quarter);
     assert_eq!(
         error.to_string(),
-        "domain 'vm1': its backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11); a backup grouped by \
-         quarter would start a second chain"
+        "domain 'vm1': its backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11), not by quarter"
     );
     assert_eq!(
         error.hint().as_deref(),
         Some(
-            "--group-by month continues those backups; --force begins a second chain with a full backup beside the first: each \
-             chain is pruned by its own grouping only"
+            "--group-by month continues those backups; --force makes a backup grouped by quarter, which starts a second chain \
+             unless --full is never; --prune deletes only periods of the grouping that is given with it"
         )
     );
     let failed = [Turn::new("vm1", Duration::ZERO, Err(error))];
@@ -186,8 +185,8 @@ fn scrub_plan(lab: &Lab, group_by: GroupBy) -> ScrubPlan {
     scrub::preview("vm1", &means, &options).expect("a plan")
 }
 
-const REFUSED: &str = "its backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11); a backup grouped by quarter \
-    would start a second chain, so the backup needs --force; --group-by month shows the next backup of the existing chain";
+const REFUSED: &str = "its backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11), not by quarter, \
+    so the backup needs --force; --group-by month shows the next backup of the existing chain";
 
 #[test]
 fn status_announces_no_backup_that_would_be_refused() {

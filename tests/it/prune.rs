@@ -118,7 +118,10 @@ fn a_period_that_holds_more_disks_than_the_newest_point_stays() {
     let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("a full");
     match outcome.prune {
         Some(PruneOutcome::Kept(why)) => {
-            assert!(why.contains("disk vdb is in no newer restore point"), "{why}")
+            assert!(
+                why.contains("disk vdb is not in the newest restore point of "),
+                "{why}"
+            )
         }
         other => panic!("{other:?}"),
     }

@@ -388,7 +388,7 @@ fn a_checkpoint_of_a_removed_point_is_retired_later() {
         ..Lab::options()
     };
     let outcome = lab.backup_with("vm1", &keeping).expect("November's full");
-    let why = "checkpoints could not be retired".to_owned();
+    let why = "superseded checkpoints have to be removed first, which failed".to_owned();
     assert_eq!(outcome.retention, Some(RetentionOutcome::Kept(why)));
     lab.host.fail_removal_of(None);
     let vm1 = lab.host.domain("vm1").expect("it is there");
@@ -573,7 +573,7 @@ fn a_held_back_prune_ends_with_three_and_says_why() {
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     let shown = text(&output.stdout);
     assert!(
-        shown.contains("\n  nothing is removed: the newest restore point 2024-02-01"),
+        shown.contains("\n  no restore point of this domain is removed: the newest restore point 2024-02-01"),
         "{shown}"
     );
     let output = vmsnap(&lab, &["prune", "--keep-last", "1", "--json"]);

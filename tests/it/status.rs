@@ -347,7 +347,10 @@ fn our_bitmaps_without_checkpoint_are_shown_while_running() {
     for state in [DomainState::ShutOff, DomainState::Running] {
         lab.host.change("vm1", |domain| domain.state = state);
     }
-    let found = format!("disk vda has a bitmap {} without a checkpoint", NAMES[5]);
+    let found = format!(
+        "disk vda has a bitmap {} that belongs to no checkpoint of this disk",
+        NAMES[5]
+    );
     assert_eq!(ask(&lab, "vm1").expect("a status").inconsistencies, [found]);
 }
 
@@ -369,7 +372,7 @@ fn sets_of_names_are_compared_not_their_sizes() {
         found.inconsistencies,
         [
             "disk vda lacks a sound bitmap of checkpoint virtnbdbackup.1793667600000000000000000",
-            "disk vda has a bitmap virtnbdbackup.7 without a checkpoint",
+            "disk vda has a bitmap virtnbdbackup.7 that belongs to no checkpoint of this disk",
         ]
     );
 }

@@ -159,7 +159,7 @@ fn copies_leave_the_chain_alone(mut machine: Machine) {
         &[&machine],
         64,
         "",
-        "vmsnap: --copy and --prune cannot be combined: a copy belongs to no period\n",
+        "vmsnap: --copy and --prune cannot be combined: --prune deletes the period before the backup's own, and a copy belongs to no period\n",
     );
 }
 
@@ -183,10 +183,10 @@ fn another_grouping_is_refused_and_forced() {
     };
     assert_eq!(backup(old.name(), &[]).code, Some(0));
     let both = format!("{},{}", old.name(), new.name());
-    let message = "its backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11); a backup grouped by quarter \
-                   would start a second chain";
-    let hint = "hint: --group-by month continues those backups; --force begins a second chain with a full backup beside the first: \
-                each chain is pruned by its own grouping only";
+    let message =
+        "its backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11), not by quarter";
+    let hint = "hint: --group-by month continues those backups; --force makes a backup grouped by quarter, which starts a second chain \
+                unless --full is never; --prune deletes only periods of the grouping that is given with it";
     let dry = backup(old.name(), &["--groupBy=quarter", "--dry-run"]);
     says(
         &dry,

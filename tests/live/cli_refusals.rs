@@ -142,7 +142,7 @@ fn usage_errors_have_an_exit_code_and_a_message() {
     refused(
         &[&["backup", name, "--group-by", "week"], &to[..]].concat(),
         10,
-        "Invalid groupBy: week",
+        "invalid --group-by 'week'",
     );
     refused(
         &[&["backup", name, "--ouput", &root], &to[2..]].concat(),

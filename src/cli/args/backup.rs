@@ -14,8 +14,8 @@ use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, flag_of_env, 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   vmsnap backup vm1 --output /backups                  full, later incremental
-  vmsnap backup 'web-*' db --output /backups --prune   several domains; delete old periods
-  vmsnap backup vm1 --output /backups --keep-daily 14 --keep-monthly 12   then remove by a policy
+  vmsnap backup 'web-*' db --output /backups --prune   several domains; delete the previous period when it is due
+  vmsnap backup vm1 --output /backups --keep-daily 14  then remove what the policy does not keep
   vmsnap backup vm1 --output /backups --dry-run        show what would be done, and why
   vmsnap backup vm1 --output /mnt/usb --copy           a full copy outside the chain")]
 pub struct BackupArgs {
@@ -34,8 +34,7 @@ pub struct BackupArgs {
     )]
     pub output: Option<PathBuf>,
 
-    /// Length of a period, whose restore points share a folder and a chain: month, quarter,
-    /// bi-annual, year
+    /// Length of a period, whose restore points share a folder: month, quarter, bi-annual, year
     #[arg(
         help_heading = "What to save",
         long,
@@ -45,8 +44,8 @@ pub struct BackupArgs {
     )]
     pub group_by: String,
 
-    /// When a full backup starts a new chain: period (with each period) or never (only the first
-    /// backup is full, and --keep-… merges the restore points that it removes)
+    /// When a full backup starts a new chain: period (in each new period) or never (only if no
+    /// chain can be continued)
     #[arg(
         help_heading = "What to save",
         long,
@@ -84,7 +83,7 @@ pub struct BackupArgs {
     )]
     pub exclude_disk: Vec<String>,
 
-    /// How images are compressed: none, zstd, or zstd:LEVEL from 1 (fast) to 19 (small)
+    /// How images are compressed: none, zstd (level 1), or zstd:LEVEL from 1 (fast) to 19 (small)
     #[arg(
         help_heading = "What to save",
         long,
@@ -103,7 +102,7 @@ pub struct BackupArgs {
     #[command(flatten)]
     pub keep: KeepArgs,
 
-    /// Start a second chain if the domain's backups have a different grouping from --group-by
+    /// Back up even if the domain's backups have a different grouping from --group-by
     #[arg(help_heading = "What to save", long)]
     pub force: bool,
 
@@ -125,7 +124,7 @@ pub struct BackupArgs {
     pub freeze_timeout: u64,
 
     /// Where QEMU stores data that the guest overwrites during the backup [default: beside each
-    /// disk]
+    /// disk's file, otherwise /var/tmp]
     #[arg(help_heading = "Hypervisor", long, value_name = "DIR")]
     pub scratch_dir: Option<PathBuf>,
 

@@ -4,10 +4,10 @@ use clap::Args;
 
 use crate::ops::retention::{Policy, Quota, Rule, Within};
 
-/// The rules and the span of a policy. Their names and meanings are those of restic.
+/// The rules and the span of a policy. Their names are those of restic.
 #[derive(Debug, Args)]
 pub struct KeepArgs {
-    /// Keep the newest N restore points. Here and below, N may be unlimited or -1, which keeps all
+    /// Keep the newest N restore points. Here and below, N is a number or unlimited (-1)
     #[arg(
         help_heading = "What to keep",
         long,

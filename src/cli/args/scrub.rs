@@ -28,8 +28,8 @@ pub struct ScrubArgs {
     #[arg(long, alias = "checkpointName", value_name = "NAME")]
     pub checkpoint_name: Option<String>,
 
-    /// Repository: block backups of the domain during the scrub, leave what other repositories may
-    /// need, and predict the next backup exactly
+    /// Repository of the domain's backups: none of them runs during the scrub, what other
+    /// repositories may need stays, and the next backup into it is predicted
     #[arg(
         short,
         long,

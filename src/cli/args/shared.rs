@@ -89,7 +89,7 @@ pub struct WaitArgs {
     pub is_classic: bool,
 }
 
-/// How long the Node.js VMSnap waited for its lock, in seconds: ten times ten.
+/// How many seconds the Node.js VMSnap waited for its lock: it tried ten times, ten seconds apart.
 const CLASSIC_WAIT: u64 = 100;
 
 impl WaitArgs {

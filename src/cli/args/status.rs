@@ -34,7 +34,7 @@ pub struct StatusArgs {
     #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]
     pub group_by: String,
 
-    /// Assume that backups use this rule for fulls (as in vmsnap backup): period, never
+    /// Assume that backups use this rule for full backups (as in vmsnap backup): period, never
     #[arg(long, value_name = "RULE", env = "VMSNAP_FULL", default_value = "period")]
     pub full: FullRule,
 

@@ -59,7 +59,7 @@ pub struct VerifyArgs {
     #[arg(help_heading = "Comparison with the domain", long, requires = "compare_live")]
     pub full: bool,
 
-    /// How many clusters of 64 KiB of each disk to compare
+    /// How many clusters of 64 KiB of each disk to compare, at most
     #[arg(
         help_heading = "Comparison with the domain",
         long,
@@ -72,7 +72,7 @@ pub struct VerifyArgs {
     pub sample: u32,
 
     /// Where QEMU stores data that the guest overwrites during the comparison [default: beside each
-    /// disk]
+    /// disk's file, otherwise /var/tmp]
     #[arg(
         help_heading = "Comparison with the domain",
         long,

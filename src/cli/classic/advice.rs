@@ -13,7 +13,7 @@ pub(super) fn no_command(word: &OsStr, grammar: &Command) -> Misuse {
     let names = grammar.get_subcommands().map(|sub| sub.get_name().to_owned());
     let advice = match nearest(&text, names) {
         Some(name) => format!("did you mean `vmsnap {name}`?"),
-        None => format!("`--domains={text}` names a domain, `vmsnap --help` lists the commands"),
+        None => format!("`--domains={text}` would name a domain; `vmsnap --help` lists the commands"),
     };
     Misuse::Word(format!("there is no command '{text}': {advice}"))
 }

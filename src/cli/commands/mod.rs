@@ -152,7 +152,7 @@ fn nothing_in(repo: &dyn Repository, verb: &str) -> String {
 fn group_by(word: &str) -> Result<GroupBy, Refusal> {
     GroupBy::from_word(word).ok_or_else(|| {
         let words = GroupBy::ALL.map(GroupBy::word).join(", ");
-        let message = format!("Invalid groupBy: {}. Use one of {words}", shown(word));
+        let message = format!("invalid --group-by '{}': use one of {words}", shown(word));
         Refusal::new(ExitCode::GroupBy, message)
     })
 }

@@ -377,7 +377,7 @@ pub(crate) fn plan_lines(planned: &Reconciliation, writer: Option<&str>, known: 
         ));
     }
     if plan.disks.is_empty() {
-        lines.push("there is nothing to back up".to_owned());
+        lines.push("no disk of the domain can be backed up".to_owned());
     }
     lines.extend(
         plan.findings

@@ -19,7 +19,7 @@ pub fn lines(domain: &str, outcome: &Outcome) -> String {
             push_line(
                 &mut text,
                 &format!(
-                    "{domain}: disk {target}: no difference in {} of the {} clusters that the bitmap marks as unchanged since {}",
+                    "{domain}: disk {target}: no difference in {} of the {} clusters with data that the bitmap marks as unchanged since {}",
                     disk.compared, disk.unchanged, disk.point
                 ),
             );
@@ -62,7 +62,7 @@ pub fn lines(domain: &str, outcome: &Outcome) -> String {
 pub enum ComparedDomain<'a> {
     /// The results.
     Compared(ComparedPart<'a>),
-    /// The error, if nothing was compared.
+    /// The error, if the comparison failed.
     Failed(FailedDomain<'a>),
 }
 

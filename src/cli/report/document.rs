@@ -17,29 +17,29 @@ use super::verify::VerifiedDomain;
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Document<'a> {
-    /// Of `backup`.
+    /// The document of `backup`.
     Backup(Domains<'a, BackupDomain<'a>>),
-    /// Of `backup --dry-run`.
+    /// The document of `backup --dry-run`.
     DryRun(Domains<'a, PlannedDomain<'a>>),
-    /// Of `list`.
+    /// The document of `list`.
     List(ListDocument<'a>),
-    /// Of `verify`.
+    /// The document of `verify`.
     Verify(Domains<'a, VerifiedDomain<'a>>),
-    /// Of `verify --compare-live`.
+    /// The document of `verify --compare-live`.
     Compare(Domains<'a, ComparedDomain<'a>>),
-    /// Of `restore`.
+    /// The document of `restore`.
     Restore(RestoreDocument<'a>),
-    /// Of a `restore` that failed.
+    /// The document of a `restore` that failed.
     FailedRestore(FailedRestore<'a>),
-    /// Of `prune`.
+    /// The document of `prune`.
     Prune(Domains<'a, PrunedDomain<'a>>),
-    /// Of `pin` and `unpin`.
+    /// The document of `pin` and `unpin`.
     Pin(PinDocument<'a>),
-    /// Of a `pin` or `unpin` that failed.
+    /// The document of a `pin` or `unpin` that failed.
     FailedPin(FailedPin<'a>),
-    /// Of `scrub`.
+    /// The document of `scrub`.
     Scrub(Domains<'a, ScrubbedDomain<'a>>),
-    /// Of `status`.
+    /// The document of `status`.
     Status(StatusDocument<'a>),
 }
 

@@ -5,8 +5,8 @@ use crate::model::text::{shown, with_sources};
 use crate::ops::Error;
 
 /// A line for a person. Text from outside in it (names, headers of images, errors of other
-/// programs) can neither end the line nor control the terminal. Every line on stdout is built by
-/// this function.
+/// programs) can neither end the line nor control the terminal. Lines with such text are built by
+/// this function, or pass the text through [`shown`].
 pub(super) fn line(text: &str) -> String {
     shown(text) + "\n"
 }

@@ -60,7 +60,7 @@ impl<'a> MissedPart<'a> {
     }
 }
 
-/// The last verification of a restore point.
+/// The last recorded verification of a restore point.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VerifiedPart<'a> {
@@ -177,7 +177,7 @@ const WIDE: [Column; 9] = [
     Column::of("PERIOD", |listed| listed.point.period.clone()),
 ];
 
-/// The list as tables, a table per domain; restore points of one chain stand together.
+/// The list as a table per domain, with lines about its restore points and its folder below.
 pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String {
     if domains.is_empty() {
         return line(&format!("No restore points in {}", location));

@@ -48,7 +48,10 @@ pub(crate) fn lines(turn: &Turn<Outcome>) -> String {
         }
     }
     if let Some(obstacle) = &plan.obstacle {
-        let what = format!("  nothing is removed: {}", obstacle.sentence());
+        let what = format!(
+            "  no restore point of this domain is removed: {}",
+            obstacle.sentence()
+        );
         push_line(&mut text, &what);
     }
     if let Some(writer) = &outcome.writer {

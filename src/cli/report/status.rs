@@ -21,7 +21,7 @@ pub enum Form {
     Yaml,
 }
 
-/// The form of the output.
+/// How a status is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
     /// The format.
@@ -54,7 +54,7 @@ fn frame(title: &str, lines: &str) -> String {
     format!("{title}:\n{rule}\n{lines}{rule}\n")
 }
 
-/// The classic text of one domain, with colours.
+/// The text about one domain, with colours: the classic lines, then the others.
 pub fn text(status: &DomainStatus, pretty: bool) -> String {
     let size = |bytes: u64| match pretty {
         true => pretty::bytes(bytes),

@@ -100,7 +100,7 @@ pub struct VerifiedPart<'a> {
     pub(super) error: Option<ErrorPart>,
 }
 
-/// A restore point of a verification.
+/// The result of a verification for one restore point.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ProvedPart<'a> {

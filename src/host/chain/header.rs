@@ -18,7 +18,7 @@ pub struct Header {
     pub data_file: Option<String>,
     /// The method of encryption; 0 if the image is not encrypted.
     pub encryption: u32,
-    /// Whether the image may carry bitmaps.
+    /// Whether the image may contain bitmaps, as its header shows.
     pub has_bitmaps: bool,
 }
 

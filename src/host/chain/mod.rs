@@ -6,8 +6,8 @@
 //! image gets an explicit format and an explicit backing image or none, so QEMU neither probes
 //! formats nor follows headers.
 //!
-//! A chain is refused, with the name of the image, if libvirt would refuse to start the domain or
-//! if a format is unknown without probing.
+//! A chain is refused if libvirt would refuse to start the domain, or if a format is unknown
+//! without probing. It is also refused if only the domain's own QEMU can read one of its images.
 
 mod graph;
 pub mod header;
@@ -33,10 +33,11 @@ pub use open::Head;
 /// The reason why a chain cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
-    /// The chain must not be read. The text gives the reason and the remedy.
+    /// The chain must not be read. The text gives the reason and, if there is one, the remedy.
     #[error("{0}")]
     Refused(String),
-    /// An image does not have the format that the definition or the header above it states.
+    /// An image is not valid qcow2, although the definition, the header above it or its first bytes
+    /// say that it is qcow2.
     #[error("{shown} cannot be read as qcow2: {why}")]
     Broken {
         /// The image.
@@ -84,7 +85,8 @@ pub trait Look {
 /// Determines the images of a disk and how QEMU opens them.
 ///
 /// # Errors
-/// [`Trouble::Refused`] if the disk must not be read; its text names the file and the remedy.
+/// [`Trouble::Refused`] if the disk must not be read. The others if an image is broken or cannot be
+/// read.
 pub fn plan(disk: &Disk, look: &dyn Look) -> Result<Chain, Trouble> {
     let mut planner = Planner {
         look,
@@ -175,7 +177,7 @@ impl Planner<'_> {
         let data_file = match &layer.data_file {
             Some(defined) if defined.is_encrypted() => {
                 return refused(format!(
-                    "the data file {} is encrypted: start the domain",
+                    "the data file {} is encrypted, so only the domain's own QEMU can read it: back the disk up while the domain runs",
                     defined.source.text()
                 ));
             }
@@ -211,7 +213,7 @@ impl Planner<'_> {
                 Ok((Storage::Remote(node, network.text()), None))
             }
             Source::Nvme(_) => refused(
-                "QEMU drives the NVMe device itself, which only works while the domain runs: start the domain",
+                "only the domain's own QEMU can read the NVMe device: back the disk up while the domain runs",
             ),
             other => refused(format!("{} cannot be read", other.text())),
         }
@@ -220,7 +222,7 @@ impl Planner<'_> {
     fn file(&mut self, path: &Path) -> Result<(Storage, Head), Trouble> {
         let head = self.look.head(path)?;
         if self.seen.contains(&head.id) {
-            return refused(format!("{} is its own backing file", path.display()));
+            return refused(format!("{} occurs twice in the backing chain", path.display()));
         }
         if self.seen.len() > MAX_CHAIN {
             return refused(format!(
@@ -291,13 +293,13 @@ impl Planner<'_> {
     fn key(&mut self, encryption: &Encryption, shown: &str) -> Result<usize, Trouble> {
         if encryption.format != "luks" {
             return refused(format!(
-                "{shown} is encrypted in the format '{}', which cannot be read while the domain is shut off: start the domain",
+                "{shown} is encrypted in the format '{}', which only the domain's own QEMU can read: back the disk up while the domain runs",
                 encryption.format
             ));
         }
         if let Some(engine) = encryption.engine.as_deref().filter(|engine| *engine != "qemu") {
             return refused(format!(
-                "{shown} is decrypted by '{engine}', which cannot be used while the domain is shut off: start the domain"
+                "{shown} is decrypted by '{engine}', which only the domain's own QEMU can use: back the disk up while the domain runs"
             ));
         }
         let Some(secret) = encryption.secrets.first() else {
@@ -344,7 +346,7 @@ fn plain(format: &str, shown: &str) -> Result<&'static str, Trouble> {
     let found = PLAIN.iter().find(|plain| **plain == format);
     found.copied().ok_or_else(|| {
         Trouble::Refused(format!(
-            "{shown} has the format {format}, which is not read while the domain is shut off: start the domain"
+            "{shown} has the format {format}, which vmsnap reads only as a backing image of a running domain"
         ))
     })
 }
@@ -388,7 +390,7 @@ fn backing_path(name: &str, above: &Storage) -> Result<PathBuf, Trouble> {
     let colon = name.find(':');
     if colon.is_some_and(|colon| name.find('/').is_none_or(|slash| colon < slash)) {
         return refused(format!(
-            "{shown} names its backing file as '{name}', not as a path; vmsnap can read it only while the domain is running: start the domain"
+            "{shown} names its backing file as '{name}', not as a path, so only the domain's own QEMU can read it: back the disk up while the domain runs"
         ));
     }
     if name.starts_with('/') {
@@ -397,7 +399,7 @@ fn backing_path(name: &str, above: &Storage) -> Result<PathBuf, Trouble> {
     match above.path().and_then(Path::parent) {
         Some(folder) => Ok(folder.join(name)),
         None => refused(format!(
-            "{shown} names its backing file as '{name}'; vmsnap can read it only while the domain is running: start the domain"
+            "{shown} names its backing file as '{name}', so only the domain's own QEMU can read it: back the disk up while the domain runs"
         )),
     }
 }

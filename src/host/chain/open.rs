@@ -17,7 +17,7 @@ pub struct Head {
     pub bytes: Vec<u8>,
     /// Whether it is a block device.
     pub is_block: bool,
-    /// Device and inode, which identify the file.
+    /// The numbers that identify it: device and inode of a file; device number and 0 of a device.
     pub id: (u64, u64),
 }
 
@@ -43,7 +43,8 @@ pub(crate) fn open_image(path: &Path) -> Result<File, Trouble> {
     Ok(file)
 }
 
-/// Returns the reason why this path cannot be an image; `None` if it can be one or is missing.
+/// Returns the reason why this path cannot be an image; `None` if it can be one, or if it cannot be
+/// examined.
 pub(crate) fn not_an_image(path: &Path) -> Option<String> {
     match check_kind(path, &path.metadata().ok()?) {
         Err(Trouble::Refused(why)) => Some(why),

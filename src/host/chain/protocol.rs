@@ -16,7 +16,7 @@ use crate::model::storage::{Network, Server};
 pub fn node(network: &Network) -> Result<Value, String> {
     let only_running = |why: String| {
         Err(format!(
-            "{} cannot be opened while the domain is shut off, because {why}: start the domain",
+            "only the domain's own QEMU can open {}, because {why}: back the disk up while the domain runs",
             network.text()
         ))
     };
@@ -51,7 +51,7 @@ pub fn node(network: &Network) -> Result<Value, String> {
         ("http" | "https" | "iscsi", _) => {
             only_running("the transport to its server is not supported".to_owned())
         }
-        (protocol, _) => only_running(format!("vmsnap then does not support the protocol {protocol}")),
+        (protocol, _) => only_running(format!("vmsnap does not support the protocol {protocol}")),
     }
 }
 
@@ -229,7 +229,7 @@ mod tests {
         let mut secret = network("rbd", "p/i", vec![tcp(None)]);
         secret.needs = vec!["auth".into()];
         let why = node(&secret).expect_err("it needs a secret");
-        assert!(why.contains("auth") && why.contains("start the domain"), "{why}");
+        assert!(why.contains("auth") && why.contains("domain's own QEMU"), "{why}");
         for (protocol, name, hosts) in [
             ("gluster", "v/i", vec![tcp(None)]),
             ("nbd", "e", vec![]),

@@ -189,7 +189,7 @@ fn images_that_lead_elsewhere_are_refused_by_name() {
     assert!(named("json:{\"driver\":\"raw\"}", "raw").contains("json:"));
     assert!(named("x", "vmdk").contains("vmdk"));
     assert!(named("x", "qcow2").contains("/i/x"));
-    assert!(named("/i/t", "qcow2").contains("its own backing file"));
+    assert!(named("/i/t", "qcow2").contains("twice in the backing chain"));
     let remote = Disk {
         source: Source::Network(crate::model::storage::Network {
             protocol: "nbd".into(),

@@ -25,7 +25,7 @@ use crate::wait;
 /// How long QEMU may take to close the files and exports of a job.
 const ENDING: Duration = Duration::from_secs(15);
 
-/// Ends the domain's backup job and waits until QEMU has closed its files and exports.
+/// Ends the domain's job and waits until QEMU has closed its files and exports.
 ///
 /// It is not an error if there is no job.
 pub fn end(handle: &Handle) -> Result<()> {
@@ -93,7 +93,7 @@ impl ActiveDomainJob {
         }
     }
 
-    /// Resumes the guest if full scratch space has paused it, and returns whether it did.
+    /// Resumes the guest if a disk error during the job has paused it, and returns whether it did.
     fn resume(&self) -> Result<bool> {
         let handle = self.link.find(&self.domain)?;
         if self.stuck_before {
@@ -102,7 +102,8 @@ impl ActiveDomainJob {
         resume_if_stuck(&handle)
     }
 
-    /// Resumes the guest if the scratch space became full after the last health check.
+    /// Resumes the guest if a disk error, such as full scratch space, has paused it since the last
+    /// health check.
     ///
     /// The data that was read is correct in any case.
     fn resume_finding(&self) -> Option<Finding> {
@@ -110,7 +111,7 @@ impl ActiveDomainJob {
             Ok(false) => None,
             Ok(true) => Some(Finding::new(
                 "guest-stood-still",
-                "the scratch space filled up during the copy, so the guest was paused until the copy ended; \
+                "a disk error paused the guest until the copy ended, most likely because the scratch space was full; \
                  use --scratch-dir to choose a folder with more space",
             )),
             Err(error) => Some(Finding::new("guest-not-resumed", with_sources(&error))),
@@ -144,7 +145,7 @@ impl ActiveDomainJob {
     }
 }
 
-/// Resumes a guest that full scratch space has paused, and returns whether it was paused.
+/// Resumes a guest that a disk error has paused, and returns whether one had paused it.
 pub(crate) fn resume_if_stuck(handle: &Handle) -> Result<bool> {
     let was_stuck = is_stuck(handle)?;
     if was_stuck {
@@ -200,11 +201,8 @@ impl BackupJob for ActiveDomainJob {
         if !self.stuck_before && is_stuck(&handle)? {
             let errors = ffi::disk_errors(&handle).map_err(failed("report the disks' errors"))?;
             let words = |error: &ffi::DiskError| {
-                format!(
-                    "{}: {}",
-                    error.target,
-                    if error.no_space { "no space" } else { "I/O error" }
-                )
+                let more = if error.no_space { "" } else { " (I/O error)" };
+                format!("{}{more}", error.target)
             };
             return Ok(JobHealth::ScratchFull(
                 errors.iter().map(words).collect::<Vec<_>>().join(", "),

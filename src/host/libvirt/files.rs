@@ -17,7 +17,7 @@ use crate::model::text::shown;
 /// connection.
 const SYSTEM: &str = "qemu:///system";
 
-/// Lists the files of the system's domains and, if it is on this machine, of the connection's
+/// Lists the files of the system's domains and, if the connection is to this machine, of its
 /// domains.
 pub fn all(link: &Link) -> Result<DomainFiles> {
     let mut found = DomainFiles::default();

@@ -113,7 +113,7 @@ pub fn tpm_state(link: &Link, domain: &Domain) -> Result<Option<TpmState>> {
     let (files, is_settled) = match &tpm.place {
         TpmPlace::Usual => {
             let folder =
-                tpm_folder(link).ok_or_else(|| refused("this hypervisor's folder for it is unknown"))?;
+                tpm_folder(link).ok_or_else(|| refused("this hypervisor's folder for TPMs is unknown"))?;
             let version = tpm.folder();
             let version =
                 version.ok_or_else(|| refused(format!("the TPM version {:?} is unknown", tpm.version)))?;
@@ -229,7 +229,7 @@ fn read_state_file(
         return Err(not_plain("not a regular file"));
     }
     if meta.nlink() > 1 {
-        return Err(not_plain("a file with several names"));
+        return Err(not_plain("a file with several names (hard links)"));
     }
     read_plain(file, name, &meta, most)
         .map_err(failed)?
@@ -325,7 +325,7 @@ mod tests {
             fs::write(folder.join("tpm2-00.permall"), "x").expect("written");
             make(&folder.join(name));
             let refused = read_folder(&folder).expect_err(name).to_string();
-            assert!(refused.contains("cannot read the state of the TPM"), "{refused}");
+            assert!(refused.contains(&folder.display().to_string()), "{refused}");
         }
         let linked = dir.path().join("linked");
         symlink(dir.path(), &linked).expect("linked");

@@ -156,7 +156,8 @@ impl Freeze {
                 Ok(Answer::Thawed(Err(error)) | Answer::Frozen(Err(error))) => error.message,
                 Ok(Answer::Frozen(Ok(_))) | Err(_) => "the guest agent did not answer".to_owned(),
             };
-            let message = format!("the guest's file systems may still be frozen: {why}");
+            let message =
+                format!("the guest's file systems may still be frozen (`virsh domfsthaw` thaws them): {why}");
             self.finding = Some(Finding::new("thaw-failed", message));
         }
         (Consistency::Crash, self.finding.into_iter().collect(), self.guard)

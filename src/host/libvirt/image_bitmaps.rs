@@ -49,7 +49,7 @@ pub(crate) fn has_usable_bitmap(disk: &Disk, name: &str, stop: &Stop) -> Result<
 /// its bitmap, which does no harm, because its name is never used again.
 ///
 /// # Errors
-/// An image is in use or cannot be changed. If an image is in use, nothing has been removed.
+/// An image is in use or cannot be changed. The bitmaps of other disks may have been removed then.
 pub(crate) fn remove_from_images(link: &Link, disks: &[Disk], name: &str) -> Result<Vec<String>> {
     let stop = Stop::default();
     let mut carriers = Vec::new();

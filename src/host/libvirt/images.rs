@@ -59,7 +59,7 @@ fn plan(disk: &Disk, stop: &Stop) -> Result<Chain> {
 
 /// Returns the reason why a disk of a shut-off domain must not be read, if there is one.
 ///
-/// Does not connect to servers. An image that cannot be read now is not a reason.
+/// Does not connect to servers. An image that is broken or cannot be read now is not a reason.
 pub fn refusal(disk: &Disk) -> Option<String> {
     match chain::plan(disk, &Here { servers: None }) {
         Err(Trouble::Refused(why)) => Some(why),

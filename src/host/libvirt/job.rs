@@ -176,11 +176,11 @@ fn begin_error(mut error: CallError) -> HostError {
         };
     }
     let hint = if error.message.contains("nbd-server-start") {
-        "; QEMU has no permission for this folder: choose another path for the socket"
+        "; QEMU cannot use this path for its socket (`vmsnap backup --socketfile` sets another one)"
     } else if error.message.contains("Permission denied")
         || error.message.contains("failed to create image file")
     {
-        "; QEMU has no permission for this folder: choose another folder for scratch files"
+        "; QEMU cannot create a scratch file in this folder: choose another one with --scratch-dir"
     } else {
         ""
     };
@@ -227,9 +227,9 @@ mod tests {
     #[test]
     fn folder_that_qemu_may_not_use_is_explained() {
         let text = "'nbd-server-start': Failed to bind socket to /x/s: Permission denied";
-        assert!(begin_error(message(text)).to_string().contains("for the socket"));
+        assert!(begin_error(message(text)).to_string().contains("--socketfile"));
         let text = "'blockdev-add': Could not open '/x/s': Permission denied";
-        assert!(begin_error(message(text)).to_string().contains("scratch files"));
+        assert!(begin_error(message(text)).to_string().contains("--scratch-dir"));
         assert!(begin_error(message("other")).to_string().ends_with("other"));
     }
 }

@@ -156,7 +156,7 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Where the hypervisor of a URI runs and keeps its sockets.
+/// Whether the hypervisor of a URI runs on this machine, and its folders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Location {
     /// Whether it runs on this machine. Only then are its images, sockets and scratch files

@@ -55,10 +55,9 @@ impl LibvirtHost {
     }
 }
 
-/// Keeps a libvirt driver inside this process from using stderr and the user's folders.
+/// Keeps a libvirt driver inside this process from using stderr and the user's runtime folder.
 ///
-/// The driver uses `folder` instead of the user's runtime folder. Call this before the program
-/// starts its first thread.
+/// The driver uses `folder` instead. Call this before the program starts its first thread.
 pub(crate) fn prepare_environment(folder: &std::path::Path) {
     ffi::quiet_driver();
     ffi::set_runtime_folder(folder);

@@ -1,9 +1,9 @@
 //! The backup of a shut-off domain: `qemu-nbd` reads its images, and the domain is not started.
 //!
 //! The new bitmaps are added before the readers open the images, because a reader's lock excludes
-//! all writers, including vmsnap. If the domain is started and stopped in between, its writes are
-//! in this backup and also in the new bitmap, so the next backup saves them again. No write is
-//! lost.
+//! all writers, including vmsnap. If the domain is started and stopped in between, this backup
+//! holds its writes, and the new bitmap records them too. The next backup then saves them again, so
+//! no write is lost.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -138,8 +138,8 @@ fn is_open_to_all(owner: Option<(u32, u32)>) -> bool {
     rustix::process::geteuid().is_root() && owner.is_none()
 }
 
-/// Creates the folders of an active domain's job. QEMU may write to them; no other user can list
-/// them.
+/// Creates the folders of an active domain's job and, as root, gives QEMU access to them. No other
+/// user can list them.
 pub(crate) fn make_for_qemu(places: &Places, handle: &Handle) -> Result<()> {
     if places.own_dirs.is_empty() {
         return Ok(());
@@ -152,7 +152,7 @@ pub(crate) fn make_for_qemu(places: &Places, handle: &Handle) -> Result<()> {
             None if is_open_to_all(owner) => fs::set_permissions(folder, fs::Permissions::from_mode(0o733)),
             None => Ok(()),
         };
-        opened.map_err(|error| HostError::io("open the folder for QEMU", folder, error))
+        opened.map_err(|error| HostError::io("give QEMU access to the folder", folder, error))
     })
 }
 

@@ -12,8 +12,8 @@ use crate::model::stop::Stop;
 
 /// Registers the checkpoint on those of its disks whose bitmaps are sound.
 ///
-/// Returns false if no disk has a sound bitmap, or if the domain is shut off on another machine,
-/// where its images cannot be examined.
+/// Returns false if no disk has a sound bitmap. Also returns false if the domain is shut off on
+/// another machine, where its images cannot be examined.
 pub fn register(link: &Link, domain: &Domain, checkpoint: &Checkpoint) -> Result<bool> {
     let handle = link.find(domain)?;
     let disks = inspect::domain_of(link, &handle)?.disks;

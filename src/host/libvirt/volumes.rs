@@ -10,8 +10,8 @@ use super::{HostError, Result, failed, ffi};
 use crate::model::domain::Source;
 use crate::model::storage::Volume;
 
-/// Returns the location of a volume. The inner error gives the reason why it is unknown, and the
-/// remedy.
+/// Returns the location of a volume. The inner error gives the reason why it is unknown and, in
+/// most cases, the remedy.
 pub fn place(link: &Link, volume: &Volume) -> Result<std::result::Result<Source, String>> {
     let Volume {
         pool, volume: name, ..
@@ -25,7 +25,7 @@ pub fn place(link: &Link, volume: &Volume) -> Result<std::result::Result<Source,
         Ok(found) => found,
         Err(error) if error.code() == ErrorNumber::NoStoragePool => {
             return Ok(Err(format!(
-                "the storage pool '{pool}' that holds it is not defined: define and start it"
+                "the storage pool '{pool}' of its volume is not defined: define and start the pool"
             )));
         }
         Err(error) => return Ok(Err(unknown(pool, name, error.message()))),
@@ -35,7 +35,7 @@ pub fn place(link: &Link, volume: &Volume) -> Result<std::result::Result<Source,
         .map_err(failed(format!("examine the storage pool {pool}")))?
     {
         return Ok(Err(format!(
-            "the storage pool '{pool}' that holds it is not active: start it (virsh pool-start)"
+            "the storage pool '{pool}' of its volume is not active: start the pool (virsh pool-start)"
         )));
     }
     let volume = match StorageVol::lookup_by_name(&found, name) {

@@ -1,4 +1,4 @@
-//! Names the processes that hold QEMU's lock on an image.
+//! Names the users of an image on which another process holds QEMU's lock.
 
 use std::fs;
 use std::path::PathBuf;

@@ -66,7 +66,7 @@ impl Reader {
     /// Starts a reader and waits until it listens.
     ///
     /// The reader bypasses the page cache if the file systems of all images of the chain support
-    /// that. Otherwise a backup would evict pages that other programs on the host need.
+    /// that. Then a backup does not evict pages that other programs on the host need.
     pub fn start(offer: &Offer<'_>, stop: &Stop) -> Result<Reader> {
         match Reader::try_start(offer, &PAST_THE_CACHE, stop)? {
             Ok(reader) => Ok(reader),

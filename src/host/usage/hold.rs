@@ -28,7 +28,7 @@ const WRITE: i64 = 1;
 /// The reason why a device could not be opened and claimed.
 #[derive(Debug)]
 pub(crate) enum HoldError {
-    /// Another program has claimed or locked the device.
+    /// The kernel or another program has claimed or locked the device.
     Used(User),
     /// The device could not be opened.
     Io(io::Error),
@@ -89,7 +89,7 @@ impl HeldDevice {
 
 /// Finds another program's claim or lock without changing anything.
 ///
-/// `None` if the device cannot be opened.
+/// `None` if there is none, or if the device cannot be opened.
 pub(super) fn claimed_by_others(path: &Path) -> Option<Usage> {
     let flags = OFlags::EXCL | OFlags::NONBLOCK;
     let opened = OpenOptions::new()

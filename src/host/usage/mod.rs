@@ -71,7 +71,7 @@ pub struct DomainFiles {
     pub findings: Vec<Finding>,
 }
 
-/// One use of a device.
+/// One use of a device or file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// The user.
@@ -80,10 +80,10 @@ pub struct Usage {
     pub part: Option<String>,
 }
 
-/// A user of a device, with the details of its use.
+/// A user of a device or file, with the details of its use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum User {
-    /// A domain's definition names it.
+    /// A domain uses it, according to its definition or to the headers of its images.
     Domain {
         /// The domain's name.
         name: String,
@@ -162,8 +162,8 @@ pub(crate) fn device_size(path: &Path) -> Option<u64> {
 /// Lists the users of a block device of this machine. `named` holds the files of the domains.
 ///
 /// Compares device numbers, so it also finds uses through links, other device nodes, partitions,
-/// and the disk of a partition. Takes up to one second longer if a process has the device open, and
-/// three seconds longer for each domain's file on a server that does not answer.
+/// and the disk of a partition. Takes about a second longer if processes have the device open.
+/// Takes several seconds longer if a domain's file is on a server that does not answer.
 ///
 /// # Errors
 /// The path cannot be examined.

@@ -58,7 +58,7 @@ pub fn number(text: &[u8]) -> Option<Number> {
     })
 }
 
-/// Reads `/sys/block/loopN/loop/backing_file`; `None` for a deleted file.
+/// Reads `/sys/block/loopN/loop/backing_file`; `None` if no path or a deleted file is in it.
 pub fn backing_file(text: &[u8]) -> Option<PathBuf> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     let is_path = text.starts_with(b"/") && !text.ends_with(b" (deleted)");

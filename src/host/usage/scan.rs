@@ -60,7 +60,7 @@ enum Relation {
     Beneath,
 }
 
-/// A device or file whose use is a use of the subject.
+/// A device or file that belongs to a [`Subject`]: if it is in use, so is the subject.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
     identity: Identity,
@@ -177,7 +177,7 @@ impl Kernel {
             if let Some(file) = backing.as_deref().and_then(parse::backing_file)
                 && let Ok(identity) = identity(&file)
             {
-                let name = format!("its backing file {}", file.display());
+                let name = format!("the file {} beneath it", file.display());
                 let device = match identity {
                     Identity::Device(number) => self.folder(number),
                     Identity::File(..) => None,

@@ -169,7 +169,7 @@ fn loop_devices_share_their_backing_file() {
         let text = format!("{}\n", file.display());
         machine.write(&format!("sys/devices/{name}/loop/backing_file"), &text);
     }
-    let backing = format!("its backing file {}", file.display());
+    let backing = format!("the file {} beneath it", file.display());
     assert_eq!(machine.users("7:0"), [format!("loop1 is attached to {backing}")]);
     fs::write(
         machine.path("proc/swaps"),
@@ -177,8 +177,8 @@ fn loop_devices_share_their_backing_file() {
     )
     .expect("written");
     let users = machine.users("7:1");
-    assert_eq!(users[0], format!("{backing} is used as swap"));
-    assert_eq!(users[1], format!("loop0 is attached to {backing}"));
+    assert_eq!(users[0], format!("loop0 is attached to {backing}"));
+    assert_eq!(users[1], format!("{backing} is used as swap"));
 }
 
 #[test]

@@ -31,8 +31,8 @@ pub(crate) struct CoveredDisk {
     pub target: String,
     /// The bitmap's name.
     pub bitmap: String,
-    /// The number of bytes written since, if the XML was requested with sizes. `None` for a missing
-    /// or inconsistent bitmap.
+    /// The number of bytes changed since the checkpoint, if the XML was requested with sizes.
+    /// `None` for a missing or inconsistent bitmap.
     pub dirty_bytes: Option<u64>,
 }
 
@@ -106,7 +106,7 @@ pub(crate) fn write_new_checkpoint(name: &str, description: &str, disks: &[(&str
 
 /// A checkpoint to be registered with libvirt (`VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE`).
 ///
-/// Its bitmaps already exist.
+/// libvirt creates no bitmaps for it: they should already exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KnownCheckpoint<'a> {
     /// Its name, which is also the name of its bitmaps.

@@ -43,7 +43,7 @@ pub struct NewSource {
     pub is_block: bool,
 }
 
-/// The formats in which disks are restored.
+/// The format of a restored disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageFormat {
     /// A qcow2 image.
@@ -65,7 +65,8 @@ impl ImageFormat {
 /// Returns the domain's XML with these edits, all other bytes unchanged.
 ///
 /// # Errors
-/// The XML is invalid, or the domain does not have one of the edited disks.
+/// The XML is invalid, or it lacks something that is to be edited, such as a disk; or a new path
+/// cannot be written in XML.
 pub fn redefine(xml: &str, edits: &Edits) -> Result<String> {
     let document = parse(xml, WHAT, "domain")?;
     let domain = document.root_element();

@@ -9,8 +9,9 @@ use crate::model::firmware::{Nvram, Tpm, TpmPlace};
 
 /// Reads the place of the UEFI variables from `<os>`.
 ///
-/// The path is the element's text or, since libvirt 8.5, its `<source file=…>`. Other sources are a
-/// block device or a server.
+/// The path is the text of `<nvram>` or, since libvirt 8.5, its `<source file=…>`. Other sources,
+/// such as a block device, are only described. Without `<nvram>`, a writable firmware image holds
+/// the variables.
 pub(super) fn read_nvram(os: Node) -> Option<Nvram> {
     let Some(nvram) = child(os, "nvram") else {
         return writable_loader(os).map(Nvram::Loader);
@@ -36,7 +37,7 @@ fn other_source(kind: Option<&str>, source: Node) -> String {
         .find_map(|attribute| source.attribute(attribute));
     let what = match kind {
         Some("block") => "the block device",
-        Some("network") => "a server:",
+        Some("network") => "an image on a server:",
         Some("volume") => "the storage volume",
         _ => "a source that vmsnap does not know:",
     };
@@ -119,7 +120,7 @@ mod tests {
             ),
             (
                 "<os><nvram type='network'><source protocol='nbd' name='n'><host name='h'/></source></nvram></os>",
-                Some(Nvram::Elsewhere("a server: nbd:n".into())),
+                Some(Nvram::Elsewhere("an image on a server: nbd:n".into())),
             ),
             ("<os firmware='efi'><nvram template='/t'/></os>", None),
             ("<os/>", None),

@@ -13,7 +13,7 @@ const WHAT: &str = "backup XML";
 /// One disk in a backup document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum BackupDisk<'a> {
-    /// It is read.
+    /// A disk that is read.
     Read {
         /// The disk's target.
         target: &'a str,
@@ -22,7 +22,7 @@ pub(crate) enum BackupDisk<'a> {
         /// The scratch file, in which QEMU keeps what the guest overwrites during the job.
         scratch: &'a Path,
     },
-    /// It is left out. Each such disk has to be listed, because libvirt includes disks that are not
+    /// A disk that is left out. It has to be listed, because libvirt includes disks that are not
     /// listed.
     LeftOut {
         /// The disk's target.
@@ -32,8 +32,8 @@ pub(crate) enum BackupDisk<'a> {
 
 /// Writes the document that starts a pull-mode job on a unix socket.
 ///
-/// Every disk names its own parent checkpoint, because the checkpoint may differ from disk to disk,
-/// and new disks have none.
+/// Each disk names the checkpoint since which its changes are read, because that may differ from
+/// disk to disk. A disk that is read in full names none.
 pub(crate) fn write_backup(socket: &Path, disks: &[BackupDisk<'_>]) -> Result<String> {
     let socket = path_text(socket, "socket")?;
     let mut scratches = Vec::with_capacity(disks.len());

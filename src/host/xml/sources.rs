@@ -1,4 +1,4 @@
-//! Lists all files and block devices that a domain's XML names, for any purpose.
+//! Lists the files, block devices and volumes of a domain's devices and firmware, from its XML.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use crate::host::Result;
 
 const WHAT: &str = "domain XML";
 
-/// The location of a named source.
+/// The location of a source that the XML names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NamedPlace {
     /// At an absolute path on the host.
@@ -34,9 +34,10 @@ pub(crate) struct NamedSource {
     pub is_qcow2: bool,
 }
 
-/// Reads all sources from the XML of an active or inactive domain.
+/// Reads the sources from the XML of an active or inactive domain.
 ///
-/// They are its disks with all images beneath them, its firmware, and all other devices.
+/// They belong to its disks, to images beneath these, to other devices, and to its firmware, kernel
+/// and initrd.
 pub(crate) fn read_sources(xml: &str) -> Result<Vec<NamedSource>> {
     let document = parse(xml, WHAT, "domain")?;
     let domain = document.root_element();

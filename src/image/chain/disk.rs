@@ -17,10 +17,10 @@ use crate::model::stop::Stop;
 
 /// The disk that a chain of images holds, for reads at any offset.
 ///
-/// Each image takes an open file, so several readers of one disk should share it. Lookups
-/// ([`ChainDisk::extent_at`]) and comparisons ([`ChainDisk::holds`]) do not check digests, so they
-/// read only what the answer needs. Bytes that are handed out ([`ChainDisk::read_at`]) are
-/// verified, and so are the tables that lead to them.
+/// Each image needs an open file, so several readers of one disk should share a `ChainDisk`.
+/// Lookups ([`ChainDisk::extent_at`]) and comparisons ([`ChainDisk::holds`]) do not check digests,
+/// so they read only what the answer needs. Where an image has recorded digests,
+/// [`ChainDisk::read_at`] verifies the bytes that it returns, and the tables that lead to them.
 #[derive(Debug)]
 pub struct ChainDisk {
     /// Newest first; shares its open files with the verified chain.
@@ -40,8 +40,8 @@ pub struct ChainDisk {
 pub struct ChainExtent {
     /// Its length in bytes; never 0.
     pub length: u64,
-    /// The image that holds it, counted from the newest one, which is 0; `None` where the disk
-    /// reads as zero.
+    /// The image from which its data comes, counted from the newest one, which is 0. `None` if the
+    /// images mark the range as zero or do not map it.
     pub image: Option<usize>,
 }
 
@@ -49,7 +49,7 @@ impl ChainDisk {
     /// Opens a chain, newest image first.
     ///
     /// # Errors
-    /// If there is no image, or a file is not a readable image.
+    /// If there is no image, a file is not a readable image, or a stop was requested.
     pub fn open(images: Vec<ChainImage>, stop: Stop) -> Result<Self> {
         let images: Vec<DiskImage> = images.into_iter().map(DiskImage::from).collect();
         let unchecked = ChainSource::of_layers(&images, &stop, DiskImage::unchecked)?;
@@ -72,7 +72,7 @@ impl ChainDisk {
     /// checked.
     ///
     /// # Errors
-    /// If a table cannot be read, or a stop was requested.
+    /// If a table cannot be read or has an invalid entry, or a stop was requested.
     pub fn extent_at(&self, offset: u64) -> Result<Option<ChainExtent>> {
         if offset >= self.size {
             return Ok(None);
@@ -87,13 +87,13 @@ impl ChainDisk {
         Ok(Some(ChainExtent { length, image }))
     }
 
-    /// Fills `out` with the disk's content from `offset` on; bytes past its end are zero. Every
-    /// byte that is read from a file is verified by a digest first. Several threads may read at the
-    /// same time.
+    /// Fills `out` with the disk's content from `offset` on; bytes past its end are zero. If an
+    /// image has recorded digests, its bytes are verified before they are used. Several threads may
+    /// read at the same time.
     ///
     /// # Errors
-    /// If a piece of a file does not match its digest or cannot be read, or a stop was requested.
-    /// The content of `out` is then meaningless.
+    /// If an image is damaged, invalid or cannot be read, or a stop was requested. The content of
+    /// `out` is then meaningless.
     pub fn read_at(&self, out: &mut [u8], offset: u64) -> Result<()> {
         let mut filled = 0;
         while filled < out.len() {
@@ -137,10 +137,10 @@ impl ChainDisk {
     }
 
     /// Whether the disk holds these bytes from `offset` on; bytes past its end are zero. No digest
-    /// is checked: a damaged stored byte shows as a difference.
+    /// is checked. A compressed cluster that cannot be decompressed counts as a difference.
     ///
     /// # Errors
-    /// If an image cannot be read, or a stop was requested.
+    /// If an image cannot be read or its tables are invalid, or a stop was requested.
     pub fn holds(&self, bytes: &[u8], offset: u64) -> Result<bool> {
         let mut kept = vec![0; bytes.len().min(CLUSTER as usize)];
         let mut at = offset;
@@ -300,7 +300,8 @@ impl DiskImage {
     }
 }
 
-/// The bytes of an image, each handed out after its piece was verified.
+/// The bytes of an image. If it has recorded digests, a byte is returned only after its piece was
+/// verified.
 #[derive(Debug)]
 pub(super) struct CheckedFile {
     file: Arc<StoredFile>,

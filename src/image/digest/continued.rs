@@ -191,7 +191,8 @@ fn piece_of(old: &Recorded) -> u64 {
     old.pieces.as_ref().map_or(SHORTEST_PIECE, |pieces| pieces.size)
 }
 
-/// Whether the digests of a file can be computed without reading all of it.
+/// Whether a [`TailDigest`] can follow this file. The file must have more than one cluster, only
+/// whole clusters, and digests of its pieces unless it is short.
 pub(in crate::image) fn can_continue(old: &Recorded) -> bool {
     let piece = piece_of(old);
     let has_pieces = old.pieces.is_some() || old.bytes <= SHORTEST_PIECE;

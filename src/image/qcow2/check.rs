@@ -1,5 +1,5 @@
-//! Checks the structure of an image: every table lies in the file, no cluster is used twice, and
-//! the reference counts match the uses.
+//! Checks the structure of an image: every table lies in the file, only compressed clusters share a
+//! cluster of the file, and the reference counts match the uses.
 //!
 //! Source: sections "Clusters", "Reference counts" and "Cluster mapping" of QEMU's
 //! `docs/interop/qcow2.txt`. Only tables are read, because the file's digest covers the data.
@@ -10,8 +10,7 @@ use super::uses::{Uses, first_overlap};
 use crate::image::{Error, Result};
 use crate::model::stop::Stop;
 
-/// The largest number of faults that are reported for one image. An image with more is broken as a
-/// whole.
+/// The largest number of faults that are reported for one image.
 pub(crate) const MOST_FAULTS: usize = 20;
 
 /// How much of a table is read at once, in bytes.
@@ -27,7 +26,7 @@ const CLUSTERS_AT_ONCE: u64 = 8 << 20;
 /// A fault in the structure of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StructureFault {
-    /// Offset in the file, in bytes.
+    /// Offset of the fault in the file, in bytes.
     pub offset: u64,
     /// A description of the fault.
     pub what: String,
@@ -36,8 +35,9 @@ pub struct StructureFault {
 /// Checks an image whose header could be read. Returns at most [`MOST_FAULTS`] faults; a sound
 /// image has none.
 ///
-/// Memory: 2 bytes per cluster of the file, at most 16 MiB. With clusters of 64 KiB, the tables of
-/// a file of more than 512 GiB are read several times, once for each 512 GiB.
+/// Memory: mainly 2 bytes per cluster of the file, at most 16 MiB. With clusters of 64 KiB, the
+/// tables of a file of more than 512 GiB are read several times, once for each 512 GiB, until a
+/// fault is found.
 ///
 /// # Errors
 /// If the file cannot be read, or a stop was requested.
@@ -156,10 +156,10 @@ impl Check<'_> {
             match parse_l1_entry(entry, self.cluster) {
                 Ok(None) => continue,
                 Ok(Some(_)) if entry & COPIED == 0 => {
-                    self.fault(at, "an L1 entry lacks the \"refcount is 1\" flag (bit 63)");
+                    self.fault(at, "an L1 entry lacks the copied flag (bit 63)");
                 }
                 Ok(Some(_)) if index >= tables => {
-                    self.fault(at, "an L1 entry lies past the end of the disk");
+                    self.fault(at, "an L1 entry maps a range past the end of the disk");
                 }
                 Ok(Some(table)) => {
                     if self.take(table, self.cluster, "an L2 table", at) {
@@ -188,7 +188,7 @@ impl Check<'_> {
                 self.fault(at, format!("L2 entry {entry:#018x} has reserved bits set"));
             } else if entry & L2_OFFSET_MASK != 0 {
                 if entry & COPIED == 0 {
-                    self.fault(at, "an L2 entry lacks the \"refcount is 1\" flag (bit 63)");
+                    self.fault(at, "an L2 entry lacks the copied flag (bit 63)");
                 }
                 self.take(entry & L2_OFFSET_MASK, self.cluster, "data", at);
             }
@@ -227,7 +227,7 @@ impl Check<'_> {
             let start = stored.start;
             self.fault(
                 at,
-                format!("a compressed cluster at offset {start} lies outside the file"),
+                format!("the compressed cluster at offset {start}, which an L2 entry names here, ends beyond the end of the file"),
             );
             return None;
         }

@@ -82,7 +82,7 @@ fn every_kind_of_fault_is_reported_with_its_place() {
             "no copied flag",
             entry(0),
             number(&sound, entry(0)) & !(1 << 63),
-            "refcount is 1",
+            "lacks the copied flag",
         ),
         ("reserved bits", entry(0), second | 2, "reserved bits"),
         ("a lost table", l1, 0, "refcount 1 instead of 0"),
@@ -116,7 +116,12 @@ fn every_fault_of_compressed_clusters_is_reported() {
     let plain_at = plain & 0x00ff_ffff_ffff_fe00;
     let compressed_at = (first & ((1 << 54) - 1)) / C as u64 * C as u64;
     let cases: [(&str, usize, u64, &str); 8] = [
-        ("outside", entry(0), 1 << 62 | 1 << 40, "outside the file"),
+        (
+            "outside",
+            entry(0),
+            1 << 62 | 1 << 40,
+            "beyond the end of the file",
+        ),
         ("too long", entry(0), first | 0xff << 54, "used twice"),
         ("the copied flag", entry(0), first | 1 << 63, "copied flag"),
         ("the same twice", entry(1), first, "overlap"),

@@ -8,11 +8,11 @@ use zstd::zstd_safe::{find_frame_compressed_size, get_error_name};
 use super::layout::{CompressedCluster, Fault};
 use crate::image::Result;
 
-/// Decompresses clusters one at a time and keeps the last one, because small reads often ask for
-/// the same cluster again.
+/// Decompresses clusters one at a time. It keeps the last one that was read in part, because small
+/// reads often ask for the same cluster again.
 ///
-/// Memory: a cluster, its compressed form (at most two clusters), and the tables of zstd. The
-/// output is in one piece, so a frame's window takes no memory whatever the frame claims.
+/// Memory: a cluster, its compressed form (at most two clusters), and the tables of zstd. A frame
+/// is decompressed in one call, so the window size that it claims takes no memory.
 #[derive(Default)]
 pub struct Decompressor {
     zstd: Option<bulk::Decompressor<'static>>,

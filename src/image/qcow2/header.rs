@@ -36,9 +36,9 @@ pub struct Header {
     /// Whether compressed clusters are zstd frames (compression type 1); otherwise they are zlib
     /// streams.
     pub zstd: bool,
-    /// Name of the backing image, as stored. It is never opened from here.
+    /// Name of the backing image. Bytes of it that are not UTF-8 are replaced.
     pub backing_name: Option<String>,
-    /// The backing image's format.
+    /// The backing image's format, if the header names it.
     pub backing_format: Option<String>,
 }
 
@@ -58,11 +58,11 @@ impl Header {
         self.cluster_size() * self.table_entries()
     }
 
-    /// Reads the cluster size from the fixed part of a header: [`Header::parse`] needs that many
-    /// bytes.
+    /// Reads the cluster size, in bytes, from the fixed part of a header. [`Header::parse`] needs
+    /// the image's first cluster.
     ///
     /// # Errors
-    /// If it is not the header of a version 3 image.
+    /// If it is not the header of a version 3 image, or its cluster size is invalid.
     pub(crate) fn probe_cluster_size(bytes: &[u8]) -> Result<u64, Fault> {
         let field = Fields::new(bytes)?;
         match field.u32(4)? {
@@ -140,7 +140,7 @@ impl Header {
         Ok(())
     }
 
-    /// The first cluster of an image of ours: [`Header::encode`] and zeroes.
+    /// The first cluster of an image that vmsnap writes: [`Header::encode`] and zeroes.
     pub(crate) fn in_cluster(&self) -> Vec<u8> {
         let mut bytes = self.encode();
         bytes.resize(CLUSTER as usize, 0);

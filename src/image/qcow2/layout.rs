@@ -66,8 +66,10 @@ pub enum Fault {
     /// A header extension that extends past the header's cluster.
     #[error("a header extension reaches past the header's cluster")]
     Extension,
-    /// A backing name that lies outside the header's cluster, or is too long.
-    #[error("a backing name of {length} bytes at offset {offset} is not allowed")]
+    /// A backing name that is too long, or lies outside the image's first cluster.
+    #[error(
+        "the name of the backing image ({length} bytes at offset {offset}) is too long or lies outside the first cluster"
+    )]
     BackingName {
         /// Its start, as stored.
         offset: u64,
@@ -87,21 +89,22 @@ pub enum Fault {
         /// Size of the disk in bytes.
         size: u64,
     },
-    /// An entry with reserved bits, an unaligned offset, or an offset outside the file.
+    /// An entry with reserved bits, a flag that it must not have, an unaligned offset, or an offset
+    /// outside the file.
     #[error("{table} entry {entry:#018x} {why}")]
     Entry {
         /// "L1" or "L2".
         table: &'static str,
         /// The entry, as stored.
         entry: u64,
-        /// The fault.
+        /// The fault, as the end of the sentence.
         why: &'static str,
     },
-    /// A cluster of the file that is used, and whose refcount says that it is not.
-    #[error("a cluster of the file that is in use has the refcount 0")]
+    /// Refcount tables that do not fit the file, or a refcount of 0 for a cluster in use.
+    #[error("the refcounts are invalid")]
     Refcount,
-    /// Compression other than zstd.
-    #[error("clusters compressed with {} are not supported, only zstd is", compression_name(*.0))]
+    /// Compression other than zstd, or zstd without the feature bit for it.
+    #[error("{}", compression_words(*.0))]
     CompressionType(u8),
     /// A compressed cluster whose bytes do not decompress to exactly one cluster.
     #[error("a compressed cluster is damaged: {0}")]
@@ -204,16 +207,17 @@ impl CompressedCluster {
     }
 }
 
-fn compression_name(number: u8) -> String {
-    match number {
+fn compression_words(number: u8) -> String {
+    let name = match number {
         0 => "zlib".to_owned(),
-        1 => "zstd".to_owned(),
+        1 => return "the compression type is zstd, but its feature bit is not set".to_owned(),
         other => format!("method {other}"),
-    }
+    };
+    format!("clusters compressed with {name} are not supported, only zstd is")
 }
 
 impl L2Entry {
-    /// Encodes the entry ("Standard Cluster Descriptor"), for a cluster whose refcount is one.
+    /// Encodes the entry. A cluster of [`L2Entry::Data`] must have the refcount 1.
     pub(crate) fn encode(self) -> u64 {
         match self {
             L2Entry::Unallocated => 0,
@@ -227,7 +231,8 @@ impl L2Entry {
     /// Parses an entry.
     ///
     /// # Errors
-    /// If reserved bits are set, or the offset is not that of a cluster.
+    /// If reserved bits are set, the offset is not that of a cluster, or the entry of a compressed
+    /// cluster has the copied flag.
     pub fn parse(entry: u64, cluster_size: u64) -> Result<L2Entry, Fault> {
         if entry & COMPRESSED != 0 {
             if entry & COPIED != 0 {

@@ -1,5 +1,5 @@
-//! The qcow2 format, version 3: its layout, a writer that only appends, and a reader that trusts
-//! nothing.
+//! The qcow2 format, version 3: its layout, a writer that appends, and a reader for files that may
+//! be damaged.
 
 pub mod check;
 pub mod decompress;

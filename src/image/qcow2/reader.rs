@@ -21,7 +21,8 @@ pub enum Mapping {
         /// The offset in the file, in bytes.
         host_offset: u64,
     },
-    /// These bytes of the file decompress to a cluster; the disk's bytes begin `within` it.
+    /// These bytes of the file decompress to a cluster, in which the disk's bytes begin at
+    /// `within`.
     Compressed {
         /// Where the compressed bytes lie in the file.
         cluster: CompressedCluster,
@@ -34,7 +35,7 @@ pub enum Mapping {
     Unallocated,
 }
 
-/// A mapping and its length. Data is contiguous in the file, too.
+/// A range of the disk with one mapping. If it is data, it is contiguous in the file, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappedRun {
     /// The mapping.
@@ -43,9 +44,9 @@ pub struct MappedRun {
     pub length: u64,
 }
 
-/// An open image. It never opens files that it names: the backing image is up to the caller.
+/// An open image. It never opens the backing image: that is up to the caller.
 ///
-/// Tables are read piece by piece, so the memory is bounded, whatever the image contains.
+/// Tables are read in parts, so the memory is bounded, whatever the image contains.
 #[derive(Debug)]
 pub struct Image {
     file: Arc<StoredFile>,
@@ -64,7 +65,8 @@ impl Image {
     /// Reads the header of an image. `path` is for messages only.
     ///
     /// # Errors
-    /// If the file cannot be read, is not a qcow2 image of version 3, or uses unsupported features.
+    /// If the file cannot be read, is not a valid qcow2 image of version 3, or uses unsupported
+    /// features.
     pub fn open(file: impl Into<StoredFile>, path: impl Into<PathBuf>) -> Result<Image> {
         let file = file.into();
         cache::expect_no_order(file.file());
@@ -72,7 +74,7 @@ impl Image {
     }
 
     /// Opens an image with `table_window` bytes of memory for L2 tables, for very long chains. The
-    /// size is rounded to whole entries; below 4096 it only makes reading slow.
+    /// size is rounded up to whole entries. Less than 4096 bytes make reading slow.
     ///
     /// # Errors
     /// As [`Image::open`].
@@ -160,7 +162,8 @@ impl Image {
         cache::forget_until(self.file.file(), 0, end);
     }
 
-    /// Reads bytes of the file, at the offset of a [`Mapping::Data`].
+    /// Fills `out` with bytes of the file from `host_offset` on, such as those of a
+    /// [`Mapping::Data`].
     ///
     /// # Errors
     /// If the file cannot be read there, or ends too early.
@@ -179,7 +182,7 @@ impl Image {
     /// A run may end earlier than its mapping does, so the next run may have the same mapping.
     ///
     /// # Errors
-    /// If a table cannot be read or has an invalid entry.
+    /// If a table cannot be read, does not match its digest, or has an invalid entry.
     pub fn run_at(&mut self, offset: u64) -> Result<Option<MappedRun>> {
         let left = match self.size().checked_sub(offset) {
             None | Some(0) => return Ok(None),

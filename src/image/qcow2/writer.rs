@@ -1,13 +1,13 @@
 //! Writes one image by appending only.
 //!
-//! The file in the order it is written: a hole for the header; data clusters in the disk's order,
-//! each L2 table right after the last data it maps, and a refcount block after each 2 GiB; the L1
-//! table; the other refcount blocks; the refcount table. The header comes last, so an unfinished
-//! file is not a qcow2 image. The memory holds the L1 table, one L2 table, at most two refcount
-//! blocks and a few fixed buffers.
+//! The file in the order it is written: a hole for the header; data clusters in the disk's order
+//! (compressed ones a little later), each L2 table right after the last data it maps, and a
+//! refcount block after each 2 GiB; the L1 table; the other refcount blocks; the refcount table.
+//! The header comes last, so an unfinished file is not a qcow2 image. The memory holds the L1
+//! table, one L2 table, at most two refcount blocks and a few fixed buffers.
 //!
-//! An existing image can be continued: everything is appended to it, and the header is not written
-//! but returned with what became free.
+//! An existing image can be continued. Then everything is appended to it, and the new header is not
+//! written but returned, with the ranges that became free.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,12 +45,12 @@ pub struct Qcow2Options {
     pub path: PathBuf,
     /// Size of the disk in bytes: a multiple of 512, at most 2 PiB.
     pub size: u64,
-    /// Name of the backing image, also a qcow2 image, as stored in the header: relative to the new
-    /// image's folder, 1 to 1023 bytes.
+    /// Name of the backing image for the header, 1 to 1023 bytes. The backing image must be a qcow2
+    /// image too.
     pub backing: Option<String>,
     /// Whether clusters of data that are all zero are stored like zero blocks.
     pub detect_zeroes: bool,
-    /// Ends the writing when the user asks to stop.
+    /// Ends the writing with an error when a stop is requested.
     pub stop: Stop,
 }
 
@@ -80,7 +80,7 @@ impl Qcow2Writer {
     /// Begins an image in a new, empty file.
     ///
     /// # Errors
-    /// If the size or the backing name does not fit into a header, or no thread can be started.
+    /// If the size or the length of the backing name is not allowed, or no thread can be started.
     pub fn new(file: Box<dyn ImageFile>, options: Qcow2Options) -> Result<Self> {
         let l1 = empty_l1(&options)?;
         let mut counts = RefCounts::default();
@@ -292,7 +292,7 @@ impl BlockSink for Qcow2Writer {
 /// The L1 table of an image without content.
 ///
 /// # Errors
-/// If the size or the backing name does not fit into a header.
+/// If the size or the length of the backing name is not allowed.
 fn empty_l1(options: &Qcow2Options) -> Result<Vec<[u8; 8]>> {
     let refuse = |why| Error::Size {
         size: options.size,

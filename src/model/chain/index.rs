@@ -19,14 +19,14 @@ pub(super) struct Index {
 /// Whether a disk can be read at a restore point.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Condition {
-    /// What breaks its chain.
+    /// The fault that breaks its chain, if one does.
     pub(super) fault: Option<Arc<str>>,
-    /// The first damage that verifications found in its chain. `None` also if that is broken.
+    /// The damage of the newest damaged image in its chain. `None` also if the chain is broken.
     pub(super) damage: Option<Arc<str>>,
 }
 
 impl Index {
-    /// Of several restore points with one id, the first counts.
+    /// Indexes the restore points. Of several with one id, the first counts.
     pub(super) fn new(points: &[KeptPoint]) -> Index {
         let mut places = HashMap::with_capacity(points.len());
         for (place, kept) in points.iter().enumerate() {

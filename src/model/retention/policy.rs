@@ -170,7 +170,7 @@ impl fmt::Display for Within {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// The count is invalid.
-    #[error("expected a number, or 'unlimited' (-1)")]
+    #[error("expected a number from 0 on, or 'unlimited' (-1)")]
     Count,
     /// The duration is invalid.
     #[error("expected a duration like 14d or 1y6m2w7d12h (y years, m months, w weeks, d days, h hours)")]
@@ -203,7 +203,7 @@ impl Policy {
         self.quotas[rule as usize]
     }
 
-    /// Whether it keeps nothing.
+    /// Whether it has no rule.
     pub(crate) fn is_empty(&self) -> bool {
         self.within.is_none() && self.quotas.iter().all(|quota| quota.is_empty())
     }

@@ -147,7 +147,7 @@ impl Attempt<'_> {
             .and_then(|history| {
                 self.remember(&history, &mut outcome);
                 let superseded = self.superseded(&history);
-                for name in superseded.map_err(|error| trouble(with_sources(&error)))? {
+                for name in superseded.map_err(|error| trouble(with_sources(&error.cause)))? {
                     self.host()
                         .delete_checkpoint(self.domain, &name)
                         .map_err(|error| trouble(format!("checkpoint {name}: {}", with_sources(&error))))?;
@@ -188,10 +188,11 @@ impl Attempt<'_> {
 
     fn report_unrecorded(&self, error: &RepoError, outcome: &mut Outcome) {
         let what = format!(
-            "was saved but could not be recorded; if it goes missing, vmsnap will not notice: {}",
+            "was saved, but recording it failed ({}): if it goes missing before the next backup, vmsnap will not notice",
             with_sources(error)
         );
-        let finding = Finding::new("commit-not-remembered", format!("{} {what}", outcome.point.id));
+        let what = format!("restore point {} {what}", outcome.point.id);
+        let finding = Finding::new("commit-not-remembered", what);
         self.report(&finding);
         outcome.findings.push(finding);
     }

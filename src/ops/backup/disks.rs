@@ -34,9 +34,9 @@ const LOOKS_PER_HEALTH_CHECK: u32 = 10;
 
 /// A disk that was copied into its image.
 pub(crate) struct CopiedDisk {
-    /// Its entry in the manifest.
+    /// Its description in the manifest.
     pub point: DiskPoint,
-    /// Its image file.
+    /// The manifest's entry for its image.
     pub file: FileEntry,
     /// The reason, if the disk is full although it was planned as incremental.
     pub finding: Option<Finding>,

@@ -1,5 +1,5 @@
-//! Decides the level of a disk after its export was opened: a chain that cannot be read, or a wrong
-//! bitmap, makes the disk full.
+//! Decides the level of a disk after its export was opened. The disk becomes full if it has shrunk,
+//! if its parent's chain cannot be read, or if the bitmap proves wrong.
 
 use std::sync::Arc;
 
@@ -97,9 +97,9 @@ impl FinalLevel {
 pub(super) fn reason_for_full(cause: &Cause) -> Option<String> {
     let what = with_sources(cause);
     match cause {
-        Cause::Copy(error) if error.kind == BlockErrorKind::Distrusted => Some(format!(
-            "the bitmap is wrong ({what}): was the disk made smaller and larger again, or replaced?"
-        )),
+        Cause::Copy(error) if error.kind == BlockErrorKind::Distrusted => {
+            Some(format!("the bitmap or its restore point is unreliable ({what})"))
+        }
         cause if cause.lacks_files() => Some(format!("the chain takes too many open files ({what})")),
         _ => None,
     }

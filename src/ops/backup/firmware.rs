@@ -1,8 +1,8 @@
 //! Saves what the domain's firmware keeps outside its disks: UEFI variables and the state of its
 //! TPM.
 //!
-//! Both are read at the beginning of the job, because the images hold the disks of that moment.
-//! What cannot be read is a finding.
+//! Both are read at the beginning of the job, because the images hold the disks of that moment. A
+//! finding reports what cannot be read.
 
 use crate::host::Host;
 use crate::model::domain::Domain;
@@ -94,7 +94,8 @@ impl Before<'_> {
     fn missing_tpm_state(&self) -> Option<Finding> {
         self.domain.tpm.as_ref()?;
         self.had_before(SmallFile::Tpm, TPM_MISSING).then(|| {
-            let what = "the state of the emulated TPM is not in the backup: it is missing";
+            let what =
+                "the state of the emulated TPM is not in the backup: its files are missing on this host";
             Finding::new(TPM_MISSING, what)
         })
     }

@@ -34,7 +34,8 @@ impl SpotCheck {
     /// disk in the parent, in bytes. The same `seed` chooses the same clusters.
     ///
     /// # Errors
-    /// [`BlockErrorKind::Distrusted`] if the chain cannot be read: no image can depend on it.
+    /// [`BlockErrorKind::Distrusted`] if the chain cannot be read, because no image can depend on
+    /// it then; [`BlockErrorKind::Stopped`] after a request to stop.
     pub(super) fn choose(
         kept: Arc<dyn DiskReader>,
         size_then: u64,
@@ -98,7 +99,7 @@ impl SpotCheck {
             let is_same = self.is_same(&block);
             if !is_same.map_err(|error| Cause::Copy(unreadable(error)))? {
                 let what = format!(
-                    "the data at offset {} differs from the previous restore point, but the bitmap marks it as unchanged",
+                    "the data at offset {} differs from the parent although the bitmap marks it as unchanged; was the disk replaced?",
                     block.offset
                 );
                 return Err(Cause::Copy(BlockError::new(BlockErrorKind::Distrusted, what)));
@@ -125,10 +126,7 @@ fn unreadable(error: BlockError) -> BlockError {
     match error.kind {
         BlockErrorKind::Stopped => error,
         _ => {
-            let what = format!(
-                "the previous restore point cannot be read: {}",
-                with_sources(&error)
-            );
+            let what = format!("the parent cannot be read: {}", with_sources(&error));
             BlockError::new(BlockErrorKind::Distrusted, what)
         }
     }

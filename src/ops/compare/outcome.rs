@@ -7,7 +7,7 @@ use crate::ops::each::{Fault, Judged};
 /// The result of a comparison.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// The disks that could be compared.
+    /// The disks that were compared.
     pub disks: Vec<ComparedDisk>,
     /// The disks that were not compared.
     pub uncompared: Vec<UncomparedDisk>,
@@ -23,7 +23,7 @@ pub enum Verdict {
     /// All compared clusters are the same.
     Same,
     /// No difference, but a disk could not be compared although its newest restore point has a
-    /// checkpoint.
+    /// checkpoint for it.
     Incomplete,
     /// A cluster differs, or one differed in an earlier comparison and the disk has not been saved
     /// since.
@@ -76,9 +76,10 @@ pub enum Meaning {
     /// An earlier comparison found that the disk's bitmap missed a write, and the disk was not
     /// saved since.
     MissedWrite,
-    /// Its newest restore point has a checkpoint for it, but that checkpoint cannot be used.
+    /// Its newest restore point has a checkpoint for it, but the disk cannot be compared now.
     NotComparable,
-    /// It has no restore point with a checkpoint, so no backup relies on its bitmap.
+    /// No backup relies on its bitmap: it is excluded, it is no longer a disk of the domain, or its
+    /// newest restore point has no checkpoint for it.
     NothingToCompare,
 }
 
@@ -109,7 +110,7 @@ pub struct ComparedDisk {
     pub differing: u64,
     /// Whether the repository has recorded the difference, if there is one.
     pub is_remembered: bool,
-    /// The offsets of the first differing clusters, in bytes.
+    /// The offsets of the first differing clusters, in bytes; at most 20.
     pub places: Vec<u64>,
 }
 

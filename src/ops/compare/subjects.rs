@@ -96,7 +96,11 @@ pub(super) fn subjects(healed: &HealedDomain, period: &str) -> Subjects {
         match left.kind {
             Kind::Excluded => uncompared.push(excluded(healed, left)),
             Kind::Raw | Kind::Encrypted | Kind::Skipped if is_saved => {
-                uncompared.push(why_not(&left.disk, left.finding().message, chains));
+                uncompared.push(why_not(
+                    &left.disk,
+                    format!("no backup saves it now: {}", left.reason),
+                    chains,
+                ));
             }
             // A finding says why no backup saves it.
             Kind::Raw | Kind::Encrypted | Kind::Skipped => {}
@@ -136,15 +140,15 @@ fn excluded(healed: &HealedDomain, left: &LeftOut) -> UncomparedDisk {
 /// point made a checkpoint of it: otherwise no backup relies on its bitmap.
 fn why_not(target: &str, why: String, chains: &Chains) -> UncomparedDisk {
     let latest = chains.latest_with(target);
-    let missed = latest.and_then(|kept| Some((kept, kept.missed_write(target)?)));
+    let missed = latest.and_then(|kept| kept.missed_write(target));
     let was_checkpointed = latest
         .and_then(|kept| kept.point.disk(target))
         .is_some_and(|disk| disk.checkpointed);
     let (meaning, why) = match missed {
-        Some((kept, missed)) => {
+        Some(missed) => {
             let why = format!(
-                "a comparison with {} on {:.0} found that its bitmap missed a write; its next backup is full",
-                kept.point.id, missed.found
+                "an earlier comparison ({:.0}) found that a bitmap missed a write; the next backup of this disk is full",
+                missed.found
             );
             (Meaning::MissedWrite, why)
         }

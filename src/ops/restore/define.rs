@@ -85,7 +85,7 @@ pub(super) fn plan(
     if uuid_taken && let Some(shared) = left.iter().find(|disk| !disk.readonly) {
         let what = format!(
             "disk {} is not in the restore point, so the new domain would write to the old one's disk ({}); \
-             restore without --define, and define it by hand from domain.xml",
+             restore without --define, and define the new domain by hand from domain.xml",
             shared.target,
             shown(&shared.source.text())
         );

@@ -88,7 +88,7 @@ const HOW_TO_TELL: &str = "look at the first bytes. \"LUKS\": most likely still 
 fn unclear(disk: &str) -> String {
     format!(
         "disk {disk} was encrypted in the domain. An earlier vmsnap made the restore point while the \
-         domain was shut off; it does not record whether the image is plain text or cipher text"
+         domain was shut off; the restore point does not record whether the image is plain text or cipher text"
     )
 }
 

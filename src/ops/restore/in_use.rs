@@ -58,7 +58,7 @@ pub(super) fn check_file(path: &Path, named: &DomainFiles) -> Result<Vec<Finding
     }
     let finding = |domain: &str, role: &str| {
         let what = format!(
-            "the definition of the shut-off domain '{}' names {} as {role}: it will start with the restored file",
+            "the definition of the shut-off domain '{}' names {} as {role}: this domain will start with the restored file",
             shown(domain),
             path.display()
         );

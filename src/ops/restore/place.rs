@@ -22,7 +22,10 @@ impl Place {
             if disks == 1 {
                 return Ok(place);
             }
-            let what = format!("{} can take one disk only; choose it with --disk", to.display());
+            let what = format!(
+                "{} can take only one disk; choose the disk with --disk",
+                to.display()
+            );
             Err(Error::of(domain, Cause::Usage(what)))
         };
         match to.metadata() {

@@ -29,7 +29,7 @@ const FOLDERS: [&str; 2] = ["tpm2", "tpm1.2"];
 /// The state of a TPM that a restore writes.
 #[derive(Clone, Debug)]
 pub struct TpmPlan {
-    /// Its folder or, if the definition names a single file, that file.
+    /// The folder for its files; or the path of its file, if the definition names a single file.
     pub path: PathBuf,
     /// Its files.
     pub files: Vec<TpmFile>,
@@ -122,12 +122,13 @@ fn unpack(stored: StoredPoint<'_>, is_single: bool) -> Result<Vec<TpmFile>> {
 
 fn not_restored(is_unknown_folder: bool, new: &NewDomain<'_>) -> Finding {
     let why = match is_unknown_folder {
-        true => "libvirt's folder for it is unknown or on another machine",
+        true => "vmsnap does not know libvirt's folder for it, or cannot reach it on another machine",
         false => "the version of the TPM is unknown",
     };
     let what = format!(
-        "the state of the TPM was not restored: {why}; before the first start, unpack {} of the restore point into \
-         libvirt's folder for the domain {}, or the domain begins with a fresh TPM",
+        "the state of the TPM was not restored: {why}; to keep it, unpack {} of the restore point before the first \
+         start, for qemu:///system into /var/lib/libvirt/swtpm/{}/tpm2 (tpm1.2 for a TPM 1.2); otherwise the \
+         domain begins with a fresh TPM",
         SmallFile::Tpm.name(),
         shown(new.uuid)
     );

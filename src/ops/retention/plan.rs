@@ -15,7 +15,8 @@ use crate::repo::merge::{self, ImageSize, method};
 pub struct RetentionPlan {
     /// The restore points, in the order of their commits.
     pub points: Vec<PlannedPoint>,
-    /// Why nothing of the current domain of this name is removed.
+    /// Why no restore point of the current domain of this name is removed; `None` if nothing
+    /// forbids it.
     pub obstacle: Option<Obstacle>,
     /// The same for earlier domains of this name, each with its UUID.
     pub earlier_obstacles: Vec<(String, Obstacle)>,
@@ -28,7 +29,7 @@ pub struct RetentionPlan {
 pub struct PlannedPoint {
     /// The restore point.
     pub point: RestorePoint,
-    /// The total size of its files, in bytes.
+    /// What its files store, in bytes.
     pub size: u64,
     /// Its images, each with the disk.
     pub(crate) images: Vec<(String, ImageSize)>,
@@ -45,7 +46,7 @@ pub struct PlannedMerge {
     pub into: String,
     /// The largest number of bytes that the merge writes.
     pub bytes: u64,
-    /// About the most that it frees, in bytes: what the newer restore points can replace.
+    /// About the largest number of bytes that it frees.
     pub freed: u64,
 }
 
@@ -59,7 +60,7 @@ pub enum Obstacle {
         /// Its first fault.
         fault: String,
     },
-    /// A verification found the newest restore point damaged.
+    /// A verification found damage in the newest restore point or its parents.
     Damaged {
         /// Its id.
         id: String,
@@ -359,7 +360,7 @@ impl Obstacle {
                 format!("the newest restore point {id} is partial, and older ones may hold the missing disk")
             }
             Obstacle::Unreadable { id, what } => {
-                format!("restore point {id} cannot be read, so its parents are unknown: {what}")
+                format!("restore point {id} cannot be read ({what}), so its parents are unknown")
             }
             Obstacle::Future { id } => {
                 format!("restore point {id} is dated in the future: the clock is or was wrong")

@@ -165,7 +165,7 @@ fn next_anywhere(
     let newest_lost = lost.max_by(|a, b| sort_key(&a.name).cmp(&sort_key(&b.name)));
     if let (true, Some(lost)) = (bases.is_empty(), newest_lost) {
         return unknown(format!(
-            "bitmap {} remains; incremental only if the repository has its restore point in this period; \
+            "bitmap {} remains; incremental only if the repository has its restore point; \
              use --output to find out",
             lost.name
         ));
@@ -174,7 +174,7 @@ fn next_anywhere(
         return full("the domain has no vmsnap checkpoint with a sound bitmap");
     }
     let mut reason = format!(
-        "{} {}; incremental only if the repository has {} in this period; use --output to find out",
+        "{} {}; incremental only if the repository has {}; use --output to find out",
         bases.join(", "),
         if bases.len() == 1 { "remains" } else { "remain" },
         if bases.len() == 1 {
@@ -185,8 +185,11 @@ fn next_anywhere(
     );
     if !without.is_empty() {
         reason.push_str(&match without.as_slice() {
-            [one] => format!("; disk {one} is full in any case"),
-            several => format!("; disks {} are full in any case", several.join(", ")),
+            [one] => format!("; the backup of disk {one} is full in any case"),
+            several => format!(
+                "; the backups of disks {} are full in any case",
+                several.join(", ")
+            ),
         });
     }
     unknown(reason)

@@ -41,7 +41,8 @@ pub(super) fn finding(names: &BTreeSet<&str>, kind: &str) -> Option<Finding> {
         more => (format!("{first} and {more} more stay"), "them"),
     };
     let what = format!(
-        "{all}: another repository may need {them}; `vmsnap scrub --scrub-type '{kind}'` without --output also removes {them}"
+        "{all}: another repository may need {them}; `vmsnap scrub --scrub-type '{kind}'` without --output and \
+         VMSNAP_REPOSITORY also removes {them}"
     );
     Some(Finding::new("left-to-other-repository", what))
 }

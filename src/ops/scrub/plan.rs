@@ -149,8 +149,9 @@ pub fn plan(
     if kind != ScrubType::Checkpoint && name.is_none() && domain.state.is_active() && outlook.kept.is_none() {
         plan.findings.push(Finding::new(
             "bitmaps-not-listed",
-            "bitmaps created since the domain started cannot be listed without a checkpoint; to remove them, \
-             give --checkpoint-name or --output, or scrub while the domain is shut off",
+            "while the domain runs, bitmaps that were created since it started and have no checkpoint cannot be \
+             listed; to remove any there are, name them with --checkpoint-name, give the repository that \
+             recorded them with --output, or scrub while the domain is shut off",
         ));
     }
     Ok(plan)
@@ -233,15 +234,15 @@ impl<'a> Targets<'a> {
         if !plan.left.is_empty() {
             let how = match self.is_active {
                 true => {
-                    "`--scrub-type bitmap` removes each with --checkpoint-name, or all of them while the domain is shut off"
+                    "`--scrub-type bitmap` removes one with --checkpoint-name NAME, or all of them while the domain is shut off"
                 }
                 false => "`--scrub-type bitmap` removes them",
             };
             plan.findings.push(Finding::new(
                 "bitmaps-left",
                 format!(
-                    "the bitmaps stay and keep recording; each costs memory, space in its image and a little time per write; \
-                     later backups can still use those that the repository's restore points recorded; {how}"
+                    "the bitmaps stay and still track writes; each costs memory, space in its image and a little time per write; \
+                     later backups can still use those that belong to a restore point; {how}"
                 ),
             ));
         }

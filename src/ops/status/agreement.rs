@@ -25,7 +25,9 @@ pub(super) fn disagreeing_bitmaps(disks: &[DiskStatus], checkpoints: &[Checkpoin
             found.push(format!("disk {target} lacks a sound bitmap of checkpoint {name}"));
         }
         for name in there.difference(&expected) {
-            found.push(format!("disk {target} has a bitmap {name} without a checkpoint"));
+            found.push(format!(
+                "disk {target} has a bitmap {name} that belongs to no checkpoint of this disk"
+            ));
         }
         let is_broken = |checkpoint: &&Checkpoint| {
             let of_disk = checkpoint.disks.iter().find(|covered| covered.target == *target);

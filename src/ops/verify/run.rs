@@ -91,7 +91,10 @@ impl Verification<'_> {
             self.outcome.ended = Some(error);
             return;
         }
-        let what = format!("restore point {id} was not verified: {}", with_sources(&error));
+        let what = format!(
+            "restore point {id} was not verified: {}",
+            with_sources(&error.cause)
+        );
         self.report(Finding::new("not-verified", what));
     }
 
@@ -224,7 +227,10 @@ impl Verification<'_> {
         // Reported once: later results fail for the same reason.
         let findings = &mut self.outcome.findings.iter();
         if !findings.any(|finding| finding.code == "proof-not-kept") {
-            let what = format!("the result cannot be recorded: {}", with_sources(&error));
+            let what = format!(
+                "the result of the verification cannot be recorded: {}",
+                with_sources(&error)
+            );
             self.report(Finding::new("proof-not-kept", what));
         }
     }

@@ -44,7 +44,7 @@ pub(super) fn read(period_dir: &Path) -> Result<BTreeSet<String>> {
     }
 }
 
-/// The path of the record that this folder was committed.
+/// The path of the empty file that records the commit of the restore point in this folder.
 pub(super) fn record(period_dir: &Path, folder: &str) -> PathBuf {
     period_dir.join(COMMITTED).join(folder)
 }

@@ -32,7 +32,7 @@ use crate::repo::{
 /// smaller.
 const MAX_SMALL_FILE: u64 = 256 << 20;
 
-/// One domain's folder. Any process can read it at any time.
+/// One domain's folder. Processes can read it while another one writes to it.
 #[derive(Clone)]
 pub(super) struct FolderDomain {
     pub(super) name: String,
@@ -195,7 +195,7 @@ impl DomainRepository for FolderDomain {
     fn read_file(&self, kept: &Kept, file: SmallFile) -> std::result::Result<Vec<u8>, String> {
         let path = self.point_dir(kept).join(file.name());
         let Some(entry) = file.entry(&kept.manifest) else {
-            return Err(format!("its manifest does not list {}", path.display()));
+            return Err(format!("{} is not in the manifest", path.display()));
         };
         if let Some(fault) = point::fault_of(&path, entry) {
             return Err(fault);
@@ -245,7 +245,7 @@ impl DomainRepository for FolderDomain {
         // not removed on purpose.
         match self.dir.metadata() {
             Ok(_) => Ok(true),
-            Err(error) => Err(RepoError::io("look at", &self.dir)(error)),
+            Err(error) => Err(RepoError::io("examine", &self.dir)(error)),
         }
     }
 
@@ -307,7 +307,7 @@ impl DomainWriter for FolderWriter {
         let Some(kept) = history.get(id) else {
             return Err(RepoError::NotWhole {
                 id: id.to_owned(),
-                fault: format!("restore point {id} is missing"),
+                fault: "it is missing".to_owned(),
             });
         };
         let is_there = |child: &&Kept| !history::is_gone(&self.domain.point_dir(child));

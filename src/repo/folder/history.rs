@@ -261,11 +261,11 @@ fn is_folder(path: &Path, entry: Entry) -> Result<std::result::Result<(), String
         Entry::Folder => Ok(Ok(())),
         Entry::LinkToNowhere => Ok(Err(format!("{shown} is a dangling or circular link"))),
         Entry::NoFolder => Ok(Err(format!("{shown} is not a folder"))),
-        Entry::Unknown(error) => Err(RepoError::io("look at", path)(error)),
+        Entry::Unknown(error) => Err(RepoError::io("examine", path)(error)),
     }
 }
 
-/// The ids of the restore points that exist, under any name and with any manifest, or should exist.
+/// The ids of the restore points that exist or should exist, whatever the state of their folders.
 /// `None` if they cannot be known, as with a broken link or an unmounted file system.
 pub(super) fn ids_that_may_be_there(dir: &Path) -> Result<Option<BTreeSet<String>>> {
     let mut ids = BTreeSet::new();

@@ -13,12 +13,12 @@ use crate::repo::{
     DiskReader, FileEntry, History, Kept, PieceEntry, RepoError, Result, Stored, StoredExtent,
 };
 
-/// Opens the images of a disk at a restore point, newest first, but none of the restore point
-/// `above` and of those on which that depends. `dir_of` returns the folder of a restore point.
+/// Opens the images of a disk at a restore point, newest first. Images of the restore point `above`
+/// and of its ancestors are left out. `dir_of` returns the folder of a restore point.
 ///
 /// # Errors
-/// [`RepoError::NotWhole`] if the chain has a fault, [`RepoError::Open`] if a file cannot be
-/// opened.
+/// [`RepoError::NotWhole`] if the chain has a fault, [`RepoError::Open`] if a file or its patch
+/// cannot be opened or read.
 pub(super) fn open(
     history: &History,
     id: &str,
@@ -40,10 +40,7 @@ pub(super) fn open(
         };
         let path = point::path_of(&dir_of(kept), &kept.manifest, &disk.image);
         let Some(file) = kept.manifest.file(&disk.image) else {
-            return Err(not_whole(format!(
-                "its manifest does not list {}",
-                path.display()
-            )));
+            return Err(not_whole(format!("{} is not in the manifest", path.display())));
         };
         let recorded = Recorded {
             bytes: file.size,

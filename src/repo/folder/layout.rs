@@ -4,9 +4,10 @@ use crate::model::restore_point::RestorePoint;
 
 /// The ending of a restore point's folder while it is being written.
 pub const PARTIAL: &str = ".partial";
-/// The ending of a full restore point's folder.
+/// The ending of the folder of a restore point that was committed as full.
 pub const FULL: &str = ".full";
-/// The ending of an incremental restore point's folder.
+/// The ending of the folder of a restore point that was committed as incremental. A merge that
+/// makes it full does not change the name.
 pub const INCREMENTAL: &str = ".inc";
 /// The commit record.
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -16,7 +17,7 @@ pub(crate) const NEW_MANIFEST: &str = "manifest.json.new";
 pub(crate) const MERGING: &str = "merging";
 /// The part of the name of a new image between the name of the old one and the merge's number.
 const MERGED: &str = ".merged-";
-/// The ending of the changes that are still to be made in an image of a merge.
+/// The ending of the file with the patch of an image.
 const PATCH: &str = ".patch";
 /// The ending of the note beside an image that a merge continues.
 const CONTINUED: &str = ".continued";
@@ -32,7 +33,7 @@ pub(crate) const PIN: &str = "pinned.json";
 pub(crate) const REMOVED: &str = ".removed.json";
 /// The suffix of a restore point's folder while the folder is being deleted.
 pub(crate) const REMOVING_SUFFIX: &str = ".removing";
-/// The lock of a domain's folder.
+/// The file that the writer of a domain's folder locks.
 pub(crate) const LOCK: &str = ".lock";
 
 /// The name of the image of a disk within the folder of its restore point.
@@ -56,24 +57,24 @@ pub(crate) fn merged_image(image: &str, number: usize) -> String {
     format!("{image}{MERGED}{number}")
 }
 
-/// The number of the merge that has written the image or the changes with this name.
+/// The number of the merge that has written the image or the patch with this name.
 pub(crate) fn merge_number(name: &str) -> Option<usize> {
     let name = name.strip_suffix(PATCH).unwrap_or(name);
     name.rsplit_once(MERGED)?.1.parse().ok()
 }
 
-/// The name of the changes that are still to be made in an image of a merge.
+/// The name of the file with the patch of an image that a merge has continued.
 pub(crate) fn patch(merged_image: &str) -> String {
     format!("{merged_image}{PATCH}")
 }
 
-/// The name of the note beside an image that a merge continues, so that the file is longer than its
-/// manifest says.
+/// The name of the note beside an image that a merge continues. With it, the image may be longer
+/// than its manifest says.
 pub(crate) fn continued(image: &str) -> String {
     format!("{image}{CONTINUED}")
 }
 
-/// The name of the image to which such a note belongs.
+/// The name of the image to which a note with this name belongs.
 pub(crate) fn image_continued(name: &str) -> Option<&str> {
     name.strip_suffix(CONTINUED).filter(|image| !image.is_empty())
 }

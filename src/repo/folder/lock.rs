@@ -38,7 +38,7 @@ pub(super) enum LockError {
 const LOOKS: u32 = 10;
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Takes the lock, or returns its holder at once.
+/// Takes the lock. If another run still holds it after a moment, returns that run.
 pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
     let failed = |error| LockError::Io(path.to_owned(), error);
     let mut file = OpenOptions::new()

@@ -61,7 +61,7 @@ pub(super) fn folder_names(dir: &Path) -> Result<Vec<String>> {
         match entry {
             Entry::Folder => names.push(name),
             Entry::LinkToNowhere | Entry::NoFolder => {}
-            Entry::Unknown(error) => return Err(RepoError::io("look at", &dir.join(name))(error)),
+            Entry::Unknown(error) => return Err(RepoError::io("examine", &dir.join(name))(error)),
         }
     }
     Ok(names)

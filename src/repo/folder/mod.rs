@@ -16,7 +16,7 @@
 //! * `merge`: merges removed restore points into the one that depends on them.
 //! * `continued`: images that a merge continues in their files.
 //! * `patch`: the file with the changes that are still to be made in such an image.
-//! * `readers`: keeps files in place while they are read.
+//! * `readers`: keeps merges from replacing files while they are read.
 //! * `pins`: the pin of a restore point.
 //! * `removed`: which restore points were removed on purpose.
 //! * `remove`: deletes folders.
@@ -152,7 +152,7 @@ impl FolderRepository {
         if before == now {
             return Ok(());
         }
-        let what = "the path leads to a different folder than before: was its file system unmounted?";
+        let what = "its path leads to a different folder than before; was its file system unmounted?";
         Err(unusable(io::Error::other(what)))
     }
 }

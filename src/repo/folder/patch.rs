@@ -70,8 +70,8 @@ pub(super) fn path_of(image: &Path) -> PathBuf {
     image.with_file_name(layout::patch(&name))
 }
 
-/// Whether the image at this path has changes that are still to be made: while it has the name of a
-/// merge's image, and the merge has continued it.
+/// Whether changes are still to be made in the image at this path: a merge has continued it, and it
+/// still has the name from that merge.
 pub(super) fn is_due(image: &Path, entry: &FileEntry) -> bool {
     let name = image.file_name().and_then(|name| name.to_str());
     entry.unused.is_some() && name.is_some_and(|name| layout::merge_number(name).is_some())

@@ -3,7 +3,7 @@
 //!
 //! Order of a commit: the files, each synced when it is finished; the manifest, synced; the folder,
 //! synced; the folder renamed to its final name; its parent synced. A crash before the rename
-//! leaves a `.partial` folder, which is ignored.
+//! leaves a `.partial` folder, which readers ignore and the next run removes.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -226,8 +226,8 @@ fn ensure_dir(store: &dyn Store, dir: &Path) -> Result<()> {
     }
 }
 
-/// An id that no restore point of the domain has or had. A second restore point within one second
-/// gets a suffix.
+/// An id that no restore point of the domain has, nor a missing one or a removed one on record. A
+/// second restore point within one second gets a suffix.
 pub(super) fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
     let stem = id_of(time);
     // The ids of recorded removed restore points are not used again.

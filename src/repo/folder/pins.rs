@@ -1,5 +1,5 @@
 //! The pin of a restore point: a small file in its folder, so that a copy of the folder is pinned
-//! too. A damaged file still pins, so damage never causes a removal.
+//! too. A damaged file still pins the restore point.
 
 use std::io;
 use std::path::Path;
@@ -37,7 +37,7 @@ pub(super) fn read(point_dir: &Path) -> Result<(Option<Pin>, Option<Finding>)> {
         }
         Err(why) => {
             let what = format!(
-                "cannot read {}: {why}; the restore point counts as pinned",
+                "cannot read {}: {why}; the restore point counts as pinned until `vmsnap unpin` removes the pin",
                 path.display()
             );
             (Some(Pin::default()), Some(Finding::new("pin-unreadable", what)))

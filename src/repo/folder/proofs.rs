@@ -195,8 +195,8 @@ impl Proofs {
         self.names.iter().filter(of_id).cloned().collect()
     }
 
-    /// The damage that the last verification found, or may have found, in the restore point with
-    /// this manifest.
+    /// The damage that verifications found, or may have found, in the restore point with this
+    /// manifest, and that no later one has disproved.
     pub(super) fn suspected_damage(&self, manifest: &Manifest) -> Vec<SuspectedDamage> {
         let proof = self.of(manifest);
         let lost = self.lost(manifest, DAMAGED).map(|lost| SuspectedDamage {
@@ -247,12 +247,12 @@ impl Proofs {
         let of_those = self.unreadable.iter().filter(move |lost| is_there(&lost.name.id));
         of_those.map(|lost| {
             let consequence = match lost.name.kind {
-                MISSED => "the next backup treats all its disks as if a bitmap had missed a write",
+                MISSED => "all disks of the restore point count as if their bitmaps had missed writes",
                 DAMAGED => "the whole restore point counts as damaged until it is verified again",
-                _ => "the restore point counts as not verified",
+                _ => "this record does not count as a verification",
             };
             let what = format!(
-                "{}, a record about restore point {}, is damaged ({}): {consequence}",
+                "{}, a record about restore point {}, cannot be used ({}): {consequence}",
                 lost.path.display(),
                 lost.name.id,
                 lost.why

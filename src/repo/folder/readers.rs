@@ -1,8 +1,8 @@
-//! Keeps the files of a domain's folder in place while anybody reads them.
+//! Keeps merges from replacing the files of a domain's folder while anybody reads them.
 //!
-//! A reader holds a shared lock of the kernel's on the domain's folder from before it reads the
-//! manifests until it has closed the files. A process that replaces or removes files that an
-//! earlier manifest names takes the lock exclusively. Both locks end with their process.
+//! A reader holds a shared lock of the kernel on the domain's folder from before it reads the
+//! manifests until it has closed the files. A merge takes the lock exclusively before it replaces
+//! or removes files that an earlier manifest names. Both locks end with their process.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -47,20 +47,22 @@ impl Drop for FolderLock {
     }
 }
 
-/// Keeps the files in place until the lock is dropped. Where the folder is missing, or its file
-/// system has no locks, there is nothing to hold.
+/// Keeps merges from replacing files until the lock is dropped. If the folder is missing, or its
+/// file system has no locks, there is nothing to hold.
 ///
 /// # Errors
 /// A merge replaces files for longer than a reader waits.
 pub(super) fn share(dir: &Path) -> Result<FolderLock> {
     let locked = take(dir, READER_WAITS, File::try_lock_shared);
-    locked.map_err(RepoError::io(
-        "read files that a merge is still replacing in",
-        dir,
-    ))
+    locked.map_err(|error| {
+        let waited = READER_WAITS.as_secs();
+        let why = format!("a merge has been replacing files for {waited} s; run again later");
+        RepoError::io("read", dir)(io::Error::new(error.kind(), why))
+    })
 }
 
-/// Excludes readers until the lock is dropped; `None` while somebody reads.
+/// Excludes readers until the lock is dropped; `None` if somebody still reads after a few seconds.
+/// Without a lock ([`FolderLock::is_held`]) it excludes nobody.
 pub(super) fn exclude(dir: &Path) -> Result<Option<FolderLock>> {
     match take(dir, MERGE_WAITS, File::try_lock) {
         Ok(lock) => Ok(Some(lock)),

@@ -30,7 +30,7 @@ pub(super) fn period(store: &dyn Store, domain_dir: &Path, period: &str) -> Resu
 }
 
 /// Deletes the folder of a restore point on which no other depends. The folder of its period is
-/// deleted with the last one.
+/// deleted too if it is then empty.
 pub(super) fn restore_point(store: &dyn Store, period_dir: &Path, folder: &str) -> Result<()> {
     let dir = period_dir.join(folder);
     refuse_link(period_dir)?;
@@ -80,7 +80,7 @@ fn is_removing_point(folder: &str) -> bool {
     name.is_some_and(|name| layout::split_finished(name).is_some())
 }
 
-/// Deletes the rest of such a folder.
+/// Deletes the rest of a folder that [`interrupted`] has found.
 pub(super) fn finish(store: &dyn Store, dir: &Path) -> Result<()> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
     let Some(period_dir) = dir.parent().filter(|_| is_removing_point(&name)) else {
@@ -112,7 +112,7 @@ fn remove_checkpoint_file(store: &dyn Store, period_dir: &Path, dir: &Path) -> R
 
 /// Refuses a link: a user put it there by hand, and its target belongs to that user.
 fn refuse_link(dir: &Path) -> Result<()> {
-    let found = dir.symlink_metadata().map_err(RepoError::io("look at", dir))?;
+    let found = dir.symlink_metadata().map_err(RepoError::io("examine", dir))?;
     if found.is_dir() {
         return Ok(());
     }
@@ -144,7 +144,7 @@ fn content(dir: &Path, last: fn(&Path) -> bool) -> Result<Vec<(PathBuf, bool)>> 
         let entry = entry.map_err(RepoError::io("read the folder", dir))?;
         let kind = entry
             .file_type()
-            .map_err(RepoError::io("look at", &entry.path()))?;
+            .map_err(RepoError::io("examine", &entry.path()))?;
         paths.push((entry.path(), kind.is_dir()));
     }
     paths.sort_by_key(|(path, _)| last(path));

@@ -350,7 +350,7 @@ impl SimHost {
         match self.state().unreachable.contains(&disk) {
             false => Ok(()),
             true => Err(HostError::Libvirt {
-                operation: format!("tell the size of disk {target}"),
+                operation: format!("report the size of disk {target}"),
                 code: 38,
                 message: "cannot stat file: No such file or directory".to_owned(),
             }),

@@ -53,7 +53,8 @@ impl SimHost {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Creates another hypervisor with a copy of the state, which is independent from now on.
+    /// Creates another hypervisor with a copy of the state, which is independent from now on. The
+    /// copy has no fuse.
     pub fn fork(&self) -> SimHost {
         SimHost(Arc::new(Mutex::new(State {
             fuse: None,

@@ -5,12 +5,13 @@ use crate::host::ActiveJob;
 use crate::model::stop::Stop;
 
 impl SimHost {
-    /// Makes the removal of bitmaps with this name fail; `None` ends this.
+    /// Makes the removal of the checkpoint and the bitmaps with this name fail; `None` ends this.
     pub fn fail_removal_of(&self, name: Option<&str>) {
         self.state().fail_removal_of = name.map(str::to_owned);
     }
 
-    /// Makes reads fail after this many bytes of a disk; `None` ends this.
+    /// Makes reads fail after this many bytes of a disk, in jobs that begin from now on; `None`
+    /// ends this.
     pub fn fail_reads_after(&self, bytes: Option<u64>) {
         self.state().fail_reads_after = bytes;
     }
@@ -20,8 +21,8 @@ impl SimHost {
         self.state().fail_begin = fail;
     }
 
-    /// Sets whether the daemon becomes unavailable as soon as a job has begun, so that nothing can
-    /// be ended.
+    /// Sets whether the daemon becomes unavailable as soon as a job has begun: ending the job
+    /// fails, and so does looking for active jobs.
     pub fn fail_end(&self, fail: bool) {
         self.state().fail_end = fail;
     }
@@ -36,7 +37,7 @@ impl SimHost {
         self.state().no_incremental = Some(reason.to_owned());
     }
 
-    /// Puts the hypervisor on another machine: the images of shut-off domains cannot be read.
+    /// Puts the hypervisor on another machine: the bitmaps of shut-off domains cannot be read.
     pub fn move_away(&self) {
         self.state().is_elsewhere = true;
     }
@@ -62,7 +63,7 @@ impl SimHost {
         }
     }
 
-    /// Simulates a run that began a job, made a checkpoint, noted it down, and was killed.
+    /// Simulates the traces of a run that was killed: its job, and its checkpoint on all disks.
     pub fn leave_job(&self, name: &str, socket: &str, checkpoint: &str, mark: &str) {
         let mut state = self.state();
         state.clock += 1;

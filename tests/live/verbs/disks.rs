@@ -61,7 +61,7 @@ fn disk_plugged_in_while_running_gets_a_full_alone() {
     );
     assert_eq!(mixed.point.level, Level::Incremental);
     assert!(
-        reason(&mixed, "vdc").contains("new since"),
+        reason(&mixed, "vdc").contains("not in restore point"),
         "{}",
         reason(&mixed, "vdc")
     );

@@ -1,11 +1,11 @@
-//! Compresses clusters on several threads, and stores them in the disk's order.
+//! Compresses clusters on several threads, and writes them into one image.
 //!
 //! The caller's thread hands over blocks. Worker threads compress them in pieces. One more thread
 //! takes the pieces in the disk's order, lays out the file and hashes it. The thread of the log
-//! writes the file. No thread takes a buffer of the source, so a source that waits for a free
-//! buffer always gets one.
+//! writes the file. None of them takes a buffer from the source's pool, so a source that waits for
+//! a free buffer always gets one.
 //!
-//! The content of the file depends on the blocks only, not on the threads.
+//! The content of the file depends on the blocks and the options, not on the threads.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,8 @@ const MOST_WORKERS: usize = 8;
 /// Pieces that may wait in addition to one for each worker.
 const WAITING: usize = 4;
 
-/// Writes blocks as [`Qcow2Writer`] does, with clusters compressed where that makes them shorter.
+/// Writes blocks as [`Qcow2Writer`] does, but stores clusters compressed. A cluster that would not
+/// become at least a sixteenth shorter stays plain.
 ///
 /// Memory: besides that of the writer, a piece of 1 MiB and the tables of zstd for each worker, and
 /// five more pieces.

@@ -37,7 +37,8 @@ pub struct Base {
 
 impl Base {
     /// Opens an image to continue it. The numbers are the bytes of data and of zeroes that its
-    /// writer reported. `None` if its format does not allow that; it can still be copied.
+    /// writer reported. `None` if its format, length or recorded digests do not allow that; it can
+    /// still be copied.
     ///
     /// # Errors
     /// If it cannot be read as an image.
@@ -239,8 +240,8 @@ impl Qcow2Writer {
     /// blocks are those that differ from the base. Everything is appended to the file, and
     /// [`Written::patch`] has the changes that make it the new image.
     ///
-    /// The memory also holds 8 bytes for each cluster that is replaced, and 64 KiB for each 2 GiB
-    /// that are appended.
+    /// The memory also holds 8 to 24 bytes for each cluster that is replaced, and 64 KiB for each 2
+    /// GiB that are appended.
     ///
     /// # Errors
     /// As [`Qcow2Writer::new`], and if tables of the base cannot be read or are invalid.

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use crate::image::qcow2::layout::ENTRY_BYTES;
 use crate::model::block::CLUSTER;
 
-/// Refcounts are 16 bits wide, as QEMU's own are.
+/// Refcounts are 16 bits wide, as they are by default in QEMU's images.
 pub(super) const REFCOUNT_ORDER: u32 = 4;
 /// Clusters that one refcount block covers.
 pub(super) const REFCOUNTS_PER_BLOCK: u64 = CLUSTER * 8 / (1 << REFCOUNT_ORDER);

@@ -98,7 +98,7 @@ impl Shrinker {
             }
             for (number, cluster) in piece[start..end].chunks(CLUSTER_BYTES).enumerate() {
                 let start = start + number * CLUSTER_BYTES;
-                // After one cluster that did not shrink, only a sample is tried of each.
+                // After a cluster that did not shrink, a sample decides whether to try the next.
                 let is_worth_it = !is_dense || self.sample_shrinks(cluster);
                 let packed = match is_worth_it {
                     true => self.compress(cluster, &mut stored.bytes),

@@ -22,9 +22,12 @@ const MOST_DAMAGE: usize = 4;
 /// How often a record is written if other runs remove it before it is complete.
 const ATTEMPTS: usize = 4;
 
-/// Records a proof, and removes the `known` records of the same restore point: those that existed
-/// when the verification started, even if a wrong clock gave them a later time. Records that other
-/// runs have written since stay.
+/// Writes a proof, with at most [`MOST_DAMAGE`] damage notes for each disk and for the files of no
+/// disk. Then removes the older records of the same restore point.
+///
+/// `known` has the file names of those that existed when the verification started, even if a wrong
+/// clock gave them a later time. What other runs have recorded since then stays. A record that
+/// cannot be removed is no error.
 pub(in crate::repo::folder) fn keep(
     store: &dyn Store,
     domain_dir: &Path,
