@@ -1,5 +1,5 @@
-//! The only access to durable files: all that must survive a crash is created, synced, renamed and
-//! deleted here.
+//! Changes to durable files: whatever must survive a crash is created, synced, renamed and deleted
+//! through the store.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
@@ -27,14 +27,21 @@ pub trait Store: Send + Sync {
     /// Creates a file for an image; an existing one is an error.
     fn create_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>>;
 
-    /// Opens an existing image to write more to it.
+    /// Opens an existing file to change it. A link is an error.
     fn continue_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>>;
+
+    /// Creates a file with the content of another, and opens it to write more to it. The two share
+    /// their space until one of them changes. An existing file is an error.
+    ///
+    /// # Errors
+    /// `Unsupported` if the file system cannot do that.
+    fn clone_image(&self, file: &Path, name: &Path) -> io::Result<Box<dyn ImageFile>>;
 
     /// Gives a file a second name; an existing one is an error.
     ///
     /// # Errors
-    /// `Unsupported`, `PermissionDenied` or `CrossesDevices` if the file system cannot do that for
-    /// these two names.
+    /// `Unsupported`, `PermissionDenied`, `CrossesDevices` or `TooManyLinks` if the file system
+    /// cannot do that for these two names.
     fn link(&self, file: &Path, name: &Path) -> io::Result<()>;
 
     /// Creates a file that has no meaning until it is renamed, and claims it. Until the claim is
@@ -71,8 +78,8 @@ pub trait Store: Send + Sync {
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
 }
 
-/// A kernel lock (`flock`) that shows that the owner of an unfinished file is alive; it ends with
-/// the process.
+/// A claim on an unfinished file: a kernel lock (`flock`), which shows that the file's owner is
+/// alive. It ends with the process at the latest. On a file system without locks it is empty.
 #[derive(Debug)]
 pub struct Claim {
     _file: Option<File>,
@@ -123,6 +130,19 @@ impl Store for DiskStore {
 
     fn continue_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>> {
         Ok(Box::new(DirectFile::new(open_existing(path)?)))
+    }
+
+    fn clone_image(&self, file: &Path, name: &Path) -> io::Result<Box<dyn ImageFile>> {
+        let (from, to) = (open_existing(file)?, create_new(name)?);
+        if let Err(error) = rustix::fs::ioctl_ficlone(&to, &from) {
+            std::fs::remove_file(name)?;
+            let error = io::Error::from(error);
+            return Err(match cannot_clone(&error) {
+                true => io::ErrorKind::Unsupported.into(),
+                false => error,
+            });
+        }
+        Ok(Box::new(DirectFile::new(to)))
     }
 
     fn link(&self, file: &Path, name: &Path) -> io::Result<()> {
@@ -190,6 +210,22 @@ impl Store for DiskStore {
     }
 }
 
+/// Whether this error of ioctl_ficlone(2) means that the file system, or this file, cannot share
+/// its space with another.
+fn cannot_clone(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let refusals = [
+        Errno::OPNOTSUPP,
+        Errno::NOTTY,
+        Errno::NOSYS,
+        Errno::INVAL,
+        Errno::XDEV,
+        Errno::PERM,
+        Errno::TXTBSY,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| refusals.contains(&errno))
+}
+
 /// Opens a file for reading and writing. A link is an error, and a pipe does not block.
 fn open_existing(path: &Path) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -227,6 +263,7 @@ mod tests {
             DiskStore.create_open_dir(&a),
             DiskStore.create_passage(&a),
             DiskStore.create_image(&b).map(drop),
+            DiskStore.clone_image(&a, &b).map(drop),
             DiskStore.create_claimed(&b).map(drop),
         ] {
             let error = refused.expect_err("it exists");

@@ -1,5 +1,5 @@
 //! Test doubles: a simulated hypervisor with disks in memory, a repository in memory, a monitor
-//! that records, and the death of the process or of the machine at any step.
+//! that records findings, and the death of the process or of the machine at any step.
 
 mod cached;
 mod crash;
@@ -9,7 +9,7 @@ mod memory;
 mod recorder;
 
 pub use cached::{cached_bytes, forget_cached};
-pub use crash::{Blow, CrashHost, CrashStore, Fuse};
+pub use crash::{Blow, CrashHost, CrashStore, Fuse, clone_by_copying};
 pub use disk::MemDisk;
 pub use host::SimHost;
 pub use memory::MemoryRepository;

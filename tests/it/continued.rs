@@ -21,19 +21,35 @@ use vmsnap::ops::retention::{self, Means, Policy, Quota, Rule, preview, prune};
 use vmsnap::ops::verify;
 use vmsnap::ops::{Event, Monitor};
 use vmsnap::repo::{DomainRepository, FolderRepository, Merge, Merged, Repository};
+use vmsnap::testkit::clone_by_copying;
 
 use crate::lab::{CLUSTER, InFolder, Lab};
 
 /// Clusters of the disk.
 const CLUSTERS: usize = 120;
 
-/// A store that counts the bytes that are written.
+/// A store that counts the bytes that are written, whatever the real file system is.
 #[derive(Clone, Default)]
-struct CountingStore(Arc<AtomicU64>);
+struct CountingStore {
+    written: Arc<AtomicU64>,
+    /// Whether files can share their space.
+    clones: bool,
+}
 
 impl CountingStore {
+    fn of_kind(clones: bool) -> CountingStore {
+        CountingStore {
+            clones,
+            ..CountingStore::default()
+        }
+    }
+
     fn count(&self, bytes: usize) {
-        self.0.fetch_add(bytes as u64, Ordering::SeqCst);
+        self.written.fetch_add(bytes as u64, Ordering::SeqCst);
+    }
+
+    fn written(&self) -> u64 {
+        self.written.load(Ordering::SeqCst)
     }
 
     fn image(&self, file: Box<dyn ImageFile>) -> Box<dyn ImageFile> {
@@ -81,6 +97,16 @@ impl Store for CountingStore {
 
     fn continue_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>> {
         Ok(self.image(DiskStore.continue_image(path)?))
+    }
+
+    fn clone_image(&self, file: &Path, name: &Path) -> io::Result<Box<dyn ImageFile>> {
+        match self.clones {
+            true => {
+                drop(DiskStore.create_image(name)?);
+                Ok(self.image(clone_by_copying(file, name)?))
+            }
+            false => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     fn link(&self, file: &Path, name: &Path) -> io::Result<()> {
@@ -220,9 +246,14 @@ fn assert_restores(lab: &Lab, points: &[(String, Vec<u8>)]) {
 
 #[test]
 fn a_merge_writes_at_most_three_times_the_increments() {
+    for clones in [false, true] {
+        merges_cost_three_times_the_increments(CountingStore::of_kind(clones));
+    }
+}
+
+fn merges_cost_three_times_the_increments(store: CountingStore) {
     let mut lab = lab();
     let points = backed_up(&mut lab, 20);
-    let store = CountingStore::default();
     let domain = opened(&lab, Arc::new(store.clone()));
     let full = image_of(&lab, &points[0].0)
         .metadata()
@@ -233,9 +264,9 @@ fn a_merge_writes_at_most_three_times_the_increments() {
             unreachable!()
         };
         let increment = image_of(&lab, into).metadata().expect("it is there").len();
-        let before = store.0.load(Ordering::SeqCst);
+        let before = store.written();
         assert_eq!(merge(domain.as_ref(), &lab, &[gone], into), Merged::Completely);
-        let written = store.0.load(Ordering::SeqCst) - before;
+        let written = store.written() - before;
         assert!(written <= 3 * increment, "{written} bytes for {increment}");
         assert!(3 * increment < full);
     }
@@ -290,9 +321,15 @@ fn a_policy_plans_what_a_continued_image_costs() {
 
 #[test]
 fn readers_see_the_old_state_or_the_new_one() {
+    for clones in [false, true] {
+        readers_beside_a_merge(CountingStore::of_kind(clones));
+    }
+}
+
+fn readers_beside_a_merge(store: CountingStore) {
     let mut lab = lab();
     let points = backed_up(&mut lab, 4);
-    let domain = opened(&lab, Arc::new(DiskStore));
+    let domain = opened(&lab, Arc::new(store));
     let old = domain.history().expect("it can be read");
     let merged = merge(domain.as_ref(), &lab, &[&points[0].0, &points[1].0], &points[2].0);
     assert_eq!(merged, Merged::ExceptFiles, "somebody reads");
@@ -333,7 +370,7 @@ fn readers_see_the_old_state_or_the_new_one() {
 fn damaged_changes_cost_their_point_and_give_no_wrong_byte() {
     let mut lab = lab();
     let points = backed_up(&mut lab, 3);
-    let domain = opened(&lab, Arc::new(DiskStore));
+    let domain = opened(&lab, Arc::new(CountingStore::default()));
     let old = domain.history().expect("it can be read");
     let merged = merge(domain.as_ref(), &lab, &[&points[0].0], &points[1].0);
     assert_eq!(merged, Merged::ExceptFiles);
@@ -374,7 +411,7 @@ type Points = Vec<(String, Vec<u8>)>;
 /// A state between the commit and the changes in the file: somebody has read.
 fn half_merged(lab: &mut Lab) -> (Points, Box<dyn DomainRepository>) {
     let points = backed_up(lab, 3);
-    let domain = opened(lab, Arc::new(DiskStore));
+    let domain = opened(lab, Arc::new(CountingStore::default()));
     let old = domain.history().expect("it can be read");
     let merged = merge(domain.as_ref(), lab, &[&points[0].0], &points[1].0);
     assert_eq!(merged, Merged::ExceptFiles);
@@ -438,9 +475,29 @@ fn bytes_that_an_old_merge_left_after_an_image_go() {
     fs::write(&image, &bytes).expect("longer");
     fs::write(image.with_file_name("vda.qcow2.continued"), "of no merge\n7\n").expect("written");
     assert_restores(&lab, &points);
-    let domain = opened(&lab, Arc::new(DiskStore));
+    let domain = opened(&lab, Arc::new(CountingStore::default()));
     let merged = merge(domain.as_ref(), &lab, &[&points[0].0], &points[1].0);
     assert_eq!(merged, Merged::Completely);
+    assert_restores(&lab, &points[1..]);
+    lab.assert_verified("vm1");
+}
+
+#[test]
+fn a_clone_is_continued_and_leaves_the_old_file_alone() {
+    let mut lab = lab();
+    let points = backed_up(&mut lab, 3);
+    let image = image_of(&lab, &points[0].0);
+    let full = image.metadata().expect("it is there").len();
+    // Another name, and a program that has it open without a lock.
+    let copy = lab.folder.path().join("copy-of-the-full");
+    fs::hard_link(&image, &copy).expect("linked");
+    let before = fs::read(&image).expect("it can be read");
+    let store = CountingStore::of_kind(true);
+    let domain = opened(&lab, Arc::new(store.clone()));
+    let merged = merge(domain.as_ref(), &lab, &[&points[0].0], &points[1].0);
+    assert_eq!(merged, Merged::Completely);
+    assert!(store.written() < full / 3, "it was copied");
+    assert!(fs::read(&copy).expect("it can be read") == before);
     assert_restores(&lab, &points[1..]);
     lab.assert_verified("vm1");
 }
@@ -453,7 +510,7 @@ fn a_file_with_another_name_is_not_continued() {
     let copy = lab.folder.path().join("copy-of-the-full");
     fs::hard_link(&image, &copy).expect("linked");
     let before = fs::read(&copy).expect("it can be read");
-    let domain = opened(&lab, Arc::new(DiskStore));
+    let domain = opened(&lab, Arc::new(CountingStore::default()));
     assert_eq!(
         merge(domain.as_ref(), &lab, &[&points[0].0], &points[1].0),
         Merged::Completely

@@ -1,11 +1,14 @@
-//! Continues an image in its file, for a merge: the cost is that of the newer images.
+//! Continues an image, for a merge: the cost is that of the newer images.
 //!
-//! The file gets a second name, that of the new image ([`layout::merged_image`]), and everything
-//! new is appended to it. A note beside the old name ([`layout::continued`]) says that the file may
-//! be longer than its manifest says: readers of the old image stop where it ended. The changes that
-//! turn the file into the new image go to a file of their own ([`super::patch`]), and readers of
-//! the new image apply them. Only when nobody reads the old image are they made in the file itself
-//! ([`replace_header`], [`free_ranges`]).
+//! Everything new is appended to a file with the name of the new image ([`layout::merged_image`]).
+//! It is a clone of the old file where the file system can make one (a reflink). Elsewhere it is
+//! the old file itself, under a second name. In that case a note beside the old name
+//! ([`layout::continued`]) says that the file may be longer than its manifest says: readers of the
+//! old image stop where it ended.
+//!
+//! The changes that turn the file into the new image go to a file of their own ([`super::patch`]),
+//! and readers of the new image apply them. They are made in the file itself once nobody reads the
+//! old image ([`replace_header`], [`free_ranges`]).
 
 use std::fs::File;
 use std::io;
@@ -45,18 +48,22 @@ pub(super) struct Continuation<'a> {
     pub(super) number: usize,
 }
 
+/// An image that is being continued.
+pub(super) struct Begun {
+    pub(super) base: Base,
+    /// The file that the new image is appended to.
+    pub(super) file: Box<dyn ImageFile>,
+    /// How many names this file has.
+    pub(super) links: u64,
+}
+
 impl Continuation<'_> {
     /// Prepares to continue this image, and opens its file for writing. `stored` is how many bytes
-    /// of data and of zeroes it holds. `None` if that is not possible; nothing has changed then.
-    pub(super) fn begin(
-        &self,
-        base: ChainImage,
-        stored: (u64, u64),
-    ) -> Result<Option<(Base, Box<dyn ImageFile>)>> {
+    /// of data and of zeroes it holds. `None` if that is not possible; the image is unchanged then.
+    pub(super) fn begin(&self, base: ChainImage, stored: (u64, u64)) -> Result<Option<Begun>> {
         let path = base.path.clone();
         let found = path.symlink_metadata().map_err(RepoError::io("examine", &path))?;
-        // Another name of the file would show the changes: a copy made of links must stay as it is.
-        if !found.is_file() || found.nlink() != 1 {
+        if !found.is_file() {
             return Ok(None);
         }
         let ChainImage { file, recorded, .. } = base;
@@ -65,13 +72,42 @@ impl Continuation<'_> {
         };
         let base_bytes = recorded.bytes;
         let base = Base::open(file, path.clone(), recorded, stored).map_err(BlockError::from)?;
-        let (Some(base), Some(dir), Some(name)) = (base, path.parent(), path.file_name()) else {
+        let Some(base) = base else {
             return Ok(None);
         };
+        if let Some(file) = self.clone_of(&path, base_bytes)? {
+            return Ok(Some(Begun { base, file, links: 1 }));
+        }
+        // Another name of the file would show the changes: a copy made of links must stay as it is.
+        if found.nlink() != 1 {
+            return Ok(None);
+        }
         // An interrupted merge may have left bytes after the old image.
         if found.len() > base_bytes {
             shorten(self.store, &path, base_bytes)?;
         }
+        let file = self.second_name_of(&path)?;
+        Ok(file.map(|file| Begun { base, file, links: 2 }))
+    }
+
+    /// Clones the old file, which has this many bytes. `None` if the file system cannot do that.
+    fn clone_of(&self, path: &Path, bytes: u64) -> Result<Option<Box<dyn ImageFile>>> {
+        let cloned = self.store.clone_image(path, &self.merged()).and_then(|mut file| {
+            file.set_len(bytes)?;
+            Ok(file)
+        });
+        match cloned {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if is_unsupported(&error) => Ok(None),
+            Err(error) => Err(RepoError::io("clone", path)(error)),
+        }
+    }
+
+    /// Gives the old file its second name. `None` if the file system cannot do that.
+    fn second_name_of(&self, path: &Path) -> Result<Option<Box<dyn ImageFile>>> {
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+            return Ok(None);
+        };
         let note = dir.join(layout::continued(&name.to_string_lossy()));
         remove_if_there(self.store, &note, "replace")?;
         self.store
@@ -79,30 +115,31 @@ impl Continuation<'_> {
             .map_err(RepoError::io("write", &note))?;
         self.store.sync_dir(dir).map_err(RepoError::io("sync", dir))?;
         let merged = self.merged();
-        if let Err(error) = self.store.link(&path, &merged) {
+        if let Err(error) = self.store.link(path, &merged) {
             remove_if_there(self.store, &note, "remove")?;
             return match is_unsupported(&error) {
                 true => Ok(None),
-                false => Err(RepoError::io("give a second name to", &path)(error)),
+                false => Err(RepoError::io("give a second name to", path)(error)),
             };
         }
         let file = self.store.continue_image(&merged);
-        Ok(Some((base, file.map_err(RepoError::io("open", &merged))?)))
+        Ok(Some(file.map_err(RepoError::io("open", &merged))?))
     }
 
     fn merged(&self) -> PathBuf {
         self.dir.join(layout::merged_image(self.image, self.number))
     }
 
-    /// Before the commit: writes down the changes that are still to be made in the file. The file
-    /// may not have got a further name since, because that would show the changes.
-    pub(super) fn keep(&self, changes: &Patch) -> Result<()> {
+    /// Before the commit: writes down the changes that are still to be made in the file, which has
+    /// this many names. It may not have got a further name since, because that would show the
+    /// changes.
+    pub(super) fn keep(&self, changes: &Patch, links: u64) -> Result<()> {
         let merged = self.merged();
         let found = merged
             .symlink_metadata()
             .map_err(RepoError::io("examine", &merged))?;
-        if found.nlink() != 2 {
-            let error = io::Error::other("its file was given another name during the merge: run again");
+        if found.nlink() != links {
+            let error = io::Error::other("the file was given another name during the merge; run again");
             return Err(RepoError::io("merge into", &merged)(error));
         }
         let path = patch::path_of(&merged);
@@ -163,9 +200,9 @@ fn is_unsupported(error: &io::Error) -> bool {
     kinds.contains(&error.kind())
 }
 
-/// Cuts the files off again that uncommitted merges into the restore point in `dir` have continued:
-/// those with a number above `merges`. Returns false if the old length of one is not known, because
-/// its manifest cannot be used.
+/// Shortens the files that uncommitted merges into the restore point in `dir` have continued. Such
+/// merges have a number above `merges`. Returns false if the old length of a file, or the merge
+/// that continued it, is not known.
 pub(super) fn take_back(store: &dyn Store, domain_dir: &Path, dir: &Path, merges: usize) -> Result<bool> {
     for period in folder_names(domain_dir)? {
         if !holds_restore_points(&period) {

@@ -13,14 +13,14 @@
 //!    under readers, it waits until nobody reads ([`super::readers`]);
 //! 6. the note goes.
 //!
-//! A merge that ended before the commit is undone, a later one is finished ([`finish`]). In
-//! each state every restore point can be restored, also by hand: an image keeps its old name until
-//! the new image has it.
+//! A merge that was interrupted before the commit is undone; after the commit it is finished
+//! ([`finish`]). In each state every restore point can be restored, also by hand: an image keeps
+//! its old name until the new image has it.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::continued::{self, Continuation};
+use super::continued::{self, Begun, Continuation};
 use super::layout;
 use super::look::{entries, folder_names, read_bounded};
 use super::pending::remove_if_there;
@@ -41,7 +41,7 @@ const BUFFERS: usize = 4;
 const BUFFER: usize = 1 << 20;
 
 /// The text of the note. Nothing reads it.
-const NOTE: &[u8] = b"vmsnap was merging restore points into this one. The next run finishes that.\n";
+const NOTE: &[u8] = b"vmsnap was merging restore points into this one. The next run finishes or undoes it.\n";
 
 /// The folders that a merge needs.
 pub(super) struct Place<'a> {
@@ -191,7 +191,7 @@ fn continue_image(
         number: plan.number,
     };
     let stored = (image.oldest.data_bytes, image.oldest.zero_bytes);
-    let Some((base, file)) = continuation.begin(base, stored)? else {
+    let Some(Begun { base, file, links }) = continuation.begin(base, stored)? else {
         return Ok(None);
     };
     let source = source(newer, merge)?;
@@ -203,7 +203,7 @@ fn continue_image(
         merge,
     )?;
     if let Some(changes) = &written.patch {
-        continuation.keep(changes)?;
+        continuation.keep(changes, links)?;
     }
     Ok(Some(written))
 }
@@ -285,14 +285,16 @@ pub(super) fn interrupted(domain_dir: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Whether this is such a path, and not that of a folder that is being deleted.
+/// Whether a leftover's key is that of an unfinished merge, and not of a folder that is being
+/// deleted.
 pub(super) fn is_of_merge(key: &str) -> bool {
     key.rsplit_once('/')
         .is_some_and(|(_, folder)| layout::split_finished(folder).is_some())
 }
 
-/// Finishes an interrupted merge into the restore point in this folder, or takes it back. Returns
-/// false if that has to wait for readers, or until the manifest can be used again.
+/// Finishes an interrupted merge into the restore point in this folder, or undoes it. Returns false
+/// if that has to wait: for readers, for a usable manifest, or until the images are as the manifest
+/// says.
 pub(super) fn finish(store: &dyn Store, domain_dir: &Path, dir: &Path) -> Result<bool> {
     let text = read_bounded(&dir.join(layout::MANIFEST), manifest::MAX_BYTES).ok();
     // The history reports a manifest that cannot be used. Only the manifest says which side of the
@@ -329,7 +331,7 @@ pub(super) fn finish(store: &dyn Store, domain_dir: &Path, dir: &Path) -> Result
             let changes = layout::patch(&layout::merged_image(&disk.image, merges));
             remove_if_there(store, &dir.join(changes), "remove")?;
         }
-        // Of the removed restore points nothing goes unless the images are what they should be.
+        // Removed restore points are deleted only if the images are as the manifest says.
         if !point::file_faults(dir, &manifest).is_empty() {
             return Ok(false);
         }

@@ -143,6 +143,13 @@ impl CrashDisk {
         dir.changes.push(Change::Remove(name.to_owned()));
     }
 
+    /// Gives a file the content of another.
+    pub(super) fn fill_clone(&mut self, file: &Path, name: &Path) {
+        let (from, to) = (self.node(file), self.node(name));
+        let content = self.file(from).now.clone();
+        self.file(to).now = content;
+    }
+
     /// Gives a file a second name.
     pub(super) fn link(&mut self, file: &Path, name: &Path) {
         let node = self.node(file);

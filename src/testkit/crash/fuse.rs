@@ -50,8 +50,8 @@ impl Fuse {
     /// Creates a fuse that blows at the step with this number, counted from 0. If there is no such
     /// step it only counts.
     ///
-    /// Keep it until the state after the crash has been checked: it drops the objects of the dead
-    /// process.
+    /// Keep it until the state after the crash has been checked: when it is dropped, it drops the
+    /// objects of the dead process.
     pub fn at(number: usize, blow: Blow) -> Fuse {
         Fuse(Arc::new(Mutex::new(State {
             at: Some((number, blow)),
@@ -69,8 +69,8 @@ impl Fuse {
         self.state().is_dead
     }
 
-    /// Performs a step. An error means that it failed. The error contains the step's result if the
-    /// step took effect and only the answer was lost.
+    /// Performs a step. An error means that the step failed or the process died. The error contains
+    /// the step's result if the step took effect nevertheless.
     pub(crate) fn step<T>(
         &self,
         name: impl FnOnce() -> String,

@@ -2,7 +2,7 @@
 //!
 //! * `fuse`: counts the steps and blows at one of them.
 //! * `store`: a [`crate::io::Store`] that dies with its process.
-//! * `host`: a [`crate::host::Host`] whose client dies, together with its jobs.
+//! * `host`: a [`crate::host::Host`] whose client dies. Its jobs survive.
 //! * `disk`: models what a power cut leaves of the files.
 
 mod disk;
@@ -12,4 +12,4 @@ mod store;
 
 pub use fuse::{Blow, Fuse};
 pub use host::CrashHost;
-pub use store::CrashStore;
+pub use store::{CrashStore, clone_by_copying};

@@ -15,6 +15,7 @@ use crate::model::block::ImageFile;
 pub struct CrashStore {
     fuse: Fuse,
     disk: Option<Arc<Mutex<CrashDisk>>>,
+    clones: bool,
 }
 
 impl CrashStore {
@@ -23,6 +24,7 @@ impl CrashStore {
         CrashStore {
             fuse: fuse.clone(),
             disk: None,
+            clones: false,
         }
     }
 
@@ -30,22 +32,32 @@ impl CrashStore {
     /// durable. All paths that are given to the store must lie below it.
     ///
     /// # Errors
-    /// When the folder cannot be read.
+    /// If the folder cannot be read.
     pub fn with_power(fuse: &Fuse, root: &Path) -> io::Result<CrashStore> {
         Ok(CrashStore {
             fuse: fuse.clone(),
             disk: Some(Arc::new(Mutex::new(CrashDisk::read(root)?))),
+            clones: false,
         })
     }
 
-    /// The same store in the next process, which dies with this fuse. What the last process has not
-    /// synced is still not durable.
+    /// The same store in the next process, which this fuse controls. Changes that earlier processes
+    /// have not synced are still not durable.
     #[must_use]
     pub fn reopened(&self, fuse: &Fuse) -> CrashStore {
         CrashStore {
             fuse: fuse.clone(),
             disk: self.disk.clone(),
+            clones: self.clones,
         }
+    }
+
+    /// The same store on a file system whose files can share their space. The real file system
+    /// need not be one: a clone is copied.
+    #[must_use]
+    pub fn cloning(mut self) -> CrashStore {
+        self.clones = true;
+        self
     }
 
     /// Cuts the power: replaces the files by those that survive. Synced content survives. Of the
@@ -98,6 +110,26 @@ impl CrashStore {
     }
 }
 
+/// The piece of a file that is copied at once, in bytes.
+const PIECE: usize = 64 << 10;
+
+/// Fills a new file as a clone of another, on a file system that has no clones.
+///
+/// # Errors
+/// Those of reading and writing.
+pub fn clone_by_copying(file: &Path, name: &Path) -> io::Result<Box<dyn ImageFile>> {
+    let content = std::fs::read(file)?;
+    let mut clone = DiskStore.continue_image(name)?;
+    clone.set_len(content.len() as u64)?;
+    // Holes stay holes.
+    for (number, piece) in content.chunks(PIECE).enumerate() {
+        if piece.iter().any(|byte| *byte != 0) {
+            clone.write_at(piece, (number * PIECE) as u64)?;
+        }
+    }
+    Ok(clone)
+}
+
 fn died() -> io::Error {
     io::Error::other("simulated: the step fails")
 }
@@ -128,6 +160,18 @@ impl Store for CrashStore {
         let real = || DiskStore.continue_image(path);
         let file = self.step("continue_image", path, real, |_, _| ())?;
         Ok(self.image(file, path))
+    }
+
+    fn clone_image(&self, file: &Path, name: &Path) -> io::Result<Box<dyn ImageFile>> {
+        if !self.clones {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        // Two steps, as in reality: a kill in between leaves an empty file.
+        let create = || DiskStore.create_image(name);
+        self.step("create_clone", name, create, |disk, _| disk.add_file(name, &[]))?;
+        let fill = || clone_by_copying(file, name);
+        let clone = self.step("fill_clone", name, fill, |disk, _| disk.fill_clone(file, name))?;
+        Ok(self.image(clone, name))
     }
 
     fn link(&self, file: &Path, name: &Path) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use vmsnap::model::level::FullRule;
 use vmsnap::ops::backup::Options;
 use vmsnap::repo::History;
-use vmsnap::testkit::{Blow, CrashStore, Fuse};
+use vmsnap::testkit::{Blow, Fuse};
 
 use super::prune::{cut_power_everywhere, last, pruned, steps_of};
 use super::world::{DOMAIN, Moment, World, at_step, every_end};
@@ -20,6 +20,11 @@ fn world() -> World {
 /// The same with a disk whose image is continued by the merge.
 fn continuing() -> World {
     chain(World::large())
+}
+
+/// The same on a file system whose files can share their space.
+fn cloning() -> World {
+    chain(World::large().cloning())
 }
 
 fn chain(mut world: World) -> World {
@@ -79,7 +84,7 @@ fn assert_merged(world: &mut World, stays: &[String]) {
 
 #[test]
 fn a_merge_ends_anywhere_and_the_next_finishes_it() {
-    for (world, kept) in [(world(), 2), (world(), 1), (continuing(), 2)] {
+    for (world, kept) in [(world(), 2), (world(), 1), (continuing(), 2), (cloning(), 2)] {
         let stays = newest(&world, kept);
         let steps = steps_of(world.fork(), last(kept as u32));
         assert!(steps.iter().any(|step| step.starts_with("replace")), "{steps:#?}");
@@ -87,7 +92,7 @@ fn a_merge_ends_anywhere_and_the_next_finishes_it() {
             at_step(&steps, number, &blow, || {
                 let mut world = world.fork();
                 let fuse = Fuse::at(number, blow);
-                let store = CrashStore::new(&fuse);
+                let store = world.store(&fuse);
                 let _ = world.crash_in(&fuse, store, |context| pruned(context, last(kept as u32)));
                 assert_all_restore(&world, &stays);
                 assert_merged(&mut world, &stays);
@@ -98,7 +103,7 @@ fn a_merge_ends_anywhere_and_the_next_finishes_it() {
 
 #[test]
 fn a_merge_survives_a_power_cut_at_any_step() {
-    for world in [world(), continuing()] {
+    for world in [world(), continuing(), cloning()] {
         let stays = newest(&world, 2);
         cut_power_everywhere(&world, last(2), 2, |world| {
             assert_all_restore(world, &stays);
@@ -124,8 +129,7 @@ fn a_finished_merge_survives_a_power_cut_at_any_step() {
                 at_step(&steps, died, &(number, seed), || {
                     let mut world = world.fork();
                     let fuse = Fuse::at(died, Blow::KilledAfter);
-                    let store =
-                        CrashStore::with_power(&fuse, world.lab.folder.path()).expect("it can be read");
+                    let store = world.store_with_power(&fuse);
                     let _ = world.crash_in(&fuse, store.clone(), |context| pruned(context, last(2)));
                     world.reopen();
                     let fuse = Fuse::at(number, Blow::KilledBefore);
@@ -144,16 +148,17 @@ fn a_finished_merge_survives_a_power_cut_at_any_step() {
 
 #[test]
 fn a_large_image_is_continued_and_a_small_one_copied() {
-    let steps = steps_of(continuing(), last(2));
-    let is_continued = |disk: &str| {
-        let ending = format!("{disk}.qcow2.merged-1");
-        steps
-            .iter()
-            .any(|step| step.starts_with("link ") && step.ends_with(&ending))
-    };
-    assert!(is_continued("vda"), "{steps:#?}");
-    assert!(!is_continued("vdb"), "{steps:#?}");
-    assert!(steps.iter().any(|step| step.starts_with("free ")), "{steps:#?}");
+    for (world, step) in [(continuing(), "link "), (cloning(), "fill_clone ")] {
+        let steps = steps_of(world, last(2));
+        let is_continued = |disk: &str| {
+            let ending = format!("{disk}.qcow2.merged-1");
+            let found = |done: &&String| done.starts_with(step) && done.ends_with(&ending);
+            steps.iter().any(|done| found(&done))
+        };
+        assert!(is_continued("vda"), "{steps:#?}");
+        assert!(!is_continued("vdb"), "{steps:#?}");
+        assert!(steps.iter().any(|step| step.starts_with("free ")), "{steps:#?}");
+    }
 }
 
 /// Backups and prunes in turns; most prunes end early, somewhere. What stays, and is named, gives
@@ -167,7 +172,10 @@ fn a_story_of_interrupted_merges_loses_nothing() {
             random.fill(&mut bytes);
             u32::from_le_bytes(bytes) as usize % sides
         };
-        let mut world = World::large();
+        let mut world = match seed % 2 {
+            0 => World::large(),
+            _ => World::large().cloning(),
+        };
         let never = Options {
             full: FullRule::Never,
             ..Lab::options()
@@ -181,7 +189,7 @@ fn a_story_of_interrupted_merges_loses_nothing() {
             let stays = 1 + roll(kept - 1);
             let stay = newest(&world, stays);
             let fuse = Fuse::at(roll(70), Blow::ALL[roll(Blow::ALL.len())]);
-            let store = CrashStore::new(&fuse);
+            let store = world.store(&fuse);
             let policy = last(stays as u32);
             let _ = world.crash_in(&fuse, store, |context| pruned(context, policy));
             world.reopen();
@@ -201,7 +209,7 @@ fn a_merge_into_a_point_that_is_lost_blocks_nothing() {
     for damage in [None, Some("{}")] {
         let mut world = prepared.fork();
         let fuse = Fuse::at(noted + 3, Blow::KilledBefore);
-        let store = CrashStore::new(&fuse);
+        let store = world.store(&fuse);
         let _ = world.crash_in(&fuse, store, |context| pruned(context, last(2)));
         let history = world.lab.history(DOMAIN);
         let manifest = history.get(&world.moments[2].id).expect("it is there").dir();
@@ -236,7 +244,7 @@ fn heals_an_interrupted_merge(world: &World) {
         at_step(&steps, number, &blow, || {
             let mut world = world.fork();
             let fuse = Fuse::at(number, blow);
-            let store = CrashStore::new(&fuse);
+            let store = world.store(&fuse);
             let _ = world.crash_in(&fuse, store, |context| pruned(context, last(2)));
             world.guest_writes();
             let outcome = world.backup(&Lab::options());

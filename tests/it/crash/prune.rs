@@ -94,8 +94,9 @@ fn assert_pruned(world: &mut World, doomed: &[String], policy: Policy) {
 
 pub(super) fn steps_of(mut world: World, policy: Policy) -> Vec<String> {
     let fuse = Fuse::default();
+    let store = world.store(&fuse);
     world
-        .crash_in(&fuse, CrashStore::new(&fuse), |context| pruned(context, policy))
+        .crash_in(&fuse, store, |context| pruned(context, policy))
         .expect("nothing happens to it");
     fuse.steps()
 }
@@ -151,7 +152,7 @@ pub(super) fn cut_power_everywhere(
             at_step(&steps, number, &seed, || {
                 let mut world = world.fork();
                 let fuse = Fuse::at(number, Blow::KilledBefore);
-                let store = CrashStore::with_power(&fuse, world.lab.folder.path()).expect("it can be read");
+                let store = world.store_with_power(&fuse);
                 let outcome = world.crash_in(&fuse, store.clone(), |context| pruned(context, policy));
                 store
                     .cut_power(seed * 1000 + number as u64)

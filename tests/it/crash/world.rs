@@ -36,6 +36,8 @@ pub struct World {
     /// The restore points that were made, with the disks they have to give back.
     pub moments: Vec<Moment>,
     writes: u8,
+    /// Whether files can share their space on its file system.
+    clones: bool,
 }
 
 #[derive(Clone)]
@@ -75,6 +77,7 @@ impl World {
             lab,
             moments: Vec::new(),
             writes: 0,
+            clones: false,
         };
         world.guest_writes();
         world
@@ -94,9 +97,34 @@ impl World {
             lab,
             moments: Vec::new(),
             writes: 0,
+            clones: false,
         };
         world.guest_writes();
         world
+    }
+
+    /// The same world on a file system whose files can share their space.
+    #[must_use]
+    pub fn cloning(self) -> World {
+        World { clones: true, ..self }
+    }
+
+    /// The store of a process that can be killed.
+    pub fn store(&self, fuse: &Fuse) -> CrashStore {
+        self.with_clones(CrashStore::new(fuse))
+    }
+
+    /// The store of a machine that can lose its power.
+    pub fn store_with_power(&self, fuse: &Fuse) -> CrashStore {
+        let store = CrashStore::with_power(fuse, self.lab.folder.path());
+        self.with_clones(store.expect("it can be read"))
+    }
+
+    fn with_clones(&self, store: CrashStore) -> CrashStore {
+        match self.clones {
+            true => store.cloning(),
+            false => store,
+        }
     }
 
     /// A world whose next backup begins a new period and may prune the one before.
@@ -117,6 +145,7 @@ impl World {
             lab,
             moments: self.moments.clone(),
             writes: self.writes,
+            clones: self.clones,
         }
     }
 
