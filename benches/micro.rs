@@ -13,7 +13,7 @@ use vmsnap::model::buffer::{Buffer, BufferPool};
 use vmsnap::model::extents::{ExtentPlanner, Run, Runs};
 use vmsnap::model::stop::Stop;
 use vmsnap::nbd::fuzzing::decode_script;
-use vmsnap::ops::copy::REQUEST;
+use vmsnap::ops::copy::BUFFER_SIZE;
 
 const MIB: usize = 1 << 20;
 
@@ -86,7 +86,7 @@ fn extent_merging(criterion: &mut Criterion) {
             let runs = |runs| Runs { runs, flag: 1 };
             planner.add_status(Some(runs(&dirty)), Some(runs(&zero)), size);
             let mut bytes = 0;
-            while let Some(extent) = planner.take(REQUEST as u64) {
+            while let Some(extent) = planner.take(BUFFER_SIZE as u64) {
                 bytes += extent.length;
             }
             bytes
@@ -99,11 +99,11 @@ fn extent_merging(criterion: &mut Criterion) {
 fn qcow2_writing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("qcow2 writing");
     group.sample_size(20).measurement_time(Duration::from_secs(4));
-    let pool = BufferPool::new(16, REQUEST);
+    let pool = BufferPool::new(16, BUFFER_SIZE);
     let works = [
-        ("data in long runs", REQUEST, Some(7), 128 * MIB),
+        ("data in long runs", BUFFER_SIZE, Some(7), 128 * MIB),
         ("data in single clusters", CLUSTER as usize, Some(7), 128 * MIB),
-        ("zeroes that were read", REQUEST, Some(0), 128 * MIB),
+        ("zeroes that were read", BUFFER_SIZE, Some(0), 128 * MIB),
         ("zero extents of a cluster", CLUSTER as usize, None, 128 * MIB),
     ];
     for (name, length, byte, total) in works {
@@ -159,7 +159,7 @@ fn filled(pool: &BufferPool, length: usize, byte: u8) -> Buffer {
 /// Computes the digest as a backup does. Its time per byte is a lower limit for every backup.
 fn digest(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("digest");
-    for length in [64 * 1024, 256 * 1024, MIB, REQUEST] {
+    for length in [64 * 1024, 256 * 1024, MIB, BUFFER_SIZE] {
         let bytes = vec![7; length];
         group.throughput(Throughput::Bytes(length as u64));
         group.bench_function(format!("pieces of {} KiB", length / 1024), |bencher| {

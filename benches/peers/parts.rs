@@ -15,7 +15,7 @@ use rustix::net::{RecvFlags, recv};
 use vmsnap::io::DirectFile;
 use vmsnap::model::block::ImageFile;
 use vmsnap::model::buffer::Buffer;
-use vmsnap::ops::copy::{self, BUFFERS, REQUEST};
+use vmsnap::ops::copy::{self, BUFFER_SIZE, BUFFERS};
 
 /// With this argument and a number of bytes, this program computes a digest.
 const DIGEST: &str = "--digest";
@@ -112,7 +112,7 @@ fn send(input: &str) {
     let file = File::open(input).expect("it can be opened");
     let socket = io::stdout().as_fd().try_clone_to_owned();
     let mut socket = UnixStream::from(socket.expect("a second handle"));
-    let mut piece = vec![0; REQUEST];
+    let mut piece = vec![0; BUFFER_SIZE];
     let mut at = 0;
     loop {
         let count = file.read_at(&mut piece, at).expect("it can be read");

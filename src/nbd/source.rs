@@ -44,7 +44,7 @@ pub enum Mode {
         /// The bitmap's context (`qemu:dirty-bitmap:NAME`).
         bitmap_context: String,
     },
-    /// Exactly these clusters, whatever the server reports about them.
+    /// These clusters, whatever the server reports about them.
     Only(Arc<ClusterSet>),
 }
 
@@ -53,22 +53,23 @@ pub enum Mode {
 pub struct SourceOptions {
     /// The part of the export to read.
     pub mode: Mode,
-    /// The cluster at this offset, in bytes, and all later ones count as changed.
+    /// The cluster at this offset, in bytes, and all later ones count as changed. They are read in
+    /// every mode.
     pub all_from: Option<u64>,
-    /// The memory to read into. Each request takes one buffer, which must hold at least one
-    /// [`CLUSTER`]. If the buffers are long, one request gets a buffer of its own with up to twice
-    /// that length, so one block may be longer than a buffer of the pool.
+    /// The memory to read into. Each read takes one buffer, which must hold at least one
+    /// [`CLUSTER`], and fills at most 1 MiB of it. The first read of a long extent gets a
+    /// buffer of its own with up to 2 MiB, so one block may be longer than a buffer of the pool.
     pub pool: BufferPool,
     /// Length of the first range whose status is requested, in bytes; later ones double up to
-    /// 2 GiB. A short one lets the first read start early.
+    /// almost 2 GiB. A short one lets the first read start early.
     pub first_status: u64,
     /// How long the server may be silent while the source waits for it.
     pub deadline: Duration,
     /// The parent of the incremental image. If it is given, ranges that read as zero and are not
-    /// marked as changed are looked up in it. If they hold anything else there, the bitmap is
-    /// wrong, and the source fails with [`Error::Distrusted`].
+    /// marked as changed are looked up in it. If the parent may hold something else there, the
+    /// bitmap cannot be trusted, and the source fails with [`Error::Distrusted`].
     pub beneath: Option<Arc<dyn Beneath>>,
-    /// Ends the source when the user asks to stop.
+    /// Ends the source with an error when a stop is requested.
     pub stop: Stop,
 }
 
@@ -91,7 +92,8 @@ impl SourceOptions {
 ///
 /// In [`Mode::Full`] the blocks cover the whole disk; ranges known to read as zero come as
 /// [`Content::Zero`]. In [`Mode::Changes`] they cover only the changed clusters, which are always
-/// whole. In [`Mode::Only`] they cover only the clusters of the set, always as data.
+/// whole. In [`Mode::Only`] they cover only the clusters of the set, and those from
+/// [`SourceOptions::all_from`] on, always as data.
 #[derive(Debug)]
 pub struct ExportSource {
     name: String,
@@ -142,8 +144,9 @@ impl ExportSource {
     /// Connects to a unix socket and begins to read `export`.
     ///
     /// # Errors
-    /// [`Error::ContextMissing`] in [`Mode::Changes`] if the server does not grant the bitmap;
-    /// otherwise as [`Client::connect_unix`].
+    /// [`Error::ContextMissing`] in [`Mode::Changes`] if the server does not grant the bitmap,
+    /// [`Error::BadRequest`] if a buffer of the pool is smaller than a cluster; others as
+    /// [`Client::connect_unix`].
     pub fn open(path: &Path, export: &str, options: SourceOptions) -> Result<Self> {
         let limit = WaitLimit {
             deadline: options.deadline,
@@ -165,14 +168,14 @@ impl ExportSource {
         if !export.size.is_multiple_of(alignment) {
             return Err(Error::Unsupported {
                 what: format!(
-                    "an export of {} bytes is not a multiple of its block size of {alignment} bytes",
+                    "its export has {} bytes, which is not a multiple of its block size of {alignment} bytes",
                     export.size
                 ),
             });
         }
         let capacity = options.pool.buffer_capacity() as u64;
         let longest_allowed = u64::from(client.longest_read());
-        let longest_read = capacity.min(longest_allowed) / CLUSTER * CLUSTER;
+        let longest_read = capacity.min(longest_allowed).min(ask::LONGEST_READ) / CLUSTER * CLUSTER;
         let longer = (2 * longest_read).min(longest_allowed / CLUSTER * CLUSTER);
         let longer_read = (longest_read >= SHORTEST_MAPPED && longer > longest_read).then_some(longer);
         if longest_read == 0 {
@@ -329,7 +332,7 @@ impl ExportSource {
         };
         if end <= position {
             return Err(Error::protocol(format!(
-                "the status at offset {position} covers less than one block"
+                "the status at offset {position} covers less than the minimum block size"
             )));
         }
         self.planner.add_status(dirty, zero, end);

@@ -9,9 +9,8 @@ use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSink, BlockSou
 use crate::model::buffer::BufferPool;
 use crate::model::stop::{Stop, StopReason};
 
-/// The length of a read request in bytes: that of a huge page, so that each buffer fills exactly
-/// one. Shorter requests cost more processor time.
-pub const REQUEST: usize = 2 << 20;
+/// The size of a buffer in bytes: that of a huge page, so that each buffer fills exactly one.
+pub const BUFFER_SIZE: usize = 2 << 20;
 
 /// The number of buffers per disk: for requests in flight, for blocks that wait for the writer, and
 /// for the block that is being written.
@@ -25,7 +24,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 
 /// Creates the buffers for one disk.
 pub fn pool() -> BufferPool {
-    BufferPool::new(BUFFERS, REQUEST)
+    BufferPool::new(BUFFERS, BUFFER_SIZE)
 }
 
 /// The progress of a copy.
@@ -39,10 +38,8 @@ pub struct Progress {
 
 /// Copies an export and finishes the sink.
 ///
-/// One thread receives the data, hashes it while it is in the processor's cache, and hands it to
-/// the image, which is written in the background. The receiving thread waits only for buffers. The
-/// calling thread reports the progress. If that takes long, it misses intermediate values but does
-/// not delay the copy.
+/// A separate thread receives the data and passes it to the sink. The calling thread reports the
+/// progress. If that takes long, it misses intermediate values but does not delay the copy.
 ///
 /// `stop` is requested if the sink fails, so that everything that shares it ends too, such as the
 /// copies of the other disks of a job.
@@ -210,7 +207,7 @@ impl<'a> Pump<'a> {
     }
 }
 
-/// Whether an error only says that somebody asked to stop. The real reason is another error then.
+/// Whether an error only says that a stop was requested.
 pub(crate) fn is_stop(error: &BlockError) -> bool {
     error.kind == BlockErrorKind::Stopped
 }

@@ -8,9 +8,12 @@ use crate::model::buffer::Buffer;
 /// The largest number of requests in flight: QEMU handles no more (`MAX_NBD_REQUESTS` in its
 /// `nbd/server.c`).
 const MAX_IN_FLIGHT: usize = 16;
-/// The largest number of bytes in flight: the server needs as much memory. A larger value makes no
-/// disk faster and uses the processor's caches less well.
-const MAX_BYTES_IN_FLIGHT: u64 = 16 << 20;
+/// The length of the longest reads but one, in bytes. A guest's write waits while the disk serves a
+/// longer one.
+pub(super) const LONGEST_READ: u64 = 1 << 20;
+/// The largest number of bytes in flight: while one read is received, the disk serves the next.
+/// More made backups no faster, and a guest's writes wait longer for it.
+const MAX_BYTES_IN_FLIGHT: u64 = 2 << 20;
 /// The largest number of slots in the queue. Zeroes need a slot but no buffer.
 const MAX_SLOTS: usize = 256;
 /// The status of further ranges is requested while fewer extents than this are planned.
