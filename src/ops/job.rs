@@ -6,7 +6,7 @@
 use super::journal::JournalEntry;
 use super::monitor::Event;
 use super::{Cause, Context, Error, Result, heal};
-use crate::host::{BackupJob, BackupRequest, HostError, JobHealth, NewCheckpoint};
+use crate::host::{BackupJob, BackupRequest, HostError, JobHealth, NewCheckpoint, Refusal};
 use crate::model::domain::{Domain, DomainState};
 use crate::model::finding::Finding;
 use crate::model::random::Random;
@@ -64,11 +64,7 @@ pub(super) fn run<T>(
     work: impl FnOnce(&dyn BackupJob, &dyn PendingPoint) -> Result<T>,
 ) -> Result<(Box<dyn PendingPoint>, EndedJob<T>)> {
     let entry = plan.entry();
-    if let Err(error) = plan.write(&entry, pending.as_ref()) {
-        // Only the places exist so far; they are empty folders.
-        let _ = plan.context.host.clear_places(&plan.request.places);
-        return Err(error);
-    }
+    plan.write(&entry, pending.as_ref())?;
     let Failure { error, is_undone } = match plan.carry_out(pending.as_ref(), work) {
         Ok(ended) => return Ok((pending, ended)),
         Err(failure) => failure,
@@ -111,14 +107,9 @@ impl JobPlan<'_> {
     ) -> std::result::Result<EndedJob<T>, Failure> {
         let host = self.context.host;
         let job = host.begin_backup(self.domain, self.request).map_err(|error| {
-            // A refusal means that nothing was started. After an error of libvirt's, its answer may
-            // have been lost.
-            let may_have_begun = matches!(
-                error,
-                HostError::Libvirt { .. } | HostError::Connect { .. } | HostError::NoAnswer { .. }
-            );
+            let is_clear = host.clear_places(&self.request.places).is_ok();
             Failure {
-                is_undone: !may_have_begun && host.clear_places(&self.request.places).is_ok(),
+                is_undone: is_clear && !may_be_left(&error),
                 error: self.failed(error),
             }
         })?;
@@ -165,6 +156,26 @@ impl JobPlan<'_> {
     fn report(&self, finding: &Finding) {
         let domain = &self.domain.name;
         self.context.monitor.event(Event::Found { domain, finding });
+    }
+}
+
+/// Whether a job that could not be begun may have left something besides its places.
+fn may_be_left(error: &HostError) -> bool {
+    match error {
+        // Bitmaps of the checkpoint's name belong to another program.
+        HostError::BitmapExists { .. } => false,
+        HostError::NoSuchDomain { .. } | HostError::NotHere { .. } => false,
+        HostError::OfDisk { source, .. } if matches!(**source, HostError::MissingProgram { .. }) => {
+            may_be_left(source)
+        }
+        // Without it no bitmap was made.
+        HostError::MissingProgram { program, .. } => program != "qemu-img",
+        // Other refusals come before the first step.
+        HostError::Refused(refusal) => matches!(
+            refusal,
+            Refusal::StartedMeanwhile | Refusal::NoBitmapInFormat { .. }
+        ),
+        _ => true,
     }
 }
 

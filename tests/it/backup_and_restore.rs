@@ -460,6 +460,30 @@ fn bitmaps_of_a_checkpoint_lost_by_the_daemon_are_removed() {
 }
 
 #[test]
+fn checkpoint_of_a_failed_start_goes_in_this_run_or_the_next() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 2 * CLUSTER)]);
+    lab.host
+        .change("vm1", |domain| domain.state = DomainState::ShutOff);
+    lab.backup("vm1").expect("a full");
+    let bitmaps = |lab: &Lab| lab.host.disk("vm1", "vda", |disk| disk.bitmap_names());
+
+    lab.host.begin_half();
+    lab.backup("vm1").expect_err("qemu-nbd fails");
+    assert_eq!(bitmaps(&lab), [NAMES[0]], "removed by this run");
+    assert!(lab.history("vm1").leftovers.is_empty());
+
+    lab.host.begin_half();
+    lab.host.fail_removal_of(Some(NAMES[2]));
+    lab.backup("vm1").expect_err("qemu-nbd fails");
+    assert_eq!(bitmaps(&lab), [NAMES[0], NAMES[2]]);
+    assert_eq!(lab.history("vm1").leftovers.len(), 1, "with the journal entry");
+    lab.host.fail_removal_of(None);
+    lab.backup("vm1").expect("incremental");
+    assert_eq!(bitmaps(&lab), [NAMES[0], NAMES[3]], "removed by the next run");
+}
+
+#[test]
 fn a_shut_off_domain_is_backed_up_as_it_is() {
     let mut lab = Lab::new();
     lab.host.add_domain("vm1", &[("vda", 4 * CLUSTER)]);

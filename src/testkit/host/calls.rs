@@ -235,6 +235,13 @@ impl Host for SimHost {
         }
         let frozen = found.disks.clone();
         let checkpoint = found.make_checkpoint(request, clock, &fuse)?;
+        if dies && !found.domain.state.is_active() {
+            return Err(HostError::of_disk("vda")(HostError::Program {
+                program: "qemu-nbd".to_owned(),
+                operation: "offer the image".to_owned(),
+                message: "simulated".to_owned(),
+            }));
+        }
         if dies {
             found.checkpoints.pop();
             return Err(simulated("begin the backup", "the connection was closed"));

@@ -30,8 +30,7 @@ struct State {
     fail_begin: bool,
     /// The next job begins only after its caller has stopped waiting.
     begin_late: bool,
-    /// The daemon dies after it has made the bitmaps of the next job's checkpoint, and before it
-    /// records the checkpoint.
+    /// The next job fails after the bitmaps of its checkpoint are made, with nothing undone.
     begin_half: bool,
     late: Option<(String, BackupRequest)>,
     fail_removal_of: Option<String>,

@@ -80,8 +80,10 @@ impl SimHost {
         self.state().begin_late = true;
     }
 
-    /// Lets the daemon die in the next call that begins a job: the bitmaps are made, but the
-    /// checkpoint is not recorded.
+    /// Lets the next call that begins a job fail in the middle, with nothing undone.
+    ///
+    /// For an active domain the daemon dies: the bitmaps are made, but the checkpoint is not
+    /// recorded. For a shut-off domain `qemu-nbd` fails after the checkpoint is recorded.
     pub fn begin_half(&self) {
         self.state().begin_half = true;
     }
