@@ -340,9 +340,9 @@ pub struct NewCheckpoint {
 pub enum JobHealth {
     /// The job is usable.
     Good,
-    /// A disk error has paused the guest, most likely because the scratch space is full. The text
-    /// names the disks.
-    ScratchFull(String),
+    /// A disk error has paused the guest, for example because the scratch space is full. The text
+    /// names the disks, as far as they are known.
+    GuestPaused(String),
     /// The job has ended early, for example because the domain was stopped or another program
     /// aborted the job. The text is the reason.
     Gone(String),

@@ -86,13 +86,10 @@ pub enum Cause {
     /// The backup job ended while it was in use.
     #[error("the backup job is lost: {0}")]
     JobLost(String),
-    /// QEMU has paused the guest because it could not write to the scratch space. The text names
-    /// the disks.
-    #[error(
-        "the guest was paused because the scratch space could not be written ({0}); vmsnap gives up the job, \
-         so that the guest can continue"
-    )]
-    ScratchFull(String),
+    /// QEMU has paused the guest because of a disk error during the job. The text names the disks,
+    /// as far as they are known.
+    #[error("a disk error paused the guest ({0}); vmsnap gives up the job, so that the guest can continue")]
+    GuestPaused(String),
     /// The requested restore point or disk does not exist, or there is nothing to compare with. The
     /// text says which.
     #[error("{0}")]
@@ -364,7 +361,10 @@ impl Error {
             Cause::TooSmall { .. } => {
                 "restore to a device that is at least as large as the disk, or to a file"
             }
-            Cause::ScratchFull(_) => "use --scratch-dir to choose a folder with more space",
+            Cause::GuestPaused(_) => {
+                "if the scratch space was full, use --scratch-dir to choose a folder with more space; \
+                 otherwise check the storage of the disk's image"
+            }
             Cause::NoSuchRestorePoint(_) | Cause::NoRestorePoints => {
                 "`vmsnap list` shows the restore points, with --json also their disks"
             }

@@ -193,7 +193,7 @@ pub(super) fn failed(domain: &Domain, context: &Context, cause: impl Into<Cause>
 pub(super) fn trouble(domain: &str, job: &dyn BackupJob) -> Option<Error> {
     match job.health() {
         Ok(JobHealth::Good) => None,
-        Ok(JobHealth::ScratchFull(disk)) => Some(Error::of(domain, Cause::ScratchFull(disk))),
+        Ok(JobHealth::GuestPaused(why)) => Some(Error::of(domain, Cause::GuestPaused(why))),
         Ok(JobHealth::Gone(why)) => Some(Error::of(domain, Cause::JobLost(why))),
         // A failed query says nothing about the job. If the job is gone, the copy fails by itself.
         Err(_) => None,

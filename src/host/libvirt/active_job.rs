@@ -111,7 +111,7 @@ impl ActiveDomainJob {
             Ok(false) => None,
             Ok(true) => Some(Finding::new(
                 "guest-stood-still",
-                "a disk error paused the guest until the copy ended, most likely because the scratch space was full; \
+                "a disk error paused the guest until the copy ended; if the scratch space was full, \
                  use --scratch-dir to choose a folder with more space",
             )),
             Err(error) => Some(Finding::new("guest-not-resumed", with_sources(&error))),
@@ -160,6 +160,23 @@ pub fn is_stuck(handle: &Handle) -> Result<bool> {
     Ok(state == DomainState::Paused && reason == sys::VIR_DOMAIN_PAUSED_IOERROR as i32)
 }
 
+/// Describes the errors of a domain's disks. libvirt does not say whether writing to an image or to
+/// a scratch file failed.
+fn described(errors: &[ffi::DiskError]) -> String {
+    let words = |error: &ffi::DiskError| {
+        let what = if error.no_space {
+            "no space left"
+        } else {
+            "I/O error"
+        };
+        format!("disk {}: {what}", error.target)
+    };
+    match errors {
+        [] => "libvirt names no disk".to_owned(),
+        errors => errors.iter().map(words).collect::<Vec<_>>().join(", "),
+    }
+}
+
 impl BackupJob for ActiveDomainJob {
     fn checkpoint(&self) -> Option<&NewCheckpoint> {
         self.checkpoint.as_ref()
@@ -200,13 +217,7 @@ impl BackupJob for ActiveDomainJob {
         }
         if !self.stuck_before && is_stuck(&handle)? {
             let errors = ffi::disk_errors(&handle).map_err(failed("report the disks' errors"))?;
-            let words = |error: &ffi::DiskError| {
-                let more = if error.no_space { "" } else { " (I/O error)" };
-                format!("{}{more}", error.target)
-            };
-            return Ok(JobHealth::ScratchFull(
-                errors.iter().map(words).collect::<Vec<_>>().join(", "),
-            ));
+            return Ok(JobHealth::GuestPaused(described(&errors)));
         }
         match inspect::active_job(&handle)? {
             Some(job) if job.socket.as_ref() == Some(&self.socket) => Ok(JobHealth::Good),
@@ -236,5 +247,21 @@ impl Drop for ActiveDomainJob {
         if !self.ended {
             self.undo();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disk_errors_are_described_without_a_guess_at_the_place() {
+        let error = |target: &str, no_space| ffi::DiskError {
+            target: target.to_owned(),
+            no_space,
+        };
+        let errors = [error("vda", true), error("vdb", false)];
+        assert_eq!(described(&errors), "disk vda: no space left, disk vdb: I/O error");
+        assert_eq!(described(&[]), "libvirt names no disk");
     }
 }

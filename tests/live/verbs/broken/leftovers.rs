@@ -235,7 +235,7 @@ fn full_scratch_fails_at_most_this_run_and_guest_goes_on() {
                 assert!(told.is_empty() || told == ["guest-stood-still"], "{told:?}");
             }
             Err(error) => {
-                assert!(matches!(error.cause, Cause::ScratchFull(_)), "{error}");
+                assert!(matches!(error.cause, Cause::GuestPaused(_)), "{error}");
                 let hint = error.hint().expect("a hint");
                 assert!(hint.contains("--scratch-dir"), "{hint}");
             }
