@@ -319,6 +319,7 @@ impl Error {
             Cause::Repo(RepoError::Locked { .. }) => {
                 "wait for that run to end, or use --wait SECONDS; a killed run leaves no lock behind"
             }
+            Cause::Repo(error) if error.is_no_space() => NO_SPACE,
             Cause::Repo(RepoError::Unusable { source, .. } | RepoError::Io { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
@@ -332,7 +333,6 @@ impl Error {
             Cause::Repo(RepoError::Unusable { .. }) => {
                 "check the path; mount its file system, or create the folder for a first backup"
             }
-            Cause::Repo(error) if error.is_no_space() => NO_SPACE,
             Cause::Copy(error) if error.kind == BlockErrorKind::NoSpace => NO_SPACE,
             Cause::Copy(error) if error.kind == BlockErrorKind::Damaged => {
                 "restore points that need the damaged data cannot be restored; `vmsnap verify --all` shows which ones are sound"

@@ -12,7 +12,9 @@ use vmsnap::io::{Claim, DiskStore, Store};
 use vmsnap::model::block::ImageFile;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::text::with_sources;
+use vmsnap::ops::Error;
 use vmsnap::ops::backup::Options;
+use vmsnap::repo::FolderRepository;
 
 use super::{assert_next_run_heals, assert_unchanged, kept_files, two_points};
 use crate::lab::{CLUSTER, Lab, NAMES};
@@ -278,6 +280,18 @@ fn every_call_fails(scene: Scene, errno: Errno, count: usize) {
         });
         assert_next_run_heals(&mut lab, "vm1", &case);
     }
+}
+
+#[test]
+fn full_target_of_a_first_backup_is_not_called_missing() {
+    let plan = Plan::new(Errno::NOSPC, 1);
+    plan.fail_from(0);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let root = folder.path().join("backups");
+    let opened = FolderRepository::open_or_create(&root, Arc::new(FailingStore(plan)));
+    let error = Error::of("", opened.map(drop).expect_err("it cannot be created"));
+    let hint = error.hint().expect("a hint");
+    assert!(hint.starts_with("free space on that file system"), "{hint}");
 }
 
 #[test]
