@@ -95,14 +95,26 @@ pub(super) fn read(image: &Path, entry: &FileEntry) -> io::Result<Option<Patch>>
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(named(io::ErrorKind::InvalidData, "is missing"))
         }
-        Err(error) => Err(error),
+        Err(source) => Err(io::Error::new(source.kind(), Unreadable { path, source })),
     }
+}
+
+/// The file with the changes cannot be read. Its path differs from that of the image, which the
+/// caller names.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {}", path.display())]
+struct Unreadable {
+    path: PathBuf,
+    source: io::Error,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::text::with_sources;
+    use crate::repo::error::is_no_verdict;
     use proptest::prelude::*;
+    use rustix::io::Errno;
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
@@ -126,6 +138,27 @@ mod tests {
             bytes[place] ^= 1u8 << bit;
             prop_assert_eq!(decode(&bytes), None);
         }
+    }
+
+    #[test]
+    fn unreadable_changes_are_named_with_the_systems_error() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let image = folder.path().join(layout::merged_image("vda.qcow2", 1));
+        std::fs::create_dir(path_of(&image)).expect("made");
+        let entry = FileEntry {
+            name: "vda.qcow2".to_owned(),
+            size: 0,
+            blake3: String::new(),
+            pieces: None,
+            unused: Some(0),
+        };
+        let error = read(&image, &entry).expect_err("it is a folder");
+        let expected = format!("cannot read {}: is a directory", path_of(&image).display());
+        assert_eq!(with_sources(&error), expected);
+
+        let source = io::Error::from(Errno::ACCESS);
+        let error = Unreadable { path: image, source };
+        assert!(is_no_verdict(&io::Error::other(error)), "the reason is not lost");
     }
 
     #[test]
