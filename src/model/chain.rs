@@ -209,6 +209,17 @@ impl Chains {
         self.points.get(self.index.place(id)?)
     }
 
+    /// The sequence number of a restore point that is made now: higher than those of all readable
+    /// ones, and at least the number of seconds since 1970.
+    ///
+    /// Lost restore points may become readable again. Because of the time, their numbers are lower
+    /// too.
+    pub(crate) fn next_sequence(&self, now: Timestamp) -> u64 {
+        let newest = self.points.last().map_or(0, |kept| kept.point.sequence);
+        let seconds = u64::try_from(now.as_second()).unwrap_or(0);
+        newest.saturating_add(1).max(seconds)
+    }
+
     /// The restore points in periods, in the same order: all except standalone copies, on which no
     /// backup depends.
     pub(crate) fn in_periods(&self) -> impl DoubleEndedIterator<Item = &KeptPoint> {

@@ -184,6 +184,22 @@ fn pruned_period_is_not_reported_missing() {
 }
 
 #[test]
+fn points_that_come_back_are_older_than_later_ones() {
+    let mut lab = Lab::with_three_points();
+    let manifests = [1, 2].map(|index| dir(&lab, index).join("manifest.json"));
+    for manifest in &manifests {
+        fs::rename(manifest, manifest.with_extension("away")).expect("renamed");
+    }
+    let made = lab.backup("vm1").expect("a backup").point;
+    for manifest in &manifests {
+        fs::rename(manifest.with_extension("away"), manifest).expect("renamed");
+    }
+    assert_eq!(lab.latest("vm1"), made.id);
+    assert_eq!(damage(&lab), [""; 0]);
+    assert!(lab.backup("vm1").expect("a backup").point.sequence > made.sequence);
+}
+
+#[test]
 fn unreadable_manifest_of_committed_point_is_reported_once() {
     let lab = Lab::with_three_points();
     fs::write(dir(&lab, 2).join("manifest.json"), "{").expect("written");

@@ -106,13 +106,12 @@ impl Attempt<'_> {
         consistency: Consistency,
         findings: Vec<Finding>,
     ) -> RestorePoint {
-        let points = self.history.chains.points();
         let sequence = |id: &str| self.history.chains.get(id).map(|kept| kept.point.sequence);
         let parents = disks.iter().filter_map(|disk| disk.parent.clone());
         let parent = parents.max_by_key(|parent| sequence(parent));
         RestorePoint {
             id: id.to_owned(),
-            sequence: points.iter().map(|kept| kept.point.sequence).max().unwrap_or(0) + 1,
+            sequence: self.history.chains.next_sequence(self.context.now.timestamp()),
             domain: self.domain.name.clone(),
             uuid: self.domain.uuid.clone(),
             time: self.context.now.timestamp(),

@@ -192,10 +192,9 @@ pub(super) struct NextPoint {
 
 impl NextPoint {
     fn candidate(&self, chains: &Chains, now: &Zoned) -> Candidate {
-        let newest = chains.points().last().map_or(0, |kept| kept.point.sequence);
         Candidate {
             id: "the next restore point".to_owned(),
-            sequence: newest + 1,
+            sequence: chains.next_sequence(now.timestamp()),
             uuid: self.uuid.clone(),
             time: now.timestamp(),
             period: self.period.clone(),
