@@ -225,7 +225,10 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
         } else if !is_retired {
             RetentionOutcome::Kept(STILL_RECORDED.to_owned())
         } else {
-            retention::after_backup(name, repository.as_ref(), locked.as_ref(), policy, context)
+            let (applied, waiting) =
+                retention::after_backup(name, repository.as_ref(), locked.as_ref(), policy, context);
+            findings.extend(waiting);
+            applied
         });
     }
     outcome.findings = findings;

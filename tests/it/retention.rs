@@ -201,6 +201,20 @@ fn a_policy_after_a_backup_does_what_its_dry_run_said() {
 }
 
 #[test]
+fn a_backup_beside_a_reader_reports_the_files_that_stay() {
+    let mut lab = Lab::with_three_points();
+    let keeping = BackupOptions {
+        keep: Some(last(2)),
+        ..Lab::options()
+    };
+    let reading = lab.history("vm1");
+    let outcome = lab.backup_with("vm1", &keeping).expect("an increment");
+    drop(reading);
+    let codes: Vec<&str> = outcome.findings.iter().map(|found| found.code.as_str()).collect();
+    assert!(codes.contains(&"removal-waits"), "{codes:?}");
+}
+
+#[test]
 fn nothing_goes_when_the_backup_fails() {
     let (mut lab, moments) = lab();
     let keeping = BackupOptions {

@@ -1,6 +1,7 @@
 //! Applies a policy after a backup. A failure here does not make the backup fail.
 
 use super::{NextPoint, Policy, RetentionMeans, RetentionPlan, plan, plan_after, waiting};
+use crate::model::finding::Finding;
 use crate::model::text::with_sources;
 use crate::ops::Context;
 use crate::ops::reconcile::Reconciliation;
@@ -36,21 +37,20 @@ pub enum RetentionPreview {
     Keep(String),
 }
 
-/// Applies a policy after the domain's new restore point was committed.
+/// Applies a policy after the domain's new restore point was committed. The finding, which has been
+/// reported already, says what has to wait.
 pub(in crate::ops) fn after_backup(
     domain: &str,
     repository: &dyn DomainRepository,
     locked: &dyn DomainWriter,
     policy: &Policy,
     context: &Context,
-) -> RetentionOutcome {
+) -> (RetentionOutcome, Option<Finding>) {
     let history = match locked.history() {
         Ok(history) => history,
         Err(error) => {
-            return RetentionOutcome::Failed {
-                removed: Vec::new(),
-                why: with_sources(&error),
-            };
+            let (removed, why) = (Vec::new(), with_sources(&error));
+            return (RetentionOutcome::Failed { removed, why }, None);
         }
     };
     let plan = plan(&history, policy, &context.now);
@@ -62,10 +62,10 @@ pub(in crate::ops) fn after_backup(
         stop: &context.stop,
     };
     let removed = retention.carry_out(&history, &plan);
-    waiting(domain, &removed, context.monitor);
+    let waiting = waiting(domain, &removed, context.monitor);
     // Records of removed restore points are useless but harmless, so a failure does not matter.
     let _ = repository.forget_removed();
-    match removed.failure {
+    let outcome = match removed.failure {
         None => RetentionOutcome::Applied {
             plan,
             removed: removed.ids,
@@ -74,7 +74,8 @@ pub(in crate::ops) fn after_backup(
             removed: removed.ids,
             why: with_sources(&error.cause),
         },
-    }
+    };
+    (outcome, waiting)
 }
 
 /// Plans what a policy would do after the planned backup.
