@@ -59,7 +59,9 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
     let results = statuses(&selection.domains, &subject, stop);
     let round = Round::of(&selection.domains, results, stop);
     let faults = round.faults(&selection.unmatched);
-    let not_examined = round.outcomes().flat_map(not_examined_lines);
+    let not_examined = round
+        .outcomes()
+        .filter_map(|status| not_examined_line(&status.domain, status.not_examined()));
     let failures: Vec<String> = failures(&round).chain(not_examined).collect();
     round.turns.iter().for_each(tell_error);
     tell_missing(&round, &["qemu-img"]);
@@ -126,12 +128,15 @@ fn tell_not_examined(status: &DomainStatus) {
     }
 }
 
-/// The disks that could not be examined, for the summary.
-fn not_examined_lines(status: &DomainStatus) -> impl Iterator<Item = String> {
-    status.not_examined().map(|finding| {
-        let (domain, disk) = (shown(&status.domain), finding.disk.as_deref().unwrap_or_default());
-        format!("{domain}, disk {}: {}", shown(disk), without_disk(finding))
-    })
+/// The disks of a domain that could not be examined, in one line for the summary; `None` if there
+/// are none.
+fn not_examined_line<'a>(domain: &str, findings: impl Iterator<Item = &'a Finding>) -> Option<String> {
+    let disks = findings.map(|finding| {
+        let disk = finding.disk.as_deref().unwrap_or_default();
+        format!("disk {}: {}", shown(disk), without_disk(finding))
+    });
+    let disks: Vec<String> = disks.collect();
+    (!disks.is_empty()).then(|| format!("{}, {}", shown(domain), disks.join("; ")))
 }
 
 /// The message of a finding without its first words `disk NAME`, for lines that already name it.
@@ -172,5 +177,32 @@ fn tell_details(status: &DomainStatus) {
             disk: Some(&disk.target),
             ..Entry::of(Level::Trace, &status.domain, &what)
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_has_one_line_in_the_summary() {
+        let finding = |disk: &str, why: &str| {
+            Finding::of_disk(
+                "disk-not-examined",
+                disk,
+                format!("disk {disk} cannot be examined: {why}"),
+            )
+        };
+        let findings = [
+            finding("vda", "no such file"),
+            finding("vdb", "not a qcow2 image"),
+        ];
+        assert_eq!(
+            not_examined_line("vm1", findings.iter()).as_deref(),
+            Some(
+                "vm1, disk vda: cannot be examined: no such file; disk vdb: cannot be examined: not a qcow2 image"
+            )
+        );
+        assert_eq!(not_examined_line("vm1", [].iter()), None);
     }
 }
