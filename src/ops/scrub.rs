@@ -15,6 +15,7 @@ use super::{Error, Monitor, Result, grouping, lock, survey};
 use crate::host::{Host, HostError};
 use crate::model::domain::{Domain, Source};
 use crate::model::finding::Finding;
+use crate::model::level::FullRule;
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
 use crate::model::text::with_sources;
@@ -50,6 +51,8 @@ pub struct Options {
     pub name: Option<String>,
     /// The grouping of backups: with a repository, the level of the next backup depends on it.
     pub group_by: GroupBy,
+    /// When backups start a new chain: with a repository, the level depends on it too.
+    pub full: FullRule,
     /// How long to wait for another run that writes to the domain's folder.
     pub wait: Duration,
 }
@@ -166,6 +169,7 @@ impl<'a> Scrub<'a> {
         let kept = |history: &History| -> Result<Kept> {
             Ok(Kept {
                 chains: history.chains.clone(),
+                full: options.full,
                 period: Period::containing(options.group_by, means.today).folder(),
                 repository: means
                     .repo
@@ -202,18 +206,19 @@ impl<'a> Scrub<'a> {
             findings: self.plan.findings.clone(),
             failure: None,
         };
-        let done = self.take_steps(&mut outcome);
+        let mut gone = Vec::new();
+        let done = self.take_steps(&mut outcome, &mut gone);
         let is_done = |name: &String| outcome.checkpoints.contains(name);
         let left = self.plan.left.iter().filter(|bitmap| is_done(&bitmap.name));
         outcome.left = left.cloned().collect();
-        let verified = self.verify(&mut outcome.next);
+        let verified = self.verify(&gone, &mut outcome.next);
         outcome.failure = done.and(verified).err();
         outcome
     }
 
     /// Stops at the first failure: later steps would most likely fail for the same reason, after a
-    /// long wait.
-    fn take_steps(&self, outcome: &mut Outcome) -> Result<()> {
+    /// long wait. Adds to `gone` the names whose bitmaps do not exist any more.
+    fn take_steps(&self, outcome: &mut Outcome, gone: &mut Vec<String>) -> Result<()> {
         let host = self.means.host;
         for step in &self.plan.steps {
             if let Some(reason) = self.means.stop.reason() {
@@ -236,6 +241,7 @@ impl<'a> Scrub<'a> {
                 }),
             };
             done.map_err(|error| self.failed(error))?;
+            gone.extend(step.bitmaps().cloned());
         }
         match &self.options.name {
             // Only now is it known that nothing had this name.
@@ -261,7 +267,7 @@ impl<'a> Scrub<'a> {
     }
 
     /// Looks again: everything removed has to be gone. What is there now decides the next backup.
-    fn verify(&self, next: &mut NextBackup) -> Result<()> {
+    fn verify(&self, gone: &[String], next: &mut NextBackup) -> Result<()> {
         let looked = look(
             self.means.host,
             &self.domain,
@@ -270,7 +276,7 @@ impl<'a> Scrub<'a> {
         );
         let (now, unknown) = looked.map_err(|error| self.failed(error))?;
         let bitmaps = plan::staying(&self.found, &self.plan);
-        *next = next_backup(&self.domain, &now.checkpoints, &bitmaps, &self.outlook);
+        *next = next_backup(&self.domain, &now.checkpoints, &bitmaps, gone, &self.outlook);
         let is_listed = |name: &&String| now.checkpoints.iter().any(|one| one.name == **name);
         if let Some(name) = self.plan.checkpoints.iter().find(is_listed) {
             return Err(self.failed(Cause::StillThere(format!("checkpoint {name}"))));

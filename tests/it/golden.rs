@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use vmsnap::host::Host;
 use vmsnap::model::domain::{DomainState, Source};
+use vmsnap::model::level::FullRule;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
@@ -326,6 +327,7 @@ fn bitmaps_are_scrubbed(golden: &Golden) {
         kind: ScrubType::Both,
         name: None,
         group_by: GroupBy::Month,
+        full: FullRule::Period,
         wait: Duration::ZERO,
     };
     let outcome = scrub::scrub(DOMAIN, &means, &options).expect("it begins");

@@ -7,6 +7,7 @@ use std::time::Duration;
 use vmsnap::cli::exit_code::{ExitCode, Verb};
 use vmsnap::cli::report;
 use vmsnap::cli::report::backup::plan_document;
+use vmsnap::model::level::FullRule;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{Options, preview};
@@ -162,7 +163,7 @@ fn a_copy_has_none() {
 fn stands(lab: &Lab, group_by: GroupBy) -> DomainStatus {
     let subject = Subject {
         group_by,
-        full: vmsnap::model::level::FullRule::Period,
+        full: FullRule::Period,
         ..lab.subject()
     };
     status("vm1", &subject).expect("a status")
@@ -180,6 +181,7 @@ fn scrub_plan(lab: &Lab, group_by: GroupBy) -> ScrubPlan {
         kind: ScrubType::Both,
         name: None,
         group_by,
+        full: FullRule::Period,
         wait: std::time::Duration::ZERO,
     };
     scrub::preview("vm1", &means, &options).expect("a plan")

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use vmsnap::host::Host;
 use vmsnap::model::checkpoint::CheckpointId;
 use vmsnap::model::domain::DomainState;
+use vmsnap::model::level::FullRule;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::Context;
@@ -110,6 +111,7 @@ impl World {
                 kind,
                 name: None,
                 group_by: GroupBy::Month,
+                full: FullRule::Period,
             };
             let outcome = scrub::scrub(user.domain, &means, &options).expect("it begins");
             assert!(outcome.failure.is_none(), "{:?}", outcome.failure);

@@ -6,6 +6,7 @@ use vmsnap::cli::exit_code::{ExitCode, Verb};
 use vmsnap::cli::report;
 use vmsnap::host::Host;
 use vmsnap::model::domain::DomainState;
+use vmsnap::model::level::FullRule;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::StopReason;
@@ -37,6 +38,7 @@ fn options(kind: ScrubType, name: Option<&str>) -> Options {
         kind,
         name: name.map(str::to_owned),
         group_by: GroupBy::Month,
+        full: FullRule::Period,
     }
 }
 

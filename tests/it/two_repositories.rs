@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use vmsnap::host::Host;
 use vmsnap::io::DiskStore;
+use vmsnap::model::level::FullRule;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{Options, Outcome, backup};
@@ -99,6 +100,7 @@ impl Two {
             kind: ScrubType::Both,
             name: name.map(str::to_owned),
             group_by: GroupBy::Month,
+            full: FullRule::Period,
             wait: Duration::ZERO,
         };
         scrub::scrub("vm1", &means, &options)

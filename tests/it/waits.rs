@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 use vmsnap::cli::args::{self, Cli, Command};
 use vmsnap::cli::classic::{is_classic, translate};
+use vmsnap::model::level::FullRule;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::stop::{Stop, StopReason};
 use vmsnap::ops::backup::{Options, backup};
@@ -101,6 +102,7 @@ fn every_verb_that_takes_the_lock_waits_for_the_other_run() {
         kind: ScrubType::Both,
         name: None,
         group_by: GroupBy::Month,
+        full: FullRule::Period,
         wait: LONG,
     };
     scrub::scrub("vm1", &means, &options).expect("it got the lock");

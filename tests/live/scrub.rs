@@ -8,6 +8,7 @@ use vmsnap::host::Host;
 use vmsnap::io::DiskStore;
 use vmsnap::model::checkpoint::{Bitmap, Checkpoint};
 use vmsnap::model::domain::DomainState;
+use vmsnap::model::level::FullRule;
 use vmsnap::model::period::GroupBy;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::Stop;
@@ -142,6 +143,7 @@ impl Scene {
             kind,
             name: name.map(str::to_owned),
             group_by: GroupBy::Month,
+            full: FullRule::Period,
         }
     }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::model::level::FullRule;
+
 use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, path_or_empty};
 
 /// Arguments of `vmsnap scrub`.
@@ -43,6 +45,10 @@ pub struct ScrubArgs {
     /// Length of a period, as in vmsnap backup
     #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]
     pub group_by: String,
+
+    /// Assume that backups use this rule for full backups (as in vmsnap backup): period, never
+    #[arg(long, value_name = "RULE", env = "VMSNAP_FULL", default_value = "period")]
+    pub full: FullRule,
 
     /// Show what would be removed, and remove nothing
     #[arg(short = 'n', long)]

@@ -35,6 +35,7 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
         )?,
         name: args.checkpoint_name.clone().filter(|name| name != ALL),
         group_by: group_by(&args.group_by)?,
+        full: args.full,
         wait: args.wait.time(),
     };
     // An empty path comes from an unset variable.

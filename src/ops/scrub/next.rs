@@ -35,6 +35,8 @@ pub struct Kept {
     pub chains: Chains,
     /// The folder of the current period.
     pub period: String,
+    /// When backups start a new chain.
+    pub full: FullRule,
     /// The id of the repository, if it is known.
     pub repository: Option<String>,
     /// The facts about the domain's disks.
@@ -46,8 +48,8 @@ pub struct Kept {
 /// The prediction of the next backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextBackup {
-    /// Its level. `None` if that depends on a repository that was not named, or if the backup is
-    /// refused.
+    /// Its level. `None` if that depends on a repository that was not named or on a bitmap that
+    /// only the backup can look for, or if the backup is refused.
     pub level: Option<Level>,
     /// Whether it is refused because its grouping differs from that of the domain's backups.
     pub is_refused: bool,
@@ -55,15 +57,17 @@ pub struct NextBackup {
     pub reason: String,
 }
 
-/// Predicts the next backup of a domain with these checkpoints and bitmaps.
+/// Predicts the next backup of a domain with these checkpoints and bitmaps. The bitmaps named in
+/// `gone` do not exist, not even where they cannot be listed.
 pub(crate) fn next_backup(
     domain: &Domain,
     checkpoints: &[Checkpoint],
     bitmaps: &[DiskBitmap],
+    gone: &[String],
     outlook: &Outlook,
 ) -> NextBackup {
     match &outlook.kept {
-        Some(kept) => next_in_repository(domain, checkpoints, bitmaps, &outlook.capabilities, kept),
+        Some(kept) => next_in_repository(domain, checkpoints, (bitmaps, gone), &outlook.capabilities, kept),
         None => next_anywhere(domain, checkpoints, bitmaps, &outlook.capabilities),
     }
 }
@@ -87,7 +91,7 @@ fn unknown(reason: String) -> NextBackup {
 fn next_in_repository(
     domain: &Domain,
     checkpoints: &[Checkpoint],
-    bitmaps: &[DiskBitmap],
+    (bitmaps, gone): (&[DiskBitmap], &[String]),
     capabilities: &Capabilities,
     kept: &Kept,
 ) -> NextBackup {
@@ -109,28 +113,28 @@ fn next_in_repository(
         capabilities,
         chains: &kept.chains,
         checkpoints,
-        missing: &[],
+        missing: gone,
         repository: kept.repository.as_deref(),
         period: &kept.period,
-        full: FullRule::Period,
+        full: kept.full,
         allowed: USUAL,
         exclude: &[],
     });
     let Some((first, others)) = backup.disks.split_first() else {
         return full("no disk of the domain can be incremental");
     };
-    let same = |disk: &plan::PlannedDisk| disk.level.reason == first.level.reason;
-    let reason = if others.iter().all(same) {
-        first.level.reason.to_string()
+    let why = first.announced_reason();
+    let reason = if others.iter().all(|disk| disk.announced_reason() == why) {
+        why
     } else {
         let disks = backup.disks.iter().map(|disk| {
-            let level = disk.level.level().word();
-            format!("disk {} {level}, {}", disk.disk.target, disk.level.reason)
+            let level = disk.announced_level().map_or("full or incremental", Level::word);
+            format!("disk {} {level}, {}", disk.disk.target, disk.announced_reason())
         });
         disks.collect::<Vec<_>>().join("; ")
     };
     NextBackup {
-        level: Some(backup.level()),
+        level: backup.announced_level(),
         is_refused: false,
         reason,
     }

@@ -70,6 +70,16 @@ pub enum Step {
     RemoveBitmaps(String),
 }
 
+impl Step {
+    /// Returns the name of the bitmaps that it removes, if it removes bitmaps.
+    pub(super) fn bitmaps(&self) -> Option<&String> {
+        match self {
+            Step::Forget(_) => None,
+            Step::Delete(name) | Step::RemoveBitmaps(name) => Some(name),
+        }
+    }
+}
+
 /// The plan of a scrub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScrubPlan {
@@ -131,7 +141,7 @@ pub fn plan(
         bitmaps: Vec::new(),
         tried: Vec::new(),
         left: Vec::new(),
-        next: next_backup(domain, &found.checkpoints, &found.bitmaps, outlook),
+        next: next_backup(domain, &found.checkpoints, &found.bitmaps, &[], outlook),
         findings,
     };
     match kind {
@@ -145,7 +155,9 @@ pub fn plan(
         return Err(not_there(kind, name));
     }
     let bitmaps = staying(found, &plan);
-    plan.next = next_backup(domain, &after(&plan.steps, &found.checkpoints), &bitmaps, outlook);
+    let gone: Vec<String> = plan.steps.iter().filter_map(Step::bitmaps).cloned().collect();
+    let checkpoints = after(&plan.steps, &found.checkpoints);
+    plan.next = next_backup(domain, &checkpoints, &bitmaps, &gone, outlook);
     if kind != ScrubType::Checkpoint && name.is_none() && domain.state.is_active() && outlook.kept.is_none() {
         plan.findings.push(Finding::new(
             "bitmaps-not-listed",

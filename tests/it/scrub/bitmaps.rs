@@ -1,10 +1,11 @@
 //! Bitmaps without a checkpoint, and the level of the backup after a scrub.
 
+use vmsnap::model::level::FullRule;
 use vmsnap::model::restore_point::Level;
-use vmsnap::ops::scrub::{self, ScrubType};
+use vmsnap::ops::scrub::{self, Options, ScrubType};
 
 use super::{OURS, bitmaps, done, lab, means, on_both, options, pairs, plan, shut_off, start};
-use crate::lab::CLUSTER;
+use crate::lab::{CLUSTER, Lab};
 
 #[test]
 fn bitmaps_without_a_checkpoint_go_from_a_shut_off_domain() {
@@ -134,6 +135,46 @@ fn with_repository_next_backup_level_is_exact() {
         }
         lab.assert_gives_back("vm1", "vda");
     }
+}
+
+#[test]
+fn the_rule_for_full_backups_decides_the_next_level() {
+    let mut lab = lab();
+    lab.at("2026-12-01T02:00:00+01:00[Europe/Berlin]");
+    for (full, level, reason) in [
+        (FullRule::Period, Level::Full, "first of the period"),
+        (FullRule::Never, Level::Incremental, "changes since"),
+    ] {
+        let options = Options {
+            full,
+            ..options(ScrubType::Both, Some(OURS[0]))
+        };
+        let means = means(&lab, Some(lab.repo.as_ref()));
+        let next = scrub::preview("vm1", &means, &options).expect("a plan").next;
+        assert_eq!(next.level, Some(level));
+        assert!(next.reason.contains(reason), "{}", next.reason);
+    }
+}
+
+/// libvirt has lost the checkpoints of a running domain. Their bitmaps are in QEMU's memory, where
+/// only a backup can look for them.
+#[test]
+fn bitmaps_in_memory_make_the_level_conditional_until_they_go() {
+    let mut lab = lab();
+    done(&lab, ScrubType::Checkpoint, None);
+    let of_repo = |lab: &Lab, kind| plan(lab, Some(lab.repo.as_ref()), kind, None).next;
+    let next = of_repo(&lab, ScrubType::Checkpoint);
+    assert_eq!(next.level, None);
+    let expected = format!(
+        "incremental if the bitmap of checkpoint {} still exists, else full",
+        OURS[1]
+    );
+    assert_eq!(next.reason, expected);
+    assert_eq!(of_repo(&lab, ScrubType::Both).level, Some(Level::Full), "they go");
+    assert_eq!(
+        lab.backup("vm1").expect("backed up").point.level,
+        Level::Incremental
+    );
 }
 
 #[test]
