@@ -110,6 +110,21 @@ fn forced_grouping_continues_beside_the_other_chain() {
 }
 
 #[test]
+fn forced_grouping_continues_the_chain_with_full_never() {
+    let mut lab = lab();
+    let first = lab.backup("vm1").expect("a full").point;
+    let quarter = Options {
+        full: FullRule::Never,
+        ..forced(GroupBy::Quarter)
+    };
+    let second = lab.backup_with("vm1", &quarter).expect("an increment").point;
+    assert_eq!(second.parent, Some(first.id));
+    assert_eq!(second.period, "vmsnap-backup-quarterly-2026-Q4");
+    lab.assert_verified("vm1");
+    lab.assert_gives_back("vm1", "vda");
+}
+
+#[test]
 fn sets_of_the_node_program_have_a_grouping_too() {
     for file in ["vda.full.data", "vm1.cpt"] {
         let mut lab = lab();
