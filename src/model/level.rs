@@ -114,8 +114,8 @@ pub enum LevelReason {
     MissedWrite {
         /// The disk's target.
         disk: String,
-        /// The id of the restore point that was compared with the domain.
-        compared_with: String,
+        /// The id of the disk's newest restore point at the time of the comparison.
+        newest: String,
     },
     /// Full: no restore point that the rule allows can be the parent. The reason is that of the
     /// newest one.
@@ -136,9 +136,9 @@ impl fmt::Display for LevelReason {
             LevelReason::StandaloneCopy => f.write_str("a standalone copy"),
             LevelReason::FirstOfPeriod => f.write_str("first of the period"),
             LevelReason::FirstOfDomain => f.write_str("first of the domain"),
-            LevelReason::MissedWrite { disk, compared_with } => write!(
+            LevelReason::MissedWrite { disk, newest } => write!(
                 f,
-                "a comparison with {compared_with} found a write that a bitmap of disk {disk} had missed"
+                "a comparison made after {newest} found a write that a bitmap of disk {disk} had missed"
             ),
             LevelReason::NoParent(why) => write!(f, "{why}"),
             LevelReason::ChangesSince { parent, instead_of } => {
@@ -291,7 +291,7 @@ pub(crate) fn decide(
         if kept.missed_write(&disk.target).is_some() {
             let reason = LevelReason::MissedWrite {
                 disk: disk.target.clone(),
-                compared_with: kept.point.id.clone(),
+                newest: kept.point.id.clone(),
             };
             return level(None, reason);
         }

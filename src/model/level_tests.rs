@@ -304,7 +304,7 @@ fn each_defect_has_its_own_reason() {
         ),
         (
             Defect::MissedWrite,
-            format!("a comparison with {first} found a write that a bitmap of disk vda had missed"),
+            format!("a comparison made after {first} found a write that a bitmap of disk vda had missed"),
         ),
     ];
     for (defect, text) in expected {
