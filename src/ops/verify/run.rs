@@ -82,20 +82,17 @@ impl Verification<'_> {
         true
     }
 
-    /// Continues after a restore point that could not be read. The first such error becomes the
-    /// error of the run; later ones become findings.
+    /// Continues after a restore point that could not be read, and reports it. The first such error
+    /// becomes the error of the run too.
     fn skip(&mut self, kept: &Kept, error: Error) {
         let id = &kept.manifest.point.id;
         self.unread.insert(id.clone());
-        if self.outcome.ended.is_none() {
-            self.outcome.ended = Some(error);
-            return;
-        }
         let what = format!(
             "restore point {id} was not verified: {}",
             with_sources(&error.cause)
         );
         self.report(Finding::new("not-verified", what));
+        self.outcome.ended.get_or_insert(error);
     }
 
     /// Verifies one restore point and records the result, also if an error ends it.
