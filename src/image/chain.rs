@@ -346,7 +346,12 @@ impl ChainSource {
             .iter_mut()
             .filter_map(|layer| layer.whole.as_mut())
             .try_for_each(Sequential::finish)?;
-        // Where locks do not keep readers and merges apart, a merge may have continued an image.
+        self.check_unchanged()
+    }
+
+    /// Checks that no header was replaced since the chain was opened. Where locks do not keep
+    /// readers and merges apart, a merge may have continued an image.
+    fn check_unchanged(&self) -> Result<()> {
         self.layers
             .iter()
             .try_for_each(|layer| layer.image.check_unchanged())

@@ -119,8 +119,7 @@ pub enum Error {
         /// The recorded digest.
         expected: String,
     },
-    /// The digest of a piece of a file differs from the recorded one, or the header of an image has
-    /// changed since the image was opened.
+    /// The digest of a piece of a file differs from the recorded one.
     #[error("{} does not match its recorded digest somewhere in the {length} bytes starting at offset {offset}", path.display())]
     Piece {
         /// The file.
