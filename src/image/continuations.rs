@@ -14,7 +14,7 @@ use super::qcow2::{Base, CompressingWriter, Image, Mapping, Qcow2Writer};
 use super::samples::{bytes_of, data, image, link, memory_file, options, read_chain};
 use super::{Result, StoredFile, damaged_ranges, file_digest};
 use crate::io::DirectFile;
-use crate::model::block::{BlockSink, BlockSource, CLUSTER, Patch, Written};
+use crate::model::block::{BlockError, BlockSink, BlockSource, CLUSTER, Patch, Written};
 use crate::model::buffer::BufferPool;
 use crate::model::compression::ZstdLevel;
 use crate::model::stop::Stop;
@@ -208,6 +208,48 @@ fn an_image_that_is_continued_while_it_is_read_is_noticed() {
     apply(&base.0, &now.patch.expect("it has changes"));
     let mut blocks = std::iter::from_fn(|| source.next_block().transpose());
     assert!(blocks.any(|block| block.is_err()));
+}
+
+#[test]
+fn faults_in_tables_are_named_by_their_offset() {
+    let size = 600 << 20;
+    let far = 550 << 20;
+    let (file, written) = image(options(size, None), [data(far, &[1; 4 * CLUSTER as usize])]);
+    let sound = bytes_of(&file);
+    let number = |at: u64| {
+        let bytes = &sound[at as usize..][..8];
+        u64::from_be_bytes(bytes.try_into().expect("8 bytes"))
+    };
+    // The fields of the header, and the L1 entry of the disk's second half.
+    let (l1, refcounts) = (number(40) + 8, number(48));
+    let l2 = number(l1) & 0x00ff_ffff_ffff_fe00;
+    let entry = l2 + (far % (512 << 20) / CLUSTER + 2) * 8;
+    let (newer, above) = image(
+        options(size, Some("base")),
+        [data(far, &[2; 4 * CLUSTER as usize])],
+    );
+    for at in [l1, refcounts, entry] {
+        let mut bytes = sound.clone();
+        bytes[at as usize..][..8].copy_from_slice(&(1u64 << 40 | 1 << 9).to_be_bytes());
+        let damaged = memory_file(&bytes);
+        let base = open(&damaged, &written)
+            .expect("a header")
+            .expect("it has digests");
+        let direct = Box::new(DirectFile::new(damaged.try_clone().expect("a handle")));
+        let pool = BufferPool::new(4, 1 << 18);
+        let newer = vec![link(&newer, Some(&above))];
+        let mut source = ChainSource::open_part(newer, pool, Stop::default()).expect("sound");
+        let merged = Qcow2Writer::continued(direct, options(size, None), base)
+            .map_err(BlockError::from)
+            .and_then(|mut sink| {
+                while let Some(block) = source.next_block().expect("sound") {
+                    sink.write(block)?;
+                }
+                sink.finish()
+            });
+        let error = merged.expect_err("a table is damaged").to_string();
+        assert!(error.contains(&format!("fault at offset {at}")), "{at}: {error}");
+    }
 }
 
 /// More than one refcount block: a file with a hole of 3 GiB, as many continuations leave it.

@@ -181,7 +181,7 @@ impl Qcow2Writer {
         if self.table.is_none() {
             let index = table_index(guest);
             let entries = match &mut self.base {
-                Some(base) => base.take_table(self.l1[index])?,
+                Some(base) => base.take_table(index, self.l1[index])?,
                 None => vec![[0; 8]; TABLE_ENTRIES],
             };
             self.table = Some((index, entries));

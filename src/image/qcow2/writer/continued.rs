@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use super::counts::{REFCOUNT_ORDER, REFCOUNTS_PER_BLOCK, RefCounts, encoded};
-use super::{Qcow2Options, Qcow2Writer, TABLE_ENTRIES, empty_l1};
+use super::{Qcow2Options, Qcow2Writer, TABLE_ENTRIES, TABLE_SPAN, empty_l1};
 use crate::image::digest::{TailDigest, can_continue};
 use crate::image::order::Order;
 use crate::image::qcow2::layout::{ENTRY_BYTES, Fault, L2Entry, parse_l1_entry};
@@ -31,6 +31,8 @@ pub struct Base {
     disk: u64,
     /// The numbers of clusters of the file, each once for every use of it that has ended.
     released: Vec<u64>,
+    /// The offset of the L2 table that was taken last, in bytes.
+    table: u64,
     /// The fault of an L2 entry that was replaced, if one was invalid.
     fault: Option<Error>,
 }
@@ -64,6 +66,7 @@ impl Base {
             data_bytes,
             zero_bytes,
             released: Vec::new(),
+            table: 0,
             fault: None,
         }))
     }
@@ -109,21 +112,24 @@ impl Base {
         Ok(())
     }
 
-    /// Returns the entries of the L2 table of this L1 entry. The table itself becomes free.
-    pub(super) fn take_table(&mut self, entry: [u8; 8]) -> Result<Vec<[u8; 8]>> {
-        let l1_offset = self.image.header().l1_offset;
+    /// Returns the entries of the L2 table of this L1 entry, which has this index. The table itself
+    /// becomes free.
+    pub(super) fn take_table(&mut self, index: usize, entry: [u8; 8]) -> Result<Vec<[u8; 8]>> {
+        let at = self.image.header().l1_offset + index as u64 * ENTRY_BYTES;
         let place = parse_l1_entry(u64::from_be_bytes(entry), CLUSTER);
-        let Some(place) = place.map_err(|fault| self.format(l1_offset, fault))? else {
+        let Some(place) = place.map_err(|fault| self.format(at, fault))? else {
             return Ok(vec![[0; 8]; TABLE_ENTRIES]);
         };
+        self.table = place;
         self.released.push(place / CLUSTER);
         Ok(self.read(place, CLUSTER)?.as_chunks().0.to_vec())
     }
 
-    /// Releases what an entry of an L2 table uses, because another one takes its place. `guest` is
-    /// the place of its cluster on the disk.
+    /// Releases what an entry of the current L2 table uses, because another one takes its place.
+    /// `guest` is the place of its cluster on the disk.
     pub(super) fn release_entry(&mut self, entry: [u8; 8], guest: u64, written: &mut Written) {
         let length = CLUSTER.min(self.disk.saturating_sub(guest));
+        let at = self.table + guest % TABLE_SPAN / CLUSTER * ENTRY_BYTES;
         let clusters = match L2Entry::parse(u64::from_be_bytes(entry), CLUSTER) {
             Ok(L2Entry::Unallocated) => return,
             Ok(L2Entry::Zero) => {
@@ -133,7 +139,7 @@ impl Base {
             Ok(L2Entry::Data(host)) => host / CLUSTER..host / CLUSTER + 1,
             Ok(L2Entry::Compressed(cluster)) => cluster.start / CLUSTER..cluster.end.div_ceil(CLUSTER),
             Err(fault) => {
-                self.fault = Some(self.format(0, fault));
+                self.fault = Some(self.format(at, fault));
                 return;
             }
         };
@@ -141,7 +147,7 @@ impl Base {
         if clusters.start == 0 || clusters.end > file_clusters {
             let entry = u64::from_be_bytes(entry);
             let (table, why) = ("L2", "points outside the file");
-            self.fault = Some(self.format(0, Fault::Entry { table, entry, why }));
+            self.fault = Some(self.format(at, Fault::Entry { table, entry, why }));
             return;
         }
         written.data_bytes = written.data_bytes.saturating_sub(length);
@@ -164,11 +170,9 @@ impl Base {
             .map(u64::from_be_bytes)
             .collect();
         let end = self.recorded.bytes - CLUSTER;
-        if let Some(place) = places
-            .iter()
-            .find(|place| **place > end || **place % CLUSTER != 0)
-        {
-            return Err(self.format(*place, Fault::Refcount));
+        let is_invalid = |place: &u64| *place > end || !place.is_multiple_of(CLUSTER);
+        if let Some(index) = places.iter().position(is_invalid) {
+            return Err(self.format(offset + index as u64 * ENTRY_BYTES, Fault::Refcount));
         }
         let table_end = offset.saturating_add(u64::from(clusters) * CLUSTER);
         if !offset.is_multiple_of(CLUSTER) || table_end > self.recorded.bytes {
