@@ -13,6 +13,8 @@ pub enum NoConnection {
     NotRunning(Daemons),
     /// This user may not connect.
     NotAllowed,
+    /// The socket that the URI names does not exist.
+    NoSuchSocket,
     /// Any other reason: another machine, a URI that libvirt does not know, or a cause that only
     /// libvirt's message shows.
     Other,
@@ -32,23 +34,48 @@ pub struct Daemons {
 pub struct Places {
     /// Folders that can hold the daemons' programs.
     pub programs: Vec<PathBuf>,
-    /// The sockets on which a daemon of this machine may listen.
-    pub sockets: Vec<PathBuf>,
+    /// Where a daemon of this machine may listen.
+    pub sockets: Sockets,
+}
+
+/// The sockets on which a daemon of this machine may listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sockets {
+    /// Those of the system's daemons.
+    System(Vec<PathBuf>),
+    /// The one that the URI names.
+    Named(PathBuf),
+    /// Those of the user's own daemon, which libvirt's library starts itself.
+    Session,
+}
+
+impl Sockets {
+    fn paths(&self) -> &[PathBuf] {
+        match self {
+            Sockets::System(paths) => paths,
+            Sockets::Named(path) => std::slice::from_ref(path),
+            Sockets::Session => &[],
+        }
+    }
 }
 
 impl Places {
     /// Returns the usual folders and sockets; a socket that the URI names replaces the usual ones.
-    pub fn of(uri: Option<&str>) -> Places {
-        let named = uri.and_then(socket_of);
-        let usual = || {
-            let names = ["libvirt-sock", "virtqemud-sock"];
-            names.map(|name| Path::new("/run/libvirt").join(name)).to_vec()
+    /// Without a URI, libvirt opens a session for a user other than root.
+    pub fn of(uri: Option<&str>, is_root: bool) -> Places {
+        let is_session = !is_root && uri.is_none_or(is_session);
+        let usual = || match is_session {
+            true => Sockets::Session,
+            false => {
+                let names = ["libvirt-sock", "virtqemud-sock"];
+                Sockets::System(names.map(|name| Path::new("/run/libvirt").join(name)).to_vec())
+            }
         };
         Places {
             programs: ["/usr/sbin", "/usr/bin", "/usr/local/sbin"]
                 .map(PathBuf::from)
                 .to_vec(),
-            sockets: named.map_or_else(usual, |socket| vec![socket]),
+            sockets: uri.and_then(socket_of).map_or_else(usual, Sockets::Named),
         }
     }
 
@@ -61,6 +88,12 @@ impl Places {
     }
 }
 
+/// Whether a URI names the hypervisor of a user's session.
+fn is_session(uri: &str) -> bool {
+    let path = uri.split_once('?').map_or(uri, |(path, _)| path);
+    path.ends_with("/session")
+}
+
 /// Returns the value of `socket=` in a URI.
 fn socket_of(uri: &str) -> Option<PathBuf> {
     let (_, query) = uri.split_once('?')?;
@@ -71,8 +104,8 @@ fn socket_of(uri: &str) -> Option<PathBuf> {
 impl NoConnection {
     /// Finds out why the connection to QEMU's hypervisor on this machine failed.
     pub(crate) fn on_this_machine(places: &Places) -> NoConnection {
-        let refusals: Vec<ErrorKind> = places
-            .sockets
+        let sockets = places.sockets.paths();
+        let refusals: Vec<ErrorKind> = sockets
             .iter()
             .filter_map(|socket| UnixStream::connect(socket).err())
             .map(|error| error.kind())
@@ -80,16 +113,21 @@ impl NoConnection {
         if refusals.contains(&ErrorKind::PermissionDenied) {
             return NoConnection::NotAllowed;
         }
-        if refusals.len() < places.sockets.len() {
+        if refusals.len() < sockets.len() {
             // A daemon is listening, so libvirt's message gives the reason.
             return NoConnection::Other;
         }
-        match places.daemons() {
-            Daemons {
-                libvirtd: false,
-                virtqemud: false,
-            } => NoConnection::NotInstalled,
-            daemons => NoConnection::NotRunning(daemons),
+        match (places.daemons(), &places.sockets) {
+            (
+                Daemons {
+                    libvirtd: false,
+                    virtqemud: false,
+                },
+                _,
+            ) => NoConnection::NotInstalled,
+            (_, Sockets::Named(_)) if refusals == [ErrorKind::NotFound] => NoConnection::NoSuchSocket,
+            (_, Sockets::Session) => NoConnection::Other,
+            (daemons, _) => NoConnection::NotRunning(daemons),
         }
     }
 
@@ -116,6 +154,9 @@ impl NoConnection {
                 "this user may not connect: run as root, or add the user to the group libvirt \
                  (`usermod -aG libvirt USER`) and log in again"
             }
+            NoConnection::NoSuchSocket => {
+                "the socket that the URI names does not exist: correct `socket=`, or start the daemon that listens there"
+            }
             NoConnection::Other => {
                 "check that `virsh --connect URI list` works with the same URI; the usual URI is qemu:///system"
             }
@@ -133,7 +174,7 @@ mod tests {
     fn places(folder: &Path) -> Places {
         Places {
             programs: vec![folder.join("none"), folder.to_owned()],
-            sockets: vec![folder.join("first"), folder.join("second")],
+            sockets: Sockets::System(vec![folder.join("first"), folder.join("second")]),
         }
     }
 
@@ -152,7 +193,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let places = places(folder.path());
         // The socket of a killed daemon stays, and refuses connections.
-        drop(UnixListener::bind(&places.sockets[0]).expect("a socket"));
+        drop(UnixListener::bind(&places.sockets.paths()[0]).expect("a socket"));
         let hint_with = |daemon: &str| {
             fs::write(folder.path().join(daemon), b"").expect("a file");
             NoConnection::on_this_machine(&places).hint()
@@ -175,19 +216,51 @@ mod tests {
     fn a_daemon_that_listens_is_not_called_stopped() {
         let folder = tempfile::tempdir().expect("a folder");
         let places = places(folder.path());
-        let _listens = UnixListener::bind(&places.sockets[1]).expect("a socket");
+        let _listens = UnixListener::bind(&places.sockets.paths()[1]).expect("a socket");
         assert_eq!(NoConnection::on_this_machine(&places), NoConnection::Other);
     }
 
     #[test]
-    fn a_uri_can_name_its_socket() {
-        let sockets = |uri| Places::of(uri).sockets;
-        assert_eq!(
-            sockets(Some("qemu+unix:///system?mode=direct&socket=/run/x")),
-            [PathBuf::from("/run/x")]
-        );
+    fn a_missing_socket_of_the_uri_blames_no_daemon() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("libvirtd"), b"").expect("a file");
+        let socket = folder.path().join("named");
+        let places = Places {
+            sockets: Sockets::Named(socket.clone()),
+            ..places(folder.path())
+        };
+        assert_eq!(NoConnection::on_this_machine(&places), NoConnection::NoSuchSocket);
+        // The socket of a daemon that was killed stays.
+        drop(UnixListener::bind(&socket).expect("a socket"));
+        let why = NoConnection::on_this_machine(&places);
+        assert!(matches!(why, NoConnection::NotRunning(_)), "{why:?}");
+    }
+
+    #[test]
+    fn a_session_needs_no_daemon_of_the_system() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let places = Places {
+            sockets: Sockets::Session,
+            ..places(folder.path())
+        };
+        assert_eq!(NoConnection::on_this_machine(&places), NoConnection::NotInstalled);
+        fs::write(folder.path().join("virtqemud"), b"").expect("a file");
+        assert_eq!(NoConnection::on_this_machine(&places), NoConnection::Other);
+    }
+
+    #[test]
+    fn the_uri_and_the_user_decide_the_sockets() {
+        let sockets = |uri, is_root| Places::of(uri, is_root).sockets;
         let usual = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"].map(PathBuf::from);
-        assert_eq!(sockets(Some("qemu:///system")), usual);
-        assert_eq!(sockets(None), usual);
+        let usual = Sockets::System(usual.to_vec());
+        for is_root in [true, false] {
+            let named = Some("qemu+unix:///system?mode=direct&socket=/run/x");
+            assert_eq!(sockets(named, is_root), Sockets::Named("/run/x".into()));
+            assert_eq!(sockets(Some("qemu:///system"), is_root), usual);
+        }
+        for session in [None, Some("qemu:///session"), Some("qemu+unix:///session?a=b")] {
+            assert_eq!(sockets(session, false), Sockets::Session);
+            assert_eq!(sockets(session, true), usual, "root has the system's daemon");
+        }
     }
 }

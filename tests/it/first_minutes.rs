@@ -17,7 +17,10 @@ fn uri_of(socket: &Path) -> String {
 #[test]
 fn a_host_without_a_running_libvirt_gets_a_command_to_type() {
     let folder = tempfile::tempdir().expect("a folder");
-    let uri = uri_of(&folder.path().join("none"));
+    let socket = folder.path().join("none");
+    // The socket of a killed daemon stays, and refuses connections.
+    drop(UnixListener::bind(&socket).expect("a socket"));
+    let uri = uri_of(&socket);
     for verb in ["status", "scrub --scrub-type both vm1", "backup vm1 --output"] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmsnap"));
         command.args(verb.split(' '));
@@ -64,7 +67,7 @@ fn a_uri_that_libvirt_does_not_know_blames_no_daemon() {
         .map(drop)
         .expect_err("there is none");
     let hint = error.hint().expect("there is advice");
-    assert!(hint.contains("virsh --connect URI list"), "{hint}");
+    assert!(hint.contains("`virsh --connect URI list`"), "{hint}");
     assert!(!hint.contains("systemctl"), "{hint}");
 }
 

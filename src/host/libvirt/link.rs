@@ -126,7 +126,8 @@ fn why_refused(uri: Option<&str>, number: ErrorNumber) -> NoConnection {
         }
         // Other errors, such as an invalid URI, show nothing about the daemons.
         ErrorNumber::SystemError | ErrorNumber::NoConnect if is_local => {
-            NoConnection::on_this_machine(&Places::of(uri.as_deref()))
+            let is_root = rustix::process::geteuid().is_root();
+            NoConnection::on_this_machine(&Places::of(uri.as_deref(), is_root))
         }
         _ => NoConnection::Other,
     }
