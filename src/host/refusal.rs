@@ -149,6 +149,14 @@ pub enum Refusal {
     /// vmsnap may not write to any of the folders for sockets.
     #[error("cannot create a socket: no write permission for /run and /var/tmp: run as root")]
     NoSocketFolder,
+    /// QEMU runs as another user, which can use no socket of this user.
+    #[error(
+        "the domain's QEMU runs as another user (UID {uid}) and cannot create its socket in a folder of this user: run as root"
+    )]
+    QemuOfAnotherUser {
+        /// The user of QEMU.
+        uid: u32,
+    },
     /// The request for a shut-off domain's job has no folder for the readers, or several.
     #[error("the request for a shut-off domain must name exactly one folder for the qemu-nbd sockets")]
     NoReaderFolder,

@@ -116,12 +116,28 @@ fn private_folder(link: &Link, handle: &Handle) -> Option<PathBuf> {
 
 /// Returns the path of a new folder.
 fn own_folder(handle: &Handle, run: &str) -> Result<PathBuf> {
+    let user = rustix::process::geteuid();
+    if !user.is_root() {
+        check_owner(user.as_raw(), inspect::live(handle)?.owner)?;
+    }
     let mut name = format!("{PREFIX}{run}");
     if is_open_to_all(qemu_user(handle)?) {
         // All users may enter the folder, so its name must be hard to guess.
         name = format!("{name}-{}", uuid::Uuid::new_v4().simple());
     }
     Ok(Path::new(TEMPORARY).join(name))
+}
+
+/// Refuses a folder of a user other than root if QEMU, whose user and group are in `owner`, runs as
+/// another user.
+///
+/// QEMU could not create its socket there. A folder for all users would not help: this user may not
+/// connect to a socket of QEMU's.
+fn check_owner(user: u32, owner: Option<(u32, u32)>) -> Result<()> {
+    match owner {
+        Some((uid, _)) if uid != user => Err(Refusal::QemuOfAnotherUser { uid }.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Returns QEMU's user and group if they are known and this process may change the owner of a
@@ -317,6 +333,18 @@ fn remove_if(path: &Path, is_ours: impl Fn(&fs::Metadata) -> bool) -> Result<()>
 mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_folder_that_another_users_qemu_cannot_use_is_refused() {
+        let error = check_owner(1000, Some((64055, 108))).expect_err("another user");
+        let words = error.to_string();
+        assert!(
+            words.contains("UID 64055") && words.ends_with("run as root"),
+            "{words}"
+        );
+        check_owner(1000, Some((1000, 1000))).expect("the same user");
+        check_owner(1000, None).expect("nothing is known");
+    }
 
     #[test]
     fn only_a_dead_socket_may_be_replaced() {
