@@ -329,7 +329,8 @@ fn check_targets(
             true => in_use::check_device(disk, &named),
             false => in_use::check_file(&disk.to, &named),
         };
-        findings.extend(found.map_err(|cause| Error::of_disk(domain, &disk.target, cause))?);
+        let found = found.map_err(|cause| Error::of_disk(domain, &disk.target, cause))?;
+        monitor::add_new(&mut findings, found);
     }
     Ok(findings)
 }

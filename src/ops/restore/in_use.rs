@@ -64,10 +64,8 @@ pub(super) fn check_file(path: &Path, named: &DomainFiles) -> Result<Vec<Finding
         );
         Finding::new("file-of-a-domain", what)
     };
-    Ok(naming
-        .iter()
-        .map(|file| finding(&file.domain, &file.role))
-        .collect())
+    let named_by = naming.iter().map(|file| finding(&file.domain, &file.role));
+    Ok(named_by.chain(named.findings.iter().cloned()).collect())
 }
 
 /// Claims the device of a disk until the claim is dropped. Nothing has been written to it yet.
@@ -155,5 +153,23 @@ fn check_size(disk: &RestoredDisk, device: u64) -> Result<()> {
             device,
             disk: disk.size,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn domains_that_could_not_be_read_are_reported_for_a_file_too() {
+        let named = DomainFiles {
+            files: Vec::new(),
+            findings: vec![Finding::new(
+                "domains-not-known",
+                "the XML of a domain is invalid",
+            )],
+        };
+        let findings = check_file(Path::new("/images/new.qcow2"), &named).expect("nobody uses it");
+        assert_eq!(findings, named.findings);
     }
 }
