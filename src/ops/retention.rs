@@ -306,8 +306,9 @@ pub(super) fn not_finished(removal: &Leftover) -> Finding {
 /// Reports that files of removed restore points stay for the moment.
 fn waiting(domain: &str, removed: &Removed, monitor: &dyn Monitor) -> Option<Finding> {
     let ids = removed.waiting.join(", ");
-    let what =
-        format!("files of {ids} stay for now, because files are being read: a later prune removes them");
+    let what = format!(
+        "files of {ids} stay for now, because files are being read or cannot be changed: a later prune removes them"
+    );
     let finding = Finding::new(REMOVAL_WAITS, what);
     let is_one = !removed.waiting.is_empty();
     is_one.then(|| {

@@ -28,16 +28,26 @@ use crate::lab::{CLUSTER, InFolder, Lab};
 /// Clusters of the disk.
 const CLUSTERS: usize = 120;
 
+/// What comes of a clone.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Clones {
+    #[default]
+    Unsupported,
+    Whole,
+    /// Only the beginning, although the file system reports success.
+    Beginning,
+    NoSpace,
+}
+
 /// A store that counts the bytes that are written, whatever the real file system is.
 #[derive(Clone, Default)]
 struct CountingStore {
     written: Arc<AtomicU64>,
-    /// Whether files can share their space.
-    clones: bool,
+    clones: Clones,
 }
 
 impl CountingStore {
-    fn of_kind(clones: bool) -> CountingStore {
+    fn with(clones: Clones) -> CountingStore {
         CountingStore {
             clones,
             ..CountingStore::default()
@@ -101,12 +111,15 @@ impl Store for CountingStore {
 
     fn clone_image(&self, file: &Path, name: &Path) -> io::Result<Box<dyn ImageFile>> {
         match self.clones {
-            true => {
-                drop(DiskStore.create_image(name)?);
-                Ok(self.image(clone_by_copying(file, name)?))
-            }
-            false => Err(io::ErrorKind::Unsupported.into()),
+            Clones::Unsupported => return Err(io::ErrorKind::Unsupported.into()),
+            Clones::NoSpace => return Err(io::ErrorKind::QuotaExceeded.into()),
+            Clones::Whole | Clones::Beginning => drop(DiskStore.create_image(name)?),
         }
+        let mut clone = clone_by_copying(file, name)?;
+        if self.clones == Clones::Beginning {
+            clone.set_len(file.metadata()?.len() / 2)?;
+        }
+        Ok(self.image(clone))
     }
 
     fn link(&self, file: &Path, name: &Path) -> io::Result<()> {
@@ -246,8 +259,8 @@ fn assert_restores(lab: &Lab, points: &[(String, Vec<u8>)]) {
 
 #[test]
 fn a_merge_writes_at_most_three_times_the_increments() {
-    for clones in [false, true] {
-        merges_cost_three_times_the_increments(CountingStore::of_kind(clones));
+    for clones in [Clones::Unsupported, Clones::Whole] {
+        merges_cost_three_times_the_increments(CountingStore::with(clones));
     }
 }
 
@@ -321,8 +334,8 @@ fn a_policy_plans_what_a_continued_image_costs() {
 
 #[test]
 fn readers_see_the_old_state_or_the_new_one() {
-    for clones in [false, true] {
-        readers_beside_a_merge(CountingStore::of_kind(clones));
+    for clones in [Clones::Unsupported, Clones::Whole] {
+        readers_beside_a_merge(CountingStore::with(clones));
     }
 }
 
@@ -492,7 +505,7 @@ fn a_clone_is_continued_and_leaves_the_old_file_alone() {
     let copy = lab.folder.path().join("copy-of-the-full");
     fs::hard_link(&image, &copy).expect("linked");
     let before = fs::read(&image).expect("it can be read");
-    let store = CountingStore::of_kind(true);
+    let store = CountingStore::with(Clones::Whole);
     let domain = opened(&lab, Arc::new(store.clone()));
     let merged = merge(domain.as_ref(), &lab, &[&points[0].0], &points[1].0);
     assert_eq!(merged, Merged::Completely);
@@ -500,6 +513,23 @@ fn a_clone_is_continued_and_leaves_the_old_file_alone() {
     assert!(fs::read(&copy).expect("it can be read") == before);
     assert_restores(&lab, &points[1..]);
     lab.assert_verified("vm1");
+}
+
+#[test]
+fn a_clone_that_is_not_whole_is_not_used() {
+    for clones in [Clones::Beginning, Clones::NoSpace] {
+        let mut lab = lab();
+        let points = backed_up(&mut lab, 3);
+        let image = image_of(&lab, &points[0].0);
+        let full = image.metadata().expect("it is there").len();
+        let store = CountingStore::with(clones);
+        let domain = opened(&lab, Arc::new(store.clone()));
+        let merged = merge(domain.as_ref(), &lab, &[&points[0].0], &points[1].0);
+        assert_eq!(merged, Merged::Completely);
+        assert!(store.written() < full / 3, "it was copied");
+        assert_restores(&lab, &points[1..]);
+        lab.assert_verified("vm1");
+    }
 }
 
 #[test]

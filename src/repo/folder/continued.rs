@@ -13,7 +13,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, fcntl_lock};
@@ -90,16 +90,20 @@ impl Continuation<'_> {
         Ok(file.map(|file| Begun { base, file, links: 2 }))
     }
 
-    /// Clones the old file, which has this many bytes. `None` if the file system cannot do that.
+    /// Clones the old image, which has this many bytes. `None` if the file system cannot do that,
+    /// or has no space for it.
     fn clone_of(&self, path: &Path, bytes: u64) -> Result<Option<Box<dyn ImageFile>>> {
-        let cloned = self.store.clone_image(path, &self.merged()).and_then(|mut file| {
-            file.set_len(bytes)?;
-            Ok(file)
-        });
-        match cloned {
+        let merged = self.merged();
+        let cloned = self.store.clone_image(path, &merged);
+        match cloned.and_then(|clone| prepared(clone, &merged, path, bytes)) {
             Ok(file) => Ok(Some(file)),
-            Err(error) if is_unsupported(&error) => Ok(None),
-            Err(error) => Err(RepoError::io("clone", path)(error)),
+            Err(error) => {
+                remove_if_there(self.store, &merged, "remove")?;
+                match is_unsupported(&error) || is_no_space(&error) {
+                    true => Ok(None),
+                    false => Err(RepoError::io("clone", path)(error)),
+                }
+            }
         }
     }
 
@@ -158,6 +162,28 @@ impl Continuation<'_> {
     }
 }
 
+/// Gives the clone at `merged` the length of the old image.
+///
+/// Its first cluster is written once more, so that it is no longer shared: the new header has to
+/// replace it after the commit, without new space if possible.
+fn prepared(
+    mut clone: Box<dyn ImageFile>,
+    merged: &Path,
+    old: &Path,
+    bytes: u64,
+) -> io::Result<Box<dyn ImageFile>> {
+    // Linux before 6.13 reports success if XFS has run out of space or quota within the file. Then
+    // the end is missing.
+    if merged.symlink_metadata()?.len() < bytes {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    clone.set_len(bytes)?;
+    let mut header = Buffer::alone(CLUSTER as usize);
+    File::open(old)?.read_exact_at(&mut header, 0)?;
+    clone.write_at(&header, 0)?;
+    Ok(clone)
+}
+
 fn note_of(domain_dir: &Path, dir: &Path, number: usize) -> String {
     let key = dir.strip_prefix(domain_dir).unwrap_or(dir);
     format!("{}\n{number}\n", key.display())
@@ -187,6 +213,13 @@ pub(super) fn can_free(store: &dyn Store, path: &Path) -> bool {
     let beyond = 16 * CLUSTER..17 * CLUSTER;
     let file = store.continue_image(path);
     file.and_then(|mut file| file.free(beyond)).is_ok()
+}
+
+fn is_no_space(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 fn is_unsupported(error: &io::Error) -> bool {
