@@ -107,9 +107,10 @@ impl JobPlan<'_> {
     ) -> std::result::Result<EndedJob<T>, Failure> {
         let host = self.context.host;
         let job = host.begin_backup(self.domain, self.request).map_err(|error| {
-            let is_clear = host.clear_places(&self.request.places).is_ok();
+            // A job that may run still uses its places: it has to be aborted first.
             Failure {
-                is_undone: is_clear && !may_be_left(&error),
+                is_undone: !may_be_left(&error, self.domain)
+                    && host.clear_places(&self.request.places).is_ok(),
                 error: self.failed(error),
             }
         })?;
@@ -160,13 +161,15 @@ impl JobPlan<'_> {
 }
 
 /// Whether a job that could not be begun may have left something besides its places.
-fn may_be_left(error: &HostError) -> bool {
+fn may_be_left(error: &HostError, domain: &Domain) -> bool {
     match error {
+        // Without a job libvirt has made nothing. Images of a shut-off domain may have bitmaps.
+        HostError::Stopped => !domain.state.is_active(),
         // Bitmaps of the checkpoint's name belong to another program.
         HostError::BitmapExists { .. } => false,
         HostError::NoSuchDomain { .. } | HostError::NotHere { .. } => false,
         HostError::OfDisk { source, .. } if matches!(**source, HostError::MissingProgram { .. }) => {
-            may_be_left(source)
+            may_be_left(source, domain)
         }
         // Without it no bitmap was made.
         HostError::MissingProgram { program, .. } => program != "qemu-img",
