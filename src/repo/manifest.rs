@@ -23,6 +23,9 @@ const PLAIN_FORMAT: u32 = 1;
 /// The largest manifest that is read, in bytes.
 pub(crate) const MAX_BYTES: u64 = 16 << 20;
 
+/// The highest sequence number: later restore points need higher ones.
+const HIGHEST_SEQUENCE: u64 = u64::MAX / 2;
+
 /// The name of the file with the domain's definition.
 pub(crate) const DOMAIN_XML: &str = "domain.xml";
 
@@ -205,6 +208,12 @@ impl Manifest {
         let point = &self.point;
         if point.disks.is_empty() {
             return Err("it holds no disk".to_owned());
+        }
+        if point.sequence > HIGHEST_SEQUENCE {
+            return Err(format!(
+                "its sequence number {} is too high for a later one",
+                point.sequence
+            ));
         }
         if self.file(DOMAIN_XML).is_none() {
             return Err(format!("{} is not in its list of files", DOMAIN_XML));
@@ -446,6 +455,13 @@ mod tests {
         let mut without_xml = sample();
         without_xml.files.pop();
         assert!(is_refused(&without_xml));
+    }
+
+    #[test]
+    fn a_sequence_number_that_leaves_none_for_later_is_refused() {
+        let mut last = sample();
+        last.point.sequence = u64::MAX;
+        assert!(is_refused(&last));
     }
 
     #[test]
