@@ -165,6 +165,15 @@ impl NoConnection {
 }
 
 #[cfg(test)]
+/// Leaves a socket that refuses connections, as a killed daemon does. It never listens: a listener
+/// that is closed still accepts connections while a process that was just forked has it open.
+pub(super) fn dead_socket(path: &Path) -> std::io::Result<()> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, socket};
+    let socket = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+    Ok(bind(&socket, &SocketAddrUnix::new(path)?)?)
+}
+
+#[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::unix::net::UnixListener;
@@ -193,7 +202,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let places = places(folder.path());
         // The socket of a killed daemon stays, and refuses connections.
-        drop(UnixListener::bind(&places.sockets.paths()[0]).expect("a socket"));
+        dead_socket(&places.sockets.paths()[0]).expect("a socket");
         let hint_with = |daemon: &str| {
             fs::write(folder.path().join(daemon), b"").expect("a file");
             NoConnection::on_this_machine(&places).hint()
@@ -231,7 +240,7 @@ mod tests {
         };
         assert_eq!(NoConnection::on_this_machine(&places), NoConnection::NoSuchSocket);
         // The socket of a daemon that was killed stays.
-        drop(UnixListener::bind(&socket).expect("a socket"));
+        dead_socket(&socket).expect("a socket");
         let why = NoConnection::on_this_machine(&places);
         assert!(matches!(why, NoConnection::NotRunning(_)), "{why:?}");
     }

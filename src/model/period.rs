@@ -118,8 +118,8 @@ impl Period {
         self.start
     }
 
-    /// Whether `day` is the period's midpoint or later. Days of the calendar are counted, not hours,
-    /// so the midpoint keeps its date despite clock changes and days without midnight.
+    /// Whether `day` is the period's midpoint or later. Days of the calendar are counted, not
+    /// hours, so the midpoint keeps its date despite clock changes and days without midnight.
     pub(crate) fn is_past_middle(self, day: Date) -> bool {
         let days = (day - self.start).get_days();
         days >= self.group_by.middle_mark_days()

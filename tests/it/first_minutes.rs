@@ -14,12 +14,20 @@ fn uri_of(socket: &Path) -> String {
     format!("qemu+unix:///system?socket={}", socket.display())
 }
 
+/// Leaves a socket that refuses connections, as a killed daemon does. It never listens: a listener
+/// that is closed still accepts connections while a process that was just forked has it open.
+fn dead_socket(path: &Path) -> std::io::Result<()> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, socket};
+    let socket = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+    Ok(bind(&socket, &SocketAddrUnix::new(path)?)?)
+}
+
 #[test]
 fn a_host_without_a_running_libvirt_gets_a_command_to_type() {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("none");
     // The socket of a killed daemon stays, and refuses connections.
-    drop(UnixListener::bind(&socket).expect("a socket"));
+    dead_socket(&socket).expect("a socket");
     let uri = uri_of(&socket);
     for verb in ["status", "scrub --scrub-type both vm1", "backup vm1 --output"] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmsnap"));

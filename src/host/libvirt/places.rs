@@ -332,6 +332,7 @@ fn remove_if(path: &Path, is_ours: impl Fn(&fs::Metadata) -> bool) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::no_connection::dead_socket;
     use std::os::unix::net::UnixListener;
 
     #[test]
@@ -354,6 +355,8 @@ mod tests {
         let listener = UnixListener::bind(&socket).expect("it binds");
         assert!(check_socket(&socket).is_err(), "a process is listening");
         drop(listener);
+        fs::remove_file(&socket).expect("it is there");
+        dead_socket(&socket).expect("it binds");
         check_socket(&socket).expect("nobody listens");
         let file = dir.path().join("precious");
         fs::write(&file, "data").expect("it is written");
@@ -376,7 +379,7 @@ mod tests {
             .and_then(|()| fs::write(&file, "d"))
             .expect("they are written");
         let socket = own.join("nbd");
-        drop(UnixListener::bind(&socket).expect("it binds"));
+        dead_socket(&socket).expect("it binds");
         let places = Places {
             sockets: vec![socket, file.clone(), dir.path().join("never/there")],
             scratch: vec![("vda".into(), scratch.clone()), ("vdb".into(), file.clone())],
