@@ -30,7 +30,7 @@ pub use next::NextBackup;
 pub use plan::{ScrubPlan, ScrubType};
 
 use found::Found;
-use next::{Kept, Outlook, next_backup};
+use next::{Kept, LeftByScrub, Outlook, next_backup};
 use plan::Step;
 
 /// A bitmap of a disk.
@@ -276,7 +276,12 @@ impl<'a> Scrub<'a> {
         );
         let (now, unknown) = looked.map_err(|error| self.failed(error))?;
         let bitmaps = plan::staying(&self.found, &self.plan);
-        *next = next_backup(&self.domain, &now.checkpoints, &bitmaps, gone, &self.outlook);
+        let left = LeftByScrub {
+            checkpoints: &now.checkpoints,
+            bitmaps: &bitmaps,
+            gone,
+        };
+        *next = next_backup(&self.domain, &left, &self.outlook);
         let is_listed = |name: &&String| now.checkpoints.iter().any(|one| one.name == **name);
         if let Some(name) = self.plan.checkpoints.iter().find(is_listed) {
             return Err(self.failed(Cause::StillThere(format!("checkpoint {name}"))));

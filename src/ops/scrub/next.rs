@@ -57,18 +57,21 @@ pub struct NextBackup {
     pub reason: String,
 }
 
-/// Predicts the next backup of a domain with these checkpoints and bitmaps. The bitmaps named in
-/// `gone` do not exist, not even where they cannot be listed.
-pub(crate) fn next_backup(
-    domain: &Domain,
-    checkpoints: &[Checkpoint],
-    bitmaps: &[DiskBitmap],
-    gone: &[String],
-    outlook: &Outlook,
-) -> NextBackup {
+/// What a scrub leaves for the next backup.
+pub(crate) struct LeftByScrub<'a> {
+    /// The checkpoints.
+    pub checkpoints: &'a [Checkpoint],
+    /// The bitmaps that could be listed.
+    pub bitmaps: &'a [DiskBitmap],
+    /// Names of bitmaps that do not exist, not even where bitmaps cannot be listed.
+    pub gone: &'a [String],
+}
+
+/// Predicts the next backup of a domain that has these checkpoints and bitmaps.
+pub(crate) fn next_backup(domain: &Domain, left: &LeftByScrub<'_>, outlook: &Outlook) -> NextBackup {
     match &outlook.kept {
-        Some(kept) => next_in_repository(domain, checkpoints, (bitmaps, gone), &outlook.capabilities, kept),
-        None => next_anywhere(domain, checkpoints, bitmaps, &outlook.capabilities),
+        Some(kept) => next_in_repository(domain, left, &outlook.capabilities, kept),
+        None => next_anywhere(domain, left, &outlook.capabilities),
     }
 }
 
@@ -90,8 +93,7 @@ fn unknown(reason: String) -> NextBackup {
 
 fn next_in_repository(
     domain: &Domain,
-    checkpoints: &[Checkpoint],
-    (bitmaps, gone): (&[DiskBitmap], &[String]),
+    left: &LeftByScrub<'_>,
     capabilities: &Capabilities,
     kept: &Kept,
 ) -> NextBackup {
@@ -104,7 +106,7 @@ fn next_in_repository(
     }
     let mut disks = kept.disks.clone();
     for disk in &mut disks {
-        let of_disk = bitmaps.iter().filter(|bitmap| bitmap.disk == disk.target);
+        let of_disk = left.bitmaps.iter().filter(|bitmap| bitmap.disk == disk.target);
         disk.bitmaps = of_disk.map(|bitmap| bitmap.name.clone()).collect();
     }
     let backup = plan::plan(&plan::Inputs {
@@ -112,8 +114,8 @@ fn next_in_repository(
         disks: &disks,
         capabilities,
         chains: &kept.chains,
-        checkpoints,
-        missing: gone,
+        checkpoints: left.checkpoints,
+        missing: left.gone,
         repository: kept.repository.as_deref(),
         period: &kept.period,
         full: kept.full,
@@ -141,12 +143,10 @@ fn next_in_repository(
 }
 
 /// Predicts without a repository. Only one thing is certain then: a disk without a bitmap is full.
-fn next_anywhere(
-    domain: &Domain,
-    checkpoints: &[Checkpoint],
-    bitmaps: &[DiskBitmap],
-    capabilities: &Capabilities,
-) -> NextBackup {
+fn next_anywhere(domain: &Domain, left: &LeftByScrub<'_>, capabilities: &Capabilities) -> NextBackup {
+    let LeftByScrub {
+        checkpoints, bitmaps, ..
+    } = left;
     if let Err(reason) = &capabilities.incremental {
         return full(reason);
     }

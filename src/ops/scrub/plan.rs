@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::DiskBitmap;
 use super::found::Found;
-use super::next::{NextBackup, Outlook, next_backup};
+use super::next::{LeftByScrub, NextBackup, Outlook, next_backup};
 use super::others;
 use crate::model::checkpoint::{Bitmap, Checkpoint, is_own, sort_key};
 use crate::model::domain::Domain;
@@ -135,13 +135,18 @@ pub fn plan(
         findings.extend(others::finding(&others, kind.word()));
     }
     let targets = Targets::of(domain, found, name, &others);
+    let unchanged = LeftByScrub {
+        checkpoints: &found.checkpoints,
+        bitmaps: &found.bitmaps,
+        gone: &[],
+    };
     let mut plan = ScrubPlan {
         steps: Vec::new(),
         checkpoints: Vec::new(),
         bitmaps: Vec::new(),
         tried: Vec::new(),
         left: Vec::new(),
-        next: next_backup(domain, &found.checkpoints, &found.bitmaps, &[], outlook),
+        next: next_backup(domain, &unchanged, outlook),
         findings,
     };
     match kind {
@@ -156,8 +161,12 @@ pub fn plan(
     }
     let bitmaps = staying(found, &plan);
     let gone: Vec<String> = plan.steps.iter().filter_map(Step::bitmaps).cloned().collect();
-    let checkpoints = after(&plan.steps, &found.checkpoints);
-    plan.next = next_backup(domain, &checkpoints, &bitmaps, &gone, outlook);
+    let left = LeftByScrub {
+        checkpoints: &after(&plan.steps, &found.checkpoints),
+        bitmaps: &bitmaps,
+        gone: &gone,
+    };
+    plan.next = next_backup(domain, &left, outlook);
     if kind != ScrubType::Checkpoint && name.is_none() && domain.state.is_active() && outlook.kept.is_none() {
         plan.findings.push(Finding::new(
             "bitmaps-not-listed",
