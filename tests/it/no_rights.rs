@@ -46,16 +46,16 @@ fn points_not_using_an_unreadable_image_are_verified() {
     assert!(outcome.is_sound(), "{}", words(&outcome));
     let error = outcome.ended.expect("the verification is incomplete");
     assert!(error.cause.is_no_verdict(), "{error}");
-    let told: Vec<&str> = outcome
+    let found: Vec<&str> = outcome
         .findings
         .iter()
         .map(|found| found.message.as_str())
         .collect();
-    assert_eq!(told.len(), 3, "{told:?}");
-    for (told, id) in told.iter().zip(&ids) {
+    assert_eq!(found.len(), 3, "{found:?}");
+    for (found, id) in found.iter().zip(&ids) {
         assert!(
-            told.contains(&format!("restore point {id} was not verified")),
-            "{told}"
+            found.contains(&format!("restore point {id} was not verified")),
+            "{found}"
         );
     }
     let remembered: Vec<bool> = lab
