@@ -147,8 +147,9 @@ pub trait Host: Send + Sync {
     /// After an error the steps so far have been undone, as far as possible. The caller has to
     /// check what is left, and libvirt may still have started the job. Nothing but the folders is
     /// left after [`HostError::BitmapExists`], [`HostError::NoSuchDomain`], [`HostError::NotHere`],
-    /// a missing `qemu-img`, and refusals other than [`Refusal::StartedMeanwhile`] and
-    /// [`Refusal::NoBitmapInFormat`]; [`Host::clear_places`] removes the folders.
+    /// [`HostError::Stopped`] (of an active domain), a missing `qemu-img`, and refusals other than
+    /// [`Refusal::StartedMeanwhile`] and [`Refusal::NoBitmapInFormat`]; [`Host::clear_places`]
+    /// removes the folders.
     fn begin_backup(&self, domain: &Domain, request: &BackupRequest) -> Result<Box<dyn BackupJob>>;
 
     /// Reads the file of the domain's UEFI variables; `None` if it has none, or none yet.

@@ -164,9 +164,9 @@ impl NoConnection {
     }
 }
 
-#[cfg(test)]
 /// Leaves a socket that refuses connections, as a killed daemon does. It never listens: a listener
 /// that is closed still accepts connections while a process that was just forked has it open.
+#[cfg(test)]
 pub(super) fn dead_socket(path: &Path) -> std::io::Result<()> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, socket};
     let socket = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
