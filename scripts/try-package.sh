@@ -27,10 +27,11 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # All paths except the records of apt and dpkg, and libvirt's folder in /run. libvirt's driver
-# creates that folder for every program of root; it disappears with the next boot.
+# creates that folder for every program of root; it disappears with the next boot. sort has its
+# temporary files where find does not look.
 paths() {
     find / \( -path /proc -o -path /sys -o -path /dev -o -path "$work" -o -path /run/libvirt -o -path /var/lib/dpkg -o -path /var/lib/apt \
-        -o -path /var/cache/apt -o -path /var/cache/debconf -o -path /var/log \) -prune -o -print | LC_ALL=C sort
+        -o -path /var/cache/apt -o -path /var/cache/debconf -o -path /var/log \) -prune -o -print | LC_ALL=C sort --temporary-directory="$work"
 }
 
 apt_install() {
