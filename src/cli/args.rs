@@ -7,7 +7,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 mod backup;
+mod init;
 mod keep;
+mod key;
 mod list;
 mod pin;
 mod prune;
@@ -18,7 +20,9 @@ mod status;
 mod verify;
 
 pub use backup::BackupArgs;
+pub use init::{InfoArgs, InitArgs, RepositoryCommand, RepositoryCommandArgs};
 pub use keep::KeepArgs;
+pub use key::{KeyAddArgs, KeyArgs, KeyCommand, KeyExportArgs, KeyListArgs, KeyRemoveArgs, OpenerArgs};
 pub use list::ListArgs;
 pub use pin::{PinArgs, PinnedArgs, UnpinArgs};
 pub use prune::PruneArgs;
@@ -99,6 +103,13 @@ pub enum Command {
     /// Remove vmsnap's checkpoints and bitmaps from domains, and predict the level of the next
     /// backup
     Scrub(ScrubArgs),
+    /// Create a pack repository: in an object store or a folder, for encrypted and deduplicated
+    /// backups; this version cannot back up into it yet
+    Init(InitArgs),
+    /// List, add, remove or export the keys of a pack repository
+    Key(KeyArgs),
+    /// Show the facts about a pack repository
+    Repository(RepositoryCommandArgs),
     /// Back up and restore a temporary domain and compare every byte; needs no configuration and no
     /// daemon
     Demo(DemoArgs),

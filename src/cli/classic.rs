@@ -70,7 +70,13 @@ pub fn translate(words: Vec<OsString>, grammar: &Command) -> Result<Vec<OsString
     {
         return Err(no_command(word, grammar));
     }
-    if subcommand == Some("help") {
+    // The classic syntax has no commands with subcommands.
+    let has_own = |name: &str| {
+        grammar
+            .find_subcommand(name)
+            .is_some_and(Command::has_subcommands)
+    };
+    if subcommand.is_some_and(|name| name == "help" || has_own(name)) {
         return Ok(words);
     }
     let command = match the_command(subcommand, &tokens)? {

@@ -13,6 +13,7 @@ pub mod log;
 pub mod pretty;
 mod progress;
 pub mod report;
+mod secrets;
 pub mod select;
 mod signals;
 mod stdout;

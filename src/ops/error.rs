@@ -9,8 +9,8 @@ use crate::model::block::{BlockError, BlockErrorKind};
 use crate::model::finding::Finding;
 use crate::model::stop::StopReason;
 use crate::model::text::{bytes, shown};
-use crate::repo::RepoError;
 use crate::repo::error::{is_no_verdict, lacks_files};
+use crate::repo::{PackErrorClass, RepoError};
 
 /// The result of every verb.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -265,6 +265,13 @@ impl Error {
             Cause::Host(HostError::MissingProgram { .. } | HostError::NoLibvirt) => Class::Missing,
             Cause::Repo(RepoError::Unusable { .. }) => Class::Repository,
             Cause::Repo(RepoError::Locked { .. }) => Class::Locked,
+            Cause::Repo(RepoError::Pack(error)) => match error.class() {
+                PackErrorClass::Unusable => Class::Repository,
+                PackErrorClass::Damaged => Class::Damaged,
+                PackErrorClass::Usage => Class::Usage,
+                PackErrorClass::Stopped(reason) => Class::Stopped(reason),
+                PackErrorClass::Failed => Class::Failed,
+            },
             Cause::Copy(error) if error.kind == BlockErrorKind::Damaged => Class::Damaged,
             Cause::NotWhole { .. } => Class::Damaged,
             Cause::Stopped(reason) => Class::Stopped(*reason),
@@ -287,6 +294,7 @@ impl Error {
         match &self.cause {
             Cause::Stopped(_) | Cause::Host(HostError::Stopped) => true,
             Cause::Copy(error) => error.kind == BlockErrorKind::Stopped,
+            Cause::Repo(RepoError::Pack(error)) => matches!(error.class(), PackErrorClass::Stopped(_)),
             _ => false,
         }
     }
@@ -316,6 +324,7 @@ impl Error {
             Cause::Host(HostError::NoAnswer { .. }) => {
                 "the domain may have been stopped, or QEMU hangs; if the domain cannot be started now, restart libvirtd (or virtqemud)"
             }
+            Cause::Repo(RepoError::Pack(error)) => return error.hint().map(str::to_owned),
             Cause::Repo(RepoError::Locked { .. }) => {
                 "wait for that run to end, or use --wait SECONDS; a killed run leaves no lock behind"
             }

@@ -8,6 +8,7 @@
 //! * `job`: runs a backup job from its journal entry to its end.
 //! * `backup`, `restore`, `list`, `status`, `scrub`, `verify`, `compare`, `pin`, `retention` (which
 //!   is `vmsnap prune`): the verbs.
+//! * `init` creates a pack repository, and `key` manages the keys of one.
 //! * `prune`: deletes the previous period after a backup (`backup --prune`).
 //! * `stored`: a restore point together with the repository that holds it.
 //! * `grouping`: keeps a domain's backups in one grouping.
@@ -23,8 +24,10 @@ pub mod each;
 pub mod error;
 mod grouping;
 pub mod heal;
+pub mod init;
 mod job;
 pub mod journal;
+pub mod key;
 pub mod list;
 mod lock;
 pub mod monitor;

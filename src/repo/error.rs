@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::pack::error::PackError;
 use crate::model::block::BlockError;
 
 /// Result of a function of the repository.
@@ -98,6 +99,9 @@ pub enum RepoError {
     /// Blocks of a disk could not be read or written, or differ from what was written.
     #[error(transparent)]
     Blocks(#[from] BlockError),
+    /// A pack repository cannot be used, or not for this.
+    #[error(transparent)]
+    Pack(#[from] PackError),
 }
 
 /// The message about a lock.

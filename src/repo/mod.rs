@@ -5,6 +5,7 @@
 //! text for people: only the repository itself can find the place again.
 //!
 //! * `folder`: the repository in a folder, a chain of qcow2 images per disk.
+//! * `pack`: the repository of objects, in a bucket or a folder.
 //! * `disk`: a disk at a restore point, with random access.
 //! * `files`: the files of a restore point, and the reports of a check of them.
 //! * `history`: the content of a repository for one domain, and its problems.
@@ -35,6 +36,7 @@ pub mod history;
 mod identity;
 pub mod manifest;
 pub(crate) mod merge;
+pub(crate) mod pack;
 pub mod proof;
 mod seal;
 
@@ -47,6 +49,12 @@ pub use history::{History, Kept, Leftover, Note};
 pub use identity::Identity;
 pub use manifest::{FileEntry, Manifest, PieceEntry};
 pub use merge::{Merge, MergeWatch, Merged};
+pub use pack::{
+    BucketLocation, Cipher, ConditionalPuts, Creation, IdentityFile, KeySlot, ListPage, ListedObject,
+    NewPack, NewSlot, ObjectError, ObjectErrorKind, ObjectName, ObjectResult, ObjectStore, Opener, PackError,
+    PackErrorClass, PackFacts, PackLocation, PackRepository, PackResult, Passphrase, Protection, PutResult,
+    Recipient, RecoveryFile, Secret, Sizes, SlotKind, SlotOwner, SlotState,
+};
 pub use proof::{DamageNote, MissedWriteRecord, Proof};
 
 /// Keeps the restore points of domains.
@@ -321,13 +329,51 @@ pub struct NewDisk<'a> {
     pub stop: Stop,
 }
 
+/// Refuses the location of a pack repository, which the verbs cannot use yet.
+fn check_kind(location: &Path) -> Result<()> {
+    let of_objects = PackLocation::parse(location.as_os_str())?;
+    match of_objects {
+        Some(location) => Err(PackError::NotYet {
+            location: location.to_string(),
+        }
+        .into()),
+        None if pack::is_in_folder(location) => Err(PackError::PackFolder(location.to_owned()).into()),
+        None => Ok(()),
+    }
+}
+
+/// Opens a pack repository.
+///
+/// # Errors
+/// There is none, or it cannot be used.
+pub(crate) fn open_pack(location: &Path, stop: &Stop) -> PackResult<PackRepository> {
+    PackRepository::open(&pack_location(location)?, stop)
+}
+
+/// Creates a pack repository.
+///
+/// # Errors
+/// As [`PackRepository::create`].
+pub(crate) fn create_pack(location: &Path, creation: &Creation, stop: &Stop) -> PackResult<NewPack> {
+    PackRepository::create(&pack_location(location)?, creation, stop)
+}
+
+fn pack_location(location: &Path) -> PackResult<PackLocation> {
+    let found = PackLocation::parse(location.as_os_str())?;
+    found.ok_or_else(|| PackError::OtherKind {
+        location: location.display().to_string(),
+    })
+}
+
 /// Opens an existing repository.
 pub fn open(location: &Path) -> Result<Box<dyn Repository>> {
+    check_kind(location)?;
     Ok(Box::new(FolderRepository::open(location, Arc::new(DiskStore))?))
 }
 
 /// Opens a repository for writing. Its last folder is created if the parent folder exists.
 pub fn open_or_create(location: &Path) -> Result<Box<dyn Repository>> {
+    check_kind(location)?;
     Ok(Box::new(FolderRepository::open_or_create(
         location,
         Arc::new(DiskStore),
@@ -336,6 +382,7 @@ pub fn open_or_create(location: &Path) -> Result<Box<dyn Repository>> {
 
 /// Opens a repository for reading. A repository that does not exist yet is empty.
 pub(crate) fn open_or_empty(location: &Path) -> Result<Box<dyn Repository>> {
+    check_kind(location)?;
     Ok(Box::new(FolderRepository::open_or_empty(
         location,
         Arc::new(DiskStore),

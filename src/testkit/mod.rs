@@ -1,11 +1,13 @@
-//! Test doubles: a simulated hypervisor with disks in memory, a repository in memory, a monitor
-//! that records findings, and the death of the process or of the machine at any step.
+//! Test doubles: a simulated hypervisor with disks in memory, a repository and an object store in
+//! memory, a monitor that records findings, and the death of the process or of the machine at any
+//! step.
 
 mod cached;
 mod crash;
 mod disk;
 mod host;
 mod memory;
+mod objects;
 mod recorder;
 
 pub use cached::{cached_bytes, forget_cached};
@@ -13,4 +15,5 @@ pub use crash::{Blow, CrashHost, CrashStore, Fuse, clone_by_copying};
 pub use disk::MemDisk;
 pub use host::SimHost;
 pub use memory::MemoryRepository;
+pub use objects::{MemoryObjects, ObjectTrouble};
 pub use recorder::Recorder;

@@ -406,7 +406,7 @@ pub fn read_qcow2(path: &Path) -> Vec<u8> {
     disk
 }
 
-fn folder_in_memory() -> tempfile::TempDir {
+pub fn folder_in_memory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
         .expect("a temporary folder")

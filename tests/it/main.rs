@@ -29,6 +29,7 @@ mod lab;
 mod list;
 mod no_rights;
 mod open_files;
+mod pack;
 mod packages;
 mod page_cache;
 mod partial;

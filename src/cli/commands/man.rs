@@ -36,7 +36,12 @@ fn page(command: clap::Command) -> std::io::Result<Vec<u8>> {
         Some(_) => command.mut_subcommand("help", |help| help.hide(true)),
         None => command,
     };
-    let has_subcommands = command.has_subcommands();
+    // The commands have pages, their subcommands are sections of them.
+    let is_main = command.get_name() == "vmsnap";
+    let sections: Vec<Roff> = match is_main {
+        true => Vec::new(),
+        false => command.get_subcommands().filter_map(subcommand).collect(),
+    };
     let examples = command.get_after_help().map(ToString::to_string);
     let source = concat!("vmsnap ", env!("CARGO_PKG_VERSION"));
     let man = Man::new(command).source(source).manual("vmsnap");
@@ -46,14 +51,24 @@ fn page(command: clap::Command) -> std::io::Result<Vec<u8>> {
     man.render_synopsis_section(&mut page)?;
     man.render_description_section(&mut page)?;
     man.render_options_section(&mut page)?;
-    if has_subcommands {
+    if is_main {
         man.render_subcommands_section(&mut page)?;
+    }
+    for section in sections {
+        section.to_writer(&mut page)?;
     }
     if let Some(examples) = examples {
         verbatim("EXAMPLES", &examples).to_writer(&mut page)?;
     }
     exit_status().to_writer(&mut page)?;
     Ok(page)
+}
+
+/// The section about a subcommand of a command; `None` for `help`.
+fn subcommand(command: &clap::Command) -> Option<Roff> {
+    let name = Some(command.get_bin_name()?).filter(|_| command.get_name() != "help")?;
+    let help = command.clone().render_long_help().to_string();
+    Some(verbatim(&name.to_uppercase(), &help))
 }
 
 /// A section whose lines stay as they are.
@@ -117,6 +132,16 @@ mod tests {
         let commands = grammar.get_subcommands().map(clap::Command::get_name);
         let commands: Vec<&str> = commands.filter(|name| *name != "help").collect();
         assert_eq!(named, commands);
+    }
+
+    #[test]
+    fn subcommands_are_sections_of_their_command() {
+        let grammar = args::grammar();
+        let key = grammar.find_subcommand("key").expect("it is there");
+        let page = text(key.clone());
+        for part in ["KEY LIST", "KEY EXPORT", "\\-\\-recovery\\-file"] {
+            assert!(page.contains(part), "{part}: {page}");
+        }
     }
 
     #[test]

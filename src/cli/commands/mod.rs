@@ -4,6 +4,8 @@ mod backup;
 mod completions;
 #[cfg(feature = "libvirt")]
 mod demo;
+mod init;
+mod key;
 mod list;
 mod man;
 mod pin;
@@ -75,6 +77,9 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
         Command::Unpin(args) => pin::unpin(args, stop),
         Command::Status(args) => status::run(args, stop),
         Command::Scrub(args) => scrub::run(args, stop),
+        Command::Init(args) => init::run(args, stop),
+        Command::Key(args) => key::run(args, stop),
+        Command::Repository(args) => init::repository(args, stop),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
         #[cfg(feature = "libvirt")]

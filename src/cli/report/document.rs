@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::backup::{BackupDomain, PlannedDomain};
 use super::compare::ComparedDomain;
 use super::list::ListDocument;
+use super::pack::{KeysDocument, PackDocument};
 use super::parts::Domains;
 use super::pin::{FailedPin, PinDocument};
 use super::prune::PrunedDomain;
@@ -37,6 +38,12 @@ pub(crate) enum Document<'a> {
     Pin(PinDocument<'a>),
     /// The document of a `pin` or `unpin` that failed.
     FailedPin(FailedPin<'a>),
+    /// The document of `init`.
+    Init(PackDocument<'a>),
+    /// The document of `repository info`.
+    Info(PackDocument<'a>),
+    /// The document of `key list`.
+    Keys(KeysDocument<'a>),
     /// The document of `scrub`.
     Scrub(Domains<'a, ScrubbedDomain<'a>>),
     /// The document of `status`.

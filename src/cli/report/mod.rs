@@ -5,6 +5,7 @@ pub mod compare;
 pub mod document;
 pub mod lines;
 pub mod list;
+pub mod pack;
 #[cfg(test)]
 mod page;
 mod parts;

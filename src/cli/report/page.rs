@@ -23,6 +23,9 @@ fn heading(document: &Document<'_>) -> &'static str {
         Document::Prune(_) => "`prune --json`",
         Document::Pin(_) => "`pin --json`",
         Document::FailedPin(_) => "`pin --json` that failed",
+        Document::Init(_) => "`init --json`",
+        Document::Info(_) => "`repository info --json`",
+        Document::Keys(_) => "`key list --json`",
         Document::Scrub(_) => "`scrub --json`",
         Document::Status(_) => "`status --json`",
     }

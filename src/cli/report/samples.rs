@@ -5,6 +5,7 @@ use super::backup::{PrunePart, PrunePlanPart};
 use super::compare::{ComparedDiskPart, ComparedDomain, ComparedPart, UncomparedPart};
 use super::document::Document;
 use super::list::{ListDocument, ListDomain, ListedPart, MissedPart, VerifiedPart};
+use super::pack::{KeysDocument, PackDocument, SlotPart};
 use super::parts::{DiskPart, Domains, ErrorPart, FailedDomain, FindingPart};
 use super::parts::{LeftDiskPart, LeftOutPart, PointPart, Text};
 use super::pin::{FailedPin, PinDocument, PinPart};
@@ -296,6 +297,32 @@ fn scrubbed() -> ScrubbedDomain<'static> {
     }
 }
 
+fn slot() -> SlotPart<'static> {
+    SlotPart {
+        id: text(),
+        kind: Some("passphrase"),
+        label: text(),
+        recipient: Some(text()),
+        created: Some(text()),
+        state: "complete",
+    }
+}
+
+fn pack() -> PackDocument<'static> {
+    PackDocument {
+        schema: 1,
+        location: text(),
+        id: text(),
+        created: text(),
+        program: text(),
+        cipher: "none",
+        block_bytes: 1,
+        pack_bytes: 1,
+        conditional_puts: "honoured",
+        slots: vec![slot()],
+    }
+}
+
 pub(super) fn status() -> StatusPart<'static> {
     StatusPart {
         checkpoints: vec![text()],
@@ -383,6 +410,13 @@ pub(super) fn samples() -> Vec<Document<'static>> {
         Document::FailedPin(FailedPin {
             schema: 1,
             failed: failed_domain(),
+        }),
+        Document::Init(pack()),
+        Document::Info(pack()),
+        Document::Keys(KeysDocument {
+            schema: 1,
+            location: text(),
+            slots: vec![slot()],
         }),
         Document::Scrub(domains(vec![scrubbed()])),
         Document::Status(StatusDocument(vec![("DOMAIN", status())])),

@@ -1,0 +1,119 @@
+//! Arguments of `vmsnap key`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::shared::{OutputArgs, RepositoryArgs};
+
+/// Arguments of `vmsnap key`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap key list --repository s3:https://s3.example.org/backups/kvm1
+  vmsnap key add --label safe --encrypt-to age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p
+  vmsnap key export --to /root/kvm1-recovery.age
+The last two use VMSNAP_REPOSITORY.")]
+pub struct KeyArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: KeyCommand,
+}
+
+/// What to do with the keys of a pack repository.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// List the key slots; needs no key
+    List(KeyListArgs),
+    /// Add a key slot: a passphrase, or a public key of age
+    Add(KeyAddArgs),
+    /// Remove a key slot, unless it is the last one
+    Remove(KeyRemoveArgs),
+    /// Write the key of a slot to a file, which opens without the repository; needs no key
+    Export(KeyExportArgs),
+}
+
+/// Arguments of `vmsnap key list`.
+#[derive(Debug, Args)]
+pub struct KeyListArgs {
+    /// The repository.
+    #[command(flatten)]
+    pub repository: RepositoryArgs,
+
+    /// The form of the output.
+    #[command(flatten)]
+    pub output_args: OutputArgs,
+}
+
+/// What opens the repository.
+#[derive(Debug, Args)]
+pub struct OpenerArgs {
+    /// Open the repository with the passphrase in this file [env: VMSNAP_PASSPHRASE_FILE] [default:
+    /// ask on the terminal]
+    #[arg(long, value_name = "FILE", conflicts_with = "identity_file")]
+    pub passphrase_file: Option<PathBuf>,
+
+    /// Open the repository with the private keys in this file, which `age-keygen` made [env:
+    /// VMSNAP_IDENTITY_FILE]
+    #[arg(long, value_name = "FILE")]
+    pub identity_file: Option<PathBuf>,
+
+    /// Take the key from this file, which `vmsnap key export` wrote, and not from the repository
+    #[arg(long, value_name = "FILE")]
+    pub recovery_file: Option<PathBuf>,
+}
+
+/// Arguments of `vmsnap key add`.
+#[derive(Debug, Args)]
+pub struct KeyAddArgs {
+    /// The repository.
+    #[command(flatten)]
+    pub repository: RepositoryArgs,
+
+    /// What opens it.
+    #[command(flatten)]
+    pub opener: OpenerArgs,
+
+    /// The new slot opens for the owner of this public key of age (age1…)
+    #[arg(long, value_name = "RECIPIENT", conflicts_with = "new_passphrase_file")]
+    pub encrypt_to: Option<String>,
+
+    /// The new slot opens with the passphrase in this file [default: ask on the terminal]
+    #[arg(long, value_name = "FILE")]
+    pub new_passphrase_file: Option<PathBuf>,
+
+    /// A label for the new slot, shown by `vmsnap key list`
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub label: String,
+}
+
+/// Arguments of `vmsnap key remove`.
+#[derive(Debug, Args)]
+pub struct KeyRemoveArgs {
+    /// The id of the slot
+    #[arg(value_name = "SLOT")]
+    pub slot: String,
+
+    /// The repository.
+    #[command(flatten)]
+    pub repository: RepositoryArgs,
+
+    /// What opens it.
+    #[command(flatten)]
+    pub opener: OpenerArgs,
+}
+
+/// Arguments of `vmsnap key export`.
+#[derive(Debug, Args)]
+pub struct KeyExportArgs {
+    /// The id of the slot [default: the only one]
+    #[arg(value_name = "SLOT")]
+    pub slot: Option<String>,
+
+    /// The repository.
+    #[command(flatten)]
+    pub repository: RepositoryArgs,
+
+    /// The file to write; it must not exist
+    #[arg(long, value_name = "FILE")]
+    pub to: PathBuf,
+}

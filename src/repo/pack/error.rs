@@ -1,0 +1,260 @@
+//! The errors of a pack repository.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::objects::{ObjectError, ObjectErrorKind};
+
+/// Result of a function of a pack repository.
+pub type Result<T> = std::result::Result<T, PackError>;
+
+/// An error of a pack repository. No message contains a secret.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PackError {
+    /// A location is invalid.
+    #[error("invalid location {location}: {why}")]
+    Location {
+        /// The location, without what could be a password.
+        location: String,
+        /// The reason.
+        why: String,
+    },
+    /// The verb cannot use this kind of repository yet.
+    #[error(
+        "{location} is the location of a pack repository, which this version can create but not yet write to or read"
+    )]
+    NotYet {
+        /// The location.
+        location: String,
+    },
+    /// A command for pack repositories was given the path of a folder.
+    #[error("{location} is not the location of a pack repository")]
+    OtherKind {
+        /// The given location.
+        location: String,
+    },
+    /// A folder with a pack repository was given as a path.
+    #[error("{} holds a pack repository; its location is pack:{}", .0.display(), .0.display())]
+    PackFolder(PathBuf),
+    /// There is no repository at this location.
+    #[error("there is no pack repository at {location}")]
+    Missing {
+        /// The location.
+        location: String,
+        /// Whether an interrupted `init` has left objects there.
+        has_leftovers: bool,
+    },
+    /// There is a repository already.
+    #[error("there is already a pack repository at {location}; it was not changed")]
+    Exists {
+        /// The location.
+        location: String,
+    },
+    /// The location holds other objects.
+    #[error("{location} is not empty: it holds {example}")]
+    NotEmpty {
+        /// The location.
+        location: String,
+        /// The name of one of the objects.
+        example: String,
+    },
+    /// An object of the repository is damaged.
+    #[error("{object} of {location} is damaged: {why}")]
+    Damaged {
+        /// The location.
+        location: String,
+        /// The object's name.
+        object: String,
+        /// The reason.
+        why: String,
+    },
+    /// A newer vmsnap has written the repository.
+    #[error("{object} of {location} has format {format}; this version of vmsnap reads format {known}")]
+    NewerFormat {
+        /// The location.
+        location: String,
+        /// The object's name.
+        object: String,
+        /// Its format.
+        format: u64,
+        /// The newest format that this version reads.
+        known: u64,
+    },
+    /// No key slot opens with the given secret.
+    #[error("the {secret} opens no key slot of {location} ({tried} tried)")]
+    WrongKey {
+        /// The location.
+        location: String,
+        /// What was given: `passphrase` or `identity`.
+        secret: &'static str,
+        /// The number of slots that were tried.
+        tried: usize,
+    },
+    /// A key file, or a slot, holds the key of another repository.
+    #[error("the key in {holder} does not belong to the repository {location}")]
+    KeyOfOther {
+        /// The file or object that holds the key.
+        holder: String,
+        /// The location.
+        location: String,
+    },
+    /// The repository is not encrypted.
+    #[error("{location} is not encrypted: it has no key slots")]
+    NotEncrypted {
+        /// The location.
+        location: String,
+    },
+    /// There is no such slot.
+    #[error("{location} has no key slot '{slot}'")]
+    NoSuchSlot {
+        /// The location.
+        location: String,
+        /// The requested slot.
+        slot: String,
+    },
+    /// A slot has to be named.
+    #[error("{location} has {number} complete key slots: name the one to export")]
+    WhichSlot {
+        /// The location.
+        location: String,
+        /// The number of complete slots.
+        number: usize,
+    },
+    /// The slot is the only one that is known to open.
+    #[error(
+        "the key slot {slot} of {location} was not removed: no other slot is known to open the repository"
+    )]
+    LastSlot {
+        /// The location.
+        location: String,
+        /// The slot's id.
+        slot: String,
+    },
+    /// A text is no public key.
+    #[error("'{recipient}' is no recipient: {why}")]
+    Recipient {
+        /// The text.
+        recipient: String,
+        /// The reason.
+        why: &'static str,
+    },
+    /// A label is invalid.
+    #[error("invalid label: {0}")]
+    Label(&'static str),
+    /// A file with a secret cannot be used. The reason does not repeat its content.
+    #[error("cannot use {}: {why}", path.display())]
+    SecretFile {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        why: String,
+    },
+    /// A passphrase is too short or too long.
+    #[error("the passphrase is {0}")]
+    Passphrase(&'static str),
+    /// A file that is to be written cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The system has no random numbers, or a key could not be encrypted.
+    #[error("cannot make a key")]
+    NoKey(#[source] io::Error),
+    /// This program was built without support for object stores.
+    #[error("cannot use {location}: this vmsnap was built without support for object stores")]
+    #[cfg_attr(
+        feature = "object-store",
+        allow(dead_code, reason = "the other build's error")
+    )]
+    NoObjectStore {
+        /// The location.
+        location: String,
+    },
+    /// The object store failed.
+    #[error(transparent)]
+    Objects(#[from] ObjectError),
+}
+
+/// The class of an error, from which the verbs derive the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PackErrorClass {
+    /// The repository cannot be used.
+    Unusable,
+    /// Stored data is damaged.
+    Damaged,
+    /// The request is invalid, or does not fit what exists.
+    Usage,
+    /// The work was stopped.
+    Stopped(crate::model::stop::StopReason),
+    /// Anything else.
+    Failed,
+}
+
+impl PackError {
+    /// The class of the error.
+    pub fn class(&self) -> PackErrorClass {
+        match self {
+            PackError::Damaged { .. } => PackErrorClass::Damaged,
+            PackError::Location { .. }
+            | PackError::OtherKind { .. }
+            | PackError::Exists { .. }
+            | PackError::NotEmpty { .. }
+            | PackError::NotEncrypted { .. }
+            | PackError::NoSuchSlot { .. }
+            | PackError::WhichSlot { .. }
+            | PackError::LastSlot { .. }
+            | PackError::Recipient { .. }
+            | PackError::Label(_)
+            | PackError::Passphrase(_) => PackErrorClass::Usage,
+            PackError::SecretFile { .. } | PackError::Write { .. } | PackError::NoKey(_) => {
+                PackErrorClass::Failed
+            }
+            PackError::Objects(error) => match error.kind {
+                ObjectErrorKind::Stopped(reason) => PackErrorClass::Stopped(reason),
+                _ => PackErrorClass::Unusable,
+            },
+            _ => PackErrorClass::Unusable,
+        }
+    }
+
+    /// What the user can do, if something is known.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            PackError::NotYet { .. } => {
+                "back up into a folder for now; `vmsnap repository info LOCATION` shows the pack repository"
+            }
+            PackError::OtherKind { .. } => {
+                "use s3:https://HOST/BUCKET/PREFIX, s3://BUCKET/PREFIX or pack:/DIRECTORY; a folder of images needs no init and has no keys"
+            }
+            PackError::PackFolder(_) => "use another folder for images",
+            PackError::Missing {
+                has_leftovers: true, ..
+            } => "an init was interrupted there; nothing depends on what it left: run `vmsnap init` again",
+            PackError::Missing { .. } => "`vmsnap init LOCATION` creates one; check the location",
+            PackError::Exists { .. } => "`vmsnap repository info LOCATION` shows it",
+            PackError::NotEmpty { .. } => "choose an empty folder or prefix",
+            PackError::Damaged { .. } => {
+                "get the object back, for example from an earlier version in the bucket"
+            }
+            PackError::NewerFormat { .. } => "use a newer vmsnap",
+            PackError::WrongKey { .. } => {
+                "`vmsnap key list` shows the slots; a recovery file opens the repository with --recovery-file"
+            }
+            PackError::LastSlot { .. } => {
+                "add another slot with `vmsnap key add`, and give its secret to `vmsnap key remove`"
+            }
+            PackError::NoSuchSlot { .. } | PackError::WhichSlot { .. } => "`vmsnap key list` shows the slots",
+            PackError::Recipient { .. } => "a recipient is the public key that `age-keygen` prints: age1…",
+            PackError::NoObjectStore { .. } => {
+                "use a vmsnap with the feature object-store, or a pack:/DIRECTORY"
+            }
+            PackError::Objects(error) => return error.hint(),
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,383 @@
+//! A repository of objects: in a bucket, or as files in a folder. Its data will be encrypted,
+//! deduplicated and packed. This version creates such repositories and manages their keys.
+//!
+//! * `location`: where a repository is, as a user gives it.
+//! * `objects`: the seam to the object store.
+//! * `description`: the object that makes a place a repository.
+//! * `keys`: the master key, and the slots that hold it.
+//! * `probe`: finds out how the store handles conditional puts.
+//! * `create`: creates a repository.
+//! * `error`: the errors.
+//!
+//! `docs/pack-format.md` describes the format.
+
+mod create;
+mod description;
+pub(crate) mod error;
+mod keys;
+mod location;
+mod objects;
+mod probe;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::io::{DiskStore, Store};
+use crate::model::stop::Stop;
+
+pub use create::{Creation, Protection};
+pub use description::{Cipher, ConditionalPuts, Sizes};
+pub use error::{PackError, PackErrorClass, Result as PackResult};
+pub use keys::{
+    IdentityFile, KeySlot, NewSlot, Passphrase, Recipient, Secret, SlotKind, SlotOwner, SlotState,
+};
+pub use location::PackLocation;
+pub use objects::{
+    BucketLocation, ListPage, ListedObject, ObjectError, ObjectErrorKind, ObjectName, ObjectResult,
+    ObjectStore, PutResult,
+};
+
+use description::{Description, LARGEST, NAME};
+use keys::{KeyFault, MasterKey, SLOTS};
+use objects::{FolderObjects, small};
+
+/// Facts about a pack repository that need no key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackFacts {
+    /// Its location.
+    pub location: String,
+    /// Its id, a UUID.
+    pub id: String,
+    /// When it was created.
+    pub created: Timestamp,
+    /// The program that created it.
+    pub program: String,
+    /// How it is encrypted.
+    pub cipher: Cipher,
+    /// The sizes that its writers use.
+    pub sizes: Sizes,
+    /// How its store handles conditional puts.
+    pub conditional_puts: ConditionalPuts,
+    /// Its key slots, oldest first.
+    pub slots: Vec<KeySlot>,
+}
+
+/// A new repository.
+#[derive(Debug)]
+pub struct NewPack {
+    /// Facts about it.
+    pub facts: PackFacts,
+    /// Names of objects that interrupted runs have left there. Nothing depends on them.
+    pub leftovers: Vec<String>,
+}
+
+/// What opens the master key of a repository.
+#[derive(Debug)]
+pub struct Opener {
+    /// A passphrase, or identities.
+    pub secret: Secret,
+    /// The content of a recovery file to open, instead of the key slots of the repository.
+    pub recovery: Option<RecoveryFile>,
+}
+
+/// A file with the master key, as `key export` writes it.
+#[derive(Debug)]
+pub struct RecoveryFile {
+    /// Its name, for messages.
+    pub name: String,
+    /// Its content.
+    pub content: Vec<u8>,
+}
+
+/// A pack repository.
+pub struct PackRepository {
+    location: String,
+    objects: Arc<dyn ObjectStore>,
+    description: Description,
+    /// The text of the description, for its seal.
+    text: Vec<u8>,
+}
+
+/// Opens the object store at a location, which need not hold a repository.
+///
+/// # Errors
+/// There are no credentials, or this program was built without support for object stores.
+fn object_store(location: &PackLocation, store: Arc<dyn Store>) -> error::Result<Arc<dyn ObjectStore>> {
+    match location {
+        PackLocation::Folder(path) => Ok(Arc::new(FolderObjects::new(path, store))),
+        #[cfg(feature = "object-store")]
+        PackLocation::Bucket(bucket) => Ok(Arc::new(objects::S3Objects::open(bucket)?)),
+        #[cfg(not(feature = "object-store"))]
+        PackLocation::Bucket(bucket) => Err(PackError::NoObjectStore {
+            location: bucket.to_string(),
+        }),
+    }
+}
+
+/// Whether this folder holds a pack repository.
+pub(crate) fn is_in_folder(folder: &Path) -> bool {
+    folder.join(NAME).symlink_metadata().is_ok()
+}
+
+impl PackRepository {
+    /// Creates a repository at this location.
+    ///
+    /// # Errors
+    /// As [`PackRepository::create_in`]. The parent of a folder has to exist.
+    pub fn create(location: &PackLocation, creation: &Creation, stop: &Stop) -> error::Result<NewPack> {
+        PackRepository::create_with(location, Arc::new(DiskStore), creation, stop)
+    }
+
+    /// Creates a repository at this location, and writes files through this store.
+    ///
+    /// # Errors
+    /// As [`PackRepository::create`].
+    pub fn create_with(
+        location: &PackLocation,
+        store: Arc<dyn Store>,
+        creation: &Creation,
+        stop: &Stop,
+    ) -> error::Result<NewPack> {
+        if let PackLocation::Folder(path) = location {
+            FolderObjects::new(path, Arc::clone(&store)).create_root()?;
+        }
+        let objects = object_store(location, store)?;
+        PackRepository::create_in(&location.to_string(), objects.as_ref(), creation, stop)
+    }
+
+    /// Creates a repository in an object store.
+    ///
+    /// # Errors
+    /// There is a repository, or there are other objects; or the store fails. Then nothing was
+    /// created that anything would use.
+    pub fn create_in(
+        location: &str,
+        objects: &dyn ObjectStore,
+        creation: &Creation,
+        stop: &Stop,
+    ) -> error::Result<NewPack> {
+        let created = create::create(objects, creation, stop)?;
+        Ok(NewPack {
+            facts: facts(location, &created.description, created.slots),
+            leftovers: created.leftovers,
+        })
+    }
+
+    /// Opens the repository at this location.
+    ///
+    /// # Errors
+    /// There is none, its description is damaged or has a newer format, or the store fails.
+    pub fn open(location: &PackLocation, stop: &Stop) -> error::Result<PackRepository> {
+        let objects = object_store(location, Arc::new(DiskStore))?;
+        PackRepository::open_in(&location.to_string(), objects, stop)
+    }
+
+    /// Opens the repository in an object store.
+    ///
+    /// # Errors
+    /// As [`PackRepository::open`].
+    pub fn open_in(
+        location: &str,
+        objects: Arc<dyn ObjectStore>,
+        stop: &Stop,
+    ) -> error::Result<PackRepository> {
+        let missing = |has_leftovers| PackError::Missing {
+            location: location.to_owned(),
+            has_leftovers,
+        };
+        let name = ObjectName::new(NAME).ok_or_else(|| missing(false))?;
+        let text = match objects.get(&name, LARGEST, &small(stop)) {
+            Ok(text) => text,
+            Err(error) if error.is_not_found() => {
+                let left = objects.list(SLOTS, None, &small(stop))?;
+                return Err(missing(!left.objects.is_empty()));
+            }
+            Err(error) if error.is_too_large() => {
+                return Err(PackError::Damaged {
+                    location: location.to_owned(),
+                    object: NAME.to_owned(),
+                    why: format!("it has more than {LARGEST} bytes"),
+                });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok(PackRepository {
+            description: Description::parse(&text, location)?,
+            location: location.to_owned(),
+            objects,
+            text,
+        })
+    }
+
+    /// Facts that need no key. The seals of encrypted repositories and of their slots are not
+    /// checked.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn facts(&self, stop: &Stop) -> error::Result<PackFacts> {
+        let slots = match self.description.cipher {
+            Cipher::None => Vec::new(),
+            _ => keys::read_slots(self.objects.as_ref(), &self.description.id, None, stop)?,
+        };
+        Ok(facts(&self.location, &self.description, slots))
+    }
+
+    /// Adds a key slot.
+    ///
+    /// # Errors
+    /// The opener opens nothing, the repository is not encrypted, or the store fails.
+    pub fn add_slot(&self, opener: &Opener, new: &NewSlot<'_>, stop: &Stop) -> error::Result<KeySlot> {
+        let key = self.unlock(opener, stop)?;
+        keys::write_slot(self.objects.as_ref(), &key, &self.description.id, new, stop)
+    }
+
+    /// Removes a key slot, or what an interrupted call has left of one.
+    ///
+    /// # Errors
+    /// [`PackError::LastSlot`] if no other slot is complete and genuine; others as for
+    /// [`PackRepository::add_slot`].
+    pub fn remove_slot(&self, opener: &Opener, id: &str, stop: &Stop) -> error::Result<KeySlot> {
+        let key = self.unlock(opener, stop)?;
+        let slots = keys::read_slots(self.objects.as_ref(), &self.description.id, Some(&key), stop)?;
+        let Some(slot) = slots.iter().find(|slot| slot.id == id) else {
+            return Err(self.no_slot(id));
+        };
+        let stays = |other: &&KeySlot| other.id != id && other.state == SlotState::Genuine;
+        if !slots.iter().any(|slot| stays(&slot)) {
+            return Err(PackError::LastSlot {
+                location: self.location.clone(),
+                slot: id.to_owned(),
+            });
+        }
+        keys::remove_slot(self.objects.as_ref(), id, stop)?;
+        Ok(slot.clone())
+    }
+
+    /// The age file of a key slot, which opens without the repository: a recovery file. Without an
+    /// id, that of the only complete slot.
+    ///
+    /// # Errors
+    /// There is no such slot, or there are several; or the store fails.
+    pub fn export(&self, id: Option<&str>, stop: &Stop) -> error::Result<(KeySlot, Vec<u8>)> {
+        self.check_encrypted()?;
+        let slots = keys::read_slots(self.objects.as_ref(), &self.description.id, None, stop)?;
+        let is_meant = |slot: &&KeySlot| id.map_or(slot.state == SlotState::Complete, |id| slot.id == id);
+        let meant: Vec<_> = slots.iter().filter(is_meant).collect();
+        let slot = match (meant.as_slice(), id) {
+            ([slot], _) => *slot,
+            (_, Some(id)) => return Err(self.no_slot(id)),
+            (several, None) => {
+                return Err(PackError::WhichSlot {
+                    location: self.location.clone(),
+                    number: several.len(),
+                });
+            }
+        };
+        let file = keys::read_file(self.objects.as_ref(), &slot.id, stop)?;
+        let file = file.filter(|file| keys::is_for_passphrase(file).is_some());
+        let file = file.ok_or_else(|| self.damaged(&slot.id, "it is missing, or no age file"))?;
+        Ok((slot.clone(), file))
+    }
+
+    fn no_slot(&self, slot: &str) -> PackError {
+        PackError::NoSuchSlot {
+            location: self.location.clone(),
+            slot: slot.to_owned(),
+        }
+    }
+
+    fn damaged(&self, slot: &str, why: &str) -> PackError {
+        PackError::Damaged {
+            location: self.location.clone(),
+            object: format!("{SLOTS}{slot}.age"),
+            why: why.to_owned(),
+        }
+    }
+
+    fn check_encrypted(&self) -> error::Result<()> {
+        match self.description.cipher {
+            Cipher::None => Err(PackError::NotEncrypted {
+                location: self.location.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens the master key, and checks with it that the description is genuine.
+    fn unlock(&self, opener: &Opener, stop: &Stop) -> error::Result<MasterKey> {
+        self.check_encrypted()?;
+        let key = match &opener.recovery {
+            Some(file) => self.open_recovery(file, &opener.secret)?,
+            None => self.open_slots(&opener.secret, stop)?,
+        };
+        match keys::record::is_genuine(&self.text, &self.description.seal, &key) {
+            true => Ok(key),
+            false => Err(PackError::Damaged {
+                location: self.location.clone(),
+                object: NAME.to_owned(),
+                why: "its seal does not match the master key".to_owned(),
+            }),
+        }
+    }
+
+    fn wrong_key(&self, secret: &Secret, tried: usize) -> PackError {
+        PackError::WrongKey {
+            location: self.location.clone(),
+            secret: secret.word(),
+            tried,
+        }
+    }
+
+    fn open_recovery(&self, file: &RecoveryFile, secret: &Secret) -> error::Result<MasterKey> {
+        let unusable = |why: &str| PackError::SecretFile {
+            path: file.name.clone().into(),
+            why: why.to_owned(),
+        };
+        match keys::open(&file.content, secret) {
+            Ok((key, id)) if id == self.description.id => Ok(key),
+            Ok(_) => Err(PackError::KeyOfOther {
+                holder: file.name.clone(),
+                location: self.location.clone(),
+            }),
+            Err(KeyFault::WrongSecret) => Err(unusable(&format!("the {} does not open it", secret.word()))),
+            Err(KeyFault::Unusable(why)) => Err(unusable(why)),
+        }
+    }
+
+    /// Tries the age files of all slots. A file with the key of another repository is passed over,
+    /// and so is a damaged one.
+    fn open_slots(&self, secret: &Secret, stop: &Stop) -> error::Result<MasterKey> {
+        let slots = keys::read_slots(self.objects.as_ref(), &self.description.id, None, stop)?;
+        let mut tried = 0;
+        for slot in &slots {
+            let Some(file) = keys::read_file(self.objects.as_ref(), &slot.id, stop)? else {
+                continue;
+            };
+            let is_passphrase = matches!(secret, Secret::Passphrase(_));
+            if keys::is_for_passphrase(&file) != Some(is_passphrase) {
+                continue;
+            }
+            tried += 1;
+            match keys::open(&file, secret) {
+                Ok((key, id)) if id == self.description.id => return Ok(key),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Err(self.wrong_key(secret, tried))
+    }
+}
+
+fn facts(location: &str, description: &Description, slots: Vec<KeySlot>) -> PackFacts {
+    PackFacts {
+        location: location.to_owned(),
+        id: description.id.clone(),
+        created: description.created,
+        program: description.program.clone(),
+        cipher: description.cipher,
+        sizes: description.sizes,
+        conditional_puts: description.conditional_puts,
+        slots,
+    }
+}

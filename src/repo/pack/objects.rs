@@ -1,0 +1,156 @@
+//! The seam to an object store: whole objects with names, which are never changed.
+//!
+//! * `bucket`: where a bucket is.
+//! * `name`: names of objects.
+//! * `error`: the errors of an object store.
+//! * `folder`: objects as files below a folder.
+//! * `s3`: objects in a bucket of an S3 server.
+//!
+//! Every call ends at its deadline, and soon after a stop was requested. An object appears whole or
+//! not at all.
+
+mod bucket;
+mod error;
+mod folder;
+mod name;
+#[cfg(feature = "object-store")]
+mod s3;
+
+use std::ops::Range;
+use std::time::Duration;
+
+use crate::model::stop::{Stop, WaitLimit};
+
+pub use bucket::BucketLocation;
+pub use error::{ObjectError, ObjectErrorKind};
+pub(crate) use folder::FolderObjects;
+pub use name::ObjectName;
+pub(crate) use name::is_segment;
+#[cfg(feature = "object-store")]
+pub(crate) use s3::S3Objects;
+
+/// The result of an object store.
+pub type ObjectResult<T> = Result<T, ObjectError>;
+
+/// The most names in one page of a list.
+pub const PAGE: usize = 1000;
+
+/// The longest time for a call about a small object, including retries.
+pub(crate) const SMALL: Duration = Duration::from_secs(60);
+
+/// The limit for a call about a small object.
+pub(crate) fn small(stop: &Stop) -> WaitLimit {
+    WaitLimit {
+        deadline: SMALL,
+        stop: stop.clone(),
+    }
+}
+
+/// Whether [`ObjectStore::put_if_absent`] created an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutResult {
+    /// It created the object.
+    Created,
+    /// An object with this name was there. It may be the caller's own: if an answer was lost, a
+    /// retry finds what the first try has written. A caller that cares reads the object.
+    Existed,
+}
+
+/// One object in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedObject {
+    /// Its name.
+    pub name: ObjectName,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A part of a list, in the order of the names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListPage {
+    /// The objects.
+    pub objects: Vec<ListedObject>,
+    /// Names that no version of vmsnap gives, with unusual characters escaped.
+    pub foreign: Vec<String>,
+    /// Where the next page starts; `None` after the last one.
+    pub next: Option<String>,
+}
+
+/// Keeps objects under names. Calls may be made from several threads at once.
+pub trait ObjectStore: Send + Sync {
+    /// Its location, for people.
+    fn location(&self) -> String;
+
+    /// Reads a whole object of at most `most` bytes.
+    ///
+    /// # Errors
+    /// [`ObjectErrorKind::NotFound`] or [`ObjectErrorKind::TooLarge`]; others if the store fails.
+    fn get(&self, name: &ObjectName, most: u64, limit: &WaitLimit) -> ObjectResult<Vec<u8>>;
+
+    /// Reads exactly these bytes of an object.
+    ///
+    /// # Errors
+    /// As [`ObjectStore::get`]. An object that ends before the range is damaged.
+    fn get_range(&self, name: &ObjectName, range: Range<u64>, limit: &WaitLimit) -> ObjectResult<Vec<u8>>;
+
+    /// Creates an object unless one with this name exists. Some stores do not honour the condition
+    /// and replace the object: `probe` finds out.
+    fn put_if_absent(&self, name: &ObjectName, content: &[u8], limit: &WaitLimit) -> ObjectResult<PutResult>;
+
+    /// Creates an object, or replaces the one with this name.
+    fn put(&self, name: &ObjectName, content: &[u8], limit: &WaitLimit) -> ObjectResult<()>;
+
+    /// Lists the objects whose names begin with `prefix`, which is empty or ends with a slash.
+    /// `from` is [`ListPage::next`] of the page before.
+    ///
+    /// # Errors
+    /// A list that is not complete is an error, never a shorter list.
+    fn list(&self, prefix: &str, from: Option<&str>, limit: &WaitLimit) -> ObjectResult<ListPage>;
+
+    /// The size of an object in bytes; `None` if it does not exist.
+    fn head(&self, name: &ObjectName, limit: &WaitLimit) -> ObjectResult<Option<u64>>;
+
+    /// Deletes an object. A missing one is no error.
+    fn delete(&self, name: &ObjectName, limit: &WaitLimit) -> ObjectResult<()>;
+}
+
+/// Lists all objects whose names begin with `prefix`, at most `most` of them.
+///
+/// # Errors
+/// As [`ObjectStore::list`]; [`ObjectErrorKind::TooMany`] if there are more.
+pub(crate) fn list_all(
+    store: &dyn ObjectStore,
+    prefix: &str,
+    most: usize,
+    limit: &WaitLimit,
+) -> ObjectResult<ListPage> {
+    let mut all = ListPage::default();
+    loop {
+        let page = store.list(prefix, all.next.as_deref(), limit)?;
+        all.objects.extend(page.objects);
+        all.foreign.extend(page.foreign);
+        if all.objects.len() + all.foreign.len() > most {
+            let kind = ObjectErrorKind::TooMany { most };
+            return Err(ObjectError::new(
+                "list",
+                format!("{}/{prefix}", store.location()),
+                kind,
+            ));
+        }
+        if page.next.is_none() {
+            all.next = None;
+            return Ok(all);
+        }
+        // A server that repeats a page would keep this loop busy for ever.
+        if page.next <= all.next {
+            let why = "the server repeats a page of the list";
+            let kind = ObjectErrorKind::Unexpected(why.to_owned());
+            return Err(ObjectError::new(
+                "list",
+                format!("{}/{prefix}", store.location()),
+                kind,
+            ));
+        }
+        all.next = page.next;
+    }
+}

@@ -1,0 +1,301 @@
+//! Objects as files below a folder. A file appears under its name only when it is whole and synced.
+//!
+//! Calls of the file system cannot be interrupted, so a deadline has no effect here, and a stop is
+//! noticed before a call only.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+use uuid::Uuid;
+
+use super::{
+    ListPage, ListedObject, ObjectError, ObjectErrorKind, ObjectName, ObjectResult, ObjectStore, PAGE,
+    PutResult,
+};
+use crate::io::Store;
+use crate::model::stop::WaitLimit;
+use crate::model::text::shown;
+
+/// How the name of a file begins until it is whole. Such a file is left by a killed run at most.
+const UNFINISHED: &str = ".new-";
+
+/// The folder that mkfs makes in the root of some file systems.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// The deepest folder that a list visits. No name of vmsnap has more segments.
+const DEEPEST: usize = 8;
+
+/// Objects in a folder.
+pub(crate) struct FolderObjects {
+    root: PathBuf,
+    store: Arc<dyn Store>,
+}
+
+impl FolderObjects {
+    /// Objects below this folder, which need not exist yet.
+    pub(crate) fn new(root: &Path, store: Arc<dyn Store>) -> FolderObjects {
+        FolderObjects {
+            root: root.to_owned(),
+            store,
+        }
+    }
+
+    /// Creates the folder unless it exists. Its parent has to exist: a deeper missing path is more
+    /// likely an unmounted file system.
+    pub(crate) fn create_root(&self) -> ObjectResult<()> {
+        match self.store.create_dir(&self.root) {
+            Ok(()) => self.sync_parent(&self.root),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(self.failed("create", &self.root)(error)),
+        }
+    }
+
+    /// Whether the folder exists.
+    pub(crate) fn has_root(&self) -> bool {
+        self.root.is_dir()
+    }
+
+    fn path(&self, name: &ObjectName) -> PathBuf {
+        self.root.join(name.as_str())
+    }
+
+    /// Makes the error of an operation. A missing object differs from a missing root.
+    fn failed(&self, operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ObjectError {
+        let error = ObjectError::io;
+        let location = path.display().to_string();
+        let has_root = self.has_root() || path == self.root;
+        move |source| {
+            let mut error = error(operation, location, source);
+            if error.kind == ObjectErrorKind::NotFound && !has_root {
+                error.kind = ObjectErrorKind::NoPlace("folder");
+            }
+            error
+        }
+    }
+
+    fn open(&self, name: &ObjectName) -> ObjectResult<(File, u64)> {
+        let path = self.path(name);
+        // A link could lead anywhere, and a pipe would block.
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let open = || {
+            let file = OpenOptions::new()
+                .read(true)
+                .custom_flags(flags.bits() as i32)
+                .open(&path)?;
+            let found = file.metadata()?;
+            match found.is_file() {
+                true => Ok((file, found.len())),
+                false => Err(io::Error::other("it is not a regular file")),
+            }
+        };
+        open().map_err(self.failed("read", &path))
+    }
+
+    /// Writes a file that has no meaning until it is linked or renamed.
+    fn write_unfinished(&self, path: &Path, content: &[u8]) -> ObjectResult<PathBuf> {
+        let parent = path.parent().unwrap_or(&self.root);
+        self.create_parents(parent)?;
+        let new = parent.join(format!("{UNFINISHED}{}", Uuid::new_v4().simple()));
+        let written = self.store.create_file(&new, content);
+        written.map_err(|error| {
+            let _ = self.store.remove_file(&new);
+            self.failed("write", path)(error)
+        })?;
+        Ok(new)
+    }
+
+    fn create_parents(&self, dir: &Path) -> ObjectResult<()> {
+        if dir == self.root || dir.is_dir() {
+            return Ok(());
+        }
+        if let Some(parent) = dir.parent() {
+            self.create_parents(parent)?;
+        }
+        match self.store.create_dir(dir) {
+            Ok(()) => self.sync_parent(dir),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(self.failed("create", dir)(error)),
+        }
+    }
+
+    /// Makes the name of a file or folder survive a crash.
+    fn sync_parent(&self, path: &Path) -> ObjectResult<()> {
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        self.store.sync_dir(parent).map_err(self.failed("sync", parent))
+    }
+
+    /// Gives a finished file its name, unless the name is taken.
+    fn name_it(&self, new: &Path, path: &Path) -> io::Result<PutResult> {
+        let named = match self.store.link(new, path) {
+            Ok(()) => self.store.remove_file(new),
+            // A file system without hard links. Its rename is the next best.
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => self.store.rename(new, path),
+            Err(error) => Err(error),
+        };
+        match named {
+            Ok(()) => Ok(PutResult::Created),
+            Err(error) => {
+                let _ = self.store.remove_file(new);
+                match error.kind() {
+                    io::ErrorKind::AlreadyExists => Ok(PutResult::Existed),
+                    _ => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Adds the files below a folder. `above` is its name with a slash, or empty.
+    fn collect(
+        &self,
+        dir: &Path,
+        above: &str,
+        depth: usize,
+        found: &mut Vec<(String, u64)>,
+    ) -> io::Result<()> {
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_root = above.is_empty();
+            if name.starts_with(UNFINISHED) || (is_root && name == LOST_AND_FOUND) {
+                continue;
+            }
+            let name = format!("{above}{name}");
+            let metadata = match entry.metadata() {
+                Ok(metadata) => metadata,
+                // It was deleted since.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            match metadata.is_dir() && depth < DEEPEST {
+                true => self.collect(&entry.path(), &format!("{name}/"), depth + 1, found)?,
+                false => found.push((name, metadata.len())),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check(limit: &WaitLimit, operation: &'static str, location: &str) -> ObjectResult<()> {
+    let Some(reason) = limit.stop.reason() else {
+        return Ok(());
+    };
+    let kind = ObjectErrorKind::Stopped(reason);
+    Err(ObjectError::new(operation, location.to_owned(), kind))
+}
+
+impl ObjectStore for FolderObjects {
+    fn location(&self) -> String {
+        self.root.display().to_string()
+    }
+
+    fn get(&self, name: &ObjectName, most: u64, limit: &WaitLimit) -> ObjectResult<Vec<u8>> {
+        check(limit, "read", name.as_str())?;
+        let (file, _) = self.open(name)?;
+        let path = self.path(name);
+        let mut content = Vec::new();
+        file.take(most.saturating_add(1))
+            .read_to_end(&mut content)
+            .map_err(self.failed("read", &path))?;
+        if content.len() as u64 > most {
+            let kind = ObjectErrorKind::TooLarge { most };
+            return Err(ObjectError::new("read", path.display().to_string(), kind));
+        }
+        Ok(content)
+    }
+
+    fn get_range(&self, name: &ObjectName, range: Range<u64>, limit: &WaitLimit) -> ObjectResult<Vec<u8>> {
+        check(limit, "read", name.as_str())?;
+        let (mut file, size) = self.open(name)?;
+        let path = self.path(name);
+        if range.end > size || range.start > range.end {
+            let location = path.display().to_string();
+            return Err(ObjectError::new("read", location, ObjectErrorKind::TooShort));
+        }
+        let mut read = || {
+            file.seek(SeekFrom::Start(range.start))?;
+            let mut content = vec![0; (range.end - range.start) as usize];
+            file.read_exact(&mut content)?;
+            Ok(content)
+        };
+        read().map_err(self.failed("read", &path))
+    }
+
+    fn put_if_absent(&self, name: &ObjectName, content: &[u8], limit: &WaitLimit) -> ObjectResult<PutResult> {
+        check(limit, "write", name.as_str())?;
+        let path = self.path(name);
+        if path.symlink_metadata().is_ok() {
+            // A run that was interrupted may have created it without making it durable.
+            self.sync_parent(&path)?;
+            return Ok(PutResult::Existed);
+        }
+        let new = self.write_unfinished(&path, content)?;
+        let put = self.name_it(&new, &path).map_err(self.failed("write", &path))?;
+        self.sync_parent(&path)?;
+        Ok(put)
+    }
+
+    fn put(&self, name: &ObjectName, content: &[u8], limit: &WaitLimit) -> ObjectResult<()> {
+        check(limit, "write", name.as_str())?;
+        let path = self.path(name);
+        let new = self.write_unfinished(&path, content)?;
+        self.store.replace(&new, &path).map_err(|error| {
+            let _ = self.store.remove_file(&new);
+            self.failed("write", &path)(error)
+        })?;
+        self.sync_parent(&path)
+    }
+
+    fn list(&self, prefix: &str, from: Option<&str>, limit: &WaitLimit) -> ObjectResult<ListPage> {
+        check(limit, "list", prefix)?;
+        let dir = self.root.join(prefix);
+        let mut found = Vec::new();
+        match self.collect(&dir, prefix, 0, &mut found) {
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound && !prefix.is_empty() && self.has_root() => {}
+            collected => collected.map_err(self.failed("list", &dir))?,
+        }
+        found.retain(|(name, _)| from.is_none_or(|from| name.as_str() > from));
+        found.sort();
+        let mut page = ListPage {
+            next: found
+                .get(PAGE - 1)
+                .filter(|_| found.len() > PAGE)
+                .map(|(name, _)| name.clone()),
+            ..ListPage::default()
+        };
+        for (name, size) in found.into_iter().take(PAGE) {
+            match ObjectName::new(&name) {
+                Some(name) => page.objects.push(ListedObject { name, size }),
+                None => page.foreign.push(shown(&name)),
+            }
+        }
+        Ok(page)
+    }
+
+    fn head(&self, name: &ObjectName, limit: &WaitLimit) -> ObjectResult<Option<u64>> {
+        check(limit, "read", name.as_str())?;
+        match self.open(name) {
+            Ok((_, size)) => Ok(Some(size)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn delete(&self, name: &ObjectName, limit: &WaitLimit) -> ObjectResult<()> {
+        check(limit, "delete", name.as_str())?;
+        let path = self.path(name);
+        match self.store.remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            removed => removed.map_err(self.failed("delete", &path))?,
+        }
+        self.sync_parent(&path)
+    }
+}

@@ -1,0 +1,362 @@
+//! `vmsnap init`, `vmsnap key` and `vmsnap repository` on the command line, and the refusals of the
+//! other commands.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use super::Person;
+
+struct Stage {
+    folder: tempfile::TempDir,
+}
+
+impl Stage {
+    fn new() -> Stage {
+        Stage {
+            folder: tempfile::tempdir().expect("a temporary folder"),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn file(&self, name: &str, content: &str) -> String {
+        fs::write(self.path(name), content).expect("written");
+        self.path(name).display().to_string()
+    }
+
+    fn pack(&self) -> String {
+        format!("pack:{}", self.path("pack").display())
+    }
+
+    /// Runs the program in the folder, without any credentials of the user.
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_vmsnap"))
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env_clear()
+            .env("HOME", self.folder.path())
+            .stdin(Stdio::null())
+            .output()
+            .expect("the program runs")
+    }
+
+    fn entries(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.folder.path()).expect("readable");
+        let mut names: Vec<_> = entries.map(|entry| entry.expect("there").file_name()).collect();
+        names.sort();
+        names
+            .into_iter()
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect()
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn document(output: &Output) -> Value {
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    serde_json::from_slice(&output.stdout).expect("one JSON document")
+}
+
+fn refused(output: &Output, code: i32, parts: &[&str]) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    for part in parts {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn keys_are_added_listed_exported_and_removed() {
+    let stage = Stage::new();
+    let (pack, person) = (stage.pack(), Person::new());
+    let identity = person.file.path().display().to_string();
+    let created = stage.run(&[
+        "init",
+        &pack,
+        "--encrypt-to",
+        &person.public,
+        "--label",
+        "laptop",
+        "--json",
+    ]);
+    let created = document(&created);
+    assert_eq!(created["cipher"], "xchacha20-poly1305");
+    assert_eq!(created["conditionalPuts"], "honoured");
+    let passphrase = stage.file("passphrase", "correct horse battery\n");
+    let add = [
+        "key",
+        "add",
+        "-r",
+        &pack,
+        "--identity-file",
+        &identity,
+        "--new-passphrase-file",
+        &passphrase,
+    ];
+    let added = stage.run(&add);
+    assert_eq!(added.status.code(), Some(0), "{added:?}");
+    let listed = document(&stage.run(&["key", "list", "-r", &pack, "--json"]));
+    let slots = listed["slots"].as_array().expect("a list");
+    assert_eq!(
+        (slots.len(), &slots[0]["label"], &slots[0]["kind"]),
+        (2, &"laptop".into(), &"x25519".into())
+    );
+    let slot = slots[0]["id"].as_str().expect("an id");
+    let to = stage.path("recovery.age").display().to_string();
+    let exported = stage.run(&["key", "export", slot, "-r", &pack, "--to", &to]);
+    assert_eq!(exported.status.code(), Some(0), "{exported:?}");
+    assert_eq!(
+        fs::read(&to).expect("exported"),
+        fs::read(stage.path("pack").join(format!("keys/{slot}.age"))).expect("there")
+    );
+    refused(
+        &stage.run(&["key", "export", slot, "-r", &pack, "--to", &to]),
+        3,
+        &["cannot write", "exists"],
+    );
+    let removed = stage.run(&[
+        "key",
+        "remove",
+        slot,
+        "-r",
+        &pack,
+        "--passphrase-file",
+        &passphrase,
+    ]);
+    assert_eq!(removed.status.code(), Some(0), "{removed:?}");
+    let last = document(&stage.run(&["key", "list", "-r", &pack, "--json"]));
+    let last = last["slots"][0]["id"].as_str().expect("an id").to_owned();
+    refused(
+        &stage.run(&[
+            "key",
+            "remove",
+            &last,
+            "-r",
+            &pack,
+            "--passphrase-file",
+            &passphrase,
+        ]),
+        64,
+        &["was not removed", "vmsnap key add"],
+    );
+    let recover = [
+        "key",
+        "add",
+        "-r",
+        &pack,
+        "--identity-file",
+        &identity,
+        "--recovery-file",
+        &to,
+    ];
+    let recover = stage.run(&[&recover[..], &["--encrypt-to", &person.public]].concat());
+    assert_eq!(recover.status.code(), Some(0), "{recover:?}");
+}
+
+#[test]
+fn repository_is_described_without_its_key() {
+    let stage = Stage::new();
+    let passphrase = stage.file("passphrase", "correct horse battery");
+    let created = stage.run(&["init", &stage.pack(), "--passphrase-file", &passphrase]);
+    assert_eq!(created.status.code(), Some(0), "{created:?}");
+    assert!(
+        stdout(&created).contains("cannot back up into it yet"),
+        "{created:?}"
+    );
+    let info = stage.run(&["repository", "info", &stage.pack()]);
+    let text = stdout(&info);
+    for part in [
+        "encryption: xchacha20-poly1305",
+        "conditional puts: honoured",
+        "key slots: 1",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    refused(
+        &stage.run(&["init", &stage.pack(), "--passphrase-file", &passphrase]),
+        64,
+        &["already a pack repository"],
+    );
+    let wrong = stage.file("wrong", "correct horse batterx");
+    let add = [
+        "key",
+        "add",
+        "-r",
+        &stage.pack(),
+        "--passphrase-file",
+        &wrong,
+        "--new-passphrase-file",
+        &passphrase,
+    ];
+    refused(&stage.run(&add), 2, &["opens no key slot", "--recovery-file"]);
+}
+
+#[test]
+fn without_encryption_there_is_nothing_to_list() {
+    let stage = Stage::new();
+    let created = document(&stage.run(&["init", &stage.pack(), "--no-encryption", "--json"]));
+    assert_eq!(
+        (&created["cipher"], created["slots"].as_array().map(Vec::len)),
+        (&"none".into(), Some(0))
+    );
+    let listed = stage.run(&["key", "list", "-r", &stage.pack()]);
+    assert!(stdout(&listed).contains("is not encrypted"), "{listed:?}");
+    let export = stage.run(&["key", "export", "-r", &stage.pack(), "--to", "x"]);
+    refused(&export, 64, &["is not encrypted"]);
+}
+
+#[test]
+fn encryption_is_the_default_and_needs_a_secret() {
+    let stage = Stage::new();
+    let asked = stage.run(&["init", &stage.pack()]);
+    refused(
+        &asked,
+        64,
+        &[
+            "no terminal",
+            "--passphrase-file FILE, --encrypt-to RECIPIENT or --no-encryption",
+        ],
+    );
+    let short = stage.file("short", "1234567\n");
+    refused(
+        &stage.run(&["init", &stage.pack(), "--passphrase-file", &short]),
+        64,
+        &["shorter than 8"],
+    );
+    refused(
+        &stage.run(&["init", &stage.pack(), "--encrypt-to", "age1x"]),
+        64,
+        &["is no recipient"],
+    );
+    refused(
+        &stage.run(&["init", &stage.pack(), "--passphrase-file", "missing"]),
+        3,
+        &["cannot use missing"],
+    );
+    assert_eq!(stage.entries(), ["short"], "nothing was created");
+}
+
+/// No command creates a folder whose name is a location, or mixes the two kinds.
+#[test]
+fn other_commands_refuse_pack_repositories() {
+    let stage = Stage::new();
+    document(&stage.run(&["init", &stage.pack(), "--no-encryption", "--json"]));
+    let before = stage.entries();
+    let bucket = "s3:https://s3.example.org/backups/kvm1";
+    for location in [bucket, "s3://backups", &stage.pack()] {
+        for command in [
+            &["list", "-r", location][..],
+            &["verify", "-r", location],
+            &["prune", "vm1", "--keep-last", "1", "-r", location],
+            &["pin", "vm1", "x", "-r", location],
+            &["restore", "vm1", "--to", "out", "-r", location],
+        ] {
+            refused(
+                &stage.run(command),
+                2,
+                &["is the location of a pack repository", "hint:"],
+            );
+        }
+    }
+    let path = stage.path("pack").display().to_string();
+    refused(
+        &stage.run(&["list", "-r", &path]),
+        2,
+        &["holds a pack repository", "its location is pack:"],
+    );
+    assert_eq!(stage.entries(), before);
+}
+
+#[test]
+fn invalid_locations_create_nothing() {
+    let stage = Stage::new();
+    for (location, part) in [
+        ("s3:backups", "use s3:https://HOST/BUCKET/PREFIX"),
+        ("s3:http://s3.example.org/backups", "for this machine only"),
+        (
+            "s3:https://key:hunter2@host/backups",
+            "do not belong into a location",
+        ),
+        ("/backups", "is not the location of a pack repository"),
+        ("pack:", "the folder is missing"),
+    ] {
+        let output = stage.run(&["init", location, "--no-encryption"]);
+        refused(&output, 64, &[part]);
+        assert!(!stderr(&output).contains("hunter2"));
+    }
+    refused(
+        &stage.run(&["list", "-r", "s3:backups"]),
+        64,
+        &["use s3:https://"],
+    );
+    assert!(stage.entries().is_empty());
+}
+
+#[test]
+fn missing_repository_is_reported_with_leftovers() {
+    let stage = Stage::new();
+    fs::create_dir_all(stage.path("pack/keys")).expect("created");
+    let missing = [
+        "there is no pack repository",
+        "`vmsnap init LOCATION` creates one",
+    ];
+    refused(&stage.run(&["repository", "info", &stage.pack()]), 2, &missing);
+    fs::write(stage.path("pack/keys/0123456789abcdef.age"), "x").expect("written");
+    refused(
+        &stage.run(&["repository", "info", &stage.pack()]),
+        2,
+        &["an init was interrupted there"],
+    );
+    let again = stage.run(&["init", &stage.pack(), "--no-encryption"]);
+    assert_eq!(again.status.code(), Some(0), "{again:?}");
+    assert!(
+        stderr(&again).contains("which may be deleted: keys/0123456789abcdef.age"),
+        "{again:?}"
+    );
+}
+
+#[cfg(not(feature = "object-store"))]
+#[test]
+fn buckets_need_a_program_with_object_stores() {
+    let stage = Stage::new();
+    let output = stage.run(&["init", "s3://backups", "--no-encryption"]);
+    refused(&output, 2, &["built without support for object stores"]);
+}
+
+#[cfg(feature = "object-store")]
+#[test]
+fn bucket_without_credentials_is_refused() {
+    let stage = Stage::new();
+    let output = stage.run(&["init", "s3:http://127.0.0.1:9/backups", "--no-encryption"]);
+    refused(&output, 2, &["no credentials were found", "AWS_ACCESS_KEY_ID"]);
+}
+
+/// Hostile labels and names in a repository cannot control the terminal.
+#[test]
+fn hostile_records_are_shown_escaped() {
+    let stage = Stage::new();
+    let person = Person::new();
+    let created = document(&stage.run(&["init", &stage.pack(), "--encrypt-to", &person.public, "--json"]));
+    let slot = created["slots"][0]["id"].as_str().expect("an id");
+    let record: &Path = &stage.path("pack").join(format!("keys/{slot}.json"));
+    let text = fs::read_to_string(record).expect("readable");
+    fs::write(record, text.replace(&person.public, "\\u001b[2Jevil\\nline")).expect("written");
+    let listed = stage.run(&["key", "list", "-r", &stage.pack()]);
+    assert!(
+        !stdout(&listed).contains('\u{1b}') && stdout(&listed).lines().count() == 2,
+        "{listed:?}"
+    );
+}
