@@ -1,4 +1,4 @@
-//! The grammar of the command line, for clap. `commands` carries it out.
+//! The grammar of the command line, for clap. `commands` carries out what was typed.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -104,7 +104,7 @@ pub enum Command {
     /// backup
     Scrub(ScrubArgs),
     /// Create a pack repository: in an object store or a folder, for encrypted and deduplicated
-    /// backups; this version cannot back up into it yet
+    /// backups; this version cannot back up into such a repository yet
     Init(InitArgs),
     /// List, add, remove or export the keys of a pack repository
     Key(KeyArgs),
@@ -146,7 +146,7 @@ pub struct LogArgs {
 
 impl LogArgs {
     /// The settings for a command line that could not be parsed. Only the log format is taken from
-    /// it, or from the environment.
+    /// that command line, or from the environment.
     pub(crate) fn before_parsing(words: &[OsString]) -> LogArgs {
         let environment = std::env::var("VMSNAP_LOG_FORMAT").unwrap_or_default();
         let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();

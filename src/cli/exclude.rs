@@ -10,7 +10,7 @@ use crate::ops::Host;
 /// An item of the switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Item {
-    /// The domains to which it applies: a name or a glob; `None` for all.
+    /// The domains to which the item applies: a name or a glob; `None` for all.
     domain: Option<String>,
     /// The disk's target.
     disk: String,

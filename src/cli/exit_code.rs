@@ -25,7 +25,7 @@ pub enum ExitCode {
     /// No domain was given where one is required, a name or pattern matched none, the domain,
     /// restore point or disk does not exist, or there is nothing to prune, verify or compare.
     NoDomains,
-    /// No repository was given where one is required, or it cannot be used.
+    /// No repository was given where one is required, or the given one cannot be used.
     NoRepository,
     /// Any other failure, including (except for a scrub) a lock held by another run.
     Failed,
@@ -45,8 +45,8 @@ pub enum ExitCode {
     GroupBy,
     /// Stored data is damaged, or differs from the domain.
     Damaged,
-    /// An unknown command or switch, an invalid value, or a request that contradicts itself or what
-    /// exists.
+    /// An unknown command or switch, an invalid value, or a request that contradicts itself or
+    /// conflicts with something that exists.
     Usage,
     /// Stopped by a signal.
     Signal(i32),
@@ -98,13 +98,15 @@ impl ExitCode {
                 "no domain was given where one is required, a given name or pattern matched none, \
                  the domain, restore point or disk does not exist, or there is nothing to prune, verify or compare"
             }
-            ExitCode::NoRepository => "no repository was given where one is required, or it cannot be used",
+            ExitCode::NoRepository => {
+                "no repository was given where one is required, or the given one cannot be used"
+            }
             ExitCode::Failed => {
                 "any other failure, for example output that cannot be written, or (except for scrub) a lock held by another run"
             }
             ExitCode::Missing => "a required program or library is missing",
             ExitCode::LockNotReleased => {
-                "the lock could not be released (never used: the kernel releases the lock when the process ends)"
+                "the lock could not be released (this code is unused: the kernel releases the lock when the process ends)"
             }
             ExitCode::SeveralCommands => "more than one command was given",
             ExitCode::ScrubFailed => "the scrub of at least one domain failed; the others were scrubbed",
@@ -116,10 +118,10 @@ impl ExitCode {
                 "--group-by is invalid, or differs from the grouping of the domain's backups (--force overrides)"
             }
             ExitCode::Damaged => {
-                "stored data is damaged, or verify --compare-live found that it differs from the domain; this code takes precedence over all others except those of signals"
+                "stored data is damaged, or differs from the domain (verify --compare-live); this code takes precedence over all others except those of signals"
             }
             ExitCode::Usage => {
-                "an unknown command or switch, an invalid value, or a request that contradicts itself or what exists"
+                "an unknown command or switch, an invalid value, or a request that contradicts itself or conflicts with something that exists"
             }
             ExitCode::Signal(_) => "stopped by a signal (129 SIGHUP, 130 SIGINT, 143 SIGTERM)",
         }
@@ -155,8 +157,8 @@ impl ExitCode {
         }
     }
 
-    /// The code for a failure that concerns no single domain, or of a verb without a code of its
-    /// own.
+    /// The code for a failure that concerns no single domain, or for the failure of a verb without
+    /// a code of its own.
     pub fn of_error(error: &Error) -> ExitCode {
         ExitCode::of_class(error.class(), Verb::Other)
     }

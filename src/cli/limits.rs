@@ -10,7 +10,7 @@ use super::log::{self, Entry, Level};
 const ENOUGH_FILES: u64 = 64 * 1024;
 
 /// Raises the soft limit of open files to the hard limit or [`ENOUGH_FILES`]. The usual soft limit
-/// of 1024 protects programs that call `select()` (select(2)); this one does not, and its child
+/// of 1024 protects programs that call `select()` (select(2)); vmsnap does not, and its child
 /// processes open few files. If raising fails, long chains may fail.
 pub(super) fn raise_open_files() {
     let limits = getrlimit(Resource::Nofile);

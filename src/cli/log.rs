@@ -34,14 +34,14 @@ pub enum Level {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry<'a> {
-    /// Its level.
+    /// The level.
     pub level: Level,
     /// The text; without the domain's name if `domain` has it.
     pub message: &'a str,
     /// Further lines of the message.
     #[serde(skip)]
     pub lines: &'a [String],
-    /// What to do about it.
+    /// What the user can do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<&'a str>,
     /// The domain it concerns.

@@ -225,7 +225,7 @@ impl Monitor for Progress {
             } => {
                 let what = match level {
                     Some(level) => format!("{}, {reason}", level.word()),
-                    None => pretty::bytes(size),
+                    None => format!("virtual size {}", pretty::bytes(size)),
                 };
                 self.begin((domain, disk), size, &what);
             }
@@ -237,7 +237,7 @@ impl Monitor for Progress {
             } => self.advance((domain, disk), position, copied, "copied"),
             Event::DiskEnds { domain, disk, copied } => self.end((domain, disk), copied),
             Event::FileBegins { domain, file, size } => {
-                let what = pretty::bytes(size);
+                let what = format!("{} to read", pretty::bytes(size));
                 match size >= WORTH_A_LINE {
                     true => self.begin((domain, file), size, &what),
                     false => self.tell(&Entry::of(Level::Debug, domain, &format!("{file}: {what}"))),

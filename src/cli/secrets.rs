@@ -21,8 +21,8 @@ const IDENTITY_FILE: &str = "VMSNAP_IDENTITY_FILE";
 /// The longest line that is read from a terminal, in bytes.
 const LONGEST: usize = 1024;
 
-/// What opens a repository: what was typed, or what the environment names, or a passphrase that the
-/// user types now.
+/// What opens a repository: the secret in the file that a switch or else the environment names, or
+/// a passphrase that the user types now.
 pub(super) fn opener(args: &OpenerArgs, stop: &Stop) -> Result<Opener> {
     let recovery = args
         .recovery_file
@@ -51,7 +51,7 @@ pub(super) fn opener(args: &OpenerArgs, stop: &Stop) -> Result<Opener> {
 }
 
 /// The passphrase for a new key slot: that in a file, or one that the user types twice. `otherwise`
-/// completes the refusal if there is neither.
+/// completes the refusal if there is neither a file nor a terminal.
 pub(super) fn new_passphrase(path: Option<&Path>, otherwise: &str, stop: &Stop) -> Result<Passphrase> {
     let passphrase = match path {
         Some(path) => done(Passphrase::read(path))?,
@@ -59,7 +59,7 @@ pub(super) fn new_passphrase(path: Option<&Path>, otherwise: &str, stop: &Stop) 
             check_terminal(otherwise)?;
             let passphrase = ask("New passphrase: ", stop)?;
             done(passphrase.check_new())?;
-            if !ask("The same again: ", stop)?.is_same(&passphrase) {
+            if !ask("New passphrase again: ", stop)?.is_same(&passphrase) {
                 return Err(Error::of(
                     "",
                     Cause::Usage("the two passphrases differ".to_owned()),
@@ -142,7 +142,8 @@ fn read_line(stop: &Stop) -> io::Result<Line> {
             Edited::Done => break,
         }
     }
-    let text = std::str::from_utf8(&line).map_err(|_| io::Error::other("it is not valid UTF-8"))?;
+    let text =
+        std::str::from_utf8(&line).map_err(|_| io::Error::other("the typed text is not valid UTF-8"))?;
     Ok(Line::Text(Zeroizing::new(text.to_owned())))
 }
 
@@ -152,7 +153,7 @@ enum Edited {
     Done,
 }
 
-/// Handles a typed byte as a terminal does that edits lines.
+/// Handles a typed byte as a terminal in line mode does.
 fn edit(line: &mut Vec<u8>, byte: u8) -> Edited {
     const END: u8 = 4;
     const BACKSPACE: u8 = 8;
@@ -161,18 +162,18 @@ fn edit(line: &mut Vec<u8>, byte: u8) -> Edited {
     match byte {
         b'\n' | b'\r' | END => return Edited::Done,
         BACKSPACE | DELETE => {
-            // A character ends with its first byte, seen from behind.
+            // Removes a whole UTF-8 character, up to and including its first byte.
             while line.pop().is_some_and(|byte| byte & 0b1100_0000 == 0b1000_0000) {}
         }
         KILL_LINE => line.clear(),
-        // More would move the bytes and leave a copy in freed memory.
+        // A longer line would be reallocated, which leaves a copy in freed memory.
         byte if line.len() < LONGEST => line.push(byte),
         _ => {}
     }
     Edited::Continues
 }
 
-/// A terminal that does not show what is typed, until it is dropped.
+/// Hides what is typed on the terminal, until the value is dropped.
 struct Silence {
     before: Termios,
 }

@@ -77,7 +77,9 @@ fn pass_on(mut signals: Signals, stop: &Stop) {
 fn end_by_force(again: &Receiver<()>, stop: &Stop, code: ExitCode) {
     let asked = Instant::now();
     if again.recv_timeout(CLEAN_UP) == Err(RecvTimeoutError::Timeout) && !stop.is_exit_held() {
-        super::log::notice("the cleanup is taking too long: vmsnap ends now, and the next run finishes it");
+        super::log::notice(
+            "the cleanup is taking too long: vmsnap ends now, and the next run finishes the cleanup",
+        );
     }
     if stop.is_exit_held() {
         super::log::notice("waiting until the guest's file systems are thawed");

@@ -83,9 +83,9 @@ pub trait Host: Send + Sync {
 
     /// Removes a checkpoint with its bitmaps from a running or shut-off domain.
     ///
-    /// A missing bitmap is not an error. Bitmaps in images of a shut-off domain that cannot be
-    /// opened now stay, which is not an error either. A missing checkpoint is an error, unless
-    /// bitmaps of that name were removed from a shut-off domain.
+    /// A missing bitmap is not an error. If an image of a shut-off domain cannot be opened now, its
+    /// bitmaps stay, which is not an error either. A missing checkpoint is an error, unless bitmaps
+    /// of that name were removed from a shut-off domain.
     fn delete_checkpoint(&self, domain: &Domain, name: &str) -> Result<()>;
 
     /// Thaws the guest's file systems, in case a run that froze them was killed.
@@ -101,15 +101,15 @@ pub trait Host: Send + Sync {
     /// Registers a checkpoint whose record the hypervisor has lost, with its name, time and mark.
     ///
     /// The new record covers those of the checkpoint's disks that have a sound bitmap of that name.
-    /// Returns false, and changes nothing, if no disk has one. Also returns false if the domain is
-    /// shut off on another machine, where its bitmaps cannot be examined.
+    /// If no disk has such a bitmap, returns false and changes nothing. Also returns false if the
+    /// domain is shut off on another machine, where its bitmaps cannot be examined.
     fn register_checkpoint(&self, domain: &Domain, checkpoint: &Checkpoint) -> Result<bool>;
 
     /// Removes the bitmaps of that name from every disk of a running or shut-off domain.
     ///
-    /// The record of the checkpoint that owns them stays, if there is one. Bitmaps in images of a
-    /// shut-off domain that cannot be opened now stay too. Returns the targets of the disks from
-    /// which a bitmap was removed; it is not an error if there are none.
+    /// If a checkpoint owns them, its record stays. If an image of a shut-off domain cannot be
+    /// opened now, its bitmaps stay too. Returns the targets of the disks from which a bitmap was
+    /// removed; an empty list is not an error.
     fn remove_bitmaps(&self, domain: &Domain, name: &str) -> Result<Vec<String>>;
 
     /// Lists the names of the domain's internal snapshots, which are stored in its images.
@@ -152,10 +152,10 @@ pub trait Host: Send + Sync {
     /// removes the folders.
     fn begin_backup(&self, domain: &Domain, request: &BackupRequest) -> Result<Box<dyn BackupJob>>;
 
-    /// Reads the file of the domain's UEFI variables; `None` if it has none, or none yet.
+    /// Reads the file of the domain's UEFI variables; `None` if there is no such file, or not yet.
     fn nvram(&self, domain: &Domain) -> Result<Option<Vec<u8>>>;
 
-    /// Reads the state of the domain's emulated TPM; `None` if it has none, or none yet.
+    /// Reads the state of the domain's emulated TPM; `None` if there is no state, or not yet.
     ///
     /// Works for running and for shut-off domains.
     fn tpm_state(&self, domain: &Domain) -> Result<Option<TpmState>>;
@@ -401,14 +401,15 @@ pub enum HostError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The requested files are on another machine.
-    #[error("the domain is on another machine, so {what} cannot be reached: run vmsnap there")]
+    #[error("the domain is on another machine, so {what} cannot be reached: run vmsnap on that machine")]
     NotHere {
         /// What cannot be reached, for example `its images`.
         what: String,
     },
     /// This program was built without libvirt.
     #[error(
-        "this vmsnap was built without libvirt; list, verify, restore without --define, prune, pin and unpin work without it"
+        "this vmsnap was built without libvirt; the commands list, verify, restore (without --define), prune, pin and unpin \
+         do not need libvirt"
     )]
     NoLibvirt,
     /// XML from the hypervisor or from a file is invalid, or lacks something that is needed.

@@ -155,7 +155,7 @@ impl NoConnection {
                  (`usermod -aG libvirt USER`) and log in again"
             }
             NoConnection::NoSuchSocket => {
-                "the socket that the URI names does not exist: correct `socket=`, or start the daemon that listens there"
+                "the socket that the URI names does not exist: correct `socket=` in the URI, or start the daemon that listens on this socket"
             }
             NoConnection::Other => {
                 "check that `virsh --connect URI list` works with the same URI; the usual URI is qemu:///system"

@@ -137,7 +137,7 @@ fn qemu_img(operation: &str, arguments: &[OsString], limit: &WaitLimit) -> Resul
         Unfinished::TooLong => failed(
             PROGRAM,
             operation,
-            format!("it did not finish within {} s", limit.deadline.as_secs()),
+            format!("the program did not finish within {} s", limit.deadline.as_secs()),
         ),
     })?;
     if !status.success() {

@@ -88,7 +88,7 @@ pub enum Refusal {
     /// The value of a secret that opens an encrypted image cannot be read.
     #[error(
         "cannot read the value of the {secret} that opens the image: {message}; start the domain, or give the secret a value \
-         and define it without private='yes'"
+         and define the secret without private='yes'"
     )]
     SecretUnavailable {
         /// The secret, as messages name it.
@@ -118,7 +118,7 @@ pub enum Refusal {
         most_mib: u64,
     },
     /// The UEFI variables are not in a file of their own that is complete by itself.
-    #[error("the variables are in {what}")]
+    #[error("vmsnap saves UEFI variables only from a single, complete file, but they are in {what}")]
     NvramElsewhere {
         /// Where they are; for a qcow2 image also the reason.
         what: String,
@@ -176,7 +176,7 @@ pub enum Refusal {
         path: PathBuf,
     },
     /// The path of a new scratch file already exists.
-    #[error("the scratch file {} already exists: run again, which chooses another name", path.display())]
+    #[error("the scratch file {} already exists: run again, because each run chooses a new name", path.display())]
     ScratchFileTaken {
         /// The path.
         path: PathBuf,

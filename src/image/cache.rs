@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{Advice, fadvise};
 
 /// How many bytes before `done` are dropped again, because the kernel keeps partly dropped pieces.
-/// It caches a file in pieces of up to some MiB.
+/// The kernel caches a file in pieces of up to some MiB.
 const OVERLAP: u64 = 8 * 1024 * 1024;
 
 /// Drops the pages before `end`. Those before `done` have been dropped already.

@@ -22,7 +22,8 @@ use disk::CheckedFile;
 
 /// Memory for all images of a chain together, in bytes; their tables may take as much again.
 const WINDOWS: usize = 32 * 1024 * 1024;
-/// Limits of one image's share. Very long chains take the lower one and exceed the total.
+/// Limits of one image's share. In a very long chain each image takes the lower limit, and together
+/// they exceed the total.
 const WINDOW: std::ops::RangeInclusive<usize> = 64 * 1024..=1024 * 1024;
 const TABLE_WINDOW: std::ops::RangeInclusive<usize> = 16 * 1024..=64 * 1024;
 /// How much of an image is read before its cached pages are dropped, in bytes.
@@ -158,7 +159,8 @@ impl ChainSource {
         self.layers.first().map_or(0, |layer| layer.image.size())
     }
 
-    /// Returns the content of the disk at `offset`, and for at least how many bytes this holds.
+    /// Returns where the content of the disk at `offset` is, and how many bytes from there on, at
+    /// least, are in the same place.
     fn place_at(&mut self, offset: u64) -> Result<(Place, u64)> {
         let mut length = self.disk_size() - offset;
         for (index, layer) in self.layers.iter_mut().enumerate() {

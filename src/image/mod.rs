@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::model::block::{BlockError, BlockErrorKind};
+use crate::model::text::bytes;
 
 pub mod chain;
 pub mod digest;
@@ -136,7 +137,10 @@ pub enum Error {
         path: PathBuf,
     },
     /// The target is too small for the disk.
-    #[error("{} is too small: it has {actual} bytes, the disk needs {needed}", path.display())]
+    #[error(
+        "{} is too small: it has {actual} bytes ({}), and the disk has {needed} bytes ({})",
+        path.display(), bytes(*actual), bytes(*needed)
+    )]
     TooSmall {
         /// The target.
         path: PathBuf,

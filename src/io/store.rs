@@ -30,11 +30,12 @@ pub trait Store: Send + Sync {
     /// Opens an existing file to change it. A link is an error.
     fn continue_image(&self, path: &Path) -> io::Result<Box<dyn ImageFile>>;
 
-    /// Creates a file with the content of another, and opens it to write more to it. The two share
-    /// their space until one of them changes. An existing file is an error.
+    /// Creates the file `name` as a clone of `file`, and opens `name` to write to it. The two files
+    /// share their space until one of them changes.
     ///
     /// # Errors
-    /// `Unsupported` if the file system cannot do that.
+    /// `file` does not exist or is a link; `name` exists already. `Unsupported` if the file system
+    /// cannot clone.
     fn clone_image(&self, file: &Path, name: &Path) -> io::Result<Box<dyn ImageFile>>;
 
     /// Gives a file a second name; an existing one is an error.

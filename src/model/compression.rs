@@ -42,7 +42,7 @@ impl Default for ZstdLevel {
 
 /// An invalid value of `--compress`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected none, zstd, or zstd:LEVEL with a level from 1 to 19")]
+#[error("expected 'none', 'zstd' or 'zstd:LEVEL' with a LEVEL from 1 to 19")]
 pub struct UnknownCompression;
 
 impl FromStr for Compression {

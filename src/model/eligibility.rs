@@ -56,14 +56,14 @@ impl Disk {
             Source::Directory(_) => return skip("it is a directory of the host, not an image"),
             Source::VhostUser(_) => {
                 return skip(
-                    "it is of type 'vhostuser': another process provides it and QEMU cannot read it; \
-                     back it up where it is kept",
+                    "it is of type 'vhostuser': another process provides the disk, and QEMU cannot read the disk; \
+                     back up the disk where its content is stored",
                 );
             }
             Source::VhostVdpa(_) => {
                 return skip(
-                    "it is of type 'vhostvdpa': a device of the host provides it and QEMU cannot read it; \
-                     back it up where it is kept",
+                    "it is of type 'vhostvdpa': a device of the host provides the disk, and QEMU cannot read the disk; \
+                     back up the disk where its content is stored",
                 );
             }
             Source::File(_) | Source::Block(_) | Source::Volume(_) | Source::Network(_) | Source::Nvme(_) => {
@@ -90,8 +90,8 @@ impl Disk {
             }
             DiskFormat::Qcow2 => Eligibility::Incremental,
             DiskFormat::Qcow2V2 => Eligibility::FullOnly(
-                "its image is qcow2 version 2, which cannot carry dirty bitmaps \
-                 (qemu-img amend -o compat=1.1 upgrades it while the domain is shut off)"
+                "the disk's image is qcow2 version 2, which cannot carry dirty bitmaps \
+                 (`qemu-img amend -o compat=1.1` upgrades the image while the domain is shut off)"
                     .to_owned(),
             ),
             DiskFormat::Raw => Eligibility::FullOnly("a raw disk cannot carry a dirty bitmap".to_owned()),
@@ -109,7 +109,7 @@ impl Disk {
             (true, true) => (
                 Kind::Raw,
                 "it is raw and encrypted; use --raw to back it up in full each time, and --store-decrypted \
-                 because the backup would hold its plain text",
+                 to allow the disk's plain text in the backup",
             ),
             (false, true) => (
                 Kind::Encrypted,

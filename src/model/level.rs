@@ -30,7 +30,7 @@ impl FullRule {
 
 /// A text that is no rule for full backups.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected period or never")]
+#[error("expected 'period' or 'never'")]
 pub struct UnknownFullRule;
 
 impl FromStr for FullRule {
@@ -117,8 +117,8 @@ pub enum LevelReason {
         /// The id of the disk's newest restore point at the time of the comparison.
         newest: String,
     },
-    /// Full: no restore point that the rule allows can be the parent. The reason is that of the
-    /// newest one.
+    /// Full: no restore point that the rule allows can be the parent. The value says why the newest
+    /// of them cannot be the parent.
     NoParent(UnusableParent),
     /// Incremental.
     ChangesSince {
@@ -169,7 +169,7 @@ pub enum UnusableParent {
         id: String,
     },
     /// The disk's content had another location.
-    #[error("disk {disk} was at {source_then} when {id} was made")]
+    #[error("disk {disk} was at {source_then} when restore point {id} was made, but is elsewhere now")]
     Moved {
         /// The disk's target.
         disk: String,
@@ -179,7 +179,7 @@ pub enum UnusableParent {
         id: String,
     },
     /// The path of the disk leads to another file now.
-    #[error("{source_then} is not the same file as when {id} was made")]
+    #[error("{source_then} is not the same file as when restore point {id} was made")]
     OtherFile {
         /// The path.
         source_then: String,
@@ -187,7 +187,7 @@ pub enum UnusableParent {
         id: String,
     },
     /// The restore point has no checkpoint that covers the disk.
-    #[error("{id} has no checkpoint that covers disk {disk}")]
+    #[error("restore point {id} has no checkpoint that covers disk {disk}")]
     NoCheckpoint {
         /// The disk's target.
         disk: String,
@@ -195,7 +195,9 @@ pub enum UnusableParent {
         id: String,
     },
     /// Another bitmap may have the same name.
-    #[error("the name of checkpoint {checkpoint} ({id}) may have been reused for another bitmap")]
+    #[error(
+        "the name of checkpoint {checkpoint} of restore point {id} may have been reused for another bitmap"
+    )]
     AmbiguousName {
         /// The checkpoint's name.
         checkpoint: String,
@@ -265,8 +267,8 @@ pub enum UnusableParent {
 }
 
 /// Decides the level of one disk: incremental to the newest usable restore point that `rule`
-/// allows, full if there is none. It is also full if a comparison with that restore point or a
-/// newer one found a write that a bitmap of the disk had missed.
+/// allows, full if there is none. The disk is also full if a comparison with that restore point or
+/// a newer one found a write that a bitmap of the disk had missed.
 ///
 /// [`UnusableParent`] lists what makes a restore point unusable. `uuid` is the domain's, `period`
 /// the folder of the new restore point, and `checkpoints` the hypervisor's list now.

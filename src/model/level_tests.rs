@@ -264,20 +264,20 @@ fn each_defect_has_its_own_reason() {
         ),
         (
             Defect::Moved,
-            format!("disk vda was at /elsewhere when {first} was made"),
+            format!("disk vda was at /elsewhere when restore point {first} was made, but is elsewhere now"),
         ),
         (
             Defect::OtherFile,
-            format!("/i/vda is not the same file as when {first} was made"),
+            format!("/i/vda is not the same file as when restore point {first} was made"),
         ),
         (
             Defect::NotCovered,
-            format!("{first} has no checkpoint that covers disk vda"),
+            format!("restore point {first} has no checkpoint that covers disk vda"),
         ),
         (
             Defect::CountedName,
             format!(
-                "the name of checkpoint virtnbdbackup.0 ({first}) may have been reused for another bitmap"
+                "the name of checkpoint virtnbdbackup.0 of restore point {first} may have been reused for another bitmap"
             ),
         ),
         (Defect::Larger, format!("disk vda has shrunk since {first}")),

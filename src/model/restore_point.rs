@@ -98,8 +98,8 @@ pub struct RestorePoint {
     pub merged: Option<Merged>,
 }
 
-/// What was merged into a restore point: removed restore points on which it depended. Its images
-/// now hold what it needs of theirs.
+/// What was merged into a restore point: removed restore points on which it depended. The images of
+/// the remaining restore point now hold the data that it needs from the removed ones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Merged {

@@ -276,7 +276,8 @@ fn keep_what_always_stays(
     }
 }
 
-/// The ids of the restore points on which a kept one depends, each with the oldest such kept one.
+/// The ids of the restore points on which a kept restore point depends, each with the id of the
+/// oldest kept restore point that depends on it.
 fn needed_by<'a>(points: &'a [Candidate], kept: &[bool]) -> BTreeMap<String, &'a str> {
     let by_id: BTreeMap<&str, &Candidate> = points.iter().map(|point| (point.id.as_str(), point)).collect();
     let mut oldest_first: Vec<&Candidate> = points

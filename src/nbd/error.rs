@@ -64,11 +64,14 @@ pub enum Error {
         what: String,
     },
     /// A comparison does not support exports of this size.
-    #[error("it has {size} bytes, but a comparison supports at most {most}")]
+    #[error(
+        "the disk has {size} bytes ({:.2} TiB), but a comparison supports at most {} TiB",
+        tebibytes(*size), *most >> 40
+    )]
     TooLarge {
         /// The size of the export, in bytes.
         size: u64,
-        /// The largest size that is supported, in bytes.
+        /// The largest size that is supported, in bytes: a multiple of 1 TiB.
         most: u64,
     },
     /// The server refused to open the export.
@@ -90,7 +93,7 @@ pub enum Error {
     /// A range reads as zero, the parent may hold something else there, and the bitmap does not
     /// mark it as changed. The bitmap may lack other changes, too.
     #[error(
-        "the disk reads as zero at offset {offset}, but its parent may not, and the bitmap marks no change there"
+        "the disk reads as zeroes at offset {offset}, where the parent restore point may hold data, but the bitmap marks no change at this offset"
     )]
     Distrusted {
         /// Start of the range, in bytes.
@@ -131,6 +134,10 @@ pub(super) mod errno {
     pub(crate) const EOVERFLOW: u32 = 75;
     /// The server is shutting down.
     pub const ESHUTDOWN: u32 = 108;
+}
+
+fn tebibytes(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 40) as f64
 }
 
 fn place_words(failed_at: Option<u64>) -> String {

@@ -104,7 +104,7 @@ fn negotiate_options(
     if export.size > i64::MAX as u64 {
         return Err(Error::Unsupported {
             what: format!(
-                "its export has {} bytes, but QEMU and Linux support at most 2^63 - 1",
+                "its export has {} bytes, but QEMU and Linux support at most 2^63 - 1 bytes",
                 export.size
             ),
         });
@@ -144,7 +144,7 @@ fn set_meta_contexts(channel: &mut impl Channel, export: &str, wanted: &[&str]) 
                 }
                 if granted.iter().any(|other| other.id == id || other.name == name) {
                     return Err(Error::protocol(format!(
-                        "it grants two contexts with the id {id} or the name '{name}'"
+                        "it grants two contexts with the same id or name (id {id}, name '{name}')"
                     )));
                 }
                 granted.push(Context {
@@ -170,7 +170,11 @@ fn go(channel: &mut impl Channel, export: &mut Export) -> Result<bool> {
         let (reply, payload) = option_reply(channel, option)?;
         match reply.kind {
             wire::REP_ACK if has_export_size => return Ok(true),
-            wire::REP_ACK => return Err(Error::protocol("it opens the export without sending its size")),
+            wire::REP_ACK => {
+                return Err(Error::protocol(
+                    "it opens the export but does not send the export's size",
+                ));
+            }
             wire::REP_INFO => match options::parse_info(&payload)? {
                 Info::Export { size, flags } => {
                     (export.size, export.flags) = (size, flags);
@@ -185,7 +189,7 @@ fn go(channel: &mut impl Channel, export: &mut Export) -> Result<bool> {
         }
     }
     Err(Error::protocol(format!(
-        "it answers one option more than {MAX_REPLIES} times"
+        "it sends more than {MAX_REPLIES} replies to one option"
     )))
 }
 
@@ -211,7 +215,7 @@ fn option_reply(channel: &mut impl Channel, option: u32) -> Result<(OptionReply,
     let reply = options::parse_option_reply(&head)?;
     if reply.option != option {
         return Err(Error::protocol(format!(
-            "it answers option {} instead of {option}",
+            "it answers option {} instead of option {option}",
             reply.option
         )));
     }

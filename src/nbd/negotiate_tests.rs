@@ -222,7 +222,7 @@ fn an_export_larger_than_any_file_offset_cannot_be_used() {
     assert_eq!(
         error.to_string(),
         "the NBD server cannot be used: its export has 18446744073709551615 bytes, but QEMU and Linux \
-         support at most 2^63 - 1"
+         support at most 2^63 - 1 bytes"
     );
 }
 

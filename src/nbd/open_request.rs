@@ -99,8 +99,10 @@ struct StatusParts {
 }
 
 impl OpenRequest {
-    /// Creates a request for `length` bytes at `offset`. A read's buffer has room for them;
-    /// `contexts` is the number of contexts that a status covers.
+    /// Creates a request for `length` bytes at `offset`.
+    ///
+    /// The buffer of a read must have room for `length` bytes. `contexts` is the number of
+    /// negotiated contexts, which is also the number of answers to a status request.
     pub fn new(cookie: u64, offset: u64, length: u32, asked: Asked, contexts: usize) -> Self {
         let parts = match asked {
             Asked::Read(buffer) => Parts::Read {
@@ -137,7 +139,7 @@ impl OpenRequest {
                 Ok((start as usize, end as usize))
             }
             _ => Err(Error::protocol(format!(
-                "a chunk of {length} bytes at offset {offset} does not fit a read of {} bytes at offset {}",
+                "a chunk of {length} bytes at offset {offset} is empty or lies outside the requested {} bytes at offset {}",
                 self.length, self.offset
             ))),
         }

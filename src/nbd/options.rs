@@ -87,7 +87,7 @@ pub(crate) fn parse_option_reply(bytes: &[u8]) -> Result<OptionReply> {
     };
     if reply.length > MAX_OPTION_PAYLOAD {
         return Err(Error::protocol(format!(
-            "an option reply of {} bytes is too long",
+            "an option reply has {} bytes, but vmsnap accepts at most {MAX_OPTION_PAYLOAD} bytes",
             reply.length
         )));
     }
@@ -102,7 +102,7 @@ pub(crate) fn option_error_words(kind: u32, payload: &[u8]) -> String {
         2 => "the server's policy forbids it",
         3 => "the option is invalid",
         4 => "the server's platform does not support it",
-        5 => "the server requires TLS, which this client does not support",
+        5 => "the server requires TLS, which vmsnap does not support",
         6 => "there is no such export",
         7 => "the server is shutting down",
         8 => "the server requires the client to negotiate block sizes",
@@ -168,12 +168,14 @@ impl BlockSizes {
         } = self;
         if !minimum.is_power_of_two() || minimum > 65536 || maximum < minimum || preferred < minimum {
             return Err(Error::protocol(format!(
-                "block sizes of {minimum}, {preferred} and {maximum} bytes are not allowed"
+                "the protocol does not allow these block sizes: minimum {minimum}, preferred {preferred}, maximum {maximum} bytes"
             )));
         }
         if maximum < 65536 {
             return Err(Error::Unsupported {
-                what: format!("it allows reads of at most {maximum} bytes, but this client needs 65536"),
+                what: format!(
+                    "it allows reads of at most {maximum} bytes, but vmsnap needs reads of 65536 bytes"
+                ),
             });
         }
         Ok(self)

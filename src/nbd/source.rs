@@ -65,9 +65,10 @@ pub struct SourceOptions {
     pub first_status: u64,
     /// How long the server may be silent while the source waits for it.
     pub deadline: Duration,
-    /// The parent of the incremental image. If it is given, ranges that read as zero and are not
-    /// marked as changed are looked up in it. If the parent may hold something else there, the
-    /// bitmap cannot be trusted, and the source fails with [`Error::Distrusted`].
+    /// The parent of the incremental image, if the source has to check the bitmap. The source then
+    /// looks up in the parent each range that reads as zero and is not marked as changed. If the
+    /// parent may hold something else in such a range, the source fails with
+    /// [`Error::Distrusted`].
     pub beneath: Option<Arc<dyn Beneath>>,
     /// Ends the source with an error when a stop is requested.
     pub stop: Stop,
@@ -168,7 +169,7 @@ impl ExportSource {
         if !export.size.is_multiple_of(alignment) {
             return Err(Error::Unsupported {
                 what: format!(
-                    "its export has {} bytes, which is not a multiple of its block size of {alignment} bytes",
+                    "its export has {} bytes, which is not a multiple of the block size ({alignment} bytes)",
                     export.size
                 ),
             });

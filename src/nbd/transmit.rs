@@ -21,8 +21,9 @@ const LONG: usize = 128 * 1024;
 /// A connection after the handshake.
 ///
 /// [`Self::read`] and [`Self::status`] queue requests, and [`Self::flush`] sends them. Requests are
-/// small (28 bytes) and few are in flight. So they fit the socket's queue even if the server reads
-/// none of them until the client has read its replies: the two sides never wait for each other.
+/// small (28 bytes) and few are in flight. So all of them fit the socket's queue, even if the
+/// server reads no request until the client has read the earlier replies. The two sides never wait
+/// for each other.
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: Socket,

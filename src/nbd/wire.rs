@@ -252,7 +252,7 @@ pub(crate) fn parse_chunk(bytes: &[u8]) -> Result<Chunk> {
     };
     if !allowed {
         return Err(Error::protocol(format!(
-            "a reply chunk of kind {} has {} bytes and flags {flags:#x}",
+            "a reply chunk of kind {} has {} bytes and flags {flags:#x}, which the protocol does not allow for this kind",
             chunk.kind, chunk.length
         )));
     }

@@ -141,7 +141,7 @@ const PARTIAL: &str = "the backup is partial, and the previous period may hold t
 const PARTIAL_KEPT: &str = "the backup is partial, and older restore points may hold the missing disk";
 
 /// The reason why a policy removes nothing while superseded checkpoints could not be removed.
-const STILL_RECORDED: &str = "superseded checkpoints have to be removed first, which failed";
+const STILL_RECORDED: &str = "superseded checkpoints have to be removed first, but their removal failed";
 
 /// Makes a restore point of the domain `name`.
 pub fn backup(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
@@ -248,7 +248,7 @@ impl Options {
     pub(crate) fn contradiction(&self) -> Option<&'static str> {
         match &self.keep {
             _ if self.copy && self.prune => Some(
-                "--copy and --prune cannot be combined: --prune deletes the period before the backup's own, and a copy belongs to no period",
+                "--copy and --prune cannot be combined: --prune deletes the period before that of the backup, and a copy belongs to no period",
             ),
             Some(policy) if policy.is_empty() => Some(retention::EMPTY_POLICY),
             Some(_) if self.prune => Some("--prune and --keep-… cannot be combined: use one of them"),

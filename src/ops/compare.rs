@@ -4,8 +4,8 @@
 //! A job without a checkpoint shows the disks as they were at one moment. Clusters that the bitmap
 //! since the restore point marks as unchanged, and that hold data on either side, are read from
 //! both sides: a random sample of them, or all. If one differs, a bitmap has missed a write, or the
-//! restore point is damaged. The repository records that, so that the next backup of the disk is
-//! full.
+//! restore point is damaged. The repository records the difference, so that the next backup saves
+//! the disk in full.
 
 use std::time::Duration;
 
@@ -144,7 +144,7 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
 /// Returns the missed writes to record, each with the newest restore point of its disk.
 ///
 /// The restore point that was compared may be an older one. The record applies to the newest one,
-/// so that the next backup of the disk is full whichever restore point it could rely on.
+/// so that the next backup saves the disk in full, whichever restore point it could rely on.
 fn missed_writes(compared: &[ComparedDisk], history: &History, context: &Context) -> Vec<MissedWriteRecord> {
     let mut found: Vec<MissedWriteRecord> = Vec::new();
     for disk in compared.iter().filter(|disk| disk.differing > 0) {

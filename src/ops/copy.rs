@@ -39,10 +39,10 @@ pub struct Progress {
 /// Copies an export and finishes the sink.
 ///
 /// A separate thread receives the data and passes it to the sink. The calling thread reports the
-/// progress. If that takes long, it misses intermediate values but does not delay the copy.
+/// progress. If reporting takes long, intermediate values are missed, but the copy is not delayed.
 ///
-/// `stop` is requested if the sink fails, so that everything that shares it ends too, such as the
-/// copies of the other disks of a job.
+/// `stop` is requested if the sink fails, so that everything that shares this stop ends too, such
+/// as the copies of the other disks of a job.
 ///
 /// # Errors
 /// The first error of the source or the sink; or a request to stop.

@@ -68,7 +68,7 @@ pub enum Cause {
     #[error("there is nothing to back up: no disk of the domain is eligible")]
     NothingToBackUp,
     /// The requested grouping differs from that of the domain's backups.
-    #[error("its backups are grouped by {existing} (newest period: {folder}), not by {wanted}")]
+    #[error("the domain's backups are grouped by {existing} (newest period: {folder}), not by {wanted}")]
     OtherGrouping {
         /// The grouping of the existing backups.
         existing: &'static str,
@@ -115,7 +115,7 @@ pub enum Cause {
     NoRestorePoints,
     /// The name to scrub is not one that vmsnap gives.
     #[error(
-        "'{}' is not a vmsnap name (virtnbdbackup.N); other checkpoints and bitmaps are never touched",
+        "'{}' is not a vmsnap name (virtnbdbackup.N): vmsnap never touches checkpoints or bitmaps with other names",
         shown(name)
     )]
     NotOurs {
@@ -124,7 +124,7 @@ pub enum Cause {
     },
     /// Another repository may need the checkpoint or bitmap that was to be scrubbed.
     #[error(
-        "'{}' may belong to another repository than the given one; it was not removed",
+        "'{}' was not removed, because it may belong to another repository than the given one",
         shown(name)
     )]
     OtherRepository {
@@ -143,7 +143,7 @@ pub enum Cause {
     #[error("{0} still exists although its removal reported success")]
     StillThere(String),
     /// Several rounds of repairs were not enough; the text describes the last round.
-    #[error("repairs were needed again and again; the last ones were: {0}")]
+    #[error("repairs were needed again and again; the last repairs were: {0}")]
     NotCleanedUp(String),
     /// A scrub removed all that it could see, but could not examine every disk.
     #[error("some bitmaps may remain: {0}")]
@@ -155,7 +155,7 @@ pub enum Cause {
     #[error("the state of a TPM already exists in {}; it was not overwritten", .0.display())]
     TpmStateExists(std::path::PathBuf),
     /// The target of a restore is in use. Nothing has been written.
-    #[error("{} is in use, and nothing was written to it: {}", path.display(), listed(users))]
+    #[error("nothing was written to {}, because it is in use: {}", path.display(), listed(users))]
     InUse {
         /// The block device or file.
         path: std::path::PathBuf,
@@ -312,9 +312,9 @@ impl Error {
                 return Some(format!("install the package {package}"));
             }
             Cause::Host(HostError::ImageInUse { .. }) => {
-                "libvirt reports the domain as shut off. If another program is using the image, wait until it finishes, then try again. \
+                "libvirt reports the domain as shut off. If another program is using the image, wait until that program has finished, then try again. \
                  If the process is a QEMU of this domain, libvirtd has lost it, for example because libvirtd was killed: \
-                 end it with `kill` and its process id, so that it closes its images, and start the domain again"
+                 end the QEMU process with `kill` and its process id, so that it closes its images, and start the domain again"
             }
             Cause::Host(HostError::NoLibvirt) => {
                 "install libvirt0 (Debian) or libvirt-libs (Fedora), and a vmsnap that was built with libvirt"
@@ -344,24 +344,24 @@ impl Error {
             }
             Cause::Copy(error) if error.kind == BlockErrorKind::NoSpace => NO_SPACE,
             Cause::Copy(error) if error.kind == BlockErrorKind::Damaged => {
-                "restore points that need the damaged data cannot be restored; `vmsnap verify --all` shows which ones are sound"
+                "restore points that need the damaged data cannot be restored; `vmsnap verify --all` shows which restore points are sound"
             }
             Cause::NotWhole { .. } => "`vmsnap list` shows which restore points are whole",
             Cause::OtherGrouping { existing, wanted, .. } => {
                 return Some(format!(
                     "--group-by {existing} continues those backups; --force makes a backup grouped by {wanted}, \
                      which starts a second chain unless --full is never; \
-                     --prune deletes only periods of the grouping that is given with it"
+                     --prune deletes only periods of the grouping given in the same command"
                 ));
             }
             Cause::NothingToBackUp => {
                 "a note gives the reason for each disk that was left out; --raw includes raw disks, --store-decrypted includes encrypted disks"
             }
             Cause::Busy { .. } => {
-                "wait for it to end (`virsh domjobinfo` shows it), or end it with `virsh domjobabort`"
+                "wait for that job to end (`virsh domjobinfo` shows it), or end it with `virsh domjobabort`"
             }
             Cause::TpmStateExists(_) => {
-                "a domain that is no longer defined left it: move the folder away, then restore again"
+                "the state belongs to a domain that is no longer defined: move the folder away, then restore again"
             }
             Cause::InUse { users, .. } => return Some(hint_for_users(users)),
             Cause::TakenMeanwhile { .. } => {
@@ -377,7 +377,9 @@ impl Error {
             Cause::NoSuchRestorePoint(_) | Cause::NoRestorePoints => {
                 "`vmsnap list` shows the restore points, with --json also their disks"
             }
-            Cause::OtherRepository { .. } => "run without --output and VMSNAP_REPOSITORY to remove it anyway",
+            Cause::OtherRepository { .. } => {
+                "to remove it anyway, run without --output and without VMSNAP_REPOSITORY"
+            }
             Cause::NotThere { .. } => "`vmsnap status` shows the checkpoints and bitmaps that can be listed",
             _ => return None,
         };
@@ -404,18 +406,21 @@ fn hint_for_users(users: &[Usage]) -> String {
     });
     let is_mounted = users.iter().any(|usage| matches!(usage.user, User::Mount { .. }));
     match domain {
-        Some((_, true)) => "restore to another place, or detach it from the domain first".to_owned(),
+        Some((_, true)) => {
+            "restore to another place, or first detach the device or file from the domain".to_owned()
+        }
         Some((name, false)) => format!(
             "restore to another place; if the domain is to be replaced, undefine it first \
              (`virsh undefine '{name}' --checkpoints-metadata --keep-nvram`)"
         ),
-        None if is_mounted => "unmount it first, or restore to another place".to_owned(),
-        None => "stop whatever uses it first, or restore to another place".to_owned(),
+        None if is_mounted => "unmount the device first, or restore to another place".to_owned(),
+        None => "first stop whatever uses the device, or restore to another place".to_owned(),
     }
 }
 
 const LACKS_FILES: &str = "raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of \
-    systemd), or fs.file-max if it is the system's limit: each image of a chain needs one open file";
+    systemd), or fs.file-max if the whole system has reached its limit: each image of a chain needs \
+    one open file";
 
 const NO_SPACE: &str = "free space on that file system, then run again; earlier restore points are intact";
 

@@ -121,7 +121,7 @@ fn carry_out(
                 Ok(true) => findings.push(Finding::new(
                     "checkpoint-known-again",
                     format!(
-                        "registered checkpoint {} with libvirt again: libvirt had lost its record, but its bitmaps still exist",
+                        "registered checkpoint {} with libvirt again: libvirt had lost the checkpoint's record, but the bitmaps still exist",
                         lost.name
                     ),
                 )),
@@ -153,10 +153,9 @@ fn healed(leftover: &Leftover, ended: &[String]) -> Finding {
     let dir = &leftover.location;
     let what = match ended {
         [] => format!("removed {dir}, left by a run that did not finish"),
-        [done] => format!("removed {dir}, left by a run that did not finish, and {done}"),
-        [done @ .., last] => format!(
-            "removed {dir}, left by a run that did not finish, {}, and {last}",
-            done.join(", ")
+        done => format!(
+            "removed {dir}, left by a run that did not finish; also {}",
+            done.join(", and ")
         ),
     };
     Finding::new("healed-partial", what)
@@ -166,12 +165,15 @@ fn healed(leftover: &Leftover, ended: &[String]) -> Finding {
 fn carry_out_at_host(repair: &Repair, domain: &Domain, context: &Context) -> Result<Option<String>> {
     let host = context.host;
     let (done, report) = match repair {
-        Repair::AbortJob => (host.abort_job(domain), Some("ended its backup job".to_owned())),
+        Repair::AbortJob => (
+            host.abort_job(domain),
+            Some("ended the backup job of that run".to_owned()),
+        ),
         Repair::Thaw => (host.thaw(domain), None),
         Repair::ClearPlaces(places) => (host.clear_places(places), None),
         Repair::DeleteCheckpoint(name) => (
             host.delete_checkpoint(domain, name),
-            Some(format!("removed its checkpoint {name}")),
+            Some(format!("removed that run's checkpoint {name}")),
         ),
         Repair::DeleteBitmaps(name) => match remove_orphaned_bitmaps(host, domain, name) {
             // The bitmaps of a shut-off domain on another machine cannot be seen. That does not

@@ -21,8 +21,8 @@ pub(super) struct JobPlan<'a> {
     pub(super) request: &'a BackupRequest,
     /// The run's mark, which identifies its checkpoint.
     pub(super) mark: &'a str,
-    /// Two phrases for a message: who runs the job, and who would clean up after it (`this run`,
-    /// `the next one`).
+    /// Two phrases for a message: who runs the job, and who would clean up after that run
+    /// (`this run`, `the next run`).
     pub(super) actors: (&'static str, &'static str),
 }
 
@@ -140,12 +140,12 @@ impl JobPlan<'_> {
     }
 
     /// Leaves the pending restore point with its journal entry to the next run, which undoes what
-    /// this one could not.
+    /// this run could not undo.
     pub(super) fn leave(&self, pending: Box<dyn PendingPoint>, trouble: &str) {
         let (this, next) = self.actors;
         let location = pending.leave();
         let what = format!(
-            "{this} could not clean up after itself ({trouble}); {next} will do it, guided by the journal entry in {location}"
+            "{this} could not clean up ({trouble}); {next} will clean up, guided by the journal entry in {location}"
         );
         self.report(&Finding::new("left-to-heal", what));
     }

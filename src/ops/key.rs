@@ -22,7 +22,7 @@ pub fn add(location: &Path, opener: &Opener, new: &NewSlot<'_>, stop: &Stop) -> 
 /// Removes a key slot.
 ///
 /// # Errors
-/// It is the last one, the secret opens no slot, or the repository cannot be used.
+/// The slot is the last one, the secret opens no slot, or the repository cannot be used.
 pub fn remove(location: &Path, opener: &Opener, slot: &str, stop: &Stop) -> Result<KeySlot> {
     done(repo::open_pack(location, stop).and_then(|repository| repository.remove_slot(opener, slot, stop)))
 }
@@ -61,7 +61,8 @@ pub fn read_recovery_file(path: &Path) -> Result<RecoveryFile> {
         let content = read_bounded(path).map_err(|error| unusable(error.to_string()))?;
         match content.len() as u64 > LARGEST_RECOVERY_FILE {
             true => Err(unusable(format!(
-                "it has more than {LARGEST_RECOVERY_FILE} bytes"
+                "a recovery file has at most {} KiB, and this file is larger",
+                LARGEST_RECOVERY_FILE / 1024
             ))),
             false => Ok(RecoveryFile {
                 name: path.display().to_string(),

@@ -45,7 +45,7 @@ pub struct Listed {
 /// A write that a bitmap missed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedMissedWrite {
-    /// The disk, and when it was found.
+    /// The disk, and when the missed write was found.
     pub write: MissedWrite,
     /// Whether the disk has not been saved since, so that its next backup is full.
     pub stands: bool,

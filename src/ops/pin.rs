@@ -14,7 +14,7 @@ use crate::repo::{RepoError, Repository};
 /// A change to the pin of a restore point.
 #[derive(Clone, Debug)]
 pub enum PinRequest {
-    /// Pin it with this note, which may be empty. It replaces an existing pin.
+    /// Pin it with this note, which may be empty. The new pin replaces an existing one.
     Pin {
         /// The reason in the user's words; at most [`Pin::LONGEST_NOTE`] bytes.
         note: String,
@@ -77,7 +77,11 @@ pub fn change_pin(domain: &str, at: &str, change: &PinRequest, means: &Means<'_>
             None
         }
         PinRequest::Pin { note, .. } if note.len() > Pin::LONGEST_NOTE => {
-            let what = format!("a note may have at most {} bytes", Pin::LONGEST_NOTE);
+            let what = format!(
+                "the note has {} bytes, but at most {} bytes are allowed",
+                note.len(),
+                Pin::LONGEST_NOTE
+            );
             return Err(Error::of(domain, Cause::Usage(what)));
         }
         PinRequest::Pin { note, now } => {

@@ -26,14 +26,15 @@ pub enum PrunePlan {
 /// Decides what pruning may delete on the day `today`.
 ///
 /// Only the previous period of this grouping can go. None of its restore points may be pinned or
-/// needed by another period. The current period has to be past its midpoint. Its newest restore
-/// point has to be whole, without suspected damage, of the same domain, and has to hold every disk
-/// that the newest one of the previous period holds. (The chain of a whole restore point contains a
-/// whole full backup.) Nothing goes while a restore point is dated in the future.
+/// needed by another period. The current period has to be past its midpoint. The newest restore
+/// point of the current period has to be whole, without suspected damage, of the same domain, and
+/// has to hold every disk that the newest restore point of the previous period holds. (The chain of
+/// a whole restore point contains a whole full backup.) Nothing goes while a restore point is dated
+/// in the future.
 pub fn plan(repository: &dyn DomainRepository, chains: &Chains, group_by: GroupBy, today: Date) -> PrunePlan {
     let current = Period::containing(group_by, today);
     let Some(previous) = current.previous().map(Period::folder) else {
-        return PrunePlan::Keep("there is no period before this one".to_owned());
+        return PrunePlan::Keep("there is no period before the current one".to_owned());
     };
     let usage = repository.period_usage(&previous);
     if !usage.exists {
@@ -56,7 +57,7 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     }
     if let Some(later) = chains.in_periods().find(|kept| is_later(kept, today)) {
         return Err(format!(
-            "restore point {} is dated later than today: the clock is wrong, or was wrong then",
+            "restore point {} is dated later than today: the clock is or was wrong",
             later.point.id
         ));
     }
@@ -85,7 +86,7 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     }
     if let Some((child, parent)) = dependent_on(chains, previous) {
         return Err(format!(
-            "restore point {child} of another period depends on its restore point {parent}"
+            "restore point {child} of another period depends on restore point {parent}"
         ));
     }
     let Some(before) = newest_of(previous) else {
@@ -93,7 +94,7 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
     };
     if before.point.uuid != newest.point.uuid {
         return Err(format!(
-            "it belongs to another domain with the same name (UUID {})",
+            "{previous} belongs to another domain with the same name (UUID {})",
             before.point.uuid
         ));
     }
@@ -144,7 +145,7 @@ fn pinned_in<'a>(chains: &'a Chains, period: &str) -> Option<&'a KeptPoint> {
     points.find(|kept| kept.point.period == period && kept.pin.is_some())
 }
 
-/// Whether it is dated after today in every time zone.
+/// Whether the restore point is dated after today in every time zone.
 fn is_later(kept: &KeptPoint, today: Date) -> bool {
     let day = kept.point.time.to_zoned(TimeZone::UTC).date();
     today.tomorrow().is_ok_and(|tomorrow| day > tomorrow)

@@ -77,7 +77,7 @@ impl fmt::Display for Repair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Repair::FinishRemoval(merge) if merge.is_merge => {
-                write!(f, "complete or undo the merge that {} records", merge.location)
+                write!(f, "complete or undo the merge recorded in {}", merge.location)
             }
             Repair::FinishRemoval(removal) => write!(f, "finish the removal of {}", removal.location),
             Repair::AbortJob => write!(f, "end the backup job of an unfinished run"),
@@ -89,7 +89,7 @@ impl fmt::Display for Repair {
                 let files = places.sockets.len() + places.scratch.len();
                 write!(
                     f,
-                    "remove the sockets and scratch files of an unfinished run (at most {files})"
+                    "remove the sockets and scratch files of an unfinished run (at most {files} files)"
                 )
             }
             Repair::DeleteCheckpoint(name) => write!(f, "remove checkpoint {name} of an unfinished run"),
@@ -249,8 +249,8 @@ fn retired(
 /// Returns the bitmaps without a checkpoint that a restore point of this domain recorded. They cost
 /// space and slow down writes.
 ///
-/// Bitmaps that no restore point here recorded are not touched, nor are those whose name another
-/// program may have given too.
+/// Bitmaps that no restore point of this repository recorded are not touched, nor are those whose
+/// name another program may have given too.
 fn orphans(survey: &Survey, chains: &Chains, checkpoints: &[Checkpoint]) -> Vec<String> {
     let recorded = chains.recorded_checkpoints(&survey.domain.uuid);
     let recorded: Vec<&String> = recorded.map(|checkpoint| &checkpoint.name).collect();
@@ -295,7 +295,7 @@ fn parents(backup: &BackupPlan) -> Vec<String> {
 ///   checkpoints of its newest chain;
 /// * the checkpoint of the newest restore point.
 ///
-/// Checkpoints that no restore point here recorded are not touched.
+/// Checkpoints that no restore point of this repository recorded are not touched.
 pub(crate) fn superseded(
     chains: &Chains,
     uuid: &str,

@@ -32,8 +32,8 @@ pub struct Removed {
     pub ids: Vec<String>,
     /// The reason why the rest of the plan was not carried out.
     pub failure: Option<Error>,
-    /// The ids of restore points whose files stay for now because somebody reads them. Those that
-    /// are not among `ids` are not removed yet; a later prune merges them.
+    /// The ids of restore points whose files stay for now because somebody reads files. A restore
+    /// point that is not among `ids` is not removed yet; a later prune merges it.
     pub waiting: Vec<String>,
 }
 
@@ -258,7 +258,8 @@ pub fn preview(domain: &str, means: &Means<'_>, options: &Options) -> Result<Out
     })
 }
 
-/// Opens the domain's part of the repository. Fails without restore points or with an empty policy.
+/// Opens the domain's part of the repository. Fails if there are no restore points, or if the
+/// policy is empty.
 fn open(domain: &str, means: &Means<'_>, options: &Options) -> Result<Box<dyn DomainRepository>> {
     if options.policy.is_empty() {
         return Err(Error::of(domain, Cause::Usage(EMPTY_POLICY.to_owned())));
@@ -307,7 +308,8 @@ pub(super) fn not_finished(removal: &Leftover) -> Finding {
 fn waiting(domain: &str, removed: &Removed, monitor: &dyn Monitor) -> Option<Finding> {
     let ids = removed.waiting.join(", ");
     let what = format!(
-        "files of {ids} stay for now, because files are being read or cannot be changed: a later prune removes them"
+        "files of restore points {ids} stay for now, because files of the domain are being read or cannot be changed: \
+         a later prune removes these files"
     );
     let finding = Finding::new(REMOVAL_WAITS, what);
     let is_one = !removed.waiting.is_empty();

@@ -63,8 +63,8 @@ pub struct DomainStatus {
     pub suspected_damage: Option<String>,
     /// The writes that bitmaps are known to have missed, for disks that were not saved since.
     pub missed_writes: Vec<MissedWrite>,
-    /// The plan of a backup made now. `None` without a repository, if it cannot be known from here,
-    /// or if the backup would be refused because of its grouping.
+    /// The plan of a backup made now. `None` without a repository, if the plan cannot be known, or
+    /// if the backup would be refused because of its grouping.
     pub next: Option<Reconciliation>,
     /// The run that writes to the domain's folder now, as it describes itself.
     pub writer: Option<String>,
@@ -129,8 +129,8 @@ pub struct DiskStatus {
     pub virtual_size: u64,
     /// The space that it takes on the host, in bytes.
     pub actual_size: u64,
-    /// Names of its bitmaps. While the domain runs, these are the sound ones of checkpoints, and
-    /// those of vmsnap that were in the image at the start and have no checkpoint.
+    /// Names of its bitmaps. While the domain runs, these are the sound bitmaps of checkpoints, and
+    /// vmsnap's bitmaps without a checkpoint that were in the image when the domain started.
     pub bitmaps: Vec<String>,
     /// Whether its bitmaps could be examined; if not, `bitmaps` is empty and means nothing.
     pub bitmaps_known: bool,
@@ -376,8 +376,8 @@ fn compare_with(
 }
 
 /// Returns the finding that a disk could not be examined. Returns the error instead if the other
-/// disks cannot be examined either: it concerns the host or the domain, or the domain has been
-/// started or stopped since.
+/// disks cannot be examined either: the error concerns the host or the domain, or the domain has
+/// been started or stopped since.
 fn not_examined(
     host: &dyn Host,
     domain: &Domain,
@@ -473,7 +473,7 @@ fn bitmaps(
 }
 
 /// Reports internal snapshots, because reverting to one fails while a disk has bitmaps: QEMU
-/// refuses it, and libvirt then shuts the domain off.
+/// refuses to revert, and libvirt then shuts the domain off.
 fn internal_snapshots(host: &dyn Host, domain: &Domain) -> Option<Finding> {
     // A failure to list them is ignored: the status is worth more.
     let names = host.internal_snapshots(domain).unwrap_or_default();
@@ -484,8 +484,8 @@ fn internal_snapshots(host: &dyn Host, domain: &Domain) -> Option<Finding> {
     };
     let domain = shown(&domain.name);
     let what = format!(
-        "the domain has {all}: reverting to one fails as long as its disks have vmsnap's bitmaps. Before reverting, run \
-         `vmsnap scrub {domain} --scrub-type both`; the next backup is then full"
+        "the domain has {all}: reverting to an internal snapshot fails as long as the domain's disks have vmsnap's bitmaps. Before reverting, run \
+         `vmsnap scrub {domain} --scrub-type both`; the next backup then saves all disks in full"
     );
     Some(Finding::new("internal-snapshots", what))
 }

@@ -235,8 +235,8 @@ fn without_its_past(
     };
     (!has_past && checkpoints.iter().any(is_own)).then(|| {
         let what = format!(
-            "the domain has checkpoints of earlier backups, but {} holds no restore point; if it \
-             should, check that its file system is mounted",
+            "the domain has checkpoints of earlier backups, but {} holds no restore point; if restore \
+             points should be there, check that the file system is mounted",
             repository.location()
         );
         Finding::new("repository-without-its-past", what)

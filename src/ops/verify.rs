@@ -2,9 +2,9 @@
 //! every image and, on request, every byte as a restore would read it.
 //!
 //! A verification changes no restore point and does not lock the domain. Other runs continue beside
-//! it, but a merge may have to wait until it has read its files. A restore point that is pruned at
-//! the same time is left out. The repository records the result. `list` and `status` show it, and
-//! no backup uses a damaged restore point as a parent.
+//! it, but a merge may have to wait until the verification has read the files. A restore point that
+//! is pruned at the same time is left out. The repository records the result. `list` and `status`
+//! show it, and no backup uses a damaged restore point as a parent.
 
 use std::collections::BTreeSet;
 
@@ -62,8 +62,8 @@ pub struct Outcome {
     pub bytes: u64,
     /// Other findings.
     pub findings: Vec<Finding>,
-    /// The error that kept it from verifying everything: a request to stop, or the first restore
-    /// point that could not be read for a reason that says nothing about it.
+    /// The error that kept the verification from being complete: a request to stop, or the first
+    /// restore point that could not be read for a reason that says nothing about the restore point.
     pub ended: Option<Error>,
 }
 
@@ -103,7 +103,7 @@ impl Judged for Outcome {
 pub struct ProvedPoint {
     /// Its id.
     pub id: String,
-    /// The time of an earlier verification, if that was enough to skip this one.
+    /// The time of an earlier verification, if the restore point was skipped because of it.
     pub skipped: Option<Timestamp>,
     /// The damage in its own files, and in its disks with their chains.
     pub damage: Vec<Damage>,
@@ -118,7 +118,7 @@ pub struct Damage {
     pub offset: Option<u64>,
     /// The target of the disk that it concerns; `None` for files that belong to no disk.
     pub disk: Option<String>,
-    /// The damaged restore point, if this one only depends on it.
+    /// The damaged restore point, if the damage is not in this one but in a parent.
     pub inherited_from: Option<String>,
     /// A description that names the file.
     pub what: String,

@@ -33,9 +33,9 @@ pub struct StoredExtent {
 
 /// A disk at a restore point, with random access from several threads at once.
 ///
-/// It checks the stop with which it was opened. [`DiskReader::extent_at`] and [`DiskReader::holds`]
-/// check no digest, because that could mean reading gigabytes. Bytes that [`DiskReader::holds`]
-/// finds equal need no digest: the caller already has them.
+/// A reader checks the stop with which it was opened. [`DiskReader::extent_at`] and
+/// [`DiskReader::holds`] check no digest, because that could mean reading gigabytes. Bytes that
+/// [`DiskReader::holds`] finds equal need no digest: the caller already has them.
 pub trait DiskReader: Send + Sync + Debug {
     /// The disk's size in bytes.
     fn size(&self) -> u64;
@@ -47,8 +47,8 @@ pub trait DiskReader: Send + Sync + Debug {
     /// Reading failed, or a stop was requested.
     fn extent_at(&self, offset: u64) -> Result<Option<StoredExtent>, BlockError>;
 
-    /// Fills `out` with the disk's bytes from `offset` on. Bytes beyond the disk's end are zero. It
-    /// returns only bytes with a correct digest.
+    /// Fills `out` with the disk's bytes from `offset` on. Bytes beyond the disk's end are zero.
+    /// Only bytes with a correct digest are returned.
     ///
     /// # Errors
     /// [`crate::model::block::BlockErrorKind::Damaged`] if the stored bytes have changed; other

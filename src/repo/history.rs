@@ -96,15 +96,15 @@ pub struct Leftover {
     pub is_merge: bool,
 }
 
-/// The journal entry of an unfinished run, which wrote it before it began anything outside the
-/// repository.
+/// The journal entry of an unfinished run. A run writes the entry before it begins anything outside
+/// the repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
     /// None: the run ended before it wrote one.
     None,
     /// The content of the entry.
     Text(Vec<u8>),
-    /// Something else lies in its place that can never become a journal entry. This sentence names
-    /// it.
+    /// Something that can never become a journal entry is in the place of the entry. The sentence
+    /// names the path.
     Unusable(String),
 }

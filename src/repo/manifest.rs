@@ -69,7 +69,7 @@ pub struct FileEntry {
     /// The digests of its pieces; `None` for small files and in manifests of the first versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pieces: Option<PieceEntry>,
-    /// How many of its bytes merges have freed: they are holes, or become holes. `None` if no merge
+    /// How many of its bytes merges have freed: these bytes are or become holes. `None` if no merge
     /// has continued the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unused: Option<u64>,
@@ -128,7 +128,7 @@ pub enum ManifestError {
     NotAManifest(String),
     /// It was written by a newer program.
     #[error(
-        "it has format version {0} and was written by a newer vmsnap; this one reads versions up to {FORMAT}: upgrade vmsnap"
+        "it has format version {0} and was written by a newer vmsnap; this vmsnap reads versions up to {FORMAT}: upgrade vmsnap"
     )]
     TooNew(u32),
     /// Its text has changed since it was written.
@@ -211,12 +211,12 @@ impl Manifest {
         }
         if point.sequence > HIGHEST_SEQUENCE {
             return Err(format!(
-                "its sequence number {} is too high for a later one",
+                "its sequence number {} leaves no number for later restore points",
                 point.sequence
             ));
         }
         if self.file(DOMAIN_XML).is_none() {
-            return Err(format!("{} is not in its list of files", DOMAIN_XML));
+            return Err(format!("{} is not in the manifest's list of files", DOMAIN_XML));
         }
         let mut names = vec![("id", &point.id), ("period", &point.period)];
         names.extend(point.parent.iter().map(|parent| ("parent", parent)));
@@ -234,7 +234,7 @@ impl Manifest {
             }
             if !self.files.iter().any(|file| file.name == disk.image) {
                 return Err(format!(
-                    "the image of disk {} is not in its list of files",
+                    "the image of disk {} is not in the manifest's list of files",
                     disk.target
                 ));
             }
@@ -247,7 +247,7 @@ impl Manifest {
                 .chain(digests)
                 .all(|digest| is_digest(digest))
             {
-                return Err("invalid digest in its record of merges".to_owned());
+                return Err("invalid digest in the manifest's record of merges".to_owned());
             }
             names.extend(
                 merged

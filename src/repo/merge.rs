@@ -51,11 +51,11 @@ impl MergeWatch for () {
 pub enum Merged {
     /// The restore points are removed, and so are their files.
     Completely,
-    /// They are removed, but files still have to be replaced or deleted, for example because
-    /// somebody reads them. This counts as an interrupted removal.
+    /// The restore points are removed, but files still have to be replaced or deleted, for example
+    /// because somebody reads them. This counts as an interrupted removal.
     ExceptFiles,
-    /// They are still there, because an earlier merge has to be finished first, and that has to
-    /// wait.
+    /// The restore points are still there, because an earlier merge has to be finished first, which
+    /// cannot be done now.
     NotYet,
 }
 
@@ -79,18 +79,18 @@ pub(crate) struct Plan<'a> {
 pub(crate) enum MergeKind {
     /// The images that are merged are copied into a new one.
     Copy,
-    /// The oldest image is continued in its file with what the newer ones hold.
+    /// The content of the newer images is appended to the file of the oldest image.
     Continue,
 }
 
 /// An image that is merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ImageSize {
-    /// Length of its file, in bytes.
+    /// The length of its file, in bytes.
     pub file: u64,
-    /// How many of them are holes.
+    /// How many bytes of the file are holes.
     pub unused: u64,
-    /// How many bytes of the disk it changes.
+    /// How many bytes of the disk the image changes.
     pub changed: u64,
 }
 
@@ -116,7 +116,7 @@ impl ImageSize {
     }
 }
 
-/// Chooses how to merge images, oldest first, and says how many bytes that writes at most.
+/// Chooses how to merge images, oldest first. Also returns how many bytes are written at most.
 pub(crate) fn method(can_continue: bool, images: &[ImageSize]) -> (MergeKind, u64) {
     let Some((oldest, newer)) = images.split_first() else {
         return (MergeKind::Copy, 0);
@@ -139,7 +139,7 @@ pub(crate) fn method(can_continue: bool, images: &[ImageSize]) -> (MergeKind, u6
     (MergeKind::Continue, newer.saturating_add(counts * CLUSTER))
 }
 
-/// An image that replaces one of the restore point that stays.
+/// An image that replaces an image of the restore point that stays.
 #[derive(Debug)]
 pub(crate) struct NewImage<'a> {
     /// The disk of the restore point that stays.
@@ -212,8 +212,9 @@ fn new_image<'a>(
     let line = history.chains.lineage(merge.into, target);
     let line = line.map_err(|fault| not_whole(merge.into, fault))?;
     if let Some(id) = shrunk(&line, target) {
-        let fault =
-            format!("its disk {target} is smaller than that of its parent, so the two cannot be merged");
+        let fault = format!(
+            "disk {target} is smaller than in the parent, so the two restore points cannot be merged"
+        );
         return Err(not_whole(id, fault));
     }
     let is_in_run = |kept: &&&KeptPoint| merge.run.contains(&kept.point.id);
@@ -352,7 +353,7 @@ fn merged_disk(image: &NewImage<'_>, written: &Written) -> DiskPoint {
     }
 }
 
-/// The reason of the level with which it was made.
+/// The part of a reason that was there before any merge: why the backup chose this level.
 fn first_reason(reason: &str) -> &str {
     reason.split("; merged with").next().unwrap_or(reason)
 }

@@ -22,7 +22,7 @@ pub struct Proof {
     /// Whether every disk was read from end to end, as in a restore, besides the restore point's
     /// own files. If damage was found, some disks may not have been read.
     pub deep: bool,
-    /// When a deep verification last found everything sound. It is recorded only if this one was
+    /// When a deep verification last found everything sound. Recorded only if this verification was
     /// not deep and found no damage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deep_time: Option<Timestamp>,
@@ -81,7 +81,7 @@ pub struct MissedWriteRecord {
     pub id: String,
     /// The digest in its manifest.
     pub manifest: String,
-    /// When they were compared.
+    /// When the restore point and the domain were compared.
     pub time: Timestamp,
     /// The disks' targets.
     pub disks: Vec<String>,

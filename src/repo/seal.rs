@@ -1,4 +1,7 @@
 //! Texts that carry their own digest: the BLAKE3 of the text with zeroes in the digest's place.
+//!
+//! The digest shows damage, not forgery. No key is needed to compute it, unlike the seal in a
+//! record of a pack repository.
 
 /// The placeholder for the digest until it is known.
 pub(super) const NO_DIGEST: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -9,7 +12,8 @@ pub(super) fn seal(text: &str) -> String {
     text.replacen(NO_DIGEST, digest.as_str(), 1)
 }
 
-/// Whether the text is unchanged since it was sealed. `digest` is the digest that it states.
+/// Whether `digest`, which the text states, is the digest of the text. The text is then undamaged,
+/// but may be forged: this digest has no key, unlike a seal of a pack repository.
 pub(super) fn holds(text: &[u8], digest: &str) -> bool {
     let Ok(text) = std::str::from_utf8(text) else {
         return false;
@@ -20,7 +24,7 @@ pub(super) fn holds(text: &[u8], digest: &str) -> bool {
     }
 }
 
-/// Whether this looks like a BLAKE3 digest in hexadecimal.
+/// Whether the text has the form of a BLAKE3 digest: 64 hexadecimal digits.
 pub(super) fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

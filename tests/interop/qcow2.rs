@@ -453,7 +453,7 @@ fn what_we_do_not_read_is_refused_by_name() {
     };
     assert_eq!(
         refused("v2", "compat=0.10"),
-        "version 2 is not supported, only version 3 is"
+        "qcow2 version 2 is not supported, only version 3 is"
     );
     assert_eq!(
         refused("subclusters", "extended_l2=on"),

@@ -141,7 +141,7 @@ fn disk_shrunk_and_grown_again_gets_a_full() {
     assert!(
         outcome.point.disks[0]
             .reason
-            .contains("the bitmap or its restore point is unreliable"),
+            .contains("the bitmap or the parent restore point is unreliable"),
         "{}",
         outcome.point.disks[0].reason
     );

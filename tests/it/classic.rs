@@ -256,7 +256,7 @@ fn a_misspelt_word_is_refused_with_the_nearest() {
         ("--scrub --scrubTyp=both", "did you mean '--scrub-type'?"),
         ("backup vm1 --dryrun", "did you mean '--dry-run'?"),
         ("--no-prun --backup", "there is no switch '--no-prun'"),
-        ("--zzz", "`vmsnap status --help` lists them"),
+        ("--zzz", "`vmsnap status --help` lists the switches"),
         (
             "-z",
             "there is no switch '-z': `vmsnap COMMAND --help` lists the switches of a command",

@@ -199,7 +199,8 @@ fn missed_write_is_reported_until_the_disk_is_saved() {
             let line = "vm1: disk vda: NOT COMPARED: an earlier comparison (";
             assert!(lines.contains(line), "{lines}");
             assert_eq!(lines.lines().count(), 2, "a line for each disk: {lines}");
-            let others = lines.contains("vm1: disk vdb: no difference in 1 of the 1 clusters");
+            let others = lines.contains("vm1: disk vdb: no difference from restore point ")
+                && lines.contains(" in 1 of the 1 clusters");
             assert_eq!(others, with_others, "{lines}");
             assert_eq!(outcome.findings[0].code, "missed-write");
             assert_eq!(lab.recorder.findings().len(), told, "the lines say it");
@@ -226,7 +227,7 @@ fn disk_that_could_not_be_compared_is_not_called_the_same() {
     let (lines, code) = answer(&outcome);
     assert_eq!(code, ExitCode::Failed, "{lines}");
     assert!(lines.contains("vm1: disk vda: NOT COMPARED: "), "{lines}");
-    assert!(lines.contains("vm1: disk vdb: no difference in "), "{lines}");
+    assert!(lines.contains("vm1: disk vdb: no difference from "), "{lines}");
     assert!(lab.recorder.findings().is_empty(), "the lines say it");
     let json = json(outcome);
     assert_eq!(json["outcome"], "incomplete");
@@ -353,11 +354,12 @@ fn list_and_status_show_a_missed_write() {
         .disk("vm1", "vda", |disk| disk.swap_content(12 * CLUSTER, &[77; 10]));
     run(&mut lab, None).expect("compared");
 
-    let sentence = "vda: its bitmap missed a write (found on 2026-11-03)";
-    let stands = "; the next backup of this disk is full\n";
+    let in_status = "disk vda, found on 2026-11-03";
+    let sentence = "the bitmap of disk vda missed a write (found on 2026-11-03)";
+    let stands = "; the next backup will save this disk in full\n";
     let shown = shown_status::text(&lab.status("vm1"), false);
     assert!(
-        shown.contains(&format!("  Missed write: {sentence}{stands}")),
+        shown.contains(&format!("  Missed write: {in_status}{stands}")),
         "{shown}"
     );
     let found = json(&lab);
@@ -447,7 +449,10 @@ fn disk_overwritten_in_place_is_noticed_by_the_backup() {
     let level = |target| point.disk(target).expect("it is there").level;
     assert_eq!((level("vda"), level("vdb")), (Level::Full, Level::Incremental));
     let reason = &point.disk("vda").expect("it is there").reason;
-    assert!(reason.contains("the bitmap marks it as unchanged"), "{reason}");
+    assert!(
+        reason.contains("the bitmap marks the data there as unchanged"),
+        "{reason}"
+    );
     lab.assert_gives_back("vm1", "vda");
     assert_eq!(
         lab.backup("vm1").expect("the next backup").point.level,

@@ -135,7 +135,7 @@ fn newer_manifest_format_is_not_recorded_as_damage() {
     assert!(
         outcome.findings[0]
             .message
-            .contains("written by a newer vmsnap; this one reads versions up to"),
+            .contains("written by a newer vmsnap; this vmsnap reads versions up to"),
         "{:?}",
         outcome.findings
     );

@@ -61,13 +61,13 @@ fn another_grouping_is_refused_before_anything_is_begun() {
     let error = refused(&mut lab, GroupBy::Quarter);
     assert_eq!(
         error.to_string(),
-        "domain 'vm1': its backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11), not by quarter"
+        "domain 'vm1': the domain's backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11), not by quarter"
     );
     assert_eq!(
         error.hint().as_deref(),
         Some(
             "--group-by month continues those backups; --force makes a backup grouped by quarter, which starts a second chain \
-             unless --full is never; --prune deletes only periods of the grouping that is given with it"
+             unless --full is never; --prune deletes only periods of the grouping given in the same command"
         )
     );
     let failed = [Turn::new("vm1", Duration::ZERO, Err(error))];
@@ -77,7 +77,7 @@ fn another_grouping_is_refused_before_anything_is_begun() {
         .as_str()
         .expect("a message");
     assert!(
-        message.starts_with("domain 'vm1': its backups are grouped by month"),
+        message.starts_with("domain 'vm1': the domain's backups are grouped by month"),
         "{json:#}"
     );
     assert_eq!(json["exitCode"], 10);
@@ -202,7 +202,7 @@ fn scrub_plan(lab: &Lab, group_by: GroupBy) -> ScrubPlan {
     scrub::preview("vm1", &means, &options).expect("a plan")
 }
 
-const REFUSED: &str = "its backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11), not by quarter, \
+const REFUSED: &str = "the domain's backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11), not by quarter, \
     so the backup needs --force; --group-by month shows the next backup of the existing chain";
 
 #[test]

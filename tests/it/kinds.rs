@@ -124,7 +124,7 @@ fn a_device_of_another_process_makes_a_backup_partial() {
         assert!(outcome.point.is_partial());
         let left = &outcome.point.left_out[0];
         assert_eq!((left.disk.as_str(), left.kind), ("vdb", Kind::Skipped));
-        for words in [kind, "QEMU cannot read it", "back it up where it is kept"] {
+        for words in [kind, "QEMU cannot read the disk", "where its content is stored"] {
             assert!(left.reason.contains(words), "{}", left.reason);
         }
     }
@@ -202,7 +202,7 @@ fn a_defined_domain_says_what_a_missing_disk_needs() {
         let plan = defined_without(&xml);
         let message = &not_restored(&plan).message;
         let expected = format!(
-            "disk vdb is not in the restore point (--exclude-disk names it): the defined domain still uses the old source and needs {needs}"
+            "disk vdb is not in the restore point (--exclude-disk names it): the defined domain still uses the disk's old source and needs {needs}"
         );
         assert_eq!(message, &expected);
         let defined = plan.define.expect("it was asked for").xml;

@@ -71,7 +71,7 @@ fn repairs_of_a_merge_and_a_removal_have_their_own_words() {
     );
     assert_eq!(
         Repair::FinishRemoval(merge).to_string(),
-        "complete or undo the merge that /b/vm1/period/id.inc/merging records"
+        "complete or undo the merge recorded in /b/vm1/period/id.inc/merging"
     );
 }
 

@@ -182,7 +182,7 @@ fn a_restore_point_put_where_another_belongs_is_not_used() {
     let history = lab.history("vm2");
     assert_eq!(history.kept.len(), 1);
     assert!(
-        history.findings[0].message.contains("is in the wrong place"),
+        history.findings[0].message.contains("is in the wrong folder"),
         "{:?}",
         history.findings
     );

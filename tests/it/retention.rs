@@ -402,7 +402,7 @@ fn a_checkpoint_of_a_removed_point_is_retired_later() {
         ..Lab::options()
     };
     let outcome = lab.backup_with("vm1", &keeping).expect("November's full");
-    let why = "superseded checkpoints have to be removed first, which failed".to_owned();
+    let why = "superseded checkpoints have to be removed first, but their removal failed".to_owned();
     assert_eq!(outcome.retention, Some(RetentionOutcome::Kept(why)));
     lab.host.fail_removal_of(None);
     let vm1 = lab.host.domain("vm1").expect("it is there");

@@ -105,7 +105,7 @@ const CLASSIC: &str = "Status for vm1:
 
 const OURS: &str = "  State: running
   Newest checkpoint: virtnbdbackup.1, of 2024-11-02T02:00:02Z
-  Changed since virtnbdbackup.1: 1048576
+  Changed since virtnbdbackup.1: 1048576 bytes
   Last restore point: 2024-11-02T02-00-02Z
   Last verified: never
 ";

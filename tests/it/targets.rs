@@ -70,7 +70,7 @@ fn a_device_of_a_domain_is_refused_by_any_name() {
         for to in [&ours, &theirs, &link] {
             let (error, told) = refused(&lab, to);
             let expected = format!(
-                "{} is in use, and nothing was written to it: {words} domain 'user' has it as disk vdb",
+                "nothing was written to {}, because it is in use: {words} domain 'user' has it as disk vdb",
                 to.display()
             );
             assert!(told.contains(&expected), "{told}");

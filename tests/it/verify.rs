@@ -136,7 +136,7 @@ fn damage_is_located_to_the_mebibyte() {
     let places: Vec<Option<u64>> = outcome.all_damage().map(|damage| damage.offset).collect();
     assert_eq!(places, [Some(2 << 20); 2], "{}", words(&outcome));
     assert!(
-        words(&outcome).contains("in the 2097152 bytes starting at offset 2097152"),
+        words(&outcome).contains("between offset 2097152 and offset 4194304"),
         "{}",
         words(&outcome)
     );
@@ -381,7 +381,7 @@ fn wrong_structure_or_parent_is_found_despite_valid_digest() {
         assert_ne!(first, other);
         point.disks[0].parent = Some(other);
     });
-    assert!(parent.contains("its backing file is"), "{parent}");
+    assert!(parent.contains("the backing file of the image is"), "{parent}");
     let size = lab_with(|_, manifest| manifest.point.disks[0].virtual_size += 512);
     assert!(size.contains("the image is for a disk of"), "{size}");
 }

@@ -141,7 +141,9 @@ fn failed_backup_with_prune_keeps_everything_and_stops_no_other() {
         "the first kind of failure in the table: {finished:#?}"
     );
     let stderr = golden(&finished.stderr, &[&bad, &good]);
-    let (_, summary) = stderr.split_once("vmsnap: 2 of 3 failed:\n").expect("a summary");
+    let (_, summary) = stderr
+        .split_once("vmsnap: 2 of 3 domains failed:\n")
+        .expect("a summary");
     let [gone, reason] = summary.lines().collect::<Vec<_>>()[..] else {
         panic!("{finished:#?}")
     };
@@ -195,7 +197,7 @@ fn next_run_makes_the_full_that_failed_first() {
         9,
         "",
         "vmsnap: VM1: another job (backup) is active on the domain\n\
-         hint: wait for it to end (`virsh domjobinfo` shows it), or end it with `virsh domjobabort`\n",
+         hint: wait for that job to end (`virsh domjobinfo` shows it), or end it with `virsh domjobabort`\n",
     );
     assert_eq!(user.periods(&machine), [""; 0]);
     assert_eq!(machine.checkpoints(), [""; 0]);

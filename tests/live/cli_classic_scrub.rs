@@ -78,12 +78,12 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         0,
         "VM1: removed 1 checkpoint and no bitmaps\n  \
          checkpoint virtnbdbackup.2\n  \
-         left: bitmap virtnbdbackup.2 of disk vda\n  \
+         not removed: bitmap virtnbdbackup.2 of disk vda\n  \
          note: the bitmaps stay and still track writes; each costs memory, space in its image and a little time per write; \
-         later backups can still use those that belong to a restore point; `--scrub-type bitmap` removes one with \
-         --checkpoint-name NAME, or all of them while the domain is shut off\n  \
+         later backups can still use those that belong to a restore point; `--scrub-type bitmap` removes one bitmap with \
+         --checkpoint-name NAME, or all of vmsnap's bitmaps while the domain is shut off\n  \
          the next backup of VM1 will be full or incremental (virtnbdbackup.1 remains; incremental only if the repository has \
-         its restore point; use --output to find out)\n",
+         the restore point of this checkpoint; use --output to find out)\n",
         "",
     );
     assert_eq!(machine.checkpoints(), all(&[0, 1]));
@@ -94,7 +94,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         "VM1: removed no checkpoints and 1 bitmap\n  \
          bitmap virtnbdbackup.2 of disk vda\n  \
          the next backup of VM1 will be full or incremental (virtnbdbackup.1 remains; incremental only if the repository has \
-         its restore point; use --output to find out)\n",
+         the restore point of this checkpoint; use --output to find out)\n",
         "",
     );
     says(
@@ -105,7 +105,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
          checkpoint virtnbdbackup.1\n  \
          bitmap virtnbdbackup.1 of disk vda\n  \
          the next backup of VM1 will be full or incremental (virtnbdbackup.0 remains; incremental only if the repository has \
-         its restore point; use --output to find out)\n",
+         the restore point of this checkpoint; use --output to find out)\n",
         "",
     );
     assert_eq!(machine.checkpoints(), all(&[0]));
@@ -116,7 +116,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
         5,
         "VM1: removed no checkpoints and no bitmaps\n  \
          the next backup of VM1 will be full or incremental (virtnbdbackup.0 remains; incremental only if the repository has \
-         its restore point; use --output to find out)\n",
+         the restore point of this checkpoint; use --output to find out)\n",
         "vmsnap: VM1: there is no checkpoint or bitmap named 'virtnbdbackup.9'\n\
          hint: `vmsnap status` shows the checkpoints and bitmaps that can be listed\n",
     );
@@ -180,7 +180,7 @@ fn bitmaps_without_checkpoints_do_not_block_a_full() {
             "vmsnap: No matching domains found for: gone\n\
              vmsnap: VM1: there is no checkpoint named 'virtnbdbackup.9'\n{hint}\n\
              vmsnap: VM2: there is no checkpoint named 'virtnbdbackup.9'\n{hint}\n\
-             vmsnap: 3 of 3 failed:\n  \
+             vmsnap: 3 of 3 domains failed:\n  \
              No matching domains found for: gone\n  \
              VM1: there is no checkpoint named 'virtnbdbackup.9'\n  \
              VM2: there is no checkpoint named 'virtnbdbackup.9'\n"
@@ -195,21 +195,21 @@ fn bitmaps_without_checkpoints_do_not_block_a_full() {
         0,
         "VM1: removed 3 checkpoints and no bitmaps\n  \
          checkpoint virtnbdbackup.0\n  checkpoint virtnbdbackup.1\n  checkpoint virtnbdbackup.2\n  \
-         left: bitmap virtnbdbackup.0 of disk vda\n  left: bitmap virtnbdbackup.1 of disk vda\n  \
-         left: bitmap virtnbdbackup.2 of disk vda\n  \
+         not removed: bitmap virtnbdbackup.0 of disk vda\n  not removed: bitmap virtnbdbackup.1 of disk vda\n  \
+         not removed: bitmap virtnbdbackup.2 of disk vda\n  \
          note: the bitmaps stay and still track writes; each costs memory, space in its image and a little time per write; \
-         later backups can still use those that belong to a restore point; `--scrub-type bitmap` removes one with \
-         --checkpoint-name NAME, or all of them while the domain is shut off\n  \
+         later backups can still use those that belong to a restore point; `--scrub-type bitmap` removes one bitmap with \
+         --checkpoint-name NAME, or all of vmsnap's bitmaps while the domain is shut off\n  \
          the next backup of VM1 will be full or incremental (bitmap virtnbdbackup.2 remains; incremental only if the repository has \
-         its restore point; use --output to find out)\n\
+         the restore point of this bitmap; use --output to find out)\n\
          VM2: removed 3 checkpoints and no bitmaps\n  \
          checkpoint virtnbdbackup.0\n  checkpoint virtnbdbackup.1\n  checkpoint virtnbdbackup.2\n  \
-         left: bitmap virtnbdbackup.0 of disk vda\n  left: bitmap virtnbdbackup.1 of disk vda\n  \
-         left: bitmap virtnbdbackup.2 of disk vda\n  \
+         not removed: bitmap virtnbdbackup.0 of disk vda\n  not removed: bitmap virtnbdbackup.1 of disk vda\n  \
+         not removed: bitmap virtnbdbackup.2 of disk vda\n  \
          note: the bitmaps stay and still track writes; each costs memory, space in its image and a little time per write; \
-         later backups can still use those that belong to a restore point; `--scrub-type bitmap` removes them\n  \
+         later backups can still use those that belong to a restore point; `--scrub-type bitmap` removes the bitmaps\n  \
          the next backup of VM2 will be full or incremental (bitmap virtnbdbackup.2 remains; incremental only if the repository has \
-         its restore point; use --output to find out)\n",
+         the restore point of this bitmap; use --output to find out)\n",
         "",
     );
     assert_eq!(running.checkpoints(), ["mine"]);
@@ -252,7 +252,7 @@ fn a_shut_off_domain_is_scrubbed_too_and_stays_shut_off() {
          note: checkpoint virtnbdbackup.1 stays without bitmaps: no incremental backup can start from it; \
          `--scrub-type checkpoint` removes its record\n  \
          the next backup of VM1 will be full or incremental (virtnbdbackup.2 remains; incremental only if the repository has \
-         its restore point; use --output to find out)\n",
+         the restore point of this checkpoint; use --output to find out)\n",
         "",
     );
     assert_eq!(off.checkpoints(), made);

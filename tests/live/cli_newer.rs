@@ -159,7 +159,7 @@ fn copies_leave_the_chain_alone(mut machine: Machine) {
         &[&machine],
         64,
         "",
-        "vmsnap: --copy and --prune cannot be combined: --prune deletes the period before the backup's own, and a copy belongs to no period\n",
+        "vmsnap: --copy and --prune cannot be combined: --prune deletes the period before that of the backup, and a copy belongs to no period\n",
     );
 }
 
@@ -183,10 +183,9 @@ fn another_grouping_is_refused_and_forced() {
     };
     assert_eq!(backup(old.name(), &[]).code, Some(0));
     let both = format!("{},{}", old.name(), new.name());
-    let message =
-        "its backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11), not by quarter";
+    let message = "the domain's backups are grouped by month (newest period: vmsnap-backup-monthly-2026-11), not by quarter";
     let hint = "hint: --group-by month continues those backups; --force makes a backup grouped by quarter, which starts a second chain \
-                unless --full is never; --prune deletes only periods of the grouping that is given with it";
+                unless --full is never; --prune deletes only periods of the grouping given in the same command";
     let dry = backup(old.name(), &["--groupBy=quarter", "--dry-run"]);
     says(
         &dry,
@@ -200,7 +199,7 @@ fn another_grouping_is_refused_and_forced() {
         &[&old, &new],
         10,
         "VM2: full backup ID, 1 disk, no data, TIME, shut off\n",
-        &format!("vmsnap: VM1: {message}\n{hint}\nvmsnap: 1 of 2 failed:\n  VM1: {message}\n"),
+        &format!("vmsnap: VM1: {message}\n{hint}\nvmsnap: 1 of 2 domains failed:\n  VM1: {message}\n"),
     );
     assert_eq!(user.periods(&old), ["vmsnap-backup-monthly-2026-11"]);
     says(

@@ -74,7 +74,7 @@ fn a_domain_that_fails_does_not_stop_the_others() {
     assert_eq!(told.code, Some(9), "{told:#?}");
     assert_eq!(told.stdout.lines().count(), 3, "{told:#?}");
     assert!(
-        told.stderr.contains("1 of 4 failed") && told.stderr.contains(lost.name()),
+        told.stderr.contains("1 of 4 domains failed") && told.stderr.contains(lost.name()),
         "{told:#?}"
     );
 }

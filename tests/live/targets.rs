@@ -123,7 +123,7 @@ fn a_device_of_a_running_domain_is_refused_by_any_name() {
         let user = define(&daemon, "user", &block_disk(device.device(), format));
         user.start_paused();
         let words = [
-            "is in use, and nothing was written to it",
+            "because it is in use",
             &format!("active domain '{}' has it as disk vda", user.name()),
             "(qemu-system-x86) has it open",
             "hint: restore to another place",
@@ -192,7 +192,7 @@ fn partitions_and_their_disk_are_one_device() {
     let device = Loop::of(4 * SIZE);
     let partition = device.add_partition(2048, (2 * SIZE / 512) as u64);
     let user = define(&daemon, "partition", &block_disk(&partition, "raw"));
-    let words = format!("'{}' has its partition", user.name());
+    let words = format!("'{}' has partition", user.name());
     kept.assert_refused(device.device(), &device, &[&words]);
     drop(user);
     let user = define(&daemon, "disk", &block_disk(device.device(), "raw"));
@@ -213,7 +213,7 @@ fn mounts_swap_and_open_descriptors_are_refused() {
     run(command("mount", &words));
     let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let words = format!("it is mounted on {}", point.display());
-        kept.assert_refused(device.device(), &device, &[&words, "unmount it first"]);
+        kept.assert_refused(device.device(), &device, &[&words, "unmount the device first"]);
     }));
     run(command("umount", &[&point]));
     refused.expect("it is refused");
@@ -344,7 +344,7 @@ fn start_a_domain_during_a_restore(moment: &Moment) {
     }
     assert_eq!(finished.code, Some(3), "{finished:#?}");
     let is_untouched = held.device.bytes().iter().all(|&byte| byte == OLD);
-    let claims_it = finished.stderr.contains("nothing was written to it");
+    let claims_it = finished.stderr.contains("nothing was written to");
     assert_eq!(claims_it, is_untouched, "{finished:#?}");
     if *moment == Moment::Writing {
         let words = format!("active domain '{}' has it as disk vda", held.user.name());

@@ -123,8 +123,8 @@ pub struct BackupArgs {
     )]
     pub freeze_timeout: u64,
 
-    /// Where QEMU stores data that the guest overwrites during the backup [default: beside each
-    /// disk's file, otherwise /var/tmp]
+    /// Where QEMU stores data that the guest overwrites during the backup [default: beside the
+    /// disk's file; /var/tmp for other disks]
     #[arg(help_heading = "Hypervisor", long, value_name = "DIR")]
     pub scratch_dir: Option<PathBuf>,
 
@@ -133,7 +133,8 @@ pub struct BackupArgs {
     #[arg(help_heading = "Hypervisor", long, alias = "socket-file", value_name = "PATH")]
     pub socketfile: Option<PathBuf>,
 
-    /// How many checkpoints to keep in the domain for the newest chain of each current period
+    /// How many checkpoints to keep in the domain for the newest chain of the current period of
+    /// each grouping
     #[arg(help_heading = "Hypervisor", long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_checkpoints: u32,
 

@@ -13,7 +13,7 @@ use super::shared::OutputArgs;
   vmsnap init s3://backups/kvm1 --encrypt-to age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p
   vmsnap init pack:/backups/pack")]
 pub struct InitArgs {
-    /// Where to create it: s3:https://HOST/BUCKET/PREFIX, s3://BUCKET/PREFIX (AWS), or
+    /// Where to create the repository: s3:https://HOST/BUCKET/PREFIX, s3://BUCKET/PREFIX (AWS), or
     /// pack:/DIRECTORY
     #[arg(value_name = "LOCATION")]
     pub location: PathBuf,

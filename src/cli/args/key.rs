@@ -12,7 +12,7 @@ use super::shared::{OutputArgs, RepositoryArgs};
   vmsnap key list --repository s3:https://s3.example.org/backups/kvm1
   vmsnap key add --label safe --encrypt-to age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p
   vmsnap key export --to /root/kvm1-recovery.age
-The last two use VMSNAP_REPOSITORY.")]
+The last two examples take the repository from VMSNAP_REPOSITORY.")]
 pub struct KeyArgs {
     /// What to do.
     #[command(subcommand)]
@@ -24,11 +24,11 @@ pub struct KeyArgs {
 pub enum KeyCommand {
     /// List the key slots; needs no key
     List(KeyListArgs),
-    /// Add a key slot: a passphrase, or a public key of age
+    /// Add a key slot for a passphrase, or for a public key of age
     Add(KeyAddArgs),
     /// Remove a key slot, unless it is the last one
     Remove(KeyRemoveArgs),
-    /// Write the key of a slot to a file, which opens without the repository; needs no key
+    /// Write a key slot to a recovery file, which opens without the repository; needs no key
     Export(KeyExportArgs),
 }
 
@@ -57,7 +57,7 @@ pub struct OpenerArgs {
     #[arg(long, value_name = "FILE")]
     pub identity_file: Option<PathBuf>,
 
-    /// Take the key from this file, which `vmsnap key export` wrote, and not from the repository
+    /// Take the key from this file, which `vmsnap key export` wrote, instead of from the repository
     #[arg(long, value_name = "FILE")]
     pub recovery_file: Option<PathBuf>,
 }
@@ -69,7 +69,7 @@ pub struct KeyAddArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// What opens it.
+    /// What opens the repository.
     #[command(flatten)]
     pub opener: OpenerArgs,
 
@@ -97,7 +97,7 @@ pub struct KeyRemoveArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// What opens it.
+    /// What opens the repository.
     #[command(flatten)]
     pub opener: OpenerArgs,
 }

@@ -35,7 +35,8 @@ pub struct PinnedArgs {
     #[arg(value_name = "DOMAIN")]
     pub domain: String,
 
-    /// The restore point, as for `vmsnap restore --at`: its id, its checkpoint, a time, or latest
+    /// The restore point, as for `vmsnap restore --at`: an id, a checkpoint's name, a time, or
+    /// latest
     #[arg(value_name = "POINT")]
     pub id: String,
 

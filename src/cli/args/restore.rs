@@ -21,13 +21,13 @@ pub struct RestoreArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// Folder for the disks (created if missing); for one disk also a new file whose name ends in
-    /// .qcow2, .raw or .img, or an unused block device
+    /// Folder for the disks (created if missing). A single disk can also go to a new file whose
+    /// name ends in .qcow2, .raw or .img, or to an unused block device
     #[arg(long, value_name = "PATH")]
     pub to: PathBuf,
 
-    /// Restore point: its id, its checkpoint, a time like 2026-11-01T02:00:00Z (the newest at or
-    /// before it), or latest
+    /// Restore point: an id, a checkpoint's name, a time like 2026-11-01T02:00:00Z (selects the
+    /// newest restore point up to that time), or latest
     #[arg(long, value_name = "POINT", default_value = "latest")]
     pub at: String,
 

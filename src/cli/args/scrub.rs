@@ -12,7 +12,7 @@ use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, path_or_empty
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   vmsnap scrub vm1 --scrub-type both --dry-run  what would be removed, and the next backup
-  vmsnap scrub vm1 --scrub-type both            the next backup is full
+  vmsnap scrub vm1 --scrub-type both            then the next backup will be full
   vmsnap scrub vm1 --scrub-type bitmap --checkpoint-name virtnbdbackup.1793584802087731450996213
                                                 remove a bitmap that blocks a backup")]
 pub struct ScrubArgs {
@@ -30,8 +30,9 @@ pub struct ScrubArgs {
     #[arg(long, alias = "checkpointName", value_name = "NAME")]
     pub checkpoint_name: Option<String>,
 
-    /// Repository of the domain's backups: none of them runs during the scrub, what other
-    /// repositories may need stays, and the next backup into it is predicted
+    /// Repository of the domain's backups: no backup into this repository runs during the scrub,
+    /// checkpoints and bitmaps that other repositories may need stay, and the next backup into this
+    /// repository is predicted
     #[arg(
         short,
         long,

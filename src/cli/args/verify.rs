@@ -23,8 +23,8 @@ pub struct VerifyArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// Restore point: its id, its checkpoint, a time like 2026-11-01T02:00:00Z (the newest at or
-    /// before it), or latest
+    /// Restore point: an id, a checkpoint's name, a time like 2026-11-01T02:00:00Z (selects the
+    /// newest restore point up to that time), or latest
     #[arg(
         help_heading = "What to verify",
         long,
@@ -71,8 +71,8 @@ pub struct VerifyArgs {
     )]
     pub sample: u32,
 
-    /// Where QEMU stores data that the guest overwrites during the comparison [default: beside each
-    /// disk's file, otherwise /var/tmp]
+    /// Where QEMU stores data that the guest overwrites during the comparison [default: beside the
+    /// disk's file; /var/tmp for other disks]
     #[arg(
         help_heading = "Comparison with the domain",
         long,

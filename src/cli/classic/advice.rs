@@ -13,7 +13,9 @@ pub(super) fn no_command(word: &OsStr, grammar: &Command) -> Misuse {
     let names = grammar.get_subcommands().map(|sub| sub.get_name().to_owned());
     let advice = match nearest(&text, names) {
         Some(name) => format!("did you mean `vmsnap {name}`?"),
-        None => format!("`--domains={text}` would name a domain; `vmsnap --help` lists the commands"),
+        None => {
+            format!("if '{text}' is a domain, write `--domains={text}`; `vmsnap --help` lists the commands")
+        }
     };
     Misuse::Word(format!("there is no command '{text}': {advice}"))
 }
@@ -40,19 +42,19 @@ pub(super) fn unknown(name: &str, names: impl Iterator<Item = String>, command: 
     let help = command.map_or_else(String::new, |command| format!(" {command}"));
     let advice = match nearest(&kebab(name), names) {
         Some(name) => format!("did you mean '--{name}'?"),
-        None => format!("`vmsnap{help} --help` lists them"),
+        None => format!("`vmsnap{help} --help` lists the switches"),
     };
     Misuse::Word(format!("there is no switch '--{}'{of}: {advice}", shown(name)))
 }
 
-/// A long switch that was typed with one hyphen.
+/// The error for a long switch that was typed with one hyphen.
 pub(super) fn single_hyphen(name: &str) -> Misuse {
     let (typed, long) = (shown(name), kebab(name));
     Misuse::Word(format!("there is no switch '-{typed}': did you mean '--{long}'?"))
 }
 
-/// A letter of `word` that is not a short switch. The message quotes the whole word if it has more
-/// letters.
+/// The error for a letter of `word` that is not a short switch. The message also quotes `word` if
+/// `word` has more letters.
 pub(super) fn unknown_short(word: &str, letter: Option<char>, grammar: &Command) -> Misuse {
     let letter = letter.unwrap_or('-');
     let switch = shown(&format!("-{letter}"));

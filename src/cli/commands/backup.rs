@@ -26,7 +26,7 @@ use crate::ops::{self, Context, Host, Monitor, PlaceWishes, Repository};
 /// The programs that the backup of a shut-off domain needs.
 const PROGRAMS: [&str; 2] = ["qemu-img", "qemu-nbd"];
 
-/// Makes a restore point of each given domain. A failure does not stop the others.
+/// Makes a restore point of each given domain. A failure does not stop the backups of the others.
 pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
     let options = Options {
         group_by: group_by(&args.group_by)?,

@@ -209,9 +209,9 @@ fn make_point(
     let point = &outcome.point;
     if point.level != expected {
         return Err(wrong(format!(
-            "the backup is {}, expected {}",
-            point.level.word(),
-            expected.word()
+            "the level of the backup is wrong: expected {}, found {}",
+            expected.word(),
+            point.level.word()
         )));
     }
     let disk = &point.disks[0];
@@ -225,7 +225,7 @@ fn make_point(
     Ok(outcome)
 }
 
-/// Restores a point and compares it with the content of the disk at that moment.
+/// Restores the disk from a restore point and compares it with the disk as it was backed up.
 fn compare(
     embed: &Embed,
     repo: &dyn Repository,
@@ -256,13 +256,13 @@ fn compare(
     {
         None => {
             say(&format!(
-                "Restored {id}: all {} bytes equal the disk at that time.",
-                expected.len()
+                "Restored {id}: all {} are identical to the disk at the time of the backup.",
+                pretty::bytes(expected.len() as u64)
             ));
             Ok(())
         }
         Some(offset) => Err(wrong(format!(
-            "restore point {id} differs from the disk at offset {offset}"
+            "the disk restored from {id} differs from the disk that was backed up, at byte offset {offset}"
         ))),
     }
 }

@@ -12,8 +12,8 @@ use crate::ops;
 use crate::ops::each::Each;
 use crate::ops::monitor::Silent;
 
-/// Lists the restore points of the given domains, or of all in the repository. A failure does not
-/// stop the others.
+/// Lists the restore points of the given domains, or of all domains in the repository. A failure
+/// of one domain does not stop the others.
 pub fn run(args: &ListArgs, stop: &Stop) -> CommandResult {
     let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
     let names = repo.domains().map_err(|error| ops::Error::of("", error))?;

@@ -36,7 +36,7 @@ fn page(command: clap::Command) -> std::io::Result<Vec<u8>> {
         Some(_) => command.mut_subcommand("help", |help| help.hide(true)),
         None => command,
     };
-    // The commands have pages, their subcommands are sections of them.
+    // Each command has a page. Its subcommands are sections of that page.
     let is_main = command.get_name() == "vmsnap";
     let sections: Vec<Roff> = match is_main {
         true => Vec::new(),

@@ -244,13 +244,14 @@ fn tell_versions(host: &dyn Host, meant: usize, all: usize) {
     if log::tells(Level::Debug)
         && let Ok(capabilities) = host.capabilities()
     {
-        let versions = format!("{meant} of {all} domains, {}", capabilities.versions);
+        let versions = format!("{meant} of {all} domains selected, {}", capabilities.versions);
         log::tell(&Entry::new(Level::Debug, &versions));
     }
 }
 
 /// If there are several domains, repeats all failures at the end. `failures` name the domains
-/// that failed, each with the disk and the reason; `domains` is the number of domains.
+/// that failed, each with the disk and the reason; `domains` is the number of domains that match. A
+/// pattern that matches no domain counts as one domain.
 fn tell_summary(unmatched: &[String], failures: impl IntoIterator<Item = String>, domains: usize) {
     let asked = domains + unmatched.len();
     let unmatched = unmatched.iter().map(|pattern| unmatched_text(pattern));
@@ -258,7 +259,10 @@ fn tell_summary(unmatched: &[String], failures: impl IntoIterator<Item = String>
     if asked > 1 && !failures.is_empty() {
         log::tell(&Entry {
             lines: &failures,
-            ..Entry::new(Level::Notice, &format!("{} of {asked} failed:", failures.len()))
+            ..Entry::new(
+                Level::Notice,
+                &format!("{} of {asked} domains failed:", failures.len()),
+            )
         });
     }
 }

@@ -17,8 +17,8 @@ use crate::ops::each::{Each, Turn};
 use crate::ops::monitor::Ending;
 use crate::ops::retention::{EMPTY_POLICY, Means, Options, Outcome, Policy, preview, prune};
 
-/// Removes the restore points that the policy does not keep, of the given domains or of all in the
-/// repository. A failure does not stop the others.
+/// Removes the restore points that the policy does not keep, of the given domains or of all domains
+/// in the repository. A failure of one domain does not stop the others.
 pub fn run(args: &PruneArgs, stop: &Stop) -> CommandResult {
     let policy = args.keep.policy().unwrap_or_default();
     let options = Options {

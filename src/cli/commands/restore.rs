@@ -14,8 +14,8 @@ use crate::model::stop::Stop;
 use crate::ops;
 use crate::ops::restore::{DefineOptions, Format, Means, Options, plan, restore};
 
-/// Restores the chosen disks. The hypervisor defines the domain and knows which domains use the
-/// target.
+/// Restores the chosen disks. Connects to the hypervisor for `--define`, and to find out whether a
+/// domain uses the path given with `--to`.
 pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
     let host = match args.define {
@@ -65,8 +65,8 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     Ok(ExitCode::Ok)
 }
 
-/// Whether a domain could use the target: it exists, or its name looks like a file's. A new folder
-/// is unused.
+/// Whether a domain could use the path `to`: the path exists, or its name looks like that of a
+/// file. No domain uses a new folder.
 fn could_be_in_use(to: &Path) -> bool {
     to.exists() || to.extension().is_some()
 }

@@ -21,8 +21,8 @@ use crate::ops::scrub::{Means, Options, ScrubType, preview, scrub};
 /// The name that selects all of vmsnap's checkpoints, which is also the default.
 const ALL: &str = "*";
 
-/// Removes vmsnap's checkpoints and bitmaps from each given domain. A failure does not stop the
-/// others.
+/// Removes vmsnap's checkpoints and bitmaps from each given domain. A failure of one domain does
+/// not stop the others.
 pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
     let typed = args.domains.all();
     if typed.iter().all(|item| item.trim().is_empty()) {

@@ -10,6 +10,7 @@ use crate::cli::args::StatusArgs;
 use crate::cli::clock::now;
 use crate::cli::exit_code::{ExitCode, Verb};
 use crate::cli::log::{self, Entry, Level};
+use crate::cli::pretty;
 use crate::cli::report::backup::plan_lines;
 use crate::cli::report::status::{Form, Look, write};
 use crate::cli::select::select;
@@ -166,12 +167,10 @@ fn tell_details(status: &DomainStatus) {
         log::tell(&Entry::of(Level::Debug, &status.domain, &what));
     }
     for disk in &status.disks {
-        let changed = disk
-            .changed_bytes
-            .map_or("not known".to_owned(), |bytes| bytes.to_string());
+        let changed = disk.changed_bytes.map_or("not known".to_owned(), pretty::bytes);
         let what = format!(
-            "{} bytes, changed since the newest checkpoint: {changed}",
-            disk.virtual_size
+            "virtual size: {}; changed since the newest checkpoint: {changed}",
+            pretty::bytes(disk.virtual_size)
         );
         log::tell(&Entry {
             disk: Some(&disk.target),

@@ -25,8 +25,8 @@ use crate::ops::monitor::Ending;
 use crate::ops::verify::{Options, Outcome, Which, verify};
 use crate::ops::{self, Cause, Context, PlaceWishes, compare};
 
-/// Verifies restore points of the given domains, or of all in the repository. Damage to one does
-/// not stop the others.
+/// Verifies restore points of the given domains, or of all domains in the repository. Damage to one
+/// domain's restore points does not stop the verification of the others.
 pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     if args.compare_live {
         return compare_live(args, stop);
@@ -85,8 +85,8 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     Ok(code)
 }
 
-/// Compares the given domains with their newest restore points. A difference does not stop the
-/// others.
+/// Compares the given domains with their newest restore points. A difference in one domain does not
+/// stop the comparison of the others.
 fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     let typed = args.domains.all();
     if patterns(&typed, &[]).is_empty() {

@@ -22,8 +22,8 @@ use crate::ops::prune::PrunePlan;
 use crate::ops::reconcile::Reconciliation;
 use crate::ops::retention::RetentionOutcome;
 
-/// The domain, with its disks that are left out for these kinds of reasons; `None` if there are
-/// none.
+/// The domain, with its disks that are left out for these kinds of reasons; `None` if no disk is
+/// left out for them.
 pub fn lacks(turn: &Turn<Outcome>, kinds: &[Kind]) -> Option<String> {
     let outcome = turn.result.as_ref().ok()?;
     let targets = left_out::targets(&outcome.point.left_out, kinds);
@@ -260,7 +260,7 @@ pub(crate) struct PlannedDiskPart<'a> {
 pub(crate) enum PrunePlanPart<'a> {
     /// Delete this folder.
     Delete(Text<'a>),
-    /// Delete nothing, for this reason; none without `--prune`.
+    /// Delete nothing, for this reason. There is no reason without `--prune`.
     Keep(Option<Text<'a>>),
 }
 
@@ -357,7 +357,7 @@ pub(crate) fn plan_lines(planned: &Reconciliation, writer: Option<&str>, known: 
     let mut lines = Vec::new();
     if let Some(writer) = writer {
         lines.push(format!(
-            "refused while another run ({writer}) is working on this domain; leftovers listed here may belong to that run"
+            "refused while another run ({writer}) is working on this domain; leftovers listed below may belong to that run"
         ));
     }
     if let Some(operation) = &planned.obstacle {

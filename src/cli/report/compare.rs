@@ -19,8 +19,8 @@ pub fn lines(domain: &str, outcome: &Outcome) -> String {
             push_line(
                 &mut text,
                 &format!(
-                    "{domain}: disk {target}: no difference in {} of the {} clusters with data that the bitmap marks as unchanged since {}",
-                    disk.compared, disk.unchanged, disk.point
+                    "{domain}: disk {target}: no difference from restore point {} in {} of the {} clusters that hold data and are unchanged according to the bitmap",
+                    disk.point, disk.compared, disk.unchanged
                 ),
             );
         } else {
@@ -28,8 +28,8 @@ pub fn lines(domain: &str, outcome: &Outcome) -> String {
             push_line(
                 &mut text,
                 &format!(
-                    "{domain}: disk {target}: {} of {} compared clusters DIFFER from {} although the bitmap marks them as \
-                     unchanged (offsets {}{}): a bitmap has missed a write, or the restore point is damaged \
+                    "{domain}: disk {target}: {} of {} compared clusters DIFFER from restore point {} although the bitmap marks \
+                     them as unchanged (byte offsets {}{}): a bitmap has missed a write, or the restore point is damaged \
                      (run `vmsnap verify` to find out which); {}",
                     disk.differing,
                     disk.compared,

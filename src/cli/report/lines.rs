@@ -4,7 +4,7 @@ use crate::model::chain::MissedWrite;
 use crate::model::text::{shown, with_sources};
 use crate::ops::Error;
 
-/// A line for a person. Text from outside in it (names, headers of images, errors of other
+/// A line for a person. Text from outside (names, headers of images, errors of other
 /// programs) can neither end the line nor control the terminal. Lines with such text are built by
 /// this function, or pass the text through [`shown`].
 pub(super) fn line(text: &str) -> String {
@@ -56,11 +56,7 @@ pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     text
 }
 
-/// A sentence about a missed write, with the day on which it was found (UTC).
-pub(super) fn missed_sentence(missed: &MissedWrite) -> String {
-    let day = missed.found.strftime("%Y-%m-%d");
-    format!(
-        "{}: its bitmap missed a write (found on {day})",
-        shown(&missed.disk)
-    )
+/// The day on which a missed write was found (UTC), in words.
+pub(super) fn found_on(missed: &MissedWrite) -> String {
+    format!("found on {}", missed.found.strftime("%Y-%m-%d"))
 }

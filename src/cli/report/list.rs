@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::lines::{line, missed_sentence, push_line, table};
+use super::lines::{found_on, line, push_line, table};
 use super::parts::{FindingPart, LeftOutPart, PointPart, Text, findings, texts};
 use super::pin::{self, PinPart};
 use crate::cli::pretty;
@@ -177,7 +177,7 @@ const WIDE: [Column; 9] = [
     Column::of("PERIOD", |listed| listed.point.period.clone()),
 ];
 
-/// The list as a table per domain, with lines about its restore points and its folder below.
+/// The list as a table per domain, followed by lines about the domain's restore points and folder.
 pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String {
     if domains.is_empty() {
         return line(&format!("No restore points in {}", location));
@@ -206,12 +206,16 @@ pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String 
         }
         for listed in &domain.points {
             for missed in &listed.missed_writes {
-                let what = missed_sentence(&missed.write);
+                let (disk, found) = (shown(&missed.write.disk), found_on(&missed.write));
                 let next = match missed.stands {
-                    true => "; the next backup of this disk is full",
+                    true => "; the next backup will save this disk in full",
                     false => "",
                 };
-                push_line(&mut block, &format!("  {}: {what}{next}", listed.point.id));
+                let id = &listed.point.id;
+                push_line(
+                    &mut block,
+                    &format!("  {id}: the bitmap of disk {disk} missed a write ({found}){next}"),
+                );
             }
         }
         for listed in &domain.points {
@@ -306,8 +310,8 @@ fn short_proof(proof: &Proof) -> String {
     }
 }
 
-/// The day of the last verification, also with the day on which damage was found, or that of the
-/// last deep verification.
+/// The day of the last verification, with `DAMAGED` if it found damage, otherwise with the day of
+/// the last deep verification, if there was one.
 fn full_proof(proof: &Proof) -> String {
     let day = proof.time.strftime("%Y-%m-%d");
     match (proof.is_sound(), proof.deep, proof.last_deep()) {

@@ -73,7 +73,7 @@ pub(crate) fn document(facts: &PackFacts) -> PackDocument<'_> {
     }
 }
 
-/// The document about its key slots.
+/// The document about the key slots of a repository.
 pub(crate) fn keys_document(facts: &PackFacts) -> KeysDocument<'_> {
     KeysDocument {
         schema: 1,
@@ -85,11 +85,14 @@ pub(crate) fn keys_document(facts: &PackFacts) -> KeysDocument<'_> {
 /// The lines about a new repository.
 pub(crate) fn created(facts: &PackFacts) -> String {
     let mut text = line(&format!("{}: created", facts.location)) + &facts_lines(facts);
-    push_line(&mut text, "This version of vmsnap cannot back up into it yet.");
+    push_line(
+        &mut text,
+        "This version of vmsnap cannot back up into this repository yet.",
+    );
     if facts.cipher != Cipher::None {
         push_line(
             &mut text,
-            "Without a key its backups cannot be read: keep a copy elsewhere, which `vmsnap key export` writes.",
+            "Without a key, backups in this repository cannot be read. `vmsnap key export` writes a copy of a key slot: keep the copy elsewhere.",
         );
     }
     text
@@ -117,7 +120,7 @@ fn facts_lines(facts: &PackFacts) -> String {
     let puts = match facts.conditional_puts {
         ConditionalPuts::Honoured => "honoured",
         ConditionalPuts::Ignored => {
-            "ignored by this store: objects that nothing uses have to be collected by one host"
+            "ignored by this store, so only one host may collect objects that nothing uses"
         }
     };
     let mut text = String::new();
@@ -180,7 +183,7 @@ pub(crate) fn added(slot: &KeySlot) -> String {
 /// The line about a removed slot.
 pub(crate) fn removed(slot: &KeySlot) -> String {
     line(&format!(
-        "key slot {} removed{}; copies of it still open the repository",
+        "key slot {} removed{}; copies of the slot still open the repository",
         slot.id,
         labelled(slot)
     ))
@@ -189,9 +192,9 @@ pub(crate) fn removed(slot: &KeySlot) -> String {
 /// The lines about a recovery file.
 pub(crate) fn exported(slot: &KeySlot, file: &Path) -> String {
     let opens = match slot.kind {
-        Some(SlotKind::Passphrase) => "the passphrase of this slot opens it",
-        Some(SlotKind::X25519) => "the identity of this slot opens it",
-        None => "the secret of this slot opens it",
+        Some(SlotKind::Passphrase) => "the passphrase of the slot opens this file",
+        Some(SlotKind::X25519) => "the identity of the slot opens this file",
+        None => "the secret of the slot opens this file",
     };
     let mut text = line(&format!(
         "{}: the key of slot {}{}; {opens}",
@@ -201,7 +204,7 @@ pub(crate) fn exported(slot: &KeySlot, file: &Path) -> String {
     ));
     push_line(
         &mut text,
-        "Keep it outside the repository. `age -d` shows the key; `vmsnap key add --recovery-file` makes a new slot of it.",
+        "Keep this file outside the repository. `age -d` shows the key; `vmsnap key add --recovery-file` adds a slot with the key to the repository.",
     );
     text
 }

@@ -24,17 +24,15 @@ pub(crate) fn lines(turn: &Turn<Outcome>) -> String {
         None => {
             let merged = merged_of(plan, None);
             let what = of_all("would remove", plan.removals().count() + merged, plan);
-            let merging = match merged {
-                0 => String::new(),
-                merged => {
+            let (by_merging, cost) = match merged {
+                0 => (String::new(), String::new()),
+                _ => {
                     let cost = cost(plan.merge_bytes(), plan.merge_freed());
-                    format!(", {merged} of them by merging ({cost})")
+                    (by_merging(merged), format!("; merging {cost}"))
                 }
             };
-            line(&format!(
-                "{domain}: {what}{}{merging}",
-                freed(plan.freed(), "and free")
-            ))
+            let freed = freed(plan.freed(), "and free");
+            line(&format!("{domain}: {what}{by_merging}{freed}{cost}"))
         }
         Some(removed) => line(&format!("{domain}: {}", removed_line(plan, &removed.ids))),
     };
@@ -67,11 +65,16 @@ pub(crate) fn lines(turn: &Turn<Outcome>) -> String {
 fn removed_line(plan: &RetentionPlan, ids: &[String]) -> String {
     let what = of_all("removed", ids.len(), plan);
     let freed = freed(bytes_of(plan, ids), "and freed");
-    let merged = match merged_of(plan, Some(ids)) {
+    let by_merging = by_merging(merged_of(plan, Some(ids)));
+    format!("{what}{by_merging}{freed}")
+}
+
+/// How many of the restore points are removed by merging, in brackets; empty for zero.
+fn by_merging(merged: usize) -> String {
+    match merged {
         0 => String::new(),
-        merged => format!(", {merged} of them by merging"),
-    };
-    format!("{what}{freed}{merged}")
+        merged => format!(" ({merged} by merging)"),
+    }
 }
 
 /// The restore point into which the plan merges this one.
@@ -83,7 +86,7 @@ fn merged_into<'a>(plan: &'a RetentionPlan, id: &str) -> Option<&'a str> {
     }
 }
 
-/// How many restore points the plan merges; with `ids`, only of these.
+/// How many restore points the plan merges. With `ids`, counts only restore points with these ids.
 fn merged_of(plan: &RetentionPlan, ids: Option<&[String]>) -> usize {
     let counts = |id: &String| ids.is_none_or(|ids| ids.contains(id));
     let points = plan.points.iter();
@@ -114,7 +117,7 @@ fn freed(bytes: u64, verb: &str) -> String {
     }
 }
 
-/// The size of the files of removed restore points, without those that were merged.
+/// The size of the files of removed restore points, in bytes. Merged restore points do not count.
 fn bytes_of(plan: &RetentionPlan, ids: &[String]) -> u64 {
     let removed = plan.removals().filter(|planned| ids.contains(&planned.point.id));
     removed.map(|planned| planned.size).sum()
@@ -242,7 +245,7 @@ pub(crate) struct DecisionPart<'a> {
 }
 
 impl<'a> RetentionPart<'a> {
-    /// A plan with the ids of removed restore points; `None` for a dry run.
+    /// The part about a plan. `removed` are the ids of removed restore points; `None` for a dry run.
     fn of(plan: &'a RetentionPlan, removed: Option<&'a [String]>) -> Self {
         RetentionPart {
             restore_points: plan.points.iter().map(decision_part).collect(),

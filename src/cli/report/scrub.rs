@@ -92,7 +92,7 @@ pub fn lines(turn: &Turn<Scrubbed>) -> String {
     for bitmap in view.left {
         push_line(
             &mut text,
-            &format!("  left: bitmap {} of disk {}", bitmap.name, bitmap.disk),
+            &format!("  not removed: bitmap {} of disk {}", bitmap.name, bitmap.disk),
         );
     }
     // The last line has the reason why a backup is refused.

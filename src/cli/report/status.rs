@@ -3,7 +3,7 @@
 use anstyle::{AnsiColor, Style};
 
 use super::document::Document;
-use super::lines::{missed_sentence, push_line};
+use super::lines::{found_on, push_line};
 use super::status_document::document;
 use crate::cli::pretty;
 use crate::model::restore_point::Level;
@@ -94,7 +94,7 @@ pub fn text(status: &DomainStatus, pretty: bool) -> String {
         lines.push(format!("    Total size: {}", size(dir.total_size)));
         lines.push(format!("    Checkpoints: {}", dir.checkpoints));
     }
-    lines.extend(further_lines(status, &size));
+    lines.extend(further_lines(status, &size, pretty));
     for line in lines {
         push_line(&mut text, &line);
     }
@@ -119,7 +119,7 @@ fn disk_lines(disk: &DiskStatus, size: &dyn Fn(u64) -> String, lines: &mut Vec<S
 }
 
 /// The lines that the Node.js VMSnap does not print.
-fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<String> {
+fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String, pretty: bool) -> Vec<String> {
     let mut lines = vec![format!("  State: {}", status.state.word())];
     if let Some(newest) = &status.newest {
         let name = shown(&newest.name);
@@ -128,7 +128,8 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
             .map_or_else(String::new, |time| format!(", of {time}"));
         lines.push(format!("  Newest checkpoint: {name}{time}"));
         if let Some(bytes) = status.changed_bytes() {
-            lines.push(format!("  Changed since {name}: {}", size(bytes)));
+            let unit = if pretty { "" } else { " bytes" };
+            lines.push(format!("  Changed since {name}: {}{unit}", size(bytes)));
         }
     }
     match (&status.latest, &status.dir) {
@@ -156,8 +157,8 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
         });
     }
     lines.extend(status.missed_writes.iter().map(|missed| {
-        let sentence = missed_sentence(missed);
-        format!("  Missed write: {sentence}; the next backup of this disk is full")
+        let (disk, found) = (shown(&missed.disk), found_on(missed));
+        format!("  Missed write: disk {disk}, {found}; the next backup will save this disk in full")
     }));
     if let Some(writer) = &status.writer {
         lines.push(format!("  Running now: {writer}"));
@@ -200,8 +201,8 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String) -> Vec<Str
 fn left_line(status: &DomainStatus) -> Option<String> {
     let next = status.next.as_ref().filter(|_| status.writer.is_none())?;
     (!next.repairs.is_empty()).then(|| {
-        "  The next backup first repairs leftovers of an unfinished run or lost checkpoint records \
-         (--verbose shows how)"
+        "  The next backup first cleans up after an unfinished run or restores lost checkpoint records \
+         (--verbose shows the steps)"
             .to_owned()
     })
 }

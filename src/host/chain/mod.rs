@@ -284,7 +284,7 @@ impl Planner<'_> {
         // `protocol:` prefix.
         if !name.starts_with('/') {
             return refused(format!(
-                "{shown} names the data file '{name}', which is not an absolute path, so the domain cannot start with it either"
+                "the name '{name}' of the data file of {shown} is not an absolute path, so the domain cannot start either"
             ));
         }
         Ok(Some(self.file(Path::new(name))?.0))
@@ -346,7 +346,7 @@ fn plain(format: &str, shown: &str) -> Result<&'static str, Trouble> {
     let found = PLAIN.iter().find(|plain| **plain == format);
     found.copied().ok_or_else(|| {
         Trouble::Refused(format!(
-            "{shown} has the format {format}, which vmsnap reads only as a backing image of a running domain"
+            "{shown} has the format {format}: vmsnap reads such a backing image only while the domain runs"
         ))
     })
 }

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 
 use crate::model::storage::{Network, Server};
 
+/// The reason for a server that is reached neither over TCP nor, for NBD, over a unix socket.
+const TRANSPORT: &str = "vmsnap does not support the transport to the image's server";
+
 /// Returns QEMU's description of the storage.
 ///
 /// # Errors
@@ -22,7 +25,7 @@ pub fn node(network: &Network) -> Result<Value, String> {
     };
     if !network.needs.is_empty() {
         return only_running(format!(
-            "it needs settings that only libvirt can apply ({})",
+            "the image needs settings that only libvirt can apply ({})",
             network.needs.join(", ")
         ));
     }
@@ -30,7 +33,7 @@ pub fn node(network: &Network) -> Result<Value, String> {
     match (network.protocol.as_str(), network.hosts.as_slice()) {
         ("nbd", [server]) => match socket(server, 10809) {
             Some(server) => Ok(json!({"driver": "nbd", "server": server, "export": name})),
-            None => only_running("the transport to its server is not supported".to_owned()),
+            None => only_running(TRANSPORT.to_owned()),
         },
         (protocol @ ("http" | "https"), [Server::Tcp { host, port }]) => {
             Ok(json!({"driver": protocol, "url": url(network, host, *port)}))
@@ -47,10 +50,10 @@ pub fn node(network: &Network) -> Result<Value, String> {
             }
         }
         ("rbd", servers) => rbd(name, servers).or_else(|why| only_running(why.to_owned())),
-        (_, [] | [_, _, ..]) => only_running("it does not have exactly one server".to_owned()),
-        ("http" | "https" | "iscsi", _) => {
-            only_running("the transport to its server is not supported".to_owned())
+        (_, [] | [_, _, ..]) => {
+            only_running("the domain's definition does not name exactly one server for the image".to_owned())
         }
+        ("http" | "https" | "iscsi", _) => only_running(TRANSPORT.to_owned()),
         (protocol, _) => only_running(format!("vmsnap does not support the protocol {protocol}")),
     }
 }
@@ -98,12 +101,16 @@ fn rbd(name: &str, servers: &[Server]) -> Result<Value, &'static str> {
         }
         // libvirt 9.0 reads `a/b/c` as image `b/c` in pool `a`, newer versions as image `c` in
         // namespace `b`.
-        [_, _, _] => return Err("versions of libvirt interpret a name of three parts differently"),
-        _ => return Err("its name is not POOL/IMAGE"),
+        [_, _, _] => {
+            return Err(
+                "the image's name has three parts, which older and newer libvirt interpret differently",
+            );
+        }
+        _ => return Err("the image's name is not POOL/IMAGE"),
     };
     let address = |server: &Server| match server {
         Server::Tcp { host, port } => Ok(json!({"host": host, "port": port.unwrap_or(0).to_string()})),
-        _ => Err("the transport to its servers is not supported"),
+        _ => Err(TRANSPORT),
     };
     let servers = servers.iter().map(address).collect::<Result<Vec<_>, _>>()?;
     if !servers.is_empty() {

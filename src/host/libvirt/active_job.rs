@@ -45,7 +45,7 @@ pub fn end(handle: &Handle) -> Result<()> {
         Err(HostError::Libvirt {
             operation: "end the job".to_owned(),
             code: 0,
-            message: format!("it is still running after {} s", ENDING.as_secs()),
+            message: format!("the job is still running after {} s", ENDING.as_secs()),
         })
     })
 }
@@ -93,7 +93,8 @@ impl ActiveDomainJob {
         }
     }
 
-    /// Resumes the guest if a disk error during the job has paused it, and returns whether it did.
+    /// Resumes the guest if a disk error during the job has paused it. Returns whether it was
+    /// paused.
     fn resume(&self) -> Result<bool> {
         let handle = self.link.find(&self.domain)?;
         if self.stuck_before {
@@ -145,7 +146,7 @@ impl ActiveDomainJob {
     }
 }
 
-/// Resumes a guest that a disk error has paused, and returns whether one had paused it.
+/// Resumes a guest that a disk error has paused, and returns whether the guest was so paused.
 pub(crate) fn resume_if_stuck(handle: &Handle) -> Result<bool> {
     let was_stuck = is_stuck(handle)?;
     if was_stuck {
@@ -223,7 +224,7 @@ impl BackupJob for ActiveDomainJob {
             Some(job) if job.socket.as_ref() == Some(&self.socket) => Ok(JobHealth::Good),
             // A domain that is being stopped loses its job before it disappears.
             _ => Ok(JobHealth::Gone(
-                "another program has ended it, or the domain is being stopped".to_owned(),
+                "another program has ended the job, or the domain is being stopped".to_owned(),
             )),
         }
     }

@@ -30,7 +30,7 @@ pub fn all(link: &Link) -> Result<DomainFiles> {
             Err(_) if link.location().is_local => {}
             Err(error) => {
                 let what = format!(
-                    "cannot list the domains of this machine, so one of them may use the target: {error}"
+                    "a domain may use the file or device to be written: cannot list the domains of this machine: {error}"
                 );
                 found.findings.push(Finding::new("domains-not-known", what));
             }
@@ -51,7 +51,7 @@ fn of_link(link: &Link, found: &mut DomainFiles) -> Result<()> {
             Err(error) => {
                 let name = handle.get_name().unwrap_or_default();
                 let what = format!(
-                    "cannot list the disks of domain '{}', so it may use the target: {error}",
+                    "domain '{}' may use the file or device to be written: cannot list the domain's disks: {error}",
                     shown(&name)
                 );
                 found.findings.push(Finding::new("domains-not-known", what));

@@ -87,12 +87,12 @@ fn read_nvram(path: &Path) -> Result<Option<Vec<u8>>> {
 fn check_qcow2(path: &Path, bytes: &[u8]) -> Result<()> {
     let head = &bytes[..bytes.len().min(header::HEAD)];
     let why = match header::parse(head) {
-        Ok(header) if header.backing.is_some() => "it has a backing file".to_owned(),
-        Ok(header) if header.has_data_file => "its data is in another file".to_owned(),
+        Ok(header) if header.backing.is_some() => "the image has a backing file".to_owned(),
+        Ok(header) if header.has_data_file => "the image's data is in another file".to_owned(),
         Ok(_) => return Ok(()),
         Err(why) => why,
     };
-    let what = format!("the qcow2 image {}: {why}", path.display());
+    let what = format!("the qcow2 image {} ({why})", path.display());
     Err(Refusal::NvramElsewhere { what }.into())
 }
 
@@ -112,8 +112,9 @@ pub fn tpm_state(link: &Link, domain: &Domain) -> Result<Option<TpmState>> {
     }
     let (files, is_settled) = match &tpm.place {
         TpmPlace::Usual => {
-            let folder =
-                tpm_folder(link).ok_or_else(|| refused("this hypervisor's folder for TPMs is unknown"))?;
+            let folder = tpm_folder(link).ok_or_else(|| {
+                refused("vmsnap does not know where the hypervisor keeps the states of TPMs")
+            })?;
             let version = tpm.folder();
             let version =
                 version.ok_or_else(|| refused(format!("the TPM version {:?} is unknown", tpm.version)))?;
@@ -185,7 +186,7 @@ fn state_names(folder: Dir, path: &Path) -> Result<Vec<String>> {
         }
         let Some(name) = std::str::from_utf8(name).ok().filter(|name| is_state_name(name)) else {
             return Err(refused(format!(
-                "{} has a file with an unknown name",
+                "{} has a file whose name has other characters than letters, digits, dots, hyphens and underscores",
                 path.display()
             )));
         };
@@ -234,7 +235,7 @@ fn read_state_file(
     read_plain(file, name, &meta, most)
         .map_err(failed)?
         .map(Some)
-        .ok_or_else(|| not_plain("too large"))
+        .ok_or_else(|| not_plain(&too_large()))
 }
 
 /// Reads a state that is a single file; `None` if it is missing.
@@ -251,7 +252,14 @@ fn read_single(path: &Path) -> Result<Option<Vec<TpmFile>>> {
     let meta = file.metadata().map_err(failed)?;
     let read = read_plain(file, SINGLE_FILE, &meta, LARGEST_STATE).map_err(failed)?;
     read.map(|file| Some(vec![file]))
-        .ok_or_else(|| not_plain("too large"))
+        .ok_or_else(|| not_plain(&too_large()))
+}
+
+fn too_large() -> String {
+    format!(
+        "too large: the files of a TPM state may have at most {} MiB in total",
+        LARGEST_STATE >> 20
+    )
 }
 
 /// Reads a regular file; `None` if it is larger than allowed.

@@ -113,9 +113,10 @@ impl Freeze {
             let finding = match self.answers.recv_timeout(LOOK) {
                 Err(RecvTimeoutError::Timeout) if started.elapsed() < deadline => continue,
                 Err(_) => not_frozen("agent-not-answering", "the guest agent did not answer in time"),
-                Ok(Answer::Frozen(Ok(0))) => {
-                    not_frozen("nothing-frozen", "the guest has none that can be frozen")
-                }
+                Ok(Answer::Frozen(Ok(0))) => not_frozen(
+                    "nothing-frozen",
+                    "the guest has no file systems that can be frozen",
+                ),
                 Ok(Answer::Frozen(Ok(_)) | Answer::Thawed(Ok(_))) => {
                     self.frozen = true;
                     return;

@@ -60,11 +60,13 @@ fn judge_versions(libvirt: u32, qemu: u32) -> Capabilities {
     };
     let incremental = if libvirt < OLDEST_LIBVIRT {
         Err(format!(
-            "libvirt {} is too old for checkpoints: 7.6.0 is needed",
+            "libvirt {} is too old for checkpoints, which need libvirt 7.6.0 or newer",
             text(libvirt)
         ))
     } else if qemu != 0 && qemu < OLDEST_QEMU {
-        Err(format!("{qemu_text} is too old for checkpoints: 6.1.0 is needed"))
+        Err(format!(
+            "{qemu_text} is too old for checkpoints, which need QEMU 6.1.0 or newer"
+        ))
     } else {
         Ok(())
     };

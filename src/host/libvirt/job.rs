@@ -176,11 +176,11 @@ fn begin_error(mut error: CallError) -> HostError {
         };
     }
     let hint = if error.message.contains("nbd-server-start") {
-        "; QEMU cannot use this path for its socket (`vmsnap backup --socketfile` sets another one)"
+        "; QEMU cannot use this path for its socket (`vmsnap backup --socketfile` sets another path)"
     } else if error.message.contains("Permission denied")
         || error.message.contains("failed to create image file")
     {
-        "; QEMU cannot create a scratch file in this folder: choose another one with --scratch-dir"
+        "; QEMU cannot create its scratch file: choose another folder with --scratch-dir"
     } else {
         ""
     };

@@ -142,7 +142,7 @@ fn moment(handle: &Handle) -> Result<(Consistency, Vec<Finding>)> {
         return Ok((Consistency::Offline, Vec::new()));
     }
     let message = "the domain's saved memory (managed save) is not in the backup: \
-                   its disks are crash-consistent, as after a power cut";
+                   the disks in the backup are crash-consistent, as after a power cut";
     Ok((Consistency::Crash, vec![Finding::new("managed-save", message)]))
 }
 

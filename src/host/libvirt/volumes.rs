@@ -25,7 +25,7 @@ pub fn place(link: &Link, volume: &Volume) -> Result<std::result::Result<Source,
         Ok(found) => found,
         Err(error) if error.code() == ErrorNumber::NoStoragePool => {
             return Ok(Err(format!(
-                "the storage pool '{pool}' of its volume is not defined: define and start the pool"
+                "the storage pool '{pool}' of the disk's volume is not defined: define and start the pool"
             )));
         }
         Err(error) => return Ok(Err(unknown(pool, name, error.message()))),
@@ -35,7 +35,7 @@ pub fn place(link: &Link, volume: &Volume) -> Result<std::result::Result<Source,
         .map_err(failed(format!("examine the storage pool {pool}")))?
     {
         return Ok(Err(format!(
-            "the storage pool '{pool}' of its volume is not active: start the pool (virsh pool-start)"
+            "the storage pool '{pool}' of the disk's volume is not active: start the pool (virsh pool-start)"
         )));
     }
     let volume = match StorageVol::lookup_by_name(&found, name) {
@@ -55,7 +55,8 @@ pub fn place(link: &Link, volume: &Volume) -> Result<std::result::Result<Source,
         kind if kind == sys::VIR_STORAGE_VOL_FILE => Ok(Source::File(path.into())),
         kind if kind == sys::VIR_STORAGE_VOL_BLOCK => Ok(Source::Block(path.into())),
         _ => Err(format!(
-            "the volume {pool}/{name} is neither a file nor a block device of this machine: start the domain"
+            "only the domain's own QEMU can read the volume {pool}/{name}, because the volume is neither a file nor a \
+             block device of this machine: back the disk up while the domain runs"
         )),
     })
 }

@@ -43,8 +43,8 @@ const OPENING: Duration = Duration::from_secs(30);
 ///
 /// Dropping this value ends the process and removes its socket. While the process runs, QEMU's
 /// locks keep a domain that writes to the image from starting. If vmsnap is killed, the kernel
-/// kills the process too. If it survives anyway, the next run finds it by the file with its process
-/// id, beside the socket, and ends it.
+/// kills the process too. If the process survives anyway, the next run ends it: a file beside the
+/// socket holds its process id.
 #[derive(Debug)]
 pub struct Reader {
     child: Child,
@@ -113,7 +113,7 @@ impl Reader {
             None => Err(failed(
                 PROGRAM,
                 &operation(offer),
-                format!("it was not listening after {} s", OPENING.as_secs()),
+                format!("the program was not listening after {} s", OPENING.as_secs()),
             )),
         }
     }
@@ -155,8 +155,8 @@ fn operation(offer: &Offer<'_>) -> String {
 
 /// Starts a child that the kernel kills when this process ends.
 ///
-/// The kernel kills it when the thread that started it ends. A separate thread therefore starts the
-/// child and then waits until the returned sender is dropped.
+/// The kernel kills the child when the thread that started it ends. A separate thread therefore
+/// starts the child and then waits until the returned sender is dropped.
 fn start_tied(command: Command, program: &'static str) -> Result<(Child, Sender<()>)> {
     let (started, result) = mpsc::channel();
     let (parent, until_dropped) = mpsc::channel::<()>();

@@ -76,7 +76,7 @@ pub struct DomainFiles {
 pub struct Usage {
     /// The user.
     pub user: User,
-    /// The used part, for example `its partition sda1`; `None` for the device itself.
+    /// The used part, for example `partition sda1`; `None` for the device itself.
     pub part: Option<String>,
 }
 
@@ -293,10 +293,11 @@ fn domain_users(
     }
     for file in silent.into_iter().filter_map(|index| named.files.get(index)) {
         let what = format!(
-            "{} could not be examined in time, so {} of domain '{}' may be the target",
+            "domain '{}' may use {}: {} ({}) could not be examined in time",
+            shown(&file.domain),
+            path.display(),
             file.path.display(),
-            file.role,
-            shown(&file.domain)
+            file.role
         );
         findings.push(Finding::new("domains-not-known", what));
     }
@@ -401,8 +402,8 @@ mod tests {
         assert_eq!(text(domain, None), "shut-off domain 'a\\nb' has it as disk vda");
         let mount = User::Mount { point: "/srv".into() };
         assert_eq!(
-            text(mount, Some("its partition sda1")),
-            "its partition sda1 is mounted on /srv"
+            text(mount, Some("partition sda1")),
+            "partition sda1 is mounted on /srv"
         );
         assert_eq!(
             text(User::Claim, None),

@@ -67,7 +67,7 @@ pub(super) struct Part {
     relation: Relation,
     /// Its folder in sysfs, if it is a block device.
     folder: Option<PathBuf>,
-    /// A description of the part, for example `its partition sda1`; `None` for the subject itself.
+    /// A description of the part, for example `partition sda1`; `None` for the subject itself.
     pub(super) name: Option<String>,
 }
 
@@ -156,7 +156,7 @@ impl Kernel {
         };
         for partition in entries(&folder) {
             if partition.join("partition").exists() {
-                let name = format!("its partition {}", name_of(&partition));
+                let name = format!("partition {}", name_of(&partition));
                 subject.add_device(partition, Relation::Own, name);
             }
         }
@@ -177,7 +177,7 @@ impl Kernel {
             if let Some(file) = backing.as_deref().and_then(parse::backing_file)
                 && let Ok(identity) = identity(&file)
             {
-                let name = format!("the file {} beneath it", file.display());
+                let name = format!("the underlying file {}", file.display());
                 let device = match identity {
                     Identity::Device(number) => self.folder(number),
                     Identity::File(..) => None,
@@ -193,7 +193,7 @@ impl Kernel {
             let slaves = entries(&folder.join("slaves")).into_iter();
             let above = slaves.filter_map(|slave| slave.canonicalize().ok());
             for slave in above.flat_map(|slave| [disk_of(&slave), Some(slave)]).flatten() {
-                let name = format!("{} beneath it", name_of(&slave));
+                let name = format!("the underlying device {}", name_of(&slave));
                 if subject.add_device(slave.clone(), Relation::Beneath, name) {
                     waiting.push(slave);
                 }

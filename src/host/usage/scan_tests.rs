@@ -96,10 +96,7 @@ fn disk() -> Machine {
 fn a_volume_on_a_partition_uses_the_disk() {
     let machine = disk();
     assert_eq!(machine.users("8:2"), ["dm-0 (vg-lv) is built on it"]);
-    assert_eq!(
-        machine.users("8:0"),
-        ["dm-0 (vg-lv) is built on its partition sda2"]
-    );
+    assert_eq!(machine.users("8:0"), ["dm-0 (vg-lv) is built on partition sda2"]);
     assert_eq!(machine.users("8:1"), [""; 0]);
     assert_eq!(
         machine.users("253:0"),
@@ -111,9 +108,12 @@ fn a_volume_on_a_partition_uses_the_disk() {
 #[test]
 fn partitions_disks_and_lower_devices_belong_together() {
     let machine = disk();
-    assert_eq!(machine.parts("8:0"), ["its partition sda1", "its partition sda2"]);
+    assert_eq!(machine.parts("8:0"), ["partition sda1", "partition sda2"]);
     assert_eq!(machine.parts("8:1"), ["the whole disk sda"]);
-    assert_eq!(machine.parts("253:0"), ["sda beneath it", "sda2 beneath it"]);
+    assert_eq!(
+        machine.parts("253:0"),
+        ["the underlying device sda", "the underlying device sda2"]
+    );
 }
 
 #[test]
@@ -129,8 +129,8 @@ fn mounts_in_any_namespace_and_swap_are_uses() {
     assert_eq!(
         machine.users("8:0"),
         [
-            "dm-0 (vg-lv) is built on its partition sda2",
-            "its partition sda1 is mounted on /srv x"
+            "dm-0 (vg-lv) is built on partition sda2",
+            "partition sda1 is mounted on /srv x"
         ]
     );
     assert_eq!(machine.users("8:2"), ["dm-0 (vg-lv) is built on it"]);
@@ -169,7 +169,7 @@ fn loop_devices_share_their_backing_file() {
         let text = format!("{}\n", file.display());
         machine.write(&format!("sys/devices/{name}/loop/backing_file"), &text);
     }
-    let backing = format!("the file {} beneath it", file.display());
+    let backing = format!("the underlying file {}", file.display());
     assert_eq!(machine.users("7:0"), [format!("loop1 is attached to {backing}")]);
     fs::write(
         machine.path("proc/swaps"),
@@ -201,5 +201,5 @@ fn devices_that_contain_each_other_end_the_search() {
     machine.device("dm-2", "253:2");
     machine.build("dm-1", "dm-2");
     machine.build("dm-2", "dm-1");
-    assert_eq!(machine.parts("253:1"), ["dm-2 beneath it"]);
+    assert_eq!(machine.parts("253:1"), ["the underlying device dm-2"]);
 }

@@ -44,13 +44,13 @@ fn parse<'a>(xml: &'a str, what: &str, root: &str) -> Result<Document<'a>> {
     if xml.len() > LONGEST {
         return Err(bad(
             what,
-            format!("it has {} bytes, more than {LONGEST}", xml.len()),
+            format!("it is larger than the limit of {} MiB", LONGEST >> 20),
         ));
     }
     let document = Document::parse(xml).map_err(|error| bad(what, error.to_string()))?;
     let name = document.root_element().tag_name().name();
     if name != root {
-        return Err(bad(what, format!("its root is <{name}>, not <{root}>")));
+        return Err(bad(what, format!("its root element is <{name}>, not <{root}>")));
     }
     Ok(document)
 }

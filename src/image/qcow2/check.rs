@@ -101,19 +101,26 @@ impl Check<'_> {
     }
 
     /// Marks the clusters from `start` on as used; `at` is the offset of the entry that names them.
-    /// Returns whether they lie in the file and were unused.
+    /// Returns whether the clusters lie in the file and were unused.
     fn take(&mut self, start: u64, bytes: u64, what: &str, at: u64) -> bool {
         let end = start.checked_add(bytes);
         if !start.is_multiple_of(self.cluster) {
             self.fault(
                 at,
-                format!("{what} at offset {start} is not aligned to a cluster"),
+                format!(
+                    "the reference to {what} points to offset {start}, which is not aligned to a cluster"
+                ),
             );
             return false;
         }
         let file = self.image.file_length().next_multiple_of(self.cluster);
         if end.is_none_or(|end| end > file) {
-            self.fault(at, format!("{what} at offset {start} lies outside the file"));
+            self.fault(
+                at,
+                format!(
+                    "the reference to {what} points to offset {start}, partly or wholly outside the file"
+                ),
+            );
             return false;
         }
         for index in start / self.cluster..(start + bytes).div_ceil(self.cluster) {
@@ -205,7 +212,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Takes the clusters of the file that hold a compressed one; `at` is where they are named.
+    /// Marks the clusters of the file that hold a compressed cluster as used; `at` is the offset of
+    /// its L2 entry.
     fn compressed(&mut self, entry: u64, at: u64) -> Option<CompressedCluster> {
         let stored = match L2Entry::parse(entry, self.cluster) {
             Ok(L2Entry::Compressed(stored)) => stored,
@@ -218,7 +226,7 @@ impl Check<'_> {
         if !self.image.header().zstd {
             self.fault(
                 at,
-                "a cluster is compressed with zlib, which vmsnap does not write",
+                "a cluster is compressed with zlib, but vmsnap writes only zstd",
             );
             return None;
         }
@@ -227,7 +235,9 @@ impl Check<'_> {
             let start = stored.start;
             self.fault(
                 at,
-                format!("the compressed cluster at offset {start}, which an L2 entry names here, ends beyond the end of the file"),
+                format!(
+                    "the L2 entry points to a compressed cluster at offset {start}, which ends beyond the end of the file"
+                ),
             );
             return None;
         }

@@ -23,11 +23,11 @@ pub struct Header {
     pub size: u64,
     /// Where the L1 table starts.
     pub l1_offset: u64,
-    /// Number of its entries.
+    /// Number of entries of the L1 table.
     pub l1_entries: u32,
     /// Where the refcount table starts.
     pub refcount_table_offset: u64,
-    /// Number of its clusters.
+    /// Number of clusters of the refcount table.
     pub refcount_table_clusters: u32,
     /// Binary logarithm of the width of a refcount in bits.
     pub refcount_order: u32,
@@ -36,7 +36,7 @@ pub struct Header {
     /// Whether compressed clusters are zstd frames (compression type 1); otherwise they are zlib
     /// streams.
     pub zstd: bool,
-    /// Name of the backing image. Bytes of it that are not UTF-8 are replaced.
+    /// Name of the backing image. Bytes of the name that are not UTF-8 are replaced.
     pub backing_name: Option<String>,
     /// The backing image's format, if the header names it.
     pub backing_format: Option<String>,

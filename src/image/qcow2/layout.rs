@@ -24,6 +24,8 @@ pub(super) const SECTOR: u64 = 512;
 const OWN_CLUSTER_BITS: u32 = crate::model::block::CLUSTER.trailing_zeros();
 /// Bits 9 to 55: where the cluster lies in the file.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+/// The fault of an entry whose offset is not that of a cluster.
+const UNALIGNED: &str = "points to an offset that is not aligned to a cluster";
 
 /// Why an image cannot be read: its content is invalid, or uses a feature that this reader does not
 /// support.
@@ -34,7 +36,7 @@ pub enum Fault {
     #[error("the first bytes are not those of a qcow2 image")]
     Magic,
     /// Another version of the format.
-    #[error("version {0} is not supported, only version 3 is")]
+    #[error("qcow2 version {0} is not supported, only version 3 is")]
     Version(u32),
     /// A cluster size that the format does not allow.
     #[error("cluster_bits is {0}, but must be 9 to 21")]
@@ -68,7 +70,7 @@ pub enum Fault {
     Extension,
     /// A backing name that is too long, or lies outside the image's first cluster.
     #[error(
-        "the name of the backing image ({length} bytes at offset {offset}) is too long or lies outside the first cluster"
+        "the name of the backing image ({length} bytes at offset {offset}) is longer than 1023 bytes or lies outside the first cluster"
     )]
     BackingName {
         /// Its start, as stored.
@@ -101,7 +103,7 @@ pub enum Fault {
         why: &'static str,
     },
     /// Refcount tables that do not fit the file, or a refcount of 0 for a cluster in use.
-    #[error("the refcounts are invalid")]
+    #[error("the refcount tables do not fit the file, or a cluster in use has the refcount 0")]
     Refcount,
     /// Compression other than zstd, or zstd without the feature bit for it.
     #[error("{}", compression_words(*.0))]
@@ -151,7 +153,7 @@ pub(crate) fn parse_l1_entry(entry: u64, cluster_size: u64) -> Result<Option<u64
     match entry & OFFSET_MASK {
         0 => Ok(None),
         offset if offset.is_multiple_of(cluster_size) => Ok(Some(offset)),
-        _ => Err(fault("L1", entry, "is not aligned to a cluster")),
+        _ => Err(fault("L1", entry, UNALIGNED)),
     }
 }
 
@@ -246,7 +248,7 @@ impl L2Entry {
         }
         let offset = entry & OFFSET_MASK;
         if !offset.is_multiple_of(cluster_size) {
-            return Err(fault("L2", entry, "is not aligned to a cluster"));
+            return Err(fault("L2", entry, UNALIGNED));
         }
         // A zero cluster may keep its place in the file for later writes; it reads as zero all the
         // same.

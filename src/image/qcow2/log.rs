@@ -48,9 +48,9 @@ pub(super) struct Log {
 /// The digest of what was appended.
 #[derive(Debug)]
 enum Hashed {
-    /// Of all of the file but its first cluster.
+    /// The digest of a new file, except its first cluster.
     New(FileDigest),
-    /// Of what follows an existing file.
+    /// The digest of the bytes that were appended to an existing file.
     Tail(TailDigest),
 }
 

@@ -309,7 +309,7 @@ impl Image {
 }
 
 impl MappedRun {
-    /// What is left of the run after its first `passed` bytes, which must be fewer than it has.
+    /// The rest of the run after its first `passed` bytes. The run must have more bytes than that.
     pub(in crate::image) fn after(self, passed: u64) -> MappedRun {
         let mapping = match self.mapping {
             Mapping::Data { host_offset } => Mapping::Data {

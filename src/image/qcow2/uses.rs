@@ -66,7 +66,8 @@ impl Uses {
 }
 
 /// The first place in the file where two of these compressed clusters surely overlap. Two clusters
-/// may share a sector: of each, only the sector with the last byte is known. Sorts them.
+/// may share a sector: of each, only the sector with the last byte is known. Sorts the
+/// clusters.
 pub(super) fn first_overlap(clusters: &mut [CompressedCluster]) -> Option<u64> {
     clusters.sort_unstable_by_key(|cluster| cluster.start);
     let pairs = clusters.windows(2);

@@ -170,8 +170,8 @@ impl Qcow2Writer {
         self.table.as_ref().is_some_and(|(current, _)| *current == index) || self.l1[index] != [0; 8]
     }
 
-    /// Makes the current L2 table the one that maps this place of the disk: appends another one to
-    /// the file, and begins a new one.
+    /// Begins the L2 table that maps this place of the disk, unless it is the current one. Another
+    /// current table is appended to the file first.
     fn turn_to_table_of(&mut self, guest: u64) -> Result<()> {
         if let Some((index, _)) = &self.table
             && *index != table_index(guest)
@@ -300,12 +300,15 @@ fn empty_l1(options: &Qcow2Options) -> Result<Vec<[u8; 8]>> {
     };
     if !options.size.is_multiple_of(512) {
         return Err(refuse(
-            "the size is not a multiple of 512, so QEMU would cut off the rest",
+            "the size is not a multiple of 512 bytes, so QEMU would cut off the end of the disk",
         ));
     }
     let tables = options.size.div_ceil(TABLE_SPAN).max(1);
     if tables > MAX_L1_BYTES / ENTRY_BYTES {
-        return Err(refuse("its L1 table would be larger than 32 MiB"));
+        // The tables of 32 MiB that QEMU allows have 4 Mi entries, each for 512 MiB.
+        return Err(refuse(
+            "a qcow2 image with clusters of 64 KiB can hold at most 2 PiB (2251799813685248 bytes)",
+        ));
     }
     if let Some(name) = &options.backing
         && !(1..=MAX_BACKING_NAME).contains(&name.len())

@@ -170,7 +170,7 @@ impl fmt::Display for Within {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// The count is invalid.
-    #[error("expected a number from 0 on, or 'unlimited' (-1)")]
+    #[error("expected a whole number of at least 0, or 'unlimited' (the same as -1)")]
     Count,
     /// The duration is invalid.
     #[error("expected a duration like 14d or 1y6m2w7d12h (y years, m months, w weeks, d days, h hours)")]

@@ -59,7 +59,7 @@ impl Attempt<'_> {
             context: self.context,
             request: &request,
             mark: &mark,
-            actors: ("this run", "the next one"),
+            actors: ("this run", "the next run"),
         };
         self.step(match plan.checkpoint {
             true => "making the checkpoint",
@@ -107,7 +107,7 @@ impl Attempt<'_> {
         if let Identity::Unusable(why) = &identity {
             self.report(&Finding::new(
                 "repository-id-unusable",
-                format!("the id of the repository cannot be used, so the new checkpoint does not name its repository: {why}"),
+                format!("the id of the repository cannot be used ({why}), so the new checkpoint does not name the repository"),
             ));
         }
         Ok(identity.id().map(str::to_owned))

@@ -187,7 +187,7 @@ impl Attempt<'_> {
 
     fn report_unrecorded(&self, error: &RepoError, outcome: &mut Outcome) {
         let what = format!(
-            "was saved, but recording it failed ({}): if it goes missing before the next backup, vmsnap will not notice",
+            "was saved, but its commit could not be recorded ({}): if the restore point goes missing before the next backup, vmsnap will not notice",
             with_sources(error)
         );
         let what = format!("restore point {} {what}", outcome.point.id);

@@ -73,8 +73,8 @@ impl FinalLevel {
         FinalLevel { parent: None, reason }
     }
 
-    /// Returns a finding if the disk is full instead of incremental, because that takes unexpected
-    /// space and time.
+    /// Returns a finding if the disk is full instead of incremental, because a full one takes
+    /// unexpected space and time.
     pub(super) fn finding(&self, planned: &PlannedDisk) -> Option<Finding> {
         let target = &planned.disk.target;
         let is_other = planned.level.parent.is_some() && self.parent.is_none();
@@ -97,10 +97,12 @@ impl FinalLevel {
 pub(super) fn reason_for_full(cause: &Cause) -> Option<String> {
     let what = with_sources(cause);
     match cause {
-        Cause::Copy(error) if error.kind == BlockErrorKind::Distrusted => {
-            Some(format!("the bitmap or its restore point is unreliable ({what})"))
-        }
-        cause if cause.lacks_files() => Some(format!("the chain takes too many open files ({what})")),
+        Cause::Copy(error) if error.kind == BlockErrorKind::Distrusted => Some(format!(
+            "the bitmap or the parent restore point is unreliable ({what})"
+        )),
+        cause if cause.lacks_files() => Some(format!(
+            "the images of the chain need more open files than the limit allows ({what})"
+        )),
         _ => None,
     }
 }

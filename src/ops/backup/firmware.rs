@@ -78,7 +78,7 @@ struct Before<'a> {
 
 impl Before<'_> {
     /// Reports UEFI variables that are lost: libvirt makes their file when a domain first starts,
-    /// so it must exist from then on.
+    /// so the file must exist from then on.
     fn missing_nvram(&self) -> Option<Finding> {
         let path = self.domain.nvram.as_ref()?.file()?;
         self.had_before(SmallFile::Nvram, NVRAM_MISSING).then(|| {
@@ -90,7 +90,7 @@ impl Before<'_> {
         })
     }
 
-    /// Reports the state of a TPM that is lost: libvirt makes it when a domain first starts.
+    /// Reports that the state of a TPM is lost: libvirt makes the state when a domain first starts.
     fn missing_tpm_state(&self) -> Option<Finding> {
         self.domain.tpm.as_ref()?;
         self.had_before(SmallFile::Tpm, TPM_MISSING).then(|| {
@@ -113,7 +113,7 @@ impl Before<'_> {
 }
 
 fn changing_tpm_state() -> Finding {
-    let what = "the state of the emulated TPM changed while it was read, and may be unusable: swtpm writes it in place \
-                because the domain's definition names a single file for it";
+    let what = "the state of the emulated TPM changed while vmsnap read it, so the saved state may be unusable: swtpm writes \
+                in place because the domain's definition names a single file for the state";
     Finding::new("tpm-state-changing", what)
 }

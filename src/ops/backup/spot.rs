@@ -99,7 +99,7 @@ impl SpotCheck {
             let is_same = self.is_same(&block);
             if !is_same.map_err(|error| Cause::Copy(unreadable(error)))? {
                 let what = format!(
-                    "the data at offset {} differs from the parent although the bitmap marks it as unchanged; was the disk replaced?",
+                    "the disk differs from the parent at offset {} (in bytes) although the bitmap marks the data there as unchanged; was the disk replaced?",
                     block.offset
                 );
                 return Err(Cause::Copy(BlockError::new(BlockErrorKind::Distrusted, what)));

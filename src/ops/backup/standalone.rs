@@ -3,8 +3,8 @@
 use crate::model::level::{DiskLevel, LevelReason};
 use crate::ops::reconcile::{Reconciliation, Repair};
 
-/// The code of the finding that every backup is full. A copy is always full, so it does not report
-/// that.
+/// The code of the finding that every backup is full. A copy is always full, so it does not have
+/// this finding.
 const NO_INCREMENTAL: &str = "no-incremental";
 
 /// Turns the plan of a backup into the plan of a copy into this folder.

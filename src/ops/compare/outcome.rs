@@ -78,8 +78,8 @@ pub enum Meaning {
     MissedWrite,
     /// Its newest restore point has a checkpoint for it, but the disk cannot be compared now.
     NotComparable,
-    /// No backup relies on its bitmap: it is excluded, it is no longer a disk of the domain, or its
-    /// newest restore point has no checkpoint for it.
+    /// No backup relies on the disk's bitmap: the disk is excluded, the domain no longer has it, or
+    /// its newest restore point has no checkpoint for it.
     NothingToCompare,
 }
 
@@ -118,10 +118,10 @@ impl ComparedDisk {
     /// Returns what a difference means for the next backup.
     pub(crate) fn consequence(&self) -> &'static str {
         match self.is_remembered {
-            true => "the next backup of this disk will be full",
+            true => "the next backup will save this disk in full",
             false => {
                 "the difference cannot be recorded, so the next backup may rely on the disk's \
-                 bitmap: remove the bitmap (vmsnap scrub) to make that backup full"
+                 bitmap: remove the bitmap (vmsnap scrub), so that the next backup saves the disk in full"
             }
         }
     }

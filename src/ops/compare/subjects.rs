@@ -15,7 +15,7 @@ use crate::ops::survey::Survey;
 pub(super) struct Subjects {
     /// Disks with a restore point to compare with: the parent that a backup would choose.
     pub(super) comparable: Vec<(PlannedDisk, Parent)>,
-    /// The others.
+    /// The disks that cannot be compared.
     pub(super) uncompared: Vec<UncomparedDisk>,
     /// Other findings that a backup would report about the disks.
     pub(super) findings: Vec<Finding>,
@@ -136,8 +136,8 @@ fn excluded(healed: &HealedDomain, left: &LeftOut) -> UncomparedDisk {
     }
 }
 
-/// Describes a disk that is not compared. It counts as not comparable only if its newest restore
-/// point made a checkpoint of it: otherwise no backup relies on its bitmap.
+/// Describes a disk that is not compared. The disk counts as not comparable only if its newest
+/// restore point has a checkpoint for it: otherwise no backup relies on the disk's bitmap.
 fn why_not(target: &str, why: String, chains: &Chains) -> UncomparedDisk {
     let latest = chains.latest_with(target);
     let missed = latest.and_then(|kept| kept.missed_write(target));
@@ -147,7 +147,7 @@ fn why_not(target: &str, why: String, chains: &Chains) -> UncomparedDisk {
     let (meaning, why) = match missed {
         Some(missed) => {
             let why = format!(
-                "an earlier comparison ({:.0}) found that a bitmap missed a write; the next backup of this disk is full",
+                "an earlier comparison ({:.0}) found that a bitmap missed a write; the next backup will save this disk in full",
                 missed.found
             );
             (Meaning::MissedWrite, why)

@@ -23,7 +23,8 @@ use crate::repo::SmallFile;
 pub struct DefinePlan {
     /// Its name.
     pub name: String,
-    /// Its new UUID, if the old one is taken. Its network cards get new addresses then too.
+    /// Its new UUID, if the old UUID is taken. The domain's network cards then get new addresses
+    /// too.
     pub new_uuid: Option<String>,
     /// The UUID with which it is defined, new or old.
     pub uuid: String,
@@ -47,9 +48,9 @@ impl DefinePlan {
 /// The UEFI variables of a domain to be defined.
 #[derive(Clone, Debug)]
 pub struct NvramPlan {
-    /// The path of their new file.
+    /// The path of the new file with the variables.
     pub path: PathBuf,
-    /// Their content; without it libvirt makes new ones.
+    /// The content of the file; if there is none, libvirt makes new variables.
     pub content: Option<Vec<u8>>,
 }
 
@@ -84,7 +85,7 @@ pub(super) fn plan(
     let left = disks_left_alone(&described, disks);
     if uuid_taken && let Some(shared) = left.iter().find(|disk| !disk.readonly) {
         let what = format!(
-            "disk {} is not in the restore point, so the new domain would write to the old one's disk ({}); \
+            "disk {} is not in the restore point, so the new domain would write to the old domain's disk ({}); \
              restore without --define, and define the new domain by hand from domain.xml",
             shared.target,
             shown(&shared.source.text())
@@ -115,8 +116,8 @@ pub(super) fn plan(
     };
     for disk in disks.iter().filter(|disk| !is_described(disk)) {
         let what = format!(
-            "disk {} was hot-plugged and is not in the domain's definition: it is restored, but the new domain will \
-             not have it",
+            "disk {} was hot-plugged and is not in the domain's definition: the disk is restored, but the new domain \
+             will not have it",
             disk.target
         );
         findings.push(Finding::of_disk("disk-not-defined", &disk.target, what));
@@ -172,8 +173,8 @@ fn new_source(disk: &RestoredDisk) -> NewSource {
     }
 }
 
-/// Returns the disks that the restore point does not hold. They keep their old sources. If the old
-/// domain still exists, both would use them.
+/// Returns the disks that the restore point does not hold. These disks keep their old sources. If
+/// the old domain still exists, both domains would use these sources.
 fn disks_left_alone<'a>(described: &'a DomainDescription, restored: &[RestoredDisk]) -> Vec<&'a Disk> {
     let is_left = |disk: &&Disk| {
         let is_drive = matches!(disk.device, Device::Cdrom | Device::Floppy);
@@ -187,7 +188,7 @@ fn left_alone(disk: &Disk, point: &RestorePoint) -> Finding {
     let left = point.left_out.iter().find(|left| left.disk == disk.target);
     let why = left.map_or_else(String::new, |left| format!(" ({})", shown(&left.reason)));
     let what = format!(
-        "disk {} is not in the restore point{why}: the defined domain still uses the old source and needs {}",
+        "disk {} is not in the restore point{why}: the defined domain still uses the disk's old source and needs {}",
         disk.target,
         needs(disk)
     );

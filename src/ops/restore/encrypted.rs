@@ -72,7 +72,7 @@ impl Encrypted {
     pub(super) fn refusal(&self) -> Option<(&str, String)> {
         let disk = self.unknown.first()?;
         let what = format!(
-            "{}, so a domain defined with it may see garbage; restore without --define and with --format raw, then {HOW_TO_TELL}",
+            "{}, so a domain that is defined with this disk may see garbage; restore without --define and with --format raw, then {HOW_TO_TELL}",
             unclear(disk)
         );
         Some((disk, what))
@@ -81,9 +81,9 @@ impl Encrypted {
 
 /// How the user can find out what a disk holds. The bytes alone prove nothing: a guest can use LUKS
 /// on a disk that the host does not encrypt.
-const HOW_TO_TELL: &str = "look at the first bytes. \"LUKS\": most likely still encrypted; use it \
-    with its old <encryption> and secret. Anything else: plain text. (A guest can also use LUKS on \
-    a plain disk.)";
+const HOW_TO_TELL: &str = "look at the first bytes of the restored disk. \"LUKS\": most likely still \
+    encrypted; use the disk with the old <encryption> and secret. Anything else: plain text. (A \
+    guest can also use LUKS on a plain disk.)";
 
 fn unclear(disk: &str) -> String {
     format!(

@@ -22,7 +22,7 @@ pub(super) fn domain_files(host: Option<&dyn Host>) -> Result<DomainFiles> {
             files: Vec::new(),
             findings: vec![Finding::new(
                 "domains-not-known",
-                "cannot ask libvirt whether a domain uses the target; only processes, mounts, swap and other devices \
+                "cannot ask libvirt whether a domain uses the device; only processes, mounts, swap and other devices \
                  of this machine were checked",
             )],
         }),
@@ -40,7 +40,7 @@ pub(super) fn check_device(disk: &RestoredDisk, named: &DomainFiles) -> Result<V
     Ok(findings)
 }
 
-/// Refuses a new file that an active domain names. If a shut-off domain names it, that is reported.
+/// Refuses a new file that an active domain names. A shut-off domain that names it is reported.
 pub(super) fn check_file(path: &Path, named: &DomainFiles) -> Result<Vec<Finding>> {
     let naming = usage::domains_naming(path, named);
     let active = naming.iter().filter(|file| file.is_active).map(|file| Usage {
@@ -96,14 +96,14 @@ impl Claim<'_> {
         &self.held
     }
 
-    /// Refuses a device that is in use in spite of the claim: QEMU does not ask for one.
+    /// Refuses a device that is in use in spite of the claim: QEMU does not ask for a claim.
     pub(super) fn check(&self) -> Result<()> {
         let named = domain_files(self.host)?;
         refuse_users(self.held.path(), self.others(&named)?).map(drop)
     }
 
-    /// Checks again after the last write. A device that came into use since then cannot be relied
-    /// on.
+    /// Checks again after the last write. A device that came into use while it was written cannot
+    /// be relied on.
     pub(super) fn check_written(&self) -> Result<()> {
         // If libvirt can no longer be asked, the written bytes are still right. QEMU is found as a
         // process.

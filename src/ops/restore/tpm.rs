@@ -1,8 +1,8 @@
 //! Puts the saved state of an emulated TPM where the new domain will look for it.
 //!
-//! The state goes into libvirt's folder, or beside the disks if the definition names a place of its
-//! own. It is written under temporary names like every restored file, and is removed again if the
-//! domain is not defined in the end.
+//! The state goes into libvirt's folder, or beside the disks if the definition names a path for the
+//! state. Like every restored file, the state is written under temporary names. It is removed again
+//! if the domain is not defined in the end.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,9 +29,10 @@ const FOLDERS: [&str; 2] = ["tpm2", "tpm1.2"];
 /// The state of a TPM that a restore writes.
 #[derive(Clone, Debug)]
 pub struct TpmPlan {
-    /// The folder for its files; or the path of its file, if the definition names a single file.
+    /// The folder for the files of the state; or the path of the file, if the definition names a
+    /// single file.
     pub path: PathBuf,
-    /// Its files.
+    /// The files of the state.
     pub files: Vec<TpmFile>,
     /// libvirt's folder with the states of all domains, if `path` is below it.
     usual: Option<PathBuf>,
@@ -46,8 +47,8 @@ pub(super) struct NewDomain<'a> {
     pub(super) dir: &'a Path,
 }
 
-/// Decides where the state of the TPM of the new domain goes: never into the place of another
-/// domain. Also returns the path to write into the definition, if it names one.
+/// Decides where the state of the TPM of the new domain goes: never where the state of another
+/// domain is. Also returns the new path for the definition, if the definition names a path.
 pub(super) fn plan_tpm(
     host: &dyn Host,
     stored: StoredPoint<'_>,
@@ -66,7 +67,7 @@ pub(super) fn plan_tpm(
     }
     if !stored.has(SmallFile::Tpm) {
         let what = "the restore point holds no state of the TPM: the new domain begins with a fresh TPM, and cannot use \
-                    keys that were in the old one";
+                    keys that were in the old TPM";
         findings.push(Finding::new("tpm-fresh", what));
         return Ok((None, named));
     }
@@ -93,7 +94,8 @@ pub(super) fn plan_tpm(
     Ok((Some(plan), named))
 }
 
-/// Returns the path beside the disks that replaces the path in the definition, if it has one.
+/// Returns the path beside the disks that replaces the path in the definition, if the definition
+/// has one.
 fn named_path(tpm: &Tpm, new: &NewDomain<'_>, uuid: &str) -> Option<PathBuf> {
     let file = file_name::escape(new.name).unwrap_or_else(|| uuid.to_owned());
     match tpm.place {
@@ -104,31 +106,33 @@ fn named_path(tpm: &Tpm, new: &NewDomain<'_>, uuid: &str) -> Option<PathBuf> {
 }
 
 fn unpack(stored: StoredPoint<'_>, is_single: bool) -> Result<Vec<TpmFile>> {
-    let unusable =
-        |why: String| stored.not_whole(format!("its {} cannot be used: {why}", SmallFile::Tpm.name()));
+    let unusable = |why: String| stored.not_whole(format!("{} cannot be used: {why}", SmallFile::Tpm.name()));
     let files = tpm_state::unpack(&stored.read(SmallFile::Tpm)?).map_err(unusable)?;
-    let single = files.iter().filter(|file| file.name == SINGLE_FILE).count();
-    let fits = match is_single {
-        true => single == 1 && files.len() == 1,
-        false => single == 0,
+    let has_single = files.iter().any(|file| file.name == SINGLE_FILE);
+    let why = match (is_single, has_single, files.len()) {
+        (true, true, 1) | (false, false, _) => return Ok(files),
+        (true, false, _) => {
+            "the archive holds the files of a folder, but the domain's definition names a single file for the state of the TPM"
+        }
+        (false, true, 1) => {
+            "the archive holds a single file, but the domain's definition keeps the state of the TPM in a folder"
+        }
+        (_, true, _) => "the archive holds both a state in a single file and the files of a folder",
     };
-    match fits {
-        true => Ok(files),
-        false => Err(unusable(
-            "it does not fit the TPM in the domain's definition".to_owned(),
-        )),
-    }
+    Err(unusable(why.to_owned()))
 }
 
 fn not_restored(is_unknown_folder: bool, new: &NewDomain<'_>) -> Finding {
     let why = match is_unknown_folder {
-        true => "vmsnap does not know libvirt's folder for it, or cannot reach it on another machine",
+        true => {
+            "vmsnap does not know libvirt's folder for TPM states, or cannot reach that folder on another machine"
+        }
         false => "the version of the TPM is unknown",
     };
     let what = format!(
-        "the state of the TPM was not restored: {why}; to keep it, unpack {} of the restore point before the first \
-         start, for qemu:///system into /var/lib/libvirt/swtpm/{}/tpm2 (tpm1.2 for a TPM 1.2); otherwise the \
-         domain begins with a fresh TPM",
+        "the state of the TPM was not restored: {why}; to keep the state, unpack {} of the restore point before the first \
+         start of the domain (for qemu:///system into /var/lib/libvirt/swtpm/{}/tpm2, or tpm1.2 for a TPM 1.2); \
+         otherwise the domain begins with a fresh TPM",
         SmallFile::Tpm.name(),
         shown(new.uuid)
     );
@@ -153,8 +157,8 @@ fn is_taken(path: &Path) -> std::result::Result<bool, Cause> {
     Ok(false)
 }
 
-/// The state of a TPM in its new place. Unless it is kept, it is removed when this is dropped, with
-/// the folders that were made for it.
+/// The state of a TPM in its new place. Dropping it removes the state, and the folders that were
+/// made for it, unless [`NewState::keep`] was called.
 pub(super) struct NewState<'a> {
     store: &'a dyn Store,
     /// Dropped before the folders, which must be empty by then.
@@ -250,7 +254,7 @@ impl Drop for NewState<'_> {
 }
 
 /// Removes the unfinished files that dead restores left in libvirt's folder, also for other
-/// domains: a killed restore under a new UUID is never repeated under the same one.
+/// domains: a killed restore under a new UUID is never repeated under the same UUID.
 fn sweep_states(store: &dyn Store, root: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     let is_dir = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_dir());

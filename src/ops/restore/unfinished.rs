@@ -2,8 +2,8 @@
 //! them are complete.
 //!
 //! A restore that is killed leaves such files. The next restore into the same folder removes them.
-//! The name shows that vmsnap made the file. The missing claim, a lock of the kernel's, shows that
-//! its owner is dead.
+//! The name shows that vmsnap made the file. If nobody has a claim on the file (a lock of the
+//! kernel), its owner is dead.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -25,7 +25,8 @@ const RESTORING: &str = ".vmsnap-restore-";
 /// creation and its claim.
 const MOST_TRIES: usize = 10;
 
-/// A file under a temporary name. It is removed if it is dropped before it gets its final name.
+/// A file under a temporary name. Dropping this value removes the file, unless the file has got its
+/// final name.
 pub(super) struct Unfinished<'a> {
     store: &'a dyn Store,
     path: PathBuf,
@@ -70,7 +71,7 @@ impl<'a> Unfinished<'a> {
         Unfinished::write_as(store, to, content, None)
     }
 
-    /// The same. Root gives the file to this user and group.
+    /// As [`Unfinished::write`]; but if root restores, the file belongs to this user and group.
     pub(super) fn write_as(
         store: &'a dyn Store,
         to: &Path,
@@ -88,7 +89,7 @@ impl<'a> Unfinished<'a> {
         Ok(unfinished)
     }
 
-    /// The path of its final name.
+    /// The path that the file will get.
     pub(super) fn to(&self) -> &Path {
         &self.to
     }

@@ -46,7 +46,7 @@ pub struct PlannedMerge {
     pub into: String,
     /// The largest number of bytes that the merge writes.
     pub bytes: u64,
-    /// About the largest number of bytes that it frees.
+    /// About the largest number of bytes that the merge frees.
     pub freed: u64,
 }
 
@@ -133,7 +133,8 @@ impl RetentionPlan {
         self.points.iter().filter(is_merged).collect()
     }
 
-    /// About the most that a merge frees, in bytes: nothing newer replaces more than it changed.
+    /// About the most that a merge frees, in bytes. A newer image makes at most as many bytes of
+    /// older images superfluous as it changes.
     fn freed_by(&self, merge: &PlannedMerge) -> u64 {
         let merged = self.merged(merge);
         let removed = merged.iter().filter(|planned| planned.point.id != merge.into);
@@ -273,7 +274,7 @@ pub(super) fn plan_after(
     plan
 }
 
-/// The UUIDs of these restore points, each once.
+/// The UUIDs of the domains of these restore points, each once, in the order of the restore points.
 fn uuids<'a>(points: impl Iterator<Item = &'a KeptPoint>) -> Vec<&'a String> {
     let mut uuids = Vec::new();
     for kept in points {
@@ -302,7 +303,7 @@ fn candidate(history: &History, kept: &KeptPoint) -> Candidate {
     }
 }
 
-/// The obstacle for all restore points of this name.
+/// The obstacle for all restore points of the domain's name, whatever the UUID of their domain.
 fn obstacle_of_all(history: &History, now: &Zoned) -> Option<Obstacle> {
     let chains = &history.chains;
     let unreadable = |finding: &&Finding| finding.code == REMOVALS_UNREADABLE;

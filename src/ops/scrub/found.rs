@@ -13,6 +13,6 @@ pub struct Found {
     /// Names that further bitmaps may have, although they cannot be listed: those that restore
     /// points and unfinished runs recorded.
     pub recorded: Vec<String>,
-    /// Whether the bitmaps of all images could be listed. If so, a checkpoint has no unknown ones.
+    /// Whether the bitmaps of all images could be listed. If so, no checkpoint has unknown bitmaps.
     pub bitmaps_known: bool,
 }

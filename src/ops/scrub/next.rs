@@ -41,7 +41,7 @@ pub struct Kept {
     pub repository: Option<String>,
     /// The facts about the domain's disks.
     pub disks: Vec<DiskFacts>,
-    /// The finding that a backup of the current grouping is refused, if it is.
+    /// The finding that a backup of the current grouping is refused, if such a backup is refused.
     pub refused: Option<Finding>,
 }
 
@@ -169,7 +169,7 @@ fn next_anywhere(domain: &Domain, left: &LeftByScrub<'_>, capabilities: &Capabil
     let newest_lost = lost.max_by(|a, b| sort_key(&a.name).cmp(&sort_key(&b.name)));
     if let (true, Some(lost)) = (bases.is_empty(), newest_lost) {
         return unknown(format!(
-            "bitmap {} remains; incremental only if the repository has its restore point; \
+            "bitmap {} remains; incremental only if the repository has the restore point of this bitmap; \
              use --output to find out",
             lost.name
         ));
@@ -182,18 +182,15 @@ fn next_anywhere(domain: &Domain, left: &LeftByScrub<'_>, capabilities: &Capabil
         bases.join(", "),
         if bases.len() == 1 { "remains" } else { "remain" },
         if bases.len() == 1 {
-            "its restore point"
+            "the restore point of this checkpoint"
         } else {
-            "their restore points"
+            "the restore points of these checkpoints"
         },
     );
     if !without.is_empty() {
         reason.push_str(&match without.as_slice() {
-            [one] => format!("; the backup of disk {one} is full in any case"),
-            several => format!(
-                "; the backups of disks {} are full in any case",
-                several.join(", ")
-            ),
+            [one] => format!("; disk {one} is saved in full in any case"),
+            several => format!("; disks {} are saved in full in any case", several.join(", ")),
         });
     }
     unknown(reason)

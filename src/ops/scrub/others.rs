@@ -10,10 +10,10 @@ use crate::model::finding::Finding;
 /// Returns the names of vmsnap's checkpoints and bitmaps that another repository may need. Without
 /// a repository the list is empty, because the user then means all of them.
 ///
-/// A checkpoint names the repository it was made for. A bitmap without a checkpoint names none. It
-/// counts as another repository's, unless a restore point or an unfinished run here recorded its
-/// name. A bitmap with a consecutive number, as earlier programs gave, does not count, because no
-/// backup relies on it.
+/// A checkpoint names the repository it was made for. A bitmap without a checkpoint names no
+/// repository. It counts as another repository's, unless a restore point or an unfinished run of
+/// the given repository recorded the bitmap's name. A bitmap with a consecutive number, as earlier
+/// programs gave, does not count, because no backup relies on it.
 pub(super) fn names<'a>(found: &'a Found, outlook: &Outlook) -> BTreeSet<&'a str> {
     let Some(kept) = &outlook.kept else {
         return BTreeSet::new();
@@ -42,7 +42,7 @@ pub(super) fn finding(names: &BTreeSet<&str>, kind: &str) -> Option<Finding> {
     };
     let what = format!(
         "{all}: another repository may need {them}; `vmsnap scrub --scrub-type '{kind}'` without --output and \
-         VMSNAP_REPOSITORY also removes {them}"
+         without VMSNAP_REPOSITORY also removes {them}"
     );
     Some(Finding::new("left-to-other-repository", what))
 }

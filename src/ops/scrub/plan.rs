@@ -89,7 +89,8 @@ pub struct ScrubPlan {
     pub checkpoints: Vec<String>,
     /// The known bitmaps that are removed.
     pub bitmaps: Vec<DiskBitmap>,
-    /// Names of bitmaps that are removed if they exist. That cannot be known in advance.
+    /// Names of bitmaps that are removed if they exist. Whether they exist cannot be known in
+    /// advance.
     pub tried: Vec<String>,
     /// The bitmaps that remain without a checkpoint.
     pub left: Vec<DiskBitmap>,
@@ -99,7 +100,7 @@ pub struct ScrubPlan {
     pub findings: Vec<Finding>,
 }
 
-/// Plans a scrub of this kind, for one name or for all of vmsnap's.
+/// Plans a scrub of this kind, for one name or for all names that vmsnap gives.
 pub fn plan(
     domain: &Domain,
     found: &Found,
@@ -170,9 +171,9 @@ pub fn plan(
     if kind != ScrubType::Checkpoint && name.is_none() && domain.state.is_active() && outlook.kept.is_none() {
         plan.findings.push(Finding::new(
             "bitmaps-not-listed",
-            "while the domain runs, bitmaps that were created since it started and have no checkpoint cannot be \
-             listed; to remove any there are, name them with --checkpoint-name, give the repository that \
-             recorded them with --output, or scrub while the domain is shut off",
+            "while the domain runs, bitmaps that were created since its start and have no checkpoint cannot be \
+             listed; to remove such bitmaps, name each with --checkpoint-name, or use --output with the repository \
+             that recorded them, or scrub while the domain is shut off",
         ));
     }
     Ok(plan)
@@ -255,9 +256,9 @@ impl<'a> Targets<'a> {
         if !plan.left.is_empty() {
             let how = match self.is_active {
                 true => {
-                    "`--scrub-type bitmap` removes one with --checkpoint-name NAME, or all of them while the domain is shut off"
+                    "`--scrub-type bitmap` removes one bitmap with --checkpoint-name NAME, or all of vmsnap's bitmaps while the domain is shut off"
                 }
-                false => "`--scrub-type bitmap` removes them",
+                false => "`--scrub-type bitmap` removes the bitmaps",
             };
             plan.findings.push(Finding::new(
                 "bitmaps-left",

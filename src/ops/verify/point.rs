@@ -60,8 +60,8 @@ impl<'a> Prover<'a> {
             let (id, target) = (&kept.manifest.point.id, disk.target.as_str());
             let is_damaged = damage.iter().any(|damage| damage.disk.as_deref() == Some(target));
             match self.history.chains.lineage(id, target) {
-                // Damage in its own files is in the list already, that in its parents is reported
-                // with them.
+                // Damage in its own files is in the list already. Damage in its parents is reported
+                // with the parents.
                 _ if is_damaged => {}
                 Err(fault) => {
                     let what = format!("disk {target} of {id} cannot be restored: {fault}");
@@ -99,11 +99,11 @@ impl<'a> Prover<'a> {
         })
     }
 
-    /// The newest restore point beneath the first of this chain whose disk was read and is sound.
+    /// The newest parent in this chain whose disk was read from end to end and is sound.
     ///
-    /// What the chain takes from that restore point was read with it. An older image shows through
-    /// at no place where it does not show through there too. So each image of a chain is read once,
-    /// however many restore points depend on it.
+    /// Everything that the chain takes from this parent and from older images was read with the
+    /// parent, because the parent's disk shows the same older data at these places. So each image
+    /// of a chain is read once, however many restore points depend on the image.
     fn newest_read(&self, line: &[&KeptPoint], target: &str) -> Option<String> {
         let mut parents = line.iter().skip(1).map(|step| &step.point.id);
         let was_read = |id: &&String| self.read.contains(&((*id).clone(), target.to_owned()));

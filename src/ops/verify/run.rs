@@ -126,14 +126,16 @@ impl Verification<'_> {
     }
 
     /// Whether the disks of a restore point are read too. Damage that an earlier deep verification
-    /// found may lie in a parent, so only another deep one shows whether it is still there.
+    /// found may lie in a parent, so only another deep verification shows whether that damage is
+    /// still there.
     fn is_deep(&self, kept: &Kept) -> bool {
         let was_met_deep = |known: &Proof| known.deep && !known.is_sound();
         kept.proof.as_ref().is_some_and(was_met_deep)
             || self.options.deep && self.chosen.contains(&kept.manifest.point.id)
     }
 
-    /// Returns the time of an earlier verification, if that makes this one unnecessary.
+    /// Returns the time of an earlier verification that makes a new one unnecessary, if there is
+    /// one.
     fn proved_enough(&self, kept: &Kept) -> Option<Timestamp> {
         let id = &kept.manifest.point.id;
         let time = proved_before(kept.proof.as_ref(), self.options, self.is_deep(kept))?;
@@ -260,7 +262,7 @@ fn inherited(point: &RestorePoint, damaged: &BTreeSet<(String, String)>) -> Vec<
     hurt.collect()
 }
 
-/// Returns the time of an earlier verification, if that is enough.
+/// Returns the time of an earlier verification that is recent and deep enough, if there is one.
 fn proved_before(proof: Option<&Proof>, options: &Options, deep: bool) -> Option<Timestamp> {
     let verified_since = options.verified_since?;
     let proof = proof.filter(|proof| proof.is_sound())?;

@@ -144,7 +144,7 @@ impl Check<'_> {
         let mut disagree = |what: String| found.push(damage_of(path, format!("{shown}: {what}")));
         if image.size() != disk.virtual_size {
             disagree(format!(
-                "the image is for a disk of {} bytes, but the manifest says {}",
+                "the image is for a disk of {} bytes, but the manifest records a disk of {} bytes",
                 image.size(),
                 disk.virtual_size
             ));
@@ -155,7 +155,7 @@ impl Check<'_> {
         });
         if disk.parent.is_some() == expected.is_some() && image.backing_name() != expected.as_deref() {
             disagree(format!(
-                "its backing file is {}, but the manifests require {}",
+                "the backing file of the image is {}, but the manifests require {}",
                 image.backing_name().unwrap_or("none"),
                 expected.as_deref().unwrap_or("none")
             ));
@@ -196,10 +196,10 @@ fn damage_of(path: &Path, what: String) -> FileDamage {
 
 fn damaged_range(path: &Path, range: &Range<u64>) -> FileDamage {
     let what = format!(
-        "{} has changed somewhere in the {} bytes starting at offset {}",
+        "{} has changed somewhere between offset {} and offset {} (in bytes)",
         path.display(),
-        range.end - range.start,
-        range.start
+        range.start,
+        range.end
     );
     FileDamage {
         offset: Some(range.start),

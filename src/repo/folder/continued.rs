@@ -1,10 +1,10 @@
 //! Continues an image, for a merge: the cost is that of the newer images.
 //!
 //! Everything new is appended to a file with the name of the new image ([`layout::merged_image`]).
-//! It is a clone of the old file where the file system can make one (a reflink). Elsewhere it is
-//! the old file itself, under a second name. In that case a note beside the old name
-//! ([`layout::continued`]) says that the file may be longer than its manifest says: readers of the
-//! old image stop where it ended.
+//! This file is a clone of the old file where the file system can make clones (a reflink).
+//! Elsewhere it is the old file itself, under a second name. In that case a note beside the old
+//! name ([`layout::continued`]) says that the file may be longer than its manifest says: readers of
+//! the old image stop where it ended.
 //!
 //! The changes that turn the file into the new image go to a file of their own ([`super::patch`]),
 //! and readers of the new image apply them. They are made in the file itself once nobody reads the
@@ -59,7 +59,8 @@ pub(super) struct Begun {
 
 impl Continuation<'_> {
     /// Prepares to continue this image, and opens its file for writing. `stored` is how many bytes
-    /// of data and of zeroes it holds. `None` if that is not possible; the image is unchanged then.
+    /// of data and of zeroes the image holds. `None` if the image cannot be continued; it is
+    /// unchanged then.
     pub(super) fn begin(&self, base: ChainImage, stored: (u64, u64)) -> Result<Option<Begun>> {
         let path = base.path.clone();
         let found = path.symlink_metadata().map_err(RepoError::io("examine", &path))?;
@@ -90,8 +91,8 @@ impl Continuation<'_> {
         Ok(file.map(|file| Begun { base, file, links: 2 }))
     }
 
-    /// Clones the old image, which has this many bytes. `None` if the file system cannot do that,
-    /// or has no space for it.
+    /// Clones the old image, which has this many bytes. `None` if the file system cannot clone, or
+    /// has no space for the clone.
     fn clone_of(&self, path: &Path, bytes: u64) -> Result<Option<Box<dyn ImageFile>>> {
         let merged = self.merged();
         let cloned = self.store.clone_image(path, &merged);
@@ -107,7 +108,7 @@ impl Continuation<'_> {
         }
     }
 
-    /// Gives the old file its second name. `None` if the file system cannot do that.
+    /// Gives the old file its second name. `None` if the file system cannot do so.
     fn second_name_of(&self, path: &Path) -> Result<Option<Box<dyn ImageFile>>> {
         let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
             return Ok(None);
@@ -134,16 +135,17 @@ impl Continuation<'_> {
         self.dir.join(layout::merged_image(self.image, self.number))
     }
 
-    /// Before the commit: writes down the changes that are still to be made in the file, which has
-    /// this many names. It may not have got a further name since, because that would show the
-    /// changes.
+    /// Before the commit: writes down the changes that are still to be made in the file. `links` is
+    /// the number of names that the file must still have: through a further name the changes would
+    /// show.
     pub(super) fn keep(&self, changes: &Patch, links: u64) -> Result<()> {
         let merged = self.merged();
         let found = merged
             .symlink_metadata()
             .map_err(RepoError::io("examine", &merged))?;
         if found.nlink() != links {
-            let error = io::Error::other("the file was given another name during the merge; run again");
+            let error =
+                io::Error::other("the file was given another name (hard link) during the merge; run again");
             return Err(RepoError::io("merge into", &merged)(error));
         }
         let path = patch::path_of(&merged);
@@ -164,8 +166,8 @@ impl Continuation<'_> {
 
 /// Gives the clone at `merged` the length of the old image.
 ///
-/// Its first cluster is written once more, so that it is no longer shared: the new header has to
-/// replace it after the commit, without new space if possible.
+/// The first cluster of the clone is written once more, so that this cluster is no longer shared:
+/// the new header has to replace it after the commit, without new space if possible.
 fn prepared(
     mut clone: Box<dyn ImageFile>,
     merged: &Path,
@@ -201,7 +203,8 @@ const FREEING: [u64; 7] = [
     0x794c_7630,
 ];
 
-/// Whether a merge in this folder can probably continue images. The merge itself tries it.
+/// Whether a merge in this folder can probably continue images. The merge itself tries and finds
+/// out.
 pub(super) fn can_continue(dir: &Path) -> bool {
     let kind = rustix::fs::statfs(dir).map(|found| found.f_type as u64);
     kind.is_ok_and(|kind| FREEING.contains(&(kind & 0xffff_ffff)))
@@ -271,9 +274,9 @@ pub(super) fn take_back(store: &dyn Store, domain_dir: &Path, dir: &Path, merges
 
 /// The merge that a note is of.
 enum Noted {
-    /// An uncommitted one into the restore point in question.
+    /// An uncommitted merge into the restore point in question.
     Uncommitted,
-    /// Another one.
+    /// Another merge.
     Other,
     /// The note does not say.
     Unknown,
@@ -322,9 +325,9 @@ fn shorten(store: &dyn Store, path: &Path, size: u64) -> Result<()> {
     cut.map_err(RepoError::io("shorten", path))
 }
 
-/// Puts the new header into the image of a committed merge, if that is still to be done. From then
-/// on nothing reads what becomes free. Returns false if it cannot be done now: somebody reads the
-/// image, or the changes cannot be read or made.
+/// Puts the new header into the image of a committed merge, unless it is there already. From then
+/// on nothing reads what becomes free. Returns false if the header cannot be replaced now: somebody
+/// reads the image, or the changes cannot be read or made.
 ///
 /// vmsnap's readers are excluded by the caller. QEMU's programs lock the images that they read.
 pub(super) fn replace_header(store: &dyn Store, merged: &Path, entry: &FileEntry) -> bool {
@@ -346,15 +349,15 @@ pub(super) fn replace_header(store: &dyn Store, merged: &Path, entry: &FileEntry
 }
 
 /// Locks an image against QEMU's programs, which lock some of its bytes while they use it; `None`
-/// if one uses it now.
+/// if such a program uses the image now.
 fn lock_out_programs(image: &Path) -> Option<File> {
     let file = File::options().read(true).write(true).open(image).ok()?;
     let locked = fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive);
     locked.is_ok().then_some(file)
 }
 
-/// Frees what the new image does not use any more. Its header is in place, so readers may come.
-/// Returns false if that fails.
+/// Frees what the new image does not use any more. The new header is in place, so readers may come.
+/// Returns false if freeing fails.
 pub(super) fn free_ranges(store: &dyn Store, merged: &Path, entry: &FileEntry) -> bool {
     let changes = match patch::read(merged, entry) {
         Ok(Some(changes)) => changes,

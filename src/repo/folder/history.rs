@@ -65,9 +65,9 @@ struct Found {
     history: History,
     points: Vec<KeptPoint>,
     lost: Vec<LostPoint>,
-    /// Restore points that were committed to a period and are not in its folder.
+    /// Restore points that were committed to a period and are not in the period's folder.
     gone: Vec<LostPoint>,
-    /// The ids of restore points that a merge has removed, and whose files it has still to remove.
+    /// The ids of restore points that a merge has removed, and whose files are still to be removed.
     merged: BTreeSet<String>,
 }
 
@@ -220,8 +220,8 @@ fn is_recorded(period_dir: &Path, folder: &str) -> bool {
     !is_gone(&committed::record(period_dir, folder))
 }
 
-/// The committed name of a restore point whose folder now has the name of an unfinished one.
-/// Unfinished restore points have no such name.
+/// The committed name of a restore point whose folder now has the name of an unfinished restore
+/// point. `None` for a restore point that is really unfinished.
 fn finished_name(stem: &str, committed: &BTreeSet<String>) -> Option<String> {
     let names = [layout::FULL, layout::INCREMENTAL].map(|ending| format!("{stem}{ending}"));
     names.into_iter().find(|name| committed.contains(name))
@@ -231,7 +231,7 @@ fn misnamed(dir: &Path, id: &str, name: &str) -> LostPoint {
     LostPoint {
         id: id.to_owned(),
         what: format!(
-            "committed restore point {} has the folder name of an unfinished one: rename it back to {name}",
+            "the folder {} holds a committed restore point, but is named like an unfinished one: rename the folder back to {name}",
             dir.display()
         ),
         is_newer: false,
@@ -254,7 +254,7 @@ fn gone(period_dir: &Path, folder: &str) -> Option<LostPoint> {
     })
 }
 
-/// Checks that it is a folder; otherwise returns a sentence that names it.
+/// Checks that the path is a folder; otherwise returns a sentence that names the path.
 fn is_folder(path: &Path, entry: Entry) -> Result<std::result::Result<(), String>> {
     let shown = path.display();
     match entry {

@@ -1,6 +1,6 @@
 //! The file with the id of a repository in a folder.
 //!
-//! The first backup writes it, and it never changes. It carries the digest of its own text.
+//! The first backup writes the file, which never changes. It carries the digest of its own text.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -8,6 +8,7 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use crate::model::text;
 use crate::repo::{RepoError, Result};
 
 /// The kind of an entry of a folder.
@@ -78,8 +79,8 @@ pub(super) fn is_of_another_kind(error: &io::Error) -> bool {
     kinds.contains(&error.kind())
 }
 
-/// Reads one of vmsnap's files, which has at most `limit` bytes. It does not follow a link, because
-/// that leads out of the repository.
+/// Reads one of vmsnap's files, which has at most `limit` bytes. Does not follow a link, because a
+/// link leads out of the repository.
 pub(super) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let refused = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what);
     // Opening a pipe would block until another process writes to it.
@@ -106,7 +107,10 @@ pub(super) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > limit {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
-            format!("it has more than {limit} bytes"),
+            format!(
+                "it is larger than {}, the limit for such a file",
+                text::bytes(limit)
+            ),
         ));
     }
     Ok(bytes)

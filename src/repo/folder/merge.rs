@@ -3,9 +3,9 @@
 //! The order of the steps, each durable before the next:
 //!
 //! 1. a note in the folder of the restore point that stays, so that an interrupted merge is found;
-//! 2. its new images, beside the old ones under names of their own ([`layout::merged_image`]). A
-//!    new image is a copy, or the oldest one continued ([`super::continued`]);
-//! 3. the record that the others were removed;
+//! 2. its new images, beside its old images under other names ([`layout::merged_image`]). A new
+//!    image is a copy, or the oldest image continued ([`super::continued`]);
+//! 3. the record that the other restore points were removed;
 //! 4. its new manifest, in place of the old one. **This is the commit**: the manifest names what
 //!    was merged into it, and [`super::history`] no longer counts that as restore points;
 //! 5. continued images get their new header, the new images get the names of the old ones, and the
@@ -40,8 +40,9 @@ use crate::repo::{FileEntry, History, Kept, Manifest, RepoError, Result, manifes
 const BUFFERS: usize = 4;
 const BUFFER: usize = 1 << 20;
 
-/// The text of the note. Nothing reads it.
-const NOTE: &[u8] = b"vmsnap was merging restore points into this one. The next run finishes or undoes it.\n";
+/// The text of the note, for people: no program reads it.
+const NOTE: &[u8] =
+    b"vmsnap was merging other restore points into this one. The next run finishes or undoes the merge.\n";
 
 /// The folders that a merge needs.
 pub(super) struct Place<'a> {
@@ -168,8 +169,8 @@ fn options(path: PathBuf, plan: &merge::Plan<'_>, image: &NewImage<'_>, merge: &
     }
 }
 
-/// Continues the oldest of the images that are merged with the newer ones. `None` if that is not
-/// possible.
+/// Continues the oldest of the merged images with the content of the newer ones. `None` if it
+/// cannot be continued.
 fn continue_image(
     place: &Place<'_>,
     dir: &Path,
@@ -293,7 +294,7 @@ pub(super) fn is_of_merge(key: &str) -> bool {
 }
 
 /// Finishes an interrupted merge into the restore point in this folder, or undoes it. Returns false
-/// if that has to wait: for readers, for a usable manifest, or until the images are as the manifest
+/// if this has to wait: for readers, for a usable manifest, or until the images are as the manifest
 /// says.
 pub(super) fn finish(store: &dyn Store, domain_dir: &Path, dir: &Path) -> Result<bool> {
     let text = read_bounded(&dir.join(layout::MANIFEST), manifest::MAX_BYTES).ok();

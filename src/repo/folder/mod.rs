@@ -73,8 +73,8 @@ fn sync_name(store: &dyn Store, dir: &Path) -> Result<()> {
 pub struct FolderRepository {
     root: PathBuf,
     store: Arc<dyn Store>,
-    /// The opened folder, even if another one is mounted over its path. While it is open, its file
-    /// system cannot be unmounted by accident.
+    /// The opened folder, even if another folder is mounted over its path. While this folder is
+    /// open, its file system cannot be unmounted by accident.
     opened: Option<Arc<File>>,
 }
 

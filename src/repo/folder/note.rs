@@ -1,5 +1,5 @@
-//! Small files that can be replaced. Each contains the digest of its own text. After a crash it has
-//! either its old or its new content.
+//! Small files that can be replaced. Each contains the digest of its own text. After a crash a file
+//! has either its old or its new content.
 
 use std::io;
 use std::path::Path;
@@ -36,7 +36,7 @@ struct Head {
 /// it is damaged.
 ///
 /// # Errors
-/// Permission denied: then nothing is known about its content.
+/// Permission denied: then nothing is known about the file's content.
 pub(super) fn read<T: DeserializeOwned>(
     path: &Path,
     limit: u64,

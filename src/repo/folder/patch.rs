@@ -17,7 +17,8 @@ use crate::repo::FileEntry;
 const MAGIC: &[u8; 8] = b"vmsnapP1";
 const HEADER: usize = CLUSTER as usize;
 const DIGEST: usize = blake3::OUT_LEN;
-/// The longest file that is read, in bytes. It holds more ranges than a merge may free.
+/// The longest file that is read, in bytes. A file of this length holds more ranges than a merge
+/// may free.
 pub(super) const MAX_BYTES: u64 = 128 << 20;
 
 /// The content of the file.
@@ -70,8 +71,8 @@ pub(super) fn path_of(image: &Path) -> PathBuf {
     image.with_file_name(layout::patch(&name))
 }
 
-/// Whether changes are still to be made in the image at this path: a merge has continued it, and it
-/// still has the name from that merge.
+/// Whether changes are still to be made in the image at this path: a merge has continued the image,
+/// which still has the name from that merge.
 pub(super) fn is_due(image: &Path, entry: &FileEntry) -> bool {
     let name = image.file_name().and_then(|name| name.to_str());
     entry.unused.is_some() && name.is_some_and(|name| layout::merge_number(name).is_some())

@@ -43,7 +43,7 @@ pub(super) struct Expected<'a> {
 /// Reads one manifest, or returns the reason why it is not usable.
 ///
 /// # Errors
-/// Permission is denied: only a process with more rights can decide whether it is usable.
+/// Permission is denied: only a process with more rights can decide whether the manifest is usable.
 pub(super) fn read_point(
     dir: &Path,
     expected: &Expected<'_>,
@@ -77,7 +77,7 @@ fn usable(path: &Path, text: &[u8], expected: &Expected<'_>) -> std::result::Res
     for (what, said, expected) in claims {
         if said != expected {
             return Err(Unusable::damaged(format!(
-                "{} is in the wrong place: its {what} is '{}', but '{}' is expected here",
+                "{} is in the wrong folder: its {what} is '{}' instead of '{}'",
                 path.display(),
                 shown(said),
                 shown(expected)
@@ -108,8 +108,8 @@ pub(super) fn file_faults(dir: &Path, manifest: &Manifest) -> Vec<FileFault> {
     manifest.files.iter().filter_map(fault).collect()
 }
 
-/// The fault of a checkpoint's XML, if it has one. It is only reported, because no restore needs
-/// the file.
+/// The fault of a checkpoint's XML, if it has one. Such a fault is only reported, because no
+/// restore needs the file.
 pub(super) fn checkpoint_fault(period_dir: &Path, manifest: &Manifest) -> Option<Finding> {
     let (path, file) = checkpoint_file(period_dir, manifest)?;
     fault_of(&path, file).map(|what| Finding::new(CHECKPOINT_DAMAGED, what))

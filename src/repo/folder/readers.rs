@@ -56,7 +56,7 @@ pub(super) fn share(dir: &Path) -> Result<FolderLock> {
     let locked = take(dir, READER_WAITS, File::try_lock_shared);
     locked.map_err(|error| {
         let waited = READER_WAITS.as_secs();
-        let why = format!("a merge has been replacing files for {waited} s; run again later");
+        let why = format!("a merge is replacing files, and was not done after {waited} s; run again later");
         RepoError::io("read", dir)(io::Error::new(error.kind(), why))
     })
 }

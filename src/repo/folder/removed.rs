@@ -1,6 +1,6 @@
 //! Records in one file of the domain's folder which restore points were removed on purpose, alone
-//! or by a merge. This distinguishes them from lost ones, and identifies their checkpoints that are
-//! still in the domain. The removal of a whole period is not recorded.
+//! or by a merge. The record distinguishes them from lost restore points, and identifies their
+//! checkpoints that are still in the domain. The removal of a whole period is not recorded.
 //!
 //! A restore point is recorded before it is removed, so an entry counts only if the restore point
 //! is missing.

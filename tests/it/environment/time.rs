@@ -82,7 +82,7 @@ fn clock_set_back_deletes_no_period() {
     lab.at("2026-11-20T02:00:00+01:00[Europe/Berlin]");
     let outcome = lab.backup_with("vm1", &Lab::pruning()).expect("a backup");
     match outcome.prune {
-        Some(PruneOutcome::Kept(why)) => assert!(why.contains("the clock is wrong"), "{why}"),
+        Some(PruneOutcome::Kept(why)) => assert!(why.contains("the clock is or was wrong"), "{why}"),
         other => panic!("October is gone: {other:?}"),
     }
     assert_unchanged(&before, &kept_files(&lab.root()), "set back");

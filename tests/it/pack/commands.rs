@@ -173,7 +173,7 @@ fn repository_is_described_without_its_key() {
     let created = stage.run(&["init", &stage.pack(), "--passphrase-file", &passphrase]);
     assert_eq!(created.status.code(), Some(0), "{created:?}");
     assert!(
-        stdout(&created).contains("cannot back up into it yet"),
+        stdout(&created).contains("cannot back up into this repository yet"),
         "{created:?}"
     );
     let info = stage.run(&["repository", "info", &stage.pack()]);

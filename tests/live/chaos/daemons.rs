@@ -95,7 +95,11 @@ fn do_what_is_said_of_a_lost_qemu(chaos: &mut Chaos, lost: u32) {
         "is in use: process {lost} (qemu-system-x86, guest {}) has it open",
         name
     );
-    for words in [users.as_str(), "libvirtd has lost it", "end it with `kill`"] {
+    for words in [
+        users.as_str(),
+        "libvirtd has lost it",
+        "end the QEMU process with `kill`",
+    ] {
         assert!(refused.stderr.contains(words), "{words}: {refused:#?}");
     }
     chaos.take_stock();

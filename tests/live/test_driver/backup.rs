@@ -30,7 +30,7 @@ fn failures_stop_no_other_domain_and_are_summarised() {
     assert!(finished.stdout.starts_with("good: full backup "), "{finished:#?}");
     let summary = finished
         .stderr
-        .split("vmsnap: 2 of 3 failed:\n")
+        .split("vmsnap: 2 of 3 domains failed:\n")
         .nth(1)
         .expect("a summary");
     assert!(

@@ -170,7 +170,7 @@ fn failures_are_named_again_at_the_end() {
     assert!(finished.stdout.ends_with(VM1), "{}", finished.stdout);
     let (_, summary) = finished
         .stderr
-        .split_once("vmsnap: 2 of 3 failed:\n")
+        .split_once("vmsnap: 2 of 3 domains failed:\n")
         .expect("a summary");
     let summary = lines(summary);
     assert_eq!(summary[0], "  No matching domains found for: gone");

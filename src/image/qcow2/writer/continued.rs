@@ -39,11 +39,11 @@ pub struct Base {
 
 impl Base {
     /// Opens an image to continue it. The numbers are the bytes of data and of zeroes that its
-    /// writer reported. `None` if its format, length or recorded digests do not allow that; it can
-    /// still be copied.
+    /// writer reported. `None` if its format, length or recorded digests do not allow that; the
+    /// image can still be copied.
     ///
     /// # Errors
-    /// If it cannot be read as an image.
+    /// If the file cannot be read as an image.
     pub fn open(
         file: StoredFile,
         path: PathBuf,
@@ -112,8 +112,8 @@ impl Base {
         Ok(())
     }
 
-    /// Returns the entries of the L2 table of this L1 entry, which has this index. The table itself
-    /// becomes free.
+    /// Returns the entries of the L2 table that belongs to the L1 entry with this index; without a
+    /// table all are 0. The place of the table in the file becomes free.
     pub(super) fn take_table(&mut self, index: usize, entry: [u8; 8]) -> Result<Vec<[u8; 8]>> {
         let at = self.image.header().l1_offset + index as u64 * ENTRY_BYTES;
         let place = parse_l1_entry(u64::from_be_bytes(entry), CLUSTER);
@@ -125,8 +125,8 @@ impl Base {
         Ok(self.read(place, CLUSTER)?.as_chunks().0.to_vec())
     }
 
-    /// Releases what an entry of the current L2 table uses, because another one takes its place.
-    /// `guest` is the place of its cluster on the disk.
+    /// Releases the clusters that an entry of the current L2 table uses, because another entry
+    /// replaces it. `guest` is the offset on the disk that the entry maps.
     pub(super) fn release_entry(&mut self, entry: [u8; 8], guest: u64, written: &mut Written) {
         let length = CLUSTER.min(self.disk.saturating_sub(guest));
         let at = self.table + guest % TABLE_SPAN / CLUSTER * ENTRY_BYTES;
@@ -154,8 +154,8 @@ impl Base {
         self.released.extend(clusters);
     }
 
-    /// The places of its refcount blocks, and the last block if the file ends within what that one
-    /// covers.
+    /// The places of the base's refcount blocks, and the content of the last block if the file ends
+    /// within the clusters that this block counts.
     fn counts(&mut self) -> Result<RefCounts> {
         let header = self.image.header();
         let (offset, clusters) = (header.refcount_table_offset, header.refcount_table_clusters);
@@ -272,8 +272,8 @@ impl Qcow2Writer {
         })
     }
 
-    /// Releases the old L1 table and refcounts of the base, and writes the refcount blocks again
-    /// whose counts go down. Returns what has become free.
+    /// Releases the old L1 table and refcounts of the base, and writes those refcount blocks again
+    /// whose counts go down. Returns the ranges of the file that have become free.
     pub(super) fn release_base(&mut self) -> Result<Vec<Range<u64>>> {
         let Some(base) = &mut self.base else {
             return Ok(Vec::new());

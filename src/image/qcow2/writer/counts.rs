@@ -104,8 +104,10 @@ pub(super) fn encoded(block: &[u16]) -> Vec<u8> {
     block.iter().flat_map(|count| count.to_be_bytes()).collect()
 }
 
-/// How many further refcount blocks and how many clusters of refcount table a file needs that has
-/// `before` clusters without them, `taken` blocks among these: they count themselves as well.
+/// How many further refcount blocks, and how many clusters for the refcount table, a file needs.
+///
+/// `before` is the number of clusters of the file without these, and `taken` the number of refcount
+/// blocks among them. The further clusters are counted, too.
 pub(super) fn refcount_clusters(before: u64, taken: u64) -> (u64, u64) {
     let (mut blocks, mut table) = (0, 0);
     loop {

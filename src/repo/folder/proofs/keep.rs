@@ -25,9 +25,9 @@ const ATTEMPTS: usize = 4;
 /// Writes a proof, with at most [`MOST_DAMAGE`] damage notes for each disk and for the files of no
 /// disk. Then removes the older records of the same restore point.
 ///
-/// `known` has the file names of those that existed when the verification started, even if a wrong
-/// clock gave them a later time. What other runs have recorded since then stays. A record that
-/// cannot be removed is no error.
+/// `known` has the file names of the records that existed when the verification started, even if a
+/// wrong clock gave them a later time. What other runs have recorded since then stays. A record
+/// that cannot be removed is no error.
 pub(in crate::repo::folder) fn keep(
     store: &dyn Store,
     domain_dir: &Path,
@@ -133,9 +133,9 @@ fn write(
     Ok(dir)
 }
 
-/// Writes a record completely or not at all. Verifications hold no lock, so another one may write
-/// the same record at the same time: each writes a file of its own. Another run may take that for
-/// a killed run's and remove it, so it is written again.
+/// Writes a record completely or not at all. Verifications hold no lock, so two of them may write
+/// the same record at the same time: each writes a temporary file of its own. Another run may take
+/// this file for that of a killed run and remove it; then the file is written again.
 fn put(store: &dyn Store, path: &Path, text: &[u8]) -> io::Result<()> {
     static WRITTEN: AtomicU64 = AtomicU64::new(0);
     let put = || {
