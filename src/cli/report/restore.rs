@@ -104,7 +104,7 @@ pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
     }
     if let Some(define) = &plan.define {
         let identity = match &define.new_uuid {
-            Some(uuid) => format!("new UUID {uuid}, new MAC addresses"),
+            Some(uuid) => format!("the new UUID {uuid} and new MAC addresses"),
             None => "its old UUID and MAC addresses".to_owned(),
         };
         push_line(

@@ -99,7 +99,7 @@ fn bucket(text: &str) -> std::result::Result<BucketLocation, String> {
     let (scheme, rest) = rest.split_once("://").ok_or_else(|| FORMS.to_owned())?;
     if rest.contains('@') {
         return Err(
-            "credentials do not belong into a location: use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, \
+            "credentials do not belong in a location: use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, \
              or ~/.aws/credentials"
                 .to_owned(),
         );

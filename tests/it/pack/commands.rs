@@ -288,7 +288,7 @@ fn invalid_locations_create_nothing() {
         ("s3:http://s3.example.org/backups", "for this machine only"),
         (
             "s3:https://key:hunter2@host/backups",
-            "do not belong into a location",
+            "do not belong in a location",
         ),
         ("/backups", "is not the location of a pack repository"),
         ("pack:", "the folder is missing"),
