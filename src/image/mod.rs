@@ -34,8 +34,10 @@ mod samples;
 
 pub(crate) use digest::damaged_ranges;
 pub use digest::file_digest;
+pub(crate) use order::Order;
 pub use stored::StoredFile;
 pub(crate) use whole::verify_file;
+pub(crate) use zero::is_zero;
 
 /// The result of functions in this module.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -5,24 +5,24 @@ use crate::model::block::CLUSTER;
 
 /// Checks that blocks come in the disk's order, do not overlap, and fit the disk.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(crate) struct Order {
     size: u64,
     position: u64,
 }
 
 impl Order {
     /// Starts before the first block of a disk of `size` bytes.
-    pub(super) fn new(size: u64) -> Self {
+    pub(crate) fn new(size: u64) -> Self {
         Order { size, position: 0 }
     }
 
     /// The first byte after the last block.
-    pub(super) fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.position
     }
 
     /// Checks a block and moves past it.
-    pub(super) fn accept(&mut self, offset: u64, length: u64) -> Result<()> {
+    pub(crate) fn accept(&mut self, offset: u64, length: u64) -> Result<()> {
         let refuse = |why| Err(Error::Block { offset, length, why });
         let Some(end) = offset.checked_add(length).filter(|&end| end <= self.size) else {
             return refuse("it extends past the end of the disk");

@@ -3,7 +3,7 @@
 use crate::model::block::CLUSTER;
 
 /// Whether all bytes are zero.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     const PROBE: usize = 64;
     let probe = &bytes[..bytes.len().min(PROBE)];
     // A slice that starts with zero and equals itself shifted by one byte is zero throughout. The

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::objects::{ObjectError, ObjectErrorKind};
 
@@ -165,6 +166,21 @@ pub enum PackError {
     /// The system has no random numbers, or a key could not be encrypted.
     #[error("cannot make a key")]
     NoKey(#[source] io::Error),
+    /// A block or record cannot be compressed or encrypted.
+    #[error("cannot seal a block or a record")]
+    Seal(#[source] io::Error),
+    /// The local cache of the index cannot be used.
+    #[error("cannot use the local cache of the index, {}", path.display())]
+    Cache {
+        /// Its file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An earlier failure of the same work, which concerns several of its parts.
+    #[error(transparent)]
+    Earlier(Arc<PackError>),
     /// This program was built without support for object stores.
     #[error("cannot use {location}: this vmsnap was built without support for object stores")]
     #[cfg_attr(
@@ -211,9 +227,12 @@ impl PackError {
             | PackError::Recipient { .. }
             | PackError::Label(_)
             | PackError::Passphrase(_) => PackErrorClass::Usage,
-            PackError::SecretFile { .. } | PackError::Write { .. } | PackError::NoKey(_) => {
-                PackErrorClass::Failed
-            }
+            PackError::SecretFile { .. }
+            | PackError::Write { .. }
+            | PackError::NoKey(_)
+            | PackError::Seal(_)
+            | PackError::Cache { .. } => PackErrorClass::Failed,
+            PackError::Earlier(error) => error.class(),
             PackError::Objects(error) => match error.kind {
                 ObjectErrorKind::Stopped(reason) => PackErrorClass::Stopped(reason),
                 _ => PackErrorClass::Unusable,
@@ -253,6 +272,10 @@ impl PackError {
             PackError::NoObjectStore { .. } => {
                 "use a vmsnap with the feature object-store, or a pack:/DIRECTORY"
             }
+            PackError::Cache { .. } => {
+                "free space there, then run again; the cache can be deleted, vmsnap fills it again"
+            }
+            PackError::Earlier(error) => return error.hint(),
             PackError::Objects(error) => return error.hint(),
             _ => return None,
         })

@@ -14,7 +14,7 @@ mod slot;
 
 pub use lock::SlotOwner;
 pub(crate) use lock::{KeyFault, is_for_passphrase, open};
-pub(crate) use master::MasterKey;
+pub(crate) use master::{DerivedKey, MasterKey, random};
 pub use secret::{IdentityFile, Passphrase, Recipient, Secret};
 pub use slot::{KeySlot, NewSlot, SlotKind, SlotState};
 pub(crate) use slot::{SLOTS, read_file, read_slots, remove_slot, write_slot};

@@ -5,6 +5,7 @@
 //! * `objects`: the seam to the object store.
 //! * `description`: the object that makes a place a repository.
 //! * `keys`: the master key, and the slots that hold it.
+//! * `data`: blocks, packs, the index, and the maps of disks.
 //! * `probe`: finds out how the store handles conditional puts.
 //! * `create`: creates a repository.
 //! * `error`: the errors.
@@ -12,6 +13,11 @@
 //! `docs/pack-format.md` describes the format.
 
 mod create;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "backups into pack repositories will use it")
+)]
+mod data;
 mod description;
 pub(crate) mod error;
 mod keys;

@@ -89,10 +89,14 @@ impl MasterKey {
         text
     }
 
+    /// The key of seals.
+    pub(crate) fn seals(&self) -> DerivedKey {
+        self.derive(context::SEALS)
+    }
+
     /// The seal of a text: its keyed BLAKE3 in hexadecimal digits.
     pub(crate) fn seal(&self, text: &[u8]) -> String {
-        let key = self.derive(context::SEALS);
-        blake3::keyed_hash(&key, text).to_hex().to_string()
+        blake3::keyed_hash(&self.seals(), text).to_hex().to_string()
     }
 
     fn derive(&self, context: &str) -> DerivedKey {

@@ -47,11 +47,19 @@ const RETRIES_END: Duration = Duration::from_secs(40);
 /// The most tries after the first one.
 const RETRIES: usize = 5;
 
+/// A call about more bytes than this is a large one.
+const LARGE: usize = 1 << 20;
+
+/// The longest time for one try of a large call. Its limit is usually shorter.
+const LARGE_TRY: Duration = Duration::from_secs(15 * 60);
+
 /// Objects below a prefix of a bucket.
 pub(crate) struct S3Objects {
     location: String,
     prefix: String,
     bucket: AmazonS3,
+    /// The same for large calls, which take longer on a slow line.
+    large: AmazonS3,
     /// Present until the drop.
     runtime: Option<Runtime>,
 }
@@ -79,8 +87,13 @@ impl S3Objects {
         }
         // A provider that another part of the program has installed is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let built = builder(location, settings).build();
-        let bucket = built.map_err(|error| unusable(ObjectErrorKind::Failed, Some(error.to_string())))?;
+        let builder = builder(location, settings);
+        let build = |longest_try, retries_end| {
+            let built = with_times(builder.clone(), location, longest_try, retries_end).build();
+            built.map_err(|error| unusable(ObjectErrorKind::Failed, Some(error.to_string())))
+        };
+        let bucket = build(TRY, RETRIES_END)?;
+        let large = build(LARGE_TRY, LARGE_TRY)?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("s3")
@@ -91,8 +104,14 @@ impl S3Objects {
             location: location.to_string(),
             prefix: location.prefix.clone(),
             bucket,
+            large,
             runtime: Some(runtime),
         })
+    }
+
+    /// The bucket for a call about this many bytes.
+    fn bucket_for(&self, bytes: usize) -> &AmazonS3 {
+        if bytes > LARGE { &self.large } else { &self.bucket }
     }
 
     fn path(&self, name: &ObjectName) -> Path {
@@ -161,7 +180,12 @@ impl From<CallFailure> for ObjectError {
     }
 }
 
-fn builder(location: &BucketLocation, settings: Settings) -> AmazonS3Builder {
+fn with_times(
+    builder: AmazonS3Builder,
+    location: &BucketLocation,
+    longest_try: Duration,
+    retries_end: Duration,
+) -> AmazonS3Builder {
     let is_plain = location
         .endpoint
         .as_ref()
@@ -169,19 +193,21 @@ fn builder(location: &BucketLocation, settings: Settings) -> AmazonS3Builder {
     let client = ClientOptions::new()
         .with_allow_http(is_plain)
         .with_connect_timeout(CONNECT)
-        .with_timeout(TRY);
+        .with_timeout(longest_try);
     let retry = RetryConfig {
         backoff: BackoffConfig::default(),
         max_retries: RETRIES,
-        retry_timeout: RETRIES_END,
+        retry_timeout: retries_end,
     };
+    builder.with_client_options(client).with_retry(retry)
+}
+
+fn builder(location: &BucketLocation, settings: Settings) -> AmazonS3Builder {
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(&location.bucket)
         .with_region(settings.region)
         .with_conditional_put(S3ConditionalPut::ETagMatch)
-        .with_disable_bulk_delete(true)
-        .with_client_options(client)
-        .with_retry(retry);
+        .with_disable_bulk_delete(true);
     if let Some(endpoint) = &location.endpoint {
         builder = builder.with_endpoint(endpoint);
     }
@@ -215,7 +241,8 @@ impl ObjectStore for S3Objects {
     fn get(&self, name: &ObjectName, most: u64, limit: &WaitLimit) -> ObjectResult<Vec<u8>> {
         let path = self.path(name);
         let read = async {
-            let found = self.bucket.get_opts(&path, Default::default()).await?;
+            let bucket = self.bucket_for(usize::try_from(most).unwrap_or(usize::MAX));
+            let found = bucket.get_opts(&path, Default::default()).await?;
             match found.meta.size > most {
                 true => Ok(None),
                 false => found.bytes().await.map(Some),
@@ -237,7 +264,12 @@ impl ObjectStore for S3Objects {
         }
         let path = self.path(name);
         let length = range.end - range.start;
-        let content = self.call("read", name.as_str(), limit, self.bucket.get_range(&path, range))?;
+        let content = self.call(
+            "read",
+            name.as_str(),
+            limit,
+            self.bucket_for(length as usize).get_range(&path, range),
+        )?;
         match content.len() as u64 == length {
             true => Ok(Vec::from(content)),
             false => {
@@ -255,7 +287,7 @@ impl ObjectStore for S3Objects {
             "write",
             name.as_str(),
             limit,
-            self.bucket.put_opts(&path, payload, options),
+            self.bucket_for(content.len()).put_opts(&path, payload, options),
         ) {
             Ok(_) => Ok(PutResult::Created),
             Err(failure) if failure.exists => Ok(PutResult::Existed),

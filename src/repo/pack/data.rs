@@ -1,0 +1,365 @@
+//! The data of a pack repository: blocks in packs, the index that finds them, and the maps of
+//! disks.
+//!
+//! A block has an id that depends on its bytes, so equal blocks are stored once. Sealed blocks lie
+//! one after another in packs. Index objects list the packs with their blocks; a local cache holds
+//! what they say. The map of a disk is a tree of pages, which are blocks themselves: the id of its
+//! root stands for the whole disk.
+//!
+//! * `id`: ids of blocks and packs.
+//! * `bytes`: reads numbers from bytes of unknown content.
+//! * `sealer`: compresses, encrypts and checks blocks and records.
+//! * `table`: tables and trailers of packs, and index records.
+//! * `retry`: repeats calls of the store.
+//! * `cache`: the local cache of the index.
+//! * `index`: where blocks are.
+//! * `packer`: collects blocks in packs, and uploads them.
+//! * `blocks`: reads blocks.
+//! * `page`, `leaf`: the pages of a map.
+//! * `tree`: reads a map.
+//! * `disk`: reads a disk with random access.
+//! * `source`: reads a disk from front to back.
+//! * `sink`: writes a disk.
+//! * `check`: checks a disk.
+
+mod blocks;
+mod bytes;
+mod cache;
+mod check;
+mod disk;
+mod id;
+mod index;
+mod leaf;
+mod packer;
+mod page;
+mod retry;
+mod sealer;
+mod sink;
+mod source;
+mod table;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+use std::error::Error as StdError;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::description::{Cipher, Sizes};
+use super::error::{PackError, PackErrorClass, Result};
+use super::keys::MasterKey;
+use super::objects::{ObjectErrorKind, ObjectName, ObjectStore};
+use crate::model::block::{BlockError, BlockErrorKind, BlockSink, BlockSource};
+use crate::model::buffer::BufferPool;
+use crate::model::compression::Compression;
+use crate::model::stop::Stop;
+use crate::repo::disk::DiskReader;
+
+pub(crate) use check::{DiskFault, PackList};
+pub(crate) use id::BlockId;
+
+use blocks::Blocks;
+use disk::PackDisk;
+use index::Index;
+use packer::{Packer, Shelf};
+use page::{LARGEST_DISK, LARGEST_PAGE};
+use sealer::{LARGEST_RECORD, Sealer};
+use sink::{DiskSink, SinkContext};
+use source::DiskSource;
+use tree::{Tree, TreeContext};
+
+/// Facts about a repository that its data needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DataFacts<'a> {
+    /// The id of the repository, a UUID.
+    pub(crate) id: &'a str,
+    /// The sizes that its writers use.
+    pub(crate) sizes: Sizes,
+    /// How it is encrypted.
+    pub(crate) cipher: Cipher,
+}
+
+/// The data of a repository. Clones share everything.
+///
+/// Memory: 64 MiB of the cache of the index, and while something is written 104 MiB of packs; each
+/// sink and each source takes some more.
+#[derive(Clone)]
+pub(crate) struct Data(Arc<Shared>);
+
+struct Shared {
+    objects: Arc<dyn ObjectStore>,
+    sizes: Sizes,
+    sealer: Arc<Sealer>,
+    index: Arc<Index>,
+    blocks: Arc<Blocks>,
+    packer: Arc<Packer>,
+}
+
+impl Data {
+    /// Opens the data of a repository. [`Data::refresh`] has to follow.
+    ///
+    /// The cache of the index is a file in `cache`. Without a usable folder, or while another
+    /// process uses the file, it is a temporary file, which has to be filled from the store. `stop`
+    /// ends all uploads.
+    ///
+    /// # Errors
+    /// No cache can be created.
+    pub(crate) fn open(
+        objects: Arc<dyn ObjectStore>,
+        facts: &DataFacts<'_>,
+        key: &MasterKey,
+        cache: Option<&Path>,
+        stop: &Stop,
+    ) -> Result<Data> {
+        let sealer = Arc::new(Sealer::new(key, facts.cipher));
+        Data::with_sealer(objects, facts, sealer, cache, stop)
+    }
+
+    fn with_sealer(
+        objects: Arc<dyn ObjectStore>,
+        facts: &DataFacts<'_>,
+        sealer: Arc<Sealer>,
+        cache: Option<&Path>,
+        stop: &Stop,
+    ) -> Result<Data> {
+        let largest = LARGEST_PAGE.max(facts.sizes.block_bytes as usize);
+        let index = Arc::new(Index::open(&objects, &sealer, facts.id, cache, largest)?);
+        let packer = Packer::new(&objects, &sealer, &index, facts.sizes.pack_bytes, stop);
+        Ok(Data(Arc::new(Shared {
+            sizes: facts.sizes,
+            blocks: Arc::new(Blocks::new(&objects, &sealer, &index)),
+            packer: Arc::new(packer),
+            objects,
+            sealer,
+            index,
+        })))
+    }
+
+    /// Brings the cache of the index up to date with the store. It has to be called before anything
+    /// is read or written. Damaged index objects are passed over ([`Data::damaged_index`]).
+    ///
+    /// # Errors
+    /// The store fails, or the cache cannot be written.
+    pub(crate) fn refresh(&self, stop: &Stop) -> Result<()> {
+        self.0.index.refresh(stop)
+    }
+
+    /// The names of index objects that were found to be damaged. Everything can be read without
+    /// them, because packs have tables of their own. They only cost time, and can be deleted.
+    pub(crate) fn damaged_index(&self) -> Vec<String> {
+        self.0.index.damaged_objects()
+    }
+
+    /// Stores bytes as blocks. They can be read after the next [`Data::flush`].
+    ///
+    /// # Errors
+    /// An upload has failed, or a stop was requested.
+    pub(crate) fn put(&self, bytes: &[u8], stop: &Stop) -> Result<Vec<BlockId>> {
+        let shared = &self.0;
+        let mut zstd = sealer::compressor(Compression::default()).map_err(PackError::Seal)?;
+        let mut ids = Vec::new();
+        for block in bytes.chunks(shared.sizes.block_bytes as usize) {
+            let id = shared.sealer.id(block);
+            if shared.index.find(&id)?.is_none() {
+                let sealed = shared.sealer.seal_block(&id, block, zstd.as_mut());
+                let sealed = sealed.map_err(PackError::Seal)?.bytes;
+                shared.packer.add(Shelf::Data, id, &sealed, block.len(), stop)?;
+            }
+            ids.push(id);
+        }
+        Ok(ids)
+    }
+
+    /// Reads blocks with at most `most` bytes together, one after another.
+    ///
+    /// # Errors
+    /// [`PackError::Damaged`] if a block is damaged or missing, or the blocks are larger; others if
+    /// the store fails.
+    pub(crate) fn get(&self, ids: &[BlockId], most: u64, stop: &Stop) -> Result<Vec<u8>> {
+        let blocks = &self.0.blocks;
+        let mut total = 0;
+        for id in ids {
+            total += u64::from(blocks.locate(id, stop)?.plain);
+            if total > most {
+                return Err(PackError::Damaged {
+                    location: self.0.objects.location(),
+                    object: format!("block {id}"),
+                    why: format!("it is part of a file of more than {most} bytes"),
+                });
+            }
+        }
+        let mut bytes = Vec::new();
+        for id in ids {
+            bytes.extend(blocks.read(id, stop)?);
+        }
+        Ok(bytes)
+    }
+
+    /// Begins a disk of `size` bytes. With a parent, given by its root and its size, everything
+    /// that is not written stays as in the parent. In [`crate::model::block::Written`], `blake3` is
+    /// the id of the root, and `file_bytes` is the number of bytes that this disk added to packs.
+    ///
+    /// # Errors
+    /// The parent cannot be read, or no thread can be started.
+    pub(crate) fn sink(
+        &self,
+        size: u64,
+        parent: Option<(BlockId, u64)>,
+        compression: Compression,
+        stop: Stop,
+    ) -> Result<Box<dyn BlockSink>> {
+        if size > LARGEST_DISK {
+            let why = format!("a disk has more than {LARGEST_DISK} bytes");
+            return Err(PackError::Seal(std::io::Error::other(why)));
+        }
+        let parent = match parent {
+            Some((root, size)) => Some(self.open_disk(root, size, stop.clone())?),
+            None => None,
+        };
+        let context = SinkContext {
+            sealer: Arc::clone(&self.0.sealer),
+            packer: Arc::clone(&self.0.packer),
+            blocks: Arc::clone(&self.0.blocks),
+            block_bytes: self.0.sizes.block_bytes,
+            compression,
+            stop,
+        };
+        Ok(Box::new(DiskSink::new(context, size, parent)?))
+    }
+
+    /// Opens a disk for random access.
+    ///
+    /// # Errors
+    /// Its root is damaged or missing, or the store fails.
+    pub(crate) fn disk(&self, root: BlockId, size: u64, stop: Stop) -> Result<Arc<dyn DiskReader>> {
+        Ok(self.open_disk(root, size, stop)?)
+    }
+
+    fn open_disk(&self, root: BlockId, size: u64, stop: Stop) -> Result<Arc<PackDisk>> {
+        Ok(Arc::new(PackDisk::new(self.open_tree(root, size, stop)?)))
+    }
+
+    fn open_tree(&self, root: BlockId, size: u64, stop: Stop) -> Result<Arc<Tree>> {
+        let context = TreeContext {
+            blocks: Arc::clone(&self.0.blocks),
+            location: self.0.objects.location(),
+            block_bytes: self.0.sizes.block_bytes,
+        };
+        Ok(Arc::new(Tree::open(&context, root, size, stop)?))
+    }
+
+    /// Opens a disk for reading from front to back. The blocks cover all of it. Every block is
+    /// checked before it is handed out.
+    ///
+    /// # Errors
+    /// As [`Data::disk`].
+    pub(crate) fn source(
+        &self,
+        root: BlockId,
+        size: u64,
+        pool: BufferPool,
+        stop: Stop,
+    ) -> Result<Box<dyn BlockSource>> {
+        let disk = self.open_disk(root, size, stop)?;
+        Ok(Box::new(DiskSource::new(disk, pool)?))
+    }
+
+    /// The packs that exist, for [`Data::check_disk`].
+    ///
+    /// # Errors
+    /// The store fails.
+    pub(crate) fn packs(&self, stop: &Stop) -> Result<PackList> {
+        PackList::read(self.0.objects.as_ref(), stop)
+    }
+
+    /// Checks that everything that a disk needs is there, and with `deep` that it is unchanged.
+    /// Reports faults, at most [`check::MOST_FAULTS`] of them.
+    ///
+    /// # Errors
+    /// The store fails, or a stop was requested.
+    pub(crate) fn check_disk(
+        &self,
+        root: BlockId,
+        size: u64,
+        packs: &PackList,
+        deep: bool,
+        stop: &Stop,
+        report: &mut dyn FnMut(DiskFault),
+    ) -> Result<()> {
+        let tree = match self.open_tree(root, size, stop.clone()) {
+            Ok(tree) => tree,
+            Err(error) => return check::report_damage(error, 0..size, report),
+        };
+        check::check(&tree, packs, deep, report)
+    }
+
+    /// Uploads everything that was stored so far, and lists it in the index. Afterwards a record
+    /// may refer to the blocks. After an error, the blocks of this `Data` are lost: open another
+    /// one.
+    ///
+    /// # Errors
+    /// An upload has failed, or a stop was requested.
+    pub(crate) fn flush(&self, stop: &Stop) -> Result<()> {
+        self.0.packer.flush(stop)
+    }
+
+    /// Seals a record for the object with this name.
+    ///
+    /// # Errors
+    /// It has more than 64 MiB, or the system gives no random numbers.
+    pub(crate) fn seal_record(&self, name: &ObjectName, bytes: &[u8]) -> Result<Vec<u8>> {
+        let sealed = self.0.sealer.seal_record(name, bytes);
+        sealed.map_err(PackError::Seal)
+    }
+
+    /// Opens the record in the object with this name.
+    ///
+    /// # Errors
+    /// [`PackError::Damaged`] if it was changed, or belongs to another object or repository.
+    pub(crate) fn open_record(&self, name: &ObjectName, object: &[u8]) -> Result<Vec<u8>> {
+        let opened = self.0.sealer.open_record(name, object.to_vec(), LARGEST_RECORD);
+        opened.map_err(|why| PackError::Damaged {
+            location: self.0.objects.location(),
+            object: name.to_string(),
+            why: why.to_owned(),
+        })
+    }
+}
+
+/// The error of a disk.
+fn block_error(error: PackError) -> BlockError {
+    let kind = match error.class() {
+        PackErrorClass::Stopped(_) => return BlockError::stopped(),
+        PackErrorClass::Damaged => BlockErrorKind::Damaged,
+        _ => match object_kind(&error) {
+            Some(ObjectErrorKind::NoSpace) => BlockErrorKind::NoSpace,
+            Some(ObjectErrorKind::TimedOut(_)) => BlockErrorKind::Lost,
+            _ => BlockErrorKind::Io,
+        },
+    };
+    BlockError {
+        kind,
+        what: error.to_string(),
+        source: source_of(error),
+    }
+}
+
+/// What an error was caused by. Its own message is already part of the error of the disk.
+fn source_of(error: PackError) -> Option<Box<dyn StdError + Send + Sync>> {
+    match error {
+        PackError::Objects(error) => error.source,
+        PackError::Cache { source, .. } => Some(source),
+        PackError::Seal(source) => Some(Box::new(source)),
+        PackError::Earlier(error) => source_of(Arc::into_inner(error)?),
+        _ => None,
+    }
+}
+
+fn object_kind(error: &PackError) -> Option<&ObjectErrorKind> {
+    match error {
+        PackError::Objects(error) => Some(&error.kind),
+        PackError::Earlier(error) => object_kind(error),
+        _ => None,
+    }
+}

@@ -1,0 +1,226 @@
+//! Reads blocks: from their packs, through a small cache, and checked.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::cache::Place;
+use super::id::{BlockId, PackId};
+use super::index::Index;
+use super::retry::{limit, retry};
+use super::sealer::Sealer;
+use crate::model::stop::Stop;
+use crate::repo::pack::error::{PackError, Result};
+use crate::repo::pack::objects::{ObjectErrorKind, ObjectStore};
+
+/// The longest range that is read with one request, in bytes.
+const LONGEST_RANGE: u64 = 8 << 20;
+
+/// The longest gap between two blocks that is read with them, in bytes.
+const LONGEST_GAP: u64 = 64 << 10;
+
+/// The plain bytes of a block.
+pub(super) type Plain = Arc<Vec<u8>>;
+
+/// Reads blocks.
+pub(super) struct Blocks {
+    objects: Arc<dyn ObjectStore>,
+    sealer: Arc<Sealer>,
+    pub(super) index: Arc<Index>,
+}
+
+/// A block with its place.
+pub(super) type Located = (BlockId, Place);
+
+impl Blocks {
+    pub(super) fn new(objects: &Arc<dyn ObjectStore>, sealer: &Arc<Sealer>, index: &Arc<Index>) -> Blocks {
+        Blocks {
+            objects: Arc::clone(objects),
+            sealer: Arc::clone(sealer),
+            index: Arc::clone(index),
+        }
+    }
+
+    /// Where a block is.
+    ///
+    /// # Errors
+    /// [`PackError::Damaged`] if no pack has it; others if the store fails.
+    pub(super) fn locate(&self, id: &BlockId, stop: &Stop) -> Result<Place> {
+        let found = self.index.find_needed(id, stop)?;
+        found.ok_or_else(|| PackError::Damaged {
+            location: self.objects.location(),
+            object: format!("block {id}"),
+            why: "no pack has it".to_owned(),
+        })
+    }
+
+    /// Whether these are the bytes of the block with this id.
+    pub(super) fn is_block(&self, id: &BlockId, bytes: &[u8]) -> bool {
+        self.sealer.id(bytes) == *id
+    }
+
+    /// Reads one block.
+    ///
+    /// # Errors
+    /// [`PackError::Damaged`] if the block is damaged or missing; others if the store fails.
+    pub(super) fn read(&self, id: &BlockId, stop: &Stop) -> Result<Vec<u8>> {
+        let place = self.locate(id, stop)?;
+        self.read_at(id, &place, stop)
+    }
+
+    fn read_at(&self, id: &BlockId, place: &Place, stop: &Stop) -> Result<Vec<u8>> {
+        let sealed = self.fetch(place.pack, range(place), stop);
+        let sealed = sealed.map_err(|error| self.named(error, id, place.pack))?;
+        self.open(id, place, sealed)
+    }
+
+    /// Reads blocks. Blocks that lie next to each other in a pack are read with one request. The
+    /// answers have the order of the blocks.
+    pub(super) fn read_all(&self, blocks: &[Located], stop: &Stop) -> Vec<Result<Plain>> {
+        let mut order: Vec<usize> = (0..blocks.len()).collect();
+        order.sort_by_key(|number| (blocks[*number].1.pack, blocks[*number].1.offset));
+        let mut answers: Vec<Option<Result<Plain>>> = blocks.iter().map(|_| None).collect();
+        let mut rest = &order[..];
+        while let Some(first) = rest.first() {
+            let first = &blocks[*first].1;
+            let mut whole = range(first);
+            let mut count = 1;
+            for number in &rest[1..] {
+                let next = &blocks[*number].1;
+                let end = whole.end.max(range(next).end);
+                let is_near = next.pack == first.pack && range(next).start <= whole.end + LONGEST_GAP;
+                if !is_near || end - whole.start > LONGEST_RANGE {
+                    break;
+                }
+                whole.end = end;
+                count += 1;
+            }
+            let (group, others) = rest.split_at(count);
+            self.read_group(blocks, group, whole, stop, &mut answers);
+            rest = others;
+        }
+        let missing = || Err(self.missing_answer());
+        answers
+            .into_iter()
+            .map(|answer| answer.unwrap_or_else(missing))
+            .collect()
+    }
+
+    fn read_group(
+        &self,
+        blocks: &[Located],
+        group: &[usize],
+        whole: Range<u64>,
+        stop: &Stop,
+        answers: &mut [Option<Result<Plain>>],
+    ) {
+        let pack = blocks[group[0]].1.pack;
+        let fetched = match group.len() {
+            1 => None,
+            // If it fails, each block is read alone, so that the error concerns the right ones.
+            _ => self.fetch(pack, whole.clone(), stop).ok(),
+        };
+        for number in group {
+            let (id, place) = &blocks[*number];
+            let of_group = fetched.as_ref().and_then(|bytes| {
+                let start = (range(place).start - whole.start) as usize;
+                bytes.get(start..start + place.stored as usize)
+            });
+            let read = match of_group {
+                Some(sealed) => self.open(id, place, sealed.to_vec()),
+                None => self.read_at(id, place, stop),
+            };
+            answers[*number] = Some(read.map(Arc::new));
+        }
+    }
+
+    fn fetch(&self, pack: PackId, range: Range<u64>, stop: &Stop) -> Result<Vec<u8>> {
+        let name = pack.name().map_err(PackError::Seal)?;
+        let bytes = range.end - range.start;
+        let read = retry(stop, || {
+            self.objects.get_range(&name, range.clone(), &limit(bytes, stop))
+        });
+        Ok(read?)
+    }
+
+    fn open(&self, id: &BlockId, place: &Place, sealed: Vec<u8>) -> Result<Vec<u8>> {
+        let opened = self.sealer.open_block(id, sealed, place.plain as usize);
+        opened.map_err(|why| self.damaged(id, place.pack, why))
+    }
+
+    /// A missing or short pack is damage.
+    fn named(&self, error: PackError, id: &BlockId, pack: PackId) -> PackError {
+        match &error {
+            PackError::Objects(of_store) => match of_store.kind {
+                ObjectErrorKind::NotFound => self.damaged(id, pack, "the pack is missing"),
+                ObjectErrorKind::TooShort => self.damaged(id, pack, "the pack is too short"),
+                _ => error,
+            },
+            _ => error,
+        }
+    }
+
+    /// The error about a block in a pack.
+    pub(super) fn damaged(&self, id: &BlockId, pack: PackId, why: &str) -> PackError {
+        PackError::Damaged {
+            location: self.objects.location(),
+            object: pack.text(),
+            why: format!("block {id} cannot be read: {why}"),
+        }
+    }
+
+    fn missing_answer(&self) -> PackError {
+        PackError::Seal(std::io::Error::other("a block was not read"))
+    }
+}
+
+/// The bytes of a block in its pack.
+fn range(place: &Place) -> Range<u64> {
+    let start = u64::from(place.offset);
+    start..start + u64::from(place.stored)
+}
+
+/// The blocks that were read last, of a limited size.
+#[derive(Debug)]
+pub(super) struct BlockCache {
+    most: usize,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    blocks: HashMap<BlockId, Plain>,
+    order: VecDeque<BlockId>,
+    bytes: usize,
+}
+
+impl BlockCache {
+    /// A cache of at most this many bytes. It always holds the last block.
+    pub(super) fn new(most: usize) -> BlockCache {
+        BlockCache {
+            most,
+            held: Mutex::default(),
+        }
+    }
+
+    pub(super) fn get(&self, id: &BlockId) -> Option<Plain> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.blocks.get(id).cloned()
+    }
+
+    pub(super) fn put(&self, id: BlockId, block: &Plain) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.blocks.insert(id, Arc::clone(block)).is_some() {
+            return;
+        }
+        held.bytes += block.len();
+        held.order.push_back(id);
+        while held.bytes > self.most && held.order.len() > 1 {
+            let Some(oldest) = held.order.pop_front() else {
+                return;
+            };
+            let bytes = held.blocks.remove(&oldest).map_or(0, |block| block.len());
+            held.bytes -= bytes;
+        }
+    }
+}
