@@ -7,6 +7,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 mod backup;
+mod copy;
 mod init;
 mod keep;
 mod key;
@@ -20,9 +21,12 @@ mod status;
 mod verify;
 
 pub use backup::BackupArgs;
+pub use copy::CopyArgs;
 pub use init::{InfoArgs, InitArgs, RepositoryCommand, RepositoryCommandArgs};
 pub use keep::KeepArgs;
-pub use key::{KeyAddArgs, KeyArgs, KeyCommand, KeyExportArgs, KeyListArgs, KeyRemoveArgs, OpenerArgs};
+pub use key::{
+    KeyAddArgs, KeyArgs, KeyCommand, KeyExportArgs, KeyListArgs, KeyRemoveArgs, OpenerArgs, SecretArgs,
+};
 pub use list::ListArgs;
 pub use pin::{PinArgs, PinnedArgs, UnpinArgs};
 pub use prune::PruneArgs;
@@ -94,6 +98,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Remove the restore points that a policy does not keep; needs no hypervisor
     Prune(PruneArgs),
+    /// Copy restore points to another repository of any kind; needs no hypervisor
+    Copy(CopyArgs),
     /// Pin a restore point, so that it is not removed
     Pin(PinArgs),
     /// Unpin a restore point
@@ -104,7 +110,7 @@ pub enum Command {
     /// backup
     Scrub(ScrubArgs),
     /// Create a pack repository: in an object store or a folder, for encrypted and deduplicated
-    /// backups; this version cannot back up into such a repository yet
+    /// backups
     Init(InitArgs),
     /// List, add, remove or export the keys of a pack repository
     Key(KeyArgs),

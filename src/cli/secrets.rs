@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
 
-use super::args::OpenerArgs;
+use super::args::SecretArgs;
 use crate::model::stop::{Stop, StopReason};
 use crate::ops::init::Passphrase;
 use crate::ops::key::{IdentityFile, Opener, Secret, done, read_recovery_file};
-use crate::ops::{Cause, Error, Result};
+use crate::ops::{Cause, Error, HostFolders, Result};
 
 /// The variable with the path of a file with a passphrase.
 const PASSPHRASE_FILE: &str = "VMSNAP_PASSPHRASE_FILE";
@@ -23,12 +23,8 @@ const LONGEST: usize = 1024;
 
 /// What opens a repository: the secret in the file that a switch or else the environment names, or
 /// a passphrase that the user types now.
-pub(super) fn opener(args: &OpenerArgs, stop: &Stop) -> Result<Opener> {
-    let recovery = args
-        .recovery_file
-        .as_deref()
-        .map(read_recovery_file)
-        .transpose()?;
+pub(super) fn opener(args: &SecretArgs, recovery: Option<&Path>, stop: &Stop) -> Result<Opener> {
+    let recovery = recovery.map(read_recovery_file).transpose()?;
     let passphrase = |path: &Path| done(Passphrase::read(path)).map(Secret::Passphrase);
     let identities = |path: &Path| done(IdentityFile::read(path)).map(Secret::Identities);
     let secret = match (&args.passphrase_file, &args.identity_file) {
@@ -70,6 +66,13 @@ pub(super) fn new_passphrase(path: Option<&Path>, otherwise: &str, stop: &Stop) 
     };
     done(passphrase.check_new())?;
     Ok(passphrase)
+}
+
+/// The folders in which this host keeps its own files about pack repositories.
+pub(super) fn host_folders() -> HostFolders {
+    HostFolders::of_environment(rustix::process::geteuid().is_root(), |name| {
+        std::env::var_os(name)
+    })
 }
 
 /// The file of a passphrase that the environment names.

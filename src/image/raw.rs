@@ -46,7 +46,7 @@ impl Target {
 
 /// Writes blocks as a raw disk.
 pub struct RawWriter {
-    /// `None` after the end.
+    /// `None` once it is finished.
     target: Option<Target>,
     path: PathBuf,
     size: u64,

@@ -173,7 +173,8 @@ pub trait ImageFile: Send {
 pub enum BlockErrorKind {
     /// A stop was requested.
     Stopped,
-    /// The NBD server cannot be reached, went away, or did not answer before the deadline.
+    /// The NBD server or the object store cannot be reached, went away, refuses access, or did not
+    /// answer before the deadline.
     Lost,
     /// A reply of the NBD server is invalid, an image needs an unsupported feature, or the request
     /// does not fit the image.

@@ -27,6 +27,9 @@ pub struct KeptPoint {
     pub missed_writes: Vec<MissedWrite>,
     /// Its pin, if it has one.
     pub pin: Option<Pin>,
+    /// Whether its incremental disks need their parents. A complete restore point holds all of its
+    /// disks by itself, and its parents only record how it was made.
+    pub needs_parents: bool,
 }
 
 impl KeptPoint {
@@ -232,8 +235,8 @@ impl Chains {
     }
 
     /// The newest chain of a period, newest first: its restore points of this domain from the
-    /// newest down to the first that depends on no other. The chain may continue in earlier
-    /// periods.
+    /// newest down to the first that was made without a parent. The chain may continue in earlier
+    /// periods. Of complete restore points some may have been removed.
     pub(crate) fn newest_chain<'a>(&'a self, uuid: &str, period: &str) -> Vec<&'a KeptPoint> {
         let mut chain: Vec<&KeptPoint> = Vec::new();
         let is_of_period = |kept: &&KeptPoint| kept.point.period == *period && kept.point.uuid == *uuid;
@@ -257,6 +260,14 @@ impl Chains {
         std::iter::successors(self.get(id), parent).take(self.points.len())
     }
 
+    /// The restore points on which the disks of this one depend, each with the disk. A complete
+    /// restore point depends on none.
+    pub(crate) fn parents<'a>(&self, point: &'a RestorePoint) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let needs_parents = self.get(&point.id).is_none_or(|kept| kept.needs_parents);
+        let disks = point.disks.iter().filter(move |_| needs_parents);
+        disks.filter_map(|disk| Some((disk.target.as_str(), disk.parent.as_deref()?)))
+    }
+
     /// The newest restore point, copies included.
     pub fn latest(&self) -> Option<&KeptPoint> {
         self.points.last()
@@ -277,7 +288,8 @@ impl Chains {
         Ok(line)
     }
 
-    /// The restore point on which this disk of `kept` depends; `None` if it is full.
+    /// The restore point on which this disk of `kept` depends; `None` if the disk is full, or if
+    /// `kept` is complete.
     ///
     /// # Errors
     /// A sentence that says why this disk of `kept` cannot be read, or why `kept` was not made on
@@ -291,6 +303,9 @@ impl Chains {
         // Faults of other files do not matter for this disk.
         if let Some(fault) = kept.faults.iter().find(|fault| fault.file == disk.image) {
             return Err(fault.what.clone());
+        }
+        if !kept.needs_parents {
+            return Ok(None);
         }
         match (disk.level, &disk.parent) {
             (Level::Full, None) => Ok(None),
@@ -312,7 +327,7 @@ impl Chains {
         let line = self.lineage(id, target).ok()?;
         let is_child = |kept: &&KeptPoint, parent: &KeptPoint| {
             let disk = kept.point.disk(target);
-            disk.is_some_and(|disk| disk.parent.as_ref() == Some(&parent.point.id))
+            kept.needs_parents && disk.is_some_and(|disk| disk.parent.as_ref() == Some(&parent.point.id))
         };
         line.into_iter().find_map(|parent| {
             let mut children = self.points.iter().filter(|kept| is_child(kept, parent));

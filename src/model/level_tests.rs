@@ -153,6 +153,7 @@ fn kept(index: usize, made: Made) -> KeptPoint {
         findings: Vec::new(),
         left_out: Vec::new(),
         merged: None,
+        copied_from: None,
     };
     let fault = FileFault {
         file: "vda.qcow2".into(),
@@ -173,6 +174,7 @@ fn kept(index: usize, made: Made) -> KeptPoint {
         suspected_damage: Vec::from_iter((defect == Defect::Damaged).then_some(damage)),
         missed_writes: Vec::from_iter((defect == Defect::MissedWrite).then_some(missed)),
         pin: None,
+        needs_parents: true,
     }
 }
 

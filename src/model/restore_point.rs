@@ -96,6 +96,23 @@ pub struct RestorePoint {
     /// What was merged into it since it was committed; `None` if nothing was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged: Option<Merged>,
+    /// The restore point of another repository of which it is a copy; `None` if it was made here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied_from: Option<CopiedFrom>,
+}
+
+/// The restore point of another repository that was copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CopiedFrom {
+    /// The id of that repository; `None` if it had none.
+    pub repository: Option<String>,
+    /// The location of that repository when it was copied, for people.
+    pub location: String,
+    /// The digest of that restore point's manifest.
+    pub manifest: String,
+    /// When it was copied.
+    pub time: Timestamp,
 }
 
 /// What was merged into a restore point: removed restore points on which it depended. The images of

@@ -213,7 +213,10 @@ impl Cause {
     /// Whether reading failed for a reason that says nothing about the stored data, such as a
     /// missing permission.
     pub fn is_no_verdict(&self) -> bool {
-        is_no_verdict(self)
+        match self {
+            Cause::Repo(error) => is_no_verdict(error),
+            cause => is_no_verdict(cause),
+        }
     }
 }
 
@@ -380,7 +383,9 @@ impl Error {
             Cause::OtherRepository { .. } => {
                 "to remove it anyway, run without --output and without VMSNAP_REPOSITORY"
             }
-            Cause::NotThere { .. } => "`vmsnap status` shows the checkpoints and bitmaps that can be listed",
+            Cause::NotThere { .. } => {
+                "`vmsnap status` shows the domain's checkpoints and bitmaps, except bitmaps without a checkpoint that were created since the domain started"
+            }
             _ => return None,
         };
         Some(hint.to_owned())

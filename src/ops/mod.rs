@@ -8,6 +8,7 @@
 //! * `job`: runs a backup job from its journal entry to its end.
 //! * `backup`, `restore`, `list`, `status`, `scrub`, `verify`, `compare`, `pin`, `retention` (which
 //!   is `vmsnap prune`): the verbs.
+//! * `transfer`: copies restore points to another repository (`vmsnap copy`).
 //! * `init` creates a pack repository, and `key` manages the keys of one.
 //! * `prune`: deletes the previous period after a backup (`backup --prune`).
 //! * `stored`: a restore point together with the repository that holds it.
@@ -41,18 +42,20 @@ pub mod scrub;
 pub mod status;
 mod stored;
 pub mod survey;
+pub mod transfer;
 pub mod verify;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use jiff::Zoned;
 
 use crate::model::stop::Stop;
-use crate::repo;
+use crate::repo::{self, Opener, RepoError, UnlockedHost};
 
 pub use crate::host::{Host, PlaceWishes};
 pub use crate::io::{DiskStore, Store};
-pub use crate::repo::Repository;
+pub use crate::repo::{HostFolders, Repository};
 pub use error::{Cause, Class, Error, Result};
 pub use monitor::{Event, Monitor};
 
@@ -138,26 +141,74 @@ pub(crate) fn missing_programs(programs: &[&'static str]) -> Vec<&'static str> {
     programs.iter().filter(is_missing).copied().collect()
 }
 
-/// Opens an existing repository.
-pub(crate) fn open_repository(root: &Path) -> Result<Box<dyn Repository>> {
-    repo::open(root).map_err(|error| Error::of("", error))
+/// What opens a repository that is encrypted, and where its host keeps its own files.
+pub(crate) struct Access<'a> {
+    /// Gets the secret. It is called only if one is needed, because it may ask the user.
+    pub(crate) opener: &'a dyn Fn() -> Result<Opener>,
+    /// The folders of this host.
+    pub(crate) folders: HostFolders,
+    /// A request to stop.
+    pub(crate) stop: &'a Stop,
 }
 
-/// Opens a repository for reading; a missing folder counts as an empty repository.
-pub(crate) fn open_or_empty_repository(root: &Path) -> Result<Box<dyn Repository>> {
-    repo::open_or_empty(root).map_err(|error| Error::of("", error))
+/// Opens a pack repository.
+fn open_pack(location: &Path, access: &Access<'_>) -> Result<Box<dyn Repository>> {
+    let failed = |error: RepoError| Error::of("", error);
+    let pack = repo::open_pack(location, access.stop).map_err(|error| failed(error.into()))?;
+    let opener = pack.is_encrypted().then(access.opener).transpose()?;
+    let host = UnlockedHost {
+        folders: access.folders.clone(),
+        store: Arc::new(DiskStore),
+    };
+    let unlocked = pack.unlocked(opener.as_ref(), host, access.stop);
+    Ok(Box::new(unlocked.map_err(failed)?))
 }
 
-/// Opens a repository as [`open_or_create_repository`] does, but creates nothing: for a dry run.
-pub(crate) fn open_as_if_created_repository(root: &Path) -> Result<Box<dyn Repository>> {
-    let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty());
-    match parent.is_none_or(Path::is_dir) {
-        true => open_or_empty_repository(root),
-        false => open_repository(root),
+/// Opens a repository of any kind. `in_folder` opens one in a folder.
+fn open_any(
+    location: &Path,
+    access: &Access<'_>,
+    in_folder: impl Fn(&Path) -> std::result::Result<Box<dyn Repository>, RepoError>,
+) -> Result<Box<dyn Repository>> {
+    match repo::is_pack(location) {
+        Ok(true) => open_pack(location, access),
+        Ok(false) => in_folder(location).map_err(|error| Error::of("", error)),
+        Err(error) => Err(Error::of("", error)),
     }
 }
 
-/// Opens a repository for writing, and creates its last folder if it is missing.
-pub(crate) fn open_or_create_repository(root: &Path) -> Result<Box<dyn Repository>> {
+/// Opens an existing repository.
+pub(crate) fn open_repository(location: &Path, access: &Access<'_>) -> Result<Box<dyn Repository>> {
+    open_any(location, access, repo::open)
+}
+
+/// Opens a repository for reading; a missing folder counts as an empty repository.
+pub(crate) fn open_or_empty_repository(location: &Path, access: &Access<'_>) -> Result<Box<dyn Repository>> {
+    open_any(location, access, repo::open_or_empty)
+}
+
+/// Opens a repository as [`open_or_create_repository`] does, but creates nothing: for a dry run.
+pub(crate) fn open_as_if_created_repository(
+    location: &Path,
+    access: &Access<'_>,
+) -> Result<Box<dyn Repository>> {
+    open_any(location, access, |root| {
+        let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty());
+        match parent.is_none_or(Path::is_dir) {
+            true => repo::open_or_empty(root),
+            false => repo::open(root),
+        }
+    })
+}
+
+/// Opens a repository for writing. The last folder of a repository in a folder is created if it is
+/// missing.
+pub(crate) fn open_or_create_repository(location: &Path, access: &Access<'_>) -> Result<Box<dyn Repository>> {
+    open_any(location, access, repo::open_or_create)
+}
+
+/// Opens a repository in a folder for writing, and creates its last folder if it is missing.
+#[cfg(feature = "libvirt")]
+pub(crate) fn open_or_create_folder(root: &Path) -> Result<Box<dyn Repository>> {
     repo::open_or_create(root).map_err(|error| Error::of("", error))
 }

@@ -116,10 +116,8 @@ fn may_go(chains: &Chains, current: Period, previous: &str, today: Date) -> std:
 fn dependent_on<'a>(chains: &'a Chains, period: &str) -> Option<(&'a str, &'a str)> {
     let others = chains.points().iter().filter(|kept| kept.point.period != period);
     let parents = others.flat_map(|kept| {
-        kept.point
-            .disks
-            .iter()
-            .filter_map(move |disk| Some((kept.point.id.as_str(), disk.parent.as_ref()?)))
+        let parents = chains.parents(&kept.point);
+        parents.map(move |(_, parent)| (kept.point.id.as_str(), parent))
     });
     let mut of_period = parents.filter_map(|(child, parent)| {
         let parent = chains.get(parent)?;

@@ -4,6 +4,8 @@
 //! restore point can be restored. If a kept restore point needs data of a removed one, the data is
 //! merged into the kept one.
 
+use std::collections::BTreeSet;
+
 use jiff::Zoned;
 
 use super::each::{Fault, Judged};
@@ -256,6 +258,13 @@ pub fn preview(domain: &str, means: &Means<'_>, options: &Options) -> Result<Out
         removed: None,
         writer,
     })
+}
+
+/// The ids of the restore points that a policy keeps now, or that may not be removed now.
+pub(super) fn kept(history: &History, policy: &Policy, now: &Zoned) -> BTreeSet<String> {
+    let points = plan(history, policy, now).points.into_iter();
+    let kept = points.filter(|planned| matches!(planned.decision, Decision::Keep(_)));
+    kept.map(|planned| planned.point.id).collect()
 }
 
 /// Opens the domain's part of the repository. Fails if there are no restore points, or if the

@@ -224,7 +224,10 @@ fn with_parents(history: &History, chosen: &[String]) -> BTreeSet<String> {
     let mut next: Vec<String> = chosen.to_vec();
     while let Some(id) = next.pop() {
         if let Some(kept) = history.chains.get(&id) {
-            let parents = kept.point.disks.iter().filter_map(|disk| disk.parent.clone());
+            let parents = history
+                .chains
+                .parents(&kept.point)
+                .map(|(_, parent)| parent.to_owned());
             next.extend(parents.filter(|parent| !needed.contains(parent)));
         }
         needed.insert(id);

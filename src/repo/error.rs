@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::pack::error::PackError;
-use crate::model::block::BlockError;
+use super::pack_error::{PackError, PackErrorClass};
+use crate::model::block::{BlockError, BlockErrorKind};
 
 /// Result of a function of the repository.
 pub type Result<T> = std::result::Result<T, RepoError>;
@@ -78,6 +78,12 @@ pub enum RepoError {
         id: String,
         /// The id of the restore point that depends on it.
         by: String,
+    },
+    /// A restore point cannot get an id, because another one has it.
+    #[error("another restore point already has the id {id}")]
+    IdTaken {
+        /// The id.
+        id: String,
     },
     /// A bookkeeping file is damaged or otherwise unusable. It is not overwritten.
     #[error("cannot read {location}: {why}")]
@@ -158,7 +164,33 @@ pub fn is_no_verdict(error: &(dyn StdError + 'static)) -> bool {
         Errno::HOSTUNREACH,
         Errno::NOTCONN,
     ];
-    lacks_files(error) || errnos(error).any(|errno| of_reader.contains(&errno))
+    lacks_files(error) || errnos(error).any(|errno| of_reader.contains(&errno)) || is_of_store(error)
+}
+
+/// Whether a pack repository could not be read for a reason other than damage, for example because
+/// its server does not answer.
+fn is_of_store(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    let mut errors = std::iter::from_fn(|| {
+        let error = next?;
+        next = error.source();
+        Some(error)
+    });
+    errors.any(|error| {
+        let of_repo = match error.downcast_ref() {
+            Some(RepoError::Pack(error)) => Some(error),
+            _ => None,
+        };
+        if let Some(BlockError {
+            kind: BlockErrorKind::Lost,
+            ..
+        }) = error.downcast_ref()
+        {
+            return true;
+        }
+        let of_pack = of_repo.or_else(|| error.downcast_ref::<PackError>());
+        of_pack.is_some_and(|error| !matches!(error.class(), PackErrorClass::Damaged | PackErrorClass::Usage))
+    })
 }
 
 /// The kernel's error numbers in this error and its sources.
@@ -192,5 +224,20 @@ mod tests {
             assert!(!is_no_verdict(&error(errno)), "{errno}");
         }
         assert!(lacks_files(&error(Errno::MFILE)) && !lacks_files(&error(Errno::ACCESS)));
+        let damaged = |why: &str| PackError::Damaged {
+            location: "memory:".to_owned(),
+            object: "packs/x".to_owned(),
+            why: why.to_owned(),
+        };
+        let missing = PackError::Missing {
+            location: "memory:".to_owned(),
+            has_leftovers: false,
+        };
+        assert!(
+            is_no_verdict(&RepoError::from(missing)) && !is_no_verdict(&RepoError::from(damaged("torn")))
+        );
+        let of_block = |kind| BlockError::new(kind, "cannot read x");
+        assert!(!is_no_verdict(&of_block(BlockErrorKind::Damaged)));
+        assert!(is_no_verdict(&of_block(BlockErrorKind::Lost)));
     }
 }

@@ -44,10 +44,16 @@ impl History {
     /// The restore points that depend directly on this one, in the order of `kept`.
     pub(crate) fn children<'a>(&'a self, id: &'a str) -> impl Iterator<Item = &'a Kept> {
         let depends = move |kept: &&Kept| {
-            let mut disks = kept.manifest.point.disks.iter();
-            disks.any(|disk| disk.parent.as_deref() == Some(id))
+            let mut parents = self.chains.parents(&kept.manifest.point);
+            parents.any(|(_, parent)| parent == id)
         };
         self.kept.iter().filter(depends)
+    }
+
+    /// Whether removing a restore point frees what it stores. Complete restore points share their
+    /// data, and nothing collects yet what none of them uses.
+    pub(crate) fn frees_space(&self) -> bool {
+        self.chains.points().iter().all(|kept| kept.needs_parents)
     }
 
     /// Faults of the files of restore points, as far as names and sizes show. `list` reports them

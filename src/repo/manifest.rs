@@ -336,6 +336,7 @@ mod tests {
             findings: vec![],
             left_out: vec![],
             merged: None,
+            copied_from: None,
         };
         let files = [("vda.qcow2", 327_680), ("domain.xml", 1000)].map(|(name, size)| FileEntry {
             name: name.into(),

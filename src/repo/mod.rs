@@ -13,8 +13,11 @@
 //! * `manifest`: the commit record.
 //! * `merge`: the plan of a merge of restore points.
 //! * `proof`: the records of verifications and comparisons.
+//! * `lock`: one writer per domain.
+//! * `small_file`: reads small files that other programs may have changed.
 //! * `seal`: texts that carry their own digest.
 //! * `error`: the errors of a repository.
+//! * `pack_error`, `object_error`: the errors of a pack repository and of an object store.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,11 +37,15 @@ mod files;
 pub mod folder;
 pub mod history;
 mod identity;
+mod lock;
 pub mod manifest;
 pub(crate) mod merge;
+mod object_error;
 pub(crate) mod pack;
+mod pack_error;
 pub mod proof;
 mod seal;
+mod small_file;
 
 pub(crate) use disk::ParentDisk;
 pub use disk::{DiskReader, Stored, StoredExtent};
@@ -50,10 +57,11 @@ pub use identity::Identity;
 pub use manifest::{FileEntry, Manifest, PieceEntry};
 pub use merge::{Merge, MergeWatch, Merged};
 pub use pack::{
-    BucketLocation, Cipher, ConditionalPuts, Creation, IdentityFile, KeySlot, ListPage, ListedObject,
-    NewPack, NewSlot, ObjectError, ObjectErrorKind, ObjectName, ObjectResult, ObjectStore, Opener, PackError,
-    PackErrorClass, PackFacts, PackLocation, PackRepository, PackResult, Passphrase, Protection, PutResult,
-    Recipient, RecoveryFile, Secret, Sizes, SlotKind, SlotOwner, SlotState,
+    BucketLocation, Cipher, ConditionalPuts, Creation, HostFolders, IdentityFile, KeySlot, ListPage,
+    ListedObject, NewPack, NewSlot, ObjectError, ObjectErrorKind, ObjectName, ObjectResult, ObjectStore,
+    Opener, PackError, PackErrorClass, PackFacts, PackLocation, PackRepository, PackResult, Passphrase,
+    Protection, PutResult, Recipient, RecoveryFile, Secret, Sizes, SlotKind, SlotOwner, SlotState,
+    UnlockedHost, UnlockedPack,
 };
 pub use proof::{DamageNote, MissedWriteRecord, Proof};
 
@@ -236,6 +244,14 @@ pub trait DomainWriter: Send {
     /// Starts a restore point of this moment in a period.
     fn begin(&self, period: &str, time: Timestamp) -> Result<Box<dyn PendingPoint>>;
 
+    /// Starts a restore point with this id in a period: the copy of a restore point of another
+    /// repository. A removed restore point may have had the id.
+    ///
+    /// # Errors
+    /// [`RepoError::IdTaken`] if a restore point has this id, even one that is missing, unreadable
+    /// or unfinished; others as for [`DomainWriter::begin`].
+    fn begin_with_id(&self, period: &str, id: &str) -> Result<Box<dyn PendingPoint>>;
+
     /// Records that these restore points were committed, so that a missing one is noticed later.
     fn remember_committed(&self, history: &History) -> Result<()>;
 
@@ -329,17 +345,20 @@ pub struct NewDisk<'a> {
     pub stop: Stop,
 }
 
-/// Refuses the location of a pack repository, which the verbs cannot use yet.
-fn check_kind(location: &Path) -> Result<()> {
-    let of_objects = PackLocation::parse(location.as_os_str())?;
-    match of_objects {
-        Some(location) => Err(PackError::NotYet {
-            location: location.to_string(),
-        }
-        .into()),
-        None if pack::is_in_folder(location) => Err(PackError::PackFolder(location.to_owned()).into()),
-        None => Ok(()),
+/// Refuses the path of a folder that holds a pack repository.
+fn check_kind(folder: &Path) -> Result<()> {
+    match pack::is_in_folder(folder) {
+        true => Err(PackError::PackFolder(folder.to_owned()).into()),
+        false => Ok(()),
     }
+}
+
+/// Whether this is the location of a pack repository, and not the path of a folder.
+///
+/// # Errors
+/// It begins as one does, but is invalid.
+pub(crate) fn is_pack(location: &Path) -> Result<bool> {
+    Ok(PackLocation::parse(location.as_os_str())?.is_some())
 }
 
 /// Opens a pack repository.
@@ -365,13 +384,14 @@ fn pack_location(location: &Path) -> PackResult<PackLocation> {
     })
 }
 
-/// Opens an existing repository.
+/// Opens an existing repository in a folder.
 pub fn open(location: &Path) -> Result<Box<dyn Repository>> {
     check_kind(location)?;
     Ok(Box::new(FolderRepository::open(location, Arc::new(DiskStore))?))
 }
 
-/// Opens a repository for writing. Its last folder is created if the parent folder exists.
+/// Opens a repository in a folder for writing. Its last folder is created if the parent folder
+/// exists.
 pub fn open_or_create(location: &Path) -> Result<Box<dyn Repository>> {
     check_kind(location)?;
     Ok(Box::new(FolderRepository::open_or_create(
@@ -380,7 +400,7 @@ pub fn open_or_create(location: &Path) -> Result<Box<dyn Repository>> {
     )?))
 }
 
-/// Opens a repository for reading. A repository that does not exist yet is empty.
+/// Opens a repository in a folder for reading. A repository that does not exist yet is empty.
 pub(crate) fn open_or_empty(location: &Path) -> Result<Box<dyn Repository>> {
     check_kind(location)?;
     Ok(Box::new(FolderRepository::open_or_empty(

@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::chain::{Concern, SuspectedDamage};
 
+/// The largest number of damage notes that are recorded for one disk, and for the files that belong
+/// to no disk.
+const MOST_DAMAGE: usize = 4;
+
 /// The result of one verification of one restore point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -101,6 +105,28 @@ impl Proof {
         } else {
             self.deep_time
         }
+    }
+
+    /// The same with only the first few damage notes of each disk, and of the files that belong to
+    /// no disk.
+    pub(crate) fn shortened(&self) -> Proof {
+        let mut counted: Vec<(&Concern, usize)> = Vec::new();
+        let mut proof_of_few = Proof {
+            damage: Vec::new(),
+            ..self.clone()
+        };
+        for note in &self.damage {
+            let place = counted.iter().position(|(concern, _)| **concern == note.concerns);
+            let place = place.unwrap_or_else(|| {
+                counted.push((&note.concerns, 0));
+                counted.len() - 1
+            });
+            counted[place].1 += 1;
+            if counted[place].1 <= MOST_DAMAGE {
+                proof_of_few.damage.push(note.clone());
+            }
+        }
+        proof_of_few
     }
 
     /// The damage that it found, for decisions about what can be relied on.

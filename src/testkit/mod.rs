@@ -15,5 +15,7 @@ pub use crash::{Blow, CrashHost, CrashStore, Fuse, clone_by_copying};
 pub use disk::MemDisk;
 pub use host::SimHost;
 pub use memory::MemoryRepository;
+#[cfg(feature = "object-store")]
+pub use objects::bucket;
 pub use objects::{MemoryObjects, ObjectTrouble};
 pub use recorder::Recorder;

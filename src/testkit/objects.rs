@@ -250,3 +250,12 @@ impl State {
         self.objects.insert(name.to_string(), content[..length].to_vec());
     }
 }
+
+/// Opens a bucket of a server that checks no signatures.
+///
+/// # Errors
+/// The location is invalid.
+#[cfg(feature = "object-store")]
+pub fn bucket(location: &str) -> crate::repo::PackResult<std::sync::Arc<dyn ObjectStore>> {
+    crate::repo::pack::bucket_of_test(location.as_ref())
+}

@@ -1,5 +1,5 @@
-//! vmsnap against other programs: qemu-img, qemu-io, qemu-nbd, nbdkit. A missing program fails its
-//! tests.
+//! vmsnap against other programs: qemu-img, qemu-io, qemu-nbd, nbdkit, age, Python. A missing
+//! program fails its tests.
 
 mod by_hand;
 mod check;
@@ -10,6 +10,7 @@ mod nbd;
 mod nbd_memory;
 mod nbd_nbdkit;
 mod nbd_qemu;
+mod pack;
 mod qcow2;
 mod qcow2_memory;
 mod stories;

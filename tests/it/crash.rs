@@ -7,4 +7,4 @@ mod merge;
 mod power;
 mod prune;
 mod restore;
-mod world;
+pub(crate) mod world;

@@ -45,6 +45,7 @@ mod status;
 mod stories;
 mod targets;
 mod tpm;
+mod transfer;
 mod two_repositories;
 mod verify;
 mod verify_memory;

@@ -118,7 +118,7 @@ fn a_running_domain_is_scrubbed_as_it_is_asked_and_no_further() {
          the next backup of VM1 will be full or incremental (virtnbdbackup.0 remains; incremental only if the repository has \
          the restore point of this checkpoint; use --output to find out)\n",
         "vmsnap: VM1: there is no checkpoint or bitmap named 'virtnbdbackup.9'\n\
-         hint: `vmsnap status` shows the checkpoints and bitmaps that can be listed\n",
+         hint: `vmsnap status` shows the domain's checkpoints and bitmaps, except bitmaps without a checkpoint that were created since the domain started\n",
     );
     // With or without a name, all of our checkpoints are removed and no foreign ones.
     says(
@@ -170,7 +170,7 @@ fn bitmaps_without_checkpoints_do_not_block_a_full() {
         "--checkpointName=virtnbdbackup.9",
     ];
     let failed = user.on("2026-11-05", &words);
-    let hint = "hint: `vmsnap status` shows the checkpoints and bitmaps that can be listed";
+    let hint = "hint: `vmsnap status` shows the domain's checkpoints and bitmaps, except bitmaps without a checkpoint that were created since the domain started";
     says(
         &failed,
         &[&running, &off],

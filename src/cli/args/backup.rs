@@ -8,6 +8,7 @@ use crate::model::compression::Compression;
 use crate::model::level::FullRule;
 
 use super::keep::KeepArgs;
+use super::key::SecretArgs;
 use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, flag_of_env, path_or_empty};
 
 /// Arguments of `vmsnap backup`.
@@ -23,7 +24,7 @@ pub struct BackupArgs {
     #[command(flatten)]
     pub domains: DomainArgs,
 
-    /// Repository: a folder with a subfolder per domain
+    /// Repository: a folder, or s3:… or pack:…
     #[arg(
         short,
         long,
@@ -34,7 +35,11 @@ pub struct BackupArgs {
     )]
     pub output: Option<PathBuf>,
 
-    /// Length of a period, whose restore points share a folder: month, quarter, bi-annual, year
+    /// What opens it.
+    #[command(flatten)]
+    pub secret: SecretArgs,
+
+    /// Length of a period: month, quarter, bi-annual, year
     #[arg(
         help_heading = "What to save",
         long,

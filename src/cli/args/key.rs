@@ -12,7 +12,7 @@ use super::shared::{OutputArgs, RepositoryArgs};
   vmsnap key list --repository s3:https://s3.example.org/backups/kvm1
   vmsnap key add --label safe --encrypt-to age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p
   vmsnap key export --to /root/kvm1-recovery.age
-The last two examples take the repository from VMSNAP_REPOSITORY.")]
+The last two use VMSNAP_REPOSITORY.")]
 pub struct KeyArgs {
     /// What to do.
     #[command(subcommand)]
@@ -24,11 +24,11 @@ pub struct KeyArgs {
 pub enum KeyCommand {
     /// List the key slots; needs no key
     List(KeyListArgs),
-    /// Add a key slot for a passphrase, or for a public key of age
+    /// Add a key slot: a passphrase, or a public key of age
     Add(KeyAddArgs),
     /// Remove a key slot, unless it is the last one
     Remove(KeyRemoveArgs),
-    /// Write a key slot to a recovery file, which opens without the repository; needs no key
+    /// Write the key of a slot to a file, which opens without the repository; needs no key
     Export(KeyExportArgs),
 }
 
@@ -44,18 +44,24 @@ pub struct KeyListArgs {
     pub output_args: OutputArgs,
 }
 
-/// What opens the repository.
-#[derive(Debug, Args)]
-pub struct OpenerArgs {
-    /// Open the repository with the passphrase in this file [env: VMSNAP_PASSPHRASE_FILE] [default:
-    /// ask on the terminal]
+/// The file with the secret of a pack repository.
+#[derive(Clone, Debug, Args)]
+pub struct SecretArgs {
+    /// Passphrase of a pack repository, in a file [env: VMSNAP_PASSPHRASE_FILE]
     #[arg(long, value_name = "FILE", conflicts_with = "identity_file")]
     pub passphrase_file: Option<PathBuf>,
 
-    /// Open the repository with the private keys in this file, which `age-keygen` made [env:
-    /// VMSNAP_IDENTITY_FILE]
-    #[arg(long, value_name = "FILE")]
+    /// Private keys for a pack repository [env: VMSNAP_IDENTITY_FILE]
+    #[arg(long, alias = "identity", value_name = "FILE")]
     pub identity_file: Option<PathBuf>,
+}
+
+/// What opens the repository.
+#[derive(Debug, Args)]
+pub struct OpenerArgs {
+    /// The secret.
+    #[command(flatten)]
+    pub secret: SecretArgs,
 
     /// Take the key from this file, which `vmsnap key export` wrote, instead of from the repository
     #[arg(long, value_name = "FILE")]
@@ -69,7 +75,7 @@ pub struct KeyAddArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// What opens the repository.
+    /// What opens it.
     #[command(flatten)]
     pub opener: OpenerArgs,
 
@@ -97,7 +103,7 @@ pub struct KeyRemoveArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// What opens the repository.
+    /// What opens it.
     #[command(flatten)]
     pub opener: OpenerArgs,
 }

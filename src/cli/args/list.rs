@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::key::SecretArgs;
 use super::shared::{ConnectArgs, DomainArgs, RepositoryArgs};
 
 /// Arguments of `vmsnap list`.
@@ -18,6 +19,10 @@ pub struct ListArgs {
     /// Where the restore points are.
     #[command(flatten)]
     pub repository: RepositoryArgs,
+
+    /// What opens it.
+    #[command(flatten)]
+    pub secret: SecretArgs,
 
     /// Show all columns: also the checkpoint, the folder of the period and the last deep
     /// verification

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::key::SecretArgs;
 use super::shared::{OutputArgs, RepositoryArgs, WaitArgs};
 
 /// Arguments of `vmsnap pin`.
@@ -43,6 +44,10 @@ pub struct PinnedArgs {
     /// The repository.
     #[command(flatten)]
     pub repository: RepositoryArgs,
+
+    /// What opens it.
+    #[command(flatten)]
+    pub secret: SecretArgs,
 
     /// How long to wait for another run.
     #[command(flatten)]

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::keep::KeepArgs;
+use super::key::SecretArgs;
 use super::shared::{DomainArgs, OutputArgs, RepositoryArgs, WaitArgs};
 
 /// Arguments of `vmsnap prune`.
@@ -18,6 +19,10 @@ pub struct PruneArgs {
     /// The repository.
     #[command(flatten)]
     pub repository: RepositoryArgs,
+
+    /// What opens it.
+    #[command(flatten)]
+    pub secret: SecretArgs,
 
     /// The policy that decides which restore points to keep.
     #[command(flatten)]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::key::SecretArgs;
 use super::shared::{ConnectArgs, OutputArgs, RepositoryArgs};
 
 /// Arguments of `vmsnap restore`.
@@ -20,6 +21,10 @@ pub struct RestoreArgs {
     /// Where the restore points are.
     #[command(flatten)]
     pub repository: RepositoryArgs,
+
+    /// What opens it.
+    #[command(flatten)]
+    pub secret: SecretArgs,
 
     /// Folder for the disks (created if missing). A single disk can also go to a new file whose
     /// name ends in .qcow2, .raw or .img, or to an unused block device

@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::model::level::FullRule;
 
+use super::key::SecretArgs;
 use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, path_or_empty};
 
 /// Arguments of `vmsnap scrub`.
@@ -42,6 +43,10 @@ pub struct ScrubArgs {
         value_parser = path_or_empty()
     )]
     pub output: Option<PathBuf>,
+
+    /// What opens it.
+    #[command(flatten)]
+    pub secret: SecretArgs,
 
     /// Length of a period, as in vmsnap backup
     #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]

@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::model::level::FullRule;
 
+use super::key::SecretArgs;
 use super::shared::{ConnectArgs, DomainArgs, flag_of_env, path_or_empty};
 
 /// Arguments of `vmsnap status`.
@@ -29,6 +30,10 @@ pub struct StatusArgs {
         value_parser = path_or_empty()
     )]
     pub output: Option<PathBuf>,
+
+    /// What opens it.
+    #[command(flatten)]
+    pub secret: SecretArgs,
 
     /// Grouping whose current period is examined: month, quarter, bi-annual, year
     #[arg(long, alias = "groupBy", value_name = "SPAN", default_value = "month")]

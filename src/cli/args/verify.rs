@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::key::SecretArgs;
 use super::shared::{ConnectArgs, DomainArgs, RepositoryArgs};
 
 /// Arguments of `vmsnap verify`.
@@ -22,6 +23,10 @@ pub struct VerifyArgs {
     /// Where the restore points are.
     #[command(flatten)]
     pub repository: RepositoryArgs,
+
+    /// What opens it.
+    #[command(flatten)]
+    pub secret: SecretArgs,
 
     /// Restore point: an id, a checkpoint's name, a time like 2026-11-01T02:00:00Z (selects the
     /// newest restore point up to that time), or latest

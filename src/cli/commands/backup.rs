@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::prune::not_empty;
 use super::{
     CommandResult, Refusal, exclusions, group_by, random, repository_path, session_hint, tell_error,
-    tell_missing, tell_summary, tell_unmatched, tell_versions,
+    tell_missing, tell_summary, tell_unmatched, tell_versions, with_access,
 };
 use crate::cli::args::BackupArgs;
 use crate::cli::clock::now;
@@ -21,7 +21,7 @@ use crate::model::stop::Stop;
 use crate::ops::backup::{Options, Outcome, Preview, backup, preview};
 use crate::ops::each::{Each, Turn};
 use crate::ops::monitor::Silent;
-use crate::ops::{self, Context, Host, Monitor, PlaceWishes, Repository};
+use crate::ops::{self, Access, Context, Host, Monitor, PlaceWishes, Repository};
 
 /// The programs that the backup of a shut-off domain needs.
 const PROGRAMS: [&str; 2] = ["qemu-img", "qemu-nbd"];
@@ -79,10 +79,15 @@ pub fn run(args: &BackupArgs, stop: &Stop) -> CommandResult {
         stop,
         json: args.output_args.json,
     };
-    match args.dry_run {
-        true => Ok(run.preview(ops::open_as_if_created_repository(path)?.as_ref())),
-        false => Ok(run.back_up(ops::open_or_create_repository(path)?.as_ref())),
-    }
+    let open = |access: &Access<'_>| match args.dry_run {
+        true => ops::open_as_if_created_repository(path, access),
+        false => ops::open_or_create_repository(path, access),
+    };
+    let repo = with_access(&args.secret, stop, open)?;
+    Ok(match args.dry_run {
+        true => run.preview(repo.as_ref()),
+        false => run.back_up(repo.as_ref()),
+    })
 }
 
 /// A backup of several domains, or its dry run.

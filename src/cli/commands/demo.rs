@@ -61,7 +61,7 @@ fn story(embed: &Embed, stop: &Stop) -> CommandResult {
         "A temporary domain '{DOMAIN}' was started (paused, without an operating system) with a disk of {}.\n",
         pretty::bytes(SIZE as u64)
     ));
-    let repo = ops::open_or_create_repository(&embed.folder().join("backups"))?;
+    let repo = ops::open_or_create_folder(&embed.folder().join("backups"))?;
 
     say("The guest writes 24 MiB in several places.");
     guest(&mut machine, stop, &FIRST)?;

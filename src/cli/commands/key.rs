@@ -38,7 +38,7 @@ fn add(args: &KeyAddArgs, stop: &Stop) -> Result<(), Refusal> {
     let location = repository_to_read(args.repository.dir.as_ref())?;
     let recipient = args.encrypt_to.as_ref().map(|text| text.parse::<Recipient>());
     let recipient = done(recipient.transpose())?;
-    let opener = secrets::opener(&args.opener, stop)?;
+    let opener = secrets::opener(&args.opener.secret, args.opener.recovery_file.as_deref(), stop)?;
     let passphrase = match recipient {
         Some(_) => None,
         None => {
@@ -64,7 +64,7 @@ fn add(args: &KeyAddArgs, stop: &Stop) -> Result<(), Refusal> {
 
 fn remove(args: &KeyRemoveArgs, stop: &Stop) -> Result<(), Refusal> {
     let location = repository_to_read(args.repository.dir.as_ref())?;
-    let opener = secrets::opener(&args.opener, stop)?;
+    let opener = secrets::opener(&args.opener.secret, args.opener.recovery_file.as_deref(), stop)?;
     let slot = ops::key::remove(location, &opener, &args.slot, stop)?;
     answer(&shown::removed(&slot));
     Ok(())

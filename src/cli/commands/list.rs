@@ -1,6 +1,6 @@
 //! `vmsnap list`.
 
-use super::{CommandResult, repository_to_read, tell_error, tell_unmatched};
+use super::{CommandResult, open_to_read, tell_error, tell_unmatched};
 use crate::cli::args::ListArgs;
 use crate::cli::exit_code::{ExitCode, Verb};
 use crate::cli::report::document::Document;
@@ -15,7 +15,7 @@ use crate::ops::monitor::Silent;
 /// Lists the restore points of the given domains, or of all domains in the repository. A failure
 /// of one domain does not stop the others.
 pub fn run(args: &ListArgs, stop: &Stop) -> CommandResult {
-    let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
+    let repo = open_to_read(args.repository.dir.as_ref(), &args.secret, stop)?;
     let names = repo.domains().map_err(|error| ops::Error::of("", error))?;
     let mut typed = args.domains.all();
     if typed.is_empty() && !names.is_empty() {

@@ -2,6 +2,7 @@
 
 mod backup;
 mod completions;
+mod copy;
 #[cfg(feature = "libvirt")]
 mod demo;
 mod init;
@@ -20,18 +21,19 @@ use std::path::{Path, PathBuf};
 #[cfg(feature = "libvirt")]
 pub(super) use demo::folder as demo_folder;
 
-use super::args::{Cli, Command, ConnectArgs};
+use super::args::{Cli, Command, ConnectArgs, SecretArgs};
 use super::exclude;
 use super::exit_code::ExitCode;
 use super::log::{self, Entry, Level};
 use super::report::lines::failure;
+use super::secrets;
 use super::select::{Selection, patterns, select};
 use crate::model::left_out::Exclusions;
 use crate::model::period::GroupBy;
 use crate::model::stop::Stop;
 use crate::model::text::{shown, with_sources};
 use crate::ops::each::{Judged, Round, Turn};
-use crate::ops::{self, Cause, Class, Error, Host, Repository};
+use crate::ops::{self, Access, Cause, Class, Error, Host, Repository};
 
 /// An early end of a command, with a message for the user.
 pub(super) struct Refusal {
@@ -73,6 +75,7 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
         Command::List(args) => list::run(args, stop),
         Command::Verify(args) => verify::run(args, stop),
         Command::Prune(args) => prune::run(args, stop),
+        Command::Copy(args) => copy::run(args, stop),
         Command::Pin(args) => pin::pin(args, stop),
         Command::Unpin(args) => pin::unpin(args, stop),
         Command::Status(args) => status::run(args, stop),
@@ -106,6 +109,33 @@ pub(super) fn random() -> u64 {
     // Each half of a UUID has a few fixed bits, at different places in the two halves.
     let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
     high ^ low
+}
+
+/// Calls `open` with what opens a pack repository: the secret that the arguments or the environment
+/// name, or that the user types.
+fn with_access<T>(
+    args: &SecretArgs,
+    stop: &Stop,
+    open: impl FnOnce(&Access<'_>) -> ops::Result<T>,
+) -> ops::Result<T> {
+    let opener = || secrets::opener(args, None, stop);
+    open(&Access {
+        opener: &opener,
+        folders: secrets::host_folders(),
+        stop,
+    })
+}
+
+/// Opens the repository that a command reads, of which `path` is the location.
+fn open_to_read(
+    path: Option<&PathBuf>,
+    args: &SecretArgs,
+    stop: &Stop,
+) -> Result<Box<dyn Repository>, Refusal> {
+    let location = repository_to_read(path)?;
+    Ok(with_access(args, stop, |access| {
+        ops::open_repository(location, access)
+    })?)
 }
 
 /// The given path of a repository.

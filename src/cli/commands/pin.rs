@@ -1,6 +1,6 @@
 //! `vmsnap pin` and `vmsnap unpin`.
 
-use super::{CommandResult, Refusal, repository_to_read};
+use super::{CommandResult, Refusal, open_to_read};
 use crate::cli::args::{PinArgs, PinnedArgs, UnpinArgs};
 use crate::cli::clock::now;
 use crate::cli::exit_code::ExitCode;
@@ -27,7 +27,7 @@ pub fn unpin(args: &UnpinArgs, stop: &Stop) -> CommandResult {
 }
 
 fn run(args: &PinnedArgs, change: &PinRequest, stop: &Stop) -> CommandResult {
-    let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
+    let repo = open_to_read(args.repository.dir.as_ref(), &args.secret, stop)?;
     let json = args.output_args.json;
     let failed = |error: ops::Error| {
         if json {

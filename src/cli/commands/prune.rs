@@ -1,8 +1,8 @@
 //! `vmsnap prune`.
 
 use super::{
-    CommandResult, Refusal, failures, repository_to_read, select_kept, tell_error, tell_skipped,
-    tell_summary, tell_unmatched, was_never_saved,
+    CommandResult, Refusal, failures, open_to_read, select_kept, tell_error, tell_skipped, tell_summary,
+    tell_unmatched, was_never_saved,
 };
 use crate::cli::args::PruneArgs;
 use crate::cli::clock::now;
@@ -25,7 +25,7 @@ pub fn run(args: &PruneArgs, stop: &Stop) -> CommandResult {
         policy: not_empty(policy)?,
         wait: args.wait.time(),
     };
-    let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
+    let repo = open_to_read(args.repository.dir.as_ref(), &args.secret, stop)?;
     let (selection, named) = select_kept(repo.as_ref(), args.domains.all(), "prune")?;
     tell_unmatched(&selection.unmatched, None);
     let progress = Progress::new();

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use super::{CommandResult, Refusal, repository_to_read};
+use super::{CommandResult, Refusal, open_to_read};
 use crate::cli::args::{FormatArg, RestoreArgs};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::progress::Progress;
@@ -17,7 +17,7 @@ use crate::ops::restore::{DefineOptions, Format, Means, Options, plan, restore};
 /// Restores the chosen disks. Connects to the hypervisor for `--define`, and to find out whether a
 /// domain uses the path given with `--to`.
 pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
-    let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
+    let repo = open_to_read(args.repository.dir.as_ref(), &args.secret, stop)?;
     let host = match args.define {
         true => Some(ops::connect(args.connect.connect.as_deref())?),
         false if could_be_in_use(&args.to) => ops::connect_to_look(args.connect.connect.as_deref()),

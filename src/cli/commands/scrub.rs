@@ -2,7 +2,7 @@
 
 use super::{
     CommandResult, Refusal, failures, group_by, session_hint, tell_error, tell_missing, tell_summary,
-    tell_unmatched, tell_versions,
+    tell_unmatched, tell_versions, with_access,
 };
 use crate::cli::args::ScrubArgs;
 use crate::cli::clock::now;
@@ -40,7 +40,9 @@ pub fn run(args: &ScrubArgs, stop: &Stop) -> CommandResult {
     };
     // An empty path comes from an unset variable.
     let path = args.output.as_deref().filter(|path| !path.as_os_str().is_empty());
-    let repo = path.map(ops::open_repository).transpose()?;
+    let repo = path
+        .map(|path| with_access(&args.secret, stop, |access| ops::open_repository(path, access)))
+        .transpose()?;
     let host = ops::connect(args.connect.connect.as_deref())?;
     let names = host.domain_names().map_err(|error| ops::Error::of("", error))?;
     let selection = select(&typed, &names);

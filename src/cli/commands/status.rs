@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     CommandResult, Refusal, exclusions, failures, group_by, repository_path, session_hint, tell_error,
-    tell_missing, tell_summary, tell_unmatched, tell_versions,
+    tell_missing, tell_summary, tell_unmatched, tell_versions, with_access,
 };
 use crate::cli::args::StatusArgs;
 use crate::cli::clock::now;
@@ -35,7 +35,13 @@ pub fn run(args: &StatusArgs, stop: &Stop) -> CommandResult {
         .as_ref()
         .map(|path| repository_path(Some(path)))
         .transpose()?;
-    let repo = path.map(ops::open_or_empty_repository).transpose()?;
+    let repo = path
+        .map(|path| {
+            with_access(&args.secret, stop, |access| {
+                ops::open_or_empty_repository(path, access)
+            })
+        })
+        .transpose()?;
     let host = ops::connect(args.connect.connect.as_deref())?;
     let names = host.domain_names().map_err(|error| ops::Error::of("", error))?;
     let selection = match typed {

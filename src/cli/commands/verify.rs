@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{Span, Timestamp, Zoned};
 
 use super::{
-    CommandResult, Refusal, nothing_in, random, repository_to_read, select_kept, session_hint, tell_error,
+    CommandResult, Refusal, nothing_in, open_to_read, random, select_kept, session_hint, tell_error,
     tell_missing, tell_skipped, tell_unmatched, was_never_saved,
 };
 use crate::cli::args::VerifyArgs;
@@ -46,7 +46,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
             .transpose()?,
         now: now.timestamp(),
     };
-    let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
+    let repo = open_to_read(args.repository.dir.as_ref(), &args.secret, stop)?;
     let (selection, named) = select_kept(repo.as_ref(), args.domains.all(), "verify")?;
     tell_unmatched(&selection.unmatched, None);
     let progress = Progress::new();
@@ -93,7 +93,7 @@ fn compare_live(args: &VerifyArgs, stop: &Stop) -> CommandResult {
         let what = "--compare-live needs a domain: name one, or '*' for all";
         return Err(Refusal::new(ExitCode::NoDomains, what));
     }
-    let repo = ops::open_repository(repository_to_read(args.repository.dir.as_ref())?)?;
+    let repo = open_to_read(args.repository.dir.as_ref(), &args.secret, stop)?;
     let host = ops::connect(args.connect.connect.as_deref())?;
     let names = host.domain_names().map_err(|error| ops::Error::of("", error))?;
     let selection = select(&typed, &names);

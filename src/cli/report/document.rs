@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::backup::{BackupDomain, PlannedDomain};
 use super::compare::ComparedDomain;
+use super::copy::CopiedDomain;
 use super::list::ListDocument;
 use super::pack::{KeysDocument, PackDocument};
 use super::parts::Domains;
@@ -34,6 +35,8 @@ pub(crate) enum Document<'a> {
     FailedRestore(FailedRestore<'a>),
     /// The document of `prune`.
     Prune(Domains<'a, PrunedDomain<'a>>),
+    /// The document of `copy`.
+    Copy(Domains<'a, CopiedDomain<'a>>),
     /// The document of `pin` and `unpin`.
     Pin(PinDocument<'a>),
     /// The document of a `pin` or `unpin` that failed.

@@ -1,5 +1,7 @@
 //! The output of `vmsnap list`.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::lines::{found_on, line, push_line, table};
@@ -7,7 +9,7 @@ use super::parts::{FindingPart, LeftOutPart, PointPart, Text, findings, texts};
 use super::pin::{self, PinPart};
 use crate::cli::pretty;
 use crate::model::left_out;
-use crate::model::restore_point::{Consistency, Level, RestorePoint};
+use crate::model::restore_point::{Consistency, CopiedFrom, Level, RestorePoint};
 use crate::model::text::shown;
 use crate::ops::list::{DomainList, Listed, ListedMissedWrite};
 use crate::ops::verify::Proof;
@@ -38,6 +40,7 @@ pub(crate) struct ListedPart<'a> {
     pub(super) doubt: Option<Text<'a>>,
     pub(super) missed_writes: Vec<MissedPart<'a>>,
     pub(super) pin: Option<PinPart<'a>>,
+    pub(super) copied_from: Option<OriginPart<'a>>,
     #[serde(flatten)]
     pub(super) left_out: LeftOutPart<'a>,
 }
@@ -56,6 +59,24 @@ impl<'a> MissedPart<'a> {
             disk: Text::from(&missed.write.disk),
             found: Text::of(&missed.write.found),
             stands: missed.stands,
+        }
+    }
+}
+
+/// The repository from which a restore point was copied.
+#[derive(Debug, Serialize)]
+pub(crate) struct OriginPart<'a> {
+    pub(super) repository: Option<Text<'a>>,
+    pub(super) location: Text<'a>,
+    pub(super) time: Text<'a>,
+}
+
+impl<'a> OriginPart<'a> {
+    fn of(origin: &'a CopiedFrom) -> Self {
+        OriginPart {
+            repository: origin.repository.as_ref().map(Text::from),
+            location: Text::from(&origin.location),
+            time: Text::of(&origin.time),
         }
     }
 }
@@ -105,6 +126,7 @@ fn listed_part(listed: &Listed) -> ListedPart<'_> {
         doubt: listed.suspected_damage.as_ref().map(Text::from),
         missed_writes: listed.missed_writes.iter().map(MissedPart::of).collect(),
         pin: listed.pin.as_ref().map(PinPart::of),
+        copied_from: listed.point.copied_from.as_ref().map(OriginPart::of),
         left_out: LeftOutPart::of(&listed.point),
     }
 }
@@ -236,12 +258,34 @@ pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String 
                 );
             }
         }
+        for origin in origins(&domain.points) {
+            push_line(&mut block, &format!("  {origin}"));
+        }
         for finding in &domain.findings {
             push_line(&mut block, &format!("  note: {}", finding.message));
         }
         blocks.push(block);
     }
     blocks.join("\n")
+}
+
+/// From which repositories restore points were copied: a sentence for each location.
+fn origins(points: &[Listed]) -> Vec<String> {
+    let location = |listed: &Listed| Some(listed.point.copied_from.as_ref()?.location.clone());
+    let locations: BTreeSet<String> = points.iter().filter_map(location).collect();
+    let sentence = |of: String| {
+        let copied = points
+            .iter()
+            .filter(|listed| location(listed).as_ref() == Some(&of));
+        let ids: Vec<&str> = copied.map(|listed| listed.point.id.as_str()).collect();
+        let place = shown(&of);
+        match (ids.as_slice(), ids.len() == points.len()) {
+            ([id], false) => format!("{id} was copied from {place}"),
+            (_, true) => format!("copied from {place}"),
+            (several, false) => format!("{} of them were copied from {place}", several.len()),
+        }
+    };
+    locations.into_iter().map(sentence).collect()
 }
 
 /// A table without the least important columns that do not fit.

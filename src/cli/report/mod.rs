@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod compare;
+pub(crate) mod copy;
 pub mod document;
 pub mod lines;
 pub mod list;

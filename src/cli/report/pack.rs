@@ -87,7 +87,7 @@ pub(crate) fn created(facts: &PackFacts) -> String {
     let mut text = line(&format!("{}: created", facts.location)) + &facts_lines(facts);
     push_line(
         &mut text,
-        "This version of vmsnap cannot back up into this repository yet.",
+        "`vmsnap backup DOMAIN --output LOCATION` backs up into it.",
     );
     if facts.cipher != Cipher::None {
         push_line(

@@ -21,6 +21,7 @@ fn heading(document: &Document<'_>) -> &'static str {
         Document::Restore(_) => "`restore --json`",
         Document::FailedRestore(_) => "`restore --json` that failed",
         Document::Prune(_) => "`prune --json`",
+        Document::Copy(_) => "`copy --json`",
         Document::Pin(_) => "`pin --json`",
         Document::FailedPin(_) => "`pin --json` that failed",
         Document::Init(_) => "`init --json`",
@@ -120,7 +121,10 @@ fn the_page_lists_exactly_the_keys_of_each_document() {
         let mut written = BTreeSet::new();
         paths(&serde_json::to_value(&document).expect("JSON"), "", &mut written);
         // Only dry runs have this key; some share their type with others.
-        if !matches!(document, Document::DryRun(_) | Document::Prune(_)) {
+        if !matches!(
+            document,
+            Document::DryRun(_) | Document::Prune(_) | Document::Copy(_)
+        ) {
             written.remove("dryRun");
         }
         let heading = heading(&document);

@@ -32,7 +32,8 @@ pub(crate) fn lines(turn: &Turn<Outcome>) -> String {
                 }
             };
             let freed = freed(plan.freed(), "and free");
-            line(&format!("{domain}: {what}{by_merging}{freed}{cost}"))
+            let not_freed = not_freed(plan, plan.removals().count());
+            line(&format!("{domain}: {what}{by_merging}{freed}{cost}{not_freed}"))
         }
         Some(removed) => line(&format!("{domain}: {}", removed_line(plan, &removed.ids))),
     };
@@ -62,11 +63,11 @@ pub(crate) fn lines(turn: &Turn<Outcome>) -> String {
 }
 
 /// What was removed, in words.
-fn removed_line(plan: &RetentionPlan, ids: &[String]) -> String {
+pub(super) fn removed_line(plan: &RetentionPlan, ids: &[String]) -> String {
     let what = of_all("removed", ids.len(), plan);
     let freed = freed(bytes_of(plan, ids), "and freed");
     let by_merging = by_merging(merged_of(plan, Some(ids)));
-    format!("{what}{by_merging}{freed}")
+    format!("{what}{by_merging}{freed}{}", not_freed(plan, ids.len()))
 }
 
 /// How many of the restore points are removed by merging, in brackets; empty for zero.
@@ -74,6 +75,14 @@ fn by_merging(merged: usize) -> String {
     match merged {
         0 => String::new(),
         merged => format!(" ({merged} by merging)"),
+    }
+}
+
+/// Says that this many removals free no space, if that is so.
+fn not_freed(plan: &RetentionPlan, count: usize) -> &'static str {
+    match count > 0 && !plan.frees_space {
+        true => "; their space is not freed yet",
+        false => "",
     }
 }
 
@@ -117,10 +126,9 @@ fn freed(bytes: u64, verb: &str) -> String {
     }
 }
 
-/// The size of the files of removed restore points, in bytes. Merged restore points do not count.
+/// How many bytes the removal of these restore points freed. Merged restore points do not count.
 fn bytes_of(plan: &RetentionPlan, ids: &[String]) -> u64 {
-    let removed = plan.removals().filter(|planned| ids.contains(&planned.point.id));
-    removed.map(|planned| planned.size).sum()
+    plan.freed_of(|id| ids.iter().any(|removed| removed == id))
 }
 
 /// The decisions as a table.
@@ -245,7 +253,8 @@ pub(crate) struct DecisionPart<'a> {
 }
 
 impl<'a> RetentionPart<'a> {
-    /// The part about a plan. `removed` are the ids of removed restore points; `None` for a dry run.
+    /// The part about a plan. `removed` are the ids of removed restore points; `None` for a dry
+    /// run.
     fn of(plan: &'a RetentionPlan, removed: Option<&'a [String]>) -> Self {
         RetentionPart {
             restore_points: plan.points.iter().map(decision_part).collect(),
@@ -255,6 +264,12 @@ impl<'a> RetentionPart<'a> {
             merge_freed_bytes: plan.merge_freed(),
             held_back: plan.obstacle.as_ref().map(|why| Text::from(why.sentence())),
         }
+    }
+
+    /// The plan of a prune, with what was removed.
+    pub(super) fn of_prune(outcome: &'a Outcome) -> Self {
+        let removed = outcome.removed.as_ref();
+        RetentionPart::of(&outcome.plan, removed.map(|removed| removed.ids.as_slice()))
     }
 
     pub(super) fn of_preview(preview: &'a RetentionPreview) -> Self {

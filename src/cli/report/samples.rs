@@ -3,8 +3,9 @@
 use super::backup::{BackupDomain, MadePart, PlanPart, PlannedDiskPart, PlannedDomain};
 use super::backup::{PrunePart, PrunePlanPart};
 use super::compare::{ComparedDiskPart, ComparedDomain, ComparedPart, UncomparedPart};
+use super::copy::{CopiedDomain, CopiedPart, VerdictPart};
 use super::document::Document;
-use super::list::{ListDocument, ListDomain, ListedPart, MissedPart, VerifiedPart};
+use super::list::{ListDocument, ListDomain, ListedPart, MissedPart, OriginPart, VerifiedPart};
 use super::pack::{KeysDocument, PackDocument, SlotPart};
 use super::parts::{DiskPart, Domains, ErrorPart, FailedDomain, FindingPart};
 use super::parts::{LeftDiskPart, LeftOutPart, PointPart, Text};
@@ -136,6 +137,30 @@ fn pruned() -> PrunedDomain<'static> {
     }
 }
 
+fn copied() -> CopiedDomain<'static> {
+    CopiedDomain {
+        domain: text(),
+        outcome: "ok",
+        restore_points: vec![VerdictPart {
+            id: text(),
+            time: text(),
+            level: "full",
+            size: 1,
+            decision: "copy",
+            reason: text(),
+        }],
+        copied: vec![CopiedPart {
+            id: text(),
+            path: text(),
+            data_bytes: 1,
+            size: 1,
+        }],
+        retention: Some(retention()),
+        error: Some(error()),
+        findings: vec![finding()],
+    }
+}
+
 fn backup() -> BackupDomain<'static> {
     BackupDomain {
         domain: text(),
@@ -201,6 +226,11 @@ fn listed() -> ListedPart<'static> {
             stands: true,
         }],
         pin: Some(pin()),
+        copied_from: Some(OriginPart {
+            repository: Some(text()),
+            location: text(),
+            time: text(),
+        }),
         left_out: left_out(),
     }
 }
@@ -400,6 +430,7 @@ pub(super) fn samples() -> Vec<Document<'static>> {
             failed: failed_domain(),
         }),
         Document::Prune(domains(vec![pruned()])),
+        Document::Copy(domains(vec![copied()])),
         Document::Pin(PinDocument {
             schema: 1,
             domain: text(),

@@ -31,7 +31,7 @@ const STAGING_BUFFERS: usize = 4;
 /// buffer for as long as it waits for the disk.
 #[derive(Debug)]
 pub(super) struct Log {
-    /// `None` after the end.
+    /// `None` once the log is finished.
     file: Option<WriteBehind>,
     path: PathBuf,
     stop: Stop,

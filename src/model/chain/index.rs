@@ -232,6 +232,7 @@ mod tests {
                 findings: Vec::new(),
                 left_out: Vec::new(),
                 merged: None,
+                copied_from: None,
             },
             manifest: format!("digest {number}"),
             faults: missing
@@ -243,6 +244,7 @@ mod tests {
             suspected_damage: damage.chain(of_all).collect(),
             missed_writes: Vec::new(),
             pin: None,
+            needs_parents: true,
         }
     }
 
@@ -287,5 +289,55 @@ mod tests {
                 prop_assert_eq!(chains.faults(id), faults);
             }
         }
+    }
+
+    /// An incremental restore point whose parent is `back` restore points before it.
+    fn incremental(back: usize, is_damaged: bool, is_of_another_parent: bool) -> Made {
+        let disk = Disk {
+            level: Level::Incremental,
+            parent: Some(back),
+            is_of_another_parent,
+            is_missing: false,
+            is_damaged,
+        };
+        Made {
+            disks: [Some(disk), None],
+            is_renumbered: false,
+            is_damaged: false,
+            is_lost: false,
+        }
+    }
+
+    /// Its parent may be missing, damaged or replaced.
+    #[test]
+    fn complete_points_do_not_depend_on_parents() {
+        let made = [incremental(9, true, false), incremental(1, false, true)];
+        let complete = |(number, made): (usize, &Made)| KeptPoint {
+            needs_parents: false,
+            ..kept(number, made)
+        };
+        let chains = Chains::new(made.iter().enumerate().map(complete).collect());
+        for number in [0, 1] {
+            let line = chains.lineage(&id(number), "vda").expect("it needs no other");
+            assert_eq!(line.len(), 1, "{number}");
+            assert!(chains.faults(&id(number)).is_empty(), "{number}");
+            assert_eq!(chains.replaced_ancestor(&id(number), "vda"), None);
+            let point = &chains.get(&id(number)).expect("it is there").point;
+            assert_eq!(chains.parents(point).count(), 0);
+        }
+        assert!(chains.suspected_damage(&id(0), "vda").is_some());
+        assert_eq!(chains.suspected_damage(&id(1), "vda"), None);
+        assert!(chains.lineage(&id(0), "vdb").is_err(), "it lacks the disk");
+        let chain = Chains::new(
+            made.iter()
+                .enumerate()
+                .map(|(number, made)| kept(number, made))
+                .collect(),
+        );
+        let point = &chain.get(&id(1)).expect("it is there").point;
+        assert_eq!(
+            chain.parents(point).collect::<Vec<_>>(),
+            [("vda", id(0).as_str())]
+        );
     }
 }

@@ -127,6 +127,7 @@ impl Attempt<'_> {
             findings,
             left_out: plan.left_out.clone(),
             merged: None,
+            copied_from: None,
         }
     }
 

@@ -97,9 +97,11 @@ impl FinalLevel {
 pub(super) fn reason_for_full(cause: &Cause) -> Option<String> {
     let what = with_sources(cause);
     match cause {
-        Cause::Copy(error) if error.kind == BlockErrorKind::Distrusted => Some(format!(
-            "the bitmap or the parent restore point is unreliable ({what})"
-        )),
+        Cause::Copy(error) if matches!(error.kind, BlockErrorKind::Distrusted | BlockErrorKind::Damaged) => {
+            Some(format!(
+                "the bitmap or the parent restore point is unreliable ({what})"
+            ))
+        }
         cause if cause.lacks_files() => Some(format!(
             "the images of the chain need more open files than the limit allows ({what})"
         )),

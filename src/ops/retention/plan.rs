@@ -22,6 +22,8 @@ pub struct RetentionPlan {
     pub earlier_obstacles: Vec<(String, Obstacle)>,
     /// Whether merges can continue images where they are.
     pub(crate) can_continue: bool,
+    /// Whether removing a restore point frees what it stores.
+    pub(crate) frees_space: bool,
 }
 
 /// A restore point with the decision about it.
@@ -162,9 +164,18 @@ impl RetentionPlan {
             .sum()
     }
 
-    /// The total size of the files to remove without a merge, in bytes.
+    /// The number of bytes that the removals without a merge free.
     pub(crate) fn freed(&self) -> u64 {
-        self.removals().map(|planned| planned.size).sum()
+        self.freed_of(|_| true)
+    }
+
+    /// The number of bytes that those of these removals free which need no merge.
+    pub(crate) fn freed_of(&self, is_meant: impl Fn(&str) -> bool) -> u64 {
+        let removals = self.removals().filter(|planned| is_meant(&planned.point.id));
+        match self.frees_space {
+            true => removals.map(|planned| planned.size).sum(),
+            false => 0,
+        }
     }
 
     /// About the most that all merges free, in bytes.
@@ -193,6 +204,8 @@ pub(super) struct NextPoint {
 
 impl NextPoint {
     fn candidate(&self, chains: &Chains, now: &Zoned) -> Candidate {
+        // Where its parent is complete, it will be complete itself.
+        let is_needed = |parent: &&String| chains.get(parent).is_none_or(|kept| kept.needs_parents);
         Candidate {
             id: "the next restore point".to_owned(),
             sequence: chains.next_sequence(now.timestamp()),
@@ -200,7 +213,7 @@ impl NextPoint {
             time: now.timestamp(),
             period: self.period.clone(),
             disks: self.disks.clone(),
-            parents: self.parents.clone(),
+            parents: self.parents.iter().filter(is_needed).cloned().collect(),
             is_copy: false,
             is_pinned: false,
             is_intact: true,
@@ -242,6 +255,7 @@ pub(super) fn plan_after(
         obstacle: of_all.clone(),
         earlier_obstacles: Vec::new(),
         can_continue: history.can_continue,
+        frees_space: history.frees_space(),
     };
     let newest = chains.latest_in_periods().map(|kept| &kept.point.uuid);
     let current = next.map(|next| &next.uuid).or(newest);
@@ -296,7 +310,10 @@ fn candidate(history: &History, kept: &KeptPoint) -> Candidate {
         time: point.time,
         period: point.period.clone(),
         disks: disks().map(|disk| disk.target.clone()).collect(),
-        parents: disks().filter_map(|disk| disk.parent.clone()).collect(),
+        parents: chains
+            .parents(point)
+            .map(|(_, parent)| parent.to_owned())
+            .collect(),
         is_copy: point.is_copy(),
         is_pinned: kept.pin.is_some(),
         is_intact: chains.faults(&point.id).is_empty() && chains.any_suspected_damage(&point.id).is_none(),

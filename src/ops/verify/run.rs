@@ -69,8 +69,8 @@ impl Verification<'_> {
     /// Whether a restore point cannot be verified because a parent could not be read.
     fn depends_on_unread(&mut self, kept: &Kept) -> bool {
         let point = &kept.manifest.point;
-        let mut parents = point.disks.iter().filter_map(|disk| disk.parent.as_ref());
-        let Some(parent) = parents.find(|parent| self.unread.contains(*parent)) else {
+        let mut parents = self.history.chains.parents(point);
+        let Some((_, parent)) = parents.find(|(_, parent)| self.unread.contains(*parent)) else {
             return false;
         };
         let what = format!(
@@ -99,7 +99,7 @@ impl Verification<'_> {
     fn prove(&mut self, kept: &Kept) -> Result<()> {
         let id = &kept.manifest.point.id;
         let deep = self.is_deep(kept);
-        let inherited = inherited(&kept.manifest.point, &self.damaged);
+        let inherited = inherited(self.history, &kept.manifest.point, &self.damaged);
         if let Some(time) = self.proved_enough(kept)
             && inherited.is_empty()
         {
@@ -154,12 +154,12 @@ impl Verification<'_> {
             let Some(parent) = self.history.get(&id) else {
                 continue;
             };
-            let mut found = inherited(&parent.manifest.point, &self.damaged);
+            let mut found = inherited(self.history, &parent.manifest.point, &self.damaged);
             let proved = self.prover.prove(parent, false, &mut found);
             self.record(parent, false, found, proved.is_ok());
             proved?;
         }
-        let inherited = inherited(point, &self.damaged);
+        let inherited = inherited(self.history, point, &self.damaged);
         // Only damage in its own files has a location.
         let is_own = |found: &Damage| found.location.is_some();
         damage.retain(|found| is_own(found) || !inherited.iter().any(|from| from.disk == found.disk));
@@ -244,18 +244,17 @@ impl Verification<'_> {
 }
 
 /// Returns the damage that a restore point inherits from its parents.
-fn inherited(point: &RestorePoint, damaged: &BTreeSet<(String, String)>) -> Vec<Damage> {
-    let hurt = point.disks.iter().filter_map(|disk| {
-        let parent = disk.parent.as_ref()?;
-        let is_damaged = damaged.contains(&(parent.clone(), disk.target.clone()));
+fn inherited(history: &History, point: &RestorePoint, damaged: &BTreeSet<(String, String)>) -> Vec<Damage> {
+    let hurt = history.chains.parents(point).filter_map(|(disk, parent)| {
+        let is_damaged = damaged.contains(&(parent.to_owned(), disk.to_owned()));
         is_damaged.then(|| {
             let what = format!(
-                "disk {} of {} depends on {parent}, which is damaged",
-                disk.target, point.id
+                "disk {disk} of {} depends on {parent}, which is damaged",
+                point.id
             );
             Damage {
-                inherited_from: Some(parent.clone()),
-                ..Damage::found(what).of_disk(&disk.target)
+                inherited_from: Some(parent.to_owned()),
+                ..Damage::found(what).of_disk(disk)
             }
         })
     });

@@ -10,10 +10,10 @@ use jiff::Timestamp;
 
 use super::images::{self, FolderDisk};
 use super::look::{is_of_another_kind, read_bounded};
-use super::pending::{self, FolderPending};
+use super::pending::{self, FolderPending, NewId};
 use super::{
-    FolderRepository, check, committed, continued, history, layout, lock, merge, pins, point, proofs,
-    readers, remove, removed, sync_name, usage,
+    FolderRepository, check, committed, continued, history, layout, merge, pins, point, proofs, readers,
+    remove, removed, sync_name, usage,
 };
 use crate::image::chain::{ChainDisk, ChainImage, ChainSource};
 use crate::io::Store;
@@ -22,6 +22,7 @@ use crate::model::chain::RemovedPoint;
 use crate::model::period::COPY_PREFIX;
 use crate::model::pin::Pin;
 use crate::model::stop::Stop;
+use crate::repo::lock;
 use crate::repo::{
     DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept, Leftover,
     Merge, Merged, MissedWriteRecord, Note, PendingPoint, PeriodUsage, Proof, RepoError, Repository, Result,
@@ -279,9 +280,11 @@ impl DomainWriter for FolderWriter {
     }
 
     fn begin(&self, period: &str, time: Timestamp) -> Result<Box<dyn PendingPoint>> {
-        let store = Arc::clone(self.domain.store());
-        let pending = FolderPending::create(store, &self.domain.dir, period, time)?;
-        Ok(Box::new(pending))
+        self.create(period, NewId::Of(time))
+    }
+
+    fn begin_with_id(&self, period: &str, id: &str) -> Result<Box<dyn PendingPoint>> {
+        self.create(period, NewId::Given(id))
     }
 
     fn remember_committed(&self, history: &History) -> Result<()> {
@@ -361,6 +364,12 @@ impl DomainWriter for FolderWriter {
 }
 
 impl FolderWriter {
+    fn create(&self, period: &str, id: NewId<'_>) -> Result<Box<dyn PendingPoint>> {
+        let store = Arc::clone(self.domain.store());
+        let pending = FolderPending::create(store, &self.domain.dir, period, id)?;
+        Ok(Box::new(pending))
+    }
+
     fn path_of(&self, leftover: &Leftover) -> PathBuf {
         let key: &Path = leftover.key.as_ref();
         self.domain.dir.join(key)

@@ -127,6 +127,7 @@ impl Found {
             suspected_damage: proofs.suspected_damage(&manifest),
             missed_writes: proofs.missed_writes(&manifest),
             pin,
+            needs_parents: true,
         });
         let records = proofs.records(&manifest.point.id);
         self.history.kept.push(Kept {

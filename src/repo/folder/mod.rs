@@ -21,7 +21,6 @@
 //! * `removed`: which restore points were removed on purpose.
 //! * `remove`: deletes folders.
 //! * `usage`: counts files.
-//! * `lock`: one writer per domain.
 
 mod check;
 mod committed;
@@ -31,7 +30,6 @@ mod history;
 mod identity;
 mod images;
 mod layout;
-mod lock;
 mod look;
 mod merge;
 mod note;

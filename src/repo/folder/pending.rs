@@ -37,19 +37,31 @@ pub(super) struct FolderPending {
     kept: bool,
 }
 
+/// The id that a new restore point gets.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum NewId<'a> {
+    /// A free one for this moment.
+    Of(Timestamp),
+    /// This one, if it is free.
+    Given(&'a str),
+}
+
 impl FolderPending {
     pub(super) fn create(
         store: Arc<dyn Store>,
         domain_dir: &Path,
         period: &str,
-        time: Timestamp,
+        new: NewId<'_>,
     ) -> Result<FolderPending> {
+        let id = match new {
+            NewId::Of(time) => free_id(domain_dir, time)?,
+            NewId::Given(id) => given_id(domain_dir, id)?,
+        };
         let period_dir = domain_dir.join(period);
         ensure_dir(store.as_ref(), &period_dir)?;
         store
             .sync_dir(domain_dir)
             .map_err(RepoError::io("sync", domain_dir))?;
-        let id = free_id(domain_dir, time)?;
         let dir = period_dir.join(format!("{id}{}", layout::PARTIAL));
         store
             .create_dir(&dir)
@@ -232,22 +244,38 @@ pub(super) fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
     let stem = id_of(time);
     // The ids of recorded removed restore points are not used again.
     let (removed, _) = removed::read(domain_dir)?;
-    let mut taken: Vec<String> = removed
-        .into_iter()
-        .map(|point| format!("{}.", point.id))
-        .collect();
+    let mut taken = taken(domain_dir)?;
+    taken.extend(removed.into_iter().map(|point| format!("{}.", point.id)));
+    let is_free = |id: &String| !has(&taken, id);
+    let numbered = (2u32..).map(|count| format!("{stem}-{count}"));
+    let mut candidates = std::iter::once(stem.clone()).chain(numbered);
+    // There are more numbers than folders.
+    Ok(candidates.find(is_free).unwrap_or(stem))
+}
+
+/// The id, unless a restore point of the domain has it, or a missing one.
+fn given_id(domain_dir: &Path, id: &str) -> Result<String> {
+    let id = id.to_owned();
+    match has(&taken(domain_dir)?, &id) {
+        true => Err(RepoError::IdTaken { id }),
+        false => Ok(id),
+    }
+}
+
+/// Whether one of these names of folders has this id.
+fn has(taken: &[String], id: &str) -> bool {
+    let own = format!("{id}.");
+    taken.iter().any(|folder| folder.starts_with(&own))
+}
+
+/// The names of the folders of all restore points, finished or not, and of missing ones.
+fn taken(domain_dir: &Path) -> Result<Vec<String>> {
+    let mut taken = Vec::new();
     for period in folder_names(domain_dir)? {
         let period_dir = domain_dir.join(period);
         taken.extend(entries(&period_dir)?.into_iter().map(|(name, _)| name));
         // A missing restore point keeps its id.
         taken.extend(committed::read(&period_dir)?);
     }
-    let is_free = |id: &String| {
-        let own = format!("{id}.");
-        !taken.iter().any(|folder| folder.starts_with(&own))
-    };
-    let numbered = (2u32..).map(|count| format!("{stem}-{count}"));
-    let mut candidates = std::iter::once(stem.clone()).chain(numbered);
-    // There are more numbers than folders.
-    Ok(candidates.find(is_free).unwrap_or(stem))
+    Ok(taken)
 }

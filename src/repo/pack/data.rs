@@ -56,6 +56,7 @@ use crate::model::compression::Compression;
 use crate::model::stop::Stop;
 use crate::repo::disk::DiskReader;
 
+pub(crate) use blocks::Reuse;
 pub(crate) use check::{DiskFault, PackList};
 pub(crate) use id::BlockId;
 
@@ -85,7 +86,10 @@ pub(crate) struct DataFacts<'a> {
 /// Memory: 64 MiB of the cache of the index, and while something is written 104 MiB of packs; each
 /// sink and each source takes some more.
 #[derive(Clone)]
-pub(crate) struct Data(Arc<Shared>);
+pub(crate) struct Data {
+    shared: Arc<Shared>,
+    reuse: Reuse,
+}
 
 struct Shared {
     objects: Arc<dyn ObjectStore>,
@@ -126,14 +130,24 @@ impl Data {
         let largest = LARGEST_PAGE.max(facts.sizes.block_bytes as usize);
         let index = Arc::new(Index::open(&objects, &sealer, facts.id, cache, largest)?);
         let packer = Packer::new(&objects, &sealer, &index, facts.sizes.pack_bytes, stop);
-        Ok(Data(Arc::new(Shared {
+        let shared = Shared {
             sizes: facts.sizes,
             blocks: Arc::new(Blocks::new(&objects, &sealer, &index)),
             packer: Arc::new(packer),
             objects,
             sealer,
             index,
-        })))
+        };
+        Ok(Data {
+            shared: Arc::new(shared),
+            reuse: Reuse::Known,
+        })
+    }
+
+    /// The same data for a writer that uses only these stored blocks.
+    #[must_use]
+    pub(crate) fn reusing(self, reuse: Reuse) -> Data {
+        Data { reuse, ..self }
     }
 
     /// Brings the cache of the index up to date with the store. It has to be called before anything
@@ -142,13 +156,13 @@ impl Data {
     /// # Errors
     /// The store fails, or the cache cannot be written.
     pub(crate) fn refresh(&self, stop: &Stop) -> Result<()> {
-        self.0.index.refresh(stop)
+        self.shared.index.refresh(stop)
     }
 
     /// The names of index objects that were found to be damaged. Everything can be read without
     /// them, because packs have tables of their own. They only cost time, and can be deleted.
     pub(crate) fn damaged_index(&self) -> Vec<String> {
-        self.0.index.damaged_objects()
+        self.shared.index.damaged_objects()
     }
 
     /// Stores bytes as blocks. They can be read after the next [`Data::flush`].
@@ -156,12 +170,12 @@ impl Data {
     /// # Errors
     /// An upload has failed, or a stop was requested.
     pub(crate) fn put(&self, bytes: &[u8], stop: &Stop) -> Result<Vec<BlockId>> {
-        let shared = &self.0;
+        let shared = &self.shared;
         let mut zstd = sealer::compressor(Compression::default()).map_err(PackError::Seal)?;
         let mut ids = Vec::new();
         for block in bytes.chunks(shared.sizes.block_bytes as usize) {
             let id = shared.sealer.id(block);
-            if shared.index.find(&id)?.is_none() {
+            if !shared.blocks.is_stored(&id, self.reuse, stop)? {
                 let sealed = shared.sealer.seal_block(&id, block, zstd.as_mut());
                 let sealed = sealed.map_err(PackError::Seal)?.bytes;
                 shared.packer.add(Shelf::Data, id, &sealed, block.len(), stop)?;
@@ -177,13 +191,13 @@ impl Data {
     /// [`PackError::Damaged`] if a block is damaged or missing, or the blocks are larger; others if
     /// the store fails.
     pub(crate) fn get(&self, ids: &[BlockId], most: u64, stop: &Stop) -> Result<Vec<u8>> {
-        let blocks = &self.0.blocks;
+        let blocks = &self.shared.blocks;
         let mut total = 0;
         for id in ids {
             total += u64::from(blocks.locate(id, stop)?.plain);
             if total > most {
                 return Err(PackError::Damaged {
-                    location: self.0.objects.location(),
+                    location: self.shared.objects.location(),
                     object: format!("block {id}"),
                     why: format!("it is part of a file of more than {most} bytes"),
                 });
@@ -218,11 +232,12 @@ impl Data {
             None => None,
         };
         let context = SinkContext {
-            sealer: Arc::clone(&self.0.sealer),
-            packer: Arc::clone(&self.0.packer),
-            blocks: Arc::clone(&self.0.blocks),
-            block_bytes: self.0.sizes.block_bytes,
+            sealer: Arc::clone(&self.shared.sealer),
+            packer: Arc::clone(&self.shared.packer),
+            blocks: Arc::clone(&self.shared.blocks),
+            block_bytes: self.shared.sizes.block_bytes,
             compression,
+            reuse: self.reuse,
             stop,
         };
         Ok(Box::new(DiskSink::new(context, size, parent)?))
@@ -242,9 +257,9 @@ impl Data {
 
     fn open_tree(&self, root: BlockId, size: u64, stop: Stop) -> Result<Arc<Tree>> {
         let context = TreeContext {
-            blocks: Arc::clone(&self.0.blocks),
-            location: self.0.objects.location(),
-            block_bytes: self.0.sizes.block_bytes,
+            blocks: Arc::clone(&self.shared.blocks),
+            location: self.shared.objects.location(),
+            block_bytes: self.shared.sizes.block_bytes,
         };
         Ok(Arc::new(Tree::open(&context, root, size, stop)?))
     }
@@ -270,7 +285,7 @@ impl Data {
     /// # Errors
     /// The store fails.
     pub(crate) fn packs(&self, stop: &Stop) -> Result<PackList> {
-        PackList::read(self.0.objects.as_ref(), stop)
+        PackList::read(self.shared.objects.as_ref(), stop)
     }
 
     /// Checks that everything that a disk needs is there, and with `deep` that it is unchanged.
@@ -301,7 +316,7 @@ impl Data {
     /// # Errors
     /// An upload has failed, or a stop was requested.
     pub(crate) fn flush(&self, stop: &Stop) -> Result<()> {
-        self.0.packer.flush(stop)
+        self.shared.packer.flush(stop)
     }
 
     /// Seals a record for the object with this name.
@@ -309,7 +324,7 @@ impl Data {
     /// # Errors
     /// It has more than 64 MiB, or the system gives no random numbers.
     pub(crate) fn seal_record(&self, name: &ObjectName, bytes: &[u8]) -> Result<Vec<u8>> {
-        let sealed = self.0.sealer.seal_record(name, bytes);
+        let sealed = self.shared.sealer.seal_record(name, bytes);
         sealed.map_err(PackError::Seal)
     }
 
@@ -318,9 +333,12 @@ impl Data {
     /// # Errors
     /// [`PackError::Damaged`] if it was changed, or belongs to another object or repository.
     pub(crate) fn open_record(&self, name: &ObjectName, object: &[u8]) -> Result<Vec<u8>> {
-        let opened = self.0.sealer.open_record(name, object.to_vec(), LARGEST_RECORD);
+        let opened = self
+            .shared
+            .sealer
+            .open_record(name, object.to_vec(), LARGEST_RECORD);
         opened.map_err(|why| PackError::Damaged {
-            location: self.0.objects.location(),
+            location: self.shared.objects.location(),
             object: name.to_string(),
             why: why.to_owned(),
         })
@@ -334,8 +352,9 @@ fn block_error(error: PackError) -> BlockError {
         PackErrorClass::Damaged => BlockErrorKind::Damaged,
         _ => match object_kind(&error) {
             Some(ObjectErrorKind::NoSpace) => BlockErrorKind::NoSpace,
-            Some(ObjectErrorKind::TimedOut(_)) => BlockErrorKind::Lost,
-            _ => BlockErrorKind::Io,
+            // Nothing is known about what is stored.
+            Some(_) => BlockErrorKind::Lost,
+            None => BlockErrorKind::Io,
         },
     };
     BlockError {

@@ -1,5 +1,5 @@
-//! A repository of objects: in a bucket, or as files in a folder. Its data will be encrypted,
-//! deduplicated and packed. This version creates such repositories and manages their keys.
+//! A repository of objects: in a bucket, or as files in a folder. Its data is encrypted,
+//! deduplicated and packed, and each restore point is complete by itself.
 //!
 //! * `location`: where a repository is, as a user gives it.
 //! * `objects`: the seam to the object store.
@@ -8,22 +8,43 @@
 //! * `data`: blocks, packs, the index, and the maps of disks.
 //! * `probe`: finds out how the store handles conditional puts.
 //! * `create`: creates a repository.
-//! * `error`: the errors.
+//! * `unlocked`: a repository whose master key is known.
+//! * `shared`, `part`: what all parts of it share, and what the reader and the writer of one domain
+//!   share.
+//! * `domain`, `writer`, `pending`: one domain's part for reading and for writing, and a restore
+//!   point that is being written.
+//! * `commit`: creates the object of a restore point.
+//! * `content`, `history`: what the repository holds of a domain.
+//! * `point`, `records`, `names`: the objects of restore points, the records about them, and the
+//!   names of both.
+//! * `sealed`: reads small sealed objects.
+//! * `check`: reads and checks what belongs to a restore point.
+//! * `state`: what a host keeps for itself.
 //!
 //! `docs/pack-format.md` describes the format.
 
+mod check;
+mod commit;
+mod content;
 mod create;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "backups into pack repositories will use it")
-)]
 mod data;
 mod description;
-pub(crate) mod error;
+mod domain;
+mod history;
 mod keys;
 mod location;
+mod names;
 mod objects;
+mod part;
+mod pending;
+mod point;
 mod probe;
+mod records;
+mod sealed;
+mod shared;
+mod state;
+mod unlocked;
+mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,6 +53,7 @@ use jiff::Timestamp;
 
 use crate::io::{DiskStore, Store};
 use crate::model::stop::Stop;
+use crate::repo::pack_error as error;
 
 pub use create::{Creation, Protection};
 pub use description::{Cipher, ConditionalPuts, Sizes};
@@ -44,6 +66,9 @@ pub use objects::{
     BucketLocation, ListPage, ListedObject, ObjectError, ObjectErrorKind, ObjectName, ObjectResult,
     ObjectStore, PutResult,
 };
+pub use shared::UnlockedHost;
+pub use state::HostFolders;
+pub use unlocked::UnlockedPack;
 
 use description::{Description, LARGEST, NAME};
 use keys::{KeyFault, MasterKey, SLOTS};
@@ -118,6 +143,26 @@ fn object_store(location: &PackLocation, store: Arc<dyn Store>) -> error::Result
         #[cfg(not(feature = "object-store"))]
         PackLocation::Bucket(bucket) => Err(PackError::NoObjectStore {
             location: bucket.to_string(),
+        }),
+    }
+}
+
+/// Opens the bucket at a location with credentials that a test gives.
+///
+/// # Errors
+/// As [`PackRepository::open`], or the location is not that of a bucket.
+#[cfg(all(feature = "testkit", feature = "object-store"))]
+pub(crate) fn bucket_of_test(location: &Path) -> error::Result<Arc<dyn ObjectStore>> {
+    let environment = |name: &str| {
+        let is_credential = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].contains(&name);
+        is_credential.then(|| "of-a-test".into())
+    };
+    match PackLocation::parse(location.as_os_str())? {
+        Some(PackLocation::Bucket(bucket)) => {
+            Ok(Arc::new(objects::S3Objects::open_in(&bucket, &environment)?))
+        }
+        _ => Err(PackError::OtherKind {
+            location: location.display().to_string(),
         }),
     }
 }
@@ -285,6 +330,35 @@ impl PackRepository {
         let file = file.filter(|file| keys::is_for_passphrase(file).is_some());
         let file = file.ok_or_else(|| self.damaged(&slot.id, "it is missing, or no age file"))?;
         Ok((slot.clone(), file))
+    }
+
+    /// Whether a secret is needed to open it.
+    pub fn is_encrypted(&self) -> bool {
+        self.description.cipher != Cipher::None
+    }
+
+    /// Unlocks the repository, so that restore points can be written and read. The opener is needed
+    /// only if it is encrypted.
+    ///
+    /// # Errors
+    /// The opener opens nothing, or the store fails.
+    pub fn unlocked(
+        self,
+        opener: Option<&Opener>,
+        host: UnlockedHost,
+        stop: &Stop,
+    ) -> crate::repo::Result<UnlockedPack> {
+        let key = match (self.description.open_key(), opener) {
+            (Some(key), _) => key,
+            (None, Some(opener)) => self.unlock(opener, stop)?,
+            (None, None) => {
+                return Err(PackError::NoSecret {
+                    location: self.location,
+                }
+                .into());
+            }
+        };
+        UnlockedPack::new(self.location, self.objects, self.description, key, host, stop)
     }
 
     fn no_slot(&self, slot: &str) -> PackError {

@@ -2,7 +2,6 @@
 //!
 //! * `bucket`: where a bucket is.
 //! * `name`: names of objects.
-//! * `error`: the errors of an object store.
 //! * `folder`: objects as files below a folder.
 //! * `s3`: objects in a bucket of an S3 server.
 //!
@@ -10,7 +9,6 @@
 //! not at all.
 
 mod bucket;
-mod error;
 mod folder;
 mod name;
 #[cfg(feature = "object-store")]
@@ -20,6 +18,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use crate::model::stop::{Stop, WaitLimit};
+use crate::repo::object_error as error;
 
 pub use bucket::BucketLocation;
 pub use error::{ObjectError, ObjectErrorKind};

@@ -117,6 +117,7 @@ impl DomainRepository for MemoryDomain {
                         .collect(),
                     missed_writes: missed_of(domain, manifest),
                     pin: domain.pins.get(&manifest.point.id).cloned(),
+                    needs_parents: true,
                 }
             });
             let chains = Chains::new(points.collect()).with_removed(domain.removed.clone());
@@ -342,27 +343,45 @@ impl Drop for MemoryWriter {
     }
 }
 
+impl MemoryWriter {
+    fn start(&self, period: &str, id: String) -> Box<dyn PendingPoint> {
+        let key = format!("{period}/{id}");
+        self.0.with(|kept| {
+            kept.ids.insert(id.clone());
+            kept.pending.insert(key.clone(), None);
+        });
+        Box::new(MemoryPending {
+            repository: self.0.repository.clone(),
+            domain: self.0.name.clone(),
+            key,
+            id,
+            disks: Arc::default(),
+            files: Mutex::new(BTreeMap::new()),
+            is_kept: false,
+        })
+    }
+}
+
 impl DomainWriter for MemoryWriter {
     fn history(&self) -> Result<History> {
         self.0.history()
     }
 
     fn begin(&self, period: &str, time: Timestamp) -> Result<Box<dyn PendingPoint>> {
-        let id = self.0.with(|kept| {
-            let id = kept.free_id(time);
-            kept.ids.insert(id.clone());
-            kept.pending.insert(format!("{period}/{id}"), None);
-            id
-        });
-        Ok(Box::new(MemoryPending {
-            repository: self.0.repository.clone(),
-            domain: self.0.name.clone(),
-            key: format!("{period}/{id}"),
-            id,
-            disks: Arc::default(),
-            files: Mutex::new(BTreeMap::new()),
-            is_kept: false,
-        }))
+        let id = self.0.with(|kept| kept.free_id(time));
+        Ok(self.start(period, id))
+    }
+
+    fn begin_with_id(&self, period: &str, id: &str) -> Result<Box<dyn PendingPoint>> {
+        let is_pending = |key: &String| key.rsplit('/').next() == Some(id);
+        let is_taken = self
+            .0
+            .with(|kept| kept.point(id).is_some() || kept.pending.keys().any(is_pending));
+        let id = id.to_owned();
+        match is_taken {
+            true => Err(RepoError::IdTaken { id }),
+            false => Ok(self.start(period, id)),
+        }
     }
 
     /// Does nothing: restore points in memory are never lost.

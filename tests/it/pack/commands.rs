@@ -173,7 +173,7 @@ fn repository_is_described_without_its_key() {
     let created = stage.run(&["init", &stage.pack(), "--passphrase-file", &passphrase]);
     assert_eq!(created.status.code(), Some(0), "{created:?}");
     assert!(
-        stdout(&created).contains("cannot back up into this repository yet"),
+        stdout(&created).contains("`vmsnap backup DOMAIN --output LOCATION` backs up into it"),
         "{created:?}"
     );
     let info = stage.run(&["repository", "info", &stage.pack()]);
@@ -249,35 +249,52 @@ fn encryption_is_the_default_and_needs_a_secret() {
     assert_eq!(stage.entries(), ["short"], "nothing was created");
 }
 
-/// No command creates a folder whose name is a location, or mixes the two kinds.
+/// A command asks for the key before it does anything, and creates no folder whose name is a
+/// location.
 #[test]
-fn other_commands_refuse_pack_repositories() {
+fn other_commands_open_pack_repositories() {
     let stage = Stage::new();
-    document(&stage.run(&["init", &stage.pack(), "--no-encryption", "--json"]));
+    let (pack, person, stranger) = (stage.pack(), Person::new(), Person::new());
+    document(&stage.run(&["init", &pack, "--encrypt-to", &person.public, "--json"]));
     let before = stage.entries();
-    let bucket = "s3:https://s3.example.org/backups/kvm1";
-    for location in [bucket, "s3://backups", &stage.pack()] {
-        for command in [
-            &["list", "-r", location][..],
-            &["verify", "-r", location],
-            &["prune", "vm1", "--keep-last", "1", "-r", location],
-            &["pin", "vm1", "x", "-r", location],
-            &["restore", "vm1", "--to", "out", "-r", location],
-        ] {
-            refused(
-                &stage.run(command),
-                2,
-                &["is the location of a pack repository", "hint:"],
-            );
-        }
+    let [own, wrong] = [&person, &stranger].map(|person| person.file.path().display().to_string());
+    let commands = [
+        &["list"][..],
+        &["verify"],
+        &["prune", "vm1", "--keep-last", "1"],
+        &["pin", "vm1", "x"],
+        &["restore", "vm1", "--to", "out"],
+    ];
+    for command in commands {
+        let with = |more: &[&str]| stage.run(&[command, &["-r", &pack], more].concat());
+        refused(
+            &with(&[]),
+            64,
+            &["no passphrase was given", "--passphrase-file FILE"],
+        );
+        refused(&with(&["--identity-file", &wrong]), 2, &["opens no key slot"]);
     }
+    let opens = |command: &[&str]| stage.run(&[command, &["-r", &pack, "--identity-file", &own]].concat());
+    let listed = document(&opens(&["list", "--json"]));
+    assert_eq!(listed["domains"].as_array().map(Vec::len), Some(0), "{listed}");
+    refused(
+        &opens(&["restore", "vm1", "--to", "out"]),
+        1,
+        &["no restore points"],
+    );
+    refused(&opens(&["verify"]), 1, &["it has no restore points"]);
     let path = stage.path("pack").display().to_string();
     refused(
         &stage.run(&["list", "-r", &path]),
         2,
         &["holds a pack repository", "its location is pack:"],
     );
-    assert_eq!(stage.entries(), before);
+    let after: Vec<String> = stage
+        .entries()
+        .into_iter()
+        .filter(|name| name != ".cache")
+        .collect();
+    assert_eq!(after, before);
 }
 
 #[test]

@@ -1,14 +1,17 @@
-//! Pack repositories: their creation and their keys.
+//! Pack repositories: their creation, their keys, and backups into them.
 
+mod backups;
 mod commands;
 mod crash;
 mod create;
 mod folder;
 mod keys;
+mod killed;
 #[cfg(feature = "object-store")]
 mod s3;
 #[cfg(feature = "object-store")]
 mod server;
+mod world;
 
 use std::sync::Arc;
 
@@ -24,13 +27,13 @@ use vmsnap::testkit::MemoryObjects;
 const WHERE: &str = "memory:";
 
 /// A private key of age, and its file.
-struct Person {
-    file: tempfile::NamedTempFile,
-    public: String,
+pub struct Person {
+    pub file: tempfile::NamedTempFile,
+    pub public: String,
 }
 
 impl Person {
-    fn new() -> Person {
+    pub fn new() -> Person {
         let identity = age::x25519::Identity::generate();
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(file.path(), identity.to_string().expose_secret()).expect("written");
@@ -40,7 +43,7 @@ impl Person {
         }
     }
 
-    fn opener(&self) -> Opener {
+    pub fn opener(&self) -> Opener {
         Opener {
             secret: Secret::Identities(IdentityFile::read(self.file.path()).expect("valid")),
             recovery: None,

@@ -4,8 +4,14 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use vmsnap::model::stop::Stop;
+use vmsnap::repo::PackRepository;
+use vmsnap::testkit::bucket;
+
 use super::Person;
 use super::server::{BUCKET, Mood, Server};
+use crate::lab::{CLUSTER, Lab};
+use crate::repositories::pack::host;
 
 /// Runs the program with credentials for the server.
 fn run(arguments: &[&str]) -> Output {
@@ -179,4 +185,37 @@ fn silent_server_does_not_delay_a_stop() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
     let status = child.wait().expect("it ends");
     assert_eq!(status.code(), Some(143));
+}
+
+#[test]
+fn backups_in_a_bucket_are_listed_verified_and_restored() {
+    let server = Server::start();
+    let location = server.location(&format!("{BUCKET}/hosts/kvm1"));
+    document(&run(&["init", &location, "--no-encryption", "--json"]));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let objects = bucket(&location).expect("it opens");
+    let stop = Stop::default();
+    let pack = PackRepository::open_in(&location, objects, &stop).expect("it is there");
+    let repo = pack.unlocked(None, host(folder.path()), &stop).expect("it opens");
+    let mut lab = Lab::of(folder, Box::new(repo));
+    lab.host.add_domain("vm1", &[("vda", 40 * CLUSTER)]);
+    for round in 0..3u8 {
+        lab.host.disk("vm1", "vda", |disk| {
+            disk.write(usize::from(round) * 9 * CLUSTER, &[round + 1; CLUSTER]);
+        });
+        lab.backup("vm1").expect("a restore point");
+    }
+    lab.assert_gives_back("vm1", "vda");
+    lab.assert_verified("vm1");
+    let listed = document(&run(&["list", "--repository", &location, "--json"]));
+    let points = listed["domains"][0]["restorePoints"].as_array();
+    assert_eq!(points.map(Vec::len), Some(3), "{listed}");
+    document(&run(&["verify", "-r", &location, "--all", "--deep", "--json"]));
+    let to = lab.free_path();
+    let shown = to.display().to_string();
+    document(&run(&[
+        "restore", "vm1", "-r", &location, "--to", &shown, "--format", "raw", "--json",
+    ]));
+    let restored = std::fs::read(to.join("vda.raw")).expect("the restored disk");
+    assert!(restored == lab.disk("vm1", "vda"), "the bytes differ");
 }

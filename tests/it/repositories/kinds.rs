@@ -10,8 +10,8 @@ use vmsnap::model::compression::Compression;
 use vmsnap::model::restore_point::{Consistency, DiskPoint, Level, RestorePoint};
 use vmsnap::model::stop::Stop;
 use vmsnap::repo::{
-    DomainRepository, FolderRepository, History, Manifest, NewDisk, PendingPoint, RepoError, Repository,
-    SmallFile, SourceOptions,
+    DomainRepository, FolderRepository, History, Manifest, NewDisk, PackErrorClass, PendingPoint, RepoError,
+    Repository, SmallFile, SourceOptions,
 };
 use vmsnap::testkit::MemoryRepository;
 
@@ -29,6 +29,11 @@ pub trait Kind {
 
     /// Changes a byte of a disk's stored data.
     fn damage(&self, domain: &str, id: &str, target: &str);
+
+    /// Whether its restore points are complete by themselves, and it has an id from the beginning.
+    fn is_complete(&self) -> bool {
+        false
+    }
 }
 
 /// A repository in a folder.
@@ -165,6 +170,7 @@ impl<'a> Maker<'a> {
             findings: Vec::new(),
             left_out: Vec::new(),
             merged: None,
+            copied_from: None,
         };
         Manifest::new("a test", point, vec![image, definition], None)
     }
@@ -199,10 +205,15 @@ pub fn reading(stop: &Stop) -> SourceOptions {
     }
 }
 
-/// The disk at a restore point, read from front to back.
+/// The disk `vda` at a restore point, read from front to back.
 pub fn read_through(domain: &dyn DomainRepository, id: &str) -> Result<Vec<u8>, RepoError> {
+    read_disk(domain, id, "vda")
+}
+
+/// A disk at a restore point, read from front to back.
+pub fn read_disk(domain: &dyn DomainRepository, id: &str, target: &str) -> Result<Vec<u8>, RepoError> {
     let history = domain.history()?;
-    let mut source = domain.open_source(&history, id, "vda", &reading(&Stop::default()))?;
+    let mut source = domain.open_source(&history, id, target, &reading(&Stop::default()))?;
     let mut disk = Vec::new();
     while let Some(block) = source.next_block()? {
         assert_eq!(block.offset, disk.len() as u64, "blocks cover the disk in order");
@@ -217,5 +228,9 @@ pub fn read_through(domain: &dyn DomainRepository, id: &str) -> Result<Vec<u8>, 
 
 /// Whether an error reports damage.
 pub fn is_damage(error: &RepoError) -> bool {
-    matches!(error, RepoError::Blocks(error) if error.kind == BlockErrorKind::Damaged)
+    match error {
+        RepoError::Blocks(error) => error.kind == BlockErrorKind::Damaged,
+        RepoError::Pack(error) => error.class() == PackErrorClass::Damaged,
+        _ => false,
+    }
 }

@@ -12,14 +12,14 @@ use vmsnap::repo::{
 use super::kinds::{DEFINITION, Kind, Maker, PERIOD, data, is_damage, moment, read_through, reading, zero};
 use crate::lab::CLUSTER;
 
-const SIZE: u64 = 4 * CLUSTER as u64;
+pub(super) const SIZE: u64 = 4 * CLUSTER as u64;
 
-fn domain(kind: &dyn Kind) -> Box<dyn DomainRepository> {
+pub(super) fn domain(kind: &dyn Kind) -> Box<dyn DomainRepository> {
     kind.repository().domain("vm1").expect("a name that fits")
 }
 
 /// A full restore point and one that depends on it, with the disk of each.
-fn two_points(domain: &dyn DomainRepository) -> [(String, Vec<u8>); 2] {
+pub(super) fn two_points(domain: &dyn DomainRepository) -> [(String, Vec<u8>); 2] {
     let first = Maker::new(domain, 0).make(SIZE, vec![data(0, &[1; 2 * CLUSTER])], None);
     let changed = vec![data(1, &[2; CLUSTER]), zero(2, CLUSTER), data(3, &[3; CLUSTER])];
     let second = Maker::new(domain, 1).make(SIZE, changed, Some(&first));
@@ -31,7 +31,7 @@ fn two_points(domain: &dyn DomainRepository) -> [(String, Vec<u8>); 2] {
     [(first, full), (second, disk)]
 }
 
-fn ids(domain: &dyn DomainRepository) -> Vec<String> {
+pub(super) fn ids(domain: &dyn DomainRepository) -> Vec<String> {
     let history = domain.history().expect("it can be read");
     let points = history.chains.points().iter();
     let ids: Vec<String> = points.map(|kept| kept.point.id.clone()).collect();
@@ -42,7 +42,7 @@ fn ids(domain: &dyn DomainRepository) -> Vec<String> {
 
 pub fn id_is_given_once(kind: &dyn Kind) {
     let repository = kind.repository();
-    assert_eq!(repository.identity(), Identity::None);
+    assert_eq!(repository.identity() != Identity::None, kind.is_complete());
     let given = repository.ensure_identity().expect("it is given");
     assert!(given.id().is_some(), "{given:?}");
     let again = kind.repository();
@@ -193,6 +193,32 @@ pub fn two_points_of_one_second_have_two_ids(kind: &dyn Kind) {
     assert_eq!(made[1], format!("{}-2", made[0]));
     let copies = [0, 1].map(|number| domain.copy_period(moment(number)).expect("it is named"));
     assert_ne!(copies[0], copies[1]);
+}
+
+pub fn a_given_id_is_used_once(kind: &dyn Kind) {
+    const ID: &str = "2026-11-01T02-00-03Z";
+    let domain = domain(kind);
+    let writer = domain.try_lock().expect("nobody else writes");
+    let is_taken = || matches!(writer.begin_with_id(PERIOD, ID), Err(RepoError::IdTaken { id }) if id == ID);
+    let maker = Maker::new(domain.as_ref(), 0);
+    let mut pending = writer.begin_with_id(PERIOD, ID).expect("it begins");
+    assert_eq!(pending.id(), ID);
+    assert!(is_taken(), "an unfinished one has it");
+    let history = writer.history().expect("it can be read");
+    let blocks = vec![data(0, &[7; CLUSTER])];
+    let manifest = maker.fill(pending.as_ref(), SIZE, blocks, (&history, None));
+    pending.commit(&manifest).expect("it is committed");
+    assert_eq!(ids(domain.as_ref()), [ID]);
+    assert!(is_taken(), "a finished one has it");
+    let history = writer.history().expect("it can be read");
+    writer
+        .remove_point(&history, ID, moment(1))
+        .expect("nothing depends on it");
+    let again = writer
+        .begin_with_id(PERIOD, ID)
+        .expect("the removed one has gone");
+    drop(again);
+    assert_eq!(ids(domain.as_ref()), [""; 0]);
 }
 
 pub fn a_removed_period_is_gone_and_no_damage(kind: &dyn Kind) {
@@ -434,10 +460,14 @@ pub fn proofs_and_missed_writes_are_remembered(kind: &dyn Kind) {
         .expect("it is remembered");
     let now = history();
     assert_eq!(now.kept[0].proof, Some(proof(11, &["it is torn"])));
+    let damaged = match kind.is_complete() {
+        true => &points[0].0,
+        false => &points[1].0,
+    };
     let damage = now
         .chains
-        .suspected_damage(&points[1].0, "vda")
-        .expect("its parent is damaged");
+        .suspected_damage(damaged, "vda")
+        .expect("it is damaged, or its parent is");
     assert!(damage.contains("it is torn"), "{damage}");
     // A verification that did not know of the damage does not disprove it.
     domain.keep_proof(&proof(12, &[]), &[]).expect("it is remembered");
@@ -445,7 +475,7 @@ pub fn proofs_and_missed_writes_are_remembered(kind: &dyn Kind) {
     domain
         .keep_proof(&proof(13, &[]), &known())
         .expect("it is remembered");
-    assert_eq!(history().chains.suspected_damage(&points[1].0, "vda"), None);
+    assert_eq!(history().chains.suspected_damage(damaged, "vda"), None);
     let missed = MissedWriteRecord {
         id: points[1].0.clone(),
         manifest: before.kept[1].manifest.digest.clone(),

@@ -13,7 +13,7 @@ use vmsnap::testkit::Recorder;
 use super::kinds::{Kind, PERIOD};
 use crate::lab::{CLUSTER, Lab, NAMES};
 
-fn lab(kind: &dyn Kind) -> Lab {
+pub(super) fn lab(kind: &dyn Kind) -> Lab {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut lab = Lab::of(folder, kind.repository());
     lab.host
@@ -28,7 +28,7 @@ fn lab(kind: &dyn Kind) -> Lab {
     lab
 }
 
-fn verified(lab: &Lab, which: Which) -> verify::Outcome {
+pub(super) fn verified(lab: &Lab, which: Which) -> verify::Outcome {
     let options = verify::Options {
         which,
         deep: true,

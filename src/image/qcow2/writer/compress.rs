@@ -36,7 +36,8 @@ const WAITING: usize = 4;
 /// five more pieces.
 pub struct CompressingWriter {
     path: PathBuf,
-    /// Parts for the assembling thread, in order. `None` after the end or a failure.
+    /// Parts for the assembling thread, in order. `None` once the image is finished, or after a
+    /// failure.
     parts: Option<SyncSender<Part>>,
     jobs: Option<Sender<Job>>,
     cancelled: Arc<AtomicBool>,

@@ -10,20 +10,15 @@ use serde::Serialize;
 
 use super::{FOLDER, MissedWriteRecord, Proof, RecordName, Sealed};
 use crate::io::Store;
-use crate::model::chain::Concern;
 use crate::repo::folder::note;
 use crate::repo::seal::{NO_DIGEST, seal};
 use crate::repo::{RepoError, Result};
 
-/// The largest number of damage notes that are recorded for one disk, and for the files that belong
-/// to no disk.
-const MOST_DAMAGE: usize = 4;
-
 /// How often a record is written if other runs remove it before it is complete.
 const ATTEMPTS: usize = 4;
 
-/// Writes a proof, with at most [`MOST_DAMAGE`] damage notes for each disk and for the files of no
-/// disk. Then removes the older records of the same restore point.
+/// Writes a proof, with at most a few damage notes for each disk and for the files of no disk. Then
+/// removes the older records of the same restore point.
 ///
 /// `known` has the file names of the records that existed when the verification started, even if a
 /// wrong clock gave them a later time. What other runs have recorded since then stays. A record
@@ -34,7 +29,7 @@ pub(in crate::repo::folder) fn keep(
     proof: &Proof,
     known: &[String],
 ) -> Result<()> {
-    let proof = shortened(proof);
+    let proof = proof.shortened();
     let name = RecordName::of_proof(&proof);
     let dir = write(store, domain_dir, &name, &proof)?;
     let own = name.file_name();
@@ -43,27 +38,6 @@ pub(in crate::repo::folder) fn keep(
         let _ = store.remove_file(&dir.join(old));
     }
     Ok(())
-}
-
-/// The proof with only the first few damage notes of each disk.
-fn shortened(proof: &Proof) -> Proof {
-    let mut counted: Vec<(&Concern, usize)> = Vec::new();
-    let mut proof_of_few = Proof {
-        damage: Vec::new(),
-        ..proof.clone()
-    };
-    for note in &proof.damage {
-        let place = counted.iter().position(|(concern, _)| **concern == note.concerns);
-        let place = place.unwrap_or_else(|| {
-            counted.push((&note.concerns, 0));
-            counted.len() - 1
-        });
-        counted[place].1 += 1;
-        if counted[place].1 <= MOST_DAMAGE {
-            proof_of_few.damage.push(note.clone());
-        }
-    }
-    proof_of_few
 }
 
 /// Removes the records of restore points that no longer exist. `ids_there` returns the ids of those

@@ -10,8 +10,8 @@ use super::index::Index;
 use super::retry::{limit, retry};
 use super::sealer::Sealer;
 use crate::model::stop::Stop;
-use crate::repo::pack::error::{PackError, Result};
 use crate::repo::pack::objects::{ObjectErrorKind, ObjectStore};
+use crate::repo::pack_error::{PackError, Result};
 
 /// The longest range that is read with one request, in bytes.
 const LONGEST_RANGE: u64 = 8 << 20;
@@ -21,6 +21,15 @@ const LONGEST_GAP: u64 = 64 << 10;
 
 /// The plain bytes of a block.
 pub(super) type Plain = Arc<Vec<u8>>;
+
+/// Which stored blocks a writer uses instead of storing them again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    /// Those that the index lists.
+    Known,
+    /// Those that it lists and that can be read. This is for a writer that replaces damage.
+    Sound,
+}
 
 /// Reads blocks.
 pub(super) struct Blocks {
@@ -68,7 +77,42 @@ impl Blocks {
         self.read_at(id, &place, stop)
     }
 
+    /// Whether a block need not be stored again.
+    ///
+    /// # Errors
+    /// The cache cannot be read, or the store fails.
+    pub(super) fn is_stored(&self, id: &BlockId, reuse: Reuse, stop: &Stop) -> Result<bool> {
+        match (self.index.find(id)?, reuse) {
+            (None, _) => Ok(false),
+            (Some(_), Reuse::Known) => Ok(true),
+            // What this process has stored is still on its way.
+            (Some(_), Reuse::Sound) if self.index.is_noted(id) => Ok(true),
+            (Some(place), Reuse::Sound) => match self.read_at(id, &place, stop) {
+                Ok(_) => Ok(true),
+                Err(PackError::Damaged { .. }) => Ok(false),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// Reads a block from this place, or from another one if it is damaged there: it may have been
+    /// stored again since.
     fn read_at(&self, id: &BlockId, place: &Place, stop: &Stop) -> Result<Vec<u8>> {
+        let error = match self.read_place(id, place, stop) {
+            Err(error @ PackError::Damaged { .. }) => error,
+            read => return read,
+        };
+        for other in self.index.find_all(id)? {
+            if other != *place
+                && let Ok(bytes) = self.read_place(id, &other, stop)
+            {
+                return Ok(bytes);
+            }
+        }
+        Err(error)
+    }
+
+    fn read_place(&self, id: &BlockId, place: &Place, stop: &Stop) -> Result<Vec<u8>> {
         let sealed = self.fetch(place.pack, range(place), stop);
         let sealed = sealed.map_err(|error| self.named(error, id, place.pack))?;
         self.open(id, place, sealed)
@@ -127,7 +171,10 @@ impl Blocks {
                 bytes.get(start..start + place.stored as usize)
             });
             let read = match of_group {
-                Some(sealed) => self.open(id, place, sealed.to_vec()),
+                Some(sealed) => match self.open(id, place, sealed.to_vec()) {
+                    Ok(bytes) => Ok(bytes),
+                    Err(_) => self.read_at(id, place, stop),
+                },
                 None => self.read_at(id, place, stop),
             };
             answers[*number] = Some(read.map(Arc::new));

@@ -21,7 +21,7 @@ use super::id::{BlockId, PackId};
 use super::sealer::Sealer;
 use super::table::PackEntry;
 use crate::io::{DiskStore, Store};
-use crate::repo::pack::error::{PackError, Result};
+use crate::repo::pack_error::{PackError, Result};
 
 /// Memory for pages of the database, in bytes.
 const MEMORY: usize = 64 << 20;
@@ -237,6 +237,31 @@ impl Cache {
             Some(Some(place)) => Ok(Some(place)),
             Some(None) => Err(self.damaged("a row is wrong".to_owned())),
         }
+    }
+
+    /// The other places of a block that several packs hold.
+    ///
+    /// # Errors
+    /// The cache cannot be read.
+    pub(super) fn twins(&self, id: &BlockId) -> Result<Vec<Place>> {
+        self.guarded(|| {
+            let transaction = self.database.begin_read()?;
+            let packs = transaction.open_table(PACKS)?;
+            let mut places = Vec::new();
+            for row in transaction.open_multimap_table(TWINS)?.get(id.bytes())? {
+                let row = row?;
+                let Some(row) = Row::parse(id, row.value(), &self.sealer) else {
+                    continue;
+                };
+                places.extend(packs.get(row.pack)?.map(|pack| Place {
+                    pack: PackId::from_bytes(*pack.value().0),
+                    offset: row.offset,
+                    stored: row.stored,
+                    plain: row.plain,
+                }));
+            }
+            Ok(places)
+        })
     }
 
     /// The names of the index objects that were added.

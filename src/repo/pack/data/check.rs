@@ -13,8 +13,8 @@ use super::retry::{limit, retry};
 use super::table::TRAILER;
 use super::tree::Tree;
 use crate::model::stop::Stop;
-use crate::repo::pack::error::{PackError, PackErrorClass, Result};
 use crate::repo::pack::objects::{ObjectError, ObjectErrorKind, ObjectStore};
+use crate::repo::pack_error::{PackError, PackErrorClass, Result};
 
 /// The most faults that are reported for one disk.
 pub(super) const MOST_FAULTS: usize = 1000;

@@ -11,7 +11,7 @@ use super::tree::Tree;
 use crate::image::is_zero;
 use crate::model::block::{BlockError, BlockErrorKind, CLUSTER};
 use crate::repo::disk::{DiskReader, Stored, StoredExtent};
-use crate::repo::pack::error::Result;
+use crate::repo::pack_error::Result;
 
 /// Memory for blocks, in bytes.
 const BLOCKS: usize = 16 << 20;

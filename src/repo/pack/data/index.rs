@@ -13,8 +13,8 @@ use super::retry::{limit, retry};
 use super::sealer::{LARGEST_RECORD, OVERHEAD, Sealer};
 use super::table::{PackEntry, TRAILER, encode_index, parse_index, parse_table, parse_trailer};
 use crate::model::stop::Stop;
-use crate::repo::pack::error::{PackError, Result};
 use crate::repo::pack::objects::{ListedObject, ObjectErrorKind, ObjectResult, ObjectStore, PutResult};
+use crate::repo::pack_error::{PackError, Result};
 
 /// The number of index objects that are read at the same time.
 const AT_ONCE: usize = 4;
@@ -85,6 +85,18 @@ impl Index {
             Some(place) => Ok(Some(place)),
             None => self.cache().find(id),
         }
+    }
+
+    /// All places of a block that several packs hold.
+    ///
+    /// # Errors
+    /// The cache cannot be read.
+    pub(super) fn find_all(&self, id: &BlockId) -> Result<Vec<Place>> {
+        let cache = self.cache();
+        let mut places = cache.twins(id)?;
+        places.extend(self.recent().get(id).copied());
+        places.extend(cache.find(id)?);
+        Ok(places)
     }
 
     /// Notes a block that is in a pack of this process. Returns false, and notes nothing, if one

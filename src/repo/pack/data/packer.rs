@@ -16,10 +16,10 @@ use super::retry::{limit, retry};
 use super::sealer::Sealer;
 use super::table::{Entry, MOST_BLOCKS, PACKS_OF_RECORD, PackEntry, TRAILER, encode_table, encode_trailer};
 use crate::model::stop::{Stop, StopReason};
-use crate::repo::pack::error::{PackError, Result};
 use crate::repo::pack::objects::{
     ObjectError, ObjectErrorKind, ObjectName, ObjectResult, ObjectStore, PutResult,
 };
+use crate::repo::pack_error::{PackError, Result};
 
 /// Memory for the packs that are being uploaded, in bytes. At least one is uploaded.
 const UPLOADS: u64 = 64 << 20;

@@ -62,7 +62,7 @@ pub(super) fn parse_branch(bytes: &[u8], leaves: u64) -> Result<PageIds, &'stati
     let ids = parse_ids(&mut bytes, count.into())?;
     match (bytes.left(), ids.last()) {
         (0, Some(Some(_))) => Ok(ids),
-        (0, _) => Err("its last leaf is missing"),
+        (0, _) => Err("it ends with an empty entry"),
         _ => Err(LONG),
     }
 }
@@ -90,7 +90,7 @@ pub(super) fn parse_root(bytes: &[u8]) -> Result<(u64, PageIds), &'static str> {
     let ids = parse_ids(&mut bytes, count.into())?;
     match (bytes.left(), ids.last()) {
         (0, None | Some(Some(_))) => Ok((size, ids)),
-        (0, _) => Err("its last branch is missing"),
+        (0, _) => Err("it ends with an empty entry"),
         _ => Err(LONG),
     }
 }

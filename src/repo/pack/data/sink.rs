@@ -20,7 +20,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle, available_parallelism};
 
 use super::block_error;
-use super::blocks::Blocks;
+use super::blocks::{Blocks, Reuse};
 use super::disk::PackDisk;
 use super::packer::Packer;
 use super::sealer::Sealer;
@@ -28,7 +28,7 @@ use crate::image::Order;
 use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSink, CLUSTER, Content, Written};
 use crate::model::compression::Compression;
 use crate::model::stop::Stop;
-use crate::repo::pack::error::{PackError, Result};
+use crate::repo::pack_error::{PackError, Result};
 
 use assembler::Assembler;
 use draft::Draft;
@@ -48,6 +48,7 @@ pub(super) struct SinkContext {
     pub(super) blocks: Arc<Blocks>,
     pub(super) block_bytes: u64,
     pub(super) compression: Compression,
+    pub(super) reuse: Reuse,
     pub(super) stop: Stop,
 }
 

@@ -19,7 +19,7 @@ use super::tree::Tree;
 use crate::model::block::{Block, BlockError, BlockSource, CLUSTER, Content};
 use crate::model::buffer::{Buffer, BufferPool};
 use crate::model::stop::Stop;
-use crate::repo::pack::error::{PackError, Result};
+use crate::repo::pack_error::{PackError, Result};
 
 /// The number of threads that read batches.
 const READERS: usize = 4;

@@ -9,7 +9,7 @@ use super::leaf::Leaf;
 use super::page::{BRANCH_LEAVES, LEAF_CLUSTERS, LEAF_SPAN, PageIds, parse_branch, parse_root};
 use crate::model::block::CLUSTER;
 use crate::model::stop::Stop;
-use crate::repo::pack::error::{PackError, Result};
+use crate::repo::pack_error::{PackError, Result};
 
 /// The number of leaves that are kept in memory. One takes at most 80 KiB.
 const LEAVES: usize = 64;

@@ -37,10 +37,10 @@ struct Text<'a> {
     key: &'a str,
 }
 
-/// Why a file was not opened.
+/// Why an age file with the master key could not be unlocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KeyFault {
-    /// The secret does not open it.
+    /// The secret does not unlock the file.
     WrongSecret,
     /// It is damaged, or something else; the text says why.
     Unusable(&'static str),

@@ -24,13 +24,6 @@ mod context {
 /// A key that is derived from the master key.
 pub(crate) type DerivedKey = Zeroizing<[u8; LENGTH]>;
 
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "backups into pack repositories will use the first three keys"
-    )
-)]
 impl MasterKey {
     /// The key of the ids of blocks.
     pub(crate) fn block_ids(&self) -> DerivedKey {

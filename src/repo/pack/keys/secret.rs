@@ -10,7 +10,7 @@ use age::secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 use crate::model::text::shown;
-use crate::repo::pack::error::{PackError, Result};
+use crate::repo::pack_error::{PackError, Result};
 
 /// The largest file with a secret, in bytes.
 const LARGEST: u64 = 16 * 1024;

@@ -14,8 +14,8 @@ use super::lock::{LARGEST_FILE, SlotOwner, lock};
 use super::master::{MasterKey, random};
 use super::record;
 use crate::model::stop::Stop;
-use crate::repo::pack::error::{PackError, Result};
 use crate::repo::pack::objects::{ObjectName, ObjectStore, list_all, small};
+use crate::repo::pack_error::{PackError, Result};
 
 /// How the names of the objects of slots begin.
 pub(crate) const SLOTS: &str = "keys/";

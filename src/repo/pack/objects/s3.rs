@@ -73,6 +73,18 @@ impl S3Objects {
         S3Objects::open_with(location, Settings::find(&|name| std::env::var_os(name)))
     }
 
+    /// Opens a bucket with these variables instead of those of the environment.
+    ///
+    /// # Errors
+    /// As [`S3Objects::open`].
+    #[cfg(feature = "testkit")]
+    pub(crate) fn open_in(
+        location: &BucketLocation,
+        environment: &dyn Fn(&str) -> Option<std::ffi::OsString>,
+    ) -> ObjectResult<S3Objects> {
+        S3Objects::open_with(location, Settings::find(environment))
+    }
+
     fn open_with(location: &BucketLocation, settings: Result<Settings, String>) -> ObjectResult<S3Objects> {
         let unusable = |kind, source: Option<String>| ObjectError {
             operation: "open",

@@ -14,8 +14,8 @@ use crate::repo::pack::data::id::BlockId;
 use crate::repo::pack::data::packer::Shelf;
 use crate::repo::pack::data::page::LEAF_CLUSTERS;
 use crate::repo::pack::data::sealer::{Sealed, compressor};
-use crate::repo::pack::error::{PackError, Result};
 use crate::repo::pack::objects::{ObjectError, ObjectErrorKind};
+use crate::repo::pack_error::{PackError, Result};
 
 /// The number of shared blocks that workers seal at the same time.
 const SEALING: usize = 4;
@@ -59,7 +59,7 @@ impl Pages {
     fn store(&mut self, page: Vec<u8>) -> Result<BlockId> {
         let context = &self.context;
         let id = context.sealer.id(&page);
-        if context.blocks.index.find(&id)?.is_none() {
+        if !context.blocks.is_stored(&id, context.reuse, &context.stop)? {
             let sealed = context.sealer.seal_block(&id, &page, self.zstd.as_mut());
             let sealed = sealed.map_err(PackError::Seal)?.bytes;
             let packer = &context.packer;

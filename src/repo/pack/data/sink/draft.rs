@@ -10,7 +10,7 @@ use crate::repo::pack::data::page::{
     BRANCH_LEAVES, BRANCH_SPAN, LEAF_CLUSTERS, LEAF_SPAN, PageIds, encode_branch, encode_root,
 };
 use crate::repo::pack::data::tree::Tree;
-use crate::repo::pack::error::Result;
+use crate::repo::pack_error::Result;
 
 /// Stores a page, and returns its id.
 pub(super) type Store<'a> = &'a mut dyn FnMut(Vec<u8>) -> Result<BlockId>;

@@ -11,7 +11,7 @@ use super::{PackDisk, SinkContext};
 use crate::model::block::CLUSTER;
 use crate::repo::pack::data::id::BlockId;
 use crate::repo::pack::data::sealer::{Sealed, compressor};
-use crate::repo::pack::error::{PackError, Result};
+use crate::repo::pack_error::{PackError, Result};
 
 /// The most runs in the map of a window. A window that needs more is written whole.
 const MOST_RUNS: usize = 8;
@@ -181,7 +181,8 @@ impl Worker {
 
     /// Seals a block. `None` if it is stored already.
     fn seal(&mut self, id: &BlockId, bytes: &[u8]) -> Result<Option<Sealed>> {
-        if self.context.blocks.index.find(id)?.is_some() {
+        let context = &self.context;
+        if context.blocks.is_stored(id, context.reuse, &context.stop)? {
             return Ok(None);
         }
         let sealed = self.context.sealer.seal_block(id, bytes, self.zstd.as_mut());

@@ -11,9 +11,9 @@ use crate::model::stop::Stop;
 use crate::repo::disk::{DiskReader, Stored};
 use crate::repo::pack::data::{BlockId, Data, DataFacts, DiskFault};
 use crate::repo::pack::description::{Cipher, Sizes};
-use crate::repo::pack::error::Result;
 use crate::repo::pack::keys::MasterKey;
 use crate::repo::pack::objects::ObjectStore;
+use crate::repo::pack_error::Result;
 
 pub(super) const C: usize = CLUSTER as usize;
 

@@ -10,9 +10,9 @@ use rustix::fs::OFlags;
 
 use crate::wait;
 
-/// The right to write to one domain's folder, until it is dropped.
+/// The right to write to one domain's part of a repository, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct DomainLock {
+pub(super) struct DomainLock {
     file: File,
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::objects::{ObjectError, ObjectErrorKind};
+use super::object_error::{ObjectError, ObjectErrorKind};
 
 /// Result of a function of a pack repository.
 pub type Result<T> = std::result::Result<T, PackError>;
@@ -21,13 +21,27 @@ pub enum PackError {
         /// The reason.
         why: String,
     },
-    /// The verb cannot use this kind of repository yet.
-    #[error(
-        "{location} is the location of a pack repository, which this version can create but not yet write to or read"
-    )]
-    NotYet {
+    /// The repository is encrypted, and no secret was given.
+    #[error("{location} is encrypted, and no passphrase or identity was given")]
+    NoSecret {
         /// The location.
         location: String,
+    },
+    /// Another run committed a restore point with the same predecessor.
+    #[error(
+        "another run has committed a restore point of this domain since this one began ({location}); this one was not committed"
+    )]
+    Overtaken {
+        /// The location of the other restore point, or of the one that this run wanted to make.
+        location: String,
+    },
+    /// Restore points were to be merged.
+    #[error("{id} cannot be merged: in {location} each restore point is complete by itself")]
+    NoMerge {
+        /// The location of the repository.
+        location: String,
+        /// The id of the restore point.
+        id: String,
     },
     /// A command for pack repositories was given the path of a folder.
     #[error("{location} is not the location of a pack repository")]
@@ -231,7 +245,9 @@ impl PackError {
             | PackError::Write { .. }
             | PackError::NoKey(_)
             | PackError::Seal(_)
-            | PackError::Cache { .. } => PackErrorClass::Failed,
+            | PackError::Cache { .. }
+            | PackError::Overtaken { .. }
+            | PackError::NoMerge { .. } => PackErrorClass::Failed,
             PackError::Earlier(error) => error.class(),
             PackError::Objects(error) => match error.kind {
                 ObjectErrorKind::Stopped(reason) => PackErrorClass::Stopped(reason),
@@ -244,13 +260,14 @@ impl PackError {
     /// What the user can do, if something is known.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            PackError::NotYet { .. } => {
-                "back up into a folder for now; `vmsnap repository info LOCATION` shows the pack repository"
+            PackError::NoSecret { .. } => "use --passphrase-file FILE or --identity-file FILE",
+            PackError::Overtaken { .. } => {
+                "run the backup again; it is incremental from the newest restore point if the domain still has that one's checkpoint"
             }
             PackError::OtherKind { .. } => {
                 "use s3:https://HOST/BUCKET/PREFIX, s3://BUCKET/PREFIX or pack:/DIRECTORY; a folder of images needs no init and has no keys"
             }
-            PackError::PackFolder(_) => "use another folder for images",
+            PackError::PackFolder(_) => "give the location pack:/DIRECTORY, or use another folder for images",
             PackError::Missing {
                 has_leftovers: true, ..
             } => "an init was interrupted there; nothing depends on what it left: run `vmsnap init` again",
@@ -262,7 +279,7 @@ impl PackError {
             }
             PackError::NewerFormat { .. } => "use a newer vmsnap",
             PackError::WrongKey { .. } => {
-                "`vmsnap key list` shows the slots; a recovery file opens the repository with --recovery-file"
+                "`vmsnap key list` shows the slots; with a recovery file, `vmsnap key add --recovery-file` adds a slot"
             }
             PackError::LastSlot { .. } => {
                 "add another slot with `vmsnap key add`, and give its secret to `vmsnap key remove`"

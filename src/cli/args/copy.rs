@@ -1,0 +1,92 @@
+//! Arguments of `vmsnap copy`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::model::compression::Compression;
+
+use super::keep::KeepArgs;
+use super::key::SecretArgs;
+use super::shared::{DomainArgs, OutputArgs, WaitArgs, path_or_empty};
+
+/// Arguments of `vmsnap copy`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap copy --from /backups --to s3:https://s3.example.org/backups/kvm --keep-daily 30
+  vmsnap copy vm1 --from /backups --to /mnt/usb --newest
+  vmsnap copy vm1 --from pack:/mnt/nas --to /rescue --at 2026-11-01T02-00-03Z")]
+pub struct CopyArgs {
+    /// The domains to work on.
+    #[command(flatten)]
+    pub domains: DomainArgs,
+
+    /// Location of the repository from which restore points are copied
+    #[arg(long, value_name = "LOCATION", value_parser = path_or_empty())]
+    pub from: PathBuf,
+
+    /// Location of the repository to which they are copied. A folder is created if its parent
+    /// folder exists
+    #[arg(long, value_name = "LOCATION", value_parser = path_or_empty())]
+    pub to: PathBuf,
+
+    /// Copy only this restore point: an id, a checkpoint's name, a time like 2026-11-01T02:00:00Z
+    /// (selects the newest restore point up to that time), or latest
+    #[arg(help_heading = "What to copy", long, value_name = "POINT", conflicts_with_all = ["newest", "all"])]
+    pub at: Option<String>,
+
+    /// Copy only the newest restore point
+    #[arg(help_heading = "What to copy", long, conflicts_with = "all")]
+    pub newest: bool,
+
+    /// Copy all restore points that the target lacks, except those that were removed from it
+    /// [default]
+    #[arg(help_heading = "What to copy", long)]
+    pub all: bool,
+
+    /// What opens the target, and also the source unless one of the next two is given.
+    #[command(flatten)]
+    pub secret: SecretArgs,
+
+    /// Open the source with the passphrase in this file
+    #[arg(long, value_name = "FILE", conflicts_with = "from_identity_file")]
+    pub from_passphrase_file: Option<PathBuf>,
+
+    /// Open the source with the private keys in this file
+    #[arg(long, value_name = "FILE")]
+    pub from_identity_file: Option<PathBuf>,
+
+    /// The policy for the target.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+
+    /// How data is compressed in the target: none, zstd (level 1), or zstd:LEVEL from 1 (fast) to
+    /// 19 (small)
+    #[arg(long, value_name = "METHOD", env = "VMSNAP_COMPRESS", default_value = "zstd")]
+    pub compress: Compression,
+
+    /// Show what would be copied, and why the rest would not; copy nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// How long to wait for another run.
+    #[command(flatten)]
+    pub wait: WaitArgs,
+
+    /// The form of the output.
+    #[command(flatten)]
+    pub output_args: OutputArgs,
+}
+
+impl CopyArgs {
+    /// What opens the source.
+    pub fn source_secret(&self) -> SecretArgs {
+        match (&self.from_passphrase_file, &self.from_identity_file) {
+            (None, None) => self.secret.clone(),
+            (passphrase, identity) => SecretArgs {
+                passphrase_file: passphrase.clone(),
+                identity_file: identity.clone(),
+            },
+        }
+    }
+}

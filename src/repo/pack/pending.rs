@@ -1,0 +1,194 @@
+//! A restore point that is being written into a pack repository.
+//!
+//! Order of a commit: the packs with the blocks of the disks and small files, then the index of
+//! those packs, then the object of the restore point. What a run has uploaded before it ends early
+//! is not part of any restore point; the next run finds it in the index and does not upload it
+//! again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::commit::{self, Committed};
+use super::data::{BlockId, Data, Reuse};
+use super::description::ConditionalPuts;
+use super::error::PackError;
+use super::names::random;
+use super::objects::ObjectName;
+use super::part::DomainPart;
+use super::point::{self, PointRecord, Predecessor, map_name};
+use crate::model::block::{BlockSink, Written};
+use crate::model::chain::Concern;
+use crate::repo::{FileEntry, Kept, Leftover, Manifest, NewDisk, PendingPoint, RepoError, Result, SmallFile};
+
+/// A restore point that is invisible until it is committed. If it is dropped before that, its
+/// journal entry is removed.
+pub(super) struct PackPending {
+    pub(super) domain: DomainPart,
+    /// The id that the restore point will have.
+    pub(super) id: String,
+    /// The id of this run.
+    pub(super) run: String,
+    /// The newest restore point when this run began.
+    pub(super) previous: Option<Predecessor>,
+    /// The damage that verifications have found in restore points of the domain.
+    pub(super) damage: Vec<Concern>,
+    /// The disks that were begun.
+    pub(super) begun: Mutex<BTreeSet<String>>,
+    /// The run's folder on this host.
+    pub(super) leftover: Leftover,
+    pub(super) blocks: Mutex<BTreeMap<String, Vec<BlockId>>>,
+    pub(super) is_kept: bool,
+}
+
+impl PackPending {
+    fn blocks(&self) -> MutexGuard<'_, BTreeMap<String, Vec<BlockId>>> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The data, for a writer of this part of the restore point. Where damage is suspected, it uses
+    /// only stored blocks that can be read.
+    fn data(&self, is_affected: impl Fn(&Concern) -> bool) -> Result<Data> {
+        let reuse = match self.damage.iter().any(is_affected) {
+            true => Reuse::Sound,
+            false => Reuse::Known,
+        };
+        Ok(self.domain.shared.data()?.reusing(reuse))
+    }
+
+    /// Stores a small file.
+    fn keep(&self, name: &str, content: &[u8]) -> Result<FileEntry> {
+        let data = self.data(|concern| !matches!(concern, Concern::Disk(_)))?;
+        let ids = data.put(content, &self.domain.shared.place.stop)?;
+        self.blocks().insert(name.to_owned(), ids);
+        Ok(FileEntry {
+            name: name.to_owned(),
+            size: content.len() as u64,
+            blake3: blake3::hash(content).to_hex().to_string(),
+            pieces: None,
+            unused: None,
+        })
+    }
+
+    /// The sealed record of the restore point, for the object of this name.
+    fn record(&self, manifest: &Manifest, name: &ObjectName) -> Result<Vec<u8>> {
+        let record = PointRecord {
+            run: self.run.clone(),
+            previous: self.previous.clone(),
+            manifest: manifest.clone(),
+            blocks: self.blocks().clone(),
+        };
+        let text = record.to_text().map_err(|source| RepoError::Manifest {
+            id: self.id.clone(),
+            source,
+        })?;
+        Ok(self.domain.shared.sealer.seal_record(name, text.as_bytes())?)
+    }
+
+    /// Creates the object, and returns its name.
+    fn create(&self, manifest: &Manifest) -> Result<String> {
+        let shared = &self.domain.shared;
+        let names = &self.domain.names;
+        let previous = self.previous.as_ref().map(|previous| previous.name.as_str());
+        let stem = names.stem_after(previous);
+        let segment = match shared.place.description.conditional_puts {
+            ConditionalPuts::Honoured => stem.clone(),
+            ConditionalPuts::Ignored => format!("{stem}-{}", random()),
+        };
+        let name = names.point(&segment).ok_or_else(|| shared.no_name(&segment))?;
+        let sealed = self.record(manifest, &name)?;
+        let store = shared.place.objects.as_ref();
+        let committed = match shared.place.description.conditional_puts {
+            ConditionalPuts::Honoured => commit::create(store, &name, &sealed, &shared.place.stop),
+            ConditionalPuts::Ignored => {
+                let stem = format!("{}{stem}", names.points());
+                commit::create_beside(store, &stem, &name, &sealed, &shared.place.stop)
+            }
+        };
+        match committed? {
+            Committed::Ours => Ok(segment),
+            Committed::Other => Err(PackError::Overtaken {
+                location: self.domain.reader().point_location(&segment),
+            }
+            .into()),
+        }
+    }
+}
+
+impl PendingPoint for PackPending {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn write_note(&self, note: &[u8]) -> Result<()> {
+        self.domain.state.write_note(&self.leftover, note)
+    }
+
+    fn sink(&self, disk: &NewDisk<'_>) -> Result<Box<dyn BlockSink>> {
+        let parent_of = |kept: &Kept| {
+            let size = kept.manifest.point.disk(disk.target)?.virtual_size;
+            Some((point::root(&kept.manifest, disk.target)?, size))
+        };
+        let parent = match disk.parent {
+            None => None,
+            Some(kept) => Some(parent_of(kept).ok_or_else(|| RepoError::NotWhole {
+                id: kept.manifest.point.id.clone(),
+                fault: format!("it has no map of disk {}", disk.target),
+            })?),
+        };
+        // A second attempt follows damage in the parent, or a bitmap that proved wrong.
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = begun.insert(disk.target.to_owned());
+        drop(begun);
+        let data = self.data(|concern| concern.is_of_disk(disk.target))?;
+        let data = match is_first {
+            true => data,
+            false => data.reusing(Reuse::Sound),
+        };
+        Ok(data.sink(disk.size, parent, disk.compression, disk.stop.clone())?)
+    }
+
+    fn entry(&self, target: &str, written: &Written) -> FileEntry {
+        FileEntry {
+            name: map_name(target),
+            size: written.file_bytes,
+            blake3: written.blake3.clone().unwrap_or_default(),
+            pieces: None,
+            unused: None,
+        }
+    }
+
+    fn put(&self, file: SmallFile, content: &[u8]) -> Result<FileEntry> {
+        self.keep(file.name(), content)
+    }
+
+    fn put_checkpoint(&self, checkpoint: &str, xml: &str) -> Result<FileEntry> {
+        self.keep(&format!("{checkpoint}.xml"), xml.as_bytes())
+    }
+
+    fn commit(&mut self, manifest: &Manifest) -> Result<String> {
+        let shared = &self.domain.shared;
+        shared.data()?.flush(&shared.place.stop)?;
+        let segment = self.create(manifest)?;
+        self.is_kept = true;
+        // Only now, because before the commit the next run needs the journal entry. If this fails,
+        // the entry has no meaning, because a restore point names its run.
+        let _ = self.domain.state.remove(&self.leftover);
+        Ok(self.domain.reader().point_location(&segment))
+    }
+
+    fn leave(mut self: Box<Self>) -> String {
+        self.is_kept = true;
+        self.domain.shared.give_up();
+        self.leftover.location.clone()
+    }
+}
+
+impl Drop for PackPending {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.domain.shared.give_up();
+            // Best effort: the next run removes the rest.
+            let _ = self.domain.state.remove(&self.leftover);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What all parts of an unlocked pack repository share.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::content::Content;
+use super::data::{Data, DataFacts};
+use super::description::Description;
+use super::error::PackError;
+use super::keys::MasterKey;
+use super::names::{DomainNames, is_hex};
+use super::objects::ObjectStore;
+use super::sealed::SealedObjects;
+use super::state::HostFolders;
+use crate::io::Store;
+use crate::model::finding::Finding;
+use crate::model::stop::Stop;
+use crate::repo::{RepoError, Result};
+
+/// How the name begins that stands for a domain whose own name cannot be read.
+pub(super) const UNREADABLE: &str = "unreadable-";
+
+/// What an unlocked repository needs besides its objects.
+#[derive(Clone)]
+pub struct UnlockedHost {
+    /// The folders of this host.
+    pub folders: HostFolders,
+    /// Writes the files in them.
+    pub store: Arc<dyn Store>,
+}
+
+/// A repository with its key, on a host.
+pub(super) struct Place {
+    pub(super) location: String,
+    pub(super) objects: Arc<dyn ObjectStore>,
+    pub(super) description: Description,
+    pub(super) key: Arc<MasterKey>,
+    pub(super) host: UnlockedHost,
+    pub(super) stop: Stop,
+}
+
+/// What all parts of an unlocked repository share.
+pub(super) struct Shared {
+    pub(super) place: Place,
+    pub(super) sealed: SealedObjects,
+    /// Seals and opens records, which needs no index.
+    pub(super) sealer: Data,
+    current: Mutex<Current>,
+}
+
+/// The data that is in use.
+struct Current {
+    /// `None` after a run has failed: its blocks that were not uploaded are lost.
+    data: Option<Data>,
+    /// How many objects had been read when the index was last refreshed; `None` if it never was.
+    refreshed: Option<usize>,
+}
+
+impl Place {
+    fn open(&self) -> Result<Data> {
+        let facts = DataFacts {
+            id: &self.description.id,
+            sizes: self.description.sizes,
+            cipher: self.description.cipher,
+        };
+        let (objects, cache) = (Arc::clone(&self.objects), self.host.folders.cache.as_deref());
+        Ok(Data::open(objects, &facts, &self.key, cache, &self.stop)?)
+    }
+}
+
+impl Shared {
+    pub(super) fn open(place: Place) -> Result<Shared> {
+        let data = place.open()?;
+        Ok(Shared {
+            sealed: SealedObjects::new(Arc::clone(&place.objects), data.clone()),
+            sealer: data.clone(),
+            current: Mutex::new(Current {
+                data: Some(data),
+                refreshed: None,
+            }),
+            place,
+        })
+    }
+
+    /// The data, with an index that is as new as the restore points that were read.
+    pub(super) fn data(&self) -> Result<Data> {
+        let fetched = self.sealed.fetched();
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let data = match current.data.take() {
+            Some(data) => data,
+            None => {
+                current.refreshed = None;
+                self.place.open()?
+            }
+        };
+        current.data = Some(data.clone());
+        if current.refreshed != Some(fetched) {
+            data.refresh(&self.place.stop)?;
+            current.refreshed = Some(fetched);
+        }
+        Ok(data)
+    }
+
+    /// The findings about objects of the index, as far as they have been read.
+    pub(super) fn damaged_index(&self) -> Vec<Finding> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = current.data.iter().flat_map(Data::damaged_index);
+        let finding = |name: String| {
+            let what = format!(
+                "{}/{name} is damaged; everything can be read without it, but it takes longer, and it can be deleted",
+                self.place.location
+            );
+            Finding::new("index-damaged", what)
+        };
+        names.map(finding).collect()
+    }
+
+    /// Gives up what a failed run has stored but not uploaded.
+    pub(super) fn give_up(&self) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.data = None;
+    }
+
+    /// What the repository holds of a domain.
+    pub(super) fn content(&self, names: &DomainNames) -> Result<Content> {
+        Ok(Content::read(
+            &self.sealed,
+            &self.place.key,
+            names,
+            &self.place.stop,
+        )?)
+    }
+
+    /// The error that an object could not be named. Its parts are always valid, so it never occurs.
+    pub(super) fn no_name(&self, object: &str) -> RepoError {
+        PackError::Damaged {
+            location: self.place.location.clone(),
+            object: object.to_owned(),
+            why: "its name is invalid".to_owned(),
+        }
+        .into()
+    }
+
+    /// The names of a domain's objects.
+    pub(super) fn names(&self, domain: &str) -> DomainNames {
+        let hash = domain.strip_prefix(UNREADABLE).filter(|hash| is_hash(hash));
+        match hash {
+            Some(hash) => DomainNames::of_hash(&self.place.key, hash),
+            None => DomainNames::of(&self.place.key, domain),
+        }
+    }
+}
+
+/// Whether this may be the part of an object's name that stands for a domain.
+pub(super) fn is_hash(text: &str) -> bool {
+    is_hex(text, 64)
+}

@@ -1,0 +1,96 @@
+//! A pack repository whose master key is known.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::description::Description;
+use super::keys::MasterKey;
+use super::names::{DomainNames, POINTS, is_point, segment};
+use super::objects::{ListedObject, ObjectStore};
+use super::part::DomainPart;
+use super::point::{self, PointRecord};
+use super::shared::{Place, Shared, UNREADABLE, UnlockedHost, is_hash};
+use crate::model::stop::Stop;
+use crate::repo::{DomainRepository, Identity, RepoError, Repository, Result};
+
+/// A pack repository whose master key is known, so that restore points can be written and read.
+#[derive(Clone)]
+pub struct UnlockedPack(Arc<Shared>);
+
+impl UnlockedPack {
+    pub(super) fn new(
+        location: String,
+        objects: Arc<dyn ObjectStore>,
+        description: Description,
+        key: MasterKey,
+        host: UnlockedHost,
+        stop: &Stop,
+    ) -> Result<UnlockedPack> {
+        let place = Place {
+            location,
+            objects,
+            description,
+            key: Arc::new(key),
+            host,
+            stop: stop.clone(),
+        };
+        Ok(UnlockedPack(Arc::new(Shared::open(place)?)))
+    }
+
+    /// The name of the domain whose restore points these are, from the first that can be read.
+    fn domain_name(&self, hash: &str, points: Vec<ListedObject>) -> Result<String> {
+        let shared = &self.0;
+        let names = DomainNames::of_hash(&shared.place.key, hash);
+        for object in points {
+            let read = shared
+                .sealed
+                .read(vec![object], point::LARGEST, &shared.place.stop);
+            for (_, text) in read.map_err(RepoError::from)? {
+                let record = text.map(|text| PointRecord::parse(&text, &shared.place.key, &names));
+                if let Ok(Ok(record)) = record {
+                    return Ok(record.manifest.point.domain);
+                }
+            }
+        }
+        Ok(format!("{UNREADABLE}{hash}"))
+    }
+}
+
+impl Repository for UnlockedPack {
+    fn location(&self) -> String {
+        self.0.place.location.clone()
+    }
+
+    fn exists(&self) -> bool {
+        true
+    }
+
+    fn identity(&self) -> Identity {
+        Identity::Known(self.0.place.description.id.clone())
+    }
+
+    fn ensure_identity(&self) -> Result<Identity> {
+        Ok(self.identity())
+    }
+
+    fn domains(&self) -> Result<Vec<String>> {
+        let listed = self.0.sealed.list(POINTS, &self.0.place.stop)?;
+        let mut domains: BTreeMap<String, Vec<ListedObject>> = BTreeMap::new();
+        for object in listed {
+            let hash = object.name.as_str().split('/').nth(1).unwrap_or_default();
+            if is_hash(hash) && is_point(segment(&object.name)) {
+                domains.entry(hash.to_owned()).or_default().push(object);
+            }
+        }
+        let named = domains
+            .into_iter()
+            .map(|(hash, points)| self.domain_name(&hash, points));
+        let mut names = named.collect::<Result<Vec<String>>>()?;
+        names.sort();
+        Ok(names)
+    }
+
+    fn domain(&self, name: &str) -> Result<Box<dyn DomainRepository>> {
+        Ok(Box::new(DomainPart::new(Arc::clone(&self.0), name)))
+    }
+}
