@@ -58,8 +58,8 @@ pub enum ObjectErrorKind {
         /// The largest allowed number.
         most: usize,
     },
-    /// The object is shorter than the requested range.
-    #[error("it ends before the requested range")]
+    /// The object ends before the end of the requested range.
+    #[error("it ends before the end of the requested range")]
     TooShort,
     /// The store cannot do this.
     #[error("the store does not support it")]

@@ -146,7 +146,12 @@ impl Sealer {
     pub(super) fn seal_record(&self, name: &ObjectName, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let length = u32::try_from(bytes.len()).ok();
         let length = length.filter(|length| *length as usize <= LARGEST_RECORD);
-        let length = length.ok_or_else(|| io::Error::other("a record is too large"))?;
+        let length = length.ok_or_else(|| {
+            let bytes = bytes.len();
+            io::Error::other(format!(
+                "{name} would have {bytes} bytes, but at most {LARGEST_RECORD} are allowed"
+            ))
+        })?;
         let start = self.start_of_record();
         let mut sealed = vec![0; start + 5 + bytes.len()];
         let mut zstd = Compressor::new(RECORD_LEVEL)?;
