@@ -19,7 +19,7 @@ mod machine;
 pub use machine::{Change, Machine, assert_nothing_left, checkpoints, has_job, wait_for_readers_to_end};
 
 /// A limit for one run of the program, generous for a busy machine.
-const RUN_DEADLINE: Duration = Duration::from_secs(120);
+pub const RUN_DEADLINE: Duration = Duration::from_secs(120);
 
 /// The time within which a run ends after a signal. The documented limit is 5 s; the rest is for a
 /// busy machine.

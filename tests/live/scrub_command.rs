@@ -148,7 +148,7 @@ fn failing_domain_stops_no_other_and_output_is_true() {
         "x;$(y)",
     ]);
     assert_eq!(foreign.code, Some(5), "{foreign:#?}");
-    assert!(foreign.stderr.contains("never touched") && foreign.stdout.is_empty());
+    assert!(foreign.stderr.contains("never touches") && foreign.stdout.is_empty());
 
     let repository = repository.path().display().to_string();
     let finished = vmsnap(&[

@@ -135,7 +135,7 @@ fn a_device_of_a_running_domain_is_refused_by_any_name() {
         kept.assert_refused(&node_of(device.device(), device.path("node")), &device, &words);
         // The backing file, through another loop device.
         let second = Attached::to(&device.backing());
-        kept.assert_refused(second.device(), &device, &["is attached to the file"]);
+        kept.assert_refused(second.device(), &device, &["is attached to the underlying file"]);
         user.destroy();
     }
 }

@@ -15,7 +15,7 @@ use super::shared::{ConnectArgs, DomainArgs, OutputArgs, WaitArgs, flag_of_env, 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   vmsnap backup vm1 --output /backups                  full, later incremental
-  vmsnap backup 'web-*' db --output /backups --prune   several domains; delete the previous period when it is due
+  vmsnap backup 'web-*' db --output /backups --prune   several domains; delete the previous period
   vmsnap backup vm1 --output /backups --keep-daily 14  then remove what the policy does not keep
   vmsnap backup vm1 --output /backups --dry-run        show what would be done, and why
   vmsnap backup vm1 --output /mnt/usb --copy           a full copy outside the chain")]
@@ -49,7 +49,7 @@ pub struct BackupArgs {
     )]
     pub group_by: String,
 
-    /// When a full backup starts a new chain: period (in each new period) or never (only if no
+    /// When to start a new chain with a full backup: period (in each new one) or never (only if no
     /// chain can be continued)
     #[arg(
         help_heading = "What to save",
@@ -107,7 +107,7 @@ pub struct BackupArgs {
     #[command(flatten)]
     pub keep: KeepArgs,
 
-    /// Back up even if the domain's backups have a different grouping from --group-by
+    /// Back up even if existing backups have a grouping other than --group-by
     #[arg(help_heading = "What to save", long)]
     pub force: bool,
 

@@ -47,7 +47,7 @@ pub struct KeyListArgs {
 /// The file with the secret of a pack repository.
 #[derive(Clone, Debug, Args)]
 pub struct SecretArgs {
-    /// Passphrase of a pack repository, in a file [env: VMSNAP_PASSPHRASE_FILE]
+    /// Passphrase of a pack repository [env: VMSNAP_PASSPHRASE_FILE]
     #[arg(long, value_name = "FILE", conflicts_with = "identity_file")]
     pub passphrase_file: Option<PathBuf>,
 
