@@ -1,5 +1,6 @@
 //! A pack repository read without vmsnap: `age` opens the key, and `read_pack.py`, which was
 //! written after `docs/pack-format.md`, restores the disks.
+#![allow(clippy::disallowed_methods, reason = "tests start programs and wait for them")]
 
 use std::path::Path;
 use std::process::{Command, Stdio};
