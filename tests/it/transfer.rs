@@ -592,3 +592,50 @@ fn the_command_refuses_what_makes_no_sense() {
         assert!(message.contains(part), "{arguments:?}: {message}");
     }
 }
+
+#[test]
+fn deleted_packs_are_not_relied_on() {
+    let mut lab = Lab::new();
+    lab.host.add_domain("vm1", &[("vda", 48 * CLUSTER)]);
+    lab.host
+        .disk("vm1", "vda", |disk| disk.write(20 * CLUSTER, &[7; 20 * CLUSTER]));
+    lab.backup("vm1").expect("a restore point");
+    lab.host.disk("vm1", "vda", |disk| disk.write(0, &[9; 3000]));
+    lab.backup("vm1").expect("a restore point");
+    let kind = PackFolder::default();
+    copy(&lab, kind.repository().as_ref(), &wanting(Wanted::Newest)).expect("copied");
+    // The index still lists what somebody deletes.
+    for name in tree(&kind.root().join("packs")) {
+        let path = kind.root().join("packs").join(name);
+        if path.is_file() {
+            fs::remove_file(path).expect("deleted");
+        }
+    }
+    let first = ids(lab.repo.as_ref()).remove(0);
+    let pack = kind.repository();
+    let outcome = copy(&lab, pack.as_ref(), &wanting(Wanted::At(first.clone()))).expect("copied");
+    assert_eq!(copied(&outcome), [first.as_str()]);
+    for repository in [pack, kind.repository()] {
+        let [from, to] = [lab.repo.as_ref(), repository.as_ref()].map(|repository| {
+            let domain = repository.domain("vm1").expect("a name that fits");
+            read_through(domain.as_ref(), &first).expect("it is sound")
+        });
+        assert!(from == to);
+    }
+    let options = vmsnap::ops::verify::Options {
+        which: vmsnap::ops::verify::Which::All,
+        deep: false,
+        verified_since: None,
+        now: lab.now.timestamp(),
+    };
+    let verified = vmsnap::ops::verify::verify(
+        "vm1",
+        kind.repository().as_ref(),
+        &options,
+        &Silent,
+        &Stop::default(),
+    );
+    let verified = verified.expect("it ends");
+    let damaged = verified.points.iter().filter(|point| !point.damage.is_empty());
+    assert_eq!(damaged.count(), 1, "the one that lost its packs: {verified:?}");
+}

@@ -13,6 +13,7 @@
 //! * `retry`: repeats calls of the store.
 //! * `cache`: the local cache of the index.
 //! * `index`: where blocks are.
+//! * `listing`: the packs that exist.
 //! * `packer`: collects blocks in packs, and uploads them.
 //! * `blocks`: reads blocks.
 //! * `page`, `leaf`: the pages of a map.
@@ -30,6 +31,7 @@ mod disk;
 mod id;
 mod index;
 mod leaf;
+mod listing;
 mod packer;
 mod page;
 mod retry;
@@ -57,8 +59,9 @@ use crate::model::stop::Stop;
 use crate::repo::disk::DiskReader;
 
 pub(crate) use blocks::Reuse;
-pub(crate) use check::{DiskFault, PackList};
+pub(crate) use check::DiskFault;
 pub(crate) use id::BlockId;
+pub(crate) use listing::PackList;
 
 use blocks::Blocks;
 use disk::PackDisk;

@@ -70,6 +70,11 @@ impl Default for PackFolder {
 }
 
 impl PackFolder {
+    /// The folder of the objects.
+    pub fn root(&self) -> std::path::PathBuf {
+        self.folder.path().join("pack")
+    }
+
     /// The names and the content of all objects.
     pub fn files(&self) -> Vec<(String, Vec<u8>)> {
         let root = self.folder.path().join("pack");

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::cache::Place;
 use super::id::{BlockId, PackId};
 use super::index::Index;
+use super::listing::PackList;
 use super::retry::{limit, retry};
 use super::sealer::Sealer;
 use crate::model::stop::Stop;
@@ -36,6 +37,8 @@ pub(super) struct Blocks {
     objects: Arc<dyn ObjectStore>,
     sealer: Arc<Sealer>,
     pub(super) index: Arc<Index>,
+    /// The packs that exist, as far as this process knows; `None` until a block is to be reused.
+    packs: Mutex<Option<PackList>>,
 }
 
 /// A block with its place.
@@ -47,6 +50,7 @@ impl Blocks {
             objects: Arc::clone(objects),
             sealer: Arc::clone(sealer),
             index: Arc::clone(index),
+            packs: Mutex::default(),
         }
     }
 
@@ -84,15 +88,32 @@ impl Blocks {
     pub(super) fn is_stored(&self, id: &BlockId, reuse: Reuse, stop: &Stop) -> Result<bool> {
         match (self.index.find(id)?, reuse) {
             (None, _) => Ok(false),
-            (Some(_), Reuse::Known) => Ok(true),
             // What this process has stored is still on its way.
-            (Some(_), Reuse::Sound) if self.index.is_noted(id) => Ok(true),
+            (Some(_), _) if self.index.is_noted(id) => Ok(true),
+            // The index may list a pack that somebody has deleted.
+            (Some(place), Reuse::Known) => self.is_there(&place, stop),
             (Some(place), Reuse::Sound) => match self.read_at(id, &place, stop) {
                 Ok(_) => Ok(true),
                 Err(PackError::Damaged { .. }) => Ok(false),
                 Err(error) => Err(error),
             },
         }
+    }
+
+    /// Whether the pack at this place exists and is long enough.
+    fn is_there(&self, place: &Place, stop: &Stop) -> Result<bool> {
+        let mut known = self.packs.lock().unwrap_or_else(PoisonError::into_inner);
+        let packs = match &mut *known {
+            Some(packs) => packs,
+            None => known.insert(PackList::read(self.objects.as_ref(), stop)?),
+        };
+        // A pack may be newer than the list.
+        if !packs.knows(place.pack) {
+            let name = place.pack.name().map_err(PackError::Seal)?;
+            let size = retry(stop, || self.objects.head(&name, &limit(0, stop)))?;
+            packs.add(place.pack, size.unwrap_or(0));
+        }
+        Ok(packs.fault(place).is_none())
     }
 
     /// Reads a block from this place, or from another one if it is damaged there: it may have been

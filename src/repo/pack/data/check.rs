@@ -1,19 +1,15 @@
 //! Checks that everything that a disk needs is in the store.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::blocks::Located;
 use super::cache::Place;
 use super::disk::{InBlock, Piece, piece_of};
-use super::id::{PACKS, PackId};
+use super::listing::PackList;
 use super::page::LEAF_SPAN;
-use super::retry::{limit, retry};
-use super::table::TRAILER;
 use super::tree::Tree;
-use crate::model::stop::Stop;
-use crate::repo::pack::objects::{ObjectError, ObjectErrorKind, ObjectStore};
+use crate::repo::pack::objects::{ObjectError, ObjectErrorKind};
 use crate::repo::pack_error::{PackError, PackErrorClass, Result};
 
 /// The most faults that are reported for one disk.
@@ -22,9 +18,6 @@ pub(super) const MOST_FAULTS: usize = 1000;
 /// How many plain bytes of blocks are read at a time.
 const BATCH: u64 = 8 << 20;
 
-/// The packs that exist, with their sizes. About 40 bytes of memory for each.
-pub(crate) struct PackList(HashMap<PackId, u64>);
-
 /// A fault of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DiskFault {
@@ -32,43 +25,6 @@ pub(crate) struct DiskFault {
     pub(crate) range: Range<u64>,
     /// The fault, with the object's name.
     pub(crate) what: String,
-}
-
-impl PackList {
-    /// Lists the packs.
-    ///
-    /// # Errors
-    /// The store fails.
-    pub(super) fn read(objects: &dyn ObjectStore, stop: &Stop) -> Result<PackList> {
-        let mut packs = HashMap::new();
-        let mut from: Option<String> = None;
-        loop {
-            let page = retry(stop, || objects.list(PACKS, from.as_deref(), &limit(0, stop)))?;
-            for object in page.objects {
-                packs.extend(PackId::of_name(&object.name).map(|id| (id, object.size)));
-            }
-            match page.next {
-                None => return Ok(PackList(packs)),
-                // A server that repeats a page would keep this loop busy for ever.
-                Some(next) if from.as_ref() >= Some(&next) => {
-                    let why = "the server repeats a page of the list".to_owned();
-                    let kind = ObjectErrorKind::Unexpected(why);
-                    return Err(ObjectError::new("list", objects.location(), kind).into());
-                }
-                next => from = next,
-            }
-        }
-    }
-
-    /// The fault of the pack of a block, if it has one.
-    fn fault(&self, place: &Place) -> Option<&'static str> {
-        let needed = u64::from(place.offset) + u64::from(place.stored) + TRAILER as u64;
-        match self.0.get(&place.pack) {
-            None => Some("the pack is missing"),
-            Some(size) if *size < needed => Some("the pack is too short"),
-            Some(_) => None,
-        }
-    }
 }
 
 /// Reports faults up to a limit.
@@ -207,10 +163,14 @@ fn check_place(tree: &Tree, packs: &PackList, data: &InBlock) -> Result<Place> {
     if u64::from(place.plain) < data.least {
         return Err(tree.too_short(&data.id));
     }
-    match packs.fault(&place) {
-        None => Ok(place),
-        Some(why) => Err(tree.blocks().damaged(&data.id, place.pack, why)),
-    }
+    let Some(why) = packs.fault(&place) else {
+        return Ok(place);
+    };
+    // Another pack may hold it, too: it may have been stored again.
+    let others = tree.blocks().index.find_all(&data.id)?;
+    let is_sound = |other: &Place| other.plain == place.plain && packs.fault(other).is_none();
+    let sound = others.into_iter().find(is_sound);
+    sound.ok_or_else(|| tree.blocks().damaged(&data.id, place.pack, why))
 }
 
 fn check_stop(tree: &Tree) -> Result<()> {

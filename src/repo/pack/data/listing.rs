@@ -1,0 +1,61 @@
+//! The packs that exist.
+
+use std::collections::HashMap;
+
+use super::cache::Place;
+use super::id::{PACKS, PackId};
+use super::retry::{limit, retry};
+use super::table::TRAILER;
+use crate::model::stop::Stop;
+use crate::repo::pack::objects::{ObjectError, ObjectErrorKind, ObjectStore};
+use crate::repo::pack_error::Result;
+
+/// The packs that exist, with their sizes. About 40 bytes of memory for each.
+pub(crate) struct PackList(HashMap<PackId, u64>);
+
+impl PackList {
+    /// Lists the packs.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub(super) fn read(objects: &dyn ObjectStore, stop: &Stop) -> Result<PackList> {
+        let mut packs = HashMap::new();
+        let mut from: Option<String> = None;
+        loop {
+            let page = retry(stop, || objects.list(PACKS, from.as_deref(), &limit(0, stop)))?;
+            for object in page.objects {
+                packs.extend(PackId::of_name(&object.name).map(|id| (id, object.size)));
+            }
+            match page.next {
+                None => return Ok(PackList(packs)),
+                // A server that repeats a page would keep this loop busy for ever.
+                Some(next) if from.as_ref() >= Some(&next) => {
+                    let why = "the server repeats a page of the list".to_owned();
+                    let kind = ObjectErrorKind::Unexpected(why);
+                    return Err(ObjectError::new("list", objects.location(), kind).into());
+                }
+                next => from = next,
+            }
+        }
+    }
+
+    /// The fault of the pack of a block, if it has one.
+    pub(super) fn fault(&self, place: &Place) -> Option<&'static str> {
+        let needed = u64::from(place.offset) + u64::from(place.stored) + TRAILER as u64;
+        match self.0.get(&place.pack) {
+            None => Some("the pack is missing"),
+            Some(size) if *size < needed => Some("the pack is too short"),
+            Some(_) => None,
+        }
+    }
+
+    /// Whether it is known if this pack exists.
+    pub(super) fn knows(&self, pack: PackId) -> bool {
+        self.0.contains_key(&pack)
+    }
+
+    /// Adds what is known about a pack: its size, or 0 if it does not exist.
+    pub(super) fn add(&mut self, pack: PackId, size: u64) {
+        self.0.insert(pack, size);
+    }
+}
