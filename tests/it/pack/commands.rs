@@ -11,12 +11,15 @@ use super::Person;
 
 struct Stage {
     folder: tempfile::TempDir,
+    /// What the program keeps on its host.
+    own: tempfile::TempDir,
 }
 
 impl Stage {
     fn new() -> Stage {
         Stage {
             folder: tempfile::tempdir().expect("a temporary folder"),
+            own: tempfile::tempdir().expect("a temporary folder"),
         }
     }
 
@@ -40,6 +43,8 @@ impl Stage {
             .current_dir(self.folder.path())
             .env_clear()
             .env("HOME", self.folder.path())
+            .env("VMSNAP_STATE", self.own.path().join("state"))
+            .env("VMSNAP_CACHE", self.own.path().join("cache"))
             .stdin(Stdio::null())
             .output()
             .expect("the program runs")

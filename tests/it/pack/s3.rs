@@ -21,6 +21,8 @@ fn run(arguments: &[&str]) -> Output {
         .current_dir(home.path())
         .env_clear()
         .env("HOME", home.path())
+        .env("VMSNAP_STATE", home.path().join("state"))
+        .env("VMSNAP_CACHE", home.path().join("cache"))
         .env("AWS_ACCESS_KEY_ID", "testkey")
         .env("AWS_SECRET_ACCESS_KEY", "hunter2")
         .stdin(Stdio::null())
