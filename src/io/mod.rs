@@ -1,7 +1,9 @@
 //! File access for the repository and the image writers.
 
 mod direct;
+mod opened_folder;
 mod store;
 
 pub use direct::DirectFile;
+pub(crate) use opened_folder::OpenedFolder;
 pub use store::{Claim, DiskStore, Store};

@@ -318,7 +318,7 @@ fn prune_after(
         .map_err(|error| Error::of(name, error))
         .and_then(|history| {
             let plan = prune::plan(repository, &history.chains, options.group_by, context.now.date());
-            prune::carry_out(name, locked, &plan)?;
+            prune::carry_out(name, locked, &plan, context.now.timestamp())?;
             Ok(plan)
         });
     match pruned {

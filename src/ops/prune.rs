@@ -1,5 +1,6 @@
 //! Deletes the previous period once the current one can stand alone.
 
+use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
@@ -150,11 +151,11 @@ fn is_later(kept: &KeptPoint, today: Date) -> bool {
 }
 
 /// Carries a plan out, under the lock under which it was made.
-pub fn carry_out(domain: &str, locked: &dyn DomainWriter, plan: &PrunePlan) -> Result<()> {
+pub fn carry_out(domain: &str, locked: &dyn DomainWriter, plan: &PrunePlan, now: Timestamp) -> Result<()> {
     match plan {
         PrunePlan::Keep(_) => Ok(()),
         PrunePlan::Delete { period, .. } => locked
-            .remove_period(period)
+            .remove_period(period, now)
             .map_err(|error| Error::of(domain, error)),
     }
 }

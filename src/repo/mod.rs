@@ -245,11 +245,11 @@ pub trait DomainWriter: Send {
     fn begin(&self, period: &str, time: Timestamp) -> Result<Box<dyn PendingPoint>>;
 
     /// Starts a restore point with this id in a period: the copy of a restore point of another
-    /// repository. A removed restore point may have had the id.
+    /// repository. A removed or missing restore point may have had the id.
     ///
     /// # Errors
-    /// [`RepoError::IdTaken`] if a restore point has this id, even one that is missing, unreadable
-    /// or unfinished; others as for [`DomainWriter::begin`].
+    /// [`RepoError::IdTaken`] if a restore point has this id, even one that is unreadable or
+    /// unfinished; others as for [`DomainWriter::begin`].
     fn begin_with_id(&self, period: &str, id: &str) -> Result<Box<dyn PendingPoint>>;
 
     /// Records that these restore points were committed, so that a missing one is noticed later.
@@ -257,7 +257,7 @@ pub trait DomainWriter: Send {
 
     /// Removes a period with everything in it. After the first step, the rest counts as a leftover
     /// and no longer as restore points.
-    fn remove_period(&self, period: &str) -> Result<()>;
+    fn remove_period(&self, period: &str, now: Timestamp) -> Result<()>;
 
     /// Removes a restore point of this history, and records that it was removed at this moment. Its
     /// children must be removed before it. If the removal is interrupted, the restore point is

@@ -76,6 +76,9 @@ pub enum ObjectErrorKind {
     /// The answer makes no sense; the text says why.
     #[error("{0}")]
     Unexpected(String),
+    /// It fails in the same way whenever it is tried; the source says why.
+    #[error("it is not possible")]
+    Impossible,
     /// Anything else; the source says what.
     #[error("the request failed")]
     Failed,
@@ -98,6 +101,10 @@ impl ObjectError {
             io::ErrorKind::NotFound => ObjectErrorKind::NotFound,
             io::ErrorKind::PermissionDenied => ObjectErrorKind::Refused,
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ObjectErrorKind::NoSpace,
+            io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::InvalidInput => ObjectErrorKind::Impossible,
             _ => ObjectErrorKind::Failed,
         };
         ObjectError {

@@ -66,6 +66,14 @@ pub enum PackError {
         /// The location.
         location: String,
     },
+    /// A restore point is pinned, so it is not removed.
+    #[error("restore point {id} of {location} is pinned; it was not removed")]
+    Pinned {
+        /// The location of the repository.
+        location: String,
+        /// The id of the restore point.
+        id: String,
+    },
     /// The location holds other objects.
     #[error("{location} is not empty: it holds {example}")]
     NotEmpty {
@@ -247,6 +255,7 @@ impl PackError {
             | PackError::Seal(_)
             | PackError::Cache { .. }
             | PackError::Overtaken { .. }
+            | PackError::Pinned { .. }
             | PackError::NoMerge { .. } => PackErrorClass::Failed,
             PackError::Earlier(error) => error.class(),
             PackError::Objects(error) => match error.kind {
@@ -262,7 +271,7 @@ impl PackError {
         Some(match self {
             PackError::NoSecret { .. } => "use --passphrase-file FILE or --identity-file FILE",
             PackError::Overtaken { .. } => {
-                "run the backup again; it is incremental from the newest restore point if the domain still has that one's checkpoint"
+                "run the command again: it continues from what the other run has committed"
             }
             PackError::OtherKind { .. } => {
                 "use s3:https://HOST/BUCKET/PREFIX, s3://BUCKET/PREFIX or pack:/DIRECTORY; a folder of images needs no init and has no keys"
@@ -272,6 +281,7 @@ impl PackError {
                 has_leftovers: true, ..
             } => "an init was interrupted there; nothing depends on what it left: run `vmsnap init` again",
             PackError::Missing { .. } => "`vmsnap init LOCATION` creates one; check the location",
+            PackError::Pinned { .. } => "run the command again, or unpin the restore point",
             PackError::Exists { .. } => "`vmsnap repository info LOCATION` shows it",
             PackError::NotEmpty { .. } => "choose an empty folder or prefix",
             PackError::Damaged { .. } => {

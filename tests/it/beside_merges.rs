@@ -137,7 +137,7 @@ impl World {
         if output.status.code() == Some(1) && !is_kept {
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(
-                said.contains(&format!("restore point {id} was removed by a policy on")),
+                said.contains(&format!("restore point {id} was removed on")),
                 "{said}"
             );
             return false;

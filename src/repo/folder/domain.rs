@@ -302,7 +302,7 @@ impl DomainWriter for FolderWriter {
         Ok(())
     }
 
-    fn remove_period(&self, period: &str) -> Result<()> {
+    fn remove_period(&self, period: &str, _now: Timestamp) -> Result<()> {
         remove::period(self.domain.store().as_ref(), &self.domain.dir, period)
     }
 

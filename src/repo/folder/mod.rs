@@ -43,14 +43,12 @@ mod remove;
 mod removed;
 mod usage;
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{DomainRepository, Identity, RepoError, Repository, Result};
-use crate::io::Store;
+use crate::io::{OpenedFolder, Store};
 use crate::model::file_name;
 
 use domain::FolderDomain;
@@ -71,9 +69,8 @@ fn sync_name(store: &dyn Store, dir: &Path) -> Result<()> {
 pub struct FolderRepository {
     root: PathBuf,
     store: Arc<dyn Store>,
-    /// The opened folder, even if another folder is mounted over its path. While this folder is
-    /// open, its file system cannot be unmounted by accident.
-    opened: Option<Arc<File>>,
+    /// The opened folder; `None` if it does not exist yet.
+    opened: Option<Arc<OpenedFolder>>,
 }
 
 impl FolderRepository {
@@ -89,7 +86,7 @@ impl FolderRepository {
         if !root.is_dir() {
             return Err(unusable(io::ErrorKind::NotADirectory.into()));
         }
-        let opened = File::open(&root).map_err(unusable)?;
+        let opened = OpenedFolder::open(&root).map_err(unusable)?;
         Ok(FolderRepository {
             root,
             store,
@@ -137,21 +134,13 @@ impl FolderRepository {
     /// Checks that the opened folder is still the one at this path. A target may be unmounted
     /// during a run, and the folder beneath must not get backups.
     fn check_still_there(&self) -> Result<()> {
-        let unusable = |source| RepoError::Unusable {
-            location: self.root.display().to_string(),
-            source,
-        };
         let Some(opened) = &self.opened else {
             return Ok(());
         };
-        let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
-        let before = opened.metadata().map(identity).map_err(unusable)?;
-        let now = self.root.metadata().map(identity).map_err(unusable)?;
-        if before == now {
-            return Ok(());
-        }
-        let what = "its path leads to a different folder than before; was its file system unmounted?";
-        Err(unusable(io::Error::other(what)))
+        opened.check().map_err(|source| RepoError::Unusable {
+            location: self.root.display().to_string(),
+            source,
+        })
     }
 }
 

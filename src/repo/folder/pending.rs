@@ -244,8 +244,15 @@ pub(super) fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
     let stem = id_of(time);
     // The ids of recorded removed restore points are not used again.
     let (removed, _) = removed::read(domain_dir)?;
-    let mut taken = taken(domain_dir)?;
-    taken.extend(removed.into_iter().map(|point| format!("{}.", point.id)));
+    let mut taken: Vec<String> = removed
+        .into_iter()
+        .map(|point| format!("{}.", point.id))
+        .collect();
+    for period_dir in periods(domain_dir)? {
+        taken.extend(entries(&period_dir)?.into_iter().map(|(name, _)| name));
+        // A missing restore point keeps its id.
+        taken.extend(committed::read(&period_dir)?);
+    }
     let is_free = |id: &String| !has(&taken, id);
     let numbered = (2u32..).map(|count| format!("{stem}-{count}"));
     let mut candidates = std::iter::once(stem.clone()).chain(numbered);
@@ -253,29 +260,26 @@ pub(super) fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
     Ok(candidates.find(is_free).unwrap_or(stem))
 }
 
-/// The id, unless a restore point of the domain has it, or a missing one.
+/// The id, unless a folder of the domain has it. The copy of a missing restore point replaces it.
 fn given_id(domain_dir: &Path, id: &str) -> Result<String> {
     let id = id.to_owned();
-    match has(&taken(domain_dir)?, &id) {
-        true => Err(RepoError::IdTaken { id }),
-        false => Ok(id),
+    for period_dir in periods(domain_dir)? {
+        let names = entries(&period_dir)?.into_iter().map(|(name, _)| name);
+        if has(&names.collect::<Vec<_>>(), &id) {
+            return Err(RepoError::IdTaken { id });
+        }
     }
+    Ok(id)
 }
 
-/// Whether one of these names of folders has this id.
+/// Whether the folder of a restore point, finished or not, has this id.
 fn has(taken: &[String], id: &str) -> bool {
     let own = format!("{id}.");
     taken.iter().any(|folder| folder.starts_with(&own))
 }
 
-/// The names of the folders of all restore points, finished or not, and of missing ones.
-fn taken(domain_dir: &Path) -> Result<Vec<String>> {
-    let mut taken = Vec::new();
-    for period in folder_names(domain_dir)? {
-        let period_dir = domain_dir.join(period);
-        taken.extend(entries(&period_dir)?.into_iter().map(|(name, _)| name));
-        // A missing restore point keeps its id.
-        taken.extend(committed::read(&period_dir)?);
-    }
-    Ok(taken)
+/// The folders of the domain's periods.
+fn periods(domain_dir: &Path) -> Result<Vec<PathBuf>> {
+    let names = folder_names(domain_dir)?.into_iter();
+    Ok(names.map(|name| domain_dir.join(name)).collect())
 }

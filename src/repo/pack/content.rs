@@ -1,4 +1,4 @@
-//! What the repository holds of one domain: its restore points and the records about them.
+//! The restore points of one domain and the records about them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -6,12 +6,15 @@ use std::sync::Arc;
 use super::error::Result;
 use super::keys::MasterKey;
 use super::names::{DomainNames, is_point, segment, stem};
-use super::objects::ListedObject;
+use super::objects::{ListedObject, ObjectError, ObjectErrorKind};
 use super::point::{self, PointRecord, Predecessor, Unreadable};
-use super::records::{self, RecordName, Records};
-use super::sealed::SealedObjects;
+use super::records::{self, Kind, RecordName, Records};
+use super::sealed::{ReadObject, SealedObjects};
 use crate::model::restore_point::id_of;
 use crate::model::stop::Stop;
+
+/// How often records are listed, if some vanish while they are read.
+const MOST_LISTS: usize = 20;
 
 /// A restore point with the last segment of its object's name.
 pub(super) struct StoredPoint {
@@ -61,9 +64,7 @@ impl Content {
         }
         // After the restore points, so that those which were removed since they were listed are
         // known to be removed.
-        let is_ours = |object: &ListedObject| RecordName::parse(segment(&object.name)).is_some();
-        let found = listed(objects, &names.records(), is_ours, stop)?;
-        for (object, text) in objects.read(found, records::LARGEST, stop)? {
+        for (object, text) in read_records(objects, names, stop)? {
             if let Some(name) = RecordName::parse(segment(&object.name)) {
                 let text = text.as_ref().map(|text| text.as_slice()).map_err(String::clone);
                 content.records.take(name, text);
@@ -126,16 +127,27 @@ impl Content {
         })
     }
 
-    /// Whether a restore point has this id, even one that is missing.
+    /// Whether a verification found damage in a restore point that is not there any more. Its
+    /// blocks may still be used.
+    pub(super) fn has_damage_of_removed(&self, names: &DomainNames) -> bool {
+        let points = self.points.iter();
+        let tags: BTreeSet<String> = points
+            .map(|stored| names.tag(&stored.record.manifest.point.id))
+            .collect();
+        let mut damage = self.records.names(&[Kind::Damaged]).into_iter();
+        damage.any(|name| !tags.contains(&name.tag))
+    }
+
+    /// Whether a restore point has this id, even one that cannot be read. A missing one does not
+    /// count.
     pub(super) fn has_id(&self, id: &str) -> bool {
         let previous = self
             .points
             .iter()
             .filter_map(|stored| stored.record.previous.as_ref());
-        let mut missing = previous.filter_map(|previous| previous.id.as_deref());
-        let removals = self.records.removals();
-        let is_removed = removals.iter().any(|removal| removal.id == id);
-        self.point(id).is_some() || (!is_removed && missing.any(|missing| missing == id))
+        let is_unreadable = |name: &str| self.unreadable.contains_key(name);
+        let mut unreadable = previous.filter(|previous| is_unreadable(&previous.name));
+        self.point(id).is_some() || unreadable.any(|previous| previous.id.as_deref() == Some(id))
     }
 
     /// An id for this time that no restore point has or had.
@@ -161,6 +173,23 @@ impl Content {
         // There are more numbers than restore points.
         candidates.find(|id| !taken.contains(id.as_str())).unwrap_or(stem)
     }
+}
+
+/// Reads all records. A record that vanishes while the others are read was replaced by one that the
+/// list did not have yet, so they are listed again.
+fn read_records(objects: &SealedObjects, names: &DomainNames, stop: &Stop) -> Result<Vec<ReadObject>> {
+    let is_ours = |object: &ListedObject| RecordName::parse(segment(&object.name)).is_some();
+    for _ in 0..MOST_LISTS {
+        let found = listed(objects, &names.records(), is_ours, stop)?;
+        let count = found.len();
+        let read = objects.read(found, records::LARGEST, stop)?;
+        if read.len() == count {
+            return Ok(read);
+        }
+    }
+    let why = "records are replaced again and again while they are read";
+    let kind = ObjectErrorKind::Unexpected(why.to_owned());
+    Err(ObjectError::new("read", names.records(), kind).into())
 }
 
 /// Lists the objects below a prefix that have names of ours, and forgets the others.

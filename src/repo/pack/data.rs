@@ -13,7 +13,7 @@
 //! * `retry`: repeats calls of the store.
 //! * `cache`: the local cache of the index.
 //! * `index`: where blocks are.
-//! * `listing`: the packs that exist.
+//! * `listing`: lists objects, and the packs that exist.
 //! * `packer`: collects blocks in packs, and uploads them.
 //! * `blocks`: reads blocks.
 //! * `page`, `leaf`: the pages of a map.
@@ -60,7 +60,7 @@ use crate::repo::disk::DiskReader;
 
 pub(crate) use blocks::Reuse;
 pub(crate) use check::DiskFault;
-pub(crate) use id::BlockId;
+pub(crate) use id::{BlockId, PACKS};
 pub(crate) use listing::PackList;
 
 use blocks::Blocks;
@@ -218,7 +218,8 @@ impl Data {
     /// the id of the root, and `file_bytes` is the number of bytes that this disk added to packs.
     ///
     /// # Errors
-    /// The parent cannot be read, or no thread can be started.
+    /// [`PackError::Damaged`] if a pack that the parent needs is missing or too short; others if
+    /// the parent cannot be read, or no thread can be started.
     pub(crate) fn sink(
         &self,
         size: u64,
@@ -231,7 +232,10 @@ impl Data {
             return Err(PackError::Seal(std::io::Error::other(why)));
         }
         let parent = match parent {
-            Some((root, size)) => Some(self.open_disk(root, size, stop.clone())?),
+            Some((root, size)) => {
+                self.check_parent(root, size, &stop)?;
+                Some(self.open_disk(root, size, stop.clone())?)
+            }
             None => None,
         };
         let context = SinkContext {
@@ -244,6 +248,27 @@ impl Data {
             stop,
         };
         Ok(Box::new(DiskSink::new(context, size, parent)?))
+    }
+
+    /// Makes sure that everything a parent needs is there: what is not written stays as in the
+    /// parent, so nobody would look at it. Looks at the map only if a pack is missing.
+    fn check_parent(&self, root: BlockId, size: u64, stop: &Stop) -> Result<()> {
+        if self.shared.blocks.has_all_packs(stop)? {
+            return Ok(());
+        }
+        let mut fault = None;
+        let packs = self.packs(stop)?;
+        self.check_disk(root, size, &packs, false, stop, &mut |found| {
+            fault.get_or_insert(found.what);
+        })?;
+        match fault {
+            None => Ok(()),
+            Some(why) => Err(PackError::Damaged {
+                location: self.shared.objects.location(),
+                object: "a disk of the parent".to_owned(),
+                why,
+            }),
+        }
     }
 
     /// Opens a disk for random access.
@@ -349,7 +374,7 @@ impl Data {
 }
 
 /// The error of a disk.
-fn block_error(error: PackError) -> BlockError {
+pub(crate) fn block_error(error: PackError) -> BlockError {
     let kind = match error.class() {
         PackErrorClass::Stopped(_) => return BlockError::stopped(),
         PackErrorClass::Damaged => BlockErrorKind::Damaged,

@@ -166,14 +166,15 @@ impl DomainRepository for DomainPart {
         if !content.unreadable.is_empty() {
             return Ok(());
         }
-        let points = content
-            .points
-            .iter()
-            .map(|stored| &stored.record.manifest.point.id);
-        let tags: BTreeSet<String> = points.map(|id| self.names.tag(id)).collect();
-        let kinds = [Kind::Pin, Kind::Sound, Kind::Damaged, Kind::Missed];
+        // A missing restore point may come back, and its records with it.
+        let is_there = |id: &str| content.point(id).is_some();
+        let removals = content.records.removals().into_iter();
+        let removed = removals.filter(|removal| !is_there(&removal.id));
+        let tags: BTreeSet<String> = removed.map(|removal| self.names.tag(&removal.id)).collect();
+        // Records of damage stay: the damaged blocks are still there, and may be used again.
+        let kinds = [Kind::Pin, Kind::Sound, Kind::Missed];
         for name in before.records.names(&kinds) {
-            if !tags.contains(&name.tag) {
+            if tags.contains(&name.tag) {
                 // Best effort: a record of a removed restore point does no harm.
                 let _ = self.delete_record(&name.segment);
             }

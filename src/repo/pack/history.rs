@@ -137,8 +137,12 @@ impl Reader<'_> {
             .filter_map(|stored| stored.record.previous.as_ref())
         {
             let name = previous.name.as_str();
-            let is_known =
-                there.contains(name) || removed.contains(name) || content.unreadable.contains_key(name);
+            // Its copy may have come from another repository since.
+            let is_there = previous.id.as_ref().is_some_and(|id| content.point(id).is_some());
+            let is_known = is_there
+                || there.contains(name)
+                || removed.contains(name)
+                || content.unreadable.contains_key(name);
             if is_known || !missing.insert(name) {
                 continue;
             }

@@ -17,4 +17,4 @@ pub(crate) use lock::{KeyFault, is_for_passphrase, open};
 pub(crate) use master::{DerivedKey, MasterKey, random};
 pub use secret::{IdentityFile, Passphrase, Recipient, Secret};
 pub use slot::{KeySlot, NewSlot, SlotKind, SlotState};
-pub(crate) use slot::{SLOTS, read_file, read_slots, remove_slot, write_slot};
+pub(crate) use slot::{SLOTS, is_as_recorded, read_file, read_slots, remove_slot, write_slot};

@@ -242,8 +242,18 @@ impl PackRepository {
         let text = match objects.get(&name, LARGEST, &small(stop)) {
             Ok(text) => text,
             Err(error) if error.is_not_found() => {
-                let left = objects.list(SLOTS, None, &small(stop))?;
-                return Err(missing(!left.objects.is_empty()));
+                let holds = |prefix: &str| -> error::Result<bool> {
+                    Ok(!objects.list(prefix, None, &small(stop))?.objects.is_empty())
+                };
+                // An interrupted `init` leaves neither of them.
+                if holds(names::POINTS)? || holds(data::PACKS)? {
+                    return Err(PackError::Damaged {
+                        location: location.to_owned(),
+                        object: NAME.to_owned(),
+                        why: "it is missing, although there are backups".to_owned(),
+                    });
+                }
+                return Err(missing(holds(SLOTS)?));
             }
             Err(error) if error.is_too_large() => {
                 return Err(PackError::Damaged {
@@ -329,6 +339,9 @@ impl PackRepository {
         let file = keys::read_file(self.objects.as_ref(), &slot.id, stop)?;
         let file = file.filter(|file| keys::is_for_passphrase(file).is_some());
         let file = file.ok_or_else(|| self.damaged(&slot.id, "it is missing, or no age file"))?;
+        if keys::is_as_recorded(self.objects.as_ref(), &slot.id, &file, stop)? == Some(false) {
+            return Err(self.damaged(&slot.id, "its digest does not match the record of the slot"));
+        }
         Ok((slot.clone(), file))
     }
 

@@ -1,11 +1,12 @@
-//! The seam to an object store: whole objects with names, which are never changed.
+//! The interface to an object store: whole objects with names, which are never changed.
 //!
 //! * `bucket`: where a bucket is.
 //! * `name`: names of objects.
 //! * `folder`: objects as files below a folder.
 //! * `s3`: objects in a bucket of an S3 server.
 //!
-//! Every call ends at its deadline, and soon after a stop was requested. An object appears whole or
+//! A call to a server ends at its deadline, and soon after a stop was requested; calls of a file
+//! system cannot be interrupted. An object appears whole or
 //! not at all.
 
 mod bucket;

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::commit::{self, Committed};
-use super::data::{BlockId, Data, Reuse};
+use super::data::{BlockId, Data, Reuse, block_error};
 use super::description::ConditionalPuts;
-use super::error::PackError;
+use super::error::{PackError, PackErrorClass};
 use super::names::random;
 use super::objects::ObjectName;
 use super::part::DomainPart;
@@ -28,7 +28,7 @@ pub(super) struct PackPending {
     pub(super) id: String,
     /// The id of this run.
     pub(super) run: String,
-    /// The newest restore point when this run began.
+    /// The restore point that was committed last when this run began.
     pub(super) previous: Option<Predecessor>,
     /// The damage that verifications have found in restore points of the domain.
     pub(super) damage: Vec<Concern>,
@@ -144,7 +144,12 @@ impl PendingPoint for PackPending {
             true => data,
             false => data.reusing(Reuse::Sound),
         };
-        Ok(data.sink(disk.size, parent, disk.compression, disk.stop.clone())?)
+        let sink = data.sink(disk.size, parent, disk.compression, disk.stop.clone());
+        sink.map_err(|error| match error.class() {
+            // Damage of the parent is an error of its blocks: a full image is possible.
+            PackErrorClass::Damaged => block_error(error).into(),
+            _ => error.into(),
+        })
     }
 
     fn entry(&self, target: &str, written: &Written) -> FileEntry {

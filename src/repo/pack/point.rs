@@ -39,7 +39,7 @@ pub(super) struct Predecessor {
 pub(super) struct PointRecord {
     /// The random id of the run that made it, by which that run's journal entry is found.
     pub(super) run: String,
-    /// The newest restore point at that time, including removed ones.
+    /// The restore point that was committed last before it, including removed ones.
     pub(super) previous: Option<Predecessor>,
     /// Its manifest.
     pub(super) manifest: Manifest,

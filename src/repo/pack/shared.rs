@@ -1,4 +1,4 @@
-//! What all parts of an unlocked pack repository share.
+//! State shared by all parts of an unlocked pack repository.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -106,7 +106,7 @@ impl Shared {
         let names = current.data.iter().flat_map(Data::damaged_index);
         let finding = |name: String| {
             let what = format!(
-                "{}/{name} is damaged; everything can be read without it, but it takes longer, and it can be deleted",
+                "{}/{name} is damaged, or a newer vmsnap wrote it; without it, blocks are found in other ways, which takes longer",
                 self.place.location
             );
             Finding::new("index-damaged", what)

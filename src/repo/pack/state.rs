@@ -1,5 +1,5 @@
-//! What a host keeps for itself about a pack repository: the right to write to a domain, and the
-//! journal entries of its unfinished runs. Another host never needs them.
+//! Files on the host about a pack repository: the lock of each domain, and the journal entries of
+//! unfinished runs. Another host never needs them.
 //!
 //! `STATE/ID-OF-THE-REPOSITORY/DOMAIN/` holds `.lock`, and a folder `ID.RUN.partial` for each run
 //! that has not committed its restore point.

@@ -15,6 +15,7 @@ use super::part::DomainPart;
 use super::pending::PackPending;
 use super::point::Predecessor;
 use super::records::{Kind, RecordName, WrittenPin, WrittenRemoval, WrittenRemovals};
+use crate::model::chain::Concern;
 use crate::model::pin::Pin;
 use crate::repo::lock::DomainLock;
 use crate::repo::{DomainWriter, History, Kept, Leftover, Merge, Merged, PendingPoint, RepoError, Result};
@@ -50,7 +51,10 @@ impl PackWriter {
             let tag = names.tag(&manifest.point.id);
             content.records.suspected_damage(manifest, &tag)
         });
-        let damage = damage.map(|damage| damage.concerns).collect();
+        let mut damage: Vec<Concern> = damage.map(|damage| damage.concerns).collect();
+        if content.has_damage_of_removed(names) {
+            damage.push(Concern::All);
+        }
         let base = self.base.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let run = uuid::Uuid::new_v4().simple().to_string();
         Ok(Box::new(PackPending {
@@ -67,10 +71,24 @@ impl PackWriter {
     }
 
     /// Records that restore points are removed now, and then deletes their objects.
-    fn remove(&self, points: &[&StoredPoint], now: Timestamp) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`PackError::Pinned`] if one is pinned: another host may have pinned it since this run read
+    /// the history.
+    fn remove(&self, content: &Content, points: &[&StoredPoint], now: Timestamp) -> Result<()> {
         let Some(first) = points.first() else {
             return Ok(());
         };
+        for stored in points {
+            let id = &stored.record.manifest.point.id;
+            if content.records.pin(id, &self.domain.names.tag(id)).is_some() {
+                return Err(PackError::Pinned {
+                    location: self.domain.shared.place.location.clone(),
+                    id: id.clone(),
+                }
+                .into());
+            }
+        }
         let removal = |stored: &&StoredPoint| {
             let point = &stored.record.manifest.point;
             WrittenRemoval {
@@ -129,7 +147,7 @@ impl DomainWriter for PackWriter {
         Ok(())
     }
 
-    fn remove_period(&self, period: &str) -> Result<()> {
+    fn remove_period(&self, period: &str, now: Timestamp) -> Result<()> {
         let content = self.domain.content()?;
         let points = content.points.iter();
         let of_period: Vec<&StoredPoint> = points
@@ -142,10 +160,7 @@ impl DomainWriter for PackWriter {
                 source: std::io::ErrorKind::NotFound.into(),
             });
         }
-        // There is no time to record, so the newest restore point's own must do.
-        let times = of_period.iter().map(|stored| stored.record.manifest.point.time);
-        let newest = times.max().unwrap_or_default();
-        self.remove(&of_period, newest)
+        self.remove(&content, &of_period, now)
     }
 
     fn remove_point(&self, _history: &History, id: &str, now: Timestamp) -> Result<()> {
@@ -154,7 +169,7 @@ impl DomainWriter for PackWriter {
             id: id.to_owned(),
             fault: "it is missing".to_owned(),
         })?;
-        self.remove(&[stored], now)
+        self.remove(&content, &[stored], now)
     }
 
     /// Refuses: a restore point that needs no other one is never merged.

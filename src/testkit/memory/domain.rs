@@ -389,7 +389,7 @@ impl DomainWriter for MemoryWriter {
         Ok(())
     }
 
-    fn remove_period(&self, period: &str) -> Result<()> {
+    fn remove_period(&self, period: &str, _now: Timestamp) -> Result<()> {
         let is_of = |point: &Arc<Point>| point.manifest.point.period == period;
         let removed = self.0.with(|kept| {
             let before = kept.points.len();

@@ -178,7 +178,7 @@ fn period_pruned_during_list_is_shown_whole_or_not_at_all() {
                 }
                 let locked = repository.try_lock().expect("nobody else writes");
                 locked
-                    .remove_period("vmsnap-backup-monthly-2026-11")
+                    .remove_period("vmsnap-backup-monthly-2026-11", lab.now.timestamp())
                     .expect("it is removed");
                 is_gone.store(true, Ordering::SeqCst);
             });

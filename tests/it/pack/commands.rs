@@ -210,6 +210,27 @@ fn repository_is_described_without_its_key() {
 }
 
 #[test]
+fn a_lost_description_is_damage_and_not_a_new_beginning() {
+    let stage = Stage::new();
+    let created = stage.run(&["init", &stage.pack(), "--no-encryption"]);
+    assert_eq!(created.status.code(), Some(0), "{created:?}");
+    let description = stage.path("pack/vmsnap.json");
+    let text = fs::read(&description).expect("there");
+    fs::remove_file(&description).expect("removed");
+    let list = ["list", "--repository", &stage.pack()];
+    refused(&stage.run(&list), 2, &["no pack repository", "vmsnap init"]);
+    fs::create_dir_all(stage.path("pack/packs/0a")).expect("new");
+    fs::write(stage.path("pack/packs/0a/0a00000000000000000000000000000a"), b"x").expect("written");
+    refused(
+        &stage.run(&list),
+        11,
+        &["vmsnap.json", "it is missing", "get the object back"],
+    );
+    fs::write(description, text).expect("written");
+    assert_eq!(stage.run(&list).status.code(), Some(0));
+}
+
+#[test]
 fn without_encryption_there_is_nothing_to_list() {
     let stage = Stage::new();
     let created = document(&stage.run(&["init", &stage.pack(), "--no-encryption", "--json"]));

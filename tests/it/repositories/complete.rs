@@ -39,7 +39,7 @@ pub fn a_missing_parent_does_not_matter(kind: &dyn Kind) {
     let parent = maker.make(SIZE, vec![data(0, &[1; CLUSTER])], None);
     let child = Maker::new(domain.as_ref(), 1).make(SIZE, vec![data(1, &[2; CLUSTER])], Some(&parent));
     let writer = domain.try_lock().expect("nobody else writes");
-    writer.remove_period(old).expect("it is removed");
+    writer.remove_period(old, moment(9)).expect("it is removed");
     let disk = read_through(domain.as_ref(), &child).expect("it is sound");
     assert!(disk[..CLUSTER].iter().all(|byte| *byte == 1));
     assert!(disk[CLUSTER..2 * CLUSTER].iter().all(|byte| *byte == 2));

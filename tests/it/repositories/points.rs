@@ -239,7 +239,7 @@ pub fn a_removed_period_is_gone_and_no_damage(kind: &dyn Kind) {
             .expect("its period can be read")
     };
     assert!(!removed(0));
-    writer.remove_period(old).expect("it is removed");
+    writer.remove_period(old, moment(9)).expect("it is removed");
     assert!(removed(0) && !removed(1));
     assert_eq!(ids(domain.as_ref()), [stays]);
     assert!(!domain.period_usage(old).exists);
@@ -343,7 +343,7 @@ pub fn two_domains_do_not_see_each_other(kind: &dyn Kind) {
         assert!(read[..CLUSTER].iter().all(|held| *held == byte));
     }
     let writer = one.try_lock().expect("nobody else writes");
-    writer.remove_period(PERIOD).expect("it is removed");
+    writer.remove_period(PERIOD, moment(9)).expect("it is removed");
     assert_eq!(ids(one.as_ref()), [""; 0]);
     assert_eq!(ids(other.as_ref()), [others]);
 }
@@ -531,7 +531,7 @@ pub fn a_missing_parent_is_told(kind: &dyn Kind) {
     let parent = maker.make(SIZE, vec![data(0, &[1; CLUSTER])], None);
     let child = Maker::new(domain.as_ref(), 1).make(SIZE, vec![data(1, &[2; CLUSTER])], Some(&parent));
     let writer = domain.try_lock().expect("nobody else writes");
-    writer.remove_period(old).expect("it is removed");
+    writer.remove_period(old, moment(9)).expect("it is removed");
     let history = domain.history().expect("it can be read");
     let opened = domain.open_disk(&history, &child, "vda", &Stop::default());
     match opened.map(|_| ()) {

@@ -102,18 +102,36 @@ impl Blocks {
 
     /// Whether the pack at this place exists and is long enough.
     fn is_there(&self, place: &Place, stop: &Stop) -> Result<bool> {
+        self.with_pack(place.pack, stop, |packs| packs.fault(place).is_none())
+    }
+
+    /// Whether every pack that the index lists exists in its full size.
+    ///
+    /// # Errors
+    /// The cache cannot be read, or the store fails.
+    pub(super) fn has_all_packs(&self, stop: &Stop) -> Result<bool> {
+        for (pack, size) in self.index.packs()? {
+            if !self.with_pack(pack, stop, |packs| packs.size(pack) >= size)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Asks the packs that exist about one of them, after its existence is known.
+    fn with_pack<T>(&self, pack: PackId, stop: &Stop, ask: impl FnOnce(&PackList) -> T) -> Result<T> {
         let mut known = self.packs.lock().unwrap_or_else(PoisonError::into_inner);
         let packs = match &mut *known {
             Some(packs) => packs,
             None => known.insert(PackList::read(self.objects.as_ref(), stop)?),
         };
         // A pack may be newer than the list.
-        if !packs.knows(place.pack) {
-            let name = place.pack.name().map_err(PackError::Seal)?;
+        if !packs.knows(pack) {
+            let name = pack.name().map_err(PackError::Seal)?;
             let size = retry(stop, || self.objects.head(&name, &limit(0, stop)))?;
-            packs.add(place.pack, size.unwrap_or(0));
+            packs.add(pack, size.unwrap_or(0));
         }
-        Ok(packs.fault(place).is_none())
+        Ok(ask(packs))
     }
 
     /// Reads a block from this place, or from another one if it is damaged there: it may have been
@@ -123,11 +141,12 @@ impl Blocks {
             Err(error @ PackError::Damaged { .. }) => error,
             read => return read,
         };
-        for other in self.index.find_all(id)? {
-            if other != *place
-                && let Ok(bytes) = self.read_place(id, &other, stop)
-            {
-                return Ok(bytes);
+        let others = self.index.find_all(id)?;
+        for other in others.iter().filter(|other| *other != place) {
+            match self.read_place(id, other, stop) {
+                Err(PackError::Damaged { .. }) => {}
+                // An error that says nothing about the block hides whether it is there.
+                read => return read,
             }
         }
         Err(error)

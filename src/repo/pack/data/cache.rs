@@ -4,7 +4,7 @@
 //! The cache is never believed about the content of a block. Each row has a tag that only this
 //! repository's key can make, so a damaged row is noticed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -277,18 +277,20 @@ impl Cache {
         })
     }
 
-    /// The packs that the index objects list.
+    /// The packs that the index objects list, with their sizes in bytes.
     ///
     /// # Errors
     /// The cache cannot be read.
-    pub(super) fn packs(&self) -> Result<BTreeSet<PackId>> {
+    pub(super) fn packs(&self) -> Result<BTreeMap<PackId, u64>> {
         self.guarded(|| {
             let transaction = self.database.begin_read()?;
             let packs = transaction.open_table(PACKS)?;
-            let ids = packs
-                .iter()?
-                .map(|entry| Ok(PackId::from_bytes(*entry?.1.value().0)));
-            ids.collect()
+            let sizes = packs.iter()?.map(|entry| {
+                let (_, entry) = entry?;
+                let (id, size, _) = entry.value();
+                Ok((PackId::from_bytes(*id), size))
+            });
+            sizes.collect()
         })
     }
 

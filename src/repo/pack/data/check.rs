@@ -1,4 +1,4 @@
-//! Checks that everything that a disk needs is in the store.
+//! Checks that all blocks of a disk exist and, if asked, can be read.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -7,7 +7,7 @@ use crate::repo::pack::keys::random;
 use crate::repo::pack::objects::ObjectName;
 
 /// Where packs are.
-pub(super) const PACKS: &str = "packs/";
+pub(crate) const PACKS: &str = "packs/";
 
 /// Where index objects are.
 pub(super) const INDEX: &str = "index/";

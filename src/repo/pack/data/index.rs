@@ -1,6 +1,6 @@
-//! Where blocks are: what the index objects say, and what this process has stored since.
+//! Finds the place of a block, from the index objects and from what this process has stored.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
@@ -9,6 +9,7 @@ use std::thread;
 
 use super::cache::{Cache, Place};
 use super::id::{BlockId, INDEX, PACKS, PackId, new_index_name};
+use super::listing::for_each;
 use super::retry::{limit, retry};
 use super::sealer::{LARGEST_RECORD, OVERHEAD, Sealer};
 use super::table::{PackEntry, TRAILER, encode_index, parse_index, parse_table, parse_trailer};
@@ -162,12 +163,20 @@ impl Index {
         self.load(&cache, self.list(INDEX, stop)?, stop, Index::read)?;
         let known = cache.packs()?;
         let mut unlisted = self.list(PACKS, stop)?;
-        unlisted.retain(|object| PackId::of_name(&object.name).is_some_and(|id| !known.contains(&id)));
+        unlisted.retain(|object| PackId::of_name(&object.name).is_some_and(|id| !known.contains_key(&id)));
         self.load(&cache, unlisted, stop, Index::read_pack)?;
         let mut current = self.cache.write().unwrap_or_else(PoisonError::into_inner);
         current.discard();
         *current = cache;
         Ok(())
+    }
+
+    /// The packs that the index objects list, with their sizes in bytes.
+    ///
+    /// # Errors
+    /// The cache cannot be read.
+    pub(super) fn packs(&self) -> Result<BTreeMap<PackId, u64>> {
+        self.cache().packs()
     }
 
     /// The names of the index objects that were found to be damaged.
@@ -183,8 +192,9 @@ impl Index {
     pub(super) fn refresh(&self, stop: &Stop) -> Result<()> {
         let mut is_recovered = self.is_recovered.lock().unwrap_or_else(PoisonError::into_inner);
         let cache = self.cache();
-        let mut listed = self.list(INDEX, stop)?;
+        // Before the list: what this process publishes meanwhile is not gone.
         let known = cache.indexes()?;
+        let mut listed = self.list(INDEX, stop)?;
         let names: BTreeSet<&str> = listed.iter().map(|object| object.name.as_str()).collect();
         let gone = known.iter().filter(|name| !names.contains(name.as_str()));
         let gone: Vec<String> = gone.cloned().collect();
@@ -198,21 +208,8 @@ impl Index {
 
     fn list(&self, prefix: &str, stop: &Stop) -> Result<Vec<ListedObject>> {
         let mut all = Vec::new();
-        let mut from: Option<String> = None;
-        loop {
-            let page = retry(stop, || {
-                self.objects.list(prefix, from.as_deref(), &limit(0, stop))
-            })?;
-            all.extend(page.objects);
-            match page.next {
-                None => return Ok(all),
-                // A server that repeats a page would keep this loop busy for ever.
-                Some(next) if from.as_ref() >= Some(&next) => {
-                    return Err(self.damage(prefix, "the server repeats a page of the list"));
-                }
-                next => from = next,
-            }
-        }
+        for_each(self.objects.as_ref(), prefix, stop, |object| all.push(object))?;
+        Ok(all)
     }
 
     /// Reads objects on several threads, and adds what they list to the cache.
@@ -243,7 +240,10 @@ impl Index {
                     Err(PackError::Damaged { .. }) => {
                         let damaged = self.damaged.lock();
                         let mut damaged = damaged.unwrap_or_else(PoisonError::into_inner);
-                        damaged.insert(name.to_string());
+                        // A damaged pack is reported with the blocks that need it.
+                        if name.as_str().starts_with(INDEX) {
+                            damaged.insert(name.to_string());
+                        }
                         continue;
                     }
                     Err(error) => return Err(error),
@@ -289,7 +289,9 @@ impl Index {
                 self.objects.get_range(name, range.clone(), &limit(bytes, stop))
             });
             read.map_err(|error| match error.kind {
-                ObjectErrorKind::NotFound | ObjectErrorKind::TooShort => damage("it ends too early"),
+                ObjectErrorKind::NotFound | ObjectErrorKind::TooShort => {
+                    damage("it is missing or ends too early")
+                }
                 _ => error.into(),
             })
         };

@@ -85,5 +85,12 @@ mod tests {
             failed(ObjectErrorKind::Refused)
         });
         assert!(answer.is_err() && calls == 1);
+        let mut calls = 0;
+        let answer = retry(&stop, || -> ObjectResult<u32> {
+            calls += 1;
+            let read_only = std::io::ErrorKind::ReadOnlyFilesystem.into();
+            Err(ObjectError::io("create", "x".to_owned(), read_only))
+        });
+        assert!(answer.is_err() && calls == 1);
     }
 }

@@ -30,6 +30,9 @@ const AHEAD: usize = 5;
 /// The most plain bytes of the blocks of a batch that has several blocks.
 const BATCH: u64 = 8 << 20;
 
+/// The most pieces of a batch: many of them may share a block, or read as zero.
+const MOST_PIECES: usize = 4096;
+
 /// Memory for blocks that several batches use, in bytes.
 const SHARED: usize = 8 << 20;
 
@@ -45,6 +48,8 @@ pub(super) struct DiskSource {
     /// The pieces that are handed out next, and their blocks.
     pieces: VecDeque<Piece>,
     blocks: HashMap<BlockId, Plain>,
+    /// The end of the last piece that the planner has sent.
+    planned_to: u64,
     has_ended: bool,
     cancelled: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -79,6 +84,7 @@ impl DiskSource {
             batches: Some(batches),
             pieces: VecDeque::new(),
             blocks: HashMap::new(),
+            planned_to: 0,
             has_ended: false,
             cancelled: Arc::clone(&cancelled),
             threads: Vec::new(),
@@ -116,13 +122,17 @@ impl DiskSource {
                 Some(batches) => wait(batches, self.tree.stop())?,
                 None => None,
             };
+            let panicked = || PackError::Seal(std::io::Error::other("a reading thread panicked"));
             let Some(planned) = planned else {
                 self.has_ended = true;
-                return Ok(None);
+                return match self.planned_to == self.size {
+                    true => Ok(None),
+                    false => Err(block_error(panicked())),
+                };
             };
             let planned = planned.map_err(block_error)?;
             let blocks = wait(&planned.blocks, self.tree.stop())?;
-            let panicked = || PackError::Seal(std::io::Error::other("a reading thread panicked"));
+            self.planned_to = planned.pieces.last().map_or(self.planned_to, Piece::end);
             let blocks = blocks.unwrap_or_else(|| Err(panicked()));
             self.blocks = blocks.map_err(block_error)?;
             self.pieces = planned.pieces.into();
@@ -274,6 +284,9 @@ impl Planner {
                 return Ok(());
             }
             self.batch.pieces.push(piece);
+            if self.batch.pieces.len() >= MOST_PIECES && !self.send() {
+                return Ok(());
+            }
         }
         self.send();
         Ok(())

@@ -367,6 +367,29 @@ pub(crate) fn read_file(store: &dyn ObjectStore, id: &str, stop: &Stop) -> Resul
     }
 }
 
+/// Whether this age file of a slot is the one that the slot's record describes; `None` without a
+/// record that can be read.
+///
+/// # Errors
+/// The store fails.
+pub(crate) fn is_as_recorded(
+    store: &dyn ObjectStore,
+    id: &str,
+    file: &[u8],
+    stop: &Stop,
+) -> Result<Option<bool>> {
+    let Some(names) = Names::of(id) else {
+        return Ok(None);
+    };
+    match store.get(&names.record, LARGEST_RECORD, &small(stop)) {
+        Ok(text) => Ok(parse(&text, id)
+            .ok()
+            .map(|record| blake3::hash(file).to_hex().as_str() == record.digest)),
+        Err(error) if error.is_not_found() || error.is_too_large() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Removes a slot: first its key, then its record.
 ///
 /// # Errors

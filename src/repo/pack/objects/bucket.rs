@@ -1,4 +1,4 @@
-//! Where a bucket is.
+//! The location of a bucket.
 
 use std::fmt;
 

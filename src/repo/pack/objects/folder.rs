@@ -8,7 +8,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::OFlags;
 use uuid::Uuid;
@@ -17,7 +17,7 @@ use super::{
     ListPage, ListedObject, ObjectError, ObjectErrorKind, ObjectName, ObjectResult, ObjectStore, PAGE,
     PutResult,
 };
-use crate::io::Store;
+use crate::io::{OpenedFolder, Store};
 use crate::model::stop::WaitLimit;
 use crate::model::text::shown;
 
@@ -34,6 +34,8 @@ const DEEPEST: usize = 8;
 pub(crate) struct FolderObjects {
     root: PathBuf,
     store: Arc<dyn Store>,
+    /// The folder, as soon as it was found.
+    opened: OnceLock<OpenedFolder>,
 }
 
 impl FolderObjects {
@@ -42,6 +44,31 @@ impl FolderObjects {
         FolderObjects {
             root: root.to_owned(),
             store,
+            opened: OnceLock::new(),
+        }
+    }
+
+    /// Checks before a call that no stop was requested, and that the folder is still the same.
+    fn check(&self, limit: &WaitLimit, operation: &'static str, name: &str) -> ObjectResult<()> {
+        if let Some(reason) = limit.stop.reason() {
+            let kind = ObjectErrorKind::Stopped(reason);
+            return Err(ObjectError::new(operation, name.to_owned(), kind));
+        }
+        match self.opened.get() {
+            Some(opened) => opened.check().map_err(|source| {
+                let mut error = ObjectError::io("use", self.root.display().to_string(), source);
+                if error.is_not_found() {
+                    error.kind = ObjectErrorKind::NoPlace("folder");
+                }
+                error
+            }),
+            None => {
+                // A missing folder is the error of the call itself.
+                if let Ok(opened) = OpenedFolder::open(&self.root) {
+                    let _ = self.opened.set(opened);
+                }
+                Ok(())
+            }
         }
     }
 
@@ -90,7 +117,10 @@ impl FolderObjects {
             let found = file.metadata()?;
             match found.is_file() {
                 true => Ok((file, found.len())),
-                false => Err(io::Error::other("it is not a regular file")),
+                false => Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "it is not a regular file",
+                )),
             }
         };
         open().map_err(self.failed("read", &path))
@@ -160,7 +190,12 @@ impl FolderObjects {
         depth: usize,
         found: &mut Vec<(String, u64)>,
     ) -> io::Result<()> {
-        for entry in std::fs::read_dir(dir)? {
+        let entries = match std::fs::read_dir(dir) {
+            // It was deleted since its name was read, so it was empty.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && depth > 0 => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
             let is_root = above.is_empty();
@@ -183,21 +218,13 @@ impl FolderObjects {
     }
 }
 
-fn check(limit: &WaitLimit, operation: &'static str, location: &str) -> ObjectResult<()> {
-    let Some(reason) = limit.stop.reason() else {
-        return Ok(());
-    };
-    let kind = ObjectErrorKind::Stopped(reason);
-    Err(ObjectError::new(operation, location.to_owned(), kind))
-}
-
 impl ObjectStore for FolderObjects {
     fn location(&self) -> String {
         self.root.display().to_string()
     }
 
     fn get(&self, name: &ObjectName, most: u64, limit: &WaitLimit) -> ObjectResult<Vec<u8>> {
-        check(limit, "read", name.as_str())?;
+        self.check(limit, "read", name.as_str())?;
         let (file, _) = self.open(name)?;
         let path = self.path(name);
         let mut content = Vec::new();
@@ -212,7 +239,7 @@ impl ObjectStore for FolderObjects {
     }
 
     fn get_range(&self, name: &ObjectName, range: Range<u64>, limit: &WaitLimit) -> ObjectResult<Vec<u8>> {
-        check(limit, "read", name.as_str())?;
+        self.check(limit, "read", name.as_str())?;
         let (mut file, size) = self.open(name)?;
         let path = self.path(name);
         if range.end > size || range.start > range.end {
@@ -229,7 +256,7 @@ impl ObjectStore for FolderObjects {
     }
 
     fn put_if_absent(&self, name: &ObjectName, content: &[u8], limit: &WaitLimit) -> ObjectResult<PutResult> {
-        check(limit, "write", name.as_str())?;
+        self.check(limit, "write", name.as_str())?;
         let path = self.path(name);
         if path.symlink_metadata().is_ok() {
             // A run that was interrupted may have created it without making it durable.
@@ -243,7 +270,7 @@ impl ObjectStore for FolderObjects {
     }
 
     fn put(&self, name: &ObjectName, content: &[u8], limit: &WaitLimit) -> ObjectResult<()> {
-        check(limit, "write", name.as_str())?;
+        self.check(limit, "write", name.as_str())?;
         let path = self.path(name);
         let new = self.write_unfinished(&path, content)?;
         self.store.replace(&new, &path).map_err(|error| {
@@ -254,7 +281,7 @@ impl ObjectStore for FolderObjects {
     }
 
     fn list(&self, prefix: &str, from: Option<&str>, limit: &WaitLimit) -> ObjectResult<ListPage> {
-        check(limit, "list", prefix)?;
+        self.check(limit, "list", prefix)?;
         let dir = self.root.join(prefix);
         let mut found = Vec::new();
         match self.collect(&dir, prefix, 0, &mut found) {
@@ -281,7 +308,7 @@ impl ObjectStore for FolderObjects {
     }
 
     fn head(&self, name: &ObjectName, limit: &WaitLimit) -> ObjectResult<Option<u64>> {
-        check(limit, "read", name.as_str())?;
+        self.check(limit, "read", name.as_str())?;
         match self.open(name) {
             Ok((_, size)) => Ok(Some(size)),
             Err(error) if error.is_not_found() => Ok(None),
@@ -290,7 +317,7 @@ impl ObjectStore for FolderObjects {
     }
 
     fn delete(&self, name: &ObjectName, limit: &WaitLimit) -> ObjectResult<()> {
-        check(limit, "delete", name.as_str())?;
+        self.check(limit, "delete", name.as_str())?;
         let path = self.path(name);
         match self.store.remove_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
