@@ -15,12 +15,13 @@ use super::{Cause, Error, Result, lock};
 use crate::model::compression::Compression;
 use crate::model::finding::Finding;
 use crate::model::stop::Stop;
+use crate::model::text::with_sources;
 use crate::repo::{DomainRepository, DomainWriter, History, Note, RepoError, Repository};
 
 mod plan;
 mod point;
 
-pub use plan::{PlannedTransfer, TransferPlan, Verdict, Wanted};
+pub use plan::{PlannedTransfer, TransferDecision, TransferPlan, Wanted};
 use point::PointTransfer;
 
 /// The environment of a transfer.
@@ -82,8 +83,8 @@ pub struct Outcome {
 
 impl Judged for Outcome {
     fn faults(&self) -> Vec<Fault> {
-        let damaged = self.plan.is_source_damaged().then_some(Fault::Damaged);
-        let is_taken = self.plan.count(&Verdict::IdTaken) > 0;
+        let damaged = self.plan.has_damage().then_some(Fault::Damaged);
+        let is_taken = self.plan.count(&TransferDecision::IdTaken) > 0;
         let incomplete = is_taken.then_some(Fault::Incomplete);
         let failed = self.failure.as_ref().map(|error| Fault::Failed(error.class()));
         let pruned = self.retention.iter().flat_map(Judged::faults);
@@ -128,7 +129,7 @@ pub fn transfer(domain: &str, means: &Means<'_>, options: &Options) -> Result<Ou
                 },
                 options,
             };
-            let (copied, failure) = work.carry_out(&plan);
+            let (copied, failure) = work.carry_out(&plan, &mut findings);
             Outcome {
                 plan,
                 copied: Some(copied),
@@ -254,16 +255,36 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Copies what the plan says. Returns what was copied, and what ended the transfer early.
-    fn carry_out(&self, plan: &TransferPlan) -> (Vec<CopiedPoint>, Option<Error>) {
+    /// Copies what the plan says. Returns what was copied, and the first failure. Damage of one
+    /// restore point in the source does not stop the others.
+    fn carry_out(
+        &self,
+        plan: &TransferPlan,
+        findings: &mut Vec<Finding>,
+    ) -> (Vec<CopiedPoint>, Option<Error>) {
         let mut copied = Vec::new();
+        let mut failure = None;
         for planned in plan.copies() {
-            match self.copy(&planned.point.id) {
-                Ok(transferred) => copied.push(transferred),
-                Err(error) => return (copied, Some(error)),
+            let error = match self.copy(&planned.point.id) {
+                Ok(point) => {
+                    copied.push(point);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            if !matches!(error.cause, Cause::NotWhole { .. }) {
+                return (copied, Some(error));
             }
+            let finding = Finding::new("not-copied", with_sources(&error.cause));
+            let domain = self.domain;
+            self.means.monitor.event(Event::Found {
+                domain,
+                finding: &finding,
+            });
+            findings.push(finding);
+            failure.get_or_insert(error);
         }
-        (copied, None)
+        (copied, failure)
     }
 
     fn copy(&self, id: &str) -> Result<CopiedPoint> {

@@ -8,10 +8,19 @@ use crate::model::compression::Compression;
 
 use super::keep::KeepArgs;
 use super::key::SecretArgs;
-use super::shared::{DomainArgs, OutputArgs, WaitArgs, path_or_empty};
+use super::shared::{DomainArgs, OutputArgs, WAIT, WaitArgs, path_or_empty};
 
 /// Arguments of `vmsnap copy`.
 #[derive(Debug, Args)]
+#[command(
+    mut_arg("passphrase_file", |arg| arg.help(
+        "Passphrase of the target, and of the source without --from-… [env: VMSNAP_PASSPHRASE_FILE]"
+    )),
+    mut_arg("identity_file", |arg| arg.help(
+        "Private keys for the target, and for the source without --from-… [env: VMSNAP_IDENTITY_FILE]"
+    )),
+    mut_arg("wait", |arg| arg.help(WAIT)),
+)]
 #[command(after_help = "Examples:
   vmsnap copy --from /backups --to s3:https://s3.example.org/backups/kvm --keep-daily 30
   vmsnap copy vm1 --from /backups --to /mnt/usb --newest
@@ -25,8 +34,8 @@ pub struct CopyArgs {
     #[arg(long, value_name = "LOCATION", value_parser = path_or_empty())]
     pub from: PathBuf,
 
-    /// Location of the repository to which they are copied. A folder is created if its parent
-    /// folder exists
+    /// Location of the repository to which they are copied: a pack repository that exists
+    /// (`vmsnap init`), or a folder, which is created if its parent folder exists
     #[arg(long, value_name = "LOCATION", value_parser = path_or_empty())]
     pub to: PathBuf,
 
@@ -35,11 +44,11 @@ pub struct CopyArgs {
     #[arg(help_heading = "What to copy", long, value_name = "POINT", conflicts_with_all = ["newest", "all"])]
     pub at: Option<String>,
 
-    /// Copy only the newest restore point
+    /// Copy only the newest restore point, unless it was removed from the target
     #[arg(help_heading = "What to copy", long, conflicts_with = "all")]
     pub newest: bool,
 
-    /// Copy all restore points that the target lacks, except those that were removed from it
+    /// Copy all restore points that the target lacks, except those that a policy removed from it
     /// [default]
     #[arg(help_heading = "What to copy", long)]
     pub all: bool,

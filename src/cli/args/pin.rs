@@ -3,10 +3,11 @@
 use clap::Args;
 
 use super::key::SecretArgs;
-use super::shared::{OutputArgs, RepositoryArgs, WaitArgs};
+use super::shared::{OutputArgs, RepositoryArgs, WAIT, WaitArgs};
 
 /// Arguments of `vmsnap pin`.
 #[derive(Debug, Args)]
+#[command(mut_arg("wait", |arg| arg.help(WAIT)))]
 #[command(after_help = "Example:
   vmsnap pin vm1 2026-11-01T02-00-03Z --note 'before the upgrade' --repository /backups")]
 pub struct PinArgs {
@@ -21,6 +22,7 @@ pub struct PinArgs {
 
 /// Arguments of `vmsnap unpin`.
 #[derive(Debug, Args)]
+#[command(mut_arg("wait", |arg| arg.help(WAIT)))]
 #[command(after_help = "Example:
   vmsnap unpin vm1 2026-11-01T02-00-03Z --repository /backups")]
 pub struct UnpinArgs {

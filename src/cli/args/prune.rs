@@ -4,10 +4,11 @@ use clap::Args;
 
 use super::keep::KeepArgs;
 use super::key::SecretArgs;
-use super::shared::{DomainArgs, OutputArgs, RepositoryArgs, WaitArgs};
+use super::shared::{DomainArgs, OutputArgs, RepositoryArgs, WAIT, WaitArgs};
 
 /// Arguments of `vmsnap prune`.
 #[derive(Debug, Args)]
+#[command(mut_arg("wait", |arg| arg.help(WAIT)))]
 #[command(after_help = "Examples:
   vmsnap prune --repository /backups --keep-daily 14 --keep-weekly 8 --keep-monthly 12 --dry-run
   vmsnap prune vm1 --repository /backups --keep-within 14d --keep-yearly unlimited")]

@@ -75,6 +75,9 @@ impl DomainArgs {
     }
 }
 
+/// The help of `--wait` for a command that the Node.js VMSnap does not have.
+pub(super) const WAIT: &str = "How long to wait until another run on the same domain ends [default: 0]";
+
 /// How long to wait for another run.
 #[derive(Debug, Args)]
 pub struct WaitArgs {

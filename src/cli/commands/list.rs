@@ -1,11 +1,11 @@
 //! `vmsnap list`.
 
-use super::{CommandResult, open_to_read, tell_error, tell_unmatched};
+use super::{CommandResult, Refusal, open_to_read, tell_error, tell_unmatched};
 use crate::cli::args::ListArgs;
 use crate::cli::exit_code::{ExitCode, Verb};
 use crate::cli::report::document::Document;
 use crate::cli::report::list::{self as shown, Columns};
-use crate::cli::select::select;
+use crate::cli::select::{patterns, select};
 use crate::cli::stdout::{self, answer};
 use crate::model::stop::Stop;
 use crate::ops;
@@ -20,6 +20,9 @@ pub fn run(args: &ListArgs, stop: &Stop) -> CommandResult {
     let mut typed = args.domains.all();
     if typed.is_empty() && !names.is_empty() {
         typed.push("*".to_owned());
+    }
+    if !typed.is_empty() && patterns(&typed, &names).is_empty() {
+        return Err(Refusal::new(ExitCode::NoDomains, "No domains specified"));
     }
     let selection = select(&typed, &names);
     let each = Each {

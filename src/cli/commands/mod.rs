@@ -6,6 +6,7 @@ mod copy;
 #[cfg(feature = "libvirt")]
 mod demo;
 mod init;
+mod kept;
 mod key;
 mod list;
 mod man;
@@ -27,13 +28,13 @@ use super::exit_code::ExitCode;
 use super::log::{self, Entry, Level};
 use super::report::lines::failure;
 use super::secrets;
-use super::select::{Selection, patterns, select};
+use super::select::Selection;
 use crate::model::left_out::Exclusions;
 use crate::model::period::GroupBy;
 use crate::model::stop::Stop;
 use crate::model::text::{shown, with_sources};
 use crate::ops::each::{Judged, Round, Turn};
-use crate::ops::{self, Access, Cause, Class, Error, Host, Repository};
+use crate::ops::{self, Access, Class, Error, Host, Repository};
 
 /// An early end of a command, with a message for the user.
 pub(super) struct Refusal {
@@ -152,36 +153,6 @@ fn repository_to_read(path: Option<&PathBuf>) -> Result<&Path, Refusal> {
         message: "No repository specified: use --repository DIR".to_owned(),
         ..refusal
     })
-}
-
-/// Whether the domain has a folder without restore points, as a killed first backup leaves it. A
-/// folder that disappeared since it was listed is an error.
-fn was_never_saved(repo: &dyn Repository, domain: &str, error: &Error) -> bool {
-    let has_folder = || repo.domain(domain).is_ok_and(|repository| repository.exists());
-    matches!(error.cause, Cause::NoRestorePoints) && has_folder()
-}
-
-/// Selects domains of the repository; all of them if no word is typed. Also returns the typed
-/// patterns. `verb` completes the refusal of an empty repository.
-fn select_kept(
-    repo: &dyn Repository,
-    mut typed: Vec<String>,
-    verb: &str,
-) -> Result<(Selection, Vec<String>), Refusal> {
-    let names = repo.domains().map_err(|error| Error::of("", error))?;
-    if typed.is_empty() {
-        if names.is_empty() {
-            let what = nothing_in(repo, verb);
-            let what = format!("{what}: it has no restore points (check --repository)");
-            return Err(Refusal::new(ExitCode::NoDomains, what));
-        }
-        typed.push("*".to_owned());
-    }
-    Ok((select(&typed, &names), patterns(&typed, &names)))
-}
-
-fn nothing_in(repo: &dyn Repository, verb: &str) -> String {
-    format!("there is nothing to {verb} in {}", repo.location())
 }
 
 fn group_by(word: &str) -> Result<GroupBy, Refusal> {

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use jiff::{Span, Timestamp, Zoned};
 
+use super::kept::{KeptDomains, nothing_in};
 use super::{
-    CommandResult, Refusal, nothing_in, open_to_read, random, select_kept, session_hint, tell_error,
-    tell_missing, tell_skipped, tell_unmatched, was_never_saved,
+    CommandResult, Refusal, open_to_read, random, session_hint, tell_error, tell_missing, tell_skipped,
+    tell_unmatched,
 };
 use crate::cli::args::VerifyArgs;
 use crate::cli::clock::now;
@@ -47,30 +48,17 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
         now: now.timestamp(),
     };
     let repo = open_to_read(args.repository.dir.as_ref(), &args.secret, stop)?;
-    let (selection, named) = select_kept(repo.as_ref(), args.domains.all(), "verify")?;
-    tell_unmatched(&selection.unmatched, None);
+    let domains = KeptDomains::select(repo.as_ref(), args.domains.all(), "verify", "--repository")?;
     let progress = Progress::new();
-    let each = Each {
-        domains: &selection.domains,
-        monitor: &progress,
-        stop,
-    };
     let verb = |domain: &str| verify(domain, repo.as_ref(), &options, &progress, stop);
-    // A glob also matches the folder that a killed first backup left.
-    let may_skip = |domain: &str, error: &ops::Error| {
-        !named.iter().any(|name| name == domain) && was_never_saved(repo.as_ref(), domain, error)
-    };
-    let ended = |turn: &Turn<Outcome>| match turn.ending {
-        Ending::Skipped => tell_skipped(turn),
-        _ => {
-            tell_error(turn);
-            if !args.json {
-                answer(&shown::lines(turn));
-            }
+    let show = |turn: &Turn<Outcome>| {
+        if !args.json {
+            answer(&shown::lines(turn));
         }
     };
-    let round = each.run(verb, may_skip, ended);
-    let mut faults = round.faults(&selection.unmatched);
+    let round = domains.run(&progress, stop, verb, show);
+    let unmatched = &domains.selection.unmatched;
+    let mut faults = round.faults(unmatched);
     if faults.is_success() && round.outcomes().all(|outcome| outcome.points.is_empty()) {
         let what = nothing_in(repo.as_ref(), "verify");
         log::error(&format!("{what}: none of these domains has a restore point"));
@@ -79,7 +67,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     tell_missing(&round, &[]);
     let code = ExitCode::of_faults(&faults, Verb::Other);
     if args.json {
-        let document = shown::document(&round.turns, &selection.unmatched, code);
+        let document = shown::document(&round.turns, unmatched, code);
         answer(&Document::Verify(document).json());
     }
     Ok(code)

@@ -10,7 +10,7 @@ use crate::cli::pretty;
 use crate::model::text::shown;
 use crate::ops::each::Turn;
 use crate::ops::monitor::Ending;
-use crate::ops::transfer::{CopiedPoint, Outcome, PlannedTransfer, TransferPlan, Verdict};
+use crate::ops::transfer::{CopiedPoint, Outcome, PlannedTransfer, TransferDecision, TransferPlan};
 
 /// The lines about a domain; none if nothing was decided.
 pub(crate) fn lines(turn: &Turn<Outcome>) -> String {
@@ -22,7 +22,7 @@ pub(crate) fn lines(turn: &Turn<Outcome>) -> String {
     let mut text = match &outcome.copied {
         None => {
             let what = format!("would copy {}", of_all(plan.copies().count(), plan));
-            line(&format!("{domain}: {what}")) + &verdicts(plan)
+            line(&format!("{domain}: {what}")) + &decisions(plan)
         }
         Some(copied) => {
             let bytes = copied.iter().map(|copied| copied.data_bytes).sum();
@@ -60,9 +60,12 @@ fn of_all(count: usize, plan: &TransferPlan) -> String {
 /// Why the other restore points were not copied, in words.
 fn others(plan: &TransferPlan) -> String {
     let groups = [
-        (plan.count(&Verdict::Present), "already there"),
-        (plan.count(&Verdict::Removed), "removed from the target earlier"),
-        (plan.count(&Verdict::NotKept), "not kept by the policy"),
+        (plan.count(&TransferDecision::Present), "already there"),
+        (
+            plan.count(&TransferDecision::Removed),
+            "removed from the target earlier",
+        ),
+        (plan.count(&TransferDecision::NotKept), "not kept by the policy"),
         (plan.obstacles().count(), "not possible"),
     ];
     let groups = groups.iter().filter(|(count, _)| *count > 0);
@@ -74,7 +77,7 @@ fn others(plan: &TransferPlan) -> String {
 }
 
 /// The decisions as a table.
-fn verdicts(plan: &TransferPlan) -> String {
+fn decisions(plan: &TransferPlan) -> String {
     let header = ["  ID (UTC)", "LEVEL", "SIZE", "DECISION", "WHY"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     rows.extend(plan.points.iter().map(|planned| {
@@ -82,28 +85,29 @@ fn verdicts(plan: &TransferPlan) -> String {
             format!("  {}", planned.point.id),
             planned.point.kind_word().to_owned(),
             pretty::bytes(planned.size),
-            verdict_word(&planned.verdict).to_owned(),
-            why(&planned.verdict),
+            decision_word(&planned.decision).to_owned(),
+            why(&planned.decision),
         ]
     }));
     table(&rows, &[2])
 }
 
-fn verdict_word(verdict: &Verdict) -> &'static str {
-    match verdict {
-        Verdict::Copy => "copy",
+fn decision_word(decision: &TransferDecision) -> &'static str {
+    match decision {
+        TransferDecision::Copy => "copy",
         _ => "skip",
     }
 }
 
-fn why(verdict: &Verdict) -> String {
-    match verdict {
-        Verdict::Copy => "the target lacks it".to_owned(),
-        Verdict::Present => "the target has it".to_owned(),
-        Verdict::Removed => "it was removed from the target".to_owned(),
-        Verdict::NotKept => "the policy does not keep it".to_owned(),
-        Verdict::IdTaken => "another restore point of the target has its id".to_owned(),
-        Verdict::Unusable(why) => why.clone(),
+fn why(decision: &TransferDecision) -> String {
+    match decision {
+        TransferDecision::Copy => "the target lacks it".to_owned(),
+        TransferDecision::Present => "the target has it".to_owned(),
+        TransferDecision::Removed => "it was removed from the target".to_owned(),
+        TransferDecision::NotKept => "the policy does not keep it".to_owned(),
+        TransferDecision::DamagedInTarget(what) => format!("it is damaged in the target: {what}"),
+        TransferDecision::IdTaken => "another restore point of the target has its id".to_owned(),
+        TransferDecision::Unusable(why) => why.clone(),
     }
 }
 
@@ -113,7 +117,7 @@ fn why(verdict: &Verdict) -> String {
 pub(crate) struct CopiedDomain<'a> {
     pub(super) domain: Text<'a>,
     pub(super) outcome: &'static str,
-    pub(super) restore_points: Vec<VerdictPart<'a>>,
+    pub(super) restore_points: Vec<ChoicePart<'a>>,
     pub(super) copied: Vec<CopiedPart<'a>>,
     pub(super) retention: Option<RetentionPart<'a>>,
     pub(super) error: Option<ErrorPart>,
@@ -123,7 +127,7 @@ pub(crate) struct CopiedDomain<'a> {
 /// The decision about a restore point of the source.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct VerdictPart<'a> {
+pub(crate) struct ChoicePart<'a> {
     pub(super) id: Text<'a>,
     pub(super) time: Text<'a>,
     pub(super) level: &'static str,
@@ -170,7 +174,7 @@ fn domain(turn: &Turn<Outcome>) -> CopiedDomain<'_> {
             (_, Some(outcome)) if outcome.copied.is_none() => "planned",
             _ => "ok",
         },
-        restore_points: plan.map_or_else(Vec::new, |plan| plan.points.iter().map(verdict_part).collect()),
+        restore_points: plan.map_or_else(Vec::new, |plan| plan.points.iter().map(choice_part).collect()),
         copied: copied.map_or_else(Vec::new, |copied| copied.iter().map(copied_part).collect()),
         retention: pruned.map(RetentionPart::of_prune),
         findings: findings(match (outcome, error) {
@@ -182,15 +186,15 @@ fn domain(turn: &Turn<Outcome>) -> CopiedDomain<'_> {
     }
 }
 
-fn verdict_part(planned: &PlannedTransfer) -> VerdictPart<'_> {
+fn choice_part(planned: &PlannedTransfer) -> ChoicePart<'_> {
     let point = &planned.point;
-    VerdictPart {
+    ChoicePart {
         id: Text::from(&point.id),
         time: Text::of(&point.time),
         level: point.level.word(),
         size: planned.size,
-        decision: verdict_word(&planned.verdict),
-        reason: Text::from(why(&planned.verdict)),
+        decision: decision_word(&planned.decision),
+        reason: Text::from(why(&planned.decision)),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::backup::{BackupDomain, MadePart, PlanPart, PlannedDiskPart, PlannedDomain};
 use super::backup::{PrunePart, PrunePlanPart};
 use super::compare::{ComparedDiskPart, ComparedDomain, ComparedPart, UncomparedPart};
-use super::copy::{CopiedDomain, CopiedPart, VerdictPart};
+use super::copy::{ChoicePart, CopiedDomain, CopiedPart};
 use super::document::Document;
 use super::list::{ListDocument, ListDomain, ListedPart, MissedPart, OriginPart, VerifiedPart};
 use super::pack::{KeysDocument, PackDocument, SlotPart};
@@ -141,7 +141,7 @@ fn copied() -> CopiedDomain<'static> {
     CopiedDomain {
         domain: text(),
         outcome: "ok",
-        restore_points: vec![VerdictPart {
+        restore_points: vec![ChoicePart {
             id: text(),
             time: text(),
             level: "full",

@@ -32,9 +32,7 @@ pub(in crate::ops) fn choose<'a>(domain: &str, history: &'a History, at: &str) -
     }
     if let Some(removed) = chains.removed().find(|removed| removed.id == at) {
         let day = removed.removed;
-        return Err(none(format!(
-            "restore point {at} was removed by a policy on {day}"
-        )));
+        return Err(none(format!("restore point {at} was removed on {day}")));
     }
     let has_checkpoint = |kept: &&KeptPoint| {
         kept.point

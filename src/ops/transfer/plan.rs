@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Zoned;
 
 use super::Options;
-use crate::model::chain::KeptPoint;
+use crate::model::chain::{Chains, KeptPoint};
 use crate::model::restore_point::RestorePoint;
 use crate::ops::restore::choose;
 use crate::ops::{Cause, Error, Result, retention};
@@ -16,7 +16,7 @@ use crate::repo::History;
 pub enum Wanted {
     /// All of them, except those that were removed from the target on purpose.
     All,
-    /// The newest one.
+    /// The newest one, unless it was removed from the target on purpose.
     Newest,
     /// The one that this text selects, as for a restore.
     At(String),
@@ -24,7 +24,7 @@ pub enum Wanted {
 
 /// What happens to a restore point of the source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum TransferDecision {
     /// It is copied.
     Copy,
     /// The target has it already.
@@ -35,6 +35,8 @@ pub enum Verdict {
     NotKept,
     /// It is not copied, because another restore point of the target has its id.
     IdTaken,
+    /// It is not copied, because the target has it, but damaged; the text says how.
+    DamagedInTarget(String),
     /// It cannot be read completely; the text says why.
     Unusable(String),
 }
@@ -47,7 +49,7 @@ pub struct PlannedTransfer {
     /// What its files store in the source, in bytes.
     pub size: u64,
     /// The decision.
-    pub verdict: Verdict,
+    pub decision: TransferDecision,
 }
 
 /// The plan of a transfer.
@@ -62,7 +64,7 @@ pub struct TransferPlan {
 impl TransferPlan {
     /// The restore points to copy, oldest first.
     pub fn copies(&self) -> impl Iterator<Item = &PlannedTransfer> {
-        let is_copied = |planned: &&PlannedTransfer| planned.verdict == Verdict::Copy;
+        let is_copied = |planned: &&PlannedTransfer| planned.decision == TransferDecision::Copy;
         self.points.iter().filter(is_copied)
     }
 
@@ -71,9 +73,13 @@ impl TransferPlan {
     pub fn obstacles(&self) -> impl Iterator<Item = String> {
         let obstacles = self.points.iter().filter_map(|planned| {
             let id = &planned.point.id;
-            match &planned.verdict {
-                Verdict::Unusable(why) => Some(format!("restore point {id} cannot be copied: {why}")),
-                Verdict::IdTaken => Some(format!(
+            match &planned.decision {
+                TransferDecision::Unusable(why) => Some(format!("restore point {id} cannot be copied: {why}")),
+                TransferDecision::DamagedInTarget(what) => Some(format!(
+                    "restore point {id} is damaged in the target ({what}), and a copy does not replace it: delete \
+                     what is left of it there, then copy again"
+                )),
+                TransferDecision::IdTaken => Some(format!(
                     "restore point {id} cannot be copied: the target has another one with this id"
                 )),
                 _ => None,
@@ -82,16 +88,21 @@ impl TransferPlan {
         obstacles.chain(self.lost.iter().cloned())
     }
 
-    /// Whether wanted restore points cannot be read completely.
-    pub fn is_source_damaged(&self) -> bool {
-        let unusable = |planned: &PlannedTransfer| matches!(planned.verdict, Verdict::Unusable(_));
-        !self.lost.is_empty() || self.points.iter().any(unusable)
+    /// Whether a wanted restore point is damaged, in the source or in the target.
+    pub fn has_damage(&self) -> bool {
+        let is_damaged = |planned: &PlannedTransfer| {
+            matches!(
+                planned.decision,
+                TransferDecision::Unusable(_) | TransferDecision::DamagedInTarget(_)
+            )
+        };
+        !self.lost.is_empty() || self.points.iter().any(is_damaged)
     }
 
-    /// How many restore points have this verdict.
-    pub fn count(&self, verdict: &Verdict) -> usize {
+    /// How many restore points have this decision.
+    pub fn count(&self, decision: &TransferDecision) -> usize {
         let points = self.points.iter();
-        points.filter(|planned| planned.verdict == *verdict).count()
+        points.filter(|planned| planned.decision == *decision).count()
     }
 }
 
@@ -110,7 +121,7 @@ pub(super) fn plan(
     let mut lost = Vec::new();
     let wanted: Vec<&KeptPoint> = match &options.wanted {
         Wanted::All => {
-            let unread = chains.all_lost().filter(|lost| !lost.is_gone);
+            let unread = chains.all_lost().filter(|lost| to.get(&lost.id).is_none());
             lost.extend(unread.map(|lost| lost.what.clone()));
             chains.points().iter().collect()
         }
@@ -128,26 +139,37 @@ pub(super) fn plan(
         let point = &kept_point.point;
         let removed = || to.chains.removed().any(|removed| removed.id == point.id);
         let is_dropped = || kept.as_ref().is_some_and(|kept| !kept.contains(&point.id));
-        let verdict = match to.get(&point.id) {
-            Some(copy) if is_same(&copy.manifest.point, point) => Verdict::Present,
-            Some(_) => Verdict::IdTaken,
-            None if options.wanted == Wanted::All && removed() => Verdict::Removed,
-            None if is_dropped() => Verdict::NotKept,
+        let decision = match to.get(&point.id) {
+            Some(copy) if is_same(&copy.manifest.point, point) => damage(&to.chains, &point.id)
+                .map_or(TransferDecision::Present, TransferDecision::DamagedInTarget),
+            Some(_) => TransferDecision::IdTaken,
+            None if to.chains.lost(&point.id).is_some_and(|lost| !lost.is_gone) => {
+                let what = to.chains.lost(&point.id).map(|lost| lost.what.clone());
+                TransferDecision::DamagedInTarget(what.unwrap_or_default())
+            }
+            None if !matches!(options.wanted, Wanted::At(_)) && removed() => TransferDecision::Removed,
+            None if is_dropped() => TransferDecision::NotKept,
             None => {
                 let fault = chains.faults(&point.id).into_iter().next();
-                fault.map_or(Verdict::Copy, Verdict::Unusable)
+                fault.map_or(TransferDecision::Copy, TransferDecision::Unusable)
             }
         };
         PlannedTransfer {
             point: point.clone(),
             size: from.get(&point.id).map_or(0, |kept| kept.size()),
-            verdict,
+            decision,
         }
     });
     Ok(TransferPlan {
         points: points.collect(),
         lost,
     })
+}
+
+/// What is known to be damaged in a restore point, or in one on which it depends.
+fn damage(chains: &Chains, id: &str) -> Option<String> {
+    let fault = chains.faults(id).into_iter().next();
+    fault.or_else(|| chains.any_suspected_damage(id))
 }
 
 /// Whether two restore points show the same moment of the same domain.

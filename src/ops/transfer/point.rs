@@ -2,7 +2,7 @@
 
 use super::plan::is_same;
 use super::{CopiedPoint, Work};
-use crate::model::block::BlockError;
+use crate::model::block::{BlockError, BlockErrorKind, Written};
 use crate::model::restore_point::{CopiedFrom, DiskPoint, Level, RestorePoint};
 use crate::model::text::with_sources;
 use crate::ops::copy::{self, Progress};
@@ -47,44 +47,20 @@ impl PointTransfer<'_> {
         })
     }
 
-    /// Copies a disk. Where the target has a copy of its parent, only what the disk changed.
+    /// Copies a disk. Where the target has a copy of its parent, only what the disk changed; in
+    /// full if that parent proves to be damaged.
     fn copy_disk(&self, pending: &dyn PendingPoint, disk: &DiskPoint) -> Result<(FileEntry, DiskPoint)> {
-        let (domain, target) = (self.work.domain, disk.target.as_str());
-        let monitor = self.work.means.monitor;
-        let parent = self.parent_of(disk);
-        let level = match parent {
-            Some(_) => Level::Incremental,
-            None => Level::Full,
-        };
-        let reason = match level == disk.level {
-            true => disk.reason.clone(),
-            false => "copied without its parent".to_owned(),
-        };
-        monitor.event(Event::DiskBegins {
-            domain,
-            disk: target,
-            level: Some(level),
-            reason: &reason,
-            size: disk.virtual_size,
-        });
-        let written = self.copy_blocks(pending, disk, parent, |at| {
-            monitor.event(Event::DiskAt {
-                domain,
-                disk: target,
-                position: at.position,
-                copied: at.copied,
-            });
-        });
-        let written = written.map_err(|cause| self.failed_at(target, cause))?;
-        monitor.event(Event::DiskEnds {
-            domain,
-            disk: target,
-            copied: written.data_bytes,
-        });
-        let file = pending.entry(target, &written);
+        let mut parent = self.parent_of(disk);
+        let mut written = self.copy_blocks(pending, disk, parent);
+        if parent.is_some() && matches!(&written, Err(Cause::Copy(error)) if is_damage(error)) {
+            parent = None;
+            written = self.copy_blocks(pending, disk, parent);
+        }
+        let written = written.map_err(|cause| self.failed_at(&disk.target, cause))?;
+        let file = pending.entry(&disk.target, &written);
         let copy = DiskPoint {
-            level,
-            reason,
+            level: level_on(parent),
+            reason: reason_on(parent, disk),
             parent: parent.map(|parent| parent.manifest.point.id.clone()),
             parent_manifest: parent.map(|parent| parent.manifest.digest.clone()),
             checkpointed: false,
@@ -97,15 +73,23 @@ impl PointTransfer<'_> {
         Ok((file, copy))
     }
 
+    /// Copies the blocks of a disk: those that it changed since this parent, or all.
     fn copy_blocks(
         &self,
         pending: &dyn PendingPoint,
         disk: &DiskPoint,
         parent: Option<&Kept>,
-        mut progress: impl FnMut(Progress),
-    ) -> std::result::Result<crate::model::block::Written, Cause> {
-        let work = self.work;
+    ) -> std::result::Result<Written, Cause> {
+        let (work, target) = (self.work, disk.target.as_str());
+        let (domain, monitor) = (work.domain, work.means.monitor);
         let own_stop = work.means.stop.child();
+        monitor.event(Event::DiskBegins {
+            domain,
+            disk: target,
+            level: Some(level_on(parent)),
+            reason: &reason_on(parent, disk),
+            size: disk.virtual_size,
+        });
         let reading = SourceOptions {
             above: parent.map(|parent| parent.manifest.point.id.clone()),
             pool: copy::pool(),
@@ -113,20 +97,29 @@ impl PointTransfer<'_> {
             past_caches: false,
         };
         let id = &self.kept.manifest.point.id;
-        let mut source = work.source.open_source(work.from, id, &disk.target, &reading)?;
+        let mut source = work.source.open_source(work.from, id, target, &reading)?;
         let mut sink = pending.sink(&NewDisk {
-            target: &disk.target,
+            target,
             size: disk.virtual_size,
             parent,
             compression: work.options.compression,
             stop: own_stop.clone(),
         })?;
-        Ok(copy::copy_chain(
-            source.as_mut(),
-            sink.as_mut(),
-            &own_stop,
-            &mut progress,
-        )?)
+        let mut progress = |at: Progress| {
+            monitor.event(Event::DiskAt {
+                domain,
+                disk: target,
+                position: at.position,
+                copied: at.copied,
+            });
+        };
+        let written = copy::copy_chain(source.as_mut(), sink.as_mut(), &own_stop, &mut progress)?;
+        monitor.event(Event::DiskEnds {
+            domain,
+            disk: target,
+            copied: written.data_bytes,
+        });
+        Ok(written)
     }
 
     /// The copy of the disk's parent in the target, if both can be relied on.
@@ -213,6 +206,22 @@ impl PointTransfer<'_> {
     }
 }
 
+/// The level of a disk with this parent.
+fn level_on(parent: Option<&Kept>) -> Level {
+    match parent {
+        Some(_) => Level::Incremental,
+        None => Level::Full,
+    }
+}
+
+/// Why the copy of a disk has its level.
+fn reason_on(parent: Option<&Kept>, disk: &DiskPoint) -> String {
+    match level_on(parent) == disk.level {
+        true => disk.reason.clone(),
+        false => "copied without its parent".to_owned(),
+    }
+}
+
 fn is_damage(error: &BlockError) -> bool {
-    error.kind == crate::model::block::BlockErrorKind::Damaged
+    error.kind == BlockErrorKind::Damaged
 }

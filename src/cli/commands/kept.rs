@@ -1,0 +1,101 @@
+//! Runs a verb for domains of a repository; needs no hypervisor.
+
+use super::{Refusal, tell_error, tell_skipped, tell_unmatched};
+use crate::cli::exit_code::ExitCode;
+use crate::cli::progress::Progress;
+use crate::cli::select::{Selection, patterns, select};
+use crate::model::stop::Stop;
+use crate::ops::each::{Each, Judged, Round, Turn};
+use crate::ops::monitor::Ending;
+use crate::ops::{self, Cause, Error, Repository};
+
+/// Selected domains of a repository.
+pub(super) struct KeptDomains<'a> {
+    repo: &'a dyn Repository,
+    /// The selection.
+    pub(super) selection: Selection,
+    /// The typed patterns.
+    typed: Vec<String>,
+}
+
+impl<'a> KeptDomains<'a> {
+    /// Selects domains of the repository; all of them if no word is typed. `verb` and the `switch`
+    /// that names the repository complete the refusal of an empty one.
+    ///
+    /// # Errors
+    /// The repository cannot be read, it has no domains, or the words are empty, as an unset
+    /// variable leaves them.
+    pub(super) fn select(
+        repo: &'a dyn Repository,
+        mut words: Vec<String>,
+        verb: &str,
+        switch: &str,
+    ) -> Result<KeptDomains<'a>, Refusal> {
+        let names = repo.domains().map_err(|error| Error::of("", error))?;
+        if words.is_empty() {
+            if names.is_empty() {
+                let what = nothing_in(repo, verb);
+                let what = format!("{what}: it has no restore points (check {switch})");
+                return Err(Refusal::new(ExitCode::NoDomains, what));
+            }
+            words.push("*".to_owned());
+        }
+        let typed = patterns(&words, &names);
+        if typed.is_empty() {
+            return Err(Refusal::new(ExitCode::NoDomains, "No domains specified"));
+        }
+        let selection = select(&words, &names);
+        tell_unmatched(&selection.unmatched, None);
+        Ok(KeptDomains {
+            repo,
+            selection,
+            typed,
+        })
+    }
+
+    /// Runs a verb for each domain. `show` reports the outcome of a domain that was not skipped.
+    pub(super) fn run<T: Judged>(
+        &self,
+        progress: &Progress,
+        stop: &Stop,
+        verb: impl FnMut(&str) -> ops::Result<T>,
+        show: impl Fn(&Turn<T>),
+    ) -> Round<T> {
+        let each = Each {
+            domains: &self.selection.domains,
+            monitor: progress,
+            stop,
+        };
+        // A glob also matches the folder that a killed first backup left.
+        let may_skip =
+            |domain: &str, error: &Error| !self.is_named(domain) && self.was_never_saved(domain, error);
+        let ended = |turn: &Turn<T>| match turn.ending {
+            Ending::Skipped => tell_skipped(turn),
+            _ => {
+                show(turn);
+                tell_error(turn);
+            }
+        };
+        each.run(verb, may_skip, ended)
+    }
+
+    fn is_named(&self, domain: &str) -> bool {
+        self.typed.iter().any(|name| name == domain)
+    }
+
+    /// Whether the domain has a folder without restore points, as a killed first backup leaves it.
+    /// A folder that disappeared since it was listed is an error.
+    fn was_never_saved(&self, domain: &str, error: &Error) -> bool {
+        let has_folder = || {
+            self.repo
+                .domain(domain)
+                .is_ok_and(|repository| repository.exists())
+        };
+        matches!(error.cause, Cause::NoRestorePoints) && has_folder()
+    }
+}
+
+/// The beginning of a message that there is nothing to do.
+pub(super) fn nothing_in(repo: &dyn Repository, verb: &str) -> String {
+    format!("there is nothing to {verb} in {}", repo.location())
+}
