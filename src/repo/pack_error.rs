@@ -213,6 +213,20 @@ pub enum PackError {
         /// The location.
         location: String,
     },
+    /// Collectors may have taken this writer for dead.
+    #[error(
+        "the session of this run in {location} has ended: it was not renewed for days, or was deleted; what this run relies on may be gone"
+    )]
+    SessionLost {
+        /// The location.
+        location: String,
+    },
+    /// The store does not say when objects were written.
+    #[error("{location} does not say when its objects were written, so nothing can be protected or deleted")]
+    NoTimes {
+        /// The location.
+        location: String,
+    },
     /// The object store failed.
     #[error(transparent)]
     Objects(#[from] ObjectError),
@@ -254,6 +268,7 @@ impl PackError {
             | PackError::NoKey(_)
             | PackError::Seal(_)
             | PackError::Cache { .. }
+            | PackError::SessionLost { .. }
             | PackError::Overtaken { .. }
             | PackError::Pinned { .. }
             | PackError::NoMerge { .. } => PackErrorClass::Failed,
@@ -302,6 +317,7 @@ impl PackError {
             PackError::Cache { .. } => {
                 "free space there, then run again; the cache can be deleted, vmsnap fills it again"
             }
+            PackError::SessionLost { .. } => "run the backup again",
             PackError::Earlier(error) => return error.hint(),
             PackError::Objects(error) => return error.hint(),
             _ => return None,

@@ -6,6 +6,8 @@ use std::sync::mpsc::channel;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::{SignedDuration, Timestamp};
+
 use crate::model::stop::WaitLimit;
 use crate::repo::{
     ListPage, ListedObject, ObjectError, ObjectErrorKind, ObjectName, ObjectResult, ObjectStore, PutResult,
@@ -38,6 +40,9 @@ pub struct MemoryObjects(Mutex<State>);
 #[derive(Default)]
 struct State {
     objects: BTreeMap<String, Vec<u8>>,
+    /// When each object was written.
+    times: BTreeMap<String, Timestamp>,
+    now: Timestamp,
     ignores_conditions: bool,
     /// The call (all if empty), how many of them go well before, and the trouble.
     trouble: Option<(&'static str, usize, ObjectTrouble)>,
@@ -60,6 +65,12 @@ impl MemoryObjects {
         self.state().ignores_conditions = true;
     }
 
+    /// Moves the clock of the store forward. It starts at 1970 and moves only here.
+    pub fn pass(&self, time: SignedDuration) {
+        let mut state = self.state();
+        state.now = state.now.saturating_add(time).unwrap_or(Timestamp::MAX);
+    }
+
     /// The number of calls so far.
     pub fn calls(&self) -> usize {
         self.state().calls
@@ -72,7 +83,10 @@ impl MemoryObjects {
 
     /// Puts an object there, whatever its name.
     pub fn insert(&self, name: &str, content: &[u8]) {
-        self.state().objects.insert(name.to_owned(), content.to_vec());
+        let mut state = self.state();
+        let now = state.now;
+        state.times.insert(name.to_owned(), now);
+        state.objects.insert(name.to_owned(), content.to_vec());
     }
 
     /// The content of an object.
@@ -213,8 +227,9 @@ impl ObjectStore for MemoryObjects {
             let names: Vec<_> = names.collect();
             for (name, content) in names.iter().take(PAGE) {
                 let size = content.len() as u64;
+                let modified = state.times.get(*name).copied();
                 match ObjectName::new(name) {
-                    Some(name) => page.objects.push(ListedObject { name, size }),
+                    Some(name) => page.objects.push(ListedObject { name, size, modified }),
                     None => page.foreign.push((*name).clone()),
                 }
             }
@@ -247,6 +262,7 @@ impl State {
             Some(ObjectTrouble::Tears) => content.len() / 2,
             _ => content.len(),
         };
+        self.times.insert(name.to_string(), self.now);
         self.objects.insert(name.to_string(), content[..length].to_vec());
     }
 }

@@ -22,11 +22,19 @@
 //! * `source`: reads a disk from front to back.
 //! * `sink`: writes a disk.
 //! * `check`: checks a disk.
+//! * `listing`: lists objects.
+//! * `walk`: walks the map of a disk.
+//! * `session`, `condemned`: objects by which writers and collectors know of each other.
+//! * `commit`: what a writer does for collectors.
+//! * `collect`: deletes what no restore point needs.
 
 mod blocks;
 mod bytes;
 mod cache;
 mod check;
+mod collect;
+mod commit;
+mod condemned;
 mod disk;
 mod id;
 mod index;
@@ -36,32 +44,39 @@ mod packer;
 mod page;
 mod retry;
 mod sealer;
+mod session;
 mod sink;
 mod source;
 mod table;
 mod tree;
+mod walk;
 
 #[cfg(test)]
 mod tests;
 
 use std::error::Error as StdError;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::description::{Cipher, Sizes};
 use super::error::{PackError, PackErrorClass, Result};
 use super::keys::MasterKey;
-use super::objects::{ObjectErrorKind, ObjectName, ObjectStore};
+use super::objects::{ObjectError, ObjectErrorKind, ObjectName, ObjectStore};
 use crate::model::block::{BlockError, BlockErrorKind, BlockSink, BlockSource};
 use crate::model::buffer::BufferPool;
 use crate::model::compression::Compression;
-use crate::model::stop::Stop;
+use crate::model::stop::{Stop, StopReason};
 use crate::repo::disk::DiskReader;
 
 pub(crate) use blocks::Reuse;
 pub(crate) use check::DiskFault;
 pub(crate) use id::{BlockId, PACKS};
 pub(crate) use listing::PackList;
+#[cfg_attr(not(test), expect(unused_imports, reason = "restore points will use them"))]
+pub(crate) use {
+    collect::{CollectOptions, CollectReport, Waiting},
+    commit::{Needed, Writing},
+};
 
 use blocks::Blocks;
 use disk::PackDisk;
@@ -96,6 +111,8 @@ pub(crate) struct Data {
 
 struct Shared {
     objects: Arc<dyn ObjectStore>,
+    /// The folder of the cache.
+    folder: Option<PathBuf>,
     sizes: Sizes,
     sealer: Arc<Sealer>,
     index: Arc<Index>,
@@ -130,27 +147,54 @@ impl Data {
         cache: Option<&Path>,
         stop: &Stop,
     ) -> Result<Data> {
-        let largest = LARGEST_PAGE.max(facts.sizes.block_bytes as usize);
-        let index = Arc::new(Index::open(&objects, &sealer, facts.id, cache, largest)?);
-        let packer = Packer::new(&objects, &sealer, &index, facts.sizes.pack_bytes, stop);
-        let shared = Shared {
-            sizes: facts.sizes,
+        let largest = largest_block(&facts.sizes);
+        let index = Index::open(&objects, &sealer, facts.id, cache, largest)?;
+        Ok(Data::with_index(objects, facts.sizes, sealer, index, cache, stop))
+    }
+
+    fn with_index(
+        objects: Arc<dyn ObjectStore>,
+        sizes: Sizes,
+        sealer: Arc<Sealer>,
+        index: Index,
+        folder: Option<&Path>,
+        stop: &Stop,
+    ) -> Data {
+        let index = Arc::new(index);
+        let packer = Packer::new(&objects, &sealer, &index, sizes.pack_bytes, stop);
+        let shared = Arc::new(Shared {
+            sizes,
             blocks: Arc::new(Blocks::new(&objects, &sealer, &index)),
             packer: Arc::new(packer),
+            folder: folder.map(Path::to_owned),
             objects,
             sealer,
             index,
-        };
-        Ok(Data {
-            shared: Arc::new(shared),
+        });
+        Data {
+            shared,
             reuse: Reuse::Known,
-        })
+        }
     }
 
     /// The same data for a writer that uses only these stored blocks.
     #[must_use]
     pub(crate) fn reusing(self, reuse: Reuse) -> Data {
         Data { reuse, ..self }
+    }
+
+    /// The same repository with an index of its own, which only contains what the store says.
+    fn with_private_cache(&self, stop: &Stop) -> Result<Data> {
+        let Shared {
+            objects,
+            sealer,
+            sizes,
+            ..
+        } = &*self.shared;
+        let folder = self.shared.folder.as_deref();
+        let index = Index::private(objects, sealer, folder, self.shared.largest_block())?;
+        let (objects, sealer) = (Arc::clone(objects), Arc::clone(sealer));
+        Ok(Data::with_index(objects, *sizes, sealer, index, folder, stop))
     }
 
     /// Brings the cache of the index up to date with the store. It has to be called before anything
@@ -284,12 +328,15 @@ impl Data {
     }
 
     fn open_tree(&self, root: BlockId, size: u64, stop: Stop) -> Result<Arc<Tree>> {
-        let context = TreeContext {
+        Ok(Arc::new(Tree::open(&self.tree_context(), root, size, stop)?))
+    }
+
+    fn tree_context(&self) -> TreeContext {
+        TreeContext {
             blocks: Arc::clone(&self.shared.blocks),
             location: self.shared.objects.location(),
             block_bytes: self.shared.sizes.block_bytes,
-        };
-        Ok(Arc::new(Tree::open(&context, root, size, stop)?))
+        }
     }
 
     /// Opens a disk for reading from front to back. The blocks cover all of it. Every block is
@@ -371,6 +418,22 @@ impl Data {
             why: why.to_owned(),
         })
     }
+}
+
+impl Shared {
+    fn largest_block(&self) -> usize {
+        largest_block(&self.sizes)
+    }
+}
+
+/// The most plain bytes of a block.
+fn largest_block(sizes: &Sizes) -> usize {
+    LARGEST_PAGE.max(sizes.block_bytes as usize)
+}
+
+/// The error after a stop was requested.
+fn stopped(operation: &'static str, what: &str, reason: StopReason) -> PackError {
+    ObjectError::new(operation, what.to_owned(), ObjectErrorKind::Stopped(reason)).into()
 }
 
 /// The error of a disk.

@@ -18,6 +18,8 @@ mod s3;
 use std::ops::Range;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use crate::model::stop::{Stop, WaitLimit};
 use crate::repo::object_error as error;
 
@@ -63,6 +65,9 @@ pub struct ListedObject {
     pub name: ObjectName,
     /// Its size in bytes.
     pub size: u64,
+    /// When it was written, by the clock of the store; `None` if the store does not say it. It is
+    /// compared with other times of the same store only.
+    pub modified: Option<Timestamp>,
 }
 
 /// A part of a list, in the order of the names.

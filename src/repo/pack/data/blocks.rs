@@ -1,6 +1,6 @@
 //! Reads blocks: from their packs, through a small cache, and checked.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,9 +26,9 @@ pub(super) type Plain = Arc<Vec<u8>>;
 /// Which stored blocks a writer uses instead of storing them again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reuse {
-    /// Those that the index lists.
+    /// Those that the index lists in packs that are not condemned.
     Known,
-    /// Those that it lists and that can be read. This is for a writer that replaces damage.
+    /// Those of them that can be read. This is for a writer that replaces damage.
     Sound,
 }
 
@@ -39,6 +39,8 @@ pub(super) struct Blocks {
     pub(super) index: Arc<Index>,
     /// The packs that exist, as far as this process knows; `None` until a block is to be reused.
     packs: Mutex<Option<PackList>>,
+    /// Packs that were missing when a block was read.
+    missing: Mutex<HashSet<PackId>>,
 }
 
 /// A block with its place.
@@ -51,6 +53,7 @@ impl Blocks {
             sealer: Arc::clone(sealer),
             index: Arc::clone(index),
             packs: Mutex::default(),
+            missing: Mutex::default(),
         }
     }
 
@@ -60,11 +63,16 @@ impl Blocks {
     /// [`PackError::Damaged`] if no pack has it; others if the store fails.
     pub(super) fn locate(&self, id: &BlockId, stop: &Stop) -> Result<Place> {
         let found = self.index.find_needed(id, stop)?;
-        found.ok_or_else(|| PackError::Damaged {
+        found.ok_or_else(|| self.nowhere(id))
+    }
+
+    /// The error about a block that no pack has.
+    pub(super) fn nowhere(&self, id: &BlockId) -> PackError {
+        PackError::Damaged {
             location: self.objects.location(),
             object: format!("block {id}"),
             why: "no pack has it".to_owned(),
-        })
+        }
     }
 
     /// Whether these are the bytes of the block with this id.
@@ -81,23 +89,40 @@ impl Blocks {
         self.read_at(id, &place, stop)
     }
 
-    /// Whether a block need not be stored again.
+    /// Whether a block need not be stored again. A block in condemned packs only has to be.
     ///
     /// # Errors
     /// The cache cannot be read, or the store fails.
     pub(super) fn is_stored(&self, id: &BlockId, reuse: Reuse, stop: &Stop) -> Result<bool> {
-        match (self.index.find(id)?, reuse) {
-            (None, _) => Ok(false),
-            // What this process has stored is still on its way.
-            (Some(_), _) if self.index.is_noted(id) => Ok(true),
-            // The index may list a pack that somebody has deleted.
-            (Some(place), Reuse::Known) => self.is_there(&place, stop),
-            (Some(place), Reuse::Sound) => match self.read_at(id, &place, stop) {
-                Ok(_) => Ok(true),
-                Err(PackError::Damaged { .. }) => Ok(false),
-                Err(error) => Err(error),
-            },
+        let Some(place) = self.index.find(id)? else {
+            return Ok(false);
+        };
+        if self.index.is_condemned(&place.pack) {
+            return Ok(false);
         }
+        match reuse {
+            // What this process has stored is still on its way.
+            _ if self.index.is_noted(id) => Ok(true),
+            // The index may list a pack that somebody has deleted.
+            Reuse::Known => self.is_there(&place, stop),
+            Reuse::Sound => self.is_sound_everywhere(id, stop),
+        }
+    }
+
+    /// Whether a block can be read at each of its places. One damaged place is enough to store it
+    /// again: a collector keeps only the newest place of a block, and does not read it.
+    fn is_sound_everywhere(&self, id: &BlockId, stop: &Stop) -> Result<bool> {
+        for place in self.index.find_all(id)? {
+            if self.index.is_condemned(&place.pack) {
+                continue;
+            }
+            match self.read_place(id, &place, stop) {
+                Ok(_) => {}
+                Err(PackError::Damaged { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
     }
 
     /// Whether the pack at this place exists and is long enough.
@@ -134,8 +159,8 @@ impl Blocks {
         Ok(ask(packs))
     }
 
-    /// Reads a block from this place, or from another one if it is damaged there: it may have been
-    /// stored again since.
+    /// Reads a block from this place, or from another one if it is damaged or missing there: it may
+    /// have been stored again since.
     fn read_at(&self, id: &BlockId, place: &Place, stop: &Stop) -> Result<Vec<u8>> {
         let error = match self.read_place(id, place, stop) {
             Err(error @ PackError::Damaged { .. }) => error,
@@ -152,10 +177,62 @@ impl Blocks {
         Err(error)
     }
 
+    /// Reads a block from this place only. If its pack is missing, the index is read again.
     fn read_place(&self, id: &BlockId, place: &Place, stop: &Stop) -> Result<Vec<u8>> {
+        match self.fetch(place.pack, range(place), stop) {
+            Ok(sealed) => self.open(id, place, sealed),
+            Err(error) => {
+                if matches!(&error, PackError::Objects(error) if error.is_not_found()) {
+                    self.note_missing(place.pack, stop)?;
+                }
+                Err(self.named(error, id, place.pack))
+            }
+        }
+    }
+
+    /// Notes that a pack is missing: a collector may have deleted it, after it had stored the
+    /// needed blocks in others. For each such pack the index is read again once.
+    fn note_missing(&self, pack: PackId, stop: &Stop) -> Result<()> {
+        let is_new = {
+            let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+            missing.insert(pack)
+        };
+        if is_new {
+            self.index.condemn([pack]);
+            self.index.refresh(stop)?;
+        }
+        Ok(())
+    }
+
+    /// Where a block is that is not where the index said, if it is elsewhere.
+    ///
+    /// # Errors
+    /// The index cannot be read again.
+    pub(super) fn moved(&self, id: &BlockId, before: &Place, stop: &Stop) -> Result<Option<Place>> {
+        self.note_missing(before.pack, stop)?;
+        let found = self.index.find(id)?;
+        Ok(found.filter(|place| place.pack != before.pack))
+    }
+
+    /// Whether the pack at a place exists now and is long enough.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub(super) fn exists(&self, place: &Place, stop: &Stop) -> Result<bool> {
+        let name = place.pack.name().map_err(PackError::Seal)?;
+        let size = retry(stop, || self.objects.head(&name, &limit(0, stop)))?;
+        Ok(size.is_some_and(|size| size >= range(place).end))
+    }
+
+    /// Reads a block in its sealed form, and checks it.
+    ///
+    /// # Errors
+    /// As [`Blocks::read`].
+    pub(super) fn read_sealed(&self, id: &BlockId, place: &Place, stop: &Stop) -> Result<Vec<u8>> {
         let sealed = self.fetch(place.pack, range(place), stop);
         let sealed = sealed.map_err(|error| self.named(error, id, place.pack))?;
-        self.open(id, place, sealed)
+        self.open(id, place, sealed.clone())?;
+        Ok(sealed)
     }
 
     /// Reads blocks. Blocks that lie next to each other in a pack are read with one request. The

@@ -4,6 +4,8 @@
 //! The cache is never believed about the content of a block. Each row has a tag that only this
 //! repository's key can make, so a damaged row is noticed.
 
+mod scan;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -40,6 +42,8 @@ const PACKS: TableDefinition<'_, u32, (&[u8; 16], u64, u32)> = TableDefinition::
 /// Name of an index object: its number.
 const INDEXES: TableDefinition<'_, &str, u32> = TableDefinition::new("indexes");
 const FACTS: TableDefinition<'_, &str, &str> = TableDefinition::new("facts");
+
+pub(super) use scan::CachedBlock;
 
 /// Where a block is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -169,8 +169,14 @@ fn check_place(tree: &Tree, packs: &PackList, data: &InBlock) -> Result<Place> {
     // Another pack may hold it, too: it may have been stored again.
     let others = tree.blocks().index.find_all(&data.id)?;
     let is_sound = |other: &Place| other.plain == place.plain && packs.fault(other).is_none();
-    let sound = others.into_iter().find(is_sound);
-    sound.ok_or_else(|| tree.blocks().damaged(&data.id, place.pack, why))
+    if let Some(sound) = others.into_iter().find(is_sound) {
+        return Ok(sound);
+    }
+    // A collector may have moved the block since the packs were listed.
+    match tree.blocks().moved(&data.id, &place, tree.stop())? {
+        Some(moved) if tree.blocks().exists(&moved, tree.stop())? => Ok(moved),
+        _ => Err(tree.blocks().damaged(&data.id, place.pack, why)),
+    }
 }
 
 fn check_stop(tree: &Tree) -> Result<()> {

@@ -105,12 +105,21 @@ impl PackId {
 /// # Errors
 /// The system gives no random numbers.
 pub(super) fn new_index_name() -> io::Result<ObjectName> {
-    let mut bytes = [0; 16];
-    random(&mut bytes)?;
-    object_name(&format!("{INDEX}{}", hex(&bytes)))
+    object_name(&format!("{INDEX}{}", random_digits()?))
 }
 
-fn object_name(text: &str) -> io::Result<ObjectName> {
+/// 32 random hexadecimal digits.
+///
+/// # Errors
+/// The system gives no random numbers.
+pub(super) fn random_digits() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    random(&mut bytes)?;
+    Ok(hex(&bytes))
+}
+
+/// A name that this program makes.
+pub(super) fn object_name(text: &str) -> io::Result<ObjectName> {
     ObjectName::new(text).ok_or_else(|| io::Error::other("a name is invalid"))
 }
 

@@ -1,6 +1,6 @@
 //! Finds the place of a block, from the index objects and from what this process has stored.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
@@ -9,16 +9,21 @@ use std::thread;
 
 use super::cache::{Cache, Place};
 use super::id::{BlockId, INDEX, PACKS, PackId, new_index_name};
-use super::listing::for_each;
+use super::listing::list;
 use super::retry::{limit, retry};
 use super::sealer::{LARGEST_RECORD, OVERHEAD, Sealer};
 use super::table::{PackEntry, TRAILER, encode_index, parse_index, parse_table, parse_trailer};
 use crate::model::stop::Stop;
-use crate::repo::pack::objects::{ListedObject, ObjectErrorKind, ObjectResult, ObjectStore, PutResult};
+use crate::repo::pack::objects::{
+    ListedObject, ObjectError, ObjectErrorKind, ObjectResult, ObjectStore, PutResult,
+};
 use crate::repo::pack_error::{PackError, Result};
 
 /// The number of index objects that are read at the same time.
 const AT_ONCE: usize = 4;
+
+/// How often the index objects are listed at most, because one has gone since.
+const MOST_LISTS: usize = 8;
 
 /// The number of blocks in one transaction of the cache.
 const BATCH: usize = 100_000;
@@ -41,6 +46,9 @@ pub(super) struct Index {
     damaged: Mutex<BTreeSet<String>>,
     /// The blocks of this process that no index object lists yet.
     recent: Mutex<HashMap<BlockId, Place>>,
+    /// Condemned and missing packs. Their blocks are stored again, and read only if they are
+    /// nowhere else.
+    condemned: RwLock<HashSet<PackId>>,
     largest: usize,
 }
 
@@ -56,19 +64,46 @@ impl Index {
         cache: Option<&Path>,
         largest: usize,
     ) -> Result<Index> {
-        Ok(Index {
+        let cache = Cache::open(cache, repository, sealer)?;
+        Ok(Index::with_cache(objects, sealer, repository, cache, largest))
+    }
+
+    /// An empty index in a temporary file, which lies in the given folder if that is possible.
+    ///
+    /// # Errors
+    /// There is no place for the file.
+    pub(super) fn private(
+        objects: &Arc<dyn ObjectStore>,
+        sealer: &Arc<Sealer>,
+        folder: Option<&Path>,
+        largest: usize,
+    ) -> Result<Index> {
+        let cache = Cache::private(folder, "", sealer)?;
+        Ok(Index::with_cache(objects, sealer, "", cache, largest))
+    }
+
+    fn with_cache(
+        objects: &Arc<dyn ObjectStore>,
+        sealer: &Arc<Sealer>,
+        repository: &str,
+        cache: Cache,
+        largest: usize,
+    ) -> Index {
+        Index {
             objects: Arc::clone(objects),
             sealer: Arc::clone(sealer),
             repository: repository.to_owned(),
-            cache: RwLock::new(Arc::new(Cache::open(cache, repository, sealer)?)),
+            cache: RwLock::new(Arc::new(cache)),
             is_recovered: Mutex::default(),
             damaged: Mutex::default(),
             recent: Mutex::default(),
+            condemned: RwLock::default(),
             largest,
-        })
+        }
     }
 
-    fn cache(&self) -> Arc<Cache> {
+    /// The cache. It may be replaced by another one.
+    pub(super) fn cache(&self) -> Arc<Cache> {
         Arc::clone(&self.cache.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -84,8 +119,34 @@ impl Index {
         let recent = self.recent().get(id).copied();
         match recent {
             Some(place) => Ok(Some(place)),
-            None => self.cache().find(id),
+            None => self.find_listed(id),
         }
+    }
+
+    /// Where an index object says that a block is, if possible in a pack that is not condemned.
+    fn find_listed(&self, id: &BlockId) -> Result<Option<Place>> {
+        let cache = self.cache();
+        let Some(first) = cache.find(id)? else {
+            return Ok(None);
+        };
+        if !self.is_condemned(&first.pack) {
+            return Ok(Some(first));
+        }
+        let places = cache.places(id)?;
+        let better = places.iter().find(|(_, place)| !self.is_condemned(&place.pack));
+        Ok(Some(better.map_or(first, |(_, place)| *place)))
+    }
+
+    /// Adds condemned packs.
+    pub(super) fn condemn(&self, packs: impl IntoIterator<Item = PackId>) {
+        let mut condemned = self.condemned.write().unwrap_or_else(PoisonError::into_inner);
+        condemned.extend(packs);
+    }
+
+    /// Whether a pack is known to be condemned.
+    pub(super) fn is_condemned(&self, pack: &PackId) -> bool {
+        let condemned = self.condemned.read().unwrap_or_else(PoisonError::into_inner);
+        condemned.contains(pack)
     }
 
     /// All places of a block that several packs hold.
@@ -160,9 +221,10 @@ impl Index {
 
     fn recover(&self, stop: &Stop) -> Result<()> {
         let cache = Arc::new(Cache::private(None, &self.repository, &self.sealer)?);
-        self.load(&cache, self.list(INDEX, stop)?, stop, Index::read)?;
+        let objects = self.objects.as_ref();
+        self.load(&cache, list(objects, INDEX, stop)?, stop, Index::read)?;
         let known = cache.packs()?;
-        let mut unlisted = self.list(PACKS, stop)?;
+        let mut unlisted = list(objects, PACKS, stop)?;
         unlisted.retain(|object| PackId::of_name(&object.name).is_some_and(|id| !known.contains_key(&id)));
         self.load(&cache, unlisted, stop, Index::read_pack)?;
         let mut current = self.cache.write().unwrap_or_else(PoisonError::into_inner);
@@ -190,11 +252,24 @@ impl Index {
     /// # Errors
     /// The store fails, or the cache cannot be written.
     pub(super) fn refresh(&self, stop: &Stop) -> Result<()> {
+        for _ in 0..MOST_LISTS {
+            if self.refresh_once(stop)? {
+                return Ok(());
+            }
+        }
+        let why = "index objects disappear all the time".to_owned();
+        let kind = ObjectErrorKind::Unexpected(why);
+        Err(ObjectError::new("list", format!("{}/{INDEX}", self.objects.location()), kind).into())
+    }
+
+    /// Returns false if an index object has gone since it was listed. A collector puts its packs
+    /// into others first, so they have to be listed again.
+    fn refresh_once(&self, stop: &Stop) -> Result<bool> {
         let mut is_recovered = self.is_recovered.lock().unwrap_or_else(PoisonError::into_inner);
         let cache = self.cache();
         // Before the list: what this process publishes meanwhile is not gone.
         let known = cache.indexes()?;
-        let mut listed = self.list(INDEX, stop)?;
+        let mut listed = list(self.objects.as_ref(), INDEX, stop)?;
         let names: BTreeSet<&str> = listed.iter().map(|object| object.name.as_str()).collect();
         let gone = known.iter().filter(|name| !names.contains(name.as_str()));
         let gone: Vec<String> = gone.cloned().collect();
@@ -206,14 +281,10 @@ impl Index {
         self.load(&cache, listed, stop, Index::read)
     }
 
-    fn list(&self, prefix: &str, stop: &Stop) -> Result<Vec<ListedObject>> {
-        let mut all = Vec::new();
-        for_each(self.objects.as_ref(), prefix, stop, |object| all.push(object))?;
-        Ok(all)
-    }
-
-    /// Reads objects on several threads, and adds what they list to the cache.
-    fn load(&self, cache: &Cache, new: Vec<ListedObject>, stop: &Stop, read: Read) -> Result<()> {
+    /// Reads objects on several threads, and adds what they list to the cache. Returns false if one
+    /// has gone.
+    fn load(&self, cache: &Cache, new: Vec<ListedObject>, stop: &Stop, read: Read) -> Result<bool> {
+        let mut is_complete = true;
         let work = Mutex::new(new.into_iter());
         let (sender, loaded) = sync_channel(AT_ONCE);
         thread::scope(|scope| {
@@ -236,7 +307,10 @@ impl Index {
             for (result, name) in loaded {
                 let object = match result {
                     Ok(Some(object)) => object,
-                    Ok(None) => continue,
+                    Ok(None) => {
+                        is_complete = false;
+                        continue;
+                    }
                     Err(PackError::Damaged { .. }) => {
                         let damaged = self.damaged.lock();
                         let mut damaged = damaged.unwrap_or_else(PoisonError::into_inner);
@@ -255,12 +329,15 @@ impl Index {
                     blocks = 0;
                 }
             }
-            cache.add(&batch, true)
+            cache.add(&batch, true).map(|()| is_complete)
         })
     }
 
     /// Reads an index object. `None` if it has gone since it was listed.
-    fn read(&self, object: &ListedObject, stop: &Stop) -> Result<Option<Listed>> {
+    ///
+    /// # Errors
+    /// The store fails, or the object is damaged.
+    pub(super) fn read(&self, object: &ListedObject, stop: &Stop) -> Result<Option<Listed>> {
         let name = &object.name;
         let most = (LARGEST_RECORD + OVERHEAD) as u64;
         let read: ObjectResult<Vec<u8>> =
@@ -315,7 +392,8 @@ impl Index {
         Ok(Some((name.to_string(), vec![PackEntry { id, size, entries }])))
     }
 
-    fn damage(&self, object: &str, why: &str) -> PackError {
+    /// The error about an object of the index.
+    pub(super) fn damage(&self, object: &str, why: &str) -> PackError {
         PackError::Damaged {
             location: self.objects.location(),
             object: object.to_owned(),

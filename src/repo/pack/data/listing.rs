@@ -1,4 +1,4 @@
-//! Lists objects, and the packs that exist.
+//! Lists objects completely, with retries, and the packs that exist.
 
 use std::collections::HashMap;
 
@@ -7,30 +7,40 @@ use super::id::{PACKS, PackId};
 use super::retry::{limit, retry};
 use super::table::TRAILER;
 use crate::model::stop::Stop;
-use crate::repo::pack::objects::{ListedObject, ObjectError, ObjectErrorKind, ObjectStore};
+use crate::repo::pack::objects::{ListedObject, ObjectError, ObjectErrorKind, ObjectResult, ObjectStore};
 use crate::repo::pack_error::Result;
 
-/// Passes on all objects whose names begin with a prefix.
+/// All objects whose names begin with `prefix`. Foreign names are passed over.
 ///
 /// # Errors
-/// The store fails, or repeats a page of the list.
-pub(super) fn for_each(
+/// The store fails, or its pages do not end.
+pub(super) fn list(objects: &dyn ObjectStore, prefix: &str, stop: &Stop) -> ObjectResult<Vec<ListedObject>> {
+    let mut all = Vec::new();
+    each(objects, prefix, stop, &mut |object| all.push(object))?;
+    Ok(all)
+}
+
+/// Visits all objects whose names begin with `prefix`.
+///
+/// # Errors
+/// As [`list`].
+pub(super) fn each(
     objects: &dyn ObjectStore,
     prefix: &str,
     stop: &Stop,
-    mut take: impl FnMut(ListedObject),
-) -> Result<()> {
+    visit: &mut dyn FnMut(ListedObject),
+) -> ObjectResult<()> {
     let mut from: Option<String> = None;
     loop {
         let page = retry(stop, || objects.list(prefix, from.as_deref(), &limit(0, stop)))?;
-        page.objects.into_iter().for_each(&mut take);
+        page.objects.into_iter().for_each(&mut *visit);
         match page.next {
             None => return Ok(()),
             // A server that repeats a page would keep this loop busy for ever.
             Some(next) if from.as_ref() >= Some(&next) => {
                 let why = "the server repeats a page of the list".to_owned();
-                let kind = ObjectErrorKind::Unexpected(why);
-                return Err(ObjectError::new("list", objects.location(), kind).into());
+                let place = format!("{}/{prefix}", objects.location());
+                return Err(ObjectError::new("list", place, ObjectErrorKind::Unexpected(why)));
             }
             next => from = next,
         }
@@ -47,7 +57,7 @@ impl PackList {
     /// The store fails.
     pub(super) fn read(objects: &dyn ObjectStore, stop: &Stop) -> Result<PackList> {
         let mut packs = HashMap::new();
-        for_each(objects, PACKS, stop, |object| {
+        each(objects, PACKS, stop, &mut |object| {
             packs.extend(PackId::of_name(&object.name).map(|id| (id, object.size)));
         })?;
         Ok(PackList(packs))

@@ -7,7 +7,9 @@
 //! * `trouble`: a store that fails.
 //! * `local`: the local cache of the index.
 //! * `golden`: the format.
+//! * `collect`: writers and collectors at the same time.
 
+mod collect;
 mod damage;
 mod golden;
 mod lab;

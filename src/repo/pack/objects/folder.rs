@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use jiff::Timestamp;
 use rustix::fs::OFlags;
 use uuid::Uuid;
 
@@ -188,7 +189,7 @@ impl FolderObjects {
         dir: &Path,
         above: &str,
         depth: usize,
-        found: &mut Vec<(String, u64)>,
+        found: &mut Vec<(String, u64, Option<Timestamp>)>,
     ) -> io::Result<()> {
         let entries = match std::fs::read_dir(dir) {
             // It was deleted since its name was read, so it was empty.
@@ -211,11 +212,16 @@ impl FolderObjects {
             };
             match metadata.is_dir() && depth < DEEPEST {
                 true => self.collect(&entry.path(), &format!("{name}/"), depth + 1, found)?,
-                false => found.push((name, metadata.len())),
+                false => found.push((name, metadata.len(), modified(&metadata))),
             }
         }
         Ok(())
     }
+}
+
+/// When a file was written.
+fn modified(metadata: &std::fs::Metadata) -> Option<Timestamp> {
+    Timestamp::try_from(metadata.modified().ok()?).ok()
 }
 
 impl ObjectStore for FolderObjects {
@@ -289,18 +295,18 @@ impl ObjectStore for FolderObjects {
                 if error.kind() == io::ErrorKind::NotFound && !prefix.is_empty() && self.has_root() => {}
             collected => collected.map_err(self.failed("list", &dir))?,
         }
-        found.retain(|(name, _)| from.is_none_or(|from| name.as_str() > from));
+        found.retain(|(name, ..)| from.is_none_or(|from| name.as_str() > from));
         found.sort();
         let mut page = ListPage {
             next: found
                 .get(PAGE - 1)
                 .filter(|_| found.len() > PAGE)
-                .map(|(name, _)| name.clone()),
+                .map(|(name, ..)| name.clone()),
             ..ListPage::default()
         };
-        for (name, size) in found.into_iter().take(PAGE) {
+        for (name, size, modified) in found.into_iter().take(PAGE) {
             match ObjectName::new(&name) {
-                Some(name) => page.objects.push(ListedObject { name, size }),
+                Some(name) => page.objects.push(ListedObject { name, size, modified }),
                 None => page.foreign.push(shown(&name)),
             }
         }

@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
@@ -332,10 +333,17 @@ impl ObjectStore for S3Objects {
                 return Err(ObjectError::new("list", self.at(prefix), kind));
             };
             last = last.max(Some(name.to_owned()));
+            let (seconds, nanos) = (
+                object.last_modified.timestamp(),
+                object.last_modified.timestamp_subsec_nanos(),
+            );
+            let modified = i32::try_from(nanos).ok();
+            let modified = modified.and_then(|nanos| Timestamp::new(seconds, nanos).ok());
             match ObjectName::new(name) {
                 Some(name) => page.objects.push(ListedObject {
                     name,
                     size: object.size,
+                    modified,
                 }),
                 None => page.foreign.push(shown(name)),
             }

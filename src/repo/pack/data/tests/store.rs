@@ -136,7 +136,11 @@ impl ObjectStore for Store {
             for (name, content) in names.by_ref().take(PAGE) {
                 let name = ObjectName::new(name).expect("valid names only");
                 let size = content.len() as u64;
-                page.objects.push(ListedObject { name, size });
+                page.objects.push(ListedObject {
+                    name,
+                    size,
+                    modified: None,
+                });
             }
             let last = page.objects.last().map(|object| object.name.to_string());
             page.next = last.filter(|_| names.next().is_some());

@@ -1,0 +1,196 @@
+//! What a writer does for collectors: it begins before it reads anything, and checks before it
+//! commits.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use super::blocks::Blocks;
+use super::cache::Place;
+use super::condemned::{self, Condemned};
+use super::id::BlockId;
+use super::listing::PackList;
+use super::packer::{Packer, Shelf};
+use super::session::{Kind, MARGIN, Session};
+use super::walk::{Visitor, walk};
+use super::{Data, PackErrorClass, Result};
+use crate::model::stop::Stop;
+use crate::repo::pack::objects::ObjectName;
+
+/// What a restore point needs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Needed {
+    /// The roots and sizes of its disks.
+    pub(crate) disks: Vec<(BlockId, u64)>,
+    /// The blocks of its small files.
+    pub(crate) blocks: Vec<BlockId>,
+}
+
+/// A session in which something is written, with the condemned packs that were known at its
+/// beginning.
+pub(crate) struct Writing {
+    session: Session,
+    known: BTreeSet<ObjectName>,
+    condemned: Vec<Condemned>,
+}
+
+impl Writing {
+    /// The session.
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Ends the session: [`Session::end`].
+    ///
+    /// # Errors
+    /// As [`Session::end`].
+    pub(crate) fn end(self, stop: &Stop) -> Result<()> {
+        self.session.end(stop)
+    }
+}
+
+impl Data {
+    /// Begins to write. The order matters: a collector that does not see the session has condemned
+    /// its packs before, so they are known here. Restore points have to be listed afterwards if one
+    /// is to be a parent.
+    ///
+    /// # Errors
+    /// As [`Data::refresh`]; [`PackError::NoTimes`] if the store does not say when objects were
+    /// written.
+    pub(crate) fn begin_writing(&self, host: &str, stop: &Stop) -> Result<Writing> {
+        let shared = &self.shared;
+        let session = Session::begin(&shared.objects, &shared.sealer, host, Kind::Writer, stop)?;
+        match self.learn_condemned(&BTreeSet::new(), stop) {
+            Ok(condemned) => Ok(Writing {
+                session,
+                known: condemned.iter().map(|record| record.name.clone()).collect(),
+                condemned,
+            }),
+            Err(error) => {
+                let _ = session.end(&Stop::default());
+                Err(error)
+            }
+        }
+    }
+
+    /// Reads the records of condemned packs, except known ones, and then the index.
+    pub(super) fn learn_condemned(
+        &self,
+        known: &BTreeSet<ObjectName>,
+        stop: &Stop,
+    ) -> Result<Vec<Condemned>> {
+        let shared = &self.shared;
+        let condemned = condemned::read(&shared.objects, &shared.sealer, known, stop)?;
+        for record in &condemned {
+            shared.index.condemn(record.packs.iter().copied());
+        }
+        self.refresh(stop)?;
+        Ok(condemned)
+    }
+
+    /// Makes sure that a restore point with these needs may be committed. [`Data::flush`] has to
+    /// precede, and the commit has to follow at once. `parent` is the time of the object of the
+    /// parent restore point, by the clock of the store, or the newest of several.
+    ///
+    /// # Errors
+    /// [`PackError::SessionLost`] if collectors may have taken this writer for dead;
+    /// [`PackError::Damaged`] if a block is nowhere. Others if the store fails.
+    pub(crate) fn check_before_commit(
+        &self,
+        writing: &Writing,
+        needed: &Needed,
+        parent: Option<Timestamp>,
+        stop: &Stop,
+    ) -> Result<()> {
+        writing.session.renew(stop)?;
+        let new = self.learn_condemned(&writing.known, stop)?;
+        // What was condemned before is not reused. But a parent that was committed while it was
+        // condemned may need it.
+        let concerns_parent =
+            |record: &Condemned| parent.is_some_and(|parent| record.marked.duration_since(parent) <= MARGIN);
+        if new.is_empty() && !writing.condemned.iter().any(concerns_parent) {
+            return Ok(());
+        }
+        let saved = self.save_condemned(needed, stop);
+        if saved
+            .as_ref()
+            .is_err_and(|error| error.class() == PackErrorClass::Damaged)
+        {
+            // Has it gone because this process was taken for dead?
+            writing.session.renew(stop)?;
+        }
+        saved
+    }
+
+    /// Stores everything again that is needed and in condemned packs only.
+    fn save_condemned(&self, needed: &Needed, stop: &Stop) -> Result<()> {
+        let shared = &self.shared;
+        let mut rescue = Rescue {
+            blocks: &shared.blocks,
+            packer: &shared.packer,
+            packs: self.packs(stop)?,
+            stop,
+        };
+        for (root, size) in &needed.disks {
+            walk(&self.tree_context(), root, *size, &mut rescue, stop)?;
+        }
+        for block in &needed.blocks {
+            rescue.save(block, Shelf::Data)?;
+        }
+        self.flush(stop)
+    }
+}
+
+/// Stores blocks again that are in condemned packs only.
+pub(super) struct Rescue<'a> {
+    pub(super) blocks: &'a Blocks,
+    pub(super) packer: &'a Packer,
+    pub(super) packs: PackList,
+    pub(super) stop: &'a Stop,
+}
+
+impl Rescue<'_> {
+    fn save(&mut self, id: &BlockId, shelf: Shelf) -> Result<()> {
+        let index = &self.blocks.index;
+        if index.is_noted(id) {
+            return Ok(());
+        }
+        let mut places = index.cache().places(id)?;
+        places.retain(|(_, place)| self.packs.fault(place).is_none());
+        if places.iter().any(|(_, place)| !index.is_condemned(&place.pack)) {
+            return Ok(());
+        }
+        let (sealed, place) = self.read_one_of(id, &places)?;
+        self.packer
+            .add(shelf, *id, &sealed, place.plain as usize, self.stop)?;
+        Ok(())
+    }
+
+    /// The sealed form of a block, from the first place where it is sound.
+    fn read_one_of(&self, id: &BlockId, places: &[(u32, Place)]) -> Result<(Vec<u8>, Place)> {
+        let mut damage = self.blocks.nowhere(id);
+        for (_, place) in places {
+            match self.blocks.read_sealed(id, place, self.stop) {
+                Ok(sealed) => return Ok((sealed, *place)),
+                Err(error) if error.class() == PackErrorClass::Damaged => damage = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(damage)
+    }
+}
+
+impl Visitor for Rescue<'_> {
+    /// A page that was stored again is in no finished pack yet. What is below it was visited.
+    fn page(&mut self, id: &BlockId) -> Result<bool> {
+        Ok(!self.blocks.index.is_noted(id))
+    }
+
+    fn page_was_read(&mut self, id: &BlockId) -> Result<()> {
+        self.save(id, Shelf::Pages)
+    }
+
+    fn block(&mut self, id: &BlockId) -> Result<()> {
+        self.save(id, Shelf::Data)
+    }
+}
