@@ -22,7 +22,7 @@ mod verify;
 
 pub use backup::BackupArgs;
 pub use copy::CopyArgs;
-pub use init::{InfoArgs, InitArgs, RepositoryCommand, RepositoryCommandArgs};
+pub use init::{CollectArgs, InfoArgs, InitArgs, RepositoryCommand, RepositoryCommandArgs};
 pub use keep::KeepArgs;
 pub use key::{
     KeyAddArgs, KeyArgs, KeyCommand, KeyExportArgs, KeyListArgs, KeyRemoveArgs, OpenerArgs, SecretArgs,
@@ -114,7 +114,7 @@ pub enum Command {
     Init(InitArgs),
     /// List, add, remove or export the keys of a pack repository
     Key(KeyArgs),
-    /// Show the facts about a pack repository
+    /// Show the facts about a pack repository, or delete data that nothing needs
     Repository(RepositoryCommandArgs),
     /// Back up and restore a temporary domain and compare every byte; needs no configuration and no
     /// daemon

@@ -10,6 +10,7 @@
 //!   is `vmsnap prune`): the verbs.
 //! * `transfer`: copies restore points to another repository (`vmsnap copy`).
 //! * `init` creates a pack repository, and `key` manages the keys of one.
+//! * `collect`: collects data of a pack repository that no restore point needs.
 //! * `prune`: deletes the previous period after a backup (`backup --prune`).
 //! * `stored`: a restore point together with the repository that holds it.
 //! * `grouping`: keeps a domain's backups in one grouping.
@@ -19,6 +20,7 @@
 //! * `error`: the errors of the verbs, with a class and a hint for the user.
 
 pub mod backup;
+pub mod collect;
 pub mod compare;
 pub mod copy;
 pub mod each;

@@ -51,7 +51,7 @@ impl History {
     }
 
     /// Whether removing a restore point frees what it stores. Complete restore points share their
-    /// data, and nothing collects yet what none of them uses.
+    /// data, and a collection deletes what none of them needs.
     pub(crate) fn frees_space(&self) -> bool {
         self.chains.points().iter().all(|kept| kept.needs_parents)
     }

@@ -57,11 +57,11 @@ pub use identity::Identity;
 pub use manifest::{FileEntry, Manifest, PieceEntry};
 pub use merge::{Merge, MergeWatch, Merged};
 pub use pack::{
-    BucketLocation, Cipher, ConditionalPuts, Creation, HostFolders, IdentityFile, KeySlot, ListPage,
-    ListedObject, NewPack, NewSlot, ObjectError, ObjectErrorKind, ObjectName, ObjectResult, ObjectStore,
-    Opener, PackError, PackErrorClass, PackFacts, PackLocation, PackRepository, PackResult, Passphrase,
-    Protection, PutResult, Recipient, RecoveryFile, Secret, Sizes, SlotKind, SlotOwner, SlotState,
-    UnlockedHost, UnlockedPack,
+    Amount, BucketLocation, Cipher, CollectReport, Collection, ConditionalPuts, Creation, HostFolders,
+    IdentityFile, KeySlot, ListPage, ListedObject, NewPack, NewSlot, ObjectError, ObjectErrorKind,
+    ObjectName, ObjectResult, ObjectStore, Opener, PackError, PackErrorClass, PackFacts, PackLocation,
+    PackRepository, PackResult, Passphrase, Protection, PutResult, Recipient, RecoveryFile, Secret, Sizes,
+    SlotKind, SlotOwner, SlotState, UnlockedHost, UnlockedPack, Waiting,
 };
 pub use proof::{DamageNote, MissedWriteRecord, Proof};
 
@@ -86,6 +86,16 @@ pub trait Repository: Send + Sync {
     /// The names of the domains that have periods or standalone copies here. Domains whose part
     /// cannot be read are included: opening that part reports the reason.
     fn domains(&self) -> Result<Vec<String>>;
+
+    /// Collects data that no restore point needs, and returns what was done. `None` for a
+    /// repository in which a removal frees its space at once, so that there is nothing to collect.
+    ///
+    /// # Errors
+    /// Something cannot be read; then nothing was deleted. If the store fails later, the next
+    /// collection does the rest.
+    fn collect(&self, _how: &Collection, _stop: &Stop) -> Result<Option<CollectReport>> {
+        Ok(None)
+    }
 
     /// One domain's part of the repository. It need not be there yet.
     fn domain(&self, name: &str) -> Result<Box<dyn DomainRepository>>;

@@ -221,6 +221,16 @@ pub enum PackError {
         /// The location.
         location: String,
     },
+    /// Something cannot be read, so it is unknown which data is needed.
+    #[error("nothing is collected in {location}, because {object} cannot be used: {why}")]
+    Uncollectable {
+        /// The location.
+        location: String,
+        /// The name of the object, or the block.
+        object: String,
+        /// Why it cannot be used.
+        why: String,
+    },
     /// The store does not say when objects were written.
     #[error("{location} does not say when its objects were written, so nothing can be protected or deleted")]
     NoTimes {
@@ -251,7 +261,7 @@ impl PackError {
     /// The class of the error.
     pub fn class(&self) -> PackErrorClass {
         match self {
-            PackError::Damaged { .. } => PackErrorClass::Damaged,
+            PackError::Damaged { .. } | PackError::Uncollectable { .. } => PackErrorClass::Damaged,
             PackError::Location { .. }
             | PackError::OtherKind { .. }
             | PackError::Exists { .. }
@@ -318,6 +328,18 @@ impl PackError {
                 "free space there, then run again; the cache can be deleted, vmsnap fills it again"
             }
             PackError::SessionLost { .. } => "run the backup again",
+            PackError::Uncollectable { object, .. } => match object.split('/').next() {
+                Some("points") => {
+                    "use the newest vmsnap; if the object is damaged, get it back from an earlier version in the bucket, or delete it"
+                }
+                Some("index") => "delete the object: everything can be read without it",
+                Some("condemned") => {
+                    "delete the object while no run uses the repository; a later collection condemns its packs again"
+                }
+                _ => {
+                    "get it back from an earlier version in the bucket, or remove the restore points that `vmsnap verify --all` reports as damaged"
+                }
+            },
             PackError::Earlier(error) => return error.hint(),
             PackError::Objects(error) => return error.hint(),
             _ => return None,

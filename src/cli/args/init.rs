@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use jiff::{SignedDuration, Span, SpanRelativeTo};
 
+use super::key::SecretArgs;
 use super::shared::OutputArgs;
 
 /// Arguments of `vmsnap init`.
@@ -42,8 +44,9 @@ pub struct InitArgs {
 
 /// Arguments of `vmsnap repository`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
-  vmsnap repository info s3:https://s3.example.org/backups/kvm1")]
+#[command(after_help = "Examples:
+  vmsnap repository info s3:https://s3.example.org/backups/kvm1
+  vmsnap repository collect s3:https://s3.example.org/backups/kvm1 --dry-run")]
 pub struct RepositoryCommandArgs {
     /// What to do.
     #[command(subcommand)]
@@ -55,6 +58,47 @@ pub struct RepositoryCommandArgs {
 pub enum RepositoryCommand {
     /// Show the facts about a pack repository; needs no key
     Info(InfoArgs),
+    /// Delete data that no restore point needs; `vmsnap prune` does it, too
+    Collect(CollectArgs),
+}
+
+/// Arguments of `vmsnap repository collect`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap repository collect s3:https://s3.example.org/backups/kvm1
+  vmsnap repository collect pack:/backups/pack --dry-run")]
+pub struct CollectArgs {
+    /// The repository, as for `vmsnap init`
+    #[arg(value_name = "LOCATION")]
+    pub location: PathBuf,
+
+    /// What opens it.
+    #[command(flatten)]
+    pub secret: SecretArgs,
+
+    /// How long data stays after a collection found it unused, and how old it has to be before:
+    /// 36h, 2d or 1w
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = grace)]
+    pub grace: SignedDuration,
+
+    /// Show what a collection would do; delete nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// The form of the output.
+    #[command(flatten)]
+    pub output_args: OutputArgs,
+}
+
+/// Reads a grace period. Days have 24 hours.
+fn grace(text: &str) -> Result<SignedDuration, String> {
+    let invalid = || "use a duration such as 36h, 2d or 1w".to_owned();
+    let span: Span = text.parse().map_err(|_| invalid())?;
+    let duration = span.to_duration(SpanRelativeTo::days_are_24_hours());
+    match duration {
+        Ok(duration) if !duration.is_negative() => Ok(duration),
+        _ => Err(invalid()),
+    }
 }
 
 /// Arguments of `vmsnap repository info`.
@@ -67,4 +111,21 @@ pub struct InfoArgs {
     /// The form of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grace_periods_are_read() {
+        let hours = |text| grace(text).map(|duration| duration.as_hours());
+        assert_eq!(hours("36h"), Ok(36));
+        assert_eq!(hours("2d"), Ok(48));
+        assert_eq!(hours("1w"), Ok(168));
+        assert_eq!(hours("0s"), Ok(0));
+        for invalid in ["", "12", "-1h", "1 month", "1y", "99999999999h", "x"] {
+            assert!(grace(invalid).is_err(), "{invalid}");
+        }
+    }
 }

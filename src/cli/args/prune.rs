@@ -33,6 +33,10 @@ pub struct PruneArgs {
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
+    /// In a pack repository, do not collect unused data afterwards (`vmsnap repository collect`)
+    #[arg(long)]
+    pub no_collect: bool,
+
     /// How long to wait for another run.
     #[command(flatten)]
     pub wait: WaitArgs,

@@ -1,6 +1,6 @@
 //! `vmsnap init` and `vmsnap repository`.
 
-use super::{CommandResult, Refusal};
+use super::{CommandResult, Refusal, collect};
 use crate::cli::args::{InfoArgs, InitArgs, RepositoryCommand, RepositoryCommandArgs};
 use crate::cli::clock::now;
 use crate::cli::exit_code::ExitCode;
@@ -57,6 +57,7 @@ fn protection(args: &InitArgs, stop: &Stop) -> Result<Protection, Refusal> {
 pub fn repository(args: &RepositoryCommandArgs, stop: &Stop) -> CommandResult {
     match &args.command {
         RepositoryCommand::Info(args) => info(args, stop),
+        RepositoryCommand::Collect(args) => collect::run(args, stop),
     }
 }
 

@@ -1,6 +1,7 @@
 //! One file per command: it reads the arguments, calls the verb and prints the outcome.
 
 mod backup;
+mod collect;
 mod completions;
 mod copy;
 #[cfg(feature = "libvirt")]

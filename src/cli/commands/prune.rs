@@ -1,11 +1,12 @@
 //! `vmsnap prune`.
 
 use super::kept::KeptDomains;
-use super::{CommandResult, Refusal, failures, open_to_read, tell_summary};
+use super::{CommandResult, Refusal, collect, failures, open_to_read, tell_summary};
 use crate::cli::args::PruneArgs;
 use crate::cli::clock::now;
 use crate::cli::exit_code::{ExitCode, Verb};
 use crate::cli::progress::Progress;
+use crate::cli::report::collect::PruneDocument;
 use crate::cli::report::document::Document;
 use crate::cli::report::prune as shown;
 use crate::cli::stdout::answer;
@@ -45,8 +46,16 @@ pub fn run(args: &PruneArgs, stop: &Stop) -> CommandResult {
     let unmatched = &domains.selection.unmatched;
     tell_summary(unmatched, failures(&round), round.turns.len());
     let code = ExitCode::of_faults(&round.faults(unmatched), Verb::Other);
+    let collects = !args.dry_run && !args.no_collect && !stop.requested();
+    let collected = match collects {
+        true => collect::after_prune(repo.as_ref(), args.output_args.json, stop),
+        false => Ok(None),
+    };
+    let of_collection = collected.as_ref().err().map(ExitCode::of_error);
+    let code = ExitCode::worst([code].into_iter().chain(of_collection));
     if args.output_args.json {
-        let document = shown::document(&round.turns, unmatched, code, args.dry_run);
+        let domains = shown::document(&round.turns, unmatched, code, args.dry_run);
+        let document = PruneDocument::new(domains, &collected);
         answer(&Document::Prune(document).json());
     }
     Ok(code)

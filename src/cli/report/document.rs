@@ -3,13 +3,13 @@
 use serde::Serialize;
 
 use super::backup::{BackupDomain, PlannedDomain};
+use super::collect::{CollectDocument, PruneDocument};
 use super::compare::ComparedDomain;
 use super::copy::CopiedDomain;
 use super::list::ListDocument;
 use super::pack::{KeysDocument, PackDocument};
 use super::parts::Domains;
 use super::pin::{FailedPin, PinDocument};
-use super::prune::PrunedDomain;
 use super::restore::{FailedRestore, RestoreDocument};
 use super::scrub::ScrubbedDomain;
 use super::status_document::StatusDocument;
@@ -34,7 +34,7 @@ pub(crate) enum Document<'a> {
     /// The document of a `restore` that failed.
     FailedRestore(FailedRestore<'a>),
     /// The document of `prune`.
-    Prune(Domains<'a, PrunedDomain<'a>>),
+    Prune(PruneDocument<'a>),
     /// The document of `copy`.
     Copy(Domains<'a, CopiedDomain<'a>>),
     /// The document of `pin` and `unpin`.
@@ -45,6 +45,8 @@ pub(crate) enum Document<'a> {
     Init(PackDocument<'a>),
     /// The document of `repository info`.
     Info(PackDocument<'a>),
+    /// The document of `repository collect`.
+    Collect(CollectDocument<'a>),
     /// The document of `key list`.
     Keys(KeysDocument<'a>),
     /// The document of `scrub`.

@@ -119,9 +119,7 @@ fn facts_lines(facts: &PackFacts) -> String {
     };
     let puts = match facts.conditional_puts {
         ConditionalPuts::Honoured => "honoured",
-        ConditionalPuts::Ignored => {
-            "ignored by this store, so only one host may collect objects that nothing uses"
-        }
+        ConditionalPuts::Ignored => "ignored by this store",
     };
     let mut text = String::new();
     for (name, value) in [

@@ -26,6 +26,7 @@ fn heading(document: &Document<'_>) -> &'static str {
         Document::FailedPin(_) => "`pin --json` that failed",
         Document::Init(_) => "`init --json`",
         Document::Info(_) => "`repository info --json`",
+        Document::Collect(_) => "`repository collect --json`",
         Document::Keys(_) => "`key list --json`",
         Document::Scrub(_) => "`scrub --json`",
         Document::Status(_) => "`status --json`",
@@ -123,7 +124,7 @@ fn the_page_lists_exactly_the_keys_of_each_document() {
         // Only dry runs have this key; some share their type with others.
         if !matches!(
             document,
-            Document::DryRun(_) | Document::Prune(_) | Document::Copy(_)
+            Document::DryRun(_) | Document::Prune(_) | Document::Copy(_) | Document::Collect(_)
         ) {
             written.remove("dryRun");
         }

@@ -78,10 +78,10 @@ fn by_merging(merged: usize) -> String {
     }
 }
 
-/// Says that this many removals free no space, if that is so.
+/// Says that this many removals free no space by themselves, if that is so.
 fn not_freed(plan: &RetentionPlan, count: usize) -> &'static str {
     match count > 0 && !plan.frees_space {
-        true => "; their space is not freed yet",
+        true => "; a collection frees their space",
         false => "",
     }
 }

@@ -2,6 +2,7 @@
 
 use super::backup::{BackupDomain, MadePart, PlanPart, PlannedDiskPart, PlannedDomain};
 use super::backup::{PrunePart, PrunePlanPart};
+use super::collect::{AmountPart, CollectDocument, CollectionPart, PruneDocument};
 use super::compare::{ComparedDiskPart, ComparedDomain, ComparedPart, UncomparedPart};
 use super::copy::{ChoicePart, CopiedDomain, CopiedPart};
 use super::document::Document;
@@ -134,6 +135,23 @@ fn pruned() -> PrunedDomain<'static> {
         writer: Some(text()),
         error: Some(error()),
         findings: vec![finding()],
+    }
+}
+
+fn collection() -> CollectionPart<'static> {
+    let amount = || AmountPart { packs: 1, bytes: 1 };
+    CollectionPart {
+        all: amount(),
+        needed: amount(),
+        deleted: amount(),
+        condemned: amount(),
+        stored_again: amount(),
+        waiting: amount(),
+        adopted: amount(),
+        unreadable: vec![text()],
+        not_before: Some(text()),
+        sessions: vec![text()],
+        collector: Some(text()),
     }
 }
 
@@ -429,7 +447,11 @@ pub(super) fn samples() -> Vec<Document<'static>> {
             schema: 1,
             failed: failed_domain(),
         }),
-        Document::Prune(domains(vec![pruned()])),
+        Document::Prune(PruneDocument {
+            domains: domains(vec![pruned()]),
+            collection: Some(collection()),
+            collection_error: Some(error()),
+        }),
         Document::Copy(domains(vec![copied()])),
         Document::Pin(PinDocument {
             schema: 1,
@@ -444,6 +466,12 @@ pub(super) fn samples() -> Vec<Document<'static>> {
         }),
         Document::Init(pack()),
         Document::Info(pack()),
+        Document::Collect(CollectDocument {
+            schema: 1,
+            location: text(),
+            dry_run: Some(true),
+            collection: collection(),
+        }),
         Document::Keys(KeysDocument {
             schema: 1,
             location: text(),

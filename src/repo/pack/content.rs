@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::error::Result;
 use super::keys::MasterKey;
 use super::names::{DomainNames, is_point, segment, stem};
@@ -19,6 +21,8 @@ const MOST_LISTS: usize = 20;
 /// A restore point with the last segment of its object's name.
 pub(super) struct StoredPoint {
     pub(super) name: String,
+    /// When its object was written, by the clock of the store; `None` if the store does not say it.
+    pub(super) written: Option<Timestamp>,
     pub(super) record: PointRecord,
 }
 
@@ -56,7 +60,11 @@ impl Content {
                 .map_err(Unreadable::damaged)
                 .and_then(|text| PointRecord::parse(&text, key, names));
             match parsed {
-                Ok(record) => content.points.push(StoredPoint { name, record }),
+                Ok(record) => content.points.push(StoredPoint {
+                    name,
+                    written: object.modified,
+                    record,
+                }),
                 Err(why) => {
                     content.unreadable.insert(name, why);
                 }

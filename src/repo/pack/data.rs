@@ -72,11 +72,12 @@ pub(crate) use blocks::Reuse;
 pub(crate) use check::DiskFault;
 pub(crate) use id::{BlockId, PACKS};
 pub(crate) use listing::PackList;
-#[cfg_attr(not(test), expect(unused_imports, reason = "restore points will use them"))]
 pub(crate) use {
-    collect::{CollectOptions, CollectReport, Waiting},
+    collect::CollectOptions,
     commit::{Needed, Writing},
 };
+
+pub use collect::{Amount, CollectReport, Waiting};
 
 use blocks::Blocks;
 use disk::PackDisk;

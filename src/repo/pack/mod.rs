@@ -13,7 +13,9 @@
 //!   share.
 //! * `domain`, `writer`, `pending`: one domain's part for reading and for writing, and a restore
 //!   point that is being written.
+//! * `access`: the data for a restore point that is being written, with its session.
 //! * `commit`: creates the object of a restore point.
+//! * `collection`: what all restore points need, for the collection of everything else.
 //! * `content`, `history`: what the repository holds of a domain.
 //! * `point`, `records`, `names`: the objects of restore points, the records about them, and the
 //!   names of both.
@@ -23,7 +25,9 @@
 //!
 //! `docs/pack-format.md` describes the format.
 
+mod access;
 mod check;
+mod collection;
 mod commit;
 mod content;
 mod create;
@@ -55,7 +59,9 @@ use crate::io::{DiskStore, Store};
 use crate::model::stop::Stop;
 use crate::repo::pack_error as error;
 
+pub use collection::Collection;
 pub use create::{Creation, Protection};
+pub use data::{Amount, CollectReport, Waiting};
 pub use description::{Cipher, ConditionalPuts, Sizes};
 pub use error::{PackError, PackErrorClass, Result as PackResult};
 pub use keys::{

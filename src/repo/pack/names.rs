@@ -98,6 +98,11 @@ pub(super) fn is_point(segment: &str) -> bool {
     }
 }
 
+/// Whether this may be the part of a name that stands for a domain.
+pub(super) fn is_hash(text: &str) -> bool {
+    is_hex(text, 64)
+}
+
 /// Whether this is the part of a record's name that depends on its restore point.
 pub(super) fn is_tag(text: &str) -> bool {
     is_hex(text, TAG)

@@ -1,13 +1,18 @@
 //! A restore point that is being written into a pack repository.
 //!
 //! Order of a commit: the packs with the blocks of the disks and small files, then the index of
-//! those packs, then the object of the restore point. What a run has uploaded before it ends early
-//! is not part of any restore point; the next run finds it in the index and does not upload it
-//! again.
+//! those packs, then the check that nothing which it relies on was condemned, then the object of
+//! the restore point. A session lasts from the beginning until after the commit.
+//!
+//! What a run has uploaded before it ends early is not part of any restore point; the next run
+//! finds it in the index and does not upload it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
+
+use super::access::WriteAccess;
 use super::commit::{self, Committed};
 use super::data::{BlockId, Data, Reuse, block_error};
 use super::description::ConditionalPuts;
@@ -24,6 +29,13 @@ use crate::repo::{FileEntry, Kept, Leftover, Manifest, NewDisk, PendingPoint, Re
 /// journal entry is removed.
 pub(super) struct PackPending {
     pub(super) domain: DomainPart,
+    /// What it writes with.
+    pub(super) access: WriteAccess,
+    /// The digests of the restore points that were there after the session began, with the times of
+    /// their objects.
+    pub(super) possible_parents: BTreeMap<String, Timestamp>,
+    /// When the object of the parent was written, or the newest of several.
+    pub(super) parent_written: Mutex<Option<Timestamp>>,
     /// The id that the restore point will have.
     pub(super) id: String,
     /// The id of this run.
@@ -47,17 +59,34 @@ impl PackPending {
 
     /// The data, for a writer of this part of the restore point. Where damage is suspected, it uses
     /// only stored blocks that can be read.
-    fn data(&self, is_affected: impl Fn(&Concern) -> bool) -> Result<Data> {
+    fn data(&self, is_affected: impl Fn(&Concern) -> bool) -> Data {
         let reuse = match self.damage.iter().any(is_affected) {
             true => Reuse::Sound,
             false => Reuse::Known,
         };
-        Ok(self.domain.shared.data()?.reusing(reuse))
+        self.access.data().clone().reusing(reuse)
+    }
+
+    /// The root and the size of the map of a parent's disk.
+    fn parent(&self, kept: &Kept, target: &str) -> Result<(BlockId, u64)> {
+        let unusable = |fault: String| RepoError::NotWhole {
+            id: kept.manifest.point.id.clone(),
+            fault,
+        };
+        let written = self.possible_parents.get(&kept.manifest.digest);
+        // Its data may be gone.
+        let written = written.ok_or_else(|| unusable("it was removed since this run began".to_owned()))?;
+        let disk = kept.manifest.point.disk(target);
+        let root = disk.and_then(|disk| Some((point::root(&kept.manifest, target)?, disk.virtual_size)));
+        let root = root.ok_or_else(|| unusable(format!("it has no map of disk {target}")))?;
+        let mut newest = self.parent_written.lock().unwrap_or_else(PoisonError::into_inner);
+        *newest = (*newest).max(Some(*written));
+        Ok(root)
     }
 
     /// Stores a small file.
     fn keep(&self, name: &str, content: &[u8]) -> Result<FileEntry> {
-        let data = self.data(|concern| !matches!(concern, Concern::Disk(_)))?;
+        let data = self.data(|concern| !matches!(concern, Concern::Disk(_)));
         let ids = data.put(content, &self.domain.shared.place.stop)?;
         self.blocks().insert(name.to_owned(), ids);
         Ok(FileEntry {
@@ -69,14 +98,20 @@ impl PackPending {
         })
     }
 
+    /// Uploads everything, and makes sure that it and the data of the parent stay.
+    fn check(&self, record: &PointRecord) -> Result<()> {
+        let place = &self.domain.shared.place;
+        let needed = record.needed().ok_or_else(|| PackError::Damaged {
+            location: place.location.clone(),
+            object: format!("restore point {}", self.id),
+            why: "the id of a disk's map is invalid".to_owned(),
+        })?;
+        let parent = *self.parent_written.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(self.access.check(&needed, parent, &place.stop)?)
+    }
+
     /// The sealed record of the restore point, for the object of this name.
-    fn record(&self, manifest: &Manifest, name: &ObjectName) -> Result<Vec<u8>> {
-        let record = PointRecord {
-            run: self.run.clone(),
-            previous: self.previous.clone(),
-            manifest: manifest.clone(),
-            blocks: self.blocks().clone(),
-        };
+    fn sealed(&self, record: &PointRecord, name: &ObjectName) -> Result<Vec<u8>> {
         let text = record.to_text().map_err(|source| RepoError::Manifest {
             id: self.id.clone(),
             source,
@@ -84,8 +119,8 @@ impl PackPending {
         Ok(self.domain.shared.sealer.seal_record(name, text.as_bytes())?)
     }
 
-    /// Creates the object, and returns its name.
-    fn create(&self, manifest: &Manifest) -> Result<String> {
+    /// Creates the object unless another run was faster. Returns its name.
+    fn create(&self, record: &PointRecord) -> Result<(String, Committed)> {
         let shared = &self.domain.shared;
         let names = &self.domain.names;
         let previous = self.previous.as_ref().map(|previous| previous.name.as_str());
@@ -95,7 +130,7 @@ impl PackPending {
             ConditionalPuts::Ignored => format!("{stem}-{}", random()),
         };
         let name = names.point(&segment).ok_or_else(|| shared.no_name(&segment))?;
-        let sealed = self.record(manifest, &name)?;
+        let sealed = self.sealed(record, &name)?;
         let store = shared.place.objects.as_ref();
         let committed = match shared.place.description.conditional_puts {
             ConditionalPuts::Honoured => commit::create(store, &name, &sealed, &shared.place.stop),
@@ -104,13 +139,7 @@ impl PackPending {
                 commit::create_beside(store, &stem, &name, &sealed, &shared.place.stop)
             }
         };
-        match committed? {
-            Committed::Ours => Ok(segment),
-            Committed::Other => Err(PackError::Overtaken {
-                location: self.domain.reader().point_location(&segment),
-            }
-            .into()),
-        }
+        Ok((segment, committed?))
     }
 }
 
@@ -124,22 +153,13 @@ impl PendingPoint for PackPending {
     }
 
     fn sink(&self, disk: &NewDisk<'_>) -> Result<Box<dyn BlockSink>> {
-        let parent_of = |kept: &Kept| {
-            let size = kept.manifest.point.disk(disk.target)?.virtual_size;
-            Some((point::root(&kept.manifest, disk.target)?, size))
-        };
-        let parent = match disk.parent {
-            None => None,
-            Some(kept) => Some(parent_of(kept).ok_or_else(|| RepoError::NotWhole {
-                id: kept.manifest.point.id.clone(),
-                fault: format!("it has no map of disk {}", disk.target),
-            })?),
-        };
+        let parent = disk.parent.map(|kept| self.parent(kept, disk.target));
+        let parent = parent.transpose()?;
         // A second attempt follows damage in the parent, or a bitmap that proved wrong.
         let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         let is_first = begun.insert(disk.target.to_owned());
         drop(begun);
-        let data = self.data(|concern| concern.is_of_disk(disk.target))?;
+        let data = self.data(|concern| concern.is_of_disk(disk.target));
         let data = match is_first {
             true => data,
             false => data.reusing(Reuse::Sound),
@@ -171,14 +191,30 @@ impl PendingPoint for PackPending {
     }
 
     fn commit(&mut self, manifest: &Manifest) -> Result<String> {
-        let shared = &self.domain.shared;
-        shared.data()?.flush(&shared.place.stop)?;
-        let segment = self.create(manifest)?;
+        let record = PointRecord {
+            run: self.run.clone(),
+            previous: self.previous.clone(),
+            manifest: manifest.clone(),
+            blocks: self.blocks().clone(),
+        };
+        self.check(&record)?;
+        let (segment, committed) = match self.create(&record) {
+            Ok(created) => created,
+            Err(error) => {
+                self.access.leave();
+                return Err(error);
+            }
+        };
+        let location = self.domain.reader().point_location(&segment);
+        if committed == Committed::Other {
+            return Err(PackError::Overtaken { location }.into());
+        }
         self.is_kept = true;
         // Only now, because before the commit the next run needs the journal entry. If this fails,
         // the entry has no meaning, because a restore point names its run.
         let _ = self.domain.state.remove(&self.leftover);
-        Ok(self.domain.reader().point_location(&segment))
+        self.access.end()?;
+        Ok(location)
     }
 
     fn leave(mut self: Box<Self>) -> String {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::data::BlockId;
+use super::data::{BlockId, Needed};
 use super::keys::MasterKey;
 use super::names::{DomainNames, is_hex, is_point};
 use crate::model::period::holds_restore_points;
@@ -153,6 +153,16 @@ impl PointRecord {
             () if roots.any(|root| root.is_none()) => Err("the id of a disk's map is invalid"),
             () => Ok(()),
         }
+    }
+
+    /// What the restore point needs of the data; `None` if the id of a disk's map is invalid.
+    pub(super) fn needed(&self) -> Option<Needed> {
+        let disks = self.manifest.point.disks.iter();
+        let disks = disks.map(|disk| Some((self.root(&disk.target)?, disk.virtual_size)));
+        Some(Needed {
+            disks: disks.collect::<Option<_>>()?,
+            blocks: self.blocks.values().flatten().copied().collect(),
+        })
     }
 
     /// The id of the root page of a disk's map.

@@ -12,7 +12,7 @@ use super::objects::{ListedObject, ObjectError, ObjectErrorKind, ObjectName, Obj
 use crate::model::stop::Stop;
 
 /// The largest number of objects below one prefix.
-const MOST_OBJECTS: usize = 1_000_000;
+pub(super) const MOST_OBJECTS: usize = 1_000_000;
 
 /// The number of objects that are read at the same time.
 const AT_ONCE: usize = 8;

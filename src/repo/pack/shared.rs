@@ -2,12 +2,14 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::access::WriteAccess;
+use super::collection::{AllPoints, Collection};
 use super::content::Content;
-use super::data::{Data, DataFacts};
+use super::data::{CollectOptions, CollectReport, Data, DataFacts};
 use super::description::Description;
 use super::error::PackError;
 use super::keys::MasterKey;
-use super::names::{DomainNames, is_hex};
+use super::names::{DomainNames, is_hash};
 use super::objects::ObjectStore;
 use super::sealed::SealedObjects;
 use super::state::HostFolders;
@@ -100,6 +102,59 @@ impl Shared {
         Ok(data)
     }
 
+    /// Begins to write a restore point. What a run stores goes through one `Data` until the commit,
+    /// whatever becomes of other runs.
+    pub(super) fn begin_writing(&self) -> Result<WriteAccess> {
+        let data = {
+            let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+            let data = match current.data.take() {
+                Some(data) => data,
+                None => self.place.open()?,
+            };
+            current.data = Some(data.clone());
+            current.refreshed = None;
+            data
+        };
+        let place = &self.place;
+        Ok(WriteAccess::begin(
+            data,
+            &host_name(),
+            &place.location,
+            &place.stop,
+        )?)
+    }
+
+    /// Collects data that no restore point of any domain needs.
+    pub(super) fn collect(&self, how: &Collection, stop: &Stop) -> Result<CollectReport> {
+        let host = host_name();
+        let options = CollectOptions {
+            grace: how.grace,
+            dry_run: how.dry_run,
+            ..CollectOptions::new(&host)
+        };
+        let points = AllPoints {
+            objects: self.place.objects.as_ref(),
+            sealed: &self.sealed,
+            key: &self.place.key,
+        };
+        let mut live = |stop: &Stop| points.needed(stop);
+        let collected = self.sealer.collect(&mut live, &options, stop);
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.refreshed = None;
+        Ok(collected.map_err(|error| match error {
+            PackError::Damaged {
+                location,
+                object,
+                why,
+            } => PackError::Uncollectable {
+                location,
+                object,
+                why,
+            },
+            error => error,
+        })?)
+    }
+
     /// The findings about objects of the index, as far as they have been read.
     pub(super) fn damaged_index(&self) -> Vec<Finding> {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
@@ -150,7 +205,11 @@ impl Shared {
     }
 }
 
-/// Whether this may be the part of an object's name that stands for a domain.
-pub(super) fn is_hash(text: &str) -> bool {
-    is_hex(text, 64)
+/// The name of this host, for people who wait for its session.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "a host without a name".to_owned(),
+        name => name.to_owned(),
+    }
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::description::Description;
 use super::keys::MasterKey;
-use super::names::{DomainNames, POINTS, is_point, segment};
+use super::names::{DomainNames, POINTS, is_hash, is_point, segment};
 use super::objects::{ListedObject, ObjectStore};
 use super::part::DomainPart;
 use super::point::{self, PointRecord};
-use super::shared::{Place, Shared, UNREADABLE, UnlockedHost, is_hash};
+use super::shared::{Place, Shared, UNREADABLE, UnlockedHost};
 use crate::model::stop::Stop;
-use crate::repo::{DomainRepository, Identity, RepoError, Repository, Result};
+use crate::repo::{CollectReport, Collection, DomainRepository, Identity, RepoError, Repository, Result};
 
 /// A pack repository whose master key is known, so that restore points can be written and read.
 #[derive(Clone)]
@@ -88,6 +88,10 @@ impl Repository for UnlockedPack {
         let mut names = named.collect::<Result<Vec<String>>>()?;
         names.sort();
         Ok(names)
+    }
+
+    fn collect(&self, how: &Collection, stop: &Stop) -> Result<Option<CollectReport>> {
+        self.0.collect(how, stop).map(Some)
     }
 
     fn domain(&self, name: &str) -> Result<Box<dyn DomainRepository>> {

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 
+use super::access::WriteAccess;
 use super::content::{Content, StoredPoint};
 use super::error::PackError;
 use super::objects::small;
@@ -41,10 +42,23 @@ impl PackWriter {
         Ok(())
     }
 
+    /// Begins a session, and then reads the index and the content: a restore point that is there
+    /// now keeps its data while the session lasts. An index that cannot be read ends the run before
+    /// it begins anything with the domain.
+    fn begin_writing(&self) -> Result<(WriteAccess, Content)> {
+        let shared = &self.domain.shared;
+        let access = shared.begin_writing()?;
+        let fetched = shared.sealed.fetched();
+        let content = self.domain.content()?;
+        // A restore point that is newer than the index refers to blocks that it does not list.
+        if shared.sealed.fetched() != fetched {
+            access.data().refresh(&shared.place.stop)?;
+        }
+        Ok((access, content))
+    }
+
     /// Begins a run that makes the restore point of this id.
-    fn start(&self, content: &Content, id: String) -> Result<Box<dyn PendingPoint>> {
-        // An index that cannot be read ends the run before it begins anything with the domain.
-        self.domain.shared.data()?;
+    fn start(&self, access: WriteAccess, content: &Content, id: String) -> Result<Box<dyn PendingPoint>> {
         let names = &self.domain.names;
         let points = content.points.iter().map(|stored| &stored.record.manifest);
         let damage = points.flat_map(|manifest| {
@@ -60,6 +74,9 @@ impl PackWriter {
         Ok(Box::new(PackPending {
             leftover: self.domain.state.begin(&id, &run)?,
             domain: self.domain.clone(),
+            access,
+            possible_parents: possible_parents(content),
+            parent_written: Mutex::default(),
             id,
             run,
             previous: base.unwrap_or_else(|| content.last_committed(names)),
@@ -127,18 +144,18 @@ impl DomainWriter for PackWriter {
     }
 
     fn begin(&self, _period: &str, time: Timestamp) -> Result<Box<dyn PendingPoint>> {
-        let content = self.domain.content()?;
+        let (access, content) = self.begin_writing()?;
         let id = content.free_id(time, &self.domain.state.ids()?);
-        self.start(&content, id)
+        self.start(access, &content, id)
     }
 
     fn begin_with_id(&self, _period: &str, id: &str) -> Result<Box<dyn PendingPoint>> {
-        let content = self.domain.content()?;
+        let (access, content) = self.begin_writing()?;
         let is_pending = self.domain.state.ids()?.iter().any(|pending| pending == id);
         let id = id.to_owned();
         match is_pending || content.has_id(&id) {
             true => Err(RepoError::IdTaken { id }),
-            false => self.start(&content, id),
+            false => self.start(access, &content, id),
         }
     }
 
@@ -212,4 +229,15 @@ impl DomainWriter for PackWriter {
     fn remove_leftover(&self, leftover: &Leftover) -> Result<()> {
         self.domain.state.remove(leftover)
     }
+}
+
+/// The digests of the restore points on which the next one may be based. Each has the time of its
+/// object; a time that the store does not say counts as the latest.
+fn possible_parents(content: &Content) -> BTreeMap<String, Timestamp> {
+    let points = content.points.iter();
+    let parents = points.map(|stored| {
+        let written = stored.written.unwrap_or(Timestamp::MAX);
+        (stored.record.manifest.digest.clone(), written)
+    });
+    parents.collect()
 }

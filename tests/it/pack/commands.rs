@@ -403,3 +403,64 @@ fn hostile_records_are_shown_escaped() {
         "{listed:?}"
     );
 }
+
+#[test]
+fn prune_and_collect_delete_unused_data() {
+    let stage = Stage::new();
+    let pack = stage.pack();
+    document(&stage.run(&["init", &pack, "--no-encryption", "--json"]));
+    let ids = super::collect::fill(&stage.path("host"), &stage.path("pack"));
+    let pruned = document(&stage.run(&["prune", "-r", &pack, "--keep-last", "1", "--json"]));
+    assert_eq!(pruned["domains"][0]["removed"], serde_json::json!([ids[0]]));
+    assert_eq!(
+        (
+            &pruned["collection"]["deleted"]["packs"],
+            &pruned["collection"]["condemned"]["packs"]
+        ),
+        (&0.into(), &0.into()),
+        "the packs are younger than a day: {pruned}"
+    );
+    let collect = ["repository", "collect", &pack, "--grace", "0s"];
+    let dry = stage.run(&[&collect[..], &["--dry-run"]].concat());
+    assert!(stdout(&dry).contains("would condemn"), "{dry:?}");
+    let planned = document(&stage.run(&[&collect[..], &["--dry-run", "--json"]].concat()));
+    let condemned = &planned["collection"]["condemned"]["packs"];
+    assert!(
+        condemned.as_u64() > Some(0) && planned["dryRun"] == true,
+        "{planned}"
+    );
+    let first = document(&stage.run(&[&collect[..], &["--json"]].concat()));
+    assert_eq!(&first["collection"]["condemned"]["packs"], condemned);
+    assert!(first.get("dryRun").is_none(), "{first}");
+    // A grace period of nothing is over at once.
+    assert!(first["collection"]["notBefore"].is_string(), "{first}");
+    let second = stage.run(&collect);
+    let text = stdout(&second);
+    assert!(
+        text.contains(": deleted ") && !text.contains("none of"),
+        "{second:?}"
+    );
+    let listed = document(&stage.run(&["verify", "-r", &pack, "--deep", "--json"]));
+    assert_eq!(
+        listed["domains"][0]["restorePoints"].as_array().map(Vec::len),
+        Some(1),
+        "{listed}"
+    );
+    let spared = document(&stage.run(&["prune", "-r", &pack, "--keep-last", "1", "--no-collect", "--json"]));
+    assert!(spared["collection"].is_null(), "{spared}");
+}
+
+#[test]
+fn collections_are_refused_where_they_make_no_sense() {
+    let stage = Stage::new();
+    fs::create_dir(stage.path("images")).expect("created");
+    let images = stage.path("images").display().to_string();
+    refused(
+        &stage.run(&["repository", "collect", &images]),
+        64,
+        &["is not a pack repository"],
+    );
+    document(&stage.run(&["init", &stage.pack(), "--no-encryption", "--json"]));
+    let grace = ["repository", "collect", &stage.pack(), "--grace", "soon"];
+    refused(&stage.run(&grace), 64, &["such as 36h, 2d or 1w"]);
+}

@@ -1,6 +1,8 @@
 //! Pack repositories: their creation, their keys, and backups into them.
 
 mod backups;
+mod beside;
+mod collect;
 mod commands;
 mod crash;
 mod create;

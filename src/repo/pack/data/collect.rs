@@ -56,14 +56,17 @@ use super::condemned::{self, Condemned};
 use super::id::{PACKS, PackId};
 use super::listing::{each, list};
 use super::session::{Kind, MARGIN, SeenSessions, Session, describe};
-use super::{Data, Result};
+use super::{Data, PackErrorClass, Result};
 use crate::model::stop::Stop;
 use crate::repo::pack::objects::ListedObject;
 
-pub(crate) use report::{CollectReport, Waiting};
+pub use report::{Amount, CollectReport, Waiting};
 
 use mark::Marks;
 use plan::{Facts, Fate};
+
+/// How often a call looks at most.
+const MOST_LOOKS: u32 = 3;
 
 /// Where the probe of the store keeps its objects.
 const PROBES: &str = "probe/";
@@ -134,7 +137,7 @@ impl Data {
             }
             Err(error) => {
                 // Nothing that this call has put needs its protection.
-                let _ = session.end(&Stop::default());
+                session.give_up();
                 Err(error)
             }
         }
@@ -161,7 +164,19 @@ struct Seen {
 }
 
 impl Collector<'_> {
+    /// Collects. A restore point that is committed while this call looks may need packs that it has
+    /// not seen, so it looks again if something seems to be missing.
     fn run(&self, live: Live<'_>) -> Result<CollectReport> {
+        for _ in 1..MOST_LOOKS {
+            match self.run_once(live) {
+                Err(error) if error.class() == PackErrorClass::Damaged => {}
+                result => return result,
+            }
+        }
+        self.run_once(live)
+    }
+
+    fn run_once(&self, live: Live<'_>) -> Result<CollectReport> {
         let mut report = CollectReport::default();
         let seen = self.look()?;
         // Two collectors that begin at the same time see each other.
@@ -257,14 +272,14 @@ impl Collector<'_> {
 
     fn say_what_waits(&self, seen: &Seen, report: &mut CollectReport) {
         let shared = &self.data.shared;
-        for record in &seen.records {
-            let until = record
-                .time
-                .saturating_add(self.options.grace)
-                .unwrap_or(Timestamp::MAX);
-            if record.time >= self.before_grace(seen) {
-                report.waiting.push(Waiting::Until(until));
-            }
+        let is_new = report.condemned.packs > 0;
+        let new = is_new.then_some(seen.sessions.now);
+        let known = seen.records.iter().map(|record| record.time);
+        for time in known.chain(new).filter(|time| *time >= self.before_grace(seen)) {
+            let until = time.saturating_add(self.options.grace);
+            report
+                .waiting
+                .push(Waiting::Until(until.unwrap_or(Timestamp::MAX)));
         }
         for session in &seen.sessions.live {
             let is_older = |record: &Condemned| session.began.duration_since(record.time) <= MARGIN;

@@ -1,7 +1,7 @@
 //! What a writer does for collectors: it begins before it reads anything, and checks before it
 //! commits.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use jiff::Timestamp;
 
@@ -36,6 +36,7 @@ pub(crate) struct Writing {
 
 impl Writing {
     /// The session.
+    #[cfg(test)]
     pub(crate) fn session(&self) -> &Session {
         &self.session
     }
@@ -46,6 +47,11 @@ impl Writing {
     /// As [`Session::end`].
     pub(crate) fn end(self, stop: &Stop) -> Result<()> {
         self.session.end(stop)
+    }
+
+    /// Ends the session of a run that has given up: [`Session::give_up`].
+    pub(crate) fn give_up(self) {
+        self.session.give_up();
     }
 }
 
@@ -67,7 +73,7 @@ impl Data {
                 condemned,
             }),
             Err(error) => {
-                let _ = session.end(&Stop::default());
+                session.give_up();
                 Err(error)
             }
         }
@@ -129,6 +135,7 @@ impl Data {
             blocks: &shared.blocks,
             packer: &shared.packer,
             packs: self.packs(stop)?,
+            pages: HashSet::new(),
             stop,
         };
         for (root, size) in &needed.disks {
@@ -146,6 +153,8 @@ pub(super) struct Rescue<'a> {
     pub(super) blocks: &'a Blocks,
     pub(super) packer: &'a Packer,
     pub(super) packs: PackList,
+    /// The pages that were visited.
+    pub(super) pages: HashSet<BlockId>,
     pub(super) stop: &'a Stop,
 }
 
@@ -181,9 +190,8 @@ impl Rescue<'_> {
 }
 
 impl Visitor for Rescue<'_> {
-    /// A page that was stored again is in no finished pack yet. What is below it was visited.
     fn page(&mut self, id: &BlockId) -> Result<bool> {
-        Ok(!self.blocks.index.is_noted(id))
+        Ok(self.pages.insert(*id))
     }
 
     fn page_was_read(&mut self, id: &BlockId) -> Result<()> {

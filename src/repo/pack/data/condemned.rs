@@ -14,8 +14,8 @@ use super::listing::list;
 use super::retry::{limit, retry};
 use super::sealer::{OVERHEAD, Sealer};
 use crate::model::stop::Stop;
-use crate::repo::pack_error::{PackError, Result};
 use crate::repo::pack::objects::{ListedObject, ObjectName, ObjectStore};
+use crate::repo::pack_error::{PackError, Result};
 
 /// Where condemned packs are named.
 const CONDEMNED: &str = "condemned/";

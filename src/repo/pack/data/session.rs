@@ -17,8 +17,8 @@ use super::listing::list;
 use super::retry::{limit, retry};
 use super::sealer::{OVERHEAD, Sealer};
 use crate::model::stop::{Stop, StopReason};
-use crate::repo::pack_error::{PackError, Result};
 use crate::repo::pack::objects::{ListedObject, ObjectName, ObjectStore};
+use crate::repo::pack_error::{PackError, Result};
 
 /// Where sessions are.
 const SESSIONS: &str = "sessions/";
@@ -175,6 +175,22 @@ impl Session {
             let _ = shared.objects.delete(&name, &limit(0, stop));
         }
         Ok(())
+    }
+
+    /// Ends the session of a run that has given up, with one attempt. If it fails, the session ends
+    /// by its age.
+    pub(crate) fn give_up(mut self) {
+        self.stop_renewing();
+        let shared = &self.shared;
+        let newest = shared.state().newest.clone();
+        for name in [Ok(newest), object_name(&shared.id, None)] {
+            // A run that was stopped still does this. The first object last, as in `end`.
+            let limit = limit(0, &Stop::default());
+            let deleted = name.map(|name| shared.objects.delete(&name, &limit));
+            if !matches!(deleted, Ok(Ok(()))) {
+                return;
+            }
+        }
     }
 
     fn stop_renewing(&mut self) {

@@ -9,11 +9,11 @@ use crate::repo::pack::data::id::PackId;
 
 /// A number of packs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Amount {
+pub struct Amount {
     /// The number.
-    pub(crate) packs: u64,
+    pub packs: u64,
     /// The sizes of their objects together, in bytes.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
 }
 
 impl Amount {
@@ -25,7 +25,7 @@ impl Amount {
 
 /// What the deletion of condemned packs waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Waiting {
+pub enum Waiting {
     /// The end of the grace period, by the clock of the store.
     Until(Timestamp),
     /// A session that began before: its host and process.
@@ -36,25 +36,25 @@ pub(crate) enum Waiting {
 
 /// What a call did, or in a dry run what it would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct CollectReport {
+pub struct CollectReport {
     /// All packs.
-    pub(crate) all: Amount,
+    pub all: Amount,
     /// Packs with needed blocks, and only the bytes of these blocks.
-    pub(crate) needed: Amount,
+    pub needed: Amount,
     /// Packs that this call condemns, with those that are rewritten.
-    pub(crate) condemned: Amount,
+    pub condemned: Amount,
     /// Packs whose needed blocks are stored again, and only the bytes of these blocks.
-    pub(crate) rewritten: Amount,
+    pub rewritten: Amount,
     /// Condemned packs that are deleted.
-    pub(crate) deleted: Amount,
+    pub deleted: Amount,
     /// Condemned packs that stay for now.
-    pub(crate) kept: Amount,
+    pub kept: Amount,
     /// Packs of killed writers that are listed in the index now.
-    pub(crate) adopted: Amount,
+    pub adopted: Amount,
     /// Packs that were not rewritten because a block in them cannot be read.
-    pub(crate) unreadable: Vec<String>,
+    pub unreadable: Vec<String>,
     /// What the deletion of condemned packs waits for.
-    pub(crate) waiting: Vec<Waiting>,
+    pub waiting: Vec<Waiting>,
 }
 
 impl CollectReport {

@@ -78,7 +78,12 @@ impl Collector<'_> {
             })
             .collect();
         for moved in moved {
-            let sealed = match self.data.shared.blocks.read_sealed(&moved.id, &moved.place, self.stop) {
+            let sealed = match self
+                .data
+                .shared
+                .blocks
+                .read_sealed(&moved.id, &moved.place, self.stop)
+            {
                 Ok(sealed) => sealed,
                 Err(error) if error.class() == PackErrorClass::Damaged => return Ok(false),
                 Err(error) => return Err(error),

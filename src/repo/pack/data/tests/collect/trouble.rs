@@ -4,7 +4,7 @@ use super::world::{BLOCK, World};
 use crate::model::stop::{Stop, StopReason};
 use crate::repo::pack::data::tests::lab::{C, noise};
 use crate::repo::pack::data::tests::store::Trouble;
-use crate::repo::pack::data::{BlockId, CollectOptions, Needed};
+use crate::repo::pack::data::{BlockId, CollectOptions, Needed, Reuse};
 use crate::repo::pack_error::{PackError, PackErrorClass};
 
 /// A repository in which a call adopts, rewrites, condemns and deletes.
@@ -210,4 +210,35 @@ fn packs_that_cannot_be_read_stay() {
     }
     assert_eq!(unreadable, 1);
     world.assert_collected("all is sound again");
+}
+
+/// A damaged block is stored again. Of its two places the sound one stays, whatever their order.
+#[test]
+fn sound_copy_of_a_damaged_block_stays() {
+    for seed in 0..8 {
+        let world = World::new();
+        let disk = noise(100 + seed, BLOCK * C);
+        let first = world.backup(None, &disk).expect("a backup");
+        world.store.pass(30);
+        let damaged: Vec<String> = world.names("packs/");
+        let place = 10;
+        for name in &damaged {
+            let mut state = world.store.inner.state();
+            let pack = state.objects.get_mut(name).expect("it is there");
+            pack[place] ^= 1;
+        }
+        let draft = world.draft_reusing(Reuse::Sound, None, &disk).expect("a draft");
+        world.check(&draft).expect("nothing was condemned");
+        world.commit(draft).1.expect("it ends");
+        world.assert_sound("stored again");
+        let packs = world.names("packs/").len();
+        for _ in 0..4 {
+            world.store.pass(30);
+            world.collect().expect("it collects");
+            world.assert_sound(&format!("seed {seed}"));
+        }
+        assert!(world.names("packs/").len() < packs, "the damaged places are gone");
+        world.remove(first);
+        world.assert_collected(&format!("seed {seed}"));
+    }
 }

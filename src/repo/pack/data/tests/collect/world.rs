@@ -8,10 +8,12 @@ use jiff::Timestamp;
 use super::clock::{Clocked, as_store};
 use crate::model::stop::Stop;
 use crate::repo::pack::data::tests::lab::{C, Root, data_block, read, try_write};
-use crate::repo::pack::data::{BlockId, CollectOptions, CollectReport, Data, DataFacts, Needed, Writing};
+use crate::repo::pack::data::{
+    BlockId, CollectOptions, CollectReport, Data, DataFacts, Needed, Reuse, Writing,
+};
 use crate::repo::pack::description::{Cipher, Sizes};
-use crate::repo::pack_error::{PackError, Result};
 use crate::repo::pack::keys::MasterKey;
+use crate::repo::pack_error::{PackError, Result};
 
 /// The clusters of one block.
 pub(super) const BLOCK: usize = 2;
@@ -79,8 +81,13 @@ impl World {
 
     /// Writes everything of a restore point with this disk. With a parent, only differing clusters.
     pub(super) fn draft(&self, parent: Option<u64>, disk: &[u8]) -> Result<Draft> {
+        self.draft_reusing(Reuse::Known, parent, disk)
+    }
+
+    /// The same for a writer that uses only these stored blocks.
+    pub(super) fn draft_reusing(&self, reuse: Reuse, parent: Option<u64>, disk: &[u8]) -> Result<Draft> {
         let stop = Stop::default();
-        let data = self.open();
+        let data = self.open().reusing(reuse);
         let writing = data.begin_writing("host", &stop)?;
         let parent = parent.and_then(|id| self.points().get(&id).cloned());
         let before = parent.as_ref().map(|parent| &parent.disk);
