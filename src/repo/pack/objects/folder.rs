@@ -182,41 +182,65 @@ impl FolderObjects {
             }
         }
     }
+}
 
-    /// Adds the files below a folder. `above` is its name with a slash, or empty.
-    fn collect(
-        &self,
-        dir: &Path,
-        above: &str,
-        depth: usize,
-        found: &mut Vec<(String, u64, Option<Timestamp>)>,
-    ) -> io::Result<()> {
-        let entries = match std::fs::read_dir(dir) {
-            // It was deleted since its name was read, so it was empty.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && depth > 0 => return Ok(()),
-            entries => entries?,
-        };
-        for entry in entries {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let is_root = above.is_empty();
-            if name.starts_with(UNFINISHED) || (is_root && name == LOST_AND_FOUND) {
+/// Adds files below a folder in the order of their names, up to one more than a page holds.
+/// `above` is the folder's name with a slash, or empty; names up to `from` are passed over.
+fn collect(
+    dir: &Path,
+    above: &str,
+    depth: usize,
+    from: &str,
+    found: &mut Vec<(String, u64, Option<Timestamp>)>,
+) -> io::Result<()> {
+    for (name, path, is_dir) in entries(dir, above, depth)? {
+        if found.len() > PAGE {
+            return Ok(());
+        }
+        if is_dir {
+            // Everything in it comes before `from`.
+            if *name < *from && !from.starts_with(&name) {
                 continue;
             }
-            let name = format!("{above}{name}");
-            let metadata = match entry.metadata() {
-                Ok(metadata) => metadata,
+            collect(&path, &name, depth + 1, from, found)?;
+        } else if *name > *from {
+            match path.symlink_metadata() {
+                Ok(metadata) => found.push((name, metadata.len(), modified(&metadata))),
                 // It was deleted since.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
-            };
-            match metadata.is_dir() && depth < DEEPEST {
-                true => self.collect(&entry.path(), &format!("{name}/"), depth + 1, found)?,
-                false => found.push((name, metadata.len(), modified(&metadata))),
             }
         }
-        Ok(())
     }
+    Ok(())
+}
+
+/// What is in a folder, in the order of the objects: the name after `above`, the path, and whether
+/// it is a folder, whose name ends with a slash.
+fn entries(dir: &Path, above: &str, depth: usize) -> io::Result<Vec<(String, PathBuf, bool)>> {
+    let read = match std::fs::read_dir(dir) {
+        // It was deleted since its name was read, so it was empty.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && depth > 0 => return Ok(Vec::new()),
+        read => read?,
+    };
+    let mut entries = Vec::new();
+    for entry in read {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_root = above.is_empty();
+        if name.starts_with(UNFINISHED) || (is_root && name == LOST_AND_FOUND) {
+            continue;
+        }
+        let is_dir = match entry.file_type() {
+            // It was deleted since.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            kind => depth < DEEPEST && kind?.is_dir(),
+        };
+        let slash = if is_dir { "/" } else { "" };
+        entries.push((format!("{above}{name}{slash}"), entry.path(), is_dir));
+    }
+    entries.sort_unstable();
+    Ok(entries)
 }
 
 /// When a file was written.
@@ -290,13 +314,11 @@ impl ObjectStore for FolderObjects {
         self.check(limit, "list", prefix)?;
         let dir = self.root.join(prefix);
         let mut found = Vec::new();
-        match self.collect(&dir, prefix, 0, &mut found) {
+        match collect(&dir, prefix, 0, from.unwrap_or_default(), &mut found) {
             Err(error)
                 if error.kind() == io::ErrorKind::NotFound && !prefix.is_empty() && self.has_root() => {}
             collected => collected.map_err(self.failed("list", &dir))?,
         }
-        found.retain(|(name, ..)| from.is_none_or(|from| name.as_str() > from));
-        found.sort();
         let mut page = ListPage {
             next: found
                 .get(PAGE - 1)
@@ -330,5 +352,51 @@ impl ObjectStore for FolderObjects {
             removed => removed.map_err(self.failed("delete", &path))?,
         }
         self.sync_parent(&path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::DiskStore;
+    use crate::model::stop::Stop;
+    use crate::repo::pack::objects::small;
+
+    #[test]
+    fn pages_hold_every_name_once_and_in_order() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let mut names: Vec<String> = (0..1100).map(|n| format!("a/{:02}/{n}", n % 3)).collect();
+        names.extend((0..1100).map(|n| format!("a-b/{n}")));
+        names.extend(["a.c", "a0", "b", "c/d/e"].map(str::to_owned));
+        for name in &names {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("created");
+            std::fs::write(path, name).expect("written");
+        }
+        std::fs::write(dir.path().join("a/.new-1"), "unfinished").expect("written");
+        let store = FolderObjects::new(dir.path(), Arc::new(DiskStore));
+        for prefix in ["", "a/", "a/01/", "a-b/", "c/", "missing/"] {
+            let mut expected: Vec<String> = names
+                .iter()
+                .filter(|name| name.starts_with(prefix))
+                .cloned()
+                .collect();
+            expected.sort();
+            let (mut found, mut from, mut pages) = (Vec::new(), None, 0);
+            loop {
+                let page = store
+                    .list(prefix, from.as_deref(), &small(&Stop::default()))
+                    .expect("listed");
+                assert!(page.objects.len() <= PAGE && page.foreign.is_empty());
+                found.extend(page.objects.into_iter().map(|object| object.name.to_string()));
+                pages += 1;
+                from = page.next;
+                if from.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(found, expected, "{prefix}");
+            assert_eq!(pages, expected.len().div_ceil(PAGE).max(1), "{prefix}");
+        }
     }
 }
