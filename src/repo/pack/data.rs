@@ -8,6 +8,7 @@
 //!
 //! * `id`: ids of blocks and packs.
 //! * `bytes`: reads numbers from bytes of unknown content.
+//! * `spare`: buffers that are used again.
 //! * `sealer`: compresses, encrypts and checks blocks and records.
 //! * `table`: tables and trailers of packs, and index records.
 //! * `retry`: repeats calls of the store.
@@ -22,7 +23,6 @@
 //! * `source`: reads a disk from front to back.
 //! * `sink`: writes a disk.
 //! * `check`: checks a disk.
-//! * `listing`: lists objects.
 //! * `walk`: walks the map of a disk.
 //! * `session`, `condemned`: objects by which writers and collectors know of each other.
 //! * `commit`: what a writer does for collectors.
@@ -47,6 +47,7 @@ mod sealer;
 mod session;
 mod sink;
 mod source;
+mod spare;
 mod table;
 mod tree;
 mod walk;
@@ -87,6 +88,7 @@ use page::{LARGEST_DISK, LARGEST_PAGE};
 use sealer::{LARGEST_RECORD, Sealer};
 use sink::{DiskSink, SinkContext};
 use source::DiskSource;
+use spare::Spare;
 use tree::{Tree, TreeContext};
 
 /// Facts about a repository that its data needs.
@@ -291,6 +293,7 @@ impl Data {
             compression,
             reuse: self.reuse,
             stop,
+            spare: Spare::new(sink::SPARE),
         };
         Ok(Box::new(DiskSink::new(context, size, parent)?))
     }

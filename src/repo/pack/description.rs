@@ -78,7 +78,7 @@ impl Sizes {
     /// The sizes of new repositories.
     pub(super) const NEW: Sizes = Sizes {
         block_bytes: 1 << 20,
-        pack_bytes: 32 << 20,
+        pack_bytes: 16 << 20,
     };
 }
 
@@ -234,8 +234,8 @@ mod tests {
             ("\"blockBytes\": 1048576", "\"blockBytes\": 0"),
             ("\"blockBytes\": 1048576", "\"blockBytes\": 1048577"),
             ("\"blockBytes\": 1048576", "\"blockBytes\": 1e400"),
-            ("\"packBytes\": 33554432", "\"packBytes\": 18446744073709551615"),
-            ("\"packBytes\": 33554432", "\"packBytes\": 4096"),
+            ("\"packBytes\": 16777216", "\"packBytes\": 18446744073709551615"),
+            ("\"packBytes\": 16777216", "\"packBytes\": 4096"),
             ("xchacha20-poly1305", "rot13"),
             ("xchacha20-poly1305", "none"),
             ("\"honoured\"", "\"perhaps\""),

@@ -5,6 +5,7 @@
 //! repository's key can make, so a damaged row is noticed.
 
 mod scan;
+mod temporary;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
@@ -24,6 +25,8 @@ use super::sealer::Sealer;
 use super::table::PackEntry;
 use crate::io::{DiskStore, Store};
 use crate::repo::pack_error::{PackError, Result};
+
+use temporary::Temporary;
 
 /// Memory for pages of the database, in bytes.
 const MEMORY: usize = 64 << 20;
@@ -178,7 +181,7 @@ impl Cache {
         let near = folder.and_then(|folder| tempfile::tempfile_in(folder).ok());
         let file = near.map_or_else(tempfile::tempfile, Ok);
         let file = file.map_err(|error| cache_error(None, error))?;
-        let database = builder().create_file(file);
+        let database = builder().create_with_backend(Temporary(file));
         let cache = Cache {
             database: database.map_err(|error| cache_error(None, error))?,
             path: None,

@@ -14,6 +14,7 @@ use super::id::{BlockId, PackId};
 use super::index::Index;
 use super::retry::{limit, retry};
 use super::sealer::Sealer;
+use super::spare::Spare;
 use super::table::{Entry, MOST_BLOCKS, PACKS_OF_RECORD, PackEntry, TRAILER, encode_table, encode_trailer};
 use crate::model::stop::{Stop, StopReason};
 use crate::repo::pack::objects::{
@@ -21,8 +22,11 @@ use crate::repo::pack::objects::{
 };
 use crate::repo::pack_error::{PackError, Result};
 
-/// Memory for the packs that are being uploaded, in bytes. At least one is uploaded.
-const UPLOADS: u64 = 64 << 20;
+/// The most bytes of packs on their way. At least one is.
+const UPLOADS: u64 = 48 << 20;
+
+/// Buffers of packs that are kept for the next packs.
+const SPARE: usize = 2;
 
 /// The size at which a pack of pages is complete, in bytes.
 const PAGE_PACK: u64 = 8 << 20;
@@ -50,6 +54,8 @@ struct Uploads {
     pack_bytes: u64,
     state: Mutex<State>,
     changed: Condvar,
+    /// Buffers for packs.
+    spare: Spare,
     /// Ends the uploads.
     stop: Stop,
 }
@@ -99,6 +105,7 @@ impl Packer {
             pack_bytes,
             state: Mutex::default(),
             changed: Condvar::new(),
+            spare: Spare::new(SPARE),
             stop: stop.child(),
         }))
     }
@@ -125,9 +132,12 @@ impl Packer {
             }
             let open = &mut state.open[shelf as usize];
             let Some(pack) = open else {
+                let id = PackId::random().map_err(PackError::Seal)?;
+                let mut bytes = uploads.spare.take();
+                bytes.clear();
                 *open = Some(OpenPack {
-                    id: PackId::random().map_err(PackError::Seal)?,
-                    bytes: Vec::new(),
+                    id,
+                    bytes,
                     entries: Vec::new(),
                 });
                 continue;
@@ -301,7 +311,7 @@ impl Uploads {
         bytes.extend_from_slice(&trailer);
         let size = bytes.len() as u64;
         retry(&self.stop, || self.put(&name, &bytes, &trailer))?;
-        drop(bytes);
+        self.spare.give(bytes);
         let mut state = self.state();
         state.stored.push(PackEntry { id, size, entries });
         if state.stored.len() < PACKS_OF_RECORD {

@@ -100,8 +100,23 @@ impl Sealer {
         bytes: &[u8],
         zstd: Option<&mut Compressor<'_>>,
     ) -> io::Result<Sealed> {
+        self.seal_block_in(Vec::new(), id, bytes, zstd)
+    }
+
+    /// The same in a buffer with any content.
+    ///
+    /// # Errors
+    /// As [`Sealer::seal_block`].
+    pub(super) fn seal_block_in(
+        &self,
+        mut sealed: Vec<u8>,
+        id: &BlockId,
+        bytes: &[u8],
+        zstd: Option<&mut Compressor<'_>>,
+    ) -> io::Result<Sealed> {
         let start = self.start();
-        let mut sealed = vec![0; start + 1 + bytes.len()];
+        sealed.reserve(start + 1 + bytes.len() + TAG);
+        sealed.resize(start + 1 + bytes.len(), 0);
         let packed = zstd.and_then(|zstd| compress(zstd, bytes, &mut sealed[start + 1..]));
         match packed {
             Some(length) => {

@@ -24,6 +24,7 @@ use super::blocks::{Blocks, Reuse};
 use super::disk::PackDisk;
 use super::packer::Packer;
 use super::sealer::Sealer;
+use super::spare::Spare;
 use crate::image::Order;
 use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSink, CLUSTER, Content, Written};
 use crate::model::compression::Compression;
@@ -41,6 +42,9 @@ const MOST_WORKERS: usize = 8;
 /// Windows that may wait in addition to one for each worker.
 const WAITING: usize = 4;
 
+/// Spare buffers of a sink: for as many windows as can wait, and their sealed forms.
+pub(super) const SPARE: usize = 2 * (MOST_WORKERS + WAITING);
+
 /// What a sink needs of its repository.
 pub(super) struct SinkContext {
     pub(super) sealer: Arc<Sealer>,
@@ -50,6 +54,8 @@ pub(super) struct SinkContext {
     pub(super) compression: Compression,
     pub(super) reuse: Reuse,
     pub(super) stop: Stop,
+    /// Buffers for windows, and for blocks in their sealed form.
+    pub(super) spare: Spare,
 }
 
 /// The next part of the disk, for the assembling thread.
@@ -69,6 +75,7 @@ pub(super) struct DiskSink {
     order: Order,
     size: u64,
     parent: Option<Arc<PackDisk>>,
+    context: Arc<SinkContext>,
     block_bytes: u64,
     window: Option<Window>,
     parts: Option<SyncSender<Part>>,
@@ -90,7 +97,9 @@ impl DiskSink {
         let (parts, parts_in_order) = sync_channel(count + WAITING);
         let (jobs, waiting_jobs) = channel();
         let cancelled: Arc<AtomicBool> = Arc::default();
+        let context = Arc::new(context);
         let mut sink = DiskSink {
+            context: Arc::clone(&context),
             order: Order::new(size),
             size,
             parent: parent.clone(),
@@ -103,7 +112,6 @@ impl DiskSink {
             workers: Vec::new(),
             stop: context.stop.clone(),
         };
-        let context = Arc::new(context);
         let draft = Draft::new(size, parent.as_ref().map(|parent| Arc::clone(parent.tree())));
         let assembler = Assembler::new(&context, draft, size, jobs)?;
         let thread = Builder::new().name("pack-assembler".into());
@@ -177,7 +185,9 @@ impl DiskSink {
             self.send_window()?;
         }
         let length = self.block_bytes.min(self.size - start);
-        Ok(self.window.get_or_insert_with(|| Window::new(start, length)))
+        let context = &self.context;
+        let new = || Window::new(start, length, context.spare.take());
+        Ok(self.window.get_or_insert_with(new))
     }
 
     fn send_window(&mut self) -> std::result::Result<(), BlockError> {

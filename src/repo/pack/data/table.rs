@@ -20,7 +20,7 @@ const ENTRY: usize = 40;
 pub(super) const MOST_BLOCKS: usize = 16 * 1024;
 
 /// The number of packs after which a writer writes an index record.
-pub(super) const PACKS_OF_RECORD: usize = 16;
+pub(super) const PACKS_OF_RECORD: usize = 32;
 
 /// The most packs in one index record.
 const MOST_PACKS: u32 = 1024;

@@ -150,7 +150,12 @@ impl Assembler {
                     self.close_shared()?;
                 }
                 let base = (self.shared.bytes.len() as u64 / CLUSTER) as u16;
+                if self.shared.bytes.capacity() == 0 {
+                    self.shared.bytes = self.context.spare.take();
+                    self.shared.bytes.clear();
+                }
                 self.shared.bytes.extend_from_slice(&bytes);
+                self.context.spare.give(bytes);
                 self.shared.pieces.extend(data.iter().map(|piece| Piece {
                     first: first + piece.first,
                     offset: base + piece.offset,
@@ -224,6 +229,7 @@ impl Assembler {
             self.written.file_bytes += sealed.bytes.len() as u64;
             self.written.is_compressed |= sealed.is_compressed;
         }
+        context.spare.give(sealed.bytes);
         Ok(())
     }
 

@@ -28,11 +28,14 @@ pub(super) struct Stretch {
 }
 
 impl Window {
-    /// An untouched window. `start` is a multiple of the window's largest length.
-    pub(super) fn new(start: u64, length: u64) -> Window {
+    /// An untouched window, in a buffer with any content. `start` is a multiple of the window's
+    /// largest length.
+    pub(super) fn new(start: u64, length: u64, mut buffer: Vec<u8>) -> Window {
+        buffer.clear();
+        buffer.resize(length as usize, 0);
         Window {
             start,
-            bytes: vec![0; length as usize],
+            bytes: buffer,
             clusters: vec![Touched::No; length.div_ceil(CLUSTER) as usize],
         }
     }
@@ -80,13 +83,6 @@ impl Window {
         self.clusters[first..end].fill(Touched::Zero);
     }
 
-    /// The bytes of a cluster. The last one of a disk may be short.
-    pub(super) fn cluster(&self, number: usize) -> &[u8] {
-        let start = number * CLUSTER as usize;
-        let end = self.bytes.len().min(start + CLUSTER as usize);
-        &self.bytes[start..end]
-    }
-
     /// The number of bytes of a stretch.
     pub(super) fn length(&self, stretch: &Stretch) -> u64 {
         let start = stretch.first * CLUSTER as usize;
@@ -113,18 +109,20 @@ impl Window {
         stretches
     }
 
-    /// The bytes of its data clusters, one after another. Takes them without a copy if all
-    /// clusters are data.
-    pub(super) fn into_data(self) -> Vec<u8> {
-        if self.clusters.iter().all(|kind| *kind == Touched::Data) {
-            return self.bytes;
-        }
-        let mut data = Vec::new();
+    /// The bytes of its data clusters, one after another.
+    pub(super) fn into_data(mut self) -> Vec<u8> {
+        let mut length = 0;
         for (number, kind) in self.clusters.iter().enumerate() {
             if *kind == Touched::Data {
-                data.extend_from_slice(self.cluster(number));
+                let start = number * CLUSTER as usize;
+                let end = self.bytes.len().min(start + CLUSTER as usize);
+                if start != length {
+                    self.bytes.copy_within(start..end, length);
+                }
+                length += end - start;
             }
         }
-        data
+        self.bytes.truncate(length);
+        self.bytes
     }
 }

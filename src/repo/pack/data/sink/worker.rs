@@ -132,6 +132,7 @@ impl Worker {
                 }
                 Job::Seal { id, bytes, done } => {
                     let _ = done.send(self.seal(&id, &bytes));
+                    self.context.spare.give(bytes);
                 }
             }
         }
@@ -176,6 +177,7 @@ impl Worker {
         let id = self.context.sealer.id(&bytes);
         let sealed = self.seal(&id, &bytes)?;
         let plain = bytes.len();
+        self.context.spare.give(bytes);
         Ok(Form::Whole(Some(ReadyBlock { id, plain, sealed }), pieces))
     }
 
@@ -185,7 +187,10 @@ impl Worker {
         if context.blocks.is_stored(id, context.reuse, &context.stop)? {
             return Ok(None);
         }
-        let sealed = self.context.sealer.seal_block(id, bytes, self.zstd.as_mut());
+        let buffer = context.spare.take();
+        let sealed = context
+            .sealer
+            .seal_block_in(buffer, id, bytes, self.zstd.as_mut());
         sealed.map(Some).map_err(PackError::Seal)
     }
 }
