@@ -20,6 +20,7 @@ mod domain;
 mod latency;
 mod machine;
 mod measure;
+mod pack;
 mod parts;
 mod table;
 mod tools;

@@ -16,6 +16,7 @@ use vmsnap::io::DirectFile;
 use vmsnap::model::block::ImageFile;
 use vmsnap::model::buffer::Buffer;
 use vmsnap::ops::copy::{self, BUFFER_SIZE, BUFFERS};
+use vmsnap::testkit::SimulatedMap;
 
 /// With this argument and a number of bytes, this program computes a digest.
 const DIGEST: &str = "--digest";
@@ -25,12 +26,26 @@ const COPY: &str = "--copy-through-socket";
 /// With this argument and a path, it sends the file to its standard output, which is a socket.
 const SEND: &str = "--send";
 
+/// With this argument, two folders and a number of blocks, it creates a simulated map.
+const CREATE_MAP: &str = "--create-map";
+/// With this argument, the same ones, a root and a number of blocks, it changes that many.
+const CHANGE_MAP: &str = "--change-map";
+
 /// Runs the part that the arguments name, if they name one.
 pub fn run(words: &[String]) -> bool {
     match words {
         [word, bytes, ..] if word == DIGEST => digest(bytes.parse().expect("a number of bytes")),
         [word, input, output, ..] if word == COPY => through_socket(input, Path::new(output)),
         [word, input, ..] if word == SEND => send(input),
+        [word, repository, cache, blocks, ..] if word == CREATE_MAP => {
+            let root = map(repository, cache, blocks).create().expect("it is written");
+            println!("{root}");
+        }
+        [word, repository, cache, blocks, root, count, ..] if word == CHANGE_MAP => {
+            let count = count.parse().expect("a number of blocks");
+            let map = map(repository, cache, blocks);
+            map.change(root, count).expect("it is written");
+        }
         _ => return false,
     }
     true
@@ -44,6 +59,32 @@ pub fn digesting(bytes: u64) -> Command {
 /// The command that receives a file from a socket, computes its digest, and writes it.
 pub fn copying(input: &Path, output: &Path) -> Command {
     this_program(&[COPY, &input.display().to_string(), &output.display().to_string()])
+}
+
+/// The command that creates a simulated map, and prints the id of its root.
+pub fn creating_a_map(map: &SimulatedMap<'_>) -> Command {
+    let words = words_of(map);
+    this_program(&[CREATE_MAP, &words[0], &words[1], &words[2]])
+}
+
+/// The command that changes this number of blocks.
+pub fn changing_a_map(map: &SimulatedMap<'_>, root: &str, count: u64) -> Command {
+    let words = words_of(map);
+    let count = count.to_string();
+    this_program(&[CHANGE_MAP, &words[0], &words[1], &words[2], root, &count])
+}
+
+fn words_of(map: &SimulatedMap<'_>) -> [String; 3] {
+    let (repository, cache) = (map.repository.display(), map.cache.display());
+    [repository.to_string(), cache.to_string(), map.blocks.to_string()]
+}
+
+fn map<'a>(repository: &'a str, cache: &'a str, blocks: &str) -> SimulatedMap<'a> {
+    SimulatedMap {
+        repository: Path::new(repository),
+        cache: Path::new(cache),
+        blocks: blocks.parse().expect("a number of blocks"),
+    }
 }
 
 fn this_program(words: &[&str]) -> Command {

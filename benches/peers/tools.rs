@@ -8,7 +8,14 @@ use crate::domain::Source;
 use crate::process::{command, run};
 
 /// The programs beside vmsnap, by their names in `BENCH_TOOLS`.
-pub const PEERS: [&str; 4] = ["virtnbdbackup", "qemu-img", "nbdcopy", "virsh"];
+pub const PEERS: [&str; 6] = [
+    "virtnbdbackup",
+    "qemu-img",
+    "nbdcopy",
+    "virsh",
+    "restic",
+    "rclone",
+];
 
 /// A program, and how it is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +25,14 @@ pub enum Tool {
     VmsnapPlain,
     /// The same with a higher level than the default one.
     VmsnapLevel3,
+    /// The same to an encrypted pack repository in a folder.
+    VmsnapPack,
+    /// The same without encryption.
+    VmsnapOpenPack,
+    /// A backup of a raw copy of the disk.
+    Restic,
+    /// A copy of vmsnap's folder repository.
+    Rclone,
     Virtnbdbackup,
     /// The same with lz4.
     VirtnbdbackupCompressed,
@@ -45,6 +60,10 @@ impl Tool {
             Tool::Vmsnap => "vmsnap",
             Tool::VmsnapPlain => "vmsnap --compress none",
             Tool::VmsnapLevel3 => "vmsnap --compress zstd:3",
+            Tool::VmsnapPack => "vmsnap, pack:",
+            Tool::VmsnapOpenPack => "vmsnap, pack: without encryption",
+            Tool::Restic => "restic of a raw file",
+            Tool::Rclone => "rclone copy of the folder repository",
             Tool::Virtnbdbackup => "virtnbdbackup",
             Tool::VirtnbdbackupCompressed => "virtnbdbackup --compress (lz4)",
             Tool::QemuImg => "qemu-img convert -W -m 16 -t none",
@@ -66,7 +85,15 @@ impl Tool {
     /// The program that it needs, other than vmsnap and this bench.
     fn program(self) -> Option<&'static str> {
         match self {
-            Tool::Vmsnap | Tool::VmsnapPlain | Tool::VmsnapLevel3 | Tool::Digesting | Tool::Copying => None,
+            Tool::Vmsnap
+            | Tool::VmsnapPlain
+            | Tool::VmsnapLevel3
+            | Tool::VmsnapPack
+            | Tool::VmsnapOpenPack
+            | Tool::Digesting
+            | Tool::Copying => None,
+            Tool::Restic => Some("restic"),
+            Tool::Rclone => Some("rclone"),
             Tool::Virtnbdbackup | Tool::VirtnbdbackupCompressed => Some("virtnbdbackup"),
             Tool::QemuImg | Tool::QemuImgCompressed => Some("qemu-img"),
             Tool::Nbdcopy | Tool::NbdcopyInOrder | Tool::Receiving => Some("nbdcopy"),
@@ -116,6 +143,20 @@ pub fn vmsnap_backup(source: &Source, repository: &Path) -> Command {
         &repository,
         "--connect",
         URI,
+        "--quiet",
+    ])
+}
+
+/// A restore of the newest restore point.
+pub fn vmsnap_restore(source: &Source, repository: &Path, output: &Path) -> Command {
+    let (from, to) = (repository.display().to_string(), output.display().to_string());
+    vmsnap(&[
+        "restore",
+        source.name(),
+        "--repository",
+        &from,
+        "--to",
+        &to,
         "--quiet",
     ])
 }

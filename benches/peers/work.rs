@@ -11,13 +11,14 @@ use crate::disk::{self, Fill};
 use crate::domain::Source;
 use crate::latency;
 use crate::measure::{self, Sample};
+use crate::pack;
 use crate::parts;
 use crate::process::{command, run};
 use crate::table::Table;
 use crate::tools::{self, Tool};
 
 pub const GIB: u64 = 1 << 30;
-const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 /// Number of domains of the status.
 const DOMAINS: usize = 50;
 /// Number of incremental restore points after the full one.
@@ -36,7 +37,7 @@ pub struct Bench {
 type Work = fn(&Bench) -> String;
 
 /// Every work with its name in `BENCH_WORK`.
-pub const ALL: [(&str, Work); 9] = [
+pub const ALL: [(&str, Work); 14] = [
     ("full-warm", |bench| full_warm(bench).to_string()),
     ("full-cold", |bench| full_cold(bench).to_string()),
     ("full-mixed", |bench| full_mixed(bench).to_string()),
@@ -47,6 +48,11 @@ pub const ALL: [(&str, Work); 9] = [
     ("restore-compressed", |bench| {
         restore_compressed(bench).to_string()
     }),
+    ("pack-full", |bench| pack::full(bench).to_string()),
+    ("pack-scattered", |bench| pack::scattered(bench).to_string()),
+    ("pack-smallest", |bench| pack::smallest(bench).to_string()),
+    ("pack-restore", |bench| pack::restore(bench).to_string()),
+    ("pack-large", |bench| pack::large(bench).to_string()),
     ("status", |bench| status(bench).to_string()),
 ];
 
@@ -54,7 +60,7 @@ impl Bench {
     /// Runs every tool `rounds` times. Each round begins with another tool, and every second round
     /// runs backwards: the state that one tool leaves in memory must not always favour the same
     /// next tool.
-    fn compare(&self, title: String, tools: &[Tool], mut once: impl FnMut(Tool) -> Sample) -> Table {
+    pub fn compare(&self, title: String, tools: &[Tool], mut once: impl FnMut(Tool) -> Sample) -> Table {
         let mut table = Table::new(title, tools.iter().map(|tool| tool.name().to_owned()));
         for row in self.turns(tools.len()) {
             table.add(row, once(tools[row]));
@@ -141,13 +147,19 @@ pub fn full_backup(tool: Tool, source: &Source, output: &Path) -> Sample {
         Tool::Vmsnap => tools::vmsnap_backup(source, output),
         Tool::VmsnapPlain => compressed_by("none", tools::vmsnap_backup(source, output)),
         Tool::VmsnapLevel3 => compressed_by("zstd:3", tools::vmsnap_backup(source, output)),
-        Tool::Digesting | Tool::Copying | Tool::Virsh => panic!("{tool:?} makes no backup"),
+        Tool::VmsnapPack
+        | Tool::VmsnapOpenPack
+        | Tool::Restic
+        | Tool::Rclone
+        | Tool::Digesting
+        | Tool::Copying
+        | Tool::Virsh => panic!("{tool:?} makes no backup"),
     };
     measure::run(vec![command], Some(source.qemu()), output)
 }
 
 /// A backup by vmsnap with this method of compression.
-fn compressed_by(method: &str, mut backup: Command) -> Command {
+pub fn compressed_by(method: &str, mut backup: Command) -> Command {
     backup.args(["--compress", method]);
     backup
 }
@@ -228,7 +240,7 @@ impl Pair {
 }
 
 /// Offsets of `count` clusters, evenly scattered over a disk.
-fn scatter(size: u64, count: u64, phase: u64) -> impl Iterator<Item = u64> {
+pub fn scatter(size: u64, count: u64, phase: u64) -> impl Iterator<Item = u64> {
     let stride = size / count / CLUSTER * CLUSTER;
     (0..count).map(move |n| n * stride + phase * CLUSTER % stride)
 }
@@ -317,25 +329,12 @@ fn restore(bench: &Bench) -> Table {
                 let newest = newest_image(&backups).display().to_string();
                 tools::qemu_img("qcow2", &newest, &output.join("vda.qcow2"))
             }
-            _ => vmsnap_restore(source, &backups, &output),
+            _ => tools::vmsnap_restore(source, &backups, &output),
         };
         let sample = measure::run(vec![command], None, &output);
         remove(&output);
         sample
     })
-}
-
-fn vmsnap_restore(source: &Source, backups: &Path, output: &Path) -> Command {
-    let (from, to) = (backups.display().to_string(), output.display().to_string());
-    tools::vmsnap(&[
-        "restore",
-        source.name(),
-        "--repository",
-        &from,
-        "--to",
-        &to,
-        "--quiet",
-    ])
 }
 
 fn restore_compressed(bench: &Bench) -> Table {
@@ -366,7 +365,11 @@ fn restore_compressed(bench: &Bench) -> Table {
             .iter()
             .for_each(|file| disk::cool(file));
         let output = new_folder(&source, "restored");
-        let sample = measure::run(vec![vmsnap_restore(&source, backups, &output)], None, &output);
+        let sample = measure::run(
+            vec![tools::vmsnap_restore(&source, backups, &output)],
+            None,
+            &output,
+        );
         remove(&output);
         sample
     })

@@ -56,6 +56,8 @@ pub use history::{History, Kept, Leftover, Note};
 pub use identity::Identity;
 pub use manifest::{FileEntry, Manifest, PieceEntry};
 pub use merge::{Merge, MergeWatch, Merged};
+#[cfg(feature = "testkit")]
+pub use pack::SimulatedMap;
 pub use pack::{
     Amount, BucketLocation, Cipher, CollectReport, Collection, ConditionalPuts, Creation, HostFolders,
     IdentityFile, KeySlot, ListPage, ListedObject, NewPack, NewSlot, ObjectError, ObjectErrorKind,

@@ -19,3 +19,5 @@ pub use memory::MemoryRepository;
 pub use objects::bucket;
 pub use objects::{MemoryObjects, ObjectTrouble};
 pub use recorder::Recorder;
+
+pub use crate::repo::SimulatedMap;

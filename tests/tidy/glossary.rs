@@ -8,7 +8,7 @@ const EVERYDAY: &str = "
     define description detail device dir each edits ended ending entry error event exit extensions facts format found from guard group head header health held
     hold host id info inputs item judged key keys kind known layout left limit line link list listed live location lock locked look looks map mark meaning
     means monitor mount name named network new newest next no note now number of offer on options out outlook pending plan planned planner part pool
-    preview progress proved read reader reason record ref report request result reuse round run runs server set silent size small sizes state stats status step stop stored
+    preview progress proved read reader reason record ref report request result reuse round run runs server set silent simulated size small sizes state stats status step stop stored
     subject suspected table target text time to trouble turn type uncompared unknown unusable use user wait waiting wanted watch which wishes wish word writer writing written
 ";
 

@@ -26,6 +26,7 @@
 //! * `walk`: walks the map of a disk.
 //! * `session`, `condemned`: objects by which writers and collectors know of each other.
 //! * `commit`: what a writer does for collectors.
+//! * `simulated`: a very large map, to measure with.
 //! * `collect`: deletes what no restore point needs.
 
 mod blocks;
@@ -45,6 +46,8 @@ mod page;
 mod retry;
 mod sealer;
 mod session;
+#[cfg(feature = "testkit")]
+mod simulated;
 mod sink;
 mod source;
 mod spare;
@@ -68,6 +71,9 @@ use crate::model::buffer::BufferPool;
 use crate::model::compression::Compression;
 use crate::model::stop::{Stop, StopReason};
 use crate::repo::disk::DiskReader;
+
+#[cfg(feature = "testkit")]
+pub use simulated::SimulatedMap;
 
 pub(crate) use blocks::Reuse;
 pub(crate) use check::DiskFault;

@@ -61,6 +61,8 @@ use crate::repo::pack_error as error;
 
 pub use collection::Collection;
 pub use create::{Creation, Protection};
+#[cfg(feature = "testkit")]
+pub use data::SimulatedMap;
 pub use data::{Amount, CollectReport, Waiting};
 pub use description::{Cipher, ConditionalPuts, Sizes};
 pub use error::{PackError, PackErrorClass, Result as PackResult};

@@ -32,7 +32,7 @@ use crate::model::stop::Stop;
 use crate::repo::pack_error::{PackError, Result};
 
 use assembler::Assembler;
-use draft::Draft;
+pub(super) use draft::Draft;
 use window::{Touched, Window};
 use worker::{Job, Planned, Workers};
 

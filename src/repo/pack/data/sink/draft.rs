@@ -13,10 +13,10 @@ use crate::repo::pack::data::tree::Tree;
 use crate::repo::pack_error::Result;
 
 /// Stores a page, and returns its id.
-pub(super) type Store<'a> = &'a mut dyn FnMut(Vec<u8>) -> Result<BlockId>;
+pub(in crate::repo::pack::data) type Store<'a> = &'a mut dyn FnMut(Vec<u8>) -> Result<BlockId>;
 
 /// The map of a disk of `size` bytes.
-pub(super) struct Draft {
+pub(in crate::repo::pack::data) struct Draft {
     size: u64,
     parent: Option<Arc<Tree>>,
     /// The branches that are complete, or those of the parent.
@@ -26,7 +26,7 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    pub(super) fn new(size: u64, parent: Option<Arc<Tree>>) -> Draft {
+    pub(in crate::repo::pack::data) fn new(size: u64, parent: Option<Arc<Tree>>) -> Draft {
         let mut branches = parent
             .as_ref()
             .map_or_else(Vec::new, |parent| parent.branches().clone());
@@ -42,7 +42,7 @@ impl Draft {
 
     /// Says that clusters are stored in a block. They lie in the leaf that is being written, or
     /// after it.
-    pub(super) fn set(
+    pub(in crate::repo::pack::data) fn set(
         &mut self,
         first: u64,
         count: u16,
@@ -150,7 +150,7 @@ impl Draft {
     }
 
     /// Writes the last pages, and returns the id of the root.
-    pub(super) fn finish(mut self, store: Store<'_>) -> Result<BlockId> {
+    pub(in crate::repo::pack::data) fn finish(mut self, store: Store<'_>) -> Result<BlockId> {
         // A disk that has shrunk: its last leaf and branch lose what is after the new end.
         let clusters = self.size.div_ceil(CLUSTER);
         let has_shrunk = self
