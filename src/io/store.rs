@@ -10,6 +10,11 @@ use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
 use super::DirectFile;
 use crate::model::block::ImageFile;
+use crate::model::buffer::Buffer;
+
+/// Files of at least this length are written past the page cache, in pieces of this length, in
+/// bytes.
+const LARGE_FILE: usize = 1 << 20;
 
 /// Operations on durable storage. Tests use a store that crashes at the n-th call.
 pub trait Store: Send + Sync {
@@ -176,8 +181,18 @@ impl Store for DiskStore {
 
     fn create_file(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let mut file = create_new(path)?;
-        file.write_all(content)?;
-        file.sync_all()
+        if content.len() < LARGE_FILE {
+            file.write_all(content)?;
+            return file.sync_all();
+        }
+        let mut direct = DirectFile::new(file);
+        let mut piece = Buffer::alone(LARGE_FILE);
+        for (number, bytes) in content.chunks(LARGE_FILE).enumerate() {
+            piece.set_len(bytes.len());
+            piece.copy_from_slice(bytes);
+            direct.write_any(&piece, (number * LARGE_FILE) as u64)?;
+        }
+        direct.sync()
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -249,6 +264,28 @@ fn create_new(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_of_any_length_are_written_whole() {
+        // One of the two probably is a file system without O_DIRECT.
+        for parent in [std::env::temp_dir(), "/dev/shm".into()] {
+            let dir = tempfile::tempdir_in(parent).expect("a temporary folder");
+            for length in [
+                0,
+                5,
+                LARGE_FILE - 1,
+                LARGE_FILE,
+                2 * LARGE_FILE + 4096,
+                3 * LARGE_FILE + 77,
+            ] {
+                let content: Vec<u8> = (0..length).map(|at| (at / 7) as u8).collect();
+                let path = dir.path().join(length.to_string());
+                DiskStore.create_file(&path, &content).expect("written");
+                assert!(std::fs::read(&path).expect("there") == content, "{length} bytes");
+                assert!(DiskStore.create_file(&path, &content).is_err(), "it exists");
+            }
+        }
+    }
 
     #[test]
     fn nothing_that_exists_is_replaced() {
