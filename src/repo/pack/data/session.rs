@@ -194,7 +194,12 @@ impl Session {
     }
 
     fn stop_renewing(&mut self) {
-        self.shared.stop.request(StopReason::OtherPartFailed);
+        {
+            // The lock keeps the renewer from beginning its wait of hours between its look at the
+            // stop and the notification.
+            let _state = self.shared.state();
+            self.shared.stop.request(StopReason::OtherPartFailed);
+        }
         self.shared.changed.notify_all();
         if let Some(renewer) = self.renewer.take() {
             // It only renews; a panic there leaves the session as it is.

@@ -277,3 +277,15 @@ fn long_readers_find_moved_blocks() {
     assert_eq!(faults, [], "deleted packs are no damage");
     assert!(read(&reader, point.root, 0).expect("it reads") == point.disk);
 }
+
+/// The thread that renews a session has to notice its end at any moment, also just before it waits
+/// for hours. If it does not, this test does not end.
+#[test]
+fn many_sessions_end_at_once() {
+    let world = World::new();
+    let (data, stop) = (world.open(), Stop::default());
+    for _ in 0..3000 {
+        data.begin_writing("host", &stop).expect("it begins").give_up();
+    }
+    assert_eq!(world.names("sessions/"), [""; 0]);
+}
