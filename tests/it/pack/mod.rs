@@ -13,6 +13,7 @@ mod killed;
 mod s3;
 #[cfg(feature = "object-store")]
 mod server;
+mod together;
 mod world;
 
 use std::sync::Arc;

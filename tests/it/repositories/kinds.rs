@@ -115,8 +115,20 @@ impl<'a> Maker<'a> {
         pending: &dyn PendingPoint,
         size: u64,
         blocks: Vec<Block>,
-        (history, parent): (&History, Option<&str>),
+        base: (&History, Option<&str>),
     ) -> Manifest {
+        let filled = self.try_fill(pending, size, blocks, base);
+        filled.expect("it takes the blocks")
+    }
+
+    /// The same where others may hinder it.
+    pub fn try_fill(
+        &self,
+        pending: &dyn PendingPoint,
+        size: u64,
+        blocks: Vec<Block>,
+        (history, parent): (&History, Option<&str>),
+    ) -> Result<Manifest, RepoError> {
         let parent = parent.map(|id| history.get(id).expect("it is kept"));
         let disk = NewDisk {
             target: "vda",
@@ -125,15 +137,13 @@ impl<'a> Maker<'a> {
             compression: Compression::default(),
             stop: Stop::default(),
         };
-        let mut sink = pending.sink(&disk).expect("it begins");
+        let mut sink = pending.sink(&disk)?;
         for block in blocks {
-            sink.write(block).expect("it takes the block");
+            sink.write(block)?;
         }
-        let written = sink.finish().expect("it finishes");
+        let written = sink.finish()?;
         let image = pending.entry("vda", &written);
-        let definition = pending
-            .put(SmallFile::Definition, DEFINITION)
-            .expect("it is written");
+        let definition = pending.put(SmallFile::Definition, DEFINITION)?;
         let level = match parent {
             Some(_) => Level::Incremental,
             None => Level::Full,
@@ -172,7 +182,7 @@ impl<'a> Maker<'a> {
             merged: None,
             copied_from: None,
         };
-        Manifest::new("a test", point, vec![image, definition], None)
+        Ok(Manifest::new("a test", point, vec![image, definition], None))
     }
 }
 

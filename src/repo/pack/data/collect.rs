@@ -7,8 +7,9 @@
 //!
 //! Why this loses nothing:
 //!
-//! * A collector looks in this order: its own session, the sessions, the condemned packs, the
-//!   index, the list of packs, the restore points. A writer: its own session, the condemned packs,
+//! * A collector looks in this order: its own session, the sessions, the restore points, the
+//!   condemned packs, the index, the list of packs. So whatever a restore point needs that it sees
+//!   was there before it saw the packs. A writer: its own session, the condemned packs,
 //!   the index, the restore points; before the commit its session and the condemned packs again.
 //! * A pack stays condemned until it is deleted. A writer that began afterwards knows it, and does
 //!   not reuse its blocks. A writer that began before has ended when the pack is deleted, and its
@@ -164,8 +165,8 @@ struct Seen {
 }
 
 impl Collector<'_> {
-    /// Collects. A restore point that is committed while this call looks may need packs that it has
-    /// not seen, so it looks again if something seems to be missing.
+    /// Collects. Index objects may be replaced while this call looks, so it looks again if
+    /// something seems to be missing.
     fn run(&self, live: Live<'_>) -> Result<CollectReport> {
         for _ in 1..MOST_LOOKS {
             match self.run_once(live) {
@@ -178,16 +179,18 @@ impl Collector<'_> {
 
     fn run_once(&self, live: Live<'_>) -> Result<CollectReport> {
         let mut report = CollectReport::default();
-        let seen = self.look()?;
+        let shared = &self.data.shared;
+        let sessions = SeenSessions::read(&shared.objects, self.session, self.stop)?;
         // Two collectors that begin at the same time see each other.
-        if let Some(other) = seen.sessions.live.iter().find(|session| session.is_collector()) {
-            let shared = &self.data.shared;
+        if let Some(other) = sessions.live.iter().find(|session| session.is_collector()) {
             let host = describe(&shared.objects, &shared.sealer, other, self.stop);
             report.waiting.push(Waiting::Collector(host));
             return Ok(report);
         }
+        let points = live(self.stop)?;
+        let seen = self.look(sessions)?;
         let useless = self.adopt(&seen, &mut report)?;
-        let marks = Marks::read(self.data, &seen.stored, &seen.condemned, live, self.stop)?;
+        let marks = Marks::read(self.data, &seen.stored, &seen.condemned, &points, self.stop)?;
         let mut packs = marks.packs(self.data, &seen)?;
         packs.extend(useless);
         let facts = self.facts(&seen);
@@ -205,10 +208,9 @@ impl Collector<'_> {
         Ok(report)
     }
 
-    /// The order is part of the argument above.
-    fn look(&self) -> Result<Seen> {
+    /// Looks at the rest of what the store holds. The order is part of the argument above.
+    fn look(&self, sessions: SeenSessions) -> Result<Seen> {
         let shared = &self.data.shared;
-        let sessions = SeenSessions::read(&shared.objects, self.session, self.stop)?;
         let records = self.data.learn_condemned(&BTreeSet::new(), self.stop)?;
         // Without an index object, packs that it lists seem to be unknown.
         if let Some(name) = self.data.damaged_index().first() {

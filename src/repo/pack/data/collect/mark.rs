@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::plan::PackUse;
-use super::{Live, Seen, Stored};
+use super::{Needed, Seen, Stored};
 use crate::model::stop::Stop;
 use crate::repo::pack::data::cache::{Cache, CachedBlock, Place};
 use crate::repo::pack::data::id::{BlockId, INDEX, PackId};
@@ -103,13 +103,13 @@ impl Marks {
     /// Marks everything that the restore points need. A page that several share is read once.
     ///
     /// # Errors
-    /// [`PackError::Damaged`] if something that is needed is missing or damaged; others if the
-    /// restore points cannot be listed, or the store fails.
+    /// [`PackError::Damaged`] if something that is needed is missing or damaged; others if the store
+    /// fails.
     pub(super) fn read(
         data: &Data,
         stored: &Stored,
         condemned: &HashSet<PackId>,
-        live: Live<'_>,
+        points: &[Needed],
         stop: &Stop,
     ) -> Result<Marks> {
         let cache = data.shared.index.cache();
@@ -126,7 +126,7 @@ impl Marks {
                 pages: Bits::new(count),
             },
         };
-        for point in live(stop)? {
+        for point in points {
             for (root, size) in &point.disks {
                 walk(&data.tree_context(), root, *size, &mut marker, stop)?;
             }
