@@ -80,7 +80,7 @@ pub use unlocked::UnlockedPack;
 
 use description::{Description, LARGEST, NAME};
 use keys::{KeyFault, MasterKey, SLOTS};
-use objects::{FolderObjects, small};
+use objects::{FolderObjects, Unconditional, small};
 
 /// Facts about a pack repository that need no key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -272,8 +272,14 @@ impl PackRepository {
             }
             Err(error) => return Err(error.into()),
         };
+        let description = Description::parse(&text, location)?;
+        let objects = match description.conditional_puts {
+            ConditionalPuts::Honoured => objects,
+            // Some of these stores refuse the condition.
+            ConditionalPuts::Ignored => Arc::new(Unconditional(objects)),
+        };
         Ok(PackRepository {
-            description: Description::parse(&text, location)?,
+            description,
             location: location.to_owned(),
             objects,
             text,

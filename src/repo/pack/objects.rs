@@ -4,6 +4,7 @@
 //! * `name`: names of objects.
 //! * `folder`: objects as files below a folder.
 //! * `s3`: objects in a bucket of an S3 server.
+//! * `unconditional`: a store that cannot create an object only if it is absent.
 //!
 //! A call to a server ends at its deadline, and soon after a stop was requested; calls of a file
 //! system cannot be interrupted. An object appears whole or
@@ -14,6 +15,7 @@ mod folder;
 mod name;
 #[cfg(feature = "object-store")]
 mod s3;
+mod unconditional;
 
 use std::ops::Range;
 use std::time::Duration;
@@ -30,6 +32,7 @@ pub use name::ObjectName;
 pub(crate) use name::is_segment;
 #[cfg(feature = "object-store")]
 pub(crate) use s3::S3Objects;
+pub(crate) use unconditional::Unconditional;
 
 /// The result of an object store.
 pub type ObjectResult<T> = Result<T, ObjectError>;

@@ -14,7 +14,7 @@ use super::lock::{LARGEST_FILE, SlotOwner, lock};
 use super::master::{MasterKey, random};
 use super::record;
 use crate::model::stop::Stop;
-use crate::repo::pack::objects::{ObjectName, ObjectStore, list_all, small};
+use crate::repo::pack::objects::{ObjectErrorKind, ObjectName, ObjectStore, list_all, small};
 use crate::repo::pack_error::{PackError, Result};
 
 /// How the names of the objects of slots begin.
@@ -176,8 +176,15 @@ pub(crate) fn write_slot(
 
 /// Creates an object with a random name, and reads it back: a key that is not stored would be lost.
 fn create(store: &dyn ObjectStore, name: &ObjectName, content: &[u8], stop: &Stop) -> Result<()> {
-    // If it exists, an earlier try of this put has written it.
-    store.put_if_absent(name, content, &small(stop))?;
+    match store.put_if_absent(name, content, &small(stop)) {
+        // If it exists, an earlier try of this put has written it.
+        Ok(_) => {}
+        // Some stores refuse the condition. The name is random.
+        Err(error) if error.kind == ObjectErrorKind::Unsupported => {
+            store.put(name, content, &small(stop))?;
+        }
+        Err(error) => return Err(error.into()),
+    }
     let found = store.get(name, LARGEST_FILE, &small(stop))?;
     match found == content {
         true => Ok(()),

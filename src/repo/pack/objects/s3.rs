@@ -15,7 +15,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
 use object_store::{
@@ -224,6 +224,9 @@ fn builder(location: &BucketLocation, settings: Settings) -> AmazonS3Builder {
     if let Some(endpoint) = &location.endpoint {
         builder = builder.with_endpoint(endpoint);
     }
+    if is_aws(location.endpoint.as_deref()) {
+        builder = builder.with_checksum_algorithm(Checksum::SHA256);
+    }
     match settings.credentials {
         Credentials::Static { id, secret, token } => {
             builder = builder
@@ -244,6 +247,19 @@ fn builder(location: &BucketLocation, settings: Settings) -> AmazonS3Builder {
         }
         Credentials::OfMachine => builder,
     }
+}
+
+/// Whether an endpoint is one of AWS. Where a bucket has a default retention (object lock), AWS
+/// refuses objects without a checksum in a header. Other servers may refuse the header.
+fn is_aws(endpoint: Option<&str>) -> bool {
+    let Some(endpoint) = endpoint else {
+        return true;
+    };
+    let host = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    let host = host.split(['/', ':']).next().unwrap_or_default();
+    [".amazonaws.com", ".amazonaws.com.cn"]
+        .iter()
+        .any(|end| host.ends_with(end))
 }
 
 impl ObjectStore for S3Objects {
@@ -311,7 +327,8 @@ impl ObjectStore for S3Objects {
     fn put(&self, name: &ObjectName, content: &[u8], limit: &WaitLimit) -> ObjectResult<()> {
         let path = self.path(name);
         let payload = PutPayload::from(content.to_vec());
-        self.call("write", name.as_str(), limit, self.bucket.put(&path, payload))?;
+        let put = self.bucket_for(content.len()).put(&path, payload);
+        self.call("write", name.as_str(), limit, put)?;
         Ok(())
     }
 
@@ -370,6 +387,36 @@ impl ObjectStore for S3Objects {
         match self.call("delete", name.as_str(), limit, self.bucket.delete(&path)) {
             Err(failure) if !failure.error.is_not_found() => Err(failure.into()),
             _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uploads_to_aws_have_a_checksum() {
+        for (endpoint, expected) in [
+            (None, true),
+            (Some("https://s3.eu-central-1.amazonaws.com"), true),
+            (Some("https://s3.cn-north-1.amazonaws.com.cn:443"), true),
+            (Some("https://s3.example.org"), false),
+            (Some("https://amazonaws.com.example.org"), false),
+            (Some("https://s3.us-west-004.backblazeb2.com"), false),
+        ] {
+            let location = BucketLocation {
+                endpoint: endpoint.map(str::to_owned),
+                bucket: "backups".to_owned(),
+                prefix: String::new(),
+            };
+            let settings = Settings {
+                credentials: Credentials::OfMachine,
+                region: "eu-central-1".to_owned(),
+            };
+            let builder = builder(&location, settings);
+            let checksum = builder.get_config_value(&AmazonS3ConfigKey::Checksum);
+            assert_eq!(checksum.is_some(), expected, "{endpoint:?}");
         }
     }
 }
