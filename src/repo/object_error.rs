@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use crate::model::stop::StopReason;
 
+/// The operation that deletes an object.
+pub(crate) const DELETE: &str = "delete";
+
 /// A call of an object store failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {operation} {location}: {kind}")]
@@ -130,6 +133,9 @@ impl ObjectError {
         Some(match self.kind {
             ObjectErrorKind::NoPlace("bucket") => "create the bucket first, or check its name",
             ObjectErrorKind::NoPlace(_) => "check the path, and mount its file system",
+            ObjectErrorKind::Refused if self.operation == DELETE => {
+                "this user may not delete: run the command where the user may; in a bucket that is s3:DeleteObject"
+            }
             ObjectErrorKind::Refused => {
                 "give this user read and write access; in a bucket that is s3:GetObject, s3:PutObject and s3:ListBucket"
             }

@@ -10,6 +10,8 @@ mod folder;
 mod keys;
 mod killed;
 #[cfg(feature = "object-store")]
+mod rights;
+#[cfg(feature = "object-store")]
 mod s3;
 #[cfg(feature = "object-store")]
 mod server;

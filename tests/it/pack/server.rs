@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use jiff::{SignedDuration, Timestamp};
+
 /// The only bucket.
 pub const BUCKET: &str = "backups";
 
@@ -17,6 +19,12 @@ pub enum Mood {
     Good,
     /// As S3 does, but it ignores `If-None-Match`.
     IgnoresConditions,
+    /// As S3 does, but it refuses `If-None-Match` at a PUT.
+    RefusesConditions,
+    /// As S3 does for a user who may read and create objects, but not delete or replace them.
+    MayOnlyAdd,
+    /// As S3 does for a user who may only read.
+    MayOnlyRead,
     /// With this status and this error code.
     Refuses(u16, &'static str),
     /// With status 503, this many times.
@@ -35,10 +43,15 @@ pub struct Server {
 }
 
 struct State {
-    objects: Mutex<BTreeMap<String, Vec<u8>>>,
+    objects: Mutex<Objects>,
+    /// The clock moves only with [`Server::pass`].
+    now: Mutex<Timestamp>,
     mood: Mutex<Mood>,
     requests: AtomicUsize,
 }
+
+/// The content of each object, and when it was written.
+type Objects = BTreeMap<String, (Vec<u8>, Timestamp)>;
 
 struct Request {
     method: String,
@@ -48,12 +61,20 @@ struct Request {
     body: Vec<u8>,
 }
 
+impl Request {
+    /// Whether it may replace an object.
+    fn replaces(&self) -> bool {
+        self.method == "PUT" && self.headers.get("if-none-match").is_none_or(|value| value != "*")
+    }
+}
+
 impl Server {
     pub fn start() -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("bound").port();
         let state = Arc::new(State {
             objects: Mutex::default(),
+            now: Mutex::new("2026-11-28T15:00:00Z".parse().expect("a time")),
             mood: Mutex::new(Mood::Good),
             requests: AtomicUsize::new(0),
         });
@@ -82,7 +103,13 @@ impl Server {
     }
 
     pub fn insert(&self, key: &str, content: &[u8]) {
-        lock(&self.state.objects).insert(key.to_owned(), content.to_vec());
+        let now = *lock(&self.state.now);
+        lock(&self.state.objects).insert(key.to_owned(), (content.to_vec(), now));
+    }
+
+    /// Moves the clock of the server forward.
+    pub fn pass(&self, hours: i64) {
+        *lock(&self.state.now) += SignedDuration::from_hours(hours);
     }
 
     pub fn requests(&self) -> usize {
@@ -117,6 +144,15 @@ fn serve(stream: TcpStream, state: &State) {
             Mood::Busy(_) => error(503, "SlowDown"),
             Mood::Tears if request.method == "GET" && request.query.is_empty() => {
                 b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\nETag: \"x\"\r\nLast-Modified: Sat, 28 Nov 2026 15:00:00 GMT\r\n\r\n{".to_vec()
+            }
+            Mood::RefusesConditions if request.method == "PUT" && !request.replaces() => {
+                error(501, "NotImplemented")
+            }
+            Mood::MayOnlyRead if !matches!(request.method.as_str(), "GET" | "HEAD") => {
+                error(403, "AccessDenied")
+            }
+            Mood::MayOnlyAdd if request.method == "DELETE" || request.replaces() => {
+                error(403, "AccessDenied")
             }
             mood => answer(&request, state, mood == Mood::IgnoresConditions),
         };
@@ -196,11 +232,11 @@ fn answer(request: &Request, state: &State, ignores_conditions: bool) -> Vec<u8>
         "GET" if key.is_empty() => list(request, &objects),
         "GET" => match objects.get(key) {
             None => error(404, "NoSuchKey"),
-            Some(content) => get(request, content),
+            Some((content, _)) => get(request, content),
         },
         "HEAD" => match objects.get(key) {
             None => reply(404, "", b""),
-            Some(content) => {
+            Some((content, _)) => {
                 let mut answer = reply(200, "", content);
                 answer.truncate(answer.len() - content.len());
                 answer
@@ -211,7 +247,8 @@ fn answer(request: &Request, state: &State, ignores_conditions: bool) -> Vec<u8>
             if is_conditional && objects.contains_key(key) {
                 return error(412, "PreconditionFailed");
             }
-            objects.insert(key.to_owned(), request.body.clone());
+            let now = *lock(&state.now);
+            objects.insert(key.to_owned(), (request.body.clone(), now));
             reply(200, "", b"")
         }
         "DELETE" => {
@@ -239,7 +276,7 @@ fn get(request: &Request, content: &[u8]) -> Vec<u8> {
 }
 
 /// The answer to ListObjectsV2, in pages of two.
-fn list(request: &Request, objects: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
+fn list(request: &Request, objects: &Objects) -> Vec<u8> {
     let parameter = |name: &str| request.query.get(name).map_or("", String::as_str);
     let (prefix, after) = (parameter("prefix"), parameter("start-after"));
     let found: Vec<_> = objects
@@ -253,9 +290,10 @@ fn list(request: &Request, objects: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
     if is_truncated {
         body += "<NextContinuationToken>opaque</NextContinuationToken>";
     }
-    for (key, content) in found.iter().take(2) {
+    for (key, (content, time)) in found.iter().take(2) {
+        let time = time.strftime("%Y-%m-%dT%H:%M:%S.000Z");
         body += &format!(
-            "<Contents><Key>{key}</Key><LastModified>2026-11-28T15:00:00.000Z</LastModified><ETag>\"x\"</ETag><Size>{}</Size></Contents>",
+            "<Contents><Key>{key}</Key><LastModified>{time}</LastModified><ETag>\"x\"</ETag><Size>{}</Size></Contents>",
             content.len()
         );
     }

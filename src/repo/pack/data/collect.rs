@@ -54,10 +54,11 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::commit::Needed;
 use super::condemned::{self, Condemned};
-use super::id::{PACKS, PackId};
+use super::id::{PACKS, PackId, object_name, random_digits};
 use super::listing::{each, list};
+use super::retry::{limit, retry};
 use super::session::{Kind, MARGIN, SeenSessions, Session, describe};
-use super::{Data, PackErrorClass, Result};
+use super::{Data, PackError, PackErrorClass, Result};
 use crate::model::stop::Stop;
 use crate::repo::pack::objects::ListedObject;
 
@@ -115,6 +116,7 @@ impl Data {
         options: &CollectOptions<'_>,
         stop: &Stop,
     ) -> Result<CollectReport> {
+        self.check_right_to_delete(stop)?;
         let data = self.with_private_cache(stop)?;
         let shared = &data.shared;
         let session = Session::begin(
@@ -142,6 +144,21 @@ impl Data {
                 Err(error)
             }
         }
+    }
+}
+
+impl Data {
+    /// Checks that this user may delete. Otherwise the session of this call would stay, and no
+    /// other collector would work for three days.
+    fn check_right_to_delete(&self, stop: &Stop) -> Result<()> {
+        let objects = &self.shared.objects;
+        let digits = random_digits().map_err(PackError::Seal)?;
+        let name = object_name(&format!("{PROBES}{digits}")).map_err(PackError::Seal)?;
+        retry(stop, || {
+            objects.put_if_absent(&name, b"may this be deleted?\n", &limit(0, stop))
+        })?;
+        retry(stop, || objects.delete(&name, &limit(0, stop)))?;
+        Ok(())
     }
 }
 
