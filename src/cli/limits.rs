@@ -23,6 +23,19 @@ pub(super) fn raise_open_files() {
     }
 }
 
+/// Forbids core dumps of this process and its children, because passphrases, keys and the content
+/// of disks are in their memory. A program that receives core dumps may ignore the limit.
+pub(super) fn forbid_core_dumps() {
+    let limits = Rlimit {
+        current: Some(0),
+        maximum: getrlimit(Resource::Core).maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Core, limits) {
+        let what = format!("cannot forbid core dumps: {error}");
+        log::tell(&Entry::new(Level::Debug, &what));
+    }
+}
+
 /// The limits to set, if they differ from the present ones; `None` in a limit means no limit.
 fn wanted(limits: &Rlimit) -> Option<Rlimit> {
     let current = limits.current?;

@@ -67,6 +67,7 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
         cli.set_classic();
     }
     log::start(&cli.log);
+    limits::forbid_core_dumps();
     limits::raise_open_files();
     #[cfg(feature = "libvirt")]
     if let args::Command::Demo(args) = &mut cli.command {

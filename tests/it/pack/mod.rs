@@ -11,8 +11,11 @@ mod keys;
 mod killed;
 #[cfg(feature = "object-store")]
 mod rights;
+mod rollback;
 #[cfg(feature = "object-store")]
 mod s3;
+#[cfg(feature = "object-store")]
+mod secrets;
 #[cfg(feature = "object-store")]
 mod server;
 mod together;
