@@ -320,7 +320,13 @@ fn is_test(path: &str) -> bool {
 
 #[test]
 fn every_test_that_a_page_names_exists() {
-    for (page, least) in [("safety", 150), ("classic", 20), ("performance", 1)] {
+    for (page, least) in [
+        ("safety", 150),
+        ("security", 25),
+        ("offsite", 3),
+        ("classic", 20),
+        ("performance", 1),
+    ] {
         let page = format!("docs/{page}.md");
         let text = fs::read_to_string(root().join(&page)).expect("a page");
         let named = named_tests(&text);

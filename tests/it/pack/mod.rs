@@ -10,6 +10,8 @@ mod folder;
 mod keys;
 mod killed;
 #[cfg(feature = "object-store")]
+mod offsite;
+#[cfg(feature = "object-store")]
 mod rights;
 mod rollback;
 #[cfg(feature = "object-store")]

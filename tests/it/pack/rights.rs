@@ -225,7 +225,7 @@ fn store_that_refuses_conditional_puts_is_usable() {
 
 /// The drill of a restore needs a user who may only read.
 #[test]
-fn reading_is_enough_for_list_and_restore() {
+fn reading_is_enough_for_list_verify_and_restore() {
     let site = Site::new(Mood::Good);
     let lab = site.filled();
     site.server.be(Mood::MayOnlyRead);
@@ -234,6 +234,9 @@ fn reading_is_enough_for_list_and_restore() {
     let restored = std::fs::read(site.folder.path().join("restored/vda.raw")).expect("the disk");
     assert!(restored == lab.disk("vm1", "vda"));
     site.done(&["copy", "--from", &site.location("kvm"), "--to", "folder"]);
+    let verified = site.done(&["verify", "--deep"]);
+    let text = String::from_utf8_lossy(&verified.stderr).into_owned();
+    assert!(text.contains("cannot be recorded"), "{text}");
     site.done(&["key", "export", "--to", "recovery.age"]);
     site.done(&["repository", "info", &site.location("kvm")]);
     site.refused(&["pin", "vm1", "latest"], "s3:PutObject");

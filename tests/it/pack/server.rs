@@ -107,6 +107,19 @@ impl Server {
         lock(&self.state.objects).insert(key.to_owned(), (content.to_vec(), now));
     }
 
+    pub fn remove(&self, key: &str) {
+        lock(&self.state.objects).remove(key);
+    }
+
+    /// The keys and the content of all objects.
+    pub fn objects(&self) -> Vec<(String, Vec<u8>)> {
+        let objects = lock(&self.state.objects);
+        let objects = objects.iter();
+        objects
+            .map(|(key, (content, _))| (key.clone(), content.clone()))
+            .collect()
+    }
+
     /// Moves the clock of the server forward.
     pub fn pass(&self, hours: i64) {
         *lock(&self.state.now) += SignedDuration::from_hours(hours);

@@ -103,8 +103,8 @@ impl Marks {
     /// Marks everything that the restore points need. A page that several share is read once.
     ///
     /// # Errors
-    /// [`PackError::Damaged`] if something that is needed is missing or damaged; others if the store
-    /// fails.
+    /// [`PackError::Damaged`] if something that is needed is missing or damaged; others if the
+    /// store fails.
     pub(super) fn read(
         data: &Data,
         stored: &Stored,
