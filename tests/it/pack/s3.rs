@@ -1,4 +1,4 @@
-//! Repositories in a bucket. The server is in this process; real servers are tried by hand.
+//! Repositories in a bucket. The server is in this process; `tests/interop/s3.rs` has real ones.
 
 use std::process::{Command, Output, Stdio};
 
@@ -104,6 +104,14 @@ fn server_that_ignores_conditions_is_recorded() {
     let created = document(&run(&["init", &location, "--no-encryption", "--json"]));
     assert_eq!(created["conditionalPuts"], "ignored");
     assert_eq!(server.keys(), ["vmsnap.json"]);
+}
+
+#[test]
+fn puts_have_the_checksum_that_locked_buckets_require() {
+    let server = Server::start();
+    server.be(Mood::LocksObjects);
+    let location = server.location(BUCKET);
+    document(&run(&["init", &location, "--no-encryption", "--json"]));
 }
 
 #[test]

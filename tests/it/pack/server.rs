@@ -25,6 +25,8 @@ pub enum Mood {
     MayOnlyAdd,
     /// As S3 does for a user who may only read.
     MayOnlyRead,
+    /// As S3 does for a bucket whose objects are locked: each put needs a checksum.
+    LocksObjects,
     /// With this status and this error code.
     Refuses(u16, &'static str),
     /// With status 503, this many times.
@@ -167,7 +169,7 @@ fn serve(stream: TcpStream, state: &State) {
             Mood::MayOnlyAdd if request.method == "DELETE" || request.replaces() => {
                 error(403, "AccessDenied")
             }
-            mood => answer(&request, state, mood == Mood::IgnoresConditions),
+            mood => answer(&request, state, &mood),
         };
         let is_last = matches!(mood_name(&answer), Answer::Torn);
         if stream.write_all(&answer).is_err() || is_last {
@@ -235,7 +237,7 @@ fn error(status: u16, code: &str) -> Vec<u8> {
     reply(status, "", body.as_bytes())
 }
 
-fn answer(request: &Request, state: &State, ignores_conditions: bool) -> Vec<u8> {
+fn answer(request: &Request, state: &State, mood: &Mood) -> Vec<u8> {
     let (bucket, key) = request.key.split_once('/').unwrap_or((&request.key, ""));
     if bucket != BUCKET {
         return error(404, "NoSuchBucket");
@@ -256,7 +258,16 @@ fn answer(request: &Request, state: &State, ignores_conditions: bool) -> Vec<u8>
             }
         },
         "PUT" => {
-            let is_conditional = request.headers.contains_key("if-none-match") && !ignores_conditions;
+            let is_conditional =
+                request.headers.contains_key("if-none-match") && *mood != Mood::IgnoresConditions;
+            let has_checksum = ["content-md5", "x-amz-checksum-sha256"]
+                .iter()
+                .any(|name| request.headers.contains_key(*name));
+            if *mood == Mood::LocksObjects && !has_checksum {
+                let message = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters";
+                let body = format!("<Error><Code>InvalidRequest</Code><Message>{message}</Message></Error>");
+                return reply(400, "", body.as_bytes());
+            }
             if is_conditional && objects.contains_key(key) {
                 return error(412, "PreconditionFailed");
             }

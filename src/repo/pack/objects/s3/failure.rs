@@ -74,6 +74,16 @@ pub(super) fn translate(operation: &'static str, location: String, error: &Error
     }
 }
 
+/// Whether a put failed because the server requires a checksum, as for a bucket with object lock.
+/// Its codes differ, but each message names one of the two headers.
+pub(super) fn lacks_checksum(error: &Error) -> bool {
+    let is_about_it = |text: &String| {
+        let text = text.to_ascii_lowercase();
+        text.contains("400 bad request") && text.contains("content-md5")
+    };
+    texts(error).iter().any(is_about_it)
+}
+
 /// The kind that a code of S3 means.
 fn kind_of_code(code: &str) -> Option<ObjectErrorKind> {
     Some(match code {
