@@ -12,7 +12,7 @@ export RUST_TEST_THREADS
 AND_NOTHING_LEFT = status=$$?; $(CARGO) test --locked --test live_leftovers || status=1; exit $$status
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check fmt lint scripts tidy unit it deny live bench fresh package fuzz
+.PHONY: help build demo test check fmt lint scripts tidy unit it deny live servers bench fresh package fuzz
 
 # One target at a time: they share cargo's lock and the cores.
 .NOTPARALLEL:
@@ -43,6 +43,7 @@ lint: ## clippy, with and without libvirt
 	@scripts/setup.sh build
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --all-targets --no-default-features -- -D warnings
+	$(CARGO) clippy --locked --test garage -- -D warnings
 
 scripts: ## shellcheck on every shell script
 	@scripts/setup.sh check
@@ -66,6 +67,11 @@ it: ## the verbs on a simulated hypervisor
 live: ## only the tests on real domains (as root), and whether they left anything
 	@scripts/setup.sh build demo test
 	$(CARGO) test --locked --test live; $(AND_NOTHING_LEFT)
+
+servers: ## the tests with S3 servers: moto, and garage, which the first run builds (half an hour on two cores)
+	@scripts/setup.sh build test
+	$(CARGO) test --locked --test interop s3::
+	$(CARGO) test --locked --test garage
 
 package: ## target/package: a .deb, an .rpm and the static rescue program, built on Debian 12 or Ubuntu 22.04
 	@scripts/setup.sh build package

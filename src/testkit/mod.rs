@@ -15,9 +15,9 @@ pub use crash::{Blow, CrashHost, CrashStore, Fuse, clone_by_copying};
 pub use disk::MemDisk;
 pub use host::SimHost;
 pub use memory::MemoryRepository;
-#[cfg(feature = "object-store")]
-pub use objects::bucket;
 pub use objects::{MemoryObjects, ObjectTrouble};
+#[cfg(feature = "object-store")]
+pub use objects::{bucket, bucket_with};
 pub use recorder::Recorder;
 
 pub use crate::repo::SimulatedMap;

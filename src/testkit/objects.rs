@@ -273,5 +273,25 @@ impl State {
 /// The location is invalid.
 #[cfg(feature = "object-store")]
 pub fn bucket(location: &str) -> crate::repo::PackResult<std::sync::Arc<dyn ObjectStore>> {
-    crate::repo::pack::bucket_of_test(location.as_ref())
+    let environment = [
+        ("AWS_ACCESS_KEY_ID", "of-a-test"),
+        ("AWS_SECRET_ACCESS_KEY", "of-a-test"),
+    ];
+    bucket_with(location, &environment)
+}
+
+/// Opens a bucket with these variables instead of those of the environment.
+///
+/// # Errors
+/// The location is invalid, or there are no credentials.
+#[cfg(feature = "object-store")]
+pub fn bucket_with(
+    location: &str,
+    environment: &[(&str, &str)],
+) -> crate::repo::PackResult<std::sync::Arc<dyn ObjectStore>> {
+    let value = |name: &str| {
+        let found = environment.iter().find(|(known, _)| *known == name);
+        found.map(|(_, value)| (*value).into())
+    };
+    crate::repo::pack::bucket_of_test(location.as_ref(), &value)
 }

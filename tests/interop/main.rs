@@ -13,5 +13,7 @@ mod nbd_qemu;
 mod pack;
 mod qcow2;
 mod qcow2_memory;
+#[cfg(feature = "object-store")]
+mod s3;
 mod stories;
 mod support;

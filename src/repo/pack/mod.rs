@@ -155,19 +155,18 @@ fn object_store(location: &PackLocation, store: Arc<dyn Store>) -> error::Result
     }
 }
 
-/// Opens the bucket at a location with credentials that a test gives.
+/// Opens the bucket at a location with these variables instead of those of the environment.
 ///
 /// # Errors
 /// As [`PackRepository::open`], or the location is not that of a bucket.
 #[cfg(all(feature = "testkit", feature = "object-store"))]
-pub(crate) fn bucket_of_test(location: &Path) -> error::Result<Arc<dyn ObjectStore>> {
-    let environment = |name: &str| {
-        let is_credential = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].contains(&name);
-        is_credential.then(|| "of-a-test".into())
-    };
+pub(crate) fn bucket_of_test(
+    location: &Path,
+    environment: &dyn Fn(&str) -> Option<std::ffi::OsString>,
+) -> error::Result<Arc<dyn ObjectStore>> {
     match PackLocation::parse(location.as_os_str())? {
         Some(PackLocation::Bucket(bucket)) => {
-            Ok(Arc::new(objects::S3Objects::open_in(&bucket, &environment)?))
+            Ok(Arc::new(objects::S3Objects::open_in(&bucket, environment)?))
         }
         _ => Err(PackError::OtherKind {
             location: location.display().to_string(),
