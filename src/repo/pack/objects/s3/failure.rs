@@ -42,7 +42,9 @@ fn shortened(text: &str) -> String {
 pub(super) fn translate(operation: &'static str, location: String, error: &Error) -> ObjectError {
     let all = texts(error);
     let code = all.iter().find_map(|text| element(text, "Code"));
-    let kind = match (kind_of_code(code.unwrap_or_default()), error) {
+    let message_of_server = all.iter().find_map(|text| element(text, "Message"));
+    let message_of_server = unescaped(message_of_server.unwrap_or_default());
+    let kind = match (kind_of(code.unwrap_or_default(), &message_of_server), error) {
         (Some(kind), _) => kind,
         (None, Error::NotFound { .. }) => ObjectErrorKind::NotFound,
         (None, Error::PermissionDenied { .. }) => ObjectErrorKind::Refused,
@@ -56,13 +58,7 @@ pub(super) fn translate(operation: &'static str, location: String, error: &Error
         _ => ObjectErrorKind::Failed,
     };
     let detail = match code {
-        Some(code) => {
-            let message = all
-                .iter()
-                .find_map(|text| element(text, "Message"))
-                .unwrap_or_default();
-            Some(format!("{code}: {message}"))
-        }
+        Some(code) => Some(format!("{code}: {message_of_server}")),
         // The innermost error is that of the system, for example of the connection.
         None => all.last().cloned(),
     };
@@ -84,9 +80,13 @@ pub(super) fn lacks_checksum(error: &Error) -> bool {
     texts(error).iter().any(is_about_it)
 }
 
-/// The kind that a code of S3 means.
-fn kind_of_code(code: &str) -> Option<ObjectErrorKind> {
+/// The kind that a code of S3 means, and a message if the code is used for several things.
+fn kind_of(code: &str, message: &str) -> Option<ObjectErrorKind> {
     Some(match code {
+        // Garage refuses credentials with this code, too.
+        "AccessDenied" if message.contains("Invalid signature") || message.contains("No such key") => {
+            ObjectErrorKind::BadCredentials
+        }
         "NoSuchBucket" => ObjectErrorKind::NoPlace("bucket"),
         "NoSuchKey" => ObjectErrorKind::NotFound,
         "AccessDenied" | "AllAccessDisabled" | "AccountProblem" => ObjectErrorKind::Refused,
@@ -120,6 +120,19 @@ fn texts(error: &Error) -> Vec<String> {
         below = source.source();
     }
     texts
+}
+
+/// A text of an XML document without escapes.
+fn unescaped(text: &str) -> String {
+    let escapes = [
+        ("&apos;", "'"),
+        ("&quot;", "\""),
+        ("&lt;", "<"),
+        ("&gt;", ">"),
+        ("&amp;", "&"),
+    ];
+    let replaced = |text: String, (escape, plain): (&str, &str)| text.replace(escape, plain);
+    escapes.into_iter().fold(text.to_owned(), replaced)
 }
 
 /// The content of an XML element without attributes. Error documents of S3 have no nested ones.
@@ -159,6 +172,29 @@ mod tests {
                 format!("status: 403: <?xml?><Error><Code>{code}</Code><Message>why</Message></Error>");
             assert_eq!(kind(generic(&body)), expected, "{code}");
         }
+    }
+
+    #[test]
+    fn garage_refuses_credentials_with_the_code_of_missing_rights() {
+        for (message, expected) in [
+            ("Forbidden: Invalid signature", ObjectErrorKind::BadCredentials),
+            ("Forbidden: No such key: GK0", ObjectErrorKind::BadCredentials),
+            (
+                "Forbidden: Operation is not allowed for this key.",
+                ObjectErrorKind::Refused,
+            ),
+        ] {
+            let body = format!("<Code>AccessDenied</Code><Message>{message}</Message>");
+            assert_eq!(kind(generic(&body)), expected, "{message}");
+        }
+    }
+
+    #[test]
+    fn messages_have_no_escapes_of_xml() {
+        let body = "<Code>SlowDown</Code><Message>&apos;a&amp;lt;&apos; &lt;b&gt;</Message>";
+        let error = translate("read", "s3://b/x".to_owned(), &generic(body));
+        let source = error.source.expect("the answer").to_string();
+        assert_eq!(source, "SlowDown: 'a&lt;' <b>");
     }
 
     #[test]
