@@ -22,7 +22,9 @@ mod verify;
 
 pub use backup::BackupArgs;
 pub use copy::CopyArgs;
-pub use init::{CollectArgs, InfoArgs, InitArgs, RepositoryCommand, RepositoryCommandArgs};
+pub use init::{
+    CheckArgs, CollectArgs, InfoArgs, InitArgs, RebuildArgs, RepositoryCommand, RepositoryCommandArgs,
+};
 pub use keep::KeepArgs;
 pub use key::{
     KeyAddArgs, KeyArgs, KeyCommand, KeyExportArgs, KeyListArgs, KeyRemoveArgs, OpenerArgs, SecretArgs,

@@ -11,6 +11,7 @@
 //! * `transfer`: copies restore points to another repository (`vmsnap copy`).
 //! * `init` creates a pack repository, and `key` manages the keys of one.
 //! * `collect`: collects data of a pack repository that no restore point needs.
+//! * `integrity`: checks a pack repository as a whole, and rebuilds its index.
 //! * `prune`: deletes the previous period after a backup (`backup --prune`).
 //! * `stored`: a restore point together with the repository that holds it.
 //! * `grouping`: keeps a domain's backups in one grouping.
@@ -28,6 +29,7 @@ pub mod error;
 mod grouping;
 pub mod heal;
 pub mod init;
+pub mod integrity;
 mod job;
 pub mod journal;
 pub mod key;

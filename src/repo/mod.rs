@@ -58,12 +58,15 @@ pub use manifest::{FileEntry, Manifest, PieceEntry};
 pub use merge::{Merge, MergeWatch, Merged};
 #[cfg(feature = "testkit")]
 pub use pack::SimulatedMap;
+#[doc(hidden)]
+pub use pack::fuzzing;
 pub use pack::{
-    Amount, BucketLocation, Cipher, CollectReport, Collection, ConditionalPuts, Creation, HostFolders,
-    IdentityFile, KeySlot, ListPage, ListedObject, NewPack, NewSlot, ObjectError, ObjectErrorKind,
-    ObjectName, ObjectResult, ObjectStore, Opener, PackError, PackErrorClass, PackFacts, PackLocation,
-    PackRepository, PackResult, Passphrase, Protection, PutResult, Recipient, RecoveryFile, Secret, Sizes,
-    SlotKind, SlotOwner, SlotState, UnlockedHost, UnlockedPack, Waiting,
+    Amount, BucketLocation, Cipher, CollectReport, Collection, CondemnedNote, ConditionalPuts, Cost,
+    Creation, Damage, DamagedIndex, HostFolders, IdentityFile, KeySlot, ListPage, ListedObject, NewPack,
+    NewSlot, ObjectError, ObjectErrorKind, ObjectName, ObjectResult, ObjectStore, Opener, PackError,
+    PackErrorClass, PackFacts, PackLocation, PackRepository, PackResult, Passphrase, Protection, PutResult,
+    Rebuild, RebuildReport, Recipient, RecoveryFile, RepositoryCheck, Secret, SessionNote, Sizes, SlotKind,
+    SlotOwner, SlotState, UnlockedHost, UnlockedPack, Waiting,
 };
 pub use proof::{DamageNote, MissedWriteRecord, Proof};
 
@@ -96,6 +99,24 @@ pub trait Repository: Send + Sync {
     /// Something cannot be read; then nothing was deleted. If the store fails later, the next
     /// collection does the rest.
     fn collect(&self, _how: &Collection, _stop: &Stop) -> Result<Option<CollectReport>> {
+        Ok(None)
+    }
+
+    /// Checks the repository as a whole, and with `deep` reads all of its data. Nothing is changed.
+    /// `None` for a repository without a structure that restore points share.
+    ///
+    /// # Errors
+    /// Something cannot be read for a reason that says nothing about it. Damage is no error.
+    fn check(&self, _deep: bool, _stop: &Stop) -> Result<Option<RepositoryCheck>> {
+        Ok(None)
+    }
+
+    /// Lists data in the index again that it lacks, and deletes damaged parts of the index on
+    /// request. `None` for a repository without an index.
+    ///
+    /// # Errors
+    /// The repository fails, or a collection is at work. A later call does the rest.
+    fn rebuild_index(&self, _how: &Rebuild, _stop: &Stop) -> Result<Option<RebuildReport>> {
         Ok(None)
     }
 

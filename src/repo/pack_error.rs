@@ -231,6 +231,14 @@ pub enum PackError {
         /// Why it cannot be used.
         why: String,
     },
+    /// A collector is at work.
+    #[error("nothing was changed in {location}, because {host} is collecting")]
+    Collecting {
+        /// The location.
+        location: String,
+        /// Its host and process.
+        host: String,
+    },
     /// The store does not say when objects were written.
     #[error("{location} does not say when its objects were written, so nothing can be protected or deleted")]
     NoTimes {
@@ -280,6 +288,7 @@ impl PackError {
             | PackError::Cache { .. }
             | PackError::SessionLost { .. }
             | PackError::Overtaken { .. }
+            | PackError::Collecting { .. }
             | PackError::Pinned { .. }
             | PackError::NoMerge { .. } => PackErrorClass::Failed,
             PackError::Earlier(error) => error.class(),
@@ -306,6 +315,9 @@ impl PackError {
                 has_leftovers: true, ..
             } => "an init was interrupted there; nothing depends on what it left: run `vmsnap init` again",
             PackError::Missing { .. } => "`vmsnap init LOCATION` creates one; check the location",
+            PackError::Collecting { .. } => {
+                "run the command again after the collection; one that was killed counts for three days"
+            }
             PackError::Pinned { .. } => "run the command again, or unpin the restore point",
             PackError::Exists { .. } => "`vmsnap repository info LOCATION` shows it",
             PackError::NotEmpty { .. } => "choose an empty folder or prefix",
@@ -332,7 +344,7 @@ impl PackError {
                 Some("points") => {
                     "use the newest vmsnap; if the object is damaged, get it back from an earlier version in the bucket, or delete it"
                 }
-                Some("index") => "delete the object: everything can be read without it",
+                Some("index") => "run `vmsnap repository rebuild-index LOCATION --delete-damaged`",
                 Some("condemned") => {
                     "delete the object while no run uses the repository; a later collection condemns its packs again"
                 }

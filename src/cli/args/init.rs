@@ -46,6 +46,7 @@ pub struct InitArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   vmsnap repository info s3:https://s3.example.org/backups/kvm1
+  vmsnap repository check s3:https://s3.example.org/backups/kvm1
   vmsnap repository collect s3:https://s3.example.org/backups/kvm1 --dry-run")]
 pub struct RepositoryCommandArgs {
     /// What to do.
@@ -60,6 +61,60 @@ pub enum RepositoryCommand {
     Info(InfoArgs),
     /// Delete data that no restore point needs; `vmsnap prune` does it, too
     Collect(CollectArgs),
+    /// Check the objects of a pack repository, and show what each damaged one costs
+    Check(CheckArgs),
+    /// List packs in the index that it lacks, from the packs' own tables
+    RebuildIndex(RebuildArgs),
+}
+
+/// Arguments of `vmsnap repository check`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap repository check s3:https://s3.example.org/backups/kvm1
+  vmsnap repository check pack:/backups/pack --deep --json")]
+pub struct CheckArgs {
+    /// The repository, as for `vmsnap init`
+    #[arg(value_name = "LOCATION")]
+    pub location: PathBuf,
+
+    /// What opens it.
+    #[command(flatten)]
+    pub secret: SecretArgs,
+
+    /// Also read all packs from end to end
+    #[arg(long)]
+    pub deep: bool,
+
+    /// The form of the output.
+    #[command(flatten)]
+    pub output_args: OutputArgs,
+}
+
+/// Arguments of `vmsnap repository rebuild-index`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmsnap repository rebuild-index pack:/backups/pack --dry-run
+  vmsnap repository rebuild-index s3:https://s3.example.org/backups/kvm1 --delete-damaged")]
+pub struct RebuildArgs {
+    /// The repository, as for `vmsnap init`
+    #[arg(value_name = "LOCATION")]
+    pub location: PathBuf,
+
+    /// What opens it.
+    #[command(flatten)]
+    pub secret: SecretArgs,
+
+    /// Delete damaged index objects after all packs are listed in others
+    #[arg(long)]
+    pub delete_damaged: bool,
+
+    /// Show what would be done; change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// The form of the output.
+    #[command(flatten)]
+    pub output_args: OutputArgs,
 }
 
 /// Arguments of `vmsnap repository collect`.

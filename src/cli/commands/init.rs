@@ -1,6 +1,6 @@
 //! `vmsnap init` and `vmsnap repository`.
 
-use super::{CommandResult, Refusal, collect};
+use super::{CommandResult, Refusal, collect, integrity};
 use crate::cli::args::{InfoArgs, InitArgs, RepositoryCommand, RepositoryCommandArgs};
 use crate::cli::clock::now;
 use crate::cli::exit_code::ExitCode;
@@ -58,6 +58,8 @@ pub fn repository(args: &RepositoryCommandArgs, stop: &Stop) -> CommandResult {
     match &args.command {
         RepositoryCommand::Info(args) => info(args, stop),
         RepositoryCommand::Collect(args) => collect::run(args, stop),
+        RepositoryCommand::Check(args) => integrity::check(args, stop),
+        RepositoryCommand::RebuildIndex(args) => integrity::rebuild_index(args, stop),
     }
 }
 

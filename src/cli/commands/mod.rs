@@ -7,6 +7,7 @@ mod copy;
 #[cfg(feature = "libvirt")]
 mod demo;
 mod init;
+mod integrity;
 mod kept;
 mod key;
 mod list;

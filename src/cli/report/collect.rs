@@ -82,7 +82,7 @@ fn packs(count: u64) -> String {
     }
 }
 
-fn amount(amount: &Amount) -> String {
+pub(super) fn amount(amount: &Amount) -> String {
     format!("{} ({})", packs(amount.packs), pretty::bytes(amount.bytes))
 }
 
@@ -134,7 +134,7 @@ pub(crate) struct AmountPart {
 }
 
 impl AmountPart {
-    fn of(amount: &Amount) -> Self {
+    pub(super) fn of(amount: &Amount) -> Self {
         AmountPart {
             packs: amount.packs,
             bytes: amount.bytes,

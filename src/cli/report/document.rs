@@ -6,6 +6,7 @@ use super::backup::{BackupDomain, PlannedDomain};
 use super::collect::{CollectDocument, PruneDocument};
 use super::compare::ComparedDomain;
 use super::copy::CopiedDomain;
+use super::integrity::{CheckDocument, RebuildDocument};
 use super::list::ListDocument;
 use super::pack::{KeysDocument, PackDocument};
 use super::parts::Domains;
@@ -47,6 +48,10 @@ pub(crate) enum Document<'a> {
     Info(PackDocument<'a>),
     /// The document of `repository collect`.
     Collect(CollectDocument<'a>),
+    /// The document of `repository check`.
+    Check(CheckDocument<'a>),
+    /// The document of `repository rebuild-index`.
+    Rebuild(RebuildDocument<'a>),
     /// The document of `key list`.
     Keys(KeysDocument<'a>),
     /// The document of `scrub`.

@@ -27,6 +27,8 @@ fn heading(document: &Document<'_>) -> &'static str {
         Document::Init(_) => "`init --json`",
         Document::Info(_) => "`repository info --json`",
         Document::Collect(_) => "`repository collect --json`",
+        Document::Check(_) => "`repository check --json`",
+        Document::Rebuild(_) => "`repository rebuild-index --json`",
         Document::Keys(_) => "`key list --json`",
         Document::Scrub(_) => "`scrub --json`",
         Document::Status(_) => "`status --json`",
@@ -124,7 +126,11 @@ fn the_page_lists_exactly_the_keys_of_each_document() {
         // Only dry runs have this key; some share their type with others.
         if !matches!(
             document,
-            Document::DryRun(_) | Document::Prune(_) | Document::Copy(_) | Document::Collect(_)
+            Document::DryRun(_)
+                | Document::Prune(_)
+                | Document::Copy(_)
+                | Document::Collect(_)
+                | Document::Rebuild(_)
         ) {
             written.remove("dryRun");
         }

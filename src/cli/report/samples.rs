@@ -6,6 +6,10 @@ use super::collect::{AmountPart, CollectDocument, CollectionPart, PruneDocument}
 use super::compare::{ComparedDiskPart, ComparedDomain, ComparedPart, UncomparedPart};
 use super::copy::{ChoicePart, CopiedDomain, CopiedPart};
 use super::document::Document;
+use super::integrity::{
+    CheckDocument, CondemnedPart, CostPart, DamagedIndexPart, DamagedObjectPart, RebuildDocument,
+    SessionPart, UnusablePart,
+};
 use super::list::{ListDocument, ListDomain, ListedPart, MissedPart, OriginPart, VerifiedPart};
 use super::pack::{KeysDocument, PackDocument, SlotPart};
 use super::parts::{DiskPart, Domains, ErrorPart, FailedDomain, FindingPart};
@@ -152,6 +156,66 @@ fn collection() -> CollectionPart<'static> {
         not_before: Some(text()),
         sessions: vec![text()],
         collector: Some(text()),
+    }
+}
+
+fn check() -> CheckDocument<'static> {
+    let amount = || AmountPart { packs: 1, bytes: 1 };
+    CheckDocument {
+        schema: 1,
+        location: text(),
+        outcome: "ok",
+        deep: true,
+        domains: 1,
+        restore_points: 1,
+        index_objects: 1,
+        packs: amount(),
+        unlisted: amount(),
+        condemned: CondemnedPart {
+            packs: 1,
+            bytes: 1,
+            records: 1,
+            oldest: Some(text()),
+        },
+        sessions: vec![SessionPart {
+            host: text(),
+            kind: "write",
+            began: Some(text()),
+            renewed: text(),
+        }],
+        damage: vec![DamagedObjectPart {
+            code: text(),
+            message: text(),
+            object: Some(text()),
+            restore_points: vec![CostPart {
+                domain: text(),
+                id: text(),
+                disks: vec![text()],
+                files: vec![text()],
+            }],
+        }],
+        findings: vec![finding()],
+    }
+}
+
+fn rebuild() -> RebuildDocument<'static> {
+    let amount = || AmountPart { packs: 1, bytes: 1 };
+    RebuildDocument {
+        schema: 1,
+        location: text(),
+        dry_run: Some(true),
+        all: amount(),
+        listed: amount(),
+        unusable: vec![UnusablePart {
+            object: text(),
+            why: text(),
+        }],
+        damaged: vec![DamagedIndexPart {
+            object: text(),
+            why: text(),
+            deleted: true,
+        }],
+        held_back: true,
     }
 }
 
@@ -472,6 +536,8 @@ pub(super) fn samples() -> Vec<Document<'static>> {
             dry_run: Some(true),
             collection: collection(),
         }),
+        Document::Check(check()),
+        Document::Rebuild(rebuild()),
         Document::Keys(KeysDocument {
             schema: 1,
             location: text(),

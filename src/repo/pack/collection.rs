@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::SignedDuration;
 
-use super::data::Needed;
+use super::data::{Needed, Subject};
 use super::error::{PackError, Result};
 use super::keys::MasterKey;
 use super::names::{DomainNames, POINTS, is_hash, is_point};
@@ -66,6 +66,32 @@ impl AllPoints<'_> {
         Ok(all)
     }
 
+    /// What those that can be read need, with the names of their parts.
+    ///
+    /// # Errors
+    /// The list is not complete, or the store fails.
+    pub(super) fn readable(&self, stop: &Stop) -> Result<Vec<Subject>> {
+        let listed = list_all(self.objects, POINTS, MOST_OBJECTS, &small(stop))?;
+        let mut domains: BTreeMap<String, Vec<ListedObject>> = BTreeMap::new();
+        for object in listed.objects {
+            if let Some(hash) = domain_of(&object) {
+                domains.entry(hash.to_owned()).or_default().push(object);
+            }
+        }
+        let mut all = Vec::new();
+        for (hash, points) in domains {
+            let names = DomainNames::of_hash(self.key, &hash);
+            for some in points.chunks(AT_A_TIME) {
+                for (_, text) in self.sealed.read(some.to_vec(), point::LARGEST, stop)? {
+                    let record = text.ok().map(|text| PointRecord::parse(&text, self.key, &names));
+                    all.extend(record.and_then(|record| record.ok()?.subject()));
+                }
+            }
+            self.sealed.forget_others(&names.points(), &[]);
+        }
+        Ok(all)
+    }
+
     /// The objects of restore points, by the part of their names that stands for the domain.
     fn by_domain(&self, stop: &Stop) -> Result<BTreeMap<String, Vec<ListedObject>>> {
         let listed = list_all(self.objects, POINTS, MOST_OBJECTS, &small(stop))?;
@@ -75,12 +101,9 @@ impl AllPoints<'_> {
         }
         let mut domains: BTreeMap<String, Vec<ListedObject>> = BTreeMap::new();
         for object in listed.objects {
-            let parts: Vec<&str> = object.name.as_str().split('/').collect();
-            match parts[..] {
-                [_, hash, name] if is_hash(hash) && is_point(name) => {
-                    domains.entry(hash.to_owned()).or_default().push(object);
-                }
-                _ => return Err(self.forbidden(object.name.as_str(), unknown)),
+            match domain_of(&object) {
+                Some(hash) => domains.entry(hash.to_owned()).or_default().push(object),
+                None => return Err(self.forbidden(object.name.as_str(), unknown)),
             }
         }
         Ok(domains)
@@ -94,4 +117,12 @@ impl AllPoints<'_> {
             why: why.to_owned(),
         }
     }
+}
+
+/// The part of the name of a restore point's object that stands for the domain; `None` for other
+/// names.
+fn domain_of(object: &ListedObject) -> Option<&str> {
+    let mut parts = object.name.as_str().strip_prefix(POINTS)?.split('/');
+    let (hash, name) = (parts.next()?, parts.next()?);
+    (is_hash(hash) && is_point(name) && parts.next().is_none()).then_some(hash)
 }

@@ -23,11 +23,15 @@
 //! * `source`: reads a disk from front to back.
 //! * `sink`: writes a disk.
 //! * `check`: checks a disk.
+//! * `stored`: reads whole packs, and their tables, without the index.
 //! * `walk`: walks the map of a disk.
 //! * `session`, `condemned`: objects by which writers and collectors know of each other.
 //! * `commit`: what a writer does for collectors.
+//! * `fuzzing`: the parsers, for the fuzz targets.
 //! * `simulated`: a very large map, to measure with.
 //! * `collect`: deletes what no restore point needs.
+//! * `inspect`: checks the repository as a whole.
+//! * `rebuild`: lists packs in the index again.
 
 mod blocks;
 mod bytes;
@@ -37,12 +41,15 @@ mod collect;
 mod commit;
 mod condemned;
 mod disk;
+pub(in crate::repo::pack) mod fuzzing;
 mod id;
 mod index;
+mod inspect;
 mod leaf;
 mod listing;
 mod packer;
 mod page;
+mod rebuild;
 mod retry;
 mod sealer;
 mod session;
@@ -51,6 +58,7 @@ mod simulated;
 mod sink;
 mod source;
 mod spare;
+mod stored;
 mod table;
 mod tree;
 mod walk;
@@ -82,9 +90,13 @@ pub(crate) use listing::PackList;
 pub(crate) use {
     collect::CollectOptions,
     commit::{Needed, Writing},
+    inspect::Subject,
+    rebuild::RebuildOptions,
 };
 
 pub use collect::{Amount, CollectReport, Waiting};
+pub use inspect::{CondemnedNote, Cost, Damage, RepositoryCheck, SessionNote};
+pub use rebuild::{DamagedIndex, RebuildReport};
 
 use blocks::Blocks;
 use disk::PackDisk;

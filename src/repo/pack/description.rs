@@ -181,6 +181,17 @@ impl Description {
     }
 }
 
+/// A description that is parsed, to be changed.
+#[cfg(test)]
+pub(super) fn sample_for_fuzzing() -> Vec<u8> {
+    let key = MasterKey::from_hex(&"01".repeat(32)).expect("valid");
+    let now = "2026-11-28T15:00:00Z".parse().expect("a time");
+    let id = "6f9619ff-8b86-4011-b42d-00c04fc964ff".to_owned();
+    Description::new(id, now, ConditionalPuts::Honoured)
+        .sealed(&key, false)
+        .into_bytes()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

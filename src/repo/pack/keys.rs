@@ -16,5 +16,6 @@ pub use lock::SlotOwner;
 pub(crate) use lock::{KeyFault, is_for_passphrase, open};
 pub(crate) use master::{DerivedKey, MasterKey, random};
 pub use secret::{IdentityFile, Passphrase, Recipient, Secret};
+pub(crate) use slot::parse_for_fuzzing as parse_slot_for_fuzzing;
 pub use slot::{KeySlot, NewSlot, SlotKind, SlotState};
 pub(crate) use slot::{SLOTS, is_as_recorded, read_file, read_slots, remove_slot, write_slot};

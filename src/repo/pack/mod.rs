@@ -16,12 +16,14 @@
 //! * `access`: the data for a restore point that is being written, with its session.
 //! * `commit`: creates the object of a restore point.
 //! * `collection`: what all restore points need, for the collection of everything else.
+//! * `integrity`: checks a repository as a whole, and rebuilds its index.
 //! * `content`, `history`: what the repository holds of a domain.
 //! * `point`, `records`, `names`: the objects of restore points, the records about them, and the
 //!   names of both.
 //! * `sealed`: reads small sealed objects.
 //! * `check`: reads and checks what belongs to a restore point.
 //! * `state`: what a host keeps for itself.
+//! * `fuzzing`: the parsers, for the fuzz targets.
 //!
 //! `docs/pack-format.md` describes the format.
 
@@ -34,7 +36,10 @@ mod create;
 mod data;
 mod description;
 mod domain;
+#[doc(hidden)]
+pub mod fuzzing;
 mod history;
+mod integrity;
 mod keys;
 mod location;
 mod names;
@@ -63,9 +68,13 @@ pub use collection::Collection;
 pub use create::{Creation, Protection};
 #[cfg(feature = "testkit")]
 pub use data::SimulatedMap;
-pub use data::{Amount, CollectReport, Waiting};
+pub use data::{
+    Amount, CollectReport, CondemnedNote, Cost, Damage, DamagedIndex, RebuildReport, RepositoryCheck,
+    SessionNote, Waiting,
+};
 pub use description::{Cipher, ConditionalPuts, Sizes};
 pub use error::{PackError, PackErrorClass, Result as PackResult};
+pub use integrity::Rebuild;
 pub use keys::{
     IdentityFile, KeySlot, NewSlot, Passphrase, Recipient, Secret, SlotKind, SlotOwner, SlotState,
 };

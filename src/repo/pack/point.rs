@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::data::{BlockId, Needed};
+use super::data::{BlockId, Needed, Subject};
 use super::keys::MasterKey;
 use super::names::{DomainNames, is_hex, is_point};
 use crate::model::period::holds_restore_points;
@@ -165,6 +165,20 @@ impl PointRecord {
         })
     }
 
+    /// The same with the names of its parts.
+    pub(super) fn subject(&self) -> Option<Subject> {
+        let point = &self.manifest.point;
+        let disks = point.disks.iter();
+        let disks =
+            disks.map(|disk| Some((disk.target.clone(), self.root(&disk.target)?, disk.virtual_size)));
+        Some(Subject {
+            domain: point.domain.clone(),
+            id: point.id.clone(),
+            disks: disks.collect::<Option<_>>()?,
+            files: self.blocks.clone().into_iter().collect(),
+        })
+    }
+
     /// The id of the root page of a disk's map.
     pub(super) fn root(&self, target: &str) -> Option<BlockId> {
         root(&self.manifest, target)
@@ -182,6 +196,12 @@ pub(super) fn map_name(target: &str) -> String {
     format!("{target}.map")
 }
 
+/// A record that is parsed, to be changed.
+#[cfg(test)]
+pub(super) fn sample_for_fuzzing() -> Vec<u8> {
+    tests::record().to_text().expect("it serialises").into_bytes()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,7 +212,7 @@ mod tests {
         (key, names)
     }
 
-    fn record() -> PointRecord {
+    pub(super) fn record() -> PointRecord {
         let id = "ab".repeat(32);
         let point = serde_json::json!({
             "id": "2026-11-01T02-00-03Z", "sequence": 1, "domain": "vm1", "uuid": "u",

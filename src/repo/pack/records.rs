@@ -44,7 +44,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 5] = [Kind::Pin, Kind::Sound, Kind::Damaged, Kind::Missed, Kind::Removed];
+    pub(super) const ALL: [Kind; 5] = [Kind::Pin, Kind::Sound, Kind::Damaged, Kind::Missed, Kind::Removed];
 
     fn word(self) -> &'static str {
         match self {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::access::WriteAccess;
 use super::collection::{AllPoints, Collection};
 use super::content::Content;
-use super::data::{CollectOptions, CollectReport, Data, DataFacts};
+use super::data::{CollectOptions, CollectReport, Data, DataFacts, RebuildOptions, RebuildReport};
 use super::description::Description;
 use super::error::PackError;
 use super::keys::MasterKey;
@@ -132,11 +132,7 @@ impl Shared {
             dry_run: how.dry_run,
             ..CollectOptions::new(&host)
         };
-        let points = AllPoints {
-            objects: self.place.objects.as_ref(),
-            sealed: &self.sealed,
-            key: &self.place.key,
-        };
+        let points = self.all_points();
         let mut live = |stop: &Stop| points.needed(stop);
         let collected = self.sealer.collect(&mut live, &options, stop);
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
@@ -153,6 +149,34 @@ impl Shared {
             },
             error => error,
         })?)
+    }
+
+    /// Lists packs in the index again.
+    pub(super) fn rebuild_index(
+        &self,
+        dry_run: bool,
+        delete_damaged: bool,
+        stop: &Stop,
+    ) -> Result<RebuildReport> {
+        let host = host_name();
+        let options = RebuildOptions {
+            host: &host,
+            dry_run,
+            delete_damaged,
+        };
+        let rebuilt = self.sealer.rebuild_index(&options, stop);
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.refreshed = None;
+        Ok(rebuilt?)
+    }
+
+    /// The restore points of all domains.
+    pub(super) fn all_points(&self) -> AllPoints<'_> {
+        AllPoints {
+            objects: self.place.objects.as_ref(),
+            sealed: &self.sealed,
+            key: &self.place.key,
+        }
     }
 
     /// The findings about objects of the index, as far as they have been read.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::description::Description;
+use super::integrity;
 use super::keys::MasterKey;
 use super::names::{DomainNames, POINTS, is_hash, is_point, segment};
 use super::objects::{ListedObject, ObjectStore};
@@ -11,7 +12,10 @@ use super::part::DomainPart;
 use super::point::{self, PointRecord};
 use super::shared::{Place, Shared, UNREADABLE, UnlockedHost};
 use crate::model::stop::Stop;
-use crate::repo::{CollectReport, Collection, DomainRepository, Identity, RepoError, Repository, Result};
+use crate::repo::{
+    CollectReport, Collection, DomainRepository, Identity, Rebuild, RebuildReport, RepoError, Repository,
+    RepositoryCheck, Result,
+};
 
 /// A pack repository whose master key is known, so that restore points can be written and read.
 #[derive(Clone)]
@@ -92,6 +96,14 @@ impl Repository for UnlockedPack {
 
     fn collect(&self, how: &Collection, stop: &Stop) -> Result<Option<CollectReport>> {
         self.0.collect(how, stop).map(Some)
+    }
+
+    fn check(&self, deep: bool, stop: &Stop) -> Result<Option<RepositoryCheck>> {
+        integrity::check(&self.0, &self.domains()?, deep, stop).map(Some)
+    }
+
+    fn rebuild_index(&self, how: &Rebuild, stop: &Stop) -> Result<Option<RebuildReport>> {
+        integrity::rebuild_index(&self.0, how, stop).map(Some)
     }
 
     fn domain(&self, name: &str) -> Result<Box<dyn DomainRepository>> {

@@ -9,35 +9,35 @@ use serde_json::Value;
 
 use super::Person;
 
-struct Stage {
+pub struct Stage {
     folder: tempfile::TempDir,
     /// What the program keeps on its host.
     own: tempfile::TempDir,
 }
 
 impl Stage {
-    fn new() -> Stage {
+    pub fn new() -> Stage {
         Stage {
             folder: tempfile::tempdir().expect("a temporary folder"),
             own: tempfile::tempdir().expect("a temporary folder"),
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn file(&self, name: &str, content: &str) -> String {
+    pub fn file(&self, name: &str, content: &str) -> String {
         fs::write(self.path(name), content).expect("written");
         self.path(name).display().to_string()
     }
 
-    fn pack(&self) -> String {
+    pub fn pack(&self) -> String {
         format!("pack:{}", self.path("pack").display())
     }
 
     /// Runs the program in the folder, without any credentials of the user.
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub fn run(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_vmsnap"))
             .args(arguments)
             .current_dir(self.folder.path())
@@ -61,20 +61,20 @@ impl Stage {
     }
 }
 
-fn stderr(output: &Output) -> String {
+pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn stdout(output: &Output) -> String {
+pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn document(output: &Output) -> Value {
+pub fn document(output: &Output) -> Value {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     serde_json::from_slice(&output.stdout).expect("one JSON document")
 }
 
-fn refused(output: &Output, code: i32, parts: &[&str]) {
+pub fn refused(output: &Output, code: i32, parts: &[&str]) {
     let text = stderr(output);
     assert_eq!(output.status.code(), Some(code), "{text}");
     assert!(output.stdout.is_empty(), "{output:?}");

@@ -2,6 +2,7 @@
 
 mod backups;
 mod beside;
+mod check;
 mod collect;
 mod commands;
 mod crash;

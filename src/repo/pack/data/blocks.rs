@@ -224,6 +224,16 @@ impl Blocks {
         Ok(size.is_some_and(|size| size >= range(place).end))
     }
 
+    /// Reads a block from this place and no other.
+    ///
+    /// # Errors
+    /// As [`Blocks::read`].
+    pub(super) fn read_at_only(&self, id: &BlockId, place: &Place, stop: &Stop) -> Result<Vec<u8>> {
+        let sealed = self.fetch(place.pack, range(place), stop);
+        let sealed = sealed.map_err(|error| self.named(error, id, place.pack))?;
+        self.open(id, place, sealed)
+    }
+
     /// Reads a block in its sealed form, and checks it.
     ///
     /// # Errors

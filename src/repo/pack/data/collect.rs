@@ -34,7 +34,6 @@
 //!
 //! * `mark`: finds out which blocks are needed.
 //! * `plan`: decides what happens to each pack.
-//! * `pack`: reads packs without the index.
 //! * `adopt`: lists packs in the index that a killed writer has left.
 //! * `rewrite`: stores needed blocks again.
 //! * `delete`: deletes condemned packs.
@@ -43,7 +42,6 @@
 mod adopt;
 mod delete;
 mod mark;
-mod pack;
 mod plan;
 mod report;
 mod rewrite;

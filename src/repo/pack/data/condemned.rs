@@ -18,7 +18,7 @@ use crate::repo::pack::objects::{ListedObject, ObjectName, ObjectStore};
 use crate::repo::pack_error::{PackError, Result};
 
 /// Where condemned packs are named.
-const CONDEMNED: &str = "condemned/";
+pub(super) const CONDEMNED: &str = "condemned/";
 
 /// The most packs that one record names.
 const MOST_PACKS: usize = 65_536;
@@ -71,7 +71,30 @@ fn read_one(
     object: &ListedObject,
     stop: &Stop,
 ) -> Result<Option<Condemned>> {
-    let name = &object.name;
+    let Some((marked, packs)) = read_content(objects, sealer, &object.name, stop)? else {
+        return Ok(None);
+    };
+    let time = object.modified.ok_or_else(|| PackError::NoTimes {
+        location: objects.location(),
+    })?;
+    Ok(Some(Condemned {
+        name: object.name.clone(),
+        time,
+        marked,
+        packs,
+    }))
+}
+
+/// The time of the mark and the packs of a record. `None` if it has gone.
+///
+/// # Errors
+/// The store fails, or the record is damaged.
+pub(super) fn read_content(
+    objects: &Arc<dyn ObjectStore>,
+    sealer: &Sealer,
+    name: &ObjectName,
+    stop: &Stop,
+) -> Result<Option<(Timestamp, Vec<PackId>)>> {
     let most = (LARGEST + OVERHEAD) as u64;
     let sealed = match retry(stop, || objects.get(name, most, &limit(most, stop))) {
         Ok(sealed) => sealed,
@@ -83,16 +106,9 @@ fn read_one(
     };
     let record = sealer.open_record(name, sealed, LARGEST);
     let record = record.and_then(|record| parse(&record));
-    let (marked, packs) = record.map_err(|why| damaged(objects, name.as_str(), why))?;
-    let time = object.modified.ok_or_else(|| PackError::NoTimes {
-        location: objects.location(),
-    })?;
-    Ok(Some(Condemned {
-        name: name.clone(),
-        time,
-        marked,
-        packs,
-    }))
+    record
+        .map(Some)
+        .map_err(|why| damaged(objects, name.as_str(), why))
 }
 
 /// Condemns packs: writes a record, or several.
@@ -119,7 +135,7 @@ pub(super) fn condemn(
     Ok(())
 }
 
-fn encode(marked: Timestamp, packs: &[PackId]) -> Vec<u8> {
+pub(super) fn encode(marked: Timestamp, packs: &[PackId]) -> Vec<u8> {
     let mut bytes = vec![FORMAT];
     bytes.extend(marked.as_second().to_le_bytes());
     bytes.extend((packs.len() as u32).to_le_bytes());
@@ -127,7 +143,7 @@ fn encode(marked: Timestamp, packs: &[PackId]) -> Vec<u8> {
     bytes
 }
 
-fn parse(bytes: &[u8]) -> std::result::Result<(Timestamp, Vec<PackId>), &'static str> {
+pub(super) fn parse(bytes: &[u8]) -> std::result::Result<(Timestamp, Vec<PackId>), &'static str> {
     let mut bytes = Bytes::new(bytes);
     match bytes.u8() {
         Some(FORMAT) => {}

@@ -30,10 +30,38 @@ pub(super) fn each(
     stop: &Stop,
     visit: &mut dyn FnMut(ListedObject),
 ) -> ObjectResult<()> {
+    each_name(objects, prefix, stop, &mut |listed| {
+        if let Listed::Object(object) = listed {
+            visit(object);
+        }
+    })
+}
+
+/// What a list has.
+pub(super) enum Listed {
+    Object(ListedObject),
+    /// A name that no version of vmsnap gives.
+    Foreign(String),
+}
+
+/// Visits all objects whose names begin with `prefix`, also those with foreign names.
+///
+/// # Errors
+/// As [`list`].
+pub(super) fn each_name(
+    objects: &dyn ObjectStore,
+    prefix: &str,
+    stop: &Stop,
+    visit: &mut dyn FnMut(Listed),
+) -> ObjectResult<()> {
     let mut from: Option<String> = None;
     loop {
         let page = retry(stop, || objects.list(prefix, from.as_deref(), &limit(0, stop)))?;
-        page.objects.into_iter().for_each(&mut *visit);
+        page.objects.into_iter().map(Listed::Object).for_each(&mut *visit);
+        page.foreign
+            .into_iter()
+            .map(Listed::Foreign)
+            .for_each(&mut *visit);
         match page.next {
             None => return Ok(()),
             // A server that repeats a page would keep this loop busy for ever.
@@ -48,6 +76,7 @@ pub(super) fn each(
 }
 
 /// The packs that exist, with their sizes. About 40 bytes of memory for each.
+#[derive(Default)]
 pub(crate) struct PackList(HashMap<PackId, u64>);
 
 impl PackList {
@@ -76,6 +105,11 @@ impl PackList {
     /// Whether it is known if this pack exists.
     pub(super) fn knows(&self, pack: PackId) -> bool {
         self.0.contains_key(&pack)
+    }
+
+    /// The packs and their sizes, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PackId, u64)> {
+        self.0.iter().map(|(id, size)| (*id, *size))
     }
 
     /// The size of a pack in bytes; 0 if it does not exist.

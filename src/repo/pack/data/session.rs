@@ -2,7 +2,8 @@
 //!
 //! A session begins with `sessions/ID`, which stays until it ends, so that its time is that of the
 //! beginning. While the work lasts, `sessions/ID-N` are added, and the one before is deleted. The
-//! id of a collector's session begins with `collector.`.
+//! id of a collector's session begins with `collector.`, and that of a process that rebuilds the
+//! index with `collector.rebuild.`: collectors do nothing meanwhile.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,10 +22,13 @@ use crate::repo::pack::objects::{ListedObject, ObjectName, ObjectStore};
 use crate::repo::pack_error::{PackError, Result};
 
 /// Where sessions are.
-const SESSIONS: &str = "sessions/";
+pub(super) const SESSIONS: &str = "sessions/";
 
 /// How the id of a collector's session begins.
 const COLLECTOR: &str = "collector.";
+
+/// How the id of a session begins in which the index is rebuilt. To collectors it is a collector.
+const REBUILDER: &str = "collector.rebuild.";
 
 /// How often a session is renewed.
 const RENEWAL: Duration = Duration::from_secs(6 * 60 * 60);
@@ -57,11 +61,17 @@ struct Record {
     process: u32,
 }
 
+/// Parses the record of a session.
+pub(super) fn parse_for_fuzzing(bytes: &[u8]) {
+    let _ = serde_json::from_slice::<Record>(bytes);
+}
+
 /// Who has a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Writer,
     Collector,
+    Rebuilder,
 }
 
 /// A session of this process. A thread renews it. It protects what is written until it is ended.
@@ -114,6 +124,7 @@ impl Session {
         let id = match kind {
             Kind::Writer => digits,
             Kind::Collector => format!("{COLLECTOR}{digits}"),
+            Kind::Rebuilder => format!("{REBUILDER}{digits}"),
         };
         let newest = object_name(&id, None)?;
         let shared = Arc::new(Shared {
@@ -313,7 +324,7 @@ impl Shared {
     }
 }
 
-fn no_times(objects: &Arc<dyn ObjectStore>) -> PackError {
+pub(super) fn no_times(objects: &Arc<dyn ObjectStore>) -> PackError {
     PackError::NoTimes {
         location: objects.location(),
     }
@@ -344,6 +355,22 @@ impl SeenSession {
     pub(super) fn is_collector(&self) -> bool {
         self.id.starts_with(COLLECTOR)
     }
+
+    /// Whether it is that of a process that rebuilds the index.
+    pub(super) fn is_rebuilder(&self) -> bool {
+        self.id.starts_with(REBUILDER)
+    }
+
+    /// Whether its first object is there, so that the beginning is known.
+    pub(super) fn has_beginning(&self) -> bool {
+        self.began > Timestamp::MIN
+    }
+}
+
+/// The part of an id after the word for the kind of its session.
+pub(super) fn digits_of(id: &str) -> &str {
+    let words = [REBUILDER, COLLECTOR];
+    words.iter().find_map(|word| id.strip_prefix(word)).unwrap_or(id)
 }
 
 /// The sessions at one moment.
@@ -381,7 +408,7 @@ impl SeenSessions {
 }
 
 /// Groups the objects of each session; `None` if one has no time.
-fn group(listed: Vec<ListedObject>) -> Option<BTreeMap<String, SeenSession>> {
+pub(super) fn group(listed: Vec<ListedObject>) -> Option<BTreeMap<String, SeenSession>> {
     let mut all: BTreeMap<String, SeenSession> = BTreeMap::new();
     for object in listed {
         let name = object.name.as_str().strip_prefix(SESSIONS)?;

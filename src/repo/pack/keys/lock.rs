@@ -128,7 +128,7 @@ pub(crate) fn open(file: &[u8], secret: &Secret) -> Result<(MasterKey, String), 
     parse(&text).map_err(KeyFault::Unusable)
 }
 
-fn parse(text: &[u8]) -> Result<(MasterKey, String), &'static str> {
+pub(super) fn parse(text: &[u8]) -> Result<(MasterKey, String), &'static str> {
     // The parser's message could repeat the key.
     let text: Text = serde_json::from_slice(text).map_err(|_| "it holds no key of vmsnap")?;
     if text.format != FORMAT {

@@ -335,6 +335,15 @@ fn parse(text: &[u8], id: &str) -> std::result::Result<Record, String> {
     }
 }
 
+/// Parses the record of a slot, and the text of an age file.
+pub(crate) fn parse_for_fuzzing(bytes: &[u8]) {
+    if let Ok(record) = parse(bytes, "0123456789abcdef") {
+        assert!(record.label.chars().count() <= LONGEST_LABEL);
+    }
+    let _ = super::lock::parse(bytes);
+    let _ = super::lock::is_for_passphrase(bytes);
+}
+
 /// Whether the age file is the one in the record, and the record is genuine.
 fn judge(
     store: &dyn ObjectStore,

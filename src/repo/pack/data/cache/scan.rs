@@ -21,12 +21,15 @@ pub(in crate::repo::pack::data) struct CachedPack {
 /// Where an index object says that a block is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::repo::pack::data) struct CachedBlock {
+    pub(in crate::repo::pack::data) id: BlockId,
     /// The number of its pack.
     pub(in crate::repo::pack::data) pack: u32,
     /// Its place in the pack, in bytes.
     pub(in crate::repo::pack::data) offset: u32,
     /// The length of its sealed form in bytes.
     pub(in crate::repo::pack::data) stored: u32,
+    /// The number of its plain bytes.
+    pub(in crate::repo::pack::data) plain: u32,
 }
 
 impl Cache {
@@ -114,9 +117,11 @@ impl Cache {
                 &self.sealer,
             ) {
                 Some(row) => visit(CachedBlock {
+                    id: BlockId::new(*id),
                     pack: row.pack,
                     offset: row.offset,
                     stored: row.stored,
+                    plain: row.plain,
                 }),
                 None => is_sound = false,
             };

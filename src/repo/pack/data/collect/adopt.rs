@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::pack::{Found, read_whole};
 use super::plan::PackUse;
 use super::{CollectReport, Collector, Seen};
 use crate::repo::pack::data::Result;
 use crate::repo::pack::data::id::PackId;
+use crate::repo::pack::data::stored::{Found, read_whole};
 use crate::repo::pack::data::table::PACKS_OF_RECORD;
 
 impl Collector<'_> {
@@ -27,7 +27,7 @@ impl Collector<'_> {
                 continue;
             }
             let found = match self.options.dry_run {
-                true => Found::Unsound,
+                true => Found::Unsound("it was not read"),
                 false => read_whole(self.data, *id, object.size, self.stop)?,
             };
             match found {
@@ -35,7 +35,7 @@ impl Collector<'_> {
                     report.adopted.add(pack.size);
                     sound.push(pack);
                 }
-                Found::Unsound => {
+                Found::Unsound(_) => {
                     let pack = PackUse {
                         id: *id,
                         size: object.size,

@@ -17,7 +17,7 @@ pub struct Amount {
 }
 
 impl Amount {
-    pub(super) fn add(&mut self, bytes: u64) {
+    pub(in crate::repo::pack::data) fn add(&mut self, bytes: u64) {
         self.packs += 1;
         self.bytes += bytes;
     }

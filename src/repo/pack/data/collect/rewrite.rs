@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::mark::Marks;
-use super::pack::{Found, read_entries};
 use super::plan::Fate;
 use super::{CollectReport, Collector, Seen};
 use crate::repo::pack::data::cache::Place;
 use crate::repo::pack::data::id::{BlockId, PackId};
 use crate::repo::pack::data::packer::Shelf;
+use crate::repo::pack::data::stored::{Found, read_entries};
 use crate::repo::pack::data::table::PackEntry;
 use crate::repo::pack::data::{PackErrorClass, Result};
 
@@ -57,7 +57,7 @@ impl Collector<'_> {
         let size = seen.stored.0.get(&id).map_or(0, |object| object.size);
         let entries = match read_entries(self.data, id, size, self.stop)? {
             Found::Sound(entries) => entries,
-            Found::Unsound | Found::Gone => return Ok(false),
+            Found::Unsound(_) | Found::Gone => return Ok(false),
         };
         let pack = PackEntry { id, size, entries };
         let moved: Vec<Moved> = pack

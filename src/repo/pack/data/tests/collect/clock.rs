@@ -74,6 +74,15 @@ impl Clocked {
         self.state().lists_nothing = nothing;
     }
 
+    /// Puts an object, without a call.
+    pub(super) fn put_now(&self, name: &str, content: &[u8]) {
+        let mut state = self.state();
+        let now = state.now;
+        state.times.insert(name.to_owned(), now);
+        let mut inner = self.inner.state();
+        inner.objects.insert(name.to_owned(), content.to_vec());
+    }
+
     /// Everything in the store.
     pub(super) fn snapshot(&self) -> BTreeMap<String, Vec<u8>> {
         self.inner.state().objects.clone()

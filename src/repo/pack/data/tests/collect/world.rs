@@ -9,7 +9,8 @@ use super::clock::{Clocked, as_store};
 use crate::model::stop::Stop;
 use crate::repo::pack::data::tests::lab::{C, Root, data_block, read, try_write};
 use crate::repo::pack::data::{
-    BlockId, CollectOptions, CollectReport, Data, DataFacts, Needed, Reuse, Writing,
+    BlockId, CollectOptions, CollectReport, Data, DataFacts, Needed, RebuildOptions, RebuildReport,
+    RepositoryCheck, Reuse, Subject, Writing,
 };
 use crate::repo::pack::description::{Cipher, Sizes};
 use crate::repo::pack::keys::MasterKey;
@@ -36,6 +37,15 @@ pub(super) struct Point {
 }
 
 impl Point {
+    fn subject(&self, id: u64) -> Subject {
+        Subject {
+            domain: "vm1".to_owned(),
+            id: id.to_string(),
+            disks: vec![("vda".to_owned(), self.root.0, self.root.1)],
+            files: vec![("domain.xml".to_owned(), self.file.clone())],
+        }
+    }
+
     fn needed(&self) -> Needed {
         Needed {
             disks: vec![self.root],
@@ -54,8 +64,10 @@ pub(super) struct Draft {
 
 impl World {
     pub(super) fn new() -> World {
+        let store: Arc<Clocked> = Arc::default();
+        store.put_now("vmsnap.json", b"a description");
         World {
-            store: Arc::default(),
+            store,
             points: Arc::default(),
         }
     }
@@ -158,6 +170,22 @@ impl World {
 
     pub(super) fn collect(&self) -> Result<CollectReport> {
         self.collect_with(&CollectOptions::new("collector"))
+    }
+
+    /// Checks the repository as a whole.
+    pub(super) fn check_whole(&self, deep: bool) -> Result<RepositoryCheck> {
+        self.check_until(deep, &Stop::default())
+    }
+
+    pub(super) fn check_until(&self, deep: bool, stop: &Stop) -> Result<RepositoryCheck> {
+        let points = || self.points().clone();
+        let mut subjects = |_: &Stop| Ok(points().iter().map(|(id, point)| point.subject(*id)).collect());
+        self.open().inspect(&mut subjects, deep, stop)
+    }
+
+    /// Rebuilds the index.
+    pub(super) fn rebuild(&self, options: &RebuildOptions<'_>) -> Result<RebuildReport> {
+        self.open().rebuild_index(options, &Stop::default())
     }
 
     /// Everything that is committed can be read, also by a process that has just started.

@@ -1,4 +1,4 @@
-//! Reads packs without the index.
+//! Reads whole packs, and their tables, without the index.
 
 use crate::model::stop::Stop;
 use crate::repo::pack::data::id::PackId;
@@ -14,8 +14,8 @@ const PART: u64 = 8 << 20;
 /// What was found under the name of a pack.
 pub(super) enum Found<T> {
     Sound(T),
-    /// It is damaged, or no pack.
-    Unsound,
+    /// It is damaged, or no pack, for this reason.
+    Unsound(&'static str),
     /// It does not exist.
     Gone,
 }
@@ -27,7 +27,7 @@ pub(super) enum Found<T> {
 pub(super) fn read_entries(data: &Data, id: PackId, size: u64, stop: &Stop) -> Result<Found<Vec<Entry>>> {
     Ok(match read_table(data, id, size, stop)? {
         Found::Sound((_, entries)) => Found::Sound(entries),
-        Found::Unsound => Found::Unsound,
+        Found::Unsound(why) => Found::Unsound(why),
         Found::Gone => Found::Gone,
     })
 }
@@ -39,7 +39,7 @@ pub(super) fn read_entries(data: &Data, id: PackId, size: u64, stop: &Stop) -> R
 pub(super) fn read_whole(data: &Data, id: PackId, size: u64, stop: &Stop) -> Result<Found<PackEntry>> {
     let (trailer, entries) = match read_table(data, id, size, stop)? {
         Found::Sound(found) => found,
-        Found::Unsound => return Ok(Found::Unsound),
+        Found::Unsound(why) => return Ok(Found::Unsound(why)),
         Found::Gone => return Ok(Found::Gone),
     };
     let mut hasher = blake3::Hasher::new();
@@ -49,14 +49,14 @@ pub(super) fn read_whole(data: &Data, id: PackId, size: u64, stop: &Stop) -> Res
         let next = end.min(at + PART);
         match read(data, id, at, next, stop)? {
             Found::Sound(bytes) => hasher.update(&bytes),
-            Found::Unsound => return Ok(Found::Unsound),
+            Found::Unsound(why) => return Ok(Found::Unsound(why)),
             Found::Gone => return Ok(Found::Gone),
         };
         at = next;
     }
     Ok(match *hasher.finalize().as_bytes() == trailer.digest {
         true => Found::Sound(PackEntry { id, size, entries }),
-        false => Found::Unsound,
+        false => Found::Unsound("its digest is wrong"),
     })
 }
 
@@ -65,37 +65,39 @@ fn read_table(data: &Data, id: PackId, size: u64, stop: &Stop) -> Result<Found<(
         .checked_sub(TRAILER as u64)
         .filter(|_| size <= u64::from(u32::MAX))
     else {
-        return Ok(Found::Unsound);
+        return Ok(Found::Unsound("it has an impossible size"));
     };
     let bytes = match read(data, id, end, size, stop)? {
         Found::Sound(bytes) => bytes,
-        Found::Unsound => return Ok(Found::Unsound),
+        Found::Unsound(why) => return Ok(Found::Unsound(why)),
         Found::Gone => return Ok(Found::Gone),
     };
-    let Ok(trailer) = parse_trailer(&bytes) else {
-        return Ok(Found::Unsound);
+    let trailer = match parse_trailer(&bytes) {
+        Ok(trailer) => trailer,
+        Err(why) => return Ok(Found::Unsound(why)),
     };
     let length = u64::from(trailer.table_length);
     let start = end
         .checked_sub(length)
         .filter(|_| length <= (LARGEST_RECORD + OVERHEAD) as u64);
     let Some(start) = start else {
-        return Ok(Found::Unsound);
+        return Ok(Found::Unsound("its table has an impossible length"));
     };
     let sealed = match read(data, id, start, end, stop)? {
         Found::Sound(sealed) => sealed,
-        Found::Unsound => return Ok(Found::Unsound),
+        Found::Unsound(why) => return Ok(Found::Unsound(why)),
         Found::Gone => return Ok(Found::Gone),
     };
     let name = id.name().map_err(PackError::Seal)?;
     let table = data.shared.sealer.open_record(&name, sealed, LARGEST_RECORD);
-    let Ok(entries) = table.and_then(|table| parse_table(&table, data.shared.largest_block())) else {
-        return Ok(Found::Unsound);
+    let entries = match table.and_then(|table| parse_table(&table, data.shared.largest_block())) {
+        Ok(entries) => entries,
+        Err(why) => return Ok(Found::Unsound(why)),
     };
     let blocks: u64 = entries.iter().map(|entry| u64::from(entry.stored)).sum();
     Ok(match blocks == start {
         true => Found::Sound((trailer, entries)),
-        false => Found::Unsound,
+        false => Found::Unsound("its table does not fit its blocks"),
     })
 }
 
@@ -105,7 +107,7 @@ fn read(data: &Data, id: PackId, start: u64, end: u64, stop: &Stop) -> Result<Fo
     match retry(stop, || data.shared.objects.get_range(&name, start..end, &limit)) {
         Ok(bytes) => Ok(Found::Sound(bytes)),
         Err(error) if error.is_not_found() => Ok(Found::Gone),
-        Err(error) if error.kind == ObjectErrorKind::TooShort => Ok(Found::Unsound),
+        Err(error) if error.kind == ObjectErrorKind::TooShort => Ok(Found::Unsound("it is too short")),
         Err(error) => Err(error.into()),
     }
 }

@@ -1,0 +1,286 @@
+//! The reports of `vmsnap repository check` and `vmsnap repository rebuild-index`.
+
+use serde::Serialize;
+
+use super::collect::{AmountPart, amount};
+use super::lines::{line, push_line};
+use super::parts::{FindingPart, Text, findings, texts};
+use crate::model::finding::Finding;
+use crate::model::text::shown;
+use crate::ops::integrity::{Cost, Damage, RebuildReport, RepositoryCheck, SessionNote};
+
+/// The lines about a check.
+pub(crate) fn check_lines(location: &str, check: &RepositoryCheck) -> String {
+    let location = shown(location);
+    let mut text = line(&match check.damage.len() {
+        0 => format!("{location}: OK"),
+        1 => format!("{location}: DAMAGED in 1 place"),
+        count => format!("{location}: DAMAGED in {count} places"),
+    });
+    for damage in &check.damage {
+        push_line(&mut text, &format!("  {}", damage.finding.message));
+        for cost in &damage.costs {
+            push_line(&mut text, &format!("    costs {}", cost_text(cost)));
+        }
+    }
+    let read = match check.deep {
+        true => "all of them read",
+        false => "not read; `--deep` reads them",
+    };
+    for what in [
+        format!("restore points: {} of {} domains", check.points, check.domains),
+        format!("data: {}, {read}", amount(&check.packs)),
+        format!("index objects: {}", check.index_objects),
+    ] {
+        push_line(&mut text, &format!("  {what}"));
+    }
+    let condemned = &check.condemned;
+    if condemned.records > 0 {
+        let packs = amount(&condemned.packs);
+        let since = condemned.oldest.map(|time| format!(", since {time}"));
+        let since = since.unwrap_or_default();
+        push_line(&mut text, &format!("  condemned by a collection: {packs}{since}"));
+    }
+    for session in &check.sessions {
+        push_line(&mut text, &format!("  {}", session_text(session)));
+    }
+    for note in &check.notes {
+        push_line(&mut text, &format!("  {}", note.message));
+    }
+    text
+}
+
+/// A restore point with the parts of it that are lost.
+fn cost_text(cost: &Cost) -> String {
+    let names = |word: &str, names: &std::collections::BTreeSet<String>| match names.len() {
+        0 => None,
+        1 => Some(format!("{word} {}", names.iter().next()?)),
+        _ => {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            Some(format!("{word}s {}", names.join(", ")))
+        }
+    };
+    let parts = [names("disk", &cost.disks), names("file", &cost.files)];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    format!("{} {}: {}", cost.domain, cost.id, parts.join("; "))
+}
+
+fn session_text(session: &SessionNote) -> String {
+    let began = match session.began {
+        Some(began) => format!("began {began}, "),
+        None => String::new(),
+    };
+    format!(
+        "a run is at work or was killed ({}): {}; {began}renewed {}",
+        session.kind, session.host, session.renewed
+    )
+}
+
+/// The lines about the index.
+pub(crate) fn rebuild_lines(location: &str, report: &RebuildReport, dry_run: bool) -> String {
+    let would = if dry_run { "would be " } else { "" };
+    let location = shown(location);
+    let mut text = line(&match report.listed.packs {
+        0 => format!("{location}: no pack can be added to the index"),
+        _ => format!(
+            "{location}: {would}added to the index: {}",
+            amount(&report.listed)
+        ),
+    });
+    for (pack, why) in &report.unsound {
+        push_line(
+            &mut text,
+            &format!("  {pack} is in no index object, and not usable: {why}"),
+        );
+    }
+    for damaged in &report.damaged {
+        let what = match damaged.is_deleted {
+            true => format!("{would}deleted"),
+            false => "it stays".to_owned(),
+        };
+        let (name, why) = (&damaged.name, &damaged.why);
+        push_line(&mut text, &format!("  {name} is damaged: {why}; {what}"));
+    }
+    let stays = report.damaged.iter().any(|damaged| !damaged.is_deleted);
+    if report.is_held_back {
+        let what = "  damaged index objects stay, because not every pack is in another one: get the packs above back, or delete them";
+        push_line(&mut text, what);
+    } else if stays {
+        let what = "  nothing can be collected until damaged index objects are deleted: use --delete-damaged; delete by hand what it leaves";
+        push_line(&mut text, what);
+    }
+    text
+}
+
+/// The document of `repository check`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CheckDocument<'a> {
+    pub(super) schema: u32,
+    pub(super) location: Text<'a>,
+    pub(super) outcome: &'static str,
+    pub(super) deep: bool,
+    pub(super) domains: u64,
+    pub(super) restore_points: u64,
+    pub(super) index_objects: u64,
+    pub(super) packs: AmountPart,
+    pub(super) unlisted: AmountPart,
+    pub(super) condemned: CondemnedPart<'a>,
+    pub(super) sessions: Vec<SessionPart<'a>>,
+    pub(super) damage: Vec<DamagedObjectPart<'a>>,
+    pub(super) findings: Vec<FindingPart<'a>>,
+}
+
+/// Condemned packs in a document.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CondemnedPart<'a> {
+    pub(super) packs: u64,
+    pub(super) bytes: u64,
+    pub(super) records: u64,
+    pub(super) oldest: Option<Text<'a>>,
+}
+
+/// A session in a document.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SessionPart<'a> {
+    pub(super) host: Text<'a>,
+    pub(super) kind: &'static str,
+    pub(super) began: Option<Text<'a>>,
+    pub(super) renewed: Text<'a>,
+}
+
+/// Damage in a document.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct DamagedObjectPart<'a> {
+    pub(super) code: Text<'a>,
+    pub(super) message: Text<'a>,
+    pub(super) object: Option<Text<'a>>,
+    pub(super) restore_points: Vec<CostPart<'a>>,
+}
+
+/// What damage costs of one restore point, in a document.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CostPart<'a> {
+    pub(super) domain: Text<'a>,
+    pub(super) id: Text<'a>,
+    pub(super) disks: Vec<Text<'a>>,
+    pub(super) files: Vec<Text<'a>>,
+}
+
+impl<'a> DamagedObjectPart<'a> {
+    fn of(damage: &'a Damage) -> Self {
+        let Finding { code, message, .. } = &damage.finding;
+        DamagedObjectPart {
+            code: Text::from(code),
+            message: Text::from(message),
+            object: damage.object.as_ref().map(Text::from),
+            restore_points: damage.costs.iter().map(CostPart::of).collect(),
+        }
+    }
+}
+
+impl<'a> CostPart<'a> {
+    fn of(cost: &'a Cost) -> Self {
+        CostPart {
+            domain: Text::from(&cost.domain),
+            id: Text::from(&cost.id),
+            disks: texts(&cost.disks),
+            files: texts(&cost.files),
+        }
+    }
+}
+
+/// The document about a check.
+pub(crate) fn check_document<'a>(location: &'a str, check: &'a RepositoryCheck) -> CheckDocument<'a> {
+    let condemned = &check.condemned;
+    let session = |session: &'a SessionNote| SessionPart {
+        host: Text::from(&session.host),
+        kind: session.kind,
+        began: session.began.as_ref().map(Text::of),
+        renewed: Text::of(&session.renewed),
+    };
+    CheckDocument {
+        schema: 1,
+        location: Text::from(location),
+        outcome: match check.damage.is_empty() {
+            true => "ok",
+            false => "damaged",
+        },
+        deep: check.deep,
+        domains: check.domains,
+        restore_points: check.points,
+        index_objects: check.index_objects,
+        packs: AmountPart::of(&check.packs),
+        unlisted: AmountPart::of(&check.unlisted),
+        condemned: CondemnedPart {
+            packs: condemned.packs.packs,
+            bytes: condemned.packs.bytes,
+            records: condemned.records,
+            oldest: condemned.oldest.as_ref().map(Text::of),
+        },
+        sessions: check.sessions.iter().map(session).collect(),
+        damage: check.damage.iter().map(DamagedObjectPart::of).collect(),
+        findings: findings(&check.notes),
+    }
+}
+
+/// The document of `repository rebuild-index`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RebuildDocument<'a> {
+    pub(super) schema: u32,
+    pub(super) location: Text<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) dry_run: Option<bool>,
+    pub(super) all: AmountPart,
+    pub(super) listed: AmountPart,
+    pub(super) unusable: Vec<UnusablePart<'a>>,
+    pub(super) damaged: Vec<DamagedIndexPart<'a>>,
+    pub(super) held_back: bool,
+}
+
+/// A pack that cannot be listed, in a document.
+#[derive(Debug, Serialize)]
+pub(crate) struct UnusablePart<'a> {
+    pub(super) object: Text<'a>,
+    pub(super) why: Text<'a>,
+}
+
+/// A damaged index object in a document.
+#[derive(Debug, Serialize)]
+pub(crate) struct DamagedIndexPart<'a> {
+    pub(super) object: Text<'a>,
+    pub(super) why: Text<'a>,
+    pub(super) deleted: bool,
+}
+
+/// The document about the index.
+pub(crate) fn rebuild_document<'a>(
+    location: &'a str,
+    report: &'a RebuildReport,
+    dry_run: bool,
+) -> RebuildDocument<'a> {
+    let unusable = report.unsound.iter().map(|(object, why)| UnusablePart {
+        object: Text::from(object),
+        why: Text::from(why),
+    });
+    let damaged = report.damaged.iter().map(|damaged| DamagedIndexPart {
+        object: Text::from(&damaged.name),
+        why: Text::from(&damaged.why),
+        deleted: damaged.is_deleted,
+    });
+    RebuildDocument {
+        schema: 1,
+        location: Text::from(location),
+        dry_run: dry_run.then_some(true),
+        all: AmountPart::of(&report.all),
+        listed: AmountPart::of(&report.listed),
+        unusable: unusable.collect(),
+        damaged: damaged.collect(),
+        held_back: report.is_held_back,
+    }
+}
