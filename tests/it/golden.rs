@@ -23,6 +23,7 @@ use vmsnap::ops::verify::{Options, Which, verify};
 use crate::lab::{InFolder, Lab, tree};
 
 mod data;
+mod pack;
 
 use data::{FORMAT_1, FORMAT_2, Golden};
 

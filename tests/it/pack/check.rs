@@ -73,6 +73,7 @@ fn each_kind_of_object_is_named_with_what_it_costs() {
         let cut = content[..content.len() / 2].to_vec();
         for changed in [None, Some(flipped), Some(cut)] {
             let is_deleted = changed.is_none();
+            let is_cut = changed.as_ref().is_some_and(|bytes| bytes.len() < content.len());
             match changed {
                 Some(bytes) => world.objects.insert(&name, &bytes),
                 None => world.objects.remove(&name),
@@ -91,7 +92,11 @@ fn each_kind_of_object_is_named_with_what_it_costs() {
                 _ => assert!(is_named, "{what}"),
             }
             if kind == "packs" {
-                assert_eq!(costs(&check), unreadable(&world), "{what}");
+                // Blocks near the end of a pack that was cut count as lost, as in a verification.
+                match is_cut {
+                    true => assert!(unreadable(&world).is_subset(&costs(&check)), "{what}"),
+                    false => assert_eq!(costs(&check), unreadable(&world), "{what}"),
+                }
                 assert!(
                     check
                         .damage

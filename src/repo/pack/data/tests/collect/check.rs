@@ -302,7 +302,7 @@ fn what_a_collector_deletes_meanwhile_is_no_damage() {
 }
 
 #[test]
-fn what_a_writer_adds_and_a_removal_takes_meanwhile_is_no_damage() {
+fn writers_and_removals_meanwhile_are_no_damage() {
     for number in 0.. {
         let world = busy();
         let writer = world.clone();
