@@ -132,14 +132,14 @@ pub fn refusals_are_explained(server: &mut Server, traits: &Traits) {
         "there is no pack repository",
     );
     if traits.checks_signatures {
-        server.set_region("elsewhere-1");
-        refused(&server.run(&["repository", "info", &location]), 2, "AWS_REGION");
         server.forget_secret();
         refused(
             &server.run(&["repository", "info", &location]),
             2,
             "AWS_SECRET_ACCESS_KEY",
         );
+        server.set_region("elsewhere-1");
+        refused(&server.run(&["repository", "info", &location]), 2, "AWS_REGION");
     }
 }
 

@@ -10,12 +10,13 @@ use super::stage::Stage;
 /// The keys of all versions in the locked bucket, also of deleted objects. The server must not
 /// check signatures.
 fn versions(server: &Server) -> BTreeSet<String> {
+    let address = server.fact("ENDPOINT").trim_start_matches("http://");
     let request = format!(
         "GET /{}?versions&max-keys=1000 HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
-        server.locked_bucket(),
-        server.address()
+        server.fact("LOCKED_BUCKET"),
+        address
     );
-    let mut stream = TcpStream::connect(server.address()).expect("it listens");
+    let mut stream = TcpStream::connect(address).expect("it listens");
     stream.write_all(request.as_bytes()).expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
@@ -28,7 +29,7 @@ fn versions(server: &Server) -> BTreeSet<String> {
 /// Backups, prunes and collections work as in other buckets. What they delete stays in the bucket
 /// as an older version, as long as its retention lasts.
 pub fn bucket_keeps_what_a_collection_deletes(server: &Server) {
-    let location = server.location_in(server.locked_bucket(), "kvm");
+    let location = server.location_in(server.fact("LOCKED_BUCKET"), "kvm");
     server.init(&location);
     let mut stage = Stage::new(&location);
     stage.make_points(server, 4);

@@ -50,24 +50,19 @@ impl Server {
         }
     }
 
-    /// Where the server listens: `127.0.0.1:PORT`.
-    pub fn address(&self) -> &str {
-        self.facts["ENDPOINT"].trim_start_matches("http://")
+    /// What the script says about the server.
+    pub fn fact(&self, name: &str) -> &str {
+        &self.facts[name]
     }
 
     /// The location of a repository with this prefix in the usual bucket.
     pub fn location(&self, prefix: &str) -> String {
-        self.location_in(&self.facts["BUCKET"], prefix)
+        self.location_in(self.fact("BUCKET"), prefix)
     }
 
     /// The same in another bucket.
     pub fn location_in(&self, bucket: &str, prefix: &str) -> String {
-        format!("s3:{}/{bucket}/{prefix}", self.facts["ENDPOINT"])
-    }
-
-    /// The bucket whose objects cannot be deleted for some time.
-    pub fn locked_bucket(&self) -> &str {
-        &self.facts["LOCKED_BUCKET"]
+        format!("s3:{}/{bucket}/{prefix}", self.fact("ENDPOINT"))
     }
 
     /// From now on the program has a wrong secret.
@@ -82,7 +77,7 @@ impl Server {
 
     /// Moves the clock of the server to this many hours after the true time.
     pub fn set_hours_ahead(&self, hours: u32) {
-        let clock = PathBuf::from(&self.facts["CLOCK"]);
+        let clock = PathBuf::from(self.fact("CLOCK"));
         let new = clock.with_extension("new");
         std::fs::write(&new, format!("+{hours}h\n")).expect("written");
         std::fs::rename(new, clock).expect("renamed");
@@ -90,7 +85,7 @@ impl Server {
 
     fn variables(&self) -> [(&'static str, &str); 3] {
         [
-            ("AWS_ACCESS_KEY_ID", &self.facts["KEY"]),
+            ("AWS_ACCESS_KEY_ID", self.fact("KEY")),
             ("AWS_SECRET_ACCESS_KEY", &self.secret),
             ("AWS_REGION", &self.region),
         ]
