@@ -52,8 +52,8 @@ impl Consistency {
     }
 }
 
-/// The id for a restore point of this moment: the time in UTC to the second, in characters that
-/// every file system accepts. A second restore point of the same second gets a number after it.
+/// The usual id of a restore point of this moment: the time in UTC in whole seconds, in characters
+/// that every file system accepts. If it is taken, the repository appends `-2`, `-3` and so on.
 pub fn id_of(time: Timestamp) -> String {
     time.to_zoned(TimeZone::UTC)
         .strftime("%Y-%m-%dT%H-%M-%SZ")

@@ -99,7 +99,7 @@ pub(crate) const BASE_ALLOCATION: &str = "base:allocation";
 pub(crate) const STATE_HOLE: u32 = 1 << 0;
 /// Flag of [`BASE_ALLOCATION`]: reads as zero.
 pub(crate) const STATE_ZERO: u32 = 1 << 1;
-/// Flag of QEMU's `qemu:dirty-bitmap:NAME` contexts: written since the bitmap was made (QEMU's
+/// Flag of QEMU's `qemu:dirty-bitmap:NAME` contexts: the range is dirty in the bitmap (QEMU's
 /// `docs/interop/nbd.txt`).
 pub(crate) const STATE_DIRTY: u32 = 1 << 0;
 

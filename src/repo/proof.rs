@@ -34,7 +34,7 @@ pub struct Proof {
     pub damage: Vec<DamageNote>,
 }
 
-/// A note about damage in a proof.
+/// Damage that a verification found in a restore point, as its proof records it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "WrittenNote", into = "WrittenNote")]
 pub struct DamageNote {

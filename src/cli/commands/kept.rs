@@ -9,6 +9,10 @@ use crate::ops::each::{Each, Judged, Round, Turn};
 use crate::ops::monitor::Ending;
 use crate::ops::{self, Cause, Error, Repository};
 
+/// The refusal of domain names that are all empty.
+pub(super) const NO_NAMES: &str =
+    "the domain names are empty (an unset variable?); leave them out to select all domains";
+
 /// Selected domains of a repository.
 pub(super) struct KeptDomains<'a> {
     repo: &'a dyn Repository,
@@ -42,7 +46,7 @@ impl<'a> KeptDomains<'a> {
         }
         let typed = patterns(&words, &names);
         if typed.is_empty() {
-            return Err(Refusal::new(ExitCode::NoDomains, "No domains specified"));
+            return Err(Refusal::new(ExitCode::NoDomains, NO_NAMES));
         }
         let selection = select(&words, &names);
         tell_unmatched(&selection.unmatched, None);

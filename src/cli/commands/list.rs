@@ -1,5 +1,6 @@
 //! `vmsnap list`.
 
+use super::kept::NO_NAMES;
 use super::{CommandResult, Refusal, open_to_read, tell_error, tell_unmatched};
 use crate::cli::args::ListArgs;
 use crate::cli::exit_code::{ExitCode, Verb};
@@ -22,7 +23,7 @@ pub fn run(args: &ListArgs, stop: &Stop) -> CommandResult {
         typed.push("*".to_owned());
     }
     if !typed.is_empty() && patterns(&typed, &names).is_empty() {
-        return Err(Refusal::new(ExitCode::NoDomains, "No domains specified"));
+        return Err(Refusal::new(ExitCode::NoDomains, NO_NAMES));
     }
     let selection = select(&typed, &names);
     let each = Each {

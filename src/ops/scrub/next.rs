@@ -130,8 +130,13 @@ fn next_in_repository(
         why
     } else {
         let disks = backup.disks.iter().map(|disk| {
-            let level = disk.announced_level().map_or("full or incremental", Level::word);
-            format!("disk {} {level}, {}", disk.disk.target, disk.announced_reason())
+            let level = disk.announced_level().map(|level| format!("{}, ", level.word()));
+            format!(
+                "disk {}: {}{}",
+                disk.disk.target,
+                level.unwrap_or_default(),
+                disk.announced_reason()
+            )
         });
         disks.collect::<Vec<_>>().join("; ")
     };

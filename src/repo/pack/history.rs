@@ -1,6 +1,6 @@
 //! Makes the history of a domain from its objects.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::content::{Content, StoredPoint};
 use super::names::DomainNames;
@@ -60,16 +60,13 @@ impl Reader<'_> {
             .iter()
             .filter_map(|kept| Some(self.kept(content, by_digest.get(kept.manifest.as_str())?)))
             .collect();
-        let tags: BTreeSet<String> = kept
+        let ids: BTreeMap<String, &str> = kept
             .iter()
-            .map(|kept| self.names.tag(&kept.manifest.point.id))
+            .map(|kept| kept.manifest.point.id.as_str())
+            .map(|id| (self.names.tag(id), id))
             .collect();
-        let is_there = |tag: &str| tags.contains(tag);
-        findings.extend(
-            content
-                .records
-                .findings(is_there, |name| self.record_location(name)),
-        );
+        let id_of = |tag: &str| ids.get(tag).map(|id| (*id).to_owned());
+        findings.extend(content.records.findings(id_of, |name| self.record_location(name)));
         History {
             chains,
             kept,

@@ -371,10 +371,11 @@ impl Records {
         removals
     }
 
-    /// The findings about records that cannot be read. `location` makes a location from a segment.
+    /// The findings about records that cannot be read. `id_of` finds a restore point by its tag, and
+    /// `location` makes a location from a segment.
     pub(super) fn findings(
         &self,
-        is_there: impl Fn(&str) -> bool,
+        id_of: impl Fn(&str) -> Option<String>,
         location: impl Fn(&str) -> String,
     ) -> Vec<Finding> {
         let unreadable = self.unreadable.iter();
@@ -387,17 +388,19 @@ impl Records {
                         "cannot read the record of removed restore points, {place}: {why}; no policy removes anything until this object is deleted"
                     ),
                 )),
-                _ if !is_there(&name.tag) => None,
-                Kind::Pin => Some(Finding::new(
-                    "pin-unreadable",
-                    format!(
-                        "cannot read {place}: {why}; the restore point counts as pinned until `vmsnap unpin` removes the pin"
-                    ),
-                )),
-                kind => Some(Finding::new(
-                    "record-unreadable",
-                    format!("{place} cannot be used ({why}): {}", consequence(kind)),
-                )),
+                Kind::Pin => id_of(&name.tag).map(|id| {
+                    let what = format!(
+                        "cannot read {place}: {why}; restore point {id} counts as pinned until `vmsnap unpin` removes the pin"
+                    );
+                    Finding::new("pin-unreadable", what)
+                }),
+                kind => id_of(&name.tag).map(|id| {
+                    let what = format!(
+                        "{place}, a record about restore point {id}, cannot be used ({why}): {}",
+                        consequence(kind)
+                    );
+                    Finding::new("record-unreadable", what)
+                }),
             }
         };
         unreadable.filter_map(finding).collect()

@@ -95,17 +95,17 @@ fn the_command_refuses_what_makes_no_sense() {
         (
             vec!["copy", "", "--from", &from, "--to", &to],
             1,
-            "No domains specified",
+            "the domain names are empty",
         ),
         (
             vec!["list", " , ", "--repository", &from],
             1,
-            "No domains specified",
+            "the domain names are empty",
         ),
         (
             vec!["prune", "", "--repository", &from, "--keep-last", "1"],
             1,
-            "No domains specified",
+            "the domain names are empty",
         ),
         (vec!["copy", "--from", &empty, "--to", &to], 1, "(check --from)"),
     ] {

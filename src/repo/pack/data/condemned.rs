@@ -147,7 +147,7 @@ pub(super) fn parse(bytes: &[u8]) -> std::result::Result<(Timestamp, Vec<PackId>
     let mut bytes = Bytes::new(bytes);
     match bytes.u8() {
         Some(FORMAT) => {}
-        Some(_) => return Err("its format is unknown: a newer vmsnap may have written it"),
+        Some(_) => return Err("this vmsnap does not know its format; a newer one may"),
         None => return Err("it is empty"),
     }
     let (seconds, count) = bytes.u64().zip(bytes.u32()).ok_or("it is too short")?;

@@ -82,7 +82,8 @@ impl PackDisk {
         Ok(piece_of(&leaf, offset, size))
     }
 
-    /// The number of runs with which the map stores clusters of one leaf.
+    /// Counts the runs (clusters that lie one after another in a block) that store `count` clusters
+    /// of the disk from `first` on. They must lie in one leaf. What is in no run reads as zero.
     ///
     /// # Errors
     /// As [`PackDisk::piece_at`].

@@ -101,7 +101,7 @@ pub(super) fn head(bytes: &[u8], kind: u8) -> Result<Bytes<'_>, &'static str> {
     match (bytes.u8(), bytes.u8()) {
         (Some(FORMAT), Some(found)) if found == kind => Ok(bytes),
         (Some(FORMAT), Some(_)) => Err("it is another kind of page"),
-        (Some(_), Some(_)) => Err("its format is unknown: a newer vmsnap may have written it"),
+        (Some(_), Some(_)) => Err("this vmsnap does not know its format; a newer one may"),
         _ => Err(SHORT),
     }
 }

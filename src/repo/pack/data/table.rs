@@ -90,7 +90,7 @@ pub(super) fn parse_table(bytes: &[u8], largest: usize) -> Result<Vec<Entry>, &'
 fn check_format(format: Option<u8>) -> Result<(), &'static str> {
     match format {
         Some(FORMAT) => Ok(()),
-        Some(_) => Err("its format is unknown: a newer vmsnap may have written it"),
+        Some(_) => Err("this vmsnap does not know its format; a newer one may"),
         None => Err("it is empty"),
     }
 }
@@ -189,7 +189,7 @@ pub(super) fn parse_trailer(bytes: &[u8]) -> Result<Trailer, &'static str> {
         return Err("it has no trailer: it is cut off, or no pack");
     }
     if bytes.u32() != Some(u32::from(FORMAT)) {
-        return Err("its format is unknown: a newer vmsnap may have written it");
+        return Err("this vmsnap does not know its format; a newer one may");
     }
     let table_length = bytes.u32().ok_or(SHORT)?;
     let digest = bytes.array().ok_or(SHORT)?;
