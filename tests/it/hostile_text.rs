@@ -6,13 +6,16 @@ use std::time::Duration;
 use vmsnap::cli::log::{Entry, Level};
 use vmsnap::cli::report::lines::failure;
 use vmsnap::cli::report::status::text as status_text;
-use vmsnap::cli::report::{backup, compare, list, restore, scrub, verify};
+use vmsnap::cli::report::{backup, compare, integrity, list, restore, scrub, verify};
 use vmsnap::model::finding::Finding;
 use vmsnap::model::left_out::LeftOut;
 use vmsnap::model::level::LevelReason;
 use vmsnap::ops::backup::PruneOutcome;
 use vmsnap::ops::compare::{Meaning, Outcome as Comparison, UncomparedDisk};
 use vmsnap::ops::each::Turn;
+use vmsnap::ops::integrity::{
+    Cost, Damage as ObjectDamage, DamagedIndex, RebuildReport, RepositoryCheck, SessionNote,
+};
 use vmsnap::ops::scrub::{DiskBitmap, NextBackup, ScrubPlan};
 use vmsnap::ops::verify::{Damage, Outcome};
 use vmsnap::ops::{Cause, Error};
@@ -167,6 +170,49 @@ fn scrub_contains_it() {
 }
 
 /// The logger prints failures and escapes each line.
+#[test]
+fn check_of_a_repository_contains_it() {
+    assert_contained(|words| {
+        let cost = Cost {
+            domain: words.to_owned(),
+            id: words.to_owned(),
+            disks: [words.to_owned()].into(),
+            files: [words.to_owned(), "x".to_owned()].into(),
+        };
+        let damage = ObjectDamage {
+            object: Some(words.to_owned()),
+            finding: finding(words),
+            costs: vec![cost],
+        };
+        let session = SessionNote {
+            host: words.to_owned(),
+            kind: "write",
+            began: None,
+            renewed: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let check = RepositoryCheck {
+            damage: vec![damage],
+            notes: vec![finding(words)],
+            sessions: vec![session],
+            ..RepositoryCheck::default()
+        };
+        integrity::check_lines(words, &check)
+    });
+    assert_contained(|words| {
+        let damaged = DamagedIndex {
+            name: words.to_owned(),
+            why: words.to_owned(),
+            is_deleted: false,
+        };
+        let report = RebuildReport {
+            unsound: vec![(words.to_owned(), words.to_owned())],
+            damaged: vec![damaged],
+            ..RebuildReport::default()
+        };
+        integrity::rebuild_lines(words, &report, true)
+    });
+}
+
 #[test]
 fn failures_contain_it() {
     assert_contained(|words| {

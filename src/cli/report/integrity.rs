@@ -10,7 +10,7 @@ use crate::model::text::shown;
 use crate::ops::integrity::{Cost, Damage, RebuildReport, RepositoryCheck, SessionNote};
 
 /// The lines about a check.
-pub(crate) fn check_lines(location: &str, check: &RepositoryCheck) -> String {
+pub fn check_lines(location: &str, check: &RepositoryCheck) -> String {
     let location = shown(location);
     let mut text = line(&match check.damage.len() {
         0 => format!("{location}: OK"),
@@ -77,7 +77,7 @@ fn session_text(session: &SessionNote) -> String {
 }
 
 /// The lines about the index.
-pub(crate) fn rebuild_lines(location: &str, report: &RebuildReport, dry_run: bool) -> String {
+pub fn rebuild_lines(location: &str, report: &RebuildReport, dry_run: bool) -> String {
     let would = if dry_run { "would be " } else { "" };
     let location = shown(location);
     let mut text = line(&match report.listed.packs {

@@ -207,10 +207,10 @@ fn collector_beside_a_rebuild_at_any_call_is_safe() {
         });
         let rebuilt = world.rebuild(&LIST);
         assert!(rebuilt.is_ok(), "the collector has ended");
+        let is_over = world.store.take_callback();
         let what = format!("call {number}");
         let check = world.check_whole(true).expect("it checks");
         assert_eq!(check.damage, [], "{what}");
-        let is_over = world.store.take_callback();
         world.assert_collected(&what);
         if is_over {
             assert!(number > 20, "{number} calls");
