@@ -21,7 +21,7 @@ const ENTRIES: usize = 8;
 
 fn link(file: &File) -> Vec<ChainImage> {
     vec![ChainImage {
-        file: file.try_clone().expect("a second handle"),
+        file: file.try_clone().expect("a second handle").into(),
         path: "image".into(),
         recorded: None,
     }]

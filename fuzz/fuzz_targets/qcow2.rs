@@ -35,7 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     }
     let link = ChainImage {
-        file,
+        file: file.into(),
         path: "image".into(),
         recorded: None,
     };
