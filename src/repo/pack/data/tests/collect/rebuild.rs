@@ -69,6 +69,10 @@ fn rebuilt_index_lists_everything_and_collectors_work_again() {
         "{listed:?}"
     );
     assert!(world.names("index/").contains(&damaged));
+    // Its session could not be deleted either, so collectors wait until it ends by its age.
+    let waits = world.collect().expect("it waits").waiting;
+    assert!(matches!(waits[..], [Waiting::Collector(_)]), "{waits:?}");
+    world.store.pass(80);
     world.collect().expect_err("the damaged one is still there");
     let check = world.check_whole(true).expect("it checks");
     assert_eq!(check.unlisted.packs, 0, "{check:?}");
