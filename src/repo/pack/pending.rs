@@ -21,9 +21,13 @@ use super::names::random;
 use super::objects::ObjectName;
 use super::part::DomainPart;
 use super::point::{self, PointRecord, Predecessor, map_name};
+use super::records::{Kind, RecordName};
 use crate::model::block::{BlockSink, Written};
 use crate::model::chain::Concern;
-use crate::repo::{FileEntry, Kept, Leftover, Manifest, NewDisk, PendingPoint, RepoError, Result, SmallFile};
+use crate::repo::{
+    DamageNote, FileEntry, Kept, Leftover, Manifest, NewDisk, PendingPoint, Proof, RepoError, Result,
+    SmallFile,
+};
 
 /// A restore point that is invisible until it is committed. If it is dropped before that, its
 /// journal entry is removed.
@@ -96,6 +100,29 @@ impl PackPending {
             pieces: None,
             unused: None,
         })
+    }
+
+    /// Records that the restore point counts as damaged, so that no later one and no copy relies on
+    /// it. If this fails, the error of the commit is all that tells it.
+    fn note_doubt(&self, error: &PackError) -> Result<()> {
+        let content = self.domain.content()?;
+        let Some(stored) = content.point(&self.id) else {
+            return Ok(());
+        };
+        let manifest = &stored.record.manifest;
+        let proof = Proof {
+            id: self.id.clone(),
+            manifest: manifest.digest.clone(),
+            time: manifest.point.time,
+            deep: false,
+            deep_time: None,
+            damage: vec![DamageNote {
+                what: error.to_string(),
+                concerns: Concern::All,
+            }],
+        };
+        let name = RecordName::new(Kind::Damaged, &self.domain.names, &self.id);
+        self.domain.keep_record(&name, &proof, &[])
     }
 
     /// Uploads everything, and makes sure that it and the data of the parent stay.
@@ -213,7 +240,10 @@ impl PendingPoint for PackPending {
         // Only now, because before the commit the next run needs the journal entry. If this fails,
         // the entry has no meaning, because a restore point names its run.
         let _ = self.domain.state.remove(&self.leftover);
-        self.access.end()?;
+        if let Err(error) = self.access.end() {
+            let _ = self.note_doubt(&error);
+            return Err(error.into());
+        }
         Ok(location)
     }
 

@@ -172,7 +172,10 @@ fn check_place(tree: &Tree, packs: &PackList, data: &InBlock) -> Result<Place> {
     if let Some(sound) = others.into_iter().find(is_sound) {
         return Ok(sound);
     }
-    // A collector may have moved the block since the packs were listed.
+    // The pack may be newer than the list, or a collector may have moved the block since.
+    if tree.blocks().exists(&place, tree.stop())? {
+        return Ok(place);
+    }
     match tree.blocks().moved(&data.id, &place, tree.stop())? {
         Some(moved) if tree.blocks().exists(&moved, tree.stop())? => Ok(moved),
         _ => Err(tree.blocks().damaged(&data.id, place.pack, why)),

@@ -24,7 +24,8 @@
 //!   is removed before the deletion. So a writer with such a parent checks the whole map, too.
 //! * A writer that sleeps for days is taken for dead after three. Before its commit it renews its
 //!   session, and refuses if two days have passed since the last time. If it sleeps between this
-//!   check and its commit, it notices afterwards that its session has vanished, and says so.
+//!   check and its commit, it notices afterwards that its session was not renewed or has vanished,
+//!   and says so. Therefore the objects of ended sessions are deleted before any pack.
 //! * Packs that are younger than the grace period or than the oldest live session are not
 //!   condemned: they may belong to a restore point that is not committed yet.
 //! * The deletion puts index objects without the packs, then deletes the old index objects, the
@@ -218,8 +219,9 @@ impl Collector<'_> {
         }
         self.rewrite(&marks, &seen, &mut fates, &mut report)?;
         self.condemn(&seen, &fates)?;
+        self.end_sessions(&seen)?;
         self.delete(&seen, &fates)?;
-        self.tidy(&seen)?;
+        self.delete_probes(&seen)?;
         Ok(report)
     }
 
@@ -307,21 +309,21 @@ impl Collector<'_> {
         }
     }
 
-    /// Deletes the objects of ended sessions, and what an old `init` has left.
-    fn tidy(&self, seen: &Seen) -> Result<()> {
+    /// Deletes the objects of ended sessions. It has to precede the deletion of packs: a process that
+    /// has slept for days and wakes later notices it.
+    fn end_sessions(&self, seen: &Seen) -> Result<()> {
+        let ended = seen.sessions.ended.iter();
+        let mut objects = ended.flat_map(|session| &session.objects);
+        objects.try_for_each(|name| self.remove(name))
+    }
+
+    /// Deletes what an old `init` has left.
+    fn delete_probes(&self, seen: &Seen) -> Result<()> {
         let objects = &self.data.shared.objects;
-        let ended = seen
-            .sessions
-            .ended
-            .iter()
-            .flat_map(|session| session.objects.clone());
         let probes = list(objects.as_ref(), PROBES, self.stop)?;
         let is_old =
             |object: &ListedObject| object.modified.is_some_and(|time| time < self.before_grace(seen));
-        let probes = probes.into_iter().filter(is_old).map(|object| object.name);
-        for name in ended.chain(probes) {
-            self.remove(&name)?;
-        }
-        Ok(())
+        let mut probes = probes.iter().filter(|object| is_old(object));
+        probes.try_for_each(|object| self.remove(&object.name))
     }
 }

@@ -125,7 +125,10 @@ impl Data {
             // Has it gone because this process was taken for dead?
             writing.session.renew(stop)?;
         }
-        saved
+        saved?;
+        // Reading a large map may have taken long.
+        writing.session.renew(stop)?;
+        Ok(())
     }
 
     /// Stores everything again that is needed and in condemned packs only.

@@ -103,7 +103,12 @@ impl Inspector<'_> {
             if look.is_clean() {
                 break;
             }
-            let again = self.look(subjects, &unsound, Some(&look.costs))?;
+            let mut again = self.look(subjects, &unsound, Some(&look.costs))?;
+            // Restore points without damage were not looked at again.
+            let names = &again.names.packs;
+            let needed = look.needed_unlisted.iter().copied();
+            let needed = needed.filter(|id| names.knows(*id) && !again.listed.contains(id));
+            again.needed_unlisted.extend(needed);
             let is_confirmed = again.is_as(&look);
             look = again;
             if is_confirmed {

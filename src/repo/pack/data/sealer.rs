@@ -115,8 +115,9 @@ impl Sealer {
         zstd: Option<&mut Compressor<'_>>,
     ) -> io::Result<Sealed> {
         let start = self.start();
-        sealed.reserve(start + 1 + bytes.len() + TAG);
-        sealed.resize(start + 1 + bytes.len(), 0);
+        let length = start + 1 + bytes.len();
+        sealed.reserve((length + TAG).saturating_sub(sealed.len()));
+        sealed.resize(length, 0);
         let packed = zstd.and_then(|zstd| compress(zstd, bytes, &mut sealed[start + 1..]));
         match packed {
             Some(length) => {

@@ -18,7 +18,7 @@ use super::listing::list;
 use super::retry::{limit, retry};
 use super::sealer::{OVERHEAD, Sealer};
 use crate::model::stop::{Stop, StopReason};
-use crate::repo::pack::objects::{ListedObject, ObjectName, ObjectStore};
+use crate::repo::pack::objects::{ListedObject, ObjectName, ObjectStore, list_all};
 use crate::repo::pack_error::{PackError, Result};
 
 /// Where sessions are.
@@ -49,6 +49,9 @@ pub(super) const MARGIN: SignedDuration = SignedDuration::from_hours(1);
 
 /// The largest record in bytes.
 const LARGEST: usize = 4096;
+
+/// The most objects of all sessions. There are a few for each host.
+const MOST_OBJECTS: usize = 100_000;
 
 const FORMAT: u64 = 1;
 
@@ -174,17 +177,10 @@ impl Session {
     /// just now may lack data. Others if the store fails; a commit is not concerned then.
     pub(crate) fn end(mut self, stop: &Stop) -> Result<()> {
         self.stop_renewing();
-        let shared = &self.shared;
-        let newest = shared.state().newest.clone();
-        let found = retry(stop, || shared.objects.head(&newest, &limit(0, stop)))?;
-        if found.is_none() || shared.state().is_lost {
-            return Err(shared.lost());
-        }
-        // The first object last: without it, the others would count as a session of unknown age.
-        for name in [newest, object_name(&shared.id, None)?] {
-            // What stays ends by its age.
-            let _ = shared.objects.delete(&name, &limit(0, stop));
-        }
+        // Only the times of the store tell whether this process has slept for days.
+        self.shared.renew(stop)?;
+        let newest = self.shared.state().newest.clone();
+        self.shared.delete(&[newest], stop);
         Ok(())
     }
 
@@ -192,15 +188,12 @@ impl Session {
     /// by its age.
     pub(crate) fn give_up(mut self) {
         self.stop_renewing();
-        let shared = &self.shared;
-        let newest = shared.state().newest.clone();
-        for name in [Ok(newest), object_name(&shared.id, None)] {
-            // A run that was stopped still does this. The first object last, as in `end`.
-            let limit = limit(0, &Stop::default());
-            let deleted = name.map(|name| shared.objects.delete(&name, &limit));
-            if !matches!(deleted, Ok(Ok(()))) {
-                return;
-            }
+        // A run that was stopped still does this.
+        let stop = Stop::default();
+        let objects = self.shared.objects.as_ref();
+        // Without the whole list, all objects stay.
+        if let Ok(all) = list_all(objects, SESSIONS, MOST_OBJECTS, &limit(0, &stop)) {
+            self.shared.delete(&self.shared.renewals(&all.objects), &stop);
         }
     }
 
@@ -310,11 +303,32 @@ impl Shared {
         if now.duration_since(last) > LOST {
             return Err(self.lost());
         }
-        if *before != first {
+        for older in self.renewals(&listed).iter().filter(|older| **older != name) {
             // Where it is refused, the newest counts.
-            let _ = self.objects.delete(before, &limit(0, stop));
+            let _ = self.objects.delete(older, &limit(0, stop));
         }
         Ok((name, now))
+    }
+
+    /// The listed renewals of this session.
+    fn renewals(&self, listed: &[ListedObject]) -> Vec<ObjectName> {
+        let own = format!("{SESSIONS}{}-", self.id);
+        let names = listed.iter().map(|object| &object.name);
+        names
+            .filter(|name| name.as_str().starts_with(&own))
+            .cloned()
+            .collect()
+    }
+
+    /// Deletes these renewals, and then the first object: without it, the others would count as a
+    /// session of unknown age. After a failure the rest stays, and ends by its age.
+    fn delete(&self, renewals: &[ObjectName], stop: &Stop) {
+        let first = object_name(&self.id, None).ok();
+        for name in renewals.iter().chain(first.as_ref()) {
+            if self.objects.delete(name, &limit(0, stop)).is_err() {
+                return;
+            }
+        }
     }
 
     fn lost(&self) -> PackError {
@@ -390,12 +404,20 @@ impl SeenSessions {
     /// # Errors
     /// The store fails, does not list the own session, or gives no times.
     pub(super) fn read(objects: &Arc<dyn ObjectStore>, own: &Session, stop: &Stop) -> Result<SeenSessions> {
-        let mut all = group(list(objects.as_ref(), SESSIONS, stop)?).ok_or_else(|| no_times(objects))?;
+        let look = || group(list(objects.as_ref(), SESSIONS, stop)?).ok_or_else(|| no_times(objects));
+        let mut all = look()?;
         let own = all.remove(own.id()).ok_or_else(|| own.shared.lost())?;
         let now = own.renewed;
-        let (ended, live) = all
-            .into_values()
-            .partition(|session| now.duration_since(session.renewed) > END);
+        let is_old = |session: &SeenSession| now.duration_since(session.renewed) > END;
+        let (mut ended, mut live): (Vec<_>, Vec<_>) = all.into_values().partition(is_old);
+        if !ended.is_empty() {
+            // A renewal during a list may hide both the old and the new object.
+            let again = look()?;
+            let is_ended = |session: &SeenSession| again.get(&session.id).is_some_and(is_old);
+            let (still, others) = ended.into_iter().partition(is_ended);
+            ended = still;
+            live.extend::<Vec<SeenSession>>(others);
+        }
         Ok(SeenSessions { now, live, ended })
     }
 

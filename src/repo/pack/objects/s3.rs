@@ -365,7 +365,15 @@ impl ObjectStore for S3Objects {
     fn put_if_absent(&self, name: &ObjectName, content: &[u8], limit: &WaitLimit) -> ObjectResult<PutResult> {
         match self.write(name, content, PutMode::Create, limit) {
             Ok(()) => Ok(PutResult::Created),
-            Err(failure) if failure.exists => Ok(PutResult::Existed),
+            // The answer may also mean that another put of this name is under way.
+            Err(failure) if failure.exists => match self.head(name, limit)? {
+                Some(_) => Ok(PutResult::Existed),
+                None => {
+                    let why = "the server says that the object exists, and does not find it";
+                    let kind = ObjectErrorKind::Unexpected(why.to_owned());
+                    Err(ObjectError::new("write", self.at(name.as_str()), kind))
+                }
+            },
             Err(failure) => Err(failure.into()),
         }
     }

@@ -181,6 +181,22 @@ fn damaged_records_are_named() {
 }
 
 #[test]
+fn damaged_index_object_leaves_needed_packs_that_are_not_listed() {
+    let world = busy();
+    for name in world.names("index/") {
+        let mut state = world.store.inner.state();
+        let content = state.objects.get_mut(&name).expect("listed");
+        *content.last_mut().expect("a byte") ^= 1;
+    }
+    let check = world.check_whole(false).expect("it checks");
+    assert_eq!(check.damage.len(), world.names("index/").len(), "{check:?}");
+    let note = check.notes.iter().find(|note| note.code == "packs-not-listed");
+    let note = note.unwrap_or_else(|| panic!("{check:?}"));
+    assert!(note.message.contains("restore points need"), "{note:?}");
+    assert!(note.message.contains("rebuild-index"), "{note:?}");
+}
+
+#[test]
 fn deleted_index_objects_leave_packs_that_are_not_listed() {
     let world = busy();
     let mut objects = world.store.inner.state();

@@ -5,6 +5,7 @@ use jiff::SignedDuration;
 use super::world::{BLOCK, World};
 use crate::model::stop::Stop;
 use crate::repo::pack::data::tests::lab::{C, noise, read};
+use crate::repo::pack::data::tests::store::Trouble;
 use crate::repo::pack::data::{CollectOptions, Waiting};
 use crate::repo::pack_error::PackError;
 
@@ -200,6 +201,48 @@ fn sleeping_writer_must_not_commit() {
     assert!(matches!(error, PackError::SessionLost { .. }), "{error}");
     world.assert_collected("at the end");
     assert_eq!(world.names("packs/"), [""; 0]);
+}
+
+/// It passed its check, slept, and commits before a collector has deleted its session.
+#[test]
+fn writer_that_slept_before_its_commit_says_so() {
+    let world = World::new();
+    let draft = world.draft(None, &disk(&[1, 2])).expect("a draft");
+    world.check(&draft).expect("it may commit");
+    world.store.pass(80);
+    let (_, ended) = world.commit(draft);
+    let error = ended.expect_err("packs may have been deleted since");
+    assert!(matches!(error, PackError::SessionLost { .. }), "{error}");
+}
+
+/// A collector that dies anywhere has not deleted a pack while an ended session is still there.
+#[test]
+fn ended_sessions_go_before_packs() {
+    for number in 0.. {
+        let world = World::new();
+        let old = world.backup(None, &disk(&[1, 2])).expect("a backup");
+        world.remove(old);
+        world.store.pass(30);
+        world.collect().expect("it condemns");
+        let sleeper = world.draft(None, &disk(&[3])).expect("a draft");
+        world.store.pass(80);
+        let before = world.names("packs/").len();
+        world.store.inner.trouble(number, Trouble::Dies);
+        let collected = world.collect();
+        world.store.inner.calm();
+        let is_deleting = world.names("packs/").len() < before;
+        let renewed = sleeper.writing.session().renew(&Stop::default());
+        let is_lost = matches!(renewed, Err(PackError::SessionLost { .. }));
+        assert!(is_lost, "call {number}: {renewed:?}");
+        let own = format!("sessions/{}", sleeper.writing.session().id());
+        let is_there = world.names("sessions/").contains(&own);
+        assert!(!(is_deleting && is_there), "call {number}");
+        sleeper.writing.give_up();
+        if collected.is_ok() {
+            assert!(number > 10 && is_deleting, "{number} calls");
+            break;
+        }
+    }
 }
 
 #[test]
