@@ -95,7 +95,7 @@ clock_library() {
             return
         fi
     done
-    fail "libfaketimeMT.so.1 is missing: install the package faketime"
+    fail "libfaketimeMT.so.1 is missing: install the package libfaketime"
 }
 
 # Whether the server of a folder runs.

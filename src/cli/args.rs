@@ -116,7 +116,7 @@ pub enum Command {
     Init(InitArgs),
     /// List, add, remove or export the keys of a pack repository
     Key(KeyArgs),
-    /// Show the facts about a pack repository, or delete data that nothing needs
+    /// Show or check a pack repository, rebuild its index, or delete unused data
     Repository(RepositoryCommandArgs),
     /// Back up and restore a temporary domain and compare every byte; needs no configuration and no
     /// daemon

@@ -6,7 +6,8 @@ use crate::model::stop::Stop;
 use crate::repo::{RepoError, Repository};
 
 pub use crate::repo::{
-    CondemnedNote, Cost, Damage, DamagedIndex, Rebuild, RebuildReport, RepositoryCheck, SessionNote,
+    CondemnedNote, Cost, Damage, DamagedIndex, IndexFault, Rebuild, RebuildReport, RepositoryCheck,
+    SessionNote,
 };
 
 /// Checks the repository as a whole. `None` for one without a structure that restore points share.

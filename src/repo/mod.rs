@@ -62,8 +62,8 @@ pub use pack::SimulatedMap;
 pub use pack::fuzzing;
 pub use pack::{
     Amount, BucketLocation, Cipher, CollectReport, Collection, CondemnedNote, ConditionalPuts, Cost,
-    Creation, Damage, DamagedIndex, HostFolders, IdentityFile, KeySlot, ListPage, ListedObject, NewPack,
-    NewSlot, ObjectError, ObjectErrorKind, ObjectName, ObjectResult, ObjectStore, Opener, PackError,
+    Creation, Damage, DamagedIndex, HostFolders, IdentityFile, IndexFault, KeySlot, ListPage, ListedObject,
+    NewPack, NewSlot, ObjectError, ObjectErrorKind, ObjectName, ObjectResult, ObjectStore, Opener, PackError,
     PackErrorClass, PackFacts, PackLocation, PackRepository, PackResult, Passphrase, Protection, PutResult,
     Rebuild, RebuildReport, Recipient, RecoveryFile, RepositoryCheck, Secret, SessionNote, Sizes, SlotKind,
     SlotOwner, SlotState, UnlockedHost, UnlockedPack, Waiting,

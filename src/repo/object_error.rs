@@ -134,7 +134,7 @@ impl ObjectError {
             ObjectErrorKind::NoPlace("bucket") => "create the bucket first, or check its name",
             ObjectErrorKind::NoPlace(_) => "check the path, and mount its file system",
             ObjectErrorKind::Refused if self.operation == DELETE => {
-                "this user may not delete: run the command where the user may; in a bucket that is s3:DeleteObject"
+                "use a user or credential that may delete; in a bucket that is s3:DeleteObject"
             }
             ObjectErrorKind::Refused => {
                 "give this user read and write access; in a bucket that is s3:GetObject, s3:PutObject and s3:ListBucket"

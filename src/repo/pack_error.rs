@@ -221,6 +221,14 @@ pub enum PackError {
         /// The location.
         location: String,
     },
+    /// As [`PackError::SessionLost`], but the restore point was committed already.
+    #[error(
+        "{point} was committed, but may lack data: the session of this run ended before, because it was not renewed for days, or was deleted"
+    )]
+    CommittedAfterSession {
+        /// The location of the restore point.
+        point: String,
+    },
     /// Something cannot be read, so it is unknown which data is needed.
     #[error("nothing is collected in {location}, because {object} cannot be used: {why}")]
     Uncollectable {
@@ -287,6 +295,7 @@ impl PackError {
             | PackError::Seal(_)
             | PackError::Cache { .. }
             | PackError::SessionLost { .. }
+            | PackError::CommittedAfterSession { .. }
             | PackError::Overtaken { .. }
             | PackError::Collecting { .. }
             | PackError::Pinned { .. }
@@ -316,7 +325,7 @@ impl PackError {
             } => "an init was interrupted there; nothing depends on what it left: run `vmsnap init` again",
             PackError::Missing { .. } => "`vmsnap init LOCATION` creates one; check the location",
             PackError::Collecting { .. } => {
-                "run the command again after the collection; one that was killed counts for three days"
+                "run the command again after the collection; a killed one blocks others for three days"
             }
             PackError::Pinned { .. } => "run the command again, or unpin the restore point",
             PackError::Exists { .. } => "`vmsnap repository info LOCATION` shows it",
@@ -339,17 +348,22 @@ impl PackError {
             PackError::Cache { .. } => {
                 "free space there, then run again; the cache can be deleted, vmsnap fills it again"
             }
-            PackError::SessionLost { .. } => "run the backup again",
+            PackError::SessionLost { .. } => "run the command again",
+            PackError::CommittedAfterSession { .. } => {
+                "verify the restore point with `vmsnap verify --deep`, then run the command again"
+            }
             PackError::Uncollectable { object, .. } => match object.split('/').next() {
                 Some("points") => {
                     "use the newest vmsnap; if the object is damaged, get it back from an earlier version in the bucket, or delete it"
                 }
-                Some("index") => "run `vmsnap repository rebuild-index LOCATION --delete-damaged`",
+                Some("index") => {
+                    "run `vmsnap repository rebuild-index LOCATION --delete-damaged`: it deletes the object if it is damaged, and otherwise says what to do"
+                }
                 Some("condemned") => {
                     "delete the object while no run uses the repository; a later collection condemns its packs again"
                 }
                 _ => {
-                    "get it back from an earlier version in the bucket, or remove the restore points that `vmsnap verify --all` reports as damaged"
+                    "`vmsnap repository check` names the missing packs and the restore points that need them: get the packs back, or remove these restore points"
                 }
             },
             PackError::Earlier(error) => return error.hint(),

@@ -14,7 +14,7 @@ use vmsnap::ops::backup::PruneOutcome;
 use vmsnap::ops::compare::{Meaning, Outcome as Comparison, UncomparedDisk};
 use vmsnap::ops::each::Turn;
 use vmsnap::ops::integrity::{
-    Cost, Damage as ObjectDamage, DamagedIndex, RebuildReport, RepositoryCheck, SessionNote,
+    Cost, Damage as ObjectDamage, DamagedIndex, IndexFault, RebuildReport, RepositoryCheck, SessionNote,
 };
 use vmsnap::ops::scrub::{DiskBitmap, NextBackup, ScrubPlan};
 use vmsnap::ops::verify::{Damage, Outcome};
@@ -199,14 +199,16 @@ fn check_of_a_repository_contains_it() {
         integrity::check_lines(words, &check)
     });
     assert_contained(|words| {
-        let damaged = DamagedIndex {
+        let damaged = |fault| DamagedIndex {
             name: words.to_owned(),
             why: words.to_owned(),
+            fault,
             is_deleted: false,
         };
+        let faults = [IndexFault::Seal, IndexFault::Format, IndexFault::Name];
         let report = RebuildReport {
             unsound: vec![(words.to_owned(), words.to_owned())],
-            damaged: vec![damaged],
+            damaged: faults.map(damaged).to_vec(),
             ..RebuildReport::default()
         };
         integrity::rebuild_lines(words, &report, true)

@@ -63,7 +63,7 @@ pub enum RepositoryCommand {
     Collect(CollectArgs),
     /// Check the objects of a pack repository, and show what each damaged one costs
     Check(CheckArgs),
-    /// List packs in the index that it lacks, from the packs' own tables
+    /// Add packs that the index lacks, from the packs' own tables
     RebuildIndex(RebuildArgs),
 }
 
@@ -131,12 +131,13 @@ pub struct CollectArgs {
     #[command(flatten)]
     pub secret: SecretArgs,
 
-    /// How long data stays after a collection found it unused, and how old it has to be before:
-    /// 36h, 2d or 1w
+    /// How long a pack stays after it was condemned: 36h, 2d or 1w. Younger packs are not
+    /// condemned
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = grace)]
     pub grace: SignedDuration,
 
-    /// Show what a collection would do; delete nothing
+    /// Show what a collection would do. Needs the same rights as a collection, does not read the
+    /// packs of killed runs, and counts them as unused
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 

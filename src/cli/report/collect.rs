@@ -16,11 +16,12 @@ pub(crate) fn lines(location: &str, report: &CollectReport, dry_run: bool) -> St
     if let Some(collector) = collector(report) {
         let collector = shown(collector);
         return line(&format!(
-            "{location}: nothing was collected, because {collector} is collecting"
+            "{location}: nothing was collected, because another collection or rebuild of the index is \
+             running: {collector}"
         ));
     }
     let [would, deletes, condemns, stores] = match dry_run {
-        true => ["would ", "delete", "condemn", "are stored again"],
+        true => ["would ", "delete", "condemn", "would be stored again"],
         false => ["", "deleted", "condemned", "were stored again"],
     };
     let all = report.all.packs;
@@ -53,19 +54,22 @@ pub(crate) fn lines(location: &str, report: &CollectReport, dry_run: bool) -> St
     if let Some(time) = not_before(report) {
         push_line(
             &mut text,
-            &format!("  the grace period of condemned packs ends at {time}"),
+            &format!("  the first grace period ends at {time} (the store's clock)"),
         );
     }
     for session in sessions(report) {
         let session = shown(session);
         push_line(
             &mut text,
-            &format!("  condemned packs wait for a run that began before: {session}"),
+            &format!("  condemned packs stay until a run that began earlier ends: {session}"),
         );
     }
     if report.adopted.packs > 0 {
         let adopted = amount(&report.adopted);
-        push_line(&mut text, &format!("  of interrupted runs: {adopted}"));
+        push_line(
+            &mut text,
+            &format!("  added to the index: {adopted} that interrupted runs left"),
+        );
     }
     for pack in &report.unreadable {
         let what =
@@ -207,5 +211,54 @@ impl<'a> PruneDocument<'a> {
             collection: report.map(CollectionPart::of),
             collection_error: collected.as_ref().err().map(ErrorPart::of),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn amount(packs: u64) -> Amount {
+        Amount {
+            packs,
+            bytes: packs * 1024,
+        }
+    }
+
+    #[test]
+    fn lines_say_what_waits_and_for_what() {
+        let time = "2026-11-03T01:00:00Z".parse().expect("a time");
+        let report = CollectReport {
+            all: amount(9),
+            condemned: amount(2),
+            rewritten: amount(1),
+            kept: amount(1),
+            adopted: amount(3),
+            waiting: vec![
+                Waiting::Until(time),
+                Waiting::Session("kvm1 (process 7)".to_owned()),
+            ],
+            ..CollectReport::default()
+        };
+        let text = lines("pack:/b", &report, true);
+        for part in [
+            "; 1.0 KiB of needed data would be stored again\n",
+            "  the first grace period ends at 2026-11-03T01:00:00Z (the store's clock)\n",
+            "  condemned packs stay until a run that began earlier ends: kvm1 (process 7)\n",
+            "  added to the index: 3 packs (3.0 KiB) that interrupted runs left\n",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn another_collection_or_rebuild_is_named() {
+        let report = CollectReport {
+            waiting: vec![Waiting::Collector("kvm1 (process 7)".to_owned())],
+            ..CollectReport::default()
+        };
+        let expected = "pack:/b: nothing was collected, because another collection or rebuild of \
+                        the index is running: kvm1 (process 7)\n";
+        assert_eq!(lines("pack:/b", &report, false), expected);
     }
 }

@@ -7,7 +7,9 @@ use super::lines::{line, push_line};
 use super::parts::{FindingPart, Text, findings, texts};
 use crate::model::finding::Finding;
 use crate::model::text::shown;
-use crate::ops::integrity::{Cost, Damage, RebuildReport, RepositoryCheck, SessionNote};
+use crate::ops::integrity::{
+    Cost, Damage, DamagedIndex, IndexFault, RebuildReport, RepositoryCheck, SessionNote,
+};
 
 /// The lines about a check.
 pub fn check_lines(location: &str, check: &RepositoryCheck) -> String {
@@ -28,7 +30,11 @@ pub fn check_lines(location: &str, check: &RepositoryCheck) -> String {
         false => "not read; `--deep` reads them",
     };
     for what in [
-        format!("restore points: {} of {} domains", check.points, check.domains),
+        format!(
+            "{} of {}",
+            count(check.points, "restore point"),
+            count(check.domains, "domain")
+        ),
         format!("data: {}, {read}", amount(&check.packs)),
         format!("index objects: {}", check.index_objects),
     ] {
@@ -81,7 +87,8 @@ pub fn rebuild_lines(location: &str, report: &RebuildReport, dry_run: bool) -> S
     let would = if dry_run { "would be " } else { "" };
     let location = shown(location);
     let mut text = line(&match report.listed.packs {
-        0 => format!("{location}: no pack can be added to the index"),
+        0 if report.unsound.is_empty() => format!("{location}: the index lists all packs"),
+        0 => format!("{location}: {would}added to the index: none"),
         _ => format!(
             "{location}: {would}added to the index: {}",
             amount(&report.listed)
@@ -94,22 +101,48 @@ pub fn rebuild_lines(location: &str, report: &RebuildReport, dry_run: bool) -> S
         );
     }
     for damaged in &report.damaged {
-        let what = match damaged.is_deleted {
-            true => format!("{would}deleted"),
-            false => "it stays".to_owned(),
-        };
-        let (name, why) = (&damaged.name, &damaged.why);
-        push_line(&mut text, &format!("  {name} is damaged: {why}; {what}"));
+        push_line(&mut text, &format!("  {}", index_text(damaged, would)));
     }
-    let stays = report.damaged.iter().any(|damaged| !damaged.is_deleted);
+    let stays = |damaged: &DamagedIndex| damaged.fault == IndexFault::Seal && !damaged.is_deleted;
     if report.is_held_back {
-        let what = "  damaged index objects stay, because not every pack is in another one: get the packs above back, or delete them";
-        push_line(&mut text, what);
-    } else if stays {
-        let what = "  nothing can be collected until damaged index objects are deleted: use --delete-damaged; delete by hand what it leaves";
-        push_line(&mut text, what);
+        push_line(
+            &mut text,
+            "  damaged index objects stay, because the packs above are in no readable one. Get \
+             these packs back. Before you delete one, run `vmsnap repository check --deep`: it \
+             shows whether restore points need it",
+        );
+    } else if report.damaged.iter().any(stays) {
+        push_line(
+            &mut text,
+            "  nothing can be collected until they are deleted: use --delete-damaged",
+        );
     }
     text
+}
+
+/// An index object that cannot be used, and what is or can be done.
+fn index_text(damaged: &DamagedIndex, would: &str) -> String {
+    let DamagedIndex {
+        name,
+        fault,
+        why,
+        is_deleted,
+    } = damaged;
+    match fault {
+        IndexFault::Seal if *is_deleted => format!("{name} is damaged: {why}; {would}deleted"),
+        IndexFault::Seal => format!("{name} is damaged: {why}; it stays"),
+        IndexFault::Format => {
+            format!("{name} cannot be read, but its seal is right: use the newest vmsnap")
+        }
+        IndexFault::Name => format!("{name} is not an object of vmsnap: delete it by hand"),
+    }
+}
+
+fn count(number: u64, what: &str) -> String {
+    match number {
+        1 => format!("1 {what}"),
+        _ => format!("{number} {what}s"),
+    }
 }
 
 /// The document of `repository check`.
@@ -282,5 +315,86 @@ pub(crate) fn rebuild_document<'a>(
         unusable: unusable.collect(),
         damaged: damaged.collect(),
         held_back: report.is_held_back,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::collect::Amount;
+
+    fn damaged(name: &str, fault: IndexFault, is_deleted: bool) -> DamagedIndex {
+        DamagedIndex {
+            name: format!("index/{name}"),
+            fault,
+            why: "its seal is wrong".to_owned(),
+            is_deleted,
+        }
+    }
+
+    fn lines(report: &RebuildReport) -> String {
+        rebuild_lines("pack:/b", report, false)
+    }
+
+    #[test]
+    fn only_damaged_index_objects_are_to_be_deleted() {
+        let unusable = vec![
+            damaged("newer", IndexFault::Format, false),
+            damaged("notes", IndexFault::Name, false),
+        ];
+        let mut report = RebuildReport {
+            damaged: unusable,
+            ..RebuildReport::default()
+        };
+        let expected = "pack:/b: the index lists all packs
+  index/newer cannot be read, but its seal is right: use the newest vmsnap
+  index/notes is not an object of vmsnap: delete it by hand
+";
+        assert_eq!(lines(&report), expected);
+        report.damaged.push(damaged("old", IndexFault::Seal, true));
+        let deleted = "  index/old is damaged: its seal is wrong; deleted\n";
+        assert_eq!(lines(&report), format!("{expected}{deleted}"));
+        report.damaged = vec![damaged("old", IndexFault::Seal, false)];
+        let expected = "pack:/b: the index lists all packs
+  index/old is damaged: its seal is wrong; it stays
+  nothing can be collected until they are deleted: use --delete-damaged
+";
+        assert_eq!(lines(&report), expected);
+    }
+
+    #[test]
+    fn packs_that_hold_a_deletion_back_are_not_to_be_deleted_unseen() {
+        let report = RebuildReport {
+            unsound: vec![("packs/0a".to_owned(), "its digest is wrong".to_owned())],
+            damaged: vec![damaged("old", IndexFault::Seal, false)],
+            is_held_back: true,
+            ..RebuildReport::default()
+        };
+        let expected = "pack:/b: added to the index: none
+  packs/0a is in no index object, and not usable: its digest is wrong
+  index/old is damaged: its seal is wrong; it stays
+  damaged index objects stay, because the packs above are in no readable one. \
+Get these packs back. Before you delete one, run `vmsnap repository check --deep`: \
+it shows whether restore points need it
+";
+        assert_eq!(lines(&report), expected);
+    }
+
+    #[test]
+    fn counts_of_a_check_come_before_their_words() {
+        let mut check = RepositoryCheck {
+            points: 1,
+            domains: 1,
+            packs: Amount {
+                packs: 1,
+                bytes: 1024,
+            },
+            ..RepositoryCheck::default()
+        };
+        let text = check_lines("pack:/b", &check);
+        assert!(text.contains("\n  1 restore point of 1 domain\n"), "{text}");
+        (check.points, check.domains) = (4, 2);
+        let text = check_lines("pack:/b", &check);
+        assert!(text.contains("\n  4 restore points of 2 domains\n"), "{text}");
     }
 }

@@ -113,7 +113,7 @@ impl Before<'_> {
 }
 
 fn changing_tpm_state() -> Finding {
-    let what = "the state of the emulated TPM changed while vmsnap read it, so the saved state may be unusable: swtpm writes \
-                in place because the domain's definition names a single file for the state";
+    let what = "the state of the emulated TPM changed while vmsnap read it, so the saved state may be \
+                unusable: back up the domain again, while it is shut off if this happens often";
     Finding::new("tpm-state-changing", what)
 }

@@ -45,17 +45,19 @@ impl WriteAccess {
         self.data.check_before_commit(writing, needed, parent, stop)
     }
 
-    /// Ends the session after the commit.
+    /// Ends the session after the commit of the restore point at this location.
     ///
     /// # Errors
-    /// [`PackError::SessionLost`] if it has ended before the commit, so that the restore point may
-    /// lack data. If the store fails, the session ends by its age.
-    pub(super) fn end(&mut self) -> Result<()> {
-        let writing = self.writing.take().ok_or_else(|| self.lost())?;
+    /// [`PackError::CommittedAfterSession`] if it has ended before the commit, so that the restore
+    /// point may lack data. If the store fails, the session ends by its age.
+    pub(super) fn end(&mut self, point: &str) -> Result<()> {
         // The restore point exists, so a stop does not matter.
-        match writing.end(&Stop::default()) {
-            Err(error @ PackError::SessionLost { .. }) => Err(error),
-            _ => Ok(()),
+        let ended = self.writing.take().map(|writing| writing.end(&Stop::default()));
+        match ended {
+            None | Some(Err(PackError::SessionLost { .. })) => Err(PackError::CommittedAfterSession {
+                point: point.to_owned(),
+            }),
+            Some(_) => Ok(()),
         }
     }
 

@@ -96,7 +96,7 @@ pub(crate) use {
 
 pub use collect::{Amount, CollectReport, Waiting};
 pub use inspect::{CondemnedNote, Cost, Damage, RepositoryCheck, SessionNote};
-pub use rebuild::{DamagedIndex, RebuildReport};
+pub use rebuild::{DamagedIndex, IndexFault, RebuildReport};
 
 use blocks::Blocks;
 use disk::PackDisk;

@@ -93,10 +93,10 @@ fn check_slots(
                 costs: Vec::new(),
             }),
             SlotState::Unfinished => notes.push(note(
-                "has no record: `key add` was interrupted, or it was deleted",
+                "has no record: `key add` was interrupted, or the record was deleted",
             )),
             SlotState::Removed => notes.push(note(
-                "has no key: `key remove` was interrupted, or it was deleted",
+                "has no key: `key remove` was interrupted, or the key file was deleted",
             )),
             SlotState::OfOther => {
                 notes.push(note("belongs to another repository: an `init` was interrupted"))

@@ -69,8 +69,8 @@ pub use create::{Creation, Protection};
 #[cfg(feature = "testkit")]
 pub use data::SimulatedMap;
 pub use data::{
-    Amount, CollectReport, CondemnedNote, Cost, Damage, DamagedIndex, RebuildReport, RepositoryCheck,
-    SessionNote, Waiting,
+    Amount, CollectReport, CondemnedNote, Cost, Damage, DamagedIndex, IndexFault, RebuildReport,
+    RepositoryCheck, SessionNote, Waiting,
 };
 pub use description::{Cipher, ConditionalPuts, Sizes};
 pub use error::{PackError, PackErrorClass, Result as PackResult};

@@ -240,7 +240,7 @@ impl PendingPoint for PackPending {
         // Only now, because before the commit the next run needs the journal entry. If this fails,
         // the entry has no meaning, because a restore point names its run.
         let _ = self.domain.state.remove(&self.leftover);
-        if let Err(error) = self.access.end() {
+        if let Err(error) = self.access.end(&location) {
             let _ = self.note_doubt(&error);
             return Err(error.into());
         }

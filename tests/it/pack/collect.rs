@@ -289,6 +289,47 @@ fn deleted_session_is_an_error_before_the_commit() {
     assert_eq!(names(&pair.objects, "points/"), points);
 }
 
+/// A session that somebody deletes during the commit is noticed after it.
+#[test]
+fn session_deleted_during_the_commit_is_an_error() {
+    let mut after_the_commit = 0;
+    for number in 0.. {
+        let pair = Pair::new();
+        let objects = Arc::clone(&pair.objects);
+        let store = Beside::new(&pair.objects, number, move || {
+            for name in names(&objects, "sessions/") {
+                objects.remove(&name);
+            }
+        });
+        let repo = open_beside(&store, pair.host(0)).expect("it opens");
+        let domain = repo.domain(DOMAIN).expect("a name");
+        let writer = domain.try_lock().expect("nobody else writes");
+        let history = writer.history().expect("it can be read");
+        let pending = writer.begin(PERIOD, moment(20));
+        let mut pending = pending.expect("it begins");
+        let blocks = vec![data(0, &noise(9))];
+        let manifest = Maker::new(domain.as_ref(), 20).fill(pending.as_ref(), SIZE, blocks, (&history, None));
+        let before = names(&pair.objects, "points/").len();
+        let committed = pending.commit(&manifest);
+        let new = names(&pair.objects, "points/").len() - before;
+        match committed {
+            Ok(_) => assert_eq!(new, 1, "call {number}"),
+            Err(RepoError::Pack(PackError::SessionLost { .. })) => assert_eq!(new, 0, "call {number}"),
+            Err(RepoError::Pack(error @ PackError::CommittedAfterSession { .. })) => {
+                assert_eq!(new, 1, "call {number}");
+                let hint = error.hint().unwrap_or_default();
+                assert!(hint.contains("verify --deep"), "{hint}");
+                after_the_commit += 1;
+            }
+            Err(error) => panic!("call {number}: {error}"),
+        }
+        if !store.is_done() {
+            break;
+        }
+    }
+    assert!(after_the_commit > 0);
+}
+
 /// A commit whose answer is lost may still take effect, so its session protects it. The session of
 /// a run that failed before is ended.
 #[test]

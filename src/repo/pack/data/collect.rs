@@ -233,7 +233,7 @@ impl Collector<'_> {
         if let Some(name) = self.data.damaged_index().first() {
             return Err(shared
                 .index
-                .damage(name, "nothing is collected while an index object is damaged"));
+                .damage(name, "it is damaged, or a newer vmsnap wrote it"));
         }
         let condemned = records.iter().flat_map(|record| record.packs.clone()).collect();
         let mut stored = BTreeMap::new();

@@ -257,7 +257,7 @@ impl Index {
                 return Ok(());
             }
         }
-        let why = "index objects disappear all the time".to_owned();
+        let why = "index objects were replaced while they were read: run the command again".to_owned();
         let kind = ObjectErrorKind::Unexpected(why);
         Err(ObjectError::new("list", format!("{}/{INDEX}", self.objects.location()), kind).into())
     }

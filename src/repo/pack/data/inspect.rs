@@ -243,15 +243,16 @@ impl Inspector<'_> {
     }
 
     fn unlisted_note(&self, look: &Look, count: u64, unsound: u64) -> Finding {
-        let mut what =
-            format!("packs in no index object: {count}; a run that writes now or was killed has left them");
+        let mut what = format!(
+            "packs in no index object: {count}. They belong to a run that is at work or was killed, or their index object is lost or damaged"
+        );
         if unsound > 0 {
-            what += &format!("; {unsound} of them cannot be read");
+            what += &format!(". {unsound} of them cannot be read");
         }
         let needed = look.needed_unlisted.len();
         if needed > 0 {
             what += &format!(
-                "; restore points need {needed} of them: `vmsnap repository rebuild-index` lists them again"
+                ". Restore points need {needed} of them: `vmsnap repository rebuild-index` adds the sound ones to the index"
             );
         }
         Finding::new("packs-not-listed", what)

@@ -38,11 +38,24 @@ pub(crate) struct RebuildOptions<'a> {
     pub(crate) delete_damaged: bool,
 }
 
-/// A damaged index object.
+/// Why an index object cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IndexFault {
+    /// Its seal is wrong: it may be deleted after its packs are listed in others.
+    Seal,
+    /// Its seal is right, but its content is unknown: a newer vmsnap may have written it.
+    Format,
+    /// No index object of vmsnap has such a name.
+    Name,
+}
+
+/// An index object that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedIndex {
     /// Its name.
     pub name: String,
+    /// The kind of what is wrong.
+    pub fault: IndexFault,
     /// What is wrong.
     pub why: String,
     /// Whether it was deleted, or in a dry run would be.
@@ -58,7 +71,7 @@ pub struct RebuildReport {
     pub listed: Amount,
     /// Those that no index object lists and that are damaged, with the reason.
     pub unsound: Vec<(String, String)>,
-    /// Damaged index objects.
+    /// Index objects that cannot be used.
     pub damaged: Vec<DamagedIndex>,
     /// Whether damaged index objects were to be deleted and stay because packs are in no readable
     /// one.
@@ -209,18 +222,19 @@ impl Rebuilder<'_> {
             if !names.contains(object.name.as_str()) {
                 continue;
             }
-            let (why, is_deletable) = match self.state(&object)? {
+            let (fault, why) = match self.state(&object)? {
                 State::Usable | State::Gone => continue,
-                State::Damaged(why) if is_ours(&object) => (why.to_owned(), true),
-                State::Damaged(why) => (format!("it is no index object: {why}"), false),
-                State::Unknown(why) => (why.to_owned(), false),
+                State::Damaged(why) if is_ours(&object) => (IndexFault::Seal, why),
+                State::Damaged(_) => (IndexFault::Name, "it is not an object of vmsnap"),
+                State::Unknown(why) => (IndexFault::Format, why),
             };
             report.damaged.push(DamagedIndex {
                 name: object.name.to_string(),
-                why,
+                fault,
+                why: why.to_owned(),
                 is_deleted: false,
             });
-            if is_deletable {
+            if fault == IndexFault::Seal {
                 deletable.push(object);
             }
         }

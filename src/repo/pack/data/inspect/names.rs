@@ -97,7 +97,7 @@ impl Names {
             ""
         };
         let mut what = format!(
-            "objects with names that no vmsnap gives: {} ({}{more})",
+            "objects that are not vmsnap's: {} ({}{more})",
             self.foreign_count,
             shown.join(", ")
         );

@@ -3,7 +3,7 @@
 use super::world::{BLOCK, World};
 use crate::repo::pack::data::tests::lab::{C, noise};
 use crate::repo::pack::data::tests::store::Trouble;
-use crate::repo::pack::data::{RebuildOptions, RebuildReport, Waiting};
+use crate::repo::pack::data::{IndexFault, RebuildOptions, RebuildReport, Waiting};
 use crate::repo::pack::objects::ObjectName;
 use crate::repo::pack_error::PackError;
 
@@ -272,7 +272,11 @@ fn only_damaged_index_objects_are_deleted() {
         deleted.map(|found| found.name.clone()).collect::<Vec<_>>(),
         [damaged]
     );
-    assert_eq!(report.damaged.len(), 3, "{report:?}");
+    let faults: Vec<IndexFault> = report.damaged.iter().map(|damaged| damaged.fault).collect();
+    for fault in [IndexFault::Seal, IndexFault::Format, IndexFault::Name] {
+        assert!(faults.contains(&fault), "{report:?}");
+    }
+    assert_eq!(faults.len(), 3, "{report:?}");
     assert!(world.names("index/").contains(&newer));
     assert!(world.names("index/").contains(&"index/notes.txt".to_owned()));
 }
