@@ -242,10 +242,10 @@ mod tests {
         };
         let text = lines("pack:/b", &report, true);
         for part in [
-            "; 1.0 KiB of needed data would be stored again\n",
+            "; 1.02 kB of needed data would be stored again\n",
             "  the first grace period ends at 2026-11-03T01:00:00Z (the store's clock)\n",
             "  condemned packs stay until a run that began earlier ends: kvm1 (process 7)\n",
-            "  added to the index: 3 packs (3.0 KiB) that interrupted runs left\n",
+            "  added to the index: 3 packs (3.07 kB) that interrupted runs left\n",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }

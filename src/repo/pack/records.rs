@@ -371,8 +371,8 @@ impl Records {
         removals
     }
 
-    /// The findings about records that cannot be read. `id_of` finds a restore point by its tag, and
-    /// `location` makes a location from a segment.
+    /// The findings about records that cannot be read. `id_of` finds a restore point by its tag,
+    /// and `location` makes a location from a segment.
     pub(super) fn findings(
         &self,
         id_of: impl Fn(&str) -> Option<String>,
