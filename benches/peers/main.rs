@@ -36,6 +36,11 @@ mod live {
     pub mod process;
 }
 
+/// The S3 server of the tests.
+#[path = "../../tests/it/pack/server.rs"]
+#[allow(dead_code, reason = "the tests use more of it")]
+mod server;
+
 use live::{daemon, leftovers, owner, process};
 
 use std::str::FromStr;

@@ -13,6 +13,7 @@ use crate::domain::Source;
 use crate::measure::{self, Sample};
 use crate::parts;
 use crate::process::{command, run, try_run};
+use crate::server::{BUCKET, Server};
 use crate::table::Table;
 use crate::tools::{self, Tool};
 use crate::work::{Bench, GIB, MIB, compressed_by, new_folder, remove, scatter};
@@ -110,6 +111,56 @@ pub fn restore(bench: &Bench) -> Table {
         remove(&output);
         sample
     })
+}
+
+/// Backups to a bucket at the other end of a slow line.
+pub fn line(bench: &Bench) -> Table {
+    const LATENCY: Duration = Duration::from_millis(30);
+    const BYTES_PER_SECOND: u64 = 12_500_000;
+    let size = 64 * MIB * bench.gib;
+    let ideal = size as f64 / BYTES_PER_SECOND as f64;
+    let title = format!(
+        "pack-line: to a bucket on a line of 100 Mbit/s with 30 ms for each request; {} MiB take {ideal:.1} s",
+        size / MIB
+    );
+    let rows = ["a full backup of incompressible data", "the next one, of 1 MiB"];
+    let mut table = Table::new(title, rows.iter().map(|name| (*name).to_owned()));
+    let source = Source::start(&bench.daemon, "pack", size, Fill::Random);
+    for round in 0..bench.rounds {
+        let server = Server::start();
+        server.list_long_pages();
+        server.lay_line(LATENCY, BYTES_PER_SECOND as f64);
+        let location = server.location(&format!("{BUCKET}/line"));
+        let output = new_folder(&source, "output");
+        let to_bucket = |mut command: Command| {
+            command
+                .env("AWS_ACCESS_KEY_ID", "key")
+                .env("AWS_SECRET_ACCESS_KEY", "secret");
+            of_host(&source, command)
+        };
+        run(to_bucket(tools::vmsnap(&["init", &location, "--no-encryption"])));
+        for row in 0..rows.len() {
+            if row > 0 {
+                let byte = u8::try_from(round % 250).expect("it is small") + 1;
+                source.write(std::iter::once(0), MIB, byte);
+            }
+            let stored = || {
+                server
+                    .objects()
+                    .iter()
+                    .map(|(_, content)| content.len() as u64)
+                    .sum::<u64>()
+            };
+            let before = stored();
+            let backup = tools::vmsnap_backup(&source, Path::new(&location));
+            let mut sample = measure::run(vec![to_bucket(backup)], Some(source.qemu()), &output);
+            sample.written = stored() - before;
+            table.add(row, sample);
+        }
+        tools::vmsnap_scrub(&source);
+        remove(&output);
+    }
+    table
 }
 
 /// A run that changes a few blocks of a very large disk. The map and the index are simulated, so it

@@ -37,7 +37,7 @@ pub struct Bench {
 type Work = fn(&Bench) -> String;
 
 /// Every work with its name in `BENCH_WORK`.
-pub const ALL: [(&str, Work); 14] = [
+pub const ALL: [(&str, Work); 15] = [
     ("full-warm", |bench| full_warm(bench).to_string()),
     ("full-cold", |bench| full_cold(bench).to_string()),
     ("full-mixed", |bench| full_mixed(bench).to_string()),
@@ -52,6 +52,7 @@ pub const ALL: [(&str, Work); 14] = [
     ("pack-scattered", |bench| pack::scattered(bench).to_string()),
     ("pack-smallest", |bench| pack::smallest(bench).to_string()),
     ("pack-restore", |bench| pack::restore(bench).to_string()),
+    ("pack-line", |bench| pack::line(bench).to_string()),
     ("pack-large", |bench| pack::large(bench).to_string()),
     ("status", |bench| status(bench).to_string()),
 ];

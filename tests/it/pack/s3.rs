@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use vmsnap::model::stop::Stop;
 use vmsnap::repo::PackRepository;
-use vmsnap::testkit::bucket;
+use vmsnap::testkit::{MemoryRepository, bucket};
 
 use super::Person;
 use super::server::{BUCKET, Mood, Server};
@@ -228,4 +228,39 @@ fn backups_in_a_bucket_are_listed_verified_and_restored() {
     ]));
     let restored = std::fs::read(to.join("vda.raw")).expect("the restored disk");
     assert!(restored == lab.disk("vm1", "vda"), "the bytes differ");
+}
+
+/// A request costs money and time, so their number must not grow with the disk or with the
+/// repository.
+#[test]
+fn requests_of_a_small_backup_are_few() {
+    let server = Server::start();
+    server.list_long_pages();
+    let location = server.location(&format!("{BUCKET}/hosts/kvm1"));
+    document(&run(&["init", &location, "--no-encryption", "--json"]));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folders = folder.path().to_owned();
+    let reopened = || {
+        let stop = Stop::default();
+        let objects = bucket(&location).expect("it opens");
+        let pack = PackRepository::open_in(&location, objects, &stop).expect("it is there");
+        pack.unlocked(None, host(&folders), &stop).expect("it opens")
+    };
+    let mut lab = Lab::of(folder, Box::new(reopened()));
+    lab.host.add_domain("vm1", &[("vda", 1200 * CLUSTER)]);
+    let mut counts = Vec::new();
+    for round in 0..12u8 {
+        lab.host.disk("vm1", "vda", |disk| {
+            disk.write(usize::from(round) * 90 * CLUSTER, &[round + 1; CLUSTER]);
+        });
+        // Each run is a process of its own, which finds the cache free.
+        lab.repo = Box::new(MemoryRepository::default());
+        lab.repo = Box::new(reopened());
+        let before = server.requests();
+        lab.backup("vm1").expect("a restore point");
+        counts.push(server.requests() - before);
+    }
+    assert!(counts[1] <= 40, "{counts:?}");
+    let more = counts[11] - counts[1];
+    assert!(more <= 10, "more than one for each restore point: {counts:?}");
 }

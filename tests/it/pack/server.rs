@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -50,6 +51,18 @@ struct State {
     now: Mutex<Timestamp>,
     mood: Mutex<Mood>,
     requests: AtomicUsize,
+    /// The most objects in one answer to a list.
+    page: AtomicUsize,
+    line: Mutex<Option<Line>>,
+}
+
+/// The line to the server.
+#[derive(Clone, Copy)]
+struct Line {
+    latency: Duration,
+    bytes_per_second: f64,
+    /// When it has transferred everything that was sent so far.
+    free: Instant,
 }
 
 /// The content of each object, and when it was written.
@@ -79,6 +92,8 @@ impl Server {
             now: Mutex::new("2026-11-28T15:00:00Z".parse().expect("a time")),
             mood: Mutex::new(Mood::Good),
             requests: AtomicUsize::new(0),
+            page: AtomicUsize::new(2),
+            line: Mutex::default(),
         });
         let shared = Arc::clone(&state);
         // The threads end with the process of the test.
@@ -127,6 +142,22 @@ impl Server {
         *lock(&self.state.now) += SignedDuration::from_hours(hours);
     }
 
+    /// Gives the server a line that adds this latency to each request and carries this much of all
+    /// requests together.
+    pub fn lay_line(&self, latency: Duration, bytes_per_second: f64) {
+        let free = Instant::now();
+        *lock(&self.state.line) = Some(Line {
+            latency,
+            bytes_per_second,
+            free,
+        });
+    }
+
+    /// Lists as many objects in one answer as S3 does.
+    pub fn list_long_pages(&self) {
+        self.state.page.store(1000, Ordering::SeqCst);
+    }
+
     pub fn requests(&self) -> usize {
         self.state.requests.load(Ordering::SeqCst)
     }
@@ -134,6 +165,20 @@ impl Server {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until the line has carried this many bytes.
+#[allow(clippy::disallowed_methods, reason = "a slow line is slow")]
+fn carry(state: &State, bytes: usize) {
+    let (free, latency) = match lock(&state.line).as_mut() {
+        None => return,
+        Some(line) => {
+            let time = Duration::from_secs_f64(bytes as f64 / line.bytes_per_second);
+            line.free = line.free.max(Instant::now()) + time;
+            (line.free, line.latency)
+        }
+    };
+    thread::sleep(free.saturating_duration_since(Instant::now()) + latency);
 }
 
 fn serve(stream: TcpStream, state: &State) {
@@ -171,6 +216,7 @@ fn serve(stream: TcpStream, state: &State) {
             }
             mood => answer(&request, state, &mood),
         };
+        carry(state, request.body.len() + answer.len());
         let is_last = matches!(mood_name(&answer), Answer::Torn);
         if stream.write_all(&answer).is_err() || is_last {
             return;
@@ -244,7 +290,7 @@ fn answer(request: &Request, state: &State, mood: &Mood) -> Vec<u8> {
     }
     let mut objects = lock(&state.objects);
     match request.method.as_str() {
-        "GET" if key.is_empty() => list(request, &objects),
+        "GET" if key.is_empty() => list(request, &objects, state),
         "GET" => match objects.get(key) {
             None => error(404, "NoSuchKey"),
             Some((content, _)) => get(request, content),
@@ -300,21 +346,22 @@ fn get(request: &Request, content: &[u8]) -> Vec<u8> {
 }
 
 /// The answer to ListObjectsV2, in pages of two.
-fn list(request: &Request, objects: &Objects) -> Vec<u8> {
+fn list(request: &Request, objects: &Objects, state: &State) -> Vec<u8> {
     let parameter = |name: &str| request.query.get(name).map_or("", String::as_str);
     let (prefix, after) = (parameter("prefix"), parameter("start-after"));
     let found: Vec<_> = objects
         .iter()
         .filter(|(key, _)| key.starts_with(prefix) && key.as_str() > after)
         .collect();
-    let is_truncated = found.len() > 2;
+    let page = state.page.load(Ordering::SeqCst);
+    let is_truncated = found.len() > page;
     let mut body = format!(
         "<?xml version=\"1.0\"?><ListBucketResult><Name>{BUCKET}</Name><IsTruncated>{is_truncated}</IsTruncated>"
     );
     if is_truncated {
         body += "<NextContinuationToken>opaque</NextContinuationToken>";
     }
-    for (key, (content, time)) in found.iter().take(2) {
+    for (key, (content, time)) in found.iter().take(page) {
         let time = time.strftime("%Y-%m-%dT%H:%M:%S.000Z");
         body += &format!(
             "<Contents><Key>{key}</Key><LastModified>{time}</LastModified><ETag>\"x\"</ETag><Size>{}</Size></Contents>",

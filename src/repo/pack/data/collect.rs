@@ -309,8 +309,8 @@ impl Collector<'_> {
         }
     }
 
-    /// Deletes the objects of ended sessions. It has to precede the deletion of packs: a process that
-    /// has slept for days and wakes later notices it.
+    /// Deletes the objects of ended sessions. It has to precede the deletion of packs: a process
+    /// that has slept for days and wakes later notices it.
     fn end_sessions(&self, seen: &Seen) -> Result<()> {
         let ended = seen.sessions.ended.iter();
         let mut objects = ended.flat_map(|session| &session.objects);
