@@ -97,6 +97,20 @@ impl Source {
         }
     }
 
+    /// Fills ranges of `length` bytes at these offsets with bytes that occur nowhere else, as a write
+    /// of the guest. Other seeds give other bytes.
+    pub fn write_unique(&self, offsets: impl Iterator<Item = u64>, length: u64, seed: u8) {
+        let device = self.device();
+        let mut random = blake3::Hasher::new().update(&[seed]).finalize_xof();
+        let mut bytes = vec![0; usize::try_from(length).expect("it fits into memory")];
+        let file = self.dir().join("bytes");
+        for offset in offsets {
+            random.fill(&mut bytes);
+            fs::write(&file, &bytes).expect("the folder is ours");
+            device.run(&format!("write -q -s {} {offset} {length}", file.display()));
+        }
+    }
+
     /// The device of its disk, for commands of this thread.
     pub fn device(&self) -> Device {
         let connection = Connect::open(Some(URI)).expect("the daemon answers");

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use age::secrecy::ExposeSecret;
 use vmsnap::model::block::CLUSTER;
 use vmsnap::testkit::SimulatedMap;
 
@@ -142,7 +143,7 @@ pub fn line(bench: &Bench) -> Table {
         for row in 0..rows.len() {
             if row > 0 {
                 let byte = u8::try_from(round % 250).expect("it is small") + 1;
-                source.write(std::iter::once(0), MIB, byte);
+                source.write_unique(std::iter::once(0), MIB, byte);
             }
             let stored = || {
                 server
@@ -207,22 +208,22 @@ pub fn large(bench: &Bench) -> Table {
 struct Place {
     folder: PathBuf,
     location: PathBuf,
-    passphrase: Option<PathBuf>,
+    identity: Option<PathBuf>,
 }
 
 impl Place {
     /// Creates the repository of this tool in an empty folder.
     fn new(source: &Source, tool: Tool, folder: &Path) -> Place {
         let pack = PathBuf::from(format!("pack:{}", folder.display()));
-        let (location, passphrase) = match tool {
-            Tool::VmsnapPack => (pack, Some(source.dir().join("passphrase"))),
+        let (location, identity) = match tool {
+            Tool::VmsnapPack => (pack, Some(source.dir().join("identity"))),
             Tool::VmsnapOpenPack => (pack, None),
             Tool::Restic => {
                 run(restic(source, folder, &["init"]));
                 return Place {
                     folder: folder.to_owned(),
                     location: folder.to_owned(),
-                    passphrase: None,
+                    identity: None,
                 };
             }
             _ => (folder.to_owned(), None),
@@ -230,15 +231,12 @@ impl Place {
         let place = Place {
             folder: folder.to_owned(),
             location,
-            passphrase,
+            identity,
         };
-        if let Some(file) = &place.passphrase {
-            fs::write(file, "correct horse battery staple\n").expect("the folder is ours");
-        }
         if matches!(tool, Tool::VmsnapPack | Tool::VmsnapOpenPack) {
             let mut init = tools::vmsnap(&["init", &place.location.display().to_string()]);
-            match &place.passphrase {
-                Some(file) => init.arg("--passphrase-file").arg(file),
+            match &place.identity {
+                Some(file) => init.arg("--encrypt-to").arg(new_identity(file)),
                 None => init.arg("--no-encryption"),
             };
             run(of_host(source, init));
@@ -247,8 +245,8 @@ impl Place {
     }
 
     fn opened(&self, source: &Source, mut command: Command) -> Command {
-        if let Some(file) = &self.passphrase {
-            command.arg("--passphrase-file").arg(file);
+        if let Some(file) = &self.identity {
+            command.arg("--identity-file").arg(file);
         }
         of_host(source, command)
     }
@@ -256,6 +254,13 @@ impl Place {
     fn restore(&self, source: &Source, output: &Path) -> Command {
         self.opened(source, tools::vmsnap_restore(source, &self.location, output))
     }
+}
+
+/// Writes a new private key of age to a file, and returns the recipient that belongs to it.
+fn new_identity(file: &Path) -> String {
+    let identity = age::x25519::Identity::generate();
+    fs::write(file, identity.to_string().expose_secret()).expect("the folder is ours");
+    identity.to_public().to_string()
 }
 
 /// Keeps what vmsnap keeps on the host in the folder of the domain.
@@ -327,7 +332,7 @@ impl Pairs {
     fn increment(&mut self, tool: Tool, offsets: impl Fn() -> Vec<u64>, length: u64) -> Sample {
         self.byte = self.byte % 250 + 1;
         let (source, place) = self.of(tool);
-        source.write(offsets().into_iter(), length, self.byte);
+        source.write_unique(offsets().into_iter(), length, self.byte);
         disk::warm(&source.image());
         let output = source.dir().join("backups");
         source.wait_until_idle();
