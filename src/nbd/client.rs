@@ -131,10 +131,11 @@ impl Client {
     /// Waits for the answer to the only request in flight.
     fn answered(&mut self) -> Result<Body> {
         loop {
-            self.connection.flush()?;
             if let Some(answer) = self.connection.answer() {
                 return answer.into_body();
             }
+            // Looking for an answer may have repeated a request.
+            self.connection.flush()?;
             if self.connection.in_flight() > 0 {
                 self.connection.receive()?;
             }

@@ -183,6 +183,17 @@ fn a_read_too_long_for_one_piece_is_asked_for_in_several() {
     assert!(bytes == export.disk);
 }
 
+/// The request is repeated while nothing else is in flight.
+#[test]
+fn a_single_read_too_long_for_one_piece_is_repeated() {
+    let mut export = FakeExport::new(numbered_disk(4, 0));
+    export.longest_unfragmented = 65536;
+    let mut client = client(&export, &[], &limit());
+    let mut bytes = vec![0; export.disk.len()];
+    client.read(0, &mut bytes).expect("it is served");
+    assert!(bytes == export.disk);
+}
+
 #[test]
 fn an_error_of_the_server_ends_the_source_with_the_place() {
     for structured in [true, false] {
