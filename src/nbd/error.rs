@@ -130,6 +130,12 @@ pub enum Error {
 
 /// Error numbers of the protocol ("Error values" in the NBD protocol).
 pub(super) mod errno {
+    /// The export is read-only.
+    pub(crate) const EPERM: u32 = 1;
+    /// Stored data are damaged, or cannot be read.
+    pub(crate) const EIO: u32 = 5;
+    /// The request is invalid.
+    pub(crate) const EINVAL: u32 = 22;
     /// The request is longer than the server can answer in one piece.
     pub(crate) const EOVERFLOW: u32 = 75;
     /// The server is shutting down.

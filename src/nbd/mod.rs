@@ -1,4 +1,4 @@
-//! The NBD client: reads an export as extents and blocks.
+//! The NBD client, which reads an export as extents and blocks, and a read-only NBD server.
 
 mod client;
 mod coverage;
@@ -10,6 +10,7 @@ mod negotiate;
 mod open_request;
 mod options;
 mod reply;
+pub mod server;
 mod socket;
 mod source;
 mod transmit;
@@ -27,4 +28,5 @@ pub use source::{ExportSource, Mode, SourceOptions};
 pub mod fuzzing {
     pub use super::negotiate::negotiate_with_script;
     pub use super::reply::decode_script;
+    pub use super::server::serve_script;
 }

@@ -28,24 +28,33 @@ pub(crate) const FLAG_NO_ZEROES: u16 = 1 << 1;
 /// Transmission flag that every server sets.
 pub(crate) const FLAG_HAS_FLAGS: u16 = 1 << 0;
 /// Transmission flag: the export cannot be written.
-#[cfg(test)]
 pub(crate) const FLAG_READ_ONLY: u16 = 1 << 1;
 /// Transmission flag: [`CMD_FLAG_DF`] may be used.
 pub(crate) const FLAG_SEND_DF: u16 = 1 << 7;
+/// Transmission flag: a client may open several connections.
+pub(crate) const FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
 
 /// Option: choose the export; the reply is its size and flags (for servers without [`OPT_GO`]).
 pub(crate) const OPT_EXPORT_NAME: u32 = 1;
 /// Option: end the session.
 pub(crate) const OPT_ABORT: u32 = 2;
+/// Option: list the exports.
+pub(crate) const OPT_LIST: u32 = 3;
+/// Option: describe an export.
+pub(crate) const OPT_INFO: u32 = 6;
 /// Option: choose the export and begin transmission.
 pub(crate) const OPT_GO: u32 = 7;
 /// Option: use structured replies.
 pub(crate) const OPT_STRUCTURED_REPLY: u32 = 8;
+/// Option: list metadata contexts.
+pub(crate) const OPT_LIST_META_CONTEXT: u32 = 9;
 /// Option: choose metadata contexts.
 pub(crate) const OPT_SET_META_CONTEXT: u32 = 10;
 
 /// Option reply: done.
 pub(crate) const REP_ACK: u32 = 1;
+/// Option reply: the name of an export.
+pub(crate) const REP_SERVER: u32 = 2;
 /// Option reply: information about the export.
 pub(crate) const REP_INFO: u32 = 3;
 /// Option reply: a metadata context and its id.
@@ -54,10 +63,16 @@ pub(crate) const REP_META_CONTEXT: u32 = 4;
 pub(crate) const REP_ERROR_BIT: u32 = 1 << 31;
 /// Option reply: the server does not know the option.
 pub(crate) const REP_ERR_UNSUP: u32 = REP_ERROR_BIT | 1;
+/// Option reply: the option is invalid, or comes too early.
+pub(crate) const REP_ERR_INVALID: u32 = REP_ERROR_BIT | 3;
 /// Option reply: the server wants TLS.
 pub(crate) const REP_ERR_TLS_REQD: u32 = REP_ERROR_BIT | 5;
+/// Option reply: there is no such export.
+pub(crate) const REP_ERR_UNKNOWN: u32 = REP_ERROR_BIT | 6;
 /// Option reply: the server is shutting down.
 pub(crate) const REP_ERR_SHUTDOWN: u32 = REP_ERROR_BIT | 7;
+/// Option reply: the option is too long.
+pub(crate) const REP_ERR_TOO_BIG: u32 = REP_ERROR_BIT | 9;
 
 /// Kind of [`REP_INFO`]: size and transmission flags.
 pub(crate) const INFO_EXPORT: u16 = 0;
@@ -66,13 +81,21 @@ pub(crate) const INFO_BLOCK_SIZE: u16 = 3;
 
 /// Command: read.
 pub(crate) const CMD_READ: u16 = 0;
+/// Command: write. The data follow the request.
+pub(crate) const CMD_WRITE: u16 = 1;
 /// Command: disconnect.
 pub(crate) const CMD_DISC: u16 = 2;
+/// Command: discard a range.
+pub(crate) const CMD_TRIM: u16 = 4;
+/// Command: write zeroes.
+pub(crate) const CMD_WRITE_ZEROES: u16 = 6;
 /// Command: report the status of a range.
 pub(crate) const CMD_BLOCK_STATUS: u16 = 7;
 /// Command flag: answer a read in one piece. This saves QEMU a look at the allocation of every
 /// range.
 pub(crate) const CMD_FLAG_DF: u16 = 1 << 2;
+/// Command flag: report one descriptor only.
+pub(crate) const CMD_FLAG_REQ_ONE: u16 = 1 << 3;
 
 /// Reply flag: last chunk.
 pub(crate) const REPLY_FLAG_DONE: u16 = 1 << 0;
@@ -87,7 +110,6 @@ pub(crate) const REPLY_BLOCK_STATUS: u16 = 5;
 /// The bit that all error chunks have.
 pub(crate) const REPLY_ERROR_BIT: u16 = 1 << 15;
 /// Chunk: an error.
-#[cfg(test)]
 pub(crate) const REPLY_ERROR: u16 = REPLY_ERROR_BIT | 1;
 /// Chunk: an error with its offset.
 pub(crate) const REPLY_ERROR_OFFSET: u16 = REPLY_ERROR_BIT | 2;
@@ -95,7 +117,6 @@ pub(crate) const REPLY_ERROR_OFFSET: u16 = REPLY_ERROR_BIT | 2;
 /// The context that reports holes and zeroes.
 pub(crate) const BASE_ALLOCATION: &str = "base:allocation";
 /// Flag of [`BASE_ALLOCATION`]: not allocated. Alone it says nothing about the content.
-#[cfg(test)]
 pub(crate) const STATE_HOLE: u32 = 1 << 0;
 /// Flag of [`BASE_ALLOCATION`]: reads as zero.
 pub(crate) const STATE_ZERO: u32 = 1 << 1;
@@ -191,6 +212,22 @@ impl Request {
         bytes[16..24].copy_from_slice(&self.offset.to_be_bytes());
         bytes[24..28].copy_from_slice(&self.length.to_be_bytes());
         bytes
+    }
+
+    /// Parses the 28 bytes of a request.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Request> {
+        let mut fields = Fields(bytes);
+        if fields.u32()? != REQUEST_MAGIC {
+            return Err(Error::protocol("a request begins with an unknown magic"));
+        }
+        let request = Request {
+            flags: fields.u16()?,
+            command: fields.u16()?,
+            cookie: fields.u64()?,
+            offset: fields.u64()?,
+            length: fields.u32()?,
+        };
+        fields.end("a request").map(|()| request)
     }
 }
 
