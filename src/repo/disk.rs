@@ -47,6 +47,13 @@ pub trait DiskReader: Send + Sync + Debug {
     /// Reading failed, or a stop was requested.
     fn extent_at(&self, offset: u64) -> Result<Option<StoredExtent>, BlockError>;
 
+    /// The same as [`DiskReader::extent_at`], but only from tables whose digests were verified.
+    /// Where a file has no digests of its pieces, the first call reads the whole file.
+    ///
+    /// # Errors
+    /// As [`DiskReader::read_at`].
+    fn verified_extent_at(&self, offset: u64) -> Result<Option<StoredExtent>, BlockError>;
+
     /// Fills `out` with the disk's bytes from `offset` on. Bytes beyond the disk's end are zero.
     /// Only bytes with a correct digest are returned.
     ///

@@ -74,10 +74,23 @@ impl ChainDisk {
     /// # Errors
     /// If a table cannot be read or has an invalid entry, or a stop was requested.
     pub fn extent_at(&self, offset: u64) -> Result<Option<ChainExtent>> {
+        self.look_up(&self.unchecked, offset)
+    }
+
+    /// Returns the extent of the disk at `offset`; `None` at its end and beyond. If an image has
+    /// recorded digests, its tables are verified before they are used.
+    ///
+    /// # Errors
+    /// As [`ChainDisk::read_at`].
+    pub fn verified_extent_at(&self, offset: u64) -> Result<Option<ChainExtent>> {
+        self.look_up(self.checked()?, offset)
+    }
+
+    fn look_up(&self, chain: &Mutex<ChainSource>, offset: u64) -> Result<Option<ChainExtent>> {
         if offset >= self.size {
             return Ok(None);
         }
-        let mut chain = lock(&self.unchecked);
+        let mut chain = lock(chain);
         chain.check_stop()?;
         let (place, length) = chain.place_at(offset)?;
         let image = match place {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use super::point;
-use crate::image::chain::{ChainDisk, ChainImage, Recorded};
+use crate::image::chain::{ChainDisk, ChainExtent, ChainImage, Recorded};
 use crate::image::qcow2::{Base, CompressingWriter, Qcow2Options, Qcow2Writer};
 use crate::model::block::{BlockError, BlockSink, ImageFile, Written};
 use crate::model::chain::KeptPoint;
@@ -109,18 +109,26 @@ pub(super) fn entry(name: &str, written: &Written) -> FileEntry {
 #[derive(Debug)]
 pub(super) struct FolderDisk(pub(super) ChainDisk);
 
+fn stored(offset: u64, extent: ChainExtent) -> StoredExtent {
+    StoredExtent {
+        offset,
+        length: extent.length,
+        stored: extent.image.map_or(Stored::Zero, |depth| Stored::Data { depth }),
+    }
+}
+
 impl DiskReader for FolderDisk {
     fn size(&self) -> u64 {
         self.0.size()
     }
 
     fn extent_at(&self, offset: u64) -> std::result::Result<Option<StoredExtent>, BlockError> {
-        let found = self.0.extent_at(offset)?;
-        Ok(found.map(|extent| StoredExtent {
-            offset,
-            length: extent.length,
-            stored: extent.image.map_or(Stored::Zero, |depth| Stored::Data { depth }),
-        }))
+        Ok(self.0.extent_at(offset)?.map(|extent| stored(offset, extent)))
+    }
+
+    fn verified_extent_at(&self, offset: u64) -> std::result::Result<Option<StoredExtent>, BlockError> {
+        let found = self.0.verified_extent_at(offset)?;
+        Ok(found.map(|extent| stored(offset, extent)))
     }
 
     fn read_at(&self, out: &mut [u8], offset: u64) -> std::result::Result<(), BlockError> {

@@ -215,6 +215,10 @@ impl DiskReader for MemoryDisk {
         }))
     }
 
+    fn verified_extent_at(&self, offset: u64) -> Result<Option<StoredExtent>, BlockError> {
+        self.extent_at(offset)
+    }
+
     fn read_at(&self, out: &mut [u8], offset: u64) -> Result<(), BlockError> {
         self.read(out, offset, true)
     }

@@ -1,6 +1,8 @@
 //! Reads a disk with random access.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::block_error;
 use super::blocks::{BlockCache, Plain};
@@ -16,11 +18,47 @@ use crate::repo::pack_error::Result;
 /// Memory for blocks, in bytes.
 const BLOCKS: usize = 16 << 20;
 
+/// How long a thread waits for a block that another one reads before it checks for a stop request
+/// again.
+const GLANCE: Duration = Duration::from_millis(100);
+
 /// A disk.
 #[derive(Debug)]
 pub(super) struct PackDisk {
     tree: Arc<Tree>,
     cache: Arc<BlockCache>,
+    turns: Turns,
+}
+
+/// The blocks that threads read now. Adjacent reads often need the same block, which is read once.
+#[derive(Debug, Default)]
+struct Turns {
+    busy: Mutex<HashSet<BlockId>>,
+    changed: Condvar,
+}
+
+/// The right to read a block, until it is dropped.
+struct Turn<'a>(&'a Turns, BlockId);
+
+impl Turns {
+    /// Takes the right to read a block. If another thread has it, waits a moment and returns
+    /// `None`.
+    fn take(&self, id: BlockId) -> Option<Turn<'_>> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if busy.insert(id) {
+            return Some(Turn(self, id));
+        }
+        drop(self.changed.wait_timeout(busy, GLANCE));
+        None
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut busy = self.0.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.remove(&self.1);
+        self.0.changed.notify_all();
+    }
 }
 
 /// A range of the disk that lies in one block, or reads as zero.
@@ -52,6 +90,7 @@ impl PackDisk {
         PackDisk {
             tree,
             cache: Arc::new(BlockCache::new(BLOCKS)),
+            turns: Turns::default(),
         }
     }
 
@@ -124,6 +163,17 @@ impl PackDisk {
     }
 
     fn block(&self, place: &InBlock) -> Result<Plain> {
+        let _turn = loop {
+            if let Some(block) = self.cache.get(&place.id) {
+                return self.checked(place, block);
+            }
+            let turn = self.turns.take(place.id);
+            // The read notices the stop.
+            if turn.is_some() || self.tree.stop().requested() {
+                break turn;
+            }
+        };
+        // Another thread may have read it just before.
         if let Some(block) = self.cache.get(&place.id) {
             return self.checked(place, block);
         }
@@ -231,6 +281,11 @@ impl DiskReader for PackDisk {
             length: end - offset,
             stored,
         }))
+    }
+
+    fn verified_extent_at(&self, offset: u64) -> std::result::Result<Option<StoredExtent>, BlockError> {
+        // The pages of the map are found by their digests.
+        self.extent_at(offset)
     }
 
     fn read_at(&self, out: &mut [u8], offset: u64) -> std::result::Result<(), BlockError> {
