@@ -16,6 +16,7 @@ mod pin;
 mod prune;
 mod restore;
 mod scrub;
+mod serve;
 mod shared;
 mod status;
 mod verify;
@@ -34,6 +35,7 @@ pub use pin::{PinArgs, PinnedArgs, UnpinArgs};
 pub use prune::PruneArgs;
 pub use restore::{FormatArg, RestoreArgs};
 pub use scrub::ScrubArgs;
+pub use serve::ServeArgs;
 pub use shared::{ConnectArgs, DomainArgs, OutputArgs, RepositoryArgs, WaitArgs};
 pub use status::StatusArgs;
 pub use verify::VerifyArgs;
@@ -93,6 +95,8 @@ pub enum Command {
     Backup(BackupArgs),
     /// Restore disks from a restore point; with --define also the domain
     Restore(RestoreArgs),
+    /// Offer disks at a restore point to NBD clients, read-only; needs no hypervisor
+    Serve(ServeArgs),
     /// List restore points; needs no hypervisor
     List(ListArgs),
     /// Verify restore points: digests, image structure and chains; with --deep, also read every

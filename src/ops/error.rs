@@ -9,6 +9,7 @@ use crate::model::block::{BlockError, BlockErrorKind};
 use crate::model::finding::Finding;
 use crate::model::stop::StopReason;
 use crate::model::text::{bytes, shown};
+use crate::nbd::server::ListenError;
 use crate::repo::error::{is_no_verdict, lacks_files};
 use crate::repo::{PackErrorClass, RepoError};
 
@@ -64,6 +65,9 @@ pub enum Cause {
     /// Reading or writing blocks failed.
     #[error(transparent)]
     Copy(#[from] BlockError),
+    /// A server cannot listen for clients.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The domain has no disk that can be backed up.
     #[error("there is nothing to back up: no disk of the domain is eligible")]
     NothingToBackUp,
@@ -279,7 +283,9 @@ impl Error {
             Cause::NotWhole { .. } => Class::Damaged,
             Cause::Stopped(reason) => Class::Stopped(*reason),
             Cause::OtherGrouping { .. } => Class::GroupBy,
-            Cause::Usage(_) => Class::Usage,
+            Cause::Usage(_) | Cause::Listen(ListenError::InUse(_) | ListenError::NotASocket(_)) => {
+                Class::Usage
+            }
             _ => Class::Failed,
         }
     }
@@ -359,6 +365,12 @@ impl Error {
             }
             Cause::NothingToBackUp => {
                 "a note gives the reason for each disk that was left out; --raw includes raw disks, --store-decrypted includes encrypted disks"
+            }
+            Cause::Listen(ListenError::InUse(_)) => {
+                "another `vmsnap serve` may be running; choose another path with --socket"
+            }
+            Cause::Listen(ListenError::NotASocket(_) | ListenError::NotPrivate(_)) => {
+                "choose another path with --socket"
             }
             Cause::Busy { .. } => {
                 "wait for that job to end (`virsh domjobinfo` shows it), or end it with `virsh domjobabort`"

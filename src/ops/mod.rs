@@ -9,6 +9,7 @@
 //! * `backup`, `restore`, `list`, `status`, `scrub`, `verify`, `compare`, `pin`, `retention` (which
 //!   is `vmsnap prune`): the verbs.
 //! * `transfer`: copies restore points to another repository (`vmsnap copy`).
+//! * `serve`: offers disks at a restore point to NBD clients.
 //! * `init` creates a pack repository, and `key` manages the keys of one.
 //! * `collect`: collects data of a pack repository that no restore point needs.
 //! * `integrity`: checks a pack repository as a whole, and rebuilds its index.
@@ -43,6 +44,7 @@ pub mod reconcile;
 pub mod restore;
 pub mod retention;
 pub mod scrub;
+pub mod serve;
 pub mod status;
 mod stored;
 pub mod survey;

@@ -32,9 +32,7 @@ mod place;
 mod tpm;
 mod unfinished;
 
-use choose::chosen_targets;
-
-pub(super) use choose::choose;
+pub(super) use choose::{choose, chosen_targets};
 pub use define::{DefinePlan, NvramPlan};
 use disk::{Origin, restore_disk};
 use encrypted::Encrypted;

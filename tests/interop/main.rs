@@ -1,4 +1,4 @@
-//! vmsnap against other programs: qemu-img, qemu-io, qemu-nbd, nbdkit, age, Python. A missing
+//! vmsnap against other programs: qemu-img, qemu-io, qemu-nbd, nbdkit, libnbd, age, Python. A missing
 //! program fails its tests.
 
 mod by_hand;
@@ -15,5 +15,6 @@ mod qcow2;
 mod qcow2_memory;
 #[cfg(feature = "object-store")]
 mod s3;
+mod serve;
 mod stories;
 mod support;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use vmsnap::cli::log::{Entry, Level};
 use vmsnap::cli::report::lines::failure;
 use vmsnap::cli::report::status::text as status_text;
-use vmsnap::cli::report::{backup, compare, integrity, list, restore, scrub, verify};
+use vmsnap::cli::report::{backup, compare, integrity, list, restore, scrub, serve, verify};
 use vmsnap::model::finding::Finding;
 use vmsnap::model::left_out::LeftOut;
 use vmsnap::model::level::LevelReason;
@@ -17,6 +17,7 @@ use vmsnap::ops::integrity::{
     Cost, Damage as ObjectDamage, DamagedIndex, IndexFault, RebuildReport, RepositoryCheck, SessionNote,
 };
 use vmsnap::ops::scrub::{DiskBitmap, NextBackup, ScrubPlan};
+use vmsnap::ops::serve::{Options, Place, start};
 use vmsnap::ops::verify::{Damage, Outcome};
 use vmsnap::ops::{Cause, Error};
 
@@ -107,6 +108,23 @@ fn restore_contains_it() {
         plan.findings = vec![finding(words)];
         plan.disks[0].to = words.into();
         restore::plan_text("vm1", &plan)
+    });
+}
+
+#[test]
+fn serve_contains_it() {
+    let lab = lab();
+    let options = Options {
+        at: "latest".to_owned(),
+        disks: Vec::new(),
+        place: Place::Socket(lab.folder.path().join("socket")),
+    };
+    let server = start("vm1", lab.repo.as_ref(), &options, &lab.stop).expect("it starts");
+    let outcome = server.end();
+    assert_contained(|words| {
+        let mut served = outcome.served.clone();
+        served.disks[0].target = words.to_owned();
+        serve::text(words, &served) + &serve::ended_text(words, &outcome, Duration::ZERO)
     });
 }
 

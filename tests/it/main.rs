@@ -40,6 +40,7 @@ mod repositories;
 mod repository;
 mod retention;
 mod scrub;
+mod serve;
 mod setup;
 mod status;
 mod stories;

@@ -16,6 +16,7 @@ mod pin;
 mod prune;
 mod restore;
 mod scrub;
+mod serve;
 mod status;
 mod verify;
 
@@ -75,6 +76,7 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
     let result = match &cli.command {
         Command::Backup(args) => backup::run(args, stop),
         Command::Restore(args) => restore::run(args, stop),
+        Command::Serve(args) => serve::run(args, stop),
         Command::List(args) => list::run(args, stop),
         Command::Verify(args) => verify::run(args, stop),
         Command::Prune(args) => prune::run(args, stop),

@@ -13,6 +13,7 @@ use super::parts::Domains;
 use super::pin::{FailedPin, PinDocument};
 use super::restore::{FailedRestore, RestoreDocument};
 use super::scrub::ScrubbedDomain;
+use super::serve::{ServeDocument, ServedDocument};
 use super::status_document::StatusDocument;
 use super::verify::VerifiedDomain;
 
@@ -34,6 +35,10 @@ pub(crate) enum Document<'a> {
     Restore(RestoreDocument<'a>),
     /// The document of a `restore` that failed.
     FailedRestore(FailedRestore<'a>),
+    /// The document of `serve` once clients can connect.
+    Serve(ServeDocument<'a>),
+    /// The document of a `serve` that has ended.
+    Served(ServedDocument<'a>),
     /// The document of `prune`.
     Prune(PruneDocument<'a>),
     /// The document of `copy`.

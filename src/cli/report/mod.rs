@@ -18,6 +18,7 @@ pub mod restore;
 #[cfg(test)]
 mod samples;
 pub mod scrub;
+pub mod serve;
 pub mod status;
 pub mod status_document;
 pub mod verify;

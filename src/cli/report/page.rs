@@ -20,6 +20,8 @@ fn heading(document: &Document<'_>) -> &'static str {
         Document::Compare(_) => "`verify --compare-live --json`",
         Document::Restore(_) => "`restore --json`",
         Document::FailedRestore(_) => "`restore --json` that failed",
+        Document::Serve(_) => "`serve --json`",
+        Document::Served(_) => "`serve --json` that has ended",
         Document::Prune(_) => "`prune --json`",
         Document::Copy(_) => "`copy --json`",
         Document::Pin(_) => "`pin --json`",

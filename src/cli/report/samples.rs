@@ -18,6 +18,7 @@ use super::pin::{FailedPin, PinDocument, PinPart};
 use super::prune::{AppliedPart, DecisionPart, PrunedDomain, RetentionPart};
 use super::restore::{DefinedPart, FailedRestore, RestoreDocument, RestoredPart};
 use super::scrub::{BitmapPart, NextPart, ScrubbedDomain};
+use super::serve::{ExportPart, ReadPart, ServeDocument, ServedDocument};
 use super::status_document::{self as status, Size, StatusDocument, StatusPart};
 use super::verify::{DamagePart, ProvedPart, VerifiedDomain, VerifiedPart as VerifiedOutcome};
 use crate::model::restore_point::Consistency;
@@ -387,6 +388,40 @@ fn restore() -> RestoreDocument<'static> {
     }
 }
 
+fn serve() -> ServeDocument<'static> {
+    ServeDocument {
+        schema: 1,
+        event: "ready",
+        domain: text(),
+        restore_point: text(),
+        time: text(),
+        exports: vec![ExportPart {
+            disk: text(),
+            uri: text(),
+            virtual_size: 1,
+        }],
+        findings: vec![finding()],
+    }
+}
+
+fn served() -> ServedDocument<'static> {
+    ServedDocument {
+        schema: 1,
+        event: "ended",
+        domain: text(),
+        restore_point: text(),
+        connections: 1,
+        refused_connections: 1,
+        exports: vec![ReadPart {
+            disk: text(),
+            bytes_read: 1,
+            damaged_reads: 1,
+            failed_reads: 1,
+        }],
+        findings: vec![finding()],
+    }
+}
+
 fn scrubbed() -> ScrubbedDomain<'static> {
     let bitmap = || BitmapPart {
         disk: text(),
@@ -511,6 +546,8 @@ pub(super) fn samples() -> Vec<Document<'static>> {
             schema: 1,
             failed: failed_domain(),
         }),
+        Document::Serve(serve()),
+        Document::Served(served()),
         Document::Prune(PruneDocument {
             domains: domains(vec![pruned()]),
             collection: Some(collection()),

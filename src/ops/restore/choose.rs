@@ -83,7 +83,11 @@ fn cannot_be_read(domain: &str, lost: &LostPoint) -> Error {
 }
 
 /// Returns the targets of the disks that the user means, each once.
-pub(super) fn chosen_targets(domain: &str, point: &RestorePoint, wanted: &[String]) -> Result<Vec<String>> {
+pub(in crate::ops) fn chosen_targets(
+    domain: &str,
+    point: &RestorePoint,
+    wanted: &[String],
+) -> Result<Vec<String>> {
     if wanted.is_empty() {
         return Ok(point.disks.iter().map(|disk| disk.target.clone()).collect());
     }

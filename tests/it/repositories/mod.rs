@@ -6,6 +6,7 @@ mod merges;
 mod model;
 pub mod pack;
 mod points;
+pub mod serve;
 mod verbs;
 
 use kinds::{Folder, Memory};
@@ -48,6 +49,9 @@ mod every {
             points::proofs_and_missed_writes_are_remembered,
             points::a_wish_to_stop_ends_every_read,
             model::sources_and_readers_agree_with_a_plain_disk,
+            serve::every_point_is_served_exactly,
+            serve::damage_is_an_error_for_clients_and_a_finding,
+            serve::what_is_not_there_is_not_served,
             verbs::a_chain_is_saved_listed_verified_and_restored,
             verbs::a_comparison_finds_a_missed_write,
             verbs::a_dead_run_is_healed,
