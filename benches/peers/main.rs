@@ -22,6 +22,7 @@ mod machine;
 mod measure;
 mod pack;
 mod parts;
+mod serve;
 mod table;
 mod tools;
 mod work;

@@ -14,6 +14,7 @@ use crate::measure::{self, Sample};
 use crate::pack;
 use crate::parts;
 use crate::process::{command, run};
+use crate::serve;
 use crate::table::Table;
 use crate::tools::{self, Tool};
 
@@ -37,7 +38,7 @@ pub struct Bench {
 type Work = fn(&Bench) -> String;
 
 /// Every work with its name in `BENCH_WORK`.
-pub const ALL: [(&str, Work); 15] = [
+pub const ALL: [(&str, Work); 17] = [
     ("full-warm", |bench| full_warm(bench).to_string()),
     ("full-cold", |bench| full_cold(bench).to_string()),
     ("full-mixed", |bench| full_mixed(bench).to_string()),
@@ -54,6 +55,8 @@ pub const ALL: [(&str, Work); 15] = [
     ("pack-restore", |bench| pack::restore(bench).to_string()),
     ("pack-line", |bench| pack::line(bench).to_string()),
     ("pack-large", |bench| pack::large(bench).to_string()),
+    ("serve", |bench| serve::whole(bench).to_string()),
+    ("serve-random", |bench| serve::random(bench).to_string()),
     ("status", |bench| status(bench).to_string()),
 ];
 
@@ -377,7 +380,7 @@ fn restore_compressed(bench: &Bench) -> Table {
 }
 
 /// The image of the newest restore point. The names of the folders sort by time.
-fn newest_image(repository: &Path) -> PathBuf {
+pub fn newest_image(repository: &Path) -> PathBuf {
     let files = measure::files_below(repository).into_iter();
     let images = files.filter(|file| file.ends_with("vda.qcow2"));
     images.max().expect("there are restore points")
