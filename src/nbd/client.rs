@@ -14,6 +14,19 @@ use crate::model::buffer::Buffer;
 use crate::model::extents::Run;
 use crate::model::stop::WaitLimit;
 
+/// The longest buffer of zeroes, in bytes, for a server that cannot make zeroes by itself.
+const ZEROES: u32 = 1 << 20;
+
+/// The longest range that one request makes zero, in bytes: slow storage must finish it before the
+/// deadline.
+const LONGEST_ZEROES: u64 = 128 << 20;
+
+/// Cuts a range into pieces of at most `longest` bytes: offset and length of each.
+fn pieces(offset: u64, length: u64, longest: u64) -> impl Iterator<Item = (u64, u64)> {
+    let starts = (0..length).step_by(usize::try_from(longest).unwrap_or(usize::MAX));
+    starts.map(move |start| (offset + start, longest.min(length - start)))
+}
+
 /// A connection to one export, after the handshake. Dropping it disconnects.
 #[derive(Debug)]
 pub struct Client {
@@ -60,7 +73,6 @@ impl Client {
     }
 
     /// Whether the export is read-only.
-    #[cfg(test)]
     pub(crate) fn read_only(&self) -> bool {
         self.export.flags & wire::FLAG_READ_ONLY != 0
     }
@@ -96,7 +108,7 @@ impl Client {
         for piece in into.chunks_mut(longest as usize) {
             self.connection.read(0, offset, piece.len() as u32, buffer);
             let Body::Read(filled) = self.answered()? else {
-                return Err(Error::protocol("it answers a read with a status"));
+                return Err(Error::protocol("it answers a read with something else"));
             };
             piece.copy_from_slice(&filled[..piece.len()]);
             buffer = filled;
@@ -124,7 +136,58 @@ impl Client {
         self.connection.status(0, offset, short);
         match self.answered()? {
             Body::Status(contexts) => Ok(contexts),
-            Body::Read(_) => Err(Error::protocol("it answers a status request with data")),
+            _ => Err(Error::protocol("it answers a status request with something else")),
+        }
+    }
+
+    /// Writes bytes at `offset`, in pieces that the server accepts. Both ends are multiples of the
+    /// server's minimum block size.
+    ///
+    /// A later [`Self::flush`] makes the bytes durable.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.check(offset, bytes.len() as u64)?;
+        let mut offset = offset;
+        for piece in bytes.chunks(self.longest_read() as usize) {
+            let length = piece.len() as u32;
+            self.connection
+                .change(0, (wire::CMD_WRITE, "write"), offset, length, piece);
+            self.done()?;
+            offset += u64::from(length);
+        }
+        Ok(())
+    }
+
+    /// Makes a range read as zero, without sending zeroes if the server can do that by itself. Both
+    /// ends are multiples of the server's minimum block size.
+    pub fn write_zeroes(&mut self, offset: u64, length: u64) -> Result<()> {
+        self.check(offset, length)?;
+        if self.export.flags & wire::FLAG_SEND_WRITE_ZEROES == 0 {
+            let zeroes = vec![0; self.longest_read().min(ZEROES) as usize];
+            return pieces(offset, length, zeroes.len() as u64)
+                .try_for_each(|(offset, length)| self.write(offset, &zeroes[..length as usize]));
+        }
+        for (offset, length) in pieces(offset, length, LONGEST_ZEROES) {
+            let command = (wire::CMD_WRITE_ZEROES, "write zeroes to");
+            self.connection.change(0, command, offset, length as u32, &[]);
+            self.done()?;
+        }
+        Ok(())
+    }
+
+    /// Brings all finished writes to stable storage, as far as the server can do that.
+    pub fn flush(&mut self) -> Result<()> {
+        if self.export.flags & wire::FLAG_SEND_FLUSH == 0 {
+            return Ok(());
+        }
+        self.connection.change(0, (wire::CMD_FLUSH, "flush"), 0, 0, &[]);
+        self.done()
+    }
+
+    /// Waits until the only request in flight, a change, was carried out.
+    fn done(&mut self) -> Result<()> {
+        match self.answered()? {
+            Body::Done(_) => Ok(()),
+            _ => Err(Error::protocol("it answers a change with content")),
         }
     }
 

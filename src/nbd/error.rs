@@ -136,6 +136,8 @@ pub(super) mod errno {
     pub(crate) const EIO: u32 = 5;
     /// The request is invalid.
     pub(crate) const EINVAL: u32 = 22;
+    /// The storage is full.
+    pub(crate) const ENOSPC: u32 = 28;
     /// The request is longer than the server can answer in one piece.
     pub(crate) const EOVERFLOW: u32 = 75;
     /// The server is shutting down.
@@ -156,7 +158,7 @@ fn errno_words(number: u32, message: &str) -> String {
         5 => "input/output error (EIO)",
         12 => "out of memory (ENOMEM)",
         22 => "invalid argument (EINVAL)",
-        28 => "no space left (ENOSPC)",
+        errno::ENOSPC => "no space left (ENOSPC)",
         errno::EOVERFLOW => "value too large (EOVERFLOW)",
         95 => "not supported (ENOTSUP)",
         errno::ESHUTDOWN => "server is shutting down (ESHUTDOWN)",
@@ -184,6 +186,7 @@ impl Error {
             | Error::TimedOut { .. }
             | Error::Io { .. } => BlockErrorKind::Lost,
             Error::Server { errno, .. } if *errno == errno::ESHUTDOWN => BlockErrorKind::Lost,
+            Error::Server { errno, .. } if *errno == errno::ENOSPC => BlockErrorKind::NoSpace,
             Error::Protocol { .. } => BlockErrorKind::Invalid,
             Error::Distrusted { .. } => BlockErrorKind::Distrusted,
             Error::Unsupported { .. }

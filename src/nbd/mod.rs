@@ -1,4 +1,5 @@
-//! The NBD client, which reads an export as extents and blocks, and a read-only NBD server.
+//! The NBD client, which reads an export as extents and blocks and writes blocks to it, and a
+//! read-only NBD server.
 
 mod client;
 mod coverage;
@@ -11,6 +12,7 @@ mod open_request;
 mod options;
 mod reply;
 pub mod server;
+mod sink;
 mod socket;
 mod source;
 mod transmit;
@@ -21,6 +23,7 @@ pub use error::{Error, Result};
 pub(crate) use map::disk_map;
 pub use negotiate::{Context, Export};
 pub use options::BlockSizes;
+pub use sink::ExportSink;
 pub use source::{ExportSource, Mode, SourceOptions};
 
 /// Entry points for the fuzz targets: the parsers without a socket.

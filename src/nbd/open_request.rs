@@ -19,6 +19,8 @@ pub(super) enum Asked {
     Read(Buffer),
     /// The status of a range in every negotiated context.
     Status,
+    /// Nothing but success: the request changes the export. The word names it in errors.
+    Done(&'static str),
 }
 
 /// A request with its complete answer.
@@ -44,6 +46,8 @@ pub(super) enum Body {
     /// The runs of each context from the request's offset on, in the order of the negotiation. They
     /// may end before the request does, but never extend past it.
     Status(Vec<Vec<Run>>),
+    /// The request was carried out. The word names it in errors.
+    Done(&'static str),
 }
 
 impl Answer {
@@ -52,6 +56,7 @@ impl Answer {
         let command = match &self.body {
             Body::Read(_) => "read",
             Body::Status(_) => "report the status of",
+            Body::Done(command) => command,
         };
         match self.error {
             None => Ok(self.body),
@@ -84,6 +89,7 @@ pub(super) struct OpenRequest {
 enum Parts {
     Read { buffer: Buffer, coverage: Coverage },
     Status(Vec<StatusParts>),
+    Done(&'static str),
 }
 
 /// The status from one context.
@@ -110,6 +116,7 @@ impl OpenRequest {
                 coverage: Coverage::default(),
             },
             Asked::Status => Parts::Status((0..contexts).map(|_| StatusParts::default()).collect()),
+            Asked::Done(command) => Parts::Done(command),
         };
         OpenRequest {
             cookie,
@@ -124,6 +131,16 @@ impl OpenRequest {
     /// Whether this is a read.
     pub(crate) fn is_read(&self) -> bool {
         matches!(self.parts, Parts::Read { .. })
+    }
+
+    /// Whether this is a request for the status of a range.
+    pub(crate) fn is_status(&self) -> bool {
+        matches!(self.parts, Parts::Status(_))
+    }
+
+    /// Whether its reply has no content.
+    pub(crate) fn is_change(&self) -> bool {
+        matches!(self.parts, Parts::Done(_))
     }
 
     /// Notes that the server sends `length` bytes from `offset` of the disk on. Returns their start
@@ -154,7 +171,7 @@ impl OpenRequest {
     pub fn room(&mut self, start: usize, end: usize) -> Option<&mut [u8]> {
         match &mut self.parts {
             Parts::Read { buffer, .. } => Some(&mut buffer[start..end]),
-            Parts::Status(_) => None,
+            Parts::Status(_) | Parts::Done(_) => None,
         }
     }
 
@@ -233,6 +250,7 @@ impl OpenRequest {
                 }
                 Body::Status(contexts.into_iter().map(|context| context.runs).collect())
             }
+            Parts::Done(command) => Body::Done(command),
         };
         Ok(Answer {
             cookie,

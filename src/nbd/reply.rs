@@ -260,6 +260,10 @@ impl Decoder {
             })?;
             return self.chunk_ends(slot, true);
         }
+        // A change may be answered in both ways, whatever was negotiated.
+        if pending.is_change() {
+            return self.chunk_ends(slot, true);
+        }
         if self.structured || !pending.is_read() {
             return Err(Error::protocol(
                 "a simple reply where only a structured one is allowed",
@@ -279,11 +283,12 @@ impl Decoder {
         let chunk = wire::parse_chunk(bytes)?;
         let slot = self.slot(chunk.cookie)?;
         let is_read = self.pending[slot].is_read();
+        let is_status = self.pending[slot].is_status();
         self.stage = match chunk.kind {
             wire::REPLY_NONE => return self.chunk_ends(slot, true),
             wire::REPLY_OFFSET_DATA if is_read => Stage::DataOffset { chunk, slot },
             wire::REPLY_OFFSET_HOLE if is_read => Stage::Hole { chunk, slot },
-            wire::REPLY_BLOCK_STATUS if !is_read => Stage::ContextId { chunk, slot },
+            wire::REPLY_BLOCK_STATUS if is_status => Stage::ContextId { chunk, slot },
             kind if kind & wire::REPLY_ERROR_BIT != 0 => Stage::ErrorPayload { chunk, slot },
             kind => {
                 return Err(Error::protocol(format!(

@@ -73,13 +73,13 @@ fn read_bytes(answer: Answer) -> Vec<u8> {
     let length = answer.length as usize;
     match answer.into_body().expect("no error") {
         Body::Read(buffer) => buffer[..length].to_vec(),
-        Body::Status(_) => panic!("not a read"),
+        Body::Status(_) | Body::Done(_) => panic!("not a read"),
     }
 }
 
 fn runs_of(answer: Answer) -> Vec<Vec<(u64, u32)>> {
     match answer.into_body().expect("no error") {
-        Body::Read(_) => panic!("not a status"),
+        Body::Read(_) | Body::Done(_) => panic!("not a status"),
         Body::Status(contexts) => {
             let pairs = |runs: Vec<Run>| runs.iter().map(|run| (run.length, run.flags)).collect();
             contexts.into_iter().map(pairs).collect()

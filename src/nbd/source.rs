@@ -295,6 +295,8 @@ impl ExportSource {
                 self.status.in_flight = false;
                 self.take_status(&contexts, offset + u64::from(length))
             }
+            // This client asks for no change.
+            Body::Done(_) => Ok(()),
             Body::Read(mut buffer) => {
                 self.in_flight -= u64::from(length);
                 buffer.set_len(length as usize);

@@ -20,7 +20,7 @@ const LONG: usize = 128 * 1024;
 
 /// A connection after the handshake.
 ///
-/// [`Self::read`] and [`Self::status`] queue requests, and [`Self::flush`] sends them. Requests are
+/// [`Self::read`] and [`Self::status`] queue requests, and [`Self::flush`] sends them. They are
 /// small (28 bytes) and few are in flight. So all of them fit the socket's queue, even if the
 /// server reads no request until the client has read the earlier replies. The two sides never wait
 /// for each other.
@@ -76,6 +76,23 @@ impl Connection {
             length,
             Asked::Status,
         );
+    }
+
+    /// Queues a change of the export, and the bytes that belong to it. `cookie` as in
+    /// [`Self::read`]; `name` is the verb of error messages.
+    ///
+    /// No other request may be in flight: a server that waits until its reply is read would never
+    /// read a long payload.
+    pub fn change(
+        &mut self,
+        cookie: u64,
+        (command, name): (u16, &'static str),
+        offset: u64,
+        length: u32,
+        payload: &[u8],
+    ) {
+        self.queue(cookie, command, false, offset, length, Asked::Done(name));
+        self.outgoing.extend_from_slice(payload);
     }
 
     /// Queues a request. The lowest bit of the cookie on the wire records whether an answer in one

@@ -29,6 +29,10 @@ pub(crate) const FLAG_NO_ZEROES: u16 = 1 << 1;
 pub(crate) const FLAG_HAS_FLAGS: u16 = 1 << 0;
 /// Transmission flag: the export cannot be written.
 pub(crate) const FLAG_READ_ONLY: u16 = 1 << 1;
+/// Transmission flag: [`CMD_FLUSH`] may be used.
+pub(crate) const FLAG_SEND_FLUSH: u16 = 1 << 2;
+/// Transmission flag: [`CMD_WRITE_ZEROES`] may be used.
+pub(crate) const FLAG_SEND_WRITE_ZEROES: u16 = 1 << 6;
 /// Transmission flag: [`CMD_FLAG_DF`] may be used.
 pub(crate) const FLAG_SEND_DF: u16 = 1 << 7;
 /// Transmission flag: a client may open several connections.
@@ -85,6 +89,8 @@ pub(crate) const CMD_READ: u16 = 0;
 pub(crate) const CMD_WRITE: u16 = 1;
 /// Command: disconnect.
 pub(crate) const CMD_DISC: u16 = 2;
+/// Command: bring all writes that were answered to stable storage.
+pub(crate) const CMD_FLUSH: u16 = 3;
 /// Command: discard a range.
 pub(crate) const CMD_TRIM: u16 = 4;
 /// Command: write zeroes.
