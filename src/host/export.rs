@@ -1,14 +1,14 @@
-//! Opens NBD exports as [`BlockSource`]s; no other module of this folder does.
+//! Opens NBD exports as [`BlockSource`]s and [`BlockSink`]s; no other module of this folder does.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{HostError, ReadOptions, Refusal, Result};
-use crate::model::block::BlockSource;
+use crate::model::block::{BlockSink, BlockSource};
 use crate::model::clusters::DiskMap;
 use crate::model::stop::{Stop, WaitLimit};
-use crate::nbd::{self, Client, ExportSource, Mode, SourceOptions};
+use crate::nbd::{self, Client, ExportSink, ExportSource, Mode, SourceOptions};
 
 /// The export of a disk of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +67,16 @@ impl Export<'_> {
             ..SourceOptions::new(mode, options.pool.clone(), options.deadline, options.stop.clone())
         };
         let opened = ExportSource::open(self.socket, self.name, source);
+        Ok(Box::new(opened.map_err(|error| self.error(error))?))
+    }
+
+    /// Opens the disk for writing.
+    pub fn sink(&self, deadline: Duration, stop: &Stop) -> Result<Box<dyn BlockSink>> {
+        let limit = WaitLimit {
+            deadline,
+            stop: stop.clone(),
+        };
+        let opened = ExportSink::open(self.socket, self.name, &limit);
         Ok(Box::new(opened.map_err(|error| self.error(error))?))
     }
 

@@ -106,11 +106,12 @@ pub(crate) fn set_runtime_folder(folder: &Path) {
     unsafe { std::env::set_var("XDG_RUNTIME_DIR", folder) };
 }
 
-/// Makes the kernel kill the command's process when the **thread** that starts it ends.
-pub(crate) fn tie_to_this_thread(command: &mut Command) {
+/// Makes the kernel send this signal to the command's process when the **thread** that starts it
+/// ends.
+pub(crate) fn tie_to_this_thread(command: &mut Command, end: rustix::process::Signal) {
     let us = rustix::process::Pid::from_raw(std::process::id().cast_signed());
     let tie = move || {
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        rustix::process::set_parent_process_death_signal(Some(end))?;
         // If this process died before the call above, the kernel never sends the signal.
         match rustix::process::getppid() == us {
             true => Ok(()),

@@ -9,6 +9,7 @@ pub mod usage;
 pub mod xml;
 
 mod refusal;
+mod rewrite;
 
 #[cfg(feature = "libvirt")]
 mod export;
@@ -35,6 +36,7 @@ use crate::model::tpm_state::TpmState;
 
 pub use no_connection::NoConnection;
 pub use refusal::Refusal;
+pub use rewrite::{RewriteJob, RewriteRequest};
 pub use usage::{DomainFile, DomainFiles};
 
 /// The result of functions that fail with a [`HostError`].
@@ -151,6 +153,20 @@ pub trait Host: Send + Sync {
     /// [`Refusal::StartedMeanwhile`] and [`Refusal::NoBitmapInFormat`]; [`Host::clear_places`]
     /// removes the folders.
     fn begin_backup(&self, domain: &Domain, request: &BackupRequest) -> Result<Box<dyn BackupJob>>;
+
+    /// Whether the memory of a shut-off domain is saved (managed save), so that its next start
+    /// continues with the present content of its disks.
+    fn has_saved_memory(&self, domain: &Domain) -> Result<bool>;
+
+    /// Opens disks of a shut-off domain for reading and writing, through the domain's own images.
+    ///
+    /// Until the job has ended, the domain cannot start. Sound bitmaps in the images record what is
+    /// written. Creates the folders among the places.
+    ///
+    /// # Errors
+    /// The domain is active, an image cannot be opened or is in use, or a bitmap cannot be used.
+    /// Nothing was written then. What is left of the job ends with [`Host::clear_places`].
+    fn begin_rewrite(&self, domain: &Domain, request: &RewriteRequest) -> Result<Box<dyn RewriteJob>>;
 
     /// Reads the file of the domain's UEFI variables; `None` if there is no such file, or not yet.
     fn nvram(&self, domain: &Domain) -> Result<Option<Vec<u8>>>;

@@ -1,7 +1,7 @@
 //! Runs `qemu-img` and `qemu-nbd`, the only child processes of vmsnap.
 //!
-//! `qemu-nbd` offers the disks of shut-off domains. `qemu-img` inspects images, and changes the
-//! bitmaps of shut-off domains.
+//! `qemu-nbd` offers the disks of shut-off domains, and writes to those that are restored in place.
+//! `qemu-img` inspects images, and changes the bitmaps of shut-off domains.
 //!
 //! Arguments never pass through a shell. Every image is opened by a description that names the
 //! format of each of its layers (`crate::host::chain`). QEMU therefore never takes data that a

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use vmsnap::host::qemu::{Keys, Offer, Reader, Target};
-use vmsnap::model::block::CLUSTER;
+use vmsnap::model::block::{Block, BlockSink, CLUSTER, Content};
+use vmsnap::model::buffer::Buffer;
 use vmsnap::model::stop::Stop;
-use vmsnap::nbd::{Client, Error, ExportSource, Mode};
+use vmsnap::nbd::{Client, Error, ExportSink, ExportSource, Mode};
 use vmsnap::testkit::{cached_bytes, forget_cached};
 
 use crate::nbd::{C, changes, drain, limit, options, read};
@@ -221,6 +222,7 @@ fn reader_of_shut_off_image_stays_out_of_the_page_cache() {
         export: "vda",
         bitmap: None,
         socket: &socket,
+        writable: false,
     };
     let reader = Reader::start(&offer, &Stop::default()).expect("it starts");
     let mut source = ExportSource::open(&socket, "vda", options(Mode::Full)).expect("it can be read");
@@ -231,4 +233,86 @@ fn reader_of_shut_off_image_stays_out_of_the_page_cache() {
         cached_bytes(&image).expect("the file system reports cached pages"),
         0
     );
+}
+
+/// Blocks of data and of zeroes, also a last one that ends within a cluster, reach the image. The
+/// bitmap marks them, and nothing else changes.
+#[test]
+fn what_is_written_through_qemu_nbd_is_in_the_image() {
+    let folder = temp_dir();
+    let image = folder.path().join("a.qcow2");
+    let path = image.to_str().expect("plain");
+    let size = 6 * C + 1536;
+    run(
+        "qemu-img",
+        &["create", "-q", "-f", "qcow2", path, &size.to_string()],
+    );
+    qemu_io(&image, "qcow2", &[format!("write -P 1 0 {size}")]);
+    run("qemu-img", &["bitmap", "--add", path, "c0"]);
+    let node = serde_json::json!({"driver": "qcow2", "file": {"driver": "file", "filename": image}});
+    let target = Target::new(&node, "the image", Keys::default()).expect("it is short");
+    let socket = folder.path().join("s");
+    let offer = Offer {
+        image: &target,
+        export: "vda",
+        bitmap: Some("c0"),
+        socket: &socket,
+        writable: true,
+    };
+    let writer = Reader::start_writer(&offer, &Stop::default()).expect("it starts");
+    let mut sink = ExportSink::open(&socket, "vda", &limit()).expect("it can be written to");
+    let data = |offset: usize, bytes: &[u8]| {
+        let mut buffer = Buffer::alone(bytes.len());
+        buffer.set_len(bytes.len());
+        buffer.copy_from_slice(bytes);
+        Block {
+            offset: offset as u64,
+            content: Content::Data(buffer),
+        }
+    };
+    sink.write(data(C, &[2; 2 * C])).expect("written");
+    sink.write(Block {
+        offset: 4 * CLUSTER,
+        content: Content::Zero(CLUSTER),
+    })
+    .expect("written");
+    sink.write(data(6 * C, &[3; 1536])).expect("written");
+    let beyond = sink
+        .write(data(6 * C, &[3; C]))
+        .expect_err("the export ends before");
+    assert!(
+        beyond.to_string().contains("cannot write to export 'vda'"),
+        "{beyond}"
+    );
+    let written = sink.finish().expect("flushed");
+    assert_eq!(
+        (written.data_bytes, written.zero_bytes),
+        (2 * CLUSTER + 1536, CLUSTER)
+    );
+    drop(sink);
+    // The bitmap already shows the writes.
+    let mut changed = ExportSource::open(&socket, "vda", options(changes("c0"))).expect("it can be read");
+    assert_eq!(
+        drain(&mut changed).expect("read").all(),
+        BTreeSet::from([1, 2, 4, 6])
+    );
+    drop(changed);
+    writer.close().expect("it closes the image");
+
+    let mut expected = vec![1; size];
+    expected[C..3 * C].fill(2);
+    expected[4 * C..5 * C].fill(0);
+    expected[6 * C..].fill(3);
+    assert!(raw_bytes(folder.path(), &image) == expected);
+    run("qemu-img", &["check", "-q", "-f", "qcow2", path]);
+}
+
+#[test]
+fn a_read_only_export_takes_no_blocks() {
+    let folder = temp_dir();
+    let image = folder.path().join("a.raw");
+    std::fs::write(&image, vec![1; C]).expect("written");
+    let server = Server::qemu_nbd(folder.path(), &image, "raw", &[]);
+    let refused = ExportSink::open(server.socket(), "", &limit());
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
 }

@@ -15,6 +15,7 @@ mod offline;
 mod places;
 mod records;
 mod register;
+mod rewrite;
 mod secrets;
 mod volumes;
 
@@ -30,7 +31,7 @@ use crate::model::tpm_state::TpmState;
 use super::ffi::{self, CallError};
 use super::{
     ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFiles, Host, HostError, PlaceWishes,
-    Places, Refusal, Result,
+    Places, Refusal, Result, RewriteJob, RewriteRequest,
 };
 use link::Link;
 
@@ -149,6 +150,14 @@ impl Host for LibvirtHost {
         } else {
             offline::begin(&self.link, &handle, request)
         }
+    }
+
+    fn has_saved_memory(&self, domain: &Domain) -> Result<bool> {
+        offline::has_saved_memory(&self.link.find(domain)?)
+    }
+
+    fn begin_rewrite(&self, domain: &Domain, request: &RewriteRequest) -> Result<Box<dyn RewriteJob>> {
+        rewrite::begin(&self.link, &self.link.find(domain)?, request)
     }
 
     fn nvram(&self, domain: &Domain) -> Result<Option<Vec<u8>>> {

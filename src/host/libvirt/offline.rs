@@ -90,6 +90,7 @@ impl Plan<'_> {
             export: &self.disk.target,
             bitmap: self.request.since.as_deref(),
             socket: &self.socket,
+            writable: false,
         }
     }
 }
@@ -135,15 +136,19 @@ fn plan<'a>(link: &Link, domain: &'a Domain, request: &'a BackupRequest) -> Resu
 ///
 /// With a saved memory image, they are in the state after a power cut.
 fn moment(handle: &Handle) -> Result<(Consistency, Vec<Finding>)> {
-    if !handle
-        .has_managed_save(0)
-        .map_err(failed("check for a saved memory image"))?
-    {
+    if !has_saved_memory(handle)? {
         return Ok((Consistency::Offline, Vec::new()));
     }
     let message = "the domain's saved memory (managed save) is not in the backup: \
                    the disks in the backup are crash-consistent, as after a power cut";
     Ok((Consistency::Crash, vec![Finding::new("managed-save", message)]))
+}
+
+/// Whether libvirt has saved the domain's memory.
+pub(crate) fn has_saved_memory(handle: &Handle) -> Result<bool> {
+    handle
+        .has_managed_save(0)
+        .map_err(failed("check for a saved memory image"))
 }
 
 /// Refuses a checkpoint name that is taken, before anything changes.

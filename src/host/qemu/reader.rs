@@ -1,4 +1,4 @@
-//! Runs `qemu-nbd`, which offers an image of a shut-off domain.
+//! Runs `qemu-nbd`, which offers an image of a shut-off domain for reading or writing.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -11,7 +11,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::super::{HostError, Result};
-use super::{COMPLAINT_LIMIT, Target, command, complaint, drain, explained, failed, start, words};
+use super::{
+    COMPLAINT_LIMIT, LOOK, Target, command, complaint, drain, explained, failed, once_unlocked, start, words,
+};
 use crate::model::stop::Stop;
 use crate::wait;
 
@@ -26,9 +28,14 @@ pub struct Offer<'a> {
     pub bitmap: Option<&'a str>,
     /// The unix socket to create.
     pub socket: &'a Path,
+    /// Whether the image can be written to. Its bitmaps then record the writes.
+    pub writable: bool,
 }
 
 const PROGRAM: &str = "qemu-nbd";
+
+/// The argument that keeps an image from being written to. A process without it is ended gently.
+const READ_ONLY: &str = "--read-only";
 
 /// Reads with `O_DIRECT`. QEMU applies this to every image of a chain.
 const PAST_THE_CACHE: [&str; 1] = ["--cache=none"];
@@ -39,15 +46,23 @@ const CONNECTIONS: &str = "8";
 /// How long `qemu-nbd` may take to open an image and listen.
 const OPENING: Duration = Duration::from_secs(30);
 
-/// A `qemu-nbd` process that offers one image read-only.
+/// How long a process that could write may take to end: it writes its bitmaps and flushes the
+/// image. Killing it would break the bitmaps.
+const CLOSING: Duration = Duration::from_secs(600);
+
+/// A `qemu-nbd` process that offers one image, read-only or for writing.
 ///
 /// Dropping this value ends the process and removes its socket. While the process runs, QEMU's
 /// locks keep a domain that writes to the image from starting. If vmsnap is killed, the kernel
-/// kills the process too. If the process survives anyway, the next run ends it: a file beside the
+/// ends the process too. If the process survives anyway, the next run ends it: a file beside the
 /// socket holds its process id.
+///
+/// A process that only reads is killed. One that can write gets SIGTERM, so that it closes the
+/// image with sound bitmaps.
 #[derive(Debug)]
 pub struct Reader {
     child: Child,
+    writable: bool,
     /// Keeps the thread alive that started the child: the kernel kills the child when that thread
     /// ends.
     _parent: Sender<()>,
@@ -77,6 +92,41 @@ impl Reader {
         }
     }
 
+    /// Starts a process that can write to the image. Waits a few seconds for another one that is
+    /// closing it.
+    pub fn start_writer(offer: &Offer<'_>, stop: &Stop) -> Result<Reader> {
+        once_unlocked(|| Reader::start(offer, stop))
+    }
+
+    /// Ends a process that could write, and waits until it has closed the image.
+    ///
+    /// # Errors
+    /// It does not end in time, or ends with an error: the last writes may not be durable.
+    pub fn close(mut self) -> Result<()> {
+        let failed = |message: String| failed(PROGRAM, "close the image", message);
+        if let Some(how) = self.ended() {
+            return Err(failed(format!("it had ended before: {how}")));
+        }
+        terminate(&self.child);
+        let ended = wait::until(CLOSING, LOOK, || match self.child.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => Some(Ok(status)),
+            Err(error) => Some(Err(error)),
+        });
+        match ended {
+            Some(Ok(status)) if status.success() => Ok(()),
+            Some(Ok(status)) => {
+                let said = self.complaints.recv_timeout(Duration::from_secs(1));
+                Err(failed(complaint(&said.unwrap_or_default(), status)))
+            }
+            Some(Err(error)) => Err(failed(error.to_string())),
+            None => Err(failed(format!(
+                "it was still at work after {} s",
+                CLOSING.as_secs()
+            ))),
+        }
+    }
+
     /// Starts a reader with these additional arguments.
     ///
     /// The inner error is the message of a reader that ended by itself.
@@ -85,7 +135,10 @@ impl Reader {
         more: &[&str],
         stop: &Stop,
     ) -> Result<std::result::Result<Reader, String>> {
-        let mut arguments = words(["--read-only", "--persistent", "--shared", CONNECTIONS]);
+        let mut arguments = words(["--persistent", "--shared", CONNECTIONS]);
+        if !offer.writable {
+            arguments.push(READ_ONLY.into());
+        }
         arguments.extend(more.iter().map(OsString::from));
         if let Some(bitmap) = offer.bitmap {
             arguments.extend(words(["--bitmap", bitmap]));
@@ -98,10 +151,15 @@ impl Reader {
 
         let mut command = command(PROGRAM, &arguments);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
-        let (mut child, parent) = start_tied(command, PROGRAM)?;
+        let end = match offer.writable {
+            true => Signal::TERM,
+            false => Signal::KILL,
+        };
+        let (mut child, parent) = start_tied(command, PROGRAM, end)?;
         let complaints = drain(child.stderr.take(), COMPLAINT_LIMIT);
         let mut reader = Reader {
             child,
+            writable: offer.writable,
             _parent: parent,
             complaints,
             socket: offer.socket.to_owned(),
@@ -153,18 +211,18 @@ fn operation(offer: &Offer<'_>) -> String {
     format!("offer {}", offer.image.shown)
 }
 
-/// Starts a child that the kernel kills when this process ends.
+/// Starts a child to which the kernel sends this signal when this process ends.
 ///
-/// The kernel kills the child when the thread that started it ends. A separate thread therefore
+/// The kernel does that when the thread that started it ends. A separate thread therefore
 /// starts the child and then waits until the returned sender is dropped.
-fn start_tied(command: Command, program: &'static str) -> Result<(Child, Sender<()>)> {
+fn start_tied(command: Command, program: &'static str, end: Signal) -> Result<(Child, Sender<()>)> {
     let (started, result) = mpsc::channel();
     let (parent, until_dropped) = mpsc::channel::<()>();
     let spawned = thread::Builder::new()
         .name("reader's parent".to_owned())
         .spawn(move || {
             // No message is ever sent on `parent`; `recv` returns when it is dropped.
-            if started.send(start(tied(command), program)).is_ok() {
+            if started.send(start(tied(command, end), program)).is_ok() {
                 let _ = until_dropped.recv();
             }
         });
@@ -180,15 +238,15 @@ fn start_tied(command: Command, program: &'static str) -> Result<(Child, Sender<
 }
 
 #[cfg(feature = "libvirt")]
-fn tied(mut command: Command) -> Command {
-    super::super::ffi::tie_to_this_thread(&mut command);
+fn tied(mut command: Command, end: Signal) -> Command {
+    super::super::ffi::tie_to_this_thread(&mut command, end);
     command
 }
 
 /// Returns the command unchanged. Without libvirt no domain can start while the reader runs, so the
 /// reader does not have to end with this thread.
 #[cfg(not(feature = "libvirt"))]
-fn tied(command: Command) -> Command {
+fn tied(command: Command, _end: Signal) -> Command {
     command
 }
 
@@ -200,7 +258,11 @@ enum Opening {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // The process only reads, so killing it loses nothing.
+        if self.writable && self.ended().is_none() {
+            terminate(&self.child);
+            wait::until(CLOSING, LOOK, || self.ended());
+        }
+        // A process that only reads loses nothing. One that writes has ended, or hangs.
         let _ = self.child.kill();
         let _ = self.child.wait();
         for file in [self.socket.clone(), pid_file(&self.socket)] {
@@ -209,7 +271,15 @@ impl Drop for Reader {
     }
 }
 
-/// Ends a `qemu-nbd` process that a killed run has left.
+/// Asks a child to end.
+fn terminate(child: &Child) {
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        // An error means that the process has already ended.
+        let _ = kill_process(pid, Signal::TERM);
+    }
+}
+
+/// Ends a `qemu-nbd` process that a killed run has left. One that can write closes its image first.
 ///
 /// Does nothing if the process with the recorded id is not the one that serves `socket`.
 pub(crate) fn end_stray_reader(socket: &Path) -> Result<()> {
@@ -220,14 +290,16 @@ pub(crate) fn end_stray_reader(socket: &Path) -> Result<()> {
         Err(error) => return Err(HostError::io("read", &file, error)),
     };
     let pid = text.trim().parse().ok().and_then(Pid::from_raw);
-    let Some(pid) = pid.filter(|pid| serves(*pid, socket)) else {
+    let Some((pid, writable)) = pid.and_then(|pid| Some((pid, serves(pid, socket)?))) else {
         return Ok(());
     };
+    let (signal, limit) = match writable {
+        true => (Signal::TERM, CLOSING),
+        false => (Signal::KILL, Duration::from_secs(5)),
+    };
     // An error means that the process has already ended.
-    let _ = kill_process(pid, Signal::KILL);
-    let gone = wait::until(Duration::from_secs(5), Duration::from_millis(10), || {
-        has_ended(pid).then_some(())
-    });
+    let _ = kill_process(pid, signal);
+    let gone = wait::until(limit, Duration::from_millis(10), || has_ended(pid).then_some(()));
     gone.ok_or_else(|| {
         failed(
             "qemu-nbd",
@@ -252,11 +324,13 @@ fn has_ended(pid: Pid) -> bool {
     dead && threads <= 1
 }
 
-/// Returns whether the process is a `qemu-nbd` with this socket among its arguments.
-fn serves(pid: Pid, socket: &Path) -> bool {
-    let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+/// Returns whether the process can write to its image, if it is a `qemu-nbd` with this socket among
+/// its arguments.
+fn serves(pid: Pid, socket: &Path) -> Option<bool> {
+    let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
     let mut arguments = line.split(|byte| *byte == 0);
-    let program = arguments.next().unwrap_or_default();
-    let socket: &OsStr = socket.as_os_str();
-    program.ends_with(b"qemu-nbd") && arguments.any(|argument| argument == socket.as_encoded_bytes())
+    let is_ours = arguments.next()?.ends_with(b"qemu-nbd");
+    let arguments: Vec<&[u8]> = arguments.collect();
+    let has = |word: &OsStr| arguments.contains(&word.as_encoded_bytes());
+    (is_ours && has(socket.as_os_str())).then(|| !has(READ_ONLY.as_ref()))
 }

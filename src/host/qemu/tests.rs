@@ -122,6 +122,7 @@ fn a_reader_listens_when_it_is_started_and_leaves_nothing() {
         export: "vda",
         bitmap: Some("c0"),
         socket: &socket,
+        writable: false,
     };
     let mut reader = Reader::start(&offer, &Stop::default()).expect("it starts");
     assert_eq!(reader.ended(), None);
@@ -146,6 +147,7 @@ fn a_reader_that_cannot_open_its_bitmap_says_so() {
         export: "vda",
         bitmap: Some("gone"),
         socket: &socket,
+        writable: false,
     };
     let error = Reader::start(&offer, &Stop::default()).expect_err("there is no such bitmap");
     assert!(error.to_string().contains("gone"), "{error}");
@@ -164,6 +166,7 @@ fn a_stop_is_heard_while_a_reader_starts() {
         export: "vda",
         bitmap: None,
         socket: &dir.path().join("s"),
+        writable: false,
     };
     assert!(matches!(Reader::start(&offer, &stop), Err(HostError::Stopped)));
 }
@@ -179,6 +182,7 @@ fn a_stray_reader_is_ended_and_a_stranger_is_not() {
         export: "vda",
         bitmap: None,
         socket: &socket,
+        writable: false,
     };
     let mut reader = Reader::start(&offer, &Stop::default()).expect("it starts");
 
@@ -190,4 +194,56 @@ fn a_stray_reader_is_ended_and_a_stranger_is_not() {
     end_stray_reader(&socket).expect("it is ended");
     assert!(reader.ended().is_some());
     end_stray_reader(&dir.path().join("never")).expect("nothing to do");
+}
+
+/// A writer whose image has the bitmap `c0`.
+fn writer(image: &Path, socket: &Path) -> Reader {
+    create(image, &[]);
+    add_bitmap(&target(image), "c0", &limit()).expect("it is added");
+    let offer = Offer {
+        image: &target(image),
+        export: "vda",
+        bitmap: Some("c0"),
+        socket,
+        writable: true,
+    };
+    Reader::start_writer(&offer, &Stop::default()).expect("it starts")
+}
+
+fn assert_sound(image: &Path) {
+    let info = image_info(&target(image), Use::None, &limit()).expect("it is read");
+    let bitmaps: Vec<(&str, bool)> = info
+        .bitmaps
+        .iter()
+        .map(|bitmap| (bitmap.name.as_str(), bitmap.sound))
+        .collect();
+    assert_eq!(bitmaps, [("c0", true)]);
+}
+
+#[test]
+fn a_writer_closes_its_image_with_sound_bitmaps() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let socket = dir.path().join("s");
+    for (name, is_closed) in [("a.qcow2", true), ("b.qcow2", false)] {
+        let image = dir.path().join(name);
+        let writer = writer(&image, &socket);
+        match is_closed {
+            true => writer.close().expect("it closes the image"),
+            false => drop(writer),
+        }
+        assert!(!socket.exists() && !pid_file(&socket).exists());
+        assert_sound(&image);
+    }
+}
+
+#[test]
+fn a_stray_writer_is_ended_gently() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (image, socket) = (dir.path().join("a.qcow2"), dir.path().join("s"));
+    let mut writer = writer(&image, &socket);
+    end_stray_reader(&socket).expect("it is ended");
+    assert!(writer.ended().is_some());
+    assert_sound(&image);
+    let error = writer.close().expect_err("it had ended before");
+    assert!(error.to_string().contains("ended before"), "{error}");
 }

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::fuse::Fuse;
+use super::rewrite::CrashRewrite;
 use crate::host::{
     ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFiles, Host, HostError, JobHealth,
-    NewCheckpoint, PlaceWishes, Places, ReadOptions, Result,
+    NewCheckpoint, PlaceWishes, Places, ReadOptions, Result, RewriteJob, RewriteRequest,
 };
 use crate::model::block::BlockSource;
 use crate::model::checkpoint::Checkpoint;
@@ -48,7 +49,7 @@ impl<H: Host> CrashHost<H> {
     }
 }
 
-fn died() -> HostError {
+pub(super) fn died() -> HostError {
     HostError::Libvirt {
         operation: "go on".to_owned(),
         code: 38,
@@ -165,6 +166,29 @@ impl<H: Host> Host for CrashHost<H> {
             })),
             Err(lost) => {
                 // No caller has received the job, so no caller ends it.
+                if let Some(Ok(job)) = lost {
+                    self.fuse.bury(job);
+                }
+                Err(died())
+            }
+        }
+    }
+
+    fn has_saved_memory(&self, domain: &Domain) -> Result<bool> {
+        self.ask(|host| host.has_saved_memory(domain))
+    }
+
+    fn begin_rewrite(&self, domain: &Domain, request: &RewriteRequest) -> Result<Box<dyn RewriteJob>> {
+        let begun = self.fuse.step(
+            || "open the disks".to_owned(),
+            || self.host.begin_rewrite(domain, request),
+        );
+        match begun {
+            Ok(job) => Ok(Box::new(CrashRewrite {
+                job: Some(job?),
+                fuse: self.fuse.clone(),
+            })),
+            Err(lost) => {
                 if let Some(Ok(job)) = lost {
                     self.fuse.bury(job);
                 }

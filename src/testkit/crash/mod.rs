@@ -3,11 +3,13 @@
 //! * `fuse`: counts the steps and blows at one of them.
 //! * `store`: a [`crate::io::Store`] that dies with its process.
 //! * `host`: a [`crate::host::Host`] whose client dies. Its jobs survive.
+//! * `rewrite`: its jobs that write to disks in place.
 //! * `disk`: models what a power cut leaves of the files.
 
 mod disk;
 mod fuse;
 mod host;
+mod rewrite;
 mod store;
 
 pub use fuse::{Blow, Fuse};

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use super::domain::SimDomain;
 use super::job::SimJob;
-use super::{SimHost, backup_job, simulated, step};
+use super::{SimHost, backup_job, rewrite, simulated, step};
 use crate::host::xml::read_domain;
 use crate::host::{
     ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFile, DomainFiles, Host, HostError,
-    PlaceWishes, Places, Refusal, Result,
+    PlaceWishes, Places, Refusal, Result, RewriteJob, RewriteRequest,
 };
 use crate::model::checkpoint::{Bitmap, Checkpoint};
 use crate::model::domain::{Agent, Domain, DomainState};
@@ -198,6 +198,7 @@ impl Host for SimHost {
                 .is_some_and(|socket| places.sockets.contains(socket));
             if is_meant && !found.domain.state.is_active() {
                 found.job = None;
+                found.is_rewritten = false;
             }
         }
         Ok(())
@@ -256,6 +257,14 @@ impl Host for SimHost {
             fail_reads_after,
             ended: false,
         }))
+    }
+
+    fn has_saved_memory(&self, domain: &Domain) -> Result<bool> {
+        Ok(self.state().saved_memory.contains(&domain.name))
+    }
+
+    fn begin_rewrite(&self, domain: &Domain, request: &RewriteRequest) -> Result<Box<dyn RewriteJob>> {
+        rewrite::begin(self, domain, request)
     }
 
     fn nvram(&self, domain: &Domain) -> Result<Option<Vec<u8>>> {
@@ -345,6 +354,7 @@ impl Host for SimHost {
             checkpoints: Vec::new(),
             stored: BTreeMap::new(),
             job: None,
+            is_rewritten: false,
         };
         self.state().domains.insert(described.name, found);
         Ok(())

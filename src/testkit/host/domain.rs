@@ -23,6 +23,8 @@ pub(super) struct SimDomain {
     /// For each disk, the bitmaps that it had when the domain was last shut off.
     pub(super) stored: BTreeMap<String, Vec<String>>,
     pub(super) job: Option<ActiveJob>,
+    /// Whether the job writes to the disks of the shut-off domain.
+    pub(super) is_rewritten: bool,
 }
 
 /// The record of a checkpoint; its bitmaps are in the disks.

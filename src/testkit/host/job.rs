@@ -27,6 +27,24 @@ pub(super) struct SimJob {
     pub(super) ended: bool,
 }
 
+/// A job on these disks that is not registered with the domain, for reading only.
+pub(super) fn job_on(
+    host: &SimHost,
+    domain: &Domain,
+    request: BackupRequest,
+    frozen: BTreeMap<String, MemDisk>,
+) -> SimJob {
+    SimJob {
+        host: host.clone(),
+        domain: domain.clone(),
+        request,
+        frozen,
+        checkpoint: None,
+        fail_reads_after: host.fails_reads_after(),
+        ended: true,
+    }
+}
+
 impl SimJob {
     fn end(&mut self, keep_checkpoint: bool) {
         if std::mem::replace(&mut self.ended, true) {

@@ -13,6 +13,7 @@ use crate::model::stop::Stop;
 mod calls;
 mod domain;
 mod job;
+mod rewrite;
 mod trouble;
 mod world;
 
@@ -42,6 +43,8 @@ struct State {
     unreachable: BTreeSet<(String, String)>,
     files: BTreeMap<PathBuf, FileId>,
     tpm_folder: Option<PathBuf>,
+    /// The shut-off domains whose memory is saved.
+    saved_memory: BTreeSet<String>,
     /// The internal snapshots of domains.
     snapshots: BTreeMap<String, Vec<String>>,
     fuse: Option<Fuse>,
@@ -88,6 +91,11 @@ impl SimHost {
             });
         }
         Ok(())
+    }
+
+    /// The offset, in bytes, from which reading a disk fails.
+    fn fails_reads_after(&self) -> Option<u64> {
+        self.state().fail_reads_after
     }
 
     /// Whether the daemon is unavailable at the end of a job.

@@ -48,12 +48,17 @@ impl SimHost {
         self.state().unreachable.insert(lost);
     }
 
+    /// Saves the memory of a shut-off domain.
+    pub fn save_memory(&self, domain: &str) {
+        self.state().saved_memory.insert(domain.to_owned());
+    }
+
     /// Cuts the power of the hypervisor's machine: no job survives, and every bitmap of an active
-    /// domain is broken.
+    /// domain is broken. So is every bitmap of a domain whose disks are open for writing.
     pub fn lose_power(&self) {
         for found in self.state().domains.values_mut() {
             found.job = None;
-            if found.domain.state.is_active() {
+            if std::mem::take(&mut found.is_rewritten) || found.domain.state.is_active() {
                 for disk in found.disks.values_mut() {
                     for name in disk.bitmap_names() {
                         disk.remove_bitmap(&name);

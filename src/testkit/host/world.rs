@@ -83,6 +83,7 @@ impl SimHost {
             checkpoints: Vec::new(),
             stored: BTreeMap::new(),
             job: None,
+            is_rewritten: false,
         };
         state.domains.insert(name.to_owned(), domain);
     }
