@@ -102,15 +102,14 @@ pub struct Leftover {
     pub is_merge: bool,
 }
 
-/// The journal entry of an unfinished run. A run writes the entry before it begins anything outside
-/// the repository.
+/// The journal entry of an unfinished run, which the run wrote before it began anything outside the
+/// repository; or the mark of a restore in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// None: the run ended before it wrote one.
+    /// None: for example, the run ended before it wrote one.
     None,
     /// The content of the entry.
     Text(Vec<u8>),
-    /// Something that can never become a journal entry is in the place of the entry. The sentence
-    /// names the path.
+    /// Something that can never become one is in its place. The sentence names the path.
     Unusable(String),
 }

@@ -14,6 +14,7 @@
 //! * `merge`: the plan of a merge of restore points.
 //! * `proof`: the records of verifications and comparisons.
 //! * `lock`: one writer per domain.
+//! * `restore_mark`: the mark of a domain whose disks are being restored in place.
 //! * `small_file`: reads small files that other programs may have changed.
 //! * `seal`: texts that carry their own digest.
 //! * `error`: the errors of a repository.
@@ -44,6 +45,7 @@ mod object_error;
 pub(crate) mod pack;
 mod pack_error;
 pub mod proof;
+mod restore_mark;
 mod seal;
 mod small_file;
 
@@ -163,6 +165,13 @@ pub trait DomainRepository: Send + Sync {
     /// The journal entry of an unfinished run, which wrote it before it began anything outside the
     /// repository. An entry that cannot be read now is an error, because it must not be lost.
     fn note(&self, leftover: &Leftover) -> Result<Note>;
+
+    /// The mark of a restore in place that has not ended: until then the domain's disks may be in
+    /// between two moments. A mark that cannot be read now is an error.
+    fn restore_mark(&self) -> Result<Note>;
+
+    /// Where the mark is kept, for people.
+    fn restore_mark_location(&self) -> String;
 
     /// The run that has the right to write now, as it recorded itself; `None` if none is found. It
     /// never waits.
@@ -323,6 +332,13 @@ pub trait DomainWriter: Send {
     /// [`DomainRepository::interrupted_removals`]. Returns false if that has to wait, for example
     /// until nobody reads what is removed.
     fn finish_removal(&self, removal: &Leftover) -> Result<bool>;
+
+    /// Marks the domain durably before a restore in place writes to its disks. Replaces an existing
+    /// mark in one step.
+    fn write_restore_mark(&self, mark: &[u8]) -> Result<()>;
+
+    /// Removes the mark durably. A missing one is not an error.
+    fn remove_restore_mark(&self) -> Result<()>;
 
     /// Removes a leftover of an unfinished run: one of [`History::leftovers`].
     fn remove_leftover(&self, leftover: &Leftover) -> Result<()>;

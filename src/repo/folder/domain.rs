@@ -23,6 +23,7 @@ use crate::model::period::COPY_PREFIX;
 use crate::model::pin::Pin;
 use crate::model::stop::Stop;
 use crate::repo::lock;
+use crate::repo::restore_mark;
 use crate::repo::{
     DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept, Leftover,
     Merge, Merged, MissedWriteRecord, Note, PendingPoint, PeriodUsage, Proof, RepoError, Repository, Result,
@@ -133,6 +134,14 @@ impl DomainRepository for FolderDomain {
             ))),
             Err(error) => Err(RepoError::io("read", &path)(error)),
         }
+    }
+
+    fn restore_mark(&self) -> Result<Note> {
+        restore_mark::read(&self.dir.join(layout::RESTORING))
+    }
+
+    fn restore_mark_location(&self) -> String {
+        self.dir.join(layout::RESTORING).display().to_string()
     }
 
     fn writer(&self) -> Option<String> {
@@ -356,6 +365,16 @@ impl DomainWriter for FolderWriter {
             true => merge::finish(store, &self.domain.dir, &path),
             false => remove::finish(store, &path).map(|()| true),
         }
+    }
+
+    fn write_restore_mark(&self, mark: &[u8]) -> Result<()> {
+        let path = self.domain.dir.join(layout::RESTORING);
+        restore_mark::write(self.domain.store().as_ref(), &path, mark)
+    }
+
+    fn remove_restore_mark(&self) -> Result<()> {
+        let path = self.domain.dir.join(layout::RESTORING);
+        restore_mark::remove(self.domain.store().as_ref(), &path)
     }
 
     fn remove_leftover(&self, leftover: &Leftover) -> Result<()> {

@@ -31,6 +31,8 @@ pub(crate) const COMMITTED: &str = ".committed";
 pub(crate) const PIN: &str = "pinned.json";
 /// The record of removed restore points, in the domain's folder.
 pub(crate) const REMOVED: &str = ".removed.json";
+/// The mark of a restore in place, in the domain's folder.
+pub(crate) const RESTORING: &str = ".restoring.json";
 /// The suffix of a restore point's folder while the folder is being deleted.
 pub(crate) const REMOVING_SUFFIX: &str = ".removing";
 /// The file that the writer of a domain's folder locks.

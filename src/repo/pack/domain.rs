@@ -82,6 +82,14 @@ impl DomainRepository for DomainPart {
         self.state.note(leftover)
     }
 
+    fn restore_mark(&self) -> Result<Note> {
+        self.state.restore_mark()
+    }
+
+    fn restore_mark_location(&self) -> String {
+        self.state.restore_mark_location()
+    }
+
     fn writer(&self) -> Option<String> {
         self.state.writer()
     }

@@ -1,8 +1,8 @@
 //! Files on the host about a pack repository: the lock of each domain, and the journal entries of
 //! unfinished runs. Another host never needs them.
 //!
-//! `STATE/ID-OF-THE-REPOSITORY/DOMAIN/` holds `.lock`, and a folder `ID.RUN.partial` for each run
-//! that has not committed its restore point.
+//! `STATE/ID-OF-THE-REPOSITORY/DOMAIN/` holds `.lock`, a folder `ID.RUN.partial` for each run that
+//! has not committed its restore point, and the mark of a restore in place.
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,11 +15,15 @@ use super::names::is_hex;
 use super::point::RUN;
 use crate::io::Store;
 use crate::repo::lock::{self, DomainLock, LockError};
+use crate::repo::restore_mark;
 use crate::repo::small_file::{is_of_another_kind, read_bounded};
 use crate::repo::{Leftover, Note, RepoError, Result, manifest};
 
 /// The name of the lock file.
 const LOCK: &str = ".lock";
+
+/// The name of the mark of a restore in place.
+const RESTORING: &str = "restoring.json";
 
 /// The ending of the folder of an unfinished run.
 const PARTIAL: &str = ".partial";
@@ -97,6 +101,30 @@ impl DomainState {
     /// Whether a run has written here.
     pub(super) fn exists(&self) -> bool {
         self.dir.as_deref().is_some_and(Path::is_dir)
+    }
+
+    /// The mark of a restore in place. It belongs to this host, as the domain's disks do.
+    pub(super) fn restore_mark(&self) -> Result<Note> {
+        match &self.dir {
+            Some(dir) => restore_mark::read(&dir.join(RESTORING)),
+            None => Ok(Note::None),
+        }
+    }
+
+    /// Where the mark is kept.
+    pub(super) fn restore_mark_location(&self) -> String {
+        let path = self.dir.as_ref().map(|dir| dir.join(RESTORING));
+        path.map_or_else(String::new, |path| path.display().to_string())
+    }
+
+    /// Writes the mark of a restore in place. The caller has the right to write.
+    pub(super) fn write_restore_mark(&self, mark: &[u8]) -> Result<()> {
+        restore_mark::write(self.store.as_ref(), &self.dir()?.join(RESTORING), mark)
+    }
+
+    /// Removes the mark of a restore in place.
+    pub(super) fn remove_restore_mark(&self) -> Result<()> {
+        restore_mark::remove(self.store.as_ref(), &self.dir()?.join(RESTORING))
     }
 
     /// The run that has the right to write, as it recorded itself.

@@ -226,6 +226,14 @@ impl DomainWriter for PackWriter {
         Ok(true)
     }
 
+    fn write_restore_mark(&self, mark: &[u8]) -> Result<()> {
+        self.domain.state.write_restore_mark(mark)
+    }
+
+    fn remove_restore_mark(&self) -> Result<()> {
+        self.domain.state.remove_restore_mark()
+    }
+
     fn remove_leftover(&self, leftover: &Leftover) -> Result<()> {
         self.domain.state.remove(leftover)
     }

@@ -205,6 +205,15 @@ impl DomainRepository for MemoryDomain {
         Ok(note.flatten().map_or(Note::None, Note::Text))
     }
 
+    fn restore_mark(&self) -> Result<Note> {
+        let mark = self.with(|kept| kept.restore_mark.clone());
+        Ok(mark.map_or(Note::None, Note::Text))
+    }
+
+    fn restore_mark_location(&self) -> String {
+        self.place("restoring")
+    }
+
     fn writer(&self) -> Option<String> {
         self.with(|kept| kept.writer.clone())
     }
@@ -482,6 +491,16 @@ impl DomainWriter for MemoryWriter {
 
     fn finish_removal(&self, _removal: &Leftover) -> Result<bool> {
         Ok(true)
+    }
+
+    fn write_restore_mark(&self, mark: &[u8]) -> Result<()> {
+        self.0.with(|kept| kept.restore_mark = Some(mark.to_vec()));
+        Ok(())
+    }
+
+    fn remove_restore_mark(&self) -> Result<()> {
+        self.0.with(|kept| kept.restore_mark = None);
+        Ok(())
     }
 
     fn remove_leftover(&self, leftover: &Leftover) -> Result<()> {

@@ -38,6 +38,8 @@ struct Domain {
     /// The pins by the ids of their restore points.
     pins: BTreeMap<String, Pin>,
     removed: Vec<RemovedPoint>,
+    /// The mark of a restore in place.
+    restore_mark: Option<Vec<u8>>,
     /// The writer, as it has described itself.
     writer: Option<String>,
 }

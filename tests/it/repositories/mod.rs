@@ -43,6 +43,7 @@ mod every {
             points::a_given_id_is_used_once,
             points::a_removed_period_is_gone_and_no_damage,
             points::a_removed_point_is_gone_and_no_damage,
+            points::the_mark_of_a_restore_is_kept_and_removed,
             points::a_pin_is_kept_replaced_and_removed,
             points::two_domains_do_not_see_each_other,
             points::small_files_are_checked,

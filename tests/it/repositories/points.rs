@@ -331,6 +331,32 @@ pub fn a_pin_is_kept_replaced_and_removed(kind: &dyn Kind) {
     assert_eq!(pins(), [None, None]);
 }
 
+pub fn the_mark_of_a_restore_is_kept_and_removed(kind: &dyn Kind) {
+    let domain = domain(kind);
+    assert_eq!(domain.restore_mark().expect("readable"), Note::None);
+    two_points(domain.as_ref());
+    let before = (ids(domain.as_ref()), domain.period_usage(PERIOD));
+    let writer = domain.try_lock().expect("nobody else writes");
+    for text in ["{}", "another"] {
+        writer.write_restore_mark(text.as_bytes()).expect("written");
+        let again = kind.repository().domain("vm1").expect("a name that fits");
+        assert_eq!(again.restore_mark().expect("readable"), Note::Text(text.into()));
+        let other = kind.repository().domain("vm2").expect("a name that fits");
+        assert_eq!(other.restore_mark().expect("readable"), Note::None);
+    }
+    assert!(!domain.restore_mark_location().is_empty());
+    assert_eq!(
+        (ids(domain.as_ref()), domain.period_usage(PERIOD)),
+        before,
+        "it is no part of what is stored"
+    );
+    assert!(domain.history().expect("it can be read").findings.is_empty());
+    for _ in 0..2 {
+        writer.remove_restore_mark().expect("removed");
+        assert_eq!(domain.restore_mark().expect("readable"), Note::None);
+    }
+}
+
 pub fn two_domains_do_not_see_each_other(kind: &dyn Kind) {
     let repository = kind.repository();
     let [one, other] = ["vm1", "a/b: %"].map(|name| repository.domain(name).expect("a name that fits"));

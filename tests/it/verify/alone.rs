@@ -100,6 +100,14 @@ impl DomainRepository for AloneDomain {
         self.0.note(leftover)
     }
 
+    fn restore_mark(&self) -> Result<Note> {
+        self.0.restore_mark()
+    }
+
+    fn restore_mark_location(&self) -> String {
+        self.0.restore_mark_location()
+    }
+
     fn writer(&self) -> Option<String> {
         self.0.writer()
     }
