@@ -75,6 +75,9 @@ impl Kept {
             bytes[disk.len()..].iter().all(|&byte| byte == OLD),
             "the rest of the device is unchanged"
         );
+        let is_larger = bytes.len() > disk.len();
+        let is_said = finished.stderr.contains("the rest of the device stays as it is");
+        assert_eq!(is_said, is_larger, "{finished:#?}");
     }
 }
 

@@ -9,7 +9,7 @@ use super::{RestoredDisk, io_cause};
 use crate::host::usage::{self, HeldDevice, HoldError, Usage, Usages, User};
 use crate::host::{DomainFiles, Host};
 use crate::model::finding::Finding;
-use crate::model::text::shown;
+use crate::model::text::{bytes, shown};
 use crate::ops::Cause;
 
 type Result<T> = std::result::Result<T, Cause>;
@@ -33,9 +33,10 @@ pub(super) fn domain_files(host: Option<&dyn Host>) -> Result<DomainFiles> {
 pub(super) fn check_device(disk: &RestoredDisk, named: &DomainFiles) -> Result<Vec<Finding>> {
     let path = &disk.to;
     let found = usage::users_of(path, named).map_err(|source| io_cause("examine", path, source))?;
-    let findings = refuse_users(path, found)?;
+    let mut findings = refuse_users(path, found)?;
     if let Some(size) = usage::device_size(path) {
         check_size(disk, size)?;
+        findings.extend(larger(disk, size));
     }
     Ok(findings)
 }
@@ -156,9 +157,45 @@ fn check_size(disk: &RestoredDisk, device: u64) -> Result<()> {
     }
 }
 
+/// Reports a device that is larger than the disk, both in bytes.
+fn larger(disk: &RestoredDisk, device: u64) -> Option<Finding> {
+    (device > disk.size).then(|| {
+        let what = format!(
+            "{} has {}, and disk {} has {}: the rest of the device stays as it is",
+            disk.to.display(),
+            bytes(device),
+            disk.target,
+            bytes(disk.size)
+        );
+        Finding::of_disk("device-larger", &disk.target, what)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::restore::Format;
+
+    #[test]
+    fn a_larger_device_is_reported() {
+        let disk = RestoredDisk {
+            target: "vda".to_owned(),
+            size: 1 << 20,
+            to: "/dev/vg/lv".into(),
+            device: true,
+            format: Format::Raw,
+            steps: 1,
+        };
+        assert_eq!(larger(&disk, 1 << 20), None);
+        let found = larger(&disk, 4 << 20).expect("reported");
+        assert_eq!(
+            (found.code.as_str(), found.message.as_str()),
+            (
+                "device-larger",
+                "/dev/vg/lv has 4.0 MiB, and disk vda has 1.0 MiB: the rest of the device stays as it is"
+            )
+        );
+    }
 
     #[test]
     fn domains_that_could_not_be_read_are_reported_for_a_file_too() {
