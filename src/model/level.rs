@@ -318,6 +318,27 @@ pub(crate) fn decide(
     level(None, reason)
 }
 
+/// Returns the checkpoint of this restore point if its bitmap has recorded all writes to the disk
+/// since.
+pub(crate) fn recorded_since(
+    disk: &DiskNow,
+    uuid: &str,
+    id: &str,
+    chains: &Chains,
+    checkpoints: &[Checkpoint],
+) -> Option<Parent> {
+    let wanted = chains.get(id).filter(|_| disk.full_only.is_none())?;
+    // A missed write may be missing in every bitmap that existed when it was found.
+    let mut newer = chains.points().iter();
+    let has_missed = newer.any(|kept| {
+        kept.point.sequence >= wanted.point.sequence && kept.missed_write(&disk.target).is_some()
+    });
+    match has_missed {
+        true => None,
+        false => usable_parent(disk, uuid, wanted, chains, checkpoints).ok(),
+    }
+}
+
 fn usable_parent(
     now: &DiskNow,
     uuid: &str,

@@ -12,6 +12,7 @@ pub mod extents;
 pub mod file_name;
 pub mod finding;
 pub mod firmware;
+pub mod in_place;
 pub mod left_out;
 pub mod level;
 pub mod period;

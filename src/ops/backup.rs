@@ -13,7 +13,7 @@ use super::prune::{self, PrunePlan};
 use super::reconcile::{self, Reconciliation, Wishes};
 use super::retention::{self, Policy, RetentionOutcome, RetentionPreview};
 use super::survey::{self, Survey};
-use super::{Cause, Class, Context, Error, Result, grouping, heal, lock};
+use super::{Cause, Class, Context, Error, Result, grouping, heal, lock, restore_mark};
 use crate::host::PlaceWishes;
 use crate::model::checkpoint::KEPT_CHECKPOINTS;
 use crate::model::compression::Compression;
@@ -165,6 +165,8 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
         grouping::check(repository.as_ref(), &history, options.group_by)?;
     }
     let locked = lock::lock_for(repository.as_ref(), options.wait, context)?;
+    // Before anything is healed: the disks may be open for the dead run.
+    restore_mark::refuse(repository.as_ref())?;
     let healed = heal::heal(
         repository.as_ref(),
         locked.as_ref(),
@@ -365,6 +367,7 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
     if !options.force && !options.copy {
         grouping::check(repository.as_ref(), &history, options.group_by)?;
     }
+    restore_mark::refuse(repository.as_ref())?;
     let look = |domain| survey::survey(domain, repository.as_ref(), &history, context.host);
     let survey = survey::steadily(name, context.host, look)?;
     let mut planned = decide(repository.as_ref(), &survey, &history, context, options)?;

@@ -7,6 +7,7 @@ use crate::host::HostError;
 use crate::host::usage::{Usage, User};
 use crate::model::block::{BlockError, BlockErrorKind};
 use crate::model::finding::Finding;
+use crate::model::in_place::NotInPlace;
 use crate::model::stop::StopReason;
 use crate::model::text::{bytes, shown};
 use crate::nbd::server::ListenError;
@@ -187,6 +188,15 @@ pub enum Cause {
         /// The disk's size in bytes.
         disk: u64,
     },
+    /// The disks cannot be restored in place. Nothing has been written.
+    #[error(transparent)]
+    NotInPlace(#[from] NotInPlace),
+    /// A restore in place has not ended. The sentence says which.
+    #[error("{0}")]
+    InBetween(String),
+    /// A disk that was restored in place does not read back as it was written.
+    #[error("the disk does not hold what was written to it")]
+    NotAsWritten,
     /// An operation on a file failed.
     #[error("cannot {operation} {}", path.display())]
     Io {
@@ -385,6 +395,15 @@ impl Error {
             Cause::TooSmall { .. } => {
                 "restore to a device that is at least as large as the disk, or to a file"
             }
+            Cause::NotInPlace(refused) => return refused.hint().map(str::to_owned),
+            Cause::InBetween(_) => {
+                let domain = shown(&self.domain);
+                return Some(format!(
+                    "end it with `vmsnap restore {domain} --in-place`, to this or another restore point (--at); if the disks \
+                     have been put right in another way, remove the mark with `vmsnap restore {domain} --in-place --abandon`"
+                ));
+            }
+            Cause::NotAsWritten => "check the storage of the disk's image, then run the restore again",
             Cause::GuestPaused(_) => {
                 "if the scratch space was full, use --scratch-dir to choose a folder with more space; \
                  otherwise check the storage of the disk's image"

@@ -8,6 +8,8 @@
 //! * `job`: runs a backup job from its journal entry to its end.
 //! * `backup`, `restore`, `list`, `status`, `scrub`, `verify`, `compare`, `pin`, `retention` (which
 //!   is `vmsnap prune`): the verbs.
+//! * `in_place`: brings the disks of a shut-off domain back to a restore point
+//!   (`vmsnap restore --in-place`); `restore_mark`: the mark of one that has not ended.
 //! * `transfer`: copies restore points to another repository (`vmsnap copy`).
 //! * `serve`: offers disks at a restore point to NBD clients.
 //! * `init` creates a pack repository, and `key` manages the keys of one.
@@ -29,6 +31,7 @@ pub mod each;
 pub mod error;
 mod grouping;
 pub mod heal;
+pub mod in_place;
 pub mod init;
 pub mod integrity;
 mod job;
@@ -42,6 +45,7 @@ pub mod plan;
 pub mod prune;
 pub mod reconcile;
 pub mod restore;
+pub mod restore_mark;
 pub mod retention;
 pub mod scrub;
 pub mod serve;

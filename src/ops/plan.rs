@@ -228,7 +228,8 @@ pub(crate) fn encrypted_tpm_state(secret: &str) -> Finding {
     Finding::new("tpm-state-encrypted", what)
 }
 
-fn disk_now(disk: &Disk, full_only: Option<String>, facts: Option<&DiskFacts>) -> DiskNow {
+/// Returns the facts that decide what is known about a disk since a restore point.
+pub(super) fn disk_now(disk: &Disk, full_only: Option<String>, facts: Option<&DiskFacts>) -> DiskNow {
     let file = |path: &PathBuf| {
         let mut files = facts?.files.iter();
         files.find(|(of, _)| of == path).map(|(_, file)| *file)

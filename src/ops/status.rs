@@ -12,7 +12,7 @@ use jiff::civil::Date;
 use super::each::{Fault, Judged};
 use super::error::Cause;
 use super::reconcile::{self, Reconciliation, Wishes};
-use super::{Error, Result, grouping, survey};
+use super::{Error, Result, grouping, restore_mark, survey};
 use crate::host::{Host, HostError};
 use crate::model::chain::MissedWrite;
 use crate::model::checkpoint::{Checkpoint, KEPT_CHECKPOINTS, is_own};
@@ -353,7 +353,18 @@ fn compare_with(
     status.proof = kept.and_then(|kept| kept.proof.clone());
     status.missed_writes = history.chains.standing_missed_writes().cloned().collect();
     status.dir = Some(dir_stats(repository.period_usage(&period), &history, &period));
+    let unfinished = restore_mark::read(repository.as_ref())?;
+    if let Some(found) = &unfinished {
+        let what = found.sentence();
+        match status.writer {
+            None => status.inconsistencies.push(what),
+            // It may be at work.
+            Some(_) => status.findings.push(Finding::new("restore-in-place", what)),
+        }
+    }
     match grouping::finding(repository.as_ref(), &history, subject.group_by)? {
+        // No backup is made of disks in between.
+        _ if unfinished.is_some() => {}
         // A refused backup has no level.
         Some(refused) => status.findings.push(refused),
         None if status.is_complete() && status.disks.iter().all(|disk| disk.bitmaps_known) => {

@@ -156,7 +156,7 @@ fn clients_get_the_disk(repository: fn(&Path) -> Box<dyn Repository>) {
     let stage = Stage::new(repository);
     let (server, uri) = stage.serve();
     let raw = stage.raw();
-    let listed = run("nbdinfo", &["--json", "--list", &uri.replace("///vda", "://")]);
+    let listed = run("nbdinfo", &["--json", "--list", &uri.replace("///vda", "///")]);
     let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
     let exports = listed["exports"].as_array().expect("a list");
     let names: Vec<_> = exports

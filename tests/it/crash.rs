@@ -3,6 +3,7 @@
 
 mod backup;
 mod compare;
+mod in_place;
 mod merge;
 mod power;
 mod prune;

@@ -24,6 +24,7 @@ mod gone;
 mod grouping;
 mod hostile_text;
 mod identity;
+mod in_place;
 mod kinds;
 mod lab;
 mod list;

@@ -272,11 +272,7 @@ fn a_damaged_table_never_turns_data_into_zeroes() {
     let sound = fs::read(&image).expect("it can be read");
     // The entry of each cluster has the bit for a cluster that nothing else refers to.
     let is_entry = |bytes: &&[u8]| bytes[0] == 0x80 && bytes[1..5] == [0; 4];
-    let last = sound
-        .chunks(8)
-        .enumerate()
-        .filter(|(_, bytes)| is_entry(bytes))
-        .last();
+    let last = sound.chunks(8).enumerate().rfind(|(_, bytes)| is_entry(bytes));
     let (place, _) = last.expect("a table");
     let mut bytes = sound.clone();
     // Bit 0 of an entry: the cluster reads as zero.

@@ -5,14 +5,21 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::key::SecretArgs;
-use super::shared::{ConnectArgs, OutputArgs, RepositoryArgs};
+use super::shared::{ConnectArgs, OutputArgs, RepositoryArgs, WAIT, WaitArgs};
+use crate::model::compression::Compression;
+use crate::model::level::FullRule;
+
+/// The heading of the switches that belong to `--in-place`.
+const IN_PLACE: &str = "Restore in place";
 
 /// Arguments of `vmsnap restore`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   vmsnap restore vm1 --repository /backups --to /var/tmp/drill
   vmsnap restore vm1 --repository /backups --to /tmp/a.raw --disk vda --format raw
-  vmsnap restore vm1 --repository /backups --to /images/drill --define --name drill")]
+  vmsnap restore vm1 --repository /backups --to /images/drill --define --name drill
+  vmsnap restore vm1 --repository /backups --in-place --at 2026-11-01T02:00:00Z")]
+#[command(mut_arg("wait", |arg| arg.help(WAIT).help_heading(IN_PLACE)))]
 pub struct RestoreArgs {
     /// The domain, by its name at the time of the backup
     #[arg(value_name = "DOMAIN")]
@@ -28,8 +35,8 @@ pub struct RestoreArgs {
 
     /// Folder for the disks (created if missing). A single disk can also go to a new file whose
     /// name ends in .qcow2, .raw or .img, or to an unused block device
-    #[arg(long, value_name = "PATH")]
-    pub to: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "in_place")]
+    pub to: Option<PathBuf>,
 
     /// Restore point: an id, a checkpoint's name, a time like 2026-11-01T02:00:00Z (selects the
     /// newest restore point up to that time), or latest
@@ -42,16 +49,58 @@ pub struct RestoreArgs {
 
     /// Format of the restored disks: qcow2 or raw [default: qcow2 in a folder; for a file, qcow2 if
     /// its name ends in .qcow2, otherwise raw; raw for a block device]
-    #[arg(long, value_enum, hide_possible_values = true)]
+    #[arg(long, value_enum, hide_possible_values = true, conflicts_with = "in_place")]
     pub format: Option<FormatArg>,
 
     /// Define the domain with the restored disks
-    #[arg(long)]
+    #[arg(long, conflicts_with = "in_place")]
     pub define: bool,
 
     /// Name of the defined domain
     #[arg(long, value_name = "NEW", requires = "define")]
     pub name: Option<String>,
+
+    /// Bring the domain's own disks back, and write only what differs. The domain must be shut off.
+    /// The present state is saved first, as vmsnap backup does it
+    #[arg(help_heading = IN_PLACE, long, conflicts_with = "to")]
+    pub in_place: bool,
+
+    /// Do not save the present state of the disks
+    #[arg(help_heading = IN_PLACE, long, requires = "in_place")]
+    pub discard_current: bool,
+
+    /// Only remove the mark of a restore in place that has not ended. The disks stay as they are
+    #[arg(
+        help_heading = IN_PLACE,
+        long,
+        requires = "in_place",
+        conflicts_with_all = ["discard_current", "dry_run", "json", "disks"]
+    )]
+    pub abandon: bool,
+
+    /// Rule for full backups when the present state is saved (as in vmsnap backup): period, never
+    #[arg(
+        help_heading = IN_PLACE,
+        long,
+        value_name = "RULE",
+        env = "VMSNAP_FULL",
+        default_value = "period"
+    )]
+    pub full: FullRule,
+
+    /// How images are compressed when the present state is saved (as in vmsnap backup)
+    #[arg(
+        help_heading = IN_PLACE,
+        long,
+        value_name = "METHOD",
+        env = "VMSNAP_COMPRESS",
+        default_value = "zstd"
+    )]
+    pub compress: Compression,
+
+    /// How long to wait for another run.
+    #[command(flatten)]
+    pub wait: WaitArgs,
 
     /// Show what would be done, and do nothing
     #[arg(short = 'n', long, conflicts_with = "json")]

@@ -6,6 +6,7 @@ mod completions;
 mod copy;
 #[cfg(feature = "libvirt")]
 mod demo;
+mod in_place;
 mod init;
 mod integrity;
 mod kept;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use super::{CommandResult, Refusal, open_to_read};
+use super::{CommandResult, Refusal, in_place, open_to_read};
 use crate::cli::args::{FormatArg, RestoreArgs};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::progress::Progress;
@@ -17,15 +17,18 @@ use crate::ops::restore::{DefineOptions, Format, Means, Options, plan, restore};
 /// Restores the chosen disks. Connects to the hypervisor for `--define`, and to find out whether a
 /// domain uses the path given with `--to`.
 pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
+    let Some(to) = &args.to else {
+        return in_place::run(args, stop);
+    };
     let repo = open_to_read(args.repository.dir.as_ref(), &args.secret, stop)?;
     let host = match args.define {
         true => Some(ops::connect(args.connect.connect.as_deref())?),
-        false if could_be_in_use(&args.to) => ops::connect_to_look(args.connect.connect.as_deref()),
+        false if could_be_in_use(to) => ops::connect_to_look(args.connect.connect.as_deref()),
         false => None,
     };
     let options = Options {
         at: args.at.clone(),
-        to: args.to.clone(),
+        to: to.clone(),
         disks: args.disks.clone(),
         format: args.format.map(|format| match format {
             FormatArg::Qcow2 => Format::Qcow2,

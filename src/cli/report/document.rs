@@ -6,6 +6,7 @@ use super::backup::{BackupDomain, PlannedDomain};
 use super::collect::{CollectDocument, PruneDocument};
 use super::compare::ComparedDomain;
 use super::copy::CopiedDomain;
+use super::in_place::InPlaceDocument;
 use super::integrity::{CheckDocument, RebuildDocument};
 use super::list::ListDocument;
 use super::pack::{KeysDocument, PackDocument};
@@ -33,6 +34,8 @@ pub(crate) enum Document<'a> {
     Compare(Domains<'a, ComparedDomain<'a>>),
     /// The document of `restore`.
     Restore(RestoreDocument<'a>),
+    /// The document of `restore --in-place`.
+    InPlace(InPlaceDocument<'a>),
     /// The document of a `restore` that failed.
     FailedRestore(FailedRestore<'a>),
     /// The document of `serve` once clients can connect.

@@ -19,6 +19,7 @@ fn heading(document: &Document<'_>) -> &'static str {
         Document::Verify(_) => "`verify --json`",
         Document::Compare(_) => "`verify --compare-live --json`",
         Document::Restore(_) => "`restore --json`",
+        Document::InPlace(_) => "`restore --in-place --json`",
         Document::FailedRestore(_) => "`restore --json` that failed",
         Document::Serve(_) => "`serve --json`",
         Document::Served(_) => "`serve --json` that has ended",

@@ -6,6 +6,7 @@ use super::collect::{AmountPart, CollectDocument, CollectionPart, PruneDocument}
 use super::compare::{ComparedDiskPart, ComparedDomain, ComparedPart, UncomparedPart};
 use super::copy::{ChoicePart, CopiedDomain, CopiedPart};
 use super::document::Document;
+use super::in_place::{InPlaceDocument, InPlacePart};
 use super::integrity::{
     CheckDocument, CondemnedPart, CostPart, DamagedIndexPart, DamagedObjectPart, RebuildDocument,
     SessionPart, UnusablePart,
@@ -388,6 +389,27 @@ fn restore() -> RestoreDocument<'static> {
     }
 }
 
+fn in_place() -> InPlaceDocument<'static> {
+    InPlaceDocument {
+        schema: 1,
+        domain: text(),
+        restore_point: text(),
+        time: text(),
+        saved: Some(text()),
+        disks: vec![InPlacePart {
+            disk: text(),
+            path: text(),
+            virtual_size: 1,
+            since: Some(text()),
+            compared: text(),
+            compared_bytes: 1,
+            data_bytes: 1,
+            zero_bytes: 1,
+        }],
+        findings: vec![finding()],
+    }
+}
+
 fn serve() -> ServeDocument<'static> {
     ServeDocument {
         schema: 1,
@@ -542,6 +564,7 @@ pub(super) fn samples() -> Vec<Document<'static>> {
             ComparedDomain::Failed(failed_domain()),
         ])),
         Document::Restore(restore()),
+        Document::InPlace(in_place()),
         Document::FailedRestore(FailedRestore {
             schema: 1,
             failed: failed_domain(),

@@ -144,6 +144,7 @@ impl Server {
 
     /// Gives the server a line that adds this latency to each request and carries this much of all
     /// requests together.
+    #[allow(dead_code, reason = "a benchmark uses it")]
     pub fn lay_line(&self, latency: Duration, bytes_per_second: f64) {
         let free = Instant::now();
         *lock(&self.state.line) = Some(Line {

@@ -55,6 +55,7 @@ mod every {
             serve::what_is_not_there_is_not_served,
             verbs::a_chain_is_saved_listed_verified_and_restored,
             verbs::a_comparison_finds_a_missed_write,
+            verbs::a_disk_is_restored_in_place,
             verbs::a_dead_run_is_healed,
             verbs::a_period_is_pruned,
             verbs::a_policy_removes_what_nothing_needs,

@@ -4,6 +4,7 @@ use vmsnap::host::Host;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::{Options, PruneOutcome};
 use vmsnap::ops::compare::{Verdict, compare};
+use vmsnap::ops::in_place::{Basis, restore_in_place};
 use vmsnap::ops::list::list;
 use vmsnap::ops::retention::{Policy, Quota, RetentionOutcome, Rule};
 use vmsnap::ops::verify::{self, Which, verify};
@@ -66,6 +67,32 @@ pub fn a_chain_is_saved_listed_verified_and_restored(kind: &dyn Kind) {
     let status = lab.status("vm1");
     assert!(status.is_consistent(), "{:?}", status.inconsistencies);
     assert_eq!(status.latest.map(|(id, _)| id), Some(lab.latest("vm1")));
+}
+
+pub fn a_disk_is_restored_in_place(kind: &dyn Kind) {
+    let mut lab = lab(kind);
+    let first = lab.history("vm1").chains.points()[0].point.id.clone();
+    let then = lab.restored("vm1", &first, "vda").expect("restored");
+    crate::in_place::shut_off(&lab);
+    let before = lab.disk("vm1", "vda");
+    let options = crate::in_place::options(&first);
+    let outcome = restore_in_place("vm1", &lab.context(&lab.recorder), &options).expect("restored");
+    lab.pass(jiff::Span::new().minutes(10));
+    assert!(lab.disk("vm1", "vda") == then);
+    assert!(
+        outcome
+            .disks
+            .iter()
+            .all(|disk| matches!(disk.disk.basis, Basis::Changes { .. })),
+        "{:?}",
+        outcome.disks
+    );
+    let saved = outcome.saved.expect("it was saved");
+    assert!(lab.restored("vm1", &saved, "vda").expect("restored") == before);
+    let next = lab.backup("vm1").expect("a restore point").point;
+    assert_eq!(next.level, Level::Incremental);
+    lab.assert_gives_back("vm1", "vda");
+    assert!(lab.status("vm1").is_consistent());
 }
 
 pub fn damage_is_found_and_not_restored(kind: &dyn Kind) {

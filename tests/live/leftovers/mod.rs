@@ -139,7 +139,7 @@ fn folders(is_left: &dyn Fn(u32) -> bool) -> Vec<PathBuf> {
 }
 
 /// The sockets, scratch files and folders of unfinished runs that still exist, according to the
-/// journal entries (`intent.json`) of repositories within this folder.
+/// journal entries (`intent.json`) and marks (`.restoring.json`) of repositories within this folder.
 pub fn places_noted_in(folder: &Path) -> Vec<PathBuf> {
     let mut places = Vec::new();
     collect_places(folder, 8, &mut places);
@@ -152,7 +152,7 @@ fn collect_places(folder: &Path, depth: usize, places: &mut Vec<PathBuf>) {
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if is_folder && depth > 0 {
             collect_places(&entry.path(), depth - 1, places);
-        } else if entry.file_name() == "intent.json" {
+        } else if entry.file_name() == "intent.json" || entry.file_name() == ".restoring.json" {
             let text = fs::read_to_string(entry.path()).unwrap_or_default();
             let intent: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
             let noted = &intent["places"];

@@ -9,6 +9,7 @@ mod define;
 mod disks;
 mod firmware;
 mod forever;
+mod in_place;
 mod interrupted;
 mod kinds;
 mod names;

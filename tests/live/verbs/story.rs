@@ -12,6 +12,7 @@ use vmsnap::model::finding::Finding;
 use vmsnap::model::restore_point::{DiskPoint, Level};
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::backup::{self, Options, Outcome};
+use vmsnap::ops::in_place;
 use vmsnap::ops::list::{self, DomainList};
 use vmsnap::ops::restore::{self, DefineOptions, Format};
 use vmsnap::ops::{Context, Result};
@@ -308,6 +309,46 @@ impl Story {
         let restored = fs::read_dir(&to).expect("it is readable").count();
         assert_eq!(restored, moment.disks.len(), "only the disks");
         fs::remove_dir_all(&to).expect("it is removed");
+    }
+
+    /// Restores all disks in place to the backup with this number, and compares every byte. The
+    /// state before counts as a backup if it was saved.
+    pub fn bring_back(&mut self, number: usize, options: &in_place::Options) -> in_place::Outcome {
+        let id = self.moments[number].id.clone();
+        let before: Vec<(String, PathBuf)> = self
+            .targets()
+            .into_iter()
+            .map(|target| {
+                let copy = self.copy(&target, &format!("before-{}", self.now.timestamp().as_second()));
+                (target, copy)
+            })
+            .collect();
+        let options = in_place::Options {
+            at: id.clone(),
+            ..options.clone()
+        };
+        let outcome = in_place::restore_in_place(&self.domain.name, &self.context(), &options);
+        let outcome = outcome.expect("it is restored in place");
+        self.pass(Span::new().minutes(10));
+        for (target, reference) in self.moments[number].disks.clone() {
+            let (image, format) = (self.domain.image_now(&target), self.domain.format(&target));
+            assert_same(&image, format, &reference, &format!("{target} in place of {id}"));
+            self.learn(&target);
+        }
+        let history = self.history();
+        assert!(history.leftovers.is_empty(), "{:?}", history.leftovers);
+        let mark = self.folder.path().join("the repository").join(&self.domain.name);
+        assert!(!mark.join(".restoring.json").exists(), "the mark is gone");
+        match &outcome.saved {
+            Some(id) => self.moments.push(Moment {
+                id: id.clone(),
+                disks: before,
+            }),
+            None => before
+                .into_iter()
+                .for_each(|(_, copy)| fs::remove_file(copy).expect("it is there")),
+        }
+        outcome
     }
 
     /// Records that the restore point with this id can no longer be restored.

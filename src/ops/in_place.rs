@@ -1,0 +1,553 @@
+//! Brings the disks of a shut-off domain back to a restore point, and writes only what differs.
+//!
+//! First the present state is saved as a restore point. Then the domain is marked durably, its
+//! images are opened for writing, and each disk is compared with the restore point: only where it
+//! may differ, if a bitmap shows that. All disks are compared before the first write. The mark goes
+//! after the last write is durable, or if nothing was written. Until then no backup takes the disks
+//! for a good state, and another restore in place can finish the work. QEMU records the writes in
+//! the bitmaps, so the next backup is incremental and holds them.
+
+use std::time::Duration;
+
+use super::backup;
+use super::heal::{self, HealedDomain};
+use super::monitor::{self, Event};
+use super::restore::{choose, chosen_targets};
+use super::restore_mark::{self, FoundMark, RestoreMark};
+use super::stored::StoredPoint;
+use super::{Cause, Context, Error, Result, job, lock, reconcile, survey};
+use crate::host::{DiskRequest, PlaceWishes, Places, RewriteRequest};
+use crate::model::block::Written;
+use crate::model::compression::Compression;
+use crate::model::domain::{DiskFormat, Domain};
+use crate::model::finding::Finding;
+use crate::model::in_place::{self, InPlaceFacts, NotInPlace, Unfinished};
+use crate::model::left_out::{Exclusion, Kind};
+use crate::model::level::FullRule;
+use crate::model::period::{GroupBy, Period};
+use crate::model::restore_point::RestorePoint;
+use crate::model::text::with_sources;
+use crate::repo::{DomainRepository, DomainWriter, History, SmallFile};
+
+mod disk;
+mod look;
+mod plan;
+mod users;
+
+use disk::{Compared, DiskWork};
+use plan::Known;
+pub use plan::{Basis, ChainPart, InPlaceDisk, InPlacePlan};
+
+/// The options of a restore in place.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which restore point, as for a restore to another place.
+    pub at: String,
+    /// The targets of the disks to restore; empty for all of the restore point.
+    pub disks: Vec<String>,
+    /// Whether the present state is lost instead of saved.
+    pub discard_current: bool,
+    /// The rule for full restore points, for the backup of the present state.
+    pub full: FullRule,
+    /// How the images of that backup are compressed.
+    pub compression: Compression,
+    /// How long to wait for another run that writes to the domain's folder.
+    pub wait: Duration,
+}
+
+/// The result of a restore in place.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The restore point.
+    pub point: RestorePoint,
+    /// The id of the restore point that holds the state before, if it was saved by this run or by
+    /// the unfinished one that this run ended.
+    pub saved: Option<String>,
+    /// The disks, each with what was compared and written.
+    pub disks: Vec<RestoredInPlace>,
+    /// The findings.
+    pub findings: Vec<Finding>,
+}
+
+/// A disk that was restored in place.
+#[derive(Clone, Debug)]
+pub struct RestoredInPlace {
+    /// The disk and what was known about it.
+    pub disk: InPlaceDisk,
+    /// How many bytes were compared.
+    pub compared_bytes: u64,
+    /// What was written.
+    pub written: Written,
+}
+
+/// Plans a restore in place. Reads only, and does not open the disks.
+pub fn preview(domain: &str, context: &Context, options: &Options) -> Result<InPlacePlan> {
+    let repository = context.repo.domain(domain);
+    let repository = repository.map_err(|error| Error::of(domain, error))?;
+    let request = Request::read(repository.as_ref(), context, options)?;
+    let findings = match request.unfinished {
+        None => users::check(domain, &request.targets, context.host)?,
+        // What the dead run has left open is ended first.
+        Some(_) => Vec::new(),
+    };
+    let look = |found| survey::survey(found, repository.as_ref(), &request.history, context.host);
+    let survey = survey::steadily(domain, context.host, look)?;
+    let mut plan = request.plan(&survey, &request.history)?;
+    plan.findings.splice(0..0, findings);
+    Ok(plan)
+}
+
+/// Brings the disks of the domain `name` back to a restore point.
+///
+/// # Errors
+/// The domain or its disks do not allow it, or something failed. If the disks are in between then,
+/// a finding has said so.
+pub fn restore_in_place(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
+    monitor::noting(context.monitor, |monitor| {
+        carry_out(name, &context.with_monitor(monitor), options)
+    })
+}
+
+fn carry_out(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
+    let repository = context.repo.domain(name);
+    let repository = repository.map_err(|error| Error::of(name, error))?;
+    let repository = repository.as_ref();
+    // Everything that can be refused is refused before the present state is saved.
+    let mut request = Request::read(repository, context, options)?;
+    if request.unfinished.is_none() {
+        users::check(name, &request.targets, context.host)?;
+    }
+    let new_point = match request.saves() {
+        true => Some(save(&request, context, options)?),
+        false => None,
+    };
+    let locked = lock::lock_for(repository, options.wait, context)?;
+    let unfinished = restore_mark::read(repository)?;
+    if unfinished != request.unfinished {
+        // Another restore in place has begun or ended in the meantime.
+        let cause = match unfinished {
+            Some(found) => Cause::InBetween(found.sentence()),
+            None => Cause::Usage("another restore in place has ended in the meantime: run again".to_owned()),
+        };
+        return Err(Error::of(name, cause));
+    }
+    if let Some(mark) = request.mark() {
+        // Ends what still writes for the dead run, before anything opens the images.
+        let cleared = context.host.clear_places(&mark.places);
+        cleared.map_err(|error| Error::of(name, error))?;
+    }
+    let healed = heal::heal(repository, locked.as_ref(), context, |survey, _| {
+        reconcile::repairs(survey)
+    })?;
+    if let Some(job) = &healed.survey.job {
+        let operation = job.operation.clone();
+        return Err(Error::of(name, Cause::Busy { operation }));
+    }
+    request.domain = healed.survey.domain.clone();
+    request.check(context)?;
+    let mut plan = request.plan(&healed.survey, &healed.history)?;
+    plan.findings
+        .extend(users::check(name, &request.targets, context.host)?);
+    let before = request.mark().and_then(|mark| mark.saved.clone());
+    let attempt = Attempt {
+        repository,
+        locked: locked.as_ref(),
+        healed: &healed,
+        context,
+        saved: new_point.clone().or(before),
+        new_point,
+        plan: &plan,
+        was_marked: request.unfinished.is_some(),
+    };
+    attempt.make()
+}
+
+/// Gives up a restore in place that has not ended: the disks stay as they are, and backups are made
+/// again. Returns what was given up; `None` if there was nothing.
+pub fn abandon(name: &str, context: &Context, wait: Duration) -> Result<Option<FoundMark>> {
+    let repository = context.repo.domain(name);
+    let repository = repository.map_err(|error| Error::of(name, error))?;
+    if restore_mark::read(repository.as_ref())?.is_none() {
+        return Ok(None);
+    }
+    let locked = lock::lock_for(repository.as_ref(), wait, context)?;
+    let found = restore_mark::read(repository.as_ref())?;
+    if let Some(mark) = found.as_ref().and_then(FoundMark::mark) {
+        let cleared = context.host.clear_places(&mark.places);
+        cleared.map_err(|error| Error::of(name, error))?;
+    }
+    let removed = locked.remove_restore_mark();
+    removed.map_err(|error| Error::of(name, error))?;
+    Ok(found)
+}
+
+/// What the user wants, together with the domain and its restore points.
+struct Request {
+    domain: Domain,
+    history: History,
+    point: RestorePoint,
+    targets: Vec<String>,
+    /// Whether the restore point holds UEFI variables or the state of a TPM.
+    has_firmware: bool,
+    has_saved_memory: bool,
+    unfinished: Option<FoundMark>,
+    discard_current: bool,
+    /// The sizes of the domain's disks, as far as they are known.
+    sizes: Vec<(String, u64)>,
+}
+
+impl Request {
+    /// Reads everything, and refuses what cannot be restored in place.
+    fn read(repository: &dyn DomainRepository, context: &Context, options: &Options) -> Result<Request> {
+        let name = repository.name();
+        let host = context.host;
+        let domain = host.domain(name).map_err(|error| Error::of(name, error))?;
+        let history = repository.history().map_err(|error| Error::of(name, error))?;
+        let point = choose(name, &history, &options.at)?.point.clone();
+        let targets = chosen_targets(name, &point, &options.disks)?;
+        for target in &targets {
+            let whole = history.chains.lineage(&point.id, target);
+            whole.map_err(|fault| {
+                let id = point.id.clone();
+                Error::of_disk(name, target, Cause::NotWhole { id, fault })
+            })?;
+        }
+        let has_firmware = history.get(&point.id).is_some_and(|kept| {
+            let stored = StoredPoint { repository, kept };
+            stored.has(SmallFile::Nvram) || stored.has(SmallFile::Tpm)
+        });
+        let mut request = Request {
+            unfinished: restore_mark::read(repository)?,
+            domain,
+            history,
+            point,
+            targets,
+            has_firmware,
+            has_saved_memory: false,
+            discard_current: options.discard_current,
+            sizes: Vec::new(),
+        };
+        request.check(context)?;
+        Ok(request)
+    }
+
+    /// Refuses what cannot be restored in place now.
+    fn check(&mut self, context: &Context) -> Result<()> {
+        let name = &self.domain.name;
+        if !self.domain.state.is_active() {
+            let saved = context.host.has_saved_memory(&self.domain);
+            self.has_saved_memory = saved.map_err(|error| Error::of(name, error))?;
+        }
+        let size = |target: &String| {
+            let sizes = context.host.disk_sizes(&self.domain, target).ok()?;
+            Some((target.clone(), sizes.virtual_size))
+        };
+        // A size that cannot be read now is compared when the disk is open.
+        self.sizes = self.targets.iter().filter_map(size).collect();
+        self.with_facts(in_place::check)
+            .map_err(|refused| Error::of(name, refused))
+    }
+
+    fn with_facts<T>(&self, work: impl FnOnce(&InPlaceFacts<'_>) -> T) -> T {
+        let size = |target: &str| {
+            self.sizes
+                .iter()
+                .find(|(of, _)| of == target)
+                .map(|(_, size)| *size)
+        };
+        work(&InPlaceFacts {
+            domain: &self.domain,
+            point: &self.point,
+            targets: &self.targets,
+            sizes: &size,
+            has_saved_memory: self.has_saved_memory,
+            unfinished: self.mark().map(|mark| Unfinished {
+                id: &mark.restore_point,
+                disks: &mark.disks,
+            }),
+        })
+    }
+
+    fn mark(&self) -> Option<&RestoreMark> {
+        self.unfinished.as_ref().and_then(FoundMark::mark)
+    }
+
+    /// Whether the present state is saved first. A state in between is never saved.
+    fn saves(&self) -> bool {
+        !self.discard_current && self.unfinished.is_none()
+    }
+
+    /// Decides what is compared.
+    fn plan(&self, survey: &survey::Survey, history: &History) -> Result<InPlacePlan> {
+        let known = Known {
+            domain: &self.domain,
+            disks: &survey.disks,
+            chains: &history.chains,
+            checkpoints: &survey.checkpoints,
+            no_bitmaps: survey.capabilities.incremental.as_ref().err().map(String::as_str),
+        };
+        let disk = |target: &String| {
+            let disk = self.domain.disk(target)?;
+            Some(InPlaceDisk {
+                target: target.clone(),
+                size: self.point.disk(target).map_or(0, |disk| disk.virtual_size),
+                source: disk.source.text(),
+                basis: plan::basis(&known, disk, &self.point),
+            })
+        };
+        Ok(InPlacePlan {
+            point: self.point.clone(),
+            saves: self.saves(),
+            ends: self.mark().cloned(),
+            disks: self.targets.iter().filter_map(disk).collect(),
+            findings: self.with_facts(|facts| in_place::findings(facts, self.has_firmware)),
+        })
+    }
+}
+
+/// Saves the present state as `vmsnap backup` does, and returns the id of the restore point.
+fn save(request: &Request, context: &Context, options: &Options) -> Result<String> {
+    let name = &request.domain.name;
+    let what = "saving the present state of the disks";
+    context.monitor.event(Event::Step { domain: name, what });
+    let chosen: Vec<_> = request
+        .targets
+        .iter()
+        .filter_map(|target| request.domain.disk(target))
+        .collect();
+    let newest = request.history.chains.latest_in_periods().map(|kept| &kept.point);
+    let group_by = newest
+        .and_then(|point| Period::of_folder(&point.period))
+        .map_or_else(GroupBy::default, Period::group_by);
+    // What the newest restore point leaves out on purpose is left out here, too.
+    let excluded = newest.iter().flat_map(|point| &point.left_out);
+    let exclude = excluded
+        .filter(|left| left.kind == Kind::Excluded && !request.targets.contains(&left.disk))
+        .map(|left| Exclusion {
+            disk: left.disk.clone(),
+            is_expected: false,
+        });
+    let outcome = backup::backup(
+        name,
+        context,
+        &backup::Options {
+            group_by,
+            raw: chosen.iter().any(|disk| disk.format == DiskFormat::Raw),
+            store_decrypted: chosen.iter().any(|disk| disk.is_encrypted()),
+            exclude: exclude.collect(),
+            freeze: None,
+            full: options.full,
+            compression: options.compression,
+            wait: options.wait,
+            ..backup::Options::default()
+        },
+    )?;
+    let lacking = request
+        .targets
+        .iter()
+        .find(|target| outcome.point.disk(target).is_none());
+    match lacking {
+        None => Ok(outcome.point.id),
+        Some(disk) => {
+            let (disk, id) = (disk.clone(), outcome.point.id);
+            Err(Error::of(name, NotInPlace::NotSaved { disk, id }))
+        }
+    }
+}
+
+/// A restore in place that has the right to write to the domain's part of the repository.
+struct Attempt<'a> {
+    repository: &'a dyn DomainRepository,
+    locked: &'a dyn DomainWriter,
+    healed: &'a HealedDomain,
+    context: &'a Context<'a>,
+    /// The restore point that holds the state before.
+    saved: Option<String>,
+    /// The same, if this run has made it.
+    new_point: Option<String>,
+    plan: &'a InPlacePlan,
+    /// Whether an earlier restore in place has not ended.
+    was_marked: bool,
+}
+
+/// A failure, and whether anything may have been written before.
+struct Failure {
+    error: Error,
+    has_written: bool,
+}
+
+impl Attempt<'_> {
+    fn make(&self) -> Result<Outcome> {
+        let (name, host) = (self.name(), self.context.host);
+        let targets: Vec<String> = self.plan.disks.iter().map(|disk| disk.target.clone()).collect();
+        let run = job::run_word((self.context.random)());
+        let places = host.places(self.domain(), &targets, &PlaceWishes::default(), &run);
+        let places = places.map_err(|error| Error::of(name, error))?;
+        let mut findings = self.healed.findings.clone();
+        for finding in &self.plan.findings {
+            report(name, finding, self.context);
+            findings.push(finding.clone());
+        }
+        self.mark(targets, &places)?;
+        match self.work(&places) {
+            Ok((disks, of_job)) => {
+                findings.extend(of_job);
+                let removed = self.locked.remove_restore_mark();
+                removed.map_err(|error| Error::of(name, error))?;
+                Ok(Outcome {
+                    point: self.plan.point.clone(),
+                    saved: self.saved.clone(),
+                    disks,
+                    findings,
+                })
+            }
+            Err(failure) => Err(self.undo(failure, &places)),
+        }
+    }
+
+    fn name(&self) -> &str {
+        &self.healed.survey.domain.name
+    }
+
+    fn domain(&self) -> &Domain {
+        &self.healed.survey.domain
+    }
+
+    fn mark(&self, disks: Vec<String>, places: &Places) -> Result<()> {
+        let failed = |error: crate::repo::RepoError| Error::of(self.name(), error);
+        let mark = RestoreMark {
+            uuid: self.domain().uuid.clone(),
+            restore_point: self.plan.point.id.clone(),
+            disks,
+            began: self.context.now.timestamp(),
+            saved: self.saved.clone(),
+            places: places.clone(),
+        };
+        let text = serde_json::to_vec_pretty(&mark).map_err(|source| {
+            failed(crate::repo::RepoError::Manifest {
+                id: mark.restore_point.clone(),
+                source,
+            })
+        })?;
+        let written = self.locked.write_restore_mark(&text);
+        if written.is_err() && !self.was_marked {
+            // It may be there in spite of the error, and nothing was written.
+            let _ = self.locked.remove_restore_mark();
+        }
+        written.map_err(failed)
+    }
+
+    /// Opens the disks, compares all of them, and writes what differs.
+    fn work(&self, places: &Places) -> std::result::Result<(Vec<RestoredInPlace>, Vec<Finding>), Failure> {
+        let before = |error: Error| Failure {
+            error,
+            has_written: false,
+        };
+        let after = |error: Error| Failure {
+            error,
+            has_written: true,
+        };
+        let request = RewriteRequest {
+            disks: self.plan.disks.iter().map(|disk| self.request(disk)).collect(),
+            places: places.clone(),
+            stop: self.context.stop.clone(),
+        };
+        let begun = self.context.host.begin_rewrite(self.domain(), &request);
+        let job = begun.map_err(|error| before(job::failed(self.domain(), self.context, error)))?;
+        let work = DiskWork {
+            domain: self.name(),
+            repository: self.repository,
+            history: &self.healed.history,
+            point: &self.plan.point,
+            job: job.as_ref(),
+            monitor: self.context.monitor,
+            stop: &self.context.stop,
+        };
+        self.check_unchanged(&work).map_err(before)?;
+        let compared = self.plan.disks.iter().map(|disk| work.compare(disk));
+        let compared: Vec<Compared> = compared.collect::<Result<_>>().map_err(before)?;
+        let mut restored = Vec::new();
+        for (disk, compared) in self.plan.disks.iter().zip(&compared) {
+            let written = match compared.differing.count() {
+                0 => Written::default(),
+                _ => work.write(disk, compared).map_err(after)?,
+            };
+            restored.push(RestoredInPlace {
+                disk: disk.clone(),
+                compared_bytes: compared.bytes,
+                written,
+            });
+        }
+        let has_written = compared.iter().any(|compared| compared.differing.count() > 0);
+        let findings = job.finish().map_err(|error| Failure {
+            error: Error::of(self.name(), error),
+            has_written,
+        })?;
+        for finding in &findings {
+            report(self.name(), finding, self.context);
+        }
+        Ok((restored, findings))
+    }
+
+    /// Requests a disk with the bitmap that the comparison needs, if there is one.
+    fn request(&self, disk: &InPlaceDisk) -> DiskRequest {
+        let since = disk.basis.checkpoint().map(str::to_owned);
+        DiskRequest {
+            target: disk.target.clone(),
+            since,
+            checkpointed: false,
+        }
+    }
+
+    /// Refuses if a disk was written to after this run saved its state: the domain was started in
+    /// between. Only the bitmap of the new restore point shows that.
+    fn check_unchanged(&self, work: &DiskWork<'_>) -> Result<()> {
+        let Some(new_point) = &self.new_point else {
+            return Ok(());
+        };
+        let saved = self.healed.history.get(new_point);
+        let checkpoint = saved.and_then(|kept| kept.manifest.point.checkpoint.as_ref());
+        let Some(checkpoint) = checkpoint else {
+            return Ok(());
+        };
+        for disk in &self.plan.disks {
+            if disk.basis.checkpoint() == Some(&checkpoint.name) && work.has_changes(disk)? {
+                let refused = NotInPlace::ChangedSinceSaved(disk.target.clone());
+                return Err(Error::of(self.name(), refused));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the mark if nothing was written; otherwise reports that the disks are in between.
+    fn undo(&self, failure: Failure, places: &Places) -> Error {
+        let Failure { error, has_written } = failure;
+        let cleared = self.context.host.clear_places(places);
+        if !has_written && !self.was_marked {
+            let removed = cleared.map_err(|error| with_sources(&error)).and_then(|()| {
+                let removed = self.locked.remove_restore_mark();
+                removed.map_err(|error| with_sources(&error))
+            });
+            if let Err(why) = removed {
+                let what = format!(
+                    "nothing was written to the disks, but the mark of the restore could not be removed ({why}): \
+                     run the restore again, or remove the mark with --abandon"
+                );
+                self.report(&Finding::new("restore-mark-left", what));
+            }
+            return error;
+        }
+        let what = "the disks are in between two moments now; do not start the domain: run the restore in place again \
+                    when the cause of the failure is gone, with this or another restore point";
+        self.report(&Finding::new("disks-in-between", what));
+        error
+    }
+
+    fn report(&self, finding: &Finding) {
+        report(self.name(), finding, self.context);
+    }
+}
+
+fn report(domain: &str, finding: &Finding, context: &Context) {
+    context.monitor.event(Event::Found { domain, finding });
+}

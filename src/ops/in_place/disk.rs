@@ -1,0 +1,294 @@
+//! Compares one disk with the restore point, and writes the clusters that differ.
+
+use std::sync::Arc;
+
+use super::look;
+use super::plan::{Basis, InPlaceDisk};
+use crate::host::{ReadOptions, RewriteJob};
+use crate::model::block::{Block, BlockError, BlockSource, CLUSTER, Content, Written};
+use crate::model::buffer::{Buffer, BufferPool};
+use crate::model::clusters::ClusterSet;
+use crate::model::in_place::check_size;
+use crate::model::restore_point::RestorePoint;
+use crate::model::stop::Stop;
+use crate::ops::copy::{self, BUFFER_SIZE, DEADLINE, Progress};
+use crate::ops::monitor::{Event, Monitor};
+use crate::ops::{Cause, Error, Result};
+use crate::repo::{DiskReader, DomainRepository, History, Stored};
+
+/// What the work on each disk needs.
+pub(super) struct DiskWork<'a> {
+    pub(super) domain: &'a str,
+    pub(super) repository: &'a dyn DomainRepository,
+    pub(super) history: &'a History,
+    pub(super) point: &'a RestorePoint,
+    pub(super) job: &'a dyn RewriteJob,
+    pub(super) monitor: &'a dyn Monitor,
+    pub(super) stop: &'a Stop,
+}
+
+/// A disk that was compared with the restore point.
+pub(super) struct Compared {
+    /// The disk at the restore point.
+    wanted: Arc<dyn DiskReader>,
+    /// How many bytes were compared.
+    pub(super) bytes: u64,
+    /// The clusters that differ.
+    pub(super) differing: ClusterSet,
+}
+
+impl DiskWork<'_> {
+    fn failed(&self, disk: &InPlaceDisk, cause: Cause) -> Error {
+        match (self.stop.reason(), &cause) {
+            (Some(reason), Cause::Copy(error)) if copy::is_stop(error) => {
+                Error::of(self.domain, Cause::Stopped(reason))
+            }
+            (Some(reason), Cause::Host(crate::host::HostError::Stopped)) => {
+                Error::of(self.domain, Cause::Stopped(reason))
+            }
+            _ => Error::of_disk(self.domain, &disk.target, cause),
+        }
+    }
+
+    /// Whether the bitmap of a disk marks writes.
+    pub(super) fn has_changes(&self, disk: &InPlaceDisk) -> Result<bool> {
+        let map = self.job.map(&disk.target, DEADLINE, self.stop);
+        let map = map.map_err(|error| self.failed(disk, error.into()))?;
+        Ok(map.changed.count() > 0)
+    }
+
+    /// Compares a disk. All of its content that will be written is read here once, so damage in the
+    /// repository is found before anything changes.
+    pub(super) fn compare(&self, disk: &InPlaceDisk) -> Result<Compared> {
+        let compared = self.compare_disk(disk);
+        compared.map_err(|cause| self.failed(disk, cause))
+    }
+
+    fn compare_disk(&self, disk: &InPlaceDisk) -> std::result::Result<Compared, Cause> {
+        let (target, stop) = (disk.target.as_str(), self.stop);
+        let size = self.job.disk_size(target, DEADLINE, stop)?;
+        check_size(target, self.point, disk.size, Some(size))?;
+        if size > ClusterSet::LARGEST_DISK {
+            let what = format!("disk {target} is too large to be compared");
+            return Err(Cause::Usage(what));
+        }
+        let open = |id: &str| self.repository.open_disk(self.history, id, target, stop);
+        let wanted = open(&self.point.id)?;
+        let between = match &disk.basis {
+            Basis::Whole(_) => None,
+            Basis::Changes { since, between } => {
+                let mut found = ClusterSet::new(size);
+                if let Some(part) = between {
+                    let (newer, older) = (open(&part.newer)?, open(&part.older)?);
+                    found.add_all(&look::between(newer.as_ref(), older.as_ref(), part.steps)?);
+                }
+                // The bitmap says nothing about what the disk has gained.
+                if since.virtual_size < size {
+                    found.add(since.virtual_size, size - since.virtual_size);
+                }
+                Some(found)
+            }
+        };
+        let map = self.job.map(target, DEADLINE, stop)?;
+        let clusters = look::to_compare(&map, &wanted.data_clusters()?, between.as_ref());
+        let bytes = clusters.ranges().map(|(_, length)| length).sum();
+        let differing = self.differing(disk, clusters, wanted.as_ref(), bytes)?;
+        self.rehearse(&differing, wanted.as_ref())?;
+        Ok(Compared {
+            wanted,
+            bytes,
+            differing,
+        })
+    }
+
+    /// Returns those of the clusters in which the disk differs from the restore point.
+    fn differing(
+        &self,
+        disk: &InPlaceDisk,
+        clusters: ClusterSet,
+        wanted: &dyn DiskReader,
+        size: u64,
+    ) -> std::result::Result<ClusterSet, Cause> {
+        let (domain, file) = (self.domain, disk.target.as_str());
+        let mut differing = ClusterSet::new(disk.size);
+        if size == 0 {
+            return Ok(differing);
+        }
+        self.monitor.event(Event::FileBegins { domain, file, size });
+        let mut done = 0;
+        let compared = self.each(file, clusters, wanted, |offset, length, is_same| {
+            if !is_same {
+                differing.add(offset, length);
+            }
+            done += length;
+            let position = done;
+            self.monitor.event(Event::FileAt {
+                domain,
+                file,
+                position,
+            });
+        });
+        self.monitor.event(Event::FileEnds { domain, file });
+        compared.map(|()| differing)
+    }
+
+    /// Reads clusters of the disk, and reports whether each is as in the restore point.
+    fn each(
+        &self,
+        target: &str,
+        clusters: ClusterSet,
+        wanted: &dyn DiskReader,
+        mut report: impl FnMut(u64, u64, bool),
+    ) -> std::result::Result<(), Cause> {
+        let options = ReadOptions {
+            changes_only: false,
+            only: Some(Arc::new(clusters)),
+            all_from: None,
+            beneath: None,
+            pool: copy::pool(),
+            deadline: DEADLINE,
+            stop: self.stop.clone(),
+        };
+        let mut live = self.job.open(target, &options)?;
+        let zeroes = vec![0; CLUSTER as usize];
+        while let Some(block) = live.next_block()? {
+            let mut at = 0;
+            while at < block.length() {
+                let length = CLUSTER.min(block.length() - at);
+                let (start, end) = (at as usize, (at + length) as usize);
+                let now = match &block.content {
+                    Content::Data(bytes) => &bytes[start..end],
+                    Content::Zero(_) => &zeroes[..length as usize],
+                };
+                let offset = block.offset + at;
+                report(offset, length, wanted.holds(now, offset)?);
+                at += length;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what will be written, and drops it.
+    fn rehearse(&self, differing: &ClusterSet, wanted: &dyn DiskReader) -> std::result::Result<(), Cause> {
+        let mut source = Wanted::new(wanted, differing, self.stop);
+        while source.next_block()?.is_some() {}
+        Ok(())
+    }
+
+    /// Writes the clusters that differ, and makes them durable.
+    pub(super) fn write(&self, disk: &InPlaceDisk, compared: &Compared) -> Result<Written> {
+        let (domain, target) = (self.domain, disk.target.as_str());
+        self.monitor.event(Event::DiskBegins {
+            domain,
+            disk: target,
+            level: None,
+            reason: "",
+            size: disk.size,
+        });
+        let written = self.write_disk(disk, compared);
+        let written = written.map_err(|cause| self.failed(disk, cause))?;
+        self.monitor.event(Event::DiskEnds {
+            domain,
+            disk: target,
+            copied: written.data_bytes,
+        });
+        Ok(written)
+    }
+
+    fn write_disk(&self, disk: &InPlaceDisk, compared: &Compared) -> std::result::Result<Written, Cause> {
+        let target = disk.target.as_str();
+        let own_stop = self.stop.child();
+        let mut source = Wanted::new(compared.wanted.as_ref(), &compared.differing, &own_stop);
+        let mut sink = self.job.sink(target, DEADLINE, &own_stop)?;
+        let mut progress = |at: Progress| {
+            self.monitor.event(Event::DiskAt {
+                domain: self.domain,
+                disk: target,
+                position: at.position,
+                copied: at.copied,
+            });
+        };
+        let written = copy::copy_chain(&mut source, sink.as_mut(), &own_stop, &mut progress)?;
+        drop(sink);
+        let mut is_right = true;
+        let differing = compared.differing.clone();
+        self.each(target, differing, compared.wanted.as_ref(), |_, _, is_same| {
+            is_right &= is_same;
+        })?;
+        match is_right {
+            true => Ok(written),
+            false => Err(Cause::NotAsWritten),
+        }
+    }
+}
+
+/// Clusters of a disk at a restore point, in the disk's order.
+struct Wanted<'a> {
+    disk: &'a dyn DiskReader,
+    ranges: Box<dyn Iterator<Item = (u64, u64)> + Send + 'a>,
+    /// The rest of the present range: its start and its end.
+    rest: (u64, u64),
+    pool: BufferPool,
+    stop: Stop,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(disk: &'a dyn DiskReader, clusters: &'a ClusterSet, stop: &Stop) -> Wanted<'a> {
+        Wanted {
+            disk,
+            ranges: Box::new(clusters.ranges()),
+            rest: (0, 0),
+            pool: copy::pool(),
+            stop: stop.clone(),
+        }
+    }
+
+    fn buffer(&self) -> std::result::Result<Buffer, BlockError> {
+        loop {
+            if self.stop.requested() {
+                return Err(BlockError::stopped());
+            }
+            if let Some(buffer) = self.pool.take_within(std::time::Duration::from_millis(50)) {
+                return Ok(buffer);
+            }
+        }
+    }
+}
+
+impl BlockSource for Wanted<'_> {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn next_block(&mut self) -> std::result::Result<Option<Block>, BlockError> {
+        if self.rest.0 == self.rest.1 {
+            let Some((offset, length)) = self.ranges.next() else {
+                return Ok(None);
+            };
+            self.rest = (offset, offset + length);
+        }
+        if self.stop.requested() {
+            return Err(BlockError::stopped());
+        }
+        let (offset, end) = self.rest;
+        let extent = self.disk.extent_at(offset)?;
+        // A disk ends where it does; the size was compared.
+        let length = extent.map_or(end - offset, |extent| extent.length.min(end - offset));
+        if extent.is_none_or(|extent| extent.stored == Stored::Zero) {
+            self.rest.0 += length;
+            return Ok(Some(Block {
+                offset,
+                content: Content::Zero(length),
+            }));
+        }
+        let length = length.min(BUFFER_SIZE as u64);
+        let mut buffer = self.buffer()?;
+        buffer.set_len(length as usize);
+        self.disk.read_at(&mut buffer, offset)?;
+        self.rest.0 += length;
+        Ok(Some(Block {
+            offset,
+            content: Content::Data(buffer),
+        }))
+    }
+}
