@@ -35,7 +35,8 @@ pub struct StoredExtent {
 ///
 /// A reader checks the stop with which it was opened. [`DiskReader::extent_at`] and
 /// [`DiskReader::holds`] check no digest, because that could mean reading gigabytes. Bytes that
-/// [`DiskReader::holds`] finds equal need no digest: the caller already has them.
+/// [`DiskReader::holds`] finds equal need no digest: the caller already has them. A caller that
+/// takes an extent's word for zero bytes uses [`DiskReader::verified_extent_at`].
 pub trait DiskReader: Send + Sync + Debug {
     /// The disk's size in bytes.
     fn size(&self) -> u64;

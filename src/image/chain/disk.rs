@@ -500,6 +500,43 @@ mod tests {
         assert_eq!(extent(40 * CLUSTER), None);
     }
 
+    /// An entry of a table that has become zero turns data into a hole.
+    #[test]
+    fn a_verified_extent_does_not_call_damaged_data_zero() {
+        let (files, links, _) = chain();
+        let content = bytes_of(&files[1]);
+        let recorded: Vec<_> = links.into_iter().map(|link| link.recorded).collect();
+        let mut lied = 0;
+        // Tables follow the data; their entries are eight bytes long.
+        for entry in (0..content.len()).step_by(8) {
+            if content[entry] != 0x80 || content[entry + 1..entry + 4] != [0; 3] {
+                continue;
+            }
+            let mut damaged = content.clone();
+            damaged[entry..entry + 8].fill(0);
+            let contents = [bytes_of(&files[0]), damaged];
+            let images = contents
+                .iter()
+                .zip(&recorded)
+                .map(|(content, recorded)| ChainImage {
+                    file: memory_file(content).into(),
+                    path: "sample.qcow2".into(),
+                    recorded: recorded.clone(),
+                });
+            let disk = ChainDisk::open(images.collect(), Stop::default()).expect("it opens");
+            for offset in (0..disk.size()).step_by(C) {
+                let is_zero = |extent: Option<ChainExtent>| extent.expect("within").image.is_none();
+                // Without a check, the entry is believed.
+                lied += usize::from(disk.extent_at(offset).is_ok_and(is_zero));
+                assert!(
+                    !disk.verified_extent_at(offset).is_ok_and(is_zero),
+                    "entry at {entry}"
+                );
+            }
+        }
+        assert!(lied > 0, "no entry of a table was found");
+    }
+
     #[test]
     fn a_wish_to_stop_ends_a_read() {
         let (_, links, _) = chain();
