@@ -97,8 +97,8 @@ impl Source {
         }
     }
 
-    /// Fills ranges of `length` bytes at these offsets with bytes that occur nowhere else, as a write
-    /// of the guest. Other seeds give other bytes.
+    /// Fills ranges of `length` bytes at these offsets with bytes that occur nowhere else, as a
+    /// write of the guest. Other seeds give other bytes.
     pub fn write_unique(&self, offsets: impl Iterator<Item = u64>, length: u64, seed: u8) {
         let device = self.device();
         let mut random = blake3::Hasher::new().update(&[seed]).finalize_xof();

@@ -12,6 +12,7 @@ mod init;
 mod keep;
 mod key;
 mod list;
+mod mount;
 mod pin;
 mod prune;
 mod restore;
@@ -31,6 +32,7 @@ pub use key::{
     KeyAddArgs, KeyArgs, KeyCommand, KeyExportArgs, KeyListArgs, KeyRemoveArgs, OpenerArgs, SecretArgs,
 };
 pub use list::ListArgs;
+pub use mount::MountArgs;
 pub use pin::{PinArgs, PinnedArgs, UnpinArgs};
 pub use prune::PruneArgs;
 pub use restore::{FormatArg, RestoreArgs};
@@ -97,6 +99,9 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Offer disks at a restore point to NBD clients, read-only; needs no hypervisor
     Serve(ServeArgs),
+    /// Show a restore point as read-only files in a folder, a raw file per disk; needs no
+    /// hypervisor
+    Mount(MountArgs),
     /// List restore points; needs no hypervisor
     List(ListArgs),
     /// Verify restore points: digests, image structure and chains; with --deep, also read every

@@ -3,6 +3,7 @@
 //! `libvirt` implements the trait for QEMU; `crate::testkit` has a simulated hypervisor.
 
 pub mod chain;
+pub mod fuse;
 pub mod no_connection;
 pub mod qemu;
 pub mod usage;
@@ -424,7 +425,7 @@ pub enum HostError {
     },
     /// This program was built without libvirt.
     #[error(
-        "this vmsnap was built without libvirt; the commands list, verify, restore (without --define), prune, pin and unpin \
+        "this vmsnap was built without libvirt; the commands list, verify, restore (without --define), mount, prune, pin and unpin \
          do not need libvirt"
     )]
     NoLibvirt,

@@ -1,4 +1,4 @@
-//! Runs `qemu-img` and `qemu-nbd`, the only child processes of vmsnap.
+//! Runs `qemu-img` and `qemu-nbd`. Of other programs vmsnap starts only `fusermount3`.
 //!
 //! `qemu-nbd` offers the disks of shut-off domains, and writes to those that are restored in place.
 //! `qemu-img` inspects images, and changes the bitmaps of shut-off domains.
@@ -84,7 +84,7 @@ fn failed(program: &str, operation: &str, message: impl Into<String>) -> HostErr
 /// Reads a child's stream to its end and keeps the first `limit` bytes.
 ///
 /// A separate thread reads, so the child never blocks on a full pipe.
-fn drain(stream: Option<impl Read + Send + 'static>, limit: u64) -> Receiver<Vec<u8>> {
+pub(super) fn drain(stream: Option<impl Read + Send + 'static>, limit: u64) -> Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut kept = Vec::new();

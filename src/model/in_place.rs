@@ -34,7 +34,7 @@ pub struct Unfinished<'a> {
 
 /// Why a domain's disks cannot be restored in place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotInPlace {
+pub enum InPlaceRefusal {
     /// The domain is not shut off.
     #[error("the domain is {}, and its disks can only be restored in place while it is shut off", .0.word())]
     Active(DomainState),
@@ -100,25 +100,27 @@ pub enum NotInPlace {
     ChangedSinceSaved(String),
 }
 
-impl NotInPlace {
+impl InPlaceRefusal {
     /// What the user can do.
     pub(crate) fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            NotInPlace::Active(_) => "shut the domain off first, or restore to another place with --to",
-            NotInPlace::SavedMemory => {
+            InPlaceRefusal::Active(_) => "shut the domain off first, or restore to another place with --to",
+            InPlaceRefusal::SavedMemory => {
                 "start the domain and shut it off, or discard its memory with `virsh managedsave-remove`"
             }
-            NotInPlace::OtherDomain { .. } | NotInPlace::NoDisk(_) | NotInPlace::Unsuitable { .. } => {
+            InPlaceRefusal::OtherDomain { .. }
+            | InPlaceRefusal::NoDisk(_)
+            | InPlaceRefusal::Unsuitable { .. } => {
                 "choose other disks with --disk, or restore to another place with --to"
             }
-            NotInPlace::OtherSize { .. } => {
+            InPlaceRefusal::OtherSize { .. } => {
                 "restore the disk to another place with --to, or give it its old size first (`qemu-img resize`)"
             }
-            NotInPlace::AlsoInBetween { .. } => "leave out --disk, or name that disk too",
-            NotInPlace::NotSaved { .. } => {
+            InPlaceRefusal::AlsoInBetween { .. } => "leave out --disk, or name that disk too",
+            InPlaceRefusal::NotSaved { .. } => {
                 "`vmsnap backup` shows why the disk is left out; --discard-current restores without saving the present state"
             }
-            NotInPlace::ChangedSinceSaved(_) => {
+            InPlaceRefusal::ChangedSinceSaved(_) => {
                 "the domain was started in the meantime: run again while it is shut off"
             }
         })
@@ -129,24 +131,24 @@ impl NotInPlace {
 ///
 /// # Errors
 /// The first reason why not.
-pub(crate) fn check(facts: &InPlaceFacts<'_>) -> Result<(), NotInPlace> {
+pub(crate) fn check(facts: &InPlaceFacts<'_>) -> Result<(), InPlaceRefusal> {
     let (domain, point) = (facts.domain, facts.point);
     if domain.state.is_active() {
-        return Err(NotInPlace::Active(domain.state));
+        return Err(InPlaceRefusal::Active(domain.state));
     }
     if facts.has_saved_memory {
-        return Err(NotInPlace::SavedMemory);
+        return Err(InPlaceRefusal::SavedMemory);
     }
     if point.uuid != domain.uuid {
         let (id, uuid) = (point.id.clone(), point.uuid.clone());
-        return Err(NotInPlace::OtherDomain { id, uuid });
+        return Err(InPlaceRefusal::OtherDomain { id, uuid });
     }
     for target in facts.targets {
         let disk = domain.disk(target);
-        let disk = disk.ok_or_else(|| NotInPlace::NoDisk(target.clone()))?;
+        let disk = disk.ok_or_else(|| InPlaceRefusal::NoDisk(target.clone()))?;
         if let Some(why) = unsuitable(domain, disk) {
             let disk = target.clone();
-            return Err(NotInPlace::Unsuitable { disk, why });
+            return Err(InPlaceRefusal::Unsuitable { disk, why });
         }
         let then = point.disk(target).map_or(0, |disk| disk.virtual_size);
         check_size(target, point, then, (facts.sizes)(target))?;
@@ -157,7 +159,7 @@ pub(crate) fn check(facts: &InPlaceFacts<'_>) -> Result<(), NotInPlace> {
     let left = unfinished.disks.iter().find(|disk| !facts.targets.contains(disk));
     match left {
         None => Ok(()),
-        Some(disk) => Err(NotInPlace::AlsoInBetween {
+        Some(disk) => Err(InPlaceRefusal::AlsoInBetween {
             disk: disk.clone(),
             id: unfinished.id.to_owned(),
         }),
@@ -170,10 +172,10 @@ pub(crate) fn check_size(
     point: &RestorePoint,
     then: u64,
     now: Option<u64>,
-) -> Result<(), NotInPlace> {
+) -> Result<(), InPlaceRefusal> {
     match now.filter(|now| *now != then) {
         None => Ok(()),
-        Some(now) => Err(NotInPlace::OtherSize {
+        Some(now) => Err(InPlaceRefusal::OtherSize {
             disk: target.to_owned(),
             now,
             then,
@@ -267,7 +269,7 @@ mod tests {
         serde_json::from_str(&text).expect("a restore point")
     }
 
-    fn checked(domain: &Domain, change: impl FnOnce(&mut InPlaceFacts<'_>)) -> Result<(), NotInPlace> {
+    fn checked(domain: &Domain, change: impl FnOnce(&mut InPlaceFacts<'_>)) -> Result<(), InPlaceRefusal> {
         checked_after(domain, &[], change)
     }
 
@@ -276,7 +278,7 @@ mod tests {
         domain: &Domain,
         left: &[String],
         change: impl FnOnce(&mut InPlaceFacts<'_>),
-    ) -> Result<(), NotInPlace> {
+    ) -> Result<(), InPlaceRefusal> {
         let (point, targets) = (point(), ["vda".to_owned(), "vdb".to_owned()]);
         let mut facts = InPlaceFacts {
             domain,
@@ -293,7 +295,7 @@ mod tests {
         check(&facts)
     }
 
-    fn changed(change: impl FnOnce(&mut Domain)) -> NotInPlace {
+    fn changed(change: impl FnOnce(&mut Domain)) -> InPlaceRefusal {
         let mut domain = domain();
         change(&mut domain);
         checked(&domain, |_| {}).expect_err("refused")

@@ -4,10 +4,11 @@ use std::fmt;
 use std::io;
 
 use crate::host::HostError;
+use crate::host::fuse::MountError;
 use crate::host::usage::{Usage, User};
 use crate::model::block::{BlockError, BlockErrorKind};
 use crate::model::finding::Finding;
-use crate::model::in_place::NotInPlace;
+use crate::model::in_place::InPlaceRefusal;
 use crate::model::stop::StopReason;
 use crate::model::text::{bytes, shown};
 use crate::nbd::server::ListenError;
@@ -190,7 +191,7 @@ pub enum Cause {
     },
     /// The disks cannot be restored in place. Nothing has been written.
     #[error(transparent)]
-    NotInPlace(#[from] NotInPlace),
+    InPlaceRefusal(#[from] InPlaceRefusal),
     /// A restore in place has not ended. The sentence says which.
     #[error("{0}")]
     InBetween(String),
@@ -208,6 +209,9 @@ pub enum Cause {
         #[source]
         source: std::io::Error,
     },
+    /// A file system could not be mounted or unmounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
     /// The options are invalid, contradict each other, or do not fit what exists. The text says
     /// how.
     #[error("{0}")]
@@ -293,6 +297,8 @@ impl Error {
             Cause::NotWhole { .. } => Class::Damaged,
             Cause::Stopped(reason) => Class::Stopped(*reason),
             Cause::OtherGrouping { .. } => Class::GroupBy,
+            Cause::Mount(error) if error.missing().is_some() => Class::Missing,
+            Cause::Mount(error) if error.is_usage() => Class::Usage,
             Cause::Usage(_) | Cause::Listen(ListenError::InUse(_) | ListenError::NotASocket(_)) => {
                 Class::Usage
             }
@@ -300,9 +306,10 @@ impl Error {
         }
     }
 
-    /// Returns the program that is not installed, if that is the cause.
+    /// Returns the program or device that is missing, if that is the cause.
     pub fn missing(&self) -> Option<&str> {
         match &self.cause {
+            Cause::Mount(error) => error.missing(),
             Cause::Host(HostError::MissingProgram { program, .. }) => Some(program),
             _ => None,
         }
@@ -343,6 +350,7 @@ impl Error {
             Cause::Host(HostError::NoAnswer { .. }) => {
                 "the domain may have been stopped, or QEMU hangs; if the domain cannot be started now, restart libvirtd (or virtqemud)"
             }
+            Cause::Mount(error) => return error.hint(),
             Cause::Repo(RepoError::Pack(error)) => return error.hint().map(str::to_owned),
             Cause::Repo(RepoError::Locked { .. }) => {
                 "wait for that run to end, or use --wait SECONDS; a killed run leaves no lock behind"
@@ -395,7 +403,7 @@ impl Error {
             Cause::TooSmall { .. } => {
                 "restore to a device that is at least as large as the disk, or to a file"
             }
-            Cause::NotInPlace(refused) => return refused.hint().map(str::to_owned),
+            Cause::InPlaceRefusal(refused) => return refused.hint().map(str::to_owned),
             Cause::InBetween(_) => {
                 let domain = shown(&self.domain);
                 return Some(format!(

@@ -21,7 +21,7 @@ use crate::model::block::Written;
 use crate::model::compression::Compression;
 use crate::model::domain::{DiskFormat, Domain};
 use crate::model::finding::Finding;
-use crate::model::in_place::{self, InPlaceFacts, NotInPlace, Unfinished};
+use crate::model::in_place::{self, InPlaceFacts, InPlaceRefusal, Unfinished};
 use crate::model::left_out::{Exclusion, Kind};
 use crate::model::level::FullRule;
 use crate::model::period::{GroupBy, Period};
@@ -350,7 +350,7 @@ fn save(request: &Request, context: &Context, options: &Options) -> Result<Strin
         None => Ok(outcome.point.id),
         Some(disk) => {
             let (disk, id) = (disk.clone(), outcome.point.id);
-            Err(Error::of(name, NotInPlace::NotSaved { disk, id }))
+            Err(Error::of(name, InPlaceRefusal::NotSaved { disk, id }))
         }
     }
 }
@@ -512,7 +512,7 @@ impl Attempt<'_> {
         };
         for disk in &self.plan.disks {
             if disk.basis.checkpoint() == Some(&checkpoint.name) && work.has_changes(disk)? {
-                let refused = NotInPlace::ChangedSinceSaved(disk.target.clone());
+                let refused = InPlaceRefusal::ChangedSinceSaved(disk.target.clone());
                 return Err(Error::of(self.name(), refused));
             }
         }

@@ -12,6 +12,7 @@
 //!   (`vmsnap restore --in-place`); `restore_mark`: the mark of one that has not ended.
 //! * `transfer`: copies restore points to another repository (`vmsnap copy`).
 //! * `serve`: offers disks at a restore point to NBD clients.
+//! * `mount`: shows a restore point as files in a folder.
 //! * `init` creates a pack repository, and `key` manages the keys of one.
 //! * `collect`: collects data of a pack repository that no restore point needs.
 //! * `integrity`: checks a pack repository as a whole, and rebuilds its index.
@@ -40,6 +41,7 @@ pub mod key;
 pub mod list;
 mod lock;
 pub mod monitor;
+pub mod mount;
 pub mod pin;
 pub mod plan;
 pub mod prune;

@@ -1,5 +1,5 @@
-//! The mark of a restore in place: until the restore has ended, the domain's disks may be in between
-//! two moments.
+//! The mark of a restore in place: until the restore has ended, the domain's disks may be in
+//! between two moments.
 //!
 //! The mark is durable before the first write. It is removed after the last write is durable, or if
 //! nothing was written.

@@ -1,5 +1,5 @@
-//! vmsnap against other programs: qemu-img, qemu-io, qemu-nbd, nbdkit, libnbd, age, Python. A missing
-//! program fails its tests.
+//! vmsnap against other programs: qemu-img, qemu-io, qemu-nbd, nbdkit, libnbd, age, Python. A
+//! missing program fails its tests.
 
 mod by_hand;
 mod check;

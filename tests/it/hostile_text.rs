@@ -6,7 +6,7 @@ use std::time::Duration;
 use vmsnap::cli::log::{Entry, Level};
 use vmsnap::cli::report::lines::failure;
 use vmsnap::cli::report::status::text as status_text;
-use vmsnap::cli::report::{backup, compare, integrity, list, restore, scrub, serve, verify};
+use vmsnap::cli::report::{backup, compare, integrity, list, mount, restore, scrub, serve, verify};
 use vmsnap::model::finding::Finding;
 use vmsnap::model::left_out::LeftOut;
 use vmsnap::model::level::LevelReason;
@@ -47,6 +47,20 @@ fn lab() -> Lab {
         .add_domain("vm1", &[("vda", 2 * CLUSTER), ("vdb", CLUSTER)]);
     lab.backup("vm1").expect("a full");
     lab
+}
+
+#[test]
+fn mount_contains_it() {
+    let lab = lab();
+    let stop = vmsnap::model::stop::Stop::default();
+    let mounted = vmsnap::ops::mount::open("vm1", "latest", lab.repo.as_ref(), &stop).expect("it opens");
+    assert_contained(|words| mount::ready_text(words, &mounted, words.as_ref()));
+    let outcome = vmsnap::ops::mount::Outcome {
+        end: vmsnap::ops::mount::MountEnding::Unmounted,
+        failed_reads: 1,
+        is_damaged: false,
+    };
+    assert_contained(|words| mount::text(words, &outcome, words.as_ref()));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vmsnap::model::compression::Compression;
 use vmsnap::model::domain::{DiskFormat, DomainState};
-use vmsnap::model::in_place::NotInPlace;
+use vmsnap::model::in_place::InPlaceRefusal;
 use vmsnap::model::level::FullRule;
 use vmsnap::model::restore_point::Level;
 use vmsnap::ops::backup::Options as BackupOptions;
@@ -84,9 +84,9 @@ fn restore(lab: &mut Lab, options: &Options) -> Result<Outcome> {
     outcome
 }
 
-fn refused(error: &Error) -> &NotInPlace {
+fn refused(error: &Error) -> &InPlaceRefusal {
     match &error.cause {
-        Cause::NotInPlace(refused) => refused,
+        Cause::InPlaceRefusal(refused) => refused,
         other => panic!("{other}"),
     }
 }
@@ -307,21 +307,27 @@ fn refusals_change_nothing() {
         lab.host
             .change("vm1", |domain| domain.state = DomainState::Running)
     };
-    assert!(matches!(refused(&run(&start, &at)), NotInPlace::Active(_)));
+    assert!(matches!(refused(&run(&start, &at)), InPlaceRefusal::Active(_)));
     let save = |lab: &Lab| lab.host.save_memory("vm1");
-    assert_eq!(refused(&run(&save, &at)), &NotInPlace::SavedMemory);
+    assert_eq!(refused(&run(&save, &at)), &InPlaceRefusal::SavedMemory);
     let grow = |lab: &Lab| lab.host.disk("vm1", "vdb", |disk| disk.resize(2 * SIZE));
-    assert!(matches!(refused(&run(&grow, &at)), NotInPlace::OtherSize { .. }));
+    assert!(matches!(
+        refused(&run(&grow, &at)),
+        InPlaceRefusal::OtherSize { .. }
+    ));
     let remake = |lab: &Lab| {
         lab.host
             .change("vm1", |domain| domain.uuid = "another".to_owned())
     };
     assert!(matches!(
         refused(&run(&remake, &at)),
-        NotInPlace::OtherDomain { .. }
+        InPlaceRefusal::OtherDomain { .. }
     ));
     let detach = |lab: &Lab| lab.host.change("vm1", |domain| drop(domain.disks.pop()));
-    assert_eq!(refused(&run(&detach, &at)), &NotInPlace::NoDisk("vdb".to_owned()));
+    assert_eq!(
+        refused(&run(&detach, &at)),
+        &InPlaceRefusal::NoDisk("vdb".to_owned())
+    );
     let nothing = |_: &Lab| {};
     assert_eq!(run(&nothing, &options("no such point")).class(), Class::NotFound);
 }
@@ -441,7 +447,7 @@ fn a_part_of_the_disks_does_not_end_it() {
         ..options(&ids[0])
     };
     let error = restore(&mut lab, &part).expect_err("refused");
-    assert!(matches!(refused(&error), NotInPlace::AlsoInBetween { disk, .. } if disk == "vda"));
+    assert!(matches!(refused(&error), InPlaceRefusal::AlsoInBetween { disk, .. } if disk == "vda"));
     assert!(!lab.status("vm1").is_consistent());
 }
 
@@ -489,7 +495,10 @@ fn a_write_after_the_state_was_saved_is_not_lost() {
     let (lab, ids, _) = lab();
     let monitor = Guest(&lab);
     let error = restore_in_place("vm1", &lab.context(&monitor), &options(&ids[0])).expect_err("refused");
-    assert_eq!(refused(&error), &NotInPlace::ChangedSinceSaved("vda".to_owned()));
+    assert_eq!(
+        refused(&error),
+        &InPlaceRefusal::ChangedSinceSaved("vda".to_owned())
+    );
     assert_eq!(lab.disk("vm1", "vda")[6 * CLUSTER], 66);
     assert!(lab.status("vm1").is_consistent());
 }

@@ -28,6 +28,7 @@ mod in_place;
 mod kinds;
 mod lab;
 mod list;
+mod mount;
 mod no_rights;
 mod open_files;
 mod pack;

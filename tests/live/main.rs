@@ -18,6 +18,7 @@ mod cli_classic_scrub;
 mod cli_images;
 mod cli_in_place;
 mod cli_lab;
+mod cli_mount;
 mod cli_newer;
 mod cli_pack;
 mod cli_prune;

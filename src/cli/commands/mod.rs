@@ -13,6 +13,7 @@ mod kept;
 mod key;
 mod list;
 mod man;
+mod mount;
 mod pin;
 mod prune;
 mod restore;
@@ -78,6 +79,7 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
         Command::Backup(args) => backup::run(args, stop),
         Command::Restore(args) => restore::run(args, stop),
         Command::Serve(args) => serve::run(args, stop),
+        Command::Mount(args) => mount::run(args, stop),
         Command::List(args) => list::run(args, stop),
         Command::Verify(args) => verify::run(args, stop),
         Command::Prune(args) => prune::run(args, stop),

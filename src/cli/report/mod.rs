@@ -9,6 +9,7 @@ pub mod in_place;
 pub mod integrity;
 pub mod lines;
 pub mod list;
+pub mod mount;
 pub mod pack;
 #[cfg(test)]
 mod page;

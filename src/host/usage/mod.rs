@@ -22,6 +22,7 @@ use crate::model::text::shown;
 use crate::wait;
 
 pub(crate) use hold::{HeldDevice, HoldError};
+pub(crate) use parse::mounts;
 use scan::{Identity, Kernel, Subject};
 
 /// How long the examination of one domain's file may take: the file may be on a server that does

@@ -3,6 +3,8 @@
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::host::HostError;
+
 /// The effect of a fuse at its step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blow {
@@ -106,5 +108,14 @@ impl Fuse {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The error of a host whose client has died.
+pub(super) fn died() -> HostError {
+    HostError::Libvirt {
+        operation: "go on".to_owned(),
+        code: 38,
+        message: "simulated: the step fails".to_owned(),
     }
 }

@@ -5,10 +5,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::fuse::Fuse;
+use super::fuse::{Fuse, died};
 use super::rewrite::CrashRewrite;
 use crate::host::{
-    ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFiles, Host, HostError, JobHealth,
+    ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFiles, Host, JobHealth,
     NewCheckpoint, PlaceWishes, Places, ReadOptions, Result, RewriteJob, RewriteRequest,
 };
 use crate::model::block::BlockSource;
@@ -46,14 +46,6 @@ impl<H: Host> CrashHost<H> {
     fn step<T>(&self, name: &str, work: impl FnOnce(&H) -> Result<T>) -> Result<T> {
         let done = self.fuse.step(|| name.to_owned(), || work(&self.host));
         done.unwrap_or_else(|_| Err(died()))
-    }
-}
-
-pub(super) fn died() -> HostError {
-    HostError::Libvirt {
-        operation: "go on".to_owned(),
-        code: 38,
-        message: "simulated: the step fails".to_owned(),
     }
 }
 

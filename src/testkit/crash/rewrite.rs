@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::fuse::Fuse;
-use super::host::died;
+use super::fuse::{Fuse, died};
 use crate::host::{JobHealth, ReadOptions, Result, RewriteJob};
 use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSink, BlockSource, Written};
 use crate::model::clusters::DiskMap;

@@ -139,7 +139,8 @@ fn folders(is_left: &dyn Fn(u32) -> bool) -> Vec<PathBuf> {
 }
 
 /// The sockets, scratch files and folders of unfinished runs that still exist, according to the
-/// journal entries (`intent.json`) and marks (`.restoring.json`) of repositories within this folder.
+/// journal entries (`intent.json`) and marks (`.restoring.json`) of repositories within this
+/// folder.
 pub fn places_noted_in(folder: &Path) -> Vec<PathBuf> {
     let mut places = Vec::new();
     collect_places(folder, 8, &mut places);

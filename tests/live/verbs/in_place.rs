@@ -186,7 +186,7 @@ fn domain_that_runs_or_sleeps_is_refused() {
     };
     let refused = |story: &Story, words: &str| {
         let error = preview(&story.domain.name, &story.context(), &at).expect_err("refused");
-        assert!(matches!(error.cause, Cause::NotInPlace(_)), "{error}");
+        assert!(matches!(error.cause, Cause::InPlaceRefusal(_)), "{error}");
         assert!(error.to_string().contains(words), "{error}");
     };
     story.domain.start();
