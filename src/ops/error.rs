@@ -284,7 +284,7 @@ impl Error {
             | Cause::NoSuchRestorePoint(_)
             | Cause::NoRestorePoints => Class::NotFound,
             Cause::Host(HostError::MissingProgram { .. } | HostError::NoLibvirt) => Class::Missing,
-            Cause::Repo(RepoError::Unusable { .. }) => Class::Repository,
+            Cause::Repo(RepoError::Unusable { .. } | RepoError::ReadOnly { .. }) => Class::Repository,
             Cause::Repo(RepoError::Locked { .. }) => Class::Locked,
             Cause::Repo(RepoError::Pack(error)) => match error.class() {
                 PackErrorClass::Unusable => Class::Repository,
@@ -352,6 +352,9 @@ impl Error {
             }
             Cause::Mount(error) => return error.hint(),
             Cause::Repo(RepoError::Pack(error)) => return error.hint().map(str::to_owned),
+            Cause::Repo(RepoError::ReadOnly { .. }) => {
+                "`vmsnap copy --from` that location copies its restore points to a repository of vmsnap"
+            }
             Cause::Repo(RepoError::Locked { .. }) => {
                 "wait for that run to end, or use --wait SECONDS; a killed run leaves no lock behind"
             }

@@ -6,7 +6,7 @@ use crate::model::chain::{Chains, MissedWrite};
 use crate::model::finding::Finding;
 use crate::model::pin::Pin;
 use crate::model::restore_point::RestorePoint;
-use crate::repo::{DomainRepository, History, Leftover, Proof, RepoError, Repository};
+use crate::repo::{DomainRepository, History, Leftover, Proof, RepoError, Repository, history};
 
 /// The restore points of one domain.
 #[derive(Clone, Debug)]
@@ -52,6 +52,11 @@ pub struct ListedMissedWrite {
 }
 
 impl Listed {
+    /// What its content may lack, and whether damage of it can be found.
+    pub fn cautions(&self) -> impl Iterator<Item = &Finding> {
+        history::cautions(&self.point)
+    }
+
     /// Whether it can be restored completely, judged by names and sizes of files.
     pub fn is_whole(&self) -> bool {
         self.faults.is_empty()
@@ -82,6 +87,12 @@ pub(crate) fn list_domain(repo: &dyn Repository, domain: &str) -> Result<DomainL
     });
     let points = points.collect();
     history.findings.extend(unfinished(repository.as_ref(), &history));
+    history
+        .findings
+        .extend(repository.sets_location().map(|location| {
+            let what = format!("backups of virtnbdbackup are here too: --repository {location} reads them");
+            Finding::new("virtnbdbackup-sets", what)
+        }));
     Ok(DomainList {
         domain: domain.to_owned(),
         points,

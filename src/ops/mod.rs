@@ -182,6 +182,9 @@ fn open_any(
     access: &Access<'_>,
     in_folder: impl Fn(&Path) -> std::result::Result<Box<dyn Repository>, RepoError>,
 ) -> Result<Box<dyn Repository>> {
+    if repo::is_sets(location) {
+        return repo::open_sets(location).map_err(|error| Error::of("", error));
+    }
     match repo::is_pack(location) {
         Ok(true) => open_pack(location, access),
         Ok(false) => in_folder(location).map_err(|error| Error::of("", error)),
@@ -199,11 +202,23 @@ pub(crate) fn open_or_empty_repository(location: &Path, access: &Access<'_>) -> 
     open_any(location, access, repo::open_or_empty)
 }
 
+/// Refuses a location at which nothing can be written.
+fn check_writable(location: &Path) -> Result<()> {
+    match repo::is_sets(location) {
+        true => {
+            let location = location.display().to_string();
+            Err(Error::of("", RepoError::ReadOnly { location }))
+        }
+        false => Ok(()),
+    }
+}
+
 /// Opens a repository as [`open_or_create_repository`] does, but creates nothing: for a dry run.
 pub(crate) fn open_as_if_created_repository(
     location: &Path,
     access: &Access<'_>,
 ) -> Result<Box<dyn Repository>> {
+    check_writable(location)?;
     open_any(location, access, |root| {
         let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty());
         match parent.is_none_or(Path::is_dir) {
@@ -216,6 +231,7 @@ pub(crate) fn open_as_if_created_repository(
 /// Opens a repository for writing. The last folder of a repository in a folder is created if it is
 /// missing.
 pub(crate) fn open_or_create_repository(location: &Path, access: &Access<'_>) -> Result<Box<dyn Repository>> {
+    check_writable(location)?;
     open_any(location, access, repo::open_or_create)
 }
 

@@ -21,7 +21,7 @@ use crate::model::left_out;
 use crate::model::restore_point::RestorePoint;
 use crate::model::stop::Stop;
 use crate::model::text::shown;
-use crate::repo::{History, Repository};
+use crate::repo::{History, Repository, history};
 
 mod choose;
 mod define;
@@ -161,7 +161,8 @@ fn plan_noting(
     let repository = repo.domain(domain).map_err(|error| failed(error.into()))?;
     let history = repository.history().map_err(|error| failed(error.into()))?;
     findings.extend(history.findings.iter().cloned());
-    let point = &choose(domain, &history, &options.at)?.point;
+    let chosen = choose(domain, &history, &options.at);
+    let point = &chosen.map_err(|error| mention_sets(error, repo))?.point;
     let Some(kept) = history.get(&point.id) else {
         let (id, fault) = (point.id.clone(), "it is missing".to_owned());
         return Err(failed(Cause::NotWhole { id, fault }));
@@ -183,6 +184,7 @@ fn plan_noting(
             options.format,
         )?);
     }
+    monitor::add_new(findings, cautions(&history, &point.id, &targets));
     findings.extend(check_targets(domain, &disks, &place, host)?);
     let encrypted = Encrypted::of(stored, &targets);
     if options.define.is_some()
@@ -220,6 +222,35 @@ fn plan_noting(
         findings: std::mem::take(findings),
         history: Arc::new(history),
     })
+}
+
+/// Names the location of backups of virtnbdbackup, if no restore point exists.
+fn mention_sets(error: Error, repo: &dyn Repository) -> Error {
+    let has_none = matches!(error.cause, Cause::NoRestorePoints);
+    let Some(location) = repo.sets_location().filter(|_| has_none) else {
+        return error;
+    };
+    let what = format!(
+        "there are no restore points of this domain in the repository; its folder holds backups of virtnbdbackup, \
+         which --repository {location} reads"
+    );
+    Error {
+        cause: Cause::NoSuchRestorePoint(what),
+        ..error
+    }
+}
+
+/// What the restored disks may lack, and whether damage of them could be found: the findings of the
+/// restore points from which they are read, oldest first.
+fn cautions(history: &History, id: &str, targets: &[String]) -> Vec<Finding> {
+    let lines = targets
+        .iter()
+        .filter_map(|target| history.chains.lineage(id, target).ok());
+    let ids: BTreeSet<&str> = lines.flatten().map(|step| step.point.id.as_str()).collect();
+    let points = history.kept.iter().map(|kept| &kept.manifest.point);
+    let needed = points.filter(|point| ids.contains(point.id.as_str()));
+    let found = needed.flat_map(history::cautions);
+    found.cloned().collect()
 }
 
 /// The environment of a restore.

@@ -16,7 +16,7 @@ use crate::model::compression::Compression;
 use crate::model::finding::Finding;
 use crate::model::stop::Stop;
 use crate::model::text::with_sources;
-use crate::repo::{DomainRepository, DomainWriter, History, Note, RepoError, Repository};
+use crate::repo::{DomainRepository, DomainWriter, History, Note, RepoError, Repository, history};
 
 mod plan;
 mod point;
@@ -213,10 +213,12 @@ fn clean_up(
     Ok(findings)
 }
 
-/// Reports the wanted restore points that cannot be copied.
+/// Reports the wanted restore points that cannot be copied, and what copied ones may lack.
 fn report(domain: &str, plan: &TransferPlan, monitor: &dyn Monitor) -> Vec<Finding> {
-    let findings = plan.obstacles().map(|why| Finding::new("not-copied", why));
-    let findings: Vec<Finding> = findings.collect();
+    let obstacles = plan.obstacles().map(|why| Finding::new("not-copied", why));
+    let copied = plan.copies().map(|planned| &planned.point);
+    let cautions = copied.flat_map(history::cautions);
+    let findings: Vec<Finding> = obstacles.chain(cautions.cloned()).collect();
     for finding in &findings {
         monitor.event(Event::Found { domain, finding });
     }

@@ -17,7 +17,7 @@ use crate::model::chain::Concern;
 use crate::model::finding::Finding;
 use crate::model::stop::Stop;
 use crate::repo::history::{self, WRITTEN_BY_A_NEWER_VMSNAP};
-use crate::repo::{DamageNote, FileDamage, History, RepoError, Repository};
+use crate::repo::{DamageNote, DomainRepository, FileDamage, History, RepoError, Repository};
 
 pub use crate::repo::Proof;
 
@@ -184,6 +184,10 @@ pub fn verify(
             return Err(Error { findings, ..error });
         }
     };
+    let needed = with_parents(&history, &chosen);
+    outcome
+        .findings
+        .extend(cautions(repository.as_ref(), &history, &needed));
     for finding in &outcome.findings {
         monitor.event(Event::Found { domain, finding });
     }
@@ -192,7 +196,7 @@ pub fn verify(
         history: &history,
         options,
         monitor,
-        needed: with_parents(&history, &chosen),
+        needed,
         chosen,
         damaged: BTreeSet::new(),
         unread: BTreeSet::new(),
@@ -201,6 +205,16 @@ pub fn verify(
         outcome,
     }
     .run()
+}
+
+/// What a verification of these restore points cannot show.
+fn cautions(repository: &dyn DomainRepository, history: &History, ids: &BTreeSet<String>) -> Vec<Finding> {
+    let general = repository.caution().filter(|_| !ids.is_empty());
+    let general = general.map(|what| Finding::new("weak-checksums", what));
+    let kept = history.kept.iter().map(|kept| &kept.manifest.point);
+    let needed = kept.filter(|point| ids.contains(&point.id));
+    let of_points = needed.flat_map(history::cautions).cloned();
+    general.into_iter().chain(of_points).collect()
 }
 
 fn ids(history: &History) -> impl Iterator<Item = &str> {

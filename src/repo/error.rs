@@ -105,6 +105,12 @@ pub enum RepoError {
     /// Blocks of a disk could not be read or written, or differ from what was written.
     #[error(transparent)]
     Blocks(#[from] BlockError),
+    /// Something was to be written to backups of another program.
+    #[error("{location} holds backups of virtnbdbackup, which vmsnap only reads")]
+    ReadOnly {
+        /// The location of the backups.
+        location: String,
+    },
     /// A pack repository cannot be used, or not for this.
     #[error(transparent)]
     Pack(#[from] PackError),

@@ -4,6 +4,7 @@ use super::manifest::{FileEntry, Manifest};
 use super::proof::Proof;
 use crate::model::chain::Chains;
 use crate::model::finding::Finding;
+use crate::model::restore_point::RestorePoint;
 
 /// The code of the finding that only a newer program can read a restore point. This is not damage.
 pub(crate) const WRITTEN_BY_A_NEWER_VMSNAP: &str = "restore-point-too-new";
@@ -14,6 +15,26 @@ pub(crate) const CHECKPOINT_DAMAGED: &str = "checkpoint-file-damaged";
 
 /// The code of the finding that the record of removed restore points cannot be read.
 pub(crate) const REMOVALS_UNREADABLE: &str = "removals-unreadable";
+
+/// The code of the finding that an incremental backup of virtnbdbackup may lack what became zero.
+pub(crate) const ZEROES_MISSING: &str = "zeroes-may-be-missing";
+
+/// The code of the finding that a file of virtnbdbackup has no checksum.
+pub(crate) const CHECKSUM_MISSING: &str = "checksum-missing";
+
+/// The findings of a restore point that say what its content may lack, or that damage of it cannot
+/// be found. Readers report them. A copy has digests of its own.
+pub(crate) fn cautions(point: &RestorePoint) -> impl Iterator<Item = &Finding> {
+    let is_copied = point.copied_from.is_some();
+    point
+        .findings
+        .iter()
+        .filter(move |finding| match finding.code.as_str() {
+            ZEROES_MISSING => true,
+            CHECKSUM_MISSING => !is_copied,
+            _ => false,
+        })
+}
 
 /// The content of a repository for one domain.
 #[derive(Debug, Default)]

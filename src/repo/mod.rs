@@ -6,6 +6,7 @@
 //!
 //! * `folder`: the repository in a folder, a chain of qcow2 images per disk.
 //! * `pack`: the repository of objects, in a bucket or a folder.
+//! * `sets`: backups of virtnbdbackup in a folder, which are only read.
 //! * `disk`: a disk at a restore point, with random access.
 //! * `files`: the files of a restore point, and the reports of a check of them.
 //! * `history`: the content of a repository for one domain, and its problems.
@@ -47,6 +48,7 @@ mod pack_error;
 pub mod proof;
 mod restore_mark;
 mod seal;
+mod sets;
 mod small_file;
 
 pub(crate) use disk::ParentDisk;
@@ -71,6 +73,11 @@ pub use pack::{
     SlotOwner, SlotState, UnlockedHost, UnlockedPack, Waiting,
 };
 pub use proof::{DamageNote, MissedWriteRecord, Proof};
+pub use sets::SetsRepository;
+#[cfg(feature = "testkit")]
+pub use sets::WrittenStream;
+#[doc(hidden)]
+pub use sets::fuzzing as set_fuzzing;
 
 /// Keeps the restore points of domains.
 pub trait Repository: Send + Sync {
@@ -124,6 +131,12 @@ pub trait Repository: Send + Sync {
 
     /// One domain's part of the repository. It need not be there yet.
     fn domain(&self, name: &str) -> Result<Box<dyn DomainRepository>>;
+
+    /// A location at which backups of virtnbdbackup in this repository's folder can be read; `None`
+    /// if there are none.
+    fn sets_location(&self) -> Option<String> {
+        None
+    }
 }
 
 /// One domain's part of a repository. Processes can read it while another one writes to it.
@@ -229,6 +242,18 @@ pub trait DomainRepository: Send + Sync {
         stop: &Stop,
         damage: &mut Vec<FileDamage>,
     ) -> Result<()>;
+
+    /// A location at which backups of virtnbdbackup beside these restore points can be read; `None`
+    /// if there are none.
+    fn sets_location(&self) -> Option<String> {
+        None
+    }
+
+    /// What a verification of these restore points cannot show, as a sentence; `None` if it shows
+    /// every change.
+    fn caution(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Whether a restore point that existed was removed on purpose, alone or with its whole period.
     ///
@@ -408,6 +433,20 @@ fn check_kind(folder: &Path) -> Result<()> {
 /// It begins as one does, but is invalid.
 pub(crate) fn is_pack(location: &Path) -> Result<bool> {
     Ok(PackLocation::parse(location.as_os_str())?.is_some())
+}
+
+/// Whether this is the location of sets of virtnbdbackup, and not the path of a folder.
+pub(crate) fn is_sets(location: &Path) -> bool {
+    sets::is_location(location)
+}
+
+/// Opens the sets of virtnbdbackup at this location.
+///
+/// # Errors
+/// There are none, or they cannot be read.
+pub(crate) fn open_sets(location: &Path) -> Result<Box<dyn Repository>> {
+    let zone = jiff::tz::TimeZone::system();
+    Ok(Box::new(SetsRepository::open(location, zone)?))
 }
 
 /// Opens a pack repository.

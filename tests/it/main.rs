@@ -43,6 +43,7 @@ mod repository;
 mod retention;
 mod scrub;
 mod serve;
+mod sets;
 mod setup;
 mod status;
 mod stories;

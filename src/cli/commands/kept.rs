@@ -40,7 +40,10 @@ impl<'a> KeptDomains<'a> {
             if names.is_empty() {
                 let what = nothing_in(repo, verb);
                 let what = format!("{what}: it has no restore points (check {switch})");
-                return Err(Refusal::new(ExitCode::NoDomains, what));
+                return Err(Refusal {
+                    hint: sets_hint(repo),
+                    ..Refusal::new(ExitCode::NoDomains, what)
+                });
             }
             words.push("*".to_owned());
         }
@@ -49,7 +52,8 @@ impl<'a> KeptDomains<'a> {
             return Err(Refusal::new(ExitCode::NoDomains, NO_NAMES));
         }
         let selection = select(&words, &names);
-        tell_unmatched(&selection.unmatched, None);
+        let hint = names.is_empty().then(|| sets_hint(repo)).flatten();
+        tell_unmatched(&selection.unmatched, hint.as_deref());
         Ok(KeptDomains {
             repo,
             selection,
@@ -97,6 +101,14 @@ impl<'a> KeptDomains<'a> {
         };
         matches!(error.cause, Cause::NoRestorePoints) && has_folder()
     }
+}
+
+/// A hint at backups of virtnbdbackup in the repository's folder.
+pub(super) fn sets_hint(repo: &dyn Repository) -> Option<String> {
+    let location = repo.sets_location()?;
+    Some(format!(
+        "the folder holds backups of virtnbdbackup: {location} in place of its path reads them"
+    ))
 }
 
 /// The beginning of a message that there is nothing to do.

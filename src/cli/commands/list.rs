@@ -1,9 +1,10 @@
 //! `vmsnap list`.
 
-use super::kept::NO_NAMES;
+use super::kept::{NO_NAMES, sets_hint};
 use super::{CommandResult, Refusal, open_to_read, tell_error, tell_unmatched};
 use crate::cli::args::ListArgs;
 use crate::cli::exit_code::{ExitCode, Verb};
+use crate::cli::log::{self, Entry, Level};
 use crate::cli::report::document::Document;
 use crate::cli::report::list::{self as shown, Columns};
 use crate::cli::select::{patterns, select};
@@ -48,6 +49,11 @@ pub fn run(args: &ListArgs, stop: &Stop) -> CommandResult {
     // If no domain could be listed, the errors are enough.
     if args.json || !domains.is_empty() || names.is_empty() {
         answer(&text);
+    }
+    if names.is_empty()
+        && let Some(hint) = sets_hint(repo.as_ref())
+    {
+        log::tell(&Entry::new(Level::Notice, &hint));
     }
     tell_unmatched(&selection.unmatched, None);
     Ok(ExitCode::of_faults(&faults, Verb::Other))

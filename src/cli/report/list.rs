@@ -41,6 +41,7 @@ pub(crate) struct ListedPart<'a> {
     pub(super) missed_writes: Vec<MissedPart<'a>>,
     pub(super) pin: Option<PinPart<'a>>,
     pub(super) copied_from: Option<OriginPart<'a>>,
+    pub(super) findings: Vec<FindingPart<'a>>,
     #[serde(flatten)]
     pub(super) left_out: LeftOutPart<'a>,
 }
@@ -127,6 +128,7 @@ fn listed_part(listed: &Listed) -> ListedPart<'_> {
         missed_writes: listed.missed_writes.iter().map(MissedPart::of).collect(),
         pin: listed.pin.as_ref().map(PinPart::of),
         copied_from: listed.point.copied_from.as_ref().map(OriginPart::of),
+        findings: listed.cautions().map(FindingPart::of).collect(),
         left_out: LeftOutPart::of(&listed.point),
     }
 }
@@ -248,6 +250,11 @@ pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String 
                     &mut block,
                     &format!("  {id}: partial, without disk {disk}: {reason}"),
                 );
+            }
+        }
+        for listed in &domain.points {
+            for finding in listed.cautions() {
+                push_line(&mut block, &format!("  {}: {}", listed.point.id, finding.message));
             }
         }
         for listed in &domain.points {

@@ -135,13 +135,18 @@ pub(crate) struct FindingPart<'a> {
     pub(super) message: Text<'a>,
 }
 
+impl<'a> FindingPart<'a> {
+    pub(super) fn of(finding: &'a Finding) -> Self {
+        FindingPart {
+            code: Text::from(&finding.code),
+            disk: finding.disk.as_ref().map(Text::from),
+            message: Text::from(&finding.message),
+        }
+    }
+}
+
 pub(super) fn findings(findings: &[Finding]) -> Vec<FindingPart<'_>> {
-    let parts = findings.iter().map(|finding| FindingPart {
-        code: Text::from(&finding.code),
-        disk: finding.disk.as_ref().map(Text::from),
-        message: Text::from(&finding.message),
-    });
-    parts.collect()
+    findings.iter().map(FindingPart::of).collect()
 }
 
 /// A restore point as `list` and `backup` show it.

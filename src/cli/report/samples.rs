@@ -315,6 +315,7 @@ fn listed() -> ListedPart<'static> {
             location: text(),
             time: text(),
         }),
+        findings: vec![finding()],
         left_out: left_out(),
     }
 }

@@ -24,6 +24,7 @@ use crate::model::pin::Pin;
 use crate::model::stop::Stop;
 use crate::repo::lock;
 use crate::repo::restore_mark;
+use crate::repo::sets;
 use crate::repo::{
     DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept, Leftover,
     Merge, Merged, MissedWriteRecord, Note, PendingPoint, PeriodUsage, Proof, RepoError, Repository, Result,
@@ -100,6 +101,10 @@ impl DomainRepository for FolderDomain {
 
     fn copy_period(&self, time: Timestamp) -> Result<String> {
         pending::free_id(&self.dir, time).map(|id| format!("{COPY_PREFIX}{id}"))
+    }
+
+    fn sets_location(&self) -> Option<String> {
+        sets::are_in_folder(&self.dir).then(|| sets::location_of(self.repository.root()))
     }
 
     fn interrupted_removals(&self) -> Result<Vec<Leftover>> {

@@ -47,7 +47,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{DomainRepository, Identity, RepoError, Repository, Result};
+use super::{DomainRepository, Identity, RepoError, Repository, Result, sets};
 use crate::io::{OpenedFolder, Store};
 use crate::model::file_name;
 
@@ -168,6 +168,13 @@ impl Repository for FolderRepository {
             .collect();
         names.sort();
         Ok(names)
+    }
+
+    fn sets_location(&self) -> Option<String> {
+        let has_sets = |dir: &Path| sets::are_in_folder(dir);
+        let below = look::folder_names(&self.root).unwrap_or_default();
+        let found = has_sets(&self.root) || below.iter().any(|name| has_sets(&self.root.join(name)));
+        found.then(|| sets::location_of(&self.root))
     }
 
     fn domain(&self, name: &str) -> Result<Box<dyn DomainRepository>> {
