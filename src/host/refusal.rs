@@ -210,7 +210,7 @@ pub enum Refusal {
 #[cfg(feature = "libvirt")]
 impl Refusal {
     /// Creates the refusal for a domain that has no disk with this target.
-    pub(crate) fn no_such_disk(disk: &str) -> Refusal {
+    pub(super) fn no_such_disk(disk: &str) -> Refusal {
         let disk = disk.to_owned();
         Refusal::NoSuchDisk { disk }
     }

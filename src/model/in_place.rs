@@ -331,7 +331,7 @@ mod tests {
             "disk vdb cannot be restored in place: other domains may write to it",
             "disk vdb cannot be restored in place: the domain's metadata excludes it",
             "managed save",
-            "disk vda has another size: 2.0 GiB",
+            "disk vda has another size: 2.15 GB",
             "an earlier restore in place to other has not ended, and left disk vdc",
         ];
         for (refused, words) in refused.iter().zip(words) {

@@ -51,7 +51,7 @@ impl Random {
 /// A shut-off domain with two disks and three restore points. Returns their ids, oldest first, and
 /// the content of the first disk in each of them.
 fn lab() -> (Lab, Vec<String>, Vec<Vec<u8>>) {
-    let mut lab = Lab::new();
+    let mut lab = Lab::in_memory();
     lab.host.add_domain("vm1", &[("vda", SIZE), ("vdb", SIZE)]);
     let (mut ids, mut disks) = (Vec::new(), Vec::new());
     for round in 0..3u8 {

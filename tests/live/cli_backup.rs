@@ -125,6 +125,7 @@ fn assert_listed(repo: &Repo, name: &str, points: &[(Value, Vec<Vec<u8>>)]) {
         assert_eq!(object.remove("missedWrites"), Some(Value::Array(vec![])));
         assert_eq!(object.remove("pin"), Some(Value::Null));
         assert_eq!(object.remove("copiedFrom"), Some(Value::Null));
+        assert_eq!(object.remove("findings"), Some(Value::Array(vec![])));
         assert_eq!(&listed, made);
         assert_eq!(made["parent"], parent);
         parent = made["id"].clone();

@@ -62,10 +62,10 @@ fn a_killed_restore_in_place_is_finished_by_the_next() {
     run.go_on();
     assert_eq!(run.wait(STOP_DEADLINE).code, None);
     machine.wait_for_readers_to_end();
-    let in_between = machine.disks[0].clone();
+    let before = machine.disks[0].clone();
     machine.learn(0);
     assert!(
-        machine.disks != then && machine.disks[0] != in_between,
+        machine.disks != then && machine.disks[0] != before,
         "the disk is in between"
     );
 
@@ -111,7 +111,7 @@ fn in_place_prints_what_it_does() {
     for words in [
         "first saves the present state",
         "compares what was written since",
-        "4.0 MiB",
+        "4.19 MB",
     ] {
         assert!(dry.stdout.contains(words), "{words}: {dry:#?}");
     }
@@ -119,7 +119,7 @@ fn in_place_prints_what_it_does() {
     assert_eq!(ended.code, Some(0), "{ended:#?}");
     for words in [
         "restored in place to",
-        "192 KiB of 4.0 MiB compared, 192 KiB written",
+        "197 kB of 4.19 MB compared, 197 kB written",
         "the state before is",
     ] {
         assert!(ended.stdout.contains(words), "{words}: {ended:#?}");

@@ -318,6 +318,8 @@ fn a_user_without_rights_mounts_with_fusermount3() {
             "setpriv",
             "--reuid",
             user,
+            "--regid",
+            user,
             "--clear-groups",
         ];
         try_run(
@@ -344,6 +346,8 @@ fn a_user_without_rights_mounts_with_fusermount3() {
         &pid,
         "setpriv",
         "--reuid",
+        "65534",
+        "--regid",
         "65534",
         "--clear-groups",
     ];

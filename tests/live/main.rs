@@ -51,6 +51,7 @@ mod partial;
 mod process;
 mod scrub;
 mod scrub_command;
+mod sets;
 mod shared_images;
 mod snapshots;
 mod status;

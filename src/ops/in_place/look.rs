@@ -36,7 +36,9 @@ pub(super) fn between(
     }
     // What only one of them has.
     let common = newer.size().min(older.size());
-    found.add(common, size - common);
+    if common < size {
+        found.add(common, size - common);
+    }
     Ok(found)
 }
 

@@ -192,7 +192,7 @@ mod tests {
             (found.code.as_str(), found.message.as_str()),
             (
                 "device-larger",
-                "/dev/vg/lv has 4.0 MiB, and disk vda has 1.0 MiB: the rest of the device stays as it is"
+                "/dev/vg/lv has 4.19 MB, and disk vda has 1.05 MB: the rest of the device stays as it is"
             )
         );
     }

@@ -226,6 +226,14 @@ impl DomainRepository for SetDomain {
         Ok(Note::None)
     }
 
+    fn restore_mark(&self) -> Result<Note> {
+        Ok(Note::None)
+    }
+
+    fn restore_mark_location(&self) -> String {
+        self.location()
+    }
+
     fn writer(&self) -> Option<String> {
         None
     }

@@ -138,7 +138,7 @@ impl Layer {
                 let Some(item) = streamed.walk.next(&mut reader)? else {
                     break;
                 };
-                if items % stride == 0 {
+                if items.is_multiple_of(stride) {
                     index.marks.push((item.offset, mark));
                 }
                 if index.marks.len() == MOST_MARKS {
@@ -181,7 +181,7 @@ impl Layer {
         };
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = &streamed.index
-            && !streamed.current.is_some_and(|item| item.offset <= offset)
+            && streamed.current.is_none_or(|item| item.offset > offset)
         {
             let after = index.marks.partition_point(|(start, _)| *start <= offset);
             let Some((_, mark)) = index.marks.get(after.saturating_sub(1)) else {

@@ -68,7 +68,7 @@ impl SetSource {
         while at < start + most {
             let segment = self.stack.segment(at, self.upper)?;
             let is_needless = segment.origin.is_zero() || matches!(segment.origin, Origin::Beneath);
-            let is_border = at > start && at % CLUSTER == 0;
+            let is_border = at > start && at.is_multiple_of(CLUSTER);
             if is_needless && is_border && self.whole_until(segment.end) > at {
                 break;
             }

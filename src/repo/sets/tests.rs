@@ -115,7 +115,7 @@ fn read(source: &mut SetSource) -> Result<(Vec<u8>, Vec<bool>), BlockError> {
         let (start, length) = (block.offset as usize, block.length() as usize);
         assert!(start >= last && length > 0, "blocks come in order");
         assert_eq!(block.offset % CLUSTER, 0);
-        assert!(length % CLUSTER as usize == 0 || start + length == size);
+        assert!(block.length().is_multiple_of(CLUSTER) || start + length == size);
         match block.content {
             Content::Data(buffer) => content[start..start + length].copy_from_slice(&buffer),
             Content::Zero(_) => content[start..start + length].fill(0),

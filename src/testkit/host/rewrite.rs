@@ -31,7 +31,9 @@ pub(super) fn begin(
         }
         for wanted in &request.disks {
             let disk = found.disks.get(&wanted.target);
-            let disk = disk.ok_or_else(|| Refusal::no_such_disk(&wanted.target))?;
+            let disk = disk.ok_or_else(|| Refusal::NoSuchDisk {
+                disk: wanted.target.clone(),
+            })?;
             let lacks = |name: &String| disk.dirty(name).is_none();
             if let Some(name) = wanted.since.clone().filter(|name| lacks(name)) {
                 let disk = wanted.target.clone();

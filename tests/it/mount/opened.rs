@@ -19,7 +19,7 @@ fn every_kind_of_repository_shows_a_disk() {
     for kind in [&Folder::default() as &dyn Kind, &Memory::default()] {
         let repo = kind.repository();
         let domain = repo.domain("vm1").expect("a name");
-        let size = 4 * CLUSTER as u64 + 100;
+        let size = 4 * CLUSTER as u64 + 512;
         let blocks = vec![
             data(0, &[1; CLUSTER]),
             zero(1, 2 * CLUSTER),

@@ -192,7 +192,7 @@ fn damaged_index_object_leaves_needed_packs_that_are_not_listed() {
     assert_eq!(check.damage.len(), world.names("index/").len(), "{check:?}");
     let note = check.notes.iter().find(|note| note.code == "packs-not-listed");
     let note = note.unwrap_or_else(|| panic!("{check:?}"));
-    assert!(note.message.contains("restore points need"), "{note:?}");
+    assert!(note.message.contains("Restore points need"), "{note:?}");
     assert!(note.message.contains("rebuild-index"), "{note:?}");
 }
 
