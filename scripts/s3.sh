@@ -58,11 +58,10 @@ install_garage() {
     ! "$cache/garage/bin/garage" --version 2>/dev/null | grep -qF "$GARAGE_VERSION" || return 0
     echo "s3: building garage $GARAGE_VERSION in $cache, which takes half an hour on two cores ..." >&2
     # Outside of the sources, whose settings for cargo are not meant for it. Without most of the
-    # optimisations and features, the build takes less time.
+    # optimisations, the build takes less time.
     (cd "$cache" && CARGO_TARGET_DIR="$cache/build" CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
         CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=false "${CARGO:-cargo}" install garage \
-        --version "$GARAGE_VERSION" --no-default-features --features bundled-libs,lmdb \
-        --locked --root "$cache/garage" >&2) ||
+        --version "$GARAGE_VERSION" --locked --root "$cache/garage" >&2) ||
         fail "cannot build garage $GARAGE_VERSION: see the messages above"
     rm -rf "$cache/build"
 }
