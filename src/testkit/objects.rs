@@ -14,7 +14,7 @@ use crate::repo::{
 };
 
 /// The number of names in a page of a list. It is small, so that tests see several pages.
-const PAGE: usize = 3;
+const PAGE: usize = 1;
 
 /// What goes wrong at a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +69,11 @@ impl MemoryObjects {
     pub fn pass(&self, time: SignedDuration) {
         let mut state = self.state();
         state.now = state.now.saturating_add(time).unwrap_or(Timestamp::MAX);
+    }
+
+    /// The time of the clock of the store.
+    pub fn now(&self) -> Timestamp {
+        self.state().now
     }
 
     /// The number of calls so far.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use vmsnap::model::compression::Compression;
 use vmsnap::model::stop::Stop;
 use vmsnap::ops::collect::{Collection, collect};
@@ -39,7 +39,11 @@ const CONTENTS: u64 = 16;
 const SIZE: u64 = (RANGES * RANGE) as u64;
 
 /// After so many restore points there is a collection, and the clock moves on.
-const PER_COLLECTION: usize = 8;
+const PER_COLLECTION: usize = 3;
+
+/// When the clock of the store stops. A session is lost after two days without a renewal, and a
+/// thread that does not run for a moment must not lose its session.
+const LAST: Timestamp = Timestamp::constant(44 * 60 * 60, 0);
 
 /// The contents of the ranges of a disk.
 type Disk = [u64; RANGES];
@@ -441,8 +445,10 @@ fn run(objects: MemoryObjects) {
                     continue;
                 }
                 waiting = 0;
-                site.objects
-                    .pass(SignedDuration::from_hours(1 + random.below(3) as i64));
+                if site.objects.now() < LAST {
+                    let hours = 1 + random.below(3) as i64;
+                    site.objects.pass(SignedDuration::from_hours(hours));
+                }
                 let mut other = Random(random.below(u64::MAX));
                 match random.below(4) {
                     0 => thread::scope(|scope| {

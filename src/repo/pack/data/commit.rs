@@ -135,6 +135,7 @@ impl Data {
     fn save_condemned(&self, needed: &Needed, stop: &Stop) -> Result<()> {
         let shared = &self.shared;
         let mut rescue = Rescue {
+            data: self,
             blocks: &shared.blocks,
             packer: &shared.packer,
             packs: self.packs(stop)?,
@@ -153,6 +154,7 @@ impl Data {
 
 /// Stores blocks again that are in condemned packs only.
 pub(super) struct Rescue<'a> {
+    pub(super) data: &'a Data,
     pub(super) blocks: &'a Blocks,
     pub(super) packer: &'a Packer,
     pub(super) packs: PackList,
@@ -167,8 +169,7 @@ impl Rescue<'_> {
         if index.is_noted(id) {
             return Ok(());
         }
-        let mut places = index.cache().places(id)?;
-        places.retain(|(_, place)| self.packs.fault(place).is_none());
+        let places = self.places(id)?;
         if places.iter().any(|(_, place)| !index.is_condemned(&place.pack)) {
             return Ok(());
         }
@@ -176,6 +177,25 @@ impl Rescue<'_> {
         self.packer
             .add(shelf, *id, &sealed, place.plain as usize, self.stop)?;
         Ok(())
+    }
+
+    /// The places of a block in packs that exist. A list of the index that was made while a
+    /// collector replaced index objects may lack some of its objects; then the index is read anew.
+    fn places(&mut self, id: &BlockId) -> Result<Vec<(u32, Place)>> {
+        let known = self.known_places(id)?;
+        if !known.is_empty() {
+            return Ok(known);
+        }
+        self.blocks.index.read_anew(self.stop)?;
+        // A pack that was found just now may be newer than the list.
+        self.packs = self.data.packs(self.stop)?;
+        self.known_places(id)
+    }
+
+    fn known_places(&self, id: &BlockId) -> Result<Vec<(u32, Place)>> {
+        let mut places = self.blocks.index.cache().places(id)?;
+        places.retain(|(_, place)| self.packs.fault(place).is_none());
+        Ok(places)
     }
 
     /// The sealed form of a block, from the first place where it is sound.

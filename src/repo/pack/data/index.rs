@@ -200,23 +200,32 @@ impl Index {
         Ok(())
     }
 
-    /// Where a block is that must exist. If the index does not have it, the index is read anew:
-    /// from all index objects, and from the tables of packs that they do not list.
+    /// Where a block is that must exist. If the index does not have it, the index is read anew.
     ///
     /// # Errors
-    /// The store fails, or the cache cannot be used.
+    /// As [`Index::read_anew`].
     pub(super) fn find_needed(&self, id: &BlockId, stop: &Stop) -> Result<Option<Place>> {
         match self.find(id) {
             Ok(Some(place)) => return Ok(Some(place)),
             Ok(None) | Err(PackError::Cache { .. }) => {}
             Err(error) => return Err(error),
         }
+        self.read_anew(stop)?;
+        self.find(id)
+    }
+
+    /// Reads the index anew, once after each refresh: from all index objects, and from the tables
+    /// of packs that they do not list.
+    ///
+    /// # Errors
+    /// The store fails, or the cache cannot be used.
+    pub(super) fn read_anew(&self, stop: &Stop) -> Result<()> {
         let mut is_recovered = self.is_recovered.lock().unwrap_or_else(PoisonError::into_inner);
         if !*is_recovered {
             self.recover(stop)?;
             *is_recovered = true;
         }
-        self.find(id)
+        Ok(())
     }
 
     fn recover(&self, stop: &Stop) -> Result<()> {

@@ -131,6 +131,28 @@ fn deletion_waits_for_a_session_that_began_before() {
     world.assert_collected("at the end");
 }
 
+/// A list of the index misses objects that a collector replaces while it is made.
+#[test]
+fn condemned_blocks_that_the_index_lacks_are_stored_again() {
+    let world = World::new();
+    let old = world.backup(None, &disk(&[1, 2, 3, 4])).expect("a backup");
+    world.store.pass(30);
+    let listed = world.names("index/");
+    // The root of its map is new, so the index has it.
+    let draft = world.draft(None, &disk(&[1, 2, 3, 9])).expect("a draft");
+    world.remove(old);
+    let report = world.collect().expect("it collects");
+    assert!(report.condemned.packs > 0, "{report:?}");
+    assert!(!listed.is_empty());
+    for name in listed {
+        world.store.inner.state().objects.remove(&name);
+    }
+    world.check(&draft).expect("it stores them again");
+    let (_, ended) = world.commit(draft);
+    ended.expect("it ends");
+    world.assert_collected("at the end");
+}
+
 #[test]
 fn blocks_of_condemned_packs_are_not_reused() {
     let world = World::new();
