@@ -13,6 +13,16 @@ pub fn shown(name: &str) -> String {
     text
 }
 
+/// A word of a command for a message, quoted if a POSIX shell would change it or run a part of it.
+pub fn shell_word(word: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "-_./:@%+,=".contains(c);
+    let word = shown(word);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word,
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
 /// An error with all its sources, in one line.
 pub fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -68,6 +78,16 @@ mod tests {
     fn only_what_would_break_the_line_is_escaped() {
         assert_eq!(shown("web & \"db\" $(x) büro"), "web & \"db\" $(x) büro");
         assert_eq!(shown("a\tb\u{1b}[31m\u{202e}"), "a\\tb\\u{1b}[31m\\u{202e}");
+    }
+
+    #[test]
+    fn words_of_commands_are_quoted_for_a_shell() {
+        for plain in ["vm1", "/mnt/point", "büro-1.2"] {
+            assert_eq!(shell_word(plain), plain);
+        }
+        assert_eq!(shell_word("a b;$(x)"), "'a b;$(x)'");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+        assert_eq!(shell_word(""), "''");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::model::block::{BlockError, BlockErrorKind};
 use crate::model::finding::Finding;
 use crate::model::in_place::InPlaceRefusal;
 use crate::model::stop::StopReason;
-use crate::model::text::{bytes, shown};
+use crate::model::text::{bytes, shell_word, shown};
 use crate::nbd::server::ListenError;
 use crate::repo::error::{is_no_verdict, lacks_files};
 use crate::repo::{PackErrorClass, RepoError};
@@ -408,7 +408,7 @@ impl Error {
             }
             Cause::InPlaceRefusal(refused) => return refused.hint().map(str::to_owned),
             Cause::InBetween(_) => {
-                let domain = shown(&self.domain);
+                let domain = shell_word(&self.domain);
                 return Some(format!(
                     "end it with `vmsnap restore {domain} --in-place`, to this or another restore point (--at); if the disks \
                      have been put right in another way, remove the mark with `vmsnap restore {domain} --in-place --abandon`"

@@ -23,7 +23,7 @@ use crate::model::left_out::{self, Exclusion, Exclusions, Kind, LeftOut};
 use crate::model::level::FullRule;
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
-use crate::model::text::{shown, with_sources};
+use crate::model::text::{shell_word, shown, with_sources};
 use crate::repo::{DomainRepository, History, Identity, Proof, RepoError, Repository};
 
 mod agreement;
@@ -493,7 +493,7 @@ fn internal_snapshots(host: &dyn Host, domain: &Domain) -> Option<Finding> {
         0 => format!("the internal snapshot {}", shown(newest)),
         more => format!("internal snapshots ({} and {more} more)", shown(newest)),
     };
-    let domain = shown(&domain.name);
+    let domain = shell_word(&domain.name);
     let what = format!(
         "the domain has {all}: reverting to an internal snapshot fails as long as the domain's disks have vmsnap's bitmaps. Before reverting, run \
          `vmsnap scrub {domain} --scrub-type both`; the next backup then saves all disks in full"

@@ -4,11 +4,12 @@ use std::path::Path;
 
 use super::lines::{line, table};
 use crate::cli::pretty;
+use crate::model::text::shell_word;
 use crate::ops::mount::{MountEnding, MountedPoint, Outcome};
 
 /// What is mounted, and how to end it. The files can be read now.
-pub fn ready_text(domain: &str, mounted: &MountedPoint, dir: &Path) -> String {
-    let (id, dir) = (&mounted.point.id, dir.display());
+pub fn ready_text(domain: &str, mounted: &MountedPoint, path: &Path) -> String {
+    let (id, dir) = (&mounted.point.id, path.display());
     let unmount = match rustix::process::geteuid().is_root() {
         true => "umount",
         false => "fusermount3 -u",
@@ -22,7 +23,10 @@ pub fn ready_text(domain: &str, mounted: &MountedPoint, dir: &Path) -> String {
     line(&format!(
         "{domain}: restore point {id} is mounted on {dir}, read-only"
     )) + &table(&rows, &[1])
-        + &line(&format!("to end, press Ctrl-C here, or run: {unmount} {dir}"))
+        + &line(&format!(
+            "to end, press Ctrl-C here, or run: {unmount} {}",
+            shell_word(&path.to_string_lossy())
+        ))
 }
 
 /// How the mount ended, and whether reads failed.
