@@ -11,11 +11,13 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{getegid, geteuid};
 
 use super::usage::{Number, mounts};
+use crate::model::text::shell_word;
 
 /// The device over which a program serves FUSE requests.
 const DEVICE: &str = "/dev/fuse";
@@ -105,13 +107,13 @@ impl MountError {
             MountError::Taken(path) => {
                 return Some(format!(
                     "give another folder; `findmnt {}` shows what is mounted",
-                    path.display()
+                    shell_word(&path.to_string_lossy())
                 ));
             }
             MountError::Dead(path) => {
                 return Some(format!(
                     "remove it with `fusermount3 -u {0}`, or as root with `umount {0}`",
-                    path.display()
+                    shell_word(&path.to_string_lossy())
                 ));
             }
             MountError::NoDevice => {
@@ -130,9 +132,13 @@ impl MountError {
 /// The result of functions that fail with a [`MountError`].
 pub type MountResult<T> = Result<T, MountError>;
 
-/// An empty folder on which a file system can be mounted.
-#[derive(Clone, Debug)]
-pub struct MountFolder(PathBuf);
+/// An empty folder on which a file system can be mounted. It stays open, so that a link which
+/// somebody puts at its path later is not followed.
+#[derive(Debug)]
+pub struct MountFolder {
+    path: PathBuf,
+    folder: OwnedFd,
+}
 
 impl MountFolder {
     /// Examines a folder.
@@ -156,8 +162,10 @@ impl MountFolder {
         if device_at(&path).map_err(failed)?.is_some() {
             return Err(MountError::Taken(dir.to_owned()));
         }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder = open(&path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
         match fs::read_dir(&path).map_err(failed)?.next() {
-            None => Ok(MountFolder(path)),
+            None => Ok(MountFolder { path, folder }),
             Some(Ok(_)) => Err(MountError::NotEmpty(dir.to_owned())),
             Some(Err(error)) => Err(failed(error)),
         }
@@ -165,7 +173,7 @@ impl MountFolder {
 
     /// Its absolute path without symbolic links.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Mounts a read-only file system on the folder. Returns the mount, and the open device from
@@ -176,46 +184,68 @@ impl MountFolder {
     /// # Errors
     /// A part of FUSE is missing, or the kernel or `fusermount3` refuses.
     pub fn mount(self, allow_other: bool) -> MountResult<(FuseMount, OwnedFd)> {
-        let path = self.0;
         if !Path::new(DEVICE).exists() {
             return Err(MountError::NoDevice);
         }
-        let fd = match mount_as_root(&path, allow_other)? {
+        let fd = match self.mount_as_root(allow_other)? {
             Some(fd) => fd,
-            None => fusermount::mount(&path, allow_other)?,
+            None => fusermount::mount(&self.path, allow_other)?,
         };
-        let device = device_at(&path).map_err(|error| MountError::failed("mount on", &path, error))?;
-        match device {
-            Some(device) => Ok((FuseMount { path, device }, fd)),
-            None => Err(MountError::failed("mount on", &path, "it was unmounted at once")),
+        let device = match device_at(&self.path) {
+            Ok(Some(device)) => device,
+            Ok(None) => {
+                self.unmount_moved();
+                let what = "the folder was moved, or the mount was removed at once";
+                return Err(MountError::failed("mount on", &self.path, what));
+            }
+            Err(error) => {
+                self.unmount_moved();
+                return Err(MountError::failed("mount on", &self.path, error));
+            }
+        };
+        let path = self.path;
+        Ok((FuseMount { path, device }, fd))
+    }
+
+    /// The path under which this process reaches the folder that was examined, wherever it is now.
+    fn link(&self) -> String {
+        format!("/proc/self/fd/{}", self.folder.as_raw_fd())
+    }
+
+    /// Removes the mount from the folder that was examined.
+    fn unmount_moved(&self) {
+        // Best effort: without it, the mount stays and fails every access, and `findmnt` shows it.
+        if let Ok(path) = fs::read_link(self.link()) {
+            let _ = unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         }
     }
-}
 
-/// Mounts without a helper; `None` if this process may not.
-fn mount_as_root(path: &Path, allow_other: bool) -> MountResult<Option<OwnedFd>> {
-    if !geteuid().is_root() {
-        return Ok(None);
-    }
-    let failed = |error: io::Error| MountError::failed("mount on", path, error);
-    let opened = OpenOptions::new().read(true).write(true).open(DEVICE);
-    let device = opened.map_err(|error| MountError::failed("open", Path::new(DEVICE), error))?;
-    let mut data = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
-        device.as_raw_fd(),
-        geteuid().as_raw(),
-        getegid().as_raw()
-    );
-    if allow_other {
-        data.push_str(",allow_other");
-    }
-    let data = CString::new(data).map_err(|error| failed(error.into()))?;
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    match mount(NAME, path, "fuse.vmsnap", flags, data.as_c_str()) {
-        Ok(()) => Ok(Some(device.into())),
-        // In a container: a helper with more rights may be there.
-        Err(Errno::PERM) => Ok(None),
-        Err(error) => Err(failed(error.into())),
+    /// Mounts without a helper; `None` if this process may not.
+    fn mount_as_root(&self, allow_other: bool) -> MountResult<Option<OwnedFd>> {
+        let path = self.path.as_path();
+        if !geteuid().is_root() {
+            return Ok(None);
+        }
+        let failed = |error: io::Error| MountError::failed("mount on", path, error);
+        let opened = OpenOptions::new().read(true).write(true).open(DEVICE);
+        let device = opened.map_err(|error| MountError::failed("open", Path::new(DEVICE), error))?;
+        let mut data = format!(
+            "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+            device.as_raw_fd(),
+            geteuid().as_raw(),
+            getegid().as_raw()
+        );
+        if allow_other {
+            data.push_str(",allow_other");
+        }
+        let data = CString::new(data).map_err(|error| failed(error.into()))?;
+        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        match mount(NAME, self.link(), "fuse.vmsnap", flags, data.as_c_str()) {
+            Ok(()) => Ok(Some(device.into())),
+            // In a container: a helper with more rights may be there.
+            Err(Errno::PERM) => Ok(None),
+            Err(error) => Err(failed(error.into())),
+        }
     }
 }
 
@@ -341,5 +371,17 @@ mod tests {
         assert!(dead.hint().expect("a hint").contains("fusermount3 -u /mnt/x"));
         let others = MountError::failed("mount on", Path::new("/x"), "needs 'user_allow_other'");
         assert!(others.hint().expect("a hint").contains("/etc/fuse.conf"));
+    }
+
+    /// Root would else mount where a link leads that another user puts there.
+    #[test]
+    fn a_folder_stays_the_one_that_was_examined() {
+        let place = tempfile::tempdir().expect("a temporary folder");
+        let (path, moved) = (place.path().join("m"), place.path().join("moved"));
+        fs::create_dir(&path).expect("a folder");
+        let folder = MountFolder::of(&path).expect("it is empty");
+        fs::rename(&path, &moved).expect("it is moved");
+        std::os::unix::fs::symlink("/etc", &path).expect("a link");
+        assert_eq!(fs::read_link(folder.link()).expect("it is open"), moved);
     }
 }

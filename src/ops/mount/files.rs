@@ -92,8 +92,10 @@ impl MountedFile {
         }
     }
 
-    /// A file that cannot be read because of the named damage.
+    /// A file that cannot be read because of the named damage. If its size is not known, it has one
+    /// byte: a program that reads an empty file gets no error.
     pub(super) fn damaged(name: String, size: u64, what: String) -> MountedFile {
+        let size = size.max(1);
         MountedFile {
             name,
             size,
@@ -310,6 +312,9 @@ mod tests {
         file.read_at(DAMAGED.end, 100).expect("it is sound");
         let hidden = MountedFile::damaged("vdb.raw".into(), SIZE, "its map is lost".into());
         assert!(hidden.is_damaged() && hidden.size() == SIZE);
+        let unknown = MountedFile::damaged("vdb.raw".into(), 0, "its header is lost".into());
+        assert_eq!(unknown.size(), 1);
+        unknown.read_at(0, 1).expect_err("it is damaged");
         for error in [
             hidden.read_at(5, 1).expect_err("it is damaged"),
             hidden.data_from(0).expect_err("it is damaged"),
