@@ -163,6 +163,10 @@ impl Header {
                 "its compression method is {method:?}, and vmsnap reads lz4"
             ));
         }
+        // The largest size of a file.
+        if written.virtual_size > i64::MAX as u64 {
+            return Err("its header has an impossible size of the disk".to_owned());
+        }
         if written.data_size > written.virtual_size {
             return Err("its header promises more data than the disk has".to_owned());
         }
@@ -231,6 +235,11 @@ mod tests {
             ("2024-11-12T", "2024-13-12T", "date"),
             ("\"compressed\": 2", "\"compressed\": \"x\"", "compressed"),
             ("\"virtualSize\": 10485760", "\"virtualSize\": -1", "header"),
+            (
+                "\"virtualSize\": 10485760",
+                "\"virtualSize\": 9223372036854775808",
+                "impossible size",
+            ),
         ] {
             let error = Header::parse(HEADER.replace(from, to).as_bytes()).expect_err(to);
             assert!(error.contains(why), "{error}");

@@ -180,16 +180,18 @@ impl Layer {
             Content::Stream(streamed) => streamed,
         };
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(index) = &streamed.index
-            && streamed.current.is_none_or(|item| item.offset > offset)
-        {
+        if let Some(index) = &streamed.index {
             let after = index.marks.partition_point(|(start, _)| *start <= offset);
-            let Some((_, mark)) = index.marks.get(after.saturating_sub(1)) else {
+            let Some((start, mark)) = index.marks.get(after.saturating_sub(1)) else {
                 return Ok(None);
             };
-            streamed.walk.go_to(*mark);
-            streamed.current = None;
-            streamed.has_begun = false;
+            // Otherwise the walk goes on from the present item.
+            let is_near = |item: Item| item.offset <= offset && *start <= item.end();
+            if !streamed.current.is_some_and(is_near) {
+                streamed.walk.go_to(*mark);
+                streamed.current = None;
+                streamed.has_begun = false;
+            }
         }
         loop {
             match streamed.current {
@@ -197,9 +199,17 @@ impl Layer {
                 None if streamed.has_begun => return Ok(None),
                 _ => {}
             }
-            streamed.has_begun = true;
             reader.check_stop()?;
-            streamed.current = streamed.walk.next(&mut reader)?;
+            let before = streamed.walk.mark();
+            streamed.current = match streamed.walk.next(&mut reader) {
+                Ok(item) => item,
+                Err(error) => {
+                    // A read that failed may be repeated.
+                    streamed.walk.go_to(before);
+                    return Err(error);
+                }
+            };
+            streamed.has_begun = true;
         }
     }
 

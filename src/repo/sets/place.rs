@@ -48,7 +48,8 @@ fn look(dir: &Path, depth: usize, found: &mut Vec<SetPlace>) -> Result<()> {
     for name in &names {
         let below = dir.join(name);
         // A folder that cannot be read may hold sets, except the one that file systems keep.
-        if name != "lost+found" && name != "checkpoints" && below.is_dir() {
+        let is_folder = || below.symlink_metadata().is_ok_and(|found| found.is_dir());
+        if name != "lost+found" && name != "checkpoints" && is_folder() {
             look(&below, depth + 1, found)?;
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use adler2::Adler32;
 use rustix::fs::{Advice, OFlags, fadvise};
+use rustix::io::Errno;
 
 use crate::model::block::{BlockError, BlockErrorKind};
 use crate::model::stop::Stop;
@@ -15,11 +16,15 @@ use crate::model::stop::Stop;
 /// The largest number of bytes read before the reader checks for a stop request.
 const PIECE: usize = 256 << 10;
 
-/// Opens a file of a set for reading. It has to be a plain file, or a link to one.
+/// Opens a file of a set for reading. It has to be a plain file: a link may lead out of the set.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     // Opening a pipe would block until another process writes to it.
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = opened.map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::LOOP) => io::Error::new(io::ErrorKind::InvalidInput, "it is a link, not a file"),
+        _ => error,
+    })?;
     match file.metadata()?.is_file() {
         true => Ok(file),
         false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file")),

@@ -213,8 +213,12 @@ impl Trailer {
         }
         let length = (self.end - at).min(WINDOW as u64);
         self.window.resize(usize::try_from(length).unwrap_or(WINDOW), 0);
+        if let Err(error) = reader.read_past_digest(&mut self.window, at) {
+            // Its bytes are those of another place.
+            self.window.clear();
+            return Err(error);
+        }
         self.window_at = at;
-        reader.read_past_digest(&mut self.window, at)?;
         Ok(self.window.first().copied())
     }
 

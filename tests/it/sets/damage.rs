@@ -219,3 +219,22 @@ fn raw_disk_that_looks_like_a_stream_is_raw() {
     assert!(read(part.as_ref(), id, "vdb").expect("it is sound") == disk);
     assert_eq!(super::codes(&history, id), ["checksum-missing"]);
 }
+
+/// Whoever may write to a set must not show root's files to readers of the set.
+#[test]
+fn link_in_a_set_is_not_followed() {
+    let (folder, outside) = (
+        tempfile::tempdir().expect("a temporary folder"),
+        tempfile::tempdir().expect("a temporary folder"),
+    );
+    let secret = outside.path().join("secret");
+    fs::write(&secret, [7; 4096]).expect("written");
+    std::os::unix::fs::symlink(&secret, folder.path().join("vdb.copy.data")).expect("a link");
+    let raw = super::DEFINITION.replace("qcow2", "raw").replace("vda", "vdb");
+    fs::write(folder.path().join("vmconfig.copy.xml"), raw).expect("written");
+    let (part, history) = part(&open(folder.path()), "vm1");
+    let id = &ids(&history)[0];
+    let faults = history.chains.faults(id);
+    assert!(faults[0].contains("it is a link, not a file"), "{faults:?}");
+    assert!(read(part.as_ref(), id, "vdb").is_err());
+}

@@ -228,7 +228,8 @@ fn every_point_is_verified_and_says_what_was_proved() {
             assert_eq!(count("weak-checksums"), 1);
             assert_eq!(count("proof-not-kept"), 1);
             let unchecked = match (golden.version, golden.set) {
-                // Compressed files have checksums of their own.
+                // Compressed data has checksums of its own, positions in increments do not.
+                ("1.9.15", "lz4") => golden.points.len() - 1,
                 (_, "lz4") => 0,
                 // Raw files have none.
                 ("2.47", _) => 1,
