@@ -74,19 +74,16 @@ pub trait DiskReader: Send + Sync + Debug {
 impl dyn DiskReader + '_ {
     /// The extents of a range, up to the disk's end. The iterator ends after an error.
     pub fn extents(&self, range: Range<u64>) -> impl Iterator<Item = Result<StoredExtent, BlockError>> {
-        let mut at = Some(range.start);
-        std::iter::from_fn(move || {
-            let start = at.filter(|start| *start < range.end)?;
-            let found = self.extent_at(start).transpose()?;
-            at = found
-                .as_ref()
-                .ok()
-                .map(|extent| start.saturating_add(extent.length));
-            Some(found.map(|extent| StoredExtent {
-                length: extent.length.min(range.end - start),
-                ..extent
-            }))
-        })
+        extents(range, |offset| self.extent_at(offset))
+    }
+
+    /// The extents of a range, from tables whose digests were verified. The iterator ends after an
+    /// error.
+    pub(crate) fn verified_extents(
+        &self,
+        range: Range<u64>,
+    ) -> impl Iterator<Item = Result<StoredExtent, BlockError>> {
+        extents(range, |offset| self.verified_extent_at(offset))
     }
 
     /// The clusters that hold data.
@@ -94,14 +91,15 @@ impl dyn DiskReader + '_ {
     /// # Errors
     /// As [`DiskReader::extent_at`].
     pub(crate) fn data_clusters(&self) -> Result<ClusterSet, BlockError> {
-        let mut data = ClusterSet::new(self.size());
-        for extent in self.extents(0..self.size()) {
-            let extent = extent?;
-            if extent.stored != Stored::Zero {
-                data.add(extent.offset, extent.length);
-            }
-        }
-        Ok(data)
+        with_data(self.size(), self.extents(0..self.size()))
+    }
+
+    /// The clusters that hold data, from tables whose digests were verified.
+    ///
+    /// # Errors
+    /// As [`DiskReader::verified_extent_at`].
+    pub(crate) fn verified_data_clusters(&self) -> Result<ClusterSet, BlockError> {
+        with_data(self.size(), self.verified_extents(0..self.size()))
     }
 
     /// The offset in bytes of the first cluster with data, starting with the cluster of `offset`.
@@ -117,6 +115,41 @@ impl dyn DiskReader + '_ {
         }
         Ok(None)
     }
+}
+
+/// The extents of a range, one after another, as `find` finds them. Ends after an error.
+fn extents(
+    range: Range<u64>,
+    find: impl Fn(u64) -> Result<Option<StoredExtent>, BlockError>,
+) -> impl Iterator<Item = Result<StoredExtent, BlockError>> {
+    let mut at = Some(range.start);
+    std::iter::from_fn(move || {
+        let start = at.filter(|start| *start < range.end)?;
+        let found = find(start).transpose()?;
+        at = found
+            .as_ref()
+            .ok()
+            .map(|extent| start.saturating_add(extent.length));
+        Some(found.map(|extent| StoredExtent {
+            length: extent.length.min(range.end - start),
+            ..extent
+        }))
+    })
+}
+
+/// The clusters of a disk of this size in which these extents hold data.
+fn with_data(
+    size: u64,
+    extents: impl Iterator<Item = Result<StoredExtent, BlockError>>,
+) -> Result<ClusterSet, BlockError> {
+    let mut data = ClusterSet::new(size);
+    for extent in extents {
+        let extent = extent?;
+        if extent.stored != Stored::Zero {
+            data.add(extent.offset, extent.length);
+        }
+    }
+    Ok(data)
 }
 
 /// A stored disk that is the parent of an incremental one.

@@ -332,9 +332,28 @@ fn refusals_change_nothing() {
     assert_eq!(run(&nothing, &options("no such point")).class(), Class::NotFound);
 }
 
+/// Flips a bit of the data.
+fn change_data(image: &mut [u8]) {
+    image[CLUSTER + 10] ^= 1;
+}
+
+/// Makes all clusters look unused: the table then reads as zero, as after the loss of a sector.
+fn lose_table(image: &mut [u8]) {
+    let word = |at: usize| u64::from_be_bytes(image[at..at + 8].try_into().expect("eight bytes"));
+    let second = (word(word(40) as usize) & 0x00ff_ffff_ffff_fe00) as usize;
+    assert!(second > 0, "the image has a second table");
+    image[second..second + 512].fill(0);
+}
+
 #[test]
 fn damage_is_found_before_the_first_write() {
-    let (mut lab, ids, _) = lab();
+    for damage in [change_data, lose_table] {
+        let (mut lab, ids, _) = lab();
+        assert_damage_is_found(&mut lab, &ids, damage);
+    }
+}
+
+fn assert_damage_is_found(lab: &mut Lab, ids: &[String], damage: fn(&mut [u8])) {
     let kept = lab
         .history("vm1")
         .get(&ids[0])
@@ -343,11 +362,11 @@ fn damage_is_found_before_the_first_write() {
         .clone();
     let path = std::path::Path::new(&kept).join("vdb.qcow2");
     let mut image = std::fs::read(&path).expect("an image");
-    image[CLUSTER + 10] ^= 1;
+    damage(&mut image);
     std::fs::write(&path, image).expect("written");
     // The first disk is sound, but nothing is written before the second one was read.
     let before = lab.disk("vm1", "vda");
-    let error = restore(&mut lab, &discarding(&ids[0])).expect_err("it is damaged");
+    let error = restore(lab, &discarding(&ids[0])).expect_err("it is damaged");
     assert_eq!(
         (error.class(), error.disk.as_deref()),
         (Class::Damaged, Some("vdb")),

@@ -74,8 +74,12 @@ impl DiskWork<'_> {
         }
         let open = |id: &str| self.repository.open_disk(self.history, id, target, stop);
         let wanted = open(&self.point.id)?;
+        let map = self.job.map(target, DEADLINE, stop)?;
         let between = match &disk.basis {
             Basis::Whole(_) => None,
+            // A bitmap that has missed a range that became zero may have missed more
+            // (docs/adr/0006-unrecorded-zeroes.md).
+            Basis::Changes { since, .. } if !look::is_complete(&map, open(&since.id)?.as_ref())? => None,
             Basis::Changes { since, between } => {
                 let mut found = ClusterSet::new(size);
                 if let Some(part) = between {
@@ -89,8 +93,7 @@ impl DiskWork<'_> {
                 Some(found)
             }
         };
-        let map = self.job.map(target, DEADLINE, stop)?;
-        let clusters = look::to_compare(&map, &wanted.data_clusters()?, between.as_ref());
+        let clusters = look::to_compare(&map, &wanted.verified_data_clusters()?, between.as_ref());
         let bytes = clusters.ranges().map(|(_, length)| length).sum();
         let differing = self.differing(disk, clusters, wanted.as_ref(), bytes)?;
         self.rehearse(&differing, wanted.as_ref())?;
@@ -132,7 +135,8 @@ impl DiskWork<'_> {
         compared.map(|()| differing)
     }
 
-    /// Reads clusters of the disk, and reports whether each is as in the restore point.
+    /// Reads clusters of the disk, and reports whether each is as in the restore point. Damage in
+    /// the repository is an error.
     fn each(
         &self,
         target: &str,
@@ -151,6 +155,8 @@ impl DiskWork<'_> {
         };
         let mut live = self.job.open(target, &options)?;
         let zeroes = vec![0; CLUSTER as usize];
+        // Verified bytes: after damage, a disk that is wrong could look right.
+        let mut then = vec![0; CLUSTER as usize];
         while let Some(block) = live.next_block()? {
             let mut at = 0;
             while at < block.length() {
@@ -161,7 +167,9 @@ impl DiskWork<'_> {
                     Content::Zero(_) => &zeroes[..length as usize],
                 };
                 let offset = block.offset + at;
-                report(offset, length, wanted.holds(now, offset)?);
+                let then = &mut then[..now.len()];
+                wanted.read_at(then, offset)?;
+                report(offset, length, now == then);
                 at += length;
             }
         }
@@ -271,7 +279,8 @@ impl BlockSource for Wanted<'_> {
             return Err(BlockError::stopped());
         }
         let (offset, end) = self.rest;
-        let extent = self.disk.extent_at(offset)?;
+        // Zeroes are written on its word.
+        let extent = self.disk.verified_extent_at(offset)?;
         // A disk ends where it does; the size was compared.
         let length = extent.map_or(end - offset, |extent| extent.length.min(end - offset));
         if extent.is_none_or(|extent| extent.stored == Stored::Zero) {

@@ -5,10 +5,10 @@ use crate::model::clusters::{ClusterSet, DiskMap};
 use crate::repo::{DiskReader, Stored};
 
 /// The clusters in which two disks of one chain may differ. The older one is `steps` back in the
-/// chain of the newer one.
+/// chain of the newer one. Only verified tables are used: a damaged one could hide a difference.
 ///
 /// # Errors
-/// Reading the chain failed, or a stop was requested.
+/// The chain is damaged or cannot be read, or a stop was requested.
 pub(super) fn between(
     newer: &dyn DiskReader,
     older: &dyn DiskReader,
@@ -16,7 +16,7 @@ pub(super) fn between(
 ) -> Result<ClusterSet, BlockError> {
     let size = newer.size().max(older.size());
     let mut found = ClusterSet::new(size);
-    for extent in newer.extents(0..newer.size()) {
+    for extent in newer.verified_extents(0..newer.size()) {
         let extent = extent?;
         let range = extent.offset..extent.offset + extent.length;
         match extent.stored {
@@ -25,7 +25,7 @@ pub(super) fn between(
             Stored::Data { .. } => {}
             // It may have become zero in between.
             Stored::Zero => {
-                for before in older.extents(range) {
+                for before in older.verified_extents(range) {
                     let before = before?;
                     if before.stored != Stored::Zero {
                         found.add(before.offset, before.length);
@@ -60,6 +60,18 @@ pub(super) fn to_compare(map: &DiskMap, wanted: &ClusterSet, between: Option<&Cl
     found.add_all(&map.changed);
     found.add_all(between);
     found
+}
+
+/// Whether a bitmap shows all ranges that became zero since a restore point. `map` is the map of
+/// the disk now.
+///
+/// # Errors
+/// As [`between`].
+pub(super) fn is_complete(map: &DiskMap, since: &dyn DiskReader) -> Result<bool, BlockError> {
+    let mut missed = since.verified_data_clusters()?;
+    missed.remove_all(&map.data);
+    missed.remove_all(&map.changed);
+    Ok(missed.count() == 0)
 }
 
 #[cfg(test)]
