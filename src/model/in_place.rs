@@ -25,11 +25,16 @@ pub struct InPlaceFacts<'a> {
 
 /// A restore in place that has not ended.
 #[derive(Clone, Copy, Debug)]
-pub struct Unfinished<'a> {
-    /// The id of its restore point.
-    pub id: &'a str,
-    /// The targets of its disks.
-    pub disks: &'a [String],
+pub enum Unfinished<'a> {
+    /// Its mark can be read.
+    Known {
+        /// The id of its restore point.
+        id: &'a str,
+        /// The targets of its disks.
+        disks: &'a [String],
+    },
+    /// Its mark cannot be read, so every disk may be in between.
+    Unknown,
 }
 
 /// Why a domain's disks cannot be restored in place.
@@ -87,6 +92,11 @@ pub enum InPlaceRefusal {
         /// The restore point of the earlier restore.
         id: String,
     },
+    /// The mark of an earlier restore in place cannot be read.
+    #[error(
+        "an earlier restore in place has not ended, and its mark cannot be read: disk {0} may be in between two moments: restore that disk, too"
+    )]
+    PerhapsInBetween(String),
     /// The backup of the present state lacks a disk.
     #[error("the present state of disk {disk} could not be saved: restore point {id} lacks the disk")]
     NotSaved {
@@ -116,7 +126,9 @@ impl InPlaceRefusal {
             InPlaceRefusal::OtherSize { .. } => {
                 "restore the disk to another place with --to, or give it its old size first (`qemu-img resize`)"
             }
-            InPlaceRefusal::AlsoInBetween { .. } => "leave out --disk, or name that disk too",
+            InPlaceRefusal::AlsoInBetween { .. } | InPlaceRefusal::PerhapsInBetween(_) => {
+                "leave out --disk, or name that disk too"
+            }
             InPlaceRefusal::NotSaved { .. } => {
                 "`vmsnap backup` shows why the disk is left out; --discard-current restores without saving the present state"
             }
@@ -153,16 +165,23 @@ pub(crate) fn check(facts: &InPlaceFacts<'_>) -> Result<(), InPlaceRefusal> {
         let then = point.disk(target).map_or(0, |disk| disk.virtual_size);
         check_size(target, point, then, (facts.sizes)(target))?;
     }
-    let Some(unfinished) = facts.unfinished else {
-        return Ok(());
-    };
-    let left = unfinished.disks.iter().find(|disk| !facts.targets.contains(disk));
-    match left {
+    let is_left = |disk: &&String| !facts.targets.contains(disk);
+    match facts.unfinished {
         None => Ok(()),
-        Some(disk) => Err(InPlaceRefusal::AlsoInBetween {
-            disk: disk.clone(),
-            id: unfinished.id.to_owned(),
-        }),
+        Some(Unfinished::Known { id, disks }) => match disks.iter().find(is_left) {
+            None => Ok(()),
+            Some(disk) => Err(InPlaceRefusal::AlsoInBetween {
+                disk: disk.clone(),
+                id: id.to_owned(),
+            }),
+        },
+        Some(Unfinished::Unknown) => {
+            let mut of_point = point.disks.iter().map(|disk| &disk.target);
+            match of_point.find(is_left) {
+                None => Ok(()),
+                Some(disk) => Err(InPlaceRefusal::PerhapsInBetween(disk.clone())),
+            }
+        }
     }
 }
 
@@ -286,7 +305,7 @@ mod tests {
             targets: &targets,
             sizes: &|_| Some(GIB),
             has_saved_memory: false,
-            unfinished: Some(Unfinished {
+            unfinished: Some(Unfinished::Known {
                 id: "other",
                 disks: left,
             }),
@@ -321,6 +340,11 @@ mod tests {
             checked(&domain(), |facts| facts.has_saved_memory = true).expect_err("refused"),
             checked(&domain(), |facts| facts.sizes = &|_| Some(2 * GIB)).expect_err("refused"),
             checked_after(&domain(), &["vda".to_owned(), "vdc".to_owned()], |_| {}).expect_err("refused"),
+            checked(&domain(), |facts| {
+                facts.unfinished = Some(Unfinished::Unknown);
+                facts.targets = &facts.targets[..1];
+            })
+            .expect_err("refused"),
         ];
         let words = [
             "the domain is running",
@@ -333,6 +357,7 @@ mod tests {
             "managed save",
             "disk vda has another size: 2.15 GB",
             "an earlier restore in place to other has not ended, and left disk vdc",
+            "its mark cannot be read: disk vdb may be in between",
         ];
         for (refused, words) in refused.iter().zip(words) {
             assert!(refused.to_string().contains(words), "{refused}");

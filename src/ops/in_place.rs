@@ -261,9 +261,12 @@ impl Request {
             targets: &self.targets,
             sizes: &size,
             has_saved_memory: self.has_saved_memory,
-            unfinished: self.mark().map(|mark| Unfinished {
-                id: &mark.restore_point,
-                disks: &mark.disks,
+            unfinished: self.unfinished.as_ref().map(|found| match found {
+                FoundMark::Mark(mark) => Unfinished::Known {
+                    id: &mark.restore_point,
+                    disks: &mark.disks,
+                },
+                FoundMark::Unreadable(_) => Unfinished::Unknown,
             }),
         })
     }
@@ -390,8 +393,8 @@ impl Attempt<'_> {
         }
         self.mark(targets, &places)?;
         match self.work(&places) {
-            Ok((disks, of_job)) => {
-                findings.extend(of_job);
+            Ok((disks, of_work)) => {
+                findings.extend(of_work);
                 let removed = self.locked.remove_restore_mark();
                 removed.map_err(|error| Error::of(name, error))?;
                 Ok(Outcome {
@@ -465,7 +468,11 @@ impl Attempt<'_> {
         };
         self.check_unchanged(&work).map_err(before)?;
         let compared = self.plan.disks.iter().map(|disk| work.compare(disk));
-        let compared: Vec<Compared> = compared.collect::<Result<_>>().map_err(before)?;
+        let mut compared: Vec<Compared> = compared.collect::<Result<_>>().map_err(before)?;
+        let mut findings: Vec<Finding> = compared
+            .iter_mut()
+            .filter_map(|compared| compared.finding.take())
+            .collect();
         let mut restored = Vec::new();
         for (disk, compared) in self.plan.disks.iter().zip(&compared) {
             let written = match compared.differing.count() {
@@ -479,13 +486,14 @@ impl Attempt<'_> {
             });
         }
         let has_written = compared.iter().any(|compared| compared.differing.count() > 0);
-        let findings = job.finish().map_err(|error| Failure {
+        let of_job = job.finish().map_err(|error| Failure {
             error: Error::of(self.name(), error),
             has_written,
         })?;
-        for finding in &findings {
+        for finding in &of_job {
             report(self.name(), finding, self.context);
         }
+        findings.extend(of_job);
         Ok((restored, findings))
     }
 

@@ -377,6 +377,42 @@ fn assert_damage_is_found(lab: &mut Lab, ids: &[String], damage: fn(&mut [u8])) 
     assert!(!lab.host.has_job("vm1"));
 }
 
+/// A user goes back because the newest restore point is bad, too.
+#[test]
+fn damage_of_another_restore_point_costs_only_time() {
+    let (mut lab, ids, disks) = lab();
+    let kept = lab
+        .history("vm1")
+        .get(&ids[2])
+        .expect("it is kept")
+        .location
+        .clone();
+    let path = std::path::Path::new(&kept).join("vda.qcow2");
+    let mut image = std::fs::read(&path).expect("an image");
+    lose_table(&mut image);
+    std::fs::write(&path, image).expect("written");
+    let outcome = restore(&mut lab, &discarding(&ids[0])).expect("restored");
+    assert!(lab.disk("vm1", "vda") == disks[0]);
+    let codes: Vec<&str> = outcome
+        .findings
+        .iter()
+        .map(|finding| finding.code.as_str())
+        .collect();
+    assert!(codes.contains(&"compared-as-a-whole"), "{codes:?}");
+}
+
+/// A bitmap that missed a range which became zero may have missed other writes.
+#[test]
+fn a_bitmap_that_missed_zeroes_is_not_trusted() {
+    let (mut lab, ids, disks) = lab();
+    lab.host.disk("vm1", "vda", |disk| {
+        disk.swap_content(CLUSTER, &[77; 100]);
+        disk.shrink_and_grow(2 * CLUSTER);
+    });
+    restore(&mut lab, &discarding(&ids[1])).expect("restored");
+    assert!(lab.disk("vm1", "vda") == disks[1]);
+}
+
 /// A monitor that asks to stop when a disk is being written.
 struct Stopper<'a>(&'a Lab, AtomicBool);
 
@@ -493,6 +529,15 @@ fn an_unreadable_mark_still_marks() {
         let error = lab.backup("vm1").expect_err("refused");
         assert!(error.to_string().contains(".restoring.json"), "{error}");
         assert!(!lab.status("vm1").is_consistent());
+        let one = Options {
+            disks: vec!["vda".to_owned()],
+            ..options(&ids[1])
+        };
+        let error = restore(&mut lab, &one).expect_err("the other disk may be in between");
+        assert_eq!(
+            refused(&error),
+            &InPlaceRefusal::PerhapsInBetween("vdb".to_owned())
+        );
     }
     restore(&mut lab, &options(&ids[1])).expect("restored");
     assert!(!path.exists() && lab.disk("vm1", "vda") == disks[1]);

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use super::look;
 use super::plan::{Basis, InPlaceDisk};
 use crate::host::{ReadOptions, RewriteJob};
-use crate::model::block::{Block, BlockError, BlockSource, CLUSTER, Content, Written};
+use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSource, CLUSTER, Content, Written};
 use crate::model::buffer::{Buffer, BufferPool};
-use crate::model::clusters::ClusterSet;
+use crate::model::clusters::{ClusterSet, DiskMap};
+use crate::model::finding::Finding;
 use crate::model::in_place::check_size;
 use crate::model::restore_point::RestorePoint;
 use crate::model::stop::Stop;
+use crate::model::text::with_sources;
 use crate::ops::copy::{self, BUFFER_SIZE, DEADLINE, Progress};
 use crate::ops::monitor::{Event, Monitor};
 use crate::ops::{Cause, Error, Result};
@@ -35,6 +37,15 @@ pub(super) struct Compared {
     pub(super) bytes: u64,
     /// The clusters that differ.
     pub(super) differing: ClusterSet,
+    /// Why it was compared as a whole, if damage is the reason.
+    pub(super) finding: Option<Finding>,
+}
+
+fn is_damage(cause: &Cause) -> bool {
+    match cause {
+        Cause::Copy(error) => error.kind == BlockErrorKind::Damaged,
+        cause => matches!(cause, Cause::NotWhole { .. }),
+    }
 }
 
 impl DiskWork<'_> {
@@ -72,26 +83,15 @@ impl DiskWork<'_> {
             let what = format!("disk {target} is too large to be compared");
             return Err(Cause::Usage(what));
         }
-        let open = |id: &str| self.repository.open_disk(self.history, id, target, stop);
-        let wanted = open(&self.point.id)?;
+        let wanted = self
+            .repository
+            .open_disk(self.history, &self.point.id, target, stop)?;
         let map = self.job.map(target, DEADLINE, stop)?;
-        let between = match &disk.basis {
-            Basis::Whole(_) => None,
-            // A bitmap that has missed a range that became zero may have missed more
-            // (docs/adr/0006-unrecorded-zeroes.md).
-            Basis::Changes { since, .. } if !look::is_complete(&map, open(&since.id)?.as_ref())? => None,
-            Basis::Changes { since, between } => {
-                let mut found = ClusterSet::new(size);
-                if let Some(part) = between {
-                    let (newer, older) = (open(&part.newer)?, open(&part.older)?);
-                    found.add_all(&look::between(newer.as_ref(), older.as_ref(), part.steps)?);
-                }
-                // The bitmap says nothing about what the disk has gained.
-                if since.virtual_size < size {
-                    found.add(since.virtual_size, size - since.virtual_size);
-                }
-                Some(found)
-            }
+        let (between, finding) = match self.recorded(disk, size, &map) {
+            Ok(found) => (found, None),
+            // Damage of another restore point costs only time.
+            Err(cause) if is_damage(&cause) => (None, Some(self.compared_whole(target, &cause))),
+            Err(cause) => return Err(cause),
         };
         let clusters = look::to_compare(&map, &wanted.verified_data_clusters()?, between.as_ref());
         let bytes = clusters.ranges().map(|(_, length)| length).sum();
@@ -101,7 +101,53 @@ impl DiskWork<'_> {
             wanted,
             bytes,
             differing,
+            finding,
         })
+    }
+
+    /// The clusters in which the restore point differs from the one since which the disk's bitmap
+    /// has recorded writes. `None` if there is no such bitmap, or it must not be trusted.
+    fn recorded(
+        &self,
+        disk: &InPlaceDisk,
+        size: u64,
+        map: &DiskMap,
+    ) -> std::result::Result<Option<ClusterSet>, Cause> {
+        let Basis::Changes { since, between } = &disk.basis else {
+            return Ok(None);
+        };
+        let open = |id: &str| {
+            self.repository
+                .open_disk(self.history, id, &disk.target, self.stop)
+        };
+        // A bitmap that has missed a range that became zero may have missed more
+        // (docs/adr/0006-unrecorded-zeroes.md).
+        if !look::is_complete(map, open(&since.id)?.as_ref())? {
+            return Ok(None);
+        }
+        let mut found = ClusterSet::new(size);
+        if let Some(part) = between {
+            let (newer, older) = (open(&part.newer)?, open(&part.older)?);
+            found.add_all(&look::between(newer.as_ref(), older.as_ref(), part.steps)?);
+        }
+        // The bitmap says nothing about what the disk has gained.
+        if since.virtual_size < size {
+            found.add(since.virtual_size, size - since.virtual_size);
+        }
+        Ok(Some(found))
+    }
+
+    fn compared_whole(&self, target: &str, cause: &Cause) -> Finding {
+        let why = with_sources(cause);
+        let what =
+            format!("disk {target} is compared as a whole, because another restore point is damaged: {why}");
+        let finding = Finding::new("compared-as-a-whole", what);
+        let domain = self.domain;
+        self.monitor.event(Event::Found {
+            domain,
+            finding: &finding,
+        });
+        finding
     }
 
     /// Returns those of the clusters in which the disk differs from the restore point.
@@ -279,7 +325,7 @@ impl BlockSource for Wanted<'_> {
             return Err(BlockError::stopped());
         }
         let (offset, end) = self.rest;
-        // Zeroes are written on its word.
+        // Zeroes are written without a read.
         let extent = self.disk.verified_extent_at(offset)?;
         // A disk ends where it does; the size was compared.
         let length = extent.map_or(end - offset, |extent| extent.length.min(end - offset));
