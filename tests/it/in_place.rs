@@ -149,7 +149,12 @@ fn plan_says_what_would_be_compared() {
     let part = between.as_ref().expect("there are restore points between");
     assert_eq!((since.id.as_str(), part.steps), (ids[2].as_str(), 2));
     assert_eq!((&part.newer, &part.older), (&ids[2], &ids[0]));
-    assert!(plan.disks[0].basis.sentence().contains("2 restore points hold"));
+    assert!(
+        plan.disks[0]
+            .basis
+            .sentence()
+            .contains("the data of 2 restore points")
+    );
     let plan = planned("latest");
     assert!(matches!(&plan.disks[0].basis, Basis::Changes { since, between: None } if since.id == ids[2]));
     // Without the newest bitmap, the next older one is used.

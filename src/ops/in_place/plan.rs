@@ -71,11 +71,11 @@ impl Basis {
                 since,
                 between: Some(part),
             } => format!(
-                "what was written since {}, and what {} of its chain",
+                "what was written since {}, and the data of {} in its chain",
                 since.id,
                 match part.steps {
-                    1 => "one restore point holds".to_owned(),
-                    steps => format!("{steps} restore points hold"),
+                    1 => "one restore point".to_owned(),
+                    steps => format!("{steps} restore points"),
                 }
             ),
             Basis::Whole(why) => format!("the whole disk ({why})"),
