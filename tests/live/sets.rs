@@ -42,31 +42,40 @@ fn back_up(machine: &Machine, level: &str, to: &Path, more: &[&str]) {
 }
 
 /// The disks as virtnbdrestore restores them from all files of a set.
+///
+/// Each disk is restored by a call of its own. One call for all disks starts a `qemu-nbd` per disk
+/// at the same socket path, and each one removes this path when it ends: sometimes the path that
+/// the next one has just bound.
 fn restored_by_virtnbdrestore(machine: &Machine, set: &Path) -> Vec<Vec<u8>> {
-    let out = machine.domain.path("by virtnbdrestore");
+    let restored = |target| one_restored_by_virtnbdrestore(machine, set, target);
+    ["vda", "vdb"].map(restored).to_vec()
+}
+
+fn one_restored_by_virtnbdrestore(machine: &Machine, set: &Path, target: &str) -> Vec<u8> {
+    let out = machine.domain.path(&format!("{target} by virtnbdrestore"));
     let [from, to, log, socket] = [
         set.to_owned(),
         out.clone(),
         machine.domain.path("restore.log"),
-        machine.domain.path("restore.sock"),
+        machine.domain.path(&format!("restore-{target}.sock")),
     ]
     .map(|path| path.display().to_string());
     let words = [
-        "-U", URI, "-a", "restore", "-i", &from, "-o", &to, "-n", "-L", &log, "-f", &socket,
+        "-U", URI, "-a", "restore", "-i", &from, "-o", &to, "-d", target, "-n", "-L", &log, "-f", &socket,
     ];
     let mut restore = command("virtnbdrestore", &words);
     restore
         .env("HOME", machine.domain.dir())
         .current_dir(machine.domain.dir());
     run(restore);
-    let disks = ["vda", "vdb"].map(|target| {
-        let (image, raw) = (out.join(format!("{target}.qcow2")), out.join("raw"));
-        let [image, raw_path] = [&image, &raw].map(|path| path.display().to_string());
-        run(command("qemu-img", &["convert", "-O", "raw", &image, &raw_path]));
-        fs::read(&raw).expect("the restored disk")
-    });
+    // virtnbdrestore does not wait for the `qemu-nbd` that writes the image.
+    machine.wait_for_readers_to_end();
+    let (image, raw) = (out.join(format!("{target}.qcow2")), out.join("raw"));
+    let [image, raw_path] = [&image, &raw].map(|path| path.display().to_string());
+    run(command("qemu-img", &["convert", "-O", "raw", &image, &raw_path]));
+    let disk = fs::read(&raw).expect("the restored disk");
     fs::remove_dir_all(&out).expect("it can be removed");
-    disks.to_vec()
+    disk
 }
 
 /// Makes a full and two incremental backups with writes, zeroes and a discard in between, and
