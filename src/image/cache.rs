@@ -21,6 +21,13 @@ pub(super) fn forget_until(file: &File, done: u64, end: u64) {
     }
 }
 
+/// Drops the pages of a range.
+pub(super) fn forget_range(file: &File, offset: u64, length: u64) {
+    if let Some(length) = NonZeroU64::new(length) {
+        let _ = fadvise(file, offset, Some(length), Advice::DontNeed);
+    }
+}
+
 /// Drops the pages of the whole file, so that the next reads come from the disk. Pages that are not
 /// on the disk yet stay.
 pub(super) fn forget(file: &File) {

@@ -14,6 +14,7 @@ use crate::model::stop::Stop;
 
 mod compressed;
 mod disk;
+mod recent;
 
 pub use super::recorded::Recorded;
 pub use disk::{ChainDisk, ChainExtent};

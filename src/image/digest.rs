@@ -236,7 +236,8 @@ fn hash_range(
     hasher: &mut Hasher,
     stop: &Stop,
 ) -> Result<u64> {
-    let mut buffer = vec![0; 256 * 1024];
+    // A piece is read with one call: where nothing is read ahead, each call waits for the disk.
+    let mut buffer = vec![0; 1024 * 1024];
     let (mut at, mut released) = (range.start, range.start);
     while at < range.end {
         if stop.requested() {

@@ -1,16 +1,16 @@
 //! Reads a chain of images as one disk, at any offset.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::compressed::Decompressors;
-use super::{ChainImage, ChainSource, Layer, Place, Recorded, STRETCH, clip, windows};
+use super::recent::RecentWindows;
+use super::{ChainImage, ChainSource, Layer, Place, Recorded, clip, windows};
 use crate::image::pieces::PieceChecks;
 use crate::image::qcow2::decompress::ClusterPart;
 use crate::image::qcow2::layout::Fault;
 use crate::image::qcow2::{Decompressor, Image};
-use crate::image::{Error, Result, StoredFile, cache, read_exact_at};
+use crate::image::{Error, Result, StoredFile, read_exact_at};
 use crate::model::block::CLUSTER;
 use crate::model::buffer::BufferPool;
 use crate::model::stop::Stop;
@@ -292,7 +292,7 @@ impl DiskImage {
             file: Arc::clone(&self.file),
             path: self.path.clone(),
             checks,
-            unreleased: AtomicU64::new(0),
+            recent: RecentWindows::default(),
         };
         Ok(self.layer(image, Some(Arc::new(file))))
     }
@@ -315,8 +315,7 @@ pub(super) struct CheckedFile {
     file: Arc<StoredFile>,
     path: PathBuf,
     checks: Option<Arc<PieceChecks>>,
-    /// Bytes read since the file's pages were dropped.
-    unreleased: AtomicU64,
+    recent: RecentWindows,
 }
 
 impl CheckedFile {
@@ -336,18 +335,12 @@ impl CheckedFile {
     }
 
     fn read_at(&self, out: &mut [u8], offset: u64) -> Result<()> {
-        let length = out.len() as u64;
-        let end = offset.saturating_add(length);
+        let end = offset.saturating_add(out.len() as u64);
         if let Some(checks) = &self.checks {
             checks.check(offset..end)?;
         }
         read_exact_at(&self.file, &self.path, out, offset)?;
-        let unreleased = self.unreleased.fetch_add(length, Ordering::Relaxed) + length;
-        if unreleased >= STRETCH {
-            self.unreleased.store(0, Ordering::Relaxed);
-            // Pages that were read ahead stay: they are read next.
-            cache::forget_until(self.file.file(), 0, end);
-        }
+        self.recent.note(self.file.file(), offset..end);
         Ok(())
     }
 }
