@@ -27,6 +27,9 @@ use disk::{Readings, ServedReader};
 /// How long a wait for findings lasts before the stop is checked again.
 const GLANCE: Duration = Duration::from_millis(100);
 
+/// The number of connections for each disk, if that is more than usual.
+const CONNECTIONS_PER_DISK: usize = 4;
+
 /// The longest path that a unix socket may have, in bytes.
 const LONGEST_PATH: usize = 107;
 
@@ -212,7 +215,10 @@ pub fn start(domain: &str, repo: &dyn Repository, options: &Options, stop: &Stop
         findings: history.findings.clone(),
         point,
     };
-    let server = Server::start(listener, exports, Limits::default(), &stop);
+    let mut limits = Limits::default();
+    // A hypervisor opens a connection for each disk.
+    limits.connections = limits.connections.max(CONNECTIONS_PER_DISK * exports.len());
+    let server = Server::start(listener, exports, limits, &stop);
     let server = server.map_err(|source| {
         failed(Cause::Io {
             operation: "start a thread for",

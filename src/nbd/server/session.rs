@@ -286,6 +286,9 @@ impl<'a> Session<'a> {
         let mut ranges: Vec<(u32, bool)> = Vec::new();
         let mut done = 0;
         while done < length {
+            if self.is_over() {
+                return Err(BlockError::stopped());
+            }
             let (found, is_zero) = self.disk.status_at(offset + u64::from(done))?;
             let found = found.min(u64::from(length - done)) as u32;
             let is_full = ranges.len() == most;
@@ -297,6 +300,11 @@ impl<'a> Session<'a> {
             done += found;
         }
         Ok(ranges)
+    }
+
+    /// Whether nobody waits for answers any more.
+    fn is_over(&self) -> bool {
+        self.queue().is_broken || self.peer.is_stopped()
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {

@@ -23,6 +23,10 @@ struct Disk {
     damaged: Option<usize>,
     /// How often the disk was read.
     reads: Mutex<usize>,
+    /// How often its status was asked for, and how often at most until the asker has to wait for
+    /// the test.
+    asked: Mutex<usize>,
+    gate: Option<Arc<std::sync::Barrier>>,
 }
 
 fn is_hole(offset: u64) -> bool {
@@ -42,6 +46,8 @@ impl Disk {
             bytes: (0..size).map(byte).collect(),
             damaged: None,
             reads: Mutex::default(),
+            asked: Mutex::default(),
+            gate: None,
         }
     }
 }
@@ -53,6 +59,15 @@ impl ExportDisk for Disk {
 
     fn status_at(&self, offset: u64) -> Result<(u64, bool), BlockError> {
         let end = (offset / 65536 + 1) * 65536;
+        let number = {
+            let mut asked = self.asked.lock().expect("no panic");
+            *asked += 1;
+            *asked
+        };
+        if let Some(gate) = self.gate.as_ref().filter(|_| number == 1) {
+            gate.wait();
+            gate.wait();
+        }
         Ok((end.min(self.size()) - offset, is_hole(offset)))
     }
 
@@ -408,4 +423,26 @@ fn the_end_of_the_server_ends_its_connections() {
     let idle = stage.simple();
     stage.stop.request(StopReason::Terminated);
     assert!(is_closed(idle), "the stop of the caller ends it, too");
+}
+
+#[test]
+fn a_status_ends_with_its_client() {
+    let gate = Arc::new(std::sync::Barrier::new(2));
+    let disk = Disk {
+        gate: Some(Arc::clone(&gate)),
+        ..Disk::new(8 * MIB)
+    };
+    let stage = Stage::new(disk, Limits::default());
+    let socket = stage.socket();
+    let asking = thread::spawn(move || {
+        let mut client = client(&socket, &[BASE_ALLOCATION]).expect("it is served");
+        client.block_status(0, 8 * MIB as u64)
+    });
+    gate.wait();
+    // The server ends while the first range is looked up.
+    stage.stop.request(StopReason::Interrupted);
+    gate.wait();
+    assert!(asking.join().expect("no panic").is_err());
+    drop(stage.server);
+    assert_eq!(*stage.disk.asked.lock().expect("no panic"), 1);
 }
