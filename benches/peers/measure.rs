@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -13,6 +14,9 @@ use wait4::Wait4;
 
 /// Clock ticks in a second, as procfs counts them (`USER_HZ`): 100 wherever KVM runs.
 const TICKS: u64 = 100;
+
+/// The time between two looks at a program's memory.
+const GLANCE: Duration = Duration::from_millis(5);
 
 /// The measurements of one run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -70,7 +74,21 @@ fn run_one(mut command: Command, output: &Path, sample: &mut Sample) {
     let mut child = command
         .spawn()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let used = child.wait4().expect("a child can be waited for");
+    let pid = child.id();
+    let has_ended = AtomicBool::new(false);
+    let (used, own_peak) = thread::scope(|scope| {
+        let peak = scope.spawn(|| peak_of(pid, &has_ended));
+        let used = child.wait4().expect("a child can be waited for");
+        has_ended.store(true, Ordering::SeqCst);
+        (used, peak.join().expect("no panic"))
+    });
+    // What the kernel reports includes the memory of this program, which the child shares until it
+    // starts its own program.
+    let ours = high_water(std::process::id()).unwrap_or(0);
+    let peak = match used.rusage.maxrss > ours {
+        true => used.rusage.maxrss,
+        false => own_peak,
+    };
     assert!(!stop().load(Ordering::SeqCst), "stopped");
     assert!(
         used.status.success(),
@@ -78,7 +96,26 @@ fn run_one(mut command: Command, output: &Path, sample: &mut Sample) {
         fs::read_to_string(&said).unwrap_or_default()
     );
     sample.cpu += used.rusage.utime + used.rusage.stime;
-    sample.peak = sample.peak.max(used.rusage.maxrss);
+    sample.peak = sample.peak.max(peak);
+}
+
+/// The largest resident memory of a process until it ends, in bytes, as often as it can be looked
+/// at.
+fn peak_of(pid: u32, has_ended: &AtomicBool) -> u64 {
+    let mut peak = 0;
+    while !has_ended.load(Ordering::SeqCst) {
+        peak = high_water(pid).unwrap_or(0).max(peak);
+        thread::sleep(GLANCE);
+    }
+    peak
+}
+
+/// The largest resident memory of a running process so far, in bytes.
+fn high_water(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024)
 }
 
 /// Processor time that a running process has used so far.

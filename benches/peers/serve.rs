@@ -1,6 +1,8 @@
 //! Disks that are served over NBD: copied as a whole, and read at random places.
 
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -81,6 +83,22 @@ impl Server {
         Server::start(command("qemu-nbd", &words), socket)
     }
 
+    /// nbdkit's `pattern`: bytes that are made in memory, so nothing but the client takes time.
+    fn pattern(source: &Source) -> Server {
+        let socket = source.dir().join("nbdkit.sock");
+        let (path, size) = (socket.display().to_string(), format!("size={}", source.size));
+        let words = [
+            "--foreground",
+            "--exportname",
+            "vda",
+            "--unix",
+            &path,
+            "pattern",
+            &size,
+        ];
+        Server::start(command("nbdkit", &words), socket)
+    }
+
     fn uri(&self) -> String {
         format!("nbd+unix:///vda?socket={}", self.socket.display())
     }
@@ -140,24 +158,36 @@ impl Stage {
         }
     }
 
+    /// Brings the files into the page cache.
+    fn warm(&self) {
+        for folder in [&self.folder, &self.source.dir().join("pack")] {
+            for file in measure::files_below(folder) {
+                let mut file = File::open(file).expect("it is ours");
+                io::copy(&mut file, &mut io::sink()).expect("it is readable");
+            }
+        }
+    }
+
     fn server(&self, row: usize) -> Server {
         match row {
             0 => Server::vmsnap(&self.source, &self.folder.display().to_string()),
             1 => Server::vmsnap(&self.source, &self.pack),
-            _ => Server::qemu_nbd(&self.source, &self.folder),
+            2 => Server::qemu_nbd(&self.source, &self.folder),
+            _ => Server::pattern(&self.source),
         }
     }
 }
 
-const SERVERS: [&str; 3] = [
+const SERVERS: [&str; 4] = [
     "vmsnap serve",
     "vmsnap serve, pack: without encryption",
     "qemu-nbd -r",
+    "nbdkit pattern, which reads nothing",
 ];
 
 fn title(bench: &Bench, what: &str) -> String {
     format!(
-        "{what} of a full restore point of {} GiB and {INCREMENTS} incremental ones of {} MiB, not in the page cache",
+        "{what} of a full restore point of {} GiB and {INCREMENTS} incremental ones of {} MiB",
         bench.gib,
         512 * bench.gib * CLUSTER / MIB
     )
@@ -168,7 +198,10 @@ pub fn whole(bench: &Bench) -> Table {
     let stage = Stage::new(bench);
     let copies = SERVERS.iter().map(|name| format!("nbdcopy from {name}"));
     let names: Vec<String> = ["vmsnap restore".to_owned()].into_iter().chain(copies).collect();
-    let mut table = Table::new(title(bench, "serve: a raw copy"), names.into_iter());
+    let mut table = Table::new(
+        title(bench, "serve: a raw copy, not in the page cache,"),
+        names.into_iter(),
+    );
     for row in bench.turns(1 + SERVERS.len()) {
         stage.cool();
         let output = new_folder(&stage.source, "restored");
@@ -196,34 +229,43 @@ pub struct Reads {
     rows: Vec<(String, Vec<Duration>)>,
 }
 
-/// Reads of a cluster at random places, one after another.
+/// Reads of a cluster at random places, one after another: first of files that are not in the page
+/// cache, then of files that are.
 pub fn random(bench: &Bench) -> Reads {
     let stage = Stage::new(bench);
+    let servers = &SERVERS[..3];
+    let states = ["cold", "in the page cache"];
+    let names = servers
+        .iter()
+        .flat_map(|name| states.map(|state| format!("{name}, {state}")));
     let mut found = Reads {
         title: title(bench, "serve-random: reads of 64 KiB at random places"),
-        rows: SERVERS
-            .iter()
-            .map(|name| ((*name).to_owned(), Vec::new()))
-            .collect(),
+        rows: names.map(|name| (name, Vec::new())).collect(),
     };
-    for row in bench.turns(SERVERS.len()) {
-        stage.cool();
-        let server = stage.server(row);
-        let limit = WaitLimit {
-            deadline: DEADLINE,
-            stop: Stop::default(),
-        };
-        let client = Client::connect_unix(&server.socket, "vda", &[], &limit);
-        let mut client = client.expect("it serves the disk");
-        let clusters = client.size() / CLUSTER;
-        let mut bytes = vec![0; CLUSTER as usize];
-        for number in 0..READS {
-            let began = Instant::now();
-            let read = client.read(number * STRIDE % clusters * CLUSTER, &mut bytes);
-            read.expect("it is read");
-            found.rows[row].1.push(began.elapsed());
+    for row in bench.turns(servers.len()) {
+        for state in 0..states.len() {
+            stage.cool();
+            if state > 0 {
+                stage.warm();
+            }
+            let server = stage.server(row);
+            let limit = WaitLimit {
+                deadline: DEADLINE,
+                stop: Stop::default(),
+            };
+            let client = Client::connect_unix(&server.socket, "vda", &[], &limit);
+            let mut client = client.expect("it serves the disk");
+            let clusters = client.size() / CLUSTER;
+            let mut bytes = vec![0; CLUSTER as usize];
+            let (name, times) = &mut found.rows[row * states.len() + state];
+            for number in 0..READS {
+                let began = Instant::now();
+                let read = client.read(number * STRIDE % clusters * CLUSTER, &mut bytes);
+                read.expect("it is read");
+                times.push(began.elapsed());
+            }
+            eprintln!("  {name}: {READS} reads");
         }
-        eprintln!("  {}: {READS} reads", found.rows[row].0);
     }
     found
 }
