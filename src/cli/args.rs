@@ -7,6 +7,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 mod backup;
+mod boot;
 mod copy;
 mod init;
 mod keep;
@@ -23,6 +24,7 @@ mod status;
 mod verify;
 
 pub use backup::BackupArgs;
+pub use boot::BootArgs;
 pub use copy::CopyArgs;
 pub use init::{
     CheckArgs, CollectArgs, InfoArgs, InitArgs, RebuildArgs, RepositoryCommand, RepositoryCommandArgs,
@@ -97,6 +99,9 @@ pub enum Command {
     Backup(BackupArgs),
     /// Restore disks from a restore point; with --define also the domain
     Restore(RestoreArgs),
+    /// Start a new domain from a restore point within seconds, with its network links down; with
+    /// --keep it stays
+    Boot(BootArgs),
     /// Offer disks at a restore point to NBD clients, read-only; needs no hypervisor
     Serve(ServeArgs),
     /// Show a restore point as read-only files in a folder, a raw file per disk; needs no

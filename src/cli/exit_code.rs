@@ -137,6 +137,15 @@ impl ExitCode {
         }
     }
 
+    /// The code with which another process of this program has ended.
+    pub(crate) fn of_number(number: i32) -> ExitCode {
+        let signals = [SIGHUP, SIGINT, SIGTERM].map(ExitCode::Signal);
+        let mut known = ExitCode::ALL.into_iter().chain(signals);
+        known
+            .find(|code| code.number() == number)
+            .unwrap_or(ExitCode::Failed)
+    }
+
     /// The code for the faults of a run of this verb over several domains.
     pub fn of_faults(faults: &Faults, verb: Verb) -> ExitCode {
         let codes = faults

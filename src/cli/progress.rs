@@ -73,7 +73,16 @@ impl Progress {
     /// Shows bars if stderr is a terminal and the log has no fields, otherwise lines; with
     /// `--quiet` only findings.
     pub fn new() -> Self {
-        let wants_bars = log::tells(Level::Info) && !log::has_fields() && std::io::stderr().is_terminal();
+        Progress::with_bars(std::io::stderr().is_terminal())
+    }
+
+    /// Shows lines only: stderr may become a file.
+    pub(crate) fn lines() -> Self {
+        Progress::with_bars(false)
+    }
+
+    fn with_bars(is_terminal: bool) -> Self {
+        let wants_bars = log::tells(Level::Info) && !log::has_fields() && is_terminal;
         let bars = wants_bars.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)));
         Progress {
             bars,

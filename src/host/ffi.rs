@@ -224,6 +224,29 @@ pub(crate) fn set_agent_timeout(domain: &Domain, seconds: Option<u16>) -> Call<(
     Ok(())
 }
 
+/// Begins to copy all data that a disk's topmost image lacks from the images beneath it.
+pub(crate) fn block_pull(domain: &Domain, target: &str) -> Call<()> {
+    let target = c_string(target)?;
+    // SAFETY: the domain lives as long as its borrow, and the string outlives the call.
+    check(unsafe { sys::virDomainBlockPull(domain.as_ptr(), target.as_ptr(), 0, 0) })?;
+    Ok(())
+}
+
+/// Returns how far the block job of a disk is, in bytes done and in all; `None` without a job.
+pub(crate) fn block_job(domain: &Domain, target: &str) -> Call<Option<(u64, u64)>> {
+    let target = c_string(target)?;
+    let mut info = sys::virDomainBlockJobInfo {
+        type_: 0,
+        bandwidth: 0,
+        cur: 0,
+        end: 0,
+    };
+    // SAFETY: the domain lives as long as its borrow, the string outlives the call, and libvirt
+    // writes to a local variable.
+    let found = unsafe { sys::virDomainGetBlockJobInfo(domain.as_ptr(), target.as_ptr(), &mut info, 0) };
+    Ok((check(found)? > 0).then_some((info.cur, info.end)))
+}
+
 /// A disk with an I/O error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DiskError {

@@ -2,10 +2,12 @@
 //!
 //! `libvirt` implements the trait for QEMU; `crate::testkit` has a simulated hypervisor.
 
+pub mod background;
 pub mod chain;
 pub mod fuse;
 pub mod no_connection;
 pub mod qemu;
+pub mod trial;
 pub mod usage;
 pub mod xml;
 
@@ -194,6 +196,9 @@ pub trait Host: Send + Sync {
     ///
     /// An existing domain with the same name or UUID is an error.
     fn define(&self, xml: &str) -> Result<()>;
+
+    /// Returns what starts domains from a restore point.
+    fn trials(&self) -> &dyn trial::Trials;
 }
 
 /// The features and versions of a hypervisor.

@@ -209,6 +209,11 @@ pub enum Cause {
         #[source]
         source: std::io::Error,
     },
+    /// The disk of a trial domain could not be pulled.
+    #[error(
+        "the disk could not be pulled into its own image; the new domain was ended, and nothing was kept"
+    )]
+    NotPulled,
     /// A file system could not be mounted or unmounted.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -349,6 +354,9 @@ impl Error {
             Cause::Host(HostError::Connect { why, .. }) => why.hint(),
             Cause::Host(HostError::NoAnswer { .. }) => {
                 "the domain may have been stopped, or QEMU hangs; if the domain cannot be started now, restart libvirtd (or virtqemud)"
+            }
+            Cause::NotPulled => {
+                "libvirt's log of the new domain has the reason (/var/log/libvirt/qemu); `vmsnap restore` needs no running domain"
             }
             Cause::Mount(error) => return error.hint(),
             Cause::Repo(RepoError::Pack(error)) => return error.hint().map(str::to_owned),

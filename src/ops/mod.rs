@@ -12,6 +12,7 @@
 //!   (`vmsnap restore --in-place`); `restore_mark`: the mark of one that has not ended.
 //! * `transfer`: copies restore points to another repository (`vmsnap copy`).
 //! * `serve`: offers disks at a restore point to NBD clients.
+//! * `boot`: starts a new domain from a restore point at once.
 //! * `mount`: shows a restore point as files in a folder.
 //! * `init` creates a pack repository, and `key` manages the keys of one.
 //! * `collect`: collects data of a pack repository that no restore point needs.
@@ -25,6 +26,7 @@
 //! * `error`: the errors of the verbs, with a class and a hint for the user.
 
 pub mod backup;
+pub mod boot;
 pub mod collect;
 pub mod compare;
 pub mod copy;
@@ -65,7 +67,7 @@ use jiff::Zoned;
 use crate::model::stop::Stop;
 use crate::repo::{self, Opener, RepoError, UnlockedHost};
 
-pub use crate::host::{Host, PlaceWishes};
+pub use crate::host::{Host, PlaceWishes, background};
 pub use crate::io::{DiskStore, Store};
 pub use crate::repo::{HostFolders, Repository};
 pub use error::{Cause, Class, Error, Result};

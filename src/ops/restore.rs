@@ -34,10 +34,11 @@ mod unfinished;
 
 pub(super) use choose::{choose, chosen_targets};
 pub use define::{DefinePlan, NvramPlan};
+pub(super) use define::{Purpose, plan as plan_definition};
 use disk::{Origin, restore_disk};
-use encrypted::Encrypted;
+pub(super) use encrypted::Encrypted;
 use place::Place;
-use tpm::NewState;
+pub(super) use tpm::NewState;
 pub use tpm::TpmPlan;
 use unfinished::{NewDir, Unfinished, place_all, sweep};
 
@@ -211,7 +212,8 @@ fn plan_noting(
                 let what = "--define needs a folder for the domain's files: name one with --to";
                 return Err(failed(Cause::Usage(what.to_owned())));
             };
-            Some(define::plan(host, stored, &disks, dir, wanted, findings)?)
+            let place = (dir.as_path(), Purpose::Restored);
+            Some(define::plan(host, stored, &disks, place, wanted, findings)?)
         }
     };
     Ok(RestorePlan {

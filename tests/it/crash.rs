@@ -1,7 +1,8 @@
 //! A process is killed, or a machine loses power, at every step of a backup, comparison, prune,
-//! repair or restore.
+//! repair, restore or boot.
 
 mod backup;
+mod boot;
 mod compare;
 mod in_place;
 mod merge;

@@ -4,6 +4,7 @@
 
 mod backup_and_restore;
 mod beside_merges;
+mod boot;
 mod classic;
 mod cli_verify;
 mod compare;

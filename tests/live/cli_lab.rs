@@ -85,6 +85,11 @@ impl Repo {
         outcome_of(&finished, domain)
     }
 
+    /// Starts this command of the program.
+    pub fn begin_command(&self, command: std::process::Command) -> Running {
+        Running::start_command(self, command)
+    }
+
     /// The restore points of a domain in the JSON of `vmsnap list`.
     pub fn list(&self, domain: &str) -> Vec<Value> {
         let root = self.root().display().to_string();
@@ -147,12 +152,14 @@ impl Repo {
         let mut command = command(env!("CARGO_BIN_EXE_vmsnap"), args);
         let home = self.beside("home");
         command.current_dir(&home).env("HOME", &home);
+        command.env("VMSNAP_STATE", self.beside("state"));
         for name in [
             "VMSNAP_CONNECT",
             "VMSNAP_REPOSITORY",
             "VMSNAP_COMPRESS",
             "VMSNAP_EXCLUDE_DISK",
             "VMSNAP_FULL",
+            "VMSNAP_SCRATCH_DIR",
             "VMSNAP_STORE_DECRYPTED",
             "LIBVIRT_DEFAULT_URI",
         ] {
@@ -189,8 +196,11 @@ pub struct Begun {
 
 impl Running {
     fn start(repo: &Repo, args: &[&str]) -> Running {
+        Running::start_command(repo, repo.command(args))
+    }
+
+    fn start_command(repo: &Repo, mut command: std::process::Command) -> Running {
         let (stdout, stderr) = (repo.beside("stdout"), repo.beside("stderr"));
-        let mut command = repo.command(args);
         command.stdout(File::create(&stdout).expect("the folder is ours"));
         command.stderr(File::create(&stderr).expect("the folder is ours"));
         let child = command.spawn().expect("the program starts");
@@ -329,6 +339,11 @@ impl Running {
             stdout: fs::read_to_string(&self.stdout).expect("it is UTF-8"),
             stderr: fs::read_to_string(&self.stderr).expect("it is UTF-8"),
         }
+    }
+
+    /// What it has printed so far on stdout.
+    pub fn answered(&self) -> String {
+        fs::read_to_string(&self.stdout).unwrap_or_default()
     }
 
     fn said(&self) -> String {

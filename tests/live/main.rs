@@ -13,6 +13,7 @@
 mod chaos;
 mod cli_backup;
 mod cli_beside;
+mod cli_boot;
 mod cli_classic;
 mod cli_classic_scrub;
 mod cli_images;
@@ -30,6 +31,7 @@ mod clock;
 mod copied_back;
 mod daemon;
 mod demo;
+mod disasters;
 mod embed;
 mod encrypted;
 mod guest;

@@ -1,6 +1,7 @@
 //! One file per command: it reads the arguments, calls the verb and prints the outcome.
 
 mod backup;
+mod boot;
 mod collect;
 mod completions;
 mod copy;
@@ -78,6 +79,7 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
     let result = match &cli.command {
         Command::Backup(args) => backup::run(args, stop),
         Command::Restore(args) => restore::run(args, stop),
+        Command::Boot(args) => boot::run(args, stop),
         Command::Serve(args) => serve::run(args, stop),
         Command::Mount(args) => mount::run(args, stop),
         Command::List(args) => list::run(args, stop),

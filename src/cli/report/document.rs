@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::backup::{BackupDomain, PlannedDomain};
+use super::boot::{BootDocument, BootedDocument};
 use super::collect::{CollectDocument, PruneDocument};
 use super::compare::ComparedDomain;
 use super::copy::CopiedDomain;
@@ -38,6 +39,10 @@ pub(crate) enum Document<'a> {
     InPlace(InPlaceDocument<'a>),
     /// The document of a `restore` that failed.
     FailedRestore(FailedRestore<'a>),
+    /// The document of `boot` once the new domain runs.
+    Boot(BootDocument<'a>),
+    /// The document of a `boot` that has ended.
+    Booted(BootedDocument<'a>),
     /// The document of `serve` once clients can connect.
     Serve(ServeDocument<'a>),
     /// The document of a `serve` that has ended.

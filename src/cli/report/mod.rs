@@ -1,6 +1,7 @@
 //! The output of the verbs: lines for people and documents for programs.
 
 pub mod backup;
+pub mod boot;
 pub mod collect;
 pub mod compare;
 pub(crate) mod copy;

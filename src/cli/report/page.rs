@@ -21,6 +21,8 @@ fn heading(document: &Document<'_>) -> &'static str {
         Document::Restore(_) => "`restore --json`",
         Document::InPlace(_) => "`restore --in-place --json`",
         Document::FailedRestore(_) => "`restore --json` that failed",
+        Document::Boot(_) => "`boot --json`",
+        Document::Booted(_) => "`boot --json` that has ended",
         Document::Serve(_) => "`serve --json`",
         Document::Served(_) => "`serve --json` that has ended",
         Document::Prune(_) => "`prune --json`",

@@ -2,6 +2,7 @@
 
 use super::backup::{BackupDomain, MadePart, PlanPart, PlannedDiskPart, PlannedDomain};
 use super::backup::{PrunePart, PrunePlanPart};
+use super::boot::{BootDocument, BootedDocument, OverlayPart};
 use super::collect::{AmountPart, CollectDocument, CollectionPart, PruneDocument};
 use super::compare::{ComparedDiskPart, ComparedDomain, ComparedPart, UncomparedPart};
 use super::copy::{ChoicePart, CopiedDomain, CopiedPart};
@@ -411,6 +412,40 @@ fn in_place() -> InPlaceDocument<'static> {
     }
 }
 
+fn boot() -> BootDocument<'static> {
+    BootDocument {
+        schema: 1,
+        event: "ready",
+        domain: text(),
+        restore_point: text(),
+        time: text(),
+        name: text(),
+        uuid: text(),
+        disks: vec![OverlayPart {
+            disk: text(),
+            virtual_size: 1,
+            path: text(),
+        }],
+        left_out_devices: vec![text()],
+        findings: vec![finding()],
+    }
+}
+
+fn booted() -> BootedDocument<'static> {
+    BootedDocument {
+        schema: 1,
+        event: "ended",
+        domain: text(),
+        restore_point: text(),
+        name: text(),
+        ending: "kept",
+        bytes_read: 1,
+        damaged_reads: 1,
+        failed_reads: 1,
+        findings: vec![finding()],
+    }
+}
+
 fn serve() -> ServeDocument<'static> {
     ServeDocument {
         schema: 1,
@@ -570,6 +605,8 @@ pub(super) fn samples() -> Vec<Document<'static>> {
             schema: 1,
             failed: failed_domain(),
         }),
+        Document::Boot(boot()),
+        Document::Booted(booted()),
         Document::Serve(serve()),
         Document::Served(served()),
         Document::Prune(PruneDocument {

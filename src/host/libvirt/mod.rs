@@ -17,11 +17,13 @@ mod records;
 mod register;
 mod rewrite;
 mod secrets;
+mod trial;
 mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::host::trial::Trials;
 use crate::host::xml::read_domain;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::domain::{Agent, Domain};
@@ -204,6 +206,10 @@ impl Host for LibvirtHost {
         let connection = self.link.connection()?;
         virt::domain::Domain::define_xml(&connection, xml).map_err(failed("define the domain"))?;
         Ok(())
+    }
+
+    fn trials(&self) -> &dyn Trials {
+        self
     }
 }
 

@@ -1,14 +1,11 @@
 //! Edits a domain's XML before the domain is defined again, and keeps all other bytes unchanged.
-//!
-//! roxmltree finds the byte ranges, and the new text is spliced in. This keeps unknown elements,
-//! namespaces, comments, CDATA and the order of attributes, which no XML writer guarantees.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use roxmltree::{Attribute, Node};
+use roxmltree::Node;
 
+use super::splice::{Splice, escape, name_end};
 use super::{bad, child, children, parse, path_text, text};
 use crate::host::Result;
 
@@ -30,6 +27,8 @@ pub struct Edits {
     /// Whether to remove the addresses of network interfaces: libvirt then generates new ones
     /// (52:54:00:…).
     pub drop_macs: bool,
+    /// Whether to remove the disks that get no new source, other than drives.
+    pub drop_other_disks: bool,
 }
 
 /// The new source of a disk.
@@ -70,10 +69,7 @@ impl ImageFormat {
 pub fn redefine(xml: &str, edits: &Edits) -> Result<String> {
     let document = parse(xml, WHAT, "domain")?;
     let domain = document.root_element();
-    let mut splice = Splice {
-        xml,
-        edits: Vec::new(),
-    };
+    let mut splice = Splice::of(xml);
 
     if let Some(name) = &edits.name {
         let node = child(domain, "name").ok_or_else(|| bad(WHAT, "it has no name"))?;
@@ -89,8 +85,11 @@ pub fn redefine(xml: &str, edits: &Edits) -> Result<String> {
     for devices in children(domain, "devices") {
         for disk in children(devices, "disk") {
             let target = child(disk, "target").and_then(|target| target.attribute("dev"));
-            if let Some(source) = target.and_then(|target| wanted.remove(target)) {
-                set_disk(&mut splice, disk, &source)?;
+            let is_drive = matches!(disk.attribute("device"), Some("cdrom" | "floppy"));
+            match target.and_then(|target| wanted.remove(target)) {
+                Some(source) => set_disk(&mut splice, disk, &source)?,
+                None if edits.drop_other_disks && !is_drive => splice.remove(disk),
+                None => {}
             }
         }
         for mac in children(devices, "interface").filter_map(|interface| child(interface, "mac")) {
@@ -233,119 +232,6 @@ fn set_source(splice: &mut Splice, source: Node, attribute: &str, path: &str) {
             splice.remove(node);
         }
     }
-}
-
-/// Collects edits of a text and applies them together.
-struct Splice<'x> {
-    xml: &'x str,
-    edits: Vec<(Range<usize>, String)>,
-}
-
-impl Splice<'_> {
-    fn replace(&mut self, range: Range<usize>, text: String) {
-        if self.xml[range.clone()] != text {
-            self.edits.push((range, text));
-        }
-    }
-
-    fn insert(&mut self, at: usize, text: String) {
-        self.edits.push((at..at, text));
-    }
-
-    /// Removes an element and the whitespace before it, so that no empty line is left.
-    fn remove(&mut self, node: Node) {
-        let range = node.range();
-        let start = self.xml[..range.start].trim_end().len();
-        self.edits.push((start..range.end, String::new()));
-    }
-
-    fn remove_attribute(&mut self, attribute: Attribute) {
-        let range = attribute.range();
-        let start = self.xml[..range.start].trim_end().len();
-        self.edits.push((start..range.end, String::new()));
-    }
-
-    fn set_value(&mut self, attribute: Attribute, value: &str) {
-        if attribute.value() != value {
-            self.replace(attribute.range_value(), escape(value));
-        }
-    }
-
-    fn set_text(&mut self, node: Node, value: &str) {
-        let inner = self.inner(node);
-        let whole = node.range();
-        if inner.end == whole.end {
-            // `<name/>`: replace the slash by an end tag.
-            let slash = self.xml[..whole.end - 1].trim_end().len() - 1;
-            let name = &self.xml[whole.start + 1..name_end(node)];
-            self.replace(slash..whole.end, format!(">{}</{name}>", escape(value)));
-        } else {
-            self.replace(inner, escape(value));
-        }
-    }
-
-    /// Returns the range between an element's start and end tags.
-    ///
-    /// For an element without an end tag, the range is empty and at the element's end.
-    fn inner(&self, node: Node) -> Range<usize> {
-        let whole = node.range();
-        let attributes_end = node.attributes().map(|attribute| attribute.range().end).max();
-        let tag = attributes_end.unwrap_or_else(|| name_end(node));
-        // After the last attribute only whitespace, a slash and `>` can follow. roxmltree does not
-        // count namespace declarations, whose values may contain `>`, but no element edited here
-        // has one.
-        let start = self.xml[tag..whole.end]
-            .find('>')
-            .map_or(whole.end, |at| tag + at + 1);
-        if start == whole.end {
-            return start..start;
-        }
-        let end = self.xml[start..whole.end]
-            .rfind("</")
-            .map_or(whole.end, |at| start + at);
-        start..end
-    }
-
-    fn apply(mut self) -> Result<String> {
-        self.edits.sort_by_key(|(range, _)| (range.start, range.end));
-        let mut edited = String::with_capacity(self.xml.len() + 256);
-        let mut done = 0;
-        for (range, text) in &self.edits {
-            if range.start < done {
-                return Err(bad(WHAT, "two edits overlap"));
-            }
-            edited.push_str(&self.xml[done..range.start]);
-            edited.push_str(text);
-            done = range.end;
-        }
-        edited.push_str(&self.xml[done..]);
-        Ok(edited)
-    }
-}
-
-/// Returns the position after the name in an element's start tag.
-fn name_end(node: Node) -> usize {
-    let range = node.range();
-    let source = &node.document().input_text()[range.clone()];
-    let end = source.find(|c: char| c.is_whitespace() || c == '/' || c == '>');
-    end.map_or(range.end, |at| range.start + at)
-}
-
-/// Escapes a value for text and for attributes with either kind of quotes.
-fn escape(value: &str) -> String {
-    let mut escaped = String::with_capacity(value.len());
-    for character in value.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '\'' => escaped.push_str("&apos;"),
-            '"' => escaped.push_str("&quot;"),
-            '\t' | '\n' | '\r' => escaped.push_str(&format!("&#{};", u32::from(character))),
-            other => escaped.push(other),
-        }
-    }
-    escaped
 }
 
 impl NewSource {

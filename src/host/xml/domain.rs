@@ -88,10 +88,24 @@ fn dac_label(seclabel: Node) -> Option<(u32, u32)> {
     if seclabel.attribute("model") != Some("dac") {
         return None;
     }
-    let label = child(seclabel, "label").map(text)?;
+    user_and_group(&child(seclabel, "label").map(text)?)
+}
+
+fn user_and_group(label: &str) -> Option<(u32, u32)> {
     let (user, group) = label.trim().split_once(':')?;
     let number = |word: &str| word.strip_prefix('+').unwrap_or(word).parse().ok();
     Some((number(user)?, number(group)?))
+}
+
+/// Reads the user and the group of new QEMU processes from the XML of a hypervisor's capabilities;
+/// `None` if libvirt does not set them.
+pub(crate) fn dac_owner(capabilities: &str) -> Result<Option<(u32, u32)>> {
+    let document = parse(capabilities, "capabilities", "capabilities")?;
+    let host = child(document.root_element(), "host");
+    let mut models = host.into_iter().flat_map(|host| children(host, "secmodel"));
+    let dac = models.find(|model| child(*model, "model").is_some_and(|name| text(name) == "dac"));
+    let mut labels = dac.into_iter().flat_map(|dac| children(dac, "baselabel"));
+    Ok(labels.find_map(|label| user_and_group(&text(label))))
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ mod excluded;
 mod firmware;
 mod job;
 mod sources;
+mod splice;
+mod trial;
 
 pub(crate) use checkpoint::{
     CheckpointDescription, KnownCheckpoint, oldest_first, read_checkpoint, write_known_checkpoint,
@@ -18,9 +20,12 @@ pub(crate) use checkpoint::{
 };
 pub use define::{Edits, ImageFormat, NewSource, redefine};
 pub(crate) use disk::is_valid_target;
+#[cfg(feature = "libvirt")]
+pub(crate) use domain::dac_owner;
 pub use domain::{DomainDescription, read_domain};
 pub(crate) use job::{BackupDisk, backup_socket, write_backup};
 pub(crate) use sources::{NamedPlace, read_sources};
+pub use trial::{Served, TrialEdits, as_trial, with_addresses};
 
 use std::io;
 use std::path::Path;

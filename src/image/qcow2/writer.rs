@@ -46,7 +46,7 @@ pub struct Qcow2Options {
     /// Size of the disk in bytes: a multiple of 512, at most 2 PiB.
     pub size: u64,
     /// Name of the backing image for the header, 1 to 1023 bytes. The backing image must be a qcow2
-    /// image too.
+    /// image too, unless [`Qcow2Writer::over_raw`] is called.
     pub backing: Option<String>,
     /// Whether clusters of data that are all zero are stored like zero blocks.
     pub detect_zeroes: bool,
@@ -74,6 +74,8 @@ pub struct Qcow2Writer {
     written: Written,
     /// The image that is continued.
     base: Option<Base>,
+    /// The format of the backing image.
+    backing_format: &'static str,
 }
 
 impl Qcow2Writer {
@@ -94,8 +96,16 @@ impl Qcow2Writer {
             table: None,
             written: Written::default(),
             base: None,
+            backing_format: "qcow2",
             options,
         })
+    }
+
+    /// Records that the backing image is raw: for example a disk that an NBD server offers.
+    #[must_use]
+    pub fn over_raw(mut self) -> Self {
+        self.backing_format = "raw";
+        self
     }
 
     fn take(&mut self, block: Block) -> Result<()> {
@@ -242,7 +252,11 @@ impl Qcow2Writer {
             snapshots: 0,
             zstd: self.written.is_compressed,
             backing_name: self.options.backing.clone(),
-            backing_format: self.options.backing.as_ref().map(|_| "qcow2".to_owned()),
+            backing_format: self
+                .options
+                .backing
+                .as_ref()
+                .map(|_| self.backing_format.to_owned()),
         };
         self.written.file_bytes = self.log.end();
         let (digest, pieces) = match self.base.take() {

@@ -39,7 +39,7 @@ pub struct DefinePlan {
 impl DefinePlan {
     /// Returns the file of UEFI variables that has to exist before the domain is defined: path and
     /// content.
-    pub(super) fn nvram_content(&self) -> Option<(&Path, &[u8])> {
+    pub(in crate::ops) fn nvram_content(&self) -> Option<(&Path, &[u8])> {
         let nvram = self.nvram.as_ref()?;
         Some((nvram.path.as_path(), nvram.content.as_deref()?))
     }
@@ -54,13 +54,22 @@ pub struct NvramPlan {
     pub content: Option<Vec<u8>>,
 }
 
+/// What a definition is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::ops) enum Purpose {
+    /// The domain comes back. It keeps its UUID if that is free, and its other disks.
+    Restored,
+    /// Another domain begins with the same disks: with a new UUID, and without the other disks.
+    Another,
+}
+
 /// Plans the definition of the domain of a restore point with these disks. Small files go into
 /// `dir`.
-pub(super) fn plan(
+pub(in crate::ops) fn plan(
     host: &dyn Host,
     stored: StoredPoint<'_>,
     disks: &[RestoredDisk],
-    dir: &Path,
+    (dir, purpose): (&Path, Purpose),
     options: &DefineOptions,
     findings: &mut Vec<Finding>,
 ) -> Result<DefinePlan> {
@@ -80,9 +89,14 @@ pub(super) fn plan(
         );
         return Err(failed(Cause::Usage(what)));
     }
-    let new_uuid = uuid_taken.then(|| uuid::Uuid::new_v4().to_string());
+    let is_another = purpose == Purpose::Another;
+    let has_new_identity = uuid_taken || is_another;
+    let new_uuid = has_new_identity.then(|| uuid::Uuid::new_v4().to_string());
     let described = read_domain(&xml).map_err(|error| failed(error.into()))?;
-    let left = disks_left_alone(&described, disks);
+    let left = match purpose {
+        Purpose::Restored => disks_left_alone(&described, disks),
+        Purpose::Another => Vec::new(),
+    };
     if uuid_taken && let Some(shared) = left.iter().find(|disk| !disk.readonly) {
         let what = format!(
             "disk {} is not in the restore point, so the new domain would write to the old domain's disk ({}); \
@@ -112,7 +126,8 @@ pub(super) fn plan(
             .collect(),
         nvram: nvram.as_ref().map(|nvram| nvram.path.clone()),
         tpm: tpm_path,
-        drop_macs: uuid_taken,
+        drop_macs: has_new_identity,
+        drop_other_disks: is_another,
     };
     for disk in disks.iter().filter(|disk| !is_described(disk)) {
         let what = format!(

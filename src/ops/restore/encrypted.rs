@@ -9,7 +9,7 @@ use crate::repo::SmallFile;
 
 /// The restored disks that were encrypted in the domain.
 #[derive(Debug, Default)]
-pub(super) struct Encrypted {
+pub(in crate::ops) struct Encrypted {
     /// Disks whose images hold plain text.
     plain: Vec<String>,
     /// Disks for which the restore point does not record whether their images hold plain text or
@@ -20,7 +20,7 @@ pub(super) struct Encrypted {
 impl Encrypted {
     /// Finds the encrypted disks among these. If the domain's definition cannot be read, a disk
     /// without a record does not count as encrypted.
-    pub(super) fn of(stored: StoredPoint<'_>, targets: &[String]) -> Encrypted {
+    pub(in crate::ops) fn of(stored: StoredPoint<'_>, targets: &[String]) -> Encrypted {
         let point = stored.point();
         let mut found = Encrypted::default();
         let unrecorded: Vec<&String> = targets
@@ -56,7 +56,7 @@ impl Encrypted {
     }
 
     /// Returns a finding for each of them.
-    pub(super) fn findings(&self) -> impl Iterator<Item = Finding> {
+    pub(in crate::ops) fn findings(&self) -> impl Iterator<Item = Finding> {
         let plain = self.plain.iter().map(|disk| {
             let what = format!("disk {disk} was encrypted in the domain, but the restored disk is not");
             Finding::of_disk("restored-decrypted", disk, what)
@@ -69,7 +69,7 @@ impl Encrypted {
     }
 
     /// Returns the reason why a domain cannot be defined with them, and the disk that it concerns.
-    pub(super) fn refusal(&self) -> Option<(&str, String)> {
+    pub(in crate::ops) fn refusal(&self) -> Option<(&str, String)> {
         let disk = self.unknown.first()?;
         let what = format!(
             "{}, so a domain that is defined with this disk may see garbage; restore without --define and with --format raw, then {HOW_TO_TELL}",

@@ -159,7 +159,7 @@ fn is_taken(path: &Path) -> std::result::Result<bool, Cause> {
 
 /// The state of a TPM in its new place. Dropping it removes the state, and the folders that were
 /// made for it, unless [`NewState::keep`] was called.
-pub(super) struct NewState<'a> {
+pub(in crate::ops) struct NewState<'a> {
     store: &'a dyn Store,
     /// Dropped before the folders, which must be empty by then.
     files: Vec<Unfinished<'a>>,
@@ -170,7 +170,7 @@ pub(super) struct NewState<'a> {
 
 impl<'a> NewState<'a> {
     /// Removes what dead restores left, and writes the files under temporary names.
-    pub(super) fn write(
+    pub(in crate::ops) fn write(
         store: &'a dyn Store,
         plan: &TpmPlan,
         findings: &mut Vec<Finding>,
@@ -220,7 +220,7 @@ impl<'a> NewState<'a> {
     }
 
     /// Gives the files their final names, which survive a crash.
-    pub(super) fn place(&mut self) -> std::result::Result<(), Cause> {
+    pub(in crate::ops) fn place(&mut self) -> std::result::Result<(), Cause> {
         let mut folders = BTreeSet::new();
         for file in &mut self.files {
             file.place()?;
@@ -240,7 +240,7 @@ impl<'a> NewState<'a> {
     }
 
     /// Keeps the state, because its domain is or may be defined.
-    pub(super) fn keep(mut self) {
+    pub(in crate::ops) fn keep(mut self) {
         self.is_kept = true;
     }
 }

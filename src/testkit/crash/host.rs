@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::fuse::{Fuse, died};
 use super::rewrite::CrashRewrite;
+use crate::host::trial::Trials;
 use crate::host::{
     ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFiles, Host, JobHealth,
     NewCheckpoint, PlaceWishes, Places, ReadOptions, Result, RewriteJob, RewriteRequest,
@@ -36,14 +37,18 @@ impl<H: Host> CrashHost<H> {
         }
     }
 
-    fn ask<T>(&self, question: impl FnOnce(&H) -> Result<T>) -> Result<T> {
+    pub(super) fn fuse(&self) -> &Fuse {
+        &self.fuse
+    }
+
+    pub(super) fn ask<T>(&self, question: impl FnOnce(&H) -> Result<T>) -> Result<T> {
         if self.fuse.is_dead() {
             return Err(died());
         }
         question(&self.host)
     }
 
-    fn step<T>(&self, name: &str, work: impl FnOnce(&H) -> Result<T>) -> Result<T> {
+    pub(super) fn step<T>(&self, name: &str, work: impl FnOnce(&H) -> Result<T>) -> Result<T> {
         let done = self.fuse.step(|| name.to_owned(), || work(&self.host));
         done.unwrap_or_else(|_| Err(died()))
     }
@@ -195,6 +200,10 @@ impl<H: Host> Host for CrashHost<H> {
 
     fn define(&self, xml: &str) -> Result<()> {
         self.step("define the domain", |host| host.define(xml))
+    }
+
+    fn trials(&self) -> &dyn Trials {
+        self
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::domain::SimDomain;
 use super::job::SimJob;
 use super::{SimHost, backup_job, rewrite, simulated, step};
+use crate::host::trial::Trials;
 use crate::host::xml::read_domain;
 use crate::host::{
     ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFile, DomainFiles, Host, HostError,
@@ -358,6 +359,10 @@ impl Host for SimHost {
         };
         self.state().domains.insert(described.name, found);
         Ok(())
+    }
+
+    fn trials(&self) -> &dyn Trials {
+        self
     }
 }
 

@@ -14,10 +14,12 @@ mod calls;
 mod domain;
 mod job;
 mod rewrite;
+mod trial;
 mod trouble;
 mod world;
 
 use domain::SimDomain;
+pub use trial::SimTrial;
 
 /// A simulated hypervisor. Clones share one state.
 #[derive(Clone, Default)]
@@ -47,6 +49,10 @@ struct State {
     saved_memory: BTreeSet<String>,
     /// The internal snapshots of domains.
     snapshots: BTreeMap<String, Vec<String>>,
+    /// The running trial domains, by UUID.
+    trials: BTreeMap<String, SimTrial>,
+    /// The next trial domain cannot be started.
+    fail_trial: bool,
     fuse: Option<Fuse>,
 }
 

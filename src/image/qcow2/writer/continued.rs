@@ -268,6 +268,7 @@ impl Qcow2Writer {
                 ..Written::default()
             },
             base: Some(base),
+            backing_format: "qcow2",
             options,
         })
     }

@@ -1,0 +1,156 @@
+//! Starts, watches and ends trial domains.
+
+use std::sync::Arc;
+
+use virt::domain::Domain as Handle;
+use virt::error::ErrorNumber;
+use virt_sys as sys;
+
+use super::link::Link;
+use super::{CallError, HostError, LibvirtHost, Refusal, Result, failed, ffi, inspect, link};
+use crate::host::trial::{Pull, Trial, TrialLife, TrialState, Trials};
+use crate::host::xml::{dac_owner, read_domain};
+use crate::model::domain::Backing;
+
+impl Trials for LibvirtHost {
+    fn owner(&self) -> Result<Option<(u32, u32)>> {
+        if !self.link.location().is_local {
+            return Err(inspect::not_here("the disks of the new domain"));
+        }
+        if !rustix::process::geteuid().is_root() {
+            return Ok(None);
+        }
+        let connection = self.link.connection()?;
+        let capabilities = connection
+            .get_capabilities()
+            .map_err(failed("report its capabilities"))?;
+        dac_owner(&capabilities)
+    }
+
+    fn start(&self, xml: &str, life: TrialLife) -> Result<Box<dyn Trial>> {
+        let description = read_domain(xml)?;
+        link::check_name(&description.name)?;
+        // libvirt would start an existing domain of this name and UUID with the new XML.
+        if self.link.by_name(&description.name)?.is_some() {
+            return Err(Refusal::DomainNameTaken {
+                name: description.name,
+            }
+            .into());
+        }
+        if self.link.by_uuid(&description.uuid)?.is_some() {
+            return Err(Refusal::DomainUuidTaken {
+                uuid: description.uuid,
+            }
+            .into());
+        }
+        ffi::c_string(xml).map_err(failed("start the domain"))?;
+        let flags = match life {
+            TrialLife::OfProcess => sys::VIR_DOMAIN_START_AUTODESTROY,
+            TrialLife::OfItself => sys::VIR_DOMAIN_NONE,
+        };
+        let connection = self.link.connection()?;
+        let handle = Handle::create_xml(&connection, xml, flags).map_err(failed("start the domain"))?;
+        Ok(Box::new(LibvirtTrial::of(&self.link, &handle)?))
+    }
+
+    fn find(&self, uuid: &str) -> Result<Option<Box<dyn Trial>>> {
+        match self.link.by_uuid(uuid)? {
+            Some(handle) if inspect::is_active(&handle)? => {
+                Ok(Some(Box::new(LibvirtTrial::of(&self.link, &handle)?)))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// A trial domain, which is looked up for each call: the connection may have been opened again.
+struct LibvirtTrial {
+    link: Arc<Link>,
+    uuid: String,
+}
+
+impl LibvirtTrial {
+    fn of(link: &Arc<Link>, handle: &Handle) -> Result<LibvirtTrial> {
+        let uuid = handle.get_uuid_string();
+        Ok(LibvirtTrial {
+            link: Arc::clone(link),
+            uuid: uuid.map_err(failed("report the domain's UUID"))?,
+        })
+    }
+
+    /// The domain; `None` if it has ended.
+    fn handle(&self) -> Result<Option<Handle>> {
+        let handle = self.link.by_uuid(&self.uuid)?;
+        match handle {
+            Some(handle) if inspect::is_active(&handle)? => Ok(Some(handle)),
+            _ => Ok(None),
+        }
+    }
+
+    fn running(&self) -> Result<Handle> {
+        self.handle()?.ok_or_else(|| HostError::NoSuchDomain {
+            name: self.uuid.clone(),
+        })
+    }
+}
+
+impl Trial for LibvirtTrial {
+    fn state(&self) -> Result<TrialState> {
+        let Some(handle) = self.handle()? else {
+            return Ok(TrialState::Ended);
+        };
+        match handle.get_state() {
+            Ok((state, reason)) => Ok(read_state(state, reason)),
+            Err(error) if is_gone(error.code()) => Ok(TrialState::Ended),
+            Err(error) => Err(failed("report the domain's state")(error)),
+        }
+    }
+
+    fn begin_pull(&self, target: &str) -> Result<()> {
+        let begun = ffi::block_pull(&self.running()?, target);
+        begun.map_err(failed(format!("pull disk {target}")))
+    }
+
+    fn pull(&self, target: &str) -> Result<Pull> {
+        let handle = self.running()?;
+        let job = ffi::block_job(&handle, target);
+        if let Some((done, total)) = job.map_err(failed(format!("report the pull of disk {target}")))? {
+            return Ok(Pull::Active { done, total });
+        }
+        // The job also vanishes when it fails.
+        let description = inspect::live(&handle)?;
+        let disk = description.disks.iter().find(|disk| disk.target == target);
+        let is_alone = disk.is_some_and(|disk| matches!(disk.backing, Backing::End));
+        Ok(if is_alone { Pull::Done } else { Pull::Failed })
+    }
+
+    fn keep(&self, xml: &str) -> Result<()> {
+        ffi::c_string(xml).map_err(failed("define the domain"))?;
+        let connection = self.link.connection()?;
+        Handle::define_xml(&connection, xml).map_err(failed("define the domain"))?;
+        Ok(())
+    }
+
+    fn end(&self) -> Result<()> {
+        let Some(handle) = self.handle()? else {
+            return Ok(());
+        };
+        match handle.destroy() {
+            Ok(()) => Ok(()),
+            Err(error) if is_gone(error.code()) => Ok(()),
+            Err(error) => Err(failed("end the domain")(CallError::from(error))),
+        }
+    }
+}
+
+fn is_gone(error: ErrorNumber) -> bool {
+    matches!(error, ErrorNumber::NoDomain | ErrorNumber::OperationInvalid)
+}
+
+fn read_state(state: sys::virDomainState, reason: i32) -> TrialState {
+    match state {
+        sys::VIR_DOMAIN_PAUSED if reason == sys::VIR_DOMAIN_PAUSED_IOERROR as i32 => TrialState::Stuck,
+        sys::VIR_DOMAIN_SHUTOFF => TrialState::Ended,
+        _ => TrialState::Running,
+    }
+}

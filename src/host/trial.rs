@@ -1,0 +1,81 @@
+//! Trial domains: domains that are started from a restore point.
+//!
+//! They have overlays over disks that vmsnap serves, so they need vmsnap until their disks have
+//! been pulled, or until they end.
+
+use super::Result;
+
+/// What a hypervisor can do with trial domains.
+pub trait Trials: Send + Sync {
+    /// Returns the user and the group as which QEMU will run; `None` if they are unknown, or the
+    /// same as those of this process. They need access to sockets and images.
+    ///
+    /// # Errors
+    /// [`super::HostError::NotHere`] if the hypervisor is on another machine.
+    fn owner(&self) -> Result<Option<(u32, u32)>>;
+
+    /// Starts a new transient domain.
+    ///
+    /// # Errors
+    /// A domain of that name or UUID exists, or the hypervisor refuses the domain. Then nothing
+    /// runs.
+    fn start(&self, xml: &str, life: TrialLife) -> Result<Box<dyn Trial>>;
+
+    /// Finds the running trial domain with this UUID.
+    fn find(&self, uuid: &str) -> Result<Option<Box<dyn Trial>>>;
+}
+
+/// When a trial domain ends at the latest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrialLife {
+    /// With the connection that started it: when this process dies, the hypervisor ends the domain.
+    OfProcess,
+    /// When it is ended.
+    OfItself,
+}
+
+/// A trial domain that has been started.
+pub trait Trial: Send + Sync {
+    /// Returns its present state.
+    fn state(&self) -> Result<TrialState>;
+
+    /// Begins to pull a disk: to copy all data into its overlay that the overlay lacks. The guest
+    /// goes on meanwhile.
+    fn begin_pull(&self, target: &str) -> Result<()>;
+
+    /// Returns how far the pull of a disk is.
+    fn pull(&self, target: &str) -> Result<Pull>;
+
+    /// Makes the domain persistent, with this definition for its next start.
+    fn keep(&self, xml: &str) -> Result<()>;
+
+    /// Ends the domain at once, without asking the guest. A domain that has ended is no error.
+    fn end(&self) -> Result<()>;
+}
+
+/// The state of a trial domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrialState {
+    /// The guest runs, or is paused by somebody.
+    Running,
+    /// A disk error has paused the guest.
+    Stuck,
+    /// It has ended.
+    Ended,
+}
+
+/// How far the pull of a disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pull {
+    /// At work.
+    Active {
+        /// The number of bytes that are done.
+        done: u64,
+        /// The number of bytes at the end.
+        total: u64,
+    },
+    /// The overlay is an image of its own now.
+    Done,
+    /// No pull is at work, and the overlay still needs the served disk.
+    Failed,
+}

@@ -1,0 +1,169 @@
+//! The files of a trial domain: they are made before it starts, and removed when it has ended.
+
+use std::io;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+
+use super::leftovers::{self, io_cause};
+use super::{BootPlan, Means, Overlay, Record, Records};
+use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
+use crate::io::Claim;
+use crate::model::block::{BlockError, BlockSink};
+use crate::model::finding::Finding;
+use crate::model::stop::Stop;
+use crate::ops::restore::NewState;
+use crate::ops::serve::DiskServer;
+use crate::ops::{Cause, Error, Result};
+
+/// The files of a trial domain. Dropping this value ends the domain and removes them, unless they
+/// stay.
+pub(super) struct Stage<'a> {
+    means: Means<'a>,
+    record: Record,
+    /// Whether the domain and its disks stay.
+    stays: bool,
+    /// Dropped last: until then nobody takes the record for that of a dead process.
+    _claim: Claim,
+}
+
+impl<'a> Stage<'a> {
+    /// Records what will be made, and makes the folder for it.
+    pub(super) fn begin(domain: &str, plan: &BootPlan, means: &Means<'a>) -> Result<Stage<'a>> {
+        let failed = |cause: Cause| Error::of(domain, cause);
+        let mut record = Record::new(domain, &plan.name, &plan.uuid, means.host.uri(), &plan.folder);
+        record.files = plan.disks.iter().map(|disk| disk.path.clone()).collect();
+        let nvram = plan.define.nvram.as_ref();
+        record.files.extend(nvram.map(|nvram| nvram.path.clone()));
+        record.new_dir = plan
+            .keep
+            .as_ref()
+            .filter(|(_, is_new)| *is_new)
+            .map(|(dir, _)| dir.clone());
+        record.tpm = plan.define.tpm.as_ref().map(|tpm| tpm.path.clone());
+        let records = Records {
+            store: means.store,
+            state: means.state,
+        };
+        let claim = records.write(&record).map_err(failed)?;
+        let stage = Stage {
+            means: *means,
+            record,
+            stays: false,
+            _claim: claim,
+        };
+        let made = means.store.create_passage(&plan.folder);
+        made.map_err(|source| failed(io_cause("create the folder", &plan.folder, source)))?;
+        if let Some(dir) = &stage.record.new_dir {
+            let made = means.store.create_open_dir(dir);
+            made.map_err(|source| failed(io_cause("create the folder", dir, source)))?;
+        }
+        Ok(stage)
+    }
+
+    /// Makes the overlays and the small files.
+    pub(super) fn fill(
+        &self,
+        domain: &str,
+        plan: &BootPlan,
+        server: &DiskServer,
+        findings: &mut Vec<Finding>,
+    ) -> Result<()> {
+        let store = self.means.store;
+        let owner = self.means.host.trials().owner();
+        let owner = owner.map_err(|error| Error::of(domain, error))?;
+        for overlay in &plan.disks {
+            let mut served = server.served().disks.iter();
+            let disk = served.find(|disk| disk.target == overlay.target);
+            let uri = disk.map(|disk| disk.uri.clone());
+            let made = self.overlay(overlay, uri, owner);
+            made.map_err(|cause| Error::of_disk(domain, &overlay.target, cause))?;
+        }
+        if let Some((path, content)) = plan.define.nvram_content() {
+            let written = store.create_file(path, content);
+            let written = written.and_then(|()| give(path, owner));
+            written.map_err(|source| Error::of(domain, io_cause("write", path, source)))?;
+        }
+        if let Some(tpm) = &plan.define.tpm {
+            let state = NewState::write(store, tpm, findings);
+            let mut state = state.map_err(|cause| Error::of(domain, cause))?;
+            state.place().map_err(|cause| Error::of(domain, cause))?;
+            // From here on the record is what removes it.
+            state.keep();
+        }
+        Ok(())
+    }
+
+    fn overlay(
+        &self,
+        overlay: &Overlay,
+        backing: Option<String>,
+        owner: Option<(u32, u32)>,
+    ) -> std::result::Result<(), Cause> {
+        let path = &overlay.path;
+        let file = self.means.store.create_image(path);
+        let file = file.map_err(|source| io_cause("create", path, source))?;
+        let options = Qcow2Options {
+            path: path.clone(),
+            size: overlay.size,
+            backing,
+            detect_zeroes: false,
+            stop: Stop::default(),
+        };
+        let writer = Qcow2Writer::new(file, options).map_err(BlockError::from)?;
+        writer.over_raw().finish()?;
+        give(path, owner).map_err(|source| io_cause("give QEMU access to", path, source))
+    }
+
+    /// Records that the domain and its files stay, whatever happens from here on.
+    pub(super) fn stay(&mut self, xml: &str) -> std::result::Result<(), Cause> {
+        self.records().stay(&self.record.uuid, xml)?;
+        self.stays = true;
+        Ok(())
+    }
+
+    /// Leaves everything as it is to the next run.
+    pub(super) fn leave(mut self) {
+        self.record.folder = PathBuf::new();
+    }
+
+    /// Removes what does not stay, after the server has ended.
+    pub(super) fn end(mut self) -> Vec<Finding> {
+        self.remove()
+    }
+
+    fn records(&self) -> Records<'a> {
+        Records {
+            store: self.means.store,
+            state: self.means.state,
+        }
+    }
+
+    fn remove(&mut self) -> Vec<Finding> {
+        let removed = match self.stays {
+            true => leftovers::remove_folder(self.means.store, &self.record),
+            false => leftovers::remove_all(self.means.host, self.means.store, &self.record),
+        };
+        let removed = removed.and_then(|()| self.records().remove(&self.record.uuid));
+        // The drop has nothing left to do; what stayed is left to the next run.
+        self.record.folder = PathBuf::new();
+        let found = removed
+            .err()
+            .map(|cause| leftovers::not_removed(&self.record, &cause));
+        found.into_iter().collect()
+    }
+}
+
+impl Drop for Stage<'_> {
+    fn drop(&mut self) {
+        if !self.record.folder.as_os_str().is_empty() {
+            self.remove();
+        }
+    }
+}
+
+fn give(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
+    match owner {
+        Some((user, group)) => chown(path, Some(user), Some(group)),
+        None => Ok(()),
+    }
+}

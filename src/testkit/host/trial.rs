@@ -1,0 +1,166 @@
+//! Simulated trial domains: each pull takes a few looks.
+
+use std::collections::BTreeMap;
+
+use super::{SimHost, simulated};
+use crate::host::trial::{Pull, Trial, TrialLife, TrialState, Trials};
+use crate::host::xml::read_domain;
+use crate::host::{Host, HostError, Result};
+
+/// The number of looks at a pull until it is done.
+const LOOKS: u64 = 3;
+
+/// A trial domain that runs.
+#[derive(Clone, Debug)]
+pub struct SimTrial {
+    /// Its name.
+    pub name: String,
+    /// The XML with which it was started.
+    pub xml: String,
+    /// When it ends at the latest.
+    pub life: TrialLife,
+    /// Whether a disk error has paused it.
+    pub is_stuck: bool,
+    /// The looks at the pulls that have begun, by target.
+    pulls: BTreeMap<String, u64>,
+}
+
+impl SimHost {
+    /// The running trial domains, by UUID.
+    pub fn running_trials(&self) -> BTreeMap<String, SimTrial> {
+        self.state().trials.clone()
+    }
+
+    /// Ends the trial domains, as their guests do.
+    pub fn shut_trials_down(&self) {
+        self.state().trials.clear();
+    }
+
+    /// Pauses the trial domains because of a disk error.
+    pub fn stick_trials(&self) {
+        let mut state = self.state();
+        state.trials.values_mut().for_each(|trial| trial.is_stuck = true);
+    }
+
+    /// What a hypervisor does when the process of its client has died.
+    pub fn client_died(&self) {
+        let mut state = self.state();
+        state.trials.retain(|_, trial| trial.life == TrialLife::OfItself);
+    }
+
+    /// Lets the start of the next trial domain fail.
+    pub fn fail_next_trial(&self) {
+        self.state().fail_trial = true;
+    }
+}
+
+impl Trials for SimHost {
+    fn owner(&self) -> Result<Option<(u32, u32)>> {
+        match self.state().is_elsewhere {
+            true => Err(HostError::NotHere {
+                what: "the disks of the new domain".to_owned(),
+            }),
+            false => Ok(None),
+        }
+    }
+
+    fn start(&self, xml: &str, life: TrialLife) -> Result<Box<dyn Trial>> {
+        let described = read_domain(xml)?;
+        let taken = self.is_defined(&described.name, &described.uuid)?;
+        let mut state = self.state();
+        if std::mem::take(&mut state.fail_trial) || taken != (false, false) {
+            return Err(simulated("start the domain", "it cannot be started"));
+        }
+        let trial = SimTrial {
+            name: described.name,
+            xml: xml.to_owned(),
+            life,
+            is_stuck: false,
+            pulls: BTreeMap::new(),
+        };
+        state.trials.insert(described.uuid.clone(), trial);
+        Ok(Box::new(Running {
+            host: self.clone(),
+            uuid: described.uuid,
+        }))
+    }
+
+    fn find(&self, uuid: &str) -> Result<Option<Box<dyn Trial>>> {
+        let found = self.state().trials.contains_key(uuid);
+        Ok(found.then(|| {
+            let running = Running {
+                host: self.clone(),
+                uuid: uuid.to_owned(),
+            };
+            Box::new(running) as Box<dyn Trial>
+        }))
+    }
+}
+
+struct Running {
+    host: SimHost,
+    uuid: String,
+}
+
+impl Running {
+    fn with<T>(&self, work: impl FnOnce(&mut SimTrial) -> T) -> Result<T> {
+        let mut state = self.host.state();
+        let trial = state.trials.get_mut(&self.uuid);
+        let trial = trial.ok_or_else(|| HostError::NoSuchDomain {
+            name: self.uuid.clone(),
+        })?;
+        Ok(work(trial))
+    }
+}
+
+impl Trial for Running {
+    fn state(&self) -> Result<TrialState> {
+        let stuck = self.with(|trial| trial.is_stuck);
+        Ok(match stuck {
+            Ok(true) => TrialState::Stuck,
+            Ok(false) => TrialState::Running,
+            Err(_) => TrialState::Ended,
+        })
+    }
+
+    fn begin_pull(&self, target: &str) -> Result<()> {
+        self.with(|trial| trial.pulls.insert(target.to_owned(), 0))
+            .map(drop)
+    }
+
+    fn pull(&self, target: &str) -> Result<Pull> {
+        self.with(|trial| {
+            let is_stuck = trial.is_stuck;
+            match trial.pulls.get_mut(target) {
+                None => Pull::Failed,
+                Some(_) if is_stuck => Pull::Failed,
+                Some(looks) if *looks >= LOOKS => Pull::Done,
+                Some(looks) => {
+                    *looks += 1;
+                    Pull::Active {
+                        done: *looks,
+                        total: LOOKS,
+                    }
+                }
+            }
+        })
+    }
+
+    fn keep(&self, xml: &str) -> Result<()> {
+        self.with(|_| ())?;
+        let uuid = read_domain(xml)?.uuid;
+        if uuid != self.uuid {
+            return Err(simulated("define the domain", "the UUID differs"));
+        }
+        // A definition that is there already is replaced.
+        match self.host.is_defined("", &uuid)? {
+            (_, true) => Ok(()),
+            (_, false) => self.host.define(xml),
+        }
+    }
+
+    fn end(&self) -> Result<()> {
+        self.host.state().trials.remove(&self.uuid);
+        Ok(())
+    }
+}
