@@ -5,6 +5,7 @@ mod backup;
 mod compare;
 mod in_place;
 mod merge;
+mod pools;
 mod power;
 mod prune;
 mod restore;

@@ -36,6 +36,7 @@ mod packages;
 mod page_cache;
 mod partial;
 mod pins;
+mod pools;
 mod prune;
 mod reconcile;
 mod repositories;

@@ -332,7 +332,7 @@ fn name_end(node: Node) -> usize {
 }
 
 /// Escapes a value for text and for attributes with either kind of quotes.
-fn escape(value: &str) -> String {
+pub(super) fn escape(value: &str) -> String {
     let mut escaped = String::with_capacity(value.len());
     for character in value.chars() {
         match character {

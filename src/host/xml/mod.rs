@@ -10,6 +10,7 @@ mod domain;
 mod excluded;
 mod firmware;
 mod job;
+mod pool;
 mod sources;
 
 pub(crate) use checkpoint::{
@@ -20,6 +21,8 @@ pub use define::{Edits, ImageFormat, NewSource, redefine};
 pub(crate) use disk::is_valid_target;
 pub use domain::{DomainDescription, read_domain};
 pub(crate) use job::{BackupDisk, backup_socket, write_backup};
+#[cfg(feature = "libvirt")]
+pub(crate) use pool::{read_pool, write_volume};
 pub(crate) use sources::{NamedPlace, read_sources};
 
 use std::io;
