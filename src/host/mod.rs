@@ -11,6 +11,7 @@ pub mod trial;
 pub mod usage;
 pub mod xml;
 
+mod pool;
 mod refusal;
 mod rewrite;
 
@@ -38,6 +39,7 @@ use crate::model::stop::Stop;
 use crate::model::tpm_state::TpmState;
 
 pub use no_connection::NoConnection;
+pub use pool::{NewVolume, Pool, VolumeKind};
 pub use refusal::Refusal;
 pub use rewrite::{RewriteJob, RewriteRequest};
 pub use usage::{DomainFile, DomainFiles};
@@ -191,6 +193,29 @@ pub trait Host: Send + Sync {
     /// Includes active and inactive domains. A domain whose XML cannot be read becomes a finding.
     /// Volumes whose path libvirt does not know now are left out.
     fn domain_files(&self) -> Result<DomainFiles>;
+
+    /// Describes a storage pool of this machine in which volumes can be created.
+    ///
+    /// # Errors
+    /// There is no such pool, it is not active, or vmsnap cannot write to its kind of volumes.
+    fn pool(&self, name: &str) -> Result<Pool>;
+
+    /// Whether a pool has a volume of this name.
+    fn has_volume(&self, pool: &str, name: &str) -> Result<bool>;
+
+    /// Creates a volume, and returns its path. An existing volume of that name is an error.
+    fn create_volume(&self, volume: &NewVolume) -> Result<PathBuf>;
+
+    /// Deletes a volume that [`Host::create_volume`] has created. Waits a few seconds if something
+    /// still has it open.
+    fn delete_volume(&self, pool: &str, name: &str) -> Result<()>;
+
+    /// Lets the hypervisor look at the volumes of a pool again.
+    fn refresh_pool(&self, pool: &str) -> Result<()>;
+
+    /// Returns the folder in which the hypervisor keeps the UEFI variables of its domains; `None` if
+    /// it is unknown or on another machine.
+    fn nvram_folder(&self) -> Option<PathBuf>;
 
     /// Defines a new domain.
     ///

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::model::text::shown;
+
 /// The reason why a request cannot be carried out with this domain or hypervisor.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -179,6 +181,51 @@ pub enum Refusal {
     #[error("the scratch file {} already exists: run again, because each run chooses a new name", path.display())]
     ScratchFileTaken {
         /// The path.
+        path: PathBuf,
+    },
+    /// No storage pool has this name.
+    #[error(
+        "there is no storage pool named '{}' (`virsh pool-list --all` shows the pools)",
+        shown(name)
+    )]
+    NoSuchPool {
+        /// The name.
+        name: String,
+    },
+    /// The storage pool is not active.
+    #[error(
+        "the storage pool '{0}' is not active: start it with `virsh pool-start {0}`",
+        shown(name)
+    )]
+    PoolNotActive {
+        /// Its name.
+        name: String,
+    },
+    /// vmsnap cannot restore into this kind of pool.
+    #[error(
+        "the storage pool '{}' is of the kind '{}': vmsnap restores into pools of the kinds dir, fs, netfs and logical; \
+         restore to files with --to",
+        shown(name),
+        shown(kind)
+    )]
+    UnsuitablePool {
+        /// Its name.
+        name: String,
+        /// libvirt's word for its kind.
+        kind: String,
+    },
+    /// The storage pool has no folder.
+    #[error("the storage pool '{}' has no path", shown(name))]
+    PoolWithoutPath {
+        /// Its name.
+        name: String,
+    },
+    /// A volume has another path than expected.
+    #[error("libvirt created the volume '{}' at {}, not in the folder of its pool", shown(name), path.display())]
+    VolumeElsewhere {
+        /// The volume's name.
+        name: String,
+        /// Its path.
         path: PathBuf,
     },
     /// The path of the socket is relative.

@@ -13,6 +13,9 @@ use crate::model::stop::Stop;
 pub struct RewriteRequest {
     /// The disks. No checkpoint is made, so `checkpointed` has no meaning.
     pub disks: Vec<DiskRequest>,
+    /// The checkpoint that was made with the backup of the present state, if there is one: its
+    /// bitmaps show whether a disk was written to since ([`RewriteJob::is_changed`]).
+    pub witness: Option<String>,
     /// The paths of the sockets and their folder.
     pub places: Places,
     /// Ends the work when the user asks to stop (Ctrl-C, SIGTERM or SIGHUP).
@@ -30,6 +33,10 @@ pub trait RewriteJob: Send + Sync {
     ///
     /// The map of a disk that was requested without a checkpoint has no changes.
     fn map(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<DiskMap>;
+
+    /// Whether a disk of the job was written to since the witness was made, by the guest or by the
+    /// job. `None` if the disk has no usable bitmap of the witness.
+    fn is_changed(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<Option<bool>>;
 
     /// Opens a disk of the job for reading.
     fn open(&self, target: &str, options: &ReadOptions) -> Result<Box<dyn BlockSource>>;

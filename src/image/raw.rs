@@ -49,7 +49,8 @@ pub struct RawWriter {
     /// `None` once it is finished.
     target: Option<Target>,
     path: PathBuf,
-    size: u64,
+    /// The end of the disk, or of the zeroes after it.
+    end: u64,
     order: Order,
     /// A buffer of zeroes, once the device has turned out not to zero ranges by itself.
     zeroes: Option<Buffer>,
@@ -96,11 +97,18 @@ impl RawWriter {
         Ok(RawWriter::new(target, path, size, length, stop))
     }
 
+    /// Makes the bytes after the disk's end zero, too.
+    #[must_use]
+    pub fn clearing_the_rest(mut self) -> Self {
+        self.end = self.end.max(self.written.file_bytes);
+        self
+    }
+
     fn new(target: Target, path: PathBuf, size: u64, file_bytes: u64, stop: Stop) -> Self {
         RawWriter {
             target: Some(target),
             path,
-            size,
+            end: size,
             order: Order::new(size),
             zeroes: None,
             written: Written {
@@ -202,7 +210,7 @@ impl RawWriter {
 
     fn complete(&mut self) -> Result<Written> {
         self.open()?;
-        self.zero(self.order.position(), self.size)?;
+        self.zero(self.order.position(), self.end)?;
         let synced = self.open()?.sync();
         synced.map_err(|error| Error::of_file("sync", &self.path, error))?;
         self.target = None;
@@ -304,6 +312,17 @@ mod tests {
             assert_eq!(written.data_bytes + written.zero_bytes, SIZE);
             assert_eq!(written.file_bytes, SIZE + 5000);
         }
+    }
+
+    #[test]
+    fn the_rest_of_a_device_is_cleared_on_request() {
+        let file = old_content(SIZE + 5000);
+        let second = file.try_clone().expect("a second handle");
+        let writer = RawWriter::onto_device(second, "disk.raw", SIZE, Stop::default()).expect("it begins");
+        let (blocks, mut disk) = blocks();
+        write(writer.clearing_the_rest(), blocks).expect("it is written");
+        disk.resize(SIZE as usize + 5000, 0);
+        assert!(bytes_of(&file) == disk);
     }
 
     #[test]

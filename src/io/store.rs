@@ -59,6 +59,14 @@ pub trait Store: Send + Sync {
     /// caller should try another name.
     fn create_claimed(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)>;
 
+    /// Opens a file that another program has just created for the caller, and claims it as
+    /// [`Store::create_claimed`] does. A link, or anything other than a regular file, is an error.
+    ///
+    /// # Errors
+    /// `WouldBlock` or `NotFound` if another process took the file for an abandoned one: the caller
+    /// should try another name.
+    fn claim_image(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)>;
+
     /// Removes a file that [`Store::create_claimed`] made and whose owner is dead. Returns whether
     /// it was removed. Claimed files, and anything other than regular files, stay. On a file system
     /// without locks everything stays.
@@ -157,6 +165,15 @@ impl Store for DiskStore {
 
     fn create_claimed(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)> {
         let file = create_new(path)?;
+        let claim = Claim::take(&file)?;
+        Ok((Box::new(DirectFile::new(file)), claim))
+    }
+
+    fn claim_image(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)> {
+        let file = open_existing(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let claim = Claim::take(&file)?;
         Ok((Box::new(DirectFile::new(file)), claim))
     }
@@ -331,6 +348,26 @@ mod tests {
         drop(claim);
         assert!(DiskStore.remove_unclaimed(&path).expect("looked at"));
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_of_another_program_is_claimed_once() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (path, link) = (folder.path().join("x"), folder.path().join("link"));
+        std::fs::write(&path, "an empty image").expect("written");
+        std::os::unix::fs::symlink(&path, &link).expect("linked");
+        let (mut file, claim) = DiskStore.claim_image(&path).expect("claimed");
+        let again = DiskStore.claim_image(&path).map(drop).expect_err("it is claimed");
+        assert_eq!(again.kind(), io::ErrorKind::WouldBlock);
+        assert!(!DiskStore.remove_unclaimed(&path).expect("looked at"));
+        file.set_len(0).expect("emptied");
+        drop((file, claim));
+        assert!(DiskStore.remove_unclaimed(&path).expect("looked at"));
+        let gone = DiskStore.claim_image(&path).map(drop).expect_err("it is gone");
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+        for wrong in [link.as_path(), folder.path()] {
+            assert!(DiskStore.claim_image(wrong).is_err(), "{}", wrong.display());
+        }
     }
 
     #[test]

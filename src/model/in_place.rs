@@ -28,6 +28,8 @@ pub struct InPlaceFacts<'a> {
 pub enum Unfinished<'a> {
     /// Its mark can be read.
     Known {
+        /// The UUID of its domain.
+        uuid: &'a str,
         /// The id of its restore point.
         id: &'a str,
         /// The targets of its disks.
@@ -105,9 +107,30 @@ pub enum InPlaceRefusal {
         /// The restore point with the present state.
         id: String,
     },
+    /// The unfinished restore was of another domain that had the same name.
+    #[error(
+        "an earlier restore in place has not ended, and it was of another domain with the same name (UUID {uuid})"
+    )]
+    MarkOfAnother {
+        /// The UUID of that domain.
+        uuid: String,
+    },
+    /// The domain had another name when a restore of it began that has not ended.
+    #[error("{sentence}, when the domain was named '{}'", shown(former))]
+    Renamed {
+        /// The former name.
+        former: String,
+        /// A sentence about the restore.
+        sentence: String,
+    },
     /// A disk was written to after the present state was saved.
     #[error("disk {0} was written to after its present state was saved; nothing was changed")]
     ChangedSinceSaved(String),
+    /// A disk may have been written to after the present state was saved.
+    #[error(
+        "disk {0} may have been written to after its present state was saved, because the bitmap that would show it is missing or broken; nothing was changed"
+    )]
+    UnknownSinceSaved(String),
 }
 
 impl InPlaceRefusal {
@@ -132,7 +155,14 @@ impl InPlaceRefusal {
             InPlaceRefusal::NotSaved { .. } => {
                 "`vmsnap backup` shows why the disk is left out; --discard-current restores without saving the present state"
             }
-            InPlaceRefusal::ChangedSinceSaved(_) => {
+            InPlaceRefusal::MarkOfAnother { .. } => {
+                "if the disks of this domain are good, remove the mark with --abandon, then run again"
+            }
+            InPlaceRefusal::Renamed { .. } => {
+                "give the domain its former name again and end the restore, or remove the mark with --abandon and the \
+                 former name"
+            }
+            InPlaceRefusal::ChangedSinceSaved(_) | InPlaceRefusal::UnknownSinceSaved(_) => {
                 "the domain was started in the meantime: run again while it is shut off"
             }
         })
@@ -168,7 +198,10 @@ pub(crate) fn check(facts: &InPlaceFacts<'_>) -> Result<(), InPlaceRefusal> {
     let is_left = |disk: &&String| !facts.targets.contains(disk);
     match facts.unfinished {
         None => Ok(()),
-        Some(Unfinished::Known { id, disks }) => match disks.iter().find(is_left) {
+        Some(Unfinished::Known { uuid, .. }) if uuid != domain.uuid => Err(InPlaceRefusal::MarkOfAnother {
+            uuid: uuid.to_owned(),
+        }),
+        Some(Unfinished::Known { id, disks, .. }) => match disks.iter().find(is_left) {
             None => Ok(()),
             Some(disk) => Err(InPlaceRefusal::AlsoInBetween {
                 disk: disk.clone(),
@@ -306,6 +339,7 @@ mod tests {
             sizes: &|_| Some(GIB),
             has_saved_memory: false,
             unfinished: Some(Unfinished::Known {
+                uuid: UUID,
                 id: "other",
                 disks: left,
             }),
@@ -345,6 +379,14 @@ mod tests {
                 facts.targets = &facts.targets[..1];
             })
             .expect_err("refused"),
+            checked(&domain(), |facts| {
+                facts.unfinished = Some(Unfinished::Known {
+                    uuid: "another",
+                    id: "other",
+                    disks: &[],
+                });
+            })
+            .expect_err("refused"),
         ];
         let words = [
             "the domain is running",
@@ -358,6 +400,7 @@ mod tests {
             "disk vda has another size: 2.15 GB",
             "an earlier restore in place to other has not ended, and left disk vdc",
             "its mark cannot be read: disk vdb may be in between",
+            "it was of another domain with the same name (UUID another)",
         ];
         for (refused, words) in refused.iter().zip(words) {
             assert!(refused.to_string().contains(words), "{refused}");

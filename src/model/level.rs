@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::chain::{Chains, KeptPoint};
 use super::checkpoint::{Checkpoint, is_unique};
-use super::restore_point::{FileId, Level};
+use super::restore_point::{DiskPoint, FileId, Level};
 
 /// When a new chain starts with a full restore point.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -328,15 +328,30 @@ pub(crate) fn recorded_since(
     checkpoints: &[Checkpoint],
 ) -> Option<Parent> {
     let wanted = chains.get(id).filter(|_| disk.full_only.is_none())?;
-    // A missed write may be missing in every bitmap that existed when it was found.
-    let mut newer = chains.points().iter();
-    let has_missed = newer.any(|kept| {
-        kept.point.sequence >= wanted.point.sequence && kept.missed_write(&disk.target).is_some()
+    // A missed write may be missing in every bitmap that existed when it was found. The same holds
+    // for what made a backup distrust a newer bitmap.
+    let mut points = chains.points().iter();
+    let is_doubtful = points.any(|kept| {
+        let (sequence, newer) = (wanted.point.sequence, kept.point.sequence);
+        let image = kept.point.disk(&disk.target);
+        newer >= sequence && kept.missed_write(&disk.target).is_some()
+            || newer > sequence && image.is_some_and(is_unexpectedly_full)
     });
-    match has_missed {
+    match is_doubtful {
         true => None,
         false => usable_parent(disk, uuid, wanted, chains, checkpoints).ok(),
     }
+}
+
+/// Whether an image is full for another reason than that a chain had to start with it: the bitmap
+/// may have been wrong.
+fn is_unexpectedly_full(image: &DiskPoint) -> bool {
+    let expected = [
+        LevelReason::FirstOfPeriod,
+        LevelReason::FirstOfDomain,
+        LevelReason::StandaloneCopy,
+    ];
+    image.level == Level::Full && !expected.iter().any(|reason| reason.to_string() == image.reason)
 }
 
 fn usable_parent(

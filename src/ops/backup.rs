@@ -155,10 +155,8 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
     let repo_failed = |error: RepoError| Error::of(name, error);
     let repository = context.repo.domain(name).map_err(repo_failed)?;
     // Fails for an unknown domain before anything is created for it.
-    context
-        .host
-        .domain(name)
-        .map_err(|error| Error::of(name, error))?;
+    let found = context.host.domain(name);
+    let uuid = found.map_err(|error| Error::of(name, error))?.uuid;
     let guards = !options.force && !options.copy;
     if guards {
         let history = repository.history().map_err(repo_failed)?;
@@ -166,7 +164,8 @@ fn back_up(name: &str, context: &Context, options: &Options) -> Result<Outcome> 
     }
     let locked = lock::lock_for(repository.as_ref(), options.wait, context)?;
     // Before anything is healed: the disks may be open for the dead run.
-    restore_mark::refuse(repository.as_ref())?;
+    restore_mark::refuse(context.repo, repository.as_ref(), &uuid)?;
+    restore_mark::clear_unwritten(repository.as_ref(), locked.as_ref(), context.host)?;
     let healed = heal::heal(
         repository.as_ref(),
         locked.as_ref(),
@@ -367,9 +366,9 @@ pub fn preview(name: &str, context: &Context, options: &Options) -> Result<Previ
     if !options.force && !options.copy {
         grouping::check(repository.as_ref(), &history, options.group_by)?;
     }
-    restore_mark::refuse(repository.as_ref())?;
     let look = |domain| survey::survey(domain, repository.as_ref(), &history, context.host);
     let survey = survey::steadily(name, context.host, look)?;
+    restore_mark::refuse(context.repo, repository.as_ref(), &survey.domain.uuid)?;
     let mut planned = decide(repository.as_ref(), &survey, &history, context, options)?;
     planned.backup.findings.extend(survey.findings);
     let today = context.now.date();

@@ -252,6 +252,7 @@ fn as_restored(disk: &Overlay) -> RestoredDisk {
         device: false,
         format: Format::Qcow2,
         steps: 0,
+        volume: None,
     }
 }
 

@@ -189,6 +189,31 @@ pub enum Cause {
         /// The disk's size in bytes.
         disk: u64,
     },
+    /// A volume of that name exists in the storage pool. Nothing has been written.
+    #[error(
+        "the storage pool '{}' already has a volume '{}'{}; it was not overwritten", shown(pool), shown(name),
+        if *is_unfinished { ", which a restore that did not end has left" } else { "" }
+    )]
+    VolumeExists {
+        /// The pool.
+        pool: String,
+        /// The volume.
+        name: String,
+        /// Whether the volume has the mark of a restore that did not end.
+        is_unfinished: bool,
+    },
+    /// A storage pool has too little space. Nothing has been written.
+    #[error(
+        "the storage pool '{}' has {} free, and the disks need {}", shown(pool), bytes(*free), bytes(*needed)
+    )]
+    PoolFull {
+        /// The pool.
+        pool: String,
+        /// Its free space in bytes.
+        free: u64,
+        /// What the disks need at least, in bytes.
+        needed: u64,
+    },
     /// The disks cannot be restored in place. Nothing has been written.
     #[error(transparent)]
     InPlaceRefusal(#[from] InPlaceRefusal),
@@ -414,6 +439,15 @@ impl Error {
             Cause::TooSmall { .. } => {
                 "restore to a device that is at least as large as the disk, or to a file"
             }
+            Cause::VolumeExists { pool, name, .. } => {
+                return Some(format!(
+                    "choose another name with --define --name, or another pool; `virsh vol-delete {} --pool {}` deletes the \
+                     volume",
+                    shell_word(name),
+                    shell_word(pool)
+                ));
+            }
+            Cause::PoolFull { .. } => "free space in the pool, or choose another one",
             Cause::InPlaceRefusal(refused) => return refused.hint().map(str::to_owned),
             Cause::InBetween(_) => {
                 let domain = shell_word(&self.domain);

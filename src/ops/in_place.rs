@@ -2,10 +2,11 @@
 //!
 //! First the present state is saved as a restore point. Then the domain is marked durably, its
 //! images are opened for writing, and each disk is compared with the restore point: only where it
-//! may differ, if a bitmap shows that. All disks are compared before the first write. The mark goes
-//! after the last write is durable, or if nothing was written. Until then no backup takes the disks
-//! for a good state, and another restore in place can finish the work. QEMU records the writes in
-//! the bitmaps, so the next backup is incremental and holds them.
+//! may differ, if a bitmap shows that. All disks are compared before the first write, and then the
+//! mark says that it begins to write. The mark goes after the last write is durable, or if nothing
+//! was written. From the first write until then no backup takes the disks for a good state, and
+//! another restore in place can finish the work. QEMU records the writes in the bitmaps, so the next
+//! backup is incremental and holds them.
 
 use std::time::Duration;
 
@@ -85,10 +86,10 @@ pub fn preview(domain: &str, context: &Context, options: &Options) -> Result<InP
     let repository = context.repo.domain(domain);
     let repository = repository.map_err(|error| Error::of(domain, error))?;
     let request = Request::read(repository.as_ref(), context, options)?;
-    let findings = match request.unfinished {
-        None => users::check(domain, &request.targets, context.host)?,
+    let findings = match request.is_marked {
+        false => users::check(domain, &request.targets, context.host)?,
         // What the dead run has left open is ended first.
-        Some(_) => Vec::new(),
+        true => Vec::new(),
     };
     let look = |found| survey::survey(found, repository.as_ref(), &request.history, context.host);
     let survey = survey::steadily(domain, context.host, look)?;
@@ -114,7 +115,7 @@ fn carry_out(name: &str, context: &Context, options: &Options) -> Result<Outcome
     let repository = repository.as_ref();
     // Everything that can be refused is refused before the present state is saved.
     let mut request = Request::read(repository, context, options)?;
-    if request.unfinished.is_none() {
+    if !request.is_marked {
         users::check(name, &request.targets, context.host)?;
     }
     let new_point = match request.saves() {
@@ -122,6 +123,7 @@ fn carry_out(name: &str, context: &Context, options: &Options) -> Result<Outcome
         false => None,
     };
     let locked = lock::lock_for(repository, options.wait, context)?;
+    restore_mark::clear_unwritten(repository, locked.as_ref(), context.host)?;
     let unfinished = restore_mark::read(repository)?;
     if unfinished != request.unfinished {
         // Another restore in place has begun or ended in the meantime.
@@ -190,7 +192,10 @@ struct Request {
     /// Whether the restore point holds UEFI variables or the state of a TPM.
     has_firmware: bool,
     has_saved_memory: bool,
+    /// The mark of an earlier restore that may have written.
     unfinished: Option<FoundMark>,
+    /// Whether there is any mark: something may still be open for the earlier restore.
+    is_marked: bool,
     discard_current: bool,
     /// The sizes of the domain's disks, as far as they are known.
     sizes: Vec<(String, u64)>,
@@ -216,8 +221,13 @@ impl Request {
             let stored = StoredPoint { repository, kept };
             stored.has(SmallFile::Nvram) || stored.has(SmallFile::Tpm)
         });
+        if let Some(renamed) = restore_mark::of_former_name(context.repo, name, &domain.uuid)? {
+            return Err(Error::of(name, renamed));
+        }
+        let found = restore_mark::read(repository)?;
         let mut request = Request {
-            unfinished: restore_mark::read(repository)?,
+            is_marked: found.is_some(),
+            unfinished: found.filter(FoundMark::is_writing),
             domain,
             history,
             point,
@@ -263,6 +273,7 @@ impl Request {
             has_saved_memory: self.has_saved_memory,
             unfinished: self.unfinished.as_ref().map(|found| match found {
                 FoundMark::Mark(mark) => Unfinished::Known {
+                    uuid: &mark.uuid,
                     id: &mark.restore_point,
                     disks: &mark.disks,
                 },
@@ -391,8 +402,8 @@ impl Attempt<'_> {
             report(name, finding, self.context);
             findings.push(finding.clone());
         }
-        self.mark(targets, &places)?;
-        match self.work(&places) {
+        self.mark(&targets, &places, self.was_marked)?;
+        match self.work(&targets, &places) {
             Ok((disks, of_work)) => {
                 findings.extend(of_work);
                 let removed = self.locked.remove_restore_mark();
@@ -416,15 +427,18 @@ impl Attempt<'_> {
         &self.healed.survey.domain
     }
 
-    fn mark(&self, disks: Vec<String>, places: &Places) -> Result<()> {
+    /// Marks the domain durably, with the word whether the disks may be in between.
+    fn mark(&self, disks: &[String], places: &Places, writing: bool) -> Result<()> {
         let failed = |error: crate::repo::RepoError| Error::of(self.name(), error);
         let mark = RestoreMark {
+            domain: self.name().to_owned(),
             uuid: self.domain().uuid.clone(),
             restore_point: self.plan.point.id.clone(),
-            disks,
+            disks: disks.to_vec(),
             began: self.context.now.timestamp(),
             saved: self.saved.clone(),
             places: places.clone(),
+            writing,
         };
         let text = serde_json::to_vec_pretty(&mark).map_err(|source| {
             failed(crate::repo::RepoError::Manifest {
@@ -441,7 +455,11 @@ impl Attempt<'_> {
     }
 
     /// Opens the disks, compares all of them, and writes what differs.
-    fn work(&self, places: &Places) -> std::result::Result<(Vec<RestoredInPlace>, Vec<Finding>), Failure> {
+    fn work(
+        &self,
+        targets: &[String],
+        places: &Places,
+    ) -> std::result::Result<(Vec<RestoredInPlace>, Vec<Finding>), Failure> {
         let before = |error: Error| Failure {
             error,
             has_written: false,
@@ -452,6 +470,7 @@ impl Attempt<'_> {
         };
         let request = RewriteRequest {
             disks: self.plan.disks.iter().map(|disk| self.request(disk)).collect(),
+            witness: self.witness().map(|(_, checkpoint)| checkpoint),
             places: places.clone(),
             stop: self.context.stop.clone(),
         };
@@ -473,9 +492,15 @@ impl Attempt<'_> {
             .iter_mut()
             .filter_map(|compared| compared.finding.take())
             .collect();
+        let has_written = compared.iter().any(|compared| compared.differing.count() > 0);
+        if has_written && !self.was_marked {
+            self.mark(targets, places, true).map_err(before)?;
+        }
         let mut restored = Vec::new();
         for (disk, compared) in self.plan.disks.iter().zip(&compared) {
             let written = match compared.differing.count() {
+                // What the earlier restore wrote may not be durable yet.
+                0 if self.was_marked => work.flush(disk).map_err(after)?,
                 0 => Written::default(),
                 _ => work.write(disk, compared).map_err(after)?,
             };
@@ -485,7 +510,6 @@ impl Attempt<'_> {
                 written,
             });
         }
-        let has_written = compared.iter().any(|compared| compared.differing.count() > 0);
         let of_job = job.finish().map_err(|error| Failure {
             error: Error::of(self.name(), error),
             has_written,
@@ -507,22 +531,29 @@ impl Attempt<'_> {
         }
     }
 
+    /// The restore point that this run has made of the present state, and its checkpoint.
+    fn witness(&self) -> Option<(&RestorePoint, String)> {
+        let saved = self.healed.history.get(self.new_point.as_ref()?)?;
+        let checkpoint = saved.manifest.point.checkpoint.as_ref()?;
+        Some((&saved.manifest.point, checkpoint.name.clone()))
+    }
+
     /// Refuses if a disk was written to after this run saved its state: the domain was started in
     /// between. Only the bitmap of the new restore point shows that.
     fn check_unchanged(&self, work: &DiskWork<'_>) -> Result<()> {
-        let Some(new_point) = &self.new_point else {
-            return Ok(());
-        };
-        let saved = self.healed.history.get(new_point);
-        let checkpoint = saved.and_then(|kept| kept.manifest.point.checkpoint.as_ref());
-        let Some(checkpoint) = checkpoint else {
+        let Some((saved, _)) = self.witness() else {
             return Ok(());
         };
         for disk in &self.plan.disks {
-            if disk.basis.checkpoint() == Some(&checkpoint.name) && work.has_changes(disk)? {
-                let refused = InPlaceRefusal::ChangedSinceSaved(disk.target.clone());
-                return Err(Error::of(self.name(), refused));
-            }
+            let target = disk.target.clone();
+            let is_covered = saved.disk(&target).is_some_and(|disk| disk.checkpointed);
+            let refused = match work.is_changed(disk)? {
+                Some(true) => InPlaceRefusal::ChangedSinceSaved(target),
+                // QEMU leaves such a bitmap when it is killed.
+                None if is_covered => InPlaceRefusal::UnknownSinceSaved(target),
+                Some(false) | None => continue,
+            };
+            return Err(Error::of(self.name(), refused));
         }
         Ok(())
     }

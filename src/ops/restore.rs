@@ -13,9 +13,9 @@ use super::error::Cause;
 use super::monitor::{self, Event, Monitor};
 use super::stored::StoredPoint;
 use super::{Error, Result};
-use crate::host::Host;
+use crate::host::{Host, Pool};
 use crate::io::Store;
-use crate::model::block::Written;
+use crate::model::block::{CLUSTER, Written};
 use crate::model::finding::Finding;
 use crate::model::left_out;
 use crate::model::restore_point::RestorePoint;
@@ -31,16 +31,18 @@ mod in_use;
 mod place;
 mod tpm;
 mod unfinished;
+mod volume;
 
 pub(super) use choose::{choose, chosen_targets};
 pub use define::{DefinePlan, NvramPlan};
 pub(super) use define::{Purpose, plan as plan_definition};
 use disk::{Origin, restore_disk};
 pub(super) use encrypted::Encrypted;
-use place::Place;
+use place::{DiskPlace, Place};
 pub(super) use tpm::NewState;
 pub use tpm::TpmPlan;
 use unfinished::{NewDir, Unfinished, place_all, sweep};
+use volume::{NewDevice, UsedPool};
 
 /// The format of a restored disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -68,8 +70,11 @@ pub struct Options {
     /// Which restore point: an id, a checkpoint's name, a time (RFC 3339; selects the newest
     /// restore point at or before it), or `latest`.
     pub at: String,
-    /// The target: a folder; for a single disk also a new file or a block device.
+    /// The target: a folder; for a single disk also a new file or a block device. Without a meaning
+    /// if there is a pool.
     pub to: PathBuf,
+    /// The name of the storage pool in which the disks become volumes.
+    pub pool: Option<String>,
     /// The targets of the disks to restore; empty for all.
     pub disks: Vec<String>,
     /// The format of the disks. `None`: by the ending of a file's name, raw on a block device, and
@@ -93,6 +98,8 @@ pub struct RestorePlan {
     pub point: RestorePoint,
     /// A folder that has to be created first.
     pub new_dir: Option<PathBuf>,
+    /// The storage pool in which the disks become volumes.
+    pub pool: Option<Pool>,
     /// The disks.
     pub disks: Vec<RestoredDisk>,
     /// The domain to define, if requested.
@@ -118,13 +125,28 @@ pub struct RestoredDisk {
     pub format: Format,
     /// The number of images in its chain, from which it is read.
     pub steps: usize,
+    /// The volume that it becomes, if there is a pool.
+    pub volume: Option<Volume>,
+}
+
+/// A volume of a storage pool, by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// The name of the pool.
+    pub pool: String,
+    /// The name of the volume.
+    pub name: String,
 }
 
 impl RestorePlan {
     /// Returns the folders that the files are written to.
     fn folders(&self) -> BTreeSet<&Path> {
         let files = self.disks.iter().filter(|disk| !disk.device);
-        files.filter_map(|disk| disk.to.parent()).collect()
+        let nvram = self.define.as_ref().and_then(DefinePlan::nvram_content);
+        let paths = files
+            .map(|disk| disk.to.as_path())
+            .chain(nvram.map(|(path, _)| path));
+        paths.filter_map(Path::parent).collect()
     }
 }
 
@@ -173,7 +195,7 @@ fn plan_noting(
         kept,
     };
     let targets = chosen_targets(domain, point, &options.disks)?;
-    let place = Place::of(domain, options, targets.len())?;
+    let place = Place::of(domain, options, targets.len(), host)?;
     let mut disks = Vec::new();
     for target in &targets {
         disks.push(plan_disk(
@@ -181,9 +203,13 @@ fn plan_noting(
             &history,
             point,
             target,
-            &place,
+            (&place, host),
             options.format,
         )?);
+    }
+    if let Some(pool) = place.pool() {
+        let needed = space_for(stored, &history, &disks)?;
+        volume::check_room(domain, pool, needed)?;
     }
     monitor::add_new(findings, cautions(&history, &point.id, &targets));
     findings.extend(check_targets(domain, &disks, &place, host)?);
@@ -208,9 +234,17 @@ fn plan_noting(
                     "--define needs all disks of the restore point, so it cannot be combined with --disk";
                 return Err(failed(Cause::Usage(what.to_owned())));
             }
-            let Place::Dir { dir, .. } = &place else {
-                let what = "--define needs a folder for the domain's files: name one with --to";
-                return Err(failed(Cause::Usage(what.to_owned())));
+            let dir = match &place {
+                Place::Dir { dir, .. } => dir.clone(),
+                Place::Pool { .. } => host.nvram_folder().ok_or_else(|| {
+                    let what = "--define with --pool needs libvirt's folder for UEFI variables, which is not known here: \
+                                use --to";
+                    failed(Cause::Usage(what.to_owned()))
+                })?,
+                Place::File(_) | Place::Device(_) => {
+                    let what = "--define needs a folder for the domain's files: name one with --to";
+                    return Err(failed(Cause::Usage(what.to_owned())));
+                }
             };
             let place = (dir.as_path(), Purpose::Restored);
             Some(define::plan(host, stored, &disks, place, wanted, findings)?)
@@ -219,11 +253,34 @@ fn plan_noting(
     Ok(RestorePlan {
         point: point.clone(),
         new_dir: place.new_dir(),
+        pool: place.pool().cloned(),
         disks,
         define,
         findings: std::mem::take(findings),
         history: Arc::new(history),
     })
+}
+
+/// How many bytes the disks take at least: devices their whole size, files their data.
+fn space_for(stored: StoredPoint<'_>, history: &History, disks: &[RestoredDisk]) -> Result<u64> {
+    let (domain, id) = (stored.point().domain.as_str(), &stored.point().id);
+    let mut needed = 0;
+    for disk in disks {
+        needed += match disk.device {
+            true => disk.size,
+            false => {
+                let failed = |cause: Cause| Error::of_disk(domain, &disk.target, cause);
+                let opened = stored
+                    .repository
+                    .open_disk(history, id, &disk.target, &Stop::default());
+                let opened = opened.map_err(|error| failed(error.into()))?;
+                let data = opened.verified_data_clusters();
+                let data = data.map_err(|error| failed(error.into()))?;
+                data.count().saturating_mul(CLUSTER)
+            }
+        };
+    }
+    Ok(needed)
 }
 
 /// Names the location of backups of virtnbdbackup, if no restore point exists.
@@ -303,9 +360,18 @@ fn carry_out(domain: &str, mut plan: RestorePlan, means: &Means) -> Result<Outco
     for finding in &plan.findings {
         monitor.event(Event::Found { domain, finding });
     }
+    // Refreshed last, when nothing unfinished is left in it.
+    let pool = plan.pool.clone();
+    let pool = pool.as_ref().zip(host);
+    let pool = pool.map(|(pool, host)| UsedPool::new(host, pool));
     let mut all_written = Vec::new();
     let mut files = Vec::new();
+    let mut devices = Vec::new();
     for disk in &plan.disks {
+        if let (true, Some(volume), Some(host)) = (disk.device, &disk.volume, host) {
+            let made = NewDevice::create(host, disk, volume);
+            devices.push(made.map_err(|cause| Error::of_disk(domain, &disk.target, cause))?);
+        }
         let origin = Origin {
             repository: repository.as_ref(),
             history: &plan.history,
@@ -323,6 +389,15 @@ fn carry_out(domain: &str, mut plan: RestorePlan, means: &Means) -> Result<Outco
         state.place().map_err(failed)?;
     }
     place_all(store, files, new_dir.as_ref().map(NewDir::path)).map_err(failed)?;
+    devices.into_iter().for_each(NewDevice::keep);
+    if let Some(finding) = pool.and_then(UsedPool::refresh) {
+        let found = &finding;
+        monitor.event(Event::Found {
+            domain,
+            finding: found,
+        });
+        plan.findings.push(finding);
+    }
     if let (Some(define), Some(host)) = (&plan.define, host) {
         let what = format!("defining domain '{}'", shown(&define.name));
         monitor.event(Event::Step { domain, what: &what });
@@ -349,14 +424,16 @@ fn check_targets(
     place: &Place,
     host: Option<&dyn Host>,
 ) -> Result<Vec<Finding>> {
-    let is_device = disks.iter().any(|disk| disk.device);
+    // A volume is new.
+    let is_old_device = |disk: &RestoredDisk| disk.device && disk.volume.is_none();
+    let is_device = disks.iter().any(is_old_device);
     if !is_device && (place.new_dir().is_some() || host.is_none()) {
         return Ok(Vec::new());
     }
     let named = in_use::domain_files(host).map_err(|cause| Error::of(domain, cause))?;
     let mut findings = Vec::new();
     for disk in disks {
-        let found = match disk.device {
+        let found = match is_old_device(disk) {
             true => in_use::check_device(disk, &named),
             false => in_use::check_file(&disk.to, &named),
         };
@@ -380,7 +457,7 @@ fn plan_disk(
     history: &History,
     point: &RestorePoint,
     target: &str,
-    place: &Place,
+    (place, host): (&Place, Option<&dyn Host>),
     format: Option<Format>,
 ) -> Result<RestoredDisk> {
     let not_whole = |fault: String| {
@@ -391,7 +468,12 @@ fn plan_disk(
     let steps = lineage.map_err(not_whole)?.len();
     let size = point.disk(target).map_or(0, |disk| disk.virtual_size);
     let wants_qcow2 = format == Some(Format::Qcow2);
-    let (to, device, format) = place.of_disk(target, format);
+    let DiskPlace {
+        to,
+        device,
+        format,
+        volume,
+    } = place.of_disk(target, format);
     if device && wants_qcow2 {
         let what = format!(
             "vmsnap writes only raw images to block devices such as {}: use --format raw, or name a file with --to",
@@ -399,7 +481,10 @@ fn plan_disk(
         );
         return Err(Error::of_disk(domain, target, Cause::Usage(what)));
     }
-    if !device && to.symlink_metadata().is_ok() {
+    if let (Some(volume), Some(host)) = (&volume, host) {
+        volume::refuse_existing(domain, target, volume, &to, host)?;
+    }
+    if (!device || volume.is_some()) && to.symlink_metadata().is_ok() {
         return Err(Error::of_disk(domain, target, Cause::Exists(to)));
     }
     Ok(RestoredDisk {
@@ -409,6 +494,7 @@ fn plan_disk(
         device,
         format,
         steps,
+        volume,
     })
 }
 

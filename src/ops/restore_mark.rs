@@ -1,20 +1,24 @@
 //! The mark of a restore in place: until the restore has ended, the domain's disks may be in
 //! between two moments.
 //!
-//! The mark is durable before the first write. It is removed after the last write is durable, or if
-//! nothing was written.
+//! The mark is durable before the disks are opened, and says durably that it writes before the first
+//! write. It is removed after the last write is durable, or if nothing was written.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Cause, Error, Result};
-use crate::host::Places;
-use crate::repo::{DomainRepository, Note};
+use crate::host::{Host, Places};
+use crate::model::in_place::InPlaceRefusal;
+use crate::repo::{DomainRepository, DomainWriter, Note, Repository};
 
 /// A restore in place that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RestoreMark {
+    /// The domain's name. Marks of earlier versions do not hold it.
+    #[serde(default)]
+    pub domain: String,
     /// The domain's UUID.
     pub uuid: String,
     /// The id of the restore point to which the disks are brought back.
@@ -27,6 +31,14 @@ pub struct RestoreMark {
     pub saved: Option<String>,
     /// The paths of the sockets through which it writes.
     pub places: Places,
+    /// Whether it may have written. Marks of earlier versions do not say so, and count as if they
+    /// did.
+    #[serde(default = "yes")]
+    pub writing: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What a repository knows of a restore in place that has not ended.
@@ -47,9 +59,26 @@ impl FoundMark {
         }
     }
 
+    /// Whether the disks may be in between. A restore that has only compared them has not changed
+    /// them.
+    pub fn is_writing(&self) -> bool {
+        self.mark().is_none_or(|mark| mark.writing)
+    }
+
+    /// Whether it was made for a domain with another UUID.
+    pub(super) fn is_of_another(&self, uuid: &str) -> bool {
+        self.mark().is_some_and(|mark| mark.uuid != uuid)
+    }
+
     /// A sentence about the disks.
     pub fn sentence(&self) -> String {
         match self {
+            FoundMark::Mark(mark) if !mark.writing => format!(
+                "a restore in place to {} began at {:.0}, and has not written to {}",
+                mark.restore_point,
+                mark.began,
+                disks(&mark.disks)
+            ),
             FoundMark::Mark(mark) => format!(
                 "the content of {} is in between two moments: a restore in place to {} began at {:.0} and has not ended",
                 disks(&mark.disks),
@@ -89,12 +118,64 @@ pub(super) fn read(repository: &dyn DomainRepository) -> Result<Option<FoundMark
     })
 }
 
-/// Refuses to take disks in between two moments for a good state.
-pub(super) fn refuse(repository: &dyn DomainRepository) -> Result<()> {
-    match read(repository)? {
-        None => Ok(()),
-        Some(found) => Err(Error::of(repository.name(), Cause::InBetween(found.sentence()))),
+/// Refuses to take disks in between two moments for a good state. A mark that says that nothing was
+/// written is none.
+///
+/// A renamed domain is found by its UUID, as long as its mark is in the same repository.
+pub(super) fn refuse(repo: &dyn Repository, repository: &dyn DomainRepository, uuid: &str) -> Result<()> {
+    if let Some(renamed) = of_former_name(repo, repository.name(), uuid)? {
+        return Err(Error::of(repository.name(), renamed));
     }
+    match read(repository)? {
+        Some(found) if found.is_writing() => {
+            let mut what = found.sentence();
+            if found.is_of_another(uuid) {
+                what.push_str(" (it was a domain with the same name and another UUID)");
+            }
+            Err(Error::of(repository.name(), Cause::InBetween(what)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The mark that the domain of this name and UUID got under another name, as a refusal.
+pub(super) fn of_former_name(
+    repo: &dyn Repository,
+    name: &str,
+    uuid: &str,
+) -> Result<Option<InPlaceRefusal>> {
+    let marks = repo.restore_marks().map_err(|error| Error::of(name, error))?;
+    let mut parsed = marks
+        .iter()
+        .filter_map(|text| serde_json::from_slice::<RestoreMark>(text).ok());
+    let former = |mark: &RestoreMark| mark.writing && mark.uuid == uuid && mark.domain != name;
+    // A mark without a name may be the domain's own, which is found without this search.
+    let found = parsed.find(|mark| former(mark) && !mark.domain.is_empty());
+    Ok(found.map(|mark| InPlaceRefusal::Renamed {
+        former: mark.domain.clone(),
+        sentence: FoundMark::Mark(mark).sentence(),
+    }))
+}
+
+/// Removes the mark of a dead restore that has not written anything, after it has ended what is
+/// still open for that restore. The lock shows that the restore is dead.
+pub(super) fn clear_unwritten(
+    repository: &dyn DomainRepository,
+    locked: &dyn DomainWriter,
+    host: &dyn Host,
+) -> Result<()> {
+    let failed = |cause: Cause| Error::of(repository.name(), cause);
+    let found = read(repository)?;
+    let Some(mark) = found
+        .as_ref()
+        .and_then(FoundMark::mark)
+        .filter(|mark| !mark.writing)
+    else {
+        return Ok(());
+    };
+    host.clear_places(&mark.places)
+        .map_err(|error| failed(error.into()))?;
+    locked.remove_restore_mark().map_err(|error| failed(error.into()))
 }
 
 #[cfg(test)]
@@ -104,19 +185,39 @@ mod tests {
     #[test]
     fn sentences_name_disks_and_restore_point() {
         let mark = RestoreMark {
+            domain: "vm1".to_owned(),
             uuid: "u".to_owned(),
             restore_point: "2026-11-01T02-00-03Z".to_owned(),
             disks: vec!["vda".to_owned(), "vdb".to_owned()],
             began: "2026-11-02T03:04:05Z".parse().expect("a time"),
             saved: None,
             places: Places::default(),
+            writing: true,
         };
         assert_eq!(
-            FoundMark::Mark(mark).sentence(),
+            FoundMark::Mark(mark.clone()).sentence(),
             "the content of disks vda, vdb is in between two moments: a restore in place to 2026-11-01T02-00-03Z \
              began at 2026-11-02T03:04:05Z and has not ended"
         );
+        let comparing = RestoreMark {
+            writing: false,
+            ..mark.clone()
+        };
+        assert_eq!(
+            FoundMark::Mark(comparing).sentence(),
+            "a restore in place to 2026-11-01T02-00-03Z began at 2026-11-02T03:04:05Z, and has not written to disks vda, vdb"
+        );
         let unreadable = FoundMark::Unreadable("/b/.restoring.json: it is empty".to_owned());
         assert!(unreadable.sentence().contains("/b/.restoring.json"));
+    }
+    #[test]
+    fn a_mark_of_an_earlier_version_counts_as_writing() {
+        let mark: RestoreMark = serde_json::from_str(
+            r#"{"uuid": "u", "restorePoint": "p", "disks": ["vda"], "began": "2026-11-02T03:04:05Z", "saved": null,
+                "places": {"sockets": [], "scratch": [], "ownDirs": []}}"#,
+        )
+        .expect("a mark");
+        assert!(mark.writing && FoundMark::Mark(mark).is_writing());
+        assert!(FoundMark::Unreadable(String::new()).is_writing());
     }
 }

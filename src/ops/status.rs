@@ -12,7 +12,8 @@ use jiff::civil::Date;
 use super::each::{Fault, Judged};
 use super::error::Cause;
 use super::reconcile::{self, Reconciliation, Wishes};
-use super::{Error, Result, grouping, restore_mark, survey};
+use super::restore_mark::{self, FoundMark};
+use super::{Error, Result, grouping, survey};
 use crate::host::{Host, HostError};
 use crate::model::chain::MissedWrite;
 use crate::model::checkpoint::{Checkpoint, KEPT_CHECKPOINTS, is_own};
@@ -357,14 +358,18 @@ fn compare_with(
     if let Some(found) = &unfinished {
         let what = found.sentence();
         match status.writer {
-            None => status.inconsistencies.push(what),
-            // It may be at work.
-            Some(_) => status.findings.push(Finding::new("restore-in-place", what)),
+            None if found.is_writing() => status.inconsistencies.push(what),
+            // It may be at work, or it has changed nothing.
+            _ => status.findings.push(Finding::new("restore-in-place", what)),
         }
     }
+    let renamed = restore_mark::of_former_name(repo, &domain.name, &domain.uuid)?;
+    status
+        .inconsistencies
+        .extend(renamed.iter().map(ToString::to_string));
     match grouping::finding(repository.as_ref(), &history, subject.group_by)? {
         // No backup is made of disks in between.
-        _ if unfinished.is_some() => {}
+        _ if renamed.is_some() || unfinished.as_ref().is_some_and(FoundMark::is_writing) => {}
         // A refused backup has no level.
         Some(refused) => status.findings.push(refused),
         None if status.is_complete() && status.disks.iter().all(|disk| disk.bitmaps_known) => {

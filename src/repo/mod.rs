@@ -129,6 +129,15 @@ pub trait Repository: Send + Sync {
         Ok(None)
     }
 
+    /// The marks of restores in place of all domains, as far as this host knows them. Marks that are
+    /// unusable are left out.
+    ///
+    /// # Errors
+    /// A mark cannot be read now.
+    fn restore_marks(&self) -> Result<Vec<Vec<u8>>> {
+        Ok(Vec::new())
+    }
+
     /// One domain's part of the repository. It need not be there yet.
     fn domain(&self, name: &str) -> Result<Box<dyn DomainRepository>>;
 

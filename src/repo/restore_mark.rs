@@ -30,6 +30,31 @@ pub(super) fn read(path: &Path) -> Result<Note> {
     }
 }
 
+/// Reads the marks of this name in all folders below `root`. A missing folder has none, and neither
+/// has one that this user must not read.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn read_all(root: &Path, name: &str) -> Result<Vec<Vec<u8>>> {
+    let failed = |error| RepoError::io("list", root)(error);
+    let entries = match std::fs::read_dir(root) {
+        Err(error) if is_missing(&error) => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        match read(&path.join(name)) {
+            Ok(Note::Text(text)) => found.push(text),
+            Ok(Note::None | Note::Unusable(_)) => {}
+            // A folder of another user.
+            Err(RepoError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
 /// Writes the mark durably, and replaces an existing one.
 pub(super) fn write(store: &dyn Store, path: &Path, text: &[u8]) -> Result<()> {
     let mut new = path.as_os_str().to_owned();
@@ -107,5 +132,23 @@ mod tests {
         std::fs::remove_file(&path).expect("removed");
         std::fs::write(&path, vec![b'x'; 2 << 20]).expect("written");
         assert!(matches!(read(&path), Ok(Note::Unusable(_))));
+    }
+
+    #[test]
+    fn marks_of_all_domains_are_listed() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let names = |root: &Path| read_all(root, "mark.json").expect("readable");
+        assert!(names(&folder.path().join("missing")).is_empty());
+        std::fs::write(folder.path().join("file"), "x").expect("written");
+        for (domain, mark) in [("vm1", Some("one")), ("vm2", None), ("vm3", Some("three"))] {
+            let dir = folder.path().join(domain);
+            std::fs::create_dir(&dir).expect("made");
+            if let Some(mark) = mark {
+                write(&DiskStore, &dir.join("mark.json"), mark.as_bytes()).expect("written");
+            }
+        }
+        let mut found = names(folder.path());
+        found.sort();
+        assert_eq!(found, [b"one".to_vec(), b"three".to_vec()]);
     }
 }

@@ -220,7 +220,7 @@ fn reader_of_shut_off_image_stays_out_of_the_page_cache() {
     let offer = Offer {
         image: &target,
         export: "vda",
-        bitmap: None,
+        bitmaps: Vec::new(),
         socket: &socket,
         writable: false,
     };
@@ -255,7 +255,7 @@ fn what_is_written_through_qemu_nbd_is_in_the_image() {
     let offer = Offer {
         image: &target,
         export: "vda",
-        bitmap: Some("c0"),
+        bitmaps: vec!["c0"],
         socket: &socket,
         writable: true,
     };

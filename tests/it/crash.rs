@@ -6,6 +6,7 @@ mod boot;
 mod compare;
 mod in_place;
 mod merge;
+mod pools;
 mod power;
 mod prune;
 mod restore;

@@ -572,6 +572,134 @@ fn a_write_after_the_state_was_saved_is_not_lost() {
     assert!(lab.status("vm1").is_consistent());
 }
 
+/// The same when the backup of the present state is full, so that the comparison uses no bitmap of
+/// it, or an older one.
+#[test]
+fn a_write_after_a_full_backup_of_the_state_is_not_lost() {
+    for at in [0, 2] {
+        let (mut lab, ids, _) = lab();
+        // The next backup begins a new period.
+        lab.at("2026-12-03T02:00:00+01:00[Europe/Berlin]");
+        let monitor = Guest(&lab);
+        let error = restore_in_place("vm1", &lab.context(&monitor), &options(&ids[at])).expect_err("refused");
+        assert_eq!(
+            refused(&error),
+            &InPlaceRefusal::ChangedSinceSaved("vda".to_owned())
+        );
+        assert_eq!(lab.disk("vm1", "vda")[6 * CLUSTER], 66);
+        assert!(lab.status("vm1").is_consistent());
+    }
+}
+
+/// QEMU is killed while the guest runs for a moment after its state was saved.
+struct KilledGuest<'a>(&'a Lab);
+
+impl Monitor for KilledGuest<'_> {
+    fn event(&self, event: Event<'_>) {
+        if let Event::DiskEnds { disk: "vda", .. } = event {
+            write(self.0, "vda", 6, 66);
+            self.0.host.disk("vm1", "vda", |disk| {
+                for name in disk.bitmap_names() {
+                    disk.remove_bitmap(&name);
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn a_state_whose_new_bitmap_broke_is_not_overwritten() {
+    let (lab, ids, _) = lab();
+    let monitor = KilledGuest(&lab);
+    let error = restore_in_place("vm1", &lab.context(&monitor), &options(&ids[0])).expect_err("refused");
+    assert_eq!(
+        refused(&error),
+        &InPlaceRefusal::UnknownSinceSaved("vda".to_owned())
+    );
+    assert_eq!(lab.disk("vm1", "vda")[6 * CLUSTER], 66);
+    let status = lab.status("vm1");
+    let is_in_between = |what: &String| what.contains("in between");
+    assert!(!status.inconsistencies.iter().any(is_in_between));
+}
+
+/// The backup of the present state finds that the newest bitmap has missed something. An older
+/// bitmap may have missed the same.
+#[test]
+fn older_bitmaps_than_a_distrusted_one_are_not_relied_on() {
+    let (mut lab, ids, disks) = lab();
+    lab.host.disk("vm1", "vda", |disk| {
+        disk.swap_content(0, &[77; 100]);
+        disk.shrink_and_grow(2 * CLUSTER);
+    });
+    let outcome = restore(&mut lab, &options(&ids[0])).expect("restored");
+    let saved = outcome.saved.as_ref().expect("it was saved");
+    let point = lab
+        .history("vm1")
+        .get(saved)
+        .expect("it is kept")
+        .manifest
+        .point
+        .clone();
+    assert_eq!(point.disk("vda").expect("it is saved").level, Level::Full);
+    assert!(lab.disk("vm1", "vda") == disks[0]);
+    assert!(matches!(outcome.disks[0].disk.basis, Basis::Whole(_)));
+}
+
+#[test]
+fn marks_of_a_renamed_domain_are_found() {
+    let (mut lab, _, _) = stopped();
+    lab.host.rename_domain("vm1", "new");
+    let error = lab.backup("new").expect_err("the disks are in between");
+    assert!(
+        matches!(refused(&error), InPlaceRefusal::Renamed { former, .. } if former == "vm1"),
+        "{error}"
+    );
+    let status = lab.status("new");
+    assert!(
+        status
+            .inconsistencies
+            .iter()
+            .any(|what| what.contains("was named 'vm1'")),
+        "{:?}",
+        status.inconsistencies
+    );
+    abandon("vm1", &lab.context(&lab.recorder), Duration::ZERO)
+        .expect("it needs no domain")
+        .expect("there was a mark");
+    lab.backup("new").expect("a restore point");
+    lab.assert_gives_back("new", "vda");
+}
+
+#[test]
+fn a_mark_of_a_replaced_domain_blocks_until_it_is_removed() {
+    let (mut lab, _, _) = stopped();
+    let replace = |lab: &Lab| {
+        lab.host
+            .change("vm1", |domain| domain.uuid = "another".to_owned());
+    };
+    replace(&lab);
+    let error = lab.backup("vm1").expect_err("its disks may be the old ones");
+    assert!(
+        error.to_string().contains("the same name and another UUID"),
+        "{error}"
+    );
+    abandon("vm1", &lab.context(&lab.recorder), Duration::ZERO).expect("abandoned");
+    let id = lab.backup("vm1").expect("a restore point").point.id;
+    // The same for a restore in place of the new domain.
+    let old = lab.root().join("vm1/.restoring.json");
+    std::fs::write(
+        &old,
+        r#"{"uuid": "u", "restorePoint": "p", "disks": ["vda"], "began": "2026-11-02T03:04:05Z", "saved": null,
+            "places": {"sockets": [], "scratch": [], "ownDirs": []}}"#,
+    )
+    .expect("written");
+    let error = restore(&mut lab, &options(&id)).expect_err("refused");
+    assert_eq!(
+        refused(&error),
+        &InPlaceRefusal::MarkOfAnother { uuid: "u".to_owned() }
+    );
+}
+
 /// Random writes, backups and restores in place. After each restore the disk is that of the restore
 /// point, and at the end every restore point gives back its disk.
 #[test]

@@ -227,6 +227,7 @@ impl Lab {
         restore::Options {
             at: "latest".into(),
             to: self.free_path(),
+            pool: None,
             disks: Vec::new(),
             format: None,
             define: None,

@@ -14,6 +14,7 @@ fn options(lab: &Lab, at: &str) -> Options {
     Options {
         at: at.to_owned(),
         to: lab.free_path(),
+        pool: None,
         disks: vec![],
         format: Some(Format::Qcow2),
         define: None,
@@ -82,6 +83,7 @@ fn options_to(to: std::path::PathBuf) -> Options {
     Options {
         at: "latest".into(),
         to,
+        pool: None,
         disks: vec![],
         format: Some(Format::Qcow2),
         define: None,

@@ -37,6 +37,7 @@ mod packages;
 mod page_cache;
 mod partial;
 mod pins;
+mod pools;
 mod prune;
 mod reconcile;
 mod repositories;

@@ -27,6 +27,7 @@ fn plan(lab: &Lab, to: &Path, format: Option<Format>, host: Option<&dyn Host>) -
     let options = Options {
         at: "latest".into(),
         to: to.to_owned(),
+        pool: None,
         disks: Vec::new(),
         format,
         define: None,

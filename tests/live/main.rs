@@ -22,6 +22,7 @@ mod cli_lab;
 mod cli_mount;
 mod cli_newer;
 mod cli_pack;
+mod cli_pool;
 mod cli_prune;
 mod cli_refusals;
 mod cli_remote;

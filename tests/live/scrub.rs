@@ -104,6 +104,7 @@ impl Scene {
         let options = restore::Options {
             at: "latest".to_owned(),
             to: to.clone(),
+            pool: None,
             disks: vec![disk.to_owned()],
             format: Some(Format::Raw),
             define: None,

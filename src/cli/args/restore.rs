@@ -18,6 +18,7 @@ const IN_PLACE: &str = "Restore in place";
   vmsnap restore vm1 --repository /backups --to /var/tmp/drill
   vmsnap restore vm1 --repository /backups --to /tmp/a.raw --disk vda --format raw
   vmsnap restore vm1 --repository /backups --to /images/drill --define --name drill
+  vmsnap restore vm1 --repository /backups --pool default --define --name drill
   vmsnap restore vm1 --repository /backups --in-place --at 2026-11-01T02:00:00Z")]
 #[command(mut_arg("wait", |arg| arg.help(WAIT).help_heading(IN_PLACE)))]
 pub struct RestoreArgs {
@@ -35,8 +36,12 @@ pub struct RestoreArgs {
 
     /// Folder for the disks (created if missing). A single disk can also go to a new file whose
     /// name ends in .qcow2, .raw or .img, or to an unused block device
-    #[arg(long, value_name = "PATH", required_unless_present = "in_place")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["in_place", "pool"])]
     pub to: Option<PathBuf>,
+
+    /// Storage pool of libvirt in which the disks become new volumes, named DOMAIN-TARGET
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["to", "in_place"])]
+    pub pool: Option<String>,
 
     /// Restore point: an id, a checkpoint's name, a time like 2026-11-01T02:00:00Z (selects the
     /// newest restore point up to that time), or latest
@@ -47,8 +52,8 @@ pub struct RestoreArgs {
     #[arg(long = "disk", value_name = "TARGET")]
     pub disks: Vec<String>,
 
-    /// Format of the restored disks: qcow2 or raw [default: qcow2 in a folder; for a file, qcow2 if
-    /// its name ends in .qcow2, otherwise raw; raw for a block device]
+    /// Format of the restored disks: qcow2 or raw [default: qcow2 in a folder or a storage pool of
+    /// files; for a file, qcow2 if its name ends in .qcow2, otherwise raw; raw for a block device]
     #[arg(long, value_enum, hide_possible_values = true, conflicts_with = "in_place")]
     pub format: Option<FormatArg>,
 

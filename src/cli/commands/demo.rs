@@ -238,6 +238,7 @@ fn compare(
     let options = restore::Options {
         at: id.to_owned(),
         to: to.clone(),
+        pool: None,
         disks: vec![],
         format: Some(restore::Format::Raw),
         define: None,

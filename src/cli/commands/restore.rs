@@ -14,21 +14,23 @@ use crate::model::stop::Stop;
 use crate::ops;
 use crate::ops::restore::{DefineOptions, Format, Means, Options, plan, restore};
 
-/// Restores the chosen disks. Connects to the hypervisor for `--define`, and to find out whether a
-/// domain uses the path given with `--to`.
+/// Restores the chosen disks. Connects to the hypervisor for `--define` and `--pool`, and to find out
+/// whether a domain uses the path given with `--to`.
 pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
-    let Some(to) = &args.to else {
+    if args.in_place {
         return in_place::run(args, stop);
-    };
+    }
+    let to = args.to.clone().unwrap_or_default();
     let repo = open_to_read(args.repository.dir.as_ref(), &args.secret, stop)?;
-    let host = match args.define {
+    let host = match args.define || args.pool.is_some() {
         true => Some(ops::connect(args.connect.connect.as_deref())?),
-        false if could_be_in_use(to) => ops::connect_to_look(args.connect.connect.as_deref()),
+        false if could_be_in_use(&to) => ops::connect_to_look(args.connect.connect.as_deref()),
         false => None,
     };
     let options = Options {
         at: args.at.clone(),
-        to: to.clone(),
+        to,
+        pool: args.pool.clone(),
         disks: args.disks.clone(),
         format: args.format.map(|format| match format {
             FormatArg::Qcow2 => Format::Qcow2,

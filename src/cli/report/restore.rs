@@ -10,7 +10,7 @@ use crate::cli::pretty;
 use crate::model::text::shown;
 use crate::ops::Error;
 use crate::ops::monitor::Ending;
-use crate::ops::restore::{Outcome, RestorePlan};
+use crate::ops::restore::{Outcome, RestorePlan, RestoredDisk};
 
 /// The document of a restore.
 #[derive(Debug, Serialize)]
@@ -20,6 +20,7 @@ pub struct RestoreDocument<'a> {
     pub(super) domain: Text<'a>,
     pub(super) restore_point: Text<'a>,
     pub(super) time: Text<'a>,
+    pub(super) pool: Option<Text<'a>>,
     pub(super) disks: Vec<RestoredPart<'a>>,
     pub(super) defined: Option<DefinedPart<'a>>,
     pub(super) findings: Vec<FindingPart<'a>>,
@@ -39,6 +40,7 @@ pub struct FailedRestore<'a> {
 pub(crate) struct RestoredPart<'a> {
     pub(super) disk: Text<'a>,
     pub(super) path: Text<'a>,
+    pub(super) volume: Option<Text<'a>>,
     pub(super) format: &'static str,
     pub(super) virtual_size: u64,
     pub(super) data_bytes: u64,
@@ -59,6 +61,7 @@ pub fn document<'a>(domain: &'a str, outcome: &'a Outcome) -> RestoreDocument<'a
     let disks = disks.map(|(disk, written)| RestoredPart {
         disk: Text::from(&disk.target),
         path: Text::of(&disk.to.display()),
+        volume: disk.volume.as_ref().map(|volume| Text::from(&volume.name)),
         format: disk.format.word(),
         virtual_size: disk.size,
         data_bytes: written.data_bytes,
@@ -68,6 +71,7 @@ pub fn document<'a>(domain: &'a str, outcome: &'a Outcome) -> RestoreDocument<'a
         domain: Text::from(domain),
         restore_point: Text::from(&plan.point.id),
         time: Text::of(&plan.point.time),
+        pool: plan.pool.as_ref().map(|pool| Text::from(&pool.name)),
         disks: disks.collect(),
         defined: plan.define.as_ref().map(|define| DefinedPart {
             name: Text::from(&define.name),
@@ -99,7 +103,7 @@ pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
     for disk in &plan.disks {
         push_line(
             &mut text,
-            &format!("  disk {}: {}", disk.target, disk.to.display()),
+            &format!("  disk {}: {}{}", disk.target, disk.to.display(), of_pool(disk)),
         );
     }
     if let Some(define) = &plan.define {
@@ -115,6 +119,14 @@ pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
     text
 }
 
+/// The words about the volume that a disk becomes, if it becomes one.
+fn of_pool(disk: &RestoredDisk) -> String {
+    let volume = disk.volume.as_ref();
+    volume.map_or_else(String::new, |volume| {
+        format!(", volume of the storage pool {}", shown(&volume.pool))
+    })
+}
+
 /// The lines of a dry run.
 pub fn plan_text(domain: &str, plan: &RestorePlan) -> String {
     let mut text = line(&format!(
@@ -126,10 +138,11 @@ pub fn plan_text(domain: &str, plan: &RestorePlan) -> String {
         push_line(
             &mut text,
             &format!(
-                "  disk {}: {} to {} ({}), from {} {}",
+                "  disk {}: {} to {}{} ({}), from {} {}",
                 disk.target,
                 pretty::bytes(disk.size),
                 disk.to.display(),
+                of_pool(disk),
                 disk.format.word(),
                 disk.steps,
                 if disk.steps == 1 { "image" } else { "images" }

@@ -376,9 +376,11 @@ fn restore() -> RestoreDocument<'static> {
         domain: text(),
         restore_point: text(),
         time: text(),
+        pool: Some(text()),
         disks: vec![RestoredPart {
             disk: text(),
             path: text(),
+            volume: Some(text()),
             format: "raw",
             virtual_size: 1,
             data_bytes: 1,

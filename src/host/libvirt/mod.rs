@@ -13,6 +13,7 @@ mod job;
 mod link;
 mod offline;
 mod places;
+mod pools;
 mod records;
 mod register;
 mod rewrite;
@@ -32,8 +33,8 @@ use crate::model::tpm_state::TpmState;
 
 use super::ffi::{self, CallError};
 use super::{
-    ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFiles, Host, HostError, PlaceWishes,
-    Places, Refusal, Result, RewriteJob, RewriteRequest,
+    ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFiles, Host, HostError, NewVolume,
+    PlaceWishes, Places, Pool, Refusal, Result, RewriteJob, RewriteRequest,
 };
 use link::Link;
 
@@ -184,6 +185,31 @@ impl Host for LibvirtHost {
 
     fn domain_files(&self) -> Result<DomainFiles> {
         files::all(&self.link)
+    }
+
+    fn pool(&self, name: &str) -> Result<Pool> {
+        pools::describe(&self.link, name)
+    }
+
+    fn has_volume(&self, pool: &str, name: &str) -> Result<bool> {
+        pools::has_volume(&self.link, pool, name)
+    }
+
+    fn create_volume(&self, volume: &NewVolume) -> Result<PathBuf> {
+        pools::create_volume(&self.link, volume)
+    }
+
+    fn delete_volume(&self, pool: &str, name: &str) -> Result<()> {
+        pools::delete_volume(&self.link, pool, name)
+    }
+
+    fn refresh_pool(&self, pool: &str) -> Result<()> {
+        pools::refresh(&self.link, pool)
+    }
+
+    fn nvram_folder(&self) -> Option<PathBuf> {
+        let state = self.link.location().state_dir.as_ref()?;
+        Some(state.join("nvram"))
     }
 
     fn define(&self, xml: &str) -> Result<()> {

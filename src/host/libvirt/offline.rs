@@ -88,7 +88,7 @@ impl Plan<'_> {
         Offer {
             image: &self.image,
             export: &self.disk.target,
-            bitmap: self.request.since.as_deref(),
+            bitmaps: self.request.since.as_deref().into_iter().collect(),
             socket: &self.socket,
             writable: false,
         }

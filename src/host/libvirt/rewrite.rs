@@ -41,12 +41,14 @@ pub(crate) fn begin(link: &Link, handle: &Handle, request: &RewriteRequest) -> R
     for wanted in &request.disks {
         let socket = places::reader_socket(folder, &wanted.target);
         places::check_socket(&socket)?;
-        let writer = open(link, &domain, wanted, &socket, &request.stop)?;
+        let witness = request.witness.as_deref();
+        let (writer, is_witnessed) = open(link, &domain, wanted, witness, &socket, &request.stop)?;
         let writers = job.writers.get_mut().unwrap_or_else(PoisonError::into_inner);
         writers.push((wanted.target.clone(), writer));
         job.disks.push(OpenDisk {
             target: wanted.target.clone(),
             bitmap: wanted.since.clone(),
+            witness: request.witness.clone().filter(|_| is_witnessed),
             socket,
         });
     }
@@ -57,13 +59,15 @@ pub(crate) fn begin(link: &Link, handle: &Handle, request: &RewriteRequest) -> R
     Ok(Box::new(job))
 }
 
+/// Opens a disk. Also returns whether it has a usable bitmap of the witness.
 fn open(
     link: &Link,
     domain: &Domain,
     wanted: &DiskRequest,
+    witness: Option<&str>,
     socket: &std::path::Path,
     stop: &Stop,
-) -> Result<Reader> {
+) -> Result<(Reader, bool)> {
     let target = &wanted.target;
     let disk = domain.disk(target);
     let disk = disk.ok_or_else(|| Refusal::no_such_disk(target))?;
@@ -84,20 +88,27 @@ fn open(
         }
         .into());
     }
+    let is_witnessed = match witness {
+        Some(witness) => image_bitmaps::has_usable_bitmap(disk, witness, stop)?,
+        None => false,
+    };
+    let also = witness.filter(|witness| is_witnessed && Some(*witness) != wanted.since.as_deref());
     let offer = Offer {
         image: &image,
         export: target,
-        bitmap: wanted.since.as_deref(),
+        bitmaps: wanted.since.as_deref().into_iter().chain(also).collect(),
         socket,
         writable: true,
     };
-    Reader::start_writer(&offer, stop).map_err(HostError::of_disk(target))
+    let writer = Reader::start_writer(&offer, stop).map_err(HostError::of_disk(target))?;
+    Ok((writer, is_witnessed))
 }
 
 /// A disk that is open.
 struct OpenDisk {
     target: String,
     bitmap: Option<String>,
+    witness: Option<String>,
     socket: PathBuf,
 }
 
@@ -109,11 +120,15 @@ struct OfflineRewrite {
 }
 
 impl OfflineRewrite {
-    fn export(&self, target: &str) -> Result<Export<'_>> {
+    fn disk(&self, target: &str) -> Result<&OpenDisk> {
         let disk = self.disks.iter().find(|disk| disk.target == target);
-        let disk = disk.ok_or_else(|| Refusal::NotInJob {
+        Ok(disk.ok_or_else(|| Refusal::NotInJob {
             disk: target.to_owned(),
-        })?;
+        })?)
+    }
+
+    fn export(&self, target: &str) -> Result<Export<'_>> {
+        let disk = self.disk(target)?;
         Ok(Export {
             socket: &disk.socket,
             name: &disk.target,
@@ -134,6 +149,18 @@ impl RewriteJob for OfflineRewrite {
 
     fn map(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<DiskMap> {
         self.export(target)?.map(deadline, stop)
+    }
+
+    fn is_changed(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<Option<bool>> {
+        let bitmap = self.disk(target)?.witness.clone();
+        if bitmap.is_none() {
+            return Ok(None);
+        }
+        let export = Export {
+            bitmap,
+            ..self.export(target)?
+        };
+        Ok(Some(export.map(deadline, stop)?.changed.count() > 0))
     }
 
     fn open(&self, target: &str, options: &ReadOptions) -> Result<Box<dyn BlockSource>> {

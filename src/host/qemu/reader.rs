@@ -24,8 +24,9 @@ pub struct Offer<'a> {
     pub image: &'a Target,
     /// The export's name.
     pub export: &'a str,
-    /// The bitmap whose dirty ranges the export reports, as context `qemu:dirty-bitmap:<name>`.
-    pub bitmap: Option<&'a str>,
+    /// The bitmaps whose dirty ranges the export reports, each as context
+    /// `qemu:dirty-bitmap:<name>`.
+    pub bitmaps: Vec<&'a str>,
     /// The unix socket to create.
     pub socket: &'a Path,
     /// Whether the image can be written to. Its bitmaps then record the writes.
@@ -140,8 +141,8 @@ impl Reader {
             arguments.push(READ_ONLY.into());
         }
         arguments.extend(more.iter().map(OsString::from));
-        if let Some(bitmap) = offer.bitmap {
-            arguments.extend(words(["--bitmap", bitmap]));
+        for bitmap in &offer.bitmaps {
+            arguments.extend(words(["--bitmap", *bitmap]));
         }
         arguments.extend(words(["--export-name", offer.export, "--socket"]));
         arguments.push(offer.socket.into());

@@ -120,7 +120,7 @@ fn a_reader_listens_when_it_is_started_and_leaves_nothing() {
     let offer = Offer {
         image: &target(&image),
         export: "vda",
-        bitmap: Some("c0"),
+        bitmaps: vec!["c0"],
         socket: &socket,
         writable: false,
     };
@@ -145,7 +145,7 @@ fn a_reader_that_cannot_open_its_bitmap_says_so() {
     let offer = Offer {
         image: &target(&image),
         export: "vda",
-        bitmap: Some("gone"),
+        bitmaps: vec!["gone"],
         socket: &socket,
         writable: false,
     };
@@ -164,7 +164,7 @@ fn a_stop_is_heard_while_a_reader_starts() {
     let offer = Offer {
         image: &target(&image),
         export: "vda",
-        bitmap: None,
+        bitmaps: Vec::new(),
         socket: &dir.path().join("s"),
         writable: false,
     };
@@ -180,7 +180,7 @@ fn a_stray_reader_is_ended_and_a_stranger_is_not() {
     let offer = Offer {
         image: &target(&image),
         export: "vda",
-        bitmap: None,
+        bitmaps: Vec::new(),
         socket: &socket,
         writable: false,
     };
@@ -203,7 +203,7 @@ fn writer(image: &Path, socket: &Path) -> Reader {
     let offer = Offer {
         image: &target(image),
         export: "vda",
-        bitmap: Some("c0"),
+        bitmaps: vec!["c0"],
         socket,
         writable: true,
     };

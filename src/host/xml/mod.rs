@@ -10,6 +10,7 @@ mod domain;
 mod excluded;
 mod firmware;
 mod job;
+mod pool;
 mod sources;
 mod splice;
 mod trial;
@@ -24,6 +25,8 @@ pub(crate) use disk::is_valid_target;
 pub(crate) use domain::dac_owner;
 pub use domain::{DomainDescription, read_domain};
 pub(crate) use job::{BackupDisk, backup_socket, write_backup};
+#[cfg(feature = "libvirt")]
+pub(crate) use pool::{read_pool, write_volume};
 pub(crate) use sources::{NamedPlace, read_sources};
 pub use trial::{Served, TrialEdits, as_trial, with_addresses};
 

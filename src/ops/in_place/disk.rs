@@ -61,11 +61,18 @@ impl DiskWork<'_> {
         }
     }
 
-    /// Whether the bitmap of a disk marks writes.
-    pub(super) fn has_changes(&self, disk: &InPlaceDisk) -> Result<bool> {
-        let map = self.job.map(&disk.target, DEADLINE, self.stop);
-        let map = map.map_err(|error| self.failed(disk, error.into()))?;
-        Ok(map.changed.count() > 0)
+    /// Whether a disk was written to since its present state was saved, if a bitmap shows that.
+    pub(super) fn is_changed(&self, disk: &InPlaceDisk) -> Result<Option<bool>> {
+        let changed = self.job.is_changed(&disk.target, DEADLINE, self.stop);
+        changed.map_err(|error| self.failed(disk, error.into()))
+    }
+
+    /// Makes everything durable that was written to a disk before.
+    pub(super) fn flush(&self, disk: &InPlaceDisk) -> Result<Written> {
+        let sink = self.job.sink(&disk.target, DEADLINE, self.stop);
+        let mut sink = sink.map_err(|error| self.failed(disk, error.into()))?;
+        let flushed = sink.finish();
+        flushed.map_err(|error| self.failed(disk, error.into()))
     }
 
     /// Compares a disk. All of its content that will be written is read here once, so damage in the

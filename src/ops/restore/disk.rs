@@ -2,7 +2,9 @@
 
 use super::in_use::{self, Claim};
 use super::unfinished::Unfinished;
+use super::volume::{self, MarkedSink};
 use super::{Format, Means, RestoredDisk, io_cause};
+use crate::host::Host;
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
 use crate::image::raw::RawWriter;
 use crate::io::Store;
@@ -42,11 +44,13 @@ pub(super) fn restore_disk<'a>(
         reason: "",
         size: disk.size,
     });
+    let is_new = disk.volume.is_some();
     let claim = match disk.device {
+        true if is_new => Some(in_use::claim_new(disk).map_err(&failed)?),
         true => Some(in_use::claim(disk, host).map_err(&failed)?),
         false => None,
     };
-    if let Some(claim) = &claim {
+    if let Some(claim) = claim.as_ref().filter(|_| !is_new) {
         // The first write destroys what is on the device, so all images are read first to check
         // them.
         let mut rehearsal = origin.open(disk, &own_stop).map_err(&failed)?;
@@ -59,7 +63,8 @@ pub(super) fn restore_disk<'a>(
         claim.check().map_err(&failed)?;
     }
     let mut source = origin.open(disk, &own_stop).map_err(&failed)?;
-    let (mut sink, unfinished) = open_sink(disk, claim.as_ref(), store, &own_stop).map_err(&failed)?;
+    let (mut sink, unfinished) =
+        open_sink(disk, claim.as_ref(), (store, host), &own_stop).map_err(&failed)?;
     let mut progress = |at: Progress| {
         monitor.event(Event::DiskAt {
             domain,
@@ -70,7 +75,7 @@ pub(super) fn restore_disk<'a>(
     };
     let written = copy::copy_chain(source.as_mut(), sink.as_mut(), &own_stop, &mut progress)
         .map_err(|error| failed(error.into()))?;
-    if let Some(claim) = &claim {
+    if let Some(claim) = claim.as_ref().filter(|_| !is_new) {
         claim.check_written().map_err(&failed)?;
     }
     monitor.event(Event::DiskEnds {
@@ -109,13 +114,16 @@ type Sink<'a> = (Box<dyn BlockSink>, Option<Unfinished<'a>>);
 fn open_sink<'a>(
     disk: &RestoredDisk,
     claim: Option<&Claim<'_>>,
-    store: &'a dyn Store,
+    (store, host): (&'a dyn Store, Option<&dyn Host>),
     stop: &Stop,
 ) -> std::result::Result<Sink<'a>, Cause> {
     if let Some(claim) = claim {
         return Ok((begin_device(disk, claim, stop)?, None));
     }
-    let (unfinished, file) = Unfinished::create(store, &disk.to)?;
+    let (unfinished, file) = match (&disk.volume, host) {
+        (Some(volume), Some(host)) => volume::create_file(store, host, disk, volume)?,
+        _ => Unfinished::create(store, &disk.to)?,
+    };
     let sink = begin_file(disk, file, stop).map_err(BlockError::from)?;
     Ok((sink, Some(unfinished)))
 }
@@ -147,8 +155,18 @@ fn begin_device(
     claim: &Claim<'_>,
     stop: &Stop,
 ) -> std::result::Result<Box<dyn BlockSink>, Cause> {
-    let device = claim.device().file();
-    let device = device.map_err(|source| io_cause("use", &disk.to, source))?;
-    let sink = RawWriter::onto_device(device, &disk.to, disk.size, stop.clone()).map_err(BlockError::from)?;
-    Ok(Box::new(sink))
+    let device = || {
+        let device = claim.device().file();
+        device.map_err(|source| io_cause("use", &disk.to, source))
+    };
+    let sink =
+        RawWriter::onto_device(device()?, &disk.to, disk.size, stop.clone()).map_err(BlockError::from)?;
+    match disk.volume {
+        None => Ok(Box::new(sink)),
+        Some(_) => {
+            // What is after the disk on a new device is from deleted volumes.
+            let sink = Box::new(sink.clearing_the_rest());
+            Ok(Box::new(MarkedSink::begin(device()?, sink, disk)?))
+        }
+    }
 }

@@ -3,7 +3,9 @@
 //! A device is checked when the restore is planned, after it was claimed, before the first write,
 //! and after the last one.
 
+use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use super::{RestoredDisk, io_cause};
 use crate::host::usage::{self, HeldDevice, HoldError, Usage, Usages, User};
@@ -11,6 +13,12 @@ use crate::host::{DomainFiles, Host};
 use crate::model::finding::Finding;
 use crate::model::text::{bytes, shown};
 use crate::ops::Cause;
+use crate::wait;
+
+/// How long a new device may be missing or claimed before the restore gives up.
+const NEW: Duration = Duration::from_secs(10);
+/// Time between two tries.
+const STEP: Duration = Duration::from_millis(100);
 
 type Result<T> = std::result::Result<T, Cause>;
 
@@ -76,13 +84,38 @@ pub(super) fn claim<'a>(disk: &RestoredDisk, host: Option<&'a dyn Host>) -> Resu
         HoldError::Io(source) => io_cause("use", path, source),
         HoldError::Used(user) => in_use(path, user, host),
     })?;
-    let mut end = held.file().map_err(|source| io_cause("use", path, source))?;
-    let size = std::io::Seek::seek(&mut end, std::io::SeekFrom::End(0))
-        .map_err(|source| io_cause("examine", path, source))?;
+    let size = length_of(&held, path)?;
     check_size(disk, size)?;
     let claim = Claim { held, host };
     claim.check()?;
     Ok(claim)
+}
+
+/// Claims a device that libvirt has just created. udev may look at it for a moment.
+pub(super) fn claim_new(disk: &RestoredDisk) -> Result<Claim<'static>> {
+    let path = &disk.to;
+    let opened = wait::until(NEW, STEP, || match HeldDevice::open(path) {
+        Err(HoldError::Used(_)) => None,
+        Err(HoldError::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
+        opened => Some(opened),
+    });
+    let held = match opened {
+        Some(Ok(held)) => held,
+        Some(Err(HoldError::Io(source))) => return Err(io_cause("use", path, source)),
+        Some(Err(HoldError::Used(user))) => return Err(in_use(path, user, None)),
+        None if !path.exists() => return Err(io_cause("use", path, io::ErrorKind::NotFound.into())),
+        None => return Err(in_use(path, User::Claim, None)),
+    };
+    let size = length_of(&held, path)?;
+    check_size(disk, size)?;
+    Ok(Claim { held, host: None })
+}
+
+/// The length of a device in bytes.
+fn length_of(held: &HeldDevice, path: &Path) -> Result<u64> {
+    let mut end = held.file().map_err(|source| io_cause("use", path, source))?;
+    let size = io::Seek::seek(&mut end, io::SeekFrom::End(0));
+    size.map_err(|source| io_cause("examine", path, source))
 }
 
 /// A device that is claimed, as far as the kernel and QEMU's locks allow.
@@ -185,6 +218,7 @@ mod tests {
             device: true,
             format: Format::Raw,
             steps: 1,
+            volume: None,
         };
         assert_eq!(larger(&disk, 1 << 20), None);
         let found = larger(&disk, 4 << 20).expect("reported");

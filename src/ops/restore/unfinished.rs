@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::io_cause;
+use crate::host::{HostError, Refusal};
 use crate::io::{Claim, Store};
 use crate::model::block::ImageFile;
 use crate::model::finding::Finding;
@@ -58,6 +59,44 @@ impl<'a> Unfinished<'a> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries.next().is_some() => {}
                 Err(source) => return Err(io_cause("create", &path, source)),
+            }
+        }
+    }
+
+    /// Lets `create` make a file of this name beside `to`, and empties the file, which will become
+    /// `to`. `remove` is called if the file cannot be used.
+    pub(super) fn of_another(
+        store: &'a dyn Store,
+        to: &Path,
+        create: impl Fn(&str) -> std::result::Result<PathBuf, Cause>,
+        remove: impl Fn(&str),
+    ) -> std::result::Result<(Unfinished<'a>, Box<dyn ImageFile>), Cause> {
+        let mut tries = 1..=MOST_TRIES;
+        loop {
+            let name = restoring(uuid::Uuid::new_v4());
+            let path = create(&name)?;
+            if path != to.with_file_name(&name) {
+                remove(&name);
+                return Err(HostError::from(Refusal::VolumeElsewhere { name, path }).into());
+            }
+            match store.claim_image(&path) {
+                Ok((mut file, claim)) => {
+                    let unfinished = Unfinished {
+                        store,
+                        path,
+                        to: to.to_owned(),
+                        is_placed: false,
+                        _claim: claim,
+                    };
+                    file.set_len(0).map_err(|source| io_cause("empty", to, source))?;
+                    return Ok((unfinished, file));
+                }
+                // Another restore took it for abandoned.
+                Err(error) if is_taken(&error) && tries.next().is_some() => {}
+                Err(source) => {
+                    remove(&name);
+                    return Err(io_cause("open", &path, source));
+                }
             }
         }
     }
@@ -192,6 +231,10 @@ impl Drop for NewDir<'_> {
         // Fails, as intended, if there is something in the folder.
         let _ = self.store.remove_dir(&self.path);
     }
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotFound)
 }
 
 /// Returns a temporary name. It shows that vmsnap made it, and is short whatever the final name is.

@@ -47,7 +47,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{DomainRepository, Identity, RepoError, Repository, Result, sets};
+use super::{DomainRepository, Identity, RepoError, Repository, Result, restore_mark, sets};
 use crate::io::{OpenedFolder, Store};
 use crate::model::file_name;
 
@@ -168,6 +168,10 @@ impl Repository for FolderRepository {
             .collect();
         names.sort();
         Ok(names)
+    }
+
+    fn restore_marks(&self) -> Result<Vec<Vec<u8>>> {
+        restore_mark::read_all(&self.root, layout::RESTORING)
     }
 
     fn sets_location(&self) -> Option<String> {

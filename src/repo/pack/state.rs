@@ -111,6 +111,14 @@ impl DomainState {
         }
     }
 
+    /// The marks of all domains in the repository of this id, on this host.
+    pub(super) fn restore_marks(folders: &HostFolders, repository: &str) -> Result<Vec<Vec<u8>>> {
+        match &folders.state {
+            Some(state) => restore_mark::read_all(&state.join(repository), RESTORING),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// Where the mark is kept.
     pub(super) fn restore_mark_location(&self) -> String {
         let path = self.dir.as_ref().map(|dir| dir.join(RESTORING));

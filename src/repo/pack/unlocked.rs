@@ -11,6 +11,7 @@ use super::objects::{ListedObject, ObjectStore};
 use super::part::DomainPart;
 use super::point::{self, PointRecord};
 use super::shared::{Place, Shared, UNREADABLE, UnlockedHost};
+use super::state::DomainState;
 use crate::model::stop::Stop;
 use crate::repo::{
     CollectReport, Collection, DomainRepository, Identity, Rebuild, RebuildReport, RepoError, Repository,
@@ -104,6 +105,11 @@ impl Repository for UnlockedPack {
 
     fn rebuild_index(&self, how: &Rebuild, stop: &Stop) -> Result<Option<RebuildReport>> {
         integrity::rebuild_index(&self.0, how, stop).map(Some)
+    }
+
+    fn restore_marks(&self) -> Result<Vec<Vec<u8>>> {
+        let place = &self.0.place;
+        DomainState::restore_marks(&place.host.folders, &place.description.id)
     }
 
     fn domain(&self, name: &str) -> Result<Box<dyn DomainRepository>> {

@@ -10,7 +10,7 @@ use super::rewrite::CrashRewrite;
 use crate::host::trial::Trials;
 use crate::host::{
     ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFiles, Host, JobHealth,
-    NewCheckpoint, PlaceWishes, Places, ReadOptions, Result, RewriteJob, RewriteRequest,
+    NewCheckpoint, NewVolume, PlaceWishes, Places, Pool, ReadOptions, Result, RewriteJob, RewriteRequest,
 };
 use crate::model::block::BlockSource;
 use crate::model::checkpoint::Checkpoint;
@@ -196,6 +196,30 @@ impl<H: Host> Host for CrashHost<H> {
 
     fn domain_files(&self) -> Result<DomainFiles> {
         self.ask(|host| host.domain_files())
+    }
+
+    fn pool(&self, name: &str) -> Result<Pool> {
+        self.ask(|host| host.pool(name))
+    }
+
+    fn has_volume(&self, pool: &str, name: &str) -> Result<bool> {
+        self.ask(|host| host.has_volume(pool, name))
+    }
+
+    fn create_volume(&self, volume: &NewVolume) -> Result<PathBuf> {
+        self.step("create the volume", |host| host.create_volume(volume))
+    }
+
+    fn delete_volume(&self, pool: &str, name: &str) -> Result<()> {
+        self.step("delete the volume", |host| host.delete_volume(pool, name))
+    }
+
+    fn refresh_pool(&self, pool: &str) -> Result<()> {
+        self.step("refresh the pool", |host| host.refresh_pool(pool))
+    }
+
+    fn nvram_folder(&self) -> Option<PathBuf> {
+        self.host.nvram_folder()
     }
 
     fn define(&self, xml: &str) -> Result<()> {

@@ -41,6 +41,10 @@ impl RewriteJob for CrashRewrite {
         self.ask(|job| job.map(target, deadline, stop))
     }
 
+    fn is_changed(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<Option<bool>> {
+        self.ask(|job| job.is_changed(target, deadline, stop))
+    }
+
     fn open(&self, target: &str, options: &ReadOptions) -> Result<Box<dyn BlockSource>> {
         self.ask(|job| job.open(target, options))
     }

@@ -185,6 +185,13 @@ impl Store for CrashStore {
         Ok((self.image(file, path), claim))
     }
 
+    fn claim_image(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)> {
+        let real = || DiskStore.claim_image(path);
+        // What another program has written is no part of the model.
+        let (file, claim) = self.step("claim_image", path, real, |disk, _| disk.add_file(path, &[]))?;
+        Ok((self.image(file, path), claim))
+    }
+
     fn remove_unclaimed(&self, path: &Path) -> io::Result<bool> {
         let real = || DiskStore.remove_unclaimed(path);
         self.step("remove_unclaimed", path, real, |disk, removed| {

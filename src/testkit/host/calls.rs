@@ -10,7 +10,7 @@ use crate::host::trial::Trials;
 use crate::host::xml::read_domain;
 use crate::host::{
     ActiveJob, BackupJob, BackupRequest, Capabilities, DiskSizes, DomainFile, DomainFiles, Host, HostError,
-    PlaceWishes, Places, Refusal, Result, RewriteJob, RewriteRequest,
+    NewVolume, PlaceWishes, Places, Pool, Refusal, Result, RewriteJob, RewriteRequest,
 };
 use crate::model::checkpoint::{Bitmap, Checkpoint};
 use crate::model::domain::{Agent, Domain, DomainState};
@@ -326,6 +326,30 @@ impl Host for SimHost {
             files,
             findings: Vec::new(),
         })
+    }
+
+    fn pool(&self, name: &str) -> Result<Pool> {
+        self.describe_pool(name)
+    }
+
+    fn has_volume(&self, pool: &str, name: &str) -> Result<bool> {
+        self.knows_volume(pool, name)
+    }
+
+    fn create_volume(&self, volume: &NewVolume) -> Result<PathBuf> {
+        self.make_volume(volume)
+    }
+
+    fn delete_volume(&self, pool: &str, name: &str) -> Result<()> {
+        self.drop_volume(pool, name)
+    }
+
+    fn refresh_pool(&self, pool: &str) -> Result<()> {
+        self.look_at_pool(pool)
+    }
+
+    fn nvram_folder(&self) -> Option<PathBuf> {
+        self.state().nvram_folder.clone()
     }
 
     fn define(&self, xml: &str) -> Result<()> {

@@ -13,12 +13,14 @@ use crate::model::stop::Stop;
 mod calls;
 mod domain;
 mod job;
+mod pools;
 mod rewrite;
 mod trial;
 mod trouble;
 mod world;
 
 use domain::SimDomain;
+use pools::SimPool;
 pub use trial::SimTrial;
 
 /// A simulated hypervisor. Clones share one state.
@@ -45,6 +47,8 @@ struct State {
     unreachable: BTreeSet<(String, String)>,
     files: BTreeMap<PathBuf, FileId>,
     tpm_folder: Option<PathBuf>,
+    nvram_folder: Option<PathBuf>,
+    pools: BTreeMap<String, SimPool>,
     /// The shut-off domains whose memory is saved.
     saved_memory: BTreeSet<String>,
     /// The internal snapshots of domains.

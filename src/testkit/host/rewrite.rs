@@ -89,6 +89,15 @@ impl RewriteJob for SimRewrite {
         self.reading().map(target, deadline, stop)
     }
 
+    fn is_changed(&self, target: &str, _deadline: Duration, _stop: &Stop) -> Result<Option<bool>> {
+        let Some(witness) = &self.request.witness else {
+            return Ok(None);
+        };
+        Ok(self.host.disk(&self.domain.name, target, |disk| {
+            disk.dirty(witness).map(|bits| bits.contains(&true))
+        }))
+    }
+
     fn open(&self, target: &str, options: &ReadOptions) -> Result<Box<dyn BlockSource>> {
         self.reading().open(target, options)
     }

@@ -94,6 +94,15 @@ impl SimHost {
         self.state().domains.remove(name);
     }
 
+    /// Renames a domain, which keeps its UUID, disks and checkpoints.
+    pub fn rename_domain(&self, name: &str, new: &str) {
+        let mut state = self.state();
+        if let Some(mut found) = state.domains.remove(name) {
+            found.domain.name = new.to_owned();
+            state.domains.insert(new.to_owned(), found);
+        }
+    }
+
     /// Changes a domain: its state, its drives, its UUID. Shutting it off stores its bitmaps in its
     /// images.
     pub fn change(&self, name: &str, change: impl FnOnce(&mut Domain)) {

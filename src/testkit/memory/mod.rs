@@ -147,6 +147,12 @@ impl Repository for MemoryRepository {
             .collect())
     }
 
+    fn restore_marks(&self) -> Result<Vec<Vec<u8>>> {
+        let domains = MemoryRepository::domains(self);
+        let marks = domains.values().filter_map(|kept| kept.restore_mark.clone());
+        Ok(marks.collect())
+    }
+
     fn domain(&self, name: &str) -> Result<Box<dyn DomainRepository>> {
         Ok(Box::new(MemoryDomain {
             repository: self.clone(),

@@ -114,6 +114,10 @@ impl Store for CountingStore {
         DiskStore.create_claimed(path)
     }
 
+    fn claim_image(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)> {
+        DiskStore.claim_image(path)
+    }
+
     fn remove_unclaimed(&self, path: &Path) -> io::Result<bool> {
         DiskStore.remove_unclaimed(path)
     }

@@ -175,3 +175,99 @@ fn finished_restore_in_place_survives_a_power_cut() {
         world.assert_all_give_back();
     }
 }
+
+/// A restore that was killed before its first write has changed nothing. The guest may go on, and
+/// the next restore saves what it wrote.
+#[test]
+fn state_after_a_restore_that_only_compared_is_saved() {
+    let (world, id, wanted) = world();
+    for discard_current in [false, true] {
+        let options = Options {
+            discard_current,
+            ..options(&id)
+        };
+        let steps = steps(&world, &options);
+        let before = world.disks();
+        let is_write = |step: &String| step.starts_with("write to a disk");
+        let first_write = steps.iter().position(is_write).expect("it writes");
+        let opened = steps.iter().position(|step| step == "open the disks");
+        assert!(opened.expect("it opens the disks") < first_write);
+        let mut kills = 0;
+        for (number, blow) in every_end(&steps[..first_write], &[Blow::KilledBefore, Blow::KilledAfter]) {
+            at_step(&steps, number, &blow, || {
+                let mut world = world.fork();
+                let fuse = Fuse::at(number, blow);
+                let _ = run(&mut world, &options, &fuse, CrashStore::new(&fuse));
+                assert!(world.disks() == before, "nothing was written");
+                world.reopen();
+                if is_marked(&world) {
+                    // The mark says already that it writes.
+                    assert!(steps[number].contains("restoring.json") || number + 1 == first_write);
+                    return;
+                }
+                kills += 1;
+                let lab = &mut world.lab;
+                lab.pass(jiff::Span::new().minutes(10));
+                world.guest_writes();
+                let now = world.disks();
+                let saving = Options {
+                    discard_current: false,
+                    ..options.clone()
+                };
+                let lab = &mut world.lab;
+                let outcome = restore_in_place(DOMAIN, &lab.context(&lab.recorder), &saving);
+                let outcome = outcome.expect("the next one succeeds");
+                lab.pass(jiff::Span::new().minutes(10));
+                let saved = outcome.saved.expect("the present state is saved");
+                for (disk, bytes) in &now {
+                    let restored = world.lab.restored(DOMAIN, &saved, disk).expect("restored");
+                    assert!(restored == *bytes, "{disk} of {saved} is what the guest wrote");
+                }
+                assert!(world.disks() == wanted);
+            });
+        }
+        assert!(kills > 10, "most steps are before the first write");
+    }
+}
+
+/// The backup after such a restore needs no `--abandon`.
+#[test]
+fn backups_go_on_after_a_restore_that_only_compared() {
+    let (world, id, _) = world();
+    let options = options(&id);
+    let steps = steps(&world, &options);
+    let opened = steps
+        .iter()
+        .position(|step| step == "open the disks")
+        .expect("a step");
+    let mut world = world.fork();
+    let fuse = Fuse::at(opened, Blow::KilledAfter);
+    let _ = run(&mut world, &options, &fuse, CrashStore::new(&fuse));
+    world.reopen();
+    assert!(!is_marked(&world));
+    world.assert_next_backup_heals(&Lab::options());
+    let left = crate::lab::tree(&world.root());
+    assert!(!left.iter().any(|path| path.contains("restoring")), "{left:?}");
+    world.assert_all_give_back();
+}
+
+/// The run that died may have written without a flush.
+#[test]
+fn a_finishing_run_flushes_also_what_it_finds_right() {
+    let (world, id, wanted) = world();
+    let options = options(&id);
+    let all = steps(&world, &options);
+    let is_write = |step: &String| step.starts_with("write to a disk");
+    let last_write = all.iter().rposition(is_write).expect("it writes");
+    let mut world = world.fork();
+    let fuse = Fuse::at(last_write, Blow::KilledAfter);
+    let _ = run(&mut world, &options, &fuse, CrashStore::new(&fuse));
+    world.reopen();
+    assert!(is_marked(&world) && world.disks() == wanted, "all is written");
+    let fuse = Fuse::default();
+    run(&mut world, &options, &fuse, CrashStore::new(&fuse)).expect("it ends");
+    let steps = fuse.steps();
+    assert!(!steps.iter().any(is_write), "{steps:#?}");
+    let flushes = steps.iter().filter(|step| *step == "flush a disk").count();
+    assert_eq!(flushes, wanted.len(), "{steps:#?}");
+}

@@ -45,6 +45,7 @@ impl Errand {
         let options = Options {
             at: "latest".to_owned(),
             to: self.to(world),
+            pool: None,
             disks: Vec::new(),
             format: Some(self.format),
             define: self.define.then(|| DefineOptions {

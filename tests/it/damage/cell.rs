@@ -184,6 +184,7 @@ impl Cell {
         let options = Options {
             at: moment.id.clone(),
             to: self.stage.lab.free_path(),
+            pool: None,
             disks: vec![],
             format: None,
             define: Some(DefineOptions {

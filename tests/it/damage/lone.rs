@@ -14,6 +14,7 @@ fn ask(stage: &Stage, at: &str) -> Options {
     Options {
         at: at.to_owned(),
         to: stage.lab.free_path(),
+        pool: None,
         disks: vec!["vda".to_owned()],
         format: Some(Format::Raw),
         define: None,

@@ -95,6 +95,12 @@ impl Store for FailingStore {
         Ok((Box::new(FailingImage(image, Arc::clone(&self.0))), claim))
     }
 
+    fn claim_image(&self, path: &Path) -> io::Result<(Box<dyn ImageFile>, Claim)> {
+        self.0.call()?;
+        let (image, claim) = DiskStore.claim_image(path)?;
+        Ok((Box::new(FailingImage(image, Arc::clone(&self.0))), claim))
+    }
+
     fn remove_unclaimed(&self, path: &Path) -> io::Result<bool> {
         self.0.call()?;
         DiskStore.remove_unclaimed(path)

@@ -36,6 +36,10 @@ impl Repository for Alone<'_> {
         self.0.domains()
     }
 
+    fn restore_marks(&self) -> Result<Vec<Vec<u8>>> {
+        self.0.restore_marks()
+    }
+
     fn domain(&self, name: &str) -> Result<Box<dyn DomainRepository>> {
         Ok(Box::new(AloneDomain(self.0.domain(name)?)))
     }

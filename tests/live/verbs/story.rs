@@ -373,6 +373,7 @@ impl Story {
         let options = restore::Options {
             at: at.to_owned(),
             to: to.to_owned(),
+            pool: None,
             disks: Vec::new(),
             format: Some(format),
             define,
