@@ -3,6 +3,8 @@
 //! They have overlays over disks that vmsnap serves, so they need vmsnap until their disks have
 //! been pulled, or until they end.
 
+use std::path::Path;
+
 use super::Result;
 
 /// What a hypervisor can do with trial domains.
@@ -11,7 +13,8 @@ pub trait Trials: Send + Sync {
     /// same as those of this process. They need access to sockets and images.
     ///
     /// # Errors
-    /// [`super::HostError::NotHere`] if the hypervisor is on another machine.
+    /// [`super::HostError::NotHere`] if the hypervisor is on another machine, and a refusal if this
+    /// process cannot give that user access.
     fn owner(&self) -> Result<Option<(u32, u32)>>;
 
     /// Starts a new transient domain.
@@ -43,10 +46,11 @@ pub trait Trial: Send + Sync {
     /// goes on meanwhile.
     fn begin_pull(&self, target: &str) -> Result<()>;
 
-    /// Returns how far the pull of a disk is.
-    fn pull(&self, target: &str) -> Result<Pull>;
+    /// Returns how far the pull of a disk into this overlay is.
+    fn pull(&self, target: &str, overlay: &Path) -> Result<Pull>;
 
-    /// Makes the domain persistent, with this definition for its next start.
+    /// Makes the domain persistent, with this definition for its next start. A domain that is
+    /// persistent already stays as it is.
     fn keep(&self, xml: &str) -> Result<()>;
 
     /// Ends the domain at once, without asking the guest. A domain that has ended is no error.

@@ -234,11 +234,6 @@ pub enum Cause {
         #[source]
         source: std::io::Error,
     },
-    /// The disk of a trial domain could not be pulled.
-    #[error(
-        "the disk could not be pulled into its own image; the new domain was ended, and nothing was kept"
-    )]
-    NotPulled,
     /// A file system could not be mounted or unmounted.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -380,8 +375,16 @@ impl Error {
             Cause::Host(HostError::NoAnswer { .. }) => {
                 "the domain may have been stopped, or QEMU hangs; if the domain cannot be started now, restart libvirtd (or virtqemud)"
             }
-            Cause::NotPulled => {
-                "libvirt's log of the new domain has the reason (/var/log/libvirt/qemu); `vmsnap restore` needs no running domain"
+            Cause::Host(HostError::Libvirt {
+                operation, message, ..
+            }) if operation == "start the domain" && message.contains("Permission denied") => {
+                "QEMU's user has to reach the folder of --scratch-dir; AppArmor or SELinux may refuse its socket: \
+                 docs/reference.md has the rule to add (section Boot)"
+            }
+            Cause::Host(HostError::Libvirt {
+                operation, message, ..
+            }) if operation == "start the domain" && message.contains("'user'") => {
+                "this QEMU has no user network for cards without a link: name a network with --network"
             }
             Cause::Mount(error) => return error.hint(),
             Cause::Repo(RepoError::Pack(error)) => return error.hint().map(str::to_owned),

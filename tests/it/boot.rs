@@ -52,6 +52,10 @@ impl Stage {
     }
 
     fn boot(&self, options: &Options, ready: impl FnOnce(&BootPlan)) -> Result<Outcome> {
+        self.carry_out(self.plan(options)?, ready)
+    }
+
+    fn carry_out(&self, plan: BootPlan, ready: impl FnOnce(&BootPlan)) -> Result<Outcome> {
         let state = self.path("state");
         let means = Means {
             repo: self.lab.repo.as_ref(),
@@ -62,7 +66,7 @@ impl Stage {
             stop: &self.stop,
             glance: Duration::from_millis(1),
         };
-        boot("vm1", self.plan(options)?, &means, |booted| ready(booted.plan))
+        boot("vm1", plan, &means, |booted| ready(booted.plan))
     }
 
     fn clear(&self) -> Vec<String> {
@@ -156,11 +160,67 @@ fn nothing_is_kept_of_a_domain_that_ends_too_early() {
     assert_eq!(outcome.expect("it ran").ending, Ending::Ended);
     stage.assert_nothing_left();
     assert!(!stage.path("new").exists());
-    // A pull that fails.
-    let refused = stage.boot(&stage.options(Some("images")), |_| stage.lab.host.stick_trials());
-    let refused = refused.expect_err("it cannot be pulled");
-    assert!(matches!(refused.cause, Cause::NotPulled), "{refused}");
+}
+
+#[test]
+fn a_pull_that_fails_leaves_the_guest_running() {
+    let stage = Stage::new();
+    let outcome = stage.boot(&stage.options(Some("images")), |_| stage.lab.host.stick_trials(5));
+    let outcome = outcome.expect("it ran until its guest ended");
+    assert_eq!(outcome.ending, Ending::Ended);
+    let codes = outcome.findings.iter().map(|found| found.code.to_string());
+    assert_eq!(codes.filter(|code| code == "disk-not-pulled").count(), 4);
     stage.assert_nothing_left();
+    // One that succeeds in the end is kept.
+    let stage = Stage::new();
+    let outcome = stage.boot(&stage.options(Some("images")), |_| {
+        stage.lab.host.fail_next_pull()
+    });
+    assert_eq!(outcome.expect("it is kept").ending, Ending::Kept);
+}
+
+#[test]
+fn files_of_others_are_never_removed() {
+    let stage = Stage::new();
+    let options = stage.options(Some("images"));
+    let planned = stage.plan(&options).expect("a plan");
+    // Another program is faster.
+    let foreign = stage.path("images/vda.qcow2");
+    fs::write(&foreign, "precious").expect("written");
+    let refused = stage.carry_out(planned, |_| panic!("it does not run"));
+    refused.expect_err("the file exists");
+    assert_eq!(fs::read(&foreign).expect("it is there"), b"precious");
+    fs::remove_file(&foreign).expect("it is ours");
+    stage.assert_nothing_left();
+
+    // A run that was killed; then its file was replaced by another one of the same name.
+    let planned = stage.plan(&options).expect("a plan");
+    let names = [
+        format!("{}.json", planned.uuid),
+        format!("{}.files", planned.uuid),
+    ];
+    let (records, copies) = (stage.path("state/boot"), stage.path("copies"));
+    let copy = |from: &Path, to: &Path| {
+        for name in &names {
+            fs::copy(from.join(name), to.join(name)).expect("copied");
+        }
+    };
+    let killed = stage.carry_out(planned, |plan| {
+        fs::create_dir(&copies).expect("new");
+        copy(&records, &copies);
+        fs::copy(&plan.disks[0].path, copies.join("overlay")).expect("copied");
+        stage.stop.request(StopReason::Interrupted);
+    });
+    killed.expect("it is stopped");
+    copy(&copies, &records);
+    fs::write(&foreign, "precious").expect("written");
+    assert_eq!(stage.clear(), ["healed-trial"]);
+    assert_eq!(fs::read(&foreign).expect("it is there"), b"precious");
+    // An overlay of that run is recognised by what is beneath it.
+    copy(&copies, &records);
+    fs::copy(copies.join("overlay"), &foreign).expect("copied");
+    assert_eq!(stage.clear(), ["healed-trial"]);
+    assert!(!foreign.exists());
 }
 
 #[test]
@@ -261,6 +321,24 @@ fn the_folder_of_a_record_has_to_be_one_of_ours() {
     let text = format!(
         r#"{{"format":1,"domain":"a","name":"a","uuid":"{uuid}","uri":"simulated:///","folder":"{}","files":[],"newDir":null,"tpm":null}}"#,
         stage.path("images").display()
+    );
+    fs::write(folder.join(format!("{uuid}.json")), text).expect("written");
+    assert_eq!(stage.clear(), ["healed-trial"]);
+    assert!(stage.path("images/precious").exists());
+}
+
+#[test]
+fn a_link_in_place_of_the_folder_is_not_followed() {
+    let stage = Stage::new();
+    let folder = stage.path("state/boot");
+    fs::create_dir_all(&folder).expect("made");
+    fs::write(stage.path("images/precious"), "x").expect("written");
+    let link = stage.path("scratch/vmsnap-boot-0123");
+    std::os::unix::fs::symlink(stage.path("images"), &link).expect("a link");
+    let uuid = "6b0a1111-2222-4333-8444-555566667777";
+    let text = format!(
+        r#"{{"format":1,"domain":"a","name":"a","uuid":"{uuid}","uri":"simulated:///","folder":"{}","files":[],"newDir":null,"tpm":null}}"#,
+        link.display()
     );
     fs::write(folder.join(format!("{uuid}.json")), text).expect("written");
     assert_eq!(stage.clear(), ["healed-trial"]);

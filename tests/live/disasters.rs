@@ -192,7 +192,9 @@ fn a_lost_repository_is_replaced() {
     assert!(backup.stdout.contains("full backup"), "{backup:#?}");
     assert_eq!(stage.repo.list(stage.machine.name()).len(), 3);
     let restored = stage.repo.restore(stage.machine.name(), &stage.good.0, "raw");
-    stage.machine.assert_restored(&restored, std::slice::from_ref(&stage.good.1));
+    stage
+        .machine
+        .assert_restored(&restored, std::slice::from_ref(&stage.good.1));
     let latest = stage.machine.disks.clone();
     let restored = stage.repo.restore(stage.machine.name(), "latest", "raw");
     stage.machine.assert_restored(&restored, &latest);

@@ -128,9 +128,13 @@ pub fn plan_text(domain: &str, plan: &BootPlan) -> String {
 pub fn ready_text(domain: &str, booted: &Booted<'_>, is_detached: bool) -> String {
     let plan = booted.plan;
     let until = match (&plan.keep, is_detached) {
-        (Some((dir, _)), _) => format!("its disks are being copied into {}", dir.display()),
-        (None, true) => "what its guest writes is lost when it ends".to_owned(),
-        (None, false) => "until Ctrl-C, SIGTERM or its end; what its guest writes is lost then".to_owned(),
+        (Some((dir, _)), true) => format!("its disks are being copied into {}", dir.display()),
+        (Some((dir, _)), false) => format!(
+            "its disks are being copied into {}; until that is done, Ctrl-C ends it and removes them",
+            dir.display()
+        ),
+        (None, true) => "all its changes are lost when it ends".to_owned(),
+        (None, false) => "until Ctrl-C, SIGTERM or its end; all its changes are lost then".to_owned(),
     };
     let name = shown(&plan.name);
     let mut text = line(&format!(
@@ -159,7 +163,8 @@ pub fn ended_text(domain: &str, outcome: &Outcome, took: Duration) -> String {
     let what = match (outcome.ending, &outcome.plan.keep) {
         (Ending::Kept, Some((dir, _))) => {
             format!(
-                "domain '{name}' stays: its disks are in {}, and it is defined",
+                "domain '{name}' stays: its disks are in {}, and from its next start on it has the network cards and \
+                 devices of the old definition",
                 dir.display()
             )
         }

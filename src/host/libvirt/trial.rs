@@ -1,5 +1,6 @@
 //! Starts, watches and ends trial domains.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use virt::domain::Domain as Handle;
@@ -10,21 +11,25 @@ use super::link::Link;
 use super::{CallError, HostError, LibvirtHost, Refusal, Result, failed, ffi, inspect, link};
 use crate::host::trial::{Pull, Trial, TrialLife, TrialState, Trials};
 use crate::host::xml::{dac_owner, read_domain};
-use crate::model::domain::Backing;
+use crate::model::domain::{Backing, Disk};
 
 impl Trials for LibvirtHost {
     fn owner(&self) -> Result<Option<(u32, u32)>> {
         if !self.link.location().is_local {
             return Err(inspect::not_here("the disks of the new domain"));
         }
-        if !rustix::process::geteuid().is_root() {
-            return Ok(None);
-        }
         let connection = self.link.connection()?;
         let capabilities = connection
             .get_capabilities()
             .map_err(failed("report its capabilities"))?;
-        dac_owner(&capabilities)
+        let owner = dac_owner(&capabilities)?;
+        let user = rustix::process::geteuid();
+        match owner {
+            Some((uid, _)) if !user.is_root() && uid != user.as_raw() => {
+                Err(Refusal::QemuOfAnotherUser { uid }.into())
+            }
+            owner => Ok(owner.filter(|_| user.is_root())),
+        }
     }
 
     fn start(&self, xml: &str, life: TrialLife) -> Result<Box<dyn Trial>> {
@@ -54,12 +59,10 @@ impl Trials for LibvirtHost {
     }
 
     fn find(&self, uuid: &str) -> Result<Option<Box<dyn Trial>>> {
-        match self.link.by_uuid(uuid)? {
-            Some(handle) if inspect::is_active(&handle)? => {
-                Ok(Some(Box::new(LibvirtTrial::of(&self.link, &handle)?)))
-            }
-            _ => Ok(None),
-        }
+        let Some(handle) = active(self.link.by_uuid(uuid)?)? else {
+            return Ok(None);
+        };
+        Ok(Some(Box::new(LibvirtTrial::of(&self.link, &handle)?)))
     }
 }
 
@@ -80,11 +83,7 @@ impl LibvirtTrial {
 
     /// The domain; `None` if it has ended.
     fn handle(&self) -> Result<Option<Handle>> {
-        let handle = self.link.by_uuid(&self.uuid)?;
-        match handle {
-            Some(handle) if inspect::is_active(&handle)? => Ok(Some(handle)),
-            _ => Ok(None),
-        }
+        active(self.link.by_uuid(&self.uuid)?)
     }
 
     fn running(&self) -> Result<Handle> {
@@ -111,7 +110,7 @@ impl Trial for LibvirtTrial {
         begun.map_err(failed(format!("pull disk {target}")))
     }
 
-    fn pull(&self, target: &str) -> Result<Pull> {
+    fn pull(&self, target: &str, overlay: &Path) -> Result<Pull> {
         let handle = self.running()?;
         let job = ffi::block_job(&handle, target);
         if let Some((done, total)) = job.map_err(failed(format!("report the pull of disk {target}")))? {
@@ -120,12 +119,19 @@ impl Trial for LibvirtTrial {
         // The job also vanishes when it fails.
         let description = inspect::live(&handle)?;
         let disk = description.disks.iter().find(|disk| disk.target == target);
-        let is_alone = disk.is_some_and(|disk| matches!(disk.backing, Backing::End));
+        let is_alone = |disk: &Disk| {
+            matches!(disk.backing, Backing::End) && disk.source.path().is_some_and(|path| path == overlay)
+        };
+        let is_alone = disk.is_some_and(is_alone);
         Ok(if is_alone { Pull::Done } else { Pull::Failed })
     }
 
     fn keep(&self, xml: &str) -> Result<()> {
         ffi::c_string(xml).map_err(failed("define the domain"))?;
+        let is_persistent = self.running()?.is_persistent();
+        if is_persistent.map_err(failed("report whether the domain is persistent"))? {
+            return Ok(());
+        }
         let connection = self.link.connection()?;
         Handle::define_xml(&connection, xml).map_err(failed("define the domain"))?;
         Ok(())
@@ -140,6 +146,18 @@ impl Trial for LibvirtTrial {
             Err(error) if is_gone(error.code()) => Ok(()),
             Err(error) => Err(failed("end the domain")(CallError::from(error))),
         }
+    }
+}
+
+/// The domain, unless it has ended. A transient domain may vanish at any moment.
+fn active(handle: Option<Handle>) -> Result<Option<Handle>> {
+    let Some(handle) = handle else {
+        return Ok(None);
+    };
+    match handle.is_active() {
+        Ok(is_active) => Ok(Some(handle).filter(|_| is_active)),
+        Err(error) if is_gone(error.code()) => Ok(None),
+        Err(error) => Err(failed("report whether the domain is active")(error)),
     }
 }
 

@@ -35,22 +35,21 @@ pub struct Served {
     pub export: String,
 }
 
-/// Devices of the host, or with a place on the host, that a trial domain does not get.
-const LEFT_OUT: [&str; 10] = [
-    "hostdev",
-    "filesystem",
-    "redirdev",
-    "redirfilter",
-    "shmem",
-    "vsock",
-    "smartcard",
-    "lease",
-    "sound",
-    "audio",
+/// Devices that exist only within QEMU. A trial domain keeps them; of all others that have no rule
+/// here it gets none.
+const KEPT: [&str; 8] = [
+    "emulator",
+    "controller",
+    "hub",
+    "iommu",
+    "memballoon",
+    "panic",
+    "watchdog",
+    "crypto",
 ];
 
 /// Parts of a definition that bind a domain to the resources of a certain host.
-const BOUND: [&str; 8] = [
+const BOUND: [&str; 9] = [
     "cputune",
     "numatune",
     "memtune",
@@ -59,6 +58,7 @@ const BOUND: [&str; 8] = [
     "resource",
     "seclabel",
     "maxMemory",
+    "genid",
 ];
 
 /// Returns the XML of the trial domain, and the devices that it lacks, in words.
@@ -80,6 +80,17 @@ pub fn as_trial(xml: &str, edits: &TrialEdits) -> Result<(String, Vec<String>)> 
     }
     for vcpu in children(domain, "vcpu").filter_map(|vcpu| vcpu.attribute_node("cpuset")) {
         editor.splice.remove_attribute(vcpu);
+    }
+    // Arguments for QEMU that libvirt does not understand, and neither does vmsnap.
+    for node in domain
+        .children()
+        .filter(|node| node.is_element() && node.tag_name().namespace().is_some())
+    {
+        editor.lacks.push(node.tag_name().name().to_owned());
+        editor.splice.remove(node);
+    }
+    for loader in children(domain, "os").flat_map(|os| children(os, "loader")) {
+        editor.protect(loader);
     }
     editor.set_memory(domain);
     for devices in children(domain, "devices") {
@@ -150,17 +161,16 @@ impl Editor<'_> {
                 let models = children(device, "model").flat_map(|model| children(model, "acceleration"));
                 models.for_each(|node| self.splice.remove(node));
             }
-            "memory" if self.edits.memory.is_some() || child(device, "source").is_some() => {
-                self.leave_out(device);
-            }
             "tpm" => {
                 let backend = child(device, "backend").and_then(|backend| backend.attribute("type"));
                 if backend != Some("emulator") {
                     self.leave_out(device);
                 }
             }
-            "input" if matches!(device.attribute("type"), Some("passthrough" | "evdev")) => {
-                self.leave_out(device);
+            "input" => {
+                if matches!(device.attribute("type"), Some("passthrough" | "evdev")) {
+                    self.leave_out(device);
+                }
             }
             "rng" => {
                 let backend = child(device, "backend").and_then(|backend| backend.attribute("model"));
@@ -168,10 +178,21 @@ impl Editor<'_> {
                     self.leave_out(device);
                 }
             }
-            name if LEFT_OUT.contains(&name) => self.leave_out(device),
-            _ => {}
+            name if KEPT.contains(&name) => {}
+            _ => self.leave_out(device),
         }
         Ok(())
+    }
+
+    /// Keeps the guest from writing to the host's firmware.
+    fn protect(&mut self, loader: Node) {
+        match loader.attribute_node("readonly") {
+            Some(node) => self.splice.set_value(node, "yes"),
+            None if loader.attribute("type") == Some("pflash") => {
+                self.splice.insert(name_end(loader), " readonly='yes'".to_owned());
+            }
+            None => {}
+        }
     }
 
     fn leave_out(&mut self, device: Node) {
@@ -219,6 +240,7 @@ impl Editor<'_> {
             escape(socket)
         );
         self.splice.insert(source.range().end, beneath);
+        children(source, "seclabel").for_each(|node| self.splice.remove(node));
         for name in ["backingStore", "shareable", "transient"] {
             children(disk, name).for_each(|node| self.splice.remove(node));
         }

@@ -7,6 +7,7 @@ use crate::model::domain::{Backing, Source};
 const RICH: &str = r#"<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>vm1</name>
   <uuid>5c3f3e8a-0f0d-4d8e-9a0e-0f4c1f6f2b11</uuid>
+  <genid>5c3f3e8a-0f0d-4d8e-9a0e-0f4c1f6f2b12</genid>
   <maxMemory slots='4' unit='GiB'>64</maxMemory>
   <memory unit='GiB'>8</memory>
   <currentMemory unit='GiB'>4</currentMemory>
@@ -15,13 +16,13 @@ const RICH: &str = r#"<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/
   <cputune><vcpupin vcpu='0' cpuset='4'/></cputune>
   <numatune><memory mode='strict' nodeset='1'/></numatune>
   <resource><partition>/production</partition></resource>
-  <os><type arch='x86_64' machine='q35'>hvm</type></os>
+  <os><type arch='x86_64' machine='q35'>hvm</type><loader type='pflash'>/old/firmware.fd</loader></os>
   <cpu mode='host-passthrough'><numa><cell id='0' cpus='0-3' memory='8' unit='GiB'/></numa></cpu>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <disk type='file' device='lun' sgio='filtered'>
       <driver name='qemu' type='qcow2' cache='none' io='native' discard='unmap'/>
-      <source file='/var/tmp/o/vda.qcow2'/>
+      <source file='/var/tmp/o/vda.qcow2'><seclabel model='dac' relabel='no'/></source>
       <backingStore/>
       <target dev='vda' bus='virtio'/>
       <shareable/>
@@ -57,9 +58,14 @@ const RICH: &str = r#"<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/
     <sound model='ich9'/>
     <hostdev mode='subsystem' type='pci'><source><address domain='0' bus='1' slot='0' function='0'/></source></hostdev>
     <filesystem type='mount'><source dir='/srv'/><target dir='srv'/></filesystem>
+    <memory model='dimm'><target><size unit='GiB'>1</size><node>0</node></target></memory>
+    <pstore backend='acpi-erst'><path>/old/pstore</path></pstore>
+    <somethingnew/>
+    <memballoon model='virtio'/>
     <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
   </devices>
   <seclabel type='static' model='dac'><label>+1:+1</label></seclabel>
+  <qemu:commandline><qemu:arg value='-drive'/><qemu:arg value='file=/old/extra.img'/></qemu:commandline>
 </domain>
 "#;
 
@@ -110,6 +116,11 @@ fn nothing_of_the_host_is_used() {
         "lun",
         "sgio",
         "shareable",
+        "genid",
+        "dimm",
+        "pstore",
+        "somethingnew",
+        "extra.img",
     ];
     for word in gone {
         assert!(!xml.contains(word), "{word} in {xml}");
@@ -124,6 +135,8 @@ fn nothing_of_the_host_is_used() {
         "com.redhat.spice.0",
         "passwd='a&amp;b'",
         "/dev/urandom",
+        "<loader readonly='yes' type='pflash'>",
+        "<memballoon",
     ];
     for word in kept {
         assert!(xml.contains(word), "{word} not in {xml}");
@@ -135,6 +148,7 @@ fn nothing_of_the_host_is_used() {
     assert_eq!(
         lacks,
         [
+            "commandline",
             "disk vdb",
             "interface (hostdev)",
             "tpm (tpm-crb)",
@@ -142,6 +156,9 @@ fn nothing_of_the_host_is_used() {
             "sound (ich9)",
             "hostdev (pci)",
             "filesystem (mount)",
+            "memory (dimm)",
+            "pstore",
+            "somethingnew",
         ]
     );
 }

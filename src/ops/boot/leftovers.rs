@@ -1,13 +1,17 @@
 //! Removes what a trial domain leaves: at its end, or in the next run after its process died.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::record::{Dead, Record, Records};
+use rustix::fs::OFlags;
+
+use super::record::{Dead, MadeFile, Record, Records};
 use crate::host::Host;
 use crate::io::Store;
 use crate::model::finding::Finding;
+use crate::model::qcow2::MAX_BACKING_NAME;
 use crate::model::text::{shown, with_sources};
 use crate::ops::Cause;
 
@@ -48,26 +52,57 @@ pub fn clear(host: &dyn Host, store: &dyn Store, state: &Path) -> Vec<Finding> {
                 );
                 Finding::new("trial-left", what)
             }
-            Dead::Known { record, home, _lock } => clear_one(host, &records, &record, home.as_deref()),
+            Dead::Known {
+                record,
+                made,
+                home,
+                _lock,
+            } => clear_one(host, &records, &record, &made, home.as_deref()),
         };
         findings.push(finding);
     }
     findings
 }
 
-fn clear_one(host: &dyn Host, records: &Records<'_>, record: &Record, home: Option<&str>) -> Finding {
-    let done = match home {
-        Some(xml) => keep(host, record, xml).and_then(|()| remove_folder(records.store, record)),
-        None => remove_all(host, records.store, record),
+fn clear_one(
+    host: &dyn Host,
+    records: &Records<'_>,
+    record: &Record,
+    made: &[MadeFile],
+    home: Option<&str>,
+) -> Finding {
+    let name = shown(&record.name);
+    let store = records.store;
+    if let Some(xml) = home {
+        let done = keep(host, record, xml).and_then(|()| remove_folder(store, record));
+        return match done.and_then(|()| records.remove(&record.uuid)) {
+            Ok(()) => {
+                let what = format!("completed domain '{name}', whose disks a killed run had copied");
+                Finding::new("healed-trial", what)
+            }
+            Err(cause) => {
+                let what = format!(
+                    "domain '{name}' could not be completed: {}; its disks are whole, and the next `vmsnap boot` tries again",
+                    with_sources(&cause)
+                );
+                Finding::new("trial-not-removed", what)
+            }
+        };
+    }
+    let left = match remove_all(host, store, record, made) {
+        Ok(left) => left,
+        Err(cause) => return not_removed(record, &cause),
     };
-    if let Err(cause) = done.and_then(|()| records.remove(&record.uuid)) {
+    if let Err(cause) = records.remove(&record.uuid) {
         return not_removed(record, &cause);
     }
-    let name = shown(&record.name);
-    let what = match home {
-        Some(_) => format!("completed domain '{name}', whose disks a killed run had pulled"),
-        None => format!("removed trial domain '{name}', left by a run that was killed"),
-    };
+    let mut what = format!("removed trial domain '{name}', left by a run that was killed");
+    for path in left {
+        what.push_str(&format!(
+            "; {} was not removed, because another program has made it",
+            path.display()
+        ));
+    }
     Finding::new("healed-trial", what)
 }
 
@@ -92,13 +127,29 @@ pub(super) fn not_removed(record: &Record, cause: &Cause) -> Finding {
     Finding::new("trial-not-removed", what)
 }
 
-/// Ends the domain, and removes its files.
-pub(super) fn remove_all(host: &dyn Host, store: &dyn Store, record: &Record) -> Result<(), Cause> {
+/// Ends the domain, and removes the files that were made for it. Returns the files under the same
+/// names that were not.
+pub(super) fn remove_all(
+    host: &dyn Host,
+    store: &dyn Store,
+    record: &Record,
+    made: &[MadeFile],
+) -> Result<Vec<PathBuf>, Cause> {
     if let Some(trial) = host.trials().find(&record.uuid)? {
         trial.end()?;
     }
-    for file in &record.files {
-        remove_file(store, file)?;
+    remove_folder(store, record)?;
+    let mut left = Vec::new();
+    let others = made.iter().map(|file| &file.path);
+    for path in record.files.iter().chain(others) {
+        let Some(found) = MadeFile::at(path) else {
+            continue;
+        };
+        match made.contains(&found) || is_overlay_of(path, record) {
+            true => remove_file(store, path)?,
+            false if !left.contains(path) => left.push(path.clone()),
+            false => {}
+        }
     }
     if let Some(tpm) = &record.tpm {
         remove_tpm(store, tpm, &record.uuid)?;
@@ -106,14 +157,48 @@ pub(super) fn remove_all(host: &dyn Host, store: &dyn Store, record: &Record) ->
     if let Some(dir) = &record.new_dir {
         remove_if_empty(store, dir)?;
     }
-    remove_folder(store, record)
+    Ok(left)
+}
+
+/// Whether a file is a qcow2 image over a disk that this trial domain was served: the name of the
+/// folder of its socket is known to nobody else.
+fn is_overlay_of(path: &Path, record: &Record) -> bool {
+    let folder = record.folder.file_name().and_then(|name| name.to_str());
+    let backing = || -> io::Result<Vec<u8>> {
+        let flags = OFlags::NOFOLLOW.bits() as i32;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        let mut head = [0; 20];
+        file.read_exact_at(&mut head, 0)?;
+        // Offset and length of the name of the backing image (docs/interop/qcow2.txt of QEMU).
+        let [.., a, b, c, d] = head;
+        let offset = head[8..16]
+            .iter()
+            .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        if head[..4] != *b"QFI\xfb" || offset == 0 || length > MAX_BACKING_NAME {
+            return Ok(Vec::new());
+        }
+        let mut name = vec![0; length];
+        file.read_exact_at(&mut name, offset)?;
+        Ok(name)
+    };
+    let Ok(name) = backing() else {
+        return false;
+    };
+    let name = String::from_utf8_lossy(&name).into_owned();
+    folder.is_some_and(|folder| folder.starts_with(FOLDER) && name.contains(folder))
 }
 
 /// Removes the folder for the socket and the temporary files.
 pub(super) fn remove_folder(store: &dyn Store, record: &Record) -> Result<(), Cause> {
     let folder = &record.folder;
     let name = folder.file_name().and_then(|name| name.to_str());
-    if !name.is_some_and(|name| name.starts_with(FOLDER)) {
+    let own = rustix::process::geteuid().as_raw();
+    // A link, or a folder of somebody else, may have taken its place.
+    let is_ours = folder
+        .symlink_metadata()
+        .is_ok_and(|found| found.is_dir() && found.uid() == own);
+    if !is_ours || !name.is_some_and(|name| name.starts_with(FOLDER)) {
         return Ok(());
     }
     let files = files_in(folder).map_err(|source| io_cause("list", folder, source))?;
@@ -128,19 +213,22 @@ pub(super) fn remove_folder(store: &dyn Store, record: &Record) -> Result<(), Ca
     }
 }
 
-/// Removes the state of the domain's TPM, if libvirt has not. Nobody else uses the new UUID.
+/// Removes what is left of the state of the domain's TPM in libvirt's folder, if libvirt has not.
+/// Nobody else uses the new UUID.
 fn remove_tpm(store: &dyn Store, tpm: &Path, uuid: &str) -> Result<(), Cause> {
-    let is_file = fs::symlink_metadata(tpm).is_ok_and(|found| found.is_file());
-    if is_file {
-        return remove_file(store, tpm);
-    }
-    let of_domain = tpm.parent().filter(|parent| parent.ends_with(uuid));
+    let Some(of_domain) = tpm.parent().filter(|parent| parent.ends_with(uuid)) else {
+        // A place of its own: its files were removed with the others.
+        return match tpm.is_dir() {
+            true => remove_if_empty(store, tpm),
+            false => Ok(()),
+        };
+    };
     let files = files_in(tpm).map_err(|source| io_cause("list", tpm, source))?;
     for file in files {
         remove_file(store, &file)?;
     }
     remove_if_empty(store, tpm)?;
-    of_domain.map_or(Ok(()), |folder| remove_if_empty(store, folder))
+    remove_if_empty(store, of_domain)
 }
 
 fn remove_file(store: &dyn Store, path: &Path) -> Result<(), Cause> {

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -42,7 +42,7 @@ pub(super) struct Record {
     pub(super) uri: String,
     /// The folder for its socket and its temporary files.
     pub(super) folder: PathBuf,
-    /// Files outside of this folder.
+    /// The files outside of this folder, before they are made.
     pub(super) files: Vec<PathBuf>,
     /// A folder that was created for these files.
     pub(super) new_dir: Option<PathBuf>,
@@ -66,6 +66,32 @@ impl Record {
     }
 }
 
+/// A file that was made for a trial domain, recognised again even if another file gets its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct MadeFile {
+    pub(super) path: PathBuf,
+    device: u64,
+    inode: u64,
+    /// When it was created, in nanoseconds since 1970; 0 if its file system does not record it.
+    created: u64,
+}
+
+impl MadeFile {
+    /// The file that has this path now; `None` if it cannot be examined, or is no regular file.
+    pub(super) fn at(path: &Path) -> Option<MadeFile> {
+        let found = path.symlink_metadata().ok().filter(fs::Metadata::is_file)?;
+        let created = found.created().ok();
+        let since = created.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+        Some(MadeFile {
+            path: path.to_owned(),
+            device: found.dev(),
+            inode: found.ino(),
+            created: since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0)),
+        })
+    }
+}
+
 /// The records of this host.
 #[derive(Clone, Copy)]
 pub(super) struct Records<'a> {
@@ -78,6 +104,8 @@ pub(super) enum Dead {
     /// It can be read. The lock is held until this is dropped.
     Known {
         record: Record,
+        /// The files that were made.
+        made: Vec<MadeFile>,
         /// The definition with which the domain stays, if its disks have been pulled.
         home: Option<String>,
         _lock: File,
@@ -97,6 +125,19 @@ impl Records<'_> {
 
     fn home(&self, uuid: &str) -> PathBuf {
         self.folder().join(format!("{uuid}.home.xml"))
+    }
+
+    fn made(&self, uuid: &str) -> PathBuf {
+        self.folder().join(format!("{uuid}.files"))
+    }
+
+    /// Records the files that were made.
+    pub(super) fn identify(&self, uuid: &str, made: &[MadeFile]) -> Result<(), Cause> {
+        let path = self.made(uuid);
+        let text = serde_json::to_vec(made).map_err(|error| failed("write", &path, error.into()))?;
+        let written = self.store.create_file(&path, &text);
+        let written = written.and_then(|()| self.store.sync_dir(&self.folder()));
+        written.map_err(|error| failed("write", &path, error))
     }
 
     /// The definition before it is complete.
@@ -131,6 +172,8 @@ impl Records<'_> {
     /// Records that the domain and its files stay.
     pub(super) fn stay(&self, uuid: &str, xml: &str) -> Result<(), Cause> {
         let (path, new) = (self.home(uuid), self.new_home(uuid));
+        // What a try before this one has left.
+        let _ = self.store.remove_file(&new);
         let written = self.store.create_file(&new, xml.as_bytes());
         let written = written.and_then(|()| self.store.replace(&new, &path));
         let written = written.and_then(|()| self.store.sync_dir(&self.folder()));
@@ -146,6 +189,7 @@ impl Records<'_> {
         // Without its record the definition has no meaning.
         remove(&self.path(uuid))?;
         remove(&self.home(uuid))?;
+        remove(&self.made(uuid))?;
         remove(&self.new_home(uuid))
     }
 
@@ -178,7 +222,7 @@ impl Records<'_> {
             .file_name()
             .and_then(|name| name.to_str())
             .unwrap_or_default();
-        let uuid = [".home.xml", ".home.new"]
+        let uuid = [".home.xml", ".home.new", ".files"]
             .into_iter()
             .find_map(|end| name.strip_suffix(end));
         if uuid.is_some_and(|uuid| !self.path(uuid).exists()) {
@@ -235,8 +279,12 @@ impl Records<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return unknown(error.to_string()),
         };
+        // A list that is cut off was never relied on.
+        let made = open(&self.made(uuid)).and_then(|file| bounded(&file, LONGEST));
+        let made = made.ok().and_then(|text| serde_json::from_str(&text).ok());
         Some(Dead::Known {
             record,
+            made: made.unwrap_or_default(),
             home,
             _lock: file,
         })

@@ -1,11 +1,25 @@
 //! The life of a trial domain.
 
-use super::{BootPlan, Means, Stage, start_server};
+use std::time::Instant;
+
+use super::{BootPlan, Means, Overlay, Stage, start_server};
 use crate::host::trial::{Pull, Trial, TrialLife, TrialState};
 use crate::model::finding::Finding;
+use crate::model::stop::StopReason;
+use crate::model::text::with_sources;
 use crate::ops::monitor::{Event, Monitor};
 use crate::ops::serve::{self, DiskServer, ReadCounts};
 use crate::ops::{Cause, Error, Result};
+
+/// How long the state of a domain may be unknown, as during a restart of libvirt's daemon, in looks
+/// at it.
+const UNKNOWN: u32 = 240;
+
+/// How often a disk is pulled before vmsnap gives up.
+const TRIES: u32 = 5;
+
+/// The time between two tries, in looks at the domain.
+const BETWEEN_TRIES: u32 = 40;
 
 /// A trial domain that runs.
 #[derive(Clone, Copy, Debug)]
@@ -80,17 +94,16 @@ pub(super) fn carry_out(
         trial: trial.as_ref(),
         server: &server,
         means,
+        keeps: plan.keep.is_some(),
         is_stuck: false,
+        unknown_since: None,
         findings,
     };
     let ending = match &plan.keep {
-        Some(_) => watch.pull_all(plan)?,
+        Some(_) => watch.pull_all(plan, &mut stage)?,
         None => watch.until_the_end()?,
     };
     if ending == Ending::Kept {
-        stage
-            .stay(&plan.define.xml)
-            .map_err(|cause| Error::of(domain, cause))?;
         if let Err(error) = watch.trial.keep(&plan.define.xml) {
             // The domain runs, and its disks are whole: the next run tries again.
             stage.leave();
@@ -130,7 +143,11 @@ struct Watch<'a> {
     trial: &'a dyn Trial,
     server: &'a DiskServer,
     means: &'a Means<'a>,
+    /// Whether its disks are to be kept.
+    keeps: bool,
     is_stuck: bool,
+    /// Since when the state of the domain cannot be found out.
+    unknown_since: Option<Instant>,
     findings: Vec<Finding>,
 }
 
@@ -140,19 +157,27 @@ impl Watch<'_> {
         for finding in self.server.new_findings(self.means.glance) {
             self.report(finding);
         }
-        let state = self
-            .trial
-            .state()
-            .map_err(|error| Error::of(self.domain, error))?;
+        let state = match self.trial.state() {
+            Ok(state) => state,
+            Err(error) => {
+                // The daemon may be restarting, and the guest goes on.
+                let since = *self.unknown_since.get_or_insert_with(Instant::now);
+                return match since.elapsed() > self.means.glance * UNKNOWN {
+                    true => Err(Error::of(self.domain, error)),
+                    false => Ok(self.is_stopped().then_some(Ending::Stopped)),
+                };
+            }
+        };
+        self.unknown_since = None;
         if state == TrialState::Stuck && !self.is_stuck {
-            let what = "a disk error has paused the guest; it cannot go on without the data that could not be read \
-                        or written";
+            let what = "a disk error has paused the guest: a full disk of the host, or data that cannot be read; after a \
+                        repair, `virsh resume` lets it go on";
             self.report(Finding::new("guest-paused", what));
         }
         self.is_stuck = state == TrialState::Stuck;
         Ok(match state {
             TrialState::Ended => Some(Ending::Ended),
-            _ if self.means.stop.requested() => Some(Ending::Stopped),
+            _ if self.is_stopped() => Some(Ending::Stopped),
             _ => None,
         })
     }
@@ -174,30 +199,80 @@ impl Watch<'_> {
         }
     }
 
-    /// Pulls one disk after another.
-    fn pull_all(&mut self, plan: &BootPlan) -> Result<Ending> {
+    /// Whether the domain has to end. A terminal that was closed does not end one that is to be
+    /// kept.
+    fn is_stopped(&self) -> bool {
+        match self.means.stop.reason() {
+            Some(StopReason::HungUp) => !self.keeps,
+            reason => reason.is_some(),
+        }
+    }
+
+    /// Pulls one disk after another, and records that the domain stays. The guest goes on whatever
+    /// fails.
+    fn pull_all(&mut self, plan: &BootPlan, stage: &mut Stage<'_>) -> Result<Ending> {
         for disk in &plan.disks {
-            let target = disk.target.as_str();
-            if let Some(ending) = self.pull(target, disk.size)? {
+            let mut tries = 1;
+            loop {
+                match self.pull(disk)? {
+                    Pulled::Done => break,
+                    Pulled::Over(ending) => return Ok(ending),
+                    Pulled::Failed(why) if tries < TRIES => {
+                        tries += 1;
+                        let what = format!("disk {} could not be copied: {why}; trying again", disk.target);
+                        self.report(Finding::of_disk("disk-not-pulled", &disk.target, what));
+                        if let Some(ending) = self.pause()? {
+                            return Ok(ending);
+                        }
+                    }
+                    Pulled::Failed(why) => {
+                        let what = format!(
+                            "disk {} could not be copied: {why}; the guest goes on as long as this command: save what it \
+                             needs, then shut it down",
+                            disk.target
+                        );
+                        self.report(Finding::of_disk("disk-not-pulled", &disk.target, what));
+                        return self.until_the_end();
+                    }
+                }
+            }
+        }
+        while let Err(cause) = stage.stay(&plan.define.xml) {
+            let what = format!("the disks are copied, but {}; trying again", with_sources(&cause));
+            self.report(Finding::new("disk-not-pulled", what));
+            if let Some(ending) = self.pause()? {
                 return Ok(ending);
             }
         }
         Ok(Ending::Kept)
     }
 
-    fn pull(&mut self, target: &str, size: u64) -> Result<Option<Ending>> {
-        let domain = self.domain;
-        let failed = |error| Error::of_disk(domain, target, error);
+    /// Watches the domain until the next try. Returns why it ends, if it does.
+    fn pause(&mut self) -> Result<Option<Ending>> {
+        let began = Instant::now();
+        while began.elapsed() < self.means.glance * BETWEEN_TRIES {
+            if let Some(ending) = self.glance()? {
+                return Ok(Some(ending));
+            }
+        }
+        Ok(None)
+    }
+
+    fn pull(&mut self, disk: &Overlay) -> Result<Pulled> {
+        let (domain, target) = (self.domain, disk.target.as_str());
         let monitor = self.means.monitor;
         monitor.event(Event::DiskBegins {
             domain,
             disk: target,
             level: None,
             reason: "",
-            size,
+            size: disk.size,
         });
         let begun = self.trial.begin_pull(target);
-        let mut pull = begun.map(|()| Pull::Active { done: 0, total: size });
+        let mut pull = begun.map(|()| Pull::Active {
+            done: 0,
+            total: disk.size,
+        });
         loop {
             match pull {
                 Ok(Pull::Active { done, .. }) => monitor.event(Event::DiskAt {
@@ -209,23 +284,34 @@ impl Watch<'_> {
                 Ok(Pull::Done) => break,
                 failure => {
                     // A guest that has just ended fails its pull too.
-                    if matches!(self.trial.state(), Ok(TrialState::Ended)) {
-                        return Ok(Some(Ending::Ended));
+                    if let Some(ending) = self.glance()? {
+                        return Ok(Pulled::Over(ending));
                     }
-                    failure.map_err(failed)?;
-                    return Err(Error::of_disk(domain, target, Cause::NotPulled));
+                    let why = "QEMU has given up; libvirt's log of the domain has the reason".to_owned();
+                    return Ok(Pulled::Failed(
+                        failure.err().map_or(why, |error| with_sources(&error)),
+                    ));
                 }
             }
             if let Some(ending) = self.glance()? {
-                return Ok(Some(ending));
+                return Ok(Pulled::Over(ending));
             }
-            pull = self.trial.pull(target);
+            pull = self.trial.pull(target, &disk.path);
         }
         monitor.event(Event::DiskEnds {
             domain,
             disk: target,
-            copied: size,
+            copied: disk.size,
         });
-        Ok(None)
+        Ok(Pulled::Done)
     }
+}
+
+/// How the pull of a disk ended.
+enum Pulled {
+    Done,
+    /// The domain ends.
+    Over(Ending),
+    /// For this reason.
+    Failed(String),
 }

@@ -5,12 +5,14 @@ use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use super::leftovers::{self, io_cause};
+use super::record::MadeFile;
 use super::{BootPlan, Means, Overlay, Record, Records};
 use crate::image::qcow2::{Qcow2Options, Qcow2Writer};
 use crate::io::Claim;
 use crate::model::block::{BlockError, BlockSink};
 use crate::model::finding::Finding;
 use crate::model::stop::Stop;
+use crate::ops::monitor::Event;
 use crate::ops::restore::NewState;
 use crate::ops::serve::DiskServer;
 use crate::ops::{Cause, Error, Result};
@@ -20,6 +22,8 @@ use crate::ops::{Cause, Error, Result};
 pub(super) struct Stage<'a> {
     means: Means<'a>,
     record: Record,
+    /// The files that were made.
+    made: Vec<MadeFile>,
     /// Whether the domain and its disks stay.
     stays: bool,
     /// Dropped last: until then nobody takes the record for that of a dead process.
@@ -48,6 +52,7 @@ impl<'a> Stage<'a> {
         let stage = Stage {
             means: *means,
             record,
+            made: Vec::new(),
             stays: false,
             _claim: claim,
         };
@@ -62,7 +67,7 @@ impl<'a> Stage<'a> {
 
     /// Makes the overlays and the small files.
     pub(super) fn fill(
-        &self,
+        &mut self,
         domain: &str,
         plan: &BootPlan,
         server: &DiskServer,
@@ -77,11 +82,13 @@ impl<'a> Stage<'a> {
             let uri = disk.map(|disk| disk.uri.clone());
             let made = self.overlay(overlay, uri, owner);
             made.map_err(|cause| Error::of_disk(domain, &overlay.target, cause))?;
+            self.made.extend(MadeFile::at(&overlay.path));
         }
         if let Some((path, content)) = plan.define.nvram_content() {
             let written = store.create_file(path, content);
             let written = written.and_then(|()| give(path, owner));
             written.map_err(|source| Error::of(domain, io_cause("write", path, source)))?;
+            self.made.extend(MadeFile::at(path));
         }
         if let Some(tpm) = &plan.define.tpm {
             let state = NewState::write(store, tpm, findings);
@@ -89,8 +96,15 @@ impl<'a> Stage<'a> {
             state.place().map_err(|cause| Error::of(domain, cause))?;
             // From here on the record is what removes it.
             state.keep();
+            let files = match tpm.path.is_dir() {
+                true => tpm.files.iter().map(|file| tpm.path.join(&file.name)).collect(),
+                false => vec![tpm.path.clone()],
+            };
+            self.made
+                .extend(files.iter().filter_map(|file| MadeFile::at(file)));
         }
-        Ok(())
+        let identified = self.records().identify(&self.record.uuid, &self.made);
+        identified.map_err(|cause| Error::of(domain, cause))
     }
 
     fn overlay(
@@ -141,7 +155,9 @@ impl<'a> Stage<'a> {
     fn remove(&mut self) -> Vec<Finding> {
         let removed = match self.stays {
             true => leftovers::remove_folder(self.means.store, &self.record),
-            false => leftovers::remove_all(self.means.host, self.means.store, &self.record),
+            false => {
+                leftovers::remove_all(self.means.host, self.means.store, &self.record, &self.made).map(drop)
+            }
         };
         let removed = removed.and_then(|()| self.records().remove(&self.record.uuid));
         // The drop has nothing left to do; what stayed is left to the next run.
@@ -155,8 +171,14 @@ impl<'a> Stage<'a> {
 
 impl Drop for Stage<'_> {
     fn drop(&mut self) {
-        if !self.record.folder.as_os_str().is_empty() {
-            self.remove();
+        if self.record.folder.as_os_str().is_empty() {
+            return;
+        }
+        for finding in self.remove() {
+            self.means.monitor.event(Event::Found {
+                domain: &self.record.domain,
+                finding: &finding,
+            });
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Trial domains of a client that dies.
 
+use std::path::Path;
+
 use super::fuse::{Fuse, died};
 use super::host::CrashHost;
 use crate::host::trial::{Pull, Trial, TrialLife, TrialState, Trials};
@@ -58,8 +60,8 @@ impl Trial for CrashTrial {
         self.step("begin the pull", |trial| trial.begin_pull(target))
     }
 
-    fn pull(&self, target: &str) -> Result<Pull> {
-        self.ask(|trial| trial.pull(target))
+    fn pull(&self, target: &str, overlay: &Path) -> Result<Pull> {
+        self.ask(|trial| trial.pull(target, overlay))
     }
 
     fn keep(&self, xml: &str) -> Result<()> {

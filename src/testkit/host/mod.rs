@@ -57,6 +57,8 @@ struct State {
     trials: BTreeMap<String, SimTrial>,
     /// The next trial domain cannot be started.
     fail_trial: bool,
+    /// The next pull of a disk fails.
+    fail_pull: bool,
     fuse: Option<Fuse>,
 }
 

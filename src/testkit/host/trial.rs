@@ -1,6 +1,7 @@
 //! Simulated trial domains: each pull takes a few looks.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::{SimHost, simulated};
 use crate::host::trial::{Pull, Trial, TrialLife, TrialState, Trials};
@@ -19,8 +20,8 @@ pub struct SimTrial {
     pub xml: String,
     /// When it ends at the latest.
     pub life: TrialLife,
-    /// Whether a disk error has paused it.
-    pub is_stuck: bool,
+    /// If a disk error has paused it: how many pulls fail until it ends.
+    pub stuck: Option<u32>,
     /// The looks at the pulls that have begun, by target.
     pulls: BTreeMap<String, u64>,
 }
@@ -36,16 +37,22 @@ impl SimHost {
         self.state().trials.clear();
     }
 
-    /// Pauses the trial domains because of a disk error.
-    pub fn stick_trials(&self) {
+    /// Pauses the trial domains because of a disk error. After this many failed pulls they end.
+    pub fn stick_trials(&self, pulls: u32) {
         let mut state = self.state();
-        state.trials.values_mut().for_each(|trial| trial.is_stuck = true);
+        let trials = state.trials.values_mut();
+        trials.for_each(|trial| trial.stuck = Some(pulls));
     }
 
     /// What a hypervisor does when the process of its client has died.
     pub fn client_died(&self) {
         let mut state = self.state();
         state.trials.retain(|_, trial| trial.life == TrialLife::OfItself);
+    }
+
+    /// Lets the next pull of a disk fail.
+    pub fn fail_next_pull(&self) {
+        self.state().fail_pull = true;
     }
 
     /// Lets the start of the next trial domain fail.
@@ -75,7 +82,7 @@ impl Trials for SimHost {
             name: described.name,
             xml: xml.to_owned(),
             life,
-            is_stuck: false,
+            stuck: None,
             pulls: BTreeMap::new(),
         };
         state.trials.insert(described.uuid.clone(), trial);
@@ -115,7 +122,7 @@ impl Running {
 
 impl Trial for Running {
     fn state(&self) -> Result<TrialState> {
-        let stuck = self.with(|trial| trial.is_stuck);
+        let stuck = self.with(|trial| trial.stuck.is_some());
         Ok(match stuck {
             Ok(true) => TrialState::Stuck,
             Ok(false) => TrialState::Running,
@@ -128,12 +135,17 @@ impl Trial for Running {
             .map(drop)
     }
 
-    fn pull(&self, target: &str) -> Result<Pull> {
-        self.with(|trial| {
-            let is_stuck = trial.is_stuck;
-            match trial.pulls.get_mut(target) {
+    fn pull(&self, target: &str, _overlay: &Path) -> Result<Pull> {
+        if std::mem::take(&mut self.host.state().fail_pull) {
+            return Ok(Pull::Failed);
+        }
+        let found = self.with(|trial| {
+            if let Some(pulls) = &mut trial.stuck {
+                *pulls = pulls.saturating_sub(1);
+                return (Pull::Failed, *pulls == 0);
+            }
+            let pull = match trial.pulls.get_mut(target) {
                 None => Pull::Failed,
-                Some(_) if is_stuck => Pull::Failed,
                 Some(looks) if *looks >= LOOKS => Pull::Done,
                 Some(looks) => {
                     *looks += 1;
@@ -142,8 +154,14 @@ impl Trial for Running {
                         total: LOOKS,
                     }
                 }
-            }
-        })
+            };
+            (pull, false)
+        });
+        let (pull, has_ended) = found?;
+        if has_ended {
+            self.end()?;
+        }
+        Ok(pull)
     }
 
     fn keep(&self, xml: &str) -> Result<()> {
