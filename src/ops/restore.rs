@@ -37,6 +37,7 @@ pub(super) use choose::{choose, chosen_targets};
 pub use define::{DefinePlan, NvramPlan};
 use disk::{Origin, restore_disk};
 use encrypted::Encrypted;
+pub(super) use encrypted::perhaps_encrypted;
 use place::{DiskPlace, Place};
 use tpm::NewState;
 pub use tpm::TpmPlan;
