@@ -213,8 +213,8 @@ pub trait Host: Send + Sync {
     /// Lets the hypervisor look at the volumes of a pool again.
     fn refresh_pool(&self, pool: &str) -> Result<()>;
 
-    /// Returns the folder in which the hypervisor keeps the UEFI variables of its domains; `None` if
-    /// it is unknown or on another machine.
+    /// Returns the folder in which the hypervisor keeps the UEFI variables of its domains; `None`
+    /// if it is unknown or on another machine.
     fn nvram_folder(&self) -> Option<PathBuf>;
 
     /// Defines a new domain.

@@ -15,6 +15,9 @@ pub struct InPlaceFacts<'a> {
     pub point: &'a RestorePoint,
     /// The targets of the disks to restore.
     pub targets: &'a [String],
+    /// The target of the disk in the restore point, if a single disk gets the content of another
+    /// one, perhaps of another domain.
+    pub from: Option<&'a str>,
     /// The size of each disk of the domain in bytes, as far as it is known.
     pub sizes: &'a dyn Fn(&str) -> Option<u64>,
     /// Whether libvirt has saved the domain's memory.
@@ -84,6 +87,31 @@ pub enum InPlaceRefusal {
         /// The restore point.
         id: String,
     },
+    /// The disk is smaller than that of the restore point.
+    #[error(
+        "disk {disk} is too small: it has {} ({now} bytes), and the disk in restore point {id} has {} ({then} bytes)",
+        bytes(*now), bytes(*then)
+    )]
+    TooSmall {
+        /// The disk's target.
+        disk: String,
+        /// Its size, in bytes.
+        now: u64,
+        /// The size of the disk in the restore point, in bytes.
+        then: u64,
+        /// The restore point.
+        id: String,
+    },
+    /// It is not known whether the restore point holds plain text or cipher text of a disk.
+    #[error(
+        "restore point {id} does not record whether it holds disk {disk} as plain text or as cipher text"
+    )]
+    PerhapsEncrypted {
+        /// The disk's target in the restore point.
+        disk: String,
+        /// The restore point.
+        id: String,
+    },
     /// An earlier restore in place has left more disks in between.
     #[error(
         "an earlier restore in place to {id} has not ended, and left disk {disk} in between two moments: restore that disk, too"
@@ -149,6 +177,12 @@ impl InPlaceRefusal {
             InPlaceRefusal::OtherSize { .. } => {
                 "restore the disk to another place with --to, or give it its old size first (`qemu-img resize`)"
             }
+            InPlaceRefusal::TooSmall { .. } => {
+                "choose a larger disk, or enlarge it first (`qemu-img resize`)"
+            }
+            InPlaceRefusal::PerhapsEncrypted { .. } => {
+                "restore the disk to another place with --to: a note says how to find out"
+            }
             InPlaceRefusal::AlsoInBetween { .. } | InPlaceRefusal::PerhapsInBetween(_) => {
                 "leave out --disk, or name that disk too"
             }
@@ -181,7 +215,7 @@ pub(crate) fn check(facts: &InPlaceFacts<'_>) -> Result<(), InPlaceRefusal> {
     if facts.has_saved_memory {
         return Err(InPlaceRefusal::SavedMemory);
     }
-    if point.uuid != domain.uuid {
+    if facts.from.is_none() && point.uuid != domain.uuid {
         let (id, uuid) = (point.id.clone(), point.uuid.clone());
         return Err(InPlaceRefusal::OtherDomain { id, uuid });
     }
@@ -192,8 +226,9 @@ pub(crate) fn check(facts: &InPlaceFacts<'_>) -> Result<(), InPlaceRefusal> {
             let disk = target.clone();
             return Err(InPlaceRefusal::Unsuitable { disk, why });
         }
-        let then = point.disk(target).map_or(0, |disk| disk.virtual_size);
-        check_size(target, point, then, (facts.sizes)(target))?;
+        let disk = point.disk(facts.from.unwrap_or(target));
+        let then = disk.map_or(0, |disk| disk.virtual_size);
+        check_size(target, point, (then, (facts.sizes)(target)), facts.from.is_some())?;
     }
     let is_left = |disk: &&String| !facts.targets.contains(disk);
     match facts.unfinished {
@@ -210,7 +245,12 @@ pub(crate) fn check(facts: &InPlaceFacts<'_>) -> Result<(), InPlaceRefusal> {
         },
         Some(Unfinished::Unknown) => {
             let mut of_point = point.disks.iter().map(|disk| &disk.target);
-            match of_point.find(is_left) {
+            let mut of_domain = domain.disks.iter().map(|disk| &disk.target);
+            let left = match facts.from {
+                None => of_point.find(is_left),
+                Some(_) => of_domain.find(is_left),
+            };
+            match left {
                 None => Ok(()),
                 Some(disk) => Err(InPlaceRefusal::PerhapsInBetween(disk.clone())),
             }
@@ -218,15 +258,23 @@ pub(crate) fn check(facts: &InPlaceFacts<'_>) -> Result<(), InPlaceRefusal> {
     }
 }
 
-/// Refuses a disk that has another size `now` than in the restore point.
+/// Refuses a disk that has another size now than in the restore point, or one that is smaller if it
+/// `may_be_larger`.
 pub(crate) fn check_size(
     target: &str,
     point: &RestorePoint,
-    then: u64,
-    now: Option<u64>,
+    (then, now): (u64, Option<u64>),
+    may_be_larger: bool,
 ) -> Result<(), InPlaceRefusal> {
     match now.filter(|now| *now != then) {
         None => Ok(()),
+        Some(now) if may_be_larger && now > then => Ok(()),
+        Some(now) if may_be_larger => Err(InPlaceRefusal::TooSmall {
+            disk: target.to_owned(),
+            now,
+            then,
+            id: point.id.clone(),
+        }),
         Some(now) => Err(InPlaceRefusal::OtherSize {
             disk: target.to_owned(),
             now,
@@ -254,6 +302,19 @@ fn unsuitable(domain: &Domain, disk: &Disk) -> Option<String> {
 pub(crate) fn findings(facts: &InPlaceFacts<'_>, has_firmware: bool) -> Vec<Finding> {
     let (domain, point) = (facts.domain, facts.point);
     let mut findings = Vec::new();
+    if let Some(from) = facts.from {
+        let then = point.disk(from).map_or(0, |disk| disk.virtual_size);
+        let larger = |target: &String| {
+            let now = (facts.sizes)(target).filter(|now| *now > then)?;
+            let what = format!(
+                "disk {target} has {}, and disk {from} of the restore point has {}: the rest of the disk stays as it is",
+                bytes(now),
+                bytes(then)
+            );
+            Some(Finding::of_disk("disk-larger", target, what))
+        };
+        return facts.targets.iter().filter_map(larger).collect();
+    }
     let is_disk = |disk: &&Disk| {
         let eligibility = eligibility::of(domain, disk, Allowed::ALL, &[]);
         !matches!(eligibility, Eligibility::NoDisk(_))
@@ -336,6 +397,7 @@ mod tests {
             domain,
             point: &point,
             targets: &targets,
+            from: None,
             sizes: &|_| Some(GIB),
             has_saved_memory: false,
             unfinished: Some(Unfinished::Known {
@@ -417,6 +479,7 @@ mod tests {
             domain: &domain,
             point: &point,
             targets: &[],
+            from: None,
             sizes: &|_| None,
             has_saved_memory: false,
             unfinished: None,
@@ -427,5 +490,43 @@ mod tests {
         assert!(said[0].contains("disk vda stays as it is: it was not chosen"));
         assert!(said[1].contains("disk vdb stays as it is: restore point"));
         assert!(said[3].contains("UEFI variables"));
+    }
+    #[test]
+    fn a_disk_of_another_domain_may_be_larger_but_not_smaller() {
+        let mut domain = domain();
+        domain.uuid = "another".to_owned();
+        let targets = ["vdb".to_owned()];
+        let mapped = |size: u64, change: fn(&mut InPlaceFacts<'_>)| {
+            checked(&domain, |facts| {
+                facts.targets = &facts.targets[1..];
+                facts.from = Some("vda");
+                facts.unfinished = None;
+                let sizes: &dyn Fn(&str) -> Option<u64> = match size {
+                    0 => &|_| Some(GIB - 1),
+                    _ => &|_| Some(2 * GIB),
+                };
+                facts.sizes = sizes;
+                change(facts);
+            })
+        };
+        assert_eq!(mapped(2 * GIB, |_| {}), Ok(()));
+        let refused = mapped(0, |_| {}).expect_err("too small");
+        assert!(matches!(&refused, InPlaceRefusal::TooSmall { disk, .. } if disk == "vdb"));
+        assert!(refused.hint().is_some());
+        let refused = mapped(2 * GIB, |facts| facts.unfinished = Some(Unfinished::Unknown));
+        assert_eq!(refused, Err(InPlaceRefusal::PerhapsInBetween("vda".to_owned())));
+        let point = point();
+        let facts = InPlaceFacts {
+            domain: &domain,
+            point: &point,
+            targets: &targets,
+            from: Some("vda"),
+            sizes: &|_| Some(2 * GIB),
+            has_saved_memory: false,
+            unfinished: None,
+        };
+        let found = findings(&facts, true);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].code, "disk-larger");
     }
 }

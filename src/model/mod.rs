@@ -6,6 +6,7 @@ pub mod chain;
 pub mod checkpoint;
 pub mod clusters;
 pub mod compression;
+pub mod disk_choice;
 pub mod domain;
 pub mod eligibility;
 pub mod extents;

@@ -5,15 +5,15 @@
 //! may differ, if a bitmap shows that. All disks are compared before the first write, and then the
 //! mark says that it begins to write. The mark goes after the last write is durable, or if nothing
 //! was written. From the first write until then no backup takes the disks for a good state, and
-//! another restore in place can finish the work. QEMU records the writes in the bitmaps, so the next
-//! backup is incremental and holds them.
+//! another restore in place can finish the work. QEMU records the writes in the bitmaps, so the
+//! next backup is incremental and holds them.
 
 use std::time::Duration;
 
 use super::backup;
 use super::heal::{self, HealedDomain};
 use super::monitor::{self, Event};
-use super::restore::{choose, chosen_targets};
+use super::restore::{choose, chosen_targets, perhaps_encrypted};
 use super::restore_mark::{self, FoundMark, RestoreMark};
 use super::stored::StoredPoint;
 use super::{Cause, Context, Error, Result, job, lock, reconcile, survey};
@@ -46,6 +46,9 @@ pub struct Options {
     pub at: String,
     /// The targets of the disks to restore; empty for all of the restore point.
     pub disks: Vec<String>,
+    /// The disk of another restore point that is written onto a disk of the domain. `disks` is then
+    /// empty.
+    pub mapping: Option<Mapping>,
     /// Whether the present state is lost instead of saved.
     pub discard_current: bool,
     /// The rule for full restore points, for the backup of the present state.
@@ -56,11 +59,24 @@ pub struct Options {
     pub wait: Duration,
 }
 
+/// A disk of a restore point, and the disk onto which it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The domain of the restore point.
+    pub domain: String,
+    /// The target of the disk in the restore point.
+    pub disk: String,
+    /// The target of the disk that is written to.
+    pub onto: String,
+}
+
 /// The result of a restore in place.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// The restore point.
     pub point: RestorePoint,
+    /// The domain of the restore point, if a disk got the content of another one.
+    pub of: Option<String>,
     /// The id of the restore point that holds the state before, if it was saved by this run or by
     /// the unfinished one that this run ended.
     pub saved: Option<String>,
@@ -151,8 +167,15 @@ fn carry_out(name: &str, context: &Context, options: &Options) -> Result<Outcome
     plan.findings
         .extend(users::check(name, &request.targets, context.host)?);
     let before = request.mark().and_then(|mark| mark.saved.clone());
+    let source = match &options.mapping {
+        None => None,
+        Some(mapping) => Some(Source::read(context, mapping)?),
+    };
     let attempt = Attempt {
-        repository,
+        source: match &source {
+            None => (repository, &healed.history),
+            Some(source) => (source.repository.as_ref(), &source.history),
+        },
         locked: locked.as_ref(),
         healed: &healed,
         context,
@@ -183,12 +206,29 @@ pub fn abandon(name: &str, context: &Context, wait: Duration) -> Result<Option<F
     Ok(found)
 }
 
+/// The part of the repository that holds the restore point of another domain.
+struct Source {
+    repository: Box<dyn DomainRepository>,
+    history: History,
+}
+
+impl Source {
+    fn read(context: &Context, mapping: &Mapping) -> Result<Source> {
+        let failed = |error: crate::repo::RepoError| Error::of(&mapping.domain, error);
+        let repository = context.repo.domain(&mapping.domain).map_err(failed)?;
+        let history = repository.history().map_err(failed)?;
+        Ok(Source { repository, history })
+    }
+}
+
 /// What the user wants, together with the domain and its restore points.
 struct Request {
     domain: Domain,
+    /// The restore points of this domain.
     history: History,
     point: RestorePoint,
     targets: Vec<String>,
+    mapping: Option<Mapping>,
     /// Whether the restore point holds UEFI variables or the state of a TPM.
     has_firmware: bool,
     has_saved_memory: bool,
@@ -208,19 +248,45 @@ impl Request {
         let host = context.host;
         let domain = host.domain(name).map_err(|error| Error::of(name, error))?;
         let history = repository.history().map_err(|error| Error::of(name, error))?;
-        let point = choose(name, &history, &options.at)?.point.clone();
-        let targets = chosen_targets(name, &point, &options.disks)?;
-        for target in &targets {
-            let whole = history.chains.lineage(&point.id, target);
+        let source = match &options.mapping {
+            None => None,
+            Some(mapping) => Some(Source::read(context, mapping)?),
+        };
+        let (of, part, points) = match (&source, &options.mapping) {
+            (Some(source), Some(mapping)) => (
+                mapping.domain.as_str(),
+                source.repository.as_ref(),
+                &source.history,
+            ),
+            _ => (name, repository, &history),
+        };
+        let point = choose(of, points, &options.at)?.point.clone();
+        let wanted = match &options.mapping {
+            None => options.disks.clone(),
+            Some(mapping) => vec![mapping.disk.clone()],
+        };
+        let in_point = chosen_targets(of, &point, &wanted)?;
+        for target in &in_point {
+            let whole = points.chains.lineage(&point.id, target);
             whole.map_err(|fault| {
                 let id = point.id.clone();
-                Error::of_disk(name, target, Cause::NotWhole { id, fault })
+                Error::of_disk(of, target, Cause::NotWhole { id, fault })
             })?;
         }
-        let has_firmware = history.get(&point.id).is_some_and(|kept| {
-            let stored = StoredPoint { repository, kept };
-            stored.has(SmallFile::Nvram) || stored.has(SmallFile::Tpm)
+        let stored = points.get(&point.id).map(|kept| StoredPoint {
+            repository: part,
+            kept,
         });
+        if let Some(disk) = stored.and_then(|stored| perhaps_encrypted(stored, &in_point)) {
+            let id = point.id.clone();
+            return Err(Error::of(name, InPlaceRefusal::PerhapsEncrypted { disk, id }));
+        }
+        let has_firmware =
+            stored.is_some_and(|stored| stored.has(SmallFile::Nvram) || stored.has(SmallFile::Tpm));
+        let targets = match &options.mapping {
+            None => in_point,
+            Some(mapping) => vec![mapping.onto.clone()],
+        };
         if let Some(renamed) = restore_mark::of_former_name(context.repo, name, &domain.uuid)? {
             return Err(Error::of(name, renamed));
         }
@@ -232,6 +298,7 @@ impl Request {
             history,
             point,
             targets,
+            mapping: options.mapping.clone(),
             has_firmware,
             has_saved_memory: false,
             discard_current: options.discard_current,
@@ -249,6 +316,7 @@ impl Request {
             self.has_saved_memory = saved.map_err(|error| Error::of(name, error))?;
         }
         let size = |target: &String| {
+            self.domain.disk(target)?;
             let sizes = context.host.disk_sizes(&self.domain, target).ok()?;
             Some((target.clone(), sizes.virtual_size))
         };
@@ -269,6 +337,7 @@ impl Request {
             domain: &self.domain,
             point: &self.point,
             targets: &self.targets,
+            from: self.mapping.as_ref().map(|mapping| mapping.disk.as_str()),
             sizes: &size,
             has_saved_memory: self.has_saved_memory,
             unfinished: self.unfinished.as_ref().map(|found| match found {
@@ -302,15 +371,22 @@ impl Request {
         };
         let disk = |target: &String| {
             let disk = self.domain.disk(target)?;
+            let from = self.mapping.as_ref().map(|mapping| mapping.disk.clone());
+            let in_point = self.point.disk(from.as_ref().unwrap_or(target));
             Some(InPlaceDisk {
                 target: target.clone(),
-                size: self.point.disk(target).map_or(0, |disk| disk.virtual_size),
+                size: in_point.map_or(0, |disk| disk.virtual_size),
                 source: disk.source.text(),
-                basis: plan::basis(&known, disk, &self.point),
+                basis: match &self.mapping {
+                    None => plan::basis(&known, disk, &self.point),
+                    Some(_) => Basis::Whole("the restore point is of another disk".to_owned()),
+                },
+                from,
             })
         };
         Ok(InPlacePlan {
             point: self.point.clone(),
+            of: self.mapping.as_ref().map(|mapping| mapping.domain.clone()),
             saves: self.saves(),
             ends: self.mark().cloned(),
             disks: self.targets.iter().filter_map(disk).collect(),
@@ -371,7 +447,8 @@ fn save(request: &Request, context: &Context, options: &Options) -> Result<Strin
 
 /// A restore in place that has the right to write to the domain's part of the repository.
 struct Attempt<'a> {
-    repository: &'a dyn DomainRepository,
+    /// The part of the repository with the restore point, and its history.
+    source: (&'a dyn DomainRepository, &'a History),
     locked: &'a dyn DomainWriter,
     healed: &'a HealedDomain,
     context: &'a Context<'a>,
@@ -410,6 +487,7 @@ impl Attempt<'_> {
                 removed.map_err(|error| Error::of(name, error))?;
                 Ok(Outcome {
                     point: self.plan.point.clone(),
+                    of: self.plan.of.clone(),
                     saved: self.saved.clone(),
                     disks,
                     findings,
@@ -434,6 +512,7 @@ impl Attempt<'_> {
             domain: self.name().to_owned(),
             uuid: self.domain().uuid.clone(),
             restore_point: self.plan.point.id.clone(),
+            of: self.plan.of.clone().filter(|of| of != self.name()),
             disks: disks.to_vec(),
             began: self.context.now.timestamp(),
             saved: self.saved.clone(),
@@ -478,8 +557,8 @@ impl Attempt<'_> {
         let job = begun.map_err(|error| before(job::failed(self.domain(), self.context, error)))?;
         let work = DiskWork {
             domain: self.name(),
-            repository: self.repository,
-            history: &self.healed.history,
+            repository: self.source.0,
+            history: self.source.1,
             point: &self.plan.point,
             job: job.as_ref(),
             monitor: self.context.monitor,

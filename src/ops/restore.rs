@@ -38,6 +38,7 @@ pub use define::{DefinePlan, NvramPlan};
 pub(super) use define::{Purpose, plan as plan_definition};
 use disk::{Origin, restore_disk};
 pub(super) use encrypted::Encrypted;
+pub(super) use encrypted::perhaps_encrypted;
 use place::{DiskPlace, Place};
 pub(super) use tpm::NewState;
 pub use tpm::TpmPlan;

@@ -1,8 +1,8 @@
 //! The mark of a restore in place: until the restore has ended, the domain's disks may be in
 //! between two moments.
 //!
-//! The mark is durable before the disks are opened, and says durably that it writes before the first
-//! write. It is removed after the last write is durable, or if nothing was written.
+//! The mark is durable before the disks are opened, and says durably that it writes before the
+//! first write. It is removed after the last write is durable, or if nothing was written.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Cause, Error, Result};
 use crate::host::{Host, Places};
 use crate::model::in_place::InPlaceRefusal;
+use crate::model::text::shown;
 use crate::repo::{DomainRepository, DomainWriter, Note, Repository};
 
 /// A restore in place that has not ended.
@@ -23,6 +24,9 @@ pub struct RestoreMark {
     pub uuid: String,
     /// The id of the restore point to which the disks are brought back.
     pub restore_point: String,
+    /// The domain of the restore point, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
     /// The targets of the disks that may be in between.
     pub disks: Vec<String>,
     /// When the restore began.
@@ -45,7 +49,7 @@ fn yes() -> bool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FoundMark {
     /// The mark.
-    Mark(RestoreMark),
+    Mark(Box<RestoreMark>),
     /// There is a mark, but it cannot be read, for this reason.
     Unreadable(String),
 }
@@ -75,20 +79,28 @@ impl FoundMark {
         match self {
             FoundMark::Mark(mark) if !mark.writing => format!(
                 "a restore in place to {} began at {:.0}, and has not written to {}",
-                mark.restore_point,
+                point_of(mark),
                 mark.began,
                 disks(&mark.disks)
             ),
             FoundMark::Mark(mark) => format!(
                 "the content of {} is in between two moments: a restore in place to {} began at {:.0} and has not ended",
                 disks(&mark.disks),
-                mark.restore_point,
+                point_of(mark),
                 mark.began
             ),
             FoundMark::Unreadable(why) => format!(
                 "the content of the disks may be in between two moments: a restore in place has not ended, and its mark cannot be read ({why})"
             ),
         }
+    }
+}
+
+/// The restore point in words.
+fn point_of(mark: &RestoreMark) -> String {
+    match &mark.of {
+        None => mark.restore_point.clone(),
+        Some(domain) => format!("{} of domain '{}'", mark.restore_point, shown(domain)),
     }
 }
 
@@ -109,7 +121,7 @@ pub(super) fn read(repository: &dyn DomainRepository) -> Result<Option<FoundMark
         Note::None => None,
         Note::Unusable(why) => Some(FoundMark::Unreadable(why)),
         Note::Text(text) => Some(match serde_json::from_slice(&text) {
-            Ok(mark) => FoundMark::Mark(mark),
+            Ok(mark) => FoundMark::Mark(Box::new(mark)),
             Err(error) => {
                 let location = repository.restore_mark_location();
                 FoundMark::Unreadable(format!("{location}: {error}"))
@@ -153,7 +165,7 @@ pub(super) fn of_former_name(
     let found = parsed.find(|mark| former(mark) && !mark.domain.is_empty());
     Ok(found.map(|mark| InPlaceRefusal::Renamed {
         former: mark.domain.clone(),
-        sentence: FoundMark::Mark(mark).sentence(),
+        sentence: FoundMark::Mark(Box::new(mark)).sentence(),
     }))
 }
 
@@ -188,6 +200,7 @@ mod tests {
             domain: "vm1".to_owned(),
             uuid: "u".to_owned(),
             restore_point: "2026-11-01T02-00-03Z".to_owned(),
+            of: None,
             disks: vec!["vda".to_owned(), "vdb".to_owned()],
             began: "2026-11-02T03:04:05Z".parse().expect("a time"),
             saved: None,
@@ -195,7 +208,7 @@ mod tests {
             writing: true,
         };
         assert_eq!(
-            FoundMark::Mark(mark.clone()).sentence(),
+            FoundMark::Mark(Box::new(mark.clone())).sentence(),
             "the content of disks vda, vdb is in between two moments: a restore in place to 2026-11-01T02-00-03Z \
              began at 2026-11-02T03:04:05Z and has not ended"
         );
@@ -204,8 +217,17 @@ mod tests {
             ..mark.clone()
         };
         assert_eq!(
-            FoundMark::Mark(comparing).sentence(),
+            FoundMark::Mark(Box::new(comparing)).sentence(),
             "a restore in place to 2026-11-01T02-00-03Z began at 2026-11-02T03:04:05Z, and has not written to disks vda, vdb"
+        );
+        let of_another = RestoreMark {
+            of: Some("vm2".to_owned()),
+            ..mark
+        };
+        let sentence = FoundMark::Mark(Box::new(of_another)).sentence();
+        assert!(
+            sentence.contains("to 2026-11-01T02-00-03Z of domain 'vm2' began"),
+            "{sentence}"
         );
         let unreadable = FoundMark::Unreadable("/b/.restoring.json: it is empty".to_owned());
         assert!(unreadable.sentence().contains("/b/.restoring.json"));
@@ -217,7 +239,7 @@ mod tests {
                 "places": {"sockets": [], "scratch": [], "ownDirs": []}}"#,
         )
         .expect("a mark");
-        assert!(mark.writing && FoundMark::Mark(mark).is_writing());
+        assert!(mark.writing && FoundMark::Mark(Box::new(mark)).is_writing());
         assert!(FoundMark::Unreadable(String::new()).is_writing());
     }
 }

@@ -129,8 +129,8 @@ pub trait Repository: Send + Sync {
         Ok(None)
     }
 
-    /// The marks of restores in place of all domains, as far as this host knows them. Marks that are
-    /// unusable are left out.
+    /// The marks of restores in place of all domains, as far as this host knows them. Marks that
+    /// are unusable are left out.
     ///
     /// # Errors
     /// A mark cannot be read now.

@@ -20,6 +20,7 @@ pub fn options(at: &str) -> Options {
     Options {
         at: at.to_owned(),
         disks: Vec::new(),
+        mapping: None,
         discard_current: false,
         full: FullRule::Period,
         compression: Compression::None,

@@ -26,6 +26,7 @@ mod grouping;
 mod hostile_text;
 mod identity;
 mod in_place;
+mod in_place_onto;
 mod kinds;
 mod lab;
 mod list;

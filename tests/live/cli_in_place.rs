@@ -96,6 +96,63 @@ fn a_killed_restore_in_place_is_finished_by_the_next() {
 }
 
 #[test]
+fn a_disk_is_written_onto_the_disk_of_another_domain() {
+    let daemon = Daemon::acquire();
+    let mut machine = Machine::define(&daemon, "giver", &[2 * MIB]);
+    machine.fill(0, 1);
+    let mut other = Machine::define(&daemon, "taker", &[MIB, 3 * MIB]);
+    other.fill(0, 50);
+    other.fill(1, 60);
+    let repo = Repo::new();
+    let root = repo.root().display().to_string();
+    repo.back_up(machine.name(), &[]);
+    repo.back_up(other.name(), &[]);
+    other.change(1, MIB, 65536, Change::Data(3));
+    let before = other.disks.clone();
+    let disk = format!("vda={}:vdb", other.name());
+    let onto = ["--disk", disk.as_str()];
+
+    let dry = repo.run(&args(&machine, &root, &[&onto[..], &["--dry-run"]].concat()));
+    assert_eq!(dry.code, Some(0), "{dry:#?}");
+    assert!(dry.stdout.contains("disk vdb from disk vda"), "{dry:#?}");
+    let ended = repo.run(&args(&machine, &root, &[&onto[..], &["--json"]].concat()));
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    let document = json(&ended);
+    assert_eq!(text_of(&document["domain"]), other.name());
+    assert_eq!(text_of(&document["of"]), machine.name());
+    let saved = text_of(&document["saved"]).to_owned();
+    other.learn(0);
+    other.learn(1);
+    let expected = [&machine.disks[0][..], &before[1][2 * MIB..]].concat();
+    assert!(other.disks[1] == expected && other.disks[0] == before[0]);
+    other.assert_restored(&repo.restore(other.name(), &saved, "raw"), &before);
+    let next = repo.back_up(other.name(), &[]);
+    assert_eq!(next["restorePoint"]["level"], "incremental", "{next:#}");
+    let restored = repo.restore(other.name(), text_of(&next["restorePoint"]["id"]), "raw");
+    other.assert_restored(&restored, &other.disks);
+
+    for wrong in [
+        &["--disk", "vda=taker"][..],
+        &["--disk", disk.as_str(), "--disk", "vda"],
+    ] {
+        let finished = repo.run(&args(&machine, &root, wrong));
+        assert_eq!(finished.code, Some(64), "{finished:#?}");
+    }
+    let mut to = vec!["restore", machine.name(), "--repository", &root, "--to", "/tmp/x"];
+    to.extend(onto);
+    let finished = repo.run(&to);
+    assert_eq!(finished.code, Some(64), "{finished:#?}");
+    assert!(
+        finished.stderr.contains("only written to with --in-place"),
+        "{finished:#?}"
+    );
+    other.domain.start_paused();
+    let refused = repo.run(&args(&machine, &root, &onto));
+    assert_eq!(refused.code, Some(3), "{refused:#?}");
+    other.assert_no_files_left(&repo, &[]);
+}
+
+#[test]
 fn in_place_prints_what_it_does() {
     let daemon = Daemon::acquire();
     let mut machine = Machine::define(&daemon, "in-place", &[4 * MIB, MIB]);

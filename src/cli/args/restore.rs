@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use super::key::SecretArgs;
 use super::shared::{ConnectArgs, OutputArgs, RepositoryArgs, WAIT, WaitArgs};
 use crate::model::compression::Compression;
+use crate::model::disk_choice::DiskChoice;
 use crate::model::level::FullRule;
 
 /// The heading of the switches that belong to `--in-place`.
@@ -19,7 +20,8 @@ const IN_PLACE: &str = "Restore in place";
   vmsnap restore vm1 --repository /backups --to /tmp/a.raw --disk vda --format raw
   vmsnap restore vm1 --repository /backups --to /images/drill --define --name drill
   vmsnap restore vm1 --repository /backups --pool default --define --name drill
-  vmsnap restore vm1 --repository /backups --in-place --at 2026-11-01T02:00:00Z")]
+  vmsnap restore vm1 --repository /backups --in-place --at 2026-11-01T02:00:00Z
+  vmsnap restore vm1 --repository /backups --in-place --disk vdb=vm2:vdb")]
 #[command(mut_arg("wait", |arg| arg.help(WAIT).help_heading(IN_PLACE)))]
 pub struct RestoreArgs {
     /// The domain, by its name at the time of the backup
@@ -48,9 +50,10 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "POINT", default_value = "latest")]
     pub at: String,
 
-    /// Restore only this disk; may be given several times
+    /// Restore only this disk; may be given several times. With --in-place also one
+    /// TARGET=DOMAIN:TARGET: write the disk onto a disk of another domain, which must be shut off
     #[arg(long = "disk", value_name = "TARGET")]
-    pub disks: Vec<String>,
+    pub disks: Vec<DiskChoice>,
 
     /// Format of the restored disks: qcow2 or raw [default: qcow2 in a folder or a storage pool of
     /// files; for a file, qcow2 if its name ends in .qcow2, otherwise raw; raw for a block device]

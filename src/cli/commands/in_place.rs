@@ -11,7 +11,7 @@ use crate::cli::report::document::Document;
 use crate::cli::report::{in_place as shown, restore};
 use crate::cli::stdout::answer;
 use crate::model::stop::Stop;
-use crate::ops::in_place::{Options, abandon, preview, restore_in_place};
+use crate::ops::in_place::{Mapping, Options, abandon, preview, restore_in_place};
 use crate::ops::{self, Context};
 
 /// Brings the disks of a shut-off domain back to a restore point.
@@ -33,7 +33,8 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
         stop: stop.clone(),
         random: &random,
     };
-    let domain = &args.domain;
+    let (domain, mapping) = chosen(args)?;
+    let domain = domain.as_str();
     if args.abandon {
         let found = abandon(domain, &context, args.wait.time()).map_err(failed)?;
         answer(&shown::abandoned_text(domain, found.as_ref()));
@@ -41,7 +42,11 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     }
     let options = Options {
         at: args.at.clone(),
-        disks: args.disks.clone(),
+        disks: match &mapping {
+            None => args.disks.iter().map(|choice| choice.disk.clone()).collect(),
+            Some(_) => Vec::new(),
+        },
+        mapping,
         discard_current: args.discard_current,
         full: args.full,
         compression: args.compress,
@@ -59,4 +64,25 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
         false => shown::text(domain, &outcome, began.elapsed()),
     });
     Ok(ExitCode::Ok)
+}
+
+/// The domain whose disks are written to, and the disk that is written onto another one.
+fn chosen(args: &RestoreArgs) -> Result<(String, Option<Mapping>), Refusal> {
+    let mapped = args
+        .disks
+        .iter()
+        .find_map(|choice| Some((&choice.disk, choice.onto.as_ref()?)));
+    let Some((disk, (domain, onto))) = mapped else {
+        return Ok((args.domain.clone(), None));
+    };
+    if args.disks.len() > 1 {
+        let what = "only one disk can be written onto a disk of another domain at once: give --disk once";
+        return Err(ops::Error::of("", ops::Cause::Usage(what.to_owned())).into());
+    }
+    let mapping = Mapping {
+        domain: args.domain.clone(),
+        disk: disk.clone(),
+        onto: onto.clone(),
+    };
+    Ok((domain.clone(), Some(mapping)))
 }

@@ -14,13 +14,20 @@ use crate::model::stop::Stop;
 use crate::ops;
 use crate::ops::restore::{DefineOptions, Format, Means, Options, plan, restore};
 
-/// Restores the chosen disks. Connects to the hypervisor for `--define` and `--pool`, and to find out
-/// whether a domain uses the path given with `--to`.
+/// Restores the chosen disks. Connects to the hypervisor for `--define` and `--pool`, and to find
+/// out whether a domain uses the path given with `--to`.
 pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     if args.in_place {
         return in_place::run(args, stop);
     }
     let to = args.to.clone().unwrap_or_default();
+    if let Some(choice) = args.disks.iter().find(|choice| choice.onto.is_some()) {
+        let what = format!(
+            "--disk {}=… names a disk of another domain, which is only written to with --in-place instead of --to or --pool",
+            choice.disk
+        );
+        return Err(ops::Error::of("", ops::Cause::Usage(what)).into());
+    }
     let repo = open_to_read(args.repository.dir.as_ref(), &args.secret, stop)?;
     let host = match args.define || args.pool.is_some() {
         true => Some(ops::connect(args.connect.connect.as_deref())?),
@@ -31,7 +38,7 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
         at: args.at.clone(),
         to,
         pool: args.pool.clone(),
-        disks: args.disks.clone(),
+        disks: args.disks.iter().map(|choice| choice.disk.clone()).collect(),
         format: args.format.map(|format| match format {
             FormatArg::Qcow2 => Format::Qcow2,
             FormatArg::Raw => Format::Raw,

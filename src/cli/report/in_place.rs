@@ -8,7 +8,7 @@ use super::lines::{line, push_line};
 use super::parts::{FindingPart, Text, findings};
 use crate::cli::pretty;
 use crate::model::text::shown;
-use crate::ops::in_place::{Basis, InPlacePlan, Outcome};
+use crate::ops::in_place::{Basis, InPlaceDisk, InPlacePlan, Outcome};
 use crate::ops::restore_mark::FoundMark;
 
 /// The document of a restore in place.
@@ -19,6 +19,7 @@ pub struct InPlaceDocument<'a> {
     pub(super) domain: Text<'a>,
     pub(super) restore_point: Text<'a>,
     pub(super) time: Text<'a>,
+    pub(super) of: Option<Text<'a>>,
     pub(super) saved: Option<Text<'a>>,
     pub(super) disks: Vec<InPlacePart<'a>>,
     pub(super) findings: Vec<FindingPart<'a>>,
@@ -29,6 +30,7 @@ pub struct InPlaceDocument<'a> {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct InPlacePart<'a> {
     pub(super) disk: Text<'a>,
+    pub(super) from: Option<Text<'a>>,
     pub(super) path: Text<'a>,
     pub(super) virtual_size: u64,
     pub(super) since: Option<Text<'a>>,
@@ -42,6 +44,7 @@ pub(crate) struct InPlacePart<'a> {
 pub fn document<'a>(domain: &'a str, outcome: &'a Outcome) -> InPlaceDocument<'a> {
     let part = |restored: &'a crate::ops::in_place::RestoredInPlace| InPlacePart {
         disk: Text::from(&restored.disk.target),
+        from: restored.disk.from.as_ref().map(Text::from),
         path: Text::from(&restored.disk.source),
         virtual_size: restored.disk.size,
         since: match &restored.disk.basis {
@@ -58,6 +61,7 @@ pub fn document<'a>(domain: &'a str, outcome: &'a Outcome) -> InPlaceDocument<'a
         domain: Text::from(domain),
         restore_point: Text::from(&outcome.point.id),
         time: Text::of(&outcome.point.time),
+        of: outcome.of.as_ref().map(Text::from),
         saved: outcome.saved.as_ref().map(Text::from),
         disks: outcome.disks.iter().map(part).collect(),
         findings: findings(&outcome.findings),
@@ -67,9 +71,10 @@ pub fn document<'a>(domain: &'a str, outcome: &'a Outcome) -> InPlaceDocument<'a
 /// The lines about a restore in place.
 pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
     let mut text = line(&format!(
-        "{}: restored in place to {} ({}) in {}",
+        "{}: restored in place to {}{} ({}) in {}",
         shown(domain),
         outcome.point.id,
+        of_domain(outcome.of.as_deref()),
         outcome.point.consistency.sentence(),
         pretty::seconds(took),
     ));
@@ -78,8 +83,9 @@ pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
         push_line(
             &mut text,
             &format!(
-                "  disk {}: {} of {} compared, {} written",
+                "  disk {}{}: {} of {} compared, {} written",
                 restored.disk.target,
+                from_disk(&restored.disk),
                 pretty::bytes(restored.compared_bytes),
                 pretty::bytes(restored.disk.size),
                 pretty::bytes(written),
@@ -92,12 +98,24 @@ pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
     text
 }
 
+/// The words about the domain of the restore point, if it is another one.
+fn of_domain(of: Option<&str>) -> String {
+    of.map_or_else(String::new, |of| format!(" of {}", shown(of)))
+}
+
+/// The words about the disk in the restore point, if it is another one.
+fn from_disk(disk: &InPlaceDisk) -> String {
+    let from = disk.from.as_ref();
+    from.map_or_else(String::new, |from| format!(" from disk {from}"))
+}
+
 /// The lines of a dry run.
 pub fn plan_text(domain: &str, plan: &InPlacePlan) -> String {
     let mut text = line(&format!(
-        "{}: the disks would be restored in place to {}",
+        "{}: the disks would be restored in place to {}{}",
         shown(domain),
-        plan.point.id
+        plan.point.id,
+        of_domain(plan.of.as_deref())
     ));
     let first = match (&plan.ends, plan.saves) {
         (Some(mark), _) => format!(
@@ -113,8 +131,9 @@ pub fn plan_text(domain: &str, plan: &InPlacePlan) -> String {
         push_line(
             &mut text,
             &format!(
-                "  disk {} ({}, {}): compares {}, and writes what differs",
+                "  disk {}{} ({}, {}): compares {}, and writes what differs",
                 disk.target,
+                from_disk(disk),
                 shown(&disk.source),
                 pretty::bytes(disk.size),
                 disk.basis.sentence(),

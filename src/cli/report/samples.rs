@@ -399,9 +399,11 @@ fn in_place() -> InPlaceDocument<'static> {
         domain: text(),
         restore_point: text(),
         time: text(),
+        of: Some(text()),
         saved: Some(text()),
         disks: vec![InPlacePart {
             disk: text(),
+            from: Some(text()),
             path: text(),
             virtual_size: 1,
             since: Some(text()),

@@ -21,7 +21,9 @@ use crate::repo::{DiskReader, DomainRepository, History, Stored};
 /// What the work on each disk needs.
 pub(super) struct DiskWork<'a> {
     pub(super) domain: &'a str,
+    /// The repository's part of the domain of the restore point.
     pub(super) repository: &'a dyn DomainRepository,
+    /// Its history.
     pub(super) history: &'a History,
     pub(super) point: &'a RestorePoint,
     pub(super) job: &'a dyn RewriteJob,
@@ -85,14 +87,14 @@ impl DiskWork<'_> {
     fn compare_disk(&self, disk: &InPlaceDisk) -> std::result::Result<Compared, Cause> {
         let (target, stop) = (disk.target.as_str(), self.stop);
         let size = self.job.disk_size(target, DEADLINE, stop)?;
-        check_size(target, self.point, disk.size, Some(size))?;
+        check_size(target, self.point, (disk.size, Some(size)), disk.from.is_some())?;
         if size > ClusterSet::LARGEST_DISK {
             let what = format!("disk {target} is too large to be compared");
             return Err(Cause::Usage(what));
         }
         let wanted = self
             .repository
-            .open_disk(self.history, &self.point.id, target, stop)?;
+            .open_disk(self.history, &self.point.id, disk.in_point(), stop)?;
         let map = self.job.map(target, DEADLINE, stop)?;
         let (between, finding) = match self.recorded(disk, size, &map) {
             Ok(found) => (found, None),
@@ -100,7 +102,11 @@ impl DiskWork<'_> {
             Err(cause) if is_damage(&cause) => (None, Some(self.compared_whole(target, &cause))),
             Err(cause) => return Err(cause),
         };
-        let clusters = look::to_compare(&map, &wanted.verified_data_clusters()?, between.as_ref());
+        let all = look::to_compare(&map, &wanted.verified_data_clusters()?, between.as_ref());
+        // What is after the disk of the restore point stays.
+        let mut clusters = ClusterSet::new(disk.size);
+        all.ranges()
+            .for_each(|(offset, length)| clusters.add(offset, length));
         let bytes = clusters.ranges().map(|(_, length)| length).sum();
         let differing = self.differing(disk, clusters, wanted.as_ref(), bytes)?;
         self.rehearse(&differing, wanted.as_ref())?;
@@ -212,8 +218,9 @@ impl DiskWork<'_> {
         let mut then = vec![0; CLUSTER as usize];
         while let Some(block) = live.next_block()? {
             let mut at = 0;
-            while at < block.length() {
-                let length = CLUSTER.min(block.length() - at);
+            let left = wanted.size().saturating_sub(block.offset);
+            while at < block.length().min(left) {
+                let length = CLUSTER.min(block.length().min(left) - at);
                 let (start, end) = (at as usize, (at + length) as usize);
                 let now = match &block.content {
                     Content::Data(bytes) => &bytes[start..end],

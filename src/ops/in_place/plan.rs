@@ -16,6 +16,8 @@ use crate::ops::survey::DiskFacts;
 pub struct InPlacePlan {
     /// The restore point.
     pub point: RestorePoint,
+    /// The domain of the restore point, if a disk gets the content of another one.
+    pub of: Option<String>,
     /// Whether the present state is saved first.
     pub saves: bool,
     /// The mark of an earlier restore in place that this one ends.
@@ -31,7 +33,9 @@ pub struct InPlacePlan {
 pub struct InPlaceDisk {
     /// The disk's target.
     pub target: String,
-    /// Its size, in bytes.
+    /// The target of the disk in the restore point, if it is written onto another one.
+    pub from: Option<String>,
+    /// The size of the disk in the restore point, in bytes.
     pub size: u64,
     /// Where its content is, in words.
     pub source: String,
@@ -80,6 +84,13 @@ impl Basis {
             ),
             Basis::Whole(why) => format!("the whole disk ({why})"),
         }
+    }
+}
+
+impl InPlaceDisk {
+    /// The target of the disk in the restore point.
+    pub(super) fn in_point(&self) -> &str {
+        self.from.as_ref().unwrap_or(&self.target)
     }
 }
 

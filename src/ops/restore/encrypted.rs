@@ -79,6 +79,11 @@ impl Encrypted {
     }
 }
 
+/// The first of these disks of which it is not known whether the restore point holds plain text.
+pub(in crate::ops) fn perhaps_encrypted(stored: StoredPoint<'_>, targets: &[String]) -> Option<String> {
+    Encrypted::of(stored, targets).unknown.into_iter().next()
+}
+
 /// How the user can find out what a disk holds. The bytes alone prove nothing: a guest can use LUKS
 /// on a disk that the host does not encrypt.
 const HOW_TO_TELL: &str = "look at the first bytes of the restored disk. \"LUKS\": most likely still \

@@ -1,8 +1,8 @@
 //! Volumes of a storage pool that a restore creates.
 //!
 //! libvirt creates each volume. A file has a temporary name until all disks are complete, as other
-//! restored files have. A device has its final name at once, because libvirt cannot rename it; until
-//! it is complete, its first bytes are a mark instead of the disk's.
+//! restored files have. A device has its final name at once, because libvirt cannot rename it;
+//! until it is complete, its first bytes are a mark instead of the disk's.
 
 use std::fs::File;
 use std::io::Read;
@@ -228,7 +228,8 @@ impl MarkedSink {
         })
     }
 
-    /// Writes the mark in place of the first cluster, which is zero. `length` is less if the disk is.
+    /// Writes the mark in place of the first cluster, which is zero. `length` is less if the disk
+    /// is.
     fn mark(&mut self, length: u64) -> std::result::Result<(), BlockError> {
         self.head = Some(vec![0; HEAD.min(length as usize)]);
         self.sink.write(Block {

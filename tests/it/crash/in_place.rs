@@ -1,7 +1,7 @@
 //! Restores in place that stop at any step.
 
 use vmsnap::model::domain::DomainState;
-use vmsnap::ops::in_place::{Options, restore_in_place};
+use vmsnap::ops::in_place::{Mapping, Options, restore_in_place};
 use vmsnap::ops::{Cause, Result};
 use vmsnap::testkit::{Blow, CrashStore, Fuse};
 
@@ -89,8 +89,21 @@ fn assert_next_heals(world: &mut World, options: &Options, wanted: &Disks) {
 #[test]
 fn restore_in_place_ends_anywhere_and_the_next_finishes() {
     let (world, id, wanted) = world();
-    for discard_current in [false, true] {
+    // Also one disk onto another.
+    let mapping = Mapping {
+        domain: DOMAIN.to_owned(),
+        disk: "vda".to_owned(),
+        onto: "vdb".to_owned(),
+    };
+    let mut mapped = world.disks();
+    mapped.insert("vdb", wanted["vda"].clone());
+    for (mapping, discard_current, wanted) in [
+        (None, false, &wanted),
+        (None, true, &wanted),
+        (Some(mapping), false, &mapped),
+    ] {
         let options = Options {
+            mapping,
             discard_current,
             ..options(&id)
         };
@@ -106,11 +119,11 @@ fn restore_in_place_ends_anywhere_and_the_next_finishes() {
                 let fuse = Fuse::at(number, blow);
                 let ended = run(&mut world, &options, &fuse, CrashStore::new(&fuse));
                 world.reopen();
-                assert_nothing_lost(&world, &before, &wanted, !discard_current);
+                assert_nothing_lost(&world, &before, wanted, !discard_current);
                 if ended.is_ok() && !fuse.is_dead() {
-                    assert!(world.disks() == wanted && !is_marked(&world));
+                    assert!(world.disks() == *wanted && !is_marked(&world));
                 }
-                assert_next_heals(&mut world, &options, &wanted);
+                assert_next_heals(&mut world, &options, wanted);
             });
         }
     }

@@ -121,8 +121,8 @@ fn restore_into_a_pool_ends_anywhere_and_the_next_succeeds() {
     }
 }
 
-/// A second restore is refused while a volume of the first is there, and succeeds after the user has
-/// deleted it. Nothing else is left in the pool.
+/// A second restore is refused while a volume of the first is there, and succeeds after the user
+/// has deleted it. Nothing else is left in the pool.
 fn assert_next_succeeds(world: &World, kind: VolumeKind, there: &[String]) {
     let host = world.lab.host.fork();
     host.remove_domain(COPY);

@@ -19,6 +19,7 @@ fn options(discard_current: bool) -> Options {
     Options {
         at: String::new(),
         disks: Vec::new(),
+        mapping: None,
         discard_current,
         full: FullRule::Period,
         compression: Compression::default(),
