@@ -13,6 +13,7 @@
 //! * `transfer`: copies restore points to another repository (`vmsnap copy`).
 //! * `serve`: offers disks at a restore point to NBD clients.
 //! * `mount`: shows a restore point as files in a folder.
+//! * `files`: reads single files of the guest.
 //! * `init` creates a pack repository, and `key` manages the keys of one.
 //! * `collect`: collects data of a pack repository that no restore point needs.
 //! * `integrity`: checks a pack repository as a whole, and rebuilds its index.
@@ -30,6 +31,7 @@ pub mod compare;
 pub mod copy;
 pub mod each;
 pub mod error;
+pub mod files;
 mod grouping;
 pub mod heal;
 pub mod in_place;

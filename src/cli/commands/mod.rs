@@ -6,6 +6,7 @@ mod completions;
 mod copy;
 #[cfg(feature = "libvirt")]
 mod demo;
+mod files;
 mod in_place;
 mod init;
 mod integrity;
@@ -80,6 +81,7 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
         Command::Restore(args) => restore::run(args, stop),
         Command::Serve(args) => serve::run(args, stop),
         Command::Mount(args) => mount::run(args, stop),
+        Command::Files(args) => files::run(args, stop),
         Command::List(args) => list::run(args, stop),
         Command::Verify(args) => verify::run(args, stop),
         Command::Prune(args) => prune::run(args, stop),

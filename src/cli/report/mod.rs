@@ -5,6 +5,7 @@ pub mod collect;
 pub mod compare;
 pub(crate) mod copy;
 pub mod document;
+pub mod files;
 pub mod in_place;
 pub mod integrity;
 pub mod lines;
