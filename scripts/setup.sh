@@ -18,7 +18,7 @@ declare -A DEBIAN=(
     [build]="build-essential pkg-config libvirt-dev"
     [check]="shellcheck"
     [demo]="libvirt0 libvirt-daemon-driver-qemu libvirt-daemon qemu-system-x86 qemu-utils"
-    [test]="libvirt-daemon-system libvirt-clients nbdkit libnbd-bin fuse3 e2fsprogs util-linux mount procps xz-utils tzdata swtpm swtpm-tools age python3 python3-venv python3-cryptography python3-zstandard libfaketime virtnbdbackup"
+    [test]="libvirt-daemon-system libvirt-clients nbdkit libnbd-bin fuse3 e2fsprogs util-linux mount procps xz-utils tzdata swtpm swtpm-tools age python3 python3-venv python3-cryptography python3-zstandard libfaketime virtnbdbackup libguestfs-tools libguestfs-xfs kmod"
     [bench]="virtnbdbackup libnbd-bin restic rclone"
     [fresh]="debootstrap debian-archive-keyring wget git util-linux"
     [package]="dpkg-dev binutils file lintian rpm qemu-utils"
@@ -27,7 +27,7 @@ declare -A FEDORA=(
     [build]="gcc make pkgconf-pkg-config libvirt-devel"
     [check]="ShellCheck"
     [demo]="libvirt-libs libvirt-daemon-driver-qemu libvirt-daemon-driver-storage-core qemu-kvm-core qemu-img"
-    [test]="libvirt-daemon libvirt-daemon-log libvirt-client nbdkit libnbd fuse3 e2fsprogs util-linux procps-ng xz tzdata swtpm swtpm-tools age python3 python3-cryptography python3-zstandard libfaketime virtnbdbackup"
+    [test]="libvirt-daemon libvirt-daemon-log libvirt-client nbdkit libnbd fuse3 e2fsprogs util-linux procps-ng xz tzdata swtpm swtpm-tools age python3 python3-cryptography python3-zstandard libfaketime virtnbdbackup libguestfs libguestfs-xfs kmod"
     [bench]="virtnbdbackup libnbd restic rclone"
     [fresh]="debootstrap debian-keyring wget git util-linux"
     [package]="dpkg-dev dpkg binutils file rpm-build qemu-img"
@@ -50,7 +50,7 @@ declare -A PROGRAMS=(
     [procps]="kill ps"
     [xz-utils]="xz"
     [swtpm]="swtpm" [swtpm-tools]="swtpm_setup" [tar]="tar" [age]="age" [python3]="/usr/bin/python3"
-    [virtnbdbackup]="virtnbdbackup virtnbdrestore" [libnbd-bin]="nbdcopy nbdinfo" [restic]="restic" [rclone]="rclone"
+    [virtnbdbackup]="virtnbdbackup virtnbdrestore" [libnbd-bin]="nbdcopy nbdinfo" [libguestfs-tools]="guestfish" [kmod]="depmod" [restic]="restic" [rclone]="rclone"
 )
 
 # The tests download and unpack these without installing them. The package lists must know them.
@@ -125,6 +125,14 @@ install() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends --allow-downgrades "${words[@]}"
 }
 
+# supermin, which builds the virtual machine of libguestfs, fails without this folder. Containers
+# have no kernel that would bring it.
+make_modules_folder() {
+    case " $* " in
+    *" test "*) [ -d /lib/modules ] || [ "$(id -u)" != 0 ] || mkdir /lib/modules ;;
+    esac
+}
+
 # Fails if a program is not in PATH, for example in /usr/sbin after a plain `su`.
 check_programs() {
     local package program
@@ -153,6 +161,7 @@ esac
 debian=${debian# } fedora=${fedora# }
 
 need_cargo
+make_modules_folder "$@"
 
 if ! command -v dpkg-query >/dev/null; then
     if command -v rpm >/dev/null; then

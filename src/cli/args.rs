@@ -9,6 +9,7 @@ use clap_complete::Shell;
 mod backup;
 mod boot;
 mod copy;
+mod files;
 mod init;
 mod keep;
 mod key;
@@ -26,6 +27,7 @@ mod verify;
 pub use backup::BackupArgs;
 pub use boot::BootArgs;
 pub use copy::CopyArgs;
+pub use files::{FilesArgs, FilesVerb};
 pub use init::{
     CheckArgs, CollectArgs, InfoArgs, InitArgs, RebuildArgs, RepositoryCommand, RepositoryCommandArgs,
 };
@@ -107,6 +109,9 @@ pub enum Command {
     /// Show a restore point as read-only files in a folder, a raw file per disk; needs no
     /// hypervisor
     Mount(MountArgs),
+    /// List and copy single files of the guest out of a restore point; needs no hypervisor, but
+    /// guestfish
+    Files(FilesArgs),
     /// List restore points; needs no hypervisor
     List(ListArgs),
     /// Verify restore points: digests, image structure and chains; with --deep, also read every

@@ -5,6 +5,7 @@
 pub mod background;
 pub mod chain;
 pub mod fuse;
+pub mod guestfish;
 pub mod no_connection;
 pub mod qemu;
 pub mod trial;
@@ -455,7 +456,7 @@ pub enum HostError {
     },
     /// This program was built without libvirt.
     #[error(
-        "this vmsnap was built without libvirt; the commands list, verify, restore (without --define), mount, prune, pin and unpin \
+        "this vmsnap was built without libvirt; the commands list, verify, restore (without --define), mount, files, prune, pin and unpin \
          do not need libvirt"
     )]
     NoLibvirt,
@@ -478,7 +479,7 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
-    /// A QEMU program failed, or could not be used.
+    /// A program such as `qemu-img` failed, or could not be used.
     #[error("{program} could not {operation}: {message}")]
     Program {
         /// The program's name.
@@ -486,6 +487,12 @@ pub enum HostError {
         /// The operation, as a verb phrase.
         operation: String,
         /// The reason, usually the program's own message.
+        message: String,
+    },
+    /// The virtual machine of libguestfs, its appliance, could not be built or started.
+    #[error("guestfish could not start its virtual machine: {message}")]
+    Appliance {
+        /// What guestfish and the programs that it starts said.
         message: String,
     },
     /// An image of a shut-off domain is locked by another process.

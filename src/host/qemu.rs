@@ -1,4 +1,5 @@
-//! Runs `qemu-img` and `qemu-nbd`. Of other programs vmsnap starts only `fusermount3`.
+//! Runs `qemu-img` and `qemu-nbd`. Of other programs vmsnap starts only `fusermount3` and
+//! `guestfish`.
 //!
 //! `qemu-nbd` offers the disks of shut-off domains, and writes to those that are restored in place.
 //! `qemu-img` inspects images, and changes the bitmaps of shut-off domains.
@@ -14,6 +15,7 @@ mod reader;
 pub use keys::Keys;
 
 pub(crate) use reader::end_stray_reader;
+pub(super) use reader::start_tied;
 pub use reader::{Offer, Reader, pid_file};
 
 use std::ffi::OsString;
@@ -44,7 +46,7 @@ const COMPLAINT_LIMIT: u64 = 16 << 10;
 const LOOK: Duration = Duration::from_millis(100);
 
 #[allow(clippy::disallowed_methods, reason = "the one home of child processes")]
-fn command(program: &str, arguments: &[OsString]) -> Command {
+pub(super) fn command(program: &str, arguments: &[OsString]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null());
     // Keeps the terminal's Ctrl-C from the child: vmsnap ends its children itself, in its own
@@ -55,12 +57,21 @@ fn command(program: &str, arguments: &[OsString]) -> Command {
 
 fn start(mut command: Command, program: &str) -> Result<Child> {
     command.spawn().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => HostError::MissingProgram {
-            program: program.to_owned(),
-            package: "qemu-utils (Debian) or qemu-img (Fedora)".to_owned(),
-        },
+        io::ErrorKind::NotFound => missing(program),
         _ => failed(program, "be started", error.to_string()),
     })
+}
+
+/// The error about a program that is not installed, with the packages that have it.
+pub(super) fn missing(program: &str) -> HostError {
+    let package = match program {
+        "guestfish" => "libguestfs-tools (Debian) or libguestfs (Fedora)",
+        _ => "qemu-utils (Debian) or qemu-img (Fedora)",
+    };
+    HostError::MissingProgram {
+        program: program.to_owned(),
+        package: package.to_owned(),
+    }
 }
 
 /// Returns whether `PATH` has an executable program of this name.
@@ -73,7 +84,7 @@ pub fn is_installed(program: &str) -> bool {
     std::env::split_paths(&path).any(|folder| is_program(folder.join(program)))
 }
 
-fn failed(program: &str, operation: &str, message: impl Into<String>) -> HostError {
+pub(super) fn failed(program: &str, operation: &str, message: impl Into<String>) -> HostError {
     HostError::Program {
         program: program.to_owned(),
         operation: operation.to_owned(),
@@ -169,7 +180,7 @@ fn wait_for_end(output: &Receiver<Vec<u8>>, limit: &WaitLimit) -> std::result::R
 }
 
 /// Joins the lines of a program's error output; without any, describes its exit status.
-fn complaint(said: &[u8], status: ExitStatus) -> String {
+pub(super) fn complaint(said: &[u8], status: ExitStatus) -> String {
     let said = String::from_utf8_lossy(said);
     match said
         .lines()

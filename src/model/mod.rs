@@ -11,6 +11,7 @@ pub mod domain;
 pub mod eligibility;
 pub mod extents;
 pub mod file_name;
+pub mod files_fault;
 pub mod finding;
 pub mod firmware;
 pub mod in_place;

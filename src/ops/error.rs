@@ -7,6 +7,7 @@ use crate::host::HostError;
 use crate::host::fuse::MountError;
 use crate::host::usage::{Usage, User};
 use crate::model::block::{BlockError, BlockErrorKind};
+use crate::model::files_fault::FilesFault;
 use crate::model::finding::Finding;
 use crate::model::in_place::InPlaceRefusal;
 use crate::model::stop::StopReason;
@@ -237,6 +238,9 @@ pub enum Cause {
     /// A file system could not be mounted or unmounted.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// Files of the guest cannot be read.
+    #[error(transparent)]
+    Files(#[from] FilesFault),
     /// The options are invalid, contradict each other, or do not fit what exists. The text says
     /// how.
     #[error("{0}")]
@@ -319,7 +323,11 @@ impl Error {
                 PackErrorClass::Failed => Class::Failed,
             },
             Cause::Copy(error) if error.kind == BlockErrorKind::Damaged => Class::Damaged,
-            Cause::NotWhole { .. } => Class::Damaged,
+            Cause::NotWhole { .. } | Cause::Files(FilesFault::Reads { is_damage: true, .. }) => {
+                Class::Damaged
+            }
+            Cause::Files(FilesFault::NoSuchFile(_) | FilesFault::NoSuchDevice { .. }) => Class::NotFound,
+            Cause::Files(FilesFault::Several { .. } | FilesFault::WrongKind(_)) => Class::Usage,
             Cause::Stopped(reason) => Class::Stopped(*reason),
             Cause::OtherGrouping { .. } => Class::GroupBy,
             Cause::Mount(error) if error.missing().is_some() => Class::Missing,
@@ -386,6 +394,8 @@ impl Error {
             }) if operation == "start the domain" && message.contains("'user'") => {
                 "this QEMU has no user network for cards without a link: name a network with --network"
             }
+            Cause::Host(HostError::Appliance { .. }) => APPLIANCE,
+            Cause::Files(fault) => return fault.hint().map(str::to_owned),
             Cause::Mount(error) => return error.hint(),
             Cause::Repo(RepoError::Pack(error)) => return error.hint().map(str::to_owned),
             Cause::Repo(RepoError::ReadOnly { .. }) => {
@@ -513,6 +523,9 @@ fn hint_for_users(users: &[Usage]) -> String {
 const LACKS_FILES: &str = "raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of \
     systemd), or fs.file-max if the whole system has reached its limit: each image of a chain needs \
     one open file";
+
+const APPLIANCE: &str = "`libguestfs-test-tool` shows why, if it is run by the same user; libguestfs builds the machine from a kernel in /boot, \
+    which this user has to be able to read (Debian: package linux-image-amd64 or linux-image-cloud-amd64)";
 
 const NO_SPACE: &str = "free space on that file system, then run again; earlier restore points are intact";
 

@@ -14,6 +14,7 @@
 //! * `serve`: offers disks at a restore point to NBD clients.
 //! * `boot`: starts a new domain from a restore point at once.
 //! * `mount`: shows a restore point as files in a folder.
+//! * `files`: reads single files of the guest.
 //! * `init` creates a pack repository, and `key` manages the keys of one.
 //! * `collect`: collects data of a pack repository that no restore point needs.
 //! * `integrity`: checks a pack repository as a whole, and rebuilds its index.
@@ -32,6 +33,7 @@ pub mod compare;
 pub mod copy;
 pub mod each;
 pub mod error;
+pub mod files;
 mod grouping;
 pub mod heal;
 pub mod in_place;

@@ -215,9 +215,12 @@ pub fn start(domain: &str, repo: &dyn Repository, options: &Options, stop: &Stop
         findings: history.findings.clone(),
         point,
     };
-    let mut limits = Limits::default();
-    // A hypervisor opens a connection for each disk.
-    limits.connections = limits.connections.max(CONNECTIONS_PER_DISK * exports.len());
+    let usual = Limits::default();
+    let limits = Limits {
+        // A machine with all disks has a connection for each.
+        connections: usual.connections.max(CONNECTIONS_PER_DISK * exports.len()),
+        ..usual
+    };
     let server = Server::start(listener, exports, limits, &stop);
     let server = server.map_err(|source| {
         failed(Cause::Io {
@@ -240,6 +243,11 @@ impl DiskServer {
     /// What is offered.
     pub fn served(&self) -> &Served {
         &self.served
+    }
+
+    /// How many bytes of data clients have got so far.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.readings.iter().map(|readings| readings.counts().bytes).sum()
     }
 
     /// Waits at most this long for findings about reads, and returns those that are new.

@@ -16,6 +16,7 @@ mod cli_beside;
 mod cli_boot;
 mod cli_classic;
 mod cli_classic_scrub;
+mod cli_files;
 mod cli_images;
 mod cli_in_place;
 mod cli_lab;

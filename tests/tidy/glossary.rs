@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Words whose meaning in names of types is the usual one in English or in programming.
 const EVERYDAY: &str = "
-    active allowed amount beneath bounds buffer by call cause changes class compared concern connection content copied count covered daemons
-    define description detail device dir each edits ended ending entry error event exit extensions facts format found from guard group head header health held
+    action active allowed amount beneath bounds buffer by call cause changes class compared concern connection content copied count covered daemons
+    define description detail device dir done each edits ended ending entry error event exit extensions facts format found from guard group head header health held
     hold host id info inputs item judged key keys kind known layout left limit line link list listed live location lock locked look looks map mark meaning
     means monitor mount name named network new newest next no note now number of offer on options out outlook pending plan planned planner part pool
-    preview progress proved read reader reason record ref report request result reuse round run runs server set silent simulated size small sizes state stats status step stop stored
-    subject suspected table target text time to trouble turn type uncompared unknown unusable use user wait waiting wanted watch which wishes wish word writer writing written
+    preview progress proved read reader reason record ref report request result reuse round run runs server set setup silent simulated size small sizes state stats status step stop stored
+    subject suspected system table target text time to trouble turn type uncompared unknown unusable use user wait waiting wanted watch which wishes wish word writer writing written
 ";
 
 /// The words of a name in camel case, in lower case.

@@ -7,6 +7,7 @@ mod completions;
 mod copy;
 #[cfg(feature = "libvirt")]
 mod demo;
+mod files;
 mod in_place;
 mod init;
 mod integrity;
@@ -82,6 +83,7 @@ pub fn run(cli: &Cli, stop: &Stop) -> ExitCode {
         Command::Boot(args) => boot::run(args, stop),
         Command::Serve(args) => serve::run(args, stop),
         Command::Mount(args) => mount::run(args, stop),
+        Command::Files(args) => files::run(args, stop),
         Command::List(args) => list::run(args, stop),
         Command::Verify(args) => verify::run(args, stop),
         Command::Prune(args) => prune::run(args, stop),

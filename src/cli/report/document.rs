@@ -7,6 +7,7 @@ use super::boot::{BootDocument, BootedDocument};
 use super::collect::{CollectDocument, PruneDocument};
 use super::compare::ComparedDomain;
 use super::copy::CopiedDomain;
+use super::files::{CopiesDocument, FileSystemsDocument, FilesDocument};
 use super::in_place::InPlaceDocument;
 use super::integrity::{CheckDocument, RebuildDocument};
 use super::list::ListDocument;
@@ -47,6 +48,12 @@ pub(crate) enum Document<'a> {
     Serve(ServeDocument<'a>),
     /// The document of a `serve` that has ended.
     Served(ServedDocument<'a>),
+    /// The document of `files` without an action.
+    FileSystems(FileSystemsDocument<'a>),
+    /// The document of `files ls`.
+    Files(FilesDocument<'a>),
+    /// The document of `files get`.
+    Copies(CopiesDocument<'a>),
     /// The document of `prune`.
     Prune(PruneDocument<'a>),
     /// The document of `copy`.

@@ -6,6 +6,7 @@ pub mod collect;
 pub mod compare;
 pub(crate) mod copy;
 pub mod document;
+pub mod files;
 pub mod in_place;
 pub mod integrity;
 pub mod lines;

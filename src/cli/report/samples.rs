@@ -7,6 +7,10 @@ use super::collect::{AmountPart, CollectDocument, CollectionPart, PruneDocument}
 use super::compare::{ComparedDiskPart, ComparedDomain, ComparedPart, UncomparedPart};
 use super::copy::{ChoicePart, CopiedDomain, CopiedPart};
 use super::document::Document;
+use super::files::{
+    CopiesDocument, CopyPart, DevicePart, FilePart, FileSystemPart, FileSystemsDocument, FilesDocument,
+    HeadPart, SystemPart,
+};
 use super::in_place::{InPlaceDocument, InPlacePart};
 use super::integrity::{
     CheckDocument, CondemnedPart, CostPart, DamagedIndexPart, DamagedObjectPart, RebuildDocument,
@@ -466,6 +470,71 @@ fn serve() -> ServeDocument<'static> {
     }
 }
 
+fn files_head() -> HeadPart<'static> {
+    HeadPart {
+        schema: 1,
+        domain: text(),
+        restore_point: text(),
+        time: text(),
+    }
+}
+
+fn file_systems() -> FileSystemsDocument<'static> {
+    FileSystemsDocument {
+        head: files_head(),
+        disks: vec![DevicePart {
+            disk: text(),
+            device: text(),
+            virtual_size: 1,
+        }],
+        file_systems: vec![FileSystemPart {
+            device: text(),
+            kind: text(),
+            label: Some(text()),
+            size: Some(1),
+            mount_points: vec![text()],
+        }],
+        operating_systems: vec![SystemPart {
+            root: text(),
+            name: Some(text()),
+        }],
+        findings: vec![finding()],
+    }
+}
+
+fn files() -> FilesDocument<'static> {
+    FilesDocument {
+        head: files_head(),
+        path: text(),
+        files: vec![FilePart {
+            name: text(),
+            raw_name: Some(text()),
+            kind: "file",
+            mode: text(),
+            user: 1,
+            group: 1,
+            size: 1,
+            modified: Some(text()),
+            link: Some(text()),
+        }],
+        findings: vec![finding()],
+    }
+}
+
+fn copies() -> CopiesDocument<'static> {
+    CopiesDocument {
+        head: files_head(),
+        copies: vec![CopyPart {
+            path: text(),
+            to: text(),
+            entries: 1,
+            bytes: 1,
+            left_out: 1,
+        }],
+        findings: vec![finding()],
+    }
+}
+
 fn served() -> ServedDocument<'static> {
     ServedDocument {
         schema: 1,
@@ -613,6 +682,9 @@ pub(super) fn samples() -> Vec<Document<'static>> {
         Document::Booted(booted()),
         Document::Serve(serve()),
         Document::Served(served()),
+        Document::FileSystems(file_systems()),
+        Document::Files(files()),
+        Document::Copies(copies()),
         Document::Prune(PruneDocument {
             domains: domains(vec![pruned()]),
             collection: Some(collection()),

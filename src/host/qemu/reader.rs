@@ -216,7 +216,11 @@ fn operation(offer: &Offer<'_>) -> String {
 ///
 /// The kernel does that when the thread that started it ends. A separate thread therefore
 /// starts the child and then waits until the returned sender is dropped.
-fn start_tied(command: Command, program: &'static str, end: Signal) -> Result<(Child, Sender<()>)> {
+pub(in crate::host) fn start_tied(
+    command: Command,
+    program: &'static str,
+    end: Signal,
+) -> Result<(Child, Sender<()>)> {
     let (started, result) = mpsc::channel();
     let (parent, until_dropped) = mpsc::channel::<()>();
     let spawned = thread::Builder::new()

@@ -10,7 +10,7 @@ use crate::process::{COMMAND_DEADLINE, command, run, try_run};
 const INIT: &str = include_str!("init.sh");
 
 /// Increment this when the images are built differently, so that existing ones are rebuilt.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 /// The packages that depend on the newest kernel for virtual machines: Debian's, Ubuntu's.
 const KERNEL_METAPACKAGES: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-virtual"];
@@ -50,6 +50,13 @@ pub struct GuestImage {
 }
 
 impl GuestImage {
+    /// The folder with all modules of the kernel, whose name is the kernel's version.
+    pub fn modules(&self) -> PathBuf {
+        let modules = self.kernel.with_file_name("lib").join("modules");
+        let mut entries = fs::read_dir(&modules).expect("they were kept");
+        entries.next().expect("one version").expect("an entry").path()
+    }
+
     /// The images of an earlier run, or new ones (30 MB of packages). Panics if they cannot be
     /// made.
     pub fn build_or_cached() -> GuestImage {
@@ -101,6 +108,24 @@ fn build(work: &Path) {
     )
     .expect("the kernel package holds a kernel");
     write_initrd(&root, version, &images.join("initrd"));
+    keep_modules(&root, version, &images);
+}
+
+/// Keeps all modules, from which libguestfs takes those that it needs, and lists their
+/// dependencies.
+fn keep_modules(root: &Path, version: &str, images: &Path) {
+    let kept = images.join("lib/modules");
+    fs::create_dir_all(&kept).expect("its folder is new");
+    fs::rename(modules_folder(root, version), kept.join(version)).expect("both are in the target folder");
+    run(command("depmod", &[Path::new("-b"), images, Path::new(version)]));
+}
+
+/// The folder with the modules in the packages. Newer ones use /usr/lib instead of /lib, which is a
+/// link to it.
+fn modules_folder(root: &Path, version: &str) -> PathBuf {
+    let tops = ["lib/modules", "usr/lib/modules"].map(|top| root.join(top).join(version));
+    let top = tops.into_iter().find(|top| top.exists());
+    top.expect("the kernel package holds modules")
 }
 
 /// The package of the newest kernel, on which the distribution's metapackage depends.
@@ -207,12 +232,7 @@ fn libraries(program: &Path) -> Vec<PathBuf> {
 
 /// The drivers that are not built into the kernel: file name and content.
 fn modules(root: &Path, version: &str) -> Vec<(String, Vec<u8>)> {
-    // Newer packages use /usr/lib instead of /lib, which is a link to it.
-    let tops = ["lib/modules", "usr/lib/modules"].map(|top| root.join(top).join(version));
-    let top = tops
-        .iter()
-        .find(|top| top.exists())
-        .expect("the kernel package holds modules");
+    let top = &modules_folder(root, version);
     let builtin =
         fs::read_to_string(top.join("modules.builtin")).expect("the kernel package lists what is built in");
     let mut found = Vec::new();

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 pub use check::{CheckReport, Expect, check_disk};
 pub use image::GuestImage;
+pub use plain::boots_with_kvm;
 pub use serial::SerialLog;
 
 use crate::daemon::{Daemon, TestDomain};
