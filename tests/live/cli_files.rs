@@ -22,6 +22,8 @@ const DEADLINE: Duration = Duration::from_secs(600);
 
 const MIB: usize = 1 << 20;
 
+const PAGE: &str = include_str!("../../docs/recovery.md");
+
 /// Names of files in the guest's folder /odd, each with its own name as content.
 const ODD_NAMES: [&[u8]; 8] = [
     b"a b",
@@ -308,9 +310,31 @@ fn files_of_a_guest_are_listed_and_copied() {
     copies_stay_within_their_folder(&stage);
     a_tar_stream_has_everything(&stage);
     a_file_system_is_chosen(&stage);
+    the_page_brings_a_file_back(&stage);
     other_repositories_work_too(&stage);
     a_signal_leaves_nothing(&stage);
     damage_is_an_error(&stage);
+}
+
+/// The walk-through of docs/recovery.md, with other places.
+fn the_page_brings_a_file_back(stage: &Stage) {
+    let (_, section) = PAGE.split_once("\n## A file was deleted\n").expect("a heading");
+    let (_, block) = section.split_once("\n```sh\n").expect("commands");
+    let block = block.split("\n```").next().unwrap_or_default();
+    let found = stage.path("found again");
+    for line in block.lines() {
+        let words = line.split_whitespace().map(|word| match word {
+            "/backups" => stage.word("backups"),
+            "/tmp/found" => found.display().to_string(),
+            word => word.to_owned(),
+        });
+        let words: Vec<String> = words.skip(1).collect();
+        let finished = try_run(stage.inside(env!("CARGO_BIN_EXE_vmsnap"), &words), DEADLINE);
+        assert_eq!(finished.code, Some(0), "{line}: {finished:#?}");
+    }
+    let there = fs::read(stage.path("root/etc/fstab")).expect("it was laid");
+    assert_eq!(fs::read(found.join("fstab")).expect("it was copied"), there);
+    stage.assert_nothing_left();
 }
 
 fn devices_and_file_systems_are_listed(stage: &Stage) {
