@@ -205,10 +205,9 @@ fn files_of_others_are_never_removed() {
             fs::copy(from.join(name), to.join(name)).expect("copied");
         }
     };
-    let killed = stage.carry_out(planned, |plan| {
+    let killed = stage.carry_out(planned, |_| {
         fs::create_dir(&copies).expect("new");
         copy(&records, &copies);
-        fs::copy(&plan.disks[0].path, copies.join("overlay")).expect("copied");
         stage.stop.request(StopReason::Interrupted);
     });
     killed.expect("it is stopped");
@@ -216,11 +215,6 @@ fn files_of_others_are_never_removed() {
     fs::write(&foreign, "precious").expect("written");
     assert_eq!(stage.clear(), ["healed-trial"]);
     assert_eq!(fs::read(&foreign).expect("it is there"), b"precious");
-    // An overlay of that run is recognised by what is beneath it.
-    copy(&copies, &records);
-    fs::copy(copies.join("overlay"), &foreign).expect("copied");
-    assert_eq!(stage.clear(), ["healed-trial"]);
-    assert!(!foreign.exists());
 }
 
 #[test]

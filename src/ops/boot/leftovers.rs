@@ -1,17 +1,14 @@
 //! Removes what a trial domain leaves: at its end, or in the next run after its process died.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::OFlags;
 
 use super::record::{Dead, MadeFile, Record, Records};
 use crate::host::Host;
 use crate::io::Store;
 use crate::model::finding::Finding;
-use crate::model::qcow2::MAX_BACKING_NAME;
 use crate::model::text::{shown, with_sources};
 use crate::ops::Cause;
 
@@ -138,6 +135,9 @@ pub(super) fn remove_all(
     if let Some(trial) = host.trials().find(&record.uuid)? {
         trial.end()?;
     }
+    for (_, temporary) in record.temporary() {
+        remove_file(store, &temporary)?;
+    }
     remove_folder(store, record)?;
     let mut left = Vec::new();
     let others = made.iter().map(|file| &file.path);
@@ -145,7 +145,7 @@ pub(super) fn remove_all(
         let Some(found) = MadeFile::at(path) else {
             continue;
         };
-        match made.contains(&found) || is_overlay_of(path, record) {
+        match made.contains(&found) {
             true => remove_file(store, path)?,
             false if !left.contains(path) => left.push(path.clone()),
             false => {}
@@ -158,35 +158,6 @@ pub(super) fn remove_all(
         remove_if_empty(store, dir)?;
     }
     Ok(left)
-}
-
-/// Whether a file is a qcow2 image over a disk that this trial domain was served: the name of the
-/// folder of its socket is known to nobody else.
-fn is_overlay_of(path: &Path, record: &Record) -> bool {
-    let folder = record.folder.file_name().and_then(|name| name.to_str());
-    let backing = || -> io::Result<Vec<u8>> {
-        let flags = OFlags::NOFOLLOW.bits() as i32;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-        let mut head = [0; 20];
-        file.read_exact_at(&mut head, 0)?;
-        // Offset and length of the name of the backing image (docs/interop/qcow2.txt of QEMU).
-        let [.., a, b, c, d] = head;
-        let offset = head[8..16]
-            .iter()
-            .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
-        let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        if head[..4] != *b"QFI\xfb" || offset == 0 || length > MAX_BACKING_NAME {
-            return Ok(Vec::new());
-        }
-        let mut name = vec![0; length];
-        file.read_exact_at(&mut name, offset)?;
-        Ok(name)
-    };
-    let Ok(name) = backing() else {
-        return false;
-    };
-    let name = String::from_utf8_lossy(&name).into_owned();
-    folder.is_some_and(|folder| folder.starts_with(FOLDER) && name.contains(folder))
 }
 
 /// Removes the folder for the socket and the temporary files.

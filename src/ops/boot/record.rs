@@ -51,6 +51,20 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// The names under which its files are made, beside their final places. Nobody else knows them.
+    pub(super) fn temporary(&self) -> impl Iterator<Item = (&Path, PathBuf)> {
+        let folder = self
+            .folder
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        self.files.iter().enumerate().map(move |(number, path)| {
+            let name = format!(".{folder}-{number}");
+            (path.as_path(), path.with_file_name(name))
+        })
+    }
+
     pub(super) fn new(domain: &str, name: &str, uuid: &str, uri: &str, folder: &Path) -> Record {
         Record {
             format: FORMAT,
@@ -78,6 +92,14 @@ pub(super) struct MadeFile {
 }
 
 impl MadeFile {
+    /// The file that is at `path` now and will be renamed to `name`.
+    pub(super) fn to_be(name: &Path, path: &Path) -> Option<MadeFile> {
+        MadeFile::at(path).map(|found| MadeFile {
+            path: name.to_owned(),
+            ..found
+        })
+    }
+
     /// The file that has this path now; `None` if it cannot be examined, or is no regular file.
     pub(super) fn at(path: &Path) -> Option<MadeFile> {
         let found = path.symlink_metadata().ok().filter(fs::Metadata::is_file)?;
@@ -103,7 +125,7 @@ pub(super) struct Records<'a> {
 pub(super) enum Dead {
     /// It can be read. The lock is held until this is dropped.
     Known {
-        record: Record,
+        record: Box<Record>,
         /// The files that were made.
         made: Vec<MadeFile>,
         /// The definition with which the domain stays, if its disks have been pulled.
@@ -283,7 +305,7 @@ impl Records<'_> {
         let made = open(&self.made(uuid)).and_then(|file| bounded(&file, LONGEST));
         let made = made.ok().and_then(|text| serde_json::from_str(&text).ok());
         Some(Dead::Known {
-            record,
+            record: Box::new(record),
             made: made.unwrap_or_default(),
             home,
             _lock: file,

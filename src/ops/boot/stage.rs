@@ -76,20 +76,6 @@ impl<'a> Stage<'a> {
         let store = self.means.store;
         let owner = self.means.host.trials().owner();
         let owner = owner.map_err(|error| Error::of(domain, error))?;
-        for overlay in &plan.disks {
-            let mut served = server.served().disks.iter();
-            let disk = served.find(|disk| disk.target == overlay.target);
-            let uri = disk.map(|disk| disk.uri.clone());
-            let made = self.overlay(overlay, uri, owner);
-            made.map_err(|cause| Error::of_disk(domain, &overlay.target, cause))?;
-            self.made.extend(MadeFile::at(&overlay.path));
-        }
-        if let Some((path, content)) = plan.define.nvram_content() {
-            let written = store.create_file(path, content);
-            let written = written.and_then(|()| give(path, owner));
-            written.map_err(|source| Error::of(domain, io_cause("write", path, source)))?;
-            self.made.extend(MadeFile::at(path));
-        }
         if let Some(tpm) = &plan.define.tpm {
             let state = NewState::write(store, tpm, findings);
             let mut state = state.map_err(|cause| Error::of(domain, cause))?;
@@ -103,21 +89,59 @@ impl<'a> Stage<'a> {
             self.made
                 .extend(files.iter().filter_map(|file| MadeFile::at(file)));
         }
+        let places: Vec<(PathBuf, PathBuf)> = self
+            .record
+            .temporary()
+            .map(|(path, temporary)| (path.to_owned(), temporary))
+            .collect();
+        let temporary = |path: &Path| {
+            let mut found = places.iter();
+            found
+                .find(|(place, _)| place == path)
+                .map_or_else(|| path.to_owned(), |(_, temporary)| temporary.clone())
+        };
+        for overlay in &plan.disks {
+            let mut served = server.served().disks.iter();
+            let disk = served.find(|disk| disk.target == overlay.target);
+            let uri = disk.map(|disk| disk.uri.clone());
+            let path = temporary(&overlay.path);
+            let made = self.overlay(overlay, &path, uri, owner);
+            made.map_err(|cause| Error::of_disk(domain, &overlay.target, cause))?;
+            self.made.extend(MadeFile::to_be(&overlay.path, &path));
+        }
+        if let Some((place, content)) = plan.define.nvram_content() {
+            let path = temporary(place);
+            let written = store.create_file(&path, content);
+            let written = written.and_then(|()| give(&path, owner));
+            written.map_err(|source| Error::of(domain, io_cause("write", place, source)))?;
+            self.made.extend(MadeFile::to_be(place, &path));
+        }
         let identified = self.records().identify(&self.record.uuid, &self.made);
-        identified.map_err(|cause| Error::of(domain, cause))
+        identified.map_err(|cause| Error::of(domain, cause))?;
+        for (place, temporary) in places.iter().filter(|(_, temporary)| temporary.exists()) {
+            let placed = store.rename(temporary, place);
+            placed.map_err(|source| {
+                let cause = match source.kind() {
+                    io::ErrorKind::AlreadyExists => Cause::Exists(place.clone()),
+                    _ => io_cause("create", place, source),
+                };
+                Error::of(domain, cause)
+            })?;
+        }
+        Ok(())
     }
 
     fn overlay(
         &self,
         overlay: &Overlay,
+        path: &Path,
         backing: Option<String>,
         owner: Option<(u32, u32)>,
     ) -> std::result::Result<(), Cause> {
-        let path = &overlay.path;
         let file = self.means.store.create_image(path);
-        let file = file.map_err(|source| io_cause("create", path, source))?;
+        let file = file.map_err(|source| io_cause("create", &overlay.path, source))?;
         let options = Qcow2Options {
-            path: path.clone(),
+            path: overlay.path.clone(),
             size: overlay.size,
             backing,
             detect_zeroes: false,
@@ -125,7 +149,7 @@ impl<'a> Stage<'a> {
         };
         let writer = Qcow2Writer::new(file, options).map_err(BlockError::from)?;
         writer.over_raw().finish()?;
-        give(path, owner).map_err(|source| io_cause("give QEMU access to", path, source))
+        give(path, owner).map_err(|source| io_cause("give QEMU access to", &overlay.path, source))
     }
 
     /// Records that the domain and its files stay, whatever happens from here on.
