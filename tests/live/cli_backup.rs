@@ -240,6 +240,7 @@ fn the_json_has_the_promised_keys_and_types() {
         "domain",
         "restorePoint",
         "time",
+        "pool",
         "disks",
         "defined",
         "findings",

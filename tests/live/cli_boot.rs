@@ -194,9 +194,9 @@ fn a_killed_run_is_cleared_by_the_next() {
     assert_eq!(run.wait(DEADLINE).code, None);
     // libvirt ends the domain with its client.
     assert!(wait_until(DEADLINE, || !stage.is_known()));
-    assert_eq!(stage.left().len(), 2, "a folder and a record");
+    assert_eq!(stage.left().len(), 3, "a folder, a record and a list of files");
     let run = stage.begin(&[]);
-    assert_eq!(stage.left().len(), 2, "those of the new run");
+    assert_eq!(stage.left().len(), 3, "those of the new run");
     run.signal(Signal::INT);
     let ended = run.wait(DEADLINE);
     assert_eq!(ended.code, Some(0), "{ended:#?}");
