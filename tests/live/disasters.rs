@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::cli_lab::{Change, Machine, Repo, Running, text_of};
-use crate::daemon::{Daemon, URI};
+use crate::daemon::{Daemon, TestDomain, URI};
 use crate::process::{Finished, command, run, try_run, wait_until};
 
 const PAGE: &str = include_str!("../../docs/recovery.md");
@@ -35,6 +35,7 @@ fn blocks(heading: &str) -> Vec<Vec<String>> {
 
 /// A domain with two restore points in a folder, and a copy of them in a pack repository.
 struct Stage {
+    daemon: Daemon,
     repo: Repo,
     machine: Machine,
     /// The older restore point, and the disk of its moment.
@@ -53,7 +54,12 @@ impl Stage {
         machine.change(0, 7 * MIB, MIB, Change::Data(99));
         repo.back_up(machine.name(), &[]);
         fs::write(repo.beside("passphrase"), "correct horse battery\n").expect("written");
-        Stage { repo, machine, good }
+        Stage {
+            daemon,
+            repo,
+            machine,
+            good,
+        }
     }
 
     /// Copies the repository, as a job does every night.
@@ -217,6 +223,8 @@ fn ransomware_is_undone_from_a_copy() {
     let [boot] = &look[..] else {
         panic!("one command");
     };
+    // What libvirt keeps about the new domain goes with it.
+    let _booted = TestDomain::named(&stage.daemon, &format!("{}-boot", stage.machine.name()));
     look_at(&stage, boot);
     stage.follow(bring_back);
     let expected = stage.good.1.clone();
