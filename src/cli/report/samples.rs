@@ -2,16 +2,10 @@
 
 use super::backup::{BackupDomain, MadePart, PlanPart, PlannedDiskPart, PlannedDomain};
 use super::backup::{PrunePart, PrunePlanPart};
-use super::boot::{BootDocument, BootedDocument, OverlayPart};
 use super::collect::{AmountPart, CollectDocument, CollectionPart, PruneDocument};
 use super::compare::{ComparedDiskPart, ComparedDomain, ComparedPart, UncomparedPart};
 use super::copy::{ChoicePart, CopiedDomain, CopiedPart};
 use super::document::Document;
-use super::files::{
-    CopiesDocument, CopyPart, DevicePart, FilePart, FileSystemPart, FileSystemsDocument, FilesDocument,
-    HeadPart, SystemPart,
-};
-use super::in_place::{InPlaceDocument, InPlacePart};
 use super::integrity::{
     CheckDocument, CondemnedPart, CostPart, DamagedIndexPart, DamagedObjectPart, RebuildDocument,
     SessionPart, UnusablePart,
@@ -22,12 +16,13 @@ use super::parts::{DiskPart, Domains, ErrorPart, FailedDomain, FindingPart};
 use super::parts::{LeftDiskPart, LeftOutPart, PointPart, Text};
 use super::pin::{FailedPin, PinDocument, PinPart};
 use super::prune::{AppliedPart, DecisionPart, PrunedDomain, RetentionPart};
-use super::restore::{DefinedPart, FailedRestore, RestoreDocument, RestoredPart};
+use super::restore::FailedRestore;
 use super::scrub::{BitmapPart, NextPart, ScrubbedDomain};
-use super::serve::{ExportPart, ReadPart, ServeDocument, ServedDocument};
 use super::status_document::{self as status, Size, StatusDocument, StatusPart};
 use super::verify::{DamagePart, ProvedPart, VerifiedDomain, VerifiedPart as VerifiedOutcome};
 use crate::model::restore_point::Consistency;
+
+mod recovery;
 
 fn text() -> Text<'static> {
     Text::from("text")
@@ -374,185 +369,6 @@ fn compared() -> ComparedPart<'static> {
     }
 }
 
-fn restore() -> RestoreDocument<'static> {
-    RestoreDocument {
-        schema: 1,
-        domain: text(),
-        restore_point: text(),
-        time: text(),
-        pool: Some(text()),
-        disks: vec![RestoredPart {
-            disk: text(),
-            path: text(),
-            volume: Some(text()),
-            format: "raw",
-            virtual_size: 1,
-            data_bytes: 1,
-        }],
-        defined: Some(DefinedPart {
-            name: text(),
-            new_uuid: Some(text()),
-        }),
-        findings: vec![finding()],
-    }
-}
-
-fn in_place() -> InPlaceDocument<'static> {
-    InPlaceDocument {
-        schema: 1,
-        domain: text(),
-        restore_point: text(),
-        time: text(),
-        of: Some(text()),
-        saved: Some(text()),
-        disks: vec![InPlacePart {
-            disk: text(),
-            from: Some(text()),
-            path: text(),
-            virtual_size: 1,
-            since: Some(text()),
-            compared: text(),
-            compared_bytes: 1,
-            data_bytes: 1,
-            zero_bytes: 1,
-        }],
-        findings: vec![finding()],
-    }
-}
-
-fn boot() -> BootDocument<'static> {
-    BootDocument {
-        schema: 1,
-        event: "ready",
-        domain: text(),
-        restore_point: text(),
-        time: text(),
-        name: text(),
-        uuid: text(),
-        disks: vec![OverlayPart {
-            disk: text(),
-            virtual_size: 1,
-            path: text(),
-        }],
-        left_out_devices: vec![text()],
-        findings: vec![finding()],
-    }
-}
-
-fn booted() -> BootedDocument<'static> {
-    BootedDocument {
-        schema: 1,
-        event: "ended",
-        domain: text(),
-        restore_point: text(),
-        name: text(),
-        ending: "kept",
-        bytes_read: 1,
-        damaged_reads: 1,
-        failed_reads: 1,
-        findings: vec![finding()],
-    }
-}
-
-fn serve() -> ServeDocument<'static> {
-    ServeDocument {
-        schema: 1,
-        event: "ready",
-        domain: text(),
-        restore_point: text(),
-        time: text(),
-        exports: vec![ExportPart {
-            disk: text(),
-            uri: text(),
-            virtual_size: 1,
-        }],
-        findings: vec![finding()],
-    }
-}
-
-fn files_head() -> HeadPart<'static> {
-    HeadPart {
-        schema: 1,
-        domain: text(),
-        restore_point: text(),
-        time: text(),
-    }
-}
-
-fn file_systems() -> FileSystemsDocument<'static> {
-    FileSystemsDocument {
-        head: files_head(),
-        disks: vec![DevicePart {
-            disk: text(),
-            device: text(),
-            virtual_size: 1,
-        }],
-        file_systems: vec![FileSystemPart {
-            device: text(),
-            kind: text(),
-            label: Some(text()),
-            size: Some(1),
-            mount_points: vec![text()],
-        }],
-        operating_systems: vec![SystemPart {
-            root: text(),
-            name: Some(text()),
-        }],
-        findings: vec![finding()],
-    }
-}
-
-fn files() -> FilesDocument<'static> {
-    FilesDocument {
-        head: files_head(),
-        path: text(),
-        files: vec![FilePart {
-            name: text(),
-            raw_name: Some(text()),
-            kind: "file",
-            mode: text(),
-            user: 1,
-            group: 1,
-            size: 1,
-            modified: Some(text()),
-            link: Some(text()),
-        }],
-        findings: vec![finding()],
-    }
-}
-
-fn copies() -> CopiesDocument<'static> {
-    CopiesDocument {
-        head: files_head(),
-        copies: vec![CopyPart {
-            path: text(),
-            to: text(),
-            entries: 1,
-            bytes: 1,
-            left_out: 1,
-        }],
-        findings: vec![finding()],
-    }
-}
-
-fn served() -> ServedDocument<'static> {
-    ServedDocument {
-        schema: 1,
-        event: "ended",
-        domain: text(),
-        restore_point: text(),
-        connections: 1,
-        refused_connections: 1,
-        exports: vec![ReadPart {
-            disk: text(),
-            bytes_read: 1,
-            damaged_reads: 1,
-            failed_reads: 1,
-        }],
-        findings: vec![finding()],
-    }
-}
-
 fn scrubbed() -> ScrubbedDomain<'static> {
     let bitmap = || BitmapPart {
         disk: text(),
@@ -672,19 +488,19 @@ pub(super) fn samples() -> Vec<Document<'static>> {
             ComparedDomain::Compared(compared()),
             ComparedDomain::Failed(failed_domain()),
         ])),
-        Document::Restore(restore()),
-        Document::InPlace(in_place()),
+        Document::Restore(recovery::restore()),
+        Document::InPlace(recovery::in_place()),
         Document::FailedRestore(FailedRestore {
             schema: 1,
             failed: failed_domain(),
         }),
-        Document::Boot(boot()),
-        Document::Booted(booted()),
-        Document::Serve(serve()),
-        Document::Served(served()),
-        Document::FileSystems(file_systems()),
-        Document::Files(files()),
-        Document::Copies(copies()),
+        Document::Boot(recovery::boot()),
+        Document::Booted(recovery::booted()),
+        Document::Serve(recovery::serve()),
+        Document::Served(recovery::served()),
+        Document::FileSystems(recovery::file_systems()),
+        Document::Files(recovery::files()),
+        Document::Copies(recovery::copies()),
         Document::Prune(PruneDocument {
             domains: domains(vec![pruned()]),
             collection: Some(collection()),
