@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::Result;
 
-/// What a hypervisor can do with trial domains.
+/// Starts and finds trial domains.
 pub trait Trials: Send + Sync {
     /// Returns the user and the group as which QEMU will run; `None` if they are unknown, or the
     /// same as those of this process. They need access to sockets and images.
@@ -43,11 +43,15 @@ pub trait Trial: Send + Sync {
     fn state(&self) -> Result<TrialState>;
 
     /// Begins to pull a disk: to copy all data into its overlay that the overlay lacks. The guest
-    /// goes on meanwhile.
+    /// goes on.
     fn begin_pull(&self, target: &str) -> Result<()>;
 
     /// Returns how far the pull of a disk into this overlay is.
     fn pull(&self, target: &str, overlay: &Path) -> Result<Pull>;
+
+    /// Brings everything that QEMU has written to the disks to stable storage. Returns false if that
+    /// is not possible now, because the guest is paused.
+    fn flush(&self) -> Result<bool>;
 
     /// Makes the domain persistent, with this definition for its next start. A domain that is
     /// persistent already stays as it is.

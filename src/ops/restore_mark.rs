@@ -232,6 +232,7 @@ mod tests {
         let unreadable = FoundMark::Unreadable("/b/.restoring.json: it is empty".to_owned());
         assert!(unreadable.sentence().contains("/b/.restoring.json"));
     }
+
     #[test]
     fn a_mark_of_an_earlier_version_counts_as_writing() {
         let mark: RestoreMark = serde_json::from_str(

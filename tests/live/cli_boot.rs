@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cli_lab::{Change, Machine, Repo, Running, text_of};
 use crate::daemon::{Daemon, TestDomain, URI};
@@ -102,6 +102,17 @@ impl Stage {
             .ok()
     }
 
+    /// Asserts that the images of the new domain, which is shut off, hold its disks.
+    fn assert_disks_kept(&mut self) {
+        for disk in 0..2 {
+            let expected = self.new.disks[disk].clone();
+            self.new.learn(disk);
+            let found = self.new.disks[disk].iter().zip(&expected);
+            let differs = found.into_iter().position(|(a, b)| a != b);
+            assert_eq!(differs, None, "disk {disk}");
+        }
+    }
+
     /// The folders and records of new domains.
     fn left(&self) -> Vec<PathBuf> {
         let names = |folder: PathBuf| {
@@ -170,20 +181,32 @@ fn a_kept_domain_has_disks_of_its_own() {
     stage.assert_reads(0, 250 * MIB, MIB);
     stage.new.domain.destroy();
     assert_eq!(stage.new.domain.state(), "shut off", "it is defined");
-    for disk in 0..2 {
-        let expected = stage.new.disks[disk].clone();
-        stage.new.learn(disk);
-        let differs = stage.new.disks[disk]
-            .iter()
-            .zip(&expected)
-            .position(|(a, b)| a != b);
-        assert_eq!(differs, None, "disk {disk}");
-    }
+    stage.assert_disks_kept();
     let xml = stage.new.domain.virsh(&["dumpxml"]);
     assert!(!xml.contains("nbd") && xml.contains(&folder), "{xml}");
     // It starts without the repository, and can be backed up.
     stage.new.domain.start_paused();
     stage.repo.back_up(stage.new.name(), &[]);
+}
+
+/// As a power cut does, a killed QEMU loses what it has not written out.
+#[test]
+fn a_crash_after_disks_are_kept_loses_nothing() {
+    let mut stage = Stage::new("boot-kept-crash", 256);
+    let folder = stage.new.domain.dir().display().to_string();
+    let mut run = stage.begin(&["--keep", &folder]);
+    assert!(wait_until(DEADLINE, || !run.is_running()), "it ends by itself");
+    let qemu = processes_with(&format!("guest={},", stage.new.name()));
+    let [(pid, _)] = qemu[..] else {
+        panic!("it has one QEMU: {qemu:?}");
+    };
+    let pid = Pid::from_raw(pid as i32).expect("a process id is not zero");
+    kill_process(pid, Signal::KILL).expect("it is ours");
+    let ended = run.wait(DEADLINE);
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    stage.new.domain.settle();
+    assert_eq!(stage.new.domain.state(), "shut off");
+    stage.assert_disks_kept();
 }
 
 #[test]

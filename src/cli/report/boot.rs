@@ -94,7 +94,7 @@ pub fn ended_document<'a>(domain: &'a str, outcome: &'a Outcome) -> BootedDocume
     }
 }
 
-/// What would be started.
+/// The plan of a domain, for a dry run.
 pub fn plan_text(domain: &str, plan: &BootPlan) -> String {
     let mut text = line(&format!(
         "{}: would start domain '{}' from restore point {} ({})",

@@ -13,6 +13,9 @@ use crate::host::trial::{Pull, Trial, TrialLife, TrialState, Trials};
 use crate::host::xml::{dac_owner, read_domain};
 use crate::model::domain::{Backing, Disk};
 
+/// How often the guest is resumed after a flush, before that counts as failed.
+const RESUMES: usize = 3;
+
 impl Trials for LibvirtHost {
     fn owner(&self) -> Result<Option<(u32, u32)>> {
         if !self.link.location().is_local {
@@ -124,6 +127,27 @@ impl Trial for LibvirtTrial {
         };
         let is_alone = disk.is_some_and(is_alone);
         Ok(if is_alone { Pull::Done } else { Pull::Failed })
+    }
+
+    fn flush(&self) -> Result<bool> {
+        let handle = self.running()?;
+        let (state, _) = handle.get_state().map_err(failed("report the domain's state"))?;
+        if state != sys::VIR_DOMAIN_RUNNING {
+            return Ok(false);
+        }
+        // QEMU flushes all disks when it stops a guest (do_vm_stop in its cpus.c), and libvirt has
+        // no other call for that. A pull leaves tables of the image in QEMU's memory.
+        handle
+            .suspend()
+            .map_err(failed("pause the guest to flush its disks"))?;
+        let resumed = (0..RESUMES).find_map(|_| handle.resume().ok());
+        match resumed {
+            Some(_) => Ok(true),
+            None => handle
+                .resume()
+                .map(|_| true)
+                .map_err(failed("let the guest go on after its disks were flushed")),
+        }
     }
 
     fn keep(&self, xml: &str) -> Result<()> {

@@ -228,8 +228,8 @@ impl Editor<'_> {
         Ok(())
     }
 
-    /// Puts the served disk beneath an overlay. What the definition says about caches does not fit
-    /// every file system, and what it says about sharing does not fit an overlay.
+    /// Puts the served disk beneath an overlay. The definition's settings of caches do not fit every
+    /// file system, and those of sharing do not fit an overlay.
     fn put_beneath(&mut self, disk: Node, served: &Served) -> Result<()> {
         let socket = path_text(&served.socket, "socket")?;
         let source = child(disk, "source").ok_or_else(|| bad(WHAT, "a disk has no source"))?;
@@ -241,7 +241,8 @@ impl Editor<'_> {
         );
         self.splice.insert(source.range().end, beneath);
         children(source, "seclabel").for_each(|node| self.splice.remove(node));
-        for name in ["backingStore", "shareable", "transient"] {
+        // QEMU pulls nothing into a read-only image.
+        for name in ["backingStore", "shareable", "transient", "readonly"] {
             children(disk, name).for_each(|node| self.splice.remove(node));
         }
         for driver in children(disk, "driver") {
@@ -296,7 +297,7 @@ impl Editor<'_> {
         let console = self.edits.console.as_deref();
         let console = console.filter(|_| name == "serial" && !self.has_console);
         if let Some(path) = console {
-            // What else the definition says about the first port applies to its old place.
+            // All other settings of the first port apply to its old place.
             self.has_console = true;
             let kept = ["target", "address", "alias"];
             let kept = kept.iter().flat_map(|name| children(port, name));

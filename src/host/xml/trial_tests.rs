@@ -26,6 +26,7 @@ const RICH: &str = r#"<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/
       <backingStore/>
       <target dev='vda' bus='virtio'/>
       <shareable/>
+      <readonly/>
     </disk>
     <disk type='file' device='disk'><source file='/excluded.img'/><target dev='vdb'/></disk>
     <disk type='network' device='cdrom'>
@@ -173,6 +174,7 @@ fn the_served_disk_is_beneath_its_overlay() {
     assert_eq!((disk.target.as_str(), drive.target.as_str()), ("vda", "sda"));
     assert_eq!(drive.source, Source::Empty);
     assert_eq!(disk.source, Source::File("/var/tmp/o/vda.qcow2".into()));
+    assert!(!disk.readonly, "an overlay has to be written to");
     let Backing::Layer(layer) = &disk.backing else {
         panic!("{:?}", disk.backing);
     };

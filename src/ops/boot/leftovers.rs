@@ -104,7 +104,7 @@ fn clear_one(
 }
 
 /// Makes the domain persistent, if it is not.
-fn keep(host: &dyn Host, record: &Record, xml: &str) -> Result<(), Cause> {
+pub(super) fn keep(host: &dyn Host, record: &Record, xml: &str) -> Result<(), Cause> {
     match host.trials().find(&record.uuid)? {
         Some(trial) => Ok(trial.keep(xml)?),
         None => match host.is_defined(&record.name, &record.uuid)? {

@@ -1,5 +1,5 @@
-//! What a trial domain leaves on this host if its process dies: a record that is written before
-//! anything else, and locked as long as the process lives.
+//! Records of trial domains on this host. A record is written before anything else is made, and is
+//! locked as long as its process lives, so the next run knows what a dead one has left.
 //!
 //! `STATE/boot/UUID.json` names the domain and its files. `STATE/boot/UUID.home.xml` exists once
 //! all disks have been pulled: from then on the domain and its files stay.
@@ -27,7 +27,7 @@ const LONGEST_XML: u64 = 16 << 20;
 /// The version of the record.
 const FORMAT: u32 = 1;
 
-/// What has to be removed.
+/// A trial domain, and everything that has to be removed with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Record {
@@ -194,7 +194,7 @@ impl Records<'_> {
     /// Records that the domain and its files stay.
     pub(super) fn stay(&self, uuid: &str, xml: &str) -> Result<(), Cause> {
         let (path, new) = (self.home(uuid), self.new_home(uuid));
-        // What a try before this one has left.
+        // An earlier try may have left it.
         let _ = self.store.remove_file(&new);
         let written = self.store.create_file(&new, xml.as_bytes());
         let written = written.and_then(|()| self.store.replace(&new, &path));

@@ -104,10 +104,10 @@ pub(super) fn carry_out(
         None => watch.until_the_end()?,
     };
     if ending == Ending::Kept {
-        if let Err(error) = watch.trial.keep(&plan.define.xml) {
-            // The domain runs, and its disks are whole: the next run tries again.
+        if let Err(cause) = stage.keep(&plan.define.xml) {
+            // The disks are whole: the next run tries again.
             stage.leave();
-            return Err(failed(error));
+            return Err(Error::of(domain, cause));
         }
     } else {
         // Before the server ends: the guest must not see errors of its disks.
@@ -237,14 +237,23 @@ impl Watch<'_> {
                 }
             }
         }
-        while let Err(cause) = stage.stay(&plan.define.xml) {
-            let what = format!("the disks are copied, but {}; trying again", with_sources(&cause));
+        while let Err(why) = self.make_stay(plan, stage) {
+            let what = format!("the disks are copied, but {why}; trying again");
             self.report(Finding::new("disk-not-pulled", what));
             if let Some(ending) = self.pause()? {
                 return Ok(ending);
             }
         }
         Ok(Ending::Kept)
+    }
+
+    /// Flushes the disks, and records that they and the domain stay.
+    fn make_stay(&self, plan: &BootPlan, stage: &mut Stage<'_>) -> std::result::Result<(), String> {
+        match self.trial.flush() {
+            Ok(true) => stage.stay(&plan.define.xml).map_err(|cause| with_sources(&cause)),
+            Ok(false) => Err("they cannot be flushed while the guest is paused".to_owned()),
+            Err(error) => Err(with_sources(&error)),
+        }
     }
 
     /// Watches the domain until the next try. Returns why it ends, if it does.
@@ -268,11 +277,17 @@ impl Watch<'_> {
             reason: "",
             size: disk.size,
         });
-        let begun = self.trial.begin_pull(target);
-        let mut pull = begun.map(|()| Pull::Active {
-            done: 0,
-            total: disk.size,
-        });
+        let mut pull = match self.trial.begin_pull(target) {
+            Ok(()) => Ok(Pull::Active {
+                done: 0,
+                total: disk.size,
+            }),
+            // A pull whose beginning got no answer may be at work.
+            Err(error) => match self.trial.pull(target, &disk.path) {
+                Ok(pull @ (Pull::Active { .. } | Pull::Done)) => Ok(pull),
+                _ => Err(error),
+            },
+        };
         loop {
             match pull {
                 Ok(Pull::Active { done, .. }) => monitor.event(Event::DiskAt {

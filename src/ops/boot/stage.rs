@@ -1,5 +1,6 @@
 //! The files of a trial domain: they are made before it starts, and removed when it has ended.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
@@ -94,27 +95,22 @@ impl<'a> Stage<'a> {
             .temporary()
             .map(|(path, temporary)| (path.to_owned(), temporary))
             .collect();
-        let temporary = |path: &Path| {
-            let mut found = places.iter();
-            found
-                .find(|(place, _)| place == path)
-                .map_or_else(|| path.to_owned(), |(_, temporary)| temporary.clone())
-        };
-        for overlay in &plan.disks {
+        for (overlay, (place, path)) in plan.disks.iter().zip(&places) {
             let mut served = server.served().disks.iter();
             let disk = served.find(|disk| disk.target == overlay.target);
             let uri = disk.map(|disk| disk.uri.clone());
-            let path = temporary(&overlay.path);
-            let made = self.overlay(overlay, &path, uri, owner);
+            let made = self.overlay(overlay, path, uri, owner);
             made.map_err(|cause| Error::of_disk(domain, &overlay.target, cause))?;
-            self.made.extend(MadeFile::to_be(&overlay.path, &path));
+            self.made.extend(MadeFile::to_be(place, path));
         }
-        if let Some((place, content)) = plan.define.nvram_content() {
-            let path = temporary(place);
-            let written = store.create_file(&path, content);
-            let written = written.and_then(|()| give(&path, owner));
+        // The record lists the UEFI variables after the disks.
+        if let Some((_, content)) = plan.define.nvram_content()
+            && let Some((place, path)) = places.get(plan.disks.len())
+        {
+            let written = store.create_file(path, content);
+            let written = written.and_then(|()| give(path, owner));
             written.map_err(|source| Error::of(domain, io_cause("write", place, source)))?;
-            self.made.extend(MadeFile::to_be(place, &path));
+            self.made.extend(MadeFile::to_be(place, path));
         }
         let identified = self.records().identify(&self.record.uuid, &self.made);
         identified.map_err(|cause| Error::of(domain, cause))?;
@@ -127,6 +123,11 @@ impl<'a> Stage<'a> {
                 };
                 Error::of(domain, cause)
             })?;
+        }
+        let folders: BTreeSet<&Path> = places.iter().filter_map(|(place, _)| place.parent()).collect();
+        for folder in folders {
+            let synced = store.sync_dir(folder);
+            synced.map_err(|source| Error::of(domain, io_cause("sync", folder, source)))?;
         }
         Ok(())
     }
@@ -157,6 +158,11 @@ impl<'a> Stage<'a> {
         self.records().stay(&self.record.uuid, xml)?;
         self.stays = true;
         Ok(())
+    }
+
+    /// Makes the domain persistent, also if its guest has just ended.
+    pub(super) fn keep(&self, xml: &str) -> std::result::Result<(), Cause> {
+        leftovers::keep(self.means.host, &self.record, xml)
     }
 
     /// Leaves everything as it is to the next run.

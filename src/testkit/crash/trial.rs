@@ -64,6 +64,10 @@ impl Trial for CrashTrial {
         self.ask(|trial| trial.pull(target, overlay))
     }
 
+    fn flush(&self) -> Result<bool> {
+        self.step("flush the disks", |trial| trial.flush())
+    }
+
     fn keep(&self, xml: &str) -> Result<()> {
         self.step("make the domain persistent", |trial| trial.keep(xml))
     }

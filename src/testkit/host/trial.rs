@@ -22,6 +22,8 @@ pub struct SimTrial {
     pub life: TrialLife,
     /// If a disk error has paused it: how many pulls fail until it ends.
     pub stuck: Option<u32>,
+    /// Whether its disks were flushed after the last pull.
+    is_flushed: bool,
     /// The looks at the pulls that have begun, by target.
     pulls: BTreeMap<String, u64>,
 }
@@ -83,6 +85,7 @@ impl Trials for SimHost {
             xml: xml.to_owned(),
             life,
             stuck: None,
+            is_flushed: false,
             pulls: BTreeMap::new(),
         };
         state.trials.insert(described.uuid.clone(), trial);
@@ -149,6 +152,7 @@ impl Trial for Running {
                 Some(looks) if *looks >= LOOKS => Pull::Done,
                 Some(looks) => {
                     *looks += 1;
+                    trial.is_flushed = false;
                     Pull::Active {
                         done: *looks,
                         total: LOOKS,
@@ -164,8 +168,17 @@ impl Trial for Running {
         Ok(pull)
     }
 
+    fn flush(&self) -> Result<bool> {
+        self.with(|trial| {
+            trial.is_flushed = trial.stuck.is_none();
+            trial.is_flushed
+        })
+    }
+
     fn keep(&self, xml: &str) -> Result<()> {
-        self.with(|_| ())?;
+        if !self.with(|trial| trial.is_flushed)? {
+            return Err(simulated("define the domain", "its disks are not flushed"));
+        }
         let uuid = read_domain(xml)?.uuid;
         if uuid != self.uuid {
             return Err(simulated("define the domain", "the UUID differs"));
