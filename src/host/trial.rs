@@ -49,8 +49,8 @@ pub trait Trial: Send + Sync {
     /// Returns how far the pull of a disk into this overlay is.
     fn pull(&self, target: &str, overlay: &Path) -> Result<Pull>;
 
-    /// Brings everything that QEMU has written to the disks to stable storage. Returns false if that
-    /// is not possible now, because the guest is paused.
+    /// Brings everything that QEMU has written to the disks to stable storage. Returns false if
+    /// that is not possible now, because the guest is paused.
     fn flush(&self) -> Result<bool>;
 
     /// Makes the domain persistent, with this definition for its next start. A domain that is

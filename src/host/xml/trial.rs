@@ -228,8 +228,8 @@ impl Editor<'_> {
         Ok(())
     }
 
-    /// Puts the served disk beneath an overlay. The definition's settings of caches do not fit every
-    /// file system, and those of sharing do not fit an overlay.
+    /// Puts the served disk beneath an overlay. The definition's settings of caches do not fit
+    /// every file system, and those of sharing do not fit an overlay.
     fn put_beneath(&mut self, disk: Node, served: &Served) -> Result<()> {
         let socket = path_text(&served.socket, "socket")?;
         let source = child(disk, "source").ok_or_else(|| bad(WHAT, "a disk has no source"))?;
