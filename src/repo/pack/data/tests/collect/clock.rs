@@ -38,6 +38,20 @@ impl Clocked {
         self.state.lock().expect("no test panics with it")
     }
 
+    /// A store of its own with the same objects, times and clock, and without any trouble.
+    pub(super) fn twin(&self) -> Clocked {
+        let twin = Clocked::default();
+        twin.inner.state().objects = self.snapshot();
+        let state = self.state();
+        *twin.state() = State {
+            now: state.now,
+            times: state.times.clone(),
+            ..State::default()
+        };
+        drop(state);
+        twin
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         self.state().now
     }

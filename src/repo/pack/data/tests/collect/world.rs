@@ -72,6 +72,14 @@ impl World {
         }
     }
 
+    /// An equal repository, which changes without this one.
+    pub(super) fn twin(&self) -> World {
+        World {
+            store: Arc::new(self.store.twin()),
+            points: Arc::new(Mutex::new(self.points().clone())),
+        }
+    }
+
     pub(super) fn points(&self) -> MutexGuard<'_, BTreeMap<u64, Point>> {
         self.points.lock().expect("no test panics with it")
     }
