@@ -14,6 +14,7 @@ pub mod file_name;
 pub mod files_fault;
 pub mod finding;
 pub mod firmware;
+pub mod guest;
 pub mod in_place;
 pub mod left_out;
 pub mod level;

@@ -72,7 +72,7 @@ pub use pack::{
     Rebuild, RebuildReport, Recipient, RecoveryFile, RepositoryCheck, Secret, SessionNote, Sizes, SlotKind,
     SlotOwner, SlotState, UnlockedHost, UnlockedPack, Waiting,
 };
-pub use proof::{DamageNote, MissedWriteRecord, Proof};
+pub use proof::{BootProof, DamageNote, MissedWriteRecord, Proof};
 pub use sets::SetsRepository;
 #[cfg(feature = "testkit")]
 pub use sets::WrittenStream;

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::model::chain::{Concern, SuspectedDamage};
+use crate::model::guest::BootLevel;
 
 /// The largest number of damage notes that are recorded for one disk, and for the files that belong
 /// to no disk.
@@ -89,6 +90,34 @@ pub struct MissedWriteRecord {
     pub time: Timestamp,
     /// The disks' targets.
     pub disks: Vec<String>,
+}
+
+/// The result of one boot proof of one restore point: how far a guest came that was started from
+/// it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BootProof {
+    /// The restore point's id.
+    pub id: String,
+    /// The digest in its manifest.
+    pub manifest: String,
+    /// When the guest was started.
+    pub time: Timestamp,
+    /// How far it came.
+    pub reached: BootLevel,
+    /// How far it should have come.
+    pub wanted: BootLevel,
+    /// Why the restore point is not proven, as a sentence; `None` if it is.
+    pub shortfall: Option<String>,
+    /// How long it took, in seconds.
+    pub seconds: u64,
+}
+
+impl BootProof {
+    /// Whether the guest came as far as it should.
+    pub fn is_proven(&self) -> bool {
+        self.shortfall.is_none()
+    }
 }
 
 impl Proof {
