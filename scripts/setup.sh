@@ -18,7 +18,7 @@ declare -A DEBIAN=(
     [build]="build-essential pkg-config libvirt-dev"
     [check]="shellcheck"
     [demo]="libvirt0 libvirt-daemon-driver-qemu libvirt-daemon qemu-system-x86 qemu-utils"
-    [test]="libvirt-daemon-system libvirt-clients nbdkit libnbd-bin fuse3 e2fsprogs util-linux mount procps xz-utils tzdata swtpm swtpm-tools age python3 python3-venv python3-cryptography python3-zstandard libfaketime virtnbdbackup libguestfs-tools libguestfs-xfs kmod"
+    [test]="libvirt-daemon-system libvirt-clients nbdkit libnbd-bin fuse3 e2fsprogs util-linux mount procps xz-utils tzdata swtpm swtpm-tools age python3 python3-venv python3-cryptography python3-zstandard libfaketime virtnbdbackup libguestfs-tools libguestfs-xfs kmod syslinux syslinux-common mtools"
     [bench]="virtnbdbackup libnbd-bin restic rclone"
     [fresh]="debootstrap debian-archive-keyring wget git util-linux"
     [package]="dpkg-dev binutils file lintian rpm qemu-utils"
@@ -27,7 +27,7 @@ declare -A FEDORA=(
     [build]="gcc make pkgconf-pkg-config libvirt-devel"
     [check]="ShellCheck"
     [demo]="libvirt-libs libvirt-daemon-driver-qemu libvirt-daemon-driver-storage-core qemu-kvm-core qemu-img"
-    [test]="libvirt-daemon libvirt-daemon-log libvirt-client nbdkit libnbd fuse3 e2fsprogs util-linux procps-ng xz tzdata swtpm swtpm-tools age python3 python3-cryptography python3-zstandard libfaketime virtnbdbackup libguestfs libguestfs-xfs kmod"
+    [test]="libvirt-daemon libvirt-daemon-log libvirt-client nbdkit libnbd fuse3 e2fsprogs util-linux procps-ng xz tzdata swtpm swtpm-tools age python3 python3-cryptography python3-zstandard libfaketime virtnbdbackup libguestfs libguestfs-xfs kmod syslinux syslinux-nonlinux mtools"
     [bench]="virtnbdbackup libnbd restic rclone"
     [fresh]="debootstrap debian-keyring wget git util-linux"
     [package]="dpkg-dev dpkg binutils file rpm-build qemu-img"
@@ -50,7 +50,7 @@ declare -A PROGRAMS=(
     [procps]="kill ps"
     [xz-utils]="xz"
     [swtpm]="swtpm" [swtpm-tools]="swtpm_setup" [tar]="tar" [age]="age" [python3]="/usr/bin/python3"
-    [virtnbdbackup]="virtnbdbackup virtnbdrestore" [libnbd-bin]="nbdcopy nbdinfo" [libguestfs-tools]="guestfish" [kmod]="depmod" [restic]="restic" [rclone]="rclone"
+    [virtnbdbackup]="virtnbdbackup virtnbdrestore" [libnbd-bin]="nbdcopy nbdinfo" [libguestfs-tools]="guestfish" [kmod]="depmod" [syslinux]="syslinux" [mtools]="mcopy mformat" [restic]="restic" [rclone]="rclone"
 )
 
 # The tests download and unpack these without installing them. The package lists must know them.

@@ -4,11 +4,19 @@
 # /init of the test guest: the whole user space is busybox, this script and qemu-ga.
 #
 # Kernel command line:
-#   vmsnap.mode=write     writes files to /data for ever, a line "round N" on the console after each
+#   vmsnap.mode=write     writes files to /data until stopped, prints "round N" after each
 #   vmsnap.mode=verify    checks the files on /data, prints "verified N files, bad M, last round R", powers off
 #   vmsnap.mode=hello     prints "hello" and powers off: a machine that boots this system
 #   vmsnap.mount=OPTIONS  mount options of /data (verify mode; default "rw": the journal is replayed)
 #   vmsnap.agent=answering|deaf|none   qemu-ga; something that reads its port and never answers; nothing
+#   vmsnap.disk=DEVICE    the block device with /data (default /dev/vda)
+#   vmsnap.hostname=NAME  the host name (default "guest")
+#
+# "init: system is up" is printed before any disk is used. In write mode the agent starts after the
+# mount, so with a damaged file system there is a console but no agent.
+#
+# When /run/stop-writing exists, write mode remounts /data read-only and prints "stopped after
+# round N".
 #
 # The files' protocol: what is named slot-S.round-N.sha256-HEX holds bytes of that digest in every state
 # that the disk can be left in by a loss of power, and once "round N" stands on the console a file of
@@ -41,8 +49,11 @@ prepare() {
     mount -t tmpfs run /run
     # After the mounts, because the kernel gave us the console of the initramfs.
     exec >/dev/console 2>&1 </dev/null
+    echo "init: system is up"
     read -r cmdline </proc/cmdline
     mode=$(option vmsnap.mode write)
+    disk=$(option vmsnap.disk /dev/vda)
+    hostname "$(option vmsnap.hostname guest)"
     while read -r module; do
         insmod "/modules/$module" || fail "cannot load $module"
     done </modules/order
@@ -127,14 +138,14 @@ one_round() {
     fi
 }
 
-write_for_ever() {
-    wait_until "no disk /dev/vda" test -b /dev/vda
-    mount -t ext4 /dev/vda $DATA || fail "cannot mount /dev/vda"
+write_until_stopped() {
+    wait_until "no disk $disk" test -b "$disk"
+    mount -t ext4 "$disk" $DATA || fail "cannot mount $disk"
     start_agent
     round=$(last_round)
     round=${round:-0}
     echo "writing from round $round on"
-    while :; do
+    until [ -e /run/stop-writing ]; do
         round=$((round + 1))
         # The slot of the oldest file, so that the newest ones are never in work.
         slot=$((round % SLOTS))
@@ -147,12 +158,15 @@ write_for_ever() {
         [ $((round % 25)) -eq 0 ] && fstrim $DATA
         sleep 0.05
     done
+    mount -o remount,ro $DATA || fail "cannot remount $DATA read-only"
+    echo "stopped after round $round"
+    while :; do sleep 3600; done
 }
 
 verify() {
-    wait_until "no disk /dev/vda" test -b /dev/vda
+    wait_until "no disk $disk" test -b "$disk"
     options=$(option vmsnap.mount rw)
-    mount -t ext4 -o "$options" /dev/vda $DATA || fail "cannot mount /dev/vda with $options"
+    mount -t ext4 -o "$options" "$disk" $DATA || fail "cannot mount $disk with $options"
     files=0
     bad=0
     for file in $DATA/slot-*.sha256-*; do
@@ -172,7 +186,7 @@ verify() {
 
 prepare
 case $mode in
-write) write_for_ever ;;
+write) write_until_stopped ;;
 verify) verify ;;
 hello) echo hello && poweroff -f ;;
 *) fail "unknown mode $mode" ;;

@@ -2,8 +2,10 @@
 //!
 //! `init.sh` is its whole user space and describes the protocol of the files.
 
+mod agent;
 mod check;
 mod cpio;
+mod disks;
 mod image;
 mod plain;
 #[cfg(test)]
@@ -19,7 +21,6 @@ pub use plain::boots_with_kvm;
 pub use serial::SerialLog;
 
 use crate::daemon::{Daemon, TestDomain};
-use crate::process::{command, run, wait_until};
 
 /// Memory of a guest, in MiB.
 pub const MEMORY_MIB: u32 = 256;
@@ -45,12 +46,21 @@ pub enum Agent {
 /// The guest's files in a test's folder, and the parts of domain XML that use them.
 #[derive(Clone, Debug)]
 pub struct GuestFiles {
-    image: GuestImage,
-    /// The data disk: qcow2 with an ext4 file system and no partitions. The guest mounts its first
-    /// virtio disk.
+    boot: Boot,
+    /// Its disk in qcow2, which must be the first virtio disk. It has an ext4 file system: on the
+    /// whole disk, or in the second partition of a disk from which the guest boots.
     pub disk: PathBuf,
     /// The guest's console.
     pub serial: SerialLog,
+}
+
+/// What QEMU loads to start the guest.
+#[derive(Clone, Debug)]
+enum Boot {
+    /// A kernel and an initramfs of the host.
+    Image(GuestImage),
+    /// The boot loader on the disk.
+    Disk,
 }
 
 impl GuestFiles {
@@ -65,31 +75,47 @@ impl GuestFiles {
         };
         std::fs::copy(&kept.kernel, &image.kernel).expect("the kernel can be copied");
         std::fs::copy(&kept.initrd, &image.initrd).expect("the initramfs can be copied");
-        let disk = dir.join("data.qcow2");
-        make_disk(dir, &disk);
+        let files = GuestFiles::of(dir, Boot::Image(image));
+        disks::make_data_disk(dir, &files.disk);
+        files
+    }
+
+    /// Puts a fresh disk, from which the guest boots with this host name, into a folder that QEMU's
+    /// user can enter. Its agent always answers.
+    pub fn lay_bootable(dir: &Path, host_name: &str) -> GuestFiles {
+        let files = GuestFiles::of(dir, Boot::Disk);
+        let options = format!(
+            "{} vmsnap.disk={} vmsnap.hostname={host_name}",
+            write_options(Agent::Answering),
+            disks::DATA_PARTITION
+        );
+        disks::make_bootable_disk(dir, &files.disk, &GuestImage::build_or_cached(), &options);
+        files
+    }
+
+    fn of(dir: &Path, boot: Boot) -> GuestFiles {
         GuestFiles {
-            image,
-            disk,
+            boot,
+            disk: dir.join("data.qcow2"),
             serial: SerialLog::new(dir.join("serial.log")),
         }
     }
 
-    /// The XML within `<os>` after `<type>`: kernel, initramfs, command line.
+    /// The XML within `<os>` after `<type>`: kernel, initramfs and command line, or the order to
+    /// boot from the disk, where the command line is. There `agent` has no effect.
     pub fn os_xml(&self, agent: Agent) -> String {
-        let agent = match agent {
-            Agent::Answering => "answering",
-            Agent::Deaf => "deaf",
-            Agent::Absent => "none",
-        };
-        format!(
-            "<kernel>{}</kernel><initrd>{}</initrd><cmdline>{} vmsnap.mode=write vmsnap.agent={agent}</cmdline>",
-            self.image.kernel.display(),
-            self.image.initrd.display(),
-            plain::KERNEL_OPTIONS
-        )
+        match &self.boot {
+            Boot::Image(image) => format!(
+                "<kernel>{}</kernel><initrd>{}</initrd><cmdline>{}</cmdline>",
+                image.kernel.display(),
+                image.initrd.display(),
+                write_options(agent)
+            ),
+            Boot::Disk => "<boot dev='hd'/>".to_owned(),
+        }
     }
 
-    /// The XML of the data disk as `vda`.
+    /// The XML of the disk as `vda`.
     pub fn disk_xml(&self) -> String {
         format!(
             "<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap'/>\
@@ -107,6 +133,16 @@ impl GuestFiles {
             self.serial.path().display()
         )
     }
+}
+
+/// The kernel command line of a guest that writes.
+fn write_options(agent: Agent) -> String {
+    let agent = match agent {
+        Agent::Answering => "answering",
+        Agent::Deaf => "deaf",
+        Agent::Absent => "none",
+    };
+    format!("{} vmsnap.mode=write vmsnap.agent={agent}", plain::KERNEL_OPTIONS)
 }
 
 /// The `type` of a domain in which the guest boots on this daemon: `kvm` or `qemu`.
@@ -130,11 +166,23 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Defines and starts a guest with one disk, `vda`. It is still booting: wait for its first
-    /// round.
+    /// Defines and starts a guest with one disk, `vda`, and a kernel and an initramfs of the host.
+    /// It is still booting: wait for its first round.
     pub fn start(daemon: &Daemon, label: &str, agent: Agent) -> Guest {
         let domain = TestDomain::new(daemon, label);
         let files = GuestFiles::lay(domain.dir());
+        Guest::start_with(daemon, domain, files, agent)
+    }
+
+    /// Like [`Guest::start`], but everything is on the disk: boot loader, kernel, initramfs and
+    /// data. Its agent answers. The label is also its host name.
+    pub fn start_from_disk(daemon: &Daemon, label: &str) -> Guest {
+        let domain = TestDomain::new(daemon, label);
+        let files = GuestFiles::lay_bootable(domain.dir(), label);
+        Guest::start_with(daemon, domain, files, Agent::Answering)
+    }
+
+    fn start_with(daemon: &Daemon, domain: TestDomain, files: GuestFiles, agent: Agent) -> Guest {
         let devices = files.disk_xml() + &files.devices_xml();
         domain.define(&domain.xml(virt_type(daemon), MEMORY_MIB, &files.os_xml(agent), &devices));
         domain.start();
@@ -147,53 +195,8 @@ impl Guest {
         self.files.serial.wait_for_round(round, deadline);
     }
 
-    /// Waits until the guest agent answers; panics at the deadline.
-    pub fn wait_for_agent(&self, deadline: Duration) {
-        let ping = r#"{"execute":"guest-ping"}"#;
-        let answered = wait_until(deadline, || {
-            self.domain.try_virsh(&["qemu-agent-command", "--cmd", ping]).ok()
-        });
-        assert!(
-            answered,
-            "the agent did not answer in {deadline:?}:\n{}",
-            self.files.serial.text()
-        );
-    }
-
-    /// Whether libvirt sees a connected agent, even one that never answers.
-    pub fn agent_is_connected(&self) -> bool {
-        self.domain.virsh(&["dumpxml"]).contains("state='connected'")
-    }
-
     /// The last round that the guest has reported.
     pub fn last_round(&self) -> u64 {
         self.files.serial.last_round()
     }
-}
-
-/// A qcow2 image with an empty ext4 file system.
-fn make_disk(dir: &Path, disk: &Path) {
-    let raw = dir.join("data.raw");
-    let file = std::fs::File::create(&raw).expect("the folder is ours");
-    file.set_len(u64::from(DISK_MIB) << 20)
-        .expect("a file can be sparse");
-    // All tables are written now, so that the guest does not write them later.
-    let tables = "lazy_itable_init=0,lazy_journal_init=0";
-    run(command(
-        "mke2fs",
-        &[
-            "-q",
-            "-F",
-            "-t",
-            "ext4",
-            "-b",
-            "4096",
-            "-E",
-            tables,
-            &raw.display().to_string(),
-        ],
-    ));
-    let words = ["convert", "-f", "raw", "-O", "qcow2"].map(Path::new);
-    run(command("qemu-img", &[&words[..], &[&raw, disk]].concat()));
-    std::fs::remove_file(raw).expect("it is ours");
 }

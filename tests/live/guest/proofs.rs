@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
 
 use super::{Agent, BOOT_DEADLINE, Expect, Guest, check_disk};
 use crate::daemon::Daemon;
@@ -131,4 +133,69 @@ fn a_guest_that_starts_again_goes_on_where_it_was() {
     let before = guest.last_round();
     guest.domain.start();
     guest.wait_for_round(before + 5, BOOT_DEADLINE);
+}
+
+#[test]
+fn guest_boots_from_its_disk_until_the_boot_sector_is_lost() {
+    let daemon = Daemon::acquire();
+    let guest = Guest::start_from_disk(&daemon, "own-disk");
+    guest.wait_for_round(3, BOOT_DEADLINE);
+    guest.wait_for_agent(BOOT_DEADLINE);
+    assert!(guest.files.serial.text().starts_with("init: system is up"));
+
+    let host_name = guest.ask_agent("guest-get-host-name", &json!({}));
+    assert_eq!(host_name["host-name"], "own-disk");
+    let systems = guest.ask_agent("guest-get-fsinfo", &json!({}));
+    let [system] = &systems.as_array().expect("a list")[..] else {
+        panic!("one file system: {systems:#}");
+    };
+    assert_eq!(
+        (&system["mountpoint"], &system["type"], &system["name"]),
+        (&json!("/data"), &json!("ext4"), &json!("vda2"))
+    );
+    assert_eq!(guest.run("hostname", &[]), "own-disk\n");
+    assert!(catch_unwind(AssertUnwindSafe(|| guest.run("false", &[]))).is_err());
+
+    let began = Instant::now();
+    let console = guest.power_cycle();
+    console.wait_for_text("init: system is up", BOOT_DEADLINE);
+    let boot_time = began.elapsed();
+
+    guest.wait_for_round(guest.last_round() + 3, BOOT_DEADLINE);
+    guest.wait_for_agent(BOOT_DEADLINE);
+    guest.destroy_boot_sector();
+    guest.wait_for_round(guest.last_round() + 3, BOOT_DEADLINE);
+    let console = guest.power_cycle();
+    // Twice the time that the intact disk needed for its first line.
+    let printed = wait_until(boot_time * 2, || !console.text().is_empty());
+    assert!(!printed, "{}", console.text());
+    assert!(!guest.agent_is_connected());
+    assert_eq!(guest.domain.state(), "running");
+}
+
+#[test]
+fn lost_file_system_leaves_a_console_but_no_agent() {
+    let daemon = Daemon::acquire();
+    let guest = Guest::start_from_disk(&daemon, "lost-data");
+    guest.wait_for_round(ROUNDS, BOOT_DEADLINE);
+    guest.wait_for_agent(BOOT_DEADLINE);
+    guest.destroy_file_system();
+
+    // Nothing that a guest or a backup does brings the superblock back.
+    let frozen = guest.domain.virsh(&["domfsfreeze"]);
+    assert!(frozen.contains("Froze 1 filesystem"), "{frozen}");
+    guest.domain.virsh(&["domfsthaw"]);
+    guest.run("sync", &[]);
+    let systems = guest.ask_agent("guest-get-fsinfo", &json!({}));
+    assert_eq!(systems[0]["mountpoint"], "/data", "{systems:#}");
+
+    let console = guest.power_cycle();
+    console.wait_for_text("FAILED: cannot mount /dev/vda2", BOOT_DEADLINE);
+    assert!(
+        console.text().starts_with("init: system is up"),
+        "{}",
+        console.text()
+    );
+    assert!(!console.shows("round "), "{}", console.text());
+    assert!(!guest.agent_is_connected() && !guest.agent_answers());
 }

@@ -6,16 +6,26 @@ use std::time::Duration;
 
 use crate::process::wait_until;
 
-/// A console's log.
+/// A console's log, or the end of it.
 #[derive(Clone, Debug)]
 pub struct SerialLog {
     path: PathBuf,
+    /// The number of bytes at the start of the file that are ignored.
+    skipped: usize,
 }
 
 impl SerialLog {
     /// The log at this path, which need not exist yet.
     pub fn new(path: PathBuf) -> SerialLog {
-        SerialLog { path }
+        SerialLog { path, skipped: 0 }
+    }
+
+    /// The same log without the output so far.
+    pub fn later_output(&self) -> SerialLog {
+        SerialLog {
+            path: self.path.clone(),
+            skipped: self.bytes().len(),
+        }
     }
 
     /// The path of the log.
@@ -25,8 +35,23 @@ impl SerialLog {
 
     /// All output so far.
     pub fn text(&self) -> String {
-        let bytes = fs::read(&self.path).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+        let bytes = self.bytes();
+        let wanted = bytes.get(self.skipped..).unwrap_or_default();
+        String::from_utf8_lossy(wanted).into_owned()
+    }
+
+    /// Whether the console shows this text.
+    pub fn shows(&self, text: &str) -> bool {
+        self.text().contains(text)
+    }
+
+    /// Waits until the console shows this text. Panics with the log at the deadline.
+    pub fn wait_for_text(&self, text: &str, deadline: Duration) {
+        assert!(
+            wait_until(deadline, || self.shows(text)),
+            "the guest did not print {text:?} in {deadline:?}:\n{}",
+            self.text()
+        );
     }
 
     /// The last round reported, or 0.
@@ -47,6 +72,10 @@ impl SerialLog {
             "the guest did not reach round {round} in {deadline:?}:\n{}",
             self.text()
         );
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        fs::read(&self.path).unwrap_or_default()
     }
 }
 
