@@ -224,6 +224,41 @@ pub(crate) fn set_agent_timeout(domain: &Domain, seconds: Option<u16>) -> Call<(
     Ok(())
 }
 
+/// Asks the guest agent for these facts (`virDomainGuestInfoTypes`), and returns those that are
+/// texts, with their keys.
+///
+/// An agent that lacks one of their commands is an error.
+pub(crate) fn guest_texts(
+    domain: &Domain,
+    facts: sys::virDomainGuestInfoTypes,
+) -> Call<Vec<(String, String)>> {
+    let mut count: c_int = 0;
+    let mut parameters: sys::virTypedParameterPtr = ptr::null_mut();
+    // SAFETY: the domain lives as long as its borrow, and the two pointers are to local variables.
+    check(unsafe { sys::virDomainGetGuestInfo(domain.as_ptr(), facts, &mut parameters, &mut count, 0) })?;
+    let mut texts = Vec::new();
+    for index in 0..usize::try_from(count).unwrap_or(0) {
+        // SAFETY: libvirt has just returned `count` parameters at `parameters`, and none has been
+        // freed.
+        let parameter = unsafe { &*parameters.add(index) };
+        if parameter.type_ != sys::VIR_TYPED_PARAM_STRING as c_int {
+            continue;
+        }
+        // SAFETY: libvirt ends the name with a NUL byte within its array, and the type says that
+        // the value is a string.
+        let (key, text) = unsafe { (parameter.field.as_ptr(), parameter.value.s) };
+        if !text.is_null() {
+            // SAFETY: both are strings with a NUL byte at the end, and are copied here.
+            let (key, text) = unsafe { (CStr::from_ptr(key), CStr::from_ptr(text)) };
+            let copy = |text: &CStr| text.to_string_lossy().into_owned();
+            texts.push((copy(key), copy(text)));
+        }
+    }
+    // SAFETY: the caller has to free the array and its entries once; a null pointer is allowed.
+    unsafe { sys::virTypedParamsFree(parameters, count) };
+    Ok(texts)
+}
+
 /// Begins to copy all data that a disk's topmost image lacks from the images beneath it.
 pub(crate) fn block_pull(domain: &Domain, target: &str) -> Call<()> {
     let target = c_string(target)?;

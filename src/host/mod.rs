@@ -35,6 +35,7 @@ use crate::model::checkpoint::{Checkpoint, CheckpointId};
 use crate::model::clusters::{ClusterSet, DiskMap};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
+use crate::model::guest::GuestFacts;
 use crate::model::restore_point::{Consistency, FileId};
 use crate::model::stop::Stop;
 use crate::model::tpm_state::TpmState;
@@ -100,6 +101,12 @@ pub trait Host: Send + Sync {
     ///
     /// A guest that is not frozen or has no agent is not an error.
     fn thaw(&self, domain: &Domain) -> Result<()>;
+
+    /// Asks the guest agent of a running domain for its host name, system and file systems.
+    ///
+    /// `None` if no agent is connected, or if it does not answer in time. The limit counts in whole
+    /// seconds, at least 1. Guests can tell anything.
+    fn guest_facts(&self, domain: &Domain, limit: Duration) -> Result<Option<GuestFacts>>;
 
     /// Removes only the record of a checkpoint from a running or shut-off domain.
     ///

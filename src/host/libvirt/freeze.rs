@@ -192,7 +192,7 @@ fn not_frozen(code: &str, why: &str) -> Finding {
 }
 
 /// Returns whether the agent gave no answer, as opposed to a refusal.
-fn does_not_answer(error: &CallError) -> bool {
+pub(super) fn does_not_answer(error: &CallError) -> bool {
     matches!(
         error.number,
         ErrorNumber::AgentUnresponsive | ErrorNumber::AgentCommandTimeout
@@ -268,7 +268,7 @@ impl Talk {
 }
 
 /// Rounds down to whole seconds, at least 1, as libvirt requires.
-fn whole_seconds(duration: Duration) -> u16 {
+pub(super) fn whole_seconds(duration: Duration) -> u16 {
     u16::try_from(duration.as_secs()).unwrap_or(u16::MAX).max(1)
 }
 

@@ -1,6 +1,7 @@
 //! Implements the hypervisor with libvirt's QEMU driver, through libvirt's official Rust bindings.
 
 mod active_job;
+mod agent;
 mod bitmaps;
 mod checkpoints;
 mod files;
@@ -23,11 +24,13 @@ mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::host::trial::Trials;
 use crate::host::xml::read_domain;
 use crate::model::checkpoint::Checkpoint;
-use crate::model::domain::{Agent, Domain};
+use crate::model::domain::{Agent, Domain, DomainState};
+use crate::model::guest::GuestFacts;
 use crate::model::restore_point::FileId;
 use crate::model::tpm_state::TpmState;
 
@@ -136,6 +139,13 @@ impl Host for LibvirtHost {
             freeze::thaw_now(&handle);
         }
         Ok(())
+    }
+
+    fn guest_facts(&self, domain: &Domain, limit: Duration) -> Result<Option<GuestFacts>> {
+        if domain.agent != Agent::Connected || domain.state != DomainState::Running {
+            return Ok(None);
+        }
+        agent::facts(&self.link.find(domain)?, freeze::whole_seconds(limit))
     }
 
     fn places(&self, domain: &Domain, targets: &[String], wishes: &PlaceWishes, run: &str) -> Result<Places> {

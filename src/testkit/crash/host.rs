@@ -17,6 +17,7 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::clusters::DiskMap;
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
+use crate::model::guest::GuestFacts;
 use crate::model::restore_point::{Consistency, FileId};
 use crate::model::stop::Stop;
 use crate::model::tpm_state::TpmState;
@@ -115,6 +116,10 @@ impl<H: Host> Host for CrashHost<H> {
 
     fn thaw(&self, domain: &Domain) -> Result<()> {
         self.step("thaw", |host| host.thaw(domain))
+    }
+
+    fn guest_facts(&self, domain: &Domain, limit: Duration) -> Result<Option<GuestFacts>> {
+        self.ask(|host| host.guest_facts(domain, limit))
     }
 
     fn forget_checkpoint(&self, domain: &Domain, name: &str) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::domain::SimDomain;
 use super::job::SimJob;
@@ -15,6 +16,7 @@ use crate::host::{
 use crate::model::checkpoint::{Bitmap, Checkpoint};
 use crate::model::domain::{Agent, Domain, DomainState};
 use crate::model::firmware::Nvram;
+use crate::model::guest::GuestFacts;
 use crate::model::restore_point::FileId;
 use crate::model::stop::StopReason;
 use crate::model::tpm_state::TpmState;
@@ -147,6 +149,11 @@ impl Host for SimHost {
 
     fn thaw(&self, _domain: &Domain) -> Result<()> {
         Ok(())
+    }
+
+    fn guest_facts(&self, domain: &Domain, _limit: Duration) -> Result<Option<GuestFacts>> {
+        let answers = domain.agent == Agent::Connected && domain.state == DomainState::Running;
+        Ok(self.state().guests.get(&domain.name).cloned().filter(|_| answers))
     }
 
     fn active_job(&self, domain: &Domain) -> Result<Option<ActiveJob>> {

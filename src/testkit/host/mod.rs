@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::crash::Fuse;
 use crate::host::{ActiveJob, BackupRequest, HostError, Result};
+use crate::model::guest::GuestFacts;
 use crate::model::restore_point::FileId;
 use crate::model::stop::Stop;
 
@@ -46,6 +47,8 @@ struct State {
     /// Domains and targets of the disks that cannot be opened.
     unreachable: BTreeSet<(String, String)>,
     files: BTreeMap<PathBuf, FileId>,
+    /// What the guest agents of domains tell.
+    guests: BTreeMap<String, GuestFacts>,
     tpm_folder: Option<PathBuf>,
     nvram_folder: Option<PathBuf>,
     pools: BTreeMap<String, SimPool>,

@@ -7,6 +7,7 @@ use super::SimHost;
 use super::domain::SimDomain;
 use crate::model::domain::{Agent, Disk, DiskFormat, Domain, DomainState, Source};
 use crate::model::firmware::{Tpm, TpmPlace};
+use crate::model::guest::GuestFacts;
 use crate::model::restore_point::FileId;
 use crate::model::tpm_state::TpmState;
 use crate::testkit::disk::MemDisk;
@@ -37,6 +38,17 @@ impl SimHost {
             domain.inactive_xml = domain.inactive_xml.replacen("</devices>", &xml, 1);
             domain.tpm = Some(tpm);
         });
+    }
+
+    /// Connects the guest agent of a domain, which tells this; `None` for an agent that does not
+    /// answer.
+    pub fn set_guest(&self, name: &str, facts: Option<GuestFacts>) {
+        self.change(name, |domain| domain.agent = Agent::Connected);
+        let guests = &mut self.state().guests;
+        match facts {
+            Some(facts) => drop(guests.insert(name.to_owned(), facts)),
+            None => drop(guests.remove(name)),
+        }
     }
 
     /// Sets the state of a domain's TPM, or the reason why it cannot be read.
