@@ -154,6 +154,7 @@ fn kept(index: usize, made: Made) -> KeptPoint {
         left_out: Vec::new(),
         merged: None,
         copied_from: None,
+        guest: None,
     };
     let fault = FileFault {
         file: "vda.qcow2".into(),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::CheckpointId;
 use super::finding::Finding;
+use super::guest::GuestFacts;
 use super::left_out::{self, LeftOut};
 use super::period::COPY_PREFIX;
 
@@ -99,6 +100,10 @@ pub struct RestorePoint {
     /// The restore point of another repository of which it is a copy; `None` if it was made here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copied_from: Option<CopiedFrom>,
+    /// What the guest agent told about the guest when the backup began; `None` if no agent
+    /// answered, and in manifests of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestFacts>,
 }
 
 /// The restore point of another repository that was copied.

@@ -337,6 +337,7 @@ mod tests {
             left_out: vec![],
             merged: None,
             copied_from: None,
+            guest: None,
         };
         let files = [("vda.qcow2", 327_680), ("domain.xml", 1000)].map(|(name, size)| FileEntry {
             name: name.into(),

@@ -23,6 +23,7 @@ mod forged;
 mod golden;
 mod gone;
 mod grouping;
+mod guest;
 mod hostile_text;
 mod identity;
 mod in_place;

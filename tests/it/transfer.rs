@@ -29,7 +29,7 @@ fn beside(lab: &Lab, store: Arc<dyn Store>) -> FolderRepository {
     FolderRepository::open_or_create(&root, store).expect("a new repository")
 }
 
-fn all() -> Options {
+pub fn all() -> Options {
     Options {
         wanted: Wanted::All,
         policy: Policy::default(),
@@ -49,7 +49,7 @@ fn keeping_last(number: u32) -> Options {
     }
 }
 
-fn means<'a>(lab: &'a Lab, to: &'a dyn Repository, monitor: &'a dyn Monitor) -> Means<'a> {
+pub fn means<'a>(lab: &'a Lab, to: &'a dyn Repository, monitor: &'a dyn Monitor) -> Means<'a> {
     Means {
         from: lab.repo.as_ref(),
         to,

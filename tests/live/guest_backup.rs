@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cli_lab::{Repo, STOP_DEADLINE, assert_nothing_left, checkpoints, codes, text_of};
 use crate::daemon::Daemon;
@@ -27,6 +27,17 @@ fn agent_timeout(guest: &Guest) -> String {
     let status = fs::read_to_string(path).expect("libvirt notes down what runs");
     let rest = status.split_once("<agentTimeout>").expect("it is noted down").1;
     rest.split('<').next().unwrap_or(rest).to_owned()
+}
+
+/// What the manifest records of the guest; null if it records nothing.
+fn recorded_guest(outcome: &Value) -> Value {
+    let path = Path::new(text_of(&outcome["path"])).join("manifest.json");
+    let manifest: Value = serde_json::from_slice(&fs::read(path).expect("it is there")).expect("it is JSON");
+    assert_eq!(
+        manifest["guest"]["hostname"],
+        outcome["restorePoint"]["guest"]["hostname"]
+    );
+    manifest["guest"].clone()
 }
 
 /// A backup while the guest writes. Also returns the last round reported before it began.
@@ -71,6 +82,10 @@ fn frozen_guest_gives_clean_points_and_goes_on_writing() {
             "{outcome:#}"
         );
         assert_eq!(codes(outcome), [""; 0]);
+        let recorded = recorded_guest(outcome);
+        assert!(recorded["hostname"].is_string(), "{recorded:#}");
+        let data = json!({"place": "/data", "kind": "ext4", "disks": ["vda"]});
+        assert_eq!(recorded["fileSystems"], json!([data]), "{recorded:#}");
         made.push(point);
         guest.wait_for_round(guest.last_round() + ROUNDS, BOOT_DEADLINE);
     }
@@ -143,6 +158,7 @@ fn hanging_agent_costs_only_its_deadline() {
             "{outcome:#}"
         );
         assert_eq!(agent_timeout(&guest), usual_timeout);
+        assert_eq!(recorded_guest(outcome), Value::Null);
         made.push(point);
         assert_writes_on(&guest);
     }

@@ -8,6 +8,7 @@ use serde_saphyr::DoubleQuoted;
 
 use crate::cli::exit_code::ExitCode;
 use crate::model::finding::Finding;
+use crate::model::guest::GuestFacts;
 use crate::model::left_out::LeftOut;
 use crate::model::restore_point::{Consistency, DiskPoint, RestorePoint};
 use crate::model::text::with_sources;
@@ -167,6 +168,7 @@ pub(crate) struct PointPart<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) faults: Vec<Text<'a>>,
     pub(super) copy: bool,
+    pub(super) guest: Option<GuestPart<'a>>,
 }
 
 impl<'a> PointPart<'a> {
@@ -186,6 +188,39 @@ impl<'a> PointPart<'a> {
             disks: point.disks.iter().map(DiskPart::of).collect(),
             faults: Vec::new(),
             copy: point.is_copy(),
+            guest: point.guest.as_ref().map(GuestPart::of),
+        }
+    }
+}
+
+/// What a guest agent told about its guest.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct GuestPart<'a> {
+    pub(super) hostname: Option<Text<'a>>,
+    pub(super) system: Option<Text<'a>>,
+    pub(super) file_systems: Vec<GuestFileSystemPart<'a>>,
+}
+
+/// A file system that was mounted in a guest.
+#[derive(Debug, Serialize)]
+pub(crate) struct GuestFileSystemPart<'a> {
+    pub(super) place: Text<'a>,
+    pub(super) kind: Text<'a>,
+    pub(super) disks: Vec<Text<'a>>,
+}
+
+impl<'a> GuestPart<'a> {
+    pub(super) fn of(facts: &'a GuestFacts) -> Self {
+        let file_systems = facts.file_systems.iter().map(|found| GuestFileSystemPart {
+            place: Text::from(&found.place),
+            kind: Text::from(&found.kind),
+            disks: texts(&found.disks),
+        });
+        GuestPart {
+            hostname: facts.hostname.as_ref().map(Text::from),
+            system: facts.system.as_ref().map(Text::from),
+            file_systems: file_systems.collect(),
         }
     }
 }

@@ -13,7 +13,7 @@ use super::integrity::{
 use super::list::{ListDocument, ListDomain, ListedPart, MissedPart, OriginPart, VerifiedPart};
 use super::pack::{KeysDocument, PackDocument, SlotPart};
 use super::parts::{DiskPart, Domains, ErrorPart, FailedDomain, FindingPart};
-use super::parts::{LeftDiskPart, LeftOutPart, PointPart, Text};
+use super::parts::{GuestFileSystemPart, GuestPart, LeftDiskPart, LeftOutPart, PointPart, Text};
 use super::pin::{FailedPin, PinDocument, PinPart};
 use super::prune::{AppliedPart, DecisionPart, PrunedDomain, RetentionPart};
 use super::restore::FailedRestore;
@@ -93,6 +93,15 @@ fn point() -> PointPart<'static> {
         }],
         faults: vec![text()],
         copy: true,
+        guest: Some(GuestPart {
+            hostname: Some(text()),
+            system: Some(text()),
+            file_systems: vec![GuestFileSystemPart {
+                place: text(),
+                kind: text(),
+                disks: vec![text()],
+            }],
+        }),
     }
 }
 

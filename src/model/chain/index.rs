@@ -233,6 +233,7 @@ mod tests {
                 left_out: Vec::new(),
                 merged: None,
                 copied_from: None,
+                guest: None,
             },
             manifest: format!("digest {number}"),
             faults: missing

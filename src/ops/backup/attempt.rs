@@ -1,6 +1,8 @@
 //! One attempt at a backup, from the plan to the restore point. A failed attempt undoes what it
 //! began.
 
+use std::time::Duration;
+
 use super::disks::{self, CopiedDisk};
 use super::firmware::FirmwareState;
 use super::{Options, Outcome, report};
@@ -8,6 +10,7 @@ use crate::host::{BackupRequest, CheckpointRequest, DiskRequest, Host, NewCheckp
 use crate::model::checkpoint::{mark_of_run, new_name};
 use crate::model::domain::Domain;
 use crate::model::finding::Finding;
+use crate::model::guest::GuestFacts;
 use crate::model::restore_point::Consistency;
 use crate::ops::job::{self, JobPlan};
 use crate::ops::monitor::Event;
@@ -15,6 +18,9 @@ use crate::ops::plan::BackupPlan;
 use crate::ops::reconcile::Reconciliation;
 use crate::ops::{Cause, Context, Error, Result};
 use crate::repo::{DomainRepository, DomainWriter, History, Identity};
+
+/// How long the guest agent may take to tell about its guest.
+const GUEST_LIMIT: Duration = Duration::from_secs(2);
 
 /// A backup with everything that it works on.
 pub(super) struct Attempt<'a> {
@@ -32,6 +38,7 @@ pub(super) struct Copied {
     pub(super) firmware: FirmwareState,
     pub(super) checkpoint: Option<NewCheckpoint>,
     pub(super) consistency: Consistency,
+    pub(super) guest: Option<GuestFacts>,
     pub(super) findings: Vec<Finding>,
 }
 
@@ -48,6 +55,7 @@ impl Attempt<'_> {
         if let Some(reason) = self.context.stop.reason() {
             return Err(self.failed(Cause::Stopped(reason)));
         }
+        let guest = self.ask_guest();
         let begun = self.locked.begin(&plan.period, self.context.now.timestamp());
         let pending = begun.map_err(|error| self.failed(error))?;
         let seed = (self.context.random)();
@@ -88,6 +96,7 @@ impl Attempt<'_> {
             firmware,
             checkpoint: ended.checkpoint,
             consistency: ended.consistency,
+            guest,
             findings,
         };
         let outcome = self.commit(plan, &job_plan, pending, copied)?;
@@ -95,6 +104,14 @@ impl Attempt<'_> {
             true => self.record_copy(outcome),
             false => self.retire(&planned.retired, outcome),
         })
+    }
+
+    /// Asks the guest agent for what a boot proof is compared with. A failure is not reported: the
+    /// freeze reports an agent that does not answer.
+    fn ask_guest(&self) -> Option<GuestFacts> {
+        let facts = self.host().guest_facts(self.domain, GUEST_LIMIT);
+        let facts = facts.ok().flatten()?;
+        (facts != GuestFacts::default()).then_some(facts)
     }
 
     /// Returns the repository's id, which checkpoints carry. A standalone copy makes no checkpoint.

@@ -4,6 +4,7 @@ use super::attempt::{Attempt, Copied};
 use super::{Outcome, current_periods};
 use crate::host::NewCheckpoint;
 use crate::model::finding::Finding;
+use crate::model::guest::GuestFacts;
 use crate::model::restore_point::{Consistency, DiskPoint, Level, RestorePoint};
 use crate::model::text::with_sources;
 use crate::ops::heal;
@@ -92,7 +93,7 @@ impl Attempt<'_> {
             disks,
             checkpoint,
             copied.consistency,
-            findings.clone(),
+            (findings.clone(), copied.guest),
         );
         Ok((Manifest::new(&versions, point, files, checkpoint_file), findings))
     }
@@ -104,7 +105,7 @@ impl Attempt<'_> {
         disks: Vec<DiskPoint>,
         checkpoint: Option<&NewCheckpoint>,
         consistency: Consistency,
-        findings: Vec<Finding>,
+        (findings, guest): (Vec<Finding>, Option<GuestFacts>),
     ) -> RestorePoint {
         let sequence = |id: &str| self.history.chains.get(id).map(|kept| kept.point.sequence);
         let parents = disks.iter().filter_map(|disk| disk.parent.clone());
@@ -128,6 +129,7 @@ impl Attempt<'_> {
             left_out: plan.left_out.clone(),
             merged: None,
             copied_from: None,
+            guest,
         }
     }
 

@@ -38,6 +38,7 @@ fn manifest() -> Manifest {
         left_out: Vec::new(),
         merged: None,
         copied_from: None,
+        guest: None,
     };
     Manifest::new("", point, Vec::new(), None)
 }

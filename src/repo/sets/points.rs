@@ -111,6 +111,7 @@ impl Making<'_> {
             disks,
             merged: None,
             copied_from: None,
+            guest: None,
         };
         let manifest = self.manifest(point.clone());
         SetPoint {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use age::secrecy::SecretString;
+use vmsnap::model::guest::GuestFacts;
 use vmsnap::model::pin::Pin;
 use vmsnap::repo::MissedWriteRecord;
 
@@ -31,6 +32,11 @@ fn no_object_tells_a_name_a_definition_or_a_byte_of_a_disk() {
     let mut lab = Lab::of(folder, kind.repository());
     lab.host.add_domain(NAME, &[("vda", 8 * CLUSTER)]);
     lab.host.set_nvram(NAME, b"variables-of-the-firmware");
+    let told = GuestFacts {
+        hostname: Some("host-name-of-the-guest".to_owned()),
+        ..GuestFacts::default()
+    };
+    lab.host.set_guest(NAME, Some(told.clone()));
     let words = b"words that the guest wrote. ";
     for round in 0..3usize {
         lab.host.disk(NAME, "vda", |disk| {
@@ -57,6 +63,7 @@ fn no_object_tells_a_name_a_definition_or_a_byte_of_a_disk() {
     let removed = writer.remove_point(&history, &oldest, lab.now.timestamp());
     removed.expect("nothing depends on it");
     let point = &kept.manifest.point;
+    assert_eq!(point.guest, Some(told));
     let checkpoint = point.checkpoint.as_ref().expect("it has one").name.clone();
     // A run that is not over has a session, with the name of the host.
     let pending = writer.begin(&point.period, lab.now.timestamp());
@@ -74,6 +81,7 @@ fn no_object_tells_a_name_a_definition_or_a_byte_of_a_disk() {
         "virtnbdbackup",
         "variables-of-the-firmware",
         "note-of-the-pin",
+        "host-name-of-the-guest",
         "words that the guest wrote",
     ];
     let files = kind.files();

@@ -181,6 +181,7 @@ impl<'a> Maker<'a> {
             left_out: Vec::new(),
             merged: None,
             copied_from: None,
+            guest: None,
         };
         Ok(Manifest::new("a test", point, vec![image, definition], None))
     }
